@@ -1,0 +1,484 @@
+// A private PostgreSQL cluster: made, started, stopped. Holds what npm start, npm test and npm run migrate:commit need.
+import { execFileSync, spawn, type ChildProcess } from 'node:child_process'
+import { createHash, randomBytes } from 'node:crypto'
+import { closeSync, existsSync, fchownSync, openSync } from 'node:fs'
+import {
+  chmod, chown, mkdir, mkdtemp, open, readFile, readlink, realpath, rename, rm, stat, symlink, writeFile,
+} from 'node:fs/promises'
+import { createServer } from 'node:net'
+import { availableParallelism, tmpdir, totalmem } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import postgres from 'postgres'
+import { plainEnv } from './config.ts'
+import type { Postgres } from './packages.ts'
+import { say } from './progress.ts'
+
+/** The roles that migrations make; in a private cluster each can log in. */
+export const roles = ['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba'] as const
+export type Role = 'postgres' | (typeof roles)[number]
+
+export interface ClusterOptions {
+  /** Where it lives; must be reachable for the user it runs as, see placeFor. */
+  dir: string
+  postgres: Postgres
+  /** Databases made with it. */
+  databases: string[]
+  /** The one of them that pg_cron works in. */
+  cronDatabase: string
+  /** Nothing in it outlives a crash of the machine; for tests. fsync off makes making databases quick. */
+  throwaway?: boolean
+}
+
+interface Kept {
+  port: number
+  passwords: Record<string, string>
+}
+
+interface User { uid: number, gid: number }
+
+/** A postmaster that did not start; the message has the end of its log. */
+export class ClusterError extends Error {}
+
+/** The user that Postgres runs as: postgres for root (Postgres refuses to be root), else whoever runs this. */
+export function clusterUser(): User | undefined {
+  if (process.getuid?.() !== 0) return undefined
+  try {
+    const id = (flag: string) => Number(execFileSync('id', [flag, 'postgres'], { encoding: 'utf8', stdio: 'pipe' }))
+    return { uid: id('-u'), gid: id('-g') }
+  } catch (cause) {
+    throw new ClusterError(
+      'Postgres does not run as root, and there is no user postgres to run it as. Make one by: useradd --system --user-group postgres',
+      { cause },
+    )
+  }
+}
+
+/**
+ * The directory for a cluster that is to be at `wanted`. Where the cluster's user cannot get there (a
+ * clone in a home of mode 0700), it is a directory under `elsewhere`, and `wanted` becomes a link to it, so
+ * that the place stays the same whatever happens to the permissions.
+ */
+export async function placeFor(wanted: string, elsewhere = '/var/lib', user = clusterUser()): Promise<string> {
+  const clone = await realpath(dirname(wanted))
+  const target = await readlink(wanted).catch(() => undefined)
+  if (target) {
+    const place = resolve(clone, target)
+    const home = await readFile(join(place, 'clone'), 'utf8').catch(() => clone)
+    // A copied clone must not share its original's cluster; a moved one keeps it.
+    if (home === clone || !existsSync(join(home, 'pg')) || await realpath(join(home, 'pg')) !== place) return place
+    await rm(wanted)
+  } else if (!user || existsSync(wanted) || canEnter(clone, user)) {
+    return wanted
+  }
+  const place = join(elsewhere, `nexmdm-${createHash('sha256').update(clone).digest('hex').slice(0, 12)}`)
+  await mkdir(place, { recursive: true, mode: 0o700 })
+  await writeFile(join(place, 'clone'), clone)
+  await symlink(place, wanted)
+  say(`The user postgres cannot enter ${clone}; the cluster is in ${place} (${wanted} links there).`)
+  return place
+}
+
+function canEnter(directory: string, user: User) {
+  try {
+    execFileSync('sh', ['-c', 'cd "$1"', 'sh', directory], { ...user, cwd: '/', stdio: 'ignore' })
+    return true
+  } catch {
+    return false
+  }
+}
+
+/** The major version of the cluster in a directory, undefined when there is none yet. */
+export async function clusterMajor(dir: string) {
+  const text = await readFile(join(dir, 'data', 'PG_VERSION'), 'utf8').catch(() => undefined)
+  return text === undefined ? undefined : Number(text)
+}
+
+export class Cluster {
+  readonly dir: string
+  readonly data: string
+  readonly log: string
+  port = 0
+  #options: ClusterOptions
+  #kept: Kept = { port: 0, passwords: {} }
+  #user = clusterUser()
+  #child: ChildProcess | undefined
+  #sockets: string | undefined
+
+  constructor(options: ClusterOptions) {
+    this.#options = options
+    this.dir = options.dir
+    this.data = join(options.dir, 'data')
+    this.log = join(options.dir, 'postgres.log')
+  }
+
+  /** Where a role logs in. Usable once the cluster has started. */
+  url(role: Role, database: string) {
+    const password = this.#kept.passwords[role]
+    if (!password) throw new ClusterError(`no password is kept for role ${role} in ${this.dir}`)
+    return `postgres://${role}:${password}@127.0.0.1:${this.port}/${database}`
+  }
+
+  /** The full path of a program of this PostgreSQL, such as psql. */
+  program(name: string) {
+    return join(this.#options.postgres.bin, name)
+  }
+
+  exists() {
+    return existsSync(join(this.data, 'PG_VERSION'))
+  }
+
+  /** Makes the cluster and its databases. A try that was cut short leaves nothing that counts. */
+  async create() {
+    const { databases, throwaway } = this.#options
+    await mkdir(this.dir, { recursive: true, mode: 0o700 })
+    await chmod(this.dir, 0o700)
+    await this.#give(this.dir)
+    const passwords = Object.fromEntries(['postgres', ...roles].map(role => [role, randomBytes(24).toString('base64url')]))
+    await this.#keep({ port: 0, passwords })
+
+    const fresh = `${this.data}.new`
+    await rm(fresh, { recursive: true, force: true })
+    const pwfile = join(this.dir, 'pwfile')
+    await writeFile(pwfile, `${passwords.postgres}\n`, { mode: 0o600 })
+    await this.#give(pwfile)
+    const locale = await this.#locale()
+    await this.#run('initdb', [
+      '-D', fresh, '-U', 'postgres', '--encoding=UTF8', `--locale=${locale}`, '--data-checksums',
+      // What pg_hba.conf then asks of everyone: unix socket, 127.0.0.1 and ::1 alike.
+      '--auth=scram-sha-256', `--pwfile=${pwfile}`,
+      ...(throwaway ? ['--no-sync'] : []),
+    ])
+    await rm(pwfile)
+    const conf = await open(join(fresh, 'postgresql.conf'), 'a')
+    await conf.write(`\n# Written anew at each start; your own settings go into postgresql.auto.conf by ALTER SYSTEM.\ninclude_if_exists = 'fleet.conf'\n`)
+    await conf.close()
+    // pg_cron's launcher ends for good when its database is missing at the start, so the databases
+    // are made before the first start, by a backend of its own.
+    const sql = databases.map(name => `create database "${name}" template template0\n`).join('')
+    await this.#run('postgres', ['--single', '-D', fresh, ...(throwaway ? ['-F'] : []), 'postgres'], sql)
+    await rename(fresh, this.data)
+  }
+
+  /**
+   * Starts it and waits until it takes connections. A postmaster left by a killed earlier start is
+   * adopted as it is. Says whether it was. Throws ClusterError with the end of the log.
+   */
+  async start(): Promise<'started' | 'adopted'> {
+    this.#kept = JSON.parse(await readFile(join(this.dir, 'cluster.json'), 'utf8')) as Kept
+    let running = await this.#postmaster()
+    while (running?.status === 'stopping') {
+      await sleep(100)
+      running = await this.#postmaster()
+    }
+    if (running) {
+      this.port = running.port
+      await this.#ready(() => this.#postmaster().then(now => now?.pid === running.pid))
+      return 'adopted'
+    }
+    let port = this.#kept.port && await isFree(this.#kept.port) ? this.#kept.port : await freePort(this.#options.throwaway)
+    for (let attempt = 1; ; attempt++) {
+      this.port = port
+      await this.#configure()
+      const failure = await this.#launch()
+      if (!failure) break
+      // Another process may take the port between our look and the postmaster's bind.
+      if (attempt === 5 || !/could not (bind|create any TCP)/.test(failure)) {
+        throw new ClusterError(`PostgreSQL in ${this.data} did not start. The end of ${this.log}:\n${failure}`)
+      }
+      port = await freePort(this.#options.throwaway)
+    }
+    if (this.port !== this.#kept.port) await this.#keep({ ...this.#kept, port: this.port })
+    return 'started'
+  }
+
+  /** Stops it and waits for the end. fast ends sessions and writes a checkpoint; immediate is a crash that recovers. */
+  async stop(mode: 'fast' | 'immediate' = 'fast') {
+    const running = await this.#postmaster()
+    if (running) {
+      const gone = () => this.#postmaster().then(now => now?.pid !== running.pid)
+      process.kill(running.pid, mode === 'fast' ? 'SIGINT' : 'SIGQUIT')
+      if (!await until(gone, mode === 'fast' ? 60_000 : 10_000)) {
+        process.kill(running.pid, 'SIGQUIT')
+        if (!await until(gone, 10_000)) throw new ClusterError(`postmaster ${running.pid} of ${this.data} does not end`)
+      }
+    }
+    if (this.#sockets) await rm(this.#sockets, { recursive: true, force: true })
+  }
+
+  /** Pid of the running postmaster, undefined when there is none. */
+  async pid() {
+    return (await this.#postmaster())?.pid
+  }
+
+  /** Lets the roles that exist log in with the kept passwords. */
+  async allowLogins() {
+    const sql = postgres(this.url('postgres', this.#options.cronDatabase), { max: 1, onnotice: () => {} })
+    try {
+      const existing = await sql<{ rolname: string }[]>`select rolname from pg_roles where rolname = any(${[...roles]})`
+      for (const { rolname } of existing) {
+        // Passwords and names are of our own making: letters, digits, - and _.
+        await sql.unsafe(`alter role ${rolname} login password '${this.#kept.passwords[rolname]}'`)
+      }
+    } finally {
+      await sql.end({ timeout: 5 })
+    }
+  }
+
+  /** The last lines of the log. */
+  async logTail(lines = 25) {
+    const text = await readFile(this.log, 'utf8').catch(() => '')
+    return text.trimEnd().split('\n').slice(-lines).join('\n')
+  }
+
+  async #launch(): Promise<string | undefined> {
+    await this.#rotateLog()
+    const from = await stat(this.log).then(found => found.size, () => 0)
+    const out = openSync(this.log, 'a', 0o600)
+    if (this.#user) fchownSync(out, this.#user.uid, this.#user.gid)
+    // A session of its own, so that a Ctrl-C in the terminal reaches only us and the order of stopping is ours.
+    const child = spawn(this.program('postgres'), ['-D', this.data], {
+      ...this.#user, cwd: this.dir, env: toolEnv(), detached: true, stdio: ['ignore', out, out],
+    })
+    closeSync(out)
+    child.unref()
+    this.#child = child
+    let ended = false
+    child.once('exit', () => { ended = true })
+    child.once('error', () => { ended = true })
+    try {
+      await this.#ready(() => !ended)
+      return undefined
+    } catch {
+      const text = (await readFile(this.log)).subarray(from).toString()
+      return text.trimEnd().split('\n').slice(-25).join('\n')
+    }
+  }
+
+  /** Waits for the postmaster to say it is ready; recovery after a crash may take its time. */
+  async #ready(alive: () => boolean | Promise<boolean>) {
+    for (;;) {
+      if ((await this.#postmaster())?.status === 'ready') return
+      if (!await alive()) throw new ClusterError(`PostgreSQL in ${this.data} ended while starting:\n${await this.logTail()}`)
+      await sleep(30)
+    }
+  }
+
+  /** What postmaster.pid says, when that process is alive and ours. Its lines: see miscadmin.h. */
+  async #postmaster() {
+    const text = await readFile(join(this.data, 'postmaster.pid'), 'utf8').catch(() => '')
+    const [pidLine, , , portLine, , , , status] = text.split('\n')
+    const pid = Number(pidLine)
+    if (!pid || !isAlive(pid)) return undefined
+    if (this.#child?.pid === pid && (this.#child.exitCode !== null || this.#child.signalCode !== null)) return undefined
+    // After a reboot the number may belong to anyone: a postmaster's working directory is its data directory.
+    const cwd = await readlink(`/proc/${pid}/cwd`).catch(() => undefined)
+    if (existsSync('/proc/self/cwd') && cwd !== await realpath(this.data)) return undefined
+    return { pid, port: Number(portLine), status: status?.trim() ?? '' }
+  }
+
+  async #configure() {
+    const megabyte = 2 ** 20
+    const limit = process.constrainedMemory()
+    const memory = limit > 0 && limit < totalmem() ? limit : totalmem()
+    const part = (share: number, least: number, most: number) => {
+      const size = Math.min(Math.max(memory * share / megabyte, least), most)
+      return `${Math.floor(size)}MB`
+    }
+    const { throwaway, cronDatabase } = this.#options
+    const settings: Record<string, string | number> = {
+      listen_addresses: '127.0.0.1',
+      port: this.port,
+      unix_socket_directories: await this.#socketDirectory(),
+      unix_socket_permissions: '0700',
+      password_encryption: 'scram-sha-256',
+      // 8 workers with 10 connections each, and one each to listen and for operations, leave room for people.
+      max_connections: 200,
+      timezone: 'UTC',
+      log_timezone: 'UTC',
+
+      shared_buffers: throwaway ? '128MB' : part(0.25, 64, 4096),
+      effective_cache_size: part(0.6, 256, 1_000_000),
+      work_mem: '8MB',
+      maintenance_work_mem: part(0.05, 32, 512),
+      autovacuum_naptime: '10s',
+
+      shared_preload_libraries: 'pg_cron',
+      'cron.database_name': cronDatabase,
+      // Otherwise pg_cron logs in over a socket, which scram stops.
+      'cron.use_background_workers': 'on',
+      // Jobs run in background workers, beside those of parallel queries.
+      max_worker_processes: 16 + availableParallelism(),
+      'cron.max_running_jobs': 8,
+
+      log_min_duration_statement: '250ms',
+      log_line_prefix: '%m [%p] %q%u@%d %a ',
+      log_checkpoints: throwaway ? 'off' : 'on',
+      log_autovacuum_min_duration: throwaway ? '-1' : '10s',
+    }
+    if (await this.#knowsCronTimezone()) settings['cron.timezone'] = 'GMT'
+    if (!throwaway) settings.max_wal_size = '2GB'
+    if (throwaway) {
+      Object.assign(settings, {
+        fsync: 'off', full_page_writes: 'off', wal_level: 'minimal', max_wal_senders: 0, max_wal_size: '4GB', checkpoint_timeout: '1h',
+      })
+    }
+    const lines = Object.entries(settings).map(([name, value]) => `${name} = '${String(value).replaceAll(`'`, `''`)}'`)
+    const file = join(this.data, 'fleet.conf')
+    await writeFile(file, `# Written at each start by local/cluster.ts.\n${lines.join('\n')}\n`, { mode: 0o600 })
+    await this.#give(file)
+  }
+
+  /** pg_cron 1.5 has cron.timezone; to 1.4, whose clock is GMT anyway, it would be a setting from nowhere. */
+  async #knowsCronTimezone() {
+    const sharedir = (await this.#run('pg_config', ['--sharedir'])).trim()
+    const control = await readFile(join(sharedir, 'extension', 'pg_cron.control'), 'utf8')
+    const version = /default_version\s*=\s*'(\d+)\.(\d+)/.exec(control)
+    return version !== null && (Number(version[1]) > 1 || Number(version[2]) >= 5)
+  }
+
+  /** A socket's path must stay under 100 bytes: the cluster's own directory where it fits, else a new one that is short. */
+  async #socketDirectory() {
+    let sockets = join(this.dir, 'sockets')
+    if (Buffer.byteLength(join(sockets, '.s.PGSQL.65535.lock')) < 100) {
+      await mkdir(sockets, { recursive: true, mode: 0o700 })
+    } else {
+      if (this.#sockets) return this.#sockets
+      const runtime = this.#user ? undefined : plainEnv().XDG_RUNTIME_DIR
+      sockets = await mkdtemp(join(runtime && existsSync(runtime) ? runtime : '/tmp', 'nexmdm-'))
+      this.#sockets = sockets
+    }
+    await this.#give(sockets)
+    return sockets
+  }
+
+  async #locale() {
+    const known = await execute('locale', ['-a'], {}).catch(() => '')
+    return /^C\.utf-?8$/im.test(known) ? 'C.UTF-8' : 'C'
+  }
+
+  async #rotateLog() {
+    const size = await stat(this.log).then(found => found.size, () => 0)
+    if (size > 20 * 2 ** 20) await rename(this.log, `${this.log}.1`)
+  }
+
+  async #keep(kept: Kept) {
+    const file = join(this.dir, 'cluster.json')
+    await writeFile(`${file}.new`, `${JSON.stringify(kept, null, 2)}\n`, { mode: 0o600 })
+    await this.#give(`${file}.new`)
+    await rename(`${file}.new`, file)
+    this.#kept = kept
+  }
+
+  async #give(path: string) {
+    if (this.#user) await chown(path, this.#user.uid, this.#user.gid)
+  }
+
+  #run(program: string, args: string[], input = '') {
+    return execute(this.program(program), args, { ...this.#user, cwd: this.dir }, input)
+  }
+}
+
+function toolEnv() {
+  return { PATH: plainEnv().PATH, LC_ALL: 'C', TZ: 'UTC' }
+}
+
+/** Runs a program to its end; what it printed. Throws with its messages. */
+function execute(program: string, args: string[], options: Partial<User> & { cwd?: string }, input = '') {
+  return new Promise<string>((resolve, reject) => {
+    const child = spawn(program, args, { ...options, env: toolEnv(), stdio: 'pipe' })
+    let out = ''
+    let messages = ''
+    child.stdout.on('data', (chunk: Buffer) => { out += chunk.toString() })
+    child.stderr.on('data', (chunk: Buffer) => { messages += chunk.toString() })
+    child.stdin.on('error', () => {}) // the exit code says more
+    child.stdin.end(input)
+    child.on('error', reject)
+    child.on('close', code => {
+      // A single-user backend says what went wrong and goes on.
+      if (code === 0 && !/(ERROR|FATAL|PANIC): /.test(messages)) resolve(out)
+      else reject(new ClusterError(`${program} ended with code ${code}:\n${(messages || out).trim()}`))
+    })
+  })
+}
+
+async function until(condition: () => Promise<boolean>, milliseconds: number) {
+  const end = Date.now() + milliseconds
+  while (Date.now() < end) {
+    if (await condition()) return true
+    await sleep(30)
+  }
+  return condition()
+}
+
+function isAlive(pid: number) {
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch {
+    return false // gone, or of another user and so not our postmaster
+  }
+}
+
+/** Whether nobody listens on this port of the loopback address. */
+export function isFree(port: number, host = '127.0.0.1') {
+  return new Promise<boolean>(resolve => {
+    const server = createServer()
+    server.once('error', () => resolve(false))
+    server.listen({ port, host, exclusive: true }, () => server.close(() => resolve(true)))
+  })
+}
+
+/**
+ * A port to listen on: near Postgres' own for a cluster that stays, anywhere for a throwaway one; below
+ * the range that outgoing connections take theirs from.
+ */
+export async function freePort(anywhere = false) {
+  for (let attempt = 0; attempt < 200; attempt++) {
+    const port = anywhere ? 20_000 + Math.floor(Math.random() * 10_000) : 5433 + attempt
+    if (await isFree(port)) return port
+  }
+  throw new ClusterError('no free port was found on 127.0.0.1')
+}
+
+/** A cluster in a temporary directory, started; `end` stops it and removes the directory. */
+export interface Throwaway {
+  cluster: Cluster
+  end: () => Promise<void>
+}
+
+/**
+ * Makes and starts a cluster that ends with this process, however that ends: a shell waits at the other end
+ * of a pipe, which closes even when we are killed.
+ */
+export async function throwawayCluster(
+  options: Omit<ClusterOptions, 'dir' | 'throwaway'> & { durable?: boolean },
+): Promise<Throwaway> {
+  const dir = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-test-'))
+  const guard = spawn('sh', ['-c', guardScript, 'guard', dir], { detached: true, stdio: ['pipe', 'ignore', 'ignore'], cwd: '/' })
+  guard.unref()
+  const guardEnd = new Promise<void>(resolve => { guard.once('exit', () => resolve()) })
+  const end = async () => {
+    guard.ref()
+    guard.stdin.end()
+    await guardEnd
+  }
+  try {
+    const cluster = new Cluster({ ...options, dir, throwaway: !options.durable })
+    await cluster.create()
+    await cluster.start()
+    return { cluster, end: async () => { await cluster.stop('immediate').catch(() => {}); await end() } }
+  } catch (error) {
+    await end()
+    throw error
+  }
+}
+
+const guardScript = `
+  cat > /dev/null
+  pid=$(head -n 1 "$1/data/postmaster.pid" 2> /dev/null)
+  # Not a process that got the number of a postmaster that was killed.
+  if [ -n "$pid" ] && { [ ! -e /proc/self ] || [ "$(readlink "/proc/$pid/cwd")" = "$1/data" ]; }; then
+    kill -QUIT "$pid" 2> /dev/null && while kill -0 "$pid" 2> /dev/null; do sleep 0.1; done
+  fi
+  rm -rf "$1"`

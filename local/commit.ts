@@ -1,0 +1,47 @@
+// npm run migrate:commit -- "what it does", npm run migrate:uncommit: between migrations/current.sql and migrations/committed.
+import { commit, uncommit } from 'graphile-migrate'
+import { throwawayCluster } from './cluster.ts'
+import { requirePostgres } from './packages.ts'
+import { migrate, migrationSettings, setupFiles } from './migrate.ts'
+import { explain, say, step } from './progress.ts'
+
+const usage = 'usage: npm run migrate:commit -- "<what the migration does>"\n       npm run migrate:uncommit'
+
+/** Runs one of graphile-migrate's commands, which want two databases, in a cluster made for it. */
+async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[0]) => Promise<void>) {
+  const { cluster, end } = await throwawayCluster({
+    postgres: await requirePostgres(), databases: ['fleet', 'fleet_shadow', 'fleet_cron'], cronDatabase: 'fleet_cron',
+  })
+  try {
+    await migrate(cluster.url('postgres', 'fleet'), { log: () => {} })
+    await cluster.allowLogins()
+    const { pgSettings, ...settings } = migrationSettings(cluster.url('fleet_owner', 'fleet'), say)
+    // The role would also be taken on where databases are dropped and made; here the owner logs in by itself.
+    const { role, ...others } = pgSettings ?? {}
+    await command({
+      ...settings,
+      pgSettings: others,
+      shadowConnectionString: cluster.url(role as 'fleet_owner', 'fleet_shadow'),
+      rootConnectionString: cluster.url('postgres', 'postgres'),
+      afterReset: setupFiles.map(file => `!../sql/${file}`),
+    })
+  } finally {
+    await end()
+  }
+}
+
+const [command, message, ...rest] = process.argv.slice(2)
+try {
+  if (command === 'commit' && message && !rest.length) {
+    await step(`Committing migrations/current.sql as ${JSON.stringify(message)}`, () =>
+      inThrowawayCluster(settings => commit(settings, message)))
+  } else if (command === 'uncommit' && !message) {
+    await step('Taking the last committed migration back to migrations/current.sql', () => inThrowawayCluster(uncommit))
+  } else {
+    process.stderr.write(`${usage}\n`)
+    process.exitCode = 2
+  }
+} catch (error) {
+  process.stderr.write(`${explain(error)}\n`)
+  process.exitCode = 1
+}

@@ -1,0 +1,103 @@
+// The environment of npm start, npm test, npm run migrate and npm run check. Only this file reads it.
+import { fileURLToPath } from 'node:url'
+
+/** The directory of this clone. */
+export const repository = fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '')
+
+type Env = Record<string, string | undefined>
+
+/** All that is wrong with the settings, one line each; a process that meets it exits with code 2. */
+export class SettingsError extends Error {
+  constructor(problems: string[]) {
+    super(problems.join('\n'))
+    this.name = 'SettingsError'
+  }
+}
+
+export interface StartConfig {
+  /** Set: use this database and make no cluster. */
+  databaseUrl: string | undefined
+  host: string
+  port: number
+  /** The user asked for this port; another one would be wrong. */
+  portIsFixed: boolean
+  adminKey: string | undefined
+  archiveUrl: string | undefined
+  /** What the server and the archiver inherit. */
+  env: Env
+}
+
+/** Reads the settings of `npm start`. Throws SettingsError. */
+export function startConfig(env: Env = currentEnv()): StartConfig {
+  const problems: string[] = []
+  const config: StartConfig = {
+    databaseUrl: postgresUrl(env, 'DATABASE_URL', problems),
+    host: env.HOST || '127.0.0.1',
+    port: 8080,
+    portIsFixed: Boolean(env.PORT),
+    adminKey: env.ADMIN_KEY || undefined,
+    archiveUrl: env.ARCHIVE_URL || undefined,
+    env,
+  }
+  if (env.PORT) {
+    config.port = Number(env.PORT)
+    if (!/^\d{1,5}$/.test(env.PORT) || config.port < 1 || config.port > 65535) {
+      problems.push(`PORT: expected a number from 1 to 65535, got ${JSON.stringify(env.PORT)}`)
+    }
+  }
+  if (config.archiveUrl && !/^(file:\/\/\/|s3:\/\/[^/])/.test(config.archiveUrl)) {
+    problems.push(`ARCHIVE_URL: expected file:///directory or s3://bucket/prefix, got ${JSON.stringify(config.archiveUrl)}`)
+  }
+  if (problems.length) throw new SettingsError(problems)
+  return config
+}
+
+/** Reads DATABASE_URL, which the command cannot do without. Throws SettingsError. */
+export function databaseUrl(env: Env = currentEnv()) {
+  const problems: string[] = []
+  const url = postgresUrl(env, 'DATABASE_URL', problems)
+  if (!url && !problems.length) {
+    problems.push('DATABASE_URL: expected postgres://user:password@host:port/database, but it is not set')
+  }
+  if (!url) throw new SettingsError(problems)
+  return url
+}
+
+/** DATABASE_URL when set. Throws SettingsError when it is no URL. */
+export function optionalDatabaseUrl(env: Env = currentEnv()) {
+  const problems: string[] = []
+  const url = postgresUrl(env, 'DATABASE_URL', problems)
+  if (problems.length) throw new SettingsError(problems)
+  return url
+}
+
+/** The file with the connections of the running test cluster, which `npm test` hands to each test file. */
+export function testClusterFile(env: Env = currentEnv()) {
+  const file = env.FLEET_TEST_CLUSTER
+  if (!file) throw new SettingsError(['FLEET_TEST_CLUSTER: not set; run the tests by: npm test -- <files>'])
+  return file
+}
+
+/**
+ * What programs need that must not be led astray by the settings of whoever runs us: a PGHOST or
+ * PGOPTIONS meant for another database, an npm_config_*, a NODE_OPTIONS.
+ */
+export function plainEnv(env: Env = currentEnv()): Env {
+  const kept = ['PATH', 'HOME', 'USER', 'LOGNAME', 'SHELL', 'TMPDIR', 'XDG_RUNTIME_DIR', 'http_proxy', 'https_proxy', 'no_proxy']
+  return Object.fromEntries(kept.filter(name => env[name] !== undefined).map(name => [name, env[name]]))
+}
+
+/** The environment as it is, for children that are to have all of it. */
+export function currentEnv(): Env {
+  // eslint-disable-next-line no-restricted-properties -- the one place
+  return process.env
+}
+
+function postgresUrl(env: Env, name: string, problems: string[]) {
+  const value = env[name]
+  if (!value) return undefined
+  if (/^postgres(ql)?:\/\//.test(value) && URL.canParse(value)) return value
+  // The value may hold a password: name the variable, do not show it.
+  problems.push(`${name}: expected postgres://user:password@host:port/database, got something else`)
+  return undefined
+}

@@ -1,0 +1,107 @@
+// npm run migrate: brings a database to the state this version of the code needs.
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import { Logger, migrate as runCommitted, watch, type Settings } from 'graphile-migrate'
+import postgres, { type Sql } from 'postgres'
+import { databaseUrl, repository, SettingsError } from './config.ts'
+import { explain, say } from './progress.ts'
+
+export interface MigrateOptions {
+  /** Also run migrations/current.sql, the migration being written; for tests and development. */
+  current?: boolean
+  /** Takes one line for each thing done or missing. */
+  log?: (line: string) => void
+}
+
+/** What the administrator does in each database before the migrations, in this order; each may run again. */
+export const setupFiles = ['roles.sql', 'extensions.sql', 'guard.sql']
+
+// One migration at a time in a database; graphile-migrate's own lock fails at once where this one waits.
+const migrationLock = 4_727_445_306
+
+/**
+ * Sets up and migrates the database at `adminUrl`, whose user is the administrator: a superuser, or a role that may
+ * become fleet_owner in a database where the roles and extensions are made already. Running it again
+ * does only what is new. Throws with the statement at fault; what was committed before it stays.
+ */
+export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
+  const log = options.log ?? say
+  const sql = postgres(adminUrl, {
+    max: 1,
+    connection: { TimeZone: 'UTC', application_name: 'fleet migrate' },
+    onnotice: notice => {
+      if (notice.severity === 'WARNING') log([notice.message, notice.detail, notice.hint].filter(Boolean).join('\n  '))
+    },
+  })
+  try {
+    await sql`select pg_advisory_lock(${migrationLock})`
+    for (const file of setupFiles) await runFile(sql, file)
+    const settings = migrationSettings(adminUrl, log)
+    await runCommitted(settings)
+    if (options.current) await watch(settings, true)
+    await scheduleJobs(sql, log)
+  } finally {
+    await sql.end({ timeout: 5 })
+  }
+}
+
+/** How graphile-migrate is used here: as the owner, in UTC, with nothing found by search path. */
+export function migrationSettings(connectionString: string, log: (line: string) => void): Settings {
+  return {
+    connectionString,
+    migrationsFolder: join(repository, 'migrations'),
+    pgSettings: { role: 'fleet_owner', timezone: 'UTC', search_path: 'pg_catalog, pg_temp' },
+    logger: oneLineEach(log),
+  }
+}
+
+/** Passes on errors as they are and, of the rest, one line for each migration that runs. */
+export function oneLineEach(log: (line: string) => void) {
+  return new Logger(() => (level, message) => {
+    const file = /Running migration '(.*)'/.exec(message)?.[1]
+    if (file) log(`  ${file}`)
+    else if (level.toString() === 'error' || level.toString() === 'warning') log(message)
+  })
+}
+
+async function runFile(sql: Sql, file: string) {
+  const text = await readFile(join(repository, 'sql', file), 'utf8')
+  try {
+    await sql.unsafe(text)
+  } catch (cause) {
+    throw new Error(`sql/${file} failed, which the administrator runs at setup`, { cause })
+  }
+}
+
+async function scheduleJobs(sql: Sql, log: (line: string) => void) {
+  const [{ can_schedule: canSchedule, has_cron: hasCron } = { can_schedule: false, has_cron: false }] = await sql<{
+    can_schedule: boolean
+    has_cron: boolean
+  }[]>`
+    select
+      to_regprocedure('fleet.schedule_jobs()') is not null as can_schedule,
+      exists (select from pg_extension where extname = 'pg_cron') as has_cron
+  `
+  if (!canSchedule) return
+  if (!hasCron) {
+    log('pg_cron is not in this database: nothing is scheduled here (where it is, run: select fleet.schedule_jobs()).')
+    return
+  }
+  await sql`set role fleet_owner`
+  await sql`select fleet.schedule_jobs()`
+  await sql`reset role`
+}
+
+async function main() {
+  try {
+    if (process.argv.length > 2) throw new SettingsError(['usage: DATABASE_URL=postgres://… npm run migrate (no arguments)'])
+    await migrate(databaseUrl())
+    say('The database is up to date.')
+  } catch (error) {
+    process.stderr.write(`${explain(error)}\n`)
+    process.exitCode = error instanceof SettingsError ? 2 : 1
+  }
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) await main()

@@ -1,0 +1,45 @@
+// npm test [-- files…]: a throwaway cluster, the tests in it, and its end, whatever happens.
+import { spawn } from 'node:child_process'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { currentEnv, repository } from './config.ts'
+import { MissingPostgres } from './packages.ts'
+import { explain, step } from './progress.ts'
+import { makeTestCluster } from './testing.ts'
+
+let stopping: NodeJS.Signals | undefined
+let tap: ReturnType<typeof spawn> | undefined
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+  process.on(signal, () => {
+    stopping ??= signal
+    tap?.kill('SIGTERM')
+  })
+}
+
+try {
+  const { cluster, description, end } = await step('Making a throwaway cluster for the tests', makeTestCluster)
+  try {
+    if (!stopping) {
+      const file = join(cluster.dir, 'test-cluster.json')
+      await writeFile(file, JSON.stringify(description), { mode: 0o600 })
+      process.exitCode = await runTap(process.argv.slice(2), file)
+    }
+  } finally {
+    await end()
+  }
+} catch (error) {
+  process.stderr.write(`${explain(error)}\n`)
+  process.exitCode = 1
+  if (!(error instanceof MissingPostgres) && error instanceof Error) process.stderr.write(`${error.stack}\n`)
+}
+if (stopping) process.exitCode = 1
+
+function runTap(args: string[], file: string) {
+  return new Promise<number>((resolve, reject) => {
+    tap = spawn(process.execPath, [join(repository, 'node_modules/tap/dist/esm/run.mjs'), ...args], {
+      cwd: repository, env: { ...currentEnv(), FLEET_TEST_CLUSTER: file }, stdio: 'inherit',
+    })
+    tap.once('error', reject)
+    tap.once('exit', code => resolve(code ?? 1))
+  })
+}

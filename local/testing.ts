@@ -1,0 +1,217 @@
+// What the tests share: a database each, cloned from a migrated template, in the cluster that npm test makes.
+import { spawn } from 'node:child_process'
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import postgres, { type Sql } from 'postgres'
+import type { Test } from 'tap'
+import { Cluster, roles, throwawayCluster, type Role } from './cluster.ts'
+import { plainEnv, repository, testClusterFile } from './config.ts'
+import { migrate } from './migrate.ts'
+import { requirePostgres, type Postgres } from './packages.ts'
+
+/** The migrated database that every withDatabase() is a copy of. Nobody connects to it. */
+export const templateDatabase = 'fleet_template'
+/** The database pg_cron works in: migrated as the others, and shared by the tests that need jobs to fire. */
+export const cronDatabase = 'fleet_cron'
+
+/** What `npm test` tells the test files about its cluster. */
+export interface TestCluster {
+  host: string
+  port: number
+  postgres: Postgres
+  passwords: Record<Role, string>
+}
+
+export interface TestDatabase {
+  name: string
+  /** As fleet_owner, who owns everything in schema fleet. */
+  sql: Sql
+  /** As superuser. */
+  admin: Sql
+  /** Where a role logs in. */
+  url: (role: Role) => string
+}
+
+/**
+ * A database of its own for a test, a copy of the migrated template. In teardown its connections are ended, whoever
+ * has them, and it is dropped.
+ */
+export async function withDatabase(t: Test): Promise<TestDatabase> {
+  const cluster = testCluster()
+  const name = `test_${process.pid}_${counter++}`
+  const maintenance = client(testUrl(cluster, 'postgres', 'postgres'), 1)
+  try {
+    await maintenance.unsafe(`create database ${name} template ${templateDatabase} strategy file_copy`)
+    // What CREATE DATABASE does not copy: the rights on the database and the settings made for it.
+    await maintenance`
+      with template as (select oid, datacl from pg_database where datname = ${templateDatabase}),
+      rights as (
+        update pg_database set datacl = (select datacl from template) where datname = ${name} returning oid
+      )
+      insert into pg_db_role_setting (setdatabase, setrole, setconfig)
+      select rights.oid, s.setrole, s.setconfig
+      from rights, template
+      join pg_db_role_setting s on s.setdatabase = template.oid
+    `
+  } finally {
+    await maintenance.end({ timeout: 5 })
+  }
+  return open(t, name, role => testUrl(cluster, role, name), async () => {
+    const maintenance = client(testUrl(cluster, 'postgres', 'postgres'), 1)
+    await maintenance.unsafe(`drop database if exists ${name} with (force)`).finally(() => maintenance.end({ timeout: 5 }))
+  })
+}
+
+/**
+ * The database in which pg_cron really fires. Its jobs run beside the test, and other test files see what is done
+ * in it: undo what would disturb them.
+ */
+export function withCronDatabase(t: Test): TestDatabase {
+  const cluster = testCluster()
+  return open(t, cronDatabase, role => testUrl(cluster, role, cronDatabase))
+}
+
+export interface OwnCluster extends TestDatabase {
+  cluster: Cluster
+}
+
+/**
+ * A cluster of its own for a test that kills or restarts Postgres, with one migrated database, in which pg_cron
+ * works. `durable` keeps fsync and full page writes on. Takes seconds: prefer withDatabase.
+ */
+export async function withCluster(t: Test, options: { durable?: boolean } = {}): Promise<OwnCluster> {
+  const { cluster, end } = await throwawayCluster({
+    postgres: testCluster().postgres, databases: ['fleet'], cronDatabase: 'fleet', ...options,
+  })
+  t.teardown(end)
+  await migrate(cluster.url('postgres', 'fleet'), { current: true, log: () => {} })
+  await cluster.allowLogins()
+  // graphile-migrate keeps its connections for 200 ms, and ends this process when one of them is lost.
+  await new Promise(resolve => setTimeout(resolve, 300))
+  return { ...open(t, 'fleet', role => cluster.url(role, 'fleet')), cluster }
+}
+
+export interface TestProcess {
+  pid: number
+  /** All it printed so far, both streams. */
+  output: () => string
+  /** Resolves when it has ended. */
+  exited: Promise<{ code: number | null, signal: NodeJS.Signals | null }>
+  /** Sends a signal and waits for the end; after `patience` ms it is killed and the wait fails. */
+  stop: (signal?: NodeJS.Signals, patience?: number) => Promise<{ code: number | null, signal: NodeJS.Signals | null }>
+}
+
+export interface ProcessOptions {
+  args?: string[]
+  env?: Record<string, string | undefined>
+  /** Wait until the output matches this, or until this URL answers 200. */
+  ready?: RegExp | string
+  /** How long, in ms. Default 30 s. */
+  patience?: number
+}
+
+/**
+ * Runs a TypeScript file of this repository, such as server/main.ts, as a process of its own with a plain
+ * environment plus `env`. Killed in teardown if it still runs. Throws with its output when it ends before it is ready.
+ */
+export async function spawnNode(t: Test, script: string, options: ProcessOptions = {}): Promise<TestProcess> {
+  const { args = [], env = {}, ready, patience = 30_000 } = options
+  const child = spawn(process.execPath, ['--import', 'tsx', join(repository, script), ...args], {
+    cwd: repository, env: { ...plainEnv(), ...env }, stdio: ['ignore', 'pipe', 'pipe'],
+  })
+  let output = ''
+  child.stdout.on('data', (chunk: Buffer) => { output += chunk.toString() })
+  child.stderr.on('data', (chunk: Buffer) => { output += chunk.toString() })
+  const exited = new Promise<{ code: number | null, signal: NodeJS.Signals | null }>((resolve, reject) => {
+    child.once('error', reject)
+    child.once('close', (code, signal) => resolve({ code, signal }))
+  })
+  const hasEnded = () => child.exitCode !== null || child.signalCode !== null
+  t.teardown(async () => {
+    if (!hasEnded()) child.kill('SIGKILL')
+    await exited
+  })
+  const stop = async (signal: NodeJS.Signals = 'SIGTERM', wait = 30_000) => {
+    child.kill(signal)
+    const timer = setTimeout(() => { output += `\n(killed: still there ${wait} ms after ${signal})`; child.kill('SIGKILL') }, wait)
+    const end = await exited
+    clearTimeout(timer)
+    if (end.signal === 'SIGKILL' && signal !== 'SIGKILL') throw new Error(`${script} did not end by ${signal}:\n${output}`)
+    return end
+  }
+  if (ready) {
+    const isReady = typeof ready === 'string'
+      ? () => fetch(ready).then(answer => answer.ok, () => false)
+      : async () => ready.test(output)
+    await waitFor(async () => {
+      if (hasEnded()) throw new Error(`${script} ended with ${child.exitCode ?? child.signalCode ?? ''} before it was ready:\n${output}`)
+      return isReady()
+    }, { patience, what: () => `${script} to be ready; it printed:\n${output}` })
+  }
+  return { pid: child.pid ?? 0, output: () => output, exited, stop }
+}
+
+/** Asks every 50 ms until the answer is true, or fails after `patience` ms (30 s). */
+export async function waitFor(
+  condition: () => Promise<boolean>,
+  { patience = 30_000, what = () => 'the condition' }: { patience?: number, what?: () => string } = {},
+) {
+  const end = Date.now() + patience
+  while (!await condition()) {
+    if (Date.now() > end) throw new Error(`waited ${patience} ms for ${what()}`)
+    await new Promise(resolve => setTimeout(resolve, 50))
+  }
+}
+
+/** The cluster of this test run, for tests that look at the cluster itself. */
+export function testCluster() {
+  shared ??= JSON.parse(readFileSync(testClusterFile(), 'utf8')) as TestCluster
+  return shared
+}
+
+let shared: TestCluster | undefined
+let counter = 1
+
+function testUrl({ host, port, passwords }: TestCluster, role: Role, database: string) {
+  return `postgres://${role}:${passwords[role]}@${host}:${port}/${database}`
+}
+
+function open(t: Test, name: string, url: (role: Role) => string, drop = async () => {}): TestDatabase {
+  const sql = client(url('fleet_owner'), 10)
+  const admin = client(url('postgres'), 10)
+  t.teardown(async () => {
+    await Promise.all([sql.end({ timeout: 1 }), admin.end({ timeout: 1 })])
+    await drop()
+  })
+  return { name, sql, admin, url }
+}
+
+function client(url: string, max: number) {
+  return postgres(url, { max, onnotice: () => {} })
+}
+
+/** Makes the cluster of a test run; `description` is what testCluster() gives to the test files. */
+export async function makeTestCluster() {
+  const packages = await requirePostgres()
+  const { cluster, end } = await throwawayCluster({
+    postgres: packages, databases: [templateDatabase, cronDatabase], cronDatabase,
+  })
+  try {
+    const log = () => {}
+    await migrate(cluster.url('postgres', templateDatabase), { current: true, log })
+    await migrate(cluster.url('postgres', cronDatabase), { current: true, log })
+    await cluster.allowLogins()
+    const sql = client(cluster.url('postgres', 'postgres'), 1)
+    // Not even autovacuum: a copy waits until nobody is connected.
+    await sql.unsafe(`alter database ${templateDatabase} with allow_connections false is_template true`)
+    await sql.end({ timeout: 5 })
+    const passwords = Object.fromEntries(
+      (['postgres', ...roles] as const).map(role => [role, new URL(cluster.url(role, cronDatabase)).password]),
+    ) as Record<Role, string>
+    const description: TestCluster = { host: '127.0.0.1', port: cluster.port, postgres: packages, passwords }
+    return { cluster, description, end }
+  } catch (error) {
+    await end()
+    throw error
+  }
+}
