@@ -1,0 +1,36 @@
+-- pg_partman and pg_cron, and what the owner may do with them. Run at setup, before the migrations.
+-- A role without the right to create extensions passes when they are there already.
+create schema if not exists partman;
+
+do $$
+begin
+  if not exists (select from pg_catalog.pg_extension where extname = 'pg_partman') then
+    create extension pg_partman with schema partman;
+  end if;
+
+  -- pg_cron lives only in the database that cron.database_name names; elsewhere fleet.schedule_jobs() says what to run there.
+  if not exists (select from pg_catalog.pg_extension where extname = 'pg_cron')
+    and current_setting('cron.database_name', true) = current_database() then
+    create extension pg_cron;
+  end if;
+end
+$$;
+
+do $$
+begin
+  execute format('grant create, temporary on database %I to fleet_owner', current_database());
+  execute format('grant connect on database %I to fleet_server, fleet_archiver, fleet_reader, fleet_dba', current_database());
+
+  -- As pg_partman's documentation asks for an owner that is not a superuser.
+  grant usage, create on schema partman to fleet_owner;
+  grant all on all tables in schema partman to fleet_owner;
+  grant execute on all functions in schema partman to fleet_owner;
+  grant execute on all procedures in schema partman to fleet_owner;
+
+  if exists (select from pg_catalog.pg_extension where extname = 'pg_cron') then
+    grant usage on schema cron to fleet_owner;
+    grant select on cron.job, cron.job_run_details to fleet_owner;
+    grant delete on cron.job_run_details to fleet_owner;
+  end if;
+end
+$$;

@@ -1,0 +1,26 @@
+create or replace function fleet.archive_partition(p_partition text) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_partition fleet.hb_partitions;
+begin
+  v_partition := fleet.get_partition(p_partition);
+  if v_partition.state = 'archive_failed' then
+    return fleet.retry_archive(p_partition);
+  end if;
+  if v_partition.state in ('archived', 'dropped') then
+    return format('partition %s is %s already', p_partition, v_partition.state);
+  end if;
+  if v_partition.state in ('active', 'restored') then
+    perform fleet.retire_partition(p_partition);
+  end if;
+  perform pg_notify('fleet_archiver', p_partition);
+  return format('partition %s waits for the archiver', p_partition);
+end
+$$;
+
+comment on function fleet.archive_partition(text) is
+  'Retires one past partition now and wakes the archiver. Example: select fleet.archive_partition(''device_heartbeats_p2026_08_15'');';

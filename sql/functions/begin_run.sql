@@ -1,0 +1,31 @@
+create or replace function fleet.begin_run(p_kind text) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_key bigint := hashtextextended('fleet.maintenance', 0);
+  v_run_id bigint;
+  v_holder integer;
+begin
+  -- A lock of the session: it has to outlive the transactions of the run.
+  if not pg_try_advisory_lock(v_key) then
+    select l.pid into v_holder
+    from pg_locks l
+    where l.locktype = 'advisory' and l.granted
+      and l.database = (select oid from pg_database where datname = current_database())
+      and (l.classid::bigint << 32 | l.objid::bigint) = v_key;
+    raise exception using
+      errcode = 'FL003',
+      message = format('maintenance is running already, in backend %s', v_holder),
+      hint = 'Wait for it. If it is stuck: select pg_terminate_backend(pid); the next run goes on where it ended.';
+  end if;
+  v_run_id := nextval('fleet.run_id_seq');
+  perform fleet.record_event(p_kind || '.start', p_run_id => v_run_id, p_detail => session_user::text);
+  return v_run_id;
+end
+$$;
+
+comment on function fleet.begin_run(text) is
+  'Begins a run of maintenance: takes its lock, or says who has it, and numbers the run.';

@@ -1,0 +1,26 @@
+create or replace function fleet.bind_range(p_partition text) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_partition fleet.hb_partitions;
+  v_constraint text := 'device_heartbeats_within_range';
+begin
+  v_partition := fleet.get_partition(p_partition);
+  if not exists (
+    select from pg_constraint where conrelid = v_partition.relid and conname = v_constraint and convalidated
+  ) then
+    execute format(
+      'alter table %s drop constraint if exists %I, add constraint %2$I check (ts >= %L and ts < %L)',
+      v_partition.relid::regclass, v_constraint, v_partition.range_start, v_partition.range_end
+    );
+  end if;
+end
+$$;
+
+comment on function fleet.bind_range(text) is
+  'Gives a partition a CHECK constraint equal to its bounds, so that attaching it again needs no scan.';

@@ -1,0 +1,42 @@
+create or replace function fleet.create_device(
+  p_alias text,
+  p_cohort text default 'default',
+  out device_id bigint,
+  out token text
+)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_alias is null or btrim(p_alias) = '' or length(p_alias) > 200 then
+    raise exception using
+      errcode = 'FL422',
+      message = 'alias must have 1 to 200 characters',
+      hint = 'Example: select fleet.enroll_device(''lobby-tablet-7'');';
+  end if;
+  if p_cohort is null or btrim(p_cohort) = '' or length(p_cohort) > 100 then
+    raise exception using
+      errcode = 'FL422',
+      message = 'cohort must have 1 to 100 characters',
+      hint = 'Leave it out for the cohort named default.';
+  end if;
+  token := fleet.make_token('nxd_');
+  insert into fleet.devices as d (alias, cohort, token_hash)
+  values (p_alias, p_cohort, fleet.hash_token(token))
+  on conflict (alias) do nothing
+  returning d.device_id into create_device.device_id;
+  if not found then
+    raise exception using
+      errcode = 'FL409',
+      message = format('a device with alias %s is enrolled already', p_alias),
+      hint = 'Aliases are unique, also those of revoked devices; choose another.';
+  end if;
+  insert into fleet.device_last_status (device_id)
+  values (create_device.device_id);
+end
+$$;
+
+comment on function fleet.create_device(text, text) is
+  'Enrolls a device; returns its id and its token, which is shown only now. Example: select * from fleet.create_device(''lobby-tablet-7'', ''lobby'');';

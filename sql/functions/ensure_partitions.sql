@@ -1,0 +1,29 @@
+-- The one place that knows that pg_partman 4 and 5 differ in the calls that make partitions.
+create or replace function fleet.ensure_partitions(p_starts timestamptz[]) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_partman_major integer;
+begin
+  if cardinality(p_starts) = 0 then
+    return;
+  end if;
+  select split_part(extversion, '.', 1)::integer into v_partman_major
+  from pg_extension
+  where extname = 'pg_partman';
+  if v_partman_major >= 5 then
+    perform partman.create_partition_time(p_parent_table => 'fleet.device_heartbeats', p_partition_times => p_starts);
+  else
+    -- 4.7 would ANALYZE the whole parent after it.
+    execute 'select partman.create_partition_time(p_parent_table => $1, p_partition_times => $2, p_analyze => false)'
+    using 'fleet.device_heartbeats', p_starts;
+  end if;
+end
+$$;
+
+comment on function fleet.ensure_partitions(timestamptz[]) is
+  'Has pg_partman make the partitions that begin at these moments; those that exist are left alone.';

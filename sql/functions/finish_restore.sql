@@ -1,0 +1,64 @@
+create or replace function fleet.finish_restore(p_partition text, p_worker text) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_partition fleet.hb_partitions;
+  v_table regclass := to_regclass(format('fleet_detached.%I', p_partition));
+  v_got record;
+begin
+  v_partition := fleet.get_partition(p_partition);
+  if v_partition.state = 'restored' then
+    return;
+  end if;
+  if v_table is null or v_partition.state <> 'dropped' or not exists (
+    select from fleet.restore_items i
+    where i.partition_name = p_partition and i.state = 'running' and i.lease_owner = p_worker
+  ) then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s is %s; %s has not begun to restore it', p_partition, v_partition.state, p_worker),
+      hint = 'Call fleet.begin_restore() first.';
+  end if;
+
+  select * into v_got from fleet.content_checksum(v_table);
+  if (v_got.row_count, v_got.content_checksum, v_got.min_ts, v_got.max_ts) is distinct from (
+    v_partition.row_count, v_partition.content_checksum, v_partition.min_ts, v_partition.max_ts
+  ) then
+    raise exception using
+      errcode = 'FL010',
+      message = format('the restored rows of %s differ from what was archived; it is not attached', p_partition),
+      detail = format(
+        'rows %s, restored %s; content checksum %s, restored %s',
+        v_partition.row_count, v_got.row_count, v_partition.content_checksum, v_got.content_checksum
+      ),
+      hint = 'Check the object with: npm run archive -- verify';
+  end if;
+
+  execute format('alter table %s set schema fleet', v_table);
+  update fleet.hb_partitions set relid = v_table where partition_name = p_partition;
+  perform fleet.bind_range(p_partition);
+  perform partman.inherit_template_properties('fleet.device_heartbeats', 'fleet', p_partition);
+  execute format(
+    'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L)',
+    v_table, v_partition.range_start, v_partition.range_end
+  );
+  execute format('revoke all on %s from fleet_archiver', v_table);
+  execute format('analyze %s', v_table);
+
+  update fleet.hb_partitions
+  set state = 'restored', step = null, restored_at = now(), bytes_size = pg_total_relation_size(v_table)
+  where partition_name = p_partition;
+  update fleet.restore_items
+  set state = 'done', finished_at = now(), lease_owner = null, lease_until = null, last_error = null
+  where partition_name = p_partition and state = 'running' and lease_owner = p_worker;
+  perform fleet.record_event('partition.restore', p_partition, v_got.row_count);
+end
+$$;
+
+comment on function fleet.finish_restore(text, text) is
+  'Compares the restored rows with what was archived, indexes and attaches them; state restored.';

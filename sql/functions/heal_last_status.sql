@@ -1,0 +1,64 @@
+-- Driven from the roster: one index probe a device and partition, where a scan of the day's heartbeats would read them all.
+create or replace function fleet.heal_last_status(
+  p_window interval,
+  p_max_rows integer,
+  out checked bigint,
+  out updated bigint
+)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_since timestamptz := now() - p_window;
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('fleet.reconcile', 0)) then
+    raise exception using
+      errcode = 'FL003',
+      message = 'last status is being reconciled by another session',
+      hint = 'Wait for it, or see: select * from pg_locks where locktype = ''advisory'';';
+  end if;
+  with newest as materialized (
+    select d.device_id, h.ts, h.received_at, h.battery_pct, h.network_type, h.unity_running, h.signal_dbm, h.agent_version,
+      h.ip, ls.last_ts
+    from fleet.devices d
+    left join fleet.device_last_status ls on ls.device_id = d.device_id
+    left join lateral (
+      select b.*
+      from fleet.device_heartbeats b
+      where b.device_id = d.device_id and b.ts >= v_since
+      order by b.ts desc
+      limit 1
+    ) h on true
+  ),
+  healed as (
+    insert into fleet.device_last_status as ls (
+      device_id, last_ts, last_received_at, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, status
+    )
+    select n.device_id, n.ts, n.received_at, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version,
+      n.ip, case when n.unity_running is false then 'unity_down' else 'ok' end
+    from newest n
+    where n.ts is not null and (n.last_ts is null or n.last_ts < n.ts)
+    order by n.device_id
+    limit p_max_rows
+    on conflict (device_id) do update
+      set last_ts = excluded.last_ts,
+        last_received_at = excluded.last_received_at,
+        battery_pct = excluded.battery_pct,
+        network_type = excluded.network_type,
+        unity_running = excluded.unity_running,
+        signal_dbm = excluded.signal_dbm,
+        agent_version = excluded.agent_version,
+        ip = excluded.ip,
+        status = excluded.status
+      where ls.last_ts is null or ls.last_ts < excluded.last_ts
+    returning ls.device_id
+  )
+  select (select count(*) from newest), (select count(*) from healed)
+  into checked, updated;
+end
+$$;
+
+comment on function fleet.heal_last_status(interval, integer) is
+  'Moves last status forward to the newest stored heartbeat within a window, for at most so many devices. Behind fleet.reconcile() and fleet.backfill_last_status().';

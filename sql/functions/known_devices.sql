@@ -1,0 +1,14 @@
+create or replace function fleet.known_devices(p_device_ids bigint[])
+returns table (device_id bigint, next_interval_s integer)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select d.device_id, extract(epoch from d.heartbeat_interval)::integer
+  from fleet.devices d
+  where d.device_id = any (p_device_ids) and d.revoked_at is null;
+$$;
+
+comment on function fleet.known_devices(bigint[]) is
+  'Those of the devices that are enrolled and not revoked: whom a gateway may speak for.';

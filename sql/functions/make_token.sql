@@ -1,0 +1,12 @@
+create or replace function fleet.make_token(p_prefix text) returns text
+language sql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  -- Three version 4 UUIDs hold 366 bits from Postgres's strong random source, no extension needed; SHA-256 keeps 256.
+  select p_prefix || encode(
+    sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())), 'hex'
+  );
+$$;
+
+comment on function fleet.make_token(text) is 'A new random token of 256 bits in hex, behind a prefix that tells its kind.';

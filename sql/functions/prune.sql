@@ -1,0 +1,26 @@
+create or replace function fleet.prune(p_now timestamptz default now()) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_quarantined bigint;
+  v_events bigint;
+begin
+  delete from fleet.heartbeat_quarantine q
+  using fleet.settings s
+  where q.received_at < p_now - s.quarantine_keep;
+  get diagnostics v_quarantined = row_count;
+  delete from fleet.events e
+  using fleet.settings s
+  where e.at < p_now - s.events_keep;
+  get diagnostics v_events = row_count;
+  delete from fleet.archivers a
+  where a.last_seen_at < p_now - interval '7 days';
+  return v_quarantined + v_events;
+end
+$$;
+
+comment on function fleet.prune(timestamptz) is
+  'Removes quarantined heartbeats and events that are past their time; returns how many. Run by fleet.nightly().';

@@ -1,0 +1,35 @@
+-- Statement-level, so a batch of 500 heartbeats costs one upsert and not 500. In device_id order: concurrent batches of
+-- the same devices deadlock otherwise.
+create or replace function fleet.record_last_status() returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into fleet.device_last_status as ls (
+    device_id, last_ts, last_received_at, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, status
+  )
+  select distinct on (n.device_id)
+    n.device_id, n.ts, n.received_at, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip,
+    case when n.unity_running is false then 'unity_down' else 'ok' end
+  from new_rows n
+  order by n.device_id, n.ts desc
+  on conflict (device_id) do update
+    set last_ts = excluded.last_ts,
+      last_received_at = excluded.last_received_at,
+      battery_pct = excluded.battery_pct,
+      network_type = excluded.network_type,
+      unity_running = excluded.unity_running,
+      signal_dbm = excluded.signal_dbm,
+      agent_version = excluded.agent_version,
+      ip = excluded.ip,
+      status = excluded.status
+    -- A late arrival must not rewind a device.
+    where ls.last_ts is null or ls.last_ts < excluded.last_ts;
+  return null;
+end
+$$;
+
+comment on function fleet.record_last_status() is
+  'Trigger on fleet.device_heartbeats: keeps fleet.device_last_status at the newest heartbeat of each device.';

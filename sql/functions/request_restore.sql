@@ -1,0 +1,41 @@
+create or replace function fleet.request_restore(p_from date, p_to date default null) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_to date := coalesce(p_to, p_from);
+  v_request_id bigint;
+begin
+  if p_from is null or p_from > v_to then
+    raise exception using
+      errcode = 'FL422',
+      message = format('cannot restore from %s to %s', coalesce(p_from::text, 'null'), coalesce(v_to::text, 'null')),
+      hint = 'Give a first and a last day, in order: select fleet.request_restore(''2026-08-15'', ''2026-08-17'');';
+  end if;
+  if not exists (
+    select from fleet.hb_partitions p
+    where p.state = 'dropped' and p.range_start < (v_to + 1)::timestamptz and p.range_end > p_from::timestamptz
+  ) then
+    raise exception using
+      errcode = 'FL404',
+      message = format('nothing between %s and %s is in the archive alone', p_from, v_to),
+      hint = 'Days that are online, or not dropped yet, need no restore: select * from fleet.data_coverage;';
+  end if;
+
+  insert into fleet.restore_requests (from_day, to_day)
+  values (p_from, v_to)
+  returning request_id into v_request_id;
+  insert into fleet.restore_items (request_id, partition_name)
+  select v_request_id, p.partition_name
+  from fleet.hb_partitions p
+  where p.state = 'dropped' and p.range_start < (v_to + 1)::timestamptz and p.range_end > p_from::timestamptz;
+  perform pg_notify('fleet_archiver', 'restore');
+  return v_request_id;
+end
+$$;
+
+comment on function fleet.request_restore(date, date) is
+  'Has the archiver bring archived days back online; returns the number of the request. Follow it in fleet.restore_items. Example: select fleet.request_restore(''2026-08-15'');';

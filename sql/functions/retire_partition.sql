@@ -1,0 +1,94 @@
+-- pg_partman detaches by age alone. What is as old but has to stay attached (held and restored days) is set aside and
+-- put back in the same transaction, under the parent's lock that the detach takes anyway; its CHECK constraint makes
+-- putting it back a matter of the catalog.
+create or replace function fleet.retire_partition(p_partition text, p_now timestamptz default now()) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_partition fleet.hb_partitions;
+  v_kept fleet.hb_partitions;
+  v_aside fleet.hb_partitions[];
+  v_rows bigint;
+  v_bytes bigint;
+  v_since timestamptz := clock_timestamp();
+begin
+  v_partition := fleet.get_partition(p_partition);
+  if v_partition.state <> 'active' then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s is %s, not active, and cannot be retired', p_partition, v_partition.state),
+      hint = case v_partition.state
+        when 'restored' then format('Release it first: select fleet.release_partition(%L);', p_partition)
+        else 'It is retired already; see select * from fleet.partition_health.'
+      end;
+  end if;
+  if v_partition.held_reason is not null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s is held (%s) and cannot be retired', p_partition, v_partition.held_reason),
+      hint = format('Release it first: select fleet.release_partition(%L);', p_partition);
+  end if;
+  if v_partition.relid is null or v_partition.range_end > p_now then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s ends at %s and may still receive heartbeats', p_partition, v_partition.range_end),
+      hint = 'Only a partition that is wholly past can be retired.';
+  end if;
+
+  -- Counts first, detach last: the parent is locked for the catalog change only.
+  execute format('select count(*) from fleet.%I', p_partition) into v_rows;
+  v_bytes := pg_total_relation_size(v_partition.relid);
+
+  v_aside := array(
+    select p
+    from fleet.hb_partitions p
+    where p.state in ('active', 'restored')
+      and p.relid is not null
+      and p.partition_name <> p_partition
+      and p.range_start < v_partition.range_start
+    order by p.range_start
+  );
+  foreach v_kept in array v_aside loop
+    execute format('alter table fleet.device_heartbeats detach partition fleet.%I', v_kept.partition_name);
+  end loop;
+
+  perform partman.drop_partition_time(
+    p_parent_table => 'fleet.device_heartbeats',
+    p_retention => interval '0',
+    p_keep_table => true,
+    p_keep_index => true,
+    p_retention_schema => 'fleet_detached',
+    p_reference_timestamp => v_partition.range_end + interval '1 microsecond'
+  );
+
+  foreach v_kept in array v_aside loop
+    execute format(
+      'alter table fleet.device_heartbeats attach partition fleet.%I for values from (%L) to (%L)',
+      v_kept.partition_name, v_kept.range_start, v_kept.range_end
+    );
+  end loop;
+
+  if to_regclass(format('fleet_detached.%I', p_partition)) is distinct from v_partition.relid::regclass then
+    raise exception using
+      errcode = 'FL002',
+      message = format('pg_partman did not retire partition %s', p_partition),
+      hint = 'Another maintenance run of pg_partman may hold its lock; try again in a moment.';
+  end if;
+  perform fleet.hand_to_archiver(p_partition);
+
+  update fleet.hb_partitions
+  set state = 'detached', step = null, detached_at = now(), row_count = v_rows, bytes_size = v_bytes,
+    attempts = 0, next_attempt_at = now(), last_error = null
+  where partition_name = p_partition;
+  perform fleet.record_event('partition.detach', p_partition, v_rows, fleet.elapsed_ms(v_since));
+  return v_rows;
+end
+$$;
+
+comment on function fleet.retire_partition(text, timestamptz) is
+  'Counts a past partition, has pg_partman detach it into fleet_detached, and leaves it to the archiver. Returns its rows. Run by fleet.nightly() and fleet.archive_partition().';

@@ -1,0 +1,17 @@
+create or replace function fleet.retry_failed_archives() returns bigint
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  with due as (
+    update fleet.hb_partitions
+    set attempts = 0, next_attempt_at = now()
+    where state = 'archive_failed' and next_attempt_at is null
+    returning partition_name
+  )
+  select count(*) from due;
+$$;
+
+comment on function fleet.retry_failed_archives() is
+  'Makes partitions whose attempts were used up due again; returns how many. Run by fleet.nightly().';

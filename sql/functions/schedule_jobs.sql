@@ -1,0 +1,41 @@
+create or replace function fleet.schedule_jobs()
+returns table (jobname text, schedule text, command text, is_scheduled boolean)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_job record;
+begin
+  if not exists (select from pg_extension where extname = 'pg_cron') then
+    for v_job in select * from fleet.job_definitions() loop
+      raise notice using
+        message = format('not scheduled, pg_cron is not in this database: %s', v_job.jobname),
+        hint = format(
+          'In the database that cron.database_name names (%s): select cron.schedule_in_database(%L, %L, %L, %L, %L);',
+          coalesce(current_setting('cron.database_name', true), 'pg_cron is not loaded'),
+          v_job.jobname, v_job.schedule, v_job.command, current_database(), 'fleet_owner'
+        );
+    end loop;
+    return query select d.jobname, d.schedule, d.command, false from fleet.job_definitions() d;
+    return;
+  end if;
+
+  -- By name, so that a second call changes nothing; jobs of ours that are no longer defined go.
+  execute $jobs$
+    select cron.unschedule(j.jobid)
+    from cron.job j
+    where j.jobname like 'fleet-%' and j.username = current_user
+      and not exists (select from fleet.job_definitions() d where d.jobname = j.jobname)
+  $jobs$;
+  for v_job in select * from fleet.job_definitions() loop
+    execute 'select cron.schedule($1, $2, $3)' using v_job.jobname, v_job.schedule, v_job.command;
+  end loop;
+  return query select d.jobname, d.schedule, d.command, true from fleet.job_definitions() d;
+end
+$$;
+
+comment on function fleet.schedule_jobs() is
+  'Gives pg_cron the jobs of fleet.job_definitions(), as their owner; may be called again. Where pg_cron lives in another database it says what to run there. Example: select * from fleet.schedule_jobs();';

@@ -1,0 +1,105 @@
+-- Who may do what. Everything is revoked first, so that this file is the whole truth.
+revoke all on all tables in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba;
+revoke all on all routines in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba;
+revoke all on schema fleet, fleet_detached from public;
+
+grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet_dba;
+grant usage on schema fleet_detached to fleet_reader, fleet_dba;
+-- CREATE is what owning a table there takes.
+grant usage, create on schema fleet_detached to fleet_archiver;
+
+-- Heartbeats are never changed, not even by the owner: rows leave with their partition, once it is proven.
+revoke update, delete, truncate on fleet.device_heartbeats from fleet_owner;
+
+grant execute on function
+  fleet.ingest(json, timestamptz),
+  fleet.authenticate(bytea),
+  fleet.known_devices(bigint[]),
+  fleet.metric_values()
+to fleet_server;
+
+grant execute on function
+  fleet.create_device(text, text),
+  fleet.enroll_device(text, text),
+  fleet.revoke_device(bigint),
+  fleet.reconcile(interval, integer),
+  fleet.nightly_plan(interval, timestamptz),
+  fleet.run_steps(bigint),
+  fleet.check(),
+  -- What the procedures call with the rights of who calls them.
+  fleet.begin_run(text),
+  fleet.end_run(bigint, text, integer),
+  fleet.do_step(text, text, timestamptz),
+  fleet.retention_plan(interval, timestamptz),
+  fleet.record_event(text, text, bigint, bigint, text, boolean, bigint),
+  fleet.count_up(text, numeric),
+  fleet.elapsed_ms(timestamptz)
+to fleet_server, fleet_dba;
+grant execute on procedure
+  fleet.maintain(bigint, timestamptz),
+  fleet.nightly(bigint, interval, timestamptz),
+  fleet.run_step(bigint, text, text, timestamptz, integer)
+to fleet_server, fleet_dba;
+
+grant execute on function
+  fleet.set_retention(interval),
+  fleet.set_premake(integer),
+  fleet.create_partitions(date, date),
+  fleet.sync_partitions(),
+  fleet.archive_partition(text),
+  fleet.retry_archive(text),
+  fleet.hold_partition(text, text),
+  fleet.release_partition(text),
+  fleet.create_gateway_token(text),
+  fleet.revoke_gateway(text),
+  fleet.backfill_last_status(integer),
+  fleet.schedule_jobs(),
+  fleet.ingest(json, timestamptz),
+  fleet.metric_values()
+to fleet_dba;
+
+grant execute on function
+  fleet.drop_partition(text),
+  fleet.request_restore(date, date),
+  fleet.wake_archiver(text),
+  fleet.content_checksum(regclass),
+  fleet.archive_columns(regclass)
+to fleet_dba, fleet_archiver;
+
+grant execute on function
+  fleet.claim_partition(text, interval),
+  fleet.renew_lease(text, text, interval),
+  fleet.release_lease(text, text),
+  fleet.record_frozen(text, text),
+  fleet.record_export(text, text, bigint, numeric, timestamptz, timestamptz),
+  fleet.record_upload(text, text, text, text, bigint),
+  fleet.record_proof(text, text, text, numeric, bigint, timestamptz, timestamptz),
+  fleet.record_failure(text, text, text),
+  fleet.archiver_heartbeat(text, text),
+  fleet.claim_restore(text, interval),
+  fleet.renew_restore_lease(text, text, interval),
+  fleet.begin_restore(text, text),
+  fleet.finish_restore(text, text),
+  fleet.fail_restore(text, text, text)
+to fleet_archiver;
+
+grant select on
+  fleet.device_status, fleet.devices_offline, fleet.unity_down, fleet.fleet_summary
+to fleet_server, fleet_reader, fleet_dba;
+
+grant select on
+  fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.job_health
+to fleet_reader, fleet_dba;
+grant select on fleet.archives, fleet.partition_health to fleet_archiver;
+
+grant select on
+  fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings
+to fleet_reader, fleet_dba;
+grant select on fleet.hb_partitions, fleet.restore_requests, fleet.restore_items to fleet_archiver, fleet_dba;
+grant select on fleet.settings_audit, fleet.heartbeat_quarantine, fleet.archivers to fleet_dba;
+grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_reader, fleet_dba;
+grant update (cohort, heartbeat_interval) on fleet.devices to fleet_dba;
+grant update (
+  max_late, max_future, offline_after, archive_grace, archive_max_attempts, store_ip, quarantine_keep, quarantine_per_device,
+  events_keep
+) on fleet.settings to fleet_dba;

@@ -1,0 +1,15 @@
+create or replace procedure fleet.maintain(inout p_run_id bigint default null, p_now timestamptz default now())
+language plpgsql
+as $$
+declare
+  v_failed integer := 0;
+begin
+  p_run_id := fleet.begin_run('maintain');
+  commit;
+  call fleet.run_step(p_run_id, 'premake', null, p_now, v_failed);
+  perform fleet.end_run(p_run_id, 'maintain', v_failed);
+end
+$$;
+
+comment on procedure fleet.maintain(bigint, timestamptz) is
+  'Makes the partitions ahead. Run hourly by pg_cron; safe at any time. Example: call fleet.maintain();';

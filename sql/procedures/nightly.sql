@@ -1,0 +1,33 @@
+create or replace procedure fleet.nightly(
+  inout p_run_id bigint default null,
+  p_retention interval default null,
+  p_now timestamptz default now()
+)
+language plpgsql
+as $$
+declare
+  v_failed integer := 0;
+  v_partition text;
+begin
+  p_run_id := fleet.begin_run('nightly');
+  commit;
+  -- Premake comes first and alone: ingest depends on it, on nothing below.
+  call fleet.run_step(p_run_id, 'premake', null, p_now, v_failed);
+  call fleet.run_step(p_run_id, 'refresh_sizes', null, p_now, v_failed);
+  foreach v_partition in array array(
+    select r.partition_name
+    from fleet.retention_plan(p_retention, p_now) r
+    where r.action = 'retire'
+    order by r.range_start
+  ) loop
+    call fleet.run_step(p_run_id, 'retire', v_partition, p_now, v_failed);
+  end loop;
+  call fleet.run_step(p_run_id, 'prune', null, p_now, v_failed);
+  call fleet.run_step(p_run_id, 'retry_failed_archives', null, p_now, v_failed);
+  call fleet.run_step(p_run_id, 'wake_archiver', null, p_now, v_failed);
+  perform fleet.end_run(p_run_id, 'nightly', v_failed);
+end
+$$;
+
+comment on procedure fleet.nightly(bigint, interval, timestamptz) is
+  'The night''s work, each step in its own transaction: premake, count, retire what is past the retention, prune, wake the archiver. Answers its run_id for fleet.run_steps(). See first: select * from fleet.nightly_plan(). Example: call fleet.nightly();';

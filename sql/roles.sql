@@ -1,0 +1,58 @@
+-- The roles, once per Postgres cluster. Run at setup, before the migrations, by a role that may create roles.
+-- All but the owner begin without LOGIN: a deployment decides who may log in, and how.
+do $$
+declare
+  v_role text;
+begin
+  foreach v_role in array array['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba'] loop
+    if not exists (select from pg_catalog.pg_roles where rolname = v_role) then
+      begin
+        execute format('create role %I', v_role);
+      exception when duplicate_object or unique_violation then
+        null;  -- another database of this cluster is being set up at the same moment
+      end;
+    end if;
+  end loop;
+
+  if not pg_catalog.pg_has_role('fleet_owner', 'fleet_archiver', 'member') then
+    -- Retired tables are handed to the archiver's role, so that it may VACUUM them.
+    grant fleet_archiver to fleet_owner;
+  end if;
+  if not pg_catalog.pg_has_role('fleet_owner', 'pg_read_all_stats', 'member') then
+    begin
+      -- To see whether pg_cron's launcher lives.
+      grant pg_read_all_stats to fleet_owner;
+    exception when insufficient_privilege then
+      raise warning using
+        message = 'fleet_owner may not see the statistics of other roles: fleet.check() cannot tell whether the scheduler lives',
+        hint = 'As superuser: grant pg_read_all_stats to fleet_owner;';
+    end;
+  end if;
+  if not (select rolcanlogin from pg_catalog.pg_roles where rolname = 'fleet_owner') then
+    -- pg_cron starts a job as its owner, and a background worker must be one who may log in.
+    alter role fleet_owner login;
+  end if;
+  if not pg_catalog.pg_has_role(current_user, 'fleet_owner', 'member') then
+    execute format('grant fleet_owner to %I', current_user);
+  end if;
+
+  -- Changed only when different: several databases may be set up at once, and ALTER ROLE of one row collides.
+  if not exists (
+    select from pg_catalog.pg_db_role_setting s
+    join pg_catalog.pg_roles r on r.oid = s.setrole
+    where r.rolname = 'fleet_reader' and s.setdatabase = 0 and 'statement_timeout=30s' = any (s.setconfig)
+  ) then
+    alter role fleet_reader set statement_timeout = '30s';
+    alter role fleet_reader set idle_in_transaction_session_timeout = '60s';
+    alter role fleet_reader set default_transaction_read_only = on;
+  end if;
+
+  if pg_catalog.shobj_description('fleet_dba'::regrole, 'pg_authid') is null then
+    comment on role fleet_owner is 'NexMDM: owns the heartbeat store; runs migrations and the pg_cron jobs.';
+    comment on role fleet_server is 'NexMDM: the HTTP server; calls ingest, enrolment and ops functions, has no table.';
+    comment on role fleet_archiver is 'NexMDM: the archiver; owns the retired tables in fleet_detached.';
+    comment on role fleet_reader is 'NexMDM: dashboards; reads views, with time limits.';
+    comment on role fleet_dba is 'NexMDM: database administrators; call the functions that run the store.';
+  end if;
+end
+$$;

@@ -1,0 +1,7 @@
+create or replace trigger device_heartbeats_record_last_status
+  after insert on fleet.device_heartbeats
+  referencing new table as new_rows
+  for each statement execute function fleet.record_last_status();
+
+comment on trigger device_heartbeats_record_last_status on fleet.device_heartbeats is
+  'Keeps fleet.device_last_status; sees only the rows really stored.';

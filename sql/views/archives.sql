@@ -1,0 +1,9 @@
+create or replace view fleet.archives as
+select p.partition_name, p.range_start, p.range_end, p.state, p.row_count, p.min_ts, p.max_ts, p.archive_bytes,
+  p.checksum_sha256, p.content_checksum, p.archive_url, p.proven_at
+from fleet.hb_partitions p
+where p.proven_at is not null and p.archive_url is not null
+order by p.range_start;
+
+comment on view fleet.archives is
+  'Every proven archive: date range, rows, checksums, where it is, and when it was proven. Example: select * from fleet.archives where range_start >= ''2026-08-01'';';

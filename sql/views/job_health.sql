@@ -1,0 +1,21 @@
+create or replace view fleet.job_health as
+select h.jobname, h.schedule,
+  case
+    when h.is_active is null then 'missing'
+    when not h.is_active then 'disabled'
+    when h.last_start is null then 'waiting'
+    when h.last_status = 'failed' then 'failed'
+    when h.last_success is null or now() - h.last_success > case h.schedule
+      when '*/10 * * * *' then interval '25 minutes'
+      when '0 3 * * *' then interval '25 hours'
+      when '20 4 * * *' then interval '25 hours'
+      else interval '125 minutes'
+    end then 'late'
+    else 'ok'
+  end as status,
+  h.last_start, h.last_status, h.last_message, h.last_success
+from fleet.job_history() h
+order by h.jobname;
+
+comment on view fleet.job_health is
+  'The pg_cron jobs of the store: ok, waiting (never run yet), late, failed, disabled or missing. Example: select * from fleet.job_health where status <> ''ok'';';

@@ -1,0 +1,8 @@
+create or replace view fleet.unity_down as
+select d.device_id, d.alias, d.cohort, d.status, d.last_ts, d.seconds_since, d.battery_pct, d.agent_version
+from fleet.device_status d
+where d.unity_running is false and d.status in ('online', 'late')
+order by d.last_ts desc;
+
+comment on view fleet.unity_down is
+  'Devices that are heard from and say that their Unity app does not run. Example: select alias from fleet.unity_down;';
