@@ -68,8 +68,10 @@ export async function placeFor(wanted: string, elsewhere = '/var/lib', user = cl
     // A copied clone must not share its original's cluster; a moved one keeps it.
     if (home === clone || !existsSync(join(home, 'pg')) || await realpath(join(home, 'pg')) !== place) return place
     await rm(wanted)
-  } else if (!user || existsSync(wanted) || canEnter(clone, user)) {
+  } else if (!user || canEnter(clone, user)) {
     return wanted
+  } else if (existsSync(join(wanted, 'data'))) {
+    throw new ClusterError(`the user postgres, who runs the cluster in ${wanted}, cannot enter ${clone} any more; allow it by chmod a+x`)
   }
   const place = join(elsewhere, `nexmdm-${createHash('sha256').update(clone).digest('hex').slice(0, 12)}`)
   await mkdir(place, { recursive: true, mode: 0o700 })
@@ -190,6 +192,14 @@ export class Cluster {
     }
     if (this.port !== this.#kept.port) await this.#keep({ ...this.#kept, port: this.port })
     return 'started'
+  }
+
+  /** Takes up a running cluster without starting one; whether there is one. */
+  async attach() {
+    this.#kept = JSON.parse(await readFile(join(this.dir, 'cluster.json'), 'utf8')) as Kept
+    const running = await this.#postmaster()
+    this.port = running?.port ?? 0
+    return running?.status === 'ready'
   }
 
   /** Stops it and waits for the end. fast ends sessions and writes a checkpoint; immediate is a crash that recovers. */

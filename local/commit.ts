@@ -2,8 +2,8 @@
 import { commit, uncommit } from 'graphile-migrate'
 import { throwawayCluster } from './cluster.ts'
 import { requirePostgres } from './packages.ts'
-import { migrate, migrationSettings, setupFiles } from './migrate.ts'
-import { explain, say, step } from './progress.ts'
+import { migrate, migrationSettings, poolsEnded, setupFiles } from './migrate.ts'
+import { explain, say } from './progress.ts'
 
 const usage = 'usage: npm run migrate:commit -- "<what the migration does>"\n       npm run migrate:uncommit'
 
@@ -26,6 +26,7 @@ async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[
       afterReset: setupFiles.map(file => `!../sql/${file}`),
     })
   } finally {
+    await poolsEnded()
     await end()
   }
 }
@@ -33,10 +34,11 @@ async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[
 const [command, message, ...rest] = process.argv.slice(2)
 try {
   if (command === 'commit' && message && !rest.length) {
-    await step(`Committing migrations/current.sql as ${JSON.stringify(message)}`, () =>
-      inThrowawayCluster(settings => commit(settings, message)))
+    await inThrowawayCluster(settings => commit(settings, message))
+    say('migrations/current.sql is committed.')
   } else if (command === 'uncommit' && !message) {
-    await step('Taking the last committed migration back to migrations/current.sql', () => inThrowawayCluster(uncommit))
+    await inThrowawayCluster(uncommit)
+    say('The last committed migration is back in migrations/current.sql. Databases that have it must not be kept.')
   } else {
     process.stderr.write(`${usage}\n`)
     process.exitCode = 2

@@ -1,6 +1,7 @@
 // npm run migrate: brings a database to the state this version of the code needs.
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 import { Logger, migrate as runCommitted, watch, type Settings } from 'graphile-migrate'
 import postgres, { type Sql } from 'postgres'
@@ -63,6 +64,14 @@ export function oneLineEach(log: (line: string) => void) {
     if (file) log(`  ${file}`)
     else if (level.toString() === 'error' || level.toString() === 'warning') log(message)
   })
+}
+
+/**
+ * graphile-migrate keeps its connections for 200 ms after the last use, and ends this process when one of them
+ * is lost meanwhile: wait for this before Postgres is stopped or killed.
+ */
+export function poolsEnded() {
+  return sleep(300)
 }
 
 async function runFile(sql: Sql, file: string) {

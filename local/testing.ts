@@ -6,7 +6,7 @@ import postgres, { type Sql } from 'postgres'
 import type { Test } from 'tap'
 import { Cluster, roles, throwawayCluster, type Role } from './cluster.ts'
 import { plainEnv, repository, testClusterFile } from './config.ts'
-import { migrate } from './migrate.ts'
+import { migrate, poolsEnded } from './migrate.ts'
 import { requirePostgres, type Postgres } from './packages.ts'
 
 /** The migrated database that every withDatabase() is a copy of. Nobody connects to it. */
@@ -41,6 +41,7 @@ export async function withDatabase(t: Test): Promise<TestDatabase> {
   const name = `test_${process.pid}_${counter++}`
   const maintenance = client(testUrl(cluster, 'postgres', 'postgres'), 1)
   try {
+    // Measured with 105 partitions: 0.1 s by file_copy, 0.3 to 0.9 s by wal_log, where fsync is off.
     await maintenance.unsafe(`create database ${name} template ${templateDatabase} strategy file_copy`)
     // What CREATE DATABASE does not copy: the rights on the database and the settings made for it.
     await maintenance`
@@ -86,8 +87,7 @@ export async function withCluster(t: Test, options: { durable?: boolean } = {}):
   t.teardown(end)
   await migrate(cluster.url('postgres', 'fleet'), { current: true, log: () => {} })
   await cluster.allowLogins()
-  // graphile-migrate keeps its connections for 200 ms, and ends this process when one of them is lost.
-  await new Promise(resolve => setTimeout(resolve, 300))
+  await poolsEnded()
   return { ...open(t, 'fleet', role => cluster.url(role, 'fleet')), cluster }
 }
 

@@ -1,0 +1,209 @@
+// npm run demo: a simulated fleet, with a past to look at and beats that go on until it is stopped.
+import { readFile, rename, writeFile } from 'node:fs/promises'
+import { Readable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
+import type { Sql } from 'postgres'
+import { explain, say, step } from './progress.ts'
+
+const deviceCount = 200
+const historyDays = 100
+/** The past is thinned: one beat in half an hour, where the devices send one a minute. */
+const historyIntervalMs = 30 * 60_000
+const liveIntervalMs = 60_000
+const dayMs = 86_400_000
+
+interface DemoDevice {
+  number: number
+  device_id: string
+  token: string
+}
+
+interface Fleet {
+  devices: DemoDevice[]
+  /** ISO dates: the days of history still to be loaded are those from `nextDay` on, before `firstLiveAt`. */
+  nextDay: string
+  firstLiveAt: string
+}
+
+/**
+ * Enrolls the fleet and loads its past the first time (`file` remembers both, so a second run goes on with the same
+ * devices, and one that was cut short goes on where it was), retires what is past the retention, and sends live
+ * beats to the server at `url` until `stopped`.
+ */
+export async function startDemo(sql: Sql, url: string, file: string, stopped: AbortSignal) {
+  let fleet = await readFile(file, 'utf8').then(text => JSON.parse(text) as Fleet, () => undefined)
+  if (!fleet || !await isKnown(sql, fleet)) {
+    fleet = await step(`Enrolling ${deviceCount} simulated devices`, () => enrollFleet(sql))
+    await keep(file, fleet)
+  }
+  if (fleet.nextDay < fleet.firstLiveAt) {
+    const rows = await step(`Loading ${historyDays} days of their history`, () => loadHistory(sql, fleet, file, stopped))
+    stopped.throwIfAborted()
+    say(`${rows.toLocaleString('en')} heartbeats are loaded.`)
+    await step('Retiring the days past the retention (the archiver takes them from there)', () => sql`call fleet.nightly(null)`)
+  }
+  stopped.throwIfAborted()
+  say(`${deviceCount} devices send a beat a minute; some are offline, on some Unity is down. Try:
+
+  select * from fleet.fleet_summary;
+  select * from fleet.devices_offline;
+  select * from fleet.partition_health;
+  select * from fleet.archives;
+`)
+  for (const device of fleet.devices) void beatOn(url, device, stopped)
+}
+
+/** A database made anew, or another one, does not know the devices of the file. */
+async function isKnown(sql: Sql, fleet: Fleet) {
+  const ids = fleet.devices.map(device => device.device_id)
+  const [row] = await sql<{ known: number }[]>`select count(*)::integer as known from fleet.known_devices(${ids}::bigint[])`
+  return row?.known === fleet.devices.length
+}
+
+async function enrollFleet(sql: Sql): Promise<Fleet> {
+  // The first that is free: tokens are shown once, so a fleet whose file was lost cannot be taken up again.
+  const [{ generation } = { generation: 1 }] = await sql<{ generation: number }[]>`
+    select coalesce(max(substring(alias from '^sim(\\d+)-\\d+$')::integer), 0) + 1 as generation from fleet.devices
+  `
+  const devices = await sql<DemoDevice[]>`
+    select n as number, d.device_id, d.token
+    from generate_series(1, ${deviceCount}::integer) n
+    cross join lateral fleet.create_device(
+      'sim' || ${generation}::integer || '-' || lpad(n::text, 3, '0'),
+      case when n % 10 = 0 then 'canary' else 'stores' end
+    ) d
+    order by n
+  `
+  const now = Date.now()
+  const firstDay = new Date(now - historyDays * dayMs).toISOString().slice(0, 10)
+  return { devices: [...devices], nextDay: firstDay, firstLiveAt: new Date(now).toISOString() }
+}
+
+async function loadHistory(sql: Sql, fleet: Fleet, file: string, stopped: AbortSignal) {
+  const firstLive = Date.parse(fleet.firstLiveAt)
+  await sql`select fleet.create_partitions(${fleet.nextDay}::date, ${fleet.firstLiveAt}::timestamptz::date)`
+  let rows = 0
+  for (let day = Date.parse(fleet.nextDay); day < firstLive && !stopped.aborted; day += dayMs) {
+    // One COPY a day is one transaction: a day is there in full, or is loaded again.
+    const [{ loaded } = { loaded: true }] = await sql<{ loaded: boolean }[]>`
+      select exists (
+        select from fleet.device_heartbeats
+        where device_id = ${fleet.devices[0]?.device_id ?? 0}
+          and ts >= ${new Date(day)} and ts < ${new Date(Math.min(day + dayMs, firstLive))}
+      ) as loaded
+    `
+    if (!loaded) {
+      const copy = await sql`
+        copy fleet.device_heartbeats
+          (ts, received_at, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
+        from stdin
+      `.writable()
+      const lines = [...historyLines(fleet, day, Math.min(day + dayMs, firstLive))]
+      await pipeline(Readable.from(chunks(lines)), copy)
+      rows += lines.length
+    }
+    fleet.nextDay = new Date(day + dayMs).toISOString()
+    await keep(file, fleet)
+  }
+  return rows
+}
+
+function* historyLines(fleet: Fleet, from: number, to: number) {
+  const firstLive = Date.parse(fleet.firstLiveAt)
+  for (const device of fleet.devices) {
+    const end = Math.min(to, firstLive - offlineFor(device.number))
+    // Devices do not beat in step.
+    const offset = noise(device.number, 0) * historyIntervalMs
+    for (let ts = from + offset; ts < end; ts += historyIntervalMs) {
+      const beat = beatAt(device.number, ts)
+      const receivedAt = ts + 40 + noise(device.number, ts) * 900
+      yield [
+        new Date(ts).toISOString(), new Date(receivedAt).toISOString(), device.device_id, beat.signal_dbm, beat.battery_pct,
+        beat.unity_running ? 't' : 'f', beat.network_type, beat.agent_version, `10.${device.number % 8}.${device.number >> 8}.${device.number & 255}`,
+      ].join('\t') + '\n'
+    }
+  }
+}
+
+function* chunks(lines: string[]) {
+  for (let i = 0; i < lines.length; i += 500) yield lines.slice(i, i + 500).join('')
+}
+
+/** How long before the demo began a device went silent: 8 of the 200 are off for minutes to weeks. */
+function offlineFor(number: number) {
+  return number % 25 === 7 ? (15 + 1500 * noise(number, 1) ** 3 * 20) * 60_000 : 0
+}
+
+/** What a device says at a time: a battery that is charged at night, a radio with moods, Unity that sometimes is down. */
+function beatAt(number: number, ts: number) {
+  const hour = (ts / 3_600_000 + number / 9) % 24
+  const day = Math.floor(ts / dayMs)
+  const isDownForGood = number % 40 === 3
+  const battery = hour < 6 ? 40 + hour * 10 : 100 - (hour - 6) * (3 + noise(number, 2))
+  return {
+    battery_pct: Math.round(Math.min(100, Math.max(4, battery))),
+    network_type: noise(number, day) < 0.75 ? 'wifi' : 'lte',
+    unity_running: !isDownForGood && noise(number, Math.floor(ts / 7_200_000)) > 0.01,
+    signal_dbm: Math.round(-50 - 45 * noise(number, Math.floor(ts / 600_000))),
+    agent_version: number % 10 === 0 ? '1.5.0-rc.1' : '1.4.2',
+  }
+}
+
+/** The same number from 0 to 1 for the same device and moment, so that history and live beats fit together. */
+function noise(number: number, moment: number) {
+  let x = (number * 2_654_435_761 + Math.floor(moment / 1000) * 40_503 + Math.floor(moment) * 97) >>> 0
+  x = Math.imul(x ^ (x >>> 16), 0x45d9f3b)
+  x = Math.imul(x ^ (x >>> 16), 0x45d9f3b)
+  return ((x ^ (x >>> 16)) >>> 0) / 2 ** 32
+}
+
+async function beatOn(url: string, device: DemoDevice, stopped: AbortSignal) {
+  if (offlineFor(device.number)) return
+  // Spread over the minute, as a fleet is.
+  await pause(noise(device.number, 3) * liveIntervalMs, stopped)
+  while (!stopped.aborted) {
+    const ts = new Date()
+    const body = JSON.stringify({ ts: ts.toISOString(), ...beatAt(device.number, ts.getTime()) })
+    const started = Date.now()
+    await post(`${url}/v1/heartbeat`, device.token, body, stopped)
+    await pause(liveIntervalMs - (Date.now() - started), stopped)
+  }
+}
+
+let complaints = 0
+
+async function post(url: string, token: string, body: string, stopped: AbortSignal) {
+  try {
+    const answer = await fetch(url, {
+      method: 'POST',
+      headers: { 'authorization': `Bearer ${token}`, 'content-type': 'application/json' },
+      body,
+      signal: AbortSignal.any([stopped, AbortSignal.timeout(20_000)]),
+    })
+    const text = await answer.text()
+    if (!answer.ok) throw new Error(`the server answered ${answer.status} to a simulated beat: ${text}`)
+    complaints = 0
+  } catch (error) {
+    // The next minute is the retry. One line says it; 200 devices would say it 200 times.
+    if (!stopped.aborted && complaints++ === 0) say(`demo: ${explain(error)}`)
+  }
+}
+
+function pause(milliseconds: number, stopped: AbortSignal) {
+  return new Promise<void>(resolve => {
+    const end = () => {
+      clearTimeout(timer)
+      stopped.removeEventListener('abort', end)
+      resolve()
+    }
+    const timer = setTimeout(end, Math.max(0, milliseconds))
+    stopped.addEventListener('abort', end, { once: true })
+    if (stopped.aborted) end()
+  })
+}
+
+/** Written beside and renamed, so that a kill leaves the old one; 0600, for it has the tokens. */
+async function keep(file: string, fleet: Fleet) {
+  await writeFile(`${file}.new`, `${JSON.stringify(fleet)}\n`, { mode: 0o600 })
+  await rename(`${file}.new`, file)
+}

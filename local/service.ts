@@ -1,0 +1,154 @@
+// One child of npm start, the server or the archiver: started, watched, started again when it dies, stopped.
+import { spawn, type ChildProcess } from 'node:child_process'
+import { closeSync, openSync } from 'node:fs'
+import { copyFile, open, readFile, stat, truncate } from 'node:fs/promises'
+import { join } from 'node:path'
+import { repository } from './config.ts'
+import { say } from './progress.ts'
+
+const settingsAreWrong = 2
+const longestLog = 20 * 2 ** 20
+const mostLinesShown = 5
+
+export interface ServiceOptions {
+  name: string
+  /** Its file, from the repository's root. */
+  script: string
+  env: Record<string, string | undefined>
+  /** Where its output goes. */
+  log: string
+  /** Called when it cannot go on: its settings are wrong, or it dies again and again before it was ready. */
+  onFailure: (error: Error) => void
+}
+
+export class Service {
+  readonly name: string
+  #options: ServiceOptions
+  #child: ChildProcess | undefined
+  #stopping = false
+  #deaths = 0
+  #retry: NodeJS.Timeout | undefined
+  #follower: NodeJS.Timeout | undefined
+  #seen = 0
+  /** Set by whoever finds it working; from then on it is always started again. */
+  isReady = false
+
+  constructor(options: ServiceOptions) {
+    this.name = options.name
+    this.#options = options
+  }
+
+  async start() {
+    this.#seen = await size(this.#options.log)
+    this.#spawn()
+    this.#follower = setInterval(() => void this.#follow(), 1000)
+  }
+
+  /** Asks it to finish (SIGTERM) and waits; after `patience` ms it is killed. */
+  async stop(patience = 30_000) {
+    this.#stopping = true
+    clearTimeout(this.#retry)
+    clearInterval(this.#follower)
+    const child = this.#child
+    if (!child || hasEnded(child)) return
+    const ended = new Promise(resolve => child.once('exit', resolve))
+    child.kill('SIGTERM')
+    const timer = setTimeout(() => {
+      say(`The ${this.name} did not finish in ${patience / 1000} s and is killed.`)
+      child.kill('SIGKILL')
+    }, patience)
+    await ended
+    clearTimeout(timer)
+  }
+
+  /** Ends it at once. */
+  kill() {
+    this.#stopping = true
+    clearTimeout(this.#retry)
+    this.#child?.kill('SIGKILL')
+  }
+
+  /** The last lines of its log. */
+  async logTail(lines = 15) {
+    const text = await readFile(this.#options.log, 'utf8').catch(() => '')
+    return text.trimEnd().split('\n').slice(-lines).join('\n')
+  }
+
+  #spawn() {
+    const { script, env, log } = this.#options
+    // A file and no pipe, so that it can still write its last words when we were killed. The channel is how it
+    // notices that. A group of its own, so that Ctrl-C reaches only us and the order of stopping is ours.
+    const out = openSync(log, 'a', 0o600)
+    const child = spawn(process.execPath, ['--import', 'tsx', join(repository, script)], {
+      cwd: repository, env, detached: true, stdio: ['ignore', out, out, 'ipc'],
+    })
+    closeSync(out)
+    this.#child = child
+    const started = Date.now()
+    child.once('error', error => this.#options.onFailure(error))
+    child.once('exit', (code, signal) => {
+      if (!this.#stopping) void this.#died(code, signal, Date.now() - started)
+    })
+  }
+
+  async #died(code: number | null, signal: string | null, lived: number) {
+    this.#deaths = lived > 60_000 ? 1 : this.#deaths + 1
+    const how = `The ${this.name} ended unexpectedly (${signal ?? `code ${code}`})`
+    const tail = `The end of ${this.#options.log}:\n${await this.logTail()}`
+    if (code === settingsAreWrong || (!this.isReady && this.#deaths >= 3)) {
+      this.#options.onFailure(new Error(`${how}. ${tail}`))
+      return
+    }
+    const pause = Math.min(2 ** (this.#deaths - 1), 30)
+    say(`${how} and is started again in ${pause} s. ${tail}`)
+    this.#retry = setTimeout(() => this.#spawn(), pause * 1000)
+  }
+
+  /** Shows warnings and errors from its log, and keeps the log from growing for ever. */
+  async #follow() {
+    const { log } = this.#options
+    const end = await size(log)
+    if (end < this.#seen) this.#seen = 0
+    if (end > this.#seen) {
+      const file = await open(log)
+      const buffer = Buffer.alloc(Math.min(end - this.#seen, 2 ** 20))
+      await file.read(buffer, 0, buffer.length, end - buffer.length)
+      await file.close()
+      this.#seen = end
+      const grave = buffer.toString().split('\n').map(graveLine).filter(line => line !== undefined)
+      // Before it is ready, that it cannot reach something is no news.
+      if (!this.isReady) grave.length = 0
+      for (const line of grave.slice(0, mostLinesShown)) say(`${this.name}: ${line}`)
+      if (grave.length > mostLinesShown) say(`${this.name}: ${grave.length - mostLinesShown} more in ${log}`)
+    }
+    if (end > longestLog) {
+      await copyFile(log, `${log}.1`)
+      await truncate(log)
+    }
+  }
+}
+
+/** What a log line (a JSON object as pino writes it) says, when it is a warning or worse. */
+export function graveLine(line: string): string | undefined {
+  try {
+    const { level, event, msg, error } = JSON.parse(line) as {
+      level?: number | string
+      event?: string
+      msg?: string
+      error?: string | { message?: string }
+    }
+    const isGrave = typeof level === 'number' ? level >= 40 : ['warn', 'error', 'fatal'].includes(level ?? '')
+    if (!isGrave) return undefined
+    return [event, msg, typeof error === 'object' ? error.message : error].filter(Boolean).join(': ')
+  } catch {
+    return undefined // not a log line; a crash is shown when the process ends
+  }
+}
+
+function hasEnded(child: ChildProcess) {
+  return child.exitCode !== null || child.signalCode !== null
+}
+
+function size(file: string) {
+  return stat(file).then(found => found.size, () => 0)
+}

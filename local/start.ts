@@ -1,0 +1,302 @@
+// npm start, npm run demo: everything on one machine, from nothing to a printed curl, until Ctrl-C.
+import { randomBytes } from 'node:crypto'
+import { existsSync } from 'node:fs'
+import { link, mkdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { delimiter, join, relative } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { pathToFileURL } from 'node:url'
+import postgres from 'postgres'
+import { Cluster, clusterMajor, isFree, placeFor } from './cluster.ts'
+import { plainEnv, repository, SettingsError, startConfig, type StartConfig } from './config.ts'
+import { curlLine, demoDevice, psqlLine } from './demo-device.ts'
+import { startDemo } from './demo.ts'
+import { migrate } from './migrate.ts'
+import { requirePostgres } from './packages.ts'
+import { explain, say, step } from './progress.ts'
+import { Service } from './service.ts'
+
+const local = join(repository, '.local')
+const database = 'fleet'
+
+/** Where to connect, and what the children are told. */
+interface Database {
+  adminUrl: string
+  ownerUrl: string
+  /** For the printed psql line. */
+  readerUrl: string
+  psql: string
+  env: Record<string, string | undefined>
+}
+
+/** All that runs, in the order in which it was started; stopping goes the other way. */
+class Running {
+  readonly services: Service[] = []
+  cluster: Cluster | undefined
+  readonly #stop = new AbortController()
+  #askedAt = 0
+  #watch: NodeJS.Timeout | undefined
+
+  constructor() {
+    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+      process.on(signal, () => this.#onSignal())
+    }
+    // The terminal may be gone; we still have to stop in order.
+    process.stdout.on('error', () => {})
+    process.stderr.on('error', () => {})
+  }
+
+  /** Aborted when someone wants us to stop, or when we cannot go on; then its reason is the error. */
+  get stopped() {
+    return this.#stop.signal
+  }
+
+  fail(error: Error) {
+    this.#stop.abort(error)
+  }
+
+  /** Does a step unless we are to stop. */
+  async step<T>(what: string, work: () => Promise<T>) {
+    this.stopped.throwIfAborted()
+    const result = await step(what, work)
+    this.stopped.throwIfAborted()
+    return result
+  }
+
+  /** Starts Postgres again should it die under us. */
+  watchCluster(cluster: Cluster) {
+    let restarting = false
+    this.#watch = setInterval(() => void (async () => {
+      if (restarting || this.stopped.aborted || await cluster.pid()) return
+      restarting = true
+      try {
+        await step(`PostgreSQL ended unexpectedly (see ${cluster.log}); starting it again`, () => cluster.start())
+      } catch (error) {
+        this.fail(error as Error)
+      }
+      restarting = false
+    })(), 1000)
+  }
+
+  async stopAll() {
+    clearInterval(this.#watch)
+    for (const service of this.services) await step(`Stopping the ${service.name}`, () => service.stop())
+    const cluster = this.cluster
+    if (cluster) await step('Stopping PostgreSQL', () => cluster.stop())
+  }
+
+  #onSignal() {
+    if (!this.#askedAt) {
+      this.#askedAt = Date.now()
+      this.#stop.abort()
+      say('')
+    } else if (Date.now() - this.#askedAt > 1000) {
+      // npm passes on a Ctrl-C that the terminal has sent already: one within a second is the same one.
+      say('\nStopping at once; PostgreSQL will recover at the next start.')
+      for (const service of this.services) service.kill()
+      void this.cluster?.stop('immediate').catch(() => {})
+    }
+  }
+}
+
+async function start(config: StartConfig, running: Running, isDemo: boolean) {
+  if (config.portIsFixed && !await isFree(config.port, config.host)) {
+    throw new Error(`PORT ${config.port} of ${config.host} is taken by another process; nothing was started`)
+  }
+  const db = config.databaseUrl ? givenDatabase(config) : await privateDatabase(running, config)
+  await running.step('Migrating the database', () => migrate(db.adminUrl, { log: line => say(`\n${line}`) }))
+  await running.cluster?.allowLogins()
+
+  const port = config.portIsFixed ? config.port : await nextFreePort(config)
+  const adminKey = config.adminKey ?? await keptAdminKey()
+  const archiveUrl = config.archiveUrl ?? await localArchive()
+  const env = { ...db.env, PORT: String(port), HOST: config.host, ADMIN_KEY: adminKey, ARCHIVE_URL: archiveUrl }
+  await mkdir(join(local, 'log'), { recursive: true, mode: 0o700 })
+  const url = `http://${reachable(config.host)}:${port}`
+  const server = service(running, 'server', 'server/main.ts', env)
+  const archiver = service(running, 'archiver', 'archiver/main.ts', env)
+  await running.step('Starting the server and the archiver', async () => {
+    await Promise.all([server.start(), archiver.start()])
+    await untilReady(`${url}/readyz`, server, running.stopped)
+    archiver.isReady = true
+  })
+
+  const sql = postgres(db.ownerUrl, { max: 2, connection: { role: 'fleet_owner', TimeZone: 'UTC' }, onnotice: () => {} })
+  try {
+    const device = await demoDevice(sql, join(local, 'demo-device.json'))
+    say(`
+Heartbeats are taken at ${url}
+
+  admin key  ${adminKey}
+  ops page   ${url}/
+  archive    ${archiveUrl}
+  logs       ${relative(process.cwd(), join(local, 'log')) || '.'}/${running.cluster ? ` and ${running.cluster.log}` : ''}
+
+Post a heartbeat as ${device.alias}:
+
+  ${curlLine(url, device)}
+
+Look at it:
+
+  ${psqlLine(db.psql, db.readerUrl, device)}
+
+Ctrl-C stops everything; the data stays.
+`)
+    if (isDemo) await startDemo(sql, url, join(local, 'demo.json'), running.stopped)
+    if (!running.stopped.aborted) await new Promise(resolve => running.stopped.addEventListener('abort', resolve))
+  } finally {
+    await sql.end({ timeout: 1 })
+  }
+}
+
+/** The cluster under .local: made the first time, started. */
+async function privateDatabase(running: Running, config: StartConfig): Promise<Database> {
+  const dir = await placeFor(join(local, 'pg'))
+  const packages = await requirePostgres(await clusterMajor(dir))
+  const cluster = new Cluster({ dir, postgres: packages, databases: [database], cronDatabase: database })
+  if (!cluster.exists()) await running.step(`Making a PostgreSQL ${packages.major} cluster in ${dir}`, () => cluster.create())
+  running.stopped.throwIfAborted()
+  running.cluster = cluster
+  const how = await running.step(`Starting PostgreSQL ${packages.major}`, () => cluster.start())
+  if (how === 'adopted') say('It was still running from an earlier start that was killed; it goes on as it is.')
+  running.watchCluster(cluster)
+  const serverUrl = cluster.url('fleet_server', database)
+  return {
+    adminUrl: cluster.url('postgres', database),
+    ownerUrl: cluster.url('fleet_owner', database),
+    readerUrl: cluster.url('fleet_reader', database),
+    psql: onPath('psql') ? 'psql' : cluster.program('psql'),
+    env: {
+      ...config.env,
+      // The owner's connection stays here.
+      DATABASE_URL: undefined,
+      READ_DATABASE_URL: undefined,
+      SERVER_DATABASE_URL: serverUrl,
+      LISTEN_DATABASE_URL: serverUrl,
+      OPS_DATABASE_URL: serverUrl,
+      ARCHIVER_DATABASE_URL: cluster.url('fleet_archiver', database),
+    },
+  }
+}
+
+/** The database of DATABASE_URL. */
+function givenDatabase({ databaseUrl = '', env }: StartConfig): Database {
+  say('DATABASE_URL is set: using that database, making no cluster.')
+  return { adminUrl: databaseUrl, ownerUrl: databaseUrl, readerUrl: databaseUrl, psql: 'psql', env }
+}
+
+function service(running: Running, name: string, script: string, env: Record<string, string | undefined>) {
+  const made = new Service({
+    name, script, env, log: join(local, 'log', `${name}.log`), onFailure: error => running.fail(error),
+  })
+  running.services.push(made)
+  return made
+}
+
+async function untilReady(url: string, server: Service, stopped: AbortSignal) {
+  const patience = 60_000
+  const end = Date.now() + patience
+  while (!await fetch(url, { signal: AbortSignal.timeout(2000) }).then(answer => answer.ok, () => false)) {
+    stopped.throwIfAborted()
+    if (Date.now() > end) {
+      throw new Error(`${url} did not answer 200 within ${patience / 1000} s. The end of the server's log:\n${await server.logTail()}`)
+    }
+    await sleep(100)
+  }
+  server.isReady = true
+}
+
+async function nextFreePort({ port, host }: StartConfig) {
+  for (let next = port; next < port + 100; next++) {
+    if (!await isFree(next, host)) continue
+    if (next !== port) say(`Port ${port} is taken by another process; using ${next}. (PORT sets one.)`)
+    return next
+  }
+  throw new Error(`ports ${port} to ${port + 99} of ${host} are all taken; set PORT`)
+}
+
+async function keptAdminKey() {
+  const file = join(local, 'admin-key')
+  const kept = await readFile(file, 'utf8').catch(() => '')
+  if (kept.trim()) return kept.trim()
+  const key = randomBytes(24).toString('hex')
+  await writeFile(file, `${key}\n`, { mode: 0o600 })
+  return key
+}
+
+async function localArchive() {
+  const directory = join(local, 'archive')
+  await mkdir(directory, { recursive: true, mode: 0o700 })
+  return pathToFileURL(directory).href
+}
+
+/** An address to connect to for one to listen on. */
+function reachable(host: string) {
+  if (host === '0.0.0.0' || host === '::') return '127.0.0.1'
+  return host.includes(':') ? `[${host}]` : host
+}
+
+function onPath(program: string) {
+  return (plainEnv().PATH ?? '').split(delimiter).some(directory => existsSync(join(directory, program)))
+}
+
+/** Keeps a second npm start of this clone away from the first. */
+async function lock() {
+  const file = join(local, 'start.pid')
+  const own = `${file}.${process.pid}`
+  for (;;) {
+    try {
+      // A link appears with its content, or fails because there is one.
+      await writeFile(own, String(process.pid))
+      await link(own, file)
+      return () => rm(file, { force: true })
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
+    } finally {
+      await rm(own, { force: true })
+    }
+    const pid = Number(await readFile(file, 'utf8').catch(() => '0'))
+    if (await isStart(pid)) throw new Error(`npm start runs already for this clone, as process ${pid}; nothing was started`)
+    await rm(file, { force: true }) // left by a start that was killed
+  }
+}
+
+async function isStart(pid: number) {
+  try {
+    if (!pid) return false
+    process.kill(pid, 0)
+    // Where numbers can be looked up, make sure that it is not another process by now.
+    const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => 'local/start.ts')
+    return pid !== process.pid && command.includes('local/start.ts')
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM'
+  }
+}
+
+async function main() {
+  const args = process.argv.slice(2)
+  if (args.some(arg => arg !== '--demo')) throw new SettingsError(['usage: npm start, or npm run demo'])
+  const config = startConfig()
+  // Postgres, as user postgres, has to pass through; the secrets in it are files of mode 0600.
+  await mkdir(local, { recursive: true, mode: 0o755 })
+  const unlock = await lock()
+  const running = new Running()
+  try {
+    await start(config, running, args.includes('--demo'))
+  } catch (error) {
+    if (!running.stopped.aborted) running.fail(error as Error)
+  } finally {
+    await running.stopAll()
+    await unlock()
+  }
+  const { reason } = running.stopped as { reason: unknown }
+  if (!(reason instanceof DOMException)) throw reason
+  say('Stopped; the data stays.')
+}
+
+try {
+  await main()
+  process.exit(0)
+} catch (error) {
+  process.stderr.write(`${explain(error)}\n`)
+  process.exit(error instanceof SettingsError ? 2 : 1)
+}
