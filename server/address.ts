@@ -1,0 +1,15 @@
+import type { IncomingMessage } from 'node:http'
+import { isIP } from 'node:net'
+
+/**
+ * The client's address as PostgreSQL's inet takes it, or null. Behind a proxy it is the last hop of
+ * X-Forwarded-For: the one our own proxy wrote; those before it are the client's word.
+ */
+export function clientAddress(incoming: IncomingMessage, trustProxy: boolean): string | null {
+  const forwarded = trustProxy ? incoming.headers['x-forwarded-for'] : undefined
+  const hop = forwarded === undefined ? incoming.socket.remoteAddress : String(forwarded).split(',').at(-1)!.trim()
+  if (hop === undefined) return null
+  // An IPv4 client of a dual-stack socket, and the zone of a link-local address.
+  const address = hop.replace(/^::ffff:(?=\d+\.)/i, '').replace(/%.*$/, '')
+  return isIP(address) === 0 ? null : address
+}

@@ -1,0 +1,85 @@
+import type { HttpBindings } from '@hono/node-server'
+import { Hono } from 'hono'
+import { etag } from 'hono/etag'
+import { TrieRouter } from 'hono/router/trie-router'
+import { adminOnly } from './auth.ts'
+import type { ServerConfig } from './config.ts'
+import type { Pool, Sql } from './database.ts'
+import { createDevice, getDevice, listDevices, revokeDevice } from './devices.ts'
+import { postHeartbeat, postHeartbeats } from './ingest.ts'
+import type { Log } from './log.ts'
+import { exposition, timed, type Metrics } from './metrics.ts'
+import { getPoolHealth, postNightly, postReconcile } from './ops.ts'
+import { Problem, toProblem, unavailable } from './problem.ts'
+import type { Tokens } from './tokens.ts'
+import type { Writer } from './writer.ts'
+
+export interface AppEnv {
+  Bindings: HttpBindings
+}
+
+/** What the routes work with; made and ended by server.ts. */
+export interface Parts {
+  config: ServerConfig
+  log: Log
+  metrics: Metrics
+  pool: Pool
+  ops: Sql
+  tokens: Tokens
+  writer: Writer
+  isDraining: () => boolean
+}
+
+export function createApp({ config, log, metrics, pool, ops, tokens, writer, isDraining }: Parts) {
+  const app = new Hono<AppEnv>()
+  const admin = adminOnly(config.adminKey)
+
+  // No middleware stands before these two: Hono calls a lone handler directly.
+  app.post('/v1/heartbeat', timed(metrics, 'POST /v1/heartbeat', postHeartbeat(config, tokens, writer)))
+  app.post('/v1/heartbeats', timed(metrics, 'POST /v1/heartbeats', postHeartbeats(config, pool, tokens, writer)))
+
+  app.get('/v1/devices', admin, etag(), timed(metrics, 'GET /v1/devices', listDevices(pool, metrics)))
+  app.get('/v1/devices/:id', admin, etag(), timed(metrics, 'GET /v1/devices/:id', getDevice(pool, metrics)))
+  app.post('/admin/devices', admin, timed(metrics, 'POST /admin/devices', createDevice(pool)))
+  app.delete('/admin/devices/:id', admin, timed(metrics, 'DELETE /admin/devices/:id', revokeDevice(pool)))
+
+  app.post('/ops/nightly', admin, timed(metrics, 'POST /ops/nightly', postNightly(config, ops)))
+  app.post('/ops/reconcile', admin, timed(metrics, 'POST /ops/reconcile', postReconcile(ops)))
+  app.get('/ops/pool_health', admin, getPoolHealth(pool))
+  app.get('/metrics', adminOnly(config.adminKey, { orBearer: true }), c => exposition(c, pool, metrics, log))
+
+  app.get('/healthz', c => c.json({ status: 'ok' }))
+  app.get('/readyz', async c => {
+    if (isDraining()) throw unavailable('The server is stopping.')
+    const [row] = await pool.run(sql => sql<{ ready: boolean }[]>`
+      select to_regprocedure('fleet.ingest(json, timestamptz)') is not null as ready
+    `)
+    if (!row!.ready) throw unavailable('The database is not migrated.')
+    return c.json({ status: 'ready' })
+  })
+
+  const methods = new TrieRouter<string>()
+  for (const { method, path } of app.routes) {
+    if (method !== 'ALL') methods.add('ALL', path, method)
+  }
+  app.notFound(c => {
+    const allowed = new Set(methods.match('ALL', c.req.path)[0].map(([method]) => method))
+    if (allowed.size === 0) return new Problem(404, `There is nothing at ${c.req.path}.`).toResponse()
+    const allow = [...allowed].join(', ')
+    return new Problem(405, `${c.req.path} takes ${allow}, not ${c.req.method}.`, { headers: { allow } }).toResponse()
+  })
+
+  app.onError((error, c) => {
+    const problem = toProblem(error)
+    const about = { event: 'http.error', method: c.req.method, path: c.req.path, status: problem.status }
+    if (problem.status >= 500) {
+      const level = problem.status === 500 ? 'error' : 'warn'
+      log[level]({ ...about, error: problem.cause ?? error }, problem.message)
+    } else {
+      log.debug(about, problem.message)
+    }
+    return problem.toResponse()
+  })
+
+  return app
+}

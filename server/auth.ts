@@ -1,0 +1,46 @@
+import { createHash, timingSafeEqual } from 'node:crypto'
+import type { MiddlewareHandler } from 'hono'
+import type { IncomingMessage } from 'node:http'
+import type { AppEnv } from './app.ts'
+import { Problem } from './problem.ts'
+import type { Identity, Tokens } from './tokens.ts'
+
+/** @throws Problem 401 for a token that is missing, unknown or revoked */
+export async function identify(incoming: IncomingMessage, tokens: Tokens): Promise<Identity> {
+  const token = bearer(incoming)
+  if (token === undefined) {
+    throw unauthorized('A token is needed, as Authorization: Bearer <token>.', 'Bearer realm="fleet"')
+  }
+  const found = tokens.identify(token)
+  const identity = found instanceof Promise ? await found : found
+  if (identity === null) {
+    throw unauthorized('The token is unknown or revoked.', 'Bearer realm="fleet", error="invalid_token"')
+  }
+  return identity
+}
+
+/** Lets pass who brings the admin key in `x-admin`, or with `orBearer` as Prometheus sends it. */
+export function adminOnly(adminKey: string, { orBearer = false } = {}): MiddlewareHandler<AppEnv> {
+  const want = digest(adminKey)
+  return async (c, next) => {
+    const { incoming } = c.env
+    const key = incoming.headers['x-admin'] ?? (orBearer ? bearer(incoming) : undefined)
+    // Digests have one length, so the comparison tells nothing of the key.
+    if (typeof key !== 'string' || !timingSafeEqual(digest(key), want)) {
+      throw unauthorized('The admin key is needed, as x-admin: <key>.', orBearer ? 'Bearer realm="fleet"' : 'X-Admin realm="fleet"')
+    }
+    await next()
+  }
+}
+
+function bearer(incoming: IncomingMessage) {
+  return /^bearer +(\S+) *$/i.exec(incoming.headers.authorization ?? '')?.[1]
+}
+
+function digest(text: string) {
+  return createHash('sha256').update(text).digest()
+}
+
+function unauthorized(detail: string, challenge: string) {
+  return new Problem(401, detail, { headers: { 'www-authenticate': challenge } })
+}

@@ -1,0 +1,87 @@
+import type { IncomingMessage } from 'node:http'
+import { promisify } from 'node:util'
+import { isUtf8 } from 'node:buffer'
+import { gunzip } from 'node:zlib'
+import { Problem } from './problem.ts'
+
+const inflate = promisify(gunzip)
+
+/** The type of the body, without its parameters; JSON when nothing is said. */
+export function mediaType(incoming: IncomingMessage) {
+  const type = incoming.headers['content-type'] ?? 'application/json'
+  const end = type.indexOf(';')
+  return (end === -1 ? type : type.slice(0, end)).trim().toLowerCase()
+}
+
+/**
+ * Reads a JSON body of at most `limit` bytes.
+ * @throws Problem 400 when it is not JSON in UTF-8, 413, 415
+ */
+export async function readJson(incoming: IncomingMessage, limit: number): Promise<unknown> {
+  const type = mediaType(incoming)
+  if (type !== 'application/json') throw new Problem(415, `The body must be application/json, not ${type}.`)
+  const encoding = incoming.headers['content-encoding'] ?? 'identity'
+  if (encoding !== 'identity') throw new Problem(415, `The body must not be encoded, but was sent as ${encoding}.`)
+  return parseJson(await readBody(incoming, limit))
+}
+
+/** Reads a body that may be compressed; the limit holds before and after inflation. */
+export async function readInflated(incoming: IncomingMessage, limit: number): Promise<Buffer> {
+  const encoding = (incoming.headers['content-encoding'] ?? 'identity').toLowerCase()
+  if (encoding === 'identity') return readBody(incoming, limit)
+  if (encoding !== 'gzip') {
+    throw new Problem(415, `Content-Encoding may be gzip, not ${encoding}.`, { headers: { 'accept-encoding': 'gzip' } })
+  }
+  const packed = await readBody(incoming, limit)
+  try {
+    return await inflate(packed, { maxOutputLength: limit })
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code === 'ERR_BUFFER_TOO_LARGE') throw tooLarge(limit)
+    throw new Problem(400, 'The body says Content-Encoding gzip, but is not gzip.', { cause })
+  }
+}
+
+export function parseJson(body: Buffer): unknown {
+  if (!isUtf8(body)) throw new Problem(400, 'The body is not JSON: it is not UTF-8.')
+  try {
+    return JSON.parse(body.toString())
+  } catch (cause) {
+    throw new Problem(400, 'The body is not JSON.', { cause })
+  }
+}
+
+/** Reads no further than the limit, whatever Content-Length says. */
+function readBody(incoming: IncomingMessage, limit: number): Promise<Buffer> {
+  if (Number(incoming.headers['content-length'] ?? 0) > limit) return Promise.reject(tooLarge(limit))
+  return new Promise((resolve, reject) => {
+    const chunks: Buffer[] = []
+    let size = 0
+    incoming.on('data', onData)
+    incoming.on('end', onEnd)
+    incoming.on('error', onCut)
+    incoming.on('close', onCut)
+
+    function onData(chunk: Buffer) {
+      size += chunk.length
+      if (size > limit) finish(() => reject(tooLarge(limit)))
+      else chunks.push(chunk)
+    }
+    function onEnd() {
+      finish(() => resolve(chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks)))
+    }
+    function onCut() {
+      finish(() => reject(new Problem(400, 'The connection was cut before the end of the body.')))
+    }
+    function finish(settle: () => void) {
+      incoming.off('data', onData)
+      incoming.off('end', onEnd)
+      incoming.off('error', onCut)
+      incoming.off('close', onCut)
+      settle()
+    }
+  })
+}
+
+function tooLarge(limit: number) {
+  return new Problem(413, `The body is larger than ${limit} bytes.`, { headers: { connection: 'close' } })
+}

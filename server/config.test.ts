@@ -1,0 +1,32 @@
+import t from 'tap'
+import { ConfigError, readConfig } from './config.ts'
+
+const DATABASE_URL = 'postgres://fleet_owner@127.0.0.1/fleet'
+const ADMIN_KEY = 'sixteen-or-more-characters'
+
+t.test('each database defaults to DATABASE_URL as role fleet_server', async t => {
+  const config = readConfig({ DATABASE_URL, ADMIN_KEY, OPS_DATABASE_URL: 'postgres://ops@127.0.0.1/fleet' })
+  t.same(config.hot, { url: DATABASE_URL, role: 'fleet_server' })
+  t.same(config.listen, { url: DATABASE_URL, role: 'fleet_server' })
+  t.same(config.ops, { url: 'postgres://ops@127.0.0.1/fleet' }, 'a login of its own keeps its own role')
+  t.match(config, { port: 8080, host: '127.0.0.1', poolMax: 10, trustProxy: false, logLevel: 'info' })
+})
+
+t.test('an empty variable is an unset one', async t => {
+  t.equal(readConfig({ DATABASE_URL, ADMIN_KEY, PORT: '' }).port, 8080)
+})
+
+t.test('all problems are told together, by variable', async t => {
+  const env = { ADMIN_KEY: 'short', PORT: '70000', POOL_MAX: 'ten', TRUST_PROXY: 'maybe', LOG_LEVEL: 'loud', LISTEN_DATABASE_URL: 'mysql://x' }
+  const error = t.throws(() => readConfig(env), ConfigError) as ConfigError
+  t.equal(error.problems.length, 8)
+  for (const name of ['ADMIN_KEY', 'PORT', 'POOL_MAX', 'TRUST_PROXY', 'LOG_LEVEL', 'LISTEN_DATABASE_URL', 'SERVER_DATABASE_URL', 'OPS_DATABASE_URL']) {
+    t.ok(error.problems.some(problem => problem.startsWith(name)), name)
+  }
+})
+
+t.test('an admin key that no header can carry is refused, and never shown', async t => {
+  const error = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY: 'sixteen characters' })) as ConfigError
+  t.match(error.message, /ADMIN_KEY/)
+  t.notMatch(error.message, /sixteen/)
+})

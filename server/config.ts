@@ -1,0 +1,93 @@
+import { inspect } from 'node:util'
+
+export const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const
+
+/** Where to connect, and the role to start as when the URL's own login is not that role. */
+export interface Login {
+  url: string
+  role?: string
+}
+
+export interface ServerConfig {
+  /** Heartbeats, tokens and reads; may go through pgBouncer when it has its own URL. */
+  hot: Login
+  /** LISTEN: always direct. */
+  listen: Login
+  /** Long calls without the hot path's statement timeout: always direct. */
+  ops: Login
+  port: number
+  host: string
+  adminKey: string
+  poolMax: number
+  trustProxy: boolean
+  logLevel: (typeof LOG_LEVELS)[number]
+}
+
+/** Every problem of the settings at once, one sentence each, by variable name. */
+export class ConfigError extends Error {
+  constructor(readonly problems: string[]) {
+    super(`The settings cannot be used:\n${problems.map(problem => `  ${problem}`).join('\n')}`)
+    this.name = 'ConfigError'
+  }
+}
+
+/**
+ * Reads the server's settings once.
+ * @throws ConfigError naming every variable that is missing or wrong.
+ */
+// eslint-disable-next-line no-restricted-properties -- the one place that reads the environment
+export function readConfig(env: Record<string, string | undefined> = process.env): ServerConfig {
+  const problems: string[] = []
+  // An empty variable is an unset one: `PORT= npm run server` means the default.
+  const read = (name: string) => env[name] || undefined
+
+  function login(name: string): Login {
+    const own = read(name)
+    const url = own ?? read('DATABASE_URL')
+    const source = own === undefined ? 'DATABASE_URL' : name
+    if (url === undefined) problems.push(`${name} is missing, and so is DATABASE_URL, its default.`)
+    else if (!isPostgresUrl(url)) problems.push(`${source} must be a URL that begins with postgres://.`)
+    return own === undefined ? { url: url ?? '', role: 'fleet_server' } : { url: own }
+  }
+
+  function integer(name: string, fallback: number, min: number, max: number) {
+    const text = read(name)
+    if (text === undefined) return fallback
+    const value = /^\d+$/.test(text) ? Number(text) : NaN
+    if (!(value >= min && value <= max)) {
+      problems.push(`${name} must be a whole number from ${min} to ${max}, not ${inspect(text)}.`)
+    }
+    return value
+  }
+
+  function choice<T extends string>(name: string, fallback: T, choices: readonly T[]): T {
+    const text = read(name)
+    const found = choices.find(value => value === (text ?? fallback))
+    if (found === undefined) problems.push(`${name} must be one of ${choices.join(', ')}, not ${inspect(text)}.`)
+    return found ?? fallback
+  }
+
+  const adminKey = read('ADMIN_KEY') ?? ''
+  if (adminKey === '') problems.push('ADMIN_KEY is missing; it has no default.')
+  else if (adminKey.length < 16) problems.push(`ADMIN_KEY must have at least 16 characters, not ${adminKey.length}.`)
+  // It is compared with a header's value, which carries nothing else.
+  else if (!/^[\x21-\x7e]+$/.test(adminKey)) problems.push('ADMIN_KEY must be printable ASCII without spaces.')
+
+  const config: ServerConfig = {
+    hot: login('SERVER_DATABASE_URL'),
+    listen: login('LISTEN_DATABASE_URL'),
+    ops: login('OPS_DATABASE_URL'),
+    port: integer('PORT', 8080, 0, 65535),
+    host: read('HOST') ?? '127.0.0.1',
+    adminKey,
+    poolMax: integer('POOL_MAX', 10, 1, 1000),
+    trustProxy: choice('TRUST_PROXY', 'false', ['true', 'false']) === 'true',
+    logLevel: choice('LOG_LEVEL', 'info', LOG_LEVELS),
+  }
+  if (problems.length > 0) throw new ConfigError([...new Set(problems)])
+  return config
+}
+
+function isPostgresUrl(text: string) {
+  return /^postgres(ql)?:\/\//.test(text) && URL.canParse(text)
+}

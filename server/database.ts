@@ -1,0 +1,113 @@
+import postgres from 'postgres'
+import type { Login } from './config.ts'
+import { unavailable } from './problem.ts'
+
+export type Sql = postgres.Sql<{ timestamp: string, bigint: number }>
+
+/** Above the statement timeout: reached only when the network or the pool stands still. */
+const DEADLINE_MS = 5_000
+
+/** The seeds ask for 1 to 2 s on hot paths. */
+const STATEMENT_TIMEOUT_MS = 2_000
+
+/** Counts what is in flight, so that a full pool can be seen before it hurts. */
+export class Pool {
+  #inFlight = 0
+  /** Statements that found no free connection, since the start. */
+  waits = 0
+
+  constructor(readonly sql: Sql, readonly max: number) {}
+
+  get inUse() {
+    return Math.min(this.#inFlight, this.max)
+  }
+
+  get waiting() {
+    return Math.max(0, this.#inFlight - this.max)
+  }
+
+  /**
+   * Runs one statement.
+   * @throws Problem 503 when it has not ended within 5 s; it may have happened all the same.
+   */
+  async run<T extends readonly (object | undefined)[]>(statement: (sql: Sql) => postgres.PendingQuery<T>) {
+    this.#inFlight++
+    if (this.#inFlight > this.max) this.waits++
+    let timer: NodeJS.Timeout | undefined
+    try {
+      const query = statement(this.sql)
+      const late = new Promise<never>((_, reject) => {
+        timer = setTimeout(() => {
+          // Only while it still waits for a connection: to cancel a running one postgres 3.4.9 opens a
+          // connection, and when that fails the rejection is unhandled.
+          if (!(query as { state?: unknown }).state) query.cancel()
+          reject(unavailable('The database did not answer in time; nothing was acknowledged.'))
+        }, DEADLINE_MS)
+      })
+      return await Promise.race([query, late])
+    } finally {
+      clearTimeout(timer)
+      this.#inFlight--
+    }
+  }
+
+  end() {
+    return end(this.sql)
+  }
+}
+
+/** The hot path: short statements, prepared, never inside begin() or reserve() (see docs/decisions). */
+export function connectHot(login: Login, max: number) {
+  return new Pool(connect(login, 'server', max, { statement_timeout: STATEMENT_TIMEOUT_MS }), max)
+}
+
+/** Calls that may take as long as they take. */
+export function connectOps(login: Login, max = 2) {
+  return connect(login, 'ops', max, { statement_timeout: 0 })
+}
+
+export function connectListener(login: Login) {
+  return connect(login, 'listen', 1, {})
+}
+
+/**
+ * For a client with nothing in flight. postgres 3.4.9 waits in vain for a connection whose backend was killed, hence
+ * the timeout.
+ */
+export function end(sql: Sql) {
+  return sql.end({ timeout: 1 })
+}
+
+function connect({ url, role }: Login, name: string, max: number, parameters: Record<string, string | number>): Sql {
+  return postgres(url, {
+    max,
+    // One statement a connection: a slow one must not hold up those queued behind it.
+    max_pipeline: 0,
+    connect_timeout: 5,
+    // The default grows to 20 s, long after the database is back.
+    backoff: (retries: number) => Math.min(0.05 * 2 ** retries, 1),
+    // Saves a statement per connection; no array is passed as a parameter here.
+    fetch_types: false,
+    onnotice: () => {},
+    connection: {
+      application_name: `nexmdm ${name}`,
+      TimeZone: 'UTC',
+      ...parameters,
+      // pgBouncer refuses it, so it is sent only where no login of its own was set.
+      ...(role === undefined ? {} : { role }),
+    },
+    types: {
+      // As text, because a Date would cut microseconds.
+      timestamp: { to: 1184, from: [1184], serialize: String, parse: toRfc3339 },
+      // Device ids and counts: far from 2^53.
+      bigint: { to: 20, from: [20], serialize: String, parse: Number },
+    },
+  } as postgres.Options<{ timestamp: postgres.PostgresType<string>, bigint: postgres.PostgresType<number> }>) as Sql
+}
+
+/** `2026-01-02 03:04:05.678901+00` → `2026-01-02T03:04:05.678901Z`. */
+export function toRfc3339(text: string) {
+  const iso = text.replace(' ', 'T')
+  if (iso.endsWith('+00')) return `${iso.slice(0, -3)}Z`
+  return /[+-]\d\d$/.test(iso) ? `${iso}:00` : iso
+}

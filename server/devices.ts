@@ -1,0 +1,111 @@
+import { createHash } from 'node:crypto'
+import type { Context, Handler } from 'hono'
+import { z } from 'zod'
+import type { AppEnv } from './app.ts'
+import { readJson } from './body.ts'
+import type { Pool } from './database.ts'
+import { text } from './heartbeat.ts'
+import type { Metrics } from './metrics.ts'
+import { Problem } from './problem.ts'
+import { valid } from './valid.ts'
+
+/** A row of the view fleet.device_status; whatever else it holds is passed through. */
+interface DeviceStatus {
+  device_id: number
+  seconds_since: number | null
+}
+
+const STATUSES = ['new', 'online', 'late', 'offline', 'clock_skewed'] as const
+const SECONDS = { s: 1, m: 60, h: 3_600, d: 86_400 } as const
+const MAX_BODY_BYTES = 16 * 1024
+
+const listQuery = z.object({
+  status: z.enum(STATUSES, `must be one of ${STATUSES.join(', ')}`).optional(),
+  older_than: z.string()
+    .regex(/^\d{1,6}[smhd]$/, 'must be a number and s, m, h or d, such as 12m')
+    .transform(age => Number(age.slice(0, -1)) * SECONDS[age.at(-1) as keyof typeof SECONDS])
+    .optional(),
+  limit: z.string()
+    .regex(/^(?:[1-9]\d{0,2}|1000)$/, 'must be a whole number from 1 to 1000')
+    .transform(Number)
+    .default(100),
+  cursor: z.string()
+    .regex(/^\d{1,15}$/, 'must be the next_cursor of an answer')
+    .transform(Number)
+    .default(0),
+})
+
+/** Devices by id, a page at a time; keyset, so that a page holds while devices come and go. */
+export function listDevices(pool: Pool, metrics: Metrics): Handler<AppEnv> {
+  return async c => {
+    const { status, older_than, limit, cursor } = valid(listQuery, c.req.query())
+    const start = performance.now()
+    const rows = await pool.run(sql => sql<DeviceStatus[]>`
+      select * from fleet.device_status
+      where device_id > ${cursor}
+      ${status === undefined ? sql`` : sql`and status = ${status}`}
+      ${older_than === undefined ? sql`` : sql`and last_ts < now() - make_interval(secs => ${older_than})`}
+      order by device_id
+      limit ${limit + 1}
+    `)
+    metrics.readLatency.observe({ query: 'list' }, performance.now() - start)
+    const devices = rows.slice(0, limit)
+    const next_cursor = rows.length > limit ? String(devices.at(-1)!.device_id) : null
+    tag(c, devices)
+    return c.json({ devices, next_cursor })
+  }
+}
+
+export function getDevice(pool: Pool, metrics: Metrics): Handler<AppEnv> {
+  return async c => {
+    const deviceId = pathId(c)
+    const start = performance.now()
+    const [device] = await pool.run(sql => sql<DeviceStatus[]>`
+      select * from fleet.device_status where device_id = ${deviceId}
+    `)
+    metrics.readLatency.observe({ query: 'detail' }, performance.now() - start)
+    if (device === undefined) throw new Problem(404, `There is no device ${deviceId}.`)
+    tag(c, [device])
+    return c.json(device)
+  }
+}
+
+const newDevice = z.object({
+  alias: text(1, 200),
+  cohort: text(1, 200).nullish(),
+}, 'must be a JSON object')
+
+export function createDevice(pool: Pool): Handler<AppEnv> {
+  return async c => {
+    const { alias, cohort } = valid(newDevice, await readJson(c.env.incoming, MAX_BODY_BYTES))
+    const [device] = await pool.run(sql => sql<{ device_id: number, token: string }[]>`
+      select device_id, token from fleet.create_device(${alias}, ${cohort ?? 'default'})
+    `)
+    return c.json(device!, 201, { 'cache-control': 'no-store' })
+  }
+}
+
+/** Its token stops at once; what it sent stays. Again is no error. */
+export function revokeDevice(pool: Pool): Handler<AppEnv> {
+  return async c => {
+    await pool.run(sql => sql`select fleet.revoke_device(${pathId(c)})`)
+    return c.body(null, 204)
+  }
+}
+
+function pathId(c: Context<AppEnv>) {
+  const id = c.req.param('id') ?? ''
+  if (!/^\d{1,15}$/.test(id)) throw new Problem(404, `There is no device ${id}.`)
+  return Number(id)
+}
+
+/**
+ * A weak tag over all but seconds_since: that moves each second by itself, and whoever has last_ts knows it. The etag
+ * middleware makes the 304 of it.
+ */
+function tag(c: Context<AppEnv>, devices: DeviceStatus[]) {
+  const hash = createHash('sha1')
+  for (const device of devices) hash.update(JSON.stringify({ ...device, seconds_since: null }))
+  c.header('etag', `W/"${hash.digest('base64url')}"`)
+  c.header('cache-control', 'private, no-cache')
+}

@@ -1,0 +1,132 @@
+import type { Context, Handler } from 'hono'
+import { Counter, Gauge, Histogram, Registry } from 'prom-client'
+import type { AppEnv } from './app.ts'
+import type { Pool } from './database.ts'
+import type { Log } from './log.ts'
+
+export type Metrics = ReturnType<typeof createMetrics>
+
+const LATENCY_MS = [1, 2, 5, 10, 20, 50, 100, 150, 200, 300, 500, 1000, 2000, 5000]
+
+/** What this process counts; totals that outlive it are held by the database (fleet.metric_values). */
+export function createMetrics(pool: Pool) {
+  const registry = new Registry()
+  const registers = [registry]
+  const counter = (name: string, help: string) => new Counter({ name, help, registers })
+
+  new Gauge({
+    name: 'db_pool_in_use',
+    help: 'Connections of the hot path that are running a statement.',
+    registers,
+    collect() {
+      this.set(pool.inUse)
+    },
+  })
+  new Gauge({
+    name: 'db_pool_utilization_pct',
+    help: 'Share of the hot path\'s connections that are in use, in percent.',
+    registers,
+    collect() {
+      this.set(100 * pool.inUse / pool.max)
+    },
+  })
+  new Counter({
+    name: 'db_pool_waits_total',
+    help: 'Statements that found no free connection.',
+    registers,
+    collect() {
+      this.reset()
+      this.inc(pool.waits)
+    },
+  })
+
+  return {
+    registry,
+    writes: counter('hb_writes_total', 'Heartbeats whose statement was committed, whatever became of each.'),
+    writesFailed: counter('hb_writes_failed_total', 'Heartbeats that were not written: refused by the database, or it was away.'),
+    writeLatency: new Histogram({
+      name: 'hb_write_latency_ms',
+      help: 'From a heartbeat entering the writer\'s queue to its commit, in milliseconds.',
+      buckets: LATENCY_MS,
+      registers,
+    }),
+    ingested: counter('heartbeats_ingested_total', 'Heartbeats stored.'),
+    deduplicated: counter('hb_deduplicated_total', 'Heartbeats that found their device\'s 10-second bucket taken.'),
+    quarantined: counter('hb_quarantined_total', 'Heartbeats kept aside because of their time.'),
+    lastStatusUpserts: counter('last_status_upserts_total', 'Devices whose last status a statement upserted.'),
+    readLatency: new Histogram({
+      name: 'last_status_read_latency_ms',
+      help: 'Reads of last status, in milliseconds.',
+      labelNames: ['query'],
+      buckets: LATENCY_MS,
+      registers,
+    }),
+    httpLatency: new Histogram({
+      name: 'http_request_latency_ms',
+      help: 'From the request\'s headers to its answer, in milliseconds.',
+      labelNames: ['route'],
+      buckets: LATENCY_MS,
+      registers,
+    }),
+    cacheHits: counter('device_cache_hits_total', 'Tokens found in this process.'),
+    cacheMisses: counter('device_cache_misses_total', 'Tokens that had to be asked of the database.'),
+    backpressure: new Gauge({
+      name: 'backpressure',
+      help: '1 while the writer\'s queue is more than half full, else 0.',
+      registers,
+    }),
+  }
+}
+
+/** Measures a route under its own name; cheaper on the hot path than a middleware. */
+export function timed(metrics: Metrics, route: string, handler: Handler<AppEnv>): Handler<AppEnv> {
+  const latency = metrics.httpLatency.labels(route)
+  return async (c, next) => {
+    const start = performance.now()
+    try {
+      return await handler(c, next) as Response
+    } finally {
+      latency.observe(performance.now() - start)
+    }
+  }
+}
+
+interface MetricValue {
+  metric: string
+  labels: Record<string, string> | null
+  value: number
+}
+
+/** The scrape: this process first, then the database's totals if it answers. */
+export async function exposition(c: Context<AppEnv>, pool: Pool, metrics: Metrics, log: Log) {
+  let text = await metrics.registry.metrics()
+  try {
+    const rows = await pool.run(sql => sql<MetricValue[]>`
+      select metric, labels, value from fleet.metric_values() order by metric
+    `)
+    // A name may stand in the text only once; this process's own count is the one that rates are made of.
+    text += render(rows.filter(row => metrics.registry.getSingleMetric(row.metric) === undefined))
+  } catch (error) {
+    log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')
+  }
+  return c.text(text, 200, { 'content-type': metrics.registry.contentType, 'cache-control': 'no-store' })
+}
+
+/** Rows, ordered by metric, in Prometheus text format. */
+export function render(rows: MetricValue[]) {
+  let text = ''
+  let family = ''
+  for (const { metric, labels, value } of rows) {
+    if (metric !== family) {
+      family = metric
+      text += `# TYPE ${metric} ${metric.endsWith('_total') ? 'counter' : 'gauge'}\n`
+    }
+    const pairs = Object.entries(labels ?? {}).map(([name, label]) => `${name}="${escapeLabel(String(label))}"`)
+    text += `${metric}${pairs.length === 0 ? '' : `{${pairs.join(',')}}`} ${value}\n`
+  }
+  return text
+}
+
+function escapeLabel(label: string) {
+  return label.replaceAll('\\', '\\\\').replaceAll('"', '\\"').replaceAll('\n', '\\n')
+}

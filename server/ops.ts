@@ -1,0 +1,61 @@
+import type { Handler } from 'hono'
+import { z } from 'zod'
+import type { AppEnv } from './app.ts'
+import type { ServerConfig } from './config.ts'
+import { connectOps, end, type Pool, type Sql } from './database.ts'
+import { valid } from './valid.ts'
+
+const nightlyQuery = z.object({
+  dry_run: z.enum(['0', '1', 'false', 'true'], 'must be 0 or 1').default('0').transform(value => value === '1' || value === 'true'),
+  retention_days: z.string()
+    .regex(/^[1-9]\d{0,4}$/, 'must be a whole number from 1 to 99999')
+    .transform(days => `${days} days`)
+    .optional(),
+})
+
+/** The nightly run by hand, or with dry_run=1 what it would do. Answers when it is over. */
+export function postNightly(config: ServerConfig, ops: Sql): Handler<AppEnv> {
+  return async c => {
+    const { dry_run, retention_days: retention = null } = valid(nightlyQuery, c.req.query())
+    const steps = dry_run
+      ? await ops`select step, partition_name, detail from fleet.nightly_plan(${retention}::interval)`
+      : await runNightly(config, retention)
+    return c.json({ steps })
+  }
+}
+
+async function runNightly(config: ServerConfig, retention: string | null) {
+  // The run holds a session advisory lock between its transactions: its connection serves nobody else, and the lock
+  // goes with it.
+  const sql = connectOps(config.ops, 1)
+  try {
+    const [run] = await sql<{ p_run_id: number }[]>`call fleet.nightly(null, ${retention}::interval)`
+    return await sql`
+      select step, partition_name, detail, rows, duration_ms, ok from fleet.run_steps(${run!.p_run_id})
+    `
+  } finally {
+    await end(sql)
+  }
+}
+
+export function postReconcile(ops: Sql): Handler<AppEnv> {
+  return async c => {
+    const [run] = await ops<{ checked: number, updated: number, elapsed_ms: number }[]>`
+      select checked, updated, elapsed_ms::float8 from fleet.reconcile()
+    `
+    return c.json(run!)
+  }
+}
+
+/** For whoever is on call: from 80 % the pool is nearly full, from 95 % requests wait for it. */
+export function getPoolHealth(pool: Pool): Handler<AppEnv> {
+  return c => {
+    const utilization_pct = Math.round(100 * pool.inUse / pool.max)
+    const status = utilization_pct >= 95 ? 'critical' : utilization_pct >= 80 ? 'warn' : 'ok'
+    return c.json(
+      { status, pool: { in_use: pool.inUse, max: pool.max, utilization_pct, waiting: pool.waiting } },
+      200,
+      { 'cache-control': 'no-store' },
+    )
+  }
+}

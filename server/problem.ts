@@ -1,0 +1,80 @@
+import { STATUS_CODES } from 'node:http'
+import postgres from 'postgres'
+
+/** What is wrong with one field; the path is '' for the whole, else as in `battery_pct`. */
+export interface FieldError {
+  path: string
+  message: string
+}
+
+interface Extra {
+  errors?: FieldError[]
+  hint?: string
+  headers?: Record<string, string>
+  cause?: unknown
+}
+
+/** An answer of RFC 9457, thrown from anywhere below a route. */
+export class Problem extends Error {
+  readonly errors: FieldError[] | undefined
+  readonly hint: string | undefined
+  readonly headers: Record<string, string>
+
+  constructor(readonly status: number, detail: string, { errors, hint, headers, cause }: Extra = {}) {
+    super(detail, { cause })
+    this.name = 'Problem'
+    this.errors = errors
+    this.hint = hint
+    this.headers = headers ?? {}
+  }
+
+  toResponse() {
+    const body = {
+      type: 'about:blank',
+      title: STATUS_CODES[this.status],
+      status: this.status,
+      detail: this.message,
+      hint: this.hint,
+      errors: this.errors,
+    }
+    return new Response(JSON.stringify(body), {
+      status: this.status,
+      headers: { 'content-type': 'application/problem+json', 'cache-control': 'no-store', ...this.headers },
+    })
+  }
+}
+
+/** 503; devices that were refused together must not come back together. */
+export function unavailable(detail: string, cause?: unknown) {
+  return new Problem(503, detail, {
+    cause,
+    headers: { 'retry-after': String(1 + Math.floor(Math.random() * 10)) },
+  })
+}
+
+const SQL_STATUS: Record<string, number> = { FL404: 404, FL409: 409, FL422: 422, FL002: 409, FL003: 409 }
+
+/** What to answer when `error` was thrown: nothing of an unknown error is shown. */
+export function toProblem(error: unknown): Problem {
+  if (error instanceof Problem) return error
+  if (error instanceof postgres.PostgresError) {
+    const status = SQL_STATUS[error.code]
+    if (status !== undefined) return new Problem(status, error.message, { hint: error.hint, cause: error })
+  }
+  if (isOutage(error)) {
+    return unavailable('The database cannot be reached or did not answer in time; nothing was acknowledged.', error)
+  }
+  return new Problem(500, 'The server met a fault of its own; it was logged.', { cause: error })
+}
+
+// 08 connection, 28 and 3D a login or database that is not there (yet), 40 rolled back,
+// 53 resources, 55P03 lock timeout, 57 cancelled, shut down or starting up, 25006 a standby.
+const OUTAGE = /^(08|28|3D|40|53|57|55P03|25006)/
+
+/** True when the same call may succeed later: the fault is not in what was sent. */
+export function isOutage(error: unknown) {
+  if (error instanceof postgres.PostgresError) return OUTAGE.test(error.code)
+  if (!(error instanceof Error)) return false
+  const { code, syscall } = error as NodeJS.ErrnoException
+  return syscall !== undefined || (code !== undefined && /^(CONNECT|ECONN|EPIPE|ETIMEDOUT)/.test(code))
+}

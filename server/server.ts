@@ -1,0 +1,76 @@
+import { createAdaptorServer } from '@hono/node-server'
+import type { Server } from 'node:http'
+import { once } from 'node:events'
+import type { AddressInfo } from 'node:net'
+import { createApp } from './app.ts'
+import type { ServerConfig } from './config.ts'
+import { connectHot, connectListener, connectOps, end } from './database.ts'
+import type { Log } from './log.ts'
+import { createMetrics } from './metrics.ts'
+import { followRevocations, Tokens } from './tokens.ts'
+import { Writer } from './writer.ts'
+
+/** How long requests in flight may take to end; the hot path's statements end within 5 s. */
+const DRAIN_MS = 20_000
+
+/**
+ * Opens the port and serves until stop(). A database that is away does not keep it from starting: /readyz says so.
+ * @throws when the port cannot be opened
+ */
+export async function startServer(config: ServerConfig, log: Log) {
+  const pool = connectHot(config.hot, config.poolMax)
+  const ops = connectOps(config.ops)
+  const listener = connectListener(config.listen)
+  const metrics = createMetrics(pool)
+  const tokens = new Tokens(pool, metrics)
+  const writer = new Writer(pool, metrics, log)
+  let draining = false
+
+  const app = createApp({ config, log, metrics, pool, ops, tokens, writer, isDraining: () => draining })
+  const server = createAdaptorServer({
+    fetch: app.fetch,
+    serverOptions: {
+      headersTimeout: 10_000,
+      requestTimeout: 30_000,
+      // Above the usual 60 s of a device and of a proxy, so that it is they who hang up.
+      keepAliveTimeout: 90_000,
+    },
+  }) as Server
+
+  const endPools = () => Promise.all([pool.end(), end(ops), end(listener)])
+  try {
+    server.listen(config.port, config.host)
+    await once(server, 'listening')
+  } catch (error) {
+    await endPools()
+    throw error
+  }
+  const { port } = server.address() as AddressInfo
+  log.info({ event: 'server.listening', host: config.host, port })
+  void followRevocations(listener, tokens, log)
+
+  /**
+   * Takes no new connection, ends the requests in flight and the writer's queue, then the pools.
+   * @returns false when requests had to be cut off
+   */
+  async function stop() {
+    draining = true
+    log.info({ event: 'server.draining' })
+    const closed = new Promise<void>(resolve => server.close(() => resolve()))
+    const sweep = setInterval(() => server.closeIdleConnections(), 50)
+    let inTime = true
+    const limit = setTimeout(() => {
+      inTime = false
+      server.closeAllConnections()
+    }, DRAIN_MS)
+    await closed
+    clearInterval(sweep)
+    clearTimeout(limit)
+    await writer.drained()
+    await endPools()
+    log.info({ event: 'server.stopped', in_time: inTime })
+    return inTime
+  }
+
+  return { port, stop }
+}

@@ -1,0 +1,104 @@
+import type { Test } from 'tap'
+import { withDatabase, type TestDatabase } from '../local/testing.ts'
+import { readConfig, type ServerConfig } from './config.ts'
+import { connectHot } from './database.ts'
+import { createLog } from './log.ts'
+import { createMetrics } from './metrics.ts'
+import { startServer } from './server.ts'
+import { Writer } from './writer.ts'
+
+export const ADMIN_KEY = 'an-admin-key-for-tests'
+
+export interface Answer {
+  status: number
+  headers: Headers
+  body: unknown
+}
+
+/** The environment of a server on this database, on any free port. */
+export function serverEnv(db: TestDatabase) {
+  return {
+    SERVER_DATABASE_URL: db.url('fleet_server'),
+    LISTEN_DATABASE_URL: db.url('fleet_server'),
+    OPS_DATABASE_URL: db.url('fleet_server'),
+    ADMIN_KEY,
+    PORT: '0',
+  }
+}
+
+/** A server on a database of its own; both end with the test. */
+export async function withServer(t: Test, overrides: Partial<ServerConfig> = {}) {
+  const db = await withDatabase(t)
+  const config = { ...readConfig({ ...serverEnv(db), LOG_LEVEL: 'silent' }), ...overrides }
+  const server = await startServer(config, createLog(config.logLevel))
+  t.teardown(() => server.stop())
+  const call = client(`http://127.0.0.1:${server.port}`)
+  return { db, config, call, url: `http://127.0.0.1:${server.port}` }
+}
+
+export type Call = ReturnType<typeof client>
+
+/** Calls like `POST /v1/heartbeat`; an object is sent as JSON, a string or Buffer as it is. */
+export function client(url: string) {
+  return async (
+    call: string,
+    { token, admin, body, headers = {} }: {
+      token?: string
+      admin?: boolean
+      body?: unknown
+      headers?: Record<string, string>
+    } = {},
+  ): Promise<Answer> => {
+    const [method, path] = call.split(' ') as [string, string]
+    const raw = typeof body === 'string' || body instanceof Uint8Array
+    const response = await fetch(url + path, {
+      method,
+      headers: {
+        ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+        ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
+        ...(admin ? { 'x-admin': ADMIN_KEY } : {}),
+        ...headers,
+      },
+      ...(body === undefined ? {} : { body: raw ? body as string : JSON.stringify(body) }),
+    })
+    const text = await response.text()
+    const isJson = /json/.test(response.headers.get('content-type') ?? '')
+    return { status: response.status, headers: response.headers, body: isJson ? JSON.parse(text) as unknown : text }
+  }
+}
+
+export async function enroll(db: TestDatabase, alias: string) {
+  const [device] = await db.sql<{ device_id: string, token: string }[]>`select * from fleet.create_device(${alias})`
+  return { device_id: Number(device!.device_id), token: device!.token }
+}
+
+export async function gatewayToken(db: TestDatabase, name: string) {
+  const [row] = await db.sql<{ token: string }[]>`select fleet.create_gateway_token(${name}) as token`
+  return row!.token
+}
+
+/** All heartbeats of a device, oldest first. */
+export async function stored(db: TestDatabase, deviceId: number) {
+  return db.sql`select * from fleet.device_heartbeats where device_id = ${deviceId} order by ts`
+}
+
+export async function lastStatus(db: TestDatabase, deviceId: number) {
+  const [row] = await db.sql`select * from fleet.device_last_status where device_id = ${deviceId}`
+  return row!
+}
+
+/** `seconds` before now, as a device writes it. */
+export function ago(seconds: number) {
+  return new Date(Date.now() - seconds * 1000).toISOString()
+}
+
+/** A writer alone, without HTTP. */
+export async function withWriter(t: Test, concurrency = 2) {
+  const db = await withDatabase(t)
+  const config = readConfig(serverEnv(db))
+  const pool = connectHot(config.hot, config.poolMax)
+  t.teardown(() => pool.end())
+  const metrics = createMetrics(pool)
+  const limits = { concurrency, maxBatch: 1_000, maxQueue: 20_000 }
+  return { db, pool, metrics, writer: new Writer(pool, metrics, createLog('silent'), limits) }
+}

@@ -1,0 +1,178 @@
+import postgres from 'postgres'
+import type { Pool } from './database.ts'
+import type { IngestItem } from './heartbeat.ts'
+import type { Log } from './log.ts'
+import type { Metrics } from './metrics.ts'
+import { Problem, toProblem, unavailable } from './problem.ts'
+
+/** What became of one heartbeat, after its commit. */
+export interface Outcome {
+  result: 'stored' | 'duplicate' | 'quarantined' | 'rejected'
+  reason: string | null
+  ts: string
+}
+
+interface Entry {
+  item: IngestItem
+  since: number
+  settle: (outcome: Outcome | Problem) => void
+}
+
+/** Design 6: also the most that one request may bring. */
+const MAX_BATCH = 1_000
+/** About a second of a 2-core machine's full load; beyond it waiting would outlast the client's patience. */
+const MAX_QUEUE = 20_000
+
+// Nothing of the statement was committed, and the cause may be gone: deadlock, serialization,
+// a route to a partition that was detached meanwhile.
+const ONCE_MORE = new Set(['40P01', '40001', '23514'])
+
+/**
+ * Gathers heartbeats into few statements. One that finds the writer idle is sent in the same turn of the event loop;
+ * those that arrive while statements run wait for the next one, so that batches grow with the load and no timer is
+ * needed. Nothing is settled as stored before its statement's commit.
+ */
+export class Writer {
+  #queue: Entry[] = []
+  #inFlight = 0
+  #scheduled = false
+  #idle: (() => void)[] = []
+
+  constructor(
+    readonly pool: Pool,
+    readonly metrics: Metrics,
+    readonly log: Log,
+    readonly limits = { concurrency: 2, maxBatch: MAX_BATCH, maxQueue: MAX_QUEUE },
+  ) {}
+
+  /**
+   * @returns the outcome, or the Problem of this heartbeat alone
+   * @throws Problem 503 when the queue is full
+   */
+  async store(item: IngestItem): Promise<Outcome | Problem> {
+    this.#admit(1)
+    return new Promise(settle => this.#push({ item, since: performance.now(), settle }))
+  }
+
+  /**
+   * Like store() for many: one outcome or Problem each, in their order.
+   * @throws Problem 503 when the queue cannot take them all; then none was taken
+   */
+  async storeAll(items: IngestItem[]): Promise<(Outcome | Problem)[]> {
+    this.#admit(items.length)
+    return Promise.all(items.map(item => new Promise<Outcome | Problem>(settle => {
+      this.#push({ item, since: performance.now(), settle })
+    })))
+  }
+
+  /** Resolves when everything taken so far is settled. */
+  async drained() {
+    if (this.#queue.length === 0 && this.#inFlight === 0) return
+    await new Promise<void>(resolve => this.#idle.push(resolve))
+  }
+
+  #admit(count: number) {
+    if (this.#queue.length + count <= this.limits.maxQueue) return
+    this.metrics.writesFailed.inc(count)
+    this.#press(true)
+    throw unavailable('The server has more heartbeats than it can write; none of this request was taken.')
+  }
+
+  #push(entry: Entry) {
+    this.#queue.push(entry)
+    if (this.#scheduled || this.#inFlight >= this.limits.concurrency) return
+    this.#scheduled = true
+    // After the sockets of this turn were read, so that what came together goes together.
+    setImmediate(() => {
+      this.#scheduled = false
+      this.#send()
+    })
+  }
+
+  #send() {
+    while (this.#queue.length > 0 && this.#inFlight < this.limits.concurrency) {
+      const batch = this.#queue.splice(0, this.limits.maxBatch)
+      this.#inFlight++
+      void this.#write(batch).finally(() => {
+        this.#inFlight--
+        this.#send()
+        if (this.#inFlight === 0) this.#idle.splice(0).forEach(resolve => resolve())
+      })
+    }
+    this.#press(this.#queue.length * 2 > this.limits.maxQueue)
+  }
+
+  #pressed = false
+  #press(pressed: boolean) {
+    if (pressed === this.#pressed) return
+    this.#pressed = pressed
+    this.metrics.backpressure.set(pressed ? 1 : 0)
+    this.log.warn({ event: 'heartbeat.backpressure', backpressure: pressed, queued: this.#queue.length })
+  }
+
+  async #write(batch: Entry[], again = false): Promise<void> {
+    // Rows in one order everywhere: unsorted batches of the same devices deadlocked.
+    batch.sort((a, b) => a.item.device_id - b.item.device_id)
+    let outcomes
+    try {
+      outcomes = await this.#ingest(batch)
+    } catch (error) {
+      const code = error instanceof postgres.PostgresError ? error.code : ''
+      if (!again && ONCE_MORE.has(code)) return this.#write(batch, true)
+      // A value that does not fit fails the whole statement: halve until it stands alone.
+      if (/^2[23]/.test(code) && batch.length > 1) {
+        const middle = batch.length >> 1
+        await this.#write(batch.slice(0, middle))
+        return this.#write(batch.slice(middle))
+      }
+      return this.#fail(batch, error, code)
+    }
+    this.#settle(batch, outcomes)
+  }
+
+  async #ingest(batch: Entry[]) {
+    // As text, since the driver would make JSON of the JSON.
+    const json = JSON.stringify(batch.map(entry => entry.item))
+    const outcomes = await this.pool.run(sql => sql<Outcome[]>`
+      select result, reason, ts from fleet.ingest(${json}::text::json)
+    `)
+    if (outcomes.length !== batch.length) {
+      throw new Error(`fleet.ingest answered ${outcomes.length} rows for ${batch.length} heartbeats; they may be stored`)
+    }
+    return outcomes
+  }
+
+  #settle(batch: Entry[], outcomes: readonly Outcome[]) {
+    const now = performance.now()
+    const count = { stored: 0, duplicate: 0, quarantined: 0, rejected: 0 }
+    let devices = 0
+    let lastDevice: number | undefined
+    batch.forEach(({ item, since, settle }, index) => {
+      const outcome = outcomes[index]!
+      count[outcome.result]++
+      if (outcome.result === 'stored' && item.device_id !== lastDevice) {
+        devices++
+        lastDevice = item.device_id
+      }
+      this.metrics.writeLatency.observe(now - since)
+      settle(outcome)
+    })
+    this.metrics.writes.inc(batch.length)
+    this.metrics.ingested.inc(count.stored)
+    this.metrics.deduplicated.inc(count.duplicate)
+    this.metrics.quarantined.inc(count.quarantined)
+    this.metrics.lastStatusUpserts.inc(devices)
+  }
+
+  #fail(batch: Entry[], error: unknown, code: string) {
+    this.metrics.writesFailed.inc(batch.length)
+    this.log.error({ event: 'heartbeat.write_failed', items: batch.length, error })
+    const message = error instanceof Error ? error.message : String(error)
+    const problem = code.startsWith('22')
+      ? new Problem(422, 'The database refused a value of this heartbeat.', { errors: [{ path: '', message }], cause: error })
+      : ONCE_MORE.has(code)
+        ? unavailable('The database could not write now, also not at the second try; nothing was acknowledged.', error)
+        : toProblem(error)
+    for (const { settle } of batch) settle(problem)
+  }
+}
