@@ -389,6 +389,7 @@ comment on column fleet.restore_items.last_error is 'Why it failed.';
 --!include functions/set_up_partitions.sql
 --!include functions/premake.sql
 --!include functions/record_last_status.sql
+--!include functions/quarantine.sql
 --!include functions/ingest.sql
 --!include functions/retention_plan.sql
 --!include functions/set_retention.sql

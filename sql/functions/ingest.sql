@@ -12,6 +12,7 @@ declare
   v_results text[];
   v_reasons text[];
   v_tss timestamptz[];
+  v_device_ids bigint[];
 begin
   -- Twice at most: a partition can be retired between the look at fleet.hb_partitions and the insert (23514).
   for v_try in 1..2 loop
@@ -24,8 +25,7 @@ begin
             when 'prefix' then network(set_masklen(i.ip, case family(i.ip) when 4 then 24 else 48 end))::inet
           end as ip,
           p_received_at - least(s.max_late, s.retention) as oldest,
-          p_received_at + s.max_future as newest,
-          s.quarantine_per_device
+          p_received_at + s.max_future as newest
         from rows from (
           json_to_recordset(p_batch) as (
             device_id bigint, ts timestamptz, battery_pct smallint, network_type text, unity_running boolean,
@@ -73,60 +73,15 @@ begin
         order by j.device_id, j.ts  -- the same order in every batch: no deadlock
         on conflict do nothing
         returning device_id, ts
-      ),
-      refused as materialized (
-        select j.device_id, j.ts, j.reason, j.quarantine_per_device,
-          min(j.item) as item,
-          dense_rank() over (partition by j.device_id order by j.ts, j.reason) as nth
-        from judged j
-        where j.reason is not null
-        group by j.device_id, j.ts, j.reason, j.quarantine_per_device
-      ),
-      kept as (
-        insert into fleet.heartbeat_quarantine (received_at, device_id, ts, reason, payload)
-        select p_received_at, r.device_id, r.ts, r.reason,
-          jsonb_strip_nulls(to_jsonb(g) - '{item,oldest,newest,quarantine_per_device}'::text[])
-        from refused r
-        join given g using (item)
-        where r.nth + (select count(*) from fleet.heartbeat_quarantine q where q.device_id = r.device_id)
-          <= r.quarantine_per_device
-        order by r.device_id, r.ts, r.reason
-        on conflict do nothing
-        returning device_id, ts, reason
-      ),
-      skewed as (
-        -- A mark only, so a row that another batch is writing is left to that batch (waiting here could deadlock).
-        update fleet.device_last_status ls
-        set status = 'clock_skewed', last_received_at = p_received_at
-        from (
-          select l.device_id
-          from fleet.device_last_status l
-          where l.device_id in (
-            select j.device_id from judged j group by j.device_id having bool_and(j.reason in ('too_late', 'in_future'))
-          )
-          for update skip locked
-        ) l
-        where ls.device_id = l.device_id
       )
       select
-        array_agg(
-          case
-            when j.reason is null then case when s.ts is not null then 'stored' else 'duplicate' end
-            when k.ts is not null then 'quarantined'
-            when exists (
-              select from fleet.heartbeat_quarantine q
-              where q.device_id = j.device_id and q.ts = j.ts and q.reason = j.reason
-            ) then 'quarantined'
-            else 'rejected'
-          end
-          order by j.item
-        ),
+        array_agg(case when j.reason is null then case when s.ts is null then 'duplicate' else 'stored' end end order by j.item),
         array_agg(j.reason order by j.item),
-        array_agg(j.ts order by j.item)
-      into v_results, v_reasons, v_tss
+        array_agg(j.ts order by j.item),
+        array_agg(j.device_id order by j.item)
+      into v_results, v_reasons, v_tss, v_device_ids
       from judged j
-      left join stored s on s.device_id = j.device_id and s.ts = j.ts and j.is_first
-      left join kept k on k.device_id = j.device_id and k.ts = j.ts and k.reason = j.reason;
+      left join stored s on s.device_id = j.device_id and s.ts = j.ts and j.is_first;
       exit;
     exception when check_violation then
       if v_try = 2 then
@@ -135,6 +90,11 @@ begin
       perform fleet.sync_partitions();
     end;
   end loop;
+
+  -- After the heartbeats and last status, in every batch: locks are taken in one order, so that batches do not deadlock.
+  if array_position(v_results, null) is not null then
+    v_results := fleet.quarantine(p_batch, p_received_at, v_device_ids, v_tss, v_reasons, v_results);
+  end if;
 
   return query
     select u.item::integer, u.result, case u.result when 'rejected' then 'quarantine_full' else u.reason end, u.ts

@@ -7,18 +7,21 @@ set timezone = 'UTC'
 set lock_timeout = '300ms'
 as $$
 declare
-  v_today date := p_now::date;
   v_known text[];
-  v_premake_days integer;
+  v_from date;
+  v_to date;
 begin
   v_known := array(select partition_name from fleet.hb_partitions where state in ('active', 'restored'));
-  select premake_days into strict v_premake_days from fleet.settings;
+  select greatest((p_now - s.retention)::date, coalesce((select min(a.range_start)::date from fleet.attached_partitions() a), p_now::date)),
+    p_now::date + s.premake_days
+  into strict v_from, v_to
+  from fleet.settings s;
 
   perform partman.run_maintenance(p_parent_table => 'fleet.device_heartbeats', p_analyze => false, p_jobmon => false);
 
-  -- run_maintenance only adds at the far end, by the real clock, and reports "already running" as success:
-  -- what is still missing is made by name.
-  perform fleet.create_partitions(v_today, v_today + v_premake_days);
+  -- run_maintenance only adds at the far end, by the real clock, and reports "already running" as success: what is still
+  -- missing is made by name, also the days that a long outage left out, for devices that send late.
+  perform fleet.create_partitions(v_from, v_to);
 
   return query
     select p.partition_name
@@ -29,4 +32,4 @@ end
 $$;
 
 comment on function fleet.premake(timestamptz) is
-  'Makes the partitions from today to premake_days ahead, holes included, and returns their names. Run by fleet.maintain().';
+  'Makes the partitions up to premake_days ahead, and those missing within the retention, and returns their names. Run by fleet.maintain().';

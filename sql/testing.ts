@@ -1,0 +1,60 @@
+// What the tests of the SQL share: devices, batches, and sessions as another role.
+import postgres, { type JSONValue, type Sql } from 'postgres'
+import type { Test } from 'tap'
+import type { Role } from '../local/cluster.ts'
+import type { TestDatabase } from '../local/testing.ts'
+
+export interface Beat {
+  device_id: number
+  ts?: string
+  [field: string]: JSONValue | undefined
+}
+
+export interface IngestResult {
+  item: number
+  result: 'stored' | 'duplicate' | 'quarantined' | 'rejected'
+  reason: string | null
+  ts: Date
+}
+
+/** A session that logs in as `role`, ended in teardown. */
+export function asRole(t: Test, db: TestDatabase, role: Role, connection: Record<string, string> = {}): Sql {
+  const sql = postgres(db.url(role), { max: 1, onnotice: () => {}, connection })
+  t.teardown(() => sql.end({ timeout: 1 }))
+  return sql
+}
+
+/** Enrolls `count` devices named `prefix`-1 and so on; returns their ids in order. */
+export async function enroll(sql: Sql, count: number, prefix = 'device') {
+  const rows = await sql<{ device_id: string }[]>`
+    select d.device_id from generate_series(1, ${count}) as n, fleet.create_device(${prefix} || '-' || n) d
+    order by n
+  `
+  return rows.map(row => Number(row.device_id))
+}
+
+/** Sends one batch to fleet.ingest(). */
+export function ingest(sql: Sql, beats: Beat[], receivedAt?: string) {
+  return sql<IngestResult[]>`
+    select * from fleet.ingest(${JSON.stringify(beats)}::text::json, coalesce(${receivedAt ?? null}::timestamptz, now()))
+  `
+}
+
+/** The first value of the first row. */
+export async function value(rows: Promise<readonly object[]>): Promise<unknown> {
+  const [row] = await rows
+  return row && Object.values(row)[0]
+}
+
+/** Name of the attached partition that holds this moment. */
+export async function partitionAt(sql: Sql, moment: string) {
+  return await value(sql`
+    select partition_name from fleet.attached_partitions()
+    where range_start <= ${moment}::timestamptz and range_end > ${moment}::timestamptz
+  `) as string
+}
+
+/** `days` before now, as ISO text. */
+export function daysAgo(days: number) {
+  return new Date(Date.now() - days * 86_400_000).toISOString()
+}
