@@ -1,0 +1,222 @@
+import t from 'tap'
+import type { Sql } from 'postgres'
+import { withDatabase } from '../local/testing.ts'
+import { asRole, daysAgo, enroll, ingest, partitionAt, value } from './testing.ts'
+
+t.test('an idle fleet gets new partitions as the days pass', async t => {
+  const { sql } = await withDatabase(t)
+  await sql`call fleet.maintain(null, now() + interval '40 days')`
+  t.match(await sql`select max(range_end) as last from fleet.attached_partitions()`, [
+    { last: new Date(new Date().setUTCHours(0, 0, 0, 0) + 55 * 86_400_000) },
+  ])
+  t.equal(await value(sql`select count(*) from fleet.events where event = 'partition.create'`), '145')
+  t.equal(await value(sql`select total::int from fleet.counters where counter = 'partitions_created_total'`), 145)
+  t.equal(await value(sql`select count(*) from fleet.premake()`), '0', 'run again, nothing is missing')
+})
+
+t.test('premake mends what pg_partman alone would not: a hole between partitions', async t => {
+  const { sql, admin } = await withDatabase(t)
+  const tomorrow = await partitionAt(sql, daysAgo(-1))
+  const past = await partitionAt(sql, daysAgo(30))
+  for (const name of [tomorrow, past]) {
+    await admin.unsafe(`alter event trigger fleet_guard_drop disable; drop table fleet.${name}; alter event trigger fleet_guard_drop enable always`)
+  }
+  t.match(await sql`select * from fleet.check() where status = 'fail' order by 1`, [
+    { check_name: 'partition_tables' }, { check_name: 'partitions_ahead' },
+  ])
+  await sql`call fleet.maintain()`
+  t.equal(await partitionAt(sql, daysAgo(-1)), tomorrow)
+  t.equal(await partitionAt(sql, daysAgo(30)), past)
+  t.match(await sql`select * from fleet.check() where status = 'fail'`, [])
+})
+
+t.test('set_retention is refused or kept, audited, and says what it will do', async t => {
+  const db = await withDatabase(t)
+  const dba = asRole(t, db, 'fleet_dba')
+  for (const bad of ['0 days', '-5 days', '20 years', null]) {
+    await t.rejects(dba`select fleet.set_retention(${bad}::interval)`, { code: 'FL422', hint: /set_retention\('60 days'\)/ })
+  }
+  t.match(await dba`select partition_name, action, reason from fleet.retention_plan('60 days') where action = 'retire'`,
+    { length: 30 })
+  t.match(await value(dba`select fleet.set_retention('60 days')`), 'retention 60 days (was 90 days); the next nightly run retires 30 partitions')
+  await dba`select fleet.set_retention('60 days')`
+  t.match(await dba`select setting, old_value, new_value, changed_by from fleet.settings_audit`, [
+    { setting: 'retention', old_value: '90 days', new_value: '60 days', changed_by: 'fleet_dba' },
+  ])
+  t.match(await value(dba`select fleet.set_premake(20)`), 'premake 20 days (was 14)')
+  await t.rejects(dba`select fleet.set_premake(0)`, { code: 'FL422' })
+  await dba`call fleet.maintain()`
+  t.match(await dba`select detail from fleet.check() where check_name = 'partitions_ahead'`, [{ detail: /2[01] days ahead, 20 wanted/ }])
+})
+
+t.test('nightly retires what is wholly past the retention: counted, detached, read-only', async t => {
+  const db = await withDatabase(t)
+  const { sql } = db
+  const [device] = await enroll(sql, 1) as [number]
+  await sql`update fleet.settings set max_late = '80 days'`
+  await ingest(sql, [daysAgo(70.5), daysAgo(70.4), daysAgo(3)].map(ts => ({ device_id: device, ts })))
+  const old = await partitionAt(sql, daysAgo(70.5))
+  const dba = asRole(t, db, 'fleet_dba')
+  await dba`select fleet.set_retention('60 days')`
+  const plan = await dba`select * from fleet.nightly_plan()`
+  t.equal(plan.filter(row => row.step === 'retire').length, 30)
+  t.equal(await value(sql`select count(*) from fleet.attached_partitions()`), '105', 'the plan changes nothing')
+
+  const [run] = await dba<{ p_run_id: string }[]>`call fleet.nightly()`
+  const steps = await dba`select * from fleet.run_steps(${run?.p_run_id ?? null})`
+  t.same(steps.filter(row => !row.ok), [])
+  t.same(steps.filter(row => row.step === 'maintenance.retire').length, 30)
+  t.match(await sql`select state, row_count, relid::regclass::text as table from fleet.hb_partitions where partition_name = ${old}`, [
+    { state: 'detached', row_count: '2', table: `fleet_detached.${old}` },
+  ])
+  t.match(await sql`select min(range_start) as first, count(*)::int as n from fleet.attached_partitions()`, [
+    { first: new Date(new Date().setUTCHours(0, 0, 0, 0) - 60 * 86_400_000), n: 75 },
+  ])
+  t.equal(await value(sql`select count(*) from fleet.device_heartbeats`), '1')
+
+  const archiver = asRole(t, db, 'fleet_archiver')
+  for (const statement of [`insert into fleet_detached.${old} (ts, device_id) values (now(), 1)`,
+    `delete from fleet_detached.${old}`, `update fleet_detached.${old} set battery_pct = 1`, `truncate fleet_detached.${old}`]) {
+    await t.rejects(archiver.unsafe(statement), { code: '42501' }, `archiver: ${statement}`)
+    await t.rejects(sql.unsafe(statement), { code: '42501' }, `owner: ${statement}`)
+  }
+  await archiver.unsafe(`vacuum (freeze) fleet_detached.${old}`)
+  t.match(await archiver.unsafe(`select count(*)::int as n from fleet_detached.${old}`), [{ n: 2 }])
+
+  await dba`call fleet.nightly()`
+  t.equal(await value(sql`select count(*) from fleet.events where event = 'partition.detach'`), '30', 'a second run finds nothing to do')
+})
+
+t.test('the retention of one run can be given to it, and the clock too', async t => {
+  const { sql } = await withDatabase(t)
+  await sql`call fleet.nightly(null, '30 days', now() + interval '10 days')`
+  t.match(await sql`select min(range_start) as first, max(range_end) as last from fleet.attached_partitions()`, [{
+    first: new Date(new Date().setUTCHours(0, 0, 0, 0) - 20 * 86_400_000),
+    last: new Date(new Date().setUTCHours(0, 0, 0, 0) + 25 * 86_400_000),
+  }])
+  t.equal(await value(sql`select retention::text from fleet.settings`), '90 days')
+})
+
+t.test('held and restored days stay attached while older and newer ones are retired', async t => {
+  const db = await withDatabase(t)
+  const { sql } = db
+  const [device] = await enroll(sql, 1) as [number]
+  await sql`update fleet.settings set max_late = '89 days'`
+  const held = await partitionAt(sql, daysAgo(80))
+  await ingest(sql, [{ device_id: device, ts: daysAgo(80) }])
+  const dba = asRole(t, db, 'fleet_dba')
+  await t.rejects(dba`select fleet.hold_partition(${held}, ' ')`, { code: 'FL422' })
+  await t.rejects(dba`select fleet.hold_partition('nothing', 'why')`, { code: 'FL404', hint: /partition_health/ })
+  await dba`select fleet.hold_partition(${held}, 'case 4711')`
+  await dba`call fleet.nightly(null, '60 days')`
+  t.equal(await partitionAt(sql, daysAgo(80)), held)
+  t.match(await sql`select count(*)::int as n from fleet.attached_partitions()`, [{ n: 76 }])
+  t.equal(await value(sql`select count(*) from fleet.device_heartbeats`), '1')
+  t.same(await sql`select * from fleet.check() where status = 'fail'`, [])
+  await t.rejects(dba`select fleet.archive_partition(${held})`, { code: 'FL002', message: /held \(case 4711\)/ })
+  t.match(await dba`select action, reason from fleet.retention_plan('60 days') where partition_name = ${held}`, [
+    { action: 'hold', reason: 'held: case 4711' },
+  ])
+
+  // An index and the dedupe key are still there, and inserts are still routed to it.
+  t.match(await ingest(sql, [{ device_id: device, ts: daysAgo(80.001) }]), [{ result: 'stored' }])
+  await dba`select fleet.release_partition(${held})`
+  await dba`call fleet.nightly(null, '60 days')`
+  t.match(await sql`select state, row_count from fleet.hb_partitions where partition_name = ${held}`, [{ state: 'detached', row_count: '2' }])
+})
+
+t.test('putting a held day back needs no scan of it', async t => {
+  const { sql } = await withDatabase(t)
+  const held = await partitionAt(sql, daysAgo(80))
+  await sql`select fleet.hold_partition(${held}, 'legal')`
+  const [row] = await sql<{ bound: string }[]>`
+    select pg_get_constraintdef(oid) as bound from pg_constraint
+    where conrelid = ${`fleet.${held}`}::regclass and conname = 'device_heartbeats_within_range' and convalidated
+  `
+  t.match(row?.bound, /CHECK \(\(\(ts >= '.*'::timestamp with time zone\) AND \(ts < '.*'::timestamp with time zone\)\)\)/)
+})
+
+t.test('a reader of the whole parent delays a retirement, and nothing else', async t => {
+  const db = await withDatabase(t)
+  const { sql } = db
+  const [device] = await enroll(sql, 1) as [number]
+  const reader = asRole(t, db, 'fleet_reader')
+  const dba = asRole(t, db, 'fleet_dba')
+  await reader`begin`
+  await reader`select count(*) from fleet.device_heartbeats`
+  const night = dba`call fleet.nightly(null, '89 days', now())`.then(rows => rows)
+  t.match(await ingest(sql, [{ device_id: device }]), [{ result: 'stored' }], 'ingest goes on')
+  // Long enough for one attempt to run into its lock timeout; then the reader leaves.
+  await sql`select pg_sleep(0.6)`
+  await reader`commit`
+  const [run] = await night as unknown as { p_run_id: string }[]
+  t.match(await sql`select step, ok from fleet.run_steps(${run?.p_run_id ?? null}) where step = 'maintenance.retire'`, [{ ok: true }])
+})
+
+t.test('a partition that cannot be retired is recorded and does not stop the others', async t => {
+  const db = await withDatabase(t)
+  const { sql, admin } = db
+  const dba = asRole(t, db, 'fleet_dba')
+  const bad = await partitionAt(sql, daysAgo(88))
+  await admin.unsafe(`create table fleet_detached.${bad} (squatter int)`)
+  const [run] = await dba<{ p_run_id: string }[]>`call fleet.nightly(null, '85 days')`
+  const steps = await dba`select * from fleet.run_steps(${run?.p_run_id ?? null}) where step = 'maintenance.retire'`
+  t.equal(steps.length, 5)
+  t.match(steps.filter(row => !row.ok), [{ partition_name: bad, detail: /already exists/ }])
+  t.match(await sql`select status, detail from fleet.check() where check_name = 'maintenance'`, [{ status: 'fail', detail: RegExp(bad) }])
+  await admin.unsafe(`alter event trigger fleet_guard_drop disable; drop table fleet_detached.${bad}; alter event trigger fleet_guard_drop enable always`)
+  await dba`call fleet.nightly(null, '85 days')`
+  t.match(await sql`select status from fleet.check() where check_name = 'maintenance'`, [{ status: 'ok' }])
+})
+
+t.test('a second run of maintenance says that one is running, and by whom', async t => {
+  const db = await withDatabase(t)
+  const holder = asRole(t, db, 'fleet_dba')
+  const [{ pid } = { pid: 0 }] = await holder<{ pid: number }[]>`select pg_backend_pid() as pid, fleet.begin_run('nightly')`
+  const dba = asRole(t, db, 'fleet_dba')
+  await t.rejects(dba`call fleet.nightly()`, { code: 'FL003', message: RegExp(`backend ${pid}`) })
+  await t.rejects(dba`call fleet.maintain()`, { code: 'FL003' })
+  await holder`select fleet.end_run(1, 'nightly', 0)`
+  await dba`call fleet.nightly()`
+})
+
+t.test('today\'s partition is never retired', async t => {
+  const { sql } = await withDatabase(t)
+  await t.rejects(sql`select fleet.archive_partition(${await partitionAt(sql, daysAgo(0))})`, { code: 'FL002', message: /may still receive/ })
+})
+
+t.test('a partition without a proven archive is not dropped, whoever tries and however', async t => {
+  const db = await withDatabase(t)
+  const { sql, admin } = db
+  const active = await partitionAt(sql, daysAgo(10))
+  const retired = await partitionAt(sql, daysAgo(50))
+  await sql`select fleet.archive_partition(${retired})`
+  const dba = asRole(t, db, 'fleet_dba')
+  await t.rejects(dba`select fleet.drop_partition(${active})`, { code: 'FL001', hint: /archive_partition/ })
+  await t.rejects(dba`select fleet.drop_partition(${retired})`, { code: 'FL001' })
+
+  const refused = async (session: Sql, statements: string, what: string) =>
+    t.rejects(session.begin(s => s.unsafe(statements)), { code: 'FL001', hint: /drop_partition/ }, what)
+  const archiver = asRole(t, db, 'fleet_archiver')
+  await refused(sql, `drop table fleet.${active}`, 'plain drop by the owner')
+  await refused(archiver, `drop table fleet_detached.${retired}`, 'plain drop by the archiver')
+  await refused(admin, `drop table fleet.${active}`, 'plain drop by a superuser')
+  await refused(admin, `alter table fleet.${active} rename to harmless; drop table fleet.harmless`, 'rename, then drop')
+  await refused(admin, `alter table fleet_detached.${retired} set schema public; drop table public.${retired}`, 'move, then drop')
+  await refused(admin, `alter table fleet.device_heartbeats detach partition fleet.${active}; drop table fleet.${active}`, 'detach, then drop')
+  await refused(admin, 'drop table fleet.device_heartbeats cascade', 'drop of the parent')
+  await refused(admin, 'drop schema fleet cascade', 'drop schema')
+  await refused(admin, 'drop schema fleet_detached cascade', 'drop schema of the retired')
+  await refused(admin, 'drop owned by fleet_owner cascade', 'drop owned')
+  await refused(admin, `set session_replication_role = replica; drop table fleet.${active}`, 'with triggers off')
+  await refused(admin, `create table fleet_detached.unknown (x int); drop table fleet_detached.unknown`, 'a table it does not know')
+  await t.rejects(admin.begin(s => s.unsafe(`
+    update partman.part_config set retention_schema = null;
+    select partman.drop_partition_time('fleet.device_heartbeats', '80 days', false, false)
+  `)), { message: /without a proven archive/ }, 'pg_partman\'s own drop')
+  await t.rejects(sql`truncate fleet.device_heartbeats`, { code: '42501' })
+  await t.rejects(sql`delete from fleet.device_heartbeats`, { code: '42501' })
+  t.equal(await value(sql`select count(*) from fleet.attached_partitions()`), '104')
+  await admin`create table public.mine (x int)`
+  await admin`drop table public.mine`
+})
