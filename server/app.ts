@@ -69,14 +69,23 @@ export function createApp({ config, log, metrics, pool, ops, tokens, writer, isD
     return new Problem(405, `${c.req.path} takes ${allow}, not ${c.req.method}.`, { headers: { allow } }).toResponse()
   })
 
+  let quietUntil = 0
+  let unlogged = 0
   app.onError((error, c) => {
     const problem = toProblem(error)
     const about = { event: 'http.error', method: c.req.method, path: c.req.path, status: problem.status }
-    if (problem.status >= 500) {
-      const level = problem.status === 500 ? 'error' : 'warn'
-      log[level]({ ...about, error: problem.cause ?? error }, problem.message)
-    } else {
+    const cause = problem.cause ?? error
+    if (problem.status === 500) {
+      log.error({ ...about, error: cause }, problem.message)
+    } else if (problem.status !== 503) {
       log.debug(about, problem.message)
+    } else if (Date.now() < quietUntil) {
+      unlogged++
+    } else {
+      // An outage refuses thousands of requests a second for one reason.
+      log.warn({ ...about, error: cause, unlogged }, problem.message)
+      quietUntil = Date.now() + 1_000
+      unlogged = 0
     }
     return problem.toResponse()
   })

@@ -1,4 +1,5 @@
 import t from 'tap'
+import { waitFor } from '../local/testing.ts'
 import { ADMIN_KEY, ago, enroll, lastStatus, withServer } from './testing.ts'
 
 interface Steps {
@@ -28,6 +29,16 @@ t.test('the nightly run by hand: the plan, then the steps', async t => {
   }
 })
 
+t.test('a nightly run beside another is 409, with a hint', async t => {
+  const { db, call } = await withServer(t)
+  const other = await db.sql.reserve()
+  await other`select fleet.begin_run('nightly')`
+  t.match(await call('POST /ops/nightly', { admin: true }), { status: 409, body: { detail: /running already/, hint: String } })
+  await other`select pg_advisory_unlock_all()`
+  other.release()
+  t.equal((await call('POST /ops/nightly', { admin: true })).status, 200)
+})
+
 t.test('reconcile repairs a last status that is behind', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
@@ -52,11 +63,10 @@ t.test('a pool that is full is critical, and readers wait their turn', async t =
   await locker`lock table fleet.devices in access exclusive mode`
   const reads = [1, 2, 3].map(() => call('GET /v1/devices', { admin: true }))
   let health: unknown
-  for (;;) {
-    const { body } = await call('GET /ops/pool_health', { admin: true })
-    health = body
-    if ((body as { pool: { waiting: number } }).pool.waiting === 2) break
-  }
+  await waitFor(async () => {
+    health = (await call('GET /ops/pool_health', { admin: true })).body
+    return (health as { pool: { waiting: number } }).pool.waiting === 2
+  })
   t.same(health, { status: 'critical', pool: { in_use: 1, max: 1, utilization_pct: 100, waiting: 2 } })
   await locker`rollback`
   locker.release()

@@ -1,4 +1,5 @@
 import t from 'tap'
+import { waitFor } from '../local/testing.ts'
 import type { IngestItem } from './heartbeat.ts'
 import { Problem } from './problem.ts'
 import { ago, enroll, stored, withWriter } from './testing.ts'
@@ -96,13 +97,13 @@ t.test('a backend that dies in the statement: nothing is acknowledged, and the n
   await locker`begin`
   await locker`lock table fleet.device_heartbeats in share mode`
   const waiting = writer.store(item(device_id))
-  for (;;) {
+  await waitFor(async () => {
     const killed = await db.admin`
       select pg_terminate_backend(pid) from pg_stat_activity
       where datname = current_database() and application_name = 'nexmdm server' and wait_event_type = 'Lock'
     `
-    if (killed.length > 0) break
-  }
+    return killed.length > 0
+  })
   t.match(await waiting, { status: 503 })
   await locker`rollback`
   locker.release()

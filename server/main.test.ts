@@ -1,0 +1,166 @@
+import { createServer } from 'node:net'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { setTimeout as sleep } from 'node:timers/promises'
+import t, { type Test } from 'tap'
+import { spawnNode, waitFor, withDatabase, type TestDatabase, type TestProcess } from '../local/testing.ts'
+import { ADMIN_KEY, client, enroll, serverEnv, stored } from './testing.ts'
+
+/** server/main.ts as a process of its own, ready. */
+async function withProcess(t: Test, db: TestDatabase, env: Record<string, string> = {}) {
+  const server = await spawnNode(t, 'server/main.ts', { env: { ...serverEnv(db), ...env }, ready: /"server.listening"/ })
+  const url = `http://127.0.0.1:${/"port":(\d+)/.exec(server.output())![1]}`
+  const call = client(url)
+  await waitFor(async () => (await call('GET /readyz')).status === 200, { what: () => server.output() })
+  return { server, call, url }
+}
+
+/** Posts beats one after another on several connections until the server is gone; remembers what was acknowledged. */
+function load(url: string, token: string, clients = 20) {
+  const call = client(url)
+  const base = Date.now()
+  const acknowledged: string[] = []
+  const statuses = new Map<number, number>()
+  let next = 0
+  let running = true
+  const done = Promise.all(Array.from({ length: clients }, async () => {
+    while (running) {
+      // Each in a bucket of its own.
+      const ts = new Date(base - 60_000 - 10_000 * next++).toISOString()
+      try {
+        const { status } = await call('POST /v1/heartbeat', { token, body: { ts } })
+        statuses.set(status, (statuses.get(status) ?? 0) + 1)
+        if (status === 201) acknowledged.push(ts)
+      } catch {
+        // Cut off or refused: not acknowledged.
+        await sleep(5)
+      }
+    }
+  }))
+  return { acknowledged, statuses, stop: () => {
+    running = false
+    return done
+  } }
+}
+
+async function lost(db: TestDatabase, deviceId: number, acknowledged: string[]) {
+  const rows = await stored(db, deviceId)
+  const kept = new Set(rows.map(row => (row.ts as Date).toISOString()))
+  return acknowledged.filter(ts => !kept.has(ts))
+}
+
+async function exitOf({ exited }: TestProcess) {
+  return (await exited).code
+}
+
+t.test('SIGTERM under load: what was acknowledged is there, and the exit is 0', async t => {
+  const db = await withDatabase(t)
+  const { device_id, token } = await enroll(db, 'a')
+  const { server, url } = await withProcess(t, db)
+  const traffic = load(url, token)
+  await waitFor(async () => traffic.acknowledged.length > 300)
+  const { code } = await server.stop('SIGTERM')
+  await traffic.stop()
+  t.equal(code, 0, server.output())
+  t.match(server.output(), /"event":"server.stopped"/)
+  t.same(await lost(db, device_id, traffic.acknowledged), [])
+  t.same([...traffic.statuses.keys()].filter(status => status !== 201), [], 'no request was answered otherwise')
+})
+
+t.test('backends killed under load: 503 and on, nothing acknowledged is lost', async t => {
+  const db = await withDatabase(t)
+  const { device_id, token } = await enroll(db, 'a')
+  const { server, call, url } = await withProcess(t, db)
+  const traffic = load(url, token)
+  let killed = 0
+  for (let round = 1; round <= 10; round++) {
+    await waitFor(async () => traffic.acknowledged.length > 50 * round)
+    const rows = await db.admin`
+      select pg_terminate_backend(pid) from pg_stat_activity
+      where datname = current_database() and application_name like 'nexmdm %'
+    `
+    killed += rows.length
+  }
+  const before = traffic.acknowledged.length
+  await waitFor(async () => traffic.acknowledged.length > before + 100)
+  await traffic.stop()
+  t.ok(killed >= 10)
+  t.equal((await call('GET /readyz')).status, 200)
+  t.same([...traffic.statuses.keys()].filter(status => status !== 201 && status !== 503), [])
+  t.same(await lost(db, device_id, traffic.acknowledged), [])
+  const { code } = await server.stop('SIGTERM')
+  t.equal(code, 0, server.output())
+  t.notOk(server.output().includes(token), 'no token in the log')
+})
+
+t.test('a database that lets nobody in: it starts, says so, and is ready when it is back', async t => {
+  const db = await withDatabase(t)
+  const { token } = await enroll(db, 'a')
+  await db.admin.unsafe(`alter database ${db.name} connection limit 0`)
+  const server = await spawnNode(t, 'server/main.ts', { env: serverEnv(db), ready: /"server.listening"/ })
+  const call = client(`http://127.0.0.1:${/"port":(\d+)/.exec(server.output())![1]}`)
+  t.equal((await call('GET /healthz')).status, 200)
+  for (const answer of [await call('GET /readyz'), await call('POST /v1/heartbeat', { token, body: {} })]) {
+    t.match(answer, { status: 503, body: { status: 503 } })
+    t.match(answer.headers.get('retry-after'), /^\d+$/)
+  }
+  t.equal((await call('GET /metrics', { admin: true })).status, 200)
+  await db.admin.unsafe(`alter database ${db.name} connection limit -1`)
+  await waitFor(async () => (await call('GET /readyz')).status === 200, { what: () => server.output() })
+  t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 201)
+  await waitFor(async () => server.output().includes('tokens.listening'), { what: () => server.output() })
+})
+
+t.test('the port is taken: one sentence and exit 1', async t => {
+  const db = await withDatabase(t)
+  const other = createServer().listen(0, '127.0.0.1')
+  t.teardown(() => other.close())
+  await once(other, 'listening')
+  const { port } = other.address() as { port: number }
+  const server = await spawnNode(t, 'server/main.ts', { env: { ...serverEnv(db), PORT: String(port) } })
+  t.equal(await exitOf(server), 1)
+  t.match(server.output(), new RegExp(`Port ${port} of 127.0.0.1 is taken`))
+})
+
+t.test('wrong settings: all are named, and exit 2', async t => {
+  const server = await spawnNode(t, 'server/main.ts', { env: { PORT: 'x', ADMIN_KEY: 'short' } })
+  t.equal(await exitOf(server), 2)
+  for (const name of ['PORT', 'ADMIN_KEY', 'SERVER_DATABASE_URL', 'LISTEN_DATABASE_URL', 'OPS_DATABASE_URL']) {
+    t.match(server.output(), new RegExp(`^ {2}${name} `, 'm'))
+  }
+})
+
+t.test('whoever started it is gone: it drains too', async t => {
+  const db = await withDatabase(t)
+  const child = spawn(process.execPath, ['--import', 'tsx', 'server/main.ts'], {
+    stdio: ['ignore', 'pipe', 'inherit', 'ipc'], env: { PATH: '/usr/bin:/bin', ...serverEnv(db) },
+  })
+  t.teardown(() => child.kill('SIGKILL'))
+  let output = ''
+  child.stdout!.on('data', (data: Buffer) => {
+    output += data.toString()
+  })
+  await waitFor(async () => output.includes('server.listening'))
+  child.disconnect()
+  const [code] = await once(child, 'exit') as [number | null]
+  t.equal(code, 0)
+  t.match(output, /"reason":"disconnect"/)
+})
+
+t.test('as the owner\'s URL with role fleet_server, it is not the owner', async t => {
+  const db = await withDatabase(t)
+  const env = { DATABASE_URL: db.url('postgres'), ADMIN_KEY, PORT: '0' }
+  const server = await spawnNode(t, 'server/main.ts', { env, ready: /tokens.listening/ })
+  const call = client(`http://127.0.0.1:${/"port":(\d+)/.exec(server.output())![1]}`)
+  const { body } = await call('POST /admin/devices', { admin: true, body: { alias: 'a' } })
+  t.equal((await call('POST /v1/heartbeat', { token: (body as { token: string }).token, body: {} })).status, 201)
+  t.equal((await call('POST /ops/nightly', { admin: true })).status, 200)
+  const rows = await db.admin<{ application_name: string }[]>`
+    select application_name from pg_stat_activity where datname = current_database() and usename = 'postgres' and application_name like 'nexmdm %'
+  `
+  t.ok(rows.length > 0)
+  await db.admin`revoke execute on function fleet.ingest(json, timestamptz) from fleet_server`
+  t.match(await call('POST /v1/heartbeat', { token: (body as { token: string }).token, body: {} }), {
+    status: 500, body: { status: 500, detail: /fault of its own/ },
+  }, 'a superuser would be let in')
+})
