@@ -90,6 +90,8 @@ to fleet_server, fleet_reader, fleet_dba;
 grant select on
   fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.job_health
 to fleet_reader, fleet_dba;
+-- What the view job_health calls.
+grant execute on function fleet.job_history() to fleet_reader, fleet_dba;
 grant select on fleet.archives, fleet.partition_health to fleet_archiver;
 
 grant select on

@@ -74,7 +74,7 @@ t.test('50 parallel copies within one bucket leave one row', async t => {
   const results = answers.map(([row]) => row?.result)
   t.equal(results.filter(result => result === 'stored').length, 1)
   t.equal(results.filter(result => result === 'duplicate').length, 49)
-  const [kept] = await sql`select ts, battery_pct from fleet.device_heartbeats`
+  const [kept] = await sql<{ ts: Date, battery_pct: number }[]>`select ts, battery_pct from fleet.device_heartbeats`
   t.match(await sql`select count(*)::int as rows from fleet.device_heartbeats`, [{ rows: 1 }])
   t.match(await sql`select last_ts, battery_pct from fleet.device_last_status`, [{ last_ts: kept?.ts, battery_pct: kept?.battery_pct }],
     'last status shows the one that was stored')

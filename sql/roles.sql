@@ -18,14 +18,14 @@ begin
     -- Retired tables are handed to the archiver's role, so that it may VACUUM them.
     grant fleet_archiver to fleet_owner;
   end if;
-  if not pg_catalog.pg_has_role('fleet_owner', 'pg_read_all_stats', 'member') then
+  if not pg_catalog.pg_has_role('fleet_owner', 'pg_monitor', 'member') then
     begin
-      -- To see whether pg_cron's launcher lives.
-      grant pg_read_all_stats to fleet_owner;
+      -- To see whether pg_cron's launcher lives, and where pg_cron is.
+      grant pg_monitor to fleet_owner;
     exception when insufficient_privilege then
       raise warning using
-        message = 'fleet_owner may not see the statistics of other roles: fleet.check() cannot tell whether the scheduler lives',
-        hint = 'As superuser: grant pg_read_all_stats to fleet_owner;';
+        message = 'fleet_owner may not see the activity of other roles: fleet.check() cannot tell whether the scheduler lives',
+        hint = 'As superuser: grant pg_monitor to fleet_owner;';
     end;
   end if;
   if not (select rolcanlogin from pg_catalog.pg_roles where rolname = 'fleet_owner') then
