@@ -67,6 +67,31 @@ t.test('SIGTERM under load: what was acknowledged is there, and the exit is 0', 
   t.same([...traffic.statuses.keys()].filter(status => status !== 201), [], 'no request was answered otherwise')
 })
 
+t.test('SIGTERM ends the requests in flight first', async t => {
+  const db = await withDatabase(t)
+  const { device_id, token } = await enroll(db, 'a')
+  const { server, call } = await withProcess(t, db)
+  const locker = await db.admin.reserve()
+  await locker`begin`
+  await locker`lock table fleet.device_heartbeats in share mode`
+  const waiting = call('POST /v1/heartbeat', { token, body: {} })
+  await waitFor(async () => {
+    const rows = await db.admin`
+      select from pg_stat_activity
+      where datname = current_database() and application_name = 'nexmdm server' and wait_event_type = 'Lock'
+    `
+    return rows.length === 1
+  })
+  const stopped = server.stop('SIGTERM')
+  await waitFor(async () => server.output().includes('server.draining'))
+  await t.rejects(call('GET /healthz'), 'no new connection')
+  await locker`rollback`
+  locker.release()
+  t.equal((await waiting).status, 201)
+  t.equal((await stored(db, device_id)).length, 1)
+  t.equal((await stopped).code, 0, server.output())
+})
+
 t.test('backends killed under load: 503 and on, nothing acknowledged is lost', async t => {
   const db = await withDatabase(t)
   const { device_id, token } = await enroll(db, 'a')

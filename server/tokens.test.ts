@@ -58,13 +58,26 @@ t.test('a revocation forgets its device or gateway only', async t => {
   t.ok(tokens.identify(b.token) instanceof Promise)
 })
 
-t.test('an answer from before a revocation is not kept', async t => {
+t.test('an answer from before a revocation is asked for again', async t => {
   const { db, tokens } = await withTokens(t)
   const { device_id, token } = await enroll(db, 'a')
+  // The lookup has its snapshot, waits for the table, and then sees the device as it was.
+  const revoker = await db.sql.reserve()
+  await revoker`begin`
+  await revoker`lock table fleet.devices in access exclusive mode`
   const asked = tokens.identify(token)
-  await db.sql`select fleet.revoke_device(${device_id})`
+  await waitFor(async () => {
+    const waiting = await db.admin`
+      select from pg_stat_activity
+      where datname = current_database() and application_name = 'nexmdm server' and wait_event_type = 'Lock'
+    `
+    return waiting.length === 1
+  })
+  await revoker`select fleet.revoke_device(${device_id})`
   tokens.forget(`device:${device_id}`)
-  await asked
+  await revoker`commit`
+  revoker.release()
+  t.equal(await asked, null)
   t.equal(await tokens.identify(token), null)
 })
 
@@ -88,13 +101,15 @@ t.test('a revocation while the listener was cut off is not missed', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
   t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 201)
-  // In one statement: the connection is gone before the notification is sent.
-  await db.admin`
-    with cut as materialized (
-      select pg_terminate_backend(pid, 5000) as done from pg_stat_activity
-      where datname = current_database() and application_name = 'nexmdm listen'
-    )
-    select fleet.revoke_device(${device_id}) from cut where done
+  // Nobody gets in until the notification is over and lost.
+  await db.admin.unsafe(`alter database ${db.name} connection limit 0`)
+  const listeners = () => db.admin<{ gone: boolean }[]>`
+    select pg_terminate_backend(pid) as gone from pg_stat_activity
+    where datname = current_database() and application_name = 'nexmdm listen'
   `
+  await waitFor(async () => (await listeners()).length === 0)
+  await db.sql`select fleet.revoke_device(${device_id})`
+  t.not((await call('POST /v1/heartbeat', { token, body: {} })).status, 401, 'not heard of yet')
+  await db.admin.unsafe(`alter database ${db.name} connection limit -1`)
   await waitFor(async () => (await call('POST /v1/heartbeat', { token, body: {} })).status === 401, { patience: 20_000 })
 })
