@@ -178,12 +178,19 @@ export class Cluster {
       await this.#ready(() => this.#postmaster().then(now => now?.pid === running.pid))
       return 'adopted'
     }
+    const patient = Date.now() + 20_000
     let port = this.#kept.port && await isFree(this.#kept.port) ? this.#kept.port : await freePort(this.#options.throwaway)
     for (let attempt = 1; ; attempt++) {
       this.port = port
       await this.#configure()
       const failure = await this.#launch()
       if (!failure) break
+      if (/lock file "postmaster.pid" already exists|pre-existing shared memory block/.test(failure) && Date.now() < patient) {
+        // The processes of a postmaster that was killed need a moment to notice.
+        await sleep(250)
+        attempt--
+        continue
+      }
       // Another process may take the port between our look and the postmaster's bind.
       if (attempt === 5 || !/could not (bind|create any TCP)/.test(failure)) {
         throw new ClusterError(`PostgreSQL in ${this.data} did not start. The end of ${this.log}:\n${failure}`)

@@ -1,4 +1,5 @@
 // npm run demo: a simulated fleet, with a past to look at and beats that go on until it is stopped.
+import { setMaxListeners } from 'node:events'
 import { readFile, rename, writeFile } from 'node:fs/promises'
 import { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
@@ -50,6 +51,7 @@ export async function startDemo(sql: Sql, url: string, file: string, stopped: Ab
   select * from fleet.partition_health;
   select * from fleet.archives;
 `)
+  setMaxListeners(0, stopped) // each device waits for it
   for (const device of fleet.devices) void beatOn(url, device, stopped)
 }
 

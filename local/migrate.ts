@@ -44,6 +44,7 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
     await scheduleJobs(sql, log)
   } finally {
     await sql.end({ timeout: 5 })
+    await poolsEnded()
   }
 }
 
@@ -68,7 +69,7 @@ export function oneLineEach(log: (line: string) => void) {
 
 /**
  * graphile-migrate keeps its connections for 200 ms after the last use, and ends this process when one of them
- * is lost meanwhile: wait for this before Postgres is stopped or killed.
+ * is lost meanwhile: wait for this before Postgres is stopped or the database dropped.
  */
 export function poolsEnded() {
   return sleep(300)

@@ -30,6 +30,7 @@ export class Service {
   #retry: NodeJS.Timeout | undefined
   #follower: NodeJS.Timeout | undefined
   #seen = 0
+  #from = 0
   /** Set by whoever finds it working; from then on it is always started again. */
   isReady = false
 
@@ -39,7 +40,7 @@ export class Service {
   }
 
   async start() {
-    this.#seen = await size(this.#options.log)
+    this.#seen = this.#from = await size(this.#options.log)
     this.#spawn()
     this.#follower = setInterval(() => void this.#follow(), 1000)
   }
@@ -68,10 +69,10 @@ export class Service {
     this.#child?.kill('SIGKILL')
   }
 
-  /** The last lines of its log. */
+  /** The last lines that it logged since start(). */
   async logTail(lines = 15) {
-    const text = await readFile(this.#options.log, 'utf8').catch(() => '')
-    return text.trimEnd().split('\n').slice(-lines).join('\n')
+    const log = await readFile(this.#options.log).catch(() => Buffer.alloc(0))
+    return log.subarray(this.#from).toString().trimEnd().split('\n').slice(-lines).join('\n')
   }
 
   #spawn() {
@@ -124,6 +125,7 @@ export class Service {
     if (end > longestLog) {
       await copyFile(log, `${log}.1`)
       await truncate(log)
+      this.#from = 0
     }
   }
 }

@@ -1,13 +1,18 @@
 // What the tests share: a database each, cloned from a migrated template, in the cluster that npm test makes.
-import { spawn } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
 import { readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { chmod, cp, mkdtemp, readFile, realpath, rm, symlink, utimes } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join, relative } from 'node:path'
+import { promisify } from 'node:util'
 import postgres, { type Sql } from 'postgres'
 import type { Test } from 'tap'
 import { Cluster, roles, throwawayCluster, type Role } from './cluster.ts'
 import { plainEnv, repository, testClusterFile } from './config.ts'
-import { migrate, poolsEnded } from './migrate.ts'
+import { migrate } from './migrate.ts'
 import { requirePostgres, type Postgres } from './packages.ts'
+
+const run = promisify(execFile)
 
 /** The migrated database that every withDatabase() is a copy of. Nobody connects to it. */
 export const templateDatabase = 'fleet_template'
@@ -33,19 +38,19 @@ export interface TestDatabase {
 }
 
 /**
- * A database of its own for a test, a copy of the migrated template. In teardown its connections are ended, whoever
+ * A database of its own for a test, a copy of the migrated template (of template0: an empty one). In teardown its connections are ended, whoever
  * has them, and it is dropped.
  */
-export async function withDatabase(t: Test): Promise<TestDatabase> {
+export async function withDatabase(t: Test, template: 'fleet_template' | 'template0' = templateDatabase): Promise<TestDatabase> {
   const cluster = testCluster()
   const name = `test_${process.pid}_${counter++}`
   const maintenance = client(testUrl(cluster, 'postgres', 'postgres'), 1)
   try {
     // Measured with 105 partitions: 0.1 s by file_copy, 0.3 to 0.9 s by wal_log, where fsync is off.
-    await maintenance.unsafe(`create database ${name} template ${templateDatabase} strategy file_copy`)
+    await maintenance.unsafe(`create database ${name} template ${template} strategy file_copy`)
     // What CREATE DATABASE does not copy: the rights on the database and the settings made for it.
     await maintenance`
-      with template as (select oid, datacl from pg_database where datname = ${templateDatabase}),
+      with template as (select oid, datacl from pg_database where datname = ${template}),
       rights as (
         update pg_database set datacl = (select datacl from template) where datname = ${name} returning oid
       )
@@ -87,7 +92,6 @@ export async function withCluster(t: Test, options: { durable?: boolean } = {}):
   t.teardown(end)
   await migrate(cluster.url('postgres', 'fleet'), { current: true, log: () => {} })
   await cluster.allowLogins()
-  await poolsEnded()
   return { ...open(t, 'fleet', role => cluster.url(role, 'fleet')), cluster }
 }
 
@@ -149,6 +153,26 @@ export async function spawnNode(t: Test, script: string, options: ProcessOptions
     }, { patience, what: () => `${script} to be ready; it printed:\n${output}` })
   }
   return { pid: child.pid ?? 0, output: () => output, exited, stop }
+}
+
+/** A copy of the working tree without what npm start makes, as a clone would be; it shares node_modules. */
+export async function withClone(t: Test) {
+  const clone = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-clone-'))
+  t.teardown(() => rm(clone, { recursive: true, force: true }))
+  await chmod(clone, 0o755) // Postgres, as another user, goes through it
+  const left = new Set(['.git', '.local', '.tap', 'node_modules'])
+  await cp(repository, clone, {
+    recursive: true, verbatimSymlinks: true, filter: source => !left.has(relative(repository, source)),
+  })
+  await symlink(join(repository, 'node_modules'), join(clone, 'node_modules'))
+  // Old, so that install.sh never replaces the packages under the running tests.
+  await utimes(join(clone, 'package-lock.json'), 0, 0)
+  // A clone is of committed work: the migration being written is committed in it.
+  const current = await readFile(join(clone, 'migrations/current.sql'), 'utf8').catch(() => '')
+  if (/^\s*[^-\s]|^--!\s*include/m.test(current)) {
+    await run(process.execPath, ['--import', 'tsx', 'local/commit.ts', 'commit', 'pending'], { cwd: clone, env: plainEnv() })
+  }
+  return clone
 }
 
 /** Asks every 50 ms until the answer is true, or fails after `patience` ms (30 s). */

@@ -1,0 +1,32 @@
+import { spawnSync } from 'node:child_process'
+import { join } from 'node:path'
+import t from 'tap'
+import { table } from './check.ts'
+import { plainEnv, repository } from './config.ts'
+import { withDatabase } from './testing.ts'
+
+t.test('the worst comes first, with its remedy', async t => {
+  t.equal(
+    table([
+      { check_name: 'scheduler', status: 'ok', detail: 'all jobs run', remedy: 'none needed' },
+      { check_name: 'retention', status: 'fail', detail: '3 days overdue', remedy: 'call fleet.nightly()' },
+      { check_name: 'archiver', status: 'warn', detail: 'not heard of', remedy: null },
+    ]),
+    [
+      'fail  retention  3 days overdue',
+      '                 -> call fleet.nightly()',
+      'warn  archiver   not heard of',
+      'ok    scheduler  all jobs run',
+    ].join('\n'),
+  )
+})
+
+t.test('npm run check ends with 1 when anything fails', async t => {
+  const db = await withDatabase(t)
+  const [worst] = await db.sql`select count(*) filter (where status = 'fail')::integer as failures from fleet.check()`
+  const { status, stdout } = spawnSync(process.execPath, ['--import', 'tsx', join(repository, 'local/check.ts')], {
+    env: { ...plainEnv(), DATABASE_URL: db.url('postgres') }, encoding: 'utf8',
+  })
+  t.match(stdout, /partition_today/)
+  t.equal(status, worst?.failures ? 1 : 0)
+})

@@ -1,0 +1,43 @@
+import { join } from 'node:path'
+import t from 'tap'
+import { freePort } from './cluster.ts'
+import { startDemo } from './demo.ts'
+import { spawnNode, waitFor, withDatabase } from './testing.ts'
+
+t.test('the simulated fleet has a past, and a present over HTTP', async t => {
+  const db = await withDatabase(t)
+  const port = await freePort(true)
+  const url = `http://127.0.0.1:${port}`
+  await spawnNode(t, 'server/main.ts', {
+    env: { DATABASE_URL: db.url('postgres'), PORT: String(port), ADMIN_KEY: 'k'.repeat(32), WORKERS: '1' },
+    ready: `${url}/readyz`,
+  })
+  const file = join(t.testdir({}), 'demo.json')
+  const stop = new AbortController()
+  t.teardown(() => stop.abort())
+
+  await startDemo(db.sql, url, file, stop.signal)
+  const [loaded] = await db.sql`
+    select count(*)::integer as beats, count(distinct device_id)::integer as devices, count(distinct ts::date)::integer as days
+    from fleet.device_heartbeats where received_at < now() - interval '1 hour'
+  `
+  t.ok(loaded?.beats > 500_000, `${loaded?.beats} heartbeats`)
+  t.equal(loaded?.devices, 200)
+  t.ok(loaded?.days >= 89 && loaded?.days <= 92, 'the days past the retention are no longer in it')
+  const [retired] = await db.sql`select count(*)::integer as days from fleet.hb_partitions where state <> 'active'`
+  t.ok(retired?.days >= 8, `${retired?.days} days wait for the archiver`)
+
+  const live = () => db.sql`select from fleet.device_heartbeats where agent_version is not null and ip = '127.0.0.1'`
+  await waitFor(async () => (await live()).length > 5, { patience: 60_000, what: () => 'live beats' })
+  stop.abort()
+
+  const count = () => db.sql`select count(*)::integer as beats from fleet.device_heartbeats where ip <<= '10.0.0.0/8'`
+  const [before] = await count()
+  const again = new AbortController()
+  const started = Date.now()
+  await startDemo(db.sql, url, file, again.signal)
+  again.abort()
+  t.ok(Date.now() - started < 5_000, 'a second run has nothing to load')
+  t.strictSame(await count().then(rows => rows[0]), before)
+  t.match(await db.sql`select count(*)::integer as devices from fleet.devices`, [{ devices: 200 }])
+})
