@@ -20,6 +20,7 @@ export const setupFiles = ['roles.sql', 'extensions.sql', 'guard.sql']
 
 // One migration at a time in a database; graphile-migrate's own lock fails at once where this one waits.
 const migrationLock = 4_727_445_306
+const insufficientPrivilege = '42501'
 
 /**
  * Sets up and migrates the database at `adminUrl`, whose user is the administrator: a superuser, or a role that may
@@ -37,7 +38,7 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
   })
   try {
     await sql`select pg_advisory_lock(${migrationLock})`
-    for (const file of setupFiles) await runFile(sql, file)
+    for (const file of setupFiles) await runFile(sql, file, log)
     const settings = migrationSettings(adminUrl, log)
     await runCommitted(settings)
     if (options.current) await watch(settings, true)
@@ -75,12 +76,15 @@ export function poolsEnded() {
   return sleep(300)
 }
 
-async function runFile(sql: Sql, file: string) {
+/** All of a file or nothing of it. Without the right to run it, what an administrator made before has to do. */
+async function runFile(sql: Sql, file: string, log: (line: string) => void) {
   const text = await readFile(join(repository, 'sql', file), 'utf8')
   try {
     await sql.unsafe(text)
   } catch (cause) {
-    throw new Error(`sql/${file} failed, which the administrator runs at setup`, { cause })
+    const { code, message } = cause as { code?: unknown, message?: string }
+    if (code !== insufficientPrivilege) throw new Error(`sql/${file} failed, which the administrator runs at setup`, { cause })
+    log(`sql/${file} is for an administrator and was not run (${message}); what is there already is used.`)
   }
 }
 

@@ -72,6 +72,9 @@ t.test('wrong settings are named together, and nothing is made', async t => {
   t.match(started.output(), /^ARCHIVE_URL: /m)
   t.match(started.output(), /^DATABASE_URL: /m)
   t.notMatch(started.output(), 'secret')
+  const other = await npmStart(t, clone, { ADMIN_KEY: 'short', LOG_LEVEL: 'loud' })
+  t.equal(await other.exited, 2, 'those of the server and the archiver as well')
+  t.match(other.output(), /ADMIN_KEY[^]*LOG_LEVEL/)
   t.notOk(existsSync(join(clone, '.local/start.pid')))
 })
 

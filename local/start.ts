@@ -6,6 +6,8 @@ import { delimiter, join, relative } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 import postgres from 'postgres'
+import { readConfig as readArchiverConfig } from '../archiver/config.ts'
+import { readConfig as readServerConfig } from '../server/config.ts'
 import { Cluster, clusterMajor, isFree, placeFor } from './cluster.ts'
 import { plainEnv, repository, SettingsError, startConfig, type StartConfig } from './config.ts'
 import { curlLine, demoDevice, psqlLine } from './demo-device.ts'
@@ -159,22 +161,25 @@ async function privateDatabase(running: Running, config: StartConfig): Promise<D
   const how = await running.step(`Starting PostgreSQL ${packages.major}`, () => cluster.start())
   if (how === 'adopted') say('It was still running from an earlier start that was killed; it goes on as it is.')
   running.watchCluster(cluster)
-  const serverUrl = cluster.url('fleet_server', database)
   return {
     adminUrl: cluster.url('postgres', database),
     ownerUrl: cluster.url('fleet_owner', database),
     readerUrl: cluster.url('fleet_reader', database),
     psql: onPath('psql') ? 'psql' : cluster.program('psql'),
-    env: {
-      ...config.env,
-      // The owner's connection stays here.
-      DATABASE_URL: undefined,
-      READ_DATABASE_URL: undefined,
-      SERVER_DATABASE_URL: serverUrl,
-      LISTEN_DATABASE_URL: serverUrl,
-      OPS_DATABASE_URL: serverUrl,
-      ARCHIVER_DATABASE_URL: cluster.url('fleet_archiver', database),
-    },
+    env: privateEnv(config.env, cluster.url('fleet_server', database), cluster.url('fleet_archiver', database)),
+  }
+}
+
+/** Each child with its own login, whatever the environment says of other databases; the owner's stays here. */
+function privateEnv(env: StartConfig['env'], serverUrl: string, archiverUrl = serverUrl): StartConfig['env'] {
+  return {
+    ...env,
+    DATABASE_URL: undefined,
+    READ_DATABASE_URL: undefined,
+    SERVER_DATABASE_URL: serverUrl,
+    LISTEN_DATABASE_URL: serverUrl,
+    OPS_DATABASE_URL: serverUrl,
+    ARCHIVER_DATABASE_URL: archiverUrl,
   }
 }
 
@@ -272,10 +277,28 @@ async function isStart(pid: number) {
   }
 }
 
+/** The settings of the children, judged before anything is made; what is ours to give is filled in. */
+function judgeChildren({ databaseUrl, adminKey, archiveUrl, env }: StartConfig) {
+  const given = databaseUrl ? env : privateEnv(env, 'postgres://127.0.0.1')
+  const settings = {
+    ...given, ADMIN_KEY: adminKey ?? randomBytes(24).toString('hex'), ARCHIVE_URL: archiveUrl ?? pathToFileURL(local).href,
+  }
+  const problems = [readServerConfig, readArchiverConfig].flatMap(read => {
+    try {
+      read(settings)
+      return []
+    } catch (error) {
+      return [(error as Error).message]
+    }
+  })
+  if (problems.length) throw new SettingsError(problems)
+}
+
 async function main() {
   const args = process.argv.slice(2)
   if (args.some(arg => arg !== '--demo')) throw new SettingsError(['usage: npm start, or npm run demo'])
   const config = startConfig()
+  judgeChildren(config)
   // Postgres, as user postgres, has to pass through; the secrets in it are files of mode 0600.
   await mkdir(local, { recursive: true, mode: 0o755 })
   const unlock = await lock()
