@@ -18,14 +18,18 @@ begin
     -- Retired tables are handed to the archiver's role, so that it may VACUUM them.
     grant fleet_archiver to fleet_owner;
   end if;
-  if not pg_catalog.pg_has_role('fleet_owner', 'pg_monitor', 'member') then
+  if not (
+    pg_catalog.pg_has_role('fleet_owner', 'pg_monitor', 'member') and pg_catalog.pg_has_role('fleet_dba', 'pg_monitor', 'member')
+    and pg_catalog.pg_has_role('fleet_dba', 'pg_signal_backend', 'member')
+  ) then
     begin
-      -- To see whether pg_cron's launcher lives, and where pg_cron is.
-      grant pg_monitor to fleet_owner;
+      -- To see whether pg_cron's launcher lives, and for the DBA who blocks whom, and to end that.
+      grant pg_monitor to fleet_owner, fleet_dba;
+      grant pg_signal_backend to fleet_dba;
     exception when insufficient_privilege then
       raise warning using
-        message = 'fleet_owner may not see the activity of other roles: fleet.check() cannot tell whether the scheduler lives',
-        hint = 'As superuser: grant pg_monitor to fleet_owner;';
+        message = 'fleet_owner and fleet_dba may not see the activity of other roles: fleet.check() cannot tell whether the scheduler lives',
+        hint = 'As superuser: grant pg_monitor to fleet_owner, fleet_dba; grant pg_signal_backend to fleet_dba;';
     end;
   end if;
   if not (select rolcanlogin from pg_catalog.pg_roles where rolname = 'fleet_owner') then
