@@ -1,0 +1,157 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import { ConfigError, readConfig } from './config.ts'
+import { createLog, describeError } from './log.ts'
+import { findStrangers, listArchives, verifyArchive } from './verify.ts'
+import { closeWorker, openWorker, restoreOnce, type Worker } from './worker.ts'
+
+const usage = `usage: npm run archive -- <command>
+  list                     the proven archives: day, rows, size, state, where
+  verify                   each manifest and object size against the database
+  verify <date>            every byte and row of that day's archive
+  verify --all             every byte and row of every archive, and objects that nobody knows;
+                           one line per fault, exit code 1 when there is one
+  restore <date> [<date>]  brings the days from the first to the second date back online
+  a date is a UTC day, like 2026-08-15`
+
+class UsageError extends Error {}
+
+process.exit(await main(process.argv.slice(2)))
+
+async function main(args: string[]): Promise<number> {
+  try {
+    const run = parseCommand(args)
+    const config = readConfig()
+    // Failures are shown from the database; the log would say them twice.
+    const worker = await openWorker(config, createLog('silent'))
+    try {
+      return await run(worker)
+    } finally {
+      await closeWorker(worker)
+    }
+  } catch (error) {
+    if (error instanceof UsageError) {
+      console.error(error.message === '' ? usage : `${error.message}\n${usage}`)
+      return 2
+    }
+    console.error(error instanceof ConfigError ? error.message : describeError(error))
+    return error instanceof ConfigError ? 2 : 1
+  }
+}
+
+function parseCommand(args: string[]): (worker: Worker) => Promise<number> {
+  const [command, ...rest] = args
+  if (command === 'list' && rest.length === 0) return list
+  if (command === 'verify' && rest.length === 0) return worker => verify(worker, { isQuick: true })
+  if (command === 'verify' && rest.length === 1 && rest[0] === '--all') return worker => verify(worker, { isQuick: false })
+  if (command === 'verify' && rest.length === 1) {
+    const date = day(rest[0])
+    return worker => verify(worker, { isQuick: false, date })
+  }
+  if (command === 'restore' && (rest.length === 1 || rest.length === 2)) {
+    const from = day(rest[0])
+    const to = day(rest[1] ?? rest[0])
+    if (from > to) throw new UsageError(`${from} is after ${to}`)
+    return worker => restore(worker, from, to)
+  }
+  throw new UsageError(command === undefined ? '' : `not understood: ${args.join(' ')}`)
+}
+
+function day(text = '') {
+  const isDay = /^\d{4}-\d\d-\d\d$/.test(text) && new Date(`${text}T00:00:00Z`).toJSON()?.startsWith(text)
+  if (!isDay) throw new UsageError(`expected a date like 2026-08-15, got ${text}`)
+  return text
+}
+
+async function list(worker: Worker) {
+  const archives = await listArchives(worker)
+  if (archives.length === 0) {
+    console.log('no archives yet')
+    return 0
+  }
+  const rows = archives.map(archive => [
+    archive.range_start.slice(0, 10), archive.partition_name, archive.row_count, archive.archive_bytes, archive.state,
+    archive.proven_at.slice(0, 19), archive.archive_url,
+  ])
+  printTable(['from', 'partition', 'rows', 'bytes', 'state', 'proven at', 'archive'], rows)
+  return 0
+}
+
+async function verify(worker: Worker, { isQuick, date }: { isQuick: boolean, date?: string }) {
+  const archives = await listArchives(worker, date)
+  if (date !== undefined && archives.length === 0) {
+    console.log(`${date}: the database knows no proven archive of this day`)
+    return 1
+  }
+  let faults = 0
+  for (const [index, archive] of archives.entries()) {
+    showProgress(`${index + 1} of ${archives.length}: ${archive.partition_name}`)
+    for (const fault of await verifyArchive(worker, archive, isQuick)) {
+      showProgress('')
+      console.log(fault)
+      faults++
+    }
+  }
+  showProgress('')
+  if (date === undefined && !isQuick) {
+    for (const fault of await findStrangers(worker, archives)) {
+      console.log(fault)
+      faults++
+    }
+  }
+  const what = isQuick ? 'manifests and sizes' : 'every byte and row'
+  console.error(`${archives.length} archives, ${what}: ${faults === 0 ? 'no fault' : `${faults} faults`}`)
+  return faults > 0 ? 1 : 0
+}
+
+/** Asks for the days and does the work, unless a running archiver is quicker; either way it waits for the end. */
+async function restore(worker: Worker, from: string, to: string) {
+  const { sql } = worker
+  const stopping = new AbortController()
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => stopping.abort(new Error('stopped')))
+
+  const [request] = await sql<{ request_id: string }[]>`select fleet.request_restore(${from}::date, ${to}::date) as request_id`
+  if (!request) throw new Error('fleet.request_restore returned nothing')
+  const { request_id } = request
+  const said = new Set<string>()
+  let failures = 0
+  while (!stopping.signal.aborted) {
+    const items = await sql<{ partition_name: string, state: string, last_error: string | null, lease_owner: string | null, row_count: string }[]>`
+      select i.partition_name, i.state, i.last_error, i.lease_owner, p.row_count
+      from fleet.restore_items i
+      join fleet.hb_partitions p using (partition_name)
+      where i.request_id = ${request_id}
+      order by p.range_start`
+    for (const { partition_name, state, last_error, lease_owner, row_count } of items) {
+      const word = {
+        running: `${partition_name}: being restored by ${lease_owner}, ${row_count} rows`,
+        done: `${partition_name}: restored, ${row_count} rows`,
+        failed: `${partition_name}: failed: ${last_error}`,
+      }[state]
+      if (word === undefined || said.has(word)) continue
+      said.add(word)
+      console.log(word)
+      if (state === 'failed') failures++
+    }
+    const isOver = items.every(item => item.state === 'done' || item.state === 'failed')
+    if (isOver) {
+      if (failures > 0) return 1
+      console.log(`kept online until released: select fleet.release_partition('…');`)
+      return 0
+    }
+    if (await restoreOnce(worker, stopping.signal) === 'idle') await sleep(500, undefined, { signal: stopping.signal }).catch(() => {})
+  }
+  console.error(`stopped; request ${request_id} stays, and the archiver will go on with it`)
+  return 1
+}
+
+/** One line, written over; nothing when the output is not a terminal. */
+function showProgress(text: string) {
+  if (process.stderr.isTTY) process.stderr.write(`\r\u001b[2K${text}`)
+}
+
+function printTable(header: string[], rows: string[][]) {
+  const widths = header.map((name, column) => Math.max(name.length, ...rows.map(row => row[column]?.length ?? 0)))
+  for (const row of [header, ...rows]) {
+    console.log(row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join('  ').trimEnd())
+  }
+}

@@ -1,0 +1,61 @@
+import { z } from 'zod'
+
+const databaseUrl = z.string().regex(/^postgres(ql)?:\/\//, 'expected postgres://user@host:port/database')
+
+const archiveUrl = z.string().superRefine((value, issues) => {
+  const problem = archiveUrlProblem(value)
+  if (problem) issues.addIssue({ code: 'custom', message: problem })
+}).transform(value => value.replace(/\/+$/, ''))
+
+const environment = z.object({
+  ARCHIVER_DATABASE_URL: databaseUrl.optional(),
+  DATABASE_URL: databaseUrl.optional(),
+  ARCHIVE_URL: archiveUrl,
+  AWS_ENDPOINT_URL_S3: z.url().optional(),
+  AWS_ENDPOINT_URL: z.url().optional(),
+  LOG_LEVEL: z.enum(['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent']).default('info'),
+})
+
+export type ArchiverConfig = ReturnType<typeof readConfig>
+
+/** The settings are unusable; the message names every variable at fault. The process should end with exit code 2. */
+export class ConfigError extends Error {}
+
+/**
+ * Reads the archiver's settings. The AWS SDK reads credentials and region (AWS_*) itself.
+ * Without a URL of its own the archiver uses DATABASE_URL and takes the role fleet_archiver at startup.
+ * @throws {ConfigError} naming every problem at once
+ */
+export function readConfig(env: Record<string, string | undefined> = process.env) { // eslint-disable-line no-restricted-properties -- the one place that reads it
+  // An empty variable, as compose files and CI write it, is one that is not set.
+  const set = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== ''))
+  const problems: string[] = []
+  const parsed = environment.safeParse(set)
+  if (!parsed.success) {
+    for (const issue of parsed.error.issues) {
+      const name = String(issue.path[0])
+      problems.push(set[name] === undefined ? `${name}: is not set` : `${name}: ${issue.message}`)
+    }
+  }
+  if (set.ARCHIVER_DATABASE_URL === undefined && set.DATABASE_URL === undefined) {
+    problems.push('ARCHIVER_DATABASE_URL: is not set, nor is DATABASE_URL')
+  }
+  if (!parsed.success || problems.length > 0) {
+    throw new ConfigError(`the archiver cannot start:\n${problems.map(problem => `  ${problem}`).join('\n')}`)
+  }
+  const { ARCHIVER_DATABASE_URL, DATABASE_URL, ARCHIVE_URL, LOG_LEVEL } = parsed.data
+  return {
+    database: ARCHIVER_DATABASE_URL
+      ? { url: ARCHIVER_DATABASE_URL }
+      : { url: DATABASE_URL ?? '', role: 'fleet_archiver' },
+    archiveUrl: ARCHIVE_URL,
+    s3Endpoint: parsed.data.AWS_ENDPOINT_URL_S3 ?? parsed.data.AWS_ENDPOINT_URL,
+    logLevel: LOG_LEVEL,
+  }
+}
+
+function archiveUrlProblem(value: string) {
+  if (value.startsWith('file:///') && value.length > 'file:///'.length) return undefined
+  if (/^s3:\/\/[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](\/.*)?$/.test(value)) return undefined
+  return `expected file:///absolute/path or s3://bucket/prefix, got ${value}`
+}

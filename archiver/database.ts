@@ -1,0 +1,92 @@
+import { once } from 'node:events'
+import type { Readable } from 'node:stream'
+import postgres from 'postgres'
+import type { ArchiverConfig } from './config.ts'
+
+export type Database = ArchiverConfig['database']
+export type Sql = ReturnType<typeof connect>
+
+/**
+ * A client whose timestamps are strings in UTC: a JavaScript Date has milliseconds, Postgres microseconds,
+ * and a proof that rounds is no proof.
+ */
+export function connect(database: Database, options: { max: number, application_name?: string }) {
+  return postgres(database.url, {
+    max: options.max,
+    fetch_types: false,
+    connect_timeout: 10,
+    onnotice: () => {},
+    connection: {
+      application_name: options.application_name ?? 'fleet-archiver',
+      TimeZone: 'UTC',
+      DateStyle: 'ISO',
+      // VACUUM and COPY of a whole partition take as long as they take.
+      statement_timeout: 0,
+      idle_in_transaction_session_timeout: 0,
+      ...(database.role ? { role: database.role } : {}),
+    },
+    types: {
+      timestamptz: { to: 1184, from: [1184], serialize: (value: string) => value, parse: (value: string) => value },
+    },
+  })
+}
+
+/** A client of exactly one connection, with a way to stop what that connection is doing. */
+export type Session = Awaited<ReturnType<typeof openSession>>
+
+/**
+ * Opens one connection for long statements. When `signal` fires, the running statement is cancelled on
+ * the server. (postgres.js can cancel a query, but not a COPY once its stream is handed out; and a
+ * connection that is only closed leaves the backend waiting for someone to read.)
+ */
+export async function openSession(database: Database, signal?: AbortSignal) {
+  signal?.throwIfAborted()
+  const sql = connect(database, { max: 1 })
+  const [row] = await sql<{ pid: number }[]>`select pg_catalog.pg_backend_pid() as pid`
+  const pid = row?.pid ?? 0
+  const onAbort = () => void cancel().catch(() => {})
+  signal?.addEventListener('abort', onAbort)
+
+  async function cancel() {
+    // Without `role`: whether one may cancel is decided by the user that logged in.
+    const helper = connect({ url: database.url }, { max: 1 })
+    try {
+      await helper`select pg_catalog.pg_cancel_backend(${pid})`
+    } finally {
+      await helper.end({ timeout: 5 })
+    }
+  }
+
+  function release(stream: Readable) {
+    try {
+      stream._read(0)
+    } catch {
+      // The connection is closed: the next statement says so.
+    }
+  }
+
+  return {
+    sql,
+    /** Ends a COPY that nobody will read to its end. */
+    async discard(stream: Readable) {
+      if (stream.destroyed || stream.readableEnded) return
+      const closed = Promise.race([once(stream, 'end'), once(stream, 'close')]).catch(() => {})
+      stream.removeAllListeners('data')
+      stream.on('error', () => {})
+      stream.resume()
+      await cancel()
+      await closed
+      release(stream)
+    },
+    /**
+     * Lets the connection go on after a COPY was read to its end. postgres.js pauses the socket while the stream is
+     * full, and resumes it when more is asked for; of a stream whose end is already known nothing more is asked, so
+     * after a COPY of some 16 KB that arrived at once the next statement would wait for ever.
+     */
+    release,
+    async close() {
+      signal?.removeEventListener('abort', onAbort)
+      await sql.end({ timeout: 1 })
+    },
+  }
+}

@@ -1,0 +1,30 @@
+import { readFileSync } from 'node:fs'
+import { pino, type DestinationStream } from 'pino'
+
+export type Log = ReturnType<typeof createLog>
+
+/** The version of this software, as package.json has it. */
+export const version = readVersion()
+
+/** One JSON object a line on stdout (or elsewhere); every line has an `event`. */
+export function createLog(level: string, destination: DestinationStream = pino.destination({ fd: 1, sync: true })) {
+  return pino({
+    level,
+    base: { service: 'archiver', pid: process.pid },
+    timestamp: pino.stdTimeFunctions.isoTime,
+    formatters: { level: label => ({ level: label }) },
+  }, destination)
+}
+
+/** The message of an error and of its causes, as one sentence for a log line or for hb_partitions.last_error. */
+export function describeError(error: unknown): string {
+  if (!(error instanceof Error)) return String(error)
+  const hint = 'hint' in error && typeof error.hint === 'string' ? ` (${error.hint})` : ''
+  const own = (error.message || error.name) + hint
+  return error.cause === undefined ? own : `${own}: ${describeError(error.cause)}`
+}
+
+function readVersion() {
+  const file = readFileSync(new URL('../package.json', import.meta.url), 'utf8')
+  return (JSON.parse(file) as { version: string }).version
+}

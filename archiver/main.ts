@@ -1,0 +1,109 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import { ConfigError, readConfig } from './config.ts'
+import { openListener } from './listener.ts'
+import { createLog, describeError, version, type Log } from './log.ts'
+import { closeWorker, openWorker, refreshIndex, workOnce, type Worker } from './worker.ts'
+
+const usage = `usage: npm run archiver [-- --once]
+  archives partitions past their retention and restores those asked for, as they come
+  --once  works until nothing is left to do, then exits: 0 when all went well, 1 when something failed`
+
+const sweepMs = 60_000
+const heartbeatMs = 15_000
+
+process.exit(await main(process.argv.slice(2)))
+
+async function main(args: string[]): Promise<number> {
+  if (args.some(arg => arg !== '--once')) {
+    console.error(usage)
+    return 2
+  }
+  let config
+  try {
+    config = readConfig()
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error
+    console.error(error.message)
+    return 2
+  }
+
+  const log = createLog(config.logLevel)
+  const stopping = new AbortController()
+  const stop = (why: string) => {
+    if (stopping.signal.aborted) return
+    log.info({ event: 'archiver.stopping' }, why)
+    stopping.abort(new Error('the archiver was told to stop'))
+  }
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => stop(signal))
+  // Started by another process of ours: when that one dies, so does this one.
+  process.on('disconnect', () => stop('the parent process ended'))
+
+  const worker = await openWorker(config, log)
+  try {
+    return args.includes('--once')
+      ? await runOnce(worker, stopping.signal)
+      : await runForever(worker, stopping.signal, log)
+  } catch (error) {
+    log.fatal({ event: 'archiver.failed', error: describeError(error) }, 'the archiver ended')
+    return 1
+  } finally {
+    await closeWorker(worker)
+    log.info({ event: 'archiver.stopped' }, 'stopped')
+  }
+}
+
+async function runOnce(worker: Worker, signal: AbortSignal) {
+  await worker.sql`select fleet.archiver_heartbeat(${worker.name}, ${version})`
+  ready(worker)
+  let failures = 0
+  for (let result; !signal.aborted && result !== 'idle';) {
+    result = await workOnce(worker, signal)
+    if (result === 'failed') failures++
+  }
+  await refreshIndex(worker, signal)
+  return failures > 0 ? 1 : 0
+}
+
+async function runForever(worker: Worker, signal: AbortSignal, log: Log) {
+  const wake = { isPending: false, now: () => {} }
+  const listener = openListener(worker.database, worker.name, () => {
+    wake.isPending = true
+    wake.now()
+  }, log)
+  const beat = () => worker.sql`select fleet.archiver_heartbeat(${worker.name}, ${version})`
+    .then(() => {}, (error: unknown) => log.warn({ event: 'archiver.heartbeat.failed' }, describeError(error)))
+  const timers = [setInterval(() => void beat(), heartbeatMs), setInterval(() => void listener.check(), heartbeatMs)]
+  try {
+    await worker.sql`select fleet.archiver_heartbeat(${worker.name}, ${version})`
+    await listener.listen()
+    // index.json may be behind, if the last run was killed.
+    worker.indexIsStale = true
+    ready(worker)
+    while (!signal.aborted) {
+      wake.isPending = false
+      let result
+      try {
+        result = await workOnce(worker, signal)
+      } catch (error) {
+        log.error({ event: 'archiver.database.unavailable', error: describeError(error) }, 'no work could be asked for; trying again')
+        await sleep(5000, undefined, { signal }).catch(() => {})
+        continue
+      }
+      if (result !== 'idle') continue
+      await refreshIndex(worker, signal)
+      if (wake.isPending) continue
+      const pause = new AbortController()
+      wake.now = () => pause.abort()
+      await sleep(sweepMs, undefined, { signal: AbortSignal.any([signal, pause.signal]) }).catch(() => {})
+    }
+    return 0
+  } finally {
+    timers.forEach(clearInterval)
+    await listener.close()
+  }
+}
+
+function ready({ log, name, store }: Worker) {
+  log.info({ event: 'archiver.ready', worker: name, version, archive_url: store.url }, 'ready')
+  process.send?.({ event: 'archiver.ready' })
+}

@@ -1,0 +1,166 @@
+import { z } from 'zod'
+import { describeError, version } from './log.ts'
+import { ObjectMissing } from './object-missing.ts'
+import type { Column, Content } from './parquet.ts'
+import type { Store } from './store.ts'
+
+const timestamp = z.string().regex(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$/, 'expected UTC with microseconds, like 2026-08-15T00:00:00.000000Z')
+
+const shape = z.object({
+  format_version: z.literal(1),
+  partition: z.string().min(1),
+  range_start: timestamp,
+  range_end: timestamp,
+  min_ts: timestamp.nullable(),
+  max_ts: timestamp.nullable(),
+  row_count: z.int().nonnegative(),
+  /** The Parquet file beside this manifest. */
+  file: z.string().regex(/^[^/]+\.parquet$/),
+  bytes: z.int().positive(),
+  sha256: z.string().regex(/^[0-9a-f]{64}$/),
+  /** A decimal string: it passes 2^53. */
+  content_checksum: z.string().regex(/^\d+$/),
+  columns: z.array(z.object({ name: z.string(), type: z.string() })).min(1),
+  created_at: z.iso.datetime(),
+  software_version: z.string(),
+})
+
+export type Manifest = z.infer<typeof shape>
+
+/** Every key of the archive begins with this. */
+export const root = 'device_heartbeats/'
+export const indexKey = `${root}index.json`
+
+/**
+ * The keys of a partition's archive, by its range (never by its name: pg_partman's versions name differently).
+ * A day: `date=2026-08-15/device_heartbeats_20260815.parquet`. A month is filed under its first day, with the
+ * month in the file's name: `date=2026-08-01/device_heartbeats_202608.parquet`; ranges do not overlap, so no
+ * two share a folder.
+ */
+export function keysOf(range_start: string, range_end: string) {
+  const start = isoMicros(range_start)
+  const end = isoMicros(range_end)
+  const midnight = 'T00:00:00.000000Z'
+  if (!start.endsWith(midnight) || !end.endsWith(midnight)) {
+    throw new Error(`the range ${range_start} to ${range_end} does not lie on UTC midnights; the archive has one folder a day`)
+  }
+  const date = start.slice(0, 10)
+  const days = (Date.parse(end) - Date.parse(start)) / 86_400_000
+  const name = days === 1 ? date.replaceAll('-', '') : date.slice(0, 7).replace('-', '')
+  const folder = `${root}date=${date}/`
+  return { folder, parquet: `${folder}device_heartbeats_${name}.parquet`, manifest: `${folder}manifest.json` }
+}
+
+/** `2026-08-15 00:00:00.5+00`, as Postgres and DuckDB print UTC, in the one form that manifests have. */
+export function isoMicros(text: string) {
+  const parts = /^(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:\+00(?::?00)?|Z)$/.exec(text)
+  if (!parts) throw new Error(`expected a UTC timestamp like 2026-08-15 00:00:00.5+00, got ${text}`)
+  return `${parts[1]}T${parts[2]}.${(parts[3] ?? '').padEnd(6, '0')}Z`
+}
+
+export interface ManifestInput {
+  partition: string
+  range_start: string
+  range_end: string
+  content: Content
+  columns: Column[]
+  parquetKey: string
+  bytes: number
+  sha256: string
+}
+
+export function makeManifest({ partition, range_start, range_end, content, columns, parquetKey, bytes, sha256 }: ManifestInput): Manifest {
+  return {
+    format_version: 1,
+    partition,
+    range_start: isoMicros(range_start),
+    range_end: isoMicros(range_end),
+    min_ts: content.min_ts,
+    max_ts: content.max_ts,
+    row_count: content.row_count,
+    file: parquetKey.slice(parquetKey.lastIndexOf('/') + 1),
+    bytes,
+    sha256,
+    content_checksum: content.content_checksum,
+    columns: columns.map(({ name, type }) => ({ name, type })),
+    created_at: new Date().toISOString(),
+    software_version: version,
+  }
+}
+
+/** @throws naming the object and each field at fault */
+export function parseManifest(url: string, bytes: Uint8Array): Manifest {
+  let value: unknown
+  try {
+    value = JSON.parse(Buffer.from(bytes).toString('utf8'))
+  } catch (cause) {
+    throw new Error(`${url}: the manifest is not JSON`, { cause })
+  }
+  const parsed = shape.safeParse(value)
+  if (!parsed.success) {
+    const faults = parsed.error.issues.map(issue => `${issue.path.join('.') || 'manifest'}: ${issue.message}`)
+    throw new Error(`${url}: the manifest is not valid: ${faults.join('; ')}`)
+  }
+  return parsed.data
+}
+
+/** The manifest at this key; undefined when there is none, and so no archive. */
+export async function readManifest(store: Store, key: string, signal?: AbortSignal): Promise<Manifest | undefined> {
+  let bytes
+  try {
+    bytes = await store.getBytes(key, signal)
+  } catch (error) {
+    if (error instanceof ObjectMissing) return undefined
+    throw error
+  }
+  return parseManifest(`${store.url}/${key}`, bytes)
+}
+
+/** Writes the manifest; with this the archive exists. */
+export async function writeManifest(store: Store, key: string, manifest: Manifest, signal?: AbortSignal) {
+  await store.putBytes(key, Buffer.from(`${JSON.stringify(manifest, null, 2)}\n`), signal)
+}
+
+/** What a manifest and a row of hb_partitions both say of an archive. */
+export type Claims = Partial<Pick<Manifest,
+  'range_start' | 'range_end' | 'min_ts' | 'max_ts' | 'row_count' | 'bytes' | 'sha256' | 'content_checksum'>>
+
+/** What differs between two descriptions of one archive, as words for an error; empty when nothing does. */
+export function differences(expected: Claims, got: Claims) {
+  return (Object.keys(expected) as (keyof Claims)[])
+    .filter(field => expected[field] !== got[field])
+    .map(field => `${field} should be ${expected[field] ?? 'null'} and is ${got[field] ?? 'null'}`)
+    .join(', ')
+}
+
+/**
+ * Makes index.json anew from the manifests, the only truth about what the archive holds.
+ * @returns how many archives it lists, and a sentence for each manifest that could not be read
+ */
+export async function rebuildIndex(store: Store, signal?: AbortSignal) {
+  const keys: string[] = []
+  for await (const { key } of store.list(root, signal)) {
+    if (key.endsWith('/manifest.json')) keys.push(key)
+  }
+  const faults: string[] = []
+  const archives: object[] = []
+  const waiting = [...keys]
+  const read = async () => {
+    for (let key = waiting.shift(); key !== undefined; key = waiting.shift()) {
+      try {
+        const manifest = await readManifest(store, key, signal)
+        if (!manifest) continue
+        const { partition, range_start, range_end, min_ts, max_ts, row_count, bytes, sha256, content_checksum, file } = manifest
+        const path = `${key.slice(0, key.lastIndexOf('/') + 1)}${file}`
+        archives.push({ partition, range_start, range_end, min_ts, max_ts, row_count, bytes, sha256, content_checksum, path })
+      } catch (error) {
+        signal?.throwIfAborted()
+        faults.push(describeError(error))
+      }
+    }
+  }
+  await Promise.all(Array.from({ length: 8 }, read))
+  archives.sort((a, b) => (a as Manifest).range_start < (b as Manifest).range_start ? -1 : 1)
+  await store.putBytes(indexKey, Buffer.from(`${JSON.stringify({ format_version: 1, archives }, null, 2)}\n`), signal)
+  return { count: archives.length, faults }
+}

@@ -1,0 +1,214 @@
+import { rename, rm } from 'node:fs/promises'
+import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
+import type { Readable } from 'node:stream'
+import { DuckDBInstance, type DuckDBConnection } from '@duckdb/node-api'
+import { isoMicros } from './manifest.ts'
+import { feed, makePipe, openForReading, openForWriting } from './pipe.ts'
+
+/** A column as fleet.archive_columns() names it: `type` is Postgres's own name of the type. */
+export interface Column { name: string, type: string }
+
+/** What a proof compares. Timestamps in UTC with microseconds; the checksum a decimal string. */
+export interface Content { row_count: number, content_checksum: string, min_ts: string | null, max_ts: string | null }
+
+/** The type in Parquet, and the canonical text of fleet.content_checksum() for a value that is not null. */
+const types: Record<string, { duckdb: string, canonical: (value: string) => string }> = {
+  'timestamp with time zone': { duckdb: 'timestamptz', canonical: value => `epoch_us(${value})::varchar` },
+  smallint: { duckdb: 'smallint', canonical: value => `${value}::varchar` },
+  integer: { duckdb: 'integer', canonical: value => `${value}::varchar` },
+  bigint: { duckdb: 'bigint', canonical: value => `${value}::varchar` },
+  boolean: { duckdb: 'boolean', canonical: value => `${value}::varchar` },
+  text: { duckdb: 'varchar', canonical: value => `strlen(${value}) || ':' || ${value}` },
+  inet: { duckdb: 'varchar', canonical: value => `strlen(${value}) || ':' || ${value}` },
+}
+
+/**
+ * Measured on 2.88M and 30M rows, sorted, 2 cores: see docs/decisions. memory_limit counts DuckDB's buffers only;
+ * the process takes about 200 MB more.
+ */
+const memoryLimit = '400MB'
+
+/** The CSV that COPY writes and reads here. Text is always quoted, so a quoted \N is text and a bare one is null. */
+export function copyOptions(columns: Column[]) {
+  const text = columns.filter(column => column.type === 'text').map(column => identifier(column.name))
+  return `format csv, null '\\N'${text.length > 0 ? `, force_quote (${text.join(', ')})` : ''}`
+}
+
+/** `"ts", "device_id"` …: the columns of a COPY. */
+export function columnList(columns: Column[]) {
+  return columns.map(column => identifier(column.name)).join(', ')
+}
+
+/**
+ * Writes the rows of a COPY (see copyOptions) as a Parquet file, sorted by device_id and ts. The same rows
+ * give the same bytes. The file appears only when every row that COPY sent is in it.
+ * @param work a directory for the pipe and for what does not fit in memory
+ * @returns the number of rows
+ */
+export async function writeParquet(
+  rows: Readable, columns: Column[], file: string, work: string, onRows?: (rows: number, bytes: number) => void,
+) {
+  const pipe = join(work, 'rows.csv')
+  const partial = `${file}.partial`
+  await rm(pipe, { force: true })
+  await makePipe(pipe)
+  try {
+    return await withDuckDB(work, async duckdb => {
+      const spec = columns.map(({ name, type }) => `${literal(name)}: ${literal(typeOf(name, type).duckdb)}`)
+      const parquet = duckdb.run(`
+        copy (
+          select * from read_csv(
+            ${literal(pipe)}, auto_detect = false, header = false, delim = ',', quote = '"', escape = '"',
+            new_line = '\\n', nullstr = '\\N', allow_quoted_nulls = false, columns = {${spec.join(', ')}}
+          )
+          order by device_id, ts
+        ) to ${literal(partial)} (format parquet, compression zstd)`)
+      parquet.catch(() => {})
+      const socket = await openForWriting(pipe, parquet)
+      let fault: Error | undefined
+      let sent = 0
+      if (socket) sent = await feed(rows, socket, onRows).catch((error: Error) => {
+        fault = error
+        return 0
+      })
+      // DuckDB ends by itself now: its pipe is closed. When it failed, that is why the pipe broke.
+      let written
+      try {
+        written = (await parquet).rowsChanged
+      } catch (cause) {
+        // Cut off in the middle of a line, it complains of the line.
+        throw isBrokenPipe(fault) || fault === undefined
+          ? new Error(`${file}: DuckDB could not write the Parquet file`, { cause })
+          : fault
+      }
+      if (fault !== undefined) throw fault
+      // Cut off between two lines it does not complain at all.
+      if (written !== sent) throw new Error(`COPY sent ${sent} rows, the Parquet file has ${written}; nothing was kept`)
+      await rename(partial, file)
+      return written
+    })
+  } finally {
+    await rm(partial, { force: true })
+    await rm(pipe, { force: true })
+  }
+}
+
+/** Reads a whole Parquet file and says what is in it, by DuckDB alone. @throws when its columns are not these */
+export async function readContent(file: string, columns: Column[], work: string): Promise<Content> {
+  const canonical = columns.map(({ name, type }) => `coalesce(${typeOf(name, type).canonical(identifier(name))}, '~')`)
+  return await withDuckDB(work, async duckdb => {
+    try {
+      const found = await duckdb.runAndReadAll(`select column_name, column_type from (describe from read_parquet(${literal(file)}))`)
+      const want = columns.map(({ name, type }) => `${name} ${normal(typeOf(name, type).duckdb)}`).join(', ')
+      const got = found.getRows().map(([name, type]) => `${String(name)} ${normal(String(type))}`).join(', ')
+      if (got !== want) throw new Error(`expected the columns ${want}; got ${got}`)
+      const result = await duckdb.runAndReadAll(`
+        select
+          count(*)::varchar,
+          coalesce(sum(('0x' || substr(md5(${canonical.join(` || '|' || `)}), 1, 15))::bigint), 0)::varchar,
+          min(ts)::varchar,
+          max(ts)::varchar
+        from read_parquet(${literal(file)})`)
+      const [count, checksum, min, max] = result.getRows()[0] as [string, string, string | null, string | null]
+      return {
+        row_count: Number(count),
+        content_checksum: checksum,
+        min_ts: min === null ? null : isoMicros(min),
+        max_ts: max === null ? null : isoMicros(max),
+      }
+    } catch (cause) {
+      throw new Error(`${file}: DuckDB cannot read it as an archive`, { cause })
+    }
+  })
+}
+
+/**
+ * Streams a Parquet file as CSV for a COPY FROM with copyOptions, less force_quote. `rows` must be read to
+ * its end; `done` settles with the number of rows, or says why there are fewer, and must be awaited before
+ * the COPY is ended.
+ */
+export async function streamParquet<T>(
+  file: string, columns: Column[], work: string, consume: (rows: Readable, done: Promise<number>) => Promise<T>,
+): Promise<T> {
+  const pipe = join(work, 'rows.csv')
+  await rm(pipe, { force: true })
+  await makePipe(pipe)
+  try {
+    return await withDuckDB(work, async duckdb => {
+      const { stream, release } = openForReading(pipe)
+      const text = columns.filter(column => column.type === 'text').map(column => identifier(column.name))
+      const done = duckdb.run(`
+        copy (select ${columnList(columns)} from read_parquet(${literal(file)}))
+        to ${literal(pipe)} (
+          format csv, header false, delimiter ',', quote '"', escape '"', nullstr '\\N', use_tmp_file false
+          ${text.length > 0 ? `, force_quote (${text.join(', ')})` : ''}
+        )`).then(result => result.rowsChanged, (cause: unknown) => {
+        throw new Error(`${file}: DuckDB could not read all of it`, { cause })
+      })
+      const released = done.then(release, release)
+      try {
+        return await consume(stream, done)
+      } catch (error) {
+        // DuckDB may be about to open the pipe, or be blocked in a write: stay its reader until it has noticed.
+        duckdb.interrupt()
+        stream.on('error', () => {})
+        stream.resume()
+        throw error
+      } finally {
+        await released
+        stream.destroy()
+      }
+    })
+  } finally {
+    await rm(pipe, { force: true })
+  }
+}
+
+async function withDuckDB<T>(work: string, use: (duckdb: DuckDBConnection) => Promise<T>): Promise<T> {
+  const instance = await DuckDBInstance.create(':memory:', {
+    threads: String(Math.min(availableParallelism(), 4)),
+    memory_limit: memoryLimit,
+    temp_directory: join(work, 'spill'),
+    // Everything used here is built in; nothing may be fetched while a partition waits.
+    autoinstall_known_extensions: 'false',
+    autoload_known_extensions: 'false',
+  })
+  try {
+    const duckdb = await instance.connect()
+    try {
+      await duckdb.run(`set TimeZone = 'UTC'`)
+      return await use(duckdb)
+    } finally {
+      duckdb.closeSync()
+    }
+  } finally {
+    instance.closeSync()
+  }
+}
+
+function typeOf(name: string, type: string) {
+  const found = types[type]
+  if (!found) {
+    throw new Error(`column ${name} has type ${type}, which the archive has no form for; add it to archiver/parquet.ts and fleet.archive_columns`)
+  }
+  return found
+}
+
+/** DuckDB's own name of a type. */
+function normal(type: string) {
+  const upper = type.toUpperCase()
+  return upper === 'TIMESTAMPTZ' ? 'TIMESTAMP WITH TIME ZONE' : upper
+}
+
+function isBrokenPipe(error: unknown) {
+  return error instanceof Error && (error.message === 'the reader of the COPY went away' || 'code' in error && error.code === 'EPIPE')
+}
+
+function identifier(name: string) {
+  return `"${name.replaceAll('"', '""')}"`
+}
+
+function literal(text: string) {
+  return `'${text.replaceAll(`'`, `''`)}'`
+}

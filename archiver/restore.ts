@@ -1,0 +1,97 @@
+import { once } from 'node:events'
+import { finished } from 'node:stream/promises'
+import type { Readable, Writable } from 'node:stream'
+import { openSession } from './database.ts'
+import { isoMicros } from './manifest.ts'
+import { columnList, copyOptions, streamParquet, type Column } from './parquet.ts'
+import { readBack } from './proof.ts'
+import { whenUnlocked } from './retry.ts'
+import { locate } from './store.ts'
+import type { Worker } from './worker.ts'
+
+/** A row of fleet.claim_restore(). */
+export interface ClaimedRestore {
+  request_id: string
+  partition_name: string
+  range_start: string
+  range_end: string
+  archive_url: string
+  checksum_sha256: string
+  content_checksum: string
+  row_count: string
+}
+
+export async function claimRestore({ sql, name, leaseSeconds }: Worker): Promise<ClaimedRestore | undefined> {
+  const [claimed] = await sql<ClaimedRestore[]>`
+    select request_id, partition_name, range_start, range_end, archive_url, checksum_sha256, content_checksum, row_count
+    from fleet.claim_restore(${name}, make_interval(secs => ${leaseSeconds}))`
+  return claimed
+}
+
+/**
+ * Brings one archived partition back: verified first, then copied into a table of its own, which the database
+ * checks against what was archived before it attaches it. The archive stays as it is.
+ * @throws a sentence; nothing is attached then
+ */
+export async function restorePartition(worker: Worker, claimed: ClaimedRestore, work: string, signal: AbortSignal) {
+  const { sql, log, name } = worker
+  const { partition_name } = claimed
+  const { store, key } = locate(claimed.archive_url, worker.store, worker.storeOptions)
+  const keys = { parquet: key, manifest: `${key.slice(0, key.lastIndexOf('/') + 1)}manifest.json` }
+  const started = performance.now()
+  const expected = {
+    range_start: isoMicros(claimed.range_start), range_end: isoMicros(claimed.range_end),
+    row_count: Number(claimed.row_count), content_checksum: claimed.content_checksum, sha256: claimed.checksum_sha256,
+  }
+  await readBack(store, keys, expected, work, async ({ file, manifest }) => {
+    const [staging] = await sql<{ table_name: string }[]>`
+      select fleet.begin_restore(${partition_name}, ${name}) as table_name`
+    if (!staging) throw new Error(`${partition_name}: fleet.begin_restore returned no table`)
+    await load(worker, staging.table_name, manifest.columns, file, work, signal)
+  }, signal)
+  signal.throwIfAborted()
+  await whenUnlocked(() => sql`select fleet.finish_restore(${partition_name}, ${name})`, signal)
+  const duration_ms = Math.round(performance.now() - started)
+  log.info({ event: 'partition.restore', partition: partition_name, rows: expected.row_count, duration_ms }, 'restored')
+}
+
+async function load({ database }: Worker, table: string, columns: Column[], file: string, work: string, signal: AbortSignal) {
+  const session = await openSession(database, signal)
+  try {
+    const options = copyOptions([])
+    await streamParquet(file, columns, work, async (rows, done) => {
+      const copy = await session.sql.unsafe(`copy ${table} (${columnList(columns)}) from stdin (${options})`).writable()
+      try {
+        await pour(rows, copy)
+        // The pipe ends in the same way whether DuckDB is finished or failed: ask before COPY is told to commit.
+        await done
+        copy.end()
+        await finished(copy)
+      } catch (error) {
+        copy.on('error', () => {})
+        copy.destroy(error as Error)
+        throw error
+      }
+    })
+    // Says whether the COPY went through: an error after its last byte has no other way to reach us.
+    await session.sql`select 1`
+  } finally {
+    await session.close()
+  }
+}
+
+/** Like pipe(), but leaves the end to the caller. */
+async function pour(from: Readable, to: Writable) {
+  const failed = new AbortController()
+  const onError = (error: Error) => failed.abort(error)
+  to.on('error', onError)
+  try {
+    for await (const chunk of from) {
+      failed.signal.throwIfAborted()
+      if (!to.write(chunk)) await once(to, 'drain', { signal: failed.signal })
+    }
+    failed.signal.throwIfAborted()
+  } finally {
+    to.off('error', onError)
+  }
+}

@@ -1,0 +1,50 @@
+import { createFileStore } from './file-store.ts'
+import { createS3Store } from './s3-store.ts'
+
+/** What a store knows of one object. */
+export interface StoredObject { key: string, bytes: number }
+
+/**
+ * Where archives live. Keys are relative to the store's URL, with `/` between their parts. An object
+ * appears whole or not at all; putting a key again replaces it. Every error is a sentence that names the object.
+ */
+export interface Store {
+  /** The URL the store was opened with, without a slash at its end. */
+  url: string
+  /** Throws, in words for the person on call, when nothing could be stored here now. */
+  check(signal?: AbortSignal): Promise<void>
+  /** Stores a local file; `sha256` (hex) is checked on the way where the store can. */
+  put(key: string, file: string, sha256: string, signal?: AbortSignal): Promise<void>
+  putBytes(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void>
+  /** Copies an object into a new local file, and says what was read. @throws {ObjectMissing} */
+  getToFile(key: string, file: string, signal?: AbortSignal): Promise<{ bytes: number, sha256: string }>
+  /** The whole of a small object. @throws {ObjectMissing} */
+  getBytes(key: string, signal?: AbortSignal): Promise<Buffer>
+  head(key: string, signal?: AbortSignal): Promise<StoredObject | undefined>
+  /** Objects whose keys start with the prefix, in order of their keys. */
+  list(prefix: string, signal?: AbortSignal): AsyncIterable<StoredObject>
+  /** Deletes an object; one that is not there is no fault. */
+  delete(key: string, signal?: AbortSignal): Promise<void>
+}
+
+export interface StoreOptions { s3Endpoint?: string | undefined }
+
+/** Opens `file:///absolute/path` or `s3://bucket/prefix`. Nothing is read or written yet. */
+export function openStore(url: string, options: StoreOptions = {}): Store {
+  const { protocol } = new URL(url)
+  if (protocol === 'file:') return createFileStore(url)
+  if (protocol === 's3:') return createS3Store(url, options)
+  throw new Error(`${url}: expected a file:// or s3:// URL`)
+}
+
+/**
+ * Finds the object an `archive_url` means: in the store in use, or in another one, because archives
+ * made before ARCHIVE_URL was changed stay readable.
+ */
+export function locate(objectUrl: string, current: Store, options: StoreOptions = {}) {
+  if (objectUrl.startsWith(`${current.url}/`)) {
+    return { store: current, key: objectUrl.slice(current.url.length + 1) }
+  }
+  const slash = objectUrl.lastIndexOf('/')
+  return { store: openStore(objectUrl.slice(0, slash), options), key: objectUrl.slice(slash + 1) }
+}
