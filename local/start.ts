@@ -152,8 +152,9 @@ Ctrl-C stops everything; the data stays.
 
 /** The cluster under .local: made the first time, started. */
 async function privateDatabase(running: Running, config: StartConfig): Promise<Database> {
+  // The packages first: they bring the user postgres, on whom the place depends.
+  const packages = await requirePostgres(await clusterMajor(join(local, 'pg')))
   const dir = await placeFor(join(local, 'pg'))
-  const packages = await requirePostgres(await clusterMajor(dir))
   const cluster = new Cluster({ dir, postgres: packages, databases: [database], cronDatabase: database })
   if (!cluster.exists()) await running.step(`Making a PostgreSQL ${packages.major} cluster in ${dir}`, () => cluster.create())
   running.stopped.throwIfAborted()
