@@ -20,7 +20,8 @@ export function createLog(level: string, destination: DestinationStream = pino.d
 export function describeError(error: unknown): string {
   if (!(error instanceof Error)) return String(error)
   const hint = 'hint' in error && typeof error.hint === 'string' ? ` (${error.hint})` : ''
-  const own = (error.message || error.name) + hint
+  // The AWS SDK calls what came without words an UnknownError, and keeps what it knows in the name.
+  const own = (error.message === '' || error.message === 'UnknownError' ? error.name : error.message) + hint
   return error.cause === undefined ? own : `${own}: ${describeError(error.cause)}`
 }
 

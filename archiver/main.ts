@@ -37,6 +37,7 @@ async function main(args: string[]): Promise<number> {
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => stop(signal))
   // Started by another process of ours: when that one dies, so does this one.
   process.on('disconnect', () => stop('the parent process ended'))
+  process.channel?.unref()
 
   const worker = await openWorker(config, log)
   try {

@@ -130,8 +130,17 @@ t.test('rows cut off at the end of a line are noticed', async t => {
   const rows = new PassThrough()
   rows.write('2026-08-15 00:00:00+00,1,"a"\n')
   const writing = writeParquet(rows, columns, join(work, 'x.parquet'), work)
-  setTimeout(() => rows.destroy(), 50)
+  setTimeout(() => rows.destroy(), 500)
   await t.rejects(writing, { message: 'the COPY ended before its last row' })
+  t.same(await readdir(work), [])
+})
+
+t.test('a COPY that died before it was read is noticed', async t => {
+  const work = await makeDirectory(t)
+  const rows = new PassThrough()
+  const writing = writeParquet(rows, columns, join(work, 'x.parquet'), work)
+  rows.destroy(new Error('the server is gone'))
+  await t.rejects(writing, { message: 'the server is gone' })
   t.same(await readdir(work), [])
 })
 

@@ -71,13 +71,14 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
   const file = join(work, 'export.parquet')
 
   let said = Date.now()
-  const started = performance.now()
+  let began: number | undefined
   const { columns, content } = await exportTable(worker.database, claimed.table_name, file, work, {
     signal,
     onRows(rows, bytes) {
+      began ??= performance.now()
       if (Date.now() - said < 5000) return
       said = Date.now()
-      const rows_per_second = Math.round(rows / (performance.now() - started) * 1000)
+      const rows_per_second = Math.round(rows / (performance.now() - began) * 1000)
       log.info({ event: 'partition.export.progress', partition: partition_name, rows, bytes, rows_per_second }, 'exporting')
     },
   })

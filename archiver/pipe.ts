@@ -49,7 +49,7 @@ export function openForReading(path: string) {
  * Copies a COPY's stream into a pipe and returns the number of chunks, which is COPY's own count of rows:
  * the protocol sends one CopyData message a row
  * (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-COPY), postgres.js one chunk a message.
- * Measured over 2.88M rows: 0.36M rows/s written one by one, 0.98M rows/s gathered into 256 KiB.
+ * Measured over 2.88M rows, sorted into Parquet: 0.33M rows/s written one by one, 0.83M rows/s gathered into 256 KiB.
  */
 export function feed(rows: Readable, pipe: Writable, onRows?: (rows: number, bytes: number) => void): Promise<number> {
   const size = 256 * 1024
@@ -86,10 +86,13 @@ export function feed(rows: Readable, pipe: Writable, onRows?: (rows: number, byt
       pipe.destroy()
       reject(error)
     }
+    const cutOff = () => fail(rows.errored ?? new Error('the COPY ended before its last row'))
     rows.on('error', fail)
     rows.on('close', () => {
-      if (!rows.readableEnded) fail(new Error('the COPY ended before its last row'))
+      if (!rows.readableEnded) cutOff()
     })
+    // It may have died while the reader of the pipe was awaited; then no event comes any more.
+    if (rows.destroyed) cutOff()
     pipe.on('error', fail)
     pipe.on('close', () => {
       if (!pipe.writableFinished) fail(new Error('the reader of the COPY went away'))

@@ -1,6 +1,5 @@
-import { once } from 'node:events'
-import { finished } from 'node:stream/promises'
-import type { Readable, Writable } from 'node:stream'
+import type { Writable } from 'node:stream'
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import { openSession } from './database.ts'
 import { isoMicros } from './manifest.ts'
 import { columnList, copyOptions, streamParquet, type Column } from './parquet.ts'
@@ -61,37 +60,29 @@ async function load({ database }: Worker, table: string, columns: Column[], file
     const options = copyOptions([])
     await streamParquet(file, columns, work, async (rows, done) => {
       const copy = await session.sql.unsafe(`copy ${table} (${columnList(columns)}) from stdin (${options})`).writable()
+      // It may fail at any time; every wait below asks for that.
+      copy.on('error', () => {})
       try {
-        await pour(rows, copy)
+        for await (const chunk of rows) await write(copy, chunk as Buffer)
         // The pipe ends in the same way whether DuckDB is finished or failed: ask before COPY is told to commit.
         await done
-        copy.end()
-        await finished(copy)
+        await write(copy, Buffer.alloc(0))
       } catch (error) {
-        copy.on('error', () => {})
         copy.destroy(error as Error)
         throw error
       }
+      copy.end()
+      await nextTurn()
+      // postgres.js says nothing of a COPY that fails after its last byte, but the next statement waits for its end.
+      await session.sql`select 1`
+      await nextTurn()
+      if (!copy.writableFinished) throw new Error(`${table}: the server refused the COPY at its end; see its log`)
     })
-    // Says whether the COPY went through: an error after its last byte has no other way to reach us.
-    await session.sql`select 1`
   } finally {
     await session.close()
   }
 }
 
-/** Like pipe(), but leaves the end to the caller. */
-async function pour(from: Readable, to: Writable) {
-  const failed = new AbortController()
-  const onError = (error: Error) => failed.abort(error)
-  to.on('error', onError)
-  try {
-    for await (const chunk of from) {
-      failed.signal.throwIfAborted()
-      if (!to.write(chunk)) await once(to, 'drain', { signal: failed.signal })
-    }
-    failed.signal.throwIfAborted()
-  } finally {
-    to.off('error', onError)
-  }
+function write(to: Writable, chunk: Buffer) {
+  return new Promise<void>((resolve, reject) => to.write(chunk, error => error ? reject(error) : resolve()))
 }

@@ -30,6 +30,8 @@ export function createS3Store(url: string, options: { s3Endpoint?: string | unde
     requestChecksumCalculation: 'WHEN_REQUIRED',
     responseChecksumValidation: 'WHEN_REQUIRED',
     maxAttempts: 4,
+    // Its warnings are of tries that are repeated here; what fails in the end is thrown.
+    logger: { debug() {}, info() {}, warn() {}, error() {} },
   })
 
   async function put(key: string, body: () => Readable | Uint8Array, bytes: number, sha256: string, signal?: AbortSignal) {

@@ -24,9 +24,9 @@ export function archiverEnv(db: TestDatabase, directory: string) {
   }
 }
 
-/** What archivers left behind in their TMPDIR; others (tsx) keep things there too. */
+/** What other processes' archivers left behind in their TMPDIR. */
 export async function leftovers(directory: string) {
-  return (await readdir(directory)).filter(name => name.startsWith('fleet-archiver-'))
+  return (await readdir(directory)).filter(name => name.startsWith('fleet-archiver-') && !name.startsWith(`fleet-archiver-${process.pid}-`))
 }
 
 /** Runs `npm run archiver -- --once` to its end, as a process. */

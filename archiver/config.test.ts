@@ -1,0 +1,33 @@
+import t from 'tap'
+import { ConfigError, readConfig } from './config.ts'
+
+t.test('its own database URL decides the role, DATABASE_URL is taken as fleet_archiver', async t => {
+  const base = { ARCHIVE_URL: 'file:///var/archive/', DATABASE_URL: 'postgres://owner@db/fleet' }
+  t.match(readConfig(base), {
+    database: { url: 'postgres://owner@db/fleet', role: 'fleet_archiver' }, archiveUrl: 'file:///var/archive', logLevel: 'info',
+  })
+  t.same(readConfig({ ...base, ARCHIVER_DATABASE_URL: 'postgresql://a@db/fleet' }).database, { url: 'postgresql://a@db/fleet' })
+  t.equal(readConfig({ ...base, ARCHIVER_DATABASE_URL: '' }).database.url, base.DATABASE_URL, 'an empty variable is not set')
+})
+
+t.test('stores are file:// with an absolute path, or s3:// with a bucket', async t => {
+  const read = (ARCHIVE_URL: string) => readConfig({ ARCHIVE_URL, DATABASE_URL: 'postgres://db' }).archiveUrl
+  t.equal(read('s3://bucket'), 's3://bucket')
+  t.equal(read('s3://bucket/some/prefix/'), 's3://bucket/some/prefix')
+  for (const wrong of ['/var/archive', 'file://archive', 'file:///', 's3://', 's3:///prefix', 's3://B', 'https://bucket']) {
+    t.throws(() => read(wrong), { message: /ARCHIVE_URL: expected/ }, wrong)
+  }
+})
+
+t.test('all problems are told together, without the password', async t => {
+  const wrong = { DATABASE_URL: 'mysql://user:secret@db', AWS_ENDPOINT_URL_S3: 'nowhere', LOG_LEVEL: 'loud' }
+  try {
+    readConfig(wrong)
+    t.fail('expected an error')
+  } catch (error) {
+    t.ok(error instanceof ConfigError)
+    const { message } = error as Error
+    for (const name of ['DATABASE_URL', 'ARCHIVE_URL', 'AWS_ENDPOINT_URL_S3', 'LOG_LEVEL']) t.match(message, `${name}: `)
+    t.notMatch(message, 'secret')
+  }
+})

@@ -1,0 +1,42 @@
+import t from 'tap'
+import { waitFor, withDatabase } from '../local/testing.ts'
+import { openListener } from './listener.ts'
+import { createLog } from './log.ts'
+
+const db = await withDatabase(t)
+let woken = 0
+const listener = openListener({ url: db.url('fleet_archiver') }, 'me', () => woken++, createLog('silent'))
+t.teardown(() => listener.close())
+const terminate = () => db.admin`
+  select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name = 'fleet-archiver listen'`
+
+t.test('it wakes when it begins to listen, and with each notification', async t => {
+  await listener.listen()
+  t.equal(woken, 1)
+  await db.sql.notify('fleet_archiver', 'work')
+  await waitFor(async () => woken === 2)
+  await listener.check()
+  await db.sql.notify('fleet_archiver', 'ping another')
+  await db.sql.notify('fleet_archiver', 'work')
+  await waitFor(async () => woken === 3)
+  t.equal(woken, 3, 'the pings of archivers wake nobody')
+})
+
+t.test('a lost connection is made anew, and what was missed is looked for', async () => {
+  const before = woken
+  await terminate()
+  await waitFor(async () => woken > before)
+})
+
+t.test('so it is when the database was away for a while', async t => {
+  await db.admin.unsafe(`alter database ${db.name} connection limit 0`)
+  await terminate()
+  await new Promise(resolve => setTimeout(resolve, 200))
+  await db.admin.unsafe(`alter database ${db.name} connection limit -1`)
+  await listener.check()
+  await listener.check()
+  const before = woken
+  await db.sql.notify('fleet_archiver', 'work')
+  await waitFor(async () => woken > before)
+  t.ok(woken > before)
+})
