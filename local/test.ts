@@ -1,6 +1,6 @@
 // npm test [-- files…]: a throwaway cluster, the tests in it, and its end, whatever happens.
 import { spawn } from 'node:child_process'
-import { writeFile } from 'node:fs/promises'
+import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { currentEnv, repository } from './config.ts'
 import { MissingPostgres } from './packages.ts'
@@ -17,6 +17,7 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
 }
 
 try {
+  await buildTap()
   const { cluster, description, end } = await step('Making a throwaway cluster for the tests', makeTestCluster)
   try {
     if (!stopping) {
@@ -34,7 +35,15 @@ try {
 }
 if (stopping) process.exitCode = 1
 
-function runTap(args: string[], file: string) {
+/** Compiles tap for the plugins of .taprc after an installation; left to the first run, that run would have the old ones. */
+async function buildTap() {
+  const built = await readFile(join(repository, 'node_modules/@tapjs/test/test-built/dist/esm/index.js'), 'utf8')
+  if (!built.includes('@tapjs/typescript')) return
+  const code = await step('Compiling the test runner for its plugins, once', () => runTap(['build']))
+  if (code) throw new Error(`tap build ended with code ${code}`)
+}
+
+function runTap(args: string[], file?: string) {
   return new Promise<number>((resolve, reject) => {
     tap = spawn(process.execPath, [join(repository, 'node_modules/tap/dist/esm/run.mjs'), ...args], {
       cwd: repository, env: { ...currentEnv(), FLEET_TEST_CLUSTER: file }, stdio: 'inherit',
