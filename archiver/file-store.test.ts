@@ -27,9 +27,11 @@ t.test('objects are stored, read, listed and deleted by key', async t => {
 })
 
 t.test('what is not there is an ObjectMissing that names it', async t => {
-  const store = openStore(pathToFileURL(await makeDirectory(t)).href)
+  const directory = await makeDirectory(t)
+  const store = openStore(pathToFileURL(directory).href)
   await t.rejects(store.getBytes('a/b'), new ObjectMissing(`${store.url}/a/b`))
-  await t.rejects(store.getToFile('a/b', '/tmp/never'), { message: /a\/b: there is no such object/ })
+  await t.rejects(store.getToFile('a/b', join(directory, 'copy')), { message: /a\/b: there is no such object/ })
+  t.same(await readdir(directory), [])
   for await (const found of store.list('')) t.fail(found.key)
 })
 

@@ -1,5 +1,5 @@
 import { createHash, randomBytes } from 'node:crypto'
-import { constants, createReadStream, createWriteStream } from 'node:fs'
+import { constants, createWriteStream } from 'node:fs'
 import { access, mkdir, open, readFile, readdir, rename, rm, stat, unlink } from 'node:fs/promises'
 import { basename, dirname, join, relative, sep } from 'node:path'
 import { Transform } from 'node:stream'
@@ -104,8 +104,10 @@ export function createFileStore(url: string): Store {
 async function copy(from: string, to: string, signal?: AbortSignal) {
   const hash = createHash('sha256')
   let bytes = 0
+  // Opened first: without a source no empty copy is left behind.
+  const source = await open(from)
   await pipeline(
-    createReadStream(from, { highWaterMark: 1 << 20 }),
+    source.createReadStream({ highWaterMark: 1 << 20 }),
     new Transform({
       highWaterMark: 1 << 20,
       transform(chunk: Buffer, _encoding, done) {
