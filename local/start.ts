@@ -24,8 +24,9 @@ const database = 'fleet'
 interface Database {
   adminUrl: string
   ownerUrl: string
-  /** For the printed psql line. */
+  /** For the printed psql lines. */
   readerUrl: string
+  dbaUrl: string
   psql: string
   env: Record<string, string | undefined>
 }
@@ -113,6 +114,7 @@ async function start(config: StartConfig, running: Running, isDemo: boolean) {
   const archiveUrl = config.archiveUrl ?? await localArchive()
   const env = { ...db.env, PORT: String(port), HOST: config.host, ADMIN_KEY: adminKey, ARCHIVE_URL: archiveUrl }
   await mkdir(join(local, 'log'), { recursive: true, mode: 0o700 })
+  if (running.cluster) await writeEnvFile({ ...env, DATABASE_URL: db.adminUrl })
   const url = `http://${reachable(config.host)}:${port}`
   const server = service(running, 'server', 'server/main.ts', env)
   const archiver = service(running, 'archiver', 'archiver/main.ts', env)
@@ -129,7 +131,6 @@ async function start(config: StartConfig, running: Running, isDemo: boolean) {
 Heartbeats are taken at ${url}
 
   admin key  ${adminKey}
-  ops page   ${url}/
   archive    ${archiveUrl}
   logs       ${relative(process.cwd(), join(local, 'log')) || '.'}/${running.cluster ? ` and ${running.cluster.log}` : ''}
 
@@ -140,6 +141,10 @@ Post a heartbeat as ${device.alias}:
 Look at it:
 
   ${psqlLine(db.psql, db.readerUrl, device)}
+
+Run the store, as README.md and RUNBOOK.md show:
+
+  ${db.psql} '${db.dbaUrl}'
 
 Ctrl-C stops everything; the data stays.
 `)
@@ -166,6 +171,7 @@ async function privateDatabase(running: Running, config: StartConfig): Promise<D
     adminUrl: cluster.url('postgres', database),
     ownerUrl: cluster.url('fleet_owner', database),
     readerUrl: cluster.url('fleet_reader', database),
+    dbaUrl: cluster.url('fleet_dba', database),
     psql: onPath('psql') ? 'psql' : cluster.program('psql'),
     env: privateEnv(config.env, cluster.url('fleet_server', database), cluster.url('fleet_archiver', database)),
   }
@@ -187,7 +193,7 @@ function privateEnv(env: StartConfig['env'], serverUrl: string, archiverUrl = se
 /** The database of DATABASE_URL. */
 function givenDatabase({ databaseUrl = '', env }: StartConfig): Database {
   say('DATABASE_URL is set: using that database, making no cluster.')
-  return { adminUrl: databaseUrl, ownerUrl: databaseUrl, readerUrl: databaseUrl, psql: 'psql', env }
+  return { adminUrl: databaseUrl, ownerUrl: databaseUrl, readerUrl: databaseUrl, dbaUrl: databaseUrl, psql: 'psql', env }
 }
 
 function service(running: Running, name: string, script: string, env: Record<string, string | undefined>) {
@@ -218,6 +224,16 @@ async function nextFreePort({ port, host }: StartConfig) {
     return next
   }
   throw new Error(`ports ${port} to ${port + 99} of ${host} are all taken; set PORT`)
+}
+
+/** For a shell that wants to run the other commands on this cluster: `set -a; . .local/env; set +a`. */
+async function writeEnvFile(env: Record<string, string | undefined>) {
+  const names = [
+    'DATABASE_URL', 'SERVER_DATABASE_URL', 'LISTEN_DATABASE_URL', 'OPS_DATABASE_URL', 'ARCHIVER_DATABASE_URL', 'ARCHIVE_URL',
+    'HOST', 'PORT', 'ADMIN_KEY',
+  ]
+  const lines = names.map(name => `${name}='${(env[name] ?? '').replaceAll("'", `'\\''`)}'\n`)
+  await writeFile(join(local, 'env'), lines.join(''), { mode: 0o600 })
 }
 
 async function keptAdminKey() {
