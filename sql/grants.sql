@@ -53,6 +53,7 @@ grant execute on function
   fleet.create_gateway_token(text),
   fleet.revoke_gateway(text),
   fleet.backfill_last_status(integer),
+  fleet.replay_quarantine(timestamptz, timestamptz, bigint),
   fleet.schedule_jobs(),
   fleet.ingest(json, timestamptz),
   fleet.metric_values()
@@ -80,6 +81,7 @@ grant execute on function
   fleet.renew_restore_lease(text, text, interval),
   fleet.begin_restore(text, text),
   fleet.finish_restore(text, text),
+  fleet.release_restore(text, text),
   fleet.fail_restore(text, text, text)
 to fleet_archiver;
 
@@ -98,6 +100,8 @@ grant select on
   fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings
 to fleet_reader, fleet_dba;
 grant select on fleet.hb_partitions, fleet.restore_requests, fleet.restore_items to fleet_archiver, fleet_dba;
+-- For queries over the archive and the online days together.
+grant select on fleet.device_heartbeats to fleet_archiver;
 grant select on fleet.settings_audit, fleet.heartbeat_quarantine, fleet.archivers to fleet_dba;
 grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_reader, fleet_dba;
 grant update (cohort, heartbeat_interval) on fleet.devices to fleet_dba;

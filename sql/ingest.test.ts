@@ -154,6 +154,35 @@ t.test('a day without a partition is quarantined, also when it was retired a mom
   t.match(await sql`select state from fleet.hb_partitions where partition_name = ${other}`, [{ state: 'detached' }])
 })
 
+t.test('quarantined heartbeats are replayed once their partition is there', async t => {
+  const db = await withDatabase(t)
+  const { sql, admin } = db
+  const [first, second] = await enroll(sql, 2) as [number, number]
+  const day = daysAgo(3).slice(0, 10)
+  const name = await partitionAt(sql, `${day}T12:00Z`)
+  await ingest(sql, [{ device_id: first, ts: `${day}T10:00:00Z`, battery_pct: 1 }])
+  await admin.unsafe(`alter table fleet.device_heartbeats detach partition fleet.${name}`)
+  await ingest(sql, [
+    { device_id: first, ts: `${day}T10:00:05Z`, battery_pct: 2 },
+    { device_id: second, ts: `${day}T10:00:00Z`, battery_pct: 3, unity_running: false },
+    { device_id: second, ts: daysAgo(8) },
+  ])
+  const dba = asRole(t, db, 'fleet_dba')
+  t.same(await dba`select * from fleet.replay_quarantine()`, [{ stored: '0', duplicate: '0', remaining: '3' }], 'not while it is away')
+
+  await admin.unsafe(`alter table fleet.device_heartbeats attach partition fleet.${name} for values from ('${day}T00:00Z') to ('${day}T00:00Z'::timestamptz + interval '1 day')`)
+  await sql`select fleet.sync_partitions()`
+  t.same(await dba`select * from fleet.replay_quarantine(p_device_id => ${first})`, [{ stored: '0', duplicate: '1', remaining: '0' }])
+  t.same(await dba`select * from fleet.replay_quarantine()`, [{ stored: '1', duplicate: '0', remaining: '1' }])
+  t.match(await sql`select battery_pct, unity_running from fleet.device_heartbeats where device_id = ${second}`, [{ battery_pct: 3, unity_running: false }])
+  t.match(await sql`select last_ts from fleet.device_last_status where device_id = ${second}`, [{ last_ts: new Date(`${day}T10:00:00Z`) }])
+  t.match(await sql`select reason from fleet.heartbeat_quarantine`, [{ reason: 'too_late' }])
+
+  await sql`update fleet.settings set max_late = '30 days'`
+  t.same(await dba`select * from fleet.replay_quarantine()`, [{ stored: '1', duplicate: '0', remaining: '0' }], 'allowed by now')
+  await t.rejects(dba`select * from fleet.replay_quarantine('2026-08-15', '2026-08-14')`, { code: 'FL422' })
+})
+
 t.test('ingest waits for a retirement that is under way, and loses nothing', async t => {
   const db = await withDatabase(t)
   const [device] = await enroll(db.sql, 1) as [number]

@@ -66,9 +66,11 @@ t.test('fleet_archiver archives, and neither retires nor changes settings', asyn
     `fleet.enroll_device('x')`, `fleet.ingest('[]')`, `fleet.get_partition('x')`]) {
     await t.rejects(archiver.unsafe(`select ${call}`), { code: '42501' }, call)
   }
-  for (const table of ['device_heartbeats', 'devices', 'settings']) {
+  for (const table of ['devices', 'settings', 'heartbeat_quarantine']) {
     await t.rejects(archiver`select * from ${archiver(`fleet.${table}`)}`, { code: '42501' }, table)
   }
+  await archiver`select * from fleet.device_heartbeats`
+  await t.rejects(archiver`insert into fleet.device_heartbeats (ts, device_id) values (now(), 1)`, { code: '42501' })
   await t.rejects(archiver`update fleet.hb_partitions set state = 'archived'`, { code: '42501' })
 })
 

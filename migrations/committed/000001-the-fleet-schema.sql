@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:6581bf76433350340a05b8263d7c0320107a3bd2
+--! Hash: sha1:fa7c15b0c3de2a2c5a3d21ec0fd07db47e3ce9a1
 --! Message: The fleet schema
 
 -- Schemas, tables and the partitioned parent. What can be replaced in place lives in ../sql and is included below.
@@ -954,6 +954,85 @@ $$;
 comment on function fleet.ingest(json, timestamptz) is
   'Stores a batch of heartbeats in one statement: a JSON array of {device_id, ts, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip}. Answers each item in order: stored, duplicate (same device and 10-second bucket), quarantined (too_late, in_future, no_partition) or rejected (quarantine_full). Example: select * from fleet.ingest(''[{"device_id":1,"battery_pct":80}]'');';
 --! EndIncluded functions/ingest.sql
+--! Included functions/replay_quarantine.sql
+-- Each batch goes through fleet.ingest() again with the time at which it arrived: what is judged otherwise today (its
+-- partition is there, max_late was raised) is stored, the rest stays.
+create or replace function fleet.replay_quarantine(
+  p_from timestamptz default '-infinity',
+  p_to timestamptz default 'infinity',
+  p_device_id bigint default null,
+  out stored bigint,
+  out duplicate bigint,
+  out remaining bigint
+)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+#variable_conflict use_column
+declare
+  v_batch record;
+  v_stored bigint;
+  v_duplicate bigint;
+begin
+  if p_from is null or p_to is null or p_from > p_to then
+    raise exception using
+      errcode = 'FL422',
+      message = format('cannot replay from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
+      hint = 'Give the first and the last ts, in order: select * from fleet.replay_quarantine(''2026-08-15'', ''2026-08-16'');';
+  end if;
+  stored := 0;
+  duplicate := 0;
+  remaining := 0;
+  for v_batch in
+    select q.received_at,
+      -- ts as it was judged: without one in the payload, the time of arrival.
+      json_agg(q.payload || jsonb_build_object('device_id', q.device_id, 'ts', q.ts) order by q.device_id, q.ts, q.reason) as items,
+      array_agg(q.device_id order by q.device_id, q.ts, q.reason) as device_ids,
+      array_agg(q.ts order by q.device_id, q.ts, q.reason) as tss,
+      array_agg(q.reason order by q.device_id, q.ts, q.reason) as reasons
+    from fleet.heartbeat_quarantine q
+    where q.ts >= p_from and q.ts < p_to
+      and (p_device_id is null or q.device_id = p_device_id)
+      and exists (
+        select from fleet.hb_partitions p
+        where p.range_start <= q.ts and p.range_end > q.ts and p.state in ('active', 'restored') and p.relid is not null
+      )
+    group by q.received_at
+    order by q.received_at
+  loop
+    with answered as (
+      select i.result, k.device_id, k.ts, k.reason
+      from fleet.ingest(v_batch.items, v_batch.received_at) i
+      join unnest(v_batch.device_ids, v_batch.tss, v_batch.reasons) with ordinality as k (device_id, ts, reason, item)
+        on k.item = i.item
+    ),
+    gone as (
+      delete from fleet.heartbeat_quarantine q
+      using answered a
+      where a.result in ('stored', 'duplicate') and q.device_id = a.device_id and q.ts = a.ts and q.reason = a.reason
+    )
+    select count(*) filter (where a.result = 'stored'), count(*) filter (where a.result = 'duplicate')
+    into v_stored, v_duplicate
+    from answered a;
+    stored := stored + v_stored;
+    duplicate := duplicate + v_duplicate;
+  end loop;
+
+  select count(*) into remaining
+  from fleet.heartbeat_quarantine q
+  where q.ts >= p_from and q.ts < p_to and (p_device_id is null or q.device_id = p_device_id);
+  perform fleet.record_event(
+    'quarantine.replay', p_rows => stored, p_detail => format('%s duplicates, %s remaining', duplicate, remaining)
+  );
+end
+$$;
+
+comment on function fleet.replay_quarantine(timestamptz, timestamptz, bigint) is
+  'Stores quarantined heartbeats, by ts, whose partition is there by now (made, or restored) and whose lateness is allowed by now; answers how many were stored, were there already, and remain. Example: select * from fleet.replay_quarantine(''2026-08-15'', ''2026-08-16'');';
+--! EndIncluded functions/replay_quarantine.sql
 --! Included functions/retention_plan.sql
 create or replace function fleet.retention_plan(p_retention interval default null, p_now timestamptz default now())
 returns table (
@@ -1653,7 +1732,10 @@ begin
     end,
     last_error = p_error,
     lease_owner = null,
-    lease_until = case state when 'archived' then now() + interval '1 minute' end
+    -- Archived, but could not be dropped: left alone for as long.
+    lease_until = case state
+      when 'archived' then now() + least(interval '1 minute' * (2 ^ least(attempts, 10)), interval '1 hour')
+    end
   where partition_name = p_partition and lease_owner = p_worker and state in ('archiving', 'archived')
   returning attempts into v_attempts;
   if not found then
@@ -2031,6 +2113,21 @@ $$;
 comment on function fleet.finish_restore(text, text) is
   'Compares the restored rows with what was archived, indexes and attaches them; state restored.';
 --! EndIncluded functions/finish_restore.sql
+--! Included functions/release_restore.sql
+create or replace function fleet.release_restore(p_partition text, p_worker text) returns void
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  update fleet.restore_items
+  set state = 'pending', lease_owner = null, lease_until = null
+  where partition_name = p_partition and state = 'running' and lease_owner = p_worker;
+$$;
+
+comment on function fleet.release_restore(text, text) is
+  'Gives a restore back for another archiver: one that is stopped does so.';
+--! EndIncluded functions/release_restore.sql
 --! Included functions/fail_restore.sql
 create or replace function fleet.fail_restore(p_partition text, p_worker text, p_error text) returns void
 language plpgsql
@@ -3293,6 +3390,7 @@ grant execute on function
   fleet.create_gateway_token(text),
   fleet.revoke_gateway(text),
   fleet.backfill_last_status(integer),
+  fleet.replay_quarantine(timestamptz, timestamptz, bigint),
   fleet.schedule_jobs(),
   fleet.ingest(json, timestamptz),
   fleet.metric_values()
@@ -3320,6 +3418,7 @@ grant execute on function
   fleet.renew_restore_lease(text, text, interval),
   fleet.begin_restore(text, text),
   fleet.finish_restore(text, text),
+  fleet.release_restore(text, text),
   fleet.fail_restore(text, text, text)
 to fleet_archiver;
 
@@ -3338,6 +3437,8 @@ grant select on
   fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings
 to fleet_reader, fleet_dba;
 grant select on fleet.hb_partitions, fleet.restore_requests, fleet.restore_items to fleet_archiver, fleet_dba;
+-- For queries over the archive and the online days together.
+grant select on fleet.device_heartbeats to fleet_archiver;
 grant select on fleet.settings_audit, fleet.heartbeat_quarantine, fleet.archivers to fleet_dba;
 grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_reader, fleet_dba;
 grant update (cohort, heartbeat_interval) on fleet.devices to fleet_dba;

@@ -20,7 +20,10 @@ begin
     end,
     last_error = p_error,
     lease_owner = null,
-    lease_until = case state when 'archived' then now() + interval '1 minute' end
+    -- Archived, but could not be dropped: left alone for as long.
+    lease_until = case state
+      when 'archived' then now() + least(interval '1 minute' * (2 ^ least(attempts, 10)), interval '1 hour')
+    end
   where partition_name = p_partition and lease_owner = p_worker and state in ('archiving', 'archived')
   returning attempts into v_attempts;
   if not found then

@@ -1,0 +1,77 @@
+-- Each batch goes through fleet.ingest() again with the time at which it arrived: what is judged otherwise today (its
+-- partition is there, max_late was raised) is stored, the rest stays.
+create or replace function fleet.replay_quarantine(
+  p_from timestamptz default '-infinity',
+  p_to timestamptz default 'infinity',
+  p_device_id bigint default null,
+  out stored bigint,
+  out duplicate bigint,
+  out remaining bigint
+)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+#variable_conflict use_column
+declare
+  v_batch record;
+  v_stored bigint;
+  v_duplicate bigint;
+begin
+  if p_from is null or p_to is null or p_from > p_to then
+    raise exception using
+      errcode = 'FL422',
+      message = format('cannot replay from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
+      hint = 'Give the first and the last ts, in order: select * from fleet.replay_quarantine(''2026-08-15'', ''2026-08-16'');';
+  end if;
+  stored := 0;
+  duplicate := 0;
+  remaining := 0;
+  for v_batch in
+    select q.received_at,
+      -- ts as it was judged: without one in the payload, the time of arrival.
+      json_agg(q.payload || jsonb_build_object('device_id', q.device_id, 'ts', q.ts) order by q.device_id, q.ts, q.reason) as items,
+      array_agg(q.device_id order by q.device_id, q.ts, q.reason) as device_ids,
+      array_agg(q.ts order by q.device_id, q.ts, q.reason) as tss,
+      array_agg(q.reason order by q.device_id, q.ts, q.reason) as reasons
+    from fleet.heartbeat_quarantine q
+    where q.ts >= p_from and q.ts < p_to
+      and (p_device_id is null or q.device_id = p_device_id)
+      and exists (
+        select from fleet.hb_partitions p
+        where p.range_start <= q.ts and p.range_end > q.ts and p.state in ('active', 'restored') and p.relid is not null
+      )
+    group by q.received_at
+    order by q.received_at
+  loop
+    with answered as (
+      select i.result, k.device_id, k.ts, k.reason
+      from fleet.ingest(v_batch.items, v_batch.received_at) i
+      join unnest(v_batch.device_ids, v_batch.tss, v_batch.reasons) with ordinality as k (device_id, ts, reason, item)
+        on k.item = i.item
+    ),
+    gone as (
+      delete from fleet.heartbeat_quarantine q
+      using answered a
+      where a.result in ('stored', 'duplicate') and q.device_id = a.device_id and q.ts = a.ts and q.reason = a.reason
+    )
+    select count(*) filter (where a.result = 'stored'), count(*) filter (where a.result = 'duplicate')
+    into v_stored, v_duplicate
+    from answered a;
+    stored := stored + v_stored;
+    duplicate := duplicate + v_duplicate;
+  end loop;
+
+  select count(*) into remaining
+  from fleet.heartbeat_quarantine q
+  where q.ts >= p_from and q.ts < p_to and (p_device_id is null or q.device_id = p_device_id);
+  perform fleet.record_event(
+    'quarantine.replay', p_rows => stored, p_detail => format('%s duplicates, %s remaining', duplicate, remaining)
+  );
+end
+$$;
+
+comment on function fleet.replay_quarantine(timestamptz, timestamptz, bigint) is
+  'Stores quarantined heartbeats, by ts, whose partition is there by now (made, or restored) and whose lateness is allowed by now; answers how many were stored, were there already, and remain. Example: select * from fleet.replay_quarantine(''2026-08-15'', ''2026-08-16'');';
