@@ -1,0 +1,163 @@
+// A day of heartbeats through the whole proven cycle and back, beside the plain tools, round by round.
+import { spawn } from 'node:child_process'
+import { mkdtemp, readFile, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import postgres, { type Sql } from 'postgres'
+import { throwawayCluster } from '../local/cluster.ts'
+import { plainEnv, repository } from '../local/config.ts'
+import { migrate } from '../local/migrate.ts'
+import { requirePostgres } from '../local/packages.ts'
+import { say } from '../local/progress.ts'
+import type { Figure } from './main.ts'
+
+const devices = 2_000
+
+/**
+ * `--rows 2880000 --rounds 3`. Targets of the ratios: the project's own (issue "An archive that can be trusted").
+ * The cycle is what the archiver does for one partition: freeze, export, upload, read back, prove, drop.
+ */
+export async function benchArchive(args: string[]): Promise<Figure[]> {
+  const rows = option(args, '--rows', 2_880_000)
+  const rounds = option(args, '--rounds', 3)
+  const packages = await requirePostgres()
+  const { cluster, end } = await throwawayCluster({ postgres: packages, databases: ['fleet'], cronDatabase: 'fleet', durable: true })
+  const work = await mkdtemp(join(tmpdir(), 'fleet-bench-'))
+  const admin = postgres(cluster.url('postgres', 'fleet'), { max: 1, onnotice: () => {} })
+  try {
+    await migrate(cluster.url('postgres', 'fleet'), { log: () => {} })
+    await cluster.allowLogins()
+    say(`Loading a day of ${rows} heartbeats of ${devices} devices ...`)
+    const partition = await loadDay(admin, rows)
+    const csv = join(work, 'day.csv')
+    const psql = cluster.program('psql')
+    const url = cluster.url('postgres', 'fleet')
+    const shell = (command: string) => run('sh', ['-c', command], { PGURL: url, PSQL: psql })
+    await shell(`"$PSQL" -qX "$PGURL" -c "copy fleet.${partition} to stdout (format csv)" > ${csv}`)
+    const gzipBytes = Number((await shell(`gzip -c < ${csv} | wc -c`)).output)
+
+    const env = { ARCHIVER_DATABASE_URL: cluster.url('fleet_archiver', 'fleet'), ARCHIVE_URL: pathToFileURL(join(work, 'archive')).href }
+    const archiver = () => run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/main.ts'), '--once'], env)
+    const idle = (await archiver()).seconds
+
+    const copyOut: number[] = []
+    const cycle: number[] = []
+    const copyIn: number[] = []
+    const restore: number[] = []
+    let peak = 0
+    let parquetBytes = 0
+    for (let round = 1; round <= rounds; round++) {
+      copyOut.push((await shell(`"$PSQL" -qX "$PGURL" -c "copy fleet.${partition} to stdout" > /dev/null`)).seconds)
+
+      await admin`select fleet.archive_partition(${partition})`
+      const archived = await archiver()
+      peak = Math.max(peak, archived.peakMb)
+      const [took] = await admin<{ seconds: number, bytes: number }[]>`
+        select extract(epoch from max(at) filter (where event = 'partition.drop')
+          - max(at) filter (where event = 'partition.archive.start'))::float8 as seconds,
+          (select archive_bytes from fleet.hb_partitions where partition_name = ${partition})::float8 as bytes
+        from fleet.events where partition_name = ${partition}
+      `
+      if (!took?.seconds) throw new Error(`${partition} was not dropped:\n${archived.output}`)
+      cycle.push(took.seconds)
+      parquetBytes = took.bytes
+
+      await admin.unsafe(`
+        drop table if exists public.plain;
+        create table public.plain (like fleet.device_heartbeats);
+        create index on public.plain (device_id, ts desc);
+        create unique index on public.plain (device_id, date_bin('10 seconds', ts, timestamptz '2000-01-01 00:00:00+00'));
+      `)
+      copyIn.push((await shell(`"$PSQL" -qX "$PGURL" -c "\\copy public.plain from ${csv} (format csv)"`)).seconds)
+
+      await admin`select fleet.request_restore((select range_start::date from fleet.hb_partitions where partition_name = ${partition}))`
+      const restored = await archiver()
+      peak = Math.max(peak, restored.peakMb)
+      restore.push(Math.max(restored.seconds - idle, 0.001))
+      const [back] = await admin<{ n: string }[]>`select count(*) as n from fleet.device_heartbeats`
+      if (Number(back?.n) !== rows) throw new Error(`restored ${back?.n ?? 'no'} rows of ${rows}:\n${restored.output}`)
+      await admin`select fleet.release_partition(${partition})`
+      say(`round ${round}: COPY out ${copyOut.at(-1)?.toFixed(1)} s, proven cycle ${cycle.at(-1)?.toFixed(1)} s, `
+        + `COPY in ${copyIn.at(-1)?.toFixed(1)} s, restore ${restore.at(-1)?.toFixed(1)} s`)
+    }
+    const ratio = (plain: number[], ours: number[]) => median(plain.map((seconds, round) => seconds / (ours[round] ?? NaN)))
+    return [
+      { name: 'COPY TO STDOUT > /dev/null', measured: rows / median(copyOut), unit: 'rows/s' },
+      { name: 'proven cycle: freeze to drop', measured: rows / median(cycle), unit: 'rows/s' },
+      { name: 'proven cycle / COPY out, in rows/s', measured: ratio(copyOut, cycle), unit: '', target: { at: 'least', value: 0.45 } },
+      { name: 'COPY FROM into the indexed table', measured: rows / median(copyIn), unit: 'rows/s' },
+      { name: 'restore: fetch to attached', measured: rows / median(restore), unit: 'rows/s' },
+      { name: 'restore / COPY in, in rows/s', measured: ratio(copyIn, restore), unit: '', target: { at: 'least', value: 0.5 } },
+      { name: 'csv | gzip', measured: gzipBytes / rows, unit: 'bytes/row' },
+      { name: 'Parquet', measured: parquetBytes / rows, unit: 'bytes/row' },
+      { name: 'Parquet / csv.gz, in bytes', measured: parquetBytes / gzipBytes, unit: '', target: { at: 'most', value: 0.6 } },
+      { name: 'peak memory of the archiver', measured: peak, unit: 'MB', target: { at: 'most', value: 700 } },
+    ]
+  } finally {
+    await admin.end({ timeout: 1 })
+    await rm(work, { recursive: true, force: true })
+    await end()
+  }
+}
+
+/** A plausible day: each device about once a minute, with its own phase and jitter, slow changes and some noise. */
+async function loadDay(admin: Sql, rows: number) {
+  const [found] = await admin<{ partition_name: string }[]>`
+    select partition_name from fleet.hb_partitions where range_start = date_trunc('day', now(), 'UTC') - interval '10 days'
+  `
+  const partition = found?.partition_name ?? ''
+  await admin`select setseed(0.42)`
+  await admin.unsafe(`
+    insert into fleet.${partition} (ts, received_at, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
+    select b.ts, b.ts + interval '40 ms' + random() * interval '160 ms', b.device_id,
+      -60 - b.device_id % 30 + (random() * 8)::int, 100 - (b.minute / 14 + b.device_id) % 100, random() > 0.01,
+      case when b.device_id % 5 = 0 then 'lte' else 'wifi' end, '3.' || b.device_id % 4 || '.0',
+      ('10.' || b.device_id / 250 || '.0.' || b.device_id % 250)::inet
+    from (
+      select d.device_id, m.minute,
+        date_trunc('day', now(), 'UTC') - interval '10 days' + m.minute * interval '1 day' / ${rows / devices}
+          + (d.device_id * 37 % 1000) * interval '10 ms' + random() * interval '5 seconds' as ts
+      from generate_series(0, ${rows / devices - 1}) as m (minute)
+      cross join generate_series(1, ${devices}) as d (device_id)
+    ) b
+  `)
+  await admin.unsafe(`vacuum (analyze) fleet.${partition}`)
+  return partition
+}
+
+/** Runs a program to its end; its output, seconds, and highest resident memory in MB as Linux tells it. */
+function run(program: string, args: string[], env: Record<string, string>) {
+  return new Promise<{ output: string, seconds: number, peakMb: number }>((resolve, reject) => {
+    const started = performance.now()
+    const child = spawn(program, args, { env: { ...plainEnv(), ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
+    let output = ''
+    let peakMb = 0
+    child.stdout.on('data', (chunk: Buffer) => { output += chunk.toString() })
+    child.stderr.on('data', (chunk: Buffer) => { output += chunk.toString() })
+    const watch = setInterval(() => void readFile(`/proc/${child.pid}/status`, 'utf8').then(status => {
+      const highest = /VmHWM:\s+(\d+) kB/.exec(status)?.[1]
+      peakMb = Math.max(peakMb, Number(highest ?? 0) / 1024)
+    }, () => {}), 50)
+    child.once('error', reject)
+    child.once('close', code => {
+      clearInterval(watch)
+      const seconds = (performance.now() - started) / 1000
+      if (code === 0) resolve({ output, seconds, peakMb })
+      else reject(new Error(`${program} ended with ${code}:\n${output}`))
+    })
+  })
+}
+
+function option(args: string[], name: string, otherwise: number) {
+  const at = args.indexOf(name)
+  if (at < 0) return otherwise
+  const value = Number(args[at + 1])
+  if (!Number.isInteger(value) || value < 1) throw new Error(`${name} takes a whole number, got ${args[at + 1] ?? 'nothing'}`)
+  return value
+}
+
+function median(values: number[]) {
+  const sorted = [...values].sort((a, b) => a - b)
+  return sorted[Math.floor(sorted.length / 2)] ?? NaN
+}
