@@ -2,15 +2,15 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { ConfigError, readConfig } from './config.ts'
 import { createLog, describeError } from './log.ts'
 import { findStrangers, listArchives, verifyArchive } from './verify.ts'
-import { closeWorker, openWorker, restoreOnce, type Worker } from './worker.ts'
+import { closeWorker, openWorker, restoreOnce, writeIndex, type Worker } from './worker.ts'
 
 const usage = `usage: npm run archive -- <command>
   list                     the proven archives: day, rows, size, state, where
-  verify                   each manifest and object size against the database
-  verify <date>            every byte and row of that day's archive
-  verify --all             every byte and row of every archive, and objects that nobody knows;
-                           one line per fault, exit code 1 when there is one
+  verify                   each manifest and object size against the database, and files that no archive means
+  verify <date>            the same for one day, with every byte and row of its archive
+  verify --all             the same for every archive; one line per fault, exit code 1 when there is one
   restore <date> [<date>]  brings the days from the first to the second date back online
+  reindex                  makes index.json anew from the manifests; exit code 1 when one cannot be read
   a date is a UTC day, like 2026-08-15`
 
 class UsageError extends Error {}
@@ -23,6 +23,9 @@ async function main(args: string[]): Promise<number> {
     const config = readConfig()
     // Failures are shown from the database; the log would say them twice.
     const worker = await openWorker(config, createLog('silent'))
+    worker.display = process.stderr.isTTY
+      ? { everyMs: 200, show: showProgress }
+      : { everyMs: 5000, show: text => console.error(text) }
     try {
       return await run(worker)
     } finally {
@@ -53,6 +56,7 @@ function parseCommand(args: string[]): (worker: Worker) => Promise<number> {
     if (from > to) throw new UsageError(`${from} is after ${to}`)
     return worker => restore(worker, from, to)
   }
+  if (command === 'reindex' && rest.length === 0) return reindex
   throw new UsageError(command === undefined ? '' : `not understood: ${args.join(' ')}`)
 }
 
@@ -92,15 +96,20 @@ async function verify(worker: Worker, { isQuick, date }: { isQuick: boolean, dat
     }
   }
   showProgress('')
-  if (date === undefined && !isQuick) {
-    for (const fault of await findStrangers(worker, archives)) {
-      console.log(fault)
-      faults++
-    }
+  for (const fault of await findStrangers(worker, date)) {
+    console.log(fault)
+    faults++
   }
   const what = isQuick ? 'manifests and sizes' : 'every byte and row'
   console.error(`${archives.length} archives, ${what}: ${faults === 0 ? 'no fault' : `${faults} faults`}`)
   return faults > 0 ? 1 : 0
+}
+
+async function reindex(worker: Worker) {
+  const { count, faults } = await writeIndex(worker)
+  for (const fault of faults) console.log(fault)
+  console.error(`index.json lists ${count} archives${faults.length === 0 ? '' : `; ${faults.length} manifests could not be read`}`)
+  return faults.length > 0 ? 1 : 0
 }
 
 /** Asks for the days and does the work, unless a running archiver is quicker; either way it waits for the end. */
@@ -129,6 +138,7 @@ async function restore(worker: Worker, from: string, to: string) {
       }[state]
       if (word === undefined || said.has(word)) continue
       said.add(word)
+      showProgress('')
       console.log(word)
       if (state === 'failed') failures++
     }

@@ -18,6 +18,10 @@ t.test('a day lies in its folder, a month in that of its first day', async t => 
     manifest: 'device_heartbeats/date=2026-08-15/manifest.json',
   })
   t.equal(keysOf('2026-08-01 00:00:00+00', '2026-09-01 00:00:00+00').parquet, 'device_heartbeats/date=2026-08-01/device_heartbeats_202608.parquet')
+  t.match(keysOf('2026-08-15 00:00:00+00', '2026-08-16 00:00:00+00', 3), {
+    parquet: 'device_heartbeats/date=2026-08-15/device_heartbeats_20260815_r3.parquet',
+    manifest: 'device_heartbeats/date=2026-08-15/manifest.json',
+  })
   t.throws(() => keysOf('2026-08-15 05:00:00+00', '2026-08-16 05:00:00+00'), /UTC midnights/)
 })
 

@@ -21,6 +21,9 @@ const shape = z.object({
   /** A decimal string: it passes 2^53. */
   content_checksum: z.string().regex(/^\d+$/),
   columns: z.array(z.object({ name: z.string(), type: z.string() })).min(1),
+  /** Of an archive that was made anew with more rows: the how manieth it is, and the SHA-256 of the file before it. */
+  revision: z.int().min(2).optional(),
+  replaces: z.string().regex(/^[0-9a-f]{64}$/).optional(),
   created_at: z.iso.datetime(),
   software_version: z.string(),
 })
@@ -35,9 +38,10 @@ export const indexKey = `${root}index.json`
  * The keys of a partition's archive, by its range (never by its name: pg_partman's versions name differently).
  * A day: `date=2026-08-15/device_heartbeats_20260815.parquet`. A month is filed under its first day, with the
  * month in the file's name: `date=2026-08-01/device_heartbeats_202608.parquet`; ranges do not overlap, so no
- * two share a folder.
+ * two share a folder. A day that was restored and gained rows has a new file when it is archived again, and the
+ * manifest says which one counts: `device_heartbeats_20260815_r2.parquet`.
  */
-export function keysOf(range_start: string, range_end: string) {
+export function keysOf(range_start: string, range_end: string, revision = 1) {
   const start = isoMicros(range_start)
   const end = isoMicros(range_end)
   const midnight = 'T00:00:00.000000Z'
@@ -48,7 +52,8 @@ export function keysOf(range_start: string, range_end: string) {
   const days = (Date.parse(end) - Date.parse(start)) / 86_400_000
   const name = days === 1 ? date.replaceAll('-', '') : date.slice(0, 7).replace('-', '')
   const folder = `${root}date=${date}/`
-  return { folder, parquet: `${folder}device_heartbeats_${name}.parquet`, manifest: `${folder}manifest.json` }
+  const suffix = revision === 1 ? '' : `_r${revision}`
+  return { folder, parquet: `${folder}device_heartbeats_${name}${suffix}.parquet`, manifest: `${folder}manifest.json` }
 }
 
 /** `2026-08-15 00:00:00.5+00`, as Postgres and DuckDB print UTC, in the one form that manifests have. */
@@ -67,9 +72,13 @@ export interface ManifestInput {
   parquetKey: string
   bytes: number
   sha256: string
+  /** Of a revision: its number, and the SHA-256 of the file it takes the place of. */
+  revision?: number | undefined
+  replaces?: string | undefined
 }
 
-export function makeManifest({ partition, range_start, range_end, content, columns, parquetKey, bytes, sha256 }: ManifestInput): Manifest {
+export function makeManifest(input: ManifestInput): Manifest {
+  const { partition, range_start, range_end, content, columns, parquetKey, bytes, sha256, revision, replaces } = input
   return {
     format_version: 1,
     partition,
@@ -83,6 +92,7 @@ export function makeManifest({ partition, range_start, range_end, content, colum
     sha256,
     content_checksum: content.content_checksum,
     columns: columns.map(({ name, type }) => ({ name, type })),
+    ...(revision === undefined ? {} : { revision, replaces }),
     created_at: new Date().toISOString(),
     software_version: version,
   }

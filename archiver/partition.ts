@@ -4,8 +4,11 @@ import { openSession } from './database.ts'
 import { exportTable } from './export.ts'
 import { differences, isoMicros, keysOf, makeManifest, readManifest, writeManifest, type Claims, type Manifest } from './manifest.ts'
 import { hashFile } from './hash.ts'
+import type { Column } from './parquet.ts'
+import { followCopy } from './progress.ts'
 import { readBack } from './proof.ts'
 import { whenUnlocked } from './retry.ts'
+import { countMissingRows, removeSuperseded } from './revision.ts'
 import type { Worker } from './worker.ts'
 
 /** A row of fleet.claim_partition(). */
@@ -20,6 +23,7 @@ export interface ClaimedPartition {
   row_count: string | null
   content_checksum: string | null
   checksum_sha256: string | null
+  archive_url: string | null
   archive_bytes: string | null
   min_ts: string | null
   max_ts: string | null
@@ -28,7 +32,7 @@ export interface ClaimedPartition {
 export async function claimPartition({ sql, name, leaseSeconds }: Worker): Promise<ClaimedPartition | undefined> {
   const [claimed] = await sql<ClaimedPartition[]>`
     select partition_name, table_name, range_start, range_end, state, step, attempts, row_count, content_checksum,
-      checksum_sha256, archive_bytes, min_ts, max_ts
+      checksum_sha256, archive_url, archive_bytes, min_ts, max_ts
     from fleet.claim_partition(${name}, make_interval(secs => ${leaseSeconds}))`
   return claimed
 }
@@ -47,6 +51,8 @@ export async function archivePartition(worker: Worker, claimed: ClaimedPartition
     // The Parquet file of a run that died is gone with it; the same rows make the same file.
     const expected = claimed.step === 'uploaded' ? recordedClaims(claimed) : await exportAndUpload(worker, claimed, work, signal)
     await prove(worker, claimed, expected, work, signal)
+  } else {
+    await finishRevision(worker, claimed, signal)
   }
   signal.throwIfAborted()
   await drop(worker, claimed, signal)
@@ -64,23 +70,18 @@ async function freeze({ sql, database, name }: Worker, { partition_name, table_n
   await sql`select fleet.record_frozen(${partition_name}, ${name})`
 }
 
-async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: string, signal: AbortSignal): Promise<Claims> {
-  const { sql, store, log, name } = worker
+/** What is in the store, as far as it will be proven. */
+interface Upload extends Claims { parquetKey: string }
+
+async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: string, signal: AbortSignal): Promise<Upload> {
+  const { sql, store, name } = worker
   const { partition_name, range_start, range_end } = claimed
-  const keys = keysOf(range_start, range_end)
+  const { folder, manifest: manifestKey } = keysOf(range_start, range_end)
   const file = join(work, 'export.parquet')
 
-  let said = Date.now()
-  let began: number | undefined
   const { columns, content } = await exportTable(worker.database, claimed.table_name, file, work, {
     signal,
-    onRows(rows, bytes) {
-      began ??= performance.now()
-      if (Date.now() - said < 5000) return
-      said = Date.now()
-      const rows_per_second = Math.round(rows / (performance.now() - began) * 1000)
-      log.info({ event: 'partition.export.progress', partition: partition_name, rows, bytes, rows_per_second }, 'exporting')
-    },
+    onRows: followCopy(worker, 'partition.export.progress', partition_name, claimed.row_count === null ? undefined : Number(claimed.row_count)),
   })
   await sql`
     select fleet.record_export(${partition_name}, ${name}, ${content.row_count}, ${content.content_checksum}::text::numeric,
@@ -90,40 +91,57 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
     range_start: isoMicros(range_start), range_end: isoMicros(range_end),
     bytes: (await stat(file)).size, sha256: await hashFile(file), ...content,
   }
-  const existing = await readManifest(store, keys.manifest, signal)
-  // An archive without rows holds nothing to lose: its day may have been made anew since, and filled.
-  if (existing && existing.row_count > 0) refuseOtherContent(`${store.url}/${keys.manifest}`, existing, exported)
+  const existing = await readManifest(store, manifestKey, signal)
+  const { revision, replaces } = await chooseRevision(worker, folder, existing, exported, { file, columns }, work, signal)
+  const keys = keysOf(range_start, range_end, revision)
   // After a failure nothing that lies in the store is trusted: the object is written anew, with the same rows.
   const isKept = existing !== undefined && claimed.attempts === 0 && existing.content_checksum === content.content_checksum
-    && (await store.head(keys.parquet, signal))?.bytes === existing.bytes
+    && (await store.head(`${folder}${existing.file}`, signal))?.bytes === existing.bytes
   if (!isKept) {
     await store.put(keys.parquet, file, exported.sha256, signal)
     await writeManifest(store, keys.manifest, makeManifest({
       partition: partition_name, range_start, range_end, content, columns,
-      parquetKey: keys.parquet, bytes: exported.bytes, sha256: exported.sha256,
+      parquetKey: keys.parquet, bytes: exported.bytes, sha256: exported.sha256, revision, replaces,
     }), signal)
   }
   const { bytes, sha256 } = isKept ? existing : exported
+  const parquetKey = isKept ? `${folder}${existing.file}` : keys.parquet
   await sql`
-    select fleet.record_upload(${partition_name}, ${name}, ${`${store.url}/${keys.parquet}`}, ${sha256}, ${bytes})`
-  return { ...exported, bytes, sha256 }
+    select fleet.record_upload(${partition_name}, ${name}, ${`${store.url}/${parquetKey}`}, ${sha256}, ${bytes})`
+  return { ...exported, bytes, sha256, parquetKey }
 }
 
-/** An archive may be the only copy of its rows: another content never takes its place. */
-function refuseOtherContent(url: string, existing: Manifest, exported: Claims) {
+/**
+ * An archive may be the only copy of its rows: other content takes its place only when every row of it is in there
+ * too, as in that of a day which was restored and gained rows. It then gets a file of its own, so that the
+ * archive that is there stays whole until the new one is proven.
+ * @throws when rows of the existing archive would be lost
+ */
+async function chooseRevision(
+  worker: Worker, folder: string, existing: Manifest | undefined, exported: Claims, made: { file: string, columns: Column[] },
+  work: string, signal: AbortSignal,
+): Promise<Pick<Manifest, 'revision' | 'replaces'>> {
+  if (!existing) return {}
   const { range_start, range_end, row_count, content_checksum, min_ts, max_ts } = exported
   const other = differences({ range_start, range_end, row_count, content_checksum, min_ts, max_ts }, existing)
-  if (other) {
+  // An archive without rows holds nothing to lose: its day may have been made anew since, and filled.
+  if (other === '' || existing.row_count === 0) return { revision: existing.revision, replaces: existing.replaces }
+  const isSameRange = existing.range_start === range_start && existing.range_end === range_end
+  const missing = isSameRange ? await countMissingRows(worker.store, folder, existing, made, work, signal) : existing.row_count
+  if (missing > 0) {
     throw new Error(
-      `${url}: an archive of this day with other content is there already and is not overwritten (${other}). `
+      `${worker.store.url}/${folder}${existing.file}: an archive of this day with other content is there already and is not overwritten: `
+      + `${missing} of its ${existing.row_count} rows are not in the partition (${other}). `
       + 'If it is not needed, move its folder away, then run select fleet.retry_archive(...)',
     )
   }
+  return { revision: (existing.revision ?? 1) + 1, replaces: existing.sha256 }
 }
 
 /** What an earlier run recorded before it died. */
-function recordedClaims(claimed: ClaimedPartition): Claims {
+function recordedClaims(claimed: ClaimedPartition): Upload {
   return {
+    parquetKey: `${keysOf(claimed.range_start, claimed.range_end).folder}${fileOf(claimed)}`,
     range_start: isoMicros(claimed.range_start),
     range_end: isoMicros(claimed.range_end),
     row_count: Number(claimed.row_count),
@@ -135,20 +153,35 @@ function recordedClaims(claimed: ClaimedPartition): Claims {
   }
 }
 
-async function prove(worker: Worker, claimed: ClaimedPartition, expected: Claims, work: string, signal: AbortSignal) {
+/** The name of the file that the database has for the archive. */
+function fileOf({ archive_url }: ClaimedPartition) {
+  return archive_url?.slice(archive_url.lastIndexOf('/') + 1) ?? ''
+}
+
+async function prove(worker: Worker, claimed: ClaimedPartition, upload: Upload, work: string, signal: AbortSignal) {
   const { sql, store, name } = worker
-  const keys = keysOf(claimed.range_start, claimed.range_end)
-  await readBack(store, keys, expected, work, async ({ manifest, content }) => {
+  const { parquetKey, ...expected } = upload
+  const keys = { parquet: parquetKey, manifest: keysOf(claimed.range_start, claimed.range_end).manifest }
+  const proven = await readBack(store, keys, expected, work, async ({ manifest, content }) => {
     // The database compares once more with what it recorded, and alone decides.
     await sql`
       select fleet.record_proof(${claimed.partition_name}, ${name}, ${manifest.sha256},
         ${content.content_checksum}::text::numeric, ${content.row_count}, ${content.min_ts}, ${content.max_ts})`
+    return manifest
   }, signal)
   worker.indexIsStale = true
   worker.log.info({
     event: 'partition.archive.end', partition: claimed.partition_name, rows: expected.row_count, bytes: expected.bytes,
     sha256: expected.sha256, archive_url: `${store.url}/${keys.parquet}`,
   }, 'archived and proven')
+  await removeSuperseded(store, proven, worker.log, signal)
+}
+
+/** Does what a run that died after its proof did not come to: the file that the archive takes the place of goes. */
+async function finishRevision({ store, log }: Worker, claimed: ClaimedPartition, signal: AbortSignal) {
+  if (!/_r\d+\.parquet$/.test(fileOf(claimed))) return
+  const manifest = await readManifest(store, keysOf(claimed.range_start, claimed.range_end).manifest, signal)
+  if (manifest?.sha256 === claimed.checksum_sha256) await removeSuperseded(store, manifest, log, signal)
 }
 
 async function drop({ sql, log }: Worker, { partition_name }: ClaimedPartition, signal: AbortSignal) {

@@ -3,6 +3,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises'
 import { openSession } from './database.ts'
 import { isoMicros } from './manifest.ts'
 import { columnList, copyOptions, streamParquet, type Column } from './parquet.ts'
+import { followCopy } from './progress.ts'
 import { readBack } from './proof.ts'
 import { whenUnlocked } from './retry.ts'
 import { locate } from './store.ts'
@@ -46,7 +47,8 @@ export async function restorePartition(worker: Worker, claimed: ClaimedRestore, 
     const [staging] = await sql<{ table_name: string }[]>`
       select fleet.begin_restore(${partition_name}, ${name}) as table_name`
     if (!staging) throw new Error(`${partition_name}: fleet.begin_restore returned no table`)
-    await load(worker, staging.table_name, manifest.columns, file, work, signal)
+    const onRows = followCopy(worker, 'partition.restore.progress', partition_name, manifest.row_count)
+    await load(worker, staging.table_name, manifest.columns, file, work, signal, onRows)
   }, signal)
   signal.throwIfAborted()
   await whenUnlocked(() => sql`select fleet.finish_restore(${partition_name}, ${name})`, signal)
@@ -54,7 +56,10 @@ export async function restorePartition(worker: Worker, claimed: ClaimedRestore, 
   log.info({ event: 'partition.restore', partition: partition_name, rows: expected.row_count, duration_ms }, 'restored')
 }
 
-async function load({ database }: Worker, table: string, columns: Column[], file: string, work: string, signal: AbortSignal) {
+async function load(
+  { database }: Worker, table: string, columns: Column[], file: string, work: string, signal: AbortSignal,
+  onRows: (rows: number, bytes: number) => void,
+) {
   const session = await openSession(database, signal)
   try {
     const options = copyOptions([])
@@ -63,7 +68,15 @@ async function load({ database }: Worker, table: string, columns: Column[], file
       // It may fail at any time; every wait below asks for that.
       copy.on('error', () => {})
       try {
-        for await (const chunk of rows) await write(copy, chunk as Buffer)
+        let lines = 0
+        let bytes = 0
+        for await (const chunk of rows as AsyncIterable<Buffer>) {
+          await write(copy, chunk)
+          // A line break within a text counts as a row here; it is for the eye only, the database counts exactly.
+          lines += countLines(chunk)
+          bytes += chunk.length
+          onRows(lines, bytes)
+        }
         // The pipe ends in the same way whether DuckDB is finished or failed: ask before COPY is told to commit.
         await done
         await write(copy, Buffer.alloc(0))
@@ -81,6 +94,12 @@ async function load({ database }: Worker, table: string, columns: Column[], file
   } finally {
     await session.close()
   }
+}
+
+function countLines(chunk: Buffer) {
+  let lines = 0
+  for (let at = chunk.indexOf(10); at !== -1; at = chunk.indexOf(10, at + 1)) lines++
+  return lines
 }
 
 function write(to: Writable, chunk: Buffer) {

@@ -1,7 +1,7 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describeError } from './log.ts'
-import { differences, isoMicros, readManifest, root, type Claims } from './manifest.ts'
+import { differences, isoMicros, keysOf, readManifest, root, type Claims } from './manifest.ts'
 import { readBack } from './proof.ts'
 import { locate } from './store.ts'
 import type { Worker } from './worker.ts'
@@ -46,7 +46,8 @@ export async function verifyArchive(worker: Worker, archive: Archive, isQuick: b
     range_end: isoMicros(archive.range_end),
     min_ts: archive.min_ts === null ? null : isoMicros(archive.min_ts),
     max_ts: archive.max_ts === null ? null : isoMicros(archive.max_ts),
-    row_count: Number(archive.row_count),
+    // Of a day that came back, gained rows and is retired again, the database counts those too until it is archived anew.
+    ...(archive.state === 'dropped' || archive.state === 'archived' ? { row_count: Number(archive.row_count) } : {}),
     bytes: Number(archive.archive_bytes),
     sha256: archive.checksum_sha256,
     content_checksum: archive.content_checksum,
@@ -76,15 +77,53 @@ export async function verifyArchive(worker: Worker, archive: Archive, isQuick: b
   }
 }
 
-/** Objects in the store that no proven archive of the database means. */
-export async function findStrangers({ store }: Worker, archives: Archive[]): Promise<string[]> {
-  const known = new Set(archives.flatMap(({ archive_url }) => [
-    archive_url, `${archive_url.slice(0, archive_url.lastIndexOf('/') + 1)}manifest.json`,
-  ]))
+/**
+ * Objects that no proven archive means, in the folders of one UTC day or in all: files that a newer revision took the
+ * place of, and unknown ones. Days that are being archived at the moment are left out.
+ * @returns a sentence for each
+ */
+export async function findStrangers(worker: Worker, date?: string): Promise<string[]> {
+  const { sql, store } = worker
+  const prefixes = date === undefined
+    ? [`${root}date=`]
+    : (await listArchives(worker, date)).map(({ range_start, range_end }) => keysOf(range_start, range_end).folder)
+  const found: string[] = []
+  for (const prefix of prefixes) {
+    for await (const { key } of store.list(prefix)) found.push(key)
+  }
+  // Asked after the store, so that what was archived meanwhile is known.
+  const known = new Set((await listArchives(worker)).map(archive => archive.archive_url))
+  const proven = new Map([...known].map(url => [folderOf(url), url]))
+  const busy = await sql<{ range_start: string, range_end: string }[]>`
+    select range_start, range_end from fleet.hb_partitions where state in ('detached', 'archiving')`
+  const skipped = new Set(busy.map(({ range_start, range_end }) => `${store.url}/${keysOf(range_start, range_end).folder}`))
+
   const faults: string[] = []
-  for await (const { key } of store.list(`${root}date=`)) {
+  for (const key of found) {
     const url = `${store.url}/${key}`
-    if (!known.has(url)) faults.push(`${url}: the database knows no proven archive of this name`)
+    const folder = folderOf(url)
+    const current = proven.get(folder)
+    if (known.has(url) || skipped.has(folder) || (current !== undefined && url === `${folder}manifest.json`)) continue
+    if (!await store.head(key)) continue
+    const isSuperseded = current !== undefined && revisionOf(url) < revisionOf(current) && nameOf(url) === nameOf(current)
+    faults.push(isSuperseded
+      ? `${url}: superseded by ${current.slice(folder.length)}; readers of *.parquet see its rows twice, delete it`
+      : `${url}: the database knows no proven archive of this name`)
   }
   return faults
+}
+
+function folderOf(url: string) {
+  return url.slice(0, url.lastIndexOf('/') + 1)
+}
+
+/** `…/device_heartbeats_20260815_r2.parquet` has the name `…/device_heartbeats_20260815` and the revision 2. */
+const named = /^(.*?)(?:_r(\d+))?\.parquet$/
+
+function nameOf(url: string) {
+  return named.exec(url)?.[1]
+}
+
+function revisionOf(url: string) {
+  return Number(named.exec(url)?.[2] ?? 1)
 }

@@ -7,6 +7,7 @@ import { holdLease } from './lease.ts'
 import { describeError, type Log } from './log.ts'
 import { rebuildIndex } from './manifest.ts'
 import { archivePartition, claimPartition } from './partition.ts'
+import type { Display } from './progress.ts'
 import { claimRestore, restorePartition } from './restore.ts'
 import { openStore, type Store, type StoreOptions } from './store.ts'
 
@@ -20,6 +21,8 @@ export interface Worker {
   store: Store
   storeOptions: StoreOptions
   log: Log
+  /** Where progress is shown; the log, when there is none. */
+  display?: Display | undefined
   /** For pipes, exports and what was read back; empty between partitions. */
   directory: string
   leaseSeconds: number
@@ -157,19 +160,25 @@ async function attempt(worker: Worker, stop: AbortSignal, piece: Piece): Promise
 export async function refreshIndex(worker: Worker, signal: AbortSignal) {
   if (!worker.indexIsStale || signal.aborted) return
   try {
-    const session = await openSession(worker.database, signal)
-    try {
-      // Of two archivers the later one lists last. The lock ends with its connection.
-      await session.sql`select pg_catalog.pg_advisory_lock(pg_catalog.hashtext('fleet.archive_index'))`
-      const { count, faults } = await rebuildIndex(worker.store, signal)
-      worker.indexIsStale = false
-      for (const fault of faults) worker.log.warn({ event: 'archive.manifest.invalid' }, fault)
-      worker.log.info({ event: 'archive.index', archives: count }, 'index.json written')
-    } finally {
-      await session.close()
-    }
+    const { count, faults } = await writeIndex(worker, signal)
+    for (const fault of faults) worker.log.warn({ event: 'archive.manifest.invalid' }, fault)
+    worker.log.info({ event: 'archive.index', archives: count }, 'index.json written')
   } catch (error) {
     if (!signal.aborted) worker.log.warn({ event: 'archive.index.failed' }, describeError(error))
+  }
+}
+
+/** Writes index.json anew, one archiver at a time. @returns as rebuildIndex */
+export async function writeIndex(worker: Worker, signal?: AbortSignal) {
+  const session = await openSession(worker.database, signal)
+  try {
+    // Of two archivers the later one lists last. The lock ends with its connection.
+    await session.sql`select pg_catalog.pg_advisory_lock(pg_catalog.hashtext('fleet.archive_index'))`
+    const written = await rebuildIndex(worker.store, signal)
+    worker.indexIsStale = false
+    return written
+  } finally {
+    await session.close()
   }
 }
 
