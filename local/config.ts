@@ -78,6 +78,35 @@ export function testClusterFile(env: Env = currentEnv()) {
   return file
 }
 
+/** What the tests of the S3 store are told: another store than their own, and whether they may be skipped. */
+export interface ObjectStoreConfig {
+  /** Set: the tests use this store, with the credentials and region of AWS_*, and start none. */
+  endpoint: string | undefined
+  /** A bucket to use there; else each test makes one. */
+  bucket: string | undefined
+  /** AWS_* as they are. */
+  aws: Env
+  /** In CI nothing is skipped. */
+  isCI: boolean
+}
+
+/** Reads S3_TEST_ENDPOINT, S3_TEST_BUCKET and what belongs to them. Throws SettingsError. */
+export function objectStoreConfig(env: Env = currentEnv()): ObjectStoreConfig {
+  const endpoint = env.S3_TEST_ENDPOINT || undefined
+  const problems: string[] = []
+  if (endpoint) {
+    if (!/^https?:\/\//.test(endpoint) || !URL.canParse(endpoint)) {
+      problems.push(`S3_TEST_ENDPOINT: expected http://host:port or https://host, got ${JSON.stringify(endpoint)}`)
+    }
+    for (const name of ['AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_REGION']) {
+      if (!env[name]) problems.push(`${name}: is not set, and S3_TEST_ENDPOINT needs it`)
+    }
+  }
+  if (problems.length) throw new SettingsError(problems)
+  const aws = Object.fromEntries(Object.entries(env).filter(([name]) => name.startsWith('AWS_')))
+  return { endpoint, bucket: env.S3_TEST_BUCKET || undefined, aws, isCI: env.CI !== undefined && !['', '0', 'false'].includes(env.CI) }
+}
+
 /**
  * What programs need that must not be led astray by the settings of whoever runs us: a PGHOST or
  * PGOPTIONS meant for another database, an npm_config_*, a NODE_OPTIONS.

@@ -127,6 +127,24 @@ async function installWithApt(become: string[], major: number | undefined) {
   await show([...become, 'sh', '-c', script, 'install', String(version), ...names])
 }
 
+/**
+ * Installs packages of this distribution when it may (root, or sudo without a password, and apt-get); whether it did.
+ * A failing apt-get is no error here: the caller looks for what it needed.
+ */
+export async function installPackages(names: string[]) {
+  const become = await privilege()
+  if (!become || !existsSync('/usr/bin/apt-get')) return false
+  say(`Installing ${names.join(' ')} ...`)
+  try {
+    await show([...become, 'apt-get', '-q', 'update'])
+    await show([...become, 'env', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', '-q', 'install', '-y', '--no-install-recommends', ...names])
+    return true
+  } catch (error) {
+    say(error instanceof Error ? error.message : String(error))
+    return false
+  }
+}
+
 /** The newest version of which apt knows all three packages. */
 async function newestInApt() {
   const { stdout } = await run('apt-cache', ['search', '--names-only', '^postgresql-[0-9]+(-cron|-partman)?$'], { env: plainEnv() })

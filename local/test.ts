@@ -2,7 +2,8 @@
 import { spawn } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { currentEnv, repository } from './config.ts'
+import { currentEnv, objectStoreConfig, repository } from './config.ts'
+import { installObjectStore } from './object-store.ts'
 import { MissingPostgres } from './packages.ts'
 import { explain, step } from './progress.ts'
 import { makeTestCluster } from './testing.ts'
@@ -18,6 +19,8 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
 
 try {
   await buildTap()
+  // Here, before the test files that need it run side by side. Where it is not to be had, they say so.
+  if (!objectStoreConfig().endpoint) await installObjectStore()
   const { cluster, description, end } = await step('Making a throwaway cluster for the tests', makeTestCluster)
   try {
     if (!stopping) {
