@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:fa7c15b0c3de2a2c5a3d21ec0fd07db47e3ce9a1
+--! Hash: sha1:cc6e9fdae44a07732ef97f77a6b0e15e8b926d1e
 --! Message: The fleet schema
 
 -- Schemas, tables and the partitioned parent. What can be replaced in place lives in ../sql and is included below.
@@ -2633,9 +2633,10 @@ immutable
 set search_path = pg_catalog, pg_temp
 as $$
   values
-    ('fleet-maintain', '5 * * * *', 'call fleet.maintain()'),
+    -- Half an hour away from the night, with which it shares a lock.
+    ('fleet-maintain', '35 * * * *', 'call fleet.maintain()'),
     ('fleet-nightly', '0 3 * * *', 'call fleet.nightly()'),
-    ('fleet-reconcile', '35 * * * *', 'select fleet.reconcile()'),
+    ('fleet-reconcile', '5 * * * *', 'select fleet.reconcile()'),
     ('fleet-archive-wake', '*/10 * * * *', 'select fleet.wake_archiver()'),
     ('fleet-prune-cron-history', '20 4 * * *',
       $job$delete from cron.job_run_details where end_time < now() - interval '14 days'$job$);

@@ -5,9 +5,10 @@ immutable
 set search_path = pg_catalog, pg_temp
 as $$
   values
-    ('fleet-maintain', '5 * * * *', 'call fleet.maintain()'),
+    -- Half an hour away from the night, with which it shares a lock.
+    ('fleet-maintain', '35 * * * *', 'call fleet.maintain()'),
     ('fleet-nightly', '0 3 * * *', 'call fleet.nightly()'),
-    ('fleet-reconcile', '35 * * * *', 'select fleet.reconcile()'),
+    ('fleet-reconcile', '5 * * * *', 'select fleet.reconcile()'),
     ('fleet-archive-wake', '*/10 * * * *', 'select fleet.wake_archiver()'),
     ('fleet-prune-cron-history', '20 4 * * *',
       $job$delete from cron.job_run_details where end_time < now() - interval '14 days'$job$);
