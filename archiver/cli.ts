@@ -1,6 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises'
+import { parseArgs } from 'node:util'
+import type { Json } from '@duckdb/node-api'
 import { ConfigError, readConfig } from './config.ts'
 import { createLog, describeError } from './log.ts'
+import { queryArchive, QueryError, type Answer, type Days } from './query.ts'
 import { findStrangers, listArchives, verifyArchive } from './verify.ts'
 import { closeWorker, openWorker, restoreOnce, writeIndex, type Worker } from './worker.ts'
 
@@ -10,10 +13,20 @@ const usage = `usage: npm run archive -- <command>
   verify <date>            the same for one day, with every byte and row of its archive
   verify --all             the same for every archive; one line per fault, exit code 1 when there is one
   restore <date> [<date>]  brings the days from the first to the second date back online
+  query "<sql>"            one SELECT (DuckDB's SQL) over the relations archive, online, and device_heartbeats,
+                           which has each day once, from the database or else from the archive
+        [--from <date>] [--to <date>]  only these days, and only their archives are fetched
+        [--json | --csv]               instead of a table
   reindex                  makes index.json anew from the manifests; exit code 1 when one cannot be read
   a date is a UTC day, like 2026-08-15`
 
+/** A table is made for the eye, and its columns are as wide as its widest row. */
+const shownRows = 1000
+
 class UsageError extends Error {}
+
+// Whoever reads has seen enough, as in `… | head`.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 1))
 
 process.exit(await main(process.argv.slice(2)))
 
@@ -25,7 +38,7 @@ async function main(args: string[]): Promise<number> {
     const worker = await openWorker(config, createLog('silent'))
     worker.display = process.stderr.isTTY
       ? { everyMs: 200, show: showProgress }
-      : { everyMs: 5000, show: text => console.error(text) }
+      : { everyMs: 5000, show: text => text !== '' && console.error(text) }
     try {
       return await run(worker)
     } finally {
@@ -36,7 +49,7 @@ async function main(args: string[]): Promise<number> {
       console.error(error.message === '' ? usage : `${error.message}\n${usage}`)
       return 2
     }
-    console.error(error instanceof ConfigError ? error.message : describeError(error))
+    console.error(error instanceof ConfigError || error instanceof QueryError ? error.message : describeError(error))
     return error instanceof ConfigError ? 2 : 1
   }
 }
@@ -56,8 +69,31 @@ function parseCommand(args: string[]): (worker: Worker) => Promise<number> {
     if (from > to) throw new UsageError(`${from} is after ${to}`)
     return worker => restore(worker, from, to)
   }
+  if (command === 'query') {
+    const { sql, days, format } = parseQuery(rest)
+    return worker => query(worker, sql, days, format)
+  }
   if (command === 'reindex' && rest.length === 0) return reindex
   throw new UsageError(command === undefined ? '' : `not understood: ${args.join(' ')}`)
+}
+
+function parseQuery(args: string[]) {
+  let parsed
+  try {
+    parsed = parseArgs({
+      args, allowPositionals: true,
+      options: { from: { type: 'string' }, to: { type: 'string' }, json: { type: 'boolean' }, csv: { type: 'boolean' } },
+    })
+  } catch (error) {
+    throw new UsageError(describeError(error))
+  }
+  const { values, positionals: [sql, ...more] } = parsed
+  if (sql === undefined || more.length > 0) throw new UsageError('expected one query, in quotes')
+  if (values.json && values.csv) throw new UsageError('expected --json or --csv, got both')
+  const from = values.from === undefined ? undefined : day(values.from)
+  const to = values.to === undefined ? undefined : day(values.to)
+  if (from !== undefined && to !== undefined && from > to) throw new UsageError(`${from} is after ${to}`)
+  return { sql, days: { from, to }, format: values.json ? printJson : values.csv ? printCsv : printRows }
 }
 
 function day(text = '') {
@@ -152,6 +188,53 @@ async function restore(worker: Worker, from: string, to: string) {
   }
   console.error(`stopped; request ${request_id} stays, and the archiver will go on with it`)
   return 1
+}
+
+async function query(worker: Worker, sql: string, days: Days, print: (answer: Answer) => Promise<void>) {
+  await queryArchive(worker, sql, days, print)
+  return 0
+}
+
+async function printRows({ columns, rows }: Answer) {
+  const shown: string[][] = []
+  let count = 0
+  for await (const chunk of rows) {
+    count += chunk.length
+    for (const row of chunk.slice(0, shownRows - shown.length)) shown.push(row.map(value => value === null ? '' : asText(value)))
+  }
+  printTable(columns, shown)
+  console.error(count > shown.length ? `${count} rows, of which the first ${shownRows} are shown; --csv and --json print all` : `${count} rows`)
+}
+
+/** A JSON array of one object a line. */
+async function printJson({ columns, rows }: Answer) {
+  let before = '[\n'
+  for await (const chunk of rows) {
+    const lines = chunk.map(row => JSON.stringify(Object.fromEntries(columns.map((name, column) => [name, row[column]]))))
+    await write(`${before}${lines.join(',\n')}`)
+    before = ',\n'
+  }
+  await write(before === '[\n' ? '[]\n' : '\n]\n')
+}
+
+/** As RFC 4180 has it, with \n; null is an empty field, an empty text is "". */
+async function printCsv({ columns, rows }: Answer) {
+  const line = (row: Json[]) => `${row.map(value => value === null ? '' : csvField(asText(value))).join(',')}\n`
+  await write(line(columns))
+  for await (const chunk of rows) await write(chunk.map(line).join(''))
+}
+
+function csvField(text: string) {
+  return text === '' || /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text
+}
+
+function asText(value: Json) {
+  return typeof value === 'object' ? JSON.stringify(value) : String(value)
+}
+
+/** Waits until the text is taken; process.exit() would cut off what a pipe has not. */
+function write(text: string) {
+  return new Promise<void>((resolve, reject) => process.stdout.write(text, error => error ? reject(error) : resolve()))
 }
 
 /** One line, written over; nothing when the output is not a terminal. */

@@ -27,6 +27,17 @@ export function followCopy(
   }
 }
 
+/** Tells which of many things is worked on, no more often than the display wants. */
+export function followItems(display: Display | undefined) {
+  let said = performance.now()
+  return (text: string) => {
+    const now = performance.now()
+    if (!display || now - said < display.everyMs) return
+    said = now
+    display.show(text)
+  }
+}
+
 interface CopyProgress {
   rows: number
   bytes: number
