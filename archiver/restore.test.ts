@@ -1,4 +1,5 @@
-import { readFile, writeFile } from 'node:fs/promises'
+import { readFile, rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { spawnNode, waitFor } from '../local/testing.ts'
 import { archiverEnv, leftovers, pathsOf, retiredDay as day, runCli, stateOf, withRetiredDay, workAll } from './testing.ts'
@@ -128,4 +129,33 @@ t.test('list shows the archives, and wrong usage is told', async t => {
   const unknown = await runCli(t, db, directory, 'restore', '2020-01-01')
   t.equal(unknown.code, 1)
   t.match(unknown.output, /nothing between 2020-01-01 and 2020-01-01 is in the archive/)
+})
+
+t.test('reindex makes index.json anew, and names the manifests that cannot be read', async t => {
+  const { db, directory } = await withDroppedDay(t, 100)
+  const index = join(directory, 'archive/device_heartbeats/index.json')
+  const before = await readFile(index)
+  await rm(index)
+  const { code, output } = await runCli(t, db, directory, 'reindex')
+  t.equal(code, 0)
+  t.equal(output, 'index.json lists 1 archives\n')
+  t.same(await readFile(index), before)
+
+  await writeFile(pathsOf(directory).manifest, '{')
+  const broken = await runCli(t, db, directory, 'reindex')
+  t.equal(broken.code, 1)
+  t.match(broken.output, /^file:.*manifest\.json: the manifest is not JSON.*$/m)
+  t.match(broken.output, /^index\.json lists 0 archives; 1 manifests could not be read$/m)
+})
+
+t.test('verify names files that no archive means', async t => {
+  const { db, directory } = await withDroppedDay(t, 100)
+  t.equal((await runCli(t, db, directory, 'verify')).code, 0)
+  const { folder } = pathsOf(directory)
+  await writeFile(join(folder, 'copy.parquet'), 'PAR1')
+  for (const args of [[], [day], ['--all']]) {
+    const { code, output } = await runCli(t, db, directory, 'verify', ...args)
+    t.equal(code, 1)
+    t.match(output, /^file:.*\/copy\.parquet: the database knows no proven archive of this name$/m)
+  }
 })
