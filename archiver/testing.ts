@@ -16,11 +16,13 @@ export async function makeDirectory(t: Test) {
   return directory
 }
 
-/** The settings of an archiver process that stores into a directory. */
-export function archiverEnv(db: TestDatabase, directory: string) {
+type Env = Record<string, string | undefined>
+
+/** The settings of an archiver process that stores into a directory, or as `env` says otherwise. */
+export function archiverEnv(db: TestDatabase, directory: string, env: Env = {}) {
   return {
     ARCHIVER_DATABASE_URL: db.url('fleet_archiver'), ARCHIVE_URL: pathToFileURL(join(directory, 'archive')).href,
-    TMPDIR: directory,
+    TMPDIR: directory, ...env,
   }
 }
 
@@ -30,8 +32,8 @@ export async function leftovers(directory: string) {
 }
 
 /** Runs `npm run archiver -- --once` to its end, as a process. */
-export async function runOnce(t: Test, db: TestDatabase, directory: string) {
-  const archiver = await spawnNode(t, 'archiver/main.ts', { args: ['--once'], env: archiverEnv(db, directory) })
+export async function runOnce(t: Test, db: TestDatabase, directory: string, env?: Env) {
+  const archiver = await spawnNode(t, 'archiver/main.ts', { args: ['--once'], env: archiverEnv(db, directory, env) })
   const { code } = await archiver.exited
   return { code, output: archiver.output(), events: eventsOf(archiver.output()) }
 }

@@ -1,0 +1,151 @@
+import { ListObjectsV2Command } from '@aws-sdk/client-s3'
+import type { Sql } from 'postgres'
+import t from 'tap'
+import { spawnNode, withDatabase } from '../local/testing.ts'
+import { withObjectStore, withoutStore as skip, withProxy, type Fate, type TestBucket } from './s3-testing.ts'
+import {
+  archiverEnv, daysAgo, fillAwkwardDay, fillDay, leftovers, makeDirectory, partitionOf, retiredDay, runOnce, stateOf, stepsOf,
+} from './testing.ts'
+
+// The store starts in the first test that needs it.
+t.setTimeout(300_000)
+
+/** The settings of an archiver process that stores into a bucket. */
+function bucketEnv({ url, endpoint, env }: TestBucket, through = endpoint) {
+  return { ARCHIVE_URL: url, AWS_ENDPOINT_URL_S3: through, ...env }
+}
+
+/** What a partition holds, by the checksum that no order of rows and no format changes. */
+async function contentOf(sql: Sql, table: string) {
+  const [content] = await sql`select row_count, content_checksum from fleet.content_checksum(${table}::text::regclass)`
+  return content
+}
+
+/** The keys that are stored, without the prefix of the archive. */
+async function keysIn({ client, bucket, url }: TestBucket) {
+  const prefix = `${new URL(url).pathname.slice(1)}/`
+  const page = await client.send(new ListObjectsV2Command({ Bucket: bucket, Prefix: prefix }))
+  return (page.Contents ?? []).map(({ Key = '' }) => Key.slice(prefix.length))
+}
+
+t.test('retired days go to the bucket, are dropped, and come back by a restore row for row', { skip }, async t => {
+  const bucket = await withObjectStore(t)
+  const db = await withDatabase(t)
+  const days = [retiredDay, daysAgo(65)]
+  await fillDay(db.admin, days[0]!, 20_000)
+  await fillAwkwardDay(db.admin, days[1]!)
+  const partitions = await Promise.all(days.map(day => partitionOf(db.sql, day)))
+  const before = await Promise.all(partitions.map(partition => contentOf(db.admin, `fleet.${partition}`)))
+  const directory = await makeDirectory(t)
+
+  await db.sql`select fleet.set_retention('60 days')`
+  await db.sql`call fleet.nightly()`
+  const { code, output } = await runOnce(t, db, directory, bucketEnv(bucket))
+  t.equal(code, 0, output)
+  for (const [n, partition] of partitions.entries()) {
+    const state = await stateOf(db.sql, partition)
+    t.match(state, { state: 'dropped', ...before[n] })
+    const name = `date=${days[n]}/device_heartbeats_${days[n]!.replaceAll('-', '')}.parquet`
+    t.equal(state.archive_url, `${bucket.url}/device_heartbeats/${name}`)
+    t.same(await stepsOf(db.sql, partition), ['partition.detach', 'partition.archive.start', 'partition.archive.end', 'partition.drop'])
+  }
+  const keys = await keysIn(bucket)
+  for (const day of days) t.ok(keys.includes(`device_heartbeats/date=${day}/manifest.json`))
+  t.ok(keys.includes('device_heartbeats/index.json'))
+
+  for (const day of days) await db.sql`select fleet.request_restore(${day}::date)`
+  const restored = await runOnce(t, db, directory, bucketEnv(bucket))
+  t.equal(restored.code, 0, restored.output)
+  for (const [n, partition] of partitions.entries()) {
+    t.match(await stateOf(db.sql, partition), { state: 'restored' })
+    t.same(await contentOf(db.admin, `fleet.${partition}`), before[n])
+  }
+  t.same(await leftovers(directory), [])
+})
+
+t.test('a store that fails half of its requests gets each partition once', { skip }, async t => {
+  const bucket = await withObjectStore(t)
+  const db = await withDatabase(t)
+  const days = [62, 63, 64, 65, 66].map(daysAgo)
+  for (const day of days) await fillDay(db.admin, day, 3000)
+  const partitions = await Promise.all(days.map(day => partitionOf(db.sql, day)))
+  const before = await Promise.all(partitions.map(partition => contentOf(db.admin, `fleet.${partition}`)))
+  for (const partition of partitions) await db.sql`select fleet.archive_partition(${partition})`
+  const directory = await makeDirectory(t)
+  const fates: Fate[] = ['refuse', 'cut', 'lose', 'break']
+  const proxy = await withProxy(t, bucket.endpoint, number => number % 2 === 0 ? fates[number / 2 % 4]! : 'pass')
+
+  const { code, output } = await runOnce(t, db, directory, bucketEnv(bucket, proxy.endpoint))
+  t.equal(code, 0, output)
+  for (const [n, partition] of partitions.entries()) {
+    t.match(await stateOf(db.sql, partition), { state: 'dropped', ...before[n] })
+    t.equal((await stepsOf(db.sql, partition)).filter(event => event === 'partition.archive.end').length, 1)
+    await db.sql`select fleet.request_restore(${days[n]!}::date)`
+  }
+  t.ok(proxy.seen.filter(({ fate }) => fate !== 'pass').length > 20, 'it did fail')
+  const restored = await runOnce(t, db, directory, bucketEnv(bucket, proxy.endpoint))
+  t.equal(restored.code, 0, restored.output)
+  for (const [n, partition] of partitions.entries()) t.same(await contentOf(db.admin, `fleet.${partition}`), before[n])
+})
+
+t.test('killed with -9 at any request to a store that fails half of them, the next run archives it once', { skip }, async t => {
+  const bucket = await withObjectStore(t)
+  const db = await withDatabase(t)
+  const directory = await makeDirectory(t)
+  const fates: Fate[] = ['refuse', 'cut', 'lose', 'break']
+  const contents = new Map<string, unknown>()
+  for (let at = 0; at < 16; at++) {
+    const day = daysAgo(61 + at)
+    await fillDay(db.admin, day, 1000)
+    const partition = await partitionOf(db.sql, day)
+    const before = await contentOf(db.admin, `fleet.${partition}`)
+    await db.sql`select fleet.archive_partition(${partition})`
+
+    const archiver = { pid: 0 }
+    const proxy = await withProxy(t, bucket.endpoint, number => {
+      if (number === at && archiver.pid > 0) {
+        process.kill(archiver.pid, 'SIGKILL')
+        archiver.pid = 0
+        // Half of them after the store has done what was asked.
+        return at % 4 < 2 ? 'cut' : 'lose'
+      }
+      return number % 2 === 0 ? 'pass' : fates[(number - 1) / 2 % 4]!
+    })
+    const env = bucketEnv(bucket, proxy.endpoint)
+    const first = await spawnNode(t, 'archiver/main.ts', { args: ['--once'], env: archiverEnv(db, directory, env) })
+    archiver.pid = first.pid
+    t.equal((await first.exited).signal, 'SIGKILL', first.output())
+    const state = String((await stateOf(db.sql, partition)).state)
+    t.ok(['archiving', 'archived', 'dropped'].includes(state), `killed at request ${at}, it is ${state}`)
+    // The dead archiver's sessions end and its lease runs out.
+    await db.admin`select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = 'fleet_archiver' and datname = current_database()`
+    await db.admin`update fleet.hb_partitions set lease_until = now() - interval '1 second' where lease_until is not null`
+    const { code, output } = await runOnce(t, db, directory, env)
+    t.equal(code, 0, output)
+    t.match(await stateOf(db.sql, partition), { state: 'dropped', ...before })
+    t.equal((await stepsOf(db.sql, partition)).filter(event => event === 'partition.archive.end').length, 1)
+    contents.set(partition, before)
+  }
+  await db.sql`select fleet.request_restore(${daysAgo(76)}::date, ${daysAgo(61)}::date)`
+  t.equal((await runOnce(t, db, directory, bucketEnv(bucket))).code, 0)
+  t.equal(contents.size, 16)
+  for (const [partition, before] of contents) t.same(await contentOf(db.admin, `fleet.${partition}`), before, 'restored as it was')
+  t.same(await leftovers(directory), [])
+})
+
+t.test('what the store says is the reason that hb_partitions keeps, and the partition stays', { skip }, async t => {
+  const bucket = await withObjectStore(t)
+  const db = await withDatabase(t)
+  await fillDay(db.admin, retiredDay, 1000)
+  const partition = await partitionOf(db.sql, retiredDay)
+  const before = await contentOf(db.admin, `fleet.${partition}`)
+  await db.sql`select fleet.archive_partition(${partition})`
+  const directory = await makeDirectory(t)
+  const { code } = await runOnce(t, db, directory, { ...bucketEnv(bucket), AWS_SECRET_ACCESS_KEY: 'wrong' })
+  t.equal(code, 1)
+  t.match(await stateOf(db.sql, partition), { state: 'archive_failed', last_error: /the store refuses the secret; correct AWS_SECRET_ACCESS_KEY/ })
+  t.same(await contentOf(db.admin, `fleet_detached.${partition}`), before)
+  await db.sql`select fleet.retry_archive(${partition})`
+  t.equal((await runOnce(t, db, directory, bucketEnv(bucket))).code, 0)
+  t.match(await stateOf(db.sql, partition), { state: 'dropped', ...before })
+})
