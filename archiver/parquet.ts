@@ -1,8 +1,7 @@
 import { rename, rm } from 'node:fs/promises'
-import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
-import { DuckDBInstance, type DuckDBConnection } from '@duckdb/node-api'
+import { identifier, literal, withDuckDB } from './duckdb.ts'
 import { isoMicros } from './manifest.ts'
 import { feed, makePipe, openForReading, openForWriting } from './pipe.ts'
 
@@ -56,7 +55,7 @@ export async function writeParquet(
   await rm(pipe, { force: true })
   await makePipe(pipe)
   try {
-    return await withDuckDB(work, async duckdb => {
+    return await withDuckDB(work, memoryLimit, async duckdb => {
       const spec = columns.map(({ name, type }) => `${literal(name)}: ${literal(typeOf(name, type).duckdb)}`)
       const parquet = duckdb.run(`
         copy (
@@ -99,7 +98,7 @@ export async function writeParquet(
 /** Reads a whole Parquet file and says what is in it, by DuckDB alone. @throws when its columns are not these */
 export async function readContent(file: string, columns: Column[], work: string): Promise<Content> {
   const canonical = columns.map(({ name, type }) => `coalesce(${typeOf(name, type).canonical(identifier(name))}, '~')`)
-  return await withDuckDB(work, async duckdb => {
+  return await withDuckDB(work, memoryLimit, async duckdb => {
     try {
       const found = await duckdb.runAndReadAll(`select column_name, column_type from (describe from read_parquet(${literal(file)}))`)
       const want = columns.map(({ name, type }) => `${name} ${normal(typeOf(name, type).duckdb)}`).join(', ')
@@ -137,7 +136,7 @@ export async function streamParquet<T>(
   await rm(pipe, { force: true })
   await makePipe(pipe)
   try {
-    return await withDuckDB(work, async duckdb => {
+    return await withDuckDB(work, memoryLimit, async duckdb => {
       const { stream, release } = openForReading(pipe)
       const text = columns.filter(column => column.type === 'text').map(column => identifier(column.name))
       const done = duckdb.run(`
@@ -167,28 +166,6 @@ export async function streamParquet<T>(
   }
 }
 
-async function withDuckDB<T>(work: string, use: (duckdb: DuckDBConnection) => Promise<T>): Promise<T> {
-  const instance = await DuckDBInstance.create(':memory:', {
-    threads: String(Math.min(availableParallelism(), 4)),
-    memory_limit: memoryLimit,
-    temp_directory: join(work, 'spill'),
-    // Everything used here is built in; nothing may be fetched while a partition waits.
-    autoinstall_known_extensions: 'false',
-    autoload_known_extensions: 'false',
-  })
-  try {
-    const duckdb = await instance.connect()
-    try {
-      await duckdb.run(`set TimeZone = 'UTC'`)
-      return await use(duckdb)
-    } finally {
-      duckdb.closeSync()
-    }
-  } finally {
-    instance.closeSync()
-  }
-}
-
 function typeOf(name: string, type: string) {
   const found = types[type]
   if (!found) {
@@ -205,12 +182,4 @@ function normal(type: string) {
 
 function isBrokenPipe(error: unknown) {
   return error instanceof Error && (error.message === 'the reader of the COPY went away' || 'code' in error && error.code === 'EPIPE')
-}
-
-function identifier(name: string) {
-  return `"${name.replaceAll('"', '""')}"`
-}
-
-function literal(text: string) {
-  return `'${text.replaceAll(`'`, `''`)}'`
 }
