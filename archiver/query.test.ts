@@ -1,8 +1,12 @@
 import { readFile, rm, writeFile } from 'node:fs/promises'
+import { GetObjectCommand, PutObjectCommand } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
-import { withDatabase, type TestDatabase } from '../local/testing.ts'
+import { spawnNode, withDatabase, type TestDatabase } from '../local/testing.ts'
 import { queryArchive, QueryError } from './query.ts'
-import { daysAgo, fillAwkwardDay, fillDay, leftovers, makeDirectory, partitionOf, pathsOf, runCli, withWorker, workAll } from './testing.ts'
+import { withObjectStore, withoutStore } from './s3-testing.ts'
+import {
+  archiverEnv, daysAgo, fillAwkwardDay, fillDay, leftovers, makeDirectory, partitionOf, pathsOf, runCli, stateOf, withWorker, workAll,
+} from './testing.ts'
 
 /** A day in each place that rows can be in; 10 rows or a power of 2 times that. */
 async function withDays(t: Test) {
@@ -154,4 +158,51 @@ t.test('a query that is wrong is told in one line, and one that would write is r
     t.equal(code, 2, args.join(' '))
     t.match(output, /usage: npm run archive/)
   }
+})
+
+t.test('the objects of a bucket are fetched and checked, those of a revision too', { skip: withoutStore }, async t => {
+  const db = await withDatabase(t)
+  const directory = await makeDirectory(t)
+  const { url, endpoint, bucket, env: credentials, client } = await withObjectStore(t)
+  const env = { ...archiverEnv(db, directory), ARCHIVE_URL: url, AWS_ENDPOINT_URL_S3: endpoint, ...credentials }
+  const run = async (script: string, ...args: string[]) => {
+    const process = await spawnNode(t, script, { args, env })
+    const { code } = await process.exited
+    return { code, output: process.output() }
+  }
+  const archiveAll = async () => {
+    const { code, output } = await run('archiver/main.ts', '--once')
+    if (code !== 0) throw new Error(output)
+  }
+  const [first, second] = [daysAgo(80), daysAgo(79)]
+  for (const day of [first, second]) {
+    await fillDay(db.admin, day, 100)
+    await db.sql`select fleet.archive_partition(${await partitionOf(db.sql, day)})`
+  }
+  await archiveAll()
+  const partition = await partitionOf(db.sql, second)
+  await db.sql`select fleet.request_restore(${second}::date)`
+  await archiveAll()
+  await db.admin`insert into fleet.device_heartbeats (ts, received_at, device_id) values ((${second} || ' 12:00:03Z')::timestamptz, now(), 4711)`
+  await db.sql`select fleet.release_partition(${partition})`
+  await db.sql`select fleet.archive_partition(${partition})`
+  await archiveAll()
+  const { archive_url } = await stateOf(db.sql, partition) as { archive_url: string }
+  t.match(archive_url, /_r2\.parquet$/)
+  const verified = await run('archiver/cli.ts', 'verify', '--all')
+  t.equal(verified.code, 0, verified.output)
+
+  const ask = (...options: string[]) => run('archiver/cli.ts', 'query', 'select count(*) as rows from device_heartbeats', '--csv', ...options)
+  t.match(await ask(), { code: 0, output: /^rows\n201\n$/m })
+
+  // Of the same size, so that only its SHA-256 tells.
+  const Key = archive_url.slice(`s3://${bucket}/`.length)
+  const object = await client.send(new GetObjectCommand({ Bucket: bucket, Key }))
+  const bytes = Buffer.from(await object.Body?.transformToByteArray() ?? [])
+  bytes[1000] = (bytes[1000] ?? 0) ^ 1
+  await client.send(new PutObjectCommand({ Bucket: bucket, Key, Body: bytes }))
+  const { code, output } = await ask()
+  t.equal(code, 1)
+  t.match(output, `${archive_url}: the object differs from its manifest: sha256 should be`)
+  t.match(await ask('--to', first), { code: 0, output: /^rows\n100\n$/m }, 'other days are not fetched')
 })
