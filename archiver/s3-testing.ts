@@ -132,7 +132,10 @@ export async function withProxy(t: Test, endpoint: string, fate: (number: number
     })
     delete headers.expect // answered here
     const upstream = send(endpoint, { method, path: url, headers, agent: false }, answer => {
-      if (one.fate === 'lose') return void request.socket.destroy()
+      if (one.fate === 'lose') {
+        answer.resume()
+        return void request.socket.destroy()
+      }
       response.writeHead(answer.statusCode ?? 500, answer.headers)
       if (one.fate === 'break') {
         answer.once('data', (chunk: Buffer) => {
