@@ -144,7 +144,7 @@ async function verify(worker: Worker, { isQuick, date }: { isQuick: boolean, dat
 async function reindex(worker: Worker) {
   const { count, faults } = await writeIndex(worker)
   for (const fault of faults) console.log(fault)
-  console.error(`index.json lists ${count} archives${faults.length === 0 ? '' : `; ${faults.length} manifests could not be read`}`)
+  console.error(`index.json lists ${count} ${count === 1 ? 'archive' : 'archives'}${faults.length === 0 ? '' : `; ${faults.length} manifests could not be read`}`)
   return faults.length > 0 ? 1 : 0
 }
 
@@ -203,7 +203,7 @@ async function printRows({ columns, rows }: Answer) {
     for (const row of chunk.slice(0, shownRows - shown.length)) shown.push(row.map(value => value === null ? '' : asText(value)))
   }
   printTable(columns, shown)
-  console.error(count > shown.length ? `${count} rows, of which the first ${shownRows} are shown; --csv and --json print all` : `${count} rows`)
+  console.error(count > shown.length ? `${count} rows, of which the first ${shownRows} are shown; --csv and --json print all` : `${count} ${count === 1 ? 'row' : 'rows'}`)
 }
 
 /** A JSON array of one object a line. */

@@ -138,7 +138,7 @@ t.test('reindex makes index.json anew, and names the manifests that cannot be re
   await rm(index)
   const { code, output } = await runCli(t, db, directory, 'reindex')
   t.equal(code, 0)
-  t.equal(output, 'index.json lists 1 archives\n')
+  t.equal(output, 'index.json lists 1 archive\n')
   t.same(await readFile(index), before)
 
   await writeFile(pathsOf(directory).manifest, '{')
