@@ -38,8 +38,9 @@ async function complaint(work: Promise<unknown>) {
   return await work.then(() => 'no error', describeError)
 }
 
-async function unfinished({ client, bucket }: TestBucket) {
-  return (await client.send(new ListMultipartUploadsCommand({ Bucket: bucket }))).Uploads ?? []
+async function unfinished({ client, bucket, url }: TestBucket) {
+  const Prefix = new URL(url).pathname.slice(1)
+  return (await client.send(new ListMultipartUploadsCommand({ Bucket: bucket, Prefix }))).Uploads ?? []
 }
 
 t.test('objects are stored, read, listed and deleted by key', { skip }, async t => {
@@ -266,7 +267,7 @@ t.test('faults of the settings are told in words', { skip }, async t => {
     for (const call of calls) t.match(await complaint(call()), why)
     return said
   }
-  t.match(await failing({ url: `${bucket.url.replace(bucket.bucket, `${bucket.bucket}-none`)}` }), /there is no bucket fleet-test-\w+-none .*; create it, or correct ARCHIVE_URL/)
+  t.match(await failing({ url: `${bucket.url.replace(bucket.bucket, `${bucket.bucket}-none`)}` }), /there is no bucket [\w-]+-none .*; create it, or correct ARCHIVE_URL/)
   t.match(await failing({ env: { ...bucket.env, AWS_SECRET_ACCESS_KEY: 'wrong' } }), /refuses the secret; correct AWS_SECRET_ACCESS_KEY/)
   t.match(await failing({ env: { ...bucket.env, AWS_ACCESS_KEY_ID: 'NOBODY' } }), /does not know the access key; correct AWS_ACCESS_KEY_ID/)
   t.match(await failing({ env: { AWS_REGION: 'us-east-1' } }), /no credentials were found; set AWS_ACCESS_KEY_ID/)

@@ -104,7 +104,10 @@ export function objectStoreConfig(env: Env = currentEnv()): ObjectStoreConfig {
   }
   if (problems.length) throw new SettingsError(problems)
   const aws = Object.fromEntries(Object.entries(env).filter(([name]) => name.startsWith('AWS_')))
-  return { endpoint, bucket: env.S3_TEST_BUCKET || undefined, aws, isCI: env.CI !== undefined && !['', '0', 'false'].includes(env.CI) }
+  return {
+    endpoint, bucket: (endpoint && env.S3_TEST_BUCKET) || undefined, aws,
+    isCI: env.CI !== undefined && !['', '0', 'false'].includes(env.CI),
+  }
 }
 
 /**

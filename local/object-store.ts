@@ -40,6 +40,7 @@ export async function installObjectStore() {
 
 /** Starts a store of its own on loopback, in a temporary directory. Takes about 10 s and 150 MB. */
 export async function startObjectStore(): Promise<ObjectStore> {
+  if (!hasObjectStore()) throw new Error(`the S3 store of the tests is not installed; by: apt-get install -y ${objectStorePackages.join(' ')}`)
   for (let tried = 1; ; tried++) {
     try {
       return await start()
