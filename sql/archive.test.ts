@@ -182,7 +182,11 @@ t.test('a restore is asked for, filled, compared, and attached', async t => {
   await dba`call fleet.nightly(null, '2 days')`
   t.match(await sql`select state from fleet.hb_partitions where partition_name = ${name}`, [{ state: 'restored' }], 'it stays until released')
   await dba`select fleet.release_partition(${name})`
+  await db.admin.unsafe(`insert into fleet.${name} (ts, device_id) values ('${sum.min_ts.toISOString()}'::timestamptz + interval '11 s', 99)`)
   await dba`call fleet.nightly(null, '2 days')`
+  t.match(await sql`select row_count, content_checksum from fleet.archives where partition_name = ${name}`, [
+    { row_count: '3', content_checksum: sum.content_checksum },
+  ], 'the archive is described as it is')
   t.match(await sql`select state from fleet.hb_partitions where partition_name = ${name}`, [{ state: 'detached' }])
 })
 

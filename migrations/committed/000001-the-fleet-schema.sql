@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:cc6e9fdae44a07732ef97f77a6b0e15e8b926d1e
+--! Hash: sha1:3049aa638ec4482720c5bf9cff43c111ead20a1b
 --! Message: The fleet schema
 
 -- Schemas, tables and the partitioned parent. What can be replaced in place lives in ../sql and is included below.
@@ -1260,7 +1260,9 @@ begin
   perform fleet.hand_to_archiver(p_partition);
 
   update fleet.hb_partitions
-  set state = 'detached', step = null, detached_at = now(), row_count = v_rows, bytes_size = v_bytes,
+  set state = 'detached', step = null, detached_at = now(), bytes_size = v_bytes,
+    -- Of a day that was archived before, the count is the archive's until the next export.
+    row_count = case when archive_url is null then v_rows else row_count end,
     attempts = 0, next_attempt_at = now(), last_error = null
   where partition_name = p_partition;
   perform fleet.record_event('partition.detach', p_partition, v_rows, fleet.elapsed_ms(v_since));
@@ -2038,7 +2040,7 @@ begin
   end if;
   -- A try that was cut short left its table; the archive is proven, so it may go.
   execute format('drop table if exists fleet_detached.%I', p_partition);
-  execute format('create table fleet_detached.%I (like fleet.device_heartbeats including comments)', p_partition);
+  execute format('create table fleet_detached.%I (like fleet.device_heartbeats including defaults including comments)', p_partition);
   execute format('grant select, insert on fleet_detached.%I to fleet_archiver', p_partition);
   return format('fleet_detached.%I', p_partition);
 end
@@ -2502,11 +2504,11 @@ begin
   where p.state in ('active', 'restored') and p.relid is not null
     and p.bytes_size is distinct from pg_total_relation_size(p.relid);
 
-  -- Exact, once the day is over and can hardly grow; not again unless its size changed.
+  -- Exact, once the day is over; not again once it cannot grow, and not where the count is that of an archive.
   for v_partition in
     select p.partition_name
     from fleet.hb_partitions p
-    where p.state = 'active' and p.relid is not null and p.range_end <= p_now
+    where p.state = 'active' and p.relid is not null and p.range_end <= p_now and p.archive_url is null
       and (p.row_count is null or p.range_end > p_now - (select max_late from fleet.settings))
     order by p.range_start
   loop

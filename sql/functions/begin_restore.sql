@@ -19,7 +19,7 @@ begin
   end if;
   -- A try that was cut short left its table; the archive is proven, so it may go.
   execute format('drop table if exists fleet_detached.%I', p_partition);
-  execute format('create table fleet_detached.%I (like fleet.device_heartbeats including comments)', p_partition);
+  execute format('create table fleet_detached.%I (like fleet.device_heartbeats including defaults including comments)', p_partition);
   execute format('grant select, insert on fleet_detached.%I to fleet_archiver', p_partition);
   return format('fleet_detached.%I', p_partition);
 end

@@ -15,11 +15,11 @@ begin
   where p.state in ('active', 'restored') and p.relid is not null
     and p.bytes_size is distinct from pg_total_relation_size(p.relid);
 
-  -- Exact, once the day is over and can hardly grow; not again unless its size changed.
+  -- Exact, once the day is over; not again once it cannot grow, and not where the count is that of an archive.
   for v_partition in
     select p.partition_name
     from fleet.hb_partitions p
-    where p.state = 'active' and p.relid is not null and p.range_end <= p_now
+    where p.state = 'active' and p.relid is not null and p.range_end <= p_now and p.archive_url is null
       and (p.row_count is null or p.range_end > p_now - (select max_late from fleet.settings))
     order by p.range_start
   loop

@@ -82,7 +82,9 @@ begin
   perform fleet.hand_to_archiver(p_partition);
 
   update fleet.hb_partitions
-  set state = 'detached', step = null, detached_at = now(), row_count = v_rows, bytes_size = v_bytes,
+  set state = 'detached', step = null, detached_at = now(), bytes_size = v_bytes,
+    -- Of a day that was archived before, the count is the archive's until the next export.
+    row_count = case when archive_url is null then v_rows else row_count end,
     attempts = 0, next_attempt_at = now(), last_error = null
   where partition_name = p_partition;
   perform fleet.record_event('partition.detach', p_partition, v_rows, fleet.elapsed_ms(v_since));
