@@ -54,8 +54,9 @@ t.test('nightly retires what is wholly past the retention: counted, detached, re
   const { sql } = db
   const [device] = await enroll(sql, 1) as [number]
   await sql`update fleet.settings set max_late = '80 days'`
-  await ingest(sql, [daysAgo(70.5), daysAgo(70.4), daysAgo(3)].map(ts => ({ device_id: device, ts })))
-  const old = await partitionAt(sql, daysAgo(70.5))
+  const day = daysAgo(70).slice(0, 10)
+  await ingest(sql, [`${day}T10:00Z`, `${day}T20:00Z`, daysAgo(3)].map(ts => ({ device_id: device, ts })))
+  const old = await partitionAt(sql, `${day}T12:00Z`)
   const dba = asRole(t, db, 'fleet_dba')
   await dba`select fleet.set_retention('60 days')`
   const plan = await dba`select * from fleet.nightly_plan()`
@@ -102,14 +103,15 @@ t.test('held and restored days stay attached while older and newer ones are reti
   const { sql } = db
   const [device] = await enroll(sql, 1) as [number]
   await sql`update fleet.settings set max_late = '89 days'`
-  const held = await partitionAt(sql, daysAgo(80))
-  await ingest(sql, [{ device_id: device, ts: daysAgo(80) }])
+  const noon = `${daysAgo(80).slice(0, 10)}T12:00:00Z`
+  const held = await partitionAt(sql, noon)
+  await ingest(sql, [{ device_id: device, ts: noon }])
   const dba = asRole(t, db, 'fleet_dba')
   await t.rejects(dba`select fleet.hold_partition(${held}, ' ')`, { code: 'FL422' })
   await t.rejects(dba`select fleet.hold_partition('nothing', 'why')`, { code: 'FL404', hint: /partition_health/ })
   await dba`select fleet.hold_partition(${held}, 'case 4711')`
   await dba`call fleet.nightly(null, '60 days')`
-  t.equal(await partitionAt(sql, daysAgo(80)), held)
+  t.equal(await partitionAt(sql, noon), held)
   t.match(await sql`select count(*)::int as n from fleet.attached_partitions()`, [{ n: 76 }])
   t.equal(await value(sql`select count(*) from fleet.device_heartbeats`), '1')
   t.same(await sql`select * from fleet.check() where status = 'fail'`, [])
@@ -119,7 +121,7 @@ t.test('held and restored days stay attached while older and newer ones are reti
   ])
 
   // An index and the dedupe key are still there, and inserts are still routed to it.
-  t.match(await ingest(sql, [{ device_id: device, ts: daysAgo(80.001) }]), [{ result: 'stored' }])
+  t.match(await ingest(sql, [{ device_id: device, ts: noon.replace('12:', '13:') }]), [{ result: 'stored' }])
   await dba`select fleet.release_partition(${held})`
   await dba`call fleet.nightly(null, '60 days')`
   t.match(await sql`select state, row_count from fleet.hb_partitions where partition_name = ${held}`, [{ state: 'detached', row_count: '2' }])
