@@ -107,7 +107,7 @@ export async function readContent(file: string, columns: Column[], work: string)
       const result = await duckdb.runAndReadAll(`
         select
           count(*)::varchar,
-          coalesce(sum(('0x' || substr(md5(${canonical.join(` || '|' || `)}), 1, 15))::bigint), 0)::varchar,
+          coalesce(sum(('0x' || substr(md5(concat_ws('|', ${canonical.join(', ')})), 1, 15))::bigint), 0)::varchar,
           min(ts)::varchar,
           max(ts)::varchar
         from read_parquet(${literal(file)})`)

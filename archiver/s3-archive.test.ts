@@ -94,7 +94,7 @@ t.test('killed with -9 at any request to a store that fails half of them, the ne
   const directory = await makeDirectory(t)
   const fates: Fate[] = ['refuse', 'cut', 'lose', 'break']
   const contents = new Map<string, unknown>()
-  for (let at = 0; at < 16; at++) {
+  for (let at = 0; at < 20; at++) {
     const day = daysAgo(61 + at)
     await fillDay(db.admin, day, 1000)
     const partition = await partitionOf(db.sql, day)
@@ -126,9 +126,9 @@ t.test('killed with -9 at any request to a store that fails half of them, the ne
     t.equal((await stepsOf(db.sql, partition)).filter(event => event === 'partition.archive.end').length, 1)
     contents.set(partition, before)
   }
-  await db.sql`select fleet.request_restore(${daysAgo(76)}::date, ${daysAgo(61)}::date)`
+  await db.sql`select fleet.request_restore(${daysAgo(80)}::date, ${daysAgo(61)}::date)`
   t.equal((await runOnce(t, db, directory, bucketEnv(bucket))).code, 0)
-  t.equal(contents.size, 16)
+  t.equal(contents.size, 20)
   for (const [partition, before] of contents) t.same(await contentOf(db.admin, `fleet.${partition}`), before, 'restored as it was')
   t.same(await leftovers(directory), [])
 })
