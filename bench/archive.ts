@@ -10,19 +10,26 @@ import { plainEnv, repository } from '../local/config.ts'
 import { migrate } from '../local/migrate.ts'
 import { requirePostgres } from '../local/packages.ts'
 import { say } from '../local/progress.ts'
-import type { Figure } from './main.ts'
+import { median, type Figure } from './figure.ts'
+import { readOptions } from './options.ts'
 
 /** Heartbeats of one device in a day at the default cadence. */
 const beatsADay = 1_440
 
+const options = {
+  rows: { otherwise: 2_880_000, what: 'heartbeats of the day' },
+  rounds: { otherwise: 3, what: 'how often each is measured' },
+} as const
+
 /**
- * `--rows 2880000 --rounds 3`, with more devices for more rows. Targets of the ratios: the project's own (issue "An archive that can be trusted").
+ * More rows are those of more devices. Targets of the ratios: the project's own (issue "An archive that can be trusted").
  * The cycle is what the archiver does for one partition: freeze, export, upload, read back, prove, drop.
  */
 export async function benchArchive(args: string[]): Promise<Figure[]> {
-  const devices = Math.ceil(option(args, '--rows', 2_880_000) / beatsADay)
+  const given = readOptions('archive', args, options)
+  const devices = Math.ceil(given.rows / beatsADay)
   const rows = devices * beatsADay
-  const rounds = option(args, '--rounds', 3)
+  const { rounds } = given
   const packages = await requirePostgres()
   const { cluster, end } = await throwawayCluster({ postgres: packages, databases: ['fleet'], cronDatabase: 'fleet', durable: true })
   const work = await mkdtemp(join(tmpdir(), 'fleet-bench-'))
@@ -149,17 +156,4 @@ function run(program: string, args: string[], env: Record<string, string>) {
       else reject(new Error(`${program} ended with ${code}:\n${output}`))
     })
   })
-}
-
-function option(args: string[], name: string, otherwise: number) {
-  const at = args.indexOf(name)
-  if (at < 0) return otherwise
-  const value = Number(args[at + 1])
-  if (!Number.isInteger(value) || value < 1) throw new Error(`${name} takes a whole number, got ${args[at + 1] ?? 'nothing'}`)
-  return value
-}
-
-function median(values: number[]) {
-  const sorted = [...values].sort((a, b) => a - b)
-  return sorted[Math.floor(sorted.length / 2)] ?? NaN
 }

@@ -1,47 +1,43 @@
-// npm run bench -- <scenario> [options]: measures two things side by side; a table on the screen, JSON in .local/bench.
+// npm run bench -- <scenario> [options]: a table on the screen, JSON in .local/bench; exit code 1 when a target is missed.
 import { mkdir, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { availableParallelism } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
 import { repository } from '../local/config.ts'
 import { explain, say } from '../local/progress.ts'
-import { benchArchive } from './archive.ts'
+import { isMet, line, type Figure } from './figure.ts'
+import { UsageError } from './options.ts'
 
-/** One figure of a scenario. A target is a bound on a ratio, so that it holds on any machine. */
-export interface Figure {
-  name: string
-  measured: number
-  unit: string
-  target?: { at: 'least' | 'most', value: number }
+/** Loaded when asked for, so that a wrong option is answered at once. */
+const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure[]>>> = {
+  archive: async () => (await import('./archive.ts')).benchArchive,
+  load: async () => (await import('./load.ts')).benchLoad,
 }
-
-const scenarios: Record<string, (args: string[]) => Promise<Figure[]>> = { archive: benchArchive }
 
 const [scenario = '', ...args] = process.argv.slice(2)
-const run = scenarios[scenario]
-if (!run) {
-  process.stderr.write(`usage: npm run bench -- <scenario> [options]; scenarios: ${Object.keys(scenarios).join(', ')}\n`)
-  process.exit(2)
-}
 try {
-  const figures = await run(args)
+  const load = scenarios[scenario]
+  if (!load) {
+    throw new UsageError(`usage: npm run bench -- <scenario> [options] [--output FILE]; scenarios: ${Object.keys(scenarios).join(', ')}`)
+  }
+  const now = new Date().toISOString()
+  const file = outputFile(args) ?? join(repository, '.local', 'bench', `${scenario}-${now.replaceAll(':', '')}.json`)
+  const figures = await (await load())(args)
   for (const figure of figures) say(line(figure))
-  const directory = join(repository, '.local', 'bench')
-  await mkdir(directory, { recursive: true })
-  const file = join(directory, `${scenario}-${new Date().toISOString().replaceAll(':', '')}.json`)
-  await writeFile(file, `${JSON.stringify({ scenario, args, node: process.version, figures }, null, 2)}\n`)
+  await mkdir(dirname(file), { recursive: true })
+  const about = { scenario, args, at: now, node: process.version, processors: availableParallelism() }
+  await writeFile(file, `${JSON.stringify({ ...about, figures }, null, 2)}\n`)
   say(`written to ${file}`)
   process.exitCode = figures.every(isMet) ? 0 : 1
 } catch (error) {
-  process.stderr.write(`${explain(error)}\n`)
-  process.exitCode = 1
+  process.stderr.write(`${error instanceof UsageError ? error.message : explain(error)}\n`)
+  process.exitCode = error instanceof UsageError ? 2 : 1
 }
 
-function isMet({ measured, target }: Figure) {
-  return !target || (target.at === 'least' ? measured >= target.value : measured <= target.value)
-}
-
-function line(figure: Figure) {
-  const { name, measured, unit, target } = figure
-  const value = `${measured >= 100 ? Math.round(measured).toLocaleString('en') : measured.toFixed(2)} ${unit}`.trim()
-  const verdict = target ? `  ${isMet(figure) ? 'PASS' : 'FAIL'} (at ${target.at} ${target.value})` : ''
-  return `${name.padEnd(58)} ${value.padStart(18)}${verdict}`
+/** Takes `--output FILE` away, which every scenario has. */
+function outputFile(args: string[]) {
+  const at = args.indexOf('--output')
+  if (at < 0) return undefined
+  const [, file] = args.splice(at, 2)
+  if (!file) throw new UsageError('--output takes the name of a file')
+  return resolve(file)
 }

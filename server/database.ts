@@ -13,7 +13,8 @@ const STATEMENT_TIMEOUT_MS = 2_000
 /** Counts what is in flight, so that a full pool can be seen before it hurts. */
 export class Pool {
   #inFlight = 0
-  /** Statements that found no free connection, since the start. */
+  /** Statements since the start, and those of them that found no free connection. */
+  statements = 0
   waits = 0
 
   constructor(readonly sql: Sql, readonly max: number) {}
@@ -32,6 +33,7 @@ export class Pool {
    */
   async run<T extends readonly (object | undefined)[]>(statement: (sql: Sql) => postgres.PendingQuery<T>) {
     this.#inFlight++
+    this.statements++
     if (this.#inFlight > this.max) this.waits++
     let timer: NodeJS.Timeout | undefined
     try {

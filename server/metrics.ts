@@ -31,6 +31,15 @@ export function createMetrics(pool: Pool) {
     },
   })
   new Counter({
+    name: 'db_pool_statements_total',
+    help: 'Statements of the hot path.',
+    registers,
+    collect() {
+      this.reset()
+      this.inc(pool.statements)
+    },
+  })
+  new Counter({
     name: 'db_pool_waits_total',
     help: 'Statements that found no free connection.',
     registers,

@@ -1,0 +1,52 @@
+import { parseArgs } from 'node:util'
+
+/** An option of a scenario: its default, which also tells its kind (undefined: a number that may be left out), and what it is for. */
+export interface Option {
+  otherwise: undefined | number | readonly number[] | string | boolean
+  what: string
+  /** The least that a number may be; 1 when left out. */
+  least?: number
+}
+
+type Value<T> = T extends readonly number[] ? number[] : T extends number ? number : T extends boolean ? boolean : T extends undefined ? number | undefined : string
+export type Values<S extends Record<string, Option>> = { [K in keyof S]: Value<S[K]['otherwise']> }
+
+/** A wrong command line; the message ends with the usage. */
+export class UsageError extends Error {}
+
+/**
+ * Reads `--name value` and `--flag` by a scenario's options.
+ * @throws UsageError for what is not among them, or is no value of its kind
+ */
+export function readOptions<S extends Record<string, Option>>(scenario: string, args: string[], options: S): Values<S> {
+  const fail = (problem: string) => new UsageError(`${problem}\n\n${usage(scenario, options)}`)
+  let given: Record<string, string | boolean | undefined>
+  try {
+    const kinds = Object.entries(options).map(([name, { otherwise }]) => (
+      [name, { type: typeof otherwise === 'boolean' ? 'boolean' as const : 'string' as const }]
+    ))
+    given = parseArgs({ args, options: Object.fromEntries(kinds) as Record<string, { type: 'string' }> }).values
+  } catch (error) {
+    throw fail((error as Error).message)
+  }
+  const number = (name: string, text: string, least = 1) => {
+    const value = /^\d+$/.test(text) ? Number(text) : NaN
+    if (value >= least) return value
+    throw fail(`--${name} takes a whole number of at least ${least}, got ${text || 'nothing'}`)
+  }
+  return Object.fromEntries(Object.entries(options).map(([name, { otherwise, least }]) => {
+    const text = given[name]
+    if (typeof text !== 'string') return [name, text ?? otherwise]
+    if (otherwise === undefined || typeof otherwise === 'number') return [name, number(name, text, least)]
+    if (Array.isArray(otherwise)) return [name, text.split(',').map(part => number(name, part, least))]
+    return [name, text]
+  })) as Values<S>
+}
+
+function usage(scenario: string, options: Record<string, Option>) {
+  const lines = Object.entries(options).map(([name, { otherwise, what }]) => {
+    const shown = otherwise === undefined || otherwise === '' || otherwise === false ? '' : ` (${otherwise.toString()})`
+    return `  --${name.padEnd(12)} ${what}${shown}`
+  })
+  return `usage: npm run bench -- ${scenario} [options]\n${lines.join('\n')}\n  --output       file for the figures as JSON (one in .local/bench)`
+}

@@ -1,0 +1,68 @@
+// What processes and the machine use, as Linux tells it in /proc.
+import { readdir, readFile } from 'node:fs/promises'
+import { availableParallelism } from 'node:os'
+
+/** USER_HZ, which is 100 wherever Linux runs. */
+const TICKS_PER_SECOND = 100
+
+export interface Usage {
+  /** CPU seconds since the start of each, ended children included. */
+  cpuSeconds: number
+  rssMb: number
+  count: number
+}
+
+/** A process and all that descend from it. */
+export async function usageOf(root: number): Promise<Usage> {
+  const found = await Promise.all((await readdir('/proc')).filter(name => /^\d+$/.test(name)).map(readStat))
+  const processes = found.filter(process => process !== undefined)
+  const tree = new Set([root])
+  // A child's number may be below its parent's, so until nothing is added.
+  for (let size = 0; size < tree.size;) {
+    size = tree.size
+    for (const { pid, parent } of processes) if (tree.has(parent)) tree.add(pid)
+  }
+  const ours = processes.filter(({ pid }) => tree.has(pid))
+  const rss = await Promise.all(ours.map(({ pid }) => readRss(pid)))
+  return {
+    cpuSeconds: ours.reduce((sum, { ticks }) => sum + ticks, 0) / TICKS_PER_SECOND,
+    rssMb: rss.reduce((sum, kb) => sum + kb, 0) / 1024,
+    count: ours.length,
+  }
+}
+
+/** Share of the machine's time, in percent, that processors waited for a disk since an earlier look. */
+export async function iowait() {
+  const before = await readCpu()
+  return async () => {
+    const now = await readCpu()
+    const all = now.all - before.all
+    return all > 0 ? 100 * (now.iowait - before.iowait) / all : 0
+  }
+}
+
+/** CPU seconds in a time as percent of all processors. */
+export function cpuPercent(cpuSeconds: number, seconds: number) {
+  return 100 * cpuSeconds / (seconds * availableParallelism())
+}
+
+async function readStat(pid: string) {
+  const text = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => undefined)
+  if (text === undefined) return undefined
+  // The name, in brackets, may hold anything. See proc(5): state, ppid, …, utime, stime, cutime, cstime.
+  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ').map(Number)
+  const ticks = fields.slice(11, 15).reduce((sum, value) => sum + value, 0)
+  return { pid: Number(pid), parent: fields[1] ?? 0, ticks }
+}
+
+async function readRss(pid: number) {
+  const status = await readFile(`/proc/${pid}/status`, 'utf8').catch(() => '')
+  return Number(/VmRSS:\s+(\d+) kB/.exec(status)?.[1] ?? 0)
+}
+
+async function readCpu() {
+  const [first = ''] = (await readFile('/proc/stat', 'utf8')).split('\n', 1)
+  // user nice system idle iowait irq softirq steal; guest times are within user already.
+  const times = first.trim().split(/\s+/).slice(1, 9).map(Number)
+  return { all: times.reduce((sum, value) => sum + value, 0), iowait: times[4] ?? 0 }
+}

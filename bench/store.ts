@@ -1,0 +1,128 @@
+// What the scenarios measure: a durable cluster, tuned as the one of npm start, and servers on it.
+import { spawn } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import postgres, { type Sql } from 'postgres'
+import { freePort, throwawayCluster, type Cluster } from '../local/cluster.ts'
+import { plainEnv, repository } from '../local/config.ts'
+import { migrate } from '../local/migrate.ts'
+import { requirePostgres } from '../local/packages.ts'
+import { step } from '../local/progress.ts'
+
+export interface Store {
+  cluster: Cluster
+  /** As superuser. */
+  admin: Sql
+}
+
+/** Makes a store, works with it, and removes it. fsync, synchronous_commit and full_page_writes are on. */
+export async function withStore<T>(work: (store: Store) => Promise<T>): Promise<T> {
+  const packages = await requirePostgres()
+  const { cluster, end } = await throwawayCluster({ postgres: packages, databases: ['fleet'], cronDatabase: 'fleet', durable: true })
+  const admin = postgres(cluster.url('postgres', 'fleet'), { max: 4, onnotice: () => {} })
+  try {
+    await migrate(cluster.url('postgres', 'fleet'), { log: () => {} })
+    await cluster.allowLogins()
+    return await work({ cluster, admin })
+  } finally {
+    await admin.end({ timeout: 1 })
+    await end()
+  }
+}
+
+export interface Device {
+  device_id: number
+  token: string
+}
+
+/** Enrolls devices as fleet.create_device() does, and leaves their table as autovacuum would find it. */
+export async function enroll({ admin }: Store, count: number, prefix = 'bench'): Promise<Device[]> {
+  return step(`Enrolling ${count.toLocaleString('en')} devices`, async () => {
+    const devices = await admin<{ device_id: string, token: string }[]>`
+      select d.device_id, d.token
+      from generate_series(1, ${count}::integer) n
+      cross join lateral fleet.create_device(${prefix}::text || '-' || n) d
+      order by d.device_id
+    `
+    await admin`vacuum (analyze) fleet.devices`
+    await admin`vacuum (analyze) fleet.device_last_status`
+    return devices.map(({ device_id, token }) => ({ device_id: Number(device_id), token }))
+  })
+}
+
+export interface ServerOptions {
+  /** A file of this folder that changes the server before it starts. */
+  variant?: string
+  env?: Record<string, string>
+}
+
+export interface Server {
+  pid: number
+  port: number
+  url: string
+  adminKey: string
+  /** The counters and gauges of /metrics; labels are summed up. */
+  metrics: () => Promise<Map<string, number>>
+  stop: () => Promise<void>
+}
+
+/** Runs the server as its own processes, as npm run server does. */
+export async function startServer({ cluster }: Store, { variant, env = {} }: ServerOptions = {}): Promise<Server> {
+  const port = await freePort(true)
+  const url = `http://127.0.0.1:${port}`
+  const adminKey = randomBytes(24).toString('hex')
+  const database = cluster.url('fleet_server', 'fleet')
+  const variants = variant === undefined ? [] : ['--import', join(repository, 'bench', variant)]
+  const child = spawn(process.execPath, ['--import', 'tsx', ...variants, join(repository, 'server/main.ts')], {
+    cwd: repository,
+    env: {
+      ...plainEnv(),
+      SERVER_DATABASE_URL: database, LISTEN_DATABASE_URL: database, OPS_DATABASE_URL: database,
+      ADMIN_KEY: adminKey, PORT: String(port), LOG_LEVEL: 'warn', ...env,
+    },
+    // IPC, so that it ends with us, however we end.
+    stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
+  })
+  let output = ''
+  const keep = (chunk: Buffer) => { output = (output + chunk.toString()).slice(-20_000) }
+  child.stdout?.on('data', keep)
+  child.stderr?.on('data', keep)
+  const exited = new Promise<void>(resolve => { child.once('exit', () => resolve()) })
+  const hasEnded = () => child.exitCode !== null || child.signalCode !== null
+
+  const patience = Date.now() + 30_000
+  while (!await fetch(`${url}/readyz`).then(answer => answer.ok, () => false)) {
+    if (hasEnded() || Date.now() > patience) {
+      child.kill('SIGKILL')
+      throw new Error(`the server did not get ready:\n${output}`)
+    }
+    await sleep(50)
+  }
+  return {
+    pid: child.pid ?? 0,
+    port,
+    url,
+    adminKey,
+    async metrics() {
+      const answer = await fetch(`${url}/metrics`, { headers: { 'x-admin': adminKey } })
+      if (!answer.ok) throw new Error(`/metrics answered ${answer.status}:\n${await answer.text()}`)
+      return parseMetrics(await answer.text())
+    },
+    async stop() {
+      if (!hasEnded()) child.kill('SIGTERM')
+      const timer = setTimeout(() => child.kill('SIGKILL'), 30_000)
+      await exited
+      clearTimeout(timer)
+    },
+  }
+}
+
+function parseMetrics(text: string) {
+  const values = new Map<string, number>()
+  for (const line of text.split('\n')) {
+    const [, name, value] = /^([a-z_]+)(?:\{.*\})? (\S+)$/.exec(line) ?? []
+    if (name !== undefined) values.set(name, (values.get(name) ?? 0) + Number(value))
+  }
+  return values
+}
