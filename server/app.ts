@@ -3,6 +3,7 @@ import { Hono } from 'hono'
 import { etag } from 'hono/etag'
 import { TrieRouter } from 'hono/router/trie-router'
 import { adminOnly } from './auth.ts'
+import { ackCommand, getCommands, postCommand } from './commands.ts'
 import type { ServerConfig } from './config.ts'
 import type { Pool, Sql } from './database.ts'
 import { createDevice, getDevice, listDevices, revokeDevice } from './devices.ts'
@@ -37,6 +38,10 @@ export function createApp({ config, log, metrics, pool, ops, tokens, writer, isD
   // No middleware stands before these two: Hono calls a lone handler directly.
   app.post('/v1/heartbeat', timed(metrics, 'POST /v1/heartbeat', postHeartbeat(config, tokens, writer)))
   app.post('/v1/heartbeats', timed(metrics, 'POST /v1/heartbeats', postHeartbeats(config, pool, tokens, writer)))
+
+  app.get('/v1/commands', timed(metrics, 'GET /v1/commands', getCommands(pool, tokens, metrics)))
+  app.post('/v1/commands/:id/ack', timed(metrics, 'POST /v1/commands/:id/ack', ackCommand(pool, tokens, metrics)))
+  app.post('/admin/command', admin, timed(metrics, 'POST /admin/command', postCommand(pool, metrics)))
 
   app.get('/v1/devices', admin, etag(), timed(metrics, 'GET /v1/devices', listDevices(pool, metrics)))
   app.get('/v1/devices/:id', admin, etag(), timed(metrics, 'GET /v1/devices/:id', getDevice(pool, metrics)))

@@ -19,6 +19,13 @@ export async function identify(incoming: IncomingMessage, tokens: Tokens): Promi
   return identity
 }
 
+/** As identify(), for what only a device may ask; `otherwise` tells a gateway what it may do instead. */
+export async function identifyDevice(incoming: IncomingMessage, tokens: Tokens, otherwise: string) {
+  const identity = await identify(incoming, tokens)
+  if (identity.kind !== 'device') throw unauthorized(otherwise, 'Bearer realm="fleet"')
+  return identity
+}
+
 /** Lets pass who brings the admin key in `x-admin`, or with `orBearer` as Prometheus sends it. */
 export function adminOnly(adminKey: string, { orBearer = false } = {}): MiddlewareHandler<AppEnv> {
   const want = digest(adminKey)

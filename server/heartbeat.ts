@@ -66,7 +66,7 @@ const notAnObject = 'must be a JSON object'
 /** A heartbeat as a device posts it; null counts as absent, unknown fields are ignored. */
 export const heartbeatSchema = z.object(fields, notAnObject)
 
-const deviceId = z.int('must be a device id').positive('must be a device id')
+export const deviceId = z.int('must be a device id').positive('must be a device id')
 
 /** An item of a device's batch: it may name the device, but only the one whose token is used. */
 export const deviceItemSchema = z.object({ ...fields, device_id: deviceId.nullish() }, notAnObject)

@@ -3,7 +3,7 @@ import type { Handler } from 'hono'
 import type { z } from 'zod'
 import { clientAddress } from './address.ts'
 import type { AppEnv } from './app.ts'
-import { identify } from './auth.ts'
+import { identify, identifyDevice } from './auth.ts'
 import { mediaType, parseJson, readInflated, readJson } from './body.ts'
 import type { ServerConfig } from './config.ts'
 import type { Pool } from './database.ts'
@@ -30,12 +30,9 @@ interface Result {
 export function postHeartbeat(config: ServerConfig, tokens: Tokens, writer: Writer): Handler<AppEnv> {
   return async c => {
     const { incoming } = c.env
-    const identity = await identify(incoming, tokens)
-    if (identity.kind !== 'device') {
-      throw new Problem(401, 'A gateway posts to /v1/heartbeats and names the device of each heartbeat.', {
-        headers: { 'www-authenticate': 'Bearer realm="fleet"' },
-      })
-    }
+    const identity = await identifyDevice(
+      incoming, tokens, 'A gateway posts to /v1/heartbeats and names the device of each heartbeat.',
+    )
     const parsed = heartbeatSchema.safeParse(await readJson(incoming, MAX_HEARTBEAT_BYTES))
     if (!parsed.success) {
       throw new Problem(422, 'The heartbeat is not valid; it was not written.', { errors: fieldErrors(parsed.error) })

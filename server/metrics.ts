@@ -79,6 +79,11 @@ export function createMetrics(pool: Pool) {
     }),
     cacheHits: counter('device_cache_hits_total', 'Tokens found in this process.'),
     cacheMisses: counter('device_cache_misses_total', 'Tokens that had to be asked of the database.'),
+    dispatchLogWrites: counter('dispatch_log_writes_total', 'Entries of the dispatch log of commands that were written.'),
+    dispatchLogWritesFailed: counter(
+      'dispatch_log_writes_failed_total',
+      'Statements on commands that failed, and with them their entries in the dispatch log.',
+    ),
     backpressure: new Gauge({
       name: 'backpressure',
       help: '1 while the writer\'s queue is more than half full, else 0.',

@@ -15,6 +15,8 @@ grant execute on function
   fleet.ingest(json, timestamptz),
   fleet.authenticate(bytea),
   fleet.known_devices(bigint[]),
+  fleet.take_commands(bigint),
+  fleet.ack_command(bigint, bigint),
   fleet.metric_values()
 to fleet_server;
 
@@ -22,6 +24,7 @@ grant execute on function
   fleet.create_device(text, text),
   fleet.enroll_device(text, text),
   fleet.revoke_device(bigint),
+  fleet.send_command(bigint, text, jsonb),
   fleet.reconcile(interval, integer),
   fleet.nightly_plan(interval, timestamptz),
   fleet.run_steps(bigint),
@@ -97,7 +100,8 @@ grant execute on function fleet.job_history() to fleet_reader, fleet_dba;
 grant select on fleet.archives, fleet.partition_health to fleet_archiver;
 
 grant select on
-  fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings
+  fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings,
+  fleet.device_commands, fleet.command_dispatch_log
 to fleet_reader, fleet_dba;
 grant select on fleet.hb_partitions, fleet.restore_requests, fleet.restore_items to fleet_archiver, fleet_dba;
 -- For queries over the archive and the online days together.
@@ -107,5 +111,5 @@ grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked
 grant update (cohort, heartbeat_interval) on fleet.devices to fleet_dba;
 grant update (
   max_late, max_future, offline_after, archive_grace, archive_max_attempts, store_ip, quarantine_keep, quarantine_per_device,
-  events_keep
+  events_keep, command_expires_after, commands_keep
 ) on fleet.settings to fleet_dba;

@@ -5,6 +5,7 @@ import { asRole, enroll, ingest, value } from './testing.ts'
 const tables = [
   'settings', 'settings_audit', 'devices', 'gateways', 'device_heartbeats', 'device_last_status', 'heartbeat_quarantine',
   'hb_partitions', 'events', 'counters', 'archivers', 'restore_requests', 'restore_items',
+  'device_commands', 'command_dispatch_log',
 ]
 
 t.test('nothing is granted to public', async t => {

@@ -7,6 +7,8 @@ as $$
 declare
   v_quarantined bigint;
   v_events bigint;
+  v_commands bigint;
+  v_dispatches bigint;
 begin
   delete from fleet.heartbeat_quarantine q
   using fleet.settings s
@@ -16,11 +18,19 @@ begin
   using fleet.settings s
   where e.at < p_now - s.events_keep;
   get diagnostics v_events = row_count;
+  delete from fleet.device_commands c
+  using fleet.settings s
+  where c.created_at < p_now - s.commands_keep;
+  get diagnostics v_commands = row_count;
+  delete from fleet.command_dispatch_log l
+  using fleet.settings s
+  where l.at < p_now - s.commands_keep;
+  get diagnostics v_dispatches = row_count;
   delete from fleet.archivers a
   where a.last_seen_at < p_now - interval '7 days';
-  return v_quarantined + v_events;
+  return v_quarantined + v_events + v_commands + v_dispatches;
 end
 $$;
 
 comment on function fleet.prune(timestamptz) is
-  'Removes quarantined heartbeats and events that are past their time; returns how many. Run by fleet.nightly().';
+  'Removes quarantined heartbeats, events and commands that are past their time; returns how many. Run by fleet.nightly().';
