@@ -127,6 +127,27 @@ async function installWithApt(become: string[], major: number | undefined) {
   await show([...become, 'sh', '-c', script, 'install', String(version), ...names])
 }
 
+// Debian starts the services of new packages, now and at each boot; what is installed for tests only starts with them. A
+// policy-rc.d that is there already is its owner's.
+const quietInstall = `
+  set -e
+  export DEBIAN_FRONTEND=noninteractive
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 1' INT TERM HUP
+    printf '#!/bin/sh\\nexit 101\\n' > "$policy"
+    chmod 755 "$policy"
+  fi
+  new=
+  for name in "$@"; do
+    dpkg -s "$name" > /dev/null 2>&1 || new="$new $name"
+  done
+  apt-get -q install -y --no-install-recommends "$@"
+  for name in $new; do
+    if [ -e "/etc/init.d/$name" ]; then update-rc.d "$name" disable; fi
+  done`
+
 /**
  * Installs packages of this distribution when it may (root, or sudo without a password, and apt-get); whether it did.
  * A failing apt-get is no error here: the caller looks for what it needed.
@@ -137,7 +158,7 @@ export async function installPackages(names: string[]) {
   say(`Installing ${names.join(' ')} ...`)
   try {
     await show([...become, 'apt-get', '-q', 'update'])
-    await show([...become, 'env', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', '-q', 'install', '-y', '--no-install-recommends', ...names])
+    await show([...become, 'sh', '-c', quietInstall, 'install', ...names])
     return true
   } catch (error) {
     say(error instanceof Error ? error.message : String(error))

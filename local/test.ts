@@ -7,6 +7,7 @@ import { installObjectStore } from './object-store.ts'
 import { MissingPostgres } from './packages.ts'
 import { explain, step } from './progress.ts'
 import { makeTestCluster } from './testing.ts'
+import { installTopology } from './topology.ts'
 
 let stopping: NodeJS.Signals | undefined
 let tap: ReturnType<typeof spawn> | undefined
@@ -19,8 +20,9 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
 
 try {
   await buildTap()
-  // Here, before the test files that need it run side by side. Where it is not to be had, they say so.
+  // Here, before the test files that need them run side by side. Where they are not to be had, those say so.
   if (!objectStoreConfig().endpoint) await installObjectStore()
+  await installTopology()
   const { cluster, description, end } = await step('Making a throwaway cluster for the tests', makeTestCluster)
   try {
     if (!stopping) {

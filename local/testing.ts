@@ -106,7 +106,6 @@ export interface TestProcess {
 }
 
 export interface ProcessOptions {
-  args?: string[]
   env?: Record<string, string | undefined>
   /** Wait until the output matches this, or until this URL answers 200. */
   ready?: RegExp | string
@@ -114,14 +113,27 @@ export interface ProcessOptions {
   patience?: number
 }
 
+export interface ProgramOptions extends ProcessOptions {
+  /** What messages call it. */
+  name?: string
+  cwd?: string
+  uid?: number
+  gid?: number
+}
+
 /**
  * Runs a TypeScript file of this repository, such as server/main.ts, as a process of its own with a plain
  * environment plus `env`. Killed in teardown if it still runs. Throws with its output when it ends before it is ready.
  */
-export async function spawnNode(t: Test, script: string, options: ProcessOptions = {}): Promise<TestProcess> {
-  const { args = [], env = {}, ready, patience = 30_000 } = options
-  const child = spawn(process.execPath, ['--import', 'tsx', join(repository, script), ...args], {
-    cwd: repository, env: { ...plainEnv(), ...env }, stdio: ['ignore', 'pipe', 'pipe'],
+export function spawnNode(t: Test, script: string, { args = [], ...options }: ProcessOptions & { args?: string[] } = {}) {
+  return spawnProgram(t, process.execPath, ['--import', 'tsx', join(repository, script), ...args], { name: script, ...options })
+}
+
+/** As spawnNode, for any program. */
+export async function spawnProgram(t: Test, program: string, args: string[], options: ProgramOptions = {}): Promise<TestProcess> {
+  const { name = program, env = {}, ready, patience = 30_000, ...rest } = options
+  const child = spawn(program, args, {
+    cwd: repository, ...rest, env: { ...plainEnv(), ...env }, stdio: ['ignore', 'pipe', 'pipe'],
   })
   let output = ''
   child.stdout.on('data', (chunk: Buffer) => { output += chunk.toString() })
@@ -140,7 +152,7 @@ export async function spawnNode(t: Test, script: string, options: ProcessOptions
     const timer = setTimeout(() => { output += `\n(killed: still there ${wait} ms after ${signal})`; child.kill('SIGKILL') }, wait)
     const end = await exited
     clearTimeout(timer)
-    if (end.signal === 'SIGKILL' && signal !== 'SIGKILL') throw new Error(`${script} did not end by ${signal}:\n${output}`)
+    if (end.signal === 'SIGKILL' && signal !== 'SIGKILL') throw new Error(`${name} did not end by ${signal}:\n${output}`)
     return end
   }
   if (ready) {
@@ -148,9 +160,9 @@ export async function spawnNode(t: Test, script: string, options: ProcessOptions
       ? () => fetch(ready).then(answer => answer.ok, () => false)
       : async () => ready.test(output)
     await waitFor(async () => {
-      if (hasEnded()) throw new Error(`${script} ended with ${child.exitCode ?? child.signalCode ?? ''} before it was ready:\n${output}`)
+      if (hasEnded()) throw new Error(`${name} ended with ${child.exitCode ?? child.signalCode ?? ''} before it was ready:\n${output}`)
       return isReady()
-    }, { patience, what: () => `${script} to be ready; it printed:\n${output}` })
+    }, { patience, what: () => `${name} to be ready; it printed:\n${output}` })
   }
   return { pid: child.pid ?? 0, output: () => output, exited, stop }
 }

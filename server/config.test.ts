@@ -16,6 +16,13 @@ t.test('an empty variable is an unset one', async t => {
   t.equal(readConfig({ DATABASE_URL, ADMIN_KEY, PORT: '' }).port, 8080)
 })
 
+t.test('the URL says whether statements are prepared, in words that are understood', async t => {
+  const through = 'postgres://fleet_server@127.0.0.1:6432/fleet?prepare='
+  t.equal(readConfig({ DATABASE_URL, ADMIN_KEY, SERVER_DATABASE_URL: `${through}false` }).hot.url, `${through}false`)
+  const error = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY, SERVER_DATABASE_URL: `${through}0` })) as ConfigError
+  t.match(error.problems, [/^SERVER_DATABASE_URL must say prepare=false/])
+})
+
 t.test('all problems are told together, by variable', async t => {
   const env = { ADMIN_KEY: 'short', PORT: '70000', POOL_MAX: 'ten', TRUST_PROXY: 'maybe', LOG_LEVEL: 'loud', LISTEN_DATABASE_URL: 'mysql://x' }
   const error = t.throws(() => readConfig(env), ConfigError) as ConfigError

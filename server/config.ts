@@ -47,6 +47,9 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     const source = own === undefined ? 'DATABASE_URL' : name
     if (url === undefined) problems.push(`${name} is missing, and so is DATABASE_URL, its default.`)
     else if (!isPostgresUrl(url)) problems.push(`${source} must be a URL that begins with postgres://.`)
+    else if (![null, 'true', 'false'].includes(new URL(url).searchParams.get('prepare'))) {
+      problems.push(`${source} must say prepare=false (for pgBouncer before 1.21), prepare=true or nothing about it.`)
+    }
     return own === undefined ? { url: url ?? '', role: 'fleet_server' } : { url: own }
   }
 

@@ -51,6 +51,15 @@ begin
     alter role fleet_reader set default_transaction_read_only = on;
   end if;
 
+  if not exists (
+    select from pg_catalog.pg_db_role_setting s
+    join pg_catalog.pg_roles r on r.oid = s.setrole
+    where r.rolname = 'fleet_server' and s.setdatabase = 0 and 'statement_timeout=2s' = any (s.setconfig)
+  ) then
+    -- For the hot path through pgBouncer, which cannot pass on what the server asks for at login.
+    alter role fleet_server set statement_timeout = '2s';
+  end if;
+
   if pg_catalog.shobj_description('fleet_dba'::regrole, 'pg_authid') is null then
     comment on role fleet_owner is 'NexMDM: owns the heartbeat store; runs migrations and the pg_cron jobs.';
     comment on role fleet_server is 'NexMDM: the HTTP server; calls ingest, enrolment and ops functions, has no table.';

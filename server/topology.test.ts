@@ -1,0 +1,147 @@
+import t, { type Test } from 'tap'
+import { freePort } from '../local/cluster.ts'
+import { spawnNode, waitFor, withDatabase, type TestDatabase } from '../local/testing.ts'
+import { withHaproxy, withoutTopology, withPgbouncer } from '../local/topology.ts'
+import { connectHot, end } from './database.ts'
+import { client, enroll, serverEnv } from './testing.ts'
+import { checkStored, enrollMany, more, startTraffic } from './traffic-testing.ts'
+
+/** Postgres ← pgBouncer ← two servers ← HAProxy, all as processes of their own. */
+async function withTopology(t: Test) {
+  const db = await withDatabase(t)
+  const pool = await withPgbouncer(t, db.url('fleet_server'))
+  const pgbouncer = await pool.start()
+  const ports: [number, number] = [await freePort(true), await freePort(true)]
+  const start = (port: number) => spawnNode(t, 'server/main.ts', {
+    env: { ...serverEnv(db), SERVER_DATABASE_URL: pool.through, PORT: String(port), WORKERS: '1', TRUST_PROXY: 'true' },
+    ready: /"tokens.listening"/,
+  })
+  const servers = await Promise.all(ports.map(start))
+  const balancer = await withHaproxy(t, ports)
+  const haproxy = await balancer.start()
+  const states = async (...wanted: string[]) => {
+    let seen: string[] = []
+    await waitFor(async () => (seen = await balancer.states()).join() === wanted.join(), {
+      what: () => `${wanted.join()}, not ${seen.join()}; the balancer printed:\n${haproxy.output()}\nthe pool:\n${pgbouncer.output()}`,
+    })
+  }
+  await states('UP', 'UP')
+  const direct = ports.map(port => client(`http://127.0.0.1:${port}`))
+  return { db, pool, pgbouncer, ports, servers, direct, url: balancer.url, call: client(balancer.url), states, start }
+}
+
+/** Where the server's hot path is connected from. */
+async function backends(db: TestDatabase) {
+  return db.admin<{ pid: number, usename: string }[]>`
+    select pid, usename from pg_stat_activity where datname = current_database() and application_name = 'nexmdm server'
+  `
+}
+
+t.test('behind a pool and a balancer', { skip: withoutTopology, timeout: 300_000 }, async t => {
+  const { db, pool, pgbouncer, ports, servers, direct, url, call, states, start } = await withTopology(t)
+
+  await t.test('heartbeats flow, single and batched, with the address of the device', async t => {
+    const { device_id, token } = await enroll(db, 'a')
+    t.match(await call('POST /v1/heartbeat', { token, body: { battery_pct: 80 }, headers: { 'x-forwarded-for': '192.0.2.1' } }), {
+      status: 201, body: { result: 'stored', ts: /Z$/ },
+    })
+    t.match(await call('POST /v1/heartbeats', { token, body: [{ ts: '2001-01-01T00:00:00Z' }, { battery_pct: 101 }] }), {
+      status: 200, body: { quarantined: 1, rejected: 1 },
+    })
+    const [row] = await db.sql`select host(ip) as ip, battery_pct from fleet.device_last_status where device_id = ${device_id}`
+    t.match(row, { ip: '127.0.0.1', battery_pct: 80 }, 'what the balancer saw, not what the client claims')
+    const pids = (await backends(db)).map(row => row.pid)
+    t.ok(pids.length > 0 && pids.length <= 20)
+  })
+
+  await t.test('the role, the time zone and the statement timeout hold through the pool', async t => {
+    await db.admin.unsafe(`alter database ${db.name} set timezone = 'Asia/Kolkata'`)
+    const hot = connectHot({ url: pool.through }, 2)
+    t.teardown(() => end(hot.sql))
+    const [session] = await hot.sql<{ role: string, zone: string, timeout: string }[]>`
+      select current_user as role, current_setting('timezone') as zone, current_setting('statement_timeout') as timeout
+    `
+    t.same(session, { role: 'fleet_server', zone: 'UTC', timeout: '2s' })
+    await t.rejects(hot.sql`select pg_sleep(60)`, { code: '57014' })
+  })
+
+  await t.test('a statement that waits too long: 503 with Retry-After, nothing is written, and then it flows again', async t => {
+    const { device_id, token } = await enroll(db, 'b')
+    const locker = await db.admin.reserve()
+    await locker`begin`
+    await locker`lock table fleet.device_last_status in exclusive mode`
+    const answer = await call('POST /v1/heartbeat', { token, body: {} })
+    t.equal(answer.status, 503)
+    t.match(answer.headers.get('retry-after'), /^\d+$/)
+    t.match(await call('GET /readyz'), { status: 200 }, 'the pool is not held up')
+    await locker`rollback`
+    locker.release()
+    t.equal((await db.sql`select from fleet.device_heartbeats where device_id = ${device_id}`).length, 0)
+    t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 201)
+  })
+
+  await t.test('a revoked token stops on every server', async t => {
+    const { device_id, token } = await enroll(db, 'c')
+    for (const call of direct) t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status < 300, true)
+    t.equal((await call(`DELETE /admin/devices/${device_id}`, { admin: true })).status, 204)
+    for (const call of direct) {
+      // Long before the 60 s that a cached token lasts without the notification.
+      await waitFor(async () => (await call('POST /v1/heartbeat', { token, body: {} })).status === 401, { patience: 10_000 })
+    }
+  })
+
+  await t.test('a server killed under load: nothing acknowledged is lost, and the other one does its work', async t => {
+    const traffic = startTraffic([url], await enrollMany(db.sql, 60), { batchers: 10 })
+    await more(traffic)
+    await servers[1]!.stop('SIGKILL')
+    await states('UP', 'DOWN')
+    await more(traffic) // what was on its way to it
+    const { refused } = traffic
+    await more(traffic)
+    t.equal(traffic.refused, refused, 'nobody is sent to the dead one')
+    servers[1] = await start(ports[1])
+    await states('UP', 'UP')
+    const [, revived] = direct
+    await waitFor(async () => {
+      const { body } = await revived!('GET /metrics', { admin: true })
+      return Number(/^hb_writes_total (\d+)/m.exec(String(body))?.[1]) > 0
+    })
+    await traffic.stop()
+    t.equal(traffic.cut, 0, 'the balancer answers for it')
+    await checkStored(t, db.sql, traffic)
+  })
+
+  await t.test('a server that is stopped under load is not missed', async t => {
+    const traffic = startTraffic([url], await enrollMany(db.sql, 60), { batchers: 10 })
+    await more(traffic)
+    t.equal((await servers[0]!.stop('SIGTERM')).code, 0)
+    await states('DOWN', 'UP')
+    servers[0] = await start(ports[0])
+    await states('UP', 'UP')
+    await traffic.stop()
+    t.equal(traffic.refused + traffic.cut, 0)
+    await checkStored(t, db.sql, traffic)
+  })
+
+  await t.test('the pool restarted under load: a 5xx with Retry-After or an acknowledgement, and it recovers', async t => {
+    const traffic = startTraffic([url], await enrollMany(db.sql, 60), { batchers: 10 })
+    let running = pgbouncer
+    for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
+      await more(traffic)
+      const { refused } = traffic
+      await running.stop(signal)
+      await waitFor(async () => traffic.refused > refused)
+      // Down long enough for the balancer to take both servers out: then it is the balancer that refuses.
+      await states('DOWN', 'DOWN')
+      t.match(await call('POST /v1/heartbeat', { token: 'any', body: {} }), { status: 503, body: { status: 503, detail: /No server/ } })
+      running = await pool.start()
+      await states('UP', 'UP')
+    }
+    await more(traffic)
+    await traffic.stop()
+    t.equal(traffic.cut, 0)
+    await checkStored(t, db.sql, traffic)
+  })
+
+  for (const server of servers) t.equal((await server.stop('SIGTERM')).code, 0, server.output())
+})
