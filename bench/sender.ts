@@ -1,6 +1,7 @@
 // The process that sends heartbeats: raw sockets and requests made beforehand, because it shares the processors with what is measured.
 import { connect, type Socket } from 'node:net'
 import { createHistogram, performance } from 'node:perf_hooks'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Schedule } from './schedule.ts'
 
 /** One request that is sent again and again, each time with another `ts`: a device's heartbeat, or a gateway's batch. */
@@ -14,7 +15,10 @@ export type Order =
   | { kind: 'connect', port: number, connections: number, templates: Template[] }
   /** Each request at its time, whatever became of those before; what is sent in the first `warmup` seconds is not measured. */
   | { kind: 'open', schedule: Schedule, warmup: number }
-  /** Each connection sends its next request as soon as it has an answer. `ts` begins at `from` and goes on by 10 s a pass. */
+  /**
+   * Each connection sends its next request as soon as it has an answer. `ts` begins at `from` and goes on by 10 s a pass. The
+   * warmup lasts in any case until each request was sent once.
+   */
   | { kind: 'closed', seconds: number, warmup: number, from: number }
   | { kind: 'stop' }
 
@@ -193,26 +197,32 @@ async function sendOpen({ at, device, ts }: Schedule, warmup: number) {
       const request = requests[device[next]!]!
       request.connection.send({ request, due: start + at[next]!, ts: startedAt + ts[next]! })
     }
-    await new Promise(resolve => setTimeout(resolve, 1))
+    await sleep(1)
   }
-  while (connections.some(connection => connection.turn)) await new Promise(resolve => setTimeout(resolve, 10))
+  while (connections.some(connection => connection.turn)) await sleep(10)
   stopped = false
   return measured.end()
 }
 
 async function sendClosed({ seconds, warmup, from }: { seconds: number, warmup: number, from: number }) {
   const start = performance.now()
-  const end = start + (warmup + seconds) * 1000
-  for (const request of requests) request.ts = from
-  const measured = tally = new Tally(start + warmup * 1000, connection => {
+  let end = Infinity
+  const next = (connection: Connection) => {
     const now = performance.now()
     if (now < end) turn(connection, now)
-  })
+  }
+  for (const request of requests) request.ts = from
+  const warming = tally = new Tally(start, next)
   for (const connection of connections) turn(connection, start)
-  await new Promise(resolve => setTimeout(resolve, (warmup + seconds) * 1000))
-  // What is answered after the end is not of this measurement.
+  await sleep(warmup * 1000)
+  // Until the server has seen each token: what it asks the database once is no measure.
+  while (!requests.every(({ ts }) => ts > from)) await sleep(20)
+  warming.end()
+  const measured = tally = new Tally(performance.now(), next)
+  end = measured.measureFrom + seconds * 1000
+  await sleep(seconds * 1000)
   const sent = measured.end()
-  while (connections.some(connection => connection.turn)) await new Promise(resolve => setTimeout(resolve, 10))
+  while (connections.some(connection => connection.turn)) await sleep(10)
   return { ...sent, until: requests.reduce((latest, { ts }) => Math.max(latest, ts), from) }
 }
 

@@ -85,7 +85,7 @@ export async function startServer({ cluster }: Store, { variant, env = {} }: Ser
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
   })
   let output = ''
-  const keep = (chunk: Buffer) => { output = (output + chunk.toString()).slice(-20_000) }
+  const keep = (chunk: Buffer) => { output = (output + chunk.toString()).slice(-3_000) }
   child.stdout?.on('data', keep)
   child.stderr?.on('data', keep)
   const exited = new Promise<void>(resolve => { child.once('exit', () => resolve()) })

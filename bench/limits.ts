@@ -1,0 +1,107 @@
+/*
+ * How near the server comes to what HTTP alone and what Postgres alone can do, on this machine, in this run. In each round, one
+ * after the other, each saturated by keep-alive connections that send again as soon as they have an answer:
+ *
+ *   single    this server, one heartbeat a request
+ *   without   the same server with the same HTTP, authentication and validation, whose batches are not sent to Postgres
+ *   one       the same server with a statement per heartbeat, as many at once as the pool has connections
+ *   batched   this server, a gateway's batches
+ *   pgbench   the writer's statement with batches of the same size, straight to Postgres
+ *
+ * Ratios are made within a round; their median is quoted. The servers run through all rounds; an idle one costs nothing. A device's ts
+ * moves on by a bucket with each request, from five days ago, so that every heartbeat is stored and moves last status on, as a
+ * real one does. The sender shares the processors with server and Postgres: its share of them is a figure too.
+ */
+import { say } from '../local/progress.ts'
+import { atLeast, median, type Figure } from './figure.ts'
+import { startSender } from './heartbeats.ts'
+import { readOptions, UsageError } from './options.ts'
+import { pgbench } from './pgbench.ts'
+import { cpuPercent } from './processes.ts'
+import { enroll, startServer, withStore, type Server } from './store.ts'
+import type { Template } from './sender.ts'
+
+const options = {
+  rounds: { otherwise: 3, what: 'how often each is measured' },
+  seconds: { otherwise: 15, what: 'of each measurement' },
+  warmup: { otherwise: 3, least: 0, what: 'seconds before it' },
+  devices: { otherwise: 10_000, what: 'how many send, and as many for pgbench' },
+  connections: { otherwise: 256, what: 'that send single heartbeats' },
+  batches: { otherwise: [100, 1_000], what: 'heartbeats in a batch' },
+  gateways: { otherwise: 8, what: 'connections that send batches' },
+  clients: { otherwise: 2, what: 'of pgbench, as many as the writer has statements at once' },
+  workers: { otherwise: undefined, what: 'processes of each server, in place of its own default' },
+} as const
+
+export async function benchLimits(args: string[]): Promise<Figure[]> {
+  const given = readOptions('limits', args, options)
+  if (Math.max(...given.batches) > 1_000) throw new UsageError('--batches takes at most 1000, as the server does')
+  if (Math.max(...given.batches) * given.clients > given.devices) throw new UsageError('--devices must be enough for a batch of each client')
+  const env: Record<string, string> = given.workers ? { WORKERS: String(given.workers) } : {}
+  return withStore(async store => {
+    const devices = await enroll(store, given.devices)
+    const straight = pgbench(store, (await enroll(store, given.devices, 'pgbench')).map(({ device_id }) => device_id), given.clients)
+    const [gateway] = await store.admin<{ token: string }[]>`select fleet.create_gateway_token('bench') as token`
+    const servers: Server[] = []
+    const sender = startSender()
+    try {
+      for (const variant of [undefined, 'without-database.ts', 'one-insert.ts']) servers.push(await startServer(store, { variant, env }))
+      const [ours, without, one] = servers as [Server, Server, Server]
+
+      let from = Date.now() - 5 * 86_400_000
+      const senderCpu: number[] = []
+      const saturate = async ({ port }: Server, connections: number, templates: Template[], items: number) => {
+        await sender.connect(port, connections, templates)
+        await store.admin`checkpoint`
+        const { ok, errors, problems, seconds, cpuSeconds, until } = await sender.closed(given.seconds, given.warmup, from)
+        if (errors) throw new Error(`${errors} of ${ok + errors} requests failed: ${JSON.stringify(problems)}`)
+        from = until
+        senderCpu.push(cpuPercent(cpuSeconds, seconds))
+        return ok * items / seconds
+      }
+
+      const singles = { ours: [] as number[], without: [] as number[], one: [] as number[] }
+      const batched = given.batches.map(size => ({ size, ours: [] as number[], pgbench: [] as number[] }))
+      for (let round = 1; round <= given.rounds; round++) {
+        singles.ours.push(await saturate(ours, given.connections, devices, 1))
+        singles.without.push(await saturate(without, given.connections, devices, 1))
+        singles.one.push(await saturate(one, given.connections, devices, 1))
+        say(`round ${round}: single ${rate(singles.ours)}, without database ${rate(singles.without)}, one INSERT each ${rate(singles.one)}`)
+        for (const { size, ours: here, pgbench: there } of batched) {
+          const templates: Template[] = []
+          for (let first = 0; first + size <= devices.length; first += size) {
+            templates.push({ token: gateway?.token ?? '', devices: devices.slice(first, first + size).map(({ device_id }) => device_id) })
+          }
+          here.push(await saturate(ours, given.gateways, templates, size))
+          await store.admin`checkpoint`
+          there.push(await straight(size, given.seconds))
+          say(`round ${round}: batches of ${size} ${rate(here)}, pgbench ${rate(there)}`)
+        }
+      }
+      const duplicates = (await ours.metrics()).get('hb_deduplicated_total') ?? 0
+      if (duplicates > 0) throw new Error(`${duplicates} heartbeats were duplicates, and so no measure of storing`)
+
+      const ratio = (mine: number[], other: number[]) => median(mine.map((value, round) => value / (other[round] ?? NaN)))
+      return [
+        { name: 'single heartbeats', measured: median(singles.ours), unit: 'rows/s' },
+        { name: 'the same without the database', measured: median(singles.without), unit: 'requests/s' },
+        { name: 'one INSERT per request', measured: median(singles.one), unit: 'rows/s' },
+        { name: 'single / without the database', measured: ratio(singles.ours, singles.without), unit: '', target: atLeast(0.65) },
+        { name: 'single / one INSERT per request', measured: ratio(singles.ours, singles.one), unit: '', target: atLeast(5) },
+        ...batched.flatMap(({ size, ours: here, pgbench: there }): Figure[] => [
+          { name: `batches of ${size}`, measured: median(here), unit: 'rows/s' },
+          { name: `pgbench, batches of ${size}`, measured: median(there), unit: 'rows/s' },
+          { name: `batches of ${size} / pgbench`, measured: ratio(here, there), unit: '', target: atLeast(0.8) },
+        ]),
+        { name: 'the sender\'s CPU, of all processors, at most', measured: Math.max(...senderCpu), unit: '%' },
+      ]
+    } finally {
+      sender.end()
+      await Promise.all(servers.map(server => server.stop()))
+    }
+  })
+}
+
+function rate(values: number[]) {
+  return `${Math.round(values.at(-1) ?? NaN).toLocaleString('en')}/s`
+}

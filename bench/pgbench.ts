@@ -1,0 +1,79 @@
+import { spawn } from 'node:child_process'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { plainEnv } from '../local/config.ts'
+import type { Store } from './store.ts'
+
+const BUCKET_S = 10
+const FIRST = 10 * 3600
+/** Later in the day nothing is begun: one measurement uses up to four hours of the devices' time. */
+const LAST = 20 * 3600
+
+/**
+ * pgbench sending the writer's own statement, each client its own devices in batches of equal size. A script is one pass over
+ * the devices; `:clock` moves on by a bucket each time. It stands within the JSON as hhmmss, from 10:00 on, because pgbench knows
+ * whole numbers only, and is as long as its value, because pgbench otherwise moves the rest of the text for each.
+ */
+export function pgbench({ cluster }: Store, deviceIds: number[], clients: number) {
+  let day = Date.now() - 6 * 86_400_000
+  let clock = FIRST
+
+  /** Rows a second. */
+  return async (batch: number, seconds: number) => {
+    if (clock > LAST) {
+      day += 86_400_000
+      clock = FIRST
+    }
+    const directory = await mkdtemp(join(tmpdir(), 'fleet-pgbench-'))
+    try {
+      const share = Math.floor(deviceIds.length / clients)
+      const runs = await Promise.all(Array.from({ length: clients }, async (_, client) => {
+        const script = join(directory, `${client}.sql`)
+        const ids = deviceIds.slice(client * share, (client + 1) * share)
+        await writeFile(script, scriptOf(ids, batch, new Date(day).toISOString().slice(0, 10).replaceAll('-', '')))
+        const output = await run(cluster.program('pgbench'), [
+          '--no-vacuum', '--client=1', `--time=${seconds}`, `--file=${script}`, `--define=seconds=${clock}`,
+          cluster.url('fleet_server', 'fleet'),
+        ])
+        const passes = Number(/number of transactions actually processed: (\d+)/.exec(output)?.[1])
+        const rate = Number(/^tps = ([\d.]+)/m.exec(output)?.[1])
+        if (!(passes > 0 && rate > 0)) throw new Error(`pgbench finished no pass over ${share} devices in ${seconds} s:\n${output}`)
+        return { passes, rows: rate * share }
+      }))
+      clock += BUCKET_S * (1 + Math.max(...runs.map(({ passes }) => passes)))
+      return runs.reduce((sum, { rows }) => sum + rows, 0)
+    } finally {
+      await rm(directory, { recursive: true, force: true })
+    }
+  }
+}
+
+function scriptOf(deviceIds: number[], batch: number, date: string) {
+  const lines = [
+    `\\set seconds :seconds + ${BUCKET_S}`,
+    '\\set clock (:seconds / 3600) * 10000 + (:seconds / 60 % 60) * 100 + :seconds % 60',
+  ]
+  for (let first = 0; first < deviceIds.length; first += batch) {
+    const items = deviceIds.slice(first, first + batch).map(device_id => ({
+      ts: `${date}T:clock+00`, battery_pct: 81, network_type: 'wifi', unity_running: true, signal_dbm: -61, agent_version: '3.1.0',
+      device_id, ip: '127.0.0.1',
+    }))
+    lines.push(`select result, reason, ts from fleet.ingest('${JSON.stringify(items)}'::text::json);`)
+  }
+  return `${lines.join('\n')}\n`
+}
+
+function run(program: string, args: string[]) {
+  return new Promise<string>((resolve, reject) => {
+    const child = spawn(program, args, { env: plainEnv(), stdio: ['ignore', 'pipe', 'pipe'] })
+    let output = ''
+    child.stdout.on('data', (chunk: Buffer) => { output += chunk.toString() })
+    child.stderr.on('data', (chunk: Buffer) => { output += chunk.toString() })
+    child.once('error', reject)
+    child.once('close', code => {
+      if (code === 0) resolve(output)
+      else reject(new Error(`pgbench ended with ${code}:\n${output}`))
+    })
+  })
+}
