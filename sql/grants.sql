@@ -47,6 +47,8 @@ to fleet_server, fleet_dba;
 grant execute on function
   fleet.set_retention(interval),
   fleet.set_premake(integer),
+  fleet.set_cadence(text, timestamptz),
+  fleet.recommend_cadence(),
   fleet.create_partitions(date, date),
   fleet.sync_partitions(),
   fleet.archive_partition(text),

@@ -8,6 +8,9 @@ set lock_timeout = '300ms'
 as $$
 declare
   v_known text[];
+  v_taken tstzmultirange;
+  v_width interval;
+  v_starts timestamptz[];
 begin
   if p_from is null or p_to is null or p_from > p_to or p_to - p_from > 4000 then
     raise exception using
@@ -19,23 +22,38 @@ begin
   perform fleet.sync_partitions();
   v_known := array(select partition_name from fleet.hb_partitions where state in ('active', 'restored'));
 
-  perform fleet.ensure_partitions(array(
-    select distinct date_trunc(case s.cadence when 'monthly' then 'month' else 'day' end, d.day) as range_start
-    from generate_series(p_from::timestamptz, p_to::timestamptz, interval '1 day') as d (day)
-    cross join fleet.settings s
-    where not exists (
-      select from fleet.attached_partitions() a
-      where a.range_start < d.day + interval '1 day' and a.range_end > d.day
-    )
+  select range_agg(tstzrange(t.range_start, t.range_end)) into v_taken
+  from (
+    select a.range_start, a.range_end
+    from fleet.attached_partitions() a
+    union all
     -- A retired day is not made anew beside its archive: fleet.request_restore() brings it back.
-    and not exists (
-      select from fleet.hb_partitions p
-      where p.state not in ('active', 'restored')
-        and not (p.state = 'dropped' and p.row_count = 0)
-        and p.range_start < d.day + interval '1 day' and p.range_end > d.day
-    )
-    order by range_start
-  ));
+    select p.range_start, p.range_end
+    from fleet.hb_partitions p
+    where p.state not in ('active', 'restored') and not (p.state = 'dropped' and p.row_count = 0)
+  ) t;
+
+  for v_width, v_starts in
+    select w.width, array_agg(distinct w.range_start order by w.range_start)
+    from (
+      select
+        -- A month in which days have partitions of their own is filled up with days.
+        case when m.is_free then interval '1 month' else interval '1 day' end as width,
+        case when m.is_free then m.range_start else d.day end as range_start
+      from generate_series(p_from::timestamptz, p_to::timestamptz, interval '1 day') as d (day)
+      cross join fleet.settings s
+      cross join lateral (
+        select date_trunc('month', d.day) as range_start,
+          s.cadence = 'monthly' and coalesce(
+            not v_taken && tstzrange(date_trunc('month', d.day), date_trunc('month', d.day) + interval '1 month'), true
+          ) as is_free
+      ) m
+      where coalesce(not v_taken @> d.day, true)
+    ) w
+    group by w.width
+  loop
+    perform fleet.ensure_partitions(v_starts, v_width);
+  end loop;
 
   perform fleet.sync_partitions();
   return query

@@ -1,5 +1,5 @@
 -- The one place that knows that pg_partman 4 and 5 differ in the calls that make partitions.
-create or replace function fleet.ensure_partitions(p_starts timestamptz[]) returns void
+create or replace function fleet.ensure_partitions(p_starts timestamptz[], p_width interval) returns void
 language plpgsql
 volatile
 security definer
@@ -8,6 +8,7 @@ set timezone = 'UTC'
 as $$
 declare
   v_partman_major integer;
+  v_interval text;
 begin
   if cardinality(p_starts) = 0 then
     return;
@@ -15,6 +16,15 @@ begin
   select split_part(extversion, '.', 1)::integer into v_partman_major
   from pg_extension
   where extname = 'pg_partman';
+
+  -- pg_partman makes partitions of its configured width only; days and months meet where the cadence was changed.
+  select partition_interval into strict v_interval
+  from partman.part_config
+  where parent_table = 'fleet.device_heartbeats'
+  for update;
+  if v_interval::interval <> p_width then
+    update partman.part_config set partition_interval = p_width::text where parent_table = 'fleet.device_heartbeats';
+  end if;
   if v_partman_major >= 5 then
     perform partman.create_partition_time(p_parent_table => 'fleet.device_heartbeats', p_partition_times => p_starts);
   else
@@ -22,8 +32,11 @@ begin
     execute 'select partman.create_partition_time(p_parent_table => $1, p_partition_times => $2, p_analyze => false)'
     using 'fleet.device_heartbeats', p_starts;
   end if;
+  if v_interval::interval <> p_width then
+    update partman.part_config set partition_interval = v_interval where parent_table = 'fleet.device_heartbeats';
+  end if;
 end
 $$;
 
-comment on function fleet.ensure_partitions(timestamptz[]) is
-  'Has pg_partman make the partitions that begin at these moments; those that exist are left alone.';
+comment on function fleet.ensure_partitions(timestamptz[], interval) is
+  'Has pg_partman make the partitions of a width that begin at these moments; those that exist are left alone.';

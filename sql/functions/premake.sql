@@ -17,7 +17,17 @@ begin
   into strict v_from, v_to
   from fleet.settings s;
 
-  perform partman.run_maintenance(p_parent_table => 'fleet.device_heartbeats', p_analyze => false, p_jobmon => false);
+  -- Right after a change of cadence the last partition is of the old width, which run_maintenance would miscount.
+  if (
+    select a.range_end = a.range_start + c.partition_interval::interval
+    from fleet.attached_partitions() a
+    cross join partman.part_config c
+    where c.parent_table = 'fleet.device_heartbeats'
+    order by a.range_start desc
+    limit 1
+  ) then
+    perform partman.run_maintenance(p_parent_table => 'fleet.device_heartbeats', p_analyze => false, p_jobmon => false);
+  end if;
 
   -- run_maintenance only adds at the far end, by the real clock, and reports "already running" as success: what is still
   -- missing is made by name, also the days that a long outage left out, for devices that send late.

@@ -17,9 +17,7 @@ begin
   update fleet.settings
   set premake_days = p_days
   where premake_days is distinct from p_days;
-  update partman.part_config
-  set premake = p_days
-  where parent_table = 'fleet.device_heartbeats' and premake is distinct from p_days;
+  perform fleet.configure_partman();
   return format('premake %s days (was %s); the next hourly run makes what is missing', p_days, v_old);
 end
 $$;
