@@ -55,6 +55,20 @@ t.test('reconcile moves last status to the newest stored heartbeat, and never ba
   `, [{ healed: 10, untouched: 20 }])
   t.match(await sql`select rows from fleet.events where event = 'reconciliation.completed' order by event_id`, [{ rows: '4' }, { rows: '7' }, { rows: '0' }])
   t.equal(await value(sql`select total::int from fleet.counters where counter = 'reconciliation_rows_updated_total'`), 11)
+  // Devices that fall behind again and again, as with a trigger that is off, keep nobody from the others.
+  const healed = new Set<string>()
+  for (let run = 0; run < 3; run++) {
+    await admin`update fleet.device_last_status set last_ts = last_ts - interval '1 hour' where device_id <= 25`
+    await dba`select fleet.reconcile('24 hours', 10)`
+    const rows = await sql<{ device_id: string }[]>`
+      select device_id from fleet.device_last_status ls
+      where device_id <= 25 and last_ts = (select max(ts) from fleet.device_heartbeats h where h.device_id = ls.device_id)
+    `
+    for (const { device_id } of rows) healed.add(device_id)
+  }
+  t.equal(healed.size, 25, 'three runs of ten come round to all')
+  await dba`select fleet.reconcile()`
+
   await t.rejects(dba`select fleet.reconcile('-1 day')`, { code: 'FL422' })
 
   await admin`delete from fleet.device_last_status`

@@ -10,6 +10,10 @@ begin
       return (select count(*) from fleet.premake(p_now));
     when 'refresh_sizes' then
       return fleet.refresh_sizes(p_now);
+    when 'set_temperatures' then
+      return fleet.set_temperatures(p_now);
+    when 'schedule_vacuum' then
+      return fleet.schedule_vacuum();
     when 'retire' then
       return fleet.retire_partition(p_partition, p_now);
     when 'prune' then

@@ -12,6 +12,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_since timestamptz := now() - p_window;
+  v_after bigint;
+  v_last bigint;
 begin
   if not pg_try_advisory_xact_lock(hashtextextended('fleet.reconcile', 0)) then
     raise exception using
@@ -19,6 +21,9 @@ begin
       message = 'last status is being reconciled by another session',
       hint = 'Wait for it, or see: select * from pg_locks where locktype = ''advisory'';';
   end if;
+  -- A run that reached its limit left the devices behind the last one to the next: those that drift again and again
+  -- cannot keep it from them.
+  select position into v_after from fleet.cursors where cursor_name = 'reconcile';
   with newest as materialized (
     select d.device_id, h.ts, h.received_at, h.battery_pct, h.network_type, h.unity_running, h.signal_dbm, h.agent_version,
       h.ip, ls.last_ts
@@ -32,16 +37,21 @@ begin
       limit 1
     ) h on true
   ),
+  behind as (
+    select n.*
+    from newest n
+    where n.ts is not null and (n.last_ts is null or n.last_ts < n.ts)
+    order by n.device_id <= coalesce(v_after, 0), n.device_id
+    limit p_max_rows
+  ),
   healed as (
     insert into fleet.device_last_status as ls (
       device_id, last_ts, last_received_at, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, status
     )
     select n.device_id, n.ts, n.received_at, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version,
       n.ip, case when n.unity_running is false then 'unity_down' else 'ok' end
-    from newest n
-    where n.ts is not null and (n.last_ts is null or n.last_ts < n.ts)
-    order by n.device_id
-    limit p_max_rows
+    from behind n
+    order by n.device_id  -- the order in which ingest locks them
     on conflict (device_id) do update
       set last_ts = excluded.last_ts,
         last_received_at = excluded.last_received_at,
@@ -55,8 +65,16 @@ begin
       where ls.last_ts is null or ls.last_ts < excluded.last_ts
     returning ls.device_id
   )
-  select (select count(*) from newest), (select count(*) from healed)
-  into checked, updated;
+  select (select count(*) from newest), (select count(*) from healed),
+    (
+      select b.device_id from behind b order by b.device_id <= coalesce(v_after, 0) desc, b.device_id desc limit 1
+    )
+  into checked, updated, v_last;
+  insert into fleet.cursors as c (cursor_name, position)
+  values ('reconcile', case when updated < p_max_rows then 0 else v_last end)
+  on conflict (cursor_name) do update
+    set position = excluded.position
+    where c.position <> excluded.position;
 end
 $$;
 

@@ -1,7 +1,8 @@
 create or replace function fleet.job_definitions()
 returns table (jobname text, schedule text, command text)
 language sql
-immutable
+stable
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
   values
@@ -11,8 +12,27 @@ as $$
     ('fleet-reconcile', '5 * * * *', 'select fleet.reconcile()'),
     ('fleet-archive-wake', '*/10 * * * *', 'select fleet.wake_archiver()'),
     ('fleet-prune-cron-history', '20 4 * * *',
-      $job$delete from cron.job_run_details where end_time < now() - interval '14 days'$job$);
+      $job$delete from cron.job_run_details where end_time < now() - interval '14 days'$job$)
+  union all
+  -- VACUUM cannot run in a function: a statement that names the tables, made anew by each night.
+  select 'fleet-vacuum', '45 3 * * *', coalesce(
+    (
+      select format('vacuum (analyze) %s', string_agg(format('fleet.%I', a.partition_name), ', ' order by a.range_start))
+      from fleet.attached_partitions() a
+      where a.range_end > now() - interval '7 days' and a.range_start <= now()
+    ),
+    'vacuum (analyze) fleet.device_last_status'
+  )
+  union all
+  select 'fleet-freeze', '15 4 * * *',
+    format('vacuum (freeze, analyze) %s', string_agg(format('fleet.%I', p.partition_name), ', ' order by p.range_start))
+  from fleet.hb_partitions p
+  join pg_class c on c.oid = p.relid
+  where p.state in ('active', 'restored')
+    and age(c.relfrozenxid) > age(p.cold_xid)
+    and pg_relation_size(c.oid) > 0
+  having count(*) > 0;
 $$;
 
 comment on function fleet.job_definitions() is
-  'The jobs that pg_cron has to run for the store, with their schedules in GMT.';
+  'The jobs that pg_cron has to run for the store, with their schedules in GMT. fleet-freeze is among them while a cold partition is not frozen yet.';

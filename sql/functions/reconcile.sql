@@ -27,4 +27,4 @@ end
 $$;
 
 comment on function fleet.reconcile(interval, integer) is
-  'Repairs last status where it is behind the stored heartbeats of a window; newest wins. What is beyond p_max_rows is found by the next run. Run hourly. Example: select * from fleet.reconcile();';
+  'Repairs last status where it is behind the stored heartbeats of a window; newest wins. What is beyond p_max_rows is left to the next run, which goes on from there. Run hourly. Example: select * from fleet.reconcile();';

@@ -22,6 +22,8 @@ begin
   ) loop
     call fleet.run_step(p_run_id, 'retire', v_partition, p_now, v_failed);
   end loop;
+  call fleet.run_step(p_run_id, 'set_temperatures', null, p_now, v_failed);
+  call fleet.run_step(p_run_id, 'schedule_vacuum', null, p_now, v_failed);
   call fleet.run_step(p_run_id, 'prune', null, p_now, v_failed);
   call fleet.run_step(p_run_id, 'retry_failed_archives', null, p_now, v_failed);
   call fleet.run_step(p_run_id, 'wake_archiver', null, p_now, v_failed);
@@ -30,4 +32,4 @@ end
 $$;
 
 comment on procedure fleet.nightly(bigint, interval, timestamptz) is
-  'The night''s work, each step in its own transaction: premake, count, retire what is past the retention, prune, wake the archiver. Answers its run_id for fleet.run_steps(). See first: select * from fleet.nightly_plan(). Example: call fleet.nightly();';
+  'The night''s work, each step in its own transaction: premake, count, retire what is past the retention, set autovacuum by age, prune, wake the archiver. Answers its run_id for fleet.run_steps(). See first: select * from fleet.nightly_plan(). Example: call fleet.nightly();';

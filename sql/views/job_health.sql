@@ -5,11 +5,10 @@ select h.jobname, h.schedule,
     when not h.is_active then 'disabled'
     when h.last_start is null then 'waiting'
     when h.last_status = 'failed' then 'failed'
-    when h.last_success is null or now() - h.last_success > case h.schedule
-      when '*/10 * * * *' then interval '25 minutes'
-      when '0 3 * * *' then interval '25 hours'
-      when '20 4 * * *' then interval '25 hours'
-      else interval '125 minutes'
+    when h.last_success is null or now() - h.last_success > case
+      when h.schedule like '*/10 %' then interval '25 minutes'
+      when split_part(h.schedule, ' ', 2) = '*' then interval '125 minutes'
+      else interval '25 hours'
     end then 'late'
     else 'ok'
   end as status,

@@ -1,0 +1,16 @@
+create or replace function fleet.schedule_vacuum() returns integer
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not exists (select from pg_extension where extname = 'pg_cron') then
+    return 0;
+  end if;
+  return (select count(*) from fleet.schedule_jobs() j where j.jobname in ('fleet-vacuum', 'fleet-freeze'));
+end
+$$;
+
+comment on function fleet.schedule_vacuum() is
+  'Gives pg_cron the partitions that it has to vacuum and to freeze next; returns how many jobs that takes, 0 where pg_cron is in another database. Run by fleet.nightly().';
