@@ -36,7 +36,8 @@ grant execute on function
   fleet.retention_plan(interval, timestamptz),
   fleet.record_event(text, text, bigint, bigint, text, boolean, bigint),
   fleet.count_up(text, numeric),
-  fleet.elapsed_ms(timestamptz)
+  fleet.elapsed_ms(timestamptz),
+  fleet.is_night_missed(timestamptz)
 to fleet_server, fleet_dba;
 grant execute on procedure
   fleet.maintain(bigint, timestamptz),
@@ -49,6 +50,7 @@ grant execute on function
   fleet.set_premake(integer),
   fleet.set_cadence(text, timestamptz),
   fleet.recommend_cadence(),
+  fleet.force_unlock(text),
   fleet.create_partitions(date, date),
   fleet.sync_partitions(),
   fleet.archive_partition(text),

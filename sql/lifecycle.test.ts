@@ -1,6 +1,6 @@
 import t from 'tap'
 import type { Sql } from 'postgres'
-import { withDatabase } from '../local/testing.ts'
+import { waitFor, withDatabase } from '../local/testing.ts'
 import { asRole, daysAgo, enroll, ingest, partitionAt, value } from './testing.ts'
 
 t.test('an idle fleet gets new partitions as the days pass', async t => {
@@ -180,6 +180,39 @@ t.test('a second run of maintenance says that one is running, and by whom', asyn
   await t.rejects(dba`call fleet.maintain()`, { code: 'FL003' })
   await holder`select fleet.end_run(1, 'nightly', 0)`
   await dba`call fleet.nightly()`
+})
+
+t.test('a stuck run of maintenance is ended by force, and the next one goes on', async t => {
+  const db = await withDatabase(t)
+  const stuck = asRole(t, db, 'fleet_owner')
+  await stuck`select fleet.begin_run('nightly')`
+  const [{ pid } = { pid: 0 }] = await stuck<{ pid: number }[]>`select pg_backend_pid() as pid`
+  const sleep = stuck`select pg_sleep(600)`.catch((error: unknown) => error)
+  const dba = asRole(t, db, 'fleet_dba')
+  await waitFor(async () => (await db.admin`select from pg_stat_activity where pid = ${pid} and query ~ 'pg_sleep'`).length === 1)
+  await t.rejects(dba`call fleet.nightly()`, { code: 'FL003', hint: /force_unlock\('maintenance'\)/ })
+  t.match(await dba`select * from fleet.force_unlock()`, [{ pid, usename: 'fleet_owner', query: /pg_sleep/, is_ended: true }])
+  t.ok(await sleep instanceof Error, 'its session is gone')
+  await dba`call fleet.nightly()`
+  t.same(await dba`select * from fleet.force_unlock('reconcile')`, [], 'nobody to end')
+  await t.rejects(dba`select fleet.force_unlock('everything')`, { code: 'FL422' })
+  const reader = asRole(t, db, 'fleet_reader')
+  await t.rejects(reader`select fleet.force_unlock()`, { code: '42501' })
+})
+
+t.test('the hourly run makes up for a night that was missed', async t => {
+  const { sql, admin } = await withDatabase(t)
+  const nights = () => value(sql`select count(*)::int from fleet.events where event = 'nightly.end' and is_ok`)
+  await sql`call fleet.maintain()`
+  t.equal(await nights(), 0, 'a new store waits for its first')
+  await admin`update fleet.hb_partitions set created_at = now() - interval '2 days'`
+  await sql`call fleet.maintain()`
+  t.equal(await nights(), 1)
+  await sql`call fleet.maintain()`
+  t.equal(await nights(), 1, 'not twice')
+  await admin`update fleet.events set at = at - interval '26 hours' where event = 'nightly.start'`
+  await sql`call fleet.maintain()`
+  t.equal(await nights(), 2)
 })
 
 t.test('today\'s partition is never retired', async t => {

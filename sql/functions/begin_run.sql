@@ -19,7 +19,7 @@ begin
     raise exception using
       errcode = 'FL003',
       message = format('maintenance is running already, in backend %s', v_holder),
-      hint = 'Wait for it. If it is stuck: select pg_terminate_backend(pid); the next run goes on where it ended.';
+      hint = 'Wait for it. If it is stuck: select * from fleet.force_unlock(''maintenance''); the next run goes on where it ended.';
   end if;
   v_run_id := nextval('fleet.run_id_seq');
   perform fleet.record_event(p_kind || '.start', p_run_id => v_run_id, p_detail => session_user::text);

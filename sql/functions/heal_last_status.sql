@@ -19,7 +19,7 @@ begin
     raise exception using
       errcode = 'FL003',
       message = 'last status is being reconciled by another session',
-      hint = 'Wait for it, or see: select * from pg_locks where locktype = ''advisory'';';
+      hint = 'Wait for it. If it is stuck: select * from fleet.force_unlock(''reconcile'');';
   end if;
   -- A run that reached its limit left the devices behind the last one to the next: those that drift again and again
   -- cannot keep it from them.

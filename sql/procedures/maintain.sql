@@ -3,13 +3,19 @@ language plpgsql
 as $$
 declare
   v_failed integer := 0;
+  v_nightly bigint;
 begin
   p_run_id := fleet.begin_run('maintain');
   commit;
   call fleet.run_step(p_run_id, 'premake', null, p_now, v_failed);
   perform fleet.end_run(p_run_id, 'maintain', v_failed);
+  commit;
+  -- Postgres or pg_cron was down at three.
+  if fleet.is_night_missed(p_now) then
+    call fleet.nightly(v_nightly, null, p_now);
+  end if;
 end
 $$;
 
 comment on procedure fleet.maintain(bigint, timestamptz) is
-  'Makes the partitions ahead. Run hourly by pg_cron; safe at any time. Example: call fleet.maintain();';
+  'Makes the partitions ahead, and makes up for a night that was missed. Run hourly by pg_cron; safe at any time. Example: call fleet.maintain();';
