@@ -61,7 +61,8 @@ for (const zone of ['America/New_York', 'Asia/Kolkata', 'Pacific/Apia']) {
   t.test(`bounds stay UTC midnights, without a gap, in a session in ${zone}`, async t => {
     const db = await withDatabase(t)
     const dba = asRole(t, db, 'fleet_dba', { TimeZone: zone, DateStyle: 'SQL, DMY' })
-    await dba`call fleet.maintain(null, now() + interval '20 days')`
+    await dba`select fleet.set_premake(34)`
+    await dba`call fleet.maintain()`
     const today = new Date().toISOString().slice(0, 10)
     await dba`select fleet.create_partitions(${today}::date - 120, ${today}::date - 80)`
     await dba`call fleet.nightly(null, '100 days')`
