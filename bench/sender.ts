@@ -190,6 +190,7 @@ function format({ token, devices }: Template) {
 async function sendOpen({ at, device, ts }: Schedule, warmup: number) {
   const start = performance.now() + 100
   const startedAt = performance.timeOrigin + start
+  stopped = false
   const measured = tally = new Tally(start + warmup * 1000)
   for (let next = 0; next < at.length && !stopped;) {
     const now = performance.now() - start
@@ -200,7 +201,6 @@ async function sendOpen({ at, device, ts }: Schedule, warmup: number) {
     await sleep(1)
   }
   while (connections.some(connection => connection.turn)) await sleep(10)
-  stopped = false
   return measured.end()
 }
 

@@ -1,0 +1,196 @@
+/*
+ * What dashboards ask, by last status and as it was asked before there was one (the newest row of each device, from the heartbeats of a
+ * week), round by round, in SQL and over HTTP, for fleets of growing size. One device in a hundred is offline, one in two hundred
+ * says that its Unity app is down. The last heartbeat of each other device is stored shortly before the questions, as ingest stores it.
+ * One question at a time, from a connection that is there; each is asked --repeats times a round, or for --seconds, at least twice.
+ */
+import postgres, { type Sql } from 'postgres'
+import { say, step } from '../local/progress.ts'
+import { atMost, median, percentile, type Figure } from './figure.ts'
+import { readOptions } from './options.ts'
+import { generator } from './schedule.ts'
+import { startServer, withStore, type Server, type Store } from './store.ts'
+
+const options = {
+  sizes: { otherwise: [500, 2_000, 10_000, 1_000_000], what: 'numbers of devices' },
+  rounds: { otherwise: 3, what: 'how often each question has its turn' },
+  repeats: { otherwise: 100, what: 'how often it is asked then' },
+  seconds: { otherwise: 4, what: 'after which it is asked no more in that round' },
+  beats: { otherwise: 60, what: 'earlier heartbeats of each device, one a minute; fewer for more than 100,000 devices' },
+} as const
+
+const LEGACY_NEWEST = `
+  select distinct on (h.device_id) h.device_id, h.ts, h.unity_running, h.battery_pct, h.agent_version
+  from fleet.device_heartbeats h
+  where h.ts > now() - interval '7 days'
+  order by h.device_id, h.ts desc
+`
+
+interface Question {
+  name: string
+  ask: () => Promise<unknown>
+  /** Ms that the 95th percentile may take. */
+  target?: number
+  /** Name of the question it is compared with. */
+  legacy?: string
+}
+
+export async function benchReads(args: string[]): Promise<Figure[]> {
+  const given = readOptions('reads', args, options)
+  return withStore(async store => {
+    const sql = postgres(store.cluster.url('fleet_reader', 'fleet'), { max: 1, onnotice: () => {} })
+    const server = await startServer(store, { env: { WORKERS: '1' } })
+    try {
+      const figures: Figure[] = []
+      for (const size of [...given.sizes].sort((a, b) => a - b)) {
+        await grow(store, size, given.beats)
+        figures.push(...await measure(questions(sql, server, size), size, given))
+      }
+      return figures
+    } finally {
+      await sql.end({ timeout: 1 })
+      await server.stop()
+    }
+  })
+}
+
+/** Enrolls up to so many devices, with a past; then all but the offline ones are heard from. */
+async function grow({ admin }: Store, size: number, beats: number) {
+  await step(`Enrolling up to ${size.toLocaleString('en')} devices, with a past`, async () => {
+    // In bulk: a million calls of fleet.create_device() take minutes.
+    await admin`
+      with enrolled as (
+        insert into fleet.devices (alias, token_hash)
+        select 'read-' || n, sha256(convert_to('read-' || n, 'UTF8'))
+        from generate_series((select count(*) from fleet.devices) + 1, ${size}::integer) n
+        returning device_id
+      )
+      insert into fleet.device_last_status (device_id)
+      select device_id from enrolled
+    `
+    const past = Math.max(1, Math.min(beats, Math.floor(6_000_000 / size)))
+    // The latest is 13 minutes old: who is not heard from afterwards is offline. Stored as ingest stores them, by the trigger.
+    await admin`
+      insert into fleet.device_heartbeats (ts, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
+      select now() - interval '13 minutes' - m * interval '1 minute' - ls.device_id % 60 * interval '100 ms',
+        ls.device_id, -61, 80, true, 'wifi', '3.1.0', '10.0.0.1'
+      from fleet.device_last_status ls
+      cross join generate_series(0, ${past - 1}::integer) m
+      where ls.last_ts is null
+    `
+  })
+  await step('Hearing from them', async () => {
+    await admin`
+      insert into fleet.device_heartbeats (ts, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
+      select now() - device_id % 40 * interval '1 second', device_id, -61, 80, device_id % 200 <> 7, 'wifi', '3.1.0', '10.0.0.1'
+      from fleet.devices
+      where device_id % 100 <> 1
+      on conflict do nothing
+    `
+    await admin`vacuum (analyze) fleet.device_last_status`
+    await admin`vacuum (analyze) fleet.devices`
+    await admin`analyze fleet.device_heartbeats`
+    const [found] = await admin<{ marks: boolean }[]>`select to_regproc('fleet.mark_silent') is not null as marks`
+    // pg_cron's own run comes within the minute.
+    if (found?.marks) await admin.unsafe('call fleet.mark_silent()')
+    await admin`checkpoint`
+  })
+}
+
+function questions(sql: Sql, server: Server, size: number): Question[] {
+  const listTarget = size <= 10_000 ? 10 : 50
+  const random = generator(size)
+  const device = () => 1 + Math.floor(random() * size)
+  const http = async (path: string, body?: object) => {
+    const answer = await fetch(server.url + path, {
+      method: body ? 'POST' : 'GET',
+      headers: { 'x-admin': server.adminKey, 'content-type': 'application/json' },
+      ...(body ? { body: JSON.stringify(body) } : {}),
+    })
+    const text = await answer.text()
+    if (!answer.ok) throw new Error(`${path} answered ${answer.status}: ${text}`)
+  }
+  return [
+    {
+      name: 'offline list, newest heartbeats',
+      ask: () => sql`
+        select d.device_id, d.alias, n.ts
+        from (${sql.unsafe(LEGACY_NEWEST)}) n
+        join fleet.devices d using (device_id)
+        where d.revoked_at is null and n.ts < now() - interval '12 minutes'
+        order by n.ts
+      `,
+    },
+    {
+      name: 'offline list, fleet.devices_offline',
+      ask: () => sql`select device_id, alias, last_ts from fleet.devices_offline`,
+      target: listTarget, legacy: 'offline list, newest heartbeats',
+    },
+    {
+      name: 'offline list, a page over HTTP',
+      ask: () => http('/v1/devices?status=offline&older_than=12m&limit=100'),
+      target: listTarget,
+    },
+    {
+      name: 'unity down, newest heartbeats',
+      ask: () => sql`
+        select d.device_id, d.alias, n.ts
+        from (${sql.unsafe(LEGACY_NEWEST)}) n
+        join fleet.devices d using (device_id)
+        where d.revoked_at is null and n.unity_running is false and n.ts >= now() - interval '12 minutes'
+        order by n.ts desc
+      `,
+    },
+    {
+      name: 'unity down, fleet.unity_down',
+      ask: () => sql`select device_id, alias, last_ts from fleet.unity_down`,
+      target: listTarget, legacy: 'unity down, newest heartbeats',
+    },
+    {
+      name: 'device detail, newest heartbeat',
+      ask: () => sql`
+        select d.alias, h.*
+        from fleet.devices d
+        left join lateral (
+          select b.* from fleet.device_heartbeats b
+          where b.device_id = d.device_id and b.ts > now() - interval '7 days'
+          order by b.ts desc
+          limit 1
+        ) h on true
+        where d.device_id = ${device()}
+      `,
+    },
+    {
+      name: 'device detail, fleet.device_status',
+      ask: () => sql`select * from fleet.device_status where device_id = ${device()}`,
+      target: 2, legacy: 'device detail, newest heartbeat',
+    },
+    { name: 'device detail over HTTP', ask: () => http(`/v1/devices/${device()}`), target: 2 },
+    { name: 'POST /admin/command', ask: () => http('/admin/command', { device_id: device(), command: 'ping' }), target: 10 },
+  ]
+}
+
+async function measure(asked: Question[], size: number, given: { rounds: number, repeats: number, seconds: number }): Promise<Figure[]> {
+  const took = new Map<string, number[]>(asked.map(({ name }) => [name, []]))
+  for (let round = 1; round <= given.rounds; round++) {
+    for (const { name, ask } of asked) {
+      if (round === 1) await ask()
+      const until = performance.now() + given.seconds * 1000
+      for (let turn = 0; turn < given.repeats && (turn < 2 || performance.now() < until); turn++) {
+        const started = performance.now()
+        await ask()
+        took.get(name)!.push(performance.now() - started)
+      }
+    }
+    say(`  round ${round} of ${given.rounds}, ${size.toLocaleString('en')} devices`)
+  }
+  return asked.flatMap(({ name, target, legacy }): Figure[] => {
+    const times = took.get(name)!
+    const about = `${size.toLocaleString('en')}: ${name}`
+    return [
+      { name: `${about}, p50`, measured: median(times), unit: 'ms' },
+      { name: `${about}, p95`, measured: percentile(times, 95), unit: 'ms', ...(target === undefined ? {} : { target: atMost(target) }) },
+      ...(legacy === undefined ? [] : [{ name: `${about}, times as fast`, measured: median(took.get(legacy)!) / median(times), unit: '' }]),
+    ]
+  })
+}
