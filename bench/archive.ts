@@ -5,18 +5,15 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
-import postgres, { type Sql } from 'postgres'
-import { throwawayCluster } from '../local/cluster.ts'
+import type { Sql } from 'postgres'
 import { plainEnv, repository } from '../local/config.ts'
-import { migrate } from '../local/migrate.ts'
-import { requirePostgres } from '../local/packages.ts'
 import { say, step } from '../local/progress.ts'
 import { atMost, median, type Figure } from './figure.ts'
 import { startSender } from './heartbeats.ts'
 import { readOptions } from './options.ts'
 import { schedule } from './schedule.ts'
 import type { Sent } from './sender.ts'
-import { enroll, startServer, withStore } from './store.ts'
+import { enroll, startServer, withStore, type Store } from './store.ts'
 
 /** Heartbeats of one device in a day at the default cadence. */
 const beatsADay = 1_440
@@ -31,23 +28,19 @@ const options = {
   quiet: { otherwise: 60, what: 'for --ingest: seconds of a quiet measurement' },
 } as const
 
-/**
- * More rows are those of more devices. Targets of the ratios: the project's own (issue "An archive that can be trusted").
- * The cycle is what the archiver does for one partition: freeze, export, upload, read back, prove, drop.
- */
+/** More rows are those of more devices. Targets of the ratios: the project's own (issue "An archive that can be trusted"). */
 export async function benchArchive(args: string[]): Promise<Figure[]> {
   const given = readOptions('archive', args, options)
-  if (given.ingest) return benchIngest(given)
+  return withStore(store => given.ingest ? measureIngest(store, given) : measureCycle(store, given))
+}
+
+/** The cycle is what the archiver does for one partition: freeze, export, upload, read back, prove, drop. */
+async function measureCycle({ cluster, admin }: Store, given: { rows: number, rounds: number }): Promise<Figure[]> {
   const devices = Math.ceil(given.rows / beatsADay)
   const rows = devices * beatsADay
   const { rounds } = given
-  const packages = await requirePostgres()
-  const { cluster, end } = await throwawayCluster({ postgres: packages, databases: ['fleet'], cronDatabase: 'fleet', durable: true })
   const work = await mkdtemp(join(tmpdir(), 'fleet-bench-'))
-  const admin = postgres(cluster.url('postgres', 'fleet'), { max: 1, onnotice: () => {} })
   try {
-    await migrate(cluster.url('postgres', 'fleet'), { log: () => {} })
-    await cluster.allowLogins()
     say(`Loading a day of ${rows} heartbeats of ${devices} devices ...`)
     const partition = await loadDay(admin, devices)
     const csv = join(work, 'day.csv')
@@ -115,9 +108,7 @@ export async function benchArchive(args: string[]): Promise<Figure[]> {
       { name: 'peak memory of the archiver', measured: peak, unit: 'MB', target: { at: 'most', value: 700 } },
     ]
   } finally {
-    await admin.end({ timeout: 1 })
     await rm(work, { recursive: true, force: true })
-    await end()
   }
 }
 
@@ -125,59 +116,57 @@ export async function benchArchive(args: string[]): Promise<Figure[]> {
  * A server takes 500 heartbeats a second, each sent at its time: in a quiet minute, and while the archiver puts a day through the whole cycle.
  * Then the day is restored for the next round, unmeasured. Latency counts from the time at which a heartbeat should have been sent.
  */
-async function benchIngest({ rows, rounds, quiet }: { rows: number, rounds: number, quiet: number }): Promise<Figure[]> {
-  return withStore(async store => {
-    const { admin, cluster } = store
-    const work = await mkdtemp(join(tmpdir(), 'fleet-bench-'))
-    const env = { ARCHIVER_DATABASE_URL: cluster.url('fleet_archiver', 'fleet'), ARCHIVE_URL: pathToFileURL(join(work, 'archive')).href }
-    const archiver = () => run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/main.ts'), '--once'], env)
-    const fleet = { devices: 30_000, interval: 60, jitter: 15, retries: 0 }
-    const devices = await enroll(store, fleet.devices)
-    const partition = await step(`Loading a day of ${rows.toLocaleString('en')} heartbeats`, () => loadDay(admin, Math.ceil(rows / beatsADay)))
-    const server = await startServer(store)
-    const sender = startSender()
-    try {
-      await sender.connect(server.port, 1_000, devices)
-      const calm: Sent[] = []
-      const busy: Sent[] = []
-      for (let round = 1; round <= rounds; round++) {
-        await admin`checkpoint`
-        calm.push(await sender.open(schedule({ ...fleet, duration: WARMUP + quiet }), WARMUP))
+async function measureIngest(store: Store, { rows, rounds, quiet }: { rows: number, rounds: number, quiet: number }): Promise<Figure[]> {
+  const { admin, cluster } = store
+  const work = await mkdtemp(join(tmpdir(), 'fleet-bench-'))
+  const env = { ARCHIVER_DATABASE_URL: cluster.url('fleet_archiver', 'fleet'), ARCHIVE_URL: pathToFileURL(join(work, 'archive')).href }
+  const archiver = () => run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/main.ts'), '--once'], env)
+  const fleet = { devices: 30_000, interval: 60, jitter: 15, retries: 0 }
+  const devices = await enroll(store, fleet.devices)
+  const partition = await step(`Loading a day of ${rows.toLocaleString('en')} heartbeats`, () => loadDay(admin, Math.ceil(rows / beatsADay)))
+  const server = await startServer(store)
+  const sender = startSender()
+  try {
+    await sender.connect(server.port, 1_000, devices)
+    const calm: Sent[] = []
+    const busy: Sent[] = []
+    for (let round = 1; round <= rounds; round++) {
+      await admin`checkpoint`
+      calm.push(await sender.open(schedule({ ...fleet, duration: WARMUP + quiet }), WARMUP))
 
-        await admin`checkpoint`
-        // Longer than any archive takes; it is stopped with it.
-        const sending = sender.open(schedule({ ...fleet, duration: 600 }), WARMUP)
-        await sleep(WARMUP * 1000)
-        await admin`select fleet.archive_partition(${partition})`
-        const archived = await archiver()
-        sender.stop()
-        busy.push(await sending)
+      await admin`checkpoint`
+      // Longer than any archive takes; it is stopped with it.
+      const sending = sender.open(schedule({ ...fleet, duration: 600 }), WARMUP)
+      await sleep(WARMUP * 1000)
+      await admin`select fleet.archive_partition(${partition})`
+      const archived = await archiver()
+      sender.stop()
+      busy.push(await sending)
 
-        const [state] = await admin<{ state: string }[]>`select state from fleet.hb_partitions where partition_name = ${partition}`
-        if (state?.state !== 'dropped') throw new Error(`${partition} is ${state?.state ?? 'gone'}, not dropped:\n${archived.output}`)
-        await admin`select fleet.request_restore((select range_start::date from fleet.hb_partitions where partition_name = ${partition}))`
-        await archiver()
-        await admin`select fleet.release_partition(${partition})`
-        say(`round ${round}: p99 ${calm.at(-1)?.latency.p99.toFixed(1)} ms quiet, ${busy.at(-1)?.latency.p99.toFixed(1)} ms during ${archived.seconds.toFixed(1)} s of archiving`)
-      }
-      const of = (sent: Sent[], which: keyof Sent['latency']) => median(sent.map(({ latency }) => latency[which]))
-      return [
-        ...(['p50', 'p99', 'p999', 'max'] as const).flatMap((which): Figure[] => [
-          { name: `ingest ${which} quiet`, measured: of(calm, which), unit: 'ms' },
-          { name: `ingest ${which} during archive`, measured: of(busy, which), unit: 'ms' },
-        ]),
-        {
-          name: 'ingest p99 during archive / quiet',
-          measured: median(busy.map(({ latency }, round) => latency.p99 / (calm[round]?.latency.p99 ?? NaN))), unit: '',
-        },
-        { name: 'errors', measured: [...calm, ...busy].reduce((sum, { errors }) => sum + errors, 0), unit: '', target: atMost(0) },
-      ]
-    } finally {
-      sender.end()
-      await server.stop()
-      await rm(work, { recursive: true, force: true })
+      const [state] = await admin<{ state: string }[]>`select state from fleet.hb_partitions where partition_name = ${partition}`
+      if (state?.state !== 'dropped') throw new Error(`${partition} is ${state?.state ?? 'gone'}, not dropped:\n${archived.output}`)
+      await admin`select fleet.request_restore((select range_start::date from fleet.hb_partitions where partition_name = ${partition}))`
+      await archiver()
+      await admin`select fleet.release_partition(${partition})`
+      say(`round ${round}: p99 ${calm.at(-1)?.latency.p99.toFixed(1)} ms quiet, ${busy.at(-1)?.latency.p99.toFixed(1)} ms during ${archived.seconds.toFixed(1)} s of archiving`)
     }
-  })
+    const of = (sent: Sent[], which: keyof Sent['latency']) => median(sent.map(({ latency }) => latency[which]))
+    return [
+      ...(['p50', 'p99', 'p999', 'max'] as const).flatMap((which): Figure[] => [
+        { name: `ingest ${which} quiet`, measured: of(calm, which), unit: 'ms' },
+        { name: `ingest ${which} during archive`, measured: of(busy, which), unit: 'ms' },
+      ]),
+      {
+        name: 'ingest p99 during archive / quiet',
+        measured: median(busy.map(({ latency }, round) => latency.p99 / (calm[round]?.latency.p99 ?? NaN))), unit: '',
+      },
+      { name: 'errors', measured: [...calm, ...busy].reduce((sum, { errors }) => sum + errors, 0), unit: '', target: atMost(0) },
+    ]
+  } finally {
+    sender.end()
+    await server.stop()
+    await rm(work, { recursive: true, force: true })
+  }
 }
 
 /** A plausible day: each device about once a minute, with its own phase and jitter, slow changes and some noise. */
@@ -186,8 +175,8 @@ async function loadDay(admin: Sql, devices: number) {
     select partition_name from fleet.hb_partitions where range_start = date_trunc('day', now(), 'UTC') - interval '10 days'
   `
   const partition = found?.partition_name ?? ''
-  await admin`select setseed(0.42)`
   await admin.unsafe(`
+    select setseed(0.42);
     insert into fleet.${partition} (ts, received_at, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
     select b.ts, b.ts + interval '40 ms' + random() * interval '160 ms', b.device_id,
       -60 - b.device_id % 30 + (random() * 8)::int, 100 - (b.minute / 14 + b.device_id) % 100, random() > 0.01,
