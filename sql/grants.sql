@@ -21,6 +21,11 @@ grant execute on function
 to fleet_server;
 
 grant execute on function
+  fleet.list_devices(text, interval, bigint, integer),
+  fleet.marks_hold(interval)  -- what the view devices_offline calls
+to fleet_server, fleet_reader, fleet_dba;
+
+grant execute on function
   fleet.create_device(text, text),
   fleet.enroll_device(text, text),
   fleet.revoke_device(bigint),

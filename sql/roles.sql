@@ -44,11 +44,13 @@ begin
   if not exists (
     select from pg_catalog.pg_db_role_setting s
     join pg_catalog.pg_roles r on r.oid = s.setrole
-    where r.rolname = 'fleet_reader' and s.setdatabase = 0 and 'statement_timeout=30s' = any (s.setconfig)
+    where r.rolname = 'fleet_reader' and s.setdatabase = 0 and s.setconfig @> array['statement_timeout=30s', 'jit=off']
   ) then
     alter role fleet_reader set statement_timeout = '30s';
     alter role fleet_reader set idle_in_transaction_session_timeout = '60s';
     alter role fleet_reader set default_transaction_read_only = on;
+    -- Compiling takes longer than the views do.
+    alter role fleet_reader set jit = off;
   end if;
 
   if not exists (

@@ -33,8 +33,8 @@ begin
       message = format('a device with alias %s is enrolled already', p_alias),
       hint = 'Aliases are unique, also those of revoked devices; choose another.';
   end if;
-  insert into fleet.device_last_status (device_id)
-  values (create_device.device_id);
+  insert into fleet.device_last_status (device_id, is_silent)
+  values (create_device.device_id, false);
 end
 $$;
 

@@ -46,10 +46,12 @@ begin
   ),
   healed as (
     insert into fleet.device_last_status as ls (
-      device_id, last_ts, last_received_at, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, status
+      device_id, last_ts, last_received_at, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, status,
+      is_silent
     )
     select n.device_id, n.ts, n.received_at, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version,
-      n.ip, case when n.unity_running is false then 'unity_down' else 'ok' end
+      n.ip, case when n.unity_running is false then 'unity_down' else 'ok' end,
+      true  -- this may take minutes: fleet.mark_silent() sees to it
     from behind n
     order by n.device_id  -- the order in which ingest locks them
     on conflict (device_id) do update
@@ -61,7 +63,8 @@ begin
         signal_dbm = excluded.signal_dbm,
         agent_version = excluded.agent_version,
         ip = excluded.ip,
-        status = excluded.status
+        status = excluded.status,
+        is_silent = excluded.is_silent
       where ls.last_ts is null or ls.last_ts < excluded.last_ts
     returning ls.device_id
   )

@@ -10,6 +10,7 @@ as $$
     ('fleet-maintain', '35 * * * *', 'call fleet.maintain()'),
     ('fleet-nightly', '0 3 * * *', 'call fleet.nightly()'),
     ('fleet-reconcile', '5 * * * *', 'select fleet.reconcile()'),
+    ('fleet-mark-silent', '* * * * *', 'call fleet.mark_silent()'),
     ('fleet-archive-wake', '*/10 * * * *', 'select fleet.wake_archiver()'),
     ('fleet-prune-cron-history', '20 4 * * *',
       $job$delete from cron.job_run_details where end_time < now() - interval '14 days'$job$)

@@ -8,11 +8,14 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   insert into fleet.device_last_status as ls (
-    device_id, last_ts, last_received_at, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, status
+    device_id, last_ts, last_received_at, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, status,
+    is_silent
   )
   select distinct on (n.device_id)
     n.device_id, n.ts, n.received_at, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip,
-    case when n.unity_running is false then 'unity_down' else 'ok' end
+    case when n.unity_running is false then 'unity_down' else 'ok' end,
+    -- A fresh heartbeat takes the mark away, a buffered old one does not. Rarely changes anything: the update stays HOT.
+    n.ts < now() - interval '2 minutes'
   from new_rows n
   order by n.device_id, n.ts desc
   on conflict (device_id) do update
@@ -24,7 +27,8 @@ begin
       signal_dbm = excluded.signal_dbm,
       agent_version = excluded.agent_version,
       ip = excluded.ip,
-      status = excluded.status
+      status = excluded.status,
+      is_silent = excluded.is_silent
     -- A late arrival must not rewind a device.
     where ls.last_ts is null or ls.last_ts < excluded.last_ts;
   return null;

@@ -1,8 +1,17 @@
+-- One of the two halves is never run: the choice is made once, before the first row. In the first, OFFSET 0 keeps the planner
+-- from joining the whole fleet to a few: it cannot guess how many are offline.
 create or replace view fleet.devices_offline as
 select d.device_id, d.alias, d.cohort, d.last_ts, d.seconds_since, d.battery_pct, d.network_type, d.agent_version, d.ip
-from fleet.device_status d
-where d.status = 'offline'
-order by d.last_ts;
+from fleet.device_last_status ls
+cross join lateral (select s.* from fleet.device_state s where s.device_id = ls.device_id offset 0) d
+where fleet.marks_hold()
+  and ls.is_silent and ls.last_ts < now() - (select s.offline_after from fleet.settings s)
+  and d.status = 'offline'
+union all
+select d.device_id, d.alias, d.cohort, d.last_ts, d.seconds_since, d.battery_pct, d.network_type, d.agent_version, d.ip
+from fleet.device_state d
+where not fleet.marks_hold() and d.status = 'offline'
+order by last_ts;
 
 comment on view fleet.devices_offline is
   'Devices silent for longer than settings.offline_after, longest first. Example: select * from fleet.devices_offline where seconds_since > 720;';

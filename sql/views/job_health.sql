@@ -6,6 +6,7 @@ select h.jobname, h.schedule,
     when h.last_start is null then 'waiting'
     when h.last_status = 'failed' then 'failed'
     when h.last_success is null or now() - h.last_success > case
+      when h.schedule like '* %' then interval '5 minutes'
       when h.schedule like '*/10 %' then interval '25 minutes'
       when split_part(h.schedule, ' ', 2) = '*' then interval '125 minutes'
       else interval '25 hours'

@@ -1,7 +1,7 @@
 create or replace view fleet.unity_down as
 select d.device_id, d.alias, d.cohort, d.status, d.last_ts, d.seconds_since, d.battery_pct, d.agent_version
-from fleet.device_status d
-where d.unity_running is false and d.status in ('online', 'late')
+from fleet.device_state d
+where d.said = 'unity_down' and d.status in ('online', 'late')
 order by d.last_ts desc;
 
 comment on view fleet.unity_down is

@@ -1,0 +1,15 @@
+create or replace function fleet.forget_marks() returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update fleet.silence_marks
+  set marked_at = '-infinity', changes = changes + 1;
+  return null;
+end
+$$;
+
+comment on function fleet.forget_marks() is
+  'Trigger on fleet.devices: with other heartbeat intervals devices are offline after other times, so that the marks of fleet.mark_silent() wait for its next run.';

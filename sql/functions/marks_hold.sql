@@ -1,0 +1,13 @@
+create or replace function fleet.marks_hold(p_age interval default null) returns boolean
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select now() <= m.marked_at + m.base / 4 and s.offline_after >= m.base and coalesce(p_age, s.offline_after) >= m.base
+  from fleet.silence_marks m
+  cross join fleet.settings s;
+$$;
+
+comment on function fleet.marks_hold(interval) is
+  'Whether every device silent for at least so long (default: settings.offline_after) bears the mark device_last_status.is_silent, except those asked for a heartbeat less often than twice in that time; if not, read without the mark. See fleet.mark_silent().';

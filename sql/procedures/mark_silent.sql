@@ -1,0 +1,69 @@
+-- Devices become silent by time alone, so no heartbeat can mark them. Marked early, at three quarters of the time after
+-- which they are offline, so that between two runs nobody is offline without the mark; what is read through the mark is
+-- always compared with the clock again.
+create or replace procedure fleet.mark_silent(p_max_rows integer default 50000, p_now timestamptz default now())
+language plpgsql
+as $$
+declare
+  c_batch constant integer := 5000;
+  v_base interval;
+  v_changes bigint;
+  v_rows integer;
+  v_left integer := p_max_rows;
+begin
+  select greatest(least(s.offline_after, interval '10 minutes'), interval '5 minutes'), m.changes
+  into v_base, v_changes
+  from fleet.settings s
+  cross join fleet.silence_marks m;
+  loop
+    -- In device_id order, as ingest; a batch is a short transaction, because a device that comes back waits for it.
+    perform set_config('lock_timeout', '1s', true);
+    update fleet.device_last_status ls
+    set is_silent = true
+    from (
+      select l.device_id
+      from fleet.device_last_status l
+      where not l.is_silent and l.last_ts < p_now - v_base * 0.75
+        and l.last_ts < p_now - 1.5 * (select d.heartbeat_interval from fleet.devices d where d.device_id = l.device_id)
+      order by l.device_id
+      limit least(c_batch, v_left)
+      for update of l
+    ) found
+    where ls.device_id = found.device_id;
+    get diagnostics v_rows = row_count;
+    v_left := v_left - v_rows;
+    exit when v_rows < c_batch;
+    commit;
+  end loop;
+  -- With rows left over the marks are not complete: reads go on without them, which suits a fleet that is mostly silent.
+  if v_left > 0 then
+    update fleet.silence_marks m
+    set marked_at = p_now, base = v_base
+    where m.changes = v_changes;
+  end if;
+  commit;
+
+  -- Marks that no heartbeat took away: those set where nobody knew better.
+  loop
+    perform set_config('lock_timeout', '1s', true);
+    update fleet.device_last_status ls
+    set is_silent = false
+    from (
+      select l.device_id
+      from fleet.device_last_status l
+      where l.is_silent and (l.last_ts is null or l.last_ts >= p_now - interval '2 minutes')
+      order by l.device_id
+      limit least(c_batch, greatest(v_left, 0))
+      for update of l
+    ) found
+    where ls.device_id = found.device_id;
+    get diagnostics v_rows = row_count;
+    v_left := v_left - v_rows;
+    exit when v_rows < c_batch;
+    commit;
+  end loop;
+end
+$$;
+
+comment on procedure fleet.mark_silent(integer, timestamptz) is
+  'Sets device_last_status.is_silent for devices silent for three quarters of the time after which they are offline, so that lists of offline devices need no look at the others. Run each minute by pg_cron; if it is not, lists are as right, and slower. Example: call fleet.mark_silent();';
