@@ -91,7 +91,7 @@ t.test('behind a pool and a balancer', { skip: withoutTopology, timeout: 300_000
   })
 
   await t.test('a server killed under load: nothing acknowledged is lost, and the other one does its work', async t => {
-    const traffic = startTraffic([url], await enrollMany(db.sql, 60), { batchers: 10 })
+    const traffic = startTraffic([url], await enrollMany(db.sql, 60), { batchers: 10, pause: 100 })
     await more(traffic)
     await servers[1]!.stop('SIGKILL')
     await states('UP', 'DOWN')
@@ -112,7 +112,7 @@ t.test('behind a pool and a balancer', { skip: withoutTopology, timeout: 300_000
   })
 
   await t.test('a server that is stopped under load is not missed', async t => {
-    const traffic = startTraffic([url], await enrollMany(db.sql, 60), { batchers: 10 })
+    const traffic = startTraffic([url], await enrollMany(db.sql, 60), { batchers: 10, pause: 100 })
     await more(traffic)
     t.equal((await servers[0]!.stop('SIGTERM')).code, 0)
     await states('DOWN', 'UP')
@@ -124,7 +124,7 @@ t.test('behind a pool and a balancer', { skip: withoutTopology, timeout: 300_000
   })
 
   await t.test('the pool restarted under load: a 5xx with Retry-After or an acknowledgement, and it recovers', async t => {
-    const traffic = startTraffic([url], await enrollMany(db.sql, 60), { batchers: 10 })
+    const traffic = startTraffic([url], await enrollMany(db.sql, 60), { batchers: 10, pause: 100 })
     let running = pgbouncer
     for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
       await more(traffic)

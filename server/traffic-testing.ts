@@ -25,9 +25,9 @@ export async function enrollMany(sql: Sql, count: number): Promise<Device[]> {
 
 /**
  * Each device posts one request after the other, to the first, second, … URL in turn; the first `batchers` of them post
- * batches. What was not acknowledged is sent again.
+ * batches. Each waits up to `pause` ms before its next. What was not acknowledged is sent again.
  */
-export function startTraffic(urls: string[], devices: Device[], { batchers = 0 } = {}) {
+export function startTraffic(urls: string[], devices: Device[], { batchers = 0, pause = 0 } = {}) {
   const base = Date.now() - 60_000
   const traffic = {
     /** `device ts` of each heartbeat that was answered as stored, or as a duplicate of one that was sent before. */
@@ -50,6 +50,8 @@ export function startTraffic(urls: string[], devices: Device[], { batchers = 0 }
     let next = 0
     let beats: { ts: string }[] = []
     while (running) {
+      // Otherwise so many would leave the server no time on the machine that they share.
+      await sleep(Math.random() * pause)
       // Each in a bucket of its own.
       while (beats.length < (isBatcher ? BATCH : 1)) beats.push({ ts: new Date(base - 10_000 * next++).toISOString() })
       try {
@@ -62,7 +64,7 @@ export function startTraffic(urls: string[], devices: Device[], { batchers = 0 }
           beats = []
         } else if (status >= 500 && /^\d+$/.test(headers.get('retry-after') ?? '')) {
           traffic.refused++
-          await sleep(20 + Math.random() * 100) // sooner than it was told
+          await sleep(Math.random() * 500) // sooner than it was told
         } else {
           traffic.wrong.push(`${status} ${JSON.stringify(body)}`)
           await sleep(100)
