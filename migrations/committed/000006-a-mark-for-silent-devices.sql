@@ -1,5 +1,5 @@
---! Previous: sha1:c1eae273d7013270bce6760e6635664c46f11085
---! Hash: sha1:6dcf403774afcf497229dfca9c742c7042a0f49c
+--! Previous: sha1:ab983bf6d76da303420a30347c9c22ea36c5fa4d
+--! Hash: sha1:2bcc5f69d780cca2b2e506ecc09919bad24d291a
 --! Message: A mark for silent devices
 
 -- Enter migration here
@@ -127,7 +127,7 @@ begin
     raise exception using
       errcode = 'FL003',
       message = 'last status is being reconciled by another session',
-      hint = 'Wait for it, or see: select * from pg_locks where locktype = ''advisory'';';
+      hint = 'Wait for it. If it is stuck: select * from fleet.force_unlock(''reconcile'');';
   end if;
   -- A run that reached its limit left the devices behind the last one to the next: those that drift again and again
   -- cannot keep it from them.
@@ -539,7 +539,8 @@ grant execute on function
   fleet.retention_plan(interval, timestamptz),
   fleet.record_event(text, text, bigint, bigint, text, boolean, bigint),
   fleet.count_up(text, numeric),
-  fleet.elapsed_ms(timestamptz)
+  fleet.elapsed_ms(timestamptz),
+  fleet.is_night_missed(timestamptz)
 to fleet_server, fleet_dba;
 grant execute on procedure
   fleet.maintain(bigint, timestamptz),
@@ -552,6 +553,7 @@ grant execute on function
   fleet.set_premake(integer),
   fleet.set_cadence(text, timestamptz),
   fleet.recommend_cadence(),
+  fleet.force_unlock(text),
   fleet.create_partitions(date, date),
   fleet.sync_partitions(),
   fleet.archive_partition(text),
