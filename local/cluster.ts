@@ -26,6 +26,8 @@ export interface ClusterOptions {
   databases: string[]
   /** The one of them that pg_cron works in. */
   cronDatabase: string
+  /** The most that it takes, 200 unless told otherwise. */
+  connections?: number
   /** Nothing in it outlives a crash of the machine; for tests. fsync off makes making databases quick. */
   throwaway?: boolean
 }
@@ -302,15 +304,14 @@ export class Cluster {
       const size = Math.min(Math.max(memory * share / megabyte, least), most)
       return `${Math.floor(size)}MB`
     }
-    const { throwaway, cronDatabase } = this.#options
+    const { throwaway, cronDatabase, connections = 200 } = this.#options
     const settings: Record<string, string | number> = {
       listen_addresses: '127.0.0.1',
       port: this.port,
       unix_socket_directories: await this.#socketDirectory(),
       unix_socket_permissions: '0700',
       password_encryption: 'scram-sha-256',
-      // 8 workers with 10 connections each, and one each to listen and for operations, leave room for people.
-      max_connections: 200,
+      max_connections: connections,
       timezone: 'UTC',
       log_timezone: 'UTC',
 

@@ -160,7 +160,10 @@ async function privateDatabase(running: Running, config: StartConfig): Promise<D
   // The packages first: they bring the user postgres, on whom the place depends.
   const packages = await requirePostgres(await clusterMajor(join(local, 'pg')))
   const dir = await placeFor(join(local, 'pg'))
-  const cluster = new Cluster({ dir, postgres: packages, databases: [database], cronDatabase: database })
+  const { workers, poolMax } = readServerConfig(childSettings(config))
+  // Each worker has its pool, one connection to listen and up to three for operations; the rest is for the archiver and people.
+  const connections = Math.max(200, workers * (poolMax + 4) + 50)
+  const cluster = new Cluster({ dir, postgres: packages, databases: [database], cronDatabase: database, connections })
   if (!cluster.exists()) await running.step(`Making a PostgreSQL ${packages.major} cluster in ${dir}`, () => cluster.create())
   running.stopped.throwIfAborted()
   running.cluster = cluster
@@ -294,12 +297,16 @@ async function isStart(pid: number) {
   }
 }
 
-/** The settings of the children, judged before anything is made; what is ours to give is filled in. */
-function judgeChildren({ databaseUrl, adminKey, archiveUrl, env }: StartConfig) {
+/** The settings of the children before anything is made; what is ours to give is filled in. */
+function childSettings({ databaseUrl, adminKey, archiveUrl, env }: StartConfig) {
   const given = databaseUrl ? env : privateEnv(env, 'postgres://127.0.0.1')
-  const settings = {
+  return {
     ...given, ADMIN_KEY: adminKey ?? randomBytes(24).toString('hex'), ARCHIVE_URL: archiveUrl ?? pathToFileURL(local).href,
   }
+}
+
+function judgeChildren(config: StartConfig) {
+  const settings = childSettings(config)
   const problems = [readServerConfig, readArchiverConfig].flatMap(read => {
     try {
       read(settings)

@@ -50,7 +50,7 @@ export function createApp({ config, log, metrics, pool, ops, tokens, writer, isD
 
   app.post('/ops/nightly', admin, timed(metrics, 'POST /ops/nightly', postNightly(config, ops)))
   app.post('/ops/reconcile', admin, timed(metrics, 'POST /ops/reconcile', postReconcile(ops)))
-  app.get('/ops/pool_health', admin, getPoolHealth(pool))
+  app.get('/ops/pool_health', admin, getPoolHealth(metrics))
   app.get('/metrics', adminOnly(config.adminKey, { orBearer: true }), c => exposition(c, pool, metrics, log))
 
   app.get('/healthz', c => c.json({ status: 'ok' }))

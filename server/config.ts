@@ -1,3 +1,4 @@
+import { availableParallelism } from 'node:os'
 import { inspect } from 'node:util'
 
 export const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const
@@ -18,6 +19,9 @@ export interface ServerConfig {
   port: number
   host: string
   adminKey: string
+  /** Processes that share the port; 1 is this process alone. */
+  workers: number
+  /** Connections of each. */
   poolMax: number
   trustProxy: boolean
   logLevel: (typeof LOG_LEVELS)[number]
@@ -83,6 +87,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     port: integer('PORT', 8080, 0, 65535),
     host: read('HOST') ?? '127.0.0.1',
     adminKey,
+    workers: integer('WORKERS', Math.min(2 * availableParallelism(), 8), 1, 64),
     poolMax: integer('POOL_MAX', 10, 1, 1000),
     trustProxy: choice('TRUST_PROXY', 'false', ['true', 'false']) === 'true',
     logLevel: choice('LOG_LEVEL', 'info', LOG_LEVELS),

@@ -86,6 +86,8 @@ function connect({ url, role }: Login, name: string, max: number, parameters: Re
     // One statement a connection: a slow one must not hold up those queued behind it.
     max_pipeline: 0,
     connect_timeout: 5,
+    // Workers and instances share the server's connections: who is idle gives them back.
+    idle_timeout: 60,
     // The default grows to 20 s, long after the database is back.
     backoff: (retries: number) => Math.min(0.05 * 2 ** retries, 1),
     // Saves a statement per connection; no array is passed as a parameter here.

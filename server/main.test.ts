@@ -1,53 +1,9 @@
 import { createServer } from 'node:net'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { setTimeout as sleep } from 'node:timers/promises'
-import t, { type Test } from 'tap'
-import { spawnNode, waitFor, withDatabase, type TestDatabase, type TestProcess } from '../local/testing.ts'
-import { ADMIN_KEY, client, enroll, serverEnv, stored } from './testing.ts'
-
-/** server/main.ts as a process of its own, ready. */
-async function withProcess(t: Test, db: TestDatabase, env: Record<string, string> = {}) {
-  const server = await spawnNode(t, 'server/main.ts', { env: { ...serverEnv(db), ...env }, ready: /"server.listening"/ })
-  const url = `http://127.0.0.1:${/"port":(\d+)/.exec(server.output())![1]}`
-  const call = client(url)
-  await waitFor(async () => (await call('GET /readyz')).status === 200, { what: () => server.output() })
-  return { server, call, url }
-}
-
-/** Posts beats one after another on several connections until the server is gone; remembers what was acknowledged. */
-function load(url: string, token: string, clients = 20) {
-  const call = client(url)
-  const base = Date.now()
-  const acknowledged: string[] = []
-  const statuses = new Map<number, number>()
-  let next = 0
-  let running = true
-  const done = Promise.all(Array.from({ length: clients }, async () => {
-    while (running) {
-      // Each in a bucket of its own.
-      const ts = new Date(base - 60_000 - 10_000 * next++).toISOString()
-      try {
-        const { status } = await call('POST /v1/heartbeat', { token, body: { ts } })
-        statuses.set(status, (statuses.get(status) ?? 0) + 1)
-        if (status === 201) acknowledged.push(ts)
-      } catch {
-        // Cut off or refused: not acknowledged.
-        await sleep(5)
-      }
-    }
-  }))
-  return { acknowledged, statuses, stop: () => {
-    running = false
-    return done
-  } }
-}
-
-async function lost(db: TestDatabase, deviceId: number, acknowledged: string[]) {
-  const rows = await stored(db, deviceId)
-  const kept = new Set(rows.map(row => (row.ts as Date).toISOString()))
-  return acknowledged.filter(ts => !kept.has(ts))
-}
+import t from 'tap'
+import { spawnNode, waitFor, withDatabase, type TestProcess } from '../local/testing.ts'
+import { ADMIN_KEY, client, enroll, load, lost, serverEnv, stored, withProcess } from './testing.ts'
 
 async function exitOf({ exited }: TestProcess) {
   return (await exited).code

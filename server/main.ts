@@ -1,31 +1,49 @@
+import cluster from 'node:cluster'
 import { ConfigError, readConfig, type ServerConfig } from './config.ts'
 import { createLog } from './log.ts'
 import { startServer } from './server.ts'
+import { startWorkers, WorkerFailed } from './workers.ts'
 
 const config = configOrExit()
 const log = createLog(config.logLevel)
+// Otherwise node ends a worker at once, in the middle of its requests, when the first process is gone.
+if (cluster.worker) cluster.worker.exitedAfterDisconnect = true
+
+const started = config.workers > 1 && cluster.isPrimary
+  ? startWorkers(config.workers, log, giveUp)
+  : startServer(config, log)
+
+let stopping = false
+process.on('SIGTERM', drain)
+process.on('SIGINT', drain)
+// Whoever started this process with an IPC channel is gone.
+if (process.channel) process.on('disconnect', () => drain('disconnect'))
 
 try {
-  const { stop } = await startServer(config, log)
-  let stopping = false
-  const drain = (reason: string) => {
-    if (stopping) return
-    stopping = true
-    log.info({ event: 'server.stopping', reason })
-    void stop().then(inTime => process.exit(inTime ? 0 : 1))
-  }
-  process.on('SIGTERM', drain)
-  process.on('SIGINT', drain)
-  // Whoever started this process with an IPC channel is gone.
-  if (process.channel) process.on('disconnect', () => drain('disconnect'))
+  const { port } = await started
+  if (!cluster.isWorker) log.info({ event: 'server.listening', host: config.host, port, workers: config.workers })
 } catch (error) {
+  if (error instanceof WorkerFailed) process.exit(error.code)
   const { code } = error as NodeJS.ErrnoException
   const why = code === 'EADDRINUSE'
     ? `Port ${config.port} of ${config.host} is taken by another process; set PORT to a free one.`
     : `The server could not open port ${config.port} of ${config.host}.`
   log.fatal({ event: 'server.start_failed', error }, why)
   process.stderr.write(`${why}\n`)
-  process.exitCode = 1
+  process.exit(1)
+}
+
+function drain(reason: string) {
+  if (stopping) return
+  stopping = true
+  log.info({ event: 'server.stopping', reason })
+  void started.then(({ stop }) => stop()).then(inTime => process.exit(inTime ? 0 : 1))
+}
+
+function giveUp(why: string) {
+  log.fatal({ event: 'server.given_up' }, why)
+  process.stderr.write(`${why} The server gives up.\n`)
+  process.exit(1)
 }
 
 function configOrExit(): ServerConfig {

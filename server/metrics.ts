@@ -3,28 +3,36 @@ import { Counter, Gauge, Histogram, Registry } from 'prom-client'
 import type { AppEnv } from './app.ts'
 import type { Pool } from './database.ts'
 import type { Log } from './log.ts'
+import { shareMetrics } from './scrape.ts'
 
 export type Metrics = ReturnType<typeof createMetrics>
 
 const LATENCY_MS = [1, 2, 5, 10, 20, 50, 100, 150, 200, 300, 500, 1000, 2000, 5000]
 
-/** What this process counts; totals that outlive it are held by the database (fleet.metric_values). */
+/**
+ * What this process counts; totals that outlive it are held by the database (fleet.metric_values). Over several
+ * workers everything is summed; a gauge for which that is wrong names its `aggregator`.
+ */
 export function createMetrics(pool: Pool) {
   const registry = new Registry()
   const registers = [registry]
   const counter = (name: string, help: string) => new Counter({ name, help, registers })
 
-  new Gauge({
-    name: 'db_pool_in_use',
-    help: 'Connections of the hot path that are running a statement.',
+  const gauge = (name: string, help: string, value: () => number) => new Gauge({
+    name,
+    help,
     registers,
     collect() {
-      this.set(pool.inUse)
+      this.set(value())
     },
   })
+  gauge('db_pool_in_use', 'Connections of the hot path that are running a statement.', () => pool.inUse)
+  gauge('db_pool_max', 'Connections that the hot path may have.', () => pool.max)
+  gauge('db_pool_waiting', 'Statements that wait for a connection.', () => pool.waiting)
   new Gauge({
     name: 'db_pool_utilization_pct',
     help: 'Share of the hot path\'s connections that are in use, in percent.',
+    aggregator: 'average',
     registers,
     collect() {
       this.set(100 * pool.inUse / pool.max)
@@ -51,6 +59,7 @@ export function createMetrics(pool: Pool) {
 
   return {
     registry,
+    ofAllWorkers: shareMetrics(registry),
     writes: counter('hb_writes_total', 'Heartbeats whose statement was committed, whatever became of each.'),
     writesFailed: counter('hb_writes_failed_total', 'Heartbeats that were not written: refused by the database, or it was away.'),
     writeLatency: new Histogram({
@@ -87,6 +96,7 @@ export function createMetrics(pool: Pool) {
     backpressure: new Gauge({
       name: 'backpressure',
       help: '1 while the writer\'s queue is more than half full, else 0.',
+      aggregator: 'max',
       registers,
     }),
   }
@@ -111,14 +121,14 @@ interface MetricValue {
   value: number
 }
 
-/** The scrape: this process first, then the database's totals if it answers. */
+/** The scrape: all workers first, then the database's totals if it answers. */
 export async function exposition(c: Context<AppEnv>, pool: Pool, metrics: Metrics, log: Log) {
-  let text = await metrics.registry.metrics()
+  let text = await (await metrics.ofAllWorkers()).metrics()
   try {
     const rows = await pool.run(sql => sql<MetricValue[]>`
       select metric, labels, value from fleet.metric_values() order by metric
     `)
-    // A name may stand in the text only once; this process's own count is the one that rates are made of.
+    // A name may stand in the text only once; the workers' own count is the one that rates are made of.
     text += render(rows.filter(row => metrics.registry.getSingleMetric(row.metric) === undefined))
   } catch (error) {
     log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')

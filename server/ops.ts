@@ -2,7 +2,8 @@ import type { Handler } from 'hono'
 import { z } from 'zod'
 import type { AppEnv } from './app.ts'
 import type { ServerConfig } from './config.ts'
-import { connectOps, end, type Pool, type Sql } from './database.ts'
+import { connectOps, end, type Sql } from './database.ts'
+import type { Metrics } from './metrics.ts'
 import { valid } from './valid.ts'
 
 const nightlyQuery = z.object({
@@ -47,13 +48,16 @@ export function postReconcile(ops: Sql): Handler<AppEnv> {
   }
 }
 
-/** For whoever is on call: from 80 % the pool is nearly full, from 95 % requests wait for it. */
-export function getPoolHealth(pool: Pool): Handler<AppEnv> {
-  return c => {
-    const utilization_pct = Math.round(100 * pool.inUse / pool.max)
+/** For whoever is on call: from 80 % the pools of all workers are nearly full, from 95 % requests wait for them. */
+export function getPoolHealth(metrics: Metrics): Handler<AppEnv> {
+  return async c => {
+    const registry = await metrics.ofAllWorkers()
+    const sum = async (name: string) => (await registry.getSingleMetric(name)!.get()).values[0]!.value
+    const [in_use, max, waiting] = [await sum('db_pool_in_use'), await sum('db_pool_max'), await sum('db_pool_waiting')]
+    const utilization_pct = Math.round(100 * in_use / max)
     const status = utilization_pct >= 95 ? 'critical' : utilization_pct >= 80 ? 'warn' : 'ok'
     return c.json(
-      { status, pool: { in_use: pool.inUse, max: pool.max, utilization_pct, waiting: pool.waiting } },
+      { status, pool: { in_use, max, utilization_pct, waiting } },
       200,
       { 'cache-control': 'no-store' },
     )

@@ -7,6 +7,7 @@ import type { ServerConfig } from './config.ts'
 import { connectHot, connectListener, connectOps, end } from './database.ts'
 import type { Log } from './log.ts'
 import { createMetrics } from './metrics.ts'
+import { leaveMetrics } from './scrape.ts'
 import { followRevocations, Tokens } from './tokens.ts'
 import { Writer } from './writer.ts'
 
@@ -46,7 +47,6 @@ export async function startServer(config: ServerConfig, log: Log) {
     throw error
   }
   const { port } = server.address() as AddressInfo
-  log.info({ event: 'server.listening', host: config.host, port })
   void followRevocations(listener, tokens, log)
 
   /**
@@ -68,6 +68,7 @@ export async function startServer(config: ServerConfig, log: Log) {
     clearTimeout(limit)
     await writer.drained()
     await endPools()
+    await leaveMetrics(metrics.registry)
     log.info({ event: 'server.stopped', in_time: inTime })
     return inTime
   }

@@ -1,5 +1,6 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Test } from 'tap'
-import { withDatabase, type TestDatabase } from '../local/testing.ts'
+import { spawnNode, waitFor, withDatabase, type TestDatabase, type TestProcess } from '../local/testing.ts'
 import { readConfig, type ServerConfig } from './config.ts'
 import { connectHot } from './database.ts'
 import { createLog } from './log.ts'
@@ -23,6 +24,7 @@ export function serverEnv(db: TestDatabase) {
     OPS_DATABASE_URL: db.url('fleet_server'),
     ADMIN_KEY,
     PORT: '0',
+    WORKERS: '1',
   }
 }
 
@@ -101,4 +103,63 @@ export async function withWriter(t: Test, concurrency = 2) {
   const metrics = createMetrics(pool)
   const limits = { concurrency, maxBatch: 1_000, maxQueue: 20_000 }
   return { db, pool, metrics, writer: new Writer(pool, metrics, createLog('silent'), limits) }
+}
+
+/** server/main.ts as a process of its own, ready. */
+export async function withProcess(t: Test, db: TestDatabase, env: Record<string, string> = {}) {
+  const server = await spawnNode(t, 'server/main.ts', { env: { ...serverEnv(db), ...env }, ready: /"server.listening"/ })
+  const url = `http://127.0.0.1:${/"port":(\d+)/.exec(server.output())![1]}`
+  const call = client(url)
+  await waitFor(async () => (await call('GET /readyz')).status === 200, { what: () => server.output() })
+  return { server, call, url }
+}
+
+/** Posts beats one after another on several connections until the server is gone; remembers what was acknowledged. */
+export function load(url: string, token: string, clients = 20, from = 0) {
+  const call = client(url)
+  const base = Date.now()
+  const acknowledged: string[] = []
+  const statuses = new Map<number, number>()
+  let next = from
+  let running = true
+  const done = Promise.all(Array.from({ length: clients }, async () => {
+    while (running) {
+      // Each in a bucket of its own.
+      const ts = new Date(base - 60_000 - 10_000 * next++).toISOString()
+      try {
+        const { status } = await call('POST /v1/heartbeat', { token, body: { ts } })
+        statuses.set(status, (statuses.get(status) ?? 0) + 1)
+        if (status === 201) acknowledged.push(ts)
+      } catch {
+        // Cut off or refused: not acknowledged.
+        await sleep(5)
+      }
+    }
+  }))
+  return { acknowledged, statuses, stop: () => {
+    running = false
+    return done
+  } }
+}
+
+/** Those of the acknowledged that are not in the table. */
+export async function lost(db: TestDatabase, deviceId: number, acknowledged: string[]) {
+  const rows = await stored(db, deviceId)
+  const kept = new Set(rows.map(row => (row.ts as Date).toISOString()))
+  return acknowledged.filter(ts => !kept.has(ts))
+}
+
+/** The workers whose port is open now, by pid. */
+export function living({ output }: TestProcess) {
+  const pids = (event: string) => [...output().matchAll(new RegExp(`"event":"${event}","worker":(\\d+)`, 'g'))].map(match => Number(match[1]))
+  const dead = pids('worker.exited')
+  return pids('worker.started').filter(pid => !dead.includes(pid))
+}
+
+export function isAlive(pid: number) {
+  try {
+    return process.kill(pid, 0)
+  } catch {
+    return false
+  }
 }
