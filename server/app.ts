@@ -4,6 +4,7 @@ import { etag } from 'hono/etag'
 import { TrieRouter } from 'hono/router/trie-router'
 import { adminOnly } from './auth.ts'
 import { ackCommand, getCommands, postCommand } from './commands.ts'
+import type { Backpressure } from './backpressure.ts'
 import type { ServerConfig } from './config.ts'
 import type { Pool, Sql } from './database.ts'
 import { createDevice, getDevice, listDevices, revokeDevice } from './devices.ts'
@@ -28,10 +29,12 @@ export interface Parts {
   ops: Sql
   tokens: Tokens
   writer: Writer
+  backpressure: Backpressure
   isDraining: () => boolean
 }
 
-export function createApp({ config, log, metrics, pool, ops, tokens, writer, isDraining }: Parts) {
+export function createApp(parts: Parts) {
+  const { config, log, metrics, pool, ops, tokens, writer, backpressure, isDraining } = parts
   const app = new Hono<AppEnv>()
   const admin = adminOnly(config.adminKey)
 
@@ -43,7 +46,7 @@ export function createApp({ config, log, metrics, pool, ops, tokens, writer, isD
   app.post('/v1/commands/:id/ack', timed(metrics, 'POST /v1/commands/:id/ack', ackCommand(pool, tokens, metrics)))
   app.post('/admin/command', admin, timed(metrics, 'POST /admin/command', postCommand(pool, metrics)))
 
-  app.get('/v1/devices', admin, etag(), timed(metrics, 'GET /v1/devices', listDevices(pool, metrics)))
+  app.get('/v1/devices', admin, etag(), timed(metrics, 'GET /v1/devices', listDevices(pool, metrics, backpressure)))
   app.get('/v1/devices/:id', admin, etag(), timed(metrics, 'GET /v1/devices/:id', getDevice(pool, metrics)))
   app.post('/admin/devices', admin, timed(metrics, 'POST /admin/devices', createDevice(pool)))
   app.delete('/admin/devices/:id', admin, timed(metrics, 'DELETE /admin/devices/:id', revokeDevice(pool)))
@@ -51,7 +54,7 @@ export function createApp({ config, log, metrics, pool, ops, tokens, writer, isD
   app.post('/ops/nightly', admin, timed(metrics, 'POST /ops/nightly', postNightly(config, ops)))
   app.post('/ops/reconcile', admin, timed(metrics, 'POST /ops/reconcile', postReconcile(ops)))
   app.get('/ops/pool_health', admin, getPoolHealth(metrics))
-  app.get('/metrics', adminOnly(config.adminKey, { orBearer: true }), c => exposition(c, pool, metrics, log))
+  app.get('/metrics', adminOnly(config.adminKey, { orBearer: true }), c => exposition(c, parts))
 
   app.get('/healthz', c => c.json({ status: 'ok' }))
   app.get('/readyz', async c => {

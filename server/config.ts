@@ -23,6 +23,8 @@ export interface ServerConfig {
   workers: number
   /** Connections of each. */
   poolMax: number
+  /** Queued heartbeats of a worker above which it sheds low-priority work. */
+  backpressureQueue: number
   trustProxy: boolean
   logLevel: (typeof LOG_LEVELS)[number]
 }
@@ -89,6 +91,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     adminKey,
     workers: integer('WORKERS', Math.min(2 * availableParallelism(), 8), 1, 64),
     poolMax: integer('POOL_MAX', 10, 1, 1000),
+    backpressureQueue: integer('BACKPRESSURE_QUEUE', 10_000, 1, 20_000),
     trustProxy: choice('TRUST_PROXY', 'false', ['true', 'false']) === 'true',
     logLevel: choice('LOG_LEVEL', 'info', LOG_LEVELS),
   }

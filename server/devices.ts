@@ -2,11 +2,12 @@ import { createHash } from 'node:crypto'
 import type { Context, Handler } from 'hono'
 import { z } from 'zod'
 import type { AppEnv } from './app.ts'
+import type { Backpressure } from './backpressure.ts'
 import { readJson } from './body.ts'
 import type { Pool } from './database.ts'
 import { text } from './heartbeat.ts'
 import type { Metrics } from './metrics.ts'
-import { Problem } from './problem.ts'
+import { Problem, unavailable } from './problem.ts'
 import { valid } from './valid.ts'
 
 /** A row of the view fleet.device_status; whatever else it holds is passed through. */
@@ -36,8 +37,9 @@ const listQuery = z.object({
 })
 
 /** Devices by id, a page at a time; keyset, so that a page holds while devices come and go. */
-export function listDevices(pool: Pool, metrics: Metrics): Handler<AppEnv> {
+export function listDevices(pool: Pool, metrics: Metrics, backpressure: Backpressure): Handler<AppEnv> {
   return async c => {
+    if (backpressure.sheds('device_list')) throw unavailable('The server is busy with heartbeats and leaves lists out for now.')
     const { status, older_than, limit, cursor } = valid(listQuery, c.req.query())
     const start = performance.now()
     const rows = await pool.run(sql => sql<DeviceStatus[]>`

@@ -1,6 +1,6 @@
 import type { Context, Handler } from 'hono'
 import { Counter, Gauge, Histogram, Registry } from 'prom-client'
-import type { AppEnv } from './app.ts'
+import type { AppEnv, Parts } from './app.ts'
 import type { Pool } from './database.ts'
 import type { Log } from './log.ts'
 import { shareMetrics } from './scrape.ts'
@@ -93,9 +93,15 @@ export function createMetrics(pool: Pool) {
       'dispatch_log_writes_failed_total',
       'Statements on commands that failed, and with them their entries in the dispatch log.',
     ),
+    shed: new Counter({
+      name: 'low_priority_shed_total',
+      help: 'Work left out so that heartbeats can be written.',
+      labelNames: ['work'],
+      registers,
+    }),
     backpressure: new Gauge({
       name: 'backpressure',
-      help: '1 while the writer\'s queue is more than half full, else 0.',
+      help: '1 while low-priority work is shed because heartbeats come faster than they can be written, else 0.',
       aggregator: 'max',
       registers,
     }),
@@ -121,19 +127,25 @@ interface MetricValue {
   value: number
 }
 
-/** The scrape: all workers first, then the database's totals if it answers. */
-export async function exposition(c: Context<AppEnv>, pool: Pool, metrics: Metrics, log: Log) {
+/** The scrape: all workers first, then the database's totals, if it answers and has the time. */
+export async function exposition(c: Context<AppEnv>, { pool, metrics, log, backpressure }: Parts) {
+  const isShort = backpressure.sheds('database_metrics')
   let text = await (await metrics.ofAllWorkers()).metrics()
+  if (!isShort) text += await databaseMetrics(pool, metrics, log)
+  return c.text(text, 200, { 'content-type': metrics.registry.contentType, 'cache-control': 'no-store' })
+}
+
+async function databaseMetrics(pool: Pool, metrics: Metrics, log: Log) {
   try {
     const rows = await pool.run(sql => sql<MetricValue[]>`
       select metric, labels, value from fleet.metric_values() order by metric
     `)
     // A name may stand in the text only once; the workers' own count is the one that rates are made of.
-    text += render(rows.filter(row => metrics.registry.getSingleMetric(row.metric) === undefined))
+    return render(rows.filter(row => metrics.registry.getSingleMetric(row.metric) === undefined))
   } catch (error) {
     log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')
+    return ''
   }
-  return c.text(text, 200, { 'content-type': metrics.registry.contentType, 'cache-control': 'no-store' })
 }
 
 /** Rows, ordered by metric, in Prometheus text format. */

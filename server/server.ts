@@ -3,6 +3,7 @@ import type { Server } from 'node:http'
 import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import { createApp } from './app.ts'
+import { Backpressure } from './backpressure.ts'
 import type { ServerConfig } from './config.ts'
 import { connectHot, connectListener, connectOps, end } from './database.ts'
 import type { Log } from './log.ts'
@@ -24,10 +25,11 @@ export async function startServer(config: ServerConfig, log: Log) {
   const listener = connectListener(config.listen)
   const metrics = createMetrics(pool)
   const tokens = new Tokens(pool, metrics)
-  const writer = new Writer(pool, metrics, log)
+  const backpressure = new Backpressure(metrics, log, config.backpressureQueue)
+  const writer = new Writer(pool, metrics, log, backpressure)
   let draining = false
 
-  const app = createApp({ config, log, metrics, pool, ops, tokens, writer, isDraining: () => draining })
+  const app = createApp({ config, log, metrics, pool, ops, tokens, writer, backpressure, isDraining: () => draining })
   const server = createAdaptorServer({
     fetch: app.fetch,
     serverOptions: {

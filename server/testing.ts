@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Test } from 'tap'
 import { spawnNode, waitFor, withDatabase, type TestDatabase, type TestProcess } from '../local/testing.ts'
+import { Backpressure } from './backpressure.ts'
 import { readConfig, type ServerConfig } from './config.ts'
 import { connectHot } from './database.ts'
 import { createLog } from './log.ts'
@@ -101,8 +102,10 @@ export async function withWriter(t: Test, concurrency = 2) {
   const pool = connectHot(config.hot, config.poolMax)
   t.teardown(() => pool.end())
   const metrics = createMetrics(pool)
-  const limits = { concurrency, maxBatch: 1_000, maxQueue: 20_000 }
-  return { db, pool, metrics, writer: new Writer(pool, metrics, createLog('silent'), limits) }
+  const log = createLog('silent')
+  const backpressure = new Backpressure(metrics, log, config.backpressureQueue, { maxQueue: 20_000, calmMs: 100 })
+  const writer = new Writer(pool, metrics, log, backpressure, { concurrency, maxBatch: 1_000 })
+  return { db, pool, metrics, backpressure, writer }
 }
 
 /** server/main.ts as a process of its own, ready. */

@@ -85,7 +85,7 @@ t.test('a full queue refuses with 503 and a Retry-After, and takes nothing', asy
   t.equal((await metrics.backpressure.get()).values[0]?.value, 1)
   await first
   await writer.drained()
-  t.equal((await metrics.backpressure.get()).values[0]?.value, 0)
+  await waitFor(async () => (await metrics.backpressure.get()).values[0]?.value === 0)
   t.equal((await stored(db, device_id)).length, 1)
 })
 

@@ -1,4 +1,5 @@
 import postgres from 'postgres'
+import type { Backpressure } from './backpressure.ts'
 import type { Pool } from './database.ts'
 import type { IngestItem } from './heartbeat.ts'
 import type { Log } from './log.ts'
@@ -20,8 +21,6 @@ interface Entry {
 
 /** Design 6: also the most that one request may bring. */
 const MAX_BATCH = 1_000
-/** About a second of a 2-core machine's full load; beyond it waiting would outlast the client's patience. */
-const MAX_QUEUE = 20_000
 
 /** Measured on 2 shared cores: 2 write 12 to 26 % more than 1; beyond 2 no clear gain. */
 const CONCURRENCY = 2
@@ -45,7 +44,8 @@ export class Writer {
     readonly pool: Pool,
     readonly metrics: Metrics,
     readonly log: Log,
-    readonly limits = { concurrency: CONCURRENCY, maxBatch: MAX_BATCH, maxQueue: MAX_QUEUE },
+    readonly backpressure: Backpressure,
+    readonly limits = { concurrency: CONCURRENCY, maxBatch: MAX_BATCH },
   ) {}
 
   /**
@@ -53,7 +53,7 @@ export class Writer {
    * @throws Problem 503 when the queue is full
    */
   async store(item: IngestItem): Promise<Outcome | Problem> {
-    this.#admit(1)
+    this.backpressure.admit(this.#queue.length, 1)
     return new Promise(settle => this.#push({ item, since: performance.now(), settle }))
   }
 
@@ -62,7 +62,7 @@ export class Writer {
    * @throws Problem 503 when the queue cannot take them all; then none was taken
    */
   async storeAll(items: IngestItem[]): Promise<(Outcome | Problem)[]> {
-    this.#admit(items.length)
+    this.backpressure.admit(this.#queue.length, items.length)
     return Promise.all(items.map(item => new Promise<Outcome | Problem>(settle => {
       this.#push({ item, since: performance.now(), settle })
     })))
@@ -72,13 +72,6 @@ export class Writer {
   async drained() {
     if (this.#queue.length === 0 && this.#inFlight === 0) return
     await new Promise<void>(resolve => this.#idle.push(resolve))
-  }
-
-  #admit(count: number) {
-    if (this.#queue.length + count <= this.limits.maxQueue) return
-    this.metrics.writesFailed.inc(count)
-    this.#press(true)
-    throw unavailable('The server has more heartbeats than it can write; none of this request was taken.')
   }
 
   #push(entry: Entry) {
@@ -102,15 +95,7 @@ export class Writer {
         if (this.#inFlight === 0) this.#idle.splice(0).forEach(resolve => resolve())
       })
     }
-    this.#press(this.#queue.length * 2 > this.limits.maxQueue)
-  }
-
-  #pressed = false
-  #press(pressed: boolean) {
-    if (pressed === this.#pressed) return
-    this.#pressed = pressed
-    this.metrics.backpressure.set(pressed ? 1 : 0)
-    this.log.warn({ event: 'heartbeat.backpressure', backpressure: pressed, queued: this.#queue.length })
+    this.backpressure.watch(this.#queue.length)
   }
 
   async #write(batch: Entry[], again = false): Promise<void> {
