@@ -45,6 +45,7 @@ const options = {
   retries: { otherwise: 1, least: 0, what: 'percent of the heartbeats that are sent twice' },
   connections: { otherwise: 1_000, what: 'at most so many, shared by the devices' },
   sizes: { otherwise: [1_000, 10_000, 100_000], what: 'for memory: numbers of devices' },
+  seconds: { otherwise: 20, what: 'for memory: how long each round of all devices takes at least' },
   workers: { otherwise: undefined, what: 'processes of the server, in place of its own default' },
   'dry-run': { otherwise: false, what: 'show what would be sent; nothing is started' },
 } as const
@@ -52,7 +53,10 @@ const options = {
 export async function benchLoad(args: string[]): Promise<Figure[]> {
   const given = readOptions('load', args, options)
   const env: Record<string, string> = given.workers ? { WORKERS: String(given.workers) } : {}
-  if (given.preset === 'memory') return given['dry-run'] ? [] : measureMemory(given.sizes, given.connections, env)
+  if (given.preset === 'memory') {
+    if (!given['dry-run']) return measureMemory(given, env)
+    return given.sizes.map(size => ({ name: `heartbeats of ${size.toLocaleString('en')} devices`, measured: 2 * size, unit: '' }))
+  }
   const preset = presets[given.preset]
   if (!preset) throw new UsageError(`--preset takes ${Object.keys(presets).join(', ')} or memory, got ${given.preset}`)
   const fleet = {
@@ -182,7 +186,9 @@ function watchUsage({ cluster, admin }: Store, server: Server, warmup: number) {
 }
 
 /** A new server for each size, which hears from every device twice. */
-async function measureMemory(sizes: number[], connections: number, env: Record<string, string>): Promise<Figure[]> {
+async function measureMemory(
+  { sizes, seconds, connections }: { sizes: number[], seconds: number, connections: number }, env: Record<string, string>,
+): Promise<Figure[]> {
   const memory: { devices: number, mb: number }[] = []
   await withStore(async store => {
     const devices: Device[] = []
@@ -192,8 +198,7 @@ async function measureMemory(sizes: number[], connections: number, env: Record<s
       const sender = startSender()
       try {
         await sender.connect(server.port, connections, devices)
-        // The same rate for all sizes, so that only the number of devices differs.
-        const interval = Math.max(20, size / 1_500)
+        const interval = Math.max(seconds, size / 1_500)
         const sent = await sender.open(
           schedule({ devices: size, interval, jitter: 0, duration: 2 * interval, retries: 0 }), 0, tellProgress(2 * interval),
         )

@@ -1,0 +1,29 @@
+import t from 'tap'
+import { runScenario } from './testing.ts'
+
+// Each scenario makes a durable cluster of its own.
+t.setTimeout(300_000)
+
+t.test('limits and load measure what they say, in a moment', async t => {
+  const limits = await runScenario(t, 'limits', [
+    '--rounds', '1', '--seconds', '1', '--warmup', '0', '--devices', '200', '--connections', '8', '--batches', '100', '--gateways', '2', '--workers', '1',
+  ])
+  t.match(limits, [
+    { name: 'single heartbeats', measured: Number, unit: 'rows/s' },
+    { name: 'the same without the database', unit: 'requests/s' },
+    { name: 'one INSERT per request', unit: 'rows/s' },
+    { name: 'single / without the database', target: { at: 'least', value: 0.65 } },
+    { name: 'single / one INSERT per request', target: { at: 'least', value: 5 } },
+    { name: 'batches of 100' },
+    { name: 'pgbench, batches of 100' },
+    { name: 'batches of 100 / pgbench', target: { at: 'least', value: 0.8 } },
+    { name: 'the sender\'s CPU, of all processors, at most' },
+  ])
+  t.ok(limits.every(({ measured }) => measured > 0), 'everything ran')
+})
+
+t.test('what an archive does to ingest is measured', async t => {
+  const figures = await runScenario(t, 'archive', ['--ingest', '--rows', '1440', '--rounds', '1', '--quiet', '1'])
+  t.match(figures.find(({ name }) => name === 'ingest p99 during archive'), { measured: Number, unit: 'ms' })
+  t.match(figures.find(({ name }) => name === 'errors'), { measured: 0 })
+})

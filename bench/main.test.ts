@@ -1,0 +1,77 @@
+import t from 'tap'
+import { spawnNode } from '../local/testing.ts'
+import { schedule } from './schedule.ts'
+import { runScenario } from './testing.ts'
+
+// Each scenario makes a durable cluster of its own.
+t.setTimeout(300_000)
+
+t.test('a wrong command line is answered with the usage and code 2', async t => {
+  for (const [args, said] of [
+    [[], /scenarios: .*limits/],
+    [['speed'], /scenarios: .*limits/],
+    [['load', '--speed', '9'], /'--speed'[^]*--devices +how many send/],
+    [['load', '--preset', 'huge'], /--preset takes small, fleet.*got huge/],
+    [['limits', '--rounds', 'x'], /--rounds takes a whole number of at least 1, got x[^]*--connections/],
+    [['limits', '--batches', '100,2000'], /--batches takes at most 1000/],
+    [['reads', '--sizes', '10,0'], /--sizes takes a whole number/],
+    [['load-history', '--devices', '1'], /--devices 1 would each beat/],
+    [['archive', '--rows'], /--rows/],
+  ] as [string[], RegExp][]) {
+    const bench = await spawnNode(t, 'bench/main.ts', { args })
+    t.match(await bench.exited, { code: 2 }, args.join(' '))
+    t.match(bench.output(), said, args.join(' '))
+  }
+})
+
+t.test('load --dry-run says what would be sent', async t => {
+  const figures = await runScenario(t, 'load', ['--devices', '600', '--interval', '60', '--jitter', '0', '--duration', '120', '--retries', '0', '--dry-run'])
+  t.match(figures, [
+    { name: 'heartbeats, retries among them', measured: 1200 },
+    { name: 'mean rate', measured: 10, unit: '/s' },
+    { name: 'rate in the fullest second', unit: '/s' },
+  ])
+})
+
+t.test('a device keeps its interval, give or take the jitter, and repeats a heartbeat with the same ts', async t => {
+  const { at, device, ts, retried } = schedule({ devices: 50, interval: 60, jitter: 15, duration: 600, retries: 10 })
+  t.ok(retried > 0)
+  t.same([...at], [...at].sort((a, b) => a - b))
+  for (let number = 0; number < 50; number++) {
+    const times = [...at].filter((_, index) => device[index] === number && ts[index] === at[index])
+    t.ok(times[0]! < 60_000)
+    t.ok(times.slice(1).every((time, index) => time - times[index]! >= 45_000 && time - times[index]! <= 75_000))
+  }
+  const again = [...at].filter((time, index) => ts[index] !== time)
+  t.equal(again.length, retried)
+})
+
+t.test('load measures a small fleet', async t => {
+  const figures = await runScenario(t, 'load', [
+    '--devices', '100', '--interval', '10', '--jitter', '0', '--duration', '5', '--warmup', '1', '--retries', '20', '--workers', '1',
+  ])
+  const figure = (name: string) => figures.find(found => found.name === name)!.measured
+  t.equal(figure('errors'), 0)
+  t.ok(figure('answered') > 0)
+  t.ok(figure('latency p50') > 0 && figure('latency p50') <= figure('latency p99') && figure('latency p99') <= figure('latency max'))
+  t.ok(figure('duplicates') > 0, 'what is sent twice is found')
+  t.ok(figure('pool efficiency: statements that found a free connection') > 0)
+  t.ok(figure('memory of the server at the end') > 0)
+})
+
+t.test('load measures memory for each number of devices', async t => {
+  const figures = await runScenario(t, 'load', ['--preset', 'memory', '--sizes', '20,40', '--workers', '1', '--seconds', '1'])
+  t.match(figures[1], { name: 'memory of the server, 40 devices', measured: Number, unit: 'MB' })
+})
+
+t.test('reads asks every question', async t => {
+  const figures = await runScenario(t, 'reads', ['--sizes', '200', '--rounds', '1', '--repeats', '2', '--beats', '3'])
+  t.equal(figures.filter(({ name }) => name.endsWith(', p95')).length, 9)
+  t.ok(figures.every(({ measured }) => measured > 0))
+})
+
+t.test('load-history fills the days and last status', async t => {
+  const figures = await runScenario(t, 'load-history', ['--rows', '3000', '--days', '3', '--devices', '10'])
+  t.match(figures[0], { name: 'rows loaded', measured: 3000 })
+  t.match(figures.at(-1), { name: 'devices whose last status was filled', measured: 10 })
+})
