@@ -69,7 +69,7 @@ export function connectOps(login: Login, max = 2) {
 }
 
 export function connectListener(login: Login) {
-  return connect(login, 'listen', 1, {})
+  return connect(login, 'listen', 1, { statement_timeout: DEADLINE_MS })
 }
 
 /**

@@ -9,7 +9,7 @@ import { connectHot, connectListener, connectOps, end } from './database.ts'
 import type { Log } from './log.ts'
 import { createMetrics } from './metrics.ts'
 import { leaveMetrics } from './scrape.ts'
-import { followRevocations, Tokens } from './tokens.ts'
+import { followTokens, Tokens } from './tokens.ts'
 import { Writer } from './writer.ts'
 
 /** How long requests in flight may take to end; the hot path's statements end within 5 s. */
@@ -49,7 +49,7 @@ export async function startServer(config: ServerConfig, log: Log) {
     throw error
   }
   const { port } = server.address() as AddressInfo
-  void followRevocations(listener, tokens, log)
+  const unfollow = followTokens(listener, tokens, log)
 
   /**
    * Takes no new connection, ends the requests in flight and the writer's queue, then the pools.
@@ -69,6 +69,7 @@ export async function startServer(config: ServerConfig, log: Log) {
     clearInterval(sweep)
     clearTimeout(limit)
     await writer.drained()
+    unfollow()
     await endPools()
     await leaveMetrics(metrics.registry)
     log.info({ event: 'server.stopped', in_time: inTime })

@@ -15,6 +15,8 @@ grant execute on function
   fleet.ingest(json, timestamptz),
   fleet.authenticate(bytea),
   fleet.known_devices(bigint[]),
+  fleet.token_changes(xid8),
+  fleet.recent_tokens(integer),
   fleet.take_commands(bigint),
   fleet.ack_command(bigint, bigint),
   fleet.metric_values()
@@ -56,6 +58,7 @@ grant execute on function
   fleet.set_cadence(text, timestamptz),
   fleet.recommend_cadence(),
   fleet.force_unlock(text),
+  fleet.set_cohort_interval(text, interval),
   fleet.create_partitions(date, date),
   fleet.sync_partitions(),
   fleet.archive_partition(text),
@@ -110,7 +113,7 @@ grant select on fleet.archives, fleet.partition_health to fleet_archiver;
 
 grant select on
   fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings,
-  fleet.device_commands, fleet.command_dispatch_log
+  fleet.device_commands, fleet.command_dispatch_log, fleet.cohorts
 to fleet_reader, fleet_dba;
 grant select on fleet.hb_partitions, fleet.restore_requests, fleet.restore_items to fleet_archiver, fleet_dba;
 -- For queries over the archive and the online days together.

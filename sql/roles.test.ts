@@ -5,7 +5,7 @@ import { asRole, enroll, ingest, value } from './testing.ts'
 const tables = [
   'settings', 'settings_audit', 'devices', 'gateways', 'device_heartbeats', 'device_last_status', 'heartbeat_quarantine',
   'hb_partitions', 'events', 'counters', 'archivers', 'restore_requests', 'restore_items',
-  'device_commands', 'command_dispatch_log',
+  'device_commands', 'command_dispatch_log', 'cohorts', 'token_change_log',
 ]
 
 t.test('nothing is granted to public', async t => {
@@ -150,5 +150,5 @@ t.test('a token works until it is revoked; the store keeps only its hash', async
   t.equal(await value(dba`select fleet.revoke_gateway('warehouse')`), true)
   t.same(await speaker(), [])
   await db.sql`select pg_sleep(0.1)`
-  t.same(heard, [`device:${device?.device_id as string}`, 'gateway:1'])
+  t.same(heard, ['changes', `device:${device?.device_id as string}`, 'changes', 'gateway:1'])
 })

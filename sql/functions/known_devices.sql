@@ -5,8 +5,9 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select d.device_id, extract(epoch from d.heartbeat_interval)::integer
+  select d.device_id, extract(epoch from greatest(d.heartbeat_interval, c.min_interval))::integer
   from fleet.devices d
+  left join fleet.cohorts c on c.cohort = d.cohort
   where d.device_id = any (p_device_ids) and d.revoked_at is null;
 $$;
 

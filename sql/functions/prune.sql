@@ -26,6 +26,10 @@ begin
   using fleet.settings s
   where l.at < p_now - s.commands_keep;
   get diagnostics v_dispatches = row_count;
+  delete from fleet.token_change_log l
+  where l.changed_at < p_now - interval '7 days';
+  delete from fleet.cohorts c
+  where c.min_interval is null and c.changed_at < p_now - interval '7 days';
   delete from fleet.archivers a
   where a.last_seen_at < p_now - interval '7 days';
   return v_quarantined + v_events + v_commands + v_dispatches;

@@ -3,3 +3,9 @@ create or replace trigger devices_forget_marks
   for each statement execute function fleet.forget_marks();
 
 comment on trigger devices_forget_marks on fleet.devices is 'A changed interval moves the time after which a device is offline.';
+
+create or replace trigger devices_token_change
+  after update of token_hash, revoked_at, cohort, heartbeat_interval or delete on fleet.devices
+  for each row execute function fleet.record_token_change();
+
+comment on trigger devices_token_change on fleet.devices is 'Tells servers what to forget.';

@@ -1,0 +1,49 @@
+create or replace function fleet.set_cohort_interval(p_cohort text, p_interval interval) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_old interval;
+begin
+  if p_cohort is null or btrim(p_cohort) = '' or length(p_cohort) > 100 then
+    raise exception using
+      errcode = 'FL422',
+      message = 'cohort must have 1 to 100 characters',
+      hint = 'Example: select fleet.set_cohort_interval(''lobby'', ''5 minutes'');';
+  end if;
+  if p_interval < interval '1 second' or p_interval > interval '1 day' then
+    raise exception using
+      errcode = 'FL422',
+      message = format('interval %s is not between 1 second and 1 day', p_interval),
+      hint = 'Example: select fleet.set_cohort_interval(''lobby'', ''5 minutes''); null removes it.';
+  end if;
+  -- Two at once would both see the same old value. Readers do not wait.
+  lock table fleet.cohorts in share row exclusive mode;
+  select min_interval into v_old from fleet.cohorts where cohort = p_cohort;
+  if v_old is distinct from p_interval then
+    insert into fleet.cohorts as c (cohort, min_interval)
+    values (p_cohort, p_interval)
+    on conflict (cohort) do update
+      set min_interval = excluded.min_interval,
+        last_interval = greatest(
+          c.min_interval,
+          case when now() < c.changed_at + 2 * c.last_interval then c.last_interval end
+        ),
+        changed_at = now();
+    insert into fleet.settings_audit (setting, old_value, new_value)
+    values ('cohort_interval:' || p_cohort, v_old, p_interval);
+    perform pg_notify('fleet_tokens', 'cohort:' || p_cohort);
+  end if;
+  return format(
+    'cohort %s: %s (was %s); it has %s devices', p_cohort,
+    coalesce('at least ' || p_interval || ' between heartbeats', 'not slowed'),
+    coalesce(v_old::text, 'not slowed'),
+    (select count(*) from fleet.devices where cohort = p_cohort and revoked_at is null)
+  );
+end
+$$;
+
+comment on function fleet.set_cohort_interval(text, interval) is
+  'Slows a cohort: none of its devices is asked to send more often than this; null lets each follow its own interval again. A device learns it with its next answer. Example: select fleet.set_cohort_interval(''lobby'', ''5 minutes'');';
