@@ -24,7 +24,8 @@ const WARMUP = 5
 const options = {
   rows: { otherwise: 2_880_000, what: 'heartbeats of the day' },
   rounds: { otherwise: 3, what: 'how often each is measured' },
-  ingest: { otherwise: false, what: 'measure in place of it what 500 heartbeats a second feel of an archive' },
+  ingest: { otherwise: false, what: 'measure in place of it what heartbeats feel of an archive' },
+  devices: { otherwise: 30_000, what: 'for --ingest: how many send one a minute' },
   quiet: { otherwise: 60, what: 'for --ingest: seconds of a quiet measurement' },
 } as const
 
@@ -113,15 +114,18 @@ async function measureCycle({ cluster, admin }: Store, given: { rows: number, ro
 }
 
 /**
- * A server takes 500 heartbeats a second, each sent at its time: in a quiet minute, and while the archiver puts a day through the whole cycle.
+ * A server takes 500 heartbeats a second (of 30,000 devices), each sent at its time: in a quiet minute, and while the archiver puts a day through the whole cycle.
  * Then the day is restored for the next round, unmeasured. Latency counts from the time at which a heartbeat should have been sent.
  */
-async function measureIngest(store: Store, { rows, rounds, quiet }: { rows: number, rounds: number, quiet: number }): Promise<Figure[]> {
+async function measureIngest(
+  store: Store, given: { rows: number, rounds: number, quiet: number, devices: number },
+): Promise<Figure[]> {
+  const { rows, rounds, quiet } = given
   const { admin, cluster } = store
   const work = await mkdtemp(join(tmpdir(), 'fleet-bench-'))
   const env = { ARCHIVER_DATABASE_URL: cluster.url('fleet_archiver', 'fleet'), ARCHIVE_URL: pathToFileURL(join(work, 'archive')).href }
   const archiver = () => run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/main.ts'), '--once'], env)
-  const fleet = { devices: 30_000, interval: 60, jitter: 15, retries: 0 }
+  const fleet = { devices: given.devices, interval: 60, jitter: 15, retries: 0 }
   const devices = await enroll(store, fleet.devices)
   const partition = await step(`Loading a day of ${rows.toLocaleString('en')} heartbeats`, () => loadDay(admin, Math.ceil(rows / beatsADay)))
   const server = await startServer(store)
