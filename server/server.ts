@@ -12,6 +12,9 @@ import { leaveMetrics } from './scrape.ts'
 import { followTokens, Tokens } from './tokens.ts'
 import { Writer } from './writer.ts'
 
+/** A worker's. Measured: an idle one takes about 6 kB of memory. */
+const MAX_CONNECTIONS = 20_000
+
 /** How long requests in flight may take to end; the hot path's statements end within 5 s. */
 const DRAIN_MS = 20_000
 
@@ -35,10 +38,15 @@ export async function startServer(config: ServerConfig, log: Log) {
     serverOptions: {
       headersTimeout: 10_000,
       requestTimeout: 30_000,
+      // How often the two are looked at; the default would let a slow client have 30 s more.
+      connectionsCheckingInterval: 2_000,
       // Above the usual 60 s of a device and of a proxy, so that it is they who hang up.
       keepAliveTimeout: 90_000,
     },
   }) as Server
+  server.maxConnections = MAX_CONNECTIONS
+  // Otherwise a worker hands it to the next one, and when all are full round and round.
+  Object.assign(server, { dropMaxConnection: true })
 
   const endPools = () => Promise.all([pool.end(), end(ops), end(listener)])
   try {

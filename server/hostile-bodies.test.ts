@@ -1,0 +1,46 @@
+import { gzipSync } from 'node:zlib'
+import t from 'tap'
+import { waitFor } from '../local/testing.ts'
+import { answer, withVictim } from './hostile-testing.ts'
+import { ago } from './testing.ts'
+
+t.test('bodies that are too large, too deep or too well packed cost less than 600 MiB', async t => {
+  const { call, device, beat, memory, open, head } = await withVictim(t)
+  const { token } = device
+  const before = await memory()
+  let most = before
+  const watch = setInterval(() => void memory().then(now => { most = Math.max(most, now) }), 100)
+  t.teardown(() => clearInterval(watch))
+  const deep = '['.repeat(500_000) + ']'.repeat(500_000)
+  const inItem = `[{"ts":"${ago(5_000)}","junk":${'['.repeat(400_000)}${']'.repeat(400_000)}}]`
+  const bomb = gzipSync(Buffer.alloc(100 * 2 ** 20, 32), { level: 9 })
+  const gzip = { 'content-encoding': 'gzip' }
+  for (let round = 0; round < 3; round++) {
+    const many = async (body: string | Uint8Array, headers = {}) => {
+      const calls = Array.from({ length: 4 }, () => call('POST /v1/heartbeats', { token, body, headers }))
+      return new Set((await Promise.all(calls)).map(({ status }) => status))
+    }
+    t.same(await many(deep), new Set([200]), 'one item, rejected')
+    t.same(await many(inItem), new Set([200]))
+    t.same(await many(bomb, gzip), new Set([413]))
+    t.equal(await beat(), 201)
+  }
+
+  // 10 MB, without saying so first.
+  const large = await Promise.all(Array.from({ length: 20 }, open))
+  const ended = large.map(answer)
+  for (const socket of large) {
+    socket.write(head('/v1/heartbeats', 'Transfer-Encoding: chunked\r\n'))
+    for (let n = 0; n < 160; n++) socket.write(`10000\r\n${' '.repeat(65_536)}\r\n`)
+  }
+  // In chunks of one byte.
+  const dust = await Promise.all(Array.from({ length: 10 }, open))
+  for (const socket of dust) socket.write(head('/v1/heartbeats', 'Transfer-Encoding: chunked\r\n') + '1\r\n \r\n'.repeat(900_000))
+  t.equal(await beat(), 201)
+  for (const text of await Promise.all(ended)) t.match(text, /^(HTTP\/1\.1 413|$)/)
+  await waitFor(async () => dust.every(socket => socket.writableLength === 0))
+  t.equal(await beat(), 201)
+  clearInterval(watch)
+  // Measured: 330 MiB, nearly all of it garbage of the nested bodies, 50 MiB each, that the next collection takes.
+  t.ok(most - before < 600, `${Math.round(before)} MiB before, at most ${Math.round(most)} MiB`)
+})

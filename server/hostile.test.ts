@@ -1,0 +1,39 @@
+import type { Socket } from 'node:net'
+import t from 'tap'
+import { waitFor } from '../local/testing.ts'
+import { answer, withVictim } from './hostile-testing.ts'
+
+t.test('10,000 idle connections cost less than 200 MiB, and are cut', async t => {
+  const { beat, memory, open } = await withVictim(t)
+  // What this process may open, and the server with it: the same limit holds for both.
+  const { open_files } = (process.report.getReport() as { userLimits: { open_files: { hard: number | 'unlimited' } } }).userLimits
+  const count = Math.min(10_000, open_files.hard === 'unlimited' ? Infinity : open_files.hard - 500)
+  if (count < 10_000) t.comment(`ulimit -n allows ${count} connections`)
+  const before = await memory()
+  const sockets: Socket[] = []
+  while (sockets.length < count) sockets.push(...await Promise.all(Array.from({ length: 250 }, open)))
+  t.equal(await beat(), 201)
+  const used = await memory() - before
+  // Measured: 6 kB each; three times that.
+  t.ok(used < 200, `${Math.round(used)} MiB for ${sockets.length} connections`)
+  for (const socket of sockets) socket.resume()
+  await waitFor(async () => sockets.every(socket => socket.destroyed), { patience: 60_000 })
+  t.equal(await beat(), 201)
+})
+
+t.test('slow headers and slow bodies are cut, heartbeats go on', async t => {
+  const { beat, open, head } = await withVictim(t)
+  const headers = await Promise.all(Array.from({ length: 50 }, open))
+  const bodies = await Promise.all(Array.from({ length: 50 }, open))
+  for (const socket of bodies) socket.write(head('/v1/heartbeat', 'Content-Length: 1000\r\n'))
+  const drip = setInterval(() => {
+    for (const socket of headers) if (!socket.destroyed) socket.write('x')
+    for (const socket of bodies) if (!socket.destroyed) socket.write(' ')
+  }, 500)
+  t.teardown(() => clearInterval(drip))
+  for (const socket of headers) socket.write('POST /v1/heartbeat HTTP/1.1\r\nHost: x\r\nX-Slow: ')
+  t.equal(await beat(), 201)
+  const answers = await Promise.all([...headers, ...bodies].map(answer))
+  t.same(new Set(answers.map(text => text.slice(0, 12))), new Set(['HTTP/1.1 408']))
+  t.equal(await beat(), 201)
+})
