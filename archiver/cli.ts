@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import type { Json } from '@duckdb/node-api'
+import { adoptArchives } from './adopt.ts'
 import { ConfigError, readConfig } from './config.ts'
 import { createLog, describeError } from './log.ts'
 import { queryArchive, QueryError, type Answer, type Days } from './query.ts'
@@ -17,6 +18,8 @@ const usage = `usage: npm run archive -- <command>
                            which has each day once, from the database or else from the archive
         [--from <date>] [--to <date>]  only these days, and only their archives are fetched
         [--json | --csv]               instead of a table
+  adopt                    makes every archive of the store known to a database that did not write it, as after the loss
+                           of the one that did; each is read back and proven first; exit code 1 when one is not
   reindex                  makes index.json anew from the manifests; exit code 1 when one cannot be read
   a date is a UTC day, like 2026-08-15`
 
@@ -73,6 +76,7 @@ function parseCommand(args: string[]): (worker: Worker) => Promise<number> {
     const { sql, days, format } = parseQuery(rest)
     return worker => query(worker, sql, days, format)
   }
+  if (command === 'adopt' && rest.length === 0) return adopt
   if (command === 'reindex' && rest.length === 0) return reindex
   throw new UsageError(command === undefined ? '' : `not understood: ${args.join(' ')}`)
 }
@@ -145,6 +149,16 @@ async function reindex(worker: Worker) {
   const { count, faults } = await writeIndex(worker)
   for (const fault of faults) console.log(fault)
   console.error(`index.json lists ${count} ${count === 1 ? 'archive' : 'archives'}${faults.length === 0 ? '' : `; ${faults.length} manifests could not be read`}`)
+  return faults.length > 0 ? 1 : 0
+}
+
+async function adopt(worker: Worker) {
+  const { adopted, alreadyKnown, faults } = await adoptArchives(worker, ({ partition, row_count }) => {
+    showProgress(`reading back ${partition}, ${row_count} rows`)
+  })
+  showProgress('')
+  for (const fault of faults) console.log(fault)
+  console.error(`${adopted} adopted, ${alreadyKnown} known before${faults.length === 0 ? '' : `; ${faults.length} not adopted`}`)
   return faults.length > 0 ? 1 : 0
 }
 

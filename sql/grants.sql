@@ -97,7 +97,8 @@ grant execute on function
   fleet.begin_restore(text, text),
   fleet.finish_restore(text, text),
   fleet.release_restore(text, text),
-  fleet.fail_restore(text, text, text)
+  fleet.fail_restore(text, text, text),
+  fleet.adopt_archive(text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint)
 to fleet_archiver;
 
 grant select on

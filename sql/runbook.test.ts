@@ -1,7 +1,11 @@
+import { spawn } from 'node:child_process'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
-import { withDatabase } from '../local/testing.ts'
+import { archiverEnv, daysAgo, fillDay, makeDirectory, partitionOf } from '../archiver/testing.ts'
+import { freePort } from '../local/cluster.ts'
+import { plainEnv } from '../local/config.ts'
+import { spawnNode, waitFor, withDatabase } from '../local/testing.ts'
 import { asRole } from './testing.ts'
 
 const root = join(import.meta.dirname, '..')
@@ -18,6 +22,47 @@ for (const page of ['README.md', 'RUNBOOK.md']) {
       // The examples name devices and days that this database does not have: the store's own words say so.
       t.ok(!error || error.code.startsWith('FL'), `${statement}${error ? ` -- ${error.code} ${error.message}` : ''}`)
     }
+  })
+}
+
+t.test('every shell command in RUNBOOK.md runs, against a server and an archiver', { timeout: 300_000 }, async t => {
+  const db = await withDatabase(t)
+  // The runbook speaks of 15 to 17 August: here those are three days that are archived.
+  const days = [70, 69, 68].map(daysAgo)
+  for (const day of days) {
+    await fillDay(db.admin, day, 500)
+    await db.sql`select fleet.archive_partition(${await partitionOf(db.sql, day)})`
+  }
+  const directory = await makeDirectory(t)
+  const port = await freePort(true)
+  const env = {
+    ...archiverEnv(db, directory), DATABASE_URL: db.url('postgres'), ADMIN_KEY: 'an-admin-key-for-tests', PORT: String(port), WORKERS: '1',
+  }
+  await spawnNode(t, 'archiver/main.ts', { env })
+  await spawnNode(t, 'server/main.ts', { env, ready: `http://127.0.0.1:${port}/readyz` })
+  await waitFor(async () => (await db.sql`select from fleet.hb_partitions where state = 'dropped'`).length === 3)
+
+  const text = await readFile(join(root, 'RUNBOOK.md'), 'utf8')
+  const blocks = [...text.matchAll(/```sh\n([\s\S]*?)```/g)].map(match => match[1] ?? '')
+  t.ok(blocks.length >= 5, `${blocks.length} blocks`)
+  for (const command of blocks.flatMap(block => block.split('\n')).filter(Boolean)) {
+    const real = command.replaceAll(/2026-08-1([5-7])/g, (_, digit: string) => days[Number(digit) - 5] ?? '')
+    const { code, output } = await runShell(real, env)
+    t.equal(code, 0, `${command}\n${output}`)
+    t.notMatch(output, /"status":[45]\d\d/, 'nor does the server refuse')
+  }
+})
+
+/** Runs a line of shell in the repository; curl fails on an answer that is an error. */
+function runShell(command: string, env: Record<string, string | undefined>) {
+  return new Promise<{ code: number | null, output: string }>((resolve, reject) => {
+    const shell = spawn('bash', ['-c', `set -eo pipefail; curl() { command curl --fail-with-body "$@"; }; ${command}`], {
+      cwd: root, env: { ...plainEnv(), ...env }, stdio: ['ignore', 'pipe', 'pipe'],
+    })
+    let output = ''
+    for (const stream of [shell.stdout, shell.stderr]) stream.on('data', (chunk: Buffer) => { output += chunk.toString() })
+    shell.once('error', reject)
+    shell.once('close', code => resolve({ code, output }))
   })
 }
 
