@@ -164,6 +164,19 @@ export class Cluster {
     await rename(fresh, this.data)
   }
 
+  /** Makes it a streaming replica of a cluster that runs, with the same roles and passwords. */
+  async follow(primary: Cluster) {
+    await mkdir(this.dir, { recursive: true, mode: 0o700 })
+    await chmod(this.dir, 0o700)
+    await this.#give(this.dir)
+    await this.#keep({ port: 0, passwords: primary.#kept.passwords })
+    const fresh = `${this.data}.new`
+    await this.#run('pg_basebackup', [
+      '-D', fresh, '-d', primary.url('postgres', 'postgres'), '--write-recovery-conf', '--wal-method=stream', '--checkpoint=fast',
+    ])
+    await rename(fresh, this.data)
+  }
+
   /**
    * Starts it and waits until it takes connections. A postmaster left by a killed earlier start is
    * adopted as it is. Says whether it was. Throws ClusterError with the end of the log.
@@ -470,7 +483,7 @@ export interface Throwaway {
  * of a pipe, which closes even when we are killed.
  */
 export async function throwawayCluster(
-  options: Omit<ClusterOptions, 'dir' | 'throwaway'> & { durable?: boolean },
+  options: Omit<ClusterOptions, 'dir' | 'throwaway'> & { durable?: boolean, primary?: Cluster },
 ): Promise<Throwaway> {
   const dir = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-test-'))
   const guard = spawn('sh', ['-c', guardScript, 'guard', dir], { detached: true, stdio: ['pipe', 'ignore', 'ignore'], cwd: '/' })
@@ -483,7 +496,7 @@ export async function throwawayCluster(
   }
   try {
     const cluster = new Cluster({ ...options, dir, throwaway: !options.durable })
-    await cluster.create()
+    await (options.primary ? cluster.follow(options.primary) : cluster.create())
     await cluster.start()
     return { cluster, end: async () => { await cluster.stop('immediate').catch(() => {}); await end() } }
   } catch (error) {

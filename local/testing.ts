@@ -95,6 +95,15 @@ export async function withCluster(t: Test, options: { durable?: boolean } = {}):
   return { ...open(t, 'fleet', role => cluster.url(role, 'fleet')), cluster }
 }
 
+/** A streaming replica of a durable cluster, made by pg_basebackup. */
+export async function withReplica(t: Test, primary: Cluster) {
+  const { cluster, end } = await throwawayCluster({
+    postgres: testCluster().postgres, databases: ['fleet'], cronDatabase: 'fleet', durable: true, primary,
+  })
+  t.teardown(end)
+  return cluster
+}
+
 export interface TestProcess {
   pid: number
   /** All it printed so far, both streams. */

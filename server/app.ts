@@ -7,12 +7,14 @@ import { ackCommand, getCommands, postCommand } from './commands.ts'
 import type { Backpressure } from './backpressure.ts'
 import type { ServerConfig } from './config.ts'
 import type { Pool, Sql } from './database.ts'
+import { DeviceReads } from './device-reads.ts'
 import { createDevice, getDevice, listDevices, revokeDevice } from './devices.ts'
 import { postHeartbeat, postHeartbeats } from './ingest.ts'
 import type { Log } from './log.ts'
 import { exposition, timed, type Metrics } from './metrics.ts'
 import { getPoolHealth, postNightly, postReconcile } from './ops.ts'
 import { Problem, toProblem, unavailable } from './problem.ts'
+import type { Reader } from './reader.ts'
 import type { Tokens } from './tokens.ts'
 import type { Writer } from './writer.ts'
 
@@ -26,6 +28,7 @@ export interface Parts {
   log: Log
   metrics: Metrics
   pool: Pool
+  reader: Reader
   ops: Sql
   tokens: Tokens
   writer: Writer
@@ -34,9 +37,10 @@ export interface Parts {
 }
 
 export function createApp(parts: Parts) {
-  const { config, log, metrics, pool, ops, tokens, writer, backpressure, isDraining } = parts
+  const { config, log, metrics, pool, reader, ops, tokens, writer, backpressure, isDraining } = parts
   const app = new Hono<AppEnv>()
   const admin = adminOnly(config.adminKey)
+  const reads = new DeviceReads(reader, config, metrics, backpressure, log)
 
   // No middleware stands before these two: Hono calls a lone handler directly.
   app.post('/v1/heartbeat', timed(metrics, 'POST /v1/heartbeat', postHeartbeat(config, tokens, writer)))
@@ -46,14 +50,14 @@ export function createApp(parts: Parts) {
   app.post('/v1/commands/:id/ack', timed(metrics, 'POST /v1/commands/:id/ack', ackCommand(pool, tokens, metrics)))
   app.post('/admin/command', admin, timed(metrics, 'POST /admin/command', postCommand(pool, metrics)))
 
-  app.get('/v1/devices', admin, etag(), timed(metrics, 'GET /v1/devices', listDevices(pool, metrics, backpressure)))
-  app.get('/v1/devices/:id', admin, etag(), timed(metrics, 'GET /v1/devices/:id', getDevice(pool, metrics)))
+  app.get('/v1/devices', admin, etag(), timed(metrics, 'GET /v1/devices', listDevices(reads, backpressure)))
+  app.get('/v1/devices/:id', admin, etag(), timed(metrics, 'GET /v1/devices/:id', getDevice(reads)))
   app.post('/admin/devices', admin, timed(metrics, 'POST /admin/devices', createDevice(pool)))
   app.delete('/admin/devices/:id', admin, timed(metrics, 'DELETE /admin/devices/:id', revokeDevice(pool)))
 
   app.post('/ops/nightly', admin, timed(metrics, 'POST /ops/nightly', postNightly(config, ops)))
   app.post('/ops/reconcile', admin, timed(metrics, 'POST /ops/reconcile', postReconcile(ops)))
-  app.get('/ops/pool_health', admin, getPoolHealth(metrics))
+  app.get('/ops/pool_health', admin, getPoolHealth(metrics, reader))
   app.get('/metrics', adminOnly(config.adminKey, { orBearer: true }), c => exposition(c, parts))
 
   app.get('/healthz', c => c.json({ status: 'ok' }))

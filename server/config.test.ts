@@ -24,10 +24,11 @@ t.test('the URL says whether statements are prepared, in words that are understo
 })
 
 t.test('all problems are told together, by variable', async t => {
-  const env = { ADMIN_KEY: 'short', PORT: '70000', POOL_MAX: 'ten', WORKERS: '0', BACKPRESSURE_QUEUE: '20001', TRUST_PROXY: 'maybe', LOG_LEVEL: 'loud', LISTEN_DATABASE_URL: 'mysql://x' }
+  const env = { ADMIN_KEY: 'short', PORT: '70000', POOL_MAX: 'ten', WORKERS: '0', BACKPRESSURE_QUEUE: '20001', TRUST_PROXY: 'maybe', LOG_LEVEL: 'loud', LISTEN_DATABASE_URL: 'mysql://x', READ_FROM_LAST_STATUS: '101%', READ_MAX_LAG_S: '0', PERF_DIFF_ENABLED: 'yes', READ_DATABASE_URL: 'mysql://x' }
   const error = t.throws(() => readConfig(env), ConfigError) as ConfigError
-  t.equal(error.problems.length, 10)
-  for (const name of ['ADMIN_KEY', 'PORT', 'POOL_MAX', 'WORKERS', 'BACKPRESSURE_QUEUE', 'TRUST_PROXY', 'LOG_LEVEL', 'LISTEN_DATABASE_URL', 'SERVER_DATABASE_URL', 'OPS_DATABASE_URL']) {
+  t.equal(error.problems.length, 14)
+  for (const name of ['ADMIN_KEY', 'PORT', 'POOL_MAX', 'WORKERS', 'BACKPRESSURE_QUEUE', 'TRUST_PROXY', 'LOG_LEVEL', 'LISTEN_DATABASE_URL', 'SERVER_DATABASE_URL', 'OPS_DATABASE_URL',
+    'READ_FROM_LAST_STATUS', 'READ_MAX_LAG_S', 'PERF_DIFF_ENABLED', 'READ_DATABASE_URL']) {
     t.ok(error.problems.some(problem => problem.startsWith(name)), name)
   }
 })
@@ -36,4 +37,13 @@ t.test('an admin key that no header can carry is refused, and never shown', asyn
   const error = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY: 'sixteen characters' })) as ConfigError
   t.match(error.message, /ADMIN_KEY/)
   t.notMatch(error.message, /sixteen/)
+})
+
+t.test('fleet reads: from last status, all or a share; from a replica only when one is named', async t => {
+  const shares = { 'true': 1, 'false': 0, '10%': 0.1, '0%': 0, '100%': 1, '': 1 }
+  for (const [text, share] of Object.entries(shares)) {
+    t.equal(readConfig({ DATABASE_URL, ADMIN_KEY, READ_FROM_LAST_STATUS: text }).readFromLastStatus, share, text)
+  }
+  t.equal(readConfig({ DATABASE_URL, ADMIN_KEY }).read, undefined)
+  t.same(readConfig({ DATABASE_URL, ADMIN_KEY, READ_DATABASE_URL: DATABASE_URL }).read, { url: DATABASE_URL })
 })

@@ -16,6 +16,13 @@ export interface ServerConfig {
   listen: Login
   /** Long calls without the hot path's statement timeout: always direct. */
   ops: Login
+  /** Reads of the fleet, when they do not go to `hot`: a streaming replica. */
+  read: Login | undefined
+  /** Seconds that the replica may be behind. */
+  readMaxLagS: number
+  /** Share of the fleet reads that are from last status, 0 to 1; the others are from the heartbeats themselves. */
+  readFromLastStatus: number
+  perfDiffEnabled: boolean
   port: number
   host: string
   adminKey: string
@@ -76,6 +83,13 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     return found ?? fallback
   }
 
+  function share(name: string) {
+    const text = read(name) ?? 'true'
+    const percent = text === 'true' ? 100 : text === 'false' ? 0 : /^\d{1,3}%$/.test(text) ? Number(text.slice(0, -1)) : NaN
+    if (!(percent <= 100)) problems.push(`${name} must be true, false or a share from 0% to 100%, not ${inspect(text)}.`)
+    return percent / 100
+  }
+
   const adminKey = read('ADMIN_KEY') ?? ''
   if (adminKey === '') problems.push('ADMIN_KEY is missing; it has no default.')
   else if (adminKey.length < 16) problems.push(`ADMIN_KEY must have at least 16 characters, not ${adminKey.length}.`)
@@ -86,6 +100,10 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     hot: login('SERVER_DATABASE_URL'),
     listen: login('LISTEN_DATABASE_URL'),
     ops: login('OPS_DATABASE_URL'),
+    read: read('READ_DATABASE_URL') === undefined ? undefined : login('READ_DATABASE_URL'),
+    readMaxLagS: integer('READ_MAX_LAG_S', 10, 1, 3600),
+    readFromLastStatus: share('READ_FROM_LAST_STATUS'),
+    perfDiffEnabled: choice('PERF_DIFF_ENABLED', 'false', ['true', 'false']) === 'true',
     port: integer('PORT', 8080, 0, 65535),
     host: read('HOST') ?? '127.0.0.1',
     adminKey,

@@ -63,6 +63,11 @@ export function connectHot(login: Login, max: number) {
   return new Pool(connect(login, 'server', max, { statement_timeout: STATEMENT_TIMEOUT_MS }), max)
 }
 
+/** Fleet reads of a replica, under the hot path's rules. */
+export function connectReplica(login: Login, max: number) {
+  return new Pool(connect(login, 'read', max, { statement_timeout: STATEMENT_TIMEOUT_MS }), max)
+}
+
 /** Calls that may take as long as they take. */
 export function connectOps(login: Login, max = 2) {
   return connect(login, 'ops', max, { statement_timeout: 0 })

@@ -5,16 +5,10 @@ import type { AppEnv } from './app.ts'
 import type { Backpressure } from './backpressure.ts'
 import { readJson } from './body.ts'
 import type { Pool } from './database.ts'
+import type { DeviceReads, DeviceStatus } from './device-reads.ts'
 import { text } from './heartbeat.ts'
-import type { Metrics } from './metrics.ts'
 import { Problem, unavailable } from './problem.ts'
 import { valid } from './valid.ts'
-
-/** A row of the view fleet.device_status; whatever else it holds is passed through. */
-interface DeviceStatus {
-  device_id: number
-  seconds_since: number | null
-}
 
 const STATUSES = ['new', 'online', 'late', 'offline', 'clock_skewed'] as const
 const SECONDS = { s: 1, m: 60, h: 3_600, d: 86_400 } as const
@@ -37,20 +31,11 @@ const listQuery = z.object({
 })
 
 /** Devices by id, a page at a time; keyset, so that a page holds while devices come and go. */
-export function listDevices(pool: Pool, metrics: Metrics, backpressure: Backpressure): Handler<AppEnv> {
+export function listDevices(reads: DeviceReads, backpressure: Backpressure): Handler<AppEnv> {
   return async c => {
     if (backpressure.sheds('device_list')) throw unavailable('The server is busy with heartbeats and leaves lists out for now.')
     const { status, older_than, limit, cursor } = valid(listQuery, c.req.query())
-    const start = performance.now()
-    const rows = await pool.run(sql => sql<DeviceStatus[]>`
-      select * from fleet.device_status
-      where device_id > ${cursor}
-      ${status === undefined ? sql`` : sql`and status = ${status}`}
-      ${older_than === undefined ? sql`` : sql`and last_ts < now() - make_interval(secs => ${older_than})`}
-      order by device_id
-      limit ${limit + 1}
-    `)
-    metrics.readLatency.observe({ query: 'list' }, performance.now() - start)
+    const rows = await reads.list(c.env.incoming.url!, { status, older_than, after: cursor, limit: limit + 1 })
     const devices = rows.slice(0, limit)
     const next_cursor = rows.length > limit ? String(devices.at(-1)!.device_id) : null
     tag(c, devices)
@@ -58,14 +43,10 @@ export function listDevices(pool: Pool, metrics: Metrics, backpressure: Backpres
   }
 }
 
-export function getDevice(pool: Pool, metrics: Metrics): Handler<AppEnv> {
+export function getDevice(reads: DeviceReads): Handler<AppEnv> {
   return async c => {
     const deviceId = pathId(c)
-    const start = performance.now()
-    const [device] = await pool.run(sql => sql<DeviceStatus[]>`
-      select * from fleet.device_status where device_id = ${deviceId}
-    `)
-    metrics.readLatency.observe({ query: 'detail' }, performance.now() - start)
+    const device = await reads.get(c.env.incoming.url!, deviceId)
     if (device === undefined) throw new Problem(404, `There is no device ${deviceId}.`)
     tag(c, [device])
     return c.json(device)

@@ -3,6 +3,7 @@ import { Counter, Gauge, Histogram, Registry } from 'prom-client'
 import type { AppEnv, Parts } from './app.ts'
 import type { Pool } from './database.ts'
 import type { Log } from './log.ts'
+import type { Reader } from './reader.ts'
 import { shareMetrics } from './scrape.ts'
 
 export type Metrics = ReturnType<typeof createMetrics>
@@ -79,6 +80,18 @@ export function createMetrics(pool: Pool) {
       buckets: LATENCY_MS,
       registers,
     }),
+    fastList: new Histogram({
+      name: 'query_latency_fast_list_devices_ms',
+      help: 'Lists of devices read from last status, in milliseconds.',
+      buckets: LATENCY_MS,
+      registers,
+    }),
+    legacyList: new Histogram({
+      name: 'query_latency_legacy_list_devices_ms',
+      help: 'Lists of devices read from the heartbeats themselves, in milliseconds.',
+      buckets: LATENCY_MS,
+      registers,
+    }),
     httpLatency: new Histogram({
       name: 'http_request_latency_ms',
       help: 'From the request\'s headers to its answer, in milliseconds.',
@@ -106,6 +119,30 @@ export function createMetrics(pool: Pool) {
       registers,
     }),
   }
+}
+
+/** Only with a replica: without one there is no lag. */
+export function measureReplica({ registry }: Metrics, reader: Reader) {
+  if (reader.status === undefined) return
+  const registers = [registry]
+  new Gauge({
+    name: 'replica_lag_seconds',
+    help: 'How old the newest state of the primary is that the replica is known to have.',
+    aggregator: 'max',
+    registers,
+    collect() {
+      this.set(reader.status!.lag_seconds)
+    },
+  })
+  new Gauge({
+    name: 'replica_in_use',
+    help: '1 while reads of the fleet go to the replica, 0 while they go to the primary.',
+    aggregator: 'min',
+    registers,
+    collect() {
+      this.set(reader.status!.in_use ? 1 : 0)
+    },
+  })
 }
 
 /** Measures a route under its own name; cheaper on the hot path than a middleware. */

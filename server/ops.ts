@@ -4,6 +4,7 @@ import type { AppEnv } from './app.ts'
 import type { ServerConfig } from './config.ts'
 import { connectOps, end, type Sql } from './database.ts'
 import type { Metrics } from './metrics.ts'
+import type { Reader } from './reader.ts'
 import { valid } from './valid.ts'
 
 const nightlyQuery = z.object({
@@ -49,7 +50,7 @@ export function postReconcile(ops: Sql): Handler<AppEnv> {
 }
 
 /** For whoever is on call: from 80 % the pools of all workers are nearly full, from 95 % requests wait for them. */
-export function getPoolHealth(metrics: Metrics): Handler<AppEnv> {
+export function getPoolHealth(metrics: Metrics, reader: Reader): Handler<AppEnv> {
   return async c => {
     const registry = await metrics.ofAllWorkers()
     const sum = async (name: string) => (await registry.getSingleMetric(name)!.get()).values[0]!.value
@@ -57,7 +58,7 @@ export function getPoolHealth(metrics: Metrics): Handler<AppEnv> {
     const utilization_pct = Math.round(100 * in_use / max)
     const status = utilization_pct >= 95 ? 'critical' : utilization_pct >= 80 ? 'warn' : 'ok'
     return c.json(
-      { status, pool: { in_use, max, utilization_pct, waiting } },
+      { status, pool: { in_use, max, utilization_pct, waiting }, replica: reader.status },
       200,
       { 'cache-control': 'no-store' },
     )

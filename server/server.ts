@@ -7,7 +7,8 @@ import { Backpressure } from './backpressure.ts'
 import type { ServerConfig } from './config.ts'
 import { connectHot, connectListener, connectOps, end } from './database.ts'
 import type { Log } from './log.ts'
-import { createMetrics } from './metrics.ts'
+import { createMetrics, measureReplica } from './metrics.ts'
+import { Reader } from './reader.ts'
 import { leaveMetrics } from './scrape.ts'
 import { followTokens, Tokens } from './tokens.ts'
 import { Writer } from './writer.ts'
@@ -27,12 +28,14 @@ export async function startServer(config: ServerConfig, log: Log) {
   const ops = connectOps(config.ops)
   const listener = connectListener(config.listen)
   const metrics = createMetrics(pool)
+  const reader = new Reader(pool, config, log)
+  measureReplica(metrics, reader)
   const tokens = new Tokens(pool, metrics)
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue)
   const writer = new Writer(pool, metrics, log, backpressure)
   let draining = false
 
-  const app = createApp({ config, log, metrics, pool, ops, tokens, writer, backpressure, isDraining: () => draining })
+  const app = createApp({ config, log, metrics, pool, reader, ops, tokens, writer, backpressure, isDraining: () => draining })
   const server = createAdaptorServer({
     fetch: app.fetch,
     serverOptions: {
@@ -48,7 +51,7 @@ export async function startServer(config: ServerConfig, log: Log) {
   // Otherwise a worker hands it to the next one, and when all are full round and round.
   Object.assign(server, { dropMaxConnection: true })
 
-  const endPools = () => Promise.all([pool.end(), end(ops), end(listener)])
+  const endPools = () => Promise.all([reader.end().then(() => pool.end()), end(ops), end(listener)])
   try {
     server.listen(config.port, config.host)
     await once(server, 'listening')

@@ -29,9 +29,9 @@ export function serverEnv(db: TestDatabase) {
   }
 }
 
-/** A server on a database of its own; both end with the test. */
-export async function withServer(t: Test, overrides: Partial<ServerConfig> = {}) {
-  const db = await withDatabase(t)
+/** A server on a database of its own, or on a given one; both end with the test. */
+export async function withServer(t: Test, overrides: Partial<ServerConfig> = {}, given?: TestDatabase) {
+  const db = given ?? await withDatabase(t)
   const config = { ...readConfig({ ...serverEnv(db), LOG_LEVEL: 'silent' }), ...overrides }
   const server = await startServer(config, createLog(config.logLevel))
   t.teardown(() => server.stop())

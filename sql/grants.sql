@@ -24,6 +24,7 @@ to fleet_server;
 
 grant execute on function
   fleet.list_devices(text, interval, bigint, integer),
+  fleet.list_devices_legacy(text, interval, bigint, integer),
   fleet.marks_hold(interval)  -- what the view devices_offline calls
 to fleet_server, fleet_reader, fleet_dba;
 
@@ -102,7 +103,7 @@ grant execute on function
 to fleet_archiver;
 
 grant select on
-  fleet.device_status, fleet.devices_offline, fleet.unity_down, fleet.fleet_summary
+  fleet.device_status, fleet.device_status_legacy, fleet.devices_offline, fleet.unity_down, fleet.fleet_summary
 to fleet_server, fleet_reader, fleet_dba;
 
 grant select on

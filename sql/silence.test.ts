@@ -15,6 +15,8 @@ async function mixedFleet(sql: Sql, admin: Sql, devices = 400) {
     select fleet.ingest(json_agg(json_build_object('device_id', device_id, 'ts', now() - random() * interval '40 minutes', 'unity_running', device_id % 9 > 0)))
     from fleet.devices where device_id % 20 <> 0
   `
+  await admin`update fleet.devices set cohort = 'slowed' where device_id % 10 < 3`
+  await sql`select fleet.set_cohort_interval('slowed', '8 minutes')`
   await admin`update fleet.device_last_status set status = 'clock_skewed' where device_id % 17 = 0`
   await sql`select fleet.revoke_device(device_id) from fleet.devices where device_id % 19 = 0`
 }

@@ -1,0 +1,23 @@
+create or replace function fleet.list_devices_legacy(
+  p_status text default null,
+  p_older_than interval default null,
+  p_after bigint default 0,
+  p_limit integer default 100
+) returns setof fleet.device_status_legacy
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+  select d.*
+  from fleet.device_status_legacy d
+  where d.device_id > p_after
+    and (p_status is null or d.status = p_status)
+    and (p_older_than is null or d.last_ts < now() - p_older_than)
+  order by d.device_id
+  limit p_limit;
+$$;
+
+comment on function fleet.list_devices_legacy(text, interval, bigint, integer) is
+  'fleet.list_devices() over fleet.device_status_legacy. Example: select alias from fleet.list_devices_legacy(''offline'', ''12 minutes'');';
