@@ -36,7 +36,7 @@ grant execute on function
   fleet.reconcile(interval, integer),
   fleet.nightly_plan(interval, timestamptz),
   fleet.run_steps(bigint),
-  fleet.check(),
+  fleet.check(timestamptz),
   -- What the procedures call with the rights of who calls them.
   fleet.begin_run(text),
   fleet.end_run(bigint, text, integer),
@@ -71,6 +71,13 @@ grant execute on function
   fleet.backfill_last_status(integer),
   fleet.replay_quarantine(timestamptz, timestamptz, bigint),
   fleet.schedule_jobs(),
+  fleet.check_partitions(timestamptz),
+  fleet.check_ingest(timestamptz),
+  fleet.check_scheduler(timestamptz),
+  fleet.check_archive(timestamptz),
+  fleet.check_sessions(timestamptz),
+  fleet.check_storage(timestamptz),
+  fleet.check_settings(),
   fleet.ingest(json, timestamptz),
   fleet.metric_values()
 to fleet_dba;

@@ -37,7 +37,7 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   await admin`select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'pg_cron launcher'`
   await waitFor(async () => await value(sql`select status from fleet.check() where check_name = 'scheduler'`) === 'fail')
   t.match(await sql`select detail, remedy from fleet.check() where check_name = 'scheduler'`, [
-    { detail: /launcher is gone/, remedy: 'Restart Postgres.' },
+    { detail: /launcher is gone/, remedy: /pg_ctl restart/ },
   ])
 })
 

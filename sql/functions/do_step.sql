@@ -4,25 +4,28 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_count bigint;
 begin
   case p_step
     when 'premake' then
-      return (select count(*) from fleet.premake(p_now));
+      v_count := (select count(*) from fleet.premake(p_now));
     when 'refresh_sizes' then
-      return fleet.refresh_sizes(p_now);
+      v_count := fleet.refresh_sizes(p_now);
     when 'set_temperatures' then
-      return fleet.set_temperatures(p_now);
+      v_count := fleet.set_temperatures(p_now);
     when 'schedule_vacuum' then
-      return fleet.schedule_vacuum();
+      v_count := fleet.schedule_vacuum();
     when 'retire' then
-      return fleet.retire_partition(p_partition, p_now);
+      v_count := fleet.retire_partition(p_partition, p_now);
     when 'prune' then
-      return fleet.prune(p_now);
+      v_count := fleet.prune(p_now);
     when 'retry_failed_archives' then
-      return fleet.retry_failed_archives();
+      v_count := fleet.retry_failed_archives();
     when 'wake_archiver' then
-      return fleet.wake_archiver('nightly')::integer;
+      v_count := fleet.wake_archiver('nightly')::integer;
   end case;
+  return v_count;
 end
 $$;
 

@@ -6,7 +6,6 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_max_attempts integer;
-  v_attempts integer;
 begin
   select archive_max_attempts into strict v_max_attempts from fleet.settings;
   update fleet.hb_partitions
@@ -24,8 +23,7 @@ begin
     lease_until = case state
       when 'archived' then now() + least(interval '1 minute' * (2 ^ least(attempts, 10)), interval '1 hour')
     end
-  where partition_name = p_partition and lease_owner = p_worker and state in ('archiving', 'archived')
-  returning attempts into v_attempts;
+  where partition_name = p_partition and lease_owner = p_worker and state in ('archiving', 'archived');
   if not found then
     return;
   end if;

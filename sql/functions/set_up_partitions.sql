@@ -27,20 +27,16 @@ begin
 
   v_interval := case v_settings.cadence when 'monthly' then '1 month' else '1 day' end;
   v_first := (p_now - v_settings.retention)::date;
-  if v_partman_major >= 5 then
-    execute $call$
+  execute format(
+    $call$
       select partman.create_parent(
-        p_parent_table => $1, p_control => 'ts', p_type => 'range', p_interval => $2, p_premake => $3,
-        p_start_partition => $4, p_template_table => $5, p_default_table => false, p_jobmon => false
+        p_parent_table => $1, p_control => 'ts', p_interval => $2, p_premake => $3, p_start_partition => $4,
+        p_template_table => $5, p_jobmon => false, %s
       )
-    $call$ using 'fleet.device_heartbeats', v_interval, v_settings.premake_days, v_first::text, 'fleet.device_heartbeats_template';
-  else
-    execute $call$
-      select partman.create_parent(
-        p_parent_table => $1, p_control => 'ts', p_type => 'native', p_interval => $2, p_premake => $3,
-        p_start_partition => $4, p_template_table => $5, p_jobmon => false
-      )
-    $call$ using 'fleet.device_heartbeats', v_interval, v_settings.premake_days, v_first::text, 'fleet.device_heartbeats_template';
+    $call$,
+    case when v_partman_major >= 5 then 'p_type => ''range'', p_default_table => false' else 'p_type => ''native''' end
+  ) using 'fleet.device_heartbeats', v_interval, v_settings.premake_days, v_first::text, 'fleet.device_heartbeats_template';
+  if v_partman_major < 5 then
     -- Rows in a default partition would block premake and retention; fleet.ingest() quarantines them instead.
     drop table fleet.device_heartbeats_default;
   end if;

@@ -1,0 +1,85 @@
+create or replace function fleet.check_archive(p_now timestamptz default now())
+returns table (check_name text, status text, detail text, remedy text)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO'
+set lock_timeout = '300ms'
+as $$
+#variable_conflict use_column
+declare
+  v_settings fleet.settings;
+  v_names text;
+  v_commands text;
+  v_count bigint;
+  v_age interval;
+  v_silence interval;
+begin
+  select * into strict v_settings from fleet.settings;
+  select p_now - max(a.last_seen_at) into v_silence from fleet.archivers a;
+
+  check_name := 'archive_failed';
+  select string_agg(format('%s: %s', p.partition_name, p.last_error), '; ' order by p.range_start),
+    string_agg(format('select fleet.retry_archive(%L);', p.partition_name), e'\n' order by p.range_start)
+  into v_names, v_commands
+  from fleet.hb_partitions p
+  where p.state = 'archive_failed';
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce(v_names, 'none');
+  remedy := e'-- once its cause is mended\n' || v_commands;
+  return next;
+
+  check_name := 'archive_backlog';
+  select count(*), p_now - min(p.detached_at) into v_count, v_age
+  from fleet.hb_partitions p
+  where p.state in ('detached', 'archiving') and p.held_reason is null;
+  status := case when v_count = 0 or v_age < interval '6 hours' then 'ok' when v_age < interval '2 days' then 'warn' else 'fail' end;
+  detail := format('%s partitions wait%s', v_count, ', the oldest for ' || date_trunc('second', v_age));
+  remedy := case
+    when status = 'ok' then null
+    when v_silence < interval '5 minutes' then 'select fleet.wake_archiver();'
+    else e'# in a shell\nnpm run archiver -- --once'
+  end;
+  return next;
+
+  check_name := 'archive_undropped';
+  select string_agg(p.partition_name, ', ' order by p.range_start),
+    string_agg(format('select fleet.drop_partition(%L);', p.partition_name), e'\n' order by p.range_start)
+  into v_names, v_commands
+  from fleet.hb_partitions p
+  where p.state = 'archived' and p.held_reason is null and p.proven_at + v_settings.archive_grace < p_now - interval '6 hours';
+  status := case when v_names is null then 'ok' else 'warn' end;
+  detail := coalesce('archived, and still on disk: ' || v_names, 'what is archived is dropped');
+  remedy := v_commands;
+  return next;
+
+  check_name := 'archiver';
+  status := case when v_silence < interval '5 minutes' then 'ok' when v_silence is null then 'warn' else 'fail' end;
+  detail := coalesce('last heard of ' || date_trunc('second', v_silence) || ' ago', 'never heard of');
+  remedy := case when status <> 'ok' then e'# in a shell; it stays\nnpm run archiver' end;
+  return next;
+
+  check_name := 'restores';
+  select string_agg(format('%s: %s', i.partition_name, i.last_error), '; ' order by p.range_start),
+    string_agg(
+      format('select fleet.request_restore(%L, %L);', p.range_start::date, (p.range_end - interval '1 day')::date),
+      e'\n' order by p.range_start
+    )
+  into v_names, v_commands
+  from fleet.restore_items i
+  join fleet.hb_partitions p using (partition_name)
+  where i.state = 'failed' and i.finished_at > p_now - interval '1 day'
+    and not exists (
+      select from fleet.restore_items l where l.partition_name = i.partition_name and l.request_id > i.request_id
+    );
+  status := case when v_names is null then 'ok' else 'warn' end;
+  detail := coalesce('failed: ' || v_names, 'none failed in the last day');
+  remedy := e'-- once its cause is mended (npm run archive -- verify)\n' || v_commands;
+  return next;
+end
+$$;
+
+comment on function fleet.check_archive(timestamptz) is
+  'What fleet.check() says of the archive: failures, backlog, the archiver and restores.';

@@ -1,0 +1,153 @@
+create or replace function fleet.check_ingest(p_now timestamptz default now())
+returns table (check_name text, status text, detail text, remedy text)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO'
+set lock_timeout = '300ms'
+as $$
+#variable_conflict use_column
+declare
+  c_sample constant integer := 100;
+  v_settings fleet.settings;
+  v_names text;
+  v_commands text;
+  v_count bigint;
+  v_total bigint;
+  v_start bigint;
+begin
+  select * into strict v_settings from fleet.settings;
+
+  check_name := 'triggers';
+  select string_agg(w.name, ', '),
+    string_agg(
+      case
+        when g.oid is null then w.definition
+        else format('alter table fleet.%I enable trigger %I;', w.relation, w.name)
+      end,
+      e'\n'
+    )
+    -- While it was off, last status was not kept.
+    || case when bool_or(w.relation = 'device_heartbeats') then e'\nselect fleet.backfill_last_status(1);' else '' end
+  into v_names, v_commands
+  from (
+    values
+      ('device_heartbeats', 'device_heartbeats_record_last_status',
+        'create trigger device_heartbeats_record_last_status after insert on fleet.device_heartbeats '
+        'referencing new table as new_rows for each statement execute function fleet.record_last_status();'),
+      ('hb_partitions', 'hb_partitions_protect',
+        'create trigger hb_partitions_protect after insert or update on fleet.hb_partitions '
+        'for each row execute function fleet.protect_partition();'),
+      ('settings', 'settings_audit',
+        'create trigger settings_audit after update on fleet.settings for each row execute function fleet.audit_settings();'),
+      ('devices', 'devices_forget_marks',
+        'create trigger devices_forget_marks after update of heartbeat_interval on fleet.devices '
+        'for each statement execute function fleet.forget_marks();')
+  ) as w (relation, name, definition)
+  left join pg_trigger g on g.tgrelid = to_regclass('fleet.' || w.relation) and g.tgname = w.name
+  where g.tgenabled is null or g.tgenabled not in ('O', 'A');
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce('disabled or missing: ' || v_names, 'all are on');
+  remedy := e'-- as fleet_owner\n' || v_commands;
+  return next;
+
+  check_name := 'last_status';
+  select floor(random() * greatest(coalesce(max(d.device_id), 0) - c_sample, 0)) into v_start from fleet.devices d;
+  -- One statement stores a heartbeat and moves last status, so that any difference is drift.
+  select count(*) filter (where ls.last_ts is null or ls.last_ts < h.ts), count(*) into v_count, v_total
+  from (
+    select s.device_id
+    from fleet.devices s
+    where s.device_id > v_start
+    order by s.device_id
+    limit c_sample
+  ) d
+  left join fleet.device_last_status ls on ls.device_id = d.device_id
+  cross join lateral (
+    select b.ts
+    from fleet.device_heartbeats b
+    where b.device_id = d.device_id and b.ts >= p_now - interval '1 day' and b.ts < p_now + interval '1 day'
+    order by b.ts desc
+    limit 1
+  ) h;
+  status := case when v_count = 0 then 'ok' else 'warn' end;
+  detail := format('%s of %s devices looked at are behind their newest heartbeat', v_count, v_total);
+  remedy := case when v_count > 0 then 'select fleet.backfill_last_status(1);' end;
+  return next;
+
+  check_name := 'quarantine';
+  select sum(r.n), string_agg(format('%s %s', r.n, r.reason), ', ' order by r.reason),
+    string_agg(
+      case r.reason
+        when 'no_partition' then format('select fleet.create_partitions(%L, %L);', r.first::date, r.last::date)
+        -- Beyond the retention nothing is stored.
+        when 'too_late' then format(
+          'update fleet.settings set max_late = %L;', least(make_interval(days => r.late_days), v_settings.retention)
+        )
+        else 'select device_id, max(ts - received_at) as ahead from fleet.heartbeat_quarantine '
+          'where reason = ''in_future'' group by device_id order by ahead desc limit 50;'
+      end,
+      e'\n' order by r.reason
+    )
+  into v_count, v_names, v_commands
+  from (
+    select q.reason, count(*) as n, min(q.ts) as first, max(q.ts) as last,
+      least(ceil(max(extract(epoch from q.received_at - q.ts)) / 86400), 3650)::integer as late_days
+    from fleet.heartbeat_quarantine q
+    where q.received_at > p_now - interval '1 hour'
+    group by q.reason
+  ) r;
+  status := case when coalesce(v_count, 0) < 100 then 'ok' else 'warn' end;
+  detail := format('%s heartbeats in the last hour', coalesce(v_names, 'no'));
+  remedy := case
+    when status <> 'ok' then concat_ws(
+      e'\n', '-- takes them in from now on, and what was kept aside', v_commands, 'select * from fleet.replay_quarantine();'
+    )
+  end;
+  return next;
+
+  check_name := 'quarantine_full';
+  select count(*), string_agg(f.device_id::text, ', ' order by f.device_id) filter (where f.nth <= 10) into v_count, v_names
+  from (
+    select d.device_id, row_number() over (order by d.device_id) as nth
+    from (
+      (select ls.device_id from fleet.device_last_status ls where ls.status = 'clock_skewed' limit 1000)
+      union
+      select q.device_id from fleet.heartbeat_quarantine q where q.received_at > p_now - interval '1 hour'
+    ) d
+    where (
+      select count(*)
+      from (
+        select from fleet.heartbeat_quarantine q where q.device_id = d.device_id limit v_settings.quarantine_per_device
+      ) k
+    ) >= v_settings.quarantine_per_device
+  ) f;
+  status := case when v_count = 0 then 'ok' else 'warn' end;
+  detail := case when v_count = 0 then 'no device is at its limit'
+    else format('%s devices have %s heartbeats there and no more are kept: %s', v_count, v_settings.quarantine_per_device, v_names) end;
+  remedy := case
+    when v_count > 0 then concat_ws(
+      e'\n', '-- keeps more of each; why they are refused: select * from fleet.heartbeat_quarantine',
+      format('update fleet.settings set quarantine_per_device = %s;', least(greatest(v_settings.quarantine_per_device, 500) * 2, 100000))
+    )
+  end;
+  return next;
+
+  check_name := 'clocks';
+  select count(*) filter (where ls.status = 'clock_skewed'), count(*) into v_count, v_total
+  from fleet.device_last_status ls;
+  status := case when v_count > 0 and v_count * 100 >= v_total then 'warn' else 'ok' end;
+  detail := format('%s of %s devices give a time that is refused', v_count, v_total);
+  remedy := case
+    when status <> 'ok' then e'-- set the clocks of these; their next heartbeat clears it'
+      '\nselect device_id, alias, cohort, last_ts, last_received_at from fleet.device_status '
+      'where status = ''clock_skewed'' order by last_received_at desc limit 50;'
+  end;
+  return next;
+end
+$$;
+
+comment on function fleet.check_ingest(timestamptz) is
+  'What fleet.check() says of heartbeats: triggers, last status (of a sample of devices), quarantine and clocks.';

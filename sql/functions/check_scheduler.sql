@@ -1,0 +1,139 @@
+create or replace function fleet.check_scheduler(p_now timestamptz default now())
+returns table (check_name text, status text, detail text, remedy text)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+#variable_conflict use_column
+declare
+  c_restart constant text := format(e'# in a shell, as the user of Postgres\npg_ctl restart -m fast -D ''%s''', current_setting('data_directory', true));
+  v_has_cron boolean := exists (select from pg_extension where extname = 'pg_cron');
+  v_names text;
+  v_commands text;
+  v_role text;
+begin
+  check_name := 'monitoring';
+  status := 'ok'; detail := 'the activity of other roles is visible'; remedy := null;
+  if not pg_has_role('fleet_owner', 'pg_monitor', 'usage') or not pg_has_role('fleet_dba', 'pg_signal_backend', 'usage') then
+    status := 'warn';
+    detail := 'fleet_owner may not see the activity of other roles, or fleet_dba not end it: what is said below of sessions and the scheduler may be wrong';
+    remedy := e'-- as superuser\ngrant pg_monitor to fleet_owner, fleet_dba;\ngrant pg_signal_backend to fleet_dba;';
+  end if;
+  return next;
+
+  check_name := 'scheduler';
+  status := 'ok'; detail := 'pg_cron runs'; remedy := null;
+  if not v_has_cron and exists (
+    select from fleet.events e where e.event = 'maintain.start' and e.at between p_now - interval '125 minutes' and p_now
+  ) then
+    detail := 'pg_cron is not in this database; the hourly maintenance arrives all the same';
+  elsif not v_has_cron then
+    status := 'warn'; detail := 'pg_cron is not in this database, and no maintenance ran in the last two hours';
+    remedy := format(e'-- as superuser, in database %s\n', coalesce(current_setting('cron.database_name', true), 'postgres, once pg_cron is there'))
+      || (
+        select string_agg(
+          format(
+            'select cron.schedule_in_database(%L, %L, %L, %L, ''fleet_owner'');', d.jobname, d.schedule, d.command, current_database()
+          ), e'\n'
+        )
+        from fleet.job_definitions() d
+      );
+  elsif not exists (select from pg_stat_activity where backend_type = 'pg_cron launcher') then
+    status := 'fail'; detail := 'the pg_cron launcher is gone: no job runs until Postgres is restarted'; remedy := c_restart;
+  end if;
+  return next;
+
+  check_name := 'scheduler_roles';
+  begin
+    select string_agg(format('%s of %s', coalesce(j.jobname, 'job ' || j.jobid), j.username), ', '),
+      string_agg(format('select cron.unschedule(%s);', j.jobid), e'\n')
+    into v_names, v_commands
+    from fleet_guard.lost_jobs() j;
+  exception when undefined_function or insufficient_privilege then
+    v_names := null;  -- set up before there was such a function
+  end;
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce('pg_cron runs no job at all while the role of one is gone: ' || v_names, 'every job''s role is there');
+  remedy := e'-- as superuser\n' || v_commands;
+  return next;
+
+  check_name := 'jobs';
+  select string_agg(format('%s is %s%s', j.jobname, j.fault, ': ' || case j.fault when 'failed' then j.last_message end), ', '),
+    string_agg(distinct
+      case j.fault
+        when 'missing' then 'select * from fleet.schedule_jobs();'
+        when 'disabled' then format(
+          'select cron.alter_job(jobid, active := true) from cron.job where jobname = %L and username = ''fleet_owner'';', j.jobname
+        )
+        else d.command || ';'
+      end, e'\n'
+    ),
+    case
+      when bool_or(j.fault = 'disabled') then e'-- as superuser\n'
+      when bool_or(j.fault <> 'missing') then e'-- as fleet_owner; pg_cron''s next run of it clears this\n'
+      else ''
+    end
+  into v_names, v_commands, v_role
+  from (
+    select h.*,
+      case
+        -- None has ever run, long after setup.
+        when h.status = 'waiting' and bool_and(h.status = 'waiting') over ()
+          and (select min(p.created_at) from fleet.hb_partitions p) < p_now - interval '3 hours' then 'late'
+        else h.status
+      end as fault
+    from fleet.job_health h
+    where v_has_cron
+  ) j
+  join fleet.job_definitions() d using (jobname)
+  where j.fault not in ('ok', 'waiting');
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce(v_names, case when v_has_cron then 'all jobs run' else 'their history is in the database of pg_cron' end);
+  remedy := v_role || v_commands;
+  return next;
+
+  check_name := 'maintenance';
+  select string_agg(format('%s %s: %s', e.event, e.partition_name, e.detail), '; '),
+    case when bool_and(e.event = 'maintenance.premake') then 'call fleet.maintain();' else 'call fleet.nightly();' end
+  into v_names, v_commands
+  from (
+    select distinct on (k.event, k.partition_name) k.*
+    from fleet.events k
+    where k.event like 'maintenance.%' and k.at > p_now - interval '25 hours'
+    order by k.event, k.partition_name, k.event_id desc
+  ) e
+  where not e.is_ok;
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce(v_names, 'no step failed without a later success');
+  remedy := case when v_names is not null then e'-- once its cause is mended\n' || v_commands end;
+  return next;
+
+  check_name := 'nights';
+  status := 'ok'; detail := 'the last night''s work was begun'; remedy := null;
+  if fleet.is_night_missed(p_now) then
+    status := 'warn'; detail := 'fleet.nightly() was not begun for 25 hours'; remedy := 'call fleet.nightly();';
+  end if;
+  return next;
+
+  check_name := 'locks_of_maintenance';
+  select string_agg(format('%s is held by backend %s for %s', w.name, a.pid, date_trunc('second', p_now - a.query_start)), ', '),
+    string_agg(format('select * from fleet.force_unlock(%L);', w.name), e'\n')
+  into v_names, v_commands
+  from unnest(array['maintenance', 'reconcile']) as w (name)
+  join pg_locks l on l.locktype = 'advisory' and l.granted and l.objsubid = 1
+    and l.database = (select d.oid from pg_database d where d.datname = current_database())
+    and (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('fleet.' || w.name, 0)
+  join pg_stat_activity a on a.pid = l.pid
+  where a.query_start < p_now - interval '2 hours';
+  status := case when v_names is null then 'ok' else 'warn' end;
+  detail := coalesce(v_names, 'none is held for long');
+  remedy := v_commands;
+  return next;
+end
+$$;
+
+comment on function fleet.check_scheduler(timestamptz) is
+  'What fleet.check() says of the scheduler: pg_cron, its jobs and roles, failed steps, missed nights and stuck locks.';
