@@ -59,7 +59,8 @@ function scriptOf(deviceIds: number[], batch: number, date: string) {
       ts: `${date}T:clock+00`, battery_pct: 81, network_type: 'wifi', unity_running: true, signal_dbm: -61, agent_version: '3.1.0',
       device_id, ip: '127.0.0.1',
     }))
-    lines.push(`select result, reason, ts from fleet.ingest('${JSON.stringify(items)}'::text::json);`)
+    lines.push(`select array_agg(result)::text as results, case when count(reason) > 0 then array_agg(reason)::text end as reasons, `
+      + `array_agg(ts)::text as tss from fleet.ingest('${JSON.stringify(items)}'::text::json);`)
   }
   return `${lines.join('\n')}\n`
 }

@@ -17,6 +17,9 @@ export function normaliseTs(text: string): string | undefined {
   if (Number(month) > 12 || Number(day) < 1 || Number(day) > daysInMonth(Number(year), Number(month))) return undefined
   if (Number(hour) > 23 || Number(minute) > 59 || Number(second) > 59) return undefined
   if (Number(offsetHour) > 23 || Number(offsetMinute) > 59) return undefined
+  // Only an offset can lead beyond these years.
+  const isInner = year! > '0001' && year! < '9999'
+  if (isInner && Number(offsetHour) < 16) return upper
   const epoch = Date.parse(upper)
   if (!(epoch >= MIN_TS && epoch <= MAX_TS)) return undefined
   // PostgreSQL takes offsets below 16 hours only; the RFC goes to 23:59.

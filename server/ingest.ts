@@ -38,7 +38,7 @@ export function postHeartbeat(config: ServerConfig, tokens: Tokens, writer: Writ
       throw new Problem(422, 'The heartbeat is not valid; it was not written.', { errors: fieldErrors(parsed.error) })
     }
     const ip = clientAddress(incoming, config.trustProxy)
-    const outcome = await writer.store({ ...parsed.data, device_id: identity.device_id, ip })
+    const outcome = await writer.store(Object.assign(parsed.data, { device_id: identity.device_id, ip }))
     if (outcome instanceof Problem) throw outcome
     if (outcome.result === 'rejected') {
       throw new Problem(429, `The heartbeat was not kept (${outcome.reason}): the device has too many in quarantine.`)
@@ -56,7 +56,7 @@ export function postHeartbeats(config: ServerConfig, pool: Pool, tokens: Tokens,
     const ip = clientAddress(incoming, config.trustProxy)
     for (const { item } of accepted) item.ip = ip
 
-    const intervals = await nextIntervals(pool, identity, accepted.map(({ item }) => item.device_id))
+    const intervals = await nextIntervals(pool, tokens, identity, accepted.map(({ item }) => item.device_id))
     const writable = accepted.filter(({ item, index }) => {
       if (intervals.has(item.device_id)) return true
       results[index] = rejected([{ path: 'device_id', message: 'is not an enrolled device' }])
@@ -79,8 +79,8 @@ export function postHeartbeats(config: ServerConfig, pool: Pool, tokens: Tokens,
   }
 }
 
-function answer({ result, reason, ts }: Outcome, nextInterval: number): Result {
-  return { result, ...(reason === null ? {} : { reason }), ts, next_interval_s: nextInterval }
+function answer({ result, reason, ts }: Outcome, next_interval_s: number): Result {
+  return reason === null ? { result, ts, next_interval_s } : { result, reason, ts, next_interval_s }
 }
 
 function rejected(errors: FieldError[]): Result {
@@ -119,7 +119,7 @@ function judgeAll(body: Buffer, type: string, identity: Identity) {
   for (const [index, value] of (items as unknown[]).entries()) {
     const item = value instanceof Malformed ? value.errors : judge(value, identity)
     if (Array.isArray(item)) results[index] = rejected(item)
-    else accepted.push({ item: { ...item, ip: null }, index })
+    else accepted.push({ item: Object.assign(item, { ip: null }), index })
   }
   return { results, accepted }
 }
@@ -159,16 +159,25 @@ function judge(value: unknown, identity: Identity): Judged | FieldError[] {
   if (typeof device_id === 'number' && device_id !== identity.device_id) {
     return [{ path: 'device_id', message: 'is not the device of this token' }]
   }
-  return { ...parsed.data, device_id: identity.device_id }
+  return Object.assign(parsed.data, { device_id: identity.device_id })
 }
 
 /** The devices that may be written for, each with its interval. */
-async function nextIntervals(pool: Pool, identity: Identity, deviceIds: number[]): Promise<Map<number, number>> {
+async function nextIntervals(pool: Pool, tokens: Tokens, identity: Identity, deviceIds: number[]): Promise<Map<number, number>> {
   if (identity.kind === 'device') return new Map([[identity.device_id, identity.next_interval_s]])
-  if (deviceIds.length === 0) return new Map()
-  const ids = `{${[...new Set(deviceIds)].join(',')}}`
-  const rows = await pool.run(sql => sql<{ device_id: number, next_interval_s: number }[]>`
-    select device_id, next_interval_s from fleet.known_devices(${ids}::text::bigint[])
-  `)
-  return new Map(rows.map(row => [row.device_id, row.next_interval_s]))
+  const intervals = new Map<number, number>()
+  const unknown = new Set<number>()
+  for (const id of deviceIds) {
+    const interval = tokens.nextInterval(id)
+    if (interval === undefined) unknown.add(id)
+    else intervals.set(id, interval)
+  }
+  if (unknown.size > 0) {
+    const ids = `{${[...unknown].join(',')}}`
+    const rows = await pool.run(sql => sql<{ device_id: number, next_interval_s: number }[]>`
+      select device_id, next_interval_s from fleet.known_devices(${ids}::text::bigint[])
+    `)
+    for (const row of rows) intervals.set(row.device_id, row.next_interval_s)
+  }
+  return intervals
 }

@@ -10,6 +10,7 @@ export type Identity =
   | { kind: 'gateway', device_id: null, gateway_id: number, cohort: null, own_interval_s: null, next_interval_s: null }
 
 interface Known {
+  key: string
   identity: Identity
   asked: number
 }
@@ -45,8 +46,8 @@ const MAX_PENDING = 20_000
  */
 export class Tokens {
   readonly #known = new Map<string, Known>()
-  /** The key in #known by device_id, or by -gateway_id. */
-  readonly #keys = new Map<number, string>()
+  /** The same by device_id, or by -gateway_id. */
+  readonly #byId = new Map<number, Known>()
   readonly #unknown = new Map<string, number>()
   readonly #pending = new Map<string, Promise<Identity | null>>()
   /** Moves with each change: an answer asked for before it must not be kept. */
@@ -68,7 +69,7 @@ export class Tokens {
     const hash = createHash('sha256').update(token).digest()
     const key = hash.toString('base64')
     const known = this.#known.get(key)
-    const isTrusted = known !== undefined && this.now() - Math.max(this.#polled, known.asked) < TRUST_MS
+    const isTrusted = known !== undefined && this.#isTrusted(known)
     if (isTrusted || (this.#unknown.get(key) ?? -Infinity) > this.now()) {
       this.metrics.cacheHits.inc()
       return isTrusted ? known.identity : null
@@ -77,18 +78,24 @@ export class Tokens {
     return this.#pending.get(key) ?? this.#load(key, hash)
   }
 
+  /** The interval of a device that a gateway speaks for; undefined when it is not in the cache, enrolled or not. */
+  nextInterval(deviceId: number): number | undefined {
+    const known = this.#byId.get(deviceId)
+    return known !== undefined && this.#isTrusted(known) ? known.identity.next_interval_s ?? undefined : undefined
+  }
+
   /** @param subject as fleet.revoke_device notifies: `device:<id>` or `gateway:<id>` */
   forget(subject: string) {
     this.#generation++
     const [kind, id] = subject.split(':')
-    const key = this.#keys.get(kind === 'device' ? Number(id) : -Number(id))
-    if (key !== undefined) this.#drop(key)
+    const known = this.#byId.get(kind === 'device' ? Number(id) : -Number(id))
+    if (known !== undefined) this.#drop(known.key)
   }
 
   clear() {
     this.#generation++
     this.#known.clear()
-    this.#keys.clear()
+    this.#byId.clear()
     this.#unknown.clear()
   }
 
@@ -144,8 +151,12 @@ export class Tokens {
     for (const { token_hash, ...identity } of rows.reverse()) {
       if (!cohorts.has(identity.cohort)) cohorts.set(identity.cohort, identity.cohort)
       identity.cohort = cohorts.get(identity.cohort)!
-      this.#keep(token_hash, { identity, asked })
+      this.#keep({ key: token_hash, identity, asked })
     }
+  }
+
+  #isTrusted({ asked }: Known) {
+    return this.now() - Math.max(this.#polled, asked) < TRUST_MS
   }
 
   #load(key: string, hash: Buffer) {
@@ -170,7 +181,7 @@ export class Tokens {
     } while (generation !== this.#generation)
     this.#drop(key)
     if (identity !== null) {
-      this.#keep(key, { identity, asked })
+      this.#keep({ key, identity, asked })
     } else {
       if (this.#unknown.size >= MAX_UNKNOWN) this.#unknown.delete(oldest(this.#unknown))
       this.#unknown.delete(key)
@@ -179,17 +190,17 @@ export class Tokens {
     return identity
   }
 
-  #keep(key: string, known: Known) {
-    if (this.#known.size >= MAX_KNOWN && !this.#known.has(key)) this.#drop(oldest(this.#known))
-    this.#known.set(key, known)
-    this.#keys.set(idOf(known.identity), key)
+  #keep(known: Known) {
+    if (this.#known.size >= MAX_KNOWN && !this.#known.has(known.key)) this.#drop(oldest(this.#known))
+    this.#known.set(known.key, known)
+    this.#byId.set(idOf(known.identity), known)
   }
 
   #drop(key: string) {
     const known = this.#known.get(key)
     if (known === undefined) return
     this.#known.delete(key)
-    this.#keys.delete(idOf(known.identity))
+    this.#byId.delete(idOf(known.identity))
   }
 }
 

@@ -1,6 +1,6 @@
 import postgres from 'postgres'
 import type { Backpressure } from './backpressure.ts'
-import type { Pool } from './database.ts'
+import { toRfc3339, type Pool } from './database.ts'
 import type { IngestItem } from './heartbeat.ts'
 import type { Log } from './log.ts'
 import type { Metrics } from './metrics.ts'
@@ -13,10 +13,28 @@ export interface Outcome {
   ts: string
 }
 
+/** What waits for a statement: the heartbeat, and its place in the request that brought it. */
 interface Entry {
   item: IngestItem
   since: number
-  settle: (outcome: Outcome | Problem) => void
+  request: Request
+  position: number
+}
+
+/** The heartbeats that came together. One promise for all of them: with one for each, a batch of 1,000 took longer. */
+class Request {
+  readonly #outcomes: (Outcome | Problem)[]
+  #left: number
+
+  constructor(count: number, readonly done: (outcomes: (Outcome | Problem)[]) => void) {
+    this.#outcomes = new Array<Outcome | Problem>(count)
+    this.#left = count
+  }
+
+  settle(position: number, outcome: Outcome | Problem) {
+    this.#outcomes[position] = outcome
+    if (--this.#left === 0) this.done(this.#outcomes)
+  }
 }
 
 /** Design 6: also the most that one request may bring. */
@@ -53,8 +71,8 @@ export class Writer {
    * @throws Problem 503 when the queue is full
    */
   async store(item: IngestItem): Promise<Outcome | Problem> {
-    this.backpressure.admit(this.#queue.length, 1)
-    return new Promise(settle => this.#push({ item, since: performance.now(), settle }))
+    const [outcome] = await this.storeAll([item])
+    return outcome!
   }
 
   /**
@@ -63,9 +81,13 @@ export class Writer {
    */
   async storeAll(items: IngestItem[]): Promise<(Outcome | Problem)[]> {
     this.backpressure.admit(this.#queue.length, items.length)
-    return Promise.all(items.map(item => new Promise<Outcome | Problem>(settle => {
-      this.#push({ item, since: performance.now(), settle })
-    })))
+    if (items.length === 0) return []
+    return await new Promise(done => {
+      const since = performance.now()
+      const request = new Request(items.length, done)
+      for (const [position, item] of items.entries()) this.#queue.push({ item, since, request, position })
+      this.#wake()
+    })
   }
 
   /** Resolves when everything taken so far is settled. */
@@ -74,8 +96,7 @@ export class Writer {
     await new Promise<void>(resolve => this.#idle.push(resolve))
   }
 
-  #push(entry: Entry) {
-    this.#queue.push(entry)
+  #wake() {
     if (this.#scheduled || this.#inFlight >= this.limits.concurrency) return
     this.#scheduled = true
     // After the sockets of this turn were read, so that what came together goes together.
@@ -121,9 +142,13 @@ export class Writer {
   async #ingest(batch: Entry[]) {
     // As text, since the driver would make JSON of the JSON.
     const json = JSON.stringify(batch.map(entry => entry.item))
-    const outcomes = await this.pool.run(sql => sql<Outcome[]>`
-      select result, reason, ts from fleet.ingest(${json}::text::json)
+    // In one row of arrays: the driver takes a row for each heartbeat several times as long.
+    const [row] = await this.pool.run(sql => sql<Answer[]>`
+      select array_agg(result)::text as results, case when count(reason) > 0 then array_agg(reason)::text end as reasons,
+        array_agg(ts)::text as tss
+      from fleet.ingest(${json}::text::json)
     `)
+    const outcomes = readAnswer(row!)
     if (outcomes.length !== batch.length) {
       throw new Error(`fleet.ingest answered ${outcomes.length} rows for ${batch.length} heartbeats; they may be stored`)
     }
@@ -135,7 +160,7 @@ export class Writer {
     const count = { stored: 0, duplicate: 0, quarantined: 0, rejected: 0 }
     let devices = 0
     let lastDevice: number | undefined
-    batch.forEach(({ item, since, settle }, index) => {
+    batch.forEach(({ item, since, request, position }, index) => {
       const outcome = outcomes[index]!
       count[outcome.result]++
       if (outcome.result === 'stored' && item.device_id !== lastDevice) {
@@ -143,7 +168,7 @@ export class Writer {
         lastDevice = item.device_id
       }
       this.metrics.writeLatency.observe(now - since)
-      settle(outcome)
+      request.settle(position, outcome)
     })
     this.metrics.writes.inc(batch.length)
     this.metrics.ingested.inc(count.stored)
@@ -161,6 +186,25 @@ export class Writer {
       : ONCE_MORE.has(code)
         ? unavailable('The database could not write now, also not at the second try; nothing was acknowledged.', error)
         : toProblem(error)
-    for (const { settle } of batch) settle(problem)
+    for (const { request, position } of batch) request.settle(position, problem)
   }
+}
+
+interface Answer {
+  results: string
+  reasons: string | null
+  tss: string
+}
+
+/**
+ * Postgres's text of three arrays: words, which are never quoted, and timestamps, which always are for the space in them.
+ */
+function readAnswer({ results, reasons, tss }: Answer): Outcome[] {
+  const reason = reasons?.slice(1, -1).split(',')
+  const ts = tss.slice(2, -2).split('","')
+  return results.slice(1, -1).split(',').map((result, index) => ({
+    result: result as Outcome['result'],
+    reason: reason === undefined || reason[index] === 'NULL' ? null : reason[index]!,
+    ts: toRfc3339(ts[index]!),
+  }))
 }
