@@ -1,0 +1,63 @@
+--! Previous: sha1:ad3e9b4f15a762b58453552d367cebba11743a9a
+--! Hash: sha1:2db77a0e48efb0356acdbc7e92aa3a21ba5ab051
+--! Message: Pages of devices read in order by an index
+
+-- Enter migration here
+--! Included functions/list_devices.sql
+-- One page by keyset. Built per call: which index serves depends on the arguments, and a plan for all of them serves none.
+create or replace function fleet.list_devices(
+  p_status text default null,
+  p_older_than interval default null,
+  p_after bigint default 0,
+  p_limit integer default 100
+) returns setof fleet.device_status
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+-- In order by an index, to the page's end and no further: a guess of too few rows must not make it read the whole table.
+set enable_bitmapscan = off
+set max_parallel_workers_per_gather = 0
+set random_page_cost = 1
+as $$
+declare
+  v_found text := 'select ls.device_id from fleet.device_last_status ls where ls.device_id > $3';
+  v_filter text := ' where true';
+begin
+  if p_status is not null then
+    v_filter := v_filter || ' and d.status = $1';
+  end if;
+  if p_older_than is not null then
+    v_filter := v_filter || ' and d.last_ts < now() - $2';
+    v_found := v_found || ' and ls.last_ts < now() - $2';
+  end if;
+
+  if p_status = 'clock_skewed' then
+    v_found := v_found || ' and ls.status = ''clock_skewed''';
+  elsif p_status = 'offline' and fleet.marks_hold() then
+    v_found := v_found || ' and ls.is_silent';
+  elsif p_older_than is not null and fleet.marks_hold(p_older_than) then
+    -- Devices asked for so few heartbeats may be silent for so long without the mark.
+    if (select max(d.heartbeat_interval) from fleet.devices d) > p_older_than / 2 then
+      v_found := v_found || ' and not ls.is_silent'
+        ' and ls.device_id in (select d.device_id from fleet.devices d where d.heartbeat_interval > $2 / 2)'
+        ' union all ' || v_found;
+    end if;
+    v_found := v_found || ' and ls.is_silent';
+  else
+    return query execute 'select d.* from fleet.device_status d' || v_filter || ' and d.device_id > $3 order by d.device_id limit $4'
+      using p_status, p_older_than, p_after, p_limit;
+    return;
+  end if;
+  -- OFFSET 0 keeps the planner from joining the whole fleet to a few: it cannot guess how many have a status.
+  return query execute 'select d.* from (' || v_found || ') found cross join lateral ('
+    'select s.* from fleet.device_status s where s.device_id = found.device_id offset 0) d'
+    || v_filter || ' order by found.device_id limit $4'
+    using p_status, p_older_than, p_after, p_limit;
+end
+$$;
+
+comment on function fleet.list_devices(text, interval, bigint, integer) is
+  'A page of fleet.device_status in device_id order, after a device_id: by status, and by time since the last heartbeat. Example: select alias from fleet.list_devices(''offline'', ''12 minutes'');';
+--! EndIncluded functions/list_devices.sql
