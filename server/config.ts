@@ -107,7 +107,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     port: integer('PORT', 8080, 0, 65535),
     host: read('HOST') ?? '127.0.0.1',
     adminKey,
-    workers: integer('WORKERS', Math.min(2 * availableParallelism(), 8), 1, 64),
+    workers: integer('WORKERS', Math.min(availableParallelism(), 8), 1, 64),
     poolMax: integer('POOL_MAX', 10, 1, 1000),
     backpressureQueue: integer('BACKPRESSURE_QUEUE', 10_000, 1, 20_000),
     trustProxy: choice('TRUST_PROXY', 'false', ['true', 'false']) === 'true',
