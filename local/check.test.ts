@@ -1,7 +1,8 @@
 import { spawnSync } from 'node:child_process'
 import { join } from 'node:path'
 import t from 'tap'
-import { table } from './check.ts'
+import { ADMIN_KEY, withServer } from '../server/testing.ts'
+import { poolHealth, table } from './check.ts'
 import { plainEnv, repository } from './config.ts'
 import { withDatabase } from './testing.ts'
 
@@ -9,12 +10,13 @@ t.test('the worst comes first, with its remedy', async t => {
   t.equal(
     table([
       { check_name: 'scheduler', status: 'ok', detail: 'all jobs run', remedy: 'none needed' },
-      { check_name: 'retention', status: 'fail', detail: '3 days overdue', remedy: 'call fleet.nightly()' },
+      { check_name: 'retention', status: 'fail', detail: '3 days overdue', remedy: '-- now\ncall fleet.nightly();' },
       { check_name: 'archiver', status: 'warn', detail: 'not heard of', remedy: null },
     ]),
     [
       'fail  retention  3 days overdue',
-      '                 -> call fleet.nightly()',
+      '                 -> -- now',
+      '                    call fleet.nightly();',
       'warn  archiver   not heard of',
       'ok    scheduler  all jobs run',
     ].join('\n'),
@@ -28,5 +30,13 @@ t.test('npm run check ends with 1 when anything fails', async t => {
     env: { ...plainEnv(), DATABASE_URL: db.url('postgres') }, encoding: 'utf8',
   })
   t.match(stdout, /partition_today/)
+  t.match(stdout, /pool_health .*ADMIN_KEY is not set/)
   t.equal(status, worst?.failures ? 1 : 0)
+})
+
+t.test('the health of the pools is asked of a running server', async t => {
+  const { url } = await withServer(t)
+  t.match(await poolHealth({ url, adminKey: ADMIN_KEY }), { status: 'ok', detail: /^\d+ of \d+ connections in use/ })
+  t.match(await poolHealth({ url, adminKey: 'another key' }), { status: 'warn', detail: /answers 401/ })
+  t.match(await poolHealth({ url: 'http://127.0.0.1:1', adminKey: ADMIN_KEY }), { status: 'warn', detail: /cannot be reached/ })
 })

@@ -1,10 +1,10 @@
-// npm run check: what fleet.check() says, with remedies. Exit code 1 when anything fails.
-import { realpath } from 'node:fs/promises'
+// npm run check: what fleet.check() says, with remedies, and the health of the server's pools. Exit code 1 when anything fails.
+import { readFile, realpath } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import postgres from 'postgres'
 import { Cluster, clusterMajor } from './cluster.ts'
-import { optionalDatabaseUrl, repository, SettingsError } from './config.ts'
+import { optionalDatabaseUrl, repository, serverAddress, SettingsError } from './config.ts'
 import { findPostgres } from './packages.ts'
 import { explain, say } from './progress.ts'
 
@@ -23,7 +23,7 @@ export function table(checks: Check[]) {
     .sort((a, b) => rank[a.status] - rank[b.status])
     .map(({ check_name: name, status, detail, remedy }) => {
       const line = `${status.padEnd(4)}  ${name.padEnd(width)}  ${detail}`
-      return status !== 'ok' && remedy ? `${line}\n${' '.repeat(width + 8)}-> ${remedy}` : line
+      return status !== 'ok' && remedy ? `${line}\n${' '.repeat(width + 8)}-> ${remedy.replaceAll('\n', `\n${' '.repeat(width + 11)}`)}` : line
     })
     .join('\n')
 }
@@ -41,11 +41,46 @@ async function url() {
   return cluster.url('fleet_owner', 'fleet')
 }
 
+interface PoolHealth {
+  status: 'ok' | 'warn' | 'critical'
+  pool: { in_use: number, max: number, utilization_pct: number, waiting: number }
+}
+
+/** What GET /ops/pool_health says, as one more check; where it cannot be asked, why. */
+export async function poolHealth(address: ReturnType<typeof serverAddress>): Promise<Check> {
+  const check: Check = { check_name: 'pool_health', status: 'warn', detail: '', remedy: null }
+  if (!address) {
+    return { ...check, status: 'ok', detail: 'not asked: ADMIN_KEY is not set, and the server of npm start is not known' }
+  }
+  try {
+    const answer = await fetch(`${address.url}/ops/pool_health`, {
+      headers: { 'x-admin': address.adminKey }, signal: AbortSignal.timeout(5000),
+    })
+    if (!answer.ok) return { ...check, detail: `${address.url} answers ${answer.status}`, remedy: 'Is ADMIN_KEY the one of this server?' }
+    const { status, pool } = await answer.json() as PoolHealth
+    return {
+      ...check, status: status === 'critical' ? 'fail' : status,
+      detail: `${pool.in_use} of ${pool.max} connections in use (${pool.utilization_pct} %), ${pool.waiting} requests wait`,
+      remedy: 'RUNBOOK.md, "Heartbeats come faster than they are written"',
+    }
+  } catch (error) {
+    return { ...check, detail: `${address.url} cannot be reached: ${explain(error)}`, remedy: 'npm run server' }
+  }
+}
+
+/** From the environment, or from what npm start left of itself. */
+async function server() {
+  const kept = await readFile(join(repository, '.local', 'env'), 'utf8').catch(() => '')
+  const lines = [...kept.matchAll(/^(HOST|PORT|ADMIN_KEY)='(.*)'$/gm)].map(([, name = '', text = '']) => [name, text.replaceAll(`'\\''`, `'`)] as const)
+  return serverAddress() ?? (optionalDatabaseUrl() ? undefined : serverAddress(Object.fromEntries(lines)))
+}
+
 async function main() {
   try {
     const sql = postgres(await url(), { max: 1, connection: { role: 'fleet_owner' }, onnotice: () => {} })
     try {
       const checks = await sql<Check[]>`select check_name, status, detail, remedy from fleet.check()`
+      checks.push(await poolHealth(await server()))
       say(table(checks))
       if (checks.some(check => check.status === 'fail')) process.exitCode = 1
     } finally {

@@ -71,6 +71,17 @@ export function optionalDatabaseUrl(env: Env = currentEnv()) {
   return url
 }
 
+/** Where the server of npm start, or of HOST, PORT and ADMIN_KEY, answers; undefined without an ADMIN_KEY. */
+export function serverAddress(env: Env = currentEnv()) {
+  return env.ADMIN_KEY ? { url: `http://${reachable(env.HOST || '127.0.0.1')}:${env.PORT || 8080}`, adminKey: env.ADMIN_KEY } : undefined
+}
+
+/** An address to connect to for one to listen on. */
+export function reachable(host: string) {
+  if (host === '0.0.0.0' || host === '::') return '127.0.0.1'
+  return host.includes(':') ? `[${host}]` : host
+}
+
 /** The file with the connections of the running test cluster, which `npm test` hands to each test file. */
 export function testClusterFile(env: Env = currentEnv()) {
   const file = env.FLEET_TEST_CLUSTER

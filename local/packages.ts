@@ -166,6 +166,21 @@ export async function installPackages(names: string[]) {
   }
 }
 
+/** Installs the linter of PL/pgSQL for the tests when it is missing and that is allowed; whether it is here. */
+export async function installPlpgsqlCheck({ major, bin }: Postgres) {
+  return await hasPlpgsqlCheck(bin) || (await installPackages([`postgresql-${major}-plpgsql-check`]) && await hasPlpgsqlCheck(bin))
+}
+
+/** Why the test that needs it is skipped; false when it is not. In CI it never is. */
+export async function withoutPlpgsqlCheck({ major, bin }: Postgres, isCI: boolean) {
+  return await hasPlpgsqlCheck(bin) || isCI ? false : `no linter of PL/pgSQL: install postgresql-${major}-plpgsql-check`
+}
+
+async function hasPlpgsqlCheck(bin: string) {
+  const sharedir = (await run(join(bin, 'pg_config'), ['--sharedir'], { env: plainEnv() })).stdout.trim()
+  return existsSync(join(sharedir, 'extension', 'plpgsql_check.control'))
+}
+
 /** The newest version of which apt knows all three packages. */
 async function newestInApt() {
   const { stdout } = await run('apt-cache', ['search', '--names-only', '^postgresql-[0-9]+(-cron|-partman)?$'], { env: plainEnv() })

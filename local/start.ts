@@ -9,7 +9,7 @@ import postgres from 'postgres'
 import { readConfig as readArchiverConfig } from '../archiver/config.ts'
 import { readConfig as readServerConfig } from '../server/config.ts'
 import { Cluster, clusterMajor, isFree, placeFor } from './cluster.ts'
-import { plainEnv, repository, SettingsError, startConfig, type StartConfig } from './config.ts'
+import { plainEnv, reachable, repository, SettingsError, startConfig, type StartConfig } from './config.ts'
 import { curlLine, demoDevice, psqlLine } from './demo-device.ts'
 import { startDemo } from './demo.ts'
 import { migrate } from './migrate.ts'
@@ -252,12 +252,6 @@ async function localArchive() {
   const directory = join(local, 'archive')
   await mkdir(directory, { recursive: true, mode: 0o700 })
   return pathToFileURL(directory).href
-}
-
-/** An address to connect to for one to listen on. */
-function reachable(host: string) {
-  if (host === '0.0.0.0' || host === '::') return '127.0.0.1'
-  return host.includes(':') ? `[${host}]` : host
 }
 
 function onPath(program: string) {

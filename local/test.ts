@@ -4,7 +4,7 @@ import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { currentEnv, objectStoreConfig, repository } from './config.ts'
 import { installObjectStore } from './object-store.ts'
-import { MissingPostgres } from './packages.ts'
+import { installPlpgsqlCheck, MissingPostgres, requirePostgres } from './packages.ts'
 import { explain, step } from './progress.ts'
 import { makeTestCluster } from './testing.ts'
 import { installTopology } from './topology.ts'
@@ -23,6 +23,7 @@ try {
   // Here, before the test files that need them run side by side. Where they are not to be had, those say so.
   if (!objectStoreConfig().endpoint) await installObjectStore()
   await installTopology()
+  await installPlpgsqlCheck(await requirePostgres())
   const { cluster, description, end } = await step('Making a throwaway cluster for the tests', makeTestCluster)
   try {
     if (!stopping) {

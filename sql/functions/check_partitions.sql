@@ -15,15 +15,27 @@ declare
   v_ahead integer;
   v_names text;
   v_commands text;
+  v_attach text;
 begin
   select * into strict v_settings from fleet.settings;
+  -- Detached by hand: made anew they would not be, attached they are as before.
+  select e'-- as fleet_owner\n' || string_agg(
+    format(
+      'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L);', p.relid::regclass, p.range_start, p.range_end
+    ),
+    e'\n' order by p.range_start
+  )
+  into v_attach
+  from fleet.hb_partitions p
+  join pg_class c on c.oid = p.relid
+  where p.state in ('active', 'restored') and not exists (select from pg_inherits i where i.inhrelid = p.relid);
 
   check_name := 'partition_today';
   if exists (select from fleet.attached_partitions() a where a.range_start <= p_now and a.range_end > p_now) then
     status := 'ok'; detail := 'today has a partition'; remedy := null;
   else
     status := 'fail'; detail := format('no partition for %s: heartbeats are quarantined', v_today);
-    remedy := format('select fleet.create_partitions(%L, %L);', v_today, v_today + v_settings.premake_days);
+    remedy := coalesce(v_attach, format('select fleet.create_partitions(%L, %L);', v_today, v_today + v_settings.premake_days));
   end if;
   return next;
 
@@ -35,7 +47,8 @@ begin
   -- Between midnight and the hourly run there is one less.
   status := case when v_ahead >= greatest(v_settings.premake_days - 1, 1) then 'ok' when v_ahead >= 3 then 'warn' else 'fail' end;
   remedy := case
-    when status <> 'ok' then format('select fleet.create_partitions(%L, %L);', v_today + 1, v_today + v_settings.premake_days)
+    when status <> 'ok' then
+      coalesce(v_attach, format('select fleet.create_partitions(%L, %L);', v_today + 1, v_today + v_settings.premake_days))
   end;
   return next;
 
@@ -73,7 +86,7 @@ begin
   ) k;
   status := case when v_names is null then 'ok' else 'fail' end;
   detail := coalesce(v_names, 'fleet.hb_partitions says what the catalog says');
-  remedy := case when v_names is not null then 'select fleet.sync_partitions();' end;
+  remedy := case when v_names is not null then coalesce(v_attach, 'select fleet.sync_partitions();') end;
   return next;
 
   check_name := 'partition_gaps';

@@ -9,7 +9,8 @@ set lock_timeout = '300ms'
 as $$
 #variable_conflict use_column
 declare
-  c_restart constant text := format(e'# in a shell, as the user of Postgres\npg_ctl restart -m fast -D ''%s''', current_setting('data_directory', true));
+  v_directory text := coalesce((select s.setting from pg_settings s where s.name = 'data_directory'), '$PGDATA');
+  c_restart constant text := format(e'# in a shell, as the user of Postgres\npg_ctl restart -m fast -D ''%s''', v_directory);
   v_has_cron boolean := exists (select from pg_extension where extname = 'pg_cron');
   v_names text;
   v_commands text;
@@ -24,6 +25,20 @@ begin
   end if;
   return next;
 
+  check_name := 'scheduler_roles';
+  begin
+    select string_agg(format('%s of %s', coalesce(j.jobname, 'job ' || j.jobid), j.username), ', '),
+      string_agg(format('select cron.unschedule(%s);', j.jobid), e'\n')
+    into v_names, v_commands
+    from fleet_guard.lost_jobs() j;
+  exception when undefined_function or insufficient_privilege then
+    v_names := null;  -- set up before there was such a function
+  end;
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce('pg_cron ends and starts again all the time, and runs no job, while the role of one is gone: ' || v_names, 'every job''s role is there');
+  remedy := e'-- as superuser\n' || v_commands;
+  return next;
+
   check_name := 'scheduler';
   status := 'ok'; detail := 'pg_cron runs'; remedy := null;
   if not v_has_cron and exists (
@@ -32,7 +47,7 @@ begin
     detail := 'pg_cron is not in this database; the hourly maintenance arrives all the same';
   elsif not v_has_cron then
     status := 'warn'; detail := 'pg_cron is not in this database, and no maintenance ran in the last two hours';
-    remedy := format(e'-- as superuser, in database %s\n', coalesce(current_setting('cron.database_name', true), 'postgres, once pg_cron is there'))
+    remedy := format(e'-- as superuser, in database %s\n', coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'postgres, once pg_cron is there'))
       || (
         select string_agg(
           format(
@@ -44,20 +59,6 @@ begin
   elsif not exists (select from pg_stat_activity where backend_type = 'pg_cron launcher') then
     status := 'fail'; detail := 'the pg_cron launcher is gone: no job runs until Postgres is restarted'; remedy := c_restart;
   end if;
-  return next;
-
-  check_name := 'scheduler_roles';
-  begin
-    select string_agg(format('%s of %s', coalesce(j.jobname, 'job ' || j.jobid), j.username), ', '),
-      string_agg(format('select cron.unschedule(%s);', j.jobid), e'\n')
-    into v_names, v_commands
-    from fleet_guard.lost_jobs() j;
-  exception when undefined_function or insufficient_privilege then
-    v_names := null;  -- set up before there was such a function
-  end;
-  status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce('pg_cron runs no job at all while the role of one is gone: ' || v_names, 'every job''s role is there');
-  remedy := e'-- as superuser\n' || v_commands;
   return next;
 
   check_name := 'jobs';

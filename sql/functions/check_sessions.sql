@@ -9,6 +9,7 @@ set lock_timeout = '300ms'
 as $$
 #variable_conflict use_column
 declare
+  v_directory text := coalesce((select s.setting from pg_settings s where s.name = 'data_directory'), '$PGDATA');
   v_faults text[];
   v_fault text;
   v_names text;
@@ -94,7 +95,7 @@ begin
   remedy := case
     when status <> 'ok' then format(
       e'-- as superuser; then restart Postgres: pg_ctl restart -m fast -D ''%s''\nalter system set max_connections = %s;',
-      current_setting('data_directory', true), greatest(v_wanted, v_max) + 50
+      v_directory, greatest(v_wanted, v_max) + 50
     )
   end;
   return next;

@@ -9,7 +9,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  c_restart constant text := format('pg_ctl restart -m fast -D ''%s''', current_setting('data_directory', true));
+  v_directory text := coalesce((select s.setting from pg_settings s where s.name = 'data_directory'), '$PGDATA');
+  c_restart constant text := format('pg_ctl restart -m fast -D ''%s''', v_directory);
   v_memory bigint;
   v_setting record;
 begin

@@ -9,6 +9,7 @@ set lock_timeout = '300ms'
 as $$
 #variable_conflict use_column
 declare
+  v_directory text := coalesce((select s.setting from pg_settings s where s.name = 'data_directory'), '$PGDATA');
   v_settings fleet.settings;
   v_names text;
   v_commands text;
@@ -18,6 +19,7 @@ declare
   v_limit bigint := current_setting('autovacuum_freeze_max_age')::bigint;
   v_last bigint;
   v_usual bigint;
+  v_wal bigint;
 begin
   select * into strict v_settings from fleet.settings;
 
@@ -80,19 +82,24 @@ begin
     max(g.bytes_online) filter (where g.day = p_now::date - 1)
   into v_usual, v_last
   from fleet.storage_growth g;
+  begin
+    select sum(w.size) into v_wal from pg_ls_waldir() w;
+  exception when insufficient_privilege then
+    v_wal := null;
+  end;
   -- The free space of a disk is nothing that Postgres can ask for.
   status := case when v_last > 1 << 30 and v_last > 2 * v_usual then 'warn' else 'ok' end;
   detail := format(
     'the database has %s, WAL %s; yesterday''s heartbeats %s, a day before it %s on average, %s for a whole retention; free space is not seen from here',
     pg_size_pretty(pg_database_size(current_database())),
-    coalesce((select pg_size_pretty(sum(w.size)) from pg_ls_waldir() w), '?'),
+    coalesce(pg_size_pretty(v_wal), '?'),
     pg_size_pretty(coalesce(v_last, 0)), pg_size_pretty(coalesce(v_usual, 0)),
     pg_size_pretty((coalesce(greatest(v_last, v_usual), 0) * extract(epoch from v_settings.retention) / 86400)::bigint)
   );
   remedy := case
     when status <> 'ok' then format(
       e'# in a shell: is there room for the retention at this rate? If not: select fleet.set_retention(…); add disk\ndf -h ''%s''',
-      current_setting('data_directory', true)
+      v_directory
     )
   end;
   return next;
