@@ -70,6 +70,13 @@ t.test('reads asks every question', async t => {
   t.ok(figures.every(({ measured }) => measured > 0))
 })
 
+t.test('maintenance runs its nights under load', async t => {
+  const figures = await runScenario(t, 'maintenance', ['--rounds', '1', '--seconds', '3', '--devices', '300', '--rows', '1000'])
+  const figure = (name: string) => figures.find(found => found.name === name)!.measured
+  t.ok(figure('nights run') >= 2 && figure('days detached in them') >= 1)
+  t.equal(figure('errors'), 0)
+})
+
 t.test('load-history fills the days and last status', async t => {
   const figures = await runScenario(t, 'load-history', ['--rows', '3000', '--days', '3', '--devices', '10'])
   t.match(figures[0], { name: 'rows loaded', measured: 3000 })

@@ -12,6 +12,7 @@ const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure
   archive: async () => (await import('./archive.ts')).benchArchive,
   'load-history': async () => (await import('./load-history.ts')).benchLoadHistory,
   limits: async () => (await import('./limits.ts')).benchLimits,
+  maintenance: async () => (await import('./maintenance.ts')).benchMaintenance,
   reads: async () => (await import('./reads.ts')).benchReads,
   load: async () => (await import('./load.ts')).benchLoad,
 }
