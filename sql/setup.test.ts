@@ -147,6 +147,28 @@ t.test('every object has a comment', async t => {
   `, [])
 })
 
+t.test('every call for DBAs and every view for dashboards shows an example in its comment', async t => {
+  const { sql } = await withDatabase(t)
+  t.same(await sql`
+    select p.proname as name
+    from pg_proc p
+    where p.pronamespace = 'fleet'::regnamespace
+      and has_function_privilege('fleet_dba', p.oid, 'execute')
+      and obj_description(p.oid, 'pg_proc') not like '%Example: %'
+      -- What maintenance calls with the rights of who runs it, and what views call.
+      and p.proname not like 'check\\_%'  -- the themes of check()
+      and p.proname not in (
+        'begin_run', 'end_run', 'do_step', 'run_step', 'record_event', 'count_up', 'elapsed_ms', 'is_night_missed', 'job_history',
+        'metric_values', 'marks_hold', 'archive_columns', 'sync_partitions', 'wake_archiver', 'run_steps'
+      )
+    union all
+    select c.relname from pg_class c
+    where c.relnamespace = 'fleet'::regnamespace and c.relkind = 'v' and has_table_privilege('fleet_reader', c.oid, 'select')
+      and obj_description(c.oid, 'pg_class') not like '%Example: %'
+    order by 1
+  `, [])
+})
+
 t.test('what sql/ says is what the migrations made', async t => {
   const db = await withDatabase(t)
   const owner = asRole(t, db, 'fleet_owner')
