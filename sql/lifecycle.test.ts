@@ -70,8 +70,8 @@ t.test('nightly retires what is wholly past the retention: counted, detached, re
   t.match(await sql`select state, row_count, relid::regclass::text as table from fleet.hb_partitions where partition_name = ${old}`, [
     { state: 'detached', row_count: '2', table: `fleet_detached.${old}` },
   ])
-  t.match(await sql`select min(range_start) as first, count(*)::int as n from fleet.attached_partitions()`, [
-    { first: new Date(new Date().setUTCHours(0, 0, 0, 0) - 60 * 86_400_000), n: 75 },
+  t.match(await sql`select min(range_start) as first, count(*)::int as n from fleet.attached_partitions() where range_start <= now()`, [
+    { first: new Date(new Date().setUTCHours(0, 0, 0, 0) - 60 * 86_400_000), n: 61 },
   ])
   t.equal(await value(sql`select count(*) from fleet.device_heartbeats`), '1')
 
@@ -112,7 +112,7 @@ t.test('held and restored days stay attached while older and newer ones are reti
   await dba`select fleet.hold_partition(${held}, 'case 4711')`
   await dba`call fleet.nightly(null, '60 days')`
   t.equal(await partitionAt(sql, noon), held)
-  t.match(await sql`select count(*)::int as n from fleet.attached_partitions()`, [{ n: 76 }])
+  t.match(await sql`select count(*)::int as n from fleet.attached_partitions() where range_start <= now()`, [{ n: 62 }])
   t.equal(await value(sql`select count(*) from fleet.device_heartbeats`), '1')
   t.same(await sql`select * from fleet.check() where status = 'fail'`, [])
   await t.rejects(dba`select fleet.archive_partition(${held})`, { code: 'FL002', message: /held \(case 4711\)/ })
