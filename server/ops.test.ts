@@ -8,7 +8,8 @@ interface Steps {
 
 t.test('the nightly run by hand: the plan, then the steps', async t => {
   const { db, call } = await withServer(t)
-  const attached = async () => (await db.sql`select from fleet.hb_partitions where state = 'active'`).length
+  // Those ahead are left out: after noon pg_partman makes one more.
+  const attached = async () => (await db.sql`select from fleet.hb_partitions where state = 'active' and range_start <= now()`).length
   const before = await attached()
 
   const plan = await call('POST /ops/nightly?dry_run=1&retention_days=60', { admin: true })

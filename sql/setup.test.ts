@@ -75,7 +75,7 @@ for (const zone of ['America/New_York', 'Asia/Kolkata', 'Pacific/Apia']) {
       'each begins where the one before ends, one day later',
     )
     t.equal(first % 86_400_000, 0, 'a UTC midnight')
-    // pg_partman 5 rounds to whole days: after noon it makes one more.
+    // pg_partman rounds to whole days: after noon it makes one more.
     const daysAhead = ((bounds.at(-1)?.range_end.getTime() ?? NaN) - new Date(`${today}T00:00Z`).getTime()) / 86_400_000
     t.ok(daysAhead === 35 || daysAhead === 36, `${daysAhead} days ahead`)
     t.same(await db.sql`select * from fleet.check() where check_name like 'partition%' and status <> 'ok'`, [])
