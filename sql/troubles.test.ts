@@ -23,6 +23,8 @@ interface Trouble {
   beside?: () => Promise<unknown>
 }
 
+t.setTimeout(900_000)
+
 t.test('check() names each trouble, and its remedy ends it', { timeout: 900_000 }, async t => {
   const db = await withCluster(t)
   const { sql, admin, cluster } = db
