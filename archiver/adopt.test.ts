@@ -1,5 +1,4 @@
-import { readFile, writeFile } from 'node:fs/promises'
-import { cp } from 'node:fs/promises'
+import { cp, readFile, writeFile } from 'node:fs/promises'
 import t from 'tap'
 import { withDatabase } from '../local/testing.ts'
 import { daysAgo, fillAwkwardDay, fillDay, makeDirectory, partitionOf, pathsOf, runCli, runOnce, stateOf, workAll } from './testing.ts'

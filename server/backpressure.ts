@@ -7,7 +7,7 @@ const MAX_QUEUE = 20_000
 /** The window of source document 000, section 5: shedding ends when the queue was short for so long. */
 const CALM_MS = 10_000
 
-/** What can wait while heartbeats cannot; README names each. */
+/** What can wait while heartbeats cannot; RUNBOOK names each. */
 export type LowPriority = 'device_list' | 'database_metrics' | 'perf_diff'
 
 /**

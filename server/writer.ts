@@ -17,12 +17,12 @@ export interface Outcome {
 interface Entry {
   item: IngestItem
   since: number
-  request: Request
+  request: Arrival
   position: number
 }
 
 /** The heartbeats that came together. One promise for all of them: with one for each, a batch of 1,000 took longer. */
-class Request {
+class Arrival {
   readonly #outcomes: (Outcome | Problem)[]
   #left: number
 
@@ -87,7 +87,7 @@ export class Writer {
     if (items.length === 0) return []
     return await new Promise(done => {
       const since = performance.now()
-      const request = new Request(items.length, done)
+      const request = new Arrival(items.length, done)
       for (const [position, item] of items.entries()) this.#queue.push({ item, since, request, position })
       this.#wake()
     })

@@ -59,6 +59,7 @@ grant execute on function
   fleet.set_cadence(text, timestamptz),
   fleet.recommend_cadence(),
   fleet.force_unlock(text),
+  fleet.lock_holders(text),  -- what force_unlock() calls
   fleet.set_cohort_interval(text, interval),
   fleet.create_partitions(date, date),
   fleet.sync_partitions(),

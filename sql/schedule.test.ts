@@ -47,4 +47,7 @@ t.test('where pg_cron is in another database, it is said what to run there', asy
   const rows = await dba`select * from fleet.schedule_jobs()`
   t.same(rows.map(row => [row.jobname as string, row.is_scheduled as boolean]).sort(), jobs.map(job => [job, false]))
   t.match(await dba`select distinct status from fleet.job_health`, [{ status: 'missing' }])
+  // In a transaction that is rolled back: the other test files share the roles.
+  const unprivileged = asRole(t, db, 'postgres').unsafe('begin; revoke pg_monitor from fleet_owner; set local role fleet_dba; select * from fleet.schedule_jobs(); rollback')
+  await t.resolves(unprivileged, 'the name of that database need not be visible')
 })

@@ -55,11 +55,9 @@ t.test('check() names each trouble, and its remedy ends it', { timeout: 900_000 
     })
     const ended = new Promise(resolve => child.once('close', resolve))
     if (/it stays/.test(remedy)) {
-      group.stop = () => {
-        try {
-          process.kill(-(child.pid as number), 'SIGKILL')
-        } catch { /* it has ended */ }
-      }
+      // Ends the group when its input ends, be it that this process is killed.
+      const guard = spawn('sh', ['-c', `read _; kill -KILL -- -${child.pid}`], { detached: true, stdio: ['pipe', 'ignore', 'ignore'] })
+      group.stop = () => guard.stdin.end()
     } else await ended
   }
 

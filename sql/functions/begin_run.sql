@@ -11,11 +11,7 @@ declare
 begin
   -- A lock of the session: it has to outlive the transactions of the run.
   if not pg_try_advisory_lock(v_key) then
-    select l.pid into v_holder
-    from pg_locks l
-    where l.locktype = 'advisory' and l.granted
-      and l.database = (select oid from pg_database where datname = current_database())
-      and (l.classid::bigint << 32 | l.objid::bigint) = v_key;
+    v_holder := (select h from fleet.lock_holders('maintenance') h);
     raise exception using
       errcode = 'FL003',
       message = format('maintenance is running already, in backend %s', v_holder),

@@ -124,10 +124,8 @@ begin
     string_agg(format('select * from fleet.force_unlock(%L);', w.name), e'\n')
   into v_names, v_commands
   from unnest(array['maintenance', 'reconcile']) as w (name)
-  join pg_locks l on l.locktype = 'advisory' and l.granted and l.objsubid = 1
-    and l.database = (select d.oid from pg_database d where d.datname = current_database())
-    and (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('fleet.' || w.name, 0)
-  join pg_stat_activity a on a.pid = l.pid
+  cross join fleet.lock_holders(w.name) h
+  join pg_stat_activity a on a.pid = h
   where a.query_start < p_now - interval '2 hours';
   status := case when v_names is null then 'ok' else 'warn' end;
   detail := coalesce(v_names, 'none is held for long');

@@ -7,8 +7,6 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
-declare
-  v_key bigint := hashtextextended('fleet.' || p_lock, 0);
 begin
   if p_lock is null or p_lock not in ('maintenance', 'reconcile') then
     raise exception using
@@ -20,13 +18,9 @@ begin
     select a.pid, a.usename::text, date_trunc('second', now() - a.query_start), a.query,
       -- Waits, so that whoever asked can begin at once.
       pg_terminate_backend(a.pid, 5000)
-    from pg_locks l
-    join pg_stat_activity a on a.pid = l.pid
-    where l.locktype = 'advisory' and l.granted
-      and l.database = (select d.oid from pg_database d where d.datname = current_database())
-      and l.objsubid = 1
-      and (l.classid::bigint << 32 | l.objid::bigint) = v_key
-      and l.pid <> pg_backend_pid();
+    from fleet.lock_holders(p_lock) h
+    join pg_stat_activity a on a.pid = h
+    where h <> pg_backend_pid();
 end
 $$;
 

@@ -15,7 +15,8 @@ begin
         message = format('not scheduled, pg_cron is not in this database: %s', v_job.jobname),
         hint = format(
           'In the database that cron.database_name names (%s): select cron.schedule_in_database(%L, %L, %L, %L, %L);',
-          coalesce(current_setting('cron.database_name', true), 'pg_cron is not loaded'),
+          -- Not current_setting(): that is an error for whom it is hidden from.
+          coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'not known here'),
           v_job.jobname, v_job.schedule, v_job.command, current_database(), 'fleet_owner'
         );
     end loop;
