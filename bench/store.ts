@@ -79,7 +79,7 @@ export async function startServer({ cluster }: Store, { variant, env = {} }: Ser
     env: {
       ...plainEnv(),
       SERVER_DATABASE_URL: database, LISTEN_DATABASE_URL: database, OPS_DATABASE_URL: database,
-      ADMIN_KEY: adminKey, PORT: String(port), LOG_LEVEL: 'warn', ...env,
+      ADMIN_KEY: adminKey, PORT: String(port), LOG_LEVEL: 'info', ...env,
     },
     // IPC, so that it ends with us, however we end.
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
@@ -90,9 +90,14 @@ export async function startServer({ cluster }: Store, { variant, env = {} }: Ser
   child.stderr?.on('data', keep)
   const exited = new Promise<void>(resolve => { child.once('exit', () => resolve()) })
   const hasEnded = () => child.exitCode !== null || child.signalCode !== null
+  // Each worker: who is there alone gets all the connections, and keeps them.
+  const isComplete = () => {
+    const workers = Number(/"server.listening".*"workers":(\d+)/.exec(output)?.[1])
+    return workers === 1 || output.split('"worker.started"').length - 1 === workers
+  }
 
   const patience = Date.now() + 30_000
-  while (!await fetch(`${url}/readyz`).then(answer => answer.ok, () => false)) {
+  while (!isComplete() || !await fetch(`${url}/readyz`).then(answer => answer.ok, () => false)) {
     if (hasEnded() || Date.now() > patience) {
       child.kill('SIGKILL')
       throw new Error(`the server did not get ready:\n${output}`)
