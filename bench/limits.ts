@@ -26,9 +26,9 @@ const options = {
   seconds: { otherwise: 15, what: 'of each measurement' },
   warmup: { otherwise: 5, least: 0, what: 'seconds before it' },
   devices: { otherwise: 10_000, what: 'how many send, and as many for pgbench' },
-  connections: { otherwise: 256, what: 'that send single heartbeats' },
+  connections: { otherwise: [256, 1_024], what: 'that send single heartbeats' },
   batches: { otherwise: [100, 1_000], what: 'heartbeats in a batch' },
-  gateways: { otherwise: 8, what: 'connections that send batches' },
+  gateways: { otherwise: 32, what: 'connections that send batches; with few of them nobody is saturated' },
   clients: { otherwise: 2, what: 'of pgbench, as many as the writer has statements at once' },
   workers: { otherwise: undefined, what: 'processes of each server, in place of its own default' },
 } as const
@@ -64,13 +64,15 @@ export async function benchLimits(args: string[]): Promise<Figure[]> {
         }
       }
 
-      const singles = { ours: [] as number[], without: [] as number[], one: [] as number[] }
+      const singles = given.connections.map(connections => ({ connections, ours: [] as number[], without: [] as number[], one: [] as number[] }))
       const batched = given.batches.map(size => ({ size, ours: [] as number[], pgbench: [] as number[] }))
       for (let round = 1; round <= given.rounds; round++) {
-        singles.ours.push(await saturate(undefined, given.connections, devices, 1))
-        singles.without.push(await saturate('without-database.ts', given.connections, devices, 1))
-        singles.one.push(await saturate('one-insert.ts', given.connections, devices, 1))
-        say(`round ${round}: single ${rate(singles.ours)}, without database ${rate(singles.without)}, one INSERT each ${rate(singles.one)}`)
+        for (const { connections, ours, without, one } of singles) {
+          ours.push(await saturate(undefined, connections, devices, 1))
+          without.push(await saturate('without-database.ts', connections, devices, 1))
+          one.push(await saturate('one-insert.ts', connections, devices, 1))
+          say(`round ${round}: ${connections} connections: single ${rate(ours)}, without database ${rate(without)}, one INSERT each ${rate(one)}`)
+        }
         for (const { size, ours: here, pgbench: there } of batched) {
           const templates: Template[] = []
           for (let first = 0; first + size <= devices.length; first += size) {
@@ -84,11 +86,13 @@ export async function benchLimits(args: string[]): Promise<Figure[]> {
       }
       const ratio = (mine: number[], other: number[]) => median(mine.map((value, round) => value / (other[round] ?? NaN)))
       return [
-        { name: 'single heartbeats', measured: median(singles.ours), unit: 'rows/s' },
-        { name: 'the same without the database', measured: median(singles.without), unit: 'requests/s' },
-        { name: 'one INSERT per request', measured: median(singles.one), unit: 'rows/s' },
-        { name: 'single / without the database', measured: ratio(singles.ours, singles.without), unit: '', target: atLeast(0.65) },
-        { name: 'single / one INSERT per request', measured: ratio(singles.ours, singles.one), unit: '', target: atLeast(5) },
+        ...singles.flatMap(({ connections, ours, without, one }): Figure[] => [
+          { name: `single heartbeats, ${connections} connections`, measured: median(ours), unit: 'rows/s' },
+          { name: `the same without the database, ${connections}`, measured: median(without), unit: 'requests/s' },
+          { name: `one INSERT per request, ${connections}`, measured: median(one), unit: 'rows/s' },
+          { name: `single / without the database, ${connections}`, measured: ratio(ours, without), unit: '', target: atLeast(0.65) },
+          { name: `single / one INSERT per request, ${connections}`, measured: ratio(ours, one), unit: '', target: atLeast(5) },
+        ]),
         ...batched.flatMap(({ size, ours: here, pgbench: there }): Figure[] => [
           { name: `batches of ${size}`, measured: median(here), unit: 'rows/s' },
           { name: `pgbench, batches of ${size}`, measured: median(there), unit: 'rows/s' },

@@ -79,9 +79,6 @@ export const gatewayItemSchema = z.object({ ...fields, device_id: deviceId }, no
 
 export type Heartbeat = z.output<typeof heartbeatSchema>
 
-/** The element of fleet.ingest's JSON parameter. */
-export type IngestItem = Heartbeat & { device_id: number, ip: string | null }
-
 export function fieldErrors(error: z.ZodError): FieldError[] {
   return error.issues.map(({ path, message }) => ({ path: path.map(String).join('.'), message }))
 }

@@ -1,13 +1,13 @@
 import { isUtf8 } from 'node:buffer'
 import type { Handler } from 'hono'
-import type { z } from 'zod'
 import { clientAddress } from './address.ts'
 import type { AppEnv } from './app.ts'
 import { identify, identifyDevice } from './auth.ts'
 import { mediaType, parseJson, readInflated, readJson } from './body.ts'
 import type { ServerConfig } from './config.ts'
 import type { Pool } from './database.ts'
-import { deviceItemSchema, fieldErrors, gatewayItemSchema, heartbeatSchema, type IngestItem } from './heartbeat.ts'
+import { deviceItemSchema, fieldErrors, gatewayItemSchema, heartbeatSchema } from './heartbeat.ts'
+import { itemTail, itemText, plainItemText } from './item.ts'
 import { type FieldError, Problem } from './problem.ts'
 import type { Identity, Tokens } from './tokens.ts'
 import type { Outcome, Writer } from './writer.ts'
@@ -33,12 +33,11 @@ export function postHeartbeat(config: ServerConfig, tokens: Tokens, writer: Writ
     const identity = await identifyDevice(
       incoming, tokens, 'A gateway posts to /v1/heartbeats and names the device of each heartbeat.',
     )
-    const parsed = heartbeatSchema.safeParse(await readJson(incoming, MAX_HEARTBEAT_BYTES))
-    if (!parsed.success) {
-      throw new Problem(422, 'The heartbeat is not valid; it was not written.', { errors: fieldErrors(parsed.error) })
-    }
-    const ip = clientAddress(incoming, config.trustProxy)
-    const outcome = await writer.store(Object.assign(parsed.data, { device_id: identity.device_id, ip }))
+    const { device_id } = identity
+    const beat = await readJson(incoming, MAX_HEARTBEAT_BYTES)
+    const tail = itemTail(clientAddress(incoming, config.trustProxy))
+    const json = plainItemText(beat, device_id, tail) ?? itemText(validBeat(beat), device_id, tail)
+    const outcome = (await writer.store({ devices: [device_id], json }))[0]!
     if (outcome instanceof Problem) throw outcome
     if (outcome.result === 'rejected') {
       throw new Problem(429, `The heartbeat was not kept (${outcome.reason}): the device has too many in quarantine.`)
@@ -52,21 +51,24 @@ export function postHeartbeats(config: ServerConfig, pool: Pool, tokens: Tokens,
     const { incoming } = c.env
     const identity = await identify(incoming, tokens)
     const type = batchType(incoming)
-    const { results, accepted } = judgeAll(await readInflated(incoming, MAX_BATCH_BYTES), type, identity)
-    const ip = clientAddress(incoming, config.trustProxy)
-    for (const { item } of accepted) item.ip = ip
+    const tail = itemTail(clientAddress(incoming, config.trustProxy))
+    const { results, accepted } = judgeAll(await readInflated(incoming, MAX_BATCH_BYTES), type, identity, tail)
 
-    const intervals = await nextIntervals(pool, tokens, identity, accepted.map(({ item }) => item.device_id))
-    const writable = accepted.filter(({ item, index }) => {
-      if (intervals.has(item.device_id)) return true
+    const known = await nextIntervals(pool, tokens, identity, accepted)
+    const writable = accepted.filter(({ index }, position) => {
+      if (known[position] !== undefined) return true
       results[index] = rejected([{ path: 'device_id', message: 'is not an enrolled device' }])
       return false
     })
+    const intervals = known.filter(interval => interval !== undefined)
 
-    const outcomes = await writer.storeAll(writable.map(({ item }) => item))
-    for (const [position, { item, index }] of writable.entries()) {
+    const outcomes = await writer.store({
+      devices: writable.map(({ device_id }) => device_id),
+      json: writable.map(({ text }) => text).join(','),
+    })
+    for (const [position, { index }] of writable.entries()) {
       const outcome = outcomes[position]!
-      if (!(outcome instanceof Problem)) results[index] = answer(outcome, intervals.get(item.device_id)!)
+      if (!(outcome instanceof Problem)) results[index] = answer(outcome, intervals[position]!)
       // The database was away for it: only a failure of the whole lets the client send it again. What was stored
       // of the batch meanwhile is then a duplicate.
       else if (outcome.status >= 500) throw outcome
@@ -77,6 +79,13 @@ export function postHeartbeats(config: ServerConfig, pool: Pool, tokens: Tokens,
     for (const entry of results) count[entry!.result]++
     return c.json({ results, ...count })
   }
+}
+
+/** @throws Problem 422 naming each field */
+function validBeat(value: unknown) {
+  const parsed = heartbeatSchema.safeParse(value)
+  if (parsed.success) return parsed.data
+  throw new Problem(422, 'The heartbeat is not valid; it was not written.', { errors: fieldErrors(parsed.error) })
 }
 
 function answer({ result, reason, ts }: Outcome, next_interval_s: number): Result {
@@ -104,7 +113,7 @@ function batchType(incoming: AppEnv['Bindings']['incoming']) {
  * fifty times its size.
  * @throws Problem 400, 413 or 422 for the whole batch
  */
-function judgeAll(body: Buffer, type: string, identity: Identity) {
+function judgeAll(body: Buffer, type: string, identity: Identity, tail: string) {
   const items: unknown = type === 'application/json' ? parseJson(body) : parseLines(body)
   if (!Array.isArray(items)) {
     throw new Problem(422, 'The batch is not valid; nothing was written.', {
@@ -115,11 +124,11 @@ function judgeAll(body: Buffer, type: string, identity: Identity) {
     throw new Problem(413, `A batch may have ${MAX_BATCH_ITEMS} heartbeats, not ${items.length}; nothing was written.`)
   }
   const results: (Result | undefined)[] = []
-  const accepted: { item: IngestItem, index: number }[] = []
+  const accepted: Accepted[] = []
   for (const [index, value] of (items as unknown[]).entries()) {
-    const item = value instanceof Malformed ? value.errors : judge(value, identity)
-    if (Array.isArray(item)) results[index] = rejected(item)
-    else accepted.push({ item: Object.assign(item, { ip: null }), index })
+    const judged = value instanceof Malformed ? value.errors : judge(value, identity, tail)
+    if (Array.isArray(judged)) results[index] = rejected(judged)
+    else accepted.push({ index, ...judged })
   }
   return { results, accepted }
 }
@@ -146,38 +155,41 @@ function parseLine(text: string): unknown {
   }
 }
 
-type Judged = z.output<typeof gatewayItemSchema>
-
-function judge(value: unknown, identity: Identity): Judged | FieldError[] {
-  if (identity.kind === 'gateway') {
-    const parsed = gatewayItemSchema.safeParse(value)
-    return parsed.success ? parsed.data : fieldErrors(parsed.error)
-  }
-  const parsed = deviceItemSchema.safeParse(value)
-  if (!parsed.success) return fieldErrors(parsed.error)
-  const { device_id } = parsed.data
-  if (typeof device_id === 'number' && device_id !== identity.device_id) {
-    return [{ path: 'device_id', message: 'is not the device of this token' }]
-  }
-  return Object.assign(parsed.data, { device_id: identity.device_id })
+/** An item that may be written, as text for the writer. */
+interface Judged {
+  device_id: number
+  text: string
 }
 
-/** The devices that may be written for, each with its interval. */
-async function nextIntervals(pool: Pool, tokens: Tokens, identity: Identity, deviceIds: number[]): Promise<Map<number, number>> {
-  if (identity.kind === 'device') return new Map([[identity.device_id, identity.next_interval_s]])
-  const intervals = new Map<number, number>()
-  const unknown = new Set<number>()
-  for (const id of deviceIds) {
-    const interval = tokens.nextInterval(id)
-    if (interval === undefined) unknown.add(id)
-    else intervals.set(id, interval)
-  }
-  if (unknown.size > 0) {
-    const ids = `{${[...unknown].join(',')}}`
-    const rows = await pool.run(sql => sql<{ device_id: number, next_interval_s: number }[]>`
-      select device_id, next_interval_s from fleet.known_devices(${ids}::text::bigint[])
-    `)
-    for (const row of rows) intervals.set(row.device_id, row.next_interval_s)
-  }
-  return intervals
+interface Accepted extends Judged {
+  /** Its place in the request. */
+  index: number
+}
+
+function judge(value: unknown, identity: Identity, tail: string): Judged | FieldError[] {
+  const named = (value as { device_id?: unknown } | null)?.device_id
+  const own = identity.device_id
+  const plain = own === null ? plainItemText(value, named, tail)
+    : named === undefined || named === own ? plainItemText(value, own, tail) : undefined
+  if (plain !== undefined) return { device_id: own ?? named as number, text: plain }
+
+  const parsed = (own === null ? gatewayItemSchema : deviceItemSchema).safeParse(value)
+  if (!parsed.success) return fieldErrors(parsed.error)
+  const device_id = parsed.data.device_id ?? own!
+  if (own !== null && device_id !== own) return [{ path: 'device_id', message: 'is not the device of this token' }]
+  return { device_id, text: itemText(parsed.data, device_id, tail) }
+}
+
+/** For each item the interval of its device, or undefined when nothing may be written for it. */
+async function nextIntervals(pool: Pool, tokens: Tokens, identity: Identity, items: Accepted[]): Promise<(number | undefined)[]> {
+  if (identity.kind === 'device') return items.map(() => identity.next_interval_s)
+  const intervals = items.map(({ device_id }) => tokens.nextInterval(device_id))
+  const unknown = new Set(items.filter((_, position) => intervals[position] === undefined).map(({ device_id }) => device_id))
+  if (unknown.size === 0) return intervals
+  const ids = `{${[...unknown].join(',')}}`
+  const rows = await pool.run(sql => sql<{ device_id: number, next_interval_s: number }[]>`
+    select device_id, next_interval_s from fleet.known_devices(${ids}::text::bigint[])
+  `)
+  const found = new Map(rows.map(row => [row.device_id, row.next_interval_s]))
+  return intervals.map((interval, position) => interval ?? found.get(items[position]!.device_id))
 }

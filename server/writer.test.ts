@@ -1,21 +1,31 @@
 import t from 'tap'
 import { waitFor } from '../local/testing.ts'
-import type { IngestItem } from './heartbeat.ts'
 import { Problem } from './problem.ts'
 import { ago, enroll, stored, withWriter } from './testing.ts'
 
-function item(device_id: number, beat: Partial<IngestItem> = {}): IngestItem {
-  return { device_id, ts: ago(30), ip: null, ...beat }
+interface Item {
+  device_id: number
+  ts: string
+  [field: string]: unknown
+}
+
+function item(device_id: number, beat: object = {}): Item {
+  return { device_id, ts: ago(30), ...beat }
+}
+
+/** What one request brings the writer. */
+function chunk(...items: Item[]) {
+  return { devices: items.map(({ device_id }) => device_id), json: JSON.stringify(items).slice(1, -1) }
 }
 
 t.test('heartbeats that arrive together share a statement, one alone does not wait', async t => {
   const { db, writer, pool } = await withWriter(t)
   const device = await enroll(db, 'a')
-  await writer.store(item(device.device_id))
+  await writer.store(chunk(item(device.device_id)))
   const outcomes = await Promise.all(Array.from({ length: 500 }, (_, n) => (
-    writer.store(item(device.device_id, { ts: ago(60 + n * 10) }))
+    writer.store(chunk(item(device.device_id, { ts: ago(60 + n * 10) })))
   )))
-  t.ok(outcomes.every(outcome => !(outcome instanceof Problem) && outcome.result === 'stored'))
+  t.ok(outcomes.flat().every(outcome => !(outcome instanceof Problem) && outcome.result === 'stored'))
   const [row] = await db.sql<{ statements: number }[]>`
     select count(distinct xmin::text)::int as statements from fleet.device_heartbeats where device_id = ${device.device_id}
   `
@@ -29,7 +39,7 @@ t.test('each gets its own outcome, whatever the order within the statement', asy
   for (const alias of ['a', 'b', 'c']) devices.push(await enroll(db, alias))
   const at = ago(100)
   const items = [2, 0, 1, 0, 2, 1].map((device, n) => item(devices[device]!.device_id, { ts: n === 4 ? '2001-01-01T00:00:00Z' : at }))
-  const outcomes = await writer.storeAll(items)
+  const outcomes = await writer.store(chunk(...items))
   t.match(outcomes, [
     { result: 'stored' }, { result: 'stored' }, { result: 'stored' },
     { result: 'duplicate' }, { result: 'quarantined', reason: 'too_late', ts: '2001-01-01T00:00:00Z' }, { result: 'duplicate' },
@@ -39,14 +49,14 @@ t.test('each gets its own outcome, whatever the order within the statement', asy
 t.test('a poison item that passed the schema fails alone', async t => {
   const { db, writer } = await withWriter(t)
   const { device_id } = await enroll(db, 'a')
-  const poison: Partial<IngestItem>[] = [
+  const poison = [
     { signal_dbm: 40_000 }, { battery_pct: 50.5 }, { network_type: 'a\0b' }, { agent_version: '\ud800' },
     { ts: '2026-02-30T00:00:00Z' }, { ip: 'nowhere' },
   ]
   for (const [index, beat] of poison.entries()) {
     const items = Array.from({ length: 100 }, (_, n) => item(device_id, { ts: ago(10_000 * (index + 1) + 10 * n) }))
     items[57] = item(device_id, { ts: ago(10_000 * (index + 1) + 570), ...beat })
-    const outcomes = await writer.storeAll(items)
+    const outcomes = await writer.store(chunk(...items))
     for (const [n, outcome] of outcomes.entries()) {
       if (n === 57) t.match(outcome, { status: 422, errors: [{ path: '' }] }, JSON.stringify(beat))
       else if (outcome instanceof Problem || outcome.result !== 'stored') t.fail(`neighbour ${n}: ${JSON.stringify(outcome)}`)
@@ -62,11 +72,11 @@ t.test('concurrent unsorted batches of the same devices do not deadlock', async 
   const [before] = await db.admin<{ deadlocks: string }[]>`select deadlocks from pg_stat_database where datname = current_database()`
   const load = Array.from({ length: 40 }, async (_, round) => {
     const shuffled = devices.map(id => [Math.random(), id] as const).sort(([a], [b]) => a - b).map(([, id]) => id)
-    const items = JSON.stringify(shuffled.map(id => item(id, { ts: ago(60 + 10 * round) })))
+    const items = shuffled.map(id => item(id, { ts: ago(60 + 10 * round) }))
     // Half through the writer, half as another instance would send it.
     return round % 2 === 0
-      ? writer.storeAll(JSON.parse(items) as IngestItem[])
-      : db.sql`select result from fleet.ingest(${items}::text::json)`
+      ? writer.store(chunk(...items))
+      : db.sql`select result from fleet.ingest(${JSON.stringify(items)}::text::json)`
   })
   const results = (await Promise.all(load)).flat() as { result?: string }[]
   t.equal(results.length, 2000)
@@ -79,8 +89,9 @@ t.test('concurrent unsorted batches of the same devices do not deadlock', async 
 t.test('a full queue refuses with 503 and a Retry-After, and takes nothing', async t => {
   const { db, writer, metrics } = await withWriter(t)
   const { device_id } = await enroll(db, 'a')
-  const first = writer.storeAll(Array.from({ length: 20_000 }, () => item(device_id)))
-  const refused = await writer.storeAll([item(device_id, { ts: ago(500) })]).catch((error: unknown) => error)
+  const full = chunk(...Array.from({ length: 1_000 }, () => item(device_id)))
+  const first = Promise.all(Array.from({ length: 20 }, () => writer.store(full)))
+  const refused = await writer.store(chunk(item(device_id, { ts: ago(500) }))).catch((error: unknown) => error)
   t.match(refused, { status: 503, headers: { 'retry-after': /^([1-9]|10)$/ } })
   t.equal((await metrics.backpressure.get()).values[0]?.value, 1)
   await first
@@ -96,7 +107,7 @@ t.test('a backend that dies in the statement: nothing is acknowledged, and the n
   const locker = await db.admin.reserve()
   await locker`begin`
   await locker`lock table fleet.device_heartbeats in share mode`
-  const waiting = writer.store(item(device_id))
+  const waiting = writer.store(chunk(item(device_id)))
   await waitFor(async () => {
     const killed = await db.admin`
       select pg_terminate_backend(pid) from pg_stat_activity
@@ -104,9 +115,9 @@ t.test('a backend that dies in the statement: nothing is acknowledged, and the n
     `
     return killed.length > 0
   })
-  t.match(await waiting, { status: 503 })
+  t.match(await waiting, [{ status: 503 }])
   await locker`rollback`
   locker.release()
   t.equal((await stored(db, device_id)).length, 0)
-  t.match(await writer.store(item(device_id)), { result: 'stored' })
+  t.match(await writer.store(chunk(item(device_id))), [{ result: 'stored' }])
 })

@@ -1,7 +1,6 @@
 import postgres from 'postgres'
 import type { Backpressure } from './backpressure.ts'
 import { toRfc3339, type Pool } from './database.ts'
-import type { IngestItem } from './heartbeat.ts'
 import type { Log } from './log.ts'
 import type { Metrics } from './metrics.ts'
 import { Problem, toProblem, unavailable } from './problem.ts'
@@ -13,28 +12,20 @@ export interface Outcome {
   ts: string
 }
 
-/** What waits for a statement: the heartbeat, and its place in the request that brought it. */
-interface Entry {
-  item: IngestItem
-  since: number
-  request: Arrival
-  position: number
+/**
+ * The heartbeats of one request, as text: what waits for a statement is then a string, and not a thousand objects that the
+ * garbage collector copies from one place to the next.
+ */
+export interface Chunk {
+  /** Of each item. */
+  devices: number[]
+  /** The items of fleet.ingest's JSON, with commas between them. */
+  json: string
 }
 
-/** The heartbeats that came together. One promise for all of them: with one for each, a batch of 1,000 took longer. */
-class Arrival {
-  readonly #outcomes: (Outcome | Problem)[]
-  #left: number
-
-  constructor(count: number, readonly done: (outcomes: (Outcome | Problem)[]) => void) {
-    this.#outcomes = new Array<Outcome | Problem>(count)
-    this.#left = count
-  }
-
-  settle(position: number, outcome: Outcome | Problem) {
-    this.#outcomes[position] = outcome
-    if (--this.#left === 0) this.done(this.#outcomes)
-  }
+interface Waiting extends Chunk {
+  since: number
+  settle: (outcomes: (Outcome | Problem)[]) => void
 }
 
 /** Design 6: also the most that one request may bring. */
@@ -56,7 +47,9 @@ const ONCE_MORE = new Set(['40P01', '40001', '23514'])
  * needed. Nothing is settled as stored before its statement's commit.
  */
 export class Writer {
-  #queue: Entry[] = []
+  #queue: Waiting[] = []
+  /** Heartbeats in the queue. */
+  #queued = 0
   #inFlight = 0
   #scheduled = false
   #idle: (() => void)[] = []
@@ -70,25 +63,16 @@ export class Writer {
   ) {}
 
   /**
-   * @returns the outcome, or the Problem of this heartbeat alone
-   * @throws Problem 503 when the queue is full
-   */
-  async store(item: IngestItem): Promise<Outcome | Problem> {
-    const [outcome] = await this.storeAll([item])
-    return outcome!
-  }
-
-  /**
-   * Like store() for many: one outcome or Problem each, in their order.
+   * One outcome each, in their order, or the Problem of that heartbeat alone.
+   * @param chunk at most 1,000 heartbeats
    * @throws Problem 503 when the queue cannot take them all; then none was taken
    */
-  async storeAll(items: IngestItem[]): Promise<(Outcome | Problem)[]> {
-    this.backpressure.admit(this.#queue.length, items.length)
-    if (items.length === 0) return []
-    return await new Promise(done => {
-      const since = performance.now()
-      const request = new Arrival(items.length, done)
-      for (const [position, item] of items.entries()) this.#queue.push({ item, since, request, position })
+  async store({ devices, json }: Chunk): Promise<(Outcome | Problem)[]> {
+    this.backpressure.admit(this.#queued, devices.length)
+    if (devices.length === 0) return []
+    return await new Promise(settle => {
+      this.#queue.push({ devices, json, since: performance.now(), settle })
+      this.#queued += devices.length
       this.#wake()
     })
   }
@@ -111,25 +95,35 @@ export class Writer {
 
   #maySend() {
     const { concurrency, maxBatch } = this.limits
-    return this.#queue.length > 0 && this.#inFlight < (this.#queue.length >= maxBatch ? concurrency : 1)
+    return this.#queued > 0 && this.#inFlight < (this.#queued >= maxBatch ? concurrency : 1)
   }
 
   #send() {
     while (this.#maySend()) {
-      const batch = this.#queue.splice(0, this.limits.maxBatch)
       this.#inFlight++
-      void this.#write(batch).finally(() => {
+      void this.#write(this.#take()).finally(() => {
         this.#inFlight--
         this.#send()
         if (this.#inFlight === 0) this.#idle.splice(0).forEach(resolve => resolve())
       })
     }
-    this.backpressure.watch(this.#queue.length)
+    this.backpressure.watch(this.#queued)
   }
 
-  async #write(batch: Entry[], again = false): Promise<void> {
-    // Rows in one order everywhere: unsorted batches of the same devices deadlocked.
-    batch.sort((a, b) => a.item.device_id - b.item.device_id)
+  /** The next chunks, as many as fit in one statement; never less than one. */
+  #take() {
+    let count = 0
+    let items = 0
+    for (const { devices } of this.#queue) {
+      if (count > 0 && items + devices.length > this.limits.maxBatch) break
+      count++
+      items += devices.length
+    }
+    this.#queued -= items
+    return this.#queue.splice(0, count)
+  }
+
+  async #write(batch: Waiting[], again = false): Promise<void> {
     let outcomes
     try {
       outcomes = await this.#ingest(batch)
@@ -137,19 +131,18 @@ export class Writer {
       const code = error instanceof postgres.PostgresError ? error.code : ''
       if (!again && ONCE_MORE.has(code)) return this.#write(batch, true)
       // A value that does not fit fails the whole statement: halve until it stands alone.
-      if (/^2[23]/.test(code) && batch.length > 1) {
-        const middle = batch.length >> 1
-        await this.#write(batch.slice(0, middle))
-        return this.#write(batch.slice(middle))
+      if (/^2[23]/.test(code) && count(batch) > 1) {
+        for (const half of halve(batch)) await this.#write(half)
+        return
       }
       return this.#fail(batch, error, code)
     }
     this.#settle(batch, outcomes)
   }
 
-  async #ingest(batch: Entry[]) {
-    // As text, since the driver would make JSON of the JSON.
-    const json = JSON.stringify(batch.map(entry => entry.item))
+  async #ingest(batch: Waiting[]) {
+    // As text, since the driver would make JSON of the JSON. fleet.ingest puts the rows in the order that locks are taken in.
+    const json = `[${batch.map(chunk => chunk.json).join(',')}]`
     // In one row of arrays: the driver takes a row for each heartbeat several times as long.
     const [row] = await this.pool.run(sql => sql<Answer[]>`
       select array_agg(result)::text as results, case when count(reason) > 0 then array_agg(reason)::text end as reasons,
@@ -157,45 +150,62 @@ export class Writer {
       from fleet.ingest(${json}::text::json)
     `)
     const outcomes = readAnswer(row!)
-    if (outcomes.length !== batch.length) {
-      throw new Error(`fleet.ingest answered ${outcomes.length} rows for ${batch.length} heartbeats; they may be stored`)
+    if (outcomes.length !== count(batch)) {
+      throw new Error(`fleet.ingest answered ${outcomes.length} rows for ${count(batch)} heartbeats; they may be stored`)
     }
     return outcomes
   }
 
-  #settle(batch: Entry[], outcomes: readonly Outcome[]) {
+  #settle(batch: Waiting[], outcomes: Outcome[]) {
     const now = performance.now()
-    const count = { stored: 0, duplicate: 0, quarantined: 0, rejected: 0 }
-    let devices = 0
-    let lastDevice: number | undefined
-    batch.forEach(({ item, since, request, position }, index) => {
-      const outcome = outcomes[index]!
-      count[outcome.result]++
-      if (outcome.result === 'stored' && item.device_id !== lastDevice) {
-        devices++
-        lastDevice = item.device_id
+    const counts = { stored: 0, duplicate: 0, quarantined: 0, rejected: 0 }
+    const upserted = new Set<number>()
+    let begin = 0
+    for (const { devices, since, settle } of batch) {
+      for (const [position, device] of devices.entries()) {
+        const { result } = outcomes[begin + position]!
+        counts[result]++
+        if (result === 'stored') upserted.add(device)
+        this.metrics.writeLatency.observe(now - since)
       }
-      this.metrics.writeLatency.observe(now - since)
-      request.settle(position, outcome)
-    })
-    this.metrics.writes.inc(batch.length)
-    this.metrics.ingested.inc(count.stored)
-    this.metrics.deduplicated.inc(count.duplicate)
-    this.metrics.quarantined.inc(count.quarantined)
-    this.metrics.lastStatusUpserts.inc(devices)
+      settle(outcomes.slice(begin, begin + devices.length))
+      begin += devices.length
+    }
+    this.metrics.writes.inc(outcomes.length)
+    this.metrics.ingested.inc(counts.stored)
+    this.metrics.deduplicated.inc(counts.duplicate)
+    this.metrics.quarantined.inc(counts.quarantined)
+    this.metrics.lastStatusUpserts.inc(upserted.size)
   }
 
-  #fail(batch: Entry[], error: unknown, code: string) {
-    this.metrics.writesFailed.inc(batch.length)
-    this.log.error({ event: 'heartbeat.write_failed', items: batch.length, error })
+  #fail(batch: Waiting[], error: unknown, code: string) {
+    this.metrics.writesFailed.inc(count(batch))
+    this.log.error({ event: 'heartbeat.write_failed', items: count(batch), error })
     const message = error instanceof Error ? error.message : String(error)
     const problem = code.startsWith('22')
       ? new Problem(422, 'The database refused a value of this heartbeat.', { errors: [{ path: '', message }], cause: error })
       : ONCE_MORE.has(code)
         ? unavailable('The database could not write now, also not at the second try; nothing was acknowledged.', error)
         : toProblem(error)
-    for (const { request, position } of batch) request.settle(position, problem)
+    for (const { devices, settle } of batch) settle(devices.map(() => problem))
   }
+}
+
+function count(batch: Waiting[]) {
+  return batch.reduce((sum, { devices }) => sum + devices.length, 0)
+}
+
+/** Two halves of a batch; of one chunk, two that settle it together. */
+function halve(batch: Waiting[]): Waiting[][] {
+  if (batch.length > 1) return [batch.slice(0, batch.length >> 1), batch.slice(batch.length >> 1)]
+  const { devices, json, since, settle } = batch[0]!
+  const middle = devices.length >> 1
+  const texts = (JSON.parse(`[${json}]`) as unknown[]).map(item => JSON.stringify(item))
+  let first: (Outcome | Problem)[] = []
+  return [
+    [{ devices: devices.slice(0, middle), json: texts.slice(0, middle).join(','), since, settle: outcomes => { first = outcomes } }],
+    [{ devices: devices.slice(middle), json: texts.slice(middle).join(','), since, settle: outcomes => settle([...first, ...outcomes]) }],
+  ]
 }
 
 interface Answer {
