@@ -6,7 +6,7 @@ t.setTimeout(300_000)
 
 t.test('limits measures each way in its turn', async t => {
   const limits = await runScenario(t, 'limits', [
-    '--rounds', '1', '--seconds', '1', '--warmup', '0', '--devices', '200', '--connections', '8', '--batches', '100', '--gateways', '2', '--workers', '1',
+    '--rounds', '1', '--seconds', '1', '--warmup', '0', '--devices', '200', '--connections', '8', '--batches', '100', '--flight', '200', '--workers', '1',
   ])
   t.match(limits, [
     { name: 'single heartbeats, 8 connections', measured: Number, unit: 'rows/s' },

@@ -28,7 +28,7 @@ const options = {
   devices: { otherwise: 10_000, what: 'how many send, and as many for pgbench' },
   connections: { otherwise: [256, 1_024], what: 'that send single heartbeats' },
   batches: { otherwise: [100, 1_000], what: 'heartbeats in a batch' },
-  gateways: { otherwise: 32, what: 'connections that send batches; with few of them nobody is saturated' },
+  flight: { otherwise: 8_000, what: 'heartbeats in batches that are on their way at once: so many gateways' },
   clients: { otherwise: 2, what: 'of pgbench, as many as the writer has statements at once' },
   workers: { otherwise: undefined, what: 'processes of each server, in place of its own default' },
 } as const
@@ -78,7 +78,7 @@ export async function benchLimits(args: string[]): Promise<Figure[]> {
           for (let first = 0; first + size <= devices.length; first += size) {
             templates.push({ token: gateway?.token ?? '', devices: devices.slice(first, first + size).map(({ device_id }) => device_id) })
           }
-          here.push(await saturate(undefined, given.gateways, templates, size))
+          here.push(await saturate(undefined, Math.ceil(given.flight / size), templates, size))
           await store.admin`checkpoint`
           there.push(await straight(size, given.seconds))
           say(`round ${round}: batches of ${size} ${rate(here)}, pgbench ${rate(there)}`)
