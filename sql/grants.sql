@@ -25,7 +25,10 @@ to fleet_server;
 grant execute on function
   fleet.list_devices(text, interval, bigint, integer),
   fleet.list_devices_legacy(text, interval, bigint, integer),
-  fleet.marks_hold(interval)  -- what the view devices_offline calls
+  fleet.marks_hold(interval),  -- what the view devices_offline calls
+  fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
+  fleet.late_after(interval),
+  fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz)
 to fleet_server, fleet_reader, fleet_dba;
 
 grant execute on function

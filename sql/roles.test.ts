@@ -31,6 +31,8 @@ t.test('every function with the owner\'s rights has a fixed search path', async 
     where p.pronamespace in ('fleet'::regnamespace, 'fleet_guard'::regnamespace)
       and p.prokind = 'f'
       and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)
+      -- What a body like "return …" names was found when it was made.
+      and (p.prosecdef or p.prosqlbody is null)
   `, [])
 })
 

@@ -29,7 +29,7 @@ begin
       set min_interval = excluded.min_interval,
         last_interval = greatest(
           c.min_interval,
-          case when now() < c.changed_at + 2 * c.last_interval then c.last_interval end
+          case when now() - c.changed_at < 2 * c.last_interval then c.last_interval end
         ),
         changed_at = now();
     insert into fleet.settings_audit (setting, old_value, new_value)

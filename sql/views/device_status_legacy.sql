@@ -1,13 +1,9 @@
 -- Partitions are read newest first until one has a row. None can be further ahead than settings.max_future may be.
 create or replace view fleet.device_status_legacy as
 select d.device_id, d.alias, d.cohort,
-  case
-    when q.received_at > coalesce(h.received_at, '-infinity') then 'clock_skewed'
-    when h.ts is null then 'new'
-    when now() - h.ts > greatest((select s.offline_after from fleet.settings s), 2 * i.expected) then 'offline'
-    when now() - h.ts > 1.5 * i.expected + interval '15 seconds' then 'late'
-    else 'online'
-  end as status,
+  fleet.derive_status(
+    q.received_at > coalesce(h.received_at, '-infinity'), h.ts, i.expected, (select s.offline_after from fleet.settings s), now()
+  ) as status,
   h.ts as last_ts,
   extract(epoch from now() - h.ts)::bigint as seconds_since,
   h.battery_pct, h.network_type, h.unity_running, h.signal_dbm, h.agent_version, h.ip,
@@ -18,11 +14,7 @@ left join fleet.cohorts c on c.cohort = d.cohort
 cross join lateral (  -- as in fleet.device_state
   select
     greatest(d.heartbeat_interval, c.min_interval) as asked,
-    greatest(
-      d.heartbeat_interval,
-      c.min_interval,
-      case when now() < c.changed_at + 2 * c.last_interval then c.last_interval end
-    ) as expected
+    fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, now()) as expected
 ) i
 left join lateral (
   select b.*

@@ -5,7 +5,7 @@ select d.device_id, d.alias, d.cohort, d.last_ts, d.seconds_since, d.battery_pct
 from fleet.device_last_status ls
 cross join lateral (select s.* from fleet.device_state s where s.device_id = ls.device_id offset 0) d
 where fleet.marks_hold()
-  and ls.is_silent and ls.last_ts < now() - (select s.offline_after from fleet.settings s)
+  and ls.is_silent and now() - ls.last_ts > (select s.offline_after from fleet.settings s)
   and d.status = 'offline'
 union all
 select d.device_id, d.alias, d.cohort, d.last_ts, d.seconds_since, d.battery_pct, d.network_type, d.agent_version, d.ip
