@@ -1,10 +1,6 @@
-import { readFileSync } from 'node:fs'
 import { pino, type DestinationStream } from 'pino'
 
 export type Log = ReturnType<typeof createLog>
-
-/** The version of this software, as package.json has it. */
-export const version = readVersion()
 
 /** One JSON object a line on stdout (or elsewhere); every line has an `event`. */
 export function createLog(level: string, destination: DestinationStream = pino.destination({ fd: 1, sync: true })) {
@@ -23,9 +19,4 @@ export function describeError(error: unknown): string {
   // The AWS SDK calls what came without words an UnknownError, and keeps what it knows in the name.
   const own = (error.message === '' || error.message === 'UnknownError' ? error.name : error.message) + hint
   return error.cause === undefined ? own : `${own}: ${describeError(error.cause)}`
-}
-
-function readVersion() {
-  const file = readFileSync(new URL('../package.json', import.meta.url), 'utf8')
-  return (JSON.parse(file) as { version: string }).version
 }

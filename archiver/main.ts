@@ -1,8 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { ConfigError, readConfig } from './config.ts'
 import { openListener } from './listener.ts'
-import { createLog, describeError, version, type Log } from './log.ts'
+import { createLog, describeError, type Log } from './log.ts'
 import { closeWorker, openWorker, refreshIndex, workOnce, type Worker } from './worker.ts'
+import { version } from '../server/version.ts'
 
 const usage = `usage: npm run archiver [-- --once]
   archives partitions past their retention and restores those asked for, as they come

@@ -1,5 +1,6 @@
 import { z } from 'zod'
-import { describeError, version } from './log.ts'
+import { version } from '../server/version.ts'
+import { describeError } from './log.ts'
 import { ObjectMissing } from './object-missing.ts'
 import type { Column, Content } from './parquet.ts'
 import type { Store } from './store.ts'

@@ -12,6 +12,7 @@ import { createDevice, getDevice, listDevices, revokeDevice } from './devices.ts
 import { postHeartbeat, postHeartbeats } from './ingest.ts'
 import type { Log } from './log.ts'
 import { exposition, timed, type Metrics } from './metrics.ts'
+import { getOpenapi } from './openapi/document.ts'
 import { getPoolHealth, postNightly, postReconcile } from './ops.ts'
 import { Problem, toProblem, unavailable } from './problem.ts'
 import type { Reader } from './reader.ts'
@@ -60,6 +61,7 @@ export function createApp(parts: Parts) {
   app.get('/ops/pool_health', admin, getPoolHealth(metrics, reader))
   app.get('/metrics', adminOnly(config.adminKey, { orBearer: true }), c => exposition(c, parts))
 
+  app.get('/openapi.json', getOpenapi())
   app.get('/healthz', c => c.json({ status: 'ok' }))
   app.get('/readyz', async c => {
     if (isDraining()) throw unavailable('The server is stopping.')

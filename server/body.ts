@@ -3,6 +3,9 @@ import { isUtf8 } from 'node:buffer'
 import { gunzipSync } from 'node:zlib'
 import { Problem, unavailable } from './problem.ts'
 
+/** Of one body, where the call has no limit of its own. */
+export const MAX_BODY_BYTES = 16 * 1024
+
 /** Of all bodies that are being read at once: sixty-four batches of the largest size, or four thousand heartbeats. */
 const MAX_HELD_BYTES = 64 * 1024 * 1024
 const NOTHING = Buffer.alloc(0)

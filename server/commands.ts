@@ -2,7 +2,7 @@ import type { Handler } from 'hono'
 import { z } from 'zod'
 import type { AppEnv } from './app.ts'
 import { identifyDevice } from './auth.ts'
-import { readJson } from './body.ts'
+import { MAX_BODY_BYTES, readJson } from './body.ts'
 import type { Pool } from './database.ts'
 import { deviceId, text } from './heartbeat.ts'
 import type { Metrics } from './metrics.ts'
@@ -10,7 +10,6 @@ import { Problem, toProblem } from './problem.ts'
 import type { Tokens } from './tokens.ts'
 import { valid } from './valid.ts'
 
-const MAX_BODY_BYTES = 16 * 1024
 const MAX_DEPTH = 32
 const DEVICES_ONLY = 'Commands are for devices; a gateway has none.'
 
@@ -21,13 +20,13 @@ interface Command {
   created_at: string
 }
 
-const newCommand = z.object({
+export const newCommand = z.object({
   device_id: deviceId,
   command: text(1, 64),
   payload: z.unknown().optional().superRefine((value, context) => {
     const fault = faultOf(value)
     if (fault !== undefined) context.addIssue({ code: 'custom', message: fault })
-  }),
+  }).describe(`Any JSON of at most ${MAX_DEPTH} levels, with numbers up to 2^53 and text without NUL.`),
 }, 'must be a JSON object')
 
 /** Sends a command to a device, which gets it at its next poll. */

@@ -3,7 +3,7 @@ import type { Context, Handler } from 'hono'
 import { z } from 'zod'
 import type { AppEnv } from './app.ts'
 import type { Backpressure } from './backpressure.ts'
-import { readJson } from './body.ts'
+import { MAX_BODY_BYTES, readJson } from './body.ts'
 import type { Pool } from './database.ts'
 import type { DeviceReads, DeviceStatus } from './device-reads.ts'
 import { text } from './heartbeat.ts'
@@ -12,9 +12,9 @@ import { valid } from './valid.ts'
 
 const STATUSES = ['new', 'online', 'late', 'offline', 'clock_skewed'] as const
 const SECONDS = { s: 1, m: 60, h: 3_600, d: 86_400 } as const
-const MAX_BODY_BYTES = 16 * 1024
 
-const listQuery = z.object({
+/** What GET /v1/devices may be asked. */
+export const listQuery = z.object({
   status: z.enum(STATUSES, `must be one of ${STATUSES.join(', ')}`).optional(),
   older_than: z.string()
     .regex(/^\d{1,6}[smhd]$/, 'must be a number and s, m, h or d, such as 12m')
@@ -22,6 +22,7 @@ const listQuery = z.object({
     .optional(),
   limit: z.string()
     .regex(/^(?:[1-9]\d{0,2}|1000)$/, 'must be a whole number from 1 to 1000')
+    .meta({ type: 'integer', minimum: 1, maximum: 1000, pattern: undefined })
     .transform(Number)
     .default(100),
   cursor: z.string()
@@ -53,9 +54,9 @@ export function getDevice(reads: DeviceReads): Handler<AppEnv> {
   }
 }
 
-const newDevice = z.object({
+export const newDevice = z.object({
   alias: text(1, 200),
-  cohort: text(1, 200).nullish(),
+  cohort: text(1, 100).nullish(),
 }, 'must be a JSON object')
 
 export function createDevice(pool: Pool): Handler<AppEnv> {

@@ -3,7 +3,7 @@ import type { Handler } from 'hono'
 import { clientAddress } from './address.ts'
 import type { AppEnv } from './app.ts'
 import { identify, identifyDevice } from './auth.ts'
-import { mediaType, parseJson, readInflated, readJson } from './body.ts'
+import { MAX_BODY_BYTES, mediaType, parseJson, readInflated, readJson } from './body.ts'
 import type { ServerConfig } from './config.ts'
 import type { Pool } from './database.ts'
 import { deviceItemSchema, fieldErrors, gatewayItemSchema, heartbeatSchema } from './heartbeat.ts'
@@ -12,9 +12,8 @@ import { type FieldError, Problem } from './problem.ts'
 import type { Identity, Tokens } from './tokens.ts'
 import type { Outcome, Writer } from './writer.ts'
 
-const MAX_HEARTBEAT_BYTES = 16 * 1024
-const MAX_BATCH_BYTES = 1024 * 1024
-const MAX_BATCH_ITEMS = 1_000
+export const MAX_BATCH_BYTES = 1024 * 1024
+export const MAX_BATCH_ITEMS = 1_000
 
 const STATUS = { stored: 201, duplicate: 200, quarantined: 202 } as const
 
@@ -34,7 +33,7 @@ export function postHeartbeat(config: ServerConfig, tokens: Tokens, writer: Writ
       incoming, tokens, 'A gateway posts to /v1/heartbeats and names the device of each heartbeat.',
     )
     const { device_id } = identity
-    const beat = await readJson(incoming, MAX_HEARTBEAT_BYTES)
+    const beat = await readJson(incoming, MAX_BODY_BYTES)
     const tail = itemTail(clientAddress(incoming, config.trustProxy))
     const json = plainItemText(beat, device_id, tail) ?? itemText(validBeat(beat), device_id, tail)
     const outcome = (await writer.store({ devices: [device_id], json }))[0]!

@@ -7,10 +7,11 @@ import type { Metrics } from './metrics.ts'
 import type { Reader } from './reader.ts'
 import { valid } from './valid.ts'
 
-const nightlyQuery = z.object({
+export const nightlyQuery = z.object({
   dry_run: z.enum(['0', '1', 'false', 'true'], 'must be 0 or 1').default('0').transform(value => value === '1' || value === 'true'),
   retention_days: z.string()
     .regex(/^[1-9]\d{0,4}$/, 'must be a whole number from 1 to 99999')
+    .meta({ type: 'integer', minimum: 1, maximum: 99999, pattern: undefined })
     .transform(days => `${days} days`)
     .optional(),
 })

@@ -87,5 +87,5 @@ export async function startServer(config: ServerConfig, log: Log) {
     return inTime
   }
 
-  return { port, stop }
+  return { port, routes: app.routes, stop }
 }

@@ -1,0 +1,270 @@
+import { gzipSync } from 'node:zlib'
+import { createConfig, lintFromString } from '@redocly/openapi-core'
+import { Ajv2020, type ValidateFunction } from 'ajv/dist/2020.js'
+import formats from 'ajv-formats'
+import t, { type Test } from 'tap'
+import type { TestDatabase } from '../../local/testing.ts'
+import { deviceItemSchema, gatewayItemSchema, heartbeatSchema } from '../heartbeat.ts'
+import { ADMIN_KEY, gatewayToken, withServer, type Answer, type Call } from '../testing.ts'
+import { openapi } from './document.ts'
+
+interface Parameter { name: string, in: 'query' | 'path' | 'header', example?: unknown }
+interface Media { schema: object, example?: unknown, examples?: Record<string, { value: unknown }> }
+interface Response { description: string, headers?: Record<string, { schema: object }>, content?: Record<string, Media> }
+interface Operation {
+  security: Record<string, []>[]
+  parameters?: Parameter[]
+  requestBody?: { content: Record<string, Media> }
+  responses: Record<string, Response | { $ref: string }>
+}
+
+const text = JSON.stringify(openapi())
+const document = JSON.parse(text) as ReturnType<typeof openapi>
+const operations: { path: string, method: string, operation: Operation }[] = Object.entries(document.paths).flatMap(([path, methods]) =>
+  Object.entries<Operation>(methods).map(([method, operation]) => ({ path, method: method.toUpperCase(), operation })))
+
+/** The examples are told at ten seconds past noon: how long ago that is. */
+const SINCE_TOLD = Math.floor((Date.now() - Date.parse('2026-01-31T12:00:10Z')) / 1000) * 1000
+
+t.test('the document passes the linter', async t => {
+  // Whoever is asked without a key or a body has no fault to find: only the probes, as the test of each status shows.
+  const config = await createConfig({ extends: ['recommended-strict'], rules: { 'operation-4xx-response': 'off' } })
+  const problems = await lintFromString({ source: text, config })
+  t.same(problems.map(({ ruleId, message, location }) => `${ruleId}: ${message} ${location[0]?.pointer ?? ''}`), [])
+})
+
+t.test('it is what the server gives to anybody', async t => {
+  const { call } = await withServer(t)
+  const { status, headers, body } = await call('GET /openapi.json')
+  t.equal(status, 200)
+  t.equal(headers.get('content-type'), 'application/json')
+  t.same(body, document)
+})
+
+t.test('every route is in the document, and nothing else', async t => {
+  const { routes } = await withServer(t)
+  // A page for people is no part of it.
+  const calls = routes.filter(({ method, path }) => method !== 'ALL' && /^\/(v1|admin|ops|metrics|healthz|readyz|openapi)\b/.test(path))
+  t.same(
+    [...new Set(calls.map(({ method, path }) => `${method} ${path.replaceAll(/:(\w+)/g, '{$1}')}`))].sort(),
+    operations.map(({ method, path }) => `${method} ${path}`).sort(),
+  )
+})
+
+t.test('a schema of the document takes what the server takes', async t => {
+  const ajv = makeAjv()
+  const heartbeats = [
+    {}, { ts: null, battery_pct: null, network_type: null, unity_running: null }, { colour: '\0' }, null, [], 'x', 5,
+    ...[0, 100, -1, 101, 50.5, '50', true, 1e300].map(battery_pct => ({ battery_pct })),
+    ...[-200, 50, -201, 51, -60.5].map(signal_dbm => ({ signal_dbm })),
+    ...['', 'x'.repeat(32), '😀'.repeat(32), 'x'.repeat(33), '😀'.repeat(33), 'a\0b', 'a\ud800b', 'a\nb', 5].map(network_type => ({ network_type })),
+    ...['x'.repeat(64), 'x'.repeat(65), '\0', ['1']].map(agent_version => ({ agent_version })),
+    ...[true, false, 1, 'true'].map(unity_running => ({ unity_running })),
+    ...[
+      '2026-01-31T12:00:00Z', '2026-01-31T12:00:00.123456+05:30', '2024-02-29T00:00:00z', '2026-02-29T00:00:00Z', '2026-13-01T00:00:00Z',
+      '2026-01-01T00:00:00', '2026-01-01', 'now', '', 1767225600,
+    ].map(ts => ({ ts })),
+  ]
+  const items = [undefined, null, 0, -1, 1.5, '1', 1, 2 ** 53].map(device_id => device_id === undefined ? {} : { device_id })
+  const cases = { Heartbeat: [heartbeatSchema, heartbeats], DeviceItem: [deviceItemSchema, items], GatewayItem: [gatewayItemSchema, items] } as const
+  for (const [name, [schema, values]] of Object.entries(cases)) {
+    const validate = ajv.compile({ $ref: `#/components/schemas/${name}`, components: document.components })
+    for (const value of values) t.equal(validate(value), schema.safeParse(value).success, `${name} ${JSON.stringify(value)}`)
+  }
+})
+
+t.test('each example is answered as the document says', async t => {
+  const { db, call } = await withServer(t)
+  const tokens = await prepare(db)
+  for (const { path, method, operation } of operations) {
+    for (const { name, type, value } of requestExamples(operation)) {
+      const body = type === 'application/json' ? JSON.stringify(value) : value as string | undefined
+      const sent = body === undefined ? undefined : toNow(body)
+      const request = {
+        body: sent, headers: { ...authorization(operation, tokens, name), ...(type && { 'content-type': type }) },
+      }
+      const answer = await call(`${method} ${targetOf(path, operation)}`, request)
+      const found = check(t, operation, answer, `${method} ${path} ${name ?? ''}`)
+      const examples = Object.entries(found?.examples ?? {}).filter(([key]) => name === undefined || key === name)
+      if (name !== undefined) t.equal(examples.length, 1, `${method} ${path}: the answer to ${name} is shown with ${answer.status}`)
+      for (const [key, { value }] of examples) t.same(likeness(answer.body), likeness(value), `${method} ${path} ${key}`)
+      if (method !== 'POST' || !path.endsWith('heartbeats')) continue
+      const again = await call(`${method} ${path}`, {
+        body: gzipSync(sent!), headers: { ...request.headers, 'content-encoding': 'gzip' },
+      })
+      t.equal(again.status, 200, 'and packed')
+    }
+  }
+})
+
+t.test('each status in the document is given, and is as it says', async t => {
+  const { db, call } = await withServer(t)
+  const tokens = await prepare(db)
+  const gone = { url: 'postgres://127.0.0.1:1/none' }
+  const away = await withServer(t, { hot: gone, listen: gone, ops: gone, read: undefined }, db)
+  const seen = new Set<string>()
+
+  /** Sends what is right but for the parts that are given. */
+  async function ask(call: Call, path: string, method: string, parts: Parts = {}) {
+    const { operation } = operations.find(other => other.path === path && other.method === method)!
+    const [example] = requestExamples(operation)
+    const { target = targetOf(path, operation), body = example?.value, type = example?.type, headers = {}, auth = true } = parts
+    const sent = body === undefined || typeof body === 'string' ? body : toNow(JSON.stringify(body))
+    const answer = await call(`${method} ${target}`, {
+      body: sent,
+      headers: { ...(auth && authorization(operation, tokens)), ...(type && { 'content-type': type }), ...headers },
+    })
+    check(t, operation, answer, `${method} ${path}`)
+    seen.add(`${method} ${path} ${answer.status}`)
+    return answer
+  }
+
+  for (const { path, method, operation } of operations) {
+    if (path !== '/ops/nightly' && path !== '/ops/reconcile' && method !== 'DELETE') await ask(call, path, method)
+    await ask(away.call, path, method)
+    if (operation.security.length > 0) await ask(call, path, method, { auth: false })
+    if (operation.requestBody) {
+      await ask(call, path, method, { body: '{' })
+      await ask(call, path, method, { body: '"x"' })
+      await ask(call, path, method, { type: 'text/plain' })
+      await ask(call, path, method, { body: `"${' '.repeat(2 ** 20)}"` })
+    }
+  }
+  const beat = { ts: new Date().toISOString() }
+  for (let n = 0; n < 2; n++) await ask(call, '/v1/heartbeat', 'POST', { body: beat })
+  await db.sql`update fleet.settings set quarantine_per_device = 1`
+  await ask(call, '/v1/heartbeat', 'POST', { body: { ts: '2001-01-02T00:00:00Z' } })
+  await ask(call, '/admin/command', 'POST', { body: { device_id: 999_999, command: 'x' } })
+  await ask(call, '/v1/commands/{id}/ack', 'POST', { target: '/v1/commands/999999/ack' })
+  await ask(call, '/v1/devices', 'GET', { target: '/v1/devices?limit=0' })
+  for (const path of ['/v1/devices', '/v1/devices/{id}']) {
+    const { headers } = await ask(call, path, 'GET')
+    await ask(call, path, 'GET', { headers: { 'if-none-match': headers.get('etag')! } })
+  }
+  await ask(call, '/v1/devices/{id}', 'GET', { target: '/v1/devices/999999' })
+  await ask(call, '/admin/devices', 'POST')
+  await ask(call, '/admin/devices/{id}', 'DELETE', { target: '/admin/devices/999999' })
+  await ask(call, '/ops/nightly', 'POST', { target: '/ops/nightly' })
+  await ask(call, '/ops/nightly', 'POST', { target: '/ops/nightly?retention_days=0' })
+  await ask(call, '/ops/reconcile', 'POST')
+  const holder = await db.sql.reserve()
+  await holder`select fleet.begin_run('nightly')`
+  await ask(call, '/ops/nightly', 'POST', { target: '/ops/nightly' })
+  await holder`select pg_advisory_unlock_all()`
+  await holder`select pg_advisory_lock(hashtextextended('fleet.reconcile', 0))`
+  await ask(call, '/ops/reconcile', 'POST')
+  await holder`select pg_advisory_unlock_all()`
+  holder.release()
+
+  await db.admin`revoke usage on schema fleet from fleet_server`
+  for (const { path, method, operation } of operations) {
+    if ('500' in operation.responses) await ask(call, path, method)
+  }
+  await db.admin`grant usage on schema fleet to fleet_server`
+  await ask(call, '/admin/devices/{id}', 'DELETE')
+
+  const said = operations.flatMap(({ path, method, operation }) => Object.keys(operation.responses).map(status => `${method} ${path} ${status}`))
+  t.same(said.filter(line => !seen.has(line)), [], 'no status is promised that does not come')
+})
+
+interface Parts {
+  target?: string
+  body?: unknown
+  type?: string
+  headers?: Record<string, string>
+  auth?: boolean
+}
+
+type Tokens = Awaited<ReturnType<typeof prepare>>
+
+/** The device, the command and the gateway that the examples speak of. */
+async function prepare(db: TestDatabase) {
+  await db.sql.unsafe('alter table fleet.devices alter device_id restart with 42')
+  await db.sql.unsafe('alter table fleet.device_commands alter command_id restart with 7')
+  const [device] = await db.sql<{ token: string }[]>`select token from fleet.create_device('lobby-tablet-7', 'lobby')`
+  return { device: device!.token, gateway: await gatewayToken(db, 'warehouse-3') }
+}
+
+/** What the operation asks for; of several, that which the example is named after. */
+function authorization({ security }: Operation, tokens: Tokens, example = ''): Record<string, string> {
+  const schemes = security.flatMap(Object.keys)
+  const scheme = schemes.includes(example) ? example : schemes[0]
+  if (scheme === 'admin') return { 'x-admin': ADMIN_KEY }
+  return scheme === undefined ? {} : { authorization: `Bearer ${tokens[scheme as keyof Tokens]}` }
+}
+
+function requestExamples({ requestBody }: Operation): { name?: string, type?: string, value?: unknown }[] {
+  if (requestBody === undefined) return [{}]
+  return Object.entries(requestBody.content).flatMap(([type, { examples }]) =>
+    Object.entries(examples ?? {}).map(([name, { value }]) => ({ name, type, value })))
+}
+
+/** The path with the examples of its parameters. */
+function targetOf(path: string, { parameters = [] }: Operation) {
+  const query = new URLSearchParams()
+  for (const { name, in: where, example } of parameters) {
+    if (where === 'path') path = path.replace(`{${name}}`, String(example))
+    if (where === 'query') query.set(name, String(example))
+  }
+  return query.size === 0 ? path : `${path}?${query.toString()}`
+}
+
+/** As if the examples were told now. */
+function toNow(body: string) {
+  return body.replaceAll(/2026-01-31T[\d:.]+Z/g, ts => new Date(Date.parse(ts) + SINCE_TOLD).toISOString())
+}
+
+/** Fails the test unless the document has this status with these headers and this body; more members than it names are a fault too. */
+function check(t: Test, operation: Operation, { status, headers, body }: Answer, what: string) {
+  const named = operation.responses[status]
+  if (named === undefined) {
+    t.fail(`${what}: ${status} is not in the document`, { body })
+    return undefined
+  }
+  const response = '$ref' in named ? document.components.responses[named.$ref.split('/').at(-1)!] as unknown as Response : named
+  for (const [name, { schema }] of Object.entries(response.headers ?? {})) {
+    t.ok(validator(schema)(headers.get(name)), `${what} ${status}: its ${name}`, { found: headers.get(name) })
+  }
+  const type = headers.get('content-type')?.split(';')[0]
+  t.same(type === undefined ? [] : [type], Object.keys(response.content ?? {}), `${what} ${status}: its type`)
+  const media = response.content?.[type ?? '']
+  if (media === undefined) {
+    t.equal(body, '', `${what} ${status} has no body`)
+    return undefined
+  }
+  const validate = validator(media.schema)
+  t.ok(validate(body), `${what} ${status}`, { body, errors: validate.errors })
+  return media
+}
+
+const validators = new Map<string, ValidateFunction>()
+
+function validator(schema: object) {
+  const key = JSON.stringify(schema)
+  const validate = validators.get(key) ?? makeAjv().compile({ ...schema, components: strict(document.components) })
+  validators.set(key, validate)
+  return validate
+}
+
+/** Open to what is added later; closed here, so that whoever adds it says so in the document. */
+function strict(schema: unknown): unknown {
+  if (typeof schema !== 'object' || schema === null || Array.isArray(schema)) return schema
+  const inner = Object.fromEntries(Object.entries(schema).map(([key, value]) => [key, strict(value)]))
+  return { ...inner, ...('properties' in schema && { additionalProperties: false }) }
+}
+
+function makeAjv() {
+  const ajv = new Ajv2020({ allErrors: true, keywords: ['components', 'example'] })
+  formats.default(ajv)
+  return ajv
+}
+
+/** Without what is another each time. A list of steps is as long as the store is old: each step counts by its kind. */
+function likeness(value: unknown, key = ''): unknown {
+  if (key === 'steps') return [...new Set((value as object[]).map(step => Object.keys(step).join()))]
+  if (['seconds_since', 'elapsed_ms', 'checked'].includes(key)) return typeof value
+  if (typeof value === 'string') return value.replace(/^20\d\d-[\d-]+T[\d:.]+Z$/, 'a time').replace(/^nxd_.*/, 'a token')
+  if (Array.isArray(value)) return value.map(item => likeness(item))
+  if (typeof value !== 'object' || value === null) return value
+  return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, likeness(inner, name)]))
+}
