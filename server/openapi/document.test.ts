@@ -21,7 +21,7 @@ interface Operation {
 const text = JSON.stringify(openapi())
 const document = JSON.parse(text) as ReturnType<typeof openapi>
 const operations: { path: string, method: string, operation: Operation }[] = Object.entries(document.paths).flatMap(([path, methods]) =>
-  Object.entries<Operation>(methods).map(([method, operation]) => ({ path, method: method.toUpperCase(), operation })))
+  Object.entries(methods as unknown as Record<string, Operation>).map(([method, operation]) => ({ path, method: method.toUpperCase(), operation })))
 
 /** The examples are told at ten seconds past noon: how long ago that is. */
 const SINCE_TOLD = Math.floor((Date.now() - Date.parse('2026-01-31T12:00:10Z')) / 1000) * 1000
