@@ -21,7 +21,17 @@ export default tseslint.config(
     },
   },
   {
-    files: ['**/*.test.ts'],
+    // The one file that runs in a browser.
+    files: ['server/page/live.js'],
+    extends: [tseslint.configs.disableTypeChecked],
+    languageOptions: {
+      globals: Object.fromEntries(['document', 'location', 'fetch', 'getSelection', 'setTimeout', 'clearTimeout', 'AbortSignal', 'DOMParser']
+        .map(name => [name, 'readonly'])),
+      parserOptions: { projectService: false },
+    },
+  },
+  {
+    files: ['**/*.test.ts', '**/*.test.tsx'],
     rules: {
       // tap itself waits for its subtests.
       '@typescript-eslint/no-floating-promises': ['error', {

@@ -14,6 +14,7 @@ import type { Log } from './log.ts'
 import { exposition, timed, type Metrics } from './metrics.ts'
 import { getOpenapi } from './openapi/document.ts'
 import { getPoolHealth, postNightly, postReconcile } from './ops.ts'
+import { opsPage } from './page/page.tsx'
 import { Problem, toProblem, unavailable } from './problem.ts'
 import type { Reader } from './reader.ts'
 import type { Tokens } from './tokens.ts'
@@ -71,6 +72,8 @@ export function createApp(parts: Parts) {
     if (!row!.ready) throw unavailable('The database is not migrated.')
     return c.json({ status: 'ready' })
   })
+
+  app.route('/', opsPage(parts))
 
   const methods = new TrieRouter<string>()
   for (const { method, path } of app.routes) {

@@ -8,7 +8,7 @@ const MAX_QUEUE = 20_000
 const CALM_MS = 10_000
 
 /** What can wait while heartbeats cannot; RUNBOOK names each. */
-export type LowPriority = 'device_list' | 'database_metrics' | 'perf_diff'
+export type LowPriority = 'device_list' | 'database_metrics' | 'perf_diff' | 'page'
 
 /**
  * Watches the length of this worker's queue. Above `threshold` heartbeats within the last 10 s low-priority work is

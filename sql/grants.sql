@@ -28,7 +28,9 @@ grant execute on function
   fleet.marks_hold(interval),  -- what the view devices_offline calls
   fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
   fleet.late_after(interval),
-  fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz)
+  fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz),
+  fleet.device_day(bigint, timestamptz),
+  fleet.job_history()  -- what the view job_health calls
 to fleet_server, fleet_reader, fleet_dba;
 
 grant execute on function
@@ -120,8 +122,8 @@ to fleet_server, fleet_reader, fleet_dba;
 grant select on
   fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.job_health
 to fleet_reader, fleet_dba;
--- What the view job_health calls.
-grant execute on function fleet.job_history() to fleet_reader, fleet_dba;
+-- For the ops page.
+grant select on fleet.partition_health, fleet.archives, fleet.job_health to fleet_server;
 grant select on fleet.archives, fleet.partition_health to fleet_archiver;
 
 grant select on

@@ -48,6 +48,8 @@ t.test('fleet_server ingests, reads the fleet views and runs the ops calls, and 
   await server`select * from fleet.reconcile()`
   await server`select * from fleet.check()`
   await server`select * from fleet.metric_values()`
+  await server`select * from fleet.device_day(1)`
+  for (const view of ['partition_health', 'archives', 'job_health']) await server`select * from ${server(`fleet.${view}`)}`
   for (const table of tables) {
     await t.rejects(server`select * from ${server(`fleet.${table}`)} limit 1`, { code: '42501' }, `select ${table}`)
     await t.rejects(server`delete from ${server(`fleet.${table}`)}`, { code: '42501' }, `delete from ${table}`)

@@ -1,0 +1,181 @@
+--! Previous: sha1:9a8703fba9ba04b91b2844dece32eda493cf176b
+--! Hash: sha1:0867127b41eac0fd755686164d5041f438ab32a9
+--! Message: a device's last day for its page
+
+-- Enter migration here
+--! Included functions/device_day.sql
+create or replace function fleet.device_day(p_device_id bigint, p_now timestamptz default now())
+returns table (span_start timestamptz, beats integer, unity_down integer, battery_pct numeric, signal_dbm numeric)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set jit = off
+as $$
+  with spans as (
+    select generate_series(last.span - interval '23 hours 50 minutes', last.span, interval '10 minutes') as span
+    from (select date_bin('10 minutes', p_now, '2000-01-01 00:00:00+00') as span) last
+  ),
+  beats as (
+    select date_bin('10 minutes', h.ts, '2000-01-01 00:00:00+00') as span, count(*) as beats,
+      count(*) filter (where not h.unity_running) as unity_down, avg(h.battery_pct) as battery_pct, avg(h.signal_dbm) as signal_dbm
+    from fleet.device_heartbeats h
+    where h.device_id = p_device_id
+      and h.ts >= date_bin('10 minutes', p_now, '2000-01-01 00:00:00+00') - interval '23 hours 50 minutes'
+      and h.ts <= p_now
+    group by 1
+  )
+  select s.span, coalesce(b.beats, 0)::integer, coalesce(b.unity_down, 0)::integer, round(b.battery_pct, 1), round(b.signal_dbm, 1)
+  from spans s
+  left join beats b using (span)
+  order by s.span
+$$;
+
+comment on function fleet.device_day(bigint, timestamptz) is
+  'The last 24 hours of a device in spans of ten minutes, oldest first: heartbeats, those with Unity down, and the means of battery and signal (null without a heartbeat). Example: select * from fleet.device_day(42) where beats = 0;';
+--! EndIncluded functions/device_day.sql
+--! Included grants.sql
+-- Who may do what. Everything is revoked first, so that this file is the whole truth.
+revoke all on all tables in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba;
+revoke all on all routines in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba;
+revoke all on schema fleet, fleet_detached from public;
+
+grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet_dba;
+grant usage on schema fleet_detached to fleet_reader, fleet_dba;
+-- CREATE is what owning a table there takes.
+grant usage, create on schema fleet_detached to fleet_archiver;
+
+-- Heartbeats are never changed, not even by the owner: rows leave with their partition, once it is proven.
+revoke update, delete, truncate on fleet.device_heartbeats from fleet_owner;
+
+grant execute on function
+  fleet.ingest(json, timestamptz),
+  fleet.authenticate(bytea),
+  fleet.known_devices(bigint[]),
+  fleet.token_changes(xid8),
+  fleet.recent_tokens(integer),
+  fleet.take_commands(bigint),
+  fleet.ack_command(bigint, bigint),
+  fleet.metric_values()
+to fleet_server;
+
+grant execute on function
+  fleet.list_devices(text, interval, bigint, integer),
+  fleet.list_devices_legacy(text, interval, bigint, integer),
+  fleet.marks_hold(interval),  -- what the view devices_offline calls
+  fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
+  fleet.late_after(interval),
+  fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz),
+  fleet.device_day(bigint, timestamptz),
+  fleet.job_history()  -- what the view job_health calls
+to fleet_server, fleet_reader, fleet_dba;
+
+grant execute on function
+  fleet.create_device(text, text),
+  fleet.enroll_device(text, text),
+  fleet.revoke_device(bigint),
+  fleet.send_command(bigint, text, jsonb),
+  fleet.reconcile(interval, integer),
+  fleet.nightly_plan(interval, timestamptz),
+  fleet.run_steps(bigint),
+  fleet.check(timestamptz),
+  -- What the procedures call with the rights of who calls them.
+  fleet.begin_run(text),
+  fleet.end_run(bigint, text, integer),
+  fleet.do_step(text, text, timestamptz),
+  fleet.retention_plan(interval, timestamptz),
+  fleet.record_event(text, text, bigint, bigint, text, boolean, bigint),
+  fleet.count_up(text, numeric),
+  fleet.elapsed_ms(timestamptz),
+  fleet.is_night_missed(timestamptz)
+to fleet_server, fleet_dba;
+grant execute on procedure
+  fleet.maintain(bigint, timestamptz),
+  fleet.nightly(bigint, interval, timestamptz),
+  fleet.run_step(bigint, text, text, timestamptz, integer)
+to fleet_server, fleet_dba;
+
+grant execute on function
+  fleet.set_retention(interval),
+  fleet.set_premake(integer),
+  fleet.set_cadence(text, timestamptz),
+  fleet.recommend_cadence(),
+  fleet.force_unlock(text),
+  fleet.lock_holders(text),  -- what force_unlock() calls
+  fleet.set_cohort_interval(text, interval),
+  fleet.create_partitions(date, date),
+  fleet.sync_partitions(),
+  fleet.archive_partition(text),
+  fleet.retry_archive(text),
+  fleet.hold_partition(text, text),
+  fleet.release_partition(text),
+  fleet.create_gateway_token(text),
+  fleet.revoke_gateway(text),
+  fleet.backfill_last_status(integer),
+  fleet.replay_quarantine(timestamptz, timestamptz, bigint),
+  fleet.schedule_jobs(),
+  fleet.check_partitions(timestamptz),
+  fleet.check_ingest(timestamptz),
+  fleet.check_scheduler(timestamptz),
+  fleet.check_archive(timestamptz),
+  fleet.check_sessions(timestamptz),
+  fleet.check_storage(timestamptz),
+  fleet.check_settings(),
+  fleet.ingest(json, timestamptz),
+  fleet.metric_values()
+to fleet_dba;
+
+grant execute on function
+  fleet.drop_partition(text),
+  fleet.request_restore(date, date),
+  fleet.wake_archiver(text),
+  fleet.content_checksum(regclass),
+  fleet.archive_columns(regclass)
+to fleet_dba, fleet_archiver;
+
+grant execute on function
+  fleet.claim_partition(text, interval),
+  fleet.renew_lease(text, text, interval),
+  fleet.release_lease(text, text),
+  fleet.record_frozen(text, text),
+  fleet.record_export(text, text, bigint, numeric, timestamptz, timestamptz),
+  fleet.record_upload(text, text, text, text, bigint),
+  fleet.record_proof(text, text, text, numeric, bigint, timestamptz, timestamptz),
+  fleet.record_failure(text, text, text),
+  fleet.archiver_heartbeat(text, text),
+  fleet.claim_restore(text, interval),
+  fleet.renew_restore_lease(text, text, interval),
+  fleet.begin_restore(text, text),
+  fleet.finish_restore(text, text),
+  fleet.release_restore(text, text),
+  fleet.fail_restore(text, text, text),
+  fleet.adopt_archive(text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint)
+to fleet_archiver;
+
+grant select on
+  fleet.device_status, fleet.device_status_legacy, fleet.devices_offline, fleet.unity_down, fleet.fleet_summary
+to fleet_server, fleet_reader, fleet_dba;
+
+grant select on
+  fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.job_health
+to fleet_reader, fleet_dba;
+-- For the ops page.
+grant select on fleet.partition_health, fleet.archives, fleet.job_health to fleet_server;
+grant select on fleet.archives, fleet.partition_health to fleet_archiver;
+
+grant select on
+  fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings,
+  fleet.device_commands, fleet.command_dispatch_log, fleet.cohorts
+to fleet_reader, fleet_dba;
+grant select on fleet.hb_partitions, fleet.restore_requests, fleet.restore_items to fleet_archiver, fleet_dba;
+-- For queries over the archive and the online days together.
+grant select on fleet.device_heartbeats to fleet_archiver;
+grant select on fleet.settings_audit, fleet.heartbeat_quarantine, fleet.archivers to fleet_dba;
+grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_reader, fleet_dba;
+grant update (cohort, heartbeat_interval) on fleet.devices to fleet_dba;
+grant update (
+  max_late, max_future, offline_after, archive_grace, archive_max_attempts, store_ip, quarantine_keep, quarantine_per_device,
+  events_keep, command_expires_after, commands_keep
+) on fleet.settings to fleet_dba;
+--! EndIncluded grants.sql

@@ -1,0 +1,40 @@
+import type { Partition } from './days.ts'
+import { bytes, count, plural } from './format.ts'
+import { Table } from './layout.tsx'
+import { dayOf, Moment } from './time.tsx'
+
+const SHOWN = 10
+
+/** The newest archives, each with when it was read back and found equal. */
+export function Archives({ partitions, now }: { partitions: Partition[], now: Date }) {
+  const archives = partitions.filter(({ proven_at }) => proven_at !== null).reverse()
+  if (archives.length === 0) return <p class="muted">Nothing is archived yet: no day is past the retention.</p>
+  const size = archives.reduce((sum, { archive_bytes }) => sum + (archive_bytes ?? 0), 0)
+  const rows = archives.reduce((sum, { archive_rows }) => sum + (archive_rows ?? 0), 0)
+  return (
+    <>
+      <p>
+        {plural(archives.length, 'archive')}, {count(rows)} rows in {bytes(size)}, each read back and compared before its partition was dropped.
+      </p>
+      <Table label="Archives" head={['Days', 'Rows', 'Size', 'Proven', 'SHA-256', 'Where']}>
+        {archives.slice(0, SHOWN).map(archive => (
+          <tr>
+            <th scope="row">{daysOf(archive)}</th>
+            <td class="number">{count(archive.archive_rows ?? 0)}</td>
+            <td class="number">{bytes(archive.archive_bytes ?? 0)}</td>
+            <td><Moment at={archive.proven_at!} now={now} /></td>
+            <td><code title={archive.checksum_sha256 ?? ''}>{archive.checksum_sha256?.slice(0, 12)}…</code></td>
+            <td class="url"><code>{archive.archive_url}</code></td>
+          </tr>
+        ))}
+      </Table>
+      {archives.length > SHOWN && <p class="muted">The newest {SHOWN}; all: <code>select * from fleet.archives;</code></p>}
+    </>
+  )
+}
+
+function daysOf({ range_start, range_end }: Partition) {
+  const last = dayOf(new Date(Date.parse(range_end) - 1))
+  const first = dayOf(range_start)
+  return first === last ? first : `${first} to ${last}`
+}

@@ -1,0 +1,64 @@
+import { isIPv6 } from 'node:net'
+
+/** Mistypings that cost nothing. */
+const FREE = 3
+const MAX_WAIT_MS = 5 * 60_000
+const FORGET_MS = 15 * 60_000
+
+interface Failures {
+  count: number
+  last: number
+}
+
+/**
+ * Failed logins by address, each worker's own: after a few, each doubles the wait before the next is looked at. Holds
+ * `max` addresses; a further one drops the one that has been quiet for longest.
+ */
+export class Attempts {
+  readonly #failures = new Map<string, Failures>()
+
+  constructor(readonly max = 10_000) {}
+
+  get size() {
+    return this.#failures.size
+  }
+
+  /** How many seconds this address has to wait, 0 when it need not. */
+  waitS(address: string | null, now = performance.now()) {
+    const failures = this.#of(address, now)
+    if (failures === undefined || failures.count < FREE) return 0
+    const wait = Math.min(1_000 * 2 ** (failures.count - FREE), MAX_WAIT_MS)
+    return Math.max(0, Math.ceil((failures.last + wait - now) / 1_000))
+  }
+
+  failed(address: string | null, now = performance.now()) {
+    const count = (this.#of(address, now)?.count ?? 0) + 1
+    const key = keyOf(address)
+    // To the end, so that the first is the one that has been quiet for longest.
+    this.#failures.delete(key)
+    if (this.#failures.size >= this.max) this.#failures.delete(this.#failures.keys().next().value!)
+    this.#failures.set(key, { count, last: now })
+  }
+
+  succeeded(address: string | null) {
+    this.#failures.delete(keyOf(address))
+  }
+
+  #of(address: string | null, now: number) {
+    const failures = this.#failures.get(keyOf(address))
+    return failures !== undefined && now - failures.last < FORGET_MS ? failures : undefined
+  }
+}
+
+/** An IPv6 client has a whole /64 to choose its addresses from. */
+function keyOf(address: string | null) {
+  if (address === null || !isIPv6(address)) return address ?? 'unknown'
+  const [head = '', tail] = address.split('::')
+  const groups = head.split(':').filter(Boolean)
+  if (tail !== undefined) {
+    const rest = tail.split(':').filter(Boolean)
+    while (groups.length + rest.length < 8) groups.push('0')
+    groups.push(...rest)
+  }
+  return groups.slice(0, 4).map(group => Number.parseInt(group, 16).toString(16)).join(':')
+}

@@ -1,0 +1,119 @@
+import type { Reader } from '../reader.ts'
+import { Moment } from './time.tsx'
+import { Table } from './layout.tsx'
+
+const LIMIT = 25
+export const FILTERS = ['offline', 'unity_down', 'late', 'clock_skewed', 'new', 'online', 'any'] as const
+
+export interface Search {
+  status: (typeof FILTERS)[number]
+  /** Part of an alias or cohort, or a whole device_id. */
+  q: string
+  /** The last row of the page before: `<last_ts>~<device_id>` of offline devices, else `<device_id>`. */
+  after: string
+}
+
+export interface Device {
+  device_id: number
+  alias: string | null
+  cohort: string
+  status: string
+  last_ts: string | null
+  battery_pct: number | null
+  network_type: string | null
+  agent_version: string | null
+}
+
+/** What a query string asks for; what it cannot mean is left out, since no one but the page writes it. */
+export function searchOf({ status, q = '', after = '' }: Record<string, string>): Search {
+  return {
+    status: FILTERS.find(filter => filter === status) ?? 'offline',
+    // PostgreSQL's text holds no NUL.
+    q: q.replaceAll('\0', '').trim().slice(0, 100),
+    after: /^(?:\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z~)?\d{1,15}$/.test(after) ? after : '',
+  }
+}
+
+/** One page more than a page, so that it is known whether there is another. */
+export async function readDevices(reader: Reader, { status, q, after }: Search) {
+  const pattern = q === '' ? null : `%${q.replace(/[\\%_]/g, '\\$&')}%`
+  const [id = null, ts = null] = after === '' ? [] : after.split('~').reverse()
+  if (status === 'offline') {
+    return [...await reader.run(sql => sql<Device[]>`
+      select device_id, alias, cohort, 'offline' as status, last_ts, battery_pct, network_type, agent_version
+      from fleet.devices_offline
+      where (${pattern}::text is null or alias ilike ${pattern} or cohort ilike ${pattern} or device_id::text = ${q})
+        and (${ts}::timestamptz is null or (last_ts, device_id) > (${ts}::timestamptz, ${id}::bigint))
+      order by last_ts, device_id
+      limit ${LIMIT + 1}
+    `)]
+  }
+  return [...await reader.run(sql => sql<Device[]>`
+    select device_id, alias, cohort, status, last_ts, battery_pct, network_type, agent_version
+    from fleet.device_status
+    where (
+        status = ${status} or ${status} = 'any'
+        or ${status} = 'unity_down' and unity_running is false and status in ('online', 'late')
+      )
+      and (${pattern}::text is null or alias ilike ${pattern} or cohort ilike ${pattern} or device_id::text = ${q})
+      and device_id > coalesce(${id}::bigint, 0)
+    order by device_id
+    limit ${LIMIT + 1}
+  `)]
+}
+
+/** Not a live part: who is typing is not disturbed. */
+export function DeviceSearch({ search }: { search: Search }) {
+  return (
+    <form method="get" action="/#devices" role="search" class="search">
+      <label for="q" class="unseen">Alias, cohort or id</label>
+      <input id="q" name="q" type="search" value={search.q} placeholder="Alias, cohort or id" maxlength={100} />
+      <label for="status" class="unseen">Status</label>
+      <select id="status" name="status">
+        {FILTERS.map(filter => <option value={filter} selected={filter === search.status}>{filter.replaceAll('_', ' ')}</option>)}
+      </select>
+      <button type="submit">Search</button>
+    </form>
+  )
+}
+
+export function DeviceTable({ devices, search, now }: { devices: Device[], search: Search, now: Date }) {
+  const what = `${search.status === 'any' ? '' : `${search.status.replaceAll('_', ' ')} `}device`
+  if (devices.length === 0) {
+    return <p class="muted">No {what}{search.q !== '' && ` matches “${search.q}”`}{search.after !== '' && ' after these'}.</p>
+  }
+  const shown = devices.slice(0, LIMIT)
+  const last = shown.at(-1)!
+  const link = (after: string) => `/?${new URLSearchParams({ status: search.status, q: search.q, after }).toString()}#devices`
+  return (
+    <>
+      <Table label="Devices found" head={['Device', 'Cohort', 'Status', 'Last heartbeat', 'Battery', 'Network', 'Agent']}>
+        {shown.map(device => (
+          <tr>
+            <th scope="row"><a href={`/devices/${device.device_id}`}>{nameOf(device)}</a></th>
+            <td>{device.cohort}</td>
+            <td><Status status={device.status} /></td>
+            <td>{device.last_ts === null ? 'never' : <Moment at={device.last_ts} now={now} />}</td>
+            <td class="number">{device.battery_pct === null ? '–' : `${device.battery_pct} %`}</td>
+            <td>{device.network_type ?? '–'}</td>
+            <td>{device.agent_version ?? '–'}</td>
+          </tr>
+        ))}
+      </Table>
+      <nav class="pages" aria-label="Pages of devices">
+        {search.after !== '' && <a href={link('')}>First page</a>}
+        {devices.length > LIMIT && (
+          <a href={link(search.status === 'offline' ? `${last.last_ts}~${last.device_id}` : String(last.device_id))}>Next page</a>
+        )}
+      </nav>
+    </>
+  )
+}
+
+export function Status({ status }: { status: string }) {
+  return <span class={`badge is-${status}`}>{status.replaceAll('_', ' ')}</span>
+}
+
+export function nameOf({ alias, device_id }: Pick<Device, 'alias' | 'device_id'>) {
+  return alias ?? `device ${device_id}`
+}

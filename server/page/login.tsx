@@ -1,0 +1,96 @@
+import type { Context, Handler } from 'hono'
+import { clientAddress } from '../address.ts'
+import type { AppEnv } from '../app.ts'
+import { keyCheck } from '../auth.ts'
+import { mediaType, readInflated } from '../body.ts'
+import type { ServerConfig } from '../config.ts'
+import type { Log } from '../log.ts'
+import { Problem } from '../problem.ts'
+import { Attempts } from './attempts.ts'
+import { answer } from './answer.ts'
+import { Page } from './layout.tsx'
+import type { Sessions } from './session.ts'
+
+const MAX_BODY_BYTES = 4 * 1024
+
+interface LoginProps {
+  /** Where to go then. */
+  next: string
+  problem?: string
+}
+
+export function Login({ next, problem }: LoginProps) {
+  return (
+    <Page title="Log in · NexMDM fleet" isBare>
+      <form method="post" action="/login" class="card login">
+        <h1>Fleet heartbeats</h1>
+        {problem !== undefined && <p role="alert" class="unread">{problem}</p>}
+        {/* For password managers, which file a password under a name. */}
+        <input type="text" name="username" value="admin" autocomplete="username" hidden />
+        <label for="key">Admin key</label>
+        <input
+          id="key" name="key" type="password" autocomplete="current-password" required autofocus
+          aria-describedby="key-hint"
+        />
+        <p id="key-hint" class="muted">The server's <code>ADMIN_KEY</code>; <code>npm start</code> prints it.</p>
+        <input type="hidden" name="next" value={next} />
+        <button type="submit">Log in</button>
+      </form>
+    </Page>
+  )
+}
+
+export function postLogin(config: ServerConfig, sessions: Sessions, log: Log): Handler<AppEnv> {
+  const isKey = keyCheck(config.adminKey)
+  const attempts = new Attempts()
+  return async c => {
+    fromThisPage(c)
+    const form = await readForm(c)
+    const next = localPath(form.get('next'))
+    const address = clientAddress(c.env.incoming, config.trustProxy)
+    const wait = attempts.waitS(address)
+    if (wait > 0) {
+      const problem = `Too many wrong keys from this address. Try again in ${wait} s.`
+      return answer(c, <Login next={next} problem={problem} />, 429, { 'retry-after': String(wait) })
+    }
+    if (!isKey(form.get('key'))) {
+      attempts.failed(address)
+      log.warn({ event: 'page.login_failed', address }, 'A login with a wrong admin key.')
+      return answer(c, <Login next={next} problem="That is not the admin key." />, 403)
+    }
+    attempts.succeeded(address)
+    log.info({ event: 'page.login', address })
+    sessions.open(c)
+    return c.redirect(next, 303)
+  }
+}
+
+export function postLogout(sessions: Sessions): Handler<AppEnv> {
+  return async c => {
+    fromThisPage(c)
+    sessions.close(c)
+    return c.redirect('/', 303)
+  }
+}
+
+/** Only a path of the page itself: a login form must not send anyone elsewhere. */
+export function localPath(text: string | null) {
+  return text !== null && /^\/(?:devices\/\d{1,15})?(?:\?[\w=&%.+~-]*)?$/.test(text) ? text : '/'
+}
+
+/**
+ * Browsers say where a POST comes from, in one header or the other; another site's form is refused.
+ * @throws Problem 403
+ */
+function fromThisPage(c: Context<AppEnv>) {
+  const { host, origin, 'sec-fetch-site': site } = c.env.incoming.headers
+  const isOwn = site !== undefined ? site === 'same-origin'
+    : origin !== undefined && URL.canParse(origin) && new URL(origin).host === host
+  if (!isOwn) throw new Problem(403, 'This form was sent by another site; nothing was done.')
+}
+
+async function readForm(c: Context<AppEnv>) {
+  const type = mediaType(c.env.incoming)
+  if (type !== 'application/x-www-form-urlencoded') throw new Problem(415, `The body must be a form, not ${type}.`)
+  return new URLSearchParams((await readInflated(c.env.incoming, MAX_BODY_BYTES)).toString())
+}
