@@ -19,18 +19,31 @@ interface Pace {
   changedAt: number | null
 }
 
-/** What a device is at `now`, said in plain words. */
-function statusOf(isSkewed: boolean, lastTs: number | null, pace: Pace, offlineAfter: number, now: number) {
+/** How often it is to be heard from. */
+function expectedOf(pace: Pace, now: number) {
   let expected = pace.own
   if (pace.min !== null && pace.min > expected) expected = pace.min
   const mayNotHaveHeard = pace.changedAt !== null && pace.last !== null && now - pace.changedAt < 2 * pace.last
   if (mayNotHaveHeard && pace.last! > expected) expected = pace.last!
+  return expected
+}
+
+/** What a device is at `now`, said in plain words. */
+function statusOf(isSkewed: boolean, lastTs: number | null, pace: Pace, offlineAfter: number, now: number) {
+  const expected = expectedOf(pace, now)
   if (isSkewed) return 'clock_skewed'
   if (lastTs === null) return 'new'
   const silence = now - lastTs
   if (silence > offlineAfter && silence > 2 * expected) return 'offline'
   if (silence > expected + expected / 2 + 15 * SECOND) return 'late'
   return 'online'
+}
+
+/** How many heartbeats are overdue by more than half an interval, one after the other. */
+function missedBeats(since: number, expected: number, now: number) {
+  let missed = 0
+  while (now - since >= (missed + 1.5) * expected) missed++
+  return missed
 }
 
 /** A moment as text with microseconds. */
@@ -122,6 +135,7 @@ t.test('so are the views, over heartbeats that come in any order', async t => {
   })
   const run = fc.record({
     zone: fc.oneof(zones, fc.constantFrom('forward', 'back')), offlineAfter: intervals, withDays: fc.boolean(),
+    enrolledAgo: fc.integer({ min: 0, max: 3 * HOUR }),
     devices: fc.tuple(...devices.map(() => fc.record({ own: intervals, cohort: fc.constantFrom('a', 'b') }))),
     cohorts: fc.array(fc.record({ min: maybe(intervals), last: maybe(intervals), changedAgo: fc.integer({ min: 0, max: 3 * DAY }) }), { maxLength: 2 }),
     arrivals: fc.array(fc.record({ ago: fc.oneof(fc.integer({ min: 0, max: 20 * MINUTE }), fc.integer({ min: 0, max: 3 * DAY })), beats: fc.array(beat, { minLength: 1, maxLength: 4 }) }), { maxLength: 8 }),
@@ -133,6 +147,8 @@ t.test('so are the views, over heartbeats that come in any order', async t => {
     await session`begin`
     try {
       const now = Number(await value(session`select (extract(epoch from now()) * 1000000)::bigint`))
+      const enrolledAt = now - given.enrolledAgo
+      await session`update fleet.devices set enrolled_at = ${iso(enrolledAt)}::text::timestamptz`
       await session`select set_config('timezone', ${zoneOf(given.zone, now)}, true)`
       await session`update fleet.settings set offline_after = ${spelled(given.offlineAfter, given.withDays)}::text::interval`
       for (const [n, { own, cohort }] of given.devices.entries()) {
@@ -146,7 +162,7 @@ t.test('so are the views, over heartbeats that come in any order', async t => {
         `
       }
 
-      const said = new Map(devices.map(device => [device, { lastTs: null as number | null, isSkewed: false }]))
+      const said = new Map(devices.map(device => [device, { lastTs: null as number | null, receivedAt: null as number | null, isSkewed: false }]))
       const buckets = new Set<string>()
       const mixed = new Set<number>()
       let nth = 0
@@ -166,17 +182,21 @@ t.test('so are the views, over heartbeats that come in any order', async t => {
             const bucket = `${device} ${Math.floor(ts / (10 * SECOND))}`
             if (buckets.has(bucket)) continue
             buckets.add(bucket)
-            if (state.lastTs === null || ts > state.lastTs) Object.assign(state, { lastTs: ts, isSkewed: false })
+            if (state.lastTs === null || ts > state.lastTs) Object.assign(state, { lastTs: ts, receivedAt, isSkewed: false })
           }
-          if (own.every(isRefused)) state.isSkewed = true
+          if (own.every(isRefused)) Object.assign(state, { receivedAt, isSkewed: true })
           else if (own.some(isRefused)) mixed.add(device)
         }
       }
 
       const want = new Map(devices.map((device, n) => {
         const { min, last, changedAt } = cohorts.get(given.devices[n]!.cohort) ?? { min: null, last: null, changedAt: null }
-        const { lastTs, isSkewed } = said.get(device)!
-        return [device, { status: statusOf(isSkewed, lastTs, { own: given.devices[n]!.own, min, last, changedAt }, given.offlineAfter, now), lastTs }]
+        const { lastTs, receivedAt, isSkewed } = said.get(device)!
+        const pace = { own: given.devices[n]!.own, min, last, changedAt }
+        const since = (isSkewed ? receivedAt : lastTs) ?? enrolledAt
+        return [device, {
+          status: statusOf(isSkewed, lastTs, pace, given.offlineAfter, now), lastTs, missed: missedBeats(since, expectedOf(pace, now), now),
+        }]
       }))
       for (const view of ['device_status', 'device_status_legacy']) {
         const got = await session<{ id: number, status: string, last_ts: string | null }[]>`
@@ -191,6 +211,12 @@ t.test('so are the views, over heartbeats that come in any order', async t => {
           }
         }
         if (got.length !== devices.length) throw new Error(`${view} has ${got.length} rows`)
+      }
+
+      const missed = await session<{ id: number, missed: number }[]>`select device_id::int as id, missed_beats::int as missed from fleet.missed_beats`
+      const wantedMissed = [...want].filter(([, { missed }]) => missed > 0).sort(([a, one], [b, two]) => two.missed - one.missed || a - b)
+      if (JSON.stringify(missed.map(({ id, missed }) => [id, missed])) !== JSON.stringify(wantedMissed.map(([id, { missed }]) => [id, missed]))) {
+        throw new Error(`missed_beats has ${JSON.stringify(missed)}, not ${JSON.stringify(wantedMissed)}`)
       }
 
       const wanted = devices.filter(device => want.get(device)!.status === 'offline')
@@ -235,9 +261,10 @@ t.test('the views have the status inline, for each who reads them', async t => {
   const db = await withDatabase(t)
   for (const role of ['fleet_server', 'fleet_reader', 'fleet_dba'] as const) {
     const session = asRole(t, db, role)
-    for (const view of ['device_status', 'device_status_legacy', 'devices_offline', 'unity_down', 'fleet_summary']) {
+    for (const view of ['device_status', 'device_status_legacy', 'devices_offline', 'unity_down', 'fleet_summary', 'missed_beats']) {
+      if (role === 'fleet_server' && view === 'missed_beats') continue
       const plan = (await session`explain (verbose) select * from fleet.${session(view)}`).map(row => row['QUERY PLAN'] as string).join('\n')
-      t.notMatch(plan, /(derive_status|expected_interval|late_after)\(/, `${view} as ${role}`)
+      t.notMatch(plan, /(derive_status|expected_interval|late_after|beats_missed)\(/, `${view} as ${role}`)
       t.match(plan, /clock_skewed/)
     }
   }

@@ -29,7 +29,9 @@ grant execute on function
   fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
   fleet.late_after(interval),
   fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz),
+  fleet.beats_missed(interval, interval),
   fleet.device_day(bigint, timestamptz),
+  fleet.silence_at(timestamptz),  -- what the view fleet_silence calls
   fleet.job_history()  -- what the view job_health calls
 to fleet_server, fleet_reader, fleet_dba;
 
@@ -79,6 +81,7 @@ grant execute on function
   fleet.schedule_jobs(),
   fleet.check_partitions(timestamptz),
   fleet.check_ingest(timestamptz),
+  fleet.check_silence(timestamptz),
   fleet.check_scheduler(timestamptz),
   fleet.check_archive(timestamptz),
   fleet.check_sessions(timestamptz),
@@ -120,7 +123,8 @@ grant select on
 to fleet_server, fleet_reader, fleet_dba;
 
 grant select on
-  fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.job_health
+  fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.job_health, fleet.fleet_silence,
+  fleet.missed_beats, fleet.silence_samples
 to fleet_reader, fleet_dba;
 -- For the ops page.
 grant select on fleet.partition_health, fleet.archives, fleet.job_health to fleet_server;
@@ -133,10 +137,10 @@ to fleet_reader, fleet_dba;
 grant select on fleet.hb_partitions, fleet.restore_requests, fleet.restore_items to fleet_archiver, fleet_dba;
 -- For queries over the archive and the online days together.
 grant select on fleet.device_heartbeats to fleet_archiver;
-grant select on fleet.settings_audit, fleet.heartbeat_quarantine, fleet.archivers to fleet_dba;
+grant select on fleet.settings_audit, fleet.heartbeat_quarantine, fleet.archivers, fleet.silence_watch, fleet.silence_usual to fleet_dba;
 grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_reader, fleet_dba;
 grant update (cohort, heartbeat_interval) on fleet.devices to fleet_dba;
 grant update (
   max_late, max_future, offline_after, archive_grace, archive_max_attempts, store_ip, quarantine_keep, quarantine_per_device,
-  events_keep, command_expires_after, commands_keep
+  events_keep, command_expires_after, commands_keep, silence_window, silence_share, silence_ratio, silence_min_devices, ingest_gap
 ) on fleet.settings to fleet_dba;

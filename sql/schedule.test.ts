@@ -1,6 +1,6 @@
 import t from 'tap'
 import { waitFor, withCluster, withDatabase } from '../local/testing.ts'
-import { asRole, value } from './testing.ts'
+import { asRole, enroll, ingest, value } from './testing.ts'
 
 const jobs = [
   'fleet-archive-wake', 'fleet-maintain', 'fleet-mark-silent', 'fleet-nightly', 'fleet-prune-cron-history', 'fleet-reconcile', 'fleet-vacuum',
@@ -17,6 +17,10 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   t.same(await admin`select jobname, username, database from cron.job order by jobname`,
     jobs.map(jobname => ({ jobname, username: 'fleet_owner', database: 'fleet' })), 'scheduled once each; what is not defined goes')
 
+  // As if it had been looked at in the minutes before, so that the next look is sampled.
+  await ingest(sql, (await enroll(sql, 3)).map(device_id => ({ device_id })))
+  await admin`update fleet.silence_watch set looked_at = now(), gap_from = null, gap_to = null, sampled_at = '-infinity'`
+
   // The real jobs, every minute: what pg_cron starts is what production starts.
   await admin`update cron.job set schedule = '* * * * *' where jobname <> 'fleet-prune-cron-history'`
   await sql`select fleet.set_retention('80 days')`
@@ -29,6 +33,7 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
     -- Two runs of maintenance begin in the same second here; one may find the other at work.
     where d.status = 'failed' and d.return_message not like '%maintenance is running already%'
   `, [])
+  await waitFor(async () => await value(sql`select active from fleet.silence_samples where cohort = '(all)'`) === 3, { patience: 90_000 })
   await sql`call fleet.nightly()`
   t.equal(await value(sql`select count(*) from fleet.hb_partitions where state = 'detached'`), '10')
   t.ok(Number(await value(sql`select count(*) from fleet.events where event in ('maintain.end', 'nightly.end') and is_ok`)) >= 2)

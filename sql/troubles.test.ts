@@ -97,6 +97,8 @@ t.test('check() names each trouble, and its remedy ends it', { timeout: 900_000 
     t.same((await names(later)).filter(name => checks.includes(name)), [])
   }
 
+  // The devices of this test send only when there is a reason to.
+  await dba`update fleet.settings set ingest_gap = '1 day'`
   await mend(await names())
   t.same(await check(), [], 'a cluster set as the guidelines say, with an archiver: all is well')
 
@@ -198,6 +200,37 @@ t.test('check() names each trouble, and its remedy ends it', { timeout: 900_000 
       what: 'clocks are wrong', checks: ['clocks'],
       inject: () => ingest(sql, all.slice(0, 5).map(device_id => ({ device_id, ts: daysAgo(-9) }))),
       beside: () => ingest(sql, all.slice(0, 5).map(device_id => ({ device_id, ts: new Date(Date.now() + 30_000).toISOString() }))),
+    },
+    {
+      what: 'a cohort goes quiet', checks: ['silent_cohorts'],
+      inject: async () => {
+        await admin`update fleet.devices set cohort = 'yard' where device_id = any (${all.slice(0, 20)})`
+        await ingest(sql, good(all))
+        // A day of samples, and no gap since.
+        await admin`
+          insert into fleet.silence_samples (cohort, sampled_at, active, gone_quiet)
+          select c, now() - n * interval '10 minutes', 20, 0 from unnest(array['yard', 'default', '(all)']) c, generate_series(10, 200) n
+        `
+        await admin`update fleet.silence_watch set looked_at = now(), gap_from = null, gap_to = null, sampled_at = '-infinity'`
+        await admin`select fleet.watch_silence()`
+        await admin`update fleet.device_last_status set last_ts = now() - interval '4 minutes' where device_id = any (${all.slice(0, 12)})`
+      },
+      beside: async () => {
+        await ingest(sql, good(all))
+        await admin`delete from fleet.silence_usual`
+        await admin`delete from fleet.silence_samples`
+      },
+    },
+    {
+      what: 'nothing comes in', checks: ['heartbeats'],
+      inject: async () => {
+        await dba`update fleet.settings set ingest_gap = '3 minutes'`
+        await admin`update fleet.device_last_status set last_received_at = now() - interval '4 minutes'`
+      },
+      beside: async () => {
+        await ingest(sql, good(all))
+        await dba`update fleet.settings set ingest_gap = '1 day'`
+      },
     },
     {
       what: 'the owner may not see the activity of others', checks: ['monitoring', 'scheduler'],
@@ -355,7 +388,7 @@ t.test('check() answers whatever is broken', async t => {
   const dba = asRole(t, db, 'fleet_dba')
   const failed = async () => (await dba`select check_name from fleet.check() where detail like 'could not look%'`).map(row => row.check_name as string)
   await admin`alter table fleet.settings rename to mislaid`
-  t.same(await failed(), ['check_partitions', 'check_ingest', 'check_archive', 'check_storage'])
+  t.same(await failed(), ['check_partitions', 'check_ingest', 'check_silence', 'check_archive', 'check_storage'])
   await admin`alter table fleet.mislaid rename to settings`
   const locker = asRole(t, db, 'fleet_owner')
   await locker`begin`

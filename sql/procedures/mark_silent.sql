@@ -62,8 +62,11 @@ begin
     exit when v_rows < c_batch;
     commit;
   end loop;
+  commit;
+
+  perform fleet.watch_silence(p_now);
 end
 $$;
 
 comment on procedure fleet.mark_silent(integer, timestamptz) is
-  'Sets device_last_status.is_silent for devices silent for three quarters of the time after which they are offline, so that lists of offline devices need no look at the others. Run each minute by pg_cron; if it is not, lists are as right, and slower. Example: call fleet.mark_silent();';
+  'Sets device_last_status.is_silent for devices silent for three quarters of the time after which they are offline, so that lists of offline devices need no look at the others. Run each minute by pg_cron; if it is not, lists are as right, and slower. Then calls fleet.watch_silence(). Example: call fleet.mark_silent();';

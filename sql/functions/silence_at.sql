@@ -1,0 +1,76 @@
+create or replace function fleet.silence_at(p_now timestamptz)
+returns table (
+  cohort text, devices bigint, active bigint, gone_quiet bigint, share double precision, usual_share double precision,
+  ratio double precision, is_alarming boolean, is_muted boolean, muted_reason text, window_start timestamptz
+)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set jit = off
+as $$
+  with ingest as materialized (
+    select
+      case
+        when fleet.is_ingest_down((select max(l.last_received_at) from fleet.device_last_status l), p_now) then 'ingest_down'
+        when p_now < w.gap_to + s.silence_window or w.gap_from is not null and w.gap_to is null
+          or pg_postmaster_start_time() > w.looked_at then 'ingest_resumed'
+        when w.looked_at < p_now - s.ingest_gap then 'unwatched'
+      end as muted_reason,
+      -- Who fell silent while nothing could be heard has not been looked at yet: for one more window the gap belongs to it.
+      least(case when p_now < w.gap_to + 2 * s.silence_window then w.gap_from end, p_now - s.silence_window) as window_start
+    from fleet.settings s
+    cross join fleet.silence_watch w
+  ),
+  -- By how much each is overdue: worked out once, hence OFFSET 0.
+  heard as (
+    select d.cohort,
+      -- A heartbeat that is refused for its time is heard all the same.
+      p_now - case when ls.status = 'clock_skewed' then ls.last_received_at else ls.last_ts end - fleet.late_after(
+        fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now)
+      ) as overdue
+    from fleet.devices d
+    left join fleet.device_last_status ls using (device_id)
+    left join fleet.cohorts c on c.cohort = d.cohort
+    where d.revoked_at is null
+    offset 0
+  ),
+  counted as (
+    select h.cohort, count(*) as devices,
+      count(*) filter (where h.overdue <= (select p_now - i.window_start from ingest i)) as active,
+      count(*) filter (
+        where h.overdue > interval '0' and h.overdue <= (select p_now - i.window_start from ingest i)
+      ) as gone_quiet
+    from heard h
+    group by h.cohort
+  ),
+  summed as (
+    select coalesce(k.cohort, '(all)') as cohort, grouping(k.cohort) as is_all,
+      coalesce(sum(k.devices), 0)::bigint as devices, coalesce(sum(k.active), 0)::bigint as active,
+      coalesce(sum(k.gone_quiet), 0)::bigint as gone_quiet
+    from counted k
+    group by grouping sets ((k.cohort), ())
+  )
+  select m.cohort, m.devices, m.active, m.gone_quiet, r.share, u.usual_share, r.share / nullif(u.usual_share, 0),
+    r.muted_reason is null and m.gone_quiet >= s.silence_min_devices and r.share >= s.silence_share
+      and r.share >= s.silence_ratio * u.usual_share,
+    r.muted_reason is not null, r.muted_reason, i.window_start
+  from summed m
+  cross join ingest i
+  cross join fleet.settings s
+  left join fleet.silence_usual u on u.cohort = m.cohort
+  cross join lateral (
+    select m.gone_quiet / nullif(m.active, 0)::double precision as share,
+      case
+        when i.muted_reason is not null then i.muted_reason
+        when m.active < s.silence_min_devices then 'few_devices'
+        -- A day of samples: who has not seen a night knows nothing of nights.
+        when u.usual_share is null or u.samples < 144 then 'few_samples'
+      end as muted_reason
+  ) r
+  order by m.is_all desc, m.cohort;
+$$;
+
+comment on function fleet.silence_at(timestamptz) is
+  'fleet.fleet_silence at a given time, by what is known now. Defined in docs/decisions/0017. Example: select * from fleet.silence_at(now());';

@@ -1,0 +1,16 @@
+create or replace view fleet.missed_beats as
+select h.device_id, h.alias, h.cohort, h.status, h.last_ts, h.heard_at, h.expected_interval as heartbeat_interval, m.missed_beats
+from (
+  select d.*, case when d.said = 'clock_skewed' then d.last_received_at else d.last_ts end as heard_at
+  from fleet.device_state d
+) h
+cross join lateral (
+  select fleet.beats_missed(now() - coalesce(h.heard_at, h.enrolled_at), h.expected_interval) as missed_beats
+) m
+-- The first is cheap, and leaves few rows to the second.
+where now() - coalesce(h.heard_at, h.enrolled_at) >= 1.5 * h.expected_interval
+  and m.missed_beats > 0
+order by m.missed_beats desc, h.device_id;
+
+comment on view fleet.missed_beats is
+  'Devices that owe heartbeats: how many each has missed in a row by now, since it was heard of last, or was enrolled and never heard of; most first. Example: select alias, missed_beats from fleet.missed_beats where missed_beats >= 10;';
