@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import { LOG_FORMATS, LOG_LEVELS } from '../server/log.ts'
 
 const databaseUrl = z.string().regex(/^postgres(ql)?:\/\//, 'expected postgres://user@host:port/database')
 
@@ -13,7 +14,8 @@ const environment = z.object({
   ARCHIVE_URL: archiveUrl,
   AWS_ENDPOINT_URL_S3: z.url().optional(),
   AWS_ENDPOINT_URL: z.url().optional(),
-  LOG_LEVEL: z.enum(['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent']).default('info'),
+  LOG_LEVEL: z.enum(LOG_LEVELS).default('info'),
+  LOG_FORMAT: z.enum(LOG_FORMATS).default('auto'),
 })
 
 export type ArchiverConfig = ReturnType<typeof readConfig>
@@ -43,7 +45,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
   if (!parsed.success || problems.length > 0) {
     throw new ConfigError(`the archiver cannot start:\n${problems.map(problem => `  ${problem}`).join('\n')}`)
   }
-  const { ARCHIVER_DATABASE_URL, DATABASE_URL, ARCHIVE_URL, LOG_LEVEL } = parsed.data
+  const { ARCHIVER_DATABASE_URL, DATABASE_URL, ARCHIVE_URL, LOG_LEVEL, LOG_FORMAT } = parsed.data
   return {
     database: ARCHIVER_DATABASE_URL
       ? { url: ARCHIVER_DATABASE_URL }
@@ -51,6 +53,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     archiveUrl: ARCHIVE_URL,
     s3Endpoint: parsed.data.AWS_ENDPOINT_URL_S3 ?? parsed.data.AWS_ENDPOINT_URL,
     logLevel: LOG_LEVEL,
+    logFormat: LOG_FORMAT,
   }
 }
 

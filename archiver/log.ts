@@ -1,15 +1,11 @@
-import { pino, type DestinationStream } from 'pino'
+import type { DestinationStream } from 'pino'
+import { createLog as create, type Log, type LOG_LEVELS } from '../server/log.ts'
 
-export type Log = ReturnType<typeof createLog>
+export type { Log }
 
-/** One JSON object a line on stdout (or elsewhere); every line has an `event`. */
-export function createLog(level: string, destination: DestinationStream = pino.destination({ fd: 1, sync: true })) {
-  return pino({
-    level,
-    base: { service: 'archiver', pid: process.pid },
-    timestamp: pino.stdTimeFunctions.isoTime,
-    formatters: { level: label => ({ level: label }) },
-  }, destination)
+/** The server's log, for the archiver. */
+export function createLog(level: (typeof LOG_LEVELS)[number], destination?: DestinationStream) {
+  return create('archiver', level, destination)
 }
 
 /** The message of an error and of its causes, as one sentence for a log line or for hb_partitions.last_error. */

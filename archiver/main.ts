@@ -1,9 +1,10 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { ConfigError, readConfig } from './config.ts'
 import { openListener } from './listener.ts'
+import { logDestination } from '../server/log.ts'
+import { version } from '../server/version.ts'
 import { createLog, describeError, type Log } from './log.ts'
 import { closeWorker, openWorker, refreshIndex, workOnce, type Worker } from './worker.ts'
-import { version } from '../server/version.ts'
 
 const usage = `usage: npm run archiver [-- --once]
   archives partitions past their retention and restores those asked for, as they come
@@ -28,7 +29,7 @@ async function main(args: string[]): Promise<number> {
     return 2
   }
 
-  const log = createLog(config.logLevel)
+  const log = createLog(config.logLevel, await logDestination(config.logFormat))
   const stopping = new AbortController()
   const stop = (why: string) => {
     if (stopping.signal.aborted) return

@@ -45,17 +45,20 @@ export async function claimPartition({ sql, name, leaseSeconds }: Worker): Promi
  * @throws a sentence; the partition is then as it was after its last recorded step
  */
 export async function archivePartition(worker: Worker, claimed: ClaimedPartition, work: string, signal: AbortSignal) {
+  let rows = Number(claimed.row_count)
   if (claimed.state === 'archiving') {
+    const started = performance.now()
     await worker.store.check(signal)
     if (claimed.step === 'claimed') await freeze(worker, claimed, signal)
     // The Parquet file of a run that died is gone with it; the same rows make the same file.
     const expected = claimed.step === 'uploaded' ? recordedClaims(claimed) : await exportAndUpload(worker, claimed, work, signal)
-    await prove(worker, claimed, expected, work, signal)
+    await prove(worker, claimed, expected, started, work, signal)
+    rows = expected.row_count ?? rows
   } else {
     await finishRevision(worker, claimed, signal)
   }
   signal.throwIfAborted()
-  await drop(worker, claimed, signal)
+  await drop(worker, claimed, rows, signal)
 }
 
 async function freeze({ sql, database, name }: Worker, { partition_name, table_name }: ClaimedPartition, signal: AbortSignal) {
@@ -158,7 +161,7 @@ function fileOf({ archive_url }: ClaimedPartition) {
   return archive_url?.slice(archive_url.lastIndexOf('/') + 1) ?? ''
 }
 
-async function prove(worker: Worker, claimed: ClaimedPartition, upload: Upload, work: string, signal: AbortSignal) {
+async function prove(worker: Worker, claimed: ClaimedPartition, upload: Upload, started: number, work: string, signal: AbortSignal) {
   const { sql, store, name } = worker
   const { parquetKey, ...expected } = upload
   const keys = { parquet: parquetKey, manifest: keysOf(claimed.range_start, claimed.range_end).manifest }
@@ -172,7 +175,7 @@ async function prove(worker: Worker, claimed: ClaimedPartition, upload: Upload, 
   worker.indexIsStale = true
   worker.log.info({
     event: 'partition.archive.end', partition: claimed.partition_name, rows: expected.row_count, bytes: expected.bytes,
-    sha256: expected.sha256, archive_url: `${store.url}/${keys.parquet}`,
+    duration_ms: Math.round(performance.now() - started), sha256: expected.sha256, archive_url: `${store.url}/${keys.parquet}`,
   }, 'archived and proven')
   await removeSuperseded(store, proven, worker.log, signal)
 }
@@ -184,9 +187,11 @@ async function finishRevision({ store, log }: Worker, claimed: ClaimedPartition,
   if (manifest?.sha256 === claimed.checksum_sha256) await removeSuperseded(store, manifest, log, signal)
 }
 
-async function drop({ sql, log }: Worker, { partition_name }: ClaimedPartition, signal: AbortSignal) {
+async function drop({ sql, log }: Worker, { partition_name }: ClaimedPartition, rows: number, signal: AbortSignal) {
+  const started = performance.now()
   const [dropped] = await whenUnlocked(() => sql<{ is_dropped: boolean }[]>`
     select fleet.drop_partition(${partition_name}) as is_dropped`, signal)
-  if (dropped?.is_dropped) log.info({ event: 'partition.drop', partition: partition_name }, 'dropped')
+  const duration_ms = Math.round(performance.now() - started)
+  if (dropped?.is_dropped) log.info({ event: 'partition.drop', partition: partition_name, rows, duration_ms }, 'dropped')
   else log.info({ event: 'partition.kept', partition: partition_name }, 'kept until archive_grace is over')
 }

@@ -9,11 +9,11 @@ import { waitFor, withDatabase } from './testing.ts'
 
 t.test('a log line is shown when it is a warning or worse', async t => {
   t.equal(graveLine('{"level":"info","event":"server.listening"}'), undefined)
-  t.equal(graveLine('{"level":30,"msg":"x"}'), undefined)
+  t.equal(graveLine('{"level":30,"message":"x"}'), undefined)
   t.equal(graveLine('not json'), undefined)
   t.equal(graveLine('null'), undefined)
   t.equal(graveLine('{"level":"warn","event":"http.error","error":{"message":"lost"}}'), 'http.error: lost')
-  t.equal(graveLine('{"level":50,"event":"a.b","msg":"failed","error":"why"}'), 'a.b: failed: why')
+  t.equal(graveLine('{"level":50,"event":"a.b","message":"failed","error":"why"}'), 'a.b: failed: why')
 })
 
 t.test('a service', async t => {

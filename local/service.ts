@@ -133,15 +133,15 @@ export class Service {
 /** What a log line (a JSON object as pino writes it) says, when it is a warning or worse. */
 export function graveLine(line: string): string | undefined {
   try {
-    const { level, event, msg, error } = JSON.parse(line) as {
+    const { level, event, message, error } = JSON.parse(line) as {
       level?: number | string
       event?: string
-      msg?: string
+      message?: string
       error?: string | { message?: string }
     }
     const isGrave = typeof level === 'number' ? level >= 40 : ['warn', 'error', 'fatal'].includes(level ?? '')
     if (!isGrave) return undefined
-    return [event, msg, typeof error === 'object' ? error.message : error].filter(Boolean).join(': ')
+    return [event, message, typeof error === 'object' ? error.message : error].filter(Boolean).join(': ')
   } catch {
     return undefined // not a log line; a crash is shown when the process ends
   }

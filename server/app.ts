@@ -15,7 +15,7 @@ import { exposition, timed, type Metrics } from './metrics.ts'
 import { getOpenapi } from './openapi/document.ts'
 import { getPoolHealth, postNightly, postReconcile } from './ops.ts'
 import { opsPage } from './page/page.tsx'
-import { Problem, toProblem, unavailable } from './problem.ts'
+import { Problem, requestId, toProblem, unavailable } from './problem.ts'
 import type { Reader } from './reader.ts'
 import type { Tokens } from './tokens.ts'
 import type { Writer } from './writer.ts'
@@ -57,8 +57,8 @@ export function createApp(parts: Parts) {
   app.post('/admin/devices', admin, timed(metrics, 'POST /admin/devices', createDevice(pool)))
   app.delete('/admin/devices/:id', admin, timed(metrics, 'DELETE /admin/devices/:id', revokeDevice(pool)))
 
-  app.post('/ops/nightly', admin, timed(metrics, 'POST /ops/nightly', postNightly(config, ops)))
-  app.post('/ops/reconcile', admin, timed(metrics, 'POST /ops/reconcile', postReconcile(ops)))
+  app.post('/ops/nightly', admin, timed(metrics, 'POST /ops/nightly', postNightly(config, ops, log)))
+  app.post('/ops/reconcile', admin, timed(metrics, 'POST /ops/reconcile', postReconcile(ops, log)))
   app.get('/ops/pool_health', admin, getPoolHealth(metrics, reader))
   app.get('/metrics', adminOnly(config.adminKey, { orBearer: true }), c => exposition(c, parts))
 
@@ -81,16 +81,17 @@ export function createApp(parts: Parts) {
   }
   app.notFound(c => {
     const allowed = new Set(methods.match('ALL', c.req.path)[0].map(([method]) => method))
-    if (allowed.size === 0) return new Problem(404, `There is nothing at ${c.req.path}.`).toResponse()
+    if (allowed.size === 0) return new Problem(404, `There is nothing at ${c.req.path}.`).toResponse(requestId(c.env.incoming))
     const allow = [...allowed].join(', ')
-    return new Problem(405, `${c.req.path} takes ${allow}, not ${c.req.method}.`, { headers: { allow } }).toResponse()
+    return new Problem(405, `${c.req.path} takes ${allow}, not ${c.req.method}.`, { headers: { allow } }).toResponse(requestId(c.env.incoming))
   })
 
   let quietUntil = 0
   let unlogged = 0
   app.onError((error, c) => {
     const problem = toProblem(error)
-    const about = { event: 'http.error', method: c.req.method, path: c.req.path, status: problem.status }
+    const request_id = requestId(c.env.incoming)
+    const about = { event: 'http.error', request_id, method: c.req.method, path: c.req.path, status: problem.status }
     const cause = problem.cause ?? error
     if (problem.status === 500) {
       log.error({ ...about, error: cause }, problem.message)
@@ -104,7 +105,7 @@ export function createApp(parts: Parts) {
       quietUntil = Date.now() + 1_000
       unlogged = 0
     }
-    return problem.toResponse()
+    return problem.toResponse(request_id)
   })
 
   return app

@@ -1,7 +1,6 @@
 import { availableParallelism } from 'node:os'
 import { inspect } from 'node:util'
-
-export const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const
+import { LOG_FORMATS, LOG_LEVELS } from './log.ts'
 
 /** Where to connect, and the role to start as when the URL's own login is not that role. */
 export interface Login {
@@ -34,6 +33,7 @@ export interface ServerConfig {
   backpressureQueue: number
   trustProxy: boolean
   logLevel: (typeof LOG_LEVELS)[number]
+  logFormat: (typeof LOG_FORMATS)[number]
 }
 
 /** Every problem of the settings at once, one sentence each, by variable name. */
@@ -112,6 +112,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     backpressureQueue: integer('BACKPRESSURE_QUEUE', 10_000, 1, 20_000),
     trustProxy: choice('TRUST_PROXY', 'false', ['true', 'false']) === 'true',
     logLevel: choice('LOG_LEVEL', 'info', LOG_LEVELS),
+    logFormat: choice('LOG_FORMAT', 'auto', LOG_FORMATS),
   }
   if (problems.length > 0) throw new ConfigError([...new Set(problems)])
   return config

@@ -1,11 +1,11 @@
 import cluster from 'node:cluster'
 import { ConfigError, readConfig, type ServerConfig } from './config.ts'
-import { createLog } from './log.ts'
+import { createLog, logDestination } from './log.ts'
 import { startServer } from './server.ts'
 import { startWorkers, WorkerFailed } from './workers.ts'
 
 const config = configOrExit()
-const log = createLog(config.logLevel)
+const log = createLog('server', config.logLevel, await logDestination(config.logFormat), [config.adminKey])
 // Otherwise node ends a worker at once, in the middle of its requests, when the first process is gone.
 if (cluster.worker) cluster.worker.exitedAfterDisconnect = true
 

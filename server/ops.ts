@@ -3,6 +3,7 @@ import { z } from 'zod'
 import type { AppEnv } from './app.ts'
 import type { ServerConfig } from './config.ts'
 import { connectOps, end, type Sql } from './database.ts'
+import type { Log } from './log.ts'
 import type { Metrics } from './metrics.ts'
 import type { Reader } from './reader.ts'
 import { valid } from './valid.ts'
@@ -17,35 +18,48 @@ export const nightlyQuery = z.object({
 })
 
 /** The nightly run by hand, or with dry_run=1 what it would do. Answers when it is over. */
-export function postNightly(config: ServerConfig, ops: Sql): Handler<AppEnv> {
+export function postNightly(config: ServerConfig, ops: Sql, log: Log): Handler<AppEnv> {
   return async c => {
     const { dry_run, retention_days: retention = null } = valid(nightlyQuery, c.req.query())
     const steps = dry_run
       ? await ops`select step, partition_name, detail from fleet.nightly_plan(${retention}::interval)`
-      : await runNightly(config, retention)
+      : await runNightly(config, retention, log)
     return c.json({ steps })
   }
 }
 
-async function runNightly(config: ServerConfig, retention: string | null) {
+interface Step {
+  step: string
+  partition_name: string | null
+  detail: string | null
+  rows: number | null
+  duration_ms: number | null
+  ok: boolean | null
+}
+
+async function runNightly(config: ServerConfig, retention: string | null, log: Log) {
   // The run holds a session advisory lock between its transactions: its connection serves nobody else, and the lock
   // goes with it.
   const sql = connectOps(config.ops, 1)
   try {
     const [run] = await sql<{ p_run_id: number }[]>`call fleet.nightly(null, ${retention}::interval)`
-    return await sql`
+    const steps = await sql<Step[]>`
       select step, partition_name, detail, rows, duration_ms, ok from fleet.run_steps(${run!.p_run_id})
     `
+    // As they stand in fleet.events; those of pg_cron's runs stand only there.
+    for (const { step, partition_name, ...about } of steps) log.info({ event: step, partition: partition_name, ...about })
+    return steps
   } finally {
     await end(sql)
   }
 }
 
-export function postReconcile(ops: Sql): Handler<AppEnv> {
+export function postReconcile(ops: Sql, log: Log): Handler<AppEnv> {
   return async c => {
     const [run] = await ops<{ checked: number, updated: number, elapsed_ms: number }[]>`
       select checked, updated, elapsed_ms::float8 from fleet.reconcile()
     `
+    log.info({ event: 'reconciliation.completed', ...run! })
     return c.json(run!)
   }
 }

@@ -1,4 +1,5 @@
-import { STATUS_CODES } from 'node:http'
+import { randomUUID } from 'node:crypto'
+import { type IncomingMessage, STATUS_CODES } from 'node:http'
 import postgres from 'postgres'
 
 /** What is wrong with one field; the path is '' for the whole, else as in `battery_pct`. */
@@ -28,7 +29,8 @@ export class Problem extends Error {
     this.headers = headers ?? {}
   }
 
-  toResponse() {
+  /** @param requestId as it is logged, so that who was refused can be found there */
+  toResponse(requestId: string) {
     const body = {
       type: 'about:blank',
       title: STATUS_CODES[this.status],
@@ -36,12 +38,22 @@ export class Problem extends Error {
       detail: this.message,
       hint: this.hint,
       errors: this.errors,
+      request_id: requestId,
     }
     return new Response(JSON.stringify(body), {
       status: this.status,
-      headers: { 'content-type': 'application/problem+json', 'cache-control': 'no-store', ...this.headers },
+      headers: { 'content-type': 'application/problem+json', 'cache-control': 'no-store', 'x-request-id': requestId, ...this.headers },
     })
   }
+}
+
+/**
+ * The id that the caller or a proxy gave in x-request-id, if it may stand in a header, a log and a ticket, else a new one. Only
+ * problems have one: what goes well is not logged.
+ */
+export function requestId({ headers }: IncomingMessage) {
+  const given = headers['x-request-id']
+  return typeof given === 'string' && /^[\w.:+/=@-]{1,128}$/.test(given) && !/nx[dg]_/i.test(given) ? given : randomUUID()
 }
 
 /** 503; devices that were refused together must not come back together. */

@@ -15,7 +15,7 @@ t.test('reads go to a replica while it follows, and to the primary when it does 
   const replica = await withReplica(t, db.cluster)
   const READ_DATABASE_URL = replica.url('fleet_server', 'fleet')
   const config = readConfig({ ...serverEnv(db), READ_DATABASE_URL, READ_MAX_LAG_S: '3', LOG_LEVEL: 'silent' })
-  const server = await startServer(config, createLog('silent'))
+  const server = await startServer(config, createLog('server', 'silent'))
   t.teardown(() => server.stop())
   const call = client(`http://127.0.0.1:${server.port}`)
   const health = async () => ((await call('GET /ops/pool_health', { admin: true })).body as Health).replica
@@ -64,7 +64,7 @@ t.test('reads go to a replica while it follows, and to the primary when it does 
 
 t.test('a URL that leads to no replica is not used', async t => {
   const { config, call } = await withServer(t)
-  const server = await startServer({ ...config, read: config.hot }, createLog('silent'))
+  const server = await startServer({ ...config, read: config.hot }, createLog('server', 'silent'))
   t.teardown(() => server.stop())
   t.same(((await call('GET /ops/pool_health', { admin: true })).body as Partial<Health>).replica, undefined, 'without a replica there is none')
   const other = client(`http://127.0.0.1:${server.port}`)

@@ -33,7 +33,7 @@ export function serverEnv(db: TestDatabase) {
 export async function withServer(t: Test, overrides: Partial<ServerConfig> = {}, given?: TestDatabase) {
   const db = given ?? await withDatabase(t)
   const config = { ...readConfig({ ...serverEnv(db), LOG_LEVEL: 'silent' }), ...overrides }
-  const server = await startServer(config, createLog(config.logLevel))
+  const server = await startServer(config, createLog('server', config.logLevel))
   t.teardown(() => server.stop())
   const call = client(`http://127.0.0.1:${server.port}`)
   return { db, config, call, routes: server.routes, url: `http://127.0.0.1:${server.port}` }
@@ -102,7 +102,7 @@ export async function withWriter(t: Test, concurrency = 2) {
   const pool = connectHot(config.hot, config.poolMax)
   t.teardown(() => pool.end())
   const metrics = createMetrics(pool)
-  const log = createLog('silent')
+  const log = createLog('server', 'silent')
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue, { maxQueue: 20_000, calmMs: 100 })
   const writer = new Writer(pool, metrics, log, backpressure, { concurrency, maxBatch: 1_000 })
   return { db, pool, metrics, backpressure, writer }

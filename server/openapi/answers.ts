@@ -46,6 +46,10 @@ const PROBLEMS = {
   503: 'The server or its database cannot do it now. Nothing was acknowledged: send it again after Retry-After.',
 }
 
+const requestIdHeader = {
+  'X-Request-Id': { description: 'The one that was sent, if it can be used, else a new one.', schema: { type: 'string' } },
+}
+
 const PROBLEM_HEADERS: Partial<Record<number, Record<string, object>>> = {
   401: { 'WWW-Authenticate': { description: 'What is asked for.', schema: { type: 'string' } } },
   503: {
@@ -67,7 +71,7 @@ export function problems(...statuses: ProblemStatus[]) {
 export function problemResponses() {
   return Object.fromEntries(Object.entries(PROBLEMS).map(([status, description]) => [status, {
     description,
-    headers: { ...headers.noStore, ...PROBLEM_HEADERS[Number(status)] },
+    headers: { ...headers.noStore, ...requestIdHeader, ...PROBLEM_HEADERS[Number(status)] },
     content: {
       'application/problem+json': {
         schema: schemaRef('Problem'),
@@ -76,6 +80,7 @@ export function problemResponses() {
           title: STATUS_CODES[status],
           status: Number(status),
           detail: description,
+          request_id: '7f3d2c6e-2f0a-4b0e-9a53-0d7c8f1f6f11',
           ...(status === '422' && { errors: [{ path: 'battery_pct', message: 'must be a whole number from 0 to 100' }] }),
         },
       },

@@ -9,6 +9,7 @@ import { componentSchemas } from './schemas.ts'
 const description = `Heartbeats of a fleet of devices: taken in, never lost once acknowledged, and what they say of the fleet.
 
 Errors are problem documents (RFC 9457). Where a call has a GET it has a HEAD; any other method is a 405 with \`Allow\`, any other path a 404.
+Each problem has a \`request_id\`, that of the request's \`X-Request-Id\` or a new one.
 Headers must arrive within 10 seconds and a whole request within 30, else it is a 408 and the connection is closed. Members may be added to
 answers: ignore those that you do not know.`
 

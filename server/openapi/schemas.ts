@@ -42,6 +42,7 @@ const bodies = {
     detail: z.string().describe('What happened, for people.'),
     hint: z.string().optional().describe('What to do about it.'),
     errors: z.array(fieldError).optional().describe('On 422: each field that is wrong.'),
+    request_id: z.string().optional().describe('As in X-Request-Id; a fault of the server is logged with it.'),
   }).describe('RFC 9457. More members may be added.'),
   Stored: z.object({ result: z.enum(['stored', 'duplicate', 'quarantined']), ...answered }),
   BatchResults: z.object({
