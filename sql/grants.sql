@@ -66,7 +66,6 @@ grant execute on function
   fleet.set_cadence(text, timestamptz),
   fleet.recommend_cadence(),
   fleet.force_unlock(text),
-  fleet.lock_holders(text),  -- what force_unlock() calls
   fleet.set_cohort_interval(text, interval),
   fleet.create_partitions(date, date),
   fleet.sync_partitions(),
@@ -79,6 +78,17 @@ grant execute on function
   fleet.backfill_last_status(integer),
   fleet.replay_quarantine(timestamptz, timestamptz, bigint),
   fleet.schedule_jobs(),
+  fleet.renew_token(bigint),
+  fleet.adoption_plan(regclass, jsonb, text, timestamptz),
+  fleet.confirm_adoption(regclass),
+  fleet.forget_adoption(text),
+  fleet.refused_rows(regclass, integer),
+  -- What the procedures of adoptions call with the rights of who calls them.
+  fleet.begin_adoption(regclass, jsonb, text, timestamptz, boolean),
+  fleet.begin_verification(regclass),
+  fleet.begin_abandoning(regclass),
+  fleet.adoption_step(text, integer),
+  fleet.end_adoption(text, text),
   fleet.check_partitions(timestamptz),
   fleet.check_ingest(timestamptz),
   fleet.check_silence(timestamptz),
@@ -86,9 +96,17 @@ grant execute on function
   fleet.check_archive(timestamptz),
   fleet.check_sessions(timestamptz),
   fleet.check_storage(timestamptz),
+  fleet.check_adoption(timestamptz),
   fleet.check_settings(),
   fleet.ingest(json, timestamptz),
   fleet.metric_values()
+to fleet_dba;
+
+grant execute on procedure
+  fleet.adopt_table(regclass, text, jsonb, text, timestamptz, boolean, integer, interval),
+  fleet.verify_adoption(regclass, text),
+  fleet.abandon_adoption(regclass, text),
+  fleet.run_adoption(text, integer, interval, text)
 to fleet_dba;
 
 grant execute on function
@@ -96,6 +114,7 @@ grant execute on function
   fleet.request_restore(date, date),
   fleet.wake_archiver(text),
   fleet.content_checksum(regclass),
+  fleet.checksum_expression(regclass),
   fleet.archive_columns(regclass)
 to fleet_dba, fleet_archiver;
 
@@ -124,10 +143,12 @@ to fleet_server, fleet_reader, fleet_dba;
 
 grant select on
   fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.job_health, fleet.fleet_silence,
-  fleet.missed_beats, fleet.silence_samples
+  fleet.missed_beats, fleet.silence_samples, fleet.adoption_progress
 to fleet_reader, fleet_dba;
 -- For the ops page.
 grant select on fleet.partition_health, fleet.archives, fleet.job_health to fleet_server;
+-- What the view adoption_progress calls.
+grant execute on function fleet.lock_holders(text) to fleet_reader, fleet_dba;
 grant select on fleet.archives, fleet.partition_health to fleet_archiver;
 
 grant select on
@@ -138,6 +159,8 @@ grant select on fleet.hb_partitions, fleet.restore_requests, fleet.restore_items
 -- For queries over the archive and the online days together.
 grant select on fleet.device_heartbeats to fleet_archiver;
 grant select on fleet.settings_audit, fleet.heartbeat_quarantine, fleet.archivers, fleet.silence_watch, fleet.silence_usual to fleet_dba;
+grant select on fleet.adoptions, fleet.adoption_days, fleet.adoption_refusals to fleet_dba;
+grant select, insert, update, delete on fleet.adoption_devices to fleet_dba;
 grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_reader, fleet_dba;
 grant update (cohort, heartbeat_interval) on fleet.devices to fleet_dba;
 grant update (

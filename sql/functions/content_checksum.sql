@@ -10,27 +10,9 @@ language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_canonical text;
 begin
-  select string_agg(
-    format(
-      case c.type
-        when 'timestamp with time zone' then $f$coalesce((extract(epoch from %1$I) * 1000000)::bigint::text, '~')$f$
-        when 'text' then $f$coalesce(octet_length(%1$I) || ':' || %1$I, '~')$f$
-        when 'inet' then $f$coalesce(octet_length(abbrev(%1$I)) || ':' || abbrev(%1$I), '~')$f$
-        else $f$coalesce(%1$I::text, '~')$f$
-      end,
-      c.name
-    ),
-    $f$ || '|' || $f$ order by c.position
-  )
-  into v_canonical
-  from fleet.archive_columns(p_table) c;
-
   execute format(
-    $f$select count(*), coalesce(sum(('x' || left(md5(%s), 15))::bit(60)::bigint), 0), min(ts), max(ts) from %s$f$,
-    v_canonical, p_table
+    'select count(*), coalesce(sum(%s), 0), min(ts), max(ts) from %s', fleet.checksum_expression(p_table), p_table
   ) into row_count, content_checksum, min_ts, max_ts;
 end
 $$;

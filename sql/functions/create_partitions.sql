@@ -28,9 +28,8 @@ begin
     from fleet.attached_partitions() a
     union all
     -- A retired day is not made anew beside its archive: fleet.request_restore() brings it back.
-    select p.range_start, p.range_end
-    from fleet.hb_partitions p
-    where p.state not in ('active', 'restored') and not (p.state = 'dropped' and p.row_count = 0)
+    select lower(r), upper(r)
+    from unnest(fleet.retired_ranges()) r
   ) t;
 
   for v_width, v_starts in

@@ -14,13 +14,14 @@ as $$
     pg_total_relation_size(p.relid),
     case
       when p.range_end > p_now - r.retention then 'keep'
-      when p.held_reason is not null or p.state = 'restored' then 'hold'
+      when p.held_reason is not null or p.state = 'restored' or h.source is not null then 'hold'
       else 'retire'
     end,
     case
       when p.range_end > p_now - r.retention and p.range_start > p_now then 'made ahead'
       when p.range_end > p_now - r.retention then format('not wholly older than %s', r.retention)
       when p.held_reason is not null then format('held: %s', p.held_reason)
+      when h.source is not null then format('%s is being adopted; confirm or abandon that', h.source)
       when p.state = 'restored' then 'restored from the archive; release it with fleet.release_partition()'
       else format('all of it is older than %s', r.retention)
     end
@@ -30,6 +31,9 @@ as $$
     select coalesce(p_retention, s.retention) as retention
     from fleet.settings s
   ) r
+  left join lateral (
+    select min(o.source) as source from fleet.adoption_holds() o where o.since < p.range_end
+  ) h on true
   where p.state in ('active', 'restored')
   order by p.range_start;
 $$;

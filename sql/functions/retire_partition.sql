@@ -15,6 +15,7 @@ declare
   v_aside fleet.hb_partitions[];
   v_rows bigint;
   v_bytes bigint;
+  v_source text;
   v_since timestamptz := clock_timestamp();
 begin
   v_partition := fleet.get_partition(p_partition);
@@ -32,6 +33,13 @@ begin
       errcode = 'FL002',
       message = format('partition %s is held (%s) and cannot be retired', p_partition, v_partition.held_reason),
       hint = format('Release it first: select fleet.release_partition(%L);', p_partition);
+  end if;
+  v_source := (select min(h.source) from fleet.adoption_holds() h where h.since < v_partition.range_end);
+  if v_source is not null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('rows of %s are being moved into partition %s, which cannot be retired yet', v_source, p_partition),
+      hint = format('See select * from fleet.adoption_progress; and then: select fleet.confirm_adoption(%L);', v_source);
   end if;
   if v_partition.relid is null or v_partition.range_end > p_now then
     raise exception using

@@ -1,0 +1,32 @@
+create or replace function fleet.forget_adoption(p_source text) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  a fleet.adoptions;
+begin
+  select f.* into a from fleet.adoptions f where f.source = p_source for update;
+  if not found then
+    return false;
+  end if;
+  if a.state not in ('confirmed', 'abandoned') and exists (select from pg_class c where c.oid = a.relid) then
+    raise exception using
+      errcode = 'FL002',
+      message = format('%s is %s and still there', p_source, a.state),
+      hint = format('Confirm or abandon it: select fleet.confirm_adoption(%1$L); or call fleet.abandon_adoption(%1$L);', p_source);
+  end if;
+  perform fleet.stop_forwarding(a);
+  delete from fleet.adoption_ranges r where r.source = p_source;
+  delete from fleet.adoption_refusals r where r.source = p_source;
+  delete from fleet.adoption_days d where d.source = p_source;
+  delete from fleet.adoption_devices d where d.source = p_source;
+  delete from fleet.adoptions f where f.source = p_source;
+  perform fleet.record_event('adoption.forgotten', p_detail => format('%s, by %s', p_source, session_user));
+  return true;
+end
+$$;
+
+comment on function fleet.forget_adoption(text) is
+  'Forgets what is known of the move of a table that is confirmed, abandoned or gone; false when nothing is known. Heartbeats stay. Example: select fleet.forget_adoption(''public.device_heartbeats'');';

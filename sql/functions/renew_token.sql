@@ -1,0 +1,25 @@
+create or replace function fleet.renew_token(p_device_id bigint) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_token text := fleet.make_token('nxd_');
+begin
+  update fleet.devices
+  set token_hash = fleet.hash_token(v_token), revoked_at = null
+  where device_id = p_device_id;
+  if not found then
+    raise exception using
+      errcode = 'FL404',
+      message = format('there is no device %s', coalesce(p_device_id::text, 'null')),
+      hint = 'Find it by alias: select device_id, alias from fleet.device_status;';
+  end if;
+  perform pg_notify('fleet_tokens', 'device:' || p_device_id);
+  return v_token;
+end
+$$;
+
+comment on function fleet.renew_token(bigint) is
+  'Gives a device a new token, shown only now, in place of one that was lost, revoked, or never known; the old one stops within a second. Example: select fleet.renew_token(42);';
