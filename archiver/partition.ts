@@ -61,16 +61,18 @@ export async function archivePartition(worker: Worker, claimed: ClaimedPartition
   await drop(worker, claimed, rows, signal)
 }
 
-async function freeze({ sql, database, name }: Worker, { partition_name, table_name }: ClaimedPartition, signal: AbortSignal) {
+async function freeze({ database, name }: Worker, { partition_name, table_name }: ClaimedPartition, signal: AbortSignal) {
   // Not in a transaction, and not on the connection that renews the lease.
   const session = await openSession(database, signal)
   try {
     await session.sql.unsafe(`vacuum (freeze) ${table_name}`)
+    signal.throwIfAborted()
+    // Rolls up what the night has not, and may take as long.
+    await session.sql`select fleet.record_frozen(${partition_name}, ${name})`
   } finally {
     await session.close()
   }
   signal.throwIfAborted()
-  await sql`select fleet.record_frozen(${partition_name}, ${name})`
 }
 
 /** What is in the store, as far as it will be proven. */

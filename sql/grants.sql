@@ -47,8 +47,9 @@ grant execute on function
   -- What the procedures call with the rights of who calls them.
   fleet.begin_run(text),
   fleet.end_run(bigint, text, integer),
-  fleet.do_step(text, text, timestamptz),
+  fleet.do_step(text, text, timestamptz, date),
   fleet.retention_plan(interval, timestamptz),
+  fleet.rollup_plan(timestamptz),
   fleet.record_event(text, text, bigint, bigint, text, boolean, bigint),
   fleet.count_up(text, numeric),
   fleet.elapsed_ms(timestamptz),
@@ -57,7 +58,7 @@ to fleet_server, fleet_dba;
 grant execute on procedure
   fleet.maintain(bigint, timestamptz),
   fleet.nightly(bigint, interval, timestamptz),
-  fleet.run_step(bigint, text, text, timestamptz, integer)
+  fleet.run_step(bigint, text, text, timestamptz, integer, date)
 to fleet_server, fleet_dba;
 
 grant execute on function
@@ -77,6 +78,8 @@ grant execute on function
   fleet.revoke_gateway(text),
   fleet.backfill_last_status(integer),
   fleet.replay_quarantine(timestamptz, timestamptz, bigint),
+  fleet.roll_up(date, timestamptz, boolean),
+  fleet.availability_of_day(date, timestamptz, bigint[]),
   fleet.schedule_jobs(),
   fleet.renew_token(bigint),
   fleet.adoption_plan(regclass, jsonb, text, timestamptz),
@@ -142,9 +145,10 @@ grant select on
 to fleet_server, fleet_reader, fleet_dba;
 
 grant select on
-  fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.job_health, fleet.fleet_silence,
-  fleet.missed_beats, fleet.silence_samples, fleet.adoption_progress
+  fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.storage_history, fleet.job_health,
+  fleet.fleet_silence, fleet.missed_beats, fleet.silence_samples, fleet.adoption_progress, fleet.device_availability
 to fleet_reader, fleet_dba;
+grant execute on function fleet.device_availability(date, date, bigint, timestamptz) to fleet_reader, fleet_dba;
 -- For the ops page.
 grant select on fleet.partition_health, fleet.archives, fleet.job_health to fleet_server;
 -- What the view adoption_progress calls.
@@ -158,12 +162,16 @@ to fleet_reader, fleet_dba;
 grant select on fleet.hb_partitions, fleet.restore_requests, fleet.restore_items to fleet_archiver, fleet_dba;
 -- For queries over the archive and the online days together.
 grant select on fleet.device_heartbeats to fleet_archiver;
-grant select on fleet.settings_audit, fleet.heartbeat_quarantine, fleet.archivers, fleet.silence_watch, fleet.silence_usual to fleet_dba;
+grant select on
+  fleet.settings_audit, fleet.heartbeat_quarantine, fleet.archivers, fleet.silence_watch, fleet.silence_usual,
+  fleet.device_availability_daily, fleet.rolled_up_days, fleet.late_arrivals, fleet.storage_daily
+to fleet_dba;
 grant select on fleet.adoptions, fleet.adoption_days, fleet.adoption_refusals to fleet_dba;
 grant select, insert, update, delete on fleet.adoption_devices to fleet_dba;
 grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_reader, fleet_dba;
 grant update (cohort, heartbeat_interval) on fleet.devices to fleet_dba;
 grant update (
   max_late, max_future, offline_after, archive_grace, archive_max_attempts, store_ip, quarantine_keep, quarantine_per_device,
-  events_keep, command_expires_after, commands_keep, silence_window, silence_share, silence_ratio, silence_min_devices, ingest_gap
+  events_keep, command_expires_after, commands_keep, rollups_keep, silence_window, silence_share, silence_ratio,
+  silence_min_devices, ingest_gap
 ) on fleet.settings to fleet_dba;

@@ -40,6 +40,22 @@ export function ingest(sql: Sql, beats: Beat[], receivedAt?: string) {
   `
 }
 
+/** Takes the oldest retired partition through all steps of the archiver to its drop, but for the files. */
+export async function archive(archiver: Sql) {
+  const [claimed] = await archiver<{ name: string, table: string }[]>`
+    select partition_name as name, table_name as table from fleet.claim_partition('test')`
+  if (!claimed) throw new Error('no partition waits for the archiver')
+  const { name, table } = claimed
+  await archiver`select fleet.record_frozen(${name}, 'test')`
+  await archiver`
+    select fleet.record_export(${name}, 'test', row_count, content_checksum, min_ts, max_ts) from fleet.content_checksum(${table}::regclass)`
+  await archiver`select fleet.record_upload(${name}, 'test', 'file:///nowhere', ${'ab'.repeat(32)}, 1)`
+  await archiver`
+    select fleet.record_proof(${name}, 'test', ${'ab'.repeat(32)}, content_checksum, row_count, min_ts, max_ts)
+    from fleet.content_checksum(${table}::regclass)`
+  await archiver`select fleet.drop_partition(${name})`
+}
+
 /** The first value of the first row. */
 export async function value(rows: Promise<readonly object[]>): Promise<unknown> {
   const [row] = await rows

@@ -354,6 +354,14 @@ t.test('check() names each trouble, and its remedy ends it', { timeout: 900_000 
       inject: () => dba`select fleet.set_retention('80 days')`,
     },
     {
+      what: 'past days are not rolled up', checks: ['rollups'],
+      inject: () => admin`update fleet.devices set enrolled_at = enrolled_at - interval '5 days'`,
+    },
+    {
+      what: 'late heartbeats are not counted', checks: ['rollups'], later: '4 hours',
+      inject: () => ingest(sql, good(all).map(beat => ({ ...beat, ts: daysAgo(1) }))),
+    },
+    {
       what: 'a job is late', checks: ['jobs'],
       inject: async () => {
         await minuteJob()

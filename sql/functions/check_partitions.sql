@@ -206,6 +206,21 @@ begin
   remedy := case when v_names is not null then 'call fleet.nightly();' end;
   return next;
 
+  check_name := 'rollups';
+  select string_agg(
+      format('%s since %s', r.day, r.due_at),
+      ', ' order by r.day
+    ),
+    string_agg(distinct case r.action when 'roll_up' then 'call fleet.nightly();' else 'call fleet.maintain();' end, e'\n')
+  into v_names, v_commands
+  from fleet.rollup_plan(p_now) r
+  where r.state in ('active', 'restored')
+    and r.due_at < p_now - case r.action when 'roll_up' then interval '2 days' else interval '3 hours' end;
+  status := case when v_names is null then 'ok' else 'warn' end;
+  detail := coalesce('availability not counted: ' || v_names, 'past days are rolled up, late heartbeats included');
+  remedy := v_commands;
+  return next;
+
   check_name := 'guard';
   status := 'ok'; detail := 'DROP of an unproven partition is refused'; remedy := null;
   if not exists (select from pg_event_trigger where evtname = 'fleet_guard_drop' and evtenabled = 'A') then
@@ -224,4 +239,4 @@ end
 $$;
 
 comment on function fleet.check_partitions(timestamptz) is
-  'What fleet.check() says of partitions: today''s, those ahead, gaps, names, indexes, retention and the guard.';
+  'What fleet.check() says of partitions: today''s, those ahead, gaps, names, indexes, retention, rollups and the guard.';

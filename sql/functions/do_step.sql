@@ -1,4 +1,5 @@
-create or replace function fleet.do_step(p_step text, p_partition text, p_now timestamptz) returns bigint
+create or replace function fleet.do_step(p_step text, p_partition text, p_now timestamptz, p_day date default null)
+returns bigint
 language plpgsql
 volatile
 security definer
@@ -16,10 +17,16 @@ begin
       v_count := fleet.set_temperatures(p_now);
     when 'schedule_vacuum' then
       v_count := fleet.schedule_vacuum();
+    when 'roll_up' then
+      v_count := fleet.roll_up(p_day, p_now);
+    when 'rebuild' then
+      v_count := fleet.roll_up(p_day, p_now, p_late_only => true);
     when 'retire' then
       v_count := fleet.retire_partition(p_partition, p_now);
     when 'prune' then
       v_count := fleet.prune(p_now);
+    when 'note_storage' then
+      v_count := fleet.note_storage(p_now);
     when 'retry_failed_archives' then
       v_count := fleet.retry_failed_archives();
     when 'wake_archiver' then
@@ -29,5 +36,5 @@ begin
 end
 $$;
 
-comment on function fleet.do_step(text, text, timestamptz) is
+comment on function fleet.do_step(text, text, timestamptz, date) is
   'One step of maintenance by name; returns how many partitions or rows it concerned.';

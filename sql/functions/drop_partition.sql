@@ -33,6 +33,9 @@ begin
     return false;
   end if;
 
+  -- Done before the export, but for what was on its way when rollups were new.
+  perform fleet.finish_rollups(p_partition);
+
   if v_partition.relid is not null and exists (select from pg_class where oid = v_partition.relid) then
     -- Only who may write may LOCK TABLE, and nobody may write here: this changes nothing and takes the same lock.
     execute format('alter table %s disable row level security', v_partition.relid::regclass);

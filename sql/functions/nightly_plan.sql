@@ -16,6 +16,13 @@ as $$
     order by d.day
   )
   union all
+  (
+    select 'roll_up', r.partition_name, format('roll up %s', r.day)
+    from fleet.rollup_plan(p_now) r
+    where r.action = 'roll_up' and r.state in ('active', 'restored')
+    order by r.day
+  )
+  union all
   select 'retire', r.partition_name, r.reason
   from fleet.retention_plan(p_retention, p_now) r
   where r.action = 'retire'
@@ -33,4 +40,4 @@ as $$
 $$;
 
 comment on function fleet.nightly_plan(interval, timestamptz) is
-  'The dry run of fleet.nightly(): what it would make, retire and leave to the archiver; changes nothing. Example: select * from fleet.nightly_plan(''60 days'');';
+  'The dry run of fleet.nightly(): what it would make, roll up, retire and leave to the archiver; changes nothing. Example: select * from fleet.nightly_plan(''60 days'');';

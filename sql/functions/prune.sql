@@ -3,12 +3,14 @@ language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
 as $$
 declare
   v_quarantined bigint;
   v_events bigint;
   v_commands bigint;
   v_dispatches bigint;
+  v_rollups bigint;
 begin
   delete from fleet.heartbeat_quarantine q
   using fleet.settings s
@@ -26,15 +28,28 @@ begin
   using fleet.settings s
   where l.at < p_now - s.commands_keep;
   get diagnostics v_dispatches = row_count;
+  delete from fleet.device_availability_daily a
+  using fleet.settings s
+  where a.day < p_now - greatest(s.rollups_keep, s.retention);
+  get diagnostics v_rollups = row_count;
+  delete from fleet.rolled_up_days r
+  using fleet.settings s
+  where r.day < p_now - greatest(s.rollups_keep, s.retention);
+  delete from fleet.late_arrivals l
+  using fleet.settings s
+  where l.day < p_now - greatest(s.rollups_keep, s.retention);
+  delete from fleet.storage_daily d
+  using fleet.settings s
+  where d.day < p_now - s.rollups_keep;
   delete from fleet.token_change_log l
   where l.changed_at < p_now - interval '7 days';
   delete from fleet.cohorts c
   where c.min_interval is null and c.changed_at < p_now - interval '7 days';
   delete from fleet.archivers a
   where a.last_seen_at < p_now - interval '7 days';
-  return v_quarantined + v_events + v_commands + v_dispatches;
+  return v_quarantined + v_events + v_commands + v_dispatches + v_rollups;
 end
 $$;
 
 comment on function fleet.prune(timestamptz) is
-  'Removes quarantined heartbeats, events and commands that are past their time; returns how many. Run by fleet.nightly().';
+  'Removes quarantined heartbeats, events, commands and rollups that are past their time; returns how many. Run by fleet.nightly().';

@@ -6,7 +6,16 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  -- The clock, not now(): what fleet.roll_up() does not wait for has to be written down.
+  v_today timestamptz := date_trunc('day', clock_timestamp(), 'UTC');
 begin
+  with late as (
+    insert into fleet.late_arrivals (device_id, day)
+    select distinct n.device_id, (n.ts at time zone 'UTC')::date
+    from new_rows n
+    where n.ts < v_today
+  )
   insert into fleet.device_last_status as ls (
     device_id, last_ts, last_received_at, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, status,
     is_silent
@@ -36,4 +45,4 @@ end
 $$;
 
 comment on function fleet.record_last_status() is
-  'Trigger on fleet.device_heartbeats: keeps fleet.device_last_status at the newest heartbeat of each device.';
+  'Trigger on fleet.device_heartbeats: keeps fleet.device_last_status at the newest heartbeat of each device, and notes in fleet.late_arrivals what is of a past day.';

@@ -4,10 +4,19 @@ as $$
 declare
   v_failed integer := 0;
   v_nightly bigint;
+  v_rollup record;
 begin
   p_run_id := fleet.begin_run('maintain');
   commit;
   call fleet.run_step(p_run_id, 'premake', null, p_now, v_failed);
+  for v_rollup in
+    select r.day, r.partition_name
+    from fleet.rollup_plan(p_now) r
+    where r.action = 'rebuild' and r.state in ('active', 'restored')
+    order by r.day
+  loop
+    call fleet.run_step(p_run_id, 'rebuild', v_rollup.partition_name, p_now, v_failed, v_rollup.day);
+  end loop;
   perform fleet.end_run(p_run_id, 'maintain', v_failed);
   commit;
   -- Postgres or pg_cron was down at three.
@@ -18,4 +27,4 @@ end
 $$;
 
 comment on procedure fleet.maintain(bigint, timestamptz) is
-  'Makes the partitions ahead, and makes up for a night that was missed. Run hourly by pg_cron; safe at any time. Example: call fleet.maintain();';
+  'Makes the partitions ahead, counts the availability of devices with late heartbeats anew, and makes up for a night that was missed. Run hourly by pg_cron; safe at any time. Example: call fleet.maintain();';

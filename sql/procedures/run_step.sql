@@ -4,7 +4,8 @@ create or replace procedure fleet.run_step(
   p_step text,
   p_partition text,
   p_now timestamptz,
-  inout p_failed integer
+  inout p_failed integer,
+  p_day date default null
 )
 language plpgsql
 as $$
@@ -17,7 +18,7 @@ begin
     v_error := null;
     begin
       perform pg_catalog.set_config('fleet.run_id', p_run_id::text, true);
-      v_count := fleet.do_step(p_step, p_partition, p_now);
+      v_count := fleet.do_step(p_step, p_partition, p_now, p_day);
     exception when others then
       v_error := sqlerrm;
     end;
@@ -36,11 +37,12 @@ begin
     end if;
   end if;
   perform fleet.record_event(
-    'maintenance.' || p_step, p_partition, v_count, fleet.elapsed_ms(v_since), v_error, v_error is null, p_run_id
+    'maintenance.' || p_step, p_partition, v_count, fleet.elapsed_ms(v_since),
+    nullif(pg_catalog.concat_ws(': ', p_day, v_error), ''), v_error is null, p_run_id
   );
   commit;
 end
 $$;
 
-comment on procedure fleet.run_step(bigint, text, text, timestamptz, integer) is
+comment on procedure fleet.run_step(bigint, text, text, timestamptz, integer, date) is
   'One step of maintenance in transactions of its own: retried while locks are busy, recorded in fleet.events, and never the end of the others.';

@@ -1,0 +1,50 @@
+create or replace function fleet.rollup_plan(p_now timestamptz default now())
+returns table (day date, partition_name text, state text, action text, due_at timestamptz)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set jit = off
+as $$
+  with changes as materialized (
+    select c.day, sum(c.devices) as devices
+    from (
+      select d.enrolled_at::date as day, 1 as devices
+      from fleet.devices d
+      where d.revoked_at is null or d.revoked_at > d.enrolled_at
+      union all
+      select (d.revoked_at - interval '1 microsecond')::date + 1, -1
+      from fleet.devices d
+      where d.revoked_at > d.enrolled_at
+    ) c
+    group by c.day
+  ),
+  late as materialized (
+    select l.day, min(l.arrived_at) as since
+    from fleet.late_arrivals l
+    group by l.day
+  )
+  select d.day, p.partition_name, p.state,
+    case when r.day is not null and r.devices = n.devices then 'rebuild' else 'roll_up' end,
+    case when r.devices = n.devices or n.devices = 0 then l.since else (d.day + 1)::timestamptz end
+  from fleet.hb_partitions p
+  join pg_class t on t.oid = p.relid
+  cross join fleet.settings s
+  cross join lateral (
+    select g.day::date as day
+    from generate_series(p.range_start, least(p.range_end, p_now) - interval '1 day', interval '1 day') as g (day)
+  ) d
+  cross join lateral (select coalesce(sum(c.devices), 0) as devices from changes c where c.day <= d.day) n
+  left join fleet.rolled_up_days r on r.day = d.day
+  left join late l on l.day = d.day
+  where
+    -- Not yet, or before the roster of that day became another, as by devices that were enrolled with an earlier date.
+    d.day >= p_now - greatest(s.rollups_keep, s.retention) and coalesce(r.devices, 0) <> n.devices
+    -- Also of a day without a roster: heartbeats from before their device was enrolled are not to wait for ever.
+    or l.day is not null
+  order by d.day;
+$$;
+
+comment on function fleet.rollup_plan(timestamptz) is
+  'The past days to be rolled up, and those to be rebuilt for late arrivals, and since when that is due. Example: select * from fleet.rollup_plan();';

@@ -1,0 +1,9 @@
+create or replace view fleet.device_availability as
+select a.day, a.device_id, d.alias, d.cohort, a.heartbeat_interval, a.expected, a.seen,
+  round(100.0 * a.seen / nullif(a.expected, 0), 2) as availability_pct,
+  a.beats, a.longest_gap, a.first_ts, a.last_ts, a.rolled_up_at
+from fleet.device_availability_daily a
+join fleet.devices d using (device_id);
+
+comment on view fleet.device_availability is
+  'Each device on each past UTC day on which it was expected, as rolled up by the night: heartbeats expected and seen, and the longest silence. Name a day or a range of days. For today, or a sum over days: fleet.device_availability(from, to). Example: select alias, availability_pct, longest_gap from fleet.device_availability where day = current_date - 1 order by availability_pct;';
