@@ -16,6 +16,7 @@ const environment = z.object({
   AWS_ENDPOINT_URL: z.url().optional(),
   LOG_LEVEL: z.enum(LOG_LEVELS).default('info'),
   LOG_FORMAT: z.enum(LOG_FORMATS).default('auto'),
+  OTEL_EXPORTER_OTLP_ENDPOINT: z.url({ protocol: /^https?$/ }).optional(),
 })
 
 export type ArchiverConfig = ReturnType<typeof readConfig>
@@ -54,6 +55,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     s3Endpoint: parsed.data.AWS_ENDPOINT_URL_S3 ?? parsed.data.AWS_ENDPOINT_URL,
     logLevel: LOG_LEVEL,
     logFormat: LOG_FORMAT,
+    otlpEndpoint: parsed.data.OTEL_EXPORTER_OTLP_ENDPOINT,
   }
 }
 

@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { ConfigError, readConfig } from './config.ts'
 import { openListener } from './listener.ts'
 import { logDestination } from '../server/log.ts'
+import { startTracing } from '../server/tracing.ts'
 import { version } from '../server/version.ts'
 import { createLog, describeError, type Log } from './log.ts'
 import { closeWorker, openWorker, refreshIndex, workOnce, type Worker } from './worker.ts'
@@ -41,7 +42,8 @@ async function main(args: string[]): Promise<number> {
   process.on('disconnect', () => stop('the parent process ended'))
   process.channel?.unref()
 
-  const worker = await openWorker(config, log)
+  const tracing = await startTracing(config.otlpEndpoint, 'nexmdm-archiver', log)
+  const worker = await openWorker(config, log, tracing)
   try {
     return args.includes('--once')
       ? await runOnce(worker, stopping.signal)
@@ -51,6 +53,7 @@ async function main(args: string[]): Promise<number> {
     return 1
   } finally {
     await closeWorker(worker)
+    await tracing?.stop()
     log.info({ event: 'archiver.stopped' }, 'stopped')
   }
 }

@@ -49,16 +49,16 @@ export async function archivePartition(worker: Worker, claimed: ClaimedPartition
   if (claimed.state === 'archiving') {
     const started = performance.now()
     await worker.store.check(signal)
-    if (claimed.step === 'claimed') await freeze(worker, claimed, signal)
+    if (claimed.step === 'claimed') await worker.step('freeze', {}, () => freeze(worker, claimed, signal))
     // The Parquet file of a run that died is gone with it; the same rows make the same file.
     const expected = claimed.step === 'uploaded' ? recordedClaims(claimed) : await exportAndUpload(worker, claimed, work, signal)
-    await prove(worker, claimed, expected, started, work, signal)
+    await worker.step('prove', {}, () => prove(worker, claimed, expected, started, work, signal))
     rows = expected.row_count ?? rows
   } else {
     await finishRevision(worker, claimed, signal)
   }
   signal.throwIfAborted()
-  await drop(worker, claimed, rows, signal)
+  await worker.step('drop', { 'fleet.rows': rows }, () => drop(worker, claimed, rows, signal))
 }
 
 async function freeze({ database, name }: Worker, { partition_name, table_name }: ClaimedPartition, signal: AbortSignal) {
@@ -84,10 +84,10 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
   const { folder, manifest: manifestKey } = keysOf(range_start, range_end)
   const file = join(work, 'export.parquet')
 
-  const { columns, content } = await exportTable(worker.database, claimed.table_name, file, work, {
+  const { columns, content } = await worker.step('export', {}, () => exportTable(worker.database, claimed.table_name, file, work, {
     signal,
     onRows: followCopy(worker, 'partition.export.progress', partition_name, claimed.row_count === null ? undefined : Number(claimed.row_count)),
-  })
+  }))
   await sql`
     select fleet.record_export(${partition_name}, ${name}, ${content.row_count}, ${content.content_checksum}::text::numeric,
       ${content.min_ts}, ${content.max_ts})`
@@ -103,7 +103,7 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
   const isKept = existing !== undefined && claimed.attempts === 0 && existing.content_checksum === content.content_checksum
     && (await store.head(`${folder}${existing.file}`, signal))?.bytes === existing.bytes
   if (!isKept) {
-    await store.put(keys.parquet, file, exported.sha256, signal)
+    await worker.step('upload', { 'fleet.bytes': exported.bytes }, () => store.put(keys.parquet, file, exported.sha256, signal))
     await writeManifest(store, keys.manifest, makeManifest({
       partition: partition_name, range_start, range_end, content, columns,
       parquetKey: keys.parquet, bytes: exported.bytes, sha256: exported.sha256, revision, replaces,

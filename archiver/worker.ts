@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises'
 import { hostname, tmpdir } from 'node:os'
 import { join } from 'node:path'
+import type { Tracing } from '../server/tracing.ts'
 import { connect, openSession, type Database, type Sql } from './database.ts'
 import { holdLease } from './lease.ts'
 import { describeError, type Log } from './log.ts'
@@ -26,6 +27,8 @@ export interface Worker {
   /** For pipes, exports and what was read back; empty between partitions. */
   directory: string
   leaseSeconds: number
+  /** Does a part of the work, as a span when tracing is on. */
+  step: Tracing['step']
   /** True when the archive has changed since index.json was written. */
   indexIsStale: boolean
 }
@@ -39,7 +42,7 @@ export interface WorkerSettings {
 }
 
 /** Connects nothing yet. End it with closeWorker. */
-export async function openWorker(settings: WorkerSettings, log: Log): Promise<Worker> {
+export async function openWorker(settings: WorkerSettings, log: Log, tracing?: Tracing): Promise<Worker> {
   const storeOptions = { s3Endpoint: settings.s3Endpoint }
   return {
     name: `${hostname()}:${process.pid}:${randomBytes(3).toString('hex')}`,
@@ -50,6 +53,7 @@ export async function openWorker(settings: WorkerSettings, log: Log): Promise<Wo
     log,
     directory: await makeDirectory(settings.temporary ?? tmpdir()),
     leaseSeconds: 300,
+    step: tracing?.step ?? ((_name, _attributes, work) => work()),
     indexIsStale: false,
   }
 }
@@ -81,6 +85,7 @@ export async function restoreOnce(worker: Worker, signal: AbortSignal): Promise<
   log.info({ event: 'partition.restore.start', partition }, 'restoring')
   return await attempt(worker, signal, {
     event: 'partition.restore.failed',
+    span: 'restore partition',
     partition,
     renew: async () => {
       const [row] = await sql<{ ok: boolean }[]>`
@@ -104,6 +109,7 @@ async function archiveOnce(worker: Worker, signal: AbortSignal): Promise<Result>
   }
   return await attempt(worker, signal, {
     event: 'partition.archive.failed',
+    span: 'archive partition',
     partition,
     renew: async () => {
       const [row] = await sql<{ ok: boolean }[]>`
@@ -118,6 +124,7 @@ async function archiveOnce(worker: Worker, signal: AbortSignal): Promise<Result>
 
 interface Piece {
   event: string
+  span: string
   partition: string
   renew: () => Promise<boolean>
   run: (work: string, signal: AbortSignal) => Promise<void>
@@ -131,7 +138,7 @@ async function attempt(worker: Worker, stop: AbortSignal, piece: Piece): Promise
   const lease = holdLease(worker.leaseSeconds, piece.renew, log)
   const work = await mkdtemp(join(worker.directory, 'work-'))
   try {
-    await piece.run(work, AbortSignal.any([stop, lease.signal]))
+    await worker.step(piece.span, { 'fleet.partition': partition }, () => piece.run(work, AbortSignal.any([stop, lease.signal])))
     return 'done'
   } catch (error) {
     if (lease.signal.aborted) {

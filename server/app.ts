@@ -18,6 +18,7 @@ import { opsPage } from './page/page.tsx'
 import { Problem, requestId, toProblem, unavailable } from './problem.ts'
 import type { Reader } from './reader.ts'
 import type { Tokens } from './tokens.ts'
+import type { Tracing } from './tracing.ts'
 import type { Writer } from './writer.ts'
 
 export interface AppEnv {
@@ -35,16 +36,20 @@ export interface Parts {
   tokens: Tokens
   writer: Writer
   backpressure: Backpressure
+  /** Undefined unless it is on. */
+  tracing: Tracing | undefined
   isDraining: () => boolean
 }
 
 export function createApp(parts: Parts) {
-  const { config, log, metrics, pool, reader, ops, tokens, writer, backpressure, isDraining } = parts
+  const { config, log, metrics, pool, reader, ops, tokens, writer, backpressure, tracing, isDraining } = parts
   const app = new Hono<AppEnv>()
   const admin = adminOnly(config.adminKey)
   const reads = new DeviceReads(reader, config, metrics, backpressure, log)
 
-  // No middleware stands before these two: Hono calls a lone handler directly.
+  if (tracing !== undefined) app.use(tracing.request)
+
+  // Otherwise no middleware stands before these two: Hono calls a lone handler directly.
   app.post('/v1/heartbeat', timed(metrics, 'POST /v1/heartbeat', postHeartbeat(config, tokens, writer)))
   app.post('/v1/heartbeats', timed(metrics, 'POST /v1/heartbeats', postHeartbeats(config, pool, tokens, writer)))
 

@@ -34,6 +34,8 @@ export interface ServerConfig {
   trustProxy: boolean
   logLevel: (typeof LOG_LEVELS)[number]
   logFormat: (typeof LOG_FORMATS)[number]
+  /** Where spans go; tracing is off without it. OpenTelemetry reads all else (OTEL_*) itself. */
+  otlpEndpoint: string | undefined
 }
 
 /** Every problem of the settings at once, one sentence each, by variable name. */
@@ -113,6 +115,10 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     trustProxy: choice('TRUST_PROXY', 'false', ['true', 'false']) === 'true',
     logLevel: choice('LOG_LEVEL', 'info', LOG_LEVELS),
     logFormat: choice('LOG_FORMAT', 'auto', LOG_FORMATS),
+    otlpEndpoint: read('OTEL_EXPORTER_OTLP_ENDPOINT'),
+  }
+  if (config.otlpEndpoint !== undefined && !/^https?:\/\//.test(config.otlpEndpoint)) {
+    problems.push('OTEL_EXPORTER_OTLP_ENDPOINT must be a URL such as http://127.0.0.1:4318.')
   }
   if (problems.length > 0) throw new ConfigError([...new Set(problems)])
   return config

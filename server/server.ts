@@ -11,6 +11,7 @@ import { createMetrics, measureReplica } from './metrics.ts'
 import { Reader } from './reader.ts'
 import { leaveMetrics } from './scrape.ts'
 import { followTokens, Tokens } from './tokens.ts'
+import { startTracing } from './tracing.ts'
 import { Writer } from './writer.ts'
 
 /** A worker's. Measured: an idle one takes about 6 kB of memory. */
@@ -32,10 +33,11 @@ export async function startServer(config: ServerConfig, log: Log) {
   measureReplica(metrics, reader)
   const tokens = new Tokens(pool, metrics)
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue)
-  const writer = new Writer(pool, metrics, log, backpressure)
+  const tracing = await startTracing(config.otlpEndpoint, 'nexmdm-server', log)
+  const writer = new Writer(pool, metrics, log, backpressure, undefined, tracing)
   let draining = false
 
-  const app = createApp({ config, log, metrics, pool, reader, ops, tokens, writer, backpressure, isDraining: () => draining })
+  const app = createApp({ config, log, metrics, pool, reader, ops, tokens, writer, backpressure, tracing, isDraining: () => draining })
   const server = createAdaptorServer({
     fetch: app.fetch,
     serverOptions: {
@@ -83,6 +85,7 @@ export async function startServer(config: ServerConfig, log: Log) {
     unfollow()
     await endPools()
     await leaveMetrics(metrics.registry)
+    await tracing?.stop()
     log.info({ event: 'server.stopped', in_time: inTime })
     return inTime
   }

@@ -4,6 +4,7 @@ import { toRfc3339, type Pool } from './database.ts'
 import type { Log } from './log.ts'
 import type { Metrics } from './metrics.ts'
 import { Problem, toProblem, unavailable } from './problem.ts'
+import type { Tracing } from './tracing.ts'
 
 /** What became of one heartbeat, after its commit. */
 export interface Outcome {
@@ -26,6 +27,8 @@ export interface Chunk {
 interface Waiting extends Chunk {
   since: number
   settle: (outcomes: (Outcome | Problem)[]) => void
+  /** The span of its request, when tracing is on. */
+  request?: ReturnType<Tracing['current']>
 }
 
 /** Design 6: also the most that one request may bring. */
@@ -60,6 +63,7 @@ export class Writer {
     readonly log: Log,
     readonly backpressure: Backpressure,
     readonly limits = { concurrency: CONCURRENCY, maxBatch: MAX_BATCH },
+    readonly tracing?: Tracing,
   ) {}
 
   /**
@@ -71,7 +75,7 @@ export class Writer {
     this.backpressure.admit(this.#queued, devices.length)
     if (devices.length === 0) return []
     return await new Promise(settle => {
-      this.#queue.push({ devices, json, since: performance.now(), settle })
+      this.#queue.push({ devices, json, since: performance.now(), settle, request: this.tracing?.current() })
       this.#queued += devices.length
       this.#wake()
     })
@@ -101,7 +105,10 @@ export class Writer {
   #send() {
     while (this.#maySend()) {
       this.#inFlight++
-      void this.#write(this.#take()).finally(() => {
+      const batch = this.#take()
+      const written = this.tracing === undefined ? this.#write(batch)
+        : this.tracing.batch(batch.map(({ request }) => request), { 'fleet.heartbeats': count(batch) }, () => this.#write(batch))
+      void written.finally(() => {
         this.#inFlight--
         this.#send()
         if (this.#inFlight === 0) this.#idle.splice(0).forEach(resolve => resolve())
@@ -144,11 +151,13 @@ export class Writer {
     // As text, since the driver would make JSON of the JSON. fleet.ingest puts the rows in the order that locks are taken in.
     const json = `[${batch.map(chunk => chunk.json).join(',')}]`
     // In one row of arrays: the driver takes a row for each heartbeat several times as long.
-    const [row] = await this.pool.run(sql => sql<Answer[]>`
+    const ask = () => this.pool.run(sql => sql<Answer[]>`
       select array_agg(result)::text as results, case when count(reason) > 0 then array_agg(reason)::text end as reasons,
         array_agg(ts)::text as tss
       from fleet.ingest(${json}::text::json)
     `)
+    const [row] = await (this.tracing === undefined ? ask()
+      : this.tracing.statement('fleet.ingest', { 'db.operation.batch.size': count(batch) }, ask))
     const outcomes = readAnswer(row!)
     if (outcomes.length !== count(batch)) {
       throw new Error(`fleet.ingest answered ${outcomes.length} rows for ${count(batch)} heartbeats; they may be stored`)
