@@ -11,7 +11,7 @@ import { DeviceReads } from './device-reads.ts'
 import { createDevice, getDevice, listDevices, revokeDevice } from './devices.ts'
 import { postHeartbeat, postHeartbeats } from './ingest.ts'
 import type { Log } from './log.ts'
-import { exposition, timed, type Metrics } from './metrics.ts'
+import { getMetrics, timed, type Metrics } from './metrics.ts'
 import { getOpenapi } from './openapi/document.ts'
 import { getPoolHealth, postNightly, postReconcile } from './ops.ts'
 import { opsPage } from './page/page.tsx'
@@ -65,7 +65,7 @@ export function createApp(parts: Parts) {
   app.post('/ops/nightly', admin, timed(metrics, 'POST /ops/nightly', postNightly(config, ops, log)))
   app.post('/ops/reconcile', admin, timed(metrics, 'POST /ops/reconcile', postReconcile(ops, log)))
   app.get('/ops/pool_health', admin, getPoolHealth(metrics, reader))
-  app.get('/metrics', adminOnly(config.adminKey, { orBearer: true }), c => exposition(c, parts))
+  app.get('/metrics', adminOnly(config.adminKey, { orBearer: true }), getMetrics(parts))
 
   app.get('/openapi.json', getOpenapi())
   app.get('/healthz', c => c.json({ status: 'ok' }))

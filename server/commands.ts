@@ -70,6 +70,7 @@ export function ackCommand(pool: Pool, tokens: Tokens, metrics: Metrics): Handle
 async function counted<T extends readonly object[]>(metrics: Metrics, entries: (rows: T) => number, statement: Promise<T>) {
   try {
     const rows = await statement
+    metrics.dispatchLogStatements.inc()
     metrics.dispatchLogWrites.inc(entries(rows))
     return rows
   } catch (error) {

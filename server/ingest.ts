@@ -8,7 +8,8 @@ import type { ServerConfig } from './config.ts'
 import type { Pool } from './database.ts'
 import { deviceItemSchema, fieldErrors, gatewayItemSchema, heartbeatSchema } from './heartbeat.ts'
 import { itemTail, itemText, plainItemText } from './item.ts'
-import { type FieldError, Problem } from './problem.ts'
+import type { Metrics } from './metrics.ts'
+import { type FieldError, Problem, toProblem } from './problem.ts'
 import type { Identity, Tokens } from './tokens.ts'
 import type { Outcome, Writer } from './writer.ts'
 
@@ -27,11 +28,12 @@ interface Result {
 }
 
 export function postHeartbeat(config: ServerConfig, tokens: Tokens, writer: Writer): Handler<AppEnv> {
+  const refuse = refusing(writer.metrics, 1)
   return async c => {
     const { incoming } = c.env
     const identity = await identifyDevice(
       incoming, tokens, 'A gateway posts to /v1/heartbeats and names the device of each heartbeat.',
-    )
+    ).catch(refuse)
     const { device_id } = identity
     const beat = await readJson(incoming, MAX_BODY_BYTES)
     const tail = itemTail(clientAddress(incoming, config.trustProxy))
@@ -46,14 +48,17 @@ export function postHeartbeat(config: ServerConfig, tokens: Tokens, writer: Writ
 }
 
 export function postHeartbeats(config: ServerConfig, pool: Pool, tokens: Tokens, writer: Writer): Handler<AppEnv> {
+  // How many it brings is not known before it is read; at least one.
+  const refuse = refusing(writer.metrics, 1)
   return async c => {
     const { incoming } = c.env
-    const identity = await identify(incoming, tokens)
+    // How many it brings is not known before it is read; at least one.
+    const identity = await identify(incoming, tokens).catch(refuse)
     const type = batchType(incoming)
     const tail = itemTail(clientAddress(incoming, config.trustProxy))
     const { results, accepted } = judgeAll(await readInflated(incoming, MAX_BATCH_BYTES), type, identity, tail)
 
-    const known = await nextIntervals(pool, tokens, identity, accepted)
+    const known = await nextIntervals(pool, tokens, identity, accepted).catch(refusing(writer.metrics, accepted.length))
     const writable = accepted.filter(({ index }, position) => {
       if (known[position] !== undefined) return true
       results[index] = rejected([{ path: 'device_id', message: 'is not an enrolled device' }])
@@ -77,6 +82,14 @@ export function postHeartbeats(config: ServerConfig, pool: Pool, tokens: Tokens,
     const count = { stored: 0, duplicate: 0, quarantined: 0, rejected: 0 }
     for (const entry of results) count[entry!.result]++
     return c.json({ results, ...count })
+  }
+}
+
+/** For what goes wrong before the writer has them: heartbeats that fail for a reason of ours are failed writes as well. */
+function refusing(metrics: Metrics, heartbeats: number) {
+  return (error: unknown): never => {
+    if (toProblem(error).status >= 500) metrics.writesFailed.inc(heartbeats)
+    throw error
   }
 }
 

@@ -1,124 +1,113 @@
-import type { Context, Handler } from 'hono'
-import { Counter, Gauge, Histogram, Registry } from 'prom-client'
+import type { Handler } from 'hono'
+import { type Aggregator, Counter, Gauge, Histogram, Registry } from 'prom-client'
 import type { AppEnv, Parts } from './app.ts'
 import type { Pool } from './database.ts'
-import type { Log } from './log.ts'
 import type { Reader } from './reader.ts'
 import { shareMetrics } from './scrape.ts'
+import { within } from './within.ts'
 
 export type Metrics = ReturnType<typeof createMetrics>
+
+/** Prometheus gives a scrape 10 s by default. */
+const DATABASE_PATIENCE_MS = 1_000
 
 const LATENCY_MS = [1, 2, 5, 10, 20, 50, 100, 150, 200, 300, 500, 1000, 2000, 5000]
 
 /**
  * What this process counts; totals that outlive it are held by the database (fleet.metric_values). Over several
- * workers everything is summed; a gauge for which that is wrong names its `aggregator`.
+ * workers everything is summed; a gauge for which that is wrong names its `aggregator`. Each says its unit.
  */
 export function createMetrics(pool: Pool) {
   const registry = new Registry()
   const registers = [registry]
-  const counter = (name: string, help: string) => new Counter({ name, help, registers })
-
-  const gauge = (name: string, help: string, value: () => number) => new Gauge({
+  const counter = (name: string, help: string, unit: string) => new Counter({ name, help: described(help, unit), registers })
+  const gauge = (name: string, help: string, unit: string, value: () => number, aggregator: Aggregator = 'sum') => new Gauge({
     name,
-    help,
+    help: described(help, unit),
+    aggregator,
     registers,
     collect() {
       this.set(value())
     },
   })
-  gauge('db_pool_in_use', 'Connections of the hot path that are running a statement.', () => pool.inUse)
-  gauge('db_pool_max', 'Connections that the hot path may have.', () => pool.max)
-  gauge('db_pool_waiting', 'Statements that wait for a connection.', () => pool.waiting)
-  new Gauge({
-    name: 'db_pool_utilization_pct',
-    help: 'Share of the hot path\'s connections that are in use, in percent.',
-    aggregator: 'average',
-    registers,
-    collect() {
-      this.set(100 * pool.inUse / pool.max)
-    },
-  })
-  new Counter({
-    name: 'db_pool_statements_total',
-    help: 'Statements of the hot path.',
+  /** A total that is counted elsewhere. */
+  const total = (name: string, help: string, unit: string, value: () => number) => new Counter({
+    name,
+    help: described(help, unit),
     registers,
     collect() {
       this.reset()
-      this.inc(pool.statements)
+      this.inc(value())
     },
   })
-  new Counter({
-    name: 'db_pool_waits_total',
-    help: 'Statements that found no free connection.',
-    registers,
-    collect() {
-      this.reset()
-      this.inc(pool.waits)
-    },
+  const latency = (name: string, help: string) => new Histogram({
+    name, help: described(help, 'milliseconds'), buckets: LATENCY_MS, registers,
   })
+  const latencies = <T extends string>(name: string, help: string, label: T) => new Histogram({
+    name, help: described(help, 'milliseconds'), labelNames: [label], buckets: LATENCY_MS, registers,
+  })
+
+  gauge('workers', 'Processes of this server that answer', 'processes', () => 1)
+  gauge('process_resident_memory_bytes', 'Memory of these processes', 'bytes', () => process.memoryUsage.rss())
+  total('process_cpu_seconds_total', 'CPU time of these processes', 'seconds', () => {
+    const { user, system } = process.cpuUsage()
+    return (user + system) / 1e6
+  })
+  gauge('db_pool_in_use', 'Connections of the hot path that are running a statement', 'connections', () => pool.inUse)
+  gauge('db_pool_max', 'Connections that the hot path may have', 'connections', () => pool.max)
+  gauge('db_pool_waiting', 'Statements that wait for a connection', 'statements', () => pool.waiting)
+  gauge(
+    'db_pool_utilization_pct', 'Share of the hot path\'s connections that are in use', 'percent',
+    () => 100 * pool.inUse / pool.max, 'average',
+  )
+  total('db_pool_statements_total', 'Statements of the hot path', 'statements', () => pool.statements)
+  total('db_pool_waits_total', 'Statements that found no free connection', 'statements', () => pool.waits)
 
   return {
     registry,
     ofAllWorkers: shareMetrics(registry),
-    writes: counter('hb_writes_total', 'Heartbeats whose statement was committed, whatever became of each.'),
-    writesFailed: counter('hb_writes_failed_total', 'Heartbeats that were not written: refused by the database, or it was away.'),
-    writeLatency: new Histogram({
-      name: 'hb_write_latency_ms',
-      help: 'From a heartbeat entering the writer\'s queue to its commit, in milliseconds.',
-      buckets: LATENCY_MS,
-      registers,
-    }),
-    ingested: counter('heartbeats_ingested_total', 'Heartbeats stored.'),
-    deduplicated: counter('hb_deduplicated_total', 'Heartbeats that found their device\'s 10-second bucket taken.'),
-    quarantined: counter('hb_quarantined_total', 'Heartbeats kept aside because of their time.'),
-    lastStatusUpserts: counter('last_status_upserts_total', 'Devices whose last status a statement upserted.'),
-    readLatency: new Histogram({
-      name: 'last_status_read_latency_ms',
-      help: 'Reads of last status, in milliseconds.',
-      labelNames: ['query'],
-      buckets: LATENCY_MS,
-      registers,
-    }),
-    fastList: new Histogram({
-      name: 'query_latency_fast_list_devices_ms',
-      help: 'Lists of devices read from last status, in milliseconds.',
-      buckets: LATENCY_MS,
-      registers,
-    }),
-    legacyList: new Histogram({
-      name: 'query_latency_legacy_list_devices_ms',
-      help: 'Lists of devices read from the heartbeats themselves, in milliseconds.',
-      buckets: LATENCY_MS,
-      registers,
-    }),
-    httpLatency: new Histogram({
-      name: 'http_request_latency_ms',
-      help: 'From the request\'s headers to its answer, in milliseconds.',
-      labelNames: ['route'],
-      buckets: LATENCY_MS,
-      registers,
-    }),
-    cacheHits: counter('device_cache_hits_total', 'Tokens found in this process.'),
-    cacheMisses: counter('device_cache_misses_total', 'Tokens that had to be asked of the database.'),
-    dispatchLogWrites: counter('dispatch_log_writes_total', 'Entries of the dispatch log of commands that were written.'),
+    writes: counter('hb_writes_total', 'Heartbeats whose statement was committed, whatever became of each', 'heartbeats'),
+    writesFailed: counter(
+      'hb_writes_failed_total', 'Heartbeats that were not written: the database refused them or was away, or too many waited', 'heartbeats',
+    ),
+    writeLatency: latency('hb_write_latency_ms', 'From a heartbeat entering the writer\'s queue to its commit'),
+    ingested: counter('heartbeats_ingested_total', 'Heartbeats stored', 'heartbeats'),
+    deduplicated: counter('hb_deduplicated_total', 'Heartbeats that found their device\'s 10-second bucket taken', 'heartbeats'),
+    quarantined: counter('hb_quarantined_total', 'Heartbeats kept aside because of their time', 'heartbeats'),
+    lastStatusUpserts: counter('last_status_upserts_total', 'Devices whose last status a statement upserted', 'devices'),
+    lastStatusUpsertsFailed: counter(
+      'last_status_upserts_failed_total', 'Devices whose last status was not upserted because the statement of their heartbeats failed', 'devices',
+    ),
+    readLatency: latencies('last_status_read_latency_ms', 'Reads of last status', 'query'),
+    fastList: latency('query_latency_fast_list_devices_ms', 'Lists of devices read from last status'),
+    legacyList: latency('query_latency_legacy_list_devices_ms', 'Lists of devices read from the heartbeats themselves'),
+    httpLatency: latencies('http_request_latency_ms', 'From the request\'s headers to its answer', 'route'),
+    cacheHits: counter('device_cache_hits_total', 'Tokens found in this process', 'tokens'),
+    cacheMisses: counter('device_cache_misses_total', 'Tokens that had to be asked of the database', 'tokens'),
+    dispatchLogStatements: counter(
+      'dispatch_log_statements_total', 'Statements on commands that were committed, with what they had for the dispatch log', 'statements',
+    ),
+    dispatchLogWrites: counter('dispatch_log_writes_total', 'Entries of the dispatch log of commands that were written', 'entries'),
     dispatchLogWritesFailed: counter(
-      'dispatch_log_writes_failed_total',
-      'Statements on commands that failed, and with them their entries in the dispatch log.',
+      'dispatch_log_writes_failed_total', 'Statements on commands that failed, and with them their entries in the dispatch log', 'statements',
     ),
     shed: new Counter({
       name: 'low_priority_shed_total',
-      help: 'Work left out so that heartbeats can be written.',
+      help: described('Work left out so that heartbeats can be written', 'requests'),
       labelNames: ['work'],
       registers,
     }),
     backpressure: new Gauge({
       name: 'backpressure',
-      help: '1 while low-priority work is shed because heartbeats come faster than they can be written, else 0.',
+      help: described('1 while low-priority work is shed because heartbeats come faster than they can be written, else 0', 'flag'),
       aggregator: 'max',
       registers,
     }),
   }
+}
+
+function described(help: string, unit: string) {
+  return `${help}. Unit: ${unit}.`
 }
 
 /** Only with a replica: without one there is no lag. */
@@ -127,7 +116,7 @@ export function measureReplica({ registry }: Metrics, reader: Reader) {
   const registers = [registry]
   new Gauge({
     name: 'replica_lag_seconds',
-    help: 'How old the newest state of the primary is that the replica is known to have.',
+    help: described('How old the newest state of the primary is that the replica is known to have', 'seconds'),
     aggregator: 'max',
     registers,
     collect() {
@@ -136,7 +125,7 @@ export function measureReplica({ registry }: Metrics, reader: Reader) {
   })
   new Gauge({
     name: 'replica_in_use',
-    help: '1 while reads of the fleet go to the replica, 0 while they go to the primary.',
+    help: described('1 while reads of the fleet go to the replica, 0 while they go to the primary', 'flag'),
     aggregator: 'min',
     registers,
     collect() {
@@ -158,41 +147,59 @@ export function timed(metrics: Metrics, route: string, handler: Handler<AppEnv>)
   }
 }
 
-interface MetricValue {
+export interface MetricValue {
   metric: string
+  type: 'counter' | 'gauge'
+  unit: string
+  help: string
   labels: Record<string, string> | null
   value: number
 }
 
-/** The scrape: all workers first, then the database's totals, if it answers and has the time. */
-export async function exposition(c: Context<AppEnv>, { pool, metrics, log, backpressure }: Parts) {
-  const isShort = backpressure.sheds('database_metrics')
-  let text = await (await metrics.ofAllWorkers()).metrics()
-  if (!isShort) text += await databaseMetrics(pool, metrics, log)
-  return c.text(text, 200, { 'content-type': metrics.registry.contentType, 'cache-control': 'no-store' })
+/**
+ * The scrape: what all workers counted, and what the database holds if it says so in time and low-priority work is not being
+ * shed. Never an error: somebody wants to look just when the database is away.
+ */
+export function getMetrics({ pool, metrics, log, backpressure }: Parts): Handler<AppEnv> {
+  let asking: Promise<MetricValue[]> | undefined
+  // One statement at most, however many ask and whoever has gone again.
+  const ask = () => asking ??= readDatabase(pool).finally(() => { asking = undefined })
+
+  return async c => {
+    const isShed = backpressure.sheds('database_metrics')
+    // First, so that the pool in use is not for this.
+    const counted = await (await metrics.ofAllWorkers()).metrics()
+    const rows = isShed ? undefined : await within(DATABASE_PATIENCE_MS, ask()).catch((error: unknown) => {
+      log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')
+      return undefined
+    })
+    const isHeld: MetricValue = {
+      metric: 'database_metrics_up', type: 'gauge', unit: 'flag', labels: null, value: rows === undefined ? 0 : 1,
+      help: '1 when this scrape has what the database holds, 0 while that is away, slow or spared',
+    }
+    const text = [counted, render([isHeld]), render(rows ?? [])].join('')
+    return c.text(text, 200, { 'content-type': metrics.registry.contentType, 'cache-control': 'no-store' })
+  }
 }
 
-async function databaseMetrics(pool: Pool, metrics: Metrics, log: Log) {
-  try {
-    const rows = await pool.run(sql => sql<MetricValue[]>`
-      select metric, labels, value from fleet.metric_values() order by metric
-    `)
-    // A name may stand in the text only once; the workers' own count is the one that rates are made of.
-    return render(rows.filter(row => metrics.registry.getSingleMetric(row.metric) === undefined))
-  } catch (error) {
-    log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')
-    return ''
-  }
+async function readDatabase(pool: Pool) {
+  return pool.run(sql => sql<MetricValue[]>`
+    select v.metric, d.type, d.unit, d.help || '. The database holds it: each server says the same, so take max, not sum' as help,
+      v.labels, v.value
+    from fleet.metric_values() v
+    join fleet.metric_definitions() d using (metric)
+    order by v.metric, v.labels
+  `)
 }
 
 /** Rows, ordered by metric, in Prometheus text format. */
 export function render(rows: MetricValue[]) {
   let text = ''
   let family = ''
-  for (const { metric, labels, value } of rows) {
+  for (const { metric, type, unit, help, labels, value } of rows) {
     if (metric !== family) {
       family = metric
-      text += `# TYPE ${metric} ${metric.endsWith('_total') ? 'counter' : 'gauge'}\n`
+      text += `# HELP ${metric} ${described(help, unit)}\n# TYPE ${metric} ${type}\n`
     }
     const pairs = Object.entries(labels ?? {}).map(([name, label]) => `${name}="${escapeLabel(String(label))}"`)
     text += `${metric}${pairs.length === 0 ? '' : `{${pairs.join(',')}}`} ${value}\n`

@@ -2,10 +2,11 @@ import postgres, { type PendingQuery } from 'postgres'
 import type { ServerConfig } from './config.ts'
 import { connectReplica, type Pool, type Sql } from './database.ts'
 import type { Log } from './log.ts'
+import { within } from './within.ts'
 
 /** How often primary and replica are asked where they are. */
 const EVERY_MS = 1_000
-/** How long either may take to say so. */
+/** How long either may take to say so; the hot path's pool gives up after 5 s, which is long for a question after health. */
 const PATIENCE_MS = 2_000
 
 interface Sample {
@@ -114,13 +115,4 @@ export class Reader {
 
 function sentence(error: unknown) {
   return error instanceof Error ? error.message : String(error)
-}
-
-/** The hot path's pool gives up after 5 s, which is long for a question after health. */
-function within<T>(ms: number, answer: Promise<T>) {
-  let timer: NodeJS.Timeout | undefined
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`did not answer within ${ms} ms`)), ms)
-  })
-  return Promise.race([answer, late]).finally(() => clearTimeout(timer))
 }

@@ -4,6 +4,7 @@ import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import { createApp } from './app.ts'
 import { Backpressure } from './backpressure.ts'
+import { Budgets } from './budgets.ts'
 import type { ServerConfig } from './config.ts'
 import { connectHot, connectListener, connectOps, end } from './database.ts'
 import type { Log } from './log.ts'
@@ -35,6 +36,7 @@ export async function startServer(config: ServerConfig, log: Log) {
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue)
   const tracing = await startTracing(config.otlpEndpoint, 'nexmdm-server', log)
   const writer = new Writer(pool, metrics, log, backpressure, undefined, tracing)
+  const budgets = new Budgets(metrics, listener, log)
   let draining = false
 
   const app = createApp({ config, log, metrics, pool, reader, ops, tokens, writer, backpressure, tracing, isDraining: () => draining })
@@ -63,6 +65,7 @@ export async function startServer(config: ServerConfig, log: Log) {
   }
   const { port } = server.address() as AddressInfo
   const unfollow = followTokens(listener, tokens, log)
+  budgets.follow()
 
   /**
    * Takes no new connection, ends the requests in flight and the writer's queue, then the pools.
@@ -83,6 +86,7 @@ export async function startServer(config: ServerConfig, log: Log) {
     clearTimeout(limit)
     await writer.drained()
     unfollow()
+    await budgets.end()
     await endPools()
     await leaveMetrics(metrics.registry)
     await tracing?.stop()

@@ -189,6 +189,7 @@ export class Writer {
 
   #fail(batch: Waiting[], error: unknown, code: string) {
     this.metrics.writesFailed.inc(count(batch))
+    this.metrics.lastStatusUpsertsFailed.inc(new Set(batch.flatMap(({ devices }) => devices)).size)
     this.log.error({ event: 'heartbeat.write_failed', items: count(batch), error })
     const message = error instanceof Error ? error.message : String(error)
     const problem = code.startsWith('22')

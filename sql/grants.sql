@@ -19,7 +19,9 @@ grant execute on function
   fleet.recent_tokens(integer),
   fleet.take_commands(bigint),
   fleet.ack_command(bigint, bigint),
-  fleet.metric_values()
+  fleet.record_slo(text, json),
+  fleet.metric_values(),
+  fleet.metric_definitions()
 to fleet_server;
 
 grant execute on function
@@ -102,7 +104,8 @@ grant execute on function
   fleet.check_adoption(timestamptz),
   fleet.check_settings(),
   fleet.ingest(json, timestamptz),
-  fleet.metric_values()
+  fleet.metric_values(),
+  fleet.metric_definitions()
 to fleet_dba;
 
 grant execute on procedure
@@ -146,7 +149,7 @@ to fleet_server, fleet_reader, fleet_dba;
 
 grant select on
   fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.storage_history, fleet.job_health,
-  fleet.fleet_silence, fleet.missed_beats, fleet.silence_samples, fleet.adoption_progress, fleet.device_availability
+  fleet.fleet_silence, fleet.missed_beats, fleet.silence_samples, fleet.adoption_progress, fleet.device_availability, fleet.slo
 to fleet_reader, fleet_dba;
 grant execute on function fleet.device_availability(date, date, bigint, timestamptz) to fleet_reader, fleet_dba;
 -- For the ops page.

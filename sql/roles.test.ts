@@ -5,7 +5,7 @@ import { asRole, enroll, ingest, value } from './testing.ts'
 const tables = [
   'settings', 'settings_audit', 'devices', 'gateways', 'device_heartbeats', 'device_last_status', 'heartbeat_quarantine',
   'hb_partitions', 'events', 'counters', 'archivers', 'restore_requests', 'restore_items',
-  'device_commands', 'command_dispatch_log', 'cohorts', 'token_change_log',
+  'device_commands', 'command_dispatch_log', 'cohorts', 'token_change_log', 'slo_counts',
   'device_availability_daily', 'rolled_up_days', 'late_arrivals', 'storage_daily',
 ]
 
@@ -86,7 +86,7 @@ t.test('fleet_reader reads views and heartbeats, with limits, and no token', asy
   await ingest(db.sql, [{ device_id: device }])
   const reader = asRole(t, db, 'fleet_reader')
   for (const view of ['device_status', 'devices_offline', 'unity_down', 'fleet_summary', 'partition_health', 'archives',
-    'data_coverage', 'storage_growth', 'storage_history', 'job_health', 'device_availability', 'device_heartbeats', 'device_last_status', 'events']) {
+    'data_coverage', 'storage_growth', 'storage_history', 'job_health', 'slo', 'device_availability', 'device_heartbeats', 'device_last_status', 'events']) {
     await t.resolves(reader`select * from ${reader(`fleet.${view}`)} limit 1`.then(() => undefined), view)
   }
   t.equal(await value(reader`show statement_timeout`), '30s')

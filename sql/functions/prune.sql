@@ -45,6 +45,8 @@ begin
   where l.changed_at < p_now - interval '7 days';
   delete from fleet.cohorts c
   where c.min_interval is null and c.changed_at < p_now - interval '7 days';
+  delete from fleet.slo_counts c
+  where c.minute < p_now - interval '7 days';
   delete from fleet.archivers a
   where a.last_seen_at < p_now - interval '7 days';
   return v_quarantined + v_events + v_commands + v_dispatches + v_rollups;
