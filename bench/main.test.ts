@@ -66,8 +66,15 @@ t.test('load measures memory for each number of devices', async t => {
 
 t.test('reads asks every question', async t => {
   const figures = await runScenario(t, 'reads', ['--sizes', '200', '--rounds', '1', '--repeats', '2', '--beats', '3'])
-  t.equal(figures.filter(({ name }) => name.endsWith(', p95')).length, 9)
+  t.equal(figures.filter(({ name }) => name.endsWith(', p95')).length, 10)
   t.ok(figures.every(({ measured }) => measured > 0))
+})
+
+t.test('views asks each view', async t => {
+  const figures = await runScenario(t, 'views', ['--devices', '200', '--cohorts', '3', '--days', '2', '--beats', '5', '--rounds', '1', '--repeats', '2'])
+  for (const view of ['fleet_silence', 'missed_beats', 'job_health', 'data_coverage, all of it']) {
+    t.ok(figures.some(({ name, measured }) => name === `200: ${view}, p95` && measured > 0), view)
+  }
 })
 
 t.test('maintenance runs its nights under load', async t => {

@@ -14,6 +14,7 @@ const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure
   limits: async () => (await import('./limits.ts')).benchLimits,
   maintenance: async () => (await import('./maintenance.ts')).benchMaintenance,
   reads: async () => (await import('./reads.ts')).benchReads,
+  views: async () => (await import('./views.ts')).benchViews,
   load: async () => (await import('./load.ts')).benchLoad,
 }
 

@@ -11,15 +11,15 @@ import { asRole } from './testing.ts'
 
 const root = join(import.meta.dirname, '..')
 
-for (const page of ['README.md', 'RUNBOOK.md']) {
-  t.test(`every SQL statement in ${page} runs, as fleet_dba`, async t => {
+for (const [page, role] of [['README.md', 'fleet_dba'], ['RUNBOOK.md', 'fleet_dba'], ['docs/views.md', 'fleet_reader']] as const) {
+  t.test(`every SQL statement in ${page} runs, as ${role}`, async t => {
     const db = await withDatabase(t)
     const text = await readFile(join(root, page), 'utf8')
     await oldApplication(db.admin)
     const blocks = [...text.matchAll(/```sql\n([\s\S]*?)```/g)].map(match => match[1] ?? '')
     t.ok(blocks.length >= 2, `${blocks.length} blocks`)
     for (const statement of blocks.flatMap(block => block.split(/;\n/)).map(part => part.trim()).filter(Boolean)) {
-      const session = asRole(t, db, statement.startsWith('-- as the owner of the table') ? 'postgres' : 'fleet_dba')
+      const session = asRole(t, db, statement.startsWith('-- as the owner of the table') ? 'postgres' : role)
       const error = await session.unsafe(statement).then(() => undefined, (caught: { code: string, message: string }) => caught)
       // The examples name devices and days that this database does not have: the store's own words say so.
       t.ok(!error || error.code.startsWith('FL'), `${statement}${error ? ` -- ${error.code} ${error.message}` : ''}`)
@@ -80,6 +80,19 @@ t.test('every shell command in RUNBOOK.md runs, against a server and an archiver
     t.equal(code, 0, `${command}\n${output}`)
     t.notMatch(output, /"status":[45]\d\d/, 'nor does the server refuse')
   }
+})
+
+t.test('docs/views.md has a section, with an example, for each view that dashboards may read', async t => {
+  const { sql } = await withDatabase(t)
+  const text = await readFile(join(root, 'docs/views.md'), 'utf8')
+  const sections = [...text.matchAll(/^### (\w+)\n([^]*?)(?=^##|$(?![^]))/gm)].map(([, name, body]) => ({ name: name!, body: body! }))
+  const views = await sql<{ name: string }[]>`
+    select relname as name from pg_class
+    where relnamespace = 'fleet'::regnamespace and relkind in ('v', 'm') and has_table_privilege('fleet_reader', oid, 'select')
+    order by 1
+  `
+  t.same(sections.map(section => section.name).sort(), views.map(view => view.name))
+  for (const { name, body } of sections) t.match(body, new RegExp('```sql\\n[^`]*fleet\\.' + name + '\\b'), name)
 })
 
 /** Runs a line of shell in the repository; curl fails on an answer that is an error. */

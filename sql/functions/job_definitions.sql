@@ -18,9 +18,12 @@ as $$
   -- VACUUM cannot run in a function: a statement that names the tables, made anew by each night.
   select 'fleet-vacuum', '45 3 * * *', coalesce(
     (
-      select format('vacuum (analyze) %s', string_agg(format('fleet.%I', a.partition_name), ', ' order by a.range_start))
-      from fleet.attached_partitions() a
-      where a.range_end > now() - interval '7 days' and a.range_start <= now()
+      -- Not by fleet.attached_partitions(), which reads the bounds of all: job_health is polled.
+      select format('vacuum (analyze) %s', string_agg(format('fleet.%I', c.relname), ', ' order by p.range_start))
+      from fleet.hb_partitions p
+      join pg_inherits i on i.inhrelid = p.relid and i.inhparent = to_regclass('fleet.device_heartbeats')
+      join pg_class c on c.oid = p.relid
+      where p.range_end > now() - interval '7 days' and p.range_start <= now()
     ),
     'vacuum (analyze) fleet.device_last_status'
   )

@@ -16,20 +16,17 @@ begin
       from fleet.job_definitions() d;
     return;
   end if;
+  -- The history has no index on jobid: it is read once for all jobs, not once for each.
   return query execute $history$
-    select d.jobname, d.schedule, j.active, r.start_time, r.status, r.return_message,
-      (
-        select max(o.start_time) from cron.job_run_details o where o.jobid = j.jobid and o.status = 'succeeded'
-      )
+    select d.jobname, d.schedule, j.active, h.start_time, h.status, h.return_message, r.last_success
     from fleet.job_definitions() d
     left join cron.job j on j.jobname = d.jobname and j.username = current_user
-    left join lateral (
-      select h.start_time, h.status, h.return_message
-      from cron.job_run_details h
-      where h.jobid = j.jobid
-      order by h.runid desc
-      limit 1
-    ) r on true
+    left join (
+      select o.jobid, max(o.runid) as runid, max(o.start_time) filter (where o.status = 'succeeded') as last_success
+      from cron.job_run_details o
+      group by o.jobid
+    ) r on r.jobid = j.jobid
+    left join cron.job_run_details h on h.runid = r.runid
   $history$;
 end
 $$;
