@@ -31,3 +31,17 @@ t.test('all problems are told together, without the password', async t => {
     t.notMatch(message, 'secret')
   }
 })
+
+t.test('older stores are buckets with an address, and the profile of their credentials', async t => {
+  const settings = { DATABASE_URL: 'postgres://x@h/d', ARCHIVE_URL: 's3://now/a' }
+  const { olderStores } = readConfig({ ...settings, ARCHIVE_OLDER_STORES: 'old=https://ceph@s3.internal:7480, older.one=http://10.0.0.1' })
+  t.same([...olderStores!], [
+    ['old', { endpoint: 'https://s3.internal:7480', profile: 'ceph' }], ['older.one', { endpoint: 'http://10.0.0.1' }],
+  ])
+  for (const [value, problem] of [
+    ['old', /ARCHIVE_OLDER_STORES: expected bucket=https:\/\/\[profile@\]host\[:port\], got old$/m],
+    ['old=ftp://x', /got old=ftp:\/\/x/],
+    ['old=https://ceph:secret@x', /got old= with a password/],
+    ['now=https://x', /now is the bucket of ARCHIVE_URL/],
+  ] as const) t.throws(() => readConfig({ ...settings, ARCHIVE_OLDER_STORES: value }), { message: problem })
+})

@@ -1,5 +1,6 @@
 import { z } from 'zod'
 import { LOG_FORMATS, LOG_LEVELS } from '../server/log.ts'
+import type { OlderStore } from './store.ts'
 
 const databaseUrl = z.string().regex(/^postgres(ql)?:\/\//, 'expected postgres://user@host:port/database')
 
@@ -8,10 +9,25 @@ const archiveUrl = z.string().superRefine((value, issues) => {
   if (problem) issues.addIssue({ code: 'custom', message: problem })
 }).transform(value => value.replace(/\/+$/, ''))
 
+const olderStores = z.string().transform((value, issues) => {
+  const stores = new Map<string, OlderStore>()
+  for (const entry of value.split(/[\s,]+/).filter(Boolean)) {
+    const [, bucket, url] = /^([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])=(https?:\/\/.+)$/.exec(entry) ?? []
+    const at = bucket && URL.canParse(url!) ? new URL(url!) : undefined
+    if (!bucket || !at || at.password) {
+      issues.addIssue({ code: 'custom', message: `expected bucket=https://[profile@]host[:port], got ${at?.password ? `${bucket}= with a password` : entry}` })
+      return z.NEVER
+    }
+    stores.set(bucket, { endpoint: at.origin, ...(at.username ? { profile: decodeURIComponent(at.username) } : {}) })
+  }
+  return stores
+})
+
 const environment = z.object({
   ARCHIVER_DATABASE_URL: databaseUrl.optional(),
   DATABASE_URL: databaseUrl.optional(),
   ARCHIVE_URL: archiveUrl,
+  ARCHIVE_OLDER_STORES: olderStores.optional(),
   AWS_ENDPOINT_URL_S3: z.url().optional(),
   AWS_ENDPOINT_URL: z.url().optional(),
   LOG_LEVEL: z.enum(LOG_LEVELS).default('info'),
@@ -43,6 +59,10 @@ export function readConfig(env: Record<string, string | undefined> = process.env
   if (set.ARCHIVER_DATABASE_URL === undefined && set.DATABASE_URL === undefined) {
     problems.push('ARCHIVER_DATABASE_URL: is not set, nor is DATABASE_URL')
   }
+  const bucket = parsed.data?.ARCHIVE_URL.split('/')[2]
+  if (bucket && parsed.data?.ARCHIVE_OLDER_STORES?.has(bucket)) {
+    problems.push(`ARCHIVE_OLDER_STORES: ${bucket} is the bucket of ARCHIVE_URL, and can be at one address only`)
+  }
   if (!parsed.success || problems.length > 0) {
     throw new ConfigError(`the archiver cannot start:\n${problems.map(problem => `  ${problem}`).join('\n')}`)
   }
@@ -52,6 +72,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
       ? { url: ARCHIVER_DATABASE_URL }
       : { url: DATABASE_URL ?? '', role: 'fleet_archiver' },
     archiveUrl: ARCHIVE_URL,
+    olderStores: parsed.data.ARCHIVE_OLDER_STORES,
     s3Endpoint: parsed.data.AWS_ENDPOINT_URL_S3 ?? parsed.data.AWS_ENDPOINT_URL,
     logLevel: LOG_LEVEL,
     logFormat: LOG_FORMAT,

@@ -1,8 +1,12 @@
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { ListObjectsV2Command } from '@aws-sdk/client-s3'
 import type { Sql } from 'postgres'
 import t from 'tap'
 import { spawnNode, withDatabase } from '../local/testing.ts'
-import { withObjectStore, withoutStore as skip, withProxy, type Fate, type TestBucket } from './s3-testing.ts'
+import {
+  openBucket, ownStore, withObjectStore, withoutOwnStore, withoutStore as skip, withProxy, withUser, type Fate, type TestBucket,
+} from './s3-testing.ts'
 import {
   archiverEnv, daysAgo, fillAwkwardDay, fillDay, leftovers, makeDirectory, partitionOf, retiredDay, runOnce, stateOf, stepsOf,
 } from './testing.ts'
@@ -148,4 +152,53 @@ t.test('what the store says is the reason that hb_partitions keeps, and the part
   await db.sql`select fleet.retry_archive(${partition})`
   t.equal((await runOnce(t, db, directory, bucketEnv(bucket))).code, 0)
   t.match(await stateOf(db.sql, partition), { state: 'dropped', ...before })
+})
+
+t.test('archives in older places stay readable: a directory, and a store of another address and user', { skip: withoutOwnStore }, async t => {
+  const older = await withObjectStore(t)
+  const { endpoint } = await ownStore()
+  const now = await openBucket(t, endpoint, await withUser(t, 'mover'))
+  const other = await withProxy(t, endpoint)
+  const db = await withDatabase(t)
+  const directory = await makeDirectory(t)
+  const days = [70, 71, 72].map(daysAgo)
+  const partitions: string[] = []
+  const before: unknown[] = []
+  const credentials = join(directory, 'credentials')
+  await writeFile(credentials, `[ceph]\naws_access_key_id = ${older.env.AWS_ACCESS_KEY_ID}\naws_secret_access_key = ${older.env.AWS_SECRET_ACCESS_KEY}\n`)
+  const env = {
+    ...bucketEnv(now, other.endpoint), AWS_SHARED_CREDENTIALS_FILE: credentials,
+    ARCHIVE_OLDER_STORES: `${older.bucket}=${older.endpoint.replace('//', '//ceph@')}`,
+  }
+  for (const [n, place] of [bucketEnv(older), {}, env].entries()) {
+    await fillDay(db.admin, days[n]!, 500)
+    partitions.push(await partitionOf(db.sql, days[n]!))
+    before.push(await contentOf(db.admin, `fleet.${partitions[n]!}`))
+    await db.sql`select fleet.archive_partition(${partitions[n]!})`
+    const { code, output } = await runOnce(t, db, directory, place)
+    t.equal(code, 0, output)
+  }
+  const urls = (await db.sql<{ archive_url: string }[]>`select archive_url from fleet.archives order by range_start desc`).map(row => row.archive_url)
+  for (const [n, place] of [older.url, `file://${directory}/archive`, now.url].entries()) t.ok(urls[n]!.startsWith(`${place}/`), `${urls[n]!} is in ${place}`)
+
+  const archive = async (settings: Record<string, string | undefined>, ...args: string[]) => {
+    const cli = await spawnNode(t, 'archiver/cli.ts', { args, env: archiverEnv(db, directory, settings) })
+    const { code } = await cli.exited
+    return { code, output: cli.output() }
+  }
+  t.match(await archive(env, 'verify', '--all'), { code: 0 })
+  t.match(await archive(env, 'query', 'select count(*) as rows from device_heartbeats', '--csv'), { code: 0, output: /^1500$/m })
+  const unknown = await archive({ ...env, ARCHIVE_OLDER_STORES: undefined }, 'verify', days[0]!)
+  t.match(unknown, { code: 1, output: new RegExp(`these credentials .*${older.bucket}`) }, 'told when the store is not named')
+
+  await db.sql`select fleet.request_restore(${days[2]!}::date, ${days[0]!}::date)`
+  const restored = await runOnce(t, db, directory, env)
+  t.equal(restored.code, 0, restored.output)
+  for (const [n, partition] of partitions.entries()) t.same(await contentOf(db.admin, `fleet.${partition}`), before[n])
+
+  // What came back and is retired again goes where the archive is now.
+  await db.sql`select fleet.release_partition(${partitions[0]!})`
+  await db.sql`select fleet.archive_partition(${partitions[0]!})`
+  t.equal((await runOnce(t, db, directory, env)).code, 0)
+  t.match(await stateOf(db.sql, partitions[0]!), { state: 'dropped', archive_url: new RegExp(`^${now.url}/`) })
 })

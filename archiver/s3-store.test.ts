@@ -128,15 +128,30 @@ t.test('old stores are not sent what they do not know', { skip }, async t => {
   for (const { headers, bytes } of bodies) {
     t.equal(Number(headers['content-length']), bytes, 'as long as it is said to be')
     t.match(headers['x-amz-content-sha256'], /^[0-9a-f]{64}$/, 'signed as a whole')
-    t.equal(headers['x-amz-checksum-sha256'], Buffer.from(String(headers['x-amz-content-sha256']), 'hex').toString('base64'))
   }
   t.equal(bodies[0]?.headers['x-amz-content-sha256'], createHash('sha256').update('hello').digest('hex'))
   for (const { method, url, headers } of proxy.seen) {
     const names = Object.keys(headers).join(' ')
-    t.notMatch(names, /x-amz-trailer|x-amz-decoded-content-length|transfer-encoding|crc32|crc64/, `${method} ${url}`)
+    // Google answers a checksum that it does not know with ExcessHeaderValues.
+    t.notMatch(names, /checksum|x-amz-trailer|x-amz-decoded-content-length|transfer-encoding|crc32|crc64/, `${method} ${url}`)
     t.notMatch(String(headers['content-encoding']), /aws-chunked/)
     t.notMatch(String(headers['x-amz-content-sha256']), /STREAMING|UNSIGNED/)
-    t.notMatch(String(headers['x-amz-sdk-checksum-algorithm']), /crc/i)
+  }
+})
+
+t.test('AWS is sent the SHA-256 of each object and part, to keep and to compare', { skip }, async t => {
+  const bucket = await withObjectStore(t)
+  const proxy = await withProxy(t, bucket.endpoint)
+  const store = openWith(t, { ...bucket, endpoint: proxy.endpoint, checksums: true })
+  const { file, sha256 } = await makeFile(t, 65 * mebibyte)
+  await store.putBytes('a/small', Buffer.from('hello'))
+  await store.put('a/large', file, sha256)
+  t.equal((await store.getToFile('a/large', `${file}.copy`)).sha256, sha256)
+  const bodies = proxy.seen.filter(({ method }) => method === 'PUT')
+  t.equal(bodies.length, 3, 'an object, and two parts')
+  for (const { headers } of bodies) {
+    t.equal(headers['x-amz-checksum-sha256'], Buffer.from(String(headers['x-amz-content-sha256']), 'hex').toString('base64'))
+    t.equal(headers['x-amz-sdk-checksum-algorithm'], 'SHA256')
   }
 })
 

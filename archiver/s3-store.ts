@@ -20,19 +20,29 @@ const PART_BYTES = 64 * 2 ** 20
 const MAX_PARTS = 10_000
 const TRIES = 4
 
-/** A bucket, or a prefix in one, as a store. Credentials and region come from where the AWS SDK looks. */
-export function createS3Store(url: string, options: { s3Endpoint?: string | undefined }): Store {
+export interface S3Options {
+  /** Of another store than AWS. */
+  endpoint?: string | undefined
+  /** Of the AWS files, for credentials and region; without one they come from where the AWS SDK looks. */
+  profile?: string | undefined
+  /** Sends x-amz-checksum-sha256, which AWS keeps with the object. Others may refuse what they do not know, as Google does. */
+  checksums?: boolean
+}
+
+/** A bucket, or a prefix in one, as a store. */
+export function createS3Store(url: string, { endpoint, profile, checksums = endpoint === undefined }: S3Options): Store {
   const { hostname: Bucket, pathname } = new URL(url)
   const prefix = decodeURIComponent(pathname).replace(/^\/+|\/+$/g, '')
   const Key = (key: string) => prefix === '' ? key : `${prefix}/${key}`
   const urlOf = (key: string) => `${url}/${key}`
-  const place = `${Bucket} at ${options.s3Endpoint ?? 'AWS'}`
+  const place = `${Bucket} at ${endpoint ?? 'AWS'}`
 
   let client: S3Client | undefined
   function s3() {
     if (client) return client
     client = new S3Client({
-      ...(options.s3Endpoint ? { endpoint: options.s3Endpoint, forcePathStyle: true } : {}),
+      ...(endpoint ? { endpoint, forcePathStyle: true } : {}),
+      ...(profile ? { profile } : {}),
       // The SDK's default appends CRC32 trailers, which older stores refuse or store as part of the object.
       requestChecksumCalculation: 'WHEN_REQUIRED',
       responseChecksumValidation: 'WHEN_REQUIRED',
@@ -45,8 +55,11 @@ export function createS3Store(url: string, options: { s3Endpoint?: string | unde
       const { ChecksumSHA256 } = args.input as { ChecksumSHA256?: string }
       const { headers } = args.request as { headers: Record<string, string> }
       if (ChecksumSHA256) headers['x-amz-content-sha256'] = Buffer.from(ChecksumSHA256, 'base64').toString('hex')
+      if (!checksums) {
+        for (const name of ['x-amz-checksum-sha256', 'x-amz-checksum-algorithm', 'x-amz-sdk-checksum-algorithm']) delete headers[name]
+      }
       return next(args)
-    }, { step: 'build', name: 'signedBody' })
+    }, { step: 'build', priority: 'low', name: 'signedBody' })
     return client
   }
 
@@ -97,7 +110,7 @@ export function createS3Store(url: string, options: { s3Endpoint?: string | unde
         const { ETag } = await retry(`${what}, at part ${PartNumber}`, () => s3().send(new UploadPartCommand({
           Bucket, Key: Key(key), UploadId, PartNumber, Body: createReadStream(file, range), ContentLength, ...sums,
         }), { abortSignal: signal }), signal)
-        Parts.push({ PartNumber, ETag, ChecksumSHA256: sums.ChecksumSHA256 })
+        Parts.push({ PartNumber, ETag, ...(checksums ? { ChecksumSHA256: sums.ChecksumSHA256 } : {}) })
       }
       const got = whole.digest('hex')
       if (got !== sha256) throw new Error(`${file} has sha256 ${got}, expected ${sha256}; nothing was stored`)
@@ -178,8 +191,8 @@ export function createS3Store(url: string, options: { s3Endpoint?: string | unde
       XMinioStorageFull: `the disks of the store are full; make room there`,
       XAmzContentSHA256Mismatch: `what arrived at the store is not what was sent; it was changed on its way`,
       BadDigest: `what arrived at the store is not what was sent; it was changed on its way`,
-      ECONNREFUSED: `nothing answers at ${options.s3Endpoint ?? 'AWS'}; correct AWS_ENDPOINT_URL_S3, or start the store`,
-      ENOTFOUND: `the host of ${options.s3Endpoint ?? 'AWS'} is not known; correct AWS_ENDPOINT_URL_S3`,
+      ECONNREFUSED: `nothing answers at ${endpoint ?? 'AWS'}; correct AWS_ENDPOINT_URL_S3, or start the store`,
+      ENOTFOUND: `the host of ${endpoint ?? 'AWS'} is not known; correct AWS_ENDPOINT_URL_S3`,
     }[nameOf(cause)]
     const region = cause instanceof Error && /region is missing/i.test(cause.message) ? 'no region is set; set AWS_REGION' : undefined
     return new Error([what, why ?? region].filter(Boolean).join(': '), { cause })

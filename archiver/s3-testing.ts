@@ -11,6 +11,7 @@ import {
 import tap, { type Test } from 'tap'
 import { currentEnv, objectStoreConfig } from '../local/config.ts'
 import { hasObjectStore, objectStorePackages, startObjectStore, type ObjectStore } from '../local/object-store.ts'
+import { createS3Store } from './s3-store.ts'
 import { openStore } from './store.ts'
 
 export interface TestBucket {
@@ -86,8 +87,11 @@ export async function openBucket(t: Test, endpoint: string, env: TestBucket['env
   return { endpoint, bucket: Bucket, url: `s3://${Bucket}/${Prefix}an/archive`, env, client }
 }
 
-/** The store of the archiver, as a process with these settings has it; the environment is put back in teardown. */
-export function openWith(t: Test, { endpoint, url, env }: Pick<TestBucket, 'endpoint' | 'url' | 'env'>) {
+/**
+ * The store of the archiver, as a process with these settings has it, or one that sends checksums as to AWS; the environment is put
+ * back in teardown.
+ */
+export function openWith(t: Test, { endpoint, url, env, checksums }: Pick<TestBucket, 'endpoint' | 'url' | 'env'> & { checksums?: boolean }) {
   const present = currentEnv()
   const before = Object.entries(present).filter(([name]) => name.startsWith('AWS_'))
   const set = (entries: [string, string | undefined][]) => {
@@ -97,7 +101,7 @@ export function openWith(t: Test, { endpoint, url, env }: Pick<TestBucket, 'endp
   // Nor from ~/.aws, nor from the machine's own address for them.
   set(Object.entries({ AWS_CONFIG_FILE: '/dev/null', AWS_SHARED_CREDENTIALS_FILE: '/dev/null', AWS_EC2_METADATA_DISABLED: 'true', ...env }))
   t.teardown(() => set(before))
-  return openStore(url, { s3Endpoint: endpoint })
+  return checksums === undefined ? openStore(url, { s3Endpoint: endpoint }) : createS3Store(url, { endpoint, checksums })
 }
 
 /**

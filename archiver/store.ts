@@ -27,13 +27,20 @@ export interface Store {
   delete(key: string, signal?: AbortSignal): Promise<void>
 }
 
-export interface StoreOptions { s3Endpoint?: string | undefined }
+/** An S3 store at another address than the one in use; `profile` names its credentials in the AWS files, else they are those in use. */
+export interface OlderStore { endpoint: string, profile?: string | undefined }
+
+export interface StoreOptions {
+  s3Endpoint?: string | undefined
+  /** By bucket: where archives are that were made before the store was changed. */
+  olderStores?: Map<string, OlderStore> | undefined
+}
 
 /** Opens `file:///absolute/path` or `s3://bucket/prefix`. Nothing is read or written yet. */
 export function openStore(url: string, options: StoreOptions = {}): Store {
-  const { protocol } = new URL(url)
+  const { protocol, hostname } = new URL(url)
   if (protocol === 'file:') return createFileStore(url)
-  if (protocol === 's3:') return createS3Store(url, options)
+  if (protocol === 's3:') return createS3Store(url, options.olderStores?.get(hostname) ?? { endpoint: options.s3Endpoint })
   throw new Error(`${url}: expected a file:// or s3:// URL`)
 }
 

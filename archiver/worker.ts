@@ -37,13 +37,14 @@ export interface WorkerSettings {
   database: Database
   archiveUrl: string
   s3Endpoint?: string | undefined
+  olderStores?: StoreOptions['olderStores']
   /** Where its work directory is made; default TMPDIR. */
   temporary?: string
 }
 
 /** Connects nothing yet. End it with closeWorker. */
 export async function openWorker(settings: WorkerSettings, log: Log, tracing?: Tracing): Promise<Worker> {
-  const storeOptions = { s3Endpoint: settings.s3Endpoint }
+  const storeOptions = { s3Endpoint: settings.s3Endpoint, olderStores: settings.olderStores }
   return {
     name: `${hostname()}:${process.pid}:${randomBytes(3).toString('hex')}`,
     database: settings.database,
