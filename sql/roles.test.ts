@@ -6,7 +6,7 @@ const tables = [
   'settings', 'settings_audit', 'devices', 'gateways', 'device_heartbeats', 'device_last_status', 'heartbeat_quarantine',
   'hb_partitions', 'events', 'counters', 'archivers', 'restore_requests', 'restore_items',
   'device_commands', 'command_dispatch_log', 'cohorts', 'token_change_log', 'slo_counts',
-  'device_availability_daily', 'rolled_up_days', 'late_arrivals', 'storage_daily',
+  'device_availability_daily', 'rolled_up_days', 'late_arrivals', 'storage_daily', 'fleet_samples',
 ]
 
 t.test('nothing is granted to public', async t => {
@@ -50,7 +50,7 @@ t.test('fleet_server ingests, reads the fleet views and runs the ops calls, and 
   await server`select * from fleet.check()`
   await server`select * from fleet.metric_values()`
   await server`select * from fleet.device_day(1)`
-  for (const view of ['partition_health', 'archives', 'job_health']) await server`select * from ${server(`fleet.${view}`)}`
+  for (const view of ['partition_health', 'archives', 'job_health', 'fleet_silence', 'fleet_trend', 'slo']) await server`select * from ${server(`fleet.${view}`)}`
   for (const table of tables) {
     await t.rejects(server`select * from ${server(`fleet.${table}`)} limit 1`, { code: '42501' }, `select ${table}`)
     await t.rejects(server`delete from ${server(`fleet.${table}`)}`, { code: '42501' }, `delete from ${table}`)

@@ -65,8 +65,11 @@ begin
   commit;
 
   perform fleet.watch_silence(p_now);
+  commit;
+
+  perform fleet.sample_fleet();
 end
 $$;
 
 comment on procedure fleet.mark_silent(integer, timestamptz) is
-  'Sets device_last_status.is_silent for devices silent for three quarters of the time after which they are offline, so that lists of offline devices need no look at the others. Run each minute by pg_cron; if it is not, lists are as right, and slower. Then calls fleet.watch_silence(). Example: call fleet.mark_silent();';
+  'Sets device_last_status.is_silent for devices silent for three quarters of the time after which they are offline, so that lists of offline devices need no look at the others. Run each minute by pg_cron; if it is not, lists are as right, and slower. Then calls fleet.watch_silence() and fleet.sample_fleet(). Example: call fleet.mark_silent();';
