@@ -8,9 +8,11 @@ import { explain, say, step } from './progress.ts'
 
 const deviceCount = 200
 const historyDays = 100
-/** The past is thinned: one beat in half an hour, where the devices send one a minute. */
+/** The past is thinned, but for the last day of some and the last minutes of all: one beat in half an hour, where the devices send one a minute. */
 const historyIntervalMs = 30 * 60_000
 const liveIntervalMs = 60_000
+const outageMs = 30 * 60_000
+const sampleMs = 10 * 60_000
 const dayMs = 86_400_000
 
 interface DemoDevice {
@@ -40,6 +42,7 @@ export async function startDemo(sql: Sql, url: string, file: string, stopped: Ab
   if (fleet.nextDay < fleet.firstLiveAt) {
     const rows = await step(`Loading ${historyDays} days of their history`, () => loadHistory(sql, fleet, file, stopped))
     stopped.throwIfAborted()
+    await loadTrend(sql, fleet)
     say(`${rows.toLocaleString('en')} heartbeats are loaded.`)
     await step('Retiring the days past the retention (the archiver takes them from there)', () => sql`call fleet.nightly(null)`)
   }
@@ -115,8 +118,11 @@ function* historyLines(fleet: Fleet, from: number, to: number) {
   for (const device of fleet.devices) {
     const end = Math.min(to, firstLive - offlineFor(device.number))
     // Devices do not beat in step.
-    const offset = noise(device.number, 0) * historyIntervalMs
-    for (let ts = from + offset; ts < end; ts += historyIntervalMs) {
+    const phase = noise(device.number, 0)
+    const fullFrom = firstLive - (device.number % 20 === 1 ? dayMs : sampleMs) + phase * liveIntervalMs
+    const next = (ts: number) => ts >= fullFrom ? ts + liveIntervalMs : Math.min(ts + historyIntervalMs, Math.max(fullFrom, ts + 1))
+    for (let ts = from + phase * (from < fullFrom ? historyIntervalMs : liveIntervalMs); ts < end; ts = next(ts)) {
+      if (isOut(device.number, ts)) continue
       const beat = beatAt(device.number, ts)
       const receivedAt = ts + 40 + noise(device.number, ts) * 900
       yield [
@@ -134,6 +140,52 @@ function* chunks(lines: string[]) {
 /** How long before the demo began a device went silent: 8 of the 200 are off for minutes to weeks. */
 function offlineFor(number: number) {
   return number % 25 === 7 ? (15 + 1500 * noise(number, 1) ** 3 * 20) * 60_000 : 0
+}
+
+/** Now and then a device is out of reach for half an hour. */
+function isOut(number: number, ts: number) {
+  return noise(number, outageOf(number, ts) + 4) < 0.015
+}
+
+/** Which half hour of the device's own a moment is in. */
+function outageOf(number: number, ts: number) {
+  return Math.floor(ts / outageMs + number / 9)
+}
+
+/** How the fleet was counted in the last day: a past of thinned heartbeats does not say it, nor who looked while that was loaded. */
+async function loadTrend(sql: Sql, fleet: Fleet) {
+  const firstLive = Date.parse(fleet.firstLiveAt)
+  const samples = []
+  for (let ts = Math.ceil((firstLive - dayMs) / sampleMs) * sampleMs; ts < Date.now(); ts += sampleMs) {
+    const sample = { sampled_at: new Date(ts).toISOString(), online: 0, late: 0, offline: 0, unity_down: 0 }
+    for (const { number } of fleet.devices) {
+      const silent = silentFor(number, ts, firstLive)
+      if (silent > 10 * 60_000) {
+        sample.offline++
+        continue
+      }
+      if (silent > 2 * 60_000) sample.late++
+      else sample.online++
+      if (!beatAt(number, ts).unity_running) sample.unity_down++
+    }
+    samples.push(sample)
+  }
+  await sql`
+    insert into fleet.fleet_samples (sampled_at, devices, online, late, offline, new, clock_skewed, unity_down)
+    select s.sampled_at, ${fleet.devices.length}::bigint, s.online, s.late, s.offline, 0, 0, s.unity_down
+    from json_to_recordset(${JSON.stringify(samples)}::text::json)
+      as s (sampled_at timestamptz, online bigint, late bigint, offline bigint, unity_down bigint)
+    on conflict (sampled_at) do update
+      set devices = excluded.devices, online = excluded.online, late = excluded.late, offline = excluded.offline, unity_down = excluded.unity_down
+  `
+}
+
+/** How long a device has been silent at a time before the demo began. */
+function silentFor(number: number, ts: number, firstLive: number) {
+  if (offlineFor(number) > firstLive - ts) return offlineFor(number) - (firstLive - ts)
+  let since = ts
+  while (isOut(number, since)) since = Math.ceil((outageOf(number, since) - number / 9) * outageMs) - 1
+  return ts - since
 }
 
 /** What a device says at a time: a battery that is charged at night, a radio with moods, Unity that sometimes is down. */

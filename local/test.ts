@@ -2,6 +2,7 @@
 import { spawn } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { installBrowser } from './browser.ts'
 import { currentEnv, objectStoreConfig, repository } from './config.ts'
 import { installObjectStore } from './object-store.ts'
 import { installPlpgsqlCheck, MissingPostgres, requirePostgres } from './packages.ts'
@@ -23,6 +24,7 @@ try {
   // Here, before the test files that need them run side by side. Where they are not to be had, those say so.
   if (!objectStoreConfig().endpoint) await installObjectStore()
   await installTopology()
+  await installBrowser()
   await installPlpgsqlCheck(await requirePostgres())
   const { cluster, description, end } = await step('Making a throwaway cluster for the tests', makeTestCluster)
   try {

@@ -3,7 +3,7 @@ import { bytes, count, plural } from './format.ts'
 import { Table } from './layout.tsx'
 import { dayOf, Moment } from './time.tsx'
 
-const SHOWN = 10
+const SHOWN = 5
 
 /** The newest archives, each with when it was read back and found equal. */
 export function Archives({ partitions, now }: { partitions: Partition[], now: Date }) {
@@ -14,9 +14,10 @@ export function Archives({ partitions, now }: { partitions: Partition[], now: Da
   return (
     <>
       <p>
-        {plural(archives.length, 'archive')}, {count(rows)} rows in {bytes(size)}, each read back and compared before its partition was dropped.
+        {plural(archives.length, 'archive')}, {count(rows)} rows in {bytes(size)}, each read back and compared before its partition was dropped. They are below{' '}
+        <code class="url">{archives[0]!.archive_url?.split('/').slice(0, -2).join('/')}/</code>
       </p>
-      <Table label="Archives" head={['Days', 'Rows', 'Size', 'Proven', 'SHA-256', 'Where']}>
+      <Table label="Archives" head={['Days', { number: 'Rows' }, { number: 'Size' }, 'Proven', 'SHA-256', 'In']}>
         {archives.slice(0, SHOWN).map(archive => (
           <tr>
             <th scope="row">{daysOf(archive)}</th>
@@ -24,7 +25,7 @@ export function Archives({ partitions, now }: { partitions: Partition[], now: Da
             <td class="number">{bytes(archive.archive_bytes ?? 0)}</td>
             <td><Moment at={archive.proven_at!} now={now} /></td>
             <td><code title={archive.checksum_sha256 ?? ''}>{archive.checksum_sha256?.slice(0, 12)}…</code></td>
-            <td class="url"><code>{archive.archive_url}</code></td>
+            <td><code title={archive.archive_url ?? ''}>{archive.archive_url?.split('/').slice(-2, -1)}/</code></td>
           </tr>
         ))}
       </Table>

@@ -1,6 +1,5 @@
 import type { Child, PropsWithChildren } from 'hono/jsx'
 
-const HEIGHT = 190
 const TOP = 18
 const BOTTOM = 22
 
@@ -21,42 +20,44 @@ interface ChartProps {
   yLabel: (value: number) => string
   xTicks: Tick[]
   series: string[]
-  /** The same as a table. */
-  table: Child
+  /** The same as a table; charts of the same rows share one. */
+  table?: Child
+  height?: number
+  class?: string
 }
 
 /**
  * A plot in inline SVG. All is placed by percentages, so that it has the width of its place while its text keeps its size; labels of
  * the y axis stand on their lines.
  */
-export function Chart({ id, title, description, yTicks, yLabel, xTicks, series, table, children }: PropsWithChildren<ChartProps>) {
+export function Chart(
+  { id, title, description, yTicks, yLabel, xTicks, series, table, height = 190, class: name, children }: PropsWithChildren<ChartProps>,
+) {
   const y = (value: number) => percent(1 - shareOf(value, yTicks))
   return (
-    <figure class="chart">
+    <figure class={name === undefined ? 'chart' : `chart ${name}`}>
       <figcaption>
         <span>{title}</span>
         {series.length > 1 && <Legend series={series} />}
       </figcaption>
-      <svg role="img" aria-labelledby={`${id}-title ${id}-desc`} width="100%" height={HEIGHT}>
+      <svg role="img" aria-labelledby={`${id}-title ${id}-desc`} width="100%" height={height}>
         <title id={`${id}-title`}>{title}</title>
         <desc id={`${id}-desc`}>{description}</desc>
-        <svg y={TOP} width="100%" height={HEIGHT - TOP - BOTTOM} overflow="visible">
-          {yTicks.map((value, n) => (
-            <g class={n === 0 ? 'axis' : 'grid'}>
-              <line x1="0" x2="100%" y1={y(value)} y2={y(value)} />
-              {(n > 0 || value !== 0) && <text x="0" y={y(value)} dy="-4">{yLabel(value)}</text>}
-            </g>
-          ))}
+        <svg y={TOP} width="100%" height={height - TOP - BOTTOM} overflow="visible">
+          {yTicks.map((value, n) => <line class={n === 0 ? 'axis' : 'grid'} x1="0" x2="100%" y1={y(value)} y2={y(value)} />)}
           {children}
+          {yTicks.map(value => value !== 0 && <text x="0" y={y(value)} dy="-4">{yLabel(value)}</text>)}
         </svg>
         {xTicks.map(({ at, label }) => (
-          <text x={percent(at)} y={HEIGHT - 5} text-anchor={at < 0.06 ? 'start' : at > 0.94 ? 'end' : 'middle'}>{label}</text>
+          <text x={percent(at)} y={height - 5} text-anchor={at < 0.06 ? 'start' : at > 0.94 ? 'end' : 'middle'}>{label}</text>
         ))}
       </svg>
-      <details id={`${id}-table`}>
-        <summary>As a table</summary>
-        <div class="scroll" tabindex={0} role="region" aria-label={`${title}, as a table`}>{table}</div>
-      </details>
+      {table !== undefined && (
+        <details id={`${id}-table`}>
+          <summary>As a table</summary>
+          <div class="scroll" tabindex={0} role="region" aria-label={`${title}, as a table`}>{table}</div>
+        </details>
+      )}
     </figure>
   )
 }
@@ -125,15 +126,20 @@ export function Line({ points, series }: { points: Point[], series: number }) {
   return (
     <svg width="100%" height="100%" viewBox="0 0 1000 1000" preserveAspectRatio="none" overflow="visible">
       {runs.filter(run => run.length > 0).map(run => (
-        // A point without neighbours is a line to itself, which round ends make a dot.
         <polyline
           class={`line-${series}`}
           vector-effect="non-scaling-stroke"
-          points={[...run, ...(run.length === 1 ? run : [])].map(({ x, y }) => `${Math.round(x * 1000)},${Math.round((1 - y!) * 1000)}`).join(' ')}
+          points={stretched(run).map(({ x, y }) => `${Math.round(x * 1000)},${Math.round((1 - y!) * 1000)}`).join(' ')}
         />
       ))}
     </svg>
   )
+}
+
+/** A point without neighbours would not be seen. */
+function stretched(run: Point[]) {
+  const [only] = run
+  return run.length > 1 ? run : [{ ...only!, x: only!.x - 0.002 }, { ...only!, x: only!.x + 0.002 }]
 }
 
 /** Where a value stands between the first and the last mark, from 0 to 1. */

@@ -2,6 +2,7 @@ import type { Reader } from '../reader.ts'
 import { Bars, Chart, Line, shareOf, type Tick, ticksTo } from './chart.tsx'
 import { Status } from './devices.tsx'
 import { count, duration, plural } from './format.ts'
+import { Head } from './layout.tsx'
 import { Moment } from './time.tsx'
 
 /** A row of the view fleet.device_status. */
@@ -87,9 +88,7 @@ export function DeviceDay({ spans, interval_s }: { spans: Span[], interval_s: nu
   })
   const table = (
     <table>
-      <thead>
-        <tr>{['From (UTC)', 'Heartbeats', 'Unity down', 'Battery', 'Signal'].map(cell => <th scope="col">{cell}</th>)}</tr>
-      </thead>
+      <Head cells={['From (UTC)', ...['Heartbeats', 'Unity down', 'Battery', 'Signal'].map(number => ({ number }))]} />
       <tbody>
         {spans.toReversed().map(span => (
           <tr>
@@ -124,13 +123,13 @@ export function DeviceDay({ spans, interval_s }: { spans: Span[], interval_s: nu
       </Chart>
       <Chart
         id="battery-plot" title="Battery" description={rangeOf(spans.map(span => span.battery_pct), '%')}
-        yTicks={BATTERY} yLabel={value => `${value} %`} xTicks={xTicks} series={['battery']} table={table}
+        yTicks={BATTERY} yLabel={value => `${value} %`} xTicks={xTicks} series={['battery']}
       >
         <Line series={1} points={line(span => span.battery_pct, BATTERY)} />
       </Chart>
       <Chart
         id="signal-plot" title="Signal" description={rangeOf(spans.map(span => span.signal_dbm), 'dBm')}
-        yTicks={SIGNAL} yLabel={value => `${value} dBm`} xTicks={xTicks} series={['signal']} table={table}
+        yTicks={SIGNAL} yLabel={value => `${value} dBm`} xTicks={xTicks} series={['signal']}
       >
         <Line series={1} points={line(span => span.signal_dbm, SIGNAL)} />
       </Chart>

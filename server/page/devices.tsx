@@ -87,14 +87,14 @@ export function DeviceTable({ devices, search, now }: { devices: Device[], searc
   const link = (after: string) => `/?${new URLSearchParams({ status: search.status, q: search.q, after }).toString()}#devices`
   return (
     <>
-      <Table label="Devices found" head={['Device', 'Cohort', 'Status', 'Last heartbeat', 'Battery', 'Network', 'Agent']}>
+      <Table label="Devices found" head={['Device', 'Status', 'Last heartbeat', { number: 'Battery' }, 'Cohort', 'Network', 'Agent']}>
         {shown.map(device => (
           <tr>
             <th scope="row"><a href={`/devices/${device.device_id}`}>{nameOf(device)}</a></th>
-            <td>{device.cohort}</td>
             <td><Status status={device.status} /></td>
             <td>{device.last_ts === null ? 'never' : <Moment at={device.last_ts} now={now} />}</td>
             <td class="number">{device.battery_pct === null ? '–' : `${device.battery_pct} %`}</td>
+            <td>{device.cohort}</td>
             <td>{device.network_type ?? '–'}</td>
             <td>{device.agent_version ?? '–'}</td>
           </tr>

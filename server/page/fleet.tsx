@@ -1,6 +1,8 @@
 import type { Reader } from '../reader.ts'
 import { count, plural } from './format.ts'
 import { Table } from './layout.tsx'
+import { FleetSilence, type Silence, SilenceAlarm } from './silence.tsx'
+import { type Sample, sinceAnHour, Trend } from './trend.tsx'
 
 /** A row of the view fleet.fleet_summary. */
 export interface CohortCount {
@@ -25,35 +27,55 @@ const STATUSES = [
   ['online', 'online'], ['late', 'late'], ['offline', 'offline'], ['clock_skewed', 'clock skewed'], ['new', 'new'],
 ] as const
 
-export function Fleet({ cohorts }: { cohorts: CohortCount[] }) {
+interface FleetProps {
+  cohorts: CohortCount[]
+  /** These two are undefined when they could not be read: the counts are there all the same. */
+  silence: Silence[] | undefined
+  trend: Sample[] | undefined
+  now: Date
+}
+
+export function Fleet({ cohorts, silence, trend, now }: FleetProps) {
   const [all, ...others] = cohorts
+  const since = (status: keyof Sample & keyof CohortCount) => trend && all && sinceAnHour(trend, now, all[status], status)
   if (all === undefined || all.devices === 0) return <p class="muted">No device is enrolled yet.</p>
   return (
     <>
       <ul class="tiles">
-        {STATUSES.map(([status, label]) => <Tile status={status} label={label} value={all[status]} />)}
-        <Tile status="unity_down" label="Unity down" value={all.unity_down} />
+        <Tile status="online" label="online" value={all.online} more={since('online')} />
+        <Tile status="late" label="late" value={all.late} more={since('late')} />
+        <Tile status="offline" label="offline" value={all.offline} more={since('offline')} />
+        <Tile status="unity_down" label="Unity down" value={all.unity_down} more={since('unity_down')} />
+        <Tile status="clock_skewed" label="clock skewed" value={all.clock_skewed} />
+        <Tile status="new" label="new" value={all.new} />
       </ul>
       <Share all={all} />
+      {silence === undefined ? <p class="unread">Whether cohorts fall silent could not be read.</p>
+        : silence[0] !== undefined && <FleetSilence silence={silence[0]} />}
       {others.length > 1 && (
-        <Table label="Devices by cohort" head={['Cohort', 'Devices', 'Online', 'Late', 'Offline', 'Skewed', 'New', 'Unity down']}>
-          {others.map(cohort => (
-            <tr>
-              <th scope="row">{cohort.cohort}</th>
-              {[cohort.devices, ...STATUSES.map(([status]) => cohort[status]), cohort.unity_down]
-                .map(value => <td class={value === 0 ? 'number zero' : 'number'}>{count(value)}</td>)}
-            </tr>
-          ))}
+        <Table label="Devices by cohort" head={['Cohort', ...['Devices', 'Online', 'Late', 'Offline', 'Skewed', 'New', 'Unity down'].map(number => ({ number }))]}>
+          {others.map(cohort => {
+            const alarm = silence?.slice(1).find(({ cohort: name, is_alarming }) => name === cohort.cohort && is_alarming)
+            return (
+              <tr>
+                <th scope="row">{cohort.cohort}{alarm !== undefined && <><br /><SilenceAlarm silence={alarm} /></>}</th>
+                {[cohort.devices, ...STATUSES.map(([status]) => cohort[status]), cohort.unity_down]
+                  .map(value => <td class={value === 0 ? 'number zero' : 'number'}>{count(value)}</td>)}
+              </tr>
+            )
+          })}
         </Table>
       )}
+      {trend === undefined ? <p class="unread">The trend could not be read.</p> : <Trend samples={trend} now={now} />}
     </>
   )
 }
 
-function Tile({ status, label, value }: { status: string, label: string, value: number }) {
+function Tile({ status, label, value, more }: { status: string, label: string, value: number, more?: number | undefined }) {
   return (
     <li class={value === 0 ? 'tile zero' : `tile is-${status}`}>
       <a href={`/?status=${status}#devices`}><b>{count(value)}</b> <span>{label}</span></a>
+      {more !== undefined && <small>{more < 0 ? '−' : more > 0 ? '+' : '±'}{count(Math.abs(more))} in 1 h</small>}
     </li>
   )
 }

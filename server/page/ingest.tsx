@@ -1,5 +1,6 @@
 import type { Registry } from 'prom-client'
 import type { Metrics } from '../metrics.ts'
+import { type Budget, Budgets } from './budgets.tsx'
 import { count, duration, short } from './format.ts'
 
 /** Rates are over the last minute if samples allow it, and never over less than this. */
@@ -107,7 +108,8 @@ export function quantile(share: number, buckets: [number, number][]): number | u
   return bound
 }
 
-export function IngestRate({ ingest }: { ingest: Ingest }) {
+/** `budgets` is undefined when they could not be read. */
+export function IngestRate({ ingest, budgets }: { ingest: Ingest, budgets: Budget[] | undefined }) {
   const { pool } = ingest
   const span = ingest.isAll ? `since the start ${duration(ingest.window_s)} ago` : `in the last ${duration(ingest.window_s)}`
   return (
@@ -128,6 +130,7 @@ export function IngestRate({ ingest }: { ingest: Ingest }) {
         <div><dt>Connections in use</dt><dd>{count(pool.in_use)} of {count(pool.max)}{pool.waiting > 0 && `, ${count(pool.waiting)} waiting`}</dd></div>
       </dl>
       <p class="muted">All workers of this server, since it started.</p>
+      {budgets === undefined ? <p class="unread">The error budgets could not be read.</p> : <Budgets budgets={budgets} />}
     </>
   )
 }

@@ -32,16 +32,12 @@ export function Page({ title, isBare = false, nav, children }: PropsWithChildren
         <header class="top">
           <p class="brand"><img src={assetPath('icon.svg')} alt="" width="28" height="28" /> <a href="/">NexMDM</a></p>
           {!isBare && nav}
+          {!isBare && <p id="live" role="status" aria-live="polite">As of {new Date().toISOString().slice(11, 16)} UTC</p>}
           {!isBare && (
             <form method="post" action="/logout"><button type="submit" class="quiet">Log out</button></form>
           )}
         </header>
         <main id="main" tabindex={-1}>{children}</main>
-        {!isBare && (
-          <footer>
-            <p id="live" role="status" aria-live="polite">This page shows the moment at which it was loaded.</p>
-          </footer>
-        )}
       </body>
     </html>
   )
@@ -65,12 +61,23 @@ export function Section<T>({ id, title, of, show, class: name }: SectionProps<T>
   )
 }
 
+/** Columns of numbers are aligned as those are. */
+export function Head({ cells }: { cells: (string | { number: string })[] }) {
+  return (
+    <thead>
+      <tr>
+        {cells.map(cell => typeof cell === 'string' ? <th scope="col">{cell}</th> : <th scope="col" class="number">{cell.number}</th>)}
+      </tr>
+    </thead>
+  )
+}
+
 /** A table that scrolls by itself where it is too wide. */
-export function Table({ label, head, children }: PropsWithChildren<{ label: string, head: Child[] }>) {
+export function Table({ label, head, children }: PropsWithChildren<{ label: string, head: (string | { number: string })[] }>) {
   return (
     <div class="scroll" tabindex={0} role="region" aria-label={label}>
       <table>
-        <thead><tr>{head.map(cell => <th scope="col">{cell}</th>)}</tr></thead>
+        <Head cells={head} />
         <tbody>{children}</tbody>
       </table>
     </div>

@@ -1,12 +1,13 @@
-// Keeps the live parts of the page up to date while it is looked at.
+// Keeps the live parts up to date while the page is looked at.
 const every = +document.body.dataset.every
 const line = document.getElementById('live')
 const FOCUS = 'a, summary, [tabindex]'
 let timer, asking
 
 // Read aloud, so only what is new.
-function say(text) {
+function say(text, isBad) {
   if (line.textContent !== text) line.textContent = text
+  line.className = isBad ? 'warn' : ''
 }
 
 function replace(old, fresh) {
@@ -35,13 +36,13 @@ async function refresh() {
     if (news.querySelector('[data-live]')) {
       for (const old of document.querySelectorAll('[data-live]')) replace(old, news.getElementById(old.id) ?? old)
       document.title = news.title
-      say(`Live: refreshed every ${every / 1e3} s.`)
+      say('Live')
     } else {
       wait = 1e3 * (answer.headers.get('retry-after') || 5)
-      say(news.querySelector('h1')?.textContent ?? `Status ${answer.status}`)
+      say(news.querySelector('h1')?.textContent ?? 'Status ' + answer.status, 1)
     }
   } catch {
-    say('The server cannot be reached: no longer live.')
+    say('Not live: the server cannot be reached', 1)
   }
   asking = false
   timer = setTimeout(refresh, wait)

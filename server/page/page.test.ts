@@ -158,18 +158,42 @@ t.test('it tells how the fleet is', async t => {
   const session = await login()
   const { html } = await get('/', session)
   t.match(textOf(html, 'headline'), '4 devices: 2 online, 0 late, 1 offline, 1 with Unity down.')
-  t.match(textOf(html, 'fleet'), /2 online 0 late 1 offline 0 clock skewed 1 new 1 Unity down/)
+  t.match(textOf(html, 'fleet'), /2 online 0 late 1 offline 1 Unity down 0 clock skewed 1 new 2 devices online/)
   t.match(textOf(html, 'fleet'), /lobby 1 1 0 0 0 0 0/)
   t.match(textOf(html, 'ingest'), /p95.*Written 3 Duplicates 0 Quarantined 0 Failed 0 Connections in use \d+ of 10/)
-  t.match(textOf(html, 'devices'), /b default offline 11 min ago (\d{4}-\d\d-\d\d )?\d\d:\d\d UTC/)
-  t.match(textOf((await get('/?status=unity_down', session)).html, 'devices-found'), /^Device .* c default online /)
-  t.match(textOf((await get('/?status=any&q=LOBB', session)).html, 'devices-found'), /Agent a lobby online .* 81 %/)
+  t.match(textOf(html, 'devices'), /b offline 11 min ago (\d{4}-\d\d-\d\d )?\d\d:\d\d UTC/)
+  t.match(textOf((await get('/?status=unity_down', session)).html, 'devices-found'), /^Device .* Agent c online now /)
+  t.match(textOf((await get('/?status=any&q=LOBB', session)).html, 'devices-found'), /Agent a online .* 81 % lobby/)
   t.match(textOf((await get('/?q=%25', session)).html, 'devices-found'), 'No offline device matches “%”.')
-  t.match(textOf((await get(`/?status=any&q=${d.device_id}`, session)).html, 'devices-found'), 'd default new never')
+  t.match(textOf((await get(`/?status=any&q=${d.device_id}`, session)).html, 'devices-found'), 'd new never')
+
+  t.match(textOf(html, 'fleet'), /Whether more devices go quiet than usual is not judged: [a-z ]+\./)
+  t.match(textOf(html, 'fleet'), /The trend begins when the fleet was counted twice/)
+  t.match(textOf(html, 'ingest'), /Error budget: heartbeat writes (idle 0|100 % left 0) of \d failed in 1 h; 0\.5 % may Error budget: dispatch log idle/)
 
   const poll = await get('/', { ...session, 'x-live': '1' })
   t.match(poll.html, /^<!doctype html>\n<title>.*<\/title><section id="headline" data-live/)
   t.notMatch(poll.html, '<header')
+})
+
+t.test('it tells where the fleet is going, and what of the error budgets is left', async t => {
+  const { url, db, call } = await withServer(t)
+  const { token } = await enroll(db, 'a')
+  await call('POST /v1/heartbeat', { token, body: {} })
+  await db.admin`
+    insert into fleet.fleet_samples (sampled_at, devices, online, late, offline, new, clock_skewed, unity_down)
+    select date_bin('10 minutes', now(), '2000-01-01Z') - n * interval '10 minutes', 9, n, 0, 9 - n, 0, 0, 0 from generate_series(0, 9) n
+  `
+  await db.sql`
+    select fleet.record_slo('a', json_build_array(json_build_object('slo', 'heartbeat_writes', 'minute', now() - interval '5 minutes', 'good', 996, 'bad', 4)))
+  `
+  const { get, login } = visitor(url)
+  const { html } = await get('/', await login())
+  t.match(textOf(html, 'fleet'), /^Fleet 1 online −[45] in 1 h 0 late ±0 in 1 h 0 offline −[34] in 1 h 0 Unity down ±0 in 1 h/)
+  t.match(textOf(html, 'fleet'), /online: 9 at first, 0 at last; late: 0 at first, 0 at last; offline: 0 at first, 9 at last/)
+  t.match(textOf(html, 'ingest'), /heartbeat writes 20 % left 4 of 1,00[01] failed in 1 h; 0\.5 % may/)
+  t.equal(html.match(/class="line-\d"/g)?.length, 4)
+  t.match(html, /class="badge warn">20 % left/)
 })
 
 t.test('offline devices are read page by page, the longest silent first', async t => {

@@ -6,6 +6,7 @@ import { Problem, toProblem, unavailable } from '../problem.ts'
 import { answer, type Html } from './answer.ts'
 import { Archives } from './archives.tsx'
 import { serveAssets } from './assets.ts'
+import { readBudgets } from './budgets.tsx'
 import { Checks, headline, readChecks } from './checks.tsx'
 import { daysOf, readPartitions } from './days.ts'
 import { DeviceDay, DeviceFacts, readDay, readDevice } from './device.tsx'
@@ -18,8 +19,10 @@ import { Page, Section } from './layout.tsx'
 import { localPath, Login, postLogin, postLogout } from './login.tsx'
 import { PartitionStrip } from './partitions.tsx'
 import { Sessions } from './session.ts'
+import { readSilence } from './silence.tsx'
 import { Lane, settled, Source } from './source.ts'
 import { Storage } from './storage.tsx'
+import { readTrend } from './trend.tsx'
 
 /** Of a worker's connections the page takes no more than these. */
 const LANES = 2
@@ -35,6 +38,9 @@ export function opsPage(parts: Parts) {
   const rates = new IngestRates(metrics)
   const sources = {
     fleet: new Source(2_000, () => lane.run(() => readFleet(reader))),
+    trend: new Source(30_000, () => lane.run(() => readTrend(reader))),
+    silence: new Source(5_000, () => lane.run(() => readSilence(pool))),
+    budgets: new Source(10_000, () => lane.run(() => readBudgets(pool))),
     ingest: new Source(2_000, () => rates.read()),
     partitions: new Source(5_000, () => lane.run(() => readPartitions(reader))),
     checks: new Source(10_000, () => lane.run(() => readChecks(pool))),
@@ -48,13 +54,16 @@ export function opsPage(parts: Parts) {
   app.get('/', timed(metrics, 'GET /', forSession(async c => {
     const search = searchOf(c.req.query())
     const now = new Date()
-    const [fleet, ingest, partitions, checks, jobs, devices] = await Promise.all([
+    const [fleet, ingest, partitions, checks, jobs, devices, trend, silence, budgets] = await Promise.all([
       within('fleet', sources.fleet.get()),
       within('ingest', sources.ingest.get()),
       within('partitions', sources.partitions.get()),
       within('checks', sources.checks.get()),
       within('jobs', sources.jobs.get()),
       within('devices', lane.run(() => readDevices(reader, search))),
+      within('trend', sources.trend.get()),
+      within('silence', sources.silence.get()),
+      within('budgets', sources.budgets.get()),
     ])
     const isDown = [fleet, partitions, checks, jobs, devices].every(({ error }) => error !== undefined)
     const { level, text } = isDown ? { level: 'fail', text: 'The database cannot be read' } : headline(checks)
@@ -79,8 +88,8 @@ export function opsPage(parts: Parts) {
         </section>
         <Section id="checks" title="Checks" of={checks} show={value => <Checks checks={value} />} />
         <div class="columns">
-          <Section id="fleet" title="Fleet" of={fleet} show={value => <Fleet cohorts={value} />} />
-          <Section id="ingest" title="Ingest" of={ingest} show={value => <IngestRate ingest={value} />} />
+          <Section id="fleet" title="Fleet" of={fleet} show={value => <Fleet cohorts={value} silence={silence.value} trend={trend.value} now={now} />} />
+          <Section id="ingest" title="Ingest" of={ingest} show={value => <IngestRate ingest={value} budgets={budgets.value} />} />
         </div>
         <section id="devices" class="card" aria-labelledby="devices-heading">
           <h2 id="devices-heading">Devices</h2>

@@ -1,5 +1,6 @@
-import { type Day, LOOKS, type Look } from './days.ts'
+import { type Day, LOOKS, type Look, type Partition } from './days.ts'
 import { bytes, count, plural } from './format.ts'
+import { Head } from './layout.tsx'
 
 /** Older days than these are counted in words. */
 const MAX_MONTHS = 13
@@ -39,11 +40,45 @@ export function PartitionStrip({ days }: { days: Day[] }) {
       {shown.map(([month, ofMonth]) => (
         <div class="month">
           <h3>{month}</h3>
-          <ol class="strip">{ofMonth.map(day => <Cell day={day} />)}</ol>
+          <ol class="strip">
+            {/* In one column with the same day of the other months, where a month has a line to itself. */}
+            {Array.from({ length: Number(ofMonth[0]!.day.slice(8)) - 1 }, () => <li class="blank" aria-hidden="true"></li>)}
+            {ofMonth.map(day => <Cell day={day} />)}
+          </ol>
         </div>
       ))}
+      <details id="days-table">
+        <summary>As a table, with rows and bytes</summary>
+        <div class="scroll" id="days-rows" tabindex={0} role="region" aria-label="Days, as a table">
+          <table>
+            <Head cells={['Day', 'State', { number: 'Rows' }, { number: 'Online' }, { number: 'Archived' }, 'Remark']} />
+            <tbody>{shown.flatMap(([, ofMonth]) => ofMonth).toReversed().map(day => <Row day={day} />)}</tbody>
+          </table>
+        </div>
+      </details>
     </>
   )
+}
+
+function Row({ day: { day, look, partition } }: { day: Day }) {
+  const { row_count = null, bytes_size = 0, archive_bytes = null } = partition ?? {}
+  return (
+    <tr>
+      <th scope="row">{day}</th>
+      <td>{look}</td>
+      <td class="number">{row_count === null ? '–' : count(row_count)}</td>
+      <td class="number">{bytes_size === 0 ? '–' : bytes(bytes_size)}</td>
+      <td class="number">{archive_bytes === null ? '–' : bytes(archive_bytes)}</td>
+      <td class="remark">{remarkOf(look, partition) ?? '–'}</td>
+    </tr>
+  )
+}
+
+/** Why a day is as it is, where that needs words. */
+function remarkOf(look: Look, partition: Partition | undefined) {
+  if (look === 'held') return `held: ${partition?.held_reason}`
+  if (look === 'archiving' && partition?.step != null) return `step ${partition.step}`
+  return look === 'failed' ? partition?.last_error ?? undefined : undefined
 }
 
 function Cell({ day }: { day: Day }) {
@@ -59,14 +94,12 @@ function Cell({ day }: { day: Day }) {
 /** `2026-08-15: dropped, 288,000 rows, archive 4.1 MB`. */
 export function describe({ day, look, partition }: Day) {
   if (partition === undefined) return `${day}: missing`
-  const { row_count, bytes_size, archive_bytes, held_reason, last_error, step } = partition
+  const { row_count, bytes_size, archive_bytes } = partition
   return [
     `${day}: ${look}`,
     row_count === null ? undefined : plural(row_count, 'row'),
     bytes_size > 0 ? `${bytes(bytes_size)} online` : undefined,
     archive_bytes === null ? undefined : `${bytes(archive_bytes)} archived`,
-    held_reason === null ? undefined : `held: ${held_reason}`,
-    look === 'archiving' && step !== null ? `step ${step}` : undefined,
-    look === 'failed' && last_error !== null ? last_error : undefined,
+    remarkOf(look, partition),
   ].filter(part => part !== undefined).join(', ')
 }

@@ -25,27 +25,13 @@ export function Storage({ partitions, now }: { partitions: Partition[], now: Dat
       </p>
       <Chart
         id="storage-plot"
+        height={280}
         title="Bytes of each partition"
         description={`${dayOf(shown[0]!.range_start)} to ${dayOf(shown.at(-1)!.range_start)}: ${said}`}
         yTicks={yTicks}
         yLabel={bytes}
         xTicks={ticksOf(shown.length, 4, n => dayOf(shown[n]!.range_start))}
         series={['online', 'archived']}
-        table={(
-          <table>
-            <thead><tr><th scope="col">From</th><th scope="col">Rows</th><th scope="col">Online</th><th scope="col">Archived</th></tr></thead>
-            <tbody>
-              {shown.toReversed().map(({ range_start, row_count, bytes_size, archive_bytes }) => (
-                <tr>
-                  <th scope="row">{dayOf(range_start)}</th>
-                  <td class="number">{row_count === null ? '–' : count(row_count)}</td>
-                  <td class="number">{bytes(bytes_size)}</td>
-                  <td class="number">{bytes(archive_bytes ?? 0)}</td>
-                </tr>
-              ))}
-            </tbody>
-          </table>
-        )}
       >
         <Bars
           top={yTicks.at(-1)!}
@@ -55,6 +41,7 @@ export function Storage({ partitions, now }: { partitions: Partition[], now: Dat
           }))}
         />
       </Chart>
+      <p><a href="#days-rows">Each day in numbers</a></p>
     </>
   )
 }
