@@ -161,6 +161,7 @@ function questions(sql: Sql, server: Server, size: number): Question[] {
       ask: () => sql`select * from fleet.device_status where device_id = ${device()}`,
       target: 2, legacy: 'device detail, newest heartbeat',
     },
+    { name: 'fleet.fleet_silence, for a scrape once a minute', ask: () => sql`select * from fleet.fleet_silence` },
     { name: 'scrape of /metrics over HTTP', ask: () => http('/metrics'), ...(size <= 10_000 ? { target: 20 } : {}) },
     { name: 'device detail over HTTP', ask: () => http(`/v1/devices/${device()}`), target: 2 },
     { name: 'POST /admin/command', ask: () => http('/admin/command', { device_id: device(), command: 'ping' }), target: 10 },

@@ -7,6 +7,7 @@ import { currentEnv, objectStoreConfig, repository } from './config.ts'
 import { installObjectStore } from './object-store.ts'
 import { installPlpgsqlCheck, MissingPostgres, requirePostgres } from './packages.ts'
 import { explain, step } from './progress.ts'
+import { installPrometheus } from './prometheus.ts'
 import { makeTestCluster } from './testing.ts'
 import { installTopology } from './topology.ts'
 
@@ -25,6 +26,7 @@ try {
   if (!objectStoreConfig().endpoint) await installObjectStore()
   await installTopology()
   await installBrowser()
+  await installPrometheus()
   await installPlpgsqlCheck(await requirePostgres())
   const { cluster, description, end } = await step('Making a throwaway cluster for the tests', makeTestCluster)
   try {

@@ -55,7 +55,7 @@ export async function withPgbouncer(t: Test, url: string): Promise<Service & { t
 }
 
 /** HAProxy before two servers on these ports; `states` tells what its health checks say of them. */
-export async function withHaproxy(t: Test, servers: [number, number]): Promise<Service & { url: string, states: () => Promise<string[]> }> {
+export async function withHaproxy(t: Test, servers: [number, number]): Promise<Service & { url: string, stats: string, states: () => Promise<string[]> }> {
   const port = await freePort(true)
   const stats = await freePort(true)
   const env = {
@@ -71,7 +71,7 @@ export async function withHaproxy(t: Test, servers: [number, number]): Promise<S
     const column = header.indexOf('status')
     return lines.filter(([proxy, name]) => proxy === 'servers' && name !== 'BACKEND').map(line => line[column] ?? '')
   }
-  return { port, start, url: `http://127.0.0.1:${port}`, states }
+  return { port, start, url: `http://127.0.0.1:${port}`, stats: `http://127.0.0.1:${stats}`, states }
 }
 
 /** A file of docker/ with what differs here; everything else is run as it is. */
@@ -89,7 +89,7 @@ function hasTopology() {
 }
 
 /** Debian puts them where only root's PATH leads. */
-function find(program: string) {
+export function find(program: string) {
   const directories = [...(plainEnv().PATH ?? '').split(delimiter), '/usr/sbin']
   return directories.map(directory => join(directory, program)).find(existsSync) ?? program
 }

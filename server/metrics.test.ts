@@ -13,7 +13,7 @@ const PROMISED = `
   reconciliation_rows_updated_total db_pool_in_use db_pool_utilization_pct db_pool_waits_total device_cache_hits_total
   device_cache_misses_total partition_premake_runway_days retention_lag_days archive_backlog_partitions
   scheduler_last_run_age_seconds archiver_heartbeat_age_seconds archive_bytes_pushed_total backpressure
-  replica_lag_seconds slo_error_ratio slo_budget_left_ratio
+  replica_lag_seconds slo_error_ratio slo_budget_left_ratio cohort_silence_alarm cohort_gone_quiet_ratio
 `.trim().split(/\s+/)
 
 async function scrape(call: Call) {
@@ -31,7 +31,7 @@ function value(text: string, series: string) {
 function held(text: string) {
   const families = [...text.matchAll(/^# HELP (\S+) .*The database holds it/gm)].map(match => match[1]!)
   // Not what moves by itself.
-  const still = families.filter(name => !/_age_seconds$|^postgres_|_runway_/.test(name))
+  const still = families.filter(name => !/_age_seconds$|^postgres_|^cohort_|_runway_/.test(name))
   return text.split('\n').filter(line => still.some(name => line.startsWith(`${name} `) || line.startsWith(`${name}{`)))
 }
 
@@ -39,6 +39,8 @@ t.test('every metric that was promised is there, with HELP, unit and TYPE, and n
   const db = await withDatabase(t)
   await db.sql`select fleet.record_slo('x', ${JSON.stringify([{ slo: 'heartbeat_writes', minute: new Date(), good: 1, bad: 0 }])}::text::json)`
   await db.sql`select fleet.archiver_heartbeat('a', '1')`
+  // So that a cohort has somebody.
+  await db.sql`select fleet.ingest(json_build_array(json_build_object('device_id', ${(await enroll(db, 'a')).device_id}::bigint)))`
   // A replica's gauges need one; that it is none is no matter here.
   const { call } = await withServer(t, { read: { url: db.url('fleet_server') } }, db)
   const text = await scrape(call)
@@ -56,6 +58,7 @@ t.test('what the database holds is defined there, and the same from each instanc
   const db = await withDatabase(t)
   t.same(await db.sql`
     select v.metric from fleet.metric_values() v where not exists (select from fleet.metric_definitions() d where d.metric = v.metric)
+    union all select v.metric from fleet.silence_metrics() v where not exists (select from fleet.metric_definitions() d where d.metric = v.metric)
   `, [])
   const [a, b] = [await withServer(t, {}, db), await withServer(t, {}, db)]
   const { token } = await enroll(db, 'a')
@@ -117,10 +120,14 @@ t.test('a slow database and scrapers that hang hold up neither heartbeats nor ot
   t.equal(value(await scrape(call), 'hb_writes_total'), 1)
 })
 
-t.test('without the function a scrape has what the process counted', async t => {
+t.test('without its functions a scrape has what else there is', async t => {
   const { db, call } = await withServer(t)
+  await db.admin`drop function fleet.silence_metrics()`
+  let text = await scrape(call)
+  t.equal(value(text, 'database_metrics_up'), 1)
+  t.equal(value(text, 'cohort_devices{cohort="(all)"}'), undefined)
   await db.admin`drop function fleet.metric_values()`
-  const text = await scrape(call)
+  text = await scrape(call)
   t.equal(value(text, 'hb_writes_total'), 0)
   t.equal(value(text, 'database_metrics_up'), 0)
 })

@@ -10,6 +10,8 @@ export type Metrics = ReturnType<typeof createMetrics>
 
 /** Prometheus gives a scrape 10 s by default. */
 const DATABASE_PATIENCE_MS = 1_000
+/** It takes a look at each device: 10 ms for 10,000 of them. */
+const SILENCE_KEPT_MS = 60_000
 
 const LATENCY_MS = [1, 2, 5, 10, 20, 50, 100, 150, 200, 300, 500, 1000, 2000, 5000]
 
@@ -161,32 +163,48 @@ export interface MetricValue {
  * shed. Never an error: somebody wants to look just when the database is away.
  */
 export function getMetrics({ pool, metrics, log, backpressure }: Parts): Handler<AppEnv> {
-  let asking: Promise<MetricValue[]> | undefined
-  // One statement at most, however many ask and whoever has gone again.
-  const ask = () => asking ??= readDatabase(pool).finally(() => { asking = undefined })
+  const askValues = shared(() => readDatabase(pool, 'metric_values'))
+  const askSilence = shared(() => readDatabase(pool, 'silence_metrics'), SILENCE_KEPT_MS)
+  const inTime = (rows: Promise<MetricValue[]>) => within(DATABASE_PATIENCE_MS, rows).catch((error: unknown) => {
+    log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')
+    return undefined
+  })
 
   return async c => {
     const isShed = backpressure.sheds('database_metrics')
     // First, so that the pool in use is not for this.
     const counted = await (await metrics.ofAllWorkers()).metrics()
-    const rows = isShed ? undefined : await within(DATABASE_PATIENCE_MS, ask()).catch((error: unknown) => {
-      log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')
-      return undefined
-    })
+    const [values, silence] = isShed ? [] : await Promise.all([inTime(askValues()), inTime(askSilence())])
     const isHeld: MetricValue = {
-      metric: 'database_metrics_up', type: 'gauge', unit: 'flag', labels: null, value: rows === undefined ? 0 : 1,
+      metric: 'database_metrics_up', type: 'gauge', unit: 'flag', labels: null, value: values === undefined ? 0 : 1,
       help: '1 when this scrape has what the database holds, 0 while that is away, slow or spared',
     }
-    const text = [counted, render([isHeld]), render(rows ?? [])].join('')
+    const text = [counted, render([isHeld]), render(values ?? []), render(silence ?? [])].join('')
     return c.text(text, 200, { 'content-type': metrics.registry.contentType, 'cache-control': 'no-store' })
   }
 }
 
-async function readDatabase(pool: Pool) {
+/** One statement at a time, however many ask and whoever has gone again; its answer serves for `keptMs`. */
+function shared<T>(ask: () => Promise<T>, keptMs = 0) {
+  let answer: Promise<T> | undefined
+  let until = Infinity
+  return () => {
+    if (answer !== undefined && performance.now() < until) return answer
+    until = Infinity
+    answer = ask()
+    answer.then(
+      () => { until = performance.now() + keptMs },
+      () => { answer = undefined },
+    )
+    return answer
+  }
+}
+
+function readDatabase(pool: Pool, source: 'metric_values' | 'silence_metrics') {
   return pool.run(sql => sql<MetricValue[]>`
     select v.metric, d.type, d.unit, d.help || '. The database holds it: each server says the same, so take max, not sum' as help,
       v.labels, v.value
-    from fleet.metric_values() v
+    from ${source === 'metric_values' ? sql`fleet.metric_values()` : sql`fleet.silence_metrics()`} v
     join fleet.metric_definitions() d using (metric)
     order by v.metric, v.labels
   `)

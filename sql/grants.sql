@@ -21,6 +21,7 @@ grant execute on function
   fleet.ack_command(bigint, bigint),
   fleet.record_slo(text, json),
   fleet.metric_values(),
+  fleet.silence_metrics(),
   fleet.metric_definitions()
 to fleet_server;
 
@@ -105,6 +106,7 @@ grant execute on function
   fleet.check_settings(),
   fleet.ingest(json, timestamptz),
   fleet.metric_values(),
+  fleet.silence_metrics(),
   fleet.metric_definitions()
 to fleet_dba;
 

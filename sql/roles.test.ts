@@ -49,6 +49,7 @@ t.test('fleet_server ingests, reads the fleet views and runs the ops calls, and 
   await server`select * from fleet.reconcile()`
   await server`select * from fleet.check()`
   await server`select * from fleet.metric_values()`
+  await server`select * from fleet.silence_metrics()`
   await server`select * from fleet.device_day(1)`
   for (const view of ['partition_health', 'archives', 'job_health', 'fleet_silence', 'fleet_trend', 'slo']) await server`select * from ${server(`fleet.${view}`)}`
   for (const table of tables) {

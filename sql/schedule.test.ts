@@ -33,6 +33,10 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
     -- Two runs of maintenance begin in the same second here; one may find the other at work.
     where d.status = 'failed' and d.return_message not like '%maintenance is running already%'
   `, [])
+  await admin`update fleet.hb_partitions set created_at = now() - interval '1 year'`
+  const ages = await sql<{ jobname: string, is_old: boolean }[]>`select jobname, age > interval '1 day' as is_old from fleet.scheduler_ages()`
+  t.ok(ages.length >= 6)
+  t.same(ages.filter(({ is_old }) => is_old), [], 'no job is as old as the store, also not the one that has not run yet')
   await waitFor(async () => await value(sql`select active from fleet.silence_samples where cohort = '(all)'`) === 3, { patience: 90_000 })
   await sql`call fleet.nightly()`
   t.equal(await value(sql`select count(*) from fleet.hb_partitions where state = 'detached'`), '10')

@@ -161,7 +161,7 @@ t.test('every call for DBAs and every view for dashboards shows an example in it
       and p.proname not like 'check\\_%'  -- the themes of check()
       and p.proname not in (
         'begin_run', 'end_run', 'do_step', 'run_step', 'record_event', 'count_up', 'elapsed_ms', 'is_night_missed', 'job_history',
-        'metric_values', 'marks_hold', 'archive_columns', 'checksum_expression', 'sync_partitions', 'wake_archiver', 'run_steps', 'begin_adoption',
+        'metric_values', 'silence_metrics', 'marks_hold', 'archive_columns', 'checksum_expression', 'sync_partitions', 'wake_archiver', 'run_steps', 'begin_adoption',
         'begin_verification', 'begin_abandoning', 'adoption_step', 'end_adoption', 'run_adoption'
       )
     union all

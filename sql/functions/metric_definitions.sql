@@ -18,11 +18,18 @@ as $$
     ('retention_lag_days', 'gauge', 'days', 'How long the oldest partition has been past its retention and is still online; days that are held do not count'),
     ('archive_backlog_partitions', 'gauge', 'partitions', 'Partitions that are retired and not yet archived'),
     ('archiver_heartbeat_age_seconds', 'gauge', 'seconds', 'Time since an archiver was last heard of'),
-    ('scheduler_last_run_age_seconds', 'gauge', 'seconds', 'Time since the job last began; since setup while it never has'),
+    ('scheduler_last_run_age_seconds', 'gauge', 'seconds', 'Time since the job last began; of maintain, nightly and reconcile since setup while they never have'),
     ('partitions', 'gauge', 'partitions', 'Partitions by state'),
     ('partition_rows', 'gauge', 'heartbeats', 'Heartbeats by state of their partition, as counted in the night'),
     ('partition_bytes', 'gauge', 'bytes', 'Size on disk by state of the partition, as measured in the night'),
     ('archive_bytes', 'gauge', 'bytes', 'Size of the proven archives'),
+    ('cohort_devices', 'gauge', 'devices', 'Devices on the roster; cohort (all) is the whole fleet'),
+    ('cohort_active_devices', 'gauge', 'devices', 'Devices that were heard of lately, as fleet.fleet_silence counts them'),
+    ('cohort_gone_quiet_devices', 'gauge', 'devices', 'Those of them that have gone quiet'),
+    ('cohort_gone_quiet_ratio', 'gauge', 'ratio', 'Their share'),
+    ('cohort_usual_quiet_ratio', 'gauge', 'ratio', 'The share that is usual at this time of day'),
+    ('cohort_silence_alarm', 'gauge', 'flag', '1 while many more have gone quiet than usual, else 0'),
+    ('cohort_silence_muted', 'gauge', 'flag', '1 while that cannot be judged, else 0'),
     ('slo_good', 'gauge', 'tries', 'What succeeded in the period of the error budget'),
     ('slo_bad', 'gauge', 'tries', 'What failed in the period of the error budget'),
     ('slo_target_ratio', 'gauge', 'ratio', 'Share that may fail'),
@@ -38,4 +45,4 @@ as $$
 $$;
 
 comment on function fleet.metric_definitions() is
-  'What each metric of fleet.metric_values() is: its type for Prometheus, its unit and a sentence. Example: select * from fleet.metric_definitions();';
+  'What each metric of fleet.metric_values() and fleet.silence_metrics() is: its type for Prometheus, its unit and a sentence. Example: select * from fleet.metric_definitions();';

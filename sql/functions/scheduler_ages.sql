@@ -13,16 +13,17 @@ declare
 begin
   if exists (select from pg_extension where extname = 'pg_cron') then
     for jobname, age in execute $jobs$
-      select j.jobname,
-        now() - coalesce((select d.start_time from cron.job_run_details d where d.jobid = j.jobid order by d.runid desc limit 1), $1)
+      select j.jobname, now() - d.start_time
       from cron.job j
-      where j.jobname like 'fleet-%' and j.username = current_user
-    $jobs$ using v_setup loop
+      cross join lateral (select h.start_time from cron.job_run_details h where h.jobid = j.jobid order by h.runid desc limit 1) d
+      where j.jobname like 'fleet-%' and j.username = current_user and d.start_time is not null
+    $jobs$ loop
       v_known := v_known || jobname;
       return next;
     end loop;
   end if;
-  -- Where pg_cron works in another database, or lost a job: by what the jobs leave here.
+  -- Where pg_cron works in another database, lost a job or its history: by what the jobs leave here. These have been there from
+  -- the beginning, so that one that never ran is as old as the store.
   return query
     select w.jobname, now() - coalesce((select max(e.at) from fleet.events e where e.event = w.event), v_setup)
     from (
@@ -34,4 +35,4 @@ end
 $$;
 
 comment on function fleet.scheduler_ages() is
-  'How long ago each job of the store began; since setup while it never has. For /metrics.';
+  'How long ago each job of the store began; maintain, nightly and reconcile since setup while they never have. For /metrics.';

@@ -1,0 +1,24 @@
+create or replace function fleet.silence_metrics()
+returns table (metric text, labels jsonb, value double precision)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select v.metric, jsonb_build_object('cohort', s.cohort), v.value
+  from fleet.fleet_silence s
+  cross join lateral (
+    values
+      ('cohort_devices', s.devices::double precision),
+      ('cohort_active_devices', s.active),
+      ('cohort_gone_quiet_devices', s.gone_quiet),
+      ('cohort_gone_quiet_ratio', s.share),
+      ('cohort_usual_quiet_ratio', s.usual_share),
+      ('cohort_silence_alarm', s.is_alarming::integer),
+      ('cohort_silence_muted', s.is_muted::integer)
+  ) as v (metric, value)
+  where v.value is not null;
+$$;
+
+comment on function fleet.silence_metrics() is
+  'fleet.fleet_silence for /metrics. Apart from fleet.metric_values() since it looks at each device; a server asks for it once a minute.';
