@@ -1,6 +1,6 @@
 /*
  * The views that dashboards read, as fleet_reader, of a fleet in cohorts with a past: some days of heartbeats, 90 of availability, a
- * year of archives, what pg_cron keeps of two weeks, samples of silence, a week of error budgets. One device in a hundred is offline,
+ * year of archives, what is kept of pg_cron's history, samples of silence, a week of error budgets. One device in a hundred is offline,
  * one in two hundred says that its Unity app is down; the others are heard from again before each question, as time makes them late.
  * One question at a time, from a connection that is there; each is asked --repeats times a round, or for --seconds, at least twice.
  */
@@ -80,7 +80,7 @@ async function makeFleet({ admin }: Store, { devices, cohorts, days, beats }: { 
 
 /** What a store has after a year: the rows that views read beside the devices. */
 async function makePast({ admin }: Store) {
-  await step('Making a year of archives, and two weeks of jobs and samples', async () => {
+  await step('Making a year of archives, and what is kept of jobs and samples', async () => {
     await admin`
       insert into fleet.hb_partitions (
         partition_name, range_start, range_end, state, step, row_count, bytes_size, min_ts, max_ts, checksum_sha256, content_checksum,
@@ -98,7 +98,8 @@ async function makePast({ admin }: Store) {
       insert into cron.job_run_details (jobid, job_pid, database, username, command, status, return_message, start_time, end_time)
       select j.jobid, 1, j.database, j.username, j.command, 'succeeded', 'CALL', r.at, r.at + interval '100 ms'
       from cron.job j
-      cross join lateral generate_series(now() - interval '14 days', now() - interval '1 minute', case
+      cross join lateral generate_series(
+        now() - case when j.schedule like '* %' then interval '2 days' else interval '14 days' end, now() - interval '1 minute', case
         when j.schedule like '* %' then interval '1 minute'
         when j.schedule like '*/10 %' then interval '10 minutes'
         when split_part(j.schedule, ' ', 2) = '*' then interval '1 hour'
@@ -155,7 +156,7 @@ async function questions(sql: Sql, devices: number): Promise<Question[]> {
   const device = () => 1 + Math.floor(random() * devices)
   const polled = [
     'devices_offline', 'unity_down', 'fleet_summary', 'fleet_silence', 'missed_beats', 'partition_health', 'storage_growth', 'archives', 'job_health', 'slo',
-    'storage_history',
+    'storage_history', 'fleet_trend',
   ]
   const others = await sql<{ name: string }[]>`
     select relname as name from pg_class

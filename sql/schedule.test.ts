@@ -43,6 +43,20 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   t.ok(Number(await value(sql`select count(*) from fleet.events where event in ('maintain.end', 'nightly.end') and is_ok`)) >= 2)
   t.not(await value(sql`select count(*) from fleet.events where event = 'reconciliation.completed'`), '0')
 
+  await admin`
+    insert into cron.job_run_details (jobid, database, username, command, status, start_time, end_time)
+    select 0, ago, 'fleet_owner', j.command, status, now() - ago::interval, now() - ago::interval
+    from unnest(array['1 day', '3 days', '15 days']) ago
+    cross join (values ('call fleet.mark_silent()', 'succeeded'), ('call fleet.mark_silent()', 'failed'), ('call fleet.nightly()', 'succeeded')) j (command, status)
+  `
+  const prune = await value(sql`select command from fleet.job_definitions() where jobname = 'fleet-prune-cron-history'`)
+  await sql.unsafe(String(prune))
+  t.same(await admin`select command, status, array_agg(database order by database) as kept from cron.job_run_details where jobid = 0 group by 1, 2 order by 1, 2`, [
+    { command: 'call fleet.mark_silent()', status: 'failed', kept: ['1 day', '3 days'] },
+    { command: 'call fleet.mark_silent()', status: 'succeeded', kept: ['1 day'] },
+    { command: 'call fleet.nightly()', status: 'succeeded', kept: ['1 day', '3 days'] },
+  ], 'of the history what is still of use')
+
   await admin`select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'pg_cron launcher'`
   await waitFor(async () => await value(sql`select status from fleet.check() where check_name = 'scheduler'`) === 'fail')
   t.match(await sql`select detail, remedy from fleet.check() where check_name = 'scheduler'`, [

@@ -14,6 +14,8 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
 set work_mem = '64MB'
+-- One device and all of them are asked for by the same statement, and want other plans.
+set plan_cache_mode = force_custom_plan
 as $$
 #variable_conflict use_column
 declare

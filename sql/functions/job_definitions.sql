@@ -12,8 +12,11 @@ as $$
     ('fleet-reconcile', '5 * * * *', 'select fleet.reconcile()'),
     ('fleet-mark-silent', '* * * * *', 'call fleet.mark_silent()'),
     ('fleet-archive-wake', '*/10 * * * *', 'select fleet.wake_archiver()'),
+    -- That a job of each minute succeeded is of no use after two days, and job_health reads it all.
     ('fleet-prune-cron-history', '20 4 * * *',
-      $job$delete from cron.job_run_details where end_time < now() - interval '14 days'$job$)
+      $job$delete from cron.job_run_details
+        where end_time < now() - interval '14 days'
+          or (command = 'call fleet.mark_silent()' and status = 'succeeded' and end_time < now() - interval '2 days')$job$)
   union all
   -- VACUUM cannot run in a function: a statement that names the tables, made anew by each night.
   select 'fleet-vacuum', '45 3 * * *', coalesce(

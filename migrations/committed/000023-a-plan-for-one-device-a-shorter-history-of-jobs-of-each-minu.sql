@@ -1,0 +1,171 @@
+--! Previous: sha1:9fe3d751b1c080d574738fe92ae05454d1cbf22e
+--! Hash: sha1:dedf4fbd7f4862fb7b40c7725db7fbb3abd16b45
+--! Message: a plan for one device, a shorter history of jobs of each minute
+
+-- Enter migration here
+--! Included functions/job_definitions.sql
+create or replace function fleet.job_definitions()
+returns table (jobname text, schedule text, command text)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  values
+    -- Half an hour away from the night, with which it shares a lock.
+    ('fleet-maintain', '35 * * * *', 'call fleet.maintain()'),
+    ('fleet-nightly', '0 3 * * *', 'call fleet.nightly()'),
+    ('fleet-reconcile', '5 * * * *', 'select fleet.reconcile()'),
+    ('fleet-mark-silent', '* * * * *', 'call fleet.mark_silent()'),
+    ('fleet-archive-wake', '*/10 * * * *', 'select fleet.wake_archiver()'),
+    -- That a job of each minute succeeded is of no use after two days, and job_health reads it all.
+    ('fleet-prune-cron-history', '20 4 * * *',
+      $job$delete from cron.job_run_details
+        where end_time < now() - interval '14 days'
+          or (command = 'call fleet.mark_silent()' and status = 'succeeded' and end_time < now() - interval '2 days')$job$)
+  union all
+  -- VACUUM cannot run in a function: a statement that names the tables, made anew by each night.
+  select 'fleet-vacuum', '45 3 * * *', coalesce(
+    (
+      -- Not by fleet.attached_partitions(), which reads the bounds of all: job_health is polled.
+      select format('vacuum (analyze) %s', string_agg(format('fleet.%I', c.relname), ', ' order by p.range_start))
+      from fleet.hb_partitions p
+      join pg_inherits i on i.inhrelid = p.relid and i.inhparent = to_regclass('fleet.device_heartbeats')
+      join pg_class c on c.oid = p.relid
+      where p.range_end > now() - interval '7 days' and p.range_start <= now()
+    ),
+    'vacuum (analyze) fleet.device_last_status'
+  )
+  union all
+  select 'fleet-freeze', '15 4 * * *',
+    format('vacuum (freeze, analyze) %s', string_agg(format('fleet.%I', p.partition_name), ', ' order by p.range_start))
+  from fleet.hb_partitions p
+  join pg_class c on c.oid = p.relid
+  where p.state in ('active', 'restored')
+    and age(c.relfrozenxid) > age(p.cold_xid)
+    and pg_relation_size(c.oid) > 0
+  having count(*) > 0;
+$$;
+
+comment on function fleet.job_definitions() is
+  'The jobs that pg_cron has to run for the store, with their schedules in GMT. fleet-freeze is among them while a cold partition is not frozen yet.';
+--! EndIncluded functions/job_definitions.sql
+--! Included functions/device_availability.sql
+create or replace function fleet.device_availability(
+  p_from date,
+  p_to date,
+  p_device_id bigint default null,
+  p_now timestamptz default now()
+) returns table (
+  device_id bigint, alias text, cohort text, expected bigint, seen bigint, availability_pct numeric, longest_gap interval,
+  first_ts timestamptz, last_ts timestamptz, unknown_days integer
+)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set jit = off
+set work_mem = '64MB'
+-- One device and all of them are asked for by the same statement, and want other plans.
+set plan_cache_mode = force_custom_plan
+as $$
+#variable_conflict use_column
+declare
+  c_raw_days_most constant integer := 7;  -- 14 million heartbeats each take seconds, and a reader has 30
+  v_today date := p_now::date;
+  v_since timestamptz;
+  v_until timestamptz;
+  v_raw_days date[];
+begin
+  if p_now is null or p_from is null or p_to is null or not isfinite(p_from) or not isfinite(p_to) or p_from > p_to then
+    raise exception using
+      errcode = 'FL422',
+      message = format('there is no availability from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
+      hint = 'Give the first and the last day, in order: select * from fleet.device_availability(current_date - 30, current_date - 1);';
+  end if;
+  v_since := p_from::timestamptz;
+  v_until := least((p_to + 1)::timestamptz, p_now);
+
+  v_raw_days := array(
+    select g.day::date
+    from fleet.hb_partitions p
+    join pg_class t on t.oid = p.relid
+    cross join lateral generate_series(
+      greatest(p.range_start, v_since), least(p.range_end, v_until) - interval '1 microsecond', interval '1 day'
+    ) as g (day)
+    where g.day >= (select min(d.enrolled_at)::date from fleet.devices d)
+      and (g.day::date = v_today or not exists (select from fleet.rolled_up_days r where r.day = g.day::date))
+  );
+  if cardinality(v_raw_days) > c_raw_days_most and p_device_id is null then
+    raise exception using
+      errcode = 'FL422',
+      message = format(
+        '%s days from %s to %s are not rolled up yet, and all their heartbeats would be read; at most %s at a time',
+        cardinality(v_raw_days), p_from, p_to, c_raw_days_most
+      ),
+      hint = 'The night rolls them up; do it now by call fleet.nightly(); or ask for fewer days, or for one device.';
+  end if;
+
+  return query
+    with roster as materialized (
+      select d.device_id, d.alias, d.cohort, greatest(d.enrolled_at, v_since) as since, least(d.revoked_at, v_until) as until
+      from fleet.devices d
+      where (p_device_id is null or d.device_id = p_device_id)
+        and greatest(d.enrolled_at, v_since) < least(d.revoked_at, v_until)
+    ),
+    late as materialized (
+      select distinct l.device_id, l.day
+      from fleet.late_arrivals l
+      where l.day between p_from and p_to and l.day <> all (v_raw_days)
+        and (p_device_id is null or l.device_id = p_device_id)
+    ),
+    days as (
+      select a.device_id, a.day, a.expected, a.seen, a.longest_gap, a.first_ts, a.last_ts
+      from fleet.device_availability_daily a
+      where a.day between p_from and least(p_to, v_today - 1) and a.day <> all (v_raw_days)
+        and (p_device_id is null or a.device_id = p_device_id)
+        and not exists (select from late l where l.device_id = a.device_id and l.day = a.day)
+      union all
+      select a.device_id, a.day, a.expected, a.seen, a.longest_gap, a.first_ts, a.last_ts
+      from unnest(v_raw_days) as r (day)
+      cross join lateral fleet.availability_of_day(
+        r.day, p_now, case when p_device_id is not null then array[p_device_id] end
+      ) a
+      union all
+      select a.device_id, a.day, a.expected, a.seen, a.longest_gap, a.first_ts, a.last_ts
+      from (select l.day, array_agg(l.device_id) as device_ids from late l group by l.day) l
+      cross join lateral fleet.availability_of_day(l.day, p_now, l.device_ids) a
+    ),
+    runs as (  -- of known days without an unknown one between them
+      select d.*, d.day - (row_number() over (partition by d.device_id order by d.day))::integer as run
+      from days d
+    ),
+    joined as (
+      select u.*, r.alias, r.cohort, r.since, r.until,
+        -- A silence does not end at midnight: from the last heartbeat of the days before to the first of this one.
+        coalesce(u.first_ts, least((u.day + 1)::timestamptz, r.until))
+          - coalesce(max(u.last_ts) over w, greatest(coalesce(min(u.day) over w, u.day)::timestamptz, r.since)) as silence
+      from runs u
+      join roster r using (device_id)
+      window w as (partition by u.device_id, u.run order by u.day rows between unbounded preceding and 1 preceding)
+    ),
+    known as (
+      select j.device_id, sum(j.expected)::bigint as expected, sum(j.seen)::bigint as seen,
+        max(greatest(j.longest_gap, j.silence)) as longest_gap, min(j.first_ts) as first_ts, max(j.last_ts) as last_ts,
+        count(*)::integer as days
+      from joined j
+      group by j.device_id
+    )
+    select r.device_id, r.alias, r.cohort, coalesce(k.expected, 0), coalesce(k.seen, 0),
+      round(100.0 * k.seen / nullif(k.expected, 0), 2), k.longest_gap, k.first_ts, k.last_ts,
+      (r.until - interval '1 microsecond')::date - r.since::date + 1 - coalesce(k.days, 0)
+    from roster r
+    left join known k using (device_id)
+    order by r.device_id;
+end
+$$;
+
+comment on function fleet.device_availability(date, date, bigint, timestamptz) is
+  'Availability of each device (or one) from the first to the last UTC day, both included: heartbeats expected and seen, in percent (null when none was expected), the longest silence. From the rollups; today, days not rolled up yet and late arrivals from the heartbeats. Days of which neither is there any more are not counted and given as unknown_days. Example: select alias, availability_pct, longest_gap from fleet.device_availability(current_date - 30, current_date - 1) order by availability_pct;';
+--! EndIncluded functions/device_availability.sql
