@@ -71,6 +71,17 @@ export function optionalDatabaseUrl(env: Env = currentEnv()) {
   return url
 }
 
+/** The roles that have a password in FLEET_…_PASSWORD, with it. Throws SettingsError when none has. */
+export function rolePasswords(env: Env = currentEnv()) {
+  const roles = ['server', 'archiver', 'reader', 'dba', 'owner']
+  const given = roles.flatMap(name => {
+    const password = env[`FLEET_${name.toUpperCase()}_PASSWORD`]
+    return password ? [{ role: `fleet_${name}`, password }] : []
+  })
+  if (!given.length) throw new SettingsError([`none of ${roles.map(name => `FLEET_${name.toUpperCase()}_PASSWORD`).join(', ')} is set`])
+  return given
+}
+
 /** Where the server of npm start, or of HOST, PORT and ADMIN_KEY, answers; undefined without an ADMIN_KEY. */
 export function serverAddress(env: Env = currentEnv()) {
   return env.ADMIN_KEY ? { url: `http://${reachable(env.HOST || '127.0.0.1')}:${env.PORT || 8080}`, adminKey: env.ADMIN_KEY } : undefined

@@ -4,6 +4,7 @@ import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { installBrowser } from './browser.ts'
 import { currentEnv, objectStoreConfig, repository } from './config.ts'
+import { installLinters } from './linters.ts'
 import { installObjectStore } from './object-store.ts'
 import { installPlpgsqlCheck, MissingPostgres, requirePostgres } from './packages.ts'
 import { explain, step } from './progress.ts'
@@ -27,6 +28,7 @@ try {
   await installTopology()
   await installBrowser()
   await installPrometheus()
+  await installLinters()
   await installPlpgsqlCheck(await requirePostgres())
   const { cluster, description, end } = await step('Making a throwaway cluster for the tests', makeTestCluster)
   try {

@@ -1,0 +1,38 @@
+// npm run logins: lets the roles that migrations made log in, each with the password that it is given.
+import { createHash, createHmac, pbkdf2Sync, randomBytes } from 'node:crypto'
+import { pathToFileURL } from 'node:url'
+import postgres, { type Sql } from 'postgres'
+import { databaseUrl, rolePasswords, SettingsError } from './config.ts'
+import { explain, say } from './progress.ts'
+
+/** What Postgres keeps of a password, RFC 5803: so the password itself is in no statement, and in no log of statements. */
+export function scramVerifier(password: string, salt = randomBytes(16), iterations = 4096) {
+  const salted = pbkdf2Sync(password.normalize('NFKC'), salt, iterations, 32, 'sha256')
+  const key = (name: string) => createHmac('sha256', salted).update(name).digest()
+  const stored = createHash('sha256').update(key('Client Key')).digest('base64')
+  return `SCRAM-SHA-256$${iterations}:${salt.toString('base64')}$${stored}:${key('Server Key').toString('base64')}`
+}
+
+/** Needs the right to alter the roles. */
+export async function giveLogins(sql: Sql, passwords: ReturnType<typeof rolePasswords>) {
+  for (const { role, password } of passwords) await sql.unsafe(`alter role ${role} login password '${scramVerifier(password)}'`)
+}
+
+async function main() {
+  try {
+    if (process.argv.length > 2) throw new SettingsError(['usage: DATABASE_URL=postgres://… FLEET_SERVER_PASSWORD=… npm run logins (no arguments)'])
+    const passwords = rolePasswords()
+    const sql = postgres(databaseUrl(), { max: 1, onnotice: () => {} })
+    try {
+      await giveLogins(sql, passwords)
+    } finally {
+      await sql.end({ timeout: 5 })
+    }
+    say(`These may log in with their new passwords: ${passwords.map(({ role }) => role).join(', ')}.`)
+  } catch (error) {
+    process.stderr.write(`${explain(error)}\n`)
+    process.exitCode = error instanceof SettingsError ? 2 : 1
+  }
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) await main()
