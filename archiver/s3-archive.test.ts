@@ -4,8 +4,9 @@ import { ListObjectsV2Command } from '@aws-sdk/client-s3'
 import type { Sql } from 'postgres'
 import t from 'tap'
 import { spawnNode, withDatabase } from '../local/testing.ts'
+import type { Fate } from './s3-proxy.ts'
 import {
-  openBucket, ownStore, withObjectStore, withoutOwnStore, withoutStore as skip, withProxy, withUser, type Fate, type TestBucket,
+  openBucket, ownStore, withObjectStore, withoutOwnStore, withoutStore as skip, withProxy, withUser, type TestBucket,
 } from './s3-testing.ts'
 import {
   archiverEnv, daysAgo, fillAwkwardDay, fillDay, leftovers, makeDirectory, partitionOf, retiredDay, runOnce, stateOf, stepsOf,

@@ -1,9 +1,5 @@
 // What the tests against a real S3 store share.
 import { randomBytes } from 'node:crypto'
-import { createServer, request as httpRequest, type IncomingMessage } from 'node:http'
-import { request as httpsRequest } from 'node:https'
-import type { AddressInfo } from 'node:net'
-import { Transform } from 'node:stream'
 import {
   AbortMultipartUploadCommand, CreateBucketCommand, DeleteBucketCommand, DeleteObjectCommand, ListMultipartUploadsCommand,
   ListObjectsV2Command, S3Client,
@@ -11,6 +7,7 @@ import {
 import tap, { type Test } from 'tap'
 import { currentEnv, objectStoreConfig } from '../local/config.ts'
 import { hasObjectStore, objectStorePackages, startObjectStore, type ObjectStore } from '../local/object-store.ts'
+import { startProxy } from './s3-proxy.ts'
 import { createS3Store } from './s3-store.ts'
 import { openStore } from './store.ts'
 
@@ -104,61 +101,9 @@ export function openWith(t: Test, { endpoint, url, env, checksums }: Pick<TestBu
   return checksums === undefined ? openStore(url, { s3Endpoint: endpoint }) : createS3Store(url, { endpoint, checksums })
 }
 
-/**
- * What happens to a request on its way: it passes; is answered 503; its connection is cut before the store hears of
- * it (`cut`), after it did its part (`lose`), or in the middle of the answer (`break`); a byte of its body is flipped.
- */
-export type Fate = 'pass' | 'refuse' | 'cut' | 'lose' | 'break' | 'flip'
-
-export interface SeenRequest { method: string, url: string, headers: IncomingMessage['headers'], bytes: number, fate: Fate }
-
-/** A proxy before the store, for as long as the test; `fate` is asked with each request's number, from 0. */
-export async function withProxy(t: Test, endpoint: string, fate: (number: number, request: IncomingMessage) => Fate = () => 'pass') {
-  const seen: SeenRequest[] = []
-  const send = endpoint.startsWith('https:') ? httpsRequest : httpRequest
-  const server = createServer((request, response) => {
-    const { method = '', url = '', headers } = request
-    const one: SeenRequest = { method, url, headers, bytes: 0, fate: fate(seen.length, request) }
-    seen.push(one)
-    if (one.fate === 'cut') return void request.socket.destroy()
-    if (one.fate === 'refuse') {
-      response.writeHead(503, { connection: 'close' })
-      response.end('<Error><Code>ServiceUnavailable</Code><Message>no</Message></Error>')
-      return
-    }
-    const count = new Transform({
-      transform(chunk: Buffer, _encoding, done) {
-        const flipped = one.fate === 'flip' && one.bytes === 0 && chunk.length > 0
-        if (flipped) chunk[chunk.length >> 1]! ^= 1
-        one.bytes += chunk.length
-        done(null, chunk)
-      },
-    })
-    delete headers.expect // answered here
-    const upstream = send(endpoint, { method, path: url, headers, agent: false }, answer => {
-      if (one.fate === 'lose') {
-        answer.resume()
-        return void request.socket.destroy()
-      }
-      response.writeHead(answer.statusCode ?? 500, answer.headers)
-      if (one.fate === 'break') {
-        answer.once('data', (chunk: Buffer) => {
-          response.write(chunk.subarray(0, chunk.length >> 1), () => request.socket.destroy())
-          answer.destroy()
-        })
-        answer.once('end', () => request.socket.destroy())
-      } else {
-        answer.pipe(response)
-      }
-    })
-    upstream.on('error', () => request.socket.destroy())
-    request.on('error', () => upstream.destroy())
-    request.pipe(count).pipe(upstream)
-  })
-  await new Promise<void>(resolve => { server.listen(0, '127.0.0.1', resolve) })
-  t.teardown(() => new Promise<void>(resolve => {
-    server.close(() => resolve())
-    server.closeAllConnections()
-  }))
-  return { endpoint: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, seen }
+/** As startProxy, for as long as the test. */
+export async function withProxy(t: Test, ...args: Parameters<typeof startProxy>) {
+  const { end, ...proxy } = await startProxy(...args)
+  t.teardown(end)
+  return proxy
 }

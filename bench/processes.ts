@@ -14,6 +14,17 @@ export interface Usage {
 
 /** A process and all that descend from it. */
 export async function usageOf(root: number): Promise<Usage> {
+  const ours = await treeOf(root)
+  const rss = await Promise.all(ours.map(({ pid }) => readRss(pid)))
+  return {
+    cpuSeconds: ours.reduce((sum, { ticks }) => sum + ticks, 0) / TICKS_PER_SECOND,
+    rssMb: rss.reduce((sum, kb) => sum + kb, 0) / 1024,
+    count: ours.length,
+  }
+}
+
+/** A process, if it is there, and all that descend from it. */
+export async function treeOf(root: number) {
   const found = await Promise.all((await readdir('/proc')).filter(name => /^\d+$/.test(name)).map(readStat))
   const processes = found.filter(process => process !== undefined)
   const tree = new Set([root])
@@ -22,13 +33,7 @@ export async function usageOf(root: number): Promise<Usage> {
     size = tree.size
     for (const { pid, parent } of processes) if (tree.has(parent)) tree.add(pid)
   }
-  const ours = processes.filter(({ pid }) => tree.has(pid))
-  const rss = await Promise.all(ours.map(({ pid }) => readRss(pid)))
-  return {
-    cpuSeconds: ours.reduce((sum, { ticks }) => sum + ticks, 0) / TICKS_PER_SECOND,
-    rssMb: rss.reduce((sum, kb) => sum + kb, 0) / 1024,
-    count: ours.length,
-  }
+  return processes.filter(({ pid }) => tree.has(pid))
 }
 
 /** Share of the machine's time, in percent, that processors waited for a disk since an earlier look. */

@@ -14,13 +14,25 @@ export interface Template {
 export type Order =
   | { kind: 'connect', port: number, connections: number, templates: Template[] }
   /** Each request at its time, whatever became of those before; what is sent in the first `warmup` seconds is not measured. */
-  | { kind: 'open', schedule: Schedule, warmup: number }
+  | { kind: 'open', schedule: Schedule, warmup: number, records: boolean }
   /**
    * Each connection sends its next request as soon as it has an answer. `ts` begins at `from` and goes on by 10 s a pass. The
    * warmup lasts in any case until each request was sent once.
    */
   | { kind: 'closed', seconds: number, warmup: number, from: number }
+  | { kind: 'acknowledged' }
   | { kind: 'stop' }
+
+/** One request that was answered with 2xx. */
+export interface Acknowledged {
+  /** Its place among the templates. */
+  template: number
+  /** Of its heartbeats; in ms. */
+  ts: number
+  status: number
+  /** From the time it should have been sent to its answer; in ms. */
+  latency: number
+}
 
 /** What came of an order, without its warmup. Times in ms. */
 export interface Sent {
@@ -41,6 +53,7 @@ export interface Sent {
 export type Report =
   | { kind: 'ready' }
   | { kind: 'progress', seconds: number, sent: Sent }
+  | { kind: 'acknowledged', beats: Acknowledged[] }
   | { kind: 'done', sent: Sent }
 
 const TS = '2026-01-01T00:00:00.000Z'
@@ -49,6 +62,7 @@ const ANSWER_MS = 15_000
 const BUCKET_MS = 10_000
 
 interface Request {
+  template: number
   bytes: Buffer
   /** Where the `ts` stand in it. */
   stamps: number[]
@@ -154,11 +168,13 @@ class Connection {
 let connections: Connection[] = []
 let requests: Request[] = []
 let stopped = false
+const acknowledged: Acknowledged[] = []
 
 process.on('message', (order: Order) => {
   if (order.kind === 'stop') stopped = true
+  else if (order.kind === 'acknowledged') report({ kind: 'acknowledged', beats: acknowledged.splice(0) })
   else if (order.kind === 'connect') prepare(order.port, order.connections, order.templates)
-  else void (order.kind === 'open' ? sendOpen(order.schedule, order.warmup) : sendClosed(order)).then(sent => report({ kind: 'done', sent }))
+  else void (order.kind === 'open' ? sendOpen(order) : sendClosed(order)).then(sent => report({ kind: 'done', sent }))
 })
 process.on('disconnect', () => process.exit())
 
@@ -168,7 +184,7 @@ function prepare(port: number, count: number, templates: Template[]) {
   connections = Array.from({ length: used }, () => new Connection(port, (...answer) => tally?.answered(...answer)))
   requests = templates.map((template, index) => {
     const connection = connections[index % used]!
-    const request = { ...format(template), connection, ts: 0 }
+    const request = { ...format(template), template: index, connection, ts: 0 }
     connection.requests.push(request)
     return request
   })
@@ -187,11 +203,11 @@ function format({ token, devices }: Template) {
   return { bytes, stamps }
 }
 
-async function sendOpen({ at, device, ts }: Schedule, warmup: number) {
+async function sendOpen({ schedule: { at, device, ts }, warmup, records }: Extract<Order, { kind: 'open' }>) {
   const start = performance.now() + 100
   const startedAt = performance.timeOrigin + start
   stopped = false
-  const measured = tally = new Tally(start + warmup * 1000)
+  const measured = tally = new Tally(start + warmup * 1000, () => {}, records)
   for (let next = 0; next < at.length && !stopped;) {
     const now = performance.now() - start
     for (; next < at.length && at[next]! <= now; next++) {
@@ -242,7 +258,7 @@ class Tally {
   #cpu = process.cpuUsage()
   #watch: NodeJS.Timeout
 
-  constructor(readonly measureFrom: number, readonly next: (connection: Connection) => void = () => {}) {
+  constructor(readonly measureFrom: number, readonly next: (connection: Connection) => void = () => {}, readonly records = false) {
     setTimeout(() => { this.#cpu = process.cpuUsage() }, measureFrom - performance.now())
     this.#watch = setInterval(() => {
       const late = performance.now() - ANSWER_MS
@@ -252,9 +268,12 @@ class Tally {
   }
 
   /** From the time it should have been sent, so that a request that had to wait for its turn has waited. */
-  answered(connection: Connection, { due }: Turn, status: number | string) {
+  answered(connection: Connection, { due, request, ts }: Turn, status: number | string) {
+    const isOk = typeof status === 'number' && status >= 200 && status < 300
+    if (isOk && this.records) {
+      acknowledged.push({ template: request.template, ts: Math.floor(ts), status, latency: performance.now() - due })
+    }
     if (due >= this.measureFrom) {
-      const isOk = typeof status === 'number' && status >= 200 && status < 300
       if (isOk) this.#ok++
       else {
         this.#errors++

@@ -55,33 +55,37 @@ export interface ServerOptions {
   /** A file of this folder that changes the server before it starts. */
   variant?: string
   env?: Record<string, string>
+  /** Any free one, unless told otherwise. */
+  port?: number
 }
 
-export interface Server {
-  pid: number
+export interface Server extends Program {
   port: number
   url: string
   adminKey: string
   /** The counters and gauges of /metrics; labels are summed up. */
   metrics: () => Promise<Map<string, number>>
+}
+
+/** A program of this repository as a process of its own, which ends with us, however we end. */
+export interface Program {
+  pid: number
+  /** The end of what it printed. */
+  output: () => string
+  hasEnded: () => boolean
+  exited: Promise<void>
+  kill: (signal: NodeJS.Signals) => void
+  /** Asks it to end, and kills it when it has not after 30 s. */
   stop: () => Promise<void>
 }
 
-/** Runs the server as its own processes, as npm run server does. */
-export async function startServer({ cluster }: Store, { variant, env = {} }: ServerOptions = {}): Promise<Server> {
-  const port = await freePort(true)
-  const url = `http://127.0.0.1:${port}`
-  const adminKey = randomBytes(24).toString('hex')
-  const database = cluster.url('fleet_server', 'fleet')
-  const variants = variant === undefined ? [] : ['--import', join(repository, 'bench', variant)]
-  const child = spawn(process.execPath, ['--import', 'tsx', ...variants, join(repository, 'server/main.ts')], {
-    cwd: repository,
-    env: {
-      ...plainEnv(),
-      SERVER_DATABASE_URL: database, LISTEN_DATABASE_URL: database, OPS_DATABASE_URL: database,
-      ADMIN_KEY: adminKey, PORT: String(port), LOG_LEVEL: 'info', ...env,
-    },
-    // IPC, so that it ends with us, however we end.
+export function startProgram(script: string, { imports = [], args = [], env }: {
+  imports?: string[], args?: string[], env: Record<string, string | undefined>
+}): Program {
+  const preloaded = ['tsx', ...imports].flatMap(name => ['--import', name])
+  const child = spawn(process.execPath, [...preloaded, join(repository, script), ...args], {
+    cwd: repository, env: { ...plainEnv(), ...env },
+    // IPC: its end is ours.
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
   })
   let output = ''
@@ -90,22 +94,50 @@ export async function startServer({ cluster }: Store, { variant, env = {} }: Ser
   child.stderr?.on('data', keep)
   const exited = new Promise<void>(resolve => { child.once('exit', () => resolve()) })
   const hasEnded = () => child.exitCode !== null || child.signalCode !== null
+  return {
+    pid: child.pid ?? 0,
+    output: () => output,
+    hasEnded,
+    exited,
+    kill: signal => { child.kill(signal) },
+    async stop() {
+      if (!hasEnded()) child.kill('SIGTERM')
+      const timer = setTimeout(() => child.kill('SIGKILL'), 30_000)
+      await exited
+      clearTimeout(timer)
+    },
+  }
+}
+
+/** Runs the server as its own processes, as npm run server does. */
+export async function startServer({ cluster }: Store, { variant, env = {}, port: wanted }: ServerOptions = {}): Promise<Server> {
+  const port = wanted ?? await freePort(true)
+  const url = `http://127.0.0.1:${port}`
+  const adminKey = randomBytes(24).toString('hex')
+  const database = cluster.url('fleet_server', 'fleet')
+  const program = startProgram('server/main.ts', {
+    imports: variant === undefined ? [] : [join(repository, 'bench', variant)],
+    env: {
+      SERVER_DATABASE_URL: database, LISTEN_DATABASE_URL: database, OPS_DATABASE_URL: database,
+      ADMIN_KEY: adminKey, PORT: String(port), LOG_LEVEL: 'info', ...env,
+    },
+  })
   // Each worker: who is there alone gets all the connections, and keeps them.
   const isComplete = () => {
-    const workers = Number(/"server.listening".*"workers":(\d+)/.exec(output)?.[1])
-    return workers === 1 || output.split('"worker.started"').length - 1 === workers
+    const workers = Number(/"server.listening".*"workers":(\d+)/.exec(program.output())?.[1])
+    return workers === 1 || program.output().split('"worker.started"').length - 1 === workers
   }
 
   const patience = Date.now() + 30_000
   while (!isComplete() || !await fetch(`${url}/readyz`).then(answer => answer.ok, () => false)) {
-    if (hasEnded() || Date.now() > patience) {
-      child.kill('SIGKILL')
-      throw new Error(`the server did not get ready:\n${output}`)
+    if (program.hasEnded() || Date.now() > patience) {
+      program.kill('SIGKILL')
+      throw new Error(`the server did not get ready:\n${program.output()}`)
     }
     await sleep(50)
   }
   return {
-    pid: child.pid ?? 0,
+    ...program,
     port,
     url,
     adminKey,
@@ -113,12 +145,6 @@ export async function startServer({ cluster }: Store, { variant, env = {} }: Ser
       const answer = await fetch(`${url}/metrics`, { headers: { 'x-admin': adminKey } })
       if (!answer.ok) throw new Error(`/metrics answered ${answer.status}:\n${await answer.text()}`)
       return parseMetrics(await answer.text())
-    },
-    async stop() {
-      if (!hasEnded()) child.kill('SIGTERM')
-      const timer = setTimeout(() => child.kill('SIGKILL'), 30_000)
-      await exited
-      clearTimeout(timer)
     },
   }
 }

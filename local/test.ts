@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { installBrowser } from './browser.ts'
+import { installClock } from './clock.ts'
 import { currentEnv, objectStoreConfig, repository } from './config.ts'
 import { installLinters } from './linters.ts'
 import { installObjectStore } from './object-store.ts'
@@ -29,6 +30,7 @@ try {
   await installBrowser()
   await installPrometheus()
   await installLinters()
+  await installClock()
   await installPlpgsqlCheck(await requirePostgres())
   const { cluster, description, end } = await step('Making a throwaway cluster for the tests', makeTestCluster)
   try {

@@ -104,6 +104,9 @@ export async function withReplica(t: Test, primary: Cluster) {
   return cluster
 }
 
+/** Who ends what was started: a test, or what else does so at its end. */
+export type Owner = Pick<Test, 'teardown'>
+
 export interface TestProcess {
   pid: number
   /** All it printed so far, both streams. */
@@ -134,12 +137,12 @@ export interface ProgramOptions extends ProcessOptions {
  * Runs a TypeScript file of this repository, such as server/main.ts, as a process of its own with a plain
  * environment plus `env`. Killed in teardown if it still runs. Throws with its output when it ends before it is ready.
  */
-export function spawnNode(t: Test, script: string, { args = [], ...options }: ProcessOptions & { args?: string[] } = {}) {
+export function spawnNode(t: Owner, script: string, { args = [], ...options }: ProcessOptions & { args?: string[] } = {}) {
   return spawnProgram(t, process.execPath, ['--import', 'tsx', join(repository, script), ...args], { name: script, ...options })
 }
 
 /** As spawnNode, for any program. */
-export async function spawnProgram(t: Test, program: string, args: string[], options: ProgramOptions = {}): Promise<TestProcess> {
+export async function spawnProgram(t: Owner, program: string, args: string[], options: ProgramOptions = {}): Promise<TestProcess> {
   const { name = program, env = {}, ready, patience = 30_000, ...rest } = options
   const child = spawn(program, args, {
     cwd: repository, ...rest, env: { ...plainEnv(), ...env }, stdio: ['ignore', 'pipe', 'pipe'],

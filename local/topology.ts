@@ -7,7 +7,7 @@ import type { Test } from 'tap'
 import { clusterUser, freePort } from './cluster.ts'
 import { objectStoreConfig, plainEnv, repository } from './config.ts'
 import { installPackages } from './packages.ts'
-import { spawnProgram, type TestProcess } from './testing.ts'
+import { spawnProgram, type Owner, type TestProcess } from './testing.ts'
 
 const topologyPackages = ['pgbouncer', 'haproxy']
 
@@ -55,7 +55,7 @@ export async function withPgbouncer(t: Test, url: string): Promise<Service & { t
 }
 
 /** HAProxy before two servers on these ports; `states` tells what its health checks say of them. */
-export async function withHaproxy(t: Test, servers: [number, number]): Promise<Service & { url: string, stats: string, states: () => Promise<string[]> }> {
+export async function withHaproxy(t: Owner, servers: [number, number]): Promise<Service & { url: string, stats: string, states: () => Promise<string[]> }> {
   const port = await freePort(true)
   const stats = await freePort(true)
   const env = {
@@ -84,7 +84,7 @@ async function configuration(file: string, changes: Record<string, string>) {
   return text
 }
 
-function hasTopology() {
+export function hasTopology() {
   return topologyPackages.every(program => existsSync(find(program)))
 }
 

@@ -1,0 +1,186 @@
+/*
+ * npm run drills [-- --count N --seed S --from K]: random faults against a whole system under load, each followed by a look at what must be true:
+ * every acknowledged heartbeat is there once, last status is that of the newest, no day is missing, every archive is what was written. Every 25
+ * faults, and at the end, the archivers may end their work and everything is read back.
+ *
+ * Fault number K of a seed is the same in each run: its kind, its victims, its pauses. What the processes are at in that moment is not.
+ * Exit code 1 when something is lost, or does not come back by itself, with the command that repeats it.
+ */
+import { writeFile } from 'node:fs/promises'
+import { resolve } from 'node:path'
+import { installClock } from '../local/clock.ts'
+import { elapsed, explain, say, step } from '../local/progress.ts'
+import { waitFor } from '../local/testing.ts'
+import { faults, type Fault } from './drills/faults.ts'
+import { checkAll, checkNow, Loss, type Beat } from './drills/invariants.ts'
+import { System } from './drills/system.ts'
+import { percentile } from './figure.ts'
+import { readOptions, UsageError } from './options.ts'
+import { generator } from './schedule.ts'
+import { withStore } from './store.ts'
+
+const options = {
+  count: { otherwise: 100, what: 'faults' },
+  seed: { otherwise: undefined, least: 0, what: 'of what is random; another one each day' },
+  from: { otherwise: 1, what: 'number of the first fault: with --count 1 that one alone' },
+  devices: { otherwise: 1_500, what: 'that send meanwhile' },
+  interval: { otherwise: 14, least: 10, what: 'seconds between the heartbeats of each' },
+  every: { otherwise: 25, what: 'faults after which everything is read back' },
+  'no-s3': { otherwise: false, what: 'without the S3 store and its faults' },
+  report: { otherwise: 'bench/DRILLS.md', what: 'file for the report' },
+} as const
+
+interface Done {
+  kind: string
+  faults: number
+  seconds: number
+  /** Of the heartbeats that were accepted during it; in ms. */
+  latencies: number[]
+}
+
+try {
+  process.exitCode = await main(process.argv.slice(2))
+} catch (error) {
+  process.stderr.write(`${error instanceof UsageError ? error.message : explain(error)}\n`)
+  process.exitCode = error instanceof UsageError ? 2 : 1
+}
+
+async function main(args: string[]) {
+  const given = readOptions('drills', args, options)
+  const seed = given.seed ?? Math.floor(Date.now() / 86_400_000)
+  await installClock()
+  return withStore(async store => {
+    const system = await System.start(store, { devices: given.devices, interval: given.interval, s3: !given['no-s3'] })
+    let ending: Promise<void> | undefined
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => { ending ??= system.end().then(() => process.exit(1)) })
+    try {
+      return await drill(system, { ...given, seed })
+    } finally {
+      await system.end()
+    }
+  })
+}
+
+interface Given { count: number, seed: number, from: number, every: number, report: string, 'no-s3': boolean }
+
+/** What repeats faults `from` to `from` + `count` - 1. */
+function command({ count, seed, from, 'no-s3': noS3 }: Given) {
+  return `npm run drills -- --count ${count} --seed ${seed}${from > 1 ? ` --from ${from}` : ''}${noS3 ? ' --no-s3' : ''}`
+}
+
+async function drill(system: System, given: Given) {
+  const { count, seed, from } = given
+  const started = performance.now()
+  const possible = faults.filter(({ without }) => !without?.(system))
+  const left = faults.filter(fault => !possible.includes(fault)).map(({ kind, without }) => `${kind}: ${without?.(system) ?? ''}`)
+  for (const line of left) say(`left out: ${line}`)
+  say(`Seed ${seed}, faults ${from} to ${from + count - 1}`)
+  await step('Filling and archiving some days', async () => {
+    await system.addWork(8, generator(seed))
+    await moreBeats(system, [])
+  })
+
+  const all: Beat[] = []
+  const table = new Map<string, Done>()
+  let archives = 0
+  let problem: string | undefined
+  let number = from
+  try {
+    for (; number < from + count; number++) {
+      const fault = faultOf(possible, seed, number)
+      const before = performance.now()
+      const { said, latencies } = await strike(system, fault, generator(seed * 1_000_003 + number), all)
+      const done = table.get(fault.kind) ?? { kind: fault.kind, faults: 0, seconds: 0, latencies: [] }
+      table.set(fault.kind, done)
+      done.faults++
+      done.seconds += (performance.now() - before) / 1000
+      done.latencies.push(...latencies)
+      say(`${String(number).padStart(5)}  ${fault.kind}: ${said}; all is there after ${elapsed(before)}`)
+      if ((number - from + 1) % given.every === 0 || number === from + count - 1) {
+        archives = await step(`Reading everything back: ${all.length.toLocaleString('en')} heartbeats, each day, each archive`, () => checkAll(system, all))
+      }
+      const slow = fault.p99 !== undefined && done.latencies.length >= 100 && percentile(done.latencies, 99) > fault.p99
+      if (slow) throw new Error(`${fault.kind}: 99 % of what was accepted meanwhile waited up to ${percentile(done.latencies, 99).toFixed(0)} ms, more than ${fault.p99}`)
+    }
+  } catch (error) {
+    problem = `${error instanceof Loss ? 'LOST' : 'FAILED'} at fault ${number}, ${faultOf(possible, seed, number).kind}:\n${explain(error)}\n`
+      + `To repeat it: ${command({ ...given, count: number - from + 1 })}`
+  }
+  const report = describe({ given, left, all, archives, problem, table: [...table.values()], seconds: (performance.now() - started) / 1000 })
+  say(`\n${report}`)
+  await writeFile(resolve(given.report), report)
+  return problem === undefined ? 0 : 1
+}
+
+/** Each kind has its turn in each round, in an order of its own. */
+function faultOf(possible: Fault[], seed: number, number: number) {
+  const round = Math.floor((number - 1) / possible.length)
+  const random = generator(seed * 7_919 + round)
+  const order = possible.map(fault => ({ fault, at: random() })).sort((a, b) => a.at - b.at)
+  return order[(number - 1) % possible.length]!.fault
+}
+
+async function strike(system: System, fault: Fault, random: () => number, all: Beat[]) {
+  await collect(system, all)
+  const from = all.length
+  let said
+  const latencies: number[] = []
+  try {
+    said = await fault.strike(system, random)
+  } catch (cause) {
+    throw new Error('the fault could not be made', { cause })
+  }
+  latencies.push(...await collect(system, all))
+  await moreBeats(system, all)
+  await checkNow(system, all.slice(from))
+  await system.hurry()
+  return { said, latencies }
+}
+
+/** @returns how long each waited for its answer */
+async function collect(system: System, all: Beat[]) {
+  const fresh = await system.acknowledged()
+  for (const { device_id, ts, status } of fresh) all.push({ device_id, ts, status })
+  return fresh.map(({ latency }) => latency)
+}
+
+/** The server takes heartbeats again, by itself. */
+async function moreBeats(system: System, all: Beat[]) {
+  let more = 0
+  await waitFor(async () => {
+    more += (await collect(system, all)).length
+    return more >= 30
+  }, { what: () => `heartbeats to be taken again; the server printed:\n${system.server.output()}` })
+}
+
+function describe({ given, left, all, archives, problem, table, seconds }: {
+  given: Given
+  left: string[]
+  all: Beat[]
+  archives: number
+  problem: string | undefined
+  table: Done[]
+  seconds: number
+}) {
+  const made = table.reduce((sum, { faults }) => sum + faults, 0)
+  const answered = (status: number) => all.filter(beat => beat.status === status).length.toLocaleString('en')
+  return `# Failure drills
+
+\`${command(given)}\` (${new Date().toISOString().slice(0, 10)}): ${made} faults in ${Math.round(seconds / 60)} minutes,
+${(60 * made / seconds).toFixed(0)} a minute, against a durable cluster, a server of two workers, and archivers, one for each kind of store, under load.
+
+${problem === undefined ? 'Nothing was lost.' : `**${problem}**`}
+
+- ${answered(201)} heartbeats were answered as stored, ${answered(200)} as duplicates, ${answered(202)} as quarantined: after each fault those of its time, every ${given.every} faults
+  all of them were looked up and were there, each once.
+- Last status was that of the newest heartbeat of each device, and no day was missing in \`data_coverage\`.
+- ${archives} archives were read back at the end, every byte and row, and each past day held what was written into it, in the database or in its archive.
+
+| fault | times | seconds each, with its checks | accepted meanwhile | p99 of these |
+|---|---|---|---|---|
+${table.sort((a, b) => a.kind.localeCompare(b.kind)).map(({ kind, faults, seconds, latencies }) => (
+    `| ${kind} | ${faults} | ${(seconds / faults).toFixed(1)} | ${latencies.length.toLocaleString('en')} | ${latencies.length < 100 ? '' : `${percentile(latencies, 99).toFixed(0)} ms`} |`
+  )).join('\n')}
+${left.length > 0 ? `\nLeft out: ${left.join('; ')}.\n` : ''}`
+}
+

@@ -1,0 +1,43 @@
+// A clock that jumps, for a process that is started with it: Debian's faketime.
+import { existsSync, readdirSync } from 'node:fs'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { installPackages } from './packages.ts'
+
+const clockPackages = ['faketime']
+
+/** Installs it when it is missing and that is allowed; whether it is here. */
+export async function installClock() {
+  return library() !== undefined || (await installPackages(clockPackages) && library() !== undefined)
+}
+
+export interface Clock {
+  /** What the process is started with; nothing where there is no faketime. */
+  env: Record<string, string>
+  /** Its clock is so many seconds off, within a second from now on. */
+  jump: (seconds: number) => Promise<void>
+}
+
+/** @returns undefined where faketime is not installed */
+export async function makeClock(directory: string, name: string): Promise<Clock | undefined> {
+  const preload = library()
+  if (preload === undefined) return undefined
+  const file = join(directory, `clock-${name}`)
+  const jump = (seconds: number) => writeFile(file, `${seconds < 0 ? '' : '+'}${seconds}\n`)
+  await jump(0)
+  return {
+    env: {
+      LD_PRELOAD: preload, FAKETIME_TIMESTAMP_FILE: file, FAKETIME_CACHE_DURATION: '1',
+      // The time of day jumps, as when somebody sets it; what timers count by does not.
+      FAKETIME_DONT_FAKE_MONOTONIC: '1', DONT_FAKE_MONOTONIC: '1',
+    },
+    jump,
+  }
+}
+
+function library() {
+  return readdirSync('/usr/lib', { withFileTypes: true })
+    .filter(entry => entry.isDirectory() && entry.name.includes('-linux-'))
+    .map(({ name }) => join('/usr/lib', name, 'faketime/libfaketimeMT.so.1'))
+    .find(existsSync)
+}
