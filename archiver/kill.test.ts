@@ -2,11 +2,12 @@ import { readdir } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
+import { size } from '../local/config.ts'
 import { spawnNode, withDatabase } from '../local/testing.ts'
 import { archiverEnv, daysAgo, fillDay, leftovers, makeDirectory, partitionOf, pathsOf, runOnce, stateOf, stepsOf, withWorker } from './testing.ts'
 import { listArchives, verifyArchive } from './verify.ts'
 
-const kills = 20
+const kills = size({ deep: 20, quick: 6 })
 const seed = 20260815
 
 /** The same numbers from 0 to 1 each time: mulberry32. */

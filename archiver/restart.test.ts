@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
 import t from 'tap'
+import { size } from '../local/config.ts'
 import { spawnNode, waitFor, withCluster } from '../local/testing.ts'
 import { archiverEnv, daysAgo, fillDay, leftovers, makeDirectory, partitionOf, stateOf, stepsOf, withWorker } from './testing.ts'
 import { listArchives, verifyArchive } from './verify.ts'
@@ -32,7 +33,7 @@ t.test('Postgres crashes again and again under a working archiver: each day is a
 
   const archiver = await spawnNode(t, 'archiver/main.ts', { env: archiverEnv(db, directory), ready: /archiver\.ready/ })
   let crashes = 0
-  for (; crashes < 5; crashes++) {
+  for (; crashes < size({ deep: 5, quick: 3 }); crashes++) {
     // Each time in the middle of some step of some partition.
     await sleep(150 + crashes * 130)
     await db.cluster.stop('immediate')

@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { ListObjectsV2Command } from '@aws-sdk/client-s3'
 import type { Sql } from 'postgres'
 import t from 'tap'
+import { size } from '../local/config.ts'
 import { spawnNode, withDatabase } from '../local/testing.ts'
 import type { Fate } from './s3-proxy.ts'
 import {
@@ -99,7 +100,8 @@ t.test('killed with -9 at any request to a store that fails half of them, the ne
   const directory = await makeDirectory(t)
   const fates: Fate[] = ['refuse', 'cut', 'lose', 'break']
   const contents = new Map<string, unknown>()
-  for (let at = 0; at < 20; at++) {
+  const kills = size({ deep: 20, quick: 6 })
+  for (let at = 0; at < kills; at++) {
     const day = daysAgo(61 + at)
     await fillDay(db.admin, day, 1000)
     const partition = await partitionOf(db.sql, day)
@@ -131,9 +133,9 @@ t.test('killed with -9 at any request to a store that fails half of them, the ne
     t.equal((await stepsOf(db.sql, partition)).filter(event => event === 'partition.archive.end').length, 1)
     contents.set(partition, before)
   }
-  await db.sql`select fleet.request_restore(${daysAgo(80)}::date, ${daysAgo(61)}::date)`
+  await db.sql`select fleet.request_restore(${daysAgo(60 + kills)}::date, ${daysAgo(61)}::date)`
   t.equal((await runOnce(t, db, directory, bucketEnv(bucket))).code, 0)
-  t.equal(contents.size, 20)
+  t.equal(contents.size, kills)
   for (const [partition, before] of contents) t.same(await contentOf(db.admin, `fleet.${partition}`), before, 'restored as it was')
   t.same(await leftovers(directory), [])
 })

@@ -100,6 +100,11 @@ export function testClusterFile(env: Env = currentEnv()) {
   return file
 }
 
+/** How large a test is: in `npm run test:deep`, which sets TEST_DEEP, and else, where somebody waits for it. */
+export function size({ deep, quick }: { deep: number, quick: number }, env: Env = currentEnv()) {
+  return env.TEST_DEEP ? deep : quick
+}
+
 /** What the tests of the S3 store are told: another store than their own, and whether they may be skipped. */
 export interface ObjectStoreConfig {
   /** Set: the tests use this store, with the credentials and region of AWS_*, and start none. */

@@ -1,6 +1,7 @@
 import type { Sql } from 'postgres'
 import t from 'tap'
 import { generator } from '../bench/schedule.ts'
+import { size } from '../local/config.ts'
 import { waitFor, withCluster, withDatabase, type TestDatabase } from '../local/testing.ts'
 import { asRole, daysAgo, enroll, ingest, value } from './testing.ts'
 
@@ -456,8 +457,8 @@ t.test('two runs do not collide, and one that is stuck is ended by force', async
   t.match(await other`select is_running, state from fleet.adoption_progress`, [{ is_running: false, state: 'moving' }])
 
   // A cancelled call keeps nothing, and says so.
-  const cancelled = adopt(other, `, p_batch_rows => 50, p_pause => '1 minute'`).catch((error: unknown) => error)
   const [{ backend } = { backend: 0 }] = await db.sql<{ backend: number }[]>`select backend from fleet.adoptions`
+  const cancelled = adopt(other, `, p_batch_rows => 50, p_pause => '1 minute'`).catch((error: unknown) => error)
   await waitFor(async () => (await db.admin`select pg_cancel_backend(backend) from fleet.adoptions where backend <> ${backend}`).length === 1)
   t.match(await cancelled, { code: '57014', hint: /the same call goes on from there/ })
   t.same(await db.sql`select h from fleet.lock_holders('adoption') h`, [])
@@ -623,11 +624,11 @@ async function fill({ admin }: TestDatabase, { rows, devices, days }: { rows: nu
   `)
 }
 
-t.test('a million rows arrive whole while heartbeats keep coming, through a kill of the backend and a crash of Postgres', { timeout: 400_000 }, async t => {
+t.test('a large table arrives whole while heartbeats keep coming, through a kill of the backend and a crash of Postgres', { timeout: 400_000 }, async t => {
   const db = await withCluster(t)
   await plainTable(db)
   const devices = await enroll(db.sql, 400)
-  const { rows } = { rows: 1_000_000 }
+  const rows = size({ deep: 1_000_000, quick: 200_000 })
   await fill(db, { rows, devices: 400, days: 110 })
   await db.admin`update cron.job set active = false`
   // With wal_level minimal, a crash sets a sequence back that was used in the transaction that made it, until a checkpoint.
@@ -669,11 +670,17 @@ t.test('a million rows arrive whole while heartbeats keep coming, through a kill
 
   t.same(await strays(db), noStrays)
   const [sums] = await db.sql`select sum(rows_found)::int as found, sum(rows_kept)::int as kept, sum(rows_duplicate)::int as duplicate, sum(rows_missing + rows_changed)::int as bad from fleet.adoption_days`
-  t.match(sums, { bad: 0, found: Number(sums?.kept) + Number(sums?.duplicate) }, 'each row is kept or a duplicate')
-  t.ok(Number(sums?.duplicate) > 20_000, `${sums?.duplicate} duplicates`)
+  t.equal(sums?.bad, 0)
+  // What is written today comes in between the survey, which counts what it finds, and the comparison.
+  t.same(
+    await db.sql`select day, rows_found, rows_kept + rows_duplicate as compared from fleet.adoption_days where rows_found <> rows_kept + rows_duplicate and day < current_date - 1`,
+    [], 'each row is kept or a duplicate',
+  )
+  t.ok(Number(sums?.kept) + Number(sums?.duplicate) >= Number(sums?.found))
+  t.ok(Number(sums?.duplicate) > rows / 50, `${sums?.duplicate} duplicates`)
   const fresh = Number(await value(db.sql`select count(*) from fleet.device_heartbeats where network_type = 'new'`))
   t.ok(fresh >= found.stored && fresh <= found.posted, `${fresh} of the new server, ${found.stored} acknowledged as stored, ${found.posted} sent`)
-  t.ok(Number(await value(db.admin.unsafe(`select count(*) from ${table}`))) >= 1_050_000 + found.written, 'the old application lost nothing')
+  t.ok(Number(await value(db.admin.unsafe(`select count(*) from ${table}`))) >= rows * 1.05 + found.written, 'the old application lost nothing')
 })
 
 t.test('whatever is in the table, and whenever the move is killed', { timeout: 200_000 }, async t => {
@@ -681,7 +688,7 @@ t.test('whatever is in the table, and whenever the move is killed', { timeout: 2
   t.comment(`seed ${seed}`)
   const random = generator(seed)
   const pick = <T>(values: T[]) => values[Math.floor(random() * values.length)] as T
-  for (let round = 0; round < 4; round++) {
+  for (let round = 0; round < size({ deep: 4, quick: 2 }); round++) {
     const db = await withDatabase(t)
     await plainTable(db)
     const devices = await enroll(db.sql, 8)
