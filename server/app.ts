@@ -10,6 +10,7 @@ import type { Pool, Sql } from './database.ts'
 import { DeviceReads } from './device-reads.ts'
 import { createDevice, getDevice, listDevices, revokeDevice } from './devices.ts'
 import { postHeartbeat, postHeartbeats } from './ingest.ts'
+import { Guesses } from './guesses.ts'
 import type { Log } from './log.ts'
 import { getMetrics, timed, type Metrics } from './metrics.ts'
 import { getOpenapi } from './openapi/document.ts'
@@ -20,6 +21,9 @@ import type { Reader } from './reader.ts'
 import type { Tokens } from './tokens.ts'
 import type { Tracing } from './tracing.ts'
 import type { Writer } from './writer.ts'
+
+/** Of one network: a key that a person chose is found by trying, the tokens are not. */
+export const WRONG_KEYS_PER_MINUTE = 60
 
 export interface AppEnv {
   Bindings: HttpBindings
@@ -44,7 +48,8 @@ export interface Parts {
 export function createApp(parts: Parts) {
   const { config, log, metrics, pool, reader, ops, tokens, writer, backpressure, tracing, isDraining } = parts
   const app = new Hono<AppEnv>()
-  const admin = adminOnly(config.adminKey)
+  const guesses = new Guesses(config.trustProxy, WRONG_KEYS_PER_MINUTE, () => metrics.authRefused.inc())
+  const admin = adminOnly(config.adminKey, guesses)
   const reads = new DeviceReads(reader, config, metrics, backpressure, log)
 
   if (tracing !== undefined) app.use(tracing.request)
@@ -65,7 +70,7 @@ export function createApp(parts: Parts) {
   app.post('/ops/nightly', admin, timed(metrics, 'POST /ops/nightly', postNightly(config, ops, log)))
   app.post('/ops/reconcile', admin, timed(metrics, 'POST /ops/reconcile', postReconcile(ops, log)))
   app.get('/ops/pool_health', admin, getPoolHealth(metrics, reader))
-  app.get('/metrics', adminOnly(config.adminKey, { orBearer: true }), getMetrics(parts))
+  app.get('/metrics', adminOnly(config.adminKey, guesses, { orBearer: true }), getMetrics(parts))
 
   app.get('/openapi.json', getOpenapi())
   app.get('/healthz', c => c.json({ status: 'ok' }))

@@ -2,16 +2,17 @@ import { createHash, timingSafeEqual } from 'node:crypto'
 import type { MiddlewareHandler } from 'hono'
 import type { IncomingMessage } from 'node:http'
 import type { AppEnv } from './app.ts'
+import type { Guesses } from './guesses.ts'
 import { Problem } from './problem.ts'
 import type { Identity, Tokens } from './tokens.ts'
 
-/** @throws Problem 401 for a token that is missing, unknown or revoked */
+/** @throws Problem 401 for a token that is missing, unknown or revoked, 429 for one too many of those */
 export async function identify(incoming: IncomingMessage, tokens: Tokens): Promise<Identity> {
   const token = bearer(incoming)
   if (token === undefined) {
     throw unauthorized('A token is needed, as Authorization: Bearer <token>.', 'Bearer realm="fleet"')
   }
-  const found = tokens.identify(token)
+  const found = tokens.identify(token, incoming)
   const identity = found instanceof Promise ? await found : found
   if (identity === null) {
     throw unauthorized('The token is unknown or revoked.', 'Bearer realm="fleet", error="invalid_token"')
@@ -26,13 +27,18 @@ export async function identifyDevice(incoming: IncomingMessage, tokens: Tokens, 
   return identity
 }
 
-/** Lets pass who brings the admin key in `x-admin`, or with `orBearer` as Prometheus sends it. */
-export function adminOnly(adminKey: string, { orBearer = false } = {}): MiddlewareHandler<AppEnv> {
+/**
+ * Lets pass who brings the admin key in `x-admin`, or with `orBearer` as Prometheus sends it. After too many wrong ones from an
+ * address not even the right one: else it would be found all the same.
+ */
+export function adminOnly(adminKey: string, guesses: Guesses, { orBearer = false } = {}): MiddlewareHandler<AppEnv> {
   const isKey = keyCheck(adminKey)
   return async (c, next) => {
     const { incoming } = c.env
     const key = incoming.headers['x-admin'] ?? (orBearer ? bearer(incoming) : undefined)
+    guesses.check(incoming)
     if (!isKey(key)) {
+      if (key !== undefined) guesses.wrong(incoming)
       throw unauthorized('The admin key is needed, as x-admin: <key>.', orBearer ? 'Bearer realm="fleet"' : 'X-Admin realm="fleet"')
     }
     await next()

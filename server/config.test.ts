@@ -24,10 +24,10 @@ t.test('the URL says whether statements are prepared, in words that are understo
 })
 
 t.test('all problems are told together, by variable', async t => {
-  const env = { ADMIN_KEY: 'short', PORT: '70000', POOL_MAX: 'ten', WORKERS: '0', BACKPRESSURE_QUEUE: '20001', TRUST_PROXY: 'maybe', LOG_LEVEL: 'loud', LISTEN_DATABASE_URL: 'mysql://x', READ_FROM_LAST_STATUS: '101%', READ_MAX_LAG_S: '0', PERF_DIFF_ENABLED: 'yes', READ_DATABASE_URL: 'mysql://x' }
+  const env = { ADMIN_KEY: 'short', PORT: '70000', POOL_MAX: 'ten', WORKERS: '0', BACKPRESSURE_QUEUE: '20001', TRUST_PROXY: 'maybe', WRONG_TOKENS_PER_MINUTE: '0', LOG_LEVEL: 'loud', LISTEN_DATABASE_URL: 'mysql://x', READ_FROM_LAST_STATUS: '101%', READ_MAX_LAG_S: '0', PERF_DIFF_ENABLED: 'yes', READ_DATABASE_URL: 'mysql://x' }
   const error = t.throws(() => readConfig(env), ConfigError) as ConfigError
-  t.equal(error.problems.length, 14)
-  for (const name of ['ADMIN_KEY', 'PORT', 'POOL_MAX', 'WORKERS', 'BACKPRESSURE_QUEUE', 'TRUST_PROXY', 'LOG_LEVEL', 'LISTEN_DATABASE_URL', 'SERVER_DATABASE_URL', 'OPS_DATABASE_URL',
+  t.equal(error.problems.length, 15)
+  for (const name of ['ADMIN_KEY', 'PORT', 'POOL_MAX', 'WORKERS', 'BACKPRESSURE_QUEUE', 'TRUST_PROXY', 'WRONG_TOKENS_PER_MINUTE', 'LOG_LEVEL', 'LISTEN_DATABASE_URL', 'SERVER_DATABASE_URL', 'OPS_DATABASE_URL',
     'READ_FROM_LAST_STATUS', 'READ_MAX_LAG_S', 'PERF_DIFF_ENABLED', 'READ_DATABASE_URL']) {
     t.ok(error.problems.some(problem => problem.startsWith(name)), name)
   }

@@ -32,6 +32,8 @@ export interface ServerConfig {
   /** Queued heartbeats of a worker above which it sheds low-priority work. */
   backpressureQueue: number
   trustProxy: boolean
+  /** Unknown tokens that a worker looks up for one address. */
+  wrongTokensPerMinute: number
   logLevel: (typeof LOG_LEVELS)[number]
   logFormat: (typeof LOG_FORMATS)[number]
   /** Where spans go; tracing is off without it. OpenTelemetry reads all else (OTEL_*) itself. */
@@ -113,6 +115,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     poolMax: integer('POOL_MAX', 10, 1, 1000),
     backpressureQueue: integer('BACKPRESSURE_QUEUE', 10_000, 1, 20_000),
     trustProxy: choice('TRUST_PROXY', 'false', ['true', 'false']) === 'true',
+    wrongTokensPerMinute: integer('WRONG_TOKENS_PER_MINUTE', 600, 1, 1_000_000),
     logLevel: choice('LOG_LEVEL', 'info', LOG_LEVELS),
     logFormat: choice('LOG_FORMAT', 'auto', LOG_FORMATS),
     otlpEndpoint: read('OTEL_EXPORTER_OTLP_ENDPOINT'),

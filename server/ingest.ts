@@ -3,7 +3,7 @@ import type { Handler } from 'hono'
 import { clientAddress } from './address.ts'
 import type { AppEnv } from './app.ts'
 import { identify, identifyDevice } from './auth.ts'
-import { MAX_BODY_BYTES, mediaType, parseJson, readInflated, readJson } from './body.ts'
+import { hasTooManyContainers, MAX_BODY_BYTES, MAX_CONTAINERS, mediaType, parseJson, readInflated, readJson } from './body.ts'
 import type { ServerConfig } from './config.ts'
 import type { Pool } from './database.ts'
 import { deviceItemSchema, fieldErrors, gatewayItemSchema, heartbeatSchema } from './heartbeat.ts'
@@ -121,17 +121,13 @@ function batchType(incoming: AppEnv['Bindings']['incoming']) {
 }
 
 /**
- * Apart from the waiting that follows, so that memory need not hold what else was sent: parsed, a nested body takes
- * fifty times its size.
+ * Apart from the waiting that follows, so that memory need not hold what else was sent.
  * @throws Problem 400, 413 or 422 for the whole batch
  */
 function judgeAll(body: Buffer, type: string, identity: Identity, tail: string) {
+  if (hasTooManyContainers(body)) throw invalidBatch(`must not hold more than ${MAX_CONTAINERS} arrays and objects`)
   const items: unknown = type === 'application/json' ? parseJson(body) : parseLines(body)
-  if (!Array.isArray(items)) {
-    throw new Problem(422, 'The batch is not valid; nothing was written.', {
-      errors: [{ path: '', message: 'must be an array of heartbeats' }],
-    })
-  }
+  if (!Array.isArray(items)) throw invalidBatch('must be an array of heartbeats')
   if (items.length > MAX_BATCH_ITEMS) {
     throw new Problem(413, `A batch may have ${MAX_BATCH_ITEMS} heartbeats, not ${items.length}; nothing was written.`)
   }
@@ -143,6 +139,10 @@ function judgeAll(body: Buffer, type: string, identity: Identity, tail: string) 
     else accepted.push({ index, ...judged })
   }
   return { results, accepted }
+}
+
+function invalidBatch(message: string) {
+  return new Problem(422, 'The batch is not valid; nothing was written.', { errors: [{ path: '', message }] })
 }
 
 /** One item a line; blank lines are none. Stops early: more than a batch holds is refused anyway. */

@@ -14,13 +14,13 @@ t.test('no token and no key is ever logged, wherever it stands in a request', as
   const db = await withDatabase(t)
   const { device_id, token } = await enroll(db, 'a')
   const secrets = [token, await gatewayToken(db, 'g'), ADMIN_KEY]
-  const { server, call } = await withProcess(t, db, { LOG_LEVEL: 'trace' })
+  const { server, call } = await withProcess(t, db, { LOG_LEVEL: 'trace', TRUST_PROXY: 'true' })
   const targets = [
     'POST /v1/heartbeat', 'POST /v1/heartbeats', 'POST /admin/devices', 'POST /admin/command', 'POST /ops/nightly', 'GET /v1/devices',
     `GET /v1/devices/${device_id}`, 'GET /v1/commands', 'GET /metrics', 'DELETE /nothing', 'POST /login', 'GET /',
   ]
   const hostile = async () => {
-    for (const secret of secrets) {
+    for (const [n, secret] of secrets.entries()) {
       const encoded = secret.replace('_', '%5F')
       for (const target of targets) {
         for (const path of [target, `${target}/${secret}/${encoded}`, `${target}?status=${secret}&${secret}=1&retention_days=${secret}`]) {
@@ -31,7 +31,8 @@ t.test('no token and no key is ever logged, wherever it stands in a request', as
           ] : [undefined]
           for (const body of bodies) {
             for (const headers of [
-              { authorization: `Bearer ${secret}`, 'x-request-id': secret, 'x-admin': secret, 'user-agent': secret },
+              // Each from elsewhere: who has the right key must not wait for who has not.
+              { authorization: `Bearer ${secret}`, 'x-request-id': secret, 'x-admin': secret, 'user-agent': secret, 'x-forwarded-for': `192.0.2.${n}` },
               { authorization: secret, 'x-request-id': `a-${secret}`, cookie: secret, 'content-type': `text/${secret}` },
               { authorization: `Bearer ${token}`, 'x-admin': ADMIN_KEY, 'content-encoding': body === undefined ? 'identity' : secret },
             ]) await call(path, { ...(body !== undefined && { body }), headers: headers as unknown as Record<string, string> })

@@ -86,6 +86,7 @@ export function createMetrics(pool: Pool) {
     httpLatency: latencies('http_request_latency_ms', 'From the request\'s headers to its answer', 'route'),
     cacheHits: counter('device_cache_hits_total', 'Tokens found in this process', 'tokens'),
     cacheMisses: counter('device_cache_misses_total', 'Tokens that had to be asked of the database', 'tokens'),
+    authRefused: counter('auth_refused_total', 'Requests refused because too many wrong tokens or keys came from their address', 'requests'),
     dispatchLogStatements: counter(
       'dispatch_log_statements_total', 'Statements on commands that were committed, with what they had for the dispatch log', 'statements',
     ),

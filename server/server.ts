@@ -7,6 +7,7 @@ import { Backpressure } from './backpressure.ts'
 import { Budgets } from './budgets.ts'
 import type { ServerConfig } from './config.ts'
 import { connectHot, connectListener, connectOps, end } from './database.ts'
+import { Guesses } from './guesses.ts'
 import type { Log } from './log.ts'
 import { createMetrics, measureReplica } from './metrics.ts'
 import { Reader } from './reader.ts'
@@ -32,7 +33,8 @@ export async function startServer(config: ServerConfig, log: Log) {
   const metrics = createMetrics(pool)
   const reader = new Reader(pool, config, log)
   measureReplica(metrics, reader)
-  const tokens = new Tokens(pool, metrics)
+  const guesses = new Guesses(config.trustProxy, config.wrongTokensPerMinute, () => metrics.authRefused.inc())
+  const tokens = new Tokens(pool, metrics, undefined, guesses)
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue)
   const tracing = await startTracing(config.otlpEndpoint, 'nexmdm-server', log)
   const writer = new Writer(pool, metrics, log, backpressure, undefined, tracing)

@@ -1,5 +1,7 @@
 import { createHash } from 'node:crypto'
+import type { IncomingMessage } from 'node:http'
 import { Pool, type Sql } from './database.ts'
+import type { Guesses } from './guesses.ts'
 import type { Log } from './log.ts'
 import type { Metrics } from './metrics.ts'
 import { unavailable } from './problem.ts'
@@ -60,10 +62,16 @@ export class Tokens {
   #applied = new Set<number>()
   #pacing = ''
 
-  constructor(readonly pool: Pool, readonly metrics: Metrics, readonly now: () => number = () => performance.now()) {}
+  /** @param guesses counts the tokens that the database does not know, by who asks */
+  constructor(
+    readonly pool: Pool, readonly metrics: Metrics, readonly now: () => number = () => performance.now(), readonly guesses?: Guesses,
+  ) {}
 
-  /** Null for a token that is unknown or revoked. Answers at once when it is in the cache. */
-  identify(token: string): Identity | null | Promise<Identity | null> {
+  /**
+   * Null for a token that is unknown or revoked. Answers at once when it is in the cache.
+   * @throws Problem 429 for one that would have to be looked up, when too many from there were unknown
+   */
+  identify(token: string, incoming?: IncomingMessage): Identity | null | Promise<Identity | null> {
     // Not one of ours: no query, whatever is tried.
     if (!/^nx[dg]_[0-9a-f]{64}$/.test(token)) return null
     const hash = createHash('sha256').update(token).digest()
@@ -74,8 +82,9 @@ export class Tokens {
       this.metrics.cacheHits.inc()
       return isTrusted ? known.identity : null
     }
+    if (known === undefined && incoming !== undefined) this.guesses?.check(incoming)
     this.metrics.cacheMisses.inc()
-    return this.#pending.get(key) ?? this.#load(key, hash)
+    return this.#pending.get(key) ?? this.#load(key, hash, incoming)
   }
 
   /** The interval of a device that a gateway speaks for; undefined when it is not in the cache, enrolled or not. */
@@ -159,9 +168,12 @@ export class Tokens {
     return this.now() - Math.max(this.#polled, asked) < TRUST_MS
   }
 
-  #load(key: string, hash: Buffer) {
+  #load(key: string, hash: Buffer, incoming: IncomingMessage | undefined) {
     if (this.#pending.size >= MAX_PENDING) throw unavailable('Too many tokens are being looked up at once.')
-    const load = this.#authenticate(key, hash).finally(() => this.#pending.delete(key))
+    const load = this.#authenticate(key, hash).finally(() => this.#pending.delete(key)).then(identity => {
+      if (identity === null && incoming !== undefined) this.guesses?.wrong(incoming)
+      return identity
+    })
     this.#pending.set(key, load)
     return load
   }

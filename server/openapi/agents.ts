@@ -1,4 +1,4 @@
-import { MAX_BODY_BYTES } from '../body.ts'
+import { MAX_BODY_BYTES, MAX_CONTAINERS } from '../body.ts'
 import { MAX_BATCH_BYTES, MAX_BATCH_ITEMS } from '../ingest.ts'
 import { answer, jsonBody, problems, schemaRef } from './answers.ts'
 
@@ -37,8 +37,8 @@ const batch = {
   operationId: 'postHeartbeats',
   tags: ['heartbeats'],
   summary: 'Send many heartbeats',
-  description: `What a device gathered while it was offline, or a gateway for its devices: at most ${MAX_BATCH_ITEMS} items and ${MAX_BATCH_BYTES} bytes, before and `
-    + 'after inflation. One bad item never blocks the others: each is judged by itself. A 5xx means that all of it is to be sent again; what was '
+  description: `What a device gathered while it was offline, or a gateway for its devices: at most ${MAX_BATCH_ITEMS} items, ${MAX_CONTAINERS} arrays and objects, and ${MAX_BATCH_BYTES} bytes, before `
+    + 'and after inflation. One bad item never blocks the others: each is judged by itself. A 5xx means that all of it is to be sent again; what was '
     + 'stored meanwhile is then a duplicate.',
   security: [{ device: [] }, { gateway: [] }],
   parameters: [{
@@ -95,7 +95,7 @@ const batch = {
         stored: 1, duplicate: 0, quarantined: 0, rejected: 1,
       },
     }),
-    ...problems(400, 401, 413, 415, 422, 500, 503),
+    ...problems(400, 401, 413, 415, 422, 429, 500, 503),
   },
 }
 
@@ -110,7 +110,7 @@ const send = {
   }),
   responses: {
     201: answer('It waits for the device.', 'CommandSent', { volume: { command_id: 7 } }, 'noStore'),
-    ...problems(400, 401, 404, 413, 415, 422, 500, 503),
+    ...problems(400, 401, 404, 413, 415, 422, 429, 500, 503),
   },
 }
 
@@ -124,7 +124,7 @@ const take = {
     200: answer('Those that are not acknowledged.', 'Commands', {
       one: { commands: [{ command_id: 7, command: 'set_volume', payload: { percent: 30 }, created_at: '2026-01-31T12:00:00Z' }] },
     }, 'noStore'),
-    ...problems(401, 500, 503),
+    ...problems(401, 429, 500, 503),
   },
 }
 
@@ -137,7 +137,7 @@ const acknowledge = {
   parameters: [{
     name: 'id', in: 'path', required: true, description: 'Its command_id.', schema: { type: 'string', pattern: '^\\d{1,15}$' }, example: '7',
   }],
-  responses: { 204: { description: 'It does not come again.' }, ...problems(401, 404, 500, 503) },
+  responses: { 204: { description: 'It does not come again.' }, ...problems(401, 404, 429, 500, 503) },
 }
 
 /** What devices and gateways call, and how they are told something. */

@@ -41,7 +41,8 @@ const PROBLEMS = {
   413: 'The body is larger than the limit; the connection is closed.',
   415: 'The body is of a type, or in an encoding, that is not taken.',
   422: 'The request is understood and not valid; `errors` names each field. Nothing was done.',
-  429: 'The device has too many heartbeats in quarantine; this one was not kept.',
+  429: 'Too many wrong tokens or keys came from this address: Retry-After says for how long. Or the device has too many heartbeats in quarantine, '
+    + 'and this one was not kept.',
   500: 'A fault of the server; it was logged.',
   503: 'The server or its database cannot do it now. Nothing was acknowledged: send it again after Retry-After.',
 }

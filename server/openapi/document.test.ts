@@ -1,9 +1,11 @@
+import { randomBytes } from 'node:crypto'
 import { gzipSync } from 'node:zlib'
 import { createConfig, lintFromString } from '@redocly/openapi-core'
 import { Ajv2020, type ValidateFunction } from 'ajv/dist/2020.js'
 import formats from 'ajv-formats'
 import t, { type Test } from 'tap'
 import type { TestDatabase } from '../../local/testing.ts'
+import { WRONG_KEYS_PER_MINUTE } from '../app.ts'
 import { deviceItemSchema, gatewayItemSchema, heartbeatSchema } from '../heartbeat.ts'
 import { ADMIN_KEY, gatewayToken, withServer, type Answer, type Call } from '../testing.ts'
 import { openapi } from './document.ts'
@@ -102,6 +104,10 @@ t.test('each status in the document is given, and is as it says', async t => {
   const tokens = await prepare(db)
   const gone = { url: 'postgres://127.0.0.1:1/none' }
   const away = await withServer(t, { hot: gone, listen: gone, ops: gone, read: undefined }, db)
+  const limited = await withServer(t, { wrongTokensPerMinute: 1 }, db)
+  const unknown = () => ({ authorization: `Bearer nxd_${randomBytes(32).toString('hex')}` })
+  await limited.call('GET /v1/commands', { headers: unknown() })
+  for (let n = 0; n < WRONG_KEYS_PER_MINUTE; n++) await limited.call('GET /metrics', { headers: { 'x-admin': 'a guess' } })
   const seen = new Set<string>()
 
   /** Sends what is right but for the parts that are given. */
@@ -122,7 +128,10 @@ t.test('each status in the document is given, and is as it says', async t => {
   for (const { path, method, operation } of operations) {
     if (path !== '/ops/nightly' && path !== '/ops/reconcile' && method !== 'DELETE') await ask(call, path, method)
     await ask(away.call, path, method)
-    if (operation.security.length > 0) await ask(call, path, method, { auth: false })
+    if (operation.security.length > 0) {
+      await ask(call, path, method, { auth: false })
+      await ask(limited.call, path, method, { headers: unknown() })
+    }
     if (operation.requestBody) {
       await ask(call, path, method, { body: '{' })
       await ask(call, path, method, { body: '"x"' })

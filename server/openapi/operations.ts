@@ -34,7 +34,7 @@ const listDevices = {
   responses: {
     200: answer('A page.', 'DevicePage', { page: { devices: [device], next_cursor: null } }, 'tagged'),
     304: notModified,
-    ...problems(401, 422, 500, 503),
+    ...problems(401, 422, 429, 500, 503),
   },
 }
 
@@ -47,7 +47,7 @@ const getDevice = {
   responses: {
     200: answer('The device and what it last said.', 'Device', { device }, 'tagged'),
     304: notModified,
-    ...problems(401, 404, 500, 503),
+    ...problems(401, 404, 429, 500, 503),
   },
 }
 
@@ -61,7 +61,7 @@ const createDevice = {
     201: answer('Its id and its token.', 'DeviceEnrolled', {
       tablet: { device_id: 43, token: `nxd_${'0123456789abcdef'.repeat(4)}` },
     }, 'noStore'),
-    ...problems(400, 401, 409, 413, 415, 422, 500, 503),
+    ...problems(400, 401, 409, 413, 415, 422, 429, 500, 503),
   },
 }
 
@@ -72,7 +72,7 @@ const revokeDevice = {
   description: 'It stops within a second; what the device sent stays. Again is no error.',
   security: [{ admin: [] }],
   parameters: [deviceId],
-  responses: { 204: { description: 'The token is revoked.' }, ...problems(401, 404, 500, 503) },
+  responses: { 204: { description: 'The token is revoked.' }, ...problems(401, 404, 429, 500, 503) },
 }
 
 const nightly = {
@@ -89,7 +89,7 @@ const nightly = {
     200: answer('Its steps.', 'Steps', {
       plan: { steps: [{ step: 'retire', partition_name: 'device_heartbeats_p2025_11_02', detail: 'past the retention of 89 days' }] },
     }),
-    ...problems(401, 409, 422, 500, 503),
+    ...problems(401, 409, 422, 429, 500, 503),
   },
 }
 
@@ -101,7 +101,7 @@ const reconcile = {
   security: [{ admin: [] }],
   responses: {
     200: answer('What it looked at, and what it mended.', 'Reconciled', { done: { checked: 1, updated: 0, elapsed_ms: 14 } }),
-    ...problems(401, 409, 500, 503),
+    ...problems(401, 409, 429, 500, 503),
   },
 }
 
@@ -115,7 +115,7 @@ const poolHealth = {
     200: answer('How full the pools are.', 'PoolHealth', {
       quiet: { status: 'ok', pool: { in_use: 0, max: 10, utilization_pct: 0, waiting: 0 } },
     }, 'noStore'),
-    ...problems(401),
+    ...problems(401, 429),
   },
 }
 
@@ -130,7 +130,7 @@ const metrics = {
       description: 'In Prometheus\'s text format.',
       content: { 'text/plain': { schema: { type: 'string' }, example: '# TYPE hb_writes_total counter\nhb_writes_total 6\n' } },
     },
-    ...problems(401),
+    ...problems(401, 429),
   },
 }
 

@@ -1,4 +1,4 @@
-import { isIPv6 } from 'node:net'
+import { networkOf } from '../address.ts'
 
 /** Mistypings that cost nothing. */
 const FREE = 3
@@ -33,7 +33,7 @@ export class Attempts {
 
   failed(address: string | null, now = performance.now()) {
     const count = (this.#of(address, now)?.count ?? 0) + 1
-    const key = keyOf(address)
+    const key = networkOf(address)
     // To the end, so that the first is the one that has been quiet for longest.
     this.#failures.delete(key)
     if (this.#failures.size >= this.max) this.#failures.delete(this.#failures.keys().next().value!)
@@ -41,24 +41,11 @@ export class Attempts {
   }
 
   succeeded(address: string | null) {
-    this.#failures.delete(keyOf(address))
+    this.#failures.delete(networkOf(address))
   }
 
   #of(address: string | null, now: number) {
-    const failures = this.#failures.get(keyOf(address))
+    const failures = this.#failures.get(networkOf(address))
     return failures !== undefined && now - failures.last < FORGET_MS ? failures : undefined
   }
-}
-
-/** An IPv6 client has a whole /64 to choose its addresses from. */
-function keyOf(address: string | null) {
-  if (address === null || !isIPv6(address)) return address ?? 'unknown'
-  const [head = '', tail] = address.split('::')
-  const groups = head.split(':').filter(Boolean)
-  if (tail !== undefined) {
-    const rest = tail.split(':').filter(Boolean)
-    while (groups.length + rest.length < 8) groups.push('0')
-    groups.push(...rest)
-  }
-  return groups.slice(0, 4).map(group => Number.parseInt(group, 16).toString(16)).join(':')
 }
