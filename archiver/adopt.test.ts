@@ -36,6 +36,19 @@ t.test('a new store takes over the archive of one that was lost, and brings its 
   }
 })
 
+t.test('a manifest in a place that is not its own is named and not adopted', async t => {
+  const lost = await withDatabase(t)
+  const directory = await makeDirectory(t)
+  const [own, other] = [daysAgo(80), daysAgo(70)]
+  await fillDay(lost.admin, own, 100)
+  await lost.sql`select fleet.archive_partition(${await partitionOf(lost.sql, own)})`
+  t.equal((await runOnce(t, lost, directory)).code, 0)
+  await cp(pathsOf(directory, own).folder, pathsOf(directory, other).folder, { recursive: true })
+  const { output } = await runCli(t, await withDatabase(t), directory, 'adopt')
+  t.match(output, /^1 adopted, 0 known before; 1 not adopted$/m)
+  t.match(output, new RegExp(`date=${other}/manifest.json: the manifest is of ${own}`))
+})
+
 t.test('what is damaged, or online with rows, is named and not adopted', async t => {
   const lost = await withDatabase(t)
   const directory = await makeDirectory(t)

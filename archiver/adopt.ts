@@ -1,7 +1,7 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describeError } from './log.ts'
-import { readManifest, root, type Manifest } from './manifest.ts'
+import { keysOf, readManifest, root, type Manifest } from './manifest.ts'
 import { readBack } from './proof.ts'
 import { listArchives } from './verify.ts'
 import type { Worker } from './worker.ts'
@@ -26,7 +26,8 @@ export async function adoptArchives(worker: Worker, onArchive: (manifest: Manife
     try {
       const manifest = await readManifest(store, key)
       if (!manifest) continue
-      const parquet = `${key.slice(0, key.lastIndexOf('/') + 1)}${manifest.file}`
+      const { parquet, manifest: ownKey } = keysOf(manifest.range_start, manifest.range_end, manifest.revision)
+      if (key !== ownKey) throw new Error(`${store.url}/${key}: the manifest is of ${manifest.range_start}, whose place is ${store.url}/${ownKey}`)
       const url = `${store.url}/${parquet}`
       if (known.get(url) === manifest.sha256) {
         alreadyKnown++

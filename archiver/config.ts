@@ -1,5 +1,6 @@
 import { z } from 'zod'
 import { LOG_FORMATS, LOG_LEVELS } from '../server/log.ts'
+import { archiveUrlProblem } from './archive-url.ts'
 import type { OlderStore } from './store.ts'
 
 const databaseUrl = z.string().regex(/^postgres(ql)?:\/\//, 'expected postgres://user@host:port/database')
@@ -78,10 +79,4 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     logFormat: LOG_FORMAT,
     otlpEndpoint: parsed.data.OTEL_EXPORTER_OTLP_ENDPOINT,
   }
-}
-
-function archiveUrlProblem(value: string) {
-  if (value.startsWith('file:///') && value.length > 'file:///'.length) return undefined
-  if (/^s3:\/\/[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](\/.*)?$/.test(value)) return undefined
-  return `expected file:///absolute/path or s3://bucket/prefix, got ${value}`
 }

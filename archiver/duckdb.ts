@@ -29,6 +29,18 @@ export async function withDuckDB<T>(work: string, memoryLimit: string, use: (duc
   }
 }
 
+/**
+ * Leaves a DuckDB these files and directories, and no network: what an archive, a manifest or a query says, nothing else is opened.
+ * Its settings cannot be changed after that.
+ */
+export async function confine(duckdb: DuckDBConnection, { directories = [], files = [] }: { directories?: string[], files?: string[] }) {
+  // With a slash at its end: else a directory whose name begins alike is one of them too.
+  await duckdb.run(`set allowed_directories = [${directories.map(directory => literal(`${directory}/`)).join(', ')}]`)
+  await duckdb.run(`set allowed_paths = [${files.map(literal).join(', ')}]`)
+  await duckdb.run('set enable_external_access = false')
+  await duckdb.run('set lock_configuration = true')
+}
+
 export function identifier(name: string) {
   return `"${name.replaceAll('"', '""')}"`
 }

@@ -11,8 +11,14 @@ import type { Store } from './store.ts'
 /** A directory as a store: temp name, fsync, rename, fsync of the directory; a reader never sees a part. */
 export function createFileStore(url: string): Store {
   const root = fileURLToPath(url)
-  const pathOf = (key: string) => join(root, key)
   const urlOf = (key: string) => `${url}/${key}`
+
+  /** @throws for a key that leads out of the store */
+  function pathOf(key: string) {
+    const path = join(root, key)
+    if (!path.startsWith(root.endsWith(sep) ? root : `${root}${sep}`)) throw new Error(`${urlOf(key)}: this key leads out of the store`)
+    return path
+  }
 
   async function write(key: string, source: (temporary: string) => Promise<void>) {
     const target = pathOf(key)

@@ -1,6 +1,8 @@
-import t from 'tap'
+import { readdir, readFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { isoMicros, keysOf, makeManifest, parseManifest, readManifest, rebuildIndex, writeManifest } from './manifest.ts'
+import t from 'tap'
+import { FORMAT_VERSION, isoMicros, keysOf, makeManifest, parseManifest, readManifest, rebuildIndex, writeManifest } from './manifest.ts'
 import { openStore } from './store.ts'
 import { makeDirectory } from './testing.ts'
 
@@ -42,15 +44,39 @@ t.test('what was written is what is read; what was not is not there', async t =>
 t.test('each field at fault is named', async t => {
   const parse = (change: object) => () => parseManifest('file:///m', Buffer.from(JSON.stringify({ ...manifest, ...change })))
   t.throws(parse({ sha256: 'short', row_count: -1 }), /file:\/\/\/m: the manifest is not valid: row_count: .*; sha256: /)
-  t.throws(parse({ format_version: 2 }), /format_version/)
+  for (const format_version of [0, '1', null, 1.5]) t.throws(parse({ format_version }), /not valid: format_version/)
   t.throws(parse({ file: '../other.parquet' }), /file/)
+  t.throws(parse({ file: 'device_heartbeats_20260816.parquet' }), /the file of 2026-08-15T00:00:00.000000Z to .* is device_heartbeats_20260815.parquet, not/)
+  t.throws(parse({ partition: '../../etc/x' }), /partition: expected the name of a partition/)
   t.throws(() => parseManifest('file:///m', Buffer.from('{"')), /is not JSON/)
+})
+
+t.test('a manifest of every format that was ever written is read', async t => {
+  const fixtures = join(import.meta.dirname, 'fixtures')
+  const formats = new Set<number>()
+  for (const name of await readdir(fixtures)) {
+    const bytes = await readFile(join(fixtures, name))
+    const read = parseManifest(name, bytes)
+    const { format_version } = JSON.parse(bytes.toString()) as { format_version: number }
+    formats.add(format_version)
+    t.equal(name.startsWith(`manifest-${format_version}`), true)
+    t.match(read, { partition: 'device_heartbeats_p2026_08_15', row_count: Number, content_checksum: '1660206966633859645440000' })
+    if (format_version === FORMAT_VERSION) t.same(read, JSON.parse(bytes.toString()), `${name}: nothing of it is lost`)
+  }
+  t.same([...formats].sort(), Array.from({ length: FORMAT_VERSION }, (_, n) => n + 1), 'there is one of each')
+})
+
+t.test('a manifest of a newer format is refused, whatever else it says', async t => {
+  const newer = { format_version: FORMAT_VERSION + 1, unheard: 'of' }
+  t.throws(() => parseManifest('s3://b/m', Buffer.from(JSON.stringify(newer))), {
+    message: /^s3:\/\/b\/m: the manifest is of format 2, and this version \(\d+\.\d+\.\d+\) reads formats up to 1; a newer one wrote it, use that$/,
+  })
 })
 
 t.test('the index is made from the manifests, and those that cannot be read are told', async t => {
   const store = openStore(pathToFileURL(await makeDirectory(t)).href)
   await writeManifest(store, 'device_heartbeats/date=2026-08-16/manifest.json', {
-    ...manifest, range_start: '2026-08-16T00:00:00.000000Z', range_end: '2026-08-17T00:00:00.000000Z',
+    ...manifest, range_start: '2026-08-16T00:00:00.000000Z', range_end: '2026-08-17T00:00:00.000000Z', file: 'device_heartbeats_20260816.parquet',
   })
   await writeManifest(store, 'device_heartbeats/date=2026-08-15/manifest.json', manifest)
   await store.putBytes('device_heartbeats/date=2026-08-17/manifest.json', Buffer.from('{'))

@@ -7,16 +7,20 @@ import type { Store } from './store.ts'
 
 const timestamp = z.string().regex(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$/, 'expected UTC with microseconds, like 2026-08-15T00:00:00.000000Z')
 
+/** What is written. A reader for it goes into `readers`, a manifest of it into fixtures/, and the former ones stay there. */
+export const FORMAT_VERSION = 1
+
 const shape = z.object({
-  format_version: z.literal(1),
-  partition: z.string().min(1),
+  format_version: z.literal(FORMAT_VERSION),
+  /** It becomes the name of a table, and part of the names of files. */
+  partition: z.string().regex(/^\w{1,63}$/, 'expected the name of a partition'),
   range_start: timestamp,
   range_end: timestamp,
   min_ts: timestamp.nullable(),
   max_ts: timestamp.nullable(),
   row_count: z.int().nonnegative(),
   /** The Parquet file beside this manifest. */
-  file: z.string().regex(/^[^/]+\.parquet$/),
+  file: z.string().regex(/^\w+\.parquet$/, 'expected the name of a Parquet file, without a directory'),
   bytes: z.int().positive(),
   sha256: z.string().regex(/^[0-9a-f]{64}$/),
   /** A decimal string: it passes 2^53. */
@@ -30,6 +34,9 @@ const shape = z.object({
 })
 
 export type Manifest = z.infer<typeof shape>
+
+/** Of each format that was ever written: how it is read as if it were of the present one. */
+const readers: Record<number, z.ZodType<Manifest>> = { 1: shape }
 
 /** Every key of the archive begins with this. */
 export const root = 'device_heartbeats/'
@@ -81,7 +88,7 @@ export interface ManifestInput {
 export function makeManifest(input: ManifestInput): Manifest {
   const { partition, range_start, range_end, content, columns, parquetKey, bytes, sha256, revision, replaces } = input
   return {
-    format_version: 1,
+    format_version: FORMAT_VERSION,
     partition,
     range_start: isoMicros(range_start),
     range_end: isoMicros(range_end),
@@ -99,7 +106,10 @@ export function makeManifest(input: ManifestInput): Manifest {
   }
 }
 
-/** @throws naming the object and each field at fault */
+/**
+ * Reads a manifest of this or an older format.
+ * @throws naming the object and each field at fault
+ */
 export function parseManifest(url: string, bytes: Uint8Array): Manifest {
   let value: unknown
   try {
@@ -107,10 +117,19 @@ export function parseManifest(url: string, bytes: Uint8Array): Manifest {
   } catch (cause) {
     throw new Error(`${url}: the manifest is not JSON`, { cause })
   }
-  const parsed = shape.safeParse(value)
+  const format = (value as { format_version?: unknown } | null)?.format_version
+  if (Number.isInteger(format) && Number(format) > FORMAT_VERSION) {
+    throw new Error(`${url}: the manifest is of format ${Number(format)}, and this version (${version}) reads formats up to ${FORMAT_VERSION}; a newer one wrote it, use that`)
+  }
+  const parsed = (readers[Number(format)] ?? shape).safeParse(value)
   if (!parsed.success) {
     const faults = parsed.error.issues.map(issue => `${issue.path.join('.') || 'manifest'}: ${issue.message}`)
     throw new Error(`${url}: the manifest is not valid: ${faults.join('; ')}`)
+  }
+  const { range_start, range_end, revision, file } = parsed.data
+  const { folder, parquet } = keysOf(range_start, range_end, revision)
+  if (parquet !== `${folder}${file}`) {
+    throw new Error(`${url}: the manifest is not valid: the file of ${range_start} to ${range_end} is ${parquet.slice(folder.length)}, not ${file}`)
   }
   return parsed.data
 }

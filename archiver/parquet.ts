@@ -1,7 +1,7 @@
 import { rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
-import { identifier, literal, withDuckDB } from './duckdb.ts'
+import { confine, identifier, literal, withDuckDB } from './duckdb.ts'
 import { isoMicros } from './manifest.ts'
 import { feed, makePipe, openForReading, openForWriting } from './pipe.ts'
 
@@ -56,6 +56,7 @@ export async function writeParquet(
   await makePipe(pipe)
   try {
     return await withDuckDB(work, memoryLimit, async duckdb => {
+      await confine(duckdb, { directories: [work] })
       const spec = columns.map(({ name, type }) => `${literal(name)}: ${literal(typeOf(name, type).duckdb)}`)
       const parquet = duckdb.run(`
         copy (
@@ -99,6 +100,7 @@ export async function writeParquet(
 export async function readContent(file: string, columns: Column[], work: string): Promise<Content> {
   const canonical = columns.map(({ name, type }) => `coalesce(${typeOf(name, type).canonical(identifier(name))}, '~')`)
   return await withDuckDB(work, memoryLimit, async duckdb => {
+    await confine(duckdb, { directories: [work] })
     try {
       const found = await duckdb.runAndReadAll(`select column_name, column_type from (describe from read_parquet(${literal(file)}))`)
       const want = columns.map(({ name, type }) => `${name} ${normal(typeOf(name, type).duckdb)}`).join(', ')
@@ -137,6 +139,7 @@ export async function streamParquet<T>(
   await makePipe(pipe)
   try {
     return await withDuckDB(work, memoryLimit, async duckdb => {
+      await confine(duckdb, { directories: [work] })
       const { stream, release } = openForReading(pipe)
       const text = columns.filter(column => column.type === 'text').map(column => identifier(column.name))
       const done = duckdb.run(`
@@ -167,7 +170,7 @@ export async function streamParquet<T>(
 }
 
 function typeOf(name: string, type: string) {
-  const found = types[type]
+  const found = Object.hasOwn(types, type) ? types[type] : undefined
   if (!found) {
     throw new Error(`column ${name} has type ${type}, which the archive has no form for; add it to archiver/parquet.ts and fleet.archive_columns`)
   }

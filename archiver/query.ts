@@ -4,7 +4,7 @@ import { Readable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import { DuckDBTimestampTZValue, DuckDBTypeId, StatementType, type DuckDBConnection, type Json } from '@duckdb/node-api'
 import { openSession, type Session } from './database.ts'
-import { identifier, literal, withDuckDB } from './duckdb.ts'
+import { confine, identifier, literal, withDuckDB } from './duckdb.ts'
 import { columnList, copyOptions, writeParquet, type Column } from './parquet.ts'
 import { followCopy, followItems } from './progress.ts'
 import { locate } from './store.ts'
@@ -107,9 +107,7 @@ async function withRelations<T>(
         ${limits.length > 0 ? `where ${limits.join(' and ')}` : ''}`)
     }
     const all = [...new Set(Object.values(files).flat())]
-    await duckdb.run(`set allowed_paths = [${all.map(literal).join(', ')}]`)
-    await duckdb.run('set enable_external_access = false')
-    await duckdb.run('set lock_configuration = true')
+    await confine(duckdb, { files: all })
     return await use(duckdb)
   })
 }

@@ -1,6 +1,6 @@
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { identifier, literal, withDuckDB } from './duckdb.ts'
+import { confine, identifier, literal, withDuckDB } from './duckdb.ts'
 import { describeError, type Log } from './log.ts'
 import { differences, keysOf, type Manifest } from './manifest.ts'
 import type { Column } from './parquet.ts'
@@ -31,6 +31,7 @@ export async function countMissingRows(
     if (wrong) throw new Error(`${url}: the object differs from its manifest, and what it holds cannot be told: ${wrong}`)
     // Measured: 2.88M rows on each side take 2 s, with a peak of 674 MB for the process.
     return await withDuckDB(work, '350MB', async duckdb => {
+      await confine(duckdb, { directories: [work] })
       const result = await duckdb.runAndReadAll(`
         select count(*)::varchar
         from (

@@ -1,3 +1,4 @@
+import { archiveUrlProblem } from './archive-url.ts'
 import { createFileStore } from './file-store.ts'
 import { createS3Store } from './s3-store.ts'
 
@@ -36,12 +37,15 @@ export interface StoreOptions {
   olderStores?: Map<string, OlderStore> | undefined
 }
 
-/** Opens `file:///absolute/path` or `s3://bucket/prefix`. Nothing is read or written yet. */
+/**
+ * Opens `file:///absolute/path` or `s3://bucket/prefix`. Nothing is read or written yet. Which server an s3:// URL is asked of
+ * is a setting of the process: no URL, wherever it came from, can name one.
+ */
 export function openStore(url: string, options: StoreOptions = {}): Store {
-  const { protocol, hostname } = new URL(url)
-  if (protocol === 'file:') return createFileStore(url)
-  if (protocol === 's3:') return createS3Store(url, options.olderStores?.get(hostname) ?? { endpoint: options.s3Endpoint })
-  throw new Error(`${url}: expected a file:// or s3:// URL`)
+  const problem = archiveUrlProblem(url)
+  if (problem !== undefined) throw new Error(`the URL of a store: ${problem}`)
+  if (url.startsWith('file:')) return createFileStore(url)
+  return createS3Store(url, options.olderStores?.get(new URL(url).hostname) ?? { endpoint: options.s3Endpoint })
 }
 
 /**
