@@ -105,6 +105,15 @@ export function size({ deep, quick }: { deep: number, quick: number }, env: Env 
   return env.TEST_DEEP ? deep : quick
 }
 
+/** How many hostile bodies a run of the tests sends: FUZZ_RUNS, else so few that nobody waits for them. Throws SettingsError. */
+export function fuzzRuns(env: Env = currentEnv()) {
+  const runs = Number(env.FUZZ_RUNS || 2_000)
+  if (!Number.isInteger(runs) || runs < 1 || runs > 10_000_000) {
+    throw new SettingsError([`FUZZ_RUNS: expected a whole number from 1 to 10000000, got ${JSON.stringify(env.FUZZ_RUNS)}`])
+  }
+  return runs
+}
+
 /** What the tests of the S3 store are told: another store than their own, and whether they may be skipped. */
 export interface ObjectStoreConfig {
   /** Set: the tests use this store, with the credentials and region of AWS_*, and start none. */
