@@ -15,6 +15,24 @@ export default tseslint.config(
     rules: {
       // Style: only config.ts reads the environment.
       'no-restricted-properties': ['error', { object: 'process', property: 'env', message: 'Read settings in config.ts.' }],
+      // What is run gets its arguments as a list; a shell would read them as its language.
+      'no-restricted-imports': ['error', {
+        paths: [
+          { name: 'node:child_process', importNames: ['exec', 'execSync', 'default'], message: 'It asks a shell. Use spawn or execFile with a list.' },
+          { name: 'child_process', message: 'Import it from node:child_process.' },
+        ],
+      }],
+      'no-restricted-syntax': ['error',
+        { selector: 'Property[key.name="shell"]:not([value.value=false])', message: 'Run the program itself, with a list of arguments.' },
+        {
+          selector: 'ArrayExpression > Literal[value=/^-[a-z]*c$/] + :matches(TemplateLiteral[expressions.length>0], BinaryExpression)',
+          message: 'Give a shell what varies as arguments: [\'-c\', \'… "$1"\', \'sh\', value].',
+        },
+        {
+          selector: 'BinaryExpression[operator=/^[!=]==?$/][right.type!="Literal"] > :matches(Identifier[name="adminKey"], MemberExpression[property.name="adminKey"])',
+          message: 'Compare the key by keyCheck(), which tells nothing by the time it takes.',
+        },
+      ],
       // Hono handlers and tap callbacks may be async without awaiting.
       '@typescript-eslint/require-await': 'off',
       '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true, allowBoolean: true }],

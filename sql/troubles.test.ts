@@ -56,6 +56,7 @@ t.test('check() names each trouble, and its remedy ends it', { timeout: 900_000 
     const ended = new Promise(resolve => child.once('close', resolve))
     if (/it stays/.test(remedy)) {
       // Ends the group when its input ends, be it that this process is killed.
+      // eslint-disable-next-line no-restricted-syntax -- the number of a process
       const guard = spawn('sh', ['-c', `read _; kill -s KILL -- -${child.pid}`], { detached: true, stdio: ['pipe', 'ignore', 'ignore'] })
       group.stop = () => guard.stdin.end()
     } else await ended
