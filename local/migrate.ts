@@ -38,7 +38,10 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
   })
   try {
     await sql`select pg_advisory_lock(${migrationLock})`
-    for (const file of setupFiles) await runFile(sql, file, log)
+    for (const file of setupFiles) {
+      await runFile(sql, file, log)
+      await requirePreparation(sql, file)
+    }
     const settings = migrationSettings(adminUrl, log)
     await runCommitted(settings)
     if (options.current) await watch(settings, true)
@@ -86,6 +89,26 @@ async function runFile(sql: Sql, file: string, log: (line: string) => void) {
     if (code !== insufficientPrivilege) throw new Error(`sql/${file} failed, which the administrator runs at setup`, { cause })
     log(`sql/${file} is for an administrator and was not run (${message}); what is there already is used.`)
   }
+}
+
+/** What must hold after a file of the setup, whoever ran it. */
+const preparations: Record<string, string> = {
+  'roles.sql': `to_regrole('fleet_owner') is not null`,
+  'extensions.sql': `case
+    when exists (select from pg_extension where extname = 'pg_partman') then
+      has_database_privilege('fleet_owner', current_database(), 'create') and has_schema_privilege('fleet_owner', 'partman', 'create')
+    else false
+  end`,
+}
+
+/** Where an administrator has not done what the migrations build on, says what is to be done. */
+async function requirePreparation(sql: Sql, file: string) {
+  const [row] = await sql.unsafe<{ is_prepared: boolean }[]>(`select ${preparations[file] ?? 'true'} as is_prepared`)
+  if (row?.is_prepared) return
+  throw new Error(
+    'this database is not prepared: fleet_owner, or pg_partman with its rights there, is missing. Once, as who may create extensions '
+    + `and roles: psql -v ON_ERROR_STOP=1 ${setupFiles.map(name => `-f sql/${name}`).join(' ')} <the URL of this database>`,
+  )
 }
 
 async function scheduleJobs(sql: Sql, log: (line: string) => void) {

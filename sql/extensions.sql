@@ -16,18 +16,35 @@ begin
 end
 $$;
 
+-- Only what is missing: who owns neither the database nor the extensions runs this too, and may not grant.
 do $$
 begin
-  execute format('grant create, temporary on database %I to fleet_owner', current_database());
-  execute format('grant connect on database %I to fleet_server, fleet_archiver, fleet_reader, fleet_dba', current_database());
+  if pg_has_role(current_user, (select datdba from pg_catalog.pg_database where datname = current_database()), 'usage') then
+    execute format('grant create, temporary on database %I to fleet_owner', current_database());
+    execute format('grant connect on database %I to fleet_server, fleet_archiver, fleet_reader, fleet_dba', current_database());
+  end if;
 
-  -- As pg_partman's documentation asks for an owner that is not a superuser.
-  grant usage, create on schema partman to fleet_owner;
-  grant all on all tables in schema partman to fleet_owner;
-  grant execute on all functions in schema partman to fleet_owner;
-  grant execute on all procedures in schema partman to fleet_owner;
+  if not has_schema_privilege('fleet_owner', 'partman', 'usage') or not has_schema_privilege('fleet_owner', 'partman', 'create')
+    or exists (
+      select from pg_catalog.pg_class c
+      where c.relnamespace = 'partman'::regnamespace and c.relkind in ('r', 'v') and not has_table_privilege('fleet_owner', c.oid, 'insert')
+    )
+    or exists (
+      select from pg_catalog.pg_proc p
+      where p.pronamespace = 'partman'::regnamespace and not has_function_privilege('fleet_owner', p.oid, 'execute')
+    ) then
+    -- As pg_partman's documentation asks for an owner that is not a superuser.
+    grant usage, create on schema partman to fleet_owner;
+    grant all on all tables in schema partman to fleet_owner;
+    grant execute on all functions in schema partman to fleet_owner;
+    grant execute on all procedures in schema partman to fleet_owner;
+  end if;
 
-  if exists (select from pg_catalog.pg_extension where extname = 'pg_cron') then
+  if exists (select from pg_catalog.pg_extension where extname = 'pg_cron') and (
+    not has_schema_privilege('fleet_owner', 'cron', 'usage')
+    or not has_table_privilege('fleet_owner', 'cron.job', 'select')
+    or not has_table_privilege('fleet_owner', 'cron.job_run_details', 'delete')
+  ) then
     grant usage on schema cron to fleet_owner;
     grant select on cron.job, cron.job_run_details to fleet_owner;
     grant delete on cron.job_run_details to fleet_owner;

@@ -36,7 +36,10 @@ begin
     -- pg_cron starts a job as its owner, and a background worker must be one who may log in.
     alter role fleet_owner login;
   end if;
-  if not pg_catalog.pg_has_role(current_user, 'fleet_owner', 'member') then
+  -- From PostgreSQL 16 on, who makes a role is a member of it without the right to become it.
+  if not pg_catalog.pg_has_role(
+    current_user, 'fleet_owner', case when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end
+  ) then
     execute format('grant fleet_owner to %I', current_user);
   end if;
 

@@ -1,4 +1,6 @@
+import postgres from 'postgres'
 import t from 'tap'
+import { migrate } from '../local/migrate.ts'
 import { waitFor, withCluster, withDatabase } from '../local/testing.ts'
 import { asRole, enroll, ingest, value } from './testing.ts'
 
@@ -21,14 +23,30 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   await ingest(sql, (await enroll(sql, 3)).map(device_id => ({ device_id })))
   await admin`update fleet.silence_watch set looked_at = now(), gap_from = null, gap_to = null, sampled_at = '-infinity'`
 
+  // A second store in the cluster, in a database where pg_cron is not: what check() says is run where it is.
+  await admin`create database elsewhere`
+  await migrate(db.cluster.url('postgres', 'elsewhere'), { current: true, log: () => {} })
+  const elsewhere = postgres(db.cluster.url('fleet_owner', 'elsewhere'), { max: 1, onnotice: () => {} })
+  t.teardown(() => elsewhere.end({ timeout: 5 }))
+  const remedy = await value(elsewhere`select remedy from fleet.check() where check_name = 'scheduler'`) as string
+  t.match(remedy, /^-- as superuser, in database fleet\n/)
+  for (const time of ['once', 'twice']) {
+    await admin.unsafe(remedy)
+    await sql`select fleet.schedule_jobs()`
+    t.same(await admin`select jobname, username from cron.job where database = 'elsewhere' or jobname like '%@%' order by jobname`,
+      jobs.map(job => ({ jobname: `${job}@elsewhere`, username: job.includes('prune') ? 'postgres' : 'fleet_owner' })), time)
+  }
+  t.equal(await value(admin`select count(*) from cron.job`), '14', 'neither takes away those of the other')
+
   // The real jobs, every minute: what pg_cron starts is what production starts.
   await admin`update cron.job set schedule = '* * * * *' where jobname <> 'fleet-prune-cron-history'`
   await sql`select fleet.set_retention('80 days')`
   await sql`select fleet.set_premake(16)`
-  await waitFor(async () => await value(sql`
+  await waitFor(async () => await value(admin`
     select count(distinct jobid) from cron.job_run_details where status in ('succeeded', 'failed')
-  `) === '6', { patience: 200_000, what: () => 'six jobs to have run' })
-  t.same(await sql`
+  `) === '13', { patience: 200_000, what: () => 'six jobs to have run here, and seven for the other store' })
+  t.not(await value(elsewhere`select count(*) from fleet.events where event in ('maintain.end', 'nightly.end') and is_ok`), '0', 'the other store is maintained')
+  t.same(await admin`
     select j.jobname, d.return_message from cron.job_run_details d join cron.job j using (jobid)
     -- Two runs of maintenance begin in the same second here; one may find the other at work.
     where d.status = 'failed' and d.return_message not like '%maintenance is running already%'

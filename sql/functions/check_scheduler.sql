@@ -48,14 +48,7 @@ begin
   elsif not v_has_cron then
     status := 'warn'; detail := 'pg_cron is not in this database, and no maintenance ran in the last two hours';
     remedy := format(e'-- as superuser, in database %s\n', coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'postgres, once pg_cron is there'))
-      || (
-        select string_agg(
-          format(
-            'select cron.schedule_in_database(%L, %L, %L, %L, ''fleet_owner'');', d.jobname, d.schedule, d.command, current_database()
-          ), e'\n'
-        )
-        from fleet.job_definitions() d
-      );
+      || (select string_agg(j.statement, e'\n') from fleet.jobs_elsewhere() j);
   elsif not exists (select from pg_stat_activity where backend_type = 'pg_cron launcher') then
     status := 'fail'; detail := 'the pg_cron launcher is gone: no job runs until Postgres is restarted'; remedy := c_restart;
   end if;

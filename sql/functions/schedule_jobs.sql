@@ -10,14 +10,13 @@ declare
   v_job record;
 begin
   if not exists (select from pg_extension where extname = 'pg_cron') then
-    for v_job in select * from fleet.job_definitions() loop
+    for v_job in select * from fleet.jobs_elsewhere() loop
       raise notice using
         message = format('not scheduled, pg_cron is not in this database: %s', v_job.jobname),
         hint = format(
-          'In the database that cron.database_name names (%s): select cron.schedule_in_database(%L, %L, %L, %L, %L);',
+          'As superuser, in the database that cron.database_name names (%s): %s',
           -- Not current_setting(): that is an error for whom it is hidden from.
-          coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'not known here'),
-          v_job.jobname, v_job.schedule, v_job.command, current_database(), 'fleet_owner'
+          coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'not known here'), v_job.statement
         );
     end loop;
     return query select d.jobname, d.schedule, d.command, false from fleet.job_definitions() d;
@@ -28,7 +27,7 @@ begin
   execute $jobs$
     select cron.unschedule(j.jobid)
     from cron.job j
-    where j.jobname like 'fleet-%' and j.username = current_user
+    where j.jobname like 'fleet-%' and j.username = current_user and j.database = current_database()
       and not exists (select from fleet.job_definitions() d where d.jobname = j.jobname)
   $jobs$;
   for v_job in select * from fleet.job_definitions() loop
