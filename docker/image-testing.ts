@@ -21,6 +21,7 @@ export interface Service {
   depends_on?: Record<string, { condition: string }>
   healthcheck?: { disable?: boolean, test?: string[] }
   restart: string
+  pids_limit: number
   read_only: boolean
   cap_drop: string[]
   cap_add?: string[]
@@ -46,6 +47,13 @@ export function buildOf({ build }: Service) {
   if (!build) return undefined
   const context = join(import.meta.dirname, build.context)
   return { context, dockerfile: join(context, build.dockerfile ?? 'Dockerfile') }
+}
+
+/** The command of a service's healthcheck, of compose.yaml or else of its Dockerfile. */
+export async function healthcheckOf(service: Service) {
+  if (service.healthcheck?.test) return service.healthcheck.test.slice(1)
+  const text = await readFile(buildOf(service)?.dockerfile ?? '', 'utf8')
+  return JSON.parse(/^HEALTHCHECK [^]*?CMD (\[.*\])$/m.exec(text)?.[1] ?? '[]') as string[]
 }
 
 export async function readDockerfile(path: string) {

@@ -77,6 +77,9 @@ t.test('every service is confined', async t => {
     for (const port of service.ports ?? []) t.match(port, /^127\.0\.0\.1:\d+:\d+$/, name)
     t.equal(await isRoot(service), name === 'secrets', name)
   }
+  const settings = (await run('sh', ['docker/postgres/tune.sh', '4096'])).output
+  const processes = ['max_connections', 'max_worker_processes'].map(name => Number(new RegExp(`^${name} = (\\d+)$`, 'm').exec(settings)?.[1]))
+  t.ok((services.postgres?.pids_limit ?? 0) > processes.reduce((sum, n) => sum + n, 0) + 20, `Postgres may have ${processes.join(' + ')} processes`)
   t.same(services.secrets?.network_mode, 'none', 'and who is root has no network')
   t.same(Object.entries(networks).filter(([, network]) => !(network as { internal?: boolean } | null)?.internal).map(([name]) => name), ['edge'])
   for (const [name, service] of all) if (service.networks?.includes('edge')) t.ok(service.ports, `${name} is published`)

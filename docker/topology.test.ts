@@ -10,7 +10,7 @@ import { withoutPrometheus, withPrometheus } from '../local/prometheus.ts'
 import { spawnProgram, testCluster, waitFor, type ProcessOptions } from '../local/testing.ts'
 import { withHaproxy, withoutTopology, withPgbouncer } from '../local/topology.ts'
 import { client } from '../server/testing.ts'
-import { readCompose, withImage } from './image-testing.ts'
+import { healthcheckOf, readCompose, withImage } from './image-testing.ts'
 import { run, withDirectory } from './script-testing.ts'
 
 const { services } = await readCompose()
@@ -53,11 +53,11 @@ async function withCompose(t: Test) {
     const { code } = await process.exited
     return { code, output: process.output() }
   }
-  return { start, once, secret, url, addresses, image }
+  return { cluster, start, once, secret, url, addresses, image }
 }
 
 t.test('the topology of compose.yaml', { skip: withoutOwnStore || withoutTopology || withoutPrometheus, timeout: 300_000 }, async t => {
-  const { start, once, secret, url, addresses, image } = await withCompose(t)
+  const { cluster, start, once, secret, url, addresses, image } = await withCompose(t)
 
   for (const time of ['first', 'second']) t.match(await once('migrate'), { code: 0, output: /up to date[^]*fleet_dba/ }, `migrate, the ${time} time`)
   t.match(await once('bucket'), { code: 0, output: 'bucket nexmdm was made' })
@@ -75,9 +75,18 @@ t.test('the topology of compose.yaml', { skip: withoutOwnStore || withoutTopolog
   await balancer.start()
   await waitFor(async () => (await balancer.states()).join() === 'UP,UP', { what: () => servers.map(server => server.output()).join() })
 
-  const health = (port: number) => run('node', ['docker/node/health.js', `http://127.0.0.1:${port}/healthz`], { cwd: image })
-  for (const port of ports) t.match(await health(port), { code: 0 })
-  t.not((await health(await freePort(true))).code, 0, 'nobody is healthy there')
+  const health = async (name: string, port: number) => {
+    // pg_isready, in Debian, is one for all versions.
+    const [program = '', ...args] = (await healthcheckOf(services[name]!)).map(text => text.replace(/(?<=[:/=])(8080|8404|6432)\b/, String(port)))
+    return (await run(program, name === 'postgres' ? [...args, `--port=${port}`] : args, { cwd: image })).code
+  }
+  const healthy: [string, number][] = [
+    ['postgres', cluster.port], ['pgbouncer', pool.port], ['server-1', ports[0]], ['server-2', ports[1]], ['haproxy', Number(new URL(balancer.stats).port)],
+  ]
+  for (const [name, port] of healthy) {
+    t.equal(await health(name, port), 0, `${name} is healthy`)
+    t.not(await health(name, await freePort(true)), 0, `nobody is, where ${name} is not`)
+  }
 
   const dba = postgres(await url('fleet_dba'), { max: 2, onnotice: () => {} })
   t.teardown(() => dba.end({ timeout: 1 }))
