@@ -72,14 +72,44 @@ async function loadHistory(sql: Sql, given: { rows: number, days: number, device
     throw new Error(`${partitions.length} partitions of a day are there for ${given.days} days: some are retired, or the store is partitioned by month`)
   }
 
+  const { rows, seconds } = await fillDays(sql, ids, partitions, perDay, given.jobs)
+
+  const [filled] = await step('Filling last status', () => sql<{ updated: number }[]>`
+    select fleet.backfill_last_status(2)::integer as updated
+  `)
+  const [size] = await step('Counting', async () => {
+    await sql`analyze fleet.device_heartbeats`
+    return sql<{ bytes: number, rows: number }[]>`
+      select sum(pg_total_relation_size(a.relid))::float8 as bytes, (select count(*)::float8 from fleet.device_heartbeats) as rows
+      from fleet.attached_partitions() a
+      where a.range_start >= ${new Date(firstDay)} and a.range_end <= ${new Date(today)}
+    `
+  })
+  if ((size?.rows ?? 0) < rows) throw new Error(`${size?.rows} rows are in the store; ${rows} were sent`)
+  return [
+    { name: 'rows loaded', measured: rows, unit: '' },
+    { name: 'COPY into indexed partitions', measured: rows / seconds, unit: 'rows/s' },
+    { name: 'size with both indexes', measured: (size?.bytes ?? 0) / rows, unit: 'bytes/row' },
+    { name: 'devices whose last status was filled', measured: filled?.updated ?? 0, unit: '' },
+  ]
+}
+
+interface Day {
+  partition_name: string
+  range_start: Date
+}
+
+/** Each day in one transaction, so that it is filled or empty, several at once. */
+export async function fillDays(sql: Sql, ids: number[], days: Day[], perDay: number, jobs: number) {
+  const wanted = days.length * ids.length * perDay
   const started = performance.now()
   let rows = 0
   const told = setInterval(() => {
     const rate = rows / ((performance.now() - started) / 1000)
-    const left = rate > 0 ? `, ${Math.ceil((given.rows - rows) / rate / 60)} min left` : ''
-    say(`  ${rows.toLocaleString('en')} of ${given.rows.toLocaleString('en')} rows, ${Math.round(rate).toLocaleString('en')} rows/s${left}`)
+    const left = rate > 0 ? `, ${Math.ceil((wanted - rows) / rate / 60)} min left` : ''
+    say(`  ${rows.toLocaleString('en')} of ${wanted.toLocaleString('en')} rows, ${Math.round(rate).toLocaleString('en')} rows/s${left}`)
   }, 10_000)
-  const waiting = [...partitions]
+  const waiting = [...days]
   const loadDays = async () => {
     for (let day = waiting.shift(); day; day = waiting.shift()) {
       const copy = await sql.unsafe(`
@@ -103,31 +133,13 @@ async function loadHistory(sql: Sql, given: { rows: number, days: number, device
     }
   }
   try {
-    await Promise.all(Array.from({ length: Math.min(given.jobs, given.days) }, loadDays))
+    await Promise.all(Array.from({ length: Math.min(jobs, days.length) }, loadDays))
   } finally {
     clearInterval(told)
   }
   const seconds = (performance.now() - started) / 1000
   say(`${rows.toLocaleString('en')} rows are loaded in ${elapsed(started)}`)
-
-  const [filled] = await step('Filling last status', () => sql<{ updated: number }[]>`
-    select fleet.backfill_last_status(2)::integer as updated
-  `)
-  const [size] = await step('Counting', async () => {
-    await sql`analyze fleet.device_heartbeats`
-    return sql<{ bytes: number, rows: number }[]>`
-      select sum(pg_total_relation_size(a.relid))::float8 as bytes, (select count(*)::float8 from fleet.device_heartbeats) as rows
-      from fleet.attached_partitions() a
-      where a.range_start >= ${new Date(firstDay)} and a.range_end <= ${new Date(today)}
-    `
-  })
-  if ((size?.rows ?? 0) < rows) throw new Error(`${size?.rows} rows are in the store; ${rows} were sent`)
-  return [
-    { name: 'rows loaded', measured: rows, unit: '' },
-    { name: 'COPY into indexed partitions', measured: rows / seconds, unit: 'rows/s' },
-    { name: 'size with both indexes', measured: (size?.bytes ?? 0) / rows, unit: 'bytes/row' },
-    { name: 'devices whose last status was filled', measured: filled?.updated ?? 0, unit: '' },
-  ]
+  return { rows, seconds }
 }
 
 /** A second history has devices of its own: its heartbeats never meet those of the first. */

@@ -80,25 +80,40 @@ export async function benchLoad(args: string[]): Promise<Figure[]> {
   if (given['dry-run']) return plan
 
   return withStore(async store => {
-    const devices = await enroll(store, fleet.devices)
-    const server = await startServer(store, { env })
-    const sender = startSender()
-    try {
-      await sender.connect(server.port, given.connections, devices)
-      await store.admin`checkpoint`
-      const watch = watchUsage(store, server, warmup)
-      const sent = await sender.open(planned, warmup, tellProgress(fleet.duration - warmup))
-      const used = await watch.end()
-      tellProblems(sent)
-      return [...plan, ...figures(preset, fleet, sent, used)]
-    } finally {
-      sender.end()
-      await server.stop()
-    }
+    const { sent, used } = await sendFleet(store, await enroll(store, fleet.devices), fleet, { warmup, connections: given.connections, env })
+    return [...plan, ...figures(preset, fleet, sent, used)]
   })
 }
 
-type Used = Awaited<ReturnType<ReturnType<typeof watchUsage>['end']>>
+/**
+ * Sends as the fleet does to a server that is started for it.
+ * @returns what came of it, and what each processor and counter said; with `records`, each heartbeat that was answered with 2xx
+ */
+export async function sendFleet(
+  store: Store, devices: Device[], fleet: Fleet,
+  { warmup, connections, env = {}, records = false, meanwhile = async () => {} }: {
+    warmup: number, connections: number, env?: Record<string, string>, records?: boolean, meanwhile?: (server: Server) => Promise<void>
+  },
+) {
+  const server = await startServer(store, { env })
+  const sender = startSender()
+  try {
+    await sender.connect(server.port, connections, devices)
+    await store.admin`checkpoint`
+    const watch = watchUsage(store, server, warmup)
+    const [sent] = await Promise.all([
+      sender.open(schedule(fleet), warmup, tellProgress(fleet.duration - warmup), records), meanwhile(server),
+    ])
+    const used = await watch.end()
+    tellProblems(sent)
+    return { sent, used, beats: records ? await sender.acknowledged() : [] }
+  } finally {
+    sender.end()
+    await server.stop()
+  }
+}
+
+export type Used = Awaited<ReturnType<ReturnType<typeof watchUsage>['end']>>
 
 function figures({ targets }: Preset, fleet: Fleet, { latency, errors, ok, seconds }: Sent, used: Used): Figure[] {
   const target = (most: number | undefined) => most === undefined ? {} : { target: atMost(most) }

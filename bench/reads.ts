@@ -171,7 +171,7 @@ function questions(sql: Sql, server: Server, size: number): Question[] {
 const agent = new Agent({ keepAlive: true, maxSockets: 1 })
 
 /** One request on one connection that is kept; fetch() takes about as long by itself as the server does. */
-function call(server: Server, path: string, body?: object) {
+export function call(server: Server, path: string, body?: object) {
   return new Promise<{ status: number, text: string }>((resolve, reject) => {
     const asking = request(server.url + path, {
       agent, method: body ? 'POST' : 'GET', headers: { 'x-admin': server.adminKey, 'content-type': 'application/json' },

@@ -69,8 +69,8 @@ async function idle(system: System) {
   }, { patience: 60_000, what: () => `the archivers to end their work:\n${left}\n${system.archivers.map(({ program }) => program.output()).join('\n')}` })
 }
 
-/** 201 says that this heartbeat is there, 200 that its bucket is taken, 202 that it is kept aside. */
-async function heartbeats(sql: Sql, beats: Beat[]) {
+/** 201 says that this heartbeat is there, 200 that its bucket is taken, 202 that it is kept aside. At most ten of each 50,000 are named. */
+export async function heartbeats(sql: Sql, beats: Beat[]) {
   const wrong: string[] = []
   for (let from = 0; from < beats.length; from += 50_000) {
     const some = beats.slice(from, from + 50_000)
