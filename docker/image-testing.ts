@@ -21,12 +21,13 @@ export interface Service {
   depends_on?: Record<string, { condition: string }>
   healthcheck?: { disable?: boolean, test?: string[] }
   restart: string
-  pids_limit: number
   read_only: boolean
   cap_drop: string[]
   cap_add?: string[]
   security_opt: string[]
-  deploy: { resources: { limits: { cpus: string, memory: string } } }
+  cpus: number
+  mem_limit: string
+  pids_limit: number
 }
 
 export interface Compose {

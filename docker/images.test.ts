@@ -72,7 +72,7 @@ t.test('every service is confined', async t => {
     t.same(service.cap_drop, ['ALL'], name)
     t.same(service.cap_add ?? [], name === 'secrets' ? ['CHOWN'] : [], name)
     t.same(service.security_opt, ['no-new-privileges:true'], name)
-    t.match(service.deploy.resources.limits, { cpus: /^\d+$/, memory: /^\d+[MG]$/ }, name)
+    t.match(service, { cpus: Number, mem_limit: /^\d+[MG]$/, pids_limit: Number }, name)
     t.match(service.image, service.image.startsWith('nexmdm/node:') ? `nexmdm/node:${version}` : /:\d+\.\d+(\.\d+)?$/, name)
     for (const port of service.ports ?? []) t.match(port, /^127\.0\.0\.1:\d+:\d+$/, name)
     t.equal(await isRoot(service), name === 'secrets', name)
