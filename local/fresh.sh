@@ -14,6 +14,7 @@ repository=$(cd "$(dirname "$0")/.." && pwd)
 [ "$(id -u)" = 0 ] || { echo 'local/fresh.sh makes a root of its own, and so has to be run by root.' >&2; exit 1; }
 command -v debootstrap > /dev/null || apt-get -q install -y --no-install-recommends debootstrap
 
+mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 root=$(mktemp -d "${TMPDIR:-/var/tmp}/fresh-$suite.XXXXXX")
 chmod 755 "$root"
 trap 'rm -rf --one-file-system "$root"' EXIT
@@ -22,9 +23,7 @@ trap 'exit 130' INT TERM HUP
 say() { echo "== $*"; }
 
 say "Debian $suite in $root"
-packages=ca-certificates
-[ "$suite" = bookworm ] || packages=$packages,nodejs,npm
-debootstrap --variant=minbase --include="$packages" "$suite" "$root" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" > "$root.log" 2>&1 ||
+debootstrap --variant=minbase --include=ca-certificates "$suite" "$root" "$mirror" > "$root.log" 2>&1 ||
   { tail -20 "$root.log" >&2; exit 1; }
 rm -f "$root.log"
 if [ "$suite" = bookworm ]; then
@@ -62,6 +61,20 @@ start() {
   kill -INT $pid
   wait $pid || { echo "npm start ended with $?"; exit 1; }
 }
+# The script of Debian 12's pg_partman beside that of Debian 13's, from which the update in place is tried.
+partman_4() {
+  echo "deb $MIRROR bookworm main" > /etc/apt/sources.list.d/bookworm.list
+  apt-get -q update > /root/apt.log 2>&1 && (cd /root && apt-get -q download postgresql-15-partman >> apt.log 2>&1) || { cat /root/apt.log; exit 1; }
+  dpkg -x /root/postgresql-15-partman_*.deb /root/partman-4
+  rm /etc/apt/sources.list.d/bookworm.list
+  apt-get -q update > /root/apt.log 2>&1 || { cat /root/apt.log; exit 1; }
+  mkdir -p /usr/share/postgresql/17/extension
+  cp /root/partman-4/usr/share/postgresql/15/extension/pg_partman--4.?.?.sql /usr/share/postgresql/17/extension/
+}
+if [ "$SUITE" != bookworm ]; then
+  apt-get -q install -y --no-install-recommends nodejs npm > /root/apt.log 2>&1 || { cat /root/apt.log; exit 1; }
+  partman_4
+fi
 while [ $# -gt 0 ]; do
   what=$1
   shift
@@ -79,7 +92,7 @@ EOF
 say "as a newcomer: $*"
 # A proc, devices and shared memory of its own; init of its own, with which every process ends.
 # shellcheck disable=SC2016 # expanded by the shell inside
-env -i ROOT="$root" CI="${CI-}" TEST_DEEP="${TEST_DEEP-}" unshare --mount --pid --fork --kill-child --propagation private sh -eu -c '
+env -i ROOT="$root" SUITE="$suite" MIRROR="$mirror" CI="${CI-}" TEST_DEEP="${TEST_DEEP-}" unshare --mount --pid --fork --kill-child --propagation private sh -eu -c '
   PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
   mount -t proc proc "$ROOT/proc"
   mount -t tmpfs -o mode=755 dev "$ROOT/dev"
@@ -92,7 +105,7 @@ env -i ROOT="$root" CI="${CI-}" TEST_DEEP="${TEST_DEEP-}" unshare --mount --pid 
   mount -t devpts -o newinstance,ptmxmode=666 devpts "$ROOT/dev/pts"
   ln -s pts/ptmx "$ROOT/dev/ptmx"
   ln -s /proc/self/fd "$ROOT/dev/fd"
-  exec chroot "$ROOT" env -i HOME=/root PATH="$PATH" LANG=C.UTF-8 CI="$CI" TEST_DEEP="$TEST_DEEP" \
+  exec chroot "$ROOT" env -i HOME=/root PATH="$PATH" LANG=C.UTF-8 SUITE="$SUITE" MIRROR="$MIRROR" CI="$CI" TEST_DEEP="$TEST_DEEP" \
     DEBIAN_FRONTEND=noninteractive NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt sh /root/newcomer.sh "$@"
 ' newcomer "$@"
 say "Debian $suite: all done"
