@@ -10,7 +10,8 @@ begin
 
   -- pg_cron lives only in the database that cron.database_name names; elsewhere fleet.schedule_jobs() says what to run there.
   if not exists (select from pg_catalog.pg_extension where extname = 'pg_cron')
-    and current_setting('cron.database_name', true) = current_database() then
+    -- Not current_setting(): that is an error for whom it is hidden from.
+    and (select s.setting from pg_catalog.pg_settings s where s.name = 'cron.database_name') = current_database() then
     create extension pg_cron;
   end if;
 end
