@@ -174,7 +174,7 @@ async function measureIngest(
 }
 
 /** A plausible day: each device about once a minute, with its own phase and jitter, slow changes and some noise. */
-async function loadDay(admin: Sql, devices: number) {
+export async function loadDay(admin: Sql, devices: number) {
   const [found] = await admin<{ partition_name: string }[]>`
     select partition_name from fleet.hb_partitions where range_start = date_trunc('day', now(), 'UTC') - interval '10 days'
   `

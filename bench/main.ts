@@ -10,10 +10,12 @@ import { UsageError } from './options.ts'
 /** Loaded when asked for, so that a wrong option is answered at once. */
 const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure[]>>> = {
   archive: async () => (await import('./archive.ts')).benchArchive,
+  growth: async () => (await import('./growth.ts')).benchGrowth,
   'load-history': async () => (await import('./load-history.ts')).benchLoadHistory,
   limits: async () => (await import('./limits.ts')).benchLimits,
   maintenance: async () => (await import('./maintenance.ts')).benchMaintenance,
   reads: async () => (await import('./reads.ts')).benchReads,
+  soak: async () => (await import('./soak.ts')).benchSoak,
   views: async () => (await import('./views.ts')).benchViews,
   load: async () => (await import('./load.ts')).benchLoad,
 }

@@ -1,0 +1,188 @@
+/*
+ * What a row costs when there are more of them: ingest, reads, a night and an archive with so many rows online, spread over 90 days, at each
+ * of the sizes. A device beats as often at each size; there are more devices. Then how long the planner takes with more partitions.
+ *
+ *   ingest    the writer's statement, batches of 500 of the same devices, straight to Postgres
+ *   reads     a device's heartbeats of a past day
+ *   night     fleet.nightly() with one day to retire, by the rows of that day
+ *   archive   from partition.archive.start to partition.drop of that day, by its rows
+ */
+import { mkdtemp, rm, statfs, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import postgres, { type Sql } from 'postgres'
+import { say, step } from '../local/progress.ts'
+import { atMost, median, type Figure } from './figure.ts'
+import { fillDays } from './load-history.ts'
+import { readOptions, UsageError } from './options.ts'
+import { pgbench } from './pgbench.ts'
+import { plot } from './plot.ts'
+import { enroll, startProgram, withStore } from './store.ts'
+
+const DAYS = 90
+const DAY_MS = 86_400_000
+/** What a row with its index entries was measured to take, generously. */
+const BYTES_A_ROW = 250
+/** The most that the last size may cost of what the first did, for each row. */
+const MOST = 1.1
+
+const options = {
+  sizes: { otherwise: [1_000_000, 10_000_000, 100_000_000], what: 'rows online' },
+  beats: { otherwise: 111, what: 'heartbeats of a device in a day' },
+  rounds: { otherwise: 3, what: 'how often each is measured at each size' },
+  seconds: { otherwise: 10, what: 'of each measurement of ingest' },
+  partitions: { otherwise: [105, 400], what: 'numbers of partitions to plan with' },
+  plot: { otherwise: 'docs/growth.svg', what: 'file for the plot' },
+} as const
+
+const kinds = ['ingest', 'read', 'night', 'archive'] as const
+type Kind = (typeof kinds)[number]
+
+export async function benchGrowth(args: string[]): Promise<Figure[]> {
+  const given = readOptions('growth', args, options)
+  const sizes = [...given.sizes].sort((a, b) => a - b)
+  // The nights go on where the last size ended.
+  if (sizes.length * given.rounds > DAYS / 2) throw new UsageError('--sizes times --rounds must be below 45 nights')
+  const { bavail, bsize } = await statfs(tmpdir())
+  const needed = sizes.at(-1)! * BYTES_A_ROW
+  if (bavail * bsize < needed) {
+    throw new Error(`${tmpdir()} has ${Math.round(bavail * bsize / 1e9)} GB free; ${sizes.at(-1)!.toLocaleString('en')} rows may take ${Math.round(needed / 1e9)} GB`)
+  }
+  return withStore(async store => {
+    const { admin, cluster } = store
+    const owner = postgres(cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
+    const directory = await mkdtemp(join(tmpdir(), 'fleet-growth-'))
+    try {
+      const straight = pgbench(store, (await enroll(store, 1_000, 'ingest')).map(({ device_id }) => device_id), 2)
+      const costs = new Map<number, Record<Kind, number>>()
+      const ids: number[] = []
+      let night = 0
+      for (const size of sizes) {
+        const wanted = Math.max(1, Math.round(size / DAYS / given.beats))
+        const fresh = (await enroll(store, wanted - ids.length, `to-${size}`)).map(({ device_id }) => device_id)
+        ids.push(...fresh)
+        const today = Math.floor(Date.now() / DAY_MS) * DAY_MS
+        const days = await admin<{ partition_name: string, range_start: Date }[]>`
+          select partition_name, range_start from fleet.attached_partitions()
+          where range_start >= ${new Date(today - DAYS * DAY_MS)} and range_end <= ${new Date(today)} order by range_start
+        `
+        await fillDays(admin, fresh, days, given.beats, 2)
+        await step('VACUUM (ANALYZE), and what the nights before did', async () => {
+          await admin.unsafe('vacuum (analyze) fleet.device_heartbeats')
+          // It rolls up all that is new; those that are measured have a day each.
+          await owner`call fleet.nightly(null, null, ${new Date(Date.now() + night * DAY_MS)})`
+          await archive(directory, cluster.url('fleet_archiver', 'fleet'))
+          await admin`checkpoint`
+        })
+        const measured: Record<Kind, number[]> = { ingest: [], read: [], night: [], archive: [] }
+        for (let round = 1; round <= given.rounds; round++) {
+          measured.ingest.push(1e6 / await straight(500, given.seconds))
+          measured.read.push(await readDay(admin, ids, round))
+          night++
+          const took = await oneNight(owner, admin, night, () => archive(directory, cluster.url('fleet_archiver', 'fleet')))
+          measured.night.push(took.night)
+          measured.archive.push(took.archive)
+        }
+        const cost = Object.fromEntries(kinds.map(kind => [kind, median(measured[kind])])) as Record<Kind, number>
+        costs.set(size, cost)
+        say(`${size.toLocaleString('en')} rows: ${kinds.map(kind => `${kind} ${cost[kind].toFixed(2)} µs/row`).join(', ')}`)
+      }
+      const planning: Figure[] = []
+      for (const count of given.partitions) planning.push(...await plan(admin, count))
+      await writeFile(resolve(given.plot), plot({
+        title: 'Cost of a row by rows online', x: 'rows online', y: 'µs a row', isLogarithmic: true,
+        series: kinds.map(kind => ({ name: kind, points: sizes.map(size => [size, costs.get(size)![kind]] as [number, number]) })),
+      }))
+      const [first, last] = [sizes[0]!, sizes.at(-1)!]
+      return [
+        ...sizes.flatMap(size => kinds.map((kind): Figure => (
+          { name: `${size.toLocaleString('en')} rows online: ${kind}`, measured: costs.get(size)![kind], unit: 'µs/row' }
+        ))),
+        ...(first === last ? [] : kinds.map((kind): Figure => ({
+          name: `${kind}: a row at ${last.toLocaleString('en')} / at ${first.toLocaleString('en')}`,
+          measured: costs.get(last)![kind] / costs.get(first)![kind], unit: '', target: atMost(MOST),
+        }))),
+        ...planning,
+      ]
+    } finally {
+      await owner.end({ timeout: 1 })
+      await rm(directory, { recursive: true, force: true })
+    }
+  })
+}
+
+async function archive(directory: string, url: string) {
+  const archiver = startProgram('archiver/main.ts', {
+    args: ['--once'], env: { ARCHIVER_DATABASE_URL: url, ARCHIVE_URL: pathToFileURL(join(directory, 'archive')).href },
+  })
+  await archiver.exited
+  if (/"level":"(error|fatal)"/.test(archiver.output())) throw new Error(`the archiver failed:\n${archiver.output()}`)
+}
+
+/** µs for each row; of many devices and days in turn, each of them new. */
+async function readDay(admin: Sql, ids: number[], round: number) {
+  const times: number[] = []
+  for (let turn = 0; turn < 200; turn++) {
+    const id = ids[(turn * 37 + round * 11) % ids.length]!
+    const from = new Date(Math.floor(Date.now() / DAY_MS) * DAY_MS - (1 + turn % 40) * DAY_MS)
+    const started = performance.now()
+    const rows = await admin`
+      select * from fleet.device_heartbeats
+      where device_id = ${id} and ts >= ${from} and ts < ${from}::timestamptz + interval '1 day' order by ts desc
+    `
+    if (rows.length > 0) times.push(1000 * (performance.now() - started) / rows.length)
+  }
+  return median(times)
+}
+
+/** The night so many days from now, in which a day leaves, and its archive; µs for each row of that day. */
+async function oneNight(owner: Sql, admin: Sql, night: number, archive: () => Promise<void>) {
+  const started = performance.now()
+  await owner`call fleet.nightly(null, null, ${new Date(Date.now() + night * DAY_MS)})`
+  const took = 1000 * (performance.now() - started)
+  const [day] = await admin<{ partition_name: string }[]>`
+    select partition_name from fleet.hb_partitions where state = 'detached' order by range_start desc limit 1
+  `
+  if (!day) throw new Error(`night ${night} retired no day`)
+  await archive()
+  const [done] = await admin<{ rows: number, us: number }[]>`
+    select p.row_count::float8 as rows,
+      1e6 * extract(epoch from max(e.at) filter (where e.event = 'partition.drop') - max(e.at) filter (where e.event = 'partition.archive.start'))::float8 as us
+    from fleet.hb_partitions p
+    join fleet.events e using (partition_name)
+    where p.partition_name = ${day.partition_name}
+    group by p.row_count
+  `
+  if (!done?.rows || !done.us) throw new Error(`${day.partition_name} was not archived with rows in it`)
+  return { night: took / done.rows, archive: done.us / done.rows }
+}
+
+/** Planning of a device's day, and of its newest heartbeat without bounds, with so many partitions attached. */
+async function plan(admin: Sql, count: number): Promise<Figure[]> {
+  await admin`select fleet.set_retention(${`${count + 30} days`}::interval)`
+  const [there] = await admin<{ count: number, first: Date }[]>`
+    select count(*)::integer as count, min(range_start) as first from fleet.attached_partitions()
+  `
+  const lacking = count - there!.count
+  if (lacking > 0) {
+    const until = new Date(there!.first.getTime() - DAY_MS)
+    const from = new Date(there!.first.getTime() - lacking * DAY_MS)
+    await admin`select fleet.create_partitions((${from}::timestamptz at time zone 'UTC')::date, (${until}::timestamptz at time zone 'UTC')::date)`
+  }
+  const [now] = await admin<{ count: number }[]>`select count(*)::integer as count from fleet.attached_partitions()`
+  const planned = async (query: string) => {
+    const times: number[] = []
+    for (let turn = 0; turn < 50; turn++) {
+      const [row] = await admin.unsafe<{ 'QUERY PLAN': { 'Planning Time': number }[] }[]>(`explain (format json, summary) ${query}`)
+      times.push(row!['QUERY PLAN'][0]!['Planning Time'])
+    }
+    return median(times)
+  }
+  const day = new Date(Date.now() - 5 * DAY_MS).toISOString()
+  return [
+    { name: `planning a device's day, ${now!.count} partitions`, measured: await planned(`select * from fleet.device_heartbeats where device_id = 1 and ts >= '${day}' and ts < '${day}'::timestamptz + interval '1 day'`), unit: 'ms' },
+    { name: `planning a day's count, ${now!.count} partitions`, measured: await planned(`select count(*) from fleet.device_heartbeats where ts >= '${day}'::timestamptz and ts < timestamptz '${day}' + interval '1 day'`), unit: 'ms' },
+    { name: `planning without bounds of ts, ${now!.count} partitions`, measured: await planned('select * from fleet.device_heartbeats where device_id = 1 order by ts desc limit 1'), unit: 'ms' },
+  ]
+}

@@ -1,0 +1,38 @@
+import { mkdtemp, readFile, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
+import { runScenario } from './testing.ts'
+
+// Each scenario makes a durable cluster of its own.
+t.setTimeout(300_000)
+
+async function plotFile(t: Test) {
+  const directory = await mkdtemp(join(tmpdir(), 'fleet-plot-'))
+  t.teardown(() => rm(directory, { recursive: true, force: true }))
+  return join(directory, 'plot.svg')
+}
+
+t.test('soak has a night and an archive in it, and plots p99 and memory', async t => {
+  const file = await plotFile(t)
+  const figures = await runScenario(t, 'soak', ['--seconds', '10', '--devices', '600', '--rows', '1440', '--window', '1', '--plot', file])
+  const figure = (name: string) => figures.find(found => found.name === name)!.measured
+  t.equal(figure('errors'), 0)
+  t.ok(figure('night') > 0 && figure('archive') > 0 && figure('memory of the server, late') > 0)
+  const svg = await readFile(file, 'utf8')
+  t.match(svg, /^<svg [^]*>night<[^]*>archive<[^]*<polyline[^]*<polyline[^]*<polyline[^]*<\/svg>\n$/)
+  t.notMatch(svg, /NaN|Infinity/)
+})
+
+t.test('growth measures each size and plans with more partitions', async t => {
+  const file = await plotFile(t)
+  const figures = await runScenario(t, 'growth', [
+    '--sizes', '2000,8000', '--beats', '5', '--rounds', '1', '--seconds', '1', '--partitions', '105,110', '--plot', file,
+  ])
+  t.match(figures.find(({ name }) => name === 'archive: a row at 8,000 / at 2,000'), { target: { at: 'most', value: 1.1 } })
+  t.equal(figures.filter(({ name }) => name.startsWith('planning')).length, 6)
+  t.ok(figures.every(({ measured }) => measured > 0))
+  const svg = await readFile(file, 'utf8')
+  t.equal(svg.match(/<polyline/g)?.length, 4)
+  t.notMatch(svg, /NaN|Infinity/)
+})
