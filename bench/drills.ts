@@ -34,6 +34,8 @@ interface Done {
   kind: string
   faults: number
   seconds: number
+  /** Archives and restores that failed in it, and were tried again. */
+  failures: number
   /** Of the heartbeats that were accepted during it; in ms. */
   latencies: number[]
 }
@@ -89,10 +91,11 @@ async function drill(system: System, given: Given) {
     for (; number < from + count; number++) {
       const fault = faultOf(possible, seed, number)
       const before = performance.now()
-      const { said, latencies } = await strike(system, fault, generator(seed * 1_000_003 + number), all)
-      const done = table.get(fault.kind) ?? { kind: fault.kind, faults: 0, seconds: 0, latencies: [] }
+      const { said, latencies, failures } = await strike(system, fault, generator(seed * 1_000_003 + number), all)
+      const done = table.get(fault.kind) ?? { kind: fault.kind, faults: 0, seconds: 0, failures: 0, latencies: [] }
       table.set(fault.kind, done)
       done.faults++
+      done.failures += failures
       done.seconds += (performance.now() - before) / 1000
       done.latencies.push(...latencies)
       say(`${String(number).padStart(5)}  ${fault.kind}: ${said}; all is there after ${elapsed(before)}`)
@@ -123,6 +126,7 @@ function faultOf(possible: Fault[], seed: number, number: number) {
 async function strike(system: System, fault: Fault, random: () => number, all: Beat[]) {
   await collect(system, all)
   const from = all.length
+  const before = await failedSoFar(system)
   let said
   const latencies: number[] = []
   try {
@@ -134,7 +138,15 @@ async function strike(system: System, fault: Fault, random: () => number, all: B
   await moreBeats(system, all)
   await checkNow(system, all.slice(from))
   await system.hurry()
-  return { said, latencies }
+  return { said, latencies, failures: await failedSoFar(system) - before }
+}
+
+/** Archives and restores. */
+async function failedSoFar(system: System) {
+  const [row] = await system.ask(sql => sql<{ count: number }[]>`
+    select count(*)::integer as count from fleet.events where not is_ok and event like 'partition.%'
+  `)
+  return row!.count
 }
 
 /** @returns how long each waited for its answer */
@@ -176,10 +188,10 @@ ${problem === undefined ? 'Nothing was lost.' : `**${problem}**`}
 - Last status was that of the newest heartbeat of each device, and no day was missing in \`data_coverage\`.
 - ${archives} archives were read back at the end, every byte and row, and each past day held what was written into it, in the database or in its archive.
 
-| fault | times | seconds each, with its checks | accepted meanwhile | p99 of these |
-|---|---|---|---|---|
-${table.sort((a, b) => a.kind.localeCompare(b.kind)).map(({ kind, faults, seconds, latencies }) => (
-    `| ${kind} | ${faults} | ${(seconds / faults).toFixed(1)} | ${latencies.length.toLocaleString('en')} | ${latencies.length < 100 ? '' : `${percentile(latencies, 99).toFixed(0)} ms`} |`
+| fault | times | seconds each, with its checks | archives and restores that failed | heartbeats accepted meanwhile | p99 of these |
+|---|---|---|---|---|---|
+${table.sort((a, b) => a.kind.localeCompare(b.kind)).map(({ kind, faults, seconds, failures, latencies }) => (
+    `| ${kind} | ${faults} | ${(seconds / faults).toFixed(1)} | ${failures} | ${latencies.length.toLocaleString('en')} | ${latencies.length < 100 ? '' : `${percentile(latencies, 99).toFixed(0)} ms`} |`
   )).join('\n')}
 ${left.length > 0 ? `\nLeft out: ${left.join('; ')}.\n` : ''}`
 }

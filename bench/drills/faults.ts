@@ -165,7 +165,8 @@ export async function paused(root: number, ms: number) {
 
 async function fillDisk(system: System, random: Random, which: 'work' | 'files') {
   const disk = system.disks[which]!
-  const kilobytes = oneOf(random, [0, 4, 8, 16, 32, 64])
+  // An export takes about that: it fails at its beginning, within, or when the manifest is written.
+  const kilobytes = oneOf(random, [0, 4, 8])
   await disk.fill(kilobytes * 1024)
   try {
     await alone(system, which === 'files' ? 'file' : undefined, async () => {
@@ -183,7 +184,14 @@ async function sicken(system: System, random: Random, fates: Fate[]) {
   const sick = chosen.length > 0 ? chosen : fates
   // Some requests pass, so that it gets to all the steps.
   const passing = random() * 0.7
-  system.fate = () => random() < passing ? 'pass' : oneOf(random, sick)
+  let asked = 0
+  let met = 0
+  system.fate = () => {
+    asked++
+    if (random() < passing) return 'pass'
+    met++
+    return oneOf(random, sick)
+  }
   try {
     await alone(system, 's3', async () => {
       await system.addWork(3, random)
@@ -192,7 +200,7 @@ async function sicken(system: System, random: Random, fates: Fate[]) {
   } finally {
     system.fate = () => 'pass'
   }
-  return `${sick.join(', ')}; ${Math.round(100 * passing)} % pass`
+  return `${sick.join(', ')} for ${met} of ${asked} requests`
 }
 
 /** Halts the other archivers meanwhile, so that this one gets the work. */
@@ -209,11 +217,21 @@ async function alone(system: System, place: Archiver['place'] | undefined, work:
 async function jump(system: System, random: Random, whose: 'server' | 'archivers') {
   const clock = system.clocks[whose]!
   const seconds = oneOf(random, [1, -1]) * oneOf(random, [30, 3_600, 86_400, 40 * 86_400])
-  if (whose === 'archivers') await system.addWork(2, random)
+  const pause = between(random, 0, 800)
   await clock.jump(seconds)
-  await sleep(1_200)
-  await clock.jump(0)
-  await sleep(between(random, 0, 800))
+  try {
+    await sleep(1_000)
+    if (whose === 'archivers') await system.addWork(2, random)
+    const isOff = (time: string | null) => Math.abs(Date.parse(time ?? '') - Date.now() - 1_000 * seconds) < 15_000
+    // In its answers or its log.
+    await waitFor(async () => whose === 'server' ? isOff((await fetch(`${system.server.url}/healthz`)).headers.get('date'))
+      : system.archivers.some(({ program }) => [...program.output().matchAll(/"time":"([^"]+)"/g)].some(([, time]) => isOff(time!))), {
+      what: () => `the clock of the ${whose} to be ${seconds} s off`,
+    })
+    await sleep(pause)
+  } finally {
+    await clock.jump(0)
+  }
   return `by ${seconds} s and back`
 }
 

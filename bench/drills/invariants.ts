@@ -19,6 +19,9 @@ export interface Beat {
   status: number
 }
 
+/** What of a system is looked at. */
+type Looked = Pick<System, 'ask' | 'written'>
+
 /** Of files that no archive means; they take room, and no row is lost. */
 const tidyness = /superseded by|the database knows no proven archive of this name/
 
@@ -30,7 +33,7 @@ async function check(...checks: (() => Promise<string[]>)[]) {
 }
 
 /** What can be asked at any time, while everything runs. */
-export async function checkNow(system: System, fresh: Beat[]) {
+export async function checkNow(system: Looked, fresh: Beat[]) {
   await system.ask(sql => check(
     () => heartbeats(sql, fresh), () => lastStatus(sql), () => coverage(sql), () => archivesRecorded(sql, system),
   ))
@@ -141,7 +144,7 @@ async function coverage(sql: Sql) {
 }
 
 /** A day that only the archive has must be there as it was written. */
-async function archivesRecorded(sql: Sql, { written }: System) {
+async function archivesRecorded(sql: Sql, { written }: Looked) {
   const rows = await sql<{ partition_name: string, state: string, row_count: string | null, content_checksum: string | null }[]>`
     select partition_name, state, row_count::text, content_checksum::text from fleet.hb_partitions where state in ('archived', 'dropped')
   `
@@ -152,7 +155,8 @@ async function archivesRecorded(sql: Sql, { written }: System) {
   })
 }
 
-async function daysOnline(sql: Sql, { written }: System) {
+/** Each past day that is in the database, row for row. */
+export async function daysOnline(sql: Sql, { written }: Looked) {
   const wrong: string[] = []
   for (const { partition_name, table } of await sql<{ partition_name: string, table: string }[]>`
     select partition_name, relid::regclass::text as table from fleet.hb_partitions where relid is not null and range_end < now() - interval '9 days'
