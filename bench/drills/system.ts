@@ -240,7 +240,7 @@ export class System {
     this.#isOver = true
     if (this.sender) {
       this.sender.stop()
-      await Promise.race([this.#sending.catch(() => {}), sleep(20_000)])
+      await Promise.race([this.#sending.catch(() => {}), sleep(20_000, undefined, { ref: false })])
     }
     for (const ending of this.#endings.splice(0)) {
       try {
