@@ -1,5 +1,6 @@
 // A small disk that can be filled up: a tmpfs of its own.
-import { execFile } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { mkdir, rm, statfs, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -22,6 +23,10 @@ export async function makeDisk(directory: string, megabytes: number): Promise<Di
   } catch {
     return undefined
   }
+  // It goes when this process does, however that ends: a shell waits at the other end of a pipe.
+  const guard = spawn('sh', ['-c', 'cat > /dev/null; umount -l "$1"', 'guard', directory], { detached: true, stdio: ['pipe', 'ignore', 'ignore'], cwd: '/' })
+  guard.unref()
+  const ended = once(guard, 'exit')
   const ballast = join(directory, 'ballast')
   return {
     directory,
@@ -33,6 +38,10 @@ export async function makeDisk(directory: string, megabytes: number): Promise<Di
       })
     },
     empty: () => rm(ballast, { force: true }),
-    end: () => run('umount', ['-l', directory]),
+    async end() {
+      guard.ref()
+      guard.stdin.end()
+      await ended
+    },
   }
 }
