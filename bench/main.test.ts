@@ -77,6 +77,12 @@ t.test('views asks each view', async t => {
   }
 })
 
+t.test('tracing measures the server with traces and without', async t => {
+  const figures = await runScenario(t, 'tracing', ['--rounds', '1', '--seconds', '1', '--warmup', '1', '--devices', '20', '--connections', '4'])
+  t.match(figures.map(({ name }) => name), ['CPU of a heartbeat, tracing off', 'CPU of a heartbeat, on', 'on / off'])
+  t.ok(figures.every(({ measured }) => measured > 0))
+})
+
 t.test('maintenance runs its nights under load', async t => {
   const figures = await runScenario(t, 'maintenance', ['--rounds', '1', '--seconds', '3', '--devices', '300', '--rows', '1000'])
   const figure = (name: string) => figures.find(found => found.name === name)!.measured

@@ -17,6 +17,7 @@ const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure
   reads: async () => (await import('./reads.ts')).benchReads,
   soak: async () => (await import('./soak.ts')).benchSoak,
   views: async () => (await import('./views.ts')).benchViews,
+  tracing: async () => (await import('./tracing.ts')).benchTracing,
   load: async () => (await import('./load.ts')).benchLoad,
 }
 

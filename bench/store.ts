@@ -52,6 +52,8 @@ export async function enroll({ admin }: Store, count: number, prefix = 'bench'):
 }
 
 export interface ServerOptions {
+  /** The clone that it is of; this one, unless told otherwise. */
+  root?: string
   /** A file of this folder that changes the server before it starts. */
   variant?: string
   env?: Record<string, string>
@@ -79,12 +81,12 @@ export interface Program {
   stop: () => Promise<void>
 }
 
-export function startProgram(script: string, { imports = [], args = [], env }: {
-  imports?: string[], args?: string[], env: Record<string, string | undefined>
+export function startProgram(script: string, { imports = [], args = [], env, root = repository }: {
+  imports?: string[], args?: string[], env: Record<string, string | undefined>, root?: string
 }): Program {
   const preloaded = ['tsx', ...imports].flatMap(name => ['--import', name])
-  const child = spawn(process.execPath, [...preloaded, join(repository, script), ...args], {
-    cwd: repository, env: { ...plainEnv(), ...env },
+  const child = spawn(process.execPath, [...preloaded, join(root, script), ...args], {
+    cwd: root, env: { ...plainEnv(), ...env },
     // IPC: its end is ours.
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
   })
@@ -110,13 +112,14 @@ export function startProgram(script: string, { imports = [], args = [], env }: {
 }
 
 /** Runs the server as its own processes, as npm run server does. */
-export async function startServer({ cluster }: Store, { variant, env = {}, port: wanted }: ServerOptions = {}): Promise<Server> {
+export async function startServer({ cluster }: Store, { variant, env = {}, port: wanted, root = repository }: ServerOptions = {}): Promise<Server> {
   const port = wanted ?? await freePort(true)
   const url = `http://127.0.0.1:${port}`
   const adminKey = randomBytes(24).toString('hex')
   const database = cluster.url('fleet_server', 'fleet')
   const program = startProgram('server/main.ts', {
-    imports: variant === undefined ? [] : [join(repository, 'bench', variant)],
+    root,
+    imports: variant === undefined ? [] : [join(root, 'bench', variant)],
     env: {
       SERVER_DATABASE_URL: database, LISTEN_DATABASE_URL: database, OPS_DATABASE_URL: database,
       ADMIN_KEY: adminKey, PORT: String(port), LOG_LEVEL: 'info', ...env,

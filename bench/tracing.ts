@@ -1,0 +1,77 @@
+/*
+ * What traces cost the server: its CPU time for each single heartbeat, with tracing off (as it is without OTEL_EXPORTER_OTLP_ENDPOINT), with it on and
+ * each request traced to a collector that only answers, and, given --against, in another clone, such as one at a commit before there were traces.
+ * CPU time and not heartbeats a second: it is the same on a busy machine. Without the database, whose share would hide what is looked for.
+ */
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { resolve } from 'node:path'
+import { repository } from '../local/config.ts'
+import { say } from '../local/progress.ts'
+import { median, type Figure } from './figure.ts'
+import { startSender } from './heartbeats.ts'
+import { readOptions } from './options.ts'
+import { usageOf } from './processes.ts'
+import { enroll, startServer, withStore } from './store.ts'
+
+const options = {
+  rounds: { otherwise: 5, what: 'how often each is measured' },
+  seconds: { otherwise: 6, what: 'of each measurement' },
+  warmup: { otherwise: 3, what: 'seconds before it' },
+  devices: { otherwise: 500, what: 'how many send' },
+  connections: { otherwise: 64, what: 'that they share' },
+  against: { otherwise: '', what: 'directory of another clone, with its packages' },
+} as const
+
+export async function benchTracing(args: string[]): Promise<Figure[]> {
+  const given = readOptions('tracing', args, options)
+  const collector = createServer((request, response) => {
+    request.resume()
+    response.end('{}')
+  })
+  await new Promise<void>(listening => { collector.listen(0, '127.0.0.1', listening) })
+  const OTEL_EXPORTER_OTLP_ENDPOINT = `http://127.0.0.1:${(collector.address() as AddressInfo).port}`
+  const ways: { name: string, root: string, env: Record<string, string> }[] = [
+    { name: 'off', root: repository, env: {} },
+    { name: 'on', root: repository, env: { OTEL_EXPORTER_OTLP_ENDPOINT } },
+    ...(given.against === '' ? [] : [{ name: 'in the other clone', root: resolve(given.against), env: {} }]),
+  ]
+  const sender = startSender()
+  try {
+    return await withStore(async store => {
+      const devices = await enroll(store, given.devices)
+      const micros = new Map<string, number[]>(ways.map(({ name }) => [name, []]))
+      let from = Date.now() - 5 * 86_400_000
+      for (let round = 1; round <= given.rounds; round++) {
+        for (const { name, root, env } of ways) {
+          const server = await startServer(store, { variant: 'without-database.ts', root, env: { WORKERS: '1', ...env } })
+          try {
+            await sender.connect(server.port, given.connections, devices)
+            from = (await sender.closed(given.warmup, 0, from)).until
+            const before = await usageOf(server.pid)
+            const { ok, errors, problems, until } = await sender.closed(given.seconds, 0, from)
+            const { cpuSeconds } = await usageOf(server.pid)
+            if (errors) throw new Error(`${errors} of ${ok + errors} requests failed: ${JSON.stringify(problems)}`)
+            from = until
+            micros.get(name)!.push(1e6 * (cpuSeconds - before.cpuSeconds) / ok)
+          } finally {
+            await server.stop()
+          }
+        }
+        say(`round ${round}: ${ways.map(({ name }) => `${name} ${micros.get(name)!.at(-1)!.toFixed(1)} µs`).join(', ')}`)
+      }
+      const [off, ...others] = ways.map(({ name }) => ({ name, values: micros.get(name)! }))
+      return [
+        { name: 'CPU of a heartbeat, tracing off', measured: median(off!.values), unit: 'µs' },
+        ...others.flatMap(({ name, values }): Figure[] => [
+          { name: `CPU of a heartbeat, ${name}`, measured: median(values), unit: 'µs' },
+          { name: `${name} / off`, measured: median(values.map((value, round) => value / off!.values[round]!)), unit: '' },
+        ]),
+      ]
+    })
+  } finally {
+    sender.end()
+    collector.close()
+    collector.closeAllConnections()
+  }
+}
