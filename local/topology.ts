@@ -62,8 +62,15 @@ export async function withHaproxy(t: Owner, servers: [number, number]): Promise<
     BALANCER_BIND: `127.0.0.1:${port}`, STATS_BIND: `127.0.0.1:${stats}`,
     SERVER_1: `127.0.0.1:${servers[0]}`, SERVER_2: `127.0.0.1:${servers[1]}`,
   }
-  const start = () => spawnProgram(t, find('haproxy'), ['-db', '-f', join(repository, 'docker/haproxy/haproxy.cfg')], {
-    ...clusterUser(), env, ready: `http://127.0.0.1:${stats}/metrics`,
+  // A copy, for who runs it may not be let into this clone, as in root's home.
+  const dir = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-haproxy-'))
+  t.teardown(() => rm(dir, { recursive: true, force: true }))
+  const file = join(dir, 'haproxy.cfg')
+  await writeFile(file, await configuration('docker/haproxy/haproxy.cfg', {}))
+  const user = clusterUser()
+  if (user) for (const path of [dir, file]) await chown(path, user.uid, user.gid)
+  const start = () => spawnProgram(t, find('haproxy'), ['-db', '-f', file], {
+    ...user, env, ready: `http://127.0.0.1:${stats}/metrics`,
   })
   const states = async () => {
     const csv = await (await fetch(`http://127.0.0.1:${stats}/stats;csv`)).text()
