@@ -17,15 +17,16 @@ command -v debootstrap > /dev/null || apt-get -q install -y --no-install-recomme
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 root=$(mktemp -d "${TMPDIR:-/var/tmp}/fresh-$suite.XXXXXX")
 chmod 755 "$root"
-trap 'rm -rf --one-file-system "$root"' EXIT
-trap 'exit 130' INT TERM HUP
+inside=
+trap 'rm -rf --one-file-system "$root" "$root.log"' EXIT
+# unshare takes no notice of other signals; with it everything inside ends.
+trap '[ -z "$inside" ] || { kill -KILL "$inside"; sleep 2; }; exit 130' INT TERM HUP
 
 say() { echo "== $*"; }
 
 say "Debian $suite in $root"
 debootstrap --variant=minbase --include=ca-certificates "$suite" "$root" "$mirror" > "$root.log" 2>&1 ||
   { tail -20 "$root.log" >&2; exit 1; }
-rm -f "$root.log"
 if [ "$suite" = bookworm ]; then
   npm=$(dirname "$(dirname "$(readlink -f "$(command -v npm)")")")
   install -D "$(node -p process.execPath)" "$root/usr/local/bin/node"
@@ -43,6 +44,7 @@ set -eu
 cd /root/fleet
 start() {
   echo '== npm start'
+  : > /root/start.log
   npm start > /root/start.log 2>&1 &
   pid=$!
   until grep -q 'Ctrl-C stops' /root/start.log; do
@@ -107,5 +109,7 @@ env -i ROOT="$root" SUITE="$suite" MIRROR="$mirror" CI="${CI-}" TEST_DEEP="${TES
   ln -s /proc/self/fd "$ROOT/dev/fd"
   exec chroot "$ROOT" env -i HOME=/root PATH="$PATH" LANG=C.UTF-8 SUITE="$SUITE" MIRROR="$MIRROR" CI="$CI" TEST_DEEP="$TEST_DEEP" \
     DEBIAN_FRONTEND=noninteractive NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt sh /root/newcomer.sh "$@"
-' newcomer "$@"
+' newcomer "$@" &
+inside=$!
+wait "$inside"
 say "Debian $suite: all done"
