@@ -13,16 +13,17 @@ export function holdLease(seconds: number, renew: () => Promise<boolean>, log: L
   const lost = new AbortController()
   const ended = new AbortController()
   const keep = async () => {
-    let until = Date.now() + seconds * 1000
+    // Not by the clock of day, which may be set.
+    let until = performance.now() + seconds * 1000
     while (!ended.signal.aborted) {
       await sleep(seconds * 200, undefined, { signal: ended.signal })
-      const asked = Date.now()
+      const asked = performance.now()
       try {
         if (!await renew()) return lost.abort(new LeaseLost('the lease was lost to another archiver'))
         until = asked + seconds * 1000
       } catch (error) {
         log.warn({ event: 'archiver.lease.unrenewed' }, describeError(error))
-        if (Date.now() >= until) {
+        if (performance.now() >= until) {
           return lost.abort(new LeaseLost(`the lease could not be renewed for ${seconds} s`, { cause: error }))
         }
       }

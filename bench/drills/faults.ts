@@ -224,8 +224,13 @@ async function jump(system: System, random: Random, whose: 'server' | 'archivers
     if (whose === 'archivers') await system.addWork(2, random)
     const isOff = (time: string | null) => Math.abs(Date.parse(time ?? '') - Date.now() - 1_000 * seconds) < 15_000
     // In its answers or its log.
-    await waitFor(async () => whose === 'server' ? isOff((await fetch(`${system.server.url}/healthz`)).headers.get('date'))
-      : system.archivers.some(({ program }) => [...program.output().matchAll(/"time":"([^"]+)"/g)].some(([, time]) => isOff(time!))), {
+    await waitFor(async () => {
+      if (whose === 'server') return isOff((await fetch(`${system.server.url}/healthz`)).headers.get('date'))
+      // One that has nothing to do says nothing; one whose Postgres was away may be deaf until its next sweep, after a minute.
+      await system.hurry()
+      return system.archivers.some(({ program }) => [...program.output().matchAll(/"time":"([^"]+)"/g)].some(([, time]) => isOff(time!)))
+    }, {
+      patience: 90_000,
       what: () => `the clock of the ${whose} to be ${seconds} s off`,
     })
     await sleep(pause)

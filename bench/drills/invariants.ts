@@ -69,7 +69,7 @@ async function idle(system: System) {
       return rows.map(({ name, state, last_error }) => `${name} is ${state} ${last_error ?? ''}`).join('\n')
     })
     return left === ''
-  }, { patience: 60_000, what: () => `the archivers to end their work:\n${left}\n${system.archivers.map(({ program }) => program.output()).join('\n')}` })
+  }, { patience: 120_000, what: () => `the archivers to end their work:\n${left}\n${system.archivers.map(({ program }) => program.output()).join('\n')}` })
 }
 
 /** 201 says that this heartbeat is there, 200 that its bucket is taken, 202 that it is kept aside. At most ten of each 50,000 are named. */
