@@ -1,7 +1,7 @@
 import { join } from 'node:path'
 import t from 'tap'
 import { freePort } from './cluster.ts'
-import { startDemo } from './demo.ts'
+import { historyLines, startDemo } from './demo.ts'
 import { spawnNode, waitFor, withDatabase } from './testing.ts'
 
 t.test('the simulated fleet has a past, and a present over HTTP', async t => {
@@ -40,4 +40,21 @@ t.test('the simulated fleet has a past, and a present over HTTP', async t => {
   t.ok(Date.now() - started < 5_000, 'a second run has nothing to load')
   t.strictSame(await count().then(rows => rows[0]), before)
   t.match(await db.sql`select count(*)::integer as devices from fleet.devices`, [{ devices: 200 }])
+})
+
+t.test('whenever it is started, no device has two heartbeats in a bucket', async t => {
+  const devices = Array.from({ length: 200 }, (_, n) => ({ number: n + 1, device_id: String(n + 1), token: '' }))
+  for (let n = 0; n < 24; n++) {
+    const firstLiveAt = new Date(Date.UTC(2026, 10, 21) + n * 3_607_003).toISOString()
+    for (const day of [Date.UTC(2026, 10, 20), Date.UTC(2026, 10, 21)]) {
+      const seen = new Set<string>()
+      let lines = 0
+      for (const line of historyLines({ devices, firstLiveAt }, day, Math.min(day + 86_400_000, Date.parse(firstLiveAt)))) {
+        const [ts = '', , device_id] = line.split('\t')
+        seen.add(`${device_id} ${Math.floor(Date.parse(ts) / 10_000)}`)
+        lines++
+      }
+      t.equal(seen.size, lines, `${firstLiveAt}: ${lines} on the day of ${new Date(day).toISOString()}`)
+    }
+  }
 })

@@ -14,6 +14,8 @@ const liveIntervalMs = 60_000
 const outageMs = 30 * 60_000
 const sampleMs = 10 * 60_000
 const dayMs = 86_400_000
+/** A device has one heartbeat in each. */
+const bucketMs = 10_000
 
 interface DemoDevice {
   number: number
@@ -113,14 +115,15 @@ async function loadHistory(sql: Sql, fleet: Fleet, file: string, stopped: AbortS
   return rows
 }
 
-function* historyLines(fleet: Fleet, from: number, to: number) {
+/** One line of COPY for each heartbeat of the fleet between two moments. */
+export function* historyLines(fleet: Pick<Fleet, 'devices' | 'firstLiveAt'>, from: number, to: number) {
   const firstLive = Date.parse(fleet.firstLiveAt)
   for (const device of fleet.devices) {
     const end = Math.min(to, firstLive - offlineFor(device.number))
     // Devices do not beat in step.
     const phase = noise(device.number, 0)
     const fullFrom = firstLive - (device.number % 20 === 1 ? dayMs : sampleMs) + phase * liveIntervalMs
-    const next = (ts: number) => ts >= fullFrom ? ts + liveIntervalMs : Math.min(ts + historyIntervalMs, Math.max(fullFrom, ts + 1))
+    const next = (ts: number) => ts >= fullFrom ? ts + liveIntervalMs : Math.min(ts + historyIntervalMs, Math.max(fullFrom, ts + bucketMs))
     for (let ts = from + phase * (from < fullFrom ? historyIntervalMs : liveIntervalMs); ts < end; ts = next(ts)) {
       if (isOut(device.number, ts)) continue
       const beat = beatAt(device.number, ts)
