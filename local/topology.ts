@@ -70,7 +70,7 @@ export async function withHaproxy(t: Owner, servers: [number, number]): Promise<
   const user = clusterUser()
   if (user) for (const path of [dir, file]) await chown(path, user.uid, user.gid)
   const start = () => spawnProgram(t, find('haproxy'), ['-db', '-f', file], {
-    ...user, env, ready: `http://127.0.0.1:${stats}/metrics`,
+    cwd: dir, ...user, env, ready: `http://127.0.0.1:${stats}/metrics`,
   })
   const states = async () => {
     const csv = await (await fetch(`http://127.0.0.1:${stats}/stats;csv`)).text()
