@@ -3,6 +3,7 @@ import { basename, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { size } from '../local/config.ts'
+import { generator } from '../local/random.ts'
 import { spawnNode, withDatabase } from '../local/testing.ts'
 import { archiverEnv, daysAgo, fillDay, leftovers, makeDirectory, partitionOf, pathsOf, runOnce, stateOf, stepsOf, withWorker } from './testing.ts'
 import { listArchives, verifyArchive } from './verify.ts'
@@ -10,19 +11,9 @@ import { listArchives, verifyArchive } from './verify.ts'
 const kills = size({ deep: 20, quick: 6 })
 const seed = 20260815
 
-/** The same numbers from 0 to 1 each time: mulberry32. */
-function createRandom(state: number) {
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
-}
-
 t.test(`killed with -9 at ${kills} random moments, it archives each partition once and loses nothing`, async t => {
   t.comment(`seed ${seed}`)
-  const random = createRandom(seed)
+  const random = generator(seed)
   const db = await withDatabase(t)
   const directory = await makeDirectory(t)
   const days: { day: string, partition: string, content: object | undefined }[] = []

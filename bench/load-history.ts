@@ -14,9 +14,9 @@ import { finished } from 'node:stream/promises'
 import postgres, { type Sql } from 'postgres'
 import { optionalDatabaseUrl } from '../local/config.ts'
 import { elapsed, say, step } from '../local/progress.ts'
+import { generator } from '../local/random.ts'
 import type { Figure } from './figure.ts'
 import { readOptions, UsageError } from './options.ts'
-import { generator } from './schedule.ts'
 import { withStore } from './store.ts'
 
 const options = {

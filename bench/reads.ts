@@ -7,9 +7,9 @@
 import { Agent, request } from 'node:http'
 import postgres, { type Sql } from 'postgres'
 import { say, step } from '../local/progress.ts'
+import { generator } from '../local/random.ts'
 import { atMost, median, percentile, type Figure } from './figure.ts'
 import { readOptions } from './options.ts'
-import { generator } from './schedule.ts'
 import { startServer, withStore, type Server, type Store } from './store.ts'
 
 const options = {

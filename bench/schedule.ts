@@ -1,4 +1,5 @@
 // When each device of a simulated fleet sends.
+import { generator } from '../local/random.ts'
 
 export interface Fleet {
   devices: number
@@ -53,14 +54,4 @@ export function peakRate({ at }: Schedule) {
   const seconds = new Map<number, number>()
   for (const time of at) seconds.set(Math.floor(time / 1000), (seconds.get(Math.floor(time / 1000)) ?? 0) + 1)
   return Math.max(0, ...seconds.values())
-}
-
-/** Numbers from 0 to 1, the same for the same seed (mulberry32). */
-export function generator(seed: number) {
-  return () => {
-    seed = (seed + 0x6d2b79f5) | 0
-    let x = Math.imul(seed ^ (seed >>> 15), 1 | seed)
-    x = (x + Math.imul(x ^ (x >>> 7), 61 | x)) ^ x
-    return ((x ^ (x >>> 14)) >>> 0) / 2 ** 32
-  }
 }

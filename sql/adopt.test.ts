@@ -1,7 +1,7 @@
 import type { Sql } from 'postgres'
 import t from 'tap'
-import { generator } from '../bench/schedule.ts'
 import { size } from '../local/config.ts'
+import { generator } from '../local/random.ts'
 import { waitFor, withCluster, withDatabase, type TestDatabase } from '../local/testing.ts'
 import { asRole, daysAgo, enroll, ingest, value } from './testing.ts'
 
