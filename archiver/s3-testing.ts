@@ -6,7 +6,7 @@ import {
 } from '@aws-sdk/client-s3'
 import tap, { type Test } from 'tap'
 import { currentEnv, objectStoreConfig } from '../local/config.ts'
-import { hasObjectStore, objectStorePackages, startObjectStore, type ObjectStore } from '../local/object-store.ts'
+import { objectStore, startObjectStore, type ObjectStore } from '../local/object-store.ts'
 import { startProxy } from './s3-proxy.ts'
 import { createS3Store } from './s3-store.ts'
 import { openStore } from './store.ts'
@@ -22,11 +22,10 @@ export interface TestBucket {
   client: S3Client
 }
 
-const { endpoint, bucket: givenBucket, aws, isCI } = objectStoreConfig()
+const { endpoint, bucket: givenBucket, aws } = objectStoreConfig()
 
 /** Why the tests that need a store are skipped; false when they are not. In CI they never are. */
-export const withoutStore = endpoint || hasObjectStore() || isCI ? false
-  : `no S3 store to test with: install ${objectStorePackages.join(' ')}, or set S3_TEST_ENDPOINT and its AWS_*`
+export const withoutStore = endpoint ? false : objectStore.without && `${objectStore.without}, or set S3_TEST_ENDPOINT and its AWS_*`
 
 /** As withoutStore, for tests that make users and quotas, which only the store that is started here lets them. */
 export const withoutOwnStore = endpoint ? 'S3_TEST_ENDPOINT: users and quotas of that store are not ours to make' : withoutStore

@@ -8,7 +8,7 @@
  */
 import { writeFile } from 'node:fs/promises'
 import { resolve } from 'node:path'
-import { installClock } from '../local/clock.ts'
+import { faketime } from '../local/clock.ts'
 import { elapsed, explain, say, step } from '../local/progress.ts'
 import { generator } from '../local/random.ts'
 import { waitFor } from '../local/testing.ts'
@@ -50,7 +50,7 @@ try {
 async function main(args: string[]) {
   const given = readOptions('drills', args, options)
   const seed = given.seed ?? Math.floor(Date.now() / 86_400_000)
-  await installClock()
+  await faketime.install()
   return withStore(async store => {
     const system = await System.start(store, { devices: given.devices, interval: given.interval, s3: !given['no-s3'] })
     let ending: Promise<void> | undefined

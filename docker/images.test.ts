@@ -4,9 +4,10 @@ import { join, relative } from 'node:path'
 import { validate } from 'dockerfile-utils'
 import t from 'tap'
 import { repository } from '../local/config.ts'
+import { dockerCompose } from '../local/linters.ts'
 import { spawnProgram } from '../local/testing.ts'
 import { buildOf, composeFile, copiesOf, readCompose, readDockerfile, readIgnore, withImage, type Service } from './image-testing.ts'
-import { run, withSecrets, withoutProgram } from './script-testing.ts'
+import { run, withSecrets } from './script-testing.ts'
 
 const here = import.meta.dirname
 const { services, volumes, networks } = await readCompose()
@@ -57,7 +58,7 @@ t.test('the image of node has all that its commands import, and nothing for test
   }
 })
 
-t.test('compose.yaml is read by docker-compose', { skip: withoutProgram('docker-compose') }, async t => {
+t.test('compose.yaml is read by docker-compose', { skip: dockerCompose.without }, async t => {
   // Debian's is older than the name of a project.
   const yaml = (await readFile(composeFile, 'utf8')).replace(/^name: .*$/m, '')
   const { code, output } = await run('docker-compose', ['-f', '-', 'config', '-q'], { cwd: here, input: yaml })

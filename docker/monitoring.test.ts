@@ -1,8 +1,8 @@
 import postgres from 'postgres'
 import t from 'tap'
-import { withoutPrometheus } from '../local/prometheus.ts'
+import { prometheus } from '../local/prometheus.ts'
 import { waitFor } from '../local/testing.ts'
-import { withoutTopology } from '../local/topology.ts'
+import { topology } from '../local/topology.ts'
 import { metricNames, readAlerts, readDashboards, withMonitoring, type Dashboard, type Panel } from './testing.ts'
 
 /** Postgres's types that Grafana takes for a time, and for a number. */
@@ -12,7 +12,7 @@ const NUMBERS = [20, 21, 23, 700, 701, 1700]
 /** Right when nothing is to be shown. */
 const MAY_BE_EMPTY = ['NexMDM ingest: Alerts', 'NexMDM database: Replicas behind', 'NexMDM partitions and archive: Missing days']
 
-t.test('a fleet is watched', { skip: withoutPrometheus || withoutTopology, timeout: 300_000 }, async t => {
+t.test('a fleet is watched', { skip: prometheus.without || topology.without, timeout: 300_000 }, async t => {
   const { db, api, value, rules, known, withoutValue, servers, processes } = await withMonitoring(t)
   const dashboards = await readDashboards()
 

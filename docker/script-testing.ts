@@ -1,13 +1,11 @@
 // What the tests of the scripts in docker/ share.
 import { spawn } from 'node:child_process'
-import { existsSync } from 'node:fs'
 import { chmod, mkdtemp, realpath, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
-import { objectStoreConfig, plainEnv, repository } from '../local/config.ts'
-import { linters } from '../local/linters.ts'
-import { find } from '../local/topology.ts'
+import { plainEnv, repository } from '../local/config.ts'
+import { find } from '../local/test-programs.ts'
 
 /** Runs a program to its end. */
 export function run(program: string, args: string[], options: { env?: Record<string, string | undefined>, cwd?: string, input?: string } = {}) {
@@ -20,11 +18,6 @@ export function run(program: string, args: string[], options: { env?: Record<str
     child.once('error', reject)
     child.once('close', code => resolve({ code, output }))
   })
-}
-
-/** Why a test that needs this program is skipped; false when it is not. In CI it never is. */
-export function withoutProgram(program: keyof typeof linters) {
-  return existsSync(find(program)) || objectStoreConfig().isCI ? false : `no ${program}: install ${linters[program]}`
 }
 
 /** A temporary directory that others may enter. */

@@ -3,12 +3,13 @@ import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { repository } from '../local/config.ts'
+import { shellcheck, systemdAnalyze } from '../local/linters.ts'
 import { withCluster } from '../local/testing.ts'
-import { run, withDirectory, withoutProgram, withSecrets } from './script-testing.ts'
+import { run, withDirectory, withSecrets } from './script-testing.ts'
 
 const here = import.meta.dirname
 
-t.test('shellcheck finds nothing', { skip: withoutProgram('shellcheck') }, async t => {
+t.test('shellcheck finds nothing', { skip: shellcheck.without }, async t => {
   const scripts = (await readdir(here, { recursive: true })).filter(path => path.endsWith('.sh')).map(path => join(here, path))
   t.ok(scripts.length >= 4)
   t.same(await run('shellcheck', ['--severity=style', ...scripts]), { code: 0, output: '' })
@@ -101,7 +102,7 @@ t.test('settings of Postgres sized by memory', async t => {
   t.notMatch(await cluster.logTail(50), /WARNING|unrecognized/)
 })
 
-t.test('the units of systemd are well-formed and confined', { skip: withoutProgram('systemd-analyze') }, async t => {
+t.test('the units of systemd are well-formed and confined', { skip: systemdAnalyze.without }, async t => {
   const directory = await withDirectory(t)
   for (const name of await readdir(join(here, 'systemd'))) {
     const unit = await readFile(join(here, 'systemd', name), 'utf8')

@@ -6,9 +6,9 @@ import t, { type Test } from 'tap'
 import { ownStore, withoutOwnStore } from '../archiver/s3-testing.ts'
 import { daysAgo, fillDay, partitionOf } from '../archiver/testing.ts'
 import { freePort, throwawayCluster } from '../local/cluster.ts'
-import { withoutPrometheus, withPrometheus } from '../local/prometheus.ts'
+import { prometheus, withPrometheus } from '../local/prometheus.ts'
 import { spawnProgram, testCluster, waitFor, type ProcessOptions } from '../local/testing.ts'
-import { withHaproxy, withoutTopology, withPgbouncer } from '../local/topology.ts'
+import { topology, withHaproxy, withPgbouncer } from '../local/topology.ts'
 import { client } from '../server/testing.ts'
 import { healthcheckOf, readCompose, withImage } from './image-testing.ts'
 import { run, withDirectory } from './script-testing.ts'
@@ -56,7 +56,7 @@ async function withCompose(t: Test) {
   return { cluster, start, once, secret, url, addresses, image }
 }
 
-t.test('the topology of compose.yaml', { skip: withoutOwnStore || withoutTopology || withoutPrometheus, timeout: 300_000 }, async t => {
+t.test('the topology of compose.yaml', { skip: withoutOwnStore || topology.without || prometheus.without, timeout: 300_000 }, async t => {
   const { cluster, start, once, secret, url, addresses, image } = await withCompose(t)
 
   for (const time of ['first', 'second']) t.match(await once('migrate'), { code: 0, output: /up to date[^]*fleet_dba/ }, `migrate, the ${time} time`)

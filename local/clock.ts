@@ -2,14 +2,9 @@
 import { existsSync, readdirSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { installPackages } from './packages.ts'
+import { testPrograms } from './test-programs.ts'
 
-const clockPackages = ['faketime']
-
-/** Installs it when it is missing and that is allowed; whether it is here. */
-export async function installClock() {
-  return library() !== undefined || (await installPackages(clockPackages) && library() !== undefined)
-}
+export const faketime = testPrograms('clock that jumps', ['faketime'], () => library() !== undefined)
 
 export interface Clock {
   /** What the process is started with; nothing where there is no faketime. */

@@ -4,18 +4,20 @@ import { randomUUID } from 'node:crypto'
 import { closeSync, existsSync, openSync, readFileSync } from 'node:fs'
 import { chown, mkdir, mkdtemp, realpath, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { delimiter, join } from 'node:path'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { freePort } from './cluster.ts'
 import { plainEnv } from './config.ts'
-import { installPackages } from './packages.ts'
+import { hasPrograms, testPrograms } from './test-programs.ts'
 
 const run = promisify(execFile)
 
-/** The Debian packages with the programs; Ubuntu's are named so too. */
-export const objectStorePackages = ['radosgw', 'ceph-mon', 'ceph-osd', 'ceph-common']
-const programs = ['radosgw', 'radosgw-admin', 'ceph-mon', 'ceph-osd', 'ceph', 'monmaptool']
+/** Ubuntu's packages are named so too. */
+export const objectStore = testPrograms(
+  'S3 store', ['radosgw', 'ceph-mon', 'ceph-osd', 'ceph-common'],
+  () => hasPrograms('radosgw', 'radosgw-admin', 'ceph-mon', 'ceph-osd', 'ceph', 'monmaptool'),
+)
 
 export interface ObjectStore {
   endpoint: string
@@ -27,20 +29,9 @@ export interface ObjectStore {
   end: () => Promise<void>
 }
 
-/** Whether the programs are here. */
-export function hasObjectStore() {
-  const directories = (plainEnv().PATH ?? '').split(delimiter)
-  return programs.every(program => directories.some(directory => existsSync(join(directory, program))))
-}
-
-/** Installs the programs when they are missing and that is allowed (root, or sudo that asks nothing, and apt-get); whether they are here. */
-export async function installObjectStore() {
-  return hasObjectStore() || (await installPackages(objectStorePackages) && hasObjectStore())
-}
-
 /** Starts a store of its own on loopback, in a temporary directory. Takes about 10 s and 150 MB. */
 export async function startObjectStore(): Promise<ObjectStore> {
-  if (!hasObjectStore()) throw new Error(`the S3 store of the tests is not installed; by: apt-get install -y ${objectStorePackages.join(' ')}`)
+  if (!objectStore.isHere()) throw new Error(`the S3 store of the tests is not installed; by: apt-get install -y ${objectStore.packages.join(' ')}`)
   for (let tried = 1; ; tried++) {
     try {
       return await start()

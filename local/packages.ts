@@ -95,9 +95,16 @@ async function privilege(): Promise<string[] | undefined> {
   }
 }
 
+let updated: Promise<void> | undefined
+
+/** Once, however much is installed. */
+function updateApt(become: string[]) {
+  return updated ??= show([...become, 'apt-get', '-q', 'update'])
+}
+
 async function installWithApt(become: string[], major: number | undefined) {
-  say('Installing the packages of this distribution: apt-get update ...')
-  await show([...become, 'apt-get', '-q', 'update'])
+  say('Installing the packages of this distribution ...')
+  await updateApt(become)
   const version = major ?? await newestInApt()
   if (!version) {
     throw new MissingPostgres(
@@ -157,7 +164,7 @@ export async function installPackages(names: string[]) {
   if (!become || !existsSync('/usr/bin/apt-get')) return false
   say(`Installing ${names.join(' ')} ...`)
   try {
-    await show([...become, 'apt-get', '-q', 'update'])
+    await updateApt(become)
     await show([...become, 'sh', '-c', quietInstall, 'install', ...names])
     return true
   } catch (error) {

@@ -1,28 +1,17 @@
 // Prometheus as docker/prometheus/ configures it, for tests: Debian's programs, in a temporary directory, on a free port of loopback.
 import { execFile } from 'node:child_process'
-import { existsSync } from 'node:fs'
 import { chown, cp, mkdtemp, readdir, readFile, realpath, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import type { Test } from 'tap'
 import { clusterUser, freePort } from './cluster.ts'
-import { objectStoreConfig, plainEnv, repository } from './config.ts'
-import { installPackages } from './packages.ts'
+import { plainEnv, repository } from './config.ts'
+import { find, hasPrograms, testPrograms } from './test-programs.ts'
 import { spawnProgram } from './testing.ts'
-import { find } from './topology.ts'
 
 const run = promisify(execFile)
-const prometheusPackages = ['prometheus']
-
-/** Installs it when it is missing and that is allowed; whether it is here. */
-export async function installPrometheus() {
-  return hasPrometheus() || (await installPackages(prometheusPackages) && hasPrometheus())
-}
-
-/** Why the tests that need it are skipped; false when they are not. In CI they never are. */
-export const withoutPrometheus = hasPrometheus() || objectStoreConfig().isCI ? false
-  : `no Prometheus to test with: install ${prometheusPackages.join(' ')}`
+export const prometheus = testPrograms('Prometheus', ['prometheus'], () => hasPrograms('prometheus', 'promtool'))
 
 /** Runs promtool; what it printed, and whether it found nothing wrong. */
 export async function promtool(...args: string[]) {
@@ -78,8 +67,4 @@ export async function withPrometheus(t: Test, targets: Targets) {
     return data
   }
   return { url, api, server }
-}
-
-function hasPrometheus() {
-  return ['prometheus', 'promtool'].every(program => existsSync(find(program)))
 }

@@ -2,16 +2,16 @@
 import { spawn } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { installBrowser } from './browser.ts'
-import { installClock } from './clock.ts'
+import { debianChromium } from './browser.ts'
+import { faketime } from './clock.ts'
 import { currentEnv, objectStoreConfig, repository } from './config.ts'
-import { installLinters } from './linters.ts'
-import { installObjectStore } from './object-store.ts'
+import { dockerCompose, shellcheck, systemdAnalyze } from './linters.ts'
+import { objectStore } from './object-store.ts'
 import { installPlpgsqlCheck, MissingPostgres, requirePostgres } from './packages.ts'
 import { explain, step } from './progress.ts'
-import { installPrometheus } from './prometheus.ts'
+import { prometheus } from './prometheus.ts'
 import { makeTestCluster } from './testing.ts'
-import { installTopology } from './topology.ts'
+import { topology } from './topology.ts'
 
 let stopping: NodeJS.Signals | undefined
 let tap: ReturnType<typeof spawn> | undefined
@@ -25,12 +25,8 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
 try {
   await buildTap()
   // Here, before the test files that need them run side by side. Where they are not to be had, those say so.
-  if (!objectStoreConfig().endpoint) await installObjectStore()
-  await installTopology()
-  await installBrowser()
-  await installPrometheus()
-  await installLinters()
-  await installClock()
+  if (!objectStoreConfig().endpoint) await objectStore.install()
+  for (const programs of [topology, debianChromium, prometheus, shellcheck, systemdAnalyze, dockerCompose, faketime]) await programs.install()
   await installPlpgsqlCheck(await requirePostgres())
   const { cluster, description, end } = await step('Making a throwaway cluster for the tests', makeTestCluster)
   try {

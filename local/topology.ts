@@ -1,24 +1,15 @@
 // pgBouncer and HAProxy as docker/ configures them, for tests: Debian's programs, on free ports of loopback.
-import { existsSync } from 'node:fs'
 import { chown, mkdtemp, readFile, realpath, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { delimiter, join } from 'node:path'
+import { join } from 'node:path'
 import type { Test } from 'tap'
 import { clusterUser, freePort } from './cluster.ts'
-import { objectStoreConfig, plainEnv, repository } from './config.ts'
-import { installPackages } from './packages.ts'
+import { repository } from './config.ts'
+import { find, hasPrograms, testPrograms } from './test-programs.ts'
 import { spawnProgram, type Owner, type TestProcess } from './testing.ts'
 
-const topologyPackages = ['pgbouncer', 'haproxy']
-
-/** Installs the programs when they are missing and that is allowed; whether they are here. */
-export async function installTopology() {
-  return hasTopology() || (await installPackages(topologyPackages) && hasTopology())
-}
-
-/** Why the tests that need them are skipped; false when they are not. In CI they never are. */
-export const withoutTopology = hasTopology() || objectStoreConfig().isCI ? false
-  : `no pool and balancer to test with: install ${topologyPackages.join(' ')}`
+/** pgBouncer and HAProxy. */
+export const topology = testPrograms('pool and balancer', ['pgbouncer', 'haproxy'], () => hasPrograms('pgbouncer', 'haproxy'))
 
 export interface Service {
   port: number
@@ -89,14 +80,4 @@ async function configuration(file: string, changes: Record<string, string>) {
     text = text.replace(from, to)
   }
   return text
-}
-
-export function hasTopology() {
-  return topologyPackages.every(program => existsSync(find(program)))
-}
-
-/** Debian puts them where only root's PATH leads. */
-export function find(program: string) {
-  const directories = [...(plainEnv().PATH ?? '').split(delimiter), '/usr/sbin']
-  return directories.map(directory => join(directory, program)).find(existsSync) ?? program
 }

@@ -1,7 +1,7 @@
 import t, { type Test } from 'tap'
 import { freePort } from '../local/cluster.ts'
 import { spawnNode, waitFor, withDatabase, type TestDatabase } from '../local/testing.ts'
-import { withHaproxy, withoutTopology, withPgbouncer } from '../local/topology.ts'
+import { topology, withHaproxy, withPgbouncer } from '../local/topology.ts'
 import { connectHot, end } from './database.ts'
 import { client, enroll, serverEnv } from './testing.ts'
 import { checkStored, enrollMany, more, startTraffic } from './traffic-testing.ts'
@@ -37,7 +37,7 @@ async function backends(db: TestDatabase) {
   `
 }
 
-t.test('behind a pool and a balancer', { skip: withoutTopology, timeout: 300_000 }, async t => {
+t.test('behind a pool and a balancer', { skip: topology.without, timeout: 300_000 }, async t => {
   const { db, pool, pgbouncer, ports, servers, direct, url, call, states, start } = await withTopology(t)
 
   await t.test('heartbeats flow, single and batched, with the address of the device', async t => {

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import postgres, { type Sql } from 'postgres'
 import { step } from '../../local/progress.ts'
 import { generator } from '../../local/random.ts'
-import { hasTopology, withHaproxy } from '../../local/topology.ts'
+import { topology, withHaproxy } from '../../local/topology.ts'
 import { paused } from '../drills/faults.ts'
 import { heartbeats } from '../drills/invariants.ts'
 import { percentile } from '../figure.ts'
@@ -236,7 +236,7 @@ export async function duplicates(bed: Bed, count: number): Promise<Line[]> {
 /** Document 004: two servers behind the balancer of docker/. */
 export async function balanced(bed: Bed, { fleet, first }: { fleet: Fleet, first: number }): Promise<Line[]> {
   const criterion = 'horizontal scaling with a load balancer'
-  if (!hasTopology()) return [shown('004', criterion, 'both servers take their share', 'HAProxy is not installed')]
+  if (!topology.isHere()) return [shown('004', criterion, 'both servers take their share', 'HAProxy is not installed')]
   const devices = bed.kept.devices.slice(first, first + fleet.devices)
   const servers: Server[] = []
   const endings: (() => unknown)[] = []

@@ -9,7 +9,7 @@ import { CreateBucketCommand, S3Client } from '@aws-sdk/client-s3'
 import postgres, { type Sql } from 'postgres'
 import { startProxy, type Fate } from '../../archiver/s3-proxy.ts'
 import { makeClock, type Clock } from '../../local/clock.ts'
-import { hasObjectStore, startObjectStore } from '../../local/object-store.ts'
+import { objectStore, startObjectStore } from '../../local/object-store.ts'
 import { step } from '../../local/progress.ts'
 import { startSender, type Sender } from '../heartbeats.ts'
 import { schedule } from '../schedule.ts'
@@ -90,7 +90,7 @@ export class System {
       if (disk) this.#endings.unshift(disk.end)
     }
     this.#env.file = { ARCHIVE_URL: pathToFileURL(join(directory, 'files/archive')).href }
-    if (s3 && hasObjectStore()) this.#env.s3 = await step('Starting an S3 store', () => this.#startStore())
+    if (s3 && objectStore.isHere()) this.#env.s3 = await step('Starting an S3 store', () => this.#startStore())
     await step('Starting server and archivers', async () => {
       this.server = await this.startServer()
       this.#endings.unshift(() => this.server.stop())

@@ -1,14 +1,14 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
-import { configurePrometheus, promtool, withoutPrometheus } from '../../local/prometheus.ts'
+import { configurePrometheus, prometheus, promtool } from '../../local/prometheus.ts'
 import { withDatabase } from '../../local/testing.ts'
 import { asRole } from '../../sql/testing.ts'
 import { metricNames, readAlerts } from '../testing.ts'
 
 const here = import.meta.dirname
 
-t.test('promtool finds nothing wrong', { skip: withoutPrometheus }, async t => {
+t.test('promtool finds nothing wrong', { skip: prometheus.without }, async t => {
   const dir = await configurePrometheus(t, { adminKey: 'x', servers: ['127.0.0.1:1'] })
   const config = await promtool('check', 'config', join(dir, 'prometheus.yml'))
   t.ok(config.isOk, config.output)
@@ -18,7 +18,7 @@ t.test('promtool finds nothing wrong', { skip: withoutPrometheus }, async t => {
   }
 })
 
-t.test('every alert fires and ends', { skip: withoutPrometheus }, async t => {
+t.test('every alert fires and ends', { skip: prometheus.without }, async t => {
   const { isOk, output } = await promtool('test', 'rules', join(here, 'tests/alerts.yml'))
   t.ok(isOk, output)
   const tests = await readFile(join(here, 'tests/alerts.yml'), 'utf8')

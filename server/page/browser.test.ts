@@ -3,12 +3,12 @@ import { readFile } from 'node:fs/promises'
 import type { Browser, BrowserContextOptions, Page } from 'playwright-core'
 import t, { type Test } from 'tap'
 import { makeDirectory, partitionOf, retiredDay, workAll } from '../../archiver/testing.ts'
-import { launchBrowser, withoutBrowser } from '../../local/browser.ts'
+import { debianChromium, launchBrowser } from '../../local/browser.ts'
 import { ADMIN_KEY, ago, enroll, withServer } from '../testing.ts'
 
 // Debian's Chromium, one for all tests, and one server: each begins where the one before ended. Texts of the page are
 // waited for; what is waited for in vain fails after 30 s.
-const skip = withoutBrowser
+const skip = debianChromium.without
 t.setTimeout(300_000)
 let browser: Browser
 let server: Awaited<ReturnType<typeof withServer>>
