@@ -52,7 +52,6 @@ export function postHeartbeats(config: ServerConfig, pool: Pool, tokens: Tokens,
   const refuse = refusing(writer.metrics, 1)
   return async c => {
     const { incoming } = c.env
-    // How many it brings is not known before it is read; at least one.
     const identity = await identify(incoming, tokens).catch(refuse)
     const type = batchType(incoming)
     const tail = itemTail(clientAddress(incoming, config.trustProxy))

@@ -4,6 +4,7 @@ import type { AppEnv, Parts } from './app.ts'
 import type { Pool } from './database.ts'
 import type { Reader } from './reader.ts'
 import { shareMetrics } from './scrape.ts'
+import { Source } from './source.ts'
 import { within } from './within.ts'
 
 export type Metrics = ReturnType<typeof createMetrics>
@@ -164,8 +165,8 @@ export interface MetricValue {
  * shed. Never an error: somebody wants to look just when the database is away.
  */
 export function getMetrics({ pool, metrics, log, backpressure }: Parts): Handler<AppEnv> {
-  const askValues = shared(() => readDatabase(pool, 'metric_values'))
-  const askSilence = shared(() => readDatabase(pool, 'silence_metrics'), SILENCE_KEPT_MS)
+  const valuesSource = new Source(0, () => readDatabase(pool, 'metric_values'))
+  const silenceSource = new Source(SILENCE_KEPT_MS, () => readDatabase(pool, 'silence_metrics'))
   const inTime = (rows: Promise<MetricValue[]>) => within(DATABASE_PATIENCE_MS, rows).catch((error: unknown) => {
     log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')
     return undefined
@@ -175,29 +176,13 @@ export function getMetrics({ pool, metrics, log, backpressure }: Parts): Handler
     const isShed = backpressure.sheds('database_metrics')
     // First, so that the pool in use is not for this.
     const counted = await (await metrics.ofAllWorkers()).metrics()
-    const [values, silence] = isShed ? [] : await Promise.all([inTime(askValues()), inTime(askSilence())])
+    const [values, silence] = isShed ? [] : await Promise.all([inTime(valuesSource.get()), inTime(silenceSource.get())])
     const isHeld: MetricValue = {
       metric: 'database_metrics_up', type: 'gauge', unit: 'flag', labels: null, value: values === undefined ? 0 : 1,
       help: '1 when this scrape has what the database holds, 0 while that is away, slow or spared',
     }
     const text = [counted, render([isHeld]), render(values ?? []), render(silence ?? [])].join('')
     return c.text(text, 200, { 'content-type': metrics.registry.contentType, 'cache-control': 'no-store' })
-  }
-}
-
-/** One statement at a time, however many ask and whoever has gone again; its answer serves for `keptMs`. */
-function shared<T>(ask: () => Promise<T>, keptMs = 0) {
-  let answer: Promise<T> | undefined
-  let until = Infinity
-  return () => {
-    if (answer !== undefined && performance.now() < until) return answer
-    until = Infinity
-    answer = ask()
-    answer.then(
-      () => { until = performance.now() + keptMs },
-      () => { answer = undefined },
-    )
-    return answer
   }
 }
 

@@ -5,6 +5,7 @@ import type { IncomingHttpHeaders } from 'node:http'
 import type { AppEnv } from './app.ts'
 import type { Log } from './log.ts'
 import { version } from './version.ts'
+import { within } from './within.ts'
 
 export type Tracing = Awaited<ReturnType<typeof loadTracing>>
 
@@ -50,7 +51,7 @@ async function loadTracing(serviceName: string, log: Log) {
   }
 
   /** A span around work that finds it as its context. */
-  async function within<T>(span: Span, parent: Context, work: (span: Span) => Promise<T>): Promise<T> {
+  async function inSpan<T>(span: Span, parent: Context, work: (span: Span) => Promise<T>): Promise<T> {
     try {
       return await context.with(trace.setSpan(parent, span), () => work(span))
     } catch (error) {
@@ -67,7 +68,7 @@ async function loadTracing(serviceName: string, log: Log) {
     const parent = propagation.extract(ROOT_CONTEXT, headers, headersGetter)
     const attributes = { 'http.request.method': method ?? '', 'url.scheme': 'http' }
     const span = tracer.startSpan(method ?? 'HTTP', { kind: SpanKind.SERVER, attributes }, parent)
-    await within(span, parent, async () => {
+    await inSpan(span, parent, async () => {
       await next()
       const route = routePath(c, -1)
       if (route !== '/*') {
@@ -81,7 +82,7 @@ async function loadTracing(serviceName: string, log: Log) {
 
   function step<T>(this: void, name: string, attributes: Attributes, work: () => Promise<T>) {
     const parent = context.active()
-    return within(tracer.startSpan(name, { attributes }, parent), parent, work)
+    return inSpan(tracer.startSpan(name, { attributes }, parent), parent, work)
   }
 
   return {
@@ -95,7 +96,7 @@ async function loadTracing(serviceName: string, log: Log) {
       const [first, ...others] = requests.filter(span => span !== undefined)
       const parent = first === undefined ? ROOT_CONTEXT : trace.setSpan(ROOT_CONTEXT, first)
       const links = others.map(span => ({ context: span.spanContext() }))
-      return within(tracer.startSpan('heartbeat batch', { attributes, links }, parent), parent, work)
+      return inSpan(tracer.startSpan('heartbeat batch', { attributes, links }, parent), parent, work)
     },
 
     /** One statement. */
@@ -105,7 +106,7 @@ async function loadTracing(serviceName: string, log: Log) {
         kind: SpanKind.CLIENT,
         attributes: { 'db.system.name': 'postgresql', 'db.stored_procedure.name': procedure, ...attributes },
       }, parent)
-      return within(span, parent, work)
+      return inSpan(span, parent, work)
     },
 
     /** Anything else that takes its time. */
@@ -113,12 +114,7 @@ async function loadTracing(serviceName: string, log: Log) {
 
     /** Sends what is left. */
     async stop() {
-      let limit: NodeJS.Timeout | undefined
-      const late = new Promise<void>(resolve => {
-        limit = setTimeout(resolve, SHUTDOWN_MS)
-      })
-      await Promise.race([provider.shutdown().catch(() => {}), late])
-      clearTimeout(limit)
+      await within(SHUTDOWN_MS, provider.shutdown()).catch(() => {})
     },
   }
 }

@@ -1,6 +1,6 @@
 import type { Pool } from '../database.ts'
 import { plural } from './format.ts'
-import type { Result } from './source.ts'
+import type { Result } from './result.ts'
 
 /** A row of fleet.check(). */
 export interface Check {

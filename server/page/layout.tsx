@@ -1,6 +1,6 @@
 import type { Child, PropsWithChildren } from 'hono/jsx'
 import { assetPath } from './assets.ts'
-import type { Result } from './source.ts'
+import type { Result } from './result.ts'
 
 /** How often a page that is looked at asks for news; without JavaScript it reloads itself, which disturbs more. */
 const LIVE_MS = 5_000

@@ -239,7 +239,9 @@ t.test('a device has a page with its last day', async t => {
   t.match(textOf(html, 'day'), /Between \d\d and \d\d %, at last \d\d %\./)
   t.equal(html.match(/<svg role="img"/g)?.length, 3)
   t.match(await get('/devices/999999', session), { status: 404, html: /There is no device 999999/ })
-  t.match(await get('/devices/abc', session), { status: 404 })
+  const refused = await get('/devices/abc', { ...session, 'x-request-id': 'the-proxy-1' })
+  t.match(refused, { status: 404, html: /Request the-proxy-1/ })
+  t.equal(refused.headers.get('x-request-id'), 'the-proxy-1')
 })
 
 t.test('a part that cannot be read says so, and the others are there', async t => {

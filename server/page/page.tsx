@@ -2,7 +2,8 @@ import { Hono, type Context, type Handler } from 'hono'
 import type { Child } from 'hono/jsx'
 import type { AppEnv, Parts } from '../app.ts'
 import { timed } from '../metrics.ts'
-import { Problem, toProblem, unavailable } from '../problem.ts'
+import { Problem, requestId, toProblem, unavailable } from '../problem.ts'
+import { Source } from '../source.ts'
 import { answer, type Html } from './answer.ts'
 import { Archives } from './archives.tsx'
 import { serveAssets } from './assets.ts'
@@ -18,9 +19,9 @@ import { Jobs, readJobs } from './jobs.tsx'
 import { Page, Section } from './layout.tsx'
 import { localPath, Login, postLogin, postLogout } from './login.tsx'
 import { PartitionStrip } from './partitions.tsx'
+import { Lane, settled, toReader } from './result.ts'
 import { Sessions } from './session.ts'
 import { readSilence } from './silence.tsx'
-import { Lane, settled, Source } from './source.ts'
 import { Storage } from './storage.tsx'
 import { readTrend } from './trend.tsx'
 
@@ -134,16 +135,19 @@ export function opsPage(parts: Parts) {
 
   app.onError(async (error, c) => {
     const problem = toProblem(error)
-    if (problem.status === 500) log.error({ event: 'http.error', path: c.req.path, status: 500, error: problem.cause ?? error }, problem.message)
-    const message = problem.message.replace('; nothing was acknowledged', '')
+    const request_id = requestId(c.env.incoming)
+    const about = { event: 'http.error', request_id, method: c.req.method, path: c.req.path, status: problem.status }
+    if (problem.status === 500) log.error({ ...about, error: problem.cause ?? error }, problem.message)
+    else log.debug(about, problem.message)
     return answer(c, (
       <Page title={`${problem.status} · NexMDM fleet`} isBare>
         <div class="card login">
-          <h1>{message}</h1>
+          <h1>{toReader(problem)}</h1>
+          <p>Request {request_id}</p>
           <p><a href="/">To the fleet</a></p>
         </div>
       </Page>
-    ), problem.status as 500, problem.headers)
+    ), problem.status as 500, { 'x-request-id': request_id, ...problem.headers })
   })
 
   /** Without a session the answer is the form; to a poll it is 401, and 503 while heartbeats need all there is. */
