@@ -1,5 +1,6 @@
 import type { IncomingMessage } from 'node:http'
 import { clientAddress, networkOf } from './address.ts'
+import { BoundedMap } from './bounded-map.ts'
 import { Problem } from './problem.ts'
 
 /** A further one drops the one that has been quiet for longest. */
@@ -13,13 +14,14 @@ const MAX_WAIT_MS = 5 * 60_000
  */
 export class Guesses {
   /** For each network when its wrong guesses are paid off, in ms. */
-  readonly #paid = new Map<string, number>()
+  readonly #paid: BoundedMap<number>
   readonly #cost: number
 
   constructor(
     readonly trustProxy: boolean, readonly perMinute: number, readonly onRefused = () => {},
-    readonly now: () => number = () => performance.now(), readonly max = MAX_NETWORKS,
+    readonly now: () => number = () => performance.now(), max = MAX_NETWORKS,
   ) {
+    this.#paid = new BoundedMap(max)
     this.#cost = 60_000 / perMinute
   }
 
@@ -40,9 +42,6 @@ export class Guesses {
   wrong(incoming: IncomingMessage) {
     const network = this.#network(incoming)
     const paid = Math.max(this.#paid.get(network) ?? -Infinity, this.now()) + this.#cost
-    // To the end, so that the first is the one that has been quiet for longest.
-    this.#paid.delete(network)
-    if (this.#paid.size >= this.max) this.#paid.delete(this.#paid.keys().next().value!)
     this.#paid.set(network, Math.min(paid, this.now() + 60_000 + MAX_WAIT_MS))
   }
 

@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
+import { BoundedMap } from './bounded-map.ts'
 import { Pool, type Sql } from './database.ts'
 import type { Guesses } from './guesses.ts'
 import type { Log } from './log.ts'
@@ -50,7 +51,7 @@ export class Tokens {
   readonly #known = new Map<string, Known>()
   /** The same by device_id, or by -gateway_id. */
   readonly #byId = new Map<number, Known>()
-  readonly #unknown = new Map<string, number>()
+  readonly #unknown = new BoundedMap<number>(MAX_UNKNOWN)
   readonly #pending = new Map<string, Promise<Identity | null>>()
   /** Moves with each change: an answer asked for before it must not be kept. */
   #generation = 0
@@ -195,8 +196,6 @@ export class Tokens {
     if (identity !== null) {
       this.#keep({ key, identity, asked })
     } else {
-      if (this.#unknown.size >= MAX_UNKNOWN) this.#unknown.delete(oldest(this.#unknown))
-      this.#unknown.delete(key)
       this.#unknown.set(key, asked + UNKNOWN_TTL_MS)
     }
     return identity

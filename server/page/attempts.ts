@@ -1,4 +1,5 @@
 import { networkOf } from '../address.ts'
+import { BoundedMap } from '../bounded-map.ts'
 
 /** Mistypings that cost nothing. */
 const FREE = 3
@@ -15,9 +16,11 @@ interface Failures {
  * `max` addresses; a further one drops the one that has been quiet for longest.
  */
 export class Attempts {
-  readonly #failures = new Map<string, Failures>()
+  readonly #failures: BoundedMap<Failures>
 
-  constructor(readonly max = 10_000) {}
+  constructor(max = 10_000) {
+    this.#failures = new BoundedMap(max)
+  }
 
   get size() {
     return this.#failures.size
@@ -33,11 +36,7 @@ export class Attempts {
 
   failed(address: string | null, now = performance.now()) {
     const count = (this.#of(address, now)?.count ?? 0) + 1
-    const key = networkOf(address)
-    // To the end, so that the first is the one that has been quiet for longest.
-    this.#failures.delete(key)
-    if (this.#failures.size >= this.max) this.#failures.delete(this.#failures.keys().next().value!)
-    this.#failures.set(key, { count, last: now })
+    this.#failures.set(networkOf(address), { count, last: now })
   }
 
   succeeded(address: string | null) {
