@@ -48,25 +48,32 @@ begin
     end;
   end loop;
 
+  -- Of a bucket's rows one is kept, as fleet.verify_days() has it. The rows since may be many more than were written since: who
+  -- writes for long, in any database of the cluster, holds back the transaction that they are counted from.
   execute format(
     $query$
-      select count(*), count(*) filter (where h.checksum is null),
-        count(*) filter (where h.checksum <> s.checksum and h.ts = s.ts and h.received_at = s.received_at)
+      select coalesce(sum(b.rows), 0), coalesce(sum(b.rows) filter (where b.is_missing), 0),
+        coalesce(sum(b.rows) filter (where b.is_changed and not b.is_kept), 0)
       from (
-        select b.device_id, b.ts, b.received_at, %1$s as checksum,
-          date_bin('10 seconds', b.ts, timestamptz '2000-01-01 00:00:00+00') as bucket
+        select count(*) as rows, h.checksum is null as is_missing, bool_or(h.checksum = s.checksum) as is_kept,
+          bool_or(h.ts = s.ts and h.received_at = s.received_at) as is_changed
         from (
-          select (r.beat).*
-          from generate_series(0, $2, $3) as g (block)
-          cross join lateral fleet.read_source($1, g.block, g.block + $3, ($1).verified_xid::xid) r
-          where r.reason is null
-        ) b
-      ) s
-      left join lateral (
-        select b.ts, b.received_at, %1$s as checksum
-        from fleet.device_heartbeats b
-        where b.device_id = s.device_id and b.ts >= s.bucket and b.ts < s.bucket + interval '10 seconds'
-      ) h on true
+          select b.device_id, b.ts, b.received_at, %1$s as checksum,
+            date_bin('10 seconds', b.ts, timestamptz '2000-01-01 00:00:00+00') as bucket
+          from (
+            select (r.beat).*
+            from generate_series(0, $2, $3) as g (block)
+            cross join lateral fleet.read_source($1, g.block, g.block + $3, ($1).verified_xid::xid) r
+            where r.reason is null
+          ) b
+        ) s
+        left join lateral (
+          select b.ts, b.received_at, %1$s as checksum
+          from fleet.device_heartbeats b
+          where b.device_id = s.device_id and b.ts >= s.bucket and b.ts < s.bucket + interval '10 seconds'
+        ) h on true
+        group by s.device_id, s.bucket, h.checksum
+      ) b
     $query$,
     fleet.checksum_expression('fleet.device_heartbeats')
   )
