@@ -137,6 +137,7 @@ async function strike(system: System, fault: Fault, random: () => number, all: B
   latencies.push(...await collect(system, all))
   await moreBeats(system, all)
   await checkNow(system, all.slice(from))
+  system.mustLive()
   await system.hurry()
   return { said, latencies, failures: await failedSoFar(system) - before }
 }

@@ -11,6 +11,7 @@ import { startProxy, type Fate } from '../../archiver/s3-proxy.ts'
 import { makeClock, type Clock } from '../../local/clock.ts'
 import { objectStore, startObjectStore } from '../../local/object-store.ts'
 import { step } from '../../local/progress.ts'
+import { waitFor } from '../../local/testing.ts'
 import { startSender, type Sender } from '../heartbeats.ts'
 import { schedule } from '../schedule.ts'
 import type { Acknowledged } from '../sender.ts'
@@ -142,7 +143,10 @@ export class System {
     }
   }
 
-  /** Runs until it is stopped; kept in `archivers` unless `isExtra`. */
+  /**
+   * Runs until it is stopped. It is kept in `archivers` and has got ready, unless `isExtra`: one that finds no Postgres when
+   * it starts ends, for whoever started it to try again.
+   */
   async startArchiver(place: Place, isExtra = false) {
     await mkdir(join(this.directory, 'work'), { recursive: true })
     const name = `drilled archiver ${++this.#started}`
@@ -152,8 +156,18 @@ export class System {
       env: { ...this.archiverEnv(place), ...this.clocks.archivers?.env, ARCHIVER_DATABASE_URL: url.href },
     })
     const archiver = { program, place, name }
-    if (!isExtra) this.archivers.push(archiver)
+    if (!isExtra) {
+      this.archivers.push(archiver)
+      await waitFor(async () => program.hasEnded() || program.output().includes('archiver.ready'), { patience: 30_000, what: () => `${name} to get ready` })
+      this.mustLive()
+    }
     return archiver
+  }
+
+  /** @throws with what it said when an archiver ended by itself */
+  mustLive() {
+    const dead = this.archivers.find(({ program }) => program.hasEnded())
+    if (dead) throw new Error(`${dead.name} ended by itself:\n${dead.program.output()}`)
   }
 
   archiver(place: Place) {
