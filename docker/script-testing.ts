@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import { plainEnv, repository } from '../local/config.ts'
-import { find } from '../local/test-programs.ts'
+import { find } from '../local/optional-programs.ts'
 
 /** Runs a program to its end. */
 export function run(program: string, args: string[], options: { env?: Record<string, string | undefined>, cwd?: string, input?: string } = {}) {

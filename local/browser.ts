@@ -1,6 +1,6 @@
 // Debian's Chromium for the tests of the ops page, and for its screenshots.
 import { chromium, type Browser } from 'playwright-core'
-import { pathOf, testPrograms } from './test-programs.ts'
+import { pathOf, testPrograms } from './optional-programs.ts'
 
 export const debianChromium = testPrograms('browser', ['chromium', 'fonts-dejavu-core'], () => findChromium() !== undefined)
 

@@ -2,7 +2,7 @@
 import { existsSync, readdirSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { testPrograms } from './test-programs.ts'
+import { testPrograms } from './optional-programs.ts'
 
 export const faketime = testPrograms('clock that jumps', ['faketime'], () => library() !== undefined)
 

@@ -1,5 +1,5 @@
 // Debian's programs that the tests of docker/ look with.
-import { hasPrograms, testPrograms } from './test-programs.ts'
+import { hasPrograms, testPrograms } from './optional-programs.ts'
 
 const linter = (program: string, debianPackage = program) => testPrograms(program, [debianPackage], () => hasPrograms(program))
 

@@ -9,7 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { freePort } from './cluster.ts'
 import { plainEnv } from './config.ts'
-import { hasPrograms, testPrograms } from './test-programs.ts'
+import { hasPrograms, testPrograms } from './optional-programs.ts'
 
 const run = promisify(execFile)
 

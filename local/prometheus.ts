@@ -7,7 +7,7 @@ import { promisify } from 'node:util'
 import type { Test } from 'tap'
 import { clusterUser, freePort } from './cluster.ts'
 import { plainEnv, repository } from './config.ts'
-import { find, hasPrograms, testPrograms } from './test-programs.ts'
+import { find, hasPrograms, testPrograms } from './optional-programs.ts'
 import { spawnProgram } from './testing.ts'
 
 const run = promisify(execFile)

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import type { Test } from 'tap'
 import { clusterUser, freePort } from './cluster.ts'
 import { repository } from './config.ts'
-import { find, hasPrograms, testPrograms } from './test-programs.ts'
+import { find, hasPrograms, testPrograms } from './optional-programs.ts'
 import { spawnProgram, type Owner, type TestProcess } from './testing.ts'
 
 /** pgBouncer and HAProxy. */
