@@ -16,8 +16,6 @@ import { schedule } from './schedule.ts'
 import type { Sent } from './sender.ts'
 import { enroll, startServer, withStore } from './store.ts'
 
-/** Seconds at the start of each measurement that are not in it. */
-const WARMUP = 5
 /** The nights of all rounds detach fewer days than there are, and make no more than may be made ahead. */
 const DAYS = 80
 const NIGHTS = 76
@@ -25,12 +23,13 @@ const NIGHTS = 76
 const options = {
   rounds: { otherwise: 3, what: 'how often each is measured' },
   seconds: { otherwise: 30, what: 'of each measurement' },
+  warmup: { otherwise: 5, what: 'seconds before each that are not in it' },
   devices: { otherwise: 30_000, what: 'how many send one a minute' },
   rows: { otherwise: 50_000, what: 'heartbeats of each day before' },
 } as const
 
 export async function benchMaintenance(args: string[]): Promise<Figure[]> {
-  const { rounds, seconds, devices: count, rows } = readOptions('maintenance', args, options)
+  const { rounds, seconds, warmup, devices: count, rows } = readOptions('maintenance', args, options)
   return withStore(async store => {
     const { admin, cluster } = store
     const devices = await enroll(store, count)
@@ -54,14 +53,14 @@ export async function benchMaintenance(args: string[]): Promise<Figure[]> {
 
     const during = async (work: (isOver: () => boolean) => Promise<void>) => {
       await admin`checkpoint`
-      const sending = sender.open(schedule({ devices: count, interval: 60, jitter: 15, retries: 0, duration: WARMUP + seconds }), WARMUP)
+      const sending = sender.open(schedule({ devices: count, interval: 60, jitter: 15, retries: 0, duration: warmup + seconds }), warmup)
       let over = false
       const [result] = await Promise.all([sending.finally(() => { over = true }), work(() => over)])
       return result
     }
     const keepNights = async (isOver: () => boolean) => {
       const before = night
-      await sleep(WARMUP * 1000)
+      await sleep(warmup * 1000)
       while (!isOver()) {
         night++
         if (night > NIGHTS) throw new Error(`more than ${NIGHTS} nights in the time: fewer --rounds or --seconds`)

@@ -1,5 +1,6 @@
 import t, { type Test } from 'tap'
 import postgres, { type Sql } from 'postgres'
+import { size } from '../local/config.ts'
 import { spawnNode, waitFor, withCluster, withDatabase } from '../local/testing.ts'
 import { client, serverEnv } from './testing.ts'
 import { checkStored, enrollMany, more, startTraffic } from './traffic-testing.ts'
@@ -53,7 +54,7 @@ t.test('connections are cut all the time', async t => {
   const db = await withDatabase(t)
   const { traffic, check } = await withTraffic(t, serverEnv(db), db.sql)
   let cut = 0
-  while (cut < 100) {
+  while (cut < size({ deep: 100, quick: 30 })) {
     const rows = await db.admin`
       select pg_terminate_backend(pid) from pg_stat_activity
       where datname = current_database() and application_name like 'nexmdm %'
