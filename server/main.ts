@@ -1,7 +1,6 @@
 import cluster from 'node:cluster'
 import { ConfigError, readConfig, type ServerConfig } from './config.ts'
 import { createLog, logDestination } from './log.ts'
-import { startServer } from './server.ts'
 import { startWorkers, WorkerFailed } from './workers.ts'
 
 const config = configOrExit()
@@ -11,7 +10,7 @@ if (cluster.worker) cluster.worker.exitedAfterDisconnect = true
 
 const started = config.workers > 1 && cluster.isPrimary
   ? startWorkers(config.workers, log, giveUp)
-  : startServer(config, log)
+  : serve()
 
 let stopping = false
 process.on('SIGTERM', drain)
@@ -31,6 +30,12 @@ try {
   log.fatal({ event: 'server.start_failed', error }, why)
   process.stderr.write(`${why}\n`)
   process.exit(1)
+}
+
+/** What serves is read by who serves: the process that only hands out connections starts sooner and stays smaller. */
+async function serve() {
+  const { startServer } = await import('./server.ts')
+  return startServer(config, log)
 }
 
 function drain(reason: string) {
