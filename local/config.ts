@@ -105,6 +105,11 @@ export function size({ deep, quick }: { deep: number, quick: number }, env: Env 
   return env.TEST_DEEP ? deep : quick
 }
 
+/** Why a test is left out where somebody waits for it; false in CI and in `npm run test:deep`, where none is. */
+export function leftToCi(env: Env = currentEnv()) {
+  return env.CI || env.TEST_DEEP ? false : 'takes long: run with CI=true, as .ci/run does'
+}
+
 /** How many hostile bodies a run of the tests sends: FUZZ_RUNS, else so few that nobody waits for them. Throws SettingsError. */
 export function fuzzRuns(env: Env = currentEnv()) {
   const runs = Number(env.FUZZ_RUNS || 2_000)

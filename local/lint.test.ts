@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { ESLint } from 'eslint'
 import t from 'tap'
-import { plainEnv, repository } from './config.ts'
+import { leftToCi, plainEnv, repository } from './config.ts'
 
 const run = promisify(execFile)
 
@@ -19,7 +19,7 @@ async function faultsOf(lines: string) {
 
 let eslint: ESLint | undefined
 
-t.test('nothing is run by way of a shell that reads input as its language', async t => {
+t.test('nothing is run by way of a shell that reads input as its language', { skip: leftToCi() }, async t => {
   for (const lines of [
     'import { exec } from \'node:child_process\'\nexec(\'id\')',
     'import { execSync } from \'node:child_process\'\nexecSync(\'id\')',
@@ -34,7 +34,7 @@ t.test('nothing is run by way of a shell that reads input as its language', asyn
   t.equal(await faultsOf('import { spawn } from \'node:child_process\'\nspawn(\'sh\', [\'-c\', \'ls "$1"\', \'sh\', import.meta.dirname])'), 0)
 })
 
-t.test('the admin key is compared in one way only', async t => {
+t.test('the admin key is compared in one way only', { skip: leftToCi() }, async t => {
   for (const comparison of ['given === config.adminKey', 'config.adminKey !== given', 'given == adminKey']) {
     const lines = `export const isKey = (given: string, config: { adminKey: string }, adminKey: string) => [adminKey, config, ${comparison}]`
     t.equal(await faultsOf(lines), 1, comparison)

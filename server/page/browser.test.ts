@@ -4,6 +4,7 @@ import type { Browser, BrowserContextOptions, Page } from 'playwright-core'
 import t, { type Test } from 'tap'
 import { makeDirectory, partitionOf, retiredDay, workAll } from '../../archiver/testing.ts'
 import { debianChromium, launchBrowser } from '../../local/browser.ts'
+import { leftToCi } from '../../local/config.ts'
 import { ADMIN_KEY, ago, enroll, withServer } from '../testing.ts'
 
 // Debian's Chromium, one for all tests, and one server: each begins where the one before ended. Texts of the page are
@@ -184,7 +185,7 @@ t.test('without JavaScript it is all there', { skip }, async t => {
   await page.getByText('1 heartbeat, 143 spans of ten minutes without one').waitFor()
 })
 
-t.test('dark and light, on a phone and on a desk: nothing is cut off, and nothing keeps anyone out', { skip }, async t => {
+t.test('dark and light, on a phone and on a desk: nothing is cut off, and nothing keeps anyone out', { skip: skip || leftToCi() }, async t => {
   const { url, db, call } = server
   const { device_id, token } = await enroll(db, 'a-device-with-a-long-name-that-has-no-place-to-break-a-line-0123456789')
   const beats = Array.from({ length: 100 }, (_, n) => ({ ts: ago(3_600 + 90 * n), battery_pct: n, signal_dbm: -n, unity_running: n % 3 > 0 }))
