@@ -524,7 +524,7 @@ async function fleeting() {
 /** Of statfs(2). */
 const TMPFS = 0x01021994
 /** Bytes. */
-const PLENTY = 6 * 1024 ** 3
+const PLENTY = 4 * 1024 ** 3
 
 const guardScript = `
   cat > /dev/null
