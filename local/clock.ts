@@ -1,6 +1,6 @@
 // A clock that jumps, for a process that is started with it: Debian's faketime.
 import { existsSync, readdirSync } from 'node:fs'
-import { writeFile } from 'node:fs/promises'
+import { rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { testPrograms } from './optional-programs.ts'
 
@@ -11,6 +11,8 @@ export interface Clock {
   env: Record<string, string>
   /** Its clock is so many seconds off, within a second from now on. */
   jump: (seconds: number) => Promise<void>
+  /** Removes what faketime shares among a process and its children, once that has ended: it would stay until the machine ends. */
+  forget: (pid: number) => Promise<void>
 }
 
 /** @returns undefined where faketime is not installed */
@@ -27,6 +29,9 @@ export async function makeClock(directory: string, name: string): Promise<Clock 
       FAKETIME_DONT_FAKE_MONOTONIC: '1', DONT_FAKE_MONOTONIC: '1',
     },
     jump,
+    async forget(pid) {
+      for (const name of [`faketime_shm_${pid}`, `sem.faketime_sem_${pid}`]) await rm(join('/dev/shm', name), { force: true })
+    },
   }
 }
 

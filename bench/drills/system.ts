@@ -130,8 +130,10 @@ export class System {
     return (['file', 's3'] as const).filter(place => this.#env[place])
   }
 
-  startServer(port?: number) {
-    return startServer(this.store, { env: { WORKERS: '2', ...this.clocks.server?.env }, ...(port === undefined ? {} : { port }) })
+  async startServer(port?: number) {
+    const server = await startServer(this.store, { env: { WORKERS: '2', ...this.clocks.server?.env }, ...(port === undefined ? {} : { port }) })
+    void server.exited.then(() => this.clocks.server?.forget(server.pid))
+    return server
   }
 
   /** The settings of a program that archives, or reads archives. */
@@ -155,6 +157,7 @@ export class System {
     const program = startProgram('archiver/main.ts', {
       env: { ...this.archiverEnv(place), ...this.clocks.archivers?.env, ARCHIVER_DATABASE_URL: url.href },
     })
+    void program.exited.then(() => this.clocks.archivers?.forget(program.pid))
     const archiver = { program, place, name }
     if (!isExtra) {
       this.archivers.push(archiver)
