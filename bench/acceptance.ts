@@ -9,12 +9,12 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { availableParallelism, tmpdir, totalmem } from 'node:os'
 import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { elapsed, explain, say } from '../local/progress.ts'
+import { elapsed, say } from '../local/progress.ts'
 import { balanced, consistency, duplicates, fastPath, load, roster, throttle } from './acceptance/fleet.ts'
 import { generate, plans, retire } from './acceptance/lifecycle.ts'
 import { freeBytes, openBed, type Bed } from './acceptance/store.ts'
 import { tableOf, type Line } from './acceptance/table.ts'
-import { readOptions, UsageError } from './options.ts'
+import { readOptions, runProgram, UsageError } from './options.ts'
 
 const options = {
   small: { otherwise: false, what: 'every step in about a minute, with 100,000 heartbeats of 800 devices and shorter loads' },
@@ -38,12 +38,7 @@ interface Plan {
 const full: Plan = { rows: 100_000_000, days: 95, expired: 5, devices: 10_000, disk: 40, minutes: 75 }
 const small: Plan = { rows: 100_000, days: 93, expired: 3, devices: 800, disk: 2, minutes: 1 }
 
-try {
-  process.exitCode = await main(process.argv.slice(2))
-} catch (error) {
-  process.stderr.write(`${error instanceof UsageError ? error.message : explain(error)}\n`)
-  process.exitCode = error instanceof UsageError ? 2 : 1
-}
+await runProgram(main)
 
 async function main(args: string[]) {
   const given = readOptions('acceptance', args, options)

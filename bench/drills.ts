@@ -16,7 +16,7 @@ import { faults, type Fault } from './drills/faults.ts'
 import { checkAll, checkNow, Loss, type Beat } from './drills/invariants.ts'
 import { System } from './drills/system.ts'
 import { percentile } from './figure.ts'
-import { readOptions, UsageError } from './options.ts'
+import { readOptions, runProgram } from './options.ts'
 import { withStore } from './store.ts'
 
 const options = {
@@ -40,12 +40,7 @@ interface Done {
   latencies: number[]
 }
 
-try {
-  process.exitCode = await main(process.argv.slice(2))
-} catch (error) {
-  process.stderr.write(`${error instanceof UsageError ? error.message : explain(error)}\n`)
-  process.exitCode = error instanceof UsageError ? 2 : 1
-}
+await runProgram(main)
 
 async function main(args: string[]) {
   const given = readOptions('drills', args, options)

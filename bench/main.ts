@@ -3,9 +3,9 @@ import { mkdir, writeFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { repository } from '../local/config.ts'
-import { explain, say } from '../local/progress.ts'
+import { say } from '../local/progress.ts'
 import { isMet, line, type Figure } from './figure.ts'
-import { UsageError } from './options.ts'
+import { runProgram, UsageError } from './options.ts'
 
 /** Loaded when asked for, so that a wrong option is answered at once. */
 const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure[]>>> = {
@@ -21,8 +21,7 @@ const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure
   load: async () => (await import('./load.ts')).benchLoad,
 }
 
-const [scenario = '', ...args] = process.argv.slice(2)
-try {
+await runProgram(async ([scenario = '', ...args]) => {
   const load = scenarios[scenario]
   if (!load) {
     throw new UsageError(`usage: npm run bench -- <scenario> [options] [--output FILE]; scenarios: ${Object.keys(scenarios).join(', ')}`)
@@ -35,11 +34,8 @@ try {
   const about = { scenario, args, at: now, node: process.version, processors: availableParallelism() }
   await writeFile(file, `${JSON.stringify({ ...about, figures }, null, 2)}\n`)
   say(`written to ${file}`)
-  process.exitCode = figures.every(isMet) ? 0 : 1
-} catch (error) {
-  process.stderr.write(`${error instanceof UsageError ? error.message : explain(error)}\n`)
-  process.exitCode = error instanceof UsageError ? 2 : 1
-}
+  return figures.every(isMet) ? 0 : 1
+})
 
 /** Takes `--output FILE` away, which every scenario has. */
 function outputFile(args: string[]) {

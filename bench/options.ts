@@ -1,4 +1,5 @@
 import { parseArgs } from 'node:util'
+import { explain } from '../local/progress.ts'
 
 /** An option of a scenario: its default, which also tells its kind (undefined: a number that may be left out), and what it is for. */
 export interface Option {
@@ -13,6 +14,16 @@ export type Values<S extends Record<string, Option>> = { [K in keyof S]: Value<S
 
 /** A wrong command line; the message ends with the usage. */
 export class UsageError extends Error {}
+
+/** Runs a program of bench/: its exit code is what `main` returns, 2 after a wrong command line, 1 after what else went wrong. */
+export async function runProgram(main: (args: string[]) => Promise<number>) {
+  try {
+    process.exitCode = await main(process.argv.slice(2))
+  } catch (error) {
+    process.stderr.write(`${error instanceof UsageError ? error.message : explain(error)}\n`)
+    process.exitCode = error instanceof UsageError ? 2 : 1
+  }
+}
 
 /**
  * Reads `--name value` and `--flag` by a scenario's options.

@@ -10,7 +10,7 @@ import { say, step } from '../local/progress.ts'
 import { generator } from '../local/random.ts'
 import { atMost, median, percentile, type Figure } from './figure.ts'
 import { readOptions } from './options.ts'
-import { startServer, withStore, type Server, type Store } from './store.ts'
+import { hearFrom, startServer, withStore, type Server, type Store } from './store.ts'
 
 const options = {
   sizes: { otherwise: [500, 2_000, 10_000, 1_000_000], what: 'numbers of devices' },
@@ -81,13 +81,7 @@ async function grow({ admin }: Store, size: number, beats: number) {
     `
   })
   await step('Hearing from them', async () => {
-    await admin`
-      insert into fleet.device_heartbeats (ts, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
-      select now() - device_id % 40 * interval '1 second', device_id, -61, 80, device_id % 200 <> 7, 'wifi', '3.1.0', '10.0.0.1'
-      from fleet.devices
-      where device_id % 100 <> 1
-      on conflict do nothing
-    `
+    await hearFrom(admin)
     await admin`vacuum (analyze) fleet.device_last_status`
     await admin`vacuum (analyze) fleet.devices`
     await admin`analyze fleet.device_heartbeats`

@@ -152,6 +152,17 @@ export async function startServer({ cluster }: Store, { variant, env = {}, port:
   }
 }
 
+/** All devices but one in a hundred have sent a heartbeat just now, one in 200 with its Unity app down. */
+export async function hearFrom(admin: Sql) {
+  await admin`
+    insert into fleet.device_heartbeats (ts, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
+    select now() - device_id % 40 * interval '1 second', device_id, -61, 80, device_id % 200 <> 7, 'wifi', '3.1.0', '10.0.0.1'
+    from fleet.devices
+    where device_id % 100 <> 1
+    on conflict do nothing
+  `
+}
+
 function parseMetrics(text: string) {
   const values = new Map<string, number>()
   for (const line of text.split('\n')) {

@@ -9,7 +9,7 @@ import { say, step } from '../local/progress.ts'
 import { generator } from '../local/random.ts'
 import { atMost, median, percentile, type Figure } from './figure.ts'
 import { readOptions } from './options.ts'
-import { withStore, type Store } from './store.ts'
+import { hearFrom, withStore, type Store } from './store.ts'
 
 const options = {
   devices: { otherwise: 10_000, what: 'in the fleet' },
@@ -70,7 +70,7 @@ async function makeFleet({ admin }: Store, { devices, cohorts, days, beats }: { 
     from generate_series(date_trunc('day', now() - ${days}::integer * interval '1 day', 'UTC'), now() - interval '1 day', interval '1 day') as day
   `)
   await step('Looking after the tables', async () => {
-    await hear(admin)
+    await hearFrom(admin)
     await admin`vacuum (analyze) fleet.device_last_status`
     await admin`analyze fleet.device_heartbeats`
     await admin`call fleet.mark_silent()`
@@ -140,17 +140,6 @@ async function makePast({ admin }: Store) {
   })
 }
 
-/** All but the offline ones send a heartbeat. */
-async function hear(admin: Sql) {
-  await admin`
-    insert into fleet.device_heartbeats (ts, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
-    select now() - device_id % 40 * interval '1 second', device_id, -61, 80, device_id % 200 <> 7, 'wifi', '3.1.0', '10.0.0.1'
-    from fleet.devices
-    where device_id % 100 <> 1
-    on conflict do nothing
-  `
-}
-
 async function questions(sql: Sql, devices: number): Promise<Question[]> {
   const random = generator(devices)
   const device = () => 1 + Math.floor(random() * devices)
@@ -182,7 +171,7 @@ async function measure({ admin }: Store, asked: Question[], given: { devices: nu
   const took = new Map<string, number[]>(asked.map(({ name }) => [name, []]))
   for (let round = 1; round <= given.rounds; round++) {
     for (const { name, ask } of asked) {
-      await hear(admin)
+      await hearFrom(admin)
       if (round === 1) await ask()
       const until = performance.now() + given.seconds * 1000
       for (let turn = 0; turn < given.repeats && (turn < 2 || performance.now() < until); turn++) {

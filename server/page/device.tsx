@@ -1,22 +1,14 @@
 import type { Reader } from '../reader.ts'
 import { Bars, Chart, Line, shareOf, type Tick, ticksTo } from './chart.tsx'
-import { Status } from './devices.tsx'
+import { type Device, Status } from './devices.tsx'
 import { count, duration, plural } from './format.ts'
 import { Head } from './layout.tsx'
 import { Moment } from './time.tsx'
 
 /** A row of the view fleet.device_status. */
-export interface DeviceDetail {
-  device_id: number
-  alias: string | null
-  cohort: string
-  status: string
-  last_ts: string | null
-  battery_pct: number | null
-  network_type: string | null
+export interface DeviceDetail extends Device {
   unity_running: boolean | null
   signal_dbm: number | null
-  agent_version: string | null
   ip: string | null
   last_received_at: string | null
   interval_s: number
