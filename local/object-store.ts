@@ -2,7 +2,7 @@
 import { execFile, execFileSync, spawn, type ChildProcess } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
 import { closeSync, existsSync, openSync, readFileSync } from 'node:fs'
-import { chown, mkdir, mkdtemp, realpath, writeFile } from 'node:fs/promises'
+import { chown, mkdir, mkdtemp, realpath, symlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -61,6 +61,8 @@ async function start(): Promise<ObjectStore> {
       await mkdir(made, { recursive: true })
       if (user) await chown(made, user.uid, user.gid)
     }
+    // Where Debian 13's OSD looks for its classes: lib/… below the directory that it works in, which elsewhere is the root.
+    await symlink('/usr/lib', join(dir, 'lib'))
     const fsid = randomUUID()
     await writeFile(conf, configuration(dir, fsid, monitor, port))
 
