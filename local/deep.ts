@@ -1,42 +1,64 @@
-// npm run test:deep: what takes longer than anybody waits for, and needs root. Writes docs/deep-test.md.
+// npm run test:deep [-- full|bookworm|trixie …]: what takes longer than anybody waits for, and needs root. Writes docs/deep-test.md, where a
+// stage that is not run again keeps its line, and the commit that it was run on.
 import { execFileSync, spawn } from 'node:child_process'
-import { writeFile } from 'node:fs/promises'
+import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { currentEnv, repository } from './config.ts'
 
-interface Stage { what: string, command: string, args: string[], env?: Record<string, string> }
+interface Stage { name: string, what: string, command: string, args: string[], env?: Record<string, string> }
 
 const fuzzed = 100_000
 const stages: Stage[] = [
   {
+    name: 'full',
     what: `every test at full size, ${fuzzed.toLocaleString('en')} fuzzed bodies`,
     command: 'npm', args: ['test'], env: { TEST_DEEP: '1', FUZZ_RUNS: String(fuzzed), CI: 'true' },
   },
-  { what: 'a new Debian 12 with Node only: `npm start`, what it prints, `npm test`', command: 'local/fresh.sh', args: ['bookworm'] },
   {
-    what: 'a new Debian 13, PostgreSQL 17 with pg_partman 5 and its own Node: the same, and `npm test` skips nothing',
-    command: 'local/fresh.sh', args: ['trixie'], env: { CI: 'true' },
+    name: 'bookworm',
+    what: 'a new Debian 12 with Node only: `npm start`, what it prints, `npm test`',
+    command: 'local/fresh.sh', args: ['bookworm'],
+  },
+  {
+    name: 'trixie',
+    what: 'a new Debian 13, PostgreSQL 17 with pg_partman 5 and its own Node: the same',
+    command: 'local/fresh.sh', args: ['trixie'],
   },
 ]
 
+const wanted = process.argv.slice(2)
+const unknown = wanted.find(name => !stages.some(stage => stage.name === name))
+if (unknown !== undefined) {
+  process.stderr.write(`${unknown}: expected ${stages.map(({ name }) => name).join(', ')}\n`)
+  process.exit(2)
+}
+const commit = execFileSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: repository, encoding: 'utf8' }).trim()
+const file = join(repository, 'docs/deep-test.md')
+const before = await readFile(file, 'utf8').catch(() => '')
+
 const rows: string[] = []
 for (const stage of stages) {
+  if (wanted.length > 0 && !wanted.includes(stage.name)) {
+    const kept = before.split('\n').find(line => line.startsWith(`| ${stage.what} |`))
+    if (kept !== undefined) rows.push(kept)
+    continue
+  }
   process.stdout.write(`== ${stage.what}\n`)
   const { code, totals, minutes } = await run(stage)
-  rows.push(`| ${stage.what} | ${totals} | ${minutes} min | ${code === 0 ? 'PASS' : `**FAIL** (${code})`} |`)
+  const day = new Date().toISOString().slice(0, 10)
+  rows.push(`| ${stage.what} | ${commit}, ${day} | ${totals} | ${minutes} min | ${code === 0 ? 'PASS' : `**FAIL** (${code})`} |`)
   if (code !== 0) process.exitCode = 1
 }
 
-const commit = execFileSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: repository, encoding: 'utf8' }).trim()
 const page = `# The deep test
 
-\`npm run test:deep\`, as root, of commit ${commit} on ${new Date().toISOString().slice(0, 10)}:
+\`npm run test:deep\`, as root:
 
-| | assertions | took | |
-|---|---|---|---|
+| | commit | assertions | took | |
+|---|---|---|---|---|
 ${rows.join('\n')}
 `
-await writeFile(join(repository, 'docs/deep-test.md'), page)
+await writeFile(file, page)
 process.stdout.write(`${page}\nwritten to docs/deep-test.md\n`)
 
 /** Runs it, shows what it says, and keeps the totals of tap. */
