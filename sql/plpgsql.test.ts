@@ -24,6 +24,12 @@ t.test('plpgsql_check finds nothing in any function, procedure or trigger', { sk
     where p.pronamespace in ('fleet'::regnamespace, 'fleet_guard'::regnamespace)
   `
   t.ok(routines.length > 60, `${routines.length} routines`)
-  for (const { name, faults } of routines) t.same(faults, null, name)
+  for (const { name, faults } of routines) t.same(isForPartman4(faults) ? null : faults, null, name)
   await admin`rollback`
 })
+
+/** The one call that pg_partman 5 has no function for: it is made where 4 is installed. */
+function isForPartman4(faults: string[] | null) {
+  const errors = faults?.filter(line => /^(error|warning)/.test(line)) ?? []
+  return errors.length === 1 && /^error:42883:\d+:EXECUTE:function partman\.create_partition_time\(.*p_analyze => boolean\)/.test(errors[0]!)
+}
