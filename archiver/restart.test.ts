@@ -33,7 +33,7 @@ t.test('Postgres crashes again and again under a working archiver: each day is a
 
   const archiver = await spawnNode(t, 'archiver/main.ts', { env: archiverEnv(db, directory), ready: /archiver\.ready/ })
   let crashes = 0
-  for (; crashes < size({ deep: 5, quick: 2 }); crashes++) {
+  for (; crashes < size({ deep: 5, quick: 3 }); crashes++) {
     // Each time in the middle of some step of some partition.
     await sleep(150 + crashes * 130)
     await db.cluster.stop('immediate')

@@ -100,7 +100,7 @@ t.test('killed with -9 at any request to a store that fails half of them, the ne
   const directory = await makeDirectory(t)
   const fates: Fate[] = ['refuse', 'cut', 'lose', 'break']
   const contents = new Map<string, unknown>()
-  const kills = size({ deep: 20, quick: 4 })
+  const kills = size({ deep: 20, quick: 6 })
   for (let at = 0; at < kills; at++) {
     const day = daysAgo(61 + at)
     await fillDay(db.admin, day, 1000)

@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import type { Sql } from 'postgres'
 import t from 'tap'
 import { daysAgo, fillDay, makeDirectory, partitionOf, runOnce } from '../archiver/testing.ts'
-import { leftToCi, objectStoreConfig } from '../local/config.ts'
+import { isCI, leftToCi } from '../local/config.ts'
 import { spawnNode, withDatabase } from '../local/testing.ts'
 import { enroll, ingest } from '../sql/testing.ts'
 import { checkNow, daysOnline, heartbeats } from './drills/invariants.ts'
@@ -24,7 +24,7 @@ t.test('ten faults under load, nothing is lost', { skip: leftToCi() }, async t =
   t.match(report, /--count 10 --seed 9 --no-s3/)
   t.match(report, /^\| Postgres killed by -9, and started again \| 1 \|/m)
   t.match(report, /^- [1-9]\d* archives were read back/m)
-  if (objectStoreConfig().isCI) t.notMatch(report, /faketime/, 'in CI nothing is left out for want of a package')
+  if (isCI()) t.notMatch(report, /faketime/, 'in CI nothing is left out for want of a package')
 })
 
 t.test('what is looked for after a fault is found: each kind of loss', async t => {

@@ -105,9 +105,14 @@ export function size({ deep, quick }: { deep: number, quick: number }, env: Env 
   return env.TEST_DEEP ? deep : quick
 }
 
+/** In CI nothing is skipped. */
+export function isCI(env: Env = currentEnv()) {
+  return env.CI !== undefined && !['', '0', 'false'].includes(env.CI)
+}
+
 /** Why a test is left out where somebody waits for it; false in CI and in `npm run test:deep`, where none is. */
 export function leftToCi(env: Env = currentEnv()) {
-  return env.CI || env.TEST_DEEP ? false : 'takes long: run with CI=true, as .ci/run does'
+  return isCI(env) || env.TEST_DEEP ? false : 'takes long: run with CI=true, as .ci/run does'
 }
 
 /** How many hostile bodies a run of the tests sends: FUZZ_RUNS, else so few that nobody waits for them. Throws SettingsError. */
@@ -127,8 +132,6 @@ export interface ObjectStoreConfig {
   bucket: string | undefined
   /** AWS_* as they are. */
   aws: Env
-  /** In CI nothing is skipped. */
-  isCI: boolean
 }
 
 /** Reads S3_TEST_ENDPOINT, S3_TEST_BUCKET and what belongs to them. Throws SettingsError. */
@@ -145,10 +148,7 @@ export function objectStoreConfig(env: Env = currentEnv()): ObjectStoreConfig {
   }
   if (problems.length) throw new SettingsError(problems)
   const aws = Object.fromEntries(Object.entries(env).filter(([name]) => name.startsWith('AWS_')))
-  return {
-    endpoint, bucket: (endpoint && env.S3_TEST_BUCKET) || undefined, aws,
-    isCI: env.CI !== undefined && !['', '0', 'false'].includes(env.CI),
-  }
+  return { endpoint, bucket: (endpoint && env.S3_TEST_BUCKET) || undefined, aws }
 }
 
 /**

@@ -1,7 +1,7 @@
 // Programs that only the tests need: installed where that is allowed, else the tests that need them say what is missing.
 import { existsSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
-import { objectStoreConfig, plainEnv } from './config.ts'
+import { isCI, plainEnv } from './config.ts'
 import { installPackages } from './packages.ts'
 
 export interface TestPrograms {
@@ -19,7 +19,7 @@ export function testPrograms(what: string, packages: string[], isHere: () => boo
     packages,
     isHere,
     install: async () => isHere() || (await installPackages(packages) && isHere()),
-    without: isHere() || objectStoreConfig().isCI ? false : `no ${what} to test with: install ${packages.join(' ')}`,
+    without: isHere() || isCI() ? false : `no ${what} to test with: install ${packages.join(' ')}`,
   }
 }
 

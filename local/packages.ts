@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs'
 import { readdir, realpath } from 'node:fs/promises'
 import { delimiter, join } from 'node:path'
 import { promisify } from 'node:util'
-import { plainEnv } from './config.ts'
+import { isCI, plainEnv } from './config.ts'
 import { say } from './progress.ts'
 
 const run = promisify(execFile)
@@ -179,8 +179,8 @@ export async function installPlpgsqlCheck({ major, bin }: Postgres) {
 }
 
 /** Why the test that needs it is skipped; false when it is not. In CI it never is. */
-export async function withoutPlpgsqlCheck({ major, bin }: Postgres, isCI: boolean) {
-  return await hasPlpgsqlCheck(bin) || isCI ? false : `no linter of PL/pgSQL: install postgresql-${major}-plpgsql-check`
+export async function withoutPlpgsqlCheck({ major, bin }: Postgres) {
+  return await hasPlpgsqlCheck(bin) || isCI() ? false : `no linter of PL/pgSQL: install postgresql-${major}-plpgsql-check`
 }
 
 async function hasPlpgsqlCheck(bin: string) {

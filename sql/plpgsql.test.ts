@@ -1,10 +1,9 @@
 import t from 'tap'
-import { objectStoreConfig } from '../local/config.ts'
 import { withoutPlpgsqlCheck } from '../local/packages.ts'
 import { testCluster, withCronDatabase } from '../local/testing.ts'
 import { asRole } from './testing.ts'
 
-const skip = await withoutPlpgsqlCheck(testCluster().postgres, objectStoreConfig().isCI)
+const skip = await withoutPlpgsqlCheck(testCluster().postgres)
 
 t.test('plpgsql_check finds nothing in any function, procedure or trigger', { skip }, async t => {
   // Where pg_cron is, so that what is said about its tables is looked at too; nothing is left there.
