@@ -39,6 +39,12 @@ async function backends(db: TestDatabase) {
 
 t.test('behind a pool and a balancer', { skip: topology.without, timeout: 300_000 }, async t => {
   const { db, pool, pgbouncer, ports, servers, direct, url, call, states, start } = await withTopology(t)
+  /** Until it is stopped, or the test has failed. */
+  const send = async (t: Test) => {
+    const traffic = startTraffic([url], await enrollMany(db.sql, 60), { batchers: 10, pause: 100 })
+    t.teardown(traffic.stop)
+    return traffic
+  }
 
   await t.test('heartbeats flow, single and batched, with the address of the device', async t => {
     const { device_id, token } = await enroll(db, 'a')
@@ -91,7 +97,7 @@ t.test('behind a pool and a balancer', { skip: topology.without, timeout: 300_00
   })
 
   await t.test('a server killed under load: nothing acknowledged is lost, and the other one does its work', async t => {
-    const traffic = startTraffic([url], await enrollMany(db.sql, 60), { batchers: 10, pause: 100 })
+    const traffic = await send(t)
     await more(traffic)
     await servers[1]!.stop('SIGKILL')
     await states('UP', 'DOWN')
@@ -112,7 +118,7 @@ t.test('behind a pool and a balancer', { skip: topology.without, timeout: 300_00
   })
 
   await t.test('a server that is stopped under load is not missed', async t => {
-    const traffic = startTraffic([url], await enrollMany(db.sql, 60), { batchers: 10, pause: 100 })
+    const traffic = await send(t)
     await more(traffic)
     t.equal((await servers[0]!.stop('SIGTERM')).code, 0)
     await states('DOWN', 'UP')
@@ -124,7 +130,7 @@ t.test('behind a pool and a balancer', { skip: topology.without, timeout: 300_00
   })
 
   await t.test('the pool restarted under load: a 5xx with Retry-After or an acknowledgement, and it recovers', async t => {
-    const traffic = startTraffic([url], await enrollMany(db.sql, 60), { batchers: 10, pause: 100 })
+    const traffic = await send(t)
     let running = pgbouncer
     // Since 1.23 SIGTERM waits for the clients to go.
     for (const signal of ['SIGQUIT', 'SIGKILL'] as const) {
