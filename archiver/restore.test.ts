@@ -42,6 +42,46 @@ t.test('a day without rows is restored too', async t => {
   t.match(await stateOf(db.sql, partition), { state: 'restored' })
 })
 
+t.test('a day without rows that is made anew while it is restored is retired again', async t => {
+  const { db, directory, partition } = await withDroppedDay(t, 0)
+  await db.sql`select fleet.request_restore(${day}::date)`
+  const cut = 'an archiver that is killed'
+  await db.sql`select from fleet.claim_restore(${cut}, '0')`
+  await db.sql`select fleet.begin_restore(${partition}, ${cut})`
+  await db.sql`select fleet.create_partitions(${day}::date, ${day}::date)`
+  t.match(await stateOf(db.sql, partition), { state: 'active' })
+  await db.sql`select fleet.archive_partition(${partition})`
+  await workAll(t, db, directory)
+  t.match(await stateOf(db.sql, partition), { state: 'dropped' })
+  t.match(await db.sql`select state from fleet.restore_items`, [{ state: 'done' }])
+  t.same(await db.sql`select relname from pg_class where relname ~ ${partition} and relkind = 'r'`, [], 'nothing is left of either')
+})
+
+t.test('a day that came back while it was restored is no failure', async t => {
+  const { db, directory, partition } = await withDroppedDay(t, 0)
+  await db.sql`select fleet.request_restore(${day}::date)`
+  await db.sql`select from fleet.claim_restore('slow')`
+  await db.sql`select fleet.begin_restore(${partition}, 'slow')`
+  await db.sql`select fleet.create_partitions(${day}::date, ${day}::date)`
+  await t.rejects(db.sql`select fleet.finish_restore(${partition}, 'slow')`, { code: 'FL002', message: /is active/ })
+  await db.sql`select fleet.fail_restore(${partition}, 'slow', 'it is active')`
+  t.match(await db.sql`select state from fleet.restore_items`, [{ state: 'done' }])
+  t.same(await db.sql`select relname from pg_class where relname ~ 'restoring'`, [])
+  t.same((await workAll(t, db, directory)).results, [])
+})
+
+t.test('a day that two requests name is given to one archiver', async t => {
+  const { db } = await withDroppedDay(t, 0)
+  for (let n = 0; n < 2; n++) await db.sql`select fleet.request_restore(${day}::date)`
+  const claims = await db.admin.begin(async first => {
+    const mine = await first`select from fleet.claim_restore('one')`
+    const other = db.sql`select from fleet.claim_restore('other')`.execute()
+    await waitFor(async () => (await db.admin`select from pg_locks where not granted`).length > 0)
+    return { mine, other }
+  }).then(async ({ mine, other }) => [mine.length, (await other).length])
+  t.same(claims, [1, 0])
+})
+
 t.test('a running archiver does what select fleet.request_restore() asks for', async t => {
   const { db, directory, partition, before, read } = await withDroppedDay(t, 2000)
   const archiver = await spawnNode(t, 'archiver/main.ts', { env: archiverEnv(db, directory), ready: /archiver\.ready/ })

@@ -1,5 +1,5 @@
 import t from 'tap'
-import type { Sql } from 'postgres'
+import postgres, { type Sql } from 'postgres'
 import { waitFor, withDatabase } from '../local/testing.ts'
 import { asRole, daysAgo, enroll, ingest, partitionAt, value } from './testing.ts'
 
@@ -125,6 +125,35 @@ t.test('held and restored days stay attached while older and newer ones are reti
   await dba`select fleet.release_partition(${held})`
   await dba`call fleet.nightly(null, '60 days')`
   t.match(await sql`select state, row_count from fleet.hb_partitions where partition_name = ${held}`, [{ state: 'detached', row_count: '2' }])
+})
+
+t.test('a day that is attached while a newer one is retired stays attached', async t => {
+  const db = await withDatabase(t)
+  const { sql, admin } = db
+  const retire = async (days: number) => {
+    const partition = await partitionAt(sql, daysAgo(days))
+    const attaching = asRole(t, db, 'fleet_owner')
+    await attaching`begin`
+    await attaching`select fleet.create_partitions(current_date - ${100 + days}::integer, current_date - ${100 + days}::integer)`
+    const retired = sql`select fleet.retire_partition(${partition})`.then(() => true, (error: unknown) => {
+      // It waits 300 ms at most.
+      if (error instanceof postgres.PostgresError && error.code === '55P03') return false
+      throw error
+    })
+    let isOver = false
+    void retired.finally(() => { isOver = true })
+    await waitFor(async () => isOver || (await admin`
+      select from pg_locks where relation = 'fleet.device_heartbeats'::regclass and not granted
+    `).length > 0)
+    await attaching`commit`
+    return retired
+  }
+  let days = 60
+  while (!await retire(days)) days++
+  t.match(await sql`
+    select h.state, h.relid = a.relid as is_attached from fleet.hb_partitions h left join fleet.attached_partitions() a using (partition_name)
+    where h.range_start = (current_date - ${100 + days}::integer)::timestamp at time zone 'UTC'
+  `, [{ state: 'active', is_attached: true }])
 })
 
 t.test('putting a held day back needs no scan of it', async t => {

@@ -6,6 +6,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_partition fleet.hb_partitions;
+  v_table text := fleet.restoring_name(p_partition);
 begin
   v_partition := fleet.get_partition(p_partition);
   if v_partition.state <> 'dropped' or not exists (
@@ -17,11 +18,11 @@ begin
       message = format('partition %s is %s; %s may not restore it', p_partition, v_partition.state, p_worker),
       hint = 'Claim it first with fleet.claim_restore().';
   end if;
-  -- A try that was cut short left its table; the archive is proven, so it may go.
-  execute format('drop table if exists fleet_detached.%I', p_partition);
-  execute format('create table fleet_detached.%I (like fleet.device_heartbeats including defaults including comments)', p_partition);
-  execute format('grant select, insert on fleet_detached.%I to fleet_archiver', p_partition);
-  return format('fleet_detached.%I', p_partition);
+  -- A try that was cut short left its table.
+  perform fleet.drop_restoring(p_partition);
+  execute format('create table fleet.%I (like fleet.device_heartbeats including defaults including comments)', v_table);
+  execute format('grant select, insert on fleet.%I to fleet_archiver', v_table);
+  return format('fleet.%I', v_table);
 end
 $$;
 

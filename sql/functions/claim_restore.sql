@@ -13,11 +13,18 @@ declare
   v_request_id bigint;
   v_name text;
 begin
-  -- Asked for twice, and brought back meanwhile by the other request.
-  update fleet.restore_items i
-  set state = 'done', finished_at = now(), last_error = null
-  from fleet.hb_partitions p
-  where p.partition_name = i.partition_name and i.state in ('pending', 'running') and p.state <> 'dropped';
+  -- Back meanwhile: asked for twice, or, a day without rows, made anew. Who still works on it finds that out.
+  for v_name in
+    update fleet.restore_items i
+    set state = 'done', finished_at = now(), last_error = null, lease_owner = null, lease_until = null
+    from fleet.hb_partitions p
+    where p.partition_name = i.partition_name
+      and p.state <> 'dropped'
+      and (i.state = 'pending' or i.state = 'running' and i.lease_until < now())
+    returning i.partition_name
+  loop
+    perform fleet.drop_restoring(v_name);
+  end loop;
 
   select i.request_id, i.partition_name into v_request_id, v_name
   from fleet.restore_items i
@@ -30,6 +37,14 @@ begin
   limit 1
   for update skip locked;
   if not found then
+    return;
+  end if;
+  -- The other request for it may have been claimed in this moment.
+  perform fleet.get_partition(v_name);
+  if exists (
+    select from fleet.restore_items o
+    where o.partition_name = v_name and o.state = 'running' and o.lease_until >= now()
+  ) then
     return;
   end if;
 

@@ -4,19 +4,23 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_partition fleet.hb_partitions;
 begin
+  v_partition := fleet.get_partition(p_partition);
   update fleet.restore_items
-  set state = 'failed', finished_at = now(), last_error = p_error, lease_owner = null, lease_until = null
+  set state = case when v_partition.state = 'dropped' then 'failed' else 'done' end,
+    finished_at = now(), last_error = p_error, lease_owner = null, lease_until = null
   where partition_name = p_partition and state = 'running' and lease_owner = p_worker;
   if not found then
     return;
   end if;
-  if exists (select from fleet.hb_partitions where partition_name = p_partition and state = 'dropped') then
-    execute format('drop table if exists fleet_detached.%I', p_partition);
+  perform fleet.drop_restoring(p_partition);
+  if v_partition.state = 'dropped' then
+    perform fleet.record_event('partition.restore.failed', p_partition, p_detail => p_error, p_is_ok => false);
   end if;
-  perform fleet.record_event('partition.restore.failed', p_partition, p_detail => p_error, p_is_ok => false);
 end
 $$;
 
 comment on function fleet.fail_restore(text, text, text) is
-  'A restore failed: keeps the reason and removes the half-filled table. The archive is untouched.';
+  'A restore failed: keeps the reason and removes the half-filled table. The archive is untouched. A day that is back by other means counts as done.';

@@ -8,10 +8,11 @@ set lock_timeout = '300ms'
 as $$
 declare
   v_partition fleet.hb_partitions;
-  v_table regclass := to_regclass(format('fleet_detached.%I', p_partition));
+  v_table regclass;
   v_got record;
 begin
   v_partition := fleet.get_partition(p_partition);
+  v_table := to_regclass(format('fleet.%I', fleet.restoring_name(p_partition)));
   if v_partition.state = 'restored' then
     return;
   end if;
@@ -39,7 +40,7 @@ begin
       hint = 'Check the object with: npm run archive -- verify';
   end if;
 
-  execute format('alter table %s set schema fleet', v_table);
+  execute format('alter table %s rename to %I', v_table, p_partition);
   update fleet.hb_partitions set relid = v_table where partition_name = p_partition;
   perform fleet.bind_range(p_partition);
   perform partman.inherit_template_properties('fleet.device_heartbeats', 'fleet', p_partition);

@@ -1,6 +1,6 @@
--- pg_partman detaches by age alone. What is as old but has to stay attached (held and restored days) is set aside and
--- put back in the same transaction, under the parent's lock that the detach takes anyway; its CHECK constraint makes
--- putting it back a matter of the catalog.
+-- pg_partman detaches by age alone. What is older and attached (held, restored and late days) is set aside and put back in
+-- the same transaction, under the parent's lock that the detach takes anyway; its CHECK constraint makes putting it back
+-- a matter of the catalog.
 create or replace function fleet.retire_partition(p_partition text, p_now timestamptz default now()) returns bigint
 language plpgsql
 volatile
@@ -11,8 +11,10 @@ set lock_timeout = '300ms'
 as $$
 declare
   v_partition fleet.hb_partitions;
-  v_kept fleet.hb_partitions;
-  v_aside fleet.hb_partitions[];
+  v_kept record;
+  v_aside oid[];
+  v_starts timestamptz[];
+  v_ends timestamptz[];
   v_rows bigint;
   v_bytes bigint;
   v_source text;
@@ -52,17 +54,14 @@ begin
   execute format('select count(*) from fleet.%I', p_partition) into v_rows;
   v_bytes := pg_total_relation_size(v_partition.relid);
 
-  v_aside := array(
-    select p
-    from fleet.hb_partitions p
-    where p.state in ('active', 'restored')
-      and p.relid is not null
-      and p.partition_name <> p_partition
-      and p.range_start < v_partition.range_start
-    order by p.range_start
-  );
-  foreach v_kept in array v_aside loop
-    execute format('alter table fleet.device_heartbeats detach partition fleet.%I', v_kept.partition_name);
+  -- Locked before it is looked at, so that no restore attaches an older day in between, for pg_partman to take along. Only who may
+  -- write may LOCK TABLE, and the owner may not: this changes nothing and takes the same lock.
+  alter table only fleet.device_heartbeats disable row level security;
+  select array_agg(a.relid), array_agg(a.range_start), array_agg(a.range_end) into v_aside, v_starts, v_ends
+  from fleet.attached_partitions() a
+  where a.range_start < v_partition.range_start;
+  for v_kept in select a.relid from unnest(v_aside) as a (relid) loop
+    execute format('alter table fleet.device_heartbeats detach partition %s', v_kept.relid::regclass);
   end loop;
 
   perform partman.drop_partition_time(
@@ -74,10 +73,10 @@ begin
     p_reference_timestamp => v_partition.range_end + interval '1 microsecond'
   );
 
-  foreach v_kept in array v_aside loop
+  for v_kept in select a.relid, a.range_start, a.range_end from unnest(v_aside, v_starts, v_ends) as a (relid, range_start, range_end) loop
     execute format(
-      'alter table fleet.device_heartbeats attach partition fleet.%I for values from (%L) to (%L)',
-      v_kept.partition_name, v_kept.range_start, v_kept.range_end
+      'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L)',
+      v_kept.relid::regclass, v_kept.range_start, v_kept.range_end
     );
   end loop;
 

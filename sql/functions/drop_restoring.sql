@@ -1,0 +1,13 @@
+create or replace function fleet.drop_restoring(p_partition text) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute format('drop table if exists fleet.%I', fleet.restoring_name(p_partition));
+end
+$$;
+
+comment on function fleet.drop_restoring(text) is
+  'Drops what a restore has copied in so far, if anything; the rows are in the proven archive.';

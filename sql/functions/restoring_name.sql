@@ -1,0 +1,11 @@
+-- A name of its own: a day without rows may be made anew while it is restored, and is then retired under its own name.
+create or replace function fleet.restoring_name(p_partition text) returns text
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select left('restoring_' || p_partition, 63);
+$$;
+
+comment on function fleet.restoring_name(text) is
+  'The table in schema fleet that a restore is copied into, until it is proven and becomes the partition.';
