@@ -9,7 +9,7 @@ import { makeDirectory } from './testing.ts'
 
 t.test('objects are stored, read, listed and deleted by key', async t => {
   const directory = await makeDirectory(t)
-  const store = openStore(pathToFileURL(join(directory, 'an archive')).href)
+  const store = await openStore(pathToFileURL(join(directory, 'an archive')).href)
   await store.check()
   await writeFile(join(directory, 'x'), 'hello')
   const sha256 = await hashFile(join(directory, 'x'))
@@ -28,7 +28,7 @@ t.test('objects are stored, read, listed and deleted by key', async t => {
 
 t.test('what is not there is an ObjectMissing that names it', async t => {
   const directory = await makeDirectory(t)
-  const store = openStore(pathToFileURL(directory).href)
+  const store = await openStore(pathToFileURL(directory).href)
   await t.rejects(store.getBytes('a/b'), new ObjectMissing(`${store.url}/a/b`))
   await t.rejects(store.getToFile('a/b', join(directory, 'copy')), { message: /a\/b: there is no such object/ })
   t.same(await readdir(directory), [])
@@ -37,7 +37,7 @@ t.test('what is not there is an ObjectMissing that names it', async t => {
 
 t.test('a file that changed on the way is not stored, and what a killed writer left goes', async t => {
   const directory = await makeDirectory(t)
-  const store = openStore(pathToFileURL(join(directory, 'archive')).href)
+  const store = await openStore(pathToFileURL(join(directory, 'archive')).href)
   await writeFile(join(directory, 'x'), 'hello')
   await mkdir(join(directory, 'archive/a'), { recursive: true })
   await writeFile(join(directory, 'archive/a/.x.012345.part'), 'hel')
@@ -46,8 +46,8 @@ t.test('a file that changed on the way is not stored, and what a killed writer l
 })
 
 t.test('an object of another store than the present one is still found', async t => {
-  const current = openStore('file:///archive')
-  t.equal(locate('file:///archive/a/b.parquet', current).key, 'a/b.parquet')
-  const other = locate('s3://bucket/prefix/a/b.parquet', current)
+  const current = await openStore('file:///archive')
+  t.equal((await locate('file:///archive/a/b.parquet', current)).key, 'a/b.parquet')
+  const other = await locate('s3://bucket/prefix/a/b.parquet', current)
   t.same([other.store.url, other.key], ['s3://bucket/prefix/a', 'b.parquet'])
 })

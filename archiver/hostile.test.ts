@@ -35,7 +35,7 @@ t.test('no key leads out of the directory of a store', async t => {
   await mkdir(join(directory, 'archive-of-others'))
   await writeFile(join(directory, 'x'), 'theirs')
   await writeFile(join(directory, 'archive-of-others/x'), 'theirs')
-  const store = openStore(pathToFileURL(join(directory, 'archive')).href)
+  const store = await openStore(pathToFileURL(join(directory, 'archive')).href)
   const isRefused = async (call: Promise<unknown>, key: string) => {
     const error: unknown = await call.catch((caught: unknown) => caught)
     t.match(describeError(error), /this key leads out of the store/, key)
@@ -48,7 +48,7 @@ t.test('no key leads out of the directory of a store', async t => {
     await isRefused(store.head(key), key)
     await isRefused(store.delete(key), key)
   }
-  const { key } = locate(`${store.url}/../x`, store)
+  const { key } = await locate(`${store.url}/../x`, store)
   await isRefused(store.getBytes(key), 'also when the database says so')
   t.equal(String(await readFile(join(directory, 'x'))), 'theirs')
   t.same((await readdir(directory)).sort(), ['archive', 'archive-of-others', 'x'])
@@ -77,12 +77,13 @@ t.test('no manifest names a file or a table outside its day, and none is taken f
 
 t.test('a store is a directory or a bucket, and no URL of one names a server', async t => {
   const { asked, port } = await listen(t)
+  const current = await openStore('file:///archive')
   for (const url of [
     `http://127.0.0.1:${port}/x`, `https://127.0.0.1:${port}/x`, `ftp://127.0.0.1/x`, `s3://127.0.0.1:${port}/x`, `s3://user:password@bucket/x`, 's3://bucket:80/x',
     's3:///x', 'file://127.0.0.1/share/x', 'file:///', 'gopher://x/', 'data:,x', 's3:x', 'x', '', 's3://a%2f..%2fb/x', 's3://bucket?endpoint=http://x/', 's3://bucket#@evil/',
   ]) {
-    t.throws(() => openStore(url), { message: /expected file:\/\/\/absolute\/path or s3:\/\/bucket\/prefix/ }, url)
-    t.throws(() => locate(`${url}/x.parquet`, openStore('file:///archive')), { message: /expected file/ }, url)
+    await t.rejects(openStore(url), { message: /expected file:\/\/\/absolute\/path or s3:\/\/bucket\/prefix/ }, url)
+    await t.rejects(locate(`${url}/x.parquet`, current), { message: /expected file/ }, url)
   }
   t.same(asked, [])
 })

@@ -35,7 +35,7 @@ t.test('timestamps keep their microseconds', async t => {
 })
 
 t.test('what was written is what is read; what was not is not there', async t => {
-  const store = openStore(pathToFileURL(await makeDirectory(t)).href)
+  const store = await openStore(pathToFileURL(await makeDirectory(t)).href)
   t.equal(await readManifest(store, 'manifest.json'), undefined)
   await writeManifest(store, 'manifest.json', manifest)
   t.same(await readManifest(store, 'manifest.json'), manifest)
@@ -74,7 +74,7 @@ t.test('a manifest of a newer format is refused, whatever else it says', async t
 })
 
 t.test('the index is made from the manifests, and those that cannot be read are told', async t => {
-  const store = openStore(pathToFileURL(await makeDirectory(t)).href)
+  const store = await openStore(pathToFileURL(await makeDirectory(t)).href)
   await writeManifest(store, 'device_heartbeats/date=2026-08-16/manifest.json', {
     ...manifest, range_start: '2026-08-16T00:00:00.000000Z', range_end: '2026-08-17T00:00:00.000000Z', file: 'device_heartbeats_20260816.parquet',
   })

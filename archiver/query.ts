@@ -239,7 +239,7 @@ async function exportOnline(
 async function fetchArchive(worker: Worker, archive: Archive, work: string) {
   const faults = await verifyArchive(worker, archive, true)
   if (faults.length > 0) throw new Error(faults.join('; '))
-  const { store, key } = locate(archive.archive_url, worker.store, worker.storeOptions)
+  const { store, key } = await locate(archive.archive_url, worker.store, worker.storeOptions)
   if (store.url.startsWith('file:')) return fileURLToPath(archive.archive_url)
   const file = join(work, basename(key))
   await rm(file, { force: true })

@@ -36,7 +36,7 @@ export async function claimRestore({ sql, name, leaseSeconds }: Worker): Promise
 export async function restorePartition(worker: Worker, claimed: ClaimedRestore, work: string, signal: AbortSignal) {
   const { sql, log, name } = worker
   const { partition_name } = claimed
-  const { store, key } = locate(claimed.archive_url, worker.store, worker.storeOptions)
+  const { store, key } = await locate(claimed.archive_url, worker.store, worker.storeOptions)
   const keys = { parquet: key, manifest: `${key.slice(0, key.lastIndexOf('/') + 1)}manifest.json` }
   const started = performance.now()
   const expected = {

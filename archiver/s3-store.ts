@@ -26,7 +26,7 @@ export interface S3Options {
   /** Of the AWS files, for credentials and region; without one they come from where the AWS SDK looks. */
   profile?: string | undefined
   /** Sends x-amz-checksum-sha256, which AWS keeps with the object. Others may refuse what they do not know, as Google does. */
-  checksums?: boolean
+  checksums?: boolean | undefined
 }
 
 /** A bucket, or a prefix in one, as a store. */

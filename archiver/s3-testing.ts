@@ -9,7 +9,6 @@ import { currentEnv, objectStoreConfig } from '../local/config.ts'
 import { objectStore, startObjectStore, type ObjectStore } from '../local/object-store.ts'
 import { startProxy } from './s3-proxy.ts'
 import { createS3Store } from './s3-store.ts'
-import { openStore } from './store.ts'
 
 export interface TestBucket {
   endpoint: string
@@ -97,7 +96,7 @@ export function openWith(t: Test, { endpoint, url, env, checksums }: Pick<TestBu
   // Nor from ~/.aws, nor from the machine's own address for them.
   set(Object.entries({ AWS_CONFIG_FILE: '/dev/null', AWS_SHARED_CREDENTIALS_FILE: '/dev/null', AWS_EC2_METADATA_DISABLED: 'true', ...env }))
   t.teardown(() => set(before))
-  return checksums === undefined ? openStore(url, { s3Endpoint: endpoint }) : createS3Store(url, { endpoint, checksums })
+  return createS3Store(url, { endpoint, checksums })
 }
 
 /** As startProxy, for as long as the test. */

@@ -39,7 +39,7 @@ export async function listArchives({ sql }: Worker, date?: string): Promise<Arch
  * @returns a sentence for each fault
  */
 export async function verifyArchive(worker: Worker, archive: Archive, isQuick: boolean): Promise<string[]> {
-  const { store, key } = locate(archive.archive_url, worker.store, worker.storeOptions)
+  const { store, key } = await locate(archive.archive_url, worker.store, worker.storeOptions)
   const keys = { parquet: key, manifest: `${key.slice(0, key.lastIndexOf('/') + 1)}manifest.json` }
   const expected: Claims = {
     range_start: isoMicros(archive.range_start),

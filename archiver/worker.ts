@@ -49,7 +49,7 @@ export async function openWorker(settings: WorkerSettings, log: Log, tracing?: T
     name: `${hostname()}:${process.pid}:${randomBytes(3).toString('hex')}`,
     database: settings.database,
     sql: connect(settings.database, { max: 2 }),
-    store: openStore(settings.archiveUrl, storeOptions),
+    store: await openStore(settings.archiveUrl, storeOptions),
     storeOptions,
     log,
     directory: await makeDirectory(settings.temporary ?? tmpdir()),
