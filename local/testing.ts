@@ -199,15 +199,15 @@ export async function withClone(t: Test) {
   return clone
 }
 
-/** Asks every 50 ms until the answer is true, or fails after `patience` ms (30 s). */
+/** Asks, `every` 50 ms, until the answer is true, or fails after `patience` ms (30 s). */
 export async function waitFor(
   condition: () => Promise<boolean>,
-  { patience = 30_000, what = () => 'the condition' }: { patience?: number, what?: () => string } = {},
+  { patience = 30_000, every = 50, what = () => 'the condition' }: { patience?: number, every?: number, what?: () => string } = {},
 ) {
   const end = Date.now() + patience
   while (!await condition()) {
     if (Date.now() > end) throw new Error(`waited ${patience} ms for ${what()}`)
-    await new Promise(resolve => setTimeout(resolve, 50))
+    await new Promise(resolve => setTimeout(resolve, every))
   }
 }
 

@@ -25,6 +25,9 @@ interface Trouble {
 
 t.setTimeout(900_000)
 
+/** In ms: one look takes a tenth of a second of CPU, which the other tests want too. */
+const every = 400
+
 t.test('check() names each trouble, and its remedy ends it', { timeout: 900_000 }, async t => {
   const db = await withCluster(t)
   const { sql, admin, cluster } = db
@@ -78,7 +81,7 @@ t.test('check() names each trouble, and its remedy ends it', { timeout: 900_000 
     let seen = ''
     for (let round = 0; round < 2 + 2 * checks.length; round++) {
       // What follows from another trouble may go with it, in a moment.
-      if (round > 0) await waitFor(async () => (await names(later)).every(name => !checks.includes(name)), { patience: 3000 }).catch(() => {})
+      if (round > 0) await waitFor(async () => (await names(later)).every(name => !checks.includes(name)), { patience: 3000, every }).catch(() => {})
       // A restart takes the sessions with it.
       const found = (await tried(() => check(later)))?.filter(row => checks.includes(row.check_name))
       if (found?.length === 0) return
@@ -93,7 +96,7 @@ t.test('check() names each trouble, and its remedy ends it', { timeout: 900_000 
         const now = await tried(() => check(later))
         return now !== undefined && (!now.some(row => row.check_name === before)
           || now.some(row => row.check_name === before && JSON.stringify(row.remedy) !== seen))
-      }, { patience: 100_000, what: () => `${before} to be ok after:\n${first?.remedy ?? ''}` })
+      }, { patience: 100_000, every, what: () => `${before} to be ok after:\n${first?.remedy ?? ''}` })
     }
     t.same((await names(later)).filter(name => checks.includes(name)), [])
   }
@@ -380,7 +383,7 @@ t.test('check() names each trouble, and its remedy ends it', { timeout: 900_000 
     const differs = (expected: string[]) => waitFor(async () => {
       found = (await tried(() => names(later)) ?? ['restarting']).filter(name => !before.includes(name)).sort()
       return found.join() === expected.join()
-    }).catch(() => {})
+    }, { every }).catch(() => {})
     await differs(checks)
     t.same(found, checks, what)
     await beside?.()
