@@ -181,7 +181,7 @@ ${problem === undefined ? 'Nothing was lost.' : `**${problem}**`}
 
 - ${answered(201)} heartbeats were answered as stored, ${answered(200)} as duplicates, ${answered(202)} as quarantined: after each fault those of its time, every ${given.every} faults
   all of them were looked up and were there, each once.
-- Last status was that of the newest heartbeat of each device, and no day was missing in \`data_coverage\`.
+- Last status was that of the newest heartbeat of each device, no day was missing in \`data_coverage\`, and each that was said to be online was attached.
 - ${archives} archives were read back at the end, every byte and row, and each past day held what was written into it, in the database or in its archive.
 
 | fault | times | seconds each, with its checks | archives and restores that failed | heartbeats accepted meanwhile | p99 of these |

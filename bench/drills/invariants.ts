@@ -35,7 +35,7 @@ async function check(...checks: (() => Promise<string[]>)[]) {
 /** What can be asked at any time, while everything runs. */
 export async function checkNow(system: Looked, fresh: Beat[]) {
   await system.ask(sql => check(
-    () => heartbeats(sql, fresh), () => lastStatus(sql), () => coverage(sql), () => archivesRecorded(sql, system),
+    () => heartbeats(sql, fresh), () => lastStatus(sql), () => coverage(sql), () => attached(sql), () => archivesRecorded(sql, system),
   ))
 }
 
@@ -47,8 +47,8 @@ export async function checkNow(system: Looked, fresh: Beat[]) {
 export async function checkAll(system: System, all: Beat[]) {
   await idle(system)
   await system.ask(sql => check(
-    () => heartbeats(sql, all), () => once(sql), () => lastStatus(sql), () => coverage(sql), () => archivesRecorded(sql, system),
-    () => daysOnline(sql, system),
+    () => heartbeats(sql, all), () => once(sql), () => lastStatus(sql), () => coverage(sql), () => attached(sql), () => archivesRecorded(sql, system),
+    () => daysOnline(sql, system), () => leftovers(sql),
   ))
   return archives(system)
 }
@@ -141,6 +141,29 @@ async function lastStatus(sql: Sql) {
 async function coverage(sql: Sql) {
   const rows = await sql<{ day: string }[]>`select day::text from fleet.data_coverage where "where" = 'missing'`
   return rows.map(({ day }) => `${day} is neither online nor archived`)
+}
+
+/** Who asks for heartbeats sees each day that is said to be online. In one statement, so of one moment. */
+async function attached(sql: Sql) {
+  const rows = await sql<{ partition_name: string, state: string | null, is_attached: boolean }[]>`
+    select coalesce(p.partition_name, a.partition_name) as partition_name, p.state, a.relid is not null as is_attached
+    from fleet.hb_partitions p
+    full join fleet.attached_partitions() a on a.relid = p.relid
+    where (coalesce(p.state in ('active', 'restored'), false) and p.relid is not null) <> (a.relid is not null)
+    limit 10
+  `
+  return rows.map(({ partition_name, state, is_attached }) => `${partition_name} is ${state ?? 'unknown'}, and ${is_attached ? 'attached' : 'not attached'}`)
+}
+
+/** When nothing is under way, each table is a partition's. */
+async function leftovers(sql: Sql) {
+  const rows = await sql<{ name: string }[]>`
+    select c.oid::regclass::text as name from pg_class c
+    where c.relkind = 'r'
+      and (c.relnamespace = 'fleet_detached'::regnamespace or c.relnamespace = 'fleet'::regnamespace and c.relname like 'restoring\_%')
+      and not exists (select from fleet.hb_partitions p where p.relid = c.oid)
+  `
+  return rows.map(({ name }) => `${name} was left behind`)
 }
 
 /** A day that only the archive has must be there as it was written. */
