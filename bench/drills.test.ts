@@ -7,7 +7,7 @@ import { daysAgo, fillDay, makeDirectory, partitionOf, runOnce } from '../archiv
 import { isCI, leftToCi } from '../local/config.ts'
 import { spawnNode, withDatabase } from '../local/testing.ts'
 import { enroll, ingest } from '../sql/testing.ts'
-import { checkNow, daysOnline, heartbeats } from './drills/invariants.ts'
+import { checkNow, daysOnline, heartbeats, leftovers } from './drills/invariants.ts'
 
 // A durable cluster of its own.
 t.setTimeout(300_000)
@@ -57,6 +57,13 @@ t.test('what is looked for after a fault is found: each kind of loss', async t =
   await found(/^last status of device/, 'a last status that is not of the newest')
   await db.admin`update fleet.device_last_status set battery_pct = 50 where device_id = ${device_id!}`
 
+  const bounds = await db.admin.unsafe(`alter table fleet.device_heartbeats detach partition fleet.${partition}`).then(() => (
+    `for values from ('${day} 00:00:00Z') to ('${new Date(Date.parse(day) + 86_400_000).toISOString()}')`
+  ))
+  await found(RegExp(`^${partition} is active, and not attached$`), 'a day that is out of sight')
+  await db.admin.unsafe(`alter table fleet.device_heartbeats attach partition fleet.${partition} ${bounds}`)
+  await checkNow(system, beats)
+
   await db.admin`delete from fleet.device_heartbeats where device_id = 7 and ts < ${day}::date + 1`
   t.match(await daysOnline(db.admin, system), [/ holds \d+ rows .*; written were 300 rows/], 'rows of a past day')
   const directory = await makeDirectory(t)
@@ -65,6 +72,10 @@ t.test('what is looked for after a fault is found: each kind of loss', async t =
   await found(/ is dropped with \d+ rows .*; written were 300 rows/, 'and of one that only the archive has')
   system.written.delete(partition)
   await found(/written were 0 rows/, 'or that nobody wrote')
+
+  t.same(await leftovers(db.admin), [])
+  await db.sql.unsafe(`create table fleet.restoring_${partition} (); create table fleet_detached.${partition} ()`)
+  t.same((await leftovers(db.admin)).sort(), [`fleet.restoring_${partition} was left behind`, `fleet_detached.${partition} was left behind`])
 })
 
 t.test('a wrong option is answered with the usage and code 2', async t => {

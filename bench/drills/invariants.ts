@@ -156,7 +156,7 @@ async function attached(sql: Sql) {
 }
 
 /** When nothing is under way, each table is a partition's. */
-async function leftovers(sql: Sql) {
+export async function leftovers(sql: Sql) {
   const rows = await sql<{ name: string }[]>`
     select c.oid::regclass::text as name from pg_class c
     where c.relkind = 'r'
