@@ -6,7 +6,23 @@ import {
   killAfter, leftovers, pathsOf, stateOf, stepsOf, withRetiredDay, withWorker, workAll,
 } from './testing.ts'
 import { listArchives, verifyArchive } from './verify.ts'
-import { workOnce } from './worker.ts'
+import { refreshIndex, workOnce } from './worker.ts'
+
+t.test('an archiver that hangs while it writes index.json keeps nobody from work', async t => {
+  const { db, directory, partition } = await withRetiredDay(t)
+  const { worker, events } = await withWorker(t, db, directory)
+  const { signal } = new AbortController()
+  t.equal(await workOnce(worker, signal), 'done')
+  await db.admin.begin(async hanging => {
+    await hanging`select pg_advisory_xact_lock(hashtext('fleet.archive_index'))`
+    await refreshIndex(worker, signal)
+    t.match(events().at(-1), { event: 'archive.index.failed', message: /another archiver may be writing it: .*lock timeout/ })
+    t.equal(await workOnce(worker, signal), 'idle', 'it goes on')
+  })
+  await refreshIndex(worker, signal)
+  t.match(events().at(-1), { event: 'archive.index' }, 'and writes it when it can')
+  t.match(await readFile(join(pathsOf(directory).folder, '../index.json'), 'utf8'), partition)
+})
 
 t.test('killed with -9 after any step, the next run archives it once and loses nothing', async t => {
   for (const step of ['claimed', 'frozen', 'exported', 'uploaded', 'proven'] as const) {

@@ -176,12 +176,19 @@ export async function refreshIndex(worker: Worker, signal: AbortSignal) {
   }
 }
 
-/** Writes index.json anew, one archiver at a time. @returns as rebuildIndex */
+/**
+ * Writes index.json anew, one archiver at a time.
+ * @returns as rebuildIndex
+ * @throws when another one has been at it for 10 s: one that hangs must not keep all others from their work
+ */
 export async function writeIndex(worker: Worker, signal?: AbortSignal) {
   const session = await openSession(worker.database, signal)
   try {
     // Of two archivers the later one lists last. The lock ends with its connection.
-    await session.sql`select pg_catalog.pg_advisory_lock(pg_catalog.hashtext('fleet.archive_index'))`
+    await session.sql`set lock_timeout = '10s'`
+    await session.sql`select pg_catalog.pg_advisory_lock(pg_catalog.hashtext('fleet.archive_index'))`.catch((cause: unknown) => {
+      throw new Error('index.json is not written: another archiver may be writing it', { cause })
+    })
     const written = await rebuildIndex(worker.store, signal)
     worker.indexIsStale = false
     return written

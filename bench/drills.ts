@@ -95,7 +95,7 @@ async function drill(system: System, given: Given) {
       done.latencies.push(...latencies)
       say(`${String(number).padStart(5)}  ${fault.kind}: ${said}; all is there after ${elapsed(before)}`)
       if ((number - from + 1) % given.every === 0 || number === from + count - 1) {
-        archives = await step(`Reading everything back: ${all.length.toLocaleString('en')} heartbeats, each day, each archive`, () => checkAll(system, all))
+        archives = await step(`Reading everything back: ${all.length.toLocaleString('en')} heartbeats, each day, each archive`, () => checkAll(system, all, generator(number)))
       }
       const slow = fault.p99 !== undefined && done.latencies.length >= 100 && percentile(done.latencies, 99) > fault.p99
       if (slow) throw new Error(`${fault.kind}: 99 % of what was accepted meanwhile waited up to ${percentile(done.latencies, 99).toFixed(0)} ms, more than ${fault.p99}`)

@@ -169,7 +169,7 @@ async function fillDisk(system: System, random: Random, which: 'work' | 'files')
   const kilobytes = oneOf(random, [0, 4, 8])
   await disk.fill(kilobytes * 1024)
   try {
-    await alone(system, which === 'files' ? 'file' : undefined, async () => {
+    await system.alone(which === 'files' ? 'file' : undefined, async () => {
       await system.addWork(3, random)
       await sleep(between(random, 400, 1_200))
     })
@@ -193,7 +193,7 @@ async function sicken(system: System, random: Random, fates: Fate[]) {
     return oneOf(random, sick)
   }
   try {
-    await alone(system, 's3', async () => {
+    await system.alone('s3', async () => {
       await system.addWork(3, random)
       await sleep(between(random, 500, 1_500))
     })
@@ -201,17 +201,6 @@ async function sicken(system: System, random: Random, fates: Fate[]) {
     system.fate = () => 'pass'
   }
   return `${sick.join(', ')} for ${met} of ${asked} requests`
-}
-
-/** Halts the other archivers meanwhile, so that this one gets the work. */
-async function alone(system: System, place: Archiver['place'] | undefined, work: () => Promise<void>) {
-  const others = system.archivers.filter(archiver => place !== undefined && archiver.place !== place)
-  for (const { program } of others) program.kill('SIGSTOP')
-  try {
-    await work()
-  } finally {
-    for (const { program } of others) program.kill('SIGCONT')
-  }
 }
 
 async function jump(system: System, random: Random, whose: 'server' | 'archivers') {
@@ -223,15 +212,20 @@ async function jump(system: System, random: Random, whose: 'server' | 'archivers
     await sleep(1_000)
     if (whose === 'archivers') await system.addWork(2, random)
     const isOff = (time: string | null) => Math.abs(Date.parse(time ?? '') - Date.now() - 1_000 * seconds) < 15_000
+    let since = performance.now()
     // In its answers or its log.
     await waitFor(async () => {
       if (whose === 'server') return isOff((await fetch(`${system.server.url}/healthz`)).headers.get('date'))
-      // One that has nothing to do says nothing; one whose Postgres was away may be deaf until its next sweep, after a minute.
+      // One whose Postgres was away may be deaf until its next sweep, after a minute; and one that has nothing to do says nothing.
       await system.hurry()
+      if (performance.now() > since + 5_000) {
+        since = performance.now()
+        await system.addWork(1, random)
+      }
       return system.archivers.some(({ program }) => [...program.output().matchAll(/"time":"([^"]+)"/g)].some(([, time]) => isOff(time!)))
     }, {
       patience: 90_000,
-      what: () => `the clock of the ${whose} to be ${seconds} s off`,
+      what: () => `the clock of the ${whose} to be ${seconds} s off; the archivers printed:\n${system.archivers.map(({ program }) => program.output()).join('\n')}`,
     })
     await sleep(pause)
   } finally {
