@@ -6,7 +6,7 @@ export interface Line {
   criterion: string
   target: string
   measured: string
-  verdict: 'PASS' | 'FAIL' | 'not run'
+  verdict: 'PASS' | 'FAIL' | 'shown'
   /** Why it fails, or what was other than the criterion says. */
   note?: string
 }
@@ -31,7 +31,7 @@ export function equal(source: string, criterion: string, measured: number | stri
 
 /** What a criterion promises of which nothing is required here; it is shown. */
 export function shown(source: string, criterion: string, target: string, measured: string, rest: Rest = {}): Line {
-  return { source, criterion, target, measured, verdict: 'not run', ...rest }
+  return { source, criterion, target, measured, verdict: 'shown', ...rest }
 }
 
 function show(value: number, unit: string) {
