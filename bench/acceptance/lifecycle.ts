@@ -159,6 +159,8 @@ export async function retire(bed: Bed, { expired }: Sizes): Promise<Line[]> {
     const refused = await admin`drop table fleet.${admin(await someActive(bed))}`.then(() => 'dropped', (error: unknown) => error instanceof postgres.PostgresError ? 'refused' : String(error))
     const second = await countNight(bed, owner, tomorrow)
     const other = postgres(cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
+    // Connected before, so that one does not end while the other logs in.
+    await other`select`
     const both = await Promise.all([owner, other].map(sql => sql`call fleet.nightly(null, null, ${tomorrow})`.then(() => 'ran', (error: unknown) => (
       error instanceof postgres.PostgresError && error.code === 'FL003' ? 'refused' : String(error)
     ))))
