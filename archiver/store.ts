@@ -44,7 +44,7 @@ export async function openStore(url: string, options: StoreOptions = {}): Promis
   const problem = archiveUrlProblem(url)
   if (problem !== undefined) throw new Error(`the URL of a store: ${problem}`)
   if (url.startsWith('file:')) return createFileStore(url)
-  // The AWS SDK is 13 MB of memory and a fifth of a second, which an archive in a directory does not need.
+  // The AWS SDK is 13 to 21 MB of memory and a quarter of a second of CPU, which an archive in a directory does not need.
   const { createS3Store } = await import('./s3-store.ts')
   return createS3Store(url, options.olderStores?.get(new URL(url).hostname) ?? { endpoint: options.s3Endpoint })
 }

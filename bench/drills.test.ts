@@ -57,9 +57,8 @@ t.test('what is looked for after a fault is found: each kind of loss', async t =
   await found(/^last status of device/, 'a last status that is not of the newest')
   await db.admin`update fleet.device_last_status set battery_pct = 50 where device_id = ${device_id!}`
 
-  const bounds = await db.admin.unsafe(`alter table fleet.device_heartbeats detach partition fleet.${partition}`).then(() => (
-    `for values from ('${day} 00:00:00Z') to ('${new Date(Date.parse(day) + 86_400_000).toISOString()}')`
-  ))
+  const bounds = `for values from ('${day} 00:00:00Z') to ('${new Date(Date.parse(day) + 86_400_000).toISOString()}')`
+  await db.admin.unsafe(`alter table fleet.device_heartbeats detach partition fleet.${partition}`)
   await found(RegExp(`^${partition} is active, and not attached$`), 'a day that is out of sight')
   await db.admin.unsafe(`alter table fleet.device_heartbeats attach partition fleet.${partition} ${bounds}`)
   await checkNow(system, beats)
