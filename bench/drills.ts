@@ -32,12 +32,42 @@ const options = {
 
 interface Done {
   kind: string
+  /** The most that may be; in ms. */
+  p99: number | undefined
   faults: number
   seconds: number
   /** Archives and restores that failed in it, and were tried again. */
   failures: number
-  /** Of the heartbeats that were accepted during it; in ms. */
+  /** Of the heartbeats that were due during it and accepted, then or later; in ms. */
   latencies: number[]
+}
+
+/** What came of the heartbeats. */
+class Log {
+  readonly beats: Beat[] = []
+  /** The time a fault took, in ms since 1970, and where the latencies of what was due in it go. */
+  #faults: { from: number, to: number, latencies: number[] }[] = []
+
+  /** Hears what was answered since the last time. */
+  async collect(system: System) {
+    const fresh = await system.acknowledged()
+    for (const { device_id, ts, status, due, latency } of fresh) {
+      this.beats.push({ device_id, ts, status })
+      this.#faults.findLast(({ from, to }) => from <= due && due <= to)?.latencies.push(latency)
+    }
+    return fresh.length
+  }
+
+  /** Makes a fault: from before it to after it is its time. */
+  async during<T>(latencies: number[], work: () => Promise<T>) {
+    const fault = { from: Date.now(), to: Infinity, latencies }
+    this.#faults.push(fault)
+    try {
+      return await work()
+    } finally {
+      fault.to = Date.now()
+    }
+  }
 }
 
 await runProgram(main)
@@ -74,10 +104,10 @@ async function drill(system: System, given: Given) {
   say(`Seed ${seed}, faults ${from} to ${from + count - 1}`)
   await step('Filling and archiving some days', async () => {
     await system.addWork(8, generator(seed))
-    await moreBeats(system, [])
+    await moreBeats(system, new Log())
   })
 
-  const all: Beat[] = []
+  const log = new Log()
   const table = new Map<string, Done>()
   let archives = 0
   let problem: string | undefined
@@ -86,25 +116,26 @@ async function drill(system: System, given: Given) {
     for (; number < from + count; number++) {
       const fault = faultOf(possible, seed, number)
       const before = performance.now()
-      const { said, latencies, failures } = await strike(system, fault, generator(seed * 1_000_003 + number), all)
-      const done = table.get(fault.kind) ?? { kind: fault.kind, faults: 0, seconds: 0, failures: 0, latencies: [] }
+      const done = table.get(fault.kind) ?? { kind: fault.kind, p99: fault.p99, faults: 0, seconds: 0, failures: 0, latencies: [] }
       table.set(fault.kind, done)
+      const { said, failures } = await strike(system, fault, generator(seed * 1_000_003 + number), log, done)
       done.faults++
       done.failures += failures
       done.seconds += (performance.now() - before) / 1000
-      done.latencies.push(...latencies)
       say(`${String(number).padStart(5)}  ${fault.kind}: ${said}; all is there after ${elapsed(before)}`)
       if ((number - from + 1) % given.every === 0 || number === from + count - 1) {
-        archives = await step(`Reading everything back: ${all.length.toLocaleString('en')} heartbeats, each day, each archive`, () => checkAll(system, all, generator(number)))
+        archives = await step(`Reading everything back: ${log.beats.length.toLocaleString('en')} heartbeats, each day, each archive`, () => checkAll(system, log.beats, generator(number)))
       }
-      const slow = fault.p99 !== undefined && done.latencies.length >= 100 && percentile(done.latencies, 99) > fault.p99
-      if (slow) throw new Error(`${fault.kind}: 99 % of what was accepted meanwhile waited up to ${percentile(done.latencies, 99).toFixed(0)} ms, more than ${fault.p99}`)
+      for (const { kind, p99, latencies } of table.values()) {
+        const slow = p99 !== undefined && latencies.length >= 100 && percentile(latencies, 99) > p99
+        if (slow) throw new Error(`${kind}: 99 % of what was due meanwhile, and accepted, waited up to ${percentile(latencies, 99).toFixed(0)} ms, more than ${p99}`)
+      }
     }
   } catch (error) {
     problem = `${error instanceof Loss ? 'LOST' : 'FAILED'} at fault ${number}, ${faultOf(possible, seed, number).kind}:\n${explain(error)}\n`
       + `To repeat it: ${command({ ...given, count: number - from + 1 })}`
   }
-  const report = describe({ given, left, all, archives, problem, table: [...table.values()], seconds: (performance.now() - started) / 1000 })
+  const report = describe({ given, left, all: log.beats, archives, problem, table: [...table.values()], seconds: (performance.now() - started) / 1000 })
   say(`\n${report}`)
   await writeFile(resolve(given.report), report)
   return problem === undefined ? 0 : 1
@@ -118,23 +149,22 @@ function faultOf(possible: Fault[], seed: number, number: number) {
   return order[(number - 1) % possible.length]!.fault
 }
 
-async function strike(system: System, fault: Fault, random: () => number, all: Beat[]) {
-  await collect(system, all)
-  const from = all.length
+async function strike(system: System, fault: Fault, random: () => number, log: Log, { latencies }: Done) {
+  await log.collect(system)
+  const from = log.beats.length
   const before = await failedSoFar(system)
   let said
-  const latencies: number[] = []
   try {
-    said = await fault.strike(system, random)
+    said = await log.during(latencies, () => fault.strike(system, random))
   } catch (cause) {
     throw new Error('the fault could not be made', { cause })
   }
-  latencies.push(...await collect(system, all))
-  await moreBeats(system, all)
-  await checkNow(system, all.slice(from))
+  await log.collect(system)
+  await moreBeats(system, log)
+  await checkNow(system, log.beats.slice(from))
   system.mustLive()
   await system.hurry()
-  return { said, latencies, failures: await failedSoFar(system) - before }
+  return { said, failures: await failedSoFar(system) - before }
 }
 
 /** Archives and restores. */
@@ -145,18 +175,11 @@ async function failedSoFar(system: System) {
   return row!.count
 }
 
-/** @returns how long each waited for its answer */
-async function collect(system: System, all: Beat[]) {
-  const fresh = await system.acknowledged()
-  for (const { device_id, ts, status } of fresh) all.push({ device_id, ts, status })
-  return fresh.map(({ latency }) => latency)
-}
-
 /** The server takes heartbeats again, by itself. */
-async function moreBeats(system: System, all: Beat[]) {
+async function moreBeats(system: System, log: Log) {
   let more = 0
   await waitFor(async () => {
-    more += (await collect(system, all)).length
+    more += await log.collect(system)
     return more >= 30
   }, { what: () => `heartbeats to be taken again; the server printed:\n${system.server.output()}` })
 }
@@ -184,7 +207,7 @@ ${problem === undefined ? 'Nothing was lost.' : `**${problem}**`}
 - Last status was that of the newest heartbeat of each device, no day was missing in \`data_coverage\`, and each that was said to be online was attached.
 - ${archives} archives were read back at the end, every byte and row, and each past day held what was written into it, in the database or in its archive.
 
-| fault | times | seconds each, with its checks | archives and restores that failed | heartbeats accepted meanwhile | p99 of these |
+| fault | times | seconds each, with its checks | archives and restores that failed | heartbeats due meanwhile, and accepted | p99 of these |
 |---|---|---|---|---|---|
 ${table.sort((a, b) => a.kind.localeCompare(b.kind)).map(({ kind, faults, seconds, failures, latencies }) => (
     `| ${kind} | ${faults} | ${(seconds / faults).toFixed(1)} | ${failures} | ${latencies.length.toLocaleString('en')} | ${latencies.length < 100 ? '' : `${percentile(latencies, 99).toFixed(0)} ms`} |`

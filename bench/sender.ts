@@ -30,7 +30,9 @@ export interface Acknowledged {
   /** Of its heartbeats; in ms. */
   ts: number
   status: number
-  /** From the time it should have been sent to its answer; in ms. */
+  /** When it should have been sent; in ms since 1970. */
+  due: number
+  /** From then to its answer; in ms. */
   latency: number
 }
 
@@ -271,7 +273,7 @@ class Tally {
   answered(connection: Connection, { due, request, ts }: Turn, status: number | string) {
     const isOk = typeof status === 'number' && status >= 200 && status < 300
     if (isOk && this.records) {
-      acknowledged.push({ template: request.template, ts: Math.floor(ts), status, latency: performance.now() - due })
+      acknowledged.push({ template: request.template, ts: Math.floor(ts), status, due: performance.timeOrigin + due, latency: performance.now() - due })
     }
     if (due >= this.measureFrom) {
       if (isOk) this.#ok++

@@ -1,5 +1,6 @@
 import t, { type Test } from 'tap'
 import { freePort } from '../local/cluster.ts'
+import { leftToCi } from '../local/config.ts'
 import { spawnNode, waitFor, withDatabase, type TestDatabase } from '../local/testing.ts'
 import { topology, withHaproxy, withPgbouncer } from '../local/topology.ts'
 import { connectHot, end } from './database.ts'
@@ -37,7 +38,7 @@ async function backends(db: TestDatabase) {
   `
 }
 
-t.test('behind a pool and a balancer', { skip: topology.without, timeout: 300_000 }, async t => {
+t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), timeout: 300_000 }, async t => {
   const { db, pool, pgbouncer, ports, servers, direct, url, call, states, start } = await withTopology(t)
   /** Until it is stopped, or the test has failed. */
   const send = async (t: Test) => {
