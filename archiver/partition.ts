@@ -8,7 +8,7 @@ import type { Column } from './parquet.ts'
 import { followCopy } from './progress.ts'
 import { readBack } from './proof.ts'
 import { whenUnlocked } from './retry.ts'
-import { countMissingRows, removeSuperseded } from './revision.ts'
+import { countMissingRows, ifNotNeeded, removeSuperseded } from './revision.ts'
 import type { Worker } from './worker.ts'
 
 /** A row of fleet.claim_partition(). */
@@ -104,6 +104,11 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
     && (await store.head(`${folder}${existing.file}`, signal))?.bytes === existing.bytes
   if (!isKept) {
     await worker.step('upload', { 'fleet.bytes': exported.bytes }, () => store.put(keys.parquet, file, exported.sha256, signal))
+    // A store may say that it stored what it lost. A manifest without its file would stand in the way of another content of this day.
+    const stored = await store.head(keys.parquet, signal)
+    if (stored?.bytes !== exported.bytes) {
+      throw new Error(`${store.url}/${keys.parquet}: the store said that it has this, and has ${stored ? `${stored.bytes} of ${exported.bytes} bytes` : 'it not'}`)
+    }
     await writeManifest(store, keys.manifest, makeManifest({
       partition: partition_name, range_start, range_end, content, columns,
       parquetKey: keys.parquet, bytes: exported.bytes, sha256: exported.sha256, revision, replaces,
@@ -136,8 +141,7 @@ async function chooseRevision(
   if (missing > 0) {
     throw new Error(
       `${worker.store.url}/${folder}${existing.file}: an archive of this day with other content is there already and is not overwritten: `
-      + `${missing} of its ${existing.row_count} rows are not in the partition (${other}). `
-      + 'If it is not needed, move its folder away, then run select fleet.retry_archive(...)',
+      + `${missing} of its ${existing.row_count} rows are not in the partition (${other}). ${ifNotNeeded}`,
     )
   }
   return { revision: (existing.revision ?? 1) + 1, replaces: existing.sha256 }

@@ -3,8 +3,12 @@ import { join } from 'node:path'
 import { confine, identifier, literal, withDuckDB } from './duckdb.ts'
 import { describeError, type Log } from './log.ts'
 import { differences, keysOf, type Manifest } from './manifest.ts'
+import { ObjectMissing } from './object-missing.ts'
 import type { Column } from './parquet.ts'
 import type { Store } from './store.ts'
+
+/** What to do about an archive that keeps another from being written. */
+export const ifNotNeeded = 'If it is not needed, move its folder away, then run select fleet.retry_archive(...)'
 
 /**
  * How many rows of an archive are not in a new export of its day. The archive is read from the store and checked
@@ -26,9 +30,11 @@ export async function countMissingRows(
   const old = join(work, 'existing.parquet')
   await rm(old, { force: true })
   try {
-    const got = await store.getToFile(key, old, signal)
+    const got = await store.getToFile(key, old, signal).catch((error: unknown) => {
+      throw error instanceof ObjectMissing ? new Error(`${error.message}, but a manifest of it; what it held cannot be told. ${ifNotNeeded}`, { cause: error }) : error
+    })
     const wrong = differences({ bytes: existing.bytes, sha256: existing.sha256 }, got)
-    if (wrong) throw new Error(`${url}: the object differs from its manifest, and what it holds cannot be told: ${wrong}`)
+    if (wrong) throw new Error(`${url}: the object differs from its manifest, and what it holds cannot be told: ${wrong}. ${ifNotNeeded}`)
     // Measured: 2.88M rows on each side take 2 s, with a peak of 674 MB for the process.
     return await withDuckDB(work, '350MB', async duckdb => {
       await confine(duckdb, { directories: [work] })

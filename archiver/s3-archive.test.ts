@@ -94,6 +94,28 @@ t.test('a store that fails half of its requests gets each partition once', { ski
   for (const [n, partition] of partitions.entries()) t.same(await contentOf(db.admin, `fleet.${partition}`), before[n])
 })
 
+t.test('a file that the store lost leaves no manifest in the way of what the day holds later', { skip }, async t => {
+  const bucket = await withObjectStore(t)
+  const db = await withDatabase(t)
+  await fillDay(db.admin, retiredDay, 1000)
+  const partition = await partitionOf(db.sql, retiredDay)
+  await db.sql`select fleet.archive_partition(${partition})`
+  const directory = await makeDirectory(t)
+  const proxy = await withProxy(t, bucket.endpoint, (_, { method, url }) => method === 'PUT' && url?.includes('.parquet') ? 'swallow' : 'pass')
+  const { code } = await runOnce(t, db, directory, bucketEnv(bucket, proxy.endpoint))
+  t.equal(code, 1)
+  t.match(await stateOf(db.sql, partition), { state: 'archive_failed', last_error: /_\d+\.parquet: the store said that it has this, and has it not/ })
+  t.same((await keysIn(bucket)).filter(key => key.includes('date=')), [])
+
+  const table = `fleet_detached.${partition}`
+  await db.admin`insert into ${db.admin(table)} (ts, received_at, device_id) select min(ts), now(), 900 from ${db.admin(table)}`
+  const grown = await contentOf(db.admin, table)
+  await db.sql`select fleet.retry_archive(${partition})`
+  const again = await runOnce(t, db, directory, bucketEnv(bucket))
+  t.equal(again.code, 0, again.output)
+  t.match(await stateOf(db.sql, partition), { state: 'dropped', ...grown })
+})
+
 t.test('killed with -9 at any request to a store that fails half of them, the next run archives it once', { skip: skip || leftToCi() }, async t => {
   const bucket = await withObjectStore(t)
   const db = await withDatabase(t)
