@@ -1,9 +1,36 @@
+import { once } from 'node:events'
+import { connect, type Socket } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+import postgres from 'postgres'
 import t from 'tap'
 import { toRfc3339 } from './database.ts'
+import { testCluster, withDatabase } from '../local/testing.ts'
 
 t.test('a timestamp keeps its microseconds', async t => {
   t.equal(toRfc3339('2026-01-02 03:04:05.678901+00'), '2026-01-02T03:04:05.678901Z')
   t.equal(toRfc3339('2026-01-02 03:04:05+00'), '2026-01-02T03:04:05Z')
   t.equal(toRfc3339('2026-01-02 03:04:05-05'), '2026-01-02T03:04:05-05:00')
   t.equal(toRfc3339('2026-01-02 03:04:05+05:30'), '2026-01-02T03:04:05+05:30')
+})
+
+// Without patches/postgres+3.4.9.patch the next statement is never sent, and fails when connect_timeout is over.
+t.test('after a connection that died with a statement not yet sent, the next statement is answered', async t => {
+  const db = await withDatabase(t)
+  const { host, port } = testCluster()
+  let socket: Socket | undefined
+  const open = async () => {
+    socket = connect(port, host)
+    await once(socket, 'connect')
+    return socket
+  }
+  const options = { max: 1, fetch_types: false, connect_timeout: 120, socket: open }
+  const sql = postgres(db.url('fleet_server'), options as postgres.Options<Record<string, never>>)
+  t.teardown(() => sql.end({ timeout: 1 }))
+  await sql`select 1`
+  socket?.destroy()
+  // As the writer, which sends when the sockets of a turn of the event loop were read: that this one is closed is told just after.
+  await new Promise(resolve => setImmediate(resolve))
+  await t.rejects(sql`select 2`, { code: 'CONNECTION_CLOSED' })
+  const answer = await Promise.race([sql`select 3 as number`, sleep(20_000, 'no answer', { ref: false })])
+  t.match(answer, [{ number: 3 }])
 })
