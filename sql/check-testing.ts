@@ -52,6 +52,7 @@ export async function withoutTroubles(t: Test) {
       env: {
         ...plainEnv(), PATH: [testCluster().postgres.bin, plainEnv().PATH].join(delimiter),
         ARCHIVER_DATABASE_URL: db.url('fleet_archiver'), ARCHIVE_URL: pathToFileURL(`${directory}/archive`).href,
+        TMPDIR: directory, // it is killed, and removes nothing
       },
     })
     const ended = new Promise(resolve => child.once('close', resolve))
