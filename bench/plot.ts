@@ -23,6 +23,8 @@ const TOP = 44
 const BOTTOM = 44
 const colours = ['#2f7ed8', '#d9692b', '#3a9d5d', '#9b59b6', '#c0392b', '#7f8c8d']
 
+const colour = (index: number) => colours[index % colours.length]!
+
 export function plot({ title, x, y, series, spans = [], isLogarithmic = false }: Plot) {
   const all = series.flatMap(({ points }) => points)
   if (all.length === 0) throw new Error(`${title}: there is nothing to plot`)
@@ -51,13 +53,12 @@ export function plot({ title, x, y, series, spans = [], isLogarithmic = false }:
     ...ticks(left, right).map(value => text(px(value), HEIGHT - BOTTOM + 16, short(value))),
     text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x),
     text(LEFT, TOP - 24, y, 'start'),
-    ...series.flatMap(({ name, points }, index) => {
-      const colour = colours[index % colours.length]!
-      return [
-        `<polyline fill="none" stroke="${colour}" stroke-width="1.5" points="${points.map(([at, value]) => `${px(at).toFixed(1)},${py(value).toFixed(1)}`).join(' ')}"/>`,
-        `<text x="${WIDTH - RIGHT - (series.length - 1 - index) * 150}" y="${TOP - 24}" text-anchor="end" fill="${colour}">${escape(name)}</text>`,
-      ]
-    }),
+    ...series.map(({ points }, index) => (
+      `<polyline fill="none" stroke="${colour(index)}" stroke-width="1.5" points="${points.map(([at, value]) => `${px(at).toFixed(1)},${py(value).toFixed(1)}`).join(' ')}"/>`
+    )),
+    `<text x="${WIDTH - RIGHT}" y="${TOP - 24}" text-anchor="end">`,
+    ...series.map(({ name }, index) => `<tspan dx="${index && 20}" fill="${colour(index)}">${escape(name)}</tspan>`),
+    '</text>',
     '</svg>',
   ]
   return `${lines.join('\n')}\n`

@@ -1,6 +1,7 @@
 /*
  * Half an hour at 1,000 heartbeats a second, each sent at its time and its latency counted from then, with a nightly run and the archive of
- * a day in it. p99 of every ten seconds and the server's memory are plotted.
+ * a day in it. p99 of every ten seconds and the server's memory are plotted, and the slowest fdatasync of another file on the same disk: what
+ * both have in common is the disk's.
  */
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -10,6 +11,7 @@ import { pathToFileURL } from 'node:url'
 import postgres from 'postgres'
 import { say } from '../local/progress.ts'
 import { loadDay } from './archive.ts'
+import { watchDisk } from './disk.ts'
 import { atMost, median, percentile, type Figure } from './figure.ts'
 import { startSender } from './heartbeats.ts'
 import { readOptions } from './options.ts'
@@ -26,6 +28,9 @@ const options = {
   plot: { otherwise: 'docs/soak.svg', what: 'file for the plot' },
 } as const
 
+/** Ms from which a window counts as slow, and the disk in it. */
+const SLOW = { p99: 100, disk: 50 }
+
 export async function benchSoak(args: string[]): Promise<Figure[]> {
   const given = readOptions('soak', args, options)
   return withStore(async store => {
@@ -37,6 +42,7 @@ export async function benchSoak(args: string[]): Promise<Figure[]> {
     const owner = postgres(cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
     const server = await startServer(store)
     const sender = startSender()
+    const disk = await watchDisk(directory)
     try {
       await sender.connect(server.port, 1_000, devices)
       await admin`checkpoint`
@@ -49,14 +55,17 @@ export async function benchSoak(args: string[]): Promise<Figure[]> {
       const p99: Series = { name: 'p99, ms', points: [] }
       const p50: Series = { name: 'p50, ms', points: [] }
       const memory: Series = { name: 'memory of the server, MB', points: [] }
+      const fdatasync: Series = { name: 'slowest fdatasync of another file, ms', points: [] }
       const watch = async () => {
         while (!over) {
           await sleep(given.window * 1000)
           const latencies = (await sender.acknowledged()).map(({ latency }) => latency)
+          const slowest = disk.takeSlowest()
           if (latencies.length === 0) continue
           p50.points.push([now() / 60, median(latencies)])
           p99.points.push([now() / 60, percentile(latencies, 99)])
           memory.points.push([now() / 60, (await usageOf(server.pid)).rssMb])
+          fdatasync.points.push([now() / 60, slowest])
           const every = Math.max(1, Math.round(60 / given.window))
           if (p99.points.length % every === 0) say(`  ${Math.round(now())} s of ${given.seconds} s: p99 ${p99.points.at(-1)![1].toFixed(1)} ms, ${memory.points.at(-1)![1].toFixed(0)} MB`)
         }
@@ -84,8 +93,10 @@ export async function benchSoak(args: string[]): Promise<Figure[]> {
       const [sent] = await Promise.all([sending, watch(), works()])
       await writeFile(resolve(given.plot), plot({
         title: `${Math.round(given.devices / 60).toLocaleString('en')} heartbeats/s for ${Math.round(given.seconds / 60)} minutes`,
-        x: 'minutes', y: '', series: [p50, p99, memory], spans,
+        x: 'minutes', y: '', series: [p50, p99, memory, fdatasync], spans,
       }))
+      const slow = p99.points.map(([, ms]) => ms > SLOW.p99)
+      const slowDisks = (among: boolean) => fdatasync.points.filter(([, ms], n) => slow[n] === among && ms > SLOW.disk).length
       const half = memory.points.slice(Math.floor(memory.points.length / 5)).map(([, mb]) => mb)
       const early = median(half.slice(0, Math.ceil(half.length / 4)))
       const late = median(half.slice(-Math.ceil(half.length / 4)))
@@ -95,6 +106,9 @@ export async function benchSoak(args: string[]): Promise<Figure[]> {
         { name: 'latency p50', measured: sent.latency.p50, unit: 'ms' },
         { name: 'latency p99', measured: sent.latency.p99, unit: 'ms', target: atMost(300) },
         { name: `p99 of the worst ${given.window} s`, measured: Math.max(...p99.points.map(([, ms]) => ms)), unit: 'ms' },
+        { name: `windows with a p99 over ${SLOW.p99} ms, of ${slow.length}`, measured: slow.filter(Boolean).length, unit: '' },
+        { name: `of these with an fdatasync of another file over ${SLOW.disk} ms`, measured: slowDisks(true), unit: '' },
+        { name: 'and of the others', measured: slowDisks(false), unit: '' },
         { name: 'latency max', measured: sent.latency.max, unit: 'ms' },
         { name: 'night', measured: 60 * (spans[0]!.to - spans[0]!.from), unit: 's' },
         { name: 'archive', measured: 60 * (spans[1]!.to - spans[1]!.from), unit: 's' },
@@ -104,6 +118,7 @@ export async function benchSoak(args: string[]): Promise<Figure[]> {
       ]
     } finally {
       sender.end()
+      await disk.end()
       await owner.end({ timeout: 1 })
       await server.stop()
       await rm(directory, { recursive: true, force: true })

@@ -34,3 +34,12 @@ t.test('after a connection that died with a statement not yet sent, the next sta
   const answer = await Promise.race([sql`select 3 as number`, sleep(20_000, 'no answer', { ref: false })])
   t.match(answer, [{ number: 3 }])
 })
+
+// Without the patch it fails with the error of the statement before.
+t.test('after a backend was ended in a statement, the next one is answered', async t => {
+  const db = await withDatabase(t)
+  const sql = postgres(db.url('fleet_server'), { max: 1, fetch_types: false })
+  t.teardown(() => sql.end({ timeout: 1 }))
+  await t.rejects(sql`select pg_terminate_backend(pg_backend_pid())`, { code: 'CONNECTION_CLOSED' })
+  t.match(await sql`select 2 as number`, [{ number: 2 }])
+})

@@ -14,7 +14,7 @@ export interface Fault {
   without?: (system: System) => string | undefined
   /** Says what was done, in a few words. */
   strike: (system: System, random: () => number) => Promise<string>
-  /** Ms that 99 % of what was accepted meanwhile may have waited at most. */
+  /** Ms that 99 % of what was due meanwhile, and accepted, may have waited at most. */
   p99?: number
 }
 
