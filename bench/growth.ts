@@ -3,7 +3,7 @@
  * of the sizes. A device beats as often at each size; there are more devices. Then how long the planner takes with more partitions.
  *
  *   ingest    the writer's statement, batches of 500 of the same devices, straight to Postgres
- *   reads     a device's heartbeats of a past day
+ *   reads     a device's heartbeats of a past day, and what of them came from the disk
  *   night     fleet.nightly() with one day to retire, by the rows of that day
  *   archive   from partition.archive.start to partition.drop of that day, by its rows
  */
@@ -18,6 +18,7 @@ import { fillDays } from './load-history.ts'
 import { readOptions, UsageError } from './options.ts'
 import { pgbench } from './pgbench.ts'
 import { plot } from './plot.ts'
+import { diskReads } from './processes.ts'
 import { enroll, startProgram, withStore } from './store.ts'
 
 const DAYS = 90
@@ -56,6 +57,7 @@ export async function benchGrowth(args: string[]): Promise<Figure[]> {
     try {
       const straight = pgbench(store, (await enroll(store, 1_000, 'ingest')).map(({ device_id }) => device_id), 2)
       const costs = new Map<number, Record<Kind, number>>()
+      const fromDisk = new Map<number, number>()
       const ids: number[] = []
       let night = 0
       for (const size of sizes) {
@@ -76,9 +78,12 @@ export async function benchGrowth(args: string[]): Promise<Figure[]> {
           await admin`checkpoint`
         })
         const measured: Record<Kind, number[]> = { ingest: [], read: [], night: [], archive: [] }
+        const bytes: number[] = []
         for (let round = 1; round <= given.rounds; round++) {
           measured.ingest.push(1e6 / await straight(500, given.seconds))
-          measured.read.push(await readDay(admin, ids, round))
+          const read = await readDays(admin, ids, round)
+          measured.read.push(read.us)
+          bytes.push(read.bytes)
           night++
           const took = await oneNight(owner, admin, night, () => archive(directory, cluster.url('fleet_archiver', 'fleet')))
           measured.night.push(took.night)
@@ -86,6 +91,7 @@ export async function benchGrowth(args: string[]): Promise<Figure[]> {
         }
         const cost = Object.fromEntries(kinds.map(kind => [kind, median(measured[kind])])) as Record<Kind, number>
         costs.set(size, cost)
+        fromDisk.set(size, median(bytes))
         say(`${size.toLocaleString('en')} rows: ${kinds.map(kind => `${kind} ${cost[kind].toFixed(2)} µs/row`).join(', ')}`)
       }
       const planning: Figure[] = []
@@ -99,6 +105,7 @@ export async function benchGrowth(args: string[]): Promise<Figure[]> {
         ...sizes.flatMap(size => kinds.map((kind): Figure => (
           { name: `${size.toLocaleString('en')} rows online: ${kind}`, measured: costs.get(size)![kind], unit: 'µs/row' }
         ))),
+        ...sizes.map(size => ({ name: `${size.toLocaleString('en')} rows online: read from the disk`, measured: fromDisk.get(size)!, unit: 'bytes/row' })),
         ...(first === last ? [] : kinds.map((kind): Figure => ({
           name: `${kind}: a row at ${last.toLocaleString('en')} / at ${first.toLocaleString('en')}`,
           measured: costs.get(last)![kind] / costs.get(first)![kind], unit: '', target: atMost(MOST),
@@ -120,20 +127,23 @@ async function archive(directory: string, url: string) {
   if (/"level":"(error|fatal)"/.test(archiver.output())) throw new Error(`the archiver failed:\n${archiver.output()}`)
 }
 
-/** µs for each row; of many devices and days in turn, each of them new. */
-async function readDay(admin: Sql, ids: number[], round: number) {
+/** µs for each row, the median of many devices and days in turn, each of them new; and bytes for each row that came from the disk. */
+async function readDays(admin: Sql, ids: number[], round: number) {
   const times: number[] = []
+  let rows = 0
+  const bytes = await diskReads()
   for (let turn = 0; turn < 200; turn++) {
     const id = ids[(turn * 37 + round * 11) % ids.length]!
     const from = new Date(Math.floor(Date.now() / DAY_MS) * DAY_MS - (1 + turn % 40) * DAY_MS)
     const started = performance.now()
-    const rows = await admin`
+    const found = await admin`
       select * from fleet.device_heartbeats
       where device_id = ${id} and ts >= ${from} and ts < ${from}::timestamptz + interval '1 day' order by ts desc
     `
-    if (rows.length > 0) times.push(1000 * (performance.now() - started) / rows.length)
+    if (found.length > 0) times.push(1000 * (performance.now() - started) / found.length)
+    rows += found.length
   }
-  return median(times)
+  return { us: median(times), bytes: await bytes() / rows }
 }
 
 /** The night so many days from now, in which a day leaves, and its archive; µs for each row of that day. */
@@ -161,16 +171,17 @@ async function oneNight(owner: Sql, admin: Sql, night: number, archive: () => Pr
 /** Planning of a device's day, and of its newest heartbeat without bounds, with so many partitions attached. */
 async function plan(admin: Sql, count: number): Promise<Figure[]> {
   await admin`select fleet.set_retention(${`${count + 30} days`}::interval)`
-  const [there] = await admin<{ count: number, first: Date }[]>`
+  // Days that are archived are not made again, so those before them are.
+  const attached = async () => (await admin<{ count: number, first: Date }[]>`
     select count(*)::integer as count, min(range_start) as first from fleet.attached_partitions()
-  `
-  const lacking = count - there!.count
-  if (lacking > 0) {
-    const until = new Date(there!.first.getTime() - DAY_MS)
-    const from = new Date(there!.first.getTime() - lacking * DAY_MS)
-    await admin`select fleet.create_partitions((${from}::timestamptz at time zone 'UTC')::date, (${until}::timestamptz at time zone 'UTC')::date)`
+  `)[0]!
+  let now = await attached()
+  for (let before = now.first; now.count < count;) {
+    const until = new Date(before.getTime() - DAY_MS)
+    before = new Date(before.getTime() - (count - now.count) * DAY_MS)
+    await admin`select fleet.create_partitions((${before}::timestamptz at time zone 'UTC')::date, (${until}::timestamptz at time zone 'UTC')::date)`
+    now = await attached()
   }
-  const [now] = await admin<{ count: number }[]>`select count(*)::integer as count from fleet.attached_partitions()`
   const planned = async (query: string) => {
     const times: number[] = []
     for (let turn = 0; turn < 50; turn++) {
@@ -181,8 +192,8 @@ async function plan(admin: Sql, count: number): Promise<Figure[]> {
   }
   const day = new Date(Date.now() - 5 * DAY_MS).toISOString()
   return [
-    { name: `planning a device's day, ${now!.count} partitions`, measured: await planned(`select * from fleet.device_heartbeats where device_id = 1 and ts >= '${day}' and ts < '${day}'::timestamptz + interval '1 day'`), unit: 'ms' },
-    { name: `planning a day's count, ${now!.count} partitions`, measured: await planned(`select count(*) from fleet.device_heartbeats where ts >= '${day}'::timestamptz and ts < timestamptz '${day}' + interval '1 day'`), unit: 'ms' },
-    { name: `planning without bounds of ts, ${now!.count} partitions`, measured: await planned('select * from fleet.device_heartbeats where device_id = 1 order by ts desc limit 1'), unit: 'ms' },
+    { name: `planning a device's day, ${now.count} partitions`, measured: await planned(`select * from fleet.device_heartbeats where device_id = 1 and ts >= '${day}' and ts < '${day}'::timestamptz + interval '1 day'`), unit: 'ms' },
+    { name: `planning a day's count, ${now.count} partitions`, measured: await planned(`select count(*) from fleet.device_heartbeats where ts >= '${day}'::timestamptz and ts < timestamptz '${day}' + interval '1 day'`), unit: 'ms' },
+    { name: `planning without bounds of ts, ${now.count} partitions`, measured: await planned('select * from fleet.device_heartbeats where device_id = 1 order by ts desc limit 1'), unit: 'ms' },
   ]
 }

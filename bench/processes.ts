@@ -46,6 +46,12 @@ export async function iowait() {
   }
 }
 
+/** Bytes that the machine read from its disks since an earlier look. */
+export async function diskReads() {
+  const before = await readPagedIn()
+  return async () => await readPagedIn() - before
+}
+
 /** CPU seconds in a time as percent of all processors. */
 export function cpuPercent(cpuSeconds: number, seconds: number) {
   return 100 * cpuSeconds / (seconds * availableParallelism())
@@ -70,4 +76,8 @@ async function readCpu() {
   // user nice system idle iowait irq softirq steal; guest times are within user already.
   const times = first.trim().split(/\s+/).slice(1, 9).map(Number)
   return { all: times.reduce((sum, value) => sum + value, 0), iowait: times[4] ?? 0 }
+}
+
+async function readPagedIn() {
+  return 1_024 * Number(/^pgpgin (\d+)$/m.exec(await readFile('/proc/vmstat', 'utf8'))?.[1])
 }

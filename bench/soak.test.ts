@@ -32,7 +32,7 @@ t.test('growth measures each size and plans with more partitions', { skip: leftT
   ])
   t.match(figures.find(({ name }) => name === 'archive: a row at 8,000 / at 2,000'), { target: { at: 'most', value: 1.1 } })
   t.equal(figures.filter(({ name }) => name.startsWith('planning')).length, 6)
-  t.ok(figures.every(({ measured }) => measured > 0))
+  t.ok(figures.every(({ name, measured }) => measured > 0 || name.endsWith('read from the disk')))
   const svg = await readFile(file, 'utf8')
   t.equal(svg.match(/<polyline/g)?.length, 4)
   t.notMatch(svg, /NaN|Infinity/)
