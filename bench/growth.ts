@@ -1,9 +1,11 @@
 /*
- * What a row costs when there are more of them: ingest, reads, a night and an archive with so many rows online, spread over 90 days, at each
- * of the sizes. A device beats as often at each size; there are more devices. Then how long the planner takes with more partitions.
+ * What a row costs when there are more of them: ingest, reads, a night and an archive with so many rows online, spread over 90 days. Each
+ * size has a cluster of its own, and they take turns. A device beats as often at each size; there are more devices. Then how long the
+ * planner takes with more partitions.
  *
  *   ingest    the writer's statement, batches of 500 of the same devices, straight to Postgres
- *   reads     a device's heartbeats of a past day, and what of them came from the disk
+ *   status    fleet.device_status of a device
+ *   day       a device's heartbeats of a past day, and what of them came from the disk
  *   night     fleet.nightly() with one day to retire, by the rows of that day
  *   archive   from partition.archive.start to partition.drop of that day, by its rows
  */
@@ -19,7 +21,7 @@ import { readOptions, UsageError } from './options.ts'
 import { pgbench } from './pgbench.ts'
 import { plot } from './plot.ts'
 import { diskReads } from './processes.ts'
-import { enroll, startProgram, withStore } from './store.ts'
+import { enroll, startProgram, withStore, type Store } from './store.ts'
 
 const DAYS = 90
 const DAY_MS = 86_400_000
@@ -37,98 +39,125 @@ const options = {
   plot: { otherwise: 'docs/growth.svg', what: 'file for the plot' },
 } as const
 
-const kinds = ['ingest', 'read', 'night', 'archive'] as const
-type Kind = (typeof kinds)[number]
+const names = { ingest: 'ingest', status: 'status of a device', day: 'a day of a device', night: 'night', archive: 'archive' }
+type Kind = keyof typeof names
+const kinds = Object.keys(names) as Kind[]
+
+interface Site {
+  admin: Sql
+  owner: Sql
+  /** The devices that have a history. */
+  ids: number[]
+  straight: ReturnType<typeof pgbench>
+  archive: () => Promise<void>
+}
 
 export async function benchGrowth(args: string[]): Promise<Figure[]> {
   const given = readOptions('growth', args, options)
   const sizes = [...given.sizes].sort((a, b) => a - b)
-  // The nights go on where the last size ended.
-  if (sizes.length * given.rounds > DAYS / 2) throw new UsageError('--sizes times --rounds must be below 45 nights')
+  if (given.rounds > DAYS / 2) throw new UsageError('--rounds must be at most 45 nights')
   const { bavail, bsize } = await statfs(tmpdir())
-  const needed = sizes.at(-1)! * BYTES_A_ROW
-  if (bavail * bsize < needed) {
-    throw new Error(`${tmpdir()} has ${Math.round(bavail * bsize / 1e9)} GB free; ${sizes.at(-1)!.toLocaleString('en')} rows may take ${Math.round(needed / 1e9)} GB`)
+  const all = sizes.reduce((sum, size) => sum + size, 0)
+  if (bavail * bsize < all * BYTES_A_ROW) {
+    throw new Error(`${tmpdir()} has ${Math.round(bavail * bsize / 1e9)} GB free; ${all.toLocaleString('en')} rows may take ${Math.round(all * BYTES_A_ROW / 1e9)} GB`)
   }
-  return withStore(async store => {
-    const { admin, cluster } = store
-    const owner = postgres(cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
+  return withStores(sizes.length, async stores => {
+    const sites: Site[] = []
     const directory = await mkdtemp(join(tmpdir(), 'fleet-growth-'))
     try {
-      const straight = pgbench(store, (await enroll(store, 1_000, 'ingest')).map(({ device_id }) => device_id), 2)
-      const costs = new Map<number, Record<Kind, number>>()
-      const fromDisk = new Map<number, number>()
-      const ids: number[] = []
-      let night = 0
-      for (const size of sizes) {
-        const wanted = Math.max(1, Math.round(size / DAYS / given.beats))
-        const fresh = (await enroll(store, wanted - ids.length, `to-${size}`)).map(({ device_id }) => device_id)
-        ids.push(...fresh)
-        const today = Math.floor(Date.now() / DAY_MS) * DAY_MS
-        const days = await admin<{ partition_name: string, range_start: Date }[]>`
-          select partition_name, range_start from fleet.attached_partitions()
-          where range_start >= ${new Date(today - DAYS * DAY_MS)} and range_end <= ${new Date(today)} order by range_start
-        `
-        await fillDays(admin, fresh, days, given.beats, 2)
-        await step('VACUUM (ANALYZE), and what the nights before did', async () => {
-          await admin.unsafe('vacuum (analyze) fleet.device_heartbeats')
-          // It rolls up all that is new; those that are measured have a day each.
-          await owner`call fleet.nightly(null, null, ${new Date(Date.now() + night * DAY_MS)})`
-          await archive(directory, cluster.url('fleet_archiver', 'fleet'))
-          await admin`checkpoint`
-        })
-        const measured: Record<Kind, number[]> = { ingest: [], read: [], night: [], archive: [] }
-        const bytes: number[] = []
-        for (let round = 1; round <= given.rounds; round++) {
-          measured.ingest.push(1e6 / await straight(500, given.seconds))
-          const read = await readDays(admin, ids, round)
-          measured.read.push(read.us)
-          bytes.push(read.bytes)
-          night++
-          const took = await oneNight(owner, admin, night, () => archive(directory, cluster.url('fleet_archiver', 'fleet')))
-          measured.night.push(took.night)
-          measured.archive.push(took.archive)
+      for (const [n, store] of stores.entries()) sites.push(await fill(store, sizes[n]!, given.beats, join(directory, `archive-${n}`)))
+      const costs = sites.map(() => Object.fromEntries(kinds.map(kind => [kind, [] as number[]])) as Record<Kind, number[]>)
+      const fromDisk = sites.map(() => [] as number[])
+      for (let round = 1; round <= given.rounds; round++) {
+        // Each size has its turn with each kind before the next one; who is first changes.
+        const turns = sites.map((_, n) => (n + round) % sites.length)
+        for (const n of turns) costs[n]!.ingest.push(1e6 / await sites[n]!.straight(500, given.seconds))
+        for (const n of turns) costs[n]!.status.push(await readStatus(sites[n]!, round))
+        for (const n of turns) {
+          const { us, bytes } = await readDays(sites[n]!, round)
+          costs[n]!.day.push(us)
+          fromDisk[n]!.push(bytes)
         }
-        const cost = Object.fromEntries(kinds.map(kind => [kind, median(measured[kind])])) as Record<Kind, number>
-        costs.set(size, cost)
-        fromDisk.set(size, median(bytes))
-        say(`${size.toLocaleString('en')} rows: ${kinds.map(kind => `${kind} ${cost[kind].toFixed(2)} µs/row`).join(', ')}`)
+        for (const n of turns) {
+          const { night, archive } = await oneNight(sites[n]!, round)
+          costs[n]!.night.push(night)
+          costs[n]!.archive.push(archive)
+        }
+        say(`round ${round} of ${given.rounds}: ${kinds.map(kind => `${kind} ${costs.map(cost => cost[kind].at(-1)!.toFixed(2)).join(', ')}`).join('; ')} µs/row`)
       }
       const planning: Figure[] = []
-      for (const count of given.partitions) planning.push(...await plan(admin, count))
+      for (const count of given.partitions) planning.push(...await plan(sites[0]!.admin, count))
       await writeFile(resolve(given.plot), plot({
         title: 'Cost of a row by rows online', x: 'rows online', y: 'µs a row', isLogarithmic: true,
-        series: kinds.map(kind => ({ name: kind, points: sizes.map(size => [size, costs.get(size)![kind]] as [number, number]) })),
+        series: kinds.map(kind => ({ name: names[kind], points: sizes.map((size, n) => [size, median(costs[n]![kind])] as [number, number]) })),
       }))
-      const [first, last] = [sizes[0]!, sizes.at(-1)!]
+      const [first, last] = [costs[0]!, costs.at(-1)!]
       return [
-        ...sizes.flatMap(size => kinds.map((kind): Figure => (
-          { name: `${size.toLocaleString('en')} rows online: ${kind}`, measured: costs.get(size)![kind], unit: 'µs/row' }
+        ...sizes.flatMap((size, n) => kinds.map((kind): Figure => (
+          { name: `${size.toLocaleString('en')} rows online: ${names[kind]}`, measured: median(costs[n]![kind]), unit: 'µs/row' }
         ))),
-        ...sizes.map(size => ({ name: `${size.toLocaleString('en')} rows online: read from the disk`, measured: fromDisk.get(size)!, unit: 'bytes/row' })),
+        ...sizes.map((size, n) => ({ name: `${size.toLocaleString('en')} rows online: read from the disk for a day`, measured: median(fromDisk[n]!), unit: 'bytes/row' })),
         ...(first === last ? [] : kinds.map((kind): Figure => ({
-          name: `${kind}: a row at ${last.toLocaleString('en')} / at ${first.toLocaleString('en')}`,
-          measured: costs.get(last)![kind] / costs.get(first)![kind], unit: '', target: atMost(MOST),
+          name: `${names[kind]}: a row at ${sizes.at(-1)!.toLocaleString('en')} / at ${sizes[0]!.toLocaleString('en')}`,
+          measured: median(last[kind].map((cost, n) => cost / first[kind][n]!)), unit: '', target: atMost(MOST),
         }))),
         ...planning,
       ]
     } finally {
-      await owner.end({ timeout: 1 })
+      await Promise.all(sites.map(({ owner }) => owner.end({ timeout: 1 })))
       await rm(directory, { recursive: true, force: true })
     }
   })
 }
 
-async function archive(directory: string, url: string) {
+function withStores<T>(count: number, work: (stores: Store[]) => Promise<T>, stores: Store[] = []): Promise<T> {
+  return stores.length === count ? work(stores) : withStore(store => withStores(count, work, [...stores, store]))
+}
+
+/** Fills a store with so many rows over 90 days, of as many devices as that takes. */
+async function fill(store: Store, size: number, beats: number, archive: string): Promise<Site> {
+  const { admin, cluster } = store
+  const owner = postgres(cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
+  const straight = pgbench(store, (await enroll(store, 1_000, 'ingest')).map(({ device_id }) => device_id), 2)
+  const ids = (await enroll(store, Math.max(1, Math.round(size / DAYS / beats)), 'history')).map(({ device_id }) => device_id)
+  const site: Site = { admin, owner, ids, straight, archive: () => archiveAll(archive, cluster.url('fleet_archiver', 'fleet')) }
+  const today = Math.floor(Date.now() / DAY_MS) * DAY_MS
+  const days = await admin<{ partition_name: string, range_start: Date }[]>`
+    select partition_name, range_start from fleet.attached_partitions()
+    where range_start >= ${new Date(today - DAYS * DAY_MS)} and range_end <= ${new Date(today)} order by range_start
+  `
+  await fillDays(admin, ids, days, beats, 2)
+  await step('VACUUM (ANALYZE), and a first night', async () => {
+    await admin.unsafe('vacuum (analyze) fleet.device_heartbeats')
+    // It rolls up all that is new; those that are measured have a day each.
+    await owner`call fleet.nightly()`
+    await site.archive()
+    await admin`checkpoint`
+  })
+  return site
+}
+
+async function archiveAll(directory: string, url: string) {
   const archiver = startProgram('archiver/main.ts', {
-    args: ['--once'], env: { ARCHIVER_DATABASE_URL: url, ARCHIVE_URL: pathToFileURL(join(directory, 'archive')).href },
+    args: ['--once'], env: { ARCHIVER_DATABASE_URL: url, ARCHIVE_URL: pathToFileURL(directory).href },
   })
   await archiver.exited
   if (/"level":"(error|fatal)"/.test(archiver.output())) throw new Error(`the archiver failed:\n${archiver.output()}`)
 }
 
+/** µs, the median of many devices in turn. */
+async function readStatus({ admin, ids }: Site, round: number) {
+  const times: number[] = []
+  for (let turn = 0; turn < 500; turn++) {
+    const started = performance.now()
+    await admin`select * from fleet.device_status where device_id = ${ids[(turn * 37 + round * 11) % ids.length]!}`
+    times.push(1000 * (performance.now() - started))
+  }
+  return median(times)
+}
+
 /** µs for each row, the median of many devices and days in turn, each of them new; and bytes for each row that came from the disk. */
-async function readDays(admin: Sql, ids: number[], round: number) {
+async function readDays({ admin, ids }: Site, round: number) {
   const times: number[] = []
   let rows = 0
   const bytes = await diskReads()
@@ -147,7 +176,7 @@ async function readDays(admin: Sql, ids: number[], round: number) {
 }
 
 /** The night so many days from now, in which a day leaves, and its archive; µs for each row of that day. */
-async function oneNight(owner: Sql, admin: Sql, night: number, archive: () => Promise<void>) {
+async function oneNight({ admin, owner, archive }: Site, night: number) {
   const started = performance.now()
   await owner`call fleet.nightly(null, null, ${new Date(Date.now() + night * DAY_MS)})`
   const took = 1000 * (performance.now() - started)
