@@ -65,7 +65,7 @@ t.test('a day that came back while it was restored is no failure', async t => {
   await db.sql`select fleet.create_partitions(${day}::date, ${day}::date)`
   await t.rejects(db.sql`select fleet.finish_restore(${partition}, 'slow')`, { code: 'FL002', message: /is active/ })
   await db.sql`select fleet.fail_restore(${partition}, 'slow', 'it is active')`
-  t.match(await db.sql`select state from fleet.restore_items`, [{ state: 'done' }])
+  t.match(await db.sql`select state, last_error from fleet.restore_items`, [{ state: 'done', last_error: null }])
   t.same(await db.sql`select relname from pg_class where relname ~ 'restoring'`, [])
   t.same((await workAll(t, db, directory)).results, [])
 })

@@ -10,7 +10,7 @@ begin
   v_partition := fleet.get_partition(p_partition);
   update fleet.restore_items
   set state = case when v_partition.state = 'dropped' then 'failed' else 'done' end,
-    finished_at = now(), last_error = p_error, lease_owner = null, lease_until = null
+    finished_at = now(), last_error = case when v_partition.state = 'dropped' then p_error end, lease_owner = null, lease_until = null
   where partition_name = p_partition and state = 'running' and lease_owner = p_worker;
   if not found then
     return;

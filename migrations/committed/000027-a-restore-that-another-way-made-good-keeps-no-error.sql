@@ -1,0 +1,33 @@
+--! Previous: sha1:d07c897d4bee20601de45269b1f0898da4acf781
+--! Hash: sha1:0b4b26d6b47a7d2682253d5f4f36f7616f259278
+--! Message: A restore that another way made good keeps no error
+
+-- Enter migration here
+--! Included functions/fail_restore.sql
+create or replace function fleet.fail_restore(p_partition text, p_worker text, p_error text) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_partition fleet.hb_partitions;
+begin
+  v_partition := fleet.get_partition(p_partition);
+  update fleet.restore_items
+  set state = case when v_partition.state = 'dropped' then 'failed' else 'done' end,
+    finished_at = now(), last_error = case when v_partition.state = 'dropped' then p_error end, lease_owner = null, lease_until = null
+  where partition_name = p_partition and state = 'running' and lease_owner = p_worker;
+  if not found then
+    return;
+  end if;
+  perform fleet.drop_restoring(p_partition);
+  if v_partition.state = 'dropped' then
+    perform fleet.record_event('partition.restore.failed', p_partition, p_detail => p_error, p_is_ok => false);
+  end if;
+end
+$$;
+
+comment on function fleet.fail_restore(text, text, text) is
+  'A restore failed: keeps the reason and removes the half-filled table. The archive is untouched. A day that is back by other means counts as done.';
+--! EndIncluded functions/fail_restore.sql
