@@ -392,7 +392,7 @@ t.test('rollups and the history of storage are pruned by a setting, which is aud
   await dba`call fleet.nightly()`
   t.equal(await value(sql`select count(*)::int from fleet.device_availability_daily`), 160, 'never shorter than the retention: what is online would be rolled up again')
   const later = daysAgo(-41)
-  await dba`call fleet.nightly(null, null, ${later})`
+  await sql`call fleet.nightly(null, null, ${later})`
   const kept = await sql`select min(day)::text as first from fleet.device_availability_daily`
   t.match(kept, [{ first: day(90 - 41 - 1) }])
   t.match(await sql`select min(day)::text as first from fleet.rolled_up_days`, kept)

@@ -70,7 +70,8 @@ export async function withoutTroubles(t: Test) {
     for (const line of remedy.split('\n').filter(line => !line.startsWith('--'))) await session.unsafe(line)
   }
 
-  const check = (later = '0') => dba<{ check_name: string, status: string, detail: string, remedy: string | null }[]>`
+  // Only the owner may look from a later time.
+  const check = (later = '0') => (later === '0' ? dba : owner)<{ check_name: string, status: string, detail: string, remedy: string | null }[]>`
     select * from fleet.check(now() + ${later}::interval) where status <> 'ok'
   `
   const names = async (later?: string) => (await check(later)).map(row => row.check_name)

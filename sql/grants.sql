@@ -47,24 +47,21 @@ grant execute on function
   fleet.nightly_plan(interval, timestamptz),
   fleet.run_steps(bigint),
   fleet.check(timestamptz),
-  -- What the procedures call with the rights of who calls them.
-  fleet.begin_run(text),
-  fleet.end_run(bigint, text, integer),
-  fleet.do_step(text, text, timestamptz, date),
-  fleet.retention_plan(interval, timestamptz),
-  fleet.rollup_plan(timestamptz),
-  fleet.record_event(text, text, bigint, bigint, text, boolean, bigint),
-  fleet.count_up(text, numeric),
-  fleet.elapsed_ms(timestamptz),
+  -- What the procedures call with the rights of their caller. The steps are the owner's: see fleet.begin_run().
+  fleet.begin_run(text, interval, timestamptz),
+  fleet.run_next_step(bigint, integer),
+  fleet.end_run(bigint),
   fleet.is_night_missed(timestamptz)
 to fleet_server, fleet_dba;
 grant execute on procedure
   fleet.maintain(bigint, timestamptz),
   fleet.nightly(bigint, interval, timestamptz),
-  fleet.run_step(bigint, text, text, timestamptz, integer, date)
+  fleet.run_planned_steps(bigint)
 to fleet_server, fleet_dba;
 
 grant execute on function
+  fleet.retention_plan(interval, timestamptz),
+  fleet.rollup_plan(timestamptz),
   fleet.set_retention(interval),
   fleet.set_premake(integer),
   fleet.set_cadence(text, timestamptz),

@@ -203,11 +203,12 @@ t.test('a partition that cannot be retired is recorded and does not stop the oth
 t.test('a second run of maintenance says that one is running, and by whom', async t => {
   const db = await withDatabase(t)
   const holder = asRole(t, db, 'fleet_dba')
-  const [{ pid } = { pid: 0 }] = await holder<{ pid: number }[]>`select pg_backend_pid() as pid, fleet.begin_run('nightly')`
+  const [{ pid, run } = { pid: 0, run: '' }] = await holder<{ pid: number, run: string }[]>`
+    select pg_backend_pid() as pid, fleet.begin_run('nightly') as run`
   const dba = asRole(t, db, 'fleet_dba')
   await t.rejects(dba`call fleet.nightly()`, { code: 'FL003', message: RegExp(`backend ${pid}`) })
   await t.rejects(dba`call fleet.maintain()`, { code: 'FL003' })
-  await holder`select fleet.end_run(1, 'nightly', 0)`
+  await holder`select fleet.end_run(${run})`
   await dba`call fleet.nightly()`
 })
 

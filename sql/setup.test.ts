@@ -160,7 +160,7 @@ t.test('every call for DBAs and every view for dashboards shows an example in it
       -- What maintenance calls with the rights of who runs it, and what views call.
       and p.proname not like 'check\\_%'  -- the themes of check()
       and p.proname not in (
-        'begin_run', 'end_run', 'do_step', 'run_step', 'record_event', 'count_up', 'elapsed_ms', 'is_night_missed', 'job_history',
+        'begin_run', 'end_run', 'run_next_step', 'run_planned_steps', 'is_night_missed', 'job_history',
         'metric_values', 'silence_metrics', 'marks_hold', 'archive_columns', 'checksum_expression', 'sync_partitions', 'wake_archiver', 'run_steps', 'begin_adoption',
         'begin_verification', 'begin_abandoning', 'adoption_step', 'end_adoption', 'run_adoption'
       )

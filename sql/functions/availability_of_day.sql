@@ -16,6 +16,7 @@ as $$
 declare
   v_table regclass := fleet.find_day_table(p_day);
 begin
+  perform fleet.not_in_future(p_now);
   if v_table is null then
     return;
   end if;

@@ -12,6 +12,7 @@ declare
   v_commands text;
   v_names text;
 begin
+  perform fleet.not_in_future(p_now);
   check_name := 'adoptions';
   select string_agg(f.source || ' ' || f.fault, ', ' order by f.source), string_agg(f.command, e'\n' order by f.source)
   into v_names, v_commands

@@ -17,6 +17,7 @@ declare
   v_age interval;
   v_silence interval;
 begin
+  perform fleet.not_in_future(p_now);
   select * into strict v_settings from fleet.settings;
   select p_now - max(a.last_seen_at) into v_silence from fleet.archivers a;
 

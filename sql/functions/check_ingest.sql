@@ -18,6 +18,7 @@ declare
   v_total bigint;
   v_start bigint;
 begin
+  perform fleet.not_in_future(p_now);
   select * into strict v_settings from fleet.settings;
 
   check_name := 'triggers';

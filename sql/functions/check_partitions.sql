@@ -17,6 +17,7 @@ declare
   v_commands text;
   v_attach text;
 begin
+  perform fleet.not_in_future(p_now);
   select * into strict v_settings from fleet.settings;
   -- Detached by hand: made anew they would not be, attached they are as before.
   select e'-- as fleet_owner\n' || string_agg(

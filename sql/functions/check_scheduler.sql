@@ -16,6 +16,7 @@ declare
   v_commands text;
   v_role text;
 begin
+  perform fleet.not_in_future(p_now);
   check_name := 'monitoring';
   status := 'ok'; detail := 'the activity of other roles is visible'; remedy := null;
   if not pg_has_role('fleet_owner', 'pg_monitor', 'usage') or not pg_has_role('fleet_dba', 'pg_signal_backend', 'usage') then

@@ -19,6 +19,7 @@ declare
   v_workers bigint;
   v_wanted bigint;
 begin
+  perform fleet.not_in_future(p_now);
   -- Who holds others up, who works for long, who waits in a transaction: found alike, ended alike.
   foreach v_fault in array array['blocking', 'long_transactions', 'idle_in_transaction'] loop
     check_name := v_fault;

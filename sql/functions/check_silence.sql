@@ -16,6 +16,7 @@ declare
   v_is_fleet boolean;
   v_muted text;
 begin
+  perform fleet.not_in_future(p_now);
   check_name := 'heartbeats';
   select max(ls.last_received_at) into v_newest from fleet.device_last_status ls;
   status := 'ok'; detail := coalesce('the last one came ' || date_trunc('second', p_now - v_newest) || ' ago', 'none yet'); remedy := null;

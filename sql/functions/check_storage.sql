@@ -21,6 +21,7 @@ declare
   v_usual bigint;
   v_wal bigint;
 begin
+  perform fleet.not_in_future(p_now);
   select * into strict v_settings from fleet.settings;
 
   check_name := 'autovacuum';

@@ -25,6 +25,7 @@ declare
   v_until timestamptz;
   v_raw_days date[];
 begin
+  perform fleet.not_in_future(p_now);
   if p_now is null or p_from is null or p_to is null or not isfinite(p_from) or not isfinite(p_to) or p_from > p_to then
     raise exception using
       errcode = 'FL422',

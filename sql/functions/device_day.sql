@@ -9,7 +9,7 @@ set jit = off
 as $$
   with spans as (
     select generate_series(last.span - interval '23 hours 50 minutes', last.span, interval '10 minutes') as span
-    from (select date_bin('10 minutes', p_now, '2000-01-01 00:00:00+00') as span) last
+    from (select date_bin('10 minutes', fleet.not_in_future(p_now), '2000-01-01 00:00:00+00') as span) last
   ),
   beats as (
     select date_bin('10 minutes', h.ts, '2000-01-01 00:00:00+00') as span, count(*) as beats,

@@ -14,6 +14,9 @@ declare
   v_tss timestamptz[];
   v_device_ids bigint[];
 begin
+  if p_received_at > now() then
+    perform fleet.not_in_future(p_received_at);
+  end if;
   -- Twice at most: a partition can be retired between the look at fleet.hb_partitions and the insert (23514).
   for v_try in 1..2 loop
     begin

@@ -30,6 +30,7 @@ as $$
   cross join (
     select coalesce(p_retention, s.retention) as retention
     from fleet.settings s
+    where fleet.not_in_future(p_now) is not null
   ) r
   left join lateral (
     select min(o.source) as source from fleet.adoption_holds() o where o.since < p.range_end

@@ -12,6 +12,7 @@ declare
   v_writers text[];
   v_count integer;
 begin
+  perform fleet.not_in_future(p_now);
   if p_day is null or p_now is null or (p_day + 1)::timestamptz > p_now then
     raise exception using
       errcode = 'FL422',

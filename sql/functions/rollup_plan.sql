@@ -30,7 +30,7 @@ as $$
     case when r.devices = n.devices or n.devices = 0 then l.since else (d.day + 1)::timestamptz end
   from fleet.hb_partitions p
   join pg_class t on t.oid = p.relid
-  cross join fleet.settings s
+  cross join (select i.* from fleet.settings i where fleet.not_in_future(p_now) is not null) s
   cross join lateral (
     select g.day::date as day
     from generate_series(p.range_start, least(p.range_end, p_now) - interval '1 day', interval '1 day') as g (day)

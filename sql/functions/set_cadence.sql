@@ -11,6 +11,7 @@ declare
   v_end date;
   v_first date;
 begin
+  perform fleet.not_in_future(p_now);
   if p_cadence is null or p_cadence not in ('daily', 'monthly') then
     raise exception using
       errcode = 'FL422',

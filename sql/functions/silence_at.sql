@@ -13,7 +13,7 @@ as $$
   with ingest as materialized (
     select
       case
-        when fleet.is_ingest_down((select max(l.last_received_at) from fleet.device_last_status l), p_now) then 'ingest_down'
+        when fleet.is_ingest_down((select max(l.last_received_at) from fleet.device_last_status l), fleet.not_in_future(p_now)) then 'ingest_down'
         when p_now < w.gap_to + s.silence_window or w.gap_from is not null and w.gap_to is null
           or pg_postmaster_start_time() > w.looked_at then 'ingest_resumed'
         when w.looked_at < p_now - s.ingest_gap then 'unwatched'
