@@ -19,7 +19,7 @@ t.test('the nightly run by hand: the plan, then the steps', async t => {
   t.equal(await attached(), before, 'a dry run changes nothing')
 
   const run = await call('POST /ops/nightly?retention_days=60', { admin: true })
-  t.equal(run.status, 200)
+  t.equal(run.status, 200, JSON.stringify(run.body))
   const { steps } = run.body as Steps
   t.ok(steps.length > 0)
   t.ok(steps.every(({ ok }) => ok), JSON.stringify(steps.filter(({ ok }) => !ok)))

@@ -40,7 +40,6 @@ to fleet_server, fleet_reader, fleet_dba;
 
 grant execute on function
   fleet.create_device(text, text),
-  fleet.enroll_device(text, text),
   fleet.revoke_device(bigint),
   fleet.send_command(bigint, text, jsonb),
   fleet.reconcile(interval, integer),
@@ -50,16 +49,17 @@ grant execute on function
   -- What the procedures call with the rights of their caller. The steps are the owner's: see fleet.begin_run().
   fleet.begin_run(text, interval, timestamptz),
   fleet.run_next_step(bigint, integer),
-  fleet.end_run(bigint),
-  fleet.is_night_missed(timestamptz)
+  fleet.end_run(bigint)
 to fleet_server, fleet_dba;
 grant execute on procedure
-  fleet.maintain(bigint, timestamptz),
   fleet.nightly(bigint, interval, timestamptz),
   fleet.run_planned_steps(bigint)
 to fleet_server, fleet_dba;
+grant execute on procedure fleet.maintain(bigint, timestamptz) to fleet_dba;
 
 grant execute on function
+  fleet.enroll_device(text, text),
+  fleet.is_night_missed(timestamptz),
   fleet.retention_plan(interval, timestamptz),
   fleet.rollup_plan(timestamptz),
   fleet.set_retention(interval),
@@ -81,6 +81,7 @@ grant execute on function
   fleet.roll_up(date, timestamptz, boolean),
   fleet.availability_of_day(date, timestamptz, bigint[]),
   fleet.schedule_jobs(),
+  fleet.wake_archiver(text),
   fleet.renew_token(bigint),
   fleet.adoption_plan(regclass, jsonb, text, timestamptz),
   fleet.confirm_adoption(regclass),
@@ -117,7 +118,6 @@ to fleet_dba;
 grant execute on function
   fleet.drop_partition(text),
   fleet.request_restore(date, date),
-  fleet.wake_archiver(text),
   fleet.content_checksum(regclass),
   fleet.checksum_expression(regclass),
   fleet.archive_columns(regclass)
@@ -137,14 +137,14 @@ grant execute on function
   fleet.renew_restore_lease(text, text, interval),
   fleet.begin_restore(text, text),
   fleet.finish_restore(text, text),
-  fleet.release_restore(text, text),
   fleet.fail_restore(text, text, text),
   fleet.adopt_archive(text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint)
 to fleet_archiver;
 
 grant select on
-  fleet.device_status, fleet.device_status_legacy, fleet.devices_offline, fleet.unity_down, fleet.fleet_summary
+  fleet.device_status, fleet.device_status_legacy, fleet.devices_offline, fleet.fleet_summary
 to fleet_server, fleet_reader, fleet_dba;
+grant select on fleet.unity_down to fleet_reader, fleet_dba;
 
 grant select on
   fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.storage_history, fleet.job_health,
@@ -157,13 +157,14 @@ grant select on
 to fleet_server;
 -- What the view adoption_progress calls.
 grant execute on function fleet.lock_holders(text) to fleet_reader, fleet_dba;
-grant select on fleet.archives, fleet.partition_health to fleet_archiver;
+grant select on fleet.archives to fleet_archiver;
 
 grant select on
   fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings,
   fleet.device_commands, fleet.command_dispatch_log, fleet.cohorts
 to fleet_reader, fleet_dba;
-grant select on fleet.hb_partitions, fleet.restore_requests, fleet.restore_items to fleet_archiver, fleet_dba;
+grant select on fleet.hb_partitions, fleet.restore_items to fleet_archiver, fleet_dba;
+grant select on fleet.restore_requests to fleet_dba;
 -- For queries over the archive and the online days together.
 grant select on fleet.device_heartbeats to fleet_archiver;
 grant select on
