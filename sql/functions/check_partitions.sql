@@ -137,7 +137,7 @@ begin
   v_catalog := left(fleet_guard.seal(0), -1);
   select count(*) into v_count
   from fleet.hb_partitions p
-  where p.relid is not null and (p.relid_seal is distinct from v_catalog || p.relid or p.relid is distinct from fleet.table_of(p));
+  where p.relid is not null and (p.relid_seal is distinct from v_catalog || p.relid or p.relid <> fleet.table_of(p));
   select v_count + count(*) into v_count
   from fleet.adoptions a
   where a.relid_seal is distinct from v_catalog || a.relid;

@@ -13,7 +13,7 @@ declare
   v_since timestamptz := clock_timestamp();
 begin
   select archive_grace into strict v_grace from fleet.settings;
-  -- Twice: what was compared is dropped only if the row still says the same once it is locked.
+  -- Twice: the row is locked only after the long comparison, and must still say the same then.
   for v_try in 1..2 loop
     if v_try = 1 then
       select * into v_partition from fleet.hb_partitions where partition_name = p_partition;
@@ -46,19 +46,21 @@ begin
     -- Done before the export, but for what was on its way when rollups were new.
     perform fleet.finish_rollups(p_partition);
     select * into v_found from fleet.compare_with_archive(p_partition);
-    if v_found.differs then
-      raise exception using
-        errcode = 'FL010',
-        message = format(
-          'partition %s differs from its archive, which has %s rows of checksum %s; the table has %s of %s and is not dropped',
-          p_partition, v_partition.row_count, v_partition.content_checksum, v_found.row_count, v_found.content_checksum
-        ),
-        detail = 'A superuser wrote to it after the proof.',
-        hint = format(
-          'If the table is right: select fleet.retry_archive(%1$L); if the archive is: select fleet.accept_archive(%1$L, ''why'');', p_partition
-        );
-    end if;
   end loop;
+
+  if v_found.table_oid is not null and (v_found.row_count, v_found.content_checksum)
+    is distinct from (coalesce(v_partition.row_count, 0), coalesce(v_partition.content_checksum, 0)) then
+    raise exception using
+      errcode = 'FL010',
+      message = format(
+        'partition %s differs from its archive and is not dropped: it has %s rows and its archive %s, with content checksums %s and %s',
+        p_partition, v_found.row_count, v_partition.row_count, v_found.content_checksum, v_partition.content_checksum
+      ),
+      detail = 'A superuser wrote to it after the proof.',
+      hint = format(
+        'If the table is right: select fleet.retry_archive(%1$L); if the archive is: select fleet.accept_archive(%1$L, ''why'');', p_partition
+      );
+  end if;
 
   perform fleet.drop_retired(p_partition, v_found.table_oid, v_since);
   return true;

@@ -12,7 +12,7 @@ declare
   v_adoption fleet.adoptions;
   v_table oid;
   v_found integer := 0;
-  v_lost text[] := '{}';
+  v_lost text[] := array[]::text[];
 begin
   for v_partition in
     select p.*
@@ -22,12 +22,6 @@ begin
     for update
   loop
     v_table := fleet.table_of(v_partition);
-    if v_table is null and v_partition.state in ('active', 'restored') then
-      -- Renamed before it was dumped.
-      select a.relid into v_table
-      from fleet.attached_partitions() a
-      where (a.range_start, a.range_end) = (v_partition.range_start, v_partition.range_end);
-    end if;
     update fleet.hb_partitions p
     set relid = v_table, relid_seal = v_catalog || v_table,
       -- Counted in this cluster's transactions.

@@ -12,7 +12,7 @@ declare
   v_table oid;
 begin
   -- Of one that is attached there is no other table than the one that was attached.
-  if p.state = 'dropped' or (p.relid is null and p.state in ('active', 'restored')) then
+  if p.relid is null and p.state in ('active', 'restored', 'dropped') then
     return null;
   end if;
   select c.oid, c.relname, c.relispartition, c.relnamespace in (to_regnamespace('fleet'), to_regnamespace('fleet_detached')) as is_ours
@@ -41,6 +41,13 @@ begin
       return v_table;
     end if;
   end loop;
+  if p.state in ('active', 'restored') and p.relid_seal is distinct from fleet_guard.seal(p.relid) then
+    -- Renamed by hand, and dumped.
+    select a.relid into v_table
+    from fleet.attached_partitions() a
+    where (a.range_start, a.range_end) = (p.range_start, p.range_end);
+    return v_table;
+  end if;
   return null;
 end
 $$;
