@@ -88,16 +88,16 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
     signal,
     onRows: followCopy(worker, 'partition.export.progress', partition_name, claimed.row_count === null ? undefined : Number(claimed.row_count)),
   }))
-  await sql`
-    select fleet.record_export(${partition_name}, ${name}, ${content.row_count}, ${content.content_checksum}::text::numeric,
-      ${content.min_ts}, ${content.max_ts})`
-
   const exported = {
     range_start: isoMicros(range_start), range_end: isoMicros(range_end),
     bytes: (await stat(file)).size, sha256: await hashFile(file), ...content,
   }
   const existing = await readManifest(store, manifestKey, signal)
   const { revision, replaces } = await chooseRevision(worker, folder, existing, exported, { file, columns }, work, signal)
+  // From here on the database forgets the former archive: not before it is sure that this export may take its place.
+  await sql`
+    select fleet.record_export(${partition_name}, ${name}, ${content.row_count}, ${content.content_checksum}::text::numeric,
+      ${content.min_ts}, ${content.max_ts})`
   const keys = keysOf(range_start, range_end, revision)
   // After a failure nothing that lies in the store is trusted: the object is written anew, with the same rows.
   const isKept = existing !== undefined && claimed.attempts === 0 && existing.content_checksum === content.content_checksum

@@ -88,7 +88,7 @@ t.test('no superuser after setup', async t => {
     // As where nobody may grant it; then settings such as where pg_cron is are hidden.
     await admin`revoke pg_monitor from fleet_owner`
     const said = await migrated('managed')
-    t.match(said, /deployer is not a superuser: the event trigger fleet_guard_drop was not created\n.*a plain DROP TABLE by the owner is not guarded/)
+    t.match(said, /deployer is not a superuser: the event triggers fleet_guard_drop and fleet_guard_find were not created\n.*a plain DROP TABLE by the owner is not guarded/)
     t.notMatch(said, /no privileges were granted|was not run/)
     t.notMatch(await migrated('managed'), /no privileges were granted|was not run|000001/, 'again, there is nothing to do')
 

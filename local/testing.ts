@@ -83,14 +83,15 @@ export interface OwnCluster extends TestDatabase {
 
 /**
  * A cluster of its own for a test that kills or restarts Postgres, with one migrated database, in which pg_cron
- * works. `durable` keeps fsync and full page writes on. Takes seconds: prefer withDatabase.
+ * works. `durable` keeps fsync and full page writes on; `isEmpty` leaves the database as Postgres makes it, without roles.
+ * Takes seconds: prefer withDatabase.
  */
-export async function withCluster(t: Test, options: { durable?: boolean } = {}): Promise<OwnCluster> {
+export async function withCluster(t: Test, { isEmpty = false, ...options }: { durable?: boolean, isEmpty?: boolean } = {}): Promise<OwnCluster> {
   const { cluster, end } = await throwawayCluster({
     postgres: testCluster().postgres, databases: ['fleet'], cronDatabase: 'fleet', ...options,
   })
   t.teardown(end)
-  await migrate(cluster.url('postgres', 'fleet'), { current: true, log: () => {} })
+  if (!isEmpty) await migrate(cluster.url('postgres', 'fleet'), { current: true, log: () => {} })
   await cluster.allowLogins()
   return { ...open(t, 'fleet', role => cluster.url(role, 'fleet')), cluster }
 }

@@ -37,6 +37,8 @@ grant execute on function
   fleet.silence_at(timestamptz),  -- what the view fleet_silence calls
   fleet.job_history()  -- what the view job_health calls
 to fleet_server, fleet_reader, fleet_dba;
+-- What the views partition_health and storage_growth call.
+grant execute on function fleet.table_of(fleet.hb_partitions) to fleet_server, fleet_archiver, fleet_reader, fleet_dba;
 
 grant execute on function
   fleet.create_device(text, text),
@@ -72,6 +74,7 @@ grant execute on function
   fleet.sync_partitions(),
   fleet.archive_partition(text),
   fleet.retry_archive(text),
+  fleet.accept_archive(text, text),
   fleet.hold_partition(text, text),
   fleet.release_partition(text),
   fleet.create_gateway_token(text),

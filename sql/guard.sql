@@ -9,14 +9,36 @@ create table if not exists fleet_guard.partitions (
   relid oid,
   is_proven boolean not null
 );
+alter table fleet_guard.partitions add column if not exists relid_seal text;
 comment on table fleet_guard.partitions is
   'What may be dropped, kept by a trigger on fleet.hb_partitions. A table that is not here, or not proven here, stays.';
 comment on column fleet_guard.partitions.partition_name is 'Name of the partition, in schema fleet or fleet_detached.';
 comment on column fleet_guard.partitions.relid is 'Its oid, so that a renamed or moved table is still recognised.';
+comment on column fleet_guard.partitions.relid_seal is
+  'fleet_guard.seal(relid) where the oid was recorded. If it differs, the row came with a dump, and relid means nothing here.';
 comment on column fleet_guard.partitions.is_proven is 'True when its archive was read back and proven, or when it was proven empty.';
 
 grant usage on schema fleet_guard to fleet_owner;
 grant select, insert, update on fleet_guard.partitions to fleet_owner;
+
+-- An oid means something only in the catalog that gave it out. A dump brings the oids of another one along, but never this: a
+-- restored table has an oid of its own, and another cluster has another identifier. (pg_upgrade keeps the oids and changes the identifier:
+-- they are looked up once more.)
+create or replace function fleet_guard.seal(p_relid oid) returns text
+language sql
+stable
+strict
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select format('%s/%s:%s', s.system_identifier, 'fleet_guard.partitions'::regclass::oid, p_relid)
+  from pg_control_system() s;
+$$;
+comment on function fleet_guard.seal(oid) is
+  'Stored beside an oid, it says later whether that oid was recorded in this database, or came with a dump of another.';
+
+revoke all on function fleet_guard.seal(oid) from public;
+grant execute on function fleet_guard.seal(oid) to fleet_owner;
 
 create or replace function fleet_guard.refuse_unproven_drop() returns event_trigger
 language plpgsql
@@ -33,7 +55,7 @@ begin
   left join lateral (
     select bool_and(p.is_proven) as is_proven
     from fleet_guard.partitions p
-    where p.relid = o.objid
+    where (p.relid = o.objid and p.relid_seal = fleet_guard.seal(o.objid))
       or (p.partition_name = o.object_name and o.schema_name in ('fleet', 'fleet_detached'))
   ) g on true
   where o.classid = 'pg_class'::regclass
@@ -60,24 +82,64 @@ $$;
 comment on function fleet_guard.refuse_unproven_drop() is
   'Event trigger on sql_drop: ends any statement that would drop a heartbeat partition whose archive is not proven.';
 
-revoke all on function fleet_guard.refuse_unproven_drop() from public;
+-- After a restore the tables still have the names that they were dumped with. Whatever renames or moves one comes through here
+-- first, so that the guard knows it afterwards, also before the first maintenance.
+create or replace function fleet_guard.find_restored_tables() returns event_trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_catalog text := fleet_guard.seal(0);
+begin
+  v_catalog := left(v_catalog, -1);  -- read once, not for each row
+  update fleet_guard.partitions p
+  set relid = f.relid, relid_seal = fleet_guard.seal(f.relid)
+  from (
+    select k.partition_name,
+      coalesce(
+        to_regclass(format('fleet_detached.%I', k.partition_name)), to_regclass(format('fleet.%I', k.partition_name))
+      )::oid as relid
+    from fleet_guard.partitions k
+    where k.relid is not null and k.relid_seal is distinct from v_catalog || k.relid
+  ) f
+  where f.partition_name = p.partition_name;
+end
+$$;
+comment on function fleet_guard.find_restored_tables() is
+  'Event trigger before ALTER: after a dump was restored, looks partitions up by name before one can be renamed or moved.';
+
+revoke all on function fleet_guard.refuse_unproven_drop(), fleet_guard.find_restored_tables() from public;
 
 do $$
 begin
-  if exists (select from pg_catalog.pg_event_trigger where evtname = 'fleet_guard_drop') then
+  if (
+    select count(*) from pg_catalog.pg_event_trigger where evtname in ('fleet_guard_drop', 'fleet_guard_find')
+  ) = 2 then
     return;
   end if;
   if not (select rolsuper from pg_catalog.pg_roles where rolname = current_user) then
     raise warning using
-      message = format('%s is not a superuser: the event trigger fleet_guard_drop was not created', current_user),
+      message = format('%s is not a superuser: the event triggers fleet_guard_drop and fleet_guard_find were not created', current_user),
       detail = 'fleet.drop_partition() still refuses an unproven partition; a plain DROP TABLE by the owner is not guarded.',
-      hint = 'As superuser: create event trigger fleet_guard_drop on sql_drop execute function fleet_guard.refuse_unproven_drop(); '
-        'alter event trigger fleet_guard_drop enable always;';
+      hint = 'As superuser, run sql/guard.sql once more.';
     return;
   end if;
+  drop event trigger if exists fleet_guard_drop;
   create event trigger fleet_guard_drop on sql_drop execute function fleet_guard.refuse_unproven_drop();
   alter event trigger fleet_guard_drop enable always;
   comment on event trigger fleet_guard_drop is
     'Refuses to drop a heartbeat partition whose archive is not proven (fleet_guard.partitions).';
+  drop event trigger if exists fleet_guard_find;
+  -- All that can rename or move a table; ALTER INDEX and ALTER VIEW rename one as well.
+  create event trigger fleet_guard_find on ddl_command_start
+    when tag in (
+      'ALTER TABLE', 'ALTER SCHEMA', 'ALTER INDEX', 'ALTER VIEW', 'ALTER MATERIALIZED VIEW', 'ALTER SEQUENCE', 'ALTER FOREIGN TABLE'
+    )
+    execute function fleet_guard.find_restored_tables();
+  alter event trigger fleet_guard_find enable always;
+  comment on event trigger fleet_guard_find is
+    'After a dump was restored: lets the guard know the partitions by their new oids before one is renamed.';
 end
 $$;

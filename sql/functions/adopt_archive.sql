@@ -20,6 +20,7 @@ set lock_timeout = '300ms'
 as $$
 declare
   v_known fleet.hb_partitions;
+  v_table regclass;
   v_has_rows boolean := false;
 begin
   select * into v_known
@@ -33,14 +34,15 @@ begin
   end if;
 
   -- A store that was just made has empty partitions for the days of the retention.
-  if v_known.partition_name = p_partition and v_known.state = 'active' and v_known.relid is not null and p_range_end <= now()
+  if v_known.partition_name = p_partition and v_known.state = 'active' and fleet.table_of(v_known) is not null and p_range_end <= now()
     and (v_known.range_start, v_known.range_end) = (p_range_start, p_range_end) then
+    v_table := fleet.table_of(v_known);
     -- Takes the lock of LOCK TABLE, which only who may write may ask for.
-    execute format('alter table %s disable row level security', v_known.relid::regclass);
-    execute format('select exists (select from %s)', v_known.relid::regclass) into v_has_rows;
+    execute format('alter table %s disable row level security', v_table);
+    execute format('select exists (select from %s)', v_table) into v_has_rows;
     if not v_has_rows then
       update fleet.hb_partitions set is_proven_empty = true where partition_name = p_partition;
-      execute format('drop table %s', v_known.relid::regclass);
+      execute format('drop table %s', v_table);
       update fleet.hb_partitions
       set state = 'dropped', relid = null, dropped_at = now(), bytes_size = 0, row_count = 0
       where partition_name = p_partition

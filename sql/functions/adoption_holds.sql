@@ -7,7 +7,7 @@ set timezone = 'UTC'
 as $$
   select a.source, min(d.day)::timestamptz
   from fleet.adoptions a
-  join pg_class c on c.oid = a.relid
+  join pg_class c on c.oid = fleet.source_table(a)
   join fleet.adoption_days d on d.source = a.source
   where a.state in ('moving', 'moved', 'verified', 'abandoning')
   group by a.source;

@@ -12,6 +12,7 @@ declare
   v_step text;
   v_more boolean;
 begin
+  perform fleet.relink_tables();
   select f.* into a from fleet.adoptions f where f.source = p_source for update;
   v_step := a.steps[1];
   if v_step is null then

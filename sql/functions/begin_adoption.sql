@@ -16,6 +16,7 @@ declare
 begin
   perform fleet.take_adoption_lock();
   begin
+    perform fleet.relink_tables();
     select f.* into v_old from fleet.adoptions f where f.relid = p_source;
     if v_old.state = 'abandoning' then
       raise exception using

@@ -27,6 +27,14 @@ begin
       message = format('there is no maintenance of the kind %s', coalesce(p_kind, 'null')),
       hint = 'The kinds are nightly and maintain.';
   end if;
+  if not exists (
+    select from pg_trigger where tgrelid = to_regclass('fleet.hb_partitions') and tgname = 'hb_partitions_protect'
+  ) then
+    raise exception using
+      errcode = 'FL002',
+      message = 'fleet.hb_partitions has no trigger hb_partitions_protect: a dump is being restored, or was not restored to its end',
+      hint = 'Maintenance waits for the end of the restore. If there is none under way: restore again, into an empty database.';
+  end if;
   perform fleet.not_in_future(p_now);
   if p_retention < interval '1 day' then
     raise exception using
@@ -42,6 +50,8 @@ begin
       message = format('maintenance is running already, in backend %s', v_holder),
       hint = 'Wait for it. If it is stuck: select * from fleet.force_unlock(''maintenance''); the next run goes on where it ended.';
   end if;
+  -- Before any step that could act on it.
+  perform fleet.relink_tables();
   v_run_id := nextval('fleet.run_id_seq');
   -- Those of a run that was killed; this one plans for itself.
   delete from fleet.planned_steps;

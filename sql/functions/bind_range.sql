@@ -8,15 +8,23 @@ set lock_timeout = '300ms'
 as $$
 declare
   v_partition fleet.hb_partitions;
+  v_table oid;
   v_constraint text := 'device_heartbeats_within_range';
 begin
   v_partition := fleet.get_partition(p_partition);
+  v_table := fleet.table_of(v_partition);
+  if v_table is null then
+    raise exception using
+      errcode = 'FL404',
+      message = format('partition %s is %s, and its table is not there', p_partition, v_partition.state),
+      hint = 'See select * from fleet.check_partitions() where status <> ''ok'';';
+  end if;
   if not exists (
-    select from pg_constraint where conrelid = v_partition.relid and conname = v_constraint and convalidated
+    select from pg_constraint where conrelid = v_table and conname = v_constraint and convalidated
   ) then
     execute format(
       'alter table %s drop constraint if exists %I, add constraint %2$I check (ts >= %L and ts < %L)',
-      v_partition.relid::regclass, v_constraint, v_partition.range_start, v_partition.range_end
+      v_table::regclass, v_constraint, v_partition.range_start, v_partition.range_end
     );
   end if;
 end

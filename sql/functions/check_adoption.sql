@@ -31,7 +31,7 @@ begin
         else format('select fleet.confirm_adoption(%L);', a.source)
       end as command
     from fleet.adoptions a
-    left join pg_class c on c.oid = a.relid
+    left join pg_class c on c.oid = fleet.source_table(a)
     where a.state in ('moving', 'moved', 'verified', 'abandoning')
       and (
         c.oid is null

@@ -46,11 +46,22 @@ begin
   return next;
 
   check_name := 'archive_undropped';
-  select string_agg(p.partition_name, ', ' order by p.range_start),
-    string_agg(format('select fleet.drop_partition(%L);', p.partition_name), e'\n' order by p.range_start)
+  select string_agg(p.partition_name || coalesce(': ' || p.last_error, ''), ', ' order by p.range_start),
+    string_agg(
+      case
+        -- Only a human knows which of the two is right.
+        when p.last_error like '%differs from its archive%' then format(
+          e'-- the table is right:\nselect fleet.retry_archive(%1$L);\n-- or the archive is:\n-- select fleet.accept_archive(%1$L, ''why'');',
+          p.partition_name
+        )
+        else format('select fleet.drop_partition(%L);', p.partition_name)
+      end, e'\n' order by p.range_start
+    )
   into v_names, v_commands
   from fleet.hb_partitions p
-  where p.state = 'archived' and p.held_reason is null and p.proven_at + v_settings.archive_grace < p_now - interval '6 hours';
+  where p.state = 'archived' and p.held_reason is null and p.proven_at + v_settings.archive_grace < p_now - case
+      when p.last_error like '%differs from its archive%' then interval '0' else interval '6 hours'
+    end;
   status := case when v_names is null then 'ok' else 'warn' end;
   detail := coalesce('archived, and still on disk: ' || v_names, 'what is archived is dropped');
   remedy := v_commands;

@@ -16,20 +16,22 @@ declare
   v_names text;
   v_commands text;
   v_attach text;
+  v_count bigint;
+  v_catalog text;
 begin
   perform fleet.not_in_future(p_now);
   select * into strict v_settings from fleet.settings;
   -- Detached by hand: made anew they would not be, attached they are as before.
   select e'-- as fleet_owner\n' || string_agg(
     format(
-      'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L);', p.relid::regclass, p.range_start, p.range_end
+      'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L);', c.oid::regclass, p.range_start, p.range_end
     ),
     e'\n' order by p.range_start
   )
   into v_attach
   from fleet.hb_partitions p
-  join pg_class c on c.oid = p.relid
-  where p.state in ('active', 'restored') and not exists (select from pg_inherits i where i.inhrelid = p.relid);
+  join pg_class c on c.oid = fleet.table_of(p)
+  where p.state in ('active', 'restored') and not exists (select from pg_inherits i where i.inhrelid = c.oid);
 
   check_name := 'partition_today';
   if exists (select from fleet.attached_partitions() a where a.range_start <= p_now and a.range_end > p_now) then
@@ -62,7 +64,7 @@ begin
     and c.relkind not in ('i', 'I')
     and c.relname like 'device\_heartbeats\_p%'
     and not exists (select from pg_inherits i where i.inhrelid = c.oid)
-    and not exists (select from fleet.hb_partitions p where p.relid = c.oid);
+    and c.oid <> all (array(select coalesce(fleet.table_of(p), 0) from fleet.hb_partitions p));
   status := case when v_names is null then 'ok' else 'fail' end;
   detail := coalesce('in the way of a partition of that name: ' || v_names, 'no name of a partition is taken');
   remedy := format(e'-- as superuser\n%s\ncall fleet.maintain();', v_commands);
@@ -76,14 +78,14 @@ begin
     from fleet.attached_partitions() a
     where not exists (
       select from fleet.hb_partitions p
-      where p.relid = a.relid and p.state in ('active', 'restored') and p.range_start = a.range_start and p.range_end = a.range_end
+      where fleet.table_of(p) = a.relid and p.state in ('active', 'restored') and p.range_start = a.range_start and p.range_end = a.range_end
     )
     union all
     select p.partition_name, format('%s in fleet.hb_partitions, and not attached', p.state)
     from fleet.hb_partitions p
-    join pg_class c on c.oid = p.relid
+    join pg_class c on c.oid = fleet.table_of(p)
     where p.state in ('active', 'restored')
-      and not exists (select from fleet.attached_partitions() a where a.relid = p.relid)
+      and not exists (select from fleet.attached_partitions() a where a.relid = c.oid)
   ) k;
   status := case when v_names is null then 'ok' else 'fail' end;
   detail := coalesce(v_names, 'fleet.hb_partitions says what the catalog says');
@@ -125,11 +127,29 @@ begin
     )
   into v_names, v_commands
   from fleet.hb_partitions p
-  left join pg_class c on c.oid = p.relid
+  left join pg_class c on c.oid = fleet.table_of(p)
   where p.state <> 'dropped' and c.oid is null;
   status := case when v_names is null then 'ok' else 'fail' end;
   detail := coalesce('the table is gone, undropped: ' || v_names, 'every partition that is not dropped has its table');
   remedy := e'-- makes the days anew, empty; what they held: RUNBOOK.md, "A table is gone"\n' || v_commands;
+  return next;
+
+  check_name := 'partition_oids';
+  v_catalog := left(fleet_guard.seal(0), -1);
+  select count(*) into v_count
+  from fleet.hb_partitions p
+  where p.relid is not null and (p.relid_seal is distinct from v_catalog || p.relid or p.relid <> fleet.table_of(p));
+  select v_count + count(*) into v_count
+  from fleet.adoptions a
+  where a.relid_seal is distinct from v_catalog || a.relid;
+  status := case when v_count = 0 then 'ok' else 'warn' end;
+  detail := case v_count
+    when 0 then 'tables are recorded by the oids that they have here'
+    else format(
+      '%s tables are recorded by the oids of another cluster: a dump was restored, and they are found by their names meanwhile', v_count
+    )
+  end;
+  remedy := case when v_count > 0 then 'call fleet.maintain();' end;
   return next;
 
   check_name := 'partition_names';
@@ -137,7 +157,7 @@ begin
     string_agg(format('alter table %s rename to %I;', c.oid::regclass, p.partition_name), e'\n' order by p.range_start)
   into v_names, v_commands
   from fleet.hb_partitions p
-  join pg_class c on c.oid = p.relid
+  join pg_class c on c.oid = fleet.table_of(p)
   where c.relname <> p.partition_name;
   status := case when v_names is null then 'ok' else 'fail' end;
   detail := coalesce(v_names, 'every partition has the name it was made with');
@@ -224,16 +244,25 @@ begin
 
   check_name := 'guard';
   status := 'ok'; detail := 'DROP of an unproven partition is refused'; remedy := null;
-  if not exists (select from pg_event_trigger where evtname = 'fleet_guard_drop' and evtenabled = 'A') then
-    status := 'warn'; detail := 'the event trigger fleet_guard_drop is missing or not ENABLE ALWAYS';
-    remedy := concat_ws(
-      e'\n', '-- as superuser',
-      case
-        when not exists (select from pg_event_trigger where evtname = 'fleet_guard_drop') then
-          'create event trigger fleet_guard_drop on sql_drop execute function fleet_guard.refuse_unproven_drop();'
-      end,
-      'alter event trigger fleet_guard_drop enable always;'
-    );
+  select string_agg(g.name, ', ' order by g.name),
+    string_agg(concat_ws(e'\n', case when e.evtname is null then g.definition end, format('alter event trigger %I enable always;', g.name)),
+      e'\n' order by g.name)
+  into v_names, v_commands
+  from (
+    values
+      ('fleet_guard_drop', 'create event trigger fleet_guard_drop on sql_drop execute function fleet_guard.refuse_unproven_drop();'),
+      (
+        'fleet_guard_find',
+        'create event trigger fleet_guard_find on ddl_command_start when tag in (''ALTER TABLE'', ''ALTER SCHEMA'', ''ALTER INDEX'', '
+        '''ALTER VIEW'', ''ALTER MATERIALIZED VIEW'', ''ALTER SEQUENCE'', ''ALTER FOREIGN TABLE'') '
+        'execute function fleet_guard.find_restored_tables();'
+      )
+  ) as g (name, definition)
+  left join pg_event_trigger e on e.evtname = g.name
+  where e.evtenabled is distinct from 'A';
+  if v_names is not null then
+    status := 'warn'; detail := 'missing, or not ENABLE ALWAYS, among the event triggers: ' || v_names;
+    remedy := e'-- as superuser\n' || v_commands;
   end if;
   return next;
 end

@@ -41,7 +41,7 @@ begin
   where p.partition_name = v_name and p.state = 'archiving';
 
   return query
-    select p.partition_name, p.relid, format('fleet_detached.%I', p.partition_name), p.range_start, p.range_end, p.state,
+    select p.partition_name, fleet.table_of(p), format('fleet_detached.%I', p.partition_name), p.range_start, p.range_end, p.state,
       p.step, p.attempts, p.row_count, p.content_checksum, p.checksum_sha256, p.archive_url, p.archive_bytes, p.min_ts,
       p.max_ts
     from fleet.hb_partitions p

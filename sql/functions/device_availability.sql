@@ -38,7 +38,7 @@ begin
   v_raw_days := array(
     select g.day::date
     from fleet.hb_partitions p
-    join pg_class t on t.oid = p.relid
+    join pg_class t on t.oid = fleet.table_of(p)
     cross join lateral generate_series(
       greatest(p.range_start, v_since), least(p.range_end, v_until) - interval '1 microsecond', interval '1 day'
     ) as g (day)

@@ -7,7 +7,7 @@ set timezone = 'UTC'
 as $$
   select c.oid::regclass
   from fleet.hb_partitions p
-  join pg_class c on c.oid = p.relid
+  join pg_class c on c.oid = fleet.table_of(p)
   where p.range_start <= p_day and p.range_end > p_day;
 $$;
 

@@ -11,7 +11,7 @@ begin
   if not found then
     return false;
   end if;
-  if a.state not in ('confirmed', 'abandoned') and exists (select from pg_class c where c.oid = a.relid) then
+  if a.state not in ('confirmed', 'abandoned') and fleet.source_table(a) is not null then
     raise exception using
       errcode = 'FL002',
       message = format('%s is %s and still there', p_source, a.state),

@@ -7,6 +7,7 @@ as $$
 declare
   a fleet.adoptions;
 begin
+  perform fleet.relink_tables();
   select f.* into a
   from fleet.adoptions f
   where f.relid = p_source

@@ -24,8 +24,8 @@ as $$
       -- Not by fleet.attached_partitions(), which reads the bounds of all: job_health is polled.
       select format('vacuum (analyze) %s', string_agg(format('fleet.%I', c.relname), ', ' order by p.range_start))
       from fleet.hb_partitions p
-      join pg_inherits i on i.inhrelid = p.relid and i.inhparent = to_regclass('fleet.device_heartbeats')
-      join pg_class c on c.oid = p.relid
+      join pg_inherits i on i.inhrelid = fleet.table_of(p) and i.inhparent = to_regclass('fleet.device_heartbeats')
+      join pg_class c on c.oid = fleet.table_of(p)
       where p.range_end > now() - interval '7 days' and p.range_start <= now()
     ),
     'vacuum (analyze) fleet.device_last_status'
@@ -34,7 +34,7 @@ as $$
   select 'fleet-freeze', '15 4 * * *',
     format('vacuum (freeze, analyze) %s', string_agg(format('fleet.%I', p.partition_name), ', ' order by p.range_start))
   from fleet.hb_partitions p
-  join pg_class c on c.oid = p.relid
+  join pg_class c on c.oid = fleet.table_of(p)
   where p.state in ('active', 'restored')
     and age(c.relfrozenxid) > age(p.cold_xid)
     and pg_relation_size(c.oid) > 0

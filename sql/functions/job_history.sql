@@ -20,7 +20,7 @@ begin
   return query execute $history$
     select d.jobname, d.schedule, j.active, h.start_time, h.status, h.return_message, r.last_success
     from fleet.job_definitions() d
-    left join cron.job j on j.jobname = d.jobname and j.username = current_user
+    left join cron.job j on j.jobname = d.jobname and j.username = current_user and j.database = current_database()
     left join (
       select o.jobid, max(o.runid) as runid, max(o.start_time) filter (where o.status = 'succeeded') as last_success
       from cron.job_run_details o

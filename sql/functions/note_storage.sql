@@ -18,7 +18,7 @@ as $$
       coalesce(sum(pg_total_relation_size(c.oid)), 0) as bytes_online,
       coalesce(sum(p.archive_bytes) filter (where p.proven_at is not null), 0) as bytes_archived
     from fleet.hb_partitions p
-    left join pg_class c on c.oid = p.relid
+    left join pg_class c on c.oid = fleet.table_of(p)
   ) t
   on conflict (day) do update
     set rows_online = excluded.rows_online,

@@ -6,11 +6,11 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into fleet_guard.partitions as g (partition_name, relid, is_proven)
-  values (new.partition_name, new.relid, new.is_proven_empty or new.state in ('archived', 'dropped'))
+  insert into fleet_guard.partitions as g (partition_name, relid, relid_seal, is_proven)
+  values (new.partition_name, new.relid, new.relid_seal, new.is_proven_empty or new.state in ('archived', 'dropped'))
   on conflict (partition_name) do update
-    set relid = excluded.relid, is_proven = excluded.is_proven
-    where (g.relid, g.is_proven) is distinct from (excluded.relid, excluded.is_proven);
+    set relid = excluded.relid, relid_seal = excluded.relid_seal, is_proven = excluded.is_proven
+    where (g.relid, g.relid_seal, g.is_proven) is distinct from (excluded.relid, excluded.relid_seal, excluded.is_proven);
   return null;
 end
 $$;

@@ -11,9 +11,13 @@ declare
   v_count integer := 0;
 begin
   update fleet.hb_partitions p
-  set bytes_size = pg_total_relation_size(p.relid)
-  where p.state in ('active', 'restored') and p.relid is not null
-    and p.bytes_size is distinct from pg_total_relation_size(p.relid);
+  set bytes_size = s.bytes
+  from (
+    select q.partition_name, pg_total_relation_size(fleet.table_of(q)) as bytes
+    from fleet.hb_partitions q
+    where q.state in ('active', 'restored') and q.relid is not null
+  ) s
+  where s.partition_name = p.partition_name and p.bytes_size is distinct from s.bytes;
 
   -- Exact, once the day is over; not again once it cannot grow, and not where the count is that of an archive.
   for v_partition in

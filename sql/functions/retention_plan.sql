@@ -11,7 +11,7 @@ set timezone = 'UTC'
 as $$
   select p.partition_name, p.range_start, p.range_end, p.state,
     coalesce(p.row_count, greatest(c.reltuples, 0)::bigint),
-    pg_total_relation_size(p.relid),
+    pg_total_relation_size(c.oid),
     case
       when p.range_end > p_now - r.retention then 'keep'
       when p.held_reason is not null or p.state = 'restored' or h.source is not null then 'hold'
@@ -26,7 +26,7 @@ as $$
       else format('all of it is older than %s', r.retention)
     end
   from fleet.hb_partitions p
-  join pg_class c on c.oid = p.relid
+  join pg_class c on c.oid = fleet.table_of(p)
   cross join (
     select coalesce(p_retention, s.retention) as retention
     from fleet.settings s

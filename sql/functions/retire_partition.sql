@@ -12,6 +12,7 @@ as $$
 declare
   v_partition fleet.hb_partitions;
   v_kept record;
+  v_table oid;
   v_aside oid[];
   v_starts timestamptz[];
   v_ends timestamptz[];
@@ -43,7 +44,14 @@ begin
       message = format('rows of %s are being moved into partition %s, which cannot be retired yet', v_source, p_partition),
       hint = format('See select * from fleet.adoption_progress; and then: select fleet.confirm_adoption(%L);', v_source);
   end if;
-  if v_partition.relid is null or v_partition.range_end > p_now then
+  v_table := fleet.table_of(v_partition);
+  if v_table is null then
+    raise exception using
+      errcode = 'FL404',
+      message = format('partition %s is active, and its table is not there; there is nothing to retire', p_partition),
+      hint = 'See select * from fleet.check_partitions() where status <> ''ok'';';
+  end if;
+  if v_partition.range_end > p_now then
     raise exception using
       errcode = 'FL002',
       message = format('partition %s ends at %s and may still receive heartbeats', p_partition, v_partition.range_end),
@@ -52,7 +60,7 @@ begin
 
   -- Counts first, detach last: the parent is locked for the catalog change only.
   execute format('select count(*) from fleet.%I', p_partition) into v_rows;
-  v_bytes := pg_total_relation_size(v_partition.relid);
+  v_bytes := pg_total_relation_size(v_table);
 
   -- Locked before it is looked at, so that no restore attaches an older day in between, for pg_partman to take along. Only who may
   -- write may LOCK TABLE, and the owner may not: this changes nothing and takes the same lock.
@@ -80,7 +88,7 @@ begin
     );
   end loop;
 
-  if to_regclass(format('fleet_detached.%I', p_partition)) is distinct from v_partition.relid::regclass then
+  if to_regclass(format('fleet_detached.%I', p_partition)) is distinct from v_table::regclass then
     raise exception using
       errcode = 'FL002',
       message = format('pg_partman did not retire partition %s', p_partition),

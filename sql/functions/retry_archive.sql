@@ -6,13 +6,31 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_partition fleet.hb_partitions;
+  v_found record;
 begin
+  -- Of a large day that takes many seconds: before its row is locked.
+  select * into v_found
+  from fleet.hb_partitions p
+  cross join lateral fleet.compare_with_archive(p.partition_name)
+  where p.partition_name = p_partition and p.state = 'archived';
   v_partition := fleet.get_partition(p_partition);
   if v_partition.state in ('active', 'restored') then
     raise exception using
       errcode = 'FL002',
       message = format('partition %s is %s; there is no failed archive to retry', p_partition, v_partition.state),
       hint = format('To archive it: select fleet.archive_partition(%L);', p_partition);
+  end if;
+  if v_partition.state = 'archived' and v_found.differs then
+    -- As of a restored day: what is known of the archive stays until the next export.
+    update fleet.hb_partitions
+    set state = 'detached', step = null, attempts = 0, next_attempt_at = now(), last_error = null, lease_owner = null, lease_until = null
+    where partition_name = p_partition;
+    perform fleet.record_event(
+      'partition.archive.again', p_partition, v_found.row_count,
+      p_detail => format('by %s: the table differs from its archive, which has %s rows', session_user, v_partition.row_count)
+    );
+    perform pg_notify('fleet_archiver', p_partition);
+    return format('partition %s differs from its archive and waits for the archiver', p_partition);
   end if;
   if v_partition.state in ('archived', 'dropped') then
     return format('partition %s is %s already', p_partition, v_partition.state);
@@ -26,4 +44,4 @@ end
 $$;
 
 comment on function fleet.retry_archive(text) is
-  'Lets the archiver try a failed partition again at once. Example: select fleet.retry_archive(''device_heartbeats_p2026_08_15'');';
+  'Lets the archiver try a failed partition again at once, or archive one again whose table was changed after its proof. Example: select fleet.retry_archive(''device_heartbeats_p2026_08_15'');';

@@ -29,7 +29,7 @@ as $$
     case when r.day is not null and r.devices = n.devices then 'rebuild' else 'roll_up' end,
     case when r.devices = n.devices or n.devices = 0 then l.since else (d.day + 1)::timestamptz end
   from fleet.hb_partitions p
-  join pg_class t on t.oid = p.relid
+  join pg_class t on t.oid = fleet.table_of(p)
   cross join (select i.* from fleet.settings i where fleet.not_in_future(p_now) is not null) s
   cross join lateral (
     select g.day::date as day

@@ -27,8 +27,13 @@ begin
   execute $jobs$
     select cron.unschedule(j.jobid)
     from cron.job j
-    where j.jobname like 'fleet-%' and j.username = current_user and j.database = current_database()
-      and not exists (select from fleet.job_definitions() d where d.jobname = j.jobname)
+    where j.jobname like 'fleet-%' and j.username = current_user
+      and case
+        -- They came with a dump of a database of another name or port, where they would still go to: schedule() leaves both as they are.
+        when (j.database, j.nodeport) <> (current_database(), current_setting('port')::integer) then
+          j.jobname in (select d.jobname from fleet.job_definitions() d)
+        else j.jobname not in (select d.jobname from fleet.job_definitions() d)
+      end
   $jobs$;
   for v_job in select * from fleet.job_definitions() loop
     execute 'select cron.schedule($1, $2, $3)' using v_job.jobname, v_job.schedule, v_job.command;

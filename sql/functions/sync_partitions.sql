@@ -9,6 +9,7 @@ declare
   v_new text;
   v_count integer := 0;
 begin
+  perform fleet.relink_tables();
   for v_new in
     insert into fleet.hb_partitions as p (partition_name, relid, range_start, range_end)
     select a.partition_name, a.relid, a.range_start, a.range_end

@@ -1,0 +1,75 @@
+-- Everything that a dump brings along and that means something only in the cluster it was taken from.
+create or replace function fleet.relink_tables() returns integer
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_catalog text := left(fleet_guard.seal(0), -1);  -- read once, not for each row
+  v_partition fleet.hb_partitions;
+  v_adoption fleet.adoptions;
+  v_table oid;
+  v_found integer := 0;
+  v_lost text[] := array[]::text[];
+begin
+  for v_partition in
+    select p.*
+    from fleet.hb_partitions p
+    where p.relid is not null and p.relid_seal is distinct from v_catalog || p.relid
+    order by p.range_start
+    for update
+  loop
+    v_table := fleet.table_of(v_partition);
+    update fleet.hb_partitions p
+    set relid = v_table, relid_seal = v_catalog || v_table,
+      -- Counted in this cluster's transactions.
+      cold_xid = case when p.cold_xid is not null then pg_current_xact_id()::xid end,
+      last_error = case when v_table is null then 'the table is gone' else p.last_error end
+    where p.partition_name = v_partition.partition_name;
+    if v_table is null then
+      v_lost := v_lost || v_partition.partition_name;
+    else
+      v_found := v_found + 1;
+    end if;
+  end loop;
+
+  for v_adoption in
+    select a.*
+    from fleet.adoptions a
+    where a.relid_seal is distinct from v_catalog || a.relid
+    for update
+  loop
+    v_table := coalesce(fleet.source_table(v_adoption), 0);
+    if v_table <> v_adoption.relid
+      and to_regproc(format('fleet.%I', 'forward_' || v_adoption.relid)) is not null
+      and to_regproc(format('fleet.%I', 'forward_' || v_table)) is null then
+      execute format('alter function fleet.%I() rename to %I', 'forward_' || v_adoption.relid, 'forward_' || v_table);
+    end if;
+    update fleet.adoptions a
+    set relid = v_table, relid_seal = v_catalog || v_table,
+      -- The table has its rows in other places: read from the start.
+      filenode = 0,
+      -- What was written since the verification is known by its transactions, which had other numbers there.
+      state = case a.state when 'verified' then 'moved' else a.state end,
+      verified_xid = null, verified_at = null
+    where a.source = v_adoption.source;
+    v_found := v_found + 1;
+  end loop;
+
+  if v_found > 0 or cardinality(v_lost) > 0 then
+    -- Transactions of another cluster that seem to be still to come: servers would forget those tokens with every look.
+    delete from fleet.token_change_log l
+    where l.changed_xid >= pg_snapshot_xmax(pg_current_snapshot());
+    perform fleet.record_event(
+      'store.relinked', p_rows => v_found, p_is_ok => cardinality(v_lost) = 0,
+      p_detail => concat_ws(': ', 'tables found by name', 'no table of ' || nullif(array_to_string(v_lost, ', '), ''))
+    );
+  end if;
+  return v_found;
+end
+$$;
+
+comment on function fleet.relink_tables() is
+  'After a dump was restored: finds the table of each partition and adoption by name and records its oid here; returns how many. Changes nothing in a store that is not restored. Run at the start of fleet.maintain() and fleet.nightly(), and by fleet.sync_partitions().';

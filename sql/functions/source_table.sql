@@ -1,0 +1,14 @@
+create or replace function fleet.source_table(a fleet.adoptions) returns oid
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when a.relid_seal = fleet_guard.seal(a.relid) then (select c.oid from pg_class c where c.oid = a.relid)
+    else (select c.oid from pg_class c where c.oid = to_regclass(a.source) and c.relkind = 'r')
+  end;
+$$;
+
+comment on function fleet.source_table(fleet.adoptions) is
+  'oid of a table that is adopted, null when it is gone. By name where fleet.adoptions.relid came with a dump of another cluster.';
