@@ -16,7 +16,7 @@ export interface MigrateOptions {
 }
 
 /** What the administrator does in each database before the migrations, in this order; each may run again. */
-export const setupFiles = ['roles.sql', 'extensions.sql', 'guard.sql', 'sight.sql']
+export const setupFiles = ['roles.sql', 'extensions.sql', 'guard.sql', 'shape-guard.sql', 'sight.sql']
 
 // One migration at a time in a database; graphile-migrate's own lock fails at once where this one waits.
 const migrationLock = 4_727_445_306

@@ -101,6 +101,7 @@ grant execute on function
   fleet.check_silence(timestamptz),
   fleet.check_scheduler(timestamptz),
   fleet.check_archive(timestamptz),
+  fleet.check_columns(),
   fleet.check_sessions(timestamptz),
   fleet.check_storage(timestamptz),
   fleet.check_adoption(timestamptz),
@@ -121,8 +122,12 @@ to fleet_dba;
 grant execute on function
   fleet.drop_partition(text),
   fleet.request_restore(date, date),
-  fleet.content_checksum(regclass),
-  fleet.checksum_expression(regclass),
+  fleet.content_checksum(regclass, jsonb, integer),
+  fleet.checksum_expression(regclass, jsonb, integer),
+  fleet.archive_form(text),
+  fleet.unarchivable_columns(regclass),
+  fleet.map_columns(jsonb, timestamptz),
+  fleet.note_columns(),
   fleet.archive_columns(regclass)
 to fleet_dba, fleet_archiver;
 
@@ -131,8 +136,9 @@ grant execute on function
   fleet.renew_lease(text, text, interval),
   fleet.release_lease(text, text),
   fleet.record_frozen(text, text),
-  fleet.record_export(text, text, bigint, numeric, timestamptz, timestamptz),
-  fleet.record_upload(text, text, text, text, bigint),
+  fleet.record_export(text, text, bigint, numeric, timestamptz, timestamptz, jsonb, integer),
+  fleet.record_upload(text, text, text, text, bigint, integer, integer),
+  fleet.record_columns(text, text, jsonb, integer, integer),
   fleet.record_proof(text, text, text, numeric, bigint, timestamptz, timestamptz),
   fleet.record_failure(text, text, text),
   fleet.archiver_heartbeat(text, text),
@@ -141,7 +147,7 @@ grant execute on function
   fleet.begin_restore(text, text),
   fleet.finish_restore(text, text),
   fleet.fail_restore(text, text, text),
-  fleet.adopt_archive(text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint)
+  fleet.adopt_archive(text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer, integer)
 to fleet_archiver;
 
 grant select on
@@ -174,6 +180,7 @@ grant select on
   fleet.settings_audit, fleet.heartbeat_quarantine, fleet.archivers, fleet.silence_watch, fleet.silence_usual,
   fleet.device_availability_daily, fleet.rolled_up_days, fleet.late_arrivals, fleet.storage_daily
 to fleet_dba;
+grant select on fleet.column_changes to fleet_reader, fleet_dba;
 grant select on fleet.adoptions, fleet.adoption_days, fleet.adoption_refusals to fleet_dba;
 grant select, insert, update, delete on fleet.adoption_devices to fleet_dba;
 grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_reader, fleet_dba;

@@ -9,7 +9,11 @@ create or replace function fleet.adopt_archive(
   p_max_ts timestamptz,
   p_archive_url text,
   p_checksum_sha256 text,
-  p_archive_bytes bigint
+  p_archive_bytes bigint,
+  p_columns jsonb default null,
+  p_columns_at timestamptz default null,
+  p_checksum_version integer default 1,
+  p_manifest_format integer default 1
 ) returns boolean
 language plpgsql
 volatile
@@ -23,6 +27,8 @@ declare
   v_table regclass;
   v_has_rows boolean := false;
 begin
+  perform fleet.require_forms(p_partition, p_columns);
+  perform fleet.note_columns();
   select * into v_known
   from fleet.hb_partitions p
   where (p.range_start < p_range_end and p.range_end > p_range_start) or p.partition_name = p_partition
@@ -64,20 +70,22 @@ begin
 
   insert into fleet.hb_partitions (
     partition_name, range_start, range_end, state, step, row_count, bytes_size, min_ts, max_ts, checksum_sha256, content_checksum,
-    archive_url, archive_bytes, archived_at, proven_at, dropped_at
+    archive_url, archive_bytes, archived_at, proven_at, dropped_at, columns, columns_at, checksum_version, manifest_format
   ) values (
     p_partition, p_range_start, p_range_end, 'dropped', 'proven', p_row_count, 0, p_min_ts, p_max_ts, p_checksum_sha256,
-    p_content_checksum, p_archive_url, p_archive_bytes, now(), now(), now()
+    p_content_checksum, p_archive_url, p_archive_bytes, now(), now(), now(), p_columns, p_columns_at, p_checksum_version, p_manifest_format
   )
   on conflict (partition_name) do update
     set state = excluded.state, step = excluded.step, row_count = excluded.row_count, min_ts = excluded.min_ts,
       max_ts = excluded.max_ts, checksum_sha256 = excluded.checksum_sha256, content_checksum = excluded.content_checksum,
       archive_url = excluded.archive_url, archive_bytes = excluded.archive_bytes, archived_at = excluded.archived_at,
-      proven_at = excluded.proven_at, is_proven_empty = false, last_error = null;
+      proven_at = excluded.proven_at, is_proven_empty = false, last_error = null,
+      columns = excluded.columns, columns_at = excluded.columns_at, checksum_version = excluded.checksum_version,
+      manifest_format = excluded.manifest_format;
   perform fleet.record_event('partition.adopt', p_partition, p_row_count, p_detail => p_archive_url);
   return true;
 end
 $$;
 
-comment on function fleet.adopt_archive(text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint) is
+comment on function fleet.adopt_archive(text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer, integer) is
   'Makes an archive known to a store that did not write it, once the archiver has read it back and proven it; false when it was known. Used by: npm run archive -- adopt.';

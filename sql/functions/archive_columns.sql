@@ -7,18 +7,13 @@ as $$
 declare
   v_unknown text;
 begin
-  select string_agg(format('%s %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ')
-  into v_unknown
-  from pg_attribute a
-  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped
-    and format_type(a.atttypid, a.atttypmod) not in (
-      'timestamp with time zone', 'smallint', 'integer', 'bigint', 'boolean', 'text', 'inet'
-    );
+  v_unknown := fleet.unarchivable_columns(p_table);
   if v_unknown is not null then
     raise exception using
       errcode = 'FL422',
-      message = format('%s cannot be archived: no canonical form for %s', p_table, v_unknown),
-      hint = 'Add the type to fleet.archive_columns, fleet.content_checksum and archiver/parquet.ts.';
+      message = format('%s cannot be archived: there is no canonical form for %s', p_table, v_unknown),
+      hint = 'Use a type that has a form (select fleet.archive_form(type)), or give this one a form in sql/functions/archive_form.sql, '
+        'sql/shape-guard.sql and archiver/parquet.ts.';
   end if;
   return query
     select a.attname::text, format_type(a.atttypid, a.atttypmod), (row_number() over (order by a.attnum))::integer

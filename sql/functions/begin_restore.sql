@@ -18,13 +18,24 @@ begin
       message = format('partition %s is %s; %s may not restore it', p_partition, v_partition.state, p_worker),
       hint = 'Claim it first with fleet.claim_restore().';
   end if;
+  if v_partition.columns is null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('the columns of the archive of %s are not recorded; it is not restored', p_partition),
+      hint = 'The archiver reads them from the manifest: run the one that belongs to this version of the database.';
+  end if;
+  perform fleet.require_forms(p_partition, v_partition.columns);
   -- A try that was cut short left its table.
   perform fleet.drop_restoring(p_partition);
-  execute format('create table fleet.%I (like fleet.device_heartbeats including defaults including comments)', v_table);
+  -- With the archive's columns, over which it is proven; fleet.finish_restore() brings it to today's.
+  execute format('create table fleet.%I (%s)', v_table, (
+    select string_agg(format('%I %s', c.value ->> 'name', c.value ->> 'type'), ', ' order by c.ordinality)
+    from jsonb_array_elements(v_partition.columns) with ordinality c
+  ));
   execute format('grant select, insert on fleet.%I to fleet_archiver', v_table);
   return format('fleet.%I', v_table);
 end
 $$;
 
 comment on function fleet.begin_restore(text, text) is
-  'Makes the empty table that a restore is copied into, and returns its name.';
+  'Makes the empty table that a restore is copied into, with the columns of the archive, and returns its name.';

@@ -1,25 +1,64 @@
-create or replace function fleet.checksum_expression(p_table regclass) returns text
-language sql
+create or replace function fleet.checksum_expression(
+  p_table regclass,
+  p_columns jsonb default null,
+  p_checksum_version integer default null
+) returns text
+language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select format(
-    $f$('x' || left(md5(%s), 15))::bit(60)::bigint$f$,
-    string_agg(
-      format(
-        case c.type
-          when 'timestamp with time zone' then $f$coalesce((extract(epoch from %1$I) * 1000000)::bigint::text, '~')$f$
-          when 'text' then $f$coalesce(octet_length(%1$I) || ':' || %1$I, '~')$f$
-          when 'inet' then $f$coalesce(octet_length(abbrev(%1$I)) || ':' || abbrev(%1$I), '~')$f$
-          else $f$coalesce(%1$I::text, '~')$f$
-        end,
-        c.name
-      ),
-      $f$ || '|' || $f$ order by c.position
+declare
+  v_columns jsonb := p_columns;
+  v_unknown text;
+begin
+  if v_columns is null then
+    select jsonb_agg(jsonb_build_object('name', c.name, 'type', c.type) order by c.position) into v_columns
+    from fleet.archive_columns(p_table) c;
+  end if;
+  if p_checksum_version not in (1, 2) then
+    raise exception using
+      errcode = 'FL422',
+      message = format('checksum version %s is not known here, which knows 1 and 2', p_checksum_version),
+      hint = 'A newer version of this software wrote it; migrate the database with that version.';
+  end if;
+
+  -- Version 2 has more types than 1, and the same text for those of version 1.
+  select string_agg(format('%s %s', c.value ->> 'name', c.value ->> 'type'), ', ' order by c.ordinality) into v_unknown
+  from jsonb_array_elements(v_columns) with ordinality c
+  where fleet.archive_form(c.value ->> 'type') is null
+    or (p_checksum_version = 1 and c.value ->> 'type' not in (
+      'timestamp with time zone', 'smallint', 'integer', 'bigint', 'boolean', 'text', 'inet'
+    ));
+  if v_unknown is not null then
+    raise exception using
+      errcode = 'FL422',
+      message = format('%s has no checksum%s: there is no canonical form for %s', p_table, ' of version ' || p_checksum_version, v_unknown),
+      hint = 'The forms are in sql/functions/archive_form.sql and archiver/parquet.ts.';
+  end if;
+  select string_agg(c.value ->> 'name', ', ' order by c.ordinality) into v_unknown
+  from jsonb_array_elements(v_columns) with ordinality c
+  where not exists (
+    select from pg_attribute a where a.attrelid = p_table and a.attname = c.value ->> 'name' and a.attnum > 0 and not a.attisdropped
+  );
+  if v_unknown is not null then
+    raise exception using
+      errcode = 'FL010',
+      message = format('%s does not have the columns %s, which its checksum is over', p_table, v_unknown),
+      hint = 'The table was changed after it was retired.';
+  end if;
+
+  return (
+    select format(
+      $f$('x' || left(md5(%s), 15))::bit(60)::bigint$f$,
+      string_agg(
+        format($f$coalesce(%s, '~')$f$, format(fleet.archive_form(c.value ->> 'type'), c.value ->> 'name')),
+        $f$ || '|' || $f$ order by c.ordinality
+      )
     )
-  )
-  from fleet.archive_columns(p_table) c;
+    from jsonb_array_elements(v_columns) with ordinality c
+  );
+end
 $$;
 
-comment on function fleet.checksum_expression(regclass) is
-  'The SQL expression for the checksum of one row, from its canonical form; see fleet.content_checksum().';
+comment on function fleet.checksum_expression(regclass, jsonb, integer) is
+  'The SQL expression for the checksum of one row, from its canonical form, over these columns or else the table''s own; see fleet.content_checksum().';

@@ -1,6 +1,8 @@
 -- Runs with the caller's rights and in the caller's snapshot: the archiver calls it beside its COPY.
 create or replace function fleet.content_checksum(
   p_table regclass,
+  p_columns jsonb default null,
+  p_checksum_version integer default null,
   out row_count bigint,
   out content_checksum numeric,
   out min_ts timestamptz,
@@ -12,10 +14,11 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   execute format(
-    'select count(*), coalesce(sum(%s), 0), min(ts), max(ts) from %s', fleet.checksum_expression(p_table), p_table
+    'select count(*), coalesce(sum(%s), 0), min(ts), max(ts) from %s',
+    fleet.checksum_expression(p_table, p_columns, p_checksum_version), p_table
   ) into row_count, content_checksum, min_ts, max_ts;
 end
 $$;
 
-comment on function fleet.content_checksum(regclass) is
-  'Rows of a partition, their checksum independent of order and format, and the oldest and newest ts. Example: select * from fleet.content_checksum(''fleet_detached.device_heartbeats_p2026_08_15'');';
+comment on function fleet.content_checksum(regclass, jsonb, integer) is
+  'Rows of a partition, their checksum independent of order and format, and the oldest and newest ts. p_columns: over these, as in fleet.hb_partitions.columns; default the table''s own. p_checksum_version: as it was defined then; default the newest. Example: select * from fleet.content_checksum(''fleet_detached.device_heartbeats_p2026_08_15'');';

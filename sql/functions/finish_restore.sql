@@ -10,6 +10,7 @@ declare
   v_partition fleet.hb_partitions;
   v_table regclass;
   v_got record;
+  v_left_out text;
 begin
   v_partition := fleet.get_partition(p_partition);
   v_table := to_regclass(format('fleet.%I', fleet.restoring_name(p_partition)));
@@ -26,7 +27,7 @@ begin
       hint = 'Call fleet.begin_restore() first.';
   end if;
 
-  select * into v_got from fleet.content_checksum(v_table);
+  select * into v_got from fleet.content_checksum(v_table, v_partition.columns, v_partition.checksum_version);
   if (v_got.row_count, v_got.content_checksum, v_got.min_ts, v_got.max_ts) is distinct from (
     v_partition.row_count, v_partition.content_checksum, v_partition.min_ts, v_partition.max_ts
   ) then
@@ -39,6 +40,8 @@ begin
       ),
       hint = 'Check the object with: npm run archive -- verify';
   end if;
+
+  v_left_out := fleet.reshape_restored(v_table, v_partition.columns, v_partition.columns_at);
 
   execute format('alter table %s rename to %I', v_table, p_partition);
   update fleet.hb_partitions set relid = v_table where partition_name = p_partition;
@@ -55,11 +58,12 @@ begin
   set state = 'restored', step = null, restored_at = now(), bytes_size = pg_total_relation_size(v_table)
   where partition_name = p_partition;
   update fleet.restore_items
-  set state = 'done', finished_at = now(), lease_owner = null, lease_until = null, last_error = null
+  set state = 'done', finished_at = now(), lease_owner = null, lease_until = null, last_error = null,
+    left_out = v_left_out
   where partition_name = p_partition and state = 'running' and lease_owner = p_worker;
-  perform fleet.record_event('partition.restore', p_partition, v_got.row_count);
+  perform fleet.record_event('partition.restore', p_partition, v_got.row_count, p_detail => 'left out, and kept in the archive: ' || v_left_out);
 end
 $$;
 
 comment on function fleet.finish_restore(text, text) is
-  'Compares the restored rows with what was archived, indexes and attaches them; state restored.';
+  'Compares the restored rows with what was archived, over the columns of the archive, brings them to today''s columns, indexes and attaches them; state restored.';

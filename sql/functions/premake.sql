@@ -11,6 +11,7 @@ declare
   v_from date;
   v_to date;
 begin
+  perform fleet.note_columns();
   v_known := array(select partition_name from fleet.hb_partitions where state in ('active', 'restored'));
   select greatest((p_now - s.retention)::date, coalesce((select min(a.range_start)::date from fleet.attached_partitions() a), p_now::date)),
     p_now::date + s.premake_days

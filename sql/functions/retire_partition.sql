@@ -65,6 +65,8 @@ begin
   -- Locked before it is looked at, so that no restore attaches an older day in between, for pg_partman to take along. Only who may
   -- write may LOCK TABLE, and the owner may not: this changes nothing and takes the same lock.
   alter table only fleet.device_heartbeats disable row level security;
+  -- From here on the partition keeps the columns it has.
+  perform fleet.note_columns();
   select array_agg(a.relid), array_agg(a.range_start), array_agg(a.range_end) into v_aside, v_starts, v_ends
   from fleet.attached_partitions() a
   where a.range_start < v_partition.range_start;
@@ -97,7 +99,7 @@ begin
   perform fleet.hand_to_archiver(p_partition);
 
   update fleet.hb_partitions
-  set state = 'detached', step = null, detached_at = now(), bytes_size = v_bytes,
+  set state = 'detached', step = null, detached_at = clock_timestamp(), bytes_size = v_bytes,
     -- Of a day that was archived before, the count is the archive's until the next export.
     row_count = case when archive_url is null then v_rows else row_count end,
     attempts = 0, next_attempt_at = now(), last_error = null
