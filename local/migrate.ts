@@ -45,6 +45,8 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
     const settings = migrationSettings(adminUrl, log)
     await runCommitted(settings)
     if (options.current) await watch(settings, true)
+    // A store of before 0.2 lost the trigger that needed the owner's right to write in fleet_guard: now it is taken away.
+    await runFile(sql, 'guard.sql', log)
     await scheduleJobs(sql, log)
   } finally {
     await sql.end({ timeout: 5 })

@@ -1,30 +1,3 @@
--- A run of maintenance does the steps that the owner planned for it, and nobody's functions take a time that has not come.
-create table if not exists fleet.planned_steps (
-  run_id bigint not null,
-  position bigint not null,
-  step text not null,
-  partition_name text,
-  day date,
-  retention interval,
-  as_of timestamptz not null,
-  pid integer not null,
-  constraint planned_steps_pkey primary key (run_id, position)
-);
-comment on table fleet.planned_steps is
-  'What a run of maintenance has left to do; empty between runs. Only fleet.begin_run() and fleet.run_next_step() write here.';
-comment on column fleet.planned_steps.run_id is 'The run, as in fleet.events.';
-comment on column fleet.planned_steps.position is 'The order of the steps.';
-comment on column fleet.planned_steps.step is 'The step; one that begins with plan_ is replaced by a step for each day or partition that it finds.';
-comment on column fleet.planned_steps.partition_name is 'The partition that the step is about, if it is about one.';
-comment on column fleet.planned_steps.day is 'The UTC day that the step is about, if it is about one.';
-comment on column fleet.planned_steps.retention is 'The retention that the run was asked for; null: that of fleet.settings.';
-comment on column fleet.planned_steps.as_of is 'The time that counts as now for the run.';
-comment on column fleet.planned_steps.pid is 'The backend that runs them; no other one can.';
-
-drop procedure if exists fleet.run_step(bigint, text, text, timestamptz, integer, date);
-drop function if exists fleet.begin_run(text);
-drop function if exists fleet.end_run(bigint, text, integer);
-
 -- An oid is the oid of something else once a dump is restored: each has a seal beside it that says where it was recorded.
 alter table fleet.hb_partitions add column if not exists relid_seal text;
 comment on column fleet.hb_partitions.relid is
@@ -90,44 +63,58 @@ drop function if exists fleet.record_export(text, text, bigint, numeric, timesta
 drop function if exists fleet.record_upload(text, text, text, text, bigint);
 drop function if exists fleet.adopt_archive(text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint);
 
---!include functions/not_in_future.sql
---!include functions/availability_of_day.sql
---!include functions/begin_run.sql
---!include functions/check.sql
---!include functions/check_adoption.sql
---!include functions/check_archive.sql
---!include functions/check_ingest.sql
---!include functions/check_partitions.sql
---!include functions/check_scheduler.sql
---!include functions/check_sessions.sql
---!include functions/check_silence.sql
---!include functions/check_storage.sql
---!include functions/device_availability.sql
---!include functions/device_day.sql
---!include functions/end_run.sql
---!include functions/ingest.sql
---!include functions/is_night_missed.sql
---!include functions/table_of.sql
---!include functions/source_table.sql
---!include functions/adoption_holds.sql
---!include functions/retention_plan.sql
---!include functions/rollup_plan.sql
---!include procedures/nightly.sql
---!include functions/nightly_plan.sql
---!include functions/roll_up.sql
---!include functions/run_next_step.sql
---!include functions/set_cadence.sql
---!include functions/silence_at.sql
+-- A run of maintenance does the steps that the owner planned for it, and nobody's functions take a time that has not come.
+create table if not exists fleet.planned_steps (
+  run_id bigint not null,
+  position bigint not null,
+  step text not null,
+  partition_name text,
+  day date,
+  retention interval,
+  as_of timestamptz not null,
+  pid integer not null,
+  constraint planned_steps_pkey primary key (run_id, position)
+);
+comment on table fleet.planned_steps is
+  'What a run of maintenance has left to do; empty between runs. Only fleet.begin_run() and fleet.run_next_step() write here.';
+comment on column fleet.planned_steps.run_id is 'The run, as in fleet.events.';
+comment on column fleet.planned_steps.position is 'The order of the steps.';
+comment on column fleet.planned_steps.step is 'The step; one that begins with plan_ is replaced by a step for each day or partition that it finds.';
+comment on column fleet.planned_steps.partition_name is 'The partition that the step is about, if it is about one.';
+comment on column fleet.planned_steps.day is 'The UTC day that the step is about, if it is about one.';
+comment on column fleet.planned_steps.retention is 'The retention that the run was asked for; null: that of fleet.settings.';
+comment on column fleet.planned_steps.as_of is 'The time that counts as now for the run.';
+comment on column fleet.planned_steps.pid is 'The backend that runs them; no other one can.';
+
+drop procedure if exists fleet.run_step(bigint, text, text, timestamptz, integer, date);
+drop function if exists fleet.begin_run(text);
+drop function if exists fleet.end_run(bigint, text, integer);
+drop function if exists fleet.release_restore(text, text);
+drop function if exists fleet.record_export(text, text, bigint, numeric, timestamptz, timestamptz);
+
+alter table fleet.settings add column if not exists archive_stores text[] not null default '{}';
+comment on column fleet.settings.archive_stores is
+  'Stores whose archives may be registered, as ARCHIVE_URL has them, besides those in which this database has archives.';
+
 --!include functions/seal_relid.sql
 --!include functions/seal_source.sql
---!include functions/protect_partition.sql
 --!include functions/has_bounds.sql
+--!include functions/table_of.sql
+--!include functions/source_table.sql
 --!include functions/relink_tables.sql
 --!include functions/sync_partitions.sql
+--!include functions/begin_run.sql
+--!include procedures/nightly.sql
 --!include functions/note_storage.sql
+--!include functions/not_in_future.sql
+--!include functions/rollup_plan.sql
+--!include functions/device_availability.sql
+--!include functions/check_partitions.sql
 --!include procedures/maintain.sql
 --!include functions/job_definitions.sql
 --!include functions/find_day_table.sql
+--!include functions/adoption_holds.sql
+--!include functions/retention_plan.sql
 --!include functions/refresh_sizes.sql
 --!include functions/metric_values.sql
 --!include functions/claim_partition.sql
@@ -139,8 +126,11 @@ drop function if exists fleet.adopt_archive(text, timestamptz, timestamptz, bigi
 --!include functions/drop_partition.sql
 --!include functions/retry_archive.sql
 --!include functions/accept_archive.sql
+--!include functions/check_archive.sql
+--!include functions/check_scheduler.sql
 --!include functions/job_history.sql
 --!include functions/schedule_jobs.sql
+--!include functions/check_adoption.sql
 --!include functions/forget_adoption.sql
 --!include functions/get_adoption.sql
 --!include functions/begin_adoption.sql
@@ -161,12 +151,30 @@ drop function if exists fleet.adopt_archive(text, timestamptz, timestamptz, bigi
 --!include functions/finish_restore.sql
 --!include functions/premake.sql
 --!include functions/check_columns.sql
+--!include functions/check.sql
+--!include functions/availability_of_day.sql
+--!include functions/check_ingest.sql
+--!include functions/check_sessions.sql
+--!include functions/check_silence.sql
+--!include functions/check_storage.sql
+--!include functions/device_day.sql
+--!include functions/end_run.sql
+--!include functions/ingest.sql
+--!include functions/is_night_missed.sql
+--!include functions/nightly_plan.sql
+--!include functions/roll_up.sql
+--!include functions/run_next_step.sql
+--!include functions/set_cadence.sql
+--!include functions/silence_at.sql
+--!include functions/check_archive_place.sql
+--!include functions/make_read_only.sql
 --!include procedures/run_planned_steps.sql
 --!include views/partition_health.sql
 --!include views/storage_growth.sql
 --!include views/archives.sql
 --!include triggers/hb_partitions_seal.sql
 --!include triggers/adoptions_seal.sql
+--!include triggers/hb_partitions.sql
 --!include grants.sql
 
 -- A publication of all tables refuses DELETE where a row cannot be named. A key would cost ingest an index.
@@ -196,3 +204,22 @@ where a.relid_seal is null and a.relid = to_regclass(a.source);
 
 -- What the table has now; from here on changes are recorded.
 select fleet.note_columns();
+
+drop function if exists fleet.protect_partition();
+drop function if exists fleet.hand_to_archiver(text);
+-- Retired tables were the archiver's.
+do $$
+declare
+  v_name text;
+begin
+  for v_name in
+    select c.relname
+    from pg_catalog.pg_class c
+    where c.relnamespace = 'fleet_detached'::regnamespace and c.relkind = 'r'
+      and exists (select from fleet.hb_partitions p where p.partition_name = c.relname)
+  loop
+    execute format('alter table fleet_detached.%I owner to fleet_owner', v_name);
+    perform fleet.make_read_only(v_name);
+  end loop;
+end
+$$;

@@ -4,9 +4,8 @@ revoke all on all routines in schema fleet from public, fleet_server, fleet_arch
 revoke all on schema fleet, fleet_detached from public;
 
 grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet_dba;
-grant usage on schema fleet_detached to fleet_reader, fleet_dba;
--- CREATE is what owning a table there takes.
-grant usage, create on schema fleet_detached to fleet_archiver;
+revoke create on schema fleet_detached from fleet_archiver;
+grant usage on schema fleet_detached to fleet_archiver, fleet_reader, fleet_dba;
 
 -- Heartbeats are never changed, not even by the owner: rows leave with their partition, once it is proven.
 revoke update, delete, truncate on fleet.device_heartbeats from fleet_owner;
@@ -136,7 +135,7 @@ grant execute on function
   fleet.renew_lease(text, text, interval),
   fleet.release_lease(text, text),
   fleet.record_frozen(text, text),
-  fleet.record_export(text, text, bigint, numeric, timestamptz, timestamptz, jsonb, integer),
+  fleet.record_export(text, text, bigint, jsonb, integer),
   fleet.record_upload(text, text, text, text, bigint, integer, integer),
   fleet.record_columns(text, text, jsonb, integer, integer),
   fleet.record_proof(text, text, text, numeric, bigint, timestamptz, timestamptz),
@@ -188,5 +187,5 @@ grant update (cohort, heartbeat_interval) on fleet.devices to fleet_dba;
 grant update (
   max_late, max_future, offline_after, archive_grace, archive_max_attempts, store_ip, quarantine_keep, quarantine_per_device,
   events_keep, command_expires_after, commands_keep, rollups_keep, silence_window, silence_share, silence_ratio,
-  silence_min_devices, ingest_gap
+  silence_min_devices, ingest_gap, archive_stores
 ) on fleet.settings to fleet_dba;

@@ -19,7 +19,16 @@ comment on column fleet_guard.partitions.relid_seal is
 comment on column fleet_guard.partitions.is_proven is 'True when its archive was read back and proven, or when it was proven empty.';
 
 grant usage on schema fleet_guard to fleet_owner;
-grant select, insert, update on fleet_guard.partitions to fleet_owner;
+-- Not even the owner writes here: what is proven is said by the trigger below alone. In a store of before 0.2 the owner's own
+-- trigger writes until the migrations have replaced it; this file is run once more after them.
+grant select on fleet_guard.partitions to fleet_owner;
+do $$
+begin
+  if to_regproc('fleet.protect_partition') is null then
+    revoke insert, update, delete, truncate, references, trigger on fleet_guard.partitions from fleet_owner;
+  end if;
+end
+$$;
 
 -- An oid means something only in the catalog that gave it out. A dump brings the oids of another one along, but never this: a
 -- restored table has an oid of its own, and another cluster has another identifier. (pg_upgrade keeps the oids and changes the identifier:
@@ -39,6 +48,42 @@ comment on function fleet_guard.seal(oid) is
 
 revoke all on function fleet_guard.seal(oid) from public;
 grant execute on function fleet_guard.seal(oid) to fleet_owner;
+
+create or replace function fleet_guard.note_partition() returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_table oid := to_regclass(format('fleet.%I', new.partition_name));
+  v_has_rows boolean := false;
+begin
+  if tg_relid <> to_regclass('fleet.hb_partitions') then
+    raise exception using
+      errcode = 'FL001',
+      message = format('%s is not fleet.hb_partitions, and says nothing about what may be dropped', tg_relid::regclass);
+  end if;
+  if new.is_proven_empty then
+    -- Looks for itself, at a plain table and nothing that could run code of its owner's.
+    if v_table is not null and exists (select from pg_class c where c.oid = v_table and c.relkind = 'r') then
+      execute format('select exists (select from only %s)', v_table::regclass) into v_has_rows;
+    end if;
+  end if;
+  -- A restored day counts as unproven again: rows may have been added while it was attached.
+  insert into fleet_guard.partitions as g (partition_name, relid, relid_seal, is_proven)
+  values (
+    new.partition_name, new.relid, new.relid_seal,
+    new.is_proven_empty and not v_has_rows or new.state in ('archived', 'dropped') and new.proven_at is not null
+  )
+  on conflict (partition_name) do update
+    set relid = excluded.relid, relid_seal = excluded.relid_seal, is_proven = excluded.is_proven
+    where (g.relid, g.relid_seal, g.is_proven) is distinct from (excluded.relid, excluded.relid_seal, excluded.is_proven);
+  return null;
+end
+$$;
+comment on function fleet_guard.note_partition() is
+  'Trigger on fleet.hb_partitions: keeps fleet_guard.partitions. A partition is proven when it has the proof of its archive, or when it is seen to be empty.';
 
 create or replace function fleet_guard.refuse_unproven_drop() returns event_trigger
 language plpgsql
@@ -110,7 +155,8 @@ $$;
 comment on function fleet_guard.find_restored_tables() is
   'Event trigger before ALTER: after a dump was restored, looks partitions up by name before one can be renamed or moved.';
 
-revoke all on function fleet_guard.refuse_unproven_drop(), fleet_guard.find_restored_tables() from public;
+revoke all on function fleet_guard.refuse_unproven_drop(), fleet_guard.find_restored_tables(), fleet_guard.note_partition() from public;
+grant execute on function fleet_guard.note_partition() to fleet_owner;
 
 do $$
 begin

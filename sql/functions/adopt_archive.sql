@@ -27,6 +27,7 @@ declare
   v_table regclass;
   v_has_rows boolean := false;
 begin
+  perform fleet.check_archive_place(p_range_start, p_range_end, p_archive_url);
   perform fleet.require_forms(p_partition, p_columns);
   perform fleet.note_columns();
   select * into v_known

@@ -40,7 +40,7 @@ begin
         'referencing new table as new_rows for each statement execute function fleet.record_last_status();'),
       ('hb_partitions', 'hb_partitions_protect',
         'create trigger hb_partitions_protect after insert or update on fleet.hb_partitions '
-        'for each row execute function fleet.protect_partition();'),
+        'for each row execute function fleet_guard.note_partition();'),
       ('settings', 'settings_audit',
         'create trigger settings_audit after update on fleet.settings for each row execute function fleet.audit_settings();'),
       ('devices', 'devices_forget_marks',

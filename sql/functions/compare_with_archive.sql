@@ -26,7 +26,7 @@ begin
   -- transaction, but not readers.
   execute format('alter table %s disable trigger user', table_oid::regclass);
   select c.row_count, c.content_checksum into row_count, content_checksum
-  from fleet.content_checksum(table_oid) c;
+  from fleet.content_checksum(table_oid, v_partition.columns, coalesce(v_partition.checksum_version, 1)) c;
   -- One that was proven to be empty has no archive.
   differs := (row_count, content_checksum)
     is distinct from (coalesce(v_partition.row_count, 0), coalesce(v_partition.content_checksum, 0));

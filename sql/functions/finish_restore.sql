@@ -27,6 +27,9 @@ begin
       hint = 'Call fleet.begin_restore() first.';
   end if;
 
+  -- What is compared is what is attached: the archiver's role may insert until here.
+  execute format('revoke all on %s from fleet_archiver', v_table);
+  execute format('alter table %s disable row level security', v_table);
   select * into v_got from fleet.content_checksum(v_table, v_partition.columns, v_partition.checksum_version);
   if (v_got.row_count, v_got.content_checksum, v_got.min_ts, v_got.max_ts) is distinct from (
     v_partition.row_count, v_partition.content_checksum, v_partition.min_ts, v_partition.max_ts
@@ -51,7 +54,6 @@ begin
     'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L)',
     v_table, v_partition.range_start, v_partition.range_end
   );
-  execute format('revoke all on %s from fleet_archiver', v_table);
   execute format('analyze %s', v_table);
 
   update fleet.hb_partitions

@@ -32,11 +32,12 @@ as $$
   )
   union all
   select 'fleet-freeze', '15 4 * * *',
-    format('vacuum (freeze, analyze) %s', string_agg(format('fleet.%I', p.partition_name), ', ' order by p.range_start))
+    format('vacuum (freeze, analyze) %s', string_agg(format('%I.%I', c.relnamespace::regnamespace, c.relname), ', ' order by p.range_start))
   from fleet.hb_partitions p
   join pg_class c on c.oid = fleet.table_of(p)
-  where p.state in ('active', 'restored')
-    and age(c.relfrozenxid) > age(p.cold_xid)
+  -- Retired ones too, which wait for their archive or for archive_grace. cold_xid is null for a day that was retired while young.
+  where (p.state in ('active', 'restored') and age(c.relfrozenxid) > age(p.cold_xid)
+      or p.state not in ('active', 'restored') and age(c.relfrozenxid) > coalesce(age(p.cold_xid), 1000000))
     and pg_relation_size(c.oid) > 0
   having count(*) > 0;
 $$;

@@ -1,46 +1,72 @@
+-- What a drop relies on is counted here, with the owner's rights: the archiver says what it copied, and is compared with that.
 create or replace function fleet.record_export(
   p_partition text,
   p_worker text,
   p_row_count bigint,
-  p_content_checksum numeric,
-  p_min_ts timestamptz,
-  p_max_ts timestamptz,
   p_columns jsonb default null,
-  p_checksum_version integer default 1
-) returns void
+  p_checksum_version integer default 1,
+  out row_count bigint,
+  out content_checksum numeric,
+  out min_ts timestamptz,
+  out max_ts timestamptz
+)
 language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
+#variable_conflict use_variable
 declare
   v_partition fleet.hb_partitions;
+  v_table regclass;
+  v_columns jsonb;
 begin
+  select p.* into v_partition
+  from fleet.hb_partitions p
+  where p.partition_name = p_partition and p.lease_owner = p_worker and p.state = 'archiving';
+  v_table := fleet.table_of(v_partition);
+  if v_table is not null then
+    -- It has been as it is since it was detached. Of a large day this takes many seconds: before its row is locked, so that the
+    -- lease is renewed meanwhile.
+    select jsonb_agg(jsonb_build_object('name', c.name, 'type', c.type) order by c.position) into v_columns
+    from fleet.archive_columns(v_table) c;
+    select s.row_count, s.content_checksum, s.min_ts, s.max_ts
+    into row_count, content_checksum, min_ts, max_ts
+    from fleet.content_checksum(v_table, v_columns, p_checksum_version) s;
+  end if;
+
   v_partition := fleet.check_lease(p_partition, p_worker);
-  if p_min_ts < v_partition.range_start or p_max_ts >= v_partition.range_end then
+  if v_table is null then
+    raise exception using
+      errcode = 'FL404',
+      message = format('partition %s has no table to archive', p_partition),
+      hint = 'See select * from fleet.check_partitions() where status <> ''ok'';';
+  end if;
+  if p_row_count is distinct from row_count or coalesce(p_columns, v_columns) <> v_columns then
+    raise exception using
+      errcode = 'FL010',
+      message = format('partition %s has %s rows, and %s says that it copied %s; nothing is archived', p_partition, row_count, p_worker, coalesce(p_row_count::text, 'nothing')),
+      detail = format('columns of the table %s, copied %s', v_columns, coalesce(p_columns, v_columns)),
+      hint = 'The table was changed while it was copied, or the archiver is not to be trusted. Look: select fleet.hold_partition(name, reason);';
+  end if;
+  if min_ts < v_partition.range_start or max_ts >= v_partition.range_end then
     raise exception using
       errcode = 'FL010',
       message = format(
-        'partition %s covers %s to %s, its export %s to %s',
-        p_partition, v_partition.range_start, v_partition.range_end, p_min_ts, p_max_ts
+        'partition %s covers %s to %s, its rows %s to %s', p_partition, v_partition.range_start, v_partition.range_end, min_ts, max_ts
       ),
       hint = 'The table was changed after it was retired. Hold it and look: select fleet.hold_partition(name, reason);';
   end if;
-  perform fleet.require_forms(p_partition, p_columns);
-  update fleet.hb_partitions
-  set step = 'exported', row_count = p_row_count, content_checksum = p_content_checksum, min_ts = p_min_ts, max_ts = p_max_ts,
+  update fleet.hb_partitions p
+  set step = 'exported', row_count = record_export.row_count, content_checksum = record_export.content_checksum,
+    min_ts = record_export.min_ts, max_ts = record_export.max_ts,
     checksum_sha256 = null, archive_url = null, archive_bytes = null, proven_at = null,
-    -- Without them, by an archiver of before 0.2, they are the table's: it has been as it is since it was detached.
-    columns = coalesce(p_columns, (
-      select jsonb_agg(jsonb_build_object('name', c.name, 'type', c.type) order by c.position)
-      from fleet.archive_columns(format('fleet_detached.%I', p_partition)::regclass) c
-    )),
-    columns_at = coalesce(detached_at, clock_timestamp()),
+    columns = v_columns, columns_at = coalesce(p.detached_at, clock_timestamp()),
     checksum_version = p_checksum_version, manifest_format = null
-  where partition_name = p_partition;
+  where p.partition_name = p_partition;
 end
 $$;
 
-comment on function fleet.record_export(text, text, bigint, numeric, timestamptz, timestamptz, jsonb, integer) is
-  'Archiving, step exported: rows, checksum, bounds and columns of the snapshot that was copied.';
+comment on function fleet.record_export(text, text, bigint, jsonb, integer) is
+  'Archiving, step exported: counts and sums the rows of the retired table itself, compares that with what the archiver copied, and records and returns it.';

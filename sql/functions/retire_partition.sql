@@ -96,7 +96,7 @@ begin
       message = format('pg_partman did not retire partition %s', p_partition),
       hint = 'Another maintenance run of pg_partman may hold its lock; try again in a moment.';
   end if;
-  perform fleet.hand_to_archiver(p_partition);
+  perform fleet.make_read_only(p_partition);
 
   update fleet.hb_partitions
   set state = 'detached', step = null, detached_at = clock_timestamp(), bytes_size = v_bytes,

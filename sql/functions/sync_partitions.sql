@@ -31,6 +31,7 @@ begin
         range_start = excluded.range_start,
         range_end = excluded.range_end,
         state = case when p.state = 'restored' then 'restored' else 'active' end,
+        is_proven_empty = false,
         step = null, lease_owner = null, lease_until = null, next_attempt_at = null
     returning p.partition_name
   loop

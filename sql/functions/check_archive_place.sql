@@ -1,0 +1,56 @@
+-- A range that has not come would keep its partitions from being made; a URL from elsewhere would have the archiver fetch it.
+create or replace function fleet.check_archive_place(p_range_start timestamptz, p_range_end timestamptz, p_archive_url text)
+returns void
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_day constant text := to_char(p_range_start, 'YYYY-MM-DD');
+  v_root text;
+  v_known text[];
+begin
+  if p_range_start is null or p_range_end is null or not isfinite(p_range_start) or not isfinite(p_range_end)
+    or p_range_start <> date_trunc('day', p_range_start) or p_range_end > clock_timestamp()
+    or p_range_end not in (
+      p_range_start + interval '1 day',
+      p_range_start + case when p_range_start = date_trunc('month', p_range_start) then interval '1 month' else interval '1 day' end
+    ) then
+    raise exception using
+      errcode = 'FL422',
+      message = format('an archive of %s to %s is not registered: it is not a UTC day or month that is past', p_range_start, p_range_end),
+      hint = 'The range is in the manifest of the archive.';
+  end if;
+  v_root := substring(
+    p_archive_url
+    from '^((?:file:///|s3://[^/]).*)/device_heartbeats/date=' || v_day || '/device_heartbeats_[0-9]+(?:_r[0-9]+)?\.parquet$'
+  );
+  if v_root is null or v_root ~ '(^|/)\.\.?(/|$)' then
+    raise exception using
+      errcode = 'FL422',
+      message = format('%s is not the place of an archive of %s', coalesce(p_archive_url, 'null'), v_day),
+      hint = format('It is <store>/device_heartbeats/date=%s/device_heartbeats_%s.parquet.', v_day, to_char(p_range_start, 'YYYYMMDD'));
+  end if;
+  -- The first archive that a store knows says where they are, unless a DBA did before.
+  select array_agg(distinct s.url) into v_known
+  from (
+    select substring(p.archive_url from '^(.*)/device_heartbeats/date=') as url
+    from fleet.hb_partitions p
+    where p.archive_url is not null
+    union all
+    select unnest(k.archive_stores) from fleet.settings k
+  ) s
+  where s.url is not null;
+  if v_root <> all (v_known) then
+    raise exception using
+      errcode = 'FL422',
+      message = format('%s is not a store of this database, which knows %s; nothing is registered', v_root, array_to_string(v_known, ', ')),
+      hint = format('If it is one: update fleet.settings set archive_stores = archive_stores || %L;', v_root);
+  end if;
+end
+$$;
+
+comment on function fleet.check_archive_place(timestamptz, timestamptz, text) is
+  'An error unless an archive that is to be registered lies in the past, on the bounds of a day or month, in its place below a store that is known.';
