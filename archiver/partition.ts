@@ -141,7 +141,7 @@ async function chooseRevision(
   if (missing > 0) {
     throw new Error(
       `${worker.store.url}/${folder}${existing.file}: an archive of this day with other content is there already and is not overwritten: `
-      + `${missing} of its ${existing.row_count} rows are not in the partition (${other}). ${ifNotNeeded}`,
+      + `${missing} of its ${existing.row_count} rows are not in the partition (${other}). ${ifNotNeeded}. If the archive is right and the table is not, run select fleet.accept_archive(..., 'why')`,
     )
   }
   return { revision: (existing.revision ?? 1) + 1, replaces: existing.sha256 }

@@ -8,8 +8,7 @@ import type { Column } from './parquet.ts'
 import type { Store } from './store.ts'
 
 /** What to do about an archive that keeps another from being written. */
-export const ifNotNeeded = 'If the table is right, move the folder of the archive away, then run select fleet.retry_archive(...). '
-  + 'If the archive is right, run select fleet.accept_archive(..., \'why\')'
+export const ifNotNeeded = 'If it is not needed, move its folder away, then run select fleet.retry_archive(...)'
 
 /**
  * How many rows of an archive are not in a new export of its day. The archive is read from the store and checked
