@@ -19,13 +19,15 @@ comment on column fleet_guard.partitions.relid_seal is
 comment on column fleet_guard.partitions.is_proven is 'True when its archive was read back and proven, or when it was proven empty.';
 
 grant usage on schema fleet_guard to fleet_owner;
--- Not even the owner writes here: what is proven is said by the trigger below alone. In a store of before 0.2 the owner's own
--- trigger writes until the migrations have replaced it; this file is run once more after them.
+-- Not even the owner writes here: what is proven is said by the trigger below alone. Until the migrations of 0.2 have run, the
+-- owner's own trigger does; this file is run once more after them.
 grant select on fleet_guard.partitions to fleet_owner;
 do $$
 begin
-  if to_regproc('fleet.protect_partition') is null then
+  if to_regclass('fleet.hb_partitions') is not null and to_regproc('fleet.protect_partition') is null then
     revoke insert, update, delete, truncate, references, trigger on fleet_guard.partitions from fleet_owner;
+  else
+    grant insert, update on fleet_guard.partitions to fleet_owner;
   end if;
 end
 $$;

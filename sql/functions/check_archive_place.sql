@@ -8,7 +8,7 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
-  v_day constant text := to_char(p_range_start, 'YYYY-MM-DD');
+  v_day text;
   v_root text;
   v_known text[];
 begin
@@ -23,6 +23,7 @@ begin
       message = format('an archive of %s to %s is not registered: it is not a UTC day or month that is past', p_range_start, p_range_end),
       hint = 'The range is in the manifest of the archive.';
   end if;
+  v_day := to_char(p_range_start, 'YYYY-MM-DD');
   v_root := substring(
     p_archive_url
     from '^((?:file:///|s3://[^/]).*)/device_heartbeats/date=' || v_day || '/device_heartbeats_[0-9]+(?:_r[0-9]+)?\.parquet$'
