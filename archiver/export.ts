@@ -1,6 +1,6 @@
 import { openSession, type Database } from './database.ts'
 import { isoMicros } from './manifest.ts'
-import { columnList, copyOptions, writeParquet, type Column, type Content } from './parquet.ts'
+import { CHECKSUM_VERSION, columnList, copyOptions, plainColumns, writeParquet, type Column, type Content } from './parquet.ts'
 
 /**
  * Copies a table into a sorted Parquet file: the checksum that Postgres computes and the rows that COPY sends
@@ -19,7 +19,8 @@ export async function exportTable(
     const columns = await sql<Column[]>`
       select name, type from fleet.archive_columns(${table}::text::regclass) order by position`
     const [counted] = await sql<{ row_count: string, content_checksum: string, min_ts: string | null, max_ts: string | null }[]>`
-      select row_count, content_checksum, min_ts, max_ts from fleet.content_checksum(${table}::text::regclass)`
+      select row_count, content_checksum, min_ts, max_ts
+      from fleet.content_checksum(${table}::text::regclass, ${sql.json(plainColumns(columns))}, ${CHECKSUM_VERSION})`
     if (!counted) throw new Error(`${table}: fleet.content_checksum returned nothing`)
     const content: Content = {
       row_count: Number(counted.row_count),
