@@ -1,7 +1,9 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
+import { recordColumns } from './columns.ts'
 import { describeError } from './log.ts'
 import { keysOf, readManifest, root, type Manifest } from './manifest.ts'
+import { plainColumns } from './parquet.ts'
 import { readBack } from './proof.ts'
 import { listArchives } from './verify.ts'
 import type { Worker } from './worker.ts'
@@ -30,6 +32,7 @@ export async function adoptArchives(worker: Worker, onArchive: (manifest: Manife
       if (key !== ownKey) throw new Error(`${store.url}/${key}: the manifest is of ${manifest.range_start}, whose place is ${store.url}/${ownKey}`)
       const url = `${store.url}/${parquet}`
       if (known.get(url) === manifest.sha256) {
+        await recordColumns(sql, manifest.partition, manifest)
         alreadyKnown++
         continue
       }
@@ -39,7 +42,8 @@ export async function adoptArchives(worker: Worker, onArchive: (manifest: Manife
         await readBack(store, { parquet, manifest: key }, {}, work, async ({ content }) => {
           await sql`
             select fleet.adopt_archive(${manifest.partition}, ${manifest.range_start}, ${manifest.range_end}, ${content.row_count},
-              ${content.content_checksum}::text::numeric, ${content.min_ts}, ${content.max_ts}, ${url}, ${manifest.sha256}, ${manifest.bytes})`
+              ${content.content_checksum}::text::numeric, ${content.min_ts}, ${content.max_ts}, ${url}, ${manifest.sha256}, ${manifest.bytes},
+              ${sql.json(plainColumns(manifest.columns))}, ${manifest.columns_at}, ${manifest.checksum_version}, ${manifest.format_version})`
         })
       } finally {
         await rm(work, { recursive: true, force: true })

@@ -174,16 +174,16 @@ async function restore(worker: Worker, from: string, to: string) {
   const said = new Set<string>()
   let failures = 0
   while (!stopping.signal.aborted) {
-    const items = await sql<{ partition_name: string, state: string, last_error: string | null, lease_owner: string | null, row_count: string }[]>`
-      select i.partition_name, i.state, i.last_error, i.lease_owner, p.row_count
+    const items = await sql<{ partition_name: string, state: string, last_error: string | null, lease_owner: string | null, row_count: string, left_out: string | null }[]>`
+      select i.partition_name, i.state, i.last_error, i.lease_owner, i.left_out, p.row_count
       from fleet.restore_items i
       join fleet.hb_partitions p using (partition_name)
       where i.request_id = ${request_id}
       order by p.range_start`
-    for (const { partition_name, state, last_error, lease_owner, row_count } of items) {
+    for (const { partition_name, state, last_error, lease_owner, left_out, row_count } of items) {
       const word = {
         running: `${partition_name}: being restored by ${lease_owner}, ${row_count} rows`,
-        done: `${partition_name}: restored, ${row_count} rows`,
+        done: `${partition_name}: restored, ${row_count} rows${left_out === null ? '' : `; left out, as the table no longer has it, and kept in the archive: ${left_out}`}`,
         failed: `${partition_name}: failed: ${last_error}`,
       }[state]
       if (word === undefined || said.has(word)) continue

@@ -20,6 +20,8 @@ export function connect(database: Database, options: { max: number, application_
       application_name: options.application_name ?? 'fleet-archiver',
       TimeZone: 'UTC',
       DateStyle: 'ISO',
+      // With fewer digits a double would come out as another one.
+      extra_float_digits: 1,
       // VACUUM and COPY of a whole partition take as long as they take.
       statement_timeout: 0,
       idle_in_transaction_session_timeout: 0,

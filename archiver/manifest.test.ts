@@ -9,7 +9,7 @@ import { makeDirectory } from './testing.ts'
 const manifest = makeManifest({
   partition: 'device_heartbeats_p2026_08_15', range_start: '2026-08-15 00:00:00+00', range_end: '2026-08-16 00:00:00+00',
   content: { row_count: 2, content_checksum: '36893488147419103232', min_ts: '2026-08-15T00:00:00.000001Z', max_ts: '2026-08-15T01:00:00.000000Z' },
-  columns: [{ name: 'ts', type: 'timestamp with time zone' }],
+  columns: [{ name: 'ts', type: 'timestamp with time zone' }], columns_at: '2026-11-01 02:00:00.5+00',
   parquetKey: 'device_heartbeats/date=2026-08-15/device_heartbeats_20260815.parquet', bytes: 100, sha256: 'ab'.repeat(32),
 })
 
@@ -54,7 +54,7 @@ t.test('each field at fault is named', async t => {
 t.test('a manifest of every format that was ever written is read', async t => {
   const fixtures = join(import.meta.dirname, 'fixtures')
   const formats = new Set<number>()
-  for (const name of await readdir(fixtures)) {
+  for (const name of (await readdir(fixtures)).filter(name => name.endsWith('.json'))) {
     const bytes = await readFile(join(fixtures, name))
     const read = parseManifest(name, bytes)
     const { format_version } = JSON.parse(bytes.toString()) as { format_version: number }
@@ -66,10 +66,17 @@ t.test('a manifest of every format that was ever written is read', async t => {
   t.same([...formats].sort(), Array.from({ length: FORMAT_VERSION }, (_, n) => n + 1), 'there is one of each')
 })
 
+t.test('a manifest of format 1 is read as one of today', async t => {
+  const bytes = await readFile(join(import.meta.dirname, 'fixtures/manifest-1.json'))
+  const { columns_at, checksum_version, superseded, ...rest } = parseManifest('m', bytes)
+  t.same(rest, JSON.parse(bytes.toString()), 'nothing of it is lost')
+  t.same({ columns_at, checksum_version, superseded }, { columns_at: '2026-11-13T02:00:41.118000Z', checksum_version: 1, superseded: undefined })
+})
+
 t.test('a manifest of a newer format is refused, whatever else it says', async t => {
   const newer = { format_version: FORMAT_VERSION + 1, unheard: 'of' }
   t.throws(() => parseManifest('s3://b/m', Buffer.from(JSON.stringify(newer))), {
-    message: /^s3:\/\/b\/m: the manifest is of format 2, and this version \(\d+\.\d+\.\d+\) reads formats up to 1; a newer one wrote it, use that$/,
+    message: /^s3:\/\/b\/m: the manifest is of format 3, and this version \(\d+\.\d+\.\d+\) reads formats up to 2; a newer one wrote it, use that$/,
   })
 })
 

@@ -2,16 +2,16 @@ import { z } from 'zod'
 import { version } from '../server/version.ts'
 import { describeError } from './log.ts'
 import { ObjectMissing } from './object-missing.ts'
-import type { Column, Content } from './parquet.ts'
+import { CHECKSUM_VERSION, plainColumns, type Column, type Content } from './parquet.ts'
 import type { Store } from './store.ts'
 
 const timestamp = z.string().regex(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$/, 'expected UTC with microseconds, like 2026-08-15T00:00:00.000000Z')
 
 /** What is written. A reader for it goes into `readers`, a manifest of it into fixtures/, and the former ones stay there. */
-export const FORMAT_VERSION = 1
+export const FORMAT_VERSION = 2
 
-const shape = z.object({
-  format_version: z.literal(FORMAT_VERSION),
+const format1 = z.object({
+  format_version: z.literal(1),
   /** It becomes the name of a table, and part of the names of files. */
   partition: z.string().regex(/^\w{1,63}$/, 'expected the name of a partition'),
   range_start: timestamp,
@@ -33,10 +33,32 @@ const shape = z.object({
   software_version: z.string(),
 })
 
-export type Manifest = z.infer<typeof shape>
+const format2 = format1.extend({
+  format_version: z.literal(2),
+  /** How content_checksum is defined. */
+  checksum_version: z.int().positive(),
+  /** When the table had these columns: what was renamed later has another name in it now. */
+  columns_at: timestamp,
+  /**
+   * Files of earlier revisions with columns that the table no longer had when this one was made: nothing else holds their values, so they
+   * are kept, each with its manifest, under supersededKeys(). Of each column, the name it has there.
+   */
+  superseded: z.array(z.object({
+    file: z.string().regex(/^\w+\.parquet$/, 'expected the name of a Parquet file, without a directory'),
+    bytes: z.int().positive(),
+    sha256: z.string().regex(/^[0-9a-f]{64}$/),
+    columns: z.array(z.string()),
+  })).optional(),
+})
+
+export type Manifest = Omit<z.infer<typeof format2>, 'format_version'> & { format_version: number }
+export type Superseded = NonNullable<Manifest['superseded']>[number]
 
 /** Of each format that was ever written: how it is read as if it were of the present one. */
-const readers: Record<number, z.ZodType<Manifest>> = { 1: shape }
+const readers: Record<number, z.ZodType<Manifest>> = {
+  1: format1.transform(manifest => ({ ...manifest, checksum_version: 1, columns_at: isoMicros(manifest.created_at) })),
+  2: format2,
+}
 
 /** Every key of the archive begins with this. */
 export const root = 'device_heartbeats/'
@@ -64,6 +86,12 @@ export function keysOf(range_start: string, range_end: string, revision = 1) {
   return { folder, parquet: `${folder}device_heartbeats_${name}${suffix}.parquet`, manifest: `${folder}manifest.json` }
 }
 
+/** Where the file of an earlier revision is kept that holds more than the present one: where readers of `date=*` do not find it. */
+export function supersededKeys(range_start: string, file: string) {
+  const folder = `${root}superseded/date=${isoMicros(range_start).slice(0, 10)}/`
+  return { folder, parquet: `${folder}${file}`, manifest: `${folder}${file.replace(/\.parquet$/, '')}.manifest.json` }
+}
+
 /** `2026-08-15 00:00:00.5+00`, as Postgres and DuckDB print UTC, in the one form that manifests have. */
 export function isoMicros(text: string) {
   const parts = /^(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:\+00(?::?00)?|Z)$/.exec(text)
@@ -77,16 +105,18 @@ export interface ManifestInput {
   range_end: string
   content: Content
   columns: Column[]
+  columns_at: string
   parquetKey: string
   bytes: number
   sha256: string
   /** Of a revision: its number, and the SHA-256 of the file it takes the place of. */
   revision?: number | undefined
   replaces?: string | undefined
+  superseded?: Superseded[] | undefined
 }
 
 export function makeManifest(input: ManifestInput): Manifest {
-  const { partition, range_start, range_end, content, columns, parquetKey, bytes, sha256, revision, replaces } = input
+  const { partition, range_start, range_end, content, columns, columns_at, parquetKey, bytes, sha256, revision, replaces, superseded } = input
   return {
     format_version: FORMAT_VERSION,
     partition,
@@ -99,8 +129,11 @@ export function makeManifest(input: ManifestInput): Manifest {
     bytes,
     sha256,
     content_checksum: content.content_checksum,
-    columns: columns.map(({ name, type }) => ({ name, type })),
+    checksum_version: CHECKSUM_VERSION,
+    columns: plainColumns(columns),
+    columns_at: isoMicros(columns_at),
     ...(revision === undefined ? {} : { revision, replaces }),
+    ...(superseded === undefined || superseded.length === 0 ? {} : { superseded }),
     created_at: new Date().toISOString(),
     software_version: version,
   }
@@ -121,7 +154,7 @@ export function parseManifest(url: string, bytes: Uint8Array): Manifest {
   if (Number.isInteger(format) && Number(format) > FORMAT_VERSION) {
     throw new Error(`${url}: the manifest is of format ${Number(format)}, and this version (${version}) reads formats up to ${FORMAT_VERSION}; a newer one wrote it, use that`)
   }
-  const parsed = (readers[Number(format)] ?? shape).safeParse(value)
+  const parsed = (readers[Number(format)] ?? format2).safeParse(value)
   if (!parsed.success) {
     const faults = parsed.error.issues.map(issue => `${issue.path.join('.') || 'manifest'}: ${issue.message}`)
     throw new Error(`${url}: the manifest is not valid: ${faults.join('; ')}`)
@@ -153,14 +186,18 @@ export async function writeManifest(store: Store, key: string, manifest: Manifes
 
 /** What a manifest and a row of hb_partitions both say of an archive. */
 export type Claims = Partial<Pick<Manifest,
-  'range_start' | 'range_end' | 'min_ts' | 'max_ts' | 'row_count' | 'bytes' | 'sha256' | 'content_checksum'>>
+  'range_start' | 'range_end' | 'min_ts' | 'max_ts' | 'row_count' | 'bytes' | 'sha256' | 'content_checksum' | 'columns' | 'checksum_version'>>
 
 /** What differs between two descriptions of one archive, as words for an error; empty when nothing does. */
 export function differences(expected: Claims, got: Claims) {
   return (Object.keys(expected) as (keyof Claims)[])
-    .filter(field => expected[field] !== got[field])
-    .map(field => `${field} should be ${expected[field] ?? 'null'} and is ${got[field] ?? 'null'}`)
+    .filter(field => claimText(expected[field]) !== claimText(got[field]))
+    .map(field => `${field} should be ${claimText(expected[field])} and is ${claimText(got[field])}`)
     .join(', ')
+}
+
+function claimText(value: Claims[keyof Claims]) {
+  return Array.isArray(value) ? value.map(({ name, type }) => `${name} ${type}`).join(', ') : String(value ?? 'null')
 }
 
 /**

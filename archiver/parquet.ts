@@ -11,15 +11,54 @@ export interface Column { name: string, type: string }
 /** What a proof compares. Timestamps in UTC with microseconds; the checksum a decimal string. */
 export interface Content { row_count: number, content_checksum: string, min_ts: string | null, max_ts: string | null }
 
-/** The type in Parquet, and the canonical text of fleet.content_checksum() for a value that is not null. */
-const types: Record<string, { duckdb: string, canonical: (value: string) => string }> = {
-  'timestamp with time zone': { duckdb: 'timestamptz', canonical: value => `epoch_us(${value})::varchar` },
-  smallint: { duckdb: 'smallint', canonical: value => `${value}::varchar` },
-  integer: { duckdb: 'integer', canonical: value => `${value}::varchar` },
-  bigint: { duckdb: 'bigint', canonical: value => `${value}::varchar` },
-  boolean: { duckdb: 'boolean', canonical: value => `${value}::varchar` },
-  text: { duckdb: 'varchar', canonical: value => `strlen(${value}) || ':' || ${value}` },
-  inet: { duckdb: 'varchar', canonical: value => `strlen(${value}) || ':' || ${value}` },
+/** How fleet.content_checksum() is defined today; see fleet.checksum_expression(). */
+export const CHECKSUM_VERSION = 2
+
+/** The types of one value in Parquet. `read` turns the text of Postgres into it, where DuckDB's own reading does not. */
+interface Form { duckdb: string, canonical: (value: string) => string, read?: (text: string) => string }
+
+const sized = (value: string) => `strlen(${value}) || ':' || ${value}`
+const plain = (value: string) => `${value}::varchar`
+const moment = (value: string) => `case when isfinite(${value}) then epoch_us(${value})::varchar else ${value}::varchar end`
+// DuckDB knows the years before Christ as (BC) behind the date; of a date it reads Postgres's BC as if it were not there.
+const dateOf = (text: string) => `case when ends_with(${text}, ' BC') then (left(${text}, -3) || ' (BC)')::date else ${text}::date end`
+const momentOf = (type: string) => (text: string) => `
+  case when ends_with(${text}, ' BC')
+    then ((split_part(${text}, ' ', 1) || ' (BC)')::date + split_part(split_part(${text}, ' ', 2), '+', 1)::time)::${type}
+    else ${text}::${type} end`
+
+/** The form of each type: in Parquet, and the canonical text of fleet.archive_form() for a value that is not null. */
+const types: Record<string, Form> = {
+  'timestamp with time zone': { duckdb: 'timestamptz', canonical: moment, read: momentOf('timestamptz') },
+  'timestamp without time zone': { duckdb: 'timestamp', canonical: moment, read: momentOf('timestamp') },
+  date: {
+    duckdb: 'date',
+    canonical: value => `case when isfinite(${value}) then date_diff('day', date '1970-01-01', ${value})::varchar else ${value}::varchar end`,
+    read: dateOf,
+  },
+  smallint: { duckdb: 'smallint', canonical: plain },
+  integer: { duckdb: 'integer', canonical: plain },
+  bigint: { duckdb: 'bigint', canonical: plain },
+  boolean: { duckdb: 'boolean', canonical: plain },
+  // A decimal of Parquet has at most 38 digits and no NaN.
+  numeric: { duckdb: 'varchar', canonical: plain },
+  'double precision': { duckdb: 'double', canonical: value => `case when isnan(${value}) then 'NaN' else ${value}::bit::varchar end` },
+  uuid: { duckdb: 'uuid', canonical: plain },
+  text: { duckdb: 'varchar', canonical: sized },
+  inet: { duckdb: 'varchar', canonical: sized },
+  jsonb: { duckdb: 'varchar', canonical: sized },
+  // As Postgres writes it: with its bounds, its dimensions and what is null in it.
+  'text[]': { duckdb: 'varchar', canonical: sized },
+}
+
+/** The columns as fleet.hb_partitions.columns and manifests have them. */
+export function plainColumns(columns: readonly Column[]) {
+  return columns.map(({ name, type }) => ({ name, type }))
+}
+
+/** DuckDB's name of the type that a column has in Parquet. @throws for a type that has no form */
+export function duckdbType({ name, type }: Column) {
+  return normal(typeOf(name, type).duckdb)
 }
 
 /**
@@ -57,10 +96,12 @@ export async function writeParquet(
   try {
     return await withDuckDB(work, memoryLimit, async duckdb => {
       await confine(duckdb, { directories: [work] })
-      const spec = columns.map(({ name, type }) => `${literal(name)}: ${literal(typeOf(name, type).duckdb)}`)
+      const forms = columns.map(({ name, type }) => ({ name, ...typeOf(name, type) }))
+      const spec = forms.map(({ name, duckdb, read }) => `${literal(name)}: ${literal(read ? 'varchar' : duckdb)}`)
+      const values = forms.map(({ name, read }) => read ? `${read(identifier(name))} as ${identifier(name)}` : identifier(name))
       const parquet = duckdb.run(`
         copy (
-          select * from read_csv(
+          select ${values.join(', ')} from read_csv(
             ${literal(pipe)}, auto_detect = false, header = false, delim = ',', quote = '"', escape = '"',
             new_line = '\\n', nullstr = '\\N', allow_quoted_nulls = false, columns = {${spec.join(', ')}}
           )
@@ -170,9 +211,14 @@ export async function streamParquet<T>(
 }
 
 function typeOf(name: string, type: string) {
-  const found = Object.hasOwn(types, type) ? types[type] : undefined
+  // numeric(10,2), timestamp(3) with time zone
+  const base = type.replace(/^(numeric|timestamp)\(\d+(,-?\d+)?\)/, '$1')
+  const found = Object.hasOwn(types, base) ? types[base] : undefined
   if (!found) {
-    throw new Error(`column ${name} has type ${type}, which the archive has no form for; add it to archiver/parquet.ts and fleet.archive_columns`)
+    throw new Error(
+      `column ${name} has type ${type}, which the archive has no form for; forms are added to archiver/parquet.ts, `
+      + 'sql/functions/archive_form.sql and sql/shape-guard.sql',
+    )
   }
   return found
 }

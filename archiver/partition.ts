@@ -2,13 +2,14 @@ import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { openSession } from './database.ts'
 import { exportTable } from './export.ts'
-import { differences, isoMicros, keysOf, makeManifest, readManifest, writeManifest, type Claims, type Manifest } from './manifest.ts'
+import { differences, isoMicros, keysOf, FORMAT_VERSION, makeManifest, readManifest, writeManifest, type Claims, type Manifest } from './manifest.ts'
+import { recordColumns } from './columns.ts'
 import { hashFile } from './hash.ts'
-import type { Column } from './parquet.ts'
+import { CHECKSUM_VERSION, plainColumns, type Column, type Content } from './parquet.ts'
 import { followCopy } from './progress.ts'
 import { readBack } from './proof.ts'
 import { whenUnlocked } from './retry.ts'
-import { countMissingRows, ifNotNeeded, removeSuperseded } from './revision.ts'
+import { compareArchive, ifNotNeeded, keepSuperseded, removeSuperseded } from './revision.ts'
 import type { Worker } from './worker.ts'
 
 /** A row of fleet.claim_partition(). */
@@ -51,7 +52,7 @@ export async function archivePartition(worker: Worker, claimed: ClaimedPartition
     await worker.store.check(signal)
     if (claimed.step === 'claimed') await worker.step('freeze', {}, () => freeze(worker, claimed, signal))
     // The Parquet file of a run that died is gone with it; the same rows make the same file.
-    const expected = claimed.step === 'uploaded' ? recordedClaims(claimed) : await exportAndUpload(worker, claimed, work, signal)
+    const expected = claimed.step === 'uploaded' ? await recordedClaims(worker, claimed) : await exportAndUpload(worker, claimed, work, signal)
     await worker.step('prove', {}, () => prove(worker, claimed, expected, started, work, signal))
     rows = expected.row_count ?? rows
   } else {
@@ -65,7 +66,13 @@ async function freeze({ database, name }: Worker, { partition_name, table_name }
   // Not in a transaction, and not on the connection that renews the lease.
   const session = await openSession(database, signal)
   try {
-    await session.sql.unsafe(`vacuum (freeze) ${table_name}`)
+    // Before PostgreSQL 17 only the owner may: its jobs have frozen the partition before it was retired, or will.
+    const [right] = await session.sql<{ may_vacuum: boolean }[]>`
+      select case
+        when current_setting('server_version_num')::int >= 170000 then has_table_privilege(${table_name}::text::regclass, 'MAINTAIN')
+        else false
+      end as may_vacuum`
+    if (right?.may_vacuum) await session.sql.unsafe(`vacuum (freeze) ${table_name}`)
     signal.throwIfAborted()
     // Rolls up what the night has not, and may take as long.
     await session.sql`select fleet.record_frozen(${partition_name}, ${name})`
@@ -84,23 +91,25 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
   const { folder, manifest: manifestKey } = keysOf(range_start, range_end)
   const file = join(work, 'export.parquet')
 
-  const { columns, content } = await worker.step('export', {}, () => exportTable(worker.database, claimed.table_name, file, work, {
+  const { columns, row_count } = await worker.step('export', {}, () => exportTable(worker.database, claimed.table_name, file, work, {
     signal,
     onRows: followCopy(worker, 'partition.export.progress', partition_name, claimed.row_count === null ? undefined : Number(claimed.row_count)),
   }))
+  const content = await worker.step('count', {}, () => countRetired(worker, partition_name, row_count, columns, signal))
   const exported = {
     range_start: isoMicros(range_start), range_end: isoMicros(range_end),
     bytes: (await stat(file)).size, sha256: await hashFile(file), ...content,
+    columns: plainColumns(columns),
   }
   const existing = await readManifest(store, manifestKey, signal)
-  const { revision, replaces } = await chooseRevision(worker, folder, existing, exported, { file, columns }, work, signal)
+  const { revision, replaces, superseded } = await chooseRevision(worker, folder, existing, exported, { file, columns }, work, signal)
   // From here on the database forgets the former archive: not before it is sure that this export may take its place.
-  await sql`
-    select fleet.record_export(${partition_name}, ${name}, ${content.row_count}, ${content.content_checksum}::text::numeric,
-      ${content.min_ts}, ${content.max_ts})`
+  await sql`select fleet.record_export(${partition_name}, ${name})`
+  const { columns_at } = await recordedShape(worker, partition_name)
   const keys = keysOf(range_start, range_end, revision)
   // After a failure nothing that lies in the store is trusted: the object is written anew, with the same rows.
   const isKept = existing !== undefined && claimed.attempts === 0 && existing.content_checksum === content.content_checksum
+    && differences({ columns: existing.columns }, exported) === ''
     && (await store.head(`${folder}${existing.file}`, signal))?.bytes === existing.bytes
   if (!isKept) {
     await worker.step('upload', { 'fleet.bytes': exported.bytes }, () => store.put(keys.parquet, file, exported.sha256, signal))
@@ -110,14 +119,15 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
       throw new Error(`${store.url}/${keys.parquet}: the store said that it has this, and has ${stored ? `${stored.bytes} of ${exported.bytes} bytes` : 'it not'}`)
     }
     await writeManifest(store, keys.manifest, makeManifest({
-      partition: partition_name, range_start, range_end, content, columns,
-      parquetKey: keys.parquet, bytes: exported.bytes, sha256: exported.sha256, revision, replaces,
+      partition: partition_name, range_start, range_end, content, columns, columns_at,
+      parquetKey: keys.parquet, bytes: exported.bytes, sha256: exported.sha256, revision, replaces, superseded,
     }), signal)
   }
-  const { bytes, sha256 } = isKept ? existing : exported
+  const { bytes, sha256, checksum_version, format_version } = isKept ? existing : { ...exported, checksum_version: CHECKSUM_VERSION, format_version: FORMAT_VERSION }
   const parquetKey = isKept ? `${folder}${existing.file}` : keys.parquet
   await sql`
-    select fleet.record_upload(${partition_name}, ${name}, ${`${store.url}/${parquetKey}`}, ${sha256}, ${bytes})`
+    select fleet.record_upload(${partition_name}, ${name}, ${`${store.url}/${parquetKey}`}, ${sha256}, ${bytes},
+      ${format_version}, ${checksum_version})`
   return { ...exported, bytes, sha256, parquetKey }
 }
 
@@ -130,26 +140,66 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
 async function chooseRevision(
   worker: Worker, folder: string, existing: Manifest | undefined, exported: Claims, made: { file: string, columns: Column[] },
   work: string, signal: AbortSignal,
-): Promise<Pick<Manifest, 'revision' | 'replaces'>> {
+): Promise<Pick<Manifest, 'revision' | 'replaces' | 'superseded'>> {
   if (!existing) return {}
-  const { range_start, range_end, row_count, content_checksum, min_ts, max_ts } = exported
-  const other = differences({ range_start, range_end, row_count, content_checksum, min_ts, max_ts }, existing)
+  const { range_start, range_end, row_count, content_checksum, min_ts, max_ts, columns } = exported
+  const other = differences({ range_start, range_end, row_count, content_checksum, min_ts, max_ts, columns }, existing)
   // An archive without rows holds nothing to lose: its day may have been made anew since, and filled.
-  if (other === '' || existing.row_count === 0) return { revision: existing.revision, replaces: existing.replaces }
-  const isSameRange = existing.range_start === range_start && existing.range_end === range_end
-  const missing = isSameRange ? await countMissingRows(worker.store, folder, existing, made, work, signal) : existing.row_count
-  if (missing > 0) {
+  if (other === '' || existing.row_count === 0) {
+    return { revision: existing.revision, replaces: existing.replaces, superseded: existing.superseded }
+  }
+  const refuse = (missing: number) => {
     throw new Error(
       `${worker.store.url}/${folder}${existing.file}: an archive of this day with other content is there already and is not overwritten: `
       + `${missing} of its ${existing.row_count} rows are not in the partition (${other}). ${ifNotNeeded}. If the archive is right and the table is not, run select fleet.accept_archive(..., 'why')`,
     )
   }
-  return { revision: (existing.revision ?? 1) + 1, replaces: existing.sha256 }
+  if (existing.range_start !== range_start || existing.range_end !== range_end) return refuse(existing.row_count)
+  return await compareArchive(worker, folder, existing, made, work, async ({ missing, lost, file }) => {
+    if (missing > 0) return refuse(missing)
+    const kept = lost.length > 0 ? [await keepSuperseded(worker, existing, lost, file, signal)] : []
+    return { revision: (existing.revision ?? 1) + 1, replaces: existing.sha256, superseded: [...existing.superseded ?? [], ...kept] }
+  }, signal)
+}
+
+/**
+ * What Postgres counts and sums of the retired table, with the rights of its owner: whatever is proven later is compared with that.
+ * @throws when the file has not as many rows, or other columns
+ */
+async function countRetired({ database, name }: Worker, partition: string, rows: number, columns: Column[], signal: AbortSignal): Promise<Content> {
+  // Takes seconds for a large day; not on the connection that renews the lease.
+  const session = await openSession(database, signal)
+  try {
+    const [counted] = await session.sql<{ row_count: string, content_checksum: string, min_ts: string | null, max_ts: string | null }[]>`
+      select row_count, content_checksum, min_ts, max_ts
+      from fleet.count_retired(${partition}, ${name}, ${rows}, ${session.sql.json(plainColumns(columns))}, ${CHECKSUM_VERSION})`
+    signal.throwIfAborted()
+    if (!counted) throw new Error(`${partition}: fleet.count_retired returned nothing`)
+    return {
+      row_count: Number(counted.row_count),
+      content_checksum: counted.content_checksum,
+      min_ts: counted.min_ts === null ? null : isoMicros(counted.min_ts),
+      max_ts: counted.max_ts === null ? null : isoMicros(counted.max_ts),
+    }
+  } finally {
+    await session.close()
+  }
+}
+
+/** The columns that the database recorded with the export, and when the table had them. */
+async function recordedShape({ sql }: Worker, partition: string) {
+  const [shape] = await sql<{ columns: Column[], columns_at: string }[]>`
+    select columns, columns_at from fleet.hb_partitions where partition_name = ${partition}`
+  if (!shape) throw new Error(`${partition}: fleet.hb_partitions has no such partition`)
+  return shape
 }
 
 /** What an earlier run recorded before it died. */
-function recordedClaims(claimed: ClaimedPartition): Upload {
+async function recordedClaims(worker: Worker, claimed: ClaimedPartition): Promise<Upload> {
+  // Null of what a version of before 0.2 uploaded: then the manifest's are believed, as they were.
+  const { columns } = await recordedShape(worker, claimed.partition_name) as { columns: Column[] | null }
   return {
+    ...(columns ? { columns } : {}),
     parquetKey: `${keysOf(claimed.range_start, claimed.range_end).folder}${fileOf(claimed)}`,
     range_start: isoMicros(claimed.range_start),
     range_end: isoMicros(claimed.range_end),
@@ -176,6 +226,7 @@ async function prove(worker: Worker, claimed: ClaimedPartition, upload: Upload, 
     await sql`
       select fleet.record_proof(${claimed.partition_name}, ${name}, ${manifest.sha256},
         ${content.content_checksum}::text::numeric, ${content.row_count}, ${content.min_ts}, ${content.max_ts})`
+    await recordColumns(sql, claimed.partition_name, manifest)
     return manifest
   }, signal)
   worker.indexIsStale = true

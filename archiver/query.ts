@@ -1,12 +1,14 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { basename, join } from 'node:path'
-import { Readable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
+import type { JSONValue } from 'postgres'
 import { DuckDBTimestampTZValue, DuckDBTypeId, StatementType, type DuckDBConnection, type Json } from '@duckdb/node-api'
+import { learnColumns, type MappedColumn } from './columns.ts'
 import { openSession, type Session } from './database.ts'
 import { confine, identifier, literal, withDuckDB } from './duckdb.ts'
 import { columnList, copyOptions, writeParquet, type Column } from './parquet.ts'
 import { followCopy, followItems } from './progress.ts'
+import { relationColumns, unite, type RelationColumn, type Source } from './relations.ts'
 import { locate } from './store.ts'
 import { verifyArchive, type Archive } from './verify.ts'
 import type { Worker } from './worker.ts'
@@ -30,12 +32,17 @@ interface OnlinePartition {
   range_end: string
   is_attached: boolean
   row_count: string | null
+  columns: MappedColumn[]
 }
+
+/** A proven archive, with what its columns are today. */
+type MappedArchive = Archive & { mapped: MappedColumn[] | null }
 
 /**
  * Runs one SELECT of DuckDB's SQL over the relations `archive` (the archived rows), `online` (the database's, attached or
  * retired) and `device_heartbeats` (each day once: from the database while it is there, else from the archive), all
- * with the columns of the table; ip is text. Only the relations that the query names are loaded. The query can read
+ * with the columns that the table has today, and those that were dropped since and archives still have. inet, numeric, jsonb and text[] are
+ * text. Only the relations that the query names are loaded. The query can read
  * nothing else and write nothing.
  * @param use is given the answer while the data is there
  * @throws {QueryError} for faults of the query; other errors are of the database or the store
@@ -43,21 +50,19 @@ interface OnlinePartition {
 export async function queryArchive<T>(worker: Worker, query: string, days: Days, use: (answer: Answer) => Promise<T>): Promise<T> {
   const work = await mkdtemp(join(worker.directory, 'query-'))
   try {
-    const [columns, empty] = await writeEmpty(worker, work)
-    const none = { archive: [empty], online: [empty], device_heartbeats: [empty] }
-    // Told before anything is loaded.
-    await withRelations(none, columns, days, work, async duckdb => void await prepare(duckdb, query))
-
     const wanted = new Set(relations.filter(name => new RegExp(`\\b${name}\\b`, 'i').test(query)))
-    const files = await load(worker, wanted, columns, days, work)
-    for (const name of relations) files[name].unshift(empty)
-    return await withRelations(files, columns, days, work, async duckdb => {
+    const learned = wanted.has('archive') || wanted.has('device_heartbeats') ? await learnAll(worker, days) : {}
+    // Told before anything is loaded.
+    const known = await whileItLasts(worker, session => look(session, days, learned))
+    await withRelations({ archive: [], online: [], device_heartbeats: [] }, columnsOf(known), days, work, async duckdb => void await prepare(duckdb, query))
+
+    const { sources, columns } = await load(worker, wanted, days, learned, work)
+    return await withRelations(sources, columns, days, work, async duckdb => {
       const statement = await prepare(duckdb, query)
       DuckDBTimestampTZValue.timezoneOffsetInMinutes = 0
       try {
         const result = await statement.stream()
-        const integers = result.columnTypes().map(({ typeId }) => integerTypes.has(typeId))
-        const rows = exactly(result.yieldRowsJson(), integers)
+        const rows = exactly(result.yieldRowsJson(), result.columnTypes().map(({ typeId }) => typeId))
         return await use({ columns: result.deduplicatedColumnNames(), rows })
       } catch (error) {
         throw queryError(error)
@@ -72,27 +77,23 @@ const integerTypes = new Set([
   DuckDBTypeId.BIGINT, DuckDBTypeId.UBIGINT, DuckDBTypeId.HUGEINT, DuckDBTypeId.UHUGEINT,
 ])
 
-async function* exactly(chunks: AsyncIterable<Json[][]>, integers: boolean[]) {
+/** What DuckDB's own JSON makes of the two dates that are none. */
+const endlessDates = new Map<Json, Json>([['5881580-07-11', 'infinity'], ['5877642-06-24 (BC)', '-infinity']])
+
+async function* exactly(chunks: AsyncIterable<Json[][]>, types: DuckDBTypeId[]) {
   for await (const rows of chunks) {
     yield rows.map(row => row.map((value, column) => {
-      const number = integers[column] && typeof value === 'string' ? Number(value) : NaN
+      const type = types[column] ?? DuckDBTypeId.INVALID
+      if (type === DuckDBTypeId.DATE) return endlessDates.get(value) ?? value
+      const number = integerTypes.has(type) && typeof value === 'string' ? Number(value) : NaN
       return Number.isSafeInteger(number) ? number : value
     }))
   }
 }
 
-/** A Parquet file without rows: the columns and types that every relation has, also when nothing is archived. */
-async function writeEmpty({ sql }: Worker, work: string): Promise<[Column[], string]> {
-  const columns = await sql<Column[]>`
-    select name, type from fleet.archive_columns('fleet.device_heartbeats'::regclass) order by position`
-  const file = join(work, 'empty.parquet')
-  await writeParquet(Readable.from([]), columns, file, work)
-  return [columns, file]
-}
-
 /** A DuckDB that has these relations and can reach nothing else, not even to change its own settings. */
 async function withRelations<T>(
-  files: Record<Relation, string[]>, columns: Column[], { from, to }: Days, work: string, use: (duckdb: DuckDBConnection) => Promise<T>,
+  sources: Record<Relation, Source[]>, columns: RelationColumn[], { from, to }: Days, work: string, use: (duckdb: DuckDBConnection) => Promise<T>,
 ) {
   return await withDuckDB(work, '1GB', async duckdb => {
     const limits = [
@@ -102,11 +103,10 @@ async function withRelations<T>(
     for (const name of relations) {
       await duckdb.run(`
         create view ${name} as
-        select ${columnList(columns)}
-        from read_parquet([${files[name].map(literal).join(', ')}], union_by_name = true, hive_partitioning = false)
+        select * from (${unite(columns, sources[name])})
         ${limits.length > 0 ? `where ${limits.join(' and ')}` : ''}`)
     }
-    const all = [...new Set(Object.values(files).flat())]
+    const all = [...new Set(Object.values(sources).flat().map(({ file }) => file))]
     await confine(duckdb, { files: all })
     return await use(duckdb)
   })
@@ -140,36 +140,58 @@ function queryError(error: unknown) {
   return new QueryError(lines.map(line => line.trim()).filter(line => line !== '').join(' '), { cause: error })
 }
 
+/**
+ * The columns of archives that were made before the database recorded them, by the SHA-256 of the file. The database knows them from then
+ * on, unless it is a replica.
+ */
+async function learnAll(worker: Worker, days: Days) {
+  const learned: Record<string, Column[]> = {}
+  const unknown = await worker.sql<{ partition_name: string, archive_url: string, checksum_sha256: string }[]>`
+    select partition_name, archive_url, checksum_sha256 from fleet.archives
+    where columns is null and ${isWanted(worker.sql, days)} order by range_start`
+  const read = async () => {
+    for (let archive = unknown.shift(); archive !== undefined; archive = unknown.shift()) learned[archive.checksum_sha256] = await learnColumns(worker, archive)
+  }
+  await Promise.all(Array.from({ length: 8 }, read))
+  return learned
+}
+
 /** Makes the rows that are wanted available as local Parquet files. */
-async function load(worker: Worker, wanted: Set<Relation>, columns: Column[], days: Days, work: string) {
-  const files: Record<Relation, string[]> = { archive: [], online: [], device_heartbeats: [] }
-  if (wanted.size === 0) return files
-  const say = followItems(worker.display)
-  // A partition may be archived and dropped between two looks at it; then all is looked at anew.
+async function load(worker: Worker, wanted: Set<Relation>, days: Days, learned: Record<string, Column[]>, work: string) {
+  return await whileItLasts(worker, async session => {
+    const sources: Record<Relation, Source[]> = { archive: [], online: [], device_heartbeats: [] }
+    const known = await look(session, days, learned)
+    const { partitions, archives } = known
+    const isOnline = new Set(partitions.map(partition => partition.partition_name))
+    if (wanted.has('online') || wanted.has('device_heartbeats')) {
+      for (const partition of partitions) {
+        const file = await exportOnline(worker, session, partition, days, work)
+        if (file !== undefined) sources.online.push({ file, columns: partition.columns })
+      }
+    }
+    await session.sql`commit`
+    const say = followItems(worker.display)
+    for (const [index, archive] of archives.entries()) {
+      const isOnlyHere = !isOnline.has(archive.partition_name)
+      if (!wanted.has('archive') && !(wanted.has('device_heartbeats') && isOnlyHere)) continue
+      say(`${archive.partition_name}: ${index + 1} of ${archives.length} archives`)
+      if (!archive.mapped) throw new Error(`${archive.archive_url}: the columns of this archive were not known when the query began; run it again`)
+      const source = { file: await fetchArchive(worker, archive, work), columns: archive.mapped }
+      sources.archive.push(source)
+      if (isOnlyHere) sources.device_heartbeats.push(source)
+    }
+    sources.device_heartbeats.push(...sources.online)
+    worker.display?.show('')
+    return { sources, columns: columnsOf(known) }
+  })
+}
+
+/** A partition may be archived and dropped between two looks at it; then all is looked at again. */
+async function whileItLasts<T>(worker: Worker, use: (session: Session) => Promise<T>) {
   for (let tried = 1; ; tried++) {
     const session = await openSession(worker.database)
     try {
-      const { partitions, archives } = await look(session, days)
-      const isOnline = new Set(partitions.map(partition => partition.partition_name))
-      if (wanted.has('online') || wanted.has('device_heartbeats')) {
-        files.online = []
-        for (const partition of partitions) {
-          const file = await exportOnline(worker, session, partition, columns, days, work)
-          if (file !== undefined) files.online.push(file)
-        }
-      }
-      await session.sql`commit`
-      for (const [index, archive] of archives.entries()) {
-        const isOnlyHere = !isOnline.has(archive.partition_name)
-        if (!wanted.has('archive') && !(wanted.has('device_heartbeats') && isOnlyHere)) continue
-        say(`${archive.partition_name}: ${index + 1} of ${archives.length} archives`)
-        const file = await fetchArchive(worker, archive, work)
-        files.archive.push(file)
-        if (isOnlyHere) files.device_heartbeats.push(file)
-      }
-      files.device_heartbeats.push(...files.online)
-      worker.display?.show('')
-      return files
+      return await use(session)
     } catch (error) {
       const isGone = error instanceof Error && 'code' in error && error.code === '42P01'
       if (!isGone || tried === 5) throw error
@@ -179,34 +201,56 @@ async function load(worker: Worker, wanted: Set<Relation>, columns: Column[], da
   }
 }
 
+function columnsOf({ today, partitions, archives }: Awaited<ReturnType<typeof look>>) {
+  return relationColumns(today, [...partitions.map(({ columns }) => columns), ...archives.map(({ mapped }) => mapped ?? [])])
+}
+
+function isWanted(sql: Session['sql'], { from, to }: Days) {
+  return sql`
+    (${from ?? null}::date is null or range_end > ${from ?? null}::date::timestamptz)
+    and (${to ?? null}::date is null or range_start < (${to ?? null}::date + 1)::timestamptz)`
+}
+
 /**
  * Begins a transaction and says which rows are where. No partition can be detached while it lasts (that takes a lock
  * on the parent which this one is in the way of), so that each row is seen exactly once.
  */
-async function look({ sql }: Session, { from, to }: Days) {
+async function look({ sql }: Session, days: Days, learned: Record<string, Column[]>) {
+  await sql`select fleet.note_columns()`
   await sql`begin isolation level repeatable read read only`
   await sql`lock table only fleet.device_heartbeats in access share mode`
-  const isWanted = sql`
-    (${from ?? null}::date is null or range_end > ${from ?? null}::date::timestamptz)
-    and (${to ?? null}::date is null or range_start < (${to ?? null}::date + 1)::timestamptz)`
-  const partitions = await sql<OnlinePartition[]>`
-    select partition_name, range_start, range_end, state in ('active', 'restored') as is_attached, row_count
+  const today = await sql<Column[]>`
+    select name, type from fleet.archive_columns('fleet.device_heartbeats'::regclass) order by position`
+  const partitions = await sql<(Omit<OnlinePartition, 'columns'> & { columns: MappedColumn[] | null })[]>`
+    select partition_name, range_start, range_end, state in ('active', 'restored') as is_attached, row_count,
+      case when state not in ('active', 'restored') then (
+        select jsonb_agg(to_jsonb(m) order by m.position)
+        from (
+          select jsonb_agg(jsonb_build_object('name', c.name, 'type', c.type) order by c.position) as own
+          from fleet.archive_columns(format('fleet_detached.%I', partition_name)::regclass) c
+        ) c
+        cross join lateral fleet.map_columns(c.own, detached_at) m
+      ) end as columns
     from fleet.hb_partitions
-    where relid is not null and ${isWanted}
+    where relid is not null and ${isWanted(sql, days)}
     order by range_start`
-  const archives = await sql<Archive[]>`
-    select partition_name, range_start, range_end, state, row_count, min_ts, max_ts, archive_bytes, checksum_sha256,
-      content_checksum, archive_url, proven_at
-    from fleet.archives
-    where ${isWanted}
-    order by range_start`
-  return { partitions, archives }
+  const archives = await sql<MappedArchive[]>`
+    select a.*, (select jsonb_agg(to_jsonb(m) order by m.position) from fleet.map_columns(p.columns, p.columns_at) m) as mapped
+    from fleet.archives a
+    join (
+      select partition_name, columns_at, coalesce(columns, ${sql.json(learned as unknown as JSONValue)}::jsonb -> checksum_sha256) as columns
+      from fleet.hb_partitions
+    ) p using (partition_name)
+    where ${isWanted(sql, days)}
+    order by a.range_start`
+  const asItIs = today.map(({ name, type }) => ({ name, type, today_name: name, today_type: type }))
+  return { today, partitions: partitions.map(partition => ({ ...partition, columns: partition.columns ?? asItIs })), archives }
 }
 
 /** Copies the rows of one partition into a Parquet file; undefined when it has none. */
 async function exportOnline(
-  worker: Worker, session: Session, { partition_name, range_start, range_end, is_attached, row_count }: OnlinePartition,
-  columns: Column[], { from, to }: Days, work: string,
+  worker: Worker, session: Session, { partition_name, range_start, range_end, is_attached, row_count, columns }: OnlinePartition,
+  { from, to }: Days, work: string,
 ) {
   // By way of the parent, on which the archiver's role may read: of a restored partition itself it may not.
   const table = is_attached ? 'fleet.device_heartbeats' : `fleet_detached.${identifier(partition_name)}`

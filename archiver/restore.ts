@@ -1,7 +1,8 @@
 import type { Writable } from 'node:stream'
 import { setImmediate as nextTurn } from 'node:timers/promises'
-import { openSession } from './database.ts'
-import { isoMicros } from './manifest.ts'
+import { recordColumns } from './columns.ts'
+import { openSession, type Sql } from './database.ts'
+import { isoMicros, type Claims } from './manifest.ts'
 import { columnList, copyOptions, streamParquet, type Column } from './parquet.ts'
 import { followCopy } from './progress.ts'
 import { readBack } from './proof.ts'
@@ -42,8 +43,11 @@ export async function restorePartition(worker: Worker, claimed: ClaimedRestore, 
   const expected = {
     range_start: isoMicros(claimed.range_start), range_end: isoMicros(claimed.range_end),
     row_count: Number(claimed.row_count), content_checksum: claimed.content_checksum, sha256: claimed.checksum_sha256,
+    ...await knownColumns(sql, partition_name),
   }
   await readBack(store, keys, expected, work, async ({ file, manifest }) => {
+    // It is proven over these; of an archive of before 0.2 the database does not know them yet.
+    await recordColumns(sql, partition_name, manifest)
     const [staging] = await sql<{ table_name: string }[]>`
       select fleet.begin_restore(${partition_name}, ${name}) as table_name`
     if (!staging) throw new Error(`${partition_name}: fleet.begin_restore returned no table`)
@@ -54,6 +58,12 @@ export async function restorePartition(worker: Worker, claimed: ClaimedRestore, 
   await whenUnlocked(() => sql`select fleet.finish_restore(${partition_name}, ${name})`, signal)
   const duration_ms = Math.round(performance.now() - started)
   log.info({ event: 'partition.restore', partition: partition_name, rows: expected.row_count, duration_ms }, 'restored')
+}
+
+/** The columns of its archive, as far as the database has recorded them. */
+async function knownColumns(sql: Sql, partition: string): Promise<Pick<Claims, 'columns'>> {
+  const [known] = await sql<{ columns: Column[] | null }[]>`select columns from fleet.hb_partitions where partition_name = ${partition}`
+  return known?.columns ? { columns: known.columns } : {}
 }
 
 async function load(

@@ -1,9 +1,11 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describeError } from './log.ts'
-import { differences, isoMicros, keysOf, readManifest, root, type Claims } from './manifest.ts'
+import { recordColumns } from './columns.ts'
+import { differences, isoMicros, keysOf, readManifest, root, supersededKeys, type Claims, type Manifest, type Superseded } from './manifest.ts'
+import type { Column } from './parquet.ts'
 import { readBack } from './proof.ts'
-import { locate } from './store.ts'
+import { locate, openStore } from './store.ts'
 import type { Worker } from './worker.ts'
 
 /** A row of fleet.archives. */
@@ -20,13 +22,14 @@ export interface Archive {
   content_checksum: string
   archive_url: string
   proven_at: string
+  columns: Column[] | null
 }
 
 /** The proven archives, oldest first; with a date, those that hold this UTC day. */
 export async function listArchives({ sql }: Worker, date?: string): Promise<Archive[]> {
   return await sql<Archive[]>`
     select partition_name, range_start, range_end, state, row_count, min_ts, max_ts, archive_bytes, checksum_sha256,
-      content_checksum, archive_url, proven_at
+      content_checksum, archive_url, proven_at, columns
     from fleet.archives
     where ${date ?? null}::date is null
       or (range_start < (${date ?? null}::date + 1)::timestamptz and range_end > ${date ?? null}::date::timestamptz)
@@ -51,6 +54,7 @@ export async function verifyArchive(worker: Worker, archive: Archive, isQuick: b
     bytes: Number(archive.archive_bytes),
     sha256: archive.checksum_sha256,
     content_checksum: archive.content_checksum,
+    ...(archive.columns ? { columns: archive.columns } : {}),
   }
   try {
     if (isQuick) {
@@ -63,15 +67,41 @@ export async function verifyArchive(worker: Worker, archive: Archive, isQuick: b
       if (found.bytes !== manifest.bytes) {
         return [`${archive.archive_url}: the object has ${found.bytes} bytes, its manifest says ${manifest.bytes}`]
       }
-      return []
+      const kept = await Promise.all((manifest.superseded ?? []).map(one => verifySuperseded(archive, manifest, one, worker)))
+      return kept.flat()
     }
     const work = await mkdtemp(join(worker.directory, 'verify-'))
     try {
-      await readBack(store, keys, expected, work, async () => {})
-      return []
+      return await readBack(store, keys, expected, work, async ({ manifest }) => {
+        await recordColumns(worker.sql, archive.partition_name, manifest)
+        const faults: string[] = []
+        for (const kept of manifest.superseded ?? []) faults.push(...await verifySuperseded(archive, manifest, kept, worker, work))
+        return faults
+      })
     } finally {
       await rm(work, { recursive: true, force: true })
     }
+  } catch (error) {
+    return [describeError(error)]
+  }
+}
+
+/** Checks a file of an earlier revision that the archive's manifest names, as verifyArchive; with `work`, every byte and row. */
+async function verifySuperseded(
+  { archive_url }: Archive, { range_start }: Manifest, { file, bytes, sha256 }: Superseded, worker: Worker, work?: string,
+): Promise<string[]> {
+  const keys = supersededKeys(range_start, file)
+  try {
+    // Beside the archive's own folder, in whichever store that is.
+    const at = archive_url.lastIndexOf(`/${root}date=`)
+    const store = archive_url.startsWith(`${worker.store.url}/`) ? worker.store : await openStore(archive_url.slice(0, at), worker.storeOptions)
+    if (work !== undefined) {
+      await readBack(store, keys, { bytes, sha256 }, await mkdtemp(join(work, 'superseded-')), async () => {})
+      return []
+    }
+    const found = await store.head(keys.parquet)
+    if (!found) return [`${store.url}/${keys.parquet}: the object is missing; the manifest of ${archive_url} names it`]
+    return found.bytes === bytes ? [] : [`${store.url}/${keys.parquet}: the object has ${found.bytes} bytes, ${bytes} were stored`]
   } catch (error) {
     return [describeError(error)]
   }
@@ -109,6 +139,34 @@ export async function findStrangers(worker: Worker, date?: string): Promise<stri
     faults.push(isSuperseded
       ? `${url}: superseded by ${current.slice(folder.length)}; readers of *.parquet see its rows twice, delete it`
       : `${url}: the database knows no proven archive of this name`)
+  }
+  return [...faults, ...await findUnnamed(worker, date)]
+}
+
+/** Files under superseded/ that the manifest of their day does not name: a run that died left them, or they are unknown. */
+async function findUnnamed(worker: Worker, date?: string) {
+  const { store } = worker
+  const faults: string[] = []
+  const named = new Map<string, Set<string>>()
+  const found: string[] = []
+  const folders = date === undefined
+    ? [`${root}superseded/`]
+    : (await listArchives(worker, date)).map(({ range_start }) => supersededKeys(range_start, '').folder)
+  for (const folder of folders) {
+    for await (const { key } of store.list(folder)) found.push(key)
+  }
+  for (const key of found) {
+    const folder = key.slice(0, key.lastIndexOf('/') + 1)
+    let names = named.get(folder)
+    if (!names) {
+      const manifest = await readManifest(store, `${folder.replace(`${root}superseded/`, root)}manifest.json`)
+      names = new Set(manifest?.superseded?.flatMap(({ file }) => {
+        const keys = supersededKeys(manifest.range_start, file)
+        return [keys.parquet, keys.manifest]
+      }))
+      named.set(folder, names)
+    }
+    if (!names.has(key)) faults.push(`${store.url}/${key}: no manifest of a later revision names it`)
   }
   return faults
 }

@@ -92,6 +92,10 @@ drop function if exists fleet.end_run(bigint, text, integer);
 drop function if exists fleet.release_restore(text, text);
 drop function if exists fleet.record_export(text, text, bigint, numeric, timestamptz, timestamptz);
 
+alter table fleet.hb_partitions add column if not exists counted jsonb;
+comment on column fleet.hb_partitions.counted is
+  'What fleet.count_retired() counted for the export that is under way; null before and after.';
+
 alter table fleet.settings add column if not exists archive_stores text[] not null default '{}';
 comment on column fleet.settings.archive_stores is
   'Stores whose archives may be registered, as ARCHIVE_URL has them, besides those in which this database has archives.';
@@ -167,6 +171,7 @@ comment on column fleet.settings.archive_stores is
 --!include functions/set_cadence.sql
 --!include functions/silence_at.sql
 --!include functions/check_archive_place.sql
+--!include functions/count_retired.sql
 --!include functions/make_read_only.sql
 --!include procedures/run_planned_steps.sql
 --!include views/partition_health.sql

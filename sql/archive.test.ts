@@ -33,11 +33,13 @@ t.test('the steps of archiving lead to a drop, and only in their order', async t
   await t.rejects(archiver`select fleet.record_frozen(${name}, 'b')`, { code: 'FL003', hint: /stop working/ })
   await archiver`select fleet.record_frozen(${name}, 'a')`
   await t.rejects(archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${sha}, 10)`, { code: 'FL002' }, 'not uploaded before exported')
-  await t.rejects(archiver`select fleet.record_export(${name}, 'a', 2)`, { code: 'FL010', message: /has 3 rows, and a says that it copied 2/ })
-  await t.rejects(archiver`select fleet.record_export(${name}, 'a', null)`, { code: 'FL010', message: /copied nothing/ })
-  await t.rejects(archiver`select fleet.record_export(${name}, 'a', 3, '[{"name": "ts", "type": "timestamp with time zone"}]')`,
+  await t.rejects(archiver`select fleet.count_retired(${name}, 'a', 2)`, { code: 'FL010', message: /has 3 rows, and a says that it copied 2/ })
+  await t.rejects(archiver`select fleet.count_retired(${name}, 'a', null)`, { code: 'FL010', message: /copied nothing/ })
+  await t.rejects(archiver`select fleet.count_retired(${name}, 'a', 3, '[{"name": "ts", "type": "timestamp with time zone"}]')`,
     { code: 'FL010', detail: /battery_pct/ }, 'not all of its columns')
-  t.match(await archiver`select * from fleet.record_export(${name}, 'a', ${sum.row_count})`, [sum], 'what Postgres counted is what is recorded')
+  await t.rejects(archiver`select fleet.record_export(${name}, 'a')`, { code: 'FL002' }, 'not exported before it was counted')
+  t.match(await archiver`select * from fleet.count_retired(${name}, 'a', ${sum.row_count})`, [sum])
+  await archiver`select fleet.record_export(${name}, 'a')`
   const proof = (hex: string, content: string, rows: string) =>
     archiver`select fleet.record_proof(${name}, 'a', ${hex}, ${content}, ${rows}, ${sum.min_ts}, ${sum.max_ts})`.then(rows => rows)
   await t.rejects(proof(sha, sum.content_checksum, '3'), { code: 'FL002' }, 'not proven before uploaded')
@@ -64,7 +66,8 @@ t.test('a proven partition may be dropped by hand as well; one that changed afte
   const { db, sql, name, archiver, sums, sha } = await withRetired(t)
   const sum = await sums()
   await archiver`select * from fleet.claim_partition('a')`
-  await archiver`select fleet.record_export(${name}, 'a', ${sum.row_count})`
+  await archiver`select fleet.count_retired(${name}, 'a', ${sum.row_count})`
+  await archiver`select fleet.record_export(${name}, 'a')`
   await archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${sha}, 10)`
   await archiver`select fleet.record_proof(${name}, 'a', ${sha}, ${sum.content_checksum}, 3, ${sum.min_ts}, ${sum.max_ts})`
 
@@ -150,7 +153,8 @@ t.test('a restore is asked for, filled, compared, and attached', async t => {
   // Kept beside it, as postgres.js rounds to milliseconds.
   await db.admin.unsafe(`create table public.kept as table fleet_detached.${name}; grant select on public.kept to fleet_archiver`)
   await archiver`select * from fleet.claim_partition('a')`
-  await archiver`select fleet.record_export(${name}, 'a', ${sum.row_count})`
+  await archiver`select fleet.count_retired(${name}, 'a', ${sum.row_count})`
+  await archiver`select fleet.record_export(${name}, 'a')`
   await archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${sha}, 10)`
   await archiver`select fleet.record_proof(${name}, 'a', ${sha}, ${sum.content_checksum}, 3, ${sum.min_ts}, ${sum.max_ts})`
   await archiver`select fleet.drop_partition(${name})`

@@ -48,7 +48,8 @@ export async function archive(archiver: Sql) {
   const { name, table } = claimed
   await archiver`select fleet.record_frozen(${name}, 'test')`
   await archiver`
-    select fleet.record_export(${name}, 'test', row_count) from fleet.content_checksum(${table}::regclass)`
+    select fleet.count_retired(${name}, 'test', row_count) from fleet.content_checksum(${table}::regclass)`
+  await archiver`select fleet.record_export(${name}, 'test')`
   await archiver`select fleet.record_upload(${name}, 'test', 'file:///nowhere', ${'ab'.repeat(32)}, 1)`
   await archiver`
     select fleet.record_proof(${name}, 'test', ${'ab'.repeat(32)}, content_checksum, row_count, min_ts, max_ts)

@@ -14,6 +14,9 @@ declare
   v_is_same_table boolean;
   v_count integer := 0;
 begin
+  if pg_is_in_recovery() then
+    return 0;  -- the primary notes it
+  end if;
   for v_attempt in 1..2 loop
     if not exists (
       with found as (

@@ -12,6 +12,9 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  if pg_is_in_recovery() then
+    return false;
+  end if;
   perform fleet.require_forms(p_partition, p_columns);
   update fleet.hb_partitions
   set columns = p_columns, checksum_version = p_checksum_version, manifest_format = p_manifest_format

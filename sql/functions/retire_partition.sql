@@ -99,7 +99,7 @@ begin
   perform fleet.make_read_only(p_partition);
 
   update fleet.hb_partitions
-  set state = 'detached', step = null, detached_at = clock_timestamp(), bytes_size = v_bytes,
+  set state = 'detached', step = null, counted = null, detached_at = clock_timestamp(), bytes_size = v_bytes,
     -- Of a day that was archived before, the count is the archive's until the next export.
     row_count = case when archive_url is null then v_rows else row_count end,
     attempts = 0, next_attempt_at = now(), last_error = null

@@ -1,0 +1,71 @@
+-- What a drop relies on is counted here, with the owner's rights: the archiver says what it copied, and is compared with that.
+create or replace function fleet.count_retired(
+  p_partition text,
+  p_worker text,
+  p_row_count bigint,
+  p_columns jsonb default null,
+  p_checksum_version integer default 1,
+  out row_count bigint,
+  out content_checksum numeric,
+  out min_ts timestamptz,
+  out max_ts timestamptz
+)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+#variable_conflict use_variable
+declare
+  v_partition fleet.hb_partitions;
+  v_table regclass;
+  v_columns jsonb;
+begin
+  select p.* into v_partition
+  from fleet.hb_partitions p
+  where p.partition_name = p_partition and p.lease_owner = p_worker and p.state = 'archiving';
+  v_table := fleet.table_of(v_partition);
+  if v_table is not null then
+    -- It has been as it is since it was detached. Of a large day this takes many seconds: before its row is locked, so that the
+    -- lease is renewed meanwhile.
+    select jsonb_agg(jsonb_build_object('name', c.name, 'type', c.type) order by c.position) into v_columns
+    from fleet.archive_columns(v_table) c;
+    select s.row_count, s.content_checksum, s.min_ts, s.max_ts
+    into row_count, content_checksum, min_ts, max_ts
+    from fleet.content_checksum(v_table, v_columns, p_checksum_version) s;
+  end if;
+
+  v_partition := fleet.check_lease(p_partition, p_worker);
+  if v_table is null then
+    raise exception using
+      errcode = 'FL404',
+      message = format('partition %s has no table to archive', p_partition),
+      hint = 'See select * from fleet.check_partitions() where status <> ''ok'';';
+  end if;
+  if p_row_count is distinct from row_count or coalesce(p_columns, v_columns) <> v_columns then
+    raise exception using
+      errcode = 'FL010',
+      message = format('partition %s has %s rows, and %s says that it copied %s; nothing is archived', p_partition, row_count, p_worker, coalesce(p_row_count::text, 'nothing')),
+      detail = format('columns of the table %s, copied %s', v_columns, coalesce(p_columns, v_columns)),
+      hint = 'The table was changed while it was copied, or the archiver is not to be trusted. Look: select fleet.hold_partition(name, reason);';
+  end if;
+  if min_ts < v_partition.range_start or max_ts >= v_partition.range_end then
+    raise exception using
+      errcode = 'FL010',
+      message = format(
+        'partition %s covers %s to %s, its rows %s to %s', p_partition, v_partition.range_start, v_partition.range_end, min_ts, max_ts
+      ),
+      hint = 'The table was changed after it was retired. Hold it and look: select fleet.hold_partition(name, reason);';
+  end if;
+  update fleet.hb_partitions p
+  set counted = jsonb_build_object(
+    'row_count', count_retired.row_count, 'content_checksum', count_retired.content_checksum::text, 'min_ts', count_retired.min_ts,
+    'max_ts', count_retired.max_ts, 'columns', v_columns, 'checksum_version', p_checksum_version
+  )
+  where p.partition_name = p_partition;
+end
+$$;
+
+comment on function fleet.count_retired(text, text, bigint, jsonb, integer) is
+  'Archiving: counts and sums the rows of a retired table with the owner''s rights, compares that with what the archiver says that it copied, and keeps and returns it. What is proven and dropped later is compared with this.';
