@@ -2,7 +2,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import type { Json } from '@duckdb/node-api'
 import { adoptArchives } from './adopt.ts'
-import { ConfigError, readConfig } from './config.ts'
+import { ConfigError, readConfig, type ArchiverConfig } from './config.ts'
+import { confirmArchives } from './confirm.ts'
 import { createLog, describeError } from './log.ts'
 import { queryArchive, QueryError, type Answer, type Days } from './query.ts'
 import { findStrangers, listArchives, verifyArchive } from './verify.ts'
@@ -18,6 +19,8 @@ const usage = `usage: npm run archive -- <command>
                            which has each day once, from the database or else from the archive
         [--from <date>] [--to <date>]  only these days, and only their archives are fetched
         [--json | --csv]               instead of a table
+  confirm                  reads back each archive that waits for its second proof and confirms it, with the login of
+                           VERIFIER_DATABASE_URL; exit code 1 when one is not as it should be
   adopt                    makes every archive of the store known to a database that did not write it, as after the loss
                            of the one that did; each is read back and proven first; exit code 1 when one is not
   reindex                  makes index.json anew from the manifests; exit code 1 when one cannot be read
@@ -38,7 +41,7 @@ async function main(args: string[]): Promise<number> {
     const run = parseCommand(args)
     const config = readConfig()
     // Failures are shown from the database; the log would say them twice.
-    const worker = await openWorker(config, createLog('silent'))
+    const worker = await openWorker(run === confirm ? asVerifier(config) : config, createLog('silent'))
     worker.display = process.stderr.isTTY
       ? { everyMs: 200, show: showProgress }
       : { everyMs: 5000, show: text => text !== '' && console.error(text) }
@@ -76,6 +79,7 @@ function parseCommand(args: string[]): (worker: Worker) => Promise<number> {
     const { sql, days, format } = parseQuery(rest)
     return worker => query(worker, sql, days, format)
   }
+  if (command === 'confirm' && rest.length === 0) return confirm
   if (command === 'adopt' && rest.length === 0) return adopt
   if (command === 'reindex' && rest.length === 0) return reindex
   throw new UsageError(command === undefined ? '' : `not understood: ${args.join(' ')}`)
@@ -149,6 +153,22 @@ async function reindex(worker: Worker) {
   const { count, faults } = await writeIndex(worker)
   for (const fault of faults) console.log(fault)
   console.error(`index.json lists ${count} ${count === 1 ? 'archive' : 'archives'}${faults.length === 0 ? '' : `; ${faults.length} manifests could not be read`}`)
+  return faults.length > 0 ? 1 : 0
+}
+
+/** @throws {ConfigError} when no other login than the archiver's is set */
+function asVerifier(config: ArchiverConfig) {
+  if (config.verifierDatabase) return { ...config, database: config.verifierDatabase }
+  throw new ConfigError('VERIFIER_DATABASE_URL: is not set; archives are confirmed by another login than the archiver\'s, a member of fleet_verifier')
+}
+
+async function confirm(worker: Worker) {
+  const { confirmed, faults } = await confirmArchives(worker, ({ partition_name, row_count }) => {
+    showProgress(`reading back ${partition_name}, ${row_count} rows`)
+  })
+  showProgress('')
+  for (const fault of faults) console.log(fault)
+  console.error(`${confirmed} confirmed${faults.length === 0 ? '' : `; ${faults.length} not confirmed`}`)
   return faults.length > 0 ? 1 : 0
 }
 

@@ -26,6 +26,7 @@ const olderStores = z.string().transform((value, issues) => {
 
 const environment = z.object({
   ARCHIVER_DATABASE_URL: databaseUrl.optional(),
+  VERIFIER_DATABASE_URL: databaseUrl.optional(),
   DATABASE_URL: databaseUrl.optional(),
   ARCHIVE_URL: archiveUrl,
   ARCHIVE_OLDER_STORES: olderStores.optional(),
@@ -67,11 +68,13 @@ export function readConfig(env: Record<string, string | undefined> = process.env
   if (!parsed.success || problems.length > 0) {
     throw new ConfigError(`the archiver cannot start:\n${problems.map(problem => `  ${problem}`).join('\n')}`)
   }
-  const { ARCHIVER_DATABASE_URL, DATABASE_URL, ARCHIVE_URL, LOG_LEVEL, LOG_FORMAT } = parsed.data
+  const { ARCHIVER_DATABASE_URL, VERIFIER_DATABASE_URL, DATABASE_URL, ARCHIVE_URL, LOG_LEVEL, LOG_FORMAT } = parsed.data
   return {
     database: ARCHIVER_DATABASE_URL
       ? { url: ARCHIVER_DATABASE_URL }
       : { url: DATABASE_URL ?? '', role: 'fleet_archiver' },
+    /** The login of the second witness; undefined where there is none. */
+    verifierDatabase: VERIFIER_DATABASE_URL === undefined ? undefined : { url: VERIFIER_DATABASE_URL },
     archiveUrl: ARCHIVE_URL,
     olderStores: parsed.data.ARCHIVE_OLDER_STORES,
     s3Endpoint: parsed.data.AWS_ENDPOINT_URL_S3 ?? parsed.data.AWS_ENDPOINT_URL,

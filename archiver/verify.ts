@@ -22,6 +22,7 @@ export interface Archive {
   content_checksum: string
   archive_url: string
   proven_at: string
+  confirmed_at: string | null
   columns: Column[] | null
 }
 
@@ -29,7 +30,7 @@ export interface Archive {
 export async function listArchives({ sql }: Worker, date?: string): Promise<Archive[]> {
   return await sql<Archive[]>`
     select partition_name, range_start, range_end, state, row_count, min_ts, max_ts, archive_bytes, checksum_sha256,
-      content_checksum, archive_url, proven_at, columns
+      content_checksum, archive_url, proven_at, columns, confirmed_at
     from fleet.archives
     where ${date ?? null}::date is null
       or (range_start < (${date ?? null}::date + 1)::timestamptz and range_end > ${date ?? null}::date::timestamptz)

@@ -15,7 +15,7 @@ import type { Postgres } from './packages.ts'
 import { say } from './progress.ts'
 
 /** The roles that migrations make; in a private cluster each can log in. */
-export const roles = ['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba'] as const
+export const roles = ['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba', 'fleet_verifier'] as const
 export type Role = 'postgres' | (typeof roles)[number]
 
 export interface ClusterOptions {
@@ -183,6 +183,12 @@ export class Cluster {
    */
   async start(): Promise<'started' | 'adopted'> {
     this.#kept = JSON.parse(await readFile(join(this.dir, 'cluster.json'), 'utf8')) as Kept
+    // A cluster that was made before there was a role has no password for it.
+    const isNew = (role: Role) => this.#kept.passwords[role] === undefined
+    if (roles.some(isNew)) {
+      const added = Object.fromEntries(roles.filter(isNew).map(role => [role, randomBytes(24).toString('base64url')]))
+      await this.#keep({ ...this.#kept, passwords: { ...this.#kept.passwords, ...added } })
+    }
     let running = await this.#postmaster()
     while (running?.status === 'stopping') {
       await sleep(100)

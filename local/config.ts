@@ -73,7 +73,7 @@ export function optionalDatabaseUrl(env: Env = currentEnv()) {
 
 /** The roles that have a password in FLEET_…_PASSWORD, with it. Throws SettingsError when none has. */
 export function rolePasswords(env: Env = currentEnv()) {
-  const roles = ['server', 'archiver', 'reader', 'dba', 'owner']
+  const roles = ['server', 'archiver', 'reader', 'dba', 'verifier', 'owner']
   const given = roles.flatMap(name => {
     const password = env[`FLEET_${name.toUpperCase()}_PASSWORD`]
     return password ? [{ role: `fleet_${name}`, password }] : []

@@ -190,6 +190,7 @@ function privateEnv(env: StartConfig['env'], serverUrl: string, archiverUrl = se
     LISTEN_DATABASE_URL: serverUrl,
     OPS_DATABASE_URL: serverUrl,
     ARCHIVER_DATABASE_URL: archiverUrl,
+    VERIFIER_DATABASE_URL: undefined,
   }
 }
 

@@ -96,6 +96,16 @@ alter table fleet.hb_partitions add column if not exists counted jsonb;
 comment on column fleet.hb_partitions.counted is
   'What fleet.count_retired() counted for the export that is under way; null before and after.';
 
+alter table fleet.hb_partitions
+  add column if not exists confirmed_at timestamptz,
+  add column if not exists confirmed_by text;
+comment on column fleet.hb_partitions.confirmed_at is 'When fleet.confirm_archive() confirmed the archive; null: not yet.';
+comment on column fleet.hb_partitions.confirmed_by is 'The login that confirmed it.';
+alter table fleet.settings add column if not exists proofs_needed smallint not null default 1
+  constraint settings_proofs_needed_range check (proofs_needed in (1, 2));
+comment on column fleet.settings.proofs_needed is
+  '1: a partition is dropped once the archiver has proven its archive. 2: once a login of fleet_verifier has confirmed it as well.';
+
 alter table fleet.settings add column if not exists archive_stores text[] not null default '{}';
 comment on column fleet.settings.archive_stores is
   'Stores whose archives may be registered, as ARCHIVE_URL has them, besides those in which this database has archives.';
@@ -172,6 +182,8 @@ comment on column fleet.settings.archive_stores is
 --!include functions/silence_at.sql
 --!include functions/check_archive_place.sql
 --!include functions/count_retired.sql
+--!include functions/confirm_archive.sql
+--!include functions/record_proof.sql
 --!include functions/make_read_only.sql
 --!include procedures/run_planned_steps.sql
 --!include views/partition_health.sql

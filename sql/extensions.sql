@@ -22,7 +22,7 @@ do $$
 begin
   if pg_has_role(current_user, (select datdba from pg_catalog.pg_database where datname = current_database()), 'usage') then
     execute format('grant create, temporary on database %I to fleet_owner', current_database());
-    execute format('grant connect on database %I to fleet_server, fleet_archiver, fleet_reader, fleet_dba', current_database());
+    execute format('grant connect on database %I to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier', current_database());
   end if;
 
   if not has_schema_privilege('fleet_owner', 'partman', 'usage') or not has_schema_privilege('fleet_owner', 'partman', 'create')

@@ -1,9 +1,9 @@
 -- Who may do what. Everything is revoked first, so that this file is the whole truth.
-revoke all on all tables in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba;
-revoke all on all routines in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba;
+revoke all on all tables in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
+revoke all on all routines in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
 revoke all on schema fleet, fleet_detached from public;
 
-grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet_dba;
+grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
 revoke create on schema fleet_detached from fleet_archiver;
 grant usage on schema fleet_detached to fleet_archiver, fleet_reader, fleet_dba;
 
@@ -166,7 +166,8 @@ grant select on
 to fleet_server;
 -- What the view adoption_progress calls.
 grant execute on function fleet.lock_holders(text) to fleet_reader, fleet_dba;
-grant select on fleet.archives to fleet_archiver;
+grant select on fleet.archives to fleet_archiver, fleet_verifier;
+grant execute on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz) to fleet_verifier;
 
 grant select on
   fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings,
@@ -188,5 +189,5 @@ grant update (cohort, heartbeat_interval) on fleet.devices to fleet_dba;
 grant update (
   max_late, max_future, offline_after, archive_grace, archive_max_attempts, store_ip, quarantine_keep, quarantine_per_device,
   events_keep, command_expires_after, commands_keep, rollups_keep, silence_window, silence_share, silence_ratio,
-  silence_min_devices, ingest_gap, archive_stores
+  silence_min_devices, ingest_gap, archive_stores, proofs_needed
 ) on fleet.settings to fleet_dba;

@@ -4,7 +4,7 @@ do $$
 declare
   v_role text;
 begin
-  foreach v_role in array array['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba'] loop
+  foreach v_role in array array['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba', 'fleet_verifier'] loop
     if not exists (select from pg_catalog.pg_roles where rolname = v_role) then
       begin
         execute format('create role %I', v_role);
@@ -65,11 +65,12 @@ begin
     alter role fleet_server set statement_timeout = '2s';
   end if;
 
-  if pg_catalog.shobj_description('fleet_dba'::regrole, 'pg_authid') is null then
+  if pg_catalog.shobj_description('fleet_verifier'::regrole, 'pg_authid') is null then
     comment on role fleet_owner is 'NexMDM: owns the heartbeat store; runs migrations and the pg_cron jobs.';
     comment on role fleet_server is 'NexMDM: the HTTP server; calls ingest, enrolment and ops functions, has no table.';
-    comment on role fleet_archiver is 'NexMDM: the archiver; owns the retired tables in fleet_detached.';
+    comment on role fleet_archiver is 'NexMDM: the archiver; reads the retired tables, owns nothing.';
     comment on role fleet_reader is 'NexMDM: dashboards; reads views, with time limits.';
+    comment on role fleet_verifier is 'NexMDM: reads archives back and confirms them, as a second witness beside the archiver.';
     comment on role fleet_dba is 'NexMDM: database administrators; call the functions that run the store.';
   end if;
 end

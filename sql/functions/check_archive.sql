@@ -59,12 +59,22 @@ begin
     )
   into v_names, v_commands
   from fleet.hb_partitions p
-  where p.state = 'archived' and p.held_reason is null and p.proven_at + v_settings.archive_grace < p_now - case
+  where p.state = 'archived' and p.held_reason is null and (v_settings.proofs_needed = 1 or p.confirmed_at is not null) and p.proven_at + v_settings.archive_grace < p_now - case
       when p.last_error like '%differs from its archive%' then interval '0' else interval '6 hours'
     end;
   status := case when v_names is null then 'ok' else 'warn' end;
   detail := coalesce('archived, and still on disk: ' || v_names, 'what is archived is dropped');
   remedy := v_commands;
+  return next;
+
+  check_name := 'archive_unconfirmed';
+  select string_agg(p.partition_name, ', ' order by p.range_start) into v_names
+  from fleet.hb_partitions p
+  where p.state = 'archived' and p.held_reason is null and v_settings.proofs_needed > 1 and p.confirmed_at is null
+    and p.proven_at < p_now - interval '1 day';
+  status := case when v_names is null then 'ok' else 'warn' end;
+  detail := coalesce('archived, and not confirmed by a second login: ' || v_names, 'no archive waits for a second proof');
+  remedy := case when v_names is not null then e'# in a shell, with VERIFIER_DATABASE_URL\nnpm run archive -- confirm' end;
   return next;
 
   check_name := 'archiver';

@@ -21,7 +21,7 @@ begin
     and (
       p.state in ('detached', 'archiving')
       or (p.state = 'archive_failed' and p.next_attempt_at <= now())
-      or (p.state = 'archived' and p.proven_at + s.archive_grace <= now())
+      or (p.state = 'archived' and p.proven_at + s.archive_grace <= now() and (s.proofs_needed = 1 or p.confirmed_at is not null))
     )
   order by p.range_start
   limit 1

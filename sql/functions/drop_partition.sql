@@ -9,10 +9,10 @@ as $$
 declare
   v_partition fleet.hb_partitions;
   v_found record;
-  v_grace interval;
+  v_settings fleet.settings;
   v_since timestamptz := clock_timestamp();
 begin
-  select archive_grace into strict v_grace from fleet.settings;
+  select * into strict v_settings from fleet.settings;
   -- Twice: the row is locked only after the long comparison, and must still say the same then.
   for v_try in 1..2 loop
     if v_try = 1 then
@@ -38,7 +38,8 @@ begin
         message = format('partition %s is %s and has no proven archive; it is not dropped', p_partition, v_partition.state),
         hint = format('Run select fleet.archive_partition(%L); and wait for state archived.', p_partition);
     end if;
-    if now() < v_partition.proven_at + v_grace then
+    if now() < v_partition.proven_at + v_settings.archive_grace
+      or v_settings.proofs_needed > 1 and v_partition.confirmed_at is null then
       return false;
     end if;
     continue when v_try = 2;
@@ -68,4 +69,4 @@ end
 $$;
 
 comment on function fleet.drop_partition(text) is
-  'Drops a retired partition whose archive is proven, once its rows are compared with that; refuses any other. True when it is gone, false while archive_grace lasts. Example: select fleet.drop_partition(''device_heartbeats_p2026_08_15'');';
+  'Drops a retired partition whose archive is proven, once its rows are compared with that; refuses any other. True when it is gone, false while archive_grace lasts or a second proof is awaited (settings.proofs_needed). Example: select fleet.drop_partition(''device_heartbeats_p2026_08_15'');';

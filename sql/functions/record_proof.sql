@@ -37,6 +37,7 @@ begin
   end if;
   update fleet.hb_partitions
   set step = 'proven', state = 'archived', proven_at = now(), archived_at = now(), attempts = 0, next_attempt_at = null,
+    confirmed_at = null, confirmed_by = null,
     last_error = null
   where partition_name = p_partition;
   perform fleet.count_up('partitions_archived_total');
