@@ -244,11 +244,16 @@ async function finishRevision({ store, log }: Worker, claimed: ClaimedPartition,
   if (manifest?.sha256 === claimed.checksum_sha256) await removeSuperseded(store, manifest, log, signal)
 }
 
-async function drop({ sql, log }: Worker, { partition_name }: ClaimedPartition, rows: number, signal: AbortSignal) {
+async function drop({ sql, log, name }: Worker, { partition_name }: ClaimedPartition, rows: number, signal: AbortSignal) {
   const started = performance.now()
   const [dropped] = await whenUnlocked(() => sql<{ is_dropped: boolean }[]>`
     select fleet.drop_partition(${partition_name}) as is_dropped`, signal)
   const duration_ms = Math.round(performance.now() - started)
-  if (dropped?.is_dropped) log.info({ event: 'partition.drop', partition: partition_name, rows, duration_ms }, 'dropped')
-  else log.info({ event: 'partition.kept', partition: partition_name }, 'kept until archive_grace is over')
+  if (dropped?.is_dropped) {
+    log.info({ event: 'partition.drop', partition: partition_name, rows, duration_ms }, 'dropped')
+    return
+  }
+  // Whoever comes first after that drops it.
+  await sql`select fleet.release_lease(${partition_name}, ${name})`
+  log.info({ event: 'partition.kept', partition: partition_name }, 'kept until archive_grace is over, and until a second proof where one is needed')
 }
