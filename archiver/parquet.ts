@@ -14,14 +14,25 @@ export interface Content { row_count: number, content_checksum: string, min_ts: 
 /** How fleet.content_checksum() is defined today; see fleet.checksum_expression(). */
 export const CHECKSUM_VERSION = 2
 
-/** The types of one value in Parquet. `read` turns the text of Postgres into it, where DuckDB's own reading does not. */
-interface Form { duckdb: string, canonical: (value: string) => string, read?: (text: string) => string }
+/** A type in Parquet. `read` and `write` turn the text of Postgres into a value and back, where DuckDB's own text is another. */
+interface Form {
+  duckdb: string
+  canonical: (value: string) => string
+  read?: (text: string) => string
+  write?: (value: string) => string
+}
 
 const sized = (value: string) => `strlen(${value}) || ':' || ${value}`
 const plain = (value: string) => `${value}::varchar`
 const moment = (value: string) => `case when isfinite(${value}) then epoch_us(${value})::varchar else ${value}::varchar end`
-// DuckDB knows the years before Christ as (BC) behind the date; of a date it reads Postgres's BC as if it were not there.
+// DuckDB has (BC) behind the date where Postgres has BC at the end. Each reads the other's as if it were not there, without an error.
 const dateOf = (text: string) => `case when ends_with(${text}, ' BC') then (left(${text}, -3) || ' (BC)')::date else ${text}::date end`
+const writeYears = (text: string, zone = '') => `
+  case when contains(${text}, ' (BC)') then replace(${text}, ' (BC)', '') || '${zone} BC' else ${text} || '${zone}' end`
+const writeDate = (value: string) => writeYears(`${value}::varchar`)
+// Not by way of the time zones: there the last years before the end of what Parquet can hold come out as others.
+const writeZoned = (value: string) => `
+  case when isfinite(${value}) then ${writeYears(`make_timestamp(epoch_us(${value}))::varchar`, '+00')} else ${value}::varchar end`
 const momentOf = (type: string) => (text: string) => `
   case when ends_with(${text}, ' BC')
     then ((split_part(${text}, ' ', 1) || ' (BC)')::date + split_part(split_part(${text}, ' ', 2), '+', 1)::time)::${type}
@@ -29,12 +40,13 @@ const momentOf = (type: string) => (text: string) => `
 
 /** The form of each type: in Parquet, and the canonical text of fleet.archive_form() for a value that is not null. */
 const types: Record<string, Form> = {
-  'timestamp with time zone': { duckdb: 'timestamptz', canonical: moment, read: momentOf('timestamptz') },
-  'timestamp without time zone': { duckdb: 'timestamp', canonical: moment, read: momentOf('timestamp') },
+  'timestamp with time zone': { duckdb: 'timestamptz', canonical: moment, read: momentOf('timestamptz'), write: writeZoned },
+  'timestamp without time zone': { duckdb: 'timestamp', canonical: moment, read: momentOf('timestamp'), write: writeDate },
   date: {
     duckdb: 'date',
     canonical: value => `case when isfinite(${value}) then date_diff('day', date '1970-01-01', ${value})::varchar else ${value}::varchar end`,
     read: dateOf,
+    write: writeDate,
   },
   smallint: { duckdb: 'smallint', canonical: plain },
   integer: { duckdb: 'integer', canonical: plain },
@@ -183,8 +195,9 @@ export async function streamParquet<T>(
       await confine(duckdb, { directories: [work] })
       const { stream, release } = openForReading(pipe)
       const text = columns.filter(column => column.type === 'text').map(column => identifier(column.name))
+      const values = columns.map(({ name, type }) => typeOf(name, type).write?.(identifier(name)) ?? identifier(name))
       const done = duckdb.run(`
-        copy (select ${columnList(columns)} from read_parquet(${literal(file)}))
+        copy (select ${values.join(', ')} from read_parquet(${literal(file)}))
         to ${literal(pipe)} (
           format csv, header false, delimiter ',', quote '"', escape '"', nullstr '\\N', use_tmp_file false
           ${text.length > 0 ? `, force_quote (${text.join(', ')})` : ''}

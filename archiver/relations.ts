@@ -5,8 +5,8 @@ import { duckdbType, type Column } from './parquet.ts'
 /** A Parquet file with rows, and what its columns are today. */
 export interface Source { file: string, columns: readonly MappedColumn[] }
 
-/** A column of a relation that unites files of different shapes; `type` is DuckDB's. */
-export interface RelationColumn { name: string, type: string }
+/** A column of a relation that unites files of different shapes; `type` is DuckDB's. `isDropped`: only archives still have it. */
+export interface RelationColumn { name: string, type: string, isDropped: boolean }
 
 const integers = ['SMALLINT', 'INTEGER', 'BIGINT']
 
@@ -25,7 +25,8 @@ export function relationColumns(today: readonly Column[], shapes: Iterable<reado
       else if (!types.has(column.name)) dropped.set(column.name, (dropped.get(column.name) ?? new Set()).add(type))
     }
   }
-  return [...types, ...[...dropped].sort(([a], [b]) => a < b ? -1 : 1)].map(([name, found]) => ({ name, type: united([...found]) }))
+  const entries = [...types, ...[...dropped].sort(([a], [b]) => a < b ? -1 : 1)]
+  return entries.map(([name, found]) => ({ name, type: united([...found]), isDropped: dropped.has(name) }))
 }
 
 function united(types: string[]) {
@@ -44,8 +45,8 @@ export function unite(columns: readonly RelationColumn[], sources: readonly Sour
   }
   const selects = [...byShape.values()].map(alike => {
     const shape = alike[0]?.columns ?? []
-    const values = columns.map(({ name, type }) => {
-      const column = shape.find(({ today_name }) => today_name === name) ?? shape.find(column => column.today_name === null && column.name === name)
+    const values = columns.map(({ name, type, isDropped }) => {
+      const column = shape.find(column => isDropped ? column.today_name === null && column.name === name : column.today_name === name)
       return `${column ? identifier(column.name) : 'null'}::${type} as ${identifier(name)}`
     })
     const files = alike.map(({ file }) => literal(file)).join(', ')

@@ -66,8 +66,9 @@ async function knownColumns(sql: Sql, partition: string): Promise<Pick<Claims, '
   return known?.columns ? { columns: known.columns } : {}
 }
 
-async function load(
-  { database }: Worker, table: string, columns: Column[], file: string, work: string, signal: AbortSignal,
+/** Copies the rows of a Parquet file into a table that has these columns. */
+export async function load(
+  { database }: Pick<Worker, 'database'>, table: string, columns: Column[], file: string, work: string, signal: AbortSignal,
   onRows: (rows: number, bytes: number) => void,
 ) {
   const session = await openSession(database, signal)

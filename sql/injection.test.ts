@@ -107,7 +107,13 @@ t.test('a partition may be called anything: it is adopted, restored, held and re
     const start = new Date(Math.floor(Date.now() / 86_400_000 - days++) * 86_400_000)
     const end = new Date(start.getTime() + 86_400_000)
     if (await value(db.sql`select count(*) from fleet.hb_partitions where partition_name = ${name}`) !== '0') return
-    await archiver`select fleet.adopt_archive(${name}, ${start}, ${end}, 0, 0, null, null, ${`file:///${reason}`}, ${'ab'.repeat(32)}, 1)`
+    // A manifest names the columns, and may name them anything as well.
+    const columns = [
+      { name: 'ts', type: 'timestamp with time zone' }, { name: 'received_at', type: 'timestamp with time zone' },
+      { name: 'device_id', type: 'bigint' }, { name, type: 'text' },
+    ]
+    await archiver`select fleet.adopt_archive(
+      ${name}, ${start}, ${end}, 0, 0, null, null, ${`file:///${reason}`}, ${'ab'.repeat(32)}, 1, ${archiver.json(columns)})`
     await dba`select fleet.request_restore(${start}::date)`
     const [claimed] = await archiver`select * from fleet.claim_restore('worker')`
     t.match(claimed, { partition_name: name })

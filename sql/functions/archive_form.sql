@@ -13,7 +13,7 @@ as $$
     when p_type = 'inet' then
       $f$octet_length(abbrev(%1$I)) || ':' || abbrev(%1$I)$f$
     when p_type ~ '^timestamp(\(\d\))? with(out)? time zone$' then
-      $f$case when isfinite(%1$I) then (extract(epoch from %1$I) * 1000000)::bigint::text else %1$I::text end$f$
+      $f$case when isfinite(%1$I) then trunc(extract(epoch from %1$I) * 1000000)::text else %1$I::text end$f$
     when p_type = 'date' then
       $f$case when isfinite(%1$I) then (%1$I - date '1970-01-01')::text else %1$I::text end$f$
     when p_type = 'double precision' then

@@ -50,22 +50,12 @@ begin
     where a.attrelid = 'fleet.device_heartbeats'::regclass and a.attnum > 0 and not a.attisdropped
     order by a.attnum
   loop
-    if v_column.archived_type is null and v_column.is_not_null and v_column.default_value is null then
-      raise exception using
-        errcode = 'FL010',
-        message = format(
-          'column %s must not be null today and has no default; the rows of %s are from before it, so they are not attached',
-          v_column.name, p_table
-        ),
-        hint = format('Give it a default: alter table fleet.device_heartbeats alter column %I set default …;', v_column.name);
-    end if;
-
     begin
       if v_column.archived_type is null then
         -- What is null here was null nowhere: a column that may be null has no value in rows from before it.
         execute format(
           'alter table %s add column %I %s %s %s', p_table, v_column.name, v_column.type, v_column.collation,
-          case when v_column.is_not_null then format('default %s not null', v_column.default_value) end
+          case when v_column.is_not_null then concat_ws(' ', 'default ' || v_column.default_value, 'not null') end
         );
       elsif v_column.is_other then
         execute format(
@@ -95,7 +85,11 @@ begin
           v_column.name, coalesce(v_column.archived_type, 'no such column'), v_column.type,
           case when v_column.is_not_null then ' not null' else '' end, sqlerrm
         ),
-        hint = 'The archive is whole: read it with npm run archive -- query, or change the type of the column back.';
+        hint = case
+          when v_column.archived_type is null then
+            format('Give it a default: alter table fleet.device_heartbeats alter column %I set default …;', v_column.name)
+          else 'The archive is whole: read it with npm run archive -- query, or change the column back.'
+        end;
     end;
   end loop;
   return v_left_out;
