@@ -1,15 +1,16 @@
 // A dump is taken from one cluster and restored into another, in every way that Postgres knows: it is the same store there.
 import { createReadStream } from 'node:fs'
 import { execFile, spawn } from 'node:child_process'
-import { readFile } from 'node:fs/promises'
+import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import postgres, { type Sql } from 'postgres'
 import t, { type Test } from 'tap'
 import { daysAgo, fillDay, makeDirectory, partitionOf, runCli, workAll } from '../archiver/testing.ts'
+import { clusterUser, throwawayCluster } from '../local/cluster.ts'
 import { plainEnv, repository } from '../local/config.ts'
 import { migrate } from '../local/migrate.ts'
-import { withCluster, type OwnCluster, type TestDatabase } from '../local/testing.ts'
+import { testCluster, withCluster, type OwnCluster, type TestDatabase } from '../local/testing.ts'
 import { asRole, ingest, value } from './testing.ts'
 
 const run = promisify(execFile)
@@ -87,6 +88,56 @@ t.test('a dump that is restored into another cluster is the same store', { timeo
     await isHealed(t, target)
   })
 })
+
+t.test('pg_upgrade to the newest PostgreSQL that is here keeps the store as it is', { timeout: 300_000 }, async t => {
+  const source = await withCluster(t)
+  const { sql, admin, url, cluster: old } = source
+  const { bin, major } = testCluster().postgres
+  const newest = await newestWithExtensions(major)
+  // To the same version it does the same: other system identifier, same oids.
+  t.comment(`from ${major} to ${newest}${newest > major ? '' : ', the only one with pg_partman and pg_cron'}`)
+  const newBin = bin.replace(`/${major}/`, `/${newest}/`)
+  await fillDay(admin, day.detached, rows)
+  const partition = await partitionOf(sql, day.detached)
+  await sql`select fleet.archive_partition(${partition})`
+  const before = await storeOf(source)
+  const oids = await sql`select partition_name, relid from fleet.hb_partitions order by 1`
+  const { cluster, end } = await throwawayCluster({ postgres: { ...testCluster().postgres, bin: newBin, major: newest }, databases: [], cronDatabase: 'fleet' })
+  t.teardown(end)
+  const password = new URL(url('postgres')).password
+  const fresh = postgres(cluster.url('postgres', 'postgres'), { max: 1 })
+  await fresh.unsafe(`alter role postgres password '${password}'`) // of our own making: letters, digits, - and _
+  await Promise.all([sql, admin, fresh].map(session => session.end({ timeout: 1 })))
+  await Promise.all([old.stop(), cluster.stop()])
+  // Each is started for it by its own user, who is told the password of both.
+  const ran = await run(join(newBin, 'pg_upgrade'), [
+    '-b', bin, '-B', newBin, '-d', old.data, '-D', cluster.data, '-U', 'postgres', '--no-sync', '-p', String(cluster.port), '-P', String(cluster.port),
+    '-s', cluster.dir,
+  ], { ...clusterUser(), cwd: cluster.dir, env: { ...plainEnv(), PGPASSWORD: password } }).catch((error: unknown) => error as { stdout: string, stderr: string })
+  t.match(ran.stdout, /Upgrade Complete/, ran.stderr)
+  await cluster.start()
+
+  const urlOf: TestDatabase['url'] = role => url(role).replace(/:\d+\//, `:${cluster.port}/`)
+  const upgraded: TestDatabase = { ...source, url: urlOf, sql: asRole(t, { ...source, url: urlOf }, 'fleet_owner'), admin: asRole(t, { ...source, url: urlOf }, 'postgres') }
+  t.same(await storeOf(upgraded), before)
+  t.same(await upgraded.sql`select partition_name, relid from fleet.hb_partitions order by 1`, oids, 'it keeps the oids')
+  t.match(await upgraded.sql`select status from fleet.check() where check_name = 'partition_oids'`, [{ status: 'warn' }], 'which are looked at once more all the same')
+  await upgraded.sql`call fleet.maintain()`
+  await isHealed(t, upgraded)
+  await workAll(t, upgraded, await makeDirectory(t))
+  t.match(await upgraded.sql`select state, row_count::int from fleet.hb_partitions where partition_name = ${partition}`, [{ state: 'dropped', row_count: rows }])
+})
+
+/** The newest major version that has both extensions, beside the one that the tests run in. */
+async function newestWithExtensions(major: number) {
+  const installed = (await readdir('/usr/lib/postgresql').catch((): string[] => [])).map(Number).filter(version => version >= major)
+  const has = async (version: number) => {
+    const files = await readdir(`/usr/share/postgresql/${version}/extension`).catch((): string[] => [])
+    return ['pg_cron.control', 'pg_partman.control'].every(file => files.includes(file))
+  }
+  const fit = await Promise.all(installed.map(async version => await has(version) ? version : major))
+  return Math.max(major, ...fit)
+}
 
 /** Days in every state, a table that is being adopted, and settings that are not the usual ones. */
 async function fill(t: Test, source: OwnCluster, directory: string) {
