@@ -1,7 +1,7 @@
 // A dump is taken from one cluster and restored into another, in every way that Postgres knows: it is the same store there.
 import { createReadStream } from 'node:fs'
 import { execFile, spawn } from 'node:child_process'
-import { readdir, readFile } from 'node:fs/promises'
+import { readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import postgres, { type Sql } from 'postgres'
@@ -35,6 +35,10 @@ t.test('a dump that is restored into another cluster is the same store', { timeo
     dump('-Fc', '--exclude-table-data=cron.*', '-f', join(directory, 'store.dump')),
     dump('--exclude-table-data=cron.*', '-f', join(directory, 'store.sql')),
   ])
+
+  await source.admin.unsafe(`alter table fleet_detached.${name.detachedAndRenamed} rename to somebody_renamed_it_too`)
+  await dump('-Fc', '--exclude-table-data=cron.*', '-f', join(directory, 'renamed.dump'))
+  const renamed = await storeOf(source)
 
   const ways: { what: string, restore: (target: OwnCluster) => Promise<unknown> }[] = [
     { what: 'pg_restore --jobs, of a directory', restore: target => pgRestore(target, '--jobs=3', join(directory, 'all.d')) },
@@ -76,7 +80,12 @@ t.test('a dump that is restored into another cluster is the same store', { timeo
 
   await t.test('a life goes on in the restored store', async t => {
     const target = await withEmptyCluster(t)
-    await pgRestore(target, join(directory, 'all.dump'))
+    for (const section of ['pre-data', 'data']) await pgRestore(target, `--section=${section}`, join(directory, 'all.dump'))
+    // pg_cron begins with its jobs as soon as it has them.
+    for (const job of ['maintain', 'nightly']) {
+      await t.rejects(target.sql.unsafe(`call fleet.${job}()`), { code: 'FL002', message: /a dump is being restored/ }, 'nothing works on half a store')
+    }
+    await pgRestore(target, '--section=post-data', join(directory, 'all.dump'))
     await livesOn(t, target, directory, name, token)
 
     // The guard goes first, and the days that nobody has archived with the rest: the runbook says so.
@@ -86,6 +95,23 @@ t.test('a dump that is restored into another cluster is the same store', { timeo
     t.match((await troublesOf(target.sql)).find(({ check_name }) => check_name === 'partition_oids'), { status: 'warn' })
     await target.sql`call fleet.maintain()`
     await isHealed(t, target)
+  })
+
+  await t.test('a database of another name, where pg_cron is not, takes the store without it', async t => {
+    const target = await withEmptyCluster(t)
+    await target.admin`create database elsewhere`
+    const elsewhere = { ...target, url: (role: Parameters<TestDatabase['url']>[0]) => target.url(role).replace(/fleet$/, 'elsewhere') }
+    const { stdout } = await run(target.cluster.program('pg_restore'), ['--list', join(directory, 'renamed.dump')], { env: plainEnv() })
+    const list = join(directory, 'list')
+    await writeFile(list, stdout.split('\n').filter(line => !/\b(pg_)?cron\b/.test(line)).join('\n'))
+    await pgRestore(elsewhere, `--use-list=${list}`, join(directory, 'renamed.dump'))
+    const store = { ...elsewhere, sql: asRole(t, elsewhere, 'fleet_owner'), admin: asRole(t, elsewhere, 'postgres') }
+    t.match((await troublesOf(store.sql)).find(({ check_name }) => check_name === 'partition_tables'), { remedy: /call fleet.maintain\(\);$/ })
+    await migrate(elsewhere.url('postgres'), { current: true, log: () => {} })
+    await store.sql`call fleet.maintain()`
+    await isHealed(t, store)
+    t.same(await storeOf(store), renamed, 'also a retired table that was renamed before the dump is found')
+    t.match(await store.sql`select jobname, statement from fleet.jobs_elsewhere() where jobname = 'fleet-maintain'`, [{ statement: /elsewhere/ }])
   })
 })
 
@@ -164,6 +190,8 @@ async function fill(t: Test, source: OwnCluster, directory: string) {
   await admin.unsafe(`alter table fleet.${name.renamed} rename to somebody_renamed_it`)
   // Two that were frozen, by transactions that the other cluster does not know.
   await admin`update fleet.hb_partitions set cold_xid = '3000000000' where partition_name = ${name.other}`
+  const [token] = await sql<{ token: string }[]>`select fleet.renew_token(${device.device_id}) as token`
+  await admin`update fleet.token_change_log set changed_xid = '9000000000'`
   await admin.unsafe(`
     create table public.old_beats (device_id bigint, ts timestamptz, battery_pct integer);
     grant select, trigger on public.old_beats to fleet_owner;
@@ -172,7 +200,7 @@ async function fill(t: Test, source: OwnCluster, directory: string) {
   t.match(await sql`select state, count(*)::int from fleet.hb_partitions where state <> 'active' group by state order by state`, [
     { state: 'archived', count: 1 }, { state: 'detached', count: 2 }, { state: 'dropped', count: 1 }, { state: 'restored', count: 1 },
   ])
-  return { token: device.token, name }
+  return { token: token!.token, name }
 }
 
 /** A new cluster, in which everything has another oid and nothing is where the old one had it. */
@@ -244,6 +272,7 @@ async function isHealed(t: Test, { sql, admin }: TestDatabase) {
     select partition_name from fleet.hb_partitions p join fleet_guard.partitions g using (partition_name)
     where (p.relid, p.relid_seal) is distinct from (g.relid, g.relid_seal)`, [], 'and the guard knows it')
   t.same(await sql`select cold_xid from fleet.hb_partitions where age(cold_xid) < 0`, [], 'no transaction is from the future')
+  t.same(await sql`select subject from fleet.token_change_log where changed_xid > pg_current_xact_id()`, [], 'nor is a token forgotten with every look')
   t.same(await sql`select event, is_ok, detail from fleet.events where event = 'store.relinked'`, [
     { event: 'store.relinked', is_ok: true, detail: 'tables found by name' },
   ], 'once')
