@@ -22,7 +22,7 @@ async function withChangedDay(t: Test, change: keyof typeof changes) {
   await db.admin.unsafe(changes[change].statement.replaceAll('{table}', `fleet_detached.${partition}`))
   await db.admin`update fleet.settings set archive_grace = '0'`
   await db.admin`update fleet.hb_partitions set lease_until = null` // the archiver that proved it is done with it
-  const archived = await stateOf(db.sql, partition)
+  const archived = await value(db.sql`select content_checksum from fleet.hb_partitions where partition_name = ${partition}`) as string
   const content = async (table: string) => await value(db.admin.unsafe(`select content_checksum from fleet.content_checksum('${table}')`))
   return { ...retired, archived, content, changed: await content(`fleet_detached.${partition}`) }
 }
@@ -46,13 +46,13 @@ for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
       await t.rejects(dba`select fleet.accept_archive(${partition}, 'why')`, { code: 'FL002', message: /held \(wait\)/ })
       await dba`select fleet.release_partition(${partition})`
       await dba`select fleet.accept_archive(${partition}, 'changed by mistake')`
-      t.match(await stateOf(db.sql, partition), { state: 'dropped', row_count: '1000', content_checksum: archived.content_checksum, last_error: null })
+      t.match(await stateOf(db.sql, partition), { state: 'dropped', row_count: '1000', content_checksum: archived, last_error: null })
       t.match(await db.sql`select detail from fleet.events where event = 'partition.archive.accept'`, [
         { detail: /^by fleet_dba: changed by mistake\. Dropped: \d+ rows of checksum \d+\. Archive: 1000 rows of checksum \d+, file:/ },
       ])
       await db.sql`select fleet.request_restore(${day})`
       await workAll(t, db, directory)
-      t.equal(await content(`fleet.${partition}`), archived.content_checksum)
+      t.equal(await content(`fleet.${partition}`), archived)
     })
 
     await t.test('the table counts', async t => {
@@ -84,7 +84,7 @@ t.test('the archive can still count after the archiver refused the table', async
   await workAll(t, db, directory)
   t.match(await stateOf(db.sql, partition), { state: 'archive_failed' })
   await db.sql`select fleet.accept_archive(${partition}, 'the archive is right')`
-  t.match(await stateOf(db.sql, partition), { state: 'dropped', content_checksum: archived.content_checksum })
+  t.match(await stateOf(db.sql, partition), { state: 'dropped', content_checksum: archived })
 })
 
 t.test('a day without an archive is not accepted, nor one that is what its archive is', async t => {

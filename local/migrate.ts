@@ -95,6 +95,7 @@ async function runFile(sql: Sql, file: string, log: (line: string) => void) {
 
 /** What must hold after a file of the setup, whoever ran it. */
 const preparations: Record<string, string> = {
+  'guard.sql': `to_regprocedure('fleet_guard.seal(oid)') is not null`,
   'roles.sql': `to_regrole('fleet_owner') is not null`,
   'extensions.sql': `case
     when exists (select from pg_extension where extname = 'pg_partman') then
@@ -108,7 +109,7 @@ async function requirePreparation(sql: Sql, file: string) {
   const [row] = await sql.unsafe<{ is_prepared: boolean }[]>(`select ${preparations[file] ?? 'true'} as is_prepared`)
   if (row?.is_prepared) return
   throw new Error(
-    'this database is not prepared: fleet_owner, or pg_partman with its rights there, is missing. Once, as who may create extensions '
+    'this database is not prepared: fleet_owner, pg_partman with its rights there, or the guard of this version is missing. Once, as who may create extensions '
     + `and roles: psql -v ON_ERROR_STOP=1 ${setupFiles.map(name => `-f sql/${name}`).join(' ')} <the URL of this database>`,
   )
 }

@@ -115,6 +115,7 @@ comment on column fleet.settings.archive_stores is
 --!include functions/has_bounds.sql
 --!include functions/table_of.sql
 --!include functions/source_table.sql
+--!include functions/find_renamed.sql
 --!include functions/relink_tables.sql
 --!include functions/sync_partitions.sql
 --!include functions/begin_run.sql

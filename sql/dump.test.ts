@@ -1,15 +1,16 @@
 // A dump is taken from one cluster and restored into another, in every way that Postgres knows: it is the same store there.
 import { createReadStream } from 'node:fs'
 import { execFile, spawn } from 'node:child_process'
-import { readFile } from 'node:fs/promises'
+import { readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import postgres, { type Sql } from 'postgres'
 import t, { type Test } from 'tap'
 import { daysAgo, fillDay, makeDirectory, partitionOf, runCli, workAll } from '../archiver/testing.ts'
+import { clusterUser, throwawayCluster } from '../local/cluster.ts'
 import { plainEnv, repository } from '../local/config.ts'
 import { migrate } from '../local/migrate.ts'
-import { withCluster, type OwnCluster, type TestDatabase } from '../local/testing.ts'
+import { testCluster, withCluster, type OwnCluster, type TestDatabase } from '../local/testing.ts'
 import { asRole, ingest, value } from './testing.ts'
 
 const run = promisify(execFile)
@@ -34,6 +35,10 @@ t.test('a dump that is restored into another cluster is the same store', { timeo
     dump('-Fc', '--exclude-table-data=cron.*', '-f', join(directory, 'store.dump')),
     dump('--exclude-table-data=cron.*', '-f', join(directory, 'store.sql')),
   ])
+
+  await source.admin.unsafe(`alter table fleet_detached.${name.detachedAndRenamed} rename to somebody_renamed_it_too`)
+  await dump('-Fc', '--exclude-table-data=cron.*', '-f', join(directory, 'renamed.dump'))
+  const renamed = await storeOf(source)
 
   const ways: { what: string, restore: (target: OwnCluster) => Promise<unknown> }[] = [
     { what: 'pg_restore --jobs, of a directory', restore: target => pgRestore(target, '--jobs=3', join(directory, 'all.d')) },
@@ -75,7 +80,12 @@ t.test('a dump that is restored into another cluster is the same store', { timeo
 
   await t.test('a life goes on in the restored store', async t => {
     const target = await withEmptyCluster(t)
-    await pgRestore(target, join(directory, 'all.dump'))
+    for (const section of ['pre-data', 'data']) await pgRestore(target, `--section=${section}`, join(directory, 'all.dump'))
+    // pg_cron begins with its jobs as soon as it has them.
+    for (const job of ['maintain', 'nightly']) {
+      await t.rejects(target.sql.unsafe(`call fleet.${job}()`), { code: 'FL002', message: /a dump is being restored/ }, 'nothing works on half a store')
+    }
+    await pgRestore(target, '--section=post-data', join(directory, 'all.dump'))
     await livesOn(t, target, directory, name, token)
 
     // The guard goes first, and the days that nobody has archived with the rest: the runbook says so.
@@ -86,7 +96,74 @@ t.test('a dump that is restored into another cluster is the same store', { timeo
     await target.sql`call fleet.maintain()`
     await isHealed(t, target)
   })
+
+  await t.test('a database of another name, where pg_cron is not, takes the store without it', async t => {
+    const target = await withEmptyCluster(t)
+    await target.admin`create database elsewhere`
+    const elsewhere = { ...target, url: (role: Parameters<TestDatabase['url']>[0]) => target.url(role).replace(/fleet$/, 'elsewhere') }
+    const { stdout } = await run(target.cluster.program('pg_restore'), ['--list', join(directory, 'renamed.dump')], { env: plainEnv() })
+    const list = join(directory, 'list')
+    await writeFile(list, stdout.split('\n').filter(line => !/\b(pg_)?cron\b/.test(line)).join('\n'))
+    await pgRestore(elsewhere, `--use-list=${list}`, join(directory, 'renamed.dump'))
+    const store = { ...elsewhere, sql: asRole(t, elsewhere, 'fleet_owner'), admin: asRole(t, elsewhere, 'postgres') }
+    t.match((await troublesOf(store.sql)).find(({ check_name }) => check_name === 'partition_tables'), { remedy: /call fleet.maintain\(\);$/ })
+    await migrate(elsewhere.url('postgres'), { current: true, log: () => {} })
+    await store.sql`call fleet.maintain()`
+    await isHealed(t, store)
+    t.same(await storeOf(store), renamed, 'also a retired table that was renamed before the dump is found')
+    t.match(await store.sql`select jobname, statement from fleet.jobs_elsewhere() where jobname = 'fleet-maintain'`, [{ statement: /elsewhere/ }])
+  })
 })
+
+t.test('pg_upgrade to the newest PostgreSQL that is here keeps the store as it is', { timeout: 300_000 }, async t => {
+  const source = await withCluster(t)
+  const { sql, admin, url, cluster: old } = source
+  const { bin, major } = testCluster().postgres
+  const newest = await newestWithExtensions(major)
+  // To the same version it does the same: other system identifier, same oids.
+  t.comment(`from ${major} to ${newest}${newest > major ? '' : ', the only one with pg_partman and pg_cron'}`)
+  const newBin = bin.replace(`/${major}/`, `/${newest}/`)
+  await fillDay(admin, day.detached, rows)
+  const partition = await partitionOf(sql, day.detached)
+  await sql`select fleet.archive_partition(${partition})`
+  const before = await storeOf(source)
+  const oids = await sql`select partition_name, relid from fleet.hb_partitions order by 1`
+  const { cluster, end } = await throwawayCluster({ postgres: { ...testCluster().postgres, bin: newBin, major: newest }, databases: [], cronDatabase: 'fleet' })
+  t.teardown(end)
+  const password = new URL(url('postgres')).password
+  const fresh = postgres(cluster.url('postgres', 'postgres'), { max: 1 })
+  await fresh.unsafe(`alter role postgres password '${password}'`) // of our own making: letters, digits, - and _
+  await Promise.all([sql, admin, fresh].map(session => session.end({ timeout: 1 })))
+  await Promise.all([old.stop(), cluster.stop()])
+  // Each is started for it by its own user, who is told the password of both.
+  const ran = await run(join(newBin, 'pg_upgrade'), [
+    '-b', bin, '-B', newBin, '-d', old.data, '-D', cluster.data, '-U', 'postgres', '--no-sync', '-p', String(cluster.port), '-P', String(cluster.port),
+    '-s', cluster.dir,
+  ], { ...clusterUser(), cwd: cluster.dir, env: { ...plainEnv(), PGPASSWORD: password } }).catch((error: unknown) => error as { stdout: string, stderr: string })
+  t.match(ran.stdout, /Upgrade Complete/, ran.stderr)
+  await cluster.start()
+
+  const urlOf: TestDatabase['url'] = role => url(role).replace(/:\d+\//, `:${cluster.port}/`)
+  const upgraded: TestDatabase = { ...source, url: urlOf, sql: asRole(t, { ...source, url: urlOf }, 'fleet_owner'), admin: asRole(t, { ...source, url: urlOf }, 'postgres') }
+  t.same(await storeOf(upgraded), before)
+  t.same(await upgraded.sql`select partition_name, relid from fleet.hb_partitions order by 1`, oids, 'it keeps the oids')
+  t.match(await upgraded.sql`select status from fleet.check() where check_name = 'partition_oids'`, [{ status: 'warn' }], 'which are looked at once more all the same')
+  await upgraded.sql`call fleet.maintain()`
+  await isHealed(t, upgraded)
+  await workAll(t, upgraded, await makeDirectory(t))
+  t.match(await upgraded.sql`select state, row_count::int from fleet.hb_partitions where partition_name = ${partition}`, [{ state: 'dropped', row_count: rows }])
+})
+
+/** The newest major version that has both extensions, beside the one that the tests run in. */
+async function newestWithExtensions(major: number) {
+  const installed = (await readdir('/usr/lib/postgresql').catch((): string[] => [])).map(Number).filter(version => version >= major)
+  const has = async (version: number) => {
+    const files = await readdir(`/usr/share/postgresql/${version}/extension`).catch((): string[] => [])
+    return ['pg_cron.control', 'pg_partman.control'].every(file => files.includes(file))
+  }
+  const fit = await Promise.all(installed.map(async version => await has(version) ? version : major))
+  return Math.max(major, ...fit)
+}
 
 /** Days in every state, a table that is being adopted, and settings that are not the usual ones. */
 async function fill(t: Test, source: OwnCluster, directory: string) {
@@ -113,6 +190,8 @@ async function fill(t: Test, source: OwnCluster, directory: string) {
   await admin.unsafe(`alter table fleet.${name.renamed} rename to somebody_renamed_it`)
   // Two that were frozen, by transactions that the other cluster does not know.
   await admin`update fleet.hb_partitions set cold_xid = '3000000000' where partition_name = ${name.other}`
+  const [token] = await sql<{ token: string }[]>`select fleet.renew_token(${device.device_id}) as token`
+  await admin`update fleet.token_change_log set changed_xid = '9000000000'`
   await admin.unsafe(`
     create table public.old_beats (device_id bigint, ts timestamptz, battery_pct integer);
     grant select, trigger on public.old_beats to fleet_owner;
@@ -121,7 +200,7 @@ async function fill(t: Test, source: OwnCluster, directory: string) {
   t.match(await sql`select state, count(*)::int from fleet.hb_partitions where state <> 'active' group by state order by state`, [
     { state: 'archived', count: 1 }, { state: 'detached', count: 2 }, { state: 'dropped', count: 1 }, { state: 'restored', count: 1 },
   ])
-  return { token: device.token, name }
+  return { token: token!.token, name }
 }
 
 /** A new cluster, in which everything has another oid and nothing is where the old one had it. */
@@ -193,6 +272,7 @@ async function isHealed(t: Test, { sql, admin }: TestDatabase) {
     select partition_name from fleet.hb_partitions p join fleet_guard.partitions g using (partition_name)
     where (p.relid, p.relid_seal) is distinct from (g.relid, g.relid_seal)`, [], 'and the guard knows it')
   t.same(await sql`select cold_xid from fleet.hb_partitions where age(cold_xid) < 0`, [], 'no transaction is from the future')
+  t.same(await sql`select subject from fleet.token_change_log where changed_xid > pg_current_xact_id()`, [], 'nor is a token forgotten with every look')
   t.same(await sql`select event, is_ok, detail from fleet.events where event = 'store.relinked'`, [
     { event: 'store.relinked', is_ok: true, detail: 'tables found by name' },
   ], 'once')

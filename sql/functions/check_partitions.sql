@@ -17,7 +17,7 @@ declare
   v_commands text;
   v_attach text;
   v_count bigint;
-  v_catalog text;
+  v_catalog text := left(fleet_guard.seal(0), -1);  -- read once, not for each row
 begin
   perform fleet.not_in_future(p_now);
   select * into strict v_settings from fleet.settings;
@@ -118,6 +118,7 @@ begin
   select string_agg(p.partition_name, ', ' order by p.range_start),
     string_agg(
       case
+        when p.relid_seal is distinct from v_catalog || p.relid then 'call fleet.maintain();'  -- looks for one that was renamed
         when p.state in ('active', 'restored') then
           format('select fleet.create_partitions(%L, %L);', p.range_start::date, (p.range_end - interval '1 day')::date)
         when p.state = 'archived' then format('select fleet.drop_partition(%L);', p.partition_name)
@@ -135,7 +136,6 @@ begin
   return next;
 
   check_name := 'partition_oids';
-  v_catalog := left(fleet_guard.seal(0), -1);
   select count(*) into v_count
   from fleet.hb_partitions p
   where p.relid is not null and (p.relid_seal is distinct from v_catalog || p.relid or p.relid <> fleet.table_of(p));
@@ -146,7 +146,7 @@ begin
   detail := case v_count
     when 0 then 'tables are recorded by the oids that they have here'
     else format(
-      '%s tables are recorded by the oids of another cluster: a dump was restored, and they are found by their names meanwhile', v_count
+      'tables recorded by the oids of another cluster, as after a dump was restored: %s; they are found by their names meanwhile', v_count
     )
   end;
   remedy := case when v_count > 0 then 'call fleet.maintain();' end;

@@ -17,6 +17,7 @@ begin
       message = format('this transaction is %s, and would not see what was written since it began', current_setting('transaction_isolation')),
       hint = 'Call it in a transaction of its own, which is read committed.';
   end if;
+  perform fleet.relink_tables();  -- what is not found is about to be called gone
   select * into v_partition from fleet.hb_partitions p where p.partition_name = p_partition;
   table_oid := fleet.table_of(v_partition);
   if table_oid is null then

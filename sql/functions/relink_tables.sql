@@ -21,7 +21,7 @@ begin
     order by p.range_start
     for update
   loop
-    v_table := fleet.table_of(v_partition);
+    v_table := coalesce(fleet.table_of(v_partition), fleet.find_renamed(v_partition));
     update fleet.hb_partitions p
     set relid = v_table, relid_seal = v_catalog || v_table,
       -- Counted in this cluster's transactions.
