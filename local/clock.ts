@@ -1,6 +1,6 @@
-// A clock that jumps, for a process that is started with it: Debian's faketime.
+// Clocks that are wrong on purpose, by Debian's faketime: one that jumps, for a process of the drills, and one that is moved for a whole run of the tests.
 import { existsSync, readdirSync } from 'node:fs'
-import { rm, writeFile } from 'node:fs/promises'
+import { chmod, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { testPrograms } from './optional-programs.ts'
 
@@ -11,7 +11,7 @@ export interface Clock {
   env: Record<string, string>
   /** Its clock is so many seconds off, within a second from now on. */
   jump: (seconds: number) => Promise<void>
-  /** Removes what faketime shares among a process and its children, once that has ended: it would stay until the machine ends. */
+  /** See below. */
   forget: (pid: number) => Promise<void>
 }
 
@@ -23,16 +23,41 @@ export async function makeClock(directory: string, name: string): Promise<Clock 
   const jump = (seconds: number) => writeFile(file, `${seconds < 0 ? '' : '+'}${seconds}\n`)
   await jump(0)
   return {
-    env: {
-      LD_PRELOAD: preload, FAKETIME_TIMESTAMP_FILE: file, FAKETIME_CACHE_DURATION: '1',
-      // The time of day jumps, as when somebody sets it; what timers count by does not.
-      FAKETIME_DONT_FAKE_MONOTONIC: '1', DONT_FAKE_MONOTONIC: '1',
-    },
+    env: { LD_PRELOAD: preload, FAKETIME_TIMESTAMP_FILE: file, FAKETIME_CACHE_DURATION: '1', ...realTimers },
     jump,
-    async forget(pid) {
-      for (const name of [`faketime_shm_${pid}`, `sem.faketime_sem_${pid}`]) await rm(join('/dev/shm', name), { force: true })
-    },
+    forget,
   }
+}
+
+// The time of day jumps, as when somebody sets it; what timers count by does not.
+const realTimers = { FAKETIME_DONT_FAKE_MONOTONIC: '1', DONT_FAKE_MONOTONIC: '1' }
+
+/**
+ * What a test run is started with so that it takes place at another time: its clock begins at `at` and goes on at its usual pace. Everything that the
+ * run starts with plainEnv() shares that clock, Postgres too. Throws where faketime is not installed.
+ */
+export function moveClock(at: Date): Record<string, string> {
+  const preload = library()
+  if (preload === undefined) throw new Error('--at moves the clock by faketime, which is not installed; install it by: apt-get install -y faketime')
+  const seconds = Math.round((at.getTime() - Date.now()) / 1000)
+  return { FLEET_TEST_AT: at.toISOString(), LD_PRELOAD: preload, FAKETIME: `${seconds < 0 ? '' : '+'}${seconds}`, ...realTimers }
+}
+
+/**
+ * Opens what faketime shares among the processes of this run to those of other users, as whom Postgres and Ceph run. Otherwise each of them would
+ * make files of its own in /dev/shm, and leave them there when it is killed.
+ */
+export async function shareClock(pid = process.pid) {
+  for (const file of sharedFiles(pid)) await chmod(file, 0o666)
+}
+
+/** Removes what faketime shares among a process and its children, once that has ended: it would stay until the machine ends. */
+export async function forget(pid: number) {
+  for (const file of sharedFiles(pid)) await rm(file, { force: true })
+}
+
+function sharedFiles(pid: number) {
+  return [`faketime_shm_${pid}`, `sem.faketime_sem_${pid}`].map(name => join('/dev/shm', name))
 }
 
 function library() {
