@@ -4,7 +4,7 @@ import { spawn, type ChildProcess } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { debianChromium } from './browser.ts'
-import { faketime, forget, moveClock, shareClock } from './clock.ts'
+import { faketime, moveClock, shareClock } from './clock.ts'
 import { currentEnv, movedClock, objectStoreConfig, repository, SettingsError } from './config.ts'
 import { dockerCompose, shellcheck, systemdAnalyze } from './linters.ts'
 import { objectStore } from './object-store.ts'
@@ -30,7 +30,7 @@ try {
   for (const programs of [topology, debianChromium, prometheus, shellcheck, systemdAnalyze, dockerCompose, faketime]) await programs.install()
   await installPlpgsqlCheck(await requirePostgres())
   const { at, rest } = parseArguments(process.argv.slice(2))
-  process.exitCode = at ? await runAt(at, rest) : await runHere(rest)
+  process.exitCode = stopping ? 1 : at ? await runAt(at, rest) : await runHere(rest)
 } catch (error) {
   process.stderr.write(`${explain(error)}\n`)
   process.exitCode = 1
@@ -52,14 +52,14 @@ function parseArguments(args: string[]) {
 
 /** The same run as a process of its own, whose clock is moved. What is missing was installed before, by the real one: apt goes by the time, too. */
 async function runAt(at: Date, args: string[]) {
-  const child = spawn(process.execPath, ['--import', 'tsx', join(repository, 'local/test.ts'), ...args], {
-    cwd: repository, env: { ...currentEnv(), ...moveClock(at) }, stdio: 'inherit',
+  const clock = await moveClock(at)
+  const child = running = spawn(process.execPath, ['--import', 'tsx', join(repository, 'local/test.ts'), ...args], {
+    cwd: repository, env: { ...currentEnv(), ...clock.env }, stdio: 'inherit',
   })
-  running = child
   try {
     return await ended(child)
   } finally {
-    await forget(child.pid ?? 0)
+    await clock.end(child.pid ?? 0)
   }
 }
 
