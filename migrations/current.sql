@@ -1,1 +1,4 @@
 -- Enter migration here
+--!include functions/hold_partition.sql
+--!include views/data_coverage.sql
+--!include views/storage_growth.sql

@@ -18,7 +18,7 @@ begin
     raise exception using
       errcode = 'FL002',
       message = format('partition %s is dropped; its rows are in %s', p_partition, v_partition.archive_url),
-      hint = format('Bring it back first: select fleet.request_restore(%L);', v_partition.range_start::date);
+      hint = format('Bring it back first: select fleet.request_restore(%L);', (v_partition.range_start at time zone 'UTC')::date);
   end if;
   if v_partition.state in ('active', 'restored') then
     perform fleet.bind_range(p_partition);
