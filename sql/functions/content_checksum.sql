@@ -18,4 +18,4 @@ end
 $$;
 
 comment on function fleet.content_checksum(regclass) is
-  'Rows of a partition, their checksum independent of order and format, and the oldest and newest ts. Example: select * from fleet.content_checksum(''fleet_detached.device_heartbeats_p2026_08_15'');';
+  'Rows of a partition, their checksum independent of order and format, and the oldest and newest ts. Example: select p.partition_name, c.* from fleet.partition_health p cross join fleet.content_checksum(format(''fleet_detached.%I'', p.partition_name)::regclass) c where p.state = ''detached'';';

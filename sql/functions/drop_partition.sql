@@ -61,4 +61,4 @@ end
 $$;
 
 comment on function fleet.drop_partition(text) is
-  'Drops a retired partition whose archive is proven; refuses any other. True when it is gone, false while archive_grace lasts. Example: select fleet.drop_partition(''device_heartbeats_p2026_08_15'');';
+  'Drops a retired partition whose archive is proven; refuses any other. True when it is gone, false while archive_grace lasts. Example: select partition_name, fleet.drop_partition(partition_name) from fleet.partition_health where state = ''archived'';';

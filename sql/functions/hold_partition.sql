@@ -32,4 +32,4 @@ end
 $$;
 
 comment on function fleet.hold_partition(text, text) is
-  'Keeps a partition from being retired, archived or dropped, until released. Example: select fleet.hold_partition(''device_heartbeats_p2026_08_15'', ''legal hold'');';
+  'Keeps a partition from being retired, archived or dropped, until released. Example: select fleet.hold_partition(partition_name, ''legal hold'') from fleet.partition_health where range_start <= current_date - 30 and range_end > current_date - 30;';
