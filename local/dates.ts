@@ -88,7 +88,7 @@ function runAt(at: string, zone: string | undefined, files: string[]) {
     child.once('error', reject)
     child.once('close', code => {
       const said = /^# \{ (.*) \}$/m.exec(tail)?.[1] ?? ''
-      resolve({ code: code ?? 1, counts: Object.fromEntries([...said.matchAll(/(\w+): (\d+)/g)].map(([, name, count]) => [name, Number(count)])) })
+      resolve({ code: code ?? 1, counts: Object.fromEntries([...said.matchAll(/(\w+): (\d+)/g)].map(([, name = '', count]) => [name, Number(count)] as const)) })
     })
   })
 }

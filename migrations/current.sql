@@ -1,4 +1,15 @@
 -- Enter migration here
+--!include functions/archive_partition.sql
+--!include functions/content_checksum.sql
+--!include functions/create_partitions.sql
+--!include functions/drop_partition.sql
 --!include functions/hold_partition.sql
+--!include functions/record_slo.sql
+--!include functions/release_partition.sql
+--!include functions/replay_quarantine.sql
+--!include functions/request_restore.sql
+--!include functions/retry_archive.sql
+--!include functions/roll_up.sql
+--!include views/archives.sql
 --!include views/data_coverage.sql
 --!include views/storage_growth.sql
