@@ -169,6 +169,12 @@ export function movedClock(env: Env = currentEnv()): Env {
   return pick(env, ['FLEET_TEST_AT', 'LD_PRELOAD', 'FAKETIME', 'FAKETIME_DONT_FAKE_MONOTONIC', 'DONT_FAKE_MONOTONIC', 'FAKETIME_SHARED', 'TZ'])
 }
 
+/** plainEnv() of a program that cannot share a moved clock. */
+export function unmovedEnv(env: Env = currentEnv()) {
+  const moved = movedClock(env)
+  return Object.fromEntries(Object.entries(plainEnv(env)).flatMap(([name, value]) => value === undefined || name in moved ? [] : [[name, value] as const]))
+}
+
 /** Why a test is skipped in a run whose clock is moved (`npm test -- --at …`); false in any other run. `why` says what stands in the way. */
 export function needsRealClock(why: string, env: Env = currentEnv()) {
   return env.FLEET_TEST_AT === undefined ? false : `cannot run with a moved clock: ${why}`
