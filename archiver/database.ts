@@ -46,6 +46,11 @@ export async function openSession(database: Database, signal?: AbortSignal) {
   const sql = connect(database, { max: 1 })
   const [row] = await sql<{ pid: number }[]>`select pg_catalog.pg_backend_pid() as pid`
   const pid = row?.pid ?? 0
+  if (signal?.aborted) {
+    // It fired while this connected, and will not fire again.
+    await sql.end({ timeout: 1 })
+    signal.throwIfAborted()
+  }
   const onAbort = () => void cancel().catch(() => {})
   signal?.addEventListener('abort', onAbort)
 

@@ -1,7 +1,8 @@
 import { appendFile, readdir, readFile, truncate, writeFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import t from 'tap'
-import { waitFor } from '../local/testing.ts'
+import { waitFor, withDatabase } from '../local/testing.ts'
+import { openSession } from './database.ts'
 import {
   killAfter, leftovers, pathsOf, stateOf, stepsOf, withRetiredDay, withWorker, workAll,
 } from './testing.ts'
@@ -105,6 +106,14 @@ t.test('an archiver that lost its lease stops, and records nothing', async t => 
     t.equal(await working, 'failed')
   })
   t.match(await stateOf(db.sql, partition), { state: 'archiving', lease_owner: 'another', attempts: 0, last_error: null })
+})
+
+t.test('a lease that is lost while a session connects ends it before its first statement', async t => {
+  const db = await withDatabase(t)
+  const lost = new AbortController()
+  const opening = openSession({ url: db.url('fleet_archiver') }, lost.signal)
+  lost.abort(new Error('the lease was lost'))
+  await t.rejects(opening, { message: 'the lease was lost' })
 })
 
 t.test('a store that cannot be written to is named, and the partition kept', async t => {

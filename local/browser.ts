@@ -1,5 +1,6 @@
 // Debian's Chromium for the tests of the ops page, and for its screenshots.
 import { chromium, type Browser } from 'playwright-core'
+import { unmovedEnv } from './config.ts'
 import { pathOf, testPrograms } from './optional-programs.ts'
 
 export const debianChromium = testPrograms('browser', ['chromium', 'fonts-dejavu-core'], () => findChromium() !== undefined)
@@ -9,6 +10,8 @@ export function launchBrowser(): Promise<Browser> {
   if (executablePath === undefined) throw new Error(`there is no Chromium here; install ${debianChromium.packages.join(' ')}`)
   return chromium.launch({
     executablePath,
+    // By the real clock also in a run whose clock is moved, since Chromium loads nothing under faketime. The page has its times from the server.
+    env: unmovedEnv(),
     // Its sandbox does not start as root; it is shown our own page alone.
     chromiumSandbox: process.getuid?.() !== 0,
   })

@@ -10,7 +10,7 @@ import { availableParallelism, freemem, tmpdir, totalmem } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
-import { plainEnv } from './config.ts'
+import { movedClock, plainEnv } from './config.ts'
 import type { Postgres } from './packages.ts'
 import { say } from './progress.ts'
 
@@ -417,7 +417,7 @@ export class Cluster {
 }
 
 function toolEnv() {
-  return { PATH: plainEnv().PATH, LC_ALL: 'C', TZ: 'UTC' }
+  return { ...movedClock(), PATH: plainEnv().PATH, LC_ALL: 'C', TZ: 'UTC' }
 }
 
 /** Runs a program to its end; what it printed. Throws with its messages. */

@@ -157,7 +157,31 @@ export function objectStoreConfig(env: Env = currentEnv()): ObjectStoreConfig {
  */
 export function plainEnv(env: Env = currentEnv()): Env {
   const kept = ['PATH', 'HOME', 'USER', 'LOGNAME', 'SHELL', 'TMPDIR', 'XDG_RUNTIME_DIR', 'http_proxy', 'https_proxy', 'no_proxy']
-  return Object.fromEntries(kept.filter(name => env[name] !== undefined).map(name => [name, env[name]]))
+  return { ...pick(env, kept), ...movedClock(env) }
+}
+
+/**
+ * What a process is started with to share the clock of this test run, when that clock is moved (`npm test -- --at …`); else nothing.
+ * The clock itself is made by local/clock.ts.
+ */
+export function movedClock(env: Env = currentEnv()): Env {
+  if (env.FLEET_TEST_AT === undefined) return {}
+  return pick(env, ['FLEET_TEST_AT', 'LD_PRELOAD', 'FAKETIME', 'FAKETIME_DONT_FAKE_MONOTONIC', 'DONT_FAKE_MONOTONIC', 'FAKETIME_SHARED', 'TZ'])
+}
+
+/** plainEnv() of a program that cannot share a moved clock. */
+export function unmovedEnv(env: Env = currentEnv()) {
+  const moved = movedClock(env)
+  return Object.fromEntries(Object.entries(plainEnv(env)).flatMap(([name, value]) => value === undefined || name in moved ? [] : [[name, value] as const]))
+}
+
+/** Why a test is skipped in a run whose clock is moved (`npm test -- --at …`); false in any other run. `why` says what stands in the way. */
+export function needsRealClock(why: string, env: Env = currentEnv()) {
+  return env.FLEET_TEST_AT === undefined ? false : `cannot run with a moved clock: ${why}`
+}
+
+function pick(env: Env, names: string[]): Env {
+  return Object.fromEntries(names.filter(name => env[name] !== undefined).map(name => [name, env[name]]))
 }
 
 /** The environment as it is, for children that are to have all of it. */

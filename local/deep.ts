@@ -1,4 +1,4 @@
-// npm run test:deep [-- full|bookworm|trixie …]: what takes longer than anybody waits for, and needs root. Writes docs/deep-test.md, where a
+// npm run test:deep [-- full|dates|bookworm|trixie …]: what takes longer than anybody waits for, and needs root. Writes docs/deep-test.md, where a
 // stage that is not run again keeps its line, and the commit that it was run on.
 import { execFileSync, spawn } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
@@ -13,6 +13,11 @@ const stages: Stage[] = [
     name: 'full',
     what: `every test at full size, ${fuzzed.toLocaleString('en')} fuzzed bodies`,
     command: 'npm', args: ['test'], env: { TEST_DEEP: '1', FUZZ_RUNS: String(fuzzed), CI: 'true' },
+  },
+  {
+    name: 'dates',
+    what: 'every test with its clocks moved to a leap day, the ends of months and of a year, changes of summer time, in three years',
+    command: 'npm', args: ['run', 'test:dates'], env: { CI: 'true' },
   },
   {
     name: 'bookworm',

@@ -1,10 +1,11 @@
-// npm test [-- files…]: a throwaway cluster, the tests in it, and its end, whatever happens.
-import { spawn } from 'node:child_process'
+// npm test [-- --at 2028-02-29T12:00Z] [files…]: a throwaway cluster, the tests in it, and its end, whatever happens. With --at all of it
+// takes place at that time.
+import { spawn, type ChildProcess } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { debianChromium } from './browser.ts'
-import { faketime } from './clock.ts'
-import { currentEnv, objectStoreConfig, repository } from './config.ts'
+import { faketime, moveClock, shareClock } from './clock.ts'
+import { currentEnv, movedClock, objectStoreConfig, repository, SettingsError } from './config.ts'
 import { dockerCompose, shellcheck, systemdAnalyze } from './linters.ts'
 import { objectStore } from './object-store.ts'
 import { installPlpgsqlCheck, MissingPostgres, requirePostgres } from './packages.ts'
@@ -14,11 +15,11 @@ import { makeTestCluster } from './testing.ts'
 import { topology } from './topology.ts'
 
 let stopping: NodeJS.Signals | undefined
-let tap: ReturnType<typeof spawn> | undefined
+let running: ChildProcess | undefined
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
   process.on(signal, () => {
     stopping ??= signal
-    tap?.kill('SIGTERM')
+    running?.kill('SIGTERM')
   })
 }
 
@@ -28,22 +29,53 @@ try {
   if (!objectStoreConfig().endpoint) await objectStore.install()
   for (const programs of [topology, debianChromium, prometheus, shellcheck, systemdAnalyze, dockerCompose, faketime]) await programs.install()
   await installPlpgsqlCheck(await requirePostgres())
-  const { cluster, description, end } = await step('Making a throwaway cluster for the tests', makeTestCluster)
-  try {
-    if (!stopping) {
-      const file = join(cluster.dir, 'test-cluster.json')
-      await writeFile(file, JSON.stringify(description), { mode: 0o600 })
-      process.exitCode = await runTap(process.argv.slice(2), file)
-    }
-  } finally {
-    await end()
-  }
+  const { at, rest } = parseArguments(process.argv.slice(2))
+  process.exitCode = stopping ? 1 : at ? await runAt(at, rest) : await runHere(rest)
 } catch (error) {
   process.stderr.write(`${explain(error)}\n`)
   process.exitCode = 1
   if (!(error instanceof MissingPostgres) && error instanceof Error) process.stderr.write(`${error.stack}\n`)
 }
 if (stopping) process.exitCode = 1
+
+/** Takes --at out of the arguments; the others are tap's. */
+function parseArguments(args: string[]) {
+  const place = args.indexOf('--at')
+  if (place < 0) return { at: undefined, rest: args }
+  const text = args[place + 1] ?? ''
+  const at = new Date(text)
+  // Date takes 30 February for a day in March.
+  const isReal = /^\d{4}-\d\d-\d\dT\d\d:\d\dZ$/.test(text) && !Number.isNaN(at.getTime()) && at.toISOString().startsWith(text.slice(0, -1))
+  if (!isReal) throw new SettingsError([`--at: expected a time in UTC, such as 2028-02-29T12:00Z, got ${JSON.stringify(text)}`])
+  return { at, rest: args.toSpliced(place, 2) }
+}
+
+/** The same run as a process of its own, whose clock is moved. What is missing was installed before, by the real one: apt goes by the time, too. */
+async function runAt(at: Date, args: string[]) {
+  const clock = await moveClock(at)
+  const child = running = spawn(process.execPath, ['--import', 'tsx', join(repository, 'local/test.ts'), ...args], {
+    cwd: repository, env: { ...currentEnv(), ...clock.env }, stdio: 'inherit',
+  })
+  try {
+    return await ended(child)
+  } finally {
+    await clock.end(child.pid ?? 0)
+  }
+}
+
+/** The run itself. Its exit code. */
+async function runHere(args: string[]) {
+  if (movedClock().FAKETIME_SHARED) await shareClock()
+  const { cluster, description, end } = await step('Making a throwaway cluster for the tests', makeTestCluster)
+  try {
+    if (stopping) return 1
+    const file = join(cluster.dir, 'test-cluster.json')
+    await writeFile(file, JSON.stringify(description), { mode: 0o600 })
+    return await runTap(args, file)
+  } finally {
+    await end()
+  }
+}
 
 /** Compiles tap for the plugins of .taprc after an installation; left to the first run, that run would have the old ones. */
 async function buildTap() {
@@ -54,11 +86,15 @@ async function buildTap() {
 }
 
 function runTap(args: string[], file?: string) {
+  running = spawn(process.execPath, [join(repository, 'node_modules/tap/dist/esm/run.mjs'), ...args], {
+    cwd: repository, env: { ...currentEnv(), FLEET_TEST_CLUSTER: file }, stdio: 'inherit',
+  })
+  return ended(running)
+}
+
+function ended(child: ChildProcess) {
   return new Promise<number>((resolve, reject) => {
-    tap = spawn(process.execPath, [join(repository, 'node_modules/tap/dist/esm/run.mjs'), ...args], {
-      cwd: repository, env: { ...currentEnv(), FLEET_TEST_CLUSTER: file }, stdio: 'inherit',
-    })
-    tap.once('error', reject)
-    tap.once('exit', code => resolve(code ?? 1))
+    child.once('error', reject)
+    child.once('exit', code => resolve(code ?? 1))
   })
 }

@@ -63,6 +63,8 @@ drop function if exists fleet.record_export(text, text, bigint, numeric, timesta
 drop function if exists fleet.record_upload(text, text, text, text, bigint);
 drop function if exists fleet.adopt_archive(text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint);
 
+-- Enter migration here
+
 -- A run of maintenance does the steps that the owner planned for it, and nobody's functions take a time that has not come.
 create table if not exists fleet.planned_steps (
   run_id bigint not null,
@@ -129,6 +131,7 @@ comment on column fleet.settings.archive_stores is
 --!include functions/job_definitions.sql
 --!include functions/find_day_table.sql
 --!include functions/adoption_holds.sql
+--!include functions/release_partition.sql
 --!include functions/retention_plan.sql
 --!include functions/refresh_sizes.sql
 --!include functions/metric_values.sql
@@ -167,6 +170,13 @@ comment on column fleet.settings.archive_stores is
 --!include functions/premake.sql
 --!include functions/check_columns.sql
 --!include functions/check.sql
+--!include functions/archive_partition.sql
+--!include functions/create_partitions.sql
+--!include functions/hold_partition.sql
+--!include functions/record_slo.sql
+--!include functions/replay_quarantine.sql
+--!include functions/request_restore.sql
+--!include functions/roll_up.sql
 --!include functions/availability_of_day.sql
 --!include functions/check_ingest.sql
 --!include functions/check_sessions.sql
@@ -177,7 +187,6 @@ comment on column fleet.settings.archive_stores is
 --!include functions/ingest.sql
 --!include functions/is_night_missed.sql
 --!include functions/nightly_plan.sql
---!include functions/roll_up.sql
 --!include functions/run_next_step.sql
 --!include functions/set_cadence.sql
 --!include functions/silence_at.sql
@@ -190,6 +199,7 @@ comment on column fleet.settings.archive_stores is
 --!include views/partition_health.sql
 --!include views/storage_growth.sql
 --!include views/archives.sql
+--!include views/data_coverage.sql
 --!include triggers/hb_partitions_seal.sql
 --!include triggers/adoptions_seal.sql
 --!include triggers/hb_partitions.sql

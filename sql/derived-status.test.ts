@@ -233,27 +233,30 @@ t.test('so are the views, over heartbeats that come in any order', async t => {
   }), { numRuns: 600 })
 })
 
-/** Of a zone whose clocks went forward or back in the night before this moment, its name as POSIX has it. */
+/** Of a zone whose clocks went forward or back within the 24 hours before this moment, at noon UTC: its name as POSIX has it. */
 function zoneOf(zone: string, now: number) {
   const yesterday = new Date(now / 1000 - 12 * 3_600_000)
-  const dayOf = (date: Date) => Math.min(365, Math.floor((date.getTime() - Date.UTC(date.getUTCFullYear(), 0, 1)) / 86_400_000) + 1)
-  const change = `J${dayOf(yesterday)}/12`
-  const other = `J${(dayOf(yesterday) + 180) % 365 + 1}/12`
-  if (zone === 'forward') return `NXT0NXS-1,${change},${other}`
-  if (zone === 'back') return `NXT0NXS-1,${other},${change}`
+  // From 0, and 29 February is counted: the other form, J1 to J365, has no name for it.
+  const day = Math.floor((yesterday.getTime() - Date.UTC(yesterday.getUTCFullYear(), 0, 1)) / 86_400_000)
+  const other = (day + 180) % 365
+  if (zone === 'forward') return `NXT0NXS-1,${day}/12,${other}`
+  // Summer time ends by its own clock, which is an hour ahead.
+  if (zone === 'back') return `NXT0NXS-1,${other},${day}/13`
   return zone
 }
 
 t.test('a zone made for the views has a day of 23 hours, or one of 25', async t => {
   const db = await withDatabase(t)
-  const now = Date.now() * 1000
-  for (const [zone, hours] of [['forward', '23'], ['back', '25']] as const) {
+  // At each hour of a day that is a leap day, the first or last of a year, or today.
+  const hoursOf = (day: number) => Array.from({ length: 24 }, (_, hour) => (day + (hour + 0.5) * 3_600_000) * 1000)
+  const days = [Date.UTC(2028, 1, 29), Date.UTC(2028, 2, 1), Date.UTC(2028, 11, 31), Date.UTC(2027, 0, 1), new Date().setUTCHours(0, 0, 0, 0)]
+  for (const now of days.flatMap(hoursOf)) for (const [zone, hours] of [['forward', '23'], ['back', '25']] as const) {
     await db.sql`select set_config('timezone', ${zoneOf(zone, now)}, false)`
     t.equal(await value(db.sql`select extract(hours from (${iso(now)}::text::timestamptz + interval '12 hours') - (${iso(now)}::text::timestamptz - interval '12 hours'))::text`), '0')
     const day = await value(db.sql`
       select (extract(epoch from ${iso(now)}::text::timestamptz - (${iso(now)}::text::timestamptz - interval '1 day')) / 3600)::int::text
     `)
-    t.equal(day, hours)
+    t.equal(day, hours, `${zone} at ${iso(now)}`)
   }
 })
 

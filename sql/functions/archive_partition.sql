@@ -23,4 +23,4 @@ end
 $$;
 
 comment on function fleet.archive_partition(text) is
-  'Retires one past partition now and wakes the archiver. Example: select fleet.archive_partition(''device_heartbeats_p2026_08_15'');';
+  'Retires one past partition now and wakes the archiver. Example: select fleet.archive_partition(partition_name) from fleet.partition_health where range_start <= current_date - 60 and range_end > current_date - 60;';

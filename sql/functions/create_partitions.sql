@@ -16,7 +16,7 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format('cannot create partitions from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
-      hint = 'Give a first and a last day, in order, at most 4000 days apart: select fleet.create_partitions(''2026-08-01'', ''2026-08-31'').';
+      hint = 'Give a first and a last day, in order, at most 4000 days apart: select fleet.create_partitions(current_date - 30, current_date + 14).';
   end if;
 
   perform fleet.sync_partitions();

@@ -69,4 +69,4 @@ end
 $$;
 
 comment on function fleet.drop_partition(text) is
-  'Drops a retired partition whose archive is proven, once its rows are compared with that; refuses any other. True when it is gone, false while archive_grace lasts or a second proof is awaited (settings.proofs_needed). Example: select fleet.drop_partition(''device_heartbeats_p2026_08_15'');';
+  'Drops a retired partition whose archive is proven, once its rows are compared with that; refuses any other. True when it is gone, false while archive_grace lasts or a second proof is awaited (settings.proofs_needed). Example: select partition_name, fleet.drop_partition(partition_name) from fleet.partition_health where state = ''archived'';';

@@ -21,4 +21,4 @@ end
 $$;
 
 comment on function fleet.release_partition(text) is
-  'Ends a hold, or the stay of a restored day. Example: select fleet.release_partition(''device_heartbeats_p2026_08_15'');';
+  'Ends a hold, or the stay of a restored day. Example: select fleet.release_partition(partition_name) from fleet.partition_health where held_reason = ''legal hold'';';

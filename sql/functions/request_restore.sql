@@ -13,7 +13,7 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format('cannot restore from %s to %s', coalesce(p_from::text, 'null'), coalesce(v_to::text, 'null')),
-      hint = 'Give a first and a last day, in order: select fleet.request_restore(''2026-08-15'', ''2026-08-17'');';
+      hint = 'Give a first and a last day, in order: select fleet.request_restore(current_date - 100, current_date - 98);';
   end if;
   if not exists (
     select from fleet.hb_partitions p
@@ -38,4 +38,4 @@ end
 $$;
 
 comment on function fleet.request_restore(date, date) is
-  'Has the archiver bring archived days back online; returns the number of the request. Follow it in fleet.restore_items. Example: select fleet.request_restore(''2026-08-15'');';
+  'Has the archiver bring archived days back online; returns the number of the request. Follow it in fleet.restore_items. Example: select fleet.request_restore(day) from fleet.data_coverage where "where" = ''archived'' order by day desc limit 1;';

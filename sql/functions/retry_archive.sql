@@ -44,4 +44,4 @@ end
 $$;
 
 comment on function fleet.retry_archive(text) is
-  'Lets the archiver try a failed partition again at once, or archive one again whose table was changed after its proof. Example: select fleet.retry_archive(''device_heartbeats_p2026_08_15'');';
+  'Lets the archiver try a failed partition again at once, or archive one again whose table was changed after its proof. Example: select fleet.retry_archive(partition_name) from fleet.partition_health where state = ''archive_failed'';';

@@ -1,5 +1,5 @@
 create or replace view fleet.storage_growth as
-select p.range_start::date as day, p.partition_name, p.state, p.row_count,
+select (p.range_start at time zone 'UTC')::date as day, p.partition_name, p.state, p.row_count,
   coalesce(pg_total_relation_size(case when p.state <> 'dropped' then fleet.table_of(p) end), 0) as bytes_online,
   coalesce(p.archive_bytes, 0) as bytes_archived
 from fleet.hb_partitions p
@@ -7,4 +7,4 @@ where p.range_start <= now()
 order by p.range_start desc;
 
 comment on view fleet.storage_growth is
-  'Rows and bytes of each partition, online and in the archive, newest first. Example: select sum(bytes_online) from fleet.storage_growth;';
+  'Rows and bytes of each partition, by its first UTC day, online and in the archive, newest first. Example: select sum(bytes_online) from fleet.storage_growth;';

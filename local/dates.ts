@@ -1,0 +1,96 @@
+// npm run test:dates [-- --short | files…]: the tests at the dates at which programs go wrong, one run of npm test a date. --short: a few files at a few
+// of the dates, as .ci/run has it.
+import { spawn } from 'node:child_process'
+import { join } from 'node:path'
+import { currentEnv, repository } from './config.ts'
+import { say } from './progress.ts'
+
+export interface TestDate {
+  /** In UTC, as npm test -- --at takes it. */
+  at: string
+  what: string
+  /** Of the processes, where the date is about one. */
+  zone?: string
+  isShort?: boolean
+}
+
+/** What goes by the calendar most: for --short. */
+const shortFiles = [
+  'local/clock.test.ts', 'sql/setup.test.ts', 'sql/lifecycle.test.ts', 'sql/zones.test.ts', 'sql/availability.test.ts', 'sql/fleet-trend.test.ts',
+  'sql/runbook.test.ts', 'archiver/restore.test.ts',
+]
+
+/** The next of each kind of date after `now`, so that none of them ever lies in the past. */
+export function datesToTest(now: Date): TestDate[] {
+  const monday = next(now, date => date.getUTCDay() === 1)
+  const threeYears = new Date(now)
+  threeYears.setUTCFullYear(now.getUTCFullYear() + 3)
+  return [
+    { at: `${next(now, isDay(2, 29))}T12:00Z`, what: 'a leap day', isShort: true },
+    { at: `${next(now, isDay(3, 1))}T00:01Z`, what: 'the first of March' },
+    { at: `${next(now, isDay(12, 31))}T23:58Z`, what: 'the last minutes of a year, and the first of the next', isShort: true },
+    { at: `${next(now, isSunday(3, 25))}T00:58Z`, what: 'summer time begins in Europe', zone: 'Europe/Berlin' },
+    { at: `${next(now, isSunday(10, 25))}T00:58Z`, what: 'summer time ends in Europe', zone: 'Europe/Berlin' },
+    { at: `${next(now, isSunday(3, 8))}T06:58Z`, what: 'summer time begins in New York', zone: 'America/New_York' },
+    { at: `${next(now, isSunday(11, 1))}T05:58Z`, what: 'summer time ends in New York, on a Sunday', zone: 'America/New_York', isShort: true },
+    { at: `${next(now, isDay(4, 30))}T23:58Z`, what: 'a 30th, the last day of its month' },
+    { at: `${next(now, isDay(1, 31))}T13:00Z`, what: 'a 31st, before the shortest month', isShort: true },
+    { at: `${monday}T00:01Z`, what: 'a Monday' },
+    { at: `${threeYears.toISOString().slice(0, 16)}Z`, what: 'in three years' },
+  ]
+}
+
+/** The first day after the next two for which it is true: a run of the tests does not overtake it. */
+function next(now: Date, isWanted: (date: Date) => boolean) {
+  const date = new Date(now.getTime())
+  do date.setUTCDate(date.getUTCDate() + 1)
+  while (!isWanted(date) || date.getTime() - now.getTime() < 2 * 86_400_000)
+  return date.toISOString().slice(0, 10)
+}
+
+function isDay(month: number, day: number) {
+  return (date: Date) => date.getUTCMonth() + 1 === month && date.getUTCDate() === day
+}
+
+/** The Sunday of the seven days that begin with this one. */
+function isSunday(month: number, first: number) {
+  return (date: Date) => date.getUTCDay() === 0 && date.getUTCMonth() + 1 === month && date.getUTCDate() >= first && date.getUTCDate() < first + 7
+}
+
+/** Runs npm test at each date, and says what each said. The exit code of the process tells whether all passed. */
+async function testDates(args: string[]) {
+  const isShort = args.includes('--short')
+  const files = isShort ? shortFiles : args
+  const sum = { total: 0, pass: 0, fail: 0, skip: 0 }
+  const lines: string[] = []
+  for (const { at, what, zone } of datesToTest(new Date()).filter(date => date.isShort || !isShort)) {
+    say(`\n== ${at}: ${what}`)
+    const { code, counts } = await runAt(at, zone, files)
+    for (const name of ['total', 'pass', 'fail', 'skip'] as const) sum[name] += counts[name] ?? 0
+    const again = `${zone ? `TZ=${zone} ` : ''}npm test -- --at ${at}`
+    lines.push(`${code === 0 ? 'ok  ' : 'FAIL'}  ${again}   ${what}: ${counts.pass ?? 0} of ${counts.total ?? 0}`)
+    if (code !== 0) process.exitCode = 1
+  }
+  say(`\n${lines.join('\n')}`)
+  say(`# { total: ${sum.total}, pass: ${sum.pass}${sum.fail ? `, fail: ${sum.fail}` : ''}${sum.skip ? `, skip: ${sum.skip}` : ''} }`)
+}
+
+function runAt(at: string, zone: string | undefined, files: string[]) {
+  return new Promise<{ code: number, counts: Record<string, number> }>((resolve, reject) => {
+    const child = spawn(process.execPath, ['--import', 'tsx', join(repository, 'local/test.ts'), '--at', at, ...files], {
+      cwd: repository, env: { ...currentEnv(), ...(zone && { TZ: zone }) }, stdio: ['ignore', 'pipe', 'inherit'],
+    })
+    let tail = ''
+    child.stdout.on('data', (chunk: Buffer) => {
+      process.stdout.write(chunk)
+      tail = (tail + chunk.toString()).slice(-10_000)
+    })
+    child.once('error', reject)
+    child.once('close', code => {
+      const said = /^# \{ (.*) \}$/m.exec(tail)?.[1] ?? ''
+      resolve({ code: code ?? 1, counts: Object.fromEntries([...said.matchAll(/(\w+): (\d+)/g)].map(([, name = '', count]) => [name, Number(count)] as const)) })
+    })
+  })
+}
+
+if (process.argv[1] === import.meta.filename) await testDates(process.argv.slice(2))
