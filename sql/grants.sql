@@ -20,6 +20,8 @@ grant execute on function
   fleet.take_commands(bigint),
   fleet.ack_command(bigint, bigint),
   fleet.record_slo(text, json),
+  fleet.end_session(bytea, timestamptz),
+  fleet.is_session_ended(bytea),
   fleet.metric_values(),
   fleet.silence_metrics(),
   fleet.metric_definitions()

@@ -68,7 +68,7 @@ export function postLogin(config: ServerConfig, sessions: Sessions, log: Log): H
 export function postLogout(sessions: Sessions): Handler<AppEnv> {
   return async c => {
     fromThisPage(c)
-    sessions.close(c)
+    await sessions.close(c)
     return c.redirect('/', 303)
   }
 }
