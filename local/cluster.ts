@@ -13,6 +13,7 @@ import postgres from 'postgres'
 import { plainEnv } from './config.ts'
 import type { Postgres } from './packages.ts'
 import { say } from './progress.ts'
+import { scramVerifier } from './scram.ts'
 
 /** The roles that migrations make; in a private cluster each can log in. */
 export const roles = ['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba'] as const
@@ -249,8 +250,8 @@ export class Cluster {
     try {
       const existing = await sql<{ rolname: string }[]>`select rolname from pg_roles where rolname = any(${[...roles]})`
       for (const { rolname } of existing) {
-        // Passwords and names are of our own making: letters, digits, - and _.
-        await sql.unsafe(`alter role ${rolname} login password '${this.#kept.passwords[rolname]}'`)
+        // Names are of our own making. The password itself is in no statement, so in no log of them either.
+        await sql.unsafe(`alter role ${rolname} login password '${scramVerifier(this.#kept.passwords[rolname]!)}'`)
       }
     } finally {
       await sql.end({ timeout: 5 })

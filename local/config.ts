@@ -1,5 +1,6 @@
 // The environment of npm start, npm test, npm run migrate and npm run check. Only this file reads it.
 import { fileURLToPath } from 'node:url'
+import { isUnambiguous } from './scram.ts'
 
 /** The directory of this clone. */
 export const repository = fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '')
@@ -79,6 +80,10 @@ export function rolePasswords(env: Env = currentEnv()) {
     return password ? [{ role: `fleet_${name}`, password }] : []
   })
   if (!given.length) throw new SettingsError([`none of ${roles.map(name => `FLEET_${name.toUpperCase()}_PASSWORD`).join(', ')} is set`])
+  const ambiguous = given.filter(({ password }) => !isUnambiguous(password)).map(({ role }) => (
+    `${role.toUpperCase()}_PASSWORD: has a character that not every client sends in the same way, such as a ligature or a wide space; use others`
+  ))
+  if (ambiguous.length) throw new SettingsError(ambiguous)
   return given
 }
 

@@ -110,7 +110,7 @@ async function start(config: StartConfig, running: Running, isDemo: boolean) {
   await running.cluster?.allowLogins()
 
   const port = config.portIsFixed ? config.port : await nextFreePort(config)
-  const adminKey = config.adminKey ?? await keptAdminKey()
+  const { adminKey, shown } = config.adminKey ? { adminKey: config.adminKey, shown: 'the one in ADMIN_KEY' } : await keptAdminKey()
   const archiveUrl = config.archiveUrl ?? await localArchive()
   const env = { ...db.env, PORT: String(port), HOST: config.host, ADMIN_KEY: adminKey, ARCHIVE_URL: archiveUrl }
   await mkdir(join(local, 'log'), { recursive: true, mode: 0o700 })
@@ -130,7 +130,7 @@ async function start(config: StartConfig, running: Running, isDemo: boolean) {
     say(`
 Heartbeats are taken at ${url}
 
-  admin key  ${adminKey}
+  admin key  ${shown}
   archive    ${archiveUrl}
   logs       ${relative(process.cwd(), join(local, 'log')) || '.'}/${running.cluster ? ` and ${running.cluster.log}` : ''}
 
@@ -239,13 +239,15 @@ async function writeEnvFile(env: Record<string, string | undefined>) {
   await writeFile(join(local, 'env'), lines.join(''), { mode: 0o600 })
 }
 
+/** The admin key of this clone, and what is printed of it: a terminal is scrolled back, recorded and shared, so it is there once. */
 async function keptAdminKey() {
   const file = join(local, 'admin-key')
+  const place = relative(process.cwd(), file)
   const kept = await readFile(file, 'utf8').catch(() => '')
-  if (kept.trim()) return kept.trim()
-  const key = randomBytes(24).toString('hex')
-  await writeFile(file, `${key}\n`, { mode: 0o600 })
-  return key
+  if (kept.trim()) return { adminKey: kept.trim(), shown: `in ${place}, made by an earlier start` }
+  const adminKey = randomBytes(24).toString('hex')
+  await writeFile(file, `${adminKey}\n`, { mode: 0o600 })
+  return { adminKey, shown: `${adminKey}\n             (printed this once; it is kept in ${place})` }
 }
 
 async function localArchive() {

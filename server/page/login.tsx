@@ -32,7 +32,7 @@ export function Login({ next, problem }: LoginProps) {
           id="key" name="key" type="password" autocomplete="current-password" required autofocus
           aria-describedby="key-hint"
         />
-        <p id="key-hint" class="muted">The server's <code>ADMIN_KEY</code>; <code>npm start</code> prints it.</p>
+        <p id="key-hint" class="muted">The server's <code>ADMIN_KEY</code>; <code>npm start</code> keeps it in <code>.local/admin-key</code>.</p>
         <input type="hidden" name="next" value={next} />
         <button type="submit">Log in</button>
       </form>
