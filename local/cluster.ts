@@ -9,8 +9,8 @@ import { createServer } from 'node:net'
 import { availableParallelism, freemem, tmpdir, totalmem } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import postgres from 'postgres'
 import { plainEnv } from './config.ts'
+import { openDatabase } from './database.ts'
 import type { Postgres } from './packages.ts'
 import { say } from './progress.ts'
 import { scramVerifier } from './scram.ts'
@@ -246,7 +246,7 @@ export class Cluster {
 
   /** Lets the roles that exist log in with the kept passwords. */
   async allowLogins() {
-    const sql = postgres(this.url('postgres', this.#options.cronDatabase), { max: 1, onnotice: () => {} })
+    const sql = openDatabase(this.url('postgres', this.#options.cronDatabase), { max: 1 })
     try {
       const existing = await sql<{ rolname: string }[]>`select rolname from pg_roles where rolname = any(${[...roles]})`
       for (const { rolname } of existing) {

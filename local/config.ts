@@ -72,6 +72,14 @@ export function optionalDatabaseUrl(env: Env = currentEnv()) {
   return url
 }
 
+/** OWNER_DATABASE_URL when set, where fleet_owner logs in by itself. Throws SettingsError when it is no URL. */
+export function ownerDatabaseUrl(env: Env = currentEnv()) {
+  const problems: string[] = []
+  const url = postgresUrl(env, 'OWNER_DATABASE_URL', problems)
+  if (problems.length) throw new SettingsError(problems)
+  return url
+}
+
 /** The roles that have a password in FLEET_…_PASSWORD, with it. Throws SettingsError when none has. */
 export function rolePasswords(env: Env = currentEnv()) {
   const roles = ['server', 'archiver', 'reader', 'dba', 'owner']

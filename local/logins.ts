@@ -1,7 +1,8 @@
 // npm run logins: lets the roles that migrations made log in, each with the password that it is given.
 import { pathToFileURL } from 'node:url'
-import postgres, { type Sql } from 'postgres'
+import type { Sql } from 'postgres'
 import { databaseUrl, rolePasswords, SettingsError } from './config.ts'
+import { openDatabase } from './database.ts'
 import { explain, say } from './progress.ts'
 import { scramVerifier } from './scram.ts'
 
@@ -14,7 +15,7 @@ async function main() {
   try {
     if (process.argv.length > 2) throw new SettingsError(['usage: DATABASE_URL=postgres://… FLEET_SERVER_PASSWORD=… npm run logins (no arguments)'])
     const passwords = rolePasswords()
-    const sql = postgres(databaseUrl(), { max: 1, onnotice: () => {} })
+    const sql = openDatabase(databaseUrl(), { max: 1 })
     try {
       await giveLogins(sql, passwords)
     } finally {

@@ -5,12 +5,12 @@ import { link, mkdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { delimiter, join, relative } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
-import postgres from 'postgres'
 import { readConfig as readArchiverConfig } from '../archiver/config.ts'
 import { readConfig as readServerConfig } from '../server/config.ts'
 import { Cluster, clusterMajor, isFree, placeFor } from './cluster.ts'
 import { plainEnv, reachable, repository, SettingsError, startConfig, type StartConfig } from './config.ts'
 import { curlLine, demoDevice, psqlLine } from './demo-device.ts'
+import { openDatabase } from './database.ts'
 import { startDemo } from './demo.ts'
 import { migrate } from './migrate.ts'
 import { requirePostgres } from './packages.ts'
@@ -106,8 +106,10 @@ async function start(config: StartConfig, running: Running, isDemo: boolean) {
     throw new Error(`PORT ${config.port} of ${config.host} is taken by another process; nothing was started`)
   }
   const db = config.databaseUrl ? givenDatabase(config) : await privateDatabase(running, config)
-  await running.step('Migrating the database', () => migrate(db.adminUrl, { log: line => say(`\n${line}`) }))
-  await running.cluster?.allowLogins()
+  const { cluster } = running
+  await running.step('Migrating the database', () => migrate(db.adminUrl, {
+    log: line => say(`\n${line}`), ...(cluster && { afterSetup: () => cluster.allowLogins(), ownerUrl: db.ownerUrl }),
+  }))
 
   const port = config.portIsFixed ? config.port : await nextFreePort(config)
   const { adminKey, shown } = config.adminKey ? { adminKey: config.adminKey, shown: 'the one in ADMIN_KEY' } : await keptAdminKey()
@@ -124,7 +126,7 @@ async function start(config: StartConfig, running: Running, isDemo: boolean) {
     archiver.isReady = true
   })
 
-  const sql = postgres(db.ownerUrl, { max: 2, connection: { role: 'fleet_owner', TimeZone: 'UTC' }, onnotice: () => {} })
+  const sql = openDatabase(db.ownerUrl, { max: 2, connection: { role: 'fleet_owner', TimeZone: 'UTC' } })
   try {
     const device = await demoDevice(sql, join(local, 'demo-device.json'))
     say(`

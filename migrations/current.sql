@@ -13,4 +13,7 @@ comment on column fleet.ended_sessions.ends_at is 'When the cookie ends by itsel
 
 --!include functions/end_session.sql
 --!include functions/is_session_ended.sql
+--!include functions/end_overdue_readers.sql
+--!include functions/take_index_lock.sql
+--!include procedures/mark_silent.sql
 --!include grants.sql

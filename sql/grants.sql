@@ -129,6 +129,7 @@ grant execute on function
 to fleet_dba, fleet_archiver;
 
 grant execute on function
+  fleet.take_index_lock(),
   fleet.claim_partition(text, interval),
   fleet.renew_lease(text, text, interval),
   fleet.release_lease(text, text),

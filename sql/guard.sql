@@ -1,5 +1,8 @@
 -- The guard that refuses to drop a partition whose archive is not proven. Run at setup, before the migrations, by the
 -- administrator: it lives in a schema of its own, so that `drop schema fleet cascade` meets it, and not with it.
+-- Names are found in Postgres itself, whoever runs this: nothing that an ordinary role made takes their place.
+set search_path = pg_catalog, pg_temp;
+
 create schema if not exists fleet_guard;
 comment on schema fleet_guard is
   'Refuses to drop heartbeat partitions without a proven archive. Kept apart from schema fleet so that dropping fleet is refused too.';
@@ -61,6 +64,22 @@ comment on function fleet_guard.refuse_unproven_drop() is
   'Event trigger on sql_drop: ends any statement that would drop a heartbeat partition whose archive is not proven.';
 
 revoke all on function fleet_guard.refuse_unproven_drop() from public;
+
+create or replace function fleet_guard.end_setup() returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute format('revoke create on database %I from fleet_owner', current_database());
+end
+$$;
+comment on function fleet_guard.end_setup() is
+  'Takes from fleet_owner the right to create schemas in this database, which only the first migration needs. Called after each migration.';
+
+revoke all on function fleet_guard.end_setup() from public;
+grant execute on function fleet_guard.end_setup() to fleet_owner;
 
 do $$
 begin
