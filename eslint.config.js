@@ -1,6 +1,27 @@
 import js from '@eslint/js'
 import tseslint from 'typescript-eslint'
 
+const SYNTAX = [
+  { selector: 'Property[key.name="shell"]:not([value.value=false])', message: 'Run the program itself, with a list of arguments.' },
+  {
+    selector: 'ArrayExpression > Literal[value=/^-[a-z]*c$/] + :matches(TemplateLiteral[expressions.length>0], BinaryExpression)',
+    message: 'Give a shell what varies as arguments: [\'-c\', \'… "$1"\', \'sh\', value].',
+  },
+  {
+    selector: 'BinaryExpression[operator=/^[!=]==?$/][right.type!="Literal"] > :matches(Identifier[name="adminKey"], MemberExpression[property.name="adminKey"])',
+    message: 'Compare the key by keyCheck(), which tells nothing by the time it takes.',
+  },
+]
+
+const OPEN = 'Open it by local/database.ts, server/database.ts or archiver/database.ts, which fix where names are found.'
+const CONNECTIONS = [
+  { selector: 'CallExpression[callee.name="postgres"]', message: OPEN },
+  { selector: 'ImportDeclaration[source.value="postgres"] > ImportDefaultSpecifier[local.name!="postgres"]', message: OPEN },
+  { selector: 'ImportDeclaration[source.value="postgres"] > ImportNamespaceSpecifier', message: OPEN },
+  { selector: 'ImportDeclaration[source.value="postgres"] > ImportSpecifier[imported.name="default"]', message: OPEN },
+  { selector: 'ImportDeclaration[source.value="pg"]', message: OPEN },
+]
+
 export default tseslint.config(
   { ignores: ['node_modules', '.local', '.tap', 'migrations'] },
   js.configs.recommended,
@@ -22,21 +43,16 @@ export default tseslint.config(
           { name: 'child_process', message: 'Import it from node:child_process.' },
         ],
       }],
-      'no-restricted-syntax': ['error',
-        { selector: 'Property[key.name="shell"]:not([value.value=false])', message: 'Run the program itself, with a list of arguments.' },
-        {
-          selector: 'ArrayExpression > Literal[value=/^-[a-z]*c$/] + :matches(TemplateLiteral[expressions.length>0], BinaryExpression)',
-          message: 'Give a shell what varies as arguments: [\'-c\', \'… "$1"\', \'sh\', value].',
-        },
-        {
-          selector: 'BinaryExpression[operator=/^[!=]==?$/][right.type!="Literal"] > :matches(Identifier[name="adminKey"], MemberExpression[property.name="adminKey"])',
-          message: 'Compare the key by keyCheck(), which tells nothing by the time it takes.',
-        },
-      ],
+      'no-restricted-syntax': ['error', ...SYNTAX, ...CONNECTIONS],
       // Hono handlers and tap callbacks may be async without awaiting.
       '@typescript-eslint/require-await': 'off',
       '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true, allowBoolean: true }],
     },
+  },
+  {
+    // Those that open connections; tests and benchmarks, whose databases are their own, do it in every way that there is.
+    files: ['local/database.ts', 'server/database.ts', 'archiver/database.ts', '**/*.test.ts', '**/testing.ts', '**/*-testing.ts', 'bench/**/*.ts'],
+    rules: { 'no-restricted-syntax': ['error', ...SYNTAX] },
   },
   {
     // The one file that runs in a browser.

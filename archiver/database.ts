@@ -19,6 +19,7 @@ export function connect(database: Database, options: { max: number, application_
     connection: {
       application_name: options.application_name ?? 'fleet-archiver',
       TimeZone: 'UTC',
+      search_path: 'pg_catalog, pg_temp',
       DateStyle: 'ISO',
       // With fewer digits a double would come out as another one.
       extra_float_digits: 1,

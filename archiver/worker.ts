@@ -185,8 +185,7 @@ export async function writeIndex(worker: Worker, signal?: AbortSignal) {
   const session = await openSession(worker.database, signal)
   try {
     // Of two archivers the later one lists last. The lock ends with its connection.
-    await session.sql`set lock_timeout = '10s'`
-    await session.sql`select pg_catalog.pg_advisory_lock(pg_catalog.hashtext('fleet.archive_index'))`.catch((cause: unknown) => {
+    await session.sql`select fleet.take_index_lock()`.catch((cause: unknown) => {
       throw new Error('index.json is not written: another archiver may be writing it', { cause })
     })
     const written = await rebuildIndex(worker.store, signal)

@@ -10,6 +10,7 @@ import { runProgram, UsageError } from './options.ts'
 /** Loaded when asked for, so that a wrong option is answered at once. */
 const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure[]>>> = {
   archive: async () => (await import('./archive.ts')).benchArchive,
+  hostile: async () => (await import('./hostile.ts')).benchHostile,
   growth: async () => (await import('./growth.ts')).benchGrowth,
   'load-history': async () => (await import('./load-history.ts')).benchLoadHistory,
   limits: async () => (await import('./limits.ts')).benchLimits,

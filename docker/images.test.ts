@@ -151,7 +151,7 @@ t.test('who speaks of another service shares a network with it, and names the po
     pgbouncer: [/^listen_port = (\d+)$/m.exec(ini)?.[1] ?? ''],
     'server-1': [services['server-1']?.environment?.PORT ?? ''],
     'server-2': [services['server-2']?.environment?.PORT ?? ''],
-    haproxy: ['BALANCER_BIND', 'STATS_BIND'].map(name => services.haproxy?.environment?.[name]?.slice(1) ?? ''),
+    haproxy: ['BALANCER_BIND', 'OPERATORS_BIND', 'STATS_BIND'].map(name => services.haproxy?.environment?.[name]?.slice(1) ?? ''),
     objects: [/-s3\.port=(\d+)/.exec(services.objects?.command?.join(' ') ?? '')?.[1] ?? ''],
     prometheus: ['9090'],
   }

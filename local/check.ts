@@ -2,9 +2,9 @@
 import { readFile, realpath } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import postgres from 'postgres'
 import { Cluster, clusterMajor } from './cluster.ts'
 import { optionalDatabaseUrl, repository, serverAddress, SettingsError } from './config.ts'
+import { openDatabase } from './database.ts'
 import { findPostgres } from './packages.ts'
 import { explain, say } from './progress.ts'
 
@@ -77,7 +77,7 @@ async function server() {
 
 async function main() {
   try {
-    const sql = postgres(await url(), { max: 1, connection: { role: 'fleet_owner' }, onnotice: () => {} })
+    const sql = openDatabase(await url(), { max: 1, connection: { role: 'fleet_owner' } })
     try {
       const checks = await sql<Check[]>`select check_name, status, detail, remedy from fleet.check()`
       checks.push(await poolHealth(await server()))

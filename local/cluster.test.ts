@@ -48,6 +48,22 @@ t.test('a cluster of its own', async t => {
     t.equal(await clusterMajor(dir), testCluster().postgres.major)
   })
 
+  await t.test('lets the roles log in, and no password is in a statement or in the log of them', async t => {
+    await ask(url, `alter system set log_statement = 'all'`)
+    await ask(url, 'select pg_reload_conf()')
+    for (const role of ['fleet_reader', 'fleet_dba']) await ask(url, `create role ${role}`)
+    await waitFor(async () => (await ask(url, 'show log_statement'))[0]?.log_statement === 'all')
+    await cluster.allowLogins()
+    t.strictSame(await ask(cluster.url('fleet_reader', 'fleet'), 'select session_user as name'), [{ name: 'fleet_reader' }])
+    const log = await readFile(cluster.log, 'utf8')
+    t.match(log, /alter role fleet_dba login password 'SCRAM-SHA-256\$/)
+    const { passwords } = JSON.parse(await readFile(join(dir, 'cluster.json'), 'utf8')) as { passwords: Record<string, string> }
+    for (const [role, password] of Object.entries(passwords)) t.notOk(log.includes(password), role)
+    await ask(url, 'alter system reset log_statement')
+    await ask(url, 'select pg_reload_conf()')
+    for (const role of ['fleet_reader', 'fleet_dba']) await ask(url, `drop role ${role}`)
+  })
+
   await t.test('lets nobody in without the password', async t => {
     const wrong = new URL(url)
     wrong.password = 'wrong'

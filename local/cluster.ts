@@ -9,10 +9,11 @@ import { createServer } from 'node:net'
 import { availableParallelism, freemem, tmpdir, totalmem } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import postgres from 'postgres'
 import { movedClock, plainEnv } from './config.ts'
+import { openDatabase } from './database.ts'
 import type { Postgres } from './packages.ts'
 import { say } from './progress.ts'
+import { scramVerifier } from './scram.ts'
 
 /** The roles that migrations make; in a private cluster each can log in. */
 export const roles = ['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba', 'fleet_verifier'] as const
@@ -251,12 +252,12 @@ export class Cluster {
 
   /** Lets the roles that exist log in with the kept passwords. */
   async allowLogins() {
-    const sql = postgres(this.url('postgres', this.#options.cronDatabase), { max: 1, onnotice: () => {} })
+    const sql = openDatabase(this.url('postgres', this.#options.cronDatabase), { max: 1 })
     try {
       const existing = await sql<{ rolname: string }[]>`select rolname from pg_roles where rolname = any(${[...roles]})`
       for (const { rolname } of existing) {
-        // Passwords and names are of our own making: letters, digits, - and _.
-        await sql.unsafe(`alter role ${rolname} login password '${this.#kept.passwords[rolname]}'`)
+        // Names are of our own making. The password itself is in no statement, so in no log of them either.
+        await sql.unsafe(`alter role ${rolname} login password '${scramVerifier(this.#kept.passwords[rolname]!)}'`)
       }
     } finally {
       await sql.end({ timeout: 5 })

@@ -1,6 +1,7 @@
 // npm run migrate:commit -- "what it does", npm run migrate:uncommit: between migrations/current.sql and migrations/committed.
 import { commit, uncommit } from 'graphile-migrate'
 import { throwawayCluster } from './cluster.ts'
+import { openDatabase, withSearchPath } from './database.ts'
 import { requirePostgres } from './packages.ts'
 import { migrate, migrationSettings, poolsEnded, setupFiles } from './migrate.ts'
 import { explain, say } from './progress.ts'
@@ -15,14 +16,19 @@ async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[
   try {
     await migrate(cluster.url('postgres', 'fleet'), { log: () => {} })
     await cluster.allowLogins()
-    const { pgSettings, ...settings } = migrationSettings(cluster.url('fleet_owner', 'fleet'), say)
+    const admin = openDatabase(cluster.url('postgres', 'fleet'), { max: 1 })
+    // graphile-migrate makes its schema in the shadow database, and with the same settings looks for it in this one.
+    await admin`grant create on database fleet to fleet_owner`
+    const { pgSettings, ...settings } = await migrationSettings(admin, cluster.url('fleet_owner', 'fleet'), say)
+    await admin.end({ timeout: 5 })
     // The role would also be taken on where databases are dropped and made; here the owner logs in by itself.
     const { role, ...others } = pgSettings ?? {}
     await command({
       ...settings,
+      manageGraphileMigrateSchema: true,
       pgSettings: others,
-      shadowConnectionString: cluster.url(role as 'fleet_owner', 'fleet_shadow'),
-      rootConnectionString: cluster.url('postgres', 'postgres'),
+      shadowConnectionString: withSearchPath(cluster.url(role as 'fleet_owner', 'fleet_shadow')),
+      rootConnectionString: withSearchPath(cluster.url('postgres', 'postgres')),
       afterReset: setupFiles.map(file => `!../sql/${file}`),
     })
   } finally {

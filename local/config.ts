@@ -1,5 +1,6 @@
 // The environment of npm start, npm test, npm run migrate and npm run check. Only this file reads it.
 import { fileURLToPath } from 'node:url'
+import { isUnambiguous } from './scram.ts'
 
 /** The directory of this clone. */
 export const repository = fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '')
@@ -71,6 +72,14 @@ export function optionalDatabaseUrl(env: Env = currentEnv()) {
   return url
 }
 
+/** OWNER_DATABASE_URL when set, where fleet_owner logs in by itself. Throws SettingsError when it is no URL. */
+export function ownerDatabaseUrl(env: Env = currentEnv()) {
+  const problems: string[] = []
+  const url = postgresUrl(env, 'OWNER_DATABASE_URL', problems)
+  if (problems.length) throw new SettingsError(problems)
+  return url
+}
+
 /** The roles that have a password in FLEET_…_PASSWORD, with it. Throws SettingsError when none has. */
 export function rolePasswords(env: Env = currentEnv()) {
   const roles = ['server', 'archiver', 'reader', 'dba', 'verifier', 'owner']
@@ -79,6 +88,10 @@ export function rolePasswords(env: Env = currentEnv()) {
     return password ? [{ role: `fleet_${name}`, password }] : []
   })
   if (!given.length) throw new SettingsError([`none of ${roles.map(name => `FLEET_${name.toUpperCase()}_PASSWORD`).join(', ')} is set`])
+  const ambiguous = given.filter(({ password }) => !isUnambiguous(password)).map(({ role }) => (
+    `${role.toUpperCase()}_PASSWORD: has a character that not every client sends in the same way, such as a ligature or a wide space; use others`
+  ))
+  if (ambiguous.length) throw new SettingsError(ambiguous)
   return given
 }
 

@@ -41,6 +41,17 @@ t.test('the admin key is compared in one way only', { skip: leftToCi() }, async 
   }
 })
 
+t.test('a database is opened in the few places that fix where names are found', { skip: leftToCi() }, async t => {
+  for (const lines of [
+    'import postgres from \'postgres\'\nexport const sql = postgres(\'postgres://a@b/c\')',
+    'import open from \'postgres\'\nexport const sql = open(\'postgres://a@b/c\')',
+    'import { default as open } from \'postgres\'\nexport const sql = open(\'postgres://a@b/c\')',
+    'import * as driver from \'postgres\'\nexport const sql = driver.default(\'postgres://a@b/c\')',
+    'import { Client } from \'pg\'\nexport const client = new Client()',
+  ]) t.equal(await faultsOf(lines), 1, lines)
+  t.equal(await faultsOf('import postgres, { type Sql } from \'postgres\'\nexport const isOurs = (error: unknown, sql: Sql) => [sql, error instanceof postgres.PostgresError]'), 0)
+})
+
 t.test('a package in the lockfile comes from the registry, by https and with its checksum', async t => {
   const directory = await mkdtemp(join(tmpdir(), 'nexmdm-lockfile-'))
   t.teardown(() => rm(directory, { recursive: true }))

@@ -3,7 +3,8 @@ import { join } from 'node:path'
 import postgres from 'postgres'
 import t from 'tap'
 import { plainEnv, repository } from './config.ts'
-import { giveLogins, scramVerifier } from './logins.ts'
+import { giveLogins } from './logins.ts'
+import { isUnambiguous, scramVerifier } from './scram.ts'
 import { withDatabase } from './testing.ts'
 
 const npmRunLogins = (env: Record<string, string>) => spawnSync(process.execPath, ['--import', 'tsx', join(repository, 'local/logins.ts')], {
@@ -39,6 +40,16 @@ t.test('a role logs in with the password that it was given, and no statement hel
     scramVerifier('pencil', salt), // the example of RFC 7677
     'SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=',
   )
+})
+
+t.test('a password that clients send in different ways is refused, not given', async t => {
+  for (const password of ['plain', ' ~!', 'ü', '漢字', '😀']) t.ok(isUnambiguous(password), JSON.stringify(password))
+  // A ligature, a letter in two parts, a soft hyphen, wide spaces, a joiner, a fraction.
+  for (const password of ['\ufb01n', 'u\u0308', 'a\u00adb', 'a\u00a0b', 'a\u3000b', 'a\u200db', '\u00bd', 'a\0']) {
+    t.notOk(isUnambiguous(password), JSON.stringify(password))
+    t.throws(() => scramVerifier(password), /not every client/)
+  }
+  t.match(npmRunLogins({ DATABASE_URL: 'postgres://a@127.0.0.1/b', FLEET_READER_PASSWORD: 'a\u00a0b' }), { status: 2, stderr: /FLEET_READER_PASSWORD: / })
 })
 
 t.test('npm run logins ends with 2 when it is told no password, or of no database', async t => {

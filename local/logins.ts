@@ -1,17 +1,10 @@
 // npm run logins: lets the roles that migrations made log in, each with the password that it is given.
-import { createHash, createHmac, pbkdf2Sync, randomBytes } from 'node:crypto'
 import { pathToFileURL } from 'node:url'
-import postgres, { type Sql } from 'postgres'
+import type { Sql } from 'postgres'
 import { databaseUrl, rolePasswords, SettingsError } from './config.ts'
+import { openDatabase } from './database.ts'
 import { explain, say } from './progress.ts'
-
-/** What Postgres keeps of a password, RFC 5803: so the password itself is in no statement, and in no log of statements. */
-export function scramVerifier(password: string, salt = randomBytes(16), iterations = 4096) {
-  const salted = pbkdf2Sync(password.normalize('NFKC'), salt, iterations, 32, 'sha256')
-  const key = (name: string) => createHmac('sha256', salted).update(name).digest()
-  const stored = createHash('sha256').update(key('Client Key')).digest('base64')
-  return `SCRAM-SHA-256$${iterations}:${salt.toString('base64')}$${stored}:${key('Server Key').toString('base64')}`
-}
+import { scramVerifier } from './scram.ts'
 
 /** Needs the right to alter the roles. */
 export async function giveLogins(sql: Sql, passwords: ReturnType<typeof rolePasswords>) {
@@ -22,7 +15,7 @@ async function main() {
   try {
     if (process.argv.length > 2) throw new SettingsError(['usage: DATABASE_URL=postgres://… FLEET_SERVER_PASSWORD=… npm run logins (no arguments)'])
     const passwords = rolePasswords()
-    const sql = postgres(databaseUrl(), { max: 1, onnotice: () => {} })
+    const sql = openDatabase(databaseUrl(), { max: 1 })
     try {
       await giveLogins(sql, passwords)
     } finally {

@@ -4,19 +4,27 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 import { Logger, migrate as runCommitted, watch, type Settings } from 'graphile-migrate'
-import postgres, { type Sql } from 'postgres'
-import { databaseUrl, repository, SettingsError } from './config.ts'
+import type { Sql } from 'postgres'
+import { databaseUrl, ownerDatabaseUrl, repository, SettingsError } from './config.ts'
+import { openDatabase, SEARCH_PATH, withSearchPath } from './database.ts'
 import { explain, say } from './progress.ts'
 
 export interface MigrateOptions {
   /** Also run migrations/current.sql, the migration being written; for tests and development. */
   current?: boolean
+  /**
+   * Where fleet_owner logs in by itself. Migrations run there, so that no code of the owner's runs in the administrator's session, which it
+   * could leave by `reset role`. Without it they run in that session, as fleet_owner.
+   */
+  ownerUrl?: string
+  /** What is to be done between the setup and the migrations, such as giving fleet_owner its login. */
+  afterSetup?: () => Promise<void>
   /** Takes one line for each thing done or missing. */
   log?: (line: string) => void
 }
 
 /** What the administrator does in each database before the migrations, in this order; each may run again. */
-export const setupFiles = ['roles.sql', 'extensions.sql', 'guard.sql', 'shape-guard.sql', 'sight.sql']
+export const setupFiles = ['roles.sql', 'extensions.sql', 'guard.sql', 'shape-guard.sql', 'sight.sql', 'public.sql']
 
 // One migration at a time in a database; graphile-migrate's own lock fails at once where this one waits.
 const migrationLock = 4_727_445_306
@@ -29,7 +37,7 @@ const insufficientPrivilege = '42501'
  */
 export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
   const log = options.log ?? say
-  const sql = postgres(adminUrl, {
+  const sql = openDatabase(adminUrl, {
     max: 1,
     connection: { TimeZone: 'UTC', application_name: 'fleet migrate' },
     onnotice: notice => {
@@ -42,12 +50,16 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
       await runFile(sql, file, log)
       await requirePreparation(sql, file)
     }
-    const settings = migrationSettings(adminUrl, log)
+    await options.afterSetup?.()
+    const settings = await migrationSettings(sql, options.ownerUrl ?? adminUrl, log)
     await runCommitted(settings)
     if (options.current) await watch(settings, true)
-    // A store of before 0.2 lost the trigger that needed the owner's right to write in fleet_guard: now it is taken away.
-    await runFile(sql, 'guard.sql', log)
-    await scheduleJobs(sql, log)
+    await asOwner(sql, options.ownerUrl, async owner => {
+      // Not there where the administrator has yet to run a new guard.sql.
+      const [guard] = await owner<{ can_end: boolean }[]>`select to_regprocedure('fleet_guard.end_setup()') is not null as can_end`
+      if (guard!.can_end) await owner`select fleet_guard.end_setup()`
+      await scheduleJobs(owner, log)
+    })
   } finally {
     await sql.end({ timeout: 5 })
     await poolsEnded()
@@ -55,13 +67,34 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
 }
 
 /** How graphile-migrate is used here: as the owner, in UTC, with nothing found by search path. */
-export function migrationSettings(connectionString: string, log: (line: string) => void): Settings {
+export async function migrationSettings(sql: Sql, url: string, log: (line: string) => void): Promise<Settings> {
+  const [found] = await sql<{ is_missing: boolean }[]>`
+    select to_regclass('graphile_migrate.migrations') is null or to_regclass('graphile_migrate.current') is null as is_missing
+  `
   return {
-    connectionString,
+    connectionString: withSearchPath(url),
     migrationsFolder: join(repository, 'migrations'),
-    pgSettings: { role: 'fleet_owner', timezone: 'UTC', search_path: 'pg_catalog, pg_temp' },
+    pgSettings: { role: 'fleet_owner', timezone: 'UTC', search_path: SEARCH_PATH },
+    // Even "create schema if not exists" takes the right to create one, which the owner has only until its own are there.
+    manageGraphileMigrateSchema: found!.is_missing,
     logger: oneLineEach(log),
   }
+}
+
+/** Runs what is the owner's: in a session of its own where it may log in, else in the administrator's. */
+async function asOwner(sql: Sql, ownerUrl: string | undefined, work: (owner: Sql) => Promise<void>) {
+  if (ownerUrl !== undefined) {
+    const owner = openDatabase(ownerUrl, { max: 1, connection: { role: 'fleet_owner', TimeZone: 'UTC' } })
+    try {
+      await work(owner)
+    } finally {
+      await owner.end({ timeout: 5 })
+    }
+    return
+  }
+  await sql`set role fleet_owner`
+  await work(sql)
+  await sql`reset role`
 }
 
 /** Passes on errors as they are and, of the rest, one line for each migration that runs. */
@@ -99,7 +132,8 @@ const preparations: Record<string, string> = {
   'roles.sql': `to_regrole('fleet_owner') is not null`,
   'extensions.sql': `case
     when exists (select from pg_extension where extname = 'pg_partman') then
-      has_database_privilege('fleet_owner', current_database(), 'create') and has_schema_privilege('fleet_owner', 'partman', 'create')
+      has_schema_privilege('fleet_owner', 'partman', 'usage')
+      and (to_regnamespace('fleet') is not null or has_database_privilege('fleet_owner', current_database(), 'create'))
     else false
   end`,
 }
@@ -128,15 +162,14 @@ async function scheduleJobs(sql: Sql, log: (line: string) => void) {
     log('pg_cron is not in this database: nothing is scheduled here (where it is, run: select fleet.schedule_jobs()).')
     return
   }
-  await sql`set role fleet_owner`
   await sql`select fleet.schedule_jobs()`
-  await sql`reset role`
 }
 
 async function main() {
   try {
     if (process.argv.length > 2) throw new SettingsError(['usage: DATABASE_URL=postgres://… npm run migrate (no arguments)'])
-    await migrate(databaseUrl())
+    const ownerUrl = ownerDatabaseUrl()
+    await migrate(databaseUrl(), ownerUrl === undefined ? {} : { ownerUrl })
     say('The database is up to date.')
   } catch (error) {
     process.stderr.write(`${explain(error)}\n`)

@@ -59,7 +59,8 @@ t.test('DATABASE_URL set: that database is used and no cluster is made', async t
   t.match(JSON.parse(await started.paste('curl')), { result: 'stored' })
   t.match(await started.paste('psql'), /demo-1/)
   t.match(started.output(), `http://127.0.0.1:${port}\n`)
-  t.match(started.output(), 'k'.repeat(32))
+  t.match(started.output(), /admin key +the one in ADMIN_KEY/)
+  t.notMatch(started.output(), 'k'.repeat(32), 'who set it knows it')
   t.notOk(existsSync(join(clone, '.local/pg')))
   started.signal('SIGTERM')
   t.equal(await started.exited, 0)
@@ -92,6 +93,7 @@ t.test('a PORT that is taken is said before anything is made', async t => {
 
 t.test('a fresh clone with an empty environment', async t => {
   let first = ''
+  let adminKey = ''
 
   await t.test('npm start prints a curl and a psql line that work as pasted', async t => {
     const started = await npmStart(t, clone)
@@ -99,6 +101,9 @@ t.test('a fresh clone with an empty environment', async t => {
     t.match(JSON.parse(await started.paste('curl')), { result: 'stored' })
     t.match(await started.paste('psql'), /demo-1 +\| online +\|.*87/)
     first = /^ {2}curl .*$/m.exec(started.output())?.[0] ?? ''
+    adminKey = (await readFile(join(clone, '.local/admin-key'), 'utf8')).trim()
+    t.match(adminKey, /^[0-9a-f]{48}$/)
+    t.match(started.output(), `admin key  ${adminKey}\n             (printed this once; it is kept in .local/admin-key)`)
 
     for (const file of ['admin-key', 'demo-device.json', 'pg/cluster.json', 'log/server.log']) {
       t.equal((await stat(join(clone, '.local', file))).mode & 0o077, 0, `${file} is for its owner alone`)
@@ -120,6 +125,10 @@ t.test('a fresh clone with an empty environment', async t => {
     const started = await npmStart(t, clone)
     t.ok(Date.now() - began < 20_000, `it took ${Date.now() - began} ms`)
     t.notMatch(started.output(), /Making a PostgreSQL/)
+    t.notMatch(started.output(), adminKey, 'the admin key is printed at the first start only')
+    t.match(started.output(), 'admin key  in .local/admin-key, made by an earlier start')
+    const url = /Heartbeats are taken at (\S+)/.exec(started.output())?.[1]
+    t.equal((await fetch(`${url}/v1/devices`, { headers: { 'x-admin': adminKey } })).status, 200, 'and it is the same')
     t.equal(/^ {2}curl .*$/m.exec(started.output())?.[0]?.replace(/:\d+\//, ''), first.replace(/:\d+\//, ''), 'the same device')
     t.match(await started.paste('psql'), /demo-1 +\| \w+ +\|.*87/)
 

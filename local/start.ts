@@ -5,12 +5,12 @@ import { link, mkdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { delimiter, join, relative } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
-import postgres from 'postgres'
 import { readConfig as readArchiverConfig } from '../archiver/config.ts'
 import { readConfig as readServerConfig } from '../server/config.ts'
 import { Cluster, clusterMajor, isFree, placeFor } from './cluster.ts'
 import { plainEnv, reachable, repository, SettingsError, startConfig, type StartConfig } from './config.ts'
 import { curlLine, demoDevice, psqlLine } from './demo-device.ts'
+import { openDatabase } from './database.ts'
 import { startDemo } from './demo.ts'
 import { migrate } from './migrate.ts'
 import { requirePostgres } from './packages.ts'
@@ -106,11 +106,13 @@ async function start(config: StartConfig, running: Running, isDemo: boolean) {
     throw new Error(`PORT ${config.port} of ${config.host} is taken by another process; nothing was started`)
   }
   const db = config.databaseUrl ? givenDatabase(config) : await privateDatabase(running, config)
-  await running.step('Migrating the database', () => migrate(db.adminUrl, { log: line => say(`\n${line}`) }))
-  await running.cluster?.allowLogins()
+  const { cluster } = running
+  await running.step('Migrating the database', () => migrate(db.adminUrl, {
+    log: line => say(`\n${line}`), ...(cluster && { afterSetup: () => cluster.allowLogins(), ownerUrl: db.ownerUrl }),
+  }))
 
   const port = config.portIsFixed ? config.port : await nextFreePort(config)
-  const adminKey = config.adminKey ?? await keptAdminKey()
+  const { adminKey, shown } = config.adminKey ? { adminKey: config.adminKey, shown: 'the one in ADMIN_KEY' } : await keptAdminKey()
   const archiveUrl = config.archiveUrl ?? await localArchive()
   const env = { ...db.env, PORT: String(port), HOST: config.host, ADMIN_KEY: adminKey, ARCHIVE_URL: archiveUrl }
   await mkdir(join(local, 'log'), { recursive: true, mode: 0o700 })
@@ -124,13 +126,13 @@ async function start(config: StartConfig, running: Running, isDemo: boolean) {
     archiver.isReady = true
   })
 
-  const sql = postgres(db.ownerUrl, { max: 2, connection: { role: 'fleet_owner', TimeZone: 'UTC' }, onnotice: () => {} })
+  const sql = openDatabase(db.ownerUrl, { max: 2, connection: { role: 'fleet_owner', TimeZone: 'UTC' } })
   try {
     const device = await demoDevice(sql, join(local, 'demo-device.json'))
     say(`
 Heartbeats are taken at ${url}
 
-  admin key  ${adminKey}
+  admin key  ${shown}
   archive    ${archiveUrl}
   logs       ${relative(process.cwd(), join(local, 'log')) || '.'}/${running.cluster ? ` and ${running.cluster.log}` : ''}
 
@@ -240,13 +242,15 @@ async function writeEnvFile(env: Record<string, string | undefined>) {
   await writeFile(join(local, 'env'), lines.join(''), { mode: 0o600 })
 }
 
+/** The admin key of this clone, and what is printed of it: a terminal is scrolled back, recorded and shared, so it is there once. */
 async function keptAdminKey() {
   const file = join(local, 'admin-key')
+  const place = relative(process.cwd(), file)
   const kept = await readFile(file, 'utf8').catch(() => '')
-  if (kept.trim()) return kept.trim()
-  const key = randomBytes(24).toString('hex')
-  await writeFile(file, `${key}\n`, { mode: 0o600 })
-  return key
+  if (kept.trim()) return { adminKey: kept.trim(), shown: `in ${place}, made by an earlier start` }
+  const adminKey = randomBytes(24).toString('hex')
+  await writeFile(file, `${adminKey}\n`, { mode: 0o600 })
+  return { adminKey, shown: `${adminKey}\n             (printed this once; it is kept in ${place})` }
 }
 
 async function localArchive() {

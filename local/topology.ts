@@ -46,11 +46,12 @@ export async function withPgbouncer(t: Test, url: string): Promise<Service & { t
 }
 
 /** HAProxy before two servers on these ports; `states` tells what its health checks say of them. */
-export async function withHaproxy(t: Owner, servers: [number, number]): Promise<Service & { url: string, stats: string, states: () => Promise<string[]> }> {
+export async function withHaproxy(t: Owner, servers: [number, number]): Promise<Service & { url: string, operators: string, stats: string, states: () => Promise<string[]> }> {
   const port = await freePort(true)
+  const operators = await freePort(true)
   const stats = await freePort(true)
   const env = {
-    BALANCER_BIND: `127.0.0.1:${port}`, STATS_BIND: `127.0.0.1:${stats}`,
+    BALANCER_BIND: `127.0.0.1:${port}`, OPERATORS_BIND: `127.0.0.1:${operators}`, STATS_BIND: `127.0.0.1:${stats}`,
     SERVER_1: `127.0.0.1:${servers[0]}`, SERVER_2: `127.0.0.1:${servers[1]}`,
   }
   // A copy, for who runs it may not be let into this clone, as in root's home.
@@ -69,7 +70,7 @@ export async function withHaproxy(t: Owner, servers: [number, number]): Promise<
     const column = header.indexOf('status')
     return lines.filter(([proxy, name]) => proxy === 'servers' && name !== 'BACKEND').map(line => line[column] ?? '')
   }
-  return { port, start, url: `http://127.0.0.1:${port}`, stats: `http://127.0.0.1:${stats}`, states }
+  return { port, start, url: `http://127.0.0.1:${port}`, operators: `http://127.0.0.1:${operators}`, stats: `http://127.0.0.1:${stats}`, states }
 }
 
 /** A file of docker/ with what differs here; everything else is run as it is. */

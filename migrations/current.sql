@@ -65,6 +65,19 @@ drop function if exists fleet.adopt_archive(text, timestamptz, timestamptz, bigi
 
 -- Enter migration here
 
+-- Enter migration here
+-- Logout ends a session of the ops page on every server.
+create table if not exists fleet.ended_sessions (
+  session_hash bytea not null,
+  ends_at timestamptz not null,
+  constraint ended_sessions_pkey primary key (session_hash),
+  constraint ended_sessions_hash_is_sha256 check (length(session_hash) = 32)
+);
+comment on table fleet.ended_sessions is
+  'Sessions of the ops page that were ended by a logout before their time. Kept until they would have ended by themselves.';
+comment on column fleet.ended_sessions.session_hash is 'SHA-256 of what the cookie says, without its signature: with it nobody can log in.';
+comment on column fleet.ended_sessions.ends_at is 'When the cookie ends by itself; after that the row is removed by the next logout.';
+
 -- A run of maintenance does the steps that the owner planned for it, and nobody's functions take a time that has not come.
 create table if not exists fleet.planned_steps (
   run_id bigint not null,
@@ -127,6 +140,7 @@ comment on column fleet.settings.archive_stores is
 --!include functions/rollup_plan.sql
 --!include functions/device_availability.sql
 --!include functions/check_partitions.sql
+--!include procedures/mark_silent.sql
 --!include procedures/maintain.sql
 --!include functions/job_definitions.sql
 --!include functions/find_day_table.sql
@@ -177,6 +191,10 @@ comment on column fleet.settings.archive_stores is
 --!include functions/replay_quarantine.sql
 --!include functions/request_restore.sql
 --!include functions/roll_up.sql
+--!include functions/end_session.sql
+--!include functions/is_session_ended.sql
+--!include functions/end_overdue_readers.sql
+--!include functions/take_index_lock.sql
 --!include functions/availability_of_day.sql
 --!include functions/check_ingest.sql
 --!include functions/check_sessions.sql

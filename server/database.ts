@@ -10,6 +10,9 @@ const DEADLINE_MS = 5_000
 /** The seeds ask for 1 to 2 s on hot paths. */
 const STATEMENT_TIMEOUT_MS = 2_000
 
+/** Names are found in Postgres itself: nothing that somebody else made takes their place. */
+const NAMES = { search_path: 'pg_catalog, pg_temp' }
+
 /** Counts what is in flight, so that a full pool can be seen before it hurts. */
 export class Pool {
   #inFlight = 0
@@ -70,11 +73,11 @@ export function connectReplica(login: Login, max: number) {
 
 /** Calls that may take as long as they take. */
 export function connectOps(login: Login, max = 2) {
-  return connect(login, 'ops', max, { statement_timeout: 0 })
+  return connect(login, 'ops', max, { statement_timeout: 0, ...NAMES })
 }
 
 export function connectListener(login: Login) {
-  return connect(login, 'listen', 1, { statement_timeout: DEADLINE_MS })
+  return connect(login, 'listen', 1, { statement_timeout: DEADLINE_MS, ...NAMES })
 }
 
 /**
@@ -103,7 +106,8 @@ function connect({ url, role }: Login, name: string, max: number, parameters: Re
       TimeZone: 'UTC',
       ...parameters,
       // pgBouncer refuses it, so it is sent only where no login of its own was set.
-      ...(role === undefined ? {} : { role }),
+      // There search_path is the login's own: sql/roles.sql sets it.
+      ...(role === undefined ? {} : { role, ...NAMES }),
     },
     types: {
       // As text, because a Date would cut microseconds.

@@ -1,9 +1,9 @@
-import { isUtf8 } from 'node:buffer'
 import type { Handler } from 'hono'
 import { clientAddress } from './address.ts'
 import type { AppEnv } from './app.ts'
 import { identify, identifyDevice } from './auth.ts'
-import { hasTooManyContainers, MAX_BODY_BYTES, MAX_CONTAINERS, mediaType, parseJson, readInflated, readJson } from './body.ts'
+import { type BatchType, Malformed, MAX_BATCH_BYTES, readItems } from './batch.ts'
+import { MAX_BODY_BYTES, mediaType, readInflated, readJson } from './body.ts'
 import type { ServerConfig } from './config.ts'
 import type { Pool } from './database.ts'
 import { deviceItemSchema, fieldErrors, gatewayItemSchema, heartbeatSchema } from './heartbeat.ts'
@@ -13,8 +13,8 @@ import { type FieldError, Problem, toProblem } from './problem.ts'
 import type { Identity, Tokens } from './tokens.ts'
 import type { Outcome, Writer } from './writer.ts'
 
-export const MAX_BATCH_BYTES = 1024 * 1024
-export const MAX_BATCH_ITEMS = 1_000
+/** What a batch's answer says beyond the first error of each item. With seven for each, 0.5 kB of gzip got 0.5 MB of answer. */
+const MAX_MORE_ERRORS = 1_000
 
 const STATUS = { stored: 201, duplicate: 200, quarantined: 202 } as const
 
@@ -107,13 +107,8 @@ function rejected(errors: FieldError[]): Result {
   return { result: 'rejected', errors }
 }
 
-/** An item that is not JSON; it must not block the others. */
-class Malformed {
-  readonly errors = [{ path: '', message: 'must be JSON in UTF-8' }]
-}
-
 /** @throws Problem 415 */
-function batchType(incoming: AppEnv['Bindings']['incoming']) {
+function batchType(incoming: AppEnv['Bindings']['incoming']): BatchType {
   const type = mediaType(incoming)
   if (type === 'application/json' || type === 'application/x-ndjson') return type
   throw new Problem(415, `The body must be application/json or application/x-ndjson, not ${type}.`)
@@ -123,47 +118,21 @@ function batchType(incoming: AppEnv['Bindings']['incoming']) {
  * Apart from the waiting that follows, so that memory need not hold what else was sent.
  * @throws Problem 400, 413 or 422 for the whole batch
  */
-function judgeAll(body: Buffer, type: string, identity: Identity, tail: string) {
-  if (hasTooManyContainers(body)) throw invalidBatch(`must not hold more than ${MAX_CONTAINERS} arrays and objects`)
-  const items: unknown = type === 'application/json' ? parseJson(body) : parseLines(body)
-  if (!Array.isArray(items)) throw invalidBatch('must be an array of heartbeats')
-  if (items.length > MAX_BATCH_ITEMS) {
-    throw new Problem(413, `A batch may have ${MAX_BATCH_ITEMS} heartbeats, not ${items.length}; nothing was written.`)
-  }
+function judgeAll(body: Buffer, type: BatchType, identity: Identity, tail: string) {
   const results: (Result | undefined)[] = []
   const accepted: Accepted[] = []
-  for (const [index, value] of (items as unknown[]).entries()) {
+  let moreErrors = MAX_MORE_ERRORS
+  for (const [index, value] of readItems(body, type).entries()) {
     const judged = value instanceof Malformed ? value.errors : judge(value, identity, tail)
-    if (Array.isArray(judged)) results[index] = rejected(judged)
-    else accepted.push({ index, ...judged })
+    if (Array.isArray(judged)) {
+      const said = judged.slice(0, 1 + moreErrors)
+      moreErrors -= said.length - 1
+      results[index] = rejected(said)
+    } else {
+      accepted.push({ index, ...judged })
+    }
   }
   return { results, accepted }
-}
-
-function invalidBatch(message: string) {
-  return new Problem(422, 'The batch is not valid; nothing was written.', { errors: [{ path: '', message }] })
-}
-
-/** One item a line; blank lines are none. Stops early: more than a batch holds is refused anyway. */
-function parseLines(body: Buffer): unknown[] {
-  const items: unknown[] = []
-  for (let start = 0; start < body.length && items.length <= MAX_BATCH_ITEMS;) {
-    const newline = body.indexOf(0x0a, start)
-    const end = newline === -1 ? body.length : newline
-    const line = body.subarray(start, end)
-    const text = line.toString().trim()
-    if (text !== '') items.push(isUtf8(line) ? parseLine(text) : new Malformed())
-    start = end + 1
-  }
-  return items
-}
-
-function parseLine(text: string): unknown {
-  try {
-    return JSON.parse(text)
-  } catch {
-    return new Malformed()
-  }
 }
 
 /** An item that may be written, as text for the writer. */

@@ -1,10 +1,12 @@
+import { request } from 'node:http'
 import t, { type Test } from 'tap'
 import { freePort } from '../local/cluster.ts'
 import { leftToCi } from '../local/config.ts'
 import { spawnNode, waitFor, withDatabase, type TestDatabase } from '../local/testing.ts'
 import { topology, withHaproxy, withPgbouncer } from '../local/topology.ts'
 import { connectHot, end } from './database.ts'
-import { client, enroll, serverEnv } from './testing.ts'
+import { visitor } from './page/testing.ts'
+import { ADMIN_KEY, client, enroll, serverEnv } from './testing.ts'
 import { checkStored, enrollMany, more, startTraffic } from './traffic-testing.ts'
 
 /** Postgres ← pgBouncer ← two servers ← HAProxy, all as processes of their own. */
@@ -28,7 +30,18 @@ async function withTopology(t: Test) {
   }
   await states('UP', 'UP')
   const direct = ports.map(port => client(`http://127.0.0.1:${port}`))
-  return { db, pool, pgbouncer, ports, servers, direct, url: balancer.url, call: client(balancer.url), states, start }
+  return { db, pool, pgbouncer, ports, servers, direct, url: balancer.url, operators: balancer.operators, call: client(balancer.url), operator: client(balancer.operators), states, start }
+}
+
+/** The status of a request whose path is sent as it stands; fetch() would tidy it up. */
+function rawStatus(url: string, method: string, path: string, headers: Record<string, string>) {
+  const { hostname, port } = new URL(url)
+  return new Promise<number>((resolve, reject) => {
+    request({ hostname, port, method, path, headers }, response => {
+      response.resume()
+      resolve(response.statusCode!)
+    }).on('error', reject).end()
+  })
 }
 
 /** Where the server's hot path is connected from. */
@@ -39,7 +52,7 @@ async function backends(db: TestDatabase) {
 }
 
 t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), timeout: 300_000 }, async t => {
-  const { db, pool, pgbouncer, ports, servers, direct, url, call, states, start } = await withTopology(t)
+  const { db, pool, pgbouncer, ports, servers, direct, url, operators, call, operator, states, start } = await withTopology(t)
   /** Until it is stopped, or the test has failed. */
   const send = async (t: Test) => {
     const traffic = startTraffic([url], await enrollMany(db.sql, 60), { batchers: 10, pause: 100 })
@@ -59,6 +72,39 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
     t.match(row, { ip: '127.0.0.1', battery_pct: 80 }, 'what the balancer saw, not what the client claims')
     const pids = (await backends(db)).map(row => row.pid)
     t.ok(pids.length > 0 && pids.length <= 20)
+  })
+
+  await t.test('where devices come in nothing else is found, with the admin key and by whatever path', async t => {
+    const { token } = await enroll(db, 'on the wrong side')
+    const keys = { 'x-admin': ADMIN_KEY, 'authorization': `Bearer ${ADMIN_KEY}` }
+    const paths = [
+      '/', '/metrics', '/admin/devices', '/admin/command', '/ops/nightly', '/ops/pool_health', '/login', '/logout', '/devices/1', '/v1/devices', '/v1/devices/1',
+      '//metrics', '/./metrics', '/v1/../metrics', '/v1/heartbeat/../../metrics', '/v1/commands/1/ack/../../../../ops/pool_health', '/%6detrics', '/metrics/', '/metrics?x=/v1/heartbeat',
+      '/METRICS', `${url}/metrics`, '/v1/heartbeat/', '/v1/commands/1/ack/', '/v1/commands/x/ack', '/healthz/../metrics', '/;/metrics', '/page.css',
+    ]
+    for (const path of paths) {
+      for (const method of ['GET', 'POST']) t.equal(await rawStatus(url, method, path, keys), 404, `${method} ${path}`)
+    }
+    t.match(await call('GET /metrics', { admin: true }), { status: 404, body: { status: 404, detail: /nothing for devices/ } }, 'the balancer says it, as a problem')
+    for (const path of ['/healthz', '/readyz', '/openapi.json', '/v1/commands']) t.match(await call(`GET ${path}`, { token }), { status: 200 }, path)
+    t.match(await call('POST /v1/commands/1/ack', { token }), { status: 404, body: { detail: /command/ } }, 'that is the server\'s answer')
+
+    for (const path of ['/metrics', '/ops/pool_health', '/v1/devices']) t.match(await operator(`GET ${path}`, { admin: true }), { status: 200 }, path)
+    t.match(await operator('POST /v1/heartbeat', { token, body: {} }), { status: 201 }, 'operators may try what devices do')
+  })
+
+  await t.test('what a client says of its own way here is dropped, at both doors', async t => {
+    const lies = {
+      'x-forwarded-for': '192.0.2.1', 'x-forwarded-proto': 'https', 'x-forwarded-host': 'evil.example', 'forwarded': 'for=192.0.2.1;proto=https', 'X-FORWARDED-PORT': '443',
+    }
+    for (const [door, to] of Object.entries({ devices: call, operators: operator })) {
+      const { device_id, token } = await enroll(db, `a liar at the door of ${door}`)
+      t.match(await to('POST /v1/heartbeat', { token, body: {}, headers: lies }), { status: 201 })
+      const [row] = await db.sql`select host(ip) as ip from fleet.device_last_status where device_id = ${device_id}`
+      t.same(row, { ip: '127.0.0.1' }, door)
+    }
+    const { headers } = await visitor(operators).post('/login', { key: ADMIN_KEY }, lies)
+    t.match(headers.getSetCookie()[0], /^fleet_session=/, 'no session for TLS alone over plain HTTP')
   })
 
   await t.test('the role, the time zone and the statement timeout hold through the pool', async t => {
@@ -90,7 +136,7 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
   await t.test('a revoked token stops on every server', async t => {
     const { device_id, token } = await enroll(db, 'c')
     for (const call of direct) t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status < 300, true)
-    t.equal((await call(`DELETE /admin/devices/${device_id}`, { admin: true })).status, 204)
+    t.equal((await operator(`DELETE /admin/devices/${device_id}`, { admin: true })).status, 204)
     for (const call of direct) {
       // Long before the 60 s that a cached token lasts without the notification.
       await waitFor(async () => (await call('POST /v1/heartbeat', { token, body: {} })).status === 401, { patience: 10_000 })

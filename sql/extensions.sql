@@ -1,5 +1,8 @@
 -- pg_partman and pg_cron, and what the owner may do with them. Run at setup, before the migrations.
 -- A role without the right to create extensions passes when they are there already.
+-- Names are found in Postgres itself, whoever runs this: nothing that an ordinary role made takes their place.
+set search_path = pg_catalog, pg_temp;
+
 create schema if not exists partman;
 
 do $$
@@ -21,22 +24,37 @@ $$;
 do $$
 begin
   if pg_has_role(current_user, (select datdba from pg_catalog.pg_database where datname = current_database()), 'usage') then
-    execute format('grant create, temporary on database %I to fleet_owner', current_database());
+    -- Whoever may create a schema may name it after the administrator, who then finds functions in it. The first migration makes the
+    -- schemas of the store; once they are there nobody needs to.
+    if pg_catalog.to_regclass('graphile_migrate.current') is null or pg_catalog.to_regnamespace('fleet') is null then
+      execute format('grant create on database %I to fleet_owner', current_database());
+    else
+      execute format('revoke create on database %I from fleet_owner', current_database());
+    end if;
+    -- What readers write into temporary tables fills the disk.
+    execute format('revoke temporary on database %I from public', current_database());
+    execute format('grant temporary on database %I to fleet_owner, fleet_dba', current_database());
     execute format('grant connect on database %I to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier', current_database());
   end if;
 
-  if not has_schema_privilege('fleet_owner', 'partman', 'usage') or not has_schema_privilege('fleet_owner', 'partman', 'create')
+  -- A superuser who updates the extension runs its script there: so nothing of another's may be in the way, neither a function nor a
+  -- trigger. (pg_partman's documentation grants more; with a template table of ours it makes nothing there.)
+  if pg_has_role(current_user, (select n.nspowner from pg_catalog.pg_namespace n where n.nspname = 'partman'), 'usage') then
+    revoke create on schema partman from public, fleet_owner;
+  end if;
+  if not has_schema_privilege('fleet_owner', 'partman', 'usage')
     or exists (
       select from pg_catalog.pg_class c
-      where c.relnamespace = 'partman'::regnamespace and c.relkind in ('r', 'v') and not has_table_privilege('fleet_owner', c.oid, 'insert')
+      where c.relnamespace = 'partman'::regnamespace and c.relkind in ('r', 'v')
+        and (not has_table_privilege('fleet_owner', c.oid, 'insert') or has_table_privilege('fleet_owner', c.oid, 'trigger'))
     )
     or exists (
       select from pg_catalog.pg_proc p
       where p.pronamespace = 'partman'::regnamespace and not has_function_privilege('fleet_owner', p.oid, 'execute')
     ) then
-    -- As pg_partman's documentation asks for an owner that is not a superuser.
-    grant usage, create on schema partman to fleet_owner;
-    grant all on all tables in schema partman to fleet_owner;
+    grant usage on schema partman to fleet_owner;
+    revoke all on all tables in schema partman from fleet_owner;
+    grant select, insert, update, delete on all tables in schema partman to fleet_owner;
     grant execute on all functions in schema partman to fleet_owner;
     grant execute on all procedures in schema partman to fleet_owner;
   end if;

@@ -19,6 +19,8 @@ grant execute on function
   fleet.take_commands(bigint),
   fleet.ack_command(bigint, bigint),
   fleet.record_slo(text, json),
+  fleet.end_session(bytea, timestamptz),
+  fleet.is_session_ended(bytea),
   fleet.metric_values(),
   fleet.silence_metrics(),
   fleet.metric_definitions()
@@ -131,6 +133,7 @@ grant execute on function
 to fleet_dba, fleet_archiver;
 
 grant execute on function
+  fleet.take_index_lock(),
   fleet.claim_partition(text, interval),
   fleet.renew_lease(text, text, interval),
   fleet.release_lease(text, text),

@@ -1,5 +1,8 @@
 -- The guard that refuses to drop a partition whose archive is not proven. Run at setup, before the migrations, by the
 -- administrator: it lives in a schema of its own, so that `drop schema fleet cascade` meets it, and not with it.
+-- Names are found in Postgres itself, whoever runs this: nothing that an ordinary role made takes their place.
+set search_path = pg_catalog, pg_temp;
+
 create schema if not exists fleet_guard;
 comment on schema fleet_guard is
   'Refuses to drop heartbeat partitions without a proven archive. Kept apart from schema fleet so that dropping fleet is refused too.';
@@ -20,13 +23,11 @@ comment on column fleet_guard.partitions.is_proven is 'True when its archive was
 
 grant usage on schema fleet_guard to fleet_owner;
 -- Not even the owner writes here: what is proven is said by the trigger below alone. Until the migrations of 0.2 have run, the
--- owner's own trigger does; this file is run once more after them.
+-- owner's own trigger does, and fleet_guard.end_setup() takes that right away after them.
 grant select on fleet_guard.partitions to fleet_owner;
 do $$
 begin
-  if to_regclass('fleet.hb_partitions') is not null and to_regproc('fleet.protect_partition') is null then
-    revoke insert, update, delete, truncate, references, trigger on fleet_guard.partitions from fleet_owner;
-  else
+  if to_regclass('fleet.hb_partitions') is null or to_regproc('fleet.protect_partition') is not null then
     grant insert, update on fleet_guard.partitions to fleet_owner;
   end if;
 end
@@ -159,6 +160,25 @@ comment on function fleet_guard.find_restored_tables() is
 
 revoke all on function fleet_guard.refuse_unproven_drop(), fleet_guard.find_restored_tables(), fleet_guard.note_partition() from public;
 grant execute on function fleet_guard.note_partition() to fleet_owner;
+
+create or replace function fleet_guard.end_setup() returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute format('revoke create on database %I from fleet_owner', current_database());
+  if to_regproc('fleet.protect_partition') is null then
+    revoke insert, update, delete, truncate, references, trigger on fleet_guard.partitions from fleet_owner;
+  end if;
+end
+$$;
+comment on function fleet_guard.end_setup() is
+  'Takes from fleet_owner what only the migrations need: to create schemas in this database, and to write what is proven. Called after each migration.';
+
+revoke all on function fleet_guard.end_setup() from public;
+grant execute on function fleet_guard.end_setup() to fleet_owner;
 
 do $$
 begin

@@ -1,5 +1,8 @@
 -- The roles, once per Postgres cluster. Run at setup, before the migrations, by a role that may create roles.
 -- All but the owner begin without LOGIN: a deployment decides who may log in, and how.
+-- Names are found in Postgres itself, whoever runs this: nothing that an ordinary role made takes their place.
+set search_path = pg_catalog, pg_temp;
+
 do $$
 declare
   v_role text;
@@ -63,6 +66,58 @@ begin
   ) then
     -- For the hot path through pgBouncer, which cannot pass on what the server asks for at login.
     alter role fleet_server set statement_timeout = '2s';
+  end if;
+
+  for v_role in
+    select r.rolname
+    from pg_catalog.pg_roles r
+    where r.rolname in ('fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_verifier')
+      and not exists (
+        select from pg_catalog.pg_db_role_setting s
+        where s.setrole = r.oid and s.setdatabase = 0 and exists (select from unnest(s.setconfig) c where c like 'search_path=%')
+      )
+  loop
+    -- For the jobs of pg_cron, and for logins by way of pgBouncer, which say nothing of it themselves.
+    execute format('alter role %I set search_path = pg_catalog, pg_temp', v_role);
+  end loop;
+
+  -- A login that takes all connections keeps heartbeats and the administrator out. A tenth for each leaves two thirds to the servers. Your own
+  -- limits stay as they are, also a larger one: alter role fleet_reader connection limit 50.
+  for v_role in
+    select r.rolname
+    from pg_catalog.pg_roles r
+    where r.rolname in ('fleet_reader', 'fleet_dba', 'fleet_archiver', 'fleet_verifier') and r.rolconnlimit = -1
+  loop
+    execute format(
+      'alter role %I connection limit %s', v_role, greatest(5, pg_catalog.current_setting('max_connections')::integer / 10)
+    );
+  end loop;
+
+  if not exists (
+    select from pg_catalog.pg_db_role_setting s
+    join pg_catalog.pg_roles r on r.oid = s.setrole
+    where r.rolname = 'fleet_reader' and s.setdatabase = 0 and exists (select from unnest(s.setconfig) c where c like 'temp_file_limit=%')
+  ) then
+    begin
+      -- For each session; unlike the time limits no login can lift it.
+      alter role fleet_reader set temp_file_limit = '512MB';
+    exception when insufficient_privilege then
+      raise warning using
+        message = 'fleet_reader may fill the disk with temporary files: temp_file_limit is for a superuser to set',
+        hint = 'As superuser: alter role fleet_reader set temp_file_limit = ''512MB'';';
+    end;
+  end if;
+
+  if pg_catalog.to_regrole('pg_use_reserved_connections') is not null
+    and not pg_catalog.pg_has_role('fleet_dba', 'pg_use_reserved_connections', 'member') then
+    begin
+      -- From PostgreSQL 16 on; reserved_connections says how many.
+      grant pg_use_reserved_connections to fleet_dba;
+    exception when insufficient_privilege then
+      raise warning using
+        message = 'fleet_dba may not use reserved connections',
+        hint = 'As superuser: grant pg_use_reserved_connections to fleet_dba;';
+    end;
   end if;
 
   if pg_catalog.shobj_description('fleet_verifier'::regrole, 'pg_authid') is null then

@@ -6,7 +6,7 @@ const tables = [
   'settings', 'settings_audit', 'devices', 'gateways', 'device_heartbeats', 'device_last_status', 'heartbeat_quarantine',
   'hb_partitions', 'events', 'counters', 'archivers', 'restore_requests', 'restore_items',
   'device_commands', 'command_dispatch_log', 'cohorts', 'token_change_log', 'slo_counts',
-  'device_availability_daily', 'rolled_up_days', 'late_arrivals', 'storage_daily', 'fleet_samples',
+  'device_availability_daily', 'rolled_up_days', 'late_arrivals', 'storage_daily', 'fleet_samples', 'ended_sessions',
 ]
 
 t.test('nothing is granted to public', async t => {

@@ -1,5 +1,5 @@
-import { MAX_BODY_BYTES, MAX_CONTAINERS } from '../body.ts'
-import { MAX_BATCH_BYTES, MAX_BATCH_ITEMS } from '../ingest.ts'
+import { MAX_BATCH_BYTES, MAX_BATCH_ITEMS, MAX_CONTAINERS, MAX_LINES, MAX_VALUES } from '../batch.ts'
+import { MAX_BODY_BYTES, MAX_INFLATION } from '../body.ts'
 import { answer, jsonBody, problems, schemaRef } from './answers.ts'
 
 const single = {
@@ -37,8 +37,9 @@ const batch = {
   operationId: 'postHeartbeats',
   tags: ['heartbeats'],
   summary: 'Send many heartbeats',
-  description: `What a device gathered while it was offline, or a gateway for its devices: at most ${MAX_BATCH_ITEMS} items, ${MAX_CONTAINERS} arrays and objects, and ${MAX_BATCH_BYTES} bytes, before `
-    + 'and after inflation. One bad item never blocks the others: each is judged by itself. A 5xx means that all of it is to be sent again; what was '
+  description: `What a device gathered while it was offline, or a gateway for its devices: at most ${MAX_BATCH_ITEMS} items, ${MAX_CONTAINERS} arrays and objects, ${MAX_VALUES} values, ${MAX_LINES} lines of NDJSON `
+    + `with the blank ones, and ${MAX_BATCH_BYTES} bytes, before and after inflation; gzip may hold ${MAX_INFLATION} times its size and 64 KiB more. `
+    + 'One bad item never blocks the others: each is judged by itself. A 5xx means that all of it is to be sent again; what was '
     + 'stored meanwhile is then a duplicate.',
   security: [{ device: [] }, { gateway: [] }],
   parameters: [{

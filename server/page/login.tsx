@@ -32,7 +32,7 @@ export function Login({ next, problem }: LoginProps) {
           id="key" name="key" type="password" autocomplete="current-password" required autofocus
           aria-describedby="key-hint"
         />
-        <p id="key-hint" class="muted">The server's <code>ADMIN_KEY</code>; <code>npm start</code> prints it.</p>
+        <p id="key-hint" class="muted">The server's <code>ADMIN_KEY</code>; <code>npm start</code> keeps it in <code>.local/admin-key</code>.</p>
         <input type="hidden" name="next" value={next} />
         <button type="submit">Log in</button>
       </form>
@@ -68,7 +68,7 @@ export function postLogin(config: ServerConfig, sessions: Sessions, log: Log): H
 export function postLogout(sessions: Sessions): Handler<AppEnv> {
   return async c => {
     fromThisPage(c)
-    sessions.close(c)
+    await sessions.close(c)
     return c.redirect('/', 303)
   }
 }

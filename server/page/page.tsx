@@ -34,7 +34,7 @@ const PATIENCE_MS = 3_000
 export function opsPage(parts: Parts) {
   const { config, log, metrics, pool, reader, backpressure } = parts
   const app = new Hono<AppEnv>()
-  const sessions = new Sessions(config)
+  const sessions = new Sessions(config, pool, log)
   const lane = new Lane(LANES)
   const rates = new IngestRates(metrics)
   const sources = {
@@ -153,7 +153,7 @@ export function opsPage(parts: Parts) {
   /** Without a session the answer is the form; to a poll it is 401, and 503 while heartbeats need all there is. */
   function forSession(handler: (c: Context<AppEnv>) => Promise<Response>): Handler<AppEnv> {
     return async c => {
-      if (!sessions.isOpen(c)) {
+      if (!await sessions.isOpen(c)) {
         if (isPoll(c)) throw new Problem(401, 'The session is over.')
         if (comesFromElsewhere(c)) return answer(c, <Again />)
         const { pathname, search } = new URL(c.req.url)

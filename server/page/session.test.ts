@@ -1,25 +1,30 @@
 import t from 'tap'
+import { connectHot } from '../database.ts'
+import { createLog } from '../log.ts'
 import { Attempts } from './attempts.ts'
 import { SESSION_S, Sessions } from './session.ts'
 
 const config = { adminKey: 'a-key-of-some-length', trustProxy: false }
+// Connects when it is asked, and what a cookie says by itself needs no database.
+const pool = connectHot({ url: 'postgres://fleet_server@127.0.0.1:1/fleet' }, 1)
+const sessionsOf = (given = config) => new Sessions(given, pool, createLog('server', 'silent'))
 
 t.test('a session is known to every server with the same admin key, until it ends', t => {
   const now = Date.parse('2026-11-21T12:00Z')
-  const cookie = new Sessions(config).issue(now)
-  const other = new Sessions(config)
+  const cookie = sessionsOf().issue(now)
+  const other = sessionsOf()
   t.equal(other.isValid(cookie, now), true)
   t.equal(other.isValid(cookie, now + (SESSION_S - 1) * 1_000), true)
   t.equal(other.isValid(cookie, now + SESSION_S * 1_000), false)
-  t.equal(new Sessions({ ...config, adminKey: 'another-key-of-length' }).isValid(cookie, now), false)
+  t.equal(sessionsOf({ ...config, adminKey: 'another-key-of-length' }).isValid(cookie, now), false)
   t.notMatch(cookie, config.adminKey)
-  t.not(new Sessions(config).issue(now), cookie, 'no two are alike')
+  t.not(sessionsOf().issue(now), cookie, 'no two are alike')
   t.end()
 })
 
 t.test('nothing of a session can be changed', t => {
   const now = Date.now()
-  const sessions = new Sessions(config)
+  const sessions = sessionsOf()
   const cookie = sessions.issue(now)
   for (let n = 0; n < cookie.length; n++) {
     const other = cookie[n] === 'A' ? 'B' : 'A'

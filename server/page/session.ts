@@ -1,21 +1,33 @@
-import { createHmac, randomBytes, scryptSync, timingSafeEqual } from 'node:crypto'
+import { createHash, createHmac, randomBytes, scryptSync, timingSafeEqual } from 'node:crypto'
 import type { Context } from 'hono'
 import { deleteCookie, getCookie, setCookie } from 'hono/cookie'
 import type { AppEnv } from '../app.ts'
+import { BoundedMap } from '../bounded-map.ts'
 import type { ServerConfig } from '../config.ts'
+import type { Pool } from '../database.ts'
+import type { Log } from '../log.ts'
+import { unavailable } from '../problem.ts'
+import { within } from '../within.ts'
 
 const COOKIE = 'fleet_session'
 /** A working day: who has the page open overnight logs in again. */
 export const SESSION_S = 12 * 3_600
 
+/** How long the page waits to hear whether a session was ended. */
+const PATIENCE_MS = 1_000
+const MAX_ENDED = 1_000
+
 /**
  * Sessions that no one has to keep: a cookie holds when one ends, signed by a key made from the admin key. Every
- * worker and instance with that admin key knows it, and another admin key ends all sessions.
+ * worker and instance with that admin key knows it, and another admin key ends all sessions. What is kept is the sessions that were
+ * ended before their time by a logout, in Postgres, where every server asks.
  */
 export class Sessions {
   readonly #key: Buffer
+  /** The ended ones that this worker heard of, for when the database is away. */
+  readonly #ended = new BoundedMap<true>(MAX_ENDED)
 
-  constructor(readonly config: Pick<ServerConfig, 'adminKey' | 'trustProxy'>) {
+  constructor(readonly config: Pick<ServerConfig, 'adminKey' | 'trustProxy'>, readonly pool: Pool, readonly log: Log) {
     // Slow on purpose, once: whoever has a cookie could otherwise try admin keys by the million.
     this.#key = scryptSync(config.adminKey, 'nexmdm ops page', 32)
   }
@@ -26,23 +38,61 @@ export class Sessions {
     return `${said}.${this.#sign(said).toString('base64url')}`
   }
 
-  /** Whether this was issued, with this key, and has not ended. */
+  /** Whether this was issued, with this key, and has not ended by itself. */
   isValid(cookie: string | undefined, now = Date.now()) {
-    const [, said, ends, signature] = /^((\d{1,12})\.[\w-]{16})\.([\w-]{43})$/.exec(cookie ?? '') ?? []
-    if (said === undefined || signature === undefined) return false
-    return timingSafeEqual(Buffer.from(signature, 'base64url'), this.#sign(said)) && Number(ends) * 1_000 > now
+    return this.#read(cookie, now) !== undefined
   }
 
-  isOpen(c: Context<AppEnv>) {
-    return this.isValid(getCookie(c, COOKIE, this.#prefix(c)))
+  /**
+   * Whether a request has a session. Where the database does not say within a second whether it was ended, one that this worker
+   * has not heard of counts as open: whoever is on call needs the page most when the database is away.
+   */
+  async isOpen(c: Context<AppEnv>) {
+    const session = this.#read(this.#cookie(c))
+    if (session === undefined || this.#ended.get(session.key)) return false
+    try {
+      const [row] = await within(PATIENCE_MS, this.pool.run(sql => sql<{ is_ended: boolean }[]>`
+        select fleet.is_session_ended(${session.hash}) as is_ended
+      `))
+      if (row!.is_ended) this.#ended.set(session.key, true)
+      return !row!.is_ended
+    } catch (error) {
+      this.log.warn({ event: 'page.session_unknown', error }, 'Whether a session was ended cannot be asked; it is taken as open.')
+      return true
+    }
   }
 
   open(c: Context<AppEnv>) {
     setCookie(c, COOKIE, this.issue(), { ...this.#attributes(c), maxAge: SESSION_S })
   }
 
-  close(c: Context<AppEnv>) {
+  /**
+   * Ends the session of a request on every server.
+   * @throws Problem 503 when the database cannot be told; then it is not over
+   */
+  async close(c: Context<AppEnv>) {
+    const session = this.#read(this.#cookie(c))
+    if (session !== undefined) {
+      try {
+        await this.pool.run(sql => sql`select fleet.end_session(${session.hash}, to_timestamp(${session.ends}::bigint))`)
+      } catch (cause) {
+        throw unavailable('The database could not be told, so this session is not over. Log out again when it is back.', cause)
+      }
+      this.#ended.set(session.key, true)
+    }
     deleteCookie(c, COOKIE, this.#attributes(c))
+  }
+
+  #cookie(c: Context<AppEnv>) {
+    return getCookie(c, COOKIE, this.#prefix(c))
+  }
+
+  #read(cookie: string | undefined, now = Date.now()) {
+    const [, said, ends, signature] = /^((\d{1,12})\.[\w-]{16})\.([\w-]{43})$/.exec(cookie ?? '') ?? []
+    if (said === undefined || signature === undefined) return undefined
+    if (!timingSafeEqual(Buffer.from(signature, 'base64url'), this.#sign(said)) || Number(ends) * 1_000 <= now) return undefined
+    const hash = createHash('sha256').update(said).digest()
+    return { ends: Number(ends), hash, key: hash.toString('base64') }
   }
 
   #sign(said: string) {

@@ -11,6 +11,8 @@ declare
   v_rows integer;
   v_left integer := p_max_rows;
 begin
+  perform fleet.end_overdue_readers();
+  commit;
   select greatest(least(s.offline_after, interval '10 minutes'), interval '5 minutes'), m.changes
   into v_base, v_changes
   from fleet.settings s
@@ -72,4 +74,4 @@ end
 $$;
 
 comment on procedure fleet.mark_silent(integer, timestamptz) is
-  'Sets device_last_status.is_silent for devices silent for three quarters of the time after which they are offline, so that lists of offline devices need no look at the others. Run each minute by pg_cron; if it is not, lists are as right, and slower. Then calls fleet.watch_silence() and fleet.sample_fleet(). Example: call fleet.mark_silent();';
+  'Sets device_last_status.is_silent for devices silent for three quarters of the time after which they are offline, so that lists of offline devices need no look at the others. Run each minute by pg_cron; if it is not, lists are as right, and slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence() and fleet.sample_fleet(). Example: call fleet.mark_silent();';

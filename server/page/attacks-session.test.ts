@@ -1,0 +1,70 @@
+// Whoever has a copy of the cookie of a session that was ended.
+import { createHash } from 'node:crypto'
+import t from 'tap'
+import { freePort } from '../../local/cluster.ts'
+import { withDatabase } from '../../local/testing.ts'
+import { asRole } from '../../sql/testing.ts'
+import { withProcess, withServer } from '../testing.ts'
+import { visitor } from './testing.ts'
+
+const isIn = /id="headline" data-live/
+const isOut = /name="key"/
+
+t.test('a logout ends the session on every server and in every worker, whoever still has the cookie', async t => {
+  const db = await withDatabase(t)
+  const here = await withServer(t, {}, db)
+  const { url: elsewhere } = await withProcess(t, db, { WORKERS: '2' })
+  const servers = [here.url, elsewhere].map(visitor)
+  const [one, two] = servers as [ReturnType<typeof visitor>, ReturnType<typeof visitor>]
+  const stolen = await one.login()
+  const other = await two.login()
+  for (const { get } of servers) t.match(await get('/', stolen), { status: 200, html: isIn })
+
+  // Logged out there, and taken away nowhere: the thief has a copy.
+  t.equal((await two.post('/logout', {}, stolen)).status, 303)
+  for (const { get } of servers) {
+    for (let n = 0; n < 8; n++) t.match(await get('/', { ...stolen, connection: 'close' }), { status: 200, html: isOut })
+    t.match(await get('/', { ...stolen, 'x-live': '1' }), { status: 401 })
+    t.match(await get('/devices/1', stolen), { html: isOut })
+    t.match(await get('/', other), { html: isIn }, 'other sessions go on')
+  }
+  t.equal((await one.post('/logout', {}, stolen)).status, 303, 'once more changes nothing')
+  t.match(await one.get('/', await one.login()), { html: isIn }, 'who has the key logs in again')
+
+  const kept = await db.admin<{ session_hash: Buffer, seconds: number }[]>`
+    select session_hash, extract(epoch from ends_at - now())::float8 as seconds from fleet.ended_sessions
+  `
+  t.equal(kept.length, 1)
+  const [, said] = /=(\d+\.[\w-]{16})\./.exec(stolen.cookie)!
+  t.same(kept[0]!.session_hash, createHash('sha256').update(said!).digest(), 'no cookie can be made of it')
+  t.ok(kept[0]!.seconds > 0 && kept[0]!.seconds <= 12 * 3_600)
+})
+
+t.test('a cookie that nobody issued ends nothing, and what is ended is forgotten in time', async t => {
+  const { db, url } = await withServer(t)
+  const { login, post } = visitor(url)
+  const { cookie } = await login()
+  t.equal((await post('/logout', {}, { cookie: `${cookie.slice(0, -4)}AAAA` })).status, 303)
+  t.equal((await post('/logout')).status, 303)
+  t.same(await db.admin`select from fleet.ended_sessions`, [])
+
+  const server = asRole(t, db, 'fleet_server')
+  await server`select fleet.end_session(sha256('a'), now() - interval '1 second')`
+  await server`select fleet.end_session(sha256('b'), '2999-01-01')`
+  t.same(await db.admin`select session_hash = sha256('b') as is_b, ends_at <= now() + interval '1 day' as is_near from fleet.ended_sessions`,
+    [{ is_b: true, is_near: true }])
+  await t.rejects(server`delete from fleet.ended_sessions`, { code: '42501' })
+  for (const role of ['fleet_reader', 'fleet_dba', 'fleet_archiver'] as const) {
+    await t.rejects(asRole(t, db, role)`select fleet.end_session(sha256('c'), now())`, { code: '42501' }, role)
+  }
+})
+
+t.test('while the database is away a logout says that it did not happen, and the page comes', async t => {
+  const { url } = await withServer(t, { hot: { url: `postgres://fleet_server@127.0.0.1:${await freePort(true)}/fleet` } })
+  const { get, login, post } = visitor(url)
+  const session = await login()
+  const left = await post('/logout', {}, session)
+  t.match(left, { status: 503, html: /this session is not over\. Log out again/ })
+  t.same(left.headers.getSetCookie(), [], 'and the cookie stays, to do so')
+  t.match(await get('/', session), { html: isIn })
+})

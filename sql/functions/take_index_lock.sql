@@ -1,0 +1,15 @@
+create or replace function fleet.take_index_lock() returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '10s'
+as $$
+begin
+  -- Of the session: it ends with its connection.
+  perform pg_advisory_lock(hashtext('fleet.archive_index'));
+end
+$$;
+
+comment on function fleet.take_index_lock() is
+  'Takes the lock of the archive''s index.json for this session, and waits for it for 10 s. Only who owns the store may take advisory locks.';
