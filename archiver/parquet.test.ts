@@ -5,10 +5,9 @@ import { DuckDBInstance } from '@duckdb/node-api'
 import t from 'tap'
 import { waitFor, withDatabase } from '../local/testing.ts'
 import { exportTable } from './export.ts'
-import { isoMicros } from './manifest.ts'
 import { hashFile } from './hash.ts'
 import { readContent, writeParquet } from './parquet.ts'
-import { fillAwkwardDay, makeDirectory } from './testing.ts'
+import { exportCounted, fillAwkwardDay, makeDirectory } from './testing.ts'
 
 const db = await withDatabase(t)
 const database = { url: db.url('fleet_archiver') }
@@ -29,25 +28,12 @@ async function makeTable(count = 0) {
   return table
 }
 
-/** Exports a table, and says what Postgres counts in it. */
-async function exportCounted(table: string, file: string, work: string) {
-  const exported = await exportTable(database, table, file, work)
-  const [counted] = await db.admin<{ row_count: string, content_checksum: string, min_ts: string | null, max_ts: string | null }[]>`
-    select row_count, content_checksum::text, to_json(min_ts at time zone 'UTC') #>> '{}' as min_ts, to_json(max_ts at time zone 'UTC') #>> '{}' as max_ts
-    from fleet.content_checksum(${table}::text::regclass)`
-  if (!counted) throw new Error('nothing was counted')
-  const micros = (text: string | null) => text === null ? null : isoMicros(`${text}Z`)
-  const content = { row_count: Number(counted.row_count), content_checksum: counted.content_checksum, min_ts: micros(counted.min_ts), max_ts: micros(counted.max_ts) }
-  t.equal(exported.row_count, content.row_count)
-  return { columns: exported.columns, content }
-}
-
 t.test('rows that break careless formats are the same in Parquet', async t => {
   const table = await makeTable()
   await fillAwkwardDay(db.admin, '2026-08-15', table)
   const work = await makeDirectory(t)
   const file = join(work, 'x.parquet')
-  const exported = await exportCounted(table, file, work)
+  const exported = await exportCounted(db, table, file, work)
   t.equal(exported.content.row_count, 4000)
   t.equal(exported.content.min_ts, '2026-08-15T00:00:00.000000Z')
   t.equal(exported.content.max_ts, '2026-08-15T23:59:59.999999Z')
@@ -71,7 +57,7 @@ t.test('a table without rows makes a Parquet file without rows', async t => {
   const table = await makeTable()
   const work = await makeDirectory(t)
   const file = join(work, 'x.parquet')
-  const exported = await exportCounted(table, file, work)
+  const exported = await exportCounted(db, table, file, work)
   t.same(exported.content, { row_count: 0, content_checksum: '0', min_ts: null, max_ts: null })
   t.same(await readContent(file, exported.columns, work), exported.content)
 })
@@ -80,7 +66,7 @@ t.test('small tables of any size are exported', async t => {
   // postgres.js left the connection paused after a COPY that arrived whole while nobody read it yet.
   const work = await makeDirectory(t)
   for (const count of [1, 150, 300, 500, 700, 1500]) {
-    const { content } = await exportCounted(await makeTable(count), join(work, `${count}.parquet`), work)
+    const { content } = await exportCounted(db, await makeTable(count), join(work, `${count}.parquet`), work)
     t.equal(content.row_count, count)
   }
 })
@@ -88,7 +74,7 @@ t.test('small tables of any size are exported', async t => {
 t.test('200,000 rows arrive sorted, zstd, and as the same bytes each time', async t => {
   const table = await makeTable(200_000)
   const work = await makeDirectory(t)
-  const first = await exportCounted(table, join(work, 'first.parquet'), work)
+  const first = await exportCounted(db, table, join(work, 'first.parquet'), work)
   t.same(await readContent(join(work, 'first.parquet'), first.columns, work), first.content)
   await exportTable(database, table, join(work, 'second.parquet'), work)
   t.equal(await hashFile(join(work, 'first.parquet')), await hashFile(join(work, 'second.parquet')))

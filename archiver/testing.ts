@@ -6,7 +6,10 @@ import { pathToFileURL } from 'node:url'
 import type { Sql } from 'postgres'
 import type { Test } from 'tap'
 import { spawnNode, waitFor, withDatabase, type TestDatabase } from '../local/testing.ts'
+import { exportTable } from './export.ts'
 import { createLog } from './log.ts'
+import { isoMicros } from './manifest.ts'
+import type { Column, Content } from './parquet.ts'
 import { closeWorker, openWorker, refreshIndex, workOnce } from './worker.ts'
 
 /** A directory that is gone after the test. */
@@ -192,4 +195,20 @@ export async function stepsOf(sql: Sql, partition: string) {
 export function pathsOf(directory: string, date = retiredDay) {
   const folder = join(directory, 'archive/device_heartbeats', `date=${date}`)
   return { folder, parquet: join(folder, `device_heartbeats_${date.replaceAll('-', '')}.parquet`), manifest: join(folder, 'manifest.json') }
+}
+
+/** Exports a table with the archiver's login, and says what Postgres counts in it. @throws when the file has not as many rows */
+export async function exportCounted(db: TestDatabase, table: string, file: string, work: string): Promise<{ columns: Column[], content: Content }> {
+  const exported = await exportTable({ url: db.url('fleet_archiver') }, table, file, work)
+  const [counted] = await db.admin<{ row_count: string, content_checksum: string, min_ts: string | null, max_ts: string | null }[]>`
+    select row_count, content_checksum::text, (min_ts at time zone 'UTC')::text as min_ts, (max_ts at time zone 'UTC')::text as max_ts
+    from fleet.content_checksum(${table}::text::regclass)`
+  if (Number(counted?.row_count) !== exported.row_count) throw new Error(`${table} has ${counted?.row_count} rows, its export ${exported.row_count}`)
+  const micros = (text: string | null = null) => text === null ? null : isoMicros(`${text}Z`)
+  return {
+    columns: exported.columns,
+    content: {
+      row_count: exported.row_count, content_checksum: counted?.content_checksum ?? '', min_ts: micros(counted?.min_ts), max_ts: micros(counted?.max_ts),
+    },
+  }
 }

@@ -2,9 +2,10 @@
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import postgres, { type Sql } from 'postgres'
+import type { Sql } from 'postgres'
 import { roles } from './cluster.ts'
 import { repository } from './config.ts'
+import { openDatabase } from './database.ts'
 import { explain, say } from './progress.ts'
 import { cronDatabase, makeTestCluster } from './testing.ts'
 
@@ -64,7 +65,7 @@ export async function rightsPage(sql: Sql) {
 
 async function main() {
   const { cluster, end } = await makeTestCluster()
-  const sql = postgres(cluster.url('postgres', cronDatabase), { max: 1, onnotice: () => {} })
+  const sql = openDatabase(cluster.url('postgres', cronDatabase), { max: 1 })
   try {
     await writeFile(rightsFile, await rightsPage(sql))
     say('docs/rights.md is written.')

@@ -3,6 +3,9 @@
 --
 -- It runs with the rights of the role that changes the table and reads the catalog alone: it must not call what fleet_owner can replace
 -- when a superuser changes the table. So it has a list of its own; a test compares it with fleet.archive_form().
+-- Names are found in Postgres itself, whoever runs this.
+set search_path = pg_catalog, pg_temp;
+
 create or replace function fleet_guard.refuse_unarchivable_column() returns event_trigger
 language plpgsql
 volatile
