@@ -79,7 +79,10 @@ begin
   perform fleet.record_event(
     'columns.change',
     p_detail => string_agg(
-      concat_ws(' ', c.change, c.name, case c.change when 'renamed' then 'to ' || c.new_name when 'retyped' then 'to ' || c.new_type else coalesce(c.new_type, c.type) end),
+      concat_ws(
+        ' ', c.change, c.name,
+        case c.change when 'renamed' then 'to ' || c.new_name when 'retyped' then 'to ' || c.new_type else coalesce(c.new_type, c.type) end
+      ),
       ', ' order by c.change_id
     )
   )
