@@ -201,9 +201,10 @@ async function restore(worker: Worker, from: string, to: string) {
       where i.request_id = ${request_id}
       order by p.range_start`
     for (const { partition_name, state, last_error, lease_owner, left_out, row_count } of items) {
+      const leftOut = left_out === null ? '' : `; left out, as the table no longer has it, and kept in the archive: ${left_out}`
       const word = {
         running: `${partition_name}: being restored by ${lease_owner}, ${row_count} rows`,
-        done: `${partition_name}: restored, ${row_count} rows${left_out === null ? '' : `; left out, as the table no longer has it, and kept in the archive: ${left_out}`}`,
+        done: `${partition_name}: restored, ${row_count} rows${leftOut}`,
         failed: `${partition_name}: failed: ${last_error}`,
       }[state]
       if (word === undefined || said.has(word)) continue

@@ -12,7 +12,9 @@ export interface Shape { columns: Column[], columns_at: string | null }
 /** Says what became of the columns of an archive, in their order; see fleet.map_columns(). */
 export async function mapColumns(sql: Sql, { columns, columns_at }: Shape) {
   return await sql<MappedColumn[]>`
-    select name, type, today_name, today_type from fleet.map_columns(${sql.json(plainColumns(columns))}, ${columns_at}::timestamptz) order by position`
+    select name, type, today_name, today_type
+    from fleet.map_columns(${sql.json(plainColumns(columns))}, ${columns_at}::timestamptz)
+    order by position`
 }
 
 /**

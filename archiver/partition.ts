@@ -123,7 +123,9 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
       parquetKey: keys.parquet, bytes: exported.bytes, sha256: exported.sha256, revision, replaces, superseded,
     }), signal)
   }
-  const { bytes, sha256, checksum_version, format_version } = isKept ? existing : { ...exported, checksum_version: CHECKSUM_VERSION, format_version: FORMAT_VERSION }
+  const { bytes, sha256, checksum_version, format_version } = isKept
+    ? existing
+    : { ...exported, checksum_version: CHECKSUM_VERSION, format_version: FORMAT_VERSION }
   const parquetKey = isKept ? `${folder}${existing.file}` : keys.parquet
   await sql`
     select fleet.record_upload(${partition_name}, ${name}, ${`${store.url}/${parquetKey}`}, ${sha256}, ${bytes},

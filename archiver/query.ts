@@ -54,7 +54,8 @@ export async function queryArchive<T>(worker: Worker, query: string, days: Days,
     const learned = wanted.has('archive') || wanted.has('device_heartbeats') ? await learnAll(worker, days) : {}
     // Told before anything is loaded.
     const known = await whileItLasts(worker, session => look(session, days, learned))
-    await withRelations({ archive: [], online: [], device_heartbeats: [] }, columnsOf(known), days, work, async duckdb => void await prepare(duckdb, query))
+    const none = { archive: [], online: [], device_heartbeats: [] }
+    await withRelations(none, columnsOf(known), days, work, async duckdb => void await prepare(duckdb, query))
 
     const { sources, columns } = await load(worker, wanted, days, learned, work)
     return await withRelations(sources, columns, days, work, async duckdb => {

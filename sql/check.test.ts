@@ -66,6 +66,18 @@ t.test('check() names each trouble with the data, and its remedy ends it', { tim
       inject: () => admin`alter event trigger fleet_guard_drop disable`,
     },
     {
+      what: 'the guard of the columns is off', checks: ['archive_columns'],
+      inject: () => admin`alter event trigger fleet_guard_columns disable`,
+    },
+    {
+      what: 'a column was added that cannot be archived', checks: ['archive_columns'],
+      inject: async () => {
+        await admin`alter event trigger fleet_guard_columns disable`
+        await owner`alter table fleet.device_heartbeats add column payload bytea`
+        await admin`alter event trigger fleet_guard_columns enable always`
+      },
+    },
+    {
       what: 'a trigger is off, and last status is not kept', checks: ['last_status', 'triggers'],
       inject: async () => {
         await admin`alter table fleet.device_heartbeats disable trigger device_heartbeats_record_last_status`

@@ -13,7 +13,7 @@ begin
     status := 'fail';
     detail := format('the archive has no form for %s: no day with this column can be archived, nor dropped', v_unknown);
     remedy := (
-      select e'-- as fleet_owner; it writes every partition anew, and heartbeats wait meanwhile\n' || string_agg(
+      select e'-- as fleet_owner; this rewrites every partition, and heartbeats wait until it is done\n' || string_agg(
         case when a.attgenerated <> '' then format('alter table fleet.device_heartbeats alter column %I drop expression;', a.attname)
         else format('alter table fleet.device_heartbeats alter column %I type text using %1$I::text;', a.attname) end,
         e'\n' order by a.attnum
@@ -24,12 +24,13 @@ begin
     );
   elsif not exists (select from pg_event_trigger where evtname = 'fleet_guard_columns' and evtenabled = 'A') then
     status := 'warn';
-    detail := 'the event trigger fleet_guard_columns is missing or not ENABLE ALWAYS: a column that cannot be archived is not refused when it is added';
+    detail := 'the event trigger fleet_guard_columns is missing or not ENABLE ALWAYS: a column that cannot be archived is not refused';
     remedy := concat_ws(
       e'\n', '-- as superuser, after sql/shape-guard.sql',
       case
         when not exists (select from pg_event_trigger where evtname = 'fleet_guard_columns') then
-          'create event trigger fleet_guard_columns on ddl_command_end when tag in (''ALTER TABLE'') execute function fleet_guard.refuse_unarchivable_column();'
+          'create event trigger fleet_guard_columns on ddl_command_end when tag in (''ALTER TABLE'') '
+            'execute function fleet_guard.refuse_unarchivable_column();'
       end,
       'alter event trigger fleet_guard_columns enable always;'
     );

@@ -32,7 +32,9 @@ begin
   if v_unknown is not null then
     raise exception using
       errcode = 'FL422',
-      message = format('%s has no checksum%s: there is no canonical form for %s', p_table, ' of version ' || p_checksum_version, v_unknown),
+      message = format(
+        '%s has no checksum%s: there is no canonical form for %s', p_table, ' of version ' || p_checksum_version, v_unknown
+      ),
       hint = 'The forms are in sql/functions/archive_form.sql and archiver/parquet.ts.';
   end if;
   select string_agg(c.value ->> 'name', ', ' order by c.ordinality) into v_unknown

@@ -8,7 +8,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_table oid := 'fleet.device_heartbeats'::regclass;
-  v_system bigint := (select s.system_identifier from pg_control_system() s);
+  v_system bigint := 0;
   v_at timestamptz;
   v_is_known boolean;
   v_is_same_table boolean;
@@ -16,6 +16,10 @@ declare
 begin
   if pg_is_in_recovery() then
     return 0;  -- the primary notes it
+  end if;
+  -- A managed Postgres may hide it; then the oid has to do.
+  if has_function_privilege('pg_control_system()', 'execute') then
+    v_system := (select s.system_identifier from pg_control_system() s);
   end if;
   for v_attempt in 1..2 loop
     if not exists (
@@ -79,7 +83,10 @@ begin
   perform fleet.record_event(
     'columns.change',
     p_detail => string_agg(
-      concat_ws(' ', c.change, c.name, case c.change when 'renamed' then 'to ' || c.new_name when 'retyped' then 'to ' || c.new_type else coalesce(c.new_type, c.type) end),
+      concat_ws(
+        ' ', c.change, c.name,
+        case c.change when 'renamed' then 'to ' || c.new_name when 'retyped' then 'to ' || c.new_type else coalesce(c.new_type, c.type) end
+      ),
       ', ' order by c.change_id
     )
   )
