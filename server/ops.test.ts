@@ -13,13 +13,13 @@ t.test('the nightly run by hand: the plan, then the steps', async t => {
   const before = await attached()
 
   const plan = await call('POST /ops/nightly?dry_run=1&retention_days=60', { admin: true })
-  t.equal(plan.status, 200)
+  t.equal(plan.status, 200, JSON.stringify(plan.body))
   const retired = (plan.body as Steps).steps.filter(({ step }) => step === 'retire')
   t.ok(retired.length >= 29, `${retired.length} days from 60 to 90`)
   t.equal(await attached(), before, 'a dry run changes nothing')
 
   const run = await call('POST /ops/nightly?retention_days=60', { admin: true })
-  t.equal(run.status, 200)
+  t.equal(run.status, 200, JSON.stringify(run.body))
   const { steps } = run.body as Steps
   t.ok(steps.length > 0)
   t.ok(steps.every(({ ok }) => ok), JSON.stringify(steps.filter(({ ok }) => !ok)))
