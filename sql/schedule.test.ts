@@ -57,7 +57,8 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   t.same(ages.filter(({ is_old }) => is_old), [], 'no job is as old as the store, also not the one that has not run yet')
   await waitFor(async () => await value(sql`select active from fleet.silence_samples where cohort = '(all)'`) === 3, { patience: 90_000 })
   await sql`call fleet.nightly()`
-  t.equal(await value(sql`select count(*) from fleet.hb_partitions where state = 'detached'`), '10')
+  const retired = await value(sql`select count(*)::int from fleet.hb_partitions where state = 'detached'`) as number
+  t.ok([10, 11].includes(retired), `${retired} days; one more of a store that was set up before midnight`)
   t.ok(Number(await value(sql`select count(*) from fleet.events where event in ('maintain.end', 'nightly.end') and is_ok`)) >= 2)
   t.not(await value(sql`select count(*) from fleet.events where event = 'reconciliation.completed'`), '0')
 
