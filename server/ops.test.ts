@@ -13,7 +13,7 @@ t.test('the nightly run by hand: the plan, then the steps', async t => {
   const before = await attached()
 
   const plan = await call('POST /ops/nightly?dry_run=1&retention_days=60', { admin: true })
-  t.equal(plan.status, 200)
+  t.equal(plan.status, 200, JSON.stringify(plan.body))
   const retired = (plan.body as Steps).steps.filter(({ step }) => step === 'retire')
   t.ok(retired.length >= 29, `${retired.length} days from 60 to 90`)
   t.equal(await attached(), before, 'a dry run changes nothing')

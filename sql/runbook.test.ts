@@ -22,6 +22,7 @@ for (const [page, role] of [['README.md', 'fleet_dba'], ['RUNBOOK.md', 'fleet_db
       const session = asRole(t, db, statement.startsWith('-- as the owner of the table') ? 'postgres' : role)
       const error = await session.unsafe(statement).then(() => undefined, (caught: { code: string, message: string }) => caught)
       // The examples name devices and days that this database does not have: the store's own words say so.
+      await session.end({ timeout: 1 })
       t.ok(!error || error.code.startsWith('FL'), `${statement}${error ? ` -- ${error.code} ${error.message}` : ''}`)
     }
   })
