@@ -6,6 +6,9 @@ import type { ArchiverConfig } from './config.ts'
 export type Database = ArchiverConfig['database']
 export type Sql = ReturnType<typeof connect>
 
+/** VACUUM and COPY of a whole partition take as long as they take. As text, because postgres.js leaves out a parameter that is 0. */
+const UNLIMITED = { statement_timeout: '0', idle_in_transaction_session_timeout: '0' } as object
+
 /**
  * A client whose timestamps are strings in UTC: a JavaScript Date has milliseconds, Postgres microseconds,
  * and a proof that rounds is no proof.
@@ -23,9 +26,7 @@ export function connect(database: Database, options: { max: number, application_
       DateStyle: 'ISO',
       // With fewer digits a double would come out as another one.
       extra_float_digits: 1,
-      // VACUUM and COPY of a whole partition take as long as they take.
-      statement_timeout: 0,
-      idle_in_transaction_session_timeout: 0,
+      ...UNLIMITED,
       ...(database.role ? { role: database.role } : {}),
     },
     types: {

@@ -3,7 +3,8 @@ import { connect, type Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
 import t from 'tap'
-import { toRfc3339 } from './database.ts'
+import { connectHot, connectListener, connectOps, end, toRfc3339 } from './database.ts'
+import { connect as connectArchiver } from '../archiver/database.ts'
 import { testCluster, withDatabase } from '../local/testing.ts'
 
 t.test('a timestamp keeps its microseconds', async t => {
@@ -11,6 +12,21 @@ t.test('a timestamp keeps its microseconds', async t => {
   t.equal(toRfc3339('2026-01-02 03:04:05+00'), '2026-01-02T03:04:05Z')
   t.equal(toRfc3339('2026-01-02 03:04:05-05'), '2026-01-02T03:04:05-05:00')
   t.equal(toRfc3339('2026-01-02 03:04:05+05:30'), '2026-01-02T03:04:05+05:30')
+})
+
+t.test('each connection says how long a statement may take and where names are found, whatever the role says', async t => {
+  const db = await withDatabase(t)
+  await db.admin.unsafe(`alter database ${db.name} set search_path = public`)
+  const login = { url: db.url('fleet_server'), role: 'fleet_server' }
+  const hot = connectHot(login, 1)
+  const ops = connectOps({ url: db.url('fleet_server') }, 1)
+  const listener = connectListener({ url: db.url('fleet_server') })
+  const archiver = connectArchiver({ url: db.url('fleet_server') }, { max: 1 })
+  t.teardown(() => Promise.all([hot.sql, ops, listener].map(end)))
+  t.teardown(() => archiver.end({ timeout: 1 }))
+  for (const [name, sql, timeout] of [['hot', hot.sql, '2s'], ['ops', ops, '0'], ['listener', listener, '5s'], ['archiver', archiver, '0']] as const) {
+    t.same(await sql.unsafe(`select current_setting('statement_timeout') as timeout, current_setting('search_path') as names`), [{ timeout, names: 'pg_catalog, pg_temp' }], name)
+  }
 })
 
 // Without patches/postgres+3.4.9.patch the next statement is never sent, and fails when connect_timeout is over.

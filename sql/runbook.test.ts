@@ -21,6 +21,7 @@ for (const [page, role] of [['README.md', 'fleet_dba'], ['RUNBOOK.md', 'fleet_db
     for (const statement of blocks.flatMap(block => block.split(/;\n/)).map(part => part.trim()).filter(Boolean)) {
       const session = asRole(t, db, statement.startsWith('-- as the owner of the table') ? 'postgres' : role)
       const error = await session.unsafe(statement).then(() => undefined, (caught: { code: string, message: string }) => caught)
+      await session.end({ timeout: 1 })
       // The examples name devices that this database does not have: the store's own words say so.
       t.ok(!error || error.code === 'FL404', `${statement}${error ? ` -- ${error.code} ${error.message}` : ''}`)
     }
