@@ -60,7 +60,9 @@ t.test('a store of 0.1.0 has the rights of a new one after the upgrade, and goes
   await migrate(db.url('postgres'), { current: true, log: () => {} })
 
   const fresh = await withDatabase(t)
-  t.equal(await rightsPage(admin), await rightsPage(fresh.admin), 'each role may do what it may in a new store')
+  // The retired tables, which a new store does not have, follow below.
+  const page = (await rightsPage(admin)).split('\n').filter(line => !line.includes('fleet_detached.')).join('\n')
+  t.equal(page, await rightsPage(fresh.admin), 'each role may do what it may in a new store')
   t.same(await admin`
     select c.oid::regclass::text as left_over from pg_class c where c.relowner = 'fleet_archiver'::regrole
     union all
