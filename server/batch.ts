@@ -89,7 +89,7 @@ export function findExcess(body: Buffer, isLines: boolean): Problem | undefined 
   return undefined
 }
 
-/** One item a line; blank lines are none. Stops early: more than a batch holds is refused anyway. */
+/** One item a line; blank lines are none, and trim() removes a byte order mark too, wherever files were joined. Stops early: more than a batch holds is refused anyway. */
 function parseLines(body: Buffer): unknown[] {
   const items: unknown[] = []
   for (let start = 0; start < body.length && items.length <= MAX_BATCH_ITEMS;) {
