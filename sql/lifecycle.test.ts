@@ -295,6 +295,12 @@ t.test('a partition without a proven archive is not dropped, whoever tries and h
   await refused(admin, 'drop schema fleet_detached cascade', 'drop schema of the retired')
   await refused(admin, 'drop owned by fleet_owner cascade', 'drop owned')
   await refused(admin, `set session_replication_role = replica; drop table fleet.${active}`, 'with triggers off')
+  await admin`insert into fleet.device_heartbeats (ts, device_id) values (${daysAgo(10)}::date + interval '1 hour', 1)`
+  const claim = `update fleet.hb_partitions set is_proven_empty = true where partition_name = '${active}'`
+  await refused(sql, `${claim}; drop table fleet.${active}`, 'a claim of the owner that a table is empty')
+  await refused(sql, `alter table fleet.${active} rename to harmless; ${claim}; drop table fleet.harmless`, 'the same claim after a rename')
+  await refused(sql, `alter table fleet.device_heartbeats detach partition fleet.${active}; alter table fleet.${active} set schema fleet_detached;
+    ${claim}; drop table fleet_detached.${active}`, 'the same claim after a move')
   await refused(admin, `create table fleet_detached.unknown (x int); drop table fleet_detached.unknown`, 'a table it does not know')
   await t.rejects(admin.begin(s => s.unsafe(`
     update partman.part_config set retention_schema = null;
