@@ -39,6 +39,7 @@ t.test('an archive is dropped once a second login has read it back', async t => 
   }
   t.match(await runOnce(t, db, directory), { code: 0 })
   t.match(await states(), [{ state: 'archived' }], 'the archiver waits')
+  await t.rejects(asRole(t, db, 'fleet_dba')`select fleet.accept_archive(${name}, 'a test')`, { code: 'FL001', message: /not confirmed by a second login/ })
   t.match(await db.sql`select status, detail from fleet.check(now() + interval '2 days') where check_name = 'archive_unconfirmed'`, [{ status: 'warn', detail: RegExp(name) }])
 
   t.match(await confirm(t, db, directory), { code: 0, output: /1 confirmed/ })

@@ -108,6 +108,13 @@ t.test('each minute somebody looks, and what was ended is an event', async t => 
   `)
   await db.sql`call fleet.mark_silent()`
   t.match(await db.sql`select event, detail from fleet.events where event = 'reader.ended'`, [{ event: 'reader.ended', detail: /^backend \d+ of fleet_reader: its transaction was idle/ }])
+  await db.admin.unsafe(`
+    create or replace function fleet_guard.end_overdue_readers(p_statement interval default '0', p_idle interval default '0', p_transaction interval default '0')
+    returns table (pid integer, usename text, reason text, is_ended boolean) language plpgsql security definer set search_path = pg_catalog, pg_temp as $f$
+      begin raise insufficient_privilege using message = 'permission denied to terminate process'; end
+    $f$
+  `)
+  await t.resolves(db.sql`call fleet.mark_silent()`, 'an administrator who may not end sessions does not stop what else is done each minute')
   const [job] = await db.sql`select schedule from fleet.job_definitions() where command = 'call fleet.mark_silent()'`
   t.equal(job?.schedule, '* * * * *')
 })

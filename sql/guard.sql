@@ -1,6 +1,6 @@
 -- The guard that refuses to drop a partition whose archive is not proven. Run at setup, before the migrations, by the
 -- administrator: it lives in a schema of its own, so that `drop schema fleet cascade` meets it, and not with it.
--- Names are found in Postgres itself, whoever runs this: nothing that an ordinary role made takes their place.
+-- Names resolve in pg_catalog, no matter who runs this, so nothing that an ordinary role made is called instead.
 set search_path = pg_catalog, pg_temp;
 
 create schema if not exists fleet_guard;
@@ -14,16 +14,16 @@ create table if not exists fleet_guard.partitions (
 );
 alter table fleet_guard.partitions add column if not exists relid_seal text;
 comment on table fleet_guard.partitions is
-  'What may be dropped, kept by a trigger on fleet.hb_partitions. A table that is not here, or not proven here, stays.';
+  'Which tables may be dropped, recorded by a trigger on fleet.hb_partitions. A table that is missing here, or not proven, is not dropped.';
 comment on column fleet_guard.partitions.partition_name is 'Name of the partition, in schema fleet or fleet_detached.';
-comment on column fleet_guard.partitions.relid is 'Its oid, so that a renamed or moved table is still recognised.';
+comment on column fleet_guard.partitions.relid is 'Its oid, by which a renamed or moved table is still recognized.';
 comment on column fleet_guard.partitions.relid_seal is
-  'fleet_guard.seal(relid) where the oid was recorded. If it differs, the row came with a dump, and relid means nothing here.';
+  'fleet_guard.seal(relid) when the oid was recorded. If it differs now, the row came with a dump, and relid means nothing here.';
 comment on column fleet_guard.partitions.is_proven is 'True when its archive was read back and proven, or when it was proven empty.';
 
 grant usage on schema fleet_guard to fleet_owner;
--- Not even the owner writes here: what is proven is said by the trigger below alone. Until the migrations of 0.2 have run, the
--- owner's own trigger does, and fleet_guard.end_setup() takes that right away after them.
+-- Not even the owner may write here: only the trigger below records what is proven. Before the migrations of 0.2 a trigger of the
+-- owner's does that, and fleet_guard.end_setup() takes the right away after them.
 grant select on fleet_guard.partitions to fleet_owner;
 do $$
 begin
@@ -33,21 +33,28 @@ begin
 end
 $$;
 
--- An oid means something only in the catalog that gave it out. A dump brings the oids of another one along, but never this: a
--- restored table has an oid of its own, and another cluster has another identifier. (pg_upgrade keeps the oids and changes the identifier:
--- they are looked up once more.)
+-- An oid means something only in the catalog that assigned it. A dump brings the oids of another catalog, and their seals never fit
+-- here: the restored table of the guard has a new oid, and another cluster has another identifier. (pg_upgrade keeps the oids and
+-- changes the identifier, so the tables are looked up once more.)
 create or replace function fleet_guard.seal(p_relid oid) returns text
-language sql
+language plpgsql
 stable
 strict
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select format('%s/%s:%s', s.system_identifier, 'fleet_guard.partitions'::regclass::oid, p_relid)
-  from pg_control_system() s;
+declare
+  v_system bigint := 0;
+begin
+  -- A managed Postgres may hide the identifier. The oid of the guard's table then has to be enough.
+  if has_function_privilege('pg_control_system()', 'execute') then
+    v_system := (select s.system_identifier from pg_control_system() s);
+  end if;
+  return format('%s/%s:%s', v_system, 'fleet_guard.partitions'::regclass::oid, p_relid);
+end
 $$;
 comment on function fleet_guard.seal(oid) is
-  'Stored beside an oid, it says later whether that oid was recorded in this database, or came with a dump of another.';
+  'A text that is stored with an oid. If it differs later, the oid was not recorded in this database but came with a dump of another one.';
 
 revoke all on function fleet_guard.seal(oid) from public;
 grant execute on function fleet_guard.seal(oid) to fleet_owner;
@@ -57,6 +64,8 @@ language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
+-- A policy is code of the owner's, too: an error rather than that.
+set row_security = off
 as $$
 declare
   v_relation record;
@@ -66,7 +75,7 @@ begin
   if tg_relid <> to_regclass('fleet.hb_partitions') then
     raise exception using
       errcode = 'FL001',
-      message = format('%s is not fleet.hb_partitions, and says nothing about what may be dropped', tg_relid::regclass);
+      message = format('a trigger on %s cannot record what may be dropped; only one on fleet.hb_partitions can', tg_relid::regclass);
   end if;
   if v_is_empty then
     -- Looks for itself: at plain tables alone, since what else could stand there would run code of the owner's with these rights.
@@ -112,7 +121,7 @@ begin
 end
 $$;
 comment on function fleet_guard.note_partition() is
-  'Trigger on fleet.hb_partitions: keeps fleet_guard.partitions. A partition is proven when it has the proof of its archive, or when it is seen to be empty.';
+  'Trigger on fleet.hb_partitions: keeps fleet_guard.partitions. A partition is proven if its archive is proven, or if it is found to be empty.';
 
 create or replace function fleet_guard.refuse_unproven_drop() returns event_trigger
 language plpgsql
@@ -156,8 +165,8 @@ $$;
 comment on function fleet_guard.refuse_unproven_drop() is
   'Event trigger on sql_drop: ends any statement that would drop a heartbeat partition whose archive is not proven.';
 
--- After a restore the tables still have the names that they were dumped with. Whatever renames or moves one comes through here
--- first, so that the guard knows it afterwards, also before the first maintenance.
+-- After a restore the tables still have the names that they were dumped with. Every statement that can rename or move one runs this
+-- first, so the guard recognizes it afterwards, even before the first maintenance.
 create or replace function fleet_guard.find_restored_tables() returns event_trigger
 language plpgsql
 volatile
@@ -182,7 +191,7 @@ begin
 end
 $$;
 comment on function fleet_guard.find_restored_tables() is
-  'Event trigger before ALTER: after a dump was restored, looks partitions up by name before one can be renamed or moved.';
+  'Event trigger before ALTER: after a dump was restored, looks up partitions by name before one can be renamed or moved.';
 
 revoke all on function fleet_guard.refuse_unproven_drop(), fleet_guard.find_restored_tables(), fleet_guard.note_partition() from public;
 grant execute on function fleet_guard.note_partition() to fleet_owner;
@@ -201,7 +210,7 @@ begin
 end
 $$;
 comment on function fleet_guard.end_setup() is
-  'Takes from fleet_owner what only the migrations need: to create schemas in this database, and to write what is proven. Called after each migration.';
+  'Takes from fleet_owner what only migrations need: the right to create schemas in this database and to record what is proven. Called after each migration.';
 
 revoke all on function fleet_guard.end_setup() from public;
 grant execute on function fleet_guard.end_setup() to fleet_owner;
@@ -226,7 +235,7 @@ begin
   comment on event trigger fleet_guard_drop is
     'Refuses to drop a heartbeat partition whose archive is not proven (fleet_guard.partitions).';
   drop event trigger if exists fleet_guard_find;
-  -- All that can rename or move a table; ALTER INDEX and ALTER VIEW rename one as well.
+  -- Every command that can rename or move a table; ALTER INDEX and ALTER VIEW can rename one as well.
   create event trigger fleet_guard_find on ddl_command_start
     when tag in (
       'ALTER TABLE', 'ALTER SCHEMA', 'ALTER INDEX', 'ALTER VIEW', 'ALTER MATERIALIZED VIEW', 'ALTER SEQUENCE', 'ALTER FOREIGN TABLE'
@@ -234,6 +243,6 @@ begin
     execute function fleet_guard.find_restored_tables();
   alter event trigger fleet_guard_find enable always;
   comment on event trigger fleet_guard_find is
-    'After a dump was restored: lets the guard know the partitions by their new oids before one is renamed.';
+    'After a dump was restored, looks up the new oids of the partitions before one is renamed.';
 end
 $$;

@@ -222,6 +222,18 @@ t.test('a second run of maintenance says that one is running, and by whom', asyn
   await dba`call fleet.nightly()`
 })
 
+t.test('a run that fails before its first step leaves the lock to the next one', async t => {
+  const db = await withDatabase(t)
+  const dba = asRole(t, db, 'fleet_dba')
+  await dba`set lock_timeout = '100ms'`
+  await db.admin.begin(async admin => {
+    await admin`lock table fleet.planned_steps in exclusive mode`
+    await t.rejects(dba`call fleet.nightly()`, { code: '55P03' })
+    t.same(await admin`select * from fleet.lock_holders('maintenance')`, [], 'the session lives on without the lock')
+  })
+  await asRole(t, db, 'fleet_owner')`call fleet.nightly()`
+})
+
 t.test('a stuck run of maintenance is ended by force, and the next one goes on', async t => {
   const db = await withDatabase(t)
   const stuck = asRole(t, db, 'fleet_owner')
@@ -272,9 +284,8 @@ t.test('a partition without a proven archive is not dropped, whoever tries and h
 
   const refused = async (session: Sql, statements: string, what: string) =>
     t.rejects(session.begin(s => s.unsafe(statements)), { code: 'FL001', hint: /drop_partition/ }, what)
-  const archiver = asRole(t, db, 'fleet_archiver')
   await refused(sql, `drop table fleet.${active}`, 'plain drop by the owner')
-  await refused(archiver, `drop table fleet_detached.${retired}`, 'plain drop by the archiver')
+  await t.rejects(asRole(t, db, 'fleet_archiver').unsafe(`drop table fleet_detached.${retired}`), { code: '42501' }, 'plain drop by the archiver')
   await refused(admin, `drop table fleet.${active}`, 'plain drop by a superuser')
   await refused(admin, `alter table fleet.${active} rename to harmless; drop table fleet.harmless`, 'rename, then drop')
   await refused(admin, `alter table fleet_detached.${retired} set schema public; drop table public.${retired}`, 'move, then drop')
@@ -284,6 +295,12 @@ t.test('a partition without a proven archive is not dropped, whoever tries and h
   await refused(admin, 'drop schema fleet_detached cascade', 'drop schema of the retired')
   await refused(admin, 'drop owned by fleet_owner cascade', 'drop owned')
   await refused(admin, `set session_replication_role = replica; drop table fleet.${active}`, 'with triggers off')
+  await admin`insert into fleet.device_heartbeats (ts, device_id) values (${daysAgo(10)}::date + interval '1 hour', 1)`
+  const claim = `update fleet.hb_partitions set is_proven_empty = true where partition_name = '${active}'`
+  await refused(sql, `${claim}; drop table fleet.${active}`, 'a claim of the owner that a table is empty')
+  await refused(sql, `alter table fleet.${active} rename to harmless; ${claim}; drop table fleet.harmless`, 'the same claim after a rename')
+  await refused(sql, `alter table fleet.device_heartbeats detach partition fleet.${active}; alter table fleet.${active} set schema fleet_detached;
+    ${claim}; drop table fleet_detached.${active}`, 'the same claim after a move')
   await refused(admin, `create table fleet_detached.unknown (x int); drop table fleet_detached.unknown`, 'a table it does not know')
   await t.rejects(admin.begin(s => s.unsafe(`
     update partman.part_config set retention_schema = null;

@@ -14,10 +14,10 @@ begin
   if p_reason is null or btrim(p_reason) = '' then
     raise exception using
       errcode = 'FL422',
-      message = format('a reason is needed to drop partition %s although it differs from its archive', coalesce(p_partition, 'null')),
+      message = format('partition %s is not dropped: a reason for keeping only its archive is needed', coalesce(p_partition, 'null')),
       hint = format('Example: select fleet.accept_archive(%L, ''changed by mistake, case 4711'');', p_partition);
   end if;
-  -- Of a large day that takes many seconds: before its row is locked.
+  -- This takes many seconds for a large day, so it happens before the partition's row is locked.
   select * into v_found
   from fleet.hb_partitions p
   cross join lateral fleet.compare_with_archive(p.partition_name)
@@ -42,8 +42,14 @@ begin
       message = format('partition %s is %s and has no proven archive; it is not dropped', p_partition, v_partition.state),
       hint = format('Run select fleet.archive_partition(%L); and wait for state archived.', p_partition);
   end if;
+  if v_partition.confirmed_at is null and (select s.proofs_needed from fleet.settings s) > 1 then
+    raise exception using
+      errcode = 'FL001',
+      message = format('the archive of partition %s is not confirmed by a second login; the partition is not dropped', p_partition),
+      hint = 'In a shell, with VERIFIER_DATABASE_URL: npm run archive -- confirm. It confirms partitions in state archived.';
+  end if;
   if not v_found.differs and v_partition.state = 'archived' then
-    return format('partition %s is what its archive is; there is nothing to accept', p_partition);
+    return format('partition %s is the same as its archive; there is nothing to accept', p_partition);
   end if;
 
   perform fleet.record_event(
@@ -57,9 +63,9 @@ begin
   set state = 'archived', step = 'proven', attempts = 0, next_attempt_at = null
   where partition_name = p_partition;
   perform fleet.drop_retired(p_partition, v_found.table_oid, v_since);
-  return format('partition %s is dropped; its archive counts', p_partition);
+  return format('partition %s is dropped; its archive is kept as the right copy', p_partition);
 end
 $$;
 
 comment on function fleet.accept_archive(text, text) is
-  'Drops a retired table although it differs from its proven archive: the archive counts. Who did so, why, and what was dropped stay in fleet.events. First: npm run archive -- verify. The other way round: fleet.retry_archive(). Example: select fleet.accept_archive(''device_heartbeats_p2026_08_15'', ''changed by mistake'');';
+  'Drops a retired table although it differs from its proven archive, because the archive is right. fleet.events keeps who did so, why, and what was dropped. Run npm run archive -- verify first. If the table is right instead, call fleet.retry_archive(). Example: select fleet.accept_archive(''device_heartbeats_p2026_08_15'', ''changed by mistake'');';

@@ -11,11 +11,15 @@ begin
   check_name := 'archive_columns';
   if v_unknown is not null then
     status := 'fail';
-    detail := format('the archive has no form for %s: no day with this column can be archived, nor dropped', v_unknown);
+    detail := format('the archive has no form for %s: no day with this column can be archived or dropped', v_unknown);
     remedy := (
-      select e'-- as fleet_owner; this rewrites every partition, and heartbeats wait until it is done\n' || string_agg(
-        case when a.attgenerated <> '' then format('alter table fleet.device_heartbeats alter column %I drop expression;', a.attname)
-        else format('alter table fleet.device_heartbeats alter column %I type text using %1$I::text;', a.attname) end,
+      select e'-- as fleet_owner; this can rewrite every partition, and heartbeats wait until it is done\n' || string_agg(
+        case
+          -- A virtual one (PostgreSQL 18) has no stored values, and its expression cannot be dropped.
+          when a.attgenerated = 'v' then format('alter table fleet.device_heartbeats drop column %I;', a.attname)
+          when a.attgenerated <> '' then format('alter table fleet.device_heartbeats alter column %I drop expression;', a.attname)
+          else format('alter table fleet.device_heartbeats alter column %I type text using %1$I::text;', a.attname)
+        end,
         e'\n' order by a.attnum
       )
       from pg_attribute a
@@ -43,4 +47,4 @@ end
 $$;
 
 comment on function fleet.check_columns() is
-  'What fleet.check() says of the columns of fleet.device_heartbeats: whether each can be archived, and whether others are refused.';
+  'The part of fleet.check() about the columns of fleet.device_heartbeats: whether each can be archived, and whether others are refused.';

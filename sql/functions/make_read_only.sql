@@ -1,4 +1,4 @@
--- The archiver reads, and owns nothing: who owns a table can grant itself everything on it.
+-- The archiver may read and owns nothing, because the owner of a table can grant itself every right on it.
 create or replace function fleet.make_read_only(p_partition text) returns void
 language plpgsql
 volatile
@@ -10,12 +10,13 @@ begin
     'revoke all on fleet_detached.%I from public, fleet_owner, fleet_server, fleet_archiver, fleet_reader, fleet_dba', p_partition
   );
   execute format('grant select on fleet_detached.%I to fleet_owner, fleet_archiver, fleet_dba, fleet_reader', p_partition);
-  -- To VACUUM it; before PostgreSQL 17 only its owner may, whose job fleet-freeze does.
+  -- For VACUUM. Before PostgreSQL 17 only the owner may run it, in the job fleet-freeze; since then the owner needs the right too,
+  -- and it was revoked above with the others.
   if current_setting('server_version_num')::integer >= 170000 then
-    execute format('grant maintain on fleet_detached.%I to fleet_archiver', p_partition);
+    execute format('grant maintain on fleet_detached.%I to fleet_owner, fleet_archiver', p_partition);
   end if;
 end
 $$;
 
 comment on function fleet.make_read_only(text) is
-  'Leaves a retired table to be read by the archiver, the DBA and readers, and written by nobody.';
+  'Lets the archiver, the DBA and readers read a retired table, and nobody write to it.';
