@@ -205,7 +205,7 @@ t.test('the command names the column that was left out', async t => {
   await workAll(t, db, directory)
   await alter(db, 'alter table fleet.device_heartbeats drop column ip, drop column network_type')
   const { output } = await runCli(t, db, directory, 'restore', retiredDay)
-  t.match(output, `${partition}: restored, 1000 rows; left out, as the table no longer has it, and kept in the archive: network_type (text), ip (inet)\n`)
+  t.match(output, `${partition}: restored, 1000 rows; left out because the table no longer has it, and kept in the archive: network_type (text), ip (inet)\n`)
 })
 
 t.test('a day that was detached before a column was added is archived as it is', async t => {
