@@ -13,7 +13,7 @@ const SYNTAX = [
   },
 ]
 
-const OPEN = 'Open it by local/database.ts, server/database.ts or archiver/database.ts, which fix where names are found.'
+const OPEN = 'Open it with local/database.ts, server/database.ts or archiver/database.ts, which set a fixed search path.'
 const CONNECTIONS = [
   { selector: 'CallExpression[callee.name="postgres"]', message: OPEN },
   { selector: 'ImportDeclaration[source.value="postgres"] > ImportDefaultSpecifier[local.name!="postgres"]', message: OPEN },
@@ -50,7 +50,7 @@ export default tseslint.config(
     },
   },
   {
-    // Those that open connections; tests and benchmarks, whose databases are their own, do it in every way that there is.
+    // The files that open connections, and tests and benchmarks, which use their own databases and open them in many ways.
     files: ['local/database.ts', 'server/database.ts', 'archiver/database.ts', '**/*.test.ts', '**/testing.ts', '**/*-testing.ts', 'bench/**/*.ts'],
     rules: { 'no-restricted-syntax': ['error', ...SYNTAX] },
   },

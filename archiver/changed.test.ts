@@ -126,6 +126,6 @@ t.test('a table that was dropped by hand is not said to have been compared', asy
   await db.admin.unsafe(`drop table fleet_detached.${partition}`)
   await db.admin`update fleet.settings set archive_grace = '0'`
   t.equal(await value(db.sql`select fleet.drop_partition(${partition})`), true)
-  t.match(await db.sql`select detail from fleet.events where event = 'partition.drop'`, [{ detail: 'its table was gone already; nothing was compared' }])
+  t.match(await db.sql`select detail from fleet.events where event = 'partition.drop'`, [{ detail: 'the table was gone already; nothing was compared' }])
   t.equal(Number(await value(db.sql`select total from fleet.counters where counter = 'hb_partition_dropped_total'`) ?? 0), 0)
 })

@@ -19,8 +19,8 @@ const usage = `usage: npm run archive -- <command>
                            which has each day once, from the database or else from the archive
         [--from <date>] [--to <date>]  only these days, and only their archives are fetched
         [--json | --csv]               instead of a table
-  confirm                  reads back each archive that waits for its second proof and confirms it, with the login of
-                           VERIFIER_DATABASE_URL; exit code 1 when one is not as it should be
+  confirm                  reads back and confirms each archive that is waiting for a second proof, with the login of
+                           VERIFIER_DATABASE_URL; exit code 1 if one cannot be confirmed
   adopt                    makes every archive of the store known to a database that did not write it, as after the loss
                            of the one that did; each is read back and proven first; exit code 1 when one is not
   reindex                  makes index.json anew from the manifests; exit code 1 when one cannot be read
@@ -156,10 +156,10 @@ async function reindex(worker: Worker) {
   return faults.length > 0 ? 1 : 0
 }
 
-/** @throws {ConfigError} when no other login than the archiver's is set */
+/** @throws {ConfigError} when VERIFIER_DATABASE_URL is not set */
 function asVerifier(config: ArchiverConfig) {
   if (config.verifierDatabase) return { ...config, database: config.verifierDatabase }
-  throw new ConfigError('VERIFIER_DATABASE_URL: is not set; archives are confirmed by another login than the archiver\'s, a member of fleet_verifier')
+  throw new ConfigError('VERIFIER_DATABASE_URL: is not set; archives are confirmed by a login of fleet_verifier, not by the archiver\'s login')
 }
 
 async function confirm(worker: Worker) {
@@ -194,14 +194,16 @@ async function restore(worker: Worker, from: string, to: string) {
   const said = new Set<string>()
   let failures = 0
   while (!stopping.signal.aborted) {
-    const items = await sql<{ partition_name: string, state: string, last_error: string | null, lease_owner: string | null, row_count: string, left_out: string | null }[]>`
+    const items = await sql<{
+      partition_name: string, state: string, last_error: string | null, lease_owner: string | null, row_count: string, left_out: string | null
+    }[]>`
       select i.partition_name, i.state, i.last_error, i.lease_owner, i.left_out, p.row_count
       from fleet.restore_items i
       join fleet.hb_partitions p using (partition_name)
       where i.request_id = ${request_id}
       order by p.range_start`
     for (const { partition_name, state, last_error, lease_owner, left_out, row_count } of items) {
-      const leftOut = left_out === null ? '' : `; left out, as the table no longer has it, and kept in the archive: ${left_out}`
+      const leftOut = left_out === null ? '' : `; left out because the table no longer has it, and kept in the archive: ${left_out}`
       const word = {
         running: `${partition_name}: being restored by ${lease_owner}, ${row_count} rows`,
         done: `${partition_name}: restored, ${row_count} rows${leftOut}`,

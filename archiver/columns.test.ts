@@ -206,7 +206,7 @@ t.test('the command names the column that was left out', async t => {
   await workAll(t, db, directory)
   await alter(db, 'alter table fleet.device_heartbeats drop column ip, drop column network_type')
   const { output } = await runCli(t, db, directory, 'restore', retiredDay)
-  t.match(output, `${partition}: restored, 1000 rows; left out, as the table no longer has it, and kept in the archive: network_type (text), ip (inet)\n`)
+  t.match(output, `${partition}: restored, 1000 rows; left out because the table no longer has it, and kept in the archive: network_type (text), ip (inet)\n`)
 })
 
 t.test('a day that was detached before a column was added is archived as it is', async t => {
@@ -233,23 +233,23 @@ t.test('a value that does not fit the column of today is named, and nothing is a
   const { worker } = await withWorker(t, db, directory)
   const impossible: Record<string, [RegExp, string, string]> = {
     'a smaller type': [
-      /column signal_dbm: the archive has smallint, and the table today numeric\(1,0\).*(overflow)/,
+      /column signal_dbm: the archive has smallint, the table has numeric\(1,0\).*(overflow)/,
       'alter column signal_dbm type numeric(1,0)', 'alter column signal_dbm type smallint',
     ],
     'a type that rounds': [
-      /column received_at: the archive has timestamp with time zone, and the table today date not null, .*\(1000 values would change\); nothing is attached/,
+      /column received_at: the archive has timestamp with time zone, the table has date not null, .*\(1000 values would change\); nothing is attached/,
       'alter column received_at type date', 'alter column received_at type timestamptz',
     ],
     'another kind': [
-      /column agent_version: the archive has text, and the table today uuid, .*invalid input syntax for type uuid/,
+      /column agent_version: the archive has text, the table has uuid, .*invalid input syntax for type uuid/,
       'alter column agent_version type uuid using null', 'alter column agent_version type text',
     ],
     'not null': [
-      /column network_type: the archive has text, and the table today text not null, .*contains null values/,
+      /column network_type: the archive has text, the table has text not null, .*contains null values/,
       'alter column network_type set not null', 'alter column network_type drop not null',
     ],
     'a new one, not null and without a default': [
-      /column model: the archive has no such column, and the table today text not null, .*contains null values.*; nothing is attached \(Give it a default/, 'add column model text not null', 'drop column model',
+      /column model: the archive has no such column, the table has text not null, .*contains null values.*; nothing is attached \(Give it a default/, 'add column model text not null', 'drop column model',
     ],
   }
   for (const [name, [message, change, back]] of Object.entries(impossible)) {

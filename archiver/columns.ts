@@ -3,13 +3,13 @@ import { readManifest, type Manifest } from './manifest.ts'
 import { plainColumns, type Column } from './parquet.ts'
 import { locate, type Store, type StoreOptions } from './store.ts'
 
-/** A column of an archive or a partition, and what it is in fleet.device_heartbeats today; null where it was dropped. */
+/** A column of an archive or a partition, and its name and type in fleet.device_heartbeats today; null if it was dropped. */
 export interface MappedColumn extends Column { today_name: string | null, today_type: string | null }
 
-/** The columns of an archive. `columns_at`: when the table had them; null: before the first change that is known. */
+/** The columns of an archive. `columns_at`: when the table had them; null: before the first known change. */
 export interface Shape { columns: Column[], columns_at: string | null }
 
-/** Says what became of the columns of an archive, in their order; see fleet.map_columns(). */
+/** Maps the columns of an archive, in their order, to today's columns; see fleet.map_columns(). */
 export async function mapColumns(sql: Sql, { columns, columns_at }: Shape) {
   return await sql<MappedColumn[]>`
     select name, type, today_name, today_type
@@ -18,9 +18,8 @@ export async function mapColumns(sql: Sql, { columns, columns_at }: Shape) {
 }
 
 /**
- * The columns of an archive that was made before the database recorded them, from its manifest; the database has them
- * from then on.
- * @throws when the manifest is missing, cannot be read, or is of another file
+ * Reads the columns of an archive from its manifest and records them, for an archive that was made before the database recorded columns.
+ * @throws when the manifest is missing, cannot be read, or belongs to another file
  */
 export async function learnColumns(
   { sql, store, storeOptions }: { sql: Sql, store: Store, storeOptions: StoreOptions },
@@ -39,7 +38,7 @@ export async function learnColumns(
   return manifest.columns
 }
 
-/** Records the columns of a proven archive, where the database does not know them yet. */
+/** Records the columns of a proven archive if the database does not know them yet. */
 export async function recordColumns(sql: Sql, partition: string, { sha256, columns, checksum_version, format_version }: Manifest) {
   await sql`
     select fleet.record_columns(${partition}, ${sha256}, ${sql.json(plainColumns(columns))}, ${checksum_version}, ${format_version})`

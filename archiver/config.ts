@@ -73,7 +73,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     database: ARCHIVER_DATABASE_URL
       ? { url: ARCHIVER_DATABASE_URL }
       : { url: DATABASE_URL ?? '', role: 'fleet_archiver' },
-    /** The login of the second witness; undefined where there is none. */
+    /** The login that gives the second proof; undefined if there is none. */
     verifierDatabase: VERIFIER_DATABASE_URL === undefined ? undefined : { url: VERIFIER_DATABASE_URL },
     archiveUrl: ARCHIVE_URL,
     olderStores: parsed.data.ARCHIVE_OLDER_STORES,

@@ -74,7 +74,7 @@ t.test('the archiver is no second witness, whatever login it uses, and the verif
   const claim = (sha: string, content: string, rows: string) => verifier`
     select fleet.confirm_archive(${archive!.partition_name as string}, ${sha}, ${content}, ${rows}, ${archive!.min_ts as Date}, ${archive!.max_ts as Date})`.then(() => {})
   const { checksum_sha256: sha, content_checksum: content, row_count: rows } = archive as Record<string, string>
-  await t.rejects(claim('ab'.repeat(32), content!, rows!), { code: 'FL010', message: /as fleet_verifier read it differs/ })
+  await t.rejects(claim('ab'.repeat(32), content!, rows!), { code: 'FL010', message: /as fleet_verifier read it, differs/ })
   await t.rejects(claim(sha!, '1', rows!), { code: 'FL010' })
   await t.rejects(claim(sha!, content!, '1'), { code: 'FL010', detail: /rows 300, read 1/ })
   for (const statement of ['select * from fleet.device_heartbeats', 'select * from fleet.hb_partitions', `select fleet.drop_partition('x')`,

@@ -8,11 +8,11 @@ import { listArchives, type Archive } from './verify.ts'
 import type { Worker } from './worker.ts'
 
 /**
- * Reads each archive back that waits for its second proof, every byte and row, and confirms what was found there. What counts is what
- * the database counted itself: neither the manifest nor the archiver is believed.
+ * Reads back every byte and row of each archive that is waiting for its second proof, and confirms what it found. The database compares
+ * that with its own count: neither the manifest nor the archiver is trusted.
  * @param worker with the login of a member of fleet_verifier
- * @param onArchive is told of each as it is begun
- * @returns how many were confirmed, and a sentence for each one that was not
+ * @param onArchive is called when the reading of an archive begins
+ * @returns how many were confirmed, and a sentence for each archive that was not
  */
 export async function confirmArchives(worker: Worker, onArchive: (archive: Archive) => void) {
   const faults: string[] = []

@@ -6,7 +6,7 @@ import type { ArchiverConfig } from './config.ts'
 export type Database = ArchiverConfig['database']
 export type Sql = ReturnType<typeof connect>
 
-/** VACUUM and COPY of a whole partition take as long as they take. As text, because postgres.js leaves out a parameter that is 0. */
+/** VACUUM and COPY of a whole partition have no time limit. Given as text, because postgres.js leaves out a parameter that is 0. */
 const UNLIMITED = { statement_timeout: '0', idle_in_transaction_session_timeout: '0' } as object
 
 /**
@@ -24,7 +24,7 @@ export function connect(database: Database, options: { max: number, application_
       TimeZone: 'UTC',
       search_path: 'pg_catalog, pg_temp',
       DateStyle: 'ISO',
-      // With fewer digits a double would come out as another one.
+      // With fewer digits a double would be printed as a different one.
       extra_float_digits: 1,
       ...UNLIMITED,
       ...(database.role ? { role: database.role } : {}),
@@ -49,7 +49,7 @@ export async function openSession(database: Database, signal?: AbortSignal) {
   const [row] = await sql<{ pid: number }[]>`select pg_catalog.pg_backend_pid() as pid`
   const pid = row?.pid ?? 0
   if (signal?.aborted) {
-    // It fired while this connected, and will not fire again.
+    // The signal fired while this connected, and it will not fire again.
     await sql.end({ timeout: 1 })
     signal.throwIfAborted()
   }

@@ -2,7 +2,7 @@ import { openSession, type Database } from './database.ts'
 import { columnList, copyOptions, writeParquet, type Column } from './parquet.ts'
 
 /**
- * Copies a table into a sorted Parquet file, of one snapshot, which has exactly as many rows as COPY sent.
+ * Copies one snapshot of a table into a sorted Parquet file, and checks that the file has exactly as many rows as COPY sent.
  * @param table a qualified and quoted name
  */
 export async function exportTable(

@@ -35,13 +35,13 @@ const format1 = z.object({
 
 const format2 = format1.extend({
   format_version: z.literal(2),
-  /** How content_checksum is defined. */
+  /** The version of the definition of content_checksum. */
   checksum_version: z.int().positive(),
-  /** When the table had these columns: what was renamed later has another name in it now. */
+  /** When the table had these columns. Later renames gave some of them other names. */
   columns_at: timestamp,
   /**
-   * Files of earlier revisions with columns that the table no longer had when this one was made: nothing else holds their values, so they
-   * are kept, each with its manifest, under supersededKeys(). Of each column, the name it has there.
+   * Files of earlier revisions with columns that the table no longer had when this one was made. Nothing else holds their values, so they
+   * are kept, each with its manifest, under supersededKeys(). `columns` has the names that these columns have in the file.
    */
   superseded: z.array(z.object({
     file: z.string().regex(/^\w+\.parquet$/, 'expected the name of a Parquet file, without a directory'),
@@ -86,7 +86,7 @@ export function keysOf(range_start: string, range_end: string, revision = 1) {
   return { folder, parquet: `${folder}device_heartbeats_${name}${suffix}.parquet`, manifest: `${folder}manifest.json` }
 }
 
-/** Where the file of an earlier revision is kept that holds more than the present one: where readers of `date=*` do not find it. */
+/** Where an earlier revision is kept if it holds more than the present one. Readers of `date=*` do not find it there. */
 export function supersededKeys(range_start: string, file: string) {
   const folder = `${root}superseded/date=${isoMicros(range_start).slice(0, 10)}/`
   return { folder, parquet: `${folder}${file}`, manifest: `${folder}${file.replace(/\.parquet$/, '')}.manifest.json` }

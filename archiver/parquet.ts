@@ -11,10 +11,10 @@ export interface Column { name: string, type: string }
 /** What a proof compares. Timestamps in UTC with microseconds; the checksum a decimal string. */
 export interface Content { row_count: number, content_checksum: string, min_ts: string | null, max_ts: string | null }
 
-/** How fleet.content_checksum() is defined today; see fleet.checksum_expression(). */
+/** The newest definition of fleet.content_checksum(); see fleet.checksum_expression(). */
 export const CHECKSUM_VERSION = 2
 
-/** A type in Parquet. `read` and `write` turn the text of Postgres into a value and back, where DuckDB's own text is another. */
+/** A type in Parquet. `read` and `write` convert the text of Postgres to a value and back if DuckDB's own text is different. */
 interface Form {
   duckdb: string
   canonical: (value: string) => string
@@ -25,12 +25,12 @@ interface Form {
 const sized = (value: string) => `strlen(${value}) || ':' || ${value}`
 const plain = (value: string) => `${value}::varchar`
 const moment = (value: string) => `case when isfinite(${value}) then epoch_us(${value})::varchar else ${value}::varchar end`
-// DuckDB has (BC) behind the date where Postgres has BC at the end. Each reads the other's as if it were not there, without an error.
+// DuckDB writes (BC) after the date, and Postgres writes BC at the end. Each ignores the other's notation without an error.
 const dateOf = (text: string) => `case when ends_with(${text}, ' BC') then (left(${text}, -3) || ' (BC)')::date else ${text}::date end`
 const writeYears = (text: string, zone = '') => `
   case when contains(${text}, ' (BC)') then replace(${text}, ' (BC)', '') || '${zone} BC' else ${text} || '${zone}' end`
 const writeDate = (value: string) => writeYears(`${value}::varchar`)
-// Not by way of the time zones: there the last years before the end of what Parquet can hold come out as others.
+// Does not use DuckDB's time zones, which change the last years that Parquet can hold.
 const writeZoned = (value: string) => `
   case when isfinite(${value}) then ${writeYears(`make_timestamp(epoch_us(${value}))::varchar`, '+00')} else ${value}::varchar end`
 const momentOf = (type: string) => (text: string) => `
@@ -59,11 +59,11 @@ const types: Record<string, Form> = {
   text: { duckdb: 'varchar', canonical: sized },
   inet: { duckdb: 'varchar', canonical: sized },
   jsonb: { duckdb: 'varchar', canonical: sized },
-  // As Postgres writes it: with its bounds, its dimensions and what is null in it.
+  // The text of Postgres, which has the bounds, the dimensions and the nulls of the array.
   'text[]': { duckdb: 'varchar', canonical: sized },
 }
 
-/** The columns as fleet.hb_partitions.columns and manifests have them. */
+/** The columns in the form that fleet.hb_partitions.columns and manifests use. */
 export function plainColumns(columns: readonly Column[]) {
   return columns.map(({ name, type }) => ({ name, type }))
 }
@@ -237,7 +237,7 @@ function typeOf(name: string, type: string) {
   const found = Object.hasOwn(types, base) ? types[base] : undefined
   if (!found) {
     throw new Error(
-      `column ${name} has type ${type}, which the archive has no form for; forms are added to archiver/parquet.ts, `
+      `column ${name} has type ${type}, for which the archive has no form; to add one, edit archiver/parquet.ts, `
       + 'sql/functions/archive_form.sql and sql/shape-guard.sql',
     )
   }

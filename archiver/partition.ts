@@ -66,7 +66,7 @@ async function freeze({ database, name }: Worker, { partition_name, table_name }
   // Not in a transaction, and not on the connection that renews the lease.
   const session = await openSession(database, signal)
   try {
-    // Before PostgreSQL 17 only the owner may: its jobs have frozen the partition before it was retired, or will.
+    // Before PostgreSQL 17 only the owner may VACUUM. Its jobs froze the partition before it was retired, or will do so.
     const [right] = await session.sql<{ may_vacuum: boolean }[]>`
       select case
         when current_setting('server_version_num')::int >= 170000 then has_table_privilege(${table_name}::text::regclass, 'MAINTAIN')
@@ -103,7 +103,7 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
   }
   const existing = await readManifest(store, manifestKey, signal)
   const { revision, replaces, superseded } = await chooseRevision(worker, folder, existing, exported, { file, columns }, work, signal)
-  // From here on the database forgets the former archive: not before it is sure that this export may take its place.
+  // From here on the database forgets the earlier archive, so first it has to be certain that this export may replace it.
   await sql`select fleet.record_export(${partition_name}, ${name})`
   const { columns_at } = await recordedShape(worker, partition_name)
   const keys = keysOf(range_start, range_end, revision)
@@ -153,7 +153,8 @@ async function chooseRevision(
   const refuse = (missing: number) => {
     throw new Error(
       `${worker.store.url}/${folder}${existing.file}: an archive of this day with other content is there already and is not overwritten: `
-      + `${missing} of its ${existing.row_count} rows are not in the partition (${other}). ${ifNotNeeded}. If the archive is right and the table is not, run select fleet.accept_archive(..., 'why')`,
+      + `${missing} of its ${existing.row_count} rows are not in the partition (${other}). ${ifNotNeeded}. `
+      + 'If the archive is right and the table is not, run select fleet.accept_archive(..., \'why\')',
     )
   }
   if (existing.range_start !== range_start || existing.range_end !== range_end) return refuse(existing.row_count)
@@ -165,11 +166,11 @@ async function chooseRevision(
 }
 
 /**
- * What Postgres counts and sums of the retired table, with the rights of its owner: whatever is proven later is compared with that.
- * @throws when the file has not as many rows, or other columns
+ * Lets Postgres count the retired table and compute its checksum, with the rights of its owner. Later proofs are compared with this.
+ * @throws when the file has another number of rows, or other columns
  */
 async function countRetired({ database, name }: Worker, partition: string, rows: number, columns: Column[], signal: AbortSignal): Promise<Content> {
-  // Takes seconds for a large day; not on the connection that renews the lease.
+  // Takes seconds for a large day, so it does not use the connection that renews the lease.
   const session = await openSession(database, signal)
   try {
     const [counted] = await session.sql<{ row_count: string, content_checksum: string, min_ts: string | null, max_ts: string | null }[]>`
@@ -198,7 +199,7 @@ async function recordedShape({ sql }: Worker, partition: string) {
 
 /** What an earlier run recorded before it died. */
 async function recordedClaims(worker: Worker, claimed: ClaimedPartition): Promise<Upload> {
-  // Null of what a version of before 0.2 uploaded: then the manifest's are believed, as they were.
+  // Null if a version before 0.2 uploaded the archive. The columns in the manifest are then accepted.
   const { columns } = await recordedShape(worker, claimed.partition_name) as { columns: Column[] | null }
   return {
     ...(columns ? { columns } : {}),
@@ -255,7 +256,7 @@ async function drop({ sql, log, name }: Worker, { partition_name }: ClaimedParti
     log.info({ event: 'partition.drop', partition: partition_name, rows, duration_ms }, 'dropped')
     return
   }
-  // Whoever comes first after that drops it.
+  // The next archiver that looks after that drops it.
   await sql`select fleet.release_lease(${partition_name}, ${name})`
   log.info({ event: 'partition.kept', partition: partition_name }, 'kept until archive_grace is over, and until a second proof where one is needed')
 }

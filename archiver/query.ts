@@ -35,15 +35,14 @@ interface OnlinePartition {
   columns: MappedColumn[]
 }
 
-/** A proven archive, with what its columns are today. */
+/** A proven archive, with its columns mapped to today's. */
 type MappedArchive = Archive & { mapped: MappedColumn[] | null }
 
 /**
  * Runs one SELECT of DuckDB's SQL over the relations `archive` (the archived rows), `online` (the database's, attached or
  * retired) and `device_heartbeats` (each day once: from the database while it is there, else from the archive), all
- * with the columns that the table has today, and those that were dropped since and archives still have. inet, numeric, jsonb and text[] are
- * text. Only the relations that the query names are loaded. The query can read
- * nothing else and write nothing.
+ * with today's columns of the table, followed by dropped columns that archives still have. inet, numeric, jsonb and text[] are text. Only
+ * the relations that the query names are loaded. The query can read nothing else and write nothing.
  * @param use is given the answer while the data is there
  * @throws {QueryError} for faults of the query; other errors are of the database or the store
  */
@@ -78,7 +77,7 @@ const integerTypes = new Set([
   DuckDBTypeId.BIGINT, DuckDBTypeId.UBIGINT, DuckDBTypeId.HUGEINT, DuckDBTypeId.UHUGEINT,
 ])
 
-/** What DuckDB's own JSON makes of the two dates that are none. */
+/** How DuckDB's JSON prints the two infinite dates. */
 const endlessDates = new Map<Json, Json>([['5881580-07-11', 'infinity'], ['5877642-06-24 (BC)', '-infinity']])
 
 async function* exactly(chunks: AsyncIterable<Json[][]>, types: DuckDBTypeId[]) {
@@ -142,8 +141,8 @@ function queryError(error: unknown) {
 }
 
 /**
- * The columns of archives that were made before the database recorded them, by the SHA-256 of the file. The database knows them from then
- * on, unless it is a replica.
+ * Reads the columns of archives that were made before the database recorded columns; returns them by the SHA-256 of the file. The database
+ * records them, too, unless it is a replica.
  */
 async function learnAll(worker: Worker, days: Days) {
   const learned: Record<string, Column[]> = {}
@@ -151,7 +150,9 @@ async function learnAll(worker: Worker, days: Days) {
     select partition_name, archive_url, checksum_sha256 from fleet.archives
     where columns is null and ${isWanted(worker.sql, days)} order by range_start`
   const read = async () => {
-    for (let archive = unknown.shift(); archive !== undefined; archive = unknown.shift()) learned[archive.checksum_sha256] = await learnColumns(worker, archive)
+    for (let archive = unknown.shift(); archive !== undefined; archive = unknown.shift()) {
+      learned[archive.checksum_sha256] = await learnColumns(worker, archive)
+    }
   }
   await Promise.all(Array.from({ length: 8 }, read))
   return learned
@@ -187,7 +188,7 @@ async function load(worker: Worker, wanted: Set<Relation>, days: Days, learned: 
   })
 }
 
-/** A partition may be archived and dropped between two looks at it; then all is looked at again. */
+/** A partition may be archived and dropped between two looks at it. In that case everything is read again. */
 async function whileItLasts<T>(worker: Worker, use: (session: Session) => Promise<T>) {
   for (let tried = 1; ; tried++) {
     const session = await openSession(worker.database)

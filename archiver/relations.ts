@@ -2,7 +2,7 @@ import type { MappedColumn } from './columns.ts'
 import { identifier, literal } from './duckdb.ts'
 import { duckdbType, type Column } from './parquet.ts'
 
-/** A Parquet file with rows, and what its columns are today. */
+/** A Parquet file with rows, and its columns mapped to today's. */
 export interface Source { file: string, columns: readonly MappedColumn[] }
 
 /** A column of a relation that unites files of different shapes; `type` is DuckDB's. `isDropped`: only archives still have it. */
@@ -11,8 +11,8 @@ export interface RelationColumn { name: string, type: string, isDropped: boolean
 const integers = ['SMALLINT', 'INTEGER', 'BIGINT']
 
 /**
- * The columns that a relation over these shapes has: those of the table today, then those that only archives have, under the names they
- * had. A column with different types in different files has the widest integer type, or else is text, so that no value is lost.
+ * The columns of a relation over these shapes: today's columns of the table, then columns that only archives have, under their old names.
+ * A column with different types in different files gets the widest integer type, or else becomes text, so that no value is lost.
  */
 export function relationColumns(today: readonly Column[], shapes: Iterable<readonly MappedColumn[]>): RelationColumn[] {
   const types = new Map(today.map(column => [column.name, new Set([duckdbType(column)])]))
@@ -21,7 +21,7 @@ export function relationColumns(today: readonly Column[], shapes: Iterable<reado
     for (const column of shape) {
       const type = duckdbType(column)
       if (column.today_name !== null) types.get(column.today_name)?.add(type)
-      // Dropped, and a new one made under its name: that one has the name.
+      // If a column was dropped and a new one has its name, the name belongs to the new one.
       else if (!types.has(column.name)) dropped.set(column.name, (dropped.get(column.name) ?? new Set()).add(type))
     }
   }
@@ -35,7 +35,7 @@ function united(types: string[]) {
   return types.every(type => integers.includes(type)) ? integers.findLast(type => types.includes(type)) ?? 'VARCHAR' : 'VARCHAR'
 }
 
-/** A SELECT of the rows of all sources with these columns; a column that a file does not have is null. */
+/** A SELECT of the rows of all sources with these columns. A column that a file does not have is null. */
 export function unite(columns: readonly RelationColumn[], sources: readonly Source[]) {
   const nothing = `select ${columns.map(({ name, type }) => `null::${type} as ${identifier(name)}`).join(', ')} where false`
   const byShape = new Map<string, Source[]>()

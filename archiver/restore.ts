@@ -46,7 +46,7 @@ export async function restorePartition(worker: Worker, claimed: ClaimedRestore, 
     ...await knownColumns(sql, partition_name),
   }
   await readBack(store, keys, expected, work, async ({ file, manifest }) => {
-    // It is proven over these; of an archive of before 0.2 the database does not know them yet.
+    // The proof covers these columns. If the archive is from before 0.2, the database does not know them yet.
     await recordColumns(sql, partition_name, manifest)
     const [staging] = await sql<{ table_name: string }[]>`
       select fleet.begin_restore(${partition_name}, ${name}) as table_name`
@@ -60,7 +60,7 @@ export async function restorePartition(worker: Worker, claimed: ClaimedRestore, 
   log.info({ event: 'partition.restore', partition: partition_name, rows: expected.row_count, duration_ms }, 'restored')
 }
 
-/** The columns of its archive, as far as the database has recorded them. */
+/** The columns of the partition's archive, if the database has recorded them. */
 async function knownColumns(sql: Sql, partition: string): Promise<Pick<Claims, 'columns'>> {
   const [known] = await sql<{ columns: Column[] | null }[]>`select columns from fleet.hb_partitions where partition_name = ${partition}`
   return known?.columns ? { columns: known.columns } : {}

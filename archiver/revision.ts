@@ -12,12 +12,12 @@ import type { Worker } from './worker.ts'
 /** What to do about an archive that keeps another from being written. */
 export const ifNotNeeded = 'If it is not needed, move its folder away, then run select fleet.retry_archive(...)'
 
-/** What a new export of a day has of an archive of it, which lies at `file`. `lost`: the archive's columns whose values are not in the export. */
+/** A new export of a day, compared with its archive at `file`. `lost`: columns of the archive whose values are not in the export. */
 export interface Comparison { missing: number, lost: string[], file: string }
 
 /**
- * Counts the rows of an archive that are not in a new export of its day, by the columns that both have: one that was renamed is
- * found under its new name, and one that was widened is compared by its value. The archive is read from the store and checked
+ * Counts the rows of an archive that are missing from a new export of its day, by the columns that both have. A renamed column is
+ * found under its new name, and a widened one is compared by its value. The archive is read from the store and checked
  * against its manifest first: of a damaged one nobody can say what it holds.
  * @param folder the key of the archive's folder, with a slash at its end
  * @param use is given the comparison and the local copy of the archive before it is removed
@@ -61,7 +61,7 @@ export async function compareArchive<T>(
   }
 }
 
-/** Whether a column has all values of another in a form that DuckDB compares; else the other one's file is kept. */
+/** Whether the new column has all values of the old one in a form that DuckDB can compare. If not, the old file is kept. */
 function isSameOrWider(old: Column, now: Column) {
   const integers = ['smallint', 'integer', 'bigint']
   if (integers.includes(old.type)) return integers.indexOf(now.type) >= integers.indexOf(old.type)
@@ -69,11 +69,11 @@ function isSameOrWider(old: Column, now: Column) {
 }
 
 /**
- * Keeps a file that a new revision does not hold all of: copied with its manifest to where readers of `date=*` do not see it, read back, and
- * compared.
- * @param lost the columns that only it has
+ * Keeps a file with values that a new revision does not have. It is copied with its manifest to where readers of `date=*` do not see it,
+ * then read back and compared.
+ * @param lost the columns that only this file has
  * @param file its verified local copy
- * @returns what the manifest of the new revision says of it
+ * @returns its entry in the manifest of the new revision
  */
 export async function keepSuperseded(
   { store, log }: Pick<Worker, 'store' | 'log'>, existing: Manifest, lost: string[], file: string, signal?: AbortSignal,
@@ -98,7 +98,7 @@ export async function keepSuperseded(
 }
 
 /**
- * Deletes the files that an archive's earlier revisions left in its folder, of those that hold more only when they are kept elsewhere.
+ * Deletes the files that earlier revisions of an archive left in its folder. A file that holds more is deleted only if its copy exists.
  * Call it when the manifest in the store is that of the proven revision. A file that cannot be deleted is logged, and named by verify.
  */
 export async function removeSuperseded(store: Store, manifest: Manifest, log: Log, signal?: AbortSignal) {
@@ -108,7 +108,7 @@ export async function removeSuperseded(store: Store, manifest: Manifest, log: Lo
       if (!await store.head(parquet, signal)) continue
       const kept = manifest.superseded?.find(({ file }) => parquet.endsWith(`/${file}`))
       const copy = kept && await store.head(supersededKeys(manifest.range_start, kept.file).parquet, signal)
-      if (kept && copy?.bytes !== kept.bytes) throw new Error(`${store.url}/${parquet}: not deleted, as its copy under superseded/ is not there`)
+      if (kept && copy?.bytes !== kept.bytes) throw new Error(`${store.url}/${parquet}: not deleted, because its copy under superseded/ is missing`)
       await store.delete(parquet, signal)
       log.info({ event: 'partition.archive.superseded', partition: manifest.partition, archive_url: `${store.url}/${parquet}` }, 'superseded file deleted')
     } catch (error) {

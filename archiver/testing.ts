@@ -197,7 +197,7 @@ export function pathsOf(directory: string, date = retiredDay) {
   return { folder, parquet: join(folder, `device_heartbeats_${date.replaceAll('-', '')}.parquet`), manifest: join(folder, 'manifest.json') }
 }
 
-/** Exports a table with the archiver's login, and says what Postgres counts in it. @throws when the file has not as many rows */
+/** Exports a table with the archiver's login and returns what Postgres counts in it. @throws when the file has another number of rows */
 export async function exportCounted(db: TestDatabase, table: string, file: string, work: string): Promise<{ columns: Column[], content: Content }> {
   const exported = await exportTable({ url: db.url('fleet_archiver') }, table, file, work)
   const [counted] = await db.admin<{ row_count: string, content_checksum: string, min_ts: string | null, max_ts: string | null }[]>`
@@ -208,7 +208,8 @@ export async function exportCounted(db: TestDatabase, table: string, file: strin
   return {
     columns: exported.columns,
     content: {
-      row_count: exported.row_count, content_checksum: counted?.content_checksum ?? '', min_ts: micros(counted?.min_ts), max_ts: micros(counted?.max_ts),
+      row_count: exported.row_count, content_checksum: counted?.content_checksum ?? '',
+      min_ts: micros(counted?.min_ts), max_ts: micros(counted?.max_ts),
     },
   }
 }

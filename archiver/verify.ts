@@ -87,13 +87,13 @@ export async function verifyArchive(worker: Worker, archive: Archive, isQuick: b
   }
 }
 
-/** Checks a file of an earlier revision that the archive's manifest names, as verifyArchive; with `work`, every byte and row. */
+/** Checks a kept file of an earlier revision that the archive's manifest names; with `work`, every byte and row. */
 async function verifySuperseded(
   { archive_url }: Archive, { range_start }: Manifest, { file, bytes, sha256 }: Superseded, worker: Worker, work?: string,
 ): Promise<string[]> {
   const keys = supersededKeys(range_start, file)
   try {
-    // Beside the archive's own folder, in whichever store that is.
+    // It is in the same store as the archive, which may be an older one.
     const at = archive_url.lastIndexOf(`/${root}date=`)
     const store = archive_url.startsWith(`${worker.store.url}/`) ? worker.store : await openStore(archive_url.slice(0, at), worker.storeOptions)
     if (work !== undefined) {
@@ -144,7 +144,7 @@ export async function findStrangers(worker: Worker, date?: string): Promise<stri
   return [...faults, ...await findUnnamed(worker, date)]
 }
 
-/** Files under superseded/ that the manifest of their day does not name: a run that died left them, or they are unknown. */
+/** Finds files under superseded/ that the manifest of their day does not name, for example because a run died. */
 async function findUnnamed(worker: Worker, date?: string) {
   const { store } = worker
   const faults: string[] = []

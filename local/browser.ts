@@ -10,7 +10,7 @@ export function launchBrowser(): Promise<Browser> {
   if (executablePath === undefined) throw new Error(`there is no Chromium here; install ${debianChromium.packages.join(' ')}`)
   return chromium.launch({
     executablePath,
-    // By the real clock also in a run whose clock is moved, since Chromium loads nothing under faketime. The page has its times from the server.
+    // With the real clock even if the run's clock is moved, because Chromium loads nothing under faketime. The server gives the page its times.
     env: unmovedEnv(),
     // Its sandbox does not start as root; it is shown our own page alone.
     chromiumSandbox: process.getuid?.() !== 0,

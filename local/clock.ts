@@ -1,4 +1,5 @@
-// Clocks that are wrong on purpose, by Debian's faketime: one that jumps, for a process of the drills, and one that is moved for a whole run of the tests.
+// Clocks that are wrong on purpose, with Debian's faketime: one that jumps, for a process in the drills, and one that is moved for a
+// whole test run.
 import { existsSync, readdirSync } from 'node:fs'
 import { chmod, mkdtemp, readFile, realpath, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -12,7 +13,7 @@ export interface Clock {
   env: Record<string, string>
   /** Its clock is so many seconds off, within a second from now on. */
   jump: (seconds: number) => Promise<void>
-  /** See below. */
+  /** The function forget() below. */
   forget: (pid: number) => Promise<void>
 }
 
@@ -30,23 +31,23 @@ export async function makeClock(directory: string, name: string): Promise<Clock 
   }
 }
 
-// The time of day jumps, as when somebody sets it; what timers count by does not.
+// Only the time of day jumps, as if somebody set it. Timers keep running on the real clock.
 const realTimers = { FAKETIME_DONT_FAKE_MONOTONIC: '1', DONT_FAKE_MONOTONIC: '1' }
 
 export interface MovedClock {
-  /** What the run is started with. */
+  /** Environment variables to start the run with. */
   env: Record<string, string>
-  /** Removes what it needs, once the run has ended; `pid` is the run's. */
+  /** Removes the files of the clock after the run has ended; `pid` is the run's. */
   end: (pid: number) => Promise<void>
 }
 
 /**
- * The clock of a test run that takes place at another time: it begins at `at` and goes on at its usual pace. Everything that the run starts with
- * plainEnv() shares it, Postgres too. Throws where faketime is not installed.
+ * Makes the clock of a test run at another time: it starts at `at` and runs at the usual pace. Everything that the run starts with
+ * plainEnv() shares it, including Postgres. Throws if faketime is not installed.
  */
 export async function moveClock(at: Date): Promise<MovedClock> {
   const original = library()
-  if (original === undefined) throw new Error('--at moves the clock by faketime, which is not installed; install it by: apt-get install -y faketime')
+  if (original === undefined) throw new Error('--at needs faketime, which is not installed; run apt-get install -y faketime')
   const directory = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-clock-'))
   await chmod(directory, 0o755) // Postgres and Ceph run as other users
   const preload = join(directory, 'libfaketime.so')
@@ -62,30 +63,30 @@ export async function moveClock(at: Date): Promise<MovedClock> {
 }
 
 /**
- * faketime without its own epoll_wait, poll and select. Inside of these it does not move the clock, so that a signal handler that interrupts them sees the
- * real time: Postgres then took a statement_timeout, a lock_timeout or a deadlock_timeout for one that is due in years, and waited. Timers here are real,
- * and so they are not needed. Each is renamed where the dynamic linker looks it up, in the first of the strings.
+ * Returns faketime without its own epoll_wait, poll and select. Inside these functions it does not move the clock, so a signal handler that
+ * interrupts them sees the real time. Postgres then expected its statement_timeout, lock_timeout or deadlock_timeout to expire in years, and
+ * kept waiting. Timers here are real, so the functions are not needed. Each is renamed in the string by which the dynamic linker finds it.
  */
 function withoutWaits(file: Buffer) {
   const copy = Buffer.from(file)
-  // poll and select are the ends of the names of their siblings.
+  // The strings of poll and select are the ends of ppoll and pselect.
   for (const name of ['epoll_wait', 'epoll_pwait', 'ppoll', 'pselect']) {
     const place = copy.indexOf(`\0${name}\0`)
-    if (place < 0) throw new Error(`the faketime that is installed has no ${name} to leave out: see withoutWaits in local/clock.ts`)
+    if (place < 0) throw new Error(`the installed faketime has no function ${name} to leave out; see withoutWaits in local/clock.ts`)
     copy.write('_', place + name.length)
   }
   return copy
 }
 
 /**
- * Opens what faketime shares among the processes of this run to those of other users, as whom Postgres and Ceph run. Otherwise each of them would
- * make files of its own in /dev/shm, and leave them there when it is killed.
+ * Gives other users access to the files that faketime shares among the processes of this run, because Postgres and Ceph run as other users.
+ * Otherwise each of them would make its own files in /dev/shm, and leave them there when it is killed.
  */
 export async function shareClock(pid = process.pid) {
   for (const file of sharedFiles(pid)) await chmod(file, 0o666)
 }
 
-/** Removes what faketime shares among a process and its children, once that has ended: it would stay until the machine ends. */
+/** Removes the files that faketime shared between a process and its children. Otherwise they stay until the machine restarts. */
 export async function forget(pid: number) {
   for (const file of sharedFiles(pid)) await rm(file, { force: true })
 }

@@ -184,7 +184,7 @@ export class Cluster {
    */
   async start(): Promise<'started' | 'adopted'> {
     this.#kept = JSON.parse(await readFile(join(this.dir, 'cluster.json'), 'utf8')) as Kept
-    // A cluster that was made before there was a role has no password for it.
+    // A cluster that is older than a role has no password for it.
     const isNew = (role: Role) => this.#kept.passwords[role] === undefined
     if (roles.some(isNew)) {
       const added = Object.fromEntries(roles.filter(isNew).map(role => [role, randomBytes(24).toString('base64url')]))
@@ -256,7 +256,7 @@ export class Cluster {
     try {
       const existing = await sql<{ rolname: string }[]>`select rolname from pg_roles where rolname = any(${[...roles]})`
       for (const { rolname } of existing) {
-        // Names are of our own making. The password itself is in no statement, so in no log of them either.
+        // The names are our own. The statement contains no password, so a log of statements does not, either.
         await sql.unsafe(`alter role ${rolname} login password '${scramVerifier(this.#kept.passwords[rolname]!)}'`)
       }
     } finally {

@@ -17,7 +17,7 @@ async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[
     await migrate(cluster.url('postgres', 'fleet'), { log: () => {} })
     await cluster.allowLogins()
     const admin = openDatabase(cluster.url('postgres', 'fleet'), { max: 1 })
-    // graphile-migrate makes its schema in the shadow database, and with the same settings looks for it in this one.
+    // With the same settings, graphile-migrate makes its schema in the shadow database and looks for it in this one.
     await admin`grant create on database fleet to fleet_owner`
     const { pgSettings, ...settings } = await migrationSettings(admin, cluster.url('fleet_owner', 'fleet'), say)
     await admin.end({ timeout: 5 })

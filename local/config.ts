@@ -72,7 +72,7 @@ export function optionalDatabaseUrl(env: Env = currentEnv()) {
   return url
 }
 
-/** OWNER_DATABASE_URL when set, where fleet_owner logs in by itself. Throws SettingsError when it is no URL. */
+/** OWNER_DATABASE_URL if it is set, with which fleet_owner itself logs in. Throws SettingsError if it is not a URL. */
 export function ownerDatabaseUrl(env: Env = currentEnv()) {
   const problems: string[] = []
   const url = postgresUrl(env, 'OWNER_DATABASE_URL', problems)
@@ -89,7 +89,7 @@ export function rolePasswords(env: Env = currentEnv()) {
   })
   if (!given.length) throw new SettingsError([`none of ${roles.map(name => `FLEET_${name.toUpperCase()}_PASSWORD`).join(', ')} is set`])
   const ambiguous = given.filter(({ password }) => !isUnambiguous(password)).map(({ role }) => (
-    `${role.toUpperCase()}_PASSWORD: has a character that not every client sends in the same way, such as a ligature or a wide space; use others`
+    `${role.toUpperCase()}_PASSWORD: has a character that clients encode in different ways, such as a ligature or a wide space; choose another password`
   ))
   if (ambiguous.length) throw new SettingsError(ambiguous)
   return given
@@ -174,21 +174,22 @@ export function plainEnv(env: Env = currentEnv()): Env {
 }
 
 /**
- * What a process is started with to share the clock of this test run, when that clock is moved (`npm test -- --at …`); else nothing.
- * The clock itself is made by local/clock.ts.
+ * Environment variables that let a process share the clock of this test run if that clock is moved (`npm test -- --at …`); otherwise none.
+ * local/clock.ts makes the clock.
  */
 export function movedClock(env: Env = currentEnv()): Env {
   if (env.FLEET_TEST_AT === undefined) return {}
   return pick(env, ['FLEET_TEST_AT', 'LD_PRELOAD', 'FAKETIME', 'FAKETIME_DONT_FAKE_MONOTONIC', 'DONT_FAKE_MONOTONIC', 'FAKETIME_SHARED', 'TZ'])
 }
 
-/** plainEnv() of a program that cannot share a moved clock. */
+/** plainEnv() for a program that cannot run with a moved clock. */
 export function unmovedEnv(env: Env = currentEnv()) {
   const moved = movedClock(env)
-  return Object.fromEntries(Object.entries(plainEnv(env)).flatMap(([name, value]) => value === undefined || name in moved ? [] : [[name, value] as const]))
+  const kept = Object.entries(plainEnv(env)).flatMap(([name, value]) => value === undefined || name in moved ? [] : [[name, value] as const])
+  return Object.fromEntries(kept)
 }
 
-/** Why a test is skipped in a run whose clock is moved (`npm test -- --at …`); false in any other run. `why` says what stands in the way. */
+/** The reason to skip a test in a run with a moved clock (`npm test -- --at …`); false in any other run. `why` says what prevents it. */
 export function needsRealClock(why: string, env: Env = currentEnv()) {
   return env.FLEET_TEST_AT === undefined ? false : `cannot run with a moved clock: ${why}`
 }

@@ -1,5 +1,5 @@
-// npm run test:dates [-- --short | files…]: the tests at the dates at which programs go wrong, one run of npm test a date. --short: a few files at a few
-// of the dates, as .ci/run has it.
+// npm run test:dates [-- --short | files…]: runs npm test at each of the dates at which programs tend to fail. --short, as in .ci/run: a few
+// files at a few of the dates.
 import { spawn, type ChildProcess } from 'node:child_process'
 import { join } from 'node:path'
 import { currentEnv, repository } from './config.ts'
@@ -9,18 +9,18 @@ export interface TestDate {
   /** In UTC, as npm test -- --at takes it. */
   at: string
   what: string
-  /** Of the processes, where the date is about one. */
+  /** TZ of the processes, if the date matters only in one zone. */
   zone?: string
   isShort?: boolean
 }
 
-/** What goes by the calendar most: for --short. */
+/** The files that depend most on the calendar, for --short. */
 const shortFiles = [
   'local/clock.test.ts', 'sql/setup.test.ts', 'sql/lifecycle.test.ts', 'sql/zones.test.ts', 'sql/availability.test.ts', 'sql/fleet-trend.test.ts',
   'sql/runbook.test.ts', 'archiver/restore.test.ts',
 ]
 
-/** The next of each kind of date after `now`, so that none of them ever lies in the past. */
+/** The next date of each kind after `now`, so that none of them is ever in the past. */
 export function datesToTest(now: Date): TestDate[] {
   const monday = next(now, date => date.getUTCDay() === 1)
   const threeYears = new Date(now)
@@ -40,7 +40,7 @@ export function datesToTest(now: Date): TestDate[] {
   ]
 }
 
-/** The first day after the next two for which it is true: a run of the tests does not overtake it. */
+/** The first matching day that is at least two days away, so that a test run does not overtake it. */
 function next(now: Date, isWanted: (date: Date) => boolean) {
   const date = new Date(now.getTime())
   do date.setUTCDate(date.getUTCDate() + 1)
@@ -52,7 +52,7 @@ function isDay(month: number, day: number) {
   return (date: Date) => date.getUTCMonth() + 1 === month && date.getUTCDate() === day
 }
 
-/** The Sunday of the seven days that begin with this one. */
+/** The Sunday in the week that begins on this day. */
 function isSunday(month: number, first: number) {
   return (date: Date) => date.getUTCDay() === 0 && date.getUTCMonth() + 1 === month && date.getUTCDate() >= first && date.getUTCDate() < first + 7
 }
@@ -60,7 +60,7 @@ function isSunday(month: number, first: number) {
 let running: ChildProcess | undefined
 let stopping = false
 
-/** Runs npm test at each date, and says what each said. The exit code of the process tells whether all passed. */
+/** Runs npm test at each date and prints a summary. The exit code of the process tells whether all runs passed. */
 async function testDates(args: string[]) {
   const isShort = args.includes('--short')
   const files = isShort ? shortFiles : args
@@ -100,7 +100,8 @@ function runAt(at: string, zone: string | undefined, files: string[]) {
     child.once('error', reject)
     child.once('close', code => {
       const said = /^# \{ (.*) \}$/m.exec(tail)?.[1] ?? ''
-      resolve({ code: code ?? 1, counts: Object.fromEntries([...said.matchAll(/(\w+): (\d+)/g)].map(([, name = '', count]) => [name, Number(count)] as const)) })
+      const counts = [...said.matchAll(/(\w+): (\d+)/g)].map(([, name = '', count]) => [name, Number(count)] as const)
+      resolve({ code: code ?? 1, counts: Object.fromEntries(counts) })
     })
   })
 }

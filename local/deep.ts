@@ -1,4 +1,4 @@
-// npm run test:deep [-- full|dates|bookworm|trixie …]: what takes longer than anybody waits for, and needs root. Writes docs/deep-test.md, where a
+// npm run test:deep [-- full|dates|bookworm|trixie …]: the tests that take hours and need root. Writes docs/deep-test.md, where a
 // stage that is not run again keeps its line, and the commit that it was run on.
 import { execFileSync, spawn } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
@@ -16,7 +16,7 @@ const stages: Stage[] = [
   },
   {
     name: 'dates',
-    what: 'every test with its clocks moved to a leap day, the ends of months and of a year, changes of summer time, in three years',
+    what: 'every test with its clocks moved to a leap day, the ends of months and of a year, changes of summer time, and three years ahead',
     command: 'npm', args: ['run', 'test:dates'], env: { CI: 'true' },
   },
   {

@@ -13,11 +13,11 @@ export interface MigrateOptions {
   /** Also run migrations/current.sql, the migration being written; for tests and development. */
   current?: boolean
   /**
-   * Where fleet_owner logs in by itself. Migrations run there, so that no code of the owner's runs in the administrator's session, which it
-   * could leave by `reset role`. Without it they run in that session, as fleet_owner.
+   * The URL with which fleet_owner itself logs in. Migrations run there, so that the owner's code never runs in the administrator's session,
+   * where `reset role` would give it the administrator's rights. Without it they run in that session, as fleet_owner.
    */
   ownerUrl?: string
-  /** What is to be done between the setup and the migrations, such as giving fleet_owner its login. */
+  /** Called between the setup and the migrations, for example to let fleet_owner log in. */
   afterSetup?: () => Promise<void>
   /** Takes one line for each thing done or missing. */
   log?: (line: string) => void
@@ -55,7 +55,7 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
     await runCommitted(settings)
     if (options.current) await watch(settings, true)
     await asOwner(sql, options.ownerUrl, async owner => {
-      // Not there where the administrator has yet to run a new guard.sql.
+      // Missing if the administrator has not run the new guard.sql yet.
       const [guard] = await owner<{ can_end: boolean }[]>`select to_regprocedure('fleet_guard.end_setup()') is not null as can_end`
       if (guard!.can_end) await owner`select fleet_guard.end_setup()`
       await scheduleJobs(owner, log)
@@ -75,13 +75,13 @@ export async function migrationSettings(sql: Sql, url: string, log: (line: strin
     connectionString: withSearchPath(url),
     migrationsFolder: join(repository, 'migrations'),
     pgSettings: { role: 'fleet_owner', timezone: 'UTC', search_path: SEARCH_PATH },
-    // Even "create schema if not exists" takes the right to create one, which the owner has only until its own are there.
+    // Even "create schema if not exists" needs the right to create one, which the owner loses once the schemas exist.
     manageGraphileMigrateSchema: found!.is_missing,
     logger: oneLineEach(log),
   }
 }
 
-/** Runs what is the owner's: in a session of its own where it may log in, else in the administrator's. */
+/** Runs work as the owner: in the owner's own session if it can log in, otherwise in the administrator's. */
 async function asOwner(sql: Sql, ownerUrl: string | undefined, work: (owner: Sql) => Promise<void>) {
   if (ownerUrl !== undefined) {
     const owner = openDatabase(ownerUrl, { max: 1, connection: { role: 'fleet_owner', TimeZone: 'UTC' } })
@@ -143,8 +143,8 @@ async function requirePreparation(sql: Sql, file: string) {
   const [row] = await sql.unsafe<{ is_prepared: boolean }[]>(`select ${preparations[file] ?? 'true'} as is_prepared`)
   if (row?.is_prepared) return
   throw new Error(
-    'this database is not prepared: fleet_owner, pg_partman with its rights there, or the guard of this version is missing. Once, as who may create extensions '
-    + `and roles: psql -v ON_ERROR_STOP=1 ${setupFiles.map(name => `-f sql/${name}`).join(' ')} <the URL of this database>`,
+    'this database is not prepared: fleet_owner, pg_partman with its rights, or the guard of this version is missing. Run once, as a role that '
+    + `may create extensions and roles: psql -v ON_ERROR_STOP=1 ${setupFiles.map(name => `-f sql/${name}`).join(' ')} <the URL of this database>`,
   )
 }
 

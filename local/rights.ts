@@ -1,4 +1,4 @@
-// npm run docs: writes docs/rights.md, who may call, read and write what, from the catalog of a migrated database.
+// npm run docs: writes docs/rights.md, which lists who may call, read and write what, from the catalog of a migrated database.
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
@@ -11,17 +11,17 @@ import { cronDatabase, makeTestCluster } from './testing.ts'
 
 export const rightsFile = join(repository, 'docs/rights.md')
 
-/** The roles that are no owner, in the order of the columns. */
+/** All roles except the owner, in the order of the columns. */
 const granted = roles.filter(role => role !== 'fleet_owner')
 
 const preface = `# Who may do what
 
-Made by \`npm run docs\` from the catalog of a migrated database; a test says when this page is not what the catalog says. The rights
-themselves are in [sql/grants.sql](../sql/grants.sql), and [threats.md](threats.md) says what they hold off. A role has what is
-listed here and nothing else: nothing is granted to PUBLIC. Only \`fleet_owner\` may call what is not listed.
+\`npm run docs\` makes this page from the catalog of a migrated database, and a test fails if the two differ. The rights are defined in
+[sql/grants.sql](../sql/grants.sql), and [threats.md](threats.md) explains what they prevent. A role has only the rights that are listed
+here, and nothing is granted to PUBLIC. Functions that are not listed may be called only by \`fleet_owner\`.
 `
 
-/** The page as it should be, from the catalog of the database at `sql`. */
+/** Makes the page from the catalog of the database at `sql`. */
 export async function rightsPage(sql: Sql) {
   const routines = await sql<{ name: string, roles: string[] }[]>`
     select p.oid::regprocedure::text as name, array_agg(r.role order by r.role) as roles
@@ -59,7 +59,7 @@ export async function rightsPage(sql: Sql) {
   })
   return [
     preface, '## Functions and procedures', '', header('routine'), ...calls, '',
-    '## Tables and views', '', 'Names of columns in brackets: only these.', '', header('relation'), ...tables, '',
+    '## Tables and views', '', 'If columns are named in brackets, the right is limited to them.', '', header('relation'), ...tables, '',
   ].join('\n')
 }
 

@@ -1,12 +1,12 @@
 import { createHash, createHmac, pbkdf2Sync, randomBytes } from 'node:crypto'
 
 /**
- * What Postgres keeps of a password, in the form of RFC 5803: with it a role gets its password, and the password itself is in no
- * statement, no log of statements and no pg_stat_statements.
- * @throws Error for a password that isUnambiguous() is false of
+ * The verifier that Postgres stores instead of a password, in the form of RFC 5803. A role can be given its password with it, while the
+ * password itself appears in no statement, log or pg_stat_statements.
+ * @throws Error for a password for which isUnambiguous() is false
  */
 export function scramVerifier(password: string, salt = randomBytes(16), iterations = 4096) {
-  if (!isUnambiguous(password)) throw new Error('the password has characters that not every client prepares in the same way')
+  if (!isUnambiguous(password)) throw new Error('the password has characters that clients encode in different ways')
   const salted = pbkdf2Sync(password, salt, iterations, 32, 'sha256')
   const key = (name: string) => createHmac('sha256', salted).update(name).digest()
   const stored = createHash('sha256').update(key('Client Key')).digest('base64')
@@ -14,11 +14,11 @@ export function scramVerifier(password: string, salt = randomBytes(16), iteratio
 }
 
 /**
- * Whether SASLprep (RFC 4013) leaves a password as it is. libpq does that to it before a login and postgres.js does not, so of any other
- * password there is no verifier that both of them meet. All of ASCII stays as it is.
+ * Whether SASLprep (RFC 4013) leaves a password unchanged. libpq applies it before a login and postgres.js does not, so no verifier of any
+ * other password fits both. ASCII is never changed.
  */
 export function isUnambiguous(password: string) {
-  // What is dropped (table B.1 of RFC 3454), and the spaces that become one of ASCII (table C.1.2).
-  const isMapped = /\u00a0|\u00ad|\u034f|\u1680|\u1806|[\u180b-\u180d]|[\u2000-\u200d]|\u202f|\u205f|\u2060|\u3000|[\ufe00-\ufe0f]|\ufeff/u.test(password)
-  return !isMapped && password === password.normalize('NFKC') && !password.includes('\0')
+  // Characters that are dropped (table B.1 of RFC 3454), and spaces that become an ASCII space (table C.1.2).
+  const mapped = /\u00a0|\u00ad|\u034f|\u1680|\u1806|[\u180b-\u180d]|[\u2000-\u200d]|\u202f|\u205f|\u2060|\u3000|[\ufe00-\ufe0f]|\ufeff/u
+  return !mapped.test(password) && password === password.normalize('NFKC') && !password.includes('\0')
 }

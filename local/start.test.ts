@@ -126,7 +126,7 @@ t.test('a fresh clone with an empty environment', async t => {
     t.ok(Date.now() - began < 20_000, `it took ${Date.now() - began} ms`)
     t.notMatch(started.output(), /Making a PostgreSQL/)
     t.notMatch(started.output(), adminKey, 'the admin key is printed at the first start only')
-    t.match(started.output(), 'admin key  in .local/admin-key, made by an earlier start')
+    t.match(started.output(), 'admin key  in .local/admin-key, made at an earlier start')
     const url = /Heartbeats are taken at (\S+)/.exec(started.output())?.[1]
     t.equal((await fetch(`${url}/v1/devices`, { headers: { 'x-admin': adminKey } })).status, 200, 'and it is the same')
     t.equal(/^ {2}curl .*$/m.exec(started.output())?.[0]?.replace(/:\d+\//, ''), first.replace(/:\d+\//, ''), 'the same device')

@@ -242,12 +242,12 @@ async function writeEnvFile(env: Record<string, string | undefined>) {
   await writeFile(join(local, 'env'), lines.join(''), { mode: 0o600 })
 }
 
-/** The admin key of this clone, and what is printed of it: a terminal is scrolled back, recorded and shared, so it is there once. */
+/** The admin key of this clone, and the text to print about it. It is printed only once, because terminals are recorded and shared. */
 async function keptAdminKey() {
   const file = join(local, 'admin-key')
   const place = relative(process.cwd(), file)
   const kept = await readFile(file, 'utf8').catch(() => '')
-  if (kept.trim()) return { adminKey: kept.trim(), shown: `in ${place}, made by an earlier start` }
+  if (kept.trim()) return { adminKey: kept.trim(), shown: `in ${place}, made at an earlier start` }
   const adminKey = randomBytes(24).toString('hex')
   await writeFile(file, `${adminKey}\n`, { mode: 0o600 })
   return { adminKey, shown: `${adminKey}\n             (printed this once; it is kept in ${place})` }

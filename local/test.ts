@@ -1,5 +1,5 @@
-// npm test [-- --at 2028-02-29T12:00Z] [files…]: a throwaway cluster, the tests in it, and its end, whatever happens. With --at all of it
-// takes place at that time.
+// npm test [-- --at 2028-02-29T12:00Z] [files…]: makes a throwaway cluster, runs the tests in it and removes it, whatever happens. With --at
+// all of this happens at that time.
 import { spawn, type ChildProcess } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -38,19 +38,19 @@ try {
 }
 if (stopping) process.exitCode = 1
 
-/** Takes --at out of the arguments; the others are tap's. */
+/** Takes --at out of the arguments; the others are passed to tap. */
 function parseArguments(args: string[]) {
   const place = args.indexOf('--at')
   if (place < 0) return { at: undefined, rest: args }
   const text = args[place + 1] ?? ''
   const at = new Date(text)
-  // Date takes 30 February for a day in March.
+  // Date accepts 30 February as a day in March.
   const isReal = /^\d{4}-\d\d-\d\dT\d\d:\d\dZ$/.test(text) && !Number.isNaN(at.getTime()) && at.toISOString().startsWith(text.slice(0, -1))
   if (!isReal) throw new SettingsError([`--at: expected a time in UTC, such as 2028-02-29T12:00Z, got ${JSON.stringify(text)}`])
   return { at, rest: args.toSpliced(place, 2) }
 }
 
-/** The same run as a process of its own, whose clock is moved. What is missing was installed before, by the real one: apt goes by the time, too. */
+/** Repeats the run in a process with a moved clock. Missing programs were installed before, because apt needs the real time. */
 async function runAt(at: Date, args: string[]) {
   const clock = await moveClock(at)
   const child = running = spawn(process.execPath, ['--import', 'tsx', join(repository, 'local/test.ts'), ...args], {
@@ -63,7 +63,7 @@ async function runAt(at: Date, args: string[]) {
   }
 }
 
-/** The run itself. Its exit code. */
+/** Runs the tests here; returns the exit code. */
 async function runHere(args: string[]) {
   if (movedClock().FAKETIME_SHARED) await shareClock()
   const { cluster, description, end } = await step('Making a throwaway cluster for the tests', makeTestCluster)

@@ -251,7 +251,7 @@ export async function makeTestCluster() {
     await migrate(cluster.url('postgres', cronDatabase), { current: true, log })
     await cluster.allowLogins()
     const sql = client(cluster.url('postgres', 'postgres'), 1)
-    // Test files run side by side, and each opens sessions as it likes.
+    // Test files run in parallel, and together they need more sessions than the limits allow.
     for (const role of ['fleet_reader', 'fleet_dba', 'fleet_archiver']) await sql.unsafe(`alter role ${role} connection limit 100`)
     // Not even autovacuum: a copy waits until nobody is connected.
     await sql.unsafe(`alter database ${templateDatabase} with allow_connections false is_template true`)

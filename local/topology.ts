@@ -46,7 +46,9 @@ export async function withPgbouncer(t: Test, url: string): Promise<Service & { t
 }
 
 /** HAProxy before two servers on these ports; `states` tells what its health checks say of them. */
-export async function withHaproxy(t: Owner, servers: [number, number]): Promise<Service & { url: string, operators: string, stats: string, states: () => Promise<string[]> }> {
+export async function withHaproxy(
+  t: Owner, servers: [number, number],
+): Promise<Service & { url: string, operators: string, stats: string, states: () => Promise<string[]> }> {
   const port = await freePort(true)
   const operators = await freePort(true)
   const stats = await freePort(true)

@@ -5,22 +5,22 @@ import { Problem } from './problem.ts'
 export const MAX_BATCH_BYTES = 1024 * 1024
 export const MAX_BATCH_ITEMS = 1_000
 
-/** Of NDJSON, blank ones included: one after each item is plenty. */
+/** Lines of NDJSON, blank ones included. A blank line after each item is allowed. */
 export const MAX_LINES = 2 * MAX_BATCH_ITEMS
 
 /**
  * Arrays and objects in one body. Half a million of them, in 1 MiB of brackets, take the parser 0.1 s, and 0.6 s on a busy
- * machine: they live while it works, and the garbage collector copies them time and again. A batch has one for each item.
+ * machine, because the garbage collector keeps copying them while the parser works. A batch has one for each item.
  */
 export const MAX_CONTAINERS = MAX_BODY_BYTES
 
 /**
- * Commas between values in one body. 1 MiB of keys that all differ takes the parser 96 ms, as many as this take it 8 ms. A full
- * batch may have 32 fields for each item.
+ * Commas between values in one body. Parsing 1 MiB of keys that all differ takes 96 ms; this many take 8 ms. A full batch may have 32
+ * fields for each item.
  */
 export const MAX_VALUES = 32 * 1024
 
-/** An item that is not JSON; it must not block the others. */
+/** An item that is not JSON. It must not block the others. */
 export class Malformed {
   readonly errors = [{ path: '', message: 'must be JSON in UTF-8' }]
 }
@@ -28,8 +28,8 @@ export class Malformed {
 export type BatchType = 'application/json' | 'application/x-ndjson'
 
 /**
- * The items of a batch. What a body would cost is known before any of it is parsed: a body is counted in one pass over its bytes,
- * and is refused as soon as it passes a limit.
+ * The items of a batch. One pass over the bytes of the body counts what parsing it would cost, and refuses the body as soon as it exceeds
+ * a limit.
  * @throws Problem 400, 413 or 422 for the whole batch
  */
 export function readItems(body: Buffer, type: BatchType): unknown[] {
@@ -43,8 +43,8 @@ export function readItems(body: Buffer, type: BatchType): unknown[] {
 }
 
 /**
- * The limit that a body passes, if any. Right for JSON; of anything else it may count less or more than is there, which the
- * parser then refuses. Measured: 0.2 ms for a batch of 1,000 heartbeats, 2 ms for 1 MiB.
+ * The problem if a body exceeds a limit. The counts are exact for JSON. For anything else they may be too low or too high, but the parser
+ * refuses that anyway. Measured: 0.2 ms for a batch of 1,000 heartbeats, 2 ms for 1 MiB.
  */
 export function findExcess(body: Buffer, isLines: boolean): Problem | undefined {
   let lines = 1
@@ -59,11 +59,11 @@ export function findExcess(body: Buffer, isLines: boolean): Problem | undefined 
         isInString = !isInString
         break
       case 0x5c: // \
-        // Whatever it escapes belongs to the string. A line ends all the same.
+        // The escaped character belongs to the string, except for a newline, which always ends the line.
         if (body[at + 1] !== 0x0a) at++
         break
       case 0x0a: // \n
-        // No string of JSON goes beyond its line: what a broken line leaves open must not hide the next.
+        // A JSON string cannot contain a newline, so an unclosed string in a broken line must not hide the next line.
         isInString = false
         if (!isLines) break
         depth = 0
@@ -89,7 +89,10 @@ export function findExcess(body: Buffer, isLines: boolean): Problem | undefined 
   return undefined
 }
 
-/** One item a line; blank lines are none, and trim() removes a byte order mark too, wherever files were joined. Stops early: more than a batch holds is refused anyway. */
+/**
+ * One item for each line that is not blank; trim() removes a byte order mark too, wherever files were joined. Stops early, because a
+ * batch with too many items is refused anyway.
+ */
 function parseLines(body: Buffer): unknown[] {
   const items: unknown[] = []
   for (let start = 0; start < body.length && items.length <= MAX_BATCH_ITEMS;) {

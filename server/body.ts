@@ -11,14 +11,14 @@ const MAX_HELD_BYTES = 64 * 1024 * 1024
 const NOTHING = Buffer.alloc(0)
 
 /**
- * Pieces that one body may come in. Each wakes this process: 1 MiB in chunks of a byte does so a million times. A packet of the
- * network holds about 1,400 bytes, so that a batch of the largest size comes in some 750.
+ * The number of pieces in which one body may arrive. Each piece wakes this process, and 1 MiB in chunks of one byte does so a million
+ * times. A network packet holds about 1,400 bytes, so a batch of the largest size arrives in about 750 pieces.
  */
 export const MAX_PIECES = 16 * 1024
 
 /**
- * What a compressed body may become, for each byte that was sent, beyond the first 64 KiB. Measured: 1,000
- * heartbeats at a regular pace, each with 900 bytes of the same text, shrink to a 152nd. Blanks shrink to a thousandth.
+ * The number of bytes to which each sent byte of gzip may expand, beyond the first 64 KiB. Measured: 1,000 heartbeats at a regular pace,
+ * each with 900 bytes of the same text, compress to a 152nd. Blanks compress to a thousandth.
  */
 export const MAX_INFLATION = 256
 const FREE_INFLATED_BYTES = 64 * 1024
@@ -44,7 +44,7 @@ export async function readJson(incoming: IncomingMessage, limit: number): Promis
 
 /**
  * Reads a body that may be compressed; the limit holds before and after inflation.
- * @throws Problem 400 when it is not gzip, 413 when it or what is in it is too large, 415
+ * @throws Problem 400 when it is not gzip, 413 when it is too large before or after inflation, 415
  */
 export async function readInflated(incoming: IncomingMessage, limit: number): Promise<Buffer> {
   const encoding = (incoming.headers['content-encoding'] ?? 'identity').toLowerCase()
@@ -59,7 +59,7 @@ export async function readInflated(incoming: IncomingMessage, limit: number): Pr
     return gunzipSync(packed, { maxOutputLength: most })
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code === 'ERR_BUFFER_TOO_LARGE') {
-      throw most === limit ? tooLarge(limit) : tooLarge(most, `, which is the most that ${packed.length} bytes of gzip may hold`)
+      throw most === limit ? tooLarge(limit) : tooLarge(most, `, the most to which ${packed.length} bytes of gzip may expand`)
     }
     throw new Problem(400, 'The body says Content-Encoding gzip, but is not gzip.', { cause })
   }

@@ -10,10 +10,10 @@ const DEADLINE_MS = 5_000
 /** The seeds ask for 1 to 2 s on hot paths. */
 const STATEMENT_TIMEOUT_MS = 2_000
 
-/** As text: postgres.js leaves out a parameter that is 0, and then the role's own limit of the hot path holds. */
+/** As text, because postgres.js leaves out a parameter that is 0, and the role's own limit for the hot path would apply. */
 const NEVER = '0'
 
-/** Names are found in Postgres itself: nothing that somebody else made takes their place. */
+/** Names resolve in pg_catalog, so nothing that another role made is called instead. */
 const NAMES = { search_path: 'pg_catalog, pg_temp' }
 
 /** Counts what is in flight, so that a full pool can be seen before it hurts. */
@@ -109,7 +109,7 @@ function connect({ url, role }: Login, name: string, max: number, parameters: Re
       TimeZone: 'UTC',
       ...parameters,
       // pgBouncer refuses it, so it is sent only where no login of its own was set.
-      // There search_path is the login's own: sql/roles.sql sets it.
+      // That login has its own search_path, which sql/roles.sql sets.
       ...(role === undefined ? {} : { role, ...NAMES }),
     },
     types: {

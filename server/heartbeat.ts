@@ -51,7 +51,7 @@ const integer = (min: number, max: number) => z
 // eslint-disable-next-line no-control-regex -- PostgreSQL cannot hold it
 const STORABLE = /^[^\u0000\p{Cs}]*$/u
 
-/** Counts code points of what may be short enough only: 1 MiB of text would become a list of a million. */
+/** Counts code points only if the text can be short enough, because 1 MiB of text would become an array of a million strings. */
 function hasAtMost(text: string, max: number) {
   return text.length <= max || (text.length <= 2 * max && [...text].length <= max)
 }
@@ -61,7 +61,7 @@ export const text = (min: number, max: number) => z
   .string('must be a string')
   .refine(value => value.length >= min && hasAtMost(value, max), {
     error: min === 0 ? `must have at most ${max} characters` : `must have ${min} to ${max} characters`,
-    // What is too long is not looked through.
+    // Text that is too long is not searched.
     abort: true,
   })
   .regex(STORABLE, 'must not contain NUL or a lone surrogate')

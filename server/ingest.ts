@@ -13,7 +13,7 @@ import { type FieldError, Problem, toProblem } from './problem.ts'
 import type { Identity, Tokens } from './tokens.ts'
 import type { Outcome, Writer } from './writer.ts'
 
-/** What a batch's answer says beyond the first error of each item. With seven for each, 0.5 kB of gzip got 0.5 MB of answer. */
+/** Errors in a batch's answer beyond the first of each item. With seven for each item, 0.5 kB of gzip produced a 0.5 MB answer. */
 const MAX_MORE_ERRORS = 1_000
 
 const STATUS = { stored: 201, duplicate: 200, quarantined: 202 } as const

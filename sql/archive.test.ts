@@ -33,7 +33,7 @@ t.test('the steps of archiving lead to a drop, and only in their order', async t
   await t.rejects(archiver`select fleet.record_frozen(${name}, 'b')`, { code: 'FL003', hint: /stop working/ })
   await archiver`select fleet.record_frozen(${name}, 'a')`
   await t.rejects(archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${sha}, 10)`, { code: 'FL002' }, 'not uploaded before exported')
-  await t.rejects(archiver`select fleet.count_retired(${name}, 'a', 2)`, { code: 'FL010', message: /has 3 rows, and a says that it copied 2/ })
+  await t.rejects(archiver`select fleet.count_retired(${name}, 'a', 2)`, { code: 'FL010', message: /has 3 rows, but a says that it copied 2/ })
   await t.rejects(archiver`select fleet.count_retired(${name}, 'a', null)`, { code: 'FL010', message: /copied nothing/ })
   await t.rejects(archiver`select fleet.count_retired(${name}, 'a', 3, '[{"name": "ts", "type": "timestamp with time zone"}]')`,
     { code: 'FL010', detail: /battery_pct/ }, 'not all of its columns')

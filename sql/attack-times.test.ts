@@ -1,19 +1,22 @@
-// What roles tried with times that have not come, with steps of maintenance and with events of their own making.
+// Attacks by a role that passes times in the future, runs steps of maintenance of its own choice, or forges events.
 import t from 'tap'
 import { waitFor, withDatabase } from '../local/testing.ts'
 import { asRole, daysAgo, enroll, ingest, partitionAt, value } from './testing.ts'
 
 const roles = ['fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba'] as const
-/** As the server's connections for /ops have it; its role's own 2 s are for the hot path. */
+/** The same as the server's connections for /ops; the 2 s of its role are for the hot path. */
 const opsConnection = { statement_timeout: '60s' }
 const later = '2999-01-01T00:00:00Z'
 
 t.test('no routine that a role may call takes a time later than now', async t => {
   const db = await withDatabase(t)
   await enroll(db.sql, 1)
-  // What only computes from its arguments (immutable) has no clock to be wrong about. The others' times are ranges of ts, which end
-  // at infinity by default, when an archive had its columns (map_columns), or what an archiver says of an archive (record_proof, adopt_archive: see attack-archiver.test.ts).
-  const ranges = ['replay_quarantine', 'adoption_plan', 'begin_adoption', 'adopt_table', 'record_proof', 'adopt_archive', 'map_columns']
+  // Immutable functions compute from their arguments alone and use no clock. The times of these others are not "now": they are ranges
+  // of ts, which end at infinity by default, the time at which an archive had its columns (map_columns), what the archiver says about an
+  // archive (record_proof, adopt_archive: see attack-archiver.test.ts), or when a cookie expires, of which a day at most counts (end_session).
+  const ranges = [
+    'replay_quarantine', 'adoption_plan', 'begin_adoption', 'adopt_table', 'record_proof', 'adopt_archive', 'map_columns', 'end_session',
+  ]
   const calls = await db.sql<{ role: typeof roles[number], name: string, kind: string, arguments: string[] }[]>`
     select r.role, p.proname as name, p.prokind as kind,
       array(
@@ -67,7 +70,7 @@ t.test('a step of maintenance is what the owner planned, in the session that run
     await t.rejects(attacker.unsafe('select fleet.end_run(1)'), { code: 'FL404', message: /not running in this session/ }, role)
   }
 
-  // The owner's own run, as of a later time, left in the middle: no other session goes on with it.
+  // The owner began a run as of a later time and stopped in the middle. No other session may continue it.
   const owner = asRole(t, db, 'fleet_owner')
   const run = await value(owner`select fleet.begin_run('nightly', '1 day', now() + interval '100 days')`) as string
   t.equal(await value(owner`select fleet.run_next_step(${run})`), 'done')
@@ -77,7 +80,7 @@ t.test('a step of maintenance is what the owner planned, in the session that run
   await waitFor(async () => (await db.admin`select * from fleet.lock_holders('maintenance')`).length === 0)
   t.equal(await value(server`select fleet.run_next_step(${run})`), 'over')
   await server`call fleet.nightly()`
-  t.match(await sql`select count(*)::int as n from fleet.planned_steps`, [{ n: 0 }], 'what was left of it is gone')
+  t.match(await sql`select count(*)::int as n from fleet.planned_steps`, [{ n: 0 }], 'the steps that were left are gone')
   t.match(await sql`select state from fleet.hb_partitions where partition_name = ${today}`, [{ state: 'active' }])
   t.match(await ingest(sql, [{ device_id: device, ts: daysAgo(1) }]), [{ result: 'stored' }])
 })

@@ -70,7 +70,7 @@ export async function withoutTroubles(t: Test) {
     for (const line of remedy.split('\n').filter(line => !line.startsWith('--'))) await session.unsafe(line)
   }
 
-  // Only the owner may look from a later time.
+  // Only the owner may pass a later time.
   const check = (later = '0') => (later === '0' ? dba : owner)<{ check_name: string, status: string, detail: string, remedy: string | null }[]>`
     select * from fleet.check(now() + ${later}::interval) where status <> 'ok'
   `

@@ -83,7 +83,7 @@ t.test('a dump that is restored into another cluster is the same store', { timeo
     for (const section of ['pre-data', 'data']) await pgRestore(target, `--section=${section}`, join(directory, 'all.dump'))
     // pg_cron begins with its jobs as soon as it has them.
     for (const job of ['maintain', 'nightly']) {
-      await t.rejects(target.sql.unsafe(`call fleet.${job}()`), { code: 'FL002', message: /a dump is being restored/ }, 'nothing works on half a store')
+      await t.rejects(target.sql.unsafe(`call fleet.${job}()`), { code: 'FL002', message: /a restore of a dump is under way/ }, `${job} waits`)
     }
     await pgRestore(target, '--section=post-data', join(directory, 'all.dump'))
     await livesOn(t, target, directory, name, token)

@@ -1,6 +1,6 @@
 -- pg_partman and pg_cron, and what the owner may do with them. Run at setup, before the migrations.
 -- A role without the right to create extensions passes when they are there already.
--- Names are found in Postgres itself, whoever runs this: nothing that an ordinary role made takes their place.
+-- Names resolve in pg_catalog, no matter who runs this, so nothing that an ordinary role made is called instead.
 set search_path = pg_catalog, pg_temp;
 
 create schema if not exists partman;
@@ -24,21 +24,21 @@ $$;
 do $$
 begin
   if pg_has_role(current_user, (select datdba from pg_catalog.pg_database where datname = current_database()), 'usage') then
-    -- Whoever may create a schema may name it after the administrator, who then finds functions in it. The first migration makes the
-    -- schemas of the store; once they are there nobody needs to.
+    -- A role that may create schemas could name one after the administrator, whose session would then call functions in it. The first
+    -- migration makes the schemas of the store; after that nobody needs the right.
     if pg_catalog.to_regclass('graphile_migrate.current') is null or pg_catalog.to_regnamespace('fleet') is null then
       execute format('grant create on database %I to fleet_owner', current_database());
     else
       execute format('revoke create on database %I from fleet_owner', current_database());
     end if;
-    -- What readers write into temporary tables fills the disk.
+    -- Temporary tables of readers would fill the disk.
     execute format('revoke temporary on database %I from public', current_database());
     execute format('grant temporary on database %I to fleet_owner, fleet_dba', current_database());
     execute format('grant connect on database %I to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier', current_database());
   end if;
 
-  -- A superuser who updates the extension runs its script there: so nothing of another's may be in the way, neither a function nor a
-  -- trigger. (pg_partman's documentation grants more; with a template table of ours it makes nothing there.)
+  -- A superuser who updates the extension runs its script in this schema, so no other role may put a function or a trigger there.
+  -- (pg_partman's documentation grants more, which a store with a template table of its own does not need.)
   if pg_has_role(current_user, (select n.nspowner from pg_catalog.pg_namespace n where n.nspname = 'partman'), 'usage') then
     revoke create on schema partman from public, fleet_owner;
   end if;

@@ -38,7 +38,7 @@ grant execute on function
   fleet.silence_at(timestamptz),  -- what the view fleet_silence calls
   fleet.job_history()  -- what the view job_health calls
 to fleet_server, fleet_reader, fleet_dba;
--- What the views partition_health and storage_growth call.
+-- Called by the views partition_health and storage_growth.
 grant execute on function fleet.table_of(fleet.hb_partitions) to fleet_server, fleet_archiver, fleet_reader, fleet_dba;
 
 grant execute on function
@@ -49,7 +49,7 @@ grant execute on function
   fleet.nightly_plan(interval, timestamptz),
   fleet.run_steps(bigint),
   fleet.check(timestamptz),
-  -- What the procedures call with the rights of their caller. The steps are the owner's: see fleet.begin_run().
+  -- The procedures call these with the rights of their caller. The steps run with the owner's rights; see fleet.begin_run().
   fleet.begin_run(text, interval, timestamptz),
   fleet.run_next_step(bigint, integer),
   fleet.end_run(bigint)
@@ -150,7 +150,9 @@ grant execute on function
   fleet.begin_restore(text, text),
   fleet.finish_restore(text, text),
   fleet.fail_restore(text, text, text),
-  fleet.adopt_archive(text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer, integer)
+  fleet.adopt_archive(
+    text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer, integer
+  )
 to fleet_archiver;
 
 grant select on

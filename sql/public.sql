@@ -1,12 +1,12 @@
--- What Postgres grants to everybody, and what is taken from everybody here. Run at setup, after guard.sql, by the administrator. These functions
--- belong to the superuser that made the cluster: without that, a warning says what stays open.
+-- Revokes rights that Postgres grants to everybody. Run at setup, after guard.sql, by the administrator. The functions belong to the
+-- superuser that made the cluster; an administrator without its rights gets a warning that says what stays open.
 set search_path = pg_catalog, pg_temp;
 
 do $$
 declare
   v_function regprocedure;
 begin
-  -- A database made before PostgreSQL 15 lets everybody make functions and tables in public.
+  -- A database that was made before PostgreSQL 15 lets everybody make functions and tables in schema public.
   if to_regnamespace('public') is not null
     and pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'public'), 'usage') then
     revoke create on schema public from public;
@@ -17,16 +17,16 @@ begin
     from pg_proc p
     where p.pronamespace = 'pg_catalog'::regnamespace
       and (
-        -- Locks of maintenance, of pg_partman and of the migrations: whoever may take any lock may take these, and keep them.
+        -- Maintenance, pg_partman and the migrations use advisory locks. A role that may take any lock may take and keep these.
         p.proname ~ '^pg_(try_)?advisory_(xact_)?(lock|unlock)'
-        -- Large objects: anyone could write them, for good, in spite of having no right to write a table.
+        -- A role without the right to write any table could still fill the disk with large objects.
         or p.proname in (
           'lo_creat', 'lo_create', 'lo_from_bytea', 'lo_import', 'lo_open', 'lo_put', 'lo_truncate', 'lo_truncate64', 'lo_unlink', 'lowrite'
         )
-        -- Writes as much into the WAL as anyone likes, even in a read-only transaction.
+        -- Writes any amount into the WAL, even in a read-only transaction.
         or p.proname = 'pg_logical_emit_message'
       )
-      -- Only what is missing: several databases may be set up at once, and again.
+      -- Only what is still to be done, because several databases may be set up at once, or one again.
       and (
         has_function_privilege('public', p.oid, 'execute')
         or (p.proname like 'pg%advisory%' and not has_function_privilege('fleet_owner', p.oid, 'execute'))
@@ -35,9 +35,11 @@ begin
   loop
     if not pg_has_role(current_user, (select p.proowner from pg_proc p where p.oid = v_function), 'usage') then
       raise warning using
-        message = format('%s does not own the functions of Postgres: every login may still take advisory locks and write large objects', current_user),
+        message = format(
+          '%s does not own the functions of Postgres: every login may still take advisory locks and write large objects', current_user
+        ),
         detail = 'A login that should only read can keep maintenance and migrations from running, and can fill the disk.',
-        hint = 'As superuser: psql -f sql/public.sql; another application in this database that needs them is granted them by name afterwards.';
+        hint = 'As superuser: psql -f sql/public.sql. Then grant the functions to any other application in this database that needs them.';
       exit;
     end if;
     execute format('revoke execute on function %s from public', v_function);
@@ -48,7 +50,7 @@ begin
 end
 $$;
 
--- Ends what a time limit should have ended: anyone may lift their own statement_timeout.
+-- Ends sessions that a time limit should have ended, because every role may lift its own statement_timeout.
 create or replace function fleet_guard.end_overdue_readers(
   p_statement interval default '60 seconds',
   p_idle interval default '90 seconds',
@@ -74,17 +76,18 @@ as $$
     from pg_stat_activity a
     join pg_roles r on r.oid = a.usesysid
     where a.backend_type = 'client backend' and a.datname = current_database() and not r.rolsuper
-      -- Readers alone: whoever may do more has work that takes longer.
+      -- Only readers: the work of the other roles may take longer.
       and pg_has_role(r.oid, 'fleet_reader', 'member')
       and not exists (
         select from pg_roles m
-        where m.rolname in ('fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_dba', 'fleet_verifier') and pg_has_role(r.oid, m.oid, 'member')
+        where m.rolname in ('fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_dba', 'fleet_verifier')
+          and pg_has_role(r.oid, m.oid, 'member')
       )
   ) o
   where o.reason is not null
 $$;
 comment on function fleet_guard.end_overdue_readers(interval, interval, interval) is
-  'Ends the sessions of readers in this database whose statement, idle transaction or transaction is older than allowed, and says which. They may lift their own timeouts, not this. Called each minute by fleet.end_overdue_readers().';
+  'Ends the sessions of readers in this database whose statement, idle transaction or transaction is older than allowed, and returns them. Readers may lift their own timeouts, but not these limits. Called each minute by fleet.end_overdue_readers().';
 
 revoke all on function fleet_guard.end_overdue_readers(interval, interval, interval) from public;
 grant execute on function fleet_guard.end_overdue_readers(interval, interval, interval) to fleet_owner;

@@ -1,6 +1,6 @@
 -- The roles, once per Postgres cluster. Run at setup, before the migrations, by a role that may create roles.
 -- All but the owner begin without LOGIN: a deployment decides who may log in, and how.
--- Names are found in Postgres itself, whoever runs this: nothing that an ordinary role made takes their place.
+-- Names resolve in pg_catalog, no matter who runs this, so nothing that an ordinary role made is called instead.
 set search_path = pg_catalog, pg_temp;
 
 do $$
@@ -18,7 +18,7 @@ begin
   end loop;
 
   if not pg_catalog.pg_has_role('fleet_owner', 'fleet_archiver', 'member') then
-    -- Retired tables are handed to the archiver's role, so that it may VACUUM them.
+    -- Before 0.2 the archiver's role owned the retired tables, and the migration that takes them back needs this membership.
     grant fleet_archiver to fleet_owner;
   end if;
   if not (
@@ -39,7 +39,7 @@ begin
     -- pg_cron starts a job as its owner, and a background worker must be one who may log in.
     alter role fleet_owner login;
   end if;
-  -- From PostgreSQL 16 on, who makes a role is a member of it without the right to become it.
+  -- From PostgreSQL 16 on, the role that makes another one is a member of it without the right to become it.
   if not pg_catalog.pg_has_role(
     current_user, 'fleet_owner', case when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end
   ) then
@@ -77,12 +77,12 @@ begin
         where s.setrole = r.oid and s.setdatabase = 0 and exists (select from unnest(s.setconfig) c where c like 'search_path=%')
       )
   loop
-    -- For the jobs of pg_cron, and for logins by way of pgBouncer, which say nothing of it themselves.
+    -- For the jobs of pg_cron and for logins through pgBouncer, which do not set it themselves.
     execute format('alter role %I set search_path = pg_catalog, pg_temp', v_role);
   end loop;
 
-  -- A login that takes all connections keeps heartbeats and the administrator out. A tenth for each leaves two thirds to the servers. Your own
-  -- limits stay as they are, also a larger one: alter role fleet_reader connection limit 50.
+  -- A login that takes all connections keeps heartbeats and the administrator out. A tenth for each of these four roles leaves more than
+  -- half to the servers. A limit that you set yourself stays, even a larger one: alter role fleet_reader connection limit 50.
   for v_role in
     select r.rolname
     from pg_catalog.pg_roles r
@@ -99,11 +99,11 @@ begin
     where r.rolname = 'fleet_reader' and s.setdatabase = 0 and exists (select from unnest(s.setconfig) c where c like 'temp_file_limit=%')
   ) then
     begin
-      -- For each session; unlike the time limits no login can lift it.
+      -- For each session. Unlike the time limits, no login can lift it.
       alter role fleet_reader set temp_file_limit = '512MB';
     exception when insufficient_privilege then
       raise warning using
-        message = 'fleet_reader may fill the disk with temporary files: temp_file_limit is for a superuser to set',
+        message = 'fleet_reader may fill the disk with temporary files: only a superuser can set temp_file_limit',
         hint = 'As superuser: alter role fleet_reader set temp_file_limit = ''512MB'';';
     end;
   end if;
@@ -111,7 +111,7 @@ begin
   if pg_catalog.to_regrole('pg_use_reserved_connections') is not null
     and not pg_catalog.pg_has_role('fleet_dba', 'pg_use_reserved_connections', 'member') then
     begin
-      -- From PostgreSQL 16 on; reserved_connections says how many.
+      -- From PostgreSQL 16 on; the setting reserved_connections gives their number.
       grant pg_use_reserved_connections to fleet_dba;
     exception when insufficient_privilege then
       raise warning using
@@ -123,9 +123,9 @@ begin
   if pg_catalog.shobj_description('fleet_verifier'::regrole, 'pg_authid') is null then
     comment on role fleet_owner is 'NexMDM: owns the heartbeat store; runs migrations and the pg_cron jobs.';
     comment on role fleet_server is 'NexMDM: the HTTP server; calls ingest, enrolment and ops functions, has no table.';
-    comment on role fleet_archiver is 'NexMDM: the archiver; reads the retired tables, owns nothing.';
+    comment on role fleet_archiver is 'NexMDM: the archiver; reads the retired tables and owns nothing.';
     comment on role fleet_reader is 'NexMDM: dashboards; reads views, with time limits.';
-    comment on role fleet_verifier is 'NexMDM: reads archives back and confirms them, as a second witness beside the archiver.';
+    comment on role fleet_verifier is 'NexMDM: reads archives back and confirms them, as a second proof that does not depend on the archiver.';
     comment on role fleet_dba is 'NexMDM: database administrators; call the functions that run the store.';
   end if;
 end

@@ -1,6 +1,6 @@
 -- What only a superuser may see, for fleet.check(). Run at setup, after guard.sql, by the administrator; made by one who is
 -- no superuser, these functions answer null or nothing, and fleet.check() says that it cannot know.
--- Names are found in Postgres itself, whoever runs this: nothing that an ordinary role made takes their place.
+-- Names resolve in pg_catalog, no matter who runs this, so nothing that an ordinary role made is called instead.
 set search_path = pg_catalog, pg_temp;
 
 create or replace function fleet_guard.memory_bytes() returns bigint

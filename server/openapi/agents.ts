@@ -37,8 +37,9 @@ const batch = {
   operationId: 'postHeartbeats',
   tags: ['heartbeats'],
   summary: 'Send many heartbeats',
-  description: `What a device gathered while it was offline, or a gateway for its devices: at most ${MAX_BATCH_ITEMS} items, ${MAX_CONTAINERS} arrays and objects, ${MAX_VALUES} values, ${MAX_LINES} lines of NDJSON `
-    + `with the blank ones, and ${MAX_BATCH_BYTES} bytes, before and after inflation; gzip may hold ${MAX_INFLATION} times its size and 64 KiB more. `
+  description: 'Heartbeats that a device collected while it was offline, or a gateway for its devices: at most '
+    + `${MAX_BATCH_ITEMS} items, ${MAX_CONTAINERS} arrays and objects, ${MAX_VALUES} values, ${MAX_LINES} lines of NDJSON (blank lines included) `
+    + `and ${MAX_BATCH_BYTES} bytes, before and after inflation. Gzip may expand to ${MAX_INFLATION} times its size plus 64 KiB. `
     + 'One bad item never blocks the others: each is judged by itself. A 5xx means that all of it is to be sent again; what was '
     + 'stored meanwhile is then a duplicate.',
   security: [{ device: [] }, { gateway: [] }],

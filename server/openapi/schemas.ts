@@ -51,7 +51,8 @@ const bodies = {
       reason: z.enum(['too_late', 'in_future', 'no_partition', 'quarantine_full']).optional(),
       ts: answered.ts.optional(),
       next_interval_s: answered.next_interval_s.optional(),
-      errors: z.array(fieldError).optional().describe('Of a rejected one: what is wrong with it, or the first of it where very much is wrong with the batch.'),
+      errors: z.array(fieldError).optional()
+        .describe('What is wrong with a rejected item. Only the first error is given for some items if the batch has very many errors.'),
     })).describe('One for each item, in their order.'),
     stored: count,
     duplicate: count,

@@ -64,7 +64,7 @@ t.test('while the database is away a logout says that it did not happen, and the
   const { get, login, post } = visitor(url)
   const session = await login()
   const left = await post('/logout', {}, session)
-  t.match(left, { status: 503, html: /this session is not over\. Log out again/ })
+  t.match(left, { status: 503, html: /this session is still open\. Log out again/ })
   t.same(left.headers.getSetCookie(), [], 'and the cookie stays, to do so')
   t.match(await get('/', session), { html: isIn })
 })

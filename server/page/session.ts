@@ -13,18 +13,18 @@ const COOKIE = 'fleet_session'
 /** A working day: who has the page open overnight logs in again. */
 export const SESSION_S = 12 * 3_600
 
-/** How long the page waits to hear whether a session was ended. */
+/** How long the page waits for the answer whether a session was ended. */
 const PATIENCE_MS = 1_000
 const MAX_ENDED = 1_000
 
 /**
  * Sessions that no one has to keep: a cookie holds when one ends, signed by a key made from the admin key. Every
- * worker and instance with that admin key knows it, and another admin key ends all sessions. What is kept is the sessions that were
- * ended before their time by a logout, in Postgres, where every server asks.
+ * worker and instance with that admin key accepts it, and another admin key ends all sessions. Only sessions that were ended by a
+ * logout are stored, in Postgres, where every server looks them up.
  */
 export class Sessions {
   readonly #key: Buffer
-  /** The ended ones that this worker heard of, for when the database is away. */
+  /** Ended sessions that this worker knows of, in case the database is unreachable. */
   readonly #ended = new BoundedMap<true>(MAX_ENDED)
 
   constructor(readonly config: Pick<ServerConfig, 'adminKey' | 'trustProxy'>, readonly pool: Pool, readonly log: Log) {
@@ -38,14 +38,14 @@ export class Sessions {
     return `${said}.${this.#sign(said).toString('base64url')}`
   }
 
-  /** Whether this was issued, with this key, and has not ended by itself. */
+  /** Whether this cookie was issued with this key and has not expired. */
   isValid(cookie: string | undefined, now = Date.now()) {
     return this.#read(cookie, now) !== undefined
   }
 
   /**
-   * Whether a request has a session. Where the database does not say within a second whether it was ended, one that this worker
-   * has not heard of counts as open: whoever is on call needs the page most when the database is away.
+   * Whether a request has an open session. If the database does not answer within a second, a session counts as open unless this worker
+   * knows that it was ended, because the person on call needs the page most when the database is unreachable.
    */
   async isOpen(c: Context<AppEnv>) {
     const session = this.#read(this.#cookie(c))
@@ -57,7 +57,7 @@ export class Sessions {
       if (row!.is_ended) this.#ended.set(session.key, true)
       return !row!.is_ended
     } catch (error) {
-      this.log.warn({ event: 'page.session_unknown', error }, 'Whether a session was ended cannot be asked; it is taken as open.')
+      this.log.warn({ event: 'page.session_unknown', error }, 'The database did not say whether a session was ended, so the session counts as open.')
       return true
     }
   }
@@ -68,7 +68,7 @@ export class Sessions {
 
   /**
    * Ends the session of a request on every server.
-   * @throws Problem 503 when the database cannot be told; then it is not over
+   * @throws Problem 503 when the database is unreachable; the session then stays open
    */
   async close(c: Context<AppEnv>) {
     const session = this.#read(this.#cookie(c))
@@ -76,7 +76,7 @@ export class Sessions {
       try {
         await this.pool.run(sql => sql`select fleet.end_session(${session.hash}, to_timestamp(${session.ends}::bigint))`)
       } catch (cause) {
-        throw unavailable('The database could not be told, so this session is not over. Log out again when it is back.', cause)
+        throw unavailable('The database is unreachable, so this session is still open. Log out again when the database is back.', cause)
       }
       this.#ended.set(session.key, true)
     }

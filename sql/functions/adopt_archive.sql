@@ -44,7 +44,7 @@ begin
   if v_known.partition_name = p_partition and v_known.state = 'active' and fleet.table_of(v_known) is not null and p_range_end <= now()
     and (v_known.range_start, v_known.range_end) = (p_range_start, p_range_end) then
     v_table := fleet.table_of(v_known);
-    -- Takes the lock of LOCK TABLE, which only who may write may ask for.
+    -- Takes the same lock as LOCK TABLE, for which the owner would need the right to write.
     execute format('alter table %s disable row level security', v_table);
     execute format('select exists (select from %s)', v_table) into v_has_rows;
     if not v_has_rows then

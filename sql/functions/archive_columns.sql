@@ -11,8 +11,8 @@ begin
   if v_unknown is not null then
     raise exception using
       errcode = 'FL422',
-      message = format('%s cannot be archived: there is no canonical form for %s', p_table, v_unknown),
-      hint = 'Use a type that has a form (select fleet.archive_form(type)), or give this one a form in sql/functions/archive_form.sql, '
+      message = format('%s cannot be archived: the archive has no form for %s', p_table, v_unknown),
+      hint = 'Use a type that has a form (select fleet.archive_form(type)), or add a form for this one to sql/functions/archive_form.sql, '
         'sql/shape-guard.sql and archiver/parquet.ts.';
   end if;
   return query

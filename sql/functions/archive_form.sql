@@ -1,5 +1,5 @@
--- The one list of types that can be archived. archiver/parquet.ts has the same for DuckDB, sql/shape-guard.sql the names alone.
--- The type comes from manifests too and becomes part of a statement, so it is compared as a whole.
+-- The list of types that can be archived. archiver/parquet.ts has the same list for DuckDB, and sql/shape-guard.sql has the names.
+-- A type may come from a manifest and becomes part of a statement, so the whole text is compared.
 create or replace function fleet.archive_form(p_type text) returns text
 language sql
 immutable
@@ -17,10 +17,10 @@ as $$
     when p_type = 'date' then
       $f$case when isfinite(%1$I) then (%1$I - date '1970-01-01')::text else %1$I::text end$f$
     when p_type = 'double precision' then
-      -- By its bits: the texts of Postgres and DuckDB differ. Of NaN there are many.
+      -- By its bits, because Postgres and DuckDB print different texts. NaN has many bit patterns, so it is written by name.
       $f$case when %1$I = 'NaN' then 'NaN' else ('x' || encode(float8send(%1$I), 'hex'))::bit(64)::text end$f$
   end;
 $$;
 
 comment on function fleet.archive_form(text) is
-  'The canonical text of a value of this type that is not null, as a format() string for the column''s name; null for a type that cannot be archived. Example: select fleet.archive_form(''numeric(10,2)'');';
+  'The SQL expression for the canonical text of a value that is not null, as a format() string that takes the column''s name; null for a type that cannot be archived. Example: select fleet.archive_form(''numeric(10,2)'');';

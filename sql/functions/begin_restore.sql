@@ -21,13 +21,13 @@ begin
   if v_partition.columns is null then
     raise exception using
       errcode = 'FL002',
-      message = format('the columns of the archive of %s are not recorded; it is not restored', p_partition),
-      hint = 'The archiver reads them from the manifest: run the one that belongs to this version of the database.';
+      message = format('the columns of the archive of %s are not recorded, so it is not restored', p_partition),
+      hint = 'The archiver records them from the manifest. Run the version of the archiver that belongs to this database.';
   end if;
   perform fleet.require_forms(p_partition, v_partition.columns);
   -- A try that was cut short left its table.
   perform fleet.drop_restoring(p_partition);
-  -- With the archive's columns, over which it is proven; fleet.finish_restore() brings it to today's.
+  -- It gets the archive's columns, which its proof needs. fleet.finish_restore() then changes them to today's columns.
   execute format('create table fleet.%I (%s)', v_table, (
     select string_agg(format('%I %s', c.value ->> 'name', c.value ->> 'type'), ', ' order by c.ordinality)
     from jsonb_array_elements(v_partition.columns) with ordinality c
@@ -38,4 +38,4 @@ end
 $$;
 
 comment on function fleet.begin_restore(text, text) is
-  'Makes the empty table that a restore is copied into, with the columns of the archive, and returns its name.';
+  'Makes the empty table for a restore, with the columns of the archive, and returns its name.';

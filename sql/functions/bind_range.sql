@@ -16,7 +16,7 @@ begin
   if v_table is null then
     raise exception using
       errcode = 'FL404',
-      message = format('partition %s is %s, and its table is not there', p_partition, v_partition.state),
+      message = format('partition %s is %s, but its table is missing', p_partition, v_partition.state),
       hint = 'See select * from fleet.check_partitions() where status <> ''ok'';';
   end if;
   if not exists (

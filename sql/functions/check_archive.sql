@@ -49,7 +49,7 @@ begin
   select string_agg(p.partition_name || coalesce(': ' || p.last_error, ''), ', ' order by p.range_start),
     string_agg(
       case
-        -- Only a human knows which of the two is right.
+        -- Only a human can tell which of the two is right.
         when p.last_error like '%differs from its archive%' then format(
           e'-- the table is right:\nselect fleet.retry_archive(%1$L);\n-- or the archive is:\n-- select fleet.accept_archive(%1$L, ''why'');',
           p.partition_name
@@ -59,9 +59,9 @@ begin
     )
   into v_names, v_commands
   from fleet.hb_partitions p
-  where p.state = 'archived' and p.held_reason is null and (v_settings.proofs_needed = 1 or p.confirmed_at is not null) and p.proven_at + v_settings.archive_grace < p_now - case
-      when p.last_error like '%differs from its archive%' then interval '0' else interval '6 hours'
-    end;
+  where p.state = 'archived' and p.held_reason is null and (v_settings.proofs_needed = 1 or p.confirmed_at is not null)
+    and p.proven_at + v_settings.archive_grace
+      < p_now - case when p.last_error like '%differs from its archive%' then interval '0' else interval '6 hours' end;
   status := case when v_names is null then 'ok' else 'warn' end;
   detail := coalesce('archived, and still on disk: ' || v_names, 'what is archived is dropped');
   remedy := v_commands;
@@ -73,7 +73,7 @@ begin
   where p.state = 'archived' and p.held_reason is null and v_settings.proofs_needed > 1 and p.confirmed_at is null
     and p.proven_at < p_now - interval '1 day';
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce('archived, and not confirmed by a second login: ' || v_names, 'no archive waits for a second proof');
+  detail := coalesce('archived but not confirmed by a second login: ' || v_names, 'no archive is waiting for a second login to confirm it');
   remedy := case when v_names is not null then e'# in a shell, with VERIFIER_DATABASE_URL\nnpm run archive -- confirm' end;
   return next;
 

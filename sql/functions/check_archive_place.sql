@@ -1,4 +1,4 @@
--- A range that has not come would keep its partitions from being made; a URL from elsewhere would have the archiver fetch it.
+-- A range in the future would prevent its partitions from being made, and the archiver would fetch a URL outside the known stores.
 create or replace function fleet.check_archive_place(p_range_start timestamptz, p_range_end timestamptz, p_archive_url text)
 returns void
 language plpgsql
@@ -20,7 +20,7 @@ begin
     ) then
     raise exception using
       errcode = 'FL422',
-      message = format('an archive of %s to %s is not registered: it is not a UTC day or month that is past', p_range_start, p_range_end),
+      message = format('the archive of %s to %s is not registered: its range is not a past UTC day or month', p_range_start, p_range_end),
       hint = 'The range is in the manifest of the archive.';
   end if;
   v_day := to_char(p_range_start, 'YYYY-MM-DD');
@@ -31,10 +31,10 @@ begin
   if v_root is null or v_root ~ '(^|/)\.\.?(/|$)' then
     raise exception using
       errcode = 'FL422',
-      message = format('%s is not the place of an archive of %s', coalesce(p_archive_url, 'null'), v_day),
-      hint = format('It is <store>/device_heartbeats/date=%s/device_heartbeats_%s.parquet.', v_day, to_char(p_range_start, 'YYYYMMDD'));
+      message = format('%s is not a valid place for the archive of %s', coalesce(p_archive_url, 'null'), v_day),
+      hint = format('The place is <store>/device_heartbeats/date=%s/device_heartbeats_%s.parquet.', v_day, to_char(p_range_start, 'YYYYMMDD'));
   end if;
-  -- The first archive that a store knows says where they are, unless a DBA did before.
+  -- Where no store is known yet, the first archive decides which one it is.
   select array_agg(distinct s.url) into v_known
   from (
     select substring(p.archive_url from '^(.*)/device_heartbeats/date=') as url
@@ -47,11 +47,11 @@ begin
   if v_root <> all (v_known) then
     raise exception using
       errcode = 'FL422',
-      message = format('%s is not a store of this database, which knows %s; nothing is registered', v_root, array_to_string(v_known, ', ')),
-      hint = format('If it is one: update fleet.settings set archive_stores = archive_stores || %L;', v_root);
+      message = format('%s is not a known store of this database (%s); nothing is registered', v_root, array_to_string(v_known, ', ')),
+      hint = format('If you trust this store: update fleet.settings set archive_stores = archive_stores || %L;', v_root);
   end if;
 end
 $$;
 
 comment on function fleet.check_archive_place(timestamptz, timestamptz, text) is
-  'An error unless an archive that is to be registered lies in the past, on the bounds of a day or month, in its place below a store that is known.';
+  'Raises an error unless the archive to register covers a past UTC day or month and lies at its proper place in a known store.';

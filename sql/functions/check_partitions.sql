@@ -118,7 +118,7 @@ begin
   select string_agg(p.partition_name, ', ' order by p.range_start),
     string_agg(
       case
-        when p.relid_seal is distinct from v_catalog || p.relid then 'call fleet.maintain();'  -- looks for one that was renamed
+        when p.relid_seal is distinct from v_catalog || p.relid then 'call fleet.maintain();'  -- also finds a renamed table
         when p.state in ('active', 'restored') then
           format('select fleet.create_partitions(%L, %L);', p.range_start::date, (p.range_end - interval '1 day')::date)
         when p.state = 'archived' then format('select fleet.drop_partition(%L);', p.partition_name)
@@ -144,9 +144,9 @@ begin
   where a.relid_seal is distinct from v_catalog || a.relid;
   status := case when v_count = 0 then 'ok' else 'warn' end;
   detail := case v_count
-    when 0 then 'tables are recorded by the oids that they have here'
+    when 0 then 'every table is recorded by its oid in this cluster'
     else format(
-      'tables recorded by the oids of another cluster, as after a dump was restored: %s; they are found by their names meanwhile', v_count
+      '%s tables are recorded by oids of another cluster, as after restoring a dump; they are found by name until that is fixed', v_count
     )
   end;
   remedy := case when v_count > 0 then 'call fleet.maintain();' end;
@@ -261,7 +261,7 @@ begin
   left join pg_event_trigger e on e.evtname = g.name
   where e.evtenabled is distinct from 'A';
   if v_names is not null then
-    status := 'warn'; detail := 'missing, or not ENABLE ALWAYS, among the event triggers: ' || v_names;
+    status := 'warn'; detail := 'event triggers that are missing or not ENABLE ALWAYS: ' || v_names;
     remedy := e'-- as superuser\n' || v_commands;
   end if;
   return next;

@@ -51,7 +51,7 @@ begin
     remedy := format(e'-- as superuser, in database %s\n', coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'postgres, once pg_cron is there'))
       || (select string_agg(j.statement, e'\n') from fleet.jobs_elsewhere() j);
   elsif pg_is_in_recovery() then
-    detail := 'this is a standby: pg_cron waits until it is promoted, and the jobs run on the primary, where remedies belong too';
+    detail := 'this is a standby: pg_cron waits until it is promoted; the jobs run on the primary, and remedies belong there too';
   elsif not exists (select from pg_stat_activity where backend_type = 'pg_cron launcher') then
     status := 'fail'; detail := 'the pg_cron launcher is gone: no job runs until Postgres is restarted'; remedy := c_restart;
   end if;

@@ -18,11 +18,11 @@ begin
   if p_checksum_version not in (1, 2) then
     raise exception using
       errcode = 'FL422',
-      message = format('checksum version %s is not known here, which knows 1 and 2', p_checksum_version),
-      hint = 'A newer version of this software wrote it; migrate the database with that version.';
+      message = format('checksum version %s is unknown; this database knows versions 1 and 2', p_checksum_version),
+      hint = 'A newer version of this software wrote the archive. Migrate the database with that version.';
   end if;
 
-  -- Version 2 has more types than 1, and the same text for those of version 1.
+  -- Version 2 has more types than version 1, and the same text for the types of version 1.
   select string_agg(format('%s %s', c.value ->> 'name', c.value ->> 'type'), ', ' order by c.ordinality) into v_unknown
   from jsonb_array_elements(v_columns) with ordinality c
   where fleet.archive_form(c.value ->> 'type') is null
@@ -33,7 +33,7 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format(
-        '%s has no checksum%s: there is no canonical form for %s', p_table, ' of version ' || p_checksum_version, v_unknown
+        '%s has no checksum%s: the archive has no form for %s', p_table, ' of version ' || p_checksum_version, v_unknown
       ),
       hint = 'The forms are in sql/functions/archive_form.sql and archiver/parquet.ts.';
   end if;
@@ -45,7 +45,7 @@ begin
   if v_unknown is not null then
     raise exception using
       errcode = 'FL010',
-      message = format('%s does not have the columns %s, which its checksum is over', p_table, v_unknown),
+      message = format('%s lacks columns that its checksum covers: %s', p_table, v_unknown),
       hint = 'The table was changed after it was retired.';
   end if;
 
@@ -63,4 +63,4 @@ end
 $$;
 
 comment on function fleet.checksum_expression(regclass, jsonb, integer) is
-  'The SQL expression for the checksum of one row, from its canonical form, over these columns or else the table''s own; see fleet.content_checksum().';
+  'The SQL expression for the checksum of one row, from the canonical texts of these columns, or of all columns of the table; see fleet.content_checksum().';

@@ -1,4 +1,4 @@
--- The archiver is the first witness. Where settings.proofs_needed is 2 nothing is dropped on its word alone.
+-- The archiver gives the first proof. If settings.proofs_needed is 2, nothing is dropped on the archiver's word alone.
 create or replace function fleet.confirm_archive(
   p_partition text,
   p_checksum_sha256 text,
@@ -16,18 +16,18 @@ as $$
 declare
   v_partition fleet.hb_partitions;
 begin
-  -- The login counts: whoever can be the archiver is no second witness.
+  -- The login decides, not the current role: a login that can act as the archiver cannot give a second proof.
   if pg_has_role(session_user, 'fleet_archiver', 'member') then
     raise exception using
       errcode = 'FL002',
-      message = format('%s may act as the archiver, and cannot confirm what the archiver proved', session_user),
+      message = format('%s may act as the archiver, so it cannot confirm what the archiver proved', session_user),
       hint = 'Confirm with a login that is a member of fleet_verifier and of no other role of the store.';
   end if;
   v_partition := fleet.get_partition(p_partition);
   if v_partition.state <> 'archived' then
     raise exception using
       errcode = 'FL002',
-      message = format('partition %s is %s; only an archived one that is not dropped yet can be confirmed', p_partition, v_partition.state),
+      message = format('partition %s is %s; an archive can be confirmed only while its partition is archived and not dropped', p_partition, v_partition.state),
       hint = format('See select * from fleet.archives where partition_name = %L;', p_partition);
   end if;
   if (p_checksum_sha256, p_content_checksum, p_row_count, p_min_ts, p_max_ts) is distinct from (
@@ -35,13 +35,13 @@ begin
   ) then
     raise exception using
       errcode = 'FL010',
-      message = format('the archive of %s as %s read it differs from its rows; the partition is kept', p_partition, session_user),
+      message = format('the archive of %s, as %s read it, differs from what was archived; the partition is kept', p_partition, session_user),
       detail = format(
         'sha256 %s, read %s; content checksum %s, read %s; rows %s, read %s; from %s to %s, read %s to %s',
         v_partition.checksum_sha256, p_checksum_sha256, v_partition.content_checksum, p_content_checksum,
         v_partition.row_count, p_row_count, v_partition.min_ts, v_partition.max_ts, p_min_ts, p_max_ts
       ),
-      hint = format('Do not drop it. To have it archived again: select fleet.retry_archive(%L);', p_partition);
+      hint = format('Keep the partition until this is resolved: select fleet.hold_partition(%L, ''its archive differs'');', p_partition);
   end if;
   if v_partition.confirmed_at is not null then
     return false;
@@ -56,4 +56,4 @@ end
 $$;
 
 comment on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz) is
-  'A second login''s word that it read the archive back and found these rows; false when that was confirmed before. Needed before a drop where settings.proofs_needed is 2. Used by: npm run archive -- confirm.';
+  'Records that a second login read the archive back and found these rows; false if it was confirmed before. Required before a drop if settings.proofs_needed is 2. Used by: npm run archive -- confirm.';

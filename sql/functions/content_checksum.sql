@@ -21,4 +21,4 @@ end
 $$;
 
 comment on function fleet.content_checksum(regclass, jsonb, integer) is
-  'Rows of a partition, their checksum independent of order and format, and the oldest and newest ts. p_columns: over these, as in fleet.hb_partitions.columns; default the table''s own. p_checksum_version: as it was defined then; default the newest. Example: select p.partition_name, c.* from fleet.partition_health p cross join fleet.content_checksum(format(''fleet_detached.%I'', p.partition_name)::regclass) c where p.state = ''detached'';';
+  'Number of rows of a partition, a checksum that does not depend on order or format, and the oldest and newest ts. p_columns: the columns to cover, as in fleet.hb_partitions.columns; default: all columns of the table. p_checksum_version: the definition to use; default: the newest. Example: select p.partition_name, c.* from fleet.partition_health p cross join fleet.content_checksum(format(''fleet_detached.%I'', p.partition_name)::regclass) c where p.state = ''detached'';';

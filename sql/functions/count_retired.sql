@@ -1,4 +1,4 @@
--- What a drop relies on is counted here, with the owner's rights: the archiver says what it copied, and is compared with that.
+-- Counts, with the owner's rights, what a drop relies on. The archiver says what it copied, and that is compared with this count.
 create or replace function fleet.count_retired(
   p_partition text,
   p_worker text,
@@ -27,8 +27,8 @@ begin
   where p.partition_name = p_partition and p.lease_owner = p_worker and p.state = 'archiving';
   v_table := fleet.table_of(v_partition);
   if v_table is not null then
-    -- It has been as it is since it was detached. Of a large day this takes many seconds: before its row is locked, so that the
-    -- lease is renewed meanwhile.
+    -- Nobody may write to the table since it was detached. Counting a large day takes many seconds, so it happens before the row is
+    -- locked, and the archiver can renew its lease meanwhile.
     select jsonb_agg(jsonb_build_object('name', c.name, 'type', c.type) order by c.position) into v_columns
     from fleet.archive_columns(v_table) c;
     select s.row_count, s.content_checksum, s.min_ts, s.max_ts
@@ -46,17 +46,23 @@ begin
   if p_row_count is distinct from row_count or coalesce(p_columns, v_columns) <> v_columns then
     raise exception using
       errcode = 'FL010',
-      message = format('partition %s has %s rows, and %s says that it copied %s; nothing is archived', p_partition, row_count, p_worker, coalesce(p_row_count::text, 'nothing')),
-      detail = format('columns of the table %s, copied %s', v_columns, coalesce(p_columns, v_columns)),
-      hint = 'The table was changed while it was copied, or the archiver is not to be trusted. Look: select fleet.hold_partition(name, reason);';
+      message = format(
+        'partition %s has %s rows, but %s says that it copied %s; nothing is archived',
+        p_partition, row_count, p_worker, coalesce(p_row_count::text, 'nothing')
+      ),
+      detail = format('columns of the table: %s; columns copied: %s', v_columns, coalesce(p_columns, v_columns)),
+      hint = format(
+        'The table was changed while it was copied, or the archiver cannot be trusted. Hold it while you look: '
+        'select fleet.hold_partition(%L, ''why'');', p_partition
+      );
   end if;
   if min_ts < v_partition.range_start or max_ts >= v_partition.range_end then
     raise exception using
       errcode = 'FL010',
       message = format(
-        'partition %s covers %s to %s, its rows %s to %s', p_partition, v_partition.range_start, v_partition.range_end, min_ts, max_ts
+        'partition %s covers %s to %s, but its rows range from %s to %s', p_partition, v_partition.range_start, v_partition.range_end, min_ts, max_ts
       ),
-      hint = 'The table was changed after it was retired. Hold it and look: select fleet.hold_partition(name, reason);';
+      hint = format('The table was changed after it was retired. Hold it while you look: select fleet.hold_partition(%L, ''why'');', p_partition);
   end if;
   update fleet.hb_partitions p
   set counted = jsonb_build_object(
@@ -68,4 +74,4 @@ end
 $$;
 
 comment on function fleet.count_retired(text, text, bigint, jsonb, integer) is
-  'Archiving: counts and sums the rows of a retired table with the owner''s rights, compares that with what the archiver says that it copied, and keeps and returns it. What is proven and dropped later is compared with this.';
+  'Archiving: counts the rows of a retired table and computes their checksum with the owner''s rights, compares them with what the archiver says that it copied, then records and returns them. Later proofs and the drop are compared with this.';

@@ -13,12 +13,12 @@ declare
   v_since timestamptz := clock_timestamp();
 begin
   select * into strict v_settings from fleet.settings;
-  -- Twice: the row is locked only after the long comparison, and must still say the same then.
+  -- Two passes: the row is locked only after the long comparison, and must still allow the drop then.
   for v_try in 1..2 loop
     if v_try = 1 then
       select * into v_partition from fleet.hb_partitions where partition_name = p_partition;
       if not found then
-        v_partition := fleet.get_partition(p_partition);  -- says that there is none
+        v_partition := fleet.get_partition(p_partition);  -- raises the error
       end if;
     else
       v_partition := fleet.get_partition(p_partition);
@@ -44,7 +44,7 @@ begin
     end if;
     continue when v_try = 2;
 
-    -- Done before the export, but for what was on its way when rollups were new.
+    -- Usually done before the export; this covers days that were being archived when rollups were introduced.
     perform fleet.finish_rollups(p_partition);
     select * into v_found from fleet.compare_with_archive(p_partition);
   end loop;
@@ -54,10 +54,10 @@ begin
     raise exception using
       errcode = 'FL010',
       message = format(
-        'partition %s differs from its archive and is not dropped: it has %s rows and its archive %s, with content checksums %s and %s',
+        'partition %s differs from its archive and is not dropped: it has %s rows and its archive %s; the content checksums are %s and %s',
         p_partition, v_found.row_count, v_partition.row_count, v_found.content_checksum, v_partition.content_checksum
       ),
-      detail = 'A superuser wrote to it after the proof.',
+      detail = 'Only a superuser can have written to it after the proof.',
       hint = format(
         'If the table is right: select fleet.retry_archive(%1$L); if the archive is: select fleet.accept_archive(%1$L, ''why'');', p_partition
       );
@@ -69,4 +69,4 @@ end
 $$;
 
 comment on function fleet.drop_partition(text) is
-  'Drops a retired partition whose archive is proven, once its rows are compared with that; refuses any other. True when it is gone, false while archive_grace lasts or a second proof is awaited (settings.proofs_needed). Example: select partition_name, fleet.drop_partition(partition_name) from fleet.partition_health where state = ''archived'';';
+  'Drops a retired partition whose archive is proven, after comparing its rows with the archive; refuses any other. Returns true when the table is gone, false during archive_grace or while a second proof is missing (settings.proofs_needed). Example: select partition_name, fleet.drop_partition(partition_name) from fleet.partition_health where state = ''archived'';';

@@ -14,13 +14,13 @@ begin
     execute format('drop table %s', p_table::regclass);
   end if;
   v_partition := fleet.get_partition(p_partition);
-  -- What is still there under its name is not what was compared.
+  -- A table that still has the name is not the one that was compared.
   v_left := fleet.table_of(v_partition);
   if v_left is not null then
     raise exception using
       errcode = 'FL002',
       message = format('table %s appeared while partition %s was being dropped', v_left::regclass, p_partition),
-      hint = format('Look at it, then call again: select fleet.drop_partition(%L);', p_partition);
+      hint = format('Look at that table, then call again: select fleet.drop_partition(%L);', p_partition);
   end if;
 
   update fleet.hb_partitions
@@ -28,7 +28,7 @@ begin
   where partition_name = p_partition;
   if p_table is null then
     perform fleet.record_event(
-      'partition.drop', p_partition, v_partition.row_count, fleet.elapsed_ms(p_since), 'its table was gone already; nothing was compared'
+      'partition.drop', p_partition, v_partition.row_count, fleet.elapsed_ms(p_since), 'the table was gone already; nothing was compared'
     );
   else
     perform fleet.count_up('hb_partition_dropped_total');
@@ -38,4 +38,4 @@ end
 $$;
 
 comment on function fleet.drop_retired(text, oid, timestamptz) is
-  'Drops the table of a partition that was compared with its archive, and records that; behind fleet.drop_partition() and fleet.accept_archive().';
+  'Drops the table of a partition after it was compared with its archive, and records that. Called by fleet.drop_partition() and fleet.accept_archive().';

@@ -16,7 +16,7 @@ begin
     raise exception using
       errcode = 'FL404',
       message = format('run %s of maintenance is not running in this session', coalesce(p_run_id::text, 'null')),
-      hint = 'call fleet.nightly(); and call fleet.maintain(); begin and end their own.';
+      hint = 'call fleet.nightly(); and call fleet.maintain(); begin and end their runs themselves.';
   end if;
   v_failed := (
     select count(*) from fleet.events e where e.run_id = p_run_id and e.event like 'maintenance.%' and not e.is_ok
@@ -36,4 +36,4 @@ begin
 end
 $$;
 
-comment on function fleet.end_run(bigint) is 'Ends a run of maintenance and frees its lock.';
+comment on function fleet.end_run(bigint) is 'Ends a run of maintenance of this session, records how it went and frees its lock.';

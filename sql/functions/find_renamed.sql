@@ -1,4 +1,4 @@
--- Its oid says nothing any more, and its name is another: what is left is what it holds. Never a guess between two.
+-- Neither the oid nor the name identifies such a table any more, so its rows have to. If two tables fit, neither is chosen.
 create or replace function fleet.find_renamed(p fleet.hb_partitions) returns oid
 language plpgsql
 stable
@@ -33,4 +33,4 @@ end
 $$;
 
 comment on function fleet.find_renamed(fleet.hb_partitions) is
-  'The only table in fleet_detached that has the name of no partition and heartbeats of this one''s range alone; null when there is none, or more. For a retired table that was renamed by hand before a dump.';
+  'Finds a retired table that was renamed by hand before a dump: the only table in fleet_detached that has no partition''s name and only heartbeats of this partition''s range. Null if there is none, or more than one.';

@@ -27,7 +27,7 @@ begin
       hint = 'Call fleet.begin_restore() first.';
   end if;
 
-  -- What is compared is what is attached: the archiver's role may insert until here.
+  -- The archiver may insert until here, so take its rights before comparing: exactly the compared rows are attached.
   execute format('revoke all on %s from fleet_archiver', v_table);
   execute format('alter table %s disable row level security', v_table);
   select * into v_got from fleet.content_checksum(v_table, v_partition.columns, v_partition.checksum_version);
@@ -68,4 +68,4 @@ end
 $$;
 
 comment on function fleet.finish_restore(text, text) is
-  'Compares the restored rows with what was archived, over the columns of the archive, brings them to today''s columns, indexes and attaches them; state restored.';
+  'Compares the restored rows with the archive, over its own columns, changes the table to today''s columns, indexes it and attaches it; state restored.';

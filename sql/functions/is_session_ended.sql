@@ -8,4 +8,4 @@ as $$
 $$;
 
 comment on function fleet.is_session_ended(bytea) is
-  'Whether a session of the ops page was ended by a logout, on whichever server. Takes the SHA-256 of what its cookie says.';
+  'Whether a session of the ops page was ended by a logout on any server. Takes the SHA-256 of the text in its cookie.';

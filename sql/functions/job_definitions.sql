@@ -35,7 +35,7 @@ as $$
     format('vacuum (freeze, analyze) %s', string_agg(format('%I.%I', c.relnamespace::regnamespace, c.relname), ', ' order by p.range_start))
   from fleet.hb_partitions p
   join pg_class c on c.oid = fleet.table_of(p)
-  -- Retired ones too, which wait for their archive or for archive_grace. cold_xid is null for a day that was retired while young.
+  -- Also retired partitions, which wait for their archive or for archive_grace. cold_xid is null for a day that was retired while young.
   where (p.state in ('active', 'restored') and age(c.relfrozenxid) > age(p.cold_xid)
       or p.state not in ('active', 'restored') and age(c.relfrozenxid) > coalesce(age(p.cold_xid), 1000000))
     and pg_relation_size(c.oid) > 0

@@ -24,7 +24,7 @@ begin
       where c.change in ('renamed', 'dropped') and (p_at is null or c.changed_at > p_at)
       order by c.change_id
     loop
-      -- What was noted together happened at once: two columns may have exchanged their names.
+      -- Changes that were noted together happened at once: two columns may have exchanged their names.
       continue when v_change.name is distinct from v_name or v_change.changed_at = v_applied;
       v_name := v_change.new_name;
       v_applied := v_change.changed_at;
@@ -40,7 +40,7 @@ begin
       select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type
       from pg_attribute a
       where a.attrelid = 'fleet.device_heartbeats'::regclass and a.attname = v_names[c.ordinality] and a.attnum > 0 and not a.attisdropped
-        -- Of two that lead to one, the one that has its name already.
+        -- If two columns lead to the same one, the column that already has the name wins.
         and c.ordinality = (
           select o.ordinality
           from jsonb_array_elements(p_columns) with ordinality o
@@ -54,4 +54,4 @@ end
 $$;
 
 comment on function fleet.map_columns(jsonb, timestamptz) is
-  'For each column of an archive, the column of fleet.device_heartbeats that it is today, by the renames since p_at (null: all that are known); null where it was dropped. Example: select m.* from fleet.archives a, fleet.hb_partitions p, fleet.map_columns(p.columns, p.columns_at) m where p.partition_name = a.partition_name;';
+  'Maps each column of an archive to its column in fleet.device_heartbeats today, following the renames since p_at (null: all known renames); null if the column was dropped. Example: select m.* from fleet.archives a, fleet.hb_partitions p, fleet.map_columns(p.columns, p.columns_at) m where p.partition_name = a.partition_name;';

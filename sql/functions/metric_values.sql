@@ -12,7 +12,9 @@ as $$
   select 'partition_premake_runway_days', '{}',
     greatest(0, extract(epoch from coalesce(max(p.range_end), now()) - now()) / 86400)::double precision
   from fleet.hb_partitions p
-  where p.relid is not null and exists (select from pg_inherits i where i.inhrelid = fleet.table_of(p) and i.inhparent = 'fleet.device_heartbeats'::regclass)
+  where p.relid is not null and exists (
+    select from pg_inherits i where i.inhrelid = fleet.table_of(p) and i.inhparent = 'fleet.device_heartbeats'::regclass
+  )
   union all
   select 'retention_lag_days', '{}',
     greatest(0, coalesce(max(extract(epoch from now() - s.retention - p.range_end)), 0) / 86400)::double precision

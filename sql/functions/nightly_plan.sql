@@ -9,7 +9,9 @@ as $$
   (
     select 'premake', null::text, format('make the partition of %s', d.day::date)
     from fleet.settings s
-    cross join generate_series(fleet.not_in_future(p_now)::date::timestamptz, p_now::date + s.premake_days * interval '1 day', interval '1 day') as d (day)
+    cross join generate_series(
+      fleet.not_in_future(p_now)::date::timestamptz, p_now::date + s.premake_days * interval '1 day', interval '1 day'
+    ) as d (day)
     where not exists (
       select from fleet.attached_partitions() a where a.range_start <= d.day and a.range_end > d.day
     )

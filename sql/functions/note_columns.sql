@@ -1,5 +1,5 @@
--- Called wherever a shape is fixed or needed, so no event trigger is needed to know what was renamed: a column keeps its attnum
--- when it is renamed. A restored dump numbers them again; there the names alone count.
+-- Called wherever the columns matter, so renames are found without an event trigger: a column keeps its attnum when it is renamed.
+-- A restored dump numbers the columns again, so there only the names decide.
 create or replace function fleet.note_columns() returns integer
 language plpgsql
 volatile
@@ -15,16 +15,17 @@ declare
   v_count integer := 0;
 begin
   if pg_is_in_recovery() then
-    return 0;  -- the primary notes it
+    return 0;  -- the primary notes the changes
   end if;
-  -- A managed Postgres may hide it; then the oid has to do.
+  -- A managed Postgres may hide it. The oid of the table then has to be enough.
   if has_function_privilege('pg_control_system()', 'execute') then
     v_system := (select s.system_identifier from pg_control_system() s);
   end if;
   for v_attempt in 1..2 loop
     if not exists (
       with found as (
-        select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type, a.attnum, v_table as relid, v_system as system_identifier
+        select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type, a.attnum, v_table as relid,
+          v_system as system_identifier
         from pg_attribute a
         where a.attrelid = v_table and a.attnum > 0 and not a.attisdropped
       ),
@@ -36,7 +37,7 @@ begin
     ) then
       return 0;
     end if;
-    -- Another session may have noted the same: look again once it is through.
+    -- Another session may be noting the same changes, so look again once it has finished.
     lock table fleet.heartbeat_columns in share row exclusive mode;
   end loop;
 
@@ -98,4 +99,4 @@ end
 $$;
 
 comment on function fleet.note_columns() is
-  'Compares the columns of fleet.device_heartbeats with those it had when last looked at, and records in fleet.column_changes what was added, dropped, renamed or retyped; returns how many. Run by fleet.maintain() and before a partition is retired or restored. Example: select fleet.note_columns(); select * from fleet.column_changes;';
+  'Compares the columns of fleet.device_heartbeats with those that were noted last, and records in fleet.column_changes which were added, dropped, renamed or retyped; returns how many. Run by fleet.maintain() and before a partition is retired or restored. Example: select fleet.note_columns(); select * from fleet.column_changes;';

@@ -12,7 +12,7 @@ begin
   if v_partition.counted is null then
     raise exception using
       errcode = 'FL002',
-      message = format('partition %s is not counted yet; that comes before its export is recorded', p_partition),
+      message = format('partition %s is not counted yet; its export cannot be recorded', p_partition),
       hint = 'Call fleet.count_retired() first.';
   end if;
   update fleet.hb_partitions p
@@ -26,4 +26,4 @@ end
 $$;
 
 comment on function fleet.record_export(text, text) is
-  'Archiving, step exported: what fleet.count_retired() counted is from here on what the archive has to prove; a former archive of the day is forgotten.';
+  'Archiving, step exported: from here on the archive has to match what fleet.count_retired() counted, and an earlier archive of the day is forgotten.';

@@ -15,4 +15,4 @@ as $$
 $$;
 
 comment on function fleet.record_slo(text, json) is
-  'A process of a server tells what it counted for the error budgets: the totals of its minutes, every 10 seconds. Again is no error. Example: select fleet.record_slo(''a'', ''[{"slo":"heartbeat_writes","minute":"now","good":1000,"bad":2}]'');';
+  'Records what a server process counted for the error budgets: the totals of its minutes, sent every 10 seconds. Recording the same totals again is harmless. Example: select fleet.record_slo(''a'', ''[{"slo":"heartbeat_writes","minute":"now","good":1000,"bad":2}]'');';

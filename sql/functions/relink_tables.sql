@@ -1,4 +1,4 @@
--- Everything that a dump brings along and that means something only in the cluster it was taken from.
+-- Fixes everything in a restored dump that had a meaning only in the cluster from which it was taken.
 create or replace function fleet.relink_tables() returns integer
 language plpgsql
 volatile
@@ -24,7 +24,7 @@ begin
     v_table := coalesce(fleet.table_of(v_partition), fleet.find_renamed(v_partition));
     update fleet.hb_partitions p
     set relid = v_table, relid_seal = v_catalog || v_table,
-      -- Counted in this cluster's transactions.
+      -- Transaction numbers of this cluster.
       cold_xid = case when p.cold_xid is not null then pg_current_xact_id()::xid end,
       last_error = case when v_table is null then 'the table is gone' else p.last_error end
     where p.partition_name = v_partition.partition_name;
@@ -49,9 +49,9 @@ begin
     end if;
     update fleet.adoptions a
     set relid = v_table, relid_seal = v_catalog || v_table,
-      -- The table has its rows in other places: read from the start.
+      -- The rows lie in other places of the table now, so it is read from the start.
       filenode = 0,
-      -- What was written since the verification is known by its transactions, which had other numbers there.
+      -- Rows that were written after the verification were found by transaction numbers, which are different here.
       state = case a.state when 'verified' then 'moved' else a.state end,
       verified_xid = null, verified_at = null
     where a.source = v_adoption.source;
@@ -59,12 +59,12 @@ begin
   end loop;
 
   if v_found > 0 or cardinality(v_lost) > 0 then
-    -- Transactions of another cluster that seem to be still to come: servers would forget those tokens with every look.
+    -- Transaction numbers of another cluster may lie in the future here, and servers would forget those tokens at every look.
     delete from fleet.token_change_log l
     where l.changed_xid >= pg_snapshot_xmax(pg_current_snapshot());
     perform fleet.record_event(
       'store.relinked', p_rows => v_found, p_is_ok => cardinality(v_lost) = 0,
-      p_detail => concat_ws(': ', 'tables found by name', 'no table of ' || nullif(array_to_string(v_lost, ', '), ''))
+      p_detail => concat_ws('; ', 'tables found by name', 'no table found for ' || nullif(array_to_string(v_lost, ', '), ''))
     );
   end if;
   return v_found;
@@ -72,4 +72,4 @@ end
 $$;
 
 comment on function fleet.relink_tables() is
-  'After a dump was restored: finds the table of each partition and adoption by name and records its oid here; returns how many. Changes nothing in a store that is not restored. Run at the start of fleet.maintain() and fleet.nightly(), and by fleet.sync_partitions().';
+  'After a dump was restored, finds the table of each partition and adoption by name and records its new oid; returns how many. Changes nothing in any other store. Run at the start of fleet.maintain() and fleet.nightly(), and by fleet.sync_partitions().';

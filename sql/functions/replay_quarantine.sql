@@ -24,7 +24,7 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format('cannot replay from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
-      hint = 'Give the first and the last ts, in order: select * from fleet.replay_quarantine(current_date - 3, current_date);';
+      hint = 'Give the first and the last ts in order: select * from fleet.replay_quarantine(current_date - 3, current_date);';
   end if;
   stored := 0;
   duplicate := 0;
@@ -74,4 +74,4 @@ end
 $$;
 
 comment on function fleet.replay_quarantine(timestamptz, timestamptz, bigint) is
-  'Stores quarantined heartbeats, by ts, whose partition is there by now (made, or restored) and whose lateness is allowed by now; answers how many were stored, were there already, and remain. Example: select * from fleet.replay_quarantine(current_date - 3, current_date);';
+  'Stores quarantined heartbeats, in order of ts, if their partition now exists (made or restored) and their lateness is now allowed; returns how many were stored, were there already, and remain. Example: select * from fleet.replay_quarantine(current_date - 3, current_date);';

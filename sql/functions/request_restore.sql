@@ -38,4 +38,4 @@ end
 $$;
 
 comment on function fleet.request_restore(date, date) is
-  'Has the archiver bring archived days back online; returns the number of the request. Follow it in fleet.restore_items. Example: select fleet.request_restore(day) from fleet.data_coverage where "where" = ''archived'' order by day desc limit 1;';
+  'Asks the archiver to bring archived days back online; returns the number of the request. Follow it in fleet.restore_items. Example: select fleet.request_restore(day) from fleet.data_coverage where "where" = ''archived'' order by day desc limit 1;';

@@ -12,11 +12,11 @@ begin
   if v_unknown is not null or jsonb_array_length(p_columns) = 0 then
     raise exception using
       errcode = 'FL422',
-      message = format('the archive of %s has columns that are not known here: %s', p_partition, coalesce(v_unknown, 'none')),
+      message = format('the archive of %s has columns of unknown types: %s', p_partition, coalesce(v_unknown, 'it has no columns')),
       hint = 'A newer version of this software may have written it. The forms are in sql/functions/archive_form.sql and archiver/parquet.ts.';
   end if;
 end
 $$;
 
 comment on function fleet.require_forms(text, jsonb) is
-  'An error when a column of an archive has a type that the archive has no form for.';
+  'Raises an error if a column of an archive has a type without a form; see fleet.archive_form().';

@@ -1,4 +1,4 @@
--- Called with the staging table alone: whatever fails here, the parent was not touched.
+-- Works on the staging table only. If anything fails here, the parent table was not touched.
 create or replace function fleet.reshape_restored(p_table regclass, p_columns jsonb, p_at timestamptz) returns text
 language plpgsql
 volatile
@@ -21,7 +21,7 @@ begin
     execute format('alter table %s drop column %I', p_table, v_column.name);
   end loop;
 
-  -- By way of names that nobody has: two columns may have exchanged theirs.
+  -- By way of temporary names, because two columns may have exchanged theirs.
   for v_column in
     select m.name, format('restoring_%s', m.position) as between_name, m.today_name
     from fleet.map_columns(p_columns, p_at) m
@@ -52,7 +52,7 @@ begin
   loop
     begin
       if v_column.archived_type is null then
-        -- What is null here was null nowhere: a column that may be null has no value in rows from before it.
+        -- Rows that are older than the column have no value for it, so the default is used only for a column that must not be null.
         execute format(
           'alter table %s add column %I %s %s %s', p_table, v_column.name, v_column.type, v_column.collation,
           case when v_column.is_not_null then concat_ws(' ', 'default ' || v_column.default_value, 'not null') end
@@ -81,14 +81,14 @@ begin
       raise exception using
         errcode = 'FL010',
         message = format(
-          'column %s: the archive has %s, and the table today %s%s, to which its rows cannot be brought (%s); nothing is attached',
+          'column %s: the archive has %s, the table has %s%s, and the values cannot be converted (%s); nothing is attached',
           v_column.name, coalesce(v_column.archived_type, 'no such column'), v_column.type,
           case when v_column.is_not_null then ' not null' else '' end, sqlerrm
         ),
         hint = case
           when v_column.archived_type is null then
             format('Give it a default: alter table fleet.device_heartbeats alter column %I set default …;', v_column.name)
-          else 'The archive is whole: read it with npm run archive -- query, or change the column back.'
+          else 'The archive is complete. Read it with npm run archive -- query, or change the column back.'
         end;
     end;
   end loop;
@@ -97,4 +97,4 @@ end
 $$;
 
 comment on function fleet.reshape_restored(regclass, jsonb, timestamptz) is
-  'Brings a proven restored table from the columns of its archive to those of fleet.device_heartbeats today; returns the columns that were left out, null when there are none. An error that names the column when a value would change.';
+  'Changes a proven restored table from the columns of its archive to those of fleet.device_heartbeats today; returns the columns that were left out, or null. Raises an error that names the column if a value would change.';

@@ -48,7 +48,7 @@ begin
   if v_table is null then
     raise exception using
       errcode = 'FL404',
-      message = format('partition %s is active, and its table is not there; there is nothing to retire', p_partition),
+      message = format('partition %s is active, but its table is missing; there is nothing to retire', p_partition),
       hint = 'See select * from fleet.check_partitions() where status <> ''ok'';';
   end if;
   if v_partition.range_end > p_now then
@@ -62,8 +62,8 @@ begin
   execute format('select count(*) from fleet.%I', p_partition) into v_rows;
   v_bytes := pg_total_relation_size(v_table);
 
-  -- Locked before it is looked at, so that no restore attaches an older day in between, for pg_partman to take along. Only who may
-  -- write may LOCK TABLE, and the owner may not: this changes nothing and takes the same lock.
+  -- Locked before looking, so that no restore attaches an older day in between that pg_partman would retire as well. LOCK TABLE takes
+  -- the right to write, which the owner does not have; this statement changes nothing and takes the same lock.
   alter table only fleet.device_heartbeats disable row level security;
   -- From here on the partition keeps the columns it has.
   perform fleet.note_columns();

@@ -8,7 +8,7 @@ declare
   v_partition fleet.hb_partitions;
   v_found record;
 begin
-  -- Of a large day that takes many seconds: before its row is locked.
+  -- This takes many seconds for a large day, so it happens before the partition's row is locked.
   select * into v_found
   from fleet.hb_partitions p
   cross join lateral fleet.compare_with_archive(p.partition_name)
@@ -21,7 +21,7 @@ begin
       hint = format('To archive it: select fleet.archive_partition(%L);', p_partition);
   end if;
   if v_partition.state = 'archived' and v_found.differs then
-    -- As of a restored day: what is known of the archive stays until the next export.
+    -- As with a restored day, what is known about the archive is kept until the next export.
     update fleet.hb_partitions
     set state = 'detached', step = null, attempts = 0, next_attempt_at = now(), last_error = null, lease_owner = null, lease_until = null
     where partition_name = p_partition;
@@ -44,4 +44,4 @@ end
 $$;
 
 comment on function fleet.retry_archive(text) is
-  'Lets the archiver try a failed partition again at once, or archive one again whose table was changed after its proof. Example: select fleet.retry_archive(partition_name) from fleet.partition_health where state = ''archive_failed'';';
+  'Lets the archiver retry a failed partition at once, or archive a partition again whose table was changed after its proof. Example: select fleet.retry_archive(partition_name) from fleet.partition_health where state = ''archive_failed'';';

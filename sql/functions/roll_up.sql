@@ -101,4 +101,4 @@ end
 $$;
 
 comment on function fleet.roll_up(date, timestamptz, boolean) is
-  'Counts the availability of each device on one past UTC day, from its heartbeats, into fleet.device_availability_daily; returns the number of devices. With p_late_only those devices of a rolled-up day of which heartbeats came late. Run by fleet.nightly() and fleet.maintain(). Example: select fleet.roll_up(current_date - 1);';
+  'Counts the availability of each device on one past UTC day, from its heartbeats, into fleet.device_availability_daily; returns the number of devices. With p_late_only, counts again only the devices of a rolled-up day whose heartbeats came late. Run by fleet.nightly() and fleet.maintain(). Example: select fleet.roll_up(current_date - 1);';

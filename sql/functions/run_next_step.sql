@@ -13,7 +13,7 @@ begin
   loop
     select s.* into v_next
     from fleet.planned_steps s
-    -- The session that planned them, which still has the lock.
+    -- Only for the session that planned the steps and still has the lock.
     where s.run_id = p_run_id and s.pid = pg_backend_pid()
       and exists (select from fleet.lock_holders('maintenance') h where h = pg_backend_pid())
     order by s.position
@@ -43,7 +43,7 @@ begin
   exception when others then
     v_error := sqlerrm;
   end;
-  -- pg_partman reports a lock timeout under another error code, so its words decide.
+  -- pg_partman reports a lock timeout under another error code, so its message decides.
   if v_error like '%lock timeout%' and p_attempt < 5 then
     return 'busy';
   end if;
@@ -61,4 +61,4 @@ end
 $$;
 
 comment on function fleet.run_next_step(bigint, integer) is
-  'Does the next step that fleet.begin_run() planned for this run, in this session, and records it in fleet.events. Answers done, failed, busy (a lock was taken: commit, wait and call again) or over.';
+  'Runs the next step that fleet.begin_run() planned for this run in this session, and records it in fleet.events. Returns done, failed, busy (a lock was not available: commit, wait and call again) or over.';

@@ -29,7 +29,7 @@ begin
     from cron.job j
     where j.jobname like 'fleet-%' and j.username = current_user
       and case
-        -- They came with a dump of a database of another name or port, where they would still go to: schedule() leaves both as they are.
+        -- A dump of a database with another name or port brought them, and they would still connect there: schedule() changes neither.
         when (j.database, j.nodeport) <> (current_database(), current_setting('port')::integer) then
           j.jobname in (select d.jobname from fleet.job_definitions() d)
         else j.jobname not in (select d.jobname from fleet.job_definitions() d)

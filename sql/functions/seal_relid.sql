@@ -7,7 +7,7 @@ as $$
 declare
   v_seal text := fleet_guard.seal(new.relid);
 begin
-  -- Given on sight only. One that was given before stays as long as it fits, whatever the table is called by now.
+  -- A new seal requires that the table has the partition's name. A seal that fits is kept, even if the table was renamed later.
   if new.relid_seal is distinct from v_seal then
     new.relid_seal := case
       when exists (
@@ -22,4 +22,4 @@ end
 $$;
 
 comment on function fleet.seal_relid() is
-  'Trigger on fleet.hb_partitions: notes in relid_seal that relid was recorded in this database, while its table had the name of the partition.';
+  'Trigger on fleet.hb_partitions: sets relid_seal if relid is recorded in this database while its table has the name of the partition.';

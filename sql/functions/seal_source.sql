@@ -11,4 +11,4 @@ end
 $$;
 
 comment on function fleet.seal_source() is
-  'Trigger on fleet.adoptions: notes in relid_seal that relid was recorded in this database.';
+  'Trigger on fleet.adoptions: sets relid_seal, which marks relid as recorded in this database.';

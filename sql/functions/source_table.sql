@@ -11,4 +11,4 @@ as $$
 $$;
 
 comment on function fleet.source_table(fleet.adoptions) is
-  'oid of a table that is adopted, null when it is gone. By name where fleet.adoptions.relid came with a dump of another cluster.';
+  'The oid of a table that is being adopted, or null if it is gone. Found by name if fleet.adoptions.relid came with a dump of another cluster.';

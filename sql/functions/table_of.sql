@@ -1,5 +1,5 @@
--- What the row says of its table is believed as far as the catalog agrees: a dump brings relid along from another cluster, where
--- it is the oid of something else. The cheap cases come first, since views call this for each partition.
+-- relid is trusted only if the catalog agrees, because in a restored dump it is the oid of something else. The cheap cases come first,
+-- since views call this for each partition.
 create or replace function fleet.table_of(p fleet.hb_partitions) returns oid
 language plpgsql
 stable
@@ -11,7 +11,7 @@ declare
   v_schema name;
   v_table oid;
 begin
-  -- Of one that is attached there is no other table than the one that was attached.
+  -- An attached partition has no other table than the one that was attached.
   if p.relid is null and p.state in ('active', 'restored', 'dropped') then
     return null;
   end if;
@@ -42,7 +42,7 @@ begin
     end if;
   end loop;
   if p.state in ('active', 'restored') and p.relid_seal is distinct from fleet_guard.seal(p.relid) then
-    -- Renamed by hand, and dumped.
+    -- Renamed by hand before a dump.
     select a.relid into v_table
     from fleet.attached_partitions() a
     where (a.range_start, a.range_end) = (p.range_start, p.range_end);
@@ -53,4 +53,4 @@ end
 $$;
 
 comment on function fleet.table_of(fleet.hb_partitions) is
-  'oid of a partition''s table, attached or retired, null when there is none. Never fleet.hb_partitions.relid as it stands: after a dump was restored that names something else, and the table is found by its name. Example: select p.partition_name, fleet.table_of(p)::regclass from fleet.hb_partitions p;';
+  'The oid of a partition''s table, attached or retired, or null. Use it instead of fleet.hb_partitions.relid, which is the oid of something else after a dump was restored; the table is then found by name. Example: select p.partition_name, fleet.table_of(p)::regclass from fleet.hb_partitions p;';

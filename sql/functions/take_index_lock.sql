@@ -6,10 +6,10 @@ set search_path = pg_catalog, pg_temp
 set lock_timeout = '10s'
 as $$
 begin
-  -- Of the session: it ends with its connection.
+  -- A lock of the session: it is freed when the connection ends.
   perform pg_advisory_lock(hashtext('fleet.archive_index'));
 end
 $$;
 
 comment on function fleet.take_index_lock() is
-  'Takes the lock of the archive''s index.json for this session, and waits for it for 10 s. Only who owns the store may take advisory locks.';
+  'Takes the lock of the archive''s index.json for this session, waiting at most 10 s. Runs with the owner''s rights, because only the owner may take advisory locks.';

@@ -14,4 +14,4 @@ as $$
 $$;
 
 comment on function fleet.unarchivable_columns(regclass) is
-  'The columns of a table that the archive has no form for, with their types; null when there is none. Example: select fleet.unarchivable_columns(''fleet.device_heartbeats'');';
+  'The columns of a table, with their types, for which the archive has no form; null if there are none. Example: select fleet.unarchivable_columns(''fleet.device_heartbeats'');';

@@ -1,4 +1,4 @@
--- A procedure that commits can have neither SET nor SECURITY DEFINER: what needs them is in the functions it calls.
+-- A procedure that commits can have neither SET nor SECURITY DEFINER, so the functions that it calls have them.
 create or replace procedure fleet.run_planned_steps(p_run_id bigint)
 language plpgsql
 as $$
@@ -11,7 +11,7 @@ begin
     commit;
     exit when v_outcome = 'over';
     if v_outcome = 'busy' then
-      -- A long query over the whole parent is the usual cause: wait a moment, in no transaction, and try again.
+      -- Usually a long query over the whole parent holds the lock. Wait a moment outside of a transaction and try again.
       perform pg_catalog.pg_sleep(0.2 * v_attempt);
       commit;
       v_attempt := v_attempt + 1;
@@ -23,4 +23,4 @@ end
 $$;
 
 comment on procedure fleet.run_planned_steps(bigint) is
-  'Does the steps of a run of maintenance, each in a transaction of its own: retried while locks are busy, recorded in fleet.events, and never the end of the others.';
+  'Runs the steps of a maintenance run, each in its own transaction. A step is retried while locks are busy and recorded in fleet.events, and its failure does not stop the others.';

@@ -3,4 +3,4 @@ create or replace trigger hb_partitions_seal
   for each row execute function fleet.seal_relid();
 
 comment on trigger hb_partitions_seal on fleet.hb_partitions is
-  'Notes in which catalog relid is the oid of the table.';
+  'Sets relid_seal, which marks relid as recorded in this database.';

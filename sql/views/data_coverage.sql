@@ -8,7 +8,7 @@ select d.day,
   end as "where",
   p.row_count
 from (
-  -- Without a time zone: in a session's zone days may begin at another hour, and twice a year have another length.
+  -- Computed without a time zone: in the session's zone a day may begin at another hour, and two days a year are longer or shorter.
   select generate_series(
     (select min(range_start) from fleet.hb_partitions) at time zone 'UTC', date_trunc('day', now() at time zone 'UTC'), interval '1 day'
   )::date as day
