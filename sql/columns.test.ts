@@ -231,16 +231,25 @@ t.test('the columns of an older archive are never guessed from the table of toda
   t.same((await sql`select name from fleet.archive_columns(${table}::text::regclass) order by position`).map(row => row.name as string), ['ts', 'imei'])
 })
 
-t.test('an archiver of version 0.1.0 may go on beside the new schema', async t => {
+t.test('an archiver of version 0.1.0, whose counts nobody checked, records no export, and its day stays', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   const name = await partitionAt(sql, daysAgo(40))
   await sql`select fleet.archive_partition(${name})`
   const archiver = asRole(t, db, 'fleet_archiver')
   await archiver`select * from fleet.claim_partition('a')`
-  await archiver`select fleet.record_export(${name}, 'a', 0, 0, null, null)`
-  await archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${'ab'.repeat(32)}, 10)`
-  await archiver`select fleet.record_proof(${name}, 'a', ${'ab'.repeat(32)}, 0, 0, null, null)`
+  await t.rejects(archiver`select fleet.record_export(${name}, 'a', 0, 0, null, null)`, { code: '42883' })
+  await t.rejects(archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${'ab'.repeat(32)}, 10)`, { code: 'FL002' })
+  await archiver`select fleet.record_failure(${name}, 'a', 'no such function')`
+  t.match(await sql`select state, proven_at from fleet.hb_partitions where partition_name = ${name}`, [{ state: 'archive_failed', proven_at: null }])
+
+  // Today's takes over where it ended.
+  await sql`select fleet.retry_archive(${name})`
+  await archiver`select * from fleet.claim_partition('b')`
+  await archiver`select fleet.count_retired(${name}, 'b', 0)`
+  await archiver`select fleet.record_export(${name}, 'b')`
+  await archiver`select fleet.record_upload(${name}, 'b', 'file:///x', ${'ab'.repeat(32)}, 10)`
+  await archiver`select fleet.record_proof(${name}, 'b', ${'ab'.repeat(32)}, 0, 0, null, null)`
   t.match(await sql`select checksum_version, manifest_format, jsonb_array_length(columns) as columns from fleet.archives`, [
     { checksum_version: 1, manifest_format: 1, columns: 9 },
   ])
