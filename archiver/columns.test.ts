@@ -1,5 +1,6 @@
 import { cp, readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { DuckDBInstance } from '@duckdb/node-api'
 import t, { type Test } from 'tap'
 import { withDatabase, type TestDatabase } from '../local/testing.ts'
 import { adoptArchives } from './adopt.ts'
@@ -350,4 +351,13 @@ t.test('rows of days with other columns, and of online ones, are one relation', 
     { day: days[0], rows: 10, free: null, model: null }, { day: days[1], rows: 20, free: 1, model: 'a' },
     { day: days[2], rows: 40, free: 100000, model: 'b' }, { day: days[3], rows: 80, free: 7, model: null },
   ])
+
+  // The plain files, as README.md says, without this project: under the names that they have.
+  await workAll(t, db, directory)
+  const duckdb = await (await DuckDBInstance.create()).connect()
+  const plain = await duckdb.runAndReadAll(`
+    select count(*)::int, max(free)::int, max(storage_free_mb)::int
+    from read_parquet('${directory}/archive/device_heartbeats/date=*/*.parquet', union_by_name = true)`)
+  duckdb.closeSync()
+  t.same(plain.getRows(), [[70, 1, 100000]])
 })

@@ -32,7 +32,7 @@ export async function readBack<T>(
     const got = await store.getToFile(keys.parquet, file, signal)
     const wrongObject = differences({ bytes: manifest.bytes, sha256: manifest.sha256 }, got)
     if (wrongObject) throw new Error(`${url}: the object differs from its manifest: ${wrongObject}`)
-    const content = await readContent(file, manifest.columns, work)
+    const content = await readContent(file, manifest.columns, work, manifest.row_count)
     signal?.throwIfAborted()
     const { row_count, content_checksum, min_ts, max_ts } = manifest
     const wrongContent = differences({ row_count, content_checksum, min_ts, max_ts }, content)

@@ -63,6 +63,7 @@ export async function withMonitoring(t: Test) {
   const balancer = await withHaproxy(t, ports)
   await balancer.start()
   const call = client(balancer.url)
+  const operator = client(balancer.operators)
   await waitFor(async () => (await balancer.states()).join() === 'UP,UP')
 
   const servers = ports.map(port => `127.0.0.1:${port}`)
@@ -70,8 +71,8 @@ export async function withMonitoring(t: Test) {
   let seconds = 0
   const traffic = async () => {
     await call('POST /v1/heartbeat', { token, body: { ts: ago(10 * ++seconds), battery_pct: 80 } })
-    for (const path of ['/v1/devices', '/v1/devices/1']) await call(`GET ${path}`, { admin: true })
-    await call('POST /admin/command', { admin: true, body: { device_id: 1, command: 'ping' } })
+    for (const path of ['/v1/devices', '/v1/devices/1']) await operator(`GET ${path}`, { admin: true })
+    await operator('POST /admin/command', { admin: true, body: { device_id: 1, command: 'ping' } })
   }
   const value = async (query: string) => {
     const { result } = await prometheus.api<{ result: { value: [number, string] }[] }>('query', { query })

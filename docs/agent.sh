@@ -5,6 +5,7 @@ interval=${INTERVAL:-60} # until the server says another
 due=0
 trap 'kill "$!" 2> /dev/null; exit' INT TERM
 touch "$BUFFER"
+answered() { grep -o "\"$1\":[0-9]*" "$BUFFER.answer" | tail -n 1 | cut -d : -f 2; }
 while :; do
   now=$(date +%s)
   if [ "$now" -ge "$due" ]; then
@@ -20,10 +21,12 @@ while :; do
   case $status in
     200) # each of them was judged, and none needs to be sent again
       tail -n "+$(($(wc -l < "$BUFFER.sent") + 1))" "$BUFFER" > "$BUFFER.rest" && mv "$BUFFER.rest" "$BUFFER"
-      said=$(grep -o '"next_interval_s":[0-9]*' "$BUFFER.answer" | tail -n 1 | cut -d : -f 2)
+      said=$(answered next_interval_s) rejected=$(answered rejected)
       interval=${said:-$interval} due=$((now + ${said:-$interval})) pause=$interval
       [ -s "$BUFFER" ] && pause=0
-      echo "sent $(wc -l < "$BUFFER.sent"), next in $interval s" ;;
+      echo "sent $(($(wc -l < "$BUFFER.sent") - ${rejected:=0})), rejected $rejected, next in $interval s"
+      # Why, with the server's words: they are not in the buffer any more.
+      [ "$rejected" -eq 0 ] || grep -o '{"result":"rejected"[^]]*]' "$BUFFER.answer" | tr -d '{[]"' >&2 ;;
     000) echo "offline, $(wc -l < "$BUFFER") kept" ;;
     408 | 429 | 5??) pause=$(tr -d '\r' < "$BUFFER.headers" | sed -n 's/^retry-after: *//Ip')
       echo "refused with $status, again in ${pause:=$interval} s" ;;

@@ -1,4 +1,4 @@
-import { mkdtemp, readFile, rm } from 'node:fs/promises'
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { connect, createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -7,10 +7,11 @@ import { freePort } from '../local/cluster.ts'
 import { spawnProgram, waitFor, withDatabase } from '../local/testing.ts'
 import { enroll, stored, withServer } from './testing.ts'
 
-/** docs/agent.sh, and what it has not sent yet. */
-async function startAgent(t: Test, url: string, token: string) {
+/** docs/agent.sh with lines in its buffer, and what it has not sent yet. */
+async function startAgent(t: Test, url: string, token: string, lines: string[] = []) {
   const directory = await mkdtemp(join(tmpdir(), 'fleet-agent-'))
   const buffer = join(directory, 'heartbeats.ndjson')
+  await writeFile(buffer, lines.map(line => `${line}\n`).join(''))
   const agent = await spawnProgram(t, 'sh', ['docs/agent.sh'], { env: { URL: url, TOKEN: token, BUFFER: buffer, INTERVAL: '1', BATTERY: '57' } })
   t.teardown(async () => {
     // Killed, it would leave behind what it waits for.
@@ -85,6 +86,19 @@ t.test('an answer that is lost makes a duplicate, not a second heartbeat', async
   const rows = await stored(db, device_id)
   const buckets = rows.map(row => bucket((row.ts as Date).toISOString()))
   t.equal(new Set(buckets).size, rows.length)
+})
+
+t.test('what the server rejects is counted and told, not called sent alone', async t => {
+  const { db, url } = await withServer(t)
+  const { device_id, token } = await enroll(db, 'a')
+  await db.sql`update fleet.devices set heartbeat_interval = '1 hour' where device_id = ${device_id}`
+  const lines = ['{"ts":"yesterday"}', '{"ts":"2026-13-01T00:00:00Z"}', 'not JSON', `{"ts":"${new Date().toISOString()}"}`]
+  const { agent, kept } = await startAgent(t, url, token, lines)
+  await waitFor(async () => agent.output().includes('next in 3600 s'), { what: agent.output })
+  t.match(agent.output(), /^sent 2, rejected 3, next in 3600 s$/m)
+  t.match(agent.output(), /result:rejected.*ts.*RFC 3339/)
+  t.match(agent.output(), /result:rejected.*must be JSON/)
+  t.same(await kept(), [], 'to send them again would change nothing')
 })
 
 t.test('a token that is unknown ends it, with the server\'s words', async t => {

@@ -89,7 +89,10 @@ export function findExcess(body: Buffer, isLines: boolean): Problem | undefined 
   return undefined
 }
 
-/** One item for each line that is not blank. Stops early, because a batch with too many items is refused anyway. */
+/**
+ * One item for each line that is not blank. trim() also removes a byte order mark, which is there where files were joined. Stops early,
+ * because a batch with too many items is refused anyway.
+ */
 function parseLines(body: Buffer): unknown[] {
   const items: unknown[] = []
   for (let start = 0; start < body.length && items.length <= MAX_BATCH_ITEMS;) {

@@ -65,13 +65,21 @@ export async function readInflated(incoming: IncomingMessage, limit: number): Pr
   }
 }
 
+/**
+ * The value of a JSON text in UTF-8. A byte order mark before it is skipped, as RFC 8259 allows: Windows' tools write one.
+ * @throws Problem 400
+ */
 export function parseJson(body: Buffer): unknown {
   if (!isUtf8(body)) throw new Problem(400, 'The body is not JSON: it is not UTF-8.')
   try {
-    return JSON.parse(body.toString())
+    return JSON.parse(hasMark(body) ? body.toString('utf8', 3) : body.toString())
   } catch (cause) {
     throw new Problem(400, 'The body is not JSON.', { cause })
   }
+}
+
+function hasMark(body: Buffer) {
+  return body[0] === 0xef && body[1] === 0xbb && body[2] === 0xbf
 }
 
 /** Bytes of bodies that are being read, of all requests of this process. */

@@ -111,6 +111,15 @@ t.test('a command that is not valid is refused by field, and nothing is written'
   t.equal((await call('POST /admin/command', { admin: true, body: { device_id, command: '𝄞'.repeat(64), payload: null } })).status, 201)
 })
 
+t.test('a byte order mark before the JSON of an operator is no fault', async t => {
+  const { db, call } = await withServer(t)
+  const mark = (body: unknown) => `\uFEFF${JSON.stringify(body)}`
+  t.equal((await call('POST /admin/devices', { admin: true, body: mark({ alias: 'a' }) })).status, 201)
+  const [device] = await db.sql<{ device_id: string }[]>`select device_id from fleet.devices`
+  const body = mark({ device_id: Number(device!.device_id), command: 'reboot' })
+  t.equal((await call('POST /admin/command', { admin: true, body })).status, 201)
+})
+
 t.test('two polls at once both get the command, two acknowledgements at once count as one', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')

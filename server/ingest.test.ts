@@ -140,6 +140,16 @@ t.test('the address comes from the socket, or from the last hop of a trusted pro
   t.match(await lastStatus(db, device_id), { ip: '203.0.113.9' })
 })
 
+t.test('an address that the proxy wrote with its port is stored, alone, in a batch and by a gateway', async t => {
+  const { db, call } = await withServer(t, { trustProxy: true })
+  const { device_id, token } = await enroll(db, 'tablet')
+  const send = (path: string, token: string, body: unknown, forwarded: string) => call(`POST ${path}`, { token, body, headers: { 'x-forwarded-for': forwarded } })
+  await send('/v1/heartbeat', token, { ts: ago(60) }, '198.51.100.1, 203.0.113.7:51008')
+  await send('/v1/heartbeats', token, [{ ts: ago(40) }], '"[2001:db8::1]:443"')
+  await send('/v1/heartbeats', await gatewayToken(db, 'hall'), [{ device_id, ts: ago(20) }], '[fe80::7%25eth0]:443')
+  t.same((await stored(db, device_id)).map(row => row.ip as string), ['203.0.113.7', '2001:db8::1', 'fe80::7'])
+})
+
 t.test('a batch answers each item in its order', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'tablet')
@@ -207,6 +217,27 @@ t.test('NDJSON: blank lines, CRLF, and bytes that are not UTF-8', async t => {
   ])
   const answer = await call('POST /v1/heartbeats', { token, body, headers: { 'content-type': 'application/x-ndjson; charset=utf-8' } })
   t.match(answer.body, { results: [{ result: 'stored' }, { result: 'rejected', errors: [{ path: '' }] }, { result: 'stored' }] })
+})
+
+t.test('a byte order mark before the JSON is no fault: alone, in a batch, in each line of NDJSON, packed, by a gateway', async t => {
+  const { db, call } = await withServer(t)
+  const { device_id, token } = await enroll(db, 'tablet')
+  const gateway = await gatewayToken(db, 'hall')
+  const mark = (body: unknown) => `\uFEFF${JSON.stringify(body)}`
+  const lines = { 'content-type': 'application/x-ndjson' }
+  t.equal((await call('POST /v1/heartbeat', { token, body: mark({ ts: ago(70) }) })).status, 201)
+  t.match(await call('POST /v1/heartbeats', { token, body: mark([{ ts: ago(60) }]) }), { status: 200, body: { stored: 1 } })
+  const packed = gzipSync(mark([{ ts: ago(50) }]))
+  t.match(await call('POST /v1/heartbeats', { token, body: packed, headers: { 'content-encoding': 'gzip' } }), { status: 200, body: { stored: 1 } })
+  const joined = `${mark({ ts: ago(40) })}\r\n${mark({ ts: ago(30) })}\n\uFEFF\n`
+  t.match(await call('POST /v1/heartbeats', { token, body: joined, headers: lines }), { status: 200, body: { stored: 2, rejected: 0 } })
+  t.match(await call('POST /v1/heartbeats', { token: gateway, body: mark([{ device_id, ts: ago(20) }]) }), { status: 200, body: { stored: 1 } })
+  t.match(await call('POST /v1/heartbeats', { token: gateway, body: mark({ device_id, ts: ago(10) }), headers: lines }), { status: 200, body: { stored: 1 } })
+  t.equal((await stored(db, device_id)).length, 7)
+
+  for (const body of ['\uFEFF', '\uFEFF\uFEFF{}', '{}\uFEFF']) t.equal((await call('POST /v1/heartbeat', { token, body })).status, 400, JSON.stringify(body))
+  const utf16 = Buffer.from('\uFEFF{}', 'utf16le')
+  t.match(await call('POST /v1/heartbeat', { token, body: utf16 }), { status: 400, body: { detail: /not UTF-8/ } })
 })
 
 t.test('a batch may be gzip, and its limits hold after inflation', async t => {

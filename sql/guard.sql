@@ -68,36 +68,54 @@ set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 declare
-  v_table regclass;
+  v_relation record;
   v_has_rows boolean := false;
+  v_is_empty boolean := new.is_proven_empty;
 begin
   if tg_relid <> to_regclass('fleet.hb_partitions') then
     raise exception using
       errcode = 'FL001',
       message = format('a trigger on %s cannot record what may be dropped; only one on fleet.hb_partitions can', tg_relid::regclass);
   end if;
-  if new.is_proven_empty then
-    -- The guard looks for itself, by name and by oid, and only at plain tables, which cannot run code of their owner's.
-    for v_table in
-      select c.oid::regclass
+  if v_is_empty then
+    -- The guard looks for itself, and only at plain tables, because a view or the like would run the owner's code with these rights.
+    for v_relation in
+      select c.oid, c.relkind
       from pg_class c
-      where c.relkind = 'r' and (
-        c.oid = new.relid
-        or (c.relname = new.partition_name and c.relnamespace in (to_regnamespace('fleet'), to_regnamespace('fleet_detached')))
+      where c.oid in (
+        select k.relid
+        from fleet_guard.partitions k
+        where k.partition_name = new.partition_name and k.relid_seal = fleet_guard.seal(k.relid)
+        union all
+        select unnest(array[
+          new.relid, to_regclass(format('fleet.%I', new.partition_name)), to_regclass(format('fleet_detached.%I', new.partition_name))
+        ])
       )
     loop
-      execute format('select exists (select from only %s)', v_table) into v_has_rows;
-      exit when v_has_rows;
+      if v_relation.relkind = 'r' then
+        execute format('select exists (select from only %s)', v_relation.oid::regclass) into v_has_rows;
+      end if;
+      v_is_empty := v_is_empty and v_relation.relkind = 'r' and not v_has_rows;
     end loop;
   end if;
   -- A restored day counts as unproven again: rows may have been added while it was attached.
   insert into fleet_guard.partitions as g (partition_name, relid, relid_seal, is_proven)
   values (
-    new.partition_name, new.relid, new.relid_seal,
-    new.is_proven_empty and not v_has_rows or new.state in ('archived', 'dropped') and new.proven_at is not null
+    new.partition_name, new.relid, new.relid_seal, v_is_empty or new.state in ('archived', 'dropped') and new.proven_at is not null
   )
   on conflict (partition_name) do update
-    set relid = excluded.relid, relid_seal = excluded.relid_seal, is_proven = excluded.is_proven
+    set is_proven = excluded.is_proven,
+      -- A table that still exists keeps its oid here, whatever the row of the partition says now.
+      (relid, relid_seal) = (
+        select f.relid, f.relid_seal
+        from (
+          values (1, g.relid, g.relid_seal), (2, excluded.relid, excluded.relid_seal)
+        ) as f (position, relid, relid_seal)
+        where f.position = 2
+          or (f.relid_seal = fleet_guard.seal(f.relid) and exists (select from pg_class c where c.oid = f.relid and c.relkind = 'r'))
+        order by f.position
+        limit 1
+      )
     where (g.relid, g.relid_seal, g.is_proven) is distinct from (excluded.relid, excluded.relid_seal, excluded.is_proven);
   return null;
 end

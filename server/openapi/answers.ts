@@ -34,7 +34,7 @@ export function answer(description: string, schema: SchemaName, examples: Record
 }
 
 const PROBLEMS = {
-  400: 'The body is not JSON in UTF-8, or was cut.',
+  400: 'The body is not JSON in UTF-8, or was cut. A byte order mark before the JSON is skipped.',
   401: 'The token or the key is missing, unknown or revoked.',
   404: 'There is no such thing.',
   409: 'What is there already stands in the way.',
