@@ -40,7 +40,7 @@ async function withStoreOf010(t: Test) {
   return db
 }
 
-t.test('a store of 0.1.0 has the rights of a new one after the upgrade, and goes on', async t => {
+t.test('after the upgrade a store of 0.1.0 has the rights of a new one and keeps working', async t => {
   const db = await withStoreOf010(t)
   const { sql, admin } = db
   const [device] = await enroll(sql, 1) as [number]

@@ -44,7 +44,7 @@ t.test('the owner cannot tell the guard that a partition is proven', async t => 
   t.equal(await value(sql`select count(*)::int from fleet.aside`), 1)
 })
 
-t.test('nothing of the owner\'s runs as the administrator when the guard looks', async t => {
+t.test('the guard does not run the owner\'s code with the administrator\'s rights', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   const name = await partitionAt(sql, daysAgo(3))

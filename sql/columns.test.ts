@@ -21,7 +21,7 @@ async function changesOf({ sql }: TestDatabase) {
 
 const heartbeats = 'alter table fleet.device_heartbeats'
 
-t.test('what happens to a column is noted, and an older name is followed to the one of today', async t => {
+t.test('changes of columns are noted, and an old name leads to today\'s name', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   t.same(await changesOf(db), [], 'a new store begins without')
@@ -44,7 +44,7 @@ t.test('what happens to a column is noted, and an older name is followed to the 
   ])
 })
 
-t.test('without the event trigger maintain() notes them, and a retirement before it', async t => {
+t.test('without the event trigger, maintain() notes them, or a retirement that comes first', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   await admin`drop event trigger fleet_guard_columns`
@@ -66,7 +66,7 @@ t.test('without the event trigger maintain() notes them, and a retirement before
   t.ok(retired?.is_after, 'it has the new names')
 })
 
-t.test('a superuser, and two sessions at once, change nothing about it', async t => {
+t.test('a change by a superuser, or a look by two sessions at once, is noted once', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   await admin.unsafe(`${heartbeats} add column a text`)
@@ -74,7 +74,7 @@ t.test('a superuser, and two sessions at once, change nothing about it', async t
   t.same(await changesOf(db), ['added a text'])
 })
 
-t.test('in a restored dump columns are known by their names, whatever their numbers are', async t => {
+t.test('in a restored dump columns are found by name, whatever their numbers are', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   await sql.unsafe(`${heartbeats} add column gone text`)
@@ -134,7 +134,7 @@ t.test('a column that the archive has no form for is refused when it is added', 
   await reader`alter table public.mine add column b bytea`
 })
 
-t.test('the lists of types of the guard and of the archive are one', async t => {
+t.test('the guard and the archive have the same list of types', async t => {
   const { admin } = await withDatabase(t)
   const types = await admin<{ type: string }[]>`
     select format_type(t.oid, m.typmod) as type
@@ -154,7 +154,7 @@ t.test('the lists of types of the guard and of the archive are one', async t => 
     where fleet.archive_form(type) is not null`), 14)
 })
 
-t.test('a column that was there before the guard is named the same minute, and does not stop the nights', async t => {
+t.test('a column that is older than the guard is reported at once, and does not stop the nights', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   await admin`drop event trigger fleet_guard_columns`
@@ -213,7 +213,7 @@ async function withLegacyArchive(t: Test) {
   return { db, sha, archiver: asRole(t, db, 'fleet_archiver') }
 }
 
-t.test('the columns of an older archive are never guessed from the table of today', async t => {
+t.test('the columns of an older archive are never guessed from today\'s table', async t => {
   const { db, sha, archiver } = await withLegacyArchive(t)
   const { sql } = db
   await sql`select fleet.request_restore('2026-01-01')`
@@ -231,7 +231,7 @@ t.test('the columns of an older archive are never guessed from the table of toda
   t.same((await sql`select name from fleet.archive_columns(${table}::text::regclass) order by position`).map(row => row.name as string), ['ts', 'imei'])
 })
 
-t.test('an archiver of version 0.1.0 may go on beside the new schema', async t => {
+t.test('an archiver of version 0.1.0 can keep working with the new schema', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   const name = await partitionAt(sql, daysAgo(40))
