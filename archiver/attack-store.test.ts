@@ -1,4 +1,4 @@
-// Who may write to the store, and knows how archives are made: what they put there fits its own manifest, hashes and all.
+// Attacks by somebody who may write to the store and knows how archives are made, so that forged files fit their manifests and hashes.
 import { readFile, stat, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { DuckDBInstance } from '@duckdb/node-api'
@@ -36,7 +36,7 @@ async function withArchive(t: Test) {
   return { ...archive, paths: pathsOf(archive.directory) }
 }
 
-t.test('other rows with a manifest that fits them are not restored, not read by a query, and named', async t => {
+t.test('forged rows with a matching manifest are not restored or queried, and are named', async t => {
   const { db, directory, partition, paths } = await withArchive(t)
   await forge(t, paths, 'select * replace (99::smallint as battery_pct) from read_parquet({file}, hive_partitioning = false) order by device_id, ts')
   t.match(await runCli(t, db, directory, 'verify'), { code: 1, output: /manifest differs from the database: .*sha256 should be/ })
@@ -46,7 +46,7 @@ t.test('other rows with a manifest that fits them are not restored, not read by 
   t.match(await runCli(t, db, directory, 'query', 'select count(*) from archive'), { code: 1, output: /sha256 should be/ })
 })
 
-t.test('an archive of another day in the place of this one is not restored', async t => {
+t.test('the archive of another day in the place of this one is not restored', async t => {
   const { db, directory, partition, paths } = await withArchive(t)
   const other = new Date(Date.parse(`${retiredDay}T00:00Z`) + 86_400_000).toISOString().slice(0, 10)
   await fillDay(db.sql, other, 500)
@@ -65,7 +65,7 @@ t.test('an archive of another day in the place of this one is not restored', asy
   t.match(await stateOf(db.sql, partition), { state: 'dropped' })
 })
 
-t.test('a file of few bytes and very many rows is refused by its footer, where no database knows it', async t => {
+t.test('a small file with very many rows is refused by its footer, even if no database knows it', async t => {
   const { directory, paths } = await withArchive(t)
   // 20 million rows in a few kilobytes: what the manifest says is what is read, or nothing is.
   await forge(t, paths, `select r.* from (select * from read_parquet({file}, hive_partitioning = false) limit 1) r cross join range(20000000)`, { row_count: 1000 })

@@ -28,8 +28,8 @@ async function withChangedDay(t: Test, change: keyof typeof changes) {
 }
 
 for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
-  t.test(`${change} after the proof is found, and the table can count or the archive`, async t => {
-    await t.test('neither goes by itself; then the archive counts', async t => {
+  t.test(`${change} after the proof is found, and either the table or the archive can be kept`, async t => {
+    await t.test('neither is dropped automatically; then the archive is kept', async t => {
       const { db, directory, partition, archived, content } = await withChangedDay(t, change)
       t.same((await workAll(t, db, directory)).results, ['failed'])
       const state = await stateOf(db.sql, partition)
@@ -55,7 +55,7 @@ for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
       t.equal(await content(`fleet.${partition}`), archived)
     })
 
-    await t.test('the table counts', async t => {
+    await t.test('the table is kept', async t => {
       const { db, directory, partition, changed, content } = await withChangedDay(t, change)
       const dba = asRole(t, db, 'fleet_dba')
       t.match(await value(dba`select fleet.retry_archive(${partition})`), /differs from its archive and waits/)
@@ -78,7 +78,7 @@ for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
   })
 }
 
-t.test('the archive can still count after the archiver refused the table', async t => {
+t.test('the archive can still be kept after the archiver refused the table', async t => {
   const { db, directory, partition, archived } = await withChangedDay(t, 'a DELETE')
   await db.sql`select fleet.retry_archive(${partition})`
   await workAll(t, db, directory)
@@ -87,7 +87,7 @@ t.test('the archive can still count after the archiver refused the table', async
   t.match(await stateOf(db.sql, partition), { state: 'dropped', content_checksum: archived })
 })
 
-t.test('a day without an archive is not accepted, nor one that is what its archive is', async t => {
+t.test('accept_archive() refuses a day without an archive, and one that equals its archive', async t => {
   const { db, directory, partition } = await withRetiredDay(t)
   await t.rejects(db.sql`select fleet.accept_archive(${partition}, 'why')`, { code: 'FL001', message: /no proven archive/ })
   await db.admin`update fleet.settings set archive_grace = '1 day'`
@@ -97,7 +97,7 @@ t.test('a day without an archive is not accepted, nor one that is what its archi
   t.match(await stateOf(db.sql, partition), { state: 'archived' })
 })
 
-t.test('who compares keeps writers out, lets readers in, and leaves the row to the lease', async t => {
+t.test('a comparison blocks writers, but neither readers nor the lease', async t => {
   const { db, directory, partition } = await withRetiredDay(t)
   await db.admin`update fleet.settings set archive_grace = '1 day'`
   await workAll(t, db, directory)
@@ -119,7 +119,7 @@ t.test('who compares keeps writers out, lets readers in, and leaves the row to t
   await t.rejects(session.begin('isolation level repeatable read', sql => sql`select fleet.drop_partition(${partition})`), { code: 'FL002', message: /repeatable read/ })
 })
 
-t.test('a table that was dropped by hand is not said to have been compared', async t => {
+t.test('the event of a table that was dropped by hand does not claim a comparison', async t => {
   const { db, directory, partition } = await withRetiredDay(t)
   await db.admin`update fleet.settings set archive_grace = '1 day'`
   await workAll(t, db, directory)

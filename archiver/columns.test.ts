@@ -187,7 +187,7 @@ for (const archivedAs of [format1, await makeFormat2(t)]) {
   }
 }
 
-t.test('a day, archived and dropped before a column was added, is restored', async t => {
+t.test('a day that was archived and dropped before a column was added is restored', async t => {
   // The sequence that version 0.1.0 answered with "the restored rows … differ from what was archived; it is not attached".
   const { db, directory, partition } = await withRetiredDay(t)
   t.same((await workAll(t, db, directory)).results, ['done'])
@@ -227,7 +227,7 @@ t.test('a day that was detached before a column was added is archived as it is',
   ])
 })
 
-t.test('a value that does not fit the column of today is named, and nothing is attached', async t => {
+t.test('a value that does not fit today\'s column is named, and nothing is attached', async t => {
   const { db, directory, partition } = await withRetiredDay(t)
   await workAll(t, db, directory)
   const { worker } = await withWorker(t, db, directory)
@@ -273,7 +273,7 @@ t.test('a value that does not fit the column of today is named, and nothing is a
   ])
 })
 
-t.test('two columns that exchanged their names, and one that was made again under its name', async t => {
+t.test('two columns that exchanged their names, and one that was dropped and made again', async t => {
   const { db, directory } = await withRetiredDay(t)
   await workAll(t, db, directory)
   await db.sql.begin(async sql => {
@@ -292,7 +292,7 @@ t.test('two columns that exchanged their names, and one that was made again unde
     from fleet.device_heartbeats where ts < ${retiredDay}::date + 1`, [swapped])
 })
 
-t.test('a superseded file that is kept is carried on by later revisions and looked after by verify', async t => {
+t.test('later revisions keep naming a superseded file, and verify checks it', async t => {
   const { db, directory, partition } = await withRetiredDay(t)
   await workAll(t, db, directory)
   await alter(db, 'alter table fleet.device_heartbeats drop column ip')
@@ -323,7 +323,7 @@ t.test('a superseded file that is kept is carried on by later revisions and look
   t.match((await verifyAll(worker)).at(-1), /superseded\/date=.*\/copy\.parquet: no manifest of a later revision names it/)
 })
 
-t.test('rows of days with other columns, and of online ones, are one relation', async t => {
+t.test('days with different columns, archived or online, form one relation', async t => {
   const db = await withDatabase(t)
   const directory = await makeDirectory(t)
   const days = [80, 79, 78, 5].map(days => new Date(Date.now() - days * 86_400_000).toISOString().slice(0, 10)) as [string, string, string, string]

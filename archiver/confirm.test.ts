@@ -50,7 +50,7 @@ t.test('an archive is dropped once a second login has read it back', async t => 
   t.match(await states(), [{ state: 'dropped' }])
 })
 
-t.test('what the second login does not find as it should be stays, and is named', async t => {
+t.test('an archive that the second login finds damaged stays and is named', async t => {
   const { db, directory, states } = await withArchived(t, [21, 20])
   const [damaged] = await states()
   const file = fileURLToPath(damaged!.url)
@@ -62,7 +62,7 @@ t.test('what the second login does not find as it should be stays, and is named'
   t.match(await states(), [{ state: 'archived', is_confirmed: false }, { state: 'dropped' }])
 })
 
-t.test('the archiver is no second witness, whatever login it uses, and the verifier can do nothing else', async t => {
+t.test('the archiver cannot give the second proof with any login, and the verifier can do nothing else', async t => {
   const { db, directory, states } = await withArchived(t, [20])
   t.match(await confirm(t, db, directory, { VERIFIER_DATABASE_URL: db.url('fleet_archiver') }), { code: 1, output: /permission denied/ })
   t.match(await confirm(t, db, directory, { VERIFIER_DATABASE_URL: db.url('fleet_owner') }), { code: 1, output: /cannot confirm what the archiver proved/ })

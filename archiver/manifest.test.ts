@@ -66,7 +66,7 @@ t.test('a manifest of every format that was ever written is read', async t => {
   t.same([...formats].sort(), Array.from({ length: FORMAT_VERSION }, (_, n) => n + 1), 'there is one of each')
 })
 
-t.test('a manifest of format 1 is read as one of today', async t => {
+t.test('a manifest of format 1 is read like one of today', async t => {
   const bytes = await readFile(join(import.meta.dirname, 'fixtures/manifest-1.json'))
   const { columns_at, checksum_version, superseded, ...rest } = parseManifest('m', bytes)
   t.same(rest, JSON.parse(bytes.toString()), 'nothing of it is lost')

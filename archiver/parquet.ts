@@ -151,8 +151,8 @@ export async function writeParquet(
 
 /**
  * Reads a whole Parquet file and says what is in it, by DuckDB alone.
- * @param expectedRows compared with the file's footer before any row is read
- * @throws when its columns are not these, or its rows not so many
+ * @param expectedRows the number of rows that the file's footer must give, checked before any row is read
+ * @throws when it has other columns or another number of rows
  */
 export async function readContent(file: string, columns: Column[], work: string, expectedRows?: number): Promise<Content> {
   const canonical = columns.map(({ name, type }) => `coalesce(${typeOf(name, type).canonical(identifier(name))}, '~')`)
@@ -163,7 +163,7 @@ export async function readContent(file: string, columns: Column[], work: string,
       const want = columns.map(({ name, type }) => `${name} ${normal(typeOf(name, type).duckdb)}`).join(', ')
       const got = found.getRows().map(([name, type]) => `${String(name)} ${normal(String(type))}`).join(', ')
       if (got !== want) throw new Error(`expected the columns ${want}; got ${got}`)
-      // By the file's own footer, before any row is unpacked: a few kilobytes can hold billions of rows.
+      // Read from the footer before any row is unpacked, because a few kilobytes can hold billions of rows.
       const footer = await duckdb.runAndReadAll(`select sum(num_rows)::varchar from parquet_file_metadata(${literal(file)})`)
       const rows = Number(footer.getRows()[0]?.[0])
       if (expectedRows !== undefined && rows !== expectedRows) throw new Error(`expected ${expectedRows} rows; the file says that it has ${rows}`)

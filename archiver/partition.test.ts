@@ -108,7 +108,7 @@ t.test('an archiver that lost its lease stops, and records nothing', async t => 
   t.match(await stateOf(db.sql, partition), { state: 'archiving', lease_owner: 'another', attempts: 0, last_error: null })
 })
 
-t.test('a lease that is lost while a session connects ends it before its first statement', async t => {
+t.test('a session whose lease is lost while it connects ends before its first statement', async t => {
   const db = await withDatabase(t)
   const lost = new AbortController()
   const opening = openSession({ url: db.url('fleet_archiver') }, lost.signal)

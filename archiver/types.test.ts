@@ -42,7 +42,7 @@ const values: Record<string, string[]> = {
   text: ['', '\\N', '~', 'x|y', '2:ab'],
 }
 
-t.test('each value of each type is the same after the archive as before', async t => {
+t.test('each value of each type is unchanged after archive and restore', async t => {
   const db = await withDatabase(t)
   const directory = await makeDirectory(t)
   const names = Object.keys(values).map((type, n) => ({ name: `c${n}`, type }))
@@ -107,7 +107,7 @@ t.test('each value of each type is the same after the archive as before', async 
   t.same(sample, [['DOUBLE', 'DATE', 'infinity', '-infinity', 'infinity', 'UUID', '1.10', 1]])
 })
 
-t.test('a year that Parquet has no number for keeps its day, and the error says which', async t => {
+t.test('a day with a year that does not fit into Parquet is kept, and the error names the value', async t => {
   const db = await withDatabase(t)
   const directory = await makeDirectory(t)
   await db.sql`alter table fleet.device_heartbeats add column seen timestamp`

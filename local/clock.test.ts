@@ -9,7 +9,7 @@ import { withDatabase } from './testing.ts'
 const run = promisify(execFile)
 const MINUTE = 60_000
 
-t.test('this process, Postgres and what the tests start have one clock, moved or not', async t => {
+t.test('this process, Postgres and programs that tests start share one clock, moved or not', async t => {
   const { sql } = await withDatabase(t)
   const before = Date.now()
   const postgres = (await value(sql`select clock_timestamp()`) as Date).getTime()
@@ -21,7 +21,7 @@ t.test('this process, Postgres and what the tests start have one clock, moved or
   t.ok(after - at >= 0 && after - at < 60 * MINUTE, 'and it began when the run was to begin')
 })
 
-t.test('timeouts of Postgres end what waits', async t => {
+t.test('Postgres\'s timeouts end waiting statements', async t => {
   const db = await withDatabase(t)
   const [first, second] = [asRole(t, db, 'postgres'), asRole(t, db, 'postgres')]
   await first.unsafe('create table a (); create table b ()')
@@ -50,7 +50,7 @@ t.test('timeouts of Postgres end what waits', async t => {
   t.same(answers.toSorted(), ['40P01', 'locked'], 'a deadlock is found')
 })
 
-t.test('each date to test has what is said of it, and lies ahead, whenever it is asked for', async t => {
+t.test('each test date matches its description and lies in the future, whenever it is computed', async t => {
   for (const now of ['2026-11-28T20:00Z', '2026-12-30T23:59Z', '2027-02-27T12:00Z', '2028-02-28T23:00Z', '2028-02-29T12:00Z', '2099-03-01T00:00Z'].map(text => new Date(text))) {
     const dates = datesToTest(now)
     for (const { at, what } of dates) t.ok(Date.parse(at) > now.getTime() + 24 * 60 * MINUTE, `${what}: ${at}`)

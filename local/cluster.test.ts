@@ -48,7 +48,7 @@ t.test('a cluster of its own', async t => {
     t.equal(await clusterMajor(dir), testCluster().postgres.major)
   })
 
-  await t.test('lets the roles log in, and no password is in a statement or in the log of them', async t => {
+  await t.test('lets the roles log in, and no password is in a statement or in the log', async t => {
     await ask(url, `alter system set log_statement = 'all'`)
     await ask(url, 'select pg_reload_conf()')
     for (const role of ['fleet_reader', 'fleet_dba']) await ask(url, `create role ${role}`)

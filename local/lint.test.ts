@@ -41,7 +41,7 @@ t.test('the admin key is compared in one way only', { skip: leftToCi() }, async 
   }
 })
 
-t.test('a database is opened in the few places that fix where names are found', { skip: leftToCi() }, async t => {
+t.test('databases are opened only in the few files that set the search path', { skip: leftToCi() }, async t => {
   for (const lines of [
     'import postgres from \'postgres\'\nexport const sql = postgres(\'postgres://a@b/c\')',
     'import open from \'postgres\'\nexport const sql = open(\'postgres://a@b/c\')',

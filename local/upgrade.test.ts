@@ -1,4 +1,4 @@
-// A store that 0.1.0 made: npm run migrate takes away what was too much, and goes on with what was under way.
+// Upgrades a store of 0.1.0: npm run migrate takes away excess rights, and work that was under way goes on.
 import { mkdtemp, mkdir, readdir, readFile, copyFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -40,14 +40,14 @@ async function withStoreOf010(t: Test) {
   return db
 }
 
-t.test('a store of 0.1.0 has the rights of a new one after the upgrade, and goes on', async t => {
+t.test('after the upgrade a store of 0.1.0 has the rights of a new one and keeps working', async t => {
   const db = await withStoreOf010(t)
   const { sql, admin } = db
   const [device] = await enroll(sql, 1) as [number]
   const days = [6, 5].map(ago => daysAgo(ago).slice(0, 10))
   for (const day of days) await ingest(sql, [1, 2, 3].map(hour => ({ device_id: device, ts: `${day}T0${hour}:00:00Z` })))
   const [first, second] = await Promise.all(days.map(day => partitionAt(sql, `${day}T01:00:00Z`))) as [string, string]
-  // One day waits for the archiver, and another one is in its hands, exported by an archiver of 0.1.0 that then died.
+  // One day waits for the archiver. Another was exported by an archiver of 0.1.0, which then died.
   for (const name of [first, second]) await sql`select fleet.archive_partition(${name})`
   const archiver = asRole(t, db, 'fleet_archiver')
   await archiver`select fleet.claim_partition('old', '0 seconds')`
@@ -60,7 +60,7 @@ t.test('a store of 0.1.0 has the rights of a new one after the upgrade, and goes
   await migrate(db.url('postgres'), { current: true, log: () => {} })
 
   const fresh = await withDatabase(t)
-  // The retired tables, which a new store does not have, follow below.
+  // A new store has no retired tables, so they are compared below.
   const page = (await rightsPage(admin)).split('\n').filter(line => !line.includes('fleet_detached.')).join('\n')
   t.equal(page, await rightsPage(fresh.admin), 'each role may do what it may in a new store')
   t.same(await admin`

@@ -46,7 +46,7 @@ function count(value: unknown): { containers: number, values: number } {
   return all
 }
 
-t.test('whatever a body is made of, it is refused unparsed or costs no more than a batch may', t => {
+t.test('every body is either refused before parsing or costs no more than a batch may', t => {
   const parse = t.capture(JSON, 'parse', JSON.parse.bind(JSON))
   let refused = 0
   let parsed = 0
@@ -83,7 +83,7 @@ t.test('whatever a body is made of, it is refused unparsed or costs no more than
   t.end()
 })
 
-t.test('each limit is refused with what it is, and what is at the limit is taken', async t => {
+t.test('a body over a limit is refused with the limit, and a body at the limit is accepted', async t => {
   const { db, call } = await withServer(t)
   const { token } = await enroll(db, 'a')
   const send = async (body: string | Uint8Array, headers: Record<string, string> = {}) => {
@@ -131,7 +131,7 @@ t.test('a small body does not get a large answer', async t => {
   t.equal(errors.reduce((sum, count) => sum + count), 2 * MAX_BATCH_ITEMS)
 })
 
-t.test('a text that is far too long is not taken apart', t => {
+t.test('a text that is far too long is not split into characters', t => {
   let taken = 0
   const iterate = String.prototype[Symbol.iterator]
   t.teardown(() => Object.defineProperty(String.prototype, Symbol.iterator, { value: iterate, configurable: true, writable: true }))
@@ -149,7 +149,7 @@ t.test('a text that is far too long is not taken apart', t => {
   t.end()
 })
 
-t.test('a body in very many pieces is refused before its end', async t => {
+t.test('a body in too many pieces is refused before its end', async t => {
   const { open, head, beat } = await withVictim(t)
   const pieces = async (path: string, count: number) => {
     const socket = await open()

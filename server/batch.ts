@@ -90,8 +90,8 @@ export function findExcess(body: Buffer, isLines: boolean): Problem | undefined 
 }
 
 /**
- * One item for each line that is not blank; trim() removes a byte order mark too, wherever files were joined. Stops early, because a
- * batch with too many items is refused anyway.
+ * One item for each line that is not blank. trim() also removes a byte order mark, which is there where files were joined. Stops early,
+ * because a batch with too many items is refused anyway.
  */
 function parseLines(body: Buffer): unknown[] {
   const items: unknown[] = []

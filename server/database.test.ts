@@ -14,7 +14,7 @@ t.test('a timestamp keeps its microseconds', async t => {
   t.equal(toRfc3339('2026-01-02 03:04:05+05:30'), '2026-01-02T03:04:05+05:30')
 })
 
-t.test('each connection says how long a statement may take and where names are found, whatever the role says', async t => {
+t.test('each connection sets its statement timeout and search path, whatever the role has', async t => {
   const db = await withDatabase(t)
   await db.admin.unsafe(`alter database ${db.name} set search_path = public`)
   const login = { url: db.url('fleet_server'), role: 'fleet_server' }

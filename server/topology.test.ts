@@ -74,7 +74,7 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
     t.ok(pids.length > 0 && pids.length <= 20)
   })
 
-  await t.test('where devices come in nothing else is found, with the admin key and by whatever path', async t => {
+  await t.test('the devices\' address serves nothing else, even with the admin key and under any path', async t => {
     const { token } = await enroll(db, 'on the wrong side')
     const keys = { 'x-admin': ADMIN_KEY, 'authorization': `Bearer ${ADMIN_KEY}` }
     const paths = [
@@ -93,7 +93,7 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
     t.match(await operator('POST /v1/heartbeat', { token, body: {} }), { status: 201 }, 'operators may try what devices do')
   })
 
-  await t.test('what a client says of its own way here is dropped, at both doors', async t => {
+  await t.test('forwarding headers of clients are dropped at both addresses', async t => {
     const lies = {
       'x-forwarded-for': '192.0.2.1', 'x-forwarded-proto': 'https', 'x-forwarded-host': 'evil.example', 'forwarded': 'for=192.0.2.1;proto=https', 'X-FORWARDED-PORT': '443',
     }

@@ -46,7 +46,7 @@ t.test('the archiver owns no table, and may only read the retired ones', async t
   t.match(await archiver.unsafe(`select count(*)::int as n from ${table}`), [{ n: 3 }])
 })
 
-t.test('what it claims to have copied is compared with what Postgres counts itself', async t => {
+t.test('the archiver\'s count is compared with Postgres\'s own count', async t => {
   const { db, sql, name, archiver } = await withRetired(t)
   await archiver`select * from fleet.claim_partition('thief')`
   // 100 rows gone, which nobody proves to be none: the owner counts when the export is recorded, whatever was there before.
@@ -67,7 +67,7 @@ t.test('what it claims to have copied is compared with what Postgres counts itse
   t.match(await sql`select * from fleet.check() where status = 'fail'`, [])
 })
 
-t.test('while a day is restored it may insert, and not after what it inserted was compared', async t => {
+t.test('the archiver may insert into a restored day only until its rows are compared', async t => {
   const { db, sql, name, archiver, day } = await withRetired(t)
   const [sum] = await sql<{ row_count: string, content_checksum: string, min_ts: Date, max_ts: Date }[]>`
     select * from fleet.content_checksum(${`fleet_detached.${name}`}::regclass)`
@@ -98,7 +98,7 @@ t.test('while a day is restored it may insert, and not after what it inserted wa
   t.match(await sql`select count(*)::int as n from fleet.device_heartbeats where ts::date = ${day}::date`, [{ n: 3 }])
 })
 
-t.test('an archive that it registers lies in the past, on the bounds of a day or month, in its place below a known store', async t => {
+t.test('an archive can be registered only for a past day or month and at its place in a known store', async t => {
   const { sql, archiver } = await withRetired(t)
   const register = (from: string, to: string, url: string) => archiver`
     select fleet.adopt_archive('stolen', ${from}::text::timestamptz, ${to}::text::timestamptz, 1, 1, null, null, ${url}, ${'ab'.repeat(32)}, 10,

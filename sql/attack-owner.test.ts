@@ -1,4 +1,4 @@
-// What the owner of the store, who is no superuser, tried in order to drop a day without its archive.
+// Attacks by the owner of the store, who is not a superuser and tries to drop a day that has no archive.
 import t from 'tap'
 import { withDatabase } from '../local/testing.ts'
 import { daysAgo, enroll, ingest, partitionAt, value } from './testing.ts'
@@ -20,19 +20,19 @@ t.test('the owner cannot tell the guard that a partition is proven', async t => 
   }
   await t.rejects(dropped(), { code: 'FL001' })
 
-  // The guard's trigger, on a table of the owner's own that says what the guard would like to hear.
+  // The guard's trigger on a table of the owner's own, with a row that claims a proof.
   await sql.unsafe(`
     create table fleet.forged (partition_name text, relid oid, relid_seal text, is_proven_empty boolean, state text, proven_at timestamptz);
     create trigger forged after insert on fleet.forged for each row execute function fleet_guard.note_partition()`)
   await t.rejects(sql.unsafe(`insert into fleet.forged values ('${name}', null, null, false, 'archived', now())`),
     { code: 'FL001', message: /a trigger on fleet\.forged cannot record what may be dropped/ })
-  // Proven to be empty, which it is not: the guard looks.
+  // The row claims that the table is empty. It is not, and the guard looks.
   await sql`update fleet.hb_partitions set is_proven_empty = true where partition_name = ${name}`
   t.equal(await value(admin`select is_proven from fleet_guard.partitions where partition_name = ${name}`), false)
   await t.rejects(dropped(), { code: 'FL001' })
   t.equal(await value(sql`select count(*)::int from fleet.device_heartbeats`), 1)
 
-  // The table goes out of sight, and the row says that it has none, or another one.
+  // The table is moved away, and the row names no table or another one.
   const other = await partitionAt(sql, daysAgo(2))
   await sql.unsafe(`
     alter table fleet.device_heartbeats detach partition fleet.${name};
@@ -44,11 +44,11 @@ t.test('the owner cannot tell the guard that a partition is proven', async t => 
   t.equal(await value(sql`select count(*)::int from fleet.aside`), 1)
 })
 
-t.test('nothing of the owner\'s runs as the administrator when the guard looks', async t => {
+t.test('the guard does not run the owner\'s code with the administrator\'s rights', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   const name = await partitionAt(sql, daysAgo(3))
-  // A view, a rule or a policy in the place of a partition would run code of the owner's with the rights of whoever reads it.
+  // A view, a rule or a policy in the place of a partition would run the owner's code with the reader's rights.
   await sql.unsafe(`
     alter table fleet.device_heartbeats detach partition fleet.${name};
     alter table fleet.${name} rename to aside;

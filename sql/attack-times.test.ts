@@ -8,7 +8,7 @@ const roles = ['fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba'] as
 const opsConnection = { statement_timeout: '60s' }
 const later = '2999-01-01T00:00:00Z'
 
-t.test('no routine that a role may call takes a time later than now', async t => {
+t.test('no routine that a role may call accepts a time later than now', async t => {
   const db = await withDatabase(t)
   await enroll(db.sql, 1)
   // Immutable functions compute from their arguments alone and use no clock. The times of these others are not "now": they are ranges
@@ -47,7 +47,7 @@ t.test('no routine that a role may call takes a time later than now', async t =>
   t.match(await db.sql`select * from fleet.hb_partitions where state <> 'active'`, [], 'nothing was retired')
 })
 
-t.test('a step of maintenance is what the owner planned, in the session that runs it', async t => {
+t.test('a run does only the steps that the owner planned, and only in its own session', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   const [device] = await enroll(sql, 1) as [number]

@@ -15,7 +15,7 @@ async function unleashed(t: Test, db: TestDatabase) {
   return sql
 }
 
-t.test('a reader writes nothing, neither for good nor for a while', async t => {
+t.test('a reader writes nothing, not even temporarily', async t => {
   const db = await withDatabase(t)
   const reader = await unleashed(t, db)
   for (const call of [
@@ -37,7 +37,7 @@ t.test('a reader writes nothing, neither for good nor for a while', async t => {
   t.equal(await value(db.admin`select count(*)::int from pg_largeobject_metadata`), 0)
 })
 
-t.test('no login but the owner\'s takes an advisory lock, so maintenance, reconciliation, pg_partman and migrations go on', async t => {
+t.test('only the owner takes advisory locks, so maintenance, reconciliation, pg_partman and migrations go on', async t => {
   const db = await withDatabase(t)
   const functions = await db.admin<{ call: string }[]>`
     select proname || '(' || array_to_string(array_fill('1'::text, array[pronargs::int]), ',') || ')' as call
@@ -59,7 +59,7 @@ t.test('no login but the owner\'s takes an advisory lock, so maintenance, reconc
   await migrate(db.url('postgres'), { current: true, log: () => {} })
 })
 
-t.test('a reader that lifts its time limits is ended when it goes beyond them, and nobody else is', async t => {
+t.test('a reader that lifts and exceeds its time limits is ended, and nobody else is', async t => {
   const db = await withDatabase(t)
   const reader = await unleashed(t, db)
   const dba = asRole(t, db, 'fleet_dba')
@@ -95,7 +95,7 @@ t.test('a reader that lifts its time limits is ended when it goes beyond them, a
   }
 })
 
-t.test('each minute somebody looks, and what was ended is an event', async t => {
+t.test('readers are checked every minute, and each ended session is an event', async t => {
   const db = await withDatabase(t)
   const reader = await unleashed(t, db)
   await reader.unsafe('begin')
@@ -119,7 +119,7 @@ t.test('each minute somebody looks, and what was ended is an event', async t => 
   t.equal(job?.schedule, '* * * * *')
 })
 
-t.test('readers cannot take the connections that heartbeats and administrators need, nor fill the disk', async t => {
+t.test('readers can neither take the connections of heartbeats and administrators nor fill the disk', async t => {
   const { cluster, end } = await throwawayCluster({ postgres: testCluster().postgres, databases: ['fleet'], cronDatabase: 'fleet', connections: 60 })
   t.teardown(end)
   await migrate(cluster.url('postgres', 'fleet'), { current: true, log: () => {} })

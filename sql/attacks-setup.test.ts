@@ -40,7 +40,7 @@ async function plant(db: TestDatabase, schema: string) {
 
 const caught = (db: TestDatabase) => db.admin<{ who: string, what: string }[]>`select distinct who, what from fleet_guard.caught order by 2`
 
-t.test('what somebody puts into a schema named after the administrator is not run by setup and migrations', async t => {
+t.test('setup and migrations call nothing in a schema that is named after the administrator', async t => {
   const db = await withDatabase(t)
   await plant(db, 'postgres')
   // In public too, as a database has it that was made before PostgreSQL 15.
@@ -61,7 +61,7 @@ t.test('what somebody puts into a schema named after the administrator is not ru
   await t.rejects(asRole(t, db, 'fleet_reader')`create table public.t ()`, { code: /42501|25006/ })
 })
 
-t.test('no ordinary role makes a schema, or anything in a schema whose scripts a superuser runs', async t => {
+t.test('no ordinary role can create a schema, or anything in a schema where a superuser runs scripts', async t => {
   const db = await withDatabase(t)
   for (const role of ['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba'] as const) {
     const sql = asRole(t, db, role)
@@ -80,14 +80,14 @@ t.test('no ordinary role makes a schema, or anything in a schema whose scripts a
   }
 })
 
-t.test('each of our roles that runs code finds names in Postgres itself', async t => {
+t.test('each role that runs code has a search path of pg_catalog only', async t => {
   const db = await withDatabase(t)
   for (const role of ['fleet_owner', 'fleet_server', 'fleet_archiver'] as const) {
     t.equal(await value(asRole(t, db, role)`select setting from pg_settings where name = 'search_path'`), 'pg_catalog, pg_temp', role)
   }
 })
 
-t.test('where the owner has a login, its code does not run in the administrator\'s session', async t => {
+t.test('if the owner has a login, its code does not run in the administrator\'s session', async t => {
   const db = await withDatabase(t)
   await db.admin`create table fleet_guard.caught (who text, what text)`
   await db.admin`grant insert on fleet_guard.caught to public`

@@ -231,7 +231,7 @@ t.test('the columns of an older archive are never guessed from the table of toda
   t.same((await sql`select name from fleet.archive_columns(${table}::text::regclass) order by position`).map(row => row.name as string), ['ts', 'imei'])
 })
 
-t.test('an archiver of version 0.1.0, whose counts nobody checked, records no export, and its day stays', async t => {
+t.test('an archiver of version 0.1.0 cannot record its exports, and its day is kept', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   const name = await partitionAt(sql, daysAgo(40))

@@ -22,7 +22,7 @@ const day = {
 }
 const rows = 500
 
-t.test('a dump that is restored into another cluster is the same store', { timeout: 600_000 }, async t => {
+t.test('a store works after its dump was restored into another cluster', { timeout: 600_000 }, async t => {
   const source = await withCluster(t)
   const directory = await makeDirectory(t)
   const { token, name } = await fill(t, source, directory)
@@ -78,7 +78,7 @@ t.test('a dump that is restored into another cluster is the same store', { timeo
     })
   }
 
-  await t.test('a life goes on in the restored store', async t => {
+  await t.test('a day completes its life in the restored store', async t => {
     const target = await withEmptyCluster(t)
     for (const section of ['pre-data', 'data']) await pgRestore(target, `--section=${section}`, join(directory, 'all.dump'))
     // pg_cron begins with its jobs as soon as it has them.
@@ -97,7 +97,7 @@ t.test('a dump that is restored into another cluster is the same store', { timeo
     await isHealed(t, target)
   })
 
-  await t.test('a database of another name, where pg_cron is not, takes the store without it', async t => {
+  await t.test('a database with another name and without pg_cron can take the store', async t => {
     const target = await withEmptyCluster(t)
     await target.admin`create database elsewhere`
     const elsewhere = { ...target, url: (role: Parameters<TestDatabase['url']>[0]) => target.url(role).replace(/fleet$/, 'elsewhere') }
@@ -115,7 +115,7 @@ t.test('a dump that is restored into another cluster is the same store', { timeo
   })
 })
 
-t.test('pg_upgrade to the newest PostgreSQL that is here keeps the store as it is', { timeout: 300_000 }, async t => {
+t.test('pg_upgrade to the newest installed PostgreSQL keeps the store as it is', { timeout: 300_000 }, async t => {
   const source = await withCluster(t)
   const { sql, admin, url, cluster: old } = source
   const { bin, major } = testCluster().postgres

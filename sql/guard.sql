@@ -78,7 +78,7 @@ begin
       message = format('a trigger on %s cannot record what may be dropped; only one on fleet.hb_partitions can', tg_relid::regclass);
   end if;
   if v_is_empty then
-    -- Looks for itself: at plain tables alone, since what else could stand there would run code of the owner's with these rights.
+    -- The guard looks for itself, and only at plain tables, because a view or the like would run the owner's code with these rights.
     for v_relation in
       select c.oid, c.relkind
       from pg_class c
@@ -105,7 +105,7 @@ begin
   )
   on conflict (partition_name) do update
     set is_proven = excluded.is_proven,
-      -- A table that is still there stays known by its oid, whatever the row says of it now.
+      -- A table that still exists keeps its oid here, whatever the row of the partition says now.
       (relid, relid_seal) = (
         select f.relid, f.relid_seal
         from (

@@ -17,7 +17,7 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
   await cluster.start()
   const store = again(t, db)
 
-  await t.test('a publication of all tables lets maintenance delete', async t => {
+  await t.test('maintenance can delete despite a publication of all tables', async t => {
     t.same(await store.admin`
       select c.oid::regclass::text as table from pg_class c
       where c.relkind = 'r' and not c.relispartition and c.relpersistence = 'p'
@@ -34,7 +34,7 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
     t.equal(await value(store.sql`select count(*)::int from fleet.late_arrivals`), 0)
   })
 
-  await t.test('a subscriber of the heartbeats lives through nights and drops', async t => {
+  await t.test('a subscriber of the heartbeats survives nights and drops', async t => {
     const { url } = db
     await store.admin`create database subscriber template template0`
     const subscriber = postgres(url('postgres').replace(/fleet$/, 'subscriber'), { max: 1, onnotice: () => {} })
@@ -81,7 +81,7 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
     await store.admin`select pg_drop_replication_slot('beats')`
   })
 
-  await t.test('a standby is not told to restart, and takes over', async t => {
+  await t.test('check() does not advise to restart a standby, and the standby takes over', async t => {
     const replica = await withReplica(t, cluster)
     const standby = again(t, { ...db, url: role => replica.url(role, 'fleet') })
     await waitFor(async () => await value(standby.admin`select pg_is_in_recovery()`) === true)
@@ -98,7 +98,7 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
       what: () => 'pg_cron to start on the promoted standby',
     })
     t.match(await standby.sql`select status, detail from fleet.check() where check_name in ('scheduler', 'partition_oids') order by 1, 2`, [
-      { status: 'ok', detail: 'pg_cron runs' }, { status: 'ok', detail: /oids that they have here/ },
+      { status: 'ok', detail: 'pg_cron runs' }, { status: 'ok', detail: /by its oid in this cluster/ },
     ], 'it is the same catalog: no oid is in doubt')
     await standby.sql`call fleet.nightly()`
     const partition = await partitionOf(standby.sql, daysAgo(71))

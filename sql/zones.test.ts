@@ -5,7 +5,7 @@ import { archive, asRole, daysAgo, enroll, ingest, partitionAt } from './testing
 // West and east of UTC, on both sides of the date line, with and without summer time, in both hemispheres.
 const zones = ['America/New_York', 'Europe/Berlin', 'Asia/Kolkata', 'Australia/Lord_Howe', 'Pacific/Kiritimati', 'Pacific/Pago_Pago']
 
-t.test('a day is a UTC day in every view and plan, whatever the TimeZone of the session', async t => {
+t.test('a day is a UTC day in every view and plan, whatever the session\'s TimeZone is', async t => {
   const db = await withDatabase(t)
   const devices = await enroll(db.sql, 3)
   await db.admin`update fleet.devices set enrolled_at = now() - interval '20 days'`

@@ -10,7 +10,7 @@ import { visitor } from './testing.ts'
 const isIn = /id="headline" data-live/
 const isOut = /name="key"/
 
-t.test('a logout ends the session on every server and in every worker, whoever still has the cookie', async t => {
+t.test('a logout ends the session on every server and worker, even for a copy of the cookie', async t => {
   const db = await withDatabase(t)
   const here = await withServer(t, {}, db)
   const { url: elsewhere } = await withProcess(t, db, { WORKERS: '2' })
@@ -40,7 +40,7 @@ t.test('a logout ends the session on every server and in every worker, whoever s
   t.ok(kept[0]!.seconds > 0 && kept[0]!.seconds <= 12 * 3_600)
 })
 
-t.test('a cookie that nobody issued ends nothing, and what is ended is forgotten in time', async t => {
+t.test('a forged cookie ends no session, and ended sessions are forgotten after their expiry', async t => {
   const { db, url } = await withServer(t)
   const { login, post } = visitor(url)
   const { cookie } = await login()
@@ -59,7 +59,7 @@ t.test('a cookie that nobody issued ends nothing, and what is ended is forgotten
   }
 })
 
-t.test('while the database is away a logout says that it did not happen, and the page comes', async t => {
+t.test('without the database a logout says that it failed, and the page is still shown', async t => {
   const { url } = await withServer(t, { hot: { url: `postgres://fleet_server@127.0.0.1:${await freePort(true)}/fleet` } })
   const { get, login, post } = visitor(url)
   const session = await login()
