@@ -26,7 +26,7 @@ t.test('the archiver owns no table, and may only read the retired ones', async t
   `, [])
   t.match(await archiver.unsafe(`select count(*)::int as n from fleet_detached.${name}`), [{ n: 3 }])
   const table = `fleet_detached.${name}`
-  // Not errors: whoever may grant nothing is warned, and grants nothing.
+  // These are no errors: a role without the right to grant gets a warning, and nothing is granted.
   await archiver.unsafe(`grant truncate, insert, update, delete on ${table} to fleet_archiver`)
   await archiver.unsafe(`grant all on ${table} to public`)
   for (const statement of [

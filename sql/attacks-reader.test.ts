@@ -1,4 +1,4 @@
-// fleet_reader, as whoever stole the password of a dashboard.
+// fleet_reader, in the hands of someone who stole the password of a dashboard.
 import postgres, { type Sql } from 'postgres'
 import t, { type Test } from 'tap'
 import { enroll as enrollOne, serverEnv, withProcess } from '../server/testing.ts'

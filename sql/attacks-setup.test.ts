@@ -47,7 +47,7 @@ t.test('setup and migrations call nothing in a schema that is named after the ad
   await db.admin`grant create on schema public to public`
   await plant(db, 'public')
   t.equal(await value(db.admin`select format('%I', 'x'::name)`), 'x')
-  t.same((await caught(db)).map(({ who, what }) => [who, what]), [['postgres/postgres', 'format(text, name)']], 'it works on whoever does not fix the path')
+  t.same((await caught(db)).map(({ who, what }) => [who, what]), [['postgres/postgres', 'format(text, name)']], 'the attack works on a session whose search path is not fixed')
   await db.admin`truncate fleet_guard.caught`
 
   await migrate(db.url('postgres'), silent)

@@ -1,4 +1,4 @@
-// Whoever has a copy of the cookie of a session that was ended.
+// Someone has a copy of the cookie of a session that was ended.
 import { createHash } from 'node:crypto'
 import t from 'tap'
 import { freePort } from '../../local/cluster.ts'
