@@ -1,4 +1,4 @@
-// Somebody writes to a retired table between its proof and its drop. Roles cannot; a superuser can.
+// A superuser writes to a retired table between its proof and its drop. The store's roles cannot.
 import { rename } from 'node:fs/promises'
 import t, { type Test } from 'tap'
 import { asRole, value } from '../sql/testing.ts'
@@ -8,7 +8,7 @@ const changes = {
   'an UPDATE': { statement: 'update {table} set battery_pct = 55 where device_id = 7', isKept: false },
   'a DELETE': { statement: 'delete from {table} where device_id = 7', isKept: false },
   'an INSERT': { statement: `insert into {table} (ts, device_id) select min(ts) + interval '1 hour', 4711 from {table}`, isKept: true },
-  // As many rows, of which one has lost its value and another has two.
+  // The same number of rows, but one has lost its value and another has a different one.
   'a swap of values': { statement: `update {table} set signal_dbm = case device_id when 7 then null else -99 end where device_id in (7, 8)`, isKept: false },
 }
 
@@ -36,10 +36,10 @@ for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
       t.match(state, { state: 'archived', last_error: /differs from its archive and is not dropped: it has \d+ rows and its archive 1000/ })
       t.match(await db.sql`select status, remedy from fleet.check() where check_name = 'archive_undropped'`, [
         { status: 'warn', remedy: new RegExp(`retry_archive\\('${partition}'\\);(.|\\n)*-- select fleet\\.accept_archive\\('${partition}', 'why'\\);`) },
-      ], 'named at once, and not after hours')
+      ], 'named at once instead of after hours')
       t.notOk((await stepsOf(db.sql, partition)).includes('partition.drop'), 'and no event says that it was dropped')
 
-      // The archive counts.
+      // Keep the archive.
       const dba = asRole(t, db, 'fleet_dba')
       await t.rejects(dba`select fleet.accept_archive(${partition}, ' ')`, { code: 'FL422' })
       await dba`select fleet.hold_partition(${partition}, 'wait')`
@@ -61,11 +61,11 @@ for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
       t.match(await value(dba`select fleet.retry_archive(${partition})`), /differs from its archive and waits/)
       await workAll(t, db, directory)
       if (!changes[change].isKept) {
-        // Rows of the archive would be lost: only a human decides that.
+        // Rows of the archive would be lost, and only a human may decide that.
         t.match(await stateOf(db.sql, partition), {
           state: 'archive_failed', row_count: '1000', archive_url: /^file:/, proven_at: Date,
           last_error: /of its 1000 rows are not in the partition .* move its folder away, .*retry_archive.*accept_archive/,
-        }, 'what is known of the archive stays known')
+        }, 'the database still knows the archive')
         await rename(pathsOf(directory).folder, `${pathsOf(directory).folder}.old`)
         await dba`select fleet.retry_archive(${partition})`
         await workAll(t, db, directory)

@@ -124,7 +124,7 @@ for (const archivedAs of [format1, await makeFormat2(t)]) {
         { manifest_format: format, checksum_version: format, columns: Object.keys(archived).map(name => ({ name })) },
       ])
       if (format === 1) {
-        // As a database has it that made this archive before it recorded columns.
+        // The state of a database that made this archive before columns were recorded.
         await db.sql`update fleet.hb_partitions set columns = null, columns_at = null, checksum_version = null, manifest_format = null`
       }
 
@@ -138,7 +138,7 @@ for (const archivedAs of [format1, await makeFormat2(t)]) {
       t.same(found, { rows, ...expected, signal: change.statements.includes(widened[0] ?? '') ? 'INTEGER' : 'SMALLINT' })
       t.match(await db.sql`select manifest_format, columns from fleet.archives`, [
         { manifest_format: format, columns: Object.keys(archived).map(name => ({ name })) },
-      ], 'what the database did not know it has learned')
+      ], 'the database has recorded the columns that it did not know')
 
       // Verified.
       t.same(await verifyAll(worker), [])
@@ -166,7 +166,7 @@ for (const archivedAs of [format1, await makeFormat2(t)]) {
       const aside = join(folder, `../superseded/date=${day}`)
       if (change.leftOut === null) {
         t.equal(second.superseded, undefined)
-        t.same(await filesOf(aside), [], 'nothing was in it that is not in the new one')
+        t.same(await filesOf(aside), [], 'the new file holds everything that was in it')
       } else {
         t.same(second.superseded, [{ file, bytes: first.bytes, sha256: first.sha256, columns: ['network_type'] }])
         t.same(await filesOf(aside), [file.replace('.parquet', '.manifest.json'), file])
@@ -267,7 +267,7 @@ t.test('a value that does not fit today\'s column is named, and nothing is attac
   }
   await db.sql`alter table fleet.device_heartbeats add column model text not null default 'unknown'`
   await db.sql`alter table fleet.device_heartbeats alter column battery_pct type numeric(4,1), alter column signal_dbm type smallint`
-  t.equal((await runCli(t, db, directory, 'restore', retiredDay)).code, 0, 'what fits is brought over')
+  t.equal((await runCli(t, db, directory, 'restore', retiredDay)).code, 0, 'values that fit are converted')
   t.match(await db.sql`select distinct model, count(battery_pct)::int as n from fleet.device_heartbeats where ts < ${retiredDay}::date + 1 group by 1`, [
     { model: 'unknown', n: 1000 },
   ])

@@ -1,4 +1,4 @@
-// A second witness: with settings.proofs_needed at 2 nothing is dropped on the archiver's word alone.
+// The second proof: with settings.proofs_needed at 2, nothing is dropped on the archiver's word alone.
 import { writeFile, readFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'

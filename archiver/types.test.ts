@@ -47,7 +47,7 @@ t.test('each value of each type is unchanged after archive and restore', async t
   const directory = await makeDirectory(t)
   const names = Object.keys(values).map((type, n) => ({ name: `c${n}`, type }))
   await db.sql.unsafe(`alter table fleet.device_heartbeats ${names.map(({ name, type }) => `add column ${name} ${type}`).join(', ')}`)
-  // A role that shows fewer digits, or dates in another style, changes nothing.
+  // A role with fewer digits or another date style changes nothing.
   await db.admin.unsafe(`alter database ${db.name} set extra_float_digits = 0; alter database ${db.name} set datestyle = 'German, DMY'`)
   let row = 0
   for (const { name, type } of names) {
@@ -58,7 +58,7 @@ t.test('each value of each type is unchanged after archive and restore', async t
       )
     }
   }
-  // And a few thousand doubles of any bits, and what is in between.
+  // A few thousand doubles of random bits, and values between the listed ones.
   await db.admin.unsafe(`
     insert into fleet.device_heartbeats (ts, received_at, device_id, c2, c0, c4)
     select '${retiredDay}Z'::timestamptz, now(), 10000 + n,
@@ -69,7 +69,7 @@ t.test('each value of each type is unchanged after archive and restore', async t
   await db.sql`select fleet.archive_partition(${partition})`
   await db.admin`create table public.kept as table fleet_detached.${db.admin(partition)}`
 
-  // The checksum of Postgres is that of DuckDB for each column alone.
+  // Postgres and DuckDB compute the same checksum for each single column.
   const work = await makeDirectory(t)
   for (const { name } of names) {
     await db.admin.unsafe(`create table fleet_detached.only_${name} as select ts, device_id, ${name} from public.kept where device_id <= ${row} or ${name} is not null`)
@@ -88,7 +88,7 @@ t.test('each value of each type is unchanged after archive and restore', async t
   t.match(await stateOf(db.sql, partition), { state: 'dropped', checksum_version: 2 })
   await db.sql`select fleet.request_restore(${retiredDay}::date)`
   t.same((await workAll(t, db, directory)).results, ['done'], String((await db.sql`select last_error from fleet.restore_items`)[0]?.last_error))
-  // As text: -0 equals 0, and NaN itself.
+  // Compared as text, because -0 equals 0 and NaN equals NaN.
   const text = `ts, received_at, device_id, ${names.map(({ name, type }) => type === 'double precision' ? `float8send(${name})` : `${name}::text`).join(', ')}`
   t.same(await db.admin.unsafe(`
     set extra_float_digits = 1;

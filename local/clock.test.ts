@@ -18,7 +18,7 @@ t.test('this process, Postgres and programs that tests start share one clock, mo
   t.ok(postgres >= before && postgres <= after, 'Postgres')
   t.ok(Number(stdout) >= before && Number(stdout) <= after, 'another program')
   const at = Date.parse(currentEnv().FLEET_TEST_AT ?? new Date(before).toISOString())
-  t.ok(after - at >= 0 && after - at < 60 * MINUTE, 'and it began when the run was to begin')
+  t.ok(after - at >= 0 && after - at < 60 * MINUTE, 'and it began at the time that was asked for')
 })
 
 t.test('Postgres\'s timeouts end waiting statements', async t => {
@@ -37,7 +37,7 @@ t.test('Postgres\'s timeouts end waiting statements', async t => {
   await second`set lock_timeout = 0`
   await second`begin`
   await second`lock table b`
-  // Each waits for the other; the one that is given up lets the other go on.
+  // Each session waits for the other. Postgres cancels one, and the other goes on.
   const answers = await Promise.all([first`lock table b`, second`lock table a`].map(async (locking, n) => {
     try {
       await locking
@@ -62,7 +62,7 @@ t.test('each test date matches its description and lies in the future, whenever 
     t.equal(thirtyFirst!.getUTCDate(), 31)
     t.equal(monday!.getUTCDay(), 1)
     t.equal(years!.getUTCFullYear(), now.getUTCFullYear() + 3)
-    // Two minutes on, the hour has been changed.
+    // Two minutes later the clocks have changed.
     const hourIn = (zone: string, at: number) => new Intl.DateTimeFormat('en', { timeZone: zone, hour: 'numeric', hourCycle: 'h23' }).format(at)
     for (const [date, zone, change] of [[eu1, 'Europe/Berlin', 2], [eu2, 'Europe/Berlin', 0], [us1, 'America/New_York', 2], [us2, 'America/New_York', 0]] as const) {
       const step = Number(hourIn(zone, date!.getTime() + 3 * MINUTE)) - Number(hourIn(zone, date!.getTime()))

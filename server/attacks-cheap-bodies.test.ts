@@ -1,4 +1,4 @@
-// The cheapest body for the dearest work, as a device with a token would send it.
+// The smallest bodies that cause the most work, as a device with a token could send them.
 import { gzipSync } from 'node:zlib'
 import fc from 'fast-check'
 import t from 'tap'
@@ -65,14 +65,14 @@ t.test('every body is either refused before parsing or costs no more than a batc
     }
     parsed++
     if (calls.length > MAX_BATCH_ITEMS + 1) throw new Error(`${calls.length} calls of the parser`)
-    // What it was given, whether or not it took it.
+    // The text that the parser was given, whether or not it accepted it.
     const given = calls.map(([text]) => Buffer.from(String(text)))
     const isLines = type === 'application/x-ndjson'
     const whole = isLines ? Buffer.concat(given.flatMap(line => [line, Buffer.from('\n')])) : given[0]!
     if (findExcess(whole, isLines)) throw new Error('the parser got more than is allowed')
     if (items === undefined) return
     const { containers, values } = count(items)
-    // Of lines the list is ours, and each line is one that ends without a comma.
+    // With lines, our code makes the list, and the last value of each line has no comma after it.
     if (containers > MAX_CONTAINERS + 1) throw new Error(`${containers} arrays and objects`)
     if (values > MAX_VALUES + MAX_CONTAINERS + MAX_BATCH_ITEMS) throw new Error(`${values} values`)
   }), { numRuns: 300, examples: [
@@ -107,7 +107,7 @@ t.test('a body over a limit is refused with the limit, and a body at the limit i
   t.match(await send('{"a":[]}\n'.repeat(10) + keys(MAX_VALUES), LINES), [200, 11], 'of all lines together')
   t.match(await send(`${keys(MAX_VALUES / 2)}\n${keys(MAX_VALUES / 2 + 3)}`, LINES), [422, /more than 32768 values/])
 
-  // Packed as well as a gateway's batch may be: text that repeats, and a device and a time that do not.
+  // As compressible as a gateway's batch can be: the text repeats, the device and the time do not.
   const beats = Array.from({ length: MAX_BATCH_ITEMS }, (_, n) => JSON.stringify({
     ts: new Date(Date.now() - 60_000 * n).toISOString(), battery_pct: 100 - Math.floor(n / 10), note: 'the same text again and again, '.repeat(28),
   })).join('\n')
@@ -143,7 +143,7 @@ t.test('a text that is far too long is not split into characters', t => {
   })
   t.notOk(deviceItemSchema.safeParse({ agent_version: 'a'.repeat(2 ** 20) }).success)
   t.ok(taken <= 128, `${taken} characters`)
-  t.ok(deviceItemSchema.safeParse({ agent_version: '😀'.repeat(64) }).success, 'characters are counted, not what they take')
+  t.ok(deviceItemSchema.safeParse({ agent_version: '😀'.repeat(64) }).success, 'characters are counted, not their code units')
   t.notOk(deviceItemSchema.safeParse({ agent_version: '😀'.repeat(65) }).success)
   t.ok(taken > 0)
   t.end()

@@ -85,12 +85,12 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
     for (const path of paths) {
       for (const method of ['GET', 'POST']) t.equal(await rawStatus(url, method, path, keys), 404, `${method} ${path}`)
     }
-    t.match(await call('GET /metrics', { admin: true }), { status: 404, body: { status: 404, detail: /nothing for devices/ } }, 'the balancer says it, as a problem')
+    t.match(await call('GET /metrics', { admin: true }), { status: 404, body: { status: 404, detail: /not available to devices/ } }, 'the balancer answers with a problem document')
     for (const path of ['/healthz', '/readyz', '/openapi.json', '/v1/commands']) t.match(await call(`GET ${path}`, { token }), { status: 200 }, path)
     t.match(await call('POST /v1/commands/1/ack', { token }), { status: 404, body: { detail: /command/ } }, 'that is the server\'s answer')
 
     for (const path of ['/metrics', '/ops/pool_health', '/v1/devices']) t.match(await operator(`GET ${path}`, { admin: true }), { status: 200 }, path)
-    t.match(await operator('POST /v1/heartbeat', { token, body: {} }), { status: 201 }, 'operators may try what devices do')
+    t.match(await operator('POST /v1/heartbeat', { token, body: {} }), { status: 201 }, 'operators may call what devices call')
   })
 
   await t.test('forwarding headers of clients are dropped at both addresses', async t => {

@@ -1,4 +1,4 @@
-// What a stolen login of the archiver tried: with its tables, with its claims, and with archives that it registers.
+// Attacks with a stolen login of the archiver: on its tables, by false claims, and by registering archives.
 import t from 'tap'
 import type { Test } from 'tap'
 import { withDatabase } from '../local/testing.ts'
@@ -26,7 +26,7 @@ t.test('the archiver owns no table, and may only read the retired ones', async t
   `, [])
   t.match(await archiver.unsafe(`select count(*)::int as n from fleet_detached.${name}`), [{ n: 3 }])
   const table = `fleet_detached.${name}`
-  // These are no errors: a role without the right to grant gets a warning, and nothing is granted.
+  // These are not errors: a role that may grant nothing gets a warning, and grants nothing.
   await archiver.unsafe(`grant truncate, insert, update, delete on ${table} to fleet_archiver`)
   await archiver.unsafe(`grant all on ${table} to public`)
   for (const statement of [
@@ -49,7 +49,7 @@ t.test('the archiver owns no table, and may only read the retired ones', async t
 t.test('the archiver\'s count is compared with Postgres\'s own count', async t => {
   const { db, sql, name, archiver } = await withRetired(t)
   await archiver`select * from fleet.claim_partition('thief')`
-  // 100 rows gone, which nobody proves to be none: the owner counts when the export is recorded, whatever was there before.
+  // 100 rows are gone. The owner counts before the export is recorded, so nobody can prove that the table was empty.
   await t.rejects(archiver`select fleet.count_retired(${name}, 'thief', 0)`, { code: 'FL010', message: /has 3 rows, but thief says that it copied 0/ })
   await archiver`select fleet.count_retired(${name}, 'thief', 3)`
   await archiver`select fleet.record_export(${name}, 'thief')`
@@ -86,7 +86,7 @@ t.test('the archiver may insert into a restored day only until its rows are comp
     await t.rejects(archiver.unsafe(statement), { code: '42501' }, statement)
   }
 
-  // A second session of the archiver that has an insert under way: the restore waits for it, and then sees what it did.
+  // A second session of the archiver has an insert under way. The restore waits for it and then sees its rows.
   const second = asRole(t, db, 'fleet_archiver')
   await second.unsafe(`begin; insert into ${table} select ts + interval '1 minute', received_at, device_id from public.kept limit 1`)
   await t.rejects(archiver`select fleet.finish_restore(${name}, 'a')`, { message: /lock timeout/ })
@@ -119,7 +119,7 @@ t.test('an archive can be registered only for a past day or month and at its pla
     { code: 'FL422', message: /s3:\/\/elsewhere\/x is not a known store of this database \(file:\/\/\/srv\/archive\)/, hint: /archive_stores/ })
   await sql`update fleet.settings set archive_stores = archive_stores || 's3://elsewhere/x'::text`
   await t.resolves(register('2020-02-01', '2020-03-01', place('2020-02-01', 's3://elsewhere/x').replace('20200201', '202002')).catch((error: unknown) => {
-    // The name is taken by the first one; the place is not what it is refused for.
+    // It is refused because the first archive has the name, not because of its place.
     if ((error as { code?: string }).code !== 'FL409') throw error
   }))
   t.same(await sql`select partition_name from fleet.hb_partitions where range_start > now() + interval '1 year'`, [])

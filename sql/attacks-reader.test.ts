@@ -1,4 +1,4 @@
-// fleet_reader, in the hands of someone who stole the password of a dashboard.
+// Attacks as fleet_reader, with the stolen password of a dashboard.
 import postgres, { type Sql } from 'postgres'
 import t, { type Test } from 'tap'
 import { enroll as enrollOne, serverEnv, withProcess } from '../server/testing.ts'
@@ -30,7 +30,7 @@ t.test('a reader writes nothing, not even temporarily', async t => {
     `comment on view fleet.device_status is 'x'`, 'truncate fleet.events', 'delete from fleet.events', 'do $$ begin lock table fleet.device_heartbeats in share mode; end $$', 'vacuum pg_catalog.pg_class',
     'create publication p', 'alter system set work_mem = 1',
   ]) {
-    // VACUUM of what is not one's own only warns.
+    // VACUUM of a table of another role only warns.
     if (statement.startsWith('vacuum')) await reader.unsafe(statement)
     else await t.rejects(reader.unsafe(statement), { code: /42501|42883/ }, statement)
   }
@@ -99,7 +99,7 @@ t.test('readers are checked every minute, and each ended session is an event', a
   const db = await withDatabase(t)
   const reader = await unleashed(t, db)
   await reader.unsafe('begin')
-  // As after a minute and a half.
+  // As if a minute and a half had passed.
   await db.admin.unsafe(`
     create or replace function fleet_guard.end_overdue_readers(p_statement interval default '0', p_idle interval default '0', p_transaction interval default '0')
     returns table (pid integer, usename text, reason text, is_ended boolean) language sql security definer set search_path = pg_catalog, pg_temp as $f$

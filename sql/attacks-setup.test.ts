@@ -1,4 +1,4 @@
-// fleet_owner, who would like to be a superuser, and waits for an administrator to run setup and migrations.
+// Attacks by fleet_owner, which wants to become superuser when an administrator runs setup and migrations.
 import { spawnSync } from 'node:child_process'
 import t from 'tap'
 import { plainEnv, repository } from '../local/config.ts'
@@ -16,7 +16,7 @@ async function plant(db: TestDatabase, schema: string) {
     grant create on database ${db.name} to fleet_owner;
   `)
   await db.sql.unsafe(`create schema if not exists ${schema}; grant usage on schema ${schema} to public`)
-  // Each is a better match for some call than what Postgres has.
+  // Each is a better match for some call than the function in pg_catalog.
   for (const [signature, result, original] of [
     ['format(text, name)', 'text', 'pg_catalog.format($1, variadic array[$2::text])'],
     ['format(text, text)', 'text', 'pg_catalog.format($1, variadic array[$2])'],
@@ -43,11 +43,11 @@ const caught = (db: TestDatabase) => db.admin<{ who: string, what: string }[]>`s
 t.test('setup and migrations call nothing in a schema that is named after the administrator', async t => {
   const db = await withDatabase(t)
   await plant(db, 'postgres')
-  // In public too, as a database has it that was made before PostgreSQL 15.
+  // In schema public, too, as in a database that was made before PostgreSQL 15.
   await db.admin`grant create on schema public to public`
   await plant(db, 'public')
   t.equal(await value(db.admin`select format('%I', 'x'::name)`), 'x')
-  t.same((await caught(db)).map(({ who, what }) => [who, what]), [['postgres/postgres', 'format(text, name)']], 'the attack works on a session whose search path is not fixed')
+  t.same((await caught(db)).map(({ who, what }) => [who, what]), [['postgres/postgres', 'format(text, name)']], 'the attack works without a fixed search path')
   await db.admin`truncate fleet_guard.caught`
 
   await migrate(db.url('postgres'), silent)
@@ -55,7 +55,7 @@ t.test('setup and migrations call nothing in a schema that is named after the ad
   const files = setupFiles.flatMap(file => ['-f', `sql/${file}`])
   const psql = spawnSync(`${testCluster().postgres.bin}/psql`, ['-X', '-v', 'ON_ERROR_STOP=1', ...files, db.url('postgres')], { cwd: repository, env: plainEnv(), encoding: 'utf8' })
   t.equal(psql.status, 0, psql.stderr)
-  t.same(await caught(db), [], 'nor by psql, as README.md has it')
+  t.same(await caught(db), [], 'nor by the psql command in README.md')
 
   await t.rejects(db.sql`create schema another`, { code: '42501' }, 'and the right to make schemas is gone, which 0.1.0 had given')
   await t.rejects(asRole(t, db, 'fleet_reader')`create table public.t ()`, { code: /42501|25006/ })
@@ -73,7 +73,7 @@ t.test('no ordinary role can create a schema, or anything in a schema where a su
       'create trigger t before insert on fleet_guard.partitions for each row execute function fleet.record_last_status()',
       'create trigger t before insert on partman.part_config for each row execute function fleet.record_last_status()',
     ]) {
-      // Its own schema, which is nothing to a superuser: no script runs there, and no search path leads there.
+      // The owner's own schema does not affect a superuser: no script runs there, and no search path contains it.
       if (role === 'fleet_owner' && statement.includes('graphile_migrate')) continue
       await t.rejects(sql.unsafe(statement), { code: /42501|42P06|0A000/ }, `${role}: ${statement}`)
     }
@@ -92,7 +92,7 @@ t.test('if the owner has a login, its code does not run in the administrator\'s 
   await db.admin`create table fleet_guard.caught (who text, what text)`
   await db.admin`grant insert on fleet_guard.caught to public`
   await db.admin`grant usage on schema fleet_guard to public`
-  // The owner's own tables: graphile-migrate writes down there what it ran.
+  // These are the owner's tables, in which graphile-migrate records the migrations that it ran.
   await db.sql.unsafe(`
     create function fleet.climb() returns trigger language plpgsql as $f$
     begin
@@ -107,5 +107,5 @@ t.test('if the owner has a login, its code does not run in the administrator\'s 
   t.same((await caught(db)).map(({ who }) => who), ['fleet_owner/fleet_owner'])
   await db.admin`truncate fleet_guard.caught`
   await migrate(db.url('postgres'), silent)
-  t.same((await caught(db)).map(({ who }) => who), ['postgres/postgres'], 'without it, it does: docs/threats.md says so')
+  t.same((await caught(db)).map(({ who }) => who), ['postgres/postgres'], 'without it, the code runs there, as docs/threats.md says')
 })

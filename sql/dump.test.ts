@@ -1,4 +1,4 @@
-// A dump is taken from one cluster and restored into another, in every way that Postgres knows: it is the same store there.
+// A dump is taken from one cluster and restored into another, in every way that Postgres offers. The store keeps working there.
 import { createReadStream } from 'node:fs'
 import { execFile, spawn } from 'node:child_process'
 import { readdir, readFile, writeFile } from 'node:fs/promises'
@@ -15,7 +15,7 @@ import { asRole, ingest, value } from './testing.ts'
 
 const run = promisify(execFile)
 
-// What each of these days is when the dump is taken.
+// The state of each of these days when the dump is taken.
 const day = {
   detached: daysAgo(72), archived: daysAgo(71), dropped: daysAgo(70), restored: daysAgo(69), held: daysAgo(68), renamed: daysAgo(67),
   detachedAndRenamed: daysAgo(66), plain: daysAgo(65), other: daysAgo(64),
@@ -81,14 +81,14 @@ t.test('a store works after its dump was restored into another cluster', { timeo
   await t.test('a day completes its life in the restored store', async t => {
     const target = await withEmptyCluster(t)
     for (const section of ['pre-data', 'data']) await pgRestore(target, `--section=${section}`, join(directory, 'all.dump'))
-    // pg_cron begins with its jobs as soon as it has them.
+    // pg_cron starts its jobs as soon as they are restored.
     for (const job of ['maintain', 'nightly']) {
       await t.rejects(target.sql.unsafe(`call fleet.${job}()`), { code: 'FL002', message: /a restore of a dump is under way/ }, `${job} waits`)
     }
     await pgRestore(target, '--section=post-data', join(directory, 'all.dump'))
     await livesOn(t, target, directory, name, token)
 
-    // The guard goes first, and the days that nobody has archived with the rest: the runbook says so.
+    // This drops the guard first and then also days without an archive, as the runbook says.
     await target.admin`update fleet.settings set retention = '90 days'`
     await pgRestore(target, '--clean', '--if-exists', join(directory, 'store.dump'))
     t.same(await storeOf(target), before, 'pg_restore --clean over a live store leaves what is in the dump')
@@ -120,7 +120,7 @@ t.test('pg_upgrade to the newest installed PostgreSQL keeps the store as it is',
   const { sql, admin, url, cluster: old } = source
   const { bin, major } = testCluster().postgres
   const newest = await newestWithExtensions(major)
-  // To the same version it does the same: other system identifier, same oids.
+  // An upgrade to the same version has the same effect: another system identifier and the same oids.
   t.comment(`from ${major} to ${newest}${newest > major ? '' : ', the only one with pg_partman and pg_cron'}`)
   const newBin = bin.replace(`/${major}/`, `/${newest}/`)
   await fillDay(admin, day.detached, rows)
@@ -135,7 +135,7 @@ t.test('pg_upgrade to the newest installed PostgreSQL keeps the store as it is',
   await fresh.unsafe(`alter role postgres password '${password}'`) // of our own making: letters, digits, - and _
   await Promise.all([sql, admin, fresh].map(session => session.end({ timeout: 1 })))
   await Promise.all([old.stop(), cluster.stop()])
-  // Each is started for it by its own user, who is told the password of both.
+  // Each cluster is started by its own user, which knows the password of both.
   const ran = await run(join(newBin, 'pg_upgrade'), [
     '-b', bin, '-B', newBin, '-d', old.data, '-D', cluster.data, '-U', 'postgres', '--no-sync', '-p', String(cluster.port), '-P', String(cluster.port),
     '-s', cluster.dir,
@@ -188,7 +188,7 @@ async function fill(t: Test, source: OwnCluster, directory: string) {
   for (const what of ['detached', 'detachedAndRenamed'] as const) await sql`select fleet.archive_partition(${name[what]})`
   await sql`select fleet.hold_partition(${name.held}, 'legal hold')`
   await admin.unsafe(`alter table fleet.${name.renamed} rename to somebody_renamed_it`)
-  // Two that were frozen, by transactions that the other cluster does not know.
+  // Two were frozen, by transactions that the other cluster does not know.
   await admin`update fleet.hb_partitions set cold_xid = '3000000000' where partition_name = ${name.other}`
   const [token] = await sql<{ token: string }[]>`select fleet.renew_token(${device.device_id}) as token`
   await admin`update fleet.token_change_log set changed_xid = '9000000000'`
@@ -302,7 +302,7 @@ async function guards(t: Test, { admin, sql }: TestDatabase, name: Record<keyof 
     ['schema renamed, then drop', 'alter schema fleet_detached rename to d', `alter table d.${name.detached} rename to x`, 'drop table d.x'],
     ['drop of the schemas', 'drop schema fleet, fleet_detached cascade'],
     ['drop of what the roles own', 'drop owned by fleet_owner, fleet_archiver cascade'],
-    // By chance the dump's oid is that of another table here.
+    // The oid in the dump happens to be that of another table here.
     ['an oid that is said to be proven', `update fleet_guard.partitions set relid = 'fleet.${name.plain}'::regclass where partition_name = '${name.dropped}'`,
       `alter event trigger fleet_guard_find disable`, `alter table fleet.${name.plain} rename to device_heartbeats_p`, `drop table fleet.device_heartbeats_p`],
   ] as const) t.equal(await attempt(...statements), 'FL001', what)
@@ -321,20 +321,20 @@ async function livesOn(t: Test, target: OwnCluster, directory: string, name: Rec
   t.match(await asRole(t, target, 'fleet_server')`select kind, name from fleet.authenticate(sha256(convert_to(${token}, 'UTF8')))`, [{ kind: 'device', name: 'one' }])
   t.match(await ingest(sql, [{ device_id: 1, battery_pct: 51 }, { device_id: 1, ts: `${daysAgo(3)}T12:00:00Z` }]), [{ result: 'stored' }, { result: 'stored' }])
 
-  // The archived day goes, by name, before any maintenance; and a day of which the table is still there is not called dropped.
+  // The archived day is dropped by name, before any maintenance. A day whose table still exists is not called dropped.
   await admin`update fleet.settings set archive_grace = '0'`
   await sql`select fleet.drop_partition(${name.archived})`
   t.equal(await value(admin`select to_regclass(${`fleet_detached.${name.archived}`})`), null)
   t.match((await sql`select state, relid from fleet.hb_partitions where partition_name = ${name.archived}`)[0], { state: 'dropped', relid: null })
 
-  // The table that is adopted: still forwarded, verified, confirmed.
+  // The adopted table is still forwarded, verified and confirmed.
   await admin`insert into public.old_beats select 1, date_trunc('day', now()) - interval '3 hours', 77`
   t.equal(await value(sql`select count(*)::int from fleet.device_heartbeats where ts = date_trunc('day', now()) - interval '3 hours'`), 1, 'what is written into the old table comes through')
   t.equal(await value(dba.unsafe(`call fleet.verify_adoption('public.old_beats')`)), 'verified')
   await dba.unsafe(`select fleet.confirm_adoption('public.old_beats')`)
   t.same(await admin`select proname from pg_proc where proname like 'forward\_%'`, [], 'its trigger is gone')
 
-  // Restored, held, renamed and detached days go their way to the archive; archived ones come back.
+  // Restored, held, renamed and detached days are archived, and archived days can be restored.
   for (const what of ['restored', 'held'] as const) await dba`select fleet.release_partition(${name[what]})`
   await dba`select fleet.set_retention('60 days')`
   await dba`call fleet.maintain()`

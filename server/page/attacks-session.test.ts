@@ -1,4 +1,4 @@
-// Someone has a copy of the cookie of a session that was ended.
+// Attacks with a copy of the cookie of a session that was ended.
 import { createHash } from 'node:crypto'
 import t from 'tap'
 import { freePort } from '../../local/cluster.ts'
@@ -20,7 +20,7 @@ t.test('a logout ends the session on every server and worker, even for a copy of
   const other = await two.login()
   for (const { get } of servers) t.match(await get('/', stolen), { status: 200, html: isIn })
 
-  // Logged out there, and taken away nowhere: the thief has a copy.
+  // The user logs out there, but the thief still has a copy of the cookie.
   t.equal((await two.post('/logout', {}, stolen)).status, 303)
   for (const { get } of servers) {
     for (let n = 0; n < 8; n++) t.match(await get('/', { ...stolen, connection: 'close' }), { status: 200, html: isOut })
@@ -29,14 +29,14 @@ t.test('a logout ends the session on every server and worker, even for a copy of
     t.match(await get('/', other), { html: isIn }, 'other sessions go on')
   }
   t.equal((await one.post('/logout', {}, stolen)).status, 303, 'once more changes nothing')
-  t.match(await one.get('/', await one.login()), { html: isIn }, 'who has the key logs in again')
+  t.match(await one.get('/', await one.login()), { html: isIn }, 'anyone with the key can log in again')
 
   const kept = await db.admin<{ session_hash: Buffer, seconds: number }[]>`
     select session_hash, extract(epoch from ends_at - now())::float8 as seconds from fleet.ended_sessions
   `
   t.equal(kept.length, 1)
   const [, said] = /=(\d+\.[\w-]{16})\./.exec(stolen.cookie)!
-  t.same(kept[0]!.session_hash, createHash('sha256').update(said!).digest(), 'no cookie can be made of it')
+  t.same(kept[0]!.session_hash, createHash('sha256').update(said!).digest(), 'no cookie can be made from it')
   t.ok(kept[0]!.seconds > 0 && kept[0]!.seconds <= 12 * 3_600)
 })
 
@@ -65,6 +65,6 @@ t.test('without the database a logout says that it failed, and the page is still
   const session = await login()
   const left = await post('/logout', {}, session)
   t.match(left, { status: 503, html: /this session is still open\. Log out again/ })
-  t.same(left.headers.getSetCookie(), [], 'and the cookie stays, to do so')
+  t.same(left.headers.getSetCookie(), [], 'and the cookie is kept, so that this is possible')
   t.match(await get('/', session), { html: isIn })
 })

@@ -5,7 +5,7 @@ import { Attempts } from './attempts.ts'
 import { SESSION_S, Sessions } from './session.ts'
 
 const config = { adminKey: 'a-key-of-some-length', trustProxy: false }
-// Connects when it is asked, and what a cookie says by itself needs no database.
+// Connects only when it is used. Checking the cookie itself needs no database.
 const pool = connectHot({ url: 'postgres://fleet_server@127.0.0.1:1/fleet' }, 1)
 const sessionsOf = (given = config) => new Sessions(given, pool, createLog('server', 'silent'))
 
