@@ -125,6 +125,12 @@ alter table fleet.settings add column if not exists archive_stores text[] not nu
 comment on column fleet.settings.archive_stores is
   'Stores whose archives may be registered, as ARCHIVE_URL has them, besides those in which this database has archives.';
 
+-- Filters by cohort and alias, and the everyday chores of a device.
+drop function if exists fleet.list_devices(text, interval, bigint, integer);
+drop function if exists fleet.list_devices_legacy(text, interval, bigint, integer);
+create index if not exists devices_cohort_idx on fleet.devices (cohort, device_id);
+comment on index fleet.devices_cohort_idx is 'Pages of fleet.list_devices(p_cohort => …).';
+
 --!include functions/seal_relid.sql
 --!include functions/seal_source.sql
 --!include functions/has_bounds.sql
@@ -213,6 +219,13 @@ comment on column fleet.settings.archive_stores is
 --!include functions/confirm_archive.sql
 --!include functions/record_proof.sql
 --!include functions/make_read_only.sql
+--!include functions/list_devices.sql
+--!include functions/list_devices_legacy.sql
+--!include functions/create_device.sql
+--!include functions/rename_device.sql
+--!include functions/move_device.sql
+--!include functions/renew_token.sql
+--!include functions/revoke_device.sql
 --!include procedures/run_planned_steps.sql
 --!include views/partition_health.sql
 --!include views/storage_growth.sql

@@ -27,8 +27,8 @@ grant execute on function
 to fleet_server;
 
 grant execute on function
-  fleet.list_devices(text, interval, bigint, integer),
-  fleet.list_devices_legacy(text, interval, bigint, integer),
+  fleet.list_devices(text, interval, bigint, integer, text, text),
+  fleet.list_devices_legacy(text, interval, bigint, integer, text, text),
   fleet.marks_hold(interval),  -- what the view devices_offline calls
   fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
   fleet.late_after(interval),
@@ -44,6 +44,9 @@ grant execute on function fleet.table_of(fleet.hb_partitions) to fleet_server, f
 grant execute on function
   fleet.create_device(text, text),
   fleet.revoke_device(bigint),
+  fleet.rename_device(bigint, text),
+  fleet.move_device(bigint, text),
+  fleet.renew_token(bigint),
   fleet.send_command(bigint, text, jsonb),
   fleet.reconcile(interval, integer),
   fleet.nightly_plan(interval, timestamptz),
@@ -86,7 +89,6 @@ grant execute on function
   fleet.availability_of_day(date, timestamptz, bigint[]),
   fleet.schedule_jobs(),
   fleet.wake_archiver(text),
-  fleet.renew_token(bigint),
   fleet.adoption_plan(regclass, jsonb, text, timestamptz),
   fleet.confirm_adoption(regclass),
   fleet.forget_adoption(text),
