@@ -219,6 +219,10 @@ comment on index fleet.devices_cohort_idx is 'Pages of fleet.list_devices(p_coho
 --!include functions/confirm_archive.sql
 --!include functions/record_proof.sql
 --!include functions/make_read_only.sql
+--!include functions/postgres_started_at.sql
+--!include views/job_health.sql
+--!include functions/scheduler_ages.sql
+--!include functions/metric_definitions.sql
 --!include functions/list_devices.sql
 --!include functions/list_devices_legacy.sql
 --!include functions/create_device.sql

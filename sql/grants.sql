@@ -36,6 +36,7 @@ grant execute on function
   fleet.beats_missed(interval, interval),
   fleet.device_day(bigint, timestamptz),
   fleet.silence_at(timestamptz),  -- what the view fleet_silence calls
+  fleet.postgres_started_at(),
   fleet.job_history()  -- what the view job_health calls
 to fleet_server, fleet_reader, fleet_dba;
 -- What the views partition_health and storage_growth call.
