@@ -10,6 +10,16 @@ t.test('its own database URL decides the role, DATABASE_URL is taken as fleet_ar
   t.equal(readConfig({ ...base, ARCHIVER_DATABASE_URL: '' }).database.url, base.DATABASE_URL, 'an empty variable is not set')
 })
 
+t.test('its databases may have several hosts, as far as they are understood', async t => {
+  const base = { ARCHIVE_URL: 'file:///var/archive/', DATABASE_URL: 'postgres://owner@db/fleet' }
+  const url = 'postgres://a:p@db1:5432,db2/fleet?target_session_attrs=primary'
+  const read = readConfig({ ...base, ARCHIVER_DATABASE_URL: url, VERIFIER_DATABASE_URL: url })
+  t.match(read, { database: { url }, verifierDatabase: { url } })
+  for (const name of ['ARCHIVER_DATABASE_URL', 'VERIFIER_DATABASE_URL', 'DATABASE_URL']) {
+    t.throws(() => readConfig({ ...base, [name]: url.replace('primary', 'any') }), { message: new RegExp(`${name}: must say target_session_attrs=primary`) })
+  }
+})
+
 t.test('stores are file:// with an absolute path, or s3:// with a bucket', async t => {
   const read = (ARCHIVE_URL: string) => readConfig({ ARCHIVE_URL, DATABASE_URL: 'postgres://db' }).archiveUrl
   t.equal(read('s3://bucket'), 's3://bucket')

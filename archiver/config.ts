@@ -1,9 +1,13 @@
 import { z } from 'zod'
+import { databaseUrlProblem } from '../server/database-url.ts'
 import { LOG_FORMATS, LOG_LEVELS } from '../server/log.ts'
 import { archiveUrlProblem } from './archive-url.ts'
 import type { OlderStore } from './store.ts'
 
-const databaseUrl = z.string().regex(/^postgres(ql)?:\/\//, 'expected postgres://user@host:port/database')
+const databaseUrl = z.string().superRefine((value, issues) => {
+  const problem = databaseUrlProblem(value)
+  if (problem !== undefined) issues.addIssue({ code: 'custom', message: problem })
+})
 
 const archiveUrl = z.string().superRefine((value, issues) => {
   const problem = archiveUrlProblem(value)

@@ -208,6 +208,12 @@ function postgresUrl(env: Env, name: string, problems: string[]) {
   const value = env[name]
   if (!value) return undefined
   if (/^postgres(ql)?:\/\//.test(value) && URL.canParse(value)) return value
+  // What migrates (node-postgres) takes one host.
+  const isList = /^postgres(ql)?:\/\/([^/?]*@)?[^/?]*,/.test(value)
+  if (isList) {
+    problems.push(`${name}: expected one host, the primary's; several are taken by the server and the archiver, in their own settings (SERVER_DATABASE_URL, …)`)
+    return undefined
+  }
   // The value may hold a password: name the variable, do not show it.
   problems.push(`${name}: expected postgres://user:password@host:port/database, got something else`)
   return undefined

@@ -8,7 +8,7 @@ import type { Backpressure } from './backpressure.ts'
 import type { ServerConfig } from './config.ts'
 import type { Pool, Sql } from './database.ts'
 import { DeviceReads } from './device-reads.ts'
-import { createDevice, getDevice, listDevices, revokeDevice } from './devices.ts'
+import { changeDevice, createDevice, getDevice, listDevices, renewToken, revokeDevice } from './devices.ts'
 import { postHeartbeat, postHeartbeats } from './ingest.ts'
 import { Guesses } from './guesses.ts'
 import type { Log } from './log.ts'
@@ -20,6 +20,7 @@ import { Problem, requestId, toProblem, unavailable } from './problem.ts'
 import type { Reader } from './reader.ts'
 import type { Tokens } from './tokens.ts'
 import type { Tracing } from './tracing.ts'
+import { noQuery } from './valid.ts'
 import type { Writer } from './writer.ts'
 
 /** Of one network: a key that a person chose is found by trying, the tokens are not. */
@@ -60,16 +61,18 @@ export function createApp(parts: Parts) {
 
   app.get('/v1/commands', timed(metrics, 'GET /v1/commands', getCommands(pool, tokens, metrics)))
   app.post('/v1/commands/:id/ack', timed(metrics, 'POST /v1/commands/:id/ack', ackCommand(pool, tokens, metrics)))
-  app.post('/admin/command', admin, timed(metrics, 'POST /admin/command', postCommand(pool, metrics)))
+  app.post('/admin/command', admin, noQuery, timed(metrics, 'POST /admin/command', postCommand(pool, metrics)))
 
   app.get('/v1/devices', admin, etag(), timed(metrics, 'GET /v1/devices', listDevices(reads, backpressure)))
-  app.get('/v1/devices/:id', admin, etag(), timed(metrics, 'GET /v1/devices/:id', getDevice(reads)))
-  app.post('/admin/devices', admin, timed(metrics, 'POST /admin/devices', createDevice(pool)))
-  app.delete('/admin/devices/:id', admin, timed(metrics, 'DELETE /admin/devices/:id', revokeDevice(pool)))
+  app.get('/v1/devices/:id', admin, noQuery, etag(), timed(metrics, 'GET /v1/devices/:id', getDevice(reads)))
+  app.post('/admin/devices', admin, noQuery, timed(metrics, 'POST /admin/devices', createDevice(pool)))
+  app.patch('/admin/devices/:id', admin, noQuery, timed(metrics, 'PATCH /admin/devices/:id', changeDevice(pool)))
+  app.post('/admin/devices/:id/token', admin, noQuery, timed(metrics, 'POST /admin/devices/:id/token', renewToken(pool)))
+  app.delete('/admin/devices/:id', admin, noQuery, timed(metrics, 'DELETE /admin/devices/:id', revokeDevice(pool)))
 
   app.post('/ops/nightly', admin, timed(metrics, 'POST /ops/nightly', postNightly(config, ops, log)))
-  app.post('/ops/reconcile', admin, timed(metrics, 'POST /ops/reconcile', postReconcile(ops, log)))
-  app.get('/ops/pool_health', admin, getPoolHealth(metrics, reader))
+  app.post('/ops/reconcile', admin, noQuery, timed(metrics, 'POST /ops/reconcile', postReconcile(ops, log)))
+  app.get('/ops/pool_health', admin, noQuery, getPoolHealth(metrics, reader))
   app.get('/metrics', adminOnly(config.adminKey, guesses, { orBearer: true }), getMetrics(parts))
 
   app.get('/openapi.json', getOpenapi())

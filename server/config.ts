@@ -1,5 +1,6 @@
 import { availableParallelism } from 'node:os'
 import { inspect } from 'node:util'
+import { databaseUrlProblem } from './database-url.ts'
 import { LOG_FORMATS, LOG_LEVELS } from './log.ts'
 
 /** Where to connect, and the role to start as when the URL's own login is not that role. */
@@ -63,9 +64,9 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     const url = own ?? read('DATABASE_URL')
     const source = own === undefined ? 'DATABASE_URL' : name
     if (url === undefined) problems.push(`${name} is missing, and so is DATABASE_URL, its default.`)
-    else if (!isPostgresUrl(url)) problems.push(`${source} must be a URL that begins with postgres://.`)
-    else if (![null, 'true', 'false'].includes(new URL(url).searchParams.get('prepare'))) {
-      problems.push(`${source} must say prepare=false (for pgBouncer before 1.21), prepare=true or nothing about it.`)
+    else {
+      const problem = databaseUrlProblem(url)
+      if (problem !== undefined) problems.push(`${source} ${problem}`)
     }
     return own === undefined ? { url: url ?? '', role: 'fleet_server' } : { url: own }
   }
@@ -125,8 +126,4 @@ export function readConfig(env: Record<string, string | undefined> = process.env
   }
   if (problems.length > 0) throw new ConfigError([...new Set(problems)])
   return config
-}
-
-function isPostgresUrl(text: string) {
-  return /^postgres(ql)?:\/\//.test(text) && URL.canParse(text)
 }

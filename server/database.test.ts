@@ -5,7 +5,21 @@ import postgres from 'postgres'
 import t from 'tap'
 import { connectHot, connectListener, connectOps, end, toRfc3339 } from './database.ts'
 import { connect as connectArchiver } from '../archiver/database.ts'
+import { freePort } from '../local/cluster.ts'
 import { testCluster, withDatabase } from '../local/testing.ts'
+
+t.test('of several hosts the first that answers is used', async t => {
+  const db = await withDatabase(t)
+  const url = new URL(db.url('fleet_server'))
+  const gone = await freePort(true)
+  for (const hosts of [`127.0.0.1:${gone},${url.host}`, `${url.host},127.0.0.1:${gone}`]) {
+    for (const attrs of ['', '?target_session_attrs=primary']) {
+      const sql = connectOps({ url: `${url.href.replace(url.host, hosts).split('?')[0]}${attrs}` })
+      t.teardown(() => end(sql))
+      t.match(await Promise.all([1, 2, 3].map(n => sql`select ${n}::int as n`)), [[{ n: 1 }], [{ n: 2 }], [{ n: 3 }]], `${hosts} ${attrs}`)
+    }
+  }
+})
 
 t.test('a timestamp keeps its microseconds', async t => {
   t.equal(toRfc3339('2026-01-02 03:04:05.678901+00'), '2026-01-02T03:04:05.678901Z')

@@ -17,6 +17,8 @@ export interface Page {
   older_than?: number | undefined
   after: number
   limit: number
+  cohort?: string | undefined
+  alias?: string | undefined
 }
 
 /**
@@ -31,11 +33,12 @@ export class DeviceReads {
     readonly backpressure: Backpressure, readonly log: Log,
   ) {}
 
+  /** A page, and the names of its columns in their order, which an empty one has too. */
   async list(target: string, page: Page) {
     const fromLastStatus = isWithin(target, this.config.readFromLastStatus)
     const first = fromLastStatus ? await this.#fast(page) : await this.#legacy(page)
     if (this.config.perfDiffEnabled && this.#mayCompare()) void this.#compare(page, fromLastStatus, first)
-    return first.rows
+    return { rows: first.rows, columns: first.columns }
   }
 
   async get(target: string, deviceId: number) {
@@ -53,25 +56,29 @@ export class DeviceReads {
     return device
   }
 
-  async #fast({ status = undefined, older_than, after, limit }: Page) {
+  async #fast({ status, older_than, after, limit, cohort, alias }: Page) {
     const start = performance.now()
     const rows = await this.reader.run(sql => sql<DeviceStatus[]>`
-      select * from fleet.list_devices(${status ?? null}, ${interval(older_than)}::interval, ${after}, ${limit})
+      select * from fleet.list_devices(
+        ${status ?? null}, ${interval(older_than)}::interval, ${after}, ${limit}, ${cohort ?? null}, ${alias ?? null}
+      )
     `)
     const ms = performance.now() - start
     this.metrics.readLatency.observe({ query: 'list' }, ms)
     this.metrics.fastList.observe(ms)
-    return { rows: [...rows], ms }
+    return { rows: [...rows], columns: rows.columns.map(({ name }) => name), ms }
   }
 
-  async #legacy({ status, older_than, after, limit }: Page) {
+  async #legacy({ status, older_than, after, limit, cohort, alias }: Page) {
     const start = performance.now()
     const rows = await this.reader.run(sql => sql<DeviceStatus[]>`
-      select * from fleet.list_devices_legacy(${status ?? null}, ${interval(older_than)}::interval, ${after}, ${limit})
+      select * from fleet.list_devices_legacy(
+        ${status ?? null}, ${interval(older_than)}::interval, ${after}, ${limit}, ${cohort ?? null}, ${alias ?? null}
+      )
     `)
     const ms = performance.now() - start
     this.metrics.legacyList.observe(ms)
-    return { rows: [...rows], ms }
+    return { rows: [...rows], columns: rows.columns.map(({ name }) => name), ms }
   }
 
   /** It is the first thing to be shed: one comparison at a time, and only while half of the connections are free. */

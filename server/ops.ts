@@ -6,7 +6,7 @@ import { connectOps, end, type Sql } from './database.ts'
 import type { Log } from './log.ts'
 import type { Metrics } from './metrics.ts'
 import type { Reader } from './reader.ts'
-import { valid } from './valid.ts'
+import { validQuery } from './valid.ts'
 
 export const nightlyQuery = z.object({
   dry_run: z.enum(['0', '1', 'false', 'true'], 'must be 0 or 1').default('0').transform(value => value === '1' || value === 'true'),
@@ -20,7 +20,7 @@ export const nightlyQuery = z.object({
 /** The nightly run by hand, or with dry_run=1 what it would do. Answers when it is over. */
 export function postNightly(config: ServerConfig, ops: Sql, log: Log): Handler<AppEnv> {
   return async c => {
-    const { dry_run, retention_days: retention = null } = valid(nightlyQuery, c.req.query())
+    const { dry_run, retention_days: retention = null } = validQuery(nightlyQuery, c)
     const steps = dry_run
       ? await ops`select step, partition_name, detail from fleet.nightly_plan(${retention}::interval)`
       : await runNightly(config, retention, log)

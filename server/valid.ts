@@ -1,6 +1,8 @@
-import type { z } from 'zod'
+import type { Context, MiddlewareHandler } from 'hono'
+import { z } from 'zod'
+import type { AppEnv } from './app.ts'
 import { fieldErrors } from './heartbeat.ts'
-import { Problem } from './problem.ts'
+import { type FieldError, Problem } from './problem.ts'
 
 /**
  * What a request brought, in the shape of the schema.
@@ -9,5 +11,37 @@ import { Problem } from './problem.ts'
 export function valid<T extends z.ZodType>(schema: T, value: unknown): z.output<T> {
   const parsed = schema.safeParse(value)
   if (parsed.success) return parsed.data
-  throw new Problem(422, 'The request is not valid; nothing was done.', { errors: fieldErrors(parsed.error) })
+  throw invalid(fieldErrors(parsed.error))
+}
+
+/**
+ * The query of a request, in the shape of the schema. A filter with a typing error must not answer with other devices, nor a
+ * `dry_run` that is not known do the work.
+ * @throws Problem 422 naming each parameter that is wrong, unknown or given twice
+ */
+export function validQuery<T extends z.ZodObject>(schema: T, c: Context<AppEnv>): z.output<T> {
+  const known = Object.keys(schema.shape)
+  const values: Record<string, string> = {}
+  const errors: FieldError[] = []
+  for (const [path, [first = '', ...more]] of Object.entries(c.req.queries())) {
+    if (!known.includes(path)) errors.push({ path, message: `is not a parameter of this call, which takes ${known.join(', ') || 'none'}` })
+    else if (more.length > 0) errors.push({ path, message: 'must not be given twice' })
+    else values[path] = first
+  }
+  const parsed = schema.safeParse(values)
+  if (!parsed.success) errors.push(...fieldErrors(parsed.error))
+  if (errors.length > 0 || !parsed.success) throw invalid(errors)
+  return parsed.data
+}
+
+const none = z.object({})
+
+/** For a route that takes no query. */
+export const noQuery: MiddlewareHandler<AppEnv> = async (c, next) => {
+  validQuery(none, c)
+  await next()
+}
+
+function invalid(errors: FieldError[]) {
+  return new Problem(422, 'The request is not valid; nothing was done.', { errors })
 }

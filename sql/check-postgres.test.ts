@@ -1,7 +1,7 @@
 // fleet.check(): what may be wrong with the jobs, sessions and settings of Postgres.
 import t from 'tap'
 import { withoutTroubles } from './check-testing.ts'
-import { asRole } from './testing.ts'
+import { asRole, startedAgo } from './testing.ts'
 
 t.setTimeout(600_000)
 
@@ -101,6 +101,11 @@ t.test('check() names each trouble with Postgres, and its remedy ends it', { tim
       inject: async () => {
         await minuteJob()
         await admin`update cron.job_run_details set start_time = start_time - interval '1 hour', end_time = end_time - interval '1 hour'`
+        // Postgres has just started: no job is late yet, and none was until it did.
+        t.match(await owner`select status from fleet.check() where check_name = 'jobs'`, [{ status: 'ok' }])
+        t.same(await owner`select jobname from fleet.job_health where status = 'late'`, [])
+        t.same(await owner`select jobname from fleet.scheduler_ages() where age > interval '50 minutes' and jobname in ('fleet-archive-wake', 'fleet-mark-silent')`, [])
+        await startedAgo(admin, '1 day')
       },
     },
   ])

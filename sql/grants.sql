@@ -27,8 +27,8 @@ grant execute on function
 to fleet_server;
 
 grant execute on function
-  fleet.list_devices(text, interval, bigint, integer),
-  fleet.list_devices_legacy(text, interval, bigint, integer),
+  fleet.list_devices(text, interval, bigint, integer, text, text),
+  fleet.list_devices_legacy(text, interval, bigint, integer, text, text),
   fleet.marks_hold(interval),  -- what the view devices_offline calls
   fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
   fleet.late_after(interval),
@@ -36,6 +36,7 @@ grant execute on function
   fleet.beats_missed(interval, interval),
   fleet.device_day(bigint, timestamptz),
   fleet.silence_at(timestamptz),  -- what the view fleet_silence calls
+  fleet.postgres_started_at(),
   fleet.job_history()  -- what the view job_health calls
 to fleet_server, fleet_reader, fleet_dba;
 -- Called by the views partition_health and storage_growth.
@@ -44,6 +45,9 @@ grant execute on function fleet.table_of(fleet.hb_partitions) to fleet_server, f
 grant execute on function
   fleet.create_device(text, text),
   fleet.revoke_device(bigint),
+  fleet.rename_device(bigint, text),
+  fleet.move_device(bigint, text),
+  fleet.renew_token(bigint),
   fleet.send_command(bigint, text, jsonb),
   fleet.reconcile(interval, integer),
   fleet.nightly_plan(interval, timestamptz),
@@ -86,7 +90,6 @@ grant execute on function
   fleet.availability_of_day(date, timestamptz, bigint[]),
   fleet.schedule_jobs(),
   fleet.wake_archiver(text),
-  fleet.renew_token(bigint),
   fleet.adoption_plan(regclass, jsonb, text, timestamptz),
   fleet.confirm_adoption(regclass),
   fleet.forget_adoption(text),

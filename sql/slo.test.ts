@@ -1,6 +1,6 @@
 import t from 'tap'
 import { withDatabase } from '../local/testing.ts'
-import { asRole } from './testing.ts'
+import { asRole, startedAgo } from './testing.ts'
 
 t.test('error budgets over the last hour', async t => {
   const db = await withDatabase(t)
@@ -46,7 +46,7 @@ t.test('error budgets over the last hour', async t => {
 })
 
 t.test('the scheduler\'s age is known also where pg_cron works elsewhere', async t => {
-  const { sql } = await withDatabase(t)
+  const { sql, admin } = await withDatabase(t)
   const ages = async () => Object.fromEntries((await sql`
     select labels ->> 'job' as job, round(value / 3600)::int as hours from fleet.metric_values() where metric = 'scheduler_last_run_age_seconds'
   `).map(({ job, hours }) => [job as string, hours as number]))
@@ -55,4 +55,12 @@ t.test('the scheduler\'s age is known also where pg_cron works elsewhere', async
   await sql`call fleet.maintain()`
   await sql`select fleet.reconcile()`
   t.match(await ages(), { 'fleet-maintain': 0, 'fleet-reconcile': 0 })
+
+  await admin`update fleet.events set at = at - interval '3 hours'`
+  const scheduler = async () => (await sql`select status, detail from fleet.check() where check_name = 'scheduler'`)[0]
+  t.match(await ages(), { 'fleet-maintain': 0, 'fleet-reconcile': 0, 'fleet-nightly': 5 }, 'Postgres has just started; what never ran is as old as the store')
+  t.match(await scheduler(), { status: 'ok', detail: /the hourly maintenance arrives/ })
+  await startedAgo(admin, '1 day')
+  t.match(await ages(), { 'fleet-maintain': 3, 'fleet-reconcile': 3, 'fleet-nightly': 5 })
+  t.match(await scheduler(), { status: 'warn', detail: /no maintenance ran in the last two hours/ })
 })

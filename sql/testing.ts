@@ -24,6 +24,12 @@ export function asRole(t: Test, db: TestDatabase, role: Role, connection: Record
   return sql
 }
 
+/** From now on this database takes Postgres to have started so long ago: the cluster of the tests has just been made. */
+export async function startedAgo(admin: Sql, ago: string) {
+  await admin.unsafe(`create or replace function fleet.postgres_started_at() returns timestamptz language sql stable
+    set search_path = pg_catalog, pg_temp return now() - interval '${ago}'`)
+}
+
 /** Enrolls `count` devices named `prefix`-1 and so on; returns their ids in order. */
 export async function enroll(sql: Sql, count: number, prefix = 'device') {
   const rows = await sql<{ device_id: string }[]>`

@@ -87,7 +87,7 @@ t.test('each example is answered as the document says', async t => {
       const answer = await call(`${method} ${targetOf(path, operation)}`, request)
       const found = check(t, operation, answer, `${method} ${path} ${name ?? ''}`)
       const examples = Object.entries(found?.examples ?? {}).filter(([key]) => name === undefined || key === name)
-      if (name !== undefined) t.equal(examples.length, 1, `${method} ${path}: the answer to ${name} is shown with ${answer.status}`)
+      if (name !== undefined && answer.status !== 204) t.equal(examples.length, 1, `${method} ${path}: the answer to ${name} is shown with ${answer.status}`)
       for (const [key, { value }] of examples) t.same(likeness(answer.body), likeness(value), `${method} ${path} ${key}`)
       if (method !== 'POST' || !path.endsWith('heartbeats')) continue
       const again = await call(`${method} ${path}`, {
@@ -124,6 +124,7 @@ t.test('each status in the document is given, and is as it says', async t => {
     })
     check(t, operation, answer, `${method} ${path}`)
     seen.add(`${method} ${path} ${answer.status}`)
+    if (path.endsWith('/token') && answer.status === 201) tokens.device = (answer.body as { token: string }).token
     return answer
   }
 
@@ -149,6 +150,13 @@ t.test('each status in the document is given, and is as it says', async t => {
   await ask(call, '/admin/command', 'POST', { body: { device_id: 999_999, command: 'x' } })
   await ask(call, '/v1/commands/{id}/ack', 'POST', { target: '/v1/commands/999999/ack' })
   await ask(call, '/v1/devices', 'GET', { target: '/v1/devices?limit=0' })
+  await ask(call, '/v1/devices', 'GET', { headers: { accept: 'text/csv' } })
+  await ask(call, '/v1/devices', 'GET', { target: '/v1/devices?limit=1', headers: { accept: 'text/csv' } })
+  for (const { path, method, operation } of operations) {
+    if (operation.security.some(scheme => 'admin' in scheme) && path !== '/metrics') {
+      await ask(call, path, method, { target: `${targetOf(path, operation).split('?')[0]}?nonsense=1` })
+    }
+  }
   for (const path of ['/v1/devices', '/v1/devices/{id}']) {
     const { headers } = await ask(call, path, 'GET')
     await ask(call, path, 'GET', { headers: { 'if-none-match': headers.get('etag')! } })
@@ -156,6 +164,9 @@ t.test('each status in the document is given, and is as it says', async t => {
   await ask(call, '/v1/devices/{id}', 'GET', { target: '/v1/devices/999999' })
   await ask(call, '/admin/devices', 'POST')
   await ask(call, '/admin/devices/{id}', 'DELETE', { target: '/admin/devices/999999' })
+  await ask(call, '/admin/devices/{id}', 'PATCH', { target: '/admin/devices/999999' })
+  await ask(call, '/admin/devices/{id}', 'PATCH', { body: { alias: 'lobby-tablet-8' } })
+  await ask(call, '/admin/devices/{id}/token', 'POST', { target: '/admin/devices/999999/token' })
   await ask(call, '/ops/nightly', 'POST', { target: '/ops/nightly' })
   await ask(call, '/ops/nightly', 'POST', { target: '/ops/nightly?retention_days=0' })
   await ask(call, '/ops/reconcile', 'POST')
@@ -238,7 +249,8 @@ function check(t: Test, operation: Operation, { status, headers, body }: Answer,
     t.ok(validator(schema)(headers.get(name)), `${what} ${status}: its ${name}`, { found: headers.get(name) })
   }
   const type = headers.get('content-type')?.split(';')[0]
-  t.same(type === undefined ? [] : [type], Object.keys(response.content ?? {}), `${what} ${status}: its type`)
+  const types = Object.keys(response.content ?? {})
+  t.ok(type === undefined ? types.length === 0 : types.includes(type), `${what} ${status}: its type`, { type, types })
   const media = response.content?.[type ?? '']
   if (media === undefined) {
     t.equal(body, '', `${what} ${status} has no body`)

@@ -15,12 +15,27 @@ const device = {
   last_received_at: '2026-01-31T12:00:00.130452Z', heartbeat_interval: '00:01:00', enrolled_at: '2026-01-31T10:00:00Z',
 }
 
+const page = answer('A page.', 'DevicePage', { page: { devices: [device], next_cursor: null } }, 'tagged')
+const devicePage = {
+  ...page,
+  headers: {
+    ...page.headers,
+    Link: { description: 'Of CSV: the next page, with rel="next"; none on the last.', schema: { type: ['string', 'null'], pattern: '^<.+>; rel="next"$' } },
+  },
+  content: {
+    ...page.content,
+    'text/csv': {
+      schema: { type: 'string', description: 'As RFC 4180 has it. Text that a spreadsheet would take for a formula has an apostrophe before it.' },
+    },
+  },
+}
+
 const listDevices = {
   operationId: 'listDevices',
   tags: ['devices'],
   summary: 'List devices',
   description: 'Enrolled devices by id, a page at a time; a page holds while devices come and go. While heartbeats come faster than they are written, '
-    + 'lists are refused with 503.',
+    + 'lists are refused with 503. With `Accept: text/csv` it is a table with a line of names.',
   security: [{ admin: [] }],
   parameters: [
     ...queryParameters('listDevices', {
@@ -28,11 +43,13 @@ const listDevices = {
       older_than: { description: 'Only those whose last heartbeat is older: a number and s, m, h or d, as in `12m`.', example: '1s' },
       limit: { description: 'How many at most; 100 if nothing is said.', example: 100 },
       cursor: { description: 'The `next_cursor` of the page before.', example: '0' },
+      cohort: { description: 'Only those of this cohort.', example: 'lobby' },
+      alias: { description: 'Only the one of this alias.', example: 'lobby-tablet-7' },
     }),
     ifNoneMatch,
   ],
   responses: {
-    200: answer('A page.', 'DevicePage', { page: { devices: [device], next_cursor: null } }, 'tagged'),
+    200: devicePage,
     304: notModified,
     ...problems(401, 422, 429, 500, 503),
   },
@@ -47,7 +64,7 @@ const getDevice = {
   responses: {
     200: answer('The device and what it last said.', 'Device', { device }, 'tagged'),
     304: notModified,
-    ...problems(401, 404, 429, 500, 503),
+    ...problems(401, 404, 422, 429, 500, 503),
   },
 }
 
@@ -65,6 +82,32 @@ const createDevice = {
   },
 }
 
+const changeDevice = {
+  operationId: 'changeDevice',
+  tags: ['devices'],
+  summary: 'Rename a device, or move it to another cohort',
+  description: 'Both at once, or neither. Its token and its heartbeats stay. Again is no error; 409 when another device has the alias.',
+  security: [{ admin: [] }],
+  parameters: [deviceId],
+  requestBody: jsonBody('DeviceChanges', { move: { summary: 'Another cohort', value: { cohort: 'lobby' } } }),
+  responses: { 204: { description: 'It is so.' }, ...problems(400, 401, 404, 409, 413, 415, 422, 429, 500, 503) },
+}
+
+const renewToken = {
+  operationId: 'renewToken',
+  tags: ['devices'],
+  summary: 'Give a device a new token',
+  description: 'After a factory reset, or when its token was lost or revoked. The old token stops within a second.',
+  security: [{ admin: [] }],
+  parameters: [deviceId],
+  responses: {
+    201: answer('Its id and its new token.', 'DeviceEnrolled', {
+      renewed: { device_id: 42, token: `nxd_${'0123456789abcdef'.repeat(4)}` },
+    }, 'noStore'),
+    ...problems(401, 404, 422, 429, 500, 503),
+  },
+}
+
 const revokeDevice = {
   operationId: 'revokeDevice',
   tags: ['devices'],
@@ -72,7 +115,7 @@ const revokeDevice = {
   description: 'It stops within a second; what the device sent stays. Again is no error.',
   security: [{ admin: [] }],
   parameters: [deviceId],
-  responses: { 204: { description: 'The token is revoked.' }, ...problems(401, 404, 429, 500, 503) },
+  responses: { 204: { description: 'The token is revoked.' }, ...problems(401, 404, 422, 429, 500, 503) },
 }
 
 const nightly = {
@@ -101,7 +144,7 @@ const reconcile = {
   security: [{ admin: [] }],
   responses: {
     200: answer('What it looked at, and what it mended.', 'Reconciled', { done: { checked: 1, updated: 0, elapsed_ms: 14 } }),
-    ...problems(401, 409, 429, 500, 503),
+    ...problems(401, 409, 422, 429, 500, 503),
   },
 }
 
@@ -115,7 +158,7 @@ const poolHealth = {
     200: answer('How full the pools are.', 'PoolHealth', {
       quiet: { status: 'ok', pool: { in_use: 0, max: 10, utilization_pct: 0, waiting: 0 } },
     }, 'noStore'),
-    ...problems(401, 429),
+    ...problems(401, 422, 429),
   },
 }
 
@@ -166,7 +209,8 @@ export const operationPaths = {
   '/v1/devices': { get: listDevices },
   '/v1/devices/{id}': { get: getDevice },
   '/admin/devices': { post: createDevice },
-  '/admin/devices/{id}': { delete: revokeDevice },
+  '/admin/devices/{id}': { patch: changeDevice, delete: revokeDevice },
+  '/admin/devices/{id}/token': { post: renewToken },
   '/ops/nightly': { post: nightly },
   '/ops/reconcile': { post: reconcile },
   '/ops/pool_health': { get: poolHealth },

@@ -1,6 +1,6 @@
 import { z } from 'zod'
 import { newCommand } from '../commands.ts'
-import { listQuery, newDevice } from '../devices.ts'
+import { deviceChanges, listQuery, newDevice } from '../devices.ts'
 import { deviceItemSchema, gatewayItemSchema, heartbeatSchema } from '../heartbeat.ts'
 import { nightlyQuery } from '../ops.ts'
 
@@ -34,6 +34,7 @@ const bodies = {
   GatewayItem: gatewayItemSchema.describe('A heartbeat in a gateway\'s batch.'),
   NewCommand: newCommand,
   NewDevice: newDevice.describe('The alias is unique, among revoked devices too. Without a cohort it is `default`.'),
+  DeviceChanges: deviceChanges.describe('What shall be another; at least one of them.'),
 
   Problem: z.object({
     type: z.string(),

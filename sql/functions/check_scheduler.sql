@@ -43,7 +43,9 @@ begin
   check_name := 'scheduler';
   status := 'ok'; detail := 'pg_cron runs'; remedy := null;
   if not v_has_cron and exists (
-    select from fleet.events e where e.event = 'maintain.start' and e.at between p_now - interval '125 minutes' and p_now
+    select from fleet.events e
+    where e.event = 'maintain.start' and e.at <= p_now
+      and greatest(e.at, fleet.postgres_started_at()) >= p_now - interval '125 minutes'
   ) then
     detail := 'pg_cron is not in this database; the hourly maintenance arrives all the same';
   elsif not v_has_cron then

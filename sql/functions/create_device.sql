@@ -9,6 +9,8 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_other bigint;
 begin
   if p_alias is null or btrim(p_alias) = '' or length(p_alias) > 200 then
     raise exception using
@@ -28,10 +30,15 @@ begin
   on conflict (alias) do nothing
   returning d.device_id into create_device.device_id;
   if not found then
+    select d.device_id into v_other from fleet.devices d where d.alias = p_alias;
     raise exception using
       errcode = 'FL409',
       message = format('a device with alias %s is enrolled already', p_alias),
-      hint = 'Aliases are unique, also those of revoked devices; choose another.';
+      hint = format(
+        'If this is device %s, reset or reinstalled, give it a new token: select fleet.renew_token(%s); or POST /admin/devices/%s/token. '
+        'If it is another device, choose another alias: they are unique, also those of revoked devices.',
+        v_other, v_other, v_other
+      );
   end if;
   insert into fleet.device_last_status (device_id, is_silent)
   values (create_device.device_id, false);

@@ -3,7 +3,9 @@ create or replace function fleet.list_devices(
   p_status text default null,
   p_older_than interval default null,
   p_after bigint default 0,
-  p_limit integer default 100
+  p_limit integer default 100,
+  p_cohort text default null,
+  p_alias text default null
 ) returns setof fleet.device_status
 language plpgsql
 stable
@@ -26,8 +28,16 @@ begin
     v_filter := v_filter || ' and d.last_ts < now() - $2';
     v_found := v_found || ' and ls.last_ts < now() - $2';
   end if;
+  if p_cohort is not null then
+    v_filter := v_filter || ' and d.cohort = $5';
+  end if;
+  if p_alias is not null then
+    v_filter := v_filter || ' and d.alias = $6';
+  end if;
 
-  if p_status = 'clock_skewed' then
+  if p_alias is not null then
+    v_found := null;  -- at most one device, which its alias finds sooner than any mark
+  elsif p_status = 'clock_skewed' then
     v_found := v_found || ' and ls.status = ''clock_skewed''';
   elsif p_status = 'offline' and fleet.marks_hold() then
     v_found := v_found || ' and ls.is_silent';
@@ -40,17 +50,21 @@ begin
     end if;
     v_found := v_found || ' and ls.is_silent';
   else
+    v_found := null;
+  end if;
+
+  if v_found is null then
     return query execute 'select d.* from fleet.device_status d' || v_filter || ' and d.device_id > $3 order by d.device_id limit $4'
-      using p_status, p_older_than, p_after, p_limit;
+      using p_status, p_older_than, p_after, p_limit, p_cohort, p_alias;
     return;
   end if;
   -- OFFSET 0 keeps the planner from joining the whole fleet to a few: it cannot guess how many have a status.
   return query execute 'select d.* from (' || v_found || ') found cross join lateral ('
     'select s.* from fleet.device_status s where s.device_id = found.device_id offset 0) d'
     || v_filter || ' order by found.device_id limit $4'
-    using p_status, p_older_than, p_after, p_limit;
+    using p_status, p_older_than, p_after, p_limit, p_cohort, p_alias;
 end
 $$;
 
-comment on function fleet.list_devices(text, interval, bigint, integer) is
-  'A page of fleet.device_status in device_id order, after a device_id: by status, and by time since the last heartbeat. Example: select alias from fleet.list_devices(''offline'', ''12 minutes'');';
+comment on function fleet.list_devices(text, interval, bigint, integer, text, text) is
+  'A page of fleet.device_status in device_id order, after a device_id: by status, by time since the last heartbeat, by cohort and by alias. Example: select alias from fleet.list_devices(''offline'', ''12 minutes'');';

@@ -18,7 +18,7 @@ as $$
     ('retention_lag_days', 'gauge', 'days', 'How long the oldest partition has been past its retention and is still online; days that are held do not count'),
     ('archive_backlog_partitions', 'gauge', 'partitions', 'Partitions that are retired and not yet archived'),
     ('archiver_heartbeat_age_seconds', 'gauge', 'seconds', 'Time since an archiver was last heard of'),
-    ('scheduler_last_run_age_seconds', 'gauge', 'seconds', 'Time since the job last began; of maintain, nightly and reconcile since setup while they never have'),
+    ('scheduler_last_run_age_seconds', 'gauge', 'seconds', 'Time since the job last began, or since Postgres started if that was later; of maintain, nightly and reconcile since setup while they never have'),
     ('partitions', 'gauge', 'partitions', 'Partitions by state'),
     ('partition_rows', 'gauge', 'heartbeats', 'Heartbeats by state of their partition, as counted in the night'),
     ('partition_bytes', 'gauge', 'bytes', 'Size on disk by state of the partition, as measured in the night'),

@@ -5,9 +5,10 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_alias text;
   v_revoked_at timestamptz;
 begin
-  select d.revoked_at into v_revoked_at from fleet.devices d where d.device_id = p_device_id for update;
+  select d.alias, d.revoked_at into v_alias, v_revoked_at from fleet.devices d where d.device_id = p_device_id for update;
   if not found then
     raise exception using
       errcode = 'FL404',
@@ -20,6 +21,7 @@ begin
   update fleet.devices
   set revoked_at = now()
   where device_id = p_device_id;
+  perform fleet.record_event('device.revoked', p_detail => format('device %s (%s); by %s', p_device_id, v_alias, session_user));
   perform pg_notify('fleet_tokens', 'device:' || p_device_id);
   return true;
 end

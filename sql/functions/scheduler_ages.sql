@@ -13,7 +13,7 @@ declare
 begin
   if exists (select from pg_extension where extname = 'pg_cron') then
     for jobname, age in execute $jobs$
-      select j.jobname, now() - d.start_time
+      select j.jobname, now() - greatest(d.start_time, fleet.postgres_started_at())
       from cron.job j
       cross join lateral (select h.start_time from cron.job_run_details h where h.jobid = j.jobid order by h.runid desc limit 1) d
       where j.jobname like 'fleet-%' and j.username = current_user and d.start_time is not null
@@ -25,14 +25,18 @@ begin
   -- Where pg_cron works in another database, lost a job or its history: by what the jobs leave here. These have been there from
   -- the beginning, so that one that never ran is as old as the store.
   return query
-    select w.jobname, now() - coalesce((select max(e.at) from fleet.events e where e.event = w.event), v_setup)
+    select w.jobname, now() - coalesce(
+      case when l.at is not null then greatest(l.at, fleet.postgres_started_at()) end,
+      v_setup
+    )
     from (
       values
         ('fleet-maintain', 'maintain.start'), ('fleet-nightly', 'nightly.start'), ('fleet-reconcile', 'reconciliation.completed')
     ) as w (jobname, event)
+    cross join lateral (select max(e.at) as at from fleet.events e where e.event = w.event) l
     where w.jobname <> all (v_known);
 end
 $$;
 
 comment on function fleet.scheduler_ages() is
-  'How long ago each job of the store began; maintain, nightly and reconcile since setup while they never have. For /metrics.';
+  'How long ago each job of the store began, or Postgres started if that was later; maintain, nightly and reconcile since setup while they never have. For /metrics.';

@@ -1,3 +1,4 @@
+-- A job is late from the later of its last success and the start of Postgres: while that was stopped, nothing ran.
 create or replace view fleet.job_health as
 select h.jobname, h.schedule,
   case
@@ -5,7 +6,7 @@ select h.jobname, h.schedule,
     when not h.is_active then 'disabled'
     when h.last_start is null then 'waiting'
     when h.last_status = 'failed' then 'failed'
-    when h.last_success is null or now() - h.last_success > case
+    when h.last_success is null or now() - greatest(h.last_success, fleet.postgres_started_at()) > case
       when h.schedule like '* %' then interval '5 minutes'
       when h.schedule like '*/10 %' then interval '25 minutes'
       when split_part(h.schedule, ' ', 2) = '*' then interval '125 minutes'

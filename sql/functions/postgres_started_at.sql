@@ -1,0 +1,10 @@
+create or replace function fleet.postgres_started_at() returns timestamptz
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select pg_postmaster_start_time();
+$$;
+
+comment on function fleet.postgres_started_at() is
+  'When Postgres started: no job can be blamed for not running before. Example: select now() - fleet.postgres_started_at();';
