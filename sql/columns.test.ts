@@ -86,7 +86,8 @@ t.test('in a restored dump columns are found by name, whatever their numbers are
   for (const other of ['relid = relid::bigint + 1', 'system_identifier = system_identifier + 1']) {
     await sql.unsafe(`update fleet.heartbeat_columns set ${other}, attnum = attnum - case when name in ('a', 'b') then 1 else 0 end`)
     t.same(await changesOf(db), before, 'nothing was renamed')
-    t.equal(await value(sql`select count(*)::int from fleet.heartbeat_columns where relid = 'fleet.device_heartbeats'::regclass`), 11, 'they are noted again')
+    t.equal(await value(sql`select count(*)::int from fleet.heartbeat_columns where relid = 'fleet.device_heartbeats'::regclass`), 11,
+      'they are noted again')
   }
   await sql.unsafe(`update fleet.heartbeat_columns set relid = relid::bigint + 1, attnum = attnum + 1`)
   await sql.unsafe(`${heartbeats} rename column a to a2`)
@@ -95,7 +96,8 @@ t.test('in a restored dump columns are found by name, whatever their numbers are
 
 const forms: Record<string, boolean> = {
   smallint: true, integer: true, bigint: true, boolean: true, numeric: true, 'numeric(10,2)': true, 'numeric(3,-2)': true, 'double precision': true,
-  text: true, 'text[]': true, jsonb: true, inet: true, uuid: true, date: true, timestamp: true, 'timestamp(3)': true, timestamptz: true, 'timestamptz(0)': true,
+  text: true, 'text[]': true, jsonb: true, inet: true, uuid: true, date: true, timestamp: true, 'timestamp(3)': true, timestamptz: true,
+    'timestamptz(0)': true,
   real: false, json: false, bytea: false, 'character varying(20)': false, 'character(3)': false, 'integer[]': false, time: false, interval: false,
   cidr: false, money: false, xml: false, point: false, 'inet[]': false, 'fleet.some_enum': false, 'fleet.some_domain': false,
 }
@@ -121,7 +123,8 @@ t.test('a column that the archive has no form for is refused when it is added', 
   }
   await sql.unsafe(`${heartbeats} add column x text`)
   await t.rejects(sql.unsafe(`${heartbeats} alter column x type bytea using null`), { code: 'FL422' }, 'nor a type that is changed')
-  await t.rejects(sql.unsafe(`${heartbeats} add column y bigint generated always as (device_id + 1) stored`), { code: 'FL422', message: /\(generated\)/ })
+  await t.rejects(sql.unsafe(`${heartbeats} add column y bigint generated always as (device_id + 1) stored`),
+    { code: 'FL422', message: /\(generated\)/ })
   await t.rejects(sql.unsafe(`alter table fleet.device_heartbeats_template add column y bytea`), { code: 'FL422' }, 'nor in the template')
   await t.rejects(sql.begin(async s => {
     await s.savepoint(s => s.unsafe(`${heartbeats} add column y bytea`))
@@ -228,7 +231,8 @@ t.test('the columns of an older archive are never guessed from today\'s table', 
   t.equal(await record(columns, sha), false, 'they are known')
   t.match(await sql`select columns, checksum_version, manifest_format from fleet.archives`, [{ columns, checksum_version: 1, manifest_format: 1 }])
   const table = await value(archiver`select fleet.begin_restore('device_heartbeats_p2026_01_01', 'a')`) as string
-  t.same((await sql`select name from fleet.archive_columns(${table}::text::regclass) order by position`).map(row => row.name as string), ['ts', 'imei'])
+  t.same((await sql`select name from fleet.archive_columns(${table}::text::regclass) order by position`).map(row => row.name as string),
+    ['ts', 'imei'])
 })
 
 t.test('an archiver of version 0.1.0 cannot record its exports, and its day is kept', async t => {
