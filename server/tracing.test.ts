@@ -143,6 +143,6 @@ t.test('the archiver\'s partition and its steps are one trace', async t => {
   t.equal(root.service, 'nexmdm-archiver')
   t.same(
     spans.filter(span => span.parentSpanId === root.spanId).map(({ name }) => name),
-    ['freeze', 'export', 'upload', 'prove', 'drop'],
+    ['freeze', 'export', 'count', 'upload', 'prove', 'drop'],
   )
 })

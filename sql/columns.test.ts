@@ -44,7 +44,7 @@ t.test('changes of columns are noted, and an old name leads to today\'s name', a
   ])
 })
 
-t.test('without the event trigger, maintain() notes them, or a retirement that comes first', async t => {
+t.test('without the event trigger maintain() notes them, and a retirement before it', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   await admin`drop event trigger fleet_guard_columns`
@@ -66,7 +66,7 @@ t.test('without the event trigger, maintain() notes them, or a retirement that c
   t.ok(retired?.is_after, 'it has the new names')
 })
 
-t.test('a superuser\'s change is noted once, even if several sessions look at the same time', async t => {
+t.test('a superuser, and two sessions at once, change nothing about it', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   await admin.unsafe(`${heartbeats} add column a text`)
@@ -74,7 +74,7 @@ t.test('a superuser\'s change is noted once, even if several sessions look at th
   t.same(await changesOf(db), ['added a text'])
 })
 
-t.test('in a restored dump columns are found by name, whatever their numbers are', async t => {
+t.test('in a restored dump columns are known by their names, whatever their numbers are', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   await sql.unsafe(`${heartbeats} add column gone text`)
@@ -137,7 +137,7 @@ t.test('a column that the archive has no form for is refused when it is added', 
   await reader`alter table public.mine add column b bytea`
 })
 
-t.test('the guard and the archive have the same list of types', async t => {
+t.test('the lists of types of the guard and of the archive are one', async t => {
   const { admin } = await withDatabase(t)
   const types = await admin<{ type: string }[]>`
     select format_type(t.oid, m.typmod) as type
@@ -157,7 +157,7 @@ t.test('the guard and the archive have the same list of types', async t => {
     where fleet.archive_form(type) is not null`), 14)
 })
 
-t.test('a column that is older than the guard is reported at once, and does not stop the nights', async t => {
+t.test('a column that was there before the guard is named the same minute, and does not stop the nights', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   await admin`drop event trigger fleet_guard_columns`
@@ -216,7 +216,7 @@ async function withLegacyArchive(t: Test) {
   return { db, sha, archiver: asRole(t, db, 'fleet_archiver') }
 }
 
-t.test('the columns of an older archive are never guessed from today\'s table', async t => {
+t.test('the columns of an older archive are never guessed from the table of today', async t => {
   const { db, sha, archiver } = await withLegacyArchive(t)
   const { sql } = db
   await sql`select fleet.request_restore('2026-01-01')`
@@ -243,7 +243,18 @@ t.test('an archiver of version 0.1.0 cannot record its exports, and its day is k
   const archiver = asRole(t, db, 'fleet_archiver')
   await archiver`select * from fleet.claim_partition('a')`
   await t.rejects(archiver`select fleet.record_export(${name}, 'a', 0, 0, null, null)`, { code: '42883' })
-  await archiver`select fleet.record_failure(${name}, 'a', 'function fleet.record_export(…) does not exist')`
+  await t.rejects(archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${'ab'.repeat(32)}, 10)`, { code: 'FL002' })
+  await archiver`select fleet.record_failure(${name}, 'a', 'no such function')`
   t.match(await sql`select state, proven_at from fleet.hb_partitions where partition_name = ${name}`, [{ state: 'archive_failed', proven_at: null }])
-  t.match(await sql`select to_regclass(${`fleet_detached.${name}`}) is not null as is_there`, [{ is_there: true }])
+
+  // Today's takes over where it ended.
+  await sql`select fleet.retry_archive(${name})`
+  await archiver`select * from fleet.claim_partition('b')`
+  await archiver`select fleet.count_retired(${name}, 'b', 0)`
+  await archiver`select fleet.record_export(${name}, 'b')`
+  await archiver`select fleet.record_upload(${name}, 'b', 'file:///x', ${'ab'.repeat(32)}, 10)`
+  await archiver`select fleet.record_proof(${name}, 'b', ${'ab'.repeat(32)}, 0, 0, null, null)`
+  t.match(await sql`select checksum_version, manifest_format, jsonb_array_length(columns) as columns from fleet.archives`, [
+    { checksum_version: 1, manifest_format: 1, columns: 9 },
+  ])
 })

@@ -112,8 +112,12 @@ t.test('a partition may be called anything: it is adopted, restored, held and re
       { name: 'ts', type: 'timestamp with time zone' }, { name: 'received_at', type: 'timestamp with time zone' },
       { name: 'device_id', type: 'bigint' }, { name, type: 'text' },
     ]
-    await archiver`select fleet.adopt_archive(
-      ${name}, ${start}, ${end}, 0, 0, null, null, ${`file:///${reason}`}, ${'ab'.repeat(32)}, 1, ${archiver.json(columns)})`
+    const day = start.toISOString().slice(0, 10)
+    const register = (root: string) => archiver`select fleet.adopt_archive(
+      ${name}, ${start}, ${end}, 0, 0, null, null,
+      ${`${root}/device_heartbeats/date=${day}/device_heartbeats_${day.replaceAll('-', '')}.parquet`}, ${'ab'.repeat(32)}, 1, ${archiver.json(columns)})`
+    await t.rejects(register(reason), { code: 'FL422' }, 'text in the place of a URL')
+    await register('file:///archive')
     await dba`select fleet.request_restore(${start}::date)`
     const [claimed] = await archiver`select * from fleet.claim_restore('worker')`
     t.match(claimed, { partition_name: name })

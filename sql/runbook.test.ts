@@ -97,7 +97,7 @@ t.test('every shell command in README.md that speaks to the server or the archiv
   }
 })
 
-/** Days so many days ago, archived and dropped, of a store with a server and an archiver; and what the shell of whoever runs it has set. */
+/** A store with a server and an archiver whose days of so long ago are archived and dropped, and the variables that a shell needs for it. */
 async function withArchivedDays(t: Test, ago: number[]) {
   const db = await withDatabase(t)
   // As npm start does.
