@@ -9,7 +9,8 @@ const changes = {
   'a DELETE': { statement: 'delete from {table} where device_id = 7', isKept: false },
   'an INSERT': { statement: `insert into {table} (ts, device_id) select min(ts) + interval '1 hour', 4711 from {table}`, isKept: true },
   // The same number of rows, but one has lost its value and another has a different one.
-  'a swap of values': { statement: `update {table} set signal_dbm = case device_id when 7 then null else -99 end where device_id in (7, 8)`, isKept: false },
+  'a swap of values': { statement: `update {table} set signal_dbm = case device_id when 7 then null else -99 end where device_id in (7, 8)`,
+    isKept: false },
 }
 
 /** A day that is archived and stays for its grace, changed meanwhile. */
@@ -116,7 +117,8 @@ t.test('a comparison blocks writers, but neither readers nor the lease', async t
   })
   await session`rollback`
   await db.admin`update fleet.settings set archive_grace = '0'`
-  await t.rejects(session.begin('isolation level repeatable read', sql => sql`select fleet.drop_partition(${partition})`), { code: 'FL002', message: /repeatable read/ })
+  await t.rejects(session.begin('isolation level repeatable read', sql => sql`select fleet.drop_partition(${partition})`),
+    { code: 'FL002', message: /repeatable read/ })
 })
 
 t.test('the event of a table that was dropped by hand does not claim a comparison', async t => {
@@ -126,6 +128,7 @@ t.test('the event of a table that was dropped by hand does not claim a compariso
   await db.admin.unsafe(`drop table fleet_detached.${partition}`)
   await db.admin`update fleet.settings set archive_grace = '0'`
   t.equal(await value(db.sql`select fleet.drop_partition(${partition})`), true)
-  t.match(await db.sql`select detail from fleet.events where event = 'partition.drop'`, [{ detail: 'the table was gone already; nothing was compared' }])
+  t.match(await db.sql`select detail from fleet.events where event = 'partition.drop'`,
+    [{ detail: 'the table was gone already; nothing was compared' }])
   t.equal(Number(await value(db.sql`select total from fleet.counters where counter = 'hb_partition_dropped_total'`) ?? 0), 0)
 })

@@ -25,7 +25,8 @@ const added = 'alter table fleet.device_heartbeats add column storage_free_mb in
 const dropped = 'alter table fleet.device_heartbeats drop column network_type'
 const renamed = 'alter table fleet.device_heartbeats rename column agent_version to agent'
 const widened = [
-  'alter table fleet.device_heartbeats alter column signal_dbm type integer', 'alter table fleet.device_heartbeats alter column battery_pct type bigint',
+  'alter table fleet.device_heartbeats alter column signal_dbm type integer',
+  'alter table fleet.device_heartbeats alter column battery_pct type bigint',
 ]
 const changes: Record<string, Change> = {
   added: { statements: [added], today: {}, leftOut: null },

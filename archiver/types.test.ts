@@ -14,11 +14,13 @@ const values: Record<string, string[]> = {
   ],
   'numeric(10,2)': ['1', '1.10', '-99999999.99', 'NaN', '0.005'],
   'double precision': [
-    '0', '-0', 'NaN', 'Infinity', '-Infinity', '5e-324', '-5e-324', '2.2250738585072009e-308', '2.2250738585072014e-308', '1.7976931348623157e308', '0.1',
+    '0', '-0', 'NaN', 'Infinity', '-Infinity', '5e-324', '-5e-324', '2.2250738585072009e-308', '2.2250738585072014e-308',
+    '1.7976931348623157e308', '0.1',
     '0.30000000000000004', '9007199254740993', '1e22', '1e23', '123456789.12345679', '-1.5e-7',
   ],
   date: [
-    '1970-01-01', '2024-02-29', '0001-01-01', '0001-12-31 BC', '0044-03-15 BC', '4713-11-24 BC', '9999-12-31', '12345-06-07', '5874897-12-31', 'infinity',
+    '1970-01-01', '2024-02-29', '0001-01-01', '0001-12-31 BC', '0044-03-15 BC', '4713-11-24 BC', '9999-12-31', '12345-06-07', '5874897-12-31',
+    'infinity',
     '-infinity',
   ],
   timestamp: [
@@ -27,12 +29,14 @@ const values: Record<string, string[]> = {
   ],
   'timestamp(3)': ['2026-08-15 12:34:56.789', 'infinity'],
   timestamptz: [
-    '1970-01-01 00:00:00+02', '2026-08-15 12:34:56.000001Z', '0044-03-15 12:00:00.0001+00 BC', '4713-11-24 00:00:00Z BC', '294246-12-31 23:59:59.999999Z',
+    '1970-01-01 00:00:00+02', '2026-08-15 12:34:56.000001Z', '0044-03-15 12:00:00.0001+00 BC', '4713-11-24 00:00:00Z BC',
+    '294246-12-31 23:59:59.999999Z',
     'infinity', '-infinity',
   ],
   uuid: ['00000000-0000-0000-0000-000000000000', 'ffffffff-ffff-ffff-ffff-ffffffffffff', 'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11'],
   jsonb: [
-    'null', 'true', '""', '{}', '[]', '{"b": 1, "a": [1.10, 1e2, null, "\\u0001", "a\\"b\\\\c\\n", "日本 🛰️"]}', '1e-400', '123456789012345678901234567890',
+    'null', 'true', '""', '{}', '[]', '{"b": 1, "a": [1.10, 1e2, null, "\\u0001", "a\\"b\\\\c\\n", "日本 🛰️"]}', '1e-400',
+    '123456789012345678901234567890',
     '"\\\\N"', '{"": {"": [[]]}}', JSON.stringify('x'.repeat(100_000)),
   ],
   'text[]': [
@@ -93,7 +97,8 @@ t.test('each value of each type is unchanged after archive and restore', async t
   t.same(await db.admin.unsafe(`
     set extra_float_digits = 1;
     (select ${text} from fleet.${partition} except all select ${text} from public.kept)
-    union all (select ${text} from public.kept except all select ${text} from fleet.${partition})`).then(results => [...results].flat()), [[]].slice(1), 'row for row')
+    union all (select ${text} from public.kept except all select ${text} from fleet.${partition})`).then(results => [...results].flat()),
+      [[]].slice(1), 'row for row')
 
   const { worker } = await withWorker(t, db, directory)
   const sample = await queryArchive(worker, `

@@ -1,7 +1,7 @@
 /*
- * What the cheapest bodies cost the server: its CPU time for each request of a kind, as a multiple of the CPU time for an honest batch of 1,000
- * heartbeats; given --against, in another clone as well, such as one at a commit before a limit. Without the database, whose share belongs to
- * heartbeats that are written, and none of these writes any.
+ * Measures what the cheapest bodies cost the server: its CPU time for one request of each kind, as a multiple of the CPU time for an honest
+ * batch of 1,000 heartbeats. With --against it also measures another clone, for example at a commit before a limit was added. The database
+ * is not included, because none of these requests writes a heartbeat.
  */
 import { resolve } from 'node:path'
 import { gzipSync } from 'node:zlib'
@@ -31,7 +31,9 @@ interface Kind {
 }
 
 function kinds(): Kind[] {
-  const beat = (n: number) => ({ ts: new Date(Date.now() - 20_000 * n).toISOString(), battery_pct: n % 101, network_type: 'wifi', unity_running: true })
+  const beat = (n: number) => ({
+    ts: new Date(Date.now() - 20_000 * n).toISOString(), battery_pct: n % 101, network_type: 'wifi', unity_running: true,
+  })
   const wrong = '{"ts":1,"battery_pct":"","network_type":1,"unity_running":1,"signal_dbm":"","agent_version":1,"device_id":""}\n'
   const keys = Array.from({ length: 100_000 }, (_, n) => `"${n.toString(36)}z":0`).join()
   const shapes = Array.from({ length: 16_000 }, (_, n) => `{"${n.toString(36)}z":0}`).join()

@@ -94,7 +94,8 @@ t.test('the topology of compose.yaml', { skip: withoutOwnStore || topology.witho
 
   await t.test('a heartbeat goes through the balancer, a server and the pool to Postgres, and shows in the view', async t => {
     const call = client(balancer.url)
-    t.equal((await call('POST /admin/devices', { body: { alias: 'lobby' }, headers: { 'x-admin': adminKey } })).status, 404, 'not where devices come in')
+    t.equal((await call('POST /admin/devices', { body: { alias: 'lobby' }, headers: { 'x-admin': adminKey } })).status, 404,
+      'not where devices come in')
     const { status, body } = await client(balancer.operators)('POST /admin/devices', { body: { alias: 'lobby' }, headers: { 'x-admin': adminKey } })
     t.equal(status, 201, JSON.stringify(body))
     const { token } = body as { token: string }

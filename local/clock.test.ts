@@ -51,7 +51,8 @@ t.test('Postgres\'s timeouts end waiting statements', async t => {
 })
 
 t.test('each test date matches its description and lies in the future, whenever it is computed', async t => {
-  for (const now of ['2026-11-28T20:00Z', '2026-12-30T23:59Z', '2027-02-27T12:00Z', '2028-02-28T23:00Z', '2028-02-29T12:00Z', '2099-03-01T00:00Z'].map(text => new Date(text))) {
+  for (const now of ['2026-11-28T20:00Z', '2026-12-30T23:59Z', '2027-02-27T12:00Z', '2028-02-28T23:00Z', '2028-02-29T12:00Z',
+    '2099-03-01T00:00Z'].map(text => new Date(text))) {
     const dates = datesToTest(now)
     for (const { at, what } of dates) t.ok(Date.parse(at) > now.getTime() + 24 * 60 * MINUTE, `${what}: ${at}`)
     const [leap, march, year, eu1, eu2, us1, us2, thirtieth, thirtyFirst, monday, years] = dates.map(({ at }) => new Date(at))
@@ -64,7 +65,8 @@ t.test('each test date matches its description and lies in the future, whenever 
     t.equal(years!.getUTCFullYear(), now.getUTCFullYear() + 3)
     // Two minutes later the clocks have changed.
     const hourIn = (zone: string, at: number) => new Intl.DateTimeFormat('en', { timeZone: zone, hour: 'numeric', hourCycle: 'h23' }).format(at)
-    for (const [date, zone, change] of [[eu1, 'Europe/Berlin', 2], [eu2, 'Europe/Berlin', 0], [us1, 'America/New_York', 2], [us2, 'America/New_York', 0]] as const) {
+    for (const [date, zone, change] of [[eu1, 'Europe/Berlin', 2], [eu2, 'Europe/Berlin', 0], [us1, 'America/New_York', 2],
+      [us2, 'America/New_York', 0]] as const) {
       const step = Number(hourIn(zone, date!.getTime() + 3 * MINUTE)) - Number(hourIn(zone, date!.getTime()))
       t.equal(step, change, `${date!.toISOString()} in ${zone}`)
     }

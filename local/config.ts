@@ -89,7 +89,7 @@ export function rolePasswords(env: Env = currentEnv()) {
   })
   if (!given.length) throw new SettingsError([`none of ${roles.map(name => `FLEET_${name.toUpperCase()}_PASSWORD`).join(', ')} is set`])
   const ambiguous = given.filter(({ password }) => !isUnambiguous(password)).map(({ role }) => (
-    `${role.toUpperCase()}_PASSWORD: has a character that clients encode in different ways, such as a ligature or a wide space; choose another password`
+    `${role.toUpperCase()}_PASSWORD: has a character that clients encode in different ways, such as a ligature; choose another password`
   ))
   if (ambiguous.length) throw new SettingsError(ambiguous)
   return given

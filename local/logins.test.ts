@@ -49,7 +49,8 @@ t.test('a password that clients encode in different ways is refused', async t =>
     t.notOk(isUnambiguous(password), JSON.stringify(password))
     t.throws(() => scramVerifier(password), /clients encode in different ways/)
   }
-  t.match(npmRunLogins({ DATABASE_URL: 'postgres://a@127.0.0.1/b', FLEET_READER_PASSWORD: 'a\u00a0b' }), { status: 2, stderr: /FLEET_READER_PASSWORD: / })
+  t.match(npmRunLogins({ DATABASE_URL: 'postgres://a@127.0.0.1/b', FLEET_READER_PASSWORD: 'a\u00a0b' }),
+    { status: 2, stderr: /FLEET_READER_PASSWORD: / })
 })
 
 t.test('npm run logins ends with 2 when it is told no password, or of no database', async t => {

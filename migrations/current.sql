@@ -1,27 +1,27 @@
--- An oid is the oid of something else once a dump is restored: each has a seal beside it that says where it was recorded.
+-- After a dump was restored, an oid names something else. So each oid is stored with a seal that tells where it was recorded.
 alter table fleet.hb_partitions add column if not exists relid_seal text;
 comment on column fleet.hb_partitions.relid is
-  'oid of the table; null when it is dropped or gone. Names something else after a dump was restored: ask fleet.table_of().';
-comment on column fleet.hb_partitions.relid_seal is 'fleet_guard.seal(relid) where relid was recorded; a trigger writes it.';
+  'oid of the table; null if it is dropped or gone. After a dump was restored it names something else, so use fleet.table_of().';
+comment on column fleet.hb_partitions.relid_seal is 'fleet_guard.seal(relid) when relid was recorded; set by a trigger.';
 alter table fleet.adoptions add column if not exists relid_seal text;
-comment on column fleet.adoptions.relid_seal is 'fleet_guard.seal(relid) where relid was recorded; a trigger writes it.';
+comment on column fleet.adoptions.relid_seal is 'fleet_guard.seal(relid) when relid was recorded; set by a trigger.';
 
--- An archive owns its schema: its columns, as they were when the day was detached, are recorded with it.
+-- An archive owns its schema: its columns are recorded with it, as they were when the day was detached.
 alter table fleet.hb_partitions
   add column if not exists columns jsonb,
   add column if not exists columns_at timestamptz,
   add column if not exists checksum_version smallint,
   add column if not exists manifest_format smallint;
 comment on column fleet.hb_partitions.columns is
-  'The columns of its archive, in order, as [{"name", "type"}]; null: of an archive of before 0.2, until the archiver reads them from its manifest.';
+  'The columns of its archive, in order, as [{"name", "type"}]; null for an archive from before 0.2 until the archiver has read its manifest.';
 comment on column fleet.hb_partitions.columns_at is
-  'When the archive''s columns were the table''s; of what was renamed or dropped later, see fleet.map_columns(). Null: before the first change in fleet.column_changes.';
-comment on column fleet.hb_partitions.checksum_version is 'How content_checksum is defined; see fleet.content_checksum().';
+  'The time at which the table had the columns of the archive; fleet.map_columns() follows later changes. Null: before the first change in fleet.column_changes.';
+comment on column fleet.hb_partitions.checksum_version is 'The version of the definition of content_checksum; see fleet.content_checksum().';
 comment on column fleet.hb_partitions.manifest_format is 'The format_version of the manifest of its archive.';
 
 alter table fleet.restore_items add column if not exists left_out text;
 comment on column fleet.restore_items.left_out is
-  'Columns that the archive has and the table no longer has; their values stay in the archive. Null: none.';
+  'The columns of the archive that the table no longer has; their values stay in the archive. Null: none.';
 
 create table if not exists fleet.heartbeat_columns (
   name text not null constraint heartbeat_columns_pkey primary key,
@@ -31,12 +31,12 @@ create table if not exists fleet.heartbeat_columns (
   system_identifier bigint not null
 );
 comment on table fleet.heartbeat_columns is
-  'The columns that fleet.device_heartbeats had when fleet.note_columns() last looked.';
+  'The columns that fleet.device_heartbeats had at the last call of fleet.note_columns().';
 comment on column fleet.heartbeat_columns.name is 'Name of the column.';
 comment on column fleet.heartbeat_columns.type is 'Its type, as format_type() names it.';
 comment on column fleet.heartbeat_columns.attnum is 'Its number, which a rename does not change.';
-comment on column fleet.heartbeat_columns.relid is 'oid of the table: in another one, as after a dump was restored, the numbers mean nothing.';
-comment on column fleet.heartbeat_columns.system_identifier is 'The cluster, for the same reason.';
+comment on column fleet.heartbeat_columns.relid is 'oid of the table. In another table, as after a dump was restored, the numbers mean nothing.';
+comment on column fleet.heartbeat_columns.system_identifier is 'The cluster that the oid belongs to; 0 if it is hidden.';
 
 create table if not exists fleet.column_changes (
   change_id bigint generated always as identity constraint column_changes_pkey primary key,
@@ -48,9 +48,9 @@ create table if not exists fleet.column_changes (
   new_type text
 );
 comment on table fleet.column_changes is
-  'What became of the columns of fleet.device_heartbeats, so that archives of before it can be read and restored by today''s names.';
+  'Changes of the columns of fleet.device_heartbeats, by which older archives are read and restored under today''s names.';
 comment on column fleet.column_changes.change_id is 'Order of the changes.';
-comment on column fleet.column_changes.changed_at is 'When it was noted; changes that were noted together have the same time.';
+comment on column fleet.column_changes.changed_at is 'When the change was noted; changes that were noted together have the same time.';
 comment on column fleet.column_changes.change is 'added, dropped, renamed or retyped.';
 comment on column fleet.column_changes.name is 'Name of the column, before the change if it was renamed.';
 comment on column fleet.column_changes.new_name is 'Its name after a rename.';
@@ -63,9 +63,6 @@ drop function if exists fleet.record_export(text, text, bigint, numeric, timesta
 drop function if exists fleet.record_upload(text, text, text, text, bigint);
 drop function if exists fleet.adopt_archive(text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint);
 
--- Enter migration here
-
--- Enter migration here
 -- Logout ends a session of the ops page on every server.
 create table if not exists fleet.ended_sessions (
   session_hash bytea not null,
@@ -74,11 +71,11 @@ create table if not exists fleet.ended_sessions (
   constraint ended_sessions_hash_is_sha256 check (length(session_hash) = 32)
 );
 comment on table fleet.ended_sessions is
-  'Sessions of the ops page that were ended by a logout before their time. Kept until they would have ended by themselves.';
-comment on column fleet.ended_sessions.session_hash is 'SHA-256 of what the cookie says, without its signature: with it nobody can log in.';
-comment on column fleet.ended_sessions.ends_at is 'When the cookie ends by itself; after that the row is removed by the next logout.';
+  'Sessions of the ops page that were ended by a logout. Kept until they would have expired anyway.';
+comment on column fleet.ended_sessions.session_hash is 'SHA-256 of the text in the cookie without its signature, so that nobody can log in with it.';
+comment on column fleet.ended_sessions.ends_at is 'When the cookie expires; the next logout after that removes the row.';
 
--- A run of maintenance does the steps that the owner planned for it, and nobody's functions take a time that has not come.
+-- A run of maintenance runs the steps that the owner planned for it.
 create table if not exists fleet.planned_steps (
   run_id bigint not null,
   position bigint not null,
@@ -91,15 +88,15 @@ create table if not exists fleet.planned_steps (
   constraint planned_steps_pkey primary key (run_id, position)
 );
 comment on table fleet.planned_steps is
-  'What a run of maintenance has left to do; empty between runs. Only fleet.begin_run() and fleet.run_next_step() write here.';
+  'The steps that a run of maintenance still has to do; empty between runs. Written by fleet.begin_run(), fleet.run_next_step() and fleet.end_run() only.';
 comment on column fleet.planned_steps.run_id is 'The run, as in fleet.events.';
 comment on column fleet.planned_steps.position is 'The order of the steps.';
-comment on column fleet.planned_steps.step is 'The step; one that begins with plan_ is replaced by a step for each day or partition that it finds.';
-comment on column fleet.planned_steps.partition_name is 'The partition that the step is about, if it is about one.';
-comment on column fleet.planned_steps.day is 'The UTC day that the step is about, if it is about one.';
-comment on column fleet.planned_steps.retention is 'The retention that the run was asked for; null: that of fleet.settings.';
-comment on column fleet.planned_steps.as_of is 'The time that counts as now for the run.';
-comment on column fleet.planned_steps.pid is 'The backend that runs them; no other one can.';
+comment on column fleet.planned_steps.step is 'The step. A step that begins with plan_ is replaced by one step for each day or partition that it finds.';
+comment on column fleet.planned_steps.partition_name is 'The partition of the step, if it has one.';
+comment on column fleet.planned_steps.day is 'The UTC day of the step, if it has one.';
+comment on column fleet.planned_steps.retention is 'The retention that was requested for the run; null: that of fleet.settings.';
+comment on column fleet.planned_steps.as_of is 'The time that the run uses as now.';
+comment on column fleet.planned_steps.pid is 'The backend of the run; no other one may run its steps.';
 
 drop procedure if exists fleet.run_step(bigint, text, text, timestamptz, integer, date);
 drop function if exists fleet.begin_run(text);
@@ -109,21 +106,21 @@ drop function if exists fleet.record_export(text, text, bigint, numeric, timesta
 
 alter table fleet.hb_partitions add column if not exists counted jsonb;
 comment on column fleet.hb_partitions.counted is
-  'What fleet.count_retired() counted for the export that is under way; null before and after.';
+  'The result of fleet.count_retired() for the current export; null before and after it.';
 
 alter table fleet.hb_partitions
   add column if not exists confirmed_at timestamptz,
   add column if not exists confirmed_by text;
-comment on column fleet.hb_partitions.confirmed_at is 'When fleet.confirm_archive() confirmed the archive; null: not yet.';
+comment on column fleet.hb_partitions.confirmed_at is 'When the archive was confirmed by fleet.confirm_archive(); null: not yet.';
 comment on column fleet.hb_partitions.confirmed_by is 'The login that confirmed it.';
 alter table fleet.settings add column if not exists proofs_needed smallint not null default 1
   constraint settings_proofs_needed_range check (proofs_needed in (1, 2));
 comment on column fleet.settings.proofs_needed is
-  '1: a partition is dropped once the archiver has proven its archive. 2: once a login of fleet_verifier has confirmed it as well.';
+  '1: a partition is dropped once the archiver has proven its archive. 2: it is dropped once a login of fleet_verifier has confirmed the archive, too.';
 
 alter table fleet.settings add column if not exists archive_stores text[] not null default '{}';
 comment on column fleet.settings.archive_stores is
-  'Stores whose archives may be registered, as ARCHIVE_URL has them, besides those in which this database has archives.';
+  'Additional stores whose archives may be registered, written like ARCHIVE_URL. Stores in which this database has archives need no entry.';
 
 -- Filters by cohort and alias, and the everyday chores of a device.
 drop function if exists fleet.list_devices(text, interval, bigint, integer);
@@ -240,11 +237,11 @@ comment on index fleet.devices_cohort_idx is 'Pages of fleet.list_devices(p_coho
 --!include triggers/hb_partitions.sql
 --!include grants.sql
 
--- A publication of all tables refuses DELETE where a row cannot be named. A key would cost ingest an index.
+-- A publication of all tables refuses DELETE on a table without a replica identity. A key would cost ingest an index.
 alter table fleet.late_arrivals replica identity full;
 
--- The tables of a store that runs. One that was renamed by hand is attached with the bounds of its partition, or lies in
--- fleet_detached with the columns of heartbeats and the name of no other; what else there is comes from a restored dump.
+-- Seals the oids of a running store. A table that was renamed by hand is attached with the bounds of its partition, or lies in
+-- fleet_detached, has a column ts and no other partition's name. Oids that fit neither case came with a restored dump.
 update fleet.hb_partitions p
 set relid_seal = fleet_guard.seal(p.relid)
 where p.relid is not null and p.relid_seal is null
@@ -265,12 +262,12 @@ update fleet.adoptions a
 set relid_seal = fleet_guard.seal(a.relid)
 where a.relid_seal is null and a.relid = to_regclass(a.source);
 
--- What the table has now; from here on changes are recorded.
+-- Notes today's columns; changes are recorded from here on.
 select fleet.note_columns();
 
 drop function if exists fleet.protect_partition();
 drop function if exists fleet.hand_to_archiver(text);
--- Retired tables were the archiver's.
+-- Retired tables belonged to the archiver.
 do $$
 declare
   v_name text;

@@ -14,7 +14,8 @@ const GZIP = { 'content-encoding': 'gzip' }
 
 /** What a few bytes stand for, repeated: what compresses best, and each kind of thing that takes a parser time. */
 const part = fc.oneof(
-  fc.constantFrom('\n', '\r\n', ' ', '\n ', '[', ']', '{', '}', '[],', '{},', '{"a":', '"', '""', '"",', '1,', '-0,', '0.1,', '1e999,', 'x\n', '"\n', '\\\n', '\\', '[]\n', '{}\n',
+  fc.constantFrom('\n', '\r\n', ' ', '\n ', '[', ']', '{', '}', '[],', '{},', '{"a":', '"', '""', '"",', '1,', '-0,', '0.1,', '1e999,', 'x\n',
+    '"\n', '\\\n', '\\', '[]\n', '{}\n',
     '1\n', 'null,', '"a":1,', '{"ts":1,"battery_pct":"","network_type":1}\n', '\0', '\ufeff', 'é', '😀'),
   fc.string({ maxLength: 4, unit: 'binary' }),
 )
@@ -23,7 +24,9 @@ const run = fc.tuple(part, fc.oneof(fc.nat(40), fc.nat(MAX_BATCH_BYTES))).map(([
 const distinct = fc.tuple(
   fc.constantFrom((n: string) => `"${n}":0,`, (n: string) => `"${n}",`, (n: string) => `{"${n}":0},`, (n: string) => `{"${n}":0}\n`), fc.nat(120_000),
 ).map(([write, times]) => Array.from({ length: times }, (_, n) => write(`${n.toString(36)}z`)).join('').slice(0, MAX_BATCH_BYTES))
-const body = fc.tuple(fc.constantFrom('', '[', '[{', '{"junk":['), fc.array(fc.oneof({ weight: 4, arbitrary: run }, { weight: 1, arbitrary: distinct }), { minLength: 1, maxLength: 3 }), fc.constantFrom('', '1]', '"x":1}]', '1]}'))
+const body = fc.tuple(fc.constantFrom('', '[', '[{', '{"junk":['),
+  fc.array(fc.oneof({ weight: 4, arbitrary: run }, { weight: 1, arbitrary: distinct }), { minLength: 1, maxLength: 3 }),
+    fc.constantFrom('', '1]', '"x":1}]', '1]}'))
   .map(([open, parts, close]) => Buffer.from(open + parts.join('') + close).subarray(0, MAX_BATCH_BYTES))
 
 function repeated(text: string, times: number) {

@@ -143,7 +143,8 @@ t.test('the address comes from the socket, or from the last hop of a trusted pro
 t.test('an address that the proxy wrote with its port is stored, alone, in a batch and by a gateway', async t => {
   const { db, call } = await withServer(t, { trustProxy: true })
   const { device_id, token } = await enroll(db, 'tablet')
-  const send = (path: string, token: string, body: unknown, forwarded: string) => call(`POST ${path}`, { token, body, headers: { 'x-forwarded-for': forwarded } })
+  const send = (path: string, token: string, body: unknown,
+    forwarded: string) => call(`POST ${path}`, { token, body, headers: { 'x-forwarded-for': forwarded } })
   await send('/v1/heartbeat', token, { ts: ago(60) }, '198.51.100.1, 203.0.113.7:51008')
   await send('/v1/heartbeats', token, [{ ts: ago(40) }], '"[2001:db8::1]:443"')
   await send('/v1/heartbeats', await gatewayToken(db, 'hall'), [{ device_id, ts: ago(20) }], '[fe80::7%25eth0]:443')
@@ -232,10 +233,12 @@ t.test('a byte order mark before the JSON is no fault: alone, in a batch, in eac
   const joined = `${mark({ ts: ago(40) })}\r\n${mark({ ts: ago(30) })}\n\uFEFF\n`
   t.match(await call('POST /v1/heartbeats', { token, body: joined, headers: lines }), { status: 200, body: { stored: 2, rejected: 0 } })
   t.match(await call('POST /v1/heartbeats', { token: gateway, body: mark([{ device_id, ts: ago(20) }]) }), { status: 200, body: { stored: 1 } })
-  t.match(await call('POST /v1/heartbeats', { token: gateway, body: mark({ device_id, ts: ago(10) }), headers: lines }), { status: 200, body: { stored: 1 } })
+  t.match(await call('POST /v1/heartbeats', { token: gateway, body: mark({ device_id, ts: ago(10) }), headers: lines }),
+    { status: 200, body: { stored: 1 } })
   t.equal((await stored(db, device_id)).length, 7)
 
-  for (const body of ['\uFEFF', '\uFEFF\uFEFF{}', '{}\uFEFF']) t.equal((await call('POST /v1/heartbeat', { token, body })).status, 400, JSON.stringify(body))
+  for (const body of ['\uFEFF', '\uFEFF\uFEFF{}',
+    '{}\uFEFF']) t.equal((await call('POST /v1/heartbeat', { token, body })).status, 400, JSON.stringify(body))
   const utf16 = Buffer.from('\uFEFF{}', 'utf16le')
   t.match(await call('POST /v1/heartbeat', { token, body: utf16 }), { status: 400, body: { detail: /not UTF-8/ } })
 })

@@ -30,7 +30,8 @@ async function withTopology(t: Test) {
   }
   await states('UP', 'UP')
   const direct = ports.map(port => client(`http://127.0.0.1:${port}`))
-  return { db, pool, pgbouncer, ports, servers, direct, url: balancer.url, operators: balancer.operators, call: client(balancer.url), operator: client(balancer.operators), states, start }
+  return { db, pool, pgbouncer, ports, servers, direct, url: balancer.url, operators: balancer.operators, call: client(balancer.url),
+    operator: client(balancer.operators), states, start }
 }
 
 /** The status of a request whose path is sent as it stands; fetch() would tidy it up. */
@@ -78,14 +79,17 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
     const { token } = await enroll(db, 'on the wrong side')
     const keys = { 'x-admin': ADMIN_KEY, 'authorization': `Bearer ${ADMIN_KEY}` }
     const paths = [
-      '/', '/metrics', '/admin/devices', '/admin/command', '/ops/nightly', '/ops/pool_health', '/login', '/logout', '/devices/1', '/v1/devices', '/v1/devices/1',
-      '//metrics', '/./metrics', '/v1/../metrics', '/v1/heartbeat/../../metrics', '/v1/commands/1/ack/../../../../ops/pool_health', '/%6detrics', '/metrics/', '/metrics?x=/v1/heartbeat',
+      '/', '/metrics', '/admin/devices', '/admin/command', '/ops/nightly', '/ops/pool_health', '/login', '/logout', '/devices/1', '/v1/devices',
+      '/v1/devices/1',
+      '//metrics', '/./metrics', '/v1/../metrics', '/v1/heartbeat/../../metrics', '/v1/commands/1/ack/../../../../ops/pool_health', '/%6detrics',
+      '/metrics/', '/metrics?x=/v1/heartbeat',
       '/METRICS', `${url}/metrics`, '/v1/heartbeat/', '/v1/commands/1/ack/', '/v1/commands/x/ack', '/healthz/../metrics', '/;/metrics', '/page.css',
     ]
     for (const path of paths) {
       for (const method of ['GET', 'POST']) t.equal(await rawStatus(url, method, path, keys), 404, `${method} ${path}`)
     }
-    t.match(await call('GET /metrics', { admin: true }), { status: 404, body: { status: 404, detail: /not available to devices/ } }, 'the balancer answers with a problem document')
+    t.match(await call('GET /metrics', { admin: true }), { status: 404, body: { status: 404, detail: /not available to devices/ } },
+      'the balancer answers with a problem document')
     for (const path of ['/healthz', '/readyz', '/openapi.json', '/v1/commands']) t.match(await call(`GET ${path}`, { token }), { status: 200 }, path)
     t.match(await call('POST /v1/commands/1/ack', { token }), { status: 404, body: { detail: /command/ } }, 'that is the server\'s answer')
 
@@ -95,7 +99,8 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
 
   await t.test('forwarding headers of clients are dropped at both addresses', async t => {
     const lies = {
-      'x-forwarded-for': '192.0.2.1', 'x-forwarded-proto': 'https', 'x-forwarded-host': 'evil.example', 'forwarded': 'for=192.0.2.1;proto=https', 'X-FORWARDED-PORT': '443',
+      'x-forwarded-for': '192.0.2.1', 'x-forwarded-proto': 'https', 'x-forwarded-host': 'evil.example', 'forwarded': 'for=192.0.2.1;proto=https',
+      'X-FORWARDED-PORT': '443',
     }
     for (const [door, to] of Object.entries({ devices: call, operators: operator })) {
       const { device_id, token } = await enroll(db, `a liar at the door of ${door}`)

@@ -34,9 +34,11 @@ t.test('the archiver owns no table, and may only read the retired ones', async t
     `update ${table} set battery_pct = 1`, `insert into ${table} (ts, device_id) values (now(), 1)`, `copy ${table} (ts, device_id) from stdin`,
     `alter table ${table} drop column battery_pct`, `alter table ${table} add column x int`, `alter table ${table} rename to x`,
     `alter table ${table} rename column battery_pct to x`, `alter table ${table} set schema public`, `alter table ${table} force row level security`,
-    `alter table ${table} enable row level security`, `create policy mine on ${table} using (false)`, `create rule mine as on select to ${table} do instead nothing`,
+    `alter table ${table} enable row level security`, `create policy mine on ${table} using (false)`,
+    `create rule mine as on select to ${table} do instead nothing`,
     `create trigger mine before insert on ${table} for each row execute function suppress_redundant_updates_trigger()`,
-    `create index on ${table} (ts)`, `alter table ${table} alter column device_id type text using 'x'`, `alter table ${table} owner to fleet_archiver`,
+    `create index on ${table} (ts)`, `alter table ${table} alter column device_id type text using 'x'`,
+    `alter table ${table} owner to fleet_archiver`,
     `drop table ${table}`, `comment on table ${table} is 'mine'`, `do $$ begin lock table ${table} in exclusive mode; end $$`,
     `create function fleet_detached.mine() returns int language sql as 'select 1'`, 'create table fleet_detached.mine ()',
     `create view fleet_detached.mine as select 1`, `create table fleet.mine ()`, 'alter schema fleet_detached rename to x',
@@ -50,7 +52,8 @@ t.test('the archiver\'s count is compared with Postgres\'s own count', async t =
   const { db, sql, name, archiver } = await withRetired(t)
   await archiver`select * from fleet.claim_partition('thief')`
   // 100 rows are gone. The owner counts before the export is recorded, so nobody can prove that the table was empty.
-  await t.rejects(archiver`select fleet.count_retired(${name}, 'thief', 0)`, { code: 'FL010', message: /has 3 rows, but thief says that it copied 0/ })
+  await t.rejects(archiver`select fleet.count_retired(${name}, 'thief', 0)`,
+    { code: 'FL010', message: /has 3 rows, but thief says that it copied 0/ })
   await archiver`select fleet.count_retired(${name}, 'thief', 3)`
   await archiver`select fleet.record_export(${name}, 'thief')`
   await archiver`select fleet.record_upload(${name}, 'thief', 'file:///x', ${'ab'.repeat(32)}, 10)`
@@ -59,7 +62,8 @@ t.test('the archiver\'s count is compared with Postgres\'s own count', async t =
       { code: 'FL010', message: /differs from its rows; the partition is kept/ }, `checksum ${content}`)
   }
   await t.rejects(archiver`select fleet.drop_partition(${name})`, { code: 'FL001' })
-  t.match(await db.admin`select state, step, proven_at from fleet.hb_partitions where partition_name = ${name}`, [{ state: 'archiving', step: 'uploaded', proven_at: null }])
+  t.match(await db.admin`select state, step, proven_at from fleet.hb_partitions where partition_name = ${name}`,
+    [{ state: 'archiving', step: 'uploaded', proven_at: null }])
   for (const statement of [`update fleet.hb_partitions set state = 'archived'`, `select fleet.drop_retired('${name}', 0, now())`,
     `select fleet.accept_archive('${name}', 'x')`, `select fleet.release_partition('${name}')`, `select fleet.retire_partition('${name}')`]) {
     await t.rejects(archiver.unsafe(statement), { code: '42501' }, statement)
@@ -82,7 +86,8 @@ t.test('the archiver may insert into a restored day only until its rows are comp
   await archiver`select * from fleet.claim_restore('a')`
   const table = await value(archiver`select fleet.begin_restore(${name}, 'a')`) as string
   await archiver.unsafe(`insert into ${table} select * from public.kept`)
-  for (const statement of [`alter table ${table} add check (true)`, `create policy p on ${table} using (true)`, `truncate ${table}`, `delete from ${table}`]) {
+  for (const statement of [`alter table ${table} add check (true)`, `create policy p on ${table} using (true)`, `truncate ${table}`,
+    `delete from ${table}`]) {
     await t.rejects(archiver.unsafe(statement), { code: '42501' }, statement)
   }
 
@@ -107,10 +112,12 @@ t.test('an archive can be registered only for a past day or month and at its pla
   for (const [from, to] of [['2027-01-01', '2999-01-01'], ['2999-01-01', '2999-01-02'], ['2019-01-01', '2020-01-01'], ['2020-01-01', '2020-01-01'],
     ['2020-01-02', '2020-01-01'], ['2020-01-15', '2020-02-15'], ['2020-01-01T12:00:00Z', '2020-01-02T12:00:00Z'], ['-infinity', 'infinity'],
     [daysAgo(0).slice(0, 10), daysAgo(-1).slice(0, 10)]] as const) {
-    await t.rejects(register(from, to, place(from.slice(0, 10))), { code: 'FL422', message: /its range is not a past UTC day or month/ }, `${from} to ${to}`)
+    await t.rejects(register(from, to, place(from.slice(0, 10))), { code: 'FL422', message: /its range is not a past UTC day or month/ },
+      `${from} to ${to}`)
   }
   for (const url of ['file:///etc/passwd', place('2020-01-02'), place('2020-01-01', 'file:///srv/../etc'), place('2020-01-01', 'http://host/x'),
-    place('2020-01-01', 'file://host/srv'), place('2020-01-01').replace('.parquet', '.parquet/x'), place('2020-01-01').replace('device_heartbeats_', 'other_'),
+    place('2020-01-01', 'file://host/srv'), place('2020-01-01').replace('.parquet', '.parquet/x'),
+      place('2020-01-01').replace('device_heartbeats_', 'other_'),
     place('2020-01-01', 's3:///prefix'), `${place('2020-01-01')}\n`, '']) {
     await t.rejects(register('2020-01-01', '2020-01-02', url), { code: 'FL422', message: /is not a valid place for the archive of 2020-01-01/ }, url)
   }
@@ -118,7 +125,8 @@ t.test('an archive can be registered only for a past day or month and at its pla
   await t.rejects(register('2020-02-01', '2020-03-01', place('2020-02-01', 's3://elsewhere/x')),
     { code: 'FL422', message: /s3:\/\/elsewhere\/x is not a known store of this database \(file:\/\/\/srv\/archive\)/, hint: /archive_stores/ })
   await sql`update fleet.settings set archive_stores = archive_stores || 's3://elsewhere/x'::text`
-  await t.resolves(register('2020-02-01', '2020-03-01', place('2020-02-01', 's3://elsewhere/x').replace('20200201', '202002')).catch((error: unknown) => {
+  await t.resolves(register('2020-02-01', '2020-03-01',
+    place('2020-02-01', 's3://elsewhere/x').replace('20200201', '202002')).catch((error: unknown) => {
     // It is refused because the first archive has the name, not because of its place.
     if ((error as { code?: string }).code !== 'FL409') throw error
   }))

@@ -10,8 +10,10 @@ t.test('the owner cannot tell the guard that a partition is proven', async t => 
   await ingest(sql, [{ device_id: device, ts: daysAgo(1) }])
   const name = await partitionAt(sql, daysAgo(1))
   const dropped = () => sql.unsafe(`drop table fleet.${name}`)
-  for (const statement of [`update fleet_guard.partitions set is_proven = true`, 'delete from fleet_guard.partitions', 'truncate fleet_guard.partitions',
-    `insert into fleet_guard.partitions (partition_name, is_proven) values ('x', true)`, 'drop table fleet_guard.partitions', 'drop schema fleet_guard cascade',
+  for (const statement of [`update fleet_guard.partitions set is_proven = true`, 'delete from fleet_guard.partitions',
+    'truncate fleet_guard.partitions',
+    `insert into fleet_guard.partitions (partition_name, is_proven) values ('x', true)`, 'drop table fleet_guard.partitions',
+    'drop schema fleet_guard cascade',
     'alter table fleet_guard.partitions disable trigger all', 'drop event trigger fleet_guard_drop', 'alter event trigger fleet_guard_drop disable',
     `create or replace function fleet_guard.refuse_unproven_drop() returns event_trigger language plpgsql as 'begin end'`,
     'alter function fleet_guard.note_partition() rename to x', 'drop function fleet_guard.note_partition() cascade',

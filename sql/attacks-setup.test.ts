@@ -47,13 +47,15 @@ t.test('setup and migrations call nothing in a schema that is named after the ad
   await db.admin`grant create on schema public to public`
   await plant(db, 'public')
   t.equal(await value(db.admin`select format('%I', 'x'::name)`), 'x')
-  t.same((await caught(db)).map(({ who, what }) => [who, what]), [['postgres/postgres', 'format(text, name)']], 'the attack works without a fixed search path')
+  t.same((await caught(db)).map(({ who, what }) => [who, what]), [['postgres/postgres', 'format(text, name)']],
+    'the attack works without a fixed search path')
   await db.admin`truncate fleet_guard.caught`
 
   await migrate(db.url('postgres'), silent)
   t.same(await caught(db), [])
   const files = setupFiles.flatMap(file => ['-f', `sql/${file}`])
-  const psql = spawnSync(`${testCluster().postgres.bin}/psql`, ['-X', '-v', 'ON_ERROR_STOP=1', ...files, db.url('postgres')], { cwd: repository, env: plainEnv(), encoding: 'utf8' })
+  const psql = spawnSync(`${testCluster().postgres.bin}/psql`, ['-X', '-v', 'ON_ERROR_STOP=1', ...files, db.url('postgres')],
+    { cwd: repository, env: plainEnv(), encoding: 'utf8' })
   t.equal(psql.status, 0, psql.stderr)
   t.same(await caught(db), [], 'nor by the psql command in README.md')
 
@@ -68,8 +70,10 @@ t.test('no ordinary role can create a schema, or anything in a schema where a su
     await sql`set default_transaction_read_only = off`
     for (const statement of [
       'create schema postgres', 'create schema authorization current_user', 'create schema if not exists fleet', 'create extension tablefunc',
-      'create function partman.f() returns int return 1', 'create table partman.t ()', 'create table public.t ()', 'create function public.f() returns int return 1',
-      'create function pg_catalog.f() returns int return 1', 'create function fleet_guard.f() returns int return 1', 'create function graphile_migrate.f() returns int return 1',
+      'create function partman.f() returns int return 1', 'create table partman.t ()', 'create table public.t ()',
+      'create function public.f() returns int return 1',
+      'create function pg_catalog.f() returns int return 1', 'create function fleet_guard.f() returns int return 1',
+      'create function graphile_migrate.f() returns int return 1',
       'create trigger t before insert on fleet_guard.partitions for each row execute function fleet.record_last_status()',
       'create trigger t before insert on partman.part_config for each row execute function fleet.record_last_status()',
     ]) {

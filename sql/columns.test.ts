@@ -21,10 +21,10 @@ async function changesOf({ sql }: TestDatabase) {
 
 const heartbeats = 'alter table fleet.device_heartbeats'
 
-t.test('what happens to a column is noted, and an older name is followed to the one of today', async t => {
+t.test('changes of columns are noted, and an old name leads to today\'s name', async t => {
   const db = await withDatabase(t)
   const { sql } = db
-  t.same(await changesOf(db), [], 'a new store begins without')
+  t.same(await changesOf(db), [], 'a new store has no changes')
   await sql.unsafe(`${heartbeats} add column a text, add column b smallint, add column c text`)
   const before = await value(sql`select clock_timestamp()::text`) as string
   await sql.unsafe(`${heartbeats} rename column a to a2`)
@@ -199,7 +199,7 @@ t.test('the checksum covers the columns that it is asked for', async t => {
   await sql`alter table fleet.sample add column b numeric(10,2)`
   await t.rejects(sum(all, 1), { code: 'FL422', message: /of version 1: the archive has no form for b numeric\(10,2\)/ })
   await t.rejects(sum(all, 3), { code: 'FL422', message: /checksum version 3 is unknown/ })
-  await t.rejects(sum(['ts:text); drop table fleet.sample; --']), { code: 'FL422' }, 'a type is not a way into a statement')
+  await t.rejects(sum(['ts:text); drop table fleet.sample; --']), { code: 'FL422' }, 'a type cannot inject SQL')
 })
 
 /** An archived and dropped day, as a version before columns were recorded left it. */

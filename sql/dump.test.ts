@@ -63,7 +63,8 @@ t.test('a store works after its dump was restored into another cluster', { timeo
       await dba`select fleet.hold_partition(${name.plain}, 'a hold')`
       t.same(await target.admin`
         select conrelid::regclass::text as table from pg_constraint where conname = 'device_heartbeats_within_range' order by 1
-      `, [{ table: `fleet.${name.held}` }, { table: `fleet.${name.plain}` }, { table: `fleet.${name.restored}` }].sort((a, b) => a.table < b.table ? -1 : 1))
+      `, [{ table: `fleet.${name.held}` }, { table: `fleet.${name.plain}` }, { table: `fleet.${name.restored}` }].sort((a,
+        b) => a.table < b.table ? -1 : 1))
       await dba`select fleet.release_partition(${name.plain})`
 
       await dba`call fleet.maintain()`
@@ -128,7 +129,8 @@ t.test('pg_upgrade to the newest installed PostgreSQL keeps the store as it is',
   await sql`select fleet.archive_partition(${partition})`
   const before = await storeOf(source)
   const oids = await sql`select partition_name, relid from fleet.hb_partitions order by 1`
-  const { cluster, end } = await throwawayCluster({ postgres: { ...testCluster().postgres, bin: newBin, major: newest }, databases: [], cronDatabase: 'fleet' })
+  const { cluster, end } = await throwawayCluster({ postgres: { ...testCluster().postgres, bin: newBin, major: newest }, databases: [],
+    cronDatabase: 'fleet' })
   t.teardown(end)
   const password = new URL(url('postgres')).password
   const fresh = postgres(cluster.url('postgres', 'postgres'), { max: 1 })
@@ -137,21 +139,26 @@ t.test('pg_upgrade to the newest installed PostgreSQL keeps the store as it is',
   await Promise.all([old.stop(), cluster.stop()])
   // Each cluster is started by its own user, which knows the password of both.
   const ran = await run(join(newBin, 'pg_upgrade'), [
-    '-b', bin, '-B', newBin, '-d', old.data, '-D', cluster.data, '-U', 'postgres', '--no-sync', '-p', String(cluster.port), '-P', String(cluster.port),
+    '-b', bin, '-B', newBin, '-d', old.data, '-D', cluster.data, '-U', 'postgres', '--no-sync', '-p', String(cluster.port), '-P',
+      String(cluster.port),
     '-s', cluster.dir,
-  ], { ...clusterUser(), cwd: cluster.dir, env: { ...plainEnv(), PGPASSWORD: password } }).catch((error: unknown) => error as { stdout: string, stderr: string })
+  ], { ...clusterUser(), cwd: cluster.dir,
+    env: { ...plainEnv(), PGPASSWORD: password } }).catch((error: unknown) => error as { stdout: string, stderr: string })
   t.match(ran.stdout, /Upgrade Complete/, ran.stderr)
   await cluster.start()
 
   const urlOf: TestDatabase['url'] = role => url(role).replace(/:\d+\//, `:${cluster.port}/`)
-  const upgraded: TestDatabase = { ...source, url: urlOf, sql: asRole(t, { ...source, url: urlOf }, 'fleet_owner'), admin: asRole(t, { ...source, url: urlOf }, 'postgres') }
+  const upgraded: TestDatabase = { ...source, url: urlOf, sql: asRole(t, { ...source, url: urlOf }, 'fleet_owner'),
+    admin: asRole(t, { ...source, url: urlOf }, 'postgres') }
   t.same(await storeOf(upgraded), before)
   t.same(await upgraded.sql`select partition_name, relid from fleet.hb_partitions order by 1`, oids, 'it keeps the oids')
-  t.match(await upgraded.sql`select status from fleet.check() where check_name = 'partition_oids'`, [{ status: 'warn' }], 'which are looked at once more all the same')
+  t.match(await upgraded.sql`select status from fleet.check() where check_name = 'partition_oids'`, [{ status: 'warn' }],
+    'which are looked at once more all the same')
   await upgraded.sql`call fleet.maintain()`
   await isHealed(t, upgraded)
   await workAll(t, upgraded, await makeDirectory(t))
-  t.match(await upgraded.sql`select state, row_count::int from fleet.hb_partitions where partition_name = ${partition}`, [{ state: 'dropped', row_count: rows }])
+  t.match(await upgraded.sql`select state, row_count::int from fleet.hb_partitions where partition_name = ${partition}`,
+    [{ state: 'dropped', row_count: rows }])
 })
 
 /** The newest major version that has both extensions, beside the one that the tests run in. */
@@ -222,7 +229,8 @@ function pgRestore(target: OwnCluster, ...args: string[]) {
 /** As psql < file. */
 function psqlFile(target: OwnCluster, file: string) {
   return new Promise<void>((resolve, reject) => {
-    const psql = spawn(target.cluster.program('psql'), ['-q', '-v', 'ON_ERROR_STOP=1', target.url('postgres')], { env: plainEnv(), stdio: ['pipe', 'ignore', 'pipe'] })
+    const psql = spawn(target.cluster.program('psql'), ['-q', '-v', 'ON_ERROR_STOP=1', target.url('postgres')],
+      { env: plainEnv(), stdio: ['pipe', 'ignore', 'pipe'] })
     let said = ''
     psql.stderr.on('data', (chunk: Buffer) => { said += chunk.toString() })
     psql.stdin.on('error', () => {})
@@ -272,7 +280,8 @@ async function isHealed(t: Test, { sql, admin }: TestDatabase) {
     select partition_name from fleet.hb_partitions p join fleet_guard.partitions g using (partition_name)
     where (p.relid, p.relid_seal) is distinct from (g.relid, g.relid_seal)`, [], 'and the guard knows it')
   t.same(await sql`select cold_xid from fleet.hb_partitions where age(cold_xid) < 0`, [], 'no transaction is from the future')
-  t.same(await sql`select subject from fleet.token_change_log where changed_xid > pg_current_xact_id()`, [], 'nor is a token forgotten with every look')
+  t.same(await sql`select subject from fleet.token_change_log where changed_xid > pg_current_xact_id()`, [],
+    'nor is a token forgotten with every look')
   t.same(await sql`select event, is_ok, detail from fleet.events where event = 'store.relinked'`, [
     { event: 'store.relinked', is_ok: true, detail: 'tables found by name' },
   ], 'once')
@@ -298,16 +307,19 @@ async function guards(t: Test, { admin, sql }: TestDatabase, name: Record<keyof 
     ['drop of an attached day', `drop table fleet.${name.plain}`],
     ['rename, then drop', `alter table fleet.${name.plain} rename to x`, 'drop table fleet.x'],
     ['rename by ALTER INDEX, then drop', `alter index fleet.${name.plain} rename to x`, 'drop table fleet.x'],
-    ['move, then drop', `alter table fleet_detached.${name.detached} set schema public`, `alter table public.${name.detached} rename to x`, 'drop table public.x'],
+    ['move, then drop', `alter table fleet_detached.${name.detached} set schema public`, `alter table public.${name.detached} rename to x`,
+      'drop table public.x'],
     ['schema renamed, then drop', 'alter schema fleet_detached rename to d', `alter table d.${name.detached} rename to x`, 'drop table d.x'],
     ['drop of the schemas', 'drop schema fleet, fleet_detached cascade'],
     ['drop of what the roles own', 'drop owned by fleet_owner, fleet_archiver cascade'],
     // The oid in the dump happens to be that of another table here.
     ['an oid that is said to be proven', `update fleet_guard.partitions set relid = 'fleet.${name.plain}'::regclass where partition_name = '${name.dropped}'`,
-      `alter event trigger fleet_guard_find disable`, `alter table fleet.${name.plain} rename to device_heartbeats_p`, `drop table fleet.device_heartbeats_p`],
+      `alter event trigger fleet_guard_find disable`, `alter table fleet.${name.plain} rename to device_heartbeats_p`,
+      `drop table fleet.device_heartbeats_p`],
   ] as const) t.equal(await attempt(...statements), 'FL001', what)
   for (const [what, ...statements] of [
-    ['drop of a table whose oid is by chance that of an unproven day', `update fleet_guard.partitions set relid = 'public.object_1'::regclass where partition_name = '${name.plain}'`,
+    ['drop of a table whose oid is by chance that of an unproven day',
+      `update fleet_guard.partitions set relid = 'public.object_1'::regclass where partition_name = '${name.plain}'`,
       'drop table public.object_1'],
     ['drop of a proven day', `drop table fleet_detached.${name.archived}`],
   ] as const) t.equal(await attempt(...statements), 'allowed', what)
@@ -318,8 +330,10 @@ async function guards(t: Test, { admin, sql }: TestDatabase, name: Record<keyof 
 async function livesOn(t: Test, target: OwnCluster, directory: string, name: Record<keyof typeof day, string>, token: string) {
   const { sql, admin } = target
   const dba = asRole(t, target, 'fleet_dba')
-  t.match(await asRole(t, target, 'fleet_server')`select kind, name from fleet.authenticate(sha256(convert_to(${token}, 'UTF8')))`, [{ kind: 'device', name: 'one' }])
-  t.match(await ingest(sql, [{ device_id: 1, battery_pct: 51 }, { device_id: 1, ts: `${daysAgo(3)}T12:00:00Z` }]), [{ result: 'stored' }, { result: 'stored' }])
+  t.match(await asRole(t, target, 'fleet_server')`select kind, name from fleet.authenticate(sha256(convert_to(${token}, 'UTF8')))`,
+    [{ kind: 'device', name: 'one' }])
+  t.match(await ingest(sql, [{ device_id: 1, battery_pct: 51 }, { device_id: 1, ts: `${daysAgo(3)}T12:00:00Z` }]),
+    [{ result: 'stored' }, { result: 'stored' }])
 
   // The archived day is dropped by name, before any maintenance. A day whose table still exists is not called dropped.
   await admin`update fleet.settings set archive_grace = '0'`
@@ -329,7 +343,8 @@ async function livesOn(t: Test, target: OwnCluster, directory: string, name: Rec
 
   // The adopted table is still forwarded, verified and confirmed.
   await admin`insert into public.old_beats select 1, date_trunc('day', now()) - interval '3 hours', 77`
-  t.equal(await value(sql`select count(*)::int from fleet.device_heartbeats where ts = date_trunc('day', now()) - interval '3 hours'`), 1, 'what is written into the old table comes through')
+  t.equal(await value(sql`select count(*)::int from fleet.device_heartbeats where ts = date_trunc('day', now()) - interval '3 hours'`), 1,
+    'what is written into the old table comes through')
   t.equal(await value(dba.unsafe(`call fleet.verify_adoption('public.old_beats')`)), 'verified')
   await dba.unsafe(`select fleet.confirm_adoption('public.old_beats')`)
   t.same(await admin`select proname from pg_proc where proname like 'forward\_%'`, [], 'its trigger is gone')
@@ -343,7 +358,8 @@ async function livesOn(t: Test, target: OwnCluster, directory: string, name: Rec
   t.same(await sql`select event, detail from fleet.events where event like 'maintenance.%' and not is_ok`, [])
   await workAll(t, target, directory)
   t.same(await sql`select partition_name, state, last_error from fleet.hb_partitions where range_end < now() - interval '61 days' and state <> 'dropped'`, [])
-  t.equal(await value(admin`select count(*)::int from pg_class where relnamespace = 'fleet_detached'::regnamespace and relkind = 'r'`), 0, 'no table is left behind')
+  t.equal(await value(admin`select count(*)::int from pg_class where relnamespace = 'fleet_detached'::regnamespace and relkind = 'r'`), 0,
+    'no table is left behind')
   t.same(await sql`select row_count::int from fleet.archives where row_count > 0`, Object.keys(day).map(() => ({ row_count: rows })))
   const { code, output } = await runCli(t, target, directory, 'restore', day.archived)
   t.equal(code, 0, output)

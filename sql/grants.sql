@@ -94,7 +94,7 @@ grant execute on function
   fleet.confirm_adoption(regclass),
   fleet.forget_adoption(text),
   fleet.refused_rows(regclass, integer),
-  -- What the procedures of adoptions call with the rights of who calls them.
+  -- The procedures of adoptions call these with the rights of their caller.
   fleet.begin_adoption(regclass, jsonb, text, timestamptz, boolean),
   fleet.begin_verification(regclass),
   fleet.begin_abandoning(regclass),

@@ -44,7 +44,8 @@ t.test('set_retention is refused or kept, audited, and says what it will do', as
   const planned = await dba`select partition_name, action, reason from fleet.retention_plan('60 days') where action = 'retire'`
   // 31 of a store that was set up before midnight.
   t.ok([30, 31].includes(planned.length), `${planned.length} days`)
-  t.match(await value(dba`select fleet.set_retention('60 days')`), /^retention 60 days \(was 90 days\); the next nightly run retires 3[01] partitions$/)
+  t.match(await value(dba`select fleet.set_retention('60 days')`),
+    /^retention 60 days \(was 90 days\); the next nightly run retires 3[01] partitions$/)
   await dba`select fleet.set_retention('60 days')`
   t.match(await dba`select setting, old_value, new_value, changed_by from fleet.settings_audit`, [
     { setting: 'retention', old_value: '90 days', new_value: '60 days', changed_by: 'fleet_dba' },

@@ -104,7 +104,8 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
     const partition = await partitionOf(standby.sql, daysAgo(71))
     await standby.sql`select fleet.archive_partition(${partition})`
     await workAll(t, standby, await makeDirectory(t))
-    t.match(await standby.sql`select state, row_count::int from fleet.hb_partitions where partition_name = ${partition}`, [{ state: 'dropped', row_count: 200 }])
+    t.match(await standby.sql`select state, row_count::int from fleet.hb_partitions where partition_name = ${partition}`,
+      [{ state: 'dropped', row_count: 200 }])
     t.same(await standby.sql`select event, detail from fleet.events where event like 'maintenance.%' and not is_ok or event = 'store.relinked'`, [])
   })
 })

@@ -58,7 +58,8 @@ t.test('fleet_server ingests, reads the fleet views and runs the ops calls, and 
     await t.rejects(server`delete from ${server(`fleet.${table}`)}`, { code: '42501' }, `delete from ${table}`)
   }
   for (const call of [`fleet.set_retention('60 days')`, `fleet.drop_partition('x')`, `fleet.archive_partition('x')`,
-    `fleet.create_gateway_token('x')`, `fleet.retire_partition('x')`, `fleet.enroll_device('x')`, `fleet.record_proof('x', 'x', 'x', 0, 0, now(), now())`]) {
+    `fleet.create_gateway_token('x')`, `fleet.retire_partition('x')`, `fleet.enroll_device('x')`,
+    `fleet.record_proof('x', 'x', 'x', 0, 0, now(), now())`]) {
     await t.rejects(server.unsafe(`select ${call}`), { code: '42501' }, call)
   }
   await t.rejects(server`create table fleet.mine (x int)`, { code: '42501' })

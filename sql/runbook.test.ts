@@ -110,7 +110,8 @@ async function withArchivedDays(t: Test, ago: number[]) {
   const directory = await makeDirectory(t)
   const port = await freePort(true)
   const env = {
-    ...archiverEnv(db, directory), DATABASE_URL: db.url('postgres'), NEW_DATABASE_URL: (await withDatabase(t, 'template0')).url('postgres'), ADMIN_KEY: 'an-admin-key-for-tests', PORT: String(port), WORKERS: '1',
+    ...archiverEnv(db, directory), DATABASE_URL: db.url('postgres'), NEW_DATABASE_URL: (await withDatabase(t, 'template0')).url('postgres'),
+      ADMIN_KEY: 'an-admin-key-for-tests', PORT: String(port), WORKERS: '1',
   }
   await spawnNode(t, 'archiver/main.ts', { env })
   await spawnNode(t, 'server/main.ts', { env, ready: `http://127.0.0.1:${port}/readyz` })

@@ -21,7 +21,7 @@ declare
 begin
   perform fleet.not_in_future(p_now);
   select * into strict v_settings from fleet.settings;
-  -- Detached by hand: made anew they would not be, attached they are as before.
+  -- A table that was detached by hand keeps its rows if it is attached again, while a new partition would be empty.
   select e'-- as fleet_owner\n' || string_agg(
     format(
       'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L);', c.oid::regclass, p.range_start, p.range_end
@@ -132,7 +132,7 @@ begin
   where p.state <> 'dropped' and c.oid is null;
   status := case when v_names is null then 'ok' else 'fail' end;
   detail := coalesce('the table is gone, undropped: ' || v_names, 'every partition that is not dropped has its table');
-  remedy := e'-- makes the days anew, empty; what they held: RUNBOOK.md, "A table is gone"\n' || v_commands;
+  remedy := e'-- makes the days again, empty; for what they held see RUNBOOK.md, "A table is gone"\n' || v_commands;
   return next;
 
   check_name := 'partition_oids';

@@ -27,7 +27,9 @@ begin
   if v_partition.state <> 'archived' then
     raise exception using
       errcode = 'FL002',
-      message = format('partition %s is %s; an archive can be confirmed only while its partition is archived and not dropped', p_partition, v_partition.state),
+      message = format(
+        'partition %s is %s; an archive can be confirmed only while its partition is archived and not dropped', p_partition, v_partition.state
+      ),
       hint = format('See select * from fleet.archives where partition_name = %L;', p_partition);
   end if;
   if (p_checksum_sha256, p_content_checksum, p_row_count, p_min_ts, p_max_ts) is distinct from (

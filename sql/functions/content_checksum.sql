@@ -1,4 +1,4 @@
--- Runs with the caller's rights and in the caller's snapshot: the archiver calls it beside its COPY.
+-- Runs with the caller's rights and in the caller's snapshot, so that it sees the same rows as other statements of its transaction.
 create or replace function fleet.content_checksum(
   p_table regclass,
   p_columns jsonb default null,
