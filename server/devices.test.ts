@@ -238,6 +238,9 @@ t.test('a device is renamed and moved, at once or alone; what is not possible ch
 t.test('a new token after a factory reset: the old one stops, a revoked device is back, and it is recorded', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
+  // Before the server listens, a change is noticed only when it asks for changes, which other tests' transactions hold back.
+  await waitFor(async () => (await db.admin`
+    select from pg_stat_activity where datname = current_database() and query ilike 'listen%fleet_tokens%'`).length > 0)
   t.equal((await call('POST /v1/heartbeat', { token, body: { ts: ago(60) } })).status, 201)
   const conflict = await call('POST /admin/devices', { admin: true, body: { alias: 'a' } })
   const [path] = /\/admin\/devices\/\d+\/token/.exec((conflict.body as { hint: string }).hint)!
