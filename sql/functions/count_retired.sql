@@ -21,6 +21,7 @@ declare
   v_partition fleet.hb_partitions;
   v_table regclass;
   v_columns jsonb;
+  v_hash numeric;
 begin
   select p.* into v_partition
   from fleet.hb_partitions p
@@ -34,6 +35,7 @@ begin
     select s.row_count, s.content_checksum, s.min_ts, s.max_ts
     into row_count, content_checksum, min_ts, max_ts
     from fleet.content_checksum(v_table, v_columns, p_checksum_version) s;
+    v_hash := fleet.rows_hash(v_table);
   end if;
 
   v_partition := fleet.check_lease(p_partition, p_worker);
@@ -67,7 +69,8 @@ begin
   update fleet.hb_partitions p
   set counted = jsonb_build_object(
     'row_count', count_retired.row_count, 'content_checksum', count_retired.content_checksum::text, 'min_ts', count_retired.min_ts,
-    'max_ts', count_retired.max_ts, 'columns', v_columns, 'checksum_version', p_checksum_version
+    'max_ts', count_retired.max_ts, 'columns', v_columns, 'checksum_version', p_checksum_version,
+    'rows_hash', v_hash::text
   )
   where p.partition_name = p_partition;
 end
