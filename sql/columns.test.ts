@@ -127,7 +127,7 @@ t.test('a column that the archive has no form for is refused when it is added', 
     await s.savepoint(s => s.unsafe(`${heartbeats} add column y bytea`))
   }), { code: 'FL422' }, 'nor in a subtransaction')
   t.match(await sql`select status, detail from fleet.check() where check_name = 'archive_columns'`, [{ status: 'ok' }])
-  // Others may have what they like, whoever they are.
+  // Tables of other applications may have columns of any type.
   await admin`grant create on schema public to fleet_reader`
   const reader = asRole(t, db, 'fleet_reader', { default_transaction_read_only: 'off' })
   await reader`create table public.mine (a int)`
