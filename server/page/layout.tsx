@@ -1,4 +1,5 @@
 import type { Child, PropsWithChildren } from 'hono/jsx'
+import { version } from '../version.ts'
 import { assetPath } from './assets.ts'
 import type { Result } from './result.ts'
 
@@ -38,6 +39,7 @@ export function Page({ title, isBare = false, nav, children }: PropsWithChildren
           )}
         </header>
         <main id="main" tabindex={-1}>{children}</main>
+        <footer class="bottom">NexMDM fleet heartbeats {version}</footer>
       </body>
     </html>
   )
