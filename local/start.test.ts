@@ -5,6 +5,7 @@ import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
+import { blocksOf, readPage, runShell } from '../testing/pages.ts'
 import { freePort } from './cluster.ts'
 import { plainEnv } from './config.ts'
 import { waitFor, withClone, withDatabase } from './testing.ts'
@@ -124,6 +125,14 @@ t.test('a fresh clone with an empty environment', async t => {
     t.notMatch(started.output(), /^\s*\.+( |$)/m, 'no line begins with the dots of a step')
     t.match(before, /^Starting the server and the archiver \.+ \d+\.\d s$/m)
     t.same(summary.split('\n').filter(line => /^ {2}(curl|psql| )/.test(line) && line.length > 100), [], 'the commands fit a terminal')
+
+    // In one terminal, as a reader does; the port may be another here.
+    const [starting, ...commands] = blocksOf(await readPage('README.md'), 'sh')
+    t.equal(starting, 'npm start\n')
+    t.equal(commands.length, 2)
+    const { code, output } = await runShell(commands.join('').replaceAll('http://127.0.0.1:8080/', page!), {}, { cwd: clone })
+    t.equal(code, 0, output)
+    t.match(output, /^\{"result":"stored",[^]*alias,status,last_ts,battery_pct$[^]*^lobby-tablet-7,online,.*,81$/m, 'the commands of README.md')
 
     const second = await npmStart(t, clone)
     t.equal(await second.exited, 1)

@@ -57,7 +57,7 @@ t.test('setup and migrations call nothing in a schema that is named after the ad
   const psql = spawnSync(`${testCluster().postgres.bin}/psql`, ['-X', '-v', 'ON_ERROR_STOP=1', ...files, db.url('postgres')],
     { cwd: repository, env: plainEnv(), encoding: 'utf8' })
   t.equal(psql.status, 0, psql.stderr)
-  t.same(await caught(db), [], 'nor by the psql command in README.md')
+  t.same(await caught(db), [], 'nor by the psql command in docs/install.md')
 
   await t.rejects(db.sql`create schema another`, { code: '42501' }, 'and the right to make schemas is gone, which 0.1.0 had given')
   await t.rejects(asRole(t, db, 'fleet_reader')`create table public.t ()`, { code: /42501|25006/ })
