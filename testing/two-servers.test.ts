@@ -15,7 +15,7 @@ const block = (language: string) => blocksOf(page, language).join('\n')
 
 /** The settings in a block, as a service manager reads them. */
 function settings(text: string) {
-  return Object.fromEntries(text.trim().split('\n').map(line => /^(\w+)=(.*)$/.exec(line)!.slice(1) as [string, string]))
+  return Object.fromEntries(text.trim().split('\n').map(line => /^(\w+)='?(.*?)'?$/.exec(line)!.slice(1) as [string, string]))
 }
 
 /** With other addresses in place of the page's. */
@@ -113,5 +113,29 @@ t.test('docs/two-servers.md makes two servers, an archiver and a balancer, over 
   t.equal(await ask(`
     select bool_and(ssl), count(*) > 3 from pg_stat_ssl join pg_stat_activity using (pid) where usename in ('fleet_server', 'fleet_archiver')
   `), 't|t\n')
+
+  const pool = await freePort(true)
+  const ini = moved(await readFile('docker/pgbouncer/pgbouncer.ini', 'utf8'), {
+    'host=postgres port=5432': `host=127.0.0.1 port=${cluster.port}`, 'listen_addr = *': 'listen_addr = 127.0.0.1',
+    'listen_port = 6432': `listen_port = ${pool}`, '/etc/pgbouncer/userlist.txt': join(cluster.dir, 'userlist.txt'),
+  })
+  const tls = moved(block('pgbouncer.ini'), {
+    '/etc/postgresql/15/main/server.crt': forPostgres[0], '/etc/postgresql/15/main/server.key': forPostgres[1],
+  })
+  for (const [name, text] of [['pgbouncer.ini', `${ini}\n${tls}`], ['userlist.txt', block('userlist')]] as const) {
+    await writeFile(join(cluster.dir, name), text, { mode: 0o600 })
+    if (user) await chown(join(cluster.dir, name), user.uid, user.gid)
+  }
+  await spawnProgram(t, find('pgbouncer'), [join(cluster.dir, 'pgbouncer.ini')], { cwd: cluster.dir, ...user, ready: /process up/ })
+  const through = settings(moved(block('pgbouncer.env'), { 'db.example.com:6432': `127.0.0.1:${pool}` }))
+  const third = await freePort(true)
+  const pooled = await spawnNode(t, 'server/main.ts', {
+    env: { ...serverEnv, ...through, PORT: String(third), WORKERS: '1' }, ready: `http://127.0.0.1:${third}/readyz`,
+  })
+  const stored = await fetch(`http://127.0.0.1:${third}/v1/heartbeats`, {
+    method: 'POST', headers: { 'authorization': `Bearer ${token}`, 'content-type': 'application/json' },
+    body: JSON.stringify([{ ts: new Date(Date.now() - 60_000).toISOString() }]),
+  })
+  t.match(await stored.json(), { stored: 1 }, pooled.output())
   t.equal(await ask(`select string_agg(detail, '; ') from fleet.check() where status = 'fail'`), '\n', 'nothing is wrong')
 })
