@@ -8,7 +8,7 @@ import t, { type Test } from 'tap'
 import { blocksOf, readPage, runShell } from '../testing/pages.ts'
 import { freePort } from './cluster.ts'
 import { plainEnv } from './config.ts'
-import { waitFor, withClone, withDatabase } from './testing.ts'
+import { waitFor, withClone, withDatabase } from '../testing/database.ts'
 
 const run = promisify(execFile)
 

@@ -6,11 +6,11 @@ import { createServer as createMailServer, type AddressInfo, type Server } from 
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import type { Test } from 'tap'
-import { makeDirectory } from '../archiver/testing.ts'
+import { makeDirectory } from './archiver.ts'
 import { freePort } from '../local/cluster.ts'
 import { plainEnv, repository } from '../local/config.ts'
-import { find, hasPrograms, testPrograms } from '../local/optional-programs.ts'
-import { spawnProgram } from '../local/testing.ts'
+import { find, hasPrograms, testPrograms } from './optional-programs.ts'
+import { spawnProgram } from './database.ts'
 
 const run = promisify(execFile)
 export const alertmanager = testPrograms('Alertmanager', ['prometheus-alertmanager'], () => hasPrograms('prometheus-alertmanager', 'amtool'))

@@ -1,12 +1,12 @@
-// The commands of README.md and docs/ run as they are printed. Those of RUNBOOK.md and the SQL of all pages: sql/runbook.test.ts; README.md's
+// The commands of README.md and docs/ run as they are printed. Those of RUNBOOK.md and the SQL of all pages: sql/checks/runbook.test.ts; README.md's
 // own: local/start.test.ts; docs/two-servers.md: two-servers.test.ts; docs/alert-me.md: docker/alertmanager.
 import { cp, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
-import { makeDirectory } from '../archiver/testing.ts'
+import { makeDirectory } from './archiver.ts'
 import { repository } from '../local/config.ts'
-import { prometheus } from '../local/prometheus.ts'
-import { withDatabase } from '../local/testing.ts'
+import { prometheus } from './prometheus.ts'
+import { withDatabase } from './database.ts'
 import { blocksOf, readPage, runShell, section, withArchivedDays } from './pages.ts'
 
 /** With the port of the test's server in place of the usual one. */

@@ -3,11 +3,11 @@ import { spawn } from 'node:child_process'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Test } from 'tap'
-import { archiverEnv, daysAgo, makeDirectory, partitionOf } from '../archiver/testing.ts'
+import { archiverEnv, daysAgo, makeDirectory, partitionOf } from './archiver.ts'
 import { freePort } from '../local/cluster.ts'
 import { plainEnv, repository } from '../local/config.ts'
-import { spawnNode, waitFor, withDatabase } from '../local/testing.ts'
-import { enroll } from '../sql/testing.ts'
+import { spawnNode, waitFor, withDatabase } from './database.ts'
+import { enroll } from './fleet.ts'
 
 export function readPage(page: string) {
   return readFile(join(repository, page), 'utf8')

@@ -1,8 +1,8 @@
 import { join } from 'node:path'
 import t from 'tap'
 import { repository } from '../../local/config.ts'
-import { prometheus, withPrometheus } from '../../local/prometheus.ts'
-import { waitFor } from '../../local/testing.ts'
+import { prometheus, withPrometheus } from '../../testing/prometheus.ts'
+import { waitFor } from '../../testing/database.ts'
 import { alertmanager, amtool, withAlertmanager } from '../../testing/alertmanager.ts'
 import { blocksOf, readPage, runShell } from '../../testing/pages.ts'
 

@@ -1,5 +1,5 @@
 import type { Child, PropsWithChildren } from 'hono/jsx'
-import { version } from '../version.ts'
+import { version } from '../../lib/version.ts'
 import { assetPath } from './assets.ts'
 import type { Result } from './result.ts'
 
