@@ -13,7 +13,10 @@ export interface DemoDevice {
  * every start, and a new one when the database is another.
  */
 export async function demoDevice(sql: Sql, file: string): Promise<DemoDevice> {
-  const kept = await readFile(file, 'utf8').then(text => JSON.parse(text) as DemoDevice, () => undefined)
+  const kept = await readFile(file, 'utf8').then(
+    text => JSON.parse(text) as DemoDevice,
+    () => undefined,
+  )
   if (kept) {
     const known = await sql`select from fleet.authenticate(${createHash('sha256').update(kept.token).digest()})`
     if (known.length) return kept

@@ -23,14 +23,22 @@ interface Started {
 /** npm start in a clone, with an environment as empty as a shell's can be. */
 async function npmStart(t: Test, clone: string, env: Record<string, string> = {}, ready = /Ctrl-C stops/): Promise<Started> {
   const child = spawn('npm', ['start'], {
-    cwd: clone, env: { PATH: plainEnv().PATH, HOME: clone, ...env }, stdio: ['ignore', 'pipe', 'pipe'],
+    cwd: clone,
+    env: { PATH: plainEnv().PATH, HOME: clone, ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
   })
   let output = ''
-  child.stdout.on('data', (chunk: Buffer) => { output += chunk.toString() })
-  child.stderr.on('data', (chunk: Buffer) => { output += chunk.toString() })
+  child.stdout.on('data', (chunk: Buffer) => {
+    output += chunk.toString()
+  })
+  child.stderr.on('data', (chunk: Buffer) => {
+    output += chunk.toString()
+  })
   const exited = new Promise<number | null>(resolve => child.once('close', resolve))
   let hasEnded = false
-  void exited.then(() => { hasEnded = true })
+  void exited.then(() => {
+    hasEnded = true
+  })
   t.teardown(async () => {
     if (!hasEnded) child.kill('SIGTERM')
     await exited
@@ -41,7 +49,8 @@ async function npmStart(t: Test, clone: string, env: Record<string, string> = {}
     if (!command) throw new Error(`no ${program} line was printed:\n${output}`)
     const settings = program === 'psql' ? /^ {2}set -a; .*$/m.exec(output)?.[0] : undefined
     const { stdout } = await run('sh', ['-c', [settings, command].filter(Boolean).join('\n')], {
-      cwd: '/', env: { PATH: plainEnv().PATH, ...(env.DATABASE_URL !== undefined && { DATABASE_URL: env.DATABASE_URL }) },
+      cwd: '/',
+      env: { PATH: plainEnv().PATH, ...(env.DATABASE_URL !== undefined && { DATABASE_URL: env.DATABASE_URL }) },
     })
     return stdout
   }
@@ -124,7 +133,11 @@ t.test('a fresh clone with an empty environment', async t => {
     t.match(await (await fetch(page!)).text(), /Admin key/, 'and it is the page')
     t.notMatch(started.output(), /^\s*\.+( |$)/m, 'no line begins with the dots of a step')
     t.match(before, /^Starting the server and the archiver \.+ \d+\.\d s$/m)
-    t.same(summary.split('\n').filter(line => /^ {2}(curl|psql| )/.test(line) && line.length > 100), [], 'the commands fit a terminal')
+    t.same(
+      summary.split('\n').filter(line => /^ {2}(curl|psql| )/.test(line) && line.length > 100),
+      [],
+      'the commands fit a terminal',
+    )
 
     // In one terminal, as a reader does; the port may be another here.
     const [starting, ...commands] = blocksOf(await readPage('README.md'), 'sh')
@@ -132,7 +145,11 @@ t.test('a fresh clone with an empty environment', async t => {
     t.equal(commands.length, 2)
     const { code, output } = await runShell(commands.join('').replaceAll('http://127.0.0.1:8080/', page!), {}, { cwd: clone })
     t.equal(code, 0, output)
-    t.match(output, /^\{"result":"stored",[^]*alias,status,last_ts,battery_pct$[^]*^lobby-tablet-7,online,.*,81$/m, 'the commands of README.md')
+    t.match(
+      output,
+      /^\{"result":"stored",[^]*alias,status,last_ts,battery_pct$[^]*^lobby-tablet-7,online,.*,81$/m,
+      'the commands of README.md',
+    )
 
     const second = await npmStart(t, clone)
     t.equal(await second.exited, 1)
@@ -172,9 +189,16 @@ t.test('a fresh clone with an empty environment', async t => {
     t.match(JSON.parse(await started.paste('curl')), { result: /^(stored|duplicate)$/ })
     const [server] = (await processes(clone)).filter(line => line.includes('server/main.ts')).map(line => parseInt(line))
     process.kill(server ?? 0, 'SIGKILL')
-    await waitFor(async () => started.paste('curl').then(answer => answer.includes('"result"'), () => false), {
-      what: () => 'the server to be started again',
-    })
+    await waitFor(
+      async () =>
+        started.paste('curl').then(
+          answer => answer.includes('"result"'),
+          () => false,
+        ),
+      {
+        what: () => 'the server to be started again',
+      },
+    )
     t.match(started.output(), /The server ended unexpectedly \(SIGKILL\)/)
 
     // As a Ctrl-C in a terminal: once from the terminal, once passed on by npm.

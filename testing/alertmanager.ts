@@ -13,7 +13,9 @@ import { find, hasPrograms, testPrograms } from './optional-programs.ts'
 import { spawnProgram } from './database.ts'
 
 const run = promisify(execFile)
-export const alertmanager = testPrograms('Alertmanager', ['prometheus-alertmanager'], () => hasPrograms('prometheus-alertmanager', 'amtool'))
+export const alertmanager = testPrograms('Alertmanager', ['prometheus-alertmanager'], () =>
+  hasPrograms('prometheus-alertmanager', 'amtool'),
+)
 
 /** Runs amtool; what it printed. Throws if it finds something wrong. */
 export async function amtool(...args: string[]) {
@@ -23,12 +25,17 @@ export async function amtool(...args: string[]) {
 
 /** docker/alertmanager/alertmanager.yml with the stand-ins in place of Slack and of the mail server, which waits for nothing. */
 export async function withAlertmanager(t: Test) {
-  const messages: { text: string, title: string, channel: string }[] = []
+  const messages: { text: string; title: string; channel: string }[] = []
   const slack = createServer((request, response) => {
     let body = ''
-    request.on('data', (chunk: Buffer) => { body += chunk.toString() })
+    request.on('data', (chunk: Buffer) => {
+      body += chunk.toString()
+    })
     request.on('end', () => {
-      const { channel, attachments: [attachment] } = JSON.parse(body) as { channel: string, attachments: [{ text: string, title: string }] }
+      const {
+        channel,
+        attachments: [attachment],
+      } = JSON.parse(body) as { channel: string; attachments: [{ text: string; title: string }] }
       messages.push({ channel, ...attachment })
       response.end('ok')
     })
@@ -54,10 +61,17 @@ export async function withAlertmanager(t: Test) {
   await writeFile(join(directory, 'smtp_password'), 'secret')
   const port = await freePort(true)
   const url = `http://127.0.0.1:${port}`
-  const server = await spawnProgram(t, find('prometheus-alertmanager'), [
-    `--config.file=${join(directory, 'alertmanager.yml')}`, `--storage.path=${join(directory, 'data')}`,
-    `--web.listen-address=127.0.0.1:${port}`, '--cluster.listen-address=',
-  ], { cwd: directory, ready: `${url}/-/ready` })
+  const server = await spawnProgram(
+    t,
+    find('prometheus-alertmanager'),
+    [
+      `--config.file=${join(directory, 'alertmanager.yml')}`,
+      `--storage.path=${join(directory, 'data')}`,
+      `--web.listen-address=127.0.0.1:${port}`,
+      '--cluster.listen-address=',
+    ],
+    { cwd: directory, ready: `${url}/-/ready` },
+  )
   return { url, address: `127.0.0.1:${port}`, messages, mails, server }
 }
 

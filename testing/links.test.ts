@@ -9,7 +9,7 @@ async function pagesIn(directory: string): Promise<string[]> {
   const pages: string[] = []
   for (const entry of await readdir(directory, { withFileTypes: true })) {
     const path = join(directory, entry.name)
-    if (entry.isDirectory() && !left.includes(entry.name)) pages.push(...await pagesIn(path))
+    if (entry.isDirectory() && !left.includes(entry.name)) pages.push(...(await pagesIn(path)))
     else if (entry.name.endsWith('.md')) pages.push(path)
   }
   return pages
@@ -24,7 +24,10 @@ function prose(text: string) {
 function anchorsOf(text: string) {
   const seen = new Map<string, number>()
   return [...text.replaceAll(/^( *)```[^]*?^\1```$/gm, '').matchAll(/^#{1,6} (.*)$/gm)].map(([, title = '']) => {
-    const anchor = title.toLowerCase().replaceAll(/[^\p{L}\p{N}_ -]/gu, '').replaceAll(' ', '-')
+    const anchor = title
+      .toLowerCase()
+      .replaceAll(/[^\p{L}\p{N}_ -]/gu, '')
+      .replaceAll(' ', '-')
     const before = seen.get(anchor) ?? 0
     seen.set(anchor, before + 1)
     return before === 0 ? anchor : `${anchor}-${before}`
@@ -44,15 +47,19 @@ t.test('every link between pages leads to a file, and to a heading in it', async
       links++
       const [path = '', anchor] = target.split('#')
       const file = path === '' ? page : join(dirname(page), decodeURIComponent(path))
-      const exists = await access(file).then(() => true, () => false)
-      if (!exists || (anchor !== undefined && !anchors.get(file)?.includes(anchor))) broken.push(`${relative(repository, page)}: ${target}`)
+      const exists = await access(file).then(
+        () => true,
+        () => false,
+      )
+      if (!exists || (anchor !== undefined && !anchors.get(file)?.includes(anchor)))
+        broken.push(`${relative(repository, page)}: ${target}`)
     }
   }
   t.ok(links > 200, `${links} links`)
   t.same(broken, [])
 })
 
-t.test('docs/README.md lists every page of docs/, and every page of the repository\'s root', async t => {
+t.test("docs/README.md lists every page of docs/, and every page of the repository's root", async t => {
   const index = await readFile(join(repository, 'docs/README.md'), 'utf8')
   const pages = (await readdir(join(repository, 'docs'))).filter(name => name.endsWith('.md') && name !== 'README.md')
   for (const name of pages) t.ok(index.includes(`](${name})`), name)
@@ -62,6 +69,8 @@ t.test('docs/README.md lists every page of docs/, and every page of the reposito
 
 t.test('anchors are made as GitHub makes them', async t => {
   t.same(anchorsOf('# A `b_c`: what, why?\n## From 0.1.0 to 0.2.0\n```\n# not this\n```\n## A `b_c`: what, why?\n'), [
-    'a-b_c-what-why', 'from-010-to-020', 'a-b_c-what-why-1',
+    'a-b_c-what-why',
+    'from-010-to-020',
+    'a-b_c-what-why-1',
   ])
 })

@@ -20,7 +20,14 @@ t.test('each page with commands for a shell is run by a test', async t => {
   const found: string[] = []
   for (const page of pages) if (blocksOf(await readPage(page), 'sh').length > 0) found.push(page)
   t.same(found.sort(), [
-    'CONTRIBUTING.md', 'README.md', 'RUNBOOK.md', 'docs/agents.md', 'docs/alert-me.md', 'docs/install.md', 'docs/operate.md', 'docs/two-servers.md',
+    'CONTRIBUTING.md',
+    'README.md',
+    'RUNBOOK.md',
+    'docs/agents.md',
+    'docs/alert-me.md',
+    'docs/install.md',
+    'docs/operate.md',
+    'docs/two-servers.md',
     'docs/upgrade.md',
   ])
 })
@@ -39,29 +46,36 @@ t.test('the commands of docs/agents.md enroll a device, send heartbeats and a co
   t.match(await run(openapi), /"openapi":"3\.1\.\d"/)
   const [, token] = /"token":"(nxd_[^"]+)"/.exec(await run(enrolling)) ?? []
   t.match(await run(single, token), /^\{"result":"stored","ts":"[^"]+","next_interval_s":60\}/)
-  t.match(await run(batch, token), /"result":"stored".*"result":"rejected".*"battery_pct".*"stored":1,"duplicate":0,"quarantined":0,"rejected":1/)
+  t.match(
+    await run(batch, token),
+    /"result":"stored".*"result":"rejected".*"battery_pct".*"stored":1,"duplicate":0,"quarantined":0,"rejected":1/,
+  )
   t.match(await run(commands, token), /^\{"command_id":\d+\}.*"command":"set_volume"/s)
   t.match(await db.sql`select status from fleet.device_status where alias = 'lobby-tablet-7'`, [{ status: 'online' }])
   t.same(await db.sql`select * from fleet.heartbeat_quarantine`, [])
 })
 
-t.test('the commands of docs/operate.md give CSV, and list, verify, restore and query archives', { timeout: 300_000 }, async t => {
-  const { db, env } = await withArchivedDays(t, [100])
-  const page = await readCommands('docs/operate.md')
-  const [fleet = '', devices = '', ...others] = blocksOf(section(page, 'Get CSV'), 'sh')
-  t.same(others, [])
-  const tables = await runShell(fleet, { ...env, READER_URL: db.url('fleet_reader') })
-  t.equal(tables.code, 0, tables.output)
-  t.match(tables.output, /^cohort,devices,.*\n\(all\),1,[^]*^day,alias,availability_pct$/m)
-  const answer = await runShell(devices, env)
-  t.equal(answer.code, 0, answer.output)
-  t.match(answer.output, /^device_id,alias,/)
+t.test(
+  'the commands of docs/operate.md give CSV, and list, verify, restore and query archives',
+  { timeout: 300_000 },
+  async t => {
+    const { db, env } = await withArchivedDays(t, [100])
+    const page = await readCommands('docs/operate.md')
+    const [fleet = '', devices = '', ...others] = blocksOf(section(page, 'Get CSV'), 'sh')
+    t.same(others, [])
+    const tables = await runShell(fleet, { ...env, READER_URL: db.url('fleet_reader') })
+    t.equal(tables.code, 0, tables.output)
+    t.match(tables.output, /^cohort,devices,.*\n\(all\),1,[^]*^day,alias,availability_pct$/m)
+    const answer = await runShell(devices, env)
+    t.equal(answer.code, 0, answer.output)
+    t.match(answer.output, /^device_id,alias,/)
 
-  const [archive = '', ...more] = blocksOf(section(page, 'The archive'), 'sh')
-  t.same(more, [])
-  const { code, output } = await runShell(archive, env)
-  t.equal(code, 0, `${archive}\n${output}`)
-})
+    const [archive = '', ...more] = blocksOf(section(page, 'The archive'), 'sh')
+    t.same(more, [])
+    const { code, output } = await runShell(archive, env)
+    t.equal(code, 0, `${archive}\n${output}`)
+  },
+)
 
 t.test('the commands of docs/operate.md configure Prometheus', { skip: prometheus.without }, async t => {
   const directory = await makeDirectory(t)
@@ -86,10 +100,16 @@ t.test('the commands of docs/install.md prepare a database for an owner who is n
   const deployer = new URL(db.url('fleet_owner'))
   deployer.username = role
   deployer.password = 'secret'
-  const { code, output } = await runShell(block.replace(/\bdeployer\b/, role), { ADMIN_URL: db.url('postgres'), DEPLOYER_URL: deployer.href })
+  const { code, output } = await runShell(block.replace(/\bdeployer\b/, role), {
+    ADMIN_URL: db.url('postgres'),
+    DEPLOYER_URL: deployer.href,
+  })
   t.equal(code, 0, output)
   t.match(output, /The database is up to date/)
-  t.match(await db.admin`select has_function_privilege('fleet_server', 'fleet.ingest(json, timestamptz)', 'execute') as is_ready`, [{ is_ready: true }])
+  t.match(
+    await db.admin`select has_function_privilege('fleet_server', 'fleet.ingest(json, timestamptz)', 'execute') as is_ready`,
+    [{ is_ready: true }],
+  )
 })
 
 t.test('the commands of docs/upgrade.md run against a store', { timeout: 300_000 }, async t => {

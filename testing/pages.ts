@@ -15,21 +15,26 @@ export function readPage(page: string) {
 
 /** The text of each fenced block in this language, also of those in a list, without their indent. */
 export function blocksOf(text: string, language: string) {
-  return [...text.matchAll(new RegExp(`^( *)\`\`\`${language}\\n([^]*?)^ *\`\`\`$`, 'gm'))].map(([, indent = '', block = '']) => (
-    indent ? block.replaceAll(new RegExp(`^${indent}`, 'gm'), '') : block
-  ))
+  return [...text.matchAll(new RegExp(`^( *)\`\`\`${language}\\n([^]*?)^ *\`\`\`$`, 'gm'))].map(([, indent = '', block = '']) =>
+    indent ? block.replaceAll(new RegExp(`^${indent}`, 'gm'), '') : block,
+  )
 }
 
 /** A section of a page, from its heading to the next one of its level. */
 export function section(text: string, title: string) {
-  return text.slice(text.indexOf(`\n## ${title}\n`)).slice(1).split('\n## ')[0] ?? ''
+  return (
+    text
+      .slice(text.indexOf(`\n## ${title}\n`))
+      .slice(1)
+      .split('\n## ')[0] ?? ''
+  )
 }
 
 /** A store with a server and an archiver whose days of so long ago are archived and dropped, and the variables that a shell needs for it. */
 export async function withArchivedDays(t: Test, ago: number[]) {
   const db = await withDatabase(t)
   // As npm start does.
-  const [device] = await enroll(db.sql, 1) as [number]
+  const [device] = (await enroll(db.sql, 1)) as [number]
   for (const day of ago.map(daysAgo)) {
     await db.sql`select fleet.create_partitions(${day}::date, ${day}::date)`
     await db.admin`insert into fleet.device_heartbeats (ts, device_id) select ${day}::date + n * interval '1 minute', ${device} from generate_series(1, 500) n`
@@ -38,8 +43,12 @@ export async function withArchivedDays(t: Test, ago: number[]) {
   const directory = await makeDirectory(t)
   const port = await freePort(true)
   const env = {
-    ...archiverEnv(db, directory), DATABASE_URL: db.url('postgres'), NEW_DATABASE_URL: (await withDatabase(t, 'template0')).url('postgres'),
-    ADMIN_KEY: 'an-admin-key-for-tests', PORT: String(port), WORKERS: '1',
+    ...archiverEnv(db, directory),
+    DATABASE_URL: db.url('postgres'),
+    NEW_DATABASE_URL: (await withDatabase(t, 'template0')).url('postgres'),
+    ADMIN_KEY: 'an-admin-key-for-tests',
+    PORT: String(port),
+    WORKERS: '1',
   }
   await spawnNode(t, 'archiver/main.ts', { env })
   await spawnNode(t, 'server/main.ts', { env, ready: `http://127.0.0.1:${port}/readyz` })
@@ -49,13 +58,19 @@ export async function withArchivedDays(t: Test, ago: number[]) {
 
 /** Runs lines of shell, by default in the repository, to the first that fails; curl fails on an answer that is an error. */
 export function runShell(command: string, env: Record<string, string | undefined>, { cwd = repository, input = '' } = {}) {
-  return new Promise<{ code: number | null, output: string }>((resolve, reject) => {
+  return new Promise<{ code: number | null; output: string }>((resolve, reject) => {
     // eslint-disable-next-line no-restricted-syntax -- the command is a page of ours
     const shell = spawn('bash', ['-c', `set -eo pipefail; curl() { command curl --fail-with-body "$@"; }\n${command}`], {
-      cwd, env: { ...plainEnv(), ...env }, stdio: ['pipe', 'pipe', 'pipe'], detached: true, // no terminal to ask for a password
+      cwd,
+      env: { ...plainEnv(), ...env },
+      stdio: ['pipe', 'pipe', 'pipe'],
+      detached: true, // no terminal to ask for a password
     })
     let output = ''
-    for (const stream of [shell.stdout, shell.stderr]) stream.on('data', (chunk: Buffer) => { output += chunk.toString() })
+    for (const stream of [shell.stdout, shell.stderr])
+      stream.on('data', (chunk: Buffer) => {
+        output += chunk.toString()
+      })
     shell.stdin.on('error', () => {}) // the exit code says more
     shell.stdin.end(input)
     shell.once('error', reject)

@@ -7,7 +7,10 @@ import { alertmanager, amtool, withAlertmanager } from '../../testing/alertmanag
 import { blocksOf, readPage, runShell } from '../../testing/pages.ts'
 
 t.test('amtool finds nothing wrong, and the routes are those of docs/alert-me.md', { skip: alertmanager.without }, async t => {
-  t.match(await amtool('check-config', join(repository, 'docker/alertmanager/alertmanager.yml')), /SUCCESS[^]*1 inhibit rules[^]*2 receivers/)
+  t.match(
+    await amtool('check-config', join(repository, 'docker/alertmanager/alertmanager.yml')),
+    /SUCCESS[^]*1 inhibit rules[^]*2 receivers/,
+  )
   const [routes = '', ...others] = blocksOf(await readPage('docs/alert-me.md'), 'sh')
   t.same(others, [])
   // Debian's amtool warns each time that the file overrides its URL.
@@ -33,7 +36,11 @@ groups:
   await waitFor(async () => messages.length >= 2 && mails.length >= 1, { patience: 60_000, what: server.output })
   const [critical] = messages.filter(({ title }) => title === 'TryOut (critical)')
   t.match(critical, { channel: '#fleet', text: /^a summary\na description\nRUNBOOK.md#a-section\n/ })
-  t.match(messages.filter(({ title }) => title === 'OnlyAWarning (warning)'), [{ text: /^a warning\n/ }], 'one message for both servers')
+  t.match(
+    messages.filter(({ title }) => title === 'OnlyAWarning (warning)'),
+    [{ text: /^a warning\n/ }],
+    'one message for both servers',
+  )
   t.match(mails[0], /^Subject: TryOut: a summary\r?$/m)
   t.match(mails[0], /a description/)
   t.match(mails[0], /^To: oncall@example\.com\r?$/m)
@@ -45,5 +52,9 @@ groups:
   t.match(await by('amtool --alertmanager.url=http://127.0.0.1:9093 alert query'), { code: 0, output: /This is a test/ })
   const [, silencing = ''] = /^(amtool .* silence add .*)$/m.exec(await readPage('docs/alert-me.md')) ?? []
   t.match(await by(silencing), { code: 0 })
-  t.same((await by('amtool --alertmanager.url=http://127.0.0.1:9093 alert query')).output.trim().split('\n').slice(1), [], 'all of them are silenced')
+  t.same(
+    (await by('amtool --alertmanager.url=http://127.0.0.1:9093 alert query')).output.trim().split('\n').slice(1),
+    [],
+    'all of them are silenced',
+  )
 })

@@ -8,16 +8,26 @@ import { asRole } from '../../testing/fleet.ts'
 
 const root = join(import.meta.dirname, '../..')
 
-for (const [page, role] of [['docs/operate.md', 'fleet_dba'], ['RUNBOOK.md', 'fleet_dba'], ['docs/views.md', 'fleet_reader']] as const) {
+for (const [page, role] of [
+  ['docs/operate.md', 'fleet_dba'],
+  ['RUNBOOK.md', 'fleet_dba'],
+  ['docs/views.md', 'fleet_reader'],
+] as const) {
   t.test(`every SQL statement in ${page} runs, as ${role}`, async t => {
     const db = await withDatabase(t)
     const text = await readFile(join(root, page), 'utf8')
     await oldApplication(db.admin)
     const blocks = blocksOf(text, 'sql')
     t.ok(blocks.length >= 2, `${blocks.length} blocks`)
-    for (const statement of blocks.flatMap(block => block.split(/;\n/)).map(part => part.trim()).filter(Boolean)) {
+    for (const statement of blocks
+      .flatMap(block => block.split(/;\n/))
+      .map(part => part.trim())
+      .filter(Boolean)) {
       const session = asRole(t, db, statement.startsWith('-- as the owner of the table') ? 'postgres' : role)
-      const error = await session.unsafe(statement).then(() => undefined, (caught: { code: string, message: string }) => caught)
+      const error = await session.unsafe(statement).then(
+        () => undefined,
+        (caught: { code: string; message: string }) => caught,
+      )
       await session.end({ timeout: 1 })
       // The examples name devices that this database does not have: the store's own words say so.
       t.ok(!error || error.code === 'FL404', `${statement}${error ? ` -- ${error.code} ${error.message}` : ''}`)
@@ -30,14 +40,18 @@ t.test('who follows RUNBOOK.md comes from a plain table, to the last row', async
   await oldApplication(db.admin)
   const text = await readFile(join(root, 'RUNBOOK.md'), 'utf8')
   const section = /## Coming from a plain table([\s\S]*?)\n## /.exec(text)?.[1] ?? ''
-  const statements = [...section.matchAll(/```sql\n([\s\S]*?)```/g)].flatMap(match => (match[1] ?? '').split(/;\n/)).map(part => part.trim())
+  const statements = [...section.matchAll(/```sql\n([\s\S]*?)```/g)]
+    .flatMap(match => (match[1] ?? '').split(/;\n/))
+    .map(part => part.trim())
   for (const statement of statements.filter(part => part && !part.includes('abandon_adoption'))) {
     await asRole(t, db, statement.startsWith('-- as the owner of the table') ? 'postgres' : 'fleet_dba').unsafe(statement)
   }
   t.match(await db.sql`select state, rows_kept, rows_missing, rows_changed from fleet.adoption_progress`, [
     { state: 'confirmed', rows_kept: '1000', rows_missing: '0', rows_changed: '0' },
   ])
-  t.match(await db.sql`select count(*)::int as rows, count(battery_pct)::int as batteries from fleet.device_heartbeats`, [{ rows: 1000, batteries: 1000 }])
+  t.match(await db.sql`select count(*)::int as rows, count(battery_pct)::int as batteries from fleet.device_heartbeats`, [
+    { rows: 1000, batteries: 1000 },
+  ])
   t.match(await db.admin`select to_regclass('public.device_heartbeats') as table`, [{ table: null }])
 })
 
@@ -68,13 +82,19 @@ t.test('every shell command in RUNBOOK.md runs, against a server and an archiver
 t.test('docs/views.md has a section, with an example, for each view that dashboards may read', async t => {
   const { sql } = await withDatabase(t)
   const text = await readFile(join(root, 'docs/views.md'), 'utf8')
-  const sections = [...text.matchAll(/^### (\w+)\n([^]*?)(?=^##|$(?![^]))/gm)].map(([, name, body]) => ({ name: name!, body: body! }))
+  const sections = [...text.matchAll(/^### (\w+)\n([^]*?)(?=^##|$(?![^]))/gm)].map(([, name, body]) => ({
+    name: name!,
+    body: body!,
+  }))
   const views = await sql<{ name: string }[]>`
     select relname as name from pg_class
     where relnamespace = 'fleet'::regnamespace and relkind in ('v', 'm') and has_table_privilege('fleet_reader', oid, 'select')
     order by 1
   `
-  t.same(sections.map(section => section.name).sort(), views.map(view => view.name))
+  t.same(
+    sections.map(section => section.name).sort(),
+    views.map(view => view.name),
+  )
   for (const { name, body } of sections) t.match(body, new RegExp('```sql\\n[^`]*fleet\\.' + name + '\\b'), name)
 })
 
