@@ -19,13 +19,13 @@ import { atLeast, atMost, equal, shown, type Line } from './table.ts'
 /** Whether all that was acknowledged is there, each once. */
 async function kept({ admin }: Bed, source: string, about: string, devices: Device[], beats: Acknowledged[]) {
   const wrong = await heartbeats(admin, beats.map(({ template, ts, status }) => ({ device_id: devices[template]!.device_id, ts, status })))
-  return equal(source, `${about}: of ${beats.length.toLocaleString('en')} acknowledged heartbeats, not stored once`, wrong.length, 0, wrong.length > 0 ? { note: wrong.slice(0, 3).join('; ') } : {})
+  return equal(source, `${about}: acknowledged heartbeats that are not stored exactly once, of ${beats.length.toLocaleString('en')}`, wrong.length, 0, wrong.length > 0 ? { note: wrong.slice(0, 3).join('; ') } : {})
 }
 
 /** What every load has to keep. */
 async function common(source: string, about: string, bed: Bed, devices: Device[], { sent, used, beats }: { sent: Sent, used: Used, beats: Acknowledged[] }): Promise<Line[]> {
   return [
-    equal(source, `${about}: errors, of any kind`, sent.errors, 0),
+    equal(source, `${about}: errors of any kind`, sent.errors, 0),
     await kept(bed, source, about, devices, beats),
     equal(source, `${about}: hb_writes_failed_total`, used.counted('hb_writes_failed_total'), 0),
   ]
@@ -76,17 +76,17 @@ export async function fastPath(bed: Bed, repeats: number): Promise<Line[]> {
     `, 3)
     const fast = await p95(() => reader`select * from fleet.list_devices('offline', '12 minutes', 0, 100000)`)
     return [
-      equal('000 B', `${about} updated by posts: answered`, sent.ok, devices.length),
+      equal('000 B', `${about} updated by POST: answered`, sent.ok, devices.length),
       equal('000 B', 'offline for more than 12 minutes: listed', listed, offline),
-      atMost('000 B', `that list, whole, in SQL, p95 of ${repeats}`, fast, 200, 'ms'),
-      atMost('000 B', 'a page of it over HTTP, p95', await p95(() => http('/v1/devices?status=offline&older_than=12m&limit=100')), 200, 'ms'),
+      atMost('000 B', `the whole list in SQL, p95 of ${repeats}`, fast, 200, 'ms'),
+      atMost('000 B', 'one page of it over HTTP, p95', await p95(() => http('/v1/devices?status=offline&older_than=12m&limit=100')), 200, 'ms'),
       atMost('000 B', 'last metrics of a device in SQL, p95', await p95(() => reader`select * from fleet.device_status where device_id = ${device()}`), 20, 'ms'),
       atMost('000 B', 'last metrics of a device over HTTP, p95', await p95(() => http(`/v1/devices/${device()}`)), 20, 'ms'),
       atMost('000 4', 'Unity down now, p95', await p95(() => reader`select * from fleet.unity_down`), 20, 'ms'),
       atMost('000 4', 'POST /admin/command, insert and log, p95', await p95(() => http('/admin/command', { device_id: device(), command: 'ping' })), 60, 'ms'),
       atMost('004', 'the slowest of these queries, p95', Math.max(fast, await p95(() => reader`select * from fleet.fleet_summary`)), 50, 'ms', { note: 'fleet_summary and the offline list' }),
-      shown('001 3', 'offline list from the heartbeats of a week, of 3', 'about 800 ms', `${Math.round(legacy)} ms, ${Math.round(legacy / fast)} times the other`),
-      equal('002 5', 'a device that is not there is answered with', (await call(server, '/v1/devices/999999999')).status, 404),
+      shown('001 3', 'offline list from a week of heartbeats, of 3', 'about 800 ms', `${Math.round(legacy)} ms, ${Math.round(legacy / fast)} times as long`),
+      equal('002 5', 'the status for a device that does not exist', (await call(server, '/v1/devices/999999999')).status, 404),
     ]
   } finally {
     sender.end()
@@ -120,10 +120,10 @@ export async function load(bed: Bed, { source, about, fleet, first, warmup, note
     atMost(source, `${about}: p99`, sent.latency.p99, p99, 'ms', rest),
     ...await common(source, about, bed, devices, found),
     atMost(source, `${about}: CPU of server and Postgres`, cpu(used), 70, '% of all processors'),
-    atMost(source, `${about}: connections to Postgres`, used.connections, limits!.most, '', { note: 'Of max_connections' }),
+    atMost(source, `${about}: connections to Postgres`, used.connections, limits!.most, '', { note: 'The limit is max_connections' }),
     atLeast('004', `${about}: statements that found a free connection`, pool(used), 90, '%'),
-    atMost(source, `${about}: duplicates, where ${fleet.retries} % are sent twice`, Math.abs(duplicates - fleet.retries), 1, '% away from it', {
-      note: `${duplicates.toFixed(2)} %; 001 names 85 %, which no fleet at this cadence has`,
+    atMost(source, `${about}: duplicates, where ${fleet.retries} % are sent twice`, Math.abs(duplicates - fleet.retries), 1, '% away', {
+      note: `${duplicates.toFixed(2)} %; 001 says 85 %, which no fleet has at this cadence`,
     }),
   ]
 }
@@ -147,11 +147,11 @@ export async function roster(bed: Bed, { fleet, first, warmup, note }: { fleet: 
     atMost('004', `${about}: p99`, sent.latency.p99, 100, 'ms'),
     ...await common('004', about, bed, devices, found),
     atMost('004', `${about}: CPU of server and Postgres`, cpu(used), 70, '% of all processors'),
-    atMost('004', `${about}: memory of the server at the end, of that at a fifth`, used.rssLate / used.rssEarly, 1.15, 'times'),
+    atMost('004', `${about}: memory of the server at the end, compared with a fifth of the way`, used.rssLate / used.rssEarly, 1.15, 'times'),
     atLeast('004', `${about}: token cache hits`, hits(used), 80, '%'),
     atLeast('004', `${about}: statements that found a free connection`, pool(used), 90, '%'),
-    equal('004', `background jobs that failed, of ${jobs!.runs} meanwhile`, jobs!.failed, 0),
-    atMost('004', 'the longest of them took, of the minute until the next', jobs!.longest, 60, 's'),
+    equal('004', `background jobs that failed, of ${jobs!.runs}`, jobs!.failed, 0),
+    atMost('004', 'duration of the longest of them', jobs!.longest, 60, 's'),
   ]
 }
 
@@ -182,10 +182,10 @@ export async function throttle(bed: Bed, { fleet, first, seconds, calm, note }: 
   const about = `Postgres stopped for about two thirds of ${seconds} s at ${Math.round(fleet.devices / fleet.interval).toLocaleString('en')} heartbeats/s`
   const rest = note === undefined ? {} : { note }
   return [
-    equal('000 D', `${about}: backpressure`, output || 'not logged', 'logged', { note: `BACKPRESSURE_QUEUE=${queue}, in place of 10,000` }),
-    atMost('000 D', `${about}: p99 of what was accepted meanwhile`, percentile(during, 99), 1_000, 'ms', rest),
-    atLeast('000 D', 'that rises: p99 meanwhile, of that before', percentile(during, 99) / percentile(before, 99), 1, 'times'),
-    atMost('000 D', 'and recovers: p99 from 2 s afterwards', percentile(after, 99), 300, 'ms'),
+    equal('000 D', `${about}: backpressure`, output || 'not logged', 'logged', { note: `BACKPRESSURE_QUEUE=${queue} instead of 10,000` }),
+    atMost('000 D', `${about}: p99 of what was accepted during that time`, percentile(during, 99), 1_000, 'ms', rest),
+    atLeast('000 D', 'latency rises: p99 during that time, compared with before', percentile(during, 99) / percentile(before, 99), 1, 'times'),
+    atMost('000 D', 'latency recovers: p99 from 2 s after the end', percentile(after, 99), 300, 'ms'),
     ...await common('000 D', about, bed, devices, found),
   ]
 }
@@ -223,10 +223,10 @@ export async function duplicates(bed: Bed, count: number): Promise<Line[]> {
         and h.ts >= ${new Date(bucket)} and h.ts < ${new Date(bucket + 10_000)}
     `
     return [
-      equal('000 E', `ten parallel posts in a bucket for each of ${count} devices: stored`, answers.get('stored') ?? 0, count),
+      equal('000 E', `ten parallel POSTs in one bucket for each of ${count} devices: stored`, answers.get('stored') ?? 0, count),
       equal('000 E', 'the others are duplicates', answers.get('duplicate') ?? 0, 9 * count),
       equal('000 E', 'rows in the database', found!.rows, count),
-      equal('000 E', 'devices of which last status is that row', found!.status, count),
+      equal('000 E', 'devices whose last status is that row', found!.status, count),
     ]
   } finally {
     await server.stop()
@@ -252,7 +252,7 @@ export async function balanced(bed: Bed, { fleet, first }: { fleet: Fleet, first
     const shares = await Promise.all(servers.map(async server => (await server.metrics()).get('hb_writes_total') ?? 0))
     return [
       equal('004', `${criterion}: errors`, sent.errors, 0),
-      atLeast('004', `${criterion}: the smaller of both shares`, 100 * Math.min(...shares) / Math.max(1, shares[0]! + shares[1]!), 30, '%'),
+      atLeast('004', `${criterion}: the smaller server's share`, 100 * Math.min(...shares) / Math.max(1, shares[0]! + shares[1]!), 30, '%'),
       await kept(bed, '004', criterion, devices, beats),
     ]
   } finally {
@@ -288,10 +288,10 @@ export async function consistency(bed: Bed): Promise<Line[]> {
     return [
       equal('001', 'devices whose last status is not that of their newest heartbeat', wrong!.count, 0),
       atMost('001', `drift that reconcile() found among ${drift!.checked.toLocaleString('en')} devices`, 100 * drift!.updated / Math.max(1, drift!.checked), 0.1, '%'),
-      equal('002 3', 'wrong last statuses that reconcile() healed, of 5', healed!.updated, 5),
+      equal('002 3', 'wrong last statuses that reconcile() repaired, of 5', healed!.updated, 5),
       equal('001', 'days missing in data_coverage', missing!.count, 0),
       equal('001', 'checks that fail', others.map(({ check_name, detail }) => `${check_name}: ${detail}`).join('; ') || 'none', 'none', {
-        note: 'fleet.check(), without those of the archiver and the server, which do not run now',
+        note: 'fleet.check(), without the checks of the archiver and the server, which are not running now',
       }),
     ]
   } finally {
