@@ -46,10 +46,10 @@ t.test('RUNBOOK.md, followed step by step, imports a plain table to the last row
   const statements = [...section.matchAll(/```sql\n([\s\S]*?)```/g)]
     .flatMap(match => (match[1] ?? '').split(/;\n/))
     .map(part => part.trim())
-  for (const statement of statements.filter(part => part && !part.includes('abandon_adoption'))) {
+  for (const statement of statements.filter(part => part && !part.includes('abandon_import'))) {
     await asRole(t, db, statement.startsWith('-- as the owner of the table') ? 'postgres' : 'fleet_dba').unsafe(statement)
   }
-  t.match(await db.sql`select state, rows_kept, rows_missing, rows_changed from fleet.adoption_progress`, [
+  t.match(await db.sql`select state, rows_kept, rows_missing, rows_changed from fleet.import_progress`, [
     { state: 'confirmed', rows_kept: '1000', rows_missing: '0', rows_changed: '0' },
   ])
   t.match(await db.sql`select count(*)::int as rows, count(battery_pct)::int as batteries from fleet.device_heartbeats`, [
