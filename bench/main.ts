@@ -3,7 +3,7 @@ import { mkdir, writeFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { repository } from '../local/config.ts'
-import { say } from '../local/progress.ts'
+import { say } from '../lib/progress.ts'
 import { isMet, line, type Figure } from './figure.ts'
 import { runProgram, UsageError } from './options.ts'
 
@@ -25,7 +25,9 @@ const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure
 await runProgram(async ([scenario = '', ...args]) => {
   const load = scenarios[scenario]
   if (!load) {
-    throw new UsageError(`usage: npm run bench -- <scenario> [options] [--output FILE]; scenarios: ${Object.keys(scenarios).join(', ')}`)
+    throw new UsageError(
+      `usage: npm run bench -- <scenario> [options] [--output FILE]; scenarios: ${Object.keys(scenarios).join(', ')}`,
+    )
   }
   const now = new Date().toISOString()
   const file = outputFile(args) ?? join(repository, '.local', 'bench', `${scenario}-${now.replaceAll(':', '')}.json`)

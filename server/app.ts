@@ -2,26 +2,26 @@ import type { HttpBindings } from '@hono/node-server'
 import { Hono } from 'hono'
 import { etag } from 'hono/etag'
 import { TrieRouter } from 'hono/router/trie-router'
-import { adminOnly } from './auth.ts'
-import { ackCommand, getCommands, postCommand } from './commands.ts'
-import type { Backpressure } from './backpressure.ts'
+import { adminOnly } from './auth/auth.ts'
+import { ackCommand, getCommands, postCommand } from './fleet/commands.ts'
+import type { Backpressure } from './ingest/backpressure.ts'
 import type { ServerConfig } from './config.ts'
 import type { Pool, Sql } from './database.ts'
-import { DeviceReads } from './device-reads.ts'
-import { changeDevice, createDevice, getDevice, listDevices, renewToken, revokeDevice } from './devices.ts'
-import { postHeartbeat, postHeartbeats } from './ingest.ts'
-import { Guesses } from './guesses.ts'
-import type { Log } from './log.ts'
-import { getMetrics, timed, type Metrics } from './metrics.ts'
+import { DeviceReads } from './fleet/device-reads.ts'
+import { changeDevice, createDevice, getDevice, listDevices, renewToken, revokeDevice } from './fleet/devices.ts'
+import { postHeartbeat, postHeartbeats } from './ingest/ingest.ts'
+import { Guesses } from './auth/rate-limit.ts'
+import type { Log } from '../lib/log.ts'
+import { getMetrics, timed, type Metrics } from './ops/metrics.ts'
 import { getOpenapi } from './openapi/document.ts'
-import { getPoolHealth, postNightly, postReconcile } from './ops.ts'
+import { getPoolHealth, postNightly, postReconcile } from './ops/ops.ts'
 import { opsPage } from './page/page.tsx'
 import { Problem, requestId, toProblem, unavailable } from './problem.ts'
 import type { Reader } from './reader.ts'
-import type { Tokens } from './tokens.ts'
-import type { Tracing } from './tracing.ts'
+import type { Tokens } from './auth/tokens.ts'
+import type { Tracing } from '../lib/tracing.ts'
 import { noQuery } from './valid.ts'
-import type { Writer } from './writer.ts'
+import type { Writer } from './ingest/writer.ts'
 
 /** Of one network: a key that a person chose is found by trying, the tokens are not. */
 export const WRONG_KEYS_PER_MINUTE = 60
@@ -79,9 +79,11 @@ export function createApp(parts: Parts) {
   app.get('/healthz', c => c.json({ status: 'ok' }))
   app.get('/readyz', async c => {
     if (isDraining()) throw unavailable('The server is stopping.')
-    const [row] = await pool.run(sql => sql<{ ready: boolean }[]>`
+    const [row] = await pool.run(
+      sql => sql<{ ready: boolean }[]>`
       select to_regprocedure('fleet.ingest(json, timestamptz)') is not null as ready
-    `)
+    `,
+    )
     if (!row!.ready) throw unavailable('The database is not migrated.')
     return c.json({ status: 'ready' })
   })
@@ -96,7 +98,9 @@ export function createApp(parts: Parts) {
     const allowed = new Set(methods.match('ALL', c.req.path)[0].map(([method]) => method))
     if (allowed.size === 0) return new Problem(404, `There is nothing at ${c.req.path}.`).toResponse(requestId(c.env.incoming))
     const allow = [...allowed].join(', ')
-    return new Problem(405, `${c.req.path} takes ${allow}, not ${c.req.method}.`, { headers: { allow } }).toResponse(requestId(c.env.incoming))
+    return new Problem(405, `${c.req.path} takes ${allow}, not ${c.req.method}.`, { headers: { allow } }).toResponse(
+      requestId(c.env.incoming),
+    )
   })
 
   let quietUntil = 0

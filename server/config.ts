@@ -1,7 +1,7 @@
 import { availableParallelism } from 'node:os'
 import { inspect } from 'node:util'
-import { databaseUrlProblem } from './database-url.ts'
-import { LOG_FORMATS, LOG_LEVELS } from './log.ts'
+import { databaseUrlProblem } from '../lib/database-url.ts'
+import { LOG_FORMATS, LOG_LEVELS } from '../lib/log.ts'
 
 /** Where to connect, and the role to start as when the URL's own login is not that role. */
 export interface Login {
@@ -53,7 +53,7 @@ export class ConfigError extends Error {
  * Reads the server's settings once.
  * @throws ConfigError naming every variable that is missing or wrong.
  */
-// eslint-disable-next-line no-restricted-properties -- the one place that reads the environment
+
 export function readConfig(env: Record<string, string | undefined> = process.env): ServerConfig {
   const problems: string[] = []
   // An empty variable is an unset one: `PORT= npm run server` means the default.

@@ -3,18 +3,18 @@ import type { Server } from 'node:http'
 import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import { createApp } from './app.ts'
-import { Backpressure } from './backpressure.ts'
-import { Budgets } from './budgets.ts'
+import { Backpressure } from './ingest/backpressure.ts'
+import { Budgets } from './ops/budgets.ts'
 import type { ServerConfig } from './config.ts'
 import { connectHot, connectListener, connectOps, end } from './database.ts'
-import { Guesses } from './guesses.ts'
-import type { Log } from './log.ts'
-import { createMetrics, measureReplica } from './metrics.ts'
+import { Guesses } from './auth/rate-limit.ts'
+import type { Log } from '../lib/log.ts'
+import { createMetrics, measureReplica } from './ops/metrics.ts'
 import { Reader } from './reader.ts'
-import { leaveMetrics } from './scrape.ts'
-import { followTokens, Tokens } from './tokens.ts'
-import { startTracing } from './tracing.ts'
-import { Writer } from './writer.ts'
+import { leaveMetrics } from './ops/scrape.ts'
+import { followTokens, Tokens } from './auth/tokens.ts'
+import { startTracing } from '../lib/tracing.ts'
+import { Writer } from './ingest/writer.ts'
 
 /** A worker's. Measured: an idle one takes about 6 kB of memory. */
 const MAX_CONNECTIONS = 20_000
@@ -41,7 +41,19 @@ export async function startServer(config: ServerConfig, log: Log) {
   const budgets = new Budgets(metrics, listener, log)
   let draining = false
 
-  const app = createApp({ config, log, metrics, pool, reader, ops, tokens, writer, backpressure, tracing, isDraining: () => draining })
+  const app = createApp({
+    config,
+    log,
+    metrics,
+    pool,
+    reader,
+    ops,
+    tokens,
+    writer,
+    backpressure,
+    tracing,
+    isDraining: () => draining,
+  })
   const server = createAdaptorServer({
     fetch: app.fetch,
     serverOptions: {

@@ -1,10 +1,13 @@
-// Makes the bucket of ARCHIVE_URL where there is none, for a store that is as new as everything else in compose.yaml.
+// Makes the bucket of ARCHIVE_URL if it does not exist, because the object store of compose.yaml starts empty.
 import { CreateBucketCommand, HeadBucketCommand, S3Client } from '@aws-sdk/client-s3'
 import { readConfig } from '../../archiver/config.ts'
 
 const { archiveUrl, s3Endpoint } = readConfig()
 const Bucket = new URL(archiveUrl).hostname
-const client = new S3Client({ ...(s3Endpoint ? { endpoint: s3Endpoint, forcePathStyle: true } : {}), requestChecksumCalculation: 'WHEN_REQUIRED' })
+const client = new S3Client({
+  ...(s3Endpoint ? { endpoint: s3Endpoint, forcePathStyle: true } : {}),
+  requestChecksumCalculation: 'WHEN_REQUIRED',
+})
 try {
   await client.send(new HeadBucketCommand({ Bucket }))
   console.log(`bucket ${Bucket} is there`)

@@ -1,9 +1,9 @@
-import type { Log } from '../log.ts'
+import type { Log } from '../../lib/log.ts'
 import { type Problem, toProblem } from '../problem.ts'
-import { Late, within } from '../within.ts'
+import { Late, within } from '../../lib/timeout.ts'
 
 /** What a part of the page shows: what was read, or why it could not be. */
-export type Result<T> = { value: T, error?: undefined } | { value?: undefined, error: string }
+export type Result<T> = { value: T; error?: undefined } | { value?: undefined; error: string }
 
 /** Runs at most `width` works at a time, so that the page leaves the pool's other connections to heartbeats. */
 export class Lane {

@@ -1,0 +1,354 @@
+import { createHash } from 'node:crypto'
+import { createReadStream } from 'node:fs'
+import { open, rm, stat } from 'node:fs/promises'
+import { Transform, type Readable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
+import {
+  AbortMultipartUploadCommand,
+  CompleteMultipartUploadCommand,
+  CreateMultipartUploadCommand,
+  DeleteObjectCommand,
+  GetObjectCommand,
+  HeadObjectCommand,
+  ListMultipartUploadsCommand,
+  ListObjectsV2Command,
+  PutObjectCommand,
+  S3Client,
+  UploadPartCommand,
+  type CompletedPart,
+} from '@aws-sdk/client-s3'
+import { ObjectMissing } from './object-missing.ts'
+import type { Store } from './store.ts'
+
+/**
+ * What is larger goes up in parts, each sent, checked and repeated by itself. A store takes 10,000 parts at most, and
+ * but for the last none under 5 MiB: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+ */
+const PART_BYTES = 64 * 2 ** 20
+const MAX_PARTS = 10_000
+const TRIES = 4
+
+export interface S3Options {
+  /** Of another store than AWS. */
+  endpoint?: string | undefined
+  /** Of the AWS files, for credentials and region; without one they come from where the AWS SDK looks. */
+  profile?: string | undefined
+  /** Sends x-amz-checksum-sha256, which AWS keeps with the object. Others may refuse what they do not know, as Google does. */
+  checksums?: boolean | undefined
+}
+
+/** A bucket, or a prefix in one, as a store. */
+export function createS3Store(url: string, { endpoint, profile, checksums = endpoint === undefined }: S3Options): Store {
+  const { hostname: Bucket, pathname } = new URL(url)
+  const prefix = decodeURIComponent(pathname).replace(/^\/+|\/+$/g, '')
+  const Key = (key: string) => (prefix === '' ? key : `${prefix}/${key}`)
+  const urlOf = (key: string) => `${url}/${key}`
+  const place = `${Bucket} at ${endpoint ?? 'AWS'}`
+
+  let client: S3Client | undefined
+  function s3() {
+    if (client) return client
+    client = new S3Client({
+      ...(endpoint ? { endpoint, forcePathStyle: true } : {}),
+      ...(profile ? { profile } : {}),
+      // The SDK's default appends CRC32 trailers, which older stores refuse or store as part of the object.
+      requestChecksumCalculation: 'WHEN_REQUIRED',
+      responseChecksumValidation: 'WHEN_REQUIRED',
+      maxAttempts: TRIES,
+      // Its warnings are of tries that are repeated here; what fails in the end is thrown.
+      logger: { debug() {}, info() {}, warn() {}, error() {} },
+    })
+    // The signature covers the body, so a store that knows nothing of checksums refuses a changed one too.
+    client.middlewareStack.add(
+      next => args => {
+        const { ChecksumSHA256 } = args.input as { ChecksumSHA256?: string }
+        const { headers } = args.request as { headers: Record<string, string> }
+        if (ChecksumSHA256) headers['x-amz-content-sha256'] = Buffer.from(ChecksumSHA256, 'base64').toString('hex')
+        if (!checksums) {
+          for (const name of ['x-amz-checksum-sha256', 'x-amz-checksum-algorithm', 'x-amz-sdk-checksum-algorithm'])
+            delete headers[name]
+        }
+        return next(args)
+      },
+      { step: 'build', priority: 'low', name: 'signedBody' },
+    )
+    return client
+  }
+
+  /** The SDK does not repeat what has a stream: one to send cannot be sent twice, and one that is read may break off. */
+  async function retry<T>(what: string, run: () => Promise<T>, signal?: AbortSignal) {
+    for (let tried = 1; ; tried++) {
+      try {
+        return await run()
+      } catch (cause) {
+        signal?.throwIfAborted()
+        if (tried === TRIES || !isTransient(cause)) throw explain(cause, what)
+        await sleep(250 * 2 ** tried, undefined, { signal })
+      }
+    }
+  }
+
+  async function put(key: string, body: () => Readable | Uint8Array, bytes: number, sha256: string, signal?: AbortSignal) {
+    await retry(
+      `${urlOf(key)}: could not be stored`,
+      () =>
+        s3().send(new PutObjectCommand({ Bucket, Key: Key(key), Body: body(), ContentLength: bytes, ...checksum(sha256) }), {
+          abortSignal: signal,
+        }),
+      signal,
+    )
+  }
+
+  // Not @aws-sdk/lib-storage: it holds several parts in memory, sends bodies unsigned over https, checks by the trailers
+  // that old stores refuse, and knows nothing of what a killed process left behind.
+  async function putParts(key: string, file: string, bytes: number, sha256: string, signal?: AbortSignal) {
+    const what = `${urlOf(key)}: could not be stored`
+    await abortUploads(key, signal)
+    const { UploadId } = await s3()
+      .send(new CreateMultipartUploadCommand({ Bucket, Key: Key(key), ChecksumAlgorithm: 'SHA256' }), { abortSignal: signal })
+      .catch((cause: unknown) => {
+        signal?.throwIfAborted()
+        throw explain(cause, what)
+      })
+    try {
+      const size = partBytes(bytes)
+      const whole = createHash('sha256')
+      const Parts: CompletedPart[] = []
+      for (let start = 0; start < bytes; start += size) {
+        const range = { start, end: Math.min(start + size, bytes) - 1, highWaterMark: 1 << 20 }
+        const part = createHash('sha256')
+        for await (const chunk of createReadStream(file, { ...range, signal })) {
+          part.update(chunk as Buffer)
+          whole.update(chunk as Buffer)
+        }
+        const PartNumber = Parts.length + 1
+        const ContentLength = range.end - start + 1
+        const sums = checksum(part.digest('hex'))
+        const { ETag } = await retry(
+          `${what}, at part ${PartNumber}`,
+          () =>
+            s3().send(
+              new UploadPartCommand({
+                Bucket,
+                Key: Key(key),
+                UploadId,
+                PartNumber,
+                Body: createReadStream(file, range),
+                ContentLength,
+                ...sums,
+              }),
+              { abortSignal: signal },
+            ),
+          signal,
+        )
+        Parts.push({ PartNumber, ETag, ...(checksums ? { ChecksumSHA256: sums.ChecksumSHA256 } : {}) })
+      }
+      const got = whole.digest('hex')
+      if (got !== sha256) throw new Error(`${file} has sha256 ${got}, expected ${sha256}; nothing was stored`)
+      try {
+        await s3().send(new CompleteMultipartUploadCommand({ Bucket, Key: Key(key), UploadId, MultipartUpload: { Parts } }), {
+          abortSignal: signal,
+        })
+      } catch (cause) {
+        // The answer to a first try was lost: the upload is gone because the object is made. (The proof reads it back.)
+        if (nameOf(cause) !== 'NoSuchUpload' || (await head(key, signal))?.bytes !== bytes) throw explain(cause, what)
+      }
+    } catch (error) {
+      // Also when we are told to stop, so without the signal. What cannot be removed now goes before the next upload.
+      await s3()
+        .send(new AbortMultipartUploadCommand({ Bucket, Key: Key(key), UploadId }))
+        .catch(() => {})
+      throw error
+    } finally {
+      // An upload whose name was lost with the answer, before the SDK asked for another.
+      await abortUploads(key).catch(() => {})
+    }
+  }
+
+  /** Removes the parts that killed archivers left for a key; whoever stores it holds its lease, so nobody else is uploading it. */
+  async function abortUploads(key: string, signal?: AbortSignal) {
+    try {
+      for (let markers = {}; ;) {
+        const page = await s3().send(new ListMultipartUploadsCommand({ Bucket, Prefix: Key(key), ...markers }), {
+          abortSignal: signal,
+        })
+        for (const { Key: found, UploadId } of page.Uploads ?? []) {
+          if (found !== Key(key)) continue
+          await s3().send(new AbortMultipartUploadCommand({ Bucket, Key: found, UploadId }), { abortSignal: signal })
+        }
+        if (!page.IsTruncated) return
+        markers = { KeyMarker: page.NextKeyMarker, UploadIdMarker: page.NextUploadIdMarker }
+      }
+    } catch (cause) {
+      signal?.throwIfAborted()
+      // Credentials that may only store, or a store that cannot list: the remains are then its owner's to expire.
+      if (['AccessDenied', 'NotImplemented', 'NoSuchUpload'].includes(nameOf(cause))) return
+      throw explain(cause, `${urlOf(key)}: the unfinished uploads of earlier tries could not be removed`)
+    }
+  }
+
+  async function head(key: string, signal?: AbortSignal) {
+    try {
+      const { ContentLength } = await s3().send(new HeadObjectCommand({ Bucket, Key: Key(key) }), { abortSignal: signal })
+      return { key, bytes: ContentLength ?? 0 }
+    } catch (cause) {
+      signal?.throwIfAborted()
+      // A HEAD has no body to say whether the key or the bucket is missing; check() tells the bucket.
+      if (nameOf(cause) === 'NotFound' || nameOf(cause) === 'NoSuchKey') return undefined
+      throw explain(cause, `${urlOf(key)}: could not be read`)
+    }
+  }
+
+  async function get<T>(key: string, read: (body: Readable) => Promise<T>, signal?: AbortSignal) {
+    try {
+      return await retry(
+        `${urlOf(key)}: could not be read`,
+        async () => {
+          const { Body } = await s3().send(new GetObjectCommand({ Bucket, Key: Key(key) }), { abortSignal: signal })
+          const body = Body as Readable
+          return await read(body).finally(() => body.destroy())
+        },
+        signal,
+      )
+    } catch (error) {
+      if (error instanceof Error && nameOf(error.cause) === 'NoSuchKey') throw new ObjectMissing(urlOf(key), error.cause)
+      throw error
+    }
+  }
+
+  function explain(cause: unknown, what: string) {
+    const why = {
+      NoSuchBucket: `there is no bucket ${place}; create it, or correct ARCHIVE_URL`,
+      InvalidAccessKeyId: `the store does not know the access key; correct AWS_ACCESS_KEY_ID`,
+      SignatureDoesNotMatch: `the store refuses the secret; correct AWS_SECRET_ACCESS_KEY`,
+      CredentialsProviderError: `no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY`,
+      AccessDenied: `these credentials may not do this in bucket ${place}`,
+      Forbidden: `these credentials are wrong, or may not use bucket ${place}`,
+      403: `these credentials are wrong, or may not use bucket ${place}`,
+      NotFound: `there is no bucket ${place}; create it, or correct ARCHIVE_URL`,
+      QuotaExceeded: `the quota of bucket ${place}, or of its user, is used up; raise it, or make room`,
+      XMinioStorageFull: `the disks of the store are full; make room there`,
+      XAmzContentSHA256Mismatch: `what arrived at the store is not what was sent; it was changed on its way`,
+      BadDigest: `what arrived at the store is not what was sent; it was changed on its way`,
+      ECONNREFUSED: `nothing answers at ${endpoint ?? 'AWS'}; correct AWS_ENDPOINT_URL_S3, or start the store`,
+      ENOTFOUND: `the host of ${endpoint ?? 'AWS'} is not known; correct AWS_ENDPOINT_URL_S3`,
+    }[nameOf(cause)]
+    const region =
+      cause instanceof Error && /region is missing/i.test(cause.message) ? 'no region is set; set AWS_REGION' : undefined
+    return new Error([what, why ?? region].filter(Boolean).join(': '), { cause })
+  }
+
+  return {
+    url,
+    async check(signal) {
+      try {
+        // Not HeadBucket: an answer to HEAD has no body to say what is wrong.
+        await s3().send(new ListObjectsV2Command({ Bucket, Prefix: Key(''), MaxKeys: 1 }), { abortSignal: signal })
+      } catch (cause) {
+        signal?.throwIfAborted()
+        throw explain(cause, `${url}: the store cannot be used`)
+      }
+    },
+    async put(key, file, sha256, signal) {
+      const { size } = await stat(file)
+      if (size > PART_BYTES) await putParts(key, file, size, sha256, signal)
+      else await put(key, () => createReadStream(file, { highWaterMark: 1 << 20 }), size, sha256, signal)
+    },
+    async putBytes(key, bytes, signal) {
+      await put(key, () => bytes, bytes.length, createHash('sha256').update(bytes).digest('hex'), signal)
+    },
+    async getToFile(key, file, signal) {
+      return await get(
+        key,
+        async body => {
+          const hash = createHash('sha256')
+          let bytes = 0
+          const count = new Transform({
+            transform(chunk: Buffer, _encoding, done) {
+              hash.update(chunk)
+              bytes += chunk.length
+              done(null, chunk)
+            },
+          })
+          const handle = await open(file, 'wx')
+          try {
+            await pipeline(body, count, handle.createWriteStream(), { signal })
+          } catch (error) {
+            await rm(file, { force: true })
+            throw error
+          }
+          return { bytes, sha256: hash.digest('hex') }
+        },
+        signal,
+      )
+    },
+    async getBytes(key, signal) {
+      return await get(
+        key,
+        async body => {
+          const chunks: Buffer[] = []
+          for await (const chunk of body) chunks.push(chunk as Buffer)
+          return Buffer.concat(chunks)
+        },
+        signal,
+      )
+    },
+    head,
+    async *list(wanted, signal) {
+      let ContinuationToken: string | undefined
+      do {
+        const page = await s3()
+          .send(new ListObjectsV2Command({ Bucket, Prefix: Key(wanted), ContinuationToken }), { abortSignal: signal })
+          .catch((cause: unknown) => {
+            throw explain(cause, `${url}: could not be listed`)
+          })
+        for (const { Key: found, Size } of page.Contents ?? []) {
+          if (found !== undefined) yield { key: prefix === '' ? found : found.slice(prefix.length + 1), bytes: Size ?? 0 }
+        }
+        ContinuationToken = page.NextContinuationToken
+      } while (ContinuationToken !== undefined)
+    },
+    async delete(key, signal) {
+      try {
+        await s3().send(new DeleteObjectCommand({ Bucket, Key: Key(key) }), { abortSignal: signal })
+      } catch (cause) {
+        signal?.throwIfAborted()
+        throw explain(cause, `${urlOf(key)}: could not be deleted`)
+      }
+    },
+  }
+}
+
+/** The size of each part but the last: a file of more than 10,000 times 64 MiB goes up in larger ones. */
+export function partBytes(bytes: number) {
+  return Math.max(PART_BYTES, Math.ceil(bytes / MAX_PARTS))
+}
+
+function checksum(sha256: string) {
+  return { ChecksumAlgorithm: 'SHA256' as const, ChecksumSHA256: Buffer.from(sha256, 'hex').toString('base64') }
+}
+
+/** S3 names its errors; the network's have a code; some answers have only a status. */
+function nameOf(error: unknown): string {
+  if (!(error instanceof Error)) return ''
+  if ('code' in error && typeof error.code === 'string') return error.code
+  if (error.name !== 'Error' && error.name !== 'UnknownError' && error.name !== 'Unknown') return error.name
+  return String(statusOf(error) ?? '')
+}
+
+function statusOf(error: unknown) {
+  return (error as { $metadata?: { httpStatusCode?: number } }).$metadata?.httpStatusCode
+}
+
+function isTransient(error: unknown) {
+  const name = nameOf(error)
+  // Of the 4xx those that mean that the body came late, short or changed.
+  if (['RequestTimeout', 'XAmzContentSHA256Mismatch', 'BadDigest', 'IncompleteBody'].includes(name)) return true
+  // Of this machine's files, and of its settings.
+  if (['ENOSPC', 'EDQUOT', 'EROFS', 'EACCES', 'ENOENT', 'EEXIST', 'EMFILE', 'CredentialsProviderError'].includes(name))
+    return false
+  const status = statusOf(error)
+  // Without a status: what the network did has a code or a name, a fault of the settings or of this code has none.
+  return status === undefined ? name !== '' : status >= 500 || status === 429 || status === 408
+}

@@ -1,0 +1,68 @@
+import { archiveUrlProblem } from './archive-url.ts'
+import { createFileStore } from './file-store.ts'
+
+/** What a store knows of one object. */
+export interface StoredObject {
+  key: string
+  bytes: number
+}
+
+/**
+ * Where archives live. Keys are relative to the store's URL, with `/` between their parts. An object
+ * appears whole or not at all; putting a key again replaces it. Every error is a sentence that names the object.
+ */
+export interface Store {
+  /** The URL the store was opened with, without a slash at its end. */
+  url: string
+  /** Throws, in words for the person on call, when nothing could be stored here now. */
+  check(signal?: AbortSignal): Promise<void>
+  /** Stores a local file; `sha256` (hex) is checked on the way where the store can. */
+  put(key: string, file: string, sha256: string, signal?: AbortSignal): Promise<void>
+  putBytes(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void>
+  /** Copies an object into a new local file, and says what was read. @throws {ObjectMissing} */
+  getToFile(key: string, file: string, signal?: AbortSignal): Promise<{ bytes: number; sha256: string }>
+  /** The whole of a small object. @throws {ObjectMissing} */
+  getBytes(key: string, signal?: AbortSignal): Promise<Buffer>
+  head(key: string, signal?: AbortSignal): Promise<StoredObject | undefined>
+  /** Objects whose keys start with the prefix, in order of their keys. */
+  list(prefix: string, signal?: AbortSignal): AsyncIterable<StoredObject>
+  /** Deletes an object; one that is not there is no fault. */
+  delete(key: string, signal?: AbortSignal): Promise<void>
+}
+
+/** An S3 store at another address than the one in use; `profile` names its credentials in the AWS files, else they are those in use. */
+export interface OlderStore {
+  endpoint: string
+  profile?: string | undefined
+}
+
+export interface StoreOptions {
+  s3Endpoint?: string | undefined
+  /** By bucket: where archives are that were made before the store was changed. */
+  olderStores?: Map<string, OlderStore> | undefined
+}
+
+/**
+ * Opens `file:///absolute/path` or `s3://bucket/prefix`. Nothing is read or written yet. Which server an s3:// URL is asked of
+ * is a setting of the process: no URL, wherever it came from, can name one.
+ */
+export async function openStore(url: string, options: StoreOptions = {}): Promise<Store> {
+  const problem = archiveUrlProblem(url)
+  if (problem !== undefined) throw new Error(`the URL of a store: ${problem}`)
+  if (url.startsWith('file:')) return createFileStore(url)
+  // The AWS SDK is 13 to 21 MB of memory and a quarter of a second of CPU, which an archive in a directory does not need.
+  const { createS3Store } = await import('./s3-store.ts')
+  return createS3Store(url, options.olderStores?.get(new URL(url).hostname) ?? { endpoint: options.s3Endpoint })
+}
+
+/**
+ * Finds the object an `archive_url` means: in the store in use, or in another one, because archives
+ * made before ARCHIVE_URL was changed stay readable.
+ */
+export async function locate(objectUrl: string, current: Store, options: StoreOptions = {}) {
+  if (objectUrl.startsWith(`${current.url}/`)) {
+    return { store: current, key: objectUrl.slice(current.url.length + 1) }
+  }
+  const slash = objectUrl.lastIndexOf('/')
+  return { store: await openStore(objectUrl.slice(0, slash), options), key: objectUrl.slice(slash + 1) }
+}

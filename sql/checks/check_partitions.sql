@@ -1,0 +1,272 @@
+create or replace function fleet.check_partitions(p_now timestamptz default now())
+returns table (check_name text, status text, detail text, remedy text)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO'
+set lock_timeout = '300ms'
+as $$
+#variable_conflict use_column
+declare
+  v_settings fleet.settings;
+  v_today date := p_now::date;
+  v_ahead integer;
+  v_names text;
+  v_commands text;
+  v_attach text;
+  v_count bigint;
+  v_catalog text := left(fleet_guard.seal(0), -1);  -- read once, not for each row
+begin
+  perform fleet.not_in_future(p_now);
+  select * into strict v_settings from fleet.settings;
+  -- A table that was detached by hand keeps its rows if it is attached again, while a new partition would be empty.
+  select e'-- as fleet_owner\n' || string_agg(
+    format(
+      'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L);', c.oid::regclass, p.range_start, p.range_end
+    ),
+    e'\n' order by p.range_start
+  )
+  into v_attach
+  from fleet.hb_partitions p
+  join pg_class c on c.oid = fleet.table_of(p)
+  where p.state in ('active', 'restored') and not exists (select from pg_inherits i where i.inhrelid = c.oid);
+
+  check_name := 'partition_today';
+  if exists (select from fleet.attached_partitions() a where a.range_start <= p_now and a.range_end > p_now) then
+    status := 'ok'; detail := 'today has a partition'; remedy := null;
+  else
+    status := 'fail'; detail := format('no partition for %s: heartbeats are quarantined', v_today);
+    remedy := coalesce(v_attach, format('select fleet.create_partitions(%L, %L);', v_today, v_today + v_settings.premake_days));
+  end if;
+  return next;
+
+  check_name := 'partitions_ahead';
+  select coalesce(min(d.day) - v_today - 1, 90) into v_ahead
+  from (select v_today + n as day from generate_series(1, 90) as n) d
+  where not exists (select from fleet.attached_partitions() a where a.range_start <= d.day and a.range_end > d.day);
+  detail := format('%s days ahead, %s wanted', v_ahead, v_settings.premake_days);
+  -- Between midnight and the hourly run there is one less.
+  status := case when v_ahead >= greatest(v_settings.premake_days - 1, 1) then 'ok' when v_ahead >= 3 then 'warn' else 'fail' end;
+  remedy := case
+    when status <> 'ok' then
+      coalesce(v_attach, format('select fleet.create_partitions(%L, %L);', v_today + 1, v_today + v_settings.premake_days))
+  end;
+  return next;
+
+  check_name := 'partition_obstacles';
+  select string_agg(c.relname, ', ' order by c.relname),
+    string_agg(format('alter table fleet.%I rename to %I;', c.relname, left('stray_' || c.relname, 63)), e'\n' order by c.relname)
+  into v_names, v_commands
+  from pg_class c
+  where c.relnamespace = 'fleet'::regnamespace
+    and c.relkind not in ('i', 'I')
+    and c.relname like 'device\_heartbeats\_p%'
+    and not exists (select from pg_inherits i where i.inhrelid = c.oid)
+    and c.oid <> all (array(select coalesce(fleet.table_of(p), 0) from fleet.hb_partitions p));
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce('in the way of a partition of that name: ' || v_names, 'no name of a partition is taken');
+  remedy := format(e'-- as superuser\n%s\ncall fleet.maintain();', v_commands);
+  remedy := case when v_names is not null then remedy end;
+  return next;
+
+  check_name := 'partition_catalog';
+  select string_agg(format('%s is %s', k.partition_name, k.fault), ', ' order by k.partition_name) into v_names
+  from (
+    select a.partition_name, 'attached, and not known to fleet.hb_partitions' as fault
+    from fleet.attached_partitions() a
+    where not exists (
+      select from fleet.hb_partitions p
+      where fleet.table_of(p) = a.relid and p.state in ('active', 'restored') and p.range_start = a.range_start and p.range_end = a.range_end
+    )
+    union all
+    select p.partition_name, format('%s in fleet.hb_partitions, and not attached', p.state)
+    from fleet.hb_partitions p
+    join pg_class c on c.oid = fleet.table_of(p)
+    where p.state in ('active', 'restored')
+      and not exists (select from fleet.attached_partitions() a where a.relid = c.oid)
+  ) k;
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce(v_names, 'fleet.hb_partitions says what the catalog says');
+  remedy := case when v_names is not null then coalesce(v_attach, 'select fleet.sync_partitions();') end;
+  return next;
+
+  check_name := 'partition_gaps';
+  select string_agg(format('%s to %s', g.gap_start::date, g.gap_end::date), ', ' order by g.gap_start),
+    string_agg(
+      format('select fleet.create_partitions(%L, %L);', g.gap_start::date, g.gap_end::date - 1), e'\n' order by g.gap_start
+    )
+  into v_names, v_commands
+  from (
+    select a.range_end as gap_start, lead(a.range_start) over (order by a.range_start) as gap_end
+    from fleet.attached_partitions() a
+  ) g
+  where g.gap_end > g.gap_start
+    -- Between a held or restored day and the rest, the days are in the archive.
+    and g.gap_end > p_now - v_settings.retention
+    and exists (
+      select from generate_series(g.gap_start, g.gap_end - interval '1 day', interval '1 day') as d (day)
+      where not exists (select from fleet.hb_partitions p where p.range_start <= d.day and p.range_end > d.day)
+    );
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce('no partition from ' || v_names, 'no gap between partitions');
+  remedy := v_commands;
+  return next;
+
+  check_name := 'partition_tables';
+  select string_agg(p.partition_name, ', ' order by p.range_start),
+    string_agg(
+      case
+        when p.relid_seal is distinct from v_catalog || p.relid then 'call fleet.maintain();'  -- also finds a renamed table
+        when p.state in ('active', 'restored') then
+          format('select fleet.create_partitions(%L, %L);', p.range_start::date, (p.range_end - interval '1 day')::date)
+        when p.state = 'archived' then format('select fleet.drop_partition(%L);', p.partition_name)
+        else format('-- %s: its rows are in a backup of Postgres only', p.partition_name)
+      end,
+      e'\n' order by p.range_start
+    )
+  into v_names, v_commands
+  from fleet.hb_partitions p
+  left join pg_class c on c.oid = fleet.table_of(p)
+  where p.state <> 'dropped' and c.oid is null;
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce('the table is gone, undropped: ' || v_names, 'every partition that is not dropped has its table');
+  remedy := e'-- makes the days again, empty; for what they held see RUNBOOK.md, "A table is gone"\n' || v_commands;
+  return next;
+
+  check_name := 'partition_oids';
+  select count(*) into v_count
+  from fleet.hb_partitions p
+  where p.relid is not null and (p.relid_seal is distinct from v_catalog || p.relid or p.relid <> fleet.table_of(p));
+  select v_count + count(*) into v_count
+  from fleet.imports a
+  where a.relid_seal is distinct from v_catalog || a.relid;
+  status := case when v_count = 0 then 'ok' else 'warn' end;
+  detail := case v_count
+    when 0 then 'every table is recorded by its oid in this cluster'
+    else format(
+      '%s tables are recorded by oids of another cluster, as after restoring a dump; they are found by name until that is fixed', v_count
+    )
+  end;
+  remedy := case when v_count > 0 then 'call fleet.maintain();' end;
+  return next;
+
+  check_name := 'partition_names';
+  select string_agg(format('%s is now named %s', p.partition_name, c.relname), ', ' order by p.range_start),
+    string_agg(format('alter table %s rename to %I;', c.oid::regclass, p.partition_name), e'\n' order by p.range_start)
+  into v_names, v_commands
+  from fleet.hb_partitions p
+  join pg_class c on c.oid = fleet.table_of(p)
+  where c.relname <> p.partition_name;
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce(v_names, 'every partition has the name it was made with');
+  remedy := e'-- as fleet_owner\n' || v_commands;
+  return next;
+
+  check_name := 'default_partition';
+  select string_agg(c.oid::regclass::text, ', ') into v_names
+  from pg_inherits i
+  join pg_class c on c.oid = i.inhrelid
+  where i.inhparent = 'fleet.device_heartbeats'::regclass and pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT';
+  status := case when v_names is null then 'ok' else 'warn' end;
+  detail := coalesce(v_names || ' would block premake and retention as soon as it holds a row', 'there is none');
+  remedy := case
+    when v_names is not null then format(e'-- as fleet_owner\nalter table fleet.device_heartbeats detach partition %s;', v_names)
+  end;
+  return next;
+
+  check_name := 'partition_indexes';
+  with fault as (
+    select a.partition_name, a.range_start,
+      not coalesce(bool_or(i.indisunique and i.indisvalid), false) as lacks_key,
+      not coalesce(bool_or(i.indisvalid and not i.indisunique and pg_get_indexdef(i.indexrelid) like '%(device\_id, ts DESC)'), false)
+        as lacks_newest,
+      string_agg(format('drop index concurrently %s;', i.indexrelid::regclass), e'\n') filter (where not i.indisvalid) as leftovers
+    from fleet.attached_partitions() a
+    left join pg_index i on i.indrelid = a.relid
+    group by a.partition_name, a.range_start
+  )
+  select string_agg(f.partition_name, ', ' order by f.range_start),
+    string_agg(
+      concat_ws(
+        e'\n',
+        f.leftovers,
+        -- What the key would have kept out meanwhile stands in its way now.
+        case when f.lacks_key then format(
+          e'delete from fleet.%1$I a using fleet.%1$I b where a.device_id = b.device_id '
+          'and date_bin(''10 seconds'', a.ts, ''2000-01-01Z'') = date_bin(''10 seconds'', b.ts, ''2000-01-01Z'') '
+          'and (a.received_at, a.ctid) > (b.received_at, b.ctid);'
+          '\ncreate unique index concurrently on fleet.%1$I %2$s;',
+          f.partition_name,
+          regexp_replace(pg_get_indexdef('fleet.device_heartbeats_template_dedupe_key'::regclass), '^.* USING btree ', '')
+        ) end,
+        case when f.lacks_newest then format(
+          e'create index if not exists device_heartbeats_device_id_ts_idx on only fleet.device_heartbeats (device_id, ts desc);'
+          '\ncreate index concurrently if not exists %2$I on fleet.%1$I (device_id, ts desc);'
+          '\nalter index fleet.device_heartbeats_device_id_ts_idx attach partition fleet.%2$I;',
+          f.partition_name, f.partition_name || '_device_id_ts_idx'
+        ) end
+      ),
+      e'\n' order by f.range_start
+    )
+  into v_names, v_commands
+  from fault f
+  where f.lacks_key or f.lacks_newest;
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce('an index is missing on ' || v_names, 'every partition has both indexes');
+  remedy := e'-- as superuser\n' || v_commands;
+  return next;
+
+  check_name := 'retention';
+  select string_agg(r.partition_name, ', ') into v_names
+  from fleet.retention_plan(null, p_now) r
+  where r.action = 'retire' and r.range_end < p_now - v_settings.retention - interval '2 days';
+  status := case when v_names is null then 'ok' else 'warn' end;
+  detail := coalesce('past the retention by more than two days: ' || v_names, 'nothing overdue');
+  remedy := case when v_names is not null then 'call fleet.nightly();' end;
+  return next;
+
+  check_name := 'rollups';
+  select string_agg(
+      format('%s since %s', r.day, r.due_at),
+      ', ' order by r.day
+    ),
+    string_agg(distinct case r.action when 'roll_up' then 'call fleet.nightly();' else 'call fleet.maintain();' end, e'\n')
+  into v_names, v_commands
+  from fleet.rollup_plan(p_now) r
+  where r.state in ('active', 'restored')
+    and r.due_at < p_now - case r.action when 'roll_up' then interval '2 days' else interval '3 hours' end;
+  status := case when v_names is null then 'ok' else 'warn' end;
+  detail := coalesce('availability not counted: ' || v_names, 'past days are rolled up, late heartbeats included');
+  remedy := v_commands;
+  return next;
+
+  check_name := 'guard';
+  status := 'ok'; detail := 'DROP of an unproven partition is refused'; remedy := null;
+  select string_agg(g.name, ', ' order by g.name),
+    string_agg(concat_ws(e'\n', case when e.evtname is null then g.definition end, format('alter event trigger %I enable always;', g.name)),
+      e'\n' order by g.name)
+  into v_names, v_commands
+  from (
+    values
+      ('fleet_guard_drop', 'create event trigger fleet_guard_drop on sql_drop execute function fleet_guard.refuse_unproven_drop();'),
+      (
+        'fleet_guard_find',
+        'create event trigger fleet_guard_find on ddl_command_start when tag in (''ALTER TABLE'', ''ALTER SCHEMA'', ''ALTER INDEX'', '
+        '''ALTER VIEW'', ''ALTER MATERIALIZED VIEW'', ''ALTER SEQUENCE'', ''ALTER FOREIGN TABLE'') '
+        'execute function fleet_guard.find_restored_tables();'
+      )
+  ) as g (name, definition)
+  left join pg_event_trigger e on e.evtname = g.name
+  where e.evtenabled is distinct from 'A';
+  if v_names is not null then
+    status := 'warn'; detail := 'event triggers that are missing or not ENABLE ALWAYS: ' || v_names;
+    remedy := e'-- as superuser\n' || v_commands;
+  end if;
+  return next;
+end
+$$;
+
+comment on function fleet.check_partitions(timestamptz) is
+  'What fleet.check() says of partitions: today''s, those ahead, gaps, names, indexes, retention, rollups and the guard.';

@@ -1,0 +1,60 @@
+create or replace function fleet.begin_abandoning(p_source regclass) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  a fleet.imports := fleet.get_import(p_source);
+  v_grants text;
+  v_needed text;
+begin
+  if a.state = 'confirmed' then
+    raise exception using
+      errcode = 'FL002',
+      message = format('%s was confirmed at %s: there is no way back', a.source, a.confirmed_at),
+      hint = format('What the store has can be copied by hand: insert into %s select … from fleet.device_heartbeats;', a.source);
+  end if;
+
+  select string_agg(g.grant_, '; ') into v_grants
+  from (
+    select format('grant insert on %s to %I', a.source, current_user) as grant_
+    where not has_table_privilege(p_source, 'insert')
+    union all
+    -- What a serial column takes its default from.
+    select format('grant usage on sequence %s to %I', d.objid::regclass, current_user)
+    from pg_depend d
+    join pg_class s on s.oid = d.objid
+    where d.classid = 'pg_class'::regclass and d.refobjid = p_source and d.deptype = 'a'
+      and case s.relkind when 'S' then not has_sequence_privilege(s.oid, 'usage') else false end
+  ) g;
+  -- What the store received since, at a glance; nothing: no right is needed.
+  if v_grants is not null and exists (select from fleet.device_last_status ls where ls.last_received_at >= a.started_at) then
+    raise exception using
+      errcode = 'FL422',
+      message = format('%s cannot be written back to: role %s may not insert into it', a.source, current_user),
+      hint = format('As its owner: %s;', v_grants);
+  end if;
+  select string_agg(t.attname, ', ' order by t.attnum) into v_needed
+  from pg_attribute t
+  where t.attrelid = p_source and t.attnum > 0 and not t.attisdropped and t.attnotnull and not t.atthasdef and t.attidentity = ''
+    and t.attname not in (select k.value from jsonb_each_text(a.columns) k where k.value is not null);
+  if v_needed is not null then
+    raise exception using
+      errcode = 'FL422',
+      message = format('%s cannot be written back to: the store has nothing for its columns %s', a.source, v_needed),
+      hint = format('As its owner: give them a default, as in alter table %s alter %I set default …;', a.source, split_part(v_needed, ', ', 1));
+  end if;
+
+  perform fleet.take_import_lock();
+  update fleet.imports f
+  set state = 'abandoning', backend = pg_backend_pid(), last_error = null,
+    steps = case when a.state = 'abandoning' then f.steps else '{unforward,survey,write_back}' end,
+    step = case when a.state = 'abandoning' then f.step end,
+    step_started_at = clock_timestamp(), step_from = f.step_done, step_rows = 0
+  where f.source = a.source;
+  return a.source;
+end
+$$;
+
+comment on function fleet.begin_abandoning(regclass) is 'Begins the way back of an adoption; behind fleet.abandon_import().';

@@ -1,0 +1,57 @@
+-- A function of its own for each table: it is compiled once, and dropping it takes the trigger away, which otherwise only
+-- the owner of the table may do.
+create or replace function fleet.start_forwarding(a fleet.imports) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not a.forwards then
+    return fleet.stop_forwarding(a);
+  end if;
+  execute format(
+    $function$
+      create or replace function fleet.%1$I() returns trigger
+      language plpgsql
+      volatile
+      security definer
+      set search_path = pg_catalog, pg_temp
+      set timezone = 'UTC'
+      set datestyle = 'ISO, MDY'
+      set lock_timeout = '300ms'
+      set jit = off
+      as $forward$
+      begin
+        begin
+          insert into fleet.device_heartbeats
+          select (q.beat).*
+          from (%2$s) q
+          where q.reason is null
+          order by (q.beat).device_id, (q.beat).ts
+          on conflict do nothing;
+        exception when others then
+          perform fleet.record_forward_failure(%3$L, sqlerrm);
+        end;
+        return null;
+      end
+      $forward$
+    $function$,
+    'forward_' || a.relid, fleet.source_query(a, 'new_rows r', 'null::tid'), a.source
+  );
+  execute format(
+    'comment on function fleet.%I() is %L', 'forward_' || a.relid,
+    format('Trigger on %s: passes on what is written there. Goes when that is confirmed or abandoned.', a.source)
+  );
+  -- Holds writers up until it is committed, and waits for those under way: after it every row is forwarded, or was there before.
+  execute format(
+    'create or replace trigger fleet_forward after insert on %s referencing new table as new_rows '
+      'for each statement execute function fleet.%I()',
+    a.source, 'forward_' || a.relid
+  );
+  return false;
+end
+$$;
+
+comment on function fleet.start_forwarding(fleet.imports) is
+  'Puts a trigger on a table that is adopted, which passes on what is written there.';

@@ -1,0 +1,40 @@
+create or replace function fleet.do_step(p_step text, p_partition text, p_now timestamptz, p_day date default null)
+returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count bigint;
+begin
+  case p_step
+    when 'premake' then
+      v_count := (select count(*) from fleet.premake(p_now));
+    when 'refresh_sizes' then
+      v_count := fleet.refresh_sizes(p_now);
+    when 'tune_autovacuum' then
+      v_count := fleet.tune_autovacuum(p_now);
+    when 'schedule_vacuum' then
+      v_count := fleet.schedule_vacuum();
+    when 'roll_up' then
+      v_count := fleet.roll_up(p_day, p_now);
+    when 'rebuild' then
+      v_count := fleet.roll_up(p_day, p_now, p_late_only => true);
+    when 'retire' then
+      v_count := fleet.retire_partition(p_partition, p_now);
+    when 'prune' then
+      v_count := fleet.prune(p_now);
+    when 'note_storage' then
+      v_count := fleet.note_storage(p_now);
+    when 'retry_failed_archives' then
+      v_count := fleet.retry_failed_archives();
+    when 'wake_archiver' then
+      v_count := fleet.wake_archiver('nightly')::integer;
+  end case;
+  return v_count;
+end
+$$;
+
+comment on function fleet.do_step(text, text, timestamptz, date) is
+  'One step of maintenance by name; returns how many partitions or rows it concerned.';

@@ -1,0 +1,64 @@
+create or replace function fleet.run_next_step(p_run_id bigint, p_attempt integer default 1) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_next fleet.planned_steps;
+  v_since timestamptz := clock_timestamp();
+  v_count bigint;
+  v_error text;
+begin
+  loop
+    select s.* into v_next
+    from fleet.planned_steps s
+    -- Only for the session that planned the steps and still has the lock.
+    where s.run_id = p_run_id and s.pid = pg_backend_pid()
+      and exists (select from fleet.lock_holders('maintenance') h where h = pg_backend_pid())
+    order by s.position
+    limit 1;
+    if not found then
+      return 'over';
+    end if;
+    exit when v_next.step not like 'plan\_%';
+
+    insert into fleet.planned_steps (run_id, position, step, partition_name, day, retention, as_of, pid)
+    select p_run_id, v_next.position + d.position, d.step, d.partition_name, d.day, v_next.retention, v_next.as_of, v_next.pid
+    from (
+      select r.action as step, r.partition_name, r.day, row_number() over (order by r.day) as position
+      from fleet.rollup_plan(v_next.as_of) r
+      where v_next.step = 'plan_' || r.action and r.state in ('active', 'restored')
+      union all
+      select 'retire', r.partition_name, null, row_number() over (order by r.range_start)
+      from fleet.retention_plan(v_next.retention, v_next.as_of) r
+      where v_next.step = 'plan_retire' and r.action = 'retire'
+    ) d;
+    delete from fleet.planned_steps s where s.run_id = p_run_id and s.position = v_next.position;
+  end loop;
+
+  begin
+    perform set_config('fleet.run_id', p_run_id::text, true);
+    v_count := fleet.do_step(v_next.step, v_next.partition_name, v_next.as_of, v_next.day);
+  exception when others then
+    v_error := sqlerrm;
+  end;
+  -- pg_partman reports a lock timeout under another error code, so its message decides.
+  if v_error like '%lock timeout%' and p_attempt < 5 then
+    return 'busy';
+  end if;
+
+  if v_error is not null and v_next.step = 'premake' then
+    perform fleet.increment_counter('partition_create_failures_total');
+  end if;
+  perform fleet.record_event(
+    'maintenance.' || v_next.step, v_next.partition_name, v_count, fleet.elapsed_ms(v_since),
+    nullif(concat_ws(': ', v_next.day, v_error), ''), v_error is null, p_run_id
+  );
+  delete from fleet.planned_steps s where s.run_id = p_run_id and s.position = v_next.position;
+  return case when v_error is null then 'done' else 'failed' end;
+end
+$$;
+
+comment on function fleet.run_next_step(bigint, integer) is
+  'Runs the next step that fleet.begin_run() planned for this run in this session, and records it in fleet.events. Returns done, failed, busy (a lock was not available: commit, wait and call again) or over.';

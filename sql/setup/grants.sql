@@ -1,0 +1,201 @@
+-- Who may do what. Everything is revoked first, so that this file is the whole truth.
+revoke all on all tables in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
+revoke all on all routines in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
+revoke all on schema fleet, fleet_detached from public;
+
+grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
+revoke create on schema fleet_detached from fleet_archiver;
+grant usage on schema fleet_detached to fleet_archiver, fleet_reader, fleet_dba;
+
+-- Heartbeats are never changed, not even by the owner: rows leave with their partition, once it is proven.
+revoke update, delete, truncate on fleet.device_heartbeats from fleet_owner;
+
+grant execute on function
+  fleet.ingest(json, timestamptz),
+  fleet.authenticate(bytea),
+  fleet.known_devices(bigint[]),
+  fleet.token_changes(xid8),
+  fleet.recent_tokens(integer),
+  fleet.take_commands(bigint),
+  fleet.ack_command(bigint, bigint),
+  fleet.record_slo(text, json),
+  fleet.end_session(bytea, timestamptz),
+  fleet.is_session_ended(bytea),
+  fleet.metric_values(),
+  fleet.silence_metrics(),
+  fleet.metric_definitions()
+to fleet_server;
+
+grant execute on function
+  fleet.list_devices(text, interval, bigint, integer, text, text),
+  fleet.list_devices_legacy(text, interval, bigint, integer, text, text),
+  fleet.marks_hold(interval),  -- what the view devices_offline calls
+  fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
+  fleet.late_after(interval),
+  fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz),
+  fleet.beats_missed(interval, interval),
+  fleet.device_day(bigint, timestamptz),
+  fleet.silence_at(timestamptz),  -- what the view fleet_silence calls
+  fleet.postgres_started_at(),
+  fleet.job_history()  -- what the view job_health calls
+to fleet_server, fleet_reader, fleet_dba;
+-- Called by the views partition_health and storage_growth.
+grant execute on function fleet.table_of(fleet.hb_partitions) to fleet_server, fleet_archiver, fleet_reader, fleet_dba;
+
+grant execute on function
+  fleet.create_device(text, text),
+  fleet.revoke_device(bigint),
+  fleet.rename_device(bigint, text),
+  fleet.move_device(bigint, text),
+  fleet.renew_token(bigint),
+  fleet.send_command(bigint, text, jsonb),
+  fleet.reconcile(interval, integer),
+  fleet.nightly_plan(interval, timestamptz),
+  fleet.run_steps(bigint),
+  fleet.check(timestamptz),
+  -- The procedures call these with the rights of their caller. The steps run with the owner's rights; see fleet.begin_run().
+  fleet.begin_run(text, interval, timestamptz),
+  fleet.run_next_step(bigint, integer),
+  fleet.end_run(bigint)
+to fleet_server, fleet_dba;
+grant execute on procedure
+  fleet.nightly(bigint, interval, timestamptz),
+  fleet.run_planned_steps(bigint)
+to fleet_server, fleet_dba;
+grant execute on procedure fleet.maintain(bigint, timestamptz) to fleet_dba;
+
+grant execute on function
+  fleet.enroll_device(text, text),
+  fleet.is_night_missed(timestamptz),
+  fleet.retention_plan(interval, timestamptz),
+  fleet.rollup_plan(timestamptz),
+  fleet.set_retention(interval),
+  fleet.set_premake(integer),
+  fleet.set_cadence(text, timestamptz),
+  fleet.recommend_cadence(),
+  fleet.force_unlock(text),
+  fleet.set_cohort_interval(text, interval),
+  fleet.create_partitions(date, date),
+  fleet.sync_partitions(),
+  fleet.archive_partition(text),
+  fleet.retry_archive(text),
+  fleet.accept_archive(text, text),
+  fleet.hold_partition(text, text),
+  fleet.release_partition(text),
+  fleet.create_gateway_token(text),
+  fleet.revoke_gateway(text),
+  fleet.backfill_last_status(integer),
+  fleet.replay_quarantine(timestamptz, timestamptz, bigint),
+  fleet.roll_up(date, timestamptz, boolean),
+  fleet.availability_of_day(date, timestamptz, bigint[]),
+  fleet.schedule_jobs(),
+  fleet.wake_archiver(text),
+  fleet.import_plan(regclass, jsonb, text, timestamptz),
+  fleet.confirm_import(regclass),
+  fleet.forget_import(text),
+  fleet.refused_rows(regclass, integer),
+  -- The procedures of imports call these with the rights of their caller.
+  fleet.begin_import(regclass, jsonb, text, timestamptz, boolean),
+  fleet.begin_verification(regclass),
+  fleet.begin_abandoning(regclass),
+  fleet.import_step(text, integer),
+  fleet.end_import(text, text),
+  fleet.check_partitions(timestamptz),
+  fleet.check_ingest(timestamptz),
+  fleet.check_silence(timestamptz),
+  fleet.check_scheduler(timestamptz),
+  fleet.check_archive(timestamptz),
+  fleet.check_columns(),
+  fleet.check_sessions(timestamptz),
+  fleet.check_storage(timestamptz),
+  fleet.check_imports(timestamptz),
+  fleet.check_settings(),
+  fleet.ingest(json, timestamptz),
+  fleet.metric_values(),
+  fleet.silence_metrics(),
+  fleet.metric_definitions()
+to fleet_dba;
+
+grant execute on procedure
+  fleet.import_table(regclass, text, jsonb, text, timestamptz, boolean, integer, interval),
+  fleet.verify_import(regclass, text),
+  fleet.abandon_import(regclass, text),
+  fleet.run_import(text, integer, interval, text)
+to fleet_dba;
+
+grant execute on function
+  fleet.drop_partition(text),
+  fleet.request_restore(date, date),
+  fleet.content_checksum(regclass, jsonb, integer),
+  fleet.checksum_expression(regclass, jsonb, integer),
+  fleet.archive_form(text),
+  fleet.unarchivable_columns(regclass),
+  fleet.map_columns(jsonb, timestamptz),
+  fleet.note_columns(),
+  fleet.archive_columns(regclass)
+to fleet_dba, fleet_archiver;
+
+grant execute on function
+  fleet.take_index_lock(),
+  fleet.claim_partition(text, interval),
+  fleet.renew_lease(text, text, interval),
+  fleet.release_lease(text, text),
+  fleet.record_frozen(text, text),
+  fleet.count_retired(text, text, bigint, jsonb, integer),
+  fleet.record_export(text, text),
+  fleet.record_upload(text, text, text, text, bigint, integer, integer),
+  fleet.record_columns(text, text, jsonb, integer, integer),
+  fleet.record_proof(text, text, text, numeric, bigint, timestamptz, timestamptz),
+  fleet.record_failure(text, text, text),
+  fleet.archiver_heartbeat(text, text),
+  fleet.claim_restore(text, interval),
+  fleet.renew_restore_lease(text, text, interval),
+  fleet.begin_restore(text, text),
+  fleet.finish_restore(text, text),
+  fleet.fail_restore(text, text, text),
+  fleet.register_archive(
+    text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer, integer
+  )
+to fleet_archiver;
+
+grant select on
+  fleet.device_status, fleet.device_status_legacy, fleet.devices_offline, fleet.fleet_summary
+to fleet_server, fleet_reader, fleet_dba;
+grant select on fleet.unity_down to fleet_reader, fleet_dba;
+
+grant select on
+  fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.storage_history, fleet.job_health,
+  fleet.fleet_silence, fleet.fleet_trend, fleet.missed_beats, fleet.silence_samples, fleet.import_progress, fleet.device_availability, fleet.slo
+to fleet_reader, fleet_dba;
+grant execute on function fleet.device_availability(date, date, bigint, timestamptz) to fleet_reader, fleet_dba;
+-- For the ops page.
+grant select on
+  fleet.partition_health, fleet.archives, fleet.job_health, fleet.fleet_silence, fleet.fleet_trend, fleet.slo
+to fleet_server;
+-- What the view import_progress calls.
+grant execute on function fleet.lock_holders(text) to fleet_reader, fleet_dba;
+grant select on fleet.archives to fleet_archiver, fleet_verifier;
+grant execute on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz) to fleet_verifier;
+
+grant select on
+  fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings,
+  fleet.device_commands, fleet.command_dispatch_log, fleet.cohorts
+to fleet_reader, fleet_dba;
+grant select on fleet.hb_partitions, fleet.restore_items to fleet_archiver, fleet_dba;
+grant select on fleet.restore_requests to fleet_dba;
+-- For queries over the archive and the online days together.
+grant select on fleet.device_heartbeats to fleet_archiver;
+grant select on
+  fleet.settings_audit, fleet.heartbeat_quarantine, fleet.archivers, fleet.silence_watch, fleet.silence_usual,
+  fleet.device_availability_daily, fleet.rolled_up_days, fleet.late_arrivals, fleet.storage_daily
+to fleet_dba;
+grant select on fleet.column_changes to fleet_reader, fleet_dba;
+grant select on fleet.imports, fleet.import_days, fleet.import_refusals to fleet_dba;
+grant select, insert, update, delete on fleet.import_devices to fleet_dba;
+grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_reader, fleet_dba;
+grant update (cohort, heartbeat_interval) on fleet.devices to fleet_dba;
+grant update (
+  max_late, max_future, offline_after, archive_grace, archive_max_attempts, store_ip, quarantine_keep, quarantine_per_device,
+  events_keep, command_expires_after, commands_keep, rollups_keep, silence_window, silence_share, silence_ratio,
+  silence_min_devices, ingest_gap, archive_stores, proofs_needed
+) on fleet.settings to fleet_dba;
