@@ -1,13 +1,13 @@
 --! Previous: -
---! Hash: sha1:86ade01ede69d17e43227f85ae53fb6ba9a94851
+--! Hash: sha1:9a07498a744eec3b305c492f474b08809a5065a8
 --! Message: initial
 
--- The whole store: schemas, tables, the partitioned parent, then all that can be replaced in place, which lives in ../sql and is
--- included below. Each statement may run again: a store of 0.1.0 runs this once migrations/upgrade-from-0.1.0.sql has changed its tables.
+-- The whole store: schemas and tables, then everything that can be replaced in place, which is included from sql/. Each statement
+-- may run again, because a store of 0.1.0 runs this file after upgrade-from-0.1.0.sql.
 
 do $$
 begin
-  -- Not "if not exists": that, too, needs the right to create schemas, which the owner has only in a new database.
+  -- Even "if not exists" needs the right to create schemas, which the owner has only in a new database.
   if to_regnamespace('fleet') is null then
     create schema fleet;
   end if;
@@ -16,9 +16,10 @@ begin
   end if;
 end
 $$;
-comment on schema fleet is 'NexMDM fleet heartbeats: devices, their heartbeats by day, their last status, and the life of each partition.';
+comment on schema fleet is
+  'NexMDM fleet heartbeats: devices, their heartbeats by day, their last status, and the life of each partition.';
 comment on schema fleet_detached is
-  'Partitions past the retention: detached, read-only, owned by the archiver''s role, dropped once their archive is proven.';
+  'Retired partitions: detached and read-only, until their archive is proven and they are dropped.';
 
 -- Nothing is granted to public: grants.sql says who may do what.
 alter default privileges revoke execute on functions from public;
@@ -73,33 +74,49 @@ create table if not exists fleet.settings (
   constraint settings_rollups_keep_range check (rollups_keep >= '30 days'),
   constraint settings_proofs_needed_range check (proofs_needed in (1, 2))
 );
-comment on table fleet.settings is 'The settings, one row. Change them with the set_ functions or a plain UPDATE; each change is kept in settings_audit.';
+comment on table fleet.settings is
+  'The settings, in one row. Change them with the set_ functions or with UPDATE; fleet.settings_audit keeps each change.';
 comment on column fleet.settings.is_only_row is 'Always true: there is one row.';
 comment on column fleet.settings.retention is 'How long heartbeats stay online. Change it with fleet.set_retention(interval).';
-comment on column fleet.settings.premake_days is 'How many days ahead partitions are made. Change it with fleet.set_premake(integer).';
-comment on column fleet.settings.cadence is 'daily or monthly partitions. Change it by fleet.set_cadence().';
-comment on column fleet.settings.max_late is 'A heartbeat older than this on arrival is quarantined as too_late. Never reaches beyond the retention.';
-comment on column fleet.settings.max_future is 'A heartbeat further ahead than this on arrival is quarantined as in_future.';
-comment on column fleet.settings.offline_after is 'A device silent for longer than this is offline.';
+comment on column fleet.settings.premake_days is
+  'How many days ahead partitions are made. Change it with fleet.set_premake(integer).';
+comment on column fleet.settings.cadence is 'daily or monthly partitions. Change it with fleet.set_cadence(text).';
+comment on column fleet.settings.max_late is
+  'A heartbeat that is older than this when it arrives is quarantined as too_late. Never longer than the retention in effect.';
+comment on column fleet.settings.max_future is
+  'A heartbeat whose ts is further ahead than this when it arrives is quarantined as in_future.';
+comment on column fleet.settings.offline_after is 'A device that was silent for longer than this is offline.';
 comment on column fleet.settings.archive_grace is 'How long a retired table is kept after its archive was proven.';
-comment on column fleet.settings.archive_max_attempts is 'After this many failures in a row, the archiver waits for the next night or for fleet.retry_archive(name).';
-comment on column fleet.settings.store_ip is 'full: the device''s address; prefix: its /24 (IPv4) or /48 (IPv6); none.';
+comment on column fleet.settings.archive_max_attempts is
+  'After this many failures in a row, the archiver waits for the next night or for fleet.retry_archive(name).';
+comment on column fleet.settings.store_ip is
+  'What is stored of a device''s address. full: all of it; prefix: its /24 (IPv4) or /48 (IPv6); none: nothing.';
 comment on column fleet.settings.quarantine_keep is 'How long quarantined heartbeats are kept.';
-comment on column fleet.settings.quarantine_per_device is 'How many quarantined heartbeats are kept per device; further ones are rejected.';
+comment on column fleet.settings.quarantine_per_device is
+  'How many quarantined heartbeats are kept per device; further ones are rejected.';
 comment on column fleet.settings.events_keep is 'How long fleet.events are kept.';
 comment on column fleet.settings.command_expires_after is 'A command that is older than this is no longer handed to its device.';
 comment on column fleet.settings.commands_keep is 'How long commands and their dispatch log are kept.';
-comment on column fleet.settings.silence_window is 'Who fell silent within this long before now has gone quiet, in fleet.fleet_silence. As long after a gap of ingest nothing is judged.';
-comment on column fleet.settings.silence_share is 'A cohort is silent when at least this share of its active devices has gone quiet.';
-comment on column fleet.settings.silence_ratio is 'And when that is at least so many times the usual share at this time of day.';
-comment on column fleet.settings.silence_min_devices is 'And when at least so many devices have gone quiet; smaller cohorts are not judged.';
-comment on column fleet.settings.ingest_gap is 'When nothing was received from anybody for longer than this (and 20 heartbeats were due), ingest is down, and no cohort is called silent.';
+comment on column fleet.settings.silence_window is
+  'A device has gone quiet if it fell silent within this time before now; see fleet.fleet_silence. After a gap in ingest, no '
+  'cohort is judged for this long.';
+comment on column fleet.settings.silence_share is
+  'A cohort is silent only if at least this share of its active devices has gone quiet.';
+comment on column fleet.settings.silence_ratio is
+  'A cohort is silent only if its share of quiet devices is at least this many times the usual share at this time of day.';
+comment on column fleet.settings.silence_min_devices is
+  'A cohort is silent only if at least this many of its devices have gone quiet; smaller cohorts are not judged.';
+comment on column fleet.settings.ingest_gap is
+  'If no heartbeat was received from any device for longer than this, and 20 were due, ingest is down and no cohort is called '
+  'silent.';
 comment on column fleet.settings.rollups_keep is
-  'How long availability per day and the history of storage are kept. Availability never shorter than the retention.';
+  'How long availability by day and the history of storage are kept. Availability is kept at least as long as the retention.';
 comment on column fleet.settings.proofs_needed is
-  '1: a partition is dropped once the archiver has proven its archive. 2: it is dropped once a login of fleet_verifier has confirmed the archive, too.';
+  '1: a partition is dropped once the archiver has proven its archive. 2: it is dropped once a login of fleet_verifier has '
+  'confirmed the archive, too.';
 comment on column fleet.settings.archive_stores is
-  'Additional stores whose archives may be registered, written like ARCHIVE_URL. Stores in which this database has archives need no entry.';
+  'Additional stores whose archives may be registered, written like ARCHIVE_URL. Stores in which this database already has '
+  'archives need no entry.';
 insert into fleet.settings default values on conflict do nothing;
 
 create table if not exists fleet.settings_audit (
@@ -111,13 +128,13 @@ create table if not exists fleet.settings_audit (
   new_value text,
   constraint settings_audit_pkey primary key (audit_id)
 );
-comment on table fleet.settings_audit is 'Every change of fleet.settings: who, when, from what, to what.';
+comment on table fleet.settings_audit is 'Every change of fleet.settings: when, by which login, from what, to what.';
 comment on column fleet.settings_audit.audit_id is 'Order of the changes.';
-comment on column fleet.settings_audit.changed_at is 'When.';
+comment on column fleet.settings_audit.changed_at is 'When the setting was changed.';
 comment on column fleet.settings_audit.changed_by is 'The login that changed it.';
 comment on column fleet.settings_audit.setting is 'Column of fleet.settings, or cohort_interval:<cohort>.';
-comment on column fleet.settings_audit.old_value is 'Value before, as text.';
-comment on column fleet.settings_audit.new_value is 'Value after, as text.';
+comment on column fleet.settings_audit.old_value is 'The value before the change, as text.';
+comment on column fleet.settings_audit.new_value is 'The value after the change, as text.';
 
 -- Devices and gateways
 
@@ -135,15 +152,16 @@ create table if not exists fleet.devices (
   constraint devices_heartbeat_interval_range check (heartbeat_interval >= '1 second' and heartbeat_interval <= '1 day')
 );
 comment on table fleet.devices is 'The roster: every device that was enrolled.';
-comment on column fleet.devices.device_id is 'Key of the device everywhere in the store; the distribution column for Citus.';
-comment on column fleet.devices.alias is 'The fleet''s own name of the device.';
-comment on column fleet.devices.cohort is 'Group of devices that are looked at and paced together.';
+comment on column fleet.devices.device_id is
+  'The key of the device everywhere in the store, and the distribution column for Citus.';
+comment on column fleet.devices.alias is 'The fleet''s own name for the device.';
+comment on column fleet.devices.cohort is 'The group of devices that it is watched and paced with.';
 comment on column fleet.devices.token_hash is 'SHA-256 of its token. The token itself is not stored.';
-comment on column fleet.devices.heartbeat_interval is 'How often it is asked to send a heartbeat.';
-comment on column fleet.devices.enrolled_at is 'When it was enrolled.';
+comment on column fleet.devices.heartbeat_interval is 'How often the device is asked to send a heartbeat.';
+comment on column fleet.devices.enrolled_at is 'When the device was enrolled.';
 comment on column fleet.devices.revoked_at is 'When its token was revoked; null while it is valid.';
 create index if not exists devices_heartbeat_interval_idx on fleet.devices (heartbeat_interval);
-comment on index fleet.devices_heartbeat_interval_idx is 'The devices that are asked for a heartbeat seldom.';
+comment on index fleet.devices_heartbeat_interval_idx is 'Finds the devices with long intervals.';
 create index if not exists devices_cohort_idx on fleet.devices (cohort, device_id);
 comment on index fleet.devices_cohort_idx is 'Pages of fleet.list_devices(p_cohort => …).';
 
@@ -155,13 +173,15 @@ create table if not exists fleet.cohorts (
   constraint cohorts_pkey primary key (cohort),
   constraint cohorts_min_interval_range check (min_interval >= '1 second' and min_interval <= '1 day')
 );
-comment on table fleet.cohorts is 'Cohorts that are slowed down, or were lately. Change it with fleet.set_cohort_interval(cohort, interval).';
+comment on table fleet.cohorts is
+  'Cohorts that are slowed down, or were until recently. Change it with fleet.set_cohort_interval(cohort, interval).';
 comment on column fleet.cohorts.cohort is 'fleet.devices.cohort.';
 comment on column fleet.cohorts.min_interval is
-  'No device of the cohort is asked to send more often than this, whatever its own interval; null: no longer slowed.';
+  'No device of the cohort is asked to send more often than this, whatever its own interval is; null: no longer slowed down.';
 comment on column fleet.cohorts.last_interval is
-  'What held before. Its devices may follow it until they have had an answer since changed_at, and are not late for that.';
-comment on column fleet.cohorts.changed_at is 'When it was last changed.';
+  'The interval before the last change. A device may follow it until it gets its first answer after changed_at, and is not late '
+  'because of that.';
+comment on column fleet.cohorts.changed_at is 'When the interval was last changed.';
 
 create table if not exists fleet.gateways (
   gateway_id bigint generated always as identity,
@@ -173,11 +193,11 @@ create table if not exists fleet.gateways (
   constraint gateways_gateway_name_key unique (gateway_name),
   constraint gateways_token_hash_key unique (token_hash)
 );
-comment on table fleet.gateways is 'Gateways: senders that may post heartbeats of any enrolled device.';
-comment on column fleet.gateways.gateway_id is 'Key.';
+comment on table fleet.gateways is 'Gateways: senders that may post heartbeats for any enrolled device.';
+comment on column fleet.gateways.gateway_id is 'The key of the gateway.';
 comment on column fleet.gateways.gateway_name is 'Name of the gateway.';
 comment on column fleet.gateways.token_hash is 'SHA-256 of its token. The token itself is not stored.';
-comment on column fleet.gateways.created_at is 'When it was made.';
+comment on column fleet.gateways.created_at is 'When the gateway was created.';
 comment on column fleet.gateways.revoked_at is 'When its token was revoked; null while it is valid.';
 
 create table if not exists fleet.token_change_log (
@@ -188,14 +208,16 @@ create table if not exists fleet.token_change_log (
   constraint token_change_log_pkey primary key (change_id)
 );
 comment on table fleet.token_change_log is
-  'Tokens of which servers must forget what they remember: revoked, or their device paced anew. Read with fleet.token_changes().';
-comment on column fleet.token_change_log.change_id is 'Names the change.';
-comment on column fleet.token_change_log.changed_at is 'When; for pruning.';
+  'Tokens that servers must remove from their caches because they were revoked or because their device was paced differently. '
+  'Read it with fleet.token_changes().';
+comment on column fleet.token_change_log.change_id is 'The key of the change.';
+comment on column fleet.token_change_log.changed_at is 'When the change was made; used for pruning.';
 comment on column fleet.token_change_log.changed_xid is
-  'The transaction that did it. By it, and not by time or change_id, a change that is committed late is still found.';
+  'The transaction that made the change. Because readers follow it, and not the time or change_id, they also find a change that '
+  'was committed late.';
 comment on column fleet.token_change_log.subject is 'device:<id> or gateway:<id>.';
 create index if not exists token_change_log_changed_xid_idx on fleet.token_change_log (changed_xid);
-comment on index fleet.token_change_log_changed_xid_idx is 'What changed since.';
+comment on index fleet.token_change_log_changed_xid_idx is 'Finds the changes since a transaction.';
 
 create table if not exists fleet.device_commands (
   device_id bigint not null,
@@ -208,16 +230,19 @@ create table if not exists fleet.device_commands (
   constraint device_commands_pkey primary key (device_id, command_id)
 );
 comment on table fleet.device_commands is
-  'Commands for devices. Each is handed over at every poll until the device acknowledges it or settings.command_expires_after has passed.';
+  'Commands for devices. A command is handed over at every poll until the device acknowledges it or until '
+  'settings.command_expires_after has passed.';
 comment on column fleet.device_commands.device_id is 'fleet.devices.device_id.';
-comment on column fleet.device_commands.command_id is 'Order of the commands, and the name by which a device acknowledges one.';
-comment on column fleet.device_commands.command is 'What to do, as the agent names it.';
-comment on column fleet.device_commands.payload is 'Its arguments, any JSON; null when there are none.';
-comment on column fleet.device_commands.created_at is 'When it was sent.';
-comment on column fleet.device_commands.created_by is 'The login that sent it.';
-comment on column fleet.device_commands.acknowledged_at is 'When the device first acknowledged it; null until then.';
-create index if not exists device_commands_waiting_idx on fleet.device_commands (device_id, command_id) where acknowledged_at is null;
-comment on index fleet.device_commands_waiting_idx is 'What a device still has to be handed.';
+comment on column fleet.device_commands.command_id is
+  'The order of the commands, and the number with which a device acknowledges one.';
+comment on column fleet.device_commands.command is 'What to do, in the agent''s words.';
+comment on column fleet.device_commands.payload is 'Arguments of the command, any JSON; null if there are none.';
+comment on column fleet.device_commands.created_at is 'When the command was sent.';
+comment on column fleet.device_commands.created_by is 'The login that sent the command.';
+comment on column fleet.device_commands.acknowledged_at is 'When the device first acknowledged the command; null until then.';
+create index if not exists device_commands_waiting_idx on fleet.device_commands (device_id, command_id)
+  where acknowledged_at is null;
+comment on index fleet.device_commands_waiting_idx is 'Finds the commands that a device has not acknowledged.';
 create index if not exists device_commands_created_at_idx on fleet.device_commands (created_at);
 comment on index fleet.device_commands_created_at_idx is 'For pruning by age.';
 
@@ -231,12 +256,13 @@ create table if not exists fleet.command_dispatch_log (
   constraint command_dispatch_log_event_known check (event in ('sent', 'handed_over', 'acknowledged'))
 );
 comment on table fleet.command_dispatch_log is
-  'What became of each command, append-only: sent, each handed_over, acknowledged. Written by the statement that does it.';
+  'What happened to each command, append-only: sent, each time it was handed_over, acknowledged. Each entry is written by the '
+  'statement that does it.';
 comment on column fleet.command_dispatch_log.device_id is 'fleet.devices.device_id.';
 comment on column fleet.command_dispatch_log.command_id is 'fleet.device_commands.command_id.';
-comment on column fleet.command_dispatch_log.dispatch_id is 'Order of the entries.';
+comment on column fleet.command_dispatch_log.dispatch_id is 'The order of the entries.';
 comment on column fleet.command_dispatch_log.event is 'sent, handed_over or acknowledged.';
-comment on column fleet.command_dispatch_log.at is 'When.';
+comment on column fleet.command_dispatch_log.at is 'When it happened.';
 create index if not exists command_dispatch_log_at_idx on fleet.command_dispatch_log (at);
 comment on index fleet.command_dispatch_log_at_idx is 'For pruning by age.';
 
@@ -254,29 +280,46 @@ create table if not exists fleet.device_heartbeats (
   ip inet
 ) partition by range (ts);
 comment on table fleet.device_heartbeats is
-  'Every heartbeat, partitioned by ts at UTC midnights. Write with fleet.ingest(); name a range of ts when you read.';
-comment on column fleet.device_heartbeats.ts is 'When the device sent it, by the device''s clock.';
-comment on column fleet.device_heartbeats.received_at is 'When it arrived, by the server''s clock.';
-comment on column fleet.device_heartbeats.device_id is 'fleet.devices.device_id; no foreign key, so that ingest takes no lock there.';
+  'Every heartbeat, partitioned by ts at UTC midnights. Write with fleet.ingest(), and always read with a range of ts.';
+comment on column fleet.device_heartbeats.ts is 'When the device sent the heartbeat, by the device''s clock.';
+comment on column fleet.device_heartbeats.received_at is 'When the heartbeat arrived, by the server''s clock.';
+comment on column fleet.device_heartbeats.device_id is
+  'fleet.devices.device_id. There is no foreign key, so that ingest takes no lock there.';
 comment on column fleet.device_heartbeats.signal_dbm is 'Signal strength in dBm.';
-comment on column fleet.device_heartbeats.battery_pct is 'Battery charge, 0 to 100.';
-comment on column fleet.device_heartbeats.unity_running is 'Whether its Unity app runs; null when it did not say.';
-comment on column fleet.device_heartbeats.network_type is 'Network as the agent names it (wifi, lte, ...).';
-comment on column fleet.device_heartbeats.agent_version is 'Version of the agent.';
-comment on column fleet.device_heartbeats.ip is 'Address it came from, as far as fleet.settings.store_ip allows.';
+comment on column fleet.device_heartbeats.battery_pct is 'Battery charge in percent, 0 to 100.';
+comment on column fleet.device_heartbeats.unity_running is 'Whether the Unity app is running; null if the device did not say.';
+comment on column fleet.device_heartbeats.network_type is 'The network in the agent''s words (wifi, lte, ...).';
+comment on column fleet.device_heartbeats.agent_version is 'The version of the agent.';
+comment on column fleet.device_heartbeats.ip is
+  'The address that the heartbeat came from, as far as fleet.settings.store_ip allows.';
 create index if not exists device_heartbeats_device_id_ts_idx on fleet.device_heartbeats (device_id, ts desc);
 comment on index fleet.device_heartbeats_device_id_ts_idx is 'A device''s heartbeats, newest first.';
 
--- A unique index on an expression cannot stand on the partitioned parent (it would have to contain ts itself), so
+-- The partitioned parent cannot have a unique index on an expression, because the index would have to contain ts itself. So
 -- pg_partman copies it from this template to each partition.
-create table if not exists fleet.device_heartbeats_template (like fleet.device_heartbeats including comments);
+create table if not exists fleet.device_heartbeats_template (like fleet.device_heartbeats);
 comment on table fleet.device_heartbeats_template is
-  'pg_partman''s template: its unique index is made on every partition. Holds no rows.';
+  'The template of pg_partman, which makes its unique index on every partition. It has no rows.';
+do $$
+declare
+  v_column record;
+begin
+  -- Not "including comments", which would leave the comments of an older template as they are.
+  for v_column in
+    select m.attname as name, col_description(h.attrelid, h.attnum) as comment
+    from pg_attribute h
+    join pg_attribute m on m.attrelid = 'fleet.device_heartbeats_template'::regclass and m.attname = h.attname and m.attnum > 0
+    where h.attrelid = 'fleet.device_heartbeats'::regclass
+  loop
+    execute format('comment on column fleet.device_heartbeats_template.%I is %L', v_column.name, v_column.comment);
+  end loop;
+end
+$$;
 create unique index if not exists device_heartbeats_template_dedupe_key on fleet.device_heartbeats_template (
   device_id, date_bin('10 seconds', ts, timestamptz '2000-01-01 00:00:00+00')
 );
 comment on index fleet.device_heartbeats_template_dedupe_key is
-  'One heartbeat per device and 10-second bucket: a retry is not stored twice.';
+  'One heartbeat per device and 10-second bucket, so a retry is not stored twice.';
 
 create table if not exists fleet.heartbeat_columns (
   name text not null,
@@ -287,12 +330,14 @@ create table if not exists fleet.heartbeat_columns (
   constraint heartbeat_columns_pkey primary key (name)
 );
 comment on table fleet.heartbeat_columns is
-  'The columns that fleet.device_heartbeats had at the last call of fleet.note_columns().';
-comment on column fleet.heartbeat_columns.name is 'Name of the column.';
+  'The columns that fleet.device_heartbeats had when fleet.note_columns() was last called.';
+comment on column fleet.heartbeat_columns.name is 'The name of the column.';
 comment on column fleet.heartbeat_columns.type is 'Its type, as format_type() names it.';
-comment on column fleet.heartbeat_columns.attnum is 'Its number, which a rename does not change.';
-comment on column fleet.heartbeat_columns.relid is 'oid of the table. In another table, as after a dump was restored, the numbers mean nothing.';
-comment on column fleet.heartbeat_columns.system_identifier is 'The cluster that the oid belongs to; 0 if it is hidden.';
+comment on column fleet.heartbeat_columns.attnum is 'Its number in the catalog, which a rename does not change.';
+comment on column fleet.heartbeat_columns.relid is
+  'The oid of the table. If the table has another oid, as after a dump was restored, the numbers mean nothing.';
+comment on column fleet.heartbeat_columns.system_identifier is
+  'The cluster that the oid belongs to; 0 if its identifier is hidden.';
 
 create table if not exists fleet.column_changes (
   change_id bigint generated always as identity,
@@ -306,11 +351,12 @@ create table if not exists fleet.column_changes (
   constraint column_changes_change_known check (change in ('added', 'dropped', 'renamed', 'retyped'))
 );
 comment on table fleet.column_changes is
-  'Changes of the columns of fleet.device_heartbeats, by which older archives are read and restored under today''s names.';
-comment on column fleet.column_changes.change_id is 'Order of the changes.';
-comment on column fleet.column_changes.changed_at is 'When the change was noted; changes that were noted together have the same time.';
+  'Changes of the columns of fleet.device_heartbeats. With them, older archives are read and restored under today''s names.';
+comment on column fleet.column_changes.change_id is 'The order of the changes.';
+comment on column fleet.column_changes.changed_at is
+  'When the change was noted; changes that were noted together have the same time.';
 comment on column fleet.column_changes.change is 'added, dropped, renamed or retyped.';
-comment on column fleet.column_changes.name is 'Name of the column, before the change if it was renamed.';
+comment on column fleet.column_changes.name is 'The name of the column, before the change if it was renamed.';
 comment on column fleet.column_changes.new_name is 'Its name after a rename.';
 comment on column fleet.column_changes.type is 'Its type before the change; null when it was added.';
 comment on column fleet.column_changes.new_type is 'Its type after the change; null when it was dropped.';
@@ -325,12 +371,13 @@ create table if not exists fleet.heartbeat_quarantine (
   constraint heartbeat_quarantine_reason_known check (reason in ('too_late', 'in_future', 'no_partition'))
 );
 comment on table fleet.heartbeat_quarantine is
-  'Heartbeats kept aside because of their ts, not stored. Kept fleet.settings.quarantine_keep, at most quarantine_per_device each.';
-comment on column fleet.heartbeat_quarantine.received_at is 'When it arrived.';
+  'Heartbeats that were kept aside, not stored, because of their ts. They are kept for fleet.settings.quarantine_keep, at most '
+  'quarantine_per_device for each device.';
+comment on column fleet.heartbeat_quarantine.received_at is 'When the heartbeat arrived.';
 comment on column fleet.heartbeat_quarantine.device_id is 'fleet.devices.device_id.';
-comment on column fleet.heartbeat_quarantine.ts is 'The ts it gave.';
+comment on column fleet.heartbeat_quarantine.ts is 'The ts that the device sent.';
 comment on column fleet.heartbeat_quarantine.reason is 'too_late, in_future or no_partition.';
-comment on column fleet.heartbeat_quarantine.payload is 'The heartbeat as it came.';
+comment on column fleet.heartbeat_quarantine.payload is 'The heartbeat as it arrived.';
 create index if not exists heartbeat_quarantine_received_at_idx on fleet.heartbeat_quarantine (received_at);
 comment on index fleet.heartbeat_quarantine_received_at_idx is 'For pruning by age and for fleet.check().';
 
@@ -357,24 +404,27 @@ create table if not exists fleet.device_last_status (
   autovacuum_vacuum_threshold = 1000
 );
 comment on table fleet.device_last_status is
-  'The newest heartbeat of each device, kept by a trigger. No index on last_ts: with one, no update is HOT and upserts run at half the rate. is_silent is the way to the silent ones.';
+  'The newest heartbeat of each device, kept by a trigger. There is no index on last_ts: with one, no update is HOT and upserts '
+  'run at half the rate. Silent devices are found by is_silent.';
 comment on column fleet.device_last_status.device_id is 'fleet.devices.device_id.';
-comment on column fleet.device_last_status.last_ts is 'ts of its newest heartbeat; null before the first.';
-comment on column fleet.device_last_status.last_received_at is 'When the server last heard from it.';
-comment on column fleet.device_last_status.battery_pct is 'Battery charge, 0 to 100.';
-comment on column fleet.device_last_status.network_type is 'Network as the agent names it.';
-comment on column fleet.device_last_status.unity_running is 'Whether its Unity app ran.';
+comment on column fleet.device_last_status.last_ts is 'ts of the newest heartbeat; null before the first one.';
+comment on column fleet.device_last_status.last_received_at is 'When the server last received something from the device.';
+comment on column fleet.device_last_status.battery_pct is 'Battery charge in percent, 0 to 100.';
+comment on column fleet.device_last_status.network_type is 'The network in the agent''s words.';
+comment on column fleet.device_last_status.unity_running is 'Whether the Unity app was running.';
 comment on column fleet.device_last_status.signal_dbm is 'Signal strength in dBm.';
-comment on column fleet.device_last_status.agent_version is 'Version of the agent.';
-comment on column fleet.device_last_status.ip is 'Address it came from.';
+comment on column fleet.device_last_status.agent_version is 'The version of the agent.';
+comment on column fleet.device_last_status.ip is 'The address that the heartbeat came from.';
 comment on column fleet.device_last_status.status is
-  'What the device said: ok, unity_down, or clock_skewed when its heartbeats are quarantined; null before the first. Whether it is online is derived in fleet.device_status.';
+  'What the device reported: ok or unity_down; clock_skewed if its heartbeats are quarantined; null before the first one. '
+  'Whether it is online is derived in fleet.device_status.';
 comment on column fleet.device_last_status.is_silent is
-  'True when the device may have been silent for long: what is not marked is not offline. Set by fleet.mark_silent(), taken away by a fresh heartbeat; changes seldom, so that updates stay HOT.';
+  'True if the device may have been silent for a long time; a device without this mark is not offline. Set by '
+  'fleet.mark_silent() and cleared by a fresh heartbeat. It changes rarely, so updates stay HOT.';
 create index if not exists device_last_status_silent_idx on fleet.device_last_status (device_id) where is_silent;
-comment on index fleet.device_last_status_silent_idx is 'The devices that may be offline.';
+comment on index fleet.device_last_status_silent_idx is 'Finds the devices that may be offline.';
 create index if not exists device_last_status_not_ok_idx on fleet.device_last_status (device_id) where status <> 'ok';
-comment on index fleet.device_last_status_not_ok_idx is 'The devices whose Unity app is down, or whose clock is wrong.';
+comment on index fleet.device_last_status_not_ok_idx is 'Finds the devices whose Unity app is down or whose clock is wrong.';
 
 create table if not exists fleet.silence_marks (
   is_only_row boolean not null default true,
@@ -384,11 +434,15 @@ create table if not exists fleet.silence_marks (
   constraint silence_marks_pkey primary key (is_only_row),
   constraint silence_marks_only_row check (is_only_row)
 );
-comment on table fleet.silence_marks is 'Since when the marks device_last_status.is_silent are complete; one row. Kept by fleet.mark_silent().';
+comment on table fleet.silence_marks is
+  'How complete the marks in device_last_status.is_silent are; one row, kept by fleet.mark_silent().';
 comment on column fleet.silence_marks.is_only_row is 'Always true: there is one row.';
-comment on column fleet.silence_marks.marked_at is 'As of when every device silent for long enough bore the mark; -infinity when it is not known.';
-comment on column fleet.silence_marks.base is 'The marks were set after three quarters of this, or of twice the device''s heartbeat_interval if that is longer.';
-comment on column fleet.silence_marks.changes is 'Grows with each change of a heartbeat_interval: a run that one overtakes does not count.';
+comment on column fleet.silence_marks.marked_at is
+  'At this time every device that had been silent for long enough had the mark; -infinity if that is not known.';
+comment on column fleet.silence_marks.base is
+  'A device was marked after three quarters of this time, or of twice its heartbeat_interval if that is longer.';
+comment on column fleet.silence_marks.changes is
+  'Grows with each change of a heartbeat_interval. A run during which it grew does not count.';
 insert into fleet.silence_marks default values on conflict do nothing;
 
 create table if not exists fleet.silence_watch (
@@ -401,13 +455,15 @@ create table if not exists fleet.silence_watch (
   constraint silence_watch_pkey primary key (is_only_row),
   constraint silence_watch_only_row check (is_only_row)
 );
-comment on table fleet.silence_watch is 'Whether heartbeats come in at all, looked at each minute; one row. Kept by fleet.watch_silence().';
+comment on table fleet.silence_watch is
+  'Whether any heartbeats arrive, checked each minute; one row, kept by fleet.watch_silence().';
 comment on column fleet.silence_watch.is_only_row is 'Always true: there is one row.';
-comment on column fleet.silence_watch.looked_at is 'When it was looked at last.';
-comment on column fleet.silence_watch.newest_received_at is 'The newest received_at of any device then.';
-comment on column fleet.silence_watch.gap_from is 'The last heartbeat before the latest time in which none came in, or nobody looked.';
-comment on column fleet.silence_watch.gap_to is 'When it was seen that they come in again; null while they do not.';
-comment on column fleet.silence_watch.sampled_at is 'When fleet.silence_samples were taken last.';
+comment on column fleet.silence_watch.looked_at is 'When this was last checked.';
+comment on column fleet.silence_watch.newest_received_at is 'The newest received_at of any device at that time.';
+comment on column fleet.silence_watch.gap_from is
+  'The last heartbeat before the latest gap, in which none arrived or nobody checked.';
+comment on column fleet.silence_watch.gap_to is 'When heartbeats were seen to arrive again; null while they do not.';
+comment on column fleet.silence_watch.sampled_at is 'When fleet.silence_samples were last taken.';
 insert into fleet.silence_watch default values on conflict do nothing;
 
 create table if not exists fleet.silence_samples (
@@ -418,11 +474,14 @@ create table if not exists fleet.silence_samples (
   constraint silence_samples_pkey primary key (cohort, sampled_at),
   constraint silence_samples_active_range check (active > 0 and gone_quiet between 0 and active)
 );
-comment on table fleet.silence_samples is 'fleet.fleet_silence each 10 minutes, of the last 8 days, without what was muted because of ingest. From it comes what is usual.';
+comment on table fleet.silence_samples is
+  'Samples of fleet.fleet_silence, one each 10 minutes for the last 8 days, except while it was muted because of ingest. What is'
+  ' usual is computed from them.';
 comment on column fleet.silence_samples.cohort is 'fleet.devices.cohort, or (all).';
-comment on column fleet.silence_samples.sampled_at is 'When.';
-comment on column fleet.silence_samples.active is 'Devices that were heard of when the window began, or in it.';
-comment on column fleet.silence_samples.gone_quiet is 'Those of them that fell silent in the window, and still were.';
+comment on column fleet.silence_samples.sampled_at is 'When the sample was taken.';
+comment on column fleet.silence_samples.active is 'Devices that were heard from when the window began, or in it.';
+comment on column fleet.silence_samples.gone_quiet is
+  'Of those, the devices that fell silent in the window and were still silent then.';
 
 create table if not exists fleet.silence_usual (
   cohort text not null,
@@ -432,12 +491,14 @@ create table if not exists fleet.silence_usual (
   computed_at timestamptz not null,
   constraint silence_usual_pkey primary key (cohort)
 );
-comment on table fleet.silence_usual is 'What share of each cohort usually goes quiet at this time of day, made anew from fleet.silence_samples each 10 minutes.';
+comment on table fleet.silence_usual is
+  'The share of each cohort that usually goes quiet at this time of day, computed from fleet.silence_samples each 10 minutes.';
 comment on column fleet.silence_usual.cohort is 'fleet.devices.cohort, or (all).';
 comment on column fleet.silence_usual.usual_share is
-  'The second highest of the daily peaks within 90 minutes of this time of day, of the last 7 days; with fewer than 3 such days the highest of all samples.';
-comment on column fleet.silence_usual.samples is 'How many samples there are of the cohort.';
-comment on column fleet.silence_usual.days is 'How many of the last 7 days have samples around this time of day.';
+  'The second highest of the daily peaks within 90 minutes of this time of day, over the last 7 days. With fewer than 3 such '
+  'days, the highest of all samples.';
+comment on column fleet.silence_usual.samples is 'How many samples the cohort has.';
+comment on column fleet.silence_usual.days is 'On how many of the last 7 days there are samples around this time of day.';
 comment on column fleet.silence_usual.computed_at is 'When it was computed.';
 
 create table if not exists fleet.fleet_samples (
@@ -451,15 +512,16 @@ create table if not exists fleet.fleet_samples (
   unity_down bigint not null,
   constraint fleet_samples_pkey primary key (sampled_at)
 );
-comment on table fleet.fleet_samples is 'fleet.fleet_summary of the whole fleet each 10 minutes, of the last 8 days. Read it through fleet.fleet_trend.';
-comment on column fleet.fleet_samples.sampled_at is 'Begin of the 10 minutes.';
+comment on table fleet.fleet_samples is
+  'fleet.fleet_summary of the whole fleet, one row each 10 minutes for the last 8 days. Read it through fleet.fleet_trend.';
+comment on column fleet.fleet_samples.sampled_at is 'The start of the 10 minutes.';
 comment on column fleet.fleet_samples.devices is 'Devices that were enrolled.';
-comment on column fleet.fleet_samples.online is 'Those of them that were online.';
-comment on column fleet.fleet_samples.late is 'Those that were late.';
-comment on column fleet.fleet_samples.offline is 'Those that were offline.';
-comment on column fleet.fleet_samples.new is 'Those that had not sent a heartbeat yet.';
-comment on column fleet.fleet_samples.clock_skewed is 'Those whose heartbeats were kept aside for their clock.';
-comment on column fleet.fleet_samples.unity_down is 'Those online or late on which Unity was down.';
+comment on column fleet.fleet_samples.online is 'Devices that were online.';
+comment on column fleet.fleet_samples.late is 'Devices that were late.';
+comment on column fleet.fleet_samples.offline is 'Devices that were offline.';
+comment on column fleet.fleet_samples.new is 'Devices that had not sent a heartbeat yet.';
+comment on column fleet.fleet_samples.clock_skewed is 'Devices whose heartbeats were quarantined because of their clock.';
+comment on column fleet.fleet_samples.unity_down is 'Devices that were online or late and whose Unity app was down.';
 
 -- Availability by day
 
@@ -478,23 +540,26 @@ create table if not exists fleet.device_availability_daily (
   constraint device_availability_daily_seen_range check (seen >= 0 and seen <= expected and seen <= beats)
 );
 comment on table fleet.device_availability_daily is
-  'Availability of each device on each past UTC day on which it was enrolled, counted by fleet.roll_up(); outlives the heartbeats. Kept fleet.settings.rollups_keep. Read the view fleet.device_availability.';
+  'The availability of each device on each past UTC day on which it was enrolled, counted by fleet.roll_up(). It outlives the '
+  'heartbeats and is kept for fleet.settings.rollups_keep. Read it through the view fleet.device_availability.';
 comment on column fleet.device_availability_daily.device_id is 'fleet.devices.device_id.';
 comment on column fleet.device_availability_daily.day is 'The day, in UTC.';
 comment on column fleet.device_availability_daily.expected is
-  'Heartbeats that were expected: as often as its interval fits between enrolment or midnight and revocation or midnight.';
+  'How many heartbeats were expected: as many as fit, at its interval, between enrollment or midnight and revocation or '
+  'midnight.';
 comment on column fleet.device_availability_daily.seen is
-  'Of those, the ones that came: the expected less those missed in silences; a burst does not count more than once.';
-comment on column fleet.device_availability_daily.beats is 'Heartbeats stored.';
+  'How many of the expected heartbeats came: the expected ones minus those missed in silences. A burst counts once.';
+comment on column fleet.device_availability_daily.beats is 'How many heartbeats were stored.';
 comment on column fleet.device_availability_daily.heartbeat_interval is
-  'How often it was asked to send one when the day was first rolled up; stays when the day is counted anew.';
+  'The device''s interval when the day was first rolled up. It stays when the day is counted again.';
 comment on column fleet.device_availability_daily.longest_gap is
-  'Its longest silence of the day, from midnight or enrolment to midnight or revocation.';
-comment on column fleet.device_availability_daily.first_ts is 'First heartbeat of the day; null when there was none.';
-comment on column fleet.device_availability_daily.last_ts is 'Last heartbeat of the day; null when there was none.';
-comment on column fleet.device_availability_daily.rolled_up_at is 'When this was counted, and last found different.';
+  'The longest silence of the day, from midnight or enrollment to midnight or revocation.';
+comment on column fleet.device_availability_daily.first_ts is 'The first heartbeat of the day; null if there was none.';
+comment on column fleet.device_availability_daily.last_ts is 'The last heartbeat of the day; null if there was none.';
+comment on column fleet.device_availability_daily.rolled_up_at is
+  'When the day was counted, or when a later count last changed it.';
 create index if not exists device_availability_daily_day_idx on fleet.device_availability_daily (day);
-comment on index fleet.device_availability_daily_day_idx is 'All devices of a day; for pruning.';
+comment on index fleet.device_availability_daily_day_idx is 'All devices of a day, and pruning.';
 
 create table if not exists fleet.rolled_up_days (
   day date not null,
@@ -505,28 +570,29 @@ create table if not exists fleet.rolled_up_days (
 comment on table fleet.rolled_up_days is 'The days that are in fleet.device_availability_daily.';
 comment on column fleet.rolled_up_days.day is 'The day, in UTC.';
 comment on column fleet.rolled_up_days.devices is
-  'How many devices were on its roster. When that is not so any more, the night rolls the day up again.';
-comment on column fleet.rolled_up_days.rolled_up_at is 'When it was last rolled up as a whole.';
+  'How many devices were enrolled on that day. If the number is different now, the night rolls the day up again.';
+comment on column fleet.rolled_up_days.rolled_up_at is 'When the whole day was last rolled up.';
 
 create table if not exists fleet.late_arrivals (
   device_id bigint not null,
   day date not null,
   arrived_at timestamptz not null default now()
 ) with (
-  -- Written by ingest, deleted within the hour, never updated: vacuumed by number, whatever is left in it.
+  -- Ingest writes rows, which are deleted within the hour and never updated. So it is vacuumed after a fixed number of rows.
   autovacuum_vacuum_scale_factor = 0,
   autovacuum_vacuum_threshold = 2000,
   autovacuum_vacuum_insert_threshold = -1,
   autovacuum_analyze_scale_factor = 0,
   autovacuum_analyze_threshold = 10000
 );
--- A publication of all tables refuses DELETE on a table without a replica identity. A key would cost ingest an index.
+-- With a publication of all tables, DELETE needs a replica identity. A key would cost ingest an index.
 alter table fleet.late_arrivals replica identity full;
 comment on table fleet.late_arrivals is
-  'Devices and past days of which heartbeats came after the day''s midnight, as often as they came. A day that is rolled up is counted anew for them, which takes them away.';
+  'Devices and past days whose heartbeats arrived after the day''s midnight, with a row for each arrival. If the day is rolled '
+  'up already, it is counted again for these devices, and the rows are deleted.';
 comment on column fleet.late_arrivals.device_id is 'fleet.devices.device_id.';
 comment on column fleet.late_arrivals.day is 'The UTC day of the heartbeats.';
-comment on column fleet.late_arrivals.arrived_at is 'When they came.';
+comment on column fleet.late_arrivals.arrived_at is 'When the heartbeats arrived.';
 
 create table if not exists fleet.storage_daily (
   day date not null,
@@ -539,14 +605,17 @@ create table if not exists fleet.storage_daily (
   constraint storage_daily_pkey primary key (day)
 );
 comment on table fleet.storage_daily is
-  'The size of the store as each night found it. Kept fleet.settings.rollups_keep. Read the view fleet.storage_history.';
+  'The size of the store as each night found it, kept for fleet.settings.rollups_keep. Read it through the view '
+  'fleet.storage_history.';
 comment on column fleet.storage_daily.day is 'The UTC day.';
-comment on column fleet.storage_daily.rows_online is 'Heartbeats in the database; of today''s partition what the last ANALYZE found.';
-comment on column fleet.storage_daily.bytes_online is 'Bytes of their partitions, with indexes.';
+comment on column fleet.storage_daily.rows_online is
+  'Heartbeats in the database; for today''s partition, as many as the last ANALYZE found.';
+comment on column fleet.storage_daily.bytes_online is 'Bytes of the partitions of these heartbeats, with indexes.';
 comment on column fleet.storage_daily.bytes_archived is 'Bytes of all proven archives.';
-comment on column fleet.storage_daily.bytes_pushed is 'Bytes written to the archive since setup, also those replaced since.';
+comment on column fleet.storage_daily.bytes_pushed is
+  'Bytes written to archives since setup, including archives that were replaced.';
 comment on column fleet.storage_daily.database_bytes is 'Bytes of the whole database.';
-comment on column fleet.storage_daily.noted_at is 'When that was so.';
+comment on column fleet.storage_daily.noted_at is 'When this was recorded.';
 
 -- Partitions and their archives
 
@@ -606,44 +675,56 @@ create table if not exists fleet.hb_partitions (
   constraint hb_partitions_checksum_sha256_form check (checksum_sha256 ~ '^[0-9a-f]{64}$')
 );
 comment on table fleet.hb_partitions is
-  'Every partition that ever was, and where its rows are now. state changes only through functions: active, detached, archiving, archived, dropped; archive_failed; restored.';
-comment on column fleet.hb_partitions.partition_name is 'Name of the table, as pg_partman made it.';
+  'Every partition that ever existed, and where its rows are now. Only functions change state: active, detached, archiving, '
+  'archived, dropped; also archive_failed and restored.';
+comment on column fleet.hb_partitions.partition_name is 'The name of the table, as pg_partman made it.';
 comment on column fleet.hb_partitions.relid is
-  'oid of the table; null if it is dropped or gone. After a dump was restored it names something else, so use fleet.table_of().';
-comment on column fleet.hb_partitions.range_start is 'First moment of the partition, a UTC midnight, from the catalog.';
-comment on column fleet.hb_partitions.range_end is 'First moment after the partition.';
+  'The oid of the table; null if it is dropped or gone. After a dump was restored it names something else, so use '
+  'fleet.table_of().';
+comment on column fleet.hb_partitions.range_start is 'The first moment of the partition, a UTC midnight, from the catalog.';
+comment on column fleet.hb_partitions.range_end is 'The first moment after the partition.';
 comment on column fleet.hb_partitions.state is 'active, detached, archiving, archived, archive_failed, dropped or restored.';
-comment on column fleet.hb_partitions.step is 'Last step of archiving that was finished: claimed, frozen, exported, uploaded, proven.';
-comment on column fleet.hb_partitions.row_count is 'Rows: counted exactly when it is retired and when it is exported.';
-comment on column fleet.hb_partitions.bytes_size is 'Size on disk with indexes, in bytes, when last looked at.';
-comment on column fleet.hb_partitions.min_ts is 'Oldest ts in it, from the export.';
-comment on column fleet.hb_partitions.max_ts is 'Newest ts in it, from the export.';
+comment on column fleet.hb_partitions.step is
+  'The last step of archiving that was finished: claimed, frozen, exported, uploaded, proven.';
+comment on column fleet.hb_partitions.row_count is 'Its rows, counted exactly when it was retired and when it was exported.';
+comment on column fleet.hb_partitions.bytes_size is 'Its size on disk with indexes, in bytes, when it was last measured.';
+comment on column fleet.hb_partitions.min_ts is 'The oldest ts in the partition, from the export.';
+comment on column fleet.hb_partitions.max_ts is 'The newest ts in the partition, from the export.';
 comment on column fleet.hb_partitions.checksum_sha256 is 'SHA-256 of the Parquet file, in hex.';
-comment on column fleet.hb_partitions.content_checksum is 'Checksum of the rows, independent of order and format; see fleet.content_checksum().';
+comment on column fleet.hb_partitions.content_checksum is
+  'A checksum of the rows that does not depend on their order or format; see fleet.content_checksum().';
 comment on column fleet.hb_partitions.archive_url is 'Where the Parquet file is.';
-comment on column fleet.hb_partitions.archive_bytes is 'Size of the Parquet file in bytes.';
-comment on column fleet.hb_partitions.created_at is 'When it was first seen.';
-comment on column fleet.hb_partitions.detached_at is 'When it was retired.';
-comment on column fleet.hb_partitions.archived_at is 'When it reached state archived.';
-comment on column fleet.hb_partitions.proven_at is 'When the archive was read back and found equal.';
+comment on column fleet.hb_partitions.archive_bytes is 'The size of the Parquet file in bytes.';
+comment on column fleet.hb_partitions.created_at is 'When the partition was first seen.';
+comment on column fleet.hb_partitions.detached_at is 'When the partition was retired.';
+comment on column fleet.hb_partitions.archived_at is 'When the partition reached state archived.';
+comment on column fleet.hb_partitions.proven_at is 'When the archive was read back and found to be equal.';
 comment on column fleet.hb_partitions.dropped_at is 'When the table was dropped.';
-comment on column fleet.hb_partitions.restored_at is 'When it was brought back from the archive.';
-comment on column fleet.hb_partitions.attempts is 'Failures of archiving in a row.';
-comment on column fleet.hb_partitions.next_attempt_at is 'When the archiver tries again; null: with the next night, or fleet.retry_archive(name).';
+comment on column fleet.hb_partitions.restored_at is 'When the partition was restored from its archive.';
+comment on column fleet.hb_partitions.attempts is 'How often archiving has failed in a row.';
+comment on column fleet.hb_partitions.next_attempt_at is
+  'When the archiver tries again; null: in the next night, or after fleet.retry_archive(name).';
 comment on column fleet.hb_partitions.last_error is 'Why the last attempt failed.';
-comment on column fleet.hb_partitions.lease_owner is 'The archiver that works on it.';
-comment on column fleet.hb_partitions.lease_until is 'Until when it is that archiver''s; another may take it afterwards.';
-comment on column fleet.hb_partitions.held_reason is 'Why it is kept from being retired, archived or dropped; null: not held.';
-comment on column fleet.hb_partitions.held_by is 'Who holds it.';
-comment on column fleet.hb_partitions.is_proven_empty is 'True when it was locked, found without rows, and may go without an archive.';
+comment on column fleet.hb_partitions.lease_owner is 'The archiver that is working on the partition.';
+comment on column fleet.hb_partitions.lease_until is
+  'The end of that archiver''s lease. Afterwards another one may take the partition.';
+comment on column fleet.hb_partitions.held_reason is
+  'Why the partition must not be retired, archived or dropped; null: it is not held.';
+comment on column fleet.hb_partitions.held_by is 'The login that holds it.';
+comment on column fleet.hb_partitions.is_proven_empty is
+  'True if the table was locked and found to have no rows. It may be dropped without an archive.';
 comment on column fleet.hb_partitions.cold_xid is
-  'Transaction in which it became cold; until a VACUUM (FREEZE) after it, the job fleet-freeze names the partition. Null: not cold.';
+  'The transaction in which the partition became cold. The job fleet-freeze names the partition until a VACUUM (FREEZE) ran '
+  'after that. Null: not cold.';
 comment on column fleet.hb_partitions.relid_seal is 'fleet_guard.seal(relid) when relid was recorded; set by a trigger.';
 comment on column fleet.hb_partitions.columns is
-  'The columns of its archive, in order, as [{"name", "type"}]; null for an archive from before 0.2 until the archiver has read its manifest.';
+  'The columns of its archive, in order, as [{"name", "type"}]. Null for an archive from before 0.2 until the archiver has read '
+  'its manifest.';
 comment on column fleet.hb_partitions.columns_at is
-  'The time at which the table had the columns of the archive; fleet.map_columns() follows later changes. Null: before the first change in fleet.column_changes.';
-comment on column fleet.hb_partitions.checksum_version is 'The version of the definition of content_checksum; see fleet.content_checksum().';
+  'The time at which the table had the columns of the archive; fleet.map_columns() follows later changes. Null: before the first'
+  ' change in fleet.column_changes.';
+comment on column fleet.hb_partitions.checksum_version is
+  'The version of the definition of content_checksum; see fleet.content_checksum().';
 comment on column fleet.hb_partitions.manifest_format is 'The format_version of the manifest of its archive.';
 comment on column fleet.hb_partitions.counted is
   'The result of fleet.count_retired() for the current export; null before and after it.';
@@ -652,7 +733,7 @@ comment on column fleet.hb_partitions.confirmed_by is 'The login that confirmed 
 comment on column fleet.hb_partitions.rows_hash is
   'fleet.rows_hash() of the retired table when its rows were counted. Null for an archive from before 0.2.';
 create index if not exists hb_partitions_range_start_idx on fleet.hb_partitions (range_start);
-comment on index fleet.hb_partitions_range_start_idx is 'The partition of a moment.';
+comment on index fleet.hb_partitions_range_start_idx is 'Finds the partition of a moment.';
 
 create table if not exists fleet.archivers (
   worker text not null,
@@ -661,11 +742,11 @@ create table if not exists fleet.archivers (
   last_seen_at timestamptz not null default now(),
   constraint archivers_pkey primary key (worker)
 );
-comment on table fleet.archivers is 'The archivers, and when each was last heard of.';
-comment on column fleet.archivers.worker is 'Name of the process: host and pid.';
-comment on column fleet.archivers.version is 'Its version.';
-comment on column fleet.archivers.started_at is 'When it was first heard of.';
-comment on column fleet.archivers.last_seen_at is 'When it was last heard of.';
+comment on table fleet.archivers is 'The archivers, and when each of them last reported.';
+comment on column fleet.archivers.worker is 'The name of the process: its host and pid.';
+comment on column fleet.archivers.version is 'The version of the archiver.';
+comment on column fleet.archivers.started_at is 'When it first reported.';
+comment on column fleet.archivers.last_seen_at is 'When it last reported.';
 
 create table if not exists fleet.restore_requests (
   request_id bigint generated always as identity,
@@ -676,12 +757,12 @@ create table if not exists fleet.restore_requests (
   constraint restore_requests_pkey primary key (request_id),
   constraint restore_requests_range check (from_day <= to_day)
 );
-comment on table fleet.restore_requests is 'Requests to bring archived days back online.';
-comment on column fleet.restore_requests.request_id is 'Key, as fleet.request_restore() returned it.';
-comment on column fleet.restore_requests.from_day is 'First day wanted.';
-comment on column fleet.restore_requests.to_day is 'Last day wanted.';
-comment on column fleet.restore_requests.requested_at is 'When.';
-comment on column fleet.restore_requests.requested_by is 'The login that asked.';
+comment on table fleet.restore_requests is 'Requests to restore archived days.';
+comment on column fleet.restore_requests.request_id is 'The key, as fleet.request_restore() returned it.';
+comment on column fleet.restore_requests.from_day is 'The first day to restore.';
+comment on column fleet.restore_requests.to_day is 'The last day to restore.';
+comment on column fleet.restore_requests.requested_at is 'When the request was made.';
+comment on column fleet.restore_requests.requested_by is 'The login that made the request.';
 
 create table if not exists fleet.restore_items (
   request_id bigint not null,
@@ -701,10 +782,10 @@ comment on table fleet.restore_items is 'The partitions of each restore request.
 comment on column fleet.restore_items.request_id is 'fleet.restore_requests.request_id.';
 comment on column fleet.restore_items.partition_name is 'fleet.hb_partitions.partition_name.';
 comment on column fleet.restore_items.state is 'pending, running, done or failed.';
-comment on column fleet.restore_items.lease_owner is 'The archiver that works on it.';
-comment on column fleet.restore_items.lease_until is 'Until when it is that archiver''s.';
-comment on column fleet.restore_items.finished_at is 'When it was done or failed.';
-comment on column fleet.restore_items.last_error is 'Why it failed.';
+comment on column fleet.restore_items.lease_owner is 'The archiver that is working on the partition.';
+comment on column fleet.restore_items.lease_until is 'The end of that archiver''s lease.';
+comment on column fleet.restore_items.finished_at is 'When the restore was done or failed.';
+comment on column fleet.restore_items.last_error is 'Why the restore failed.';
 comment on column fleet.restore_items.left_out is
   'The columns of the archive that the table no longer has; their values stay in the archive. Null: none.';
 
@@ -722,18 +803,20 @@ create table if not exists fleet.events (
   detail text,
   constraint events_pkey primary key (event_id)
 );
-comment on table fleet.events is 'What the store did, append-only: partition.create, partition.archive.start, partition.archive.end, partition.drop, reconciliation.completed and so on.';
-comment on column fleet.events.event_id is 'Order of the events.';
-comment on column fleet.events.at is 'When.';
-comment on column fleet.events.event is 'Name of the event.';
-comment on column fleet.events.partition_name is 'The partition it is about, if any.';
-comment on column fleet.events.run_id is 'The run of maintain() or nightly() it belongs to, if any.';
-comment on column fleet.events.rows is 'Rows concerned, if counted.';
+comment on table fleet.events is
+  'What the store did, append-only: partition.create, partition.archive.start, partition.archive.end, partition.drop, '
+  'reconciliation.completed and others.';
+comment on column fleet.events.event_id is 'The order of the events.';
+comment on column fleet.events.at is 'When it happened.';
+comment on column fleet.events.event is 'The name of the event.';
+comment on column fleet.events.partition_name is 'The partition that the event is about, if any.';
+comment on column fleet.events.run_id is 'The run of maintain() or nightly() that the event belongs to, if any.';
+comment on column fleet.events.rows is 'How many rows were affected, if they were counted.';
 comment on column fleet.events.duration_ms is 'How long it took, in milliseconds.';
-comment on column fleet.events.is_ok is 'False when it is a failure.';
-comment on column fleet.events.detail is 'The rest, for a person.';
+comment on column fleet.events.is_ok is 'False if the event is a failure.';
+comment on column fleet.events.detail is 'Anything else, written for a person.';
 create index if not exists events_event_at_idx on fleet.events (event, at);
-comment on index fleet.events_event_at_idx is 'The last time something happened.';
+comment on index fleet.events_event_at_idx is 'Finds the last time that something happened.';
 create index if not exists events_at_idx on fleet.events (at);
 comment on index fleet.events_at_idx is 'For pruning by age.';
 create index if not exists events_run_id_idx on fleet.events (run_id) where run_id is not null;
@@ -747,8 +830,8 @@ create table if not exists fleet.counters (
   constraint counters_pkey primary key (counter)
 );
 comment on table fleet.counters is 'Totals since setup, never pruned, for /metrics.';
-comment on column fleet.counters.counter is 'Name of the metric.';
-comment on column fleet.counters.total is 'Its total.';
+comment on column fleet.counters.counter is 'The name of the metric.';
+comment on column fleet.counters.total is 'The total.';
 insert into fleet.counters (counter) values
   ('partitions_created_total'), ('partition_create_failures_total'),
   ('partitions_archived_total'), ('hb_partition_archived_total'), ('hb_partition_dropped_total'),
@@ -763,12 +846,13 @@ create table if not exists fleet.slo_counts (
   bad bigint not null,
   constraint slo_counts_pkey primary key (slo, minute, server)
 );
-comment on table fleet.slo_counts is 'What each process of a server counted for the error budgets, by minute; kept for a week. Read it through fleet.slo.';
-comment on column fleet.slo_counts.slo is 'Name of the error budget, as in fleet.slo.';
-comment on column fleet.slo_counts.minute is 'Begin of the minute, by the clock of the server.';
-comment on column fleet.slo_counts.server is 'Which process counted; each has a name of its own.';
-comment on column fleet.slo_counts.good is 'What succeeded in that minute.';
-comment on column fleet.slo_counts.bad is 'What failed in that minute.';
+comment on table fleet.slo_counts is
+  'What each server process counted for the error budgets, by minute, kept for a week. Read it through fleet.slo.';
+comment on column fleet.slo_counts.slo is 'The name of the error budget, as in fleet.slo.';
+comment on column fleet.slo_counts.minute is 'The start of the minute, by the clock of the server.';
+comment on column fleet.slo_counts.server is 'The process that counted. Each process has its own name.';
+comment on column fleet.slo_counts.good is 'How many succeeded in that minute.';
+comment on column fleet.slo_counts.bad is 'How many failed in that minute.';
 
 create sequence if not exists fleet.run_id_seq as bigint;
 comment on sequence fleet.run_id_seq is 'Numbers the runs of maintain() and nightly().';
@@ -786,10 +870,12 @@ create table if not exists fleet.planned_steps (
   constraint planned_steps_pkey primary key (run_id, position)
 );
 comment on table fleet.planned_steps is
-  'The steps that a run of maintenance still has to do; empty between runs. Written by fleet.begin_run(), fleet.run_next_step() and fleet.end_run() only.';
+  'The steps that a run of maintenance still has to do; empty between runs. Written by fleet.begin_run(), fleet.run_next_step() '
+  'and fleet.end_run() only.';
 comment on column fleet.planned_steps.run_id is 'The run, as in fleet.events.';
 comment on column fleet.planned_steps.position is 'The order of the steps.';
-comment on column fleet.planned_steps.step is 'The step. A step that begins with plan_ is replaced by one step for each day or partition that it finds.';
+comment on column fleet.planned_steps.step is
+  'The step. A step that begins with plan_ is replaced by one step for each day or partition that it finds.';
 comment on column fleet.planned_steps.partition_name is 'The partition of the step, if it has one.';
 comment on column fleet.planned_steps.day is 'The UTC day of the step, if it has one.';
 comment on column fleet.planned_steps.retention is 'The retention that was requested for the run; null: that of fleet.settings.';
@@ -801,11 +887,11 @@ create table if not exists fleet.cursors (
   position bigint not null,
   constraint cursors_pkey primary key (cursor_name)
 );
-comment on table fleet.cursors is 'Where work that is done in portions goes on.';
-comment on column fleet.cursors.cursor_name is 'The work: reconcile.';
-comment on column fleet.cursors.position is 'Key of the last row that was done; 0: from the start.';
+comment on table fleet.cursors is 'Where work that is done in portions continues.';
+comment on column fleet.cursors.cursor_name is 'The name of the work: reconcile.';
+comment on column fleet.cursors.position is 'The key of the last row that was done; 0: start from the beginning.';
 
--- Logout ends a session of the ops page on every server.
+-- A logout ends a session of the ops page on every server.
 create table if not exists fleet.ended_sessions (
   session_hash bytea not null,
   ends_at timestamptz not null,
@@ -814,10 +900,11 @@ create table if not exists fleet.ended_sessions (
 );
 comment on table fleet.ended_sessions is
   'Sessions of the ops page that were ended by a logout. Kept until they would have expired anyway.';
-comment on column fleet.ended_sessions.session_hash is 'SHA-256 of the text in the cookie without its signature, so that nobody can log in with it.';
+comment on column fleet.ended_sessions.session_hash is
+  'SHA-256 of the text in the cookie without its signature, so that nobody can log in with it.';
 comment on column fleet.ended_sessions.ends_at is 'When the cookie expires; the next logout after that removes the row.';
 
--- The move of a plain table of heartbeats into this store; see docs/decisions/0018-adopting-a-plain-table.md.
+-- The import of a plain table of heartbeats
 
 create table if not exists fleet.adoptions (
   source text not null,
@@ -867,46 +954,59 @@ create table if not exists fleet.adoptions (
   constraint adoptions_verified_has_xid check (state <> 'verified' or verified_xid is not null)
 );
 comment on table fleet.adoptions is
-  'Each plain table that is or was moved into fleet.device_heartbeats by fleet.adopt_table(), and how far that is. To be read in fleet.adoption_progress.';
-comment on column fleet.adoptions.source is 'The table, with its schema, as in ''public.device_heartbeats''.';
-comment on column fleet.adoptions.relid is 'oid of the table.';
-comment on column fleet.adoptions.filenode is 'Its file when the step began: rewritten (VACUUM FULL, CLUSTER), it is read from the start.';
-comment on column fleet.adoptions.state is 'moving, moved, verified, confirmed; or abandoning, abandoned. Changes only through functions.';
-comment on column fleet.adoptions.steps is 'What is left to do, in order; none: nothing is under way.';
-comment on column fleet.adoptions.step is 'The first of them, once it has begun.';
-comment on column fleet.adoptions.pass is 'How often the table was read from its first block to its last, or is being.';
-comment on column fleet.adoptions.columns is 'For each column of fleet.device_heartbeats the one it is taken from; null: none.';
-comment on column fleet.adoptions.unknown_devices is 'refuse: rows of devices that are not enrolled stay where they are; enroll: the devices are enrolled.';
-comment on column fleet.adoptions.oldest is 'A row older than this is refused as too_old: its clock was wrong.';
-comment on column fleet.adoptions.is_oldest_given is 'Whether somebody chose oldest.';
-comment on column fleet.adoptions.forwards is 'Whether a trigger passes on what is written into the table meanwhile.';
-comment on column fleet.adoptions.match_by is 'What the table''s device ids are: device_id of fleet.devices, its alias, or keys of fleet.adoption_devices (map).';
-comment on column fleet.adoptions.store_ip is 'fleet.settings.store_ip when it began, so that what was moved can still be compared after a change.';
-comment on column fleet.adoptions.next_block is 'The cursor: first block of the table that the step has not read.';
-comment on column fleet.adoptions.end_block is 'First block that the step does not read: the size of the table when it began.';
-comment on column fleet.adoptions.batch_blocks is 'Blocks of the next batch, by the rows of the last one.';
-comment on column fleet.adoptions.next_partition is 'The cursor of writing back: start of the last partition that was read.';
-comment on column fleet.adoptions.rows_read is 'Rows read by this pass.';
+  'Each plain table that is being imported into fleet.device_heartbeats by fleet.adopt_table(), or was, and its progress. Read '
+  'it through fleet.adoption_progress.';
+comment on column fleet.adoptions.source is 'The table with its schema, for example public.device_heartbeats.';
+comment on column fleet.adoptions.relid is 'The oid of the table.';
+comment on column fleet.adoptions.filenode is
+  'The file of the table when the step began. If the table is rewritten (VACUUM FULL, CLUSTER), it is read again from the start.';
+comment on column fleet.adoptions.state is
+  'moving, moved, verified, confirmed, abandoning or abandoned. Only functions change it.';
+comment on column fleet.adoptions.steps is 'The steps that are left, in order; empty if nothing is in progress.';
+comment on column fleet.adoptions.step is 'The first of these steps, once it has begun.';
+comment on column fleet.adoptions.pass is
+  'How many times the table was read from its first block to its last, including the current pass.';
+comment on column fleet.adoptions.columns is
+  'For each column of fleet.device_heartbeats, the column of the table that it is taken from; null: none.';
+comment on column fleet.adoptions.unknown_devices is
+  'refuse: rows of devices that are not enrolled stay in the table; enroll: these devices are enrolled.';
+comment on column fleet.adoptions.oldest is
+  'A row that is older than this is refused as too_old, because the clock of its device was wrong.';
+comment on column fleet.adoptions.is_oldest_given is 'Whether the caller chose oldest.';
+comment on column fleet.adoptions.forwards is 'Whether a trigger forwards what is written to the table during the import.';
+comment on column fleet.adoptions.match_by is
+  'What the table''s device ids are: device_id or alias of fleet.devices, or keys of fleet.adoption_devices (map).';
+comment on column fleet.adoptions.store_ip is
+  'fleet.settings.store_ip when the import began, so that rows can still be compared after it was changed.';
+comment on column fleet.adoptions.next_block is 'The cursor: the first block of the table that the step has not read.';
+comment on column fleet.adoptions.end_block is
+  'The first block that the step does not read: the size of the table when the step began.';
+comment on column fleet.adoptions.batch_blocks is 'How many blocks the next batch reads, based on the rows of the last one.';
+comment on column fleet.adoptions.next_partition is 'The cursor of writing back: the start of the last partition that was read.';
+comment on column fleet.adoptions.rows_read is 'Rows that this pass read.';
 comment on column fleet.adoptions.rows_stored is 'Rows that this pass stored.';
-comment on column fleet.adoptions.rows_duplicate is 'Rows whose device and 10-second bucket had a heartbeat already; in a second pass also what the first one stored.';
-comment on column fleet.adoptions.rows_refused is 'Rows that this pass left, see fleet.adoption_refusals.';
-comment on column fleet.adoptions.rows_written_back is 'Heartbeats that fleet.abandon_adoption() wrote back into the table.';
-comment on column fleet.adoptions.rows_not_written_back is 'Those that the table refused; why is in fleet.events.';
-comment on column fleet.adoptions.verified_xid is 'Rows of transactions before this one were seen by the verification.';
-comment on column fleet.adoptions.backend is 'The backend that works, or worked, on it.';
-comment on column fleet.adoptions.step_started_at is 'When the step began, or was taken up again.';
-comment on column fleet.adoptions.step_from is 'step_done at that moment.';
-comment on column fleet.adoptions.step_done is 'How far the step is: in blocks, or rows when it verifies, or days, or partitions.';
-comment on column fleet.adoptions.step_total is 'How far it has to go.';
+comment on column fleet.adoptions.rows_duplicate is
+  'Rows whose device and 10-second bucket already had a heartbeat. In a second pass this includes what the first pass stored.';
+comment on column fleet.adoptions.rows_refused is 'Rows that this pass left in the table; see fleet.adoption_refusals.';
+comment on column fleet.adoptions.rows_written_back is 'Heartbeats that fleet.abandon_adoption() wrote back to the table.';
+comment on column fleet.adoptions.rows_not_written_back is 'Heartbeats that the table refused; the reasons are in fleet.events.';
+comment on column fleet.adoptions.verified_xid is 'The verification saw the rows of all transactions before this one.';
+comment on column fleet.adoptions.backend is 'The backend that is working on the import, or was the last to.';
+comment on column fleet.adoptions.step_started_at is 'When the step was started or resumed.';
+comment on column fleet.adoptions.step_from is 'step_done at that time.';
+comment on column fleet.adoptions.step_done is
+  'How much of the step is done: in blocks, rows (when it verifies), days or partitions.';
+comment on column fleet.adoptions.step_total is 'How much the step has to do, in the same unit.';
 comment on column fleet.adoptions.step_rows is 'Rows since step_started_at.';
-comment on column fleet.adoptions.started_by is 'The login that began it.';
-comment on column fleet.adoptions.started_at is 'When it began; heartbeats received since are written back when it is abandoned.';
-comment on column fleet.adoptions.updated_at is 'When it last came a step further.';
+comment on column fleet.adoptions.started_by is 'The login that began the import.';
+comment on column fleet.adoptions.started_at is
+  'When the import began. If it is abandoned, heartbeats received since then are written back.';
+comment on column fleet.adoptions.updated_at is 'When it last made progress.';
 comment on column fleet.adoptions.moved_at is 'When the last pass ended.';
 comment on column fleet.adoptions.verified_at is 'When the last verification ended.';
-comment on column fleet.adoptions.confirmed_at is 'When it was confirmed.';
-comment on column fleet.adoptions.abandoned_at is 'When it was abandoned.';
-comment on column fleet.adoptions.last_error is 'Why it stopped; null while it goes on.';
+comment on column fleet.adoptions.confirmed_at is 'When the import was confirmed.';
+comment on column fleet.adoptions.abandoned_at is 'When the import was abandoned.';
+comment on column fleet.adoptions.last_error is 'Why it stopped; null while it continues.';
 comment on column fleet.adoptions.relid_seal is 'fleet_guard.seal(relid) when relid was recorded; set by a trigger.';
 
 create table if not exists fleet.adoption_devices (
@@ -917,10 +1017,11 @@ create table if not exists fleet.adoption_devices (
   constraint adoption_devices_device_id_fkey foreign key (device_id) references fleet.devices (device_id) on delete cascade
 );
 comment on table fleet.adoption_devices is
-  'Which device of fleet.devices a table''s own device id stands for, where it is neither device_id nor alias. Filled in before fleet.adopt_table(); with rows here, ids that are not here are unknown.';
-comment on column fleet.adoption_devices.source is 'The table, with its schema, as in ''public.device_heartbeats''.';
-comment on column fleet.adoption_devices.source_device is 'The id in that table, as text.';
-comment on column fleet.adoption_devices.device_id is 'The device that it is.';
+  'Maps a table''s own device ids to fleet.devices, for ids that are neither device_id nor alias. Fill it before '
+  'fleet.adopt_table(). If a table has rows here, its ids without a row are unknown.';
+comment on column fleet.adoption_devices.source is 'The table with its schema, for example public.device_heartbeats.';
+comment on column fleet.adoption_devices.source_device is 'The device id in that table, as text.';
+comment on column fleet.adoption_devices.device_id is 'The device in fleet.devices.';
 create index if not exists adoption_devices_device_id_idx on fleet.adoption_devices (device_id);
 comment on index fleet.adoption_devices_device_id_idx is 'For the foreign key.';
 
@@ -939,17 +1040,20 @@ create table if not exists fleet.adoption_days (
   constraint adoption_days_pkey primary key (source, day)
 );
 comment on table fleet.adoption_days is
-  'The heartbeats of a table that is moved into the store, by UTC day: how many there are, how many were stored, and what fleet.verify_adoption() found. Example: select * from fleet.adoption_days where rows_missing + rows_changed > 0;';
+  'The heartbeats of an imported table by UTC day: how many there are, how many were stored, and what fleet.verify_adoption() '
+  'found. Example: select * from fleet.adoption_days where rows_missing + rows_changed > 0;';
 comment on column fleet.adoption_days.source is 'The table.';
-comment on column fleet.adoption_days.day is 'UTC day of ts.';
+comment on column fleet.adoption_days.day is 'The UTC day of ts.';
 comment on column fleet.adoption_days.rows_found is 'Rows of that day that may be stored, when they were last counted.';
-comment on column fleet.adoption_days.rows_stored is 'Rows of that day that the move stored, in all passes, without those that the trigger forwarded.';
+comment on column fleet.adoption_days.rows_stored is
+  'Rows of that day that the import stored, in all passes, without those that the trigger forwarded.';
 comment on column fleet.adoption_days.rows_kept is 'Rows that are in the store with the same content.';
-comment on column fleet.adoption_days.rows_duplicate is 'Rows whose device and bucket another row has.';
+comment on column fleet.adoption_days.rows_duplicate is 'Rows whose device and bucket already belong to another row.';
 comment on column fleet.adoption_days.rows_missing is 'Rows that should be in the store and are not.';
-comment on column fleet.adoption_days.rows_changed is 'Rows that are in the store with other content.';
-comment on column fleet.adoption_days.source_checksum is 'Checksum, as fleet.content_checksum() makes it, of the table''s rows that were to be kept.';
-comment on column fleet.adoption_days.store_checksum is 'The same of what the store has of them.';
+comment on column fleet.adoption_days.rows_changed is 'Rows that are in the store with different content.';
+comment on column fleet.adoption_days.source_checksum is
+  'The checksum of the table''s rows that were to be kept, as fleet.content_checksum() makes it.';
+comment on column fleet.adoption_days.store_checksum is 'The same checksum of what the store has of these rows.';
 comment on column fleet.adoption_days.checked_at is 'When this verification compared the day; null: not yet.';
 
 create table if not exists fleet.adoption_refusals (
@@ -965,14 +1069,16 @@ create table if not exists fleet.adoption_refusals (
   )
 );
 comment on table fleet.adoption_refusals is
-  'Rows of a table that were left in it, by reason, when they were last counted; fleet.refused_rows() shows them. Example: select * from fleet.adoption_refusals;';
+  'Rows that were left in a table, by reason, when they were last counted; fleet.refused_rows() shows them. Example: select * '
+  'from fleet.adoption_refusals;';
 comment on column fleet.adoption_refusals.source is 'The table.';
 comment on column fleet.adoption_refusals.reason is
-  'no_ts; too_old (see oldest of fleet.adoptions); in_future (further ahead of its arrival than max_future); unknown_device; retired_day (the day is in the archive: restore it first); unreadable (a value does not fit its type).';
-comment on column fleet.adoption_refusals.source_device is 'Of unknown_device: the table''s id of the device.';
-comment on column fleet.adoption_refusals.rows is 'How many.';
-comment on column fleet.adoption_refusals.first_ts is 'The oldest of them.';
-comment on column fleet.adoption_refusals.last_ts is 'The newest of them.';
+  'no_ts; too_old (see oldest in fleet.adoptions); in_future (further ahead of its arrival than max_future); unknown_device; '
+  'retired_day (the day is in the archive: restore it first); unreadable (a value does not fit its type).';
+comment on column fleet.adoption_refusals.source_device is 'For unknown_device: the device id in the table.';
+comment on column fleet.adoption_refusals.rows is 'How many rows.';
+comment on column fleet.adoption_refusals.first_ts is 'The oldest ts of these rows.';
+comment on column fleet.adoption_refusals.last_ts is 'The newest ts of these rows.';
 
 create table if not exists fleet.adoption_ranges (
   source text not null,
@@ -984,13 +1090,13 @@ create table if not exists fleet.adoption_ranges (
   constraint adoption_ranges_pkey primary key (source, first_block)
 );
 comment on table fleet.adoption_ranges is
-  'Where in a table the days are, so that one day can be read without an index: like BRIN, made anew with each count.';
+  'Where the days are in a table, so that one day can be read without an index, as with BRIN. Computed again with each count.';
 comment on column fleet.adoption_ranges.source is 'The table.';
-comment on column fleet.adoption_ranges.first_block is 'First block of the range.';
-comment on column fleet.adoption_ranges.last_block is 'First block after it.';
-comment on column fleet.adoption_ranges.first_ts is 'Oldest ts in it that may be stored; null: none.';
-comment on column fleet.adoption_ranges.last_ts is 'Newest ts in it that may be stored.';
-comment on column fleet.adoption_ranges.rows_refused is 'Rows in it that were refused.';
+comment on column fleet.adoption_ranges.first_block is 'The first block of the range.';
+comment on column fleet.adoption_ranges.last_block is 'The first block after the range.';
+comment on column fleet.adoption_ranges.first_ts is 'The oldest ts in the range that may be stored; null: none.';
+comment on column fleet.adoption_ranges.last_ts is 'The newest ts in the range that may be stored.';
+comment on column fleet.adoption_ranges.rows_refused is 'Rows in the range that were refused.';
 
 do $$
 begin
@@ -1004,9 +1110,11 @@ begin
   end if;
 end
 $$;
-comment on type fleet.source_row is 'A row of a table that is moved into the store: where it is, and the heartbeat it becomes, or why not.';
+comment on type fleet.source_row is
+  'A row of a table that is being imported: where it is, and the heartbeat that it becomes, or why it becomes none.';
 
--- What can be replaced in place, in the order in which it is needed: a view, and a function in SQL, is checked as it is made.
+-- What can be replaced in place, in the order in which Postgres needs it: it checks views and functions in SQL when they are
+-- made.
 --! Included functions/accept_archive.sql
 create or replace function fleet.accept_archive(p_partition text, p_reason text) returns text
 language plpgsql
@@ -10294,12 +10402,12 @@ comment on view fleet.unity_down is
   'Devices that are heard from and say that their Unity app does not run. Example: select alias from fleet.unity_down;';
 --! EndIncluded views/unity_down.sql
 
--- From the retention back to premake_days ahead.
+-- Makes partitions from the start of the retention to premake_days ahead.
 do $$
 begin
   if fleet.set_up_partitions() > 0 then
-    -- Heartbeats are never changed, not even by the owner. pg_partman needed these rights until here, to lock the table; now it gives
-    -- those that are left to the partitions, which it made before it was told to.
+    -- Nobody changes heartbeats, not even the owner. pg_partman needed these rights to lock the table; now it gives the rights
+    -- that are left to the first partitions.
     revoke update, delete, truncate on fleet.device_heartbeats from fleet_owner;
     perform partman.reapply_privileges('fleet.device_heartbeats');
   end if;
@@ -10510,5 +10618,5 @@ grant update (
 ) on fleet.settings to fleet_dba;
 --! EndIncluded grants.sql
 
--- Today's columns; fleet.column_changes has what changes from here on.
+-- Notes the columns; later changes are recorded in fleet.column_changes.
 select fleet.note_columns();
