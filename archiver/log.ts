@@ -1,5 +1,5 @@
 import type { DestinationStream } from 'pino'
-import { createLog as create, type Log, type LOG_LEVELS } from '../server/log.ts'
+import { createLog as create, type Log, type LOG_LEVELS } from '../lib/log.ts'
 
 export type { Log }
 

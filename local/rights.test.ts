@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import t from 'tap'
 import { rightsFile, rightsPage } from './rights.ts'
-import { withDatabase } from './testing.ts'
+import { withDatabase } from '../testing/database.ts'
 
 t.test('docs/rights.md matches the catalog', async t => {
   const { admin } = await withDatabase(t)

@@ -5,9 +5,9 @@ import { pathToFileURL } from 'node:url'
 import type { Sql } from 'postgres'
 import { roles } from './cluster.ts'
 import { repository } from './config.ts'
-import { openDatabase } from './database.ts'
-import { explain, say } from './progress.ts'
-import { cronDatabase, makeTestCluster } from './testing.ts'
+import { openDatabase } from '../lib/database.ts'
+import { explain, say } from '../lib/progress.ts'
+import { cronDatabase, makeTestCluster } from '../testing/database.ts'
 
 export const rightsFile = join(repository, 'docs/rights.md')
 
@@ -17,7 +17,7 @@ const granted = roles.filter(role => role !== 'fleet_owner')
 const preface = `# Who may do what
 
 \`npm run docs\` makes this page from the catalog of a migrated database, and a test fails if the two differ. The rights are defined in
-[sql/grants.sql](../sql/grants.sql), and [threats.md](threats.md) explains what they prevent. A role has only the rights that are listed
+[sql/setup/grants.sql](../sql/setup/grants.sql), and [threats.md](threats.md) explains what they prevent. A role has only the rights that are listed
 here, and nothing is granted to PUBLIC. Functions that are not listed may be called only by \`fleet_owner\`.
 `
 

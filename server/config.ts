@@ -1,7 +1,7 @@
 import { availableParallelism } from 'node:os'
 import { inspect } from 'node:util'
-import { databaseUrlProblem } from './database-url.ts'
-import { LOG_FORMATS, LOG_LEVELS } from './log.ts'
+import { databaseUrlProblem } from '../lib/database-url.ts'
+import { LOG_FORMATS, LOG_LEVELS } from '../lib/log.ts'
 
 /** Where to connect, and the role to start as when the URL's own login is not that role. */
 export interface Login {
