@@ -16,7 +16,10 @@ t.test('a migration is committed and taken back without a database at hand', { s
 
   writeFileSync(current, `${statement}\n`)
   t.match(run('commit', 'Try it'), { status: 0 })
-  t.match(committed().filter(name => !before.includes(name)), [/^\d{6}-try-it\.sql$/])
+  t.match(
+    committed().filter(name => !before.includes(name)),
+    [/^\d{6}-try-it\.sql$/],
+  )
   t.notMatch(readFileSync(current, 'utf8'), 'trial')
 
   t.match(run('uncommit'), { status: 0 })
@@ -34,5 +37,8 @@ t.test('a migration is committed and taken back without a database at hand', { s
 t.test('each migration is named in at most six words', async t => {
   const names = readdirSync(join(repository, 'migrations/committed'))
   t.match(names.sort()[0], '000001-initial.sql')
-  t.same(names.filter(name => !/^\d{6}(-[a-z0-9_]+){1,6}\.sql$/.test(name)), [])
+  t.same(
+    names.filter(name => !/^\d{6}(-[a-z0-9_]+){1,6}\.sql$/.test(name)),
+    [],
+  )
 })

@@ -14,7 +14,9 @@ const mostWords = 6
 /** Runs one of graphile-migrate's commands, which want two databases, in a cluster made for it. */
 async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[0]) => Promise<void>) {
   const { cluster, end } = await throwawayCluster({
-    postgres: await requirePostgres(), databases: ['fleet', 'fleet_shadow', 'fleet_cron'], cronDatabase: 'fleet_cron',
+    postgres: await requirePostgres(),
+    databases: ['fleet', 'fleet_shadow', 'fleet_cron'],
+    cronDatabase: 'fleet_cron',
   })
   try {
     await migrate(cluster.url('postgres', 'fleet'), { log: () => {} })
@@ -43,7 +45,9 @@ async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[
 const [command, message, ...rest] = process.argv.slice(2)
 try {
   if (command === 'commit' && message && (message.match(/\w+/g) ?? []).length > mostWords) {
-    process.stderr.write(`A migration is named in at most ${mostWords} words, and these are more: ${message}\nNothing was committed.\n`)
+    process.stderr.write(
+      `A migration is named in at most ${mostWords} words, and these are more: ${message}\nNothing was committed.\n`,
+    )
     process.exitCode = 2
   } else if (command === 'commit' && message && !rest.length) {
     await inThrowawayCluster(settings => commit(settings, message))

@@ -57,7 +57,7 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
     }
     await options.afterSetup?.()
     await asOwner(sql, options.ownerUrl, async owner => {
-      if (!await isVersion010(owner)) return
+      if (!(await isVersion010(owner))) return
       await upgradeFrom010(owner)
       log('Upgraded the tables of 0.1.0')
     })
@@ -74,7 +74,9 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
     if (options.current) await watch(settings, true)
     await asOwner(sql, options.ownerUrl, async owner => {
       // Missing if the administrator has not run the new guard.sql yet.
-      const [guard] = await owner<{ can_end: boolean }[]>`select to_regprocedure('fleet_guard.end_setup()') is not null as can_end`
+      const [guard] = await owner<
+        { can_end: boolean }[]
+      >`select to_regprocedure('fleet_guard.end_setup()') is not null as can_end`
       if (guard!.can_end) await owner`select fleet_guard.end_setup()`
       await scheduleJobs(owner, log)
     })
@@ -86,7 +88,10 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
 
 /** How graphile-migrate is used here: as the owner, in UTC, with nothing found by search path. */
 export async function migrationSettings(
-  sql: Sql, url: string, log: (line: string) => void, onMigration: (name: string) => void = () => {},
+  sql: Sql,
+  url: string,
+  log: (line: string) => void,
+  onMigration: (name: string) => void = () => {},
 ): Promise<Settings> {
   const [found] = await sql<{ is_missing: boolean }[]>`
     select to_regclass('graphile_migrate.migrations') is null or to_regclass('graphile_migrate.current') is null as is_missing
@@ -132,7 +137,9 @@ async function refuseUnknown(sql: Sql, ownerUrl: string | undefined) {
     where n.nspname = 'graphile_migrate' and c.relname = 'migrations'`
   if (!table) return
   try {
-    await asOwner(sql, ownerUrl, async owner => { await isVersion010(owner) })
+    await asOwner(sql, ownerUrl, async owner => {
+      await isVersion010(owner)
+    })
   } catch (error) {
     if (!cannotBeOwner.has((error as { code?: string }).code ?? '')) throw error
   }
@@ -161,8 +168,9 @@ async function runFile(sql: Sql, file: string, log: (line: string) => void) {
   try {
     await sql.unsafe(text)
   } catch (cause) {
-    const { code, message } = cause as { code?: unknown, message?: string }
-    if (code !== insufficientPrivilege) throw new Error(`sql/setup/${file} failed, which the administrator runs at setup`, { cause })
+    const { code, message } = cause as { code?: unknown; message?: string }
+    if (code !== insufficientPrivilege)
+      throw new Error(`sql/setup/${file} failed, which the administrator runs at setup`, { cause })
     log(`sql/setup/${file} is for an administrator and was not run (${message}); what is there already is used.`)
   }
 }
@@ -184,16 +192,18 @@ async function requirePreparation(sql: Sql, file: string) {
   const [row] = await sql.unsafe<{ is_prepared: boolean }[]>(`select ${preparations[file] ?? 'true'} as is_prepared`)
   if (row?.is_prepared) return
   throw new Error(
-    'this database is not prepared: fleet_owner, pg_partman with its rights, or the guard of this version is missing. Run once, as a role that '
-    + `may create extensions and roles: psql -v ON_ERROR_STOP=1 ${setupFiles.map(name => `-f sql/setup/${name}`).join(' ')} <the URL of this database>`,
+    'this database is not prepared: fleet_owner, pg_partman with its rights, or the guard of this version is missing. Run once, as a role that ' +
+      `may create extensions and roles: psql -v ON_ERROR_STOP=1 ${setupFiles.map(name => `-f sql/setup/${name}`).join(' ')} <the URL of this database>`,
   )
 }
 
 async function scheduleJobs(sql: Sql, log: (line: string) => void) {
-  const [{ can_schedule: canSchedule, has_cron: hasCron } = { can_schedule: false, has_cron: false }] = await sql<{
-    can_schedule: boolean
-    has_cron: boolean
-  }[]>`
+  const [{ can_schedule: canSchedule, has_cron: hasCron } = { can_schedule: false, has_cron: false }] = await sql<
+    {
+      can_schedule: boolean
+      has_cron: boolean
+    }[]
+  >`
     select
       to_regprocedure('fleet.schedule_jobs()') is not null as can_schedule,
       exists (select from pg_extension where extname = 'pg_cron') as has_cron

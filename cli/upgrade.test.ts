@@ -20,8 +20,11 @@ const run = promisify(execFile)
 async function withStoreOf010(t: Test) {
   const db = await withDatabase(t, 'template0')
   const dump = gunzipSync(await readFile(join(repository, 'testing/fixtures/store-0.1.0.sql.gz')))
-  const psql = spawnSync(`${testCluster().postgres.bin}/psql`, ['-X', '-q', '-v', 'ON_ERROR_STOP=1', db.url('postgres')],
-    { input: dump, env: plainEnv(), encoding: 'utf8' })
+  const psql = spawnSync(`${testCluster().postgres.bin}/psql`, ['-X', '-q', '-v', 'ON_ERROR_STOP=1', db.url('postgres')], {
+    input: dump,
+    env: plainEnv(),
+    encoding: 'utf8',
+  })
   t.equal(psql.status, 0, psql.stderr)
   // What 0.1.0 granted beyond the schemas of the dump.
   await db.admin.unsafe(`
@@ -47,10 +50,17 @@ const migrateAgain = async (db: TestDatabase) => {
 
 /** How the store is made, without its partitions, which depend on the date. Grants are sorted: they are dumped as they were made. */
 async function schemaOf(db: TestDatabase) {
-  const { stdout } = await run(`${testCluster().postgres.bin}/pg_dump`, [
-    '--schema-only', ...['fleet', 'fleet_detached', 'fleet_guard'].map(name => `--schema=${name}`),
-    '--exclude-table=fleet.device_heartbeats_p*', '--exclude-table=fleet_detached.*', db.url('postgres'),
-  ], { env: plainEnv(), maxBuffer: 100_000_000 })
+  const { stdout } = await run(
+    `${testCluster().postgres.bin}/pg_dump`,
+    [
+      '--schema-only',
+      ...['fleet', 'fleet_detached', 'fleet_guard'].map(name => `--schema=${name}`),
+      '--exclude-table=fleet.device_heartbeats_p*',
+      '--exclude-table=fleet_detached.*',
+      db.url('postgres'),
+    ],
+    { env: plainEnv(), maxBuffer: 100_000_000 },
+  )
   return stdout
     .replace(/^\\(un)?restrict .*\n/gm, '')
     .replace(/(^GRANT .*\n)+/gm, grants => `${grants.trimEnd().split('\n').sort().join('\n')}\n`)
@@ -59,21 +69,33 @@ async function schemaOf(db: TestDatabase) {
 /** Compares two dumps line by line, so that a failure shows what differs and not two million characters. */
 function sameLines(t: Test, found: string, wanted: string, message: string) {
   const [left, right] = [found, wanted].map(text => new Set(text.split('\n'))) as [Set<string>, Set<string>]
-  t.same([...left].filter(line => !right.has(line)), [], `${message}: nothing is too much`)
-  t.same([...right].filter(line => !left.has(line)), [], `${message}: nothing is missing`)
+  t.same(
+    [...left].filter(line => !right.has(line)),
+    [],
+    `${message}: nothing is too much`,
+  )
+  t.same(
+    [...right].filter(line => !left.has(line)),
+    [],
+    `${message}: nothing is missing`,
+  )
   t.ok(found === wanted, message)
 }
 
-const listOf = (db: TestDatabase) => db.admin<{ hash: string, filename: string }[]>`
+const listOf = (db: TestDatabase) => db.admin<{ hash: string; filename: string }[]>`
   select hash, filename from graphile_migrate.migrations order by filename`
 
 t.test('after the upgrade a store of 0.1.0 has the rights of a new one and keeps working', async t => {
   const db = await withStoreOf010(t)
   const { sql, admin } = db
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   const days = [6, 5].map(ago => daysAgo(ago).slice(0, 10))
-  for (const day of days) await ingest(sql, [1, 2, 3].map(hour => ({ device_id: device, ts: `${day}T0${hour}:00:00Z` })))
-  const [first, second] = await Promise.all(days.map(day => partitionAt(sql, `${day}T01:00:00Z`))) as [string, string]
+  for (const day of days)
+    await ingest(
+      sql,
+      [1, 2, 3].map(hour => ({ device_id: device, ts: `${day}T0${hour}:00:00Z` })),
+    )
+  const [first, second] = (await Promise.all(days.map(day => partitionAt(sql, `${day}T01:00:00Z`)))) as [string, string]
   // One day waits for the archiver. Another was exported by an archiver of 0.1.0, which then died.
   for (const name of [first, second]) await sql`select fleet.archive_partition(${name})`
   const archiver = asRole(t, db, 'fleet_archiver')
@@ -82,15 +104,21 @@ t.test('after the upgrade a store of 0.1.0 has the rights of a new one and keeps
   await archiver`
     select fleet.record_export(${first}, 'old', row_count, content_checksum, min_ts, max_ts)
     from fleet.content_checksum(${`fleet_detached.${first}`}::regclass)`
-  t.match(await admin`select count(*)::int as n from pg_class where relowner = 'fleet_archiver'::regrole and relkind = 'r'`, [{ n: 2 }])
+  t.match(await admin`select count(*)::int as n from pg_class where relowner = 'fleet_archiver'::regrole and relkind = 'r'`, [
+    { n: 2 },
+  ])
 
   await migrate(db.url('postgres'), { current: true, log: () => {} })
 
   const fresh = await withDatabase(t)
   // A new store has no retired tables, so they are compared below.
-  const page = (await rightsPage(admin)).split('\n').filter(line => !line.includes('fleet_detached.')).join('\n')
+  const page = (await rightsPage(admin))
+    .split('\n')
+    .filter(line => !line.includes('fleet_detached.'))
+    .join('\n')
   t.equal(page, await rightsPage(fresh.admin), 'each role may do what it may in a new store')
-  t.same(await admin`
+  t.same(
+    await admin`
     select c.oid::regclass::text as left_over from pg_class c where c.relowner = 'fleet_archiver'::regrole
     union all
     select 'schema ' || n.nspname from pg_namespace n, unnest(array['fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba', 'fleet_verifier']) r
@@ -107,7 +135,9 @@ t.test('after the upgrade a store of 0.1.0 has the rights of a new one and keeps
     select p.oid::regprocedure::text from pg_proc p
     where p.oid in ('pg_catalog.pg_advisory_lock(bigint)'::regprocedure, 'pg_catalog.lo_create(oid)'::regprocedure, 'pg_catalog.lo_from_bytea(oid, bytea)'::regprocedure)
       and has_function_privilege('fleet_reader', p.oid, 'execute')
-  `, [])
+  `,
+    [],
+  )
   for (const name of [first, second]) {
     await t.rejects(archiver.unsafe(`truncate fleet_detached.${name}`), { code: '42501' })
     t.match(await archiver.unsafe(`select count(*)::int as n from fleet_detached.${name}`), [{ n: 3 }])
@@ -115,11 +145,15 @@ t.test('after the upgrade a store of 0.1.0 has the rights of a new one and keeps
   }
 
   t.same((await workAll(t, db, await makeDirectory(t))).results, ['done', 'done'])
-  t.match(await sql`select state, row_count, columns is not null as owns_its_columns from fleet.hb_partitions where archive_url is not null order by range_start`, [
-    // 0.1.0 archived this day, and its manifest has not been read since.
-    { state: 'dropped', row_count: '5', owns_its_columns: false },
-    { state: 'dropped', row_count: '3', owns_its_columns: true }, { state: 'dropped', row_count: '3', owns_its_columns: true },
-  ])
+  t.match(
+    await sql`select state, row_count, columns is not null as owns_its_columns from fleet.hb_partitions where archive_url is not null order by range_start`,
+    [
+      // 0.1.0 archived this day, and its manifest has not been read since.
+      { state: 'dropped', row_count: '5', owns_its_columns: false },
+      { state: 'dropped', row_count: '3', owns_its_columns: true },
+      { state: 'dropped', row_count: '3', owns_its_columns: true },
+    ],
+  )
   await sql`call fleet.nightly()`
   t.match(await sql`select * from fleet.check() where status = 'fail'`, [])
 })
@@ -154,8 +188,12 @@ t.test('an upgraded store is made as a new one, and keeps what was in it', async
   })
   const before = await contents()
   t.match(before, {
-    devices: { length: 4 }, commands: { length: 2 }, quarantine: { length: 2 }, heartbeats: { length: 2 },
-    adoptions: [{ state: 'moved', rows_stored: '2' }], settings: [{ offline_after: '00:15:00', store_ip: 'prefix' }],
+    devices: { length: 4 },
+    commands: { length: 2 },
+    quarantine: { length: 2 },
+    heartbeats: { length: 2 },
+    adoptions: [{ state: 'moved', rows_stored: '2' }],
+    settings: [{ offline_after: '00:15:00', store_ip: 'prefix' }],
   })
 
   t.match(await migrateAgain(db), ['Upgraded the tables of 0.1.0', 'Applied 1 migration: 000001-initial'])
@@ -164,11 +202,14 @@ t.test('an upgraded store is made as a new one, and keeps what was in it', async
   t.match(wanted, /CREATE VIEW fleet\.device_status /)
   sameLines(t, await schemaOf(db), wanted, 'after 27 migrations')
   t.same(await contents(), before)
-  t.match(await db.admin`
+  t.match(
+    await db.admin`
     select bool_and(relid_seal = fleet_guard.seal(relid)) as are_sealed from fleet.hb_partitions where relid is not null
     union all select bool_and(relid_seal = fleet_guard.seal(relid)) from fleet.adoptions
     union all select bool_and(relid_seal = fleet_guard.seal(relid)) from fleet_guard.partitions where relid is not null
-  `, [{ are_sealed: true }, { are_sealed: true }, { are_sealed: true }])
+  `,
+    [{ are_sealed: true }, { are_sealed: true }, { are_sealed: true }],
+  )
   t.equal(await value(db.admin`select count(*)::int from fleet.heartbeat_columns`), 9)
 
   const list = await listOf(db)
@@ -203,9 +244,13 @@ t.test('an upgrade that ended half way is finished by the next one', async t => 
 
 t.test('a store with other migrations is refused and not changed', async t => {
   const db = await withStoreOf010(t)
-  const everything = async () => ({ schema: await schemaOf(db), list: await listOf(db), setup: await db.admin`
+  const everything = async () => ({
+    schema: await schemaOf(db),
+    list: await listOf(db),
+    setup: await db.admin`
     select (select count(*)::int from pg_proc where pronamespace = 'fleet_guard'::regnamespace) as functions,
-      (select array_agg(evtname order by evtname) from pg_event_trigger) as triggers` })
+      (select array_agg(evtname order by evtname) from pg_event_trigger) as triggers`,
+  })
   const refused = async (ownerUrl: string | undefined, message: RegExp) => {
     const before = await everything()
     await t.rejects(migrate(db.url('postgres'), { log: () => {}, ...(ownerUrl && { ownerUrl }) }), { message })
@@ -213,7 +258,10 @@ t.test('a store with other migrations is refused and not changed', async t => {
   }
 
   await db.admin`insert into graphile_migrate.migrations (hash, filename) values ('sha1:unknown', '000028.sql')`
-  await refused(undefined, /^this database has migrations that no released .* 000028\.sql with hash sha1:unknown\..* Nothing was changed\.$/)
+  await refused(
+    undefined,
+    /^this database has migrations that no released .* 000028\.sql with hash sha1:unknown\..* Nothing was changed\.$/,
+  )
   await db.admin`delete from graphile_migrate.migrations where filename > '000014.sql'`
   for (const ownerUrl of [undefined, db.url('fleet_owner')]) {
     await refused(ownerUrl, /newest migration is 000014\.sql.* Check out 0\.1\.0 \(commit c27bf5cd0.* Nothing was changed\.$/)

@@ -22,7 +22,7 @@ const unreleased = 'sha1:8aeca77ddc7515f65b0f5551c0df636aef3cebc9'
 export async function isVersion010(sql: Sql) {
   const [found] = await sql<{ has_list: boolean }[]>`select to_regclass('graphile_migrate.migrations') is not null as has_list`
   if (!found!.has_list) return false
-  const applied = await sql<{ filename: string, hash: string }[]>`
+  const applied = await sql<{ filename: string; hash: string }[]>`
     select filename, hash from graphile_migrate.migrations order by filename`
   const known = await committedHashes()
   if (applied.every(({ hash }, n) => known[n] === undefined || known[n] === hash)) return false
@@ -32,14 +32,14 @@ export async function isVersion010(sql: Sql) {
   if (hashes[version010.count - 1] === version010.last && later.every(hash => hash === unreleased)) return true
   if (hashes[0] === version010.first && hashes.length < version010.count) {
     throw new Error(
-      `this database is older than 0.1.0: its newest migration is ${newest.filename}, and this version continues only from the `
-      + `${version010.count} migrations of 0.1.0. Check out 0.1.0 (commit ${version010.commit}), run npm run migrate there, then `
-      + 'run it here again. Nothing was changed.',
+      `this database is older than 0.1.0: its newest migration is ${newest.filename}, and this version continues only from the ` +
+        `${version010.count} migrations of 0.1.0. Check out 0.1.0 (commit ${version010.commit}), run npm run migrate there, then ` +
+        'run it here again. Nothing was changed.',
     )
   }
   throw new Error(
-    `this database has migrations that no released version has; the newest one is ${newest.filename} with hash ${newest.hash}. `
-    + 'Restore a backup from before they were applied, or use the version that made them. Nothing was changed.',
+    `this database has migrations that no released version has; the newest one is ${newest.filename} with hash ${newest.hash}. ` +
+      'Restore a backup from before they were applied, or use the version that made them. Nothing was changed.',
   )
 }
 

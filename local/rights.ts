@@ -23,7 +23,7 @@ here, and nothing is granted to PUBLIC. Functions that are not listed may be cal
 
 /** Makes the page from the catalog of the database at `sql`. */
 export async function rightsPage(sql: Sql) {
-  const routines = await sql<{ name: string, roles: string[] }[]>`
+  const routines = await sql<{ name: string; roles: string[] }[]>`
     select p.oid::regprocedure::text as name, array_agg(r.role order by r.role) as roles
     from pg_proc p
     cross join unnest(${granted as string[]}::text[]) as r (role)
@@ -31,7 +31,7 @@ export async function rightsPage(sql: Sql) {
       and has_function_privilege(r.role, p.oid, 'execute')
     group by p.oid
     order by p.oid::regprocedure::text collate "C"`
-  const relations = await sql<{ name: string, role: string, rights: string }[]>`
+  const relations = await sql<{ name: string; role: string; rights: string }[]>`
     select c.oid::regclass::text as name, r.role,
       string_agg(
         lower(v.privilege) || case when has_table_privilege(r.role, c.oid, v.privilege) then '' else k.columns end, ', ' order by v.position
@@ -52,14 +52,27 @@ export async function rightsPage(sql: Sql) {
     order by c.oid::regclass::text collate "C"`
   const names = granted.map(role => role.replace('fleet_', ''))
   const header = (first: string) => `| ${first} | ${names.join(' | ')} |\n|---|${names.map(() => '---').join('|')}|`
-  const calls = routines.map(({ name, roles }) => `| \`${name}\` | ${granted.map(role => roles.includes(role) ? 'yes' : '').join(' | ')} |`)
+  const calls = routines.map(
+    ({ name, roles }) => `| \`${name}\` | ${granted.map(role => (roles.includes(role) ? 'yes' : '')).join(' | ')} |`,
+  )
   const tables = [...new Set(relations.map(row => row.name))].map(name => {
     const cells = granted.map(role => relations.find(row => row.name === name && row.role === role)?.rights ?? '')
     return `| \`${name}\` | ${cells.join(' | ')} |`
   })
   return [
-    preface, '## Functions and procedures', '', header('routine'), ...calls, '',
-    '## Tables and views', '', 'If columns are named in brackets, the right is limited to them.', '', header('relation'), ...tables, '',
+    preface,
+    '## Functions and procedures',
+    '',
+    header('routine'),
+    ...calls,
+    '',
+    '## Tables and views',
+    '',
+    'If columns are named in brackets, the right is limited to them.',
+    '',
+    header('relation'),
+    ...tables,
+    '',
   ].join('\n')
 }
 

@@ -1,7 +1,7 @@
 import { STATUS_CODES } from 'node:http'
 import type { SchemaName } from './schemas.ts'
 
-type Examples = Record<string, { summary: string, value: unknown }>
+type Examples = Record<string, { summary: string; value: unknown }>
 
 export function schemaRef(name: SchemaName) {
   return { $ref: `#/components/schemas/${name}` }
@@ -15,7 +15,10 @@ const headers = {
   noStore: { 'Cache-Control': { description: 'no-store', schema: { type: 'string', const: 'no-store' } } },
   tagged: {
     ETag: { description: 'Weak; over all but seconds_since.', schema: { type: 'string', pattern: '^W/".+"$' } },
-    'Cache-Control': { description: 'Ask again each time, with If-None-Match.', schema: { type: 'string', const: 'private, no-cache' } },
+    'Cache-Control': {
+      description: 'Ask again each time, with If-None-Match.',
+      schema: { type: 'string', const: 'private, no-cache' },
+    },
   },
 }
 
@@ -41,8 +44,9 @@ const PROBLEMS = {
   413: 'The body is larger than the limit; the connection is closed.',
   415: 'The body is of a type, or in an encoding, that is not taken.',
   422: 'The request is understood and not valid; `errors` names each field. Nothing was done.',
-  429: 'Too many wrong tokens or keys came from this address: Retry-After says for how long. Or the device has too many heartbeats in quarantine, '
-    + 'and this one was not kept.',
+  429:
+    'Too many wrong tokens or keys came from this address: Retry-After says for how long. Or the device has too many heartbeats in quarantine, ' +
+    'and this one was not kept.',
   500: 'A fault of the server; it was logged.',
   503: 'The server or its database cannot do it now. Nothing was acknowledged: send it again after Retry-After.',
 }
@@ -70,21 +74,26 @@ export function problems(...statuses: ProblemStatus[]) {
 
 /** For components.responses. */
 export function problemResponses() {
-  return Object.fromEntries(Object.entries(PROBLEMS).map(([status, description]) => [status, {
-    description,
-    headers: { ...headers.noStore, ...requestIdHeader, ...PROBLEM_HEADERS[Number(status)] },
-    content: {
-      'application/problem+json': {
-        schema: schemaRef('Problem'),
-        example: {
-          type: 'about:blank',
-          title: STATUS_CODES[status],
-          status: Number(status),
-          detail: description,
-          request_id: '7f3d2c6e-2f0a-4b0e-9a53-0d7c8f1f6f11',
-          ...(status === '422' && { errors: [{ path: 'battery_pct', message: 'must be a whole number from 0 to 100' }] }),
+  return Object.fromEntries(
+    Object.entries(PROBLEMS).map(([status, description]) => [
+      status,
+      {
+        description,
+        headers: { ...headers.noStore, ...requestIdHeader, ...PROBLEM_HEADERS[Number(status)] },
+        content: {
+          'application/problem+json': {
+            schema: schemaRef('Problem'),
+            example: {
+              type: 'about:blank',
+              title: STATUS_CODES[status],
+              status: Number(status),
+              detail: description,
+              request_id: '7f3d2c6e-2f0a-4b0e-9a53-0d7c8f1f6f11',
+              ...(status === '422' && { errors: [{ path: 'battery_pct', message: 'must be a whole number from 0 to 100' }] }),
+            },
+          },
         },
       },
-    },
-  }]))
+    ]),
+  )
 }

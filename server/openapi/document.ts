@@ -34,9 +34,13 @@ export function openapi() {
     paths: { ...agentPaths, ...operationPaths },
     components: {
       securitySchemes: {
-        device: { type: 'http', scheme: 'bearer', description: 'A device\'s token: nxd_ and 64 hex digits.' },
-        gateway: { type: 'http', scheme: 'bearer', description: 'A gateway\'s token: nxg_ and 64 hex digits. It speaks for every device.' },
-        admin: { type: 'apiKey', in: 'header', name: 'x-admin', description: 'The server\'s ADMIN_KEY.' },
+        device: { type: 'http', scheme: 'bearer', description: "A device's token: nxd_ and 64 hex digits." },
+        gateway: {
+          type: 'http',
+          scheme: 'bearer',
+          description: "A gateway's token: nxg_ and 64 hex digits. It speaks for every device.",
+        },
+        admin: { type: 'apiKey', in: 'header', name: 'x-admin', description: "The server's ADMIN_KEY." },
         adminBearer: { type: 'http', scheme: 'bearer', description: 'The ADMIN_KEY as Prometheus sends it.' },
       },
       responses: problemResponses(),

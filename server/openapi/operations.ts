@@ -2,17 +2,37 @@ import { answer, jsonBody, problems } from './answers.ts'
 import { queryParameters } from './schemas.ts'
 
 const deviceId = {
-  name: 'id', in: 'path', required: true, description: 'Its device_id.', schema: { type: 'string', pattern: '^\\d{1,15}$' }, example: '42',
+  name: 'id',
+  in: 'path',
+  required: true,
+  description: 'Its device_id.',
+  schema: { type: 'string', pattern: '^\\d{1,15}$' },
+  example: '42',
 }
 const ifNoneMatch = {
-  name: 'If-None-Match', in: 'header', description: 'The ETag of an earlier answer.', schema: { type: 'string' },
+  name: 'If-None-Match',
+  in: 'header',
+  description: 'The ETag of an earlier answer.',
+  schema: { type: 'string' },
 }
 const notModified = { description: 'It is as in the answer with this ETag, but for seconds_since.' }
 
 const device = {
-  device_id: 42, alias: 'lobby-tablet-7', cohort: 'lobby', status: 'online', last_ts: '2026-01-31T12:00:00Z', seconds_since: 12,
-  battery_pct: 81, network_type: 'wifi', unity_running: true, signal_dbm: -61, agent_version: '3.1.0', ip: '127.0.0.1',
-  last_received_at: '2026-01-31T12:00:00.130452Z', heartbeat_interval: '00:01:00', enrolled_at: '2026-01-31T10:00:00Z',
+  device_id: 42,
+  alias: 'lobby-tablet-7',
+  cohort: 'lobby',
+  status: 'online',
+  last_ts: '2026-01-31T12:00:00Z',
+  seconds_since: 12,
+  battery_pct: 81,
+  network_type: 'wifi',
+  unity_running: true,
+  signal_dbm: -61,
+  agent_version: '3.1.0',
+  ip: '127.0.0.1',
+  last_received_at: '2026-01-31T12:00:00.130452Z',
+  heartbeat_interval: '00:01:00',
+  enrolled_at: '2026-01-31T10:00:00Z',
 }
 
 const page = answer('A page.', 'DevicePage', { page: { devices: [device], next_cursor: null } }, 'tagged')
@@ -20,12 +40,18 @@ const devicePage = {
   ...page,
   headers: {
     ...page.headers,
-    Link: { description: 'Of CSV: the next page, with rel="next"; none on the last.', schema: { type: ['string', 'null'], pattern: '^<.+>; rel="next"$' } },
+    Link: {
+      description: 'Of CSV: the next page, with rel="next"; none on the last.',
+      schema: { type: ['string', 'null'], pattern: '^<.+>; rel="next"$' },
+    },
   },
   content: {
     ...page.content,
     'text/csv': {
-      schema: { type: 'string', description: 'As RFC 4180 has it. Text that a spreadsheet would take for a formula has an apostrophe before it.' },
+      schema: {
+        type: 'string',
+        description: 'As RFC 4180 has it. Text that a spreadsheet would take for a formula has an apostrophe before it.',
+      },
     },
   },
 }
@@ -34,13 +60,17 @@ const listDevices = {
   operationId: 'listDevices',
   tags: ['devices'],
   summary: 'List devices',
-  description: 'Enrolled devices by id, a page at a time; a page holds while devices come and go. While heartbeats come faster than they are written, '
-    + 'lists are refused with 503. With `Accept: text/csv` it is a table with a line of names.',
+  description:
+    'Enrolled devices by id, a page at a time; a page holds while devices come and go. While heartbeats come faster than they are written, ' +
+    'lists are refused with 503. With `Accept: text/csv` it is a table with a line of names.',
   security: [{ admin: [] }],
   parameters: [
     ...queryParameters('listDevices', {
       status: { description: 'Only those of this status.', example: 'online' },
-      older_than: { description: 'Only those whose last heartbeat is older: a number and s, m, h or d, as in `12m`.', example: '1s' },
+      older_than: {
+        description: 'Only those whose last heartbeat is older: a number and s, m, h or d, as in `12m`.',
+        example: '1s',
+      },
       limit: { description: 'How many at most; 100 if nothing is said.', example: 100 },
       cursor: { description: 'The `next_cursor` of the page before.', example: '0' },
       cohort: { description: 'Only those of this cohort.', example: 'lobby' },
@@ -75,9 +105,14 @@ const createDevice = {
   security: [{ admin: [] }],
   requestBody: jsonBody('NewDevice', { tablet: { summary: 'A tablet', value: { alias: 'lobby-tablet-8', cohort: 'lobby' } } }),
   responses: {
-    201: answer('Its id and its token.', 'DeviceEnrolled', {
-      tablet: { device_id: 43, token: `nxd_${'0123456789abcdef'.repeat(4)}` },
-    }, 'noStore'),
+    201: answer(
+      'Its id and its token.',
+      'DeviceEnrolled',
+      {
+        tablet: { device_id: 43, token: `nxd_${'0123456789abcdef'.repeat(4)}` },
+      },
+      'noStore',
+    ),
     ...problems(400, 401, 409, 413, 415, 422, 429, 500, 503),
   },
 }
@@ -86,7 +121,8 @@ const changeDevice = {
   operationId: 'changeDevice',
   tags: ['devices'],
   summary: 'Rename a device, or move it to another cohort',
-  description: 'Both at once, or neither. Its token and its heartbeats stay. Again is no error; 409 when another device has the alias.',
+  description:
+    'Both at once, or neither. Its token and its heartbeats stay. Again is no error; 409 when another device has the alias.',
   security: [{ admin: [] }],
   parameters: [deviceId],
   requestBody: jsonBody('DeviceChanges', { move: { summary: 'Another cohort', value: { cohort: 'lobby' } } }),
@@ -101,9 +137,14 @@ const renewToken = {
   security: [{ admin: [] }],
   parameters: [deviceId],
   responses: {
-    201: answer('Its id and its new token.', 'DeviceEnrolled', {
-      renewed: { device_id: 42, token: `nxd_${'0123456789abcdef'.repeat(4)}` },
-    }, 'noStore'),
+    201: answer(
+      'Its id and its new token.',
+      'DeviceEnrolled',
+      {
+        renewed: { device_id: 42, token: `nxd_${'0123456789abcdef'.repeat(4)}` },
+      },
+      'noStore',
+    ),
     ...problems(401, 404, 422, 429, 500, 503),
   },
 }
@@ -111,7 +152,7 @@ const renewToken = {
 const revokeDevice = {
   operationId: 'revokeDevice',
   tags: ['devices'],
-  summary: 'Revoke a device\'s token',
+  summary: "Revoke a device's token",
   description: 'It stops within a second; what the device sent stays. Again is no error.',
   security: [{ admin: [] }],
   parameters: [deviceId],
@@ -121,7 +162,7 @@ const revokeDevice = {
 const nightly = {
   operationId: 'runNightly',
   tags: ['operations'],
-  summary: 'Run the night\'s maintenance now',
+  summary: "Run the night's maintenance now",
   description: 'pg_cron runs it by itself. Answers when it is over; 409 while another run holds the lock.',
   security: [{ admin: [] }],
   parameters: queryParameters('nightly', {
@@ -130,7 +171,9 @@ const nightly = {
   }),
   responses: {
     200: answer('Its steps.', 'Steps', {
-      plan: { steps: [{ step: 'retire', partition_name: 'device_heartbeats_p2025_11_02', detail: 'past the retention of 89 days' }] },
+      plan: {
+        steps: [{ step: 'retire', partition_name: 'device_heartbeats_p2025_11_02', detail: 'past the retention of 89 days' }],
+      },
     }),
     ...problems(401, 409, 422, 429, 500, 503),
   },
@@ -152,12 +195,17 @@ const poolHealth = {
   operationId: 'getPoolHealth',
   tags: ['operations'],
   summary: 'Whether connections to the database run out',
-  description: 'The hot path\'s, of all workers.',
+  description: "The hot path's, of all workers.",
   security: [{ admin: [] }],
   responses: {
-    200: answer('How full the pools are.', 'PoolHealth', {
-      quiet: { status: 'ok', pool: { in_use: 0, max: 10, utilization_pct: 0, waiting: 0 } },
-    }, 'noStore'),
+    200: answer(
+      'How full the pools are.',
+      'PoolHealth',
+      {
+        quiet: { status: 'ok', pool: { in_use: 0, max: 10, utilization_pct: 0, waiting: 0 } },
+      },
+      'noStore',
+    ),
     ...problems(401, 422, 429),
   },
 }
@@ -170,7 +218,7 @@ const metrics = {
   security: [{ admin: [] }, { adminBearer: [] }],
   responses: {
     200: {
-      description: 'In Prometheus\'s text format.',
+      description: "In Prometheus's text format.",
       content: { 'text/plain': { schema: { type: 'string' }, example: '# TYPE hb_writes_total counter\nhb_writes_total 6\n' } },
     },
     ...problems(401, 429),

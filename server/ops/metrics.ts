@@ -24,31 +24,42 @@ export function createMetrics(pool: Pool) {
   const registry = new Registry()
   const registers = [registry]
   const counter = (name: string, help: string, unit: string) => new Counter({ name, help: described(help, unit), registers })
-  const gauge = (name: string, help: string, unit: string, value: () => number, aggregator: Aggregator = 'sum') => new Gauge({
-    name,
-    help: described(help, unit),
-    aggregator,
-    registers,
-    collect() {
-      this.set(value())
-    },
-  })
+  const gauge = (name: string, help: string, unit: string, value: () => number, aggregator: Aggregator = 'sum') =>
+    new Gauge({
+      name,
+      help: described(help, unit),
+      aggregator,
+      registers,
+      collect() {
+        this.set(value())
+      },
+    })
   /** A total that is counted elsewhere. */
-  const total = (name: string, help: string, unit: string, value: () => number) => new Counter({
-    name,
-    help: described(help, unit),
-    registers,
-    collect() {
-      this.reset()
-      this.inc(value())
-    },
-  })
-  const latency = (name: string, help: string) => new Histogram({
-    name, help: described(help, 'milliseconds'), buckets: LATENCY_MS, registers,
-  })
-  const latencies = <T extends string>(name: string, help: string, label: T) => new Histogram({
-    name, help: described(help, 'milliseconds'), labelNames: [label], buckets: LATENCY_MS, registers,
-  })
+  const total = (name: string, help: string, unit: string, value: () => number) =>
+    new Counter({
+      name,
+      help: described(help, unit),
+      registers,
+      collect() {
+        this.reset()
+        this.inc(value())
+      },
+    })
+  const latency = (name: string, help: string) =>
+    new Histogram({
+      name,
+      help: described(help, 'milliseconds'),
+      buckets: LATENCY_MS,
+      registers,
+    })
+  const latencies = <T extends string>(name: string, help: string, label: T) =>
+    new Histogram({
+      name,
+      help: described(help, 'milliseconds'),
+      labelNames: [label],
+      buckets: LATENCY_MS,
+      registers,
+    })
 
   gauge('workers', 'Processes of this server that answer', 'processes', () => 1)
   gauge('process_resident_memory_bytes', 'Memory of these processes', 'bytes', () => process.memoryUsage.rss())
@@ -60,8 +71,11 @@ export function createMetrics(pool: Pool) {
   gauge('db_pool_max', 'Connections that the hot path may have', 'connections', () => pool.max)
   gauge('db_pool_waiting', 'Statements that wait for a connection', 'statements', () => pool.waiting)
   gauge(
-    'db_pool_utilization_pct', 'Share of the hot path\'s connections that are in use', 'percent',
-    () => 100 * pool.inUse / pool.max, 'average',
+    'db_pool_utilization_pct',
+    "Share of the hot path's connections that are in use",
+    'percent',
+    () => (100 * pool.inUse) / pool.max,
+    'average',
   )
   total('db_pool_statements_total', 'Statements of the hot path', 'statements', () => pool.statements)
   total('db_pool_waits_total', 'Statements that found no free connection', 'statements', () => pool.waits)
@@ -71,29 +85,45 @@ export function createMetrics(pool: Pool) {
     ofAllWorkers: shareMetrics(registry),
     writes: counter('hb_writes_total', 'Heartbeats whose statement was committed, whatever became of each', 'heartbeats'),
     writesFailed: counter(
-      'hb_writes_failed_total', 'Heartbeats that were not written: the database refused them or was away, or too many waited', 'heartbeats',
+      'hb_writes_failed_total',
+      'Heartbeats that were not written: the database refused them or was away, or too many waited',
+      'heartbeats',
     ),
-    writeLatency: latency('hb_write_latency_ms', 'From a heartbeat entering the writer\'s queue to its commit'),
+    writeLatency: latency('hb_write_latency_ms', "From a heartbeat entering the writer's queue to its commit"),
     ingested: counter('heartbeats_ingested_total', 'Heartbeats stored', 'heartbeats'),
-    deduplicated: counter('hb_deduplicated_total', 'Heartbeats that found their device\'s 10-second bucket taken', 'heartbeats'),
+    deduplicated: counter('hb_deduplicated_total', "Heartbeats that found their device's 10-second bucket taken", 'heartbeats'),
     quarantined: counter('hb_quarantined_total', 'Heartbeats kept aside because of their time', 'heartbeats'),
     lastStatusUpserts: counter('last_status_upserts_total', 'Devices whose last status a statement upserted', 'devices'),
     lastStatusUpsertsFailed: counter(
-      'last_status_upserts_failed_total', 'Devices whose last status was not upserted because the statement of their heartbeats failed', 'devices',
+      'last_status_upserts_failed_total',
+      'Devices whose last status was not upserted because the statement of their heartbeats failed',
+      'devices',
     ),
     readLatency: latencies('last_status_read_latency_ms', 'Reads of last status', 'query'),
     fastList: latency('query_latency_fast_list_devices_ms', 'Lists of devices read from last status'),
     legacyList: latency('query_latency_legacy_list_devices_ms', 'Lists of devices read from the heartbeats themselves'),
-    httpLatency: latencies('http_request_latency_ms', 'From the request\'s headers to its answer', 'route'),
+    httpLatency: latencies('http_request_latency_ms', "From the request's headers to its answer", 'route'),
     cacheHits: counter('device_cache_hits_total', 'Tokens found in this process', 'tokens'),
     cacheMisses: counter('device_cache_misses_total', 'Tokens that had to be asked of the database', 'tokens'),
-    authRefused: counter('auth_refused_total', 'Requests refused because too many wrong tokens or keys came from their address', 'requests'),
-    dispatchLogStatements: counter(
-      'dispatch_log_statements_total', 'Statements on commands that were committed, with what they had for the dispatch log', 'statements',
+    authRefused: counter(
+      'auth_refused_total',
+      'Requests refused because too many wrong tokens or keys came from their address',
+      'requests',
     ),
-    dispatchLogWrites: counter('dispatch_log_writes_total', 'Entries of the dispatch log of commands that were written', 'entries'),
+    dispatchLogStatements: counter(
+      'dispatch_log_statements_total',
+      'Statements on commands that were committed, with what they had for the dispatch log',
+      'statements',
+    ),
+    dispatchLogWrites: counter(
+      'dispatch_log_writes_total',
+      'Entries of the dispatch log of commands that were written',
+      'entries',
+    ),
     dispatchLogWritesFailed: counter(
-      'dispatch_log_writes_failed_total', 'Statements on commands that failed, and with them their entries in the dispatch log', 'statements',
+      'dispatch_log_writes_failed_total',
+      'Statements on commands that failed, and with them their entries in the dispatch log',
+      'statements',
     ),
     shed: new Counter({
       name: 'low_priority_shed_total',
@@ -103,7 +133,10 @@ export function createMetrics(pool: Pool) {
     }),
     backpressure: new Gauge({
       name: 'backpressure',
-      help: described('1 while low-priority work is shed because heartbeats come faster than they can be written, else 0', 'flag'),
+      help: described(
+        '1 while low-priority work is shed because heartbeats come faster than they can be written, else 0',
+        'flag',
+      ),
       aggregator: 'max',
       registers,
     }),
@@ -144,7 +177,7 @@ export function timed(metrics: Metrics, route: string, handler: Handler<AppEnv>)
   return async (c, next) => {
     const start = performance.now()
     try {
-      return await handler(c, next) as Response
+      return (await handler(c, next)) as Response
     } finally {
       latency.observe(performance.now() - start)
     }
@@ -167,10 +200,11 @@ export interface MetricValue {
 export function getMetrics({ pool, metrics, log, backpressure }: Parts): Handler<AppEnv> {
   const valuesSource = new Source(0, () => readDatabase(pool, 'metric_values'))
   const silenceSource = new Source(SILENCE_KEPT_MS, () => readDatabase(pool, 'silence_metrics'))
-  const inTime = (rows: Promise<MetricValue[]>) => within(DATABASE_PATIENCE_MS, rows).catch((error: unknown) => {
-    log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')
-    return undefined
-  })
+  const inTime = (rows: Promise<MetricValue[]>) =>
+    within(DATABASE_PATIENCE_MS, rows).catch((error: unknown) => {
+      log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')
+      return undefined
+    })
 
   return async c => {
     const isShed = backpressure.sheds('database_metrics')
@@ -178,7 +212,11 @@ export function getMetrics({ pool, metrics, log, backpressure }: Parts): Handler
     const counted = await (await metrics.ofAllWorkers()).metrics()
     const [values, silence] = isShed ? [] : await Promise.all([inTime(valuesSource.get()), inTime(silenceSource.get())])
     const isHeld: MetricValue = {
-      metric: 'database_metrics_up', type: 'gauge', unit: 'flag', labels: null, value: values === undefined ? 0 : 1,
+      metric: 'database_metrics_up',
+      type: 'gauge',
+      unit: 'flag',
+      labels: null,
+      value: values === undefined ? 0 : 1,
       help: '1 when this scrape has what the database holds, 0 while that is away, slow or spared',
     }
     const text = [counted, render([isHeld]), render(values ?? []), render(silence ?? [])].join('')
@@ -187,13 +225,15 @@ export function getMetrics({ pool, metrics, log, backpressure }: Parts): Handler
 }
 
 function readDatabase(pool: Pool, source: 'metric_values' | 'silence_metrics') {
-  return pool.run(sql => sql<MetricValue[]>`
+  return pool.run(
+    sql => sql<MetricValue[]>`
     select v.metric, d.type, d.unit, d.help || '. The database holds it: each server says the same, so take max, not sum' as help,
       v.labels, v.value
     from ${source === 'metric_values' ? sql`fleet.metric_values()` : sql`fleet.silence_metrics()`} v
     join fleet.metric_definitions() d using (metric)
     order by v.metric, v.labels
-  `)
+  `,
+  )
 }
 
 /** Rows, ordered by metric, in Prometheus text format. */
