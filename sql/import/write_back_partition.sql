@@ -1,4 +1,4 @@
-create or replace function fleet.write_back_partition(a fleet.adoptions) returns boolean
+create or replace function fleet.write_back_partition(a fleet.imports) returns boolean
 language plpgsql
 volatile
 security definer
@@ -20,12 +20,12 @@ begin
   order by p.range_start
   limit 1;
   if not found then
-    update fleet.adoptions f
+    update fleet.imports f
     set state = 'abandoned', abandoned_at = clock_timestamp()
     where f.source = a.source;
-    delete from fleet.adoption_ranges r where r.source = a.source;
+    delete from fleet.import_ranges r where r.source = a.source;
     perform fleet.record_event(
-      'adoption.abandoned', p_rows => a.rows_written_back, p_is_ok => a.rows_not_written_back = 0,
+      'import.abandoned', p_rows => a.rows_written_back, p_is_ok => a.rows_not_written_back = 0,
       p_detail => format('%s: %s written back, %s that it did not take', a.source, a.rows_written_back, a.rows_not_written_back)
     );
     return false;
@@ -43,7 +43,7 @@ begin
         left join fleet.devices d on d.device_id = h.device_id
         left join lateral (
           select min(n.source_device) as source_device
-          from fleet.adoption_devices n
+          from fleet.import_devices n
           where n.source = %L and n.device_id = h.device_id
         ) m on true
       $query$,
@@ -69,11 +69,11 @@ begin
     join pg_attribute t on t.attrelid = a.relid and t.attname = k.value
     where k.value is not null;
     begin
-      execute replace(v_insert, '{beats}', 'fleet.lacking_beats($1, $2, $3)') using a, v_partition.range_start, v_partition.range_end;
+      execute replace(v_insert, '{beats}', 'fleet.missing_heartbeats($1, $2, $3)') using a, v_partition.range_start, v_partition.range_end;
       get diagnostics v_rows = row_count;
     exception when data_exception or integrity_constraint_violation then
       -- One that does not fit must not keep the others.
-      for v_beat in select l.* from fleet.lacking_beats(a, v_partition.range_start, v_partition.range_end) l loop
+      for v_beat in select l.* from fleet.missing_heartbeats(a, v_partition.range_start, v_partition.range_end) l loop
         begin
           execute replace(v_insert, '{beats}', '(select ($1).*)') using v_beat;
           v_rows := v_rows + 1;
@@ -87,11 +87,11 @@ begin
 
   if v_failed > 0 then
     perform fleet.record_event(
-      'adoption.write_back', p_is_ok => false, p_rows => v_failed, p_partition => v_partition.partition_name,
+      'import.write_back', p_is_ok => false, p_rows => v_failed, p_partition => v_partition.partition_name,
       p_detail => format('not taken by %s, the last because: %s', a.source, v_error)
     );
   end if;
-  update fleet.adoptions f
+  update fleet.imports f
   set next_partition = v_partition.range_start, step_done = f.step_done + 1, step_rows = f.step_rows + v_rows,
     rows_written_back = f.rows_written_back + v_rows, rows_not_written_back = f.rows_not_written_back + v_failed
   where f.source = a.source;
@@ -99,5 +99,5 @@ begin
 end
 $$;
 
-comment on function fleet.write_back_partition(fleet.adoptions) is
+comment on function fleet.write_back_partition(fleet.imports) is
   'Writes what the next partition has received since the adoption began, and the table lacks, back into the table.';

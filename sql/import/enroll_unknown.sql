@@ -1,5 +1,5 @@
 -- Their tokens are known to nobody: fleet.renew_token() gives one to a device that is still in use.
-create or replace function fleet.enroll_unknown(a fleet.adoptions) returns boolean
+create or replace function fleet.enroll_unknown(a fleet.imports) returns boolean
 language plpgsql
 volatile
 security definer
@@ -17,7 +17,7 @@ begin
   if a.match_by = 'device_id' then
     -- Numbers keep their number, under which nobody was enrolled, and new devices get higher ones.
     perform setval(pg_get_serial_sequence('fleet.devices', 'device_id'), greatest(
-      (select max(r.source_device::bigint) from fleet.adoption_refusals r where r.source = a.source and r.reason = 'unknown_device' and r.source_device <> ''),
+      (select max(r.source_device::bigint) from fleet.import_refusals r where r.source = a.source and r.reason = 'unknown_device' and r.source_device <> ''),
       nextval(pg_get_serial_sequence('fleet.devices', 'device_id'))
     ));
   end if;
@@ -27,7 +27,7 @@ begin
         when 'device_id' then r.source_device::bigint
         else nextval(pg_get_serial_sequence('fleet.devices', 'device_id'))
       end as device_id
-    from fleet.adoption_refusals r
+    from fleet.import_refusals r
     where r.source = a.source and r.reason = 'unknown_device'
       and btrim(r.source_device) <> '' and length(r.source_device) <= 200
   ),
@@ -47,24 +47,24 @@ begin
     order by e.device_id
   ),
   mapped as (
-    insert into fleet.adoption_devices (source, source_device, device_id)
+    insert into fleet.import_devices (source, source_device, device_id)
     select a.source, e.alias, e.device_id
     from enrolled e
     where a.match_by = 'map'
     on conflict do nothing
   ),
   gone as (
-    delete from fleet.adoption_refusals r
+    delete from fleet.import_refusals r
     using enrolled e
     where r.source = a.source and r.reason = 'unknown_device' and r.source_device = e.alias
   )
   select count(*) into v_rows from enrolled;
   if v_rows > 0 then
-    perform fleet.record_event('adoption.enroll', p_rows => v_rows, p_detail => format('devices of %s', a.source));
+    perform fleet.record_event('import.enroll', p_rows => v_rows, p_detail => format('devices of %s', a.source));
   end if;
   return false;
 end
 $$;
 
-comment on function fleet.enroll_unknown(fleet.adoptions) is
+comment on function fleet.enroll_unknown(fleet.imports) is
   'Enrolls the devices of a table that is adopted and that nobody enrolled, where that was asked for; numbers keep their number.';

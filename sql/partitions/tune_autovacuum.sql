@@ -1,5 +1,5 @@
 -- Hot partitions grow all day; recent ones get a late row now and then; cold ones never change again.
-create or replace function fleet.set_temperatures(p_now timestamptz default now()) returns integer
+create or replace function fleet.tune_autovacuum(p_now timestamptz default now()) returns integer
 language plpgsql
 volatile
 security definer
@@ -51,5 +51,5 @@ begin
 end
 $$;
 
-comment on function fleet.set_temperatures(timestamptz) is
+comment on function fleet.tune_autovacuum(timestamptz) is
   'Sets the autovacuum parameters of partitions as they age: hot (today and ahead), recent (within max_late) and cold; returns how many changed. Run by fleet.nightly().';

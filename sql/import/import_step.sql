@@ -1,4 +1,4 @@
-create or replace function fleet.adoption_step(p_source text, p_batch_rows integer) returns boolean
+create or replace function fleet.import_step(p_source text, p_batch_rows integer) returns boolean
 language plpgsql
 volatile
 security definer
@@ -8,12 +8,12 @@ set lock_timeout = '300ms'
 set jit = off
 as $$
 declare
-  a fleet.adoptions;
+  a fleet.imports;
   v_step text;
   v_more boolean;
 begin
   perform fleet.relink_tables();
-  select f.* into a from fleet.adoptions f where f.source = p_source for update;
+  select f.* into a from fleet.imports f where f.source = p_source for update;
   v_step := a.steps[1];
   if v_step is null then
     return false;
@@ -22,11 +22,11 @@ begin
     raise exception using
       errcode = 'FL404',
       message = format('table %s is gone', p_source),
-      hint = format('What was moved is in the store. To be done with it: select fleet.forget_adoption(%L);', p_source);
+      hint = format('What was moved is in the store. To be done with it: select fleet.forget_import(%L);', p_source);
   end if;
   -- A table that was rewritten (VACUUM FULL, CLUSTER) has its rows in other places: read from the start.
   if a.step is distinct from v_step or (v_step in ('survey', 'move') and a.filenode <> pg_relation_filenode(a.relid)) then
-    perform fleet.begin_adoption_step(a);
+    perform fleet.begin_import_step(a);
     return true;
   end if;
 
@@ -40,7 +40,7 @@ begin
     when 'unforward' then v_more := fleet.stop_forwarding(a);
     when 'write_back' then v_more := fleet.write_back_partition(a);
   end case;
-  update fleet.adoptions f
+  update fleet.imports f
   set updated_at = clock_timestamp(), last_error = null,
     step = case when v_more then f.step end,
     steps = case when v_more then f.steps else f.steps[2:] end
@@ -49,5 +49,5 @@ begin
 end
 $$;
 
-comment on function fleet.adoption_step(text, integer) is
-  'The next batch of what is left to do for a table that is adopted, in this transaction; false when nothing is left. Called by fleet.run_adoption().';
+comment on function fleet.import_step(text, integer) is
+  'The next batch of what is left to do for a table that is adopted, in this transaction; false when nothing is left. Called by fleet.run_import().';

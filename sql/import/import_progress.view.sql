@@ -1,6 +1,6 @@
-create or replace view fleet.adoption_progress as
+create or replace view fleet.import_progress as
 select a.source, a.state, a.step,
-  exists (select from fleet.lock_holders('adoption') h where h = a.backend) and cardinality(a.steps) > 0 as is_running,
+  exists (select from fleet.lock_holders('import') h where h = a.backend) and cardinality(a.steps) > 0 as is_running,
   case
     when cardinality(a.steps) = 0 then 100
     when a.step is null then 0
@@ -17,13 +17,13 @@ select a.source, a.state, a.step,
   a.rows_read, a.rows_stored, a.rows_duplicate, a.rows_refused,
   d.rows_kept, d.rows_missing, d.rows_changed,
   a.rows_written_back, a.pass, a.started_at, a.updated_at, a.moved_at, a.verified_at, a.confirmed_at, a.abandoned_at, a.last_error
-from fleet.adoptions a
+from fleet.imports a
 left join lateral (
   select sum(d.rows_kept) as rows_kept, sum(d.rows_missing) as rows_missing, sum(d.rows_changed) as rows_changed
-  from fleet.adoption_days d
+  from fleet.import_days d
   where d.source = a.source and d.checked_at is not null
 ) d on true
 order by a.started_at desc;
 
-comment on view fleet.adoption_progress is
-  'Plain tables that are or were moved into the store, and how far each is: percent and end are those of the step (survey, partitions, move, verify, write_back), rows_read and so on those of the pass, rows_kept and so on those of the verification. Example: select source, state, step, percent, rows_per_s, step_ends_at from fleet.adoption_progress;';
+comment on view fleet.import_progress is
+  'Plain tables that are or were moved into the store, and how far each is: percent and end are those of the step (survey, partitions, move, verify, write_back), rows_read and so on those of the pass, rows_kept and so on those of the verification. Example: select source, state, step, percent, rows_per_s, step_ends_at from fleet.import_progress;';

@@ -7,12 +7,12 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
-  a fleet.adoptions := fleet.get_adoption(p_source);
+  a fleet.imports := fleet.get_import(p_source);
   v_row fleet.source_row;
 begin
   for v_row in
     select r.*
-    from fleet.adoption_ranges g
+    from fleet.import_ranges g
     cross join lateral fleet.read_source(a, g.first_block, g.last_block) r
     where g.source = a.source and g.rows_refused > 0 and r.reason is not null
     limit p_limit
@@ -27,4 +27,4 @@ end
 $$;
 
 comment on function fleet.refused_rows(regclass, integer) is
-  'Rows that were left in a table that is adopted, as they are, and why; those counted in fleet.adoption_refusals. Example: select * from fleet.refused_rows(''public.device_heartbeats'', 20);';
+  'Rows that were left in a table that is adopted, as they are, and why; those counted in fleet.import_refusals. Example: select * from fleet.refused_rows(''public.device_heartbeats'', 20);';

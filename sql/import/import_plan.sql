@@ -1,4 +1,4 @@
-create or replace function fleet.adoption_plan(
+create or replace function fleet.import_plan(
   p_source regclass,
   p_columns jsonb default null,
   p_unknown_devices text default null,
@@ -15,7 +15,7 @@ as $$
 #variable_conflict use_column
 declare
   c_blocks constant integer := 256;
-  a fleet.adoptions := fleet.describe_source(p_source, p_columns, p_unknown_devices, p_oldest, true);
+  a fleet.imports := fleet.describe_source(p_source, p_columns, p_unknown_devices, p_oldest, true);
 begin
   return query
     select 'column', format(
@@ -26,7 +26,7 @@ begin
       ) || case when k.name = 'device_id' then case a.match_by
         when 'device_id' then ', the device_id of fleet.devices'
         when 'alias' then ', the alias in fleet.devices'
-        else ', as fleet.adoption_devices says'
+        else ', as fleet.import_devices says'
       end else '' end
     ), null::bigint
     from fleet.archive_columns('fleet.device_heartbeats') k
@@ -63,5 +63,5 @@ begin
 end
 $$;
 
-comment on function fleet.adoption_plan(regclass, jsonb, text, timestamptz) is
-  'The dry run of fleet.adopt_table(): which columns are taken, how many rows, which are refused and why, which partitions are made. Reads the whole table, changes nothing. Example: select * from fleet.adoption_plan(''public.device_heartbeats'');';
+comment on function fleet.import_plan(regclass, jsonb, text, timestamptz) is
+  'The dry run of fleet.import_table(): which columns are taken, how many rows, which are refused and why, which partitions are made. Reads the whole table, changes nothing. Example: select * from fleet.import_plan(''public.device_heartbeats'');';

@@ -1,4 +1,4 @@
-create or replace function fleet.lacking_beats(a fleet.adoptions, p_from timestamptz, p_to timestamptz)
+create or replace function fleet.missing_heartbeats(a fleet.imports, p_from timestamptz, p_to timestamptz)
 returns setof fleet.device_heartbeats
 language sql
 stable
@@ -8,7 +8,7 @@ set timezone = 'UTC'
 as $$
   with given as materialized (
     select (r.beat).device_id, date_bin('10 seconds', (r.beat).ts, timestamptz '2000-01-01 00:00:00+00') as bucket
-    from fleet.adoption_ranges g
+    from fleet.import_ranges g
     cross join lateral fleet.read_source(a, g.first_block, g.last_block) r
     where g.source = a.source and g.first_ts < p_to and g.last_ts >= p_from and r.reason is null
   )
@@ -22,5 +22,5 @@ as $$
     );
 $$;
 
-comment on function fleet.lacking_beats(fleet.adoptions, timestamptz, timestamptz) is
+comment on function fleet.missing_heartbeats(fleet.imports, timestamptz, timestamptz) is
   'Heartbeats of a range that the store received since the adoption of a table began, of buckets that the table has not.';

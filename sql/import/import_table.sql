@@ -1,4 +1,4 @@
-create or replace procedure fleet.adopt_table(
+create or replace procedure fleet.import_table(
   p_source regclass,
   inout p_state text default null,
   p_columns jsonb default null,
@@ -20,11 +20,11 @@ begin
       message = pg_catalog.format('cannot move batches of %s rows with pauses of %s', coalesce(p_batch_rows::text, 'null'), coalesce(p_pause::text, 'null')),
       hint = 'p_batch_rows is 1 to 100000, p_pause 0 to 1 minute.';
   end if;
-  v_source := fleet.begin_adoption(p_source, p_columns, p_unknown_devices, p_oldest, p_forward);
+  v_source := fleet.begin_import(p_source, p_columns, p_unknown_devices, p_oldest, p_forward);
   commit;
-  call fleet.run_adoption(v_source, p_batch_rows, p_pause, p_state);
+  call fleet.run_import(v_source, p_batch_rows, p_pause, p_state);
 end
 $$;
 
-comment on procedure fleet.adopt_table(regclass, text, jsonb, text, timestamptz, boolean, integer, interval) is
-  'Moves a plain table of heartbeats into fleet.device_heartbeats while both are in use, and goes on where it was ended; the table itself is not changed. Called again after its end it takes over what is missing. See first fleet.adoption_plan(). Options: p_columns => ''{"battery_pct": "battery"}'' where names differ; p_unknown_devices => ''enroll''; p_oldest; p_forward => false for no trigger on the table; p_batch_rows; p_pause. Example: call fleet.adopt_table(''public.device_heartbeats'');';
+comment on procedure fleet.import_table(regclass, text, jsonb, text, timestamptz, boolean, integer, interval) is
+  'Moves a plain table of heartbeats into fleet.device_heartbeats while both are in use, and goes on where it was ended; the table itself is not changed. Called again after its end it takes over what is missing. See first fleet.import_plan(). Options: p_columns => ''{"battery_pct": "battery"}'' where names differ; p_unknown_devices => ''enroll''; p_oldest; p_forward => false for no trigger on the table; p_batch_rows; p_pause. Example: call fleet.import_table(''public.device_heartbeats'');';

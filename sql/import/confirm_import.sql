@@ -1,6 +1,6 @@
 -- Everything was compared by the verification. What is left are the rows written since: those are compared while the table is
 -- locked against writers, which takes one read of it, and nothing of the rows that are older.
-create or replace function fleet.confirm_adoption(p_source regclass) returns text
+create or replace function fleet.confirm_import(p_source regclass) returns text
 language plpgsql
 volatile
 security definer
@@ -10,7 +10,7 @@ set lock_timeout = '300ms'
 as $$
 declare
   c_blocks constant integer := 1024;
-  a fleet.adoptions := fleet.get_adoption(p_source);
+  a fleet.imports := fleet.get_import(p_source);
   v_rows bigint;
   v_missing bigint;
   v_changed bigint;
@@ -22,13 +22,13 @@ begin
     raise exception using
       errcode = 'FL002',
       message = format('%s is %s, not verified, and cannot be confirmed', a.source, a.state),
-      hint = format('First: call fleet.verify_adoption(%L);', a.source);
+      hint = format('First: call fleet.verify_import(%L);', a.source);
   end if;
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception using
       errcode = 'FL422',
       message = format('a transaction that is %s would not see what is written before the lock', current_setting('transaction_isolation')),
-      hint = format('In a transaction of its own: select fleet.confirm_adoption(%L);', a.source);
+      hint = format('In a transaction of its own: select fleet.confirm_import(%L);', a.source);
   end if;
 
   -- Making the trigger anew takes the lock that keeps writers out, which LOCK TABLE would give to an owner only.
@@ -86,7 +86,7 @@ begin
         'of %s rows written to %s since it was verified, %s are not in the store and %s are there with other content', v_rows,
         a.source, v_missing, v_changed
       ),
-      hint = format('Take them over and look again: call fleet.adopt_table(%1$L); call fleet.verify_adoption(%1$L);', a.source);
+      hint = format('Take them over and look again: call fleet.import_table(%1$L); call fleet.verify_import(%1$L);', a.source);
   end if;
 
   for v_try in 1..20 loop
@@ -98,17 +98,17 @@ begin
         raise exception using
           errcode = 'FL003',
           message = format('%s is being read: its trigger could not be taken away', a.source),
-          hint = format('Nothing has changed. Try again when the long reads have ended: select fleet.confirm_adoption(%L);', a.source);
+          hint = format('Nothing has changed. Try again when the long reads have ended: select fleet.confirm_import(%L);', a.source);
       end if;
       perform pg_sleep(0.1);
     end;
   end loop;
-  delete from fleet.adoption_ranges r where r.source = a.source;
-  update fleet.adoptions f
+  delete from fleet.import_ranges r where r.source = a.source;
+  update fleet.imports f
   set state = 'confirmed', confirmed_at = clock_timestamp(), updated_at = clock_timestamp()
   where f.source = a.source;
   perform fleet.record_event(
-    'adoption.confirmed', p_rows => (select sum(d.rows_kept)::bigint from fleet.adoption_days d where d.source = a.source),
+    'import.confirmed', p_rows => (select sum(d.rows_kept)::bigint from fleet.import_days d where d.source = a.source),
     p_detail => format('%s, by %s', a.source, session_user)
   );
   return format(
@@ -118,5 +118,5 @@ begin
 end
 $$;
 
-comment on function fleet.confirm_adoption(regclass) is
-  'Ends the adoption of a verified table: compares what was written since, with writers kept out for that moment, and takes the trigger away. From then on there is no way back; the table is left for you to drop. Example: select fleet.confirm_adoption(''public.device_heartbeats'');';
+comment on function fleet.confirm_import(regclass) is
+  'Ends the adoption of a verified table: compares what was written since, with writers kept out for that moment, and takes the trigger away. From then on there is no way back; the table is left for you to drop. Example: select fleet.confirm_import(''public.device_heartbeats'');';

@@ -1,5 +1,5 @@
 -- For a store that is made anew beside an archive that outlived the former one.
-create or replace function fleet.adopt_archive(
+create or replace function fleet.register_archive(
   p_partition text,
   p_range_start timestamptz,
   p_range_end timestamptz,
@@ -83,10 +83,10 @@ begin
       proven_at = excluded.proven_at, is_proven_empty = false, last_error = null,
       columns = excluded.columns, columns_at = excluded.columns_at, checksum_version = excluded.checksum_version,
       manifest_format = excluded.manifest_format;
-  perform fleet.record_event('partition.adopt', p_partition, p_row_count, p_detail => p_archive_url);
+  perform fleet.record_event('partition.register', p_partition, p_row_count, p_detail => p_archive_url);
   return true;
 end
 $$;
 
-comment on function fleet.adopt_archive(text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer, integer) is
+comment on function fleet.register_archive(text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer, integer) is
   'Makes an archive known to a store that did not write it, once the archiver has read it back and proven it; false when it was known. Used by: npm run archive -- adopt.';

@@ -1,4 +1,4 @@
-create or replace function fleet.begin_adoption(
+create or replace function fleet.begin_import(
   p_source regclass,
   p_columns jsonb,
   p_unknown_devices text,
@@ -11,18 +11,18 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  a fleet.adoptions;
-  v_old fleet.adoptions;
+  a fleet.imports;
+  v_old fleet.imports;
 begin
-  perform fleet.take_adoption_lock();
+  perform fleet.take_import_lock();
   begin
     perform fleet.relink_tables();
-    select f.* into v_old from fleet.adoptions f where f.relid = p_source;
+    select f.* into v_old from fleet.imports f where f.relid = p_source;
     if v_old.state = 'abandoning' then
       raise exception using
         errcode = 'FL002',
         message = format('%s is being abandoned', v_old.source),
-        hint = format('Let that end first: call fleet.abandon_adoption(%L);', v_old.source);
+        hint = format('Let that end first: call fleet.abandon_import(%L);', v_old.source);
     end if;
     -- What was said the first time holds.
     a := fleet.describe_source(
@@ -30,25 +30,25 @@ begin
       coalesce(p_oldest, case when v_old.is_oldest_given then v_old.oldest end), coalesce(p_forward, v_old.forwards)
     );
   exception when others then
-    perform pg_advisory_unlock(hashtextextended('fleet.adoption', 0));
+    perform pg_advisory_unlock(hashtextextended('fleet.import', 0));
     raise;
   end;
 
   -- Another table of that name, or none before: nothing is known of it.
-  delete from fleet.adoption_days d where d.source = a.source and v_old.relid is null;
-  delete from fleet.adoptions f where f.source = a.source and f.relid <> a.relid;
+  delete from fleet.import_days d where d.source = a.source and v_old.relid is null;
+  delete from fleet.imports f where f.source = a.source and f.relid <> a.relid;
 
   if v_old.state = 'moving' and (v_old.columns, v_old.unknown_devices, v_old.match_by) = (a.columns, a.unknown_devices, a.match_by)
     and p_oldest is null and v_old.forwards = a.forwards
   then
-    update fleet.adoptions f
+    update fleet.imports f
     set step_started_at = clock_timestamp(), step_from = f.step_done, step_rows = 0, backend = pg_backend_pid(), last_error = null
     where f.relid = p_source;
-    perform fleet.record_event('adoption.resume', p_detail => format('%s, pass %s, by %s', a.source, v_old.pass, session_user));
+    perform fleet.record_event('import.resume', p_detail => format('%s, pass %s, by %s', a.source, v_old.pass, session_user));
     return a.source;
   end if;
 
-  insert into fleet.adoptions as f (
+  insert into fleet.imports as f (
     source, relid, state, steps, pass, columns, unknown_devices, oldest, is_oldest_given, forwards, match_by, store_ip, backend
   )
   values (
@@ -63,10 +63,10 @@ begin
       -- A new beginning after an end; until then it is the same move, with one way back.
       started_at = case when f.state in ('confirmed', 'abandoned') then now() else f.started_at end,
       store_ip = case when f.state in ('confirmed', 'abandoned') then excluded.store_ip else f.store_ip end;
-  perform fleet.record_event('adoption.start', p_detail => format('%s, by %s', a.source, session_user));
+  perform fleet.record_event('import.start', p_detail => format('%s, by %s', a.source, session_user));
   return a.source;
 end
 $$;
 
-comment on function fleet.begin_adoption(regclass, jsonb, text, timestamptz, boolean) is
-  'Begins the move of a table, or takes it up where it ended; behind fleet.adopt_table().';
+comment on function fleet.begin_import(regclass, jsonb, text, timestamptz, boolean) is
+  'Begins the move of a table, or takes it up where it ended; behind fleet.import_table().';

@@ -1,4 +1,4 @@
-create or replace function fleet.prepare_partitions(a fleet.adoptions) returns boolean
+create or replace function fleet.prepare_partitions(a fleet.imports) returns boolean
 language plpgsql
 volatile
 security definer
@@ -16,7 +16,7 @@ declare
   v_usual date;
 begin
   select min(d.day), max(d.day), count(*) into v_first, v_last, v_days
-  from fleet.adoption_days d
+  from fleet.import_days d
   where d.source = a.source and d.rows_found > 0;
   if v_first is null then
     return false;
@@ -27,7 +27,7 @@ begin
     select g.day into v_usual
     from (
       select d.day, d.day - lag(d.day) over (order by d.day) as gap
-      from fleet.adoption_days d
+      from fleet.import_days d
       where d.source = a.source and d.rows_found > 0
     ) g
     order by g.gap desc nulls last
@@ -39,7 +39,7 @@ begin
         v_last - v_first + 1 - v_days
       ),
       hint = format(
-        'Say from when on to take them, older ones are refused: call fleet.adopt_table(%L, p_oldest => %L); %s if all of them are right.',
+        'Say from when on to take them, older ones are refused: call fleet.import_table(%L, p_oldest => %L); %s if all of them are right.',
         a.source, v_usual, v_first
       );
   end if;
@@ -60,12 +60,12 @@ begin
     return false;
   end if;
   perform fleet.create_partitions(v_missing, least(v_missing + c_days_at_once - 1, v_last));
-  update fleet.adoptions f
+  update fleet.imports f
   set step_done = v_missing - v_first
   where f.source = a.source;
   return true;
 end
 $$;
 
-comment on function fleet.prepare_partitions(fleet.adoptions) is
+comment on function fleet.prepare_partitions(fleet.imports) is
   'Makes the next partitions that the days of a table that is adopted need, from its first day to its last; days in the archive are left to fleet.request_restore().';

@@ -1,4 +1,4 @@
-create or replace function fleet.check_adoption(p_now timestamptz default now())
+create or replace function fleet.check_imports(p_now timestamptz default now())
 returns table (check_name text, status text, detail text, remedy text)
 language plpgsql
 stable
@@ -13,7 +13,7 @@ declare
   v_names text;
 begin
   perform fleet.not_in_future(p_now);
-  check_name := 'adoptions';
+  check_name := 'imports';
   select string_agg(f.source || ' ' || f.fault, ', ' order by f.source), string_agg(f.command, e'\n' order by f.source)
   into v_names, v_commands
   from (
@@ -24,18 +24,18 @@ begin
         else format('has been %s since %s', a.state, a.started_at::date)
       end as fault,
       case
-        when c.oid is null then format('select fleet.forget_adoption(%L);', a.source)
-        when a.state = 'moving' then format('call fleet.adopt_table(%L);', a.source)
-        when a.state = 'abandoning' then format('call fleet.abandon_adoption(%L);', a.source)
-        when a.state = 'moved' then format('call fleet.verify_adoption(%L);', a.source)
-        else format('select fleet.confirm_adoption(%L);', a.source)
+        when c.oid is null then format('select fleet.forget_import(%L);', a.source)
+        when a.state = 'moving' then format('call fleet.import_table(%L);', a.source)
+        when a.state = 'abandoning' then format('call fleet.abandon_import(%L);', a.source)
+        when a.state = 'moved' then format('call fleet.verify_import(%L);', a.source)
+        else format('select fleet.confirm_import(%L);', a.source)
       end as command
-    from fleet.adoptions a
+    from fleet.imports a
     left join pg_class c on c.oid = fleet.source_table(a)
     where a.state in ('moving', 'moved', 'verified', 'abandoning')
       and (
         c.oid is null
-        or cardinality(a.steps) > 0 and not exists (select from fleet.lock_holders('adoption') h where h = a.backend)
+        or cardinality(a.steps) > 0 and not exists (select from fleet.lock_holders('import') h where h = a.backend)
         -- No partition is retired until then.
         or a.started_at < p_now - interval '30 days'
       )
@@ -45,21 +45,21 @@ begin
   remedy := v_commands;
   return next;
 
-  check_name := 'adoption_forwards';
+  check_name := 'import_forwards';
   select string_agg(distinct e.detail, ', ') into v_names
   from fleet.events e
-  where e.event = 'adoption.forward' and e.at > p_now - interval '1 hour'
-    and exists (select from fleet.adoptions a where a.state in ('moving', 'moved', 'verified') and e.at > coalesce(a.moved_at, a.started_at));
+  where e.event = 'import.forward' and e.at > p_now - interval '1 hour'
+    and exists (select from fleet.imports a where a.state in ('moving', 'moved', 'verified') and e.at > coalesce(a.moved_at, a.started_at));
   status := case when v_names is null then 'ok' else 'warn' end;
   detail := coalesce(v_names, 'what is written into tables that are adopted comes through');
   remedy := (
-    select string_agg(format('call fleet.adopt_table(%L);', a.source), e'\n' order by a.source)
-    from fleet.adoptions a
+    select string_agg(format('call fleet.import_table(%L);', a.source), e'\n' order by a.source)
+    from fleet.imports a
     where v_names is not null and a.state in ('moving', 'moved', 'verified')
   );
   return next;
 end
 $$;
 
-comment on function fleet.check_adoption(timestamptz) is
+comment on function fleet.check_imports(timestamptz) is
   'What fleet.check() says of plain tables that are moved into the store: those that stopped, wait for long, or whose trigger fails.';

@@ -1,4 +1,4 @@
-create or replace function fleet.count_up(p_counter text, p_by numeric default 1) returns void
+create or replace function fleet.increment_counter(p_counter text, p_by numeric default 1) returns void
 language sql
 volatile
 security definer
@@ -10,4 +10,4 @@ as $$
     set total = c.total + excluded.total;
 $$;
 
-comment on function fleet.count_up(text, numeric) is 'Adds to a total in fleet.counters.';
+comment on function fleet.increment_counter(text, numeric) is 'Adds to a total in fleet.counters.';
