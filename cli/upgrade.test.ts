@@ -158,14 +158,44 @@ t.test('after the upgrade a store of 0.1.0 has the rights of a new one and keeps
   t.match(await sql`select * from fleet.check() where status = 'fail'`, [])
 })
 
+t.test('an import that is under way continues after the upgrade', async t => {
+  const db = await withStoreOf010(t)
+  const day = daysAgo(4).slice(0, 10)
+  await db.admin.unsafe(`
+    create table public.old_heartbeats (device_id text, ts timestamptz);
+    insert into public.old_heartbeats values ('a', '${day}T01:00Z');
+    grant select, trigger on public.old_heartbeats to fleet_owner;
+    insert into fleet.adoption_devices values ('public.old_heartbeats', 'a', 1)`)
+  await db.admin`call fleet.adopt_table('public.old_heartbeats')`
+  await migrateAgain(db)
+  await db.admin.unsafe(`insert into public.old_heartbeats values ('a', '${day}T03:00Z')`)
+  t.match(
+    await db.sql`select device_id::int from fleet.device_heartbeats where ts >= ${`${day}T00:00Z`} order by ts`,
+    [{ device_id: 1 }, { device_id: 1 }],
+    'the trigger on the table still forwards',
+  )
+  const dba = asRole(t, db, 'fleet_dba')
+  await dba`call fleet.verify_import('public.old_heartbeats')`
+  await dba`select fleet.confirm_import('public.old_heartbeats')`
+  t.match(await dba`select state, rows_kept, rows_missing from fleet.import_progress`, [
+    { state: 'confirmed', rows_kept: '2', rows_missing: '0' },
+  ])
+})
+
+/** 0.1.0 called an import an adoption. */
+async function importsTable({ admin }: TestDatabase) {
+  return await value(admin`select coalesce(to_regclass('fleet.imports'), to_regclass('fleet.adoptions'))::text`)
+}
+
 t.test('an upgraded store is made as a new one, and keeps what was in it', async t => {
   const db = await withStoreOf010(t)
   const fresh = await withDatabase(t)
   const day = daysAgo(4).slice(0, 10)
   await db.admin.unsafe(`
-    create table public.old_heartbeats (device_id bigint, ts timestamptz);
-    insert into public.old_heartbeats values (1, '${day}T01:00Z'), (2, '${day}T02:00Z');
-    grant select, trigger on public.old_heartbeats to fleet_owner`)
+    create table public.old_heartbeats (device_id text, ts timestamptz);
+    insert into public.old_heartbeats values ('a', '${day}T01:00Z'), ('b', '${day}T02:00Z');
+    grant select, trigger on public.old_heartbeats to fleet_owner;
+    insert into fleet.adoption_devices values ('public.old_heartbeats', 'a', 1), ('public.old_heartbeats', 'b', 2)`)
   await db.admin`call fleet.adopt_table('public.old_heartbeats', p_forward => false)`
   const held = await partitionAt(db.sql, `${day}T01:00:00Z`)
   await db.sql`select fleet.hold_partition(${held}, 'evidence')`
@@ -184,7 +214,7 @@ t.test('an upgraded store is made as a new one, and keeps what was in it', async
     partitions: await db.admin`
       select partition_name, state, row_count, archive_url, held_reason from fleet.hb_partitions order by 1`,
     cohorts: await db.admin`select * from fleet.cohorts`,
-    adoptions: await db.admin`select source, state, rows_stored from fleet.adoptions`,
+    imports: await db.admin.unsafe(`select source, state, rows_stored from ${(await importsTable(db)) as string}`),
   })
   const before = await contents()
   t.match(before, {
@@ -192,7 +222,7 @@ t.test('an upgraded store is made as a new one, and keeps what was in it', async
     commands: { length: 2 },
     quarantine: { length: 2 },
     heartbeats: { length: 2 },
-    adoptions: [{ state: 'moved', rows_stored: '2' }],
+    imports: [{ state: 'moved', rows_stored: '2' }],
     settings: [{ offline_after: '00:15:00', store_ip: 'prefix' }],
   })
 
@@ -205,7 +235,7 @@ t.test('an upgraded store is made as a new one, and keeps what was in it', async
   t.match(
     await db.admin`
     select bool_and(relid_seal = fleet_guard.seal(relid)) as are_sealed from fleet.hb_partitions where relid is not null
-    union all select bool_and(relid_seal = fleet_guard.seal(relid)) from fleet.adoptions
+    union all select bool_and(relid_seal = fleet_guard.seal(relid)) from fleet.imports
     union all select bool_and(relid_seal = fleet_guard.seal(relid)) from fleet_guard.partitions where relid is not null
   `,
     [{ are_sealed: true }, { are_sealed: true }, { are_sealed: true }],

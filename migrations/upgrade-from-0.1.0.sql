@@ -3,6 +3,55 @@
 -- the rest: new tables, indexes, functions, triggers, views, comments and rights. Each statement may run again.
 set local datestyle = 'ISO';
 
+-- The import of a plain table was called an adoption.
+do $$
+declare
+  v_old record;
+begin
+  for v_old in
+    select c.relname from pg_class c where c.relnamespace = 'fleet'::regnamespace and c.relkind = 'r' and c.relname ~ '^adoption'
+  loop
+    execute format('alter table fleet.%I rename to %I', v_old.relname, regexp_replace(v_old.relname, '^adoption', 'import'));
+  end loop;
+  for v_old in
+    select c.conrelid::regclass::text as relation, c.conname
+    from pg_constraint c
+    where c.connamespace = 'fleet'::regnamespace and c.conname ~ '^adoption'
+  loop
+    execute format(
+      'alter table %s rename constraint %I to %I', v_old.relation, v_old.conname, regexp_replace(v_old.conname, '^adoption', 'import')
+    );
+  end loop;
+  for v_old in
+    select c.relname from pg_class c where c.relnamespace = 'fleet'::regnamespace and c.relkind = 'i' and c.relname ~ '^adoption'
+  loop
+    execute format('alter index fleet.%I rename to %I', v_old.relname, regexp_replace(v_old.relname, '^adoption', 'import'));
+  end loop;
+  drop trigger if exists adoptions_seal on fleet.imports;
+  drop view if exists fleet.adoption_progress;
+  for v_old in
+    select p.oid::regprocedure::text as routine
+    from pg_proc p
+    where p.pronamespace = 'fleet'::regnamespace
+      and p.proname in (
+        'adopt_table', 'abandon_adoption', 'run_adoption', 'verify_adoption', 'adoption_holds', 'adoption_plan', 'adoption_step',
+        'begin_adoption', 'begin_adoption_step', 'confirm_adoption', 'end_adoption', 'forget_adoption', 'get_adoption',
+        'take_adoption_lock', 'check_adoption', 'adopt_archive', 'lacking_beats', 'set_temperatures', 'count_up'
+      )
+  loop
+    execute format('drop routine %s', v_old.routine);
+  end loop;
+  -- The triggers of imports that are under way name the devices of the import.
+  for v_old in
+    select pg_get_functiondef(p.oid) as definition
+    from pg_proc p
+    where p.pronamespace = 'fleet'::regnamespace and p.proname ~ '^forward_\d+$'
+  loop
+    execute replace(v_old.definition, 'fleet.adoption_devices', 'fleet.import_devices');
+  end loop;
+end
+$$;
+
 alter table fleet.hb_partitions
   add column if not exists relid_seal text,
   add column if not exists columns jsonb,
@@ -13,7 +62,7 @@ alter table fleet.hb_partitions
   add column if not exists confirmed_at timestamptz,
   add column if not exists confirmed_by text,
   add column if not exists rows_hash numeric;
-alter table fleet.adoptions add column if not exists relid_seal text;
+alter table fleet.imports add column if not exists relid_seal text;
 alter table fleet.restore_items add column if not exists left_out text;
 alter table fleet.settings
   add column if not exists proofs_needed smallint not null default 1
@@ -25,9 +74,6 @@ drop function if exists fleet.content_checksum(regclass);
 drop function if exists fleet.checksum_expression(regclass);
 drop function if exists fleet.record_export(text, text, bigint, numeric, timestamptz, timestamptz);
 drop function if exists fleet.record_upload(text, text, text, text, bigint);
-drop function if exists fleet.adopt_archive(
-  text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint
-);
 drop procedure if exists fleet.run_step(bigint, text, text, timestamptz, integer, date);
 drop function if exists fleet.begin_run(text);
 drop function if exists fleet.end_run(bigint, text, integer);
@@ -68,7 +114,7 @@ where p.relid is not null and p.relid_seal is null
         )
       )
   );
-update fleet.adoptions a
+update fleet.imports a
 set relid_seal = fleet_guard.seal(a.relid)
 where a.relid_seal is null and a.relid = to_regclass(a.source);
 
