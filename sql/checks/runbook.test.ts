@@ -35,18 +35,18 @@ for (const [page, role] of [
   })
 }
 
-t.test('who follows RUNBOOK.md comes from a plain table, to the last row', async t => {
+t.test('RUNBOOK.md, followed step by step, imports a plain table to the last row', async t => {
   const db = await withDatabase(t)
   await oldApplication(db.admin)
   const text = await readFile(join(root, 'RUNBOOK.md'), 'utf8')
-  const section = /## Coming from a plain table([\s\S]*?)\n## /.exec(text)?.[1] ?? ''
+  const section = /## Import a plain table([\s\S]*?)\n## /.exec(text)?.[1] ?? ''
   const statements = [...section.matchAll(/```sql\n([\s\S]*?)```/g)]
     .flatMap(match => (match[1] ?? '').split(/;\n/))
     .map(part => part.trim())
-  for (const statement of statements.filter(part => part && !part.includes('abandon_adoption'))) {
+  for (const statement of statements.filter(part => part && !part.includes('abandon_import'))) {
     await asRole(t, db, statement.startsWith('-- as the owner of the table') ? 'postgres' : 'fleet_dba').unsafe(statement)
   }
-  t.match(await db.sql`select state, rows_kept, rows_missing, rows_changed from fleet.adoption_progress`, [
+  t.match(await db.sql`select state, rows_kept, rows_missing, rows_changed from fleet.import_progress`, [
     { state: 'confirmed', rows_kept: '1000', rows_missing: '0', rows_changed: '0' },
   ])
   t.match(await db.sql`select count(*)::int as rows, count(battery_pct)::int as batteries from fleet.device_heartbeats`, [
@@ -55,7 +55,7 @@ t.test('who follows RUNBOOK.md comes from a plain table, to the last row', async
   t.match(await db.admin`select to_regclass('public.device_heartbeats') as table`, [{ table: null }])
 })
 
-/** What the runbook calls the state before: a plain table, whose devices have ids of their own. */
+/** The plain table of another application that the runbook imports; its devices have ids of their own. */
 function oldApplication(admin: Sql) {
   return admin.unsafe(`
     create table public.devices (id text primary key default gen_random_uuid(), alias text unique);
