@@ -6,7 +6,7 @@ import { poolHealth, table } from './check.ts'
 import { plainEnv, repository } from '../local/config.ts'
 import { withDatabase } from '../testing/database.ts'
 
-t.test('the worst comes first, with its remedy', async t => {
+t.test('the worst check comes first, with its remedy', async t => {
   t.equal(
     table([
       { check_name: 'scheduler', status: 'ok', detail: 'all jobs run', remedy: 'none needed' },
@@ -35,7 +35,7 @@ t.test('npm run check ends with 1 when anything fails', async t => {
   t.equal(status, worst?.failures ? 1 : 0)
 })
 
-t.test('the health of the pools is asked of a running server', async t => {
+t.test('the health of the pools comes from a running server', async t => {
   const { url } = await withServer(t)
   t.match(await poolHealth({ url, adminKey: ADMIN_KEY }), { status: 'ok', detail: /^\d+ of \d+ connections in use/ })
   t.match(await poolHealth({ url, adminKey: 'another key' }), { status: 'warn', detail: /answers 401/ })

@@ -1,4 +1,5 @@
-// npm run check: what fleet.check() says, with remedies, and the health of the server's pools. Exit code 1 when anything fails.
+// npm run check: prints the result of fleet.check() with remedies, and the health of the server's pools. Exit code 1 if anything
+// fails.
 import { readFile, realpath } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
@@ -30,7 +31,7 @@ export function table(checks: Check[]) {
     .join('\n')
 }
 
-/** DATABASE_URL, or the running cluster of npm start. */
+/** DATABASE_URL, or the URL of npm start's cluster if that is running. */
 async function url() {
   const given = optionalDatabaseUrl()
   if (given) return given
@@ -48,11 +49,11 @@ interface PoolHealth {
   pool: { in_use: number; max: number; utilization_pct: number; waiting: number }
 }
 
-/** What GET /ops/pool_health says, as one more check; where it cannot be asked, why. */
+/** The answer of GET /ops/pool_health as one more check. If the server cannot be asked, the check says why. */
 export async function poolHealth(address: ReturnType<typeof serverAddress>): Promise<Check> {
   const check: Check = { check_name: 'pool_health', status: 'warn', detail: '', remedy: null }
   if (!address) {
-    return { ...check, status: 'ok', detail: 'not asked: ADMIN_KEY is not set, and the server of npm start is not known' }
+    return { ...check, status: 'ok', detail: 'not checked: ADMIN_KEY is not set, and there is no server of npm start' }
   }
   try {
     const answer = await fetch(`${address.url}/ops/pool_health`, {
@@ -60,12 +61,16 @@ export async function poolHealth(address: ReturnType<typeof serverAddress>): Pro
       signal: AbortSignal.timeout(5000),
     })
     if (!answer.ok)
-      return { ...check, detail: `${address.url} answers ${answer.status}`, remedy: 'Is ADMIN_KEY the one of this server?' }
+      return {
+        ...check,
+        detail: `${address.url} answers ${answer.status}`,
+        remedy: 'Check that ADMIN_KEY is the key of this server.',
+      }
     const { status, pool } = (await answer.json()) as PoolHealth
     return {
       ...check,
       status: status === 'critical' ? 'fail' : status,
-      detail: `${pool.in_use} of ${pool.max} connections in use (${pool.utilization_pct} %), ${pool.waiting} requests wait`,
+      detail: `${pool.in_use} of ${pool.max} connections in use (${pool.utilization_pct} %), ${pool.waiting} requests waiting`,
       remedy: 'RUNBOOK.md, "Heartbeats come faster than they are written"',
     }
   } catch (error) {
@@ -73,7 +78,7 @@ export async function poolHealth(address: ReturnType<typeof serverAddress>): Pro
   }
 }
 
-/** From the environment, or from what npm start left of itself. */
+/** The address from the environment, otherwise from the file that npm start wrote. */
 async function server() {
   const kept = await readFile(join(repository, '.local', 'env'), 'utf8').catch(() => '')
   const lines = [...kept.matchAll(/^(HOST|PORT|ADMIN_KEY)='(.*)'$/gm)].map(

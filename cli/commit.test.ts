@@ -5,7 +5,7 @@ import t from 'tap'
 import { leftToCi, plainEnv, repository } from '../local/config.ts'
 import { withClone } from '../testing/database.ts'
 
-t.test('a migration is committed and taken back without a database at hand', { skip: leftToCi() }, async t => {
+t.test('a migration is committed and uncommitted without an existing database', { skip: leftToCi() }, async t => {
   const clone = await withClone(t)
   const run = (...args: string[]) =>
     spawnSync(process.execPath, ['--import', 'tsx', 'cli/commit.ts', ...args], { cwd: clone, env: plainEnv(), encoding: 'utf8' })
@@ -28,7 +28,7 @@ t.test('a migration is committed and taken back without a database at hand', { s
 
   writeFileSync(current, 'create table fleet.trial (one intege);\n')
   t.match(run('commit', 'Break it'), { status: 1, stderr: /type "intege" does not exist/ })
-  t.strictSame(committed(), before, 'what does not run is not committed')
+  t.strictSame(committed(), before, 'a migration that fails is not committed')
 
   t.match(run('commit'), { status: 2, stderr: /usage/ })
   t.match(run('commit', 'Seven words are too many for it'), { status: 2, stderr: /at most 6 words/ })

@@ -1,4 +1,5 @@
-// npm run migrate:commit -- "what it does", npm run migrate:uncommit: between migrations/current.sql and migrations/committed.
+// npm run migrate:commit -- "what it does" moves migrations/current.sql to migrations/committed; npm run migrate:uncommit moves
+// it back.
 import { commit, uncommit } from 'graphile-migrate'
 import { throwawayCluster } from '../local/cluster.ts'
 import { openDatabase, withSearchPath } from '../lib/database.ts'
@@ -11,7 +12,7 @@ const usage = 'usage: npm run migrate:commit -- "<what the migration does>"\n   
 /** The message becomes the name of the file. */
 const mostWords = 6
 
-/** Runs one of graphile-migrate's commands, which want two databases, in a cluster made for it. */
+/** Runs one of graphile-migrate's commands, which need two databases, in a cluster made for the purpose. */
 async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[0]) => Promise<void>) {
   const { cluster, end } = await throwawayCluster({
     postgres: await requirePostgres(),
@@ -22,11 +23,11 @@ async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[
     await migrate(cluster.url('postgres', 'fleet'), { log: () => {} })
     await cluster.allowLogins()
     const admin = openDatabase(cluster.url('postgres', 'fleet'), { max: 1 })
-    // With the same settings, graphile-migrate makes its schema in the shadow database and looks for it in this one.
+    // graphile-migrate runs `create schema if not exists` in this database too, and that needs the right to create a schema.
     await admin`grant create on database fleet to fleet_owner`
     const { pgSettings, ...settings } = await migrationSettings(admin, cluster.url('fleet_owner', 'fleet'), say)
     await admin.end({ timeout: 5 })
-    // The role would also be taken on where databases are dropped and made; here the owner logs in by itself.
+    // With `role` set, graphile-migrate would also drop and create databases as that role. Here the owner logs in itself instead.
     const { role, ...others } = pgSettings ?? {}
     await command({
       ...settings,
@@ -54,7 +55,7 @@ try {
     say('migrations/current.sql is committed.')
   } else if (command === 'uncommit' && !message) {
     await inThrowawayCluster(uncommit)
-    say('The last committed migration is back in migrations/current.sql. Databases that have it must not be kept.')
+    say('The last committed migration is back in migrations/current.sql. Drop every database that has it.')
   } else {
     process.stderr.write(`${usage}\n`)
     process.exitCode = 2

@@ -13,9 +13,9 @@ const npmRunLogins = (env: Record<string, string>) =>
     encoding: 'utf8',
   })
 
-t.test('a role logs in with the password that it was given, and no statement held it', async t => {
+t.test('a role logs in with the password that it was given, and no statement contained the password', async t => {
   const { admin, name, url } = await withDatabase(t)
-  // Roles belong to the cluster, which other test files use: one of its own.
+  // Roles belong to the cluster, which other test files use too, so this test makes its own role.
   const role = `${name}_login`
   await admin.unsafe(`create role ${role}`)
   t.teardown(async () => {
@@ -57,7 +57,7 @@ t.test('a password that clients encode in different ways is refused', async t =>
   })
 })
 
-t.test('npm run logins ends with 2 when it is told no password, or of no database', async t => {
+t.test('npm run logins ends with 2 if no password or no database is given', async t => {
   t.match(npmRunLogins({ DATABASE_URL: 'postgres://a@127.0.0.1/b' }), { status: 2, stderr: /FLEET_SERVER_PASSWORD/ })
   t.match(npmRunLogins({ FLEET_SERVER_PASSWORD: 'x' }), { status: 2, stderr: /DATABASE_URL.*not set/ })
 })

@@ -1,4 +1,4 @@
-// npm run logins: lets the roles that migrations made log in, each with the password that it is given.
+// npm run logins: lets the roles that the setup made log in, each with the password given for it.
 import { pathToFileURL } from 'node:url'
 import type { Sql } from 'postgres'
 import { databaseUrl, rolePasswords, SettingsError } from '../local/config.ts'
@@ -22,7 +22,7 @@ async function main() {
     } finally {
       await sql.end({ timeout: 5 })
     }
-    say(`These may log in with their new passwords: ${passwords.map(({ role }) => role).join(', ')}.`)
+    say(`These roles can log in with their new passwords: ${passwords.map(({ role }) => role).join(', ')}.`)
   } catch (error) {
     process.stderr.write(`${explain(error)}\n`)
     process.exitCode = error instanceof SettingsError ? 2 : 1

@@ -43,26 +43,26 @@ t.test('an empty database is set up; a second time there is nothing to do', asyn
   )
 })
 
-t.test('several at once take their turns', async t => {
+t.test('several migrations started at once run one after the other', async t => {
   const db = await withDatabase(t, 'template0')
   await Promise.all([1, 2, 3].map(() => migrate(db.url('postgres'), silent)))
   t.ok((await db.sql`select from fleet.hb_partitions limit 1`).length)
 })
 
-t.test('the jobs are scheduled where pg_cron is', async t => {
+t.test('the jobs are scheduled in the database that has pg_cron', async t => {
   const db = withCronDatabase(t)
   const jobs = await db.sql<{ username: string }[]>`select jobname, username from cron.job`
   t.ok(jobs.length >= 2)
   t.ok(jobs.every(job => job.username === 'fleet_owner'))
 })
 
-t.test('a login that is no superuser migrates a database that is prepared', async t => {
+t.test('a login that is not a superuser migrates a prepared database', async t => {
   const db = await withDatabase(t)
   await migrate(db.url('fleet_owner'), silent)
-  t.pass('nothing was left to do for a superuser')
+  t.pass('nothing was left for a superuser to do')
 })
 
-t.test('no superuser after setup', async t => {
+t.test('a superuser is not needed after the setup', async t => {
   const { cluster, end } = await throwawayCluster({
     postgres: testCluster().postgres,
     databases: ['managed', 'prepared'],
@@ -89,7 +89,7 @@ t.test('no superuser after setup', async t => {
     return lines.join('\n')
   }
 
-  await t.test('who may not prepare the database is told what an administrator has to do', async t => {
+  await t.test('a role that may not prepare the database is told what an administrator has to do', async t => {
     await t.rejects(migrated('managed'), {
       message:
         /is not prepared.*psql -v ON_ERROR_STOP=1 -f sql\/setup\/roles\.sql -f sql\/setup\/extensions\.sql -f sql\/setup\/guard\.sql/,
@@ -97,11 +97,11 @@ t.test('no superuser after setup', async t => {
   })
 
   await t.test(
-    'once the roles and extensions are there, the owner of a database does the rest, and hears what is not guarded',
+    'once the roles and extensions exist, the owner of the database does the rest, and is told what is not guarded',
     async t => {
       t.match(psql('managed', ['roles.sql', 'extensions.sql']), { status: 0 })
       await admin`grant fleet_owner to deployer`
-      // As where nobody may grant it; then settings such as where pg_cron is are hidden.
+      // Some managed services do not let anybody grant it. Then settings such as cron.database_name are hidden.
       await admin`revoke pg_monitor from fleet_owner`
       const said = await migrated('managed')
       t.match(
@@ -109,7 +109,11 @@ t.test('no superuser after setup', async t => {
         /deployer is not a superuser: the event triggers fleet_guard_drop and fleet_guard_find were not created\n.*a plain DROP TABLE by the owner is not guarded/,
       )
       t.notMatch(said, /no privileges were granted|was not run/)
-      t.notMatch(await migrated('managed'), /no privileges were granted|was not run|000001/, 'again, there is nothing to do')
+      t.notMatch(
+        await migrated('managed'),
+        /no privileges were granted|was not run|000001/,
+        'the second time there is nothing to do',
+      )
 
       const owner = connect(deployer('managed'))
       await owner`set role fleet_owner`
@@ -123,13 +127,9 @@ t.test('no superuser after setup', async t => {
       const [{ partition_name: name } = {}] = await owner<
         { partition_name: string }[]
       >`select partition_name from fleet.hb_partitions order by range_start limit 1`
-      await t.rejects(
-        owner`select fleet.drop_partition(${name!})`,
-        { message: /proven|archive/ },
-        'the function refuses all the same',
-      )
-      await t.resolves(owner.unsafe(`begin; drop table fleet.${name}; rollback`), 'the plain statement is what nobody stops')
-      const mended = spawnSync(
+      await t.rejects(owner`select fleet.drop_partition(${name!})`, { message: /proven|archive/ }, 'the function still refuses')
+      await t.resolves(owner.unsafe(`begin; drop table fleet.${name}; rollback`), 'but nothing stops the plain statement')
+      const fixed = spawnSync(
         cluster.program('psql'),
         [
           '-X',
@@ -143,13 +143,13 @@ t.test('no superuser after setup', async t => {
         ],
         { encoding: 'utf8' },
       )
-      t.equal(mended.status, 0, mended.stderr)
-      await t.rejects(owner.unsafe(`drop table fleet.${name}`), { code: 'FL001' }, 'until a superuser does as check() says')
+      t.equal(fixed.status, 0, fixed.stderr)
+      await t.rejects(owner.unsafe(`drop table fleet.${name}`), { code: 'FL001' }, 'until a superuser runs the remedy of check()')
     },
   )
 
   await admin`grant pg_monitor to fleet_owner`
-  await t.test('where an administrator ran all four files, the owner of the store is enough', async t => {
+  await t.test('if an administrator ran all the files, the owner of the store can do the rest', async t => {
     t.match(psql('prepared', setupFiles), { status: 0 })
     t.notMatch(await migrated('prepared'), /not guarded/)
     const owner = connect(deployer('prepared'))
@@ -157,12 +157,12 @@ t.test('no superuser after setup', async t => {
       { usename: 'deployer' },
     ])
     await owner`set role fleet_owner`
-    t.ok((await owner`select from cron.job`).length >= 6, 'jobs and all')
+    t.ok((await owner`select from cron.job`).length >= 6, 'including the jobs')
     t.same(await owner`select check_name from fleet.check() where status = 'fail' or check_name = 'guard' and status <> 'ok'`, [])
   })
 })
 
-t.test('npm run migrate ends with 2 for wrong usage, 1 for a fault', async t => {
+t.test('npm run migrate ends with 2 for wrong usage and 1 for an error', async t => {
   t.match(npmRunMigrate({}), { status: 2, stderr: /DATABASE_URL.*not set/ })
   t.match(npmRunMigrate({ DATABASE_URL: 'fleet' }), { status: 2, stderr: /DATABASE_URL: expected postgres:/ })
   t.match(npmRunMigrate({ DATABASE_URL: 'postgres://a@127.0.0.1/b' }, 'now'), { status: 2, stderr: /usage/ })

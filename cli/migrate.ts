@@ -1,4 +1,4 @@
-// npm run migrate: brings a database to the state this version of the code needs.
+// npm run migrate: brings a database to the state that this version of the code needs.
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -11,7 +11,7 @@ import { openDatabase, SEARCH_PATH, withSearchPath } from '../lib/database.ts'
 import { explain, say } from '../lib/progress.ts'
 
 export interface MigrateOptions {
-  /** Also run migrations/current.sql, the migration being written; for tests and development. */
+  /** Also run migrations/current.sql, the migration that is being written. For tests and development. */
   current?: boolean
   /**
    * The URL with which fleet_owner itself logs in. Migrations run there, so that the owner's code never runs in the
@@ -21,23 +21,23 @@ export interface MigrateOptions {
   ownerUrl?: string
   /** Called between the setup and the migrations, for example to let fleet_owner log in. */
   afterSetup?: () => Promise<void>
-  /** Takes one line for each thing done or missing. */
+  /** Receives a line for each thing that was done or is missing. */
   log?: (line: string) => void
 }
 
-/** What the administrator does in each database before the migrations, in this order; each may run again. */
+/** The files that the administrator runs in each database before the migrations, in this order. Each can be run again. */
 export const setupFiles = ['roles.sql', 'extensions.sql', 'guard.sql', 'shape-guard.sql', 'privileged-views.sql', 'public.sql']
 
-// One migration at a time in a database; graphile-migrate's own lock fails at once where this one waits.
+// Only one migration runs in a database at a time. graphile-migrate's own lock fails at once; this one waits.
 const migrationLock = 4_727_445_306
 const insufficientPrivilege = '42501'
-// Also: no such role; its login is refused.
+// The others mean that the role does not exist or that its login is refused.
 const cannotBeOwner = new Set([insufficientPrivilege, '22023', '42704', '28000', '28P01'])
 
 /**
- * Sets up and migrates the database at `adminUrl`, whose user is the administrator: a superuser, or a role that may
- * become fleet_owner in a database where the roles and extensions are made already. Running it again
- * does only what is new. Throws with the statement at fault; what was committed before it stays.
+ * Sets up and migrates the database at `adminUrl`, whose user is the administrator: a superuser, or a role that may become
+ * fleet_owner in a database where the roles and extensions exist. A second run does only what is new.
+ * @throws an Error that names the file or migration at fault, with the cause; what was committed before it stays
  */
 export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
   const log = options.log ?? say
@@ -86,7 +86,7 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
   }
 }
 
-/** How graphile-migrate is used here: as the owner, in UTC, with nothing found by search path. */
+/** Settings for graphile-migrate: it runs as the owner, in UTC, and with only pg_catalog in the search path. */
 export async function migrationSettings(
   sql: Sql,
   url: string,
@@ -126,9 +126,9 @@ async function asOwner(sql: Sql, ownerUrl: string | undefined, work: (owner: Sql
 }
 
 /**
- * Before the setup, so that nothing is changed in a store that cannot be upgraded. The list is the owner's table, so it is not
- * read with the administrator's rights: the owner could put a view in its place. If the owner cannot be reached yet, the list is
- * read after the setup.
+ * Runs before the setup, so that nothing is changed in a store that cannot be upgraded. The list is the owner's table, so it is
+ * not read with the administrator's rights: the owner could put a view in its place. If the owner cannot be reached yet, the list
+ * is read after the setup.
  */
 async function refuseUnknown(sql: Sql, ownerUrl: string | undefined) {
   const [table] = await sql`
@@ -155,14 +155,14 @@ function logger(log: (line: string) => void, onMigration: (name: string) => void
 }
 
 /**
- * graphile-migrate keeps its connections for 200 ms after the last use, and ends this process when one of them
- * is lost meanwhile: wait for this before Postgres is stopped or the database dropped.
+ * graphile-migrate keeps its connections for 200 ms after the last use, and ends this process if one of them is lost in that
+ * time. Wait for this before you stop Postgres or drop the database.
  */
 export function poolsEnded() {
   return sleep(300)
 }
 
-/** All of a file or nothing of it. Without the right to run it, what an administrator made before has to do. */
+/** Runs all of a file or nothing of it. Without the right to run it, this continues with what an administrator made before. */
 async function runFile(sql: Sql, file: string, log: (line: string) => void) {
   const text = await readFile(join(repository, 'sql/setup', file), 'utf8')
   try {
@@ -170,12 +170,12 @@ async function runFile(sql: Sql, file: string, log: (line: string) => void) {
   } catch (cause) {
     const { code, message } = cause as { code?: unknown; message?: string }
     if (code !== insufficientPrivilege)
-      throw new Error(`sql/setup/${file} failed, which the administrator runs at setup`, { cause })
-    log(`sql/setup/${file} is for an administrator and was not run (${message}); what is there already is used.`)
+      throw new Error(`sql/setup/${file}, which the administrator runs at setup, failed`, { cause })
+    log(`sql/setup/${file} needs an administrator and was not run (${message}). What is already there is used.`)
   }
 }
 
-/** What must hold after a file of the setup, whoever ran it. */
+/** What must be true after each file of the setup, no matter who ran it. */
 const preparations: Record<string, string> = {
   'guard.sql': `to_regprocedure('fleet_guard.seal(oid)') is not null`,
   'roles.sql': `to_regrole('fleet_owner') is not null`,
@@ -187,7 +187,7 @@ const preparations: Record<string, string> = {
   end`,
 }
 
-/** Where an administrator has not done what the migrations build on, says what is to be done. */
+/** Throws if an administrator has not done what the migrations need; the message says what to do. */
 async function requirePreparation(sql: Sql, file: string) {
   const [row] = await sql.unsafe<{ is_prepared: boolean }[]>(`select ${preparations[file] ?? 'true'} as is_prepared`)
   if (row?.is_prepared) return
@@ -210,7 +210,9 @@ async function scheduleJobs(sql: Sql, log: (line: string) => void) {
   `
   if (!canSchedule) return
   if (!hasCron) {
-    log('pg_cron is not in this database: nothing is scheduled here (where it is, run: select fleet.schedule_jobs()).')
+    log(
+      'pg_cron is not in this database, so no job is scheduled here. In the database that has it, run: select fleet.schedule_jobs()',
+    )
     return
   }
   await sql`select fleet.schedule_jobs()`

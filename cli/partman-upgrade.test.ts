@@ -2,8 +2,8 @@ import t from 'tap'
 import { migrate } from './migrate.ts'
 import { withDatabase } from '../testing/database.ts'
 
-// Debian packages one major version with each PostgreSQL: npm run test:trixie lays the script of 4.7 beside 5.2.
-t.test('pg_partman 4 is updated to 5 in place, and partitions go on', async t => {
+// Debian packages one major version with each PostgreSQL. npm run test:trixie adds the script of 4.7 next to 5.2.
+t.test('pg_partman 4 is updated to 5 in place, and partitions continue to be made', async t => {
   const db = await withDatabase(t, 'template0')
   const versions = (
     await db.admin<{ version: string }[]>`
@@ -11,7 +11,7 @@ t.test('pg_partman 4 is updated to 5 in place, and partitions go on', async t =>
   `
   ).map(({ version }) => version)
   const [from, to] = [versions.findLast(version => version.startsWith('4.')), versions.at(-1)]
-  if (!from || !to || to.startsWith('4.')) return t.plan(0, `needs pg_partman 4 and 5; there is ${versions.join(', ')}`)
+  if (!from || !to || to.startsWith('4.')) return t.plan(0, `needs pg_partman 4 and 5; found ${versions.join(', ')}`)
   t.comment(`from ${from} to ${to}`)
   const adminUrl = db.url('postgres')
   const partitions = async () =>
@@ -47,14 +47,14 @@ t.test('pg_partman 4 is updated to 5 in place, and partitions go on', async t =>
     'the days beyond the retention are retired',
   )
   const after = await partitions()
-  t.same(after.slice(0, before.length - 10), before.slice(10), 'of the others no name and no border has changed')
-  t.ok(after.length >= before.length - 10 + 6, 'and six more days are ahead')
+  t.same(after.slice(0, before.length - 10), before.slice(10), 'no name and no bound of the others has changed')
+  t.ok(after.length >= before.length - 10 + 6, 'and six more future days exist')
   await db.admin`insert into fleet.device_heartbeats (ts, device_id) values (now() + interval '1 day', 2), (now() - interval '79 days', 2)`
   t.same(await troubles(), [])
 
   await db.sql`select fleet.set_cadence('monthly')`
   await db.sql`select fleet.set_premake(90)`
   await db.sql`call fleet.nightly()`
-  t.ok((await partitions()).at(-1)!.match(/-01 00:00:00\+00$/), 'a month after the days')
+  t.ok((await partitions()).at(-1)!.match(/-01 00:00:00\+00$/), 'a monthly partition follows the days')
   t.same(await troubles(), [])
 })

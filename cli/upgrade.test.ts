@@ -1,4 +1,4 @@
-// Upgrades a store of 0.1.0: npm run migrate takes away excess rights, and work that was under way goes on.
+// Upgrades a store of 0.1.0: npm run migrate revokes excess rights, and work that was under way continues.
 import { execFile, spawnSync } from 'node:child_process'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -48,7 +48,10 @@ const migrateAgain = async (db: TestDatabase) => {
   return lines
 }
 
-/** How the store is made, without its partitions, which depend on the date. Grants are sorted: they are dumped as they were made. */
+/**
+ * The schema of the store without its partitions, which depend on the date. Grants are sorted, because they are dumped in the
+ * order in which they were made.
+ */
 async function schemaOf(db: TestDatabase) {
   const { stdout } = await run(
     `${testCluster().postgres.bin}/pg_dump`,
@@ -66,13 +69,13 @@ async function schemaOf(db: TestDatabase) {
     .replace(/(^GRANT .*\n)+/gm, grants => `${grants.trimEnd().split('\n').sort().join('\n')}\n`)
 }
 
-/** Compares two dumps line by line, so that a failure shows what differs and not two million characters. */
+/** Compares two dumps line by line, so that a failure shows the differences and not two million characters. */
 function sameLines(t: Test, found: string, wanted: string, message: string) {
   const [left, right] = [found, wanted].map(text => new Set(text.split('\n'))) as [Set<string>, Set<string>]
   t.same(
     [...left].filter(line => !right.has(line)),
     [],
-    `${message}: nothing is too much`,
+    `${message}: nothing is left over`,
   )
   t.same(
     [...right].filter(line => !left.has(line)),
@@ -116,7 +119,7 @@ t.test('after the upgrade a store of 0.1.0 has the rights of a new one and keeps
     .split('\n')
     .filter(line => !line.includes('fleet_detached.'))
     .join('\n')
-  t.equal(page, await rightsPage(fresh.admin), 'each role may do what it may in a new store')
+  t.equal(page, await rightsPage(fresh.admin), 'each role has the rights that it has in a new store')
   t.same(
     await admin`
     select c.oid::regclass::text as left_over from pg_class c where c.relowner = 'fleet_archiver'::regrole
@@ -172,7 +175,7 @@ t.test('an import that is under way continues after the upgrade', async t => {
   t.match(
     await db.sql`select device_id::int from fleet.device_heartbeats where ts >= ${`${day}T00:00Z`} order by ts`,
     [{ device_id: 1 }, { device_id: 1 }],
-    'the trigger on the table still forwards',
+    'the trigger on the table still forwards heartbeats',
   )
   const dba = asRole(t, db, 'fleet_dba')
   await dba`call fleet.verify_import('public.old_heartbeats')`
@@ -187,7 +190,7 @@ async function importsTable({ admin }: TestDatabase) {
   return await value(admin`select coalesce(to_regclass('fleet.imports'), to_regclass('fleet.adoptions'))::text`)
 }
 
-t.test('an upgraded store is made as a new one, and keeps what was in it', async t => {
+t.test('an upgraded store has the schema of a new one, and keeps its data', async t => {
   const db = await withStoreOf010(t)
   const fresh = await withDatabase(t)
   const day = daysAgo(4).slice(0, 10)
@@ -243,12 +246,12 @@ t.test('an upgraded store is made as a new one, and keeps what was in it', async
   t.equal(await value(db.admin`select count(*)::int from fleet.heartbeat_columns`), 9)
 
   const list = await listOf(db)
-  t.notMatch((await migrateAgain(db)).join('\n'), /Upgraded|Applied/, 'a second time there is nothing to do')
+  t.notMatch((await migrateAgain(db)).join('\n'), /Upgraded|Applied/, 'the second time there is nothing to do')
   t.same(await listOf(db), list)
-  sameLines(t, await schemaOf(db), wanted, 'a second time')
+  sameLines(t, await schemaOf(db), wanted, 'after a second run')
   t.same(await contents(), before)
 
-  // A store of a development version had 28 migrations, whose result is what is here now.
+  // A store of a development version had 28 migrations, which led to the same schema.
   await db.admin`delete from graphile_migrate.migrations`
   await db.admin`
     insert into graphile_migrate.migrations (hash, filename)
@@ -263,7 +266,7 @@ t.test('an upgraded store is made as a new one, and keeps what was in it', async
   t.same(await contents(), before)
 })
 
-t.test('an upgrade that ended half way is finished by the next one', async t => {
+t.test('an upgrade that stopped half-way is finished by the next one', async t => {
   const db = await withStoreOf010(t)
   await db.admin.unsafe(await readFile(join(repository, 'sql/setup/guard.sql'), 'utf8'))
   await upgradeFrom010(asRole(t, db, 'fleet_owner', { TimeZone: 'UTC', search_path: 'pg_catalog, pg_temp' }))

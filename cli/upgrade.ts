@@ -1,10 +1,10 @@
-// Takes a store of 0.1.0 over: its 27 migrations became one, so its list of migrations is replaced.
+// Upgrades a store of 0.1.0. Its 27 migrations became one, so its list of migrations is replaced.
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Sql } from 'postgres'
 import { repository } from '../local/config.ts'
 
-/** The list of 0.1.0. Each hash covers the hash before it, so the last one stands for the list. */
+/** The migrations of 0.1.0. Each hash covers the hash before it, so the last one stands for the whole list. */
 const version010 = {
   commit: 'c27bf5cd0aaac3b88f157e8020d7c98d1f7723d7',
   count: 27,
@@ -39,7 +39,7 @@ export async function isVersion010(sql: Sql) {
   }
   throw new Error(
     `this database has migrations that no released version has; the newest one is ${newest.filename} with hash ${newest.hash}. ` +
-      'Restore a backup from before they were applied, or use the version that made them. Nothing was changed.',
+      'Restore a backup from before they were applied, or use the version that they came from. Nothing was changed.',
   )
 }
 
@@ -54,7 +54,7 @@ export async function upgradeFrom010(sql: Sql) {
   await sql.unsafe(`delete from graphile_migrate.migrations;\n${text}`)
 }
 
-/** The hashes of the committed migrations, in their order. */
+/** The hashes of the committed migrations, in order. */
 async function committedHashes() {
   const folder = join(repository, 'migrations/committed')
   const names = (await readdir(folder)).filter(name => name.endsWith('.sql')).sort()

@@ -19,7 +19,7 @@ function linesOf(output: string) {
     .map(line => JSON.parse(line) as Line)
 }
 
-t.test('no token and no key is ever logged, wherever it stands in a request', async t => {
+t.test('no token and no key is ever logged, wherever it is in a request', async t => {
   const db = await withDatabase(t)
   const { device_id, token } = await enroll(db, 'a')
   const secrets = [token, await gatewayToken(db, 'g'), ADMIN_KEY]
@@ -65,7 +65,7 @@ t.test('no token and no key is ever logged, wherever it stands in a request', as
             : [undefined]
           for (const body of bodies) {
             for (const headers of [
-              // Each from elsewhere: who has the right key must not wait for who has not.
+              // Each from its own address, so that the limit on wrong keys does not delay the right key.
               {
                 authorization: `Bearer ${secret}`,
                 'x-request-id': secret,
@@ -87,7 +87,7 @@ t.test('no token and no key is ever logged, wherever it stands in a request', as
     }
   }
   await hostile()
-  // Then with a database that fails, and says why.
+  // Then with a database that fails and reports why.
   await db.admin`alter table fleet.devices add constraint devices_never check (alias is null) not valid`
   await db.admin`alter table fleet.device_heartbeats add constraint heartbeats_never check (agent_version is null) not valid`
   await hostile()
@@ -96,15 +96,15 @@ t.test('no token and no key is ever logged, wherever it stands in a request', as
   t.ok(lines.filter(line => line.event === 'http.error' && line.request_id).length > 500)
   t.ok(
     lines.some(line => line.status === 500),
-    'faults are logged',
+    'failures are logged',
   )
   t.ok(lines.some(line => line.event === 'heartbeat.write_failed'))
-  t.ok(server.output().includes('nxd_***'), 'it would have been there')
+  t.ok(server.output().includes('nxd_***'), 'a token was redacted')
   for (const secret of secrets)
-    t.notOk(server.output().includes(secret.replace(/^nx._/, '').slice(0, 20)), `${secret.slice(0, 4)} is not there`)
+    t.notOk(server.output().includes(secret.replace(/^nx._/, '').slice(0, 20)), `${secret.slice(0, 4)} is not in the log`)
 })
 
-t.test('a request id is taken over or made, and is in the answer and in the log', async t => {
+t.test('a request id is taken from the request or made, and is in the answer and in the log', async t => {
   const db = await withDatabase(t)
   const { token } = await enroll(db, 'a')
   const { server, call } = await withProcess(t, db, { LOG_LEVEL: 'debug' })
@@ -132,7 +132,7 @@ t.test('a request id is taken over or made, and is in the answer and in the log'
   t.equal(
     (await call('POST /v1/heartbeat', { token, body: {}, headers: { 'x-request-id': 'mine' } })).headers.get('x-request-id'),
     null,
-    'what goes well has none',
+    'a successful answer has none',
   )
 })
 
@@ -158,7 +158,7 @@ t.test('in a terminal the log is for people, unless JSON is asked for', async t 
   )
 })
 
-t.test('what the server is asked to do with partitions it logs, and the archiver what it did', async t => {
+t.test('the server logs what it is asked to do with partitions, and the archiver logs what it did', async t => {
   const { db, directory, partition } = await withRetiredDay(t)
   const { server, call } = await withProcess(t, db)
   await call('POST /ops/nightly', { admin: true })
@@ -190,7 +190,7 @@ t.test('what the server is asked to do with partitions it logs, and the archiver
   )
 })
 
-t.test('every event that the runbook names is one that there is', async t => {
+t.test('every event that the runbook names exists', async t => {
   const runbook = await readFile(new URL('../RUNBOOK.md', import.meta.url), 'utf8')
   const section = runbook.split('## Read the log')[1]!.split('\n## ')[0]!
   const sources = [

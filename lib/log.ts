@@ -6,8 +6,8 @@ export const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', '
 export const LOG_FORMATS = ['auto', 'json', 'pretty'] as const
 
 /**
- * One JSON object a line; what happened is named in `event`.
- * @param secrets never written: the admin key; nor are tokens
+ * A log that writes one JSON object per line. `event` names what happened.
+ * @param secrets texts that are never written, such as the admin key. Tokens and passwords in URLs are never written either.
  */
 export function createLog(
   service: 'server' | 'archiver',
@@ -22,10 +22,9 @@ export function createLog(
       messageKey: 'message',
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: label => ({ level: label }) },
-      // The driver hangs the statement and its parameters (token hashes) on its errors:
-      // take what helps and leave the rest.
+      // The driver attaches the statement and its parameters (token hashes) to its errors. Log only what helps.
       serializers: { error: serializeError },
-      // Whatever way it came: a path, a message of the database, a request id.
+      // Removes secrets wherever they came from: a path, a message of the database, a request id.
       hooks: { streamWrite: redactor(secrets) },
     },
     destination,
@@ -33,7 +32,8 @@ export function createLog(
 }
 
 /**
- * Where lines go: as they are, or in `auto` for people when stdout is a terminal. The formatter is loaded only then.
+ * Where log lines go: as JSON, or formatted for people. `auto` formats them if stdout is a terminal. The formatter is loaded only
+ * then.
  */
 export async function logDestination(format: (typeof LOG_FORMATS)[number]): Promise<DestinationStream> {
   if (format === 'json' || (format === 'auto' && !process.stdout.isTTY)) return stdout()
@@ -54,7 +54,7 @@ function stdout() {
   return pino.destination({ fd: 1, sync: true })
 }
 
-/** Takes tokens, also the beginnings of tokens, passwords in URLs and the secrets out of a line. */
+/** Removes tokens and their beginnings, passwords in URLs, and the secrets from a line. */
 function redactor(secrets: string[]) {
   const forms = secrets.flatMap(secret => [JSON.stringify(secret).slice(1, -1), encodeURIComponent(secret)])
   return (line: string) => {

@@ -1,15 +1,18 @@
-// What the commands in this directory say while they work.
+// Progress messages of the commands.
 
 /** The step whose line is still open, so that its time can be added to that line. */
 let openLine: symbol | undefined
 
-/** Prints one line, below the line of the step that is under way. */
+/** Prints a line, below the line of the current step. */
 export function say(line: string) {
   process.stdout.write(`${openLine ? '\n' : ''}${line}\n`)
   openLine = undefined
 }
 
-/** Says what is being done, with dots while it lasts and the time it took. If other lines come in between, the time gets its own line. */
+/**
+ * Prints what is being done, then dots while it lasts, then the time it took. If other lines come in between, the time gets its
+ * own line.
+ */
 export async function step<T>(what: string, work: () => Promise<T>): Promise<T> {
   const started = performance.now()
   const line = Symbol(what)
@@ -35,7 +38,7 @@ export async function step<T>(what: string, work: () => Promise<T>): Promise<T> 
   }
 }
 
-/** Seconds since a performance.now(), for people. */
+/** The seconds since a performance.now(), as text. */
 export function elapsed(started: number) {
   return `${((performance.now() - started) / 1000).toFixed(1)} s`
 }

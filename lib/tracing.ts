@@ -9,18 +9,18 @@ import { within } from './timeout.ts'
 
 export type Tracing = Awaited<ReturnType<typeof loadTracing>>
 
-/** As many as a batch may have requests. */
+/** A batch has at most this many requests. */
 const MAX_LINKS = 1_000
-/** A receiver that is away must not hold up the end of the process. */
+/** A receiver that does not answer must not delay the end of the process. */
 const SHUTDOWN_MS = 3_000
 const QUIET_MS = 60_000
 
-/** Undefined when no endpoint is set: then nothing of OpenTelemetry is loaded. */
+/** Undefined if no endpoint is set; then no part of OpenTelemetry is loaded. */
 export function startTracing(endpoint: string | undefined, service: string, log: Log): Promise<Tracing> | undefined {
   return endpoint === undefined ? undefined : loadTracing(service, log)
 }
 
-/** OpenTelemetry reads its settings (OTEL_*) itself, as the AWS SDK does. */
+/** OpenTelemetry reads its settings (OTEL_*) from the environment itself, as the AWS SDK does. */
 async function loadTracing(serviceName: string, log: Log) {
   const { context, diag, DiagLogLevel, propagation, ROOT_CONTEXT, SpanKind, SpanStatusCode, trace } =
     await import('@opentelemetry/api')
@@ -30,7 +30,7 @@ async function loadTracing(serviceName: string, log: Log) {
 
   diag.setLogger(quietly(log), DiagLogLevel.WARN)
   const provider = new NodeTracerProvider({
-    // OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES come last, and win.
+    // OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES come last, so they take precedence.
     resource: resourceFromAttributes({
       'service.name': serviceName,
       'service.version': version,
@@ -39,7 +39,7 @@ async function loadTracing(serviceName: string, log: Log) {
     spanLimits: { linkCountLimit: MAX_LINKS },
     spanProcessors: [new BatchSpanProcessor(new OTLPTraceExporter())],
   })
-  // The W3C's traceparent, and a context that follows promises.
+  // Reads the W3C's traceparent, and carries the context across promises.
   provider.register()
   const tracer = trace.getTracer('nexmdm', version)
   const headersGetter: TextMapGetter<IncomingHttpHeaders> = {
@@ -48,13 +48,13 @@ async function loadTracing(serviceName: string, log: Log) {
   }
 
   function fail(span: Span, error: unknown) {
-    // Its message may quote what a caller wrote; the log has it, which takes tokens out.
+    // The message may quote what a client sent. It is in the log, which removes tokens.
     const { code, name } = error as { code?: string; name?: string }
     span.setAttribute('error.type', code ?? name ?? 'unknown')
     span.setStatus({ code: SpanStatusCode.ERROR })
   }
 
-  /** A span around work that finds it as its context. */
+  /** Runs work inside a span, which is the work's context. */
   async function inSpan<T>(span: Span, parent: Context, work: (span: Span) => Promise<T>): Promise<T> {
     try {
       return await context.with(trace.setSpan(parent, span), () => work(span))
@@ -66,7 +66,7 @@ async function loadTracing(serviceName: string, log: Log) {
     }
   }
 
-  /** Each request, also those that find no route. */
+  /** Traces each request, including those that match no route. */
   const request: MiddlewareHandler<AppEnv> = async (c, next) => {
     const { method, headers } = c.env.incoming
     const parent = propagation.extract(ROOT_CONTEXT, headers, headersGetter)
@@ -92,10 +92,10 @@ async function loadTracing(serviceName: string, log: Log) {
   return {
     request,
 
-    /** What a heartbeat that waits for its batch keeps, so that the batch can name its request. */
+    /** The current span. A heartbeat keeps it while it waits for its batch, so that the batch can refer to its request. */
     current: () => trace.getActiveSpan(),
 
-    /** A batch belongs to the request that came first, and names the others by links. */
+    /** Traces a batch. It belongs to the request that came first, and refers to the others by links. */
     batch<T>(requests: (Span | undefined)[], attributes: Attributes, work: () => Promise<T>) {
       const [first, ...others] = requests.filter(span => span !== undefined)
       const parent = first === undefined ? ROOT_CONTEXT : trace.setSpan(ROOT_CONTEXT, first)
@@ -103,7 +103,7 @@ async function loadTracing(serviceName: string, log: Log) {
       return inSpan(tracer.startSpan('heartbeat batch', { attributes, links }, parent), parent, work)
     },
 
-    /** One statement. */
+    /** Traces one statement. */
     statement<T>(procedure: string, attributes: Attributes, work: () => Promise<T>) {
       const parent = context.active()
       const span = tracer.startSpan(
@@ -117,23 +117,23 @@ async function loadTracing(serviceName: string, log: Log) {
       return inSpan(span, parent, work)
     },
 
-    /** Anything else that takes its time. */
+    /** Traces any other work. */
     step,
 
-    /** Sends what is left. */
+    /** Sends the remaining spans. */
     async stop() {
       await within(SHUTDOWN_MS, provider.shutdown()).catch(() => {})
     },
   }
 }
 
-/** A receiver that is away is worth a line a minute. */
+/** Logs at most one line a minute while the receiver does not answer. */
 function quietly(log: Log) {
   let until = 0
   const warn = (message: string) => {
     if (Date.now() < until) return
     until = Date.now() + QUIET_MS
-    log.warn({ event: 'tracing.failed', error: message }, 'Spans are lost; nothing else is.')
+    log.warn({ event: 'tracing.failed', error: message }, 'Spans are lost. Nothing else is affected.')
   }
   return { error: warn, warn, info: () => {}, debug: () => {}, verbose: () => {} }
 }

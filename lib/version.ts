@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
 
-/** The version of this software, as package.json has it. */
+/** The version of this software, from package.json. */
 export const version = readVersion()
 
 function readVersion() {

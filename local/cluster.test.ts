@@ -49,7 +49,7 @@ t.test('a cluster of its own', async t => {
   t.equal(await cluster.start(), 'started')
   const url = cluster.url('postgres', 'fleet')
 
-  await t.test('is preloaded and set up for this machine', async t => {
+  await t.test('is preloaded and configured for this machine', async t => {
     const [settings] = await ask(
       url,
       `
@@ -70,7 +70,7 @@ t.test('a cluster of its own', async t => {
     t.equal(await clusterMajor(dir), testCluster().postgres.major)
   })
 
-  await t.test('lets the roles log in, and no password is in a statement or in the log', async t => {
+  await t.test('lets the roles log in, and no password appears in a statement or in the log', async t => {
     await ask(url, `alter system set log_statement = 'all'`)
     await ask(url, 'select pg_reload_conf()')
     for (const role of ['fleet_reader', 'fleet_dba']) await ask(url, `create role ${role}`)
@@ -109,14 +109,14 @@ t.test('a cluster of its own', async t => {
     t.equal((await stat(join(dir, 'cluster.json'))).mode & 0o077, 0)
   })
 
-  await t.test('that still runs is adopted, not started twice', async t => {
+  await t.test('that still runs is reused, not started twice', async t => {
     const again = new Cluster({ dir, postgres: testCluster().postgres, databases: ['fleet'], cronDatabase: 'fleet' })
-    t.equal(await again.start(), 'adopted')
+    t.equal(await again.start(), 'reused')
     t.equal(await again.pid(), await cluster.pid())
     t.equal(again.url('postgres', 'fleet'), url)
   })
 
-  await t.test('keeps its port, and takes another when that is taken', async t => {
+  await t.test('keeps its port, and takes another if that is taken', async t => {
     const { port } = cluster
     await cluster.stop()
     await cluster.start()
@@ -138,14 +138,14 @@ t.test('a cluster of its own', async t => {
     t.match(await ask(cluster.url('postgres', 'fleet'), 'select one from kept'), [{ one: 1 }])
   })
 
-  await t.test('that cannot start says so with the end of its log', async t => {
+  await t.test('that cannot start reports the end of its log', async t => {
     await cluster.stop()
     await appendFile(join(dir, 'data/postgresql.auto.conf'), `work_mem = 'plenty'\n`)
     await t.rejects(cluster.start(), { message: /did not start[^]*invalid value for parameter "work_mem": "plenty"/ })
   })
 })
 
-t.test('a long path does not stop it: its sockets go elsewhere', async t => {
+t.test('a long path is no problem: its sockets go elsewhere', async t => {
   const parent = join(await directory(t), 'a-directory-with-a-name'.repeat(3), 'and-another-with-a-name'.repeat(2))
   await mkdir(parent, { recursive: true })
   const cluster = await madeCluster(t, join(parent, 'pg'))
@@ -155,10 +155,10 @@ t.test('a long path does not stop it: its sockets go elsewhere', async t => {
   t.ok(Buffer.byteLength(sockets) < 80, sockets)
   t.equal((await stat(sockets)).mode & 0o077, 0)
   await cluster.stop()
-  await t.rejects(stat(sockets), { code: 'ENOENT' }, 'removed with the stop')
+  await t.rejects(stat(sockets), { code: 'ENOENT' }, 'it is removed when the cluster stops')
 })
 
-t.test('a half-made cluster is made again', async t => {
+t.test('a half-made cluster is replaced', async t => {
   const dir = join(await directory(t), 'pg')
   await mkdir(join(dir, 'data.new'), { recursive: true })
   await writeFile(join(dir, 'data.new/PG_VERSION'), 'nonsense')
@@ -168,14 +168,14 @@ t.test('a half-made cluster is made again', async t => {
 
 t.test(
   'the place of a cluster',
-  { skip: process.getuid?.() === 0 ? false : 'needs root: another user runs Postgres' },
+  { skip: process.getuid?.() === 0 ? false : 'needs root, so that Postgres runs as another user' },
   async t => {
-    t.test('is the wanted one where the postgres user can get there', async t => {
+    t.test('is the wanted directory if the postgres user can enter it', async t => {
       const clone = await directory(t)
       t.equal(await placeFor(join(clone, 'pg')), join(clone, 'pg'))
     })
 
-    t.test('is elsewhere for a clone in a closed home, and stays there', async t => {
+    t.test('is elsewhere for a clone in a private home directory, and stays there', async t => {
       const elsewhere = await directory(t)
       const home = await directory(t)
       const local = join(home, 'clone/.local')
@@ -190,13 +190,13 @@ t.test(
       t.equal((await stat(cluster.data)).uid, clusterUser()?.uid)
 
       await chmod(home, 0o755)
-      t.equal(await placeFor(join(local, 'pg'), elsewhere), place, 'also when the home is opened')
+      t.equal(await placeFor(join(local, 'pg'), elsewhere), place, 'also when the home directory is opened')
 
       await rename(join(home, 'clone'), join(home, 'moved'))
       t.equal(await placeFor(join(home, 'moved/.local/pg'), elsewhere), place, 'also when the clone is moved')
     })
 
-    t.test('of a copied clone is not that of the original', async t => {
+    t.test('of a copied clone is not the one of the original', async t => {
       const elsewhere = await directory(t)
       const home = await directory(t)
       await chmod(home, 0o700)

@@ -1,4 +1,4 @@
-// A private PostgreSQL cluster: made, started, stopped. Holds what npm start, npm test and npm run migrate:commit need.
+// Makes, starts and stops a private PostgreSQL cluster, for npm start, npm test and npm run migrate:commit.
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { closeSync, existsSync, fchownSync, openSync } from 'node:fs'
@@ -30,21 +30,21 @@ import type { Postgres } from './packages.ts'
 import { say } from '../lib/progress.ts'
 import { scramVerifier } from './scram.ts'
 
-/** The roles that migrations make; in a private cluster each can log in. */
+/** The roles that the setup makes. In a private cluster each can log in. */
 export const roles = ['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba', 'fleet_verifier'] as const
 export type Role = 'postgres' | (typeof roles)[number]
 
 export interface ClusterOptions {
-  /** Where it lives; must be reachable for the user it runs as, see placeFor. */
+  /** Its directory. The user that it runs as must be able to enter it; see placeFor. */
   dir: string
   postgres: Postgres
-  /** Databases made with it. */
+  /** The databases to make in it. */
   databases: string[]
-  /** The one of them that pg_cron works in. */
+  /** The one of these databases that has pg_cron. */
   cronDatabase: string
-  /** The most that it takes, 200 unless told otherwise. */
+  /** max_connections; 200 by default. */
   connections?: number
-  /** Nothing in it outlives a crash of the machine; for tests. fsync off makes making databases quick. */
+  /** For tests: a crash of the machine loses its data. With fsync off, databases are made quickly. */
   throwaway?: boolean
 }
 
@@ -58,10 +58,13 @@ interface User {
   gid: number
 }
 
-/** A postmaster that did not start; the message has the end of its log. */
+/** A cluster that could not be made, started or stopped. If Postgres did not start, the message has the end of its log. */
 export class ClusterError extends Error {}
 
-/** The user that Postgres runs as: postgres for root (Postgres refuses to be root), else whoever runs this. */
+/**
+ * The user that Postgres runs as: postgres if this process runs as root, because Postgres refuses to run as root. Otherwise
+ * undefined, which means the user of this process.
+ */
 export function clusterUser(): User | undefined {
   if (process.getuid?.() !== 0) return undefined
   try {
@@ -69,16 +72,16 @@ export function clusterUser(): User | undefined {
     return { uid: id('-u'), gid: id('-g') }
   } catch (cause) {
     throw new ClusterError(
-      'Postgres does not run as root, and there is no user postgres to run it as. Make one by: useradd --system --user-group postgres',
+      'Postgres does not run as root, and there is no user postgres to run it as. Create one: useradd --system --user-group postgres',
       { cause },
     )
   }
 }
 
 /**
- * The directory for a cluster that is to be at `wanted`. Where the cluster's user cannot get there (a
- * clone in a home of mode 0700), it is a directory under `elsewhere`, and `wanted` becomes a link to it, so
- * that the place stays the same whatever happens to the permissions.
+ * The directory of a cluster that should be at `wanted`. If the cluster's user cannot get there (for example to a clone in a home
+ * directory of mode 0700), it is a directory under `elsewhere`, and `wanted` becomes a link to it. The place then stays the same
+ * even if the permissions change.
  */
 export async function placeFor(wanted: string, elsewhere = '/var/lib', user = clusterUser()): Promise<string> {
   const clone = await realpath(dirname(wanted))
@@ -86,21 +89,21 @@ export async function placeFor(wanted: string, elsewhere = '/var/lib', user = cl
   if (target) {
     const place = resolve(clone, target)
     const home = await readFile(join(place, 'clone'), 'utf8').catch(() => clone)
-    // A copied clone must not share its original's cluster; a moved one keeps it.
+    // A copy of a clone must not share the original's cluster; a clone that was moved keeps it.
     if (home === clone || !existsSync(join(home, 'pg')) || (await realpath(join(home, 'pg'))) !== place) return place
     await rm(wanted)
   } else if (!user || canEnter(clone, user)) {
     return wanted
   } else if (existsSync(join(wanted, 'data'))) {
     throw new ClusterError(
-      `the user postgres, who runs the cluster in ${wanted}, cannot enter ${clone} any more; allow it by chmod a+x`,
+      `the user postgres, who runs the cluster in ${wanted}, can no longer enter ${clone}; allow it with chmod a+x`,
     )
   }
   const place = join(elsewhere, `nexmdm-${createHash('sha256').update(clone).digest('hex').slice(0, 12)}`)
   await mkdir(place, { recursive: true, mode: 0o700 })
   await writeFile(join(place, 'clone'), clone)
   await symlink(place, wanted)
-  say(`The user postgres cannot enter ${clone}; the cluster is in ${place} (${wanted} links there).`)
+  say(`The user postgres cannot enter ${clone}, so the cluster is in ${place} (${wanted} links there).`)
   return place
 }
 
@@ -113,7 +116,7 @@ function canEnter(directory: string, user: User) {
   }
 }
 
-/** The major version of the cluster in a directory, undefined when there is none yet. */
+/** The major version of the cluster in a directory; undefined if there is none yet. */
 export async function clusterMajor(dir: string) {
   const text = await readFile(join(dir, 'data', 'PG_VERSION'), 'utf8').catch(() => undefined)
   return text === undefined ? undefined : Number(text)
@@ -137,10 +140,10 @@ export class Cluster {
     this.log = join(options.dir, 'postgres.log')
   }
 
-  /** Where a role logs in. Usable once the cluster has started. */
+  /** The URL with which a role logs in. Only after the cluster has started. */
   url(role: Role, database: string) {
     const password = this.#kept.passwords[role]
-    if (!password) throw new ClusterError(`no password is kept for role ${role} in ${this.dir}`)
+    if (!password) throw new ClusterError(`there is no password for role ${role} in ${this.dir}`)
     return `postgres://${role}:${password}@127.0.0.1:${this.port}/${database}`
   }
 
@@ -153,7 +156,7 @@ export class Cluster {
     return existsSync(join(this.data, 'PG_VERSION'))
   }
 
-  /** Makes the cluster and its databases. A try that was cut short leaves nothing that counts. */
+  /** Makes the cluster and its databases. An interrupted attempt leaves nothing that is used later. */
   async create() {
     const { databases, throwaway } = this.#options
     await mkdir(this.dir, { recursive: true, mode: 0o700 })
@@ -176,7 +179,7 @@ export class Cluster {
       '--encoding=UTF8',
       `--locale=${locale}`,
       '--data-checksums',
-      // What pg_hba.conf then asks of everyone: unix socket, 127.0.0.1 and ::1 alike.
+      // pg_hba.conf then requires this of everyone, over the unix socket, 127.0.0.1 and ::1.
       '--auth=scram-sha-256',
       `--pwfile=${pwfile}`,
       ...(throwaway ? ['--no-sync'] : []),
@@ -184,17 +187,17 @@ export class Cluster {
     await rm(pwfile)
     const conf = await open(join(fresh, 'postgresql.conf'), 'a')
     await conf.write(
-      `\n# Written anew at each start; your own settings go into postgresql.auto.conf by ALTER SYSTEM.\ninclude_if_exists = 'fleet.conf'\n`,
+      `\n# fleet.conf is rewritten at each start. Use ALTER SYSTEM for your own settings; it writes postgresql.auto.conf.\ninclude_if_exists = 'fleet.conf'\n`,
     )
     await conf.close()
-    // pg_cron's launcher ends for good when its database is missing at the start, so the databases
-    // are made before the first start, by a backend of its own.
+    // pg_cron's launcher ends for good if its database is missing when Postgres starts. So the databases are made before the
+    // first start, by a single-user backend.
     const sql = databases.map(name => `create database "${name}" template template0\n`).join('')
     await this.#run('postgres', ['--single', '-D', fresh, ...(throwaway ? ['-F'] : []), 'postgres'], sql)
     await rename(fresh, this.data)
   }
 
-  /** Makes it a streaming replica of a cluster that runs, with the same roles and passwords. */
+  /** Makes it a streaming replica of a running cluster, with the same roles and passwords. */
   async follow(primary: Cluster) {
     await mkdir(this.dir, { recursive: true, mode: 0o700 })
     await chmod(this.dir, 0o700)
@@ -214,12 +217,14 @@ export class Cluster {
   }
 
   /**
-   * Starts it and waits until it takes connections. A postmaster left by a killed earlier start is
-   * adopted as it is. Says whether it was. Throws ClusterError with the end of the log.
+   * Starts it and waits until it accepts connections. A postmaster that is still running, because the start that made it was
+   * killed, is reused as it is.
+   * @returns whether it was started or reused
+   * @throws ClusterError with the end of the log
    */
-  async start(): Promise<'started' | 'adopted'> {
+  async start(): Promise<'started' | 'reused'> {
     this.#kept = JSON.parse(await readFile(join(this.dir, 'cluster.json'), 'utf8')) as Kept
-    // A cluster that is older than a role has no password for it.
+    // A cluster that was made before a role existed has no password for it.
     const isNew = (role: Role) => this.#kept.passwords[role] === undefined
     if (roles.some(isNew)) {
       const added = Object.fromEntries(roles.filter(isNew).map(role => [role, randomBytes(24).toString('base64url')]))
@@ -233,7 +238,7 @@ export class Cluster {
     if (running) {
       this.port = running.port
       await this.#ready(() => this.#postmaster().then(now => now?.pid === running.pid))
-      return 'adopted'
+      return 'reused'
     }
     const patient = Date.now() + 20_000
     let port = this.#kept.port && (await isFree(this.#kept.port)) ? this.#kept.port : await freePort(this.#options.throwaway)
@@ -243,12 +248,12 @@ export class Cluster {
       const failure = await this.#launch()
       if (!failure) break
       if (/lock file "postmaster.pid" already exists|pre-existing shared memory block/.test(failure) && Date.now() < patient) {
-        // The processes of a postmaster that was killed need a moment to notice.
+        // If a postmaster was killed, its processes take a moment to notice.
         await sleep(250)
         attempt--
         continue
       }
-      // Another process may take the port between our look and the postmaster's bind.
+      // Another process may take the port after we looked and before the postmaster binds it.
       if (attempt === 5 || !/could not (bind|create any TCP)/.test(failure)) {
         throw new ClusterError(`PostgreSQL in ${this.data} did not start. The end of ${this.log}:\n${failure}`)
       }
@@ -258,7 +263,10 @@ export class Cluster {
     return 'started'
   }
 
-  /** Takes up a running cluster without starting one; whether there is one. */
+  /**
+   * Connects this object to a running cluster without starting one.
+   * @returns whether one is running and ready
+   */
   async attach() {
     this.#kept = JSON.parse(await readFile(join(this.dir, 'cluster.json'), 'utf8')) as Kept
     const running = await this.#postmaster()
@@ -266,7 +274,10 @@ export class Cluster {
     return running?.status === 'ready'
   }
 
-  /** Stops it and waits for the end. fast ends sessions and writes a checkpoint; immediate is a crash that recovers. */
+  /**
+   * Stops it and waits until it has ended. `fast` ends sessions and writes a checkpoint. `immediate` is like a crash: the next
+   * start recovers.
+   */
   async stop(mode: 'fast' | 'immediate' = 'fast') {
     const running = await this.#postmaster()
     if (running) {
@@ -274,24 +285,24 @@ export class Cluster {
       process.kill(running.pid, mode === 'fast' ? 'SIGINT' : 'SIGQUIT')
       if (!(await until(gone, mode === 'fast' ? 60_000 : 10_000))) {
         process.kill(running.pid, 'SIGQUIT')
-        if (!(await until(gone, 10_000))) throw new ClusterError(`postmaster ${running.pid} of ${this.data} does not end`)
+        if (!(await until(gone, 10_000))) throw new ClusterError(`postmaster ${running.pid} of ${this.data} does not stop`)
       }
     }
     if (this.#sockets) await rm(this.#sockets, { recursive: true, force: true })
   }
 
-  /** Pid of the running postmaster, undefined when there is none. */
+  /** The pid of the running postmaster; undefined if there is none. */
   async pid() {
     return (await this.#postmaster())?.pid
   }
 
-  /** Lets the roles that exist log in with the kept passwords. */
+  /** Lets the existing roles log in with the passwords in cluster.json. */
   async allowLogins() {
     const sql = openDatabase(this.url('postgres', this.#options.cronDatabase), { max: 1 })
     try {
       const existing = await sql<{ rolname: string }[]>`select rolname from pg_roles where rolname = any(${[...roles]})`
       for (const { rolname } of existing) {
-        // The names are our own. The statement contains no password, so a log of statements does not, either.
+        // The names are constants of ours. The statement contains no password, so a log of statements does not either.
         await sql.unsafe(`alter role ${rolname} login password '${scramVerifier(this.#kept.passwords[rolname]!)}'`)
       }
     } finally {
@@ -313,7 +324,7 @@ export class Cluster {
     )
     const out = openSync(this.log, 'a', 0o600)
     if (this.#user) fchownSync(out, this.#user.uid, this.#user.gid)
-    // A session of its own, so that a Ctrl-C in the terminal reaches only us and the order of stopping is ours.
+    // In a session of its own, so that Ctrl-C in the terminal reaches only us and we decide in which order to stop.
     const child = spawn(this.program('postgres'), ['-D', this.data], {
       ...this.#user,
       cwd: this.dir,
@@ -340,7 +351,7 @@ export class Cluster {
     }
   }
 
-  /** Waits for the postmaster to say it is ready; recovery after a crash may take its time. */
+  /** Waits until the postmaster reports that it is ready. Recovery after a crash can take long, so there is no timeout. */
   async #ready(alive: () => boolean | Promise<boolean>) {
     for (;;) {
       if ((await this.#postmaster())?.status === 'ready') return
@@ -349,14 +360,14 @@ export class Cluster {
     }
   }
 
-  /** What postmaster.pid says, when that process is alive and ours. Its lines: see miscadmin.h. */
+  /** The content of postmaster.pid, if that process is alive and ours. miscadmin.h of PostgreSQL describes the lines. */
   async #postmaster() {
     const text = await readFile(join(this.data, 'postmaster.pid'), 'utf8').catch(() => '')
     const [pidLine, , , portLine, , , , status] = text.split('\n')
     const pid = Number(pidLine)
     if (!pid || !isAlive(pid)) return undefined
     if (this.#child?.pid === pid && (this.#child.exitCode !== null || this.#child.signalCode !== null)) return undefined
-    // After a reboot the number may belong to anyone: a postmaster's working directory is its data directory.
+    // After a reboot the pid may belong to another process. A postmaster's working directory is its data directory.
     const cwd = await readlink(`/proc/${pid}/cwd`).catch(() => undefined)
     if (existsSync('/proc/self/cwd') && cwd !== (await realpath(this.data))) return undefined
     return { pid, port: Number(portLine), status: status?.trim() ?? '' }
@@ -389,9 +400,9 @@ export class Cluster {
 
       shared_preload_libraries: 'pg_cron',
       'cron.database_name': cronDatabase,
-      // Otherwise pg_cron logs in over a socket, which scram stops.
+      // Otherwise pg_cron logs in over a socket, which fails because scram requires a password.
       'cron.use_background_workers': 'on',
-      // Jobs run in background workers, beside those of parallel queries.
+      // Jobs run in background workers, in addition to those of parallel queries.
       max_worker_processes: 16 + availableParallelism(),
       'cron.max_running_jobs': 8,
 
@@ -418,7 +429,7 @@ export class Cluster {
     await this.#give(file)
   }
 
-  /** pg_cron 1.5 has cron.timezone; to 1.4, whose clock is GMT anyway, it would be a setting from nowhere. */
+  /** pg_cron has cron.timezone since 1.5. 1.4 always uses GMT and does not know the setting. */
   async #knowsCronTimezone() {
     const sharedir = (await this.#run('pg_config', ['--sharedir'])).trim()
     const control = await readFile(join(sharedir, 'extension', 'pg_cron.control'), 'utf8')
@@ -426,7 +437,10 @@ export class Cluster {
     return version !== null && (Number(version[1]) > 1 || Number(version[2]) >= 5)
   }
 
-  /** A socket's path must stay under 100 bytes: the cluster's own directory where it fits, else a new one that is short. */
+  /**
+   * The directory for sockets. A socket's path must be shorter than 100 bytes, so this is the cluster's own directory if that
+   * fits, otherwise a new one with a short name.
+   */
   async #socketDirectory() {
     let sockets = join(this.dir, 'sockets')
     if (Buffer.byteLength(join(sockets, '.s.PGSQL.65535.lock')) < 100) {
@@ -475,7 +489,11 @@ function toolEnv() {
   return { ...movedClock(), PATH: plainEnv().PATH, LC_ALL: 'C', TZ: 'UTC' }
 }
 
-/** Runs a program to its end; what it printed. Throws with its messages. */
+/**
+ * Runs a program until it ends.
+ * @returns what it printed to stdout
+ * @throws ClusterError with its messages
+ */
 function execute(program: string, args: string[], options: Partial<User> & { cwd?: string }, input = '') {
   return new Promise<string>((resolve, reject) => {
     const child = spawn(program, args, { ...options, env: toolEnv(), stdio: 'pipe' })
@@ -487,11 +505,11 @@ function execute(program: string, args: string[], options: Partial<User> & { cwd
     child.stderr.on('data', (chunk: Buffer) => {
       messages += chunk.toString()
     })
-    child.stdin.on('error', () => {}) // the exit code says more
+    child.stdin.on('error', () => {}) // the exit code tells more
     child.stdin.end(input)
     child.on('error', reject)
     child.on('close', code => {
-      // A single-user backend says what went wrong and goes on.
+      // A single-user backend reports an error, continues, and ends with code 0.
       if (code === 0 && !/(ERROR|FATAL|PANIC): /.test(messages)) resolve(out)
       else reject(new ClusterError(`${program} ended with code ${code}:\n${(messages || out).trim()}`))
     })
@@ -516,7 +534,7 @@ function isAlive(pid: number) {
   }
 }
 
-/** Whether nobody listens on this port of the loopback address. */
+/** Whether this port can be listened on. */
 export function isFree(port: number, host = '127.0.0.1') {
   return new Promise<boolean>(resolve => {
     const server = createServer()
@@ -526,8 +544,8 @@ export function isFree(port: number, host = '127.0.0.1') {
 }
 
 /**
- * A port to listen on: near Postgres' own for a cluster that stays, anywhere for a throwaway one; below
- * the range that outgoing connections take theirs from.
+ * A free port: near 5432 for a cluster that stays, a random one for a throwaway cluster. Both are below the range from which
+ * outgoing connections take their ports.
  */
 export async function freePort(anywhere = false) {
   for (let attempt = 0; attempt < 200; attempt++) {
@@ -544,13 +562,13 @@ export interface Throwaway {
 }
 
 /**
- * Makes and starts a cluster that ends with this process, however that ends: a shell waits at the other end
- * of a pipe, which closes even when we are killed.
+ * Makes and starts a cluster that ends with this process, no matter how that ends: a shell waits at the other end of a pipe,
+ * which closes even if this process is killed.
  */
 export async function throwawayCluster(
   options: Omit<ClusterOptions, 'dir' | 'throwaway'> & { durable?: boolean; primary?: Cluster },
 ): Promise<Throwaway> {
-  const dir = await mkdtemp(join(options.durable ? await realpath(tmpdir()) : await fleeting(), 'nexmdm-test-'))
+  const dir = await mkdtemp(join(options.durable ? await realpath(tmpdir()) : await throwawayRoot(), 'nexmdm-test-'))
   const guard = spawn('sh', ['-c', guardScript, 'guard', dir], { detached: true, stdio: ['pipe', 'ignore', 'ignore'], cwd: '/' })
   guard.unref()
   const guardEnd = new Promise<void>(resolve => {
@@ -579,30 +597,30 @@ export async function throwawayCluster(
 }
 
 /**
- * Where what need not outlive a crash is kept: in memory, where there is plenty, else on disk. A database for each test has 1,000 files;
- * measured over seven test files, 81 CPU seconds on ext4 and 58 in memory.
+ * Where data that need not survive a crash is kept: in memory if enough is free, otherwise on disk. The database of each test has
+ * 1,000 files. Measured over seven test files: 81 CPU seconds on ext4, 58 in memory.
  */
-async function fleeting() {
+async function throwawayRoot() {
   const memory = '/dev/shm'
   try {
     const { type, bavail, bsize } = await statfs(memory)
     await access(memory, constants.W_OK)
-    if (type === TMPFS && Math.min(bavail * bsize, freemem()) > PLENTY) return memory
+    if (type === TMPFS && Math.min(bavail * bsize, freemem()) > ENOUGH_MEMORY) return memory
   } catch {
-    // There is none here.
+    // This system has no /dev/shm.
   }
   return realpath(tmpdir())
 }
 
-/** Of statfs(2). */
+/** The f_type of a tmpfs; see statfs(2). */
 const TMPFS = 0x01021994
-/** Bytes. */
-const PLENTY = 4 * 1024 ** 3
+/** In bytes. With less free memory, data goes to the disk. */
+const ENOUGH_MEMORY = 4 * 1024 ** 3
 
 const guardScript = `
   cat > /dev/null
   pid=$(head -n 1 "$1/data/postmaster.pid" 2> /dev/null)
-  # Not a process that got the number of a postmaster that was killed.
+  # Skips another process that now has the pid of a postmaster that was killed.
   if [ -n "$pid" ] && { [ ! -e /proc/self ] || [ "$(readlink "/proc/$pid/cwd")" = "$1/data" ]; }; then
     kill -QUIT "$pid" 2> /dev/null && while kill -0 "$pid" 2> /dev/null; do sleep 0.1; done
   fi

@@ -1,4 +1,4 @@
-// The environment of npm start, npm test, npm run migrate and npm run check. Only this file reads it.
+// Reads the environment of npm start, npm test, npm run migrate and npm run check. No other file of these commands does.
 import { fileURLToPath } from 'node:url'
 import { isUnambiguous } from './scram.ts'
 
@@ -16,19 +16,22 @@ export class SettingsError extends Error {
 }
 
 export interface StartConfig {
-  /** Set: use this database and make no cluster. */
+  /** If set, this database is used and no cluster is made. */
   databaseUrl: string | undefined
   host: string
   port: number
-  /** The user asked for this port; another one would be wrong. */
+  /** Whether the user asked for this port, so that no other may be used. */
   portIsFixed: boolean
   adminKey: string | undefined
   archiveUrl: string | undefined
-  /** What the server and the archiver inherit. */
+  /** The environment that the server and the archiver inherit. */
   env: Env
 }
 
-/** Reads the settings of `npm start`. Throws SettingsError. */
+/**
+ * Reads the settings of `npm start`.
+ * @throws SettingsError
+ */
 export function startConfig(env: Env = currentEnv()): StartConfig {
   const problems: string[] = []
   const config: StartConfig = {
@@ -53,7 +56,10 @@ export function startConfig(env: Env = currentEnv()): StartConfig {
   return config
 }
 
-/** Reads DATABASE_URL, which the command cannot do without. Throws SettingsError. */
+/**
+ * Reads DATABASE_URL, which the command needs.
+ * @throws SettingsError
+ */
 export function databaseUrl(env: Env = currentEnv()) {
   const problems: string[] = []
   const url = postgresUrl(env, 'DATABASE_URL', problems)
@@ -64,7 +70,10 @@ export function databaseUrl(env: Env = currentEnv()) {
   return url
 }
 
-/** DATABASE_URL when set. Throws SettingsError when it is no URL. */
+/**
+ * DATABASE_URL if it is set.
+ * @throws SettingsError if it is not a URL
+ */
 export function optionalDatabaseUrl(env: Env = currentEnv()) {
   const problems: string[] = []
   const url = postgresUrl(env, 'DATABASE_URL', problems)
@@ -72,7 +81,10 @@ export function optionalDatabaseUrl(env: Env = currentEnv()) {
   return url
 }
 
-/** OWNER_DATABASE_URL if it is set, with which fleet_owner itself logs in. Throws SettingsError if it is not a URL. */
+/**
+ * OWNER_DATABASE_URL if it is set: the URL with which fleet_owner itself logs in.
+ * @throws SettingsError if it is not a URL
+ */
 export function ownerDatabaseUrl(env: Env = currentEnv()) {
   const problems: string[] = []
   const url = postgresUrl(env, 'OWNER_DATABASE_URL', problems)
@@ -80,7 +92,10 @@ export function ownerDatabaseUrl(env: Env = currentEnv()) {
   return url
 }
 
-/** The roles that have a password in FLEET_…_PASSWORD, with it. Throws SettingsError when none has. */
+/**
+ * The roles that have a password in FLEET_…_PASSWORD, each with its password.
+ * @throws SettingsError if none has one
+ */
 export function rolePasswords(env: Env = currentEnv()) {
   const roles = ['server', 'archiver', 'reader', 'dba', 'verifier', 'owner']
   const given = roles.flatMap(name => {
@@ -93,48 +108,51 @@ export function rolePasswords(env: Env = currentEnv()) {
     .filter(({ password }) => !isUnambiguous(password))
     .map(
       ({ role }) =>
-        `${role.toUpperCase()}_PASSWORD: has a character that clients encode in different ways, such as a ligature; choose another password`,
+        `${role.toUpperCase()}_PASSWORD: contains a character that clients encode in different ways, such as a ligature; choose another password`,
     )
   if (ambiguous.length) throw new SettingsError(ambiguous)
   return given
 }
 
-/** Where the server of npm start, or of HOST, PORT and ADMIN_KEY, answers; undefined without an ADMIN_KEY. */
+/** The address of the server that has these HOST, PORT and ADMIN_KEY; undefined without an ADMIN_KEY. */
 export function serverAddress(env: Env = currentEnv()) {
   return env.ADMIN_KEY
     ? { url: `http://${reachable(env.HOST || '127.0.0.1')}:${env.PORT || 8080}`, adminKey: env.ADMIN_KEY }
     : undefined
 }
 
-/** An address to connect to for one to listen on. */
+/** The address to which clients connect if the server listens on `host`. */
 export function reachable(host: string) {
   if (host === '0.0.0.0' || host === '::') return '127.0.0.1'
   return host.includes(':') ? `[${host}]` : host
 }
 
-/** The file with the connections of the running test cluster, which `npm test` hands to each test file. */
+/** The file with the connections of the running test cluster. `npm test` tells each test file its name. */
 export function testClusterFile(env: Env = currentEnv()) {
   const file = env.FLEET_TEST_CLUSTER
-  if (!file) throw new SettingsError(['FLEET_TEST_CLUSTER: not set; run the tests by: npm test -- <files>'])
+  if (!file) throw new SettingsError(['FLEET_TEST_CLUSTER is not set; run the tests with: npm test -- <files>'])
   return file
 }
 
-/** How large a test is: in `npm run test:deep`, which sets TEST_DEEP, and else, where somebody waits for it. */
+/** The size of a test: `deep` in `npm run test:deep`, which sets TEST_DEEP, and `quick` when somebody waits for the result. */
 export function size({ deep, quick }: { deep: number; quick: number }, env: Env = currentEnv()) {
   return env.TEST_DEEP ? deep : quick
 }
 
-/** In CI nothing is skipped. */
+/** Whether this runs in CI, where no test is skipped. */
 export function isCI(env: Env = currentEnv()) {
   return env.CI !== undefined && !['', '0', 'false'].includes(env.CI)
 }
 
-/** Why a test is left out where somebody waits for it; false in CI and in `npm run test:deep`, where none is. */
+/** Why a slow test is skipped while somebody waits for the result; false in CI and in `npm run test:deep`, which skip none. */
 export function leftToCi(env: Env = currentEnv()) {
   return isCI(env) || env.TEST_DEEP ? false : 'takes long: run with CI=true, as .ci/run does'
 }
 
-/** How many hostile bodies a run of the tests sends: FUZZ_RUNS, else so few that nobody waits for them. Throws SettingsError. */
+/**
+ * How many hostile bodies the tests send: FUZZ_RUNS, or so few that nobody has to wait for them.
+ * @throws SettingsError
+ */
 export function fuzzRuns(env: Env = currentEnv()) {
   const runs = Number(env.FUZZ_RUNS || 2_000)
   if (!Number.isInteger(runs) || runs < 1 || runs > 10_000_000) {
@@ -143,17 +161,20 @@ export function fuzzRuns(env: Env = currentEnv()) {
   return runs
 }
 
-/** What the tests of the S3 store are told: another store than their own, and whether they may be skipped. */
+/** The settings of the tests of the S3 store: which store they use, and with which credentials. */
 export interface ObjectStoreConfig {
-  /** Set: the tests use this store, with the credentials and region of AWS_*, and start none. */
+  /** If set, the tests use this store, with the credentials and region of AWS_*, and start none of their own. */
   endpoint: string | undefined
-  /** A bucket to use there; else each test makes one. */
+  /** A bucket to use there. Without it, each test makes one. */
   bucket: string | undefined
-  /** AWS_* as they are. */
+  /** The AWS_* variables, unchanged. */
   aws: Env
 }
 
-/** Reads S3_TEST_ENDPOINT, S3_TEST_BUCKET and what belongs to them. Throws SettingsError. */
+/**
+ * Reads S3_TEST_ENDPOINT, S3_TEST_BUCKET and the AWS_* variables.
+ * @throws SettingsError
+ */
 export function objectStoreConfig(env: Env = currentEnv()): ObjectStoreConfig {
   const endpoint = env.S3_TEST_ENDPOINT || undefined
   const problems: string[] = []
@@ -162,7 +183,7 @@ export function objectStoreConfig(env: Env = currentEnv()): ObjectStoreConfig {
       problems.push(`S3_TEST_ENDPOINT: expected http://host:port or https://host, got ${JSON.stringify(endpoint)}`)
     }
     for (const name of ['AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_REGION']) {
-      if (!env[name]) problems.push(`${name}: is not set, and S3_TEST_ENDPOINT needs it`)
+      if (!env[name]) problems.push(`${name}: not set, but S3_TEST_ENDPOINT needs it`)
     }
   }
   if (problems.length) throw new SettingsError(problems)
@@ -171,8 +192,8 @@ export function objectStoreConfig(env: Env = currentEnv()): ObjectStoreConfig {
 }
 
 /**
- * What programs need that must not be led astray by the settings of whoever runs us: a PGHOST or
- * PGOPTIONS meant for another database, an npm_config_*, a NODE_OPTIONS.
+ * The environment for programs that must not be misled by the user's settings, such as a PGHOST or PGOPTIONS meant for another
+ * database, an npm_config_* or a NODE_OPTIONS.
  */
 export function plainEnv(env: Env = currentEnv()): Env {
   const kept = ['PATH', 'HOME', 'USER', 'LOGNAME', 'SHELL', 'TMPDIR', 'XDG_RUNTIME_DIR', 'http_proxy', 'https_proxy', 'no_proxy']
@@ -180,8 +201,8 @@ export function plainEnv(env: Env = currentEnv()): Env {
 }
 
 /**
- * Environment variables that let a process share the clock of this test run if that clock is moved (`npm test -- --at …`); otherwise none.
- * testing/clock.ts makes the clock.
+ * The environment variables with which a process shares the clock of this test run, if that clock is moved (`npm test -- --at
+ * …`); otherwise none. testing/clock.ts makes the clock.
  */
 export function movedClock(env: Env = currentEnv()): Env {
   if (env.FLEET_TEST_AT === undefined) return {}
@@ -205,7 +226,9 @@ export function unmovedEnv(env: Env = currentEnv()) {
   return Object.fromEntries(kept)
 }
 
-/** The reason to skip a test in a run with a moved clock (`npm test -- --at …`); false in any other run. `why` says what prevents it. */
+/**
+ * Why a test is skipped in a run with a moved clock (`npm test -- --at …`); false in any other run. `why` says what prevents it.
+ */
 export function needsRealClock(why: string, env: Env = currentEnv()) {
   return env.FLEET_TEST_AT === undefined ? false : `cannot run with a moved clock: ${why}`
 }
@@ -214,7 +237,7 @@ function pick(env: Env, names: string[]): Env {
   return Object.fromEntries(names.filter(name => env[name] !== undefined).map(name => [name, env[name]]))
 }
 
-/** The environment as it is, for children that are to have all of it. */
+/** The whole environment, for children that should inherit all of it. */
 export function currentEnv(): Env {
   return process.env
 }
@@ -223,15 +246,15 @@ function postgresUrl(env: Env, name: string, problems: string[]) {
   const value = env[name]
   if (!value) return undefined
   if (/^postgres(ql)?:\/\//.test(value) && URL.canParse(value)) return value
-  // What migrates (node-postgres) takes one host.
+  // node-postgres, with which graphile-migrate works, accepts only one host.
   const isList = /^postgres(ql)?:\/\/([^/?]*@)?[^/?]*,/.test(value)
   if (isList) {
     problems.push(
-      `${name}: expected one host, the primary's; several are taken by the server and the archiver, in their own settings (SERVER_DATABASE_URL, …)`,
+      `${name}: expected one host, the primary. Only the server and the archiver accept several, in their own settings (SERVER_DATABASE_URL, …)`,
     )
     return undefined
   }
-  // The value may hold a password: name the variable, do not show it.
+  // The value may contain a password, so name the variable and do not show the value.
   problems.push(`${name}: expected postgres://user:password@host:port/database, got something else`)
   return undefined
 }

@@ -4,7 +4,7 @@ import { freePort } from './cluster.ts'
 import { historyLines, startDemo } from './demo.ts'
 import { spawnNode, waitFor, withDatabase } from '../testing/database.ts'
 
-t.test('the simulated fleet has a past, and a present over HTTP', async t => {
+t.test('the simulated fleet has a history, and sends heartbeats over HTTP', async t => {
   const db = await withDatabase(t)
   const port = await freePort(true)
   const url = `http://127.0.0.1:${port}`
@@ -23,12 +23,12 @@ t.test('the simulated fleet has a past, and a present over HTTP', async t => {
   `
   t.ok(loaded?.beats > 500_000, `${loaded?.beats} heartbeats`)
   t.equal(loaded?.devices, 200)
-  t.ok(loaded?.days >= 89 && loaded?.days <= 92, 'the days past the retention are no longer in it')
+  t.ok(loaded?.days >= 89 && loaded?.days <= 92, 'it no longer contains the days beyond the retention')
   const [retired] = await db.sql`select count(*)::integer as days from fleet.hb_partitions where state <> 'active'`
   t.ok(retired?.days >= 8, `${retired?.days} days wait for the archiver`)
 
   const live = () => db.sql`select from fleet.device_heartbeats where agent_version is not null and ip = '127.0.0.1'`
-  await waitFor(async () => (await live()).length > 5, { patience: 60_000, what: () => 'live beats' })
+  await waitFor(async () => (await live()).length > 5, { patience: 60_000, what: () => 'live heartbeats' })
   stop.abort()
 
   const count = () => db.sql`select count(*)::integer as beats from fleet.device_heartbeats where ip <<= '10.0.0.0/8'`
@@ -42,7 +42,7 @@ t.test('the simulated fleet has a past, and a present over HTTP', async t => {
   t.match(await db.sql`select count(*)::integer as devices from fleet.devices`, [{ devices: 200 }])
 })
 
-t.test('whenever it is started, no device has two heartbeats in a bucket', async t => {
+t.test('no matter when it is started, no device has two heartbeats in a bucket', async t => {
   const devices = Array.from({ length: 200 }, (_, n) => ({ number: n + 1, device_id: String(n + 1), token: '' }))
   for (let n = 0; n < 24; n++) {
     const firstLiveAt = new Date(Date.UTC(2026, 10, 21) + n * 3_607_003).toISOString()

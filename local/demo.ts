@@ -1,4 +1,4 @@
-// npm run demo: a simulated fleet, with a past to look at and beats that go on until it is stopped.
+// npm run demo: a simulated fleet that has a history and sends heartbeats until it is stopped.
 import { setMaxListeners } from 'node:events'
 import { readFile, rename, writeFile } from 'node:fs/promises'
 import { Readable } from 'node:stream'
@@ -8,13 +8,16 @@ import { explain, say, step } from '../lib/progress.ts'
 
 const deviceCount = 200
 const historyDays = 100
-/** The past is thinned, but for the last day of some and the last minutes of all: one beat in half an hour, where the devices send one a minute. */
+/**
+ * The history is thinned to a heartbeat every half hour, although devices send one a minute. Only the last day of some devices
+ * and the last minutes of all are complete.
+ */
 const historyIntervalMs = 30 * 60_000
 const liveIntervalMs = 60_000
 const outageMs = 30 * 60_000
 const sampleMs = 10 * 60_000
 const dayMs = 86_400_000
-/** A device has one heartbeat in each. */
+/** The store keeps one heartbeat of a device in each bucket. */
 const bucketMs = 10_000
 
 interface DemoDevice {
@@ -25,15 +28,15 @@ interface DemoDevice {
 
 interface Fleet {
   devices: DemoDevice[]
-  /** ISO dates: the days of history still to be loaded are those from `nextDay` on, before `firstLiveAt`. */
+  /** ISO dates. The days of history from `nextDay` until `firstLiveAt` are not loaded yet. */
   nextDay: string
   firstLiveAt: string
 }
 
 /**
- * Enrolls the fleet and loads its past the first time (`file` remembers both, so a second run goes on with the same
- * devices, and one that was cut short goes on where it was), retires what is past the retention, and sends live
- * beats to the server at `url` until `stopped`.
+ * Enrolls the fleet and loads its history the first time. `file` remembers both, so a second run continues with the same devices,
+ * and a run that was interrupted continues where it stopped. Then it retires the days beyond the retention, and sends live
+ * heartbeats to the server at `url` until `stopped` is aborted.
  */
 export async function startDemo(sql: Sql, url: string, file: string, stopped: AbortSignal) {
   let fleet = await readFile(file, 'utf8').then(
@@ -45,11 +48,11 @@ export async function startDemo(sql: Sql, url: string, file: string, stopped: Ab
     await keep(file, fleet)
   }
   if (fleet.nextDay < fleet.firstLiveAt) {
-    const rows = await step(`Loading ${historyDays} days of their history`, () => loadHistory(sql, fleet, file, stopped))
+    const rows = await step(`Loading ${historyDays} days of history`, () => loadHistory(sql, fleet, file, stopped))
     stopped.throwIfAborted()
     await loadTrend(sql, fleet)
     say(`${rows.toLocaleString('en')} heartbeats are loaded.`)
-    await step('Retiring the days past the retention (the archiver takes them from there)', () => sql`call fleet.nightly(null)`)
+    await step('Retiring the days beyond the retention (the archiver takes over from there)', () => sql`call fleet.nightly(null)`)
   }
   stopped.throwIfAborted()
   say(`${deviceCount} devices send a heartbeat each minute. Some are offline, and on some Unity is down. Try:
@@ -59,11 +62,11 @@ export async function startDemo(sql: Sql, url: string, file: string, stopped: Ab
   select * from fleet.partition_health;
   select * from fleet.archives;
 `)
-  setMaxListeners(0, stopped) // each device waits for it
+  setMaxListeners(0, stopped) // each device adds a listener
   for (const device of fleet.devices) void beatOn(url, device, stopped)
 }
 
-/** A database made anew, or another one, does not know the devices of the file. */
+/** A new database, or another one, does not know the devices in the file. */
 async function isKnown(sql: Sql, fleet: Fleet) {
   const ids = fleet.devices.map(device => device.device_id)
   const [row] = await sql<{ known: number }[]>`select count(*)::integer as known from fleet.known_devices(${ids}::bigint[])`
@@ -71,7 +74,7 @@ async function isKnown(sql: Sql, fleet: Fleet) {
 }
 
 async function enrollFleet(sql: Sql): Promise<Fleet> {
-  // The first that is free: tokens are shown once, so a fleet whose file was lost cannot be taken up again.
+  // The first generation that is free. Tokens are shown only once, so a fleet whose file was lost cannot be used again.
   const [{ generation } = { generation: 1 }] = await sql<{ generation: number }[]>`
     select coalesce(max(substring(alias from '^sim(\\d+)-\\d+$')::integer), 0) + 1 as generation from fleet.devices
   `
@@ -94,7 +97,7 @@ async function loadHistory(sql: Sql, fleet: Fleet, file: string, stopped: AbortS
   await sql`select fleet.create_partitions(${fleet.nextDay}::date, ${fleet.firstLiveAt}::timestamptz::date)`
   let rows = 0
   for (let day = Date.parse(fleet.nextDay); day < firstLive && !stopped.aborted; day += dayMs) {
-    // One COPY a day is one transaction: a day is there in full, or is loaded again.
+    // Each day is loaded by one COPY, which is one transaction. So a day is there in full, or is loaded again.
     const [{ loaded } = { loaded: true }] = await sql<{ loaded: boolean }[]>`
       select exists (
         select from fleet.device_heartbeats
@@ -118,12 +121,12 @@ async function loadHistory(sql: Sql, fleet: Fleet, file: string, stopped: AbortS
   return rows
 }
 
-/** One line of COPY for each heartbeat of the fleet between two moments. */
+/** One line of COPY data for each heartbeat of the fleet between two times. */
 export function* historyLines(fleet: Pick<Fleet, 'devices' | 'firstLiveAt'>, from: number, to: number) {
   const firstLive = Date.parse(fleet.firstLiveAt)
   for (const device of fleet.devices) {
     const end = Math.min(to, firstLive - offlineFor(device.number))
-    // Devices do not beat in step.
+    // Devices do not send at the same second.
     const phase = noise(device.number, 0)
     const fullFrom = firstLive - (device.number % 20 === 1 ? dayMs : sampleMs) + phase * liveIntervalMs
     const next = (ts: number) =>
@@ -153,22 +156,25 @@ function* chunks(lines: string[]) {
   for (let i = 0; i < lines.length; i += 500) yield lines.slice(i, i + 500).join('')
 }
 
-/** How long before the demo began a device went silent: 8 of the 200 are off for minutes to weeks. */
+/** How long before the start of the demo a device went silent: 8 of the 200 have been silent for minutes to weeks. */
 function offlineFor(number: number) {
   return number % 25 === 7 ? (15 + 1500 * noise(number, 1) ** 3 * 20) * 60_000 : 0
 }
 
-/** Now and then a device is out of reach for half an hour. */
+/** Now and then a device is offline for half an hour. */
 function isOut(number: number, ts: number) {
   return noise(number, outageOf(number, ts) + 4) < 0.015
 }
 
-/** Which half hour of the device's own a moment is in. */
+/** The number of the half hour that contains a time. Each device's half hours are shifted. */
 function outageOf(number: number, ts: number) {
   return Math.floor(ts / outageMs + number / 9)
 }
 
-/** How the fleet was counted in the last day: a past of thinned heartbeats does not say it, nor who looked while that was loaded. */
+/**
+ * Fills in the fleet's counts of the last day. A thinned history does not show them, and nothing sampled the fleet while it was
+ * loaded.
+ */
 async function loadTrend(sql: Sql, fleet: Fleet) {
   const firstLive = Date.parse(fleet.firstLiveAt)
   const samples = []
@@ -196,7 +202,7 @@ async function loadTrend(sql: Sql, fleet: Fleet) {
   `
 }
 
-/** How long a device has been silent at a time before the demo began. */
+/** How long a device had been silent at a time before the demo started. */
 function silentFor(number: number, ts: number, firstLive: number) {
   if (offlineFor(number) > firstLive - ts) return offlineFor(number) - (firstLive - ts)
   let since = ts
@@ -204,7 +210,9 @@ function silentFor(number: number, ts: number, firstLive: number) {
   return ts - since
 }
 
-/** What a device says at a time: a battery that is charged at night, a radio with moods, Unity that sometimes is down. */
+/**
+ * What a device reports at a time: a battery that is charged at night, a signal that varies, and Unity that is sometimes down.
+ */
 function beatAt(number: number, ts: number) {
   const hour = (ts / 3_600_000 + number / 9) % 24
   const day = Math.floor(ts / dayMs)
@@ -219,7 +227,7 @@ function beatAt(number: number, ts: number) {
   }
 }
 
-/** The same number from 0 to 1 for the same device and moment, so that history and live beats fit together. */
+/** A number from 0 to 1, always the same for the same device and time, so that history and live heartbeats fit together. */
 function noise(number: number, moment: number) {
   let x = (number * 2_654_435_761 + Math.floor(moment / 1000) * 40_503 + Math.floor(moment) * 97) >>> 0
   x = Math.imul(x ^ (x >>> 16), 0x45d9f3b)
@@ -229,7 +237,7 @@ function noise(number: number, moment: number) {
 
 async function beatOn(url: string, device: DemoDevice, stopped: AbortSignal) {
   if (offlineFor(device.number)) return
-  // Spread over the minute, as a fleet is.
+  // Devices start at different seconds of the minute, as in a real fleet.
   await pause(noise(device.number, 3) * liveIntervalMs, stopped)
   while (!stopped.aborted) {
     const ts = new Date()
@@ -251,10 +259,10 @@ async function post(url: string, token: string, body: string, stopped: AbortSign
       signal: AbortSignal.any([stopped, AbortSignal.timeout(20_000)]),
     })
     const text = await answer.text()
-    if (!answer.ok) throw new Error(`the server answered ${answer.status} to a simulated beat: ${text}`)
+    if (!answer.ok) throw new Error(`the server answered ${answer.status} to a simulated heartbeat: ${text}`)
     complaints = 0
   } catch (error) {
-    // The next minute is the retry. One line says it; 200 devices would say it 200 times.
+    // The next minute's heartbeat is the retry. Log only one line, because 200 devices fail at the same time.
     if (!stopped.aborted && complaints++ === 0) say(`demo: ${explain(error)}`)
   }
 }
@@ -272,7 +280,7 @@ function pause(milliseconds: number, stopped: AbortSignal) {
   })
 }
 
-/** Written beside and renamed, so that a kill leaves the old one; 0600, for it has the tokens. */
+/** Writes a new file and renames it, so that a kill leaves the old one. It contains the tokens, so its mode is 0600. */
 async function keep(file: string, fleet: Fleet) {
   await writeFile(`${file}.new`, `${JSON.stringify(fleet)}\n`, { mode: 0o600 })
   await rename(`${file}.new`, file)

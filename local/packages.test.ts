@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { advice, findPostgres } from './packages.ts'
 
-/** A directory that looks like the programs of a PostgreSQL with these extensions. */
+/** A directory with what looks like the programs of a PostgreSQL that has these extensions. */
 async function installation(t: Test, version: string, extensions: string[]) {
   const root = join(t.testdirName, version)
   await mkdir(join(root, 'share/extension'), { recursive: true })
@@ -30,12 +30,12 @@ t.test('the newest PostgreSQL with both extensions is found', async t => {
   const bare = await installation(t, '17.2', ['pg_cron'])
   const all = [old, older, newer, bare, join(t.testdirName, 'none')]
   t.strictSame(await findPostgres(undefined, all), { major: 16, bin: newer })
-  t.strictSame(await findPostgres(15, all), { major: 15, bin: older }, 'of the version of a cluster that is there')
+  t.strictSame(await findPostgres(15, all), { major: 15, bin: older }, 'in the version of an existing cluster')
   t.equal(await findPostgres(17, all), undefined)
   t.equal(await findPostgres(undefined, [old, bare]), undefined)
 })
 
-t.test('the command to install it fits the platform', { skip: process.platform === 'darwin' }, async t => {
+t.test('the suggested command fits the platform', { skip: process.platform === 'darwin' }, async t => {
   const having = (...paths: string[]) => advice(undefined, path => paths.includes(String(path)))
   t.match(having('/usr/bin/apt-get'), /sudo apt-get install -y postgresql-\$v postgresql-\$v-cron postgresql-\$v-partman/)
   t.match(having('/usr/bin/dnf'), /sudo dnf install -y .*pg_cron_17 pg_partman_17/)

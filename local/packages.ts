@@ -1,4 +1,4 @@
-// Finds a PostgreSQL that has pg_cron and pg_partman, and installs one where it may.
+// Finds a PostgreSQL that has pg_cron and pg_partman, and installs one if that is possible.
 import { execFile, spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { readdir, realpath } from 'node:fs/promises'
@@ -14,17 +14,18 @@ const extensions = ['pg_cron', 'pg_partman']
 export interface Postgres {
   /** The major version, such as 15. */
   major: number
-  /** The directory of postgres, initdb and psql. */
+  /** The directory that contains postgres, initdb and psql. */
   bin: string
 }
 
-/** No PostgreSQL with the extensions, and not allowed to install one; the message has the command. */
+/** There is no PostgreSQL with the extensions, and it could not be installed. The message has the command that installs it. */
 export class MissingPostgres extends Error {}
 
 /**
- * The newest PostgreSQL here that has both extensions; of the given major version when there is one
- * to keep. Installs the distribution's packages when there is none and it may (root, or sudo without a
- * password, and apt-get); else throws MissingPostgres with the command that would.
+ * The newest PostgreSQL on this machine that has both extensions, or the one of the given major version, which an existing
+ * cluster needs. If there is none, the distribution's packages are installed, provided that this is root or sudo needs no
+ * password, and that there is an apt-get.
+ * @throws MissingPostgres with the command that installs it, if this process cannot
  */
 export async function requirePostgres(major?: number): Promise<Postgres> {
   const found = await findPostgres(major)
@@ -39,7 +40,7 @@ export async function requirePostgres(major?: number): Promise<Postgres> {
   throw new MissingPostgres(`${wanted} with pg_cron and pg_partman is still missing after the installation.\n${advice(major)}`)
 }
 
-/** As requirePostgres, without installing anything; undefined when there is none. */
+/** As requirePostgres, but without installing anything. Undefined if there is none. */
 export async function findPostgres(major?: number, directories?: string[]): Promise<Postgres | undefined> {
   const candidates: Postgres[] = []
   for (const bin of directories ?? (await likelyDirectories())) {
@@ -60,11 +61,11 @@ async function inspect(bin: string): Promise<Postgres | undefined> {
     const complete = extensions.every(name => existsSync(join(sharedir, 'extension', `${name}.control`)))
     return complete && Number.isInteger(major) ? { major, bin } : undefined
   } catch {
-    return undefined // half an installation; another candidate may be whole
+    return undefined // an incomplete installation; another candidate may be complete
   }
 }
 
-/** Debian, the PGDG packages for Fedora and RHEL, Homebrew, Postgres.app, then the PATH. */
+/** Debian's directories, those of the PGDG packages for Fedora and RHEL, of Homebrew and of Postgres.app, then the PATH. */
 async function likelyDirectories() {
   const parents: [string, (name: string) => string][] = [
     ['/usr/lib/postgresql', name => `${name}/bin`],
@@ -89,7 +90,7 @@ async function likelyDirectories() {
   return [...new Set(real)]
 }
 
-/** How to run a command as root: [] for root, sudo when it asks nothing, undefined when not at all. */
+/** The words before a command that runs it as root: [] for root itself, sudo if it needs no password, otherwise undefined. */
 async function privilege(): Promise<string[] | undefined> {
   if (process.getuid?.() === 0) return []
   try {
@@ -102,7 +103,7 @@ async function privilege(): Promise<string[] | undefined> {
 
 let updated: Promise<void> | undefined
 
-/** Once, however much is installed. */
+/** Runs only once, no matter how often packages are installed. */
 function updateApt(become: string[]) {
   return (updated ??= show([...become, 'apt-get', '-q', 'update']))
 }
@@ -119,9 +120,9 @@ async function installWithApt(become: string[], major: number | undefined) {
   }
   const names = aptPackages(version)
   say(`Installing ${names.join(' ')} ...`)
-  // Debian would make and start a cluster "main" on port 5432, which nobody asked for. Its own switch is a
-  // line in createcluster.conf; the line is there only while these packages are unpacked, and only when
-  // this machine had no server of this version whose owner may have chosen otherwise.
+  // Debian would make and start a cluster "main" on port 5432, which nobody asked for. A line in createcluster.conf prevents
+  // that. It is there only while these packages are unpacked, and only if this machine had no server of this version before:
+  // otherwise its owner may have chosen differently.
   const script = `
     set -e
     export DEBIAN_FRONTEND=noninteractive
@@ -139,8 +140,8 @@ async function installWithApt(become: string[], major: number | undefined) {
   await show([...become, 'sh', '-c', script, 'install', String(version), ...names])
 }
 
-// Debian starts the services of new packages, now and at each boot; what is installed for tests only starts with them. A
-// policy-rc.d that is there already is its owner's.
+// Debian starts the services of new packages, now and at each boot. Packages for the tests are started only by the tests. An
+// existing policy-rc.d belongs to the owner of the machine and is not replaced.
 const quietInstall = `
   set -e
   export DEBIAN_FRONTEND=noninteractive
@@ -161,8 +162,8 @@ const quietInstall = `
   done`
 
 /**
- * Installs packages of this distribution when it may (root, or sudo without a password, and apt-get); whether it did.
- * A failing apt-get is no error here: the caller looks for what it needed.
+ * Installs packages of this distribution if this is root or sudo needs no password, and if there is an apt-get.
+ * @returns whether apt-get succeeded. Its failure is not an error here: the caller looks for what it needs.
  */
 export async function installPackages(names: string[]) {
   const become = await privilege()
@@ -178,7 +179,10 @@ export async function installPackages(names: string[]) {
   }
 }
 
-/** Installs the linter of PL/pgSQL for the tests when it is missing and that is allowed; whether it is here. */
+/**
+ * Installs the linter of PL/pgSQL for the tests if it is missing and this process may.
+ * @returns whether it is here now
+ */
 export async function installPlpgsqlCheck({ major, bin }: Postgres) {
   return (
     (await hasPlpgsqlCheck(bin)) ||
@@ -186,9 +190,11 @@ export async function installPlpgsqlCheck({ major, bin }: Postgres) {
   )
 }
 
-/** Why the test that needs it is skipped; false when it is not. In CI it never is. */
+/** Why the test that needs it is skipped; false if it runs. In CI it always runs. */
 export async function withoutPlpgsqlCheck({ major, bin }: Postgres) {
-  return (await hasPlpgsqlCheck(bin)) || isCI() ? false : `no linter of PL/pgSQL: install postgresql-${major}-plpgsql-check`
+  return (await hasPlpgsqlCheck(bin)) || isCI()
+    ? false
+    : `there is no linter of PL/pgSQL: install postgresql-${major}-plpgsql-check`
 }
 
 async function hasPlpgsqlCheck(bin: string) {
@@ -196,7 +202,7 @@ async function hasPlpgsqlCheck(bin: string) {
   return existsSync(join(sharedir, 'extension', 'plpgsql_check.control'))
 }
 
-/** The newest version of which apt knows all three packages. */
+/** The newest version of PostgreSQL for which apt has all three packages. */
 async function newestInApt() {
   const { stdout } = await run('apt-cache', ['search', '--names-only', '^postgresql-[0-9]+(-cron|-partman)?$'], {
     env: plainEnv(),
@@ -212,17 +218,18 @@ function aptPackages(version: number | string) {
   return [`postgresql-${version}`, `postgresql-${version}-cron`, `postgresql-${version}-partman`]
 }
 
-/** The command that would install what is missing, for the platform this runs on. */
+/** The command that installs what is missing on this platform. */
 export function advice(major: number | undefined, has = existsSync) {
   const version = major ?? 17
-  const then = 'and run the same command again. (With DATABASE_URL set, that database is used and nothing is needed here.)'
+  const then =
+    'and run the same command again. (If DATABASE_URL is set, that database is used, and no PostgreSQL is needed on this machine.)'
   if (process.platform === 'darwin' || has('/opt/homebrew/bin/brew')) {
-    return `Install it by:\n\n  brew install postgresql@${version} pg_cron pg_partman\n\n${then}`
+    return `Install it with:\n\n  brew install postgresql@${version} pg_cron pg_partman\n\n${then}`
   }
   if (has('/usr/bin/apt-get')) {
     const debian = `v=$(apt-cache search --names-only '^postgresql-[0-9]+-partman$' | sed 's/[^0-9]*\\([0-9]*\\).*/\\1/' | sort -n | tail -1)`
     const names = aptPackages(major ?? '$v').join(' ')
-    return `Install it by:\n\n  sudo apt-get update\n${major ? '' : `  ${debian}\n`}  sudo apt-get install -y ${names}\n\n${then}`
+    return `Install it with:\n\n  sudo apt-get update\n${major ? '' : `  ${debian}\n`}  sudo apt-get install -y ${names}\n\n${then}`
   }
   if (has('/usr/bin/dnf')) {
     const names = `postgresql${version}-server postgresql${version}-contrib pg_cron_${version} pg_partman_${version}`
@@ -234,7 +241,7 @@ export function advice(major: number | undefined, has = existsSync) {
   return `Install PostgreSQL ${major ?? `${oldest} or newer`} with the extensions pg_cron and pg_partman, ${then}`
 }
 
-/** Runs a command whose output is the progress. */
+/** Runs a command and shows its output as progress. */
 function show([command = '', ...args]: string[]) {
   return new Promise<void>((resolve, reject) => {
     const child = spawn(command, args, { stdio: ['ignore', 'inherit', 'inherit'], env: plainEnv() })

@@ -1,8 +1,8 @@
 import { createHash, createHmac, pbkdf2Sync, randomBytes } from 'node:crypto'
 
 /**
- * The verifier that Postgres stores instead of a password, in the form of RFC 5803. A role can be given its password with it, while the
- * password itself appears in no statement, log or pg_stat_statements.
+ * The verifier that Postgres stores instead of a password, in the form of RFC 5803. With it a role can be given its password
+ * without the password itself appearing in a statement, a log or pg_stat_statements.
  * @throws Error for a password for which isUnambiguous() is false
  */
 export function scramVerifier(password: string, salt = randomBytes(16), iterations = 4096) {
@@ -14,8 +14,8 @@ export function scramVerifier(password: string, salt = randomBytes(16), iteratio
 }
 
 /**
- * Whether SASLprep (RFC 4013) leaves a password unchanged. libpq applies it before a login and postgres.js does not, so no verifier of any
- * other password fits both. ASCII is never changed.
+ * Whether SASLprep (RFC 4013) leaves a password unchanged. libpq applies it before a login and postgres.js does not, so for any
+ * other password there is no verifier that fits both. ASCII is never changed.
  */
 export function isUnambiguous(password: string) {
   // Characters that are dropped (table B.1 of RFC 3454), and spaces that become an ASCII space (table C.1.2).

@@ -7,7 +7,7 @@ import { plainEnv } from './config.ts'
 import { graveLine, Service } from './service.ts'
 import { waitFor, withDatabase } from '../testing/database.ts'
 
-t.test('a log line is shown when it is a warning or worse', async t => {
+t.test('a log line is shown if it is a warning or worse', async t => {
   t.equal(graveLine('{"level":"info","event":"server.listening"}'), undefined)
   t.equal(graveLine('{"level":30,"message":"x"}'), undefined)
   t.equal(graveLine('not json'), undefined)
@@ -43,7 +43,7 @@ t.test('a service', async t => {
     return { service, failed }
   }
 
-  await t.test('is started again when it dies, and stops when asked', async t => {
+  await t.test('is restarted when it dies, and stops when asked', async t => {
     const { service } = make({ DATABASE_URL: db.url('postgres'), PORT: String(port), ADMIN_KEY: 'k'.repeat(32), WORKERS: '1' })
     await service.start()
     await waitFor(isUp)
@@ -57,7 +57,7 @@ t.test('a service', async t => {
     t.match(await service.logTail(), /server.stopp/)
   })
 
-  await t.test('with wrong settings is not tried again', async t => {
+  await t.test('with wrong settings is not restarted', async t => {
     const { service, failed } = make({ PORT: 'none' })
     await service.start()
     t.match((await failed).message, /The server ended unexpectedly \(code 2\)[^]*PORT/)

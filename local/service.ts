@@ -1,4 +1,4 @@
-// One child of npm start, the server or the archiver: started, watched, started again when it dies, stopped.
+// A child process of npm start, the server or the archiver. It is started, watched, restarted when it dies, and stopped.
 import { spawn, type ChildProcess } from 'node:child_process'
 import { closeSync, openSync } from 'node:fs'
 import { copyFile, open, readFile, stat, truncate } from 'node:fs/promises'
@@ -12,12 +12,12 @@ const mostLinesShown = 5
 
 export interface ServiceOptions {
   name: string
-  /** Its file, from the repository's root. */
+  /** Its file, relative to the repository's root. */
   script: string
   env: Record<string, string | undefined>
-  /** Where its output goes. */
+  /** The file for its output. */
   log: string
-  /** Called when it cannot go on: its settings are wrong, or it dies again and again before it was ready. */
+  /** Called when it cannot continue: its settings are wrong, or it has died several times before it was ready. */
   onFailure: (error: Error) => void
 }
 
@@ -31,7 +31,7 @@ export class Service {
   #follower: NodeJS.Timeout | undefined
   #seen = 0
   #from = 0
-  /** Set by whoever finds it working; from then on it is always started again. */
+  /** Set by the caller when the service works. From then on it is always restarted. */
   isReady = false
 
   constructor(options: ServiceOptions) {
@@ -45,7 +45,7 @@ export class Service {
     this.#follower = setInterval(() => void this.#follow(), 1000)
   }
 
-  /** Asks it to finish (SIGTERM) and waits; after `patience` ms it is killed. */
+  /** Asks it to finish (SIGTERM) and waits. After `patience` ms it is killed. */
   async stop(patience = 30_000) {
     this.#stopping = true
     clearTimeout(this.#retry)
@@ -62,14 +62,14 @@ export class Service {
     clearTimeout(timer)
   }
 
-  /** Ends it at once. */
+  /** Kills it at once. */
   kill() {
     this.#stopping = true
     clearTimeout(this.#retry)
     this.#child?.kill('SIGKILL')
   }
 
-  /** The last lines that it logged since start(). */
+  /** The last lines that it has logged since start(). */
   async logTail(lines = 15) {
     const log = await readFile(this.#options.log).catch(() => Buffer.alloc(0))
     return log.subarray(this.#from).toString().trimEnd().split('\n').slice(-lines).join('\n')
@@ -77,8 +77,9 @@ export class Service {
 
   #spawn() {
     const { script, env, log } = this.#options
-    // A file and no pipe, so that it can still write its last words when we were killed. The channel is how it
-    // notices that. A group of its own, so that Ctrl-C reaches only us and the order of stopping is ours.
+    // Output goes to a file and not to a pipe, so that the child can still write its last lines after this process was killed. It
+    // notices that because the IPC channel closes. It has a process group of its own, so that Ctrl-C reaches only us and we
+    // decide in which order to stop.
     const out = openSync(log, 'a', 0o600)
     const child = spawn(process.execPath, ['--import', 'tsx', join(repository, script)], {
       cwd: repository,
@@ -104,11 +105,11 @@ export class Service {
       return
     }
     const pause = Math.min(2 ** (this.#deaths - 1), 30)
-    say(`${how} and is started again in ${pause} s. ${tail}`)
+    say(`${how} and restarts in ${pause} s. ${tail}`)
     this.#retry = setTimeout(() => this.#spawn(), pause * 1000)
   }
 
-  /** Shows warnings and errors from its log, and keeps the log from growing for ever. */
+  /** Shows warnings and errors from its log, and limits the size of the log. */
   async #follow() {
     const { log } = this.#options
     const end = await size(log)
@@ -124,7 +125,7 @@ export class Service {
         .split('\n')
         .map(graveLine)
         .filter(line => line !== undefined)
-      // Before it is ready, that it cannot reach something is no news.
+      // Before the service is ready, failures to connect are normal.
       if (!this.isReady) grave.length = 0
       for (const line of grave.slice(0, mostLinesShown)) say(`${this.name}: ${line}`)
       if (grave.length > mostLinesShown) say(`${this.name}: ${grave.length - mostLinesShown} more in ${log}`)
@@ -137,7 +138,7 @@ export class Service {
   }
 }
 
-/** What a log line (a JSON object as pino writes it) says, when it is a warning or worse. */
+/** The text of a log line (a JSON object written by pino) that is a warning or worse; undefined for any other line. */
 export function graveLine(line: string): string | undefined {
   try {
     const { level, event, message, error } = JSON.parse(line) as {
@@ -150,7 +151,7 @@ export function graveLine(line: string): string | undefined {
     if (!isGrave) return undefined
     return [event, message, typeof error === 'object' ? error.message : error].filter(Boolean).join(': ')
   } catch {
-    return undefined // not a log line; a crash is shown when the process ends
+    return undefined // not a log line; the text of a crash is shown when the process ends
   }
 }
 

@@ -14,13 +14,16 @@ const run = promisify(execFile)
 
 interface Started {
   output: () => string
-  /** What the shell answers when the printed command is pasted: the curl by itself, psql after the line that reads the settings. */
+  /**
+   * Pastes a printed command into a shell and returns the output. curl runs by itself, psql after the line that reads the
+   * settings.
+   */
   paste: (program: 'curl' | 'psql') => Promise<string>
   signal: (signal: NodeJS.Signals) => void
   exited: Promise<number | null>
 }
 
-/** npm start in a clone, with an environment as empty as a shell's can be. */
+/** Runs npm start in a clone, with an almost empty environment. */
 async function npmStart(t: Test, clone: string, env: Record<string, string> = {}, ready = /Ctrl-C stops/): Promise<Started> {
   const child = spawn('npm', ['start'], {
     cwd: clone,
@@ -63,7 +66,7 @@ async function processes(clone: string) {
   return stdout.split('\n').filter(line => line.includes(clone))
 }
 
-/** Of the device in the printed curl. */
+/** The token of the device in the printed curl command. */
 function token(output: string) {
   return /Bearer (nxd_\w+)'/.exec(output)?.[1] ?? ''
 }
@@ -78,7 +81,7 @@ t.test('DATABASE_URL set: that database is used and no cluster is made', async t
   t.match(await started.paste('psql'), /demo-1/)
   t.match(started.output(), `Ops page    http://127.0.0.1:${port}/\n`)
   t.match(started.output(), /Admin key +the one in ADMIN_KEY/)
-  t.notMatch(started.output(), 'k'.repeat(32), 'who set it knows it')
+  t.notMatch(started.output(), 'k'.repeat(32), 'the key from the environment is not printed')
   t.notOk(existsSync(join(clone, '.local/pg')))
   started.signal('SIGTERM')
   t.equal(await started.exited, 0)
@@ -92,12 +95,12 @@ t.test('wrong settings are named together, and nothing is made', async t => {
   t.match(started.output(), /^DATABASE_URL: /m)
   t.notMatch(started.output(), 'secret')
   const other = await npmStart(t, clone, { ADMIN_KEY: 'short', LOG_LEVEL: 'loud' })
-  t.equal(await other.exited, 2, 'those of the server and the archiver as well')
+  t.equal(await other.exited, 2, 'also for the settings of the server and the archiver')
   t.match(other.output(), /ADMIN_KEY[^]*LOG_LEVEL/)
   t.notOk(existsSync(join(clone, '.local/start.pid')))
 })
 
-t.test('a PORT that is taken is said before anything is made', async t => {
+t.test('a PORT that is taken is reported before anything is made', async t => {
   const taken = createServer()
   await new Promise<void>(resolve => taken.listen(0, '127.0.0.1', resolve))
   t.teardown(() => taken.close())
@@ -124,7 +127,7 @@ t.test('a fresh clone with an empty environment', async t => {
     t.match(started.output(), `Admin key   ${adminKey}\n            (printed only this once; kept in .local/admin-key)`)
 
     for (const file of ['admin-key', 'env', 'pg_service.conf', 'demo-device.json', 'pg/cluster.json', 'log/server.log']) {
-      t.equal((await stat(join(clone, '.local', file))).mode & 0o077, 0, `${file} is for its owner alone`)
+      t.equal((await stat(join(clone, '.local', file))).mode & 0o077, 0, `only its owner can read ${file}`)
     }
 
     const [before = '', summary = ''] = started.output().split(/^(?=Ops page)/m)
@@ -154,7 +157,7 @@ t.test('a fresh clone with an empty environment', async t => {
     const second = await npmStart(t, clone)
     t.equal(await second.exited, 1)
     t.match(second.output(), /npm start already runs for this clone/)
-    t.match(await started.paste('psql'), /demo-1/, 'which leaves the first alone')
+    t.match(await started.paste('psql'), /demo-1/, 'which does not disturb the first')
 
     started.signal('SIGTERM')
     t.equal(await started.exited, 0)
@@ -182,10 +185,10 @@ t.test('a fresh clone with an empty environment', async t => {
     })
   })
 
-  await t.test('a start after a kill takes up the Postgres that was left', async t => {
+  await t.test('a start after a kill reuses the Postgres that still runs', async t => {
     const started = await npmStart(t, clone)
     t.match(started.output(), /still running from an earlier start/)
-    // A quick machine is still in the ten seconds of the first heartbeat.
+    // On a quick machine the ten seconds of the first heartbeat have not passed yet.
     t.match(JSON.parse(await started.paste('curl')), { result: /^(stored|duplicate)$/ })
     const [server] = (await processes(clone)).filter(line => line.includes('server/main.ts')).map(line => parseInt(line))
     process.kill(server ?? 0, 'SIGKILL')
@@ -196,12 +199,12 @@ t.test('a fresh clone with an empty environment', async t => {
           () => false,
         ),
       {
-        what: () => 'the server to be started again',
+        what: () => 'the server to be restarted',
       },
     )
     t.match(started.output(), /The server ended unexpectedly \(SIGKILL\)/)
 
-    // As a Ctrl-C in a terminal: once from the terminal, once passed on by npm.
+    // Like Ctrl-C in a terminal: one signal from the terminal, one passed on by npm.
     started.signal('SIGINT')
     started.signal('SIGINT')
     t.equal(await started.exited, 0)

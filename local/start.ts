@@ -1,4 +1,4 @@
-// npm start, npm run demo: everything on one machine, from nothing to a printed curl, until Ctrl-C.
+// npm start and npm run demo: run everything on one machine, from nothing to a printed curl command, until Ctrl-C.
 import { randomBytes } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import { link, mkdir, readFile, rm, writeFile } from 'node:fs/promises'
@@ -22,7 +22,7 @@ const envFile = join(local, 'env')
 const serviceFile = join(local, 'pg_service.conf')
 const database = 'fleet'
 
-/** Where to connect, and what the children are told. */
+/** Where to connect, and the environment of the children. */
 interface Database {
   adminUrl: string
   ownerUrl: string
@@ -33,7 +33,7 @@ interface Database {
   env: Record<string, string | undefined>
 }
 
-/** All that runs, in the order in which it was started; stopping goes the other way. */
+/** Everything that runs, in the order in which it was started. It is stopped in reverse order. */
 class Running {
   readonly services: Service[] = []
   cluster: Cluster | undefined
@@ -45,12 +45,12 @@ class Running {
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
       process.on(signal, () => this.#onSignal())
     }
-    // The terminal may be gone; we still have to stop in order.
+    // The terminal may be closed; we still have to stop in order.
     process.stdout.on('error', () => {})
     process.stderr.on('error', () => {})
   }
 
-  /** Aborted when someone wants us to stop, or when we cannot go on; then its reason is the error. */
+  /** Aborted when the user wants us to stop, or when we cannot continue. In that case the reason is the error. */
   get stopped() {
     return this.#stop.signal
   }
@@ -59,7 +59,7 @@ class Running {
     this.#stop.abort(error)
   }
 
-  /** Does a step unless we are to stop. */
+  /** Runs a step, unless we should stop. */
   async step<T>(what: string, work: () => Promise<T>) {
     this.stopped.throwIfAborted()
     const result = await step(what, work)
@@ -67,7 +67,7 @@ class Running {
     return result
   }
 
-  /** Starts Postgres again should it die under us. */
+  /** Restarts Postgres if it dies. */
   watchCluster(cluster: Cluster) {
     let restarting = false
     this.#watch = setInterval(
@@ -99,7 +99,7 @@ class Running {
       this.#stop.abort()
       say('')
     } else if (Date.now() - this.#askedAt > 1000) {
-      // npm passes on a Ctrl-C that the terminal has sent already: one within a second is the same one.
+      // npm passes on a Ctrl-C that the terminal has already sent to us. A second signal within a second is the same one.
       say('\nStopping at once; PostgreSQL will recover at the next start.')
       for (const service of this.services) service.kill()
       void this.cluster?.stop('immediate').catch(() => {})
@@ -178,20 +178,21 @@ Ctrl-C stops everything; the data stays.
   }
 }
 
-/** The cluster under .local: made the first time, started. */
+/** Makes the cluster under .local if there is none yet, and starts it. */
 async function privateDatabase(running: Running, config: StartConfig): Promise<Database> {
-  // The packages first: they bring the user postgres, on whom the place depends.
+  // First the packages: they create the user postgres, on whom the place depends.
   const packages = await requirePostgres(await clusterMajor(join(local, 'pg')))
   const dir = await placeFor(join(local, 'pg'))
   const { workers, poolMax } = readServerConfig(childSettings(config))
-  // Each worker has its pool, one connection to listen and up to three for operations; the rest is for the archiver and people.
+  // Each worker has its pool, one connection to listen, and up to three for operations. The rest is for the archiver and for
+  // people.
   const connections = Math.max(200, workers * (poolMax + 4) + 50)
   const cluster = new Cluster({ dir, postgres: packages, databases: [database], cronDatabase: database, connections })
   if (!cluster.exists()) await running.step(`Making a PostgreSQL ${packages.major} cluster in ${dir}`, () => cluster.create())
   running.stopped.throwIfAborted()
   running.cluster = cluster
   const how = await running.step(`Starting PostgreSQL ${packages.major}`, () => cluster.start())
-  if (how === 'adopted') say('PostgreSQL was still running from an earlier start that was killed. It keeps running.')
+  if (how === 'reused') say('PostgreSQL was still running from an earlier start that was killed. It keeps running.')
   running.watchCluster(cluster)
   return {
     adminUrl: cluster.url('postgres', database),
@@ -203,7 +204,7 @@ async function privateDatabase(running: Running, config: StartConfig): Promise<D
   }
 }
 
-/** Each child with its own login, whatever the environment says of other databases; the owner's stays here. */
+/** Gives each child its own login, no matter which other databases the environment names. The children do not get the owner's. */
 function privateEnv(env: StartConfig['env'], serverUrl: string, archiverUrl = serverUrl): StartConfig['env'] {
   return {
     ...env,
@@ -217,7 +218,7 @@ function privateEnv(env: StartConfig['env'], serverUrl: string, archiverUrl = se
   }
 }
 
-/** The database of DATABASE_URL. */
+/** The database that DATABASE_URL names. */
 function givenDatabase({ databaseUrl = '', env }: StartConfig): Database {
   say('DATABASE_URL is set: that database is used, and no cluster is made.')
   return { adminUrl: databaseUrl, ownerUrl: databaseUrl, psql: 'psql', reader: '"$DATABASE_URL"', dba: '"$DATABASE_URL"', env }
@@ -264,7 +265,7 @@ async function nextFreePort({ port, host }: StartConfig) {
   throw new Error(`ports ${port} to ${port + 99} of ${host} are all taken; set PORT`)
 }
 
-/** For a shell that wants to run the other commands on this cluster: `set -a; . .local/env; set +a`. */
+/** Lets a shell run the other commands on this cluster: `set -a; . .local/env; set +a`. */
 async function writeEnvFile(env: Record<string, string | undefined>) {
   const names = [
     'DATABASE_URL',
@@ -282,7 +283,9 @@ async function writeEnvFile(env: Record<string, string | undefined>) {
   await writeFile(envFile, lines.join(''), { mode: 0o600 })
 }
 
-/** For `psql service=fleet_dba`, a line without a password in it: what libpq reads as PGSERVICEFILE. */
+/**
+ * Writes the file that libpq reads as PGSERVICEFILE, so that `psql service=fleet_dba` works without a password in the command.
+ */
 async function writeServiceFile(cluster: Cluster) {
   const sections = (['fleet_reader', 'fleet_dba', 'fleet_owner', 'postgres'] as const).map(role => {
     const { hostname, port, username, password, pathname } = new URL(cluster.url(role, database))
@@ -291,12 +294,15 @@ async function writeServiceFile(cluster: Cluster) {
   await writeFile(serviceFile, sections.join('\n'), { mode: 0o600 })
 }
 
-/** A path as the shell takes it: in quotes only if it needs them. */
+/** A path for the shell, in quotes only if it needs them. */
 function shellWord(path: string) {
   return /^[\w./-]+$/.test(path) ? path : shellQuote(path)
 }
 
-/** The admin key of this clone, and the text to print about it. It is printed only once, because terminals are recorded and shared. */
+/**
+ * The admin key of this clone, and the text to print about it. The key is printed only once, because terminals are recorded and
+ * shared.
+ */
 async function keptAdminKey() {
   const file = join(local, 'admin-key')
   const place = relative(process.cwd(), file)
@@ -317,13 +323,13 @@ function onPath(program: string) {
   return (plainEnv().PATH ?? '').split(delimiter).some(directory => existsSync(join(directory, program)))
 }
 
-/** Keeps a second npm start of this clone away from the first. */
+/** Prevents a second npm start in the same clone. */
 async function lock() {
   const file = join(local, 'start.pid')
   const own = `${file}.${process.pid}`
   for (;;) {
     try {
-      // A link appears with its content, or fails because there is one.
+      // A link appears with its content, or fails because the file exists.
       await writeFile(own, String(process.pid))
       await link(own, file)
       return () => rm(file, { force: true })
@@ -350,7 +356,7 @@ async function isStart(pid: number) {
   }
 }
 
-/** The settings of the children before anything is made; what is ours to give is filled in. */
+/** The settings of the children before anything is made. Those that npm start provides are filled in. */
 function childSettings({ databaseUrl, adminKey, archiveUrl, env }: StartConfig) {
   const given = databaseUrl ? env : privateEnv(env, 'postgres://127.0.0.1')
   return {
@@ -378,7 +384,7 @@ async function main() {
   if (args.some(arg => arg !== '--demo')) throw new SettingsError(['usage: npm start, or npm run demo'])
   const config = startConfig()
   judgeChildren(config)
-  // Postgres, as user postgres, has to pass through; the secrets in it are files of mode 0600.
+  // Postgres runs as the user postgres and has to enter this directory. The secrets in it are files of mode 0600.
   await mkdir(local, { recursive: true, mode: 0o755 })
   const unlock = await lock()
   const running = new Running()

@@ -71,7 +71,7 @@ export function runShell(command: string, env: Record<string, string | undefined
       stream.on('data', (chunk: Buffer) => {
         output += chunk.toString()
       })
-    shell.stdin.on('error', () => {}) // the exit code says more
+    shell.stdin.on('error', () => {}) // the exit code tells more
     shell.stdin.end(input)
     shell.once('error', reject)
     shell.once('close', code => resolve({ code, output }))

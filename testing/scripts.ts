@@ -24,7 +24,7 @@ export function run(
       stream.on('data', (chunk: Buffer) => {
         output += chunk.toString()
       })
-    child.stdin.on('error', () => {}) // the exit code says more
+    child.stdin.on('error', () => {}) // the exit code tells more
     child.stdin.end(options.input ?? '')
     child.once('error', reject)
     child.once('close', code => resolve({ code, output }))
