@@ -1,4 +1,5 @@
-// Alertmanager as docker/alertmanager/ configures it, for tests: Debian's program, with stand-ins for Slack and the mail server.
+// Runs Alertmanager as docker/alertmanager/ configures it, for tests: Debian's program, with stand-ins for Slack and the mail
+// server.
 import { execFile } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:http'
@@ -17,13 +18,20 @@ export const alertmanager = testPrograms('Alertmanager', ['prometheus-alertmanag
   hasPrograms('prometheus-alertmanager', 'amtool'),
 )
 
-/** Runs amtool; what it printed. Throws if it finds something wrong. */
+/**
+ * Runs amtool.
+ * @returns what it printed
+ * @throws if it finds something wrong
+ */
 export async function amtool(...args: string[]) {
   const { stdout, stderr } = await run(find('amtool'), args, { env: plainEnv() })
   return stdout + stderr
 }
 
-/** docker/alertmanager/alertmanager.yml with the stand-ins in place of Slack and of the mail server, which waits for nothing. */
+/**
+ * Runs docker/alertmanager/alertmanager.yml with the stand-ins in place of Slack and of the mail server, and without waiting
+ * times.
+ */
 export async function withAlertmanager(t: Test) {
   const messages: { text: string; title: string; channel: string }[] = []
   const slack = createServer((request, response) => {
@@ -53,7 +61,7 @@ export async function withAlertmanager(t: Test) {
   }
   let text = await readFile(join(repository, 'docker/alertmanager/alertmanager.yml'), 'utf8')
   for (const [from, to] of Object.entries(changes)) {
-    if (!text.includes(from)) throw new Error(`docker/alertmanager/alertmanager.yml does not say ${from} any more`)
+    if (!text.includes(from)) throw new Error(`docker/alertmanager/alertmanager.yml no longer contains ${from}`)
     text = text.replace(from, to)
   }
   await writeFile(join(directory, 'alertmanager.yml'), text)
@@ -81,7 +89,7 @@ async function listen(t: Test, server: Server) {
   return (server.address() as AddressInfo).port
 }
 
-/** As much of SMTP as it takes to receive a message. */
+/** Speaks enough SMTP to receive a message. */
 function answerMail(socket: NodeJS.ReadWriteStream, onMail: (text: string) => void) {
   let buffer = ''
   let isData = false

@@ -1,4 +1,4 @@
-// What the archiver's tests share.
+// Helpers for the archiver's tests.
 import { mkdtemp, readdir, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -12,7 +12,7 @@ import { isoMicros } from '../archiver/archive/manifest.ts'
 import type { Column, Content } from '../archiver/archive/parquet.ts'
 import { closeWorker, openWorker, refreshIndex, workOnce } from '../archiver/worker.ts'
 
-/** A directory that is gone after the test. */
+/** Makes a directory that is removed after the test. */
 export async function makeDirectory(t: Test) {
   const directory = await mkdtemp(join(tmpdir(), 'fleet-test-'))
   t.teardown(() => rm(directory, { recursive: true, force: true }))
@@ -21,7 +21,7 @@ export async function makeDirectory(t: Test) {
 
 type Env = Record<string, string | undefined>
 
-/** The settings of an archiver process that stores into a directory, or as `env` says otherwise. */
+/** The settings of an archiver process that stores into a directory, unless `env` says otherwise. */
 export function archiverEnv(db: TestDatabase, directory: string, env: Env = {}) {
   return {
     ARCHIVER_DATABASE_URL: db.url('fleet_archiver'),
@@ -31,21 +31,21 @@ export function archiverEnv(db: TestDatabase, directory: string, env: Env = {}) 
   }
 }
 
-/** What other processes' archivers left behind in their TMPDIR. */
+/** The files that archivers of other processes left in their TMPDIR. */
 export async function leftovers(directory: string) {
   return (await readdir(directory)).filter(
     name => name.startsWith('fleet-archiver-') && !name.startsWith(`fleet-archiver-${process.pid}-`),
   )
 }
 
-/** Runs `npm run archiver -- --once` to its end, as a process. */
+/** Runs `npm run archiver -- --once` as a process and waits until it ends. */
 export async function runOnce(t: Test, db: TestDatabase, directory: string, env?: Env) {
   const archiver = await spawnNode(t, 'archiver/main.ts', { args: ['--once'], env: archiverEnv(db, directory, env) })
   const { code } = await archiver.exited
   return { code, output: archiver.output(), events: eventsOf(archiver.output()) }
 }
 
-/** An archiver within this process; its log is in `lines`. */
+/** Opens an archiver in this process; `events` returns its log. */
 export async function withWorker(t: Test, db: TestDatabase, directory: string) {
   const { ARCHIVER_DATABASE_URL, ARCHIVE_URL } = archiverEnv(db, directory)
   const lines: string[] = []
@@ -58,7 +58,7 @@ export async function withWorker(t: Test, db: TestDatabase, directory: string) {
   return { worker, events: () => eventsOf(lines.join('')) }
 }
 
-/** Does all there is to do, within this process. */
+/** Does all the archiver's work in this process. */
 export async function workAll(t: Test, db: TestDatabase, directory: string) {
   const { worker, events } = await withWorker(t, db, directory)
   const { signal } = new AbortController()
@@ -69,7 +69,7 @@ export async function workAll(t: Test, db: TestDatabase, directory: string) {
   return { results, events: events() }
 }
 
-/** Runs `npm run archive -- …` to its end. */
+/** Runs `npm run archive -- …` and waits until it ends. */
 export async function runCli(t: Test, db: TestDatabase, directory: string, ...args: string[]) {
   const cli = await spawnNode(t, 'archiver/cli.ts', { args, env: archiverEnv(db, directory) })
   const { code } = await cli.exited
@@ -102,7 +102,7 @@ export async function fillDay(sql: Sql, date: string, rows: number) {
     ) t`
 }
 
-/** Fills a day with rows that break careless formats: every kind of text, null, number and address. */
+/** Fills a day with rows that break a careless format: all kinds of text, null, number and address. */
 export async function fillAwkwardDay(sql: Sql, date: string, table = 'fleet.device_heartbeats') {
   const texts = [
     null,
@@ -191,13 +191,13 @@ export async function partitionOf(sql: Sql, date: string) {
 /** A partition's row of hb_partitions. */
 export async function stateOf(sql: Sql, partition: string) {
   const [row] = await sql`select * from fleet.hb_partitions where partition_name = ${partition}`
-  if (!row) throw new Error(`${partition} is not known`)
+  if (!row) throw new Error(`there is no partition ${partition}`)
   return row
 }
 
 /**
- * Runs an archiver until it has recorded a step, and kills it with -9 when it has done the next one but not recorded
- * it: a trigger makes that record wait for a lock that the test holds.
+ * Runs an archiver until it has recorded a step, and kills it with -9 after it has done the next step but not recorded it. A
+ * trigger makes that record wait for a lock that the test holds.
  */
 export async function killAfter(t: Test, db: TestDatabase, directory: string, partition: string, step: string) {
   await db.admin.unsafe(`
@@ -223,14 +223,14 @@ export async function killAfter(t: Test, db: TestDatabase, directory: string, pa
       select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet_archiver' and datname = current_database()`
   })
   await db.admin`drop trigger stop_after_step on fleet.hb_partitions`
-  // The dead archiver's lease runs out.
+  // Lets the dead archiver's lease expire.
   await db.admin`update fleet.hb_partitions set lease_until = now() - interval '1 second' where lease_until is not null`
 }
 
 /** The day that withRetiredDay fills. */
 export const retiredDay = daysAgo(70)
 
-/** A database with one retired day, waiting for the archiver. */
+/** Makes a database with one retired day that waits for the archiver. */
 export async function withRetiredDay(t: Test, rows: number | 'awkward' = 1000) {
   const db = await withDatabase(t)
   if (rows === 'awkward') await fillAwkwardDay(db.admin, retiredDay)
@@ -248,7 +248,7 @@ export async function stepsOf(sql: Sql, partition: string) {
   return events.map(row => row.event)
 }
 
-/** Where an archive lies in the directory of a test. */
+/** The paths of an archive in the directory of a test. */
 export function pathsOf(directory: string, date = retiredDay) {
   const folder = join(directory, 'archive/device_heartbeats', `date=${date}`)
   return {
@@ -258,7 +258,10 @@ export function pathsOf(directory: string, date = retiredDay) {
   }
 }
 
-/** Exports a table with the archiver's login and returns what Postgres counts in it. @throws when the file has another number of rows */
+/**
+ * Exports a table with the archiver's login and returns what Postgres counts in it.
+ * @throws if the file has a different number of rows
+ */
 export async function exportCounted(
   db: TestDatabase,
   table: string,
@@ -272,7 +275,7 @@ export async function exportCounted(
     select row_count, content_checksum::text, (min_ts at time zone 'UTC')::text as min_ts, (max_ts at time zone 'UTC')::text as max_ts
     from fleet.content_checksum(${table}::text::regclass)`
   if (Number(counted?.row_count) !== exported.row_count)
-    throw new Error(`${table} has ${counted?.row_count} rows, its export ${exported.row_count}`)
+    throw new Error(`${table} has ${counted?.row_count} rows, but its export has ${exported.row_count}`)
   const micros = (text: string | null = null) => (text === null ? null : isoMicros(`${text}Z`))
   return {
     columns: exported.columns,

@@ -1,4 +1,4 @@
-// Debian's Chromium for the tests of the ops page, and for its screenshots.
+// Runs Debian's Chromium for the tests and the screenshots of the ops page.
 import { chromium, type Browser } from 'playwright-core'
 import { unmovedEnv } from '../local/config.ts'
 import { pathOf, testPrograms } from './optional-programs.ts'
@@ -7,12 +7,13 @@ export const debianChromium = testPrograms('browser', ['chromium', 'fonts-dejavu
 
 export function launchBrowser(): Promise<Browser> {
   const executablePath = findChromium()
-  if (executablePath === undefined) throw new Error(`there is no Chromium here; install ${debianChromium.packages.join(' ')}`)
+  if (executablePath === undefined) throw new Error(`Chromium is not installed; install ${debianChromium.packages.join(' ')}`)
   return chromium.launch({
     executablePath,
-    // With the real clock even if the run's clock is moved, because Chromium loads nothing under faketime. The server gives the page its times.
+    // Chromium uses the real clock even if the run's clock is moved, because it loads nothing under faketime. The server sends
+    // the times to the page.
     env: unmovedEnv(),
-    // Its sandbox does not start as root; it is shown our own page alone.
+    // Its sandbox does not start as root. It opens only our own page.
     chromiumSandbox: process.getuid?.() !== 0,
   })
 }

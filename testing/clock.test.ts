@@ -18,7 +18,7 @@ t.test('this process, Postgres and programs that tests start share one clock, mo
   t.ok(postgres >= before && postgres <= after, 'Postgres')
   t.ok(Number(stdout) >= before && Number(stdout) <= after, 'another program')
   const at = Date.parse(currentEnv().FLEET_TEST_AT ?? new Date(before).toISOString())
-  t.ok(after - at >= 0 && after - at < 60 * MINUTE, 'and it began at the time that was asked for')
+  t.ok(after - at >= 0 && after - at < 60 * MINUTE, 'and it started at the requested time')
 })
 
 t.test("Postgres's timeouts end waiting statements", async t => {
@@ -37,7 +37,7 @@ t.test("Postgres's timeouts end waiting statements", async t => {
   await second`set lock_timeout = 0`
   await second`begin`
   await second`lock table b`
-  // Each session waits for the other. Postgres cancels one, and the other goes on.
+  // Each session waits for the other. Postgres cancels one, and the other continues.
   const answers = await Promise.all(
     [first`lock table b`, second`lock table a`].map(async (locking, n) => {
       try {
@@ -52,7 +52,7 @@ t.test("Postgres's timeouts end waiting statements", async t => {
   t.same(answers.toSorted(), ['40P01', 'locked'], 'a deadlock is found')
 })
 
-t.test('each test date matches its description and lies in the future, whenever it is computed', async t => {
+t.test('each test date matches its description and is in the future, no matter when it is computed', async t => {
   for (const now of [
     '2026-11-28T20:00Z',
     '2026-12-30T23:59Z',

@@ -1,5 +1,5 @@
-// Clocks that are wrong on purpose, with Debian's faketime: one that jumps, for a process in the drills, and one that is moved for a
-// whole test run.
+// Makes clocks that are wrong on purpose, with Debian's faketime: one that jumps, for a process in the drills, and one that is
+// moved for a whole test run.
 import { existsSync, readdirSync } from 'node:fs'
 import { chmod, mkdtemp, readFile, realpath, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -9,15 +9,15 @@ import { testPrograms } from './optional-programs.ts'
 export const faketime = testPrograms('clock that jumps', ['faketime'], () => library() !== undefined)
 
 export interface Clock {
-  /** What the process is started with; nothing where there is no faketime. */
+  /** Environment variables to start the process with. */
   env: Record<string, string>
-  /** Its clock is so many seconds off, within a second from now on. */
+  /** Sets the process's clock off by so many seconds. It takes effect within a second. */
   jump: (seconds: number) => Promise<void>
   /** The function forget() below. */
   forget: (pid: number) => Promise<void>
 }
 
-/** @returns undefined where faketime is not installed */
+/** @returns undefined if faketime is not installed */
 export async function makeClock(directory: string, name: string): Promise<Clock | undefined> {
   const preload = library()
   if (preload === undefined) return undefined
@@ -31,7 +31,7 @@ export async function makeClock(directory: string, name: string): Promise<Clock 
   }
 }
 
-// Only the time of day jumps, as if somebody set it. Timers keep running on the real clock.
+// Only the time of day jumps, as if somebody changed it. Timers keep running on the real clock.
 const realTimers = { FAKETIME_DONT_FAKE_MONOTONIC: '1', DONT_FAKE_MONOTONIC: '1' }
 
 export interface MovedClock {
@@ -42,8 +42,9 @@ export interface MovedClock {
 }
 
 /**
- * Makes the clock of a test run at another time: it starts at `at` and runs at the usual pace. Everything that the run starts with
- * plainEnv() shares it, including Postgres. Throws if faketime is not installed.
+ * Makes a clock for a test run that starts at `at` and runs at the usual pace. Everything that the run starts with plainEnv()
+ * shares it, including Postgres.
+ * @throws an Error if faketime is not installed
  */
 export async function moveClock(at: Date): Promise<MovedClock> {
   const original = library()
@@ -63,9 +64,10 @@ export async function moveClock(at: Date): Promise<MovedClock> {
 }
 
 /**
- * Returns faketime without its own epoll_wait, poll and select. Inside these functions it does not move the clock, so a signal handler that
- * interrupts them sees the real time. Postgres then expected its statement_timeout, lock_timeout or deadlock_timeout to expire in years, and
- * kept waiting. Timers here are real, so the functions are not needed. Each is renamed in the string by which the dynamic linker finds it.
+ * Returns faketime's library without its own epoll_wait, poll and select. Inside these functions it does not move the clock, so a
+ * signal handler that interrupts them sees the real time. Postgres then expected its statement_timeout, lock_timeout or
+ * deadlock_timeout to expire in years, and kept waiting. Timers here are real, so the functions are not needed. Each is renamed
+ * in the string by which the dynamic linker finds it.
  */
 function withoutWaits(file: Buffer) {
   const copy = Buffer.from(file)
@@ -80,8 +82,8 @@ function withoutWaits(file: Buffer) {
 }
 
 /**
- * Gives other users access to the files that faketime shares among the processes of this run, because Postgres and Ceph run as other users.
- * Otherwise each of them would make its own files in /dev/shm, and leave them there when it is killed.
+ * Gives other users access to the files that faketime shares among the processes of this run, because Postgres and Ceph run as
+ * other users. Otherwise each of them would make its own files in /dev/shm, and leave them there when it is killed.
  */
 export async function shareClock(pid = process.pid) {
   for (const file of sharedFiles(pid)) await chmod(file, 0o666)

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { repository } from '../local/config.ts'
 
-t.test('CONTRIBUTING.md names commands and files that are there', async t => {
+t.test('CONTRIBUTING.md names only commands and files that exist', async t => {
   const page = await readFile(join(repository, 'CONTRIBUTING.md'), 'utf8')
   const { scripts } = JSON.parse(await readFile(join(repository, 'package.json'), 'utf8')) as { scripts: Record<string, string> }
   const commands = [...page.matchAll(/npm (?:run )?([a-z:]+)/g)].map(([, name]) => name!)

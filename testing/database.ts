@@ -1,4 +1,4 @@
-// What the tests share: a database each, cloned from a migrated template, in the cluster that npm test makes.
+// Gives each test a database of its own, cloned from a migrated template, in the cluster that npm test makes.
 import { execFile, spawn } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { chmod, cp, mkdtemp, readFile, realpath, rm, symlink, utimes } from 'node:fs/promises'
@@ -14,12 +14,12 @@ import { requirePostgres, type Postgres } from '../local/packages.ts'
 
 const run = promisify(execFile)
 
-/** The migrated database that every withDatabase() is a copy of. Nobody connects to it. */
+/** The migrated database that withDatabase() copies. Nobody connects to it. */
 export const templateDatabase = 'fleet_template'
-/** The database pg_cron works in: migrated as the others, and shared by the tests that need jobs to fire. */
+/** The database that has pg_cron. It is migrated like the others, and shared by the tests that need jobs to run. */
 export const cronDatabase = 'fleet_cron'
 
-/** What `npm test` tells the test files about its cluster. */
+/** The description of the cluster that `npm test` gives to the test files. */
 export interface TestCluster {
   host: string
   port: number
@@ -29,26 +29,26 @@ export interface TestCluster {
 
 export interface TestDatabase {
   name: string
-  /** As fleet_owner, who owns everything in schema fleet. */
+  /** A session as fleet_owner, which owns everything in schema fleet. */
   sql: Sql
-  /** As superuser. */
+  /** A session as superuser. */
   admin: Sql
-  /** Where a role logs in. */
+  /** The URL with which a role logs in. */
   url: (role: Role) => string
 }
 
 /**
- * A database of its own for a test, a copy of the migrated template (of template0: an empty one). In teardown its connections are ended, whoever
- * has them, and it is dropped.
+ * Makes a database for a test: a copy of the migrated template, or of template0 for an empty one. In teardown all its connections
+ * are terminated, no matter who has them, and it is dropped.
  */
 export async function withDatabase(t: Test, template: 'fleet_template' | 'template0' = templateDatabase): Promise<TestDatabase> {
   const cluster = testCluster()
   const name = `test_${process.pid}_${counter++}`
   const maintenance = client(testUrl(cluster, 'postgres', 'postgres'), 1)
   try {
-    // Measured with 105 partitions: 0.1 s by file_copy, 0.3 to 0.9 s by wal_log, where fsync is off.
+    // Measured with 105 partitions and fsync off: 0.1 s with file_copy, 0.3 to 0.9 s with wal_log.
     await maintenance.unsafe(`create database ${name} template ${template} strategy file_copy`)
-    // What CREATE DATABASE does not copy: the rights on the database and the settings made for it.
+    // CREATE DATABASE does not copy the rights on the database and the settings made for it.
     await maintenance`
       with template as (select oid, datacl from pg_database where datname = ${template}),
       rights as (
@@ -74,8 +74,8 @@ export async function withDatabase(t: Test, template: 'fleet_template' | 'templa
 }
 
 /**
- * The database in which pg_cron really fires. Its jobs run beside the test, and other test files see what is done
- * in it: undo what would disturb them.
+ * The database in which pg_cron really runs jobs. They run while the test runs, and other test files see what is done here, so
+ * undo what would disturb them.
  */
 export function withCronDatabase(t: Test): TestDatabase {
   const cluster = testCluster()
@@ -87,9 +87,9 @@ export interface OwnCluster extends TestDatabase {
 }
 
 /**
- * A cluster of its own for a test that kills or restarts Postgres, with one migrated database, in which pg_cron
- * works. `durable` keeps fsync and full page writes on; `isEmpty` leaves the database as Postgres makes it, without roles.
- * Takes seconds: prefer withDatabase.
+ * Makes a cluster for a test that kills or restarts Postgres, with one migrated database that has pg_cron. `durable` keeps fsync
+ * and full page writes on. `isEmpty` leaves the database as Postgres makes it, without roles. This takes seconds, so prefer
+ * withDatabase.
  */
 export async function withCluster(
   t: Test,
@@ -107,7 +107,7 @@ export async function withCluster(
   return { ...open(t, 'fleet', role => cluster.url(role, 'fleet')), cluster }
 }
 
-/** A streaming replica of a durable cluster, made by pg_basebackup. */
+/** Makes a streaming replica of a durable cluster with pg_basebackup. */
 export async function withReplica(t: Test, primary: Cluster) {
   const { cluster, end } = await throwawayCluster({
     postgres: testCluster().postgres,
@@ -120,16 +120,16 @@ export async function withReplica(t: Test, primary: Cluster) {
   return cluster
 }
 
-/** Who ends what was started: a test, or what else does so at its end. */
+/** Whatever ends the started programs when it ends itself: usually a test. */
 export type Owner = Pick<Test, 'teardown'>
 
 export interface TestProcess {
   pid: number
-  /** All it printed so far, both streams. */
+  /** Everything that it has printed so far, to both streams. */
   output: () => string
   /** Resolves when it has ended. */
   exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>
-  /** Sends a signal and waits for the end; after `patience` ms it is killed and the wait fails. */
+  /** Sends a signal and waits for the end. After `patience` ms the process is killed and the wait fails. */
   stop: (signal?: NodeJS.Signals, patience?: number) => Promise<{ code: number | null; signal: NodeJS.Signals | null }>
 }
 
@@ -137,12 +137,12 @@ export interface ProcessOptions {
   env?: Record<string, string | undefined>
   /** Wait until the output matches this, or until this URL answers 200. */
   ready?: RegExp | string
-  /** How long, in ms. Default 30 s. */
+  /** How long to wait for that, in ms; 30 s by default. */
   patience?: number
 }
 
 export interface ProgramOptions extends ProcessOptions {
-  /** What messages call it. */
+  /** Its name in messages. */
   name?: string
   cwd?: string
   uid?: number
@@ -150,8 +150,9 @@ export interface ProgramOptions extends ProcessOptions {
 }
 
 /**
- * Runs a TypeScript file of this repository, such as server/main.ts, as a process of its own with a plain
- * environment plus `env`. Killed in teardown if it still runs. Throws with its output when it ends before it is ready.
+ * Runs a TypeScript file of this repository, such as server/main.ts, as a process with a plain environment plus `env`. It is
+ * killed in teardown if it still runs.
+ * @throws an Error with its output if it ends before it is ready
  */
 export function spawnNode(t: Owner, script: string, { args = [], ...options }: ProcessOptions & { args?: string[] } = {}) {
   return spawnProgram(t, process.execPath, ['--import', 'tsx', join(repository, script), ...args], { name: script, ...options })
@@ -190,12 +191,12 @@ export async function spawnProgram(
   const stop = async (signal: NodeJS.Signals = 'SIGTERM', wait = 30_000) => {
     child.kill(signal)
     const timer = setTimeout(() => {
-      output += `\n(killed: still there ${wait} ms after ${signal})`
+      output += `\n(killed because it still ran ${wait} ms after ${signal})`
       child.kill('SIGKILL')
     }, wait)
     const end = await exited
     clearTimeout(timer)
-    if (end.signal === 'SIGKILL' && signal !== 'SIGKILL') throw new Error(`${name} did not end by ${signal}:\n${output}`)
+    if (end.signal === 'SIGKILL' && signal !== 'SIGKILL') throw new Error(`${name} did not end after ${signal}:\n${output}`)
     return end
   }
   if (ready) {
@@ -219,11 +220,11 @@ export async function spawnProgram(
   return { pid: child.pid ?? 0, output: () => output, exited, stop }
 }
 
-/** A copy of the working tree without what npm start makes, as a clone would be; it shares node_modules. */
+/** Makes a copy of the working tree without the files that npm start makes, like a clone. It shares node_modules. */
 export async function withClone(t: Test) {
   const clone = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-clone-'))
   t.teardown(() => rm(clone, { recursive: true, force: true }))
-  await chmod(clone, 0o755) // Postgres, as another user, goes through it
+  await chmod(clone, 0o755) // Postgres runs as another user and must enter it
   const left = new Set(['.git', '.local', '.tap', 'node_modules'])
   await cp(repository, clone, {
     recursive: true,
@@ -231,9 +232,9 @@ export async function withClone(t: Test) {
     filter: source => !left.has(relative(repository, source)),
   })
   await symlink(join(repository, 'node_modules'), join(clone, 'node_modules'))
-  // Old, so that install.sh never replaces the packages under the running tests.
+  // Makes the file old, so that install.sh never replaces the packages under the running tests.
   await utimes(join(clone, 'package-lock.json'), 0, 0)
-  // A clone is of committed work: the migration being written is committed in it.
+  // A clone contains committed work, so the migration that is being written is committed in it.
   const current = await readFile(join(clone, 'migrations/current.sql'), 'utf8').catch(() => '')
   if (/^\s*[^-\s]|^--!\s*include/m.test(current)) {
     await run(process.execPath, ['--import', 'tsx', 'cli/commit.ts', 'commit', 'pending'], { cwd: clone, env: plainEnv() })
@@ -241,7 +242,10 @@ export async function withClone(t: Test) {
   return clone
 }
 
-/** Asks, `every` 50 ms, until the answer is true, or fails after `patience` ms (30 s). */
+/**
+ * Asks every `every` ms (50) until the answer is true.
+ * @throws an Error after `patience` ms (30 s)
+ */
 export async function waitFor(
   condition: () => Promise<boolean>,
   {
@@ -284,7 +288,7 @@ function client(url: string, max: number) {
   return postgres(url, { max, onnotice: () => {} })
 }
 
-/** Makes the cluster of a test run; `description` is what testCluster() gives to the test files. */
+/** Makes the cluster of a test run. The test files get `description` from testCluster(). */
 export async function makeTestCluster() {
   const packages = await requirePostgres()
   const { cluster, end } = await throwawayCluster({
@@ -298,10 +302,10 @@ export async function makeTestCluster() {
     await migrate(cluster.url('postgres', cronDatabase), { current: true, log })
     await cluster.allowLogins()
     const sql = client(cluster.url('postgres', 'postgres'), 1)
-    // Test files run in parallel, and together they need more sessions than the limits allow.
+    // Test files run in parallel and together need more sessions than the limits allow.
     for (const role of ['fleet_reader', 'fleet_dba', 'fleet_archiver'])
       await sql.unsafe(`alter role ${role} connection limit 100`)
-    // Not even autovacuum: a copy waits until nobody is connected.
+    // Not even autovacuum may connect: a copy waits until nobody is connected.
     await sql.unsafe(`alter database ${templateDatabase} with allow_connections false is_template true`)
     await sql.end({ timeout: 5 })
     const passwords = Object.fromEntries(

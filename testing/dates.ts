@@ -1,15 +1,15 @@
-// npm run test:dates [-- --short | files…]: runs npm test at each of the dates at which programs tend to fail. --short, as in .ci/run: a few
-// files at a few of the dates.
+// npm run test:dates [-- --short | files…]: runs npm test at each of the dates at which programs tend to fail. --short, as in
+// .ci/run, runs a few files at a few of the dates.
 import { spawn, type ChildProcess } from 'node:child_process'
 import { join } from 'node:path'
 import { currentEnv, repository } from '../local/config.ts'
 import { say } from '../lib/progress.ts'
 
 export interface TestDate {
-  /** In UTC, as npm test -- --at takes it. */
+  /** In UTC, in the form that npm test -- --at accepts. */
   at: string
   what: string
-  /** TZ of the processes, if the date matters only in one zone. */
+  /** The TZ of the processes, if the date matters only in one time zone. */
   zone?: string
   isShort?: boolean
 }
@@ -70,7 +70,7 @@ function isSunday(month: number, first: number) {
 let running: ChildProcess | undefined
 let stopping = false
 
-/** Runs npm test at each date and prints a summary. The exit code of the process tells whether all runs passed. */
+/** Runs npm test at each date and prints a summary. The exit code is 1 if a run failed. */
 async function testDates(args: string[]) {
   const isShort = args.includes('--short')
   const files = isShort ? shortFiles : args

@@ -14,7 +14,7 @@ interface Decision {
   status: string
 }
 
-/** Each decision begins with its number and title, an empty line, its date and its status. */
+/** Reads a decision. It begins with its number and title, an empty line, its date and its status. */
 async function readDecision(file: string): Promise<Decision> {
   const text = await readFile(join(directory, file), 'utf8')
   const head = /^# (\d{4}): (.+)\n\nDate: (.*)\nStatus: (.*)\n\n/.exec(text)
@@ -36,7 +36,7 @@ t.test('each decision has its number, a date and a status', async t => {
     const { number, date, status } = await readDecision(file)
     t.equal(number, file.slice(0, 4), file)
     t.match(date, /^\d{4}-\d\d-\d\d$/, file)
-    t.equal(new Date(date).toISOString().slice(0, 10), date, `${file}: a day of the calendar`)
+    t.equal(new Date(date).toISOString().slice(0, 10), date, `${file} has a date that exists`)
     t.ok(date >= newest, `${file} is not older than the decision before it`)
     newest = date
     t.match(status, /^(accepted|(superseded|amended) by \d{4}(, \d{4})*)$/, file)

@@ -1,5 +1,5 @@
-// npm run test:deep [-- full|dates|bookworm|trixie …]: the tests that take hours and need root. Writes docs/deep-test.md, where a
-// stage that is not run again keeps its line, and the commit that it was run on.
+// npm run test:deep [-- full|dates|bookworm|trixie …]: runs the tests that take hours and need root. It writes docs/deep-test.md.
+// A stage that is not run again keeps its line there and the commit on which it ran.
 import { execFileSync, spawn } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -78,7 +78,7 @@ ${rows.join('\n')}
 await writeFile(file, page)
 process.stdout.write(`${page}\nwritten to docs/deep-test.md\n`)
 
-/** Runs it, shows what it says, and keeps the totals of tap. */
+/** Runs a stage, shows its output, and extracts tap's totals. */
 function run({ command, args, env }: Stage) {
   const started = performance.now()
   return new Promise<{ code: number; totals: string; minutes: string }>((resolve, reject) => {

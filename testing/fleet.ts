@@ -1,4 +1,4 @@
-// What the tests of the SQL share: devices, batches, and sessions as another role.
+// Helpers for the tests of the SQL: devices, batches, and sessions as other roles.
 import postgres, { type JSONValue, type Sql } from 'postgres'
 import type { Test } from 'tap'
 import type { Role } from '../local/cluster.ts'
@@ -17,20 +17,20 @@ export interface IngestResult {
   ts: Date
 }
 
-/** A session that logs in as `role`, ended in teardown. */
+/** Opens a session that logs in as `role`. It ends in teardown. */
 export function asRole(t: Test, db: TestDatabase, role: Role, connection: Record<string, string> = {}): Sql {
   const sql = postgres(db.url(role), { max: 1, onnotice: () => {}, connection })
   t.teardown(() => sql.end({ timeout: 1 }))
   return sql
 }
 
-/** From now on this database takes Postgres to have started so long ago: the cluster of the tests has just been made. */
+/** Makes this database believe that Postgres started so long ago. In fact the cluster of the tests has just started. */
 export async function startedAgo(admin: Sql, ago: string) {
   await admin.unsafe(`create or replace function fleet.postgres_started_at() returns timestamptz language sql stable
     set search_path = pg_catalog, pg_temp return now() - interval '${ago}'`)
 }
 
-/** Enrolls `count` devices named `prefix`-1 and so on; returns their ids in order. */
+/** Enrolls `count` devices named `prefix`-1 and so on, and returns their ids in order. */
 export async function enroll(sql: Sql, count: number, prefix = 'device') {
   const rows = await sql<{ device_id: string }[]>`
     select d.device_id from generate_series(1, ${count}) as n, fleet.create_device(${prefix} || '-' || n) d
@@ -46,7 +46,7 @@ export function ingest(sql: Sql, beats: Beat[], receivedAt?: string) {
   `
 }
 
-/** Takes the oldest retired partition through all steps of the archiver to its drop, but for the files. */
+/** Takes the oldest retired partition through all of the archiver's steps until it is dropped, but without the files. */
 export async function archive(archiver: Sql) {
   const [claimed] = await archiver<{ name: string; table: string }[]>`
     select partition_name as name, table_name as table from fleet.claim_partition('test')`
@@ -69,7 +69,7 @@ export async function value(rows: Promise<readonly object[]>): Promise<unknown> 
   return row && Object.values(row)[0]
 }
 
-/** Name of the attached partition that holds this moment. */
+/** The name of the attached partition that contains this time. */
 export async function partitionAt(sql: Sql, moment: string) {
   return (await value(sql`
     select partition_name from fleet.attached_partitions()
@@ -77,7 +77,7 @@ export async function partitionAt(sql: Sql, moment: string) {
   `)) as string
 }
 
-/** `days` before now, as ISO text. */
+/** The time `days` ago, as ISO text. */
 export function daysAgo(days: number) {
   return new Date(Date.now() - days * 86_400_000).toISOString()
 }

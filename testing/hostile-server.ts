@@ -7,7 +7,10 @@ import { enroll, withProcess } from './server.ts'
 
 const run = promisify(execFile)
 
-/** A server, its memory in MiB, and whether a device still gets its 201. */
+/**
+ * Starts a server to attack. `memory` is its memory in MiB, and `beat` sends a heartbeat and returns the status, which should be
+ * 201.
+ */
 export async function withVictim(t: Test) {
   const db = await withDatabase(t)
   const device = await enroll(db, 'a')
@@ -15,7 +18,7 @@ export async function withVictim(t: Test) {
   const port = Number(new URL(url).port)
   let next = Date.now()
   const beat = async () => {
-    // Each in a bucket of its own.
+    // Each heartbeat is in a bucket of its own.
     next -= 20_000
     return (await call('POST /v1/heartbeat', { token: device.token, body: { ts: new Date(next).toISOString() } })).status
   }
@@ -32,7 +35,7 @@ export async function withVictim(t: Test) {
   return { call, device, beat, memory, open, head }
 }
 
-/** All that came until the end. */
+/** Everything that the socket received until it closed. */
 export async function answer(socket: Socket) {
   let text = ''
   socket.on('data', (chunk: Buffer) => {

@@ -1,4 +1,4 @@
-// Text that would do harm where it is taken for a statement, a format, a path or a page.
+// Text that does harm if it is used as a statement, a format, a path or HTML.
 import fc from 'fast-check'
 
 const fragments = [
@@ -57,7 +57,7 @@ const fragments = [
   'default',
 ]
 
-/** Without NUL and lone surrogates, which Postgres takes from nobody. */
+/** Without NUL and lone surrogates, which Postgres never accepts. */
 export const hostileText = fc
   .array(
     fc.oneof(

@@ -1,4 +1,4 @@
-// What the tests of the images and of compose.yaml read: the files as an engine would, without one.
+// Reads the Dockerfiles and compose.yaml for tests, as a container engine would, but without one.
 import { cp, mkdir, mkdtemp, readdir, readFile, realpath, rm, symlink } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { dirname, join, relative } from 'node:path'
@@ -43,14 +43,14 @@ export async function readCompose() {
   return parse(await readFile(composeFile, 'utf8'), { merge: true }) as Compose
 }
 
-/** Where a service's image is built, and by which Dockerfile. */
+/** The context and the Dockerfile from which a service's image is built. */
 export function buildOf({ build }: Service) {
   if (!build) return undefined
   const context = join(repository, 'docker', build.context)
   return { context, dockerfile: join(context, build.dockerfile ?? 'Dockerfile') }
 }
 
-/** The command of a service's healthcheck, of compose.yaml or else of its Dockerfile. */
+/** The command of a service's healthcheck: from compose.yaml, otherwise from its Dockerfile. */
 export async function healthcheckOf(service: Service) {
   if (service.healthcheck?.test) return service.healthcheck.test.slice(1)
   const text = await readFile(buildOf(service)?.dockerfile ?? '', 'utf8')
@@ -61,7 +61,7 @@ export async function readDockerfile(path: string) {
   return DockerfileParser.parse(await readFile(path, 'utf8'))
 }
 
-/** What is copied from the context; what comes from an earlier stage is not. */
+/** The COPY instructions that copy from the context, not from an earlier stage. */
 export function copiesOf(dockerfile: Dockerfile) {
   return dockerfile
     .getCOPYs()
@@ -76,7 +76,10 @@ function isFromStage(copy: Copy) {
   return copy.getFlags().some(flag => flag.getName() === 'from')
 }
 
-/** Whether .dockerignore leaves a path out: the last line that matches it, or a directory that it is in, decides. */
+/**
+ * Returns a function that tells whether .dockerignore excludes a path. The last line that matches the path, or a directory that
+ * contains it, decides.
+ */
 export async function readIgnore() {
   const lines = (await readFile(join(repository, '.dockerignore'), 'utf8'))
     .split('\n')
@@ -93,7 +96,10 @@ export async function readIgnore() {
   return (path: string) => rules.findLast(({ matches }) => matches.test(path))?.isKept === false
 }
 
-/** The image of docker/node as its Dockerfile makes it, in a directory: its files, and of the packages those that `npm ci --omit=dev` installs. */
+/**
+ * Makes a directory with the files of docker/node's image, as its Dockerfile copies them. Of the packages it has those that `npm
+ * ci --omit=dev` installs.
+ */
 export async function withImage(t: Test) {
   const root = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-image-'))
   t.teardown(() => rm(root, { recursive: true, force: true }))
@@ -103,7 +109,7 @@ export async function withImage(t: Test) {
     for (const source of sources) {
       const to = target.endsWith('/') ? join(root, target, source) : join(root, target)
       await mkdir(dirname(to), { recursive: true })
-      // A directory that is not named itself is entered all the same, for the sake of what is kept in it.
+      // A directory that is not listed itself is still entered, because it may contain files to keep.
       await cp(join(repository, source), to, {
         recursive: true,
         verbatimSymlinks: true,

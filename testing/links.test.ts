@@ -15,12 +15,12 @@ async function pagesIn(directory: string): Promise<string[]> {
   return pages
 }
 
-/** Without code, where a bracket is no link and a hash is no heading. */
+/** A page without its code, where a bracket is not a link and a hash is not a heading. */
 function prose(text: string) {
   return text.replaceAll(/^( *)```[^]*?^\1```$/gm, '').replaceAll(/`[^`\n]*`/g, code => '`'.repeat(code.length))
 }
 
-/** The anchors that GitHub makes of a page's headings. */
+/** The anchors that GitHub makes from a page's headings. */
 function anchorsOf(text: string) {
   const seen = new Map<string, number>()
   return [...text.replaceAll(/^( *)```[^]*?^\1```$/gm, '').matchAll(/^#{1,6} (.*)$/gm)].map(([, title = '']) => {
@@ -67,7 +67,7 @@ t.test("docs/README.md lists every page of docs/, and every page of the reposito
   for (const name of roots) t.ok(index.includes(`](../${name})`), name)
 })
 
-t.test('anchors are made as GitHub makes them', async t => {
+t.test('anchors are the same as on GitHub', async t => {
   t.same(anchorsOf('# A `b_c`: what, why?\n## From 0.1.0 to 0.2.0\n```\n# not this\n```\n## A `b_c`: what, why?\n'), [
     'a-b_c-what-why',
     'from-010-to-020',

@@ -9,17 +9,17 @@ import { leftToCi, plainEnv, repository } from '../local/config.ts'
 
 const run = promisify(execFile)
 
-/** What `npm run lint` says of these lines, by the rules against shells and careless comparisons. */
+/** The problems that `npm run lint` finds in these lines with the rules against shells and unsafe comparisons. */
 async function faultsOf(lines: string) {
   eslint ??= new ESLint({ cwd: repository })
-  // In the place of a file that is there, so that its types are known.
+  // The lines stand in for an existing file, so that ESLint knows their types.
   const [result] = await eslint.lintText(lines, { filePath: join(repository, 'cli/check.ts') })
   return result!.messages.filter(({ ruleId }) => ruleId?.startsWith('no-restricted')).length
 }
 
 let eslint: ESLint | undefined
 
-t.test('nothing is run by way of a shell that reads input as its language', { skip: leftToCi() }, async t => {
+t.test('no command goes through a shell that could interpret input as code', { skip: leftToCi() }, async t => {
   for (const lines of [
     "import { exec } from 'node:child_process'\nexec('id')",
     "import { execSync } from 'node:child_process'\nexecSync('id')",
@@ -38,7 +38,7 @@ t.test('nothing is run by way of a shell that reads input as its language', { sk
   )
 })
 
-t.test('the admin key is compared in one way only', { skip: leftToCi() }, async t => {
+t.test('the admin key is compared only in constant time', { skip: leftToCi() }, async t => {
   for (const comparison of ['given === config.adminKey', 'config.adminKey !== given', 'given == adminKey']) {
     const lines = `export const isKey = (given: string, config: { adminKey: string }, adminKey: string) => [adminKey, config, ${comparison}]`
     t.equal(await faultsOf(lines), 1, comparison)
@@ -62,7 +62,7 @@ t.test('databases are opened only in the few files that set the search path', { 
   )
 })
 
-t.test('a package in the lockfile comes from the registry, by https and with its checksum', async t => {
+t.test('each package in the lockfile comes from the registry, over https and with a checksum', async t => {
   const directory = await mkdtemp(join(tmpdir(), 'nexmdm-lockfile-'))
   t.teardown(() => rm(directory, { recursive: true }))
   const { scripts } = JSON.parse(await readFile(join(repository, 'package.json'), 'utf8')) as { scripts: { lint: string } }

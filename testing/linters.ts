@@ -1,4 +1,4 @@
-// Debian's programs that the tests of docker/ look with.
+// Debian's programs with which the tests check docker/.
 import { hasPrograms, testPrograms } from './optional-programs.ts'
 
 const linter = (program: string, debianPackage = program) => testPrograms(program, [debianPackage], () => hasPrograms(program))

@@ -1,4 +1,5 @@
-// What the tests of docker/prometheus and docker/grafana share: two servers, a balancer, an archiver, and Prometheus that scrapes them.
+// Helpers for the tests of docker/prometheus and docker/grafana: two servers, a balancer, an archiver, and a Prometheus that
+// scrapes them.
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Test } from 'tap'
@@ -22,7 +23,7 @@ export interface Panel {
   title: string
   type: string
   description?: string
-  /** Instead of the dashboard's own range, such as 90d. */
+  /** A range such as 90d, instead of the dashboard's own. */
   timeFrom?: string
   gridPos: { x: number; y: number; w: number; h: number }
   datasource: { type: string; uid: string }
@@ -38,7 +39,7 @@ export interface Dashboard {
   panels: Panel[]
 }
 
-/** The alerts as they are written: name and text of each. */
+/** The alerts in docker/prometheus/rules: name and text of each. */
 export async function readAlerts() {
   const dir = join(import.meta.dirname, '../docker/prometheus/rules')
   const texts = await Promise.all((await readdir(dir)).map(file => readFile(join(dir, file), 'utf8')))
@@ -55,11 +56,11 @@ export async function readDashboards() {
   return Promise.all((await readdir(dir)).map(async file => JSON.parse(await readFile(join(dir, file), 'utf8')) as Dashboard))
 }
 
-/** All of it at work, with traffic until it ends, and something in the store for each panel. */
+/** Starts all of it and sends traffic. The store has something for each panel. */
 export async function withMonitoring(t: Test) {
   const db = await withDatabase(t)
   const ports: [number, number] = [await freePort(true), await freePort(true)]
-  // Its own database is no replica, but the gauges of one are there.
+  // READ_DATABASE_URL is not a replica here, but it makes the server export a replica's gauges.
   const start = (port: number) =>
     withProcess(t, db, { PORT: String(port), WORKERS: '2', READ_DATABASE_URL: db.url('fleet_server') })
   const [token, ...processes] = await Promise.all([fillStore(t, db), ...ports.map(start)])
@@ -95,7 +96,10 @@ export async function withMonitoring(t: Test) {
     const { groups } = await prometheus.api<{ groups: { rules: Rule[] }[] }>('rules')
     return groups.flatMap(group => group.rules)
   }
-  /** What an expression may name: what was scraped or recorded, or is told only of what is not here, such as a replica of this database. */
+  /**
+   * The metrics that an expression may name: those that were scraped or recorded, and those that are exported only in some cases,
+   * for example for a replica.
+   */
   const known = async () =>
     new Set([
       'ALERTS',
@@ -103,7 +107,7 @@ export async function withMonitoring(t: Test) {
       ...(await db.sql<{ metric: string }[]>`select metric from fleet.metric_definitions()`).map(({ metric }) => metric),
       ...(await rules()).filter(({ type }) => type === 'recording').map(({ name }) => name),
     ])
-  /** Those of the expressions that have no value, however long one waits for it. */
+  /** The expressions that still have no value after 10 s. */
   const withoutValue = async (expressions: string[]) => {
     let left = expressions
     await waitFor(
@@ -120,7 +124,10 @@ export async function withMonitoring(t: Test) {
   return { db, api: prometheus.api, value, rules, known, withoutValue, servers, processes }
 }
 
-/** One device that will talk, one that is silent, one whose Unity is down; a past; a day that is archived and one that is held. */
+/**
+ * Makes a device that will send, one that is silent, and one whose Unity is down; some history; a day that is archived and one
+ * that is held.
+ */
 async function fillStore(t: Test, db: TestDatabase) {
   const { token } = await enroll(db, 'a')
   for (const alias of ['silent', 'unity-down']) await enroll(db, alias)

@@ -1,4 +1,4 @@
-// A real S3 store for tests: Ceph's gateway (RGW) over one monitor and one OSD that keeps everything in memory.
+// Runs a real S3 store for tests: Ceph's gateway (RGW) over one monitor and one OSD, which keeps everything in memory.
 import { execFile, execFileSync, spawn, type ChildProcess } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
 import { closeSync, existsSync, openSync, readFileSync } from 'node:fs'
@@ -13,7 +13,7 @@ import { hasPrograms, testPrograms } from './optional-programs.ts'
 
 const run = promisify(execFile)
 
-/** Ubuntu's packages are named so too. */
+/** Ubuntu's packages have the same names. */
 export const objectStore = testPrograms('S3 store', ['radosgw', 'ceph-mon', 'ceph-osd', 'ceph-common'], () =>
   hasPrograms('radosgw', 'radosgw-admin', 'ceph-mon', 'ceph-osd', 'ceph', 'monmaptool'),
 )
@@ -22,21 +22,23 @@ export interface ObjectStore {
   endpoint: string
   accessKey: string
   secretKey: string
-  /** Runs radosgw-admin: users, their rights, quotas. What it prints is JSON. */
+  /** Runs radosgw-admin, for users, their rights and quotas. It prints JSON. */
   admin: (...args: string[]) => Promise<string>
-  /** Ends its processes and removes its directory. It also ends when this process does, however that ends. */
+  /** Ends its processes and removes its directory. This also happens when this process ends, no matter how. */
   end: () => Promise<void>
 }
 
-/** Starts a store of its own on loopback, in a temporary directory. Takes about 10 s and 150 MB. */
+/** Starts a store on loopback, in a temporary directory. Takes about 10 s and 150 MB. */
 export async function startObjectStore(): Promise<ObjectStore> {
   if (!objectStore.isHere())
-    throw new Error(`the S3 store of the tests is not installed; by: apt-get install -y ${objectStore.packages.join(' ')}`)
+    throw new Error(
+      `the S3 store for the tests is not installed; install it with: apt-get install -y ${objectStore.packages.join(' ')}`,
+    )
   for (let tried = 1; ; tried++) {
     try {
       return await start()
     } catch (error) {
-      // Another process may take a port between our look and the daemon's bind.
+      // Another process may take the port after we looked and before the daemon binds it.
       if (tried === 3 || !(error instanceof Error && /address already in use|unable to bind/i.test(error.message))) throw error
     }
   }
@@ -63,7 +65,7 @@ async function start(): Promise<ObjectStore> {
       await mkdir(made, { recursive: true })
       if (user) await chown(made, user.uid, user.gid)
     }
-    // Where Debian 13's OSD looks for its classes: lib/… below the directory that it works in, which elsewhere is the root.
+    // Debian 13's OSD looks for its classes in lib/… below its working directory, which is usually the root.
     await symlink('/usr/lib', join(dir, 'lib'))
     const fsid = randomUUID()
     await writeFile(conf, configuration(dir, fsid, monitor, port))
@@ -79,7 +81,7 @@ async function start(): Promise<ObjectStore> {
       child.unref()
       return child
     }
-    /** Waits for something that a daemon must do, as long as that daemon lives. */
+    /** Waits for something that a daemon must do, and fails if the daemon ends before that. */
     const whenAlive = async <T>(child: ChildProcess, name: string, work: Promise<T>) => {
       const ended = new Promise<never>((_, reject) => {
         child.once('exit', code => {
@@ -138,14 +140,14 @@ async function answers(endpoint: string) {
   }
 }
 
-/** For root it is Debian's user ceph, else whoever runs this. */
+/** The user of the store: Debian's user ceph if this process runs as root, otherwise the user of this process. */
 function storeUser() {
   if (process.getuid?.() !== 0) return undefined
   const id = (flag: string) => Number(execFileSync('id', [flag, 'ceph'], { encoding: 'utf8', stdio: 'pipe' }))
   return { uid: id('-u'), gid: id('-g') }
 }
 
-/** One copy of everything, in memory; nobody to authenticate within it; every address is loopback. */
+/** Ceph's configuration: one copy of everything, in memory, without authentication between the daemons, and only on loopback. */
 function configuration(dir: string, fsid: string, monitor: number, port: number) {
   return `[global]
 fsid = ${fsid}
@@ -187,8 +189,8 @@ rgw_user_quota_bucket_sync_interval = 1
 `
 }
 
-// Each daemon's pid is a line; the end of the lines is the end of the store. A pid counts while its process works in
-// the store's directory, so that never another one that got the number later is hit. The gateway first.
+// Reads the pid of each daemon, one a line. The end of the input is the end of the store. A pid is killed only if its process
+// works in the store's directory, so that another process that got the number later is never hit. The gateway is killed first.
 const guardScript = `
   pids=
   while read -r pid; do pids="$pid $pids"; done

@@ -1,4 +1,4 @@
-// What the tests of the page share.
+// Helpers for the tests of the ops page.
 import { ADMIN_KEY } from './server.ts'
 
 export interface PageAnswer {
@@ -7,7 +7,10 @@ export interface PageAnswer {
   html: string
 }
 
-/** A browser without JavaScript and without a jar: paths and forms of one server, the cookie in the open. */
+/**
+ * A minimal browser without JavaScript and without a cookie jar: it gets paths and posts forms of one server, and the test passes
+ * the cookie itself.
+ */
 export function visitor(url: string) {
   const { host } = new URL(url)
   async function get(path: string, headers: Record<string, string> = {}): Promise<PageAnswer> {
@@ -27,7 +30,10 @@ export function visitor(url: string) {
     })
     return { status: response.status, headers: response.headers, html: await response.text() }
   }
-  /** Logs in; the headers of who is. */
+  /**
+   * Logs in.
+   * @returns the headers of a logged-in visitor
+   */
   async function login() {
     const { headers } = await post('/login', { key: ADMIN_KEY })
     return { cookie: headers.getSetCookie()[0]!.split(';')[0]! }
@@ -35,7 +41,7 @@ export function visitor(url: string) {
   return { get, post, login }
 }
 
-/** The text of a part of the page, without tags, with single spaces. */
+/** The text of a part of the page, without tags and with single spaces. */
 export function textOf(html: string, id: string) {
   const from = html.indexOf(`id="${id}"`)
   if (from === -1) throw new Error(`there is no #${id}:\n${html}`)

@@ -1,5 +1,6 @@
-// The commands of README.md and docs/ run as they are printed. Those of RUNBOOK.md and the SQL of all pages: sql/checks/runbook.test.ts; README.md's
-// own: local/start.test.ts; docs/two-servers.md: two-servers.test.ts; docs/alert-me.md: docker/alertmanager.
+// Runs the commands of README.md and docs/ as they are printed. Other files test the rest: sql/checks/runbook.test.ts the
+// commands of RUNBOOK.md and the SQL of all pages, local/start.test.ts README.md's first commands, two-servers.test.ts
+// docs/two-servers.md, and docker/alertmanager/alertmanager.test.ts docs/alert-me.md.
 import { cp, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
@@ -9,12 +10,12 @@ import { prometheus } from './prometheus.ts'
 import { withDatabase } from './database.ts'
 import { blocksOf, readPage, runShell, section, withArchivedDays } from './pages.ts'
 
-/** With the port of the test's server in place of the usual one. */
+/** The commands of a page, with the port of the test's server instead of the usual one. */
 async function readCommands(page: string) {
   return (await readPage(page)).replaceAll('http://127.0.0.1:8080', 'http://127.0.0.1:$PORT')
 }
 
-t.test('each page with commands for a shell is run by a test', async t => {
+t.test('a test runs the shell commands of each page', async t => {
   const docs = (await readdir(join(repository, 'docs'))).filter(name => name.endsWith('.md')).map(name => `docs/${name}`)
   const pages = ['README.md', 'RUNBOOK.md', 'CONTRIBUTING.md', ...docs]
   const found: string[] = []
@@ -86,31 +87,35 @@ t.test('the commands of docs/operate.md configure Prometheus', { skip: prometheu
   t.equal(code, 0, output)
 })
 
-t.test('the commands of docs/install.md prepare a database for an owner who is no superuser', { timeout: 120_000 }, async t => {
-  const db = await withDatabase(t, 'template0')
-  // Roles belong to the cluster, which other tests use too.
-  const role = `deployer_${process.pid}`
-  await db.admin.unsafe(`create role ${role} login password 'secret'`)
-  t.teardown(async () => {
-    const other = await withDatabase(t)
-    await other.admin.unsafe(`drop role ${role}`)
-  })
-  const [block = '', ...others] = blocksOf(await readPage('docs/install.md'), 'sh')
-  t.same(others, [])
-  const deployer = new URL(db.url('fleet_owner'))
-  deployer.username = role
-  deployer.password = 'secret'
-  const { code, output } = await runShell(block.replace(/\bdeployer\b/, role), {
-    ADMIN_URL: db.url('postgres'),
-    DEPLOYER_URL: deployer.href,
-  })
-  t.equal(code, 0, output)
-  t.match(output, /The database is up to date/)
-  t.match(
-    await db.admin`select has_function_privilege('fleet_server', 'fleet.ingest(json, timestamptz)', 'execute') as is_ready`,
-    [{ is_ready: true }],
-  )
-})
+t.test(
+  'the commands of docs/install.md prepare a database for an owner who is not a superuser',
+  { timeout: 120_000 },
+  async t => {
+    const db = await withDatabase(t, 'template0')
+    // Roles belong to the cluster, which other tests use too, so this role has a name of its own.
+    const role = `deployer_${process.pid}`
+    await db.admin.unsafe(`create role ${role} login password 'secret'`)
+    t.teardown(async () => {
+      const other = await withDatabase(t)
+      await other.admin.unsafe(`drop role ${role}`)
+    })
+    const [block = '', ...others] = blocksOf(await readPage('docs/install.md'), 'sh')
+    t.same(others, [])
+    const deployer = new URL(db.url('fleet_owner'))
+    deployer.username = role
+    deployer.password = 'secret'
+    const { code, output } = await runShell(block.replace(/\bdeployer\b/, role), {
+      ADMIN_URL: db.url('postgres'),
+      DEPLOYER_URL: deployer.href,
+    })
+    t.equal(code, 0, output)
+    t.match(output, /The database is up to date/)
+    t.match(
+      await db.admin`select has_function_privilege('fleet_server', 'fleet.ingest(json, timestamptz)', 'execute') as is_ready`,
+      [{ is_ready: true }],
+    )
+  },
+)
 
 t.test('the commands of docs/upgrade.md run against a store', { timeout: 300_000 }, async t => {
   const { env } = await withArchivedDays(t, [])

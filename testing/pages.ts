@@ -1,4 +1,4 @@
-// What the tests of pages in Markdown share: their commands, and a store for those to run against.
+// Helpers for the tests of Markdown pages: the pages' commands, and a store against which to run them.
 import { spawn } from 'node:child_process'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -13,14 +13,14 @@ export function readPage(page: string) {
   return readFile(join(repository, page), 'utf8')
 }
 
-/** The text of each fenced block in this language, also of those in a list, without their indent. */
+/** The text of each fenced block in this language, without indent. Blocks in lists are included. */
 export function blocksOf(text: string, language: string) {
   return [...text.matchAll(new RegExp(`^( *)\`\`\`${language}\\n([^]*?)^ *\`\`\`$`, 'gm'))].map(([, indent = '', block = '']) =>
     indent ? block.replaceAll(new RegExp(`^${indent}`, 'gm'), '') : block,
   )
 }
 
-/** A section of a page, from its heading to the next one of its level. */
+/** A section of a page, from its heading to the next heading of the same level. */
 export function section(text: string, title: string) {
   return (
     text
@@ -30,10 +30,13 @@ export function section(text: string, title: string) {
   )
 }
 
-/** A store with a server and an archiver whose days of so long ago are archived and dropped, and the variables that a shell needs for it. */
+/**
+ * Makes a store with a server and an archiver, in which the days of so long ago are archived and dropped, and returns the
+ * variables that a shell needs for it.
+ */
 export async function withArchivedDays(t: Test, ago: number[]) {
   const db = await withDatabase(t)
-  // As npm start does.
+  // The first device, as npm start makes it.
   const [device] = (await enroll(db.sql, 1)) as [number]
   for (const day of ago.map(daysAgo)) {
     await db.sql`select fleet.create_partitions(${day}::date, ${day}::date)`
@@ -56,7 +59,7 @@ export async function withArchivedDays(t: Test, ago: number[]) {
   return { db, env }
 }
 
-/** Runs lines of shell, by default in the repository, to the first that fails; curl fails on an answer that is an error. */
+/** Runs lines of shell, by default in the repository, until one fails. curl fails if the answer is an error. */
 export function runShell(command: string, env: Record<string, string | undefined>, { cwd = repository, input = '' } = {}) {
   return new Promise<{ code: number | null; output: string }>((resolve, reject) => {
     // eslint-disable-next-line no-restricted-syntax -- the command is a page of ours

@@ -1,4 +1,5 @@
-// Prometheus as docker/prometheus/ configures it, for tests: Debian's programs, in a temporary directory, on a free port of loopback.
+// Runs Prometheus as docker/prometheus/ configures it, for tests: Debian's programs, in a temporary directory, on a free port of
+// loopback.
 import { execFile } from 'node:child_process'
 import { chown, cp, mkdtemp, readdir, readFile, realpath, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -13,7 +14,10 @@ import { spawnProgram } from './database.ts'
 const run = promisify(execFile)
 export const prometheus = testPrograms('Prometheus', ['prometheus'], () => hasPrograms('prometheus', 'promtool'))
 
-/** Runs promtool; what it printed, and whether it found nothing wrong. */
+/**
+ * Runs promtool.
+ * @returns what it printed, and whether it found nothing wrong
+ */
 export async function promtool(...args: string[]) {
   try {
     const { stdout, stderr } = await run(find('promtool'), args, { env: plainEnv() })
@@ -30,11 +34,11 @@ export interface Targets {
   servers: string[]
   haproxy?: string[]
   alertmanagers?: string[]
-  /** Rules besides those of docker/prometheus/. */
+  /** Rules in addition to those of docker/prometheus/. */
   rules?: string
 }
 
-/** A copy of docker/prometheus/ with the key and these targets; what else is there is as it is. */
+/** Makes a copy of docker/prometheus/ with this key and these targets. Everything else stays as it is. */
 export async function configurePrometheus(
   t: Test,
   { adminKey, servers, haproxy = [], alertmanagers = [], rules }: Targets,
@@ -51,7 +55,7 @@ export async function configurePrometheus(
   return dir
 }
 
-/** Prometheus with the real configuration, but for the targets and its pace: it scrapes and evaluates each second. */
+/** Runs Prometheus with the real configuration, except that it has other targets, and scrapes and evaluates each second. */
 export async function withPrometheus(t: Test, targets: Targets) {
   const port = await freePort(true)
   const dir = await configurePrometheus(t, targets, port)
@@ -73,7 +77,10 @@ export async function withPrometheus(t: Test, targets: Targets) {
     { cwd: dir, ...user, ready: `${url}/-/ready` },
   )
 
-  /** Asks the HTTP API, such as query?query=up; @throws with what Prometheus says is wrong */
+  /**
+   * Calls the HTTP API, for example query?query=up.
+   * @throws an Error with Prometheus's message
+   */
   const api = async <T>(path: string, parameters: Record<string, string> = {}) => {
     const answer = await fetch(`${url}/api/v1/${path}?${new URLSearchParams(parameters).toString()}`)
     const { status, data, error } = (await answer.json()) as { status: string; data: T; error?: string }

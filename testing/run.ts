@@ -1,5 +1,5 @@
-// npm test [-- --at 2028-02-29T12:00Z] [files…]: makes a throwaway cluster, runs the tests in it and removes it, whatever happens. With --at
-// all of this happens at that time.
+// npm test [-- --at 2028-02-29T12:00Z] [files…]: makes a throwaway cluster, runs the tests in it and removes it, no matter what
+// happens. With --at all of this happens at that time.
 import { spawn, type ChildProcess } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -26,7 +26,7 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
 
 try {
   await buildTap()
-  // Here, before the test files that need them run side by side. Where they are not to be had, those say so.
+  // Installed here, before the test files that need them run in parallel. If a program cannot be installed, those tests say so.
   if (!objectStoreConfig().endpoint) await objectStore.install()
   for (const programs of [
     topology,
@@ -49,7 +49,7 @@ try {
 }
 if (stopping) process.exitCode = 1
 
-/** Takes --at out of the arguments; the others are passed to tap. */
+/** Extracts --at from the arguments. The others are passed to tap. */
 function parseArguments(args: string[]) {
   const place = args.indexOf('--at')
   if (place < 0) return { at: undefined, rest: args }
@@ -91,7 +91,10 @@ async function runHere(args: string[]) {
   }
 }
 
-/** Compiles tap for the plugins of .taprc after an installation; left to the first run, that run would have the old ones. */
+/**
+ * Compiles tap for the plugins in .taprc after an installation. Without this, the first run would compile them but still use the
+ * old ones.
+ */
 async function buildTap() {
   const built = await readFile(join(repository, 'node_modules/@tapjs/test/test-built/dist/esm/index.js'), 'utf8')
   if (!built.includes('@tapjs/typescript')) return

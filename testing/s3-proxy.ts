@@ -1,4 +1,5 @@
-// What goes wrong between an archiver and a real S3 store, for tests and drills: a proxy that gives each request its fate.
+// Makes things go wrong between an archiver and a real S3 store, for tests and drills: a proxy that decides the fate of each
+// request.
 import { createServer, request as httpRequest, type IncomingMessage } from 'node:http'
 import { request as httpsRequest } from 'node:https'
 import type { AddressInfo } from 'node:net'
@@ -6,9 +7,11 @@ import { Transform } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 /**
- * What happens to a request on its way: it passes; passes late (`slow`); is answered 503 (`refuse`); its connection is cut before the
- * store hears of it (`cut`), after it did its part (`lose`), or in the middle of the answer (`break`); a byte of its body is flipped
- * (`flip`). Or the store lies: it says that it stored what it did not (`swallow`, else as pass), or answers with a byte flipped (`garble`).
+ * What happens to a request: `pass`, it passes; `slow`, it passes late; `refuse`, it is answered with 503; `cut`, its connection
+ * is cut before the store receives it; `lose`, the connection is cut after the store did its part; `break`, in the middle of the
+ * answer; `flip`, a byte of its body is flipped.
+ * Two make the store lie: `swallow`, it reports that it stored what it did not store (requests that store nothing pass);
+ * `garble`, it answers with a byte flipped.
  */
 export type Fate = 'pass' | 'slow' | 'refuse' | 'cut' | 'lose' | 'break' | 'flip' | 'swallow' | 'garble'
 
@@ -22,7 +25,7 @@ export interface SeenRequest {
 
 const SLOW_MS = 700
 
-/** A proxy before the store; `fate` is asked with each request's number, from 0. */
+/** Starts a proxy in front of the store. `fate` is called with the number of each request, from 0. */
 export async function startProxy(endpoint: string, fate: (number: number, request: IncomingMessage) => Fate = () => 'pass') {
   const seen: SeenRequest[] = []
   const send = endpoint.startsWith('https:') ? httpsRequest : httpRequest
@@ -82,7 +85,7 @@ export async function startProxy(endpoint: string, fate: (number: number, reques
   return { endpoint: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, seen, end }
 }
 
-/** Passes bytes on; flips one of the first chunk. */
+/** Passes bytes on, and flips one in the first chunk if `flips` is set. */
 function flipper(flips: boolean) {
   let isFirst = true
   return new Transform({

@@ -1,4 +1,4 @@
-// What the tests against a real S3 store share.
+// Helpers for the tests against a real S3 store.
 import { randomBytes } from 'node:crypto'
 import {
   AbortMultipartUploadCommand,
@@ -18,27 +18,29 @@ import { createS3Store } from '../archiver/store/s3-store.ts'
 export interface TestBucket {
   endpoint: string
   bucket: string
-  /** An ARCHIVE_URL in the bucket, with nothing under it yet. */
+  /** An ARCHIVE_URL in the bucket, under which there is nothing yet. */
   url: string
-  /** AWS_*: the settings of a process that may do everything there. */
+  /** The AWS_* settings of a process that may do everything there. */
   env: Record<string, string | undefined>
-  /** To look at the store past the code under test. */
+  /** A client that looks at the store without the code under test. */
   client: S3Client
 }
 
 const { endpoint, bucket: givenBucket, aws } = objectStoreConfig()
 
-/** Why the tests that need a store are skipped; false when they are not. In CI they never are. */
+/** Why the tests that need a store are skipped; false if they run. In CI they always run. */
 export const withoutStore = endpoint
   ? false
   : objectStore.without && `${objectStore.without}, or set S3_TEST_ENDPOINT and its AWS_*`
 
-/** As withoutStore, for tests that make users and quotas, which only the store that is started here lets them. */
-export const withoutOwnStore = endpoint ? 'S3_TEST_ENDPOINT: users and quotas of that store are not ours to make' : withoutStore
+/** As withoutStore, for tests that make users and quotas. Only the store that is started here lets them. */
+export const withoutOwnStore = endpoint
+  ? 'S3_TEST_ENDPOINT is set, and tests make no users and quotas in that store'
+  : withoutStore
 
 let started: Promise<ObjectStore> | undefined
 
-/** The store that this test file started; it ends with the file. */
+/** The store of this test file. It is started at the first call and ends with the file. */
 export function ownStore() {
   return (started ??= startObjectStore().then(store => {
     tap.teardown(() => store.end())
@@ -46,14 +48,17 @@ export function ownStore() {
   }))
 }
 
-/** A new bucket (in S3_TEST_BUCKET: a new prefix), emptied and removed in teardown. The store starts with the first one of a test file. */
+/**
+ * Makes a bucket, or a prefix in S3_TEST_BUCKET, which is emptied and removed in teardown. The first call in a test file starts
+ * the store.
+ */
 export async function withObjectStore(t: Test): Promise<TestBucket> {
   if (endpoint) return await openBucket(t, endpoint, aws)
   const { endpoint: own, accessKey, secretKey } = await ownStore()
   return await openBucket(t, own, { AWS_ACCESS_KEY_ID: accessKey, AWS_SECRET_ACCESS_KEY: secretKey, AWS_REGION: 'us-east-1' })
 }
 
-/** A user of their own in the store that was started here, without a bucket. */
+/** Makes a user without a bucket in the store that was started here. */
 export async function withUser(t: Test, uid: string) {
   const { admin } = await ownStore()
   const secret = randomBytes(16).toString('hex')
@@ -94,8 +99,8 @@ export async function openBucket(t: Test, endpoint: string, env: TestBucket['env
 }
 
 /**
- * The store of the archiver, as a process with these settings has it, or one that sends checksums as to AWS; the environment is put
- * back in teardown.
+ * Opens the archiver's store as a process with these settings does; with `checksums`, one that sends checksums as it does to AWS.
+ * The environment is restored in teardown.
  */
 export function openWith(
   t: Test,
@@ -107,7 +112,7 @@ export function openWith(
     for (const name of Object.keys(present).filter(name => name.startsWith('AWS_'))) delete present[name]
     for (const [name, value] of entries) if (value !== undefined) present[name] = value
   }
-  // Nor from ~/.aws, nor from the machine's own address for them.
+  // Prevents the SDK from reading credentials from ~/.aws or from the machine's metadata service.
   set(
     Object.entries({
       AWS_CONFIG_FILE: '/dev/null',
@@ -120,7 +125,7 @@ export function openWith(
   return createS3Store(url, { endpoint, checksums })
 }
 
-/** As startProxy, for as long as the test. */
+/** As startProxy; the proxy ends with the test. */
 export async function withProxy(t: Test, ...args: Parameters<typeof startProxy>) {
   const { end, ...proxy } = await startProxy(...args)
   t.teardown(end)

@@ -1,4 +1,5 @@
-// Makes the pictures of the ops page in docs/: node --import tsx testing/screenshots.ts, beside npm run demo. They are cut to stay small.
+// Makes the pictures of the ops page in docs/. While npm run demo runs: node --import tsx testing/screenshots.ts. The pictures
+// are cropped to stay small.
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Browser } from 'playwright-core'
@@ -7,7 +8,7 @@ import { repository, serverAddress, SettingsError } from '../local/config.ts'
 
 const server = serverAddress()
 if (server === undefined)
-  throw new SettingsError(['ADMIN_KEY: not set; while npm run demo runs, say first: set -a; . .local/env; set +a'])
+  throw new SettingsError(['ADMIN_KEY: not set; while npm run demo runs, run: set -a; . .local/env; set +a'])
 const { url, adminKey } = server
 const docs = join(repository, 'docs')
 const desktop = { width: 1120, height: 800 }
@@ -26,7 +27,7 @@ try {
   await browser.close()
 }
 
-/** The page from the top, or from `first` when that is not the headline, to the end of `last`. */
+/** Takes a picture of the page from the headline, or from `first`, to the end of `last`. */
 async function take(
   browser: Browser,
   name: string,
@@ -45,7 +46,7 @@ async function take(
     await page.getByRole('region', { name: 'Devices found' }).getByRole('link').first().click()
     await page.getByRole('heading', { name: 'The last 24 hours' }).waitFor()
   } else {
-    // The rate is over the time between two looks.
+    // The rate covers the time between two samples.
     await page.locator('#ingest', { hasText: 'in the last' }).waitFor({ timeout: 30_000 })
   }
   const [from, to] = [await page.locator(first).boundingBox(), await page.locator(last).boundingBox()]

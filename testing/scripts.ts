@@ -1,4 +1,4 @@
-// What the tests of the scripts in docker/ share.
+// Helpers for the tests of the scripts in docker/.
 import { spawn } from 'node:child_process'
 import { chmod, mkdtemp, realpath, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -7,7 +7,7 @@ import type { Test } from 'tap'
 import { plainEnv, repository } from '../local/config.ts'
 import { find } from './optional-programs.ts'
 
-/** Runs a program to its end. */
+/** Runs a program until it ends. */
 export function run(
   program: string,
   args: string[],
@@ -31,7 +31,7 @@ export function run(
   })
 }
 
-/** A temporary directory that others may enter. */
+/** Makes a temporary directory that other users may enter. */
 export async function withDirectory(t: Test) {
   const directory = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-docker-'))
   await chmod(directory, 0o755)
@@ -39,7 +39,7 @@ export async function withDirectory(t: Test) {
   return directory
 }
 
-/** What docker/secrets/make.sh makes. */
+/** Runs docker/secrets/make.sh and returns its directory. */
 export async function withSecrets(t: Test) {
   const directory = await withDirectory(t)
   const { code, output } = await run('sh', ['docker/secrets/make.sh', directory])

@@ -17,7 +17,7 @@ export interface Answer {
   body: unknown
 }
 
-/** The environment of a server on this database, on any free port. */
+/** The environment of a server for this database, on any free port. */
 export function serverEnv(db: TestDatabase) {
   return {
     SERVER_DATABASE_URL: db.url('fleet_server'),
@@ -29,7 +29,7 @@ export function serverEnv(db: TestDatabase) {
   }
 }
 
-/** A server on a database of its own, or on a given one; both end with the test. */
+/** Starts a server on a new database, or on a given one. Both end with the test. */
 export async function withServer(t: Test, overrides: Partial<ServerConfig> = {}, given?: TestDatabase) {
   const db = given ?? (await withDatabase(t))
   const config = { ...readConfig({ ...serverEnv(db), LOG_LEVEL: 'silent' }), ...overrides }
@@ -41,7 +41,7 @@ export async function withServer(t: Test, overrides: Partial<ServerConfig> = {},
 
 export type Call = ReturnType<typeof client>
 
-/** Calls like `POST /v1/heartbeat`; an object is sent as JSON, a string or Buffer as it is. */
+/** Sends requests such as `POST /v1/heartbeat`. An object is sent as JSON, a string or Buffer as it is. */
 export function client(url: string) {
   return async (
     call: string,
@@ -95,12 +95,12 @@ export async function lastStatus(db: TestDatabase, deviceId: number) {
   return row!
 }
 
-/** `seconds` before now, as a device writes it. */
+/** The time `seconds` ago, as a device writes it. */
 export function ago(seconds: number) {
   return new Date(Date.now() - seconds * 1000).toISOString()
 }
 
-/** A writer alone, without HTTP. */
+/** Makes a writer without HTTP. */
 export async function withWriter(t: Test, concurrency = 2) {
   const db = await withDatabase(t)
   const config = readConfig(serverEnv(db))
@@ -113,7 +113,7 @@ export async function withWriter(t: Test, concurrency = 2) {
   return { db, pool, metrics, backpressure, writer }
 }
 
-/** server/main.ts as a process of its own, ready. */
+/** Starts server/main.ts as a process and waits until it is ready. */
 export async function withProcess(t: Test, db: TestDatabase, env: Record<string, string> = {}) {
   const server = await spawnNode(t, 'server/main.ts', { env: { ...serverEnv(db), ...env }, ready: /"server.listening"/ })
   const url = `http://127.0.0.1:${/"port":(\d+)/.exec(server.output())![1]}`
@@ -122,7 +122,9 @@ export async function withProcess(t: Test, db: TestDatabase, env: Record<string,
   return { server, call, url }
 }
 
-/** Posts beats one after another on several connections until the server is gone; remembers what was acknowledged. */
+/**
+ * Posts heartbeats one after the other on several connections until the server is gone, and remembers which were acknowledged.
+ */
 export function load(url: string, token: string, clients = 20, from = 0) {
   const call = client(url)
   const base = Date.now()
@@ -133,14 +135,14 @@ export function load(url: string, token: string, clients = 20, from = 0) {
   const done = Promise.all(
     Array.from({ length: clients }, async () => {
       while (running) {
-        // Each in a bucket of its own.
+        // Each heartbeat is in a bucket of its own.
         const ts = new Date(base - 60_000 - 10_000 * next++).toISOString()
         try {
           const { status } = await call('POST /v1/heartbeat', { token, body: { ts } })
           statuses.set(status, (statuses.get(status) ?? 0) + 1)
           if (status === 201) acknowledged.push(ts)
         } catch {
-          // Cut off or refused: not acknowledged.
+          // The connection was cut or refused, so the heartbeat was not acknowledged.
           await sleep(5)
         }
       }
@@ -156,14 +158,14 @@ export function load(url: string, token: string, clients = 20, from = 0) {
   }
 }
 
-/** Those of the acknowledged that are not in the table. */
+/** The acknowledged heartbeats that are not in the table. */
 export async function lost(db: TestDatabase, deviceId: number, acknowledged: string[]) {
   const rows = await stored(db, deviceId)
   const kept = new Set(rows.map(row => (row.ts as Date).toISOString()))
   return acknowledged.filter(ts => !kept.has(ts))
 }
 
-/** The workers whose port is open now, by pid. */
+/** The pids of the workers that are running now. */
 export function living({ output }: TestProcess) {
   const pids = (event: string) =>
     [...output().matchAll(new RegExp(`"event":"${event}","worker":(\\d+)`, 'g'))].map(match => Number(match[1]))

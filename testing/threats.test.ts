@@ -11,7 +11,7 @@ function titlesOf(text: string) {
   return new Set([...titles].map(([, single, double]) => (single ?? double)!.replace(/\\(.)/g, '$1')))
 }
 
-t.test('each test that docs/threats.md names is there', async t => {
+t.test('each test that docs/threats.md names exists', async t => {
   let file = ''
   let titles = 0
   for (const [, path, title] of page.replaceAll('\n', ' ').matchAll(/`([\w/.-]+\.test\.ts)`|"([^"]{10,})"/g)) {
@@ -26,7 +26,7 @@ t.test('each test that docs/threats.md names is there', async t => {
   t.ok(titles > 40, `${titles} tests`)
 })
 
-t.test('each file and setting that docs/threats.md names is there', async t => {
+t.test('each file and setting that docs/threats.md names exists', async t => {
   for (const [, link] of page.matchAll(/\]\(([^)]+)\)/g)) t.ok(await readFile(join(repository, 'docs', link!)), link!)
   const settings = await readFile(join(repository, '.env.example'), 'utf8')
   for (const [, name] of page.matchAll(/`([A-Z][A-Z_]{4,})`/g)) t.match(settings, new RegExp(`^#${name}=`, 'm'), name!)

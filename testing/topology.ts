@@ -1,4 +1,4 @@
-// pgBouncer and HAProxy as docker/ configures them, for tests: Debian's programs, on free ports of loopback.
+// Runs pgBouncer and HAProxy as docker/ configures them, for tests: Debian's programs, on free ports of loopback.
 import { chown, mkdtemp, readFile, realpath, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -13,11 +13,11 @@ export const topology = testPrograms('pool and balancer', ['pgbouncer', 'haproxy
 
 export interface Service {
   port: number
-  /** Starts it, again on the same port; the process of that run. */
+  /** Starts it; a later start uses the same port. Resolves to the process. */
   start: () => Promise<TestProcess>
 }
 
-/** pgBouncer before the database at `url`, for its role alone; `through` is that URL by way of pgBouncer. */
+/** Makes a pgBouncer in front of the database at `url`, only for that URL's role. `through` is the URL through pgBouncer. */
 export async function withPgbouncer(t: Test, url: string): Promise<Service & { through: string }> {
   const target = new URL(url)
   const dir = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-pgbouncer-'))
@@ -32,7 +32,7 @@ export async function withPgbouncer(t: Test, url: string): Promise<Service & { t
   })
   await writeFile(join(dir, 'pgbouncer.ini'), ini)
   await writeFile(userlist, `"${target.username}" "${target.password}"\n`, { mode: 0o600 })
-  // Like Postgres, it does not run as root.
+  // Like Postgres, pgBouncer does not run as root.
   const user = clusterUser()
   if (user) for (const path of [dir, userlist]) await chown(path, user.uid, user.gid)
   const through = new URL(url)
@@ -48,7 +48,7 @@ export async function withPgbouncer(t: Test, url: string): Promise<Service & { t
   return { port, start, through: through.href }
 }
 
-/** HAProxy before two servers on these ports; `states` tells what its health checks say of them. */
+/** Makes an HAProxy in front of two servers on these ports. `states` returns the results of its health checks. */
 export async function withHaproxy(
   t: Owner,
   servers: [number, number],
@@ -63,7 +63,7 @@ export async function withHaproxy(
     SERVER_1: `127.0.0.1:${servers[0]}`,
     SERVER_2: `127.0.0.1:${servers[1]}`,
   }
-  // A copy, for who runs it may not be let into this clone, as in root's home.
+  // HAProxy reads a copy, because its user may not be able to enter this clone, for example in root's home directory.
   const dir = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-haproxy-'))
   t.teardown(() => rm(dir, { recursive: true, force: true }))
   const file = join(dir, 'haproxy.cfg')
@@ -96,11 +96,11 @@ export async function withHaproxy(
   }
 }
 
-/** A file of docker/ with what differs here; everything else is run as it is. */
+/** A file of docker/ with these changes. Everything else stays as it is. */
 async function configuration(file: string, changes: Record<string, string>) {
   let text = await readFile(join(repository, file), 'utf8')
   for (const [from, to] of Object.entries(changes)) {
-    if (!text.includes(from)) throw new Error(`${file} does not say ${from} any more`)
+    if (!text.includes(from)) throw new Error(`${file} no longer contains ${from}`)
     text = text.replace(from, to)
   }
   return text

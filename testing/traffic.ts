@@ -1,4 +1,4 @@
-// Load for tests: senders that behave as agents do, and what must be true of the store afterwards.
+// Makes load for tests: senders that behave like agents, and checks of what must be true of the store afterwards.
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Sql } from 'postgres'
 import type { Test } from 'tap'
@@ -14,7 +14,7 @@ interface Device {
 
 export type Traffic = ReturnType<typeof startTraffic>
 
-/** Many devices at once. */
+/** Enrolls many devices at once. */
 export async function enrollMany(sql: Sql, count: number): Promise<Device[]> {
   const rows = await sql<{ device_id: string; token: string }[]>`
     select d.device_id, d.token
@@ -24,19 +24,19 @@ export async function enrollMany(sql: Sql, count: number): Promise<Device[]> {
 }
 
 /**
- * Each device posts one request after the other, to the first, second, … URL in turn; the first `batchers` of them post
- * batches. Each waits up to `pause` ms before its next. What was not acknowledged is sent again.
+ * Each device posts one request after the other, to the URLs in turn. The first `batchers` devices post batches. Each waits up to
+ * `pause` ms before its next request. What was not acknowledged is sent again.
  */
 export function startTraffic(urls: string[], devices: Device[], { batchers = 0, pause = 0 } = {}) {
   const base = Date.now() - 60_000
   const traffic = {
-    /** `device ts` of each heartbeat that was answered as stored, or as a duplicate of one that was sent before. */
+    /** `device ts` of each heartbeat that was answered as stored, or as a duplicate of one sent before. */
     acknowledged: new Set<string>(),
-    /** Requests answered by 5xx with a Retry-After. */
+    /** The number of requests that were answered with 5xx and a Retry-After. */
     refused: 0,
-    /** Connections that ended without an answer. */
+    /** The number of connections that ended without an answer. */
     cut: 0,
-    /** Answers that no device should get. */
+    /** The answers that no device should get. */
     wrong: [] as string[],
     stop: () => {
       running = false
@@ -51,9 +51,9 @@ export function startTraffic(urls: string[], devices: Device[], { batchers = 0, 
       let next = 0
       let beats: { ts: string }[] = []
       while (running) {
-        // Otherwise so many would leave the server no time on the machine that they share.
+        // Otherwise this many senders would leave the server no CPU time on the machine that they share.
         await sleep(Math.random() * pause)
-        // Each in a bucket of its own.
+        // Each heartbeat is in a bucket of its own.
         while (beats.length < (isBatcher ? BATCH : 1)) beats.push({ ts: new Date(base - 10_000 * next++).toISOString() })
         try {
           const { status, headers, body } = isBatcher
@@ -65,7 +65,7 @@ export function startTraffic(urls: string[], devices: Device[], { batchers = 0, 
             beats = []
           } else if (status >= 500 && /^\d+$/.test(headers.get('retry-after') ?? '')) {
             traffic.refused++
-            await sleep(Math.random() * 500) // sooner than it was told
+            await sleep(Math.random() * 500) // sooner than Retry-After says
           } else {
             traffic.wrong.push(`${status} ${JSON.stringify(body)}`)
             await sleep(100)
@@ -80,13 +80,13 @@ export function startTraffic(urls: string[], devices: Device[], { batchers = 0, 
   return traffic
 }
 
-/** Waits until some more was acknowledged. */
+/** Waits until `count` more heartbeats were acknowledged. */
 export async function more({ acknowledged }: Traffic, count = 1_000) {
   const before = acknowledged.size
   await waitFor(async () => acknowledged.size >= before + count, { what: () => `${count} more heartbeats to be acknowledged` })
 }
 
-/** Nothing acknowledged is missing, nothing is there twice, and last status follows. */
+/** Checks that nothing acknowledged is missing, nothing is stored twice, and last status follows. */
 export async function checkStored(t: Test, sql: Sql, { acknowledged, wrong }: Traffic) {
   const rows = await sql<{ device_id: string; ts: Date }[]>`select device_id, ts from fleet.device_heartbeats`
   const kept = new Set(rows.map(row => `${row.device_id} ${row.ts.toISOString()}`))

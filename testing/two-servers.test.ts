@@ -1,4 +1,4 @@
-// docs/two-servers.md, on one machine: its commands and settings with other addresses. Not in it: systemd, DNS, S3.
+// Runs the commands and settings of docs/two-servers.md on one machine, with other addresses. systemd, DNS and S3 are left out.
 import { chown, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
@@ -13,7 +13,7 @@ import { blocksOf, readPage, runShell } from './pages.ts'
 const page = await readPage('docs/two-servers.md')
 const block = (language: string) => blocksOf(page, language).join('\n')
 
-/** The settings in a block, as a service manager reads them. */
+/** The settings in a block, read as a service manager reads them. */
 function settings(text: string) {
   return Object.fromEntries(
     text
@@ -23,13 +23,13 @@ function settings(text: string) {
   )
 }
 
-/** With other addresses in place of the page's. */
+/** The text with other addresses instead of the page's. */
 function moved(text: string, places: Record<string, string>) {
   return Object.entries(places).reduce((moved, [from, to]) => moved.replaceAll(from, to), text)
 }
 
 t.test(
-  'docs/two-servers.md makes two servers, an archiver and a balancer, over TLS',
+  'docs/two-servers.md sets up two servers, an archiver and a balancer, over TLS',
   { skip: topology.without, timeout: 300_000 },
   async t => {
     const { postgres } = testCluster()
@@ -43,7 +43,7 @@ t.test(
       return output
     }
 
-    // A certificate of an authority of our own, for Postgres and for the balancer.
+    // A certificate from our own authority, for Postgres and for the balancer.
     const place = (name: string) => join(directory, name)
     await done(
       [
@@ -68,7 +68,7 @@ t.test(
       'localhost, 10.0.0.10': '127.0.0.1',
     })
     await writeFile(join(cluster.data, 'postgresql.conf'), `\n${conf}`, { flag: 'a' })
-    // The first line stands for the superuser's socket.
+    // The first line replaces the superuser's socket.
     const hba = block('pg_hba').replace('10.0.0.0/24', '127.0.0.1/32')
     await writeFile(join(cluster.data, 'pg_hba.conf'), `host all postgres 127.0.0.1/32 scram-sha-256\n${hba}`)
     await cluster.stop()
@@ -91,7 +91,7 @@ t.test(
     }
     const migrating = moved(block('sh'), places)
     const untrusted = await runShell(migrating.replace(/^NODE_EXTRA_CA_CERTS=\S+ \\\n/, ''), {})
-    t.match(untrusted, { code: 1, output: /unable to verify|self-signed/ }, 'an authority that is not known is not believed')
+    t.match(untrusted, { code: 1, output: /unable to verify|self-signed/ }, 'an unknown authority is not trusted')
     t.match(await done(migrating), /sql\/setup\/guard.sql needs an administrator and was not run[^]*The database is up to date/)
 
     const ports: [number, number] = [await freePort(true), await freePort(true)]
@@ -150,7 +150,7 @@ t.test(
     )
     const unencrypted = `postgres://fleet_server:FLEET_SERVER@127.0.0.1:${cluster.port}/fleet?sslmode=disable`
     const plain = await runShell(`psql -c 'select 1' '${unencrypted}'`, { PATH: `${postgres.bin}:/usr/bin:/bin` })
-    t.match(plain.output, /no pg_hba.conf entry.*no encryption/, 'nobody comes in without TLS')
+    t.match(plain.output, /no pg_hba.conf entry.*no encryption/, 'nobody can connect without TLS')
     const ask = (statement: string) => done(`psql -AXtc "${statement}" '${superuser}'`)
     t.equal(
       await ask(`
