@@ -111,12 +111,17 @@ async function start(config: StartConfig, running: Running, isDemo: boolean) {
   }
   const db = config.databaseUrl ? givenDatabase(config) : await privateDatabase(running, config)
   const { cluster } = running
-  await running.step('Migrating the database', () =>
-    migrate(db.adminUrl, {
-      log: line => say(`\n${line}`),
-      ...(cluster && { afterSetup: () => cluster.allowLogins(), ownerUrl: db.ownerUrl }),
-    }),
-  )
+  const lines: string[] = []
+  try {
+    await running.step('Migrating the database', () =>
+      migrate(db.adminUrl, {
+        log: line => lines.push(line),
+        ...(cluster && { afterSetup: () => cluster.allowLogins(), ownerUrl: db.ownerUrl }),
+      }),
+    )
+  } finally {
+    for (const line of lines) say(line)
+  }
 
   const port = config.portIsFixed ? config.port : await nextFreePort(config)
   const { adminKey, shown } = config.adminKey
