@@ -1,4 +1,4 @@
--- Runs inside the old application's transactions: it must not fail, and must not lock a row for which they would wait.
+-- Runs inside the old application's transactions: it must not fail, and must not lock a row that others of them would wait for.
 create or replace function fleet.record_forward_failure(p_source text, p_error text) returns void
 language plpgsql
 volatile

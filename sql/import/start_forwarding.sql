@@ -43,7 +43,7 @@ begin
     'comment on function fleet.%I() is %L', 'forward_' || a.relid,
     format('Trigger on %s: forwards new rows to the store until the import is confirmed or abandoned.', a.source)
   );
-  -- Waits for running writers and blocks new ones until the commit: after it each row was there before or is forwarded.
+  -- Waits for running writers and blocks new ones until the commit. Then each row either is in the table already or is forwarded.
   execute format(
     'create or replace trigger fleet_forward after insert on %s referencing new table as new_rows '
       'for each statement execute function fleet.%I()',

@@ -13,7 +13,7 @@ as $$
       from fleet.attached_partitions() a
       join pg_class c on c.oid = a.relid
       left join fleet.hb_partitions h on h.partition_name = a.partition_name
-      -- Only partitions that are over. Those without rows are left out, because the fleet may not have sent yet.
+      -- Only partitions whose range is over. Empty ones are left out, because the fleet may not have sent yet.
       where a.range_end <= now() and a.range_end > now() - interval '62 days'
     ) p
     where p.rows > 0

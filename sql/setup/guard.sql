@@ -254,7 +254,7 @@ begin
   comment on event trigger fleet_guard_drop is
     'Refuses to drop a heartbeat partition whose archive is not proven (fleet_guard.partitions).';
   drop event trigger if exists fleet_guard_find;
-  -- Every command that can rename or move a table; even ALTER INDEX and ALTER VIEW can.
+  -- Every command that can rename or move a table; even ALTER INDEX and ALTER VIEW can rename one.
   create event trigger fleet_guard_find on ddl_command_start
     when tag in (
       'ALTER TABLE', 'ALTER SCHEMA', 'ALTER INDEX', 'ALTER VIEW', 'ALTER MATERIALIZED VIEW', 'ALTER SEQUENCE',

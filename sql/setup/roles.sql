@@ -28,7 +28,7 @@ begin
     and pg_catalog.pg_has_role('fleet_dba', 'pg_signal_backend', 'member')
   ) then
     begin
-      -- So that both see whether pg_cron's launcher runs, and the DBA sees which session blocks which, and can end it.
+      -- Both can then see whether pg_cron's launcher runs. The DBA can see which session blocks which, and end it.
       grant pg_monitor to fleet_owner, fleet_dba;
       grant pg_signal_backend to fleet_dba;
     exception when insufficient_privilege then
