@@ -17,7 +17,7 @@ async function coverage(sql: Sql) {
   return row!
 }
 
-/** The next such date from the day after tomorrow on. Partitions that pg_partman has created, by the real clock, must not reach beyond it. */
+/** The next such date from the day after tomorrow on. What pg_partman made, by the real clock, must not reach beyond it. */
 function next(monthAndDay: string) {
   for (let year = new Date().getUTCFullYear(); ; year++) {
     const day = new Date(`${year}-${monthAndDay}T00:00Z`)
