@@ -7,9 +7,9 @@ import t from 'tap'
 import type { Test } from 'tap'
 import { makeDirectory, workAll } from '../archiver/testing.ts'
 import { asRole, daysAgo, enroll, ingest, partitionAt } from '../sql/testing.ts'
+import { rightsPage } from '../cli/docs/rights.ts'
 import { repository } from './config.ts'
 import { migrate, migrationSettings, poolsEnded, setupFiles } from './migrate.ts'
-import { rightsPage } from './rights.ts'
 import { withDatabase } from './testing.ts'
 
 /** The last migration of 0.1.0. */

@@ -1,28 +1,16 @@
-// npm run docs: writes docs/rights.md, which lists who may call, read and write what, from the catalog of a migrated database.
-import { writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
-import { pathToFileURL } from 'node:url'
+// docs/rights.md: who may call, read and write what.
 import type { Sql } from 'postgres'
-import { roles } from './cluster.ts'
-import { repository } from './config.ts'
-import { openDatabase } from './database.ts'
-import { explain, say } from './progress.ts'
-import { cronDatabase, makeTestCluster } from './testing.ts'
-
-export const rightsFile = join(repository, 'docs/rights.md')
+import { roles } from '../../local/cluster.ts'
+import { code, generated, page, table } from './markdown.ts'
+import { sqlFile } from './sql-files.ts'
 
 /** All roles except the owner, in the order of the columns. */
 const granted = roles.filter(role => role !== 'fleet_owner')
-
-const preface = `# Who may do what
-
-\`npm run docs\` makes this page from the catalog of a migrated database, and a test fails if the two differ. The rights are defined in
-[sql/grants.sql](../sql/grants.sql), and [threats.md](threats.md) explains what they prevent. A role has only the rights that are listed
-here, and nothing is granted to PUBLIC. Functions that are not listed may be called only by \`fleet_owner\`.
-`
+const names = granted.map(role => role.replace('fleet_', ''))
 
 /** Makes the page from the catalog of the database at `sql`. */
 export async function rightsPage(sql: Sql) {
+  const grants = await sqlFile('grants.sql')
   const routines = await sql<{ name: string, roles: string[] }[]>`
     select p.oid::regprocedure::text as name, array_agg(r.role order by r.role) as roles
     from pg_proc p
@@ -50,32 +38,17 @@ export async function rightsPage(sql: Sql) {
       and (has_table_privilege(r.role, c.oid, v.privilege) or k.columns is not null)
     group by c.oid, r.role
     order by c.oid::regclass::text collate "C"`
-  const names = granted.map(role => role.replace('fleet_', ''))
-  const header = (first: string) => `| ${first} | ${names.join(' | ')} |\n|---|${names.map(() => '---').join('|')}|`
-  const calls = routines.map(({ name, roles }) => `| \`${name}\` | ${granted.map(role => roles.includes(role) ? 'yes' : '').join(' | ')} |`)
-  const tables = [...new Set(relations.map(row => row.name))].map(name => {
-    const cells = granted.map(role => relations.find(row => row.name === name && row.role === role)?.rights ?? '')
-    return `| \`${name}\` | ${cells.join(' | ')} |`
-  })
-  return [
-    preface, '## Functions and procedures', '', header('routine'), ...calls, '',
-    '## Tables and views', '', 'If columns are named in brackets, the right is limited to them.', '', header('relation'), ...tables, '',
-  ].join('\n')
+  return page(
+    '# Who may do what',
+    generated('the catalog of a migrated database'),
+    `The rights are defined in [${grants}](../${grants}), and [threats.md](threats.md) explains what they prevent. A role has only the rights that are\n`
+    + 'listed here, and nothing is granted to PUBLIC. Functions that are not listed may be called only by `fleet_owner`.',
+    '## Functions and procedures',
+    table(['routine', ...names], routines.map(({ name, roles }) => [code(name), ...granted.map(role => roles.includes(role) ? 'yes' : '')])),
+    '## Tables and views',
+    'If columns are named in brackets, the right is limited to them.',
+    table(['relation', ...names], [...new Set(relations.map(row => row.name))].map(name => [
+      code(name), ...granted.map(role => relations.find(row => row.name === name && row.role === role)?.rights ?? ''),
+    ])),
+  )
 }
-
-async function main() {
-  const { cluster, end } = await makeTestCluster()
-  const sql = openDatabase(cluster.url('postgres', cronDatabase), { max: 1 })
-  try {
-    await writeFile(rightsFile, await rightsPage(sql))
-    say('docs/rights.md is written.')
-  } catch (error) {
-    process.stderr.write(`${explain(error)}\n`)
-    process.exitCode = 1
-  } finally {
-    await sql.end({ timeout: 5 })
-    await end()
-  }
-}
-
-if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) await main()
