@@ -1,4 +1,5 @@
-// npm run docs: writes the generated pages, from the code and the catalog of a migrated database. With --check it writes none and fails when one is stale.
+// npm run docs: writes the generated pages, from the code and the catalog of a migrated database. With --check it only says
+// which are stale, and fails if any is.
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
@@ -50,7 +51,8 @@ async function main() {
 
 /** Runs work with a migrated database in a cluster that is removed afterwards. */
 async function withCatalog<T>(work: (sql: Sql) => Promise<T>) {
-  const { cluster, end } = await throwawayCluster({ postgres: await requirePostgres(), databases: ['fleet'], cronDatabase: 'fleet' })
+  const postgres = await requirePostgres()
+  const { cluster, end } = await throwawayCluster({ postgres, databases: ['fleet'], cronDatabase: 'fleet' })
   try {
     const url = cluster.url('postgres', 'fleet')
     await migrate(url, { current: true, log: () => {} })

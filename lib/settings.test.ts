@@ -1,9 +1,9 @@
 import t from 'tap'
-import { readConfig } from '../server/config.ts'
 import {
-  databaseUrl, fuzzRuns, leftToCi, movedClock, objectStoreConfig, optionalDatabaseUrl, ownerDatabaseUrl, rolePasswords, serverAddress, startConfig,
-  testClusterFile,
+  databaseUrl, fuzzRuns, leftToCi, movedClock, objectStoreConfig, optionalDatabaseUrl, ownerDatabaseUrl, rolePasswords,
+  serverAddress, startConfig, testClusterFile,
 } from '../local/config.ts'
+import { readConfig } from '../server/config.ts'
 import { type Program, type Setting, settings } from './settings.ts'
 
 type Env = Record<string, string | undefined>
@@ -35,7 +35,9 @@ t.test('each program reads the settings that the table gives to it, and no other
   t.same(namesRead({ ...env, FLEET_DBA_PASSWORD: 'x' }, env => [databaseUrl(env), rolePasswords(env)]), settingsOf('logins'))
   t.same(namesRead(env, env => [optionalDatabaseUrl(env), serverAddress(env)]), settingsOf('check'))
   const store = { S3_TEST_ENDPOINT: 'http://a', AWS_ACCESS_KEY_ID: 'a', AWS_SECRET_ACCESS_KEY: 'b', AWS_REGION: 'c' }
-  const read = namesRead({ ...store, FLEET_TEST_CLUSTER: 'x' }, env => [testClusterFile(env), leftToCi(env), fuzzRuns(env), objectStoreConfig(env), movedClock(env)])
+  const read = namesRead({ ...store, FLEET_TEST_CLUSTER: 'x' }, env => [
+    testClusterFile(env), leftToCi(env), fuzzRuns(env), objectStoreConfig(env), movedClock(env),
+  ])
   t.same(read.filter(name => !name.startsWith('AWS_')), settingsOf('tests'))
 })
 

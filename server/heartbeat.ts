@@ -68,7 +68,9 @@ export const text = (min: number, max: number) => z
   .meta({ ...(min > 0 && { minLength: min }), ...(max < Infinity && { maxLength: max }) })
 
 const fields = {
-  ts: ts.nullish().describe('When it was measured: a real time in the years 0001 to 9999, in RFC 3339 with an offset. Left out: the server\'s time.'),
+  ts: ts.nullish()
+    .describe('When it was measured: a real time in the years 0001 to 9999, in RFC 3339 with an offset. '
+      + 'Left out: the server\'s time.'),
   battery_pct: integer(0, 100).nullish().describe('Charge of the battery, in percent.'),
   network_type: text(0, 32).nullish().describe('The network, such as `wifi`.'),
   unity_running: z.boolean('must be true or false').nullish().describe('Whether the Unity app runs.'),
@@ -89,7 +91,9 @@ export const deviceItemSchema = z.object({
 }, notAnObject)
 
 /** An item of a gateway's batch. */
-export const gatewayItemSchema = z.object({ ...fields, device_id: deviceId.describe('The device that the heartbeat is of.') }, notAnObject)
+export const gatewayItemSchema = z.object({
+  ...fields, device_id: deviceId.describe('The device that the heartbeat is of.'),
+}, notAnObject)
 
 export type Heartbeat = z.output<typeof heartbeatSchema>
 

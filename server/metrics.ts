@@ -69,31 +69,53 @@ export function createMetrics(pool: Pool) {
   return {
     registry,
     ofAllWorkers: shareMetrics(registry),
-    writes: counter('hb_writes_total', 'Heartbeats whose statement was committed: stored, duplicate, quarantined or rejected', 'heartbeats'),
+    writes: counter(
+      'hb_writes_total', 'Heartbeats whose statement was committed: stored, duplicate, quarantined or rejected', 'heartbeats',
+    ),
     writesFailed: counter(
-      'hb_writes_failed_total', 'Heartbeats that were not written, because the database failed or could not be reached, or because the queue was full', 'heartbeats',
+      'hb_writes_failed_total',
+      'Heartbeats that were not written, because the database failed or could not be reached, or because the queue was full',
+      'heartbeats',
     ),
     writeLatency: latency('hb_write_latency_ms', 'Time from the queue of the writer to the commit of a heartbeat'),
     ingested: counter('heartbeats_ingested_total', 'Heartbeats stored', 'heartbeats'),
-    deduplicated: counter('hb_deduplicated_total', 'Heartbeats whose device already had one in the same 10 seconds', 'heartbeats'),
+    deduplicated: counter(
+      'hb_deduplicated_total', 'Heartbeats whose device already had one in the same 10 seconds', 'heartbeats',
+    ),
     quarantined: counter('hb_quarantined_total', 'Heartbeats that were quarantined because of their time', 'heartbeats'),
-    lastStatusUpserts: counter('last_status_upserts_total', 'Devices whose last status was written with their heartbeats', 'devices'),
+    lastStatusUpserts: counter(
+      'last_status_upserts_total', 'Devices whose last status was written with their heartbeats', 'devices',
+    ),
     lastStatusUpsertsFailed: counter(
-      'last_status_upserts_failed_total', 'Devices whose last status was not written, because the statement of their heartbeats failed', 'devices',
+      'last_status_upserts_failed_total',
+      'Devices whose last status was not written, because the statement of their heartbeats failed',
+      'devices',
     ),
     readLatency: latencies('last_status_read_latency_ms', 'Time of the reads of last status', 'query'),
     fastList: latency('query_latency_fast_list_devices_ms', 'Time of the device lists that are read from last status'),
-    legacyList: latency('query_latency_legacy_list_devices_ms', 'Time of the device lists that are read from the heartbeats themselves'),
+    legacyList: latency(
+      'query_latency_legacy_list_devices_ms', 'Time of the device lists that are read from the heartbeats themselves',
+    ),
     httpLatency: latencies('http_request_latency_ms', 'Time from the headers of a request to its answer', 'route'),
     cacheHits: counter('device_cache_hits_total', 'Tokens that were found in the cache of this process', 'tokens'),
     cacheMisses: counter('device_cache_misses_total', 'Tokens that had to be looked up in the database', 'tokens'),
-    authRefused: counter('auth_refused_total', 'Requests that were refused because too many wrong tokens or keys came from their address', 'requests'),
-    dispatchLogStatements: counter(
-      'dispatch_log_statements_total', 'Statements on commands that were committed, with their entries in the dispatch log', 'statements',
+    authRefused: counter(
+      'auth_refused_total',
+      'Requests that were refused because too many wrong tokens or keys came from their address',
+      'requests',
     ),
-    dispatchLogWrites: counter('dispatch_log_writes_total', 'Entries that were written to the dispatch log of commands', 'entries'),
+    dispatchLogStatements: counter(
+      'dispatch_log_statements_total',
+      'Statements on commands that were committed, with their entries in the dispatch log',
+      'statements',
+    ),
+    dispatchLogWrites: counter(
+      'dispatch_log_writes_total', 'Entries that were written to the dispatch log of commands', 'entries',
+    ),
     dispatchLogWritesFailed: counter(
-      'dispatch_log_writes_failed_total', 'Statements on commands that failed, so that their entries in the dispatch log are missing', 'statements',
+      'dispatch_log_writes_failed_total',
+      'Statements on commands that failed, so that their entries in the dispatch log are missing',
+      'statements',
     ),
     shed: new Counter({
       name: 'low_priority_shed_total',
@@ -103,7 +125,9 @@ export function createMetrics(pool: Pool) {
     }),
     backpressure: new Gauge({
       name: 'backpressure',
-      help: described('1 while low-priority work is shed because heartbeats arrive faster than they are written, otherwise 0', 'flag'),
+      help: described(
+        '1 while low-priority work is shed because heartbeats arrive faster than they are written, otherwise 0', 'flag',
+      ),
       aggregator: 'max',
       registers,
     }),
@@ -191,7 +215,8 @@ export function getMetrics({ pool, metrics, log, backpressure }: Parts): Handler
 
 function readDatabase(pool: Pool, source: 'metric_values' | 'silence_metrics') {
   return pool.run(sql => sql<MetricValue[]>`
-    select v.metric, d.type, d.unit, d.help || '. The database holds it: each server reports the same value, so take max, not sum' as help,
+    select v.metric, d.type, d.unit,
+      d.help || '. The database holds it: each server reports the same value, so take max, not sum' as help,
       v.labels, v.value
     from ${source === 'metric_values' ? sql`fleet.metric_values()` : sql`fleet.silence_metrics()`} v
     join fleet.metric_definitions() d using (metric)

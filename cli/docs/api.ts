@@ -26,14 +26,29 @@ interface Schema {
 interface Media { schema: Schema, example?: unknown, examples?: Record<string, { summary?: string, value: unknown }> }
 interface Response { description: string, headers?: Record<string, { description: string }>, content?: Record<string, Media> }
 
+interface Parameter {
+  name: string
+  in: 'query' | 'path' | 'header'
+  required?: boolean
+  description: string
+  schema: Schema
+  example?: unknown
+}
+
 interface Operation {
   tags: string[]
   summary: string
   description?: string
   security: Record<string, []>[]
-  parameters?: { name: string, in: 'query' | 'path' | 'header', required?: boolean, description: string, schema: Schema, example?: unknown }[]
+  parameters?: Parameter[]
   requestBody?: { content: Record<string, Media> }
   responses: Record<string, Response | { $ref: string }>
+}
+
+interface Components {
+  schemas: Record<string, Schema>
+  responses: Record<string, Response>
+  securitySchemes: Record<string, { type: 'http' | 'apiKey', name?: string, description: string }>
 }
 
 interface Call { path: string, method: string, operation: Operation }
@@ -77,15 +92,21 @@ const CREDENTIALS: Record<string, string> = {
   adminBearer: 'authorization: Bearer $ADMIN_KEY',
 }
 
+const VARIABLES = `
+URL=http://127.0.0.1:8080
+TOKEN=nxd_…          # of a device
+GATEWAY_TOKEN=nxg_…  # of a gateway
+ADMIN_KEY=…
+`.trim()
+
 const isOf = (tags: string[], ...names: string[]) => tags.some(tag => names.includes(tag))
 
 export function apiPage() {
   const document = JSON.parse(JSON.stringify(openapi())) as ReturnType<typeof openapi>
-  const { schemas, responses, securitySchemes } = document.components as unknown as {
-    schemas: Record<string, Schema>, responses: Record<string, Response>, securitySchemes: Record<string, { type: 'http' | 'apiKey', name?: string, description: string }>
-  }
-  const calls: Call[] = Object.entries(document.paths).flatMap(([path, methods]) =>
-    Object.entries(methods as unknown as Record<string, Operation>).map(([method, operation]) => ({ path, method: method.toUpperCase(), operation })))
+  const { schemas, responses, securitySchemes } = document.components as unknown as Components
+  const paths = document.paths as unknown as Record<string, Record<string, Operation>>
+  const calls: Call[] = Object.entries(paths).flatMap(([path, methods]) =>
+    Object.entries(methods).map(([method, operation]) => ({ path, method: method.toUpperCase(), operation })))
   const sections = CALLERS.map(caller => ({ caller, calls: calls.filter(({ operation }) => caller.calls(operation)) }))
   const left = calls.filter(call => !sections.some(section => section.calls.includes(call)))
   if (left.length > 0) throw new Error(`no section of docs/api.md has ${left.map(title).join(', ')}`)
@@ -111,9 +132,11 @@ export function apiPage() {
     return Object.entries(requestBody?.content ?? {}).map(([type, { schema }]) => {
       const { anyOf, description } = resolve(schema.items ?? schema)
       // A batch takes the items of devices or those of gateways.
-      const item = anyOf?.find(({ $ref }) => $ref !== undefined && nameOf($ref).toLowerCase().startsWith(scheme ?? '')) ?? schema.items ?? schema
+      const own = anyOf?.find(({ $ref = '' }) => nameOf($ref).toLowerCase().startsWith(scheme ?? ''))
+      const item = own ?? schema.items ?? schema
       const rows = fieldRows(item, '', 'in')
-      const about = [schema.items && `An array of at most ${schema.maxItems} items.`, resolve(item).description ?? description].filter(Boolean)
+      const limit = schema.items && `An array of at most ${schema.maxItems} items.`
+      const about = [limit, resolve(item).description ?? description].filter(Boolean)
       return page(
         `**Body** as \`${type}\`. ${about.join(' ')}`.trim(),
         rows.length === 0 ? undefined : table(['field', 'type and limits', 'required', 'what it is'], rows),
@@ -131,20 +154,24 @@ export function apiPage() {
         status, description, Object.keys(headers).map(code).join(', '),
       ])),
       errors.length === 0 ? undefined : `Errors: ${errors.map(title => `[${title}](#${anchor(title)})`).join(', ')}.`,
-      ...media.filter(({ type, schema }) => type !== 'application/json' && schema.description).map(({ type, schema }) => `As \`${type}\`: ${schema.description}`),
-      fields.length === 0 ? undefined : `Fields of the answer:\n\n${table(['field', 'type and limits', 'optional', 'what it is'], fields)}`,
+      ...media.filter(({ type, schema }) => type !== 'application/json' && schema.description)
+        .map(({ type, schema }) => `As \`${type}\`: ${schema.description}`),
+      ...(fields.length === 0 ? [] : [
+        'Fields of the answer:', table(['field', 'type and limits', 'optional', 'what it is'], fields),
+      ]),
     ]
   }
 
   /** The calls that the document has as examples, each with its answer. */
   function examples(call: Call, { scheme }: Caller) {
     const { requestBody, responses: given, security } = call.operation
-    const answers = Object.entries(given).flatMap(([status, response]) => '$ref' in response ? [] : Object.values(response.content ?? {}).flatMap(
-      ({ example, examples = {} }) => [
+    const answers = Object.entries(given).flatMap(([status, response]) => {
+      const media = '$ref' in response ? [] : Object.values(response.content ?? {})
+      return media.flatMap(({ example, examples = {} }) => [
         ...Object.entries(examples).map(([name, { value }]) => ({ status, name, value })),
         ...(example === undefined ? [] : [{ status, name: '', value: example }]),
-      ],
-    ))
+      ])
+    })
     const requests = Object.entries(requestBody?.content ?? {}).flatMap(([type, { examples = {} }]) =>
       Object.entries(examples).map(([name, { summary, value }]) => ({ type, name, summary, value })))
     const needed = security.find(one => (scheme ?? '') in one) ?? security[0] ?? {}
@@ -172,9 +199,12 @@ export function apiPage() {
       `### ${heading(caller, call)}`,
       `${summary}. ${description ?? ''}`.trim(),
       `**Auth**: ${auth.join('; or ') || 'none'}.`,
-      parameters.length === 0 ? undefined : table(['parameter', 'in', 'type and limits', 'required', 'what it is'], parameters.map(
-        parameter => [code(parameter.name), parameter.in, describe(parameter.schema), parameter.required ? 'yes' : '', parameter.description],
-      )),
+      parameters.length === 0 ? undefined : table(
+        ['parameter', 'in', 'type and limits', 'required', 'what it is'],
+        parameters.map(({ name, in: place, schema, required, description }) => [
+          code(name), place, describe(schema), required ? 'yes' : '', description,
+        ]),
+      ),
       ...requestBody(call.operation, caller),
       ...examples(call, caller),
       ...answers(call.operation),
@@ -186,7 +216,7 @@ export function apiPage() {
     generated('the schemas of `GET /openapi.json`'),
     document.info.description,
     'The examples are for a shell with these variables:',
-    block('sh', 'URL=http://127.0.0.1:8080\nTOKEN=nxd_…          # of a device\nGATEWAY_TOKEN=nxg_…  # of a gateway\nADMIN_KEY=…'),
+    block('sh', VARIABLES),
     table(['caller', 'call', 'what it does'], sections.flatMap(({ caller, calls }) => calls.map((call, index) => [
       index === 0 ? `[${caller.title}](#${anchor(caller.title)})` : '',
       `[${title(call)}](#${anchor(heading(caller, call))})`, call.operation.summary,
@@ -240,12 +270,14 @@ function describe(schema: Schema): string {
     const highest = maximum === Number.MAX_SAFE_INTEGER ? undefined : maximum
     switch (one) {
       case 'integer': case 'number': {
-        const limits = highest === undefined ? (lowest === undefined || lowest < 0 ? '' : `, ${lowest} or more`) : `, ${lowest} to ${highest}`
-        return `${one === 'integer' ? 'whole number' : 'number'}${limits}`
+        const name = one === 'integer' ? 'whole number' : 'number'
+        if (highest !== undefined) return `${name}, ${lowest} to ${highest}`
+        return lowest === undefined || lowest < 0 ? name : `${name}, ${lowest} or more`
       }
       case 'string': {
         if (format === 'date-time') return 'time (RFC 3339)'
-        if (maxLength !== undefined) return minLength === undefined ? `text, at most ${maxLength} characters` : `text, ${minLength} to ${maxLength} characters`
+        const from = minLength === undefined ? 'at most' : `${minLength} to`
+        if (maxLength !== undefined) return `text, ${from} ${maxLength} characters`
         return pattern === undefined ? 'text' : `text that matches ${code(pattern)}`
       }
       case 'boolean': return 'true or false'
@@ -258,7 +290,8 @@ function describe(schema: Schema): string {
 
 function curl({ path, method, operation }: Call, credential: string | undefined, type: string, value: unknown) {
   const parameters = operation.parameters ?? []
-  const target = parameters.filter(parameter => parameter.in === 'path').reduce((target, { name, example }) => target.replace(`{${name}}`, String(example)), path)
+  const target = parameters.filter(parameter => parameter.in === 'path')
+    .reduce((target, { name, example }) => target.replace(`{${name}}`, String(example)), path)
   // One is enough to show how: all of them together would find nothing.
   const [first] = parameters.filter(parameter => parameter.in === 'query')
   const query = first === undefined ? '' : `?${first.name}=${String(first.example)}`

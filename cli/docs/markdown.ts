@@ -40,7 +40,26 @@ export function anchor(heading: string) {
   return heading.toLowerCase().replaceAll(/[^\w -]/g, '').replaceAll(' ', '-')
 }
 
-/** Parts with a blank line between them; those that are empty or undefined are left out. */
+/** Parts with a blank line between them; those that are empty or undefined are left out. Long lines of prose are wrapped. */
 export function page(...parts: (string | undefined)[]) {
-  return `${parts.filter(Boolean).join('\n\n')}\n`
+  let isCode = false
+  const lines = parts.filter(Boolean).join('\n\n').split('\n').flatMap(line => {
+    if (line.startsWith('```')) isCode = !isCode
+    return isCode || /^[|#]/.test(line) ? [line] : wrap(line)
+  })
+  return `${lines.join('\n')}\n`
+}
+
+const WIDTH = 130
+/** What would be a list, a heading, a quote or a table at the begin of a line. */
+const MARK = /^([-+*#>|]|\d+[.)])/
+
+function wrap(text: string) {
+  const lines = ['']
+  for (const word of text.split(' ')) {
+    const line = lines.at(-1)!
+    if (line !== '' && line.length + 1 + word.length > WIDTH && !MARK.test(word)) lines.push(word)
+    else lines[lines.length - 1] = line === '' ? word : `${line} ${word}`
+  }
+  return lines
 }

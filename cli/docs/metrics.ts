@@ -35,40 +35,51 @@ interface Rule {
 export async function metricsPage(sql: Sql) {
   const rules = await readRules()
   const alerts = rules.filter(({ alert }) => alert !== undefined)
-  const rows = (metrics: Metric[]) => metrics.sort((a, b) => a.metric < b.metric ? -1 : 1).map(({ metric, type, labels, unit, workers, help }) => [
+  const recordings = rules.filter(({ record }) => record !== undefined)
+  const row = ({ metric, type, labels, unit, workers, help }: Metric) => [
     code(metric), type, labels.map(code).join(', '), unit, workers, `${help}.`,
     alerts.filter(({ expr }) => uses(expr, metric, rules)).map(({ alert }) => alert).join(', '),
-  ])
+  ]
+  const rows = (metrics: Metric[]) => metrics.sort((a, b) => a.metric < b.metric ? -1 : 1).map(row)
   const header = ['name', 'type', 'labels', 'unit', 'over workers', 'what it is', 'alerts']
   return page(
     '# Metrics',
     generated(`the server's registry, \`fleet.metric_definitions()\` and the [rules of Prometheus](../${RULES})`),
-    'Each server answers `GET /metrics` with its ADMIN_KEY. The archiver has no port: it reports to the database, and the servers report what the\n'
-    + 'database holds. A histogram has the series `_bucket` (with the label `le`), `_sum` and `_count`.',
+    'Each server answers `GET /metrics` with its ADMIN_KEY. The archiver has no port: it reports to the database, and the '
+    + 'servers report what the database holds. A histogram has the series `_bucket` (with the label `le`), `_sum` and `_count`.',
     '## Counted by each server',
-    'Counters and histograms start at 0 when the server starts. A server with several workers combines their values; over several servers, take `sum`.',
+    'Counters and histograms start at 0 when the server starts. A server with several workers combines their values; '
+    + 'over several servers, take `sum`.',
     table(header, rows(serverMetrics())),
     '## Held by the database',
-    'These values survive a restart of the server. Each server reports the same value, so take `max`, not `sum`. A server that does not get them from\n'
-    + 'the database within a second leaves them out.',
+    'These values survive a restart of the server. Each server reports the same value, so take `max`, not `sum`. '
+    + 'A server that does not get them from the database within a second leaves them out.',
     table(header, rows(await databaseMetrics(sql))),
     '## Alerts',
-    table(['alert', 'severity', 'summary', 'condition', 'for', 'runbook'], alerts.map(({ alert, labels, annotations, expr, for: delay }) => {
-      const { summary, runbook_url: url } = annotations!
-      const [, place = ''] = url.split('#')
-      return [alert, labels?.severity, summary.replaceAll(/\{\{ \$labels\.(\w+) \}\}/g, '`$1`'), code(expr), delay, `[${place.replaceAll('-', ' ')}](../${url})`]
-    })),
+    table(['alert', 'severity', 'summary', 'condition', 'for', 'runbook'], alerts.map(alertRow)),
     'Names with colons are recording rules:',
-    table(['name', 'expression'], rules.filter(({ record }) => record !== undefined).map(rule => [code(series(rule)), code(rule.expr)])),
+    table(['name', 'expression'], recordings.map(rule => [code(series(rule)), code(rule.expr)])),
   )
 }
+
+function alertRow({ alert, labels, annotations, expr, for: delay }: Rule) {
+  const { summary, runbook_url: url } = annotations!
+  const [, place = ''] = url.split('#')
+  return [
+    alert, labels?.severity, summary.replaceAll(/\{\{ \$labels\.(\w+) \}\}/g, '`$1`'), code(expr), delay,
+    `[${place.replaceAll('-', ' ')}](../${url})`,
+  ]
+}
+
+/** What prom-client knows of a metric; its types have less. */
+interface Registered { name: string, help: string, type: string, aggregator?: string, labelNames: string[] }
 
 /** What the registry of a server has, with a replica. */
 function serverMetrics(): Metric[] {
   // Nothing is asked of its values.
   const metrics = createMetrics(new Pool(undefined as never, 1))
   measureReplica(metrics, { status: { lag_seconds: 0, in_use: true } } as Reader)
-  const found = metrics.registry.getMetricsAsArray() as unknown as { name: string, help: string, type: string, aggregator?: string, labelNames: string[] }[]
+  const found = metrics.registry.getMetricsAsArray() as unknown as Registered[]
   const registered = found.map(({ name, help, type, aggregator = 'sum', labelNames }) => {
     const [, sentence, unit] = /^(.*)\. Unit: (.*)\.$/.exec(help) ?? []
     if (sentence === undefined || unit === undefined) throw new Error(`${name}: its help does not end with its unit`)
@@ -96,7 +107,7 @@ async function databaseMetrics(sql: Sql): Promise<Metric[]> {
     from (select * from fleet.metric_values() union all select * from fleet.silence_metrics()) v`
   for (const { metric, labels } of values) {
     const known = metrics.find(one => one.metric === metric)?.labels ?? []
-    if (known.join() !== labels.join()) throw new Error(`${metric} has the labels ${labels.join() || 'none'}, not ${known.join() || 'none'}`)
+    if (known.join() !== labels.join()) throw new Error(`${metric} has the labels [${labels.join()}], not [${known.join()}]`)
   }
   return metrics
 }

@@ -2,13 +2,13 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Sql } from 'postgres'
-import { repository } from '../../local/config.ts'
 import { GROUPS, type Program, type Setting, settings } from '../../lib/settings.ts'
+import { repository } from '../../local/config.ts'
 import { code, generated, page, table } from './markdown.ts'
 
 const PROGRAMS: Record<Program, string> = {
-  server: 'server', archiver: 'archiver', start: '`npm start`', migrate: '`npm run migrate`', logins: '`npm run logins`', check: '`npm run check`',
-  tests: '`npm test`',
+  server: 'server', archiver: 'archiver', start: '`npm start`', migrate: '`npm run migrate`', logins: '`npm run logins`',
+  check: '`npm run check`', tests: '`npm test`',
 }
 
 const all: [string, Setting][] = Object.entries(settings)
@@ -19,22 +19,33 @@ export async function settingsPage(sql: Sql) {
   return page(
     '# Settings',
     generated('[lib/settings.ts](../lib/settings.ts) and the comments of the table `fleet.settings`'),
-    'Some settings are environment variables, which a process reads once when it starts. The others are in the database and need no restart.',
+    'Some settings are environment variables, which a process reads once when it starts. '
+    + 'The others are in the database and need no restart.',
     '## Environment variables',
-    '`npm start` needs none of them. An empty variable is the same as one that is not set. If any is wrong, the process names all that are wrong and ends\n'
-    + 'with exit code 2. [.env.example](../.env.example) has all of them except those of the tests.',
-    ...GROUPS.flatMap(group => [`### ${group}`, table(['name', 'default', 'values', 'read by', 'what it does'], all.filter(([, setting]) => setting.group === group).map(
-      ([name, setting]) => [
-        code(name), setting.defaultAbout ?? (setting.default === undefined ? '' : code(String(setting.default))), valuesOf(setting), readersOf(setting), setting.about,
-      ],
-    ))]),
+    '`npm start` needs none of them. An empty variable is the same as one that is not set. If any is wrong, the process names '
+    + 'all that are wrong and ends with exit code 2. [.env.example](../.env.example) has all of them except those of the tests.',
+    ...GROUPS.flatMap(group => [
+      `### ${group}`,
+      table(['name', 'default', 'values', 'read by', 'what it does'], inGroup(group).map(([name, setting]) => [
+        code(name), defaultOf(setting), valuesOf(setting), readersOf(setting), setting.about,
+      ])),
+    ]),
     '### Secrets in files',
-    `In the image of docker/node, each of these may be in a file instead; the variable with \`_FILE\` at the end, such as \`ADMIN_KEY_FILE\`, names the file: ${fromFiles.map(code).join(', ')}.`,
+    'In the image of docker/node, each of these may be in a file instead; the variable with `_FILE` at the end, such as '
+    + `\`ADMIN_KEY_FILE\`, names the file: ${fromFiles.map(code).join(', ')}.`,
     '## Settings in the database',
-    'The table `fleet.settings` has one row. `fleet_dba` changes a column with the statement in the last column of this table. Each change is recorded in\n'
-    + '`fleet.settings_audit` with its time and its login.',
+    'The table `fleet.settings` has one row. `fleet_dba` changes a column with the statement in the last column of this table. '
+    + 'Each change is recorded in `fleet.settings_audit` with its time and its login.',
     table(['column', 'type', 'default', 'limits', 'what it does', 'change it with'], await databaseSettings(sql)),
   )
+}
+
+function inGroup(group: Setting['group']) {
+  return all.filter(([, setting]) => setting.group === group)
+}
+
+function defaultOf({ default: fallback, defaultAbout }: Setting) {
+  return defaultAbout ?? (fallback === undefined ? '' : code(String(fallback)))
 }
 
 function valuesOf({ values, min, max, unit }: Setting) {
@@ -57,15 +68,28 @@ async function settingsFromFiles() {
   const script = await readFile(join(repository, 'docker/node/with-secrets.sh'), 'utf8')
   const names = /for name in ([^;]*);/.exec(script)?.[1]?.split(/[\s\\]+/) ?? []
   const unknown = names.filter(name => !(name in settings))
-  if (names.length === 0 || unknown.length > 0) throw new Error(`docker/node/with-secrets.sh: unknown settings: ${unknown.join(', ') || 'all'}`)
+  if (names.length === 0) throw new Error('docker/node/with-secrets.sh: its list of settings was not found')
+  if (unknown.length > 0) throw new Error(`docker/node/with-secrets.sh: lib/settings.ts does not have ${unknown.join(', ')}`)
   return names
+}
+
+interface DatabaseSetting {
+  name: string
+  type: string
+  fallback: string | null
+  limits: string | null
+  comment: string
+  is_updatable: boolean
+  /** The functions that set it. */
+  setters: string[]
 }
 
 /** A row for each column of fleet.settings; the functions that set one are found by their source. */
 async function databaseSettings(sql: Sql) {
-  const rows = await sql<{ name: string, type: string, fallback: string | null, limits: string | null, comment: string, is_updatable: boolean, setters: string[] }[]>`
+  const rows = await sql<DatabaseSetting[]>`
     select a.attname as name, format_type(a.atttypid, a.atttypmod) as type, pg_get_expr(d.adbin, d.adrelid) as fallback,
-      col_description(a.attrelid, a.attnum) as comment, has_column_privilege('fleet_dba', a.attrelid, a.attnum, 'update') as is_updatable,
+      col_description(a.attrelid, a.attnum) as comment,
+      has_column_privilege('fleet_dba', a.attrelid, a.attnum, 'update') as is_updatable,
       (
         select string_agg(pg_get_expr(c.conbin, c.conrelid), ' and ' order by c.conname)
         from pg_constraint c
@@ -74,7 +98,9 @@ async function databaseSettings(sql: Sql) {
       array(
         select p.proname::text
         from pg_proc p
-        where p.pronamespace = 'fleet'::regnamespace and p.prosrc ~ ('update fleet[.]settings[[:space:]]+set ' || a.attname || ' =')
+        where p.pronamespace = 'fleet'::regnamespace
+          -- At the begin of a line: not in the text of a remedy.
+          and p.prosrc ~ ('\n *update fleet[.]settings[[:space:]]+set ' || a.attname || ' =')
           and has_function_privilege('fleet_dba', p.oid, 'execute')
         order by p.proname
       ) as setters
@@ -93,13 +119,14 @@ async function databaseSettings(sql: Sql) {
 
 /** An expression of the catalog without its casts and outer brackets. */
 function plain(expression: string) {
-  const text = expression.replaceAll(/::[a-z ]+(\[\])?/g, '').replaceAll(/\((-?[\d.]+)\)/g, '$1').replaceAll('= ANY (ARRAY[', 'in (').replaceAll('])', ')')
-    .replaceAll(' AND ', ' and ').replaceAll(/\(([^()]*)\)/g, (all, inner: string) => / (>=?|<=?|=|in) /.test(inner) ? inner : all)
+  const text = expression.replaceAll(/::[a-z ]+(\[\])?/g, '').replaceAll(/\((-?[\d.]+)\)/g, '$1')
+    .replaceAll('= ANY (ARRAY[', 'in (').replaceAll('])', ')').replaceAll(' AND ', ' and ')
+    .replaceAll(/\(([^()]*)\)/g, (all, inner: string) => / (>=?|<=?|=|in) /.test(inner) ? inner : all)
   return text.replace(/^\((.*)\)$/, '$1')
 }
 
-const PREFACE = `# Every setting, with its default or an example. \`npm start\` needs none of them. No program reads this file: give it to the
-# process with your service manager (EnvironmentFile=, env_file:), or in a shell:
+const PREFACE = `# Every setting, with its default or an example. \`npm start\` needs none of them. No program reads this file:
+# give it to the process with your service manager (EnvironmentFile=, env_file:), or in a shell:
 #   set -a; . ./.env; set +a
 # \`npm run docs\` makes this file from lib/settings.ts.
 `
@@ -107,9 +134,9 @@ const PREFACE = `# Every setting, with its default or an example. \`npm start\` 
 /** Makes .env.example. */
 export function envExample() {
   const groups = GROUPS.filter(group => group !== 'Tests').map(group => {
-    const entries = all.filter(([, setting]) => setting.group === group).map(([name, setting]) => {
-      const values = setting.values === undefined || setting.values.every(value => setting.about.includes(value)) ? '' : ` One of ${setting.values.join(', ')}.`
-      return `${wrap(setting.about + values)}\n#${name}=${setting.example ?? setting.default ?? ''}\n`
+    const entries = inGroup(group).map(([name, { about, values = [], example, default: fallback = '' }]) => {
+      const isListed = values.every(value => about.includes(value))
+      return `${wrap(isListed ? about : `${about} One of ${values.join(', ')}.`)}\n#${name}=${example ?? fallback}\n`
     })
     return `\n# --- ${group} ${'-'.repeat(112 - group.length)}\n${entries.join('')}`
   })

@@ -21,12 +21,32 @@ const ERRORS: Record<string, string> = {
 const ROLES = ['fleet_dba', 'fleet_reader', 'fleet_server', 'fleet_archiver', 'fleet_verifier']
 
 interface Column { name: string, type: string, comment: string | null }
-interface Routine { schema: string, name: string, kind: 'function' | 'procedure', arguments: string, result: string | null, comment: string, roles: string[] }
-interface Relation { schema: string, name: string, kind: 'view' | 'table', comment: string, roles: string[], columns: Column[] }
+
+interface Routine {
+  schema: string
+  name: string
+  kind: 'function' | 'procedure'
+  arguments: string
+  result: string | null
+  comment: string
+  /** Those that may call it. */
+  roles: string[]
+}
+
+interface Relation {
+  schema: string
+  name: string
+  kind: 'view' | 'table'
+  comment: string
+  /** Those that may read it, or some of its columns. */
+  roles: string[]
+  columns: Column[]
+}
 
 export async function sqlPage(sql: Sql) {
   const themeOf = await themes()
-  const documented = [...(await readFile(join(repository, 'docs/views.md'), 'utf8')).matchAll(/^### (\w+)$/gm)].map(([, name]) => name!)
+  const more = await readFile(join(repository, 'docs/views.md'), 'utf8')
+  const documented = [...more.matchAll(/^### (\w+)$/gm)].map(([, name]) => name!)
   const routines = await readRoutines(sql)
   const views = await readRelations(sql, 'view')
   const tables = await readRelations(sql, 'table')
@@ -39,8 +59,9 @@ export async function sqlPage(sql: Sql) {
   return page(
     '# SQL reference',
     generated('the catalog of a migrated database'),
-    'This page has the functions and procedures that `fleet_dba` or `fleet_reader` may call, and all views and tables of the schema `fleet`. All names are\n'
-    + 'in this schema: write `fleet.check()`. [rights.md](rights.md) has the rights of every role. [views.md](views.md) has the units and costs of the views.',
+    'This page has the functions and procedures that `fleet_dba` or `fleet_reader` may call, and all views and tables of the '
+    + 'schema `fleet`. All names are in this schema: write `fleet.check()`. [rights.md](rights.md) has the rights of every role. '
+    + '[views.md](views.md) has the units and costs of the views.',
     table(['theme', 'functions and procedures', 'views'], sections.map(({ theme, routines, views }) => [
       `[${title(theme)}](#${anchor(title(theme))})`, routines.map(link).join(', '), views.map(link).join(', '),
     ])),
@@ -66,8 +87,10 @@ function routine(one: Routine) {
   const { text, example } = splitComment(comment)
   // A record is what the out parameters are.
   const end = result === null || result === 'void' || result === 'record' ? '' : ` returns ${brief(result)}`
+  const signature = `${kind === 'procedure' ? 'call ' : ''}${schema}.${name}(${brief(given)})${end}`
   return page(
-    `### ${heading(one)}`, block('sql', wrap(`${kind === 'procedure' ? 'call ' : ''}${schema}.${name}(${brief(given)})${end}`)), text, example && `Example:\n\n${block('sql', example)}`, `May be called by ${roles.map(code).join(', ')}.`,
+    `### ${heading(one)}`, block('sql', wrap(signature)), text, example && `Example:\n\n${block('sql', example)}`,
+    `May be called by ${roles.map(code).join(', ')}.`,
   ).trimEnd()
 }
 
@@ -79,7 +102,7 @@ function relation(one: Relation, documented: string[]) {
   return page(
     `### ${heading(one)}`, `${text}${more}`, example && `Example:\n\n${block('sql', example)}`,
     isDescribed
-      ? table(['column', 'type', 'what it is'], columns.map(({ name, type, comment }) => [code(name), brief(type), comment ?? '']))
+      ? table(['column', 'type', 'what it is'], columns.map(column => [code(column.name), brief(column.type), column.comment ?? '']))
       : `Columns: ${columns.map(({ name, type }) => `${code(name)} ${brief(type)}`).join(', ')}.`,
     roles.length === 0 ? 'Only `fleet_owner` may read it.' : `May be read by ${roles.map(code).join(', ')}.`,
   ).trimEnd()
@@ -89,7 +112,9 @@ function relation(one: Relation, documented: string[]) {
 async function themes() {
   const found = new Map<string, string>()
   for (const { path, text } of await sqlFiles()) {
-    for (const [, name] of text.matchAll(/^create (?:or replace )?(?:function|procedure|view) (\w+\.\w+)/gm)) found.set(name!, path.split('/')[1]!)
+    for (const [, name] of text.matchAll(/^create (?:or replace )?(?:function|procedure|view) (\w+\.\w+)/gm)) {
+      found.set(name!, path.split('/')[1]!)
+    }
   }
   return ({ schema, name }: { schema: string, name: string }) => {
     const theme = found.get(`${schema}.${name}`)
@@ -101,12 +126,15 @@ async function themes() {
 function readRoutines(sql: Sql) {
   return sql<Routine[]>`
     select n.nspname as schema, p.proname as name, case p.prokind when 'p' then 'procedure' else 'function' end as kind,
-      pg_get_function_arguments(p.oid) as arguments, pg_get_function_result(p.oid) as result, obj_description(p.oid, 'pg_proc') as comment, r.roles
+      pg_get_function_arguments(p.oid) as arguments, pg_get_function_result(p.oid) as result,
+      obj_description(p.oid, 'pg_proc') as comment, r.roles
     from pg_proc p
     join pg_namespace n on n.oid = p.pronamespace
     cross join lateral (
       select array(
-        select role from unnest(${ROLES}::text[]) with ordinality as given (role, position) where has_function_privilege(role, p.oid, 'execute') order by position
+        select role from unnest(${ROLES}::text[]) with ordinality as given (role, position)
+        where has_function_privilege(role, p.oid, 'execute')
+        order by position
       ) as roles
     ) r
     where n.nspname in ('fleet', 'fleet_guard') and r.roles && array['fleet_dba', 'fleet_reader']
@@ -134,22 +162,32 @@ function readRelations(sql: Sql, kind: Relation['kind']) {
     order by c.relname collate "C"`
 }
 
+/** The code and the message of `raise exception using`. */
+const RAISED = /errcode = '(FL\d{3})',\s+message = (?:(?:pg_catalog\.)?format\()?\s*'((?:[^']|'')*)'/g
+
 /** The meaning of each code, and the messages that have it. */
 async function errors(sql: Sql) {
   const sources = await sql<{ name: string, prosrc: string }[]>`
-    select proname as name, prosrc from pg_proc where pronamespace in ('fleet'::regnamespace, 'fleet_guard'::regnamespace) order by proname collate "C"`
+    select proname as name, prosrc from pg_proc
+    where pronamespace in ('fleet'::regnamespace, 'fleet_guard'::regnamespace)
+    order by proname collate "C"`
   const codes = [...new Set(sources.flatMap(({ prosrc }) => prosrc.match(/FL\d{3}/g) ?? []))].sort()
-  if (codes.join() !== Object.keys(ERRORS).join()) throw new Error(`the functions raise ${codes.join(', ')}; cli/docs/sql.ts explains ${Object.keys(ERRORS).join(', ')}`)
-  const messages = sources.flatMap(({ name, prosrc }) =>
-    [...prosrc.matchAll(/errcode = '(FL\d{3})',\s+message = (?:(?:pg_catalog\.)?format\()?\s*'((?:[^']|'')*)'/g)].map(([, code, text]) => ({
-      name, code, message: text!.replaceAll('\'\'', '\'').replaceAll(/%[sIL]/g, '…').replaceAll(/…+/g, '…'),
-    })))
+  const explained = Object.keys(ERRORS)
+  if (codes.join() !== explained.join()) {
+    throw new Error(`the functions raise ${codes.join()}; cli/docs/sql.ts explains ${explained.join()}`)
+  }
+  const messages = sources.flatMap(({ name, prosrc }) => [...prosrc.matchAll(RAISED)].map(([, code, text]) => ({
+    name, code, message: text!.replaceAll('\'\'', '\'').replaceAll(/%[sIL]/g, '…').replaceAll(/…+/g, '…'),
+  })))
   return [
     table(['code', 'meaning', 'HTTP'], codes.map(name => [code(name), ERRORS[name], String(SQL_STATUS[name] ?? 500)])),
     'The messages:',
-    table(['code', 'message', 'raised by'], codes.flatMap(name => [...new Set(messages.filter(one => one.code === name).map(({ message }) => message))].map(message => [
-      code(name), message, messages.filter(one => one.code === name && one.message === message).map(one => one.name).join(', '),
-    ]))),
+    table(['code', 'message', 'raised by'], codes.flatMap(name => {
+      const own = messages.filter(one => one.code === name)
+      return [...new Set(own.map(({ message }) => message))].map(message => [
+        code(name), message, own.filter(one => one.message === message).map(one => one.name).join(', '),
+      ])
+    })),
   ]
 }
 
@@ -165,7 +203,8 @@ function title(theme: string) {
 
 /** Types and defaults as they are usually written. */
 function brief(text: string) {
-  return text.replaceAll('timestamp with time zone', 'timestamptz').replaceAll(' DEFAULT ', ' default ').replaceAll(/('[^']*'|NULL)::[a-z]+(\[\])?/g, '$1')
+  return text.replaceAll('timestamp with time zone', 'timestamptz').replaceAll(' DEFAULT ', ' default ')
+    .replaceAll(/('[^']*'|NULL)::[a-z]+(\[\])?/g, '$1')
     .replaceAll('NULL', 'null').replaceAll('TABLE(', 'table (').replaceAll('SETOF ', 'setof ')
     .replaceAll(/\b(INOUT|OUT|IN) /g, (_, mode: string) => mode === 'IN' ? '' : `${mode.toLowerCase()} `)
 }

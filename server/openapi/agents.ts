@@ -6,7 +6,8 @@ const single = {
   operationId: 'postHeartbeat',
   tags: ['heartbeats'],
   summary: 'Send a heartbeat',
-  description: `The body has at most ${MAX_BODY_BYTES} bytes. The answer comes after the commit. A heartbeat that is sent again with the same \`ts\` is a duplicate. `
+  description: `The body has at most ${MAX_BODY_BYTES} bytes. The answer comes after the commit. A heartbeat that is sent `
+    + `again with the same \`ts\` is a duplicate. `
     + 'Without `ts` the server uses its own time, and a retry is not recognised.',
   security: [{ device: [] }],
   requestBody: jsonBody('Heartbeat', {
@@ -14,13 +15,19 @@ const single = {
     stored: {
       summary: 'A heartbeat',
       value: {
-        ts: '2026-01-31T12:00:00Z', battery_pct: 81, network_type: 'wifi', unity_running: true, signal_dbm: -61, agent_version: '3.1.0',
+        ts: '2026-01-31T12:00:00Z', battery_pct: 81, network_type: 'wifi', unity_running: true, signal_dbm: -61,
+        agent_version: '3.1.0',
       },
     },
-    retry: { summary: 'The same heartbeat again, because the answer was lost', value: { ts: '2026-01-31T12:00:00Z', battery_pct: 81 } },
+    retry: {
+      summary: 'The same heartbeat again, because the answer was lost',
+      value: { ts: '2026-01-31T12:00:00Z', battery_pct: 81 },
+    },
   }),
   responses: {
-    201: answer('The heartbeat is stored.', 'Stored', { stored: { result: 'stored', ts: '2026-01-31T12:00:00Z', next_interval_s: 60 } }),
+    201: answer('The heartbeat is stored.', 'Stored', {
+      stored: { result: 'stored', ts: '2026-01-31T12:00:00Z', next_interval_s: 60 },
+    }),
     200: answer('The device already has a heartbeat in the ten seconds of `ts`, usually this one.', 'Stored', {
       retry: { result: 'duplicate', ts: '2026-01-31T12:00:00Z', next_interval_s: 60 },
     }),
@@ -37,8 +44,10 @@ const batch = {
   operationId: 'postHeartbeats',
   tags: ['heartbeats'],
   summary: 'Send many heartbeats',
-  description: 'A batch has the heartbeats that a device collected while it was offline, or those of the devices of a gateway: at most '
-    + `${MAX_BATCH_ITEMS} items, ${MAX_CONTAINERS} arrays and objects, ${MAX_VALUES} values, ${MAX_LINES} lines of NDJSON (blank lines included) `
+  description: 'A batch has the heartbeats that a device collected while it was offline, or those of the devices of a gateway: at '
+    + 'most '
+    + `${MAX_BATCH_ITEMS} items, ${MAX_CONTAINERS} arrays and objects, ${MAX_VALUES} values, ${MAX_LINES} lines of NDJSON `
+    + `(blank lines included) `
     + `and ${MAX_BATCH_BYTES} bytes, before and after inflation. Gzip may expand to ${MAX_INFLATION} times its size plus 64 KiB. `
     + 'One bad item never blocks the others: each has its own result. After a 5xx, send the whole batch again; items that were '
     + 'stored the first time are then duplicates.',
@@ -54,7 +63,10 @@ const batch = {
         schema: {
           type: 'array',
           maxItems: MAX_BATCH_ITEMS,
-          items: { description: 'An item that is not valid is rejected on its own.', anyOf: [schemaRef('DeviceItem'), schemaRef('GatewayItem')] },
+          items: {
+            description: 'An item that is not valid is rejected on its own.',
+            anyOf: [schemaRef('DeviceItem'), schemaRef('GatewayItem')],
+          },
         },
         examples: {
           buffer: {
@@ -120,7 +132,8 @@ const take = {
   operationId: 'getCommands',
   tags: ['commands'],
   summary: 'Fetch the device\'s commands',
-  description: 'The oldest command comes first. A command is sent again at each poll until it is acknowledged or expires, so the agent must remember what it has done.',
+  description: 'The oldest command comes first. A command is sent again at each poll until it is acknowledged or expires, so '
+    + 'the agent must remember what it has done.',
   security: [{ device: [] }],
   responses: {
     200: answer('The commands that are not acknowledged.', 'Commands', {
@@ -137,7 +150,8 @@ const acknowledge = {
   description: 'Acknowledging a command again is not an error.',
   security: [{ device: [] }],
   parameters: [{
-    name: 'id', in: 'path', required: true, description: 'The command_id of the command.', schema: { type: 'string', pattern: '^\\d{1,15}$' }, example: '7',
+    name: 'id', in: 'path', required: true, description: 'The command_id of the command.',
+    schema: { type: 'string', pattern: '^\\d{1,15}$' }, example: '7',
   }],
   responses: { 204: { description: 'The command is not sent again.' }, ...problems(401, 404, 429, 500, 503) },
 }

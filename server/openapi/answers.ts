@@ -15,7 +15,9 @@ const headers = {
   noStore: { 'Cache-Control': { description: 'no-store', schema: { type: 'string', const: 'no-store' } } },
   tagged: {
     ETag: { description: 'A weak tag over everything except seconds_since.', schema: { type: 'string', pattern: '^W/".+"$' } },
-    'Cache-Control': { description: 'Ask again each time, with If-None-Match.', schema: { type: 'string', const: 'private, no-cache' } },
+    'Cache-Control': {
+      description: 'Ask again each time, with If-None-Match.', schema: { type: 'string', const: 'private, no-cache' },
+    },
   },
 }
 
@@ -41,14 +43,16 @@ const PROBLEMS = {
   413: 'The body is larger than the limit. The connection is closed.',
   415: 'The type or the encoding of the body is not supported.',
   422: 'The request was read but is not valid; `errors` names each field. Nothing was done.',
-  429: 'Too many wrong tokens or keys came from this address; Retry-After says how long to wait. Or the device has too many heartbeats in '
-    + 'quarantine, and this one was not kept.',
+  429: 'Too many wrong tokens or keys came from this address; Retry-After says how long to wait. Or the device has too many '
+    + 'heartbeats in quarantine, and this one was not kept.',
   500: 'The server failed; the error is in its log.',
   503: 'The server or its database cannot do this now. Nothing was acknowledged: send it again after Retry-After.',
 }
 
 const requestIdHeader = {
-  'X-Request-Id': { description: 'The id that the request had, if it can be used, otherwise a new one.', schema: { type: 'string' } },
+  'X-Request-Id': {
+    description: 'The id that the request had, if it can be used, otherwise a new one.', schema: { type: 'string' },
+  },
 }
 
 const PROBLEM_HEADERS: Partial<Record<number, Record<string, object>>> = {

@@ -6,12 +6,13 @@ import { problemResponses } from './answers.ts'
 import { operationPaths } from './operations.ts'
 import { componentSchemas } from './schemas.ts'
 
-const description = `The server stores the heartbeats of a fleet of devices, never loses one that it acknowledged, and answers what is known of the fleet.
+const description = `The server stores the heartbeats of a fleet of devices, never loses one that it acknowledged, and answers what is
+known of the fleet.
 
 Errors are problem documents (RFC 9457). Each has a \`request_id\`: the one of the request's \`X-Request-Id\`, or a new one.
 A path that has a GET also has a HEAD. Any other method is answered with 405 and \`Allow\`, any other path with 404.
-The headers must arrive within 10 seconds and the whole request within 30; otherwise the server answers 408 and closes the connection.
-Answers may get more members later: ignore those that you do not know.`
+The headers must arrive within 10 seconds and the whole request within 30; otherwise the server answers 408 and closes the
+connection. Answers may get more members later: ignore those that you do not know.`
 
 /** The API as an OpenAPI 3.1 document. The schemas are those that the routes validate with. */
 export function openapi() {
@@ -35,7 +36,10 @@ export function openapi() {
     components: {
       securitySchemes: {
         device: { type: 'http', scheme: 'bearer', description: 'The token of a device: nxd_ and 64 hex digits.' },
-        gateway: { type: 'http', scheme: 'bearer', description: 'The token of a gateway: nxg_ and 64 hex digits. It may send heartbeats of every device.' },
+        gateway: {
+          type: 'http', scheme: 'bearer',
+          description: 'The token of a gateway: nxg_ and 64 hex digits. It may send heartbeats of every device.',
+        },
         admin: { type: 'apiKey', in: 'header', name: 'x-admin', description: 'The server\'s ADMIN_KEY.' },
         adminBearer: { type: 'http', scheme: 'bearer', description: 'The server\'s ADMIN_KEY, as Prometheus can send it.' },
       },

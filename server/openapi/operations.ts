@@ -2,7 +2,8 @@ import { answer, jsonBody, problems } from './answers.ts'
 import { queryParameters } from './schemas.ts'
 
 const deviceId = {
-  name: 'id', in: 'path', required: true, description: 'The device_id of the device.', schema: { type: 'string', pattern: '^\\d{1,15}$' }, example: '42',
+  name: 'id', in: 'path', required: true, description: 'The device_id of the device.',
+  schema: { type: 'string', pattern: '^\\d{1,15}$' }, example: '42',
 }
 const ifNoneMatch = {
   name: 'If-None-Match', in: 'header', description: 'The ETag of an earlier answer.', schema: { type: 'string' },
@@ -20,12 +21,18 @@ const devicePage = {
   ...page,
   headers: {
     ...page.headers,
-    Link: { description: 'Only with CSV: the next page, with rel="next". The last page has no Link.', schema: { type: ['string', 'null'], pattern: '^<.+>; rel="next"$' } },
+    Link: {
+      description: 'Only with CSV: the next page, with rel="next". The last page has no Link.',
+      schema: { type: ['string', 'null'], pattern: '^<.+>; rel="next"$' },
+    },
   },
   content: {
     ...page.content,
     'text/csv': {
-      schema: { type: 'string', description: 'CSV as in RFC 4180. Text that a spreadsheet would read as a formula has an apostrophe before it.' },
+      schema: {
+        type: 'string',
+        description: 'CSV as in RFC 4180. Text that a spreadsheet would read as a formula has an apostrophe before it.',
+      },
     },
   },
 }
@@ -34,13 +41,17 @@ const listDevices = {
   operationId: 'listDevices',
   tags: ['devices'],
   summary: 'List devices',
-  description: 'Enrolled devices in the order of their ids, a page at a time. No device is skipped or repeated if others are enrolled or revoked between two pages. '
-    + 'While heartbeats arrive faster than they are written, lists are refused with 503. With `Accept: text/csv` the answer is CSV with a header line.',
+  description: 'Enrolled devices in the order of their ids, a page at a time. No device is skipped or repeated if others are '
+    + 'enrolled or revoked between two pages. While heartbeats arrive faster than they are written, lists are refused with 503. '
+    + 'With `Accept: text/csv` the answer is CSV with a header line.',
   security: [{ admin: [] }],
   parameters: [
     ...queryParameters('listDevices', {
       status: { description: 'Only devices with this status.', example: 'online' },
-      older_than: { description: 'Only devices whose last heartbeat is older than this: a number and s, m, h or d, such as `12m`.', example: '1s' },
+      older_than: {
+        description: 'Only devices whose last heartbeat is older than this: a number and s, m, h or d, such as `12m`.',
+        example: '1s',
+      },
       limit: { description: 'The most devices on a page.', example: 100 },
       cursor: { description: 'The `next_cursor` of the previous page.', example: '0' },
       cohort: { description: 'Only devices of this cohort.', example: 'lobby' },
@@ -86,11 +97,14 @@ const changeDevice = {
   operationId: 'changeDevice',
   tags: ['devices'],
   summary: 'Rename a device or move it to another cohort',
-  description: 'Both changes are made, or neither. The device keeps its token and its heartbeats. The same change again is not an error. 409 means that another device has the alias.',
+  description: 'Both changes are made, or neither. The device keeps its token and its heartbeats. The same change again is not '
+    + 'an error. 409 means that another device has the alias.',
   security: [{ admin: [] }],
   parameters: [deviceId],
   requestBody: jsonBody('DeviceChanges', { move: { summary: 'Another cohort', value: { cohort: 'lobby' } } }),
-  responses: { 204: { description: 'The device has this alias and cohort.' }, ...problems(400, 401, 404, 409, 413, 415, 422, 429, 500, 503) },
+  responses: {
+    204: { description: 'The device has this alias and cohort.' }, ...problems(400, 401, 404, 409, 413, 415, 422, 429, 500, 503),
+  },
 }
 
 const renewToken = {
@@ -130,7 +144,11 @@ const nightly = {
   }),
   responses: {
     200: answer('The steps of the run.', 'Steps', {
-      plan: { steps: [{ step: 'retire', partition_name: 'device_heartbeats_p2025_11_02', detail: 'past the retention of 89 days' }] },
+      plan: {
+        steps: [
+          { step: 'retire', partition_name: 'device_heartbeats_p2025_11_02', detail: 'past the retention of 89 days' },
+        ],
+      },
     }),
     ...problems(401, 409, 422, 429, 500, 503),
   },
@@ -143,7 +161,9 @@ const reconcile = {
   description: 'pg_cron runs it every hour. 409 means that another run holds the lock.',
   security: [{ admin: [] }],
   responses: {
-    200: answer('How many devices were compared and repaired.', 'Reconciled', { done: { checked: 1, updated: 0, elapsed_ms: 14 } }),
+    200: answer('How many devices were compared and repaired.', 'Reconciled', {
+      done: { checked: 1, updated: 0, elapsed_ms: 14 },
+    }),
     ...problems(401, 409, 422, 429, 500, 503),
   },
 }
@@ -166,7 +186,8 @@ const metrics = {
   operationId: 'getMetrics',
   tags: ['probes'],
   summary: 'Get metrics for Prometheus',
-  description: 'Metrics of all workers, and those that the database keeps. The latter are left out while the database does not answer. See docs/metrics.md.',
+  description: 'Metrics of all workers, and those that the database keeps. The latter are left out while the database does not '
+    + 'answer. See docs/metrics.md.',
   security: [{ admin: [] }, { adminBearer: [] }],
   responses: {
     200: {

@@ -46,7 +46,10 @@ const bodies = {
     errors: z.array(fieldError).optional().describe('With 422: each field that is wrong.'),
     request_id: z.string().optional().describe('As in X-Request-Id. The server logs its own errors with this id.'),
   }).describe('A problem document (RFC 9457). More members may be added.'),
-  Stored: z.object({ result: z.enum(['stored', 'duplicate', 'quarantined']).describe('What became of the heartbeat.'), ...answered }),
+  Stored: z.object({
+    result: z.enum(['stored', 'duplicate', 'quarantined']).describe('What became of the heartbeat.'),
+    ...answered,
+  }),
   BatchResults: z.object({
     results: z.array(z.object({
       result: z.enum(['stored', 'duplicate', 'quarantined', 'rejected']).describe('What became of the item.'),
@@ -55,7 +58,8 @@ const bodies = {
       ts: answered.ts.optional(),
       next_interval_s: answered.next_interval_s.optional(),
       errors: z.array(fieldError).optional()
-        .describe('What is wrong with a rejected item. If the batch has very many errors, only the first error of some items is given.'),
+        .describe('What is wrong with a rejected item. If the batch has very many errors, only the first error of some items is '
+          + 'given.'),
     })).describe('One result for each item, in the order of the items.'),
     stored: count.describe('How many items are stored.'),
     duplicate: count.describe('How many are duplicates.'),
@@ -73,13 +77,15 @@ const bodies = {
   CommandSent: z.object({ command_id: z.int().describe('The id of the command.') }),
   DeviceEnrolled: z.object({
     device_id: deviceId,
-    token: z.string().regex(/^nxd_[0-9a-f]{64}$/).describe('The token. It is shown only now; the database keeps only a digest of it.'),
+    token: z.string().regex(/^nxd_[0-9a-f]{64}$/)
+      .describe('The token. It is shown only now; the database keeps only a digest of it.'),
   }),
   Device: z.looseObject({
     device_id: deviceId,
     alias: z.string().describe('Its name.'),
     cohort: z.string().describe('Its cohort.'),
-    status: z.enum(['new', 'online', 'late', 'offline', 'clock_skewed']).describe('Its status now; docs/views.md says what each means.'),
+    status: z.enum(['new', 'online', 'late', 'offline', 'clock_skewed'])
+      .describe('Its status now; docs/views.md says what each means.'),
     last_ts: time.nullable().describe('`ts` of its newest heartbeat. The fields up to last_received_at are of this heartbeat.'),
     seconds_since: z.int().nullable().describe('Seconds since last_ts. Not part of the ETag.'),
     battery_pct: percent.nullable().describe('Charge of the battery, in percent.'),
@@ -89,7 +95,8 @@ const bodies = {
     agent_version: z.string().nullable().describe('Version of the agent.'),
     ip: z.string().nullable().describe('The address it came from, or its prefix, as settings.store_ip says.'),
     last_received_at: time.nullable().describe('When the server received it.'),
-    heartbeat_interval: z.string().describe('How often the device is asked to send, as PostgreSQL writes an interval: `00:01:00`.'),
+    heartbeat_interval: z.string()
+      .describe('How often the device is asked to send, as PostgreSQL writes an interval: `00:01:00`.'),
     enrolled_at: time.describe('When the device was enrolled.'),
   }).describe('A row of the view fleet.device_status. Columns that are added to the view are added here.'),
   DevicePage: z.object({
