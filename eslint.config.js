@@ -13,7 +13,7 @@ const SYNTAX = [
   },
 ]
 
-const OPEN = 'Open it with local/database.ts, server/database.ts or archiver/database.ts, which set a fixed search path.'
+const OPEN = 'Open it with lib/database.ts, server/database.ts or archiver/database.ts, which set a fixed search path.'
 const CONNECTIONS = [
   { selector: 'CallExpression[callee.name="postgres"]', message: OPEN },
   { selector: 'ImportDeclaration[source.value="postgres"] > ImportDefaultSpecifier[local.name!="postgres"]', message: OPEN },
@@ -51,7 +51,7 @@ export default tseslint.config(
   },
   {
     // The files that open connections, and tests and benchmarks, which use their own databases and open them in many ways.
-    files: ['local/database.ts', 'server/database.ts', 'archiver/database.ts', '**/*.test.ts', '**/testing.ts', '**/*-testing.ts', 'bench/**/*.ts'],
+    files: ['lib/database.ts', 'server/database.ts', 'archiver/database.ts', '**/*.test.ts', 'testing/**/*.ts', 'bench/**/*.ts'],
     rules: { 'no-restricted-syntax': ['error', ...SYNTAX] },
   },
   {

@@ -1,12 +1,12 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import type { Json } from '@duckdb/node-api'
-import { adoptArchives } from './adopt.ts'
+import { adoptArchives } from './archive/register.ts'
 import { ConfigError, readConfig, type ArchiverConfig } from './config.ts'
-import { confirmArchives } from './confirm.ts'
+import { confirmArchives } from './archive/confirm.ts'
 import { createLog, describeError } from './log.ts'
-import { queryArchive, QueryError, type Answer, type Days } from './query.ts'
-import { findStrangers, listArchives, verifyArchive } from './verify.ts'
+import { queryArchive, QueryError, type Answer, type Days } from './query/query.ts'
+import { findStrangers, listArchives, verifyArchive } from './archive/verify.ts'
 import { closeWorker, openWorker, restoreOnce, writeIndex, type Worker } from './worker.ts'
 
 const usage = `usage: npm run archive -- <command>

@@ -1,8 +1,8 @@
 import { z } from 'zod'
 import { type SettingOf, settings } from '../lib/settings.ts'
-import { databaseUrlProblem } from '../server/database-url.ts'
-import { archiveUrlProblem } from './archive-url.ts'
-import type { OlderStore } from './store.ts'
+import { databaseUrlProblem } from '../lib/database-url.ts'
+import { archiveUrlProblem } from './store/archive-url.ts'
+import type { OlderStore } from './store/store.ts'
 
 const databaseUrl = z.string().superRefine((value, issues) => {
   const problem = databaseUrlProblem(value)

@@ -3,10 +3,10 @@ import { basename, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { size } from '../local/config.ts'
-import { generator } from '../local/random.ts'
-import { spawnNode, withDatabase } from '../local/testing.ts'
-import { archiverEnv, daysAgo, fillDay, leftovers, makeDirectory, partitionOf, pathsOf, runOnce, stateOf, stepsOf, withWorker } from './testing.ts'
-import { listArchives, verifyArchive } from './verify.ts'
+import { generator } from '../testing/random.ts'
+import { spawnNode, withDatabase } from '../testing/database.ts'
+import { archiverEnv, daysAgo, fillDay, leftovers, makeDirectory, partitionOf, pathsOf, runOnce, stateOf, stepsOf, withWorker } from '../testing/archiver.ts'
+import { listArchives, verifyArchive } from './archive/verify.ts'
 
 const kills = size({ deep: 20, quick: 6 })
 const seed = 20260815

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { waitFor, withDatabase } from '../local/testing.ts'
+import { waitFor, withDatabase } from '../testing/database.ts'
 import { openListener } from './listener.ts'
 import { createLog } from './log.ts'
 

@@ -1,6 +1,6 @@
 import type { DestinationStream } from 'pino'
 import type { LOG_LEVELS } from '../lib/settings.ts'
-import { createLog as create, type Log } from '../server/log.ts'
+import { createLog as create, type Log } from '../lib/log.ts'
 
 export type { Log }
 

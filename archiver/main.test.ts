@@ -4,12 +4,12 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { DuckDBInstance } from '@duckdb/node-api'
 import t, { type Test } from 'tap'
-import { spawnNode, waitFor, withDatabase, type TestDatabase } from '../local/testing.ts'
-import type { Manifest } from './manifest.ts'
+import { spawnNode, waitFor, withDatabase, type TestDatabase } from '../testing/database.ts'
+import type { Manifest } from './archive/manifest.ts'
 import {
   archiverEnv, daysAgo, eventsOf, fillAwkwardDay, fillDay, leftovers, makeDirectory, partitionOf, pathsOf, retiredDay as day,
   runOnce, stateOf, stepsOf, withRetiredDay,
-} from './testing.ts'
+} from '../testing/archiver.ts'
 
 async function startArchiver(t: Test, db: TestDatabase, directory: string, ...args: string[]) {
   return await spawnNode(t, 'archiver/main.ts', { args, env: archiverEnv(db, directory), ready: /archiver\.ready/ })

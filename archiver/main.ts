@@ -1,9 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { ConfigError, readConfig } from './config.ts'
 import { openListener } from './listener.ts'
-import { logDestination } from '../server/log.ts'
-import { startTracing } from '../server/tracing.ts'
-import { version } from '../server/version.ts'
+import { logDestination } from '../lib/log.ts'
+import { startTracing } from '../lib/tracing.ts'
+import { version } from '../lib/version.ts'
 import { createLog, describeError, type Log } from './log.ts'
 import { closeWorker, openWorker, refreshIndex, workOnce, type Worker } from './worker.ts'
 

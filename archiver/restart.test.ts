@@ -2,9 +2,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
 import t from 'tap'
 import { leftToCi, size } from '../local/config.ts'
-import { spawnNode, waitFor, withCluster } from '../local/testing.ts'
-import { archiverEnv, daysAgo, fillDay, leftovers, makeDirectory, partitionOf, stateOf, stepsOf, withWorker } from './testing.ts'
-import { listArchives, verifyArchive } from './verify.ts'
+import { spawnNode, waitFor, withCluster } from '../testing/database.ts'
+import { archiverEnv, daysAgo, fillDay, leftovers, makeDirectory, partitionOf, stateOf, stepsOf, withWorker } from '../testing/archiver.ts'
+import { listArchives, verifyArchive } from './archive/verify.ts'
 
 t.test('Postgres crashes again and again under a working archiver: each day is archived once, none is lost', { skip: leftToCi(), timeout: 300_000 }, async t => {
   const db = await withCluster(t, { durable: true })

@@ -1,7 +1,7 @@
 import { fork } from 'node:child_process'
 import { join } from 'node:path'
 import { repository } from '../local/config.ts'
-import { say } from '../local/progress.ts'
+import { say } from '../lib/progress.ts'
 import type { Order, Report, Sent, Template } from './sender.ts'
 import type { Schedule } from './schedule.ts'
 

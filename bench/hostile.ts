@@ -6,7 +6,7 @@
 import { resolve } from 'node:path'
 import { gzipSync } from 'node:zlib'
 import { repository } from '../local/config.ts'
-import { say } from '../local/progress.ts'
+import { say } from '../lib/progress.ts'
 import { median, type Figure } from './figure.ts'
 import { readOptions } from './options.ts'
 import { usageOf } from './processes.ts'

@@ -1,6 +1,6 @@
 import t from 'tap'
 import { leftToCi } from '../local/config.ts'
-import { runScenario } from './testing.ts'
+import { runScenario } from '../testing/bench.ts'
 
 // Each scenario makes a durable cluster of its own.
 t.setTimeout(300_000)

@@ -12,7 +12,7 @@
  * in it, so that no two compete for connections to Postgres. A device's ts moves on by a bucket with each request, from five days ago, so that every heartbeat is stored and moves last status on, as a
  * real one does. The sender shares the processors with server and Postgres: its share of them is a figure too.
  */
-import { say } from '../local/progress.ts'
+import { say } from '../lib/progress.ts'
 import { atLeast, median, type Figure } from './figure.ts'
 import { startSender } from './heartbeats.ts'
 import { readOptions, UsageError } from './options.ts'

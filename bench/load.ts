@@ -12,7 +12,7 @@
  * Scenario 3, the offline list, is in the scenario `reads`.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { say } from '../local/progress.ts'
+import { say } from '../lib/progress.ts'
 import { atLeast, atMost, type Figure } from './figure.ts'
 import { startSender, tellProgress } from './heartbeats.ts'
 import { readOptions, UsageError } from './options.ts'

@@ -1,8 +1,8 @@
 import t from 'tap'
 import { leftToCi } from '../local/config.ts'
-import { spawnNode } from '../local/testing.ts'
+import { spawnNode } from '../testing/database.ts'
 import { schedule } from './schedule.ts'
-import { runScenario } from './testing.ts'
+import { runScenario } from '../testing/bench.ts'
 
 // Each scenario makes a durable cluster of its own.
 t.setTimeout(300_000)

@@ -8,7 +8,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
-import { say, step } from '../local/progress.ts'
+import { say, step } from '../lib/progress.ts'
 import { atMost, median, type Figure } from './figure.ts'
 import { startSender } from './heartbeats.ts'
 import { readOptions } from './options.ts'

@@ -1,5 +1,5 @@
 import { parseArgs } from 'node:util'
-import { explain } from '../local/progress.ts'
+import { explain } from '../lib/progress.ts'
 
 /** An option of a scenario: its default, which also tells its kind (undefined: a number that may be left out), and what it is for. */
 export interface Option {

@@ -6,8 +6,8 @@
  */
 import { Agent, request } from 'node:http'
 import postgres, { type Sql } from 'postgres'
-import { say, step } from '../local/progress.ts'
-import { generator } from '../local/random.ts'
+import { say, step } from '../lib/progress.ts'
+import { generator } from '../testing/random.ts'
 import { atMost, median, percentile, type Figure } from './figure.ts'
 import { readOptions } from './options.ts'
 import { hearFrom, startServer, withStore, type Server, type Store } from './store.ts'

@@ -1,5 +1,5 @@
 // When each device of a simulated fleet sends.
-import { generator } from '../local/random.ts'
+import { generator } from '../testing/random.ts'
 
 export interface Fleet {
   devices: number

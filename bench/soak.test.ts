@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { leftToCi } from '../local/config.ts'
-import { runScenario } from './testing.ts'
+import { runScenario } from '../testing/bench.ts'
 
 // Each scenario makes a durable cluster of its own.
 t.setTimeout(300_000)

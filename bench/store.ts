@@ -6,9 +6,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import postgres, { type Sql } from 'postgres'
 import { freePort, throwawayCluster, type Cluster } from '../local/cluster.ts'
 import { plainEnv, repository } from '../local/config.ts'
-import { migrate } from '../local/migrate.ts'
+import { migrate } from '../cli/migrate.ts'
 import { requirePostgres } from '../local/packages.ts'
-import { step } from '../local/progress.ts'
+import { step } from '../lib/progress.ts'
 
 export interface Store {
   cluster: Cluster

@@ -5,8 +5,8 @@
  * One question at a time, from a connection that is there; each is asked --repeats times a round, or for --seconds, at least twice.
  */
 import postgres, { type Sql } from 'postgres'
-import { say, step } from '../local/progress.ts'
-import { generator } from '../local/random.ts'
+import { say, step } from '../lib/progress.ts'
+import { generator } from '../testing/random.ts'
 import { atMost, median, percentile, type Figure } from './figure.ts'
 import { readOptions } from './options.ts'
 import { hearFrom, withStore, type Store } from './store.ts'

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { withDatabase } from '../local/testing.ts'
+import { withDatabase } from '../testing/database.ts'
 import { makePages } from './docs.ts'
 
 t.test('the generated pages are up to date', async t => {

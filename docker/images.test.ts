@@ -4,10 +4,10 @@ import { join, relative } from 'node:path'
 import { validate } from 'dockerfile-utils'
 import t from 'tap'
 import { repository } from '../local/config.ts'
-import { dockerCompose } from '../local/linters.ts'
-import { spawnProgram } from '../local/testing.ts'
-import { buildOf, composeFile, copiesOf, readCompose, readDockerfile, readIgnore, withImage, type Service } from './image-testing.ts'
-import { run, withSecrets } from './script-testing.ts'
+import { dockerCompose } from '../testing/linters.ts'
+import { spawnProgram } from '../testing/database.ts'
+import { buildOf, composeFile, copiesOf, readCompose, readDockerfile, readIgnore, withImage, type Service } from '../testing/images.ts'
+import { run, withSecrets } from '../testing/scripts.ts'
 
 const here = import.meta.dirname
 const { services, volumes, networks } = await readCompose()
@@ -49,8 +49,8 @@ t.test('the image of node has all that its commands import, and nothing for test
   const files = await readdir(image, { recursive: true })
   t.same(files.filter(file => /test/.test(file) && !file.startsWith('node_modules')), [])
   for (const [script, code] of [
-    ['server/main.ts', 2], ['archiver/main.ts', 2], ['archiver/cli.ts', 2], ['local/migrate.ts', 2], ['local/logins.ts', 2],
-    ['docker/node/make-bucket.ts', 1], ['local/check.ts', 1],
+    ['server/main.ts', 2], ['archiver/main.ts', 2], ['archiver/cli.ts', 2], ['cli/migrate.ts', 2], ['cli/logins.ts', 2],
+    ['docker/node/make-bucket.ts', 1], ['cli/check.ts', 1],
   ] as const) {
     const process = await spawnProgram(t, globalThis.process.execPath, ['--import', 'tsx', script], { cwd: image })
     t.equal((await process.exited).code, code, process.output())

@@ -1,9 +1,9 @@
 import postgres from 'postgres'
 import t from 'tap'
-import { prometheus } from '../local/prometheus.ts'
-import { waitFor } from '../local/testing.ts'
-import { topology } from '../local/topology.ts'
-import { metricNames, readAlerts, readDashboards, withMonitoring, type Dashboard, type Panel } from './testing.ts'
+import { prometheus } from '../testing/prometheus.ts'
+import { waitFor } from '../testing/database.ts'
+import { topology } from '../testing/topology.ts'
+import { metricNames, readAlerts, readDashboards, withMonitoring, type Dashboard, type Panel } from '../testing/monitoring.ts'
 
 /** Postgres's types that Grafana takes for a time, and for a number. */
 const TIMES = [1114, 1184]

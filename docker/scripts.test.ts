@@ -3,9 +3,9 @@ import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { repository } from '../local/config.ts'
-import { shellcheck, systemdAnalyze } from '../local/linters.ts'
-import { withCluster } from '../local/testing.ts'
-import { run, withDirectory, withSecrets } from './script-testing.ts'
+import { shellcheck, systemdAnalyze } from '../testing/linters.ts'
+import { withCluster } from '../testing/database.ts'
+import { run, withDirectory, withSecrets } from '../testing/scripts.ts'
 
 const here = import.meta.dirname
 

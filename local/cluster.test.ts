@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import postgres from 'postgres'
 import t, { type Test } from 'tap'
 import { Cluster, clusterMajor, clusterUser, placeFor } from './cluster.ts'
-import { testCluster, waitFor } from './testing.ts'
+import { testCluster, waitFor } from '../testing/database.ts'
 
 async function directory(t: Test) {
   const dir = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-cluster-'))

@@ -10,9 +10,9 @@ import { availableParallelism, freemem, tmpdir, totalmem } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { movedClock, plainEnv } from './config.ts'
-import { openDatabase } from './database.ts'
+import { openDatabase } from '../lib/database.ts'
 import type { Postgres } from './packages.ts'
-import { say } from './progress.ts'
+import { say } from '../lib/progress.ts'
 import { scramVerifier } from './scram.ts'
 
 /** The roles that migrations make; in a private cluster each can log in. */

@@ -177,7 +177,7 @@ export function plainEnv(env: Env = currentEnv()): Env {
 
 /**
  * Environment variables that let a process share the clock of this test run if that clock is moved (`npm test -- --at …`); otherwise none.
- * local/clock.ts makes the clock.
+ * testing/clock.ts makes the clock.
  */
 export function movedClock(env: Env = currentEnv()): Env {
   if (env.FLEET_TEST_AT === undefined) return {}

@@ -2,7 +2,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { freePort } from './cluster.ts'
 import { historyLines, startDemo } from './demo.ts'
-import { spawnNode, waitFor, withDatabase } from './testing.ts'
+import { spawnNode, waitFor, withDatabase } from '../testing/database.ts'
 
 t.test('the simulated fleet has a past, and a present over HTTP', async t => {
   const db = await withDatabase(t)

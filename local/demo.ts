@@ -4,7 +4,7 @@ import { readFile, rename, writeFile } from 'node:fs/promises'
 import { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import type { Sql } from 'postgres'
-import { explain, say, step } from './progress.ts'
+import { explain, say, step } from '../lib/progress.ts'
 
 const deviceCount = 200
 const historyDays = 100

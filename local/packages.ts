@@ -5,7 +5,7 @@ import { readdir, realpath } from 'node:fs/promises'
 import { delimiter, join } from 'node:path'
 import { promisify } from 'node:util'
 import { isCI, plainEnv } from './config.ts'
-import { say } from './progress.ts'
+import { say } from '../lib/progress.ts'
 
 const run = promisify(execFile)
 const oldest = 15

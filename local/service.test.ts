@@ -5,7 +5,7 @@ import t from 'tap'
 import { freePort } from './cluster.ts'
 import { plainEnv } from './config.ts'
 import { graveLine, Service } from './service.ts'
-import { waitFor, withDatabase } from './testing.ts'
+import { waitFor, withDatabase } from '../testing/database.ts'
 
 t.test('a log line is shown when it is a warning or worse', async t => {
   t.equal(graveLine('{"level":"info","event":"server.listening"}'), undefined)

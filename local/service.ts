@@ -4,7 +4,7 @@ import { closeSync, openSync } from 'node:fs'
 import { copyFile, open, readFile, stat, truncate } from 'node:fs/promises'
 import { join } from 'node:path'
 import { repository } from './config.ts'
-import { say } from './progress.ts'
+import { say } from '../lib/progress.ts'
 
 const settingsAreWrong = 2
 const longestLog = 20 * 2 ** 20

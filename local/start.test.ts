@@ -7,7 +7,7 @@ import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
 import { freePort } from './cluster.ts'
 import { plainEnv } from './config.ts'
-import { waitFor, withClone, withDatabase } from './testing.ts'
+import { waitFor, withClone, withDatabase } from '../testing/database.ts'
 
 const run = promisify(execFile)
 

@@ -1,1 +1,2 @@
 -- Enter migration here
+--!include jobs/end_overdue_readers.sql

@@ -1,6 +1,6 @@
 import { inspect } from 'node:util'
 import { type LOG_FORMATS, type LOG_LEVELS, type SettingOf, settings } from '../lib/settings.ts'
-import { databaseUrlProblem } from './database-url.ts'
+import { databaseUrlProblem } from '../lib/database-url.ts'
 
 type Name = SettingOf<'server'>
 /** Names of the settings whose entry in the table has this. */

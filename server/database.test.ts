@@ -6,7 +6,7 @@ import t from 'tap'
 import { connectHot, connectListener, connectOps, end, toRfc3339 } from './database.ts'
 import { connect as connectArchiver } from '../archiver/database.ts'
 import { freePort } from '../local/cluster.ts'
-import { testCluster, withDatabase } from '../local/testing.ts'
+import { testCluster, withDatabase } from '../testing/database.ts'
 
 t.test('of several hosts the first that answers is used', async t => {
   const db = await withDatabase(t)

@@ -109,7 +109,7 @@ function connect({ url, role }: Login, name: string, max: number, parameters: Re
       TimeZone: 'UTC',
       ...parameters,
       // pgBouncer refuses it, so it is sent only where no login of its own was set.
-      // That login has its own search_path, which sql/roles.sql sets.
+      // That login has its own search_path, which sql/setup/roles.sql sets.
       ...(role === undefined ? {} : { role, ...NAMES }),
     },
     types: {

@@ -1,9 +1,9 @@
 import t, { type Test } from 'tap'
 import postgres, { type Sql } from 'postgres'
 import { size } from '../local/config.ts'
-import { spawnNode, waitFor, withCluster, withDatabase } from '../local/testing.ts'
-import { client, serverEnv } from './testing.ts'
-import { checkStored, enrollMany, more, startTraffic } from './traffic-testing.ts'
+import { spawnNode, waitFor, withCluster, withDatabase } from '../testing/database.ts'
+import { client, serverEnv } from '../testing/server.ts'
+import { checkStored, enrollMany, more, startTraffic } from '../testing/traffic.ts'
 
 const SENDERS = 300
 const BATCHERS = 20

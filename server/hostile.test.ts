@@ -1,8 +1,8 @@
 import type { Socket } from 'node:net'
 import t from 'tap'
 import { size } from '../local/config.ts'
-import { waitFor } from '../local/testing.ts'
-import { answer, withVictim } from './hostile-testing.ts'
+import { waitFor } from '../testing/database.ts'
+import { answer, withVictim } from '../testing/hostile-server.ts'
 
 t.test('thousands of idle connections cost less than 200 MiB, and are cut', async t => {
   const { beat, memory, open } = await withVictim(t)

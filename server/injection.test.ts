@@ -1,8 +1,8 @@
 import fc from 'fast-check'
 import t from 'tap'
-import { hostileText } from '../local/hostile-text.ts'
-import { visitor } from './page/testing.ts'
-import { ago, enroll, lastStatus, withServer } from './testing.ts'
+import { hostileText } from '../testing/hostile-text.ts'
+import { visitor } from '../testing/page.ts'
+import { ago, enroll, lastStatus, withServer } from '../testing/server.ts'
 
 /** The first characters, by code points. */
 const cut = (text: string, max: number) => [...text].slice(0, max).join('')

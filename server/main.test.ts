@@ -2,8 +2,8 @@ import { createServer } from 'node:net'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import t from 'tap'
-import { spawnNode, waitFor, withDatabase, type TestProcess } from '../local/testing.ts'
-import { ADMIN_KEY, client, enroll, load, lost, serverEnv, stored, withProcess } from './testing.ts'
+import { spawnNode, waitFor, withDatabase, type TestProcess } from '../testing/database.ts'
+import { ADMIN_KEY, client, enroll, load, lost, serverEnv, stored, withProcess } from '../testing/server.ts'
 
 async function exitOf({ exited }: TestProcess) {
   return (await exited).code

@@ -1,6 +1,6 @@
 import cluster from 'node:cluster'
 import { ConfigError, readConfig, type ServerConfig } from './config.ts'
-import { createLog, logDestination } from './log.ts'
+import { createLog, logDestination } from '../lib/log.ts'
 import { startWorkers, WorkerFailed } from './workers.ts'
 
 const config = configOrExit()

@@ -1,10 +1,10 @@
 import postgres from 'postgres'
 import t from 'tap'
-import { waitFor, withCluster, withReplica } from '../local/testing.ts'
+import { waitFor, withCluster, withReplica } from '../testing/database.ts'
 import { readConfig } from './config.ts'
-import { createLog } from './log.ts'
+import { createLog } from '../lib/log.ts'
 import { startServer } from './server.ts'
-import { ago, client, enroll, serverEnv, withServer } from './testing.ts'
+import { ago, client, enroll, serverEnv, withServer } from '../testing/server.ts'
 
 interface Health {
   replica: { in_use: boolean, lag_seconds: number }

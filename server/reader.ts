@@ -1,8 +1,8 @@
 import postgres, { type PendingQuery } from 'postgres'
 import type { ServerConfig } from './config.ts'
 import { connectReplica, type Pool, type Sql } from './database.ts'
-import type { Log } from './log.ts'
-import { within } from './within.ts'
+import type { Log } from '../lib/log.ts'
+import { within } from '../lib/timeout.ts'
 
 /** How often primary and replica are asked where they are. */
 const EVERY_MS = 1_000

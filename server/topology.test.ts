@@ -2,12 +2,12 @@ import { request } from 'node:http'
 import t, { type Test } from 'tap'
 import { freePort } from '../local/cluster.ts'
 import { leftToCi } from '../local/config.ts'
-import { spawnNode, waitFor, withDatabase, type TestDatabase } from '../local/testing.ts'
-import { topology, withHaproxy, withPgbouncer } from '../local/topology.ts'
+import { spawnNode, waitFor, withDatabase, type TestDatabase } from '../testing/database.ts'
+import { topology, withHaproxy, withPgbouncer } from '../testing/topology.ts'
 import { connectHot, end } from './database.ts'
-import { visitor } from './page/testing.ts'
-import { ADMIN_KEY, client, enroll, serverEnv } from './testing.ts'
-import { checkStored, enrollMany, more, startTraffic } from './traffic-testing.ts'
+import { visitor } from '../testing/page.ts'
+import { ADMIN_KEY, client, enroll, serverEnv } from '../testing/server.ts'
+import { checkStored, enrollMany, more, startTraffic } from '../testing/traffic.ts'
 
 /** Postgres ← pgBouncer ← two servers ← HAProxy, all as processes of their own. */
 async function withTopology(t: Test) {

@@ -2,10 +2,10 @@ import { once } from 'node:events'
 import { createServer } from 'node:http'
 import { createRequire } from 'node:module'
 import t, { type Test } from 'tap'
-import { runOnce, withRetiredDay } from '../archiver/testing.ts'
+import { runOnce, withRetiredDay } from '../testing/archiver.ts'
 import { freePort } from '../local/cluster.ts'
-import { waitFor, withDatabase } from '../local/testing.ts'
-import { ago, enroll, stored, withProcess, withServer } from './testing.ts'
+import { waitFor, withDatabase } from '../testing/database.ts'
+import { ago, enroll, stored, withProcess, withServer } from '../testing/server.ts'
 
 interface Span {
   traceId: string

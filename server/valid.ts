@@ -1,7 +1,7 @@
 import type { Context, MiddlewareHandler } from 'hono'
 import { z } from 'zod'
 import type { AppEnv } from './app.ts'
-import { fieldErrors } from './heartbeat.ts'
+import { fieldErrors } from './ingest/heartbeat.ts'
 import { type FieldError, Problem } from './problem.ts'
 
 /**

@@ -2,8 +2,8 @@ import { once } from 'node:events'
 import { createServer } from 'node:net'
 import t from 'tap'
 import { freePort } from '../local/cluster.ts'
-import { spawnNode, waitFor, withDatabase } from '../local/testing.ts'
-import { enroll, isAlive, living, load, lost, serverEnv, withProcess } from './testing.ts'
+import { spawnNode, waitFor, withDatabase } from '../testing/database.ts'
+import { enroll, isAlive, living, load, lost, serverEnv, withProcess } from '../testing/server.ts'
 
 for (const signal of ['SIGTERM', 'SIGINT'] as const) {
   t.test(`${signal} under load: all workers drain, the exit is 0`, async t => {

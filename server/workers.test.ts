@@ -1,6 +1,6 @@
 import t from 'tap'
-import { waitFor, withDatabase } from '../local/testing.ts'
-import { enroll, isAlive, living, load, lost, withProcess, type Call } from './testing.ts'
+import { waitFor, withDatabase } from '../testing/database.ts'
+import { enroll, isAlive, living, load, lost, withProcess, type Call } from '../testing/server.ts'
 
 async function metric(call: Call, name: string) {
   const { body } = await call('GET /metrics', { admin: true })

@@ -1,8 +1,8 @@
 import cluster, { type Worker } from 'node:cluster'
 import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Log } from './log.ts'
-import { answerScrapes } from './scrape.ts'
+import type { Log } from '../lib/log.ts'
+import { answerScrapes } from './ops/scrape.ts'
 
 /** One that ends sooner after it had the port did not survive its start. */
 const YOUNG_MS = 1_000

@@ -5,7 +5,7 @@ import type { Sql } from 'postgres'
 import { parse } from 'yaml'
 import { repository } from '../../local/config.ts'
 import { Pool } from '../../server/database.ts'
-import { createMetrics, DATABASE_METRICS_UP, measureReplica } from '../../server/metrics.ts'
+import { createMetrics, DATABASE_METRICS_UP, measureReplica } from '../../server/ops/metrics.ts'
 import type { Reader } from '../../server/reader.ts'
 import { code, generated, page, table } from './markdown.ts'
 

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { withDatabase } from '../../local/testing.ts'
+import { withDatabase } from '../../testing/database.ts'
 import { rightsPage } from './rights.ts'
 
 t.test('a right that is missing on the page is noticed', async t => {

@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
-import { readDashboards } from '../testing.ts'
+import { readDashboards } from '../../testing/monitoring.ts'
 
 const here = import.meta.dirname
 

@@ -1,10 +1,10 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
-import { configurePrometheus, prometheus, promtool } from '../../local/prometheus.ts'
-import { withDatabase } from '../../local/testing.ts'
-import { asRole } from '../../sql/testing.ts'
-import { metricNames, readAlerts } from '../testing.ts'
+import { configurePrometheus, prometheus, promtool } from '../../testing/prometheus.ts'
+import { withDatabase } from '../../testing/database.ts'
+import { asRole } from '../../testing/fleet.ts'
+import { metricNames, readAlerts } from '../../testing/monitoring.ts'
 
 const here = import.meta.dirname
 

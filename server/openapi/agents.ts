@@ -1,4 +1,4 @@
-import { MAX_BATCH_BYTES, MAX_BATCH_ITEMS, MAX_CONTAINERS, MAX_LINES, MAX_VALUES } from '../batch.ts'
+import { MAX_BATCH_BYTES, MAX_BATCH_ITEMS, MAX_CONTAINERS, MAX_LINES, MAX_VALUES } from '../ingest/batch.ts'
 import { MAX_BODY_BYTES, MAX_INFLATION } from '../body.ts'
 import { answer, jsonBody, problems, schemaRef } from './answers.ts'
 

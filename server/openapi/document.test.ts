@@ -4,9 +4,9 @@ import { createConfig, lintFromString } from '@redocly/openapi-core'
 import { Ajv2020, type ValidateFunction } from 'ajv/dist/2020.js'
 import formats from 'ajv-formats'
 import t, { type Test } from 'tap'
-import type { TestDatabase } from '../../local/testing.ts'
-import { deviceItemSchema, gatewayItemSchema, heartbeatSchema } from '../heartbeat.ts'
-import { ADMIN_KEY, gatewayToken, withServer, type Answer, type Call } from '../testing.ts'
+import type { TestDatabase } from '../../testing/database.ts'
+import { deviceItemSchema, gatewayItemSchema, heartbeatSchema } from '../ingest/heartbeat.ts'
+import { ADMIN_KEY, gatewayToken, withServer, type Answer, type Call } from '../../testing/server.ts'
 import { openapi } from './document.ts'
 
 interface Parameter { name: string, in: 'query' | 'path' | 'header', example?: unknown }

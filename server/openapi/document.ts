@@ -1,6 +1,6 @@
 import type { Handler } from 'hono'
 import type { AppEnv } from '../app.ts'
-import { version } from '../version.ts'
+import { version } from '../../lib/version.ts'
 import { agentPaths } from './agents.ts'
 import { problemResponses } from './answers.ts'
 import { operationPaths } from './operations.ts'

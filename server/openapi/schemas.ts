@@ -1,8 +1,8 @@
 import { z } from 'zod'
-import { newCommand } from '../commands.ts'
-import { deviceChanges, listQuery, newDevice } from '../devices.ts'
-import { deviceItemSchema, gatewayItemSchema, heartbeatSchema } from '../heartbeat.ts'
-import { nightlyQuery } from '../ops.ts'
+import { newCommand } from '../fleet/commands.ts'
+import { deviceChanges, listQuery, newDevice } from '../fleet/devices.ts'
+import { deviceItemSchema, gatewayItemSchema, heartbeatSchema } from '../ingest/heartbeat.ts'
+import { nightlyQuery } from '../ops/ops.ts'
 
 type JsonSchema = Record<string, unknown>
 

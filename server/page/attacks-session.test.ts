@@ -2,10 +2,10 @@
 import { createHash } from 'node:crypto'
 import t from 'tap'
 import { freePort } from '../../local/cluster.ts'
-import { withDatabase } from '../../local/testing.ts'
-import { asRole } from '../../sql/testing.ts'
-import { withProcess, withServer } from '../testing.ts'
-import { visitor } from './testing.ts'
+import { withDatabase } from '../../testing/database.ts'
+import { asRole } from '../../testing/fleet.ts'
+import { withProcess, withServer } from '../../testing/server.ts'
+import { visitor } from '../../testing/page.ts'
 
 const isIn = /id="headline" data-live/
 const isOut = /name="key"/

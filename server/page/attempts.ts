@@ -1,5 +1,5 @@
-import { networkOf } from '../address.ts'
-import { BoundedMap } from '../bounded-map.ts'
+import { networkOf } from '../auth/address.ts'
+import { BoundedMap } from '../auth/bounded-map.ts'
 
 /** Mistypings that cost nothing. */
 const FREE = 3

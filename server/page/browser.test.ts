@@ -2,10 +2,10 @@ import { createRequire } from 'node:module'
 import { readFile } from 'node:fs/promises'
 import type { Browser, BrowserContextOptions, Page } from 'playwright-core'
 import t, { type Test } from 'tap'
-import { makeDirectory, partitionOf, retiredDay, workAll } from '../../archiver/testing.ts'
-import { debianChromium, launchBrowser } from '../../local/browser.ts'
+import { makeDirectory, partitionOf, retiredDay, workAll } from '../../testing/archiver.ts'
+import { debianChromium, launchBrowser } from '../../testing/browser.ts'
 import { leftToCi } from '../../local/config.ts'
-import { ADMIN_KEY, ago, enroll, withServer } from '../testing.ts'
+import { ADMIN_KEY, ago, enroll, withServer } from '../../testing/server.ts'
 
 // Debian's Chromium, one for all tests, and one server: each begins where the one before ended. Texts of the page are
 // waited for; what is waited for in vain fails after 30 s.

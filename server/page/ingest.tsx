@@ -1,5 +1,5 @@
 import type { Registry } from 'prom-client'
-import type { Metrics } from '../metrics.ts'
+import type { Metrics } from '../ops/metrics.ts'
 import { type Budget, Budgets } from './budgets.tsx'
 import { count, duration, short } from './format.ts'
 

@@ -1,9 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { freePort } from '../../local/cluster.ts'
-import { waitFor, withDatabase } from '../../local/testing.ts'
-import { ADMIN_KEY, ago, enroll, living, withProcess, withServer } from '../testing.ts'
-import { textOf, visitor } from './testing.ts'
+import { waitFor, withDatabase } from '../../testing/database.ts'
+import { ADMIN_KEY, ago, enroll, living, withProcess, withServer } from '../../testing/server.ts'
+import { textOf, visitor } from '../../testing/page.ts'
 
 t.test('the page asks for the admin key, and keeps who has it logged in', async t => {
   const { url } = await withServer(t)

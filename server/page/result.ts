@@ -1,6 +1,6 @@
-import type { Log } from '../log.ts'
+import type { Log } from '../../lib/log.ts'
 import { type Problem, toProblem } from '../problem.ts'
-import { Late, within } from '../within.ts'
+import { Late, within } from '../../lib/timeout.ts'
 
 /** What a part of the page shows: what was read, or why it could not be. */
 export type Result<T> = { value: T, error?: undefined } | { value?: undefined, error: string }

@@ -1,6 +1,6 @@
 import t from 'tap'
 import { connectHot } from '../database.ts'
-import { createLog } from '../log.ts'
+import { createLog } from '../../lib/log.ts'
 import { Attempts } from './attempts.ts'
 import { SESSION_S, Sessions } from './session.ts'
 

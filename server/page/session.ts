@@ -2,12 +2,12 @@ import { createHash, createHmac, randomBytes, scryptSync, timingSafeEqual } from
 import type { Context } from 'hono'
 import { deleteCookie, getCookie, setCookie } from 'hono/cookie'
 import type { AppEnv } from '../app.ts'
-import { BoundedMap } from '../bounded-map.ts'
+import { BoundedMap } from '../auth/bounded-map.ts'
 import type { ServerConfig } from '../config.ts'
 import type { Pool } from '../database.ts'
-import type { Log } from '../log.ts'
+import type { Log } from '../../lib/log.ts'
 import { unavailable } from '../problem.ts'
-import { within } from '../within.ts'
+import { within } from '../../lib/timeout.ts'
 
 const COOKIE = 'fleet_session'
 /** A working day: who has the page open overnight logs in again. */

@@ -1,0 +1,51 @@
+import { mkdtemp, rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { describeError } from '../log.ts'
+import { isoMicros } from './manifest.ts'
+import { readBack } from './proof.ts'
+import { locate } from '../store/store.ts'
+import { listArchives, type Archive } from './verify.ts'
+import type { Worker } from '../worker.ts'
+
+/**
+ * Reads back every byte and row of each archive that is waiting for its second proof, and confirms what it found. The database compares
+ * that with its own count: neither the manifest nor the archiver is trusted.
+ * @param worker with the login of a member of fleet_verifier
+ * @param onArchive is called when the reading of an archive begins
+ * @returns how many were confirmed, and a sentence for each archive that was not
+ */
+export async function confirmArchives(worker: Worker, onArchive: (archive: Archive) => void) {
+  const faults: string[] = []
+  let confirmed = 0
+  for (const archive of await listArchives(worker)) {
+    if (archive.state !== 'archived' || archive.confirmed_at !== null) continue
+    onArchive(archive)
+    try {
+      await confirm(worker, archive)
+      confirmed++
+    } catch (error) {
+      faults.push(describeError(error))
+    }
+  }
+  return { confirmed, faults }
+}
+
+async function confirm(worker: Worker, archive: Archive) {
+  const { sql } = worker
+  const { store, key } = await locate(archive.archive_url, worker.store, worker.storeOptions)
+  const keys = { parquet: key, manifest: `${key.slice(0, key.lastIndexOf('/') + 1)}manifest.json` }
+  const expected = {
+    range_start: isoMicros(archive.range_start), range_end: isoMicros(archive.range_end), bytes: Number(archive.archive_bytes),
+    sha256: archive.checksum_sha256, ...(archive.columns ? { columns: archive.columns } : {}),
+  }
+  const work = await mkdtemp(join(worker.directory, 'confirm-'))
+  try {
+    await readBack(store, keys, expected, work, async ({ manifest, content }) => {
+      await sql`
+        select fleet.confirm_archive(${archive.partition_name}, ${manifest.sha256}, ${content.content_checksum}::text::numeric,
+          ${content.row_count}, ${content.min_ts}, ${content.max_ts})`
+    })
+  } finally {
+    await rm(work, { recursive: true, force: true })
+  }
+}

@@ -1,0 +1,233 @@
+import { z } from 'zod'
+import { version } from '../../lib/version.ts'
+import { describeError } from '../log.ts'
+import { ObjectMissing } from '../store/object-missing.ts'
+import { CHECKSUM_VERSION, plainColumns, type Column, type Content } from './parquet.ts'
+import type { Store } from '../store/store.ts'
+
+const timestamp = z.string().regex(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$/, 'expected UTC with microseconds, like 2026-08-15T00:00:00.000000Z')
+
+/** What is written. A reader for it goes into `readers`, a manifest of it into fixtures/, and the former ones stay there. */
+export const FORMAT_VERSION = 2
+
+const format1 = z.object({
+  format_version: z.literal(1),
+  /** It becomes the name of a table, and part of the names of files. */
+  partition: z.string().regex(/^\w{1,63}$/, 'expected the name of a partition'),
+  range_start: timestamp,
+  range_end: timestamp,
+  min_ts: timestamp.nullable(),
+  max_ts: timestamp.nullable(),
+  row_count: z.int().nonnegative(),
+  /** The Parquet file beside this manifest. */
+  file: z.string().regex(/^\w+\.parquet$/, 'expected the name of a Parquet file, without a directory'),
+  bytes: z.int().positive(),
+  sha256: z.string().regex(/^[0-9a-f]{64}$/),
+  /** A decimal string: it passes 2^53. */
+  content_checksum: z.string().regex(/^\d+$/),
+  columns: z.array(z.object({ name: z.string(), type: z.string() })).min(1),
+  /** Of an archive that was made anew with more rows: the how manieth it is, and the SHA-256 of the file before it. */
+  revision: z.int().min(2).optional(),
+  replaces: z.string().regex(/^[0-9a-f]{64}$/).optional(),
+  created_at: z.iso.datetime(),
+  software_version: z.string(),
+})
+
+const format2 = format1.extend({
+  format_version: z.literal(2),
+  /** The version of the definition of content_checksum. */
+  checksum_version: z.int().positive(),
+  /** When the table had these columns. Later renames gave some of them other names. */
+  columns_at: timestamp,
+  /**
+   * Files of earlier revisions with columns that the table no longer had when this one was made. Nothing else holds their values, so they
+   * are kept, each with its manifest, under supersededKeys(). `columns` has the names that these columns have in the file.
+   */
+  superseded: z.array(z.object({
+    file: z.string().regex(/^\w+\.parquet$/, 'expected the name of a Parquet file, without a directory'),
+    bytes: z.int().positive(),
+    sha256: z.string().regex(/^[0-9a-f]{64}$/),
+    columns: z.array(z.string()),
+  })).optional(),
+})
+
+export type Manifest = Omit<z.infer<typeof format2>, 'format_version'> & { format_version: number }
+export type Superseded = NonNullable<Manifest['superseded']>[number]
+
+/** Of each format that was ever written: how it is read as if it were of the present one. */
+const readers: Record<number, z.ZodType<Manifest>> = {
+  1: format1.transform(manifest => ({ ...manifest, checksum_version: 1, columns_at: isoMicros(manifest.created_at) })),
+  2: format2,
+}
+
+/** Every key of the archive begins with this. */
+export const root = 'device_heartbeats/'
+export const indexKey = `${root}index.json`
+
+/**
+ * The keys of a partition's archive, by its range (never by its name: pg_partman's versions name differently).
+ * A day: `date=2026-08-15/device_heartbeats_20260815.parquet`. A month is filed under its first day, with the
+ * month in the file's name: `date=2026-08-01/device_heartbeats_202608.parquet`; ranges do not overlap, so no
+ * two share a folder. A day that was restored and gained rows has a new file when it is archived again, and the
+ * manifest says which one counts: `device_heartbeats_20260815_r2.parquet`.
+ */
+export function keysOf(range_start: string, range_end: string, revision = 1) {
+  const start = isoMicros(range_start)
+  const end = isoMicros(range_end)
+  const midnight = 'T00:00:00.000000Z'
+  if (!start.endsWith(midnight) || !end.endsWith(midnight)) {
+    throw new Error(`the range ${range_start} to ${range_end} does not lie on UTC midnights; the archive has one folder a day`)
+  }
+  const date = start.slice(0, 10)
+  const days = (Date.parse(end) - Date.parse(start)) / 86_400_000
+  const name = days === 1 ? date.replaceAll('-', '') : date.slice(0, 7).replace('-', '')
+  const folder = `${root}date=${date}/`
+  const suffix = revision === 1 ? '' : `_r${revision}`
+  return { folder, parquet: `${folder}device_heartbeats_${name}${suffix}.parquet`, manifest: `${folder}manifest.json` }
+}
+
+/** Where an earlier revision is kept if it holds more than the present one. Readers of `date=*` do not find it there. */
+export function supersededKeys(range_start: string, file: string) {
+  const folder = `${root}superseded/date=${isoMicros(range_start).slice(0, 10)}/`
+  return { folder, parquet: `${folder}${file}`, manifest: `${folder}${file.replace(/\.parquet$/, '')}.manifest.json` }
+}
+
+/** `2026-08-15 00:00:00.5+00`, as Postgres and DuckDB print UTC, in the one form that manifests have. */
+export function isoMicros(text: string) {
+  const parts = /^(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:\+00(?::?00)?|Z)$/.exec(text)
+  if (!parts) throw new Error(`expected a UTC timestamp like 2026-08-15 00:00:00.5+00, got ${text}`)
+  return `${parts[1]}T${parts[2]}.${(parts[3] ?? '').padEnd(6, '0')}Z`
+}
+
+export interface ManifestInput {
+  partition: string
+  range_start: string
+  range_end: string
+  content: Content
+  columns: Column[]
+  columns_at: string
+  parquetKey: string
+  bytes: number
+  sha256: string
+  /** Of a revision: its number, and the SHA-256 of the file it takes the place of. */
+  revision?: number | undefined
+  replaces?: string | undefined
+  superseded?: Superseded[] | undefined
+}
+
+export function makeManifest(input: ManifestInput): Manifest {
+  const { partition, range_start, range_end, content, columns, columns_at, parquetKey, bytes, sha256, revision, replaces, superseded } = input
+  return {
+    format_version: FORMAT_VERSION,
+    partition,
+    range_start: isoMicros(range_start),
+    range_end: isoMicros(range_end),
+    min_ts: content.min_ts,
+    max_ts: content.max_ts,
+    row_count: content.row_count,
+    file: parquetKey.slice(parquetKey.lastIndexOf('/') + 1),
+    bytes,
+    sha256,
+    content_checksum: content.content_checksum,
+    checksum_version: CHECKSUM_VERSION,
+    columns: plainColumns(columns),
+    columns_at: isoMicros(columns_at),
+    ...(revision === undefined ? {} : { revision, replaces }),
+    ...(superseded === undefined || superseded.length === 0 ? {} : { superseded }),
+    created_at: new Date().toISOString(),
+    software_version: version,
+  }
+}
+
+/**
+ * Reads a manifest of this or an older format.
+ * @throws naming the object and each field at fault
+ */
+export function parseManifest(url: string, bytes: Uint8Array): Manifest {
+  let value: unknown
+  try {
+    value = JSON.parse(Buffer.from(bytes).toString('utf8'))
+  } catch (cause) {
+    throw new Error(`${url}: the manifest is not JSON`, { cause })
+  }
+  const format = (value as { format_version?: unknown } | null)?.format_version
+  if (Number.isInteger(format) && Number(format) > FORMAT_VERSION) {
+    throw new Error(`${url}: the manifest is of format ${Number(format)}, and this version (${version}) reads formats up to ${FORMAT_VERSION}; a newer one wrote it, use that`)
+  }
+  const parsed = (readers[Number(format)] ?? format2).safeParse(value)
+  if (!parsed.success) {
+    const faults = parsed.error.issues.map(issue => `${issue.path.join('.') || 'manifest'}: ${issue.message}`)
+    throw new Error(`${url}: the manifest is not valid: ${faults.join('; ')}`)
+  }
+  const { range_start, range_end, revision, file } = parsed.data
+  const { folder, parquet } = keysOf(range_start, range_end, revision)
+  if (parquet !== `${folder}${file}`) {
+    throw new Error(`${url}: the manifest is not valid: the file of ${range_start} to ${range_end} is ${parquet.slice(folder.length)}, not ${file}`)
+  }
+  return parsed.data
+}
+
+/** The manifest at this key; undefined when there is none, and so no archive. */
+export async function readManifest(store: Store, key: string, signal?: AbortSignal): Promise<Manifest | undefined> {
+  let bytes
+  try {
+    bytes = await store.getBytes(key, signal)
+  } catch (error) {
+    if (error instanceof ObjectMissing) return undefined
+    throw error
+  }
+  return parseManifest(`${store.url}/${key}`, bytes)
+}
+
+/** Writes the manifest; with this the archive exists. */
+export async function writeManifest(store: Store, key: string, manifest: Manifest, signal?: AbortSignal) {
+  await store.putBytes(key, Buffer.from(`${JSON.stringify(manifest, null, 2)}\n`), signal)
+}
+
+/** What a manifest and a row of hb_partitions both say of an archive. */
+export type Claims = Partial<Pick<Manifest,
+  'range_start' | 'range_end' | 'min_ts' | 'max_ts' | 'row_count' | 'bytes' | 'sha256' | 'content_checksum' | 'columns' | 'checksum_version'>>
+
+/** What differs between two descriptions of one archive, as words for an error; empty when nothing does. */
+export function differences(expected: Claims, got: Claims) {
+  return (Object.keys(expected) as (keyof Claims)[])
+    .filter(field => claimText(expected[field]) !== claimText(got[field]))
+    .map(field => `${field} should be ${claimText(expected[field])} and is ${claimText(got[field])}`)
+    .join(', ')
+}
+
+function claimText(value: Claims[keyof Claims]) {
+  return Array.isArray(value) ? value.map(({ name, type }) => `${name} ${type}`).join(', ') : String(value ?? 'null')
+}
+
+/**
+ * Makes index.json anew from the manifests, the only truth about what the archive holds.
+ * @returns how many archives it lists, and a sentence for each manifest that could not be read
+ */
+export async function rebuildIndex(store: Store, signal?: AbortSignal) {
+  const keys: string[] = []
+  for await (const { key } of store.list(root, signal)) {
+    if (key.endsWith('/manifest.json')) keys.push(key)
+  }
+  const faults: string[] = []
+  const archives: object[] = []
+  const waiting = [...keys]
+  const read = async () => {
+    for (let key = waiting.shift(); key !== undefined; key = waiting.shift()) {
+      try {
+        const manifest = await readManifest(store, key, signal)
+        if (!manifest) continue
+        const { partition, range_start, range_end, min_ts, max_ts, row_count, bytes, sha256, content_checksum, file } = manifest
+        const path = `${key.slice(0, key.lastIndexOf('/') + 1)}${file}`
+        archives.push({ partition, range_start, range_end, min_ts, max_ts, row_count, bytes, sha256, content_checksum, path })
+      } catch (error) {
+        signal?.throwIfAborted()
+        faults.push(describeError(error))
+      }
+    }
+  }
+  await Promise.all(Array.from({ length: 8 }, read))
+  archives.sort((a, b) => (a as Manifest).range_start < (b as Manifest).range_start ? -1 : 1)
+  await store.putBytes(indexKey, Buffer.from(`${JSON.stringify({ format_version: 1, archives }, null, 2)}\n`), signal)
+  return { count: archives.length, faults }
+}

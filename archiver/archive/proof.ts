@@ -1,0 +1,44 @@
+import { rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { differences, readManifest, type Claims, type Manifest } from './manifest.ts'
+import { ObjectMissing } from '../store/object-missing.ts'
+import { readContent, type Content } from './parquet.ts'
+import type { Store } from '../store/store.ts'
+
+/**
+ * Reads an archive back from the store and checks all of it: the manifest against what the database says, the
+ * object's size and SHA-256 against the manifest, and its rows, counted and summed by DuckDB, against both.
+ * @param expected what the database recorded
+ * @param use is given the verified local copy before it is removed
+ * @throws a sentence that names the object and the difference
+ */
+export async function readBack<T>(
+  store: Store, keys: { parquet: string, manifest: string }, expected: Claims, work: string,
+  use: (proof: { file: string, manifest: Manifest, content: Content }) => Promise<T>, signal?: AbortSignal,
+): Promise<T> {
+  const url = `${store.url}/${keys.parquet}`
+  const manifestUrl = `${store.url}/${keys.manifest}`
+  const manifest = await readManifest(store, keys.manifest, signal)
+  if (!manifest) throw new ObjectMissing(manifestUrl)
+  if (!keys.parquet.endsWith(`/${manifest.file}`) && keys.parquet !== manifest.file) {
+    throw new Error(`${manifestUrl}: the manifest is of ${manifest.file}, the database has ${keys.parquet}`)
+  }
+  const wrongManifest = differences(expected, manifest)
+  if (wrongManifest) throw new Error(`${manifestUrl}: the manifest differs from the database: ${wrongManifest}`)
+
+  const file = join(work, 'read-back.parquet')
+  await rm(file, { force: true })
+  try {
+    const got = await store.getToFile(keys.parquet, file, signal)
+    const wrongObject = differences({ bytes: manifest.bytes, sha256: manifest.sha256 }, got)
+    if (wrongObject) throw new Error(`${url}: the object differs from its manifest: ${wrongObject}`)
+    const content = await readContent(file, manifest.columns, work, manifest.row_count)
+    signal?.throwIfAborted()
+    const { row_count, content_checksum, min_ts, max_ts } = manifest
+    const wrongContent = differences({ row_count, content_checksum, min_ts, max_ts }, content)
+    if (wrongContent) throw new Error(`${url}: the rows differ from the manifest: ${wrongContent}`)
+    return await use({ file, manifest, content })
+  } finally {
+    await rm(file, { force: true })
+  }
+}

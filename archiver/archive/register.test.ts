@@ -1,0 +1,81 @@
+import { cp, readFile, writeFile } from 'node:fs/promises'
+import t from 'tap'
+import { withDatabase } from '../../testing/database.ts'
+import { daysAgo, fillAwkwardDay, fillDay, makeDirectory, partitionOf, pathsOf, runCli, runOnce, stateOf, workAll } from '../../testing/archiver.ts'
+
+t.test('a new store takes over the archive of one that was lost, and brings its days back row for row', async t => {
+  const lost = await withDatabase(t)
+  const directory = await makeDirectory(t)
+  // One beyond the retention, of which a new store knows nothing, and two for which it has empty partitions.
+  const days = [200, 80, 70].map(daysAgo)
+  await lost.sql`select fleet.create_partitions(${days[0]!}::date, ${days[0]!}::date)`
+  await fillDay(lost.admin, days[0]!, 2000)
+  await fillDay(lost.admin, days[1]!, 2000)
+  await fillAwkwardDay(lost.admin, days[2]!)
+  const partitions = await Promise.all(days.map(day => partitionOf(lost.sql, day)))
+  for (const partition of partitions) await lost.sql`select fleet.archive_partition(${partition})`
+  t.equal((await runOnce(t, lost, directory)).code, 0)
+  const before = await lost.sql`select * from fleet.archives`
+
+  const db = await withDatabase(t)
+  const { code, output } = await runCli(t, db, directory, 'adopt')
+  t.equal(code, 0, output)
+  t.match(output, /^3 adopted, 0 known before$/m)
+  const forget = (rows: readonly object[]) => rows.map(row => ({ ...row, proven_at: null }))
+  t.same(forget(await db.sql`select * from fleet.archives`), forget(before), 'it knows all that the lost one knew')
+  t.match((await runCli(t, db, directory, 'adopt')).output, /^0 adopted, 3 known before$/m)
+  t.equal((await runCli(t, db, directory, 'verify', '--all')).code, 0)
+  t.match(await db.sql`select * from fleet.check() where status = 'fail'`, [])
+
+  for (const day of days) await db.sql`select fleet.request_restore(${day}::date)`
+  await workAll(t, db, directory)
+  for (const [n, partition] of partitions.entries()) {
+    t.match(await stateOf(db.sql, partition), { state: 'restored' })
+    const [content] = await db.admin`select row_count, content_checksum from fleet.content_checksum(${`fleet.${partition}`}::regclass)`
+    t.match(before[n], { ...content }, `${days[n]} is back`)
+  }
+})
+
+t.test('a manifest in a place that is not its own is named and not adopted', async t => {
+  const lost = await withDatabase(t)
+  const directory = await makeDirectory(t)
+  const [own, other] = [daysAgo(80), daysAgo(70)]
+  await fillDay(lost.admin, own, 100)
+  await lost.sql`select fleet.archive_partition(${await partitionOf(lost.sql, own)})`
+  t.equal((await runOnce(t, lost, directory)).code, 0)
+  await cp(pathsOf(directory, own).folder, pathsOf(directory, other).folder, { recursive: true })
+  const { output } = await runCli(t, await withDatabase(t), directory, 'adopt')
+  t.match(output, /^1 adopted, 0 known before; 1 not adopted$/m)
+  t.match(output, new RegExp(`date=${other}/manifest.json: the manifest is of ${own}`))
+})
+
+t.test('what is damaged, or online with rows, is named and not adopted', async t => {
+  const lost = await withDatabase(t)
+  const directory = await makeDirectory(t)
+  const days = [80, 75, 70].map(daysAgo) as [string, string, string]
+  for (const day of days) {
+    await fillDay(lost.admin, day, 500)
+    await lost.sql`select fleet.archive_partition(${await partitionOf(lost.sql, day)})`
+  }
+  t.equal((await runOnce(t, lost, directory)).code, 0)
+
+  const db = await withDatabase(t)
+  await fillDay(db.admin, days[1], 300)
+  const { parquet } = pathsOf(directory, days[0])
+  const whole = await makeDirectory(t)
+  await cp(parquet, `${whole}/copy`)
+  const bytes = await readFile(parquet)
+  bytes[bytes.length >> 1]! ^= 1
+  await writeFile(parquet, bytes)
+
+  const { code, output } = await runCli(t, db, directory, 'adopt')
+  t.equal(code, 1)
+  t.match(output, /^1 adopted, 0 known before; 2 not adopted$/m)
+  t.match(output, /differs from its manifest: sha256/)
+  t.match(output, /which is active and holds rows/)
+  t.match(await stateOf(db.sql, await partitionOf(db.sql, days[1])), { state: 'active', archive_url: null })
+  t.match(await stateOf(db.sql, await partitionOf(db.sql, days[0])), { state: 'active', archive_url: null })
+
+  await cp(`${whole}/copy`, parquet)
+  t.match((await runCli(t, db, directory, 'adopt')).output, /^1 adopted, 1 known before; 1 not adopted$/m)
+})

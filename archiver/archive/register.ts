@@ -1,0 +1,57 @@
+import { mkdtemp, rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { recordColumns } from './columns.ts'
+import { describeError } from '../log.ts'
+import { keysOf, readManifest, root, type Manifest } from './manifest.ts'
+import { plainColumns } from './parquet.ts'
+import { readBack } from './proof.ts'
+import { listArchives } from './verify.ts'
+import type { Worker } from '../worker.ts'
+
+/**
+ * Makes every archive in the store known to a database that did not write it, as after the loss of the one that did.
+ * Each is read back and proven against its manifest first.
+ * @param onArchive is told of each as it is begun
+ * @returns how many were adopted and how many the database knew, and a sentence for each fault
+ */
+export async function adoptArchives(worker: Worker, onArchive: (manifest: Manifest) => void) {
+  const { sql, store } = worker
+  const keys: string[] = []
+  for await (const { key } of store.list(`${root}date=`)) {
+    if (key.endsWith('/manifest.json')) keys.push(key)
+  }
+  const known = new Map((await listArchives(worker)).map(archive => [archive.archive_url, archive.checksum_sha256]))
+  const faults: string[] = []
+  let adopted = 0
+  let alreadyKnown = 0
+  for (const key of keys.sort()) {
+    try {
+      const manifest = await readManifest(store, key)
+      if (!manifest) continue
+      const { parquet, manifest: ownKey } = keysOf(manifest.range_start, manifest.range_end, manifest.revision)
+      if (key !== ownKey) throw new Error(`${store.url}/${key}: the manifest is of ${manifest.range_start}, whose place is ${store.url}/${ownKey}`)
+      const url = `${store.url}/${parquet}`
+      if (known.get(url) === manifest.sha256) {
+        await recordColumns(sql, manifest.partition, manifest)
+        alreadyKnown++
+        continue
+      }
+      onArchive(manifest)
+      const work = await mkdtemp(join(worker.directory, 'adopt-'))
+      try {
+        await readBack(store, { parquet, manifest: key }, {}, work, async ({ content }) => {
+          await sql`
+            select fleet.adopt_archive(${manifest.partition}, ${manifest.range_start}, ${manifest.range_end}, ${content.row_count},
+              ${content.content_checksum}::text::numeric, ${content.min_ts}, ${content.max_ts}, ${url}, ${manifest.sha256}, ${manifest.bytes},
+              ${sql.json(plainColumns(manifest.columns))}, ${manifest.columns_at}, ${manifest.checksum_version}, ${manifest.format_version})`
+        })
+      } finally {
+        await rm(work, { recursive: true, force: true })
+      }
+      adopted++
+    } catch (error) {
+      faults.push(describeError(error))
+    }
+  }
+  return { adopted, alreadyKnown, faults }
+}

@@ -1,0 +1,188 @@
+import { mkdtemp, rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { describeError } from '../log.ts'
+import { recordColumns } from './columns.ts'
+import { differences, isoMicros, keysOf, readManifest, root, supersededKeys, type Claims, type Manifest, type Superseded } from './manifest.ts'
+import type { Column } from './parquet.ts'
+import { readBack } from './proof.ts'
+import { locate, openStore } from '../store/store.ts'
+import type { Worker } from '../worker.ts'
+
+/** A row of fleet.archives. */
+export interface Archive {
+  partition_name: string
+  range_start: string
+  range_end: string
+  state: string
+  row_count: string
+  min_ts: string | null
+  max_ts: string | null
+  archive_bytes: string
+  checksum_sha256: string
+  content_checksum: string
+  archive_url: string
+  proven_at: string
+  confirmed_at: string | null
+  columns: Column[] | null
+}
+
+/** The proven archives, oldest first; with a date, those that hold this UTC day. */
+export async function listArchives({ sql }: Worker, date?: string): Promise<Archive[]> {
+  return await sql<Archive[]>`
+    select partition_name, range_start, range_end, state, row_count, min_ts, max_ts, archive_bytes, checksum_sha256,
+      content_checksum, archive_url, proven_at, columns, confirmed_at
+    from fleet.archives
+    where ${date ?? null}::date is null
+      or (range_start < (${date ?? null}::date + 1)::timestamptz and range_end > ${date ?? null}::date::timestamptz)
+    order by range_start`
+}
+
+/**
+ * Checks one archive against its manifest and the database: every byte and row, or, when quick, the manifest and the
+ * object's size.
+ * @returns a sentence for each fault
+ */
+export async function verifyArchive(worker: Worker, archive: Archive, isQuick: boolean): Promise<string[]> {
+  const { store, key } = await locate(archive.archive_url, worker.store, worker.storeOptions)
+  const keys = { parquet: key, manifest: `${key.slice(0, key.lastIndexOf('/') + 1)}manifest.json` }
+  const expected: Claims = {
+    range_start: isoMicros(archive.range_start),
+    range_end: isoMicros(archive.range_end),
+    min_ts: archive.min_ts === null ? null : isoMicros(archive.min_ts),
+    max_ts: archive.max_ts === null ? null : isoMicros(archive.max_ts),
+    // Of a day that came back, gained rows and is retired again, the database counts those too until it is archived anew.
+    ...(archive.state === 'dropped' || archive.state === 'archived' ? { row_count: Number(archive.row_count) } : {}),
+    bytes: Number(archive.archive_bytes),
+    sha256: archive.checksum_sha256,
+    content_checksum: archive.content_checksum,
+    ...(archive.columns ? { columns: archive.columns } : {}),
+  }
+  try {
+    if (isQuick) {
+      const manifest = await readManifest(store, keys.manifest)
+      if (!manifest) return [`${store.url}/${keys.manifest}: the manifest is missing`]
+      const wrong = differences(expected, manifest)
+      if (wrong) return [`${store.url}/${keys.manifest}: the manifest differs from the database: ${wrong}`]
+      const found = await store.head(keys.parquet)
+      if (!found) return [`${archive.archive_url}: the object is missing`]
+      if (found.bytes !== manifest.bytes) {
+        return [`${archive.archive_url}: the object has ${found.bytes} bytes, its manifest says ${manifest.bytes}`]
+      }
+      const kept = await Promise.all((manifest.superseded ?? []).map(one => verifySuperseded(archive, manifest, one, worker)))
+      return kept.flat()
+    }
+    const work = await mkdtemp(join(worker.directory, 'verify-'))
+    try {
+      return await readBack(store, keys, expected, work, async ({ manifest }) => {
+        await recordColumns(worker.sql, archive.partition_name, manifest)
+        const faults: string[] = []
+        for (const kept of manifest.superseded ?? []) faults.push(...await verifySuperseded(archive, manifest, kept, worker, work))
+        return faults
+      })
+    } finally {
+      await rm(work, { recursive: true, force: true })
+    }
+  } catch (error) {
+    return [describeError(error)]
+  }
+}
+
+/** Checks a kept file of an earlier revision that the archive's manifest names; with `work`, every byte and row. */
+async function verifySuperseded(
+  { archive_url }: Archive, { range_start }: Manifest, { file, bytes, sha256 }: Superseded, worker: Worker, work?: string,
+): Promise<string[]> {
+  const keys = supersededKeys(range_start, file)
+  try {
+    // It is in the same store as the archive, which may be an older one.
+    const at = archive_url.lastIndexOf(`/${root}date=`)
+    const store = archive_url.startsWith(`${worker.store.url}/`) ? worker.store : await openStore(archive_url.slice(0, at), worker.storeOptions)
+    if (work !== undefined) {
+      await readBack(store, keys, { bytes, sha256 }, await mkdtemp(join(work, 'superseded-')), async () => {})
+      return []
+    }
+    const found = await store.head(keys.parquet)
+    if (!found) return [`${store.url}/${keys.parquet}: the object is missing; the manifest of ${archive_url} names it`]
+    return found.bytes === bytes ? [] : [`${store.url}/${keys.parquet}: the object has ${found.bytes} bytes, ${bytes} were stored`]
+  } catch (error) {
+    return [describeError(error)]
+  }
+}
+
+/**
+ * Objects that no proven archive means, in the folders of one UTC day or in all: files that a newer revision took the
+ * place of, and unknown ones. Days that are being archived at the moment are left out.
+ * @returns a sentence for each
+ */
+export async function findStrangers(worker: Worker, date?: string): Promise<string[]> {
+  const { sql, store } = worker
+  const prefixes = date === undefined
+    ? [`${root}date=`]
+    : (await listArchives(worker, date)).map(({ range_start, range_end }) => keysOf(range_start, range_end).folder)
+  const found: string[] = []
+  for (const prefix of prefixes) {
+    for await (const { key } of store.list(prefix)) found.push(key)
+  }
+  // Asked after the store, so that what was archived meanwhile is known.
+  const known = new Set((await listArchives(worker)).map(archive => archive.archive_url))
+  const proven = new Map([...known].map(url => [folderOf(url), url]))
+  const busy = await sql<{ range_start: string, range_end: string }[]>`
+    select range_start, range_end from fleet.hb_partitions where state in ('detached', 'archiving')`
+  const skipped = new Set(busy.map(({ range_start, range_end }) => `${store.url}/${keysOf(range_start, range_end).folder}`))
+
+  const faults: string[] = []
+  for (const key of found) {
+    const url = `${store.url}/${key}`
+    const folder = folderOf(url)
+    const current = proven.get(folder)
+    if (known.has(url) || skipped.has(folder) || (current !== undefined && url === `${folder}manifest.json`)) continue
+    if (!await store.head(key)) continue
+    const isSuperseded = current !== undefined && revisionOf(url) < revisionOf(current) && nameOf(url) === nameOf(current)
+    faults.push(isSuperseded
+      ? `${url}: superseded by ${current.slice(folder.length)}; readers of *.parquet see its rows twice, delete it`
+      : `${url}: the database knows no proven archive of this name`)
+  }
+  return [...faults, ...await findUnnamed(worker, date)]
+}
+
+/** Finds files under superseded/ that the manifest of their day does not name, for example because a run died. */
+async function findUnnamed(worker: Worker, date?: string) {
+  const { store } = worker
+  const faults: string[] = []
+  const named = new Map<string, Set<string>>()
+  const found: string[] = []
+  const folders = date === undefined
+    ? [`${root}superseded/`]
+    : (await listArchives(worker, date)).map(({ range_start }) => supersededKeys(range_start, '').folder)
+  for (const folder of folders) {
+    for await (const { key } of store.list(folder)) found.push(key)
+  }
+  for (const key of found) {
+    const folder = key.slice(0, key.lastIndexOf('/') + 1)
+    let names = named.get(folder)
+    if (!names) {
+      const manifest = await readManifest(store, `${folder.replace(`${root}superseded/`, root)}manifest.json`)
+      names = new Set(manifest?.superseded?.flatMap(({ file }) => {
+        const keys = supersededKeys(manifest.range_start, file)
+        return [keys.parquet, keys.manifest]
+      }))
+      named.set(folder, names)
+    }
+    if (!names.has(key)) faults.push(`${store.url}/${key}: no manifest of a later revision names it`)
+  }
+  return faults
+}
+
+function folderOf(url: string) {
+  return url.slice(0, url.lastIndexOf('/') + 1)
+}
+
+/** `…/device_heartbeats_20260815_r2.parquet` has the name `…/device_heartbeats_20260815` and the revision 2. */
+const named = /^(.*?)(?:_r(\d+))?\.parquet$/
+
+function nameOf(url: string) {
+  return named.exec(url)?.[1]
+}
+
+function revisionOf(url: string) {
+  return Number(named.exec(url)?.[2] ?? 1)
+}

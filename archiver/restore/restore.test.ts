@@ -1,0 +1,201 @@
+import { readFile, rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
+import { spawnNode, waitFor } from '../../testing/database.ts'
+import { archiverEnv, leftovers, pathsOf, retiredDay as day, runCli, stateOf, withRetiredDay, workAll } from '../../testing/archiver.ts'
+
+/** A database with one day that is in the archive alone, and the rows it had. */
+async function withDroppedDay(t: Test, rows: number | 'awkward') {
+  const retired = await withRetiredDay(t, rows)
+  const { db, directory, partition } = retired
+  const before = await db.admin`select t.*, ts::text, received_at::text from fleet_detached.${db.admin(partition)} t order by t.device_id, t.ts`
+  await workAll(t, db, directory)
+  t.match(await stateOf(db.sql, partition), { state: 'dropped' })
+  const read = () => db.admin`
+    select t.*, ts::text, received_at::text from fleet.device_heartbeats t
+    where ts >= ${day}::date and ts < ${day}::date + 1 order by t.device_id, t.ts`
+  return { ...retired, before, read }
+}
+
+t.test('restore brings a dropped day back, row for row', async t => {
+  for (const rows of ['awkward', 50_000] as const) {
+    await t.test(String(rows), async t => {
+      const { db, directory, partition, before, read } = await withDroppedDay(t, rows)
+      const { code, output } = await runCli(t, db, directory, 'restore', day)
+      t.equal(code, 0, output)
+      t.match(output, new RegExp(`${partition}: restored, ${before.length} rows`))
+      t.match(await stateOf(db.sql, partition), { state: 'restored' })
+      const after = await read()
+      t.equal(after.length, before.length)
+      t.ok(JSON.stringify(after) === JSON.stringify(before), 'each row is as it was')
+      t.same(await leftovers(directory), [])
+      const [indexes] = await db.admin`select count(*)::int as count from pg_indexes where schemaname = 'fleet' and tablename = ${partition}`
+      t.same(indexes, { count: 2 }, 'with its indexes')
+    })
+  }
+})
+
+t.test('a day without rows is restored too', async t => {
+  const { db, directory, partition } = await withDroppedDay(t, 0)
+  const { code, output } = await runCli(t, db, directory, 'restore', day)
+  t.equal(code, 0, output)
+  t.match(await stateOf(db.sql, partition), { state: 'restored' })
+})
+
+t.test('a day without rows that is made anew while it is restored is retired again', async t => {
+  const { db, directory, partition } = await withDroppedDay(t, 0)
+  await db.sql`select fleet.request_restore(${day}::date)`
+  const cut = 'an archiver that is killed'
+  await db.sql`select from fleet.claim_restore(${cut}, '0')`
+  await db.sql`select fleet.begin_restore(${partition}, ${cut})`
+  await db.sql`select fleet.create_partitions(${day}::date, ${day}::date)`
+  t.match(await stateOf(db.sql, partition), { state: 'active' })
+  await db.sql`select fleet.archive_partition(${partition})`
+  await workAll(t, db, directory)
+  t.match(await stateOf(db.sql, partition), { state: 'dropped' })
+  t.match(await db.sql`select state from fleet.restore_items`, [{ state: 'done' }])
+  t.same(await db.sql`select relname from pg_class where relname ~ ${partition} and relkind = 'r'`, [], 'nothing is left of either')
+})
+
+t.test('a day that came back while it was restored is no failure', async t => {
+  const { db, directory, partition } = await withDroppedDay(t, 0)
+  await db.sql`select fleet.request_restore(${day}::date)`
+  await db.sql`select from fleet.claim_restore('slow')`
+  await db.sql`select fleet.begin_restore(${partition}, 'slow')`
+  await db.sql`select fleet.create_partitions(${day}::date, ${day}::date)`
+  await t.rejects(db.sql`select fleet.finish_restore(${partition}, 'slow')`, { code: 'FL002', message: /is active/ })
+  await db.sql`select fleet.fail_restore(${partition}, 'slow', 'it is active')`
+  t.match(await db.sql`select state, last_error from fleet.restore_items`, [{ state: 'done', last_error: null }])
+  t.same(await db.sql`select relname from pg_class where relname ~ 'restoring'`, [])
+  t.same((await workAll(t, db, directory)).results, [])
+})
+
+t.test('a day that two requests name is given to one archiver', async t => {
+  const { db } = await withDroppedDay(t, 0)
+  for (let n = 0; n < 2; n++) await db.sql`select fleet.request_restore(${day}::date)`
+  const claims = await db.admin.begin(async first => {
+    const mine = await first`select from fleet.claim_restore('one')`
+    const other = db.sql`select from fleet.claim_restore('other')`.execute()
+    await waitFor(async () => (await db.admin`select from pg_locks where not granted`).length > 0)
+    return { mine, other }
+  }).then(async ({ mine, other }) => [mine.length, (await other).length])
+  t.same(claims, [1, 0])
+})
+
+t.test('a running archiver does what select fleet.request_restore() asks for', async t => {
+  const { db, directory, partition, before, read } = await withDroppedDay(t, 2000)
+  const archiver = await spawnNode(t, 'archiver/main.ts', { env: archiverEnv(db, directory), ready: /archiver\.ready/ })
+  await db.sql`select fleet.request_restore(${day}::date)`
+  await waitFor(async () => (await stateOf(db.sql, partition)).state === 'restored')
+  t.equal((await read()).length, before.length)
+  t.same(await archiver.stop(), { code: 0, signal: null })
+})
+
+t.test('killed with -9 in the middle, a restore is done by the next run', async t => {
+  const { db, directory, partition, before, read } = await withDroppedDay(t, 2000)
+  await db.sql`select fleet.request_restore(${day}::date)`
+  await db.admin.begin(async holder => {
+    // finish_restore waits for this lock.
+    await holder`select from fleet.hb_partitions where partition_name = ${partition} for update`
+    const archiver = await spawnNode(t, 'archiver/main.ts', { env: archiverEnv(db, directory) })
+    await waitFor(async () => (await db.admin`
+      select from pg_stat_activity where datname = current_database() and usename = 'fleet_archiver' and wait_event_type = 'Lock'`).length > 0)
+    await archiver.stop('SIGKILL')
+    await db.admin`
+      select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet_archiver' and datname = current_database()`
+  })
+  await db.admin`update fleet.restore_items set lease_until = now() - interval '1 second' where state = 'running'`
+  t.same((await workAll(t, db, directory)).results, ['done'])
+  t.match(await stateOf(db.sql, partition), { state: 'restored' })
+  t.equal((await read()).length, before.length)
+})
+
+t.test('a backend that dies while rows are copied in is a failure, and the next try does it', async t => {
+  const { db, directory, partition } = await withDroppedDay(t, 20_000)
+  await db.sql`select fleet.request_restore(${day}::date)`
+  // Looks on the server, every millisecond: the COPY lasts some 50 ms.
+  const cutting = db.admin.unsafe(`
+    do $$
+    begin
+      for n in 1..30000 loop
+        perform pg_stat_clear_snapshot();
+        perform pg_terminate_backend(pid) from pg_stat_activity
+        where datname = current_database() and usename = 'fleet_archiver' and query like 'copy%' and state = 'active';
+        exit when found;
+        perform pg_sleep(0.001);
+      end loop;
+    end $$`).execute()
+  const { results } = await workAll(t, db, directory)
+  await cutting
+  t.same(results, ['failed'])
+  t.match(await stateOf(db.sql, partition), { state: 'dropped' })
+  await db.sql`select fleet.request_restore(${day}::date)`
+  t.same((await workAll(t, db, directory)).results, ['done'])
+  t.match(await stateOf(db.sql, partition), { state: 'restored' })
+})
+
+t.test('a damaged archive is not restored, and verify names it', async t => {
+  const { db, directory, partition } = await withDroppedDay(t, 2000)
+  const whole = await runCli(t, db, directory, 'verify', '--all')
+  t.equal(whole.code, 0, whole.output)
+  const bytes = await readFile(pathsOf(directory).parquet)
+  bytes[1000] = (bytes[1000] ?? 0) ^ 1
+  await writeFile(pathsOf(directory).parquet, bytes)
+
+  t.equal((await runCli(t, db, directory, 'verify')).code, 0, 'its size is right, and more is not looked at')
+  for (const args of [[day], ['--all']]) {
+    const { code, output } = await runCli(t, db, directory, 'verify', ...args)
+    t.equal(code, 1)
+    t.match(output, /\.parquet: the object differs from its manifest: sha256 should be/)
+    t.equal(output.trim().split('\n').length, 2, 'one line for the fault and one for the sum')
+  }
+  const { code, output } = await runCli(t, db, directory, 'restore', day)
+  t.equal(code, 1)
+  t.match(output, new RegExp(`${partition}: failed: .*differs from its manifest`))
+  t.match(await stateOf(db.sql, partition), { state: 'dropped' })
+})
+
+t.test('list shows the archives, and wrong usage is told', async t => {
+  const { db, directory, partition } = await withDroppedDay(t, 2000)
+  const { code, output } = await runCli(t, db, directory, 'list')
+  t.equal(code, 0)
+  t.match(output.trim().split('\n'), [/^from +partition +rows/, new RegExp(`^${day} +${partition} +2000 .* dropped `)])
+
+  for (const args of [[], ['lisst'], ['verify', 'yesterday'], ['verify', '2026-02-30'], ['restore'], ['restore', '2026-01-02', '2026-01-01']]) {
+    const wrong = await runCli(t, db, directory, ...args)
+    t.equal(wrong.code, 2, args.join(' '))
+    t.match(wrong.output, /usage: npm run archive/)
+  }
+  const unknown = await runCli(t, db, directory, 'restore', '2020-01-01')
+  t.equal(unknown.code, 1)
+  t.match(unknown.output, /nothing between 2020-01-01 and 2020-01-01 is in the archive/)
+})
+
+t.test('reindex makes index.json anew, and names the manifests that cannot be read', async t => {
+  const { db, directory } = await withDroppedDay(t, 100)
+  const index = join(directory, 'archive/device_heartbeats/index.json')
+  const before = await readFile(index)
+  await rm(index)
+  const { code, output } = await runCli(t, db, directory, 'reindex')
+  t.equal(code, 0)
+  t.equal(output, 'index.json lists 1 archive\n')
+  t.same(await readFile(index), before)
+
+  await writeFile(pathsOf(directory).manifest, '{')
+  const broken = await runCli(t, db, directory, 'reindex')
+  t.equal(broken.code, 1)
+  t.match(broken.output, /^file:.*manifest\.json: the manifest is not JSON.*$/m)
+  t.match(broken.output, /^index\.json lists 0 archives; 1 manifests could not be read$/m)
+})
+
+t.test('verify names files that no archive means', async t => {
+  const { db, directory } = await withDroppedDay(t, 100)
+  t.equal((await runCli(t, db, directory, 'verify')).code, 0)
+  const { folder } = pathsOf(directory)
+  await writeFile(join(folder, 'copy.parquet'), 'PAR1')
+  for (const args of [[], [day], ['--all']]) {
+    const { code, output } = await runCli(t, db, directory, 'verify', ...args)
+    t.equal(code, 1)
+    t.match(output, /^file:.*\/copy\.parquet: the database knows no proven archive of this name$/m)
+  }
+})

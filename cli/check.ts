@@ -1,0 +1,95 @@
+// npm run check: what fleet.check() says, with remedies, and the health of the server's pools. Exit code 1 when anything fails.
+import { readFile, realpath } from 'node:fs/promises'
+import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import { Cluster, clusterMajor } from '../local/cluster.ts'
+import { optionalDatabaseUrl, repository, serverAddress, SettingsError } from '../local/config.ts'
+import { openDatabase } from '../lib/database.ts'
+import { findPostgres } from '../local/packages.ts'
+import { explain, say } from '../lib/progress.ts'
+
+interface Check {
+  check_name: string
+  status: 'ok' | 'warn' | 'fail'
+  detail: string
+  remedy: string | null
+}
+
+/** The rows of fleet.check(), worst first, as text for a terminal. */
+export function table(checks: Check[]) {
+  const rank = { fail: 0, warn: 1, ok: 2 }
+  const width = Math.max(...checks.map(check => check.check_name.length))
+  return [...checks]
+    .sort((a, b) => rank[a.status] - rank[b.status])
+    .map(({ check_name: name, status, detail, remedy }) => {
+      const line = `${status.padEnd(4)}  ${name.padEnd(width)}  ${detail}`
+      return status !== 'ok' && remedy ? `${line}\n${' '.repeat(width + 8)}-> ${remedy.replaceAll('\n', `\n${' '.repeat(width + 11)}`)}` : line
+    })
+    .join('\n')
+}
+
+/** DATABASE_URL, or the running cluster of npm start. */
+async function url() {
+  const given = optionalDatabaseUrl()
+  if (given) return given
+  const dir = await realpath(join(repository, '.local', 'pg')).catch(() => undefined)
+  const packages = dir && await findPostgres(await clusterMajor(dir))
+  const cluster = packages && new Cluster({ dir, postgres: packages, databases: ['fleet'], cronDatabase: 'fleet' })
+  if (!cluster || !await cluster.attach()) {
+    throw new Error('DATABASE_URL is not set, and the cluster of npm start is not running; start it, or set DATABASE_URL')
+  }
+  return cluster.url('fleet_owner', 'fleet')
+}
+
+interface PoolHealth {
+  status: 'ok' | 'warn' | 'critical'
+  pool: { in_use: number, max: number, utilization_pct: number, waiting: number }
+}
+
+/** What GET /ops/pool_health says, as one more check; where it cannot be asked, why. */
+export async function poolHealth(address: ReturnType<typeof serverAddress>): Promise<Check> {
+  const check: Check = { check_name: 'pool_health', status: 'warn', detail: '', remedy: null }
+  if (!address) {
+    return { ...check, status: 'ok', detail: 'not asked: ADMIN_KEY is not set, and the server of npm start is not known' }
+  }
+  try {
+    const answer = await fetch(`${address.url}/ops/pool_health`, {
+      headers: { 'x-admin': address.adminKey }, signal: AbortSignal.timeout(5000),
+    })
+    if (!answer.ok) return { ...check, detail: `${address.url} answers ${answer.status}`, remedy: 'Is ADMIN_KEY the one of this server?' }
+    const { status, pool } = await answer.json() as PoolHealth
+    return {
+      ...check, status: status === 'critical' ? 'fail' : status,
+      detail: `${pool.in_use} of ${pool.max} connections in use (${pool.utilization_pct} %), ${pool.waiting} requests wait`,
+      remedy: 'RUNBOOK.md, "Heartbeats come faster than they are written"',
+    }
+  } catch (error) {
+    return { ...check, detail: `${address.url} cannot be reached: ${explain(error)}`, remedy: 'npm run server' }
+  }
+}
+
+/** From the environment, or from what npm start left of itself. */
+async function server() {
+  const kept = await readFile(join(repository, '.local', 'env'), 'utf8').catch(() => '')
+  const lines = [...kept.matchAll(/^(HOST|PORT|ADMIN_KEY)='(.*)'$/gm)].map(([, name = '', text = '']) => [name, text.replaceAll(`'\\''`, `'`)] as const)
+  return serverAddress() ?? (optionalDatabaseUrl() ? undefined : serverAddress(Object.fromEntries(lines)))
+}
+
+async function main() {
+  try {
+    const sql = openDatabase(await url(), { max: 1, connection: { role: 'fleet_owner' } })
+    try {
+      const checks = await sql<Check[]>`select check_name, status, detail, remedy from fleet.check()`
+      checks.push(await poolHealth(await server()))
+      say(table(checks))
+      if (checks.some(check => check.status === 'fail')) process.exitCode = 1
+    } finally {
+      await sql.end({ timeout: 5 })
+    }
+  } catch (error) {
+    process.stderr.write(`${explain(error)}\n`)
+    process.exitCode = error instanceof SettingsError ? 2 : 1
+  }
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) await main()

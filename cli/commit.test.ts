@@ -1,0 +1,31 @@
+import { spawnSync } from 'node:child_process'
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { leftToCi, plainEnv } from '../local/config.ts'
+import { withClone } from '../testing/database.ts'
+
+t.test('a migration is committed and taken back without a database at hand', { skip: leftToCi() }, async t => {
+  const clone = await withClone(t)
+  const run = (...args: string[]) =>
+    spawnSync(process.execPath, ['--import', 'tsx', 'cli/commit.ts', ...args], { cwd: clone, env: plainEnv(), encoding: 'utf8' })
+  const committed = () => readdirSync(join(clone, 'migrations/committed'))
+  const current = join(clone, 'migrations/current.sql')
+  const before = committed()
+  const statement = 'create table fleet.trial (one integer);'
+
+  writeFileSync(current, `${statement}\n`)
+  t.match(run('commit', 'Try it'), { status: 0 })
+  t.match(committed().filter(name => !before.includes(name)), [/^\d{6}-try-it\.sql$/])
+  t.notMatch(readFileSync(current, 'utf8'), 'trial')
+
+  t.match(run('uncommit'), { status: 0 })
+  t.strictSame(committed(), before)
+  t.match(readFileSync(current, 'utf8'), statement)
+
+  writeFileSync(current, 'create table fleet.trial (one intege);\n')
+  t.match(run('commit', 'Break it'), { status: 1, stderr: /type "intege" does not exist/ })
+  t.strictSame(committed(), before, 'what does not run is not committed')
+
+  t.match(run('commit'), { status: 2, stderr: /usage/ })
+})

@@ -1,0 +1,55 @@
+// npm run migrate:commit -- "what it does", npm run migrate:uncommit: between migrations/current.sql and migrations/committed.
+import { commit, uncommit } from 'graphile-migrate'
+import { throwawayCluster } from '../local/cluster.ts'
+import { openDatabase, withSearchPath } from '../lib/database.ts'
+import { requirePostgres } from '../local/packages.ts'
+import { migrate, migrationSettings, poolsEnded, setupFiles } from './migrate.ts'
+import { explain, say } from '../lib/progress.ts'
+
+const usage = 'usage: npm run migrate:commit -- "<what the migration does>"\n       npm run migrate:uncommit'
+
+/** Runs one of graphile-migrate's commands, which want two databases, in a cluster made for it. */
+async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[0]) => Promise<void>) {
+  const { cluster, end } = await throwawayCluster({
+    postgres: await requirePostgres(), databases: ['fleet', 'fleet_shadow', 'fleet_cron'], cronDatabase: 'fleet_cron',
+  })
+  try {
+    await migrate(cluster.url('postgres', 'fleet'), { log: () => {} })
+    await cluster.allowLogins()
+    const admin = openDatabase(cluster.url('postgres', 'fleet'), { max: 1 })
+    // With the same settings, graphile-migrate makes its schema in the shadow database and looks for it in this one.
+    await admin`grant create on database fleet to fleet_owner`
+    const { pgSettings, ...settings } = await migrationSettings(admin, cluster.url('fleet_owner', 'fleet'), say)
+    await admin.end({ timeout: 5 })
+    // The role would also be taken on where databases are dropped and made; here the owner logs in by itself.
+    const { role, ...others } = pgSettings ?? {}
+    await command({
+      ...settings,
+      manageGraphileMigrateSchema: true,
+      pgSettings: others,
+      shadowConnectionString: withSearchPath(cluster.url(role as 'fleet_owner', 'fleet_shadow')),
+      rootConnectionString: withSearchPath(cluster.url('postgres', 'postgres')),
+      afterReset: setupFiles.map(file => `!../sql/setup/${file}`),
+    })
+  } finally {
+    await poolsEnded()
+    await end()
+  }
+}
+
+const [command, message, ...rest] = process.argv.slice(2)
+try {
+  if (command === 'commit' && message && !rest.length) {
+    await inThrowawayCluster(settings => commit(settings, message))
+    say('migrations/current.sql is committed.')
+  } else if (command === 'uncommit' && !message) {
+    await inThrowawayCluster(uncommit)
+    say('The last committed migration is back in migrations/current.sql. Databases that have it must not be kept.')
+  } else {
+    process.stderr.write(`${usage}\n`)
+    process.exitCode = 2
+  }
+} catch (error) {
+  process.stderr.write(`${explain(error)}\n`)
+  process.exitCode = 1
+}

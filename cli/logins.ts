@@ -1,0 +1,31 @@
+// npm run logins: lets the roles that migrations made log in, each with the password that it is given.
+import { pathToFileURL } from 'node:url'
+import type { Sql } from 'postgres'
+import { databaseUrl, rolePasswords, SettingsError } from '../local/config.ts'
+import { openDatabase } from '../lib/database.ts'
+import { explain, say } from '../lib/progress.ts'
+import { scramVerifier } from '../local/scram.ts'
+
+/** Needs the right to alter the roles. */
+export async function giveLogins(sql: Sql, passwords: ReturnType<typeof rolePasswords>) {
+  for (const { role, password } of passwords) await sql.unsafe(`alter role ${role} login password '${scramVerifier(password)}'`)
+}
+
+async function main() {
+  try {
+    if (process.argv.length > 2) throw new SettingsError(['usage: DATABASE_URL=postgres://… FLEET_SERVER_PASSWORD=… npm run logins (no arguments)'])
+    const passwords = rolePasswords()
+    const sql = openDatabase(databaseUrl(), { max: 1 })
+    try {
+      await giveLogins(sql, passwords)
+    } finally {
+      await sql.end({ timeout: 5 })
+    }
+    say(`These may log in with their new passwords: ${passwords.map(({ role }) => role).join(', ')}.`)
+  } catch (error) {
+    process.stderr.write(`${explain(error)}\n`)
+    process.exitCode = error instanceof SettingsError ? 2 : 1
+  }
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) await main()

@@ -1,0 +1,180 @@
+// npm run migrate: brings a database to the state this version of the code needs.
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { pathToFileURL } from 'node:url'
+import { Logger, migrate as runCommitted, watch, type Settings } from 'graphile-migrate'
+import type { Sql } from 'postgres'
+import { databaseUrl, ownerDatabaseUrl, repository, SettingsError } from '../local/config.ts'
+import { openDatabase, SEARCH_PATH, withSearchPath } from '../lib/database.ts'
+import { explain, say } from '../lib/progress.ts'
+
+export interface MigrateOptions {
+  /** Also run migrations/current.sql, the migration being written; for tests and development. */
+  current?: boolean
+  /**
+   * The URL with which fleet_owner itself logs in. Migrations run there, so that the owner's code never runs in the administrator's session,
+   * where `reset role` would give it the administrator's rights. Without it they run in that session, as fleet_owner.
+   */
+  ownerUrl?: string
+  /** Called between the setup and the migrations, for example to let fleet_owner log in. */
+  afterSetup?: () => Promise<void>
+  /** Takes one line for each thing done or missing. */
+  log?: (line: string) => void
+}
+
+/** What the administrator does in each database before the migrations, in this order; each may run again. */
+export const setupFiles = ['roles.sql', 'extensions.sql', 'guard.sql', 'shape-guard.sql', 'privileged-views.sql', 'public.sql']
+
+// One migration at a time in a database; graphile-migrate's own lock fails at once where this one waits.
+const migrationLock = 4_727_445_306
+const insufficientPrivilege = '42501'
+
+/**
+ * Sets up and migrates the database at `adminUrl`, whose user is the administrator: a superuser, or a role that may
+ * become fleet_owner in a database where the roles and extensions are made already. Running it again
+ * does only what is new. Throws with the statement at fault; what was committed before it stays.
+ */
+export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
+  const log = options.log ?? say
+  const sql = openDatabase(adminUrl, {
+    max: 1,
+    connection: { TimeZone: 'UTC', application_name: 'fleet migrate' },
+    onnotice: notice => {
+      if (notice.severity === 'WARNING') log([notice.message, notice.detail, notice.hint].filter(Boolean).join('\n  '))
+    },
+  })
+  try {
+    await sql`select pg_advisory_lock(${migrationLock})`
+    for (const file of setupFiles) {
+      await runFile(sql, file, log)
+      await requirePreparation(sql, file)
+    }
+    await options.afterSetup?.()
+    const settings = await migrationSettings(sql, options.ownerUrl ?? adminUrl, log)
+    await runCommitted(settings)
+    if (options.current) await watch(settings, true)
+    await asOwner(sql, options.ownerUrl, async owner => {
+      // Missing if the administrator has not run the new guard.sql yet.
+      const [guard] = await owner<{ can_end: boolean }[]>`select to_regprocedure('fleet_guard.end_setup()') is not null as can_end`
+      if (guard!.can_end) await owner`select fleet_guard.end_setup()`
+      await scheduleJobs(owner, log)
+    })
+  } finally {
+    await sql.end({ timeout: 5 })
+    await poolsEnded()
+  }
+}
+
+/** How graphile-migrate is used here: as the owner, in UTC, with nothing found by search path. */
+export async function migrationSettings(sql: Sql, url: string, log: (line: string) => void): Promise<Settings> {
+  const [found] = await sql<{ is_missing: boolean }[]>`
+    select to_regclass('graphile_migrate.migrations') is null or to_regclass('graphile_migrate.current') is null as is_missing
+  `
+  return {
+    connectionString: withSearchPath(url),
+    migrationsFolder: join(repository, 'migrations'),
+    pgSettings: { role: 'fleet_owner', timezone: 'UTC', search_path: SEARCH_PATH },
+    // Even "create schema if not exists" needs the right to create one, which the owner loses once the schemas exist.
+    manageGraphileMigrateSchema: found!.is_missing,
+    logger: oneLineEach(log),
+  }
+}
+
+/** Runs work as the owner: in the owner's own session if it can log in, otherwise in the administrator's. */
+async function asOwner(sql: Sql, ownerUrl: string | undefined, work: (owner: Sql) => Promise<void>) {
+  if (ownerUrl !== undefined) {
+    const owner = openDatabase(ownerUrl, { max: 1, connection: { role: 'fleet_owner', TimeZone: 'UTC' } })
+    try {
+      await work(owner)
+    } finally {
+      await owner.end({ timeout: 5 })
+    }
+    return
+  }
+  await sql`set role fleet_owner`
+  await work(sql)
+  await sql`reset role`
+}
+
+/** Passes on errors as they are and, of the rest, one line for each migration that runs. */
+export function oneLineEach(log: (line: string) => void) {
+  return new Logger(() => (level, message) => {
+    const file = /Running migration '(.*)'/.exec(message)?.[1]
+    if (file) log(`  ${file}`)
+    else if (level.toString() === 'error' || level.toString() === 'warning') log(message)
+  })
+}
+
+/**
+ * graphile-migrate keeps its connections for 200 ms after the last use, and ends this process when one of them
+ * is lost meanwhile: wait for this before Postgres is stopped or the database dropped.
+ */
+export function poolsEnded() {
+  return sleep(300)
+}
+
+/** All of a file or nothing of it. Without the right to run it, what an administrator made before has to do. */
+async function runFile(sql: Sql, file: string, log: (line: string) => void) {
+  const text = await readFile(join(repository, 'sql/setup', file), 'utf8')
+  try {
+    await sql.unsafe(text)
+  } catch (cause) {
+    const { code, message } = cause as { code?: unknown, message?: string }
+    if (code !== insufficientPrivilege) throw new Error(`sql/setup/${file} failed, which the administrator runs at setup`, { cause })
+    log(`sql/setup/${file} is for an administrator and was not run (${message}); what is there already is used.`)
+  }
+}
+
+/** What must hold after a file of the setup, whoever ran it. */
+const preparations: Record<string, string> = {
+  'guard.sql': `to_regprocedure('fleet_guard.seal(oid)') is not null`,
+  'roles.sql': `to_regrole('fleet_owner') is not null`,
+  'extensions.sql': `case
+    when exists (select from pg_extension where extname = 'pg_partman') then
+      has_schema_privilege('fleet_owner', 'partman', 'usage')
+      and (to_regnamespace('fleet') is not null or has_database_privilege('fleet_owner', current_database(), 'create'))
+    else false
+  end`,
+}
+
+/** Where an administrator has not done what the migrations build on, says what is to be done. */
+async function requirePreparation(sql: Sql, file: string) {
+  const [row] = await sql.unsafe<{ is_prepared: boolean }[]>(`select ${preparations[file] ?? 'true'} as is_prepared`)
+  if (row?.is_prepared) return
+  throw new Error(
+    'this database is not prepared: fleet_owner, pg_partman with its rights, or the guard of this version is missing. Run once, as a role that '
+    + `may create extensions and roles: psql -v ON_ERROR_STOP=1 ${setupFiles.map(name => `-f sql/setup/${name}`).join(' ')} <the URL of this database>`,
+  )
+}
+
+async function scheduleJobs(sql: Sql, log: (line: string) => void) {
+  const [{ can_schedule: canSchedule, has_cron: hasCron } = { can_schedule: false, has_cron: false }] = await sql<{
+    can_schedule: boolean
+    has_cron: boolean
+  }[]>`
+    select
+      to_regprocedure('fleet.schedule_jobs()') is not null as can_schedule,
+      exists (select from pg_extension where extname = 'pg_cron') as has_cron
+  `
+  if (!canSchedule) return
+  if (!hasCron) {
+    log('pg_cron is not in this database: nothing is scheduled here (where it is, run: select fleet.schedule_jobs()).')
+    return
+  }
+  await sql`select fleet.schedule_jobs()`
+}
+
+async function main() {
+  try {
+    if (process.argv.length > 2) throw new SettingsError(['usage: DATABASE_URL=postgres://… npm run migrate (no arguments)'])
+    const ownerUrl = ownerDatabaseUrl()
+    await migrate(databaseUrl(), ownerUrl === undefined ? {} : { ownerUrl })
+    say('The database is up to date.')
+  } catch (error) {
+    process.stderr.write(`${explain(error)}\n`)
+    process.exitCode = error instanceof SettingsError ? 2 : 1
+  }
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) await main()

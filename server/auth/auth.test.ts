@@ -1,0 +1,51 @@
+import crypto from 'node:crypto'
+import { syncBuiltinESMExports } from 'node:module'
+import t from 'tap'
+import { keyCheck } from './auth.ts'
+import { ADMIN_KEY, withServer } from '../../testing/server.ts'
+
+/** What was compared by crypto.timingSafeEqual while this ran. */
+async function compared(run: () => unknown) {
+  const { timingSafeEqual } = crypto
+  const lengths: [number, number][] = []
+  crypto.timingSafeEqual = (a, b) => {
+    lengths.push([a.byteLength, b.byteLength])
+    return timingSafeEqual(a, b)
+  }
+  syncBuiltinESMExports()
+  try {
+    await run()
+  } finally {
+    crypto.timingSafeEqual = timingSafeEqual
+    syncBuiltinESMExports()
+  }
+  return lengths
+}
+
+const wrong = ['x', ADMIN_KEY.slice(0, -1), `${ADMIN_KEY}x`, `${ADMIN_KEY.slice(0, -1)}X`, 'x'.repeat(10_000), 'ä']
+
+t.test('however much of a key is right, all of it is compared, in the time that it always takes', async t => {
+  const isKey = keyCheck(ADMIN_KEY)
+  for (const key of [...wrong, ADMIN_KEY, '']) {
+    const lengths = await compared(() => t.equal(isKey(key), key === ADMIN_KEY))
+    t.same(lengths, [[32, 32]], 'digests of one length')
+  }
+  for (const key of [undefined, null, 5, [ADMIN_KEY], { toString: () => ADMIN_KEY }]) t.equal(isKey(key), false)
+})
+
+t.test('by every door that takes the admin key', async t => {
+  const { call } = await withServer(t)
+  const doors = {
+    'GET /v1/devices': (key: string) => ({ headers: { 'x-admin': key } }),
+    'GET /metrics': (key: string) => ({ headers: { authorization: `Bearer ${key}` } }),
+    'POST /login': (key: string) => ({
+      body: new URLSearchParams({ key }).toString(), headers: { 'content-type': 'application/x-www-form-urlencoded', 'sec-fetch-site': 'same-origin' },
+    }),
+  }
+  for (const [target, request] of Object.entries(doors)) {
+    for (const key of wrong.slice(0, 3)) {
+      const lengths = await compared(async () => t.match((await call(target, request(key))).status, target === 'POST /login' ? 403 : 401))
+      t.same(lengths, [[32, 32]], target)
+    }
+  }
+})

@@ -1,0 +1,51 @@
+import type { IncomingMessage } from 'node:http'
+import { clientAddress, networkOf } from './address.ts'
+import { BoundedMap } from './bounded-map.ts'
+import { Problem } from '../problem.ts'
+
+/** A further one drops the one that has been quiet for longest. */
+const MAX_NETWORKS = 10_000
+/** What was wrong at the same moment counts too; but nobody waits for longer. */
+const MAX_WAIT_MS = 5 * 60_000
+
+/**
+ * Wrong tokens or keys by the client's network, each worker's own: `perMinute` may come at once, and as many again each
+ * minute. To who is right it costs nothing until somebody was wrong.
+ */
+export class Guesses {
+  /** For each network when its wrong guesses are paid off, in ms. */
+  readonly #paid: BoundedMap<number>
+  readonly #cost: number
+
+  constructor(
+    readonly trustProxy: boolean, readonly perMinute: number, readonly onRefused = () => {},
+    readonly now: () => number = () => performance.now(), max = MAX_NETWORKS,
+  ) {
+    this.#paid = new BoundedMap(max)
+    this.#cost = 60_000 / perMinute
+  }
+
+  get size() {
+    return this.#paid.size
+  }
+
+  /** @throws Problem 429 while too many wrong guesses came from this client's network */
+  check(incoming: IncomingMessage) {
+    if (this.#paid.size === 0) return
+    const wait = (this.#paid.get(this.#network(incoming)) ?? -Infinity) + this.#cost - 60_000 - this.now()
+    // Sums of a cost that is no whole number.
+    if (wait <= 0.001) return
+    this.onRefused()
+    throw new Problem(429, 'Too many wrong tokens or keys came from this address.', { headers: { 'retry-after': String(Math.ceil(wait / 1_000)) } })
+  }
+
+  wrong(incoming: IncomingMessage) {
+    const network = this.#network(incoming)
+    const paid = Math.max(this.#paid.get(network) ?? -Infinity, this.now()) + this.#cost
+    this.#paid.set(network, Math.min(paid, this.now() + 60_000 + MAX_WAIT_MS))
+  }
+
+  #network(incoming: IncomingMessage) {
+    return networkOf(clientAddress(incoming, this.trustProxy))
+  }
+}

@@ -1,0 +1,98 @@
+import type { Handler } from 'hono'
+import { z } from 'zod'
+import type { AppEnv } from '../app.ts'
+import { identifyDevice } from '../auth/auth.ts'
+import { MAX_BODY_BYTES, readJson } from '../body.ts'
+import type { Pool } from '../database.ts'
+import { deviceId, text } from '../ingest/heartbeat.ts'
+import type { Metrics } from '../ops/metrics.ts'
+import { Problem, toProblem } from '../problem.ts'
+import type { Tokens } from '../auth/tokens.ts'
+import { valid } from '../valid.ts'
+
+const MAX_DEPTH = 32
+const DEVICES_ONLY = 'Commands are for devices; a gateway has none.'
+
+interface Command {
+  command_id: number
+  command: string
+  payload: unknown
+  created_at: string
+}
+
+export const newCommand = z.object({
+  device_id: deviceId.describe('The device that gets the command.'),
+  command: text(1, 64).describe('The name of the command, as the agent knows it.'),
+  payload: z.unknown().optional().superRefine((value, context) => {
+    const fault = faultOf(value)
+    if (fault !== undefined) context.addIssue({ code: 'custom', message: fault })
+  }).describe(`Any JSON of at most ${MAX_DEPTH} levels, with numbers up to 2^53 and text without NUL.`),
+}, 'must be a JSON object')
+
+/** Sends a command to a device, which gets it at its next poll. */
+export function postCommand(pool: Pool, metrics: Metrics): Handler<AppEnv> {
+  return async c => {
+    const { device_id, command, payload } = valid(newCommand, await readJson(c.env.incoming, MAX_BODY_BYTES))
+    // As text, since the driver would make JSON of the JSON.
+    const json = payload === undefined ? null : JSON.stringify(payload)
+    const [sent] = await counted(metrics, () => 1, pool.run(sql => sql<{ command_id: number }[]>`
+      select fleet.send_command(${device_id}, ${command}, ${json}::text::jsonb) as command_id
+    `))
+    return c.json(sent!, 201, { 'cache-control': 'no-store' })
+  }
+}
+
+/** The device's commands, oldest first; each comes again until it is acknowledged. */
+export function getCommands(pool: Pool, tokens: Tokens, metrics: Metrics): Handler<AppEnv> {
+  return async c => {
+    const { device_id } = await identifyDevice(c.env.incoming, tokens, DEVICES_ONLY)
+    const commands = await counted(metrics, rows => rows.length, pool.run(sql => sql<Command[]>`
+      select command_id, command, payload, created_at from fleet.take_commands(${device_id})
+    `))
+    return c.json({ commands }, 200, { 'cache-control': 'no-store' })
+  }
+}
+
+/** The device has the command. Again is no error. */
+export function ackCommand(pool: Pool, tokens: Tokens, metrics: Metrics): Handler<AppEnv> {
+  return async c => {
+    const { device_id } = await identifyDevice(c.env.incoming, tokens, DEVICES_ONLY)
+    const id = c.req.param('id') ?? ''
+    if (!/^\d{1,15}$/.test(id)) throw new Problem(404, `There is no command ${id}.`)
+    await counted(metrics, ([row]) => Number(row!.is_new), pool.run(sql => sql<{ is_new: boolean }[]>`
+      select fleet.ack_command(${device_id}, ${Number(id)}) as is_new
+    `))
+    return c.body(null, 204)
+  }
+}
+
+/** Counts for the error budget how a statement went that writes the dispatch log too. */
+async function counted<T extends readonly object[]>(metrics: Metrics, entries: (rows: T) => number, statement: Promise<T>) {
+  try {
+    const rows = await statement
+    metrics.dispatchLogStatements.inc()
+    metrics.dispatchLogWrites.inc(entries(rows))
+    return rows
+  } catch (error) {
+    // An unknown device or command is the caller's fault.
+    if (toProblem(error).status >= 500) metrics.dispatchLogWritesFailed.inc()
+    throw error
+  }
+}
+
+/** What keeps a value of JSON from being stored and handed over as it came. */
+function faultOf(value: unknown, depth = 0): string | undefined {
+  if (depth > MAX_DEPTH) return `must not be nested deeper than ${MAX_DEPTH} levels`
+  if (typeof value === 'string') return text(0, Infinity).safeParse(value).error?.issues[0]!.message
+  if (typeof value === 'number') {
+    const isExact = Number.isFinite(value) && (Number.isSafeInteger(value) || !Number.isInteger(value))
+    return isExact ? undefined : 'must not hold numbers beyond 2^53; send them as strings'
+  }
+  if (typeof value !== 'object' || value === null) return undefined
+  const parts: unknown[] = Array.isArray(value) ? value : [...Object.keys(value), ...Object.values(value) as unknown[]]
+  for (const part of parts) {
+    const fault = faultOf(part, depth + 1)
+    if (fault !== undefined) return fault
+  }
+  return undefined
+}

@@ -1,0 +1,143 @@
+import { createHash } from 'node:crypto'
+import type { Backpressure } from '../ingest/backpressure.ts'
+import type { ServerConfig } from '../config.ts'
+import type { Log } from '../../lib/log.ts'
+import type { Metrics } from '../ops/metrics.ts'
+import type { Reader } from '../reader.ts'
+
+/** A row of the view fleet.device_status; whatever else it holds is passed through. */
+export interface DeviceStatus {
+  device_id: number
+  seconds_since: number | null
+}
+
+export interface Page {
+  status?: string | undefined
+  /** Seconds. */
+  older_than?: number | undefined
+  after: number
+  limit: number
+  cohort?: string | undefined
+  alias?: string | undefined
+}
+
+/**
+ * Devices from last status, or from the heartbeats themselves (the legacy query): that is the way out should last status
+ * be wrong, and what it is compared with.
+ */
+export class DeviceReads {
+  #comparing = false
+
+  constructor(
+    readonly reader: Reader, readonly config: ServerConfig, readonly metrics: Metrics,
+    readonly backpressure: Backpressure, readonly log: Log,
+  ) {}
+
+  /** A page, and the names of its columns in their order, which an empty one has too. */
+  async list(target: string, page: Page) {
+    const fromLastStatus = isWithin(target, this.config.readFromLastStatus)
+    const first = fromLastStatus ? await this.#fast(page) : await this.#legacy(page)
+    if (this.config.perfDiffEnabled && this.#mayCompare()) void this.#compare(page, fromLastStatus, first)
+    return { rows: first.rows, columns: first.columns }
+  }
+
+  async get(target: string, deviceId: number) {
+    if (!isWithin(target, this.config.readFromLastStatus)) {
+      const [device] = await this.reader.run(sql => sql<DeviceStatus[]>`
+        select * from fleet.device_status_legacy where device_id = ${deviceId}
+      `)
+      return device
+    }
+    const start = performance.now()
+    const [device] = await this.reader.run(sql => sql<DeviceStatus[]>`
+      select * from fleet.device_status where device_id = ${deviceId}
+    `)
+    this.metrics.readLatency.observe({ query: 'detail' }, performance.now() - start)
+    return device
+  }
+
+  async #fast({ status, older_than, after, limit, cohort, alias }: Page) {
+    const start = performance.now()
+    const rows = await this.reader.run(sql => sql<DeviceStatus[]>`
+      select * from fleet.list_devices(
+        ${status ?? null}, ${interval(older_than)}::interval, ${after}, ${limit}, ${cohort ?? null}, ${alias ?? null}
+      )
+    `)
+    const ms = performance.now() - start
+    this.metrics.readLatency.observe({ query: 'list' }, ms)
+    this.metrics.fastList.observe(ms)
+    return { rows: [...rows], columns: rows.columns.map(({ name }) => name), ms }
+  }
+
+  async #legacy({ status, older_than, after, limit, cohort, alias }: Page) {
+    const start = performance.now()
+    const rows = await this.reader.run(sql => sql<DeviceStatus[]>`
+      select * from fleet.list_devices_legacy(
+        ${status ?? null}, ${interval(older_than)}::interval, ${after}, ${limit}, ${cohort ?? null}, ${alias ?? null}
+      )
+    `)
+    const ms = performance.now() - start
+    this.metrics.legacyList.observe(ms)
+    return { rows: [...rows], columns: rows.columns.map(({ name }) => name), ms }
+  }
+
+  /** It is the first thing to be shed: one comparison at a time, and only while half of the connections are free. */
+  #mayCompare() {
+    return !this.#comparing && !this.backpressure.sheds('perf_diff') && this.reader.inUse * 2 <= this.reader.max
+  }
+
+  /** Asks the other way too, after the answer has gone. Heartbeats go on arriving: what differs is asked for once more. */
+  async #compare(page: Page, fromLastStatus: boolean, first: { rows: DeviceStatus[], ms: number }) {
+    this.#comparing = true
+    try {
+      const other = fromLastStatus ? await this.#legacy(page) : await this.#fast(page)
+      let differing = differences(first.rows, other.rows)
+      if (differing.size > 0) {
+        const again = fromLastStatus ? await this.#fast(page) : await this.#legacy(page)
+        const still = differences(again.rows, other.rows)
+        differing = new Set([...differing].filter(id => still.has(id)))
+      }
+      const [fast, legacy] = fromLastStatus ? [first, other] : [other, first]
+      this.log.info({
+        event: 'perf_diff.query_comparison',
+        query: 'list_devices',
+        fast_ms: round(fast.ms),
+        legacy_ms: round(legacy.ms),
+        speedup: round(legacy.ms / fast.ms),
+        agrees: differing.size === 0,
+        differing: [...differing].slice(0, 10),
+        rows: fast.rows.length,
+      })
+    } catch (error) {
+      this.log.warn({ event: 'perf_diff.query_failed', query: 'list_devices', error }, 'The comparison was given up.')
+    } finally {
+      this.#comparing = false
+    }
+  }
+}
+
+/** Whether a request is among the share (0 to 1), by a hash of its path and query: the same request always is or is not. */
+export function isWithin(target: string, share: number) {
+  return createHash('sha1').update(target).digest().readUInt32BE(0) / 2 ** 32 < share
+}
+
+/** Ids of devices that only one of them has, or that look different but for seconds_since. */
+function differences(a: DeviceStatus[], b: DeviceStatus[]) {
+  const text = (device: DeviceStatus) => JSON.stringify({ ...device, seconds_since: null })
+  const rest = new Map(b.map(device => [device.device_id, text(device)]))
+  const differing = new Set<number>()
+  for (const device of a) {
+    if (rest.get(device.device_id) !== text(device)) differing.add(device.device_id)
+    rest.delete(device.device_id)
+  }
+  for (const id of rest.keys()) differing.add(id)
+  return differing
+}
+
+function interval(seconds: number | undefined) {
+  return seconds === undefined ? null : `${seconds} s`
+}
+
+function round(value: number) {
+  return Math.round(value * 100) / 100
+}

@@ -1,0 +1,139 @@
+import { createHash } from 'node:crypto'
+import type { Context, Handler } from 'hono'
+import { accepts } from 'hono/accepts'
+import { z } from 'zod'
+import type { AppEnv } from '../app.ts'
+import type { Backpressure } from '../ingest/backpressure.ts'
+import { MAX_BODY_BYTES, readJson } from '../body.ts'
+import { csv } from './csv.ts'
+import type { Pool } from '../database.ts'
+import type { DeviceReads, DeviceStatus } from './device-reads.ts'
+import { text } from '../ingest/heartbeat.ts'
+import { Problem, unavailable } from '../problem.ts'
+import { valid, validQuery } from '../valid.ts'
+
+const STATUSES = ['new', 'online', 'late', 'offline', 'clock_skewed'] as const
+const SECONDS = { s: 1, m: 60, h: 3_600, d: 86_400 } as const
+
+/** What GET /v1/devices may be asked. */
+export const listQuery = z.object({
+  status: z.enum(STATUSES, `must be one of ${STATUSES.join(', ')}`).optional(),
+  older_than: z.string()
+    .regex(/^\d{1,6}[smhd]$/, 'must be a number and s, m, h or d, such as 12m')
+    .transform(age => Number(age.slice(0, -1)) * SECONDS[age.at(-1) as keyof typeof SECONDS])
+    .optional(),
+  limit: z.string()
+    .regex(/^(?:[1-9]\d{0,2}|1000)$/, 'must be a whole number from 1 to 1000')
+    .meta({ type: 'integer', minimum: 1, maximum: 1000, pattern: undefined })
+    .transform(Number)
+    .default(100),
+  cursor: z.string()
+    .regex(/^\d{1,15}$/, 'must be the next_cursor of an answer')
+    .transform(Number)
+    .default(0),
+  cohort: text(1, 100).optional(),
+  alias: text(1, 200).optional(),
+})
+
+/** Devices by id, a page at a time; keyset, so that a page holds while devices come and go. */
+export function listDevices(reads: DeviceReads, backpressure: Backpressure): Handler<AppEnv> {
+  return async c => {
+    if (backpressure.sheds('device_list')) throw unavailable('The server is busy with heartbeats and leaves lists out for now.')
+    const { limit, cursor, ...filters } = validQuery(listQuery, c)
+    const type = accepts(c, { header: 'Accept', supports: ['application/json', 'text/csv'], default: 'application/json' })
+    const { rows, columns } = await reads.list(c.env.incoming.url!, { ...filters, after: cursor, limit: limit + 1 })
+    const devices = rows.slice(0, limit)
+    const next_cursor = rows.length > limit ? String(devices.at(-1)!.device_id) : null
+    tag(c, devices, type)
+    c.header('vary', 'Accept')
+    if (type === 'application/json') return c.json({ devices, next_cursor })
+    if (next_cursor !== null) c.header('link', `<${nextPage(c, next_cursor)}>; rel="next"`)
+    return c.body(csv(columns, devices), 200, { 'content-type': 'text/csv; charset=utf-8; header=present' })
+  }
+}
+
+/** What the next page is asked for with: the same query from the cursor on. */
+function nextPage(c: Context<AppEnv>, cursor: string) {
+  const query = new URLSearchParams(c.req.query())
+  query.set('cursor', cursor)
+  return `${c.req.path}?${query.toString()}`
+}
+
+export function getDevice(reads: DeviceReads): Handler<AppEnv> {
+  return async c => {
+    const deviceId = pathId(c)
+    const device = await reads.get(c.env.incoming.url!, deviceId)
+    if (device === undefined) throw new Problem(404, `There is no device ${deviceId}.`)
+    tag(c, [device], 'application/json')
+    return c.json(device)
+  }
+}
+
+export const newDevice = z.object({
+  alias: text(1, 200).describe('Its name, unique among all devices, revoked ones included.'),
+  cohort: text(1, 100).nullish().describe('Its cohort; `default` if it is left out.'),
+}, 'must be a JSON object')
+
+export function createDevice(pool: Pool): Handler<AppEnv> {
+  return async c => {
+    const { alias, cohort } = valid(newDevice, await readJson(c.env.incoming, MAX_BODY_BYTES))
+    const [device] = await pool.run(sql => sql<{ device_id: number, token: string }[]>`
+      select device_id, token from fleet.create_device(${alias}, ${cohort ?? 'default'})
+    `)
+    return c.json(device!, 201, { 'cache-control': 'no-store' })
+  }
+}
+
+export const deviceChanges = z.strictObject({
+  alias: text(1, 200).optional().describe('The new alias.'),
+  cohort: text(1, 100).optional().describe('The new cohort.'),
+}, { error: issue => issue.code === 'unrecognized_keys' ? `must have alias, cohort or both, not ${issue.keys.join(', ')}` : 'must be a JSON object' })
+  .refine(({ alias, cohort }) => alias !== undefined || cohort !== undefined, 'must have alias, cohort or both')
+  .meta({ minProperties: 1 })
+
+/** Another alias, another cohort, or both in one transaction. Again is no error. */
+export function changeDevice(pool: Pool): Handler<AppEnv> {
+  return async c => {
+    const deviceId = pathId(c)
+    const { alias = null, cohort = null } = valid(deviceChanges, await readJson(c.env.incoming, MAX_BODY_BYTES))
+    await pool.run(sql => sql`
+      select case when ${alias}::text is not null then fleet.rename_device(${deviceId}, ${alias}) end,
+        case when ${cohort}::text is not null then fleet.move_device(${deviceId}, ${cohort}) end
+    `)
+    return c.body(null, 204)
+  }
+}
+
+/** For a device that lost its token; the old one stops at once. */
+export function renewToken(pool: Pool): Handler<AppEnv> {
+  return async c => {
+    const device_id = pathId(c)
+    const [row] = await pool.run(sql => sql<{ token: string }[]>`select fleet.renew_token(${device_id}) as token`)
+    return c.json({ device_id, token: row!.token }, 201, { 'cache-control': 'no-store' })
+  }
+}
+
+/** Its token stops at once; what it sent stays. Again is no error. */
+export function revokeDevice(pool: Pool): Handler<AppEnv> {
+  return async c => {
+    await pool.run(sql => sql`select fleet.revoke_device(${pathId(c)})`)
+    return c.body(null, 204)
+  }
+}
+
+function pathId(c: Context<AppEnv>) {
+  const id = c.req.param('id') ?? ''
+  if (!/^\d{1,15}$/.test(id)) throw new Problem(404, `There is no device ${id}.`)
+  return Number(id)
+}
+
+/**
+ * A weak tag over all but seconds_since: that moves each second by itself, and whoever has last_ts knows it. The etag
+ * middleware makes the 304 of it.
+ */
+function tag(c: Context<AppEnv>, devices: DeviceStatus[], type: string) {
+  const hash = createHash('sha1').update(type)
+  for (const device of devices) hash.update(JSON.stringify({ ...device, seconds_since: null }))
+  c.header('etag', `W/"${hash.digest('base64url')}"`)
+  c.header('cache-control', 'private, no-cache')
+}

@@ -1,0 +1,109 @@
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { connect, createServer, type Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
+import { freePort } from '../../local/cluster.ts'
+import { spawnProgram, waitFor, withDatabase } from '../../testing/database.ts'
+import { enroll, stored, withServer } from '../../testing/server.ts'
+
+/** docs/agent.sh with lines in its buffer, and what it has not sent yet. */
+async function startAgent(t: Test, url: string, token: string, lines: string[] = []) {
+  const directory = await mkdtemp(join(tmpdir(), 'fleet-agent-'))
+  const buffer = join(directory, 'heartbeats.ndjson')
+  await writeFile(buffer, lines.map(line => `${line}\n`).join(''))
+  const agent = await spawnProgram(t, 'sh', ['docs/agent.sh'], { env: { URL: url, TOKEN: token, BUFFER: buffer, INTERVAL: '1', BATTERY: '57' } })
+  t.teardown(async () => {
+    // Killed, it would leave behind what it waits for.
+    await agent.stop('SIGTERM')
+    await rm(directory, { recursive: true, force: true })
+  })
+  const kept = async () => (await readFile(buffer, 'utf8')).split('\n').filter(Boolean).map(line => (JSON.parse(line) as { ts: string }).ts)
+  return { agent, kept }
+}
+
+/** What stands for a heartbeat in the store. */
+function bucket(ts: string) {
+  return Math.floor(Date.parse(ts) / 10_000)
+}
+
+t.test('the example agent keeps what it cannot send, and sends it when the server is there', async t => {
+  const db = await withDatabase(t)
+  const { device_id, token } = await enroll(db, 'a')
+  const port = await freePort(true)
+  const { agent, kept } = await startAgent(t, `http://127.0.0.1:${port}`, token)
+  await waitFor(async () => /offline, [3-9] kept/.test(agent.output()), { what: agent.output })
+  const before = await kept()
+
+  await db.sql`update fleet.devices set heartbeat_interval = '1 hour' where device_id = ${device_id}`
+  await withServer(t, { port }, db)
+  await waitFor(async () => (await kept()).length === 0, { what: agent.output })
+  await waitFor(async () => agent.output().includes('next in 3600 s'), { what: agent.output })
+  const rows = await stored(db, device_id)
+  const buckets = rows.map(row => bucket((row.ts as Date).toISOString()))
+  t.same(before.map(bucket).filter(one => !buckets.includes(one)), [], 'nothing is lost')
+  t.equal(new Set(buckets).size, rows.length, 'nothing is there twice')
+  t.match(rows[0], { battery_pct: 57, agent_version: 'agent.sh' })
+})
+
+t.test('refused, it comes again when it was told to', async t => {
+  const db = await withDatabase(t)
+  const { device_id, token } = await enroll(db, 'a')
+  const { url } = await withServer(t, {}, db)
+  await db.admin.unsafe(`alter database ${db.name} connection limit 0`)
+  await db.admin`select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and usename = 'fleet_server'`
+  const { agent, kept } = await startAgent(t, url, token)
+  await waitFor(async () => /refused with 503, again in \d+ s/.test(agent.output()), { what: agent.output })
+  await db.admin.unsafe(`alter database ${db.name} connection limit -1`)
+  await waitFor(async () => (await kept()).length === 0, { what: agent.output })
+  t.ok((await stored(db, device_id)).length > 0)
+})
+
+t.test('an answer that is lost makes a duplicate, not a second heartbeat', async t => {
+  const { db, url } = await withServer(t)
+  const { device_id, token } = await enroll(db, 'a')
+  await db.sql`update fleet.devices set heartbeat_interval = '1 hour' where device_id = ${device_id}`
+  let lost = 0
+  const open = new Set<Socket>()
+  const proxy = createServer(socket => {
+    const upstream = connect(Number(new URL(url).port), '127.0.0.1')
+    for (const end of [socket, upstream]) open.add(end.on('error', () => {}))
+    socket.pipe(upstream)
+    upstream.on('data', data => {
+      if (lost++ === 0) socket.destroy()
+      else socket.write(data)
+    }).on('close', () => socket.destroy())
+  }).listen(0, '127.0.0.1')
+  await new Promise(resolve => proxy.once('listening', resolve))
+  t.teardown(() => {
+    for (const socket of open) socket.destroy()
+    proxy.close()
+  })
+  const { agent, kept } = await startAgent(t, `http://127.0.0.1:${(proxy.address() as { port: number }).port}`, token)
+  await waitFor(async () => agent.output().includes('next in 3600 s'), { what: agent.output })
+  t.match(agent.output(), /offline/)
+  t.same(await kept(), [])
+  const rows = await stored(db, device_id)
+  const buckets = rows.map(row => bucket((row.ts as Date).toISOString()))
+  t.equal(new Set(buckets).size, rows.length)
+})
+
+t.test('what the server rejects is counted and told, not called sent alone', async t => {
+  const { db, url } = await withServer(t)
+  const { device_id, token } = await enroll(db, 'a')
+  await db.sql`update fleet.devices set heartbeat_interval = '1 hour' where device_id = ${device_id}`
+  const lines = ['{"ts":"yesterday"}', '{"ts":"2026-13-01T00:00:00Z"}', 'not JSON', `{"ts":"${new Date().toISOString()}"}`]
+  const { agent, kept } = await startAgent(t, url, token, lines)
+  await waitFor(async () => agent.output().includes('next in 3600 s'), { what: agent.output })
+  t.match(agent.output(), /^sent 2, rejected 3, next in 3600 s$/m)
+  t.match(agent.output(), /result:rejected.*ts.*RFC 3339/)
+  t.match(agent.output(), /result:rejected.*must be JSON/)
+  t.same(await kept(), [], 'to send them again would change nothing')
+})
+
+t.test('a token that is unknown ends it, with the server\'s words', async t => {
+  const { url } = await withServer(t)
+  const { agent } = await startAgent(t, url, `nxd_${'0'.repeat(64)}`)
+  t.equal((await agent.exited).code, 1)
+  t.match(agent.output(), /The token is unknown or revoked/)
+})

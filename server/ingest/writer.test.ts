@@ -1,0 +1,123 @@
+import t from 'tap'
+import { waitFor } from '../../testing/database.ts'
+import { Problem } from '../problem.ts'
+import { ago, enroll, stored, withWriter } from '../../testing/server.ts'
+
+interface Item {
+  device_id: number
+  ts: string
+  [field: string]: unknown
+}
+
+function item(device_id: number, beat: object = {}): Item {
+  return { device_id, ts: ago(30), ...beat }
+}
+
+/** What one request brings the writer. */
+function chunk(...items: Item[]) {
+  return { devices: items.map(({ device_id }) => device_id), json: JSON.stringify(items).slice(1, -1) }
+}
+
+t.test('heartbeats that arrive together share a statement, one alone does not wait', async t => {
+  const { db, writer, pool } = await withWriter(t)
+  const device = await enroll(db, 'a')
+  await writer.store(chunk(item(device.device_id)))
+  const outcomes = await Promise.all(Array.from({ length: 500 }, (_, n) => (
+    writer.store(chunk(item(device.device_id, { ts: ago(60 + n * 10) })))
+  )))
+  t.ok(outcomes.flat().every(outcome => !(outcome instanceof Problem) && outcome.result === 'stored'))
+  const [row] = await db.sql<{ statements: number }[]>`
+    select count(distinct xmin::text)::int as statements from fleet.device_heartbeats where device_id = ${device.device_id}
+  `
+  t.equal(row!.statements, 2)
+  t.equal(pool.waits, 0)
+})
+
+t.test('each gets its own outcome, whatever the order within the statement', async t => {
+  const { db, writer } = await withWriter(t)
+  const devices: { device_id: number }[] = []
+  for (const alias of ['a', 'b', 'c']) devices.push(await enroll(db, alias))
+  const at = ago(100)
+  const items = [2, 0, 1, 0, 2, 1].map((device, n) => item(devices[device]!.device_id, { ts: n === 4 ? '2001-01-01T00:00:00Z' : at }))
+  const outcomes = await writer.store(chunk(...items))
+  t.match(outcomes, [
+    { result: 'stored' }, { result: 'stored' }, { result: 'stored' },
+    { result: 'duplicate' }, { result: 'quarantined', reason: 'too_late', ts: '2001-01-01T00:00:00Z' }, { result: 'duplicate' },
+  ])
+})
+
+t.test('a poison item that passed the schema fails alone', async t => {
+  const { db, writer } = await withWriter(t)
+  const { device_id } = await enroll(db, 'a')
+  const poison = [
+    { signal_dbm: 40_000 }, { battery_pct: 50.5 }, { network_type: 'a\0b' }, { agent_version: '\ud800' },
+    { ts: '2026-02-30T00:00:00Z' }, { ip: 'nowhere' },
+  ]
+  for (const [index, beat] of poison.entries()) {
+    const items = Array.from({ length: 100 }, (_, n) => item(device_id, { ts: ago(10_000 * (index + 1) + 10 * n) }))
+    items[57] = item(device_id, { ts: ago(10_000 * (index + 1) + 570), ...beat })
+    const outcomes = await writer.store(chunk(...items))
+    for (const [n, outcome] of outcomes.entries()) {
+      if (n === 57) t.match(outcome, { status: 422, errors: [{ path: '' }] }, JSON.stringify(beat))
+      else if (outcome instanceof Problem || outcome.result !== 'stored') t.fail(`neighbour ${n}: ${JSON.stringify(outcome)}`)
+    }
+  }
+  t.equal((await stored(db, device_id)).length, 99 * poison.length)
+})
+
+t.test('concurrent unsorted batches of the same devices do not deadlock', async t => {
+  const { db, writer } = await withWriter(t, 4)
+  const devices: number[] = []
+  for (let n = 0; n < 50; n++) devices.push((await enroll(db, `device ${n}`)).device_id)
+  const [before] = await db.admin<{ deadlocks: string }[]>`select deadlocks from pg_stat_database where datname = current_database()`
+  const load = Array.from({ length: 40 }, async (_, round) => {
+    const shuffled = devices.map(id => [Math.random(), id] as const).sort(([a], [b]) => a - b).map(([, id]) => id)
+    const items = shuffled.map(id => item(id, { ts: ago(60 + 10 * round) }))
+    // Half through the writer, half as another instance would send it.
+    return round % 2 === 0
+      ? writer.store(chunk(...items))
+      : db.sql`select result from fleet.ingest(${JSON.stringify(items)}::text::json)`
+  })
+  const results = (await Promise.all(load)).flat() as { result?: string }[]
+  t.equal(results.length, 2000)
+  t.ok(results.every(({ result }) => result === 'stored'))
+  await db.admin`select pg_stat_force_next_flush()`
+  const [after] = await db.admin<{ deadlocks: string }[]>`select deadlocks from pg_stat_database where datname = current_database()`
+  t.equal(after!.deadlocks, before!.deadlocks)
+})
+
+t.test('a full queue refuses with 503 and a Retry-After, and takes nothing', async t => {
+  const { db, writer, metrics } = await withWriter(t)
+  const { device_id } = await enroll(db, 'a')
+  const full = chunk(...Array.from({ length: 1_000 }, () => item(device_id)))
+  const first = Promise.all(Array.from({ length: 20 }, () => writer.store(full)))
+  const refused = await writer.store(chunk(item(device_id, { ts: ago(500) }))).catch((error: unknown) => error)
+  t.match(refused, { status: 503, headers: { 'retry-after': /^([1-9]|10)$/ } })
+  t.equal((await metrics.backpressure.get()).values[0]?.value, 1)
+  await first
+  await writer.drained()
+  await waitFor(async () => (await metrics.backpressure.get()).values[0]?.value === 0)
+  t.equal((await stored(db, device_id)).length, 1)
+})
+
+t.test('a backend that dies in the statement: nothing is acknowledged, and the next is written', async t => {
+  const { db, writer } = await withWriter(t)
+  const { device_id } = await enroll(db, 'a')
+  // Holds up the insert, so that the backend dies in the middle of it.
+  const locker = await db.admin.reserve()
+  await locker`begin`
+  await locker`lock table fleet.device_heartbeats in share mode`
+  const waiting = writer.store(chunk(item(device_id)))
+  await waitFor(async () => {
+    const killed = await db.admin`
+      select pg_terminate_backend(pid) from pg_stat_activity
+      where datname = current_database() and application_name = 'nexmdm server' and wait_event_type = 'Lock'
+    `
+    return killed.length > 0
+  })
+  t.match(await waiting, [{ status: 503 }])
+  await locker`rollback`
+  locker.release()
+  t.equal((await stored(db, device_id)).length, 0)
+  t.match(await writer.store(chunk(item(device_id))), [{ result: 'stored' }])
+})

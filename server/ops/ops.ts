@@ -1,0 +1,83 @@
+import type { Handler } from 'hono'
+import { z } from 'zod'
+import type { AppEnv } from '../app.ts'
+import type { ServerConfig } from '../config.ts'
+import { connectOps, end, type Sql } from '../database.ts'
+import type { Log } from '../../lib/log.ts'
+import type { Metrics } from './metrics.ts'
+import type { Reader } from '../reader.ts'
+import { validQuery } from '../valid.ts'
+
+export const nightlyQuery = z.object({
+  dry_run: z.enum(['0', '1', 'false', 'true'], 'must be 0 or 1').default('0').transform(value => value === '1' || value === 'true'),
+  retention_days: z.string()
+    .regex(/^[1-9]\d{0,4}$/, 'must be a whole number from 1 to 99999')
+    .meta({ type: 'integer', minimum: 1, maximum: 99999, pattern: undefined })
+    .transform(days => `${days} days`)
+    .optional(),
+})
+
+/** The nightly run by hand, or with dry_run=1 what it would do. Answers when it is over. */
+export function postNightly(config: ServerConfig, ops: Sql, log: Log): Handler<AppEnv> {
+  return async c => {
+    const { dry_run, retention_days: retention = null } = validQuery(nightlyQuery, c)
+    const steps = dry_run
+      ? await ops`select step, partition_name, detail from fleet.nightly_plan(${retention}::interval)`
+      : await runNightly(config, retention, log)
+    return c.json({ steps })
+  }
+}
+
+interface Step {
+  step: string
+  partition_name: string | null
+  detail: string | null
+  rows: number | null
+  duration_ms: number | null
+  ok: boolean | null
+}
+
+async function runNightly(config: ServerConfig, retention: string | null, log: Log) {
+  // The run holds a session advisory lock between its transactions: its connection serves nobody else, and the lock
+  // goes with it.
+  const sql = connectOps(config.ops, 1)
+  try {
+    const [run] = await sql<{ p_run_id: number }[]>`call fleet.nightly(null, ${retention}::interval)`
+    const steps = await sql<Step[]>`
+      select step, partition_name, detail, rows, duration_ms, ok from fleet.run_steps(${run!.p_run_id})
+    `
+    // As they stand in fleet.events; those of pg_cron's runs stand only there.
+    for (const { step, partition_name, ...about } of steps) log.info({ event: step, partition: partition_name, ...about })
+    return steps
+  } finally {
+    await end(sql)
+  }
+}
+
+export function postReconcile(ops: Sql, log: Log): Handler<AppEnv> {
+  return async c => {
+    const [run] = await ops<{ checked: number, updated: number, elapsed_ms: number }[]>`
+      select checked, updated, elapsed_ms::float8 from fleet.reconcile()
+    `
+    log.info({ event: 'reconciliation.completed', ...run! })
+    return c.json(run!)
+  }
+}
+
+/** For whoever is on call: from 80 % the pools of all workers are nearly full, from 95 % requests wait for them. */
+export function getPoolHealth(metrics: Metrics, reader: Reader): Handler<AppEnv> {
+  return async c => {
+    const registry = await metrics.ofAllWorkers()
+    const sum = async (name: string) => (await registry.getSingleMetric(name)!.get()).values[0]!.value
+    const [in_use, max, waiting] = [await sum('db_pool_in_use'), await sum('db_pool_max'), await sum('db_pool_waiting')]
+    const used = 100 * in_use / max
+    const status = used >= 95 ? 'critical' : used >= 80 ? 'warn' : 'ok'
+    // Down, so that it never shows a border that is not reached.
+    const utilization_pct = Math.floor(used)
+    return c.json(
+      { status, pool: { in_use, max, utilization_pct, waiting }, replica: reader.status },
+      200,
+      { 'cache-control': 'no-store' },
+    )
+  }
+}

@@ -1,0 +1,27 @@
+create or replace function fleet.archive_columns(p_table regclass)
+returns table (name text, type text, "position" integer)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_unknown text;
+begin
+  v_unknown := fleet.unarchivable_columns(p_table);
+  if v_unknown is not null then
+    raise exception using
+      errcode = 'FL422',
+      message = format('%s cannot be archived: the archive has no form for %s', p_table, v_unknown),
+      hint = 'Use a type that has a form (select fleet.archive_form(type)), or add a form for this one to sql/archive/archive_form.sql, '
+        'sql/setup/shape-guard.sql and archiver/archive/parquet.ts.';
+  end if;
+  return query
+    select a.attname::text, format_type(a.atttypid, a.atttypmod), (row_number() over (order by a.attnum))::integer
+    from pg_attribute a
+    where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped
+    order by a.attnum;
+end
+$$;
+
+comment on function fleet.archive_columns(regclass) is
+  'The columns of a partition as they are archived, in order; an error for a type that has no canonical form.';

@@ -1,0 +1,193 @@
+import type { Sql } from 'postgres'
+import t from 'tap'
+import { waitFor, withCluster, withDatabase } from '../../testing/database.ts'
+import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
+
+const secondsAgo = (seconds: number) => new Date(Date.now() - seconds * 1000).toISOString()
+const marksHold = async (sql: Sql) => await value(sql`select fleet.marks_hold()`) as boolean
+
+/** A fleet whose devices were silent for anything from 0 to 40 minutes, some asked for heartbeats seldom, some of no use. */
+async function mixedFleet(sql: Sql, admin: Sql, devices = 400) {
+  await enroll(sql, devices)
+  await admin`select setseed(0.42)`
+  await admin`update fleet.devices set heartbeat_interval = (array['1 minute', '5 minutes', '7 minutes', '15 minutes'])[1 + device_id % 4]::interval`
+  await sql`
+    select fleet.ingest(json_agg(json_build_object('device_id', device_id, 'ts', now() - random() * interval '40 minutes', 'unity_running', device_id % 9 > 0)))
+    from fleet.devices where device_id % 20 <> 0
+  `
+  await admin`update fleet.devices set cohort = 'slowed' where device_id % 10 < 3`
+  await sql`select fleet.set_cohort_interval('slowed', '8 minutes')`
+  await admin`update fleet.device_last_status set status = 'clock_skewed' where device_id % 17 = 0`
+  await sql`select fleet.revoke_device(device_id) from fleet.devices where device_id % 19 = 0`
+}
+
+/** What is answered by the marks, against the plain look at every device, as of one moment. */
+async function differences(sql: Sql) {
+  return await sql`
+    with asked as (
+      select status, older_than
+      from unnest(array[null, 'offline', 'online', 'late', 'new', 'clock_skewed']) as status,
+        unnest(array[null, '1 minute', '6 minutes', '10 minutes', '12 minutes', '25 minutes', '1 hour']::interval[]) as older_than
+    )
+    select a.status, a.older_than::text, fast.ids as fast, plain.ids as plain
+    from asked a
+    cross join lateral (
+      select array_agg(device_id) as ids from fleet.list_devices(a.status, a.older_than, 7, 1000)
+    ) fast
+    cross join lateral (
+      select array_agg(device_id order by device_id) as ids
+      from fleet.device_status d
+      where device_id > 7 and (a.status is null or d.status = a.status)
+        and (a.older_than is null or d.last_ts < now() - a.older_than)
+    ) plain
+    where fast.ids is distinct from plain.ids
+    union all
+    select 'devices_offline', null,
+      (select array_agg(device_id order by device_id) from fleet.devices_offline),
+      (select array_agg(device_id order by device_id) from fleet.device_status where status = 'offline')
+    where (select array_agg(device_id order by device_id) from fleet.devices_offline)
+      is distinct from (select array_agg(device_id order by device_id) from fleet.device_status where status = 'offline')
+    union all
+    select 'unity_down', null,
+      (select array_agg(device_id order by device_id) from fleet.unity_down),
+      (select array_agg(device_id order by device_id) from fleet.device_status where unity_running is false and status in ('online', 'late'))
+    where (select array_agg(device_id order by device_id) from fleet.unity_down) is distinct from
+      (select array_agg(device_id order by device_id) from fleet.device_status where unity_running is false and status in ('online', 'late'))
+  `
+}
+
+t.test('lists are right to the second, whether the marks are fresh, late, incomplete, outdated or were never set', async t => {
+  const { sql, admin } = await withDatabase(t)
+  await mixedFleet(sql, admin)
+  const expect = async (holds: boolean, what: string) => {
+    t.equal(await marksHold(sql), holds, `${what}: the marks ${holds ? '' : 'do not '}hold`)
+    t.same(await differences(sql), [], what)
+  }
+  await expect(false, 'never marked')
+  // Each as long before the next run as it says: what turned offline since then is found all the same.
+  for (const [ago, holds] of [['0 s', true], ['70 s', true], ['100 s', true], ['3 minutes', false], ['1 hour', false]] as const) {
+    await sql`call fleet.mark_silent(50000, now() - ${ago}::interval)`
+    await expect(holds, `marked ${ago} ago`)
+    await admin`update fleet.device_last_status set is_silent = false`
+    await admin`update fleet.silence_marks set marked_at = '-infinity'`
+  }
+  await sql`call fleet.mark_silent(3)`
+  await expect(false, 'not all could be marked in one run')
+  await sql`call fleet.mark_silent()`
+  await expect(true, 'the next run marks the rest')
+  await admin`update fleet.devices set heartbeat_interval = '1 minute'`
+  await expect(false, 'intervals changed')
+  await sql`call fleet.mark_silent()`
+  await expect(true, 'marked by the new intervals')
+  for (const [offlineAfter, before, after] of [['6 minutes', false, true], ['2 hours', true, true], ['10 seconds', false, false]] as const) {
+    await admin`update fleet.settings set offline_after = ${offlineAfter}::interval`
+    await expect(before, `offline_after is ${offlineAfter}`)
+    await sql`call fleet.mark_silent()`
+    await expect(after, `and marked with ${offlineAfter}`)
+  }
+})
+
+t.test('devices asked for heartbeats seldom are found by age without a mark', async t => {
+  const { sql, admin } = await withDatabase(t)
+  const [slow, quick] = await enroll(sql, 2) as [number, number]
+  await admin`update fleet.devices set heartbeat_interval = '1 hour' where device_id = ${slow}`
+  await ingest(sql, [slow, quick].map(device_id => ({ device_id, ts: secondsAgo(1200) })))
+  await sql`call fleet.mark_silent()`
+  t.same(await sql`select device_id::int, is_silent from fleet.device_last_status order by 1`, [
+    { device_id: slow, is_silent: true }, { device_id: quick, is_silent: true },
+  ], 'a late heartbeat leaves the mark that enrolment did not set')
+  await admin`update fleet.device_last_status set is_silent = false where device_id = ${slow}`
+  await sql`call fleet.mark_silent()`
+  t.equal(await marksHold(sql), true)
+  t.same(await sql`select device_id::int, is_silent from fleet.device_last_status where not is_silent`, [{ device_id: slow, is_silent: false }])
+  t.same(await differences(sql), [])
+  t.same((await sql`select device_id::int from fleet.list_devices(null, '12 minutes')`).map(row => row.device_id as number), [slow, quick])
+})
+
+t.test('only a fresh heartbeat takes the mark away; the job takes away what was set without need', async t => {
+  const { sql, admin } = await withDatabase(t)
+  const devices = await enroll(sql, 3)
+  const [back, late, healed] = devices as [number, number, number]
+  const marked = async () => (await sql`select device_id::int as id from fleet.device_last_status where is_silent order by 1`).map(row => row.id as number)
+  await ingest(sql, [back, late].map(device_id => ({ device_id, ts: secondsAgo(3600) })))
+  await ingest(sql, [{ device_id: healed, ts: secondsAgo(90) }])
+  t.same(await marked(), [back, late])
+  await ingest(sql, [{ device_id: back, ts: secondsAgo(1) }, { device_id: late, ts: secondsAgo(1800) }])
+  t.same(await marked(), [late])
+  await admin`delete from fleet.device_last_status where device_id = ${healed}`
+  await sql`select fleet.reconcile()`
+  t.same(await marked(), [late, healed], 'reconcile marks what it writes')
+  await sql`call fleet.mark_silent()`
+  t.same(await marked(), [late])
+  t.equal(await marksHold(sql), true)
+})
+
+t.test('a change of intervals that overtakes a run makes it not count', async t => {
+  const db = await withDatabase(t)
+  const { sql } = db
+  await enroll(sql, 2)
+  const other = asRole(t, db, 'fleet_owner')
+  await other`begin`
+  await other`update fleet.devices set heartbeat_interval = '2 minutes'`
+  await t.rejects(sql`call fleet.mark_silent()`, { code: '55P03' }, 'it does not wait for long')
+  await other`commit`
+  t.equal(await marksHold(sql), false)
+  await sql`call fleet.mark_silent()`
+  t.equal(await marksHold(sql), true)
+})
+
+t.test('with marks that hold, the list of offline devices looks at no other device', async t => {
+  const { sql, admin } = await withDatabase(t)
+  await enroll(sql, 2000)
+  const beat = (where: string) => sql.unsafe(`
+    select fleet.ingest(json_agg(json_build_object('device_id', device_id, 'ts', now() - case when ${where} then interval '1 hour' else interval '1 second' end)))
+    from fleet.devices
+  `)
+  await beat('device_id % 100 = 0')
+  await sql`call fleet.mark_silent()`
+  await admin`vacuum analyze fleet.device_last_status`
+  await admin`vacuum analyze fleet.devices`
+  const plan = await sql`explain (analyze, format json) select * from fleet.devices_offline`
+  const reads: string[] = []
+  const visit = (node: Record<string, unknown>) => {
+    if (/^device/.test(String(node['Relation Name'])) && Number(node['Actual Loops'])) {
+      reads.push(`${node['Relation Name'] as string}: ${Number(node['Actual Rows']) * Number(node['Actual Loops'])} + ${Number(node['Rows Removed by Filter'] ?? 0)}`)
+    }
+    for (const child of (node.Plans ?? []) as Record<string, unknown>[]) visit(child)
+  }
+  visit((plan[0]!['QUERY PLAN'] as { Plan: Record<string, unknown> }[])[0]!.Plan)
+  t.same(reads, ['device_last_status: 20 + 0', 'devices: 20 + 0', 'device_last_status: 20 + 0'])
+})
+
+t.test('updates of last status stay HOT while devices fall silent and come back', async t => {
+  // A cluster of its own: a transaction that writes, in whatever database, keeps old rows from being pruned.
+  const { sql, admin } = await withCluster(t)
+  await sql`select cron.unschedule(jobid) from cron.job`
+  const devices = await enroll(sql, 2000)
+  // Rounds are a minute apart in life; here autovacuum's work would outlast several.
+  const alone = () => waitFor(async () => await value(admin`
+    select count(*) from pg_stat_activity where backend_xmin is not null and pid <> pg_backend_pid()
+  `) === '0')
+  const rounds = 40
+  let marked = 0
+  // A bucket apart, as far as heartbeats may be ahead; marked as if more time had passed. In turns, 40 devices are silent
+  // for 15 rounds and come back, and 20 say that Unity is down, then up.
+  const at = (round: number) => -100 + round * 9.9
+  for (let round = 0; round < rounds; round++) {
+    const isSilent = (n: number) => n % 50 === Math.floor(round / 20) && round % 20 < 16
+    await alone()
+    await ingest(sql, devices.filter((_, n) => !isSilent(n)).map(device_id => ({
+      device_id, ts: secondsAgo(-at(round)), battery_pct: round, unity_running: device_id % 100 !== Math.floor(round / 10),
+    })))
+    await sql`call fleet.mark_silent(50000, ${secondsAgo(-at(round) - 310)}::timestamptz)`
+    marked = Math.max(marked, Number(await value(sql`select count(*) from fleet.device_last_status where is_silent`)))
+  }
+  t.ok(marked >= 40, `${marked} were marked at a time`)
+  const stats = async () => (await sql<{ all: number, hot: number }[]>`
+    select n_tup_upd::int as all, n_tup_hot_upd::int as hot from pg_stat_user_tables where relname = 'device_last_status'
+  `)[0]!
+  // Each session tells its statistics when it is idle, after a second at the latest.
+  await waitFor(async () => (await stats()).all >= 1900 * rounds, { what: () => 'the statistics of all rounds' })
+  const { all, hot } = await stats()
+  t.ok(hot / all > 0.95, `${hot} of ${all} updates were HOT`)
+})

@@ -1,0 +1,51 @@
+// The lines of testing/acceptance/RESULTS.md.
+
+export interface Line {
+  /** Document and number of what asks for it: `000 A`, `001`, `004`. */
+  source: string
+  criterion: string
+  target: string
+  measured: string
+  verdict: 'PASS' | 'FAIL' | 'shown'
+  /** Why it fails, or what was other than the criterion says. */
+  note?: string
+}
+
+type Rest = Pick<Line, 'note'>
+
+export function atMost(source: string, criterion: string, measured: number, most: number, unit: string, rest: Rest = {}): Line {
+  return { source, criterion, target: `at most ${most} ${unit}`.trim(), measured: show(measured, unit), verdict: measured <= most ? 'PASS' : 'FAIL', ...rest }
+}
+
+export function atLeast(source: string, criterion: string, measured: number, least: number, unit: string, rest: Rest = {}): Line {
+  return {
+    source, criterion, target: `at least ${least.toLocaleString('en')} ${unit}`.trim(), measured: show(measured, unit),
+    verdict: measured >= least ? 'PASS' : 'FAIL', ...rest,
+  }
+}
+
+export function equal(source: string, criterion: string, measured: number | string, wanted: number | string, rest: Rest = {}): Line {
+  const text = (value: number | string) => typeof value === 'number' ? value.toLocaleString('en') : value
+  return { source, criterion, target: text(wanted), measured: text(measured), verdict: measured === wanted ? 'PASS' : 'FAIL', ...rest }
+}
+
+/** What a criterion promises of which nothing is required here; it is shown. */
+export function shown(source: string, criterion: string, target: string, measured: string, rest: Rest = {}): Line {
+  return { source, criterion, target, measured, verdict: 'shown', ...rest }
+}
+
+function show(value: number, unit: string) {
+  const text = Number.isInteger(value) || value >= 100 ? Math.round(value).toLocaleString('en') : value.toFixed(2)
+  return `${text} ${unit}`.trim()
+}
+
+/** A table in Markdown. */
+export function tableOf(lines: Line[]) {
+  return [
+    '| | criterion | target | measured | |', '|---|---|---|---|---|',
+    ...lines.map(({ source, criterion, target, measured, verdict, note }) => {
+      const cells = [source, criterion + (note ? `. ${note}` : ''), target, measured, verdict === 'FAIL' ? '**FAIL**' : verdict]
+      return `| ${cells.map(cell => cell.replaceAll('|', '\\|').replaceAll('\n', ' ')).join(' | ')} |`
+    }),
+  ].join('\n')
+}

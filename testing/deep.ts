@@ -1,0 +1,89 @@
+// npm run test:deep [-- full|dates|bookworm|trixie …]: the tests that take hours and need root. Writes docs/deep-test.md, where a
+// stage that is not run again keeps its line, and the commit that it was run on.
+import { execFileSync, spawn } from 'node:child_process'
+import { readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { currentEnv, repository } from '../local/config.ts'
+
+interface Stage { name: string, what: string, command: string, args: string[], env?: Record<string, string> }
+
+const fuzzed = 100_000
+const stages: Stage[] = [
+  {
+    name: 'full',
+    what: `every test at full size, ${fuzzed.toLocaleString('en')} fuzzed bodies`,
+    command: 'npm', args: ['test'], env: { TEST_DEEP: '1', FUZZ_RUNS: String(fuzzed), CI: 'true' },
+  },
+  {
+    name: 'dates',
+    what: 'every test with its clocks moved to a leap day, the ends of months and of a year, changes of summer time, and three years ahead',
+    command: 'npm', args: ['run', 'test:dates'], env: { CI: 'true' },
+  },
+  {
+    name: 'bookworm',
+    what: 'a new Debian 12 with Node only: `npm start`, what it prints, `npm test`',
+    command: 'testing/fresh.sh', args: ['bookworm'],
+  },
+  {
+    name: 'trixie',
+    what: 'a new Debian 13, PostgreSQL 17 with pg_partman 5 and its own Node: the same',
+    command: 'testing/fresh.sh', args: ['trixie'],
+  },
+]
+
+const wanted = process.argv.slice(2)
+const unknown = wanted.find(name => !stages.some(stage => stage.name === name))
+if (unknown !== undefined) {
+  process.stderr.write(`${unknown}: expected ${stages.map(({ name }) => name).join(', ')}\n`)
+  process.exit(2)
+}
+const commit = execFileSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: repository, encoding: 'utf8' }).trim()
+const file = join(repository, 'docs/deep-test.md')
+const before = await readFile(file, 'utf8').catch(() => '')
+
+const rows: string[] = []
+for (const stage of stages) {
+  if (wanted.length > 0 && !wanted.includes(stage.name)) {
+    const kept = before.split('\n').find(line => line.startsWith(`| ${stage.what} |`))
+    if (kept !== undefined) rows.push(kept)
+    continue
+  }
+  process.stdout.write(`== ${stage.what}\n`)
+  const { code, totals, minutes } = await run(stage)
+  const day = new Date().toISOString().slice(0, 10)
+  rows.push(`| ${stage.what} | ${commit}, ${day} | ${totals} | ${minutes} min | ${code === 0 ? 'PASS' : `**FAIL** (${code})`} |`)
+  if (code !== 0) process.exitCode = 1
+}
+
+const page = `# The deep test
+
+\`npm run test:deep\`, as root:
+
+| | commit | assertions | took | |
+|---|---|---|---|---|
+${rows.join('\n')}
+`
+await writeFile(file, page)
+process.stdout.write(`${page}\nwritten to docs/deep-test.md\n`)
+
+/** Runs it, shows what it says, and keeps the totals of tap. */
+function run({ command, args, env }: Stage) {
+  const started = performance.now()
+  return new Promise<{ code: number, totals: string, minutes: string }>((resolve, reject) => {
+    const child = spawn(command, args, { cwd: repository, env: { ...currentEnv(), ...env }, stdio: ['ignore', 'pipe', 'inherit'] })
+    let tail = ''
+    child.stdout.on('data', (chunk: Buffer) => {
+      process.stdout.write(chunk)
+      tail = (tail + chunk.toString()).slice(-10_000)
+    })
+    child.once('error', reject)
+    child.once('close', (code, signal) => {
+      const totals = /# \{ total: (\d+), pass: (\d+)(?:, fail: (\d+))?(?:, skip: (\d+))?/.exec(tail)
+      resolve({
+        code: code ?? (signal ? 1 : 0),
+        totals: totals ? `${totals[2]} of ${totals[1]}${totals[4] ? `, ${totals[4]} skipped` : ''}` : 'none',
+        minutes: ((performance.now() - started) / 60_000).toFixed(1),
+      })
+    })
+  })
+}

@@ -1,0 +1,309 @@
+// What goes wrong in a drill, kind by kind. Each fault is over when its function ends.
+import { readFile } from 'node:fs/promises'
+import { connect, type Socket } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+import postgres from 'postgres'
+import type { Fate } from '../s3-proxy.ts'
+import { waitFor } from '../database.ts'
+import { treeOf } from '../../bench/processes.ts'
+import { ignore, type Archiver, type System } from './system.ts'
+
+export interface Fault {
+  kind: string
+  /** Why it cannot be here; undefined when it can. */
+  without?: (system: System) => string | undefined
+  /** Says what was done, in a few words. */
+  strike: (system: System, random: () => number) => Promise<string>
+  /** Ms that 99 % of what was due meanwhile, and accepted, may have waited at most. */
+  p99?: number
+}
+
+type Random = () => number
+
+const between = (random: Random, least: number, most: number) => least + Math.floor(random() * (most - least + 1))
+const oneOf = <T>(random: Random, values: readonly T[]) => values[Math.floor(random() * values.length)]!
+const withoutS3 = ({ places }: System) => places.includes('s3') ? undefined : 'without an S3 store (--no-s3, or not installed: radosgw ceph-mon ceph-osd ceph-common)'
+const withoutClock = ({ clocks }: System) => clocks.server ? undefined : 'faketime is not installed'
+const withoutDisk = ({ disks }: System) => disks.work && disks.files ? undefined : 'only root may mount the small disks that are to fill up'
+
+export const faults: Fault[] = [
+  { kind: 'worker of the server killed by -9', strike: killWorker },
+  { kind: 'server killed by -9, and started again', strike: killServer },
+  { kind: 'archiver killed by -9', strike: killArchiver },
+  { kind: 'Postgres killed by -9, and started again', strike: killPostgres },
+  { kind: 'backend of Postgres killed by -9', strike: killBackend },
+  { kind: 'backends ended in the middle of a statement', strike: endStatements },
+  { kind: 'database stopped and let go on, again and again', strike: stopDatabase, p99: 1_000 },
+  { kind: 'archiver\'s work disk full', without: withoutDisk, strike: (system, random) => fillDisk(system, random, 'work') },
+  { kind: 'file store\'s disk full', without: withoutDisk, strike: (system, random) => fillDisk(system, random, 'files') },
+  { kind: 'S3 down', without: withoutS3, strike: (system, random) => sicken(system, random, ['refuse', 'cut']) },
+  { kind: 'S3 slow', without: withoutS3, strike: (system, random) => sicken(system, random, ['slow']) },
+  { kind: 'S3 lying', without: withoutS3, strike: (system, random) => sicken(system, random, ['lose', 'break', 'flip', 'swallow', 'garble']) },
+  { kind: 'clock of the server jumps', without: withoutClock, strike: (system, random) => jump(system, random, 'server') },
+  { kind: 'clock of the archivers jumps', without: withoutClock, strike: (system, random) => jump(system, random, 'archivers') },
+  { kind: 'storm of connections', strike: storm },
+  { kind: 'more archivers than one', strike: crowd },
+  { kind: 'two nightly runs at once', strike: twoNights },
+  { kind: 'nightly run during a restore', strike: nightDuringRestore },
+]
+
+async function killWorker({ server }: System, random: Random) {
+  const workers: number[] = []
+  for (const { pid } of await treeOf(server.pid)) {
+    const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')
+    if (pid !== server.pid && command.includes('server/main.ts')) workers.push(pid)
+  }
+  if (workers.length === 0) throw new Error('the server has no worker')
+  const victim = oneOf(random, workers)
+  process.kill(victim, 'SIGKILL')
+  return 'a worker'
+}
+
+async function killServer(system: System) {
+  const { server } = system
+  server.kill('SIGKILL')
+  await server.exited
+  // Its workers end what they are at; the port is free at once.
+  system.server = await system.startServer(server.port)
+  return 'the first process, and with it the workers'
+}
+
+async function killArchiver(system: System, random: Random) {
+  await system.addWork(3, random)
+  await sleep(between(random, 0, 900))
+  const victim = oneOf(random, system.archivers)
+  victim.program.kill('SIGKILL')
+  await victim.program.exited
+  await replace(system, victim)
+  return `that of ${victim.place}`
+}
+
+async function replace(system: System, dead: Archiver) {
+  system.archivers.splice(system.archivers.indexOf(dead), 1)
+  await system.freeLeases(dead)
+  await system.startArchiver(dead.place)
+}
+
+async function killPostgres({ store }: System, random: Random) {
+  await sleep(between(random, 0, 300))
+  process.kill(await postmaster(store), 'SIGKILL')
+  await sleep(between(random, 50, 500))
+  await store.cluster.start()
+  return 'the postmaster'
+}
+
+async function killBackend(system: System, random: Random) {
+  const [row] = await system.ask(sql => sql<{ pid: number }[]>`
+    select pid from pg_stat_activity where usename in ('fleet_server', 'fleet_archiver') order by (pid * ${between(random, 1, 9_999)}::bigint) % 9973 limit 1
+  `)
+  if (!row) throw new Error('nobody is connected')
+  process.kill(row.pid, 'SIGKILL')
+  await waitFor(() => system.ask(sql => sql`select pg_is_in_recovery()`).then(() => true, () => false))
+  return 'one, upon which Postgres ends all and recovers'
+}
+
+/** Looks within Postgres, where it is quick enough to meet a statement that takes a millisecond. */
+async function endStatements(system: System, random: Random) {
+  await system.addWork(1, random)
+  const wanted = between(random, 1, 6)
+  const [row] = await system.ask(async sql => {
+    await sql.unsafe(`
+      create or replace function pg_temp.end_statements(p_wanted integer) returns integer language plpgsql as $$
+      declare
+        v_ended integer := 0;
+        v_until timestamptz := clock_timestamp() + interval '1500 milliseconds';
+      begin
+        while v_ended < p_wanted and clock_timestamp() < v_until loop
+          perform pg_stat_clear_snapshot();
+          v_ended := v_ended + (
+            select count(*) filter (where pg_terminate_backend(a.pid))
+            from pg_stat_activity a
+            where a.state = 'active' and a.usename in ('fleet_server', 'fleet_archiver')
+              and a.query_start < clock_timestamp() and a.pid <> pg_backend_pid()
+          );
+        end loop;
+        return v_ended;
+      end $$`)
+    return sql<{ ended: number }[]>`select pg_temp.end_statements(${wanted}) as ended`
+  })
+  if (!row?.ended) throw new Error('no statement ran within 1.5 s')
+  return `${row.ended} of them`
+}
+
+async function stopDatabase({ store }: System, random: Random) {
+  const until = performance.now() + between(random, 900, 2_000)
+  const root = await postmaster(store)
+  let stopped = 0
+  while (performance.now() < until) {
+    const pause = between(random, 50, 600)
+    stopped += pause
+    await paused(root, pause)
+    await sleep(between(random, 50, 200))
+  }
+  return `${stopped} ms in all`
+}
+
+/** Stops a process and all of its descendants for so long. */
+export async function paused(root: number, ms: number) {
+  const pids = (await treeOf(root)).map(({ pid }) => pid)
+  const send = (signal: NodeJS.Signals) => {
+    for (const pid of pids) {
+      try {
+        process.kill(pid, signal)
+      } catch {
+        // It ended meanwhile.
+      }
+    }
+  }
+  try {
+    send('SIGSTOP')
+    await sleep(ms)
+  } finally {
+    send('SIGCONT')
+  }
+}
+
+async function fillDisk(system: System, random: Random, which: 'work' | 'files') {
+  const disk = system.disks[which]!
+  // An export takes about that: it fails at its beginning, within, or when the manifest is written.
+  const kilobytes = oneOf(random, [0, 4, 8])
+  await disk.fill(kilobytes * 1024)
+  try {
+    await system.alone(which === 'files' ? 'file' : undefined, async () => {
+      await system.addWork(3, random)
+      await sleep(between(random, 400, 1_200))
+    })
+  } finally {
+    await disk.empty()
+  }
+  return `${kilobytes} KB left`
+}
+
+async function sicken(system: System, random: Random, fates: Fate[]) {
+  const chosen = fates.filter(() => random() < 0.7)
+  const sick = chosen.length > 0 ? chosen : fates
+  // Some requests pass, so that it gets to all the steps.
+  const passing = random() * 0.7
+  let asked = 0
+  let met = 0
+  system.fate = () => {
+    asked++
+    if (random() < passing) return 'pass'
+    met++
+    return oneOf(random, sick)
+  }
+  try {
+    await system.alone('s3', async () => {
+      await system.addWork(3, random)
+      await sleep(between(random, 500, 1_500))
+    })
+  } finally {
+    system.fate = () => 'pass'
+  }
+  return `${sick.join(', ')} for ${met} of ${asked} requests`
+}
+
+async function jump(system: System, random: Random, whose: 'server' | 'archivers') {
+  const clock = system.clocks[whose]!
+  const seconds = oneOf(random, [1, -1]) * oneOf(random, [30, 3_600, 86_400, 40 * 86_400])
+  const pause = between(random, 0, 800)
+  await clock.jump(seconds)
+  try {
+    await sleep(1_000)
+    if (whose === 'archivers') await system.addWork(2, random)
+    const isOff = (time: string | null) => Math.abs(Date.parse(time ?? '') - Date.now() - 1_000 * seconds) < 15_000
+    let since = performance.now()
+    // In its answers or its log.
+    await waitFor(async () => {
+      if (whose === 'server') return isOff((await fetch(`${system.server.url}/healthz`)).headers.get('date'))
+      // One whose Postgres was away may be deaf until its next sweep, after a minute; and one that has nothing to do says nothing.
+      await system.hurry()
+      if (performance.now() > since + 5_000) {
+        since = performance.now()
+        await system.addWork(1, random)
+      }
+      return system.archivers.some(({ program }) => [...program.output().matchAll(/"time":"([^"]+)"/g)].some(([, time]) => isOff(time!)))
+    }, {
+      patience: 90_000,
+      what: () => `the clock of the ${whose} to be ${seconds} s off; the archivers printed:\n${system.archivers.map(({ program }) => program.output()).join('\n')}`,
+    })
+    await sleep(pause)
+  } finally {
+    await clock.jump(0)
+  }
+  return `by ${seconds} s and back`
+}
+
+/** More connections than Postgres takes, and a thousand to the server, half of which say half a request. */
+async function storm(system: System, random: Random) {
+  const { port } = system.server
+  const sockets: Socket[] = []
+  const url = system.store.cluster.url('fleet_reader', 'fleet')
+  const sessions = Array.from({ length: 230 }, () => postgres(url, { max: 1, fetch_types: false, onnotice: () => {}, connect_timeout: 5 }))
+  let refused = 0
+  try {
+    for (let n = 0; n < 1_000; n++) {
+      const socket = connect(port, '127.0.0.1')
+      socket.on('error', () => {})
+      if (n % 2) socket.write('POST /v1/heartbeat HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{')
+      sockets.push(socket)
+    }
+    await Promise.all(sessions.map(sql => sql`select 1`.catch(() => { refused++ })))
+    await sleep(between(random, 0, 500))
+  } finally {
+    for (const socket of sockets) socket.destroy()
+    await Promise.all(sessions.map(sql => sql.end({ timeout: 0 })))
+  }
+  return `1,000 to the server, 230 to Postgres, ${refused} refused`
+}
+
+async function crowd(system: System, random: Random) {
+  const extra = await system.startArchiver(oneOf(random, system.places), true)
+  await system.addWork(5, random)
+  await waitFor(async () => extra.program.hasEnded() || extra.program.output().includes('archiver.ready'))
+  await sleep(between(random, 0, 800))
+  const ends = random() < 0.5 ? 'stopped' : 'killed'
+  if (ends === 'stopped') {
+    await extra.program.stop()
+  } else {
+    extra.program.kill('SIGKILL')
+    await extra.program.exited
+    await system.freeLeases(extra)
+  }
+  return `one more, then ${ends}`
+}
+
+/** A night that retires some days. Who holds a lock, or runs already, is no fault of ours. */
+function night(system: System, random: Random) {
+  const retention = `${between(random, 60, 89)} days`
+  return system.ask(sql => sql`call fleet.nightly(null, ${retention}::interval)`, 'fleet_owner').then(() => 'ran', (error: unknown) => {
+    ignore('FL003', '55P03', '40P01')(error)
+    return 'was told that one runs'
+  })
+}
+
+async function twoNights(system: System, random: Random) {
+  const ends = await Promise.all([night(system, random), night(system, random)])
+  return `one ${ends[0]}, one ${ends[1]}`
+}
+
+async function nightDuringRestore(system: System, random: Random) {
+  const asked = await system.ask(async sql => {
+    const days = await sql<{ day: string }[]>`
+      select (range_start at time zone 'UTC')::date::text as day from fleet.hb_partitions where state = 'dropped' order by range_start
+    `
+    const some = days.filter(() => random() < 3 / days.length)
+    for (const { day } of some) await sql`select fleet.request_restore(${day}::date)`.catch(ignore('FL404'))
+    return some.length
+  })
+  if (asked === 0) await system.addWork(3, random)
+  await sleep(between(random, 0, 500))
+  const end = await night(system, random)
+  return `${asked} days asked back; the night ${end}`
+}
+
+async function postmaster(store: System['store']) {
+  const pid = await store.cluster.pid()
+  if (pid === undefined) throw new Error('Postgres does not run')
+  return pid
+}

@@ -1,0 +1,217 @@
+/*
+ * npm run drills [-- --count N --seed S --from K]: random faults against a whole system under load, each followed by a look at what must be true:
+ * every acknowledged heartbeat is there once, last status is that of the newest, no day is missing, every archive is what was written. Every 25
+ * faults, and at the end, the archivers may end their work and everything is read back.
+ *
+ * Fault number K of a seed is the same in each run: its kind, its victims, its pauses. What the processes are at in that moment is not.
+ * Exit code 1 when something is lost, or does not come back by itself, with the command that repeats it.
+ */
+import { writeFile } from 'node:fs/promises'
+import { resolve } from 'node:path'
+import { faketime } from '../clock.ts'
+import { elapsed, explain, say, step } from '../../lib/progress.ts'
+import { generator } from '../random.ts'
+import { waitFor } from '../database.ts'
+import { faults, type Fault } from './faults.ts'
+import { checkAll, checkNow, Loss, type Beat } from './invariants.ts'
+import { System } from './system.ts'
+import { percentile } from '../../bench/figure.ts'
+import { readOptions, runProgram } from '../../bench/options.ts'
+import { withStore } from '../../bench/store.ts'
+
+const options = {
+  count: { otherwise: 100, what: 'faults' },
+  seed: { otherwise: undefined, least: 0, what: 'of what is random; another one each day' },
+  from: { otherwise: 1, what: 'number of the first fault: with --count 1 that one alone' },
+  devices: { otherwise: 1_500, what: 'that send meanwhile' },
+  interval: { otherwise: 14, least: 10, what: 'seconds between the heartbeats of each' },
+  every: { otherwise: 25, what: 'faults after which everything is read back' },
+  'no-s3': { otherwise: false, what: 'without the S3 store and its faults' },
+  report: { otherwise: 'testing/drills/RESULTS.md', what: 'file for the report' },
+} as const
+
+interface Done {
+  kind: string
+  /** The most that may be; in ms. */
+  p99: number | undefined
+  faults: number
+  seconds: number
+  /** Archives and restores that failed in it, and were tried again. */
+  failures: number
+  /** Of the heartbeats that were due during it and accepted, then or later; in ms. */
+  latencies: number[]
+}
+
+/** What came of the heartbeats. */
+class Log {
+  readonly beats: Beat[] = []
+  /** The time a fault took, in ms since 1970, and where the latencies of what was due in it go. */
+  #faults: { from: number, to: number, latencies: number[] }[] = []
+
+  /** Hears what was answered since the last time. */
+  async collect(system: System) {
+    const fresh = await system.acknowledged()
+    for (const { device_id, ts, status, due, latency } of fresh) {
+      this.beats.push({ device_id, ts, status })
+      this.#faults.findLast(({ from, to }) => from <= due && due <= to)?.latencies.push(latency)
+    }
+    return fresh.length
+  }
+
+  /** Makes a fault: from before it to after it is its time. */
+  async during<T>(latencies: number[], work: () => Promise<T>) {
+    const fault = { from: Date.now(), to: Infinity, latencies }
+    this.#faults.push(fault)
+    try {
+      return await work()
+    } finally {
+      fault.to = Date.now()
+    }
+  }
+}
+
+await runProgram(main)
+
+async function main(args: string[]) {
+  const given = readOptions('drills', args, options)
+  const seed = given.seed ?? Math.floor(Date.now() / 86_400_000)
+  await faketime.install()
+  return withStore(async store => {
+    const system = await System.start(store, { devices: given.devices, interval: given.interval, s3: !given['no-s3'] })
+    let ending: Promise<void> | undefined
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => { ending ??= system.end().then(() => process.exit(1)) })
+    try {
+      return await drill(system, { ...given, seed })
+    } finally {
+      await system.end()
+    }
+  })
+}
+
+interface Given { count: number, seed: number, from: number, every: number, report: string, 'no-s3': boolean }
+
+/** What repeats faults `from` to `from` + `count` - 1. */
+function command({ count, seed, from, 'no-s3': noS3 }: Given) {
+  return `npm run drills -- --count ${count} --seed ${seed}${from > 1 ? ` --from ${from}` : ''}${noS3 ? ' --no-s3' : ''}`
+}
+
+async function drill(system: System, given: Given) {
+  const { count, seed, from } = given
+  const started = performance.now()
+  const possible = faults.filter(({ without }) => !without?.(system))
+  const left = faults.filter(fault => !possible.includes(fault)).map(({ kind, without }) => `${kind}: ${without?.(system) ?? ''}`)
+  for (const line of left) say(`left out: ${line}`)
+  say(`Seed ${seed}, faults ${from} to ${from + count - 1}`)
+  await step('Filling and archiving some days', async () => {
+    await system.addWork(8, generator(seed))
+    await moreBeats(system, new Log())
+  })
+
+  const log = new Log()
+  const table = new Map<string, Done>()
+  let archives = 0
+  let problem: string | undefined
+  let number = from
+  try {
+    for (; number < from + count; number++) {
+      const fault = faultOf(possible, seed, number)
+      const before = performance.now()
+      const done = table.get(fault.kind) ?? { kind: fault.kind, p99: fault.p99, faults: 0, seconds: 0, failures: 0, latencies: [] }
+      table.set(fault.kind, done)
+      const { said, failures } = await strike(system, fault, generator(seed * 1_000_003 + number), log, done)
+      done.faults++
+      done.failures += failures
+      done.seconds += (performance.now() - before) / 1000
+      say(`${String(number).padStart(5)}  ${fault.kind}: ${said}; all is there after ${elapsed(before)}`)
+      if ((number - from + 1) % given.every === 0 || number === from + count - 1) {
+        archives = await step(`Reading everything back: ${log.beats.length.toLocaleString('en')} heartbeats, each day, each archive`, () => checkAll(system, log.beats, generator(number)))
+      }
+    }
+  } catch (error) {
+    problem = `${error instanceof Loss ? 'LOST' : 'FAILED'} at fault ${number}, ${faultOf(possible, seed, number).kind}:\n${explain(error)}\n`
+      + `To repeat it: ${command({ ...given, count: number - from + 1 })}`
+  }
+  const slow = [...table.values()].find(({ p99, latencies }) => p99 !== undefined && latencies.length >= 100 && percentile(latencies, 99) > p99)
+  if (slow) {
+    problem ??= `FAILED: ${slow.kind}: 99 % of what was due meanwhile, and accepted, waited up to ${percentile(slow.latencies, 99).toFixed(0)} ms, more than ${slow.p99}`
+  }
+  const report = describe({ given, left, all: log.beats, archives, problem, table: [...table.values()], seconds: (performance.now() - started) / 1000 })
+  say(`\n${report}`)
+  await writeFile(resolve(given.report), report)
+  return problem === undefined ? 0 : 1
+}
+
+/** Each kind has its turn in each round, in an order of its own. */
+function faultOf(possible: Fault[], seed: number, number: number) {
+  const round = Math.floor((number - 1) / possible.length)
+  const random = generator(seed * 7_919 + round)
+  const order = possible.map(fault => ({ fault, at: random() })).sort((a, b) => a.at - b.at)
+  return order[(number - 1) % possible.length]!.fault
+}
+
+async function strike(system: System, fault: Fault, random: () => number, log: Log, { latencies }: Done) {
+  await log.collect(system)
+  const from = log.beats.length
+  const before = await failedSoFar(system)
+  let said
+  try {
+    said = await log.during(latencies, () => fault.strike(system, random))
+  } catch (cause) {
+    throw new Error('the fault could not be made', { cause })
+  }
+  await log.collect(system)
+  await moreBeats(system, log)
+  await checkNow(system, log.beats.slice(from))
+  system.mustLive()
+  await system.hurry()
+  return { said, failures: await failedSoFar(system) - before }
+}
+
+/** Archives and restores. */
+async function failedSoFar(system: System) {
+  const [row] = await system.ask(sql => sql<{ count: number }[]>`
+    select count(*)::integer as count from fleet.events where not is_ok and event like 'partition.%'
+  `)
+  return row!.count
+}
+
+/** The server takes heartbeats again, by itself. */
+async function moreBeats(system: System, log: Log) {
+  let more = 0
+  await waitFor(async () => {
+    more += await log.collect(system)
+    return more >= 30
+  }, { what: () => `heartbeats to be taken again; the server printed:\n${system.server.output()}` })
+}
+
+function describe({ given, left, all, archives, problem, table, seconds }: {
+  given: Given
+  left: string[]
+  all: Beat[]
+  archives: number
+  problem: string | undefined
+  table: Done[]
+  seconds: number
+}) {
+  const made = table.reduce((sum, { faults }) => sum + faults, 0)
+  const answered = (status: number) => all.filter(beat => beat.status === status).length.toLocaleString('en')
+  return `# Failure drills
+
+\`${command(given)}\` (${new Date().toISOString().slice(0, 10)}): ${made} faults in ${Math.round(seconds / 60)} minutes,
+${(60 * made / seconds).toFixed(0)} a minute, against a durable cluster, a server of two workers, and archivers, one for each kind of store, under load.
+
+${problem === undefined ? 'Nothing was lost.' : `**${problem}**`}
+
+- ${answered(201)} heartbeats were answered as stored, ${answered(200)} as duplicates, ${answered(202)} as quarantined: after each fault those of its time, every ${given.every} faults
+  all of them were looked up and were there, each once.
+- Last status was that of the newest heartbeat of each device, no day was missing in \`data_coverage\`, and each that was said to be online was attached.
+- ${archives} archives were read back at the end, every byte and row, and each past day held what was written into it, in the database or in its archive.
+
+| fault | times | seconds each, with its checks | archives and restores that failed | heartbeats due meanwhile, and accepted | p99 of these |
+|---|---|---|---|---|---|
+${table.sort((a, b) => a.kind.localeCompare(b.kind)).map(({ kind, faults, seconds, failures, latencies }) => (
+    `| ${kind} | ${faults} | ${(seconds / faults).toFixed(1)} | ${failures} | ${latencies.length.toLocaleString('en')} | ${latencies.length < 100 ? '' : `${percentile(latencies, 99).toFixed(0)} ms`} |`
+  )).join('\n')}
+${left.length > 0 ? `\nLeft out: ${left.join('; ')}.\n` : ''}`
+}
+

@@ -1,0 +1,291 @@
+// A whole system under load, that drills break: a durable cluster, a server with workers, archivers, the benchmark's sender.
+import { randomBytes } from 'node:crypto'
+import { mkdir, mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { pathToFileURL } from 'node:url'
+import { CreateBucketCommand, S3Client } from '@aws-sdk/client-s3'
+import postgres, { type Sql } from 'postgres'
+import { startProxy, type Fate } from '../s3-proxy.ts'
+import { makeClock, type Clock } from '../clock.ts'
+import { objectStore, startObjectStore } from '../object-store.ts'
+import { step } from '../../lib/progress.ts'
+import { waitFor } from '../database.ts'
+import { startSender, type Sender } from '../../bench/heartbeats.ts'
+import { schedule } from '../../bench/schedule.ts'
+import type { Acknowledged } from '../../bench/sender.ts'
+import { enroll, startProgram, startServer, type Device, type Program, type Server, type Store } from '../../bench/store.ts'
+import { makeDisk, type Disk } from './disk.ts'
+
+export interface Archiver {
+  program: Program
+  place: Place
+  /** Of its sessions in Postgres. */
+  name: string
+}
+
+/** Where an archiver stores. */
+export type Place = 'file' | 's3'
+
+/** What a past day holds, as it was written. */
+interface Content {
+  row_count: string
+  content_checksum: string
+}
+
+interface Options {
+  devices: number
+  /** Seconds between the heartbeats of each. */
+  interval: number
+  /** With the S3 store too. */
+  s3: boolean
+}
+
+/** Each archiver stores elsewhere; both work on the same partitions. */
+export class System {
+  readonly store: Store
+  readonly devices: Device[]
+  readonly directory: string
+  readonly archivers: Archiver[] = []
+  /** What each past day must hold, by partition. */
+  readonly written = new Map<string, Content>()
+  /** Of each place, the fate of a request to the S3 store. */
+  fate: (number: number) => Fate = () => 'pass'
+  server!: Server
+  sender!: Sender
+  clocks: { server?: Clock | undefined, archivers?: Clock | undefined } = {}
+  /** Where archivers work, and where they store files. */
+  disks: { work?: Disk | undefined, files?: Disk | undefined } = {}
+  #env: Record<Place, Record<string, string> | undefined> = { file: undefined, s3: undefined }
+  #endings: (() => unknown)[] = []
+  #sending: Promise<unknown> = Promise.resolve()
+  #isOver = false
+  #started = 0
+
+  private constructor(store: Store, devices: Device[], directory: string) {
+    this.store = store
+    this.devices = devices
+    this.directory = directory
+  }
+
+  static async start(store: Store, options: Options) {
+    const directory = await mkdtemp(join(tmpdir(), 'fleet-drills-'))
+    const system = new System(store, await enroll(store, options.devices), directory)
+    system.#endings.push(() => rm(directory, { recursive: true, force: true }))
+    try {
+      await system.#start(options)
+      return system
+    } catch (error) {
+      await system.end()
+      throw error
+    }
+  }
+
+  async #start({ interval, s3 }: Options) {
+    const { directory } = this
+    this.clocks = { server: await makeClock(directory, 'server'), archivers: await makeClock(directory, 'archivers') }
+    for (const name of ['work', 'files'] as const) {
+      const disk = await makeDisk(join(directory, name), 256)
+      this.disks[name] = disk
+      if (disk) this.#endings.unshift(disk.end)
+    }
+    this.#env.file = { ARCHIVE_URL: pathToFileURL(join(directory, 'files/archive')).href }
+    if (s3 && objectStore.isHere()) this.#env.s3 = await step('Starting an S3 store', () => this.#startStore())
+    await step('Starting server and archivers', async () => {
+      this.server = await this.startServer()
+      this.#endings.unshift(() => this.server.stop())
+      await Promise.all(this.places.map(place => this.startArchiver(place)))
+      this.#endings.unshift(() => Promise.all(this.archivers.map(({ program }) => program.stop())))
+    })
+    this.sender = startSender()
+    this.#endings.unshift(() => this.sender.end())
+    await this.sender.connect(this.server.port, Math.min(this.devices.length, 600), this.devices)
+    this.#sending = this.#send(interval)
+  }
+
+  async #startStore() {
+    const store = await startObjectStore()
+    this.#endings.unshift(() => store.end())
+    const credentials = { AWS_ACCESS_KEY_ID: store.accessKey, AWS_SECRET_ACCESS_KEY: store.secretKey, AWS_REGION: 'us-east-1' }
+    const client = new S3Client({
+      endpoint: store.endpoint, forcePathStyle: true, region: 'us-east-1',
+      credentials: { accessKeyId: store.accessKey, secretAccessKey: store.secretKey },
+    })
+    const Bucket = `fleet-drills-${randomBytes(4).toString('hex')}`
+    await client.send(new CreateBucketCommand({ Bucket }))
+    client.destroy()
+    const proxy = await startProxy(store.endpoint, number => this.fate(number))
+    this.#endings.unshift(proxy.end)
+    return { ARCHIVE_URL: `s3://${Bucket}/archive`, AWS_ENDPOINT_URL_S3: proxy.endpoint, ...credentials }
+  }
+
+  /** Some heartbeats are sent twice. Until end(), however often what they are sent to is away. */
+  async #send(interval: number) {
+    const fleet = schedule({ devices: this.devices.length, interval, jitter: interval - 10, retries: 5, duration: 120 })
+    while (!this.#isOver) await this.sender.open(fleet, 0, () => {}, true)
+  }
+
+  get places() {
+    return (['file', 's3'] as const).filter(place => this.#env[place])
+  }
+
+  async startServer(port?: number) {
+    const server = await startServer(this.store, { env: { WORKERS: '2', ...this.clocks.server?.env }, ...(port === undefined ? {} : { port }) })
+    void server.exited.then(() => this.clocks.server?.forget(server.pid))
+    return server
+  }
+
+  /** The settings of a program that archives, or reads archives. */
+  archiverEnv(place: Place) {
+    // The S3 store's too where it is not the place: its archives are read by whoever restores.
+    return {
+      ...this.#env.s3, ...this.#env[place],
+      ARCHIVER_DATABASE_URL: this.store.cluster.url('fleet_archiver', 'fleet'), TMPDIR: join(this.directory, 'work'),
+    }
+  }
+
+  /**
+   * Runs until it is stopped. It is kept in `archivers` and has got ready, unless `isExtra`: one that finds no Postgres when
+   * it starts ends, for whoever started it to try again.
+   */
+  async startArchiver(place: Place, isExtra = false) {
+    await mkdir(join(this.directory, 'work'), { recursive: true })
+    const name = `drilled archiver ${++this.#started}`
+    const url = new URL(this.store.cluster.url('fleet_archiver', 'fleet'))
+    url.searchParams.set('application_name', name)
+    const program = startProgram('archiver/main.ts', {
+      env: { ...this.archiverEnv(place), ...this.clocks.archivers?.env, ARCHIVER_DATABASE_URL: url.href },
+    })
+    void program.exited.then(() => this.clocks.archivers?.forget(program.pid))
+    const archiver = { program, place, name }
+    if (!isExtra) {
+      this.archivers.push(archiver)
+      await waitFor(async () => program.hasEnded() || program.output().includes('archiver.ready'), { patience: 30_000, what: () => `${name} to get ready` })
+      this.mustLive()
+    }
+    return archiver
+  }
+
+  /** @throws with what it said when an archiver ended by itself */
+  mustLive() {
+    const dead = this.archivers.find(({ program }) => program.hasEnded())
+    if (dead) throw new Error(`${dead.name} ended by itself:\n${dead.program.output()}`)
+  }
+
+  archiver(place: Place) {
+    const found = this.archivers.find(archiver => archiver.place === place)
+    if (!found) throw new Error(`no archiver stores to ${place}`)
+    return found
+  }
+
+  /** A connection of its own, since those of a client do not all outlive a crash. */
+  async ask<T>(use: (sql: Sql) => Promise<T>, role: 'postgres' | 'fleet_owner' = 'postgres') {
+    // Types are fetched at login by a query of which nobody catches the failure.
+    const sql = postgres(this.store.cluster.url(role, 'fleet'), { max: 1, fetch_types: false, onnotice: () => {}, connect_timeout: 5 })
+    try {
+      return await use(sql)
+    } finally {
+      await sql.end({ timeout: 1 })
+    }
+  }
+
+  /** What was answered since the last time; who asked first is told no more. */
+  async acknowledged(): Promise<(Acknowledged & { device_id: number })[]> {
+    const beats = await this.sender.acknowledged()
+    return beats.map(beat => ({ ...beat, device_id: this.devices[beat.template]!.device_id }))
+  }
+
+  /**
+   * Gives the archivers so many days to work on: fills past days, retires them, and asks for archived ones back, whichever
+   * `random` meets. What a day then holds is noted.
+   * @returns how many it gave
+   */
+  async addWork(count: number, random: () => number) {
+    return this.ask(async sql => {
+      let given = 0
+      const days = await sql<{ partition_name: string, state: string, day: string }[]>`
+        select partition_name, state, (range_start at time zone 'UTC')::date::text as day
+        from fleet.hb_partitions
+        where range_end < now() - interval '9 days' and state in ('active', 'restored', 'dropped')
+        order by range_start
+      `
+      for (let added = 0; added < count && days.length > 0; added++) {
+        const [day] = days.splice(Math.floor(random() * days.length), 1)
+        if (day!.state === 'dropped') {
+          // An earlier request may have brought it back since.
+          await sql`select fleet.request_restore(${day!.day}::date)`.then(() => { given++ }, ignore('FL404'))
+          continue
+        }
+        const rows = 200 + Math.floor(random() * 4_000)
+        await sql`
+          insert into fleet.device_heartbeats (ts, received_at, device_id, battery_pct, unity_running, network_type, agent_version, ip)
+          select t.ts, t.ts, n % 50, n % 101, n % 7 > 0, (array['wifi', 'lte', null])[1 + n % 3], '1.2.' || n % 5, '10.0.0.0'::inet + n % 200
+          from generate_series(1, ${rows}::integer) n
+          cross join lateral (
+            select ${day!.day}::date::timestamp at time zone 'UTC' + ${random()}::float8 * interval '12 hours' + n / 50 * interval '1 minute' as ts
+          ) t
+          on conflict do nothing
+        `
+        const [content] = await sql<Content[]>`
+          select row_count::text, content_checksum::text from fleet.content_checksum(${`fleet.${day!.partition_name}`}::text::regclass)
+        `
+        this.written.set(day!.partition_name, content!)
+        if (day!.state === 'restored') await sql`select fleet.release_partition(${day!.partition_name})`
+        // It waits 300 ms at most for those who read it; then another day does.
+        await sql`select fleet.archive_partition(${day!.partition_name})`.then(() => { given++ }, ignore('55P03'))
+      }
+      return given
+    })
+  }
+
+  /** Halts the archivers to other places meanwhile, so that this one gets the work. */
+  async alone(place: Place | undefined, work: () => Promise<void>) {
+    const others = this.archivers.filter(archiver => place !== undefined && archiver.place !== place)
+    for (const { program } of others) program.kill('SIGSTOP')
+    try {
+      await work()
+    } finally {
+      for (const { program } of others) program.kill('SIGCONT')
+    }
+  }
+
+  /** What a dead archiver held is free at once, in place of five minutes later, and its sessions are over; without one, what anybody holds. */
+  async freeLeases(dead?: Archiver) {
+    await this.ask(async sql => {
+      if (dead) await sql`select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = ${dead.name}`
+      const owner = dead ? `%:${dead.program.pid}:%` : '%'
+      await sql`update fleet.hb_partitions set lease_until = now() - interval '1 second' where lease_owner like ${owner} and lease_until is not null`
+      await sql`update fleet.restore_items set lease_until = now() - interval '1 second' where lease_owner like ${owner} and state = 'running'`
+    })
+  }
+
+  /** Failed archives are due now, in place of minutes later, and whoever waits looks for work. */
+  async hurry() {
+    await this.ask(async sql => {
+      await sql`update fleet.hb_partitions set attempts = 0, next_attempt_at = now() where state = 'archive_failed'`
+      await sql`select fleet.wake_archiver()`
+    })
+  }
+
+  async end() {
+    this.#isOver = true
+    if (this.sender) {
+      this.sender.stop()
+      await Promise.race([this.#sending.catch(() => {}), sleep(20_000, undefined, { ref: false })])
+    }
+    for (const ending of this.#endings.splice(0)) {
+      try {
+        await ending()
+      } catch {
+        // The others are ended all the same.
+      }
+    }
+  }
+}
+
+export function ignore(...codes: string[]) {
+  return (error: unknown) => {
+    if (!(error instanceof postgres.PostgresError && codes.includes(error.code))) throw error
+  }
+}

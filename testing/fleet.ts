@@ -1,0 +1,83 @@
+// What the tests of the SQL share: devices, batches, and sessions as another role.
+import postgres, { type JSONValue, type Sql } from 'postgres'
+import type { Test } from 'tap'
+import type { Role } from '../local/cluster.ts'
+import type { TestDatabase } from './database.ts'
+
+export interface Beat {
+  device_id: number
+  ts?: string
+  [field: string]: JSONValue | undefined
+}
+
+export interface IngestResult {
+  item: number
+  result: 'stored' | 'duplicate' | 'quarantined' | 'rejected'
+  reason: string | null
+  ts: Date
+}
+
+/** A session that logs in as `role`, ended in teardown. */
+export function asRole(t: Test, db: TestDatabase, role: Role, connection: Record<string, string> = {}): Sql {
+  const sql = postgres(db.url(role), { max: 1, onnotice: () => {}, connection })
+  t.teardown(() => sql.end({ timeout: 1 }))
+  return sql
+}
+
+/** From now on this database takes Postgres to have started so long ago: the cluster of the tests has just been made. */
+export async function startedAgo(admin: Sql, ago: string) {
+  await admin.unsafe(`create or replace function fleet.postgres_started_at() returns timestamptz language sql stable
+    set search_path = pg_catalog, pg_temp return now() - interval '${ago}'`)
+}
+
+/** Enrolls `count` devices named `prefix`-1 and so on; returns their ids in order. */
+export async function enroll(sql: Sql, count: number, prefix = 'device') {
+  const rows = await sql<{ device_id: string }[]>`
+    select d.device_id from generate_series(1, ${count}) as n, fleet.create_device(${prefix} || '-' || n) d
+    order by n
+  `
+  return rows.map(row => Number(row.device_id))
+}
+
+/** Sends one batch to fleet.ingest(). */
+export function ingest(sql: Sql, beats: Beat[], receivedAt?: string) {
+  return sql<IngestResult[]>`
+    select * from fleet.ingest(${JSON.stringify(beats)}::text::json, coalesce(${receivedAt ?? null}::timestamptz, now()))
+  `
+}
+
+/** Takes the oldest retired partition through all steps of the archiver to its drop, but for the files. */
+export async function archive(archiver: Sql) {
+  const [claimed] = await archiver<{ name: string, table: string }[]>`
+    select partition_name as name, table_name as table from fleet.claim_partition('test')`
+  if (!claimed) throw new Error('no partition waits for the archiver')
+  const { name, table } = claimed
+  await archiver`select fleet.record_frozen(${name}, 'test')`
+  await archiver`
+    select fleet.count_retired(${name}, 'test', row_count) from fleet.content_checksum(${table}::regclass)`
+  await archiver`select fleet.record_export(${name}, 'test')`
+  await archiver`select fleet.record_upload(${name}, 'test', 'file:///nowhere', ${'ab'.repeat(32)}, 1)`
+  await archiver`
+    select fleet.record_proof(${name}, 'test', ${'ab'.repeat(32)}, content_checksum, row_count, min_ts, max_ts)
+    from fleet.content_checksum(${table}::regclass)`
+  await archiver`select fleet.drop_partition(${name})`
+}
+
+/** The first value of the first row. */
+export async function value(rows: Promise<readonly object[]>): Promise<unknown> {
+  const [row] = await rows
+  return row && Object.values(row)[0]
+}
+
+/** Name of the attached partition that holds this moment. */
+export async function partitionAt(sql: Sql, moment: string) {
+  return await value(sql`
+    select partition_name from fleet.attached_partitions()
+    where range_start <= ${moment}::timestamptz and range_end > ${moment}::timestamptz
+  `) as string
+}
+
+/** `days` before now, as ISO text. */
+export function daysAgo(days: number) {
+  return new Date(Date.now() - days * 86_400_000).toISOString()
+}

@@ -1,0 +1,115 @@
+#!/bin/sh
+# npm run test:fresh, npm run test:trixie: what a newcomer does on a new Debian, in a root of its own (debootstrap) that is removed
+# afterwards: the last commit from a bare clone, `npm start` and a heartbeat, `npm test`. Node is Debian's own, or on Debian 12,
+# whose Node is too old, the one that is here. Needs root. Processes and mounts end with the script, whatever happens (unshare).
+#
+#   testing/fresh.sh bookworm|trixie [start] [test [file…]]
+set -eu
+
+suite=${1:?usage: testing/fresh.sh bookworm|trixie [start] [test [file…]]}
+shift
+[ $# -gt 0 ] || set -- start test
+repository=$(cd "$(dirname "$0")/.." && pwd)
+
+[ "$(id -u)" = 0 ] || { echo 'testing/fresh.sh makes a root of its own, and so has to be run by root.' >&2; exit 1; }
+command -v debootstrap > /dev/null || apt-get -q install -y --no-install-recommends debootstrap
+
+mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+root=$(mktemp -d "${TMPDIR:-/var/tmp}/fresh-$suite.XXXXXX")
+chmod 755 "$root"
+inside=
+trap 'rm -rf --one-file-system "$root" "$root.log"' EXIT
+# unshare takes no notice of other signals; with it everything inside ends.
+trap '[ -z "$inside" ] || { kill -KILL "$inside"; sleep 2; }; exit 130' INT TERM HUP
+
+say() { echo "== $*"; }
+
+say "Debian $suite in $root"
+debootstrap --variant=minbase --include=ca-certificates "$suite" "$root" "$mirror" > "$root.log" 2>&1 ||
+  { tail -20 "$root.log" >&2; exit 1; }
+if [ "$suite" = bookworm ]; then
+  npm=$(dirname "$(dirname "$(readlink -f "$(command -v npm)")")")
+  install -D "$(node -p process.execPath)" "$root/usr/local/bin/node"
+  mkdir -p "$root/usr/local/lib/node_modules"
+  cp -a "$npm" "$root/usr/local/lib/node_modules/npm"
+  ln -s ../lib/node_modules/npm/bin/npm-cli.js "$root/usr/local/bin/npm"
+fi
+# What this machine trusts and how it finds names, which a mirror or a proxy of a company needs.
+cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
+cp /etc/resolv.conf /etc/hosts "$root/etc/"
+git clone -q --no-local "$repository" "$root/root/fleet"
+
+cat > "$root/root/newcomer.sh" <<'EOF'
+set -eu
+cd /root/fleet
+start() {
+  echo '== npm start'
+  : > /root/start.log
+  npm start > /root/start.log 2>&1 &
+  pid=$!
+  until grep -q 'Ctrl-C stops' /root/start.log; do
+    kill -0 $pid 2> /dev/null || { cat /root/start.log; exit 1; }
+    sleep 1
+  done
+  cat /root/start.log
+  echo '== the commands that it prints, and the checks'
+  command -v curl > /dev/null || apt-get -q install -y --no-install-recommends curl > /root/apt.log 2>&1 || { cat /root/apt.log; exit 1; }
+  grep -m1 'curl -sS' /root/start.log > /root/try.sh
+  sh -e /root/try.sh | tee /root/answer
+  grep -q stored /root/answer
+  grep -m1 'fleet_reader' /root/start.log > /root/try.sh
+  sh -e /root/try.sh
+  (set -a; . .local/env; set +a; npm run check)
+  kill -INT $pid
+  wait $pid || { echo "npm start ended with $?"; exit 1; }
+}
+# The script of Debian 12's pg_partman beside that of Debian 13's, from which the update in place is tried.
+partman_4() {
+  echo "deb $MIRROR bookworm main" > /etc/apt/sources.list.d/bookworm.list
+  apt-get -q update > /root/apt.log 2>&1 && (cd /root && apt-get -q download postgresql-15-partman >> apt.log 2>&1) || { cat /root/apt.log; exit 1; }
+  dpkg -x /root/postgresql-15-partman_*.deb /root/partman-4
+  rm /etc/apt/sources.list.d/bookworm.list
+  apt-get -q update > /root/apt.log 2>&1 || { cat /root/apt.log; exit 1; }
+  mkdir -p /usr/share/postgresql/17/extension
+  cp /root/partman-4/usr/share/postgresql/15/extension/pg_partman--4.?.?.sql /usr/share/postgresql/17/extension/
+}
+if [ "$SUITE" != bookworm ]; then
+  apt-get -q install -y --no-install-recommends nodejs npm > /root/apt.log 2>&1 || { cat /root/apt.log; exit 1; }
+  partman_4
+fi
+while [ $# -gt 0 ]; do
+  what=$1
+  shift
+  case $what in
+    start) start ;;
+    test)
+      echo "== npm test $*"
+      npm test -- "$@"
+      set -- ;;
+    *) echo "$what: expected start or test" >&2; exit 2 ;;
+  esac
+done
+EOF
+
+say "as a newcomer: $*"
+# A proc, devices and shared memory of its own; init of its own, with which every process ends.
+# shellcheck disable=SC2016 # expanded by the shell inside
+env -i ROOT="$root" SUITE="$suite" MIRROR="$mirror" CI="${CI-}" TEST_DEEP="${TEST_DEEP-}" unshare --mount --pid --fork --kill-child --propagation private sh -eu -c '
+  PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+  mount -t proc proc "$ROOT/proc"
+  mount -t tmpfs -o mode=755 dev "$ROOT/dev"
+  for node in null:3 zero:5 full:7 random:8 urandom:9; do
+    mknod -m 666 "$ROOT/dev/${node%:*}" c 1 "${node#*:}"
+  done
+  mknod -m 666 "$ROOT/dev/tty" c 5 0
+  mkdir "$ROOT/dev/shm" "$ROOT/dev/pts"
+  mount -t tmpfs -o mode=1777 shm "$ROOT/dev/shm"
+  mount -t devpts -o newinstance,ptmxmode=666 devpts "$ROOT/dev/pts"
+  ln -s pts/ptmx "$ROOT/dev/ptmx"
+  ln -s /proc/self/fd "$ROOT/dev/fd"
+  exec chroot "$ROOT" env -i HOME=/root PATH="$PATH" LANG=C.UTF-8 SUITE="$SUITE" MIRROR="$MIRROR" CI="$CI" TEST_DEEP="$TEST_DEEP" \
+    DEBIAN_FRONTEND=noninteractive NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt sh /root/newcomer.sh "$@"
+' newcomer "$@" &
+inside=$!
+wait "$inside"
+say "Debian $suite: all done"

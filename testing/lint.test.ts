@@ -1,0 +1,75 @@
+import { execFile } from 'node:child_process'
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import { ESLint } from 'eslint'
+import t from 'tap'
+import { leftToCi, plainEnv, repository } from '../local/config.ts'
+
+const run = promisify(execFile)
+
+/** What `npm run lint` says of these lines, by the rules against shells and careless comparisons. */
+async function faultsOf(lines: string) {
+  eslint ??= new ESLint({ cwd: repository })
+  // In the place of a file that is there, so that its types are known.
+  const [result] = await eslint.lintText(lines, { filePath: join(repository, 'cli/check.ts') })
+  return result!.messages.filter(({ ruleId }) => ruleId?.startsWith('no-restricted')).length
+}
+
+let eslint: ESLint | undefined
+
+t.test('nothing is run by way of a shell that reads input as its language', { skip: leftToCi() }, async t => {
+  for (const lines of [
+    'import { exec } from \'node:child_process\'\nexec(\'id\')',
+    'import { execSync } from \'node:child_process\'\nexecSync(\'id\')',
+    'import { spawn } from \'child_process\'\nspawn(\'id\')',
+    'import * as processes from \'node:child_process\'\nprocesses.exec(\'id\')',
+    'import processes from \'node:child_process\'\nprocesses.exec(\'id\')',
+    'import { spawn } from \'node:child_process\'\nspawn(\'id\', [], { shell: true })',
+    'import { spawn } from \'node:child_process\'\nspawn(\'id\', [], { shell: \'/bin/sh\' })',
+    'import { spawn } from \'node:child_process\'\nspawn(\'sh\', [\'-c\', `ls ${import.meta.dirname}`])',
+    'import { spawn } from \'node:child_process\'\nspawn(\'bash\', [\'-euc\', \'ls \' + import.meta.dirname])',
+  ]) t.equal(await faultsOf(lines), 1, lines)
+  t.equal(await faultsOf('import { spawn } from \'node:child_process\'\nspawn(\'sh\', [\'-c\', \'ls "$1"\', \'sh\', import.meta.dirname])'), 0)
+})
+
+t.test('the admin key is compared in one way only', { skip: leftToCi() }, async t => {
+  for (const comparison of ['given === config.adminKey', 'config.adminKey !== given', 'given == adminKey']) {
+    const lines = `export const isKey = (given: string, config: { adminKey: string }, adminKey: string) => [adminKey, config, ${comparison}]`
+    t.equal(await faultsOf(lines), 1, comparison)
+  }
+})
+
+t.test('databases are opened only in the few files that set the search path', { skip: leftToCi() }, async t => {
+  for (const lines of [
+    'import postgres from \'postgres\'\nexport const sql = postgres(\'postgres://a@b/c\')',
+    'import open from \'postgres\'\nexport const sql = open(\'postgres://a@b/c\')',
+    'import { default as open } from \'postgres\'\nexport const sql = open(\'postgres://a@b/c\')',
+    'import * as driver from \'postgres\'\nexport const sql = driver.default(\'postgres://a@b/c\')',
+    'import { Client } from \'pg\'\nexport const client = new Client()',
+  ]) t.equal(await faultsOf(lines), 1, lines)
+  t.equal(await faultsOf('import postgres, { type Sql } from \'postgres\'\nexport const isOurs = (error: unknown, sql: Sql) => [sql, error instanceof postgres.PostgresError]'), 0)
+})
+
+t.test('a package in the lockfile comes from the registry, by https and with its checksum', async t => {
+  const directory = await mkdtemp(join(tmpdir(), 'nexmdm-lockfile-'))
+  t.teardown(() => rm(directory, { recursive: true }))
+  const { scripts } = JSON.parse(await readFile(join(repository, 'package.json'), 'utf8')) as { scripts: { lint: string } }
+  const args = scripts.lint.split('lockfile-lint ')[1]!.split(' ')
+  const check = async (change: object) => {
+    const lock = JSON.parse(await readFile(join(repository, 'package-lock.json'), 'utf8')) as { packages: Record<string, object> }
+    Object.assign(lock.packages['node_modules/hono']!, change)
+    const file = join(directory, 'package-lock.json')
+    await writeFile(file, JSON.stringify(lock))
+    const program = join(repository, 'node_modules/lockfile-lint/bin/lockfile-lint.js')
+    return await run(process.execPath, [program, ...args.map(arg => arg === 'package-lock.json' ? file : arg)], { env: plainEnv() }).then(() => 'taken', () => 'refused')
+  }
+  const resolved = 'https://registry.npmjs.org/hono/-/hono-4.13.19.tgz'
+  t.equal(await check({}), 'taken')
+  t.equal(await check({ resolved }), 'taken')
+  t.equal(await check({ resolved: resolved.replace('registry.npmjs.org', 'registry.example.com') }), 'refused')
+  t.equal(await check({ resolved: resolved.replace('https', 'http') }), 'refused')
+  t.equal(await check({ resolved: 'git+ssh://git@github.com/honojs/hono.git#main' }), 'refused')
+  t.equal(await check({ resolved, integrity: 'sha1-2jmj7l5rSw0yVb/vlWAYkK/YBwk=' }), 'refused')
+})

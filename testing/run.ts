@@ -1,0 +1,100 @@
+// npm test [-- --at 2028-02-29T12:00Z] [files…]: makes a throwaway cluster, runs the tests in it and removes it, whatever happens. With --at
+// all of this happens at that time.
+import { spawn, type ChildProcess } from 'node:child_process'
+import { readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { debianChromium } from './browser.ts'
+import { faketime, moveClock, shareClock } from './clock.ts'
+import { currentEnv, movedClock, objectStoreConfig, repository, SettingsError } from '../local/config.ts'
+import { dockerCompose, shellcheck, systemdAnalyze } from './linters.ts'
+import { objectStore } from './object-store.ts'
+import { installPlpgsqlCheck, MissingPostgres, requirePostgres } from '../local/packages.ts'
+import { explain, step } from '../lib/progress.ts'
+import { prometheus } from './prometheus.ts'
+import { makeTestCluster } from './database.ts'
+import { topology } from './topology.ts'
+
+let stopping: NodeJS.Signals | undefined
+let running: ChildProcess | undefined
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+  process.on(signal, () => {
+    stopping ??= signal
+    running?.kill('SIGTERM')
+  })
+}
+
+try {
+  await buildTap()
+  // Here, before the test files that need them run side by side. Where they are not to be had, those say so.
+  if (!objectStoreConfig().endpoint) await objectStore.install()
+  for (const programs of [topology, debianChromium, prometheus, shellcheck, systemdAnalyze, dockerCompose, faketime]) await programs.install()
+  await installPlpgsqlCheck(await requirePostgres())
+  const { at, rest } = parseArguments(process.argv.slice(2))
+  process.exitCode = stopping ? 1 : at ? await runAt(at, rest) : await runHere(rest)
+} catch (error) {
+  process.stderr.write(`${explain(error)}\n`)
+  process.exitCode = 1
+  if (!(error instanceof MissingPostgres) && error instanceof Error) process.stderr.write(`${error.stack}\n`)
+}
+if (stopping) process.exitCode = 1
+
+/** Takes --at out of the arguments; the others are passed to tap. */
+function parseArguments(args: string[]) {
+  const place = args.indexOf('--at')
+  if (place < 0) return { at: undefined, rest: args }
+  const text = args[place + 1] ?? ''
+  const at = new Date(text)
+  // Date accepts 30 February as a day in March.
+  const isReal = /^\d{4}-\d\d-\d\dT\d\d:\d\dZ$/.test(text) && !Number.isNaN(at.getTime()) && at.toISOString().startsWith(text.slice(0, -1))
+  if (!isReal) throw new SettingsError([`--at: expected a time in UTC, such as 2028-02-29T12:00Z, got ${JSON.stringify(text)}`])
+  return { at, rest: args.toSpliced(place, 2) }
+}
+
+/** Repeats the run in a process with a moved clock. Missing programs were installed before, because apt needs the real time. */
+async function runAt(at: Date, args: string[]) {
+  const clock = await moveClock(at)
+  const child = running = spawn(process.execPath, ['--import', 'tsx', join(repository, 'testing/run.ts'), ...args], {
+    cwd: repository, env: { ...currentEnv(), ...clock.env }, stdio: 'inherit',
+  })
+  try {
+    return await ended(child)
+  } finally {
+    await clock.end(child.pid ?? 0)
+  }
+}
+
+/** Runs the tests here; returns the exit code. */
+async function runHere(args: string[]) {
+  if (movedClock().FAKETIME_SHARED) await shareClock()
+  const { cluster, description, end } = await step('Making a throwaway cluster for the tests', makeTestCluster)
+  try {
+    if (stopping) return 1
+    const file = join(cluster.dir, 'test-cluster.json')
+    await writeFile(file, JSON.stringify(description), { mode: 0o600 })
+    return await runTap(args, file)
+  } finally {
+    await end()
+  }
+}
+
+/** Compiles tap for the plugins of .taprc after an installation; left to the first run, that run would have the old ones. */
+async function buildTap() {
+  const built = await readFile(join(repository, 'node_modules/@tapjs/test/test-built/dist/esm/index.js'), 'utf8')
+  if (!built.includes('@tapjs/typescript')) return
+  const code = await step('Compiling the test runner for its plugins, once', () => runTap(['build']))
+  if (code) throw new Error(`tap build ended with code ${code}`)
+}
+
+function runTap(args: string[], file?: string) {
+  running = spawn(process.execPath, [join(repository, 'node_modules/tap/dist/esm/run.mjs'), ...args], {
+    cwd: repository, env: { ...currentEnv(), FLEET_TEST_CLUSTER: file }, stdio: 'inherit',
+  })
+  return ended(running)
+}
+
+function ended(child: ChildProcess) {
+  return new Promise<number>((resolve, reject) => {
+    child.once('error', reject)
+    child.once('exit', code => resolve(code ?? 1))
+  })
+}

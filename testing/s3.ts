@@ -1,0 +1,107 @@
+// What the tests against a real S3 store share.
+import { randomBytes } from 'node:crypto'
+import {
+  AbortMultipartUploadCommand, CreateBucketCommand, DeleteBucketCommand, DeleteObjectCommand, ListMultipartUploadsCommand,
+  ListObjectsV2Command, S3Client,
+} from '@aws-sdk/client-s3'
+import tap, { type Test } from 'tap'
+import { currentEnv, objectStoreConfig } from '../local/config.ts'
+import { objectStore, startObjectStore, type ObjectStore } from './object-store.ts'
+import { startProxy } from './s3-proxy.ts'
+import { createS3Store } from '../archiver/store/s3-store.ts'
+
+export interface TestBucket {
+  endpoint: string
+  bucket: string
+  /** An ARCHIVE_URL in the bucket, with nothing under it yet. */
+  url: string
+  /** AWS_*: the settings of a process that may do everything there. */
+  env: Record<string, string | undefined>
+  /** To look at the store past the code under test. */
+  client: S3Client
+}
+
+const { endpoint, bucket: givenBucket, aws } = objectStoreConfig()
+
+/** Why the tests that need a store are skipped; false when they are not. In CI they never are. */
+export const withoutStore = endpoint ? false : objectStore.without && `${objectStore.without}, or set S3_TEST_ENDPOINT and its AWS_*`
+
+/** As withoutStore, for tests that make users and quotas, which only the store that is started here lets them. */
+export const withoutOwnStore = endpoint ? 'S3_TEST_ENDPOINT: users and quotas of that store are not ours to make' : withoutStore
+
+let started: Promise<ObjectStore> | undefined
+
+/** The store that this test file started; it ends with the file. */
+export function ownStore() {
+  return started ??= startObjectStore().then(store => {
+    tap.teardown(() => store.end())
+    return store
+  })
+}
+
+/** A new bucket (in S3_TEST_BUCKET: a new prefix), emptied and removed in teardown. The store starts with the first one of a test file. */
+export async function withObjectStore(t: Test): Promise<TestBucket> {
+  if (endpoint) return await openBucket(t, endpoint, aws)
+  const { endpoint: own, accessKey, secretKey } = await ownStore()
+  return await openBucket(t, own, { AWS_ACCESS_KEY_ID: accessKey, AWS_SECRET_ACCESS_KEY: secretKey, AWS_REGION: 'us-east-1' })
+}
+
+/** A user of their own in the store that was started here, without a bucket. */
+export async function withUser(t: Test, uid: string) {
+  const { admin } = await ownStore()
+  const secret = randomBytes(16).toString('hex')
+  await admin('user', 'create', `--uid=${uid}`, `--display-name=${uid}`, `--access-key=${uid}-key`, `--secret=${secret}`)
+  t.teardown(() => admin('user', 'rm', `--uid=${uid}`, '--purge-data'))
+  return { AWS_ACCESS_KEY_ID: `${uid}-key`, AWS_SECRET_ACCESS_KEY: secret, AWS_REGION: 'us-east-1' }
+}
+
+export async function openBucket(t: Test, endpoint: string, env: TestBucket['env']): Promise<TestBucket> {
+  const client = new S3Client({
+    endpoint, forcePathStyle: true, region: env.AWS_REGION ?? '', requestChecksumCalculation: 'WHEN_REQUIRED',
+    credentials: {
+      accessKeyId: env.AWS_ACCESS_KEY_ID ?? '', secretAccessKey: env.AWS_SECRET_ACCESS_KEY ?? '',
+      ...(env.AWS_SESSION_TOKEN ? { sessionToken: env.AWS_SESSION_TOKEN } : {}),
+    },
+  })
+  const name = `fleet-test-${randomBytes(6).toString('hex')}`
+  const Bucket = givenBucket ?? name
+  const Prefix = givenBucket ? `${name}/` : ''
+  if (!givenBucket) await client.send(new CreateBucketCommand({ Bucket }))
+  t.teardown(async () => {
+    for (const { Key, UploadId } of (await client.send(new ListMultipartUploadsCommand({ Bucket, Prefix }))).Uploads ?? []) {
+      await client.send(new AbortMultipartUploadCommand({ Bucket, Key, UploadId }))
+    }
+    for (let more = true; more;) {
+      const page = await client.send(new ListObjectsV2Command({ Bucket, Prefix }))
+      await Promise.all((page.Contents ?? []).map(({ Key }) => client.send(new DeleteObjectCommand({ Bucket, Key }))))
+      more = page.IsTruncated === true
+    }
+    if (!givenBucket) await client.send(new DeleteBucketCommand({ Bucket }))
+    client.destroy()
+  })
+  return { endpoint, bucket: Bucket, url: `s3://${Bucket}/${Prefix}an/archive`, env, client }
+}
+
+/**
+ * The store of the archiver, as a process with these settings has it, or one that sends checksums as to AWS; the environment is put
+ * back in teardown.
+ */
+export function openWith(t: Test, { endpoint, url, env, checksums }: Pick<TestBucket, 'endpoint' | 'url' | 'env'> & { checksums?: boolean }) {
+  const present = currentEnv()
+  const before = Object.entries(present).filter(([name]) => name.startsWith('AWS_'))
+  const set = (entries: [string, string | undefined][]) => {
+    for (const name of Object.keys(present).filter(name => name.startsWith('AWS_'))) delete present[name]
+    for (const [name, value] of entries) if (value !== undefined) present[name] = value
+  }
+  // Nor from ~/.aws, nor from the machine's own address for them.
+  set(Object.entries({ AWS_CONFIG_FILE: '/dev/null', AWS_SHARED_CREDENTIALS_FILE: '/dev/null', AWS_EC2_METADATA_DISABLED: 'true', ...env }))
+  t.teardown(() => set(before))
+  return createS3Store(url, { endpoint, checksums })
+}
+
+/** As startProxy, for as long as the test. */
+export async function withProxy(t: Test, ...args: Parameters<typeof startProxy>) {
+  const { end, ...proxy } = await startProxy(...args)
+  t.teardown(end)
+  return proxy
+}

@@ -1,0 +1,48 @@
+// Makes the pictures of the ops page in docs/: node --import tsx testing/screenshots.ts, beside npm run demo. They are cut to stay small.
+import { mkdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { Browser } from 'playwright-core'
+import { launchBrowser } from './browser.ts'
+import { repository, serverAddress, SettingsError } from '../local/config.ts'
+
+const server = serverAddress()
+if (server === undefined) throw new SettingsError(['ADMIN_KEY: not set; while npm run demo runs, say first: set -a; . .local/env; set +a'])
+const { url, adminKey } = server
+const docs = join(repository, 'docs')
+const desktop = { width: 1120, height: 800 }
+const phone = { width: 360, height: 740 }
+const MARGIN = 16
+
+await mkdir(docs, { recursive: true })
+const browser = await launchBrowser()
+try {
+  await take(browser, 'page-desktop-light', 'light', desktop, '#headline', '#fleet')
+  await take(browser, 'page-desktop-dark', 'dark', desktop, '#partitions', '#archives')
+  await take(browser, 'page-phone-light', 'light', phone, '#headline', '#fleet')
+  await take(browser, 'page-phone-dark', 'dark', phone, '#devices', '#partitions')
+  await take(browser, 'page-device', 'light', desktop, '#now', '#day')
+} finally {
+  await browser.close()
+}
+
+/** The page from the top, or from `first` when that is not the headline, to the end of `last`. */
+async function take(browser: Browser, name: string, colorScheme: 'light' | 'dark', viewport: typeof desktop, first: string, last: string) {
+  const page = await browser.newPage({ colorScheme, viewport })
+  await page.goto(url)
+  await page.getByLabel('Admin key').fill(adminKey)
+  await page.getByRole('button', { name: 'Log in' }).click()
+  await page.getByRole('heading', { level: 2, name: 'Fleet' }).waitFor()
+  if (last === '#day') {
+    await page.goto(`${url}/?status=any&q=sim`)
+    await page.getByRole('region', { name: 'Devices found' }).getByRole('link').first().click()
+    await page.getByRole('heading', { name: 'The last 24 hours' }).waitFor()
+  } else {
+    // The rate is over the time between two looks.
+    await page.locator('#ingest', { hasText: 'in the last' }).waitFor({ timeout: 30_000 })
+  }
+  const [from, to] = [await page.locator(first).boundingBox(), await page.locator(last).boundingBox()]
+  const top = ['#headline', '#now'].includes(first) ? 0 : from!.y - MARGIN
+  const clip = { x: 0, y: top, width: viewport.width, height: to!.y + to!.height + MARGIN - top }
+  await page.screenshot({ path: join(docs, `${name}.png`), fullPage: true, clip })
+  await page.close()
+}

@@ -1,0 +1,168 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Test } from 'tap'
+import { spawnNode, waitFor, withDatabase, type TestDatabase, type TestProcess } from './database.ts'
+import { Backpressure } from '../server/ingest/backpressure.ts'
+import { readConfig, type ServerConfig } from '../server/config.ts'
+import { connectHot } from '../server/database.ts'
+import { createLog } from '../lib/log.ts'
+import { createMetrics } from '../server/ops/metrics.ts'
+import { startServer } from '../server/server.ts'
+import { Writer } from '../server/ingest/writer.ts'
+
+export const ADMIN_KEY = 'an-admin-key-for-tests'
+
+export interface Answer {
+  status: number
+  headers: Headers
+  body: unknown
+}
+
+/** The environment of a server on this database, on any free port. */
+export function serverEnv(db: TestDatabase) {
+  return {
+    SERVER_DATABASE_URL: db.url('fleet_server'),
+    LISTEN_DATABASE_URL: db.url('fleet_server'),
+    OPS_DATABASE_URL: db.url('fleet_server'),
+    ADMIN_KEY,
+    PORT: '0',
+    WORKERS: '1',
+  }
+}
+
+/** A server on a database of its own, or on a given one; both end with the test. */
+export async function withServer(t: Test, overrides: Partial<ServerConfig> = {}, given?: TestDatabase) {
+  const db = given ?? await withDatabase(t)
+  const config = { ...readConfig({ ...serverEnv(db), LOG_LEVEL: 'silent' }), ...overrides }
+  const server = await startServer(config, createLog('server', config.logLevel))
+  t.teardown(() => server.stop())
+  const call = client(`http://127.0.0.1:${server.port}`)
+  return { db, config, call, routes: server.routes, url: `http://127.0.0.1:${server.port}` }
+}
+
+export type Call = ReturnType<typeof client>
+
+/** Calls like `POST /v1/heartbeat`; an object is sent as JSON, a string or Buffer as it is. */
+export function client(url: string) {
+  return async (
+    call: string,
+    { token, admin, body, headers = {} }: {
+      token?: string
+      admin?: boolean
+      body?: unknown
+      headers?: Record<string, string>
+    } = {},
+  ): Promise<Answer> => {
+    const [method, path] = call.split(' ') as [string, string]
+    const raw = typeof body === 'string' || body instanceof Uint8Array
+    const response = await fetch(url + path, {
+      method,
+      headers: {
+        ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+        ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
+        ...(admin ? { 'x-admin': ADMIN_KEY } : {}),
+        ...headers,
+      },
+      ...(body === undefined ? {} : { body: raw ? body as string : JSON.stringify(body) }),
+    })
+    const text = await response.text()
+    const isJson = /json/.test(response.headers.get('content-type') ?? '')
+    return { status: response.status, headers: response.headers, body: isJson ? JSON.parse(text) as unknown : text }
+  }
+}
+
+export async function enroll(db: TestDatabase, alias: string) {
+  const [device] = await db.sql<{ device_id: string, token: string }[]>`select * from fleet.create_device(${alias})`
+  return { device_id: Number(device!.device_id), token: device!.token }
+}
+
+export async function gatewayToken(db: TestDatabase, name: string) {
+  const [row] = await db.sql<{ token: string }[]>`select fleet.create_gateway_token(${name}) as token`
+  return row!.token
+}
+
+/** All heartbeats of a device, oldest first. */
+export async function stored(db: TestDatabase, deviceId: number) {
+  return db.sql`select * from fleet.device_heartbeats where device_id = ${deviceId} order by ts`
+}
+
+export async function lastStatus(db: TestDatabase, deviceId: number) {
+  const [row] = await db.sql`select * from fleet.device_last_status where device_id = ${deviceId}`
+  return row!
+}
+
+/** `seconds` before now, as a device writes it. */
+export function ago(seconds: number) {
+  return new Date(Date.now() - seconds * 1000).toISOString()
+}
+
+/** A writer alone, without HTTP. */
+export async function withWriter(t: Test, concurrency = 2) {
+  const db = await withDatabase(t)
+  const config = readConfig(serverEnv(db))
+  const pool = connectHot(config.hot, config.poolMax)
+  t.teardown(() => pool.end())
+  const metrics = createMetrics(pool)
+  const log = createLog('server', 'silent')
+  const backpressure = new Backpressure(metrics, log, config.backpressureQueue, { maxQueue: 20_000, calmMs: 100 })
+  const writer = new Writer(pool, metrics, log, backpressure, { concurrency, maxBatch: 1_000 })
+  return { db, pool, metrics, backpressure, writer }
+}
+
+/** server/main.ts as a process of its own, ready. */
+export async function withProcess(t: Test, db: TestDatabase, env: Record<string, string> = {}) {
+  const server = await spawnNode(t, 'server/main.ts', { env: { ...serverEnv(db), ...env }, ready: /"server.listening"/ })
+  const url = `http://127.0.0.1:${/"port":(\d+)/.exec(server.output())![1]}`
+  const call = client(url)
+  await waitFor(async () => (await call('GET /readyz')).status === 200, { what: () => server.output() })
+  return { server, call, url }
+}
+
+/** Posts beats one after another on several connections until the server is gone; remembers what was acknowledged. */
+export function load(url: string, token: string, clients = 20, from = 0) {
+  const call = client(url)
+  const base = Date.now()
+  const acknowledged: string[] = []
+  const statuses = new Map<number, number>()
+  let next = from
+  let running = true
+  const done = Promise.all(Array.from({ length: clients }, async () => {
+    while (running) {
+      // Each in a bucket of its own.
+      const ts = new Date(base - 60_000 - 10_000 * next++).toISOString()
+      try {
+        const { status } = await call('POST /v1/heartbeat', { token, body: { ts } })
+        statuses.set(status, (statuses.get(status) ?? 0) + 1)
+        if (status === 201) acknowledged.push(ts)
+      } catch {
+        // Cut off or refused: not acknowledged.
+        await sleep(5)
+      }
+    }
+  }))
+  return { acknowledged, statuses, stop: () => {
+    running = false
+    return done
+  } }
+}
+
+/** Those of the acknowledged that are not in the table. */
+export async function lost(db: TestDatabase, deviceId: number, acknowledged: string[]) {
+  const rows = await stored(db, deviceId)
+  const kept = new Set(rows.map(row => (row.ts as Date).toISOString()))
+  return acknowledged.filter(ts => !kept.has(ts))
+}
+
+/** The workers whose port is open now, by pid. */
+export function living({ output }: TestProcess) {
+  const pids = (event: string) => [...output().matchAll(new RegExp(`"event":"${event}","worker":(\\d+)`, 'g'))].map(match => Number(match[1]))
+  const dead = pids('worker.exited')
+  return pids('worker.started').filter(pid => !dead.includes(pid))
+}
+
+export function isAlive(pid: number) {
+  try {
+    return process.kill(pid, 0)
+  } catch {
+    return false
+  }
+}
