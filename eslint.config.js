@@ -2,13 +2,17 @@ import js from '@eslint/js'
 import tseslint from 'typescript-eslint'
 
 const SYNTAX = [
-  { selector: 'Property[key.name="shell"]:not([value.value=false])', message: 'Run the program itself, with a list of arguments.' },
   {
-    selector: 'ArrayExpression > Literal[value=/^-[a-z]*c$/] + :matches(TemplateLiteral[expressions.length>0], BinaryExpression)',
-    message: 'Give a shell what varies as arguments: [\'-c\', \'… "$1"\', \'sh\', value].',
+    selector: 'Property[key.name="shell"]:not([value.value=false])',
+    message: 'Run the program itself, with a list of arguments.',
   },
   {
-    selector: 'BinaryExpression[operator=/^[!=]==?$/][right.type!="Literal"] > :matches(Identifier[name="adminKey"], MemberExpression[property.name="adminKey"])',
+    selector: 'ArrayExpression > Literal[value=/^-[a-z]*c$/] + :matches(TemplateLiteral[expressions.length>0], BinaryExpression)',
+    message: "Give a shell what varies as arguments: ['-c', '… \"$1\"', 'sh', value].",
+  },
+  {
+    selector:
+      'BinaryExpression[operator=/^[!=]==?$/][right.type!="Literal"] > :matches(Identifier[name="adminKey"], MemberExpression[property.name="adminKey"])',
     message: 'Compare the key by keyCheck(), which tells nothing by the time it takes.',
   },
 ]
@@ -37,12 +41,19 @@ export default tseslint.config(
       // Style: only config.ts reads the environment.
       'no-restricted-properties': ['error', { object: 'process', property: 'env', message: 'Read settings in config.ts.' }],
       // What is run gets its arguments as a list; a shell would read them as its language.
-      'no-restricted-imports': ['error', {
-        paths: [
-          { name: 'node:child_process', importNames: ['exec', 'execSync', 'default'], message: 'It asks a shell. Use spawn or execFile with a list.' },
-          { name: 'child_process', message: 'Import it from node:child_process.' },
-        ],
-      }],
+      'no-restricted-imports': [
+        'error',
+        {
+          paths: [
+            {
+              name: 'node:child_process',
+              importNames: ['exec', 'execSync', 'default'],
+              message: 'It asks a shell. Use spawn or execFile with a list.',
+            },
+            { name: 'child_process', message: 'Import it from node:child_process.' },
+          ],
+        },
+      ],
       'no-restricted-syntax': ['error', ...SYNTAX, ...CONNECTIONS],
       // Hono handlers and tap callbacks may be async without awaiting.
       '@typescript-eslint/require-await': 'off',
@@ -59,8 +70,12 @@ export default tseslint.config(
     files: ['server/page/live.js'],
     extends: [tseslint.configs.disableTypeChecked],
     languageOptions: {
-      globals: Object.fromEntries(['document', 'location', 'fetch', 'getSelection', 'setTimeout', 'clearTimeout', 'AbortSignal', 'DOMParser']
-        .map(name => [name, 'readonly'])),
+      globals: Object.fromEntries(
+        ['document', 'location', 'fetch', 'getSelection', 'setTimeout', 'clearTimeout', 'AbortSignal', 'DOMParser'].map(name => [
+          name,
+          'readonly',
+        ]),
+      ),
       parserOptions: { projectService: false },
     },
   },
@@ -77,9 +92,15 @@ export default tseslint.config(
     files: ['**/*.test.ts', '**/*.test.tsx'],
     rules: {
       // tap itself waits for its subtests.
-      '@typescript-eslint/no-floating-promises': ['error', {
-        allowForKnownSafeCalls: [{ from: 'package', package: '@tapjs/test', name: 'test' }, { from: 'package', package: '@tapjs/core', name: 'test' }],
-      }],
+      '@typescript-eslint/no-floating-promises': [
+        'error',
+        {
+          allowForKnownSafeCalls: [
+            { from: 'package', package: '@tapjs/test', name: 'test' },
+            { from: 'package', package: '@tapjs/core', name: 'test' },
+          ],
+        },
+      ],
     },
   },
 )

@@ -89,13 +89,17 @@ function parseQuery(args: string[]) {
   let parsed
   try {
     parsed = parseArgs({
-      args, allowPositionals: true,
+      args,
+      allowPositionals: true,
       options: { from: { type: 'string' }, to: { type: 'string' }, json: { type: 'boolean' }, csv: { type: 'boolean' } },
     })
   } catch (error) {
     throw new UsageError(describeError(error))
   }
-  const { values, positionals: [sql, ...more] } = parsed
+  const {
+    values,
+    positionals: [sql, ...more],
+  } = parsed
   if (sql === undefined || more.length > 0) throw new UsageError('expected one query, in quotes')
   if (values.json && values.csv) throw new UsageError('expected --json or --csv, got both')
   const from = values.from === undefined ? undefined : day(values.from)
@@ -117,14 +121,19 @@ async function list(worker: Worker) {
     return 0
   }
   const rows = archives.map(archive => [
-    archive.range_start.slice(0, 10), archive.partition_name, archive.row_count, archive.archive_bytes, archive.state,
-    archive.proven_at.slice(0, 19), archive.archive_url,
+    archive.range_start.slice(0, 10),
+    archive.partition_name,
+    archive.row_count,
+    archive.archive_bytes,
+    archive.state,
+    archive.proven_at.slice(0, 19),
+    archive.archive_url,
   ])
   printTable(['from', 'partition', 'rows', 'bytes', 'state', 'proven at', 'archive'], rows)
   return 0
 }
 
-async function verify(worker: Worker, { isQuick, date }: { isQuick: boolean, date?: string }) {
+async function verify(worker: Worker, { isQuick, date }: { isQuick: boolean; date?: string }) {
   const archives = await listArchives(worker, date)
   if (date !== undefined && archives.length === 0) {
     console.log(`${date}: the database knows no proven archive of this day`)
@@ -152,14 +161,18 @@ async function verify(worker: Worker, { isQuick, date }: { isQuick: boolean, dat
 async function reindex(worker: Worker) {
   const { count, faults } = await writeIndex(worker)
   for (const fault of faults) console.log(fault)
-  console.error(`index.json lists ${count} ${count === 1 ? 'archive' : 'archives'}${faults.length === 0 ? '' : `; ${faults.length} manifests could not be read`}`)
+  console.error(
+    `index.json lists ${count} ${count === 1 ? 'archive' : 'archives'}${faults.length === 0 ? '' : `; ${faults.length} manifests could not be read`}`,
+  )
   return faults.length > 0 ? 1 : 0
 }
 
 /** @throws {ConfigError} when VERIFIER_DATABASE_URL is not set */
 function asVerifier(config: ArchiverConfig) {
   if (config.verifierDatabase) return { ...config, database: config.verifierDatabase }
-  throw new ConfigError('VERIFIER_DATABASE_URL: is not set; archives are confirmed by a login of fleet_verifier, not by the archiver\'s login')
+  throw new ConfigError(
+    "VERIFIER_DATABASE_URL: is not set; archives are confirmed by a login of fleet_verifier, not by the archiver's login",
+  )
 }
 
 async function confirm(worker: Worker) {
@@ -194,16 +207,24 @@ async function restore(worker: Worker, from: string, to: string) {
   const said = new Set<string>()
   let failures = 0
   while (!stopping.signal.aborted) {
-    const items = await sql<{
-      partition_name: string, state: string, last_error: string | null, lease_owner: string | null, row_count: string, left_out: string | null
-    }[]>`
+    const items = await sql<
+      {
+        partition_name: string
+        state: string
+        last_error: string | null
+        lease_owner: string | null
+        row_count: string
+        left_out: string | null
+      }[]
+    >`
       select i.partition_name, i.state, i.last_error, i.lease_owner, i.left_out, p.row_count
       from fleet.restore_items i
       join fleet.hb_partitions p using (partition_name)
       where i.request_id = ${request_id}
       order by p.range_start`
     for (const { partition_name, state, last_error, lease_owner, left_out, row_count } of items) {
-      const leftOut = left_out === null ? '' : `; left out because the table no longer has it, and kept in the archive: ${left_out}`
+      const leftOut =
+        left_out === null ? '' : `; left out because the table no longer has it, and kept in the archive: ${left_out}`
       const word = {
         running: `${partition_name}: being restored by ${lease_owner}, ${row_count} rows`,
         done: `${partition_name}: restored, ${row_count} rows${leftOut}`,
@@ -221,7 +242,8 @@ async function restore(worker: Worker, from: string, to: string) {
       console.log(`kept online until released: select fleet.release_partition('…');`)
       return 0
     }
-    if (await restoreOnce(worker, stopping.signal) === 'idle') await sleep(500, undefined, { signal: stopping.signal }).catch(() => {})
+    if ((await restoreOnce(worker, stopping.signal)) === 'idle')
+      await sleep(500, undefined, { signal: stopping.signal }).catch(() => {})
   }
   console.error(`stopped; request ${request_id} stays, and the archiver will go on with it`)
   return 1
@@ -237,10 +259,15 @@ async function printRows({ columns, rows }: Answer) {
   let count = 0
   for await (const chunk of rows) {
     count += chunk.length
-    for (const row of chunk.slice(0, shownRows - shown.length)) shown.push(row.map(value => value === null ? '' : asText(value)))
+    for (const row of chunk.slice(0, shownRows - shown.length))
+      shown.push(row.map(value => (value === null ? '' : asText(value))))
   }
   printTable(columns, shown)
-  console.error(count > shown.length ? `${count} rows, of which the first ${shownRows} are shown; --csv and --json print all` : `${count} ${count === 1 ? 'row' : 'rows'}`)
+  console.error(
+    count > shown.length
+      ? `${count} rows, of which the first ${shownRows} are shown; --csv and --json print all`
+      : `${count} ${count === 1 ? 'row' : 'rows'}`,
+  )
 }
 
 /** A JSON array of one object a line. */
@@ -256,7 +283,7 @@ async function printJson({ columns, rows }: Answer) {
 
 /** As RFC 4180 has it, with \n; null is an empty field, an empty text is "". */
 async function printCsv({ columns, rows }: Answer) {
-  const line = (row: Json[]) => `${row.map(value => value === null ? '' : csvField(asText(value))).join(',')}\n`
+  const line = (row: Json[]) => `${row.map(value => (value === null ? '' : csvField(asText(value)))).join(',')}\n`
   await write(line(columns))
   for await (const chunk of rows) await write(chunk.map(line).join(''))
 }
@@ -271,7 +298,7 @@ function asText(value: Json) {
 
 /** Waits until the text is taken; process.exit() would cut off what a pipe has not. */
 function write(text: string) {
-  return new Promise<void>((resolve, reject) => process.stdout.write(text, error => error ? reject(error) : resolve()))
+  return new Promise<void>((resolve, reject) => process.stdout.write(text, error => (error ? reject(error) : resolve())))
 }
 
 /** One line, written over; nothing when the output is not a terminal. */
@@ -282,6 +309,11 @@ function showProgress(text: string) {
 function printTable(header: string[], rows: string[][]) {
   const widths = header.map((name, column) => Math.max(name.length, ...rows.map(row => row[column]?.length ?? 0)))
   for (const row of [header, ...rows]) {
-    console.log(row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join('  ').trimEnd())
+    console.log(
+      row
+        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
+        .join('  ')
+        .trimEnd(),
+    )
   }
 }

@@ -4,7 +4,9 @@ import { ConfigError, readConfig } from './config.ts'
 t.test('its own database URL decides the role, DATABASE_URL is taken as fleet_archiver', async t => {
   const base = { ARCHIVE_URL: 'file:///var/archive/', DATABASE_URL: 'postgres://owner@db/fleet' }
   t.match(readConfig(base), {
-    database: { url: 'postgres://owner@db/fleet', role: 'fleet_archiver' }, archiveUrl: 'file:///var/archive', logLevel: 'info',
+    database: { url: 'postgres://owner@db/fleet', role: 'fleet_archiver' },
+    archiveUrl: 'file:///var/archive',
+    logLevel: 'info',
   })
   t.same(readConfig({ ...base, ARCHIVER_DATABASE_URL: 'postgresql://a@db/fleet' }).database, { url: 'postgresql://a@db/fleet' })
   t.equal(readConfig({ ...base, ARCHIVER_DATABASE_URL: '' }).database.url, base.DATABASE_URL, 'an empty variable is not set')
@@ -16,7 +18,9 @@ t.test('its databases may have several hosts, as far as they are understood', as
   const read = readConfig({ ...base, ARCHIVER_DATABASE_URL: url, VERIFIER_DATABASE_URL: url })
   t.match(read, { database: { url }, verifierDatabase: { url } })
   for (const name of ['ARCHIVER_DATABASE_URL', 'VERIFIER_DATABASE_URL', 'DATABASE_URL']) {
-    t.throws(() => readConfig({ ...base, [name]: url.replace('primary', 'any') }), { message: new RegExp(`${name}: must say target_session_attrs=primary`) })
+    t.throws(() => readConfig({ ...base, [name]: url.replace('primary', 'any') }), {
+      message: new RegExp(`${name}: must say target_session_attrs=primary`),
+    })
   }
 })
 
@@ -44,14 +48,22 @@ t.test('all problems are told together, without the password', async t => {
 
 t.test('older stores are buckets with an address, and the profile of their credentials', async t => {
   const settings = { DATABASE_URL: 'postgres://x@h/d', ARCHIVE_URL: 's3://now/a' }
-  const { olderStores } = readConfig({ ...settings, ARCHIVE_OLDER_STORES: 'old=https://ceph@s3.internal:7480, older.one=http://10.0.0.1' })
-  t.same([...olderStores!], [
-    ['old', { endpoint: 'https://s3.internal:7480', profile: 'ceph' }], ['older.one', { endpoint: 'http://10.0.0.1' }],
-  ])
+  const { olderStores } = readConfig({
+    ...settings,
+    ARCHIVE_OLDER_STORES: 'old=https://ceph@s3.internal:7480, older.one=http://10.0.0.1',
+  })
+  t.same(
+    [...olderStores!],
+    [
+      ['old', { endpoint: 'https://s3.internal:7480', profile: 'ceph' }],
+      ['older.one', { endpoint: 'http://10.0.0.1' }],
+    ],
+  )
   for (const [value, problem] of [
     ['old', /ARCHIVE_OLDER_STORES: expected bucket=https:\/\/\[profile@\]host\[:port\], got old$/m],
     ['old=ftp://x', /got old=ftp:\/\/x/],
     ['old=https://ceph:secret@x', /got old= with a password/],
     ['now=https://x', /now is the bucket of ARCHIVE_URL/],
-  ] as const) t.throws(() => readConfig({ ...settings, ARCHIVE_OLDER_STORES: value }), { message: problem })
+  ] as const)
+    t.throws(() => readConfig({ ...settings, ARCHIVE_OLDER_STORES: value }), { message: problem })
 })

@@ -9,10 +9,13 @@ const databaseUrl = z.string().superRefine((value, issues) => {
   if (problem !== undefined) issues.addIssue({ code: 'custom', message: problem })
 })
 
-const archiveUrl = z.string().superRefine((value, issues) => {
-  const problem = archiveUrlProblem(value)
-  if (problem) issues.addIssue({ code: 'custom', message: problem })
-}).transform(value => value.replace(/\/+$/, ''))
+const archiveUrl = z
+  .string()
+  .superRefine((value, issues) => {
+    const problem = archiveUrlProblem(value)
+    if (problem) issues.addIssue({ code: 'custom', message: problem })
+  })
+  .transform(value => value.replace(/\/+$/, ''))
 
 const olderStores = z.string().transform((value, issues) => {
   const stores = new Map<string, OlderStore>()
@@ -20,7 +23,10 @@ const olderStores = z.string().transform((value, issues) => {
     const [, bucket, url] = /^([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])=(https?:\/\/.+)$/.exec(entry) ?? []
     const at = bucket && URL.canParse(url!) ? new URL(url!) : undefined
     if (!bucket || !at || at.password) {
-      issues.addIssue({ code: 'custom', message: `expected bucket=https://[profile@]host[:port], got ${at?.password ? `${bucket}= with a password` : entry}` })
+      issues.addIssue({
+        code: 'custom',
+        message: `expected bucket=https://[profile@]host[:port], got ${at?.password ? `${bucket}= with a password` : entry}`,
+      })
       return z.NEVER
     }
     stores.set(bucket, { endpoint: at.origin, ...(at.username ? { profile: decodeURIComponent(at.username) } : {}) })
@@ -51,7 +57,8 @@ export class ConfigError extends Error {}
  * Without a URL of its own the archiver uses DATABASE_URL and takes the role fleet_archiver at startup.
  * @throws {ConfigError} naming every problem at once
  */
-export function readConfig(env: Record<string, string | undefined> = process.env) { // eslint-disable-line no-restricted-properties -- the one place that reads it
+export function readConfig(env: Record<string, string | undefined> = process.env) {
+  // eslint-disable-line no-restricted-properties -- the one place that reads it
   // An empty variable, as compose files and CI write it, is one that is not set.
   const set = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== ''))
   const problems: string[] = []
@@ -74,9 +81,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
   }
   const { ARCHIVER_DATABASE_URL, VERIFIER_DATABASE_URL, DATABASE_URL, ARCHIVE_URL, LOG_LEVEL, LOG_FORMAT } = parsed.data
   return {
-    database: ARCHIVER_DATABASE_URL
-      ? { url: ARCHIVER_DATABASE_URL }
-      : { url: DATABASE_URL ?? '', role: 'fleet_archiver' },
+    database: ARCHIVER_DATABASE_URL ? { url: ARCHIVER_DATABASE_URL } : { url: DATABASE_URL ?? '', role: 'fleet_archiver' },
     /** The login that gives the second proof; undefined if there is none. */
     verifierDatabase: VERIFIER_DATABASE_URL === undefined ? undefined : { url: VERIFIER_DATABASE_URL },
     archiveUrl: ARCHIVE_URL,

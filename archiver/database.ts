@@ -13,7 +13,7 @@ const UNLIMITED = { statement_timeout: '0', idle_in_transaction_session_timeout:
  * A client whose timestamps are strings in UTC: a JavaScript Date has milliseconds, Postgres microseconds,
  * and a proof that rounds is no proof.
  */
-export function connect(database: Database, options: { max: number, application_name?: string }) {
+export function connect(database: Database, options: { max: number; application_name?: string }) {
   return postgres(database.url, {
     max: options.max,
     fetch_types: false,

@@ -7,7 +7,11 @@ import { DuckDBInstance, type DuckDBConnection } from '@duckdb/node-api'
  * @param work a directory for what does not fit into memory
  * @param memoryLimit of DuckDB's buffers, such as 350MB; the process takes more
  */
-export async function withDuckDB<T>(work: string, memoryLimit: string, use: (duckdb: DuckDBConnection) => Promise<T>): Promise<T> {
+export async function withDuckDB<T>(
+  work: string,
+  memoryLimit: string,
+  use: (duckdb: DuckDBConnection) => Promise<T>,
+): Promise<T> {
   const instance = await DuckDBInstance.create(':memory:', {
     threads: String(Math.min(availableParallelism(), 4)),
     memory_limit: memoryLimit,
@@ -33,7 +37,10 @@ export async function withDuckDB<T>(work: string, memoryLimit: string, use: (duc
  * Leaves a DuckDB these files and directories, and no network: what an archive, a manifest or a query says, nothing else is opened.
  * Its settings cannot be changed after that.
  */
-export async function confine(duckdb: DuckDBConnection, { directories = [], files = [] }: { directories?: string[], files?: string[] }) {
+export async function confine(
+  duckdb: DuckDBConnection,
+  { directories = [], files = [] }: { directories?: string[]; files?: string[] },
+) {
   // With a slash at its end: else a directory whose name begins alike is one of them too.
   await duckdb.run(`set allowed_directories = [${directories.map(directory => literal(`${directory}/`)).join(', ')}]`)
   await duckdb.run(`set allowed_paths = [${files.map(literal).join(', ')}]`)

@@ -5,7 +5,19 @@ import t from 'tap'
 import { size } from '../local/config.ts'
 import { generator } from '../testing/random.ts'
 import { spawnNode, withDatabase } from '../testing/database.ts'
-import { archiverEnv, daysAgo, fillDay, leftovers, makeDirectory, partitionOf, pathsOf, runOnce, stateOf, stepsOf, withWorker } from '../testing/archiver.ts'
+import {
+  archiverEnv,
+  daysAgo,
+  fillDay,
+  leftovers,
+  makeDirectory,
+  partitionOf,
+  pathsOf,
+  runOnce,
+  stateOf,
+  stepsOf,
+  withWorker,
+} from '../testing/archiver.ts'
 import { listArchives, verifyArchive } from './archive/verify.ts'
 
 const kills = size({ deep: 20, quick: 6 })
@@ -16,12 +28,13 @@ t.test(`killed with -9 at ${kills} random moments, it archives each partition on
   const random = generator(seed)
   const db = await withDatabase(t)
   const directory = await makeDirectory(t)
-  const days: { day: string, partition: string, content: object | undefined }[] = []
+  const days: { day: string; partition: string; content: object | undefined }[] = []
   const addDay = async () => {
     const day = daysAgo(85 - days.length)
     await fillDay(db.admin, day, 500 + Math.floor(random() * 3000))
     const partition = await partitionOf(db.sql, day)
-    const [content] = await db.admin`select row_count, content_checksum from fleet.content_checksum(${`fleet.${partition}`}::regclass)`
+    const [content] =
+      await db.admin`select row_count, content_checksum from fleet.content_checksum(${`fleet.${partition}`}::regclass)`
     await db.sql`select fleet.archive_partition(${partition})`
     days.push({ day, partition, content })
   }
@@ -29,9 +42,14 @@ t.test(`killed with -9 at ${kills} random moments, it archives each partition on
   const steps = new Set<string>()
   for (let killed = 0; killed < kills; killed++) {
     // Never without work, so that each kill hits some.
-    const waiting = async () => (await db.admin`select from fleet.hb_partitions where state in ('detached', 'archiving', 'archived')`).length
-    while (await waiting() < 3) await addDay()
-    const archiver = await spawnNode(t, 'archiver/main.ts', { args: ['--once'], env: archiverEnv(db, directory), ready: /archiver\.ready/ })
+    const waiting = async () =>
+      (await db.admin`select from fleet.hb_partitions where state in ('detached', 'archiving', 'archived')`).length
+    while ((await waiting()) < 3) await addDay()
+    const archiver = await spawnNode(t, 'archiver/main.ts', {
+      args: ['--once'],
+      env: archiverEnv(db, directory),
+      ready: /archiver\.ready/,
+    })
     await sleep(random() * 400)
     await archiver.stop('SIGKILL')
     await db.admin`select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet_archiver' and datname = current_database()`
@@ -56,7 +74,8 @@ t.test(`killed with -9 at ${kills} random moments, it archives each partition on
   for (const archive of archives) t.same(await verifyArchive(worker, archive, false), [])
   t.same(
     (await readdir(join(directory, 'archive/device_heartbeats'))).sort(),
-    [...days.map(({ day }) => `date=${day}`).sort(), 'index.json'], 'no temporary file is left in the store',
+    [...days.map(({ day }) => `date=${day}`).sort(), 'index.json'],
+    'no temporary file is left in the store',
   )
   t.same(await leftovers(directory), [])
 })

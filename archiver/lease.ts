@@ -19,7 +19,7 @@ export function holdLease(seconds: number, renew: () => Promise<boolean>, log: L
       await sleep(seconds * 200, undefined, { signal: ended.signal })
       const asked = performance.now()
       try {
-        if (!await renew()) return lost.abort(new LeaseLost('the lease was lost to another archiver'))
+        if (!(await renew())) return lost.abort(new LeaseLost('the lease was lost to another archiver'))
         until = asked + seconds * 1000
       } catch (error) {
         log.warn({ event: 'archiver.lease.unrenewed' }, describeError(error))

@@ -14,10 +14,14 @@ export function openListener(database: Database, worker: string, onWake: () => v
   let isHeard = true
 
   async function listen() {
-    await sql.listen(channel, payload => {
-      if (payload === ping) isHeard = true
-      else if (!payload.startsWith('ping ')) onWake()
-    }, onWake)
+    await sql.listen(
+      channel,
+      payload => {
+        if (payload === ping) isHeard = true
+        else if (!payload.startsWith('ping ')) onWake()
+      },
+      onWake,
+    )
   }
 
   return {

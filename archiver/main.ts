@@ -45,9 +45,7 @@ async function main(args: string[]): Promise<number> {
   const tracing = await startTracing(config.otlpEndpoint, 'nexmdm-archiver', log)
   const worker = await openWorker(config, log, tracing)
   try {
-    return args.includes('--once')
-      ? await runOnce(worker, stopping.signal)
-      : await runForever(worker, stopping.signal, log)
+    return args.includes('--once') ? await runOnce(worker, stopping.signal) : await runForever(worker, stopping.signal, log)
   } catch (error) {
     log.fatal({ event: 'archiver.failed', error: describeError(error) }, 'the archiver ended')
     return 1
@@ -72,12 +70,20 @@ async function runOnce(worker: Worker, signal: AbortSignal) {
 
 async function runForever(worker: Worker, signal: AbortSignal, log: Log) {
   const wake = { isPending: false, now: () => {} }
-  const listener = openListener(worker.database, worker.name, () => {
-    wake.isPending = true
-    wake.now()
-  }, log)
-  const beat = () => worker.sql`select fleet.archiver_heartbeat(${worker.name}, ${version})`
-    .then(() => {}, (error: unknown) => log.warn({ event: 'archiver.heartbeat.failed' }, describeError(error)))
+  const listener = openListener(
+    worker.database,
+    worker.name,
+    () => {
+      wake.isPending = true
+      wake.now()
+    },
+    log,
+  )
+  const beat = () =>
+    worker.sql`select fleet.archiver_heartbeat(${worker.name}, ${version})`.then(
+      () => {},
+      (error: unknown) => log.warn({ event: 'archiver.heartbeat.failed' }, describeError(error)),
+    )
   const timers = [setInterval(() => void beat(), heartbeatMs), setInterval(() => void listener.check(), heartbeatMs)]
   try {
     await worker.sql`select fleet.archiver_heartbeat(${worker.name}, ${version})`
@@ -91,7 +97,10 @@ async function runForever(worker: Worker, signal: AbortSignal, log: Log) {
       try {
         result = await workOnce(worker, signal)
       } catch (error) {
-        log.error({ event: 'archiver.database.unavailable', error: describeError(error) }, 'no work could be asked for; trying again')
+        log.error(
+          { event: 'archiver.database.unavailable', error: describeError(error) },
+          'no work could be asked for; trying again',
+        )
         await sleep(5000, undefined, { signal }).catch(() => {})
         continue
       }

@@ -13,7 +13,12 @@ t.test('a display is told often, the log seldom', async t => {
   const lines: string[] = []
   const shown: string[] = []
   const log = createLog('info', { write: line => void lines.push(line) })
-  const onRows = followCopy({ log, display: { everyMs: 0, show: text => shown.push(text) } }, 'partition.restore.progress', 'p1', 100)
+  const onRows = followCopy(
+    { log, display: { everyMs: 0, show: text => shown.push(text) } },
+    'partition.restore.progress',
+    'p1',
+    100,
+  )
   onRows(10, 1000)
   onRows(20, 2000)
   t.equal(shown.length, 2)

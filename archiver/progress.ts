@@ -1,7 +1,10 @@
 import type { Log } from './log.ts'
 
 /** Where a person watches; without one, progress goes to the log. */
-export interface Display { everyMs: number, show: (text: string) => void }
+export interface Display {
+  everyMs: number
+  show: (text: string) => void
+}
 
 const logEveryMs = 5000
 
@@ -10,7 +13,10 @@ const logEveryMs = 5000
  * @returns to be called as rows go by, with the sums so far
  */
 export function followCopy(
-  to: { log: Log, display?: Display | undefined }, event: string, partition: string, total_rows: number | undefined,
+  to: { log: Log; display?: Display | undefined },
+  event: string,
+  partition: string,
+  total_rows: number | undefined,
 ) {
   const began = performance.now()
   let said = began
@@ -18,10 +24,9 @@ export function followCopy(
     const now = performance.now()
     if (now - said < (to.display?.everyMs ?? logEveryMs)) return
     said = now
-    const rows_per_second = Math.round(rows / (now - began) * 1000)
-    const seconds_left = total_rows !== undefined && rows_per_second > 0
-      ? Math.round(Math.max(0, total_rows - rows) / rows_per_second)
-      : undefined
+    const rows_per_second = Math.round((rows / (now - began)) * 1000)
+    const seconds_left =
+      total_rows !== undefined && rows_per_second > 0 ? Math.round(Math.max(0, total_rows - rows) / rows_per_second) : undefined
     if (to.display) to.display.show(`${partition}: ${describeCopy({ rows, bytes, total_rows, rows_per_second, seconds_left })}`)
     else to.log.info({ event, partition, rows, total_rows, bytes, rows_per_second, seconds_left }, 'copying')
   }

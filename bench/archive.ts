@@ -32,11 +32,11 @@ const options = {
 /** More rows are those of more devices. Targets of the ratios: the project's own (issue "An archive that can be trusted"). */
 export async function benchArchive(args: string[]): Promise<Figure[]> {
   const given = readOptions('archive', args, options)
-  return withStore(store => given.ingest ? measureIngest(store, given) : measureCycle(store, given))
+  return withStore(store => (given.ingest ? measureIngest(store, given) : measureCycle(store, given)))
 }
 
 /** The cycle is what the archiver does for one partition: freeze, export, upload, read back, prove, drop. */
-async function measureCycle({ cluster, admin }: Store, given: { rows: number, rounds: number }): Promise<Figure[]> {
+async function measureCycle({ cluster, admin }: Store, given: { rows: number; rounds: number }): Promise<Figure[]> {
   const devices = Math.ceil(given.rows / beatsADay)
   const rows = devices * beatsADay
   const { rounds } = given
@@ -51,7 +51,10 @@ async function measureCycle({ cluster, admin }: Store, given: { rows: number, ro
     await shell(`"$PSQL" -qX "$PGURL" -c "copy fleet.${partition} to stdout (format csv)" > ${csv}`)
     const gzipBytes = Number((await shell(`gzip -c < ${csv} | wc -c`)).output)
 
-    const env = { ARCHIVER_DATABASE_URL: cluster.url('fleet_archiver', 'fleet'), ARCHIVE_URL: pathToFileURL(join(work, 'archive')).href }
+    const env = {
+      ARCHIVER_DATABASE_URL: cluster.url('fleet_archiver', 'fleet'),
+      ARCHIVE_URL: pathToFileURL(join(work, 'archive')).href,
+    }
     const archiver = () => run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/main.ts'), '--once'], env)
     const idle = (await archiver()).seconds
 
@@ -67,7 +70,7 @@ async function measureCycle({ cluster, admin }: Store, given: { rows: number, ro
       await admin`select fleet.archive_partition(${partition})`
       const archived = await archiver()
       peak = Math.max(peak, archived.peakMb)
-      const [took] = await admin<{ seconds: number, bytes: number }[]>`
+      const [took] = await admin<{ seconds: number; bytes: number }[]>`
         select extract(epoch from max(at) filter (where event = 'partition.drop')
           - max(at) filter (where event = 'partition.archive.start'))::float8 as seconds,
           (select archive_bytes from fleet.hb_partitions where partition_name = ${partition})::float8 as bytes
@@ -92,14 +95,21 @@ async function measureCycle({ cluster, admin }: Store, given: { rows: number, ro
       const [back] = await admin<{ n: string }[]>`select count(*) as n from fleet.device_heartbeats`
       if (Number(back?.n) !== rows) throw new Error(`restored ${back?.n ?? 'no'} rows of ${rows}:\n${restored.output}`)
       await admin`select fleet.release_partition(${partition})`
-      say(`round ${round}: COPY out ${copyOut.at(-1)?.toFixed(1)} s, proven cycle ${cycle.at(-1)?.toFixed(1)} s, `
-        + `COPY in ${copyIn.at(-1)?.toFixed(1)} s, restore ${restore.at(-1)?.toFixed(1)} s`)
+      say(
+        `round ${round}: COPY out ${copyOut.at(-1)?.toFixed(1)} s, proven cycle ${cycle.at(-1)?.toFixed(1)} s, ` +
+          `COPY in ${copyIn.at(-1)?.toFixed(1)} s, restore ${restore.at(-1)?.toFixed(1)} s`,
+      )
     }
     const ratio = (plain: number[], ours: number[]) => median(plain.map((seconds, round) => seconds / (ours[round] ?? NaN)))
     return [
       { name: 'COPY TO STDOUT > /dev/null', measured: rows / median(copyOut), unit: 'rows/s' },
       { name: 'proven cycle: freeze to drop', measured: rows / median(cycle), unit: 'rows/s' },
-      { name: 'proven cycle / COPY out, in rows/s', measured: ratio(copyOut, cycle), unit: '', target: { at: 'least', value: 0.45 } },
+      {
+        name: 'proven cycle / COPY out, in rows/s',
+        measured: ratio(copyOut, cycle),
+        unit: '',
+        target: { at: 'least', value: 0.45 },
+      },
       { name: 'COPY FROM into the indexed table', measured: rows / median(copyIn), unit: 'rows/s' },
       { name: 'restore: fetch to attached', measured: rows / median(restore), unit: 'rows/s' },
       { name: 'restore / COPY in, in rows/s', measured: ratio(copyIn, restore), unit: '', target: { at: 'least', value: 0.5 } },
@@ -118,16 +128,22 @@ async function measureCycle({ cluster, admin }: Store, given: { rows: number, ro
  * Then the day is restored for the next round, unmeasured. Latency counts from the time at which a heartbeat should have been sent.
  */
 async function measureIngest(
-  store: Store, given: { rows: number, rounds: number, quiet: number, devices: number },
+  store: Store,
+  given: { rows: number; rounds: number; quiet: number; devices: number },
 ): Promise<Figure[]> {
   const { rows, rounds, quiet } = given
   const { admin, cluster } = store
   const work = await mkdtemp(join(tmpdir(), 'fleet-bench-'))
-  const env = { ARCHIVER_DATABASE_URL: cluster.url('fleet_archiver', 'fleet'), ARCHIVE_URL: pathToFileURL(join(work, 'archive')).href }
+  const env = {
+    ARCHIVER_DATABASE_URL: cluster.url('fleet_archiver', 'fleet'),
+    ARCHIVE_URL: pathToFileURL(join(work, 'archive')).href,
+  }
   const archiver = () => run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/main.ts'), '--once'], env)
   const fleet = { devices: given.devices, interval: 60, jitter: 15, retries: 0 }
   const devices = await enroll(store, fleet.devices)
-  const partition = await step(`Loading a day of ${rows.toLocaleString('en')} heartbeats`, () => loadDay(admin, Math.ceil(rows / beatsADay)))
+  const partition = await step(`Loading a day of ${rows.toLocaleString('en')} heartbeats`, () =>
+    loadDay(admin, Math.ceil(rows / beatsADay)),
+  )
   const server = await startServer(store)
   const sender = startSender()
   try {
@@ -148,11 +164,14 @@ async function measureIngest(
       busy.push(await sending)
 
       const [state] = await admin<{ state: string }[]>`select state from fleet.hb_partitions where partition_name = ${partition}`
-      if (state?.state !== 'dropped') throw new Error(`${partition} is ${state?.state ?? 'gone'}, not dropped:\n${archived.output}`)
+      if (state?.state !== 'dropped')
+        throw new Error(`${partition} is ${state?.state ?? 'gone'}, not dropped:\n${archived.output}`)
       await admin`select fleet.request_restore((select range_start::date from fleet.hb_partitions where partition_name = ${partition}))`
       await archiver()
       await admin`select fleet.release_partition(${partition})`
-      say(`round ${round}: p99 ${calm.at(-1)?.latency.p99.toFixed(1)} ms quiet, ${busy.at(-1)?.latency.p99.toFixed(1)} ms during ${archived.seconds.toFixed(1)} s of archiving`)
+      say(
+        `round ${round}: p99 ${calm.at(-1)?.latency.p99.toFixed(1)} ms quiet, ${busy.at(-1)?.latency.p99.toFixed(1)} ms during ${archived.seconds.toFixed(1)} s of archiving`,
+      )
     }
     const of = (sent: Sent[], which: keyof Sent['latency']) => median(sent.map(({ latency }) => latency[which]))
     return [
@@ -162,7 +181,8 @@ async function measureIngest(
       ]),
       {
         name: 'ingest p99 during archive / quiet',
-        measured: median(busy.map(({ latency }, round) => latency.p99 / (calm[round]?.latency.p99 ?? NaN))), unit: '',
+        measured: median(busy.map(({ latency }, round) => latency.p99 / (calm[round]?.latency.p99 ?? NaN))),
+        unit: '',
       },
       { name: 'errors', measured: [...calm, ...busy].reduce((sum, { errors }) => sum + errors, 0), unit: '', target: atMost(0) },
     ]
@@ -200,17 +220,28 @@ export async function loadDay(admin: Sql, devices: number) {
 
 /** Runs a program to its end; its output, seconds, and highest resident memory in MB as Linux tells it. */
 function run(program: string, args: string[], env: Record<string, string>) {
-  return new Promise<{ output: string, seconds: number, peakMb: number }>((resolve, reject) => {
+  return new Promise<{ output: string; seconds: number; peakMb: number }>((resolve, reject) => {
     const started = performance.now()
     const child = spawn(program, args, { env: { ...plainEnv(), ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
     let output = ''
     let peakMb = 0
-    child.stdout.on('data', (chunk: Buffer) => { output += chunk.toString() })
-    child.stderr.on('data', (chunk: Buffer) => { output += chunk.toString() })
-    const watch = setInterval(() => void readFile(`/proc/${child.pid}/status`, 'utf8').then(status => {
-      const highest = /VmHWM:\s+(\d+) kB/.exec(status)?.[1]
-      peakMb = Math.max(peakMb, Number(highest ?? 0) / 1024)
-    }, () => {}), 50)
+    child.stdout.on('data', (chunk: Buffer) => {
+      output += chunk.toString()
+    })
+    child.stderr.on('data', (chunk: Buffer) => {
+      output += chunk.toString()
+    })
+    const watch = setInterval(
+      () =>
+        void readFile(`/proc/${child.pid}/status`, 'utf8').then(
+          status => {
+            const highest = /VmHWM:\s+(\d+) kB/.exec(status)?.[1]
+            peakMb = Math.max(peakMb, Number(highest ?? 0) / 1024)
+          },
+          () => {},
+        ),
+      50,
+    )
     child.once('error', reject)
     child.once('close', code => {
       clearInterval(watch)

@@ -17,7 +17,7 @@ export async function watchDisk(directory: string) {
   const watching = (async () => {
     for (let n = 0; !over; n++) {
       const before = performance.now()
-      await file.write(page, 0, PAGE, n % PAGES * PAGE)
+      await file.write(page, 0, PAGE, (n % PAGES) * PAGE)
       await file.datasync()
       slowest = Math.max(slowest, performance.now() - before)
       await sleep(200)

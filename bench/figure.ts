@@ -3,7 +3,7 @@ export interface Figure {
   name: string
   measured: number
   unit: string
-  target?: { at: 'least' | 'most', value: number }
+  target?: { at: 'least' | 'most'; value: number }
 }
 
 export function isMet({ measured, target }: Figure) {
@@ -28,5 +28,5 @@ export function median(values: number[]) {
 /** The smallest value that at least so many percent of the values are not above; NaN of none. */
 export function percentile(values: number[], percent: number) {
   const sorted = [...values].sort((a, b) => a - b)
-  return sorted[Math.max(0, Math.ceil(sorted.length * percent / 100) - 1)] ?? NaN
+  return sorted[Math.max(0, Math.ceil((sorted.length * percent) / 100) - 1)] ?? NaN
 }

@@ -59,19 +59,22 @@ export async function benchGrowth(args: string[]): Promise<Figure[]> {
   const { bavail, bsize } = await statfs(tmpdir())
   const all = sizes.reduce((sum, size) => sum + size, 0)
   if (bavail * bsize < all * BYTES_A_ROW) {
-    throw new Error(`${tmpdir()} has ${Math.round(bavail * bsize / 1e9)} GB free; ${all.toLocaleString('en')} rows may take ${Math.round(all * BYTES_A_ROW / 1e9)} GB`)
+    throw new Error(
+      `${tmpdir()} has ${Math.round((bavail * bsize) / 1e9)} GB free; ${all.toLocaleString('en')} rows may take ${Math.round((all * BYTES_A_ROW) / 1e9)} GB`,
+    )
   }
   return withStores(sizes.length, async stores => {
     const sites: Site[] = []
     const directory = await mkdtemp(join(tmpdir(), 'fleet-growth-'))
     try {
-      for (const [n, store] of stores.entries()) sites.push(await fill(store, sizes[n]!, given.beats, join(directory, `archive-${n}`)))
+      for (const [n, store] of stores.entries())
+        sites.push(await fill(store, sizes[n]!, given.beats, join(directory, `archive-${n}`)))
       const costs = sites.map(() => Object.fromEntries(kinds.map(kind => [kind, [] as number[]])) as Record<Kind, number[]>)
       const fromDisk = sites.map(() => [] as number[])
       for (let round = 1; round <= given.rounds; round++) {
         // Each size has its turn with each kind before the next one; who is first changes.
         const turns = sites.map((_, n) => (n + round) % sites.length)
-        for (const n of turns) costs[n]!.ingest.push(1e6 / await sites[n]!.straight(500, given.seconds))
+        for (const n of turns) costs[n]!.ingest.push(1e6 / (await sites[n]!.straight(500, given.seconds)))
         for (const n of turns) costs[n]!.status.push(await readStatus(sites[n]!, round))
         for (const n of turns) {
           const { us, bytes } = await readDays(sites[n]!, round)
@@ -83,24 +86,47 @@ export async function benchGrowth(args: string[]): Promise<Figure[]> {
           costs[n]!.night.push(night)
           costs[n]!.archive.push(archive)
         }
-        say(`round ${round} of ${given.rounds}: ${kinds.map(kind => `${kind} ${costs.map(cost => cost[kind].at(-1)!.toFixed(2)).join(', ')}`).join('; ')} µs/row`)
+        say(
+          `round ${round} of ${given.rounds}: ${kinds.map(kind => `${kind} ${costs.map(cost => cost[kind].at(-1)!.toFixed(2)).join(', ')}`).join('; ')} µs/row`,
+        )
       }
       const planning: Figure[] = []
-      for (const count of given.partitions) planning.push(...await plan(sites[0]!.admin, count))
-      await writeFile(resolve(given.plot), plot({
-        title: 'Cost of a row by rows online', x: 'rows online', y: 'µs a row', isLogarithmic: true,
-        series: kinds.map(kind => ({ name: names[kind], points: sizes.map((size, n) => [size, median(costs[n]![kind])] as [number, number]) })),
-      }))
+      for (const count of given.partitions) planning.push(...(await plan(sites[0]!.admin, count)))
+      await writeFile(
+        resolve(given.plot),
+        plot({
+          title: 'Cost of a row by rows online',
+          x: 'rows online',
+          y: 'µs a row',
+          isLogarithmic: true,
+          series: kinds.map(kind => ({
+            name: names[kind],
+            points: sizes.map((size, n) => [size, median(costs[n]![kind])] as [number, number]),
+          })),
+        }),
+      )
       const [first, last] = [costs[0]!, costs.at(-1)!]
       return [
-        ...sizes.flatMap((size, n) => kinds.map((kind): Figure => (
-          { name: `${size.toLocaleString('en')} rows online: ${names[kind]}`, measured: median(costs[n]![kind]), unit: 'µs/row' }
-        ))),
-        ...sizes.map((size, n) => ({ name: `${size.toLocaleString('en')} rows online: read from the disk for a day`, measured: median(fromDisk[n]!), unit: 'bytes/row' })),
-        ...(first === last ? [] : kinds.map((kind): Figure => ({
-          name: `${names[kind]}: a row at ${sizes.at(-1)!.toLocaleString('en')} / at ${sizes[0]!.toLocaleString('en')}`,
-          measured: median(last[kind].map((cost, n) => cost / first[kind][n]!)), unit: '', target: atMost(MOST),
-        }))),
+        ...sizes.flatMap((size, n) =>
+          kinds.map((kind): Figure => ({
+            name: `${size.toLocaleString('en')} rows online: ${names[kind]}`,
+            measured: median(costs[n]![kind]),
+            unit: 'µs/row',
+          })),
+        ),
+        ...sizes.map((size, n) => ({
+          name: `${size.toLocaleString('en')} rows online: read from the disk for a day`,
+          measured: median(fromDisk[n]!),
+          unit: 'bytes/row',
+        })),
+        ...(first === last
+          ? []
+          : kinds.map((kind): Figure => ({
+              name: `${names[kind]}: a row at ${sizes.at(-1)!.toLocaleString('en')} / at ${sizes[0]!.toLocaleString('en')}`,
+              measured: median(last[kind].map((cost, n) => cost / first[kind][n]!)),
+              unit: '',
+              target: atMost(MOST),
+            }))),
         ...planning,
       ]
     } finally {
@@ -118,11 +144,15 @@ function withStores<T>(count: number, work: (stores: Store[]) => Promise<T>, sto
 async function fill(store: Store, size: number, beats: number, archive: string): Promise<Site> {
   const { admin, cluster } = store
   const owner = postgres(cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
-  const straight = pgbench(store, (await enroll(store, 1_000, 'ingest')).map(({ device_id }) => device_id), 2)
+  const straight = pgbench(
+    store,
+    (await enroll(store, 1_000, 'ingest')).map(({ device_id }) => device_id),
+    2,
+  )
   const ids = (await enroll(store, Math.max(1, Math.round(size / DAYS / beats)), 'history')).map(({ device_id }) => device_id)
   const site: Site = { admin, owner, ids, straight, archive: () => archiveAll(archive, cluster.url('fleet_archiver', 'fleet')) }
   const today = Math.floor(Date.now() / DAY_MS) * DAY_MS
-  const days = await admin<{ partition_name: string, range_start: Date }[]>`
+  const days = await admin<{ partition_name: string; range_start: Date }[]>`
     select partition_name, range_start from fleet.attached_partitions()
     where range_start >= ${new Date(today - DAYS * DAY_MS)} and range_end <= ${new Date(today)} order by range_start
   `
@@ -139,7 +169,8 @@ async function fill(store: Store, size: number, beats: number, archive: string):
 
 async function archiveAll(directory: string, url: string) {
   const archiver = startProgram('archiver/main.ts', {
-    args: ['--once'], env: { ARCHIVER_DATABASE_URL: url, ARCHIVE_URL: pathToFileURL(directory).href },
+    args: ['--once'],
+    env: { ARCHIVER_DATABASE_URL: url, ARCHIVE_URL: pathToFileURL(directory).href },
   })
   await archiver.exited
   if (/"level":"(error|fatal)"/.test(archiver.output())) throw new Error(`the archiver failed:\n${archiver.output()}`)
@@ -163,16 +194,16 @@ async function readDays({ admin, ids }: Site, round: number) {
   const bytes = await diskReads()
   for (let turn = 0; turn < 200; turn++) {
     const id = ids[(turn * 37 + round * 11) % ids.length]!
-    const from = new Date(Math.floor(Date.now() / DAY_MS) * DAY_MS - (1 + turn % 40) * DAY_MS)
+    const from = new Date(Math.floor(Date.now() / DAY_MS) * DAY_MS - (1 + (turn % 40)) * DAY_MS)
     const started = performance.now()
     const found = await admin`
       select * from fleet.device_heartbeats
       where device_id = ${id} and ts >= ${from} and ts < ${from}::timestamptz + interval '1 day' order by ts desc
     `
-    if (found.length > 0) times.push(1000 * (performance.now() - started) / found.length)
+    if (found.length > 0) times.push((1000 * (performance.now() - started)) / found.length)
     rows += found.length
   }
-  return { us: median(times), bytes: await bytes() / rows }
+  return { us: median(times), bytes: (await bytes()) / rows }
 }
 
 /** The night so many days from now, in which a day leaves, and its archive; µs for each row of that day. */
@@ -185,7 +216,7 @@ async function oneNight({ admin, owner, archive }: Site, night: number) {
   `
   if (!day) throw new Error(`night ${night} retired no day`)
   await archive()
-  const [done] = await admin<{ rows: number, us: number }[]>`
+  const [done] = await admin<{ rows: number; us: number }[]>`
     select p.row_count::float8 as rows,
       1e6 * extract(epoch from max(e.at) filter (where e.event = 'partition.drop') - max(e.at) filter (where e.event = 'partition.archive.start'))::float8 as us
     from fleet.hb_partitions p
@@ -201,9 +232,12 @@ async function oneNight({ admin, owner, archive }: Site, night: number) {
 async function plan(admin: Sql, count: number): Promise<Figure[]> {
   await admin`select fleet.set_retention(${`${count + 30} days`}::interval)`
   // Days that are archived are not made again, so those before them are.
-  const attached = async () => (await admin<{ count: number, first: Date }[]>`
+  const attached = async () =>
+    (
+      await admin<{ count: number; first: Date }[]>`
     select count(*)::integer as count, min(range_start) as first from fleet.attached_partitions()
-  `)[0]!
+  `
+    )[0]!
   let now = await attached()
   for (let before = now.first; now.count < count;) {
     const until = new Date(before.getTime() - DAY_MS)
@@ -214,15 +248,33 @@ async function plan(admin: Sql, count: number): Promise<Figure[]> {
   const planned = async (query: string) => {
     const times: number[] = []
     for (let turn = 0; turn < 50; turn++) {
-      const [row] = await admin.unsafe<{ 'QUERY PLAN': { 'Planning Time': number }[] }[]>(`explain (format json, summary) ${query}`)
+      const [row] = await admin.unsafe<{ 'QUERY PLAN': { 'Planning Time': number }[] }[]>(
+        `explain (format json, summary) ${query}`,
+      )
       times.push(row!['QUERY PLAN'][0]!['Planning Time'])
     }
     return median(times)
   }
   const day = new Date(Date.now() - 5 * DAY_MS).toISOString()
   return [
-    { name: `planning a device's day, ${now.count} partitions`, measured: await planned(`select * from fleet.device_heartbeats where device_id = 1 and ts >= '${day}' and ts < '${day}'::timestamptz + interval '1 day'`), unit: 'ms' },
-    { name: `planning a day's count, ${now.count} partitions`, measured: await planned(`select count(*) from fleet.device_heartbeats where ts >= '${day}'::timestamptz and ts < timestamptz '${day}' + interval '1 day'`), unit: 'ms' },
-    { name: `planning without bounds of ts, ${now.count} partitions`, measured: await planned('select * from fleet.device_heartbeats where device_id = 1 order by ts desc limit 1'), unit: 'ms' },
+    {
+      name: `planning a device's day, ${now.count} partitions`,
+      measured: await planned(
+        `select * from fleet.device_heartbeats where device_id = 1 and ts >= '${day}' and ts < '${day}'::timestamptz + interval '1 day'`,
+      ),
+      unit: 'ms',
+    },
+    {
+      name: `planning a day's count, ${now.count} partitions`,
+      measured: await planned(
+        `select count(*) from fleet.device_heartbeats where ts >= '${day}'::timestamptz and ts < timestamptz '${day}' + interval '1 day'`,
+      ),
+      unit: 'ms',
+    },
+    {
+      name: `planning without bounds of ts, ${now.count} partitions`,
+      measured: await planned('select * from fleet.device_heartbeats where device_id = 1 order by ts desc limit 1'),
+      unit: 'ms',
+    },
   ]
 }

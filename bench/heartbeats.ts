@@ -33,11 +33,11 @@ export function startSender() {
 
   return {
     /** The server to send to, and what; replaces what was there before. */
-    connect: (port: number, connections: number, templates: Template[]) => order({ kind: 'connect', port, connections, templates }, 'ready'),
+    connect: (port: number, connections: number, templates: Template[]) =>
+      order({ kind: 'connect', port, connections, templates }, 'ready'),
     /** Follows the schedule to its end, or until stop(). */
-    open: (schedule: Schedule, warmup: number, progress?: (seconds: number, sent: Sent) => void, records = false) => (
-      sent({ kind: 'open', schedule, warmup, records }, progress)
-    ),
+    open: (schedule: Schedule, warmup: number, progress?: (seconds: number, sent: Sent) => void, records = false) =>
+      sent({ kind: 'open', schedule, warmup, records }, progress),
     /** Saturates the server. */
     closed: (seconds: number, warmup: number, from: number) => sent({ kind: 'closed', seconds, warmup, from }),
     /** What was answered with 2xx since the last time, if open() records it; any time. */
@@ -56,6 +56,8 @@ export function tellProgress(duration: number) {
   return (seconds: number, { ok, errors, latency }: Sent) => {
     if (seconds < told + 10) return
     told = seconds
-    say(`  ${Math.round(seconds)} s of ${duration} s: ${ok.toLocaleString('en')} answered, ${errors} errors, p99 ${latency.p99.toFixed(1)} ms`)
+    say(
+      `  ${Math.round(seconds)} s of ${duration} s: ${ok.toLocaleString('en')} answered, ${errors} errors, p99 ${latency.p99.toFixed(1)} ms`,
+    )
   }
 }

@@ -32,26 +32,41 @@ interface Kind {
 
 function kinds(): Kind[] {
   const beat = (n: number) => ({
-    ts: new Date(Date.now() - 20_000 * n).toISOString(), battery_pct: n % 101, network_type: 'wifi', unity_running: true,
+    ts: new Date(Date.now() - 20_000 * n).toISOString(),
+    battery_pct: n % 101,
+    network_type: 'wifi',
+    unity_running: true,
   })
   const wrong = '{"ts":1,"battery_pct":"","network_type":1,"unity_running":1,"signal_dbm":"","agent_version":1,"device_id":""}\n'
   const keys = Array.from({ length: 100_000 }, (_, n) => `"${n.toString(36)}z":0`).join()
   const shapes = Array.from({ length: 16_000 }, (_, n) => `{"${n.toString(36)}z":0}`).join()
   return [
-    { name: 'an honest batch', type: JSON_TYPE, body: Buffer.from(JSON.stringify(Array.from({ length: 1_000 }, (_, n) => beat(n)))) },
+    {
+      name: 'an honest batch',
+      type: JSON_TYPE,
+      body: Buffer.from(JSON.stringify(Array.from({ length: 1_000 }, (_, n) => beat(n)))),
+    },
     { name: '1 MiB of empty lines', type: NDJSON, body: Buffer.alloc(MiB, '\n'), isPacked: true },
     { name: '1 MiB of lines with a blank', type: NDJSON, body: Buffer.alloc(MiB, ' \n'), isPacked: true },
     { name: '100,000 keys that differ', type: JSON_TYPE, body: Buffer.from(`[{${keys}}]`), isPacked: true },
     { name: '16,000 objects that differ', type: JSON_TYPE, body: Buffer.from(`[{"junk":[${shapes}]}]`), isPacked: true },
     { name: '260,000 fractions', type: JSON_TYPE, body: Buffer.from(`[${'0.1,'.repeat(260_000)}1]`), isPacked: true },
     { name: '1,000 items all wrong', type: NDJSON, body: Buffer.from(wrong.repeat(1_000)), isPacked: true },
-    { name: 'a version of 1 MiB', type: JSON_TYPE, body: Buffer.from(`[{"agent_version":"${'a'.repeat(MiB - 100)}"}]`), isPacked: true },
+    {
+      name: 'a version of 1 MiB',
+      type: JSON_TYPE,
+      body: Buffer.from(`[{"agent_version":"${'a'.repeat(MiB - 100)}"}]`),
+      isPacked: true,
+    },
   ]
 }
 
 export async function benchHostile(args: string[]): Promise<Figure[]> {
   const given = readOptions('hostile', args, options)
-  const ways = [{ name: 'here', root: repository }, ...(given.against === '' ? [] : [{ name: 'in the other clone', root: resolve(given.against) }])]
+  const ways = [
+    { name: 'here', root: repository },
+    ...(given.against === '' ? [] : [{ name: 'in the other clone', root: resolve(given.against) }]),
+  ]
   return withStore(async store => {
     const [device] = await enroll(store, 1)
     const all = kinds().map(kind => ({ ...kind, body: kind.isPacked ? gzipSync(kind.body, { level: 9 }) : kind.body }))
@@ -65,8 +80,13 @@ export async function benchHostile(args: string[]): Promise<Figure[]> {
             const send = async (requests: number) => {
               for (let n = 0; n < requests; n++) {
                 const response = await fetch(`${server.url}/v1/heartbeats`, {
-                  method: 'POST', body: new Uint8Array(body),
-                  headers: { authorization: `Bearer ${device!.token}`, 'content-type': type, ...(isPacked && { 'content-encoding': 'gzip' }) },
+                  method: 'POST',
+                  body: new Uint8Array(body),
+                  headers: {
+                    authorization: `Bearer ${device!.token}`,
+                    'content-type': type,
+                    ...(isPacked && { 'content-encoding': 'gzip' }),
+                  },
                 })
                 await response.arrayBuffer()
                 if (response.status >= 500) throw new Error(`${name}: ${response.status}`)
@@ -74,12 +94,15 @@ export async function benchHostile(args: string[]): Promise<Figure[]> {
             }
             await send(10)
             const before = await usageOf(server.pid)
-            await Promise.all(Array.from({ length: given.connections }, () => send(Math.ceil(given.requests / given.connections))))
+            await Promise.all(
+              Array.from({ length: given.connections }, () => send(Math.ceil(given.requests / given.connections))),
+            )
             const { cpuSeconds } = await usageOf(server.pid)
-            const ms = 1e3 * (cpuSeconds - before.cpuSeconds) / (given.connections * Math.ceil(given.requests / given.connections))
+            const ms =
+              (1e3 * (cpuSeconds - before.cpuSeconds)) / (given.connections * Math.ceil(given.requests / given.connections))
             if (name === all[0]!.name) honest = ms
             const label = `${name}, ${body.length.toLocaleString('en')} bytes, ${way}`
-            found.set(label, [...found.get(label) ?? [], name === all[0]!.name ? ms : ms / honest])
+            found.set(label, [...(found.get(label) ?? []), name === all[0]!.name ? ms : ms / honest])
             say(`round ${round}: ${label}: ${ms.toFixed(2)} ms`)
           }
         } finally {
@@ -87,6 +110,10 @@ export async function benchHostile(args: string[]): Promise<Figure[]> {
         }
       }
     }
-    return [...found].map(([name, values]) => ({ name, measured: median(values), unit: name.startsWith(all[0]!.name) ? 'ms' : '×' }))
+    return [...found].map(([name, values]) => ({
+      name,
+      measured: median(values),
+      unit: name.startsWith(all[0]!.name) ? 'ms' : '×',
+    }))
   })
 }

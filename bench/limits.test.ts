@@ -7,7 +7,22 @@ t.setTimeout(300_000)
 
 t.test('limits measures each way in its turn', { skip: leftToCi() }, async t => {
   const limits = await runScenario(t, 'limits', [
-    '--rounds', '1', '--seconds', '1', '--warmup', '0', '--devices', '200', '--connections', '8', '--batches', '100', '--flight', '200', '--workers', '1',
+    '--rounds',
+    '1',
+    '--seconds',
+    '1',
+    '--warmup',
+    '0',
+    '--devices',
+    '200',
+    '--connections',
+    '8',
+    '--batches',
+    '100',
+    '--flight',
+    '200',
+    '--workers',
+    '1',
   ])
   t.match(limits, [
     { name: 'single heartbeats, 8 connections', measured: Number, unit: 'rows/s' },
@@ -18,13 +33,32 @@ t.test('limits measures each way in its turn', { skip: leftToCi() }, async t => 
     { name: 'batches of 100' },
     { name: 'pgbench, batches of 100' },
     { name: 'batches of 100 / pgbench', target: { at: 'least', value: 0.8 } },
-    { name: 'the sender\'s CPU, of all processors, at most' },
+    { name: "the sender's CPU, of all processors, at most" },
   ])
-  t.ok(limits.every(({ measured }) => measured > 0), 'everything ran')
+  t.ok(
+    limits.every(({ measured }) => measured > 0),
+    'everything ran',
+  )
 })
 
 t.test('what an archive does to ingest is measured', { skip: leftToCi() }, async t => {
-  const figures = await runScenario(t, 'archive', ['--ingest', '--rows', '1440', '--rounds', '1', '--quiet', '1', '--devices', '600'])
-  t.match(figures.find(({ name }) => name === 'ingest p99 during archive'), { measured: Number, unit: 'ms' })
-  t.match(figures.find(({ name }) => name === 'errors'), { measured: 0 })
+  const figures = await runScenario(t, 'archive', [
+    '--ingest',
+    '--rows',
+    '1440',
+    '--rounds',
+    '1',
+    '--quiet',
+    '1',
+    '--devices',
+    '600',
+  ])
+  t.match(
+    figures.find(({ name }) => name === 'ingest p99 during archive'),
+    { measured: Number, unit: 'ms' },
+  )
+  t.match(
+    figures.find(({ name }) => name === 'errors'),
+    { measured: 0 },
+  )
 })

@@ -36,11 +36,16 @@ const options = {
 export async function benchLimits(args: string[]): Promise<Figure[]> {
   const given = readOptions('limits', args, options)
   if (Math.max(...given.batches) > 1_000) throw new UsageError('--batches takes at most 1000, as the server does')
-  if (Math.max(...given.batches) * given.clients > given.devices) throw new UsageError('--devices must be enough for a batch of each client')
+  if (Math.max(...given.batches) * given.clients > given.devices)
+    throw new UsageError('--devices must be enough for a batch of each client')
   const env: Record<string, string> = given.workers ? { WORKERS: String(given.workers) } : {}
   return withStore(async store => {
     const devices = await enroll(store, given.devices)
-    const straight = pgbench(store, (await enroll(store, given.devices, 'pgbench')).map(({ device_id }) => device_id), given.clients)
+    const straight = pgbench(
+      store,
+      (await enroll(store, given.devices, 'pgbench')).map(({ device_id }) => device_id),
+      given.clients,
+    )
     const [gateway] = await store.admin<{ token: string }[]>`select fleet.create_gateway_token('bench') as token`
     const sender = startSender()
     try {
@@ -55,28 +60,43 @@ export async function benchLimits(args: string[]): Promise<Figure[]> {
           if (errors) throw new Error(`${errors} of ${ok + errors} requests failed: ${JSON.stringify(problems)}`)
           const duplicates = (await server.metrics()).get('hb_deduplicated_total') ?? 0
           if (duplicates) throw new Error(`${duplicates} heartbeats were duplicates, and so no measure of storing`)
-          await checkVariant(store, variant, devices.slice(0, 50).map(({ device_id }) => device_id), from)
+          await checkVariant(
+            store,
+            variant,
+            devices.slice(0, 50).map(({ device_id }) => device_id),
+            from,
+          )
           from = until
           senderCpu.push(cpuPercent(cpuSeconds, seconds))
-          return ok * items / seconds
+          return (ok * items) / seconds
         } finally {
           await server.stop()
         }
       }
 
-      const singles = given.connections.map(connections => ({ connections, ours: [] as number[], without: [] as number[], one: [] as number[] }))
+      const singles = given.connections.map(connections => ({
+        connections,
+        ours: [] as number[],
+        without: [] as number[],
+        one: [] as number[],
+      }))
       const batched = given.batches.map(size => ({ size, ours: [] as number[], pgbench: [] as number[] }))
       for (let round = 1; round <= given.rounds; round++) {
         for (const { connections, ours, without, one } of singles) {
           ours.push(await saturate(undefined, connections, devices, 1))
           without.push(await saturate('without-database.ts', connections, devices, 1))
           one.push(await saturate('one-insert.ts', connections, devices, 1))
-          say(`round ${round}: ${connections} connections: single ${rate(ours)}, without database ${rate(without)}, one INSERT each ${rate(one)}`)
+          say(
+            `round ${round}: ${connections} connections: single ${rate(ours)}, without database ${rate(without)}, one INSERT each ${rate(one)}`,
+          )
         }
         for (const { size, ours: here, pgbench: there } of batched) {
           const templates: Template[] = []
           for (let first = 0; first + size <= devices.length; first += size) {
-            templates.push({ token: gateway?.token ?? '', devices: devices.slice(first, first + size).map(({ device_id }) => device_id) })
+            templates.push({
+              token: gateway?.token ?? '',
+              devices: devices.slice(first, first + size).map(({ device_id }) => device_id),
+            })
           }
           here.push(await saturate(undefined, Math.ceil(given.flight / size), templates, size))
           await store.admin`checkpoint`
@@ -90,7 +110,12 @@ export async function benchLimits(args: string[]): Promise<Figure[]> {
           { name: `single heartbeats, ${connections} connections`, measured: median(ours), unit: 'rows/s' },
           { name: `the same without the database, ${connections}`, measured: median(without), unit: 'requests/s' },
           { name: `one INSERT per request, ${connections}`, measured: median(one), unit: 'rows/s' },
-          { name: `single / without the database, ${connections}`, measured: ratio(ours, without), unit: '', target: atLeast(0.65) },
+          {
+            name: `single / without the database, ${connections}`,
+            measured: ratio(ours, without),
+            unit: '',
+            target: atLeast(0.65),
+          },
           { name: `single / one INSERT per request, ${connections}`, measured: ratio(ours, one), unit: '', target: atLeast(5) },
         ]),
         ...batched.flatMap(({ size, ours: here, pgbench: there }): Figure[] => [
@@ -98,7 +123,7 @@ export async function benchLimits(args: string[]): Promise<Figure[]> {
           { name: `pgbench, batches of ${size}`, measured: median(there), unit: 'rows/s' },
           { name: `batches of ${size} / pgbench`, measured: ratio(here, there), unit: '', target: atLeast(0.8) },
         ]),
-        { name: 'the sender\'s CPU, of all processors, at most', measured: Math.max(...senderCpu), unit: '%' },
+        { name: "the sender's CPU, of all processors, at most", measured: Math.max(...senderCpu), unit: '%' },
       ]
     } finally {
       sender.end()
@@ -108,15 +133,18 @@ export async function benchLimits(args: string[]): Promise<Figure[]> {
 
 /** Looks at what the first turn left in the database, so that a variant that does nothing any more is noticed. */
 async function checkVariant({ admin }: Store, variant: string | undefined, deviceIds: number[], from: number) {
-  const [found] = await admin<{ rows: number, statements: number }[]>`
+  const [found] = await admin<{ rows: number; statements: number }[]>`
     select count(*)::integer as rows, count(distinct xmin::text)::integer as statements
     from fleet.device_heartbeats
     where device_id = any (${deviceIds}::bigint[]) and ts = ${new Date(from)}
   `
   const { rows, statements } = found!
-  const isRight = variant === 'without-database.ts' ? rows === 0
-    : rows === deviceIds.length && (variant === undefined || statements === rows)
-  if (!isRight) throw new Error(`${variant ?? 'the server'} left ${rows} of ${deviceIds.length} heartbeats in the database, by ${statements} statements`)
+  const isRight =
+    variant === 'without-database.ts' ? rows === 0 : rows === deviceIds.length && (variant === undefined || statements === rows)
+  if (!isRight)
+    throw new Error(
+      `${variant ?? 'the server'} left ${rows} of ${deviceIds.length} heartbeats in the database, by ${statements} statements`,
+    )
 }
 
 function rate(values: number[]) {

@@ -36,15 +36,19 @@ export async function benchLoadHistory(args: string[]): Promise<Figure[]> {
   const given = readOptions('load-history', args, options)
   const perDay = Math.ceil(given.rows / given.days / given.devices)
   // A quarter of it is jitter.
-  const most = Math.floor(0.75 * DAY_MS / LEAST_GAP_MS)
+  const most = Math.floor((0.75 * DAY_MS) / LEAST_GAP_MS)
   if (perDay > most) {
-    throw new UsageError(`--devices ${given.devices} would each beat ${perDay} times a day; at most ${most} fall into buckets of their own`)
+    throw new UsageError(
+      `--devices ${given.devices} would each beat ${perDay} times a day; at most ${most} fall into buckets of their own`,
+    )
   }
   const url = optionalDatabaseUrl()
   if (url === undefined) {
     const { bavail, bsize } = await statfs(tmpdir())
     if (bavail * bsize < given.rows * BYTES_A_ROW) {
-      throw new Error(`${tmpdir()} has ${gb(bavail * bsize)} GB free; ${given.rows.toLocaleString('en')} heartbeats may take ${gb(given.rows * BYTES_A_ROW)} GB`)
+      throw new Error(
+        `${tmpdir()} has ${gb(bavail * bsize)} GB free; ${given.rows.toLocaleString('en')} heartbeats may take ${gb(given.rows * BYTES_A_ROW)} GB`,
+      )
     }
     return withStore(({ admin }) => loadHistory(admin, given, perDay))
   }
@@ -56,30 +60,39 @@ export async function benchLoadHistory(args: string[]): Promise<Figure[]> {
   }
 }
 
-async function loadHistory(sql: Sql, given: { rows: number, days: number, devices: number, jobs: number }, perDay: number): Promise<Figure[]> {
+async function loadHistory(
+  sql: Sql,
+  given: { rows: number; days: number; devices: number; jobs: number },
+  perDay: number,
+): Promise<Figure[]> {
   const today = Math.floor(Date.now() / DAY_MS) * DAY_MS
   const firstDay = today - given.days * DAY_MS
   const ids = await step(`Enrolling ${given.devices.toLocaleString('en')} devices`, () => enrollHistory(sql, given.devices))
   const partitions = await step(`Making the partitions of ${given.days} days`, async () => {
     await sql`select fleet.create_partitions(${new Date(firstDay)}::timestamptz::date, ${new Date(today - 1)}::timestamptz::date)`
-    return sql<{ partition_name: string, range_start: Date }[]>`
+    return sql<{ partition_name: string; range_start: Date }[]>`
       select partition_name, range_start from fleet.attached_partitions()
       where range_start >= ${new Date(firstDay)} and range_end <= ${new Date(today)}
       order by range_start
     `
   })
   if (partitions.length !== given.days) {
-    throw new Error(`${partitions.length} partitions of a day are there for ${given.days} days: some are retired, or the store is partitioned by month`)
+    throw new Error(
+      `${partitions.length} partitions of a day are there for ${given.days} days: some are retired, or the store is partitioned by month`,
+    )
   }
 
   const { rows, seconds } = await fillDays(sql, ids, partitions, perDay, given.jobs)
 
-  const [filled] = await step('Filling last status', () => sql<{ updated: number }[]>`
+  const [filled] = await step(
+    'Filling last status',
+    () => sql<{ updated: number }[]>`
     select fleet.backfill_last_status(2)::integer as updated
-  `)
+  `,
+  )
   const [size] = await step('Counting', async () => {
     await sql`analyze fleet.device_heartbeats`
-    return sql<{ bytes: number, rows: number }[]>`
+    return sql<{ bytes: number; rows: number }[]>`
       select sum(pg_total_relation_size(a.relid))::float8 as bytes, (select count(*)::float8 from fleet.device_heartbeats) as rows
       from fleet.attached_partitions() a
       where a.range_start >= ${new Date(firstDay)} and a.range_end <= ${new Date(today)}
@@ -107,21 +120,31 @@ export async function fillDays(sql: Sql, ids: number[], days: Day[], perDay: num
   const told = setInterval(() => {
     const rate = rows / ((performance.now() - started) / 1000)
     const left = rate > 0 ? `, ${Math.ceil((wanted - rows) / rate / 60)} min left` : ''
-    say(`  ${rows.toLocaleString('en')} of ${wanted.toLocaleString('en')} rows, ${Math.round(rate).toLocaleString('en')} rows/s${left}`)
+    say(
+      `  ${rows.toLocaleString('en')} of ${wanted.toLocaleString('en')} rows, ${Math.round(rate).toLocaleString('en')} rows/s${left}`,
+    )
   }, 10_000)
   const waiting = [...days]
   const loadDays = async () => {
     for (let day = waiting.shift(); day; day = waiting.shift()) {
-      const copy = await sql.unsafe(`
+      const copy = await sql
+        .unsafe(
+          `
         copy fleet.${day.partition_name}
           (ts, received_at, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
         from stdin (format binary)
-      `).writable()
+      `,
+        )
+        .writable()
       const isCopied = finished(copy)
       isCopied.catch(() => {}) // told by the race below
-      const write = (chunk: Buffer) => Promise.race([isCopied, new Promise<void>((resolve, reject) => {
-        copy.write(chunk, error => error ? reject(error) : resolve())
-      })])
+      const write = (chunk: Buffer) =>
+        Promise.race([
+          isCopied,
+          new Promise<void>((resolve, reject) => {
+            copy.write(chunk, error => (error ? reject(error) : resolve()))
+          }),
+        ])
       await write(HEADER)
       for (const chunk of dayOf(ids, day.range_start.getTime(), perDay)) {
         // The chunk becomes the next one, so it must be on its way.
@@ -172,8 +195,8 @@ function* dayOf(ids: number[], day: number, perDay: number) {
       const ts = day + (turn + index / ids.length / 2 + (phases[index]! + random()) / 4) * step - EPOCH_MS
       writeTimestamp(chunk, ts, at + 6)
       writeTimestamp(chunk, ts + 40 + random() * 160, at + 18)
-      chunk.writeInt16BE(-60 - index % 30 + Math.floor(random() * 8), at + 42)
-      chunk.writeInt16BE(100 - Math.floor(turn * 100 / perDay + index) % 100, at + 48)
+      chunk.writeInt16BE(-60 - (index % 30) + Math.floor(random() * 8), at + 42)
+      chunk.writeInt16BE(100 - (Math.floor((turn * 100) / perDay + index) % 100), at + 48)
       chunk[at + 54] = random() < 0.01 ? 0 : 1
     }
     yield chunk
@@ -190,10 +213,18 @@ function rowOf(id: number) {
   const device = Buffer.alloc(8)
   device.writeBigInt64BE(BigInt(id))
   const fields = Buffer.from([0, 9])
-  const address = Buffer.from([2, 32, 0, 4, 10, id >> 16 & 255, id >> 8 & 255, id & 255]) // family, bits, is_cidr, length
+  const address = Buffer.from([2, 32, 0, 4, 10, (id >> 16) & 255, (id >> 8) & 255, id & 255]) // family, bits, is_cidr, length
   return Buffer.concat([
-    fields, field(Buffer.alloc(8)), field(Buffer.alloc(8)), field(device), field(Buffer.alloc(2)), field(Buffer.alloc(2)), field(Buffer.alloc(1)),
-    field(Buffer.from(id % 5 === 0 ? 'lte' : 'wifi')), field(Buffer.from(`3.${id % 4}.0`)), field(address),
+    fields,
+    field(Buffer.alloc(8)),
+    field(Buffer.alloc(8)),
+    field(device),
+    field(Buffer.alloc(2)),
+    field(Buffer.alloc(2)),
+    field(Buffer.alloc(1)),
+    field(Buffer.from(id % 5 === 0 ? 'lte' : 'wifi')),
+    field(Buffer.from(`3.${id % 4}.0`)),
+    field(address),
   ])
 }
 

@@ -37,7 +37,7 @@ const presets: Record<string, Preset> = {
 
 const options = {
   preset: { otherwise: 'fleet', what: `${Object.keys(presets).join(', ')} or memory` },
-  devices: { otherwise: undefined, what: 'how many send, in place of the preset\'s' },
+  devices: { otherwise: undefined, what: "how many send, in place of the preset's" },
   interval: { otherwise: undefined, what: 'seconds between the heartbeats of a device' },
   jitter: { otherwise: undefined, least: 0, what: 'give or take so many seconds' },
   duration: { otherwise: undefined, what: 'seconds, the warmup among them' },
@@ -80,7 +80,11 @@ export async function benchLoad(args: string[]): Promise<Figure[]> {
   if (given['dry-run']) return plan
 
   return withStore(async store => {
-    const { sent, used } = await sendFleet(store, await enroll(store, fleet.devices), fleet, { warmup, connections: given.connections, env })
+    const { sent, used } = await sendFleet(store, await enroll(store, fleet.devices), fleet, {
+      warmup,
+      connections: given.connections,
+      env,
+    })
     return [...plan, ...figures(preset, fleet, sent, used)]
   })
 }
@@ -90,9 +94,21 @@ export async function benchLoad(args: string[]): Promise<Figure[]> {
  * @returns what came of it, and what each processor and counter said; with `records`, each heartbeat that was answered with 2xx
  */
 export async function sendFleet(
-  store: Store, devices: Device[], fleet: Fleet,
-  { warmup, connections, env = {}, records = false, meanwhile = async () => {} }: {
-    warmup: number, connections: number, env?: Record<string, string>, records?: boolean, meanwhile?: (server: Server) => Promise<void>
+  store: Store,
+  devices: Device[],
+  fleet: Fleet,
+  {
+    warmup,
+    connections,
+    env = {},
+    records = false,
+    meanwhile = async () => {},
+  }: {
+    warmup: number
+    connections: number
+    env?: Record<string, string>
+    records?: boolean
+    meanwhile?: (server: Server) => Promise<void>
   },
 ) {
   const server = await startServer(store, { env })
@@ -102,7 +118,8 @@ export async function sendFleet(
     await store.admin`checkpoint`
     const watch = watchUsage(store, server, warmup)
     const [sent] = await Promise.all([
-      sender.open(schedule(fleet), warmup, tellProgress(fleet.duration - warmup), records), meanwhile(server),
+      sender.open(schedule(fleet), warmup, tellProgress(fleet.duration - warmup), records),
+      meanwhile(server),
     ])
     const used = await watch.end()
     tellProblems(sent)
@@ -116,7 +133,7 @@ export async function sendFleet(
 export type Used = Awaited<ReturnType<ReturnType<typeof watchUsage>['end']>>
 
 function figures({ targets }: Preset, fleet: Fleet, { latency, errors, ok, seconds }: Sent, used: Used): Figure[] {
-  const target = (most: number | undefined) => most === undefined ? {} : { target: atMost(most) }
+  const target = (most: number | undefined) => (most === undefined ? {} : { target: atMost(most) })
   const { counted } = used
   const hits = counted('device_cache_hits_total')
   const written = counted('hb_writes_total')
@@ -128,7 +145,12 @@ function figures({ targets }: Preset, fleet: Fleet, { latency, errors, ok, secon
     { name: 'latency p99', measured: latency.p99, unit: 'ms', ...target(targets.p99) },
     { name: 'latency p99.9', measured: latency.p999, unit: 'ms' },
     { name: 'latency max', measured: latency.max, unit: 'ms' },
-    { name: 'CPU of server and Postgres, of all processors', measured: used.serverCpu + used.postgresCpu, unit: '%', ...target(targets.cpu) },
+    {
+      name: 'CPU of server and Postgres, of all processors',
+      measured: used.serverCpu + used.postgresCpu,
+      unit: '%',
+      ...target(targets.cpu),
+    },
     { name: 'CPU of the server', measured: used.serverCpu, unit: '%' },
     { name: 'CPU of Postgres', measured: used.postgresCpu, unit: '%' },
     { name: 'iowait', measured: used.iowait, unit: '%' },
@@ -136,12 +158,18 @@ function figures({ targets }: Preset, fleet: Fleet, { latency, errors, ok, secon
     {
       name: 'pool efficiency: statements that found a free connection',
       measured: 100 * (1 - counted('db_pool_waits_total') / Math.max(1, counted('db_pool_statements_total'))),
-      unit: '%', target: atLeast(90),
+      unit: '%',
+      target: atLeast(90),
     },
-    { name: 'token cache hits', measured: 100 * hits / Math.max(1, hits + counted('device_cache_misses_total')), unit: '%', ...(targets.hits ? { target: atLeast(targets.hits) } : {}) },
+    {
+      name: 'token cache hits',
+      measured: (100 * hits) / Math.max(1, hits + counted('device_cache_misses_total')),
+      unit: '%',
+      ...(targets.hits ? { target: atLeast(targets.hits) } : {}),
+    },
     // What was sent twice, and only that, is found to be a duplicate.
-    { name: 'duplicates', measured: 100 * counted('hb_deduplicated_total') / Math.max(1, written), unit: '%' },
-    { name: 'expected duplicates', measured: 100 * fleet.retries / (100 + fleet.retries), unit: '%' },
+    { name: 'duplicates', measured: (100 * counted('hb_deduplicated_total')) / Math.max(1, written), unit: '%' },
+    { name: 'expected duplicates', measured: (100 * fleet.retries) / (100 + fleet.retries), unit: '%' },
     { name: 'hb_writes_failed_total', measured: counted('hb_writes_failed_total'), unit: '', target: atMost(0) },
     { name: 'memory of the server at a fifth', measured: used.rssEarly, unit: 'MB' },
     { name: 'memory of the server at the end', measured: used.rssLate, unit: 'MB' },
@@ -151,7 +179,7 @@ function figures({ targets }: Preset, fleet: Fleet, { latency, errors, ok, secon
 
 /** Looks once a second at what server and Postgres use, from the end of the warmup on. */
 function watchUsage({ cluster, admin }: Store, server: Server, warmup: number) {
-  const seconds: { at: number, server: Usage, postgres: Usage }[] = []
+  const seconds: { at: number; server: Usage; postgres: Usage }[] = []
   let connections = 0
   let before = new Map<string, number>()
   let waited: () => Promise<number> = async () => 0
@@ -159,7 +187,7 @@ function watchUsage({ cluster, admin }: Store, server: Server, warmup: number) {
   const look = async () => {
     const [ours, theirs, [row]] = await Promise.all([
       usageOf(server.pid),
-      usageOf(await cluster.pid() ?? 0),
+      usageOf((await cluster.pid()) ?? 0),
       admin<{ count: number }[]>`
         select count(*)::integer as count from pg_stat_activity
         where backend_type = 'client backend' and usename = 'fleet_server'
@@ -202,20 +230,23 @@ function watchUsage({ cluster, admin }: Store, server: Server, warmup: number) {
 
 /** A new server for each size, which hears from every device twice. */
 async function measureMemory(
-  { sizes, seconds, connections }: { sizes: number[], seconds: number, connections: number }, env: Record<string, string>,
+  { sizes, seconds, connections }: { sizes: number[]; seconds: number; connections: number },
+  env: Record<string, string>,
 ): Promise<Figure[]> {
-  const memory: { devices: number, mb: number }[] = []
+  const memory: { devices: number; mb: number }[] = []
   await withStore(async store => {
     const devices: Device[] = []
     for (const size of [...sizes].sort((a, b) => a - b)) {
-      devices.push(...await enroll(store, size - devices.length, `to-${size}`))
+      devices.push(...(await enroll(store, size - devices.length, `to-${size}`)))
       const server = await startServer(store, { env })
       const sender = startSender()
       try {
         await sender.connect(server.port, connections, devices)
         const interval = Math.max(seconds, size / 1_500)
         const sent = await sender.open(
-          schedule({ devices: size, interval, jitter: 0, duration: 2 * interval, retries: 0 }), 0, tellProgress(2 * interval),
+          schedule({ devices: size, interval, jitter: 0, duration: 2 * interval, retries: 0 }),
+          0,
+          tellProgress(2 * interval),
         )
         tellProblems(sent)
         memory.push({ devices: size, mb: (await usageOf(server.pid)).rssMb })
@@ -225,17 +256,25 @@ async function measureMemory(
       }
     }
   })
-  const figures: Figure[] = memory.map(({ devices, mb }) => (
-    { name: `memory of the server, ${devices.toLocaleString('en')} devices`, measured: mb, unit: 'MB' }
-  ))
+  const figures: Figure[] = memory.map(({ devices, mb }) => ({
+    name: `memory of the server, ${devices.toLocaleString('en')} devices`,
+    measured: mb,
+    unit: 'MB',
+  }))
   memory.slice(1).forEach((now, index) => {
     const before = memory[index]!
     const more = `${before.devices.toLocaleString('en')} to ${now.devices.toLocaleString('en')} devices`
-    figures.push({ name: `more memory per device, ${more}`, measured: (now.mb - before.mb) * 1024 / (now.devices - before.devices), unit: 'KB' })
+    figures.push({
+      name: `more memory per device, ${more}`,
+      measured: ((now.mb - before.mb) * 1024) / (now.devices - before.devices),
+      unit: 'KB',
+    })
     // Linear: so many times the devices take at most so many times the memory.
     figures.push({
       name: `times the memory / times the devices, ${more}`,
-      measured: (now.mb / before.mb) / (now.devices / before.devices), unit: '', target: atMost(1),
+      measured: now.mb / before.mb / (now.devices / before.devices),
+      unit: '',
+      target: atMost(1),
     })
   })
   return figures

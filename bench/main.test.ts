@@ -26,7 +26,19 @@ t.test('a wrong command line is answered with the usage and code 2', async t => 
 })
 
 t.test('load --dry-run says what would be sent', async t => {
-  const figures = await runScenario(t, 'load', ['--devices', '600', '--interval', '60', '--jitter', '0', '--duration', '120', '--retries', '0', '--dry-run'])
+  const figures = await runScenario(t, 'load', [
+    '--devices',
+    '600',
+    '--interval',
+    '60',
+    '--jitter',
+    '0',
+    '--duration',
+    '120',
+    '--retries',
+    '0',
+    '--dry-run',
+  ])
   t.match(figures, [
     { name: 'heartbeats, retries among them', measured: 1200 },
     { name: 'mean rate', measured: 10, unit: '/s' },
@@ -37,7 +49,10 @@ t.test('load --dry-run says what would be sent', async t => {
 t.test('a device keeps its interval, give or take the jitter, and repeats a heartbeat with the same ts', async t => {
   const { at, device, ts, retried } = schedule({ devices: 50, interval: 60, jitter: 15, duration: 600, retries: 10 })
   t.ok(retried > 0)
-  t.same([...at], [...at].sort((a, b) => a - b))
+  t.same(
+    [...at],
+    [...at].sort((a, b) => a - b),
+  )
   for (let number = 0; number < 50; number++) {
     const times = [...at].filter((_, index) => device[index] === number && ts[index] === at[index])
     t.ok(times[0]! < 60_000)
@@ -49,12 +64,27 @@ t.test('a device keeps its interval, give or take the jitter, and repeats a hear
 
 t.test('load measures a small fleet', async t => {
   const figures = await runScenario(t, 'load', [
-    '--devices', '100', '--interval', '10', '--jitter', '0', '--duration', '5', '--warmup', '1', '--retries', '20', '--workers', '1',
+    '--devices',
+    '100',
+    '--interval',
+    '10',
+    '--jitter',
+    '0',
+    '--duration',
+    '5',
+    '--warmup',
+    '1',
+    '--retries',
+    '20',
+    '--workers',
+    '1',
   ])
   const figure = (name: string) => figures.find(found => found.name === name)!.measured
   t.equal(figure('errors'), 0)
   t.ok(figure('answered') > 0)
-  t.ok(figure('latency p50') > 0 && figure('latency p50') <= figure('latency p99') && figure('latency p99') <= figure('latency max'))
+  t.ok(
+    figure('latency p50') > 0 && figure('latency p50') <= figure('latency p99') && figure('latency p99') <= figure('latency max'),
+  )
   t.ok(figure('duplicates') > 0, 'what is sent twice is found')
   t.ok(figure('pool efficiency: statements that found a free connection') > 0)
   t.ok(figure('memory of the server at the end') > 0)
@@ -72,20 +102,61 @@ t.test('reads asks every question', { skip: leftToCi() }, async t => {
 })
 
 t.test('views asks each view', async t => {
-  const figures = await runScenario(t, 'views', ['--devices', '200', '--cohorts', '3', '--days', '2', '--beats', '5', '--rounds', '1', '--repeats', '2'])
+  const figures = await runScenario(t, 'views', [
+    '--devices',
+    '200',
+    '--cohorts',
+    '3',
+    '--days',
+    '2',
+    '--beats',
+    '5',
+    '--rounds',
+    '1',
+    '--repeats',
+    '2',
+  ])
   for (const view of ['fleet_silence', 'missed_beats', 'job_health', 'data_coverage, all of it']) {
-    t.ok(figures.some(({ name, measured }) => name === `200: ${view}, p95` && measured > 0), view)
+    t.ok(
+      figures.some(({ name, measured }) => name === `200: ${view}, p95` && measured > 0),
+      view,
+    )
   }
 })
 
 t.test('tracing measures the server with traces and without', { skip: leftToCi() }, async t => {
-  const figures = await runScenario(t, 'tracing', ['--rounds', '1', '--seconds', '1', '--warmup', '1', '--devices', '20', '--connections', '4'])
-  t.match(figures.map(({ name }) => name), ['CPU of a heartbeat, tracing off', 'CPU of a heartbeat, on', 'on / off'])
+  const figures = await runScenario(t, 'tracing', [
+    '--rounds',
+    '1',
+    '--seconds',
+    '1',
+    '--warmup',
+    '1',
+    '--devices',
+    '20',
+    '--connections',
+    '4',
+  ])
+  t.match(
+    figures.map(({ name }) => name),
+    ['CPU of a heartbeat, tracing off', 'CPU of a heartbeat, on', 'on / off'],
+  )
   t.ok(figures.every(({ measured }) => measured > 0))
 })
 
 t.test('maintenance runs its nights under load', { skip: leftToCi() }, async t => {
-  const figures = await runScenario(t, 'maintenance', ['--rounds', '1', '--seconds', '3', '--warmup', '1', '--devices', '300', '--rows', '1000'])
+  const figures = await runScenario(t, 'maintenance', [
+    '--rounds',
+    '1',
+    '--seconds',
+    '3',
+    '--warmup',
+    '1',
+    '--devices',
+    '300',
+    '--rows',
+    '1000',
+  ])
   const figure = (name: string) => figures.find(found => found.name === name)!.measured
   t.ok(figure('nights run') >= 2 && figure('days detached in them') >= 1)
   t.equal(figure('errors'), 0)

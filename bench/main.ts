@@ -25,7 +25,9 @@ const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure
 await runProgram(async ([scenario = '', ...args]) => {
   const load = scenarios[scenario]
   if (!load) {
-    throw new UsageError(`usage: npm run bench -- <scenario> [options] [--output FILE]; scenarios: ${Object.keys(scenarios).join(', ')}`)
+    throw new UsageError(
+      `usage: npm run bench -- <scenario> [options] [--output FILE]; scenarios: ${Object.keys(scenarios).join(', ')}`,
+    )
   }
   const now = new Date().toISOString()
   const file = outputFile(args) ?? join(repository, '.local', 'bench', `${scenario}-${now.replaceAll(':', '')}.json`)

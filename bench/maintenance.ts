@@ -33,7 +33,9 @@ export async function benchMaintenance(args: string[]): Promise<Figure[]> {
   return withStore(async store => {
     const { admin, cluster } = store
     const devices = await enroll(store, count)
-    await step(`Loading ${DAYS} days of ${rows.toLocaleString('en')} heartbeats`, () => admin`
+    await step(
+      `Loading ${DAYS} days of ${rows.toLocaleString('en')} heartbeats`,
+      () => admin`
       insert into fleet.device_heartbeats (ts, received_at, device_id, battery_pct)
       select t.ts, t.ts, n % 1000, n % 100
       from generate_series(1, ${DAYS}::integer) as day
@@ -41,7 +43,8 @@ export async function benchMaintenance(args: string[]): Promise<Figure[]> {
       cross join lateral (
         select date_trunc('day', now(), 'UTC') - day * interval '1 day' + n / 1000 * interval '1 day' / (${rows}::integer / 1000 + 1) as ts
       ) t
-    `)
+    `,
+    )
     await admin`vacuum (analyze) fleet.device_heartbeats`
     const server = await startServer(store)
     const sender = startSender()
@@ -53,9 +56,17 @@ export async function benchMaintenance(args: string[]): Promise<Figure[]> {
 
     const during = async (work: (isOver: () => boolean) => Promise<void>) => {
       await admin`checkpoint`
-      const sending = sender.open(schedule({ devices: count, interval: 60, jitter: 15, retries: 0, duration: warmup + seconds }), warmup)
+      const sending = sender.open(
+        schedule({ devices: count, interval: 60, jitter: 15, retries: 0, duration: warmup + seconds }),
+        warmup,
+      )
       let over = false
-      const [result] = await Promise.all([sending.finally(() => { over = true }), work(() => over)])
+      const [result] = await Promise.all([
+        sending.finally(() => {
+          over = true
+        }),
+        work(() => over),
+      ])
       return result
     }
     const keepNights = async (isOver: () => boolean) => {
@@ -86,15 +97,24 @@ export async function benchMaintenance(args: string[]): Promise<Figure[]> {
       const [detached] = await admin<{ count: number }[]>`
         select count(*)::int as count from fleet.events where event = 'partition.detach'
       `
-      const of = (which: keyof typeof sent, what: keyof Sent['latency']) => median(sent[which].map(({ latency }) => latency[what]))
+      const of = (which: keyof typeof sent, what: keyof Sent['latency']) =>
+        median(sent[which].map(({ latency }) => latency[what]))
       return [
         { name: 'nights run', measured: nights.reduce((sum, one) => sum + one, 0), unit: '' },
         { name: 'days detached in them', measured: detached?.count ?? 0, unit: '' },
-        ...(['p50', 'p99', 'max'] as const).flatMap(what => (['quiet', 'nights', 'reader'] as const).map((which): Figure => (
-          { name: `ingest ${what}, ${which}`, measured: of(which, what), unit: 'ms' }
-        ))),
+        ...(['p50', 'p99', 'max'] as const).flatMap(what =>
+          (['quiet', 'nights', 'reader'] as const).map((which): Figure => ({
+            name: `ingest ${what}, ${which}`,
+            measured: of(which, what),
+            unit: 'ms',
+          })),
+        ),
         {
-          name: 'errors', measured: Object.values(sent).flat().reduce((sum, { errors }) => sum + errors, 0), unit: '',
+          name: 'errors',
+          measured: Object.values(sent)
+            .flat()
+            .reduce((sum, { errors }) => sum + errors, 0),
+          unit: '',
           target: atMost(0),
         },
       ]

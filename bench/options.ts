@@ -9,7 +9,15 @@ export interface Option {
   least?: number
 }
 
-type Value<T> = T extends readonly number[] ? number[] : T extends number ? number : T extends boolean ? boolean : T extends undefined ? number | undefined : string
+type Value<T> = T extends readonly number[]
+  ? number[]
+  : T extends number
+    ? number
+    : T extends boolean
+      ? boolean
+      : T extends undefined
+        ? number | undefined
+        : string
 export type Values<S extends Record<string, Option>> = { [K in keyof S]: Value<S[K]['otherwise']> }
 
 /** A wrong command line; the message ends with the usage. */
@@ -33,9 +41,10 @@ export function readOptions<S extends Record<string, Option>>(scenario: string, 
   const fail = (problem: string) => new UsageError(`${problem}\n\n${usage(scenario, options)}`)
   let given: Record<string, string | boolean | undefined>
   try {
-    const kinds = Object.entries(options).map(([name, { otherwise }]) => (
-      [name, { type: typeof otherwise === 'boolean' ? 'boolean' as const : 'string' as const }]
-    ))
+    const kinds = Object.entries(options).map(([name, { otherwise }]) => [
+      name,
+      { type: typeof otherwise === 'boolean' ? ('boolean' as const) : ('string' as const) },
+    ])
     given = parseArgs({ args, options: Object.fromEntries(kinds) as Record<string, { type: 'string' }> }).values
   } catch (error) {
     throw fail((error as Error).message)
@@ -45,13 +54,15 @@ export function readOptions<S extends Record<string, Option>>(scenario: string, 
     if (value >= least) return value
     throw fail(`--${name} takes a whole number of at least ${least}, got ${text || 'nothing'}`)
   }
-  return Object.fromEntries(Object.entries(options).map(([name, { otherwise, least }]) => {
-    const text = given[name]
-    if (typeof text !== 'string') return [name, text ?? otherwise]
-    if (otherwise === undefined || typeof otherwise === 'number') return [name, number(name, text, least)]
-    if (Array.isArray(otherwise)) return [name, text.split(',').map(part => number(name, part, least))]
-    return [name, text]
-  })) as Values<S>
+  return Object.fromEntries(
+    Object.entries(options).map(([name, { otherwise, least }]) => {
+      const text = given[name]
+      if (typeof text !== 'string') return [name, text ?? otherwise]
+      if (otherwise === undefined || typeof otherwise === 'number') return [name, number(name, text, least)]
+      if (Array.isArray(otherwise)) return [name, text.split(',').map(part => number(name, part, least))]
+      return [name, text]
+    }),
+  ) as Values<S>
 }
 
 function usage(scenario: string, options: Record<string, Option>) {

@@ -28,19 +28,26 @@ export function pgbench({ cluster }: Store, deviceIds: number[], clients: number
     const directory = await mkdtemp(join(tmpdir(), 'fleet-pgbench-'))
     try {
       const share = Math.floor(deviceIds.length / clients)
-      const runs = await Promise.all(Array.from({ length: clients }, async (_, client) => {
-        const script = join(directory, `${client}.sql`)
-        const ids = deviceIds.slice(client * share, (client + 1) * share)
-        await writeFile(script, scriptOf(ids, batch, new Date(day).toISOString().slice(0, 10).replaceAll('-', '')))
-        const output = await run(cluster.program('pgbench'), [
-          '--no-vacuum', '--client=1', `--time=${seconds}`, `--file=${script}`, `--define=seconds=${clock}`,
-          cluster.url('fleet_server', 'fleet'),
-        ])
-        const passes = Number(/number of transactions actually processed: (\d+)/.exec(output)?.[1])
-        const rate = Number(/^tps = ([\d.]+)/m.exec(output)?.[1])
-        if (!(passes > 0 && rate > 0)) throw new Error(`pgbench finished no pass over ${share} devices in ${seconds} s:\n${output}`)
-        return { passes, rows: rate * share }
-      }))
+      const runs = await Promise.all(
+        Array.from({ length: clients }, async (_, client) => {
+          const script = join(directory, `${client}.sql`)
+          const ids = deviceIds.slice(client * share, (client + 1) * share)
+          await writeFile(script, scriptOf(ids, batch, new Date(day).toISOString().slice(0, 10).replaceAll('-', '')))
+          const output = await run(cluster.program('pgbench'), [
+            '--no-vacuum',
+            '--client=1',
+            `--time=${seconds}`,
+            `--file=${script}`,
+            `--define=seconds=${clock}`,
+            cluster.url('fleet_server', 'fleet'),
+          ])
+          const passes = Number(/number of transactions actually processed: (\d+)/.exec(output)?.[1])
+          const rate = Number(/^tps = ([\d.]+)/m.exec(output)?.[1])
+          if (!(passes > 0 && rate > 0))
+            throw new Error(`pgbench finished no pass over ${share} devices in ${seconds} s:\n${output}`)
+          return { passes, rows: rate * share }
+        }),
+      )
       clock += BUCKET_S * (1 + Math.max(...runs.map(({ passes }) => passes)))
       return runs.reduce((sum, { rows }) => sum + rows, 0)
     } finally {
@@ -56,11 +63,19 @@ function scriptOf(deviceIds: number[], batch: number, date: string) {
   ]
   for (let first = 0; first < deviceIds.length; first += batch) {
     const items = deviceIds.slice(first, first + batch).map(device_id => ({
-      ts: `${date}T:clock+00`, battery_pct: 81, network_type: 'wifi', unity_running: true, signal_dbm: -61, agent_version: '3.1.0',
-      device_id, ip: '127.0.0.1',
+      ts: `${date}T:clock+00`,
+      battery_pct: 81,
+      network_type: 'wifi',
+      unity_running: true,
+      signal_dbm: -61,
+      agent_version: '3.1.0',
+      device_id,
+      ip: '127.0.0.1',
     }))
-    lines.push(`select array_agg(result)::text as results, case when count(reason) > 0 then array_agg(reason)::text end as reasons, `
-      + `array_agg(ts)::text as tss from fleet.ingest('${JSON.stringify(items)}'::text::json);`)
+    lines.push(
+      `select array_agg(result)::text as results, case when count(reason) > 0 then array_agg(reason)::text end as reasons, ` +
+        `array_agg(ts)::text as tss from fleet.ingest('${JSON.stringify(items)}'::text::json);`,
+    )
   }
   return `${lines.join('\n')}\n`
 }
@@ -69,8 +84,12 @@ function run(program: string, args: string[]) {
   return new Promise<string>((resolve, reject) => {
     const child = spawn(program, args, { env: plainEnv(), stdio: ['ignore', 'pipe', 'pipe'] })
     let output = ''
-    child.stdout.on('data', (chunk: Buffer) => { output += chunk.toString() })
-    child.stderr.on('data', (chunk: Buffer) => { output += chunk.toString() })
+    child.stdout.on('data', (chunk: Buffer) => {
+      output += chunk.toString()
+    })
+    child.stderr.on('data', (chunk: Buffer) => {
+      output += chunk.toString()
+    })
     child.once('error', reject)
     child.once('close', code => {
       if (code === 0) resolve(output)

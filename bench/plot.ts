@@ -10,7 +10,7 @@ interface Plot {
   y: string
   series: Series[]
   /** Times in which something happens, shaded. */
-  spans?: { name: string, from: number, to: number }[]
+  spans?: { name: string; from: number; to: number }[]
   /** Both axes by powers of ten. */
   isLogarithmic?: boolean
 }
@@ -33,12 +33,14 @@ export function plot({ title, x, y, series, spans = [], isLogarithmic = false }:
   const ys = all.map(([, value]) => scale(value))
   const [left, right] = [Math.min(...xs), Math.max(...xs)]
   const [low, high] = isLogarithmic ? [Math.floor(Math.min(...ys)), Math.ceil(Math.max(...ys))] : [0, 1.1 * Math.max(...ys)]
-  const px = (at: number) => LEFT + (scale(at) - left) / (right - left || 1) * (WIDTH - LEFT - RIGHT)
-  const py = (value: number) => HEIGHT - BOTTOM - (scale(value) - low) / (high - low || 1) * (HEIGHT - TOP - BOTTOM)
-  const ticks = (from: number, to: number) => isLogarithmic
-    ? Array.from({ length: Math.floor(to + 1e-9) - Math.ceil(from - 1e-9) + 1 }, (_, n) => 10 ** (Math.ceil(from - 1e-9) + n))
-    : rounded(from, to)
-  const text = (at: number, top: number, words: string, anchor = 'middle') => `<text x="${at.toFixed(1)}" y="${top.toFixed(1)}" text-anchor="${anchor}">${escape(words)}</text>`
+  const px = (at: number) => LEFT + ((scale(at) - left) / (right - left || 1)) * (WIDTH - LEFT - RIGHT)
+  const py = (value: number) => HEIGHT - BOTTOM - ((scale(value) - low) / (high - low || 1)) * (HEIGHT - TOP - BOTTOM)
+  const ticks = (from: number, to: number) =>
+    isLogarithmic
+      ? Array.from({ length: Math.floor(to + 1e-9) - Math.ceil(from - 1e-9) + 1 }, (_, n) => 10 ** (Math.ceil(from - 1e-9) + n))
+      : rounded(from, to)
+  const text = (at: number, top: number, words: string, anchor = 'middle') =>
+    `<text x="${at.toFixed(1)}" y="${top.toFixed(1)}" text-anchor="${anchor}">${escape(words)}</text>`
   const lines = [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${HEIGHT}" font-family="sans-serif" font-size="12" fill="#808080" role="img">`,
     `<title>${escape(title)}</title>`,
@@ -53,9 +55,10 @@ export function plot({ title, x, y, series, spans = [], isLogarithmic = false }:
     ...ticks(left, right).map(value => text(px(value), HEIGHT - BOTTOM + 16, short(value))),
     text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x),
     text(LEFT, TOP - 24, y, 'start'),
-    ...series.map(({ points }, index) => (
-      `<polyline fill="none" stroke="${colour(index)}" stroke-width="1.5" points="${points.map(([at, value]) => `${px(at).toFixed(1)},${py(value).toFixed(1)}`).join(' ')}"/>`
-    )),
+    ...series.map(
+      ({ points }, index) =>
+        `<polyline fill="none" stroke="${colour(index)}" stroke-width="1.5" points="${points.map(([at, value]) => `${px(at).toFixed(1)},${py(value).toFixed(1)}`).join(' ')}"/>`,
+    ),
     `<text x="${WIDTH - RIGHT}" y="${TOP - 24}" text-anchor="end">`,
     ...series.map(({ name }, index) => `<tspan dx="${index && 20}" fill="${colour(index)}">${escape(name)}</tspan>`),
     '</text>',

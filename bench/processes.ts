@@ -42,26 +42,29 @@ export async function iowait() {
   return async () => {
     const now = await readCpu()
     const all = now.all - before.all
-    return all > 0 ? 100 * (now.iowait - before.iowait) / all : 0
+    return all > 0 ? (100 * (now.iowait - before.iowait)) / all : 0
   }
 }
 
 /** Bytes that the machine read from its disks since an earlier look. */
 export async function diskReads() {
   const before = await readPagedIn()
-  return async () => await readPagedIn() - before
+  return async () => (await readPagedIn()) - before
 }
 
 /** CPU seconds in a time as percent of all processors. */
 export function cpuPercent(cpuSeconds: number, seconds: number) {
-  return 100 * cpuSeconds / (seconds * availableParallelism())
+  return (100 * cpuSeconds) / (seconds * availableParallelism())
 }
 
 async function readStat(pid: string) {
   const text = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => undefined)
   if (text === undefined) return undefined
   // The name, in brackets, may hold anything. See proc(5): state, ppid, …, utime, stime, cutime, cstime.
-  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ').map(Number)
+  const fields = text
+    .slice(text.lastIndexOf(')') + 2)
+    .split(' ')
+    .map(Number)
   const ticks = fields.slice(11, 15).reduce((sum, value) => sum + value, 0)
   return { pid: Number(pid), parent: fields[1] ?? 0, ticks }
 }

@@ -45,7 +45,7 @@ export async function benchReads(args: string[]): Promise<Figure[]> {
       const figures: Figure[] = []
       for (const size of [...given.sizes].sort((a, b) => a - b)) {
         await grow(store, size, given.beats)
-        figures.push(...await measure(questions(sql, server, size), size, given))
+        figures.push(...(await measure(questions(sql, server, size), size, given)))
       }
       return figures
     } finally {
@@ -114,7 +114,8 @@ function questions(sql: Sql, server: Server, size: number): Question[] {
     {
       name: 'offline list, fleet.devices_offline',
       ask: () => sql`select device_id, alias, last_ts from fleet.devices_offline`,
-      target: listTarget, legacy: 'offline list, newest heartbeats',
+      target: listTarget,
+      legacy: 'offline list, newest heartbeats',
     },
     {
       name: 'offline list, a page over HTTP',
@@ -134,7 +135,8 @@ function questions(sql: Sql, server: Server, size: number): Question[] {
     {
       name: 'unity down, fleet.unity_down',
       ask: () => sql`select device_id, alias, last_ts from fleet.unity_down`,
-      target: listTarget, legacy: 'unity down, newest heartbeats',
+      target: listTarget,
+      legacy: 'unity down, newest heartbeats',
     },
     {
       name: 'device detail, newest heartbeat',
@@ -153,7 +155,8 @@ function questions(sql: Sql, server: Server, size: number): Question[] {
     {
       name: 'device detail, fleet.device_status',
       ask: () => sql`select * from fleet.device_status where device_id = ${device()}`,
-      target: 2, legacy: 'device detail, newest heartbeat',
+      target: 2,
+      legacy: 'device detail, newest heartbeat',
     },
     { name: 'fleet.fleet_silence, for a scrape once a minute', ask: () => sql`select * from fleet.fleet_silence` },
     { name: 'scrape of /metrics over HTTP', ask: () => http('/metrics'), ...(size <= 10_000 ? { target: 20 } : {}) },
@@ -166,21 +169,33 @@ const agent = new Agent({ keepAlive: true, maxSockets: 1 })
 
 /** One request on one connection that is kept; fetch() takes about as long by itself as the server does. */
 export function call(server: Server, path: string, body?: object) {
-  return new Promise<{ status: number, text: string }>((resolve, reject) => {
-    const asking = request(server.url + path, {
-      agent, method: body ? 'POST' : 'GET', headers: { 'x-admin': server.adminKey, 'content-type': 'application/json' },
-    }, answer => {
-      let text = ''
-      answer.setEncoding('utf8')
-      answer.on('data', (chunk: string) => { text += chunk })
-      answer.on('end', () => resolve({ status: answer.statusCode ?? 0, text }))
-    })
+  return new Promise<{ status: number; text: string }>((resolve, reject) => {
+    const asking = request(
+      server.url + path,
+      {
+        agent,
+        method: body ? 'POST' : 'GET',
+        headers: { 'x-admin': server.adminKey, 'content-type': 'application/json' },
+      },
+      answer => {
+        let text = ''
+        answer.setEncoding('utf8')
+        answer.on('data', (chunk: string) => {
+          text += chunk
+        })
+        answer.on('end', () => resolve({ status: answer.statusCode ?? 0, text }))
+      },
+    )
     asking.on('error', reject)
     asking.end(body && JSON.stringify(body))
   })
 }
 
-async function measure(asked: Question[], size: number, given: { rounds: number, repeats: number, seconds: number }): Promise<Figure[]> {
+async function measure(
+  asked: Question[],
+  size: number,
+  given: { rounds: number; repeats: number; seconds: number },
+): Promise<Figure[]> {
   const took = new Map<string, number[]>(asked.map(({ name }) => [name, []]))
   for (let round = 1; round <= given.rounds; round++) {
     for (const { name, ask } of asked) {
@@ -199,8 +214,15 @@ async function measure(asked: Question[], size: number, given: { rounds: number,
     const about = `${size.toLocaleString('en')}: ${name}`
     return [
       { name: `${about}, p50`, measured: median(times), unit: 'ms' },
-      { name: `${about}, p95`, measured: percentile(times, 95), unit: 'ms', ...(target === undefined ? {} : { target: atMost(target) }) },
-      ...(legacy === undefined ? [] : [{ name: `${about}, times as fast`, measured: median(took.get(legacy)!) / median(times), unit: '' }]),
+      {
+        name: `${about}, p95`,
+        measured: percentile(times, 95),
+        unit: 'ms',
+        ...(target === undefined ? {} : { target: atMost(target) }),
+      },
+      ...(legacy === undefined
+        ? []
+        : [{ name: `${about}, times as fast`, measured: median(took.get(legacy)!) / median(times), unit: '' }]),
     ]
   })
 }

@@ -27,7 +27,7 @@ const RETRY_AFTER_MS = 500
 /** The same fleet has the same schedule each time. */
 export function schedule({ devices, interval, jitter, duration, retries }: Fleet): Schedule {
   const random = generator(42)
-  const events: { at: number, device: number, ts: number }[] = []
+  const events: { at: number; device: number; ts: number }[] = []
   const end = duration * 1000
   let retried = 0
   for (let device = 0; device < devices; device++) {

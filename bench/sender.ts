@@ -12,14 +12,14 @@ export interface Template {
 }
 
 export type Order =
-  | { kind: 'connect', port: number, connections: number, templates: Template[] }
+  | { kind: 'connect'; port: number; connections: number; templates: Template[] }
   /** Each request at its time, whatever became of those before; what is sent in the first `warmup` seconds is not measured. */
-  | { kind: 'open', schedule: Schedule, warmup: number, records: boolean }
+  | { kind: 'open'; schedule: Schedule; warmup: number; records: boolean }
   /**
    * Each connection sends its next request as soon as it has an answer. `ts` begins at `from` and goes on by 10 s a pass. The
    * warmup lasts in any case until each request was sent once.
    */
-  | { kind: 'closed', seconds: number, warmup: number, from: number }
+  | { kind: 'closed'; seconds: number; warmup: number; from: number }
   | { kind: 'acknowledged' }
   | { kind: 'stop' }
 
@@ -44,7 +44,7 @@ export interface Sent {
   errors: number
   /** What went wrong, how often. */
   problems: Record<string, number>
-  latency: { p50: number, p95: number, p99: number, p999: number, max: number }
+  latency: { p50: number; p95: number; p99: number; p999: number; max: number }
   seconds: number
   /** Of this process. */
   cpuSeconds: number
@@ -54,9 +54,9 @@ export interface Sent {
 
 export type Report =
   | { kind: 'ready' }
-  | { kind: 'progress', seconds: number, sent: Sent }
-  | { kind: 'acknowledged', beats: Acknowledged[] }
-  | { kind: 'done', sent: Sent }
+  | { kind: 'progress'; seconds: number; sent: Sent }
+  | { kind: 'acknowledged'; beats: Acknowledged[] }
+  | { kind: 'done'; sent: Sent }
 
 const TS = '2026-01-01T00:00:00.000Z'
 /** Longer than the server's own limit for a statement that does not end. */
@@ -92,7 +92,10 @@ class Connection {
   /** Bytes of the answer's body still to come. */
   #rest = 0
 
-  constructor(readonly port: number, readonly answered: (connection: Connection, turn: Turn, status: number | string) => void) {}
+  constructor(
+    readonly port: number,
+    readonly answered: (connection: Connection, turn: Turn, status: number | string) => void,
+  ) {}
 
   send(turn: Turn) {
     if (this.turn) {
@@ -128,8 +131,12 @@ class Connection {
       },
     })
     let problem = 'connection closed'
-    socket.on('error', error => { problem = (error as NodeJS.ErrnoException).code ?? error.message })
-    socket.on('close', () => { if (this.#socket === socket) this.#ended(problem) })
+    socket.on('error', error => {
+      problem = (error as NodeJS.ErrnoException).code ?? error.message
+    })
+    socket.on('close', () => {
+      if (this.#socket === socket) this.#ended(problem)
+    })
     this.#socket = socket
     return socket
   }
@@ -196,10 +203,17 @@ function prepare(port: number, count: number, templates: Template[]) {
 function format({ token, devices }: Template) {
   const beat = { ts: TS, battery_pct: 81, network_type: 'wifi', unity_running: true, signal_dbm: -61, agent_version: '3.1.0' }
   const body = JSON.stringify(devices?.map(device_id => ({ device_id, ...beat })) ?? beat)
-  const bytes = Buffer.from([
-    `POST ${devices ? '/v1/heartbeats' : '/v1/heartbeat'} HTTP/1.1`, 'host: 127.0.0.1', `authorization: Bearer ${token}`,
-    'content-type: application/json', `content-length: ${Buffer.byteLength(body)}`, '', body,
-  ].join('\r\n'))
+  const bytes = Buffer.from(
+    [
+      `POST ${devices ? '/v1/heartbeats' : '/v1/heartbeat'} HTTP/1.1`,
+      'host: 127.0.0.1',
+      `authorization: Bearer ${token}`,
+      'content-type: application/json',
+      `content-length: ${Buffer.byteLength(body)}`,
+      '',
+      body,
+    ].join('\r\n'),
+  )
   const stamps: number[] = []
   for (let at = bytes.indexOf(TS); at >= 0; at = bytes.indexOf(TS, at + TS.length)) stamps.push(at)
   return { bytes, stamps }
@@ -209,7 +223,7 @@ async function sendOpen({ schedule: { at, device, ts }, warmup, records }: Extra
   const start = performance.now() + 100
   const startedAt = performance.timeOrigin + start
   stopped = false
-  const measured = tally = new Tally(start + warmup * 1000, () => {}, records)
+  const measured = (tally = new Tally(start + warmup * 1000, () => {}, records))
   for (let next = 0; next < at.length && !stopped;) {
     const now = performance.now() - start
     for (; next < at.length && at[next]! <= now; next++) {
@@ -222,7 +236,7 @@ async function sendOpen({ schedule: { at, device, ts }, warmup, records }: Extra
   return measured.end()
 }
 
-async function sendClosed({ seconds, warmup, from }: { seconds: number, warmup: number, from: number }) {
+async function sendClosed({ seconds, warmup, from }: { seconds: number; warmup: number; from: number }) {
   const start = performance.now()
   let end = Infinity
   const next = (connection: Connection) => {
@@ -230,13 +244,13 @@ async function sendClosed({ seconds, warmup, from }: { seconds: number, warmup: 
     if (now < end) turn(connection, now)
   }
   for (const request of requests) request.ts = from
-  const warming = tally = new Tally(start, next)
+  const warming = (tally = new Tally(start, next))
   for (const connection of connections) turn(connection, start)
   await sleep(warmup * 1000)
   // Until the server has seen each token: what it asks the database once is no measure.
   while (!requests.every(({ ts }) => ts > from)) await sleep(20)
   warming.end()
-  const measured = tally = new Tally(performance.now(), next)
+  const measured = (tally = new Tally(performance.now(), next))
   end = measured.measureFrom + seconds * 1000
   await sleep(seconds * 1000)
   const sent = measured.end()
@@ -260,8 +274,14 @@ class Tally {
   #cpu = process.cpuUsage()
   #watch: NodeJS.Timeout
 
-  constructor(readonly measureFrom: number, readonly next: (connection: Connection) => void = () => {}, readonly records = false) {
-    setTimeout(() => { this.#cpu = process.cpuUsage() }, measureFrom - performance.now())
+  constructor(
+    readonly measureFrom: number,
+    readonly next: (connection: Connection) => void = () => {},
+    readonly records = false,
+  ) {
+    setTimeout(() => {
+      this.#cpu = process.cpuUsage()
+    }, measureFrom - performance.now())
     this.#watch = setInterval(() => {
       const late = performance.now() - ANSWER_MS
       for (const connection of connections) if (connection.turn && connection.sentAt < late) connection.close('no answer')
@@ -273,7 +293,13 @@ class Tally {
   answered(connection: Connection, { due, request, ts }: Turn, status: number | string) {
     const isOk = typeof status === 'number' && status >= 200 && status < 300
     if (isOk && this.records) {
-      acknowledged.push({ template: request.template, ts: Math.floor(ts), status, due: performance.timeOrigin + due, latency: performance.now() - due })
+      acknowledged.push({
+        template: request.template,
+        ts: Math.floor(ts),
+        status,
+        due: performance.timeOrigin + due,
+        latency: performance.now() - due,
+      })
     }
     if (due >= this.measureFrom) {
       if (isOk) this.#ok++

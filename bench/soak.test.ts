@@ -16,7 +16,18 @@ async function plotFile(t: Test) {
 
 t.test('soak has a night and an archive in it, and plots p99, memory and the disk', { skip: leftToCi() }, async t => {
   const file = await plotFile(t)
-  const figures = await runScenario(t, 'soak', ['--seconds', '10', '--devices', '600', '--rows', '1440', '--window', '1', '--plot', file])
+  const figures = await runScenario(t, 'soak', [
+    '--seconds',
+    '10',
+    '--devices',
+    '600',
+    '--rows',
+    '1440',
+    '--window',
+    '1',
+    '--plot',
+    file,
+  ])
   const figure = (name: string) => figures.find(found => found.name === name)!.measured
   t.equal(figure('errors'), 0)
   t.ok(figure('night') > 0 && figure('archive') > 0 && figure('memory of the server, late') > 0)
@@ -28,9 +39,23 @@ t.test('soak has a night and an archive in it, and plots p99, memory and the dis
 t.test('growth measures each size and plans with more partitions', { skip: leftToCi() }, async t => {
   const file = await plotFile(t)
   const figures = await runScenario(t, 'growth', [
-    '--sizes', '2000,8000', '--beats', '5', '--rounds', '1', '--seconds', '1', '--partitions', '105,110', '--plot', file,
+    '--sizes',
+    '2000,8000',
+    '--beats',
+    '5',
+    '--rounds',
+    '1',
+    '--seconds',
+    '1',
+    '--partitions',
+    '105,110',
+    '--plot',
+    file,
   ])
-  t.match(figures.find(({ name }) => name === 'archive: a row at 8,000 / at 2,000'), { target: { at: 'most', value: 1.1 } })
+  t.match(
+    figures.find(({ name }) => name === 'archive: a row at 8,000 / at 2,000'),
+    { target: { at: 'most', value: 1.1 } },
+  )
   t.equal(figures.filter(({ name }) => name.startsWith('planning')).length, 6)
   t.ok(figures.every(({ name, measured }) => measured > 0 || name.includes('read from the disk')))
   const svg = await readFile(file, 'utf8')

@@ -49,8 +49,16 @@ export async function benchSoak(args: string[]): Promise<Figure[]> {
       const start = performance.now()
       const now = () => (performance.now() - start) / 1000
       let over = false
-      const sending = sender.open(schedule({ devices: given.devices, interval: 60, jitter: 15, retries: 1, duration: given.seconds }), 0, () => {}, true)
-        .finally(() => { over = true })
+      const sending = sender
+        .open(
+          schedule({ devices: given.devices, interval: 60, jitter: 15, retries: 1, duration: given.seconds }),
+          0,
+          () => {},
+          true,
+        )
+        .finally(() => {
+          over = true
+        })
 
       const p99: Series = { name: 'p99, ms', points: [] }
       const p50: Series = { name: 'p50, ms', points: [] }
@@ -67,10 +75,13 @@ export async function benchSoak(args: string[]): Promise<Figure[]> {
           memory.points.push([now() / 60, (await usageOf(server.pid)).rssMb])
           fdatasync.points.push([now() / 60, slowest])
           const every = Math.max(1, Math.round(60 / given.window))
-          if (p99.points.length % every === 0) say(`  ${Math.round(now())} s of ${given.seconds} s: p99 ${p99.points.at(-1)![1].toFixed(1)} ms, ${memory.points.at(-1)![1].toFixed(0)} MB`)
+          if (p99.points.length % every === 0)
+            say(
+              `  ${Math.round(now())} s of ${given.seconds} s: p99 ${p99.points.at(-1)![1].toFixed(1)} ms, ${memory.points.at(-1)![1].toFixed(0)} MB`,
+            )
         }
       }
-      const spans: { name: string, from: number, to: number }[] = []
+      const spans: { name: string; from: number; to: number }[] = []
       const during = async (name: string, at: number, work: () => Promise<unknown>) => {
         await sleep(Math.max(0, at * given.seconds - now()) * 1000)
         const from = now() / 60
@@ -83,18 +94,30 @@ export async function benchSoak(args: string[]): Promise<Figure[]> {
           await admin`select fleet.archive_partition(${partition})`
           const archiver = startProgram('archiver/main.ts', {
             args: ['--once'],
-            env: { ARCHIVER_DATABASE_URL: cluster.url('fleet_archiver', 'fleet'), ARCHIVE_URL: pathToFileURL(join(directory, 'archive')).href },
+            env: {
+              ARCHIVER_DATABASE_URL: cluster.url('fleet_archiver', 'fleet'),
+              ARCHIVE_URL: pathToFileURL(join(directory, 'archive')).href,
+            },
           })
           await archiver.exited
-          const [state] = await admin<{ state: string }[]>`select state from fleet.hb_partitions where partition_name = ${partition}`
-          if (state?.state !== 'dropped') throw new Error(`${partition} is ${state?.state ?? 'gone'}, not dropped:\n${archiver.output()}`)
+          const [state] = await admin<
+            { state: string }[]
+          >`select state from fleet.hb_partitions where partition_name = ${partition}`
+          if (state?.state !== 'dropped')
+            throw new Error(`${partition} is ${state?.state ?? 'gone'}, not dropped:\n${archiver.output()}`)
         })
       }
       const [sent] = await Promise.all([sending, watch(), works()])
-      await writeFile(resolve(given.plot), plot({
-        title: `${Math.round(given.devices / 60).toLocaleString('en')} heartbeats/s for ${Math.round(given.seconds / 60)} minutes`,
-        x: 'minutes', y: '', series: [p50, p99, memory, fdatasync], spans,
-      }))
+      await writeFile(
+        resolve(given.plot),
+        plot({
+          title: `${Math.round(given.devices / 60).toLocaleString('en')} heartbeats/s for ${Math.round(given.seconds / 60)} minutes`,
+          x: 'minutes',
+          y: '',
+          series: [p50, p99, memory, fdatasync],
+          spans,
+        }),
+      )
       const slow = p99.points.map(([, ms]) => ms > SLOW.p99)
       const slowDisks = (among: boolean) => fdatasync.points.filter(([, ms], n) => slow[n] === among && ms > SLOW.disk).length
       const half = memory.points.slice(Math.floor(memory.points.length / 5)).map(([, mb]) => mb)

@@ -19,7 +19,12 @@ export interface Store {
 /** Makes a store, works with it, and removes it. fsync, synchronous_commit and full_page_writes are on. */
 export async function withStore<T>(work: (store: Store) => Promise<T>): Promise<T> {
   const packages = await requirePostgres()
-  const { cluster, end } = await throwawayCluster({ postgres: packages, databases: ['fleet'], cronDatabase: 'fleet', durable: true })
+  const { cluster, end } = await throwawayCluster({
+    postgres: packages,
+    databases: ['fleet'],
+    cronDatabase: 'fleet',
+    durable: true,
+  })
   const admin = postgres(cluster.url('postgres', 'fleet'), { max: 4, onnotice: () => {} })
   try {
     await migrate(cluster.url('postgres', 'fleet'), { log: () => {} })
@@ -39,7 +44,7 @@ export interface Device {
 /** Enrolls devices as fleet.create_device() does, and leaves their table as autovacuum would find it. */
 export async function enroll({ admin }: Store, count: number, prefix = 'bench'): Promise<Device[]> {
   return step(`Enrolling ${count.toLocaleString('en')} devices`, async () => {
-    const devices = await admin<{ device_id: string, token: string }[]>`
+    const devices = await admin<{ device_id: string; token: string }[]>`
       select d.device_id, d.token
       from generate_series(1, ${count}::integer) n
       cross join lateral fleet.create_device(${prefix}::text || '-' || n) d
@@ -81,27 +86,45 @@ export interface Program {
   stop: () => Promise<void>
 }
 
-export function startProgram(script: string, { imports = [], args = [], env, root = repository }: {
-  imports?: string[], args?: string[], env: Record<string, string | undefined>, root?: string
-}): Program {
+export function startProgram(
+  script: string,
+  {
+    imports = [],
+    args = [],
+    env,
+    root = repository,
+  }: {
+    imports?: string[]
+    args?: string[]
+    env: Record<string, string | undefined>
+    root?: string
+  },
+): Program {
   const preloaded = ['tsx', ...imports].flatMap(name => ['--import', name])
   const child = spawn(process.execPath, [...preloaded, join(root, script), ...args], {
-    cwd: root, env: { ...plainEnv(), ...env },
+    cwd: root,
+    env: { ...plainEnv(), ...env },
     // IPC: its end is ours.
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
   })
   let output = ''
-  const keep = (chunk: Buffer) => { output = (output + chunk.toString()).slice(-3_000) }
+  const keep = (chunk: Buffer) => {
+    output = (output + chunk.toString()).slice(-3_000)
+  }
   child.stdout?.on('data', keep)
   child.stderr?.on('data', keep)
-  const exited = new Promise<void>(resolve => { child.once('exit', () => resolve()) })
+  const exited = new Promise<void>(resolve => {
+    child.once('exit', () => resolve())
+  })
   const hasEnded = () => child.exitCode !== null || child.signalCode !== null
   return {
     pid: child.pid ?? 0,
     output: () => output,
     hasEnded,
     exited,
-    kill: signal => { child.kill(signal) },
+    kill: signal => {
+      child.kill(signal)
+    },
     async stop() {
       if (!hasEnded()) child.kill('SIGTERM')
       const timer = setTimeout(() => child.kill('SIGKILL'), 30_000)
@@ -112,8 +135,11 @@ export function startProgram(script: string, { imports = [], args = [], env, roo
 }
 
 /** Runs the server as its own processes, as npm run server does. */
-export async function startServer({ cluster }: Store, { variant, env = {}, port: wanted, root = repository }: ServerOptions = {}): Promise<Server> {
-  const port = wanted ?? await freePort(true)
+export async function startServer(
+  { cluster }: Store,
+  { variant, env = {}, port: wanted, root = repository }: ServerOptions = {},
+): Promise<Server> {
+  const port = wanted ?? (await freePort(true))
   const url = `http://127.0.0.1:${port}`
   const adminKey = randomBytes(24).toString('hex')
   const database = cluster.url('fleet_server', 'fleet')
@@ -121,8 +147,13 @@ export async function startServer({ cluster }: Store, { variant, env = {}, port:
     root,
     imports: variant === undefined ? [] : [join(root, 'bench', variant)],
     env: {
-      SERVER_DATABASE_URL: database, LISTEN_DATABASE_URL: database, OPS_DATABASE_URL: database,
-      ADMIN_KEY: adminKey, PORT: String(port), LOG_LEVEL: 'info', ...env,
+      SERVER_DATABASE_URL: database,
+      LISTEN_DATABASE_URL: database,
+      OPS_DATABASE_URL: database,
+      ADMIN_KEY: adminKey,
+      PORT: String(port),
+      LOG_LEVEL: 'info',
+      ...env,
     },
   })
   // Each worker: who is there alone gets all the connections, and keeps them.
@@ -132,7 +163,13 @@ export async function startServer({ cluster }: Store, { variant, env = {}, port:
   }
 
   const patience = Date.now() + 30_000
-  while (!isComplete() || !await fetch(`${url}/readyz`).then(answer => answer.ok, () => false)) {
+  while (
+    !isComplete() ||
+    !(await fetch(`${url}/readyz`).then(
+      answer => answer.ok,
+      () => false,
+    ))
+  ) {
     if (program.hasEnded() || Date.now() > patience) {
       program.kill('SIGKILL')
       throw new Error(`the server did not get ready:\n${program.output()}`)

@@ -29,9 +29,11 @@ export async function benchTracing(args: string[]): Promise<Figure[]> {
     request.resume()
     response.end('{}')
   })
-  await new Promise<void>(listening => { collector.listen(0, '127.0.0.1', listening) })
+  await new Promise<void>(listening => {
+    collector.listen(0, '127.0.0.1', listening)
+  })
   const OTEL_EXPORTER_OTLP_ENDPOINT = `http://127.0.0.1:${(collector.address() as AddressInfo).port}`
-  const ways: { name: string, root: string, env: Record<string, string> }[] = [
+  const ways: { name: string; root: string; env: Record<string, string> }[] = [
     { name: 'off', root: repository, env: {} },
     { name: 'on', root: repository, env: { OTEL_EXPORTER_OTLP_ENDPOINT } },
     ...(given.against === '' ? [] : [{ name: 'in the other clone', root: resolve(given.against), env: {} }]),
@@ -53,7 +55,7 @@ export async function benchTracing(args: string[]): Promise<Figure[]> {
             const { cpuSeconds } = await usageOf(server.pid)
             if (errors) throw new Error(`${errors} of ${ok + errors} requests failed: ${JSON.stringify(problems)}`)
             from = until
-            micros.get(name)!.push(1e6 * (cpuSeconds - before.cpuSeconds) / ok)
+            micros.get(name)!.push((1e6 * (cpuSeconds - before.cpuSeconds)) / ok)
           } finally {
             await server.stop()
           }

@@ -24,7 +24,11 @@ const options = {
 /** Ms that the 95th percentile of what a page polls may take. */
 const TARGET = 20
 
-interface Question { name: string, ask: () => Promise<unknown>, target?: number }
+interface Question {
+  name: string
+  ask: () => Promise<unknown>
+  target?: number
+}
 
 export async function benchViews(args: string[]): Promise<Figure[]> {
   const given = readOptions('views', args, options)
@@ -40,7 +44,10 @@ export async function benchViews(args: string[]): Promise<Figure[]> {
   })
 }
 
-async function makeFleet({ admin }: Store, { devices, cohorts, days, beats }: { devices: number, cohorts: number, days: number, beats: number }) {
+async function makeFleet(
+  { admin }: Store,
+  { devices, cohorts, days, beats }: { devices: number; cohorts: number; days: number; beats: number },
+) {
   await step(`Enrolling ${devices.toLocaleString('en')} devices`, async () => {
     await admin`
       with enrolled as (
@@ -56,19 +63,25 @@ async function makeFleet({ admin }: Store, { devices, cohorts, days, beats }: { 
   })
   for (let day = days; day >= 1; day--) {
     // The latest is a quarter of an hour old: who is not heard from afterwards is offline.
-    await step(`Hearing from them, day ${days - day + 1} of ${days}`, () => admin`
+    await step(
+      `Hearing from them, day ${days - day + 1} of ${days}`,
+      () => admin`
       insert into fleet.device_heartbeats (ts, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
       select now() - interval '15 minutes' - (${day}::integer - (m + 1) / ${beats}::float8) * interval '1 day' - device_id % 60 * interval '100 ms',
         device_id, -61, 80, true, 'wifi', '3.1.0', '10.0.0.1'
       from fleet.devices
       cross join generate_series(0, ${beats - 1}::integer) m
       on conflict do nothing
-    `)
+    `,
+    )
   }
-  await step('Rolling the days up', () => admin`
+  await step(
+    'Rolling the days up',
+    () => admin`
     select fleet.roll_up(day::date)
     from generate_series(date_trunc('day', now() - ${days}::integer * interval '1 day', 'UTC'), now() - interval '1 day', interval '1 day') as day
-  `)
+  `,
+  )
   await step('Looking after the tables', async () => {
     await hearFrom(admin)
     await admin`vacuum (analyze) fleet.device_last_status`
@@ -144,8 +157,18 @@ async function questions(sql: Sql, devices: number): Promise<Question[]> {
   const random = generator(devices)
   const device = () => 1 + Math.floor(random() * devices)
   const polled = [
-    'devices_offline', 'unity_down', 'fleet_summary', 'fleet_silence', 'missed_beats', 'partition_health', 'storage_growth', 'archives', 'job_health', 'slo',
-    'storage_history', 'fleet_trend',
+    'devices_offline',
+    'unity_down',
+    'fleet_summary',
+    'fleet_silence',
+    'missed_beats',
+    'partition_health',
+    'storage_growth',
+    'archives',
+    'job_health',
+    'slo',
+    'storage_history',
+    'fleet_trend',
   ]
   const others = await sql<{ name: string }[]>`
     select relname as name from pg_class
@@ -154,20 +177,40 @@ async function questions(sql: Sql, devices: number): Promise<Question[]> {
     order by 1
   `
   return [
-    { name: 'device_status, one device', ask: () => sql`select * from fleet.device_status where device_id = ${device()}`, target: TARGET },
-    { name: 'device_status, a page of 100', ask: () => sql`select * from fleet.list_devices(null, null, ${device()}, 100)`, target: TARGET },
-    { name: 'device_availability, a year of one device',
-      ask: () => sql`select * from fleet.device_availability where device_id = ${device()} and day > current_date - 365`, target: TARGET },
-    { name: 'device_availability(), 30 days of one device',
-      ask: () => sql`select * from fleet.device_availability(current_date - 30, current_date, ${device()})`, target: TARGET },
-    { name: 'device_availability(), 30 days before today, of all',
-      ask: () => sql`select * from fleet.device_availability(current_date - 30, current_date - 1)` },
+    {
+      name: 'device_status, one device',
+      ask: () => sql`select * from fleet.device_status where device_id = ${device()}`,
+      target: TARGET,
+    },
+    {
+      name: 'device_status, a page of 100',
+      ask: () => sql`select * from fleet.list_devices(null, null, ${device()}, 100)`,
+      target: TARGET,
+    },
+    {
+      name: 'device_availability, a year of one device',
+      ask: () => sql`select * from fleet.device_availability where device_id = ${device()} and day > current_date - 365`,
+      target: TARGET,
+    },
+    {
+      name: 'device_availability(), 30 days of one device',
+      ask: () => sql`select * from fleet.device_availability(current_date - 30, current_date, ${device()})`,
+      target: TARGET,
+    },
+    {
+      name: 'device_availability(), 30 days before today, of all',
+      ask: () => sql`select * from fleet.device_availability(current_date - 30, current_date - 1)`,
+    },
     ...polled.map(view => ({ name: view, ask: () => sql`select * from fleet.${sql(view)}`, target: TARGET })),
     ...others.map(({ name }) => ({ name: `${name}, all of it`, ask: () => sql`select * from fleet.${sql(name)}` })),
   ]
 }
 
-async function measure({ admin }: Store, asked: Question[], given: { devices: number, rounds: number, repeats: number, seconds: number }): Promise<Figure[]> {
+async function measure(
+  { admin }: Store,
+  asked: Question[],
+  given: { devices: number; rounds: number; repeats: number; seconds: number },
+): Promise<Figure[]> {
   const took = new Map<string, number[]>(asked.map(({ name }) => [name, []]))
   for (let round = 1; round <= given.rounds; round++) {
     for (const { name, ask } of asked) {
@@ -187,7 +230,12 @@ async function measure({ admin }: Store, asked: Question[], given: { devices: nu
     const about = `${given.devices.toLocaleString('en')}: ${name}`
     return [
       { name: `${about}, p50`, measured: median(times), unit: 'ms' },
-      { name: `${about}, p95`, measured: percentile(times, 95), unit: 'ms', ...(target === undefined ? {} : { target: atMost(target) }) },
+      {
+        name: `${about}, p95`,
+        measured: percentile(times, 95),
+        unit: 'ms',
+        ...(target === undefined ? {} : { target: atMost(target) }),
+      },
     ]
   })
 }

@@ -27,7 +27,8 @@ t.test('npm run check ends with 1 when anything fails', async t => {
   const db = await withDatabase(t)
   const [worst] = await db.sql`select count(*) filter (where status = 'fail')::integer as failures from fleet.check()`
   const { status, stdout } = spawnSync(process.execPath, ['--import', 'tsx', join(repository, 'cli/check.ts')], {
-    env: { ...plainEnv(), DATABASE_URL: db.url('postgres') }, encoding: 'utf8',
+    env: { ...plainEnv(), DATABASE_URL: db.url('postgres') },
+    encoding: 'utf8',
   })
   t.match(stdout, /partition_today/)
   t.match(stdout, /pool_health .*ADMIN_KEY is not set/)

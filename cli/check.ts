@@ -23,7 +23,9 @@ export function table(checks: Check[]) {
     .sort((a, b) => rank[a.status] - rank[b.status])
     .map(({ check_name: name, status, detail, remedy }) => {
       const line = `${status.padEnd(4)}  ${name.padEnd(width)}  ${detail}`
-      return status !== 'ok' && remedy ? `${line}\n${' '.repeat(width + 8)}-> ${remedy.replaceAll('\n', `\n${' '.repeat(width + 11)}`)}` : line
+      return status !== 'ok' && remedy
+        ? `${line}\n${' '.repeat(width + 8)}-> ${remedy.replaceAll('\n', `\n${' '.repeat(width + 11)}`)}`
+        : line
     })
     .join('\n')
 }
@@ -33,9 +35,9 @@ async function url() {
   const given = optionalDatabaseUrl()
   if (given) return given
   const dir = await realpath(join(repository, '.local', 'pg')).catch(() => undefined)
-  const packages = dir && await findPostgres(await clusterMajor(dir))
+  const packages = dir && (await findPostgres(await clusterMajor(dir)))
   const cluster = packages && new Cluster({ dir, postgres: packages, databases: ['fleet'], cronDatabase: 'fleet' })
-  if (!cluster || !await cluster.attach()) {
+  if (!cluster || !(await cluster.attach())) {
     throw new Error('DATABASE_URL is not set, and the cluster of npm start is not running; start it, or set DATABASE_URL')
   }
   return cluster.url('fleet_owner', 'fleet')
@@ -43,7 +45,7 @@ async function url() {
 
 interface PoolHealth {
   status: 'ok' | 'warn' | 'critical'
-  pool: { in_use: number, max: number, utilization_pct: number, waiting: number }
+  pool: { in_use: number; max: number; utilization_pct: number; waiting: number }
 }
 
 /** What GET /ops/pool_health says, as one more check; where it cannot be asked, why. */
@@ -54,12 +56,15 @@ export async function poolHealth(address: ReturnType<typeof serverAddress>): Pro
   }
   try {
     const answer = await fetch(`${address.url}/ops/pool_health`, {
-      headers: { 'x-admin': address.adminKey }, signal: AbortSignal.timeout(5000),
+      headers: { 'x-admin': address.adminKey },
+      signal: AbortSignal.timeout(5000),
     })
-    if (!answer.ok) return { ...check, detail: `${address.url} answers ${answer.status}`, remedy: 'Is ADMIN_KEY the one of this server?' }
-    const { status, pool } = await answer.json() as PoolHealth
+    if (!answer.ok)
+      return { ...check, detail: `${address.url} answers ${answer.status}`, remedy: 'Is ADMIN_KEY the one of this server?' }
+    const { status, pool } = (await answer.json()) as PoolHealth
     return {
-      ...check, status: status === 'critical' ? 'fail' : status,
+      ...check,
+      status: status === 'critical' ? 'fail' : status,
       detail: `${pool.in_use} of ${pool.max} connections in use (${pool.utilization_pct} %), ${pool.waiting} requests wait`,
       remedy: 'RUNBOOK.md, "Heartbeats come faster than they are written"',
     }
@@ -71,7 +76,9 @@ export async function poolHealth(address: ReturnType<typeof serverAddress>): Pro
 /** From the environment, or from what npm start left of itself. */
 async function server() {
   const kept = await readFile(join(repository, '.local', 'env'), 'utf8').catch(() => '')
-  const lines = [...kept.matchAll(/^(HOST|PORT|ADMIN_KEY)='(.*)'$/gm)].map(([, name = '', text = '']) => [name, text.replaceAll(`'\\''`, `'`)] as const)
+  const lines = [...kept.matchAll(/^(HOST|PORT|ADMIN_KEY)='(.*)'$/gm)].map(
+    ([, name = '', text = '']) => [name, text.replaceAll(`'\\''`, `'`)] as const,
+  )
   return serverAddress() ?? (optionalDatabaseUrl() ? undefined : serverAddress(Object.fromEntries(lines)))
 }
 

@@ -16,7 +16,10 @@ t.test('a migration is committed and taken back without a database at hand', { s
 
   writeFileSync(current, `${statement}\n`)
   t.match(run('commit', 'Try it'), { status: 0 })
-  t.match(committed().filter(name => !before.includes(name)), [/^\d{6}-try-it\.sql$/])
+  t.match(
+    committed().filter(name => !before.includes(name)),
+    [/^\d{6}-try-it\.sql$/],
+  )
   t.notMatch(readFileSync(current, 'utf8'), 'trial')
 
   t.match(run('uncommit'), { status: 0 })

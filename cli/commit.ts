@@ -11,7 +11,9 @@ const usage = 'usage: npm run migrate:commit -- "<what the migration does>"\n   
 /** Runs one of graphile-migrate's commands, which want two databases, in a cluster made for it. */
 async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[0]) => Promise<void>) {
   const { cluster, end } = await throwawayCluster({
-    postgres: await requirePostgres(), databases: ['fleet', 'fleet_shadow', 'fleet_cron'], cronDatabase: 'fleet_cron',
+    postgres: await requirePostgres(),
+    databases: ['fleet', 'fleet_shadow', 'fleet_cron'],
+    cronDatabase: 'fleet_cron',
   })
   try {
     await migrate(cluster.url('postgres', 'fleet'), { log: () => {} })

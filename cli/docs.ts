@@ -28,9 +28,13 @@ const PAGES: Record<string, (sql: Sql) => string | Promise<string>> = {
 
 /** Makes each page from the database at `sql`, as a superuser, and reads what the repository has. */
 export async function makePages(sql: Sql) {
-  return Promise.all(Object.entries(PAGES).map(async ([path, make]) => ({
-    path, made: await make(sql), found: await readFile(join(repository, path), 'utf8').catch(() => ''),
-  })))
+  return Promise.all(
+    Object.entries(PAGES).map(async ([path, make]) => ({
+      path,
+      made: await make(sql),
+      found: await readFile(join(repository, path), 'utf8').catch(() => ''),
+    })),
+  )
 }
 
 async function main() {

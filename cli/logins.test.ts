@@ -7,9 +7,11 @@ import { giveLogins } from './logins.ts'
 import { isUnambiguous, scramVerifier } from '../local/scram.ts'
 import { withDatabase } from '../testing/database.ts'
 
-const npmRunLogins = (env: Record<string, string>) => spawnSync(process.execPath, ['--import', 'tsx', join(repository, 'cli/logins.ts')], {
-  env: { ...plainEnv(), ...env }, encoding: 'utf8',
-})
+const npmRunLogins = (env: Record<string, string>) =>
+  spawnSync(process.execPath, ['--import', 'tsx', join(repository, 'cli/logins.ts')], {
+    env: { ...plainEnv(), ...env },
+    encoding: 'utf8',
+  })
 
 t.test('a role logs in with the password that it was given, and no statement held it', async t => {
   const { admin, name, url } = await withDatabase(t)
@@ -49,8 +51,10 @@ t.test('a password that clients encode in different ways is refused', async t =>
     t.notOk(isUnambiguous(password), JSON.stringify(password))
     t.throws(() => scramVerifier(password), /clients encode in different ways/)
   }
-  t.match(npmRunLogins({ DATABASE_URL: 'postgres://a@127.0.0.1/b', FLEET_READER_PASSWORD: 'a\u00a0b' }),
-    { status: 2, stderr: /FLEET_READER_PASSWORD: / })
+  t.match(npmRunLogins({ DATABASE_URL: 'postgres://a@127.0.0.1/b', FLEET_READER_PASSWORD: 'a\u00a0b' }), {
+    status: 2,
+    stderr: /FLEET_READER_PASSWORD: /,
+  })
 })
 
 t.test('npm run logins ends with 2 when it is told no password, or of no database', async t => {

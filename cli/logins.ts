@@ -13,7 +13,8 @@ export async function giveLogins(sql: Sql, passwords: ReturnType<typeof rolePass
 
 async function main() {
   try {
-    if (process.argv.length > 2) throw new SettingsError(['usage: DATABASE_URL=postgres://… FLEET_SERVER_PASSWORD=… npm run logins (no arguments)'])
+    if (process.argv.length > 2)
+      throw new SettingsError(['usage: DATABASE_URL=postgres://… FLEET_SERVER_PASSWORD=… npm run logins (no arguments)'])
     const passwords = rolePasswords()
     const sql = openDatabase(databaseUrl(), { max: 1 })
     try {

@@ -11,7 +11,8 @@ const silent = { current: true, log: () => {} }
 
 function npmRunMigrate(env: Record<string, string>, ...args: string[]) {
   return spawnSync(process.execPath, ['--import', 'tsx', join(repository, 'cli/migrate.ts'), ...args], {
-    env: { ...plainEnv(), ...env }, encoding: 'utf8',
+    env: { ...plainEnv(), ...env },
+    encoding: 'utf8',
   })
 }
 
@@ -30,12 +31,15 @@ t.test('an empty database is set up; a second time there is nothing to do', asyn
   const [after] = await count()
   t.strictSame(after, before)
   t.strictSame(
-    [...await db.sql`
+    [
+      ...(await db.sql`
       select c.relname from pg_class c
       where c.relnamespace in ('fleet'::regnamespace, 'graphile_migrate'::regnamespace)
         and c.relowner <> 'fleet_owner'::regrole
-    `],
-    [], 'the owner owns what migrations make',
+    `),
+    ],
+    [],
+    'the owner owns what migrations make',
   )
 })
 
@@ -59,7 +63,11 @@ t.test('a login that is no superuser migrates a database that is prepared', asyn
 })
 
 t.test('no superuser after setup', async t => {
-  const { cluster, end } = await throwawayCluster({ postgres: testCluster().postgres, databases: ['managed', 'prepared'], cronDatabase: 'prepared' })
+  const { cluster, end } = await throwawayCluster({
+    postgres: testCluster().postgres,
+    databases: ['managed', 'prepared'],
+    cronDatabase: 'prepared',
+  })
   t.teardown(end)
   const connect = (url: string) => {
     const sql = postgres(url, { max: 1, onnotice: () => {} })
@@ -69,9 +77,12 @@ t.test('no superuser after setup', async t => {
   const admin = connect(cluster.url('postgres', 'managed'))
   await admin.unsafe(`create role deployer login password 'x'; alter database managed owner to deployer`)
   const deployer = (database: string) => `postgres://deployer:x@127.0.0.1:${cluster.port}/${database}`
-  const psql = (database: string, files: string[]) => spawnSync(cluster.program('psql'), [
-    '-X', '-v', 'ON_ERROR_STOP=1', ...files.flatMap(file => ['-f', `sql/${file}`]), cluster.url('postgres', database),
-  ], { cwd: repository, env: plainEnv(), encoding: 'utf8' })
+  const psql = (database: string, files: string[]) =>
+    spawnSync(
+      cluster.program('psql'),
+      ['-X', '-v', 'ON_ERROR_STOP=1', ...files.flatMap(file => ['-f', `sql/${file}`]), cluster.url('postgres', database)],
+      { cwd: repository, env: plainEnv(), encoding: 'utf8' },
+    )
   const migrated = async (database: string) => {
     const lines: string[] = []
     await migrate(deployer(database), { current: true, log: line => lines.push(line) })
@@ -79,42 +90,72 @@ t.test('no superuser after setup', async t => {
   }
 
   await t.test('who may not prepare the database is told what an administrator has to do', async t => {
-    await t.rejects(migrated('managed'), { message: /is not prepared.*psql -v ON_ERROR_STOP=1 -f sql\/setup\/roles\.sql -f sql\/setup\/extensions\.sql -f sql\/setup\/guard\.sql/ })
+    await t.rejects(migrated('managed'), {
+      message:
+        /is not prepared.*psql -v ON_ERROR_STOP=1 -f sql\/setup\/roles\.sql -f sql\/setup\/extensions\.sql -f sql\/setup\/guard\.sql/,
+    })
   })
 
-  await t.test('once the roles and extensions are there, the owner of a database does the rest, and hears what is not guarded', async t => {
-    t.match(psql('managed', ['roles.sql', 'extensions.sql']), { status: 0 })
-    await admin`grant fleet_owner to deployer`
-    // As where nobody may grant it; then settings such as where pg_cron is are hidden.
-    await admin`revoke pg_monitor from fleet_owner`
-    const said = await migrated('managed')
-    t.match(said, /deployer is not a superuser: the event triggers fleet_guard_drop and fleet_guard_find were not created\n.*a plain DROP TABLE by the owner is not guarded/)
-    t.notMatch(said, /no privileges were granted|was not run/)
-    t.notMatch(await migrated('managed'), /no privileges were granted|was not run|000001/, 'again, there is nothing to do')
+  await t.test(
+    'once the roles and extensions are there, the owner of a database does the rest, and hears what is not guarded',
+    async t => {
+      t.match(psql('managed', ['roles.sql', 'extensions.sql']), { status: 0 })
+      await admin`grant fleet_owner to deployer`
+      // As where nobody may grant it; then settings such as where pg_cron is are hidden.
+      await admin`revoke pg_monitor from fleet_owner`
+      const said = await migrated('managed')
+      t.match(
+        said,
+        /deployer is not a superuser: the event triggers fleet_guard_drop and fleet_guard_find were not created\n.*a plain DROP TABLE by the owner is not guarded/,
+      )
+      t.notMatch(said, /no privileges were granted|was not run/)
+      t.notMatch(await migrated('managed'), /no privileges were granted|was not run|000001/, 'again, there is nothing to do')
 
-    const owner = connect(deployer('managed'))
-    await owner`set role fleet_owner`
-    t.match(await owner`select status, remedy from fleet.check() where check_name = 'guard'`, [{ status: 'warn', remedy: /create event trigger/ }])
-    t.same(await owner`select check_name, detail from fleet.check() where status = 'fail'`, [])
-    await owner`select fleet.create_device('a')`
-    t.match(await owner`select result from fleet.ingest('[{"device_id": 1}]')`, [{ result: 'stored' }])
-    await owner`call fleet.nightly()`
-    const [{ partition_name: name } = {}] = await owner<{ partition_name: string }[]>`select partition_name from fleet.hb_partitions order by range_start limit 1`
-    await t.rejects(owner`select fleet.drop_partition(${name!})`, { message: /proven|archive/ }, 'the function refuses all the same')
-    await t.resolves(owner.unsafe(`begin; drop table fleet.${name}; rollback`), 'the plain statement is what nobody stops')
-    const mended = spawnSync(cluster.program('psql'), ['-X', '-c', (await owner<{ remedy: string }[]>`
+      const owner = connect(deployer('managed'))
+      await owner`set role fleet_owner`
+      t.match(await owner`select status, remedy from fleet.check() where check_name = 'guard'`, [
+        { status: 'warn', remedy: /create event trigger/ },
+      ])
+      t.same(await owner`select check_name, detail from fleet.check() where status = 'fail'`, [])
+      await owner`select fleet.create_device('a')`
+      t.match(await owner`select result from fleet.ingest('[{"device_id": 1}]')`, [{ result: 'stored' }])
+      await owner`call fleet.nightly()`
+      const [{ partition_name: name } = {}] = await owner<
+        { partition_name: string }[]
+      >`select partition_name from fleet.hb_partitions order by range_start limit 1`
+      await t.rejects(
+        owner`select fleet.drop_partition(${name!})`,
+        { message: /proven|archive/ },
+        'the function refuses all the same',
+      )
+      await t.resolves(owner.unsafe(`begin; drop table fleet.${name}; rollback`), 'the plain statement is what nobody stops')
+      const mended = spawnSync(
+        cluster.program('psql'),
+        [
+          '-X',
+          '-c',
+          (
+            await owner<{ remedy: string }[]>`
       select remedy from fleet.check() where check_name = 'guard'
-    `)[0]?.remedy ?? '', cluster.url('postgres', 'managed')], { encoding: 'utf8' })
-    t.equal(mended.status, 0, mended.stderr)
-    await t.rejects(owner.unsafe(`drop table fleet.${name}`), { code: 'FL001' }, 'until a superuser does as check() says')
-  })
+    `
+          )[0]?.remedy ?? '',
+          cluster.url('postgres', 'managed'),
+        ],
+        { encoding: 'utf8' },
+      )
+      t.equal(mended.status, 0, mended.stderr)
+      await t.rejects(owner.unsafe(`drop table fleet.${name}`), { code: 'FL001' }, 'until a superuser does as check() says')
+    },
+  )
 
   await admin`grant pg_monitor to fleet_owner`
   await t.test('where an administrator ran all four files, the owner of the store is enough', async t => {
     t.match(psql('prepared', setupFiles), { status: 0 })
     t.notMatch(await migrated('prepared'), /not guarded/)
     const owner = connect(deployer('prepared'))
-    t.match(await owner`select usename, jobname from cron.job right join (select current_user as usename) u on true`, [{ usename: 'deployer' }])
+    t.match(await owner`select usename, jobname from cron.job right join (select current_user as usename) u on true`, [
+      { usename: 'deployer' },
+    ])
     await owner`set role fleet_owner`
     t.ok((await owner`select from cron.job`).length >= 6, 'jobs and all')
     t.same(await owner`select check_name from fleet.check() where status = 'fail' or check_name = 'guard' and status <> 'ok'`, [])

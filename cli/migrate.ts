@@ -56,7 +56,9 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
     if (options.current) await watch(settings, true)
     await asOwner(sql, options.ownerUrl, async owner => {
       // Missing if the administrator has not run the new guard.sql yet.
-      const [guard] = await owner<{ can_end: boolean }[]>`select to_regprocedure('fleet_guard.end_setup()') is not null as can_end`
+      const [guard] = await owner<
+        { can_end: boolean }[]
+      >`select to_regprocedure('fleet_guard.end_setup()') is not null as can_end`
       if (guard!.can_end) await owner`select fleet_guard.end_setup()`
       await scheduleJobs(owner, log)
     })
@@ -120,8 +122,9 @@ async function runFile(sql: Sql, file: string, log: (line: string) => void) {
   try {
     await sql.unsafe(text)
   } catch (cause) {
-    const { code, message } = cause as { code?: unknown, message?: string }
-    if (code !== insufficientPrivilege) throw new Error(`sql/setup/${file} failed, which the administrator runs at setup`, { cause })
+    const { code, message } = cause as { code?: unknown; message?: string }
+    if (code !== insufficientPrivilege)
+      throw new Error(`sql/setup/${file} failed, which the administrator runs at setup`, { cause })
     log(`sql/setup/${file} is for an administrator and was not run (${message}); what is there already is used.`)
   }
 }
@@ -143,16 +146,18 @@ async function requirePreparation(sql: Sql, file: string) {
   const [row] = await sql.unsafe<{ is_prepared: boolean }[]>(`select ${preparations[file] ?? 'true'} as is_prepared`)
   if (row?.is_prepared) return
   throw new Error(
-    'this database is not prepared: fleet_owner, pg_partman with its rights, or the guard of this version is missing. Run once, as a role that '
-    + `may create extensions and roles: psql -v ON_ERROR_STOP=1 ${setupFiles.map(name => `-f sql/setup/${name}`).join(' ')} <the URL of this database>`,
+    'this database is not prepared: fleet_owner, pg_partman with its rights, or the guard of this version is missing. Run once, as a role that ' +
+      `may create extensions and roles: psql -v ON_ERROR_STOP=1 ${setupFiles.map(name => `-f sql/setup/${name}`).join(' ')} <the URL of this database>`,
   )
 }
 
 async function scheduleJobs(sql: Sql, log: (line: string) => void) {
-  const [{ can_schedule: canSchedule, has_cron: hasCron } = { can_schedule: false, has_cron: false }] = await sql<{
-    can_schedule: boolean
-    has_cron: boolean
-  }[]>`
+  const [{ can_schedule: canSchedule, has_cron: hasCron } = { can_schedule: false, has_cron: false }] = await sql<
+    {
+      can_schedule: boolean
+      has_cron: boolean
+    }[]
+  >`
     select
       to_regprocedure('fleet.schedule_jobs()') is not null as can_schedule,
       exists (select from pg_extension where extname = 'pg_cron') as has_cron

@@ -5,19 +5,27 @@ import { withDatabase } from '../testing/database.ts'
 // Debian packages one major version with each PostgreSQL: npm run test:trixie lays the script of 4.7 beside 5.2.
 t.test('pg_partman 4 is updated to 5 in place, and partitions go on', async t => {
   const db = await withDatabase(t, 'template0')
-  const versions = (await db.admin<{ version: string }[]>`
+  const versions = (
+    await db.admin<{ version: string }[]>`
     select version from pg_available_extension_versions where name = 'pg_partman' order by string_to_array(version, '.')::integer[]
-  `).map(({ version }) => version)
+  `
+  ).map(({ version }) => version)
   const [from, to] = [versions.findLast(version => version.startsWith('4.')), versions.at(-1)]
   if (!from || !to || to.startsWith('4.')) return t.plan(0, `needs pg_partman 4 and 5; there is ${versions.join(', ')}`)
   t.comment(`from ${from} to ${to}`)
   const adminUrl = db.url('postgres')
-  const partitions = async () => (await db.admin<{ bounds: string }[]>`
+  const partitions = async () =>
+    (
+      await db.admin<{ bounds: string }[]>`
     select partition_name || ' ' || range_start || ' ' || range_end as bounds from fleet.attached_partitions() order by range_start
-  `).map(({ bounds }) => bounds)
-  const troubles = async () => (await db.admin<{ check_name: string }[]>`
+  `
+    ).map(({ bounds }) => bounds)
+  const troubles = async () =>
+    (
+      await db.admin<{ check_name: string }[]>`
     select check_name from fleet.check() where status <> 'ok' and (check_name like 'partition%' or check_name in ('retention', 'guard', 'maintenance', 'triggers'))
-  `).map(({ check_name }) => check_name)
+  `
+    ).map(({ check_name }) => check_name)
 
   await db.admin.unsafe(`create schema partman; create extension pg_partman schema partman version '${from}'`)
   await migrate(adminUrl, { current: true, log: () => {} })
@@ -33,7 +41,11 @@ t.test('pg_partman 4 is updated to 5 in place, and partitions go on', async t =>
   await db.sql`select fleet.set_premake(20)`
   await db.sql`select fleet.set_retention('80 days')`
   await db.sql`call fleet.nightly()`
-  t.equal((await db.sql`select from fleet.hb_partitions where state = 'detached'`).length, 10, 'the days beyond the retention are retired')
+  t.equal(
+    (await db.sql`select from fleet.hb_partitions where state = 'detached'`).length,
+    10,
+    'the days beyond the retention are retired',
+  )
   const after = await partitions()
   t.same(after.slice(0, before.length - 10), before.slice(10), 'of the others no name and no border has changed')
   t.ok(after.length >= before.length - 10 + 6, 'and six more days are ahead')

@@ -43,10 +43,14 @@ async function withStoreOf010(t: Test) {
 t.test('after the upgrade a store of 0.1.0 has the rights of a new one and keeps working', async t => {
   const db = await withStoreOf010(t)
   const { sql, admin } = db
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   const days = [6, 5].map(ago => daysAgo(ago).slice(0, 10))
-  for (const day of days) await ingest(sql, [1, 2, 3].map(hour => ({ device_id: device, ts: `${day}T0${hour}:00:00Z` })))
-  const [first, second] = await Promise.all(days.map(day => partitionAt(sql, `${day}T01:00:00Z`))) as [string, string]
+  for (const day of days)
+    await ingest(
+      sql,
+      [1, 2, 3].map(hour => ({ device_id: device, ts: `${day}T0${hour}:00:00Z` })),
+    )
+  const [first, second] = (await Promise.all(days.map(day => partitionAt(sql, `${day}T01:00:00Z`)))) as [string, string]
   // One day waits for the archiver. Another was exported by an archiver of 0.1.0, which then died.
   for (const name of [first, second]) await sql`select fleet.archive_partition(${name})`
   const archiver = asRole(t, db, 'fleet_archiver')
@@ -55,15 +59,21 @@ t.test('after the upgrade a store of 0.1.0 has the rights of a new one and keeps
   await archiver`
     select fleet.record_export(${first}, 'old', row_count, content_checksum, min_ts, max_ts)
     from fleet.content_checksum(${`fleet_detached.${first}`}::regclass)`
-  t.match(await admin`select count(*)::int as n from pg_class where relowner = 'fleet_archiver'::regrole and relkind = 'r'`, [{ n: 2 }])
+  t.match(await admin`select count(*)::int as n from pg_class where relowner = 'fleet_archiver'::regrole and relkind = 'r'`, [
+    { n: 2 },
+  ])
 
   await migrate(db.url('postgres'), { current: true, log: () => {} })
 
   const fresh = await withDatabase(t)
   // A new store has no retired tables, so they are compared below.
-  const page = (await rightsPage(admin)).split('\n').filter(line => !line.includes('fleet_detached.')).join('\n')
+  const page = (await rightsPage(admin))
+    .split('\n')
+    .filter(line => !line.includes('fleet_detached.'))
+    .join('\n')
   t.equal(page, await rightsPage(fresh.admin), 'each role may do what it may in a new store')
-  t.same(await admin`
+  t.same(
+    await admin`
     select c.oid::regclass::text as left_over from pg_class c where c.relowner = 'fleet_archiver'::regrole
     union all
     select 'schema ' || n.nspname from pg_namespace n, unnest(array['fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba', 'fleet_verifier']) r
@@ -80,7 +90,9 @@ t.test('after the upgrade a store of 0.1.0 has the rights of a new one and keeps
     select p.oid::regprocedure::text from pg_proc p
     where p.oid in ('pg_catalog.pg_advisory_lock(bigint)'::regprocedure, 'pg_catalog.lo_create(oid)'::regprocedure, 'pg_catalog.lo_from_bytea(oid, bytea)'::regprocedure)
       and has_function_privilege('fleet_reader', p.oid, 'execute')
-  `, [])
+  `,
+    [],
+  )
   for (const name of [first, second]) {
     await t.rejects(archiver.unsafe(`truncate fleet_detached.${name}`), { code: '42501' })
     t.match(await archiver.unsafe(`select count(*)::int as n from fleet_detached.${name}`), [{ n: 3 }])
@@ -88,9 +100,13 @@ t.test('after the upgrade a store of 0.1.0 has the rights of a new one and keeps
   }
 
   t.same((await workAll(t, db, await makeDirectory(t))).results, ['done', 'done'])
-  t.match(await sql`select state, row_count, columns is not null as owns_its_columns from fleet.hb_partitions where archive_url is not null order by range_start`, [
-    { state: 'dropped', row_count: '3', owns_its_columns: true }, { state: 'dropped', row_count: '3', owns_its_columns: true },
-  ])
+  t.match(
+    await sql`select state, row_count, columns is not null as owns_its_columns from fleet.hb_partitions where archive_url is not null order by range_start`,
+    [
+      { state: 'dropped', row_count: '3', owns_its_columns: true },
+      { state: 'dropped', row_count: '3', owns_its_columns: true },
+    ],
+  )
   await sql`call fleet.nightly()`
   t.match(await sql`select * from fleet.check() where status = 'fail'`, [])
 })

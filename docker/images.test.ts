@@ -6,13 +6,24 @@ import t from 'tap'
 import { repository } from '../local/config.ts'
 import { dockerCompose } from '../testing/linters.ts'
 import { spawnProgram } from '../testing/database.ts'
-import { buildOf, composeFile, copiesOf, readCompose, readDockerfile, readIgnore, withImage, type Service } from '../testing/images.ts'
+import {
+  buildOf,
+  composeFile,
+  copiesOf,
+  readCompose,
+  readDockerfile,
+  readIgnore,
+  withImage,
+  type Service,
+} from '../testing/images.ts'
 import { run, withSecrets } from '../testing/scripts.ts'
 
 const here = import.meta.dirname
 const { services, volumes, networks } = await readCompose()
 const all = Object.entries(services)
-const dockerfiles = (await readdir(here, { recursive: true })).filter(path => path.endsWith('Dockerfile')).map(path => join(here, path))
+const dockerfiles = (await readdir(here, { recursive: true }))
+  .filter(path => path.endsWith('Dockerfile'))
+  .map(path => join(here, path))
 
 t.test('every Dockerfile is well-formed, builds on an exact version, and belongs to a service', async t => {
   t.ok(dockerfiles.length >= 4)
@@ -22,7 +33,10 @@ t.test('every Dockerfile is well-formed, builds on an exact version, and belongs
     const dockerfile = await readDockerfile(path)
     for (const from of dockerfile.getFROMs()) t.match(from.getImage(), /:v?\d+\.\d+(\.\d+)?(-[a-z-]+)?$/, name)
     t.not(lastUser(dockerfile), 'root', `${name} does not end as root`)
-    t.ok(all.some(([, service]) => buildOf(service)?.dockerfile === path), `${name} is built by compose.yaml`)
+    t.ok(
+      all.some(([, service]) => buildOf(service)?.dockerfile === path),
+      `${name} is built by compose.yaml`,
+    )
   }
 })
 
@@ -39,7 +53,14 @@ t.test('what a Dockerfile copies is in its context, and not ignored', async t =>
       }
     }
   }
-  for (const path of ['.git/config', '.local/env', 'node_modules/tap/package.json', 'server/app.test.ts', 'docker/compose.yaml', 'RUNBOOK.md']) {
+  for (const path of [
+    '.git/config',
+    '.local/env',
+    'node_modules/tap/package.json',
+    'server/app.test.ts',
+    'docker/compose.yaml',
+    'RUNBOOK.md',
+  ]) {
     t.ok(isIgnored(path), `${path} is in no image`)
   }
 })
@@ -47,10 +68,18 @@ t.test('what a Dockerfile copies is in its context, and not ignored', async t =>
 t.test('the image of node has all that its commands import, and nothing for tests', async t => {
   const image = await withImage(t)
   const files = await readdir(image, { recursive: true })
-  t.same(files.filter(file => /test/.test(file) && !file.startsWith('node_modules')), [])
+  t.same(
+    files.filter(file => /test/.test(file) && !file.startsWith('node_modules')),
+    [],
+  )
   for (const [script, code] of [
-    ['server/main.ts', 2], ['archiver/main.ts', 2], ['archiver/cli.ts', 2], ['cli/migrate.ts', 2], ['cli/logins.ts', 2],
-    ['docker/node/make-bucket.ts', 1], ['cli/check.ts', 1],
+    ['server/main.ts', 2],
+    ['archiver/main.ts', 2],
+    ['archiver/cli.ts', 2],
+    ['cli/migrate.ts', 2],
+    ['cli/logins.ts', 2],
+    ['docker/node/make-bucket.ts', 1],
+    ['cli/check.ts', 1],
   ] as const) {
     const process = await spawnProgram(t, globalThis.process.execPath, ['--import', 'tsx', script], { cwd: image })
     t.equal((await process.exited).code, code, process.output())
@@ -79,10 +108,20 @@ t.test('every service is confined', async t => {
     t.equal(await isRoot(service), name === 'secrets', name)
   }
   const settings = (await run('sh', ['docker/postgres/tune.sh', '4096'])).output
-  const processes = ['max_connections', 'max_worker_processes'].map(name => Number(new RegExp(`^${name} = (\\d+)$`, 'm').exec(settings)?.[1]))
-  t.ok((services.postgres?.pids_limit ?? 0) > processes.reduce((sum, n) => sum + n, 0) + 20, `Postgres may have ${processes.join(' + ')} processes`)
+  const processes = ['max_connections', 'max_worker_processes'].map(name =>
+    Number(new RegExp(`^${name} = (\\d+)$`, 'm').exec(settings)?.[1]),
+  )
+  t.ok(
+    (services.postgres?.pids_limit ?? 0) > processes.reduce((sum, n) => sum + n, 0) + 20,
+    `Postgres may have ${processes.join(' + ')} processes`,
+  )
   t.same(services.secrets?.network_mode, 'none', 'and who is root has no network')
-  t.same(Object.entries(networks).filter(([, network]) => !(network as { internal?: boolean } | null)?.internal).map(([name]) => name), ['edge'])
+  t.same(
+    Object.entries(networks)
+      .filter(([, network]) => !(network as { internal?: boolean } | null)?.internal)
+      .map(([name]) => name),
+    ['edge'],
+  )
   for (const [name, service] of all) if (service.networks?.includes('edge')) t.ok(service.ports, `${name} is published`)
 })
 
@@ -92,7 +131,12 @@ t.test('a service waits for what is there, in a way that ends', async t => {
       const target = services[other]
       t.ok(target, `${name}: ${other}`)
       if (condition === 'service_healthy') t.ok(await hasHealthcheck(target!), `${name}: ${other} has a healthcheck`)
-      else t.match({ condition, restart: target?.restart }, { condition: 'service_completed_successfully', restart: 'no' }, `${name}: ${other} ends`)
+      else
+        t.match(
+          { condition, restart: target?.restart },
+          { condition: 'service_completed_successfully', restart: 'no' },
+          `${name}: ${other} ends`,
+        )
     }
     const isOnce = service.restart === 'no'
     t.equal(await hasHealthcheck(service), !isOnce && name !== 'archiver', name)
@@ -111,15 +155,25 @@ t.test('every volume and every file that is mounted is there', async t => {
 })
 
 t.test('every setting is one that somebody reads', async t => {
-  const documented = [...(await readFile(join(repository, '.env.example'), 'utf8')).matchAll(/^#([A-Z][A-Z0-9_]*)=/gm)].map(match => match[1] ?? '')
-  const secret = /for name in ([^;]*);/.exec(await readFile(join(here, 'node/with-secrets.sh'), 'utf8'))?.[1]?.split(/[\s\\]+/) ?? []
-  t.same(secret.filter(name => !documented.includes(name) && name !== 'AWS_SESSION_TOKEN'), [], 'a setting that a file may hold is one')
+  const documented = [...(await readFile(join(repository, '.env.example'), 'utf8')).matchAll(/^#([A-Z][A-Z0-9_]*)=/gm)].map(
+    match => match[1] ?? '',
+  )
+  const secret =
+    /for name in ([^;]*);/.exec(await readFile(join(here, 'node/with-secrets.sh'), 'utf8'))?.[1]?.split(/[\s\\]+/) ?? []
+  t.same(
+    secret.filter(name => !documented.includes(name) && name !== 'AWS_SESSION_TOKEN'),
+    [],
+    'a setting that a file may hold is one',
+  )
   for (const [name, { image, environment = {} }] of all) {
     for (const [setting, value] of Object.entries(environment)) {
       t.type(value, 'string', `${name}: ${setting}`)
       if (!image.startsWith('nexmdm/node:')) continue
       const plain = setting.replace(/_FILE$/, '')
-      t.ok(plain === setting ? documented.includes(setting) || setting === 'TMPDIR' : secret.includes(plain), `${name}: ${setting}`)
+      t.ok(
+        plain === setting ? documented.includes(setting) || setting === 'TMPDIR' : secret.includes(plain),
+        `${name}: ${setting}`,
+      )
       if (plain !== setting) t.match(value, /^\/run\/secrets\/[a-z0-9_]+$/, `${name}: ${setting}`)
     }
   }
@@ -135,11 +189,22 @@ t.test('every service has the secrets that it names, and no other', async t => {
     // Both use the volume of the archiver.
     const others = name === 'bucket' ? [] : given
     t.same([...new Set([...named, ...others])].sort(), [...new Set(named)].sort(), `${name} needs what it is given`)
-    t.same([...new Set(named)].filter(file => !given.includes(file)), [], `${name} is given what it needs`)
+    t.same(
+      [...new Set(named)].filter(file => !given.includes(file)),
+      [],
+      `${name} is given what it needs`,
+    )
   }
-  const made = mounts(services.secrets!).map(({ source }) => source.replace(/^secrets-/, '')).filter(directory => directory !== 'objects' && directory !== 'all')
+  const made = mounts(services.secrets!)
+    .map(({ source }) => source.replace(/^secrets-/, ''))
+    .filter(directory => directory !== 'objects' && directory !== 'all')
   t.same((await readdir(secrets)).filter(directory => directory !== 'all' && directory !== 'objects').sort(), made.sort())
-  const owners = Object.fromEntries([...(await readFile(join(here, 'secrets/make.sh'), 'utf8')).matchAll(/^give (\w+) (\d+) /gm)].map(([, to = '', id = '']) => [to, id]))
+  const owners = Object.fromEntries(
+    [...(await readFile(join(here, 'secrets/make.sh'), 'utf8')).matchAll(/^give (\w+) (\d+) /gm)].map(([, to = '', id = '']) => [
+      to,
+      id,
+    ]),
+  )
   for (const name of ['objects', 'grafana']) t.equal(services[name]?.user?.split(':')[0], owners[name], name)
   t.match(await readFile(join(here, 'pgbouncer/Dockerfile'), 'utf8'), `--uid ${owners.pgbouncer}`)
 })
@@ -165,7 +230,10 @@ t.test('who speaks of another service shares a network with it, and names the po
         t.ok(ports.includes(port), `${name}: ${other}:${port}`)
         // It reads the archiver's settings, and has no use for its database.
         if (name === 'bucket' && other === 'postgres') continue
-        t.ok(service.networks?.some(network => services[other]?.networks?.includes(network)), `${name} reaches ${other}`)
+        t.ok(
+          service.networks?.some(network => services[other]?.networks?.includes(network)),
+          `${name} reaches ${other}`,
+        )
       }
     }
   }
@@ -173,10 +241,13 @@ t.test('who speaks of another service shares a network with it, and names the po
   for (const [name, service] of all) {
     for (const port of service.ports ?? []) {
       const inside = port.split(':')[2] ?? ''
-      t.ok([...listening[name] ?? [], '3000'].includes(inside), `${name}: ${port}`)
+      t.ok([...(listening[name] ?? []), '3000'].includes(inside), `${name}: ${port}`)
     }
   }
-  t.match(await readFile(join(here, 'node/Dockerfile'), 'utf8'), `http://127.0.0.1:${services['server-1']?.environment?.PORT}/healthz`)
+  t.match(
+    await readFile(join(here, 'node/Dockerfile'), 'utf8'),
+    `http://127.0.0.1:${services['server-1']?.environment?.PORT}/healthz`,
+  )
 })
 
 function mounts({ volumes = [] }: Service) {
@@ -195,7 +266,10 @@ async function textOf(service: Service) {
   if (build) texts.push(await readFile(build.dockerfile, 'utf8'))
   for (const { source } of mounts(service).filter(({ source }) => source.startsWith('.'))) {
     const path = join(here, source)
-    const files = await readdir(path, { recursive: true }).then(names => names.map(name => join(path, name)), () => [path])
+    const files = await readdir(path, { recursive: true }).then(
+      names => names.map(name => join(path, name)),
+      () => [path],
+    )
     for (const file of files.filter(file => /\.(ya?ml|cfg)$/.test(file))) texts.push(await readFile(file, 'utf8'))
   }
   // Comments give examples.

@@ -30,25 +30,55 @@ t.test('a fleet is watched', { skip: prometheus.without || topology.without, tim
   await t.test('every rule is worked out, of metrics that exist', async t => {
     const loaded = await rules()
     const names = (await readAlerts()).map(({ name }) => name)
-    t.same(loaded.filter(({ type }) => type === 'alerting').map(({ name }) => name).toSorted(), names.toSorted())
-    t.same(loaded.filter(({ health }) => health === 'err').map(({ name, lastError }) => [name, lastError]), [])
+    t.same(
+      loaded
+        .filter(({ type }) => type === 'alerting')
+        .map(({ name }) => name)
+        .toSorted(),
+      names.toSorted(),
+    )
+    t.same(
+      loaded.filter(({ health }) => health === 'err').map(({ name, lastError }) => [name, lastError]),
+      [],
+    )
     const metrics = await known()
-    for (const { name, query } of loaded) t.same(metricNames(query).filter(metric => !metrics.has(metric)), [], name)
+    for (const { name, query } of loaded)
+      t.same(
+        metricNames(query).filter(metric => !metrics.has(metric)),
+        [],
+        name,
+      )
     t.same(await withoutValue(loaded.filter(({ type }) => type === 'recording').map(({ name }) => name)), [])
   })
 
   await t.test('every query of a dashboard to Prometheus has an answer, of metrics that exist', async t => {
     const metrics = await known()
-    const queries = dashboards.flatMap(dashboard => queriesOf(dashboard).filter(({ target }) => target.expr !== undefined).map(({ name, target }) => (
-      { name, written: target.expr!, query: filled(target.expr!, { __rate_interval: '1m', instance: '.*', cohort: '(all)' }) }
-    )))
+    const queries = dashboards.flatMap(dashboard =>
+      queriesOf(dashboard)
+        .filter(({ target }) => target.expr !== undefined)
+        .map(({ name, target }) => ({
+          name,
+          written: target.expr!,
+          query: filled(target.expr!, { __rate_interval: '1m', instance: '.*', cohort: '(all)' }),
+        })),
+    )
     t.ok(queries.length > 40)
-    for (const { name, written } of queries) t.same(metricNames(written).filter(metric => !metrics.has(metric)), [], name)
+    for (const { name, written } of queries)
+      t.same(
+        metricNames(written).filter(metric => !metrics.has(metric)),
+        [],
+        name,
+      )
     const empty = await withoutValue(queries.filter(({ name }) => !MAY_BE_EMPTY.includes(name)).map(({ query }) => query))
-    t.same(queries.filter(({ query }) => empty.includes(query)).map(({ name, query }) => [name, query]), [])
+    t.same(
+      queries.filter(({ query }) => empty.includes(query)).map(({ name, query }) => [name, query]),
+      [],
+    )
     // Also those that are empty here are asked, and are not wrong.
     for (const { name, query } of queries) await t.resolves(value(query), name)
-    for (const { query } of dashboards.flatMap(({ templating }) => templating.list).filter(({ datasource }) => datasource.type === 'prometheus')) {
+    for (const { query } of dashboards
+      .flatMap(({ templating }) => templating.list)
+      .filter(({ datasource }) => datasource.type === 'prometheus')) {
       const [, match = '', label = ''] = /^label_values\((.*), (\w+)\)$/.exec(query) ?? []
       t.same((await api<string[]>(`label/${label}/values`, { 'match[]': match })).toSorted(), servers.toSorted(), query)
     }
@@ -58,8 +88,10 @@ t.test('a fleet is watched', { skip: prometheus.without || topology.without, tim
     const sql = postgres(db.url('fleet_reader'), { max: 1, onnotice: () => {} })
     t.teardown(() => sql.end({ timeout: 1 }))
     const cohorts: string[] = []
-    for (const { query } of dashboards.flatMap(({ templating }) => templating.list).filter(({ datasource }) => datasource.type !== 'prometheus')) {
-      cohorts.push(...(await sql.unsafe(query).values()).flat() as string[])
+    for (const { query } of dashboards
+      .flatMap(({ templating }) => templating.list)
+      .filter(({ datasource }) => datasource.type !== 'prometheus')) {
+      cohorts.push(...((await sql.unsafe(query).values()).flat() as string[]))
     }
     t.same(cohorts, ['(all)', 'default'])
     let asked = 0
@@ -73,7 +105,10 @@ t.test('a fleet is watched', { skip: prometheus.without || topology.without, tim
           if (target.format === 'time_series') {
             const [time, ...values] = answer.columns
             t.match(time, { name: 'time' }, name)
-            t.ok(TIMES.includes(time!.type) && values.length > 0 && values.every(({ type }) => NUMBERS.includes(type)), `${name}: numbers by time`)
+            t.ok(
+              TIMES.includes(time!.type) && values.length > 0 && values.every(({ type }) => NUMBERS.includes(type)),
+              `${name}: numbers by time`,
+            )
           }
         }
         asked++
@@ -112,5 +147,8 @@ function timed(query: string, [from, to]: [string, string]) {
 function rangeOf({ time }: Dashboard, { timeFrom }: Panel): [string, string] {
   const [, count = '', unit = ''] = /^(\d+)([hd])$/.exec(timeFrom ?? time.from.replace('now-', '')) ?? []
   const now = Date.now()
-  return [now - Number(count) * (unit === 'h' ? 3_600_000 : 86_400_000), now].map(at => new Date(at).toISOString()) as [string, string]
+  return [now - Number(count) * (unit === 'h' ? 3_600_000 : 86_400_000), now].map(at => new Date(at).toISOString()) as [
+    string,
+    string,
+  ]
 }

@@ -20,21 +20,34 @@ t.test('settings come from files', async t => {
   const file = (name: string) => join(directory, name)
   await writeFile(file('key'), `a 'key' with $HOME, "quotes" and \\ in it\n`)
   await writeFile(file('empty'), '\n')
-  const print = (env: Record<string, string>) => run('sh', ['docker/node/with-secrets.sh', 'sh', '-c', 'echo "$ADMIN_KEY|${ADMIN_KEY_FILE-gone}|$AWS_CONFIG_FILE"'], { env })
-  t.same(await print({ ADMIN_KEY_FILE: file('key'), AWS_CONFIG_FILE: '/a/file' }), {
-    code: 0, output: `a 'key' with $HOME, "quotes" and \\ in it|gone|/a/file\n`,
-  }, 'as they are, and what AWS means by a file is left alone')
+  const print = (env: Record<string, string>) =>
+    run('sh', ['docker/node/with-secrets.sh', 'sh', '-c', 'echo "$ADMIN_KEY|${ADMIN_KEY_FILE-gone}|$AWS_CONFIG_FILE"'], { env })
+  t.same(
+    await print({ ADMIN_KEY_FILE: file('key'), AWS_CONFIG_FILE: '/a/file' }),
+    {
+      code: 0,
+      output: `a 'key' with $HOME, "quotes" and \\ in it|gone|/a/file\n`,
+    },
+    'as they are, and what AWS means by a file is left alone',
+  )
   t.same(await print({ ADMIN_KEY: 'given' }), { code: 0, output: 'given|gone|\n' })
   t.match(await print({ ADMIN_KEY_FILE: file('missing') }), { code: 2, output: /ADMIN_KEY_FILE: .*missing cannot be read/ })
   t.match(await print({ ADMIN_KEY_FILE: file('empty') }), { code: 2, output: /ADMIN_KEY_FILE: .*empty is empty/ })
-  t.match(await print({ ADMIN_KEY_FILE: file('key'), ADMIN_KEY: 'given' }), { code: 2, output: /ADMIN_KEY and ADMIN_KEY_FILE are both set/ })
+  t.match(await print({ ADMIN_KEY_FILE: file('key'), ADMIN_KEY: 'given' }), {
+    code: 2,
+    output: /ADMIN_KEY and ADMIN_KEY_FILE are both set/,
+  })
 })
 
 t.test('secrets are made once, and each is for whom it concerns', async t => {
   const directory = await withSecrets(t)
   const read = async () => {
-    const files = (await readdir(directory, { recursive: true, withFileTypes: true })).filter(entry => entry.isFile()).map(entry => join(entry.parentPath, entry.name))
-    return Object.fromEntries(await Promise.all(files.map(async path => [path.slice(directory.length + 1), await readFile(path, 'utf8')] as const)))
+    const files = (await readdir(directory, { recursive: true, withFileTypes: true }))
+      .filter(entry => entry.isFile())
+      .map(entry => join(entry.parentPath, entry.name))
+    return Object.fromEntries(
+      await Promise.all(files.map(async path => [path.slice(directory.length + 1), await readFile(path, 'utf8')] as const)),
+    )
   }
   const before = await read()
   t.match(before['all/admin_key'], /^[0-9a-f]{48}$/)
@@ -66,7 +79,8 @@ t.test('the image of Postgres starts the official entrypoint with settings for i
   const env = { PATH: `${directory}:/usr/bin:/bin`, TMPDIR: directory }
   const conf = join(directory, 'postgresql.conf')
   t.same(await run('sh', ['docker/postgres/start.sh', '-c', 'log_statement=all'], { env }), {
-    code: 0, output: `postgres -c config_file=${conf} -c log_statement=all\n`,
+    code: 0,
+    output: `postgres -c config_file=${conf} -c log_statement=all\n`,
   })
   const text = await readFile(conf, 'utf8')
   t.match(text, /^listen_addresses = '\*'$/m)
@@ -76,8 +90,14 @@ t.test('the image of Postgres starts the official entrypoint with settings for i
 
 t.test('settings of Postgres sized by memory', async t => {
   const tune = (...args: string[]) => run('sh', ['docker/postgres/tune.sh', ...args])
-  for (const args of [['4GB'], ['511'], ['-1'], ['4096', "fleet'"], ['4096', 'fleet', 'x']]) t.match(await tune(...args), { code: 2, output: /^usage: / }, args.join(' '))
-  for (const [memory, shared, maintenance] of [[512, 128, 32], [2048, 512, 102], [16384, 4096, 512], [262144, 4096, 512]] as const) {
+  for (const args of [['4GB'], ['511'], ['-1'], ['4096', "fleet'"], ['4096', 'fleet', 'x']])
+    t.match(await tune(...args), { code: 2, output: /^usage: / }, args.join(' '))
+  for (const [memory, shared, maintenance] of [
+    [512, 128, 32],
+    [2048, 512, 102],
+    [16384, 4096, 512],
+    [262144, 4096, 512],
+  ] as const) {
     const { output } = await tune(String(memory))
     t.match(output, `shared_buffers = ${shared}MB\neffective_cache_size = ${Math.floor(memory * 0.6)}MB\n`)
     t.match(output, `maintenance_work_mem = ${maintenance}MB`)
@@ -85,20 +105,32 @@ t.test('settings of Postgres sized by memory', async t => {
 
   // A plain server of 4 GB, whatever this machine has.
   const { cluster, admin, url } = await withCluster(t, { durable: true })
-  await admin.unsafe(`create or replace function fleet_guard.memory_bytes() returns bigint language sql as 'select 4::bigint << 30'`)
+  await admin.unsafe(
+    `create or replace function fleet_guard.memory_bytes() returns bigint language sql as 'select 4::bigint << 30'`,
+  )
   const { output } = await tune('4096')
   await admin.end({ timeout: 5 })
   await cluster.stop()
   await writeFile(join(cluster.data, 'postgresql.conf'), `\n${output}`, { flag: 'a' })
   await cluster.start()
   t.match(await run(cluster.program('psql'), ['-AXtc', 'show shared_buffers', url('postgres')]), { code: 0, output: '1GB\n' })
-  const checks = await run(cluster.program('psql'), ['-AXt', '-F', ' ', '-c', `
+  const checks = await run(cluster.program('psql'), [
+    '-AXt',
+    '-F',
+    ' ',
+    '-c',
+    `
     select check_name, status, detail from fleet.check() where check_name like 'setting\\_%' or check_name in ('scheduler', 'connections')
-  `, url('fleet_dba')])
+  `,
+    url('fleet_dba'),
+  ])
   t.equal(checks.code, 0, checks.output)
   const lines = checks.output.trim().split('\n')
   t.ok(lines.length >= 9, checks.output)
-  t.same(lines.filter(line => line.split(' ')[1] !== 'ok'), [])
+  t.same(
+    lines.filter(line => line.split(' ')[1] !== 'ok'),
+    [],
+  )
   t.notMatch(await cluster.logTail(50), /WARNING|unrecognized/)
 })
 

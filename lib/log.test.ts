@@ -4,10 +4,19 @@ import { runOnce, withRetiredDay } from '../testing/archiver.ts'
 import { spawnProgram, waitFor, withDatabase } from '../testing/database.ts'
 import { ADMIN_KEY, enroll, gatewayToken, serverEnv, withProcess } from '../testing/server.ts'
 
-interface Line { event?: string, request_id?: string, status?: number, message?: string, [field: string]: unknown }
+interface Line {
+  event?: string
+  request_id?: string
+  status?: number
+  message?: string
+  [field: string]: unknown
+}
 
 function linesOf(output: string) {
-  return output.split('\n').filter(line => line.startsWith('{')).map(line => JSON.parse(line) as Line)
+  return output
+    .split('\n')
+    .filter(line => line.startsWith('{'))
+    .map(line => JSON.parse(line) as Line)
 }
 
 t.test('no token and no key is ever logged, wherever it stands in a request', async t => {
@@ -16,26 +25,62 @@ t.test('no token and no key is ever logged, wherever it stands in a request', as
   const secrets = [token, await gatewayToken(db, 'g'), ADMIN_KEY]
   const { server, call } = await withProcess(t, db, { LOG_LEVEL: 'trace', TRUST_PROXY: 'true' })
   const targets = [
-    'POST /v1/heartbeat', 'POST /v1/heartbeats', 'POST /admin/devices', 'POST /admin/command', 'POST /ops/nightly', 'GET /v1/devices',
-    `GET /v1/devices/${device_id}`, 'GET /v1/commands', 'GET /metrics', 'DELETE /nothing', 'POST /login', 'GET /',
+    'POST /v1/heartbeat',
+    'POST /v1/heartbeats',
+    'POST /admin/devices',
+    'POST /admin/command',
+    'POST /ops/nightly',
+    'GET /v1/devices',
+    `GET /v1/devices/${device_id}`,
+    'GET /v1/commands',
+    'GET /metrics',
+    'DELETE /nothing',
+    'POST /login',
+    'GET /',
   ]
   const hostile = async () => {
     for (const [n, secret] of secrets.entries()) {
       const encoded = secret.replace('_', '%5F')
       for (const target of targets) {
-        for (const path of [target, `${target}/${secret}/${encoded}`, `${target}?status=${secret}&${secret}=1&retention_days=${secret}`]) {
-          const bodies = path.startsWith('POST') ? [
-            { agent_version: secret.slice(0, 64) },
-            secret, [{ agent_version: secret, device_id, ts: secret }, { device_id: secret }],
-            { alias: secret, cohort: secret, device_id, command: secret, payload: { [secret]: secret }, ts: secret, battery_pct: secret },
-          ] : [undefined]
+        for (const path of [
+          target,
+          `${target}/${secret}/${encoded}`,
+          `${target}?status=${secret}&${secret}=1&retention_days=${secret}`,
+        ]) {
+          const bodies = path.startsWith('POST')
+            ? [
+                { agent_version: secret.slice(0, 64) },
+                secret,
+                [{ agent_version: secret, device_id, ts: secret }, { device_id: secret }],
+                {
+                  alias: secret,
+                  cohort: secret,
+                  device_id,
+                  command: secret,
+                  payload: { [secret]: secret },
+                  ts: secret,
+                  battery_pct: secret,
+                },
+              ]
+            : [undefined]
           for (const body of bodies) {
             for (const headers of [
               // Each from elsewhere: who has the right key must not wait for who has not.
-              { authorization: `Bearer ${secret}`, 'x-request-id': secret, 'x-admin': secret, 'user-agent': secret, 'x-forwarded-for': `192.0.2.${n}` },
+              {
+                authorization: `Bearer ${secret}`,
+                'x-request-id': secret,
+                'x-admin': secret,
+                'user-agent': secret,
+                'x-forwarded-for': `192.0.2.${n}`,
+              },
               { authorization: secret, 'x-request-id': `a-${secret}`, cookie: secret, 'content-type': `text/${secret}` },
-              { authorization: `Bearer ${token}`, 'x-admin': ADMIN_KEY, 'content-encoding': body === undefined ? 'identity' : secret },
-            ]) await call(path, { ...(body !== undefined && { body }), headers: headers as unknown as Record<string, string> })
+              {
+                authorization: `Bearer ${token}`,
+                'x-admin': ADMIN_KEY,
+                'content-encoding': body === undefined ? 'identity' : secret,
+              },
+            ])
+              await call(path, { ...(body !== undefined && { body }), headers: headers as unknown as Record<string, string> })
           }
         }
       }
@@ -49,10 +94,14 @@ t.test('no token and no key is ever logged, wherever it stands in a request', as
   await server.stop('SIGTERM')
   const lines = linesOf(server.output())
   t.ok(lines.filter(line => line.event === 'http.error' && line.request_id).length > 500)
-  t.ok(lines.some(line => line.status === 500), 'faults are logged')
+  t.ok(
+    lines.some(line => line.status === 500),
+    'faults are logged',
+  )
   t.ok(lines.some(line => line.event === 'heartbeat.write_failed'))
   t.ok(server.output().includes('nxd_***'), 'it would have been there')
-  for (const secret of secrets) t.notOk(server.output().includes(secret.replace(/^nx._/, '').slice(0, 20)), `${secret.slice(0, 4)} is not there`)
+  for (const secret of secrets)
+    t.notOk(server.output().includes(secret.replace(/^nx._/, '').slice(0, 20)), `${secret.slice(0, 4)} is not there`)
 })
 
 t.test('a request id is taken over or made, and is in the answer and in the log', async t => {
@@ -60,7 +109,11 @@ t.test('a request id is taken over or made, and is in the answer and in the log'
   const { token } = await enroll(db, 'a')
   const { server, call } = await withProcess(t, db, { LOG_LEVEL: 'debug' })
   const ask = async (id?: string) => {
-    const { headers, body } = await call('POST /v1/heartbeat', { token, body: 'x', ...(id !== undefined && { headers: { 'x-request-id': id } }) })
+    const { headers, body } = await call('POST /v1/heartbeat', {
+      token,
+      body: 'x',
+      ...(id !== undefined && { headers: { 'x-request-id': id } }),
+    })
     const made = headers.get('x-request-id')!
     t.match(body, { status: 400, request_id: made })
     await waitFor(async () => linesOf(server.output()).some(line => line.event === 'http.error' && line.request_id === made))
@@ -76,21 +129,33 @@ t.test('a request id is taken over or made, and is in the answer and in the log'
     t.equal(headers.get('x-request-id'), 'mine')
     t.match(body, { request_id: 'mine' })
   }
-  t.equal((await call('POST /v1/heartbeat', { token, body: {}, headers: { 'x-request-id': 'mine' } })).headers.get('x-request-id'), null, 'what goes well has none')
+  t.equal(
+    (await call('POST /v1/heartbeat', { token, body: {}, headers: { 'x-request-id': 'mine' } })).headers.get('x-request-id'),
+    null,
+    'what goes well has none',
+  )
 })
 
 t.test('in a terminal the log is for people, unless JSON is asked for', async t => {
   const db = await withDatabase(t)
   // eslint-disable-next-line no-restricted-syntax -- script takes a command line only; it is node
-  const start = (LOG_FORMAT?: string) => spawnProgram(t, 'script', ['-qec', `${process.execPath} --import tsx server/main.ts`, '/dev/null'], {
-    env: { ...serverEnv(db), ...(LOG_FORMAT && { LOG_FORMAT }), TERM: 'xterm' }, ready: /server\.listening/,
-  })
+  const start = (LOG_FORMAT?: string) =>
+    spawnProgram(t, 'script', ['-qec', `${process.execPath} --import tsx server/main.ts`, '/dev/null'], {
+      env: { ...serverEnv(db), ...(LOG_FORMAT && { LOG_FORMAT }), TERM: 'xterm' },
+      ready: /server\.listening/,
+    })
   const people = await start()
   // eslint-disable-next-line no-control-regex -- the terminal's colours
-  t.match(people.output().replaceAll(/\u001b\[[\d;]*m/g, ''), /^\[\d\d:\d\d:\d\d\.\d{3}\] INFO: server server\.listening .*"port":\d+/m)
+  t.match(
+    people.output().replaceAll(/\u001b\[[\d;]*m/g, ''),
+    /^\[\d\d:\d\d:\d\d\.\d{3}\] INFO: server server\.listening .*"port":\d+/m,
+  )
   t.notMatch(people.output(), /^\{/m)
   const json = await start('json')
-  t.match(linesOf(json.output()).find(line => line.event === 'server.listening'), { service: 'server', level: 'info', port: Number })
+  t.match(
+    linesOf(json.output()).find(line => line.event === 'server.listening'),
+    { service: 'server', level: 'info', port: Number },
+  )
 })
 
 t.test('what the server is asked to do with partitions it logs, and the archiver what it did', async t => {
@@ -100,22 +165,52 @@ t.test('what the server is asked to do with partitions it logs, and the archiver
   await call('POST /ops/reconcile', { admin: true })
   await waitFor(async () => server.output().includes('reconciliation.completed'))
   const lines = linesOf(server.output())
-  t.match(lines.find(line => line.event === 'nightly.end'), { service: 'server', ok: true })
-  t.match(lines.find(line => line.event === 'reconciliation.completed'), { checked: Number, updated: Number, elapsed_ms: Number })
+  t.match(
+    lines.find(line => line.event === 'nightly.end'),
+    { service: 'server', ok: true },
+  )
+  t.match(
+    lines.find(line => line.event === 'reconciliation.completed'),
+    { checked: Number, updated: Number, elapsed_ms: Number },
+  )
   const { code, events } = await runOnce(t, db, directory)
   t.equal(code, 0)
   const about = { service: 'archiver', level: 'info', partition }
-  t.match(events.find(line => line.event === 'partition.archive.start'), about)
-  t.match(events.find(line => line.event === 'partition.archive.end'), { ...about, rows: 1000, duration_ms: Number })
-  t.match(events.find(line => line.event === 'partition.drop'), { ...about, rows: 1000, duration_ms: Number })
+  t.match(
+    events.find(line => line.event === 'partition.archive.start'),
+    about,
+  )
+  t.match(
+    events.find(line => line.event === 'partition.archive.end'),
+    { ...about, rows: 1000, duration_ms: Number },
+  )
+  t.match(
+    events.find(line => line.event === 'partition.drop'),
+    { ...about, rows: 1000, duration_ms: Number },
+  )
 })
 
 t.test('every event that the runbook names is one that there is', async t => {
   const runbook = await readFile(new URL('../RUNBOOK.md', import.meta.url), 'utf8')
   const section = runbook.split('## Read the log')[1]!.split('\n## ')[0]!
-  const sources = ['archiver/worker.ts', 'archiver/archive/partition.ts', 'archiver/restore/restore.ts', 'server/app.ts', 'server/ingest/writer.ts', 'server/ingest/backpressure.ts',
-    'server/workers.ts', 'server/fleet/device-reads.ts', 'server/reader.ts', 'sql/status/reconcile.sql', 'sql/partitions/ensure_partitions.sql',
-    'sql/partitions/create_partitions.sql', 'sql/partitions/retire_partition.sql', 'sql/partitions/sync_partitions.sql', 'sql/partitions/premake.sql']
+  const sources = [
+    'archiver/worker.ts',
+    'archiver/archive/partition.ts',
+    'archiver/restore/restore.ts',
+    'server/app.ts',
+    'server/ingest/writer.ts',
+    'server/ingest/backpressure.ts',
+    'server/workers.ts',
+    'server/fleet/device-reads.ts',
+    'server/reader.ts',
+    'sql/status/reconcile.sql',
+    'sql/partitions/ensure_partitions.sql',
+    'sql/partitions/create_partitions.sql',
+    'sql/partitions/retire_partition.sql',
+    'sql/partitions/sync_partitions.sql',
+    'sql/partitions/premake.sql',
+  ]
   const text = (await Promise.all(sources.map(file => readFile(new URL(`../${file}`, import.meta.url), 'utf8')))).join('')
-  for (const [, event = ''] of section.matchAll(/`([a-z_]+\.[a-z_.]+)`/g)) t.ok(event.startsWith('fleet.') || text.includes(`'${event}'`), event)
+  for (const [, event = ''] of section.matchAll(/`([a-z_]+\.[a-z_.]+)`/g))
+    t.ok(event.startsWith('fleet.') || text.includes(`'${event}'`), event)
 })

@@ -8,20 +8,26 @@ export type Log = ReturnType<typeof createLog>
  * @param secrets never written: the admin key; nor are tokens
  */
 export function createLog(
-  service: 'server' | 'archiver', level: (typeof LOG_LEVELS)[number], destination: DestinationStream = stdout(), secrets: string[] = [],
+  service: 'server' | 'archiver',
+  level: (typeof LOG_LEVELS)[number],
+  destination: DestinationStream = stdout(),
+  secrets: string[] = [],
 ) {
-  return pino({
-    level,
-    base: { service, pid: process.pid },
-    messageKey: 'message',
-    timestamp: pino.stdTimeFunctions.isoTime,
-    formatters: { level: label => ({ level: label }) },
-    // The driver hangs the statement and its parameters (token hashes) on its errors:
-    // take what helps and leave the rest.
-    serializers: { error: serializeError },
-    // Whatever way it came: a path, a message of the database, a request id.
-    hooks: { streamWrite: redactor(secrets) },
-  }, destination)
+  return pino(
+    {
+      level,
+      base: { service, pid: process.pid },
+      messageKey: 'message',
+      timestamp: pino.stdTimeFunctions.isoTime,
+      formatters: { level: label => ({ level: label }) },
+      // The driver hangs the statement and its parameters (token hashes) on its errors:
+      // take what helps and leave the rest.
+      serializers: { error: serializeError },
+      // Whatever way it came: a path, a message of the database, a request id.
+      hooks: { streamWrite: redactor(secrets) },
+    },
+    destination,
+  )
 }
 
 /**
@@ -31,8 +37,14 @@ export async function logDestination(format: (typeof LOG_FORMATS)[number]): Prom
   if (format === 'json' || (format === 'auto' && !process.stdout.isTTY)) return stdout()
   const { default: pretty } = await import('pino-pretty')
   return pretty({
-    sync: true, messageKey: 'message', translateTime: 'SYS:HH:MM:ss.l', ignore: 'pid,service,event', singleLine: true,
-    colorize: process.stdout.isTTY, messageFormat: '{service} {event} {message}', errorLikeObjectKeys: ['error'],
+    sync: true,
+    messageKey: 'message',
+    translateTime: 'SYS:HH:MM:ss.l',
+    ignore: 'pid,service,event',
+    singleLine: true,
+    colorize: process.stdout.isTTY,
+    messageFormat: '{service} {event} {message}',
+    errorLikeObjectKeys: ['error'],
   })
 }
 
@@ -44,7 +56,9 @@ function stdout() {
 function redactor(secrets: string[]) {
   const forms = secrets.flatMap(secret => [JSON.stringify(secret).slice(1, -1), encodeURIComponent(secret)])
   return (line: string) => {
-    let safe = line.replaceAll(/nx([dg])(?:_|%5f)[\w%]*/gi, 'nx$1_***').replaceAll(/(postgres(?:ql)?:\/\/[^\s"@:]*:)[^\s"@]*@/g, '$1***@')
+    let safe = line
+      .replaceAll(/nx([dg])(?:_|%5f)[\w%]*/gi, 'nx$1_***')
+      .replaceAll(/(postgres(?:ql)?:\/\/[^\s"@:]*:)[^\s"@]*@/g, '$1***@')
     for (const form of forms) safe = safe.replaceAll(form, '***')
     return safe
   }
@@ -53,7 +67,7 @@ function redactor(secrets: string[]) {
 function serializeError(error: unknown): unknown {
   if (typeof error === 'string') return error
   if (!(error instanceof Error)) return { message: String(error) }
-  const { code, hint } = error as { code?: unknown, hint?: unknown }
+  const { code, hint } = error as { code?: unknown; hint?: unknown }
   return {
     name: error.name,
     message: error.message,

@@ -31,7 +31,7 @@ export function elapsed(started: number) {
 export function explain(error: unknown): string {
   if (!(error instanceof Error)) return String(error)
   const lines = [error.message || error.name]
-  const { hint, detail } = error as { hint?: unknown, detail?: unknown }
+  const { hint, detail } = error as { hint?: unknown; detail?: unknown }
   if (typeof detail === 'string') lines.push(detail)
   if (typeof hint === 'string') lines.push(hint)
   if (error instanceof AggregateError) lines.push(...error.errors.map(explain))

@@ -22,7 +22,8 @@ export function startTracing(endpoint: string | undefined, service: string, log:
 
 /** OpenTelemetry reads its settings (OTEL_*) itself, as the AWS SDK does. */
 async function loadTracing(serviceName: string, log: Log) {
-  const { context, diag, DiagLogLevel, propagation, ROOT_CONTEXT, SpanKind, SpanStatusCode, trace } = await import('@opentelemetry/api')
+  const { context, diag, DiagLogLevel, propagation, ROOT_CONTEXT, SpanKind, SpanStatusCode, trace } =
+    await import('@opentelemetry/api')
   const { OTLPTraceExporter } = await import('@opentelemetry/exporter-trace-otlp-http')
   const { detectResources, envDetector, resourceFromAttributes } = await import('@opentelemetry/resources')
   const { BatchSpanProcessor, NodeTracerProvider } = await import('@opentelemetry/sdk-trace-node')
@@ -30,8 +31,11 @@ async function loadTracing(serviceName: string, log: Log) {
   diag.setLogger(quietly(log), DiagLogLevel.WARN)
   const provider = new NodeTracerProvider({
     // OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES come last, and win.
-    resource: resourceFromAttributes({ 'service.name': serviceName, 'service.version': version, 'process.pid': process.pid })
-      .merge(detectResources({ detectors: [envDetector] })),
+    resource: resourceFromAttributes({
+      'service.name': serviceName,
+      'service.version': version,
+      'process.pid': process.pid,
+    }).merge(detectResources({ detectors: [envDetector] })),
     spanLimits: { linkCountLimit: MAX_LINKS },
     spanProcessors: [new BatchSpanProcessor(new OTLPTraceExporter())],
   })
@@ -45,7 +49,7 @@ async function loadTracing(serviceName: string, log: Log) {
 
   function fail(span: Span, error: unknown) {
     // Its message may quote what a caller wrote; the log has it, which takes tokens out.
-    const { code, name } = error as { code?: string, name?: string }
+    const { code, name } = error as { code?: string; name?: string }
     span.setAttribute('error.type', code ?? name ?? 'unknown')
     span.setStatus({ code: SpanStatusCode.ERROR })
   }
@@ -102,10 +106,14 @@ async function loadTracing(serviceName: string, log: Log) {
     /** One statement. */
     statement<T>(procedure: string, attributes: Attributes, work: () => Promise<T>) {
       const parent = context.active()
-      const span = tracer.startSpan(procedure, {
-        kind: SpanKind.CLIENT,
-        attributes: { 'db.system.name': 'postgresql', 'db.stored_procedure.name': procedure, ...attributes },
-      }, parent)
+      const span = tracer.startSpan(
+        procedure,
+        {
+          kind: SpanKind.CLIENT,
+          attributes: { 'db.system.name': 'postgresql', 'db.stored_procedure.name': procedure, ...attributes },
+        },
+        parent,
+      )
       return inSpan(span, parent, work)
     },
 

@@ -1,4 +1,17 @@
-import { appendFile, chmod, mkdir, mkdtemp, readFile, realpath, readlink, rename, rm, stat, symlink, writeFile } from 'node:fs/promises'
+import {
+  appendFile,
+  chmod,
+  mkdir,
+  mkdtemp,
+  readFile,
+  realpath,
+  readlink,
+  rename,
+  rm,
+  stat,
+  symlink,
+  writeFile,
+} from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -24,7 +37,7 @@ async function madeCluster(t: Test, dir: string) {
 async function ask(url: string, query: string) {
   const sql = postgres(url, { max: 1 })
   try {
-    return [...await sql.unsafe(query)].map(row => ({ ...row }))
+    return [...(await sql.unsafe(query))].map(row => ({ ...row }))
   } finally {
     await sql.end({ timeout: 1 })
   }
@@ -37,13 +50,22 @@ t.test('a cluster of its own', async t => {
   const url = cluster.url('postgres', 'fleet')
 
   await t.test('is preloaded and set up for this machine', async t => {
-    const [settings] = await ask(url, `
+    const [settings] = await ask(
+      url,
+      `
       select current_setting('shared_preload_libraries') as preload, current_setting('cron.database_name') as cron,
         current_setting('timezone') as timezone, current_setting('listen_addresses') as addresses,
         current_setting('fsync') as fsync, current_setting('data_checksums') as checksums,
-        current_setting('server_encoding') as encoding`)
+        current_setting('server_encoding') as encoding`,
+    )
     t.strictSame(settings, {
-      preload: 'pg_cron', cron: 'fleet', timezone: 'UTC', addresses: '127.0.0.1', fsync: 'on', checksums: 'on', encoding: 'UTF8',
+      preload: 'pg_cron',
+      cron: 'fleet',
+      timezone: 'UTC',
+      addresses: '127.0.0.1',
+      fsync: 'on',
+      checksums: 'on',
+      encoding: 'UTF8',
     })
     t.equal(await clusterMajor(dir), testCluster().postgres.major)
   })
@@ -70,8 +92,18 @@ t.test('a cluster of its own', async t => {
     await t.rejects(ask(wrong.href, 'select 1'), { code: '28P01' })
     wrong.password = ''
     await t.rejects(ask(wrong.href, 'select 1'))
-    const socket = postgres({ host: join(dir, 'sockets'), port: cluster.port, user: 'postgres', password: 'wrong', database: 'fleet', max: 1 })
-    await t.rejects(socket`select 1`.then(() => {}), { code: '28P01' })
+    const socket = postgres({
+      host: join(dir, 'sockets'),
+      port: cluster.port,
+      user: 'postgres',
+      password: 'wrong',
+      database: 'fleet',
+      max: 1,
+    })
+    await t.rejects(
+      socket`select 1`.then(() => {}),
+      { code: '28P01' },
+    )
     await socket.end({ timeout: 1 })
     t.notMatch(await readFile(join(dir, 'data/pg_hba.conf'), 'utf8'), /^[^#]*\btrust\b/m)
     t.equal((await stat(join(dir, 'cluster.json'))).mode & 0o077, 0)
@@ -100,8 +132,8 @@ t.test('a cluster of its own', async t => {
 
   await t.test('comes back after kill -9', async t => {
     await ask(cluster.url('postgres', 'fleet'), 'create table kept as select 1 as one')
-    process.kill(await cluster.pid() ?? 0, 'SIGKILL')
-    await waitFor(async () => !await cluster.pid())
+    process.kill((await cluster.pid()) ?? 0, 'SIGKILL')
+    await waitFor(async () => !(await cluster.pid()))
     t.equal(await cluster.start(), 'started')
     t.match(await ask(cluster.url('postgres', 'fleet'), 'select one from kept'), [{ one: 1 }])
   })
@@ -134,41 +166,45 @@ t.test('a half-made cluster is made again', async t => {
   t.ok(cluster.exists())
 })
 
-t.test('the place of a cluster', { skip: process.getuid?.() === 0 ? false : 'needs root: another user runs Postgres' }, async t => {
-  t.test('is the wanted one where the postgres user can get there', async t => {
-    const clone = await directory(t)
-    t.equal(await placeFor(join(clone, 'pg')), join(clone, 'pg'))
-  })
+t.test(
+  'the place of a cluster',
+  { skip: process.getuid?.() === 0 ? false : 'needs root: another user runs Postgres' },
+  async t => {
+    t.test('is the wanted one where the postgres user can get there', async t => {
+      const clone = await directory(t)
+      t.equal(await placeFor(join(clone, 'pg')), join(clone, 'pg'))
+    })
 
-  t.test('is elsewhere for a clone in a closed home, and stays there', async t => {
-    const elsewhere = await directory(t)
-    const home = await directory(t)
-    const local = join(home, 'clone/.local')
-    await mkdir(local, { recursive: true })
-    await chmod(home, 0o700)
-    const place = await placeFor(join(local, 'pg'), elsewhere)
-    t.match(place, elsewhere)
-    t.equal(await readlink(join(local, 'pg')), place)
-    const cluster = await madeCluster(t, place)
-    await cluster.start()
-    t.match(await ask(cluster.url('postgres', 'fleet'), 'select 1 as one'), [{ one: 1 }])
-    t.equal((await stat(cluster.data)).uid, clusterUser()?.uid)
+    t.test('is elsewhere for a clone in a closed home, and stays there', async t => {
+      const elsewhere = await directory(t)
+      const home = await directory(t)
+      const local = join(home, 'clone/.local')
+      await mkdir(local, { recursive: true })
+      await chmod(home, 0o700)
+      const place = await placeFor(join(local, 'pg'), elsewhere)
+      t.match(place, elsewhere)
+      t.equal(await readlink(join(local, 'pg')), place)
+      const cluster = await madeCluster(t, place)
+      await cluster.start()
+      t.match(await ask(cluster.url('postgres', 'fleet'), 'select 1 as one'), [{ one: 1 }])
+      t.equal((await stat(cluster.data)).uid, clusterUser()?.uid)
 
-    await chmod(home, 0o755)
-    t.equal(await placeFor(join(local, 'pg'), elsewhere), place, 'also when the home is opened')
+      await chmod(home, 0o755)
+      t.equal(await placeFor(join(local, 'pg'), elsewhere), place, 'also when the home is opened')
 
-    await rename(join(home, 'clone'), join(home, 'moved'))
-    t.equal(await placeFor(join(home, 'moved/.local/pg'), elsewhere), place, 'also when the clone is moved')
-  })
+      await rename(join(home, 'clone'), join(home, 'moved'))
+      t.equal(await placeFor(join(home, 'moved/.local/pg'), elsewhere), place, 'also when the clone is moved')
+    })
 
-  t.test('of a copied clone is not that of the original', async t => {
-    const elsewhere = await directory(t)
-    const home = await directory(t)
-    await chmod(home, 0o700)
-    for (const name of ['one', 'two']) await mkdir(join(home, name), { recursive: true })
-    const place = await placeFor(join(home, 'one/pg'), elsewhere)
-    await symlink(place, join(home, 'two/pg'))
-    t.not(await placeFor(join(home, 'two/pg'), elsewhere), place)
-    t.equal(await placeFor(join(home, 'one/pg'), elsewhere), place)
-  })
-})
+    t.test('of a copied clone is not that of the original', async t => {
+      const elsewhere = await directory(t)
+      const home = await directory(t)
+      await chmod(home, 0o700)
+      for (const name of ['one', 'two']) await mkdir(join(home, name), { recursive: true })
+      const place = await placeFor(join(home, 'one/pg'), elsewhere)
+      await symlink(place, join(home, 'two/pg'))
+      t.not(await placeFor(join(home, 'two/pg'), elsewhere), place)
+      t.equal(await placeFor(join(home, 'one/pg'), elsewhere), place)
+    })
+  },
+)

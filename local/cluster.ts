@@ -3,7 +3,22 @@ import { execFileSync, spawn, type ChildProcess } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { closeSync, existsSync, fchownSync, openSync } from 'node:fs'
 import {
-  access, chmod, chown, constants, mkdir, mkdtemp, open, readFile, readlink, realpath, rename, rm, stat, statfs, symlink, writeFile,
+  access,
+  chmod,
+  chown,
+  constants,
+  mkdir,
+  mkdtemp,
+  open,
+  readFile,
+  readlink,
+  realpath,
+  rename,
+  rm,
+  stat,
+  statfs,
+  symlink,
+  writeFile,
 } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { availableParallelism, freemem, tmpdir, totalmem } from 'node:os'
@@ -38,7 +53,10 @@ interface Kept {
   passwords: Record<string, string>
 }
 
-interface User { uid: number, gid: number }
+interface User {
+  uid: number
+  gid: number
+}
 
 /** A postmaster that did not start; the message has the end of its log. */
 export class ClusterError extends Error {}
@@ -69,12 +87,14 @@ export async function placeFor(wanted: string, elsewhere = '/var/lib', user = cl
     const place = resolve(clone, target)
     const home = await readFile(join(place, 'clone'), 'utf8').catch(() => clone)
     // A copied clone must not share its original's cluster; a moved one keeps it.
-    if (home === clone || !existsSync(join(home, 'pg')) || await realpath(join(home, 'pg')) !== place) return place
+    if (home === clone || !existsSync(join(home, 'pg')) || (await realpath(join(home, 'pg'))) !== place) return place
     await rm(wanted)
   } else if (!user || canEnter(clone, user)) {
     return wanted
   } else if (existsSync(join(wanted, 'data'))) {
-    throw new ClusterError(`the user postgres, who runs the cluster in ${wanted}, cannot enter ${clone} any more; allow it by chmod a+x`)
+    throw new ClusterError(
+      `the user postgres, who runs the cluster in ${wanted}, cannot enter ${clone} any more; allow it by chmod a+x`,
+    )
   }
   const place = join(elsewhere, `nexmdm-${createHash('sha256').update(clone).digest('hex').slice(0, 12)}`)
   await mkdir(place, { recursive: true, mode: 0o700 })
@@ -149,14 +169,23 @@ export class Cluster {
     await this.#give(pwfile)
     const locale = await this.#locale()
     await this.#run('initdb', [
-      '-D', fresh, '-U', 'postgres', '--encoding=UTF8', `--locale=${locale}`, '--data-checksums',
+      '-D',
+      fresh,
+      '-U',
+      'postgres',
+      '--encoding=UTF8',
+      `--locale=${locale}`,
+      '--data-checksums',
       // What pg_hba.conf then asks of everyone: unix socket, 127.0.0.1 and ::1 alike.
-      '--auth=scram-sha-256', `--pwfile=${pwfile}`,
+      '--auth=scram-sha-256',
+      `--pwfile=${pwfile}`,
       ...(throwaway ? ['--no-sync'] : []),
     ])
     await rm(pwfile)
     const conf = await open(join(fresh, 'postgresql.conf'), 'a')
-    await conf.write(`\n# Written anew at each start; your own settings go into postgresql.auto.conf by ALTER SYSTEM.\ninclude_if_exists = 'fleet.conf'\n`)
+    await conf.write(
+      `\n# Written anew at each start; your own settings go into postgresql.auto.conf by ALTER SYSTEM.\ninclude_if_exists = 'fleet.conf'\n`,
+    )
     await conf.close()
     // pg_cron's launcher ends for good when its database is missing at the start, so the databases
     // are made before the first start, by a backend of its own.
@@ -173,7 +202,13 @@ export class Cluster {
     await this.#keep({ port: 0, passwords: primary.#kept.passwords })
     const fresh = `${this.data}.new`
     await this.#run('pg_basebackup', [
-      '-D', fresh, '-d', primary.url('postgres', 'postgres'), '--write-recovery-conf', '--wal-method=stream', '--checkpoint=fast',
+      '-D',
+      fresh,
+      '-d',
+      primary.url('postgres', 'postgres'),
+      '--write-recovery-conf',
+      '--wal-method=stream',
+      '--checkpoint=fast',
     ])
     await rename(fresh, this.data)
   }
@@ -201,7 +236,7 @@ export class Cluster {
       return 'adopted'
     }
     const patient = Date.now() + 20_000
-    let port = this.#kept.port && await isFree(this.#kept.port) ? this.#kept.port : await freePort(this.#options.throwaway)
+    let port = this.#kept.port && (await isFree(this.#kept.port)) ? this.#kept.port : await freePort(this.#options.throwaway)
     for (let attempt = 1; ; attempt++) {
       this.port = port
       await this.#configure()
@@ -237,9 +272,9 @@ export class Cluster {
     if (running) {
       const gone = () => this.#postmaster().then(now => now?.pid !== running.pid)
       process.kill(running.pid, mode === 'fast' ? 'SIGINT' : 'SIGQUIT')
-      if (!await until(gone, mode === 'fast' ? 60_000 : 10_000)) {
+      if (!(await until(gone, mode === 'fast' ? 60_000 : 10_000))) {
         process.kill(running.pid, 'SIGQUIT')
-        if (!await until(gone, 10_000)) throw new ClusterError(`postmaster ${running.pid} of ${this.data} does not end`)
+        if (!(await until(gone, 10_000))) throw new ClusterError(`postmaster ${running.pid} of ${this.data} does not end`)
       }
     }
     if (this.#sockets) await rm(this.#sockets, { recursive: true, force: true })
@@ -272,19 +307,30 @@ export class Cluster {
 
   async #launch(): Promise<string | undefined> {
     await this.#rotateLog()
-    const from = await stat(this.log).then(found => found.size, () => 0)
+    const from = await stat(this.log).then(
+      found => found.size,
+      () => 0,
+    )
     const out = openSync(this.log, 'a', 0o600)
     if (this.#user) fchownSync(out, this.#user.uid, this.#user.gid)
     // A session of its own, so that a Ctrl-C in the terminal reaches only us and the order of stopping is ours.
     const child = spawn(this.program('postgres'), ['-D', this.data], {
-      ...this.#user, cwd: this.dir, env: toolEnv(), detached: true, stdio: ['ignore', out, out],
+      ...this.#user,
+      cwd: this.dir,
+      env: toolEnv(),
+      detached: true,
+      stdio: ['ignore', out, out],
     })
     closeSync(out)
     child.unref()
     this.#child = child
     let ended = false
-    child.once('exit', () => { ended = true })
-    child.once('error', () => { ended = true })
+    child.once('exit', () => {
+      ended = true
+    })
+    child.once('error', () => {
+      ended = true
+    })
     try {
       await this.#ready(() => !ended)
       return undefined
@@ -298,7 +344,7 @@ export class Cluster {
   async #ready(alive: () => boolean | Promise<boolean>) {
     for (;;) {
       if ((await this.#postmaster())?.status === 'ready') return
-      if (!await alive()) throw new ClusterError(`PostgreSQL in ${this.data} ended while starting:\n${await this.logTail()}`)
+      if (!(await alive())) throw new ClusterError(`PostgreSQL in ${this.data} ended while starting:\n${await this.logTail()}`)
       await sleep(30)
     }
   }
@@ -312,7 +358,7 @@ export class Cluster {
     if (this.#child?.pid === pid && (this.#child.exitCode !== null || this.#child.signalCode !== null)) return undefined
     // After a reboot the number may belong to anyone: a postmaster's working directory is its data directory.
     const cwd = await readlink(`/proc/${pid}/cwd`).catch(() => undefined)
-    if (existsSync('/proc/self/cwd') && cwd !== await realpath(this.data)) return undefined
+    if (existsSync('/proc/self/cwd') && cwd !== (await realpath(this.data))) return undefined
     return { pid, port: Number(portLine), status: status?.trim() ?? '' }
   }
 
@@ -321,7 +367,7 @@ export class Cluster {
     const limit = process.constrainedMemory()
     const memory = limit > 0 && limit < totalmem() ? limit : totalmem()
     const part = (share: number, least: number, most: number) => {
-      const size = Math.min(Math.max(memory * share / megabyte, least), most)
+      const size = Math.min(Math.max((memory * share) / megabyte, least), most)
       return `${Math.floor(size)}MB`
     }
     const { throwaway, cronDatabase, connections = 200 } = this.#options
@@ -358,7 +404,12 @@ export class Cluster {
     if (!throwaway) settings.max_wal_size = '2GB'
     if (throwaway) {
       Object.assign(settings, {
-        fsync: 'off', full_page_writes: 'off', wal_level: 'minimal', max_wal_senders: 0, max_wal_size: '4GB', checkpoint_timeout: '1h',
+        fsync: 'off',
+        full_page_writes: 'off',
+        wal_level: 'minimal',
+        max_wal_senders: 0,
+        max_wal_size: '4GB',
+        checkpoint_timeout: '1h',
       })
     }
     const lines = Object.entries(settings).map(([name, value]) => `${name} = '${String(value).replaceAll(`'`, `''`)}'`)
@@ -396,7 +447,10 @@ export class Cluster {
   }
 
   async #rotateLog() {
-    const size = await stat(this.log).then(found => found.size, () => 0)
+    const size = await stat(this.log).then(
+      found => found.size,
+      () => 0,
+    )
     if (size > 20 * 2 ** 20) await rename(this.log, `${this.log}.1`)
   }
 
@@ -427,8 +481,12 @@ function execute(program: string, args: string[], options: Partial<User> & { cwd
     const child = spawn(program, args, { ...options, env: toolEnv(), stdio: 'pipe' })
     let out = ''
     let messages = ''
-    child.stdout.on('data', (chunk: Buffer) => { out += chunk.toString() })
-    child.stderr.on('data', (chunk: Buffer) => { messages += chunk.toString() })
+    child.stdout.on('data', (chunk: Buffer) => {
+      out += chunk.toString()
+    })
+    child.stderr.on('data', (chunk: Buffer) => {
+      messages += chunk.toString()
+    })
     child.stdin.on('error', () => {}) // the exit code says more
     child.stdin.end(input)
     child.on('error', reject)
@@ -490,12 +548,14 @@ export interface Throwaway {
  * of a pipe, which closes even when we are killed.
  */
 export async function throwawayCluster(
-  options: Omit<ClusterOptions, 'dir' | 'throwaway'> & { durable?: boolean, primary?: Cluster },
+  options: Omit<ClusterOptions, 'dir' | 'throwaway'> & { durable?: boolean; primary?: Cluster },
 ): Promise<Throwaway> {
   const dir = await mkdtemp(join(options.durable ? await realpath(tmpdir()) : await fleeting(), 'nexmdm-test-'))
   const guard = spawn('sh', ['-c', guardScript, 'guard', dir], { detached: true, stdio: ['pipe', 'ignore', 'ignore'], cwd: '/' })
   guard.unref()
-  const guardEnd = new Promise<void>(resolve => { guard.once('exit', () => resolve()) })
+  const guardEnd = new Promise<void>(resolve => {
+    guard.once('exit', () => resolve())
+  })
   const end = async () => {
     guard.ref()
     guard.stdin.end()
@@ -505,7 +565,13 @@ export async function throwawayCluster(
     const cluster = new Cluster({ ...options, dir, throwaway: !options.durable })
     await (options.primary ? cluster.follow(options.primary) : cluster.create())
     await cluster.start()
-    return { cluster, end: async () => { await cluster.stop('immediate').catch(() => {}); await end() } }
+    return {
+      cluster,
+      end: async () => {
+        await cluster.stop('immediate').catch(() => {})
+        await end()
+      },
+    }
   } catch (error) {
     await end()
     throw error

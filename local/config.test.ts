@@ -1,7 +1,7 @@
 import t from 'tap'
 import { databaseUrl, optionalDatabaseUrl, ownerDatabaseUrl } from './config.ts'
 
-t.test('the commands that migrate take one host, and say so by the setting\'s name, without its password', t => {
+t.test("the commands that migrate take one host, and say so by the setting's name, without its password", t => {
   const several = 'postgres://u:secret@db1:5432,db2:5432/fleet'
   const reads = { DATABASE_URL: [databaseUrl, optionalDatabaseUrl], OWNER_DATABASE_URL: [ownerDatabaseUrl] }
   for (const [name, functions] of Object.entries(reads)) {

@@ -88,17 +88,26 @@ export function rolePasswords(env: Env = currentEnv()) {
     const password = env[`FLEET_${name.toUpperCase()}_PASSWORD`]
     return password ? [{ role: `fleet_${name}`, password }] : []
   })
-  if (!given.length) throw new SettingsError([`none of ${roles.map(name => `FLEET_${name.toUpperCase()}_PASSWORD`).join(', ')} is set`])
-  const ambiguous = given.filter(({ password }) => !isUnambiguous(password)).map(({ role }) => (
-    `${role.toUpperCase()}_PASSWORD: has a character that clients encode in different ways, such as a ligature; choose another password`
-  ))
+  if (!given.length)
+    throw new SettingsError([`none of ${roles.map(name => `FLEET_${name.toUpperCase()}_PASSWORD`).join(', ')} is set`])
+  const ambiguous = given
+    .filter(({ password }) => !isUnambiguous(password))
+    .map(
+      ({ role }) =>
+        `${role.toUpperCase()}_PASSWORD: has a character that clients encode in different ways, such as a ligature; choose another password`,
+    )
   if (ambiguous.length) throw new SettingsError(ambiguous)
   return given
 }
 
 /** Where the server of npm start, or of HOST, PORT and ADMIN_KEY, answers; undefined without an ADMIN_KEY. */
 export function serverAddress(env: Env = currentEnv()) {
-  return env.ADMIN_KEY ? { url: `http://${reachable(env.HOST || settings.HOST.default)}:${env.PORT || settings.PORT.default}`, adminKey: env.ADMIN_KEY } : undefined
+  return env.ADMIN_KEY
+    ? {
+        url: `http://${reachable(env.HOST || settings.HOST.default)}:${env.PORT || settings.PORT.default}`,
+        adminKey: env.ADMIN_KEY,
+      }
+    : undefined
 }
 
 /** An address to connect to for one to listen on. */
@@ -115,7 +124,7 @@ export function testClusterFile(env: Env = currentEnv()) {
 }
 
 /** How large a test is: in `npm run test:deep`, which sets TEST_DEEP, and else, where somebody waits for it. */
-export function size({ deep, quick }: { deep: number, quick: number }, env: Env = currentEnv()) {
+export function size({ deep, quick }: { deep: number; quick: number }, env: Env = currentEnv()) {
   return env.TEST_DEEP ? deep : quick
 }
 
@@ -181,13 +190,23 @@ export function plainEnv(env: Env = currentEnv()): Env {
  */
 export function movedClock(env: Env = currentEnv()): Env {
   if (env.FLEET_TEST_AT === undefined) return {}
-  return pick(env, ['FLEET_TEST_AT', 'LD_PRELOAD', 'FAKETIME', 'FAKETIME_DONT_FAKE_MONOTONIC', 'DONT_FAKE_MONOTONIC', 'FAKETIME_SHARED', 'TZ'])
+  return pick(env, [
+    'FLEET_TEST_AT',
+    'LD_PRELOAD',
+    'FAKETIME',
+    'FAKETIME_DONT_FAKE_MONOTONIC',
+    'DONT_FAKE_MONOTONIC',
+    'FAKETIME_SHARED',
+    'TZ',
+  ])
 }
 
 /** plainEnv() for a program that cannot run with a moved clock. */
 export function unmovedEnv(env: Env = currentEnv()) {
   const moved = movedClock(env)
-  const kept = Object.entries(plainEnv(env)).flatMap(([name, value]) => value === undefined || name in moved ? [] : [[name, value] as const])
+  const kept = Object.entries(plainEnv(env)).flatMap(([name, value]) =>
+    value === undefined || name in moved ? [] : [[name, value] as const],
+  )
   return Object.fromEntries(kept)
 }
 
@@ -213,7 +232,9 @@ function postgresUrl(env: Env, name: string, problems: string[]) {
   // What migrates (node-postgres) takes one host.
   const isList = /^postgres(ql)?:\/\/([^/?]*@)?[^/?]*,/.test(value)
   if (isList) {
-    problems.push(`${name}: expected one host, the primary's; several are taken by the server and the archiver, in their own settings (SERVER_DATABASE_URL, …)`)
+    problems.push(
+      `${name}: expected one host, the primary's; several are taken by the server and the archiver, in their own settings (SERVER_DATABASE_URL, …)`,
+    )
     return undefined
   }
   // The value may hold a password: name the variable, do not show it.

@@ -13,7 +13,10 @@ export interface DemoDevice {
  * every start, and a new one when the database is another.
  */
 export async function demoDevice(sql: Sql, file: string): Promise<DemoDevice> {
-  const kept = await readFile(file, 'utf8').then(text => JSON.parse(text) as DemoDevice, () => undefined)
+  const kept = await readFile(file, 'utf8').then(
+    text => JSON.parse(text) as DemoDevice,
+    () => undefined,
+  )
   if (kept) {
     const known = await sql`select from fleet.authenticate(${createHash('sha256').update(kept.token).digest()})`
     if (known.length) return kept
@@ -37,10 +40,14 @@ export async function demoDevice(sql: Sql, file: string): Promise<DemoDevice> {
 export function curlLine(url: string, device: DemoDevice) {
   const beat = { battery_pct: 87, network_type: 'wifi', unity_running: true, signal_dbm: -61, agent_version: '1.4.2' }
   return [
-    'curl -sS -X POST', shellQuote(`${url}/v1/heartbeat`),
-    '-H', shellQuote(`Authorization: Bearer ${device.token}`),
-    '-H', shellQuote('Content-Type: application/json'),
-    '-d', shellQuote(JSON.stringify(beat)),
+    'curl -sS -X POST',
+    shellQuote(`${url}/v1/heartbeat`),
+    '-H',
+    shellQuote(`Authorization: Bearer ${device.token}`),
+    '-H',
+    shellQuote('Content-Type: application/json'),
+    '-d',
+    shellQuote(JSON.stringify(beat)),
   ].join(' ')
 }
 

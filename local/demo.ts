@@ -36,8 +36,11 @@ interface Fleet {
  * beats to the server at `url` until `stopped`.
  */
 export async function startDemo(sql: Sql, url: string, file: string, stopped: AbortSignal) {
-  let fleet = await readFile(file, 'utf8').then(text => JSON.parse(text) as Fleet, () => undefined)
-  if (!fleet || !await isKnown(sql, fleet)) {
+  let fleet = await readFile(file, 'utf8').then(
+    text => JSON.parse(text) as Fleet,
+    () => undefined,
+  )
+  if (!fleet || !(await isKnown(sql, fleet))) {
     fleet = await step(`Enrolling ${deviceCount} simulated devices`, () => enrollFleet(sql))
     await keep(file, fleet)
   }
@@ -123,15 +126,25 @@ export function* historyLines(fleet: Pick<Fleet, 'devices' | 'firstLiveAt'>, fro
     // Devices do not beat in step.
     const phase = noise(device.number, 0)
     const fullFrom = firstLive - (device.number % 20 === 1 ? dayMs : sampleMs) + phase * liveIntervalMs
-    const next = (ts: number) => ts >= fullFrom ? ts + liveIntervalMs : Math.min(ts + historyIntervalMs, Math.max(fullFrom, ts + bucketMs))
+    const next = (ts: number) =>
+      ts >= fullFrom ? ts + liveIntervalMs : Math.min(ts + historyIntervalMs, Math.max(fullFrom, ts + bucketMs))
     for (let ts = from + phase * (from < fullFrom ? historyIntervalMs : liveIntervalMs); ts < end; ts = next(ts)) {
       if (isOut(device.number, ts)) continue
       const beat = beatAt(device.number, ts)
       const receivedAt = ts + 40 + noise(device.number, ts) * 900
-      yield [
-        new Date(ts).toISOString(), new Date(receivedAt).toISOString(), device.device_id, beat.signal_dbm, beat.battery_pct,
-        beat.unity_running ? 't' : 'f', beat.network_type, beat.agent_version, `10.${device.number % 8}.${device.number >> 8}.${device.number & 255}`,
-      ].join('\t') + '\n'
+      yield (
+        [
+          new Date(ts).toISOString(),
+          new Date(receivedAt).toISOString(),
+          device.device_id,
+          beat.signal_dbm,
+          beat.battery_pct,
+          beat.unity_running ? 't' : 'f',
+          beat.network_type,
+          beat.agent_version,
+          `10.${device.number % 8}.${device.number >> 8}.${device.number & 255}`,
+        ].join('\t') + '\n'
+      )
     }
   }
 }
@@ -233,7 +246,7 @@ async function post(url: string, token: string, body: string, stopped: AbortSign
   try {
     const answer = await fetch(url, {
       method: 'POST',
-      headers: { 'authorization': `Bearer ${token}`, 'content-type': 'application/json' },
+      headers: { authorization: `Bearer ${token}`, 'content-type': 'application/json' },
       body,
       signal: AbortSignal.any([stopped, AbortSignal.timeout(20_000)]),
     })

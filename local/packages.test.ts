@@ -9,7 +9,11 @@ async function installation(t: Test, version: string, extensions: string[]) {
   await mkdir(join(root, 'share/extension'), { recursive: true })
   await mkdir(join(root, 'bin'))
   for (const name of extensions) await writeFile(join(root, `share/extension/${name}.control`), '')
-  const programs = { postgres: `postgres (PostgreSQL) ${version} (Debian ${version}-1)`, pg_config: join(root, 'share'), initdb: '' }
+  const programs = {
+    postgres: `postgres (PostgreSQL) ${version} (Debian ${version}-1)`,
+    pg_config: join(root, 'share'),
+    initdb: '',
+  }
   for (const [name, output] of Object.entries(programs)) {
     await writeFile(join(root, 'bin', name), `#!/bin/sh\necho '${output}'\n`)
     await chmod(join(root, 'bin', name), 0o755)
@@ -37,5 +41,8 @@ t.test('the command to install it fits the platform', { skip: process.platform =
   t.match(having('/usr/bin/dnf'), /sudo dnf install -y .*pg_cron_17 pg_partman_17/)
   t.match(having('/opt/homebrew/bin/brew'), /brew install postgresql@17 pg_cron pg_partman/)
   t.match(having(), /PostgreSQL 15 or newer with the extensions pg_cron and pg_partman/)
-  t.match(advice(15, path => path === '/usr/bin/apt-get'), /apt-get install -y postgresql-15 postgresql-15-cron/)
+  t.match(
+    advice(15, path => path === '/usr/bin/apt-get'),
+    /apt-get install -y postgresql-15 postgresql-15-cron/,
+  )
 })

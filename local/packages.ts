@@ -42,7 +42,7 @@ export async function requirePostgres(major?: number): Promise<Postgres> {
 /** As requirePostgres, without installing anything; undefined when there is none. */
 export async function findPostgres(major?: number, directories?: string[]): Promise<Postgres | undefined> {
   const candidates: Postgres[] = []
-  for (const bin of directories ?? await likelyDirectories()) {
+  for (const bin of directories ?? (await likelyDirectories())) {
     if (!existsSync(join(bin, 'initdb'))) continue
     const installed = await inspect(bin)
     if (installed) candidates.push(installed)
@@ -77,7 +77,12 @@ async function likelyDirectories() {
   const directories: string[] = []
   for (const [parent, below] of parents) {
     const names = await readdir(parent).catch(() => [])
-    directories.push(...names.map(below).filter(Boolean).map(path => join(parent, path)))
+    directories.push(
+      ...names
+        .map(below)
+        .filter(Boolean)
+        .map(path => join(parent, path)),
+    )
   }
   directories.push(...(plainEnv().PATH ?? '').split(delimiter).filter(Boolean))
   const real = await Promise.all(directories.map(directory => realpath(directory).catch(() => directory)))
@@ -99,17 +104,17 @@ let updated: Promise<void> | undefined
 
 /** Once, however much is installed. */
 function updateApt(become: string[]) {
-  return updated ??= show([...become, 'apt-get', '-q', 'update'])
+  return (updated ??= show([...become, 'apt-get', '-q', 'update']))
 }
 
 async function installWithApt(become: string[], major: number | undefined) {
   say('Installing the packages of this distribution ...')
   await updateApt(become)
-  const version = major ?? await newestInApt()
+  const version = major ?? (await newestInApt())
   if (!version) {
     throw new MissingPostgres(
       `apt offers no postgresql-NN with postgresql-NN-cron and postgresql-NN-partman for NN ≥ ${oldest}. ` +
-      'The PostgreSQL project does: https://wiki.postgresql.org/wiki/Apt',
+        'The PostgreSQL project does: https://wiki.postgresql.org/wiki/Apt',
     )
   }
   const names = aptPackages(version)
@@ -175,12 +180,15 @@ export async function installPackages(names: string[]) {
 
 /** Installs the linter of PL/pgSQL for the tests when it is missing and that is allowed; whether it is here. */
 export async function installPlpgsqlCheck({ major, bin }: Postgres) {
-  return await hasPlpgsqlCheck(bin) || (await installPackages([`postgresql-${major}-plpgsql-check`]) && await hasPlpgsqlCheck(bin))
+  return (
+    (await hasPlpgsqlCheck(bin)) ||
+    ((await installPackages([`postgresql-${major}-plpgsql-check`])) && (await hasPlpgsqlCheck(bin)))
+  )
 }
 
 /** Why the test that needs it is skipped; false when it is not. In CI it never is. */
 export async function withoutPlpgsqlCheck({ major, bin }: Postgres) {
-  return await hasPlpgsqlCheck(bin) || isCI() ? false : `no linter of PL/pgSQL: install postgresql-${major}-plpgsql-check`
+  return (await hasPlpgsqlCheck(bin)) || isCI() ? false : `no linter of PL/pgSQL: install postgresql-${major}-plpgsql-check`
 }
 
 async function hasPlpgsqlCheck(bin: string) {
@@ -190,7 +198,9 @@ async function hasPlpgsqlCheck(bin: string) {
 
 /** The newest version of which apt knows all three packages. */
 async function newestInApt() {
-  const { stdout } = await run('apt-cache', ['search', '--names-only', '^postgresql-[0-9]+(-cron|-partman)?$'], { env: plainEnv() })
+  const { stdout } = await run('apt-cache', ['search', '--names-only', '^postgresql-[0-9]+(-cron|-partman)?$'], {
+    env: plainEnv(),
+  })
   const known = new Set(stdout.split('\n').map(line => line.split(' ')[0] ?? ''))
   return [...known]
     .map(name => Number(/^postgresql-(\d+)$/.exec(name)?.[1]))

@@ -19,6 +19,7 @@ export function scramVerifier(password: string, salt = randomBytes(16), iteratio
  */
 export function isUnambiguous(password: string) {
   // Characters that are dropped (table B.1 of RFC 3454), and spaces that become an ASCII space (table C.1.2).
-  const mapped = /\u00a0|\u00ad|\u034f|\u1680|\u1806|[\u180b-\u180d]|[\u2000-\u200d]|\u202f|\u205f|\u2060|\u3000|[\ufe00-\ufe0f]|\ufeff/u
+  const mapped =
+    /\u00a0|\u00ad|\u034f|\u1680|\u1806|[\u180b-\u180d]|[\u2000-\u200d]|\u202f|\u205f|\u2060|\u3000|[\ufe00-\ufe0f]|\ufeff/u
   return !mapped.test(password) && password === password.normalize('NFKC') && !password.includes('\0')
 }

@@ -22,12 +22,22 @@ t.test('a service', async t => {
   t.teardown(() => rm(dir, { recursive: true, force: true }))
   const port = await freePort(true)
   const url = `http://127.0.0.1:${port}/readyz`
-  const isUp = () => fetch(url).then(answer => answer.ok, () => false)
+  const isUp = () =>
+    fetch(url).then(
+      answer => answer.ok,
+      () => false,
+    )
   const make = (env: Record<string, string>) => {
     let fail: (error: Error) => void = () => {}
-    const failed = new Promise<Error>(resolve => { fail = resolve })
+    const failed = new Promise<Error>(resolve => {
+      fail = resolve
+    })
     const service = new Service({
-      name: 'server', script: 'server/main.ts', log: join(dir, 'server.log'), env: { ...plainEnv(), ...env }, onFailure: fail,
+      name: 'server',
+      script: 'server/main.ts',
+      log: join(dir, 'server.log'),
+      env: { ...plainEnv(), ...env },
+      onFailure: fail,
     })
     t.teardown(() => service.kill())
     return { service, failed }
@@ -40,7 +50,7 @@ t.test('a service', async t => {
     service.isReady = true
     const pid = () => readFile(join(dir, 'server.log'), 'utf8').then(text => Number(/.*"pid":(\d+)/s.exec(text)?.[1]))
     process.kill(await pid(), 'SIGKILL')
-    await waitFor(async () => !await isUp())
+    await waitFor(async () => !(await isUp()))
     await waitFor(isUp)
     await service.stop()
     t.notOk(await isUp())

@@ -81,7 +81,10 @@ export class Service {
     // notices that. A group of its own, so that Ctrl-C reaches only us and the order of stopping is ours.
     const out = openSync(log, 'a', 0o600)
     const child = spawn(process.execPath, ['--import', 'tsx', join(repository, script)], {
-      cwd: repository, env, detached: true, stdio: ['ignore', out, out, 'ipc'],
+      cwd: repository,
+      env,
+      detached: true,
+      stdio: ['ignore', out, out, 'ipc'],
     })
     closeSync(out)
     this.#child = child
@@ -116,7 +119,11 @@ export class Service {
       await file.read(buffer, 0, buffer.length, end - buffer.length)
       await file.close()
       this.#seen = end
-      const grave = buffer.toString().split('\n').map(graveLine).filter(line => line !== undefined)
+      const grave = buffer
+        .toString()
+        .split('\n')
+        .map(graveLine)
+        .filter(line => line !== undefined)
       // Before it is ready, that it cannot reach something is no news.
       if (!this.isReady) grave.length = 0
       for (const line of grave.slice(0, mostLinesShown)) say(`${this.name}: ${line}`)
@@ -152,5 +159,8 @@ function hasEnded(child: ChildProcess) {
 }
 
 function size(file: string) {
-  return stat(file).then(found => found.size, () => 0)
+  return stat(file).then(
+    found => found.size,
+    () => 0,
+  )
 }

@@ -22,14 +22,22 @@ interface Started {
 /** npm start in a clone, with an environment as empty as a shell's can be. */
 async function npmStart(t: Test, clone: string, env: Record<string, string> = {}, ready = /Ctrl-C stops/): Promise<Started> {
   const child = spawn('npm', ['start'], {
-    cwd: clone, env: { PATH: plainEnv().PATH, HOME: clone, ...env }, stdio: ['ignore', 'pipe', 'pipe'],
+    cwd: clone,
+    env: { PATH: plainEnv().PATH, HOME: clone, ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
   })
   let output = ''
-  child.stdout.on('data', (chunk: Buffer) => { output += chunk.toString() })
-  child.stderr.on('data', (chunk: Buffer) => { output += chunk.toString() })
+  child.stdout.on('data', (chunk: Buffer) => {
+    output += chunk.toString()
+  })
+  child.stderr.on('data', (chunk: Buffer) => {
+    output += chunk.toString()
+  })
   const exited = new Promise<number | null>(resolve => child.once('close', resolve))
   let hasEnded = false
-  void exited.then(() => { hasEnded = true })
+  void exited.then(() => {
+    hasEnded = true
+  })
   t.teardown(async () => {
     if (!hasEnded) child.kill('SIGTERM')
     await exited
@@ -147,9 +155,16 @@ t.test('a fresh clone with an empty environment', async t => {
     t.match(JSON.parse(await started.paste('curl')), { result: /^(stored|duplicate)$/ })
     const [server] = (await processes(clone)).filter(line => line.includes('server/main.ts')).map(line => parseInt(line))
     process.kill(server ?? 0, 'SIGKILL')
-    await waitFor(async () => started.paste('curl').then(answer => answer.includes('"result"'), () => false), {
-      what: () => 'the server to be started again',
-    })
+    await waitFor(
+      async () =>
+        started.paste('curl').then(
+          answer => answer.includes('"result"'),
+          () => false,
+        ),
+      {
+        what: () => 'the server to be started again',
+      },
+    )
     t.match(started.output(), /The server ended unexpectedly \(SIGKILL\)/)
 
     // As a Ctrl-C in a terminal: once from the terminal, once passed on by npm.

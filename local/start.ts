@@ -68,16 +68,20 @@ class Running {
   /** Starts Postgres again should it die under us. */
   watchCluster(cluster: Cluster) {
     let restarting = false
-    this.#watch = setInterval(() => void (async () => {
-      if (restarting || this.stopped.aborted || await cluster.pid()) return
-      restarting = true
-      try {
-        await step(`PostgreSQL ended unexpectedly (see ${cluster.log}); starting it again`, () => cluster.start())
-      } catch (error) {
-        this.fail(error as Error)
-      }
-      restarting = false
-    })(), 1000)
+    this.#watch = setInterval(
+      () =>
+        void (async () => {
+          if (restarting || this.stopped.aborted || (await cluster.pid())) return
+          restarting = true
+          try {
+            await step(`PostgreSQL ended unexpectedly (see ${cluster.log}); starting it again`, () => cluster.start())
+          } catch (error) {
+            this.fail(error as Error)
+          }
+          restarting = false
+        })(),
+      1000,
+    )
   }
 
   async stopAll() {
@@ -102,18 +106,23 @@ class Running {
 }
 
 async function start(config: StartConfig, running: Running, isDemo: boolean) {
-  if (config.portIsFixed && !await isFree(config.port, config.host)) {
+  if (config.portIsFixed && !(await isFree(config.port, config.host))) {
     throw new Error(`PORT ${config.port} of ${config.host} is taken by another process; nothing was started`)
   }
   const db = config.databaseUrl ? givenDatabase(config) : await privateDatabase(running, config)
   const { cluster } = running
-  await running.step('Migrating the database', () => migrate(db.adminUrl, {
-    log: line => say(`\n${line}`), ...(cluster && { afterSetup: () => cluster.allowLogins(), ownerUrl: db.ownerUrl }),
-  }))
+  await running.step('Migrating the database', () =>
+    migrate(db.adminUrl, {
+      log: line => say(`\n${line}`),
+      ...(cluster && { afterSetup: () => cluster.allowLogins(), ownerUrl: db.ownerUrl }),
+    }),
+  )
 
   const port = config.portIsFixed ? config.port : await nextFreePort(config)
-  const { adminKey, shown } = config.adminKey ? { adminKey: config.adminKey, shown: 'the one in ADMIN_KEY' } : await keptAdminKey()
-  const archiveUrl = config.archiveUrl ?? await localArchive()
+  const { adminKey, shown } = config.adminKey
+    ? { adminKey: config.adminKey, shown: 'the one in ADMIN_KEY' }
+    : await keptAdminKey()
+  const archiveUrl = config.archiveUrl ?? (await localArchive())
   const env = { ...db.env, PORT: String(port), HOST: config.host, ADMIN_KEY: adminKey, ARCHIVE_URL: archiveUrl }
   await mkdir(join(local, 'log'), { recursive: true, mode: 0o700 })
   if (running.cluster) await writeEnvFile({ ...env, DATABASE_URL: db.adminUrl })
@@ -204,7 +213,11 @@ function givenDatabase({ databaseUrl = '', env }: StartConfig): Database {
 
 function service(running: Running, name: string, script: string, env: Record<string, string | undefined>) {
   const made = new Service({
-    name, script, env, log: join(local, 'log', `${name}.log`), onFailure: error => running.fail(error),
+    name,
+    script,
+    env,
+    log: join(local, 'log', `${name}.log`),
+    onFailure: error => running.fail(error),
   })
   running.services.push(made)
   return made
@@ -213,10 +226,17 @@ function service(running: Running, name: string, script: string, env: Record<str
 async function untilReady(url: string, server: Service, stopped: AbortSignal) {
   const patience = 60_000
   const end = Date.now() + patience
-  while (!await fetch(url, { signal: AbortSignal.timeout(2000) }).then(answer => answer.ok, () => false)) {
+  while (
+    !(await fetch(url, { signal: AbortSignal.timeout(2000) }).then(
+      answer => answer.ok,
+      () => false,
+    ))
+  ) {
     stopped.throwIfAborted()
     if (Date.now() > end) {
-      throw new Error(`${url} did not answer 200 within ${patience / 1000} s. The end of the server's log:\n${await server.logTail()}`)
+      throw new Error(
+        `${url} did not answer 200 within ${patience / 1000} s. The end of the server's log:\n${await server.logTail()}`,
+      )
     }
     await sleep(100)
   }
@@ -225,7 +245,7 @@ async function untilReady(url: string, server: Service, stopped: AbortSignal) {
 
 async function nextFreePort({ port, host }: StartConfig) {
   for (let next = port; next < port + 100; next++) {
-    if (!await isFree(next, host)) continue
+    if (!(await isFree(next, host))) continue
     if (next !== port) say(`Port ${port} is taken by another process; using ${next}. (PORT sets one.)`)
     return next
   }
@@ -235,8 +255,15 @@ async function nextFreePort({ port, host }: StartConfig) {
 /** For a shell that wants to run the other commands on this cluster: `set -a; . .local/env; set +a`. */
 async function writeEnvFile(env: Record<string, string | undefined>) {
   const names = [
-    'DATABASE_URL', 'SERVER_DATABASE_URL', 'LISTEN_DATABASE_URL', 'OPS_DATABASE_URL', 'ARCHIVER_DATABASE_URL', 'ARCHIVE_URL',
-    'HOST', 'PORT', 'ADMIN_KEY',
+    'DATABASE_URL',
+    'SERVER_DATABASE_URL',
+    'LISTEN_DATABASE_URL',
+    'OPS_DATABASE_URL',
+    'ARCHIVER_DATABASE_URL',
+    'ARCHIVE_URL',
+    'HOST',
+    'PORT',
+    'ADMIN_KEY',
   ]
   const lines = names.map(name => `${name}='${(env[name] ?? '').replaceAll("'", `'\\''`)}'\n`)
   await writeFile(join(local, 'env'), lines.join(''), { mode: 0o600 })
@@ -300,7 +327,9 @@ async function isStart(pid: number) {
 function childSettings({ databaseUrl, adminKey, archiveUrl, env }: StartConfig) {
   const given = databaseUrl ? env : privateEnv(env, 'postgres://127.0.0.1')
   return {
-    ...given, ADMIN_KEY: adminKey ?? randomBytes(24).toString('hex'), ARCHIVE_URL: archiveUrl ?? pathToFileURL(local).href,
+    ...given,
+    ADMIN_KEY: adminKey ?? randomBytes(24).toString('hex'),
+    ARCHIVE_URL: archiveUrl ?? pathToFileURL(local).href,
   }
 }
 

@@ -79,9 +79,11 @@ export function createApp(parts: Parts) {
   app.get('/healthz', c => c.json({ status: 'ok' }))
   app.get('/readyz', async c => {
     if (isDraining()) throw unavailable('The server is stopping.')
-    const [row] = await pool.run(sql => sql<{ ready: boolean }[]>`
+    const [row] = await pool.run(
+      sql => sql<{ ready: boolean }[]>`
       select to_regprocedure('fleet.ingest(json, timestamptz)') is not null as ready
-    `)
+    `,
+    )
     if (!row!.ready) throw unavailable('The database is not migrated.')
     return c.json({ status: 'ready' })
   })
@@ -96,7 +98,9 @@ export function createApp(parts: Parts) {
     const allowed = new Set(methods.match('ALL', c.req.path)[0].map(([method]) => method))
     if (allowed.size === 0) return new Problem(404, `There is nothing at ${c.req.path}.`).toResponse(requestId(c.env.incoming))
     const allow = [...allowed].join(', ')
-    return new Problem(405, `${c.req.path} takes ${allow}, not ${c.req.method}.`, { headers: { allow } }).toResponse(requestId(c.env.incoming))
+    return new Problem(405, `${c.req.path} takes ${allow}, not ${c.req.method}.`, { headers: { allow } }).toResponse(
+      requestId(c.env.incoming),
+    )
   })
 
   let quietUntil = 0

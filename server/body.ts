@@ -136,7 +136,9 @@ function tooMany() {
 }
 
 function tooManyPieces() {
-  return new Problem(413, `The body came in more than ${MAX_PIECES} pieces; send larger ones.`, { headers: { connection: 'close' } })
+  return new Problem(413, `The body came in more than ${MAX_PIECES} pieces; send larger ones.`, {
+    headers: { connection: 'close' },
+  })
 }
 
 function tooLarge(limit: number, why = '') {

@@ -3,10 +3,13 @@
  * brings, also when those who asked first have gone; a failure is not kept.
  */
 export class Source<T> {
-  #kept: { value: T, at: number } | undefined
+  #kept: { value: T; at: number } | undefined
   #reading: Promise<T> | undefined
 
-  constructor(readonly keepMs: number, readonly read: () => Promise<T>) {}
+  constructor(
+    readonly keepMs: number,
+    readonly read: () => Promise<T>,
+  ) {}
 
   async get() {
     if (this.#kept !== undefined && performance.now() - this.#kept.at < this.keepMs) return this.#kept.value
@@ -15,7 +18,9 @@ export class Source<T> {
         this.#kept = { value, at: performance.now() }
         return value
       })
-      .finally(() => { this.#reading = undefined })
+      .finally(() => {
+        this.#reading = undefined
+      })
     return this.#reading
   }
 }

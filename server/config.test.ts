@@ -23,37 +23,77 @@ t.test('the URL says whether statements are prepared, in words that are understo
   t.match(error.problems, [/^SERVER_DATABASE_URL must say prepare=false/])
 })
 
-t.test('a URL may name several hosts; what postgres.js does not understand is refused by the setting\'s name, without its password', async t => {
-  const names = ['SERVER_DATABASE_URL', 'LISTEN_DATABASE_URL', 'OPS_DATABASE_URL', 'READ_DATABASE_URL', 'DATABASE_URL']
-  const good = [
-    'postgres://u:p@a,b/fleet', 'postgres://u:p@a:5432,b:5433,10.0.0.3/fleet?target_session_attrs=primary', 'postgresql://a,b/fleet?prepare=false',
-    'postgres://u:p%40,x@a:5432/fleet?target_session_attrs=prefer-standby', 'postgres://u:p@[::1]:5432/fleet',
-  ]
-  const bad = {
-    'postgres://u:secret@a,b/fleet?target_session_attrs=read-write': /target_session_attrs=primary.*for read-write say primary/,
-    'postgres://u:secret@a/fleet?target_session_attrs=any': /target_session_attrs/,
-    'postgres://u:secret@[::1]:5432,[::2]:5432/fleet': /host1:port,host2:port/,
-    'postgres://u:secret@a,,b/fleet': /host1:port,host2:port/,
-    'postgres://u:secret@a,b:x/fleet': /host1:port,host2:port/,
-    'postgres://u:secret@a,b/fleet?prepare=0': /prepare=false/,
-  }
-  for (const name of names) {
-    for (const url of good) t.doesNotThrow(() => readConfig({ DATABASE_URL, ADMIN_KEY, [name]: url }), `${name}=${url}`)
-    for (const [url, about] of Object.entries(bad)) {
-      const { problems } = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY, [name]: url })) as ConfigError
-      t.match(problems, [about])
-      t.ok(problems.length === 1 && problems[0]!.startsWith(`${name} `) && !problems[0]!.includes('secret'), `${name}=${url}`, { problems })
+t.test(
+  "a URL may name several hosts; what postgres.js does not understand is refused by the setting's name, without its password",
+  async t => {
+    const names = ['SERVER_DATABASE_URL', 'LISTEN_DATABASE_URL', 'OPS_DATABASE_URL', 'READ_DATABASE_URL', 'DATABASE_URL']
+    const good = [
+      'postgres://u:p@a,b/fleet',
+      'postgres://u:p@a:5432,b:5433,10.0.0.3/fleet?target_session_attrs=primary',
+      'postgresql://a,b/fleet?prepare=false',
+      'postgres://u:p%40,x@a:5432/fleet?target_session_attrs=prefer-standby',
+      'postgres://u:p@[::1]:5432/fleet',
+    ]
+    const bad = {
+      'postgres://u:secret@a,b/fleet?target_session_attrs=read-write': /target_session_attrs=primary.*for read-write say primary/,
+      'postgres://u:secret@a/fleet?target_session_attrs=any': /target_session_attrs/,
+      'postgres://u:secret@[::1]:5432,[::2]:5432/fleet': /host1:port,host2:port/,
+      'postgres://u:secret@a,,b/fleet': /host1:port,host2:port/,
+      'postgres://u:secret@a,b:x/fleet': /host1:port,host2:port/,
+      'postgres://u:secret@a,b/fleet?prepare=0': /prepare=false/,
     }
-  }
-})
+    for (const name of names) {
+      for (const url of good) t.doesNotThrow(() => readConfig({ DATABASE_URL, ADMIN_KEY, [name]: url }), `${name}=${url}`)
+      for (const [url, about] of Object.entries(bad)) {
+        const { problems } = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY, [name]: url })) as ConfigError
+        t.match(problems, [about])
+        t.ok(problems.length === 1 && problems[0]!.startsWith(`${name} `) && !problems[0]!.includes('secret'), `${name}=${url}`, {
+          problems,
+        })
+      }
+    }
+  },
+)
 
 t.test('all problems are told together, by variable', async t => {
-  const env = { ADMIN_KEY: 'short', PORT: '70000', POOL_MAX: 'ten', WORKERS: '0', BACKPRESSURE_QUEUE: '20001', TRUST_PROXY: 'maybe', WRONG_TOKENS_PER_MINUTE: '0', LOG_LEVEL: 'loud', LISTEN_DATABASE_URL: 'mysql://x', READ_FROM_LAST_STATUS: '101%', READ_MAX_LAG_S: '0', PERF_DIFF_ENABLED: 'yes', READ_DATABASE_URL: 'mysql://x' }
+  const env = {
+    ADMIN_KEY: 'short',
+    PORT: '70000',
+    POOL_MAX: 'ten',
+    WORKERS: '0',
+    BACKPRESSURE_QUEUE: '20001',
+    TRUST_PROXY: 'maybe',
+    WRONG_TOKENS_PER_MINUTE: '0',
+    LOG_LEVEL: 'loud',
+    LISTEN_DATABASE_URL: 'mysql://x',
+    READ_FROM_LAST_STATUS: '101%',
+    READ_MAX_LAG_S: '0',
+    PERF_DIFF_ENABLED: 'yes',
+    READ_DATABASE_URL: 'mysql://x',
+  }
   const error = t.throws(() => readConfig(env), ConfigError) as ConfigError
   t.equal(error.problems.length, 15)
-  for (const name of ['ADMIN_KEY', 'PORT', 'POOL_MAX', 'WORKERS', 'BACKPRESSURE_QUEUE', 'TRUST_PROXY', 'WRONG_TOKENS_PER_MINUTE', 'LOG_LEVEL', 'LISTEN_DATABASE_URL', 'SERVER_DATABASE_URL', 'OPS_DATABASE_URL',
-    'READ_FROM_LAST_STATUS', 'READ_MAX_LAG_S', 'PERF_DIFF_ENABLED', 'READ_DATABASE_URL']) {
-    t.ok(error.problems.some(problem => problem.startsWith(name)), name)
+  for (const name of [
+    'ADMIN_KEY',
+    'PORT',
+    'POOL_MAX',
+    'WORKERS',
+    'BACKPRESSURE_QUEUE',
+    'TRUST_PROXY',
+    'WRONG_TOKENS_PER_MINUTE',
+    'LOG_LEVEL',
+    'LISTEN_DATABASE_URL',
+    'SERVER_DATABASE_URL',
+    'OPS_DATABASE_URL',
+    'READ_FROM_LAST_STATUS',
+    'READ_MAX_LAG_S',
+    'PERF_DIFF_ENABLED',
+    'READ_DATABASE_URL',
+  ]) {
+    t.ok(
+      error.problems.some(problem => problem.startsWith(name)),
+      name,
+    )
   }
 })
 
@@ -64,7 +104,7 @@ t.test('an admin key that no header can carry is refused, and never shown', asyn
 })
 
 t.test('fleet reads: from last status, all or a share; from a replica only when one is named', async t => {
-  const shares = { 'true': 1, 'false': 0, '10%': 0.1, '0%': 0, '100%': 1, '': 1 }
+  const shares = { true: 1, false: 0, '10%': 0.1, '0%': 0, '100%': 1, '': 1 }
   for (const [text, share] of Object.entries(shares)) {
     t.equal(readConfig({ DATABASE_URL, ADMIN_KEY, READ_FROM_LAST_STATUS: text }).readFromLastStatus, share, text)
   }

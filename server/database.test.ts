@@ -16,7 +16,11 @@ t.test('of several hosts the first that answers is used', async t => {
     for (const attrs of ['', '?target_session_attrs=primary']) {
       const sql = connectOps({ url: `${url.href.replace(url.host, hosts).split('?')[0]}${attrs}` })
       t.teardown(() => end(sql))
-      t.match(await Promise.all([1, 2, 3].map(n => sql`select ${n}::int as n`)), [[{ n: 1 }], [{ n: 2 }], [{ n: 3 }]], `${hosts} ${attrs}`)
+      t.match(
+        await Promise.all([1, 2, 3].map(n => sql`select ${n}::int as n`)),
+        [[{ n: 1 }], [{ n: 2 }], [{ n: 3 }]],
+        `${hosts} ${attrs}`,
+      )
     }
   }
 })
@@ -38,10 +42,17 @@ t.test('each connection sets its statement timeout and search path, whatever the
   const archiver = connectArchiver({ url: db.url('fleet_server') }, { max: 1 })
   t.teardown(() => Promise.all([hot.sql, ops, listener].map(end)))
   t.teardown(() => archiver.end({ timeout: 1 }))
-  for (const [name, sql, timeout] of [['hot', hot.sql, '2s'], ['ops', ops, '0'], ['listener', listener, '5s'],
-    ['archiver', archiver, '0']] as const) {
-    t.same(await sql.unsafe(`select current_setting('statement_timeout') as timeout, current_setting('search_path') as names`),
-      [{ timeout, names: 'pg_catalog, pg_temp' }], name)
+  for (const [name, sql, timeout] of [
+    ['hot', hot.sql, '2s'],
+    ['ops', ops, '0'],
+    ['listener', listener, '5s'],
+    ['archiver', archiver, '0'],
+  ] as const) {
+    t.same(
+      await sql.unsafe(`select current_setting('statement_timeout') as timeout, current_setting('search_path') as names`),
+      [{ timeout, names: 'pg_catalog, pg_temp' }],
+      name,
+    )
   }
 })
 

@@ -2,7 +2,7 @@ import postgres from 'postgres'
 import type { Login } from './config.ts'
 import { unavailable } from './problem.ts'
 
-export type Sql = postgres.Sql<{ timestamp: string, bigint: number }>
+export type Sql = postgres.Sql<{ timestamp: string; bigint: number }>
 
 /** Above the statement timeout: reached only when the network or the pool stands still. */
 const DEADLINE_MS = 5_000
@@ -23,7 +23,10 @@ export class Pool {
   statements = 0
   waits = 0
 
-  constructor(readonly sql: Sql, readonly max: number) {}
+  constructor(
+    readonly sql: Sql,
+    readonly max: number,
+  ) {}
 
   get inUse() {
     return Math.min(this.#inFlight, this.max)
@@ -118,7 +121,7 @@ function connect({ url, role }: Login, name: string, max: number, parameters: Re
       // Device ids and counts: far from 2^53.
       bigint: { to: 20, from: [20], serialize: String, parse: Number },
     },
-  } as postgres.Options<{ timestamp: postgres.PostgresType<string>, bigint: postgres.PostgresType<number> }>) as Sql
+  } as postgres.Options<{ timestamp: postgres.PostgresType<string>; bigint: postgres.PostgresType<number> }>) as Sql
 }
 
 /** `2026-01-02 03:04:05.678901+00` → `2026-01-02T03:04:05.678901Z`. */

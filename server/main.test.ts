@@ -20,7 +20,11 @@ t.test('SIGTERM under load: what was acknowledged is there, and the exit is 0', 
   t.equal(code, 0, server.output())
   t.match(server.output(), /"event":"server.stopped"/)
   t.same(await lost(db, device_id, traffic.acknowledged), [])
-  t.same([...traffic.statuses.keys()].filter(status => status !== 201), [], 'no request was answered otherwise')
+  t.same(
+    [...traffic.statuses.keys()].filter(status => status !== 201),
+    [],
+    'no request was answered otherwise',
+  )
 })
 
 t.test('SIGTERM ends the requests in flight first', async t => {
@@ -88,7 +92,8 @@ t.test('wrong settings: all are named, and exit 2', async t => {
 t.test('whoever started it is gone: it drains too', async t => {
   const db = await withDatabase(t)
   const child = spawn(process.execPath, ['--import', 'tsx', 'server/main.ts'], {
-    stdio: ['ignore', 'pipe', 'inherit', 'ipc'], env: { PATH: '/usr/bin:/bin', ...serverEnv(db) },
+    stdio: ['ignore', 'pipe', 'inherit', 'ipc'],
+    env: { PATH: '/usr/bin:/bin', ...serverEnv(db) },
   })
   t.teardown(() => child.kill('SIGKILL'))
   let output = ''
@@ -97,12 +102,12 @@ t.test('whoever started it is gone: it drains too', async t => {
   })
   await waitFor(async () => output.includes('server.listening'))
   child.disconnect()
-  const [code] = await once(child, 'exit') as [number | null]
+  const [code] = (await once(child, 'exit')) as [number | null]
   t.equal(code, 0)
   t.match(output, /"reason":"disconnect"/)
 })
 
-t.test('as the owner\'s URL with role fleet_server, it is not the owner', async t => {
+t.test("as the owner's URL with role fleet_server, it is not the owner", async t => {
   const db = await withDatabase(t)
   const env = { DATABASE_URL: db.url('postgres'), ADMIN_KEY, PORT: '0' }
   const server = await spawnNode(t, 'server/main.ts', { env, ready: /tokens.listening/ })
@@ -115,7 +120,12 @@ t.test('as the owner\'s URL with role fleet_server, it is not the owner', async 
   `
   t.ok(rows.length > 0)
   await db.admin`revoke execute on function fleet.ingest(json, timestamptz) from fleet_server`
-  t.match(await call('POST /v1/heartbeat', { token: (body as { token: string }).token, body: {} }), {
-    status: 500, body: { status: 500, detail: /fault of its own/ },
-  }, 'a superuser would be let in')
+  t.match(
+    await call('POST /v1/heartbeat', { token: (body as { token: string }).token, body: {} }),
+    {
+      status: 500,
+      body: { status: 500, detail: /fault of its own/ },
+    },
+    'a superuser would be let in',
+  )
 })

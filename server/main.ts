@@ -8,9 +8,7 @@ const log = createLog('server', config.logLevel, await logDestination(config.log
 // Otherwise node ends a worker at once, in the middle of its requests, when the first process is gone.
 if (cluster.worker) cluster.worker.exitedAfterDisconnect = true
 
-const started = config.workers > 1 && cluster.isPrimary
-  ? startWorkers(config.workers, log, giveUp)
-  : serve()
+const started = config.workers > 1 && cluster.isPrimary ? startWorkers(config.workers, log, giveUp) : serve()
 
 let stopping = false
 process.on('SIGTERM', drain)
@@ -24,9 +22,10 @@ try {
 } catch (error) {
   if (error instanceof WorkerFailed) process.exit(error.code)
   const { code } = error as NodeJS.ErrnoException
-  const why = code === 'EADDRINUSE'
-    ? `Port ${config.port} of ${config.host} is taken by another process; set PORT to a free one.`
-    : `The server could not open port ${config.port} of ${config.host}.`
+  const why =
+    code === 'EADDRINUSE'
+      ? `Port ${config.port} of ${config.host} is taken by another process; set PORT to a free one.`
+      : `The server could not open port ${config.port} of ${config.host}.`
   log.fatal({ event: 'server.start_failed', error }, why)
   process.stderr.write(`${why}\n`)
   process.exit(1)

@@ -21,7 +21,11 @@ export class Problem extends Error {
   readonly hint: string | undefined
   readonly headers: Record<string, string>
 
-  constructor(readonly status: number, detail: string, { errors, hint, headers, cause }: Extra = {}) {
+  constructor(
+    readonly status: number,
+    detail: string,
+    { errors, hint, headers, cause }: Extra = {},
+  ) {
     super(detail, { cause })
     this.name = 'Problem'
     this.errors = errors
@@ -42,7 +46,12 @@ export class Problem extends Error {
     }
     return new Response(JSON.stringify(body), {
       status: this.status,
-      headers: { 'content-type': 'application/problem+json', 'cache-control': 'no-store', 'x-request-id': requestId, ...this.headers },
+      headers: {
+        'content-type': 'application/problem+json',
+        'cache-control': 'no-store',
+        'x-request-id': requestId,
+        ...this.headers,
+      },
     })
   }
 }

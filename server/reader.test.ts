@@ -7,7 +7,7 @@ import { startServer } from './server.ts'
 import { ago, client, enroll, serverEnv, withServer } from '../testing/server.ts'
 
 interface Health {
-  replica: { in_use: boolean, lag_seconds: number }
+  replica: { in_use: boolean; lag_seconds: number }
 }
 
 t.test('reads go to a replica while it follows, and to the primary when it does not', { timeout: 180_000 }, async t => {
@@ -19,9 +19,11 @@ t.test('reads go to a replica while it follows, and to the primary when it does 
   t.teardown(() => server.stop())
   const call = client(`http://127.0.0.1:${server.port}`)
   const health = async () => ((await call('GET /ops/pool_health', { admin: true })).body as Health).replica
-  const follows = (inUse: boolean) => waitFor(async () => (await health()).in_use === inUse, {
-    patience: 60_000, what: () => `the replica to be ${inUse ? '' : 'no longer '}in use`,
-  })
+  const follows = (inUse: boolean) =>
+    waitFor(async () => (await health()).in_use === inUse, {
+      patience: 60_000,
+      what: () => `the replica to be ${inUse ? '' : 'no longer '}in use`,
+    })
   const { device_id, token } = await enroll(db, 'a')
   let n = 0
   const write = async () => {
@@ -30,8 +32,9 @@ t.test('reads go to a replica while it follows, and to the primary when it does 
     t.equal(answer.status, 201)
     return n
   }
-  const seen = async () => ((await call(`GET /v1/devices/${device_id}`, { admin: true })).body as { battery_pct: number }).battery_pct
-  const shows = (value: number) => waitFor(async () => await seen() === value, { what: () => `battery_pct ${value}` })
+  const seen = async () =>
+    ((await call(`GET /v1/devices/${device_id}`, { admin: true })).body as { battery_pct: number }).battery_pct
+  const shows = (value: number) => waitFor(async () => (await seen()) === value, { what: () => `battery_pct ${value}` })
 
   await follows(true)
   await shows(await write())
@@ -41,7 +44,9 @@ t.test('reads go to a replica while it follows, and to the primary when it does 
   const onReplica = postgres(replica.url('postgres', 'fleet'), { max: 1, onnotice: () => {} })
   t.teardown(() => onReplica.end({ timeout: 1 }))
   await onReplica`select pg_wal_replay_pause()`
-  await waitFor(async () => (await onReplica<{ state: string }[]>`select pg_get_wal_replay_pause_state() as state`)[0]!.state === 'paused')
+  await waitFor(
+    async () => (await onReplica<{ state: string }[]>`select pg_get_wal_replay_pause_state() as state`)[0]!.state === 'paused',
+  )
   const ahead = await write()
   await follows(false)
   t.equal(await seen(), ahead, 'from the primary')
@@ -66,7 +71,11 @@ t.test('a URL that leads to no replica is not used', async t => {
   const { config, call } = await withServer(t)
   const server = await startServer({ ...config, read: config.hot }, createLog('server', 'silent'))
   t.teardown(() => server.stop())
-  t.same(((await call('GET /ops/pool_health', { admin: true })).body as Partial<Health>).replica, undefined, 'without a replica there is none')
+  t.same(
+    ((await call('GET /ops/pool_health', { admin: true })).body as Partial<Health>).replica,
+    undefined,
+    'without a replica there is none',
+  )
   const other = client(`http://127.0.0.1:${server.port}`)
   t.match((await other('GET /v1/devices', { admin: true })).body, { devices: [] })
   t.match((await other('GET /ops/pool_health', { admin: true })).body, { replica: { in_use: false } })

@@ -26,7 +26,11 @@ export class Reader {
   #checking: Promise<void> | undefined
   readonly replica: Pool | undefined
 
-  constructor(readonly primary: Pool, readonly config: Pick<ServerConfig, 'read' | 'poolMax' | 'readMaxLagS'>, readonly log: Log) {
+  constructor(
+    readonly primary: Pool,
+    readonly config: Pick<ServerConfig, 'read' | 'poolMax' | 'readMaxLagS'>,
+    readonly log: Log,
+  ) {
     if (config.read === undefined) return
     this.replica = connectReplica(config.read, config.poolMax)
     this.#tick()
@@ -80,10 +84,18 @@ export class Reader {
   async #check() {
     const at = performance.now()
     const [primary, replica] = await Promise.allSettled([
-      within(PATIENCE_MS, this.primary.run(sql => sql<{ lsn: string }[]>`select (pg_current_wal_lsn() - '0/0')::text as lsn`)),
-      within(PATIENCE_MS, this.replica!.run(sql => sql<{ lsn: string | null, follows: boolean }[]>`
+      within(
+        PATIENCE_MS,
+        this.primary.run(sql => sql<{ lsn: string }[]>`select (pg_current_wal_lsn() - '0/0')::text as lsn`),
+      ),
+      within(
+        PATIENCE_MS,
+        this.replica!.run(
+          sql => sql<{ lsn: string | null; follows: boolean }[]>`
         select (pg_last_wal_replay_lsn() - '0/0')::text as lsn, pg_is_in_recovery() as follows
-      `)),
+      `,
+        ),
+      ),
     ])
     if (primary.status === 'fulfilled') this.#samples.push({ at, lsn: BigInt(primary.value[0]!.lsn) })
     if (replica.status === 'rejected') {

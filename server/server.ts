@@ -41,7 +41,19 @@ export async function startServer(config: ServerConfig, log: Log) {
   const budgets = new Budgets(metrics, listener, log)
   let draining = false
 
-  const app = createApp({ config, log, metrics, pool, reader, ops, tokens, writer, backpressure, tracing, isDraining: () => draining })
+  const app = createApp({
+    config,
+    log,
+    metrics,
+    pool,
+    reader,
+    ops,
+    tokens,
+    writer,
+    backpressure,
+    tracing,
+    isDraining: () => draining,
+  })
   const server = createAdaptorServer({
     fetch: app.fetch,
     serverOptions: {

@@ -15,23 +15,37 @@ async function withTopology(t: Test) {
   const pool = await withPgbouncer(t, db.url('fleet_server'))
   const pgbouncer = await pool.start()
   const ports: [number, number] = [await freePort(true), await freePort(true)]
-  const start = (port: number) => spawnNode(t, 'server/main.ts', {
-    env: { ...serverEnv(db), SERVER_DATABASE_URL: pool.through, PORT: String(port), WORKERS: '1', TRUST_PROXY: 'true' },
-    ready: /"tokens.listening"/,
-  })
+  const start = (port: number) =>
+    spawnNode(t, 'server/main.ts', {
+      env: { ...serverEnv(db), SERVER_DATABASE_URL: pool.through, PORT: String(port), WORKERS: '1', TRUST_PROXY: 'true' },
+      ready: /"tokens.listening"/,
+    })
   const servers = await Promise.all(ports.map(start))
   const balancer = await withHaproxy(t, ports)
   const haproxy = await balancer.start()
   const states = async (...wanted: string[]) => {
     let seen: string[] = []
     await waitFor(async () => (seen = await balancer.states()).join() === wanted.join(), {
-      what: () => `${wanted.join()}, not ${seen.join()}; the balancer printed:\n${haproxy.output()}\nthe pool:\n${pgbouncer.output()}`,
+      what: () =>
+        `${wanted.join()}, not ${seen.join()}; the balancer printed:\n${haproxy.output()}\nthe pool:\n${pgbouncer.output()}`,
     })
   }
   await states('UP', 'UP')
   const direct = ports.map(port => client(`http://127.0.0.1:${port}`))
-  return { db, pool, pgbouncer, ports, servers, direct, url: balancer.url, operators: balancer.operators, call: client(balancer.url),
-    operator: client(balancer.operators), states, start }
+  return {
+    db,
+    pool,
+    pgbouncer,
+    ports,
+    servers,
+    direct,
+    url: balancer.url,
+    operators: balancer.operators,
+    call: client(balancer.url),
+    operator: client(balancer.operators),
+    states,
+    start,
+  }
 }
 
 /** The status of a request whose path is sent as it stands; fetch() would tidy it up. */
@@ -41,13 +55,15 @@ function rawStatus(url: string, method: string, path: string, headers: Record<st
     request({ hostname, port, method, path, headers }, response => {
       response.resume()
       resolve(response.statusCode!)
-    }).on('error', reject).end()
+    })
+      .on('error', reject)
+      .end()
   })
 }
 
 /** Where the server's hot path is connected from. */
 async function backends(db: TestDatabase) {
-  return db.admin<{ pid: number, usename: string }[]>`
+  return db.admin<{ pid: number; usename: string }[]>`
     select pid, usename from pg_stat_activity where datname = current_database() and application_name = 'nexmdm server'
   `
 }
@@ -64,10 +80,12 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
   await t.test('heartbeats flow, single and batched, with the address of the device', async t => {
     const { device_id, token } = await enroll(db, 'a')
     t.match(await call('POST /v1/heartbeat', { token, body: { battery_pct: 80 }, headers: { 'x-forwarded-for': '192.0.2.1' } }), {
-      status: 201, body: { result: 'stored', ts: /Z$/ },
+      status: 201,
+      body: { result: 'stored', ts: /Z$/ },
     })
     t.match(await call('POST /v1/heartbeats', { token, body: [{ ts: '2001-01-01T00:00:00Z' }, { battery_pct: 101 }] }), {
-      status: 200, body: { quarantined: 1, rejected: 1 },
+      status: 200,
+      body: { quarantined: 1, rejected: 1 },
     })
     const [row] = await db.sql`select host(ip) as ip, battery_pct from fleet.device_last_status where device_id = ${device_id}`
     t.match(row, { ip: '127.0.0.1', battery_pct: 80 }, 'what the balancer saw, not what the client claims')
@@ -75,31 +93,65 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
     t.ok(pids.length > 0 && pids.length <= 20)
   })
 
-  await t.test('the devices\' address serves nothing else, even with the admin key and under any path', async t => {
+  await t.test("the devices' address serves nothing else, even with the admin key and under any path", async t => {
     const { token } = await enroll(db, 'on the wrong side')
-    const keys = { 'x-admin': ADMIN_KEY, 'authorization': `Bearer ${ADMIN_KEY}` }
+    const keys = { 'x-admin': ADMIN_KEY, authorization: `Bearer ${ADMIN_KEY}` }
     const paths = [
-      '/', '/metrics', '/admin/devices', '/admin/command', '/ops/nightly', '/ops/pool_health', '/login', '/logout', '/devices/1', '/v1/devices',
+      '/',
+      '/metrics',
+      '/admin/devices',
+      '/admin/command',
+      '/ops/nightly',
+      '/ops/pool_health',
+      '/login',
+      '/logout',
+      '/devices/1',
+      '/v1/devices',
       '/v1/devices/1',
-      '//metrics', '/./metrics', '/v1/../metrics', '/v1/heartbeat/../../metrics', '/v1/commands/1/ack/../../../../ops/pool_health', '/%6detrics',
-      '/metrics/', '/metrics?x=/v1/heartbeat',
-      '/METRICS', `${url}/metrics`, '/v1/heartbeat/', '/v1/commands/1/ack/', '/v1/commands/x/ack', '/healthz/../metrics', '/;/metrics', '/page.css',
+      '//metrics',
+      '/./metrics',
+      '/v1/../metrics',
+      '/v1/heartbeat/../../metrics',
+      '/v1/commands/1/ack/../../../../ops/pool_health',
+      '/%6detrics',
+      '/metrics/',
+      '/metrics?x=/v1/heartbeat',
+      '/METRICS',
+      `${url}/metrics`,
+      '/v1/heartbeat/',
+      '/v1/commands/1/ack/',
+      '/v1/commands/x/ack',
+      '/healthz/../metrics',
+      '/;/metrics',
+      '/page.css',
     ]
     for (const path of paths) {
       for (const method of ['GET', 'POST']) t.equal(await rawStatus(url, method, path, keys), 404, `${method} ${path}`)
     }
-    t.match(await call('GET /metrics', { admin: true }), { status: 404, body: { status: 404, detail: /not available to devices/ } },
-      'the balancer answers with a problem document')
-    for (const path of ['/healthz', '/readyz', '/openapi.json', '/v1/commands']) t.match(await call(`GET ${path}`, { token }), { status: 200 }, path)
-    t.match(await call('POST /v1/commands/1/ack', { token }), { status: 404, body: { detail: /command/ } }, 'that is the server\'s answer')
+    t.match(
+      await call('GET /metrics', { admin: true }),
+      { status: 404, body: { status: 404, detail: /not available to devices/ } },
+      'the balancer answers with a problem document',
+    )
+    for (const path of ['/healthz', '/readyz', '/openapi.json', '/v1/commands'])
+      t.match(await call(`GET ${path}`, { token }), { status: 200 }, path)
+    t.match(
+      await call('POST /v1/commands/1/ack', { token }),
+      { status: 404, body: { detail: /command/ } },
+      "that is the server's answer",
+    )
 
-    for (const path of ['/metrics', '/ops/pool_health', '/v1/devices']) t.match(await operator(`GET ${path}`, { admin: true }), { status: 200 }, path)
+    for (const path of ['/metrics', '/ops/pool_health', '/v1/devices'])
+      t.match(await operator(`GET ${path}`, { admin: true }), { status: 200 }, path)
     t.match(await operator('POST /v1/heartbeat', { token, body: {} }), { status: 201 }, 'operators may call what devices call')
   })
 
   await t.test('forwarding headers of clients are dropped at both addresses', async t => {
     const lies = {
-      'x-forwarded-for': '192.0.2.1', 'x-forwarded-proto': 'https', 'x-forwarded-host': 'evil.example', 'forwarded': 'for=192.0.2.1;proto=https',
+      'x-forwarded-for': '192.0.2.1',
+      'x-forwarded-proto': 'https',
+      'x-forwarded-host': 'evil.example',
+      forwarded: 'for=192.0.2.1;proto=https',
       'X-FORWARDED-PORT': '443',
     }
     for (const [door, to] of Object.entries({ devices: call, operators: operator })) {
@@ -116,7 +168,7 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
     await db.admin.unsafe(`alter database ${db.name} set timezone = 'Asia/Kolkata'`)
     const hot = connectHot({ url: pool.through }, 2)
     t.teardown(() => end(hot.sql))
-    const [session] = await hot.sql<{ role: string, zone: string, timeout: string }[]>`
+    const [session] = await hot.sql<{ role: string; zone: string; timeout: string }[]>`
       select current_user as role, current_setting('timezone') as zone, current_setting('statement_timeout') as timeout
     `
     t.same(session, { role: 'fleet_server', zone: 'UTC', timeout: '2s' })
@@ -192,7 +244,10 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
       await waitFor(async () => traffic.refused > refused)
       // Down long enough for the balancer to take both servers out: then it is the balancer that refuses.
       await states('DOWN', 'DOWN')
-      t.match(await call('POST /v1/heartbeat', { token: 'any', body: {} }), { status: 503, body: { status: 503, detail: /No server/ } })
+      t.match(await call('POST /v1/heartbeat', { token: 'any', body: {} }), {
+        status: 503,
+        body: { status: 503, detail: /No server/ },
+      })
       running = await pool.start()
       await states('UP', 'UP')
     }

@@ -13,13 +13,13 @@ interface Span {
   parentSpanId?: string
   name: string
   kind: number
-  attributes: { key: string, value: Record<string, unknown> }[]
+  attributes: { key: string; value: Record<string, unknown> }[]
   links?: { spanId: string }[]
   status: { code?: number }
 }
 
 interface Export {
-  resourceSpans: { resource: { attributes: Span['attributes'] }, scopeSpans: { spans: Span[] }[] }[]
+  resourceSpans: { resource: { attributes: Span['attributes'] }; scopeSpans: { spans: Span[] }[] }[]
 }
 
 /** What takes spans as a collector does, in OTLP's JSON. */
@@ -27,16 +27,18 @@ async function withReceiver(t: Test) {
   const spans: (Span & { service: unknown })[] = []
   const server = createServer((request, response) => {
     const chunks: Buffer[] = []
-    request.on('data', (chunk: Buffer) => chunks.push(chunk)).on('end', () => {
-      if (request.url === '/v1/traces') {
-        const { resourceSpans } = JSON.parse(Buffer.concat(chunks).toString()) as Export
-        for (const { resource, scopeSpans } of resourceSpans) {
-          const service = attribute(resource, 'service.name')
-          spans.push(...scopeSpans.flatMap(scope => scope.spans).map(span => ({ ...span, service })))
+    request
+      .on('data', (chunk: Buffer) => chunks.push(chunk))
+      .on('end', () => {
+        if (request.url === '/v1/traces') {
+          const { resourceSpans } = JSON.parse(Buffer.concat(chunks).toString()) as Export
+          for (const { resource, scopeSpans } of resourceSpans) {
+            const service = attribute(resource, 'service.name')
+            spans.push(...scopeSpans.flatMap(scope => scope.spans).map(span => ({ ...span, service })))
+          }
         }
-      }
-      response.writeHead(200, { 'content-type': 'application/json' }).end('{}')
-    })
+        response.writeHead(200, { 'content-type': 'application/json' }).end('{}')
+      })
   }).listen(0, '127.0.0.1')
   await once(server, 'listening')
   t.teardown(() => server.close())
@@ -58,7 +60,7 @@ t.test('it is off unless an endpoint is set, and then nothing of it is loaded', 
   t.not(loaded().length, 0, 'it would be seen')
 })
 
-t.test('request, batch and insert of a heartbeat belong together, under the caller\'s trace', async t => {
+t.test("request, batch and insert of a heartbeat belong together, under the caller's trace", async t => {
   const { spans, env } = await withReceiver(t)
   const db = await withDatabase(t)
   const { token } = await enroll(db, 'a')
@@ -72,7 +74,9 @@ t.test('request, batch and insert of a heartbeat belong together, under the call
 
   const trace = spans.filter(span => span.traceId === traceId)
   t.equal(trace.length, 3)
-  const [request, batch, insert] = ['POST /v1/heartbeat', 'heartbeat batch', 'fleet.ingest'].map(name => trace.find(span => span.name === name)!)
+  const [request, batch, insert] = ['POST /v1/heartbeat', 'heartbeat batch', 'fleet.ingest'].map(name =>
+    trace.find(span => span.name === name)!,
+  )
   t.match(request, { parentSpanId: 'b7ad6b7169203331', kind: 2, service: 'nexmdm-server' })
   t.equal(attribute(request!, 'http.route'), '/v1/heartbeat')
   t.equal(attribute(request!, 'http.response.status_code'), 201)
@@ -82,7 +86,10 @@ t.test('request, batch and insert of a heartbeat belong together, under the call
   t.equal(attribute(insert!, 'db.system.name'), 'postgresql')
   t.equal(attribute(insert!, 'db.operation.batch.size'), 1)
   t.ok(spans.some(span => span.name === 'POST /v1/heartbeat' && attribute(span, 'http.response.status_code') === 400))
-  t.ok(spans.some(span => span.name === 'GET' && attribute(span, 'http.response.status_code') === 404), 'no name is made of what callers write')
+  t.ok(
+    spans.some(span => span.name === 'GET' && attribute(span, 'http.response.status_code') === 404),
+    'no name is made of what callers write',
+  )
   t.notOk(JSON.stringify(spans).includes(token), 'no token')
 })
 
@@ -95,9 +102,14 @@ t.test('a batch names each of its requests', async t => {
   await locker`begin`
   await locker`lock table fleet.device_heartbeats in share mode`
   const answers = devices.map(({ token }) => call('POST /v1/heartbeat', { token, body: { ts: ago(60) } }))
-  await waitFor(async () => (await db.admin`
+  await waitFor(
+    async () =>
+      (
+        await db.admin`
     select from pg_stat_activity where datname = current_database() and usename = 'fleet_server' and wait_event_type = 'Lock'
-  `).length > 0)
+  `
+      ).length > 0,
+  )
   await locker`rollback`
   locker.release()
   t.same(new Set((await Promise.all(answers)).map(({ status }) => status)), new Set([201]))
@@ -108,7 +120,10 @@ t.test('a batch names each of its requests', async t => {
   const batches = spans.filter(span => span.name === 'heartbeat batch')
   const named = batches.flatMap(({ parentSpanId, links = [] }) => [parentSpanId, ...links.map(link => link.spanId)])
   t.same(named.sort(), requests.sort(), 'each once')
-  t.equal(batches.reduce((sum, batch) => sum + Number(attribute(batch, 'fleet.heartbeats')), 0), 20)
+  t.equal(
+    batches.reduce((sum, batch) => sum + Number(attribute(batch, 'fleet.heartbeats')), 0),
+    20,
+  )
 })
 
 t.test('an insert that fails is marked', async t => {
@@ -119,7 +134,13 @@ t.test('an insert that fails is marked', async t => {
   await db.admin`revoke execute on function fleet.ingest(json, timestamptz) from fleet_server`
   t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 500)
   await server.stop('SIGTERM')
-  t.equal(attribute(spans.find(span => span.name === 'fleet.ingest')!, 'error.type'), '42501')
+  t.equal(
+    attribute(
+      spans.find(span => span.name === 'fleet.ingest')!,
+      'error.type',
+    ),
+    '42501',
+  )
   for (const name of ['POST /v1/heartbeat', 'fleet.ingest']) t.equal(spans.find(span => span.name === name)!.status.code, 2, name)
 })
 
@@ -127,14 +148,15 @@ t.test('a receiver that is away costs spans and nothing else', async t => {
   const db = await withDatabase(t)
   const { device_id, token } = await enroll(db, 'a')
   const { server, call } = await withProcess(t, db, {
-    OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${await freePort(true)}`, OTEL_BSP_SCHEDULE_DELAY: '50',
+    OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${await freePort(true)}`,
+    OTEL_BSP_SCHEDULE_DELAY: '50',
   })
   t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 201)
   t.equal((await stored(db, device_id)).length, 1)
   t.equal((await server.stop('SIGTERM')).code, 0)
 })
 
-t.test('the archiver\'s partition and its steps are one trace', async t => {
+t.test("the archiver's partition and its steps are one trace", async t => {
   const { spans, env } = await withReceiver(t)
   const { db, directory, partition } = await withRetiredDay(t)
   t.equal((await runOnce(t, db, directory, env)).code, 0)

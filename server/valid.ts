@@ -24,7 +24,8 @@ export function validQuery<T extends z.ZodObject>(schema: T, c: Context<AppEnv>)
   const values: Record<string, string> = {}
   const errors: FieldError[] = []
   for (const [path, [first = '', ...more]] of Object.entries(c.req.queries())) {
-    if (!known.includes(path)) errors.push({ path, message: `is not a parameter of this call, which takes ${known.join(', ') || 'none'}` })
+    if (!known.includes(path))
+      errors.push({ path, message: `is not a parameter of this call, which takes ${known.join(', ') || 'none'}` })
     else if (more.length > 0) errors.push({ path, message: 'must not be given twice' })
     else values[path] = first
   }

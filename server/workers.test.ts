@@ -13,7 +13,8 @@ t.test('workers killed under load are replaced; nothing acknowledged is lost, no
   const { server, call, url } = await withProcess(t, db, { WORKERS: '2' })
   await waitFor(async () => living(server).length === 2, { what: () => server.output() })
   t.same((await call('GET /ops/pool_health', { admin: true })).body, {
-    status: 'ok', pool: { in_use: 0, max: 20, utilization_pct: 0, waiting: 0 },
+    status: 'ok',
+    pool: { in_use: 0, max: 20, utilization_pct: 0, waiting: 0 },
   })
 
   const traffic = load(url, token, 5)
@@ -28,7 +29,10 @@ t.test('workers killed under load are replaced; nothing acknowledged is lost, no
     await waitFor(async () => living(server).length === 2, { what: () => server.output() })
   }
   await traffic.stop()
-  t.same(totals, totals.toSorted((a, b) => a - b))
+  t.same(
+    totals,
+    totals.toSorted((a, b) => a - b),
+  )
   t.same([...traffic.statuses.keys()], [201])
   t.same(await lost(db, device_id, traffic.acknowledged), [])
 

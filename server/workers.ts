@@ -51,15 +51,19 @@ export async function startWorkers(count: number, log: Log, giveUp: (why: string
   }
 
   function replaceWhenDead(worker: Worker) {
-    worker.once('exit', (code, signal) => void (async () => {
-      if (failures >= GIVE_UP && serving.size === 0 && !stopping.signal.aborted) {
-        stopping.abort()
-        giveUp(`${failures} workers in a row ended at their start, the last with ${signal || `code ${code}`}.`)
-      }
-      const pause = failures === 0 ? 0 : Math.min(50 * 2 ** failures, MAX_PAUSE_MS)
-      await sleep(pause, undefined, stopping).catch(() => {})
-      if (!stopping.signal.aborted) replaceWhenDead(fork())
-    })())
+    worker.once(
+      'exit',
+      (code, signal) =>
+        void (async () => {
+          if (failures >= GIVE_UP && serving.size === 0 && !stopping.signal.aborted) {
+            stopping.abort()
+            giveUp(`${failures} workers in a row ended at their start, the last with ${signal || `code ${code}`}.`)
+          }
+          const pause = failures === 0 ? 0 : Math.min(50 * 2 ** failures, MAX_PAUSE_MS)
+          await sleep(pause, undefined, stopping).catch(() => {})
+          if (!stopping.signal.aborted) replaceWhenDead(fork())
+        })(),
+    )
   }
 
   /**
@@ -68,17 +72,21 @@ export async function startWorkers(count: number, log: Log, giveUp: (why: string
    */
   async function stop() {
     stopping.abort()
-    const living = Object.values(cluster.workers ?? {}).filter(worker => worker !== undefined).filter(worker => !worker.isDead())
-    const ends = await Promise.all(living.map(async worker => {
-      // Who does not serve yet has nothing to end, and may not know the signal yet.
-      const isServing = serving.has(worker)
-      const exited = once(worker, 'exit') as Promise<[number | null]>
-      worker.process.kill('SIGTERM')
-      const limit = setTimeout(() => worker.process.kill('SIGKILL'), KILL_MS)
-      const [code] = await exited
-      clearTimeout(limit)
-      return code === 0 || !isServing
-    }))
+    const living = Object.values(cluster.workers ?? {})
+      .filter(worker => worker !== undefined)
+      .filter(worker => !worker.isDead())
+    const ends = await Promise.all(
+      living.map(async worker => {
+        // Who does not serve yet has nothing to end, and may not know the signal yet.
+        const isServing = serving.has(worker)
+        const exited = once(worker, 'exit') as Promise<[number | null]>
+        worker.process.kill('SIGTERM')
+        const limit = setTimeout(() => worker.process.kill('SIGKILL'), KILL_MS)
+        const [code] = await exited
+        clearTimeout(limit)
+        return code === 0 || !isServing
+      }),
+    )
     return ends.every(inTime => inTime)
   }
 
@@ -87,7 +95,7 @@ export async function startWorkers(count: number, log: Log, giveUp: (why: string
   const exited = once(first, 'exit').then(([code]) => {
     throw new WorkerFailed(typeof code === 'number' && code > 0 ? code : 1)
   })
-  const [{ port }] = await Promise.race([once(first, 'listening'), exited]) as [{ port: number }]
+  const [{ port }] = (await Promise.race([once(first, 'listening'), exited])) as [{ port: number }]
   replaceWhenDead(first)
   for (let n = 1; n < count; n++) replaceWhenDead(fork())
   return { port, stop }

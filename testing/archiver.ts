@@ -24,14 +24,18 @@ type Env = Record<string, string | undefined>
 /** The settings of an archiver process that stores into a directory, or as `env` says otherwise. */
 export function archiverEnv(db: TestDatabase, directory: string, env: Env = {}) {
   return {
-    ARCHIVER_DATABASE_URL: db.url('fleet_archiver'), ARCHIVE_URL: pathToFileURL(join(directory, 'archive')).href,
-    TMPDIR: directory, ...env,
+    ARCHIVER_DATABASE_URL: db.url('fleet_archiver'),
+    ARCHIVE_URL: pathToFileURL(join(directory, 'archive')).href,
+    TMPDIR: directory,
+    ...env,
   }
 }
 
 /** What other processes' archivers left behind in their TMPDIR. */
 export async function leftovers(directory: string) {
-  return (await readdir(directory)).filter(name => name.startsWith('fleet-archiver-') && !name.startsWith(`fleet-archiver-${process.pid}-`))
+  return (await readdir(directory)).filter(
+    name => name.startsWith('fleet-archiver-') && !name.startsWith(`fleet-archiver-${process.pid}-`),
+  )
 }
 
 /** Runs `npm run archiver -- --once` to its end, as a process. */
@@ -46,7 +50,10 @@ export async function withWorker(t: Test, db: TestDatabase, directory: string) {
   const { ARCHIVER_DATABASE_URL, ARCHIVE_URL } = archiverEnv(db, directory)
   const lines: string[] = []
   const log = createLog('info', { write: line => void lines.push(line) })
-  const worker = await openWorker({ database: { url: ARCHIVER_DATABASE_URL }, archiveUrl: ARCHIVE_URL, temporary: directory }, log)
+  const worker = await openWorker(
+    { database: { url: ARCHIVER_DATABASE_URL }, archiveUrl: ARCHIVE_URL, temporary: directory },
+    log,
+  )
   t.teardown(() => closeWorker(worker))
   return { worker, events: () => eventsOf(lines.join('')) }
 }
@@ -56,7 +63,8 @@ export async function workAll(t: Test, db: TestDatabase, directory: string) {
   const { worker, events } = await withWorker(t, db, directory)
   const { signal } = new AbortController()
   const results: string[] = []
-  for (let result = await workOnce(worker, signal); result !== 'idle'; result = await workOnce(worker, signal)) results.push(result)
+  for (let result = await workOnce(worker, signal); result !== 'idle'; result = await workOnce(worker, signal))
+    results.push(result)
   await refreshIndex(worker, signal)
   return { results, events: events() }
 }
@@ -70,7 +78,10 @@ export async function runCli(t: Test, db: TestDatabase, directory: string, ...ar
 
 /** The log lines of a process. */
 export function eventsOf(output: string) {
-  return output.split('\n').filter(line => line.startsWith('{')).map(line => JSON.parse(line) as Record<string, unknown>)
+  return output
+    .split('\n')
+    .filter(line => line.startsWith('{'))
+    .map(line => JSON.parse(line) as Record<string, unknown>)
 }
 
 /** A UTC day some days ago, like 2026-08-15. */
@@ -94,14 +105,61 @@ export async function fillDay(sql: Sql, date: string, rows: number) {
 /** Fills a day with rows that break careless formats: every kind of text, null, number and address. */
 export async function fillAwkwardDay(sql: Sql, date: string, table = 'fleet.device_heartbeats') {
   const texts = [
-    null, '', ' ', '~', '|', '\\N', '\\n', '\\.', '"', '""', ',', 'a,"b"', 'line\nbreak', 'carriage\rreturn', '\r\n', '\t', 'null', 'NULL', '\\',
-    '\\\\', `'`, 'é', '日本語', '🛰️', 'a|1:~|b', '3:abc', '\u0001', '\u007f', '﻿', '#', '\u2028', 'ﬁ́',
+    null,
+    '',
+    ' ',
+    '~',
+    '|',
+    '\\N',
+    '\\n',
+    '\\.',
+    '"',
+    '""',
+    ',',
+    'a,"b"',
+    'line\nbreak',
+    'carriage\rreturn',
+    '\r\n',
+    '\t',
+    'null',
+    'NULL',
+    '\\',
+    '\\\\',
+    `'`,
+    'é',
+    '日本語',
+    '🛰️',
+    'a|1:~|b',
+    '3:abc',
+    '\u0001',
+    '\u007f',
+    '﻿',
+    '#',
+    '\u2028',
+    'ﬁ́',
   ]
   const addresses = [
-    null, '10.0.0.1', '10.0.0.0/8', '0.0.0.0', '255.255.255.255', '::', '::1', '2001:db8::1', '2001:db8::/32', '::ffff:10.0.0.1', 'fe80::1',
+    null,
+    '10.0.0.1',
+    '10.0.0.0/8',
+    '0.0.0.0',
+    '255.255.255.255',
+    '::',
+    '::1',
+    '2001:db8::1',
+    '2001:db8::/32',
+    '::ffff:10.0.0.1',
+    'fe80::1',
   ]
   const times = [
-    '00:00:00', '00:00:00.000001', '00:00:00.5', '11:59:59.123456', '12:00:00', '23:59:59.999999', '23:59:59.1', '23:59:59.000009',
+    '00:00:00',
+    '00:00:00.000001',
+    '00:00:00.5',
+    '11:59:59.123456',
+    '12:00:00',
+    '23:59:59.999999',
+    '23:59:59.1',
+    '23:59:59.000009',
   ]
   const numbers = [null, -32768, 32767, 0, -1]
   await sql`
@@ -183,7 +241,6 @@ export async function withRetiredDay(t: Test, rows: number | 'awkward' = 1000) {
   return { db, directory, partition }
 }
 
-
 /** The events of a partition, in order. */
 export async function stepsOf(sql: Sql, partition: string) {
   const events = await sql<{ event: string }[]>`
@@ -194,22 +251,36 @@ export async function stepsOf(sql: Sql, partition: string) {
 /** Where an archive lies in the directory of a test. */
 export function pathsOf(directory: string, date = retiredDay) {
   const folder = join(directory, 'archive/device_heartbeats', `date=${date}`)
-  return { folder, parquet: join(folder, `device_heartbeats_${date.replaceAll('-', '')}.parquet`), manifest: join(folder, 'manifest.json') }
+  return {
+    folder,
+    parquet: join(folder, `device_heartbeats_${date.replaceAll('-', '')}.parquet`),
+    manifest: join(folder, 'manifest.json'),
+  }
 }
 
 /** Exports a table with the archiver's login and returns what Postgres counts in it. @throws when the file has another number of rows */
-export async function exportCounted(db: TestDatabase, table: string, file: string, work: string): Promise<{ columns: Column[], content: Content }> {
+export async function exportCounted(
+  db: TestDatabase,
+  table: string,
+  file: string,
+  work: string,
+): Promise<{ columns: Column[]; content: Content }> {
   const exported = await exportTable({ url: db.url('fleet_archiver') }, table, file, work)
-  const [counted] = await db.admin<{ row_count: string, content_checksum: string, min_ts: string | null, max_ts: string | null }[]>`
+  const [counted] = await db.admin<
+    { row_count: string; content_checksum: string; min_ts: string | null; max_ts: string | null }[]
+  >`
     select row_count, content_checksum::text, (min_ts at time zone 'UTC')::text as min_ts, (max_ts at time zone 'UTC')::text as max_ts
     from fleet.content_checksum(${table}::text::regclass)`
-  if (Number(counted?.row_count) !== exported.row_count) throw new Error(`${table} has ${counted?.row_count} rows, its export ${exported.row_count}`)
-  const micros = (text: string | null = null) => text === null ? null : isoMicros(`${text}Z`)
+  if (Number(counted?.row_count) !== exported.row_count)
+    throw new Error(`${table} has ${counted?.row_count} rows, its export ${exported.row_count}`)
+  const micros = (text: string | null = null) => (text === null ? null : isoMicros(`${text}Z`))
   return {
     columns: exported.columns,
     content: {
-      row_count: exported.row_count, content_checksum: counted?.content_checksum ?? '',
-      min_ts: micros(counted?.min_ts), max_ts: micros(counted?.max_ts),
+      row_count: exported.row_count,
+      content_checksum: counted?.content_checksum ?? '',
+      min_ts: micros(counted?.min_ts),
+      max_ts: micros(counted?.max_ts),
     },
   }
 }

@@ -72,7 +72,8 @@ function withoutWaits(file: Buffer) {
   // The strings of poll and select are the ends of ppoll and pselect.
   for (const name of ['epoll_wait', 'epoll_pwait', 'ppoll', 'pselect']) {
     const place = copy.indexOf(`\0${name}\0`)
-    if (place < 0) throw new Error(`the installed faketime has no function ${name} to leave out; see withoutWaits in testing/clock.ts`)
+    if (place < 0)
+      throw new Error(`the installed faketime has no function ${name} to leave out; see withoutWaits in testing/clock.ts`)
     copy.write('_', place + name.length)
   }
   return copy

@@ -9,8 +9,11 @@ t.test('CONTRIBUTING.md names commands and files that are there', async t => {
   const commands = [...page.matchAll(/npm (?:run )?([a-z:]+)/g)].map(([, name]) => name!)
   for (const name of commands) t.ok(scripts[name], `npm run ${name}`)
   t.ok(commands.length > 5)
-  const paths = [...page.matchAll(/(?:^|[`( ])((?:\.ci|sql|server|archiver|lib|cli|local|testing|migrations|docs)\/[\w./-]+)/gm)].map(([, path]) => path!)
-  for (const path of [...paths, '.env.example', 'CHANGELOG.md', 'README.md']) await t.resolves(access(join(repository, path)), path)
+  const paths = [
+    ...page.matchAll(/(?:^|[`( ])((?:\.ci|sql|server|archiver|lib|cli|local|testing|migrations|docs)\/[\w./-]+)/gm),
+  ].map(([, path]) => path!)
+  for (const path of [...paths, '.env.example', 'CHANGELOG.md', 'README.md'])
+    await t.resolves(access(join(repository, path)), path)
   t.ok(paths.length > 10)
 })
 

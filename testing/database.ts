@@ -62,10 +62,15 @@ export async function withDatabase(t: Test, template: 'fleet_template' | 'templa
   } finally {
     await maintenance.end({ timeout: 5 })
   }
-  return open(t, name, role => testUrl(cluster, role, name), async () => {
-    const maintenance = client(testUrl(cluster, 'postgres', 'postgres'), 1)
-    await maintenance.unsafe(`drop database if exists ${name} with (force)`).finally(() => maintenance.end({ timeout: 5 }))
-  })
+  return open(
+    t,
+    name,
+    role => testUrl(cluster, role, name),
+    async () => {
+      const maintenance = client(testUrl(cluster, 'postgres', 'postgres'), 1)
+      await maintenance.unsafe(`drop database if exists ${name} with (force)`).finally(() => maintenance.end({ timeout: 5 }))
+    },
+  )
 }
 
 /**
@@ -86,9 +91,15 @@ export interface OwnCluster extends TestDatabase {
  * works. `durable` keeps fsync and full page writes on; `isEmpty` leaves the database as Postgres makes it, without roles.
  * Takes seconds: prefer withDatabase.
  */
-export async function withCluster(t: Test, { isEmpty = false, ...options }: { durable?: boolean, isEmpty?: boolean } = {}): Promise<OwnCluster> {
+export async function withCluster(
+  t: Test,
+  { isEmpty = false, ...options }: { durable?: boolean; isEmpty?: boolean } = {},
+): Promise<OwnCluster> {
   const { cluster, end } = await throwawayCluster({
-    postgres: testCluster().postgres, databases: ['fleet'], cronDatabase: 'fleet', ...options,
+    postgres: testCluster().postgres,
+    databases: ['fleet'],
+    cronDatabase: 'fleet',
+    ...options,
   })
   t.teardown(end)
   if (!isEmpty) await migrate(cluster.url('postgres', 'fleet'), { current: true, log: () => {} })
@@ -99,7 +110,11 @@ export async function withCluster(t: Test, { isEmpty = false, ...options }: { du
 /** A streaming replica of a durable cluster, made by pg_basebackup. */
 export async function withReplica(t: Test, primary: Cluster) {
   const { cluster, end } = await throwawayCluster({
-    postgres: testCluster().postgres, databases: ['fleet'], cronDatabase: 'fleet', durable: true, primary,
+    postgres: testCluster().postgres,
+    databases: ['fleet'],
+    cronDatabase: 'fleet',
+    durable: true,
+    primary,
   })
   t.teardown(end)
   return cluster
@@ -113,9 +128,9 @@ export interface TestProcess {
   /** All it printed so far, both streams. */
   output: () => string
   /** Resolves when it has ended. */
-  exited: Promise<{ code: number | null, signal: NodeJS.Signals | null }>
+  exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>
   /** Sends a signal and waits for the end; after `patience` ms it is killed and the wait fails. */
-  stop: (signal?: NodeJS.Signals, patience?: number) => Promise<{ code: number | null, signal: NodeJS.Signals | null }>
+  stop: (signal?: NodeJS.Signals, patience?: number) => Promise<{ code: number | null; signal: NodeJS.Signals | null }>
 }
 
 export interface ProcessOptions {
@@ -143,15 +158,27 @@ export function spawnNode(t: Owner, script: string, { args = [], ...options }: P
 }
 
 /** As spawnNode, for any program. */
-export async function spawnProgram(t: Owner, program: string, args: string[], options: ProgramOptions = {}): Promise<TestProcess> {
+export async function spawnProgram(
+  t: Owner,
+  program: string,
+  args: string[],
+  options: ProgramOptions = {},
+): Promise<TestProcess> {
   const { name = program, env = {}, ready, patience = 30_000, ...rest } = options
   const child = spawn(program, args, {
-    cwd: repository, ...rest, env: { ...plainEnv(), ...env }, stdio: ['ignore', 'pipe', 'pipe'],
+    cwd: repository,
+    ...rest,
+    env: { ...plainEnv(), ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
   })
   let output = ''
-  child.stdout.on('data', (chunk: Buffer) => { output += chunk.toString() })
-  child.stderr.on('data', (chunk: Buffer) => { output += chunk.toString() })
-  const exited = new Promise<{ code: number | null, signal: NodeJS.Signals | null }>((resolve, reject) => {
+  child.stdout.on('data', (chunk: Buffer) => {
+    output += chunk.toString()
+  })
+  child.stderr.on('data', (chunk: Buffer) => {
+    output += chunk.toString()
+  })
+  const exited = new Promise<{ code: number | null; signal: NodeJS.Signals | null }>((resolve, reject) => {
     child.once('error', reject)
     child.once('close', (code, signal) => resolve({ code, signal }))
   })
@@ -162,20 +189,32 @@ export async function spawnProgram(t: Owner, program: string, args: string[], op
   })
   const stop = async (signal: NodeJS.Signals = 'SIGTERM', wait = 30_000) => {
     child.kill(signal)
-    const timer = setTimeout(() => { output += `\n(killed: still there ${wait} ms after ${signal})`; child.kill('SIGKILL') }, wait)
+    const timer = setTimeout(() => {
+      output += `\n(killed: still there ${wait} ms after ${signal})`
+      child.kill('SIGKILL')
+    }, wait)
     const end = await exited
     clearTimeout(timer)
     if (end.signal === 'SIGKILL' && signal !== 'SIGKILL') throw new Error(`${name} did not end by ${signal}:\n${output}`)
     return end
   }
   if (ready) {
-    const isReady = typeof ready === 'string'
-      ? () => fetch(ready).then(answer => answer.ok, () => false)
-      : async () => ready.test(output)
-    await waitFor(async () => {
-      if (hasEnded()) throw new Error(`${name} ended with ${child.exitCode ?? child.signalCode ?? ''} before it was ready:\n${output}`)
-      return isReady()
-    }, { patience, what: () => `${name} to be ready; it printed:\n${output}` })
+    const isReady =
+      typeof ready === 'string'
+        ? () =>
+            fetch(ready).then(
+              answer => answer.ok,
+              () => false,
+            )
+        : async () => ready.test(output)
+    await waitFor(
+      async () => {
+        if (hasEnded())
+          throw new Error(`${name} ended with ${child.exitCode ?? child.signalCode ?? ''} before it was ready:\n${output}`)
+        return isReady()
+      },
+      { patience, what: () => `${name} to be ready; it printed:\n${output}` },
+    )
   }
   return { pid: child.pid ?? 0, output: () => output, exited, stop }
 }
@@ -187,7 +226,9 @@ export async function withClone(t: Test) {
   await chmod(clone, 0o755) // Postgres, as another user, goes through it
   const left = new Set(['.git', '.local', '.tap', 'node_modules'])
   await cp(repository, clone, {
-    recursive: true, verbatimSymlinks: true, filter: source => !left.has(relative(repository, source)),
+    recursive: true,
+    verbatimSymlinks: true,
+    filter: source => !left.has(relative(repository, source)),
   })
   await symlink(join(repository, 'node_modules'), join(clone, 'node_modules'))
   // Old, so that install.sh never replaces the packages under the running tests.
@@ -203,10 +244,14 @@ export async function withClone(t: Test) {
 /** Asks, `every` 50 ms, until the answer is true, or fails after `patience` ms (30 s). */
 export async function waitFor(
   condition: () => Promise<boolean>,
-  { patience = 30_000, every = 50, what = () => 'the condition' }: { patience?: number, every?: number, what?: () => string } = {},
+  {
+    patience = 30_000,
+    every = 50,
+    what = () => 'the condition',
+  }: { patience?: number; every?: number; what?: () => string } = {},
 ) {
   const end = Date.now() + patience
-  while (!await condition()) {
+  while (!(await condition())) {
     if (Date.now() > end) throw new Error(`waited ${patience} ms for ${what()}`)
     await new Promise(resolve => setTimeout(resolve, every))
   }
@@ -243,7 +288,9 @@ function client(url: string, max: number) {
 export async function makeTestCluster() {
   const packages = await requirePostgres()
   const { cluster, end } = await throwawayCluster({
-    postgres: packages, databases: [templateDatabase, cronDatabase], cronDatabase,
+    postgres: packages,
+    databases: [templateDatabase, cronDatabase],
+    cronDatabase,
   })
   try {
     const log = () => {}
@@ -252,7 +299,8 @@ export async function makeTestCluster() {
     await cluster.allowLogins()
     const sql = client(cluster.url('postgres', 'postgres'), 1)
     // Test files run in parallel, and together they need more sessions than the limits allow.
-    for (const role of ['fleet_reader', 'fleet_dba', 'fleet_archiver']) await sql.unsafe(`alter role ${role} connection limit 100`)
+    for (const role of ['fleet_reader', 'fleet_dba', 'fleet_archiver'])
+      await sql.unsafe(`alter role ${role} connection limit 100`)
     // Not even autovacuum: a copy waits until nobody is connected.
     await sql.unsafe(`alter database ${templateDatabase} with allow_connections false is_template true`)
     await sql.end({ timeout: 5 })

@@ -16,7 +16,12 @@ export interface TestDate {
 
 /** The files that depend most on the calendar, for --short. */
 const shortFiles = [
-  'testing/clock.test.ts', 'sql/setup/setup.test.ts', 'sql/partitions/lifecycle.test.ts', 'sql/partitions/zones.test.ts', 'sql/availability/availability.test.ts', 'sql/checks/runbook.test.ts',
+  'testing/clock.test.ts',
+  'sql/setup/setup.test.ts',
+  'sql/partitions/lifecycle.test.ts',
+  'sql/partitions/zones.test.ts',
+  'sql/availability/availability.test.ts',
+  'sql/checks/runbook.test.ts',
 ]
 
 /** The next date of each kind after `now`, so that none of them is ever in the past. */
@@ -31,7 +36,12 @@ export function datesToTest(now: Date): TestDate[] {
     { at: `${next(now, isSunday(3, 25))}T00:58Z`, what: 'summer time begins in Europe', zone: 'Europe/Berlin' },
     { at: `${next(now, isSunday(10, 25))}T00:58Z`, what: 'summer time ends in Europe', zone: 'Europe/Berlin' },
     { at: `${next(now, isSunday(3, 8))}T06:58Z`, what: 'summer time begins in New York', zone: 'America/New_York' },
-    { at: `${next(now, isSunday(11, 1))}T05:58Z`, what: 'summer time ends in New York, on a Sunday', zone: 'America/New_York', isShort: true },
+    {
+      at: `${next(now, isSunday(11, 1))}T05:58Z`,
+      what: 'summer time ends in New York, on a Sunday',
+      zone: 'America/New_York',
+      isShort: true,
+    },
     { at: `${next(now, isDay(4, 30))}T23:58Z`, what: 'a 30th, the last day of its month' },
     { at: `${next(now, isDay(1, 31))}T13:00Z`, what: 'a 31st, before the shortest month' },
     { at: `${monday}T00:01Z`, what: 'a Monday' },
@@ -53,7 +63,8 @@ function isDay(month: number, day: number) {
 
 /** The Sunday in the week that begins on this day. */
 function isSunday(month: number, first: number) {
-  return (date: Date) => date.getUTCDay() === 0 && date.getUTCMonth() + 1 === month && date.getUTCDate() >= first && date.getUTCDate() < first + 7
+  return (date: Date) =>
+    date.getUTCDay() === 0 && date.getUTCMonth() + 1 === month && date.getUTCDate() >= first && date.getUTCDate() < first + 7
 }
 
 let running: ChildProcess | undefined
@@ -82,13 +93,17 @@ async function testDates(args: string[]) {
   }
   if (stopping) process.exitCode = 1
   say(`\n${lines.join('\n')}`)
-  say(`# { total: ${sum.total}, pass: ${sum.pass}${sum.fail ? `, fail: ${sum.fail}` : ''}${sum.skip ? `, skip: ${sum.skip}` : ''} }`)
+  say(
+    `# { total: ${sum.total}, pass: ${sum.pass}${sum.fail ? `, fail: ${sum.fail}` : ''}${sum.skip ? `, skip: ${sum.skip}` : ''} }`,
+  )
 }
 
 function runAt(at: string, zone: string | undefined, files: string[]) {
-  return new Promise<{ code: number, counts: Record<string, number> }>((resolve, reject) => {
+  return new Promise<{ code: number; counts: Record<string, number> }>((resolve, reject) => {
     const child = spawn(process.execPath, ['--import', 'tsx', join(repository, 'testing/run.ts'), '--at', at, ...files], {
-      cwd: repository, env: { ...currentEnv(), ...(zone && { TZ: zone }) }, stdio: ['ignore', 'pipe', 'inherit'],
+      cwd: repository,
+      env: { ...currentEnv(), ...(zone && { TZ: zone }) },
+      stdio: ['ignore', 'pipe', 'inherit'],
     })
     running = child
     let tail = ''

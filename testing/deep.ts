@@ -5,29 +5,41 @@ import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { currentEnv, repository } from '../local/config.ts'
 
-interface Stage { name: string, what: string, command: string, args: string[], env?: Record<string, string> }
+interface Stage {
+  name: string
+  what: string
+  command: string
+  args: string[]
+  env?: Record<string, string>
+}
 
 const fuzzed = 100_000
 const stages: Stage[] = [
   {
     name: 'full',
     what: `every test at full size, ${fuzzed.toLocaleString('en')} fuzzed bodies`,
-    command: 'npm', args: ['test'], env: { TEST_DEEP: '1', FUZZ_RUNS: String(fuzzed), CI: 'true' },
+    command: 'npm',
+    args: ['test'],
+    env: { TEST_DEEP: '1', FUZZ_RUNS: String(fuzzed), CI: 'true' },
   },
   {
     name: 'dates',
     what: 'every test with its clocks moved to a leap day, the ends of months and of a year, changes of summer time, and three years ahead',
-    command: 'npm', args: ['run', 'test:dates'], env: { CI: 'true' },
+    command: 'npm',
+    args: ['run', 'test:dates'],
+    env: { CI: 'true' },
   },
   {
     name: 'bookworm',
     what: 'a new Debian 12 with Node only: `npm start`, what it prints, `npm test`',
-    command: 'testing/fresh.sh', args: ['bookworm'],
+    command: 'testing/fresh.sh',
+    args: ['bookworm'],
   },
   {
     name: 'trixie',
     what: 'a new Debian 13, PostgreSQL 17 with pg_partman 5 and its own Node: the same',
-    command: 'testing/fresh.sh', args: ['trixie'],
+    command: 'testing/fresh.sh',
+    args: ['trixie'],
   },
 ]
 
@@ -69,8 +81,12 @@ process.stdout.write(`${page}\nwritten to docs/deep-test.md\n`)
 /** Runs it, shows what it says, and keeps the totals of tap. */
 function run({ command, args, env }: Stage) {
   const started = performance.now()
-  return new Promise<{ code: number, totals: string, minutes: string }>((resolve, reject) => {
-    const child = spawn(command, args, { cwd: repository, env: { ...currentEnv(), ...env }, stdio: ['ignore', 'pipe', 'inherit'] })
+  return new Promise<{ code: number; totals: string; minutes: string }>((resolve, reject) => {
+    const child = spawn(command, args, {
+      cwd: repository,
+      env: { ...currentEnv(), ...env },
+      stdio: ['ignore', 'pipe', 'inherit'],
+    })
     let tail = ''
     child.stdout.on('data', (chunk: Buffer) => {
       process.stdout.write(chunk)

@@ -48,7 +48,7 @@ export function ingest(sql: Sql, beats: Beat[], receivedAt?: string) {
 
 /** Takes the oldest retired partition through all steps of the archiver to its drop, but for the files. */
 export async function archive(archiver: Sql) {
-  const [claimed] = await archiver<{ name: string, table: string }[]>`
+  const [claimed] = await archiver<{ name: string; table: string }[]>`
     select partition_name as name, table_name as table from fleet.claim_partition('test')`
   if (!claimed) throw new Error('no partition waits for the archiver')
   const { name, table } = claimed
@@ -71,10 +71,10 @@ export async function value(rows: Promise<readonly object[]>): Promise<unknown> 
 
 /** Name of the attached partition that holds this moment. */
 export async function partitionAt(sql: Sql, moment: string) {
-  return await value(sql`
+  return (await value(sql`
     select partition_name from fleet.attached_partitions()
     where range_start <= ${moment}::timestamptz and range_end > ${moment}::timestamptz
-  `) as string
+  `)) as string
 }
 
 /** `days` before now, as ISO text. */

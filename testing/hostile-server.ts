@@ -27,14 +27,17 @@ export async function withVictim(t: Test) {
     await new Promise(resolve => socket.once('connect', resolve).once('close', resolve))
     return socket
   }
-  const head = (path: string, more: string) => `POST ${path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${device.token}\r\nContent-Type: application/json\r\n${more}\r\n`
+  const head = (path: string, more: string) =>
+    `POST ${path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${device.token}\r\nContent-Type: application/json\r\n${more}\r\n`
   return { call, device, beat, memory, open, head }
 }
 
 /** All that came until the end. */
 export async function answer(socket: Socket) {
   let text = ''
-  socket.on('data', (chunk: Buffer) => { text += chunk.toString() })
+  socket.on('data', (chunk: Buffer) => {
+    text += chunk.toString()
+  })
   if (!socket.closed) await new Promise(resolve => socket.once('close', resolve))
   return text
 }

@@ -9,17 +9,17 @@ import { repository } from '../local/config.ts'
 
 export interface Service {
   image: string
-  build?: { context: string, dockerfile?: string }
+  build?: { context: string; dockerfile?: string }
   user?: string
   command?: string[]
   entrypoint?: string[]
   environment?: Record<string, string>
-  volumes?: (string | { type: string, source: string, target: string })[]
+  volumes?: (string | { type: string; source: string; target: string })[]
   ports?: string[]
   networks?: string[]
   network_mode?: string
   depends_on?: Record<string, { condition: string }>
-  healthcheck?: { disable?: boolean, test?: string[] }
+  healthcheck?: { disable?: boolean; test?: string[] }
   restart: string
   read_only: boolean
   cap_drop: string[]
@@ -63,10 +63,13 @@ export async function readDockerfile(path: string) {
 
 /** What is copied from the context; what comes from an earlier stage is not. */
 export function copiesOf(dockerfile: Dockerfile) {
-  return dockerfile.getCOPYs().filter(copy => !isFromStage(copy)).map(copy => {
-    const paths = copy.getArguments().map(argument => argument.getValue())
-    return { sources: paths.slice(0, -1), target: paths.at(-1) ?? '' }
-  })
+  return dockerfile
+    .getCOPYs()
+    .filter(copy => !isFromStage(copy))
+    .map(copy => {
+      const paths = copy.getArguments().map(argument => argument.getValue())
+      return { sources: paths.slice(0, -1), target: paths.at(-1) ?? '' }
+    })
 }
 
 function isFromStage(copy: Copy) {
@@ -75,10 +78,16 @@ function isFromStage(copy: Copy) {
 
 /** Whether .dockerignore leaves a path out: the last line that matches it, or a directory that it is in, decides. */
 export async function readIgnore() {
-  const lines = (await readFile(join(repository, '.dockerignore'), 'utf8')).split('\n').filter(line => line && !line.startsWith('#'))
+  const lines = (await readFile(join(repository, '.dockerignore'), 'utf8'))
+    .split('\n')
+    .filter(line => line && !line.startsWith('#'))
   const rules = lines.map(line => {
-    const pattern = line.replace(/^!/, '')
-      .replace(/[.+^$()|[\]{}\\]/g, '\\$&').replace(/\*\*\//g, '\0').replace(/\*/g, '[^/]*').replaceAll('\0', '(.*/)?')
+    const pattern = line
+      .replace(/^!/, '')
+      .replace(/[.+^$()|[\]{}\\]/g, '\\$&')
+      .replace(/\*\*\//g, '\0')
+      .replace(/\*/g, '[^/]*')
+      .replaceAll('\0', '(.*/)?')
     return { isKept: line.startsWith('!'), matches: new RegExp(`^${pattern}(/|$)`) }
   })
   return (path: string) => rules.findLast(({ matches }) => matches.test(path))?.isKept === false
@@ -96,7 +105,9 @@ export async function withImage(t: Test) {
       await mkdir(dirname(to), { recursive: true })
       // A directory that is not named itself is entered all the same, for the sake of what is kept in it.
       await cp(join(repository, source), to, {
-        recursive: true, verbatimSymlinks: true, filter: from => from === join(repository, source) || !isIgnored(relative(repository, from)),
+        recursive: true,
+        verbatimSymlinks: true,
+        filter: from => from === join(repository, source) || !isIgnored(relative(repository, from)),
       })
     }
   }
@@ -105,7 +116,9 @@ export async function withImage(t: Test) {
 }
 
 async function linkPackages(target: string) {
-  const { packages } = JSON.parse(await readFile(join(repository, 'package-lock.json'), 'utf8')) as { packages: Record<string, { dev?: boolean }> }
+  const { packages } = JSON.parse(await readFile(join(repository, 'package-lock.json'), 'utf8')) as {
+    packages: Record<string, { dev?: boolean }>
+  }
   await mkdir(target)
   const installed = new Set(await readdir(join(repository, 'node_modules')))
   for (const [path, { dev }] of Object.entries(packages)) {

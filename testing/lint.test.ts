@@ -21,17 +21,21 @@ let eslint: ESLint | undefined
 
 t.test('nothing is run by way of a shell that reads input as its language', { skip: leftToCi() }, async t => {
   for (const lines of [
-    'import { exec } from \'node:child_process\'\nexec(\'id\')',
-    'import { execSync } from \'node:child_process\'\nexecSync(\'id\')',
-    'import { spawn } from \'child_process\'\nspawn(\'id\')',
-    'import * as processes from \'node:child_process\'\nprocesses.exec(\'id\')',
-    'import processes from \'node:child_process\'\nprocesses.exec(\'id\')',
-    'import { spawn } from \'node:child_process\'\nspawn(\'id\', [], { shell: true })',
-    'import { spawn } from \'node:child_process\'\nspawn(\'id\', [], { shell: \'/bin/sh\' })',
-    'import { spawn } from \'node:child_process\'\nspawn(\'sh\', [\'-c\', `ls ${import.meta.dirname}`])',
-    'import { spawn } from \'node:child_process\'\nspawn(\'bash\', [\'-euc\', \'ls \' + import.meta.dirname])',
-  ]) t.equal(await faultsOf(lines), 1, lines)
-  t.equal(await faultsOf('import { spawn } from \'node:child_process\'\nspawn(\'sh\', [\'-c\', \'ls "$1"\', \'sh\', import.meta.dirname])'), 0)
+    "import { exec } from 'node:child_process'\nexec('id')",
+    "import { execSync } from 'node:child_process'\nexecSync('id')",
+    "import { spawn } from 'child_process'\nspawn('id')",
+    "import * as processes from 'node:child_process'\nprocesses.exec('id')",
+    "import processes from 'node:child_process'\nprocesses.exec('id')",
+    "import { spawn } from 'node:child_process'\nspawn('id', [], { shell: true })",
+    "import { spawn } from 'node:child_process'\nspawn('id', [], { shell: '/bin/sh' })",
+    "import { spawn } from 'node:child_process'\nspawn('sh', ['-c', `ls ${import.meta.dirname}`])",
+    "import { spawn } from 'node:child_process'\nspawn('bash', ['-euc', 'ls ' + import.meta.dirname])",
+  ])
+    t.equal(await faultsOf(lines), 1, lines)
+  t.equal(
+    await faultsOf("import { spawn } from 'node:child_process'\nspawn('sh', ['-c', 'ls \"$1\"', 'sh', import.meta.dirname])"),
+    0,
+  )
 })
 
 t.test('the admin key is compared in one way only', { skip: leftToCi() }, async t => {
@@ -43,13 +47,19 @@ t.test('the admin key is compared in one way only', { skip: leftToCi() }, async 
 
 t.test('databases are opened only in the few files that set the search path', { skip: leftToCi() }, async t => {
   for (const lines of [
-    'import postgres from \'postgres\'\nexport const sql = postgres(\'postgres://a@b/c\')',
-    'import open from \'postgres\'\nexport const sql = open(\'postgres://a@b/c\')',
-    'import { default as open } from \'postgres\'\nexport const sql = open(\'postgres://a@b/c\')',
-    'import * as driver from \'postgres\'\nexport const sql = driver.default(\'postgres://a@b/c\')',
-    'import { Client } from \'pg\'\nexport const client = new Client()',
-  ]) t.equal(await faultsOf(lines), 1, lines)
-  t.equal(await faultsOf('import postgres, { type Sql } from \'postgres\'\nexport const isOurs = (error: unknown, sql: Sql) => [sql, error instanceof postgres.PostgresError]'), 0)
+    "import postgres from 'postgres'\nexport const sql = postgres('postgres://a@b/c')",
+    "import open from 'postgres'\nexport const sql = open('postgres://a@b/c')",
+    "import { default as open } from 'postgres'\nexport const sql = open('postgres://a@b/c')",
+    "import * as driver from 'postgres'\nexport const sql = driver.default('postgres://a@b/c')",
+    "import { Client } from 'pg'\nexport const client = new Client()",
+  ])
+    t.equal(await faultsOf(lines), 1, lines)
+  t.equal(
+    await faultsOf(
+      "import postgres, { type Sql } from 'postgres'\nexport const isOurs = (error: unknown, sql: Sql) => [sql, error instanceof postgres.PostgresError]",
+    ),
+    0,
+  )
 })
 
 t.test('a package in the lockfile comes from the registry, by https and with its checksum', async t => {
@@ -63,7 +73,12 @@ t.test('a package in the lockfile comes from the registry, by https and with its
     const file = join(directory, 'package-lock.json')
     await writeFile(file, JSON.stringify(lock))
     const program = join(repository, 'node_modules/lockfile-lint/bin/lockfile-lint.js')
-    return await run(process.execPath, [program, ...args.map(arg => arg === 'package-lock.json' ? file : arg)], { env: plainEnv() }).then(() => 'taken', () => 'refused')
+    return await run(process.execPath, [program, ...args.map(arg => (arg === 'package-lock.json' ? file : arg))], {
+      env: plainEnv(),
+    }).then(
+      () => 'taken',
+      () => 'refused',
+    )
   }
   const resolved = 'https://registry.npmjs.org/hono/-/hono-4.13.19.tgz'
   t.equal(await check({}), 'taken')

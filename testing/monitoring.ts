@@ -24,17 +24,17 @@ export interface Panel {
   description?: string
   /** Instead of the dashboard's own range, such as 90d. */
   timeFrom?: string
-  gridPos: { x: number, y: number, w: number, h: number }
-  datasource: { type: string, uid: string }
+  gridPos: { x: number; y: number; w: number; h: number }
+  datasource: { type: string; uid: string }
   fieldConfig: { defaults: { unit?: string } }
-  targets: { refId: string, expr?: string, rawSql?: string, format?: string }[]
+  targets: { refId: string; expr?: string; rawSql?: string; format?: string }[]
 }
 
 export interface Dashboard {
   uid: string
   title: string
-  time: { from: string, to: string }
-  templating: { list: { name: string, datasource: { type: string, uid: string }, query: string }[] }
+  time: { from: string; to: string }
+  templating: { list: { name: string; datasource: { type: string; uid: string }; query: string }[] }
   panels: Panel[]
 }
 
@@ -42,10 +42,12 @@ export interface Dashboard {
 export async function readAlerts() {
   const dir = join(import.meta.dirname, '../docker/prometheus/rules')
   const texts = await Promise.all((await readdir(dir)).map(file => readFile(join(dir, file), 'utf8')))
-  return texts.flatMap(text => text.split(/^ {6}- (?=alert: |record: )/m).slice(1)).flatMap(body => {
-    const name = /^alert: (\w+)$/m.exec(body)?.[1]
-    return name === undefined ? [] : [{ name, body }]
-  })
+  return texts
+    .flatMap(text => text.split(/^ {6}- (?=alert: |record: )/m).slice(1))
+    .flatMap(body => {
+      const name = /^alert: (\w+)$/m.exec(body)?.[1]
+      return name === undefined ? [] : [{ name, body }]
+    })
 }
 
 export async function readDashboards() {
@@ -58,7 +60,8 @@ export async function withMonitoring(t: Test) {
   const db = await withDatabase(t)
   const ports: [number, number] = [await freePort(true), await freePort(true)]
   // Its own database is no replica, but the gauges of one are there.
-  const start = (port: number) => withProcess(t, db, { PORT: String(port), WORKERS: '2', READ_DATABASE_URL: db.url('fleet_server') })
+  const start = (port: number) =>
+    withProcess(t, db, { PORT: String(port), WORKERS: '2', READ_DATABASE_URL: db.url('fleet_server') })
   const [token, ...processes] = await Promise.all([fillStore(t, db), ...ports.map(start)])
   const balancer = await withHaproxy(t, ports)
   await balancer.start()
@@ -78,33 +81,40 @@ export async function withMonitoring(t: Test) {
     const { result } = await prometheus.api<{ result: { value: [number, string] }[] }>('query', { query })
     return result.map(({ value: [, value] }) => Number(value))
   }
-  await waitFor(async () => {
-    await traffic()
-    const [rate = NaN] = await value('fleet:hb_writes:rate5m')
-    const up = await value('up')
-    return rate > 0 && up.length === 4 && up.every(value => value === 1)
-  }, { patience: 60_000, what: () => prometheus.server.output() })
+  await waitFor(
+    async () => {
+      await traffic()
+      const [rate = NaN] = await value('fleet:hb_writes:rate5m')
+      const up = await value('up')
+      return rate > 0 && up.length === 4 && up.every(value => value === 1)
+    },
+    { patience: 60_000, what: () => prometheus.server.output() },
+  )
 
   const rules = async () => {
     const { groups } = await prometheus.api<{ groups: { rules: Rule[] }[] }>('rules')
     return groups.flatMap(group => group.rules)
   }
   /** What an expression may name: what was scraped or recorded, or is told only of what is not here, such as a replica of this database. */
-  const known = async () => new Set([
-    'ALERTS',
-    ...await prometheus.api<string[]>('label/__name__/values'),
-    ...(await db.sql<{ metric: string }[]>`select metric from fleet.metric_definitions()`).map(({ metric }) => metric),
-    ...(await rules()).filter(({ type }) => type === 'recording').map(({ name }) => name),
-  ])
+  const known = async () =>
+    new Set([
+      'ALERTS',
+      ...(await prometheus.api<string[]>('label/__name__/values')),
+      ...(await db.sql<{ metric: string }[]>`select metric from fleet.metric_definitions()`).map(({ metric }) => metric),
+      ...(await rules()).filter(({ type }) => type === 'recording').map(({ name }) => name),
+    ])
   /** Those of the expressions that have no value, however long one waits for it. */
   const withoutValue = async (expressions: string[]) => {
     let left = expressions
-    await waitFor(async () => {
-      await traffic()
-      const counts = await Promise.all(left.map(async expression => (await value(expression)).length))
-      left = left.filter((_, i) => counts[i] === 0)
-      return left.length === 0
-    }, { patience: 10_000 }).catch(() => {})
+    await waitFor(
+      async () => {
+        await traffic()
+        const counts = await Promise.all(left.map(async expression => (await value(expression)).length))
+        left = left.filter((_, i) => counts[i] === 0)
+        return left.length === 0
+      },
+      { patience: 10_000 },
+    ).catch(() => {})
     return left
   }
   return { db, api: prometheus.api, value, rules, known, withoutValue, servers, processes }

@@ -14,9 +14,8 @@ import { hasPrograms, testPrograms } from './optional-programs.ts'
 const run = promisify(execFile)
 
 /** Ubuntu's packages are named so too. */
-export const objectStore = testPrograms(
-  'S3 store', ['radosgw', 'ceph-mon', 'ceph-osd', 'ceph-common'],
-  () => hasPrograms('radosgw', 'radosgw-admin', 'ceph-mon', 'ceph-osd', 'ceph', 'monmaptool'),
+export const objectStore = testPrograms('S3 store', ['radosgw', 'ceph-mon', 'ceph-osd', 'ceph-common'], () =>
+  hasPrograms('radosgw', 'radosgw-admin', 'ceph-mon', 'ceph-osd', 'ceph', 'monmaptool'),
 )
 
 export interface ObjectStore {
@@ -31,7 +30,8 @@ export interface ObjectStore {
 
 /** Starts a store of its own on loopback, in a temporary directory. Takes about 10 s and 150 MB. */
 export async function startObjectStore(): Promise<ObjectStore> {
-  if (!objectStore.isHere()) throw new Error(`the S3 store of the tests is not installed; by: apt-get install -y ${objectStore.packages.join(' ')}`)
+  if (!objectStore.isHere())
+    throw new Error(`the S3 store of the tests is not installed; by: apt-get install -y ${objectStore.packages.join(' ')}`)
   for (let tried = 1; ; tried++) {
     try {
       return await start()
@@ -47,7 +47,9 @@ async function start(): Promise<ObjectStore> {
   const dir = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-s3-'))
   const guard = spawn('sh', ['-c', guardScript, 'guard', dir], { detached: true, stdio: ['pipe', 'ignore', 'ignore'], cwd: '/' })
   guard.unref()
-  const guardEnd = new Promise<void>(resolve => { guard.once('exit', () => resolve()) })
+  const guardEnd = new Promise<void>(resolve => {
+    guard.once('exit', () => resolve())
+  })
   const end = async () => {
     guard.ref()
     guard.stdin.end()
@@ -81,8 +83,14 @@ async function start(): Promise<ObjectStore> {
     const whenAlive = async <T>(child: ChildProcess, name: string, work: Promise<T>) => {
       const ended = new Promise<never>((_, reject) => {
         child.once('exit', code => {
-          const said = [`${name}.out`, `run/${name}.log`].map(file => existsSync(join(dir, file)) ? readFileSync(join(dir, file), 'utf8') : '')
-          reject(new Error(`${name} of the test's S3 store ended with code ${code}:\n${said.join('').trimEnd().split('\n').slice(-25).join('\n')}`))
+          const said = [`${name}.out`, `run/${name}.log`].map(file =>
+            existsSync(join(dir, file)) ? readFileSync(join(dir, file), 'utf8') : '',
+          )
+          reject(
+            new Error(
+              `${name} of the test's S3 store ended with code ${code}:\n${said.join('').trimEnd().split('\n').slice(-25).join('\n')}`,
+            ),
+          )
         })
       })
       return await Promise.race([work, ended])
@@ -95,13 +103,19 @@ async function start(): Promise<ObjectStore> {
     await whenAlive(mon, 'mon.a', tool('ceph', '-c', conf, 'osd', 'new', osdId))
     await tool('ceph-osd', '-c', conf, '-i', '0', '--mkfs', '--osd-uuid', osdId)
     const osd = await daemon('ceph-osd', 'osd.0', '-i', '0')
-    await whenAlive(osd, 'osd.0', tool('ceph', '-c', conf, 'osd', 'crush', 'create-or-move', 'osd.0', '1', 'host=h', 'root=default'))
+    await whenAlive(
+      osd,
+      'osd.0',
+      tool('ceph', '-c', conf, 'osd', 'crush', 'create-or-move', 'osd.0', '1', 'host=h', 'root=default'),
+    )
     const admin = (...args: string[]) => tool('radosgw-admin', '-c', conf, '-n', 'client.rgw', ...args)
     const accessKey = 'TESTKEY'
     const secretKey = 'testsecret'
-    await whenAlive(osd, 'osd.0', admin(
-      'user', 'create', '--uid=test', '--display-name=test', `--access-key=${accessKey}`, `--secret=${secretKey}`,
-    ))
+    await whenAlive(
+      osd,
+      'osd.0',
+      admin('user', 'create', '--uid=test', '--display-name=test', `--access-key=${accessKey}`, `--secret=${secretKey}`),
+    )
     const gateway = await daemon('radosgw', 'client.rgw', '-n', 'client.rgw')
     const endpoint = `http://127.0.0.1:${port}`
     await whenAlive(gateway, 'client.rgw', answers(endpoint))

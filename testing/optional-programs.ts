@@ -18,7 +18,7 @@ export function testPrograms(what: string, packages: string[], isHere: () => boo
   return {
     packages,
     isHere,
-    install: async () => isHere() || (await installPackages(packages) && isHere()),
+    install: async () => isHere() || ((await installPackages(packages)) && isHere()),
     without: isHere() || isCI() ? false : `no ${what} to test with: install ${packages.join(' ')}`,
   }
 }

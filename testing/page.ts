@@ -14,10 +14,16 @@ export function visitor(url: string) {
     const response = await fetch(url + path, { headers, redirect: 'manual' })
     return { status: response.status, headers: response.headers, html: await response.text() }
   }
-  async function post(path: string, form: Record<string, string> = {}, headers: Record<string, string> = {}): Promise<PageAnswer> {
+  async function post(
+    path: string,
+    form: Record<string, string> = {},
+    headers: Record<string, string> = {},
+  ): Promise<PageAnswer> {
     const response = await fetch(url + path, {
-      method: 'POST', redirect: 'manual', body: new URLSearchParams(form).toString(),
-      headers: { 'content-type': 'application/x-www-form-urlencoded', 'origin': `http://${host}`, ...headers },
+      method: 'POST',
+      redirect: 'manual',
+      body: new URLSearchParams(form).toString(),
+      headers: { 'content-type': 'application/x-www-form-urlencoded', origin: `http://${host}`, ...headers },
     })
     return { status: response.status, headers: response.headers, html: await response.text() }
   }
@@ -34,5 +40,9 @@ export function textOf(html: string, id: string) {
   const from = html.indexOf(`id="${id}"`)
   if (from === -1) throw new Error(`there is no #${id}:\n${html}`)
   const end = html.indexOf('</section>', from)
-  return html.slice(html.indexOf('>', from) + 1, end).replace(/<[^>]*>/g, ' ').replace(/\s+/g, ' ').trim()
+  return html
+    .slice(html.indexOf('>', from) + 1, end)
+    .replace(/<[^>]*>/g, ' ')
+    .replace(/\s+/g, ' ')
+    .trim()
 }

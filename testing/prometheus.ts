@@ -19,7 +19,7 @@ export async function promtool(...args: string[]) {
     const { stdout, stderr } = await run(find('promtool'), args, { env: plainEnv() })
     return { isOk: true, output: stdout + stderr }
   } catch (error) {
-    const { stdout = '', stderr = '', message } = error as { stdout?: string, stderr?: string, message: string }
+    const { stdout = '', stderr = '', message } = error as { stdout?: string; stderr?: string; message: string }
     return { isOk: false, output: stdout + stderr || message }
   }
 }
@@ -49,20 +49,26 @@ export async function withPrometheus(t: Test, targets: Targets) {
   const dir = await configurePrometheus(t, targets, port)
   const file = join(dir, 'prometheus.yml')
   const text = await readFile(file, 'utf8')
-  await writeFile(file, text.replace('scrape_interval: 15s', 'scrape_interval: 1s').replace('evaluation_interval: 15s', 'evaluation_interval: 1s'))
+  await writeFile(
+    file,
+    text.replace('scrape_interval: 15s', 'scrape_interval: 1s').replace('evaluation_interval: 15s', 'evaluation_interval: 1s'),
+  )
   const user = clusterUser()
   if (user) {
-    for (const path of ['', ...await readdir(dir, { recursive: true })]) await chown(join(dir, path), user.uid, user.gid)
+    for (const path of ['', ...(await readdir(dir, { recursive: true }))]) await chown(join(dir, path), user.uid, user.gid)
   }
   const url = `http://127.0.0.1:${port}`
-  const server = await spawnProgram(t, find('prometheus'), [
-    `--config.file=${file}`, `--storage.tsdb.path=${join(dir, 'data')}`, `--web.listen-address=127.0.0.1:${port}`,
-  ], { cwd: dir, ...user, ready: `${url}/-/ready` })
+  const server = await spawnProgram(
+    t,
+    find('prometheus'),
+    [`--config.file=${file}`, `--storage.tsdb.path=${join(dir, 'data')}`, `--web.listen-address=127.0.0.1:${port}`],
+    { cwd: dir, ...user, ready: `${url}/-/ready` },
+  )
 
   /** Asks the HTTP API, such as query?query=up; @throws with what Prometheus says is wrong */
   const api = async <T>(path: string, parameters: Record<string, string> = {}) => {
     const answer = await fetch(`${url}/api/v1/${path}?${new URLSearchParams(parameters).toString()}`)
-    const { status, data, error } = await answer.json() as { status: string, data: T, error?: string }
+    const { status, data, error } = (await answer.json()) as { status: string; data: T; error?: string }
     if (status !== 'success') throw new Error(`${path} ${JSON.stringify(parameters)}: ${error}`)
     return data
   }

@@ -27,7 +27,8 @@ try {
   await buildTap()
   // Here, before the test files that need them run side by side. Where they are not to be had, those say so.
   if (!objectStoreConfig().endpoint) await objectStore.install()
-  for (const programs of [topology, debianChromium, prometheus, shellcheck, systemdAnalyze, dockerCompose, faketime]) await programs.install()
+  for (const programs of [topology, debianChromium, prometheus, shellcheck, systemdAnalyze, dockerCompose, faketime])
+    await programs.install()
   await installPlpgsqlCheck(await requirePostgres())
   const { at, rest } = parseArguments(process.argv.slice(2))
   process.exitCode = stopping ? 1 : at ? await runAt(at, rest) : await runHere(rest)
@@ -45,7 +46,8 @@ function parseArguments(args: string[]) {
   const text = args[place + 1] ?? ''
   const at = new Date(text)
   // Date accepts 30 February as a day in March.
-  const isReal = /^\d{4}-\d\d-\d\dT\d\d:\d\dZ$/.test(text) && !Number.isNaN(at.getTime()) && at.toISOString().startsWith(text.slice(0, -1))
+  const isReal =
+    /^\d{4}-\d\d-\d\dT\d\d:\d\dZ$/.test(text) && !Number.isNaN(at.getTime()) && at.toISOString().startsWith(text.slice(0, -1))
   if (!isReal) throw new SettingsError([`--at: expected a time in UTC, such as 2028-02-29T12:00Z, got ${JSON.stringify(text)}`])
   return { at, rest: args.toSpliced(place, 2) }
 }
@@ -53,9 +55,11 @@ function parseArguments(args: string[]) {
 /** Repeats the run in a process with a moved clock. Missing programs were installed before, because apt needs the real time. */
 async function runAt(at: Date, args: string[]) {
   const clock = await moveClock(at)
-  const child = running = spawn(process.execPath, ['--import', 'tsx', join(repository, 'testing/run.ts'), ...args], {
-    cwd: repository, env: { ...currentEnv(), ...clock.env }, stdio: 'inherit',
-  })
+  const child = (running = spawn(process.execPath, ['--import', 'tsx', join(repository, 'testing/run.ts'), ...args], {
+    cwd: repository,
+    env: { ...currentEnv(), ...clock.env },
+    stdio: 'inherit',
+  }))
   try {
     return await ended(child)
   } finally {
@@ -87,7 +91,9 @@ async function buildTap() {
 
 function runTap(args: string[], file?: string) {
   running = spawn(process.execPath, [join(repository, 'node_modules/tap/dist/esm/run.mjs'), ...args], {
-    cwd: repository, env: { ...currentEnv(), FLEET_TEST_CLUSTER: file }, stdio: 'inherit',
+    cwd: repository,
+    env: { ...currentEnv(), FLEET_TEST_CLUSTER: file },
+    stdio: 'inherit',
   })
   return ended(running)
 }

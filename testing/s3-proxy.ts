@@ -12,7 +12,13 @@ import { setTimeout as sleep } from 'node:timers/promises'
  */
 export type Fate = 'pass' | 'slow' | 'refuse' | 'cut' | 'lose' | 'break' | 'flip' | 'swallow' | 'garble'
 
-export interface SeenRequest { method: string, url: string, headers: IncomingMessage['headers'], bytes: number, fate: Fate }
+export interface SeenRequest {
+  method: string
+  url: string
+  headers: IncomingMessage['headers']
+  bytes: number
+  fate: Fate
+}
 
 const SLOW_MS = 700
 
@@ -31,11 +37,15 @@ export async function startProxy(endpoint: string, fate: (number: number, reques
       return
     }
     if (one.fate === 'swallow' && method === 'PUT') {
-      request.resume().once('end', () => response.writeHead(200, { etag: '"d41d8cd98f00b204e9800998ecf8427e"', 'content-length': 0 }).end())
+      request
+        .resume()
+        .once('end', () => response.writeHead(200, { etag: '"d41d8cd98f00b204e9800998ecf8427e"', 'content-length': 0 }).end())
       return
     }
     const count = flipper(one.fate === 'flip')
-    count.on('data', (chunk: Buffer) => { one.bytes += chunk.length })
+    count.on('data', (chunk: Buffer) => {
+      one.bytes += chunk.length
+    })
     delete headers.expect // answered here
     const forward = () => {
       const upstream = send(endpoint, { method, path: url, headers, agent: false }, answer => {
@@ -61,11 +71,14 @@ export async function startProxy(endpoint: string, fate: (number: number, reques
     if (one.fate === 'slow') void sleep(SLOW_MS).then(forward)
     else forward()
   })
-  await new Promise<void>(resolve => { server.listen(0, '127.0.0.1', resolve) })
-  const end = () => new Promise<void>(resolve => {
-    server.close(() => resolve())
-    server.closeAllConnections()
+  await new Promise<void>(resolve => {
+    server.listen(0, '127.0.0.1', resolve)
   })
+  const end = () =>
+    new Promise<void>(resolve => {
+      server.close(() => resolve())
+      server.closeAllConnections()
+    })
   return { endpoint: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, seen, end }
 }
 

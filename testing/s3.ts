@@ -1,8 +1,13 @@
 // What the tests against a real S3 store share.
 import { randomBytes } from 'node:crypto'
 import {
-  AbortMultipartUploadCommand, CreateBucketCommand, DeleteBucketCommand, DeleteObjectCommand, ListMultipartUploadsCommand,
-  ListObjectsV2Command, S3Client,
+  AbortMultipartUploadCommand,
+  CreateBucketCommand,
+  DeleteBucketCommand,
+  DeleteObjectCommand,
+  ListMultipartUploadsCommand,
+  ListObjectsV2Command,
+  S3Client,
 } from '@aws-sdk/client-s3'
 import tap, { type Test } from 'tap'
 import { currentEnv, objectStoreConfig } from '../local/config.ts'
@@ -24,7 +29,9 @@ export interface TestBucket {
 const { endpoint, bucket: givenBucket, aws } = objectStoreConfig()
 
 /** Why the tests that need a store are skipped; false when they are not. In CI they never are. */
-export const withoutStore = endpoint ? false : objectStore.without && `${objectStore.without}, or set S3_TEST_ENDPOINT and its AWS_*`
+export const withoutStore = endpoint
+  ? false
+  : objectStore.without && `${objectStore.without}, or set S3_TEST_ENDPOINT and its AWS_*`
 
 /** As withoutStore, for tests that make users and quotas, which only the store that is started here lets them. */
 export const withoutOwnStore = endpoint ? 'S3_TEST_ENDPOINT: users and quotas of that store are not ours to make' : withoutStore
@@ -33,10 +40,10 @@ let started: Promise<ObjectStore> | undefined
 
 /** The store that this test file started; it ends with the file. */
 export function ownStore() {
-  return started ??= startObjectStore().then(store => {
+  return (started ??= startObjectStore().then(store => {
     tap.teardown(() => store.end())
     return store
-  })
+  }))
 }
 
 /** A new bucket (in S3_TEST_BUCKET: a new prefix), emptied and removed in teardown. The store starts with the first one of a test file. */
@@ -57,9 +64,13 @@ export async function withUser(t: Test, uid: string) {
 
 export async function openBucket(t: Test, endpoint: string, env: TestBucket['env']): Promise<TestBucket> {
   const client = new S3Client({
-    endpoint, forcePathStyle: true, region: env.AWS_REGION ?? '', requestChecksumCalculation: 'WHEN_REQUIRED',
+    endpoint,
+    forcePathStyle: true,
+    region: env.AWS_REGION ?? '',
+    requestChecksumCalculation: 'WHEN_REQUIRED',
     credentials: {
-      accessKeyId: env.AWS_ACCESS_KEY_ID ?? '', secretAccessKey: env.AWS_SECRET_ACCESS_KEY ?? '',
+      accessKeyId: env.AWS_ACCESS_KEY_ID ?? '',
+      secretAccessKey: env.AWS_SECRET_ACCESS_KEY ?? '',
       ...(env.AWS_SESSION_TOKEN ? { sessionToken: env.AWS_SESSION_TOKEN } : {}),
     },
   })
@@ -86,7 +97,10 @@ export async function openBucket(t: Test, endpoint: string, env: TestBucket['env
  * The store of the archiver, as a process with these settings has it, or one that sends checksums as to AWS; the environment is put
  * back in teardown.
  */
-export function openWith(t: Test, { endpoint, url, env, checksums }: Pick<TestBucket, 'endpoint' | 'url' | 'env'> & { checksums?: boolean }) {
+export function openWith(
+  t: Test,
+  { endpoint, url, env, checksums }: Pick<TestBucket, 'endpoint' | 'url' | 'env'> & { checksums?: boolean },
+) {
   const present = currentEnv()
   const before = Object.entries(present).filter(([name]) => name.startsWith('AWS_'))
   const set = (entries: [string, string | undefined][]) => {
@@ -94,7 +108,14 @@ export function openWith(t: Test, { endpoint, url, env, checksums }: Pick<TestBu
     for (const [name, value] of entries) if (value !== undefined) present[name] = value
   }
   // Nor from ~/.aws, nor from the machine's own address for them.
-  set(Object.entries({ AWS_CONFIG_FILE: '/dev/null', AWS_SHARED_CREDENTIALS_FILE: '/dev/null', AWS_EC2_METADATA_DISABLED: 'true', ...env }))
+  set(
+    Object.entries({
+      AWS_CONFIG_FILE: '/dev/null',
+      AWS_SHARED_CREDENTIALS_FILE: '/dev/null',
+      AWS_EC2_METADATA_DISABLED: 'true',
+      ...env,
+    }),
+  )
   t.teardown(() => set(before))
   return createS3Store(url, { endpoint, checksums })
 }

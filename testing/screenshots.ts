@@ -6,7 +6,8 @@ import { launchBrowser } from './browser.ts'
 import { repository, serverAddress, SettingsError } from '../local/config.ts'
 
 const server = serverAddress()
-if (server === undefined) throw new SettingsError(['ADMIN_KEY: not set; while npm run demo runs, say first: set -a; . .local/env; set +a'])
+if (server === undefined)
+  throw new SettingsError(['ADMIN_KEY: not set; while npm run demo runs, say first: set -a; . .local/env; set +a'])
 const { url, adminKey } = server
 const docs = join(repository, 'docs')
 const desktop = { width: 1120, height: 800 }
@@ -26,7 +27,14 @@ try {
 }
 
 /** The page from the top, or from `first` when that is not the headline, to the end of `last`. */
-async function take(browser: Browser, name: string, colorScheme: 'light' | 'dark', viewport: typeof desktop, first: string, last: string) {
+async function take(
+  browser: Browser,
+  name: string,
+  colorScheme: 'light' | 'dark',
+  viewport: typeof desktop,
+  first: string,
+  last: string,
+) {
   const page = await browser.newPage({ colorScheme, viewport })
   await page.goto(url)
   await page.getByLabel('Admin key').fill(adminKey)

@@ -8,11 +8,22 @@ import { plainEnv, repository } from '../local/config.ts'
 import { find } from './optional-programs.ts'
 
 /** Runs a program to its end. */
-export function run(program: string, args: string[], options: { env?: Record<string, string | undefined>, cwd?: string, input?: string } = {}) {
-  return new Promise<{ code: number | null, output: string }>((resolve, reject) => {
-    const child = spawn(find(program), args, { cwd: options.cwd ?? repository, env: { ...plainEnv(), ...options.env }, stdio: 'pipe' })
+export function run(
+  program: string,
+  args: string[],
+  options: { env?: Record<string, string | undefined>; cwd?: string; input?: string } = {},
+) {
+  return new Promise<{ code: number | null; output: string }>((resolve, reject) => {
+    const child = spawn(find(program), args, {
+      cwd: options.cwd ?? repository,
+      env: { ...plainEnv(), ...options.env },
+      stdio: 'pipe',
+    })
     let output = ''
-    for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => { output += chunk.toString() })
+    for (const stream of [child.stdout, child.stderr])
+      stream.on('data', (chunk: Buffer) => {
+        output += chunk.toString()
+      })
     child.stdin.on('error', () => {}) // the exit code says more
     child.stdin.end(options.input ?? '')
     child.once('error', reject)

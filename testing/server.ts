@@ -31,7 +31,7 @@ export function serverEnv(db: TestDatabase) {
 
 /** A server on a database of its own, or on a given one; both end with the test. */
 export async function withServer(t: Test, overrides: Partial<ServerConfig> = {}, given?: TestDatabase) {
-  const db = given ?? await withDatabase(t)
+  const db = given ?? (await withDatabase(t))
   const config = { ...readConfig({ ...serverEnv(db), LOG_LEVEL: 'silent' }), ...overrides }
   const server = await startServer(config, createLog('server', config.logLevel))
   t.teardown(() => server.stop())
@@ -45,7 +45,12 @@ export type Call = ReturnType<typeof client>
 export function client(url: string) {
   return async (
     call: string,
-    { token, admin, body, headers = {} }: {
+    {
+      token,
+      admin,
+      body,
+      headers = {},
+    }: {
       token?: string
       admin?: boolean
       body?: unknown
@@ -62,16 +67,16 @@ export function client(url: string) {
         ...(admin ? { 'x-admin': ADMIN_KEY } : {}),
         ...headers,
       },
-      ...(body === undefined ? {} : { body: raw ? body as string : JSON.stringify(body) }),
+      ...(body === undefined ? {} : { body: raw ? (body as string) : JSON.stringify(body) }),
     })
     const text = await response.text()
     const isJson = /json/.test(response.headers.get('content-type') ?? '')
-    return { status: response.status, headers: response.headers, body: isJson ? JSON.parse(text) as unknown : text }
+    return { status: response.status, headers: response.headers, body: isJson ? (JSON.parse(text) as unknown) : text }
   }
 }
 
 export async function enroll(db: TestDatabase, alias: string) {
-  const [device] = await db.sql<{ device_id: string, token: string }[]>`select * from fleet.create_device(${alias})`
+  const [device] = await db.sql<{ device_id: string; token: string }[]>`select * from fleet.create_device(${alias})`
   return { device_id: Number(device!.device_id), token: device!.token }
 }
 
@@ -125,24 +130,30 @@ export function load(url: string, token: string, clients = 20, from = 0) {
   const statuses = new Map<number, number>()
   let next = from
   let running = true
-  const done = Promise.all(Array.from({ length: clients }, async () => {
-    while (running) {
-      // Each in a bucket of its own.
-      const ts = new Date(base - 60_000 - 10_000 * next++).toISOString()
-      try {
-        const { status } = await call('POST /v1/heartbeat', { token, body: { ts } })
-        statuses.set(status, (statuses.get(status) ?? 0) + 1)
-        if (status === 201) acknowledged.push(ts)
-      } catch {
-        // Cut off or refused: not acknowledged.
-        await sleep(5)
+  const done = Promise.all(
+    Array.from({ length: clients }, async () => {
+      while (running) {
+        // Each in a bucket of its own.
+        const ts = new Date(base - 60_000 - 10_000 * next++).toISOString()
+        try {
+          const { status } = await call('POST /v1/heartbeat', { token, body: { ts } })
+          statuses.set(status, (statuses.get(status) ?? 0) + 1)
+          if (status === 201) acknowledged.push(ts)
+        } catch {
+          // Cut off or refused: not acknowledged.
+          await sleep(5)
+        }
       }
-    }
-  }))
-  return { acknowledged, statuses, stop: () => {
-    running = false
-    return done
-  } }
+    }),
+  )
+  return {
+    acknowledged,
+    statuses,
+    stop: () => {
+      running = false
+      return done
+    },
+  }
 }
 
 /** Those of the acknowledged that are not in the table. */
@@ -154,7 +165,8 @@ export async function lost(db: TestDatabase, deviceId: number, acknowledged: str
 
 /** The workers whose port is open now, by pid. */
 export function living({ output }: TestProcess) {
-  const pids = (event: string) => [...output().matchAll(new RegExp(`"event":"${event}","worker":(\\d+)`, 'g'))].map(match => Number(match[1]))
+  const pids = (event: string) =>
+    [...output().matchAll(new RegExp(`"event":"${event}","worker":(\\d+)`, 'g'))].map(match => Number(match[1]))
   const dead = pids('worker.exited')
   return pids('worker.started').filter(pid => !dead.includes(pid))
 }

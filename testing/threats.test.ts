@@ -14,7 +14,7 @@ t.test('each test that docs/threats.md names is there', async t => {
       continue
     }
     const text = await readFile(join(repository, file), 'utf8')
-    t.ok(text.includes(`t.test('${title!.replaceAll('\'', '\\\'')}'`), `${file}: ${title}`)
+    t.ok(text.includes(`t.test('${title!.replaceAll("'", "\\'")}'`), `${file}: ${title}`)
     titles++
   }
   t.ok(titles > 40, `${titles} tests`)

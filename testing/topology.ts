@@ -39,22 +39,29 @@ export async function withPgbouncer(t: Test, url: string): Promise<Service & { t
   through.host = `127.0.0.1:${port}`
   through.pathname = '/fleet'
   through.searchParams.set('prepare', 'false')
-  const start = () => spawnProgram(t, find('pgbouncer'), [join(dir, 'pgbouncer.ini')], {
-    cwd: dir, ...user, ready: /process up/,
-  })
+  const start = () =>
+    spawnProgram(t, find('pgbouncer'), [join(dir, 'pgbouncer.ini')], {
+      cwd: dir,
+      ...user,
+      ready: /process up/,
+    })
   return { port, start, through: through.href }
 }
 
 /** HAProxy before two servers on these ports; `states` tells what its health checks say of them. */
 export async function withHaproxy(
-  t: Owner, servers: [number, number],
-): Promise<Service & { url: string, operators: string, stats: string, states: () => Promise<string[]> }> {
+  t: Owner,
+  servers: [number, number],
+): Promise<Service & { url: string; operators: string; stats: string; states: () => Promise<string[]> }> {
   const port = await freePort(true)
   const operators = await freePort(true)
   const stats = await freePort(true)
   const env = {
-    BALANCER_BIND: `127.0.0.1:${port}`, OPERATORS_BIND: `127.0.0.1:${operators}`, STATS_BIND: `127.0.0.1:${stats}`,
-    SERVER_1: `127.0.0.1:${servers[0]}`, SERVER_2: `127.0.0.1:${servers[1]}`,
+    BALANCER_BIND: `127.0.0.1:${port}`,
+    OPERATORS_BIND: `127.0.0.1:${operators}`,
+    STATS_BIND: `127.0.0.1:${stats}`,
+    SERVER_1: `127.0.0.1:${servers[0]}`,
+    SERVER_2: `127.0.0.1:${servers[1]}`,
   }
   // A copy, for who runs it may not be let into this clone, as in root's home.
   const dir = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-haproxy-'))
@@ -63,16 +70,30 @@ export async function withHaproxy(
   await writeFile(file, await configuration('docker/haproxy/haproxy.cfg', {}))
   const user = clusterUser()
   if (user) for (const path of [dir, file]) await chown(path, user.uid, user.gid)
-  const start = () => spawnProgram(t, find('haproxy'), ['-db', '-f', file], {
-    cwd: dir, ...user, env, ready: `http://127.0.0.1:${stats}/metrics`,
-  })
+  const start = () =>
+    spawnProgram(t, find('haproxy'), ['-db', '-f', file], {
+      cwd: dir,
+      ...user,
+      env,
+      ready: `http://127.0.0.1:${stats}/metrics`,
+    })
   const states = async () => {
     const csv = await (await fetch(`http://127.0.0.1:${stats}/stats;csv`)).text()
-    const [header = '', ...lines] = csv.trim().split('\n').map(line => line.split(','))
+    const [header = '', ...lines] = csv
+      .trim()
+      .split('\n')
+      .map(line => line.split(','))
     const column = header.indexOf('status')
     return lines.filter(([proxy, name]) => proxy === 'servers' && name !== 'BACKEND').map(line => line[column] ?? '')
   }
-  return { port, start, url: `http://127.0.0.1:${port}`, operators: `http://127.0.0.1:${operators}`, stats: `http://127.0.0.1:${stats}`, states }
+  return {
+    port,
+    start,
+    url: `http://127.0.0.1:${port}`,
+    operators: `http://127.0.0.1:${operators}`,
+    stats: `http://127.0.0.1:${stats}`,
+    states,
+  }
 }
 
 /** A file of docker/ with what differs here; everything else is run as it is. */

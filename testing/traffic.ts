@@ -16,7 +16,7 @@ export type Traffic = ReturnType<typeof startTraffic>
 
 /** Many devices at once. */
 export async function enrollMany(sql: Sql, count: number): Promise<Device[]> {
-  const rows = await sql<{ device_id: string, token: string }[]>`
+  const rows = await sql<{ device_id: string; token: string }[]>`
     select d.device_id, d.token
     from generate_series(1, ${count}::int) n, fleet.create_device('sender ' || n || ' ' || gen_random_uuid()) d
   `
@@ -44,37 +44,39 @@ export function startTraffic(urls: string[], devices: Device[], { batchers = 0, 
     },
   }
   let running = true
-  const done = Promise.all(devices.map(async ({ device_id, token }, sender) => {
-    const call = client(urls[sender % urls.length]!)
-    const isBatcher = sender < batchers
-    let next = 0
-    let beats: { ts: string }[] = []
-    while (running) {
-      // Otherwise so many would leave the server no time on the machine that they share.
-      await sleep(Math.random() * pause)
-      // Each in a bucket of its own.
-      while (beats.length < (isBatcher ? BATCH : 1)) beats.push({ ts: new Date(base - 10_000 * next++).toISOString() })
-      try {
-        const { status, headers, body } = isBatcher
-          ? await call('POST /v1/heartbeats', { token, body: beats })
-          : await call('POST /v1/heartbeat', { token, body: beats[0] })
-        const results = isBatcher ? (body as { results?: { result: string }[] }).results : [body as { result?: string }]
-        if (status < 300 && results?.every(({ result }) => result === 'stored' || result === 'duplicate')) {
-          for (const { ts } of beats) traffic.acknowledged.add(`${device_id} ${ts}`)
-          beats = []
-        } else if (status >= 500 && /^\d+$/.test(headers.get('retry-after') ?? '')) {
-          traffic.refused++
-          await sleep(Math.random() * 500) // sooner than it was told
-        } else {
-          traffic.wrong.push(`${status} ${JSON.stringify(body)}`)
-          await sleep(100)
+  const done = Promise.all(
+    devices.map(async ({ device_id, token }, sender) => {
+      const call = client(urls[sender % urls.length]!)
+      const isBatcher = sender < batchers
+      let next = 0
+      let beats: { ts: string }[] = []
+      while (running) {
+        // Otherwise so many would leave the server no time on the machine that they share.
+        await sleep(Math.random() * pause)
+        // Each in a bucket of its own.
+        while (beats.length < (isBatcher ? BATCH : 1)) beats.push({ ts: new Date(base - 10_000 * next++).toISOString() })
+        try {
+          const { status, headers, body } = isBatcher
+            ? await call('POST /v1/heartbeats', { token, body: beats })
+            : await call('POST /v1/heartbeat', { token, body: beats[0] })
+          const results = isBatcher ? (body as { results?: { result: string }[] }).results : [body as { result?: string }]
+          if (status < 300 && results?.every(({ result }) => result === 'stored' || result === 'duplicate')) {
+            for (const { ts } of beats) traffic.acknowledged.add(`${device_id} ${ts}`)
+            beats = []
+          } else if (status >= 500 && /^\d+$/.test(headers.get('retry-after') ?? '')) {
+            traffic.refused++
+            await sleep(Math.random() * 500) // sooner than it was told
+          } else {
+            traffic.wrong.push(`${status} ${JSON.stringify(body)}`)
+            await sleep(100)
+          }
+        } catch {
+          traffic.cut++
+          await sleep(50)
         }
-      } catch {
-        traffic.cut++
-        await sleep(50)
       }
-    }
-  }))
+    }),
+  )
   return traffic
 }
 
@@ -86,9 +88,13 @@ export async function more({ acknowledged }: Traffic, count = 1_000) {
 
 /** Nothing acknowledged is missing, nothing is there twice, and last status follows. */
 export async function checkStored(t: Test, sql: Sql, { acknowledged, wrong }: Traffic) {
-  const rows = await sql<{ device_id: string, ts: Date }[]>`select device_id, ts from fleet.device_heartbeats`
+  const rows = await sql<{ device_id: string; ts: Date }[]>`select device_id, ts from fleet.device_heartbeats`
   const kept = new Set(rows.map(row => `${row.device_id} ${row.ts.toISOString()}`))
-  t.same([...acknowledged].filter(beat => !kept.has(beat)), [], `all of ${acknowledged.size} acknowledged heartbeats are stored`)
+  t.same(
+    [...acknowledged].filter(beat => !kept.has(beat)),
+    [],
+    `all of ${acknowledged.size} acknowledged heartbeats are stored`,
+  )
   t.equal(kept.size, rows.length, 'none is stored twice')
   t.same(wrong.slice(0, 5), [], 'every other answer was a 5xx with Retry-After')
   const stale = await sql`

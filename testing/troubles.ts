@@ -48,10 +48,15 @@ export async function withoutTroubles(t: Test) {
   async function shell(remedy: string) {
     const asPostgres = /as the user of Postgres/.test(remedy)
     const child = spawn('sh', ['-c', remedy], {
-      cwd: asPostgres ? '/' : repository, ...asPostgres ? clusterUser() : {}, detached: true, stdio: 'ignore',
+      cwd: asPostgres ? '/' : repository,
+      ...(asPostgres ? clusterUser() : {}),
+      detached: true,
+      stdio: 'ignore',
       env: {
-        ...plainEnv(), PATH: [testCluster().postgres.bin, plainEnv().PATH].join(delimiter),
-        ARCHIVER_DATABASE_URL: db.url('fleet_archiver'), ARCHIVE_URL: pathToFileURL(`${directory}/archive`).href,
+        ...plainEnv(),
+        PATH: [testCluster().postgres.bin, plainEnv().PATH].join(delimiter),
+        ARCHIVER_DATABASE_URL: db.url('fleet_archiver'),
+        ARCHIVE_URL: pathToFileURL(`${directory}/archive`).href,
         TMPDIR: directory, // it is killed, and removes nothing
       },
     })
@@ -59,7 +64,10 @@ export async function withoutTroubles(t: Test) {
     if (/it stays/.test(remedy)) {
       // Ends the group when its input ends, be it that this process is killed.
       // eslint-disable-next-line no-restricted-syntax -- the number of a process
-      const guard = spawn('sh', ['-c', `read _; kill -s KILL -- -${child.pid}`], { detached: true, stdio: ['pipe', 'ignore', 'ignore'] })
+      const guard = spawn('sh', ['-c', `read _; kill -s KILL -- -${child.pid}`], {
+        detached: true,
+        stdio: ['pipe', 'ignore', 'ignore'],
+      })
       group.stop = () => guard.stdin.end()
     } else await ended
   }
@@ -71,7 +79,9 @@ export async function withoutTroubles(t: Test) {
   }
 
   // Only the owner may pass a later time.
-  const check = (later = '0') => (later === '0' ? dba : owner)<{ check_name: string, status: string, detail: string, remedy: string | null }[]>`
+  const check = (later = '0') => (later === '0' ? dba : owner)<
+    { check_name: string; status: string; detail: string; remedy: string | null }[]
+  >`
     select * from fleet.check(now() + ${later}::interval) where status <> 'ok'
   `
   const names = async (later?: string) => (await check(later)).map(row => row.check_name)
@@ -81,7 +91,10 @@ export async function withoutTroubles(t: Test) {
     let seen = ''
     for (let round = 0; round < 2 + 2 * checks.length; round++) {
       // What follows from another trouble may go with it, in a moment.
-      if (round > 0) await waitFor(async () => (await names(later)).every(name => !checks.includes(name)), { patience: 1000, every }).catch(() => {})
+      if (round > 0)
+        await waitFor(async () => (await names(later)).every(name => !checks.includes(name)), { patience: 1000, every }).catch(
+          () => {},
+        )
       // A restart takes the sessions with it.
       const found = (await tried(() => check(later)))?.filter(row => checks.includes(row.check_name))
       if (found?.length === 0) return
@@ -92,13 +105,22 @@ export async function withoutTroubles(t: Test) {
         seen = JSON.stringify(first.remedy)
       }
       const before = first?.check_name ?? ''
-      await waitFor(async () => {
-        const now = await tried(() => check(later))
-        return now !== undefined && (!now.some(row => row.check_name === before)
-          || now.some(row => row.check_name === before && JSON.stringify(row.remedy) !== seen))
-      }, { patience: 100_000, every, what: () => `${before} to be ok after:\n${first?.remedy ?? ''}` })
+      await waitFor(
+        async () => {
+          const now = await tried(() => check(later))
+          return (
+            now !== undefined &&
+            (!now.some(row => row.check_name === before) ||
+              now.some(row => row.check_name === before && JSON.stringify(row.remedy) !== seen))
+          )
+        },
+        { patience: 100_000, every, what: () => `${before} to be ok after:\n${first?.remedy ?? ''}` },
+      )
     }
-    t.same((await names(later)).filter(name => checks.includes(name)), [])
+    t.same(
+      (await names(later)).filter(name => checks.includes(name)),
+      [],
+    )
   }
 
   // The devices of this test send only when there is a reason to.
@@ -106,7 +128,7 @@ export async function withoutTroubles(t: Test) {
   await mend(await names())
   t.same(await check(), [], 'a cluster set as the guidelines say, with an archiver: all is well')
 
-  const [first, ...others] = await enroll(sql, 150) as [number, ...number[]]
+  const [first, ...others] = (await enroll(sql, 150)) as [number, ...number[]]
   const all = [first, ...others]
   const good = (devices: number[]): Beat[] => devices.map(device_id => ({ device_id, ts: new Date().toISOString() }))
   await ingest(sql, good(all))
@@ -123,10 +145,12 @@ export async function withoutTroubles(t: Test) {
     for (const statement of statements) await other.unsafe(statement)
     return other
   }
-  const minuteJob = () => waitFor(
-    async () => await value(sql`select last_success is not null from fleet.job_health where jobname = 'fleet-mark-silent'`) === true,
-    { patience: 90_000, what: () => 'the job of each minute to have run' },
-  )
+  const minuteJob = () =>
+    waitFor(
+      async () =>
+        (await value(sql`select last_success is not null from fleet.job_health where jobname = 'fleet-mark-silent'`)) === true,
+      { patience: 90_000, what: () => 'the job of each minute to have run' },
+    )
 
   /** Makes each trouble, looks for its checks and no others, follows their remedies, and looks whether all is as before. */
   async function goThrough(troubles: Trouble[]) {
@@ -135,10 +159,14 @@ export async function withoutTroubles(t: Test) {
       await inject()
       // Seen from later on, whatever runs just now has run for long: until it is gone, there is one more.
       let found: string[] = []
-      const differs = (expected: string[]) => waitFor(async () => {
-        found = (await tried(() => names(later)) ?? ['restarting']).filter(name => !before.includes(name)).sort()
-        return found.join() === expected.join()
-      }, { every }).catch(() => {})
+      const differs = (expected: string[]) =>
+        waitFor(
+          async () => {
+            found = ((await tried(() => names(later))) ?? ['restarting']).filter(name => !before.includes(name)).sort()
+            return found.join() === expected.join()
+          },
+          { every },
+        ).catch(() => {})
       await differs(checks)
       t.same(found, checks, what)
       await beside?.()
@@ -148,7 +176,21 @@ export async function withoutTroubles(t: Test) {
       t.same(found, [], `${what}: all is well again`)
     }
   }
-  return { ...db, dba, owner, directory, all, first, good, day, unguarded, session, minuteJob, goThrough, endArchiver: () => group.stop() }
+  return {
+    ...db,
+    dba,
+    owner,
+    directory,
+    all,
+    first,
+    good,
+    day,
+    unguarded,
+    session,
+    minuteJob,
+    goThrough,
+    endArchiver: () => group.stop(),
+  }
 }
 
 /** The answer, or undefined while Postgres restarts. */

@@ -15,7 +15,12 @@ async function readManifestFile(path: string) {
 }
 
 /** Replaces the file of an archive by what `select` makes of it, and its manifest by one that fits. */
-async function forge(t: Test, { parquet, manifest }: { parquet: string, manifest: string }, select: string, claims: Partial<Manifest> = {}) {
+async function forge(
+  t: Test,
+  { parquet, manifest }: { parquet: string; manifest: string },
+  select: string,
+  claims: Partial<Manifest> = {},
+) {
   const work = await makeDirectory(t)
   const forged = join(work, 'forged.parquet')
   const duckdb = await (await DuckDBInstance.create()).connect()
@@ -24,9 +29,16 @@ async function forge(t: Test, { parquet, manifest }: { parquet: string, manifest
   const former = await readManifestFile(manifest)
   const content = claims.row_count === undefined ? await readContent(forged, former.columns, work) : {}
   await writeFile(parquet, await readFile(forged))
-  await writeFile(manifest, JSON.stringify({
-    ...former, ...content, bytes: (await stat(parquet)).size, sha256: await hashFile(parquet), ...claims,
-  }))
+  await writeFile(
+    manifest,
+    JSON.stringify({
+      ...former,
+      ...content,
+      bytes: (await stat(parquet)).size,
+      sha256: await hashFile(parquet),
+      ...claims,
+    }),
+  )
 }
 
 async function withArchive(t: Test) {
@@ -38,7 +50,11 @@ async function withArchive(t: Test) {
 
 t.test('forged rows with a matching manifest are not restored or queried, and are named', async t => {
   const { db, directory, partition, paths } = await withArchive(t)
-  await forge(t, paths, 'select * replace (99::smallint as battery_pct) from read_parquet({file}, hive_partitioning = false) order by device_id, ts')
+  await forge(
+    t,
+    paths,
+    'select * replace (99::smallint as battery_pct) from read_parquet({file}, hive_partitioning = false) order by device_id, ts',
+  )
   t.match(await runCli(t, db, directory, 'verify'), { code: 1, output: /manifest differs from the database: .*sha256 should be/ })
   t.match(await runCli(t, db, directory, 'verify', '--all'), { code: 1, output: /sha256 should be/ })
   t.match(await runCli(t, db, directory, 'restore', retiredDay), { code: 1, output: /sha256 should be/ })
@@ -55,14 +71,26 @@ t.test('the archive of another day in the place of this one is not restored', as
   const others = pathsOf(directory, other)
   await writeFile(paths.parquet, await readFile(others.parquet))
   await writeFile(paths.manifest, await readFile(others.manifest))
-  t.match(await runCli(t, db, directory, 'verify'), { code: 1, output: /the manifest differs from the database: range_start should be/ })
-  t.match(await runCli(t, db, directory, 'restore', retiredDay),
-    { code: 1, output: /the manifest is of device_heartbeats_\d+\.parquet, the database has/ })
+  t.match(await runCli(t, db, directory, 'verify'), {
+    code: 1,
+    output: /the manifest differs from the database: range_start should be/,
+  })
+  t.match(await runCli(t, db, directory, 'restore', retiredDay), {
+    code: 1,
+    output: /the manifest is of device_heartbeats_\d+\.parquet, the database has/,
+  })
   // With the manifest left as it was, only the file is another.
   const { manifest } = paths
-  await writeFile(manifest, JSON.stringify({ ...await readManifestFile(others.manifest), range_start: `${retiredDay}T00:00:00.000000Z`,
-    range_end: `${other}T00:00:00.000000Z`,
-    partition, file: paths.parquet.slice(dirname(paths.parquet).length + 1) }))
+  await writeFile(
+    manifest,
+    JSON.stringify({
+      ...(await readManifestFile(others.manifest)),
+      range_start: `${retiredDay}T00:00:00.000000Z`,
+      range_end: `${other}T00:00:00.000000Z`,
+      partition,
+      file: paths.parquet.slice(dirname(paths.parquet).length + 1),
+    }),
+  )
   t.match(await runCli(t, db, directory, 'restore', retiredDay), { code: 1, output: /row_count should be 1000 and is 500/ })
   t.match(await stateOf(db.sql, partition), { state: 'dropped' })
 })
@@ -70,10 +98,17 @@ t.test('the archive of another day in the place of this one is not restored', as
 t.test('a small file with very many rows is refused by its footer, even if no database knows it', async t => {
   const { directory, paths } = await withArchive(t)
   // 20 million rows in a few kilobytes: what the manifest says is what is read, or nothing is.
-  await forge(t, paths, `select r.* from (select * from read_parquet({file}, hive_partitioning = false) limit 1) r cross join range(20000000)`,
-    { row_count: 1000 })
+  await forge(
+    t,
+    paths,
+    `select r.* from (select * from read_parquet({file}, hive_partitioning = false) limit 1) r cross join range(20000000)`,
+    { row_count: 1000 },
+  )
   t.ok((await stat(paths.parquet)).size < 1_000_000)
   const lost = await withDatabase(t)
-  t.match(await runCli(t, lost, directory, 'adopt'), { code: 1, output: /expected 1000 rows; the file says that it has 20000000/ })
+  t.match(await runCli(t, lost, directory, 'adopt'), {
+    code: 1,
+    output: /expected 1000 rows; the file says that it has 20000000/,
+  })
   t.same(await lost.sql`select * from fleet.archives`, [])
 })

@@ -7,10 +7,15 @@ import { pathsOf, retiredDay as day, stateOf, stepsOf, withRetiredDay, workAll }
 const changes = {
   'an UPDATE': { statement: 'update {table} set battery_pct = 55 where device_id = 7', isKept: false },
   'a DELETE': { statement: 'delete from {table} where device_id = 7', isKept: false },
-  'an INSERT': { statement: `insert into {table} (ts, device_id) select min(ts) + interval '1 hour', 4711 from {table}`, isKept: true },
+  'an INSERT': {
+    statement: `insert into {table} (ts, device_id) select min(ts) + interval '1 hour', 4711 from {table}`,
+    isKept: true,
+  },
   // The same number of rows, but one has lost its value and another has a different one.
-  'a swap of values': { statement: `update {table} set signal_dbm = case device_id when 7 then null else -99 end where device_id in (7, 8)`,
-    isKept: false },
+  'a swap of values': {
+    statement: `update {table} set signal_dbm = case device_id when 7 then null else -99 end where device_id in (7, 8)`,
+    isKept: false,
+  },
 }
 
 /** A day that is archived and stays for its grace, changed meanwhile. */
@@ -23,8 +28,11 @@ async function withChangedDay(t: Test, change: keyof typeof changes) {
   await db.admin.unsafe(changes[change].statement.replaceAll('{table}', `fleet_detached.${partition}`))
   await db.admin`update fleet.settings set archive_grace = '0'`
   await db.admin`update fleet.hb_partitions set lease_until = null` // the archiver that proved it is done with it
-  const archived = await value(db.sql`select content_checksum from fleet.hb_partitions where partition_name = ${partition}`) as string
-  const content = async (table: string) => await value(db.admin.unsafe(`select content_checksum from fleet.content_checksum('${table}')`))
+  const archived = (await value(
+    db.sql`select content_checksum from fleet.hb_partitions where partition_name = ${partition}`,
+  )) as string
+  const content = async (table: string) =>
+    await value(db.admin.unsafe(`select content_checksum from fleet.content_checksum('${table}')`))
   return { ...retired, archived, content, changed: await content(`fleet_detached.${partition}`) }
 }
 
@@ -34,10 +42,22 @@ for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
       const { db, directory, partition, archived, content } = await withChangedDay(t, change)
       t.same((await workAll(t, db, directory)).results, ['failed'])
       const state = await stateOf(db.sql, partition)
-      t.match(state, { state: 'archived', last_error: /differs from its archive and is not dropped: it has \d+ rows and its archive 1000/ })
-      t.match(await db.sql`select status, remedy from fleet.check() where check_name = 'archive_undropped'`, [
-        { status: 'warn', remedy: new RegExp(`retry_archive\\('${partition}'\\);(.|\\n)*-- select fleet\\.accept_archive\\('${partition}', 'why'\\);`) },
-      ], 'named at once instead of after hours')
+      t.match(state, {
+        state: 'archived',
+        last_error: /differs from its archive and is not dropped: it has \d+ rows and its archive 1000/,
+      })
+      t.match(
+        await db.sql`select status, remedy from fleet.check() where check_name = 'archive_undropped'`,
+        [
+          {
+            status: 'warn',
+            remedy: new RegExp(
+              `retry_archive\\('${partition}'\\);(.|\\n)*-- select fleet\\.accept_archive\\('${partition}', 'why'\\);`,
+            ),
+          },
+        ],
+        'named at once instead of after hours',
+      )
       t.notOk((await stepsOf(db.sql, partition)).includes('partition.drop'), 'and no event says that it was dropped')
 
       // Keep the archive.
@@ -47,9 +67,17 @@ for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
       await t.rejects(dba`select fleet.accept_archive(${partition}, 'why')`, { code: 'FL002', message: /held \(wait\)/ })
       await dba`select fleet.release_partition(${partition})`
       await dba`select fleet.accept_archive(${partition}, 'changed by mistake')`
-      t.match(await stateOf(db.sql, partition), { state: 'dropped', row_count: '1000', content_checksum: archived, last_error: null })
+      t.match(await stateOf(db.sql, partition), {
+        state: 'dropped',
+        row_count: '1000',
+        content_checksum: archived,
+        last_error: null,
+      })
       t.match(await db.sql`select detail from fleet.events where event = 'partition.archive.accept'`, [
-        { detail: /^by fleet_dba: changed by mistake\. Dropped: \d+ rows of checksum \d+\. Archive: 1000 rows of checksum \d+, file:/ },
+        {
+          detail:
+            /^by fleet_dba: changed by mistake\. Dropped: \d+ rows of checksum \d+\. Archive: 1000 rows of checksum \d+, file:/,
+        },
       ])
       await db.sql`select fleet.request_restore(${day})`
       await workAll(t, db, directory)
@@ -63,10 +91,17 @@ for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
       await workAll(t, db, directory)
       if (!changes[change].isKept) {
         // Rows of the archive would be lost, and only a human may decide that.
-        t.match(await stateOf(db.sql, partition), {
-          state: 'archive_failed', row_count: '1000', archive_url: /^file:/, proven_at: Date,
-          last_error: /of its 1000 rows are not in the partition .* move its folder away, .*retry_archive.*accept_archive/,
-        }, 'the database still knows the archive')
+        t.match(
+          await stateOf(db.sql, partition),
+          {
+            state: 'archive_failed',
+            row_count: '1000',
+            archive_url: /^file:/,
+            proven_at: Date,
+            last_error: /of its 1000 rows are not in the partition .* move its folder away, .*retry_archive.*accept_archive/,
+          },
+          'the database still knows the archive',
+        )
         await rename(pathsOf(directory).folder, `${pathsOf(directory).folder}.old`)
         await dba`select fleet.retry_archive(${partition})`
         await workAll(t, db, directory)
@@ -105,10 +140,14 @@ t.test('a comparison blocks writers, but neither readers nor the lease', async t
   const session = asRole(t, db, 'fleet_owner')
   await session`begin`
   await session`select fleet.compare_with_archive(${partition})`
-  await t.rejects(db.admin.begin(async sql => {
-    await sql`set local lock_timeout = '50ms'`
-    await sql.unsafe(`update fleet_detached.${partition} set battery_pct = 1`)
-  }), { code: '55P03' }, 'no writer')
+  await t.rejects(
+    db.admin.begin(async sql => {
+      await sql`set local lock_timeout = '50ms'`
+      await sql.unsafe(`update fleet_detached.${partition} set battery_pct = 1`)
+    }),
+    { code: '55P03' },
+    'no writer',
+  )
   t.match(await db.admin.unsafe(`select count(*)::int from fleet_detached.${partition}`), [{ count: 1000 }], 'readers read')
   t.match(await db.sql`select bytes_size from fleet.partition_health where partition_name = ${partition}`, [{}], 'as do views')
   await db.admin.begin(async sql => {
@@ -117,8 +156,10 @@ t.test('a comparison blocks writers, but neither readers nor the lease', async t
   })
   await session`rollback`
   await db.admin`update fleet.settings set archive_grace = '0'`
-  await t.rejects(session.begin('isolation level repeatable read', sql => sql`select fleet.drop_partition(${partition})`),
-    { code: 'FL002', message: /repeatable read/ })
+  await t.rejects(
+    session.begin('isolation level repeatable read', sql => sql`select fleet.drop_partition(${partition})`),
+    { code: 'FL002', message: /repeatable read/ },
+  )
 })
 
 t.test('the event of a table that was dropped by hand does not claim a comparison', async t => {
@@ -128,7 +169,8 @@ t.test('the event of a table that was dropped by hand does not claim a compariso
   await db.admin.unsafe(`drop table fleet_detached.${partition}`)
   await db.admin`update fleet.settings set archive_grace = '0'`
   t.equal(await value(db.sql`select fleet.drop_partition(${partition})`), true)
-  t.match(await db.sql`select detail from fleet.events where event = 'partition.drop'`,
-    [{ detail: 'the table was gone already; nothing was compared' }])
-  t.equal(Number(await value(db.sql`select total from fleet.counters where counter = 'hb_partition_dropped_total'`) ?? 0), 0)
+  t.match(await db.sql`select detail from fleet.events where event = 'partition.drop'`, [
+    { detail: 'the table was gone already; nothing was compared' },
+  ])
+  t.equal(Number((await value(db.sql`select total from fleet.counters where counter = 'hb_partition_dropped_total'`)) ?? 0), 0)
 })

@@ -7,18 +7,39 @@ import { adoptArchives } from './register.ts'
 import type { Manifest } from './manifest.ts'
 import { queryArchive } from '../query/query.ts'
 import {
-  fillAwkwardDay, fillDay, makeDirectory, partitionOf, pathsOf, retiredDay, runCli, stateOf, withRetiredDay, withWorker, workAll,
+  fillAwkwardDay,
+  fillDay,
+  makeDirectory,
+  partitionOf,
+  pathsOf,
+  retiredDay,
+  runCli,
+  stateOf,
+  withRetiredDay,
+  withWorker,
+  workAll,
 } from '../../testing/archiver.ts'
 import { findStrangers, listArchives, verifyArchive } from './verify.ts'
 import type { Worker } from '../worker.ts'
 
 /** What may happen to the columns of the table, and how the rows of before it are seen afterwards. */
-interface Change { statements: string[], today: Partial<Record<keyof typeof archived, string>>, leftOut: string | null }
+interface Change {
+  statements: string[]
+  today: Partial<Record<keyof typeof archived, string>>
+  leftOut: string | null
+}
 
 /** The columns of the archives here, as they are compared. */
 const archived = {
-  ts: 'ts', received_at: 'received_at', device_id: 'device_id', signal_dbm: 'signal_dbm', battery_pct: 'battery_pct',
-  unity_running: 'unity_running', network_type: 'network_type', agent_version: 'agent_version', ip: 'ip',
+  ts: 'ts',
+  received_at: 'received_at',
+  device_id: 'device_id',
+  signal_dbm: 'signal_dbm',
+  battery_pct: 'battery_pct',
+  unity_running: 'unity_running',
+  network_type: 'network_type',
+  agent_version: 'agent_version',
+  ip: 'ip',
 }
 
 const added = 'alter table fleet.device_heartbeats add column storage_free_mb integer'
@@ -34,16 +55,27 @@ const changes: Record<string, Change> = {
   renamed: { statements: [renamed], today: { agent_version: 'agent' }, leftOut: null },
   widened: { statements: widened, today: {}, leftOut: null },
   'all of them': {
-    statements: [added, dropped, renamed, ...widened], today: { network_type: '', agent_version: 'agent' }, leftOut: 'network_type (text)',
+    statements: [added, dropped, renamed, ...widened],
+    today: { network_type: '', agent_version: 'agent' },
+    leftOut: 'network_type (text)',
   },
 }
 
 /** An archive, and a way to have the rows that are in it in a table of a database. */
-interface Archived { day: string, rows: number, format: number, directory: string, expect: (db: TestDatabase) => Promise<void> }
+interface Archived {
+  day: string
+  rows: number
+  format: number
+  directory: string
+  expect: (db: TestDatabase) => Promise<void>
+}
 
 /** The archive that version 0.1.0 made. */
 const format1: Archived = {
-  day: '2026-06-30', rows: 80, format: 1, directory: join(import.meta.dirname, 'fixtures/archive-1'),
+  day: '2026-06-30',
+  rows: 80,
+  format: 1,
+  directory: join(import.meta.dirname, 'fixtures/archive-1'),
   async expect(db) {
     const copy = await db.admin.unsafe(`copy public.expected from stdin (format csv, header, null '\\N')`).writable()
     copy.end(await readFile(join(this.directory, 'rows.csv')))
@@ -56,7 +88,10 @@ async function makeFormat2(t: Test): Promise<Archived> {
   const { db, directory } = await withRetiredDay(t, 'awkward')
   t.same((await workAll(t, db, directory)).results, ['done'])
   return {
-    day: retiredDay, rows: 4000, format: 2, directory: join(directory, 'archive'),
+    day: retiredDay,
+    rows: 4000,
+    format: 2,
+    directory: join(directory, 'archive'),
     expect: db => fillAwkwardDay(db.admin, retiredDay, 'public.expected'),
   }
 }
@@ -70,9 +105,9 @@ async function alter(db: TestDatabase, ...statements: string[]) {
 async function verifyAll(worker: Worker) {
   const faults: string[] = []
   for (const isQuick of [true, false]) {
-    for (const archive of await listArchives(worker)) faults.push(...await verifyArchive(worker, archive, isQuick))
+    for (const archive of await listArchives(worker)) faults.push(...(await verifyArchive(worker, archive, isQuick)))
   }
-  return [...faults, ...await findStrangers(worker)]
+  return [...faults, ...(await findStrangers(worker))]
 }
 
 async function ask(worker: Worker, sql: string) {
@@ -95,7 +130,9 @@ async function differingRows(db: TestDatabase, day: string, { today }: Change) {
 
 /** Adds a row to a restored day, and has it archived again. */
 async function archiveAgain(t: Test, db: TestDatabase, directory: string, partition: string, day: string, device_id = 4711) {
-  await db.admin.unsafe(`insert into fleet.${partition} (ts, received_at, device_id) values ('${day} 12:34:56Z', now(), ${device_id})`)
+  await db.admin.unsafe(
+    `insert into fleet.${partition} (ts, received_at, device_id) values ('${day} 12:34:56Z', now(), ${device_id})`,
+  )
   await db.sql`select fleet.release_partition(${partition})`
   await db.sql`select fleet.archive_partition(${partition})`
   t.same((await workAll(t, db, directory)).results, ['done'])
@@ -108,83 +145,106 @@ async function filesOf(folder: string) {
 for (const archivedAs of [format1, await makeFormat2(t)]) {
   const { day, rows, format } = archivedAs
   for (const [name, change] of Object.entries(changes)) {
-    await t.test(`an archive of format ${format}, column ${name}: verified, queried, restored, registered, and archived again`, async t => {
-      const db = await withDatabase(t)
-      const directory = await makeDirectory(t)
-      await cp(archivedAs.directory, join(directory, 'archive'), { recursive: true })
-      await db.admin`create table public.expected (like fleet.device_heartbeats)`
-      await archivedAs.expect(db)
-      await alter(db, ...change.statements)
+    await t.test(
+      `an archive of format ${format}, column ${name}: verified, queried, restored, registered, and archived again`,
+      async t => {
+        const db = await withDatabase(t)
+        const directory = await makeDirectory(t)
+        await cp(archivedAs.directory, join(directory, 'archive'), { recursive: true })
+        await db.admin`create table public.expected (like fleet.device_heartbeats)`
+        await archivedAs.expect(db)
+        await alter(db, ...change.statements)
 
-      // Registered.
-      const { worker } = await withWorker(t, db, directory)
-      t.same(await adoptArchives(worker, () => {}), { adopted: 1, alreadyKnown: 0, faults: [] })
-      const [{ partition_name: partition } = { partition_name: '' }] = await db.sql<{ partition_name: string }[]>`
+        // Registered.
+        const { worker } = await withWorker(t, db, directory)
+        t.same(await adoptArchives(worker, () => {}), { adopted: 1, alreadyKnown: 0, faults: [] })
+        const [{ partition_name: partition } = { partition_name: '' }] = await db.sql<{ partition_name: string }[]>`
         select partition_name from fleet.archives where range_start = ${day}::date`
-      t.match(await db.sql`select manifest_format, checksum_version, columns from fleet.archives`, [
-        { manifest_format: format, checksum_version: format, columns: Object.keys(archived).map(name => ({ name })) },
-      ])
-      if (format === 1) {
-        // The state of a database that made this archive before columns were recorded.
-        await db.sql`update fleet.hb_partitions set columns = null, columns_at = null, checksum_version = null, manifest_format = null`
-      }
+        t.match(await db.sql`select manifest_format, checksum_version, columns from fleet.archives`, [
+          { manifest_format: format, checksum_version: format, columns: Object.keys(archived).map(name => ({ name })) },
+        ])
+        if (format === 1) {
+          // The state of a database that made this archive before columns were recorded.
+          await db.sql`update fleet.hb_partitions set columns = null, columns_at = null, checksum_version = null, manifest_format = null`
+        }
 
-      // Queried.
-      const agent = change.today.agent_version ?? 'agent_version'
-      const [found] = await ask(worker, `
+        // Queried.
+        const agent = change.today.agent_version ?? 'agent_version'
+        const [found] = await ask(
+          worker,
+          `
         select count(*) as rows, count(${agent}) as agents, count(network_type) as networks, typeof(any_value(signal_dbm)) as signal
-        from archive`)
-      const [expected] = await db.admin<{ agents: number, networks: number }[]>`
+        from archive`,
+        )
+        const [expected] = await db.admin<{ agents: number; networks: number }[]>`
         select count(agent_version)::int as agents, count(network_type)::int as networks from public.expected`
-      t.same(found, { rows, ...expected, signal: change.statements.includes(widened[0] ?? '') ? 'INTEGER' : 'SMALLINT' })
-      t.match(await db.sql`select manifest_format, columns from fleet.archives`, [
-        { manifest_format: format, columns: Object.keys(archived).map(name => ({ name })) },
-      ], 'the database has recorded the columns that it did not know')
+        t.same(found, { rows, ...expected, signal: change.statements.includes(widened[0] ?? '') ? 'INTEGER' : 'SMALLINT' })
+        t.match(
+          await db.sql`select manifest_format, columns from fleet.archives`,
+          [{ manifest_format: format, columns: Object.keys(archived).map(name => ({ name })) }],
+          'the database has recorded the columns that it did not know',
+        )
 
-      // Verified.
-      t.same(await verifyAll(worker), [])
+        // Verified.
+        t.same(await verifyAll(worker), [])
 
-      // Restored.
-      await db.sql`select fleet.request_restore(${day}::date)`
-      t.same((await workAll(t, db, directory)).results, ['done'])
-      t.match(await stateOf(db.sql, partition), { state: 'restored', last_error: null })
-      t.same(await differingRows(db, day, change), [])
-      t.match(await db.sql`select left_out from fleet.restore_items`, [{ left_out: change.leftOut }])
-      t.match(await db.sql`select detail from fleet.events where event = 'partition.restore'`, [
-        { detail: change.leftOut === null ? null : `left out, and kept in the archive: ${change.leftOut}` },
-      ])
-      t.same(await db.sql`select * from fleet.check() where status = 'fail' and check_name <> 'archiver'`, [])
-      t.same(await ask(worker, 'select count(*) as rows from device_heartbeats'), [{ rows }])
+        // Restored.
+        await db.sql`select fleet.request_restore(${day}::date)`
+        t.same((await workAll(t, db, directory)).results, ['done'])
+        t.match(await stateOf(db.sql, partition), { state: 'restored', last_error: null })
+        t.same(await differingRows(db, day, change), [])
+        t.match(await db.sql`select left_out from fleet.restore_items`, [{ left_out: change.leftOut }])
+        t.match(await db.sql`select detail from fleet.events where event = 'partition.restore'`, [
+          { detail: change.leftOut === null ? null : `left out, and kept in the archive: ${change.leftOut}` },
+        ])
+        t.same(await db.sql`select * from fleet.check() where status = 'fail' and check_name <> 'archiver'`, [])
+        t.same(await ask(worker, 'select count(*) as rows from device_heartbeats'), [{ rows }])
 
-      // Archived again.
-      await archiveAgain(t, db, directory, partition, day)
-      t.match(await stateOf(db.sql, partition), { state: 'dropped', row_count: String(rows + 1), archive_url: /_r2\.parquet$/, manifest_format: 2 })
-      const { folder, parquet, manifest } = pathsOf(directory, day)
-      const file = parquet.slice(folder.length + 1)
-      const second = JSON.parse(await readFile(manifest, 'utf8')) as Manifest
-      const first = JSON.parse(await readFile(join(archivedAs.directory, `device_heartbeats/date=${day}/manifest.json`), 'utf8')) as Manifest
-      t.same(await filesOf(folder), [file.replace('.parquet', '_r2.parquet'), 'manifest.json'], 'readers of *.parquet see each row once')
-      const aside = join(folder, `../superseded/date=${day}`)
-      if (change.leftOut === null) {
-        t.equal(second.superseded, undefined)
-        t.same(await filesOf(aside), [], 'the new file holds everything that was in it')
-      } else {
-        t.same(second.superseded, [{ file, bytes: first.bytes, sha256: first.sha256, columns: ['network_type'] }])
-        t.same(await filesOf(aside), [file.replace('.parquet', '.manifest.json'), file])
-        t.same(await readFile(join(aside, file)), await readFile(join(archivedAs.directory, `device_heartbeats/date=${day}`, file)), 'whole')
-      }
-      t.same(await verifyAll(worker), [])
+        // Archived again.
+        await archiveAgain(t, db, directory, partition, day)
+        t.match(await stateOf(db.sql, partition), {
+          state: 'dropped',
+          row_count: String(rows + 1),
+          archive_url: /_r2\.parquet$/,
+          manifest_format: 2,
+        })
+        const { folder, parquet, manifest } = pathsOf(directory, day)
+        const file = parquet.slice(folder.length + 1)
+        const second = JSON.parse(await readFile(manifest, 'utf8')) as Manifest
+        const first = JSON.parse(
+          await readFile(join(archivedAs.directory, `device_heartbeats/date=${day}/manifest.json`), 'utf8'),
+        ) as Manifest
+        t.same(
+          await filesOf(folder),
+          [file.replace('.parquet', '_r2.parquet'), 'manifest.json'],
+          'readers of *.parquet see each row once',
+        )
+        const aside = join(folder, `../superseded/date=${day}`)
+        if (change.leftOut === null) {
+          t.equal(second.superseded, undefined)
+          t.same(await filesOf(aside), [], 'the new file holds everything that was in it')
+        } else {
+          t.same(second.superseded, [{ file, bytes: first.bytes, sha256: first.sha256, columns: ['network_type'] }])
+          t.same(await filesOf(aside), [file.replace('.parquet', '.manifest.json'), file])
+          t.same(
+            await readFile(join(aside, file)),
+            await readFile(join(archivedAs.directory, `device_heartbeats/date=${day}`, file)),
+            'whole',
+          )
+        }
+        t.same(await verifyAll(worker), [])
 
-      // And registered and restored from that.
-      const other = await withDatabase(t)
-      await alter(other, ...change.statements)
-      const { worker: registrar } = await withWorker(t, other, directory)
-      t.same(await adoptArchives(registrar, () => {}), { adopted: 1, alreadyKnown: 0, faults: [] })
-      await db.sql`select fleet.request_restore(${day}::date)`
-      t.same((await workAll(t, db, directory)).results, ['done'])
-      await db.admin.unsafe(`delete from fleet.${partition} where device_id = 4711`)
-      t.same(await differingRows(db, day, change), [])
-    })
+        // And registered and restored from that.
+        const other = await withDatabase(t)
+        await alter(other, ...change.statements)
+        const { worker: registrar } = await withWorker(t, other, directory)
+        t.same(await adoptArchives(registrar, () => {}), { adopted: 1, alreadyKnown: 0, faults: [] })
+        await db.sql`select fleet.request_restore(${day}::date)`
+        t.same((await workAll(t, db, directory)).results, ['done'])
+        await db.admin.unsafe(`delete from fleet.${partition} where device_id = 4711`)
+        t.same(await differingRows(db, day, change), [])
+      },
+    )
   }
 }
 
@@ -196,10 +256,11 @@ t.test('a day that was archived and dropped before a column was added is restore
   const { code, output } = await runCli(t, db, directory, 'restore', retiredDay)
   t.equal(code, 0, output)
   t.match(output, new RegExp(`^${partition}: restored, 1000 rows$`, 'm'))
-  t.match(await db.sql`
-    select count(*)::int as rows, count(storage_free_mb)::int as sizes from fleet.device_heartbeats where ts < ${retiredDay}::date + 1`, [
-    { rows: 1000, sizes: 0 },
-  ])
+  t.match(
+    await db.sql`
+    select count(*)::int as rows, count(storage_free_mb)::int as sizes from fleet.device_heartbeats where ts < ${retiredDay}::date + 1`,
+    [{ rows: 1000, sizes: 0 }],
+  )
 })
 
 t.test('the command names the column that was left out', async t => {
@@ -207,7 +268,10 @@ t.test('the command names the column that was left out', async t => {
   await workAll(t, db, directory)
   await alter(db, 'alter table fleet.device_heartbeats drop column ip, drop column network_type')
   const { output } = await runCli(t, db, directory, 'restore', retiredDay)
-  t.match(output, `${partition}: restored, 1000 rows; left out because the table no longer has it, and kept in the archive: network_type (text), ip (inet)\n`)
+  t.match(
+    output,
+    `${partition}: restored, 1000 rows; left out because the table no longer has it, and kept in the archive: network_type (text), ip (inet)\n`,
+  )
 })
 
 t.test('a day that was detached before a column was added is archived as it is', async t => {
@@ -216,41 +280,57 @@ t.test('a day that was detached before a column was added is archived as it is',
   await db.sql`alter table fleet.device_heartbeats rename column agent_version to agent`
   const { worker } = await withWorker(t, db, directory)
   t.match(await stateOf(db.sql, partition), { state: 'detached' })
-  t.same(await ask(worker, 'select count(*) as rows, count(agent) as agents from online'), [{ rows: 1000, agents: 1000 }], 'queried before')
+  t.same(
+    await ask(worker, 'select count(*) as rows, count(agent) as agents from online'),
+    [{ rows: 1000, agents: 1000 }],
+    'queried before',
+  )
   t.same((await workAll(t, db, directory)).results, ['done'])
   const manifest = JSON.parse(await readFile(pathsOf(directory).manifest, 'utf8')) as Manifest
-  t.same(manifest.columns.map(({ name }) => name), Object.keys(archived))
-  t.same(await ask(worker, 'select count(*) as rows, count(agent) as agents from device_heartbeats'), [{ rows: 1000, agents: 1000 }])
-  t.equal((await runCli(t, db, directory, 'restore', retiredDay)).code, 0)
-  t.match(await db.sql`
-    select count(agent)::int as agents, count(storage_free_mb)::int as sizes from fleet.device_heartbeats where ts < ${retiredDay}::date + 1`, [
-    { agents: 1000, sizes: 0 },
+  t.same(
+    manifest.columns.map(({ name }) => name),
+    Object.keys(archived),
+  )
+  t.same(await ask(worker, 'select count(*) as rows, count(agent) as agents from device_heartbeats'), [
+    { rows: 1000, agents: 1000 },
   ])
+  t.equal((await runCli(t, db, directory, 'restore', retiredDay)).code, 0)
+  t.match(
+    await db.sql`
+    select count(agent)::int as agents, count(storage_free_mb)::int as sizes from fleet.device_heartbeats where ts < ${retiredDay}::date + 1`,
+    [{ agents: 1000, sizes: 0 }],
+  )
 })
 
-t.test('a value that does not fit today\'s column is named, and nothing is attached', async t => {
+t.test("a value that does not fit today's column is named, and nothing is attached", async t => {
   const { db, directory, partition } = await withRetiredDay(t)
   await workAll(t, db, directory)
   const { worker } = await withWorker(t, db, directory)
   const impossible: Record<string, [RegExp, string, string]> = {
     'a smaller type': [
       /column signal_dbm: the archive has smallint, the table has numeric\(1,0\).*(overflow)/,
-      'alter column signal_dbm type numeric(1,0)', 'alter column signal_dbm type smallint',
+      'alter column signal_dbm type numeric(1,0)',
+      'alter column signal_dbm type smallint',
     ],
     'a type that rounds': [
       /column received_at: the archive has timestamp with time zone, the table has date not null, .*\(1000 values would change\); nothing is attached/,
-      'alter column received_at type date', 'alter column received_at type timestamptz',
+      'alter column received_at type date',
+      'alter column received_at type timestamptz',
     ],
     'another kind': [
       /column agent_version: the archive has text, the table has uuid, .*invalid input syntax for type uuid/,
-      'alter column agent_version type uuid using null', 'alter column agent_version type text',
+      'alter column agent_version type uuid using null',
+      'alter column agent_version type text',
     ],
     'not null': [
       /column network_type: the archive has text, the table has text not null, .*contains null values/,
-      'alter column network_type set not null', 'alter column network_type drop not null',
+      'alter column network_type set not null',
+      'alter column network_type drop not null',
     ],
     'a new one, not null and without a default': [
-      /column model: the archive has no such column, the table has text not null, .*contains null values.*; nothing is attached \(Give it a default/, 'add column model text not null', 'drop column model',
+      /column model: the archive has no such column, the table has text not null, .*contains null values.*; nothing is attached \(Give it a default/,
+      'add column model text not null',
+      'drop column model',
     ],
   }
   for (const [name, [message, change, back]] of Object.entries(impossible)) {
@@ -269,9 +349,10 @@ t.test('a value that does not fit today\'s column is named, and nothing is attac
   await db.sql`alter table fleet.device_heartbeats add column model text not null default 'unknown'`
   await db.sql`alter table fleet.device_heartbeats alter column battery_pct type numeric(4,1), alter column signal_dbm type smallint`
   t.equal((await runCli(t, db, directory, 'restore', retiredDay)).code, 0, 'values that fit are converted')
-  t.match(await db.sql`select distinct model, count(battery_pct)::int as n from fleet.device_heartbeats where ts < ${retiredDay}::date + 1 group by 1`, [
-    { model: 'unknown', n: 1000 },
-  ])
+  t.match(
+    await db.sql`select distinct model, count(battery_pct)::int as n from fleet.device_heartbeats where ts < ${retiredDay}::date + 1 group by 1`,
+    [{ model: 'unknown', n: 1000 }],
+  )
 })
 
 t.test('two columns that exchanged their names, and one that was dropped and made again', async t => {
@@ -286,11 +367,17 @@ t.test('two columns that exchanged their names, and one that was dropped and mad
   await db.sql`alter table fleet.device_heartbeats add column ip inet`
   const { worker } = await withWorker(t, db, directory)
   const swapped = { versions: 1000, addresses: 0 }
-  t.same(await ask(worker, `select count(*) filter (network_type like '1.2.%') as versions, count(ip) as addresses from archive`), [swapped])
+  t.same(
+    await ask(worker, `select count(*) filter (network_type like '1.2.%') as versions, count(ip) as addresses from archive`),
+    [swapped],
+  )
   t.match((await runCli(t, db, directory, 'restore', retiredDay)).output, /left out .*: ip \(inet\)/)
-  t.match(await db.sql`
+  t.match(
+    await db.sql`
     select count(*) filter (where network_type like '1.2.%')::int as versions, count(ip)::int as addresses
-    from fleet.device_heartbeats where ts < ${retiredDay}::date + 1`, [swapped])
+    from fleet.device_heartbeats where ts < ${retiredDay}::date + 1`,
+    [swapped],
+  )
 })
 
 t.test('later revisions keep naming a superseded file, and verify checks it', async t => {
@@ -327,7 +414,12 @@ t.test('later revisions keep naming a superseded file, and verify checks it', as
 t.test('days with different columns, archived or online, form one relation', async t => {
   const db = await withDatabase(t)
   const directory = await makeDirectory(t)
-  const days = [80, 79, 78, 5].map(days => new Date(Date.now() - days * 86_400_000).toISOString().slice(0, 10)) as [string, string, string, string]
+  const days = [80, 79, 78, 5].map(days => new Date(Date.now() - days * 86_400_000).toISOString().slice(0, 10)) as [
+    string,
+    string,
+    string,
+    string,
+  ]
   const archive = async (day: string) => {
     await db.sql`select fleet.archive_partition(${await partitionOf(db.sql, day)})`
     await workAll(t, db, directory)
@@ -347,11 +439,19 @@ t.test('days with different columns, archived or online, form one relation', asy
   await fillDay(db.admin, days[3], 80)
   await db.admin`update fleet.device_heartbeats set storage_free_mb = 7 where ts >= ${days[3]}::date`
   const { worker } = await withWorker(t, db, directory)
-  t.same(await ask(worker, `
-    select ts::date::varchar as day, count(*) as rows, min(storage_free_mb) as free, min(model) as model from device_heartbeats group by all order by all`), [
-    { day: days[0], rows: 10, free: null, model: null }, { day: days[1], rows: 20, free: 1, model: 'a' },
-    { day: days[2], rows: 40, free: 100000, model: 'b' }, { day: days[3], rows: 80, free: 7, model: null },
-  ])
+  t.same(
+    await ask(
+      worker,
+      `
+    select ts::date::varchar as day, count(*) as rows, min(storage_free_mb) as free, min(model) as model from device_heartbeats group by all order by all`,
+    ),
+    [
+      { day: days[0], rows: 10, free: null, model: null },
+      { day: days[1], rows: 20, free: 1, model: 'a' },
+      { day: days[2], rows: 40, free: 100000, model: 'b' },
+      { day: days[3], rows: 80, free: 7, model: null },
+    ],
+  )
 
   // The plain files, as README.md says, without this project: under the names that they have.
   await workAll(t, db, directory)

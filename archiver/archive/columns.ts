@@ -4,10 +4,16 @@ import { plainColumns, type Column } from './parquet.ts'
 import { locate, type Store, type StoreOptions } from '../store/store.ts'
 
 /** A column of an archive or a partition, and its name and type in fleet.device_heartbeats today; null if it was dropped. */
-export interface MappedColumn extends Column { today_name: string | null, today_type: string | null }
+export interface MappedColumn extends Column {
+  today_name: string | null
+  today_type: string | null
+}
 
 /** The columns of an archive. `columns_at`: when the table had them; null: before the first known change. */
-export interface Shape { columns: Column[], columns_at: string | null }
+export interface Shape {
+  columns: Column[]
+  columns_at: string | null
+}
 
 /** Maps the columns of an archive, in their order, to today's columns; see fleet.map_columns(). */
 export async function mapColumns(sql: Sql, { columns, columns_at }: Shape) {
@@ -22,8 +28,8 @@ export async function mapColumns(sql: Sql, { columns, columns_at }: Shape) {
  * @throws when the manifest is missing, cannot be read, or belongs to another file
  */
 export async function learnColumns(
-  { sql, store, storeOptions }: { sql: Sql, store: Store, storeOptions: StoreOptions },
-  archive: { partition_name: string, archive_url: string, checksum_sha256: string },
+  { sql, store, storeOptions }: { sql: Sql; store: Store; storeOptions: StoreOptions },
+  archive: { partition_name: string; archive_url: string; checksum_sha256: string },
 ) {
   const { store: found, key } = await locate(archive.archive_url, store, storeOptions)
   const manifestKey = `${key.slice(0, key.lastIndexOf('/') + 1)}manifest.json`
@@ -39,7 +45,11 @@ export async function learnColumns(
 }
 
 /** Records the columns of a proven archive if the database does not know them yet. */
-export async function recordColumns(sql: Sql, partition: string, { sha256, columns, checksum_version, format_version }: Manifest) {
+export async function recordColumns(
+  sql: Sql,
+  partition: string,
+  { sha256, columns, checksum_version, format_version }: Manifest,
+) {
   await sql`
     select fleet.record_columns(${partition}, ${sha256}, ${sql.json(plainColumns(columns))}, ${checksum_version}, ${format_version})`
 }

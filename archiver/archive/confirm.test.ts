@@ -9,7 +9,8 @@ import { archiverEnv, daysAgo, fillDay, makeDirectory, runOnce } from '../../tes
 
 async function confirm(t: Test, db: TestDatabase, directory: string, env: Record<string, string | undefined> = {}) {
   const cli = await spawnNode(t, 'archiver/cli.ts', {
-    args: ['confirm'], env: { ...archiverEnv(db, directory), VERIFIER_DATABASE_URL: db.url('fleet_verifier'), ...env },
+    args: ['confirm'],
+    env: { ...archiverEnv(db, directory), VERIFIER_DATABASE_URL: db.url('fleet_verifier'), ...env },
   })
   const { code } = await cli.exited
   return { code, output: cli.output() }
@@ -25,7 +26,7 @@ async function withArchived(t: Test, days: number[]) {
       select fleet.archive_partition(partition_name) from fleet.attached_partitions() where range_start = ${daysAgo(day)}::date::timestamptz`
   }
   t.match(await runOnce(t, db, directory), { code: 0 })
-  const states = () => db.sql<{ state: string, is_confirmed: boolean, url: string }[]>`
+  const states = () => db.sql<{ state: string; is_confirmed: boolean; url: string }[]>`
     select state, confirmed_at is not null as is_confirmed, archive_url as url from fleet.hb_partitions where archive_url is not null order by range_start`
   return { db, directory, states }
 }
@@ -39,10 +40,14 @@ t.test('an archive is dropped once a second login has read it back', async t => 
   }
   t.match(await runOnce(t, db, directory), { code: 0 })
   t.match(await states(), [{ state: 'archived' }], 'the archiver waits')
-  await t.rejects(asRole(t, db, 'fleet_dba')`select fleet.accept_archive(${name}, 'a test')`,
-    { code: 'FL001', message: /not confirmed by a second login/ })
-  t.match(await db.sql`select status, detail from fleet.check(now() + interval '2 days') where check_name = 'archive_unconfirmed'`,
-    [{ status: 'warn', detail: RegExp(name) }])
+  await t.rejects(asRole(t, db, 'fleet_dba')`select fleet.accept_archive(${name}, 'a test')`, {
+    code: 'FL001',
+    message: /not confirmed by a second login/,
+  })
+  t.match(
+    await db.sql`select status, detail from fleet.check(now() + interval '2 days') where check_name = 'archive_unconfirmed'`,
+    [{ status: 'warn', detail: RegExp(name) }],
+  )
 
   t.match(await confirm(t, db, directory), { code: 0, output: /1 confirmed/ })
   t.match(await states(), [{ state: 'archived', is_confirmed: true }])
@@ -66,24 +71,42 @@ t.test('an archive that the second login finds damaged stays and is named', asyn
 
 t.test('the archiver cannot give the second proof with any login, and the verifier can do nothing else', async t => {
   const { db, directory, states } = await withArchived(t, [20])
-  t.match(await confirm(t, db, directory, { VERIFIER_DATABASE_URL: db.url('fleet_archiver') }), { code: 1, output: /permission denied/ })
-  t.match(await confirm(t, db, directory, { VERIFIER_DATABASE_URL: db.url('fleet_owner') }),
-    { code: 1, output: /cannot confirm what the archiver proved/ })
-  t.match(await confirm(t, db, directory, { VERIFIER_DATABASE_URL: '' }), { code: 2, output: /VERIFIER_DATABASE_URL: is not set/ })
+  t.match(await confirm(t, db, directory, { VERIFIER_DATABASE_URL: db.url('fleet_archiver') }), {
+    code: 1,
+    output: /permission denied/,
+  })
+  t.match(await confirm(t, db, directory, { VERIFIER_DATABASE_URL: db.url('fleet_owner') }), {
+    code: 1,
+    output: /cannot confirm what the archiver proved/,
+  })
+  t.match(await confirm(t, db, directory, { VERIFIER_DATABASE_URL: '' }), {
+    code: 2,
+    output: /VERIFIER_DATABASE_URL: is not set/,
+  })
   t.match(await states(), [{ is_confirmed: false }])
 
   const verifier = asRole(t, db, 'fleet_verifier')
   const [archive] = await verifier`select * from fleet.archives`
-  const claim = (sha: string, content: string, rows: string) => verifier`
-    select fleet.confirm_archive(${archive!.partition_name as string}, ${sha}, ${content}, ${rows}, ${archive!.min_ts as Date}, ${archive!.max_ts as Date})`.then(() => {})
+  const claim = (sha: string, content: string, rows: string) =>
+    verifier`
+    select fleet.confirm_archive(${archive!.partition_name as string}, ${sha}, ${content}, ${rows}, ${archive!.min_ts as Date}, ${archive!.max_ts as Date})`.then(
+      () => {},
+    )
   const { checksum_sha256: sha, content_checksum: content, row_count: rows } = archive as Record<string, string>
   await t.rejects(claim('ab'.repeat(32), content!, rows!), { code: 'FL010', message: /as fleet_verifier read it, differs/ })
   await t.rejects(claim(sha!, '1', rows!), { code: 'FL010' })
   await t.rejects(claim(sha!, content!, '1'), { code: 'FL010', detail: /rows 300, read 1/ })
-  for (const statement of ['select * from fleet.device_heartbeats', 'select * from fleet.hb_partitions', `select fleet.drop_partition('x')`,
-    `select * from fleet.claim_partition('x')`, `select fleet.record_proof('x', 'x', 'x', 0, 0, now(), now())`,
+  for (const statement of [
+    'select * from fleet.device_heartbeats',
+    'select * from fleet.hb_partitions',
+    `select fleet.drop_partition('x')`,
+    `select * from fleet.claim_partition('x')`,
+    `select fleet.record_proof('x', 'x', 'x', 0, 0, now(), now())`,
     `update fleet.settings set proofs_needed = 1`,
-    `select * from fleet_detached.${archive!.partition_name as string}`, 'create table fleet.mine ()', 'select fleet.check()']) {
+    `select * from fleet_detached.${archive!.partition_name as string}`,
+    'create table fleet.mine ()',
+    'select fleet.check()',
+  ]) {
     await t.rejects(verifier.unsafe(statement), { code: '42501' }, statement)
   }
 })

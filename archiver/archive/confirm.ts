@@ -35,8 +35,11 @@ async function confirm(worker: Worker, archive: Archive) {
   const { store, key } = await locate(archive.archive_url, worker.store, worker.storeOptions)
   const keys = { parquet: key, manifest: `${key.slice(0, key.lastIndexOf('/') + 1)}manifest.json` }
   const expected = {
-    range_start: isoMicros(archive.range_start), range_end: isoMicros(archive.range_end), bytes: Number(archive.archive_bytes),
-    sha256: archive.checksum_sha256, ...(archive.columns ? { columns: archive.columns } : {}),
+    range_start: isoMicros(archive.range_start),
+    range_end: isoMicros(archive.range_end),
+    bytes: Number(archive.archive_bytes),
+    sha256: archive.checksum_sha256,
+    ...(archive.columns ? { columns: archive.columns } : {}),
   }
   const work = await mkdtemp(join(worker.directory, 'confirm-'))
   try {

@@ -31,15 +31,27 @@ t.test('a disk that fills up during the export fails one try and loses nothing',
   const env = { TMPDIR: disk.directory }
   const full = await runOnce(t, db, directory, env)
   t.equal(full.code, 1, full.output)
-  t.match(await stateOf(db.sql, partition), { state: 'archive_failed', last_error: /could not write the Parquet file: .*No space left on device/, attempts: 1 })
-  t.same(await db.admin`select * from fleet.content_checksum(${`fleet_detached.${partition}`}::regclass)`, before, 'the rows are all there')
+  t.match(await stateOf(db.sql, partition), {
+    state: 'archive_failed',
+    last_error: /could not write the Parquet file: .*No space left on device/,
+    attempts: 1,
+  })
+  t.same(
+    await db.admin`select * from fleet.content_checksum(${`fleet_detached.${partition}`}::regclass)`,
+    before,
+    'the rows are all there',
+  )
   t.same(await leftovers(disk.directory), [], 'the room it took is given back')
 
   await disk.grow()
   await db.sql`select fleet.retry_archive(${partition})`
   const { code, output } = await runOnce(t, db, directory, env)
   t.equal(code, 0, output)
-  t.match(await stateOf(db.sql, partition), { state: 'dropped', content_checksum: before[0]?.content_checksum as string, row_count: '100000' })
+  t.match(await stateOf(db.sql, partition), {
+    state: 'dropped',
+    content_checksum: before[0]?.content_checksum as string,
+    row_count: '100000',
+  })
 })
 
 t.test('so does the disk of a file:// store', async t => {
@@ -51,9 +63,15 @@ t.test('so does the disk of a file:// store', async t => {
   const full = await runOnce(t, db, directory, env)
   t.equal(full.code, 1, full.output)
   t.match(await stateOf(db.sql, partition), {
-    state: 'archive_failed', last_error: /\.parquet: could not be written: ENOSPC: no space left on device/, attempts: 1,
+    state: 'archive_failed',
+    last_error: /\.parquet: could not be written: ENOSPC: no space left on device/,
+    attempts: 1,
   })
-  t.same(await db.admin`select * from fleet.content_checksum(${`fleet_detached.${partition}`}::regclass)`, before, 'the rows are all there')
+  t.same(
+    await db.admin`select * from fleet.content_checksum(${`fleet_detached.${partition}`}::regclass)`,
+    before,
+    'the rows are all there',
+  )
   const { stdout } = await run('find', [disk.directory, '-type', 'f'])
   t.equal(stdout, '', 'no half of a file stays')
 
@@ -61,5 +79,9 @@ t.test('so does the disk of a file:// store', async t => {
   await db.sql`select fleet.retry_archive(${partition})`
   const { code, output } = await runOnce(t, db, directory, env)
   t.equal(code, 0, output)
-  t.match(await stateOf(db.sql, partition), { state: 'dropped', content_checksum: before[0]?.content_checksum as string, row_count: '100000' })
+  t.match(await stateOf(db.sql, partition), {
+    state: 'dropped',
+    content_checksum: before[0]?.content_checksum as string,
+    row_count: '100000',
+  })
 })

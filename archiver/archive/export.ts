@@ -6,9 +6,12 @@ import { columnList, copyOptions, writeParquet, type Column } from './parquet.ts
  * @param table a qualified and quoted name
  */
 export async function exportTable(
-  database: Database, table: string, file: string, work: string,
-  options: { signal?: AbortSignal, onRows?: (rows: number, bytes: number) => void } = {},
-): Promise<{ columns: Column[], row_count: number }> {
+  database: Database,
+  table: string,
+  file: string,
+  work: string,
+  options: { signal?: AbortSignal; onRows?: (rows: number, bytes: number) => void } = {},
+): Promise<{ columns: Column[]; row_count: number }> {
   const session = await openSession(database, options.signal)
   const { sql } = session
   try {

@@ -18,7 +18,10 @@ import { archiverEnv, eventsOf, makeDirectory, withRetiredDay } from '../../test
 const outside = ['../x', 'a/../../x', '/../x', 'device_heartbeats/../../../etc/passwd', '..', '.', '', './../archive-of-others/x']
 
 /** A server, what it was asked for, and its port. */
-async function listen(t: Test, answer: (request: IncomingMessage, response: ServerResponse) => void = (_, response) => response.end('x')) {
+async function listen(
+  t: Test,
+  answer: (request: IncomingMessage, response: ServerResponse) => void = (_, response) => response.end('x'),
+) {
   const asked: string[] = []
   const server = createServer((request, response) => {
     asked.push(`${request.method} ${request.url}`)
@@ -60,18 +63,33 @@ t.test('no manifest names a file or a table outside its day, and none is taken f
   t.ok(parse({}))
   const work = await makeDirectory(t)
   await writeFile(join(work, 'x.parquet'), 'PAR1')
-  await fc.assert(fc.asyncProperty(hostileText, async text => {
-    const isName = /^\w{1,63}$/.test(text)
-    for (const change of [{ file: text }, { file: `${text}.parquet` }, { file: `../${text}.parquet` }, { revision: text }, { range_start: text }]) {
-      t.throws(() => parse(change), { message: /the manifest is not valid/ })
-    }
-    if (!isName) t.throws(() => parse({ partition: text }), { message: /partition/ })
-    // A column may have any name; a type is one of those that are known.
-    for (const column of [{ name: 'ts', type: text }, { name: text, type: 'bigint' }, { name: 'ts', type: 'constructor' }]) {
-      const { columns } = parse({ columns: [column] })
-      await t.rejects(readContent(join(work, 'x.parquet'), columns, work), { message: /cannot read it as an archive|for which the archive has no form/ })
-    }
-  }), { numRuns: 25, endOnFailure: true })
+  await fc.assert(
+    fc.asyncProperty(hostileText, async text => {
+      const isName = /^\w{1,63}$/.test(text)
+      for (const change of [
+        { file: text },
+        { file: `${text}.parquet` },
+        { file: `../${text}.parquet` },
+        { revision: text },
+        { range_start: text },
+      ]) {
+        t.throws(() => parse(change), { message: /the manifest is not valid/ })
+      }
+      if (!isName) t.throws(() => parse({ partition: text }), { message: /partition/ })
+      // A column may have any name; a type is one of those that are known.
+      for (const column of [
+        { name: 'ts', type: text },
+        { name: text, type: 'bigint' },
+        { name: 'ts', type: 'constructor' },
+      ]) {
+        const { columns } = parse({ columns: [column] })
+        await t.rejects(readContent(join(work, 'x.parquet'), columns, work), {
+          message: /cannot read it as an archive|for which the archive has no form/,
+        })
+      }
+    }),
+    { numRuns: 25, endOnFailure: true },
+  )
   t.same(await readdir(work), ['x.parquet'])
 })
 
@@ -79,8 +97,23 @@ t.test('a store is a directory or a bucket, and no URL of one names a server', a
   const { asked, port } = await listen(t)
   const current = await openStore('file:///archive')
   for (const url of [
-    `http://127.0.0.1:${port}/x`, `https://127.0.0.1:${port}/x`, `ftp://127.0.0.1/x`, `s3://127.0.0.1:${port}/x`, `s3://user:password@bucket/x`, 's3://bucket:80/x',
-    's3:///x', 'file://127.0.0.1/share/x', 'file:///', 'gopher://x/', 'data:,x', 's3:x', 'x', '', 's3://a%2f..%2fb/x', 's3://bucket?endpoint=http://x/', 's3://bucket#@evil/',
+    `http://127.0.0.1:${port}/x`,
+    `https://127.0.0.1:${port}/x`,
+    `ftp://127.0.0.1/x`,
+    `s3://127.0.0.1:${port}/x`,
+    `s3://user:password@bucket/x`,
+    's3://bucket:80/x',
+    's3:///x',
+    'file://127.0.0.1/share/x',
+    'file:///',
+    'gopher://x/',
+    'data:,x',
+    's3:x',
+    'x',
+    '',
+    's3://a%2f..%2fb/x',
+    's3://bucket?endpoint=http://x/',
+    's3://bucket#@evil/',
   ]) {
     await t.rejects(openStore(url), { message: /expected file:\/\/\/absolute\/path or s3:\/\/bucket\/prefix/ }, url)
     await t.rejects(locate(`${url}/x.parquet`, current), { message: /expected file/ }, url)
@@ -92,14 +125,21 @@ t.test('a bucket that sends the archiver elsewhere is not followed', async t => 
   const trap = await listen(t)
   for (const status of [301, 307]) {
     const store = await listen(t, (_, response) => {
-      response.writeHead(status, { 'location': `http://127.0.0.1:${trap.port}/latest/meta-data/`, 'x-amz-bucket-region': 'elsewhere' })
+      response.writeHead(status, {
+        location: `http://127.0.0.1:${trap.port}/latest/meta-data/`,
+        'x-amz-bucket-region': 'elsewhere',
+      })
       response.end(`<Error><Code>TemporaryRedirect</Code><Endpoint>127.0.0.1:${trap.port}</Endpoint></Error>`)
     })
     const { db, directory } = await withRetiredDay(t, 10)
     const archiver = await spawnNode(t, 'archiver/main.ts', {
-      args: ['--once'], env: archiverEnv(db, directory, {
-        ARCHIVE_URL: 's3://bucket/prefix', AWS_ENDPOINT_URL_S3: `http://127.0.0.1:${store.port}`, AWS_REGION: 'us-east-1',
-        AWS_ACCESS_KEY_ID: 'x', AWS_SECRET_ACCESS_KEY: 'y',
+      args: ['--once'],
+      env: archiverEnv(db, directory, {
+        ARCHIVE_URL: 's3://bucket/prefix',
+        AWS_ENDPOINT_URL_S3: `http://127.0.0.1:${store.port}`,
+        AWS_REGION: 'us-east-1',
+        AWS_ACCESS_KEY_ID: 'x',
+        AWS_SECRET_ACCESS_KEY: 'y',
       }),
     })
     t.not((await archiver.exited).code, 0)
@@ -118,13 +158,25 @@ t.test('DuckDB reads and writes its work directory and nothing else, and spills 
   await withDuckDB(work, '150MB', async duckdb => {
     await confine(duckdb, { directories: [work] })
     for (const statement of [
-      `select * from read_csv(${literal(join(other, 'a.csv'))})`, `select * from read_csv(${literal(`${work}/../${other.split('/').at(-1)}/a.csv`)})`,
-      `select * from read_csv(${literal(`${work}-not.csv`)})`, 'select * from read_text(\'/etc/passwd\')', 'select * from glob(\'/etc/*\')',
-      `select * from read_parquet('http://127.0.0.1:${port}/x.parquet')`, 'select * from read_parquet(\'s3://bucket/x.parquet\')',
-      'install httpfs', 'load httpfs', `attach ${literal(join(other, 'x.db'))}`, `copy (select 1) to ${literal(join(other, 'y'))}`,
-      'set enable_external_access = true', 'set allowed_directories = [\'/\']', 'reset lock_configuration',
-    ]) await t.rejects(Promise.resolve(duckdb.run(statement)), { message: /Permission Error|has been locked|Cannot/ }, statement)
-    await duckdb.run(`copy (select range as a, md5(range::varchar) as b from range(2000000) order by b) to ${literal(join(work, 'out.parquet'))} (format parquet)`)
+      `select * from read_csv(${literal(join(other, 'a.csv'))})`,
+      `select * from read_csv(${literal(`${work}/../${other.split('/').at(-1)}/a.csv`)})`,
+      `select * from read_csv(${literal(`${work}-not.csv`)})`,
+      "select * from read_text('/etc/passwd')",
+      "select * from glob('/etc/*')",
+      `select * from read_parquet('http://127.0.0.1:${port}/x.parquet')`,
+      "select * from read_parquet('s3://bucket/x.parquet')",
+      'install httpfs',
+      'load httpfs',
+      `attach ${literal(join(other, 'x.db'))}`,
+      `copy (select 1) to ${literal(join(other, 'y'))}`,
+      'set enable_external_access = true',
+      "set allowed_directories = ['/']",
+      'reset lock_configuration',
+    ])
+      await t.rejects(Promise.resolve(duckdb.run(statement)), { message: /Permission Error|has been locked|Cannot/ }, statement)
+    await duckdb.run(
+      `copy (select range as a, md5(range::varchar) as b from range(2000000) order by b) to ${literal(join(work, 'out.parquet'))} (format parquet)`,
+    )
   })
   t.same(await readdir(other), ['a.csv'])
   t.same(asked, [])
@@ -136,12 +188,19 @@ t.test('where archives are is said by the archiver alone: neither a DBA nor a re
     const sql = asRole(t, db, role)
     await sql`set default_transaction_read_only = off`
     for (const statement of [
-      'update fleet.hb_partitions set archive_url = \'file:///etc\'', 'insert into fleet.hb_partitions (partition_name) values (\'x\')',
-      'insert into fleet.restore_items select * from fleet.restore_items', 'delete from fleet.restore_requests',
-      'select fleet.record_upload(\'x\', \'x\', \'file:///etc\', \'x\', 1)',
-      'select fleet.adopt_archive(\'x\', now(), now(), 1, 1, null, null, \'file:///etc/x\', \'x\', 1)',
-      'copy fleet.settings to program \'id\'', 'copy fleet.settings to \'/tmp/x\'', 'create extension dblink', 'create extension postgres_fdw',
-      'create server x foreign data wrapper y', 'load \'$libdir/x\'',
-    ]) await t.rejects(sql.unsafe(statement), { code: /^(42501|42704|58P01|0A000)$/ }, `${role}: ${statement}`)
+      "update fleet.hb_partitions set archive_url = 'file:///etc'",
+      "insert into fleet.hb_partitions (partition_name) values ('x')",
+      'insert into fleet.restore_items select * from fleet.restore_items',
+      'delete from fleet.restore_requests',
+      "select fleet.record_upload('x', 'x', 'file:///etc', 'x', 1)",
+      "select fleet.adopt_archive('x', now(), now(), 1, 1, null, null, 'file:///etc/x', 'x', 1)",
+      "copy fleet.settings to program 'id'",
+      "copy fleet.settings to '/tmp/x'",
+      'create extension dblink',
+      'create extension postgres_fdw',
+      'create server x foreign data wrapper y',
+      "load '$libdir/x'",
+    ])
+      await t.rejects(sql.unsafe(statement), { code: /^(42501|42704|58P01|0A000)$/ }, `${role}: ${statement}`)
   }
 })

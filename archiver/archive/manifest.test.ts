@@ -2,15 +2,34 @@ import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import t from 'tap'
-import { FORMAT_VERSION, isoMicros, keysOf, makeManifest, parseManifest, readManifest, rebuildIndex, writeManifest } from './manifest.ts'
+import {
+  FORMAT_VERSION,
+  isoMicros,
+  keysOf,
+  makeManifest,
+  parseManifest,
+  readManifest,
+  rebuildIndex,
+  writeManifest,
+} from './manifest.ts'
 import { openStore } from '../store/store.ts'
 import { makeDirectory } from '../../testing/archiver.ts'
 
 const manifest = makeManifest({
-  partition: 'device_heartbeats_p2026_08_15', range_start: '2026-08-15 00:00:00+00', range_end: '2026-08-16 00:00:00+00',
-  content: { row_count: 2, content_checksum: '36893488147419103232', min_ts: '2026-08-15T00:00:00.000001Z', max_ts: '2026-08-15T01:00:00.000000Z' },
-  columns: [{ name: 'ts', type: 'timestamp with time zone' }], columns_at: '2026-11-01 02:00:00.5+00',
-  parquetKey: 'device_heartbeats/date=2026-08-15/device_heartbeats_20260815.parquet', bytes: 100, sha256: 'ab'.repeat(32),
+  partition: 'device_heartbeats_p2026_08_15',
+  range_start: '2026-08-15 00:00:00+00',
+  range_end: '2026-08-16 00:00:00+00',
+  content: {
+    row_count: 2,
+    content_checksum: '36893488147419103232',
+    min_ts: '2026-08-15T00:00:00.000001Z',
+    max_ts: '2026-08-15T01:00:00.000000Z',
+  },
+  columns: [{ name: 'ts', type: 'timestamp with time zone' }],
+  columns_at: '2026-11-01 02:00:00.5+00',
+  parquetKey: 'device_heartbeats/date=2026-08-15/device_heartbeats_20260815.parquet',
+  bytes: 100,
+  sha256: 'ab'.repeat(32),
 })
 
 t.test('a day lies in its folder, a month in that of its first day', async t => {
@@ -19,7 +38,10 @@ t.test('a day lies in its folder, a month in that of its first day', async t => 
     parquet: 'device_heartbeats/date=2026-08-15/device_heartbeats_20260815.parquet',
     manifest: 'device_heartbeats/date=2026-08-15/manifest.json',
   })
-  t.equal(keysOf('2026-08-01 00:00:00+00', '2026-09-01 00:00:00+00').parquet, 'device_heartbeats/date=2026-08-01/device_heartbeats_202608.parquet')
+  t.equal(
+    keysOf('2026-08-01 00:00:00+00', '2026-09-01 00:00:00+00').parquet,
+    'device_heartbeats/date=2026-08-01/device_heartbeats_202608.parquet',
+  )
   t.match(keysOf('2026-08-15 00:00:00+00', '2026-08-16 00:00:00+00', 3), {
     parquet: 'device_heartbeats/date=2026-08-15/device_heartbeats_20260815_r3.parquet',
     manifest: 'device_heartbeats/date=2026-08-15/manifest.json',
@@ -46,7 +68,10 @@ t.test('each field at fault is named', async t => {
   t.throws(parse({ sha256: 'short', row_count: -1 }), /file:\/\/\/m: the manifest is not valid: row_count: .*; sha256: /)
   for (const format_version of [0, '1', null, 1.5]) t.throws(parse({ format_version }), /not valid: format_version/)
   t.throws(parse({ file: '../other.parquet' }), /file/)
-  t.throws(parse({ file: 'device_heartbeats_20260816.parquet' }), /the file of 2026-08-15T00:00:00.000000Z to .* is device_heartbeats_20260815.parquet, not/)
+  t.throws(
+    parse({ file: 'device_heartbeats_20260816.parquet' }),
+    /the file of 2026-08-15T00:00:00.000000Z to .* is device_heartbeats_20260815.parquet, not/,
+  )
   t.throws(parse({ partition: '../../etc/x' }), /partition: expected the name of a partition/)
   t.throws(() => parseManifest('file:///m', Buffer.from('{"')), /is not JSON/)
 })
@@ -60,30 +85,45 @@ t.test('a manifest of every format that was ever written is read', async t => {
     const { format_version } = JSON.parse(bytes.toString()) as { format_version: number }
     formats.add(format_version)
     t.equal(name.startsWith(`manifest-${format_version}`), true)
-    t.match(read, { partition: 'device_heartbeats_p2026_08_15', row_count: Number, content_checksum: '1660206966633859645440000' })
+    t.match(read, {
+      partition: 'device_heartbeats_p2026_08_15',
+      row_count: Number,
+      content_checksum: '1660206966633859645440000',
+    })
     if (format_version === FORMAT_VERSION) t.same(read, JSON.parse(bytes.toString()), `${name}: nothing of it is lost`)
   }
-  t.same([...formats].sort(), Array.from({ length: FORMAT_VERSION }, (_, n) => n + 1), 'there is one of each')
+  t.same(
+    [...formats].sort(),
+    Array.from({ length: FORMAT_VERSION }, (_, n) => n + 1),
+    'there is one of each',
+  )
 })
 
 t.test('a manifest of format 1 is read like one of today', async t => {
   const bytes = await readFile(join(import.meta.dirname, 'fixtures/manifest-1.json'))
   const { columns_at, checksum_version, superseded, ...rest } = parseManifest('m', bytes)
   t.same(rest, JSON.parse(bytes.toString()), 'nothing of it is lost')
-  t.same({ columns_at, checksum_version, superseded }, { columns_at: '2026-11-13T02:00:41.118000Z', checksum_version: 1, superseded: undefined })
+  t.same(
+    { columns_at, checksum_version, superseded },
+    { columns_at: '2026-11-13T02:00:41.118000Z', checksum_version: 1, superseded: undefined },
+  )
 })
 
 t.test('a manifest of a newer format is refused, whatever else it says', async t => {
   const newer = { format_version: FORMAT_VERSION + 1, unheard: 'of' }
   t.throws(() => parseManifest('s3://b/m', Buffer.from(JSON.stringify(newer))), {
-    message: /^s3:\/\/b\/m: the manifest is of format 3, and this version \(\d+\.\d+\.\d+\) reads formats up to 2; a newer one wrote it, use that$/,
+    message:
+      /^s3:\/\/b\/m: the manifest is of format 3, and this version \(\d+\.\d+\.\d+\) reads formats up to 2; a newer one wrote it, use that$/,
   })
 })
 
 t.test('the index is made from the manifests, and those that cannot be read are told', async t => {
   const store = await openStore(pathToFileURL(await makeDirectory(t)).href)
   await writeManifest(store, 'device_heartbeats/date=2026-08-16/manifest.json', {
-    ...manifest, range_start: '2026-08-16T00:00:00.000000Z', range_end: '2026-08-17T00:00:00.000000Z', file: 'device_heartbeats_20260816.parquet',
+    ...manifest,
+    range_start: '2026-08-16T00:00:00.000000Z',
+    range_end: '2026-08-17T00:00:00.000000Z',
+    file: 'device_heartbeats_20260816.parquet',
   })
   await writeManifest(store, 'device_heartbeats/date=2026-08-15/manifest.json', manifest)
   await store.putBytes('device_heartbeats/date=2026-08-17/manifest.json', Buffer.from('{'))
@@ -94,7 +134,11 @@ t.test('the index is made from the manifests, and those that cannot be read are 
   t.match(index, {
     format_version: 1,
     archives: [
-      { path: 'device_heartbeats/date=2026-08-15/device_heartbeats_20260815.parquet', row_count: 2, content_checksum: '36893488147419103232' },
+      {
+        path: 'device_heartbeats/date=2026-08-15/device_heartbeats_20260815.parquet',
+        row_count: 2,
+        content_checksum: '36893488147419103232',
+      },
       { range_start: '2026-08-16T00:00:00.000000Z' },
     ],
   })

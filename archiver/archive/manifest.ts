@@ -5,7 +5,9 @@ import { ObjectMissing } from '../store/object-missing.ts'
 import { CHECKSUM_VERSION, plainColumns, type Column, type Content } from './parquet.ts'
 import type { Store } from '../store/store.ts'
 
-const timestamp = z.string().regex(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$/, 'expected UTC with microseconds, like 2026-08-15T00:00:00.000000Z')
+const timestamp = z
+  .string()
+  .regex(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$/, 'expected UTC with microseconds, like 2026-08-15T00:00:00.000000Z')
 
 /** What is written. A reader for it goes into `readers`, a manifest of it into fixtures/, and the former ones stay there. */
 export const FORMAT_VERSION = 2
@@ -28,7 +30,10 @@ const format1 = z.object({
   columns: z.array(z.object({ name: z.string(), type: z.string() })).min(1),
   /** Of an archive that was made anew with more rows: the how manieth it is, and the SHA-256 of the file before it. */
   revision: z.int().min(2).optional(),
-  replaces: z.string().regex(/^[0-9a-f]{64}$/).optional(),
+  replaces: z
+    .string()
+    .regex(/^[0-9a-f]{64}$/)
+    .optional(),
   created_at: z.iso.datetime(),
   software_version: z.string(),
 })
@@ -43,12 +48,16 @@ const format2 = format1.extend({
    * Files of earlier revisions with columns that the table no longer had when this one was made. Nothing else holds their values, so they
    * are kept, each with its manifest, under supersededKeys(). `columns` has the names that these columns have in the file.
    */
-  superseded: z.array(z.object({
-    file: z.string().regex(/^\w+\.parquet$/, 'expected the name of a Parquet file, without a directory'),
-    bytes: z.int().positive(),
-    sha256: z.string().regex(/^[0-9a-f]{64}$/),
-    columns: z.array(z.string()),
-  })).optional(),
+  superseded: z
+    .array(
+      z.object({
+        file: z.string().regex(/^\w+\.parquet$/, 'expected the name of a Parquet file, without a directory'),
+        bytes: z.int().positive(),
+        sha256: z.string().regex(/^[0-9a-f]{64}$/),
+        columns: z.array(z.string()),
+      }),
+    )
+    .optional(),
 })
 
 export type Manifest = Omit<z.infer<typeof format2>, 'format_version'> & { format_version: number }
@@ -116,7 +125,20 @@ export interface ManifestInput {
 }
 
 export function makeManifest(input: ManifestInput): Manifest {
-  const { partition, range_start, range_end, content, columns, columns_at, parquetKey, bytes, sha256, revision, replaces, superseded } = input
+  const {
+    partition,
+    range_start,
+    range_end,
+    content,
+    columns,
+    columns_at,
+    parquetKey,
+    bytes,
+    sha256,
+    revision,
+    replaces,
+    superseded,
+  } = input
   return {
     format_version: FORMAT_VERSION,
     partition,
@@ -152,7 +174,9 @@ export function parseManifest(url: string, bytes: Uint8Array): Manifest {
   }
   const format = (value as { format_version?: unknown } | null)?.format_version
   if (Number.isInteger(format) && Number(format) > FORMAT_VERSION) {
-    throw new Error(`${url}: the manifest is of format ${Number(format)}, and this version (${version}) reads formats up to ${FORMAT_VERSION}; a newer one wrote it, use that`)
+    throw new Error(
+      `${url}: the manifest is of format ${Number(format)}, and this version (${version}) reads formats up to ${FORMAT_VERSION}; a newer one wrote it, use that`,
+    )
   }
   const parsed = (readers[Number(format)] ?? format2).safeParse(value)
   if (!parsed.success) {
@@ -162,7 +186,9 @@ export function parseManifest(url: string, bytes: Uint8Array): Manifest {
   const { range_start, range_end, revision, file } = parsed.data
   const { folder, parquet } = keysOf(range_start, range_end, revision)
   if (parquet !== `${folder}${file}`) {
-    throw new Error(`${url}: the manifest is not valid: the file of ${range_start} to ${range_end} is ${parquet.slice(folder.length)}, not ${file}`)
+    throw new Error(
+      `${url}: the manifest is not valid: the file of ${range_start} to ${range_end} is ${parquet.slice(folder.length)}, not ${file}`,
+    )
   }
   return parsed.data
 }
@@ -185,8 +211,21 @@ export async function writeManifest(store: Store, key: string, manifest: Manifes
 }
 
 /** What a manifest and a row of hb_partitions both say of an archive. */
-export type Claims = Partial<Pick<Manifest,
-  'range_start' | 'range_end' | 'min_ts' | 'max_ts' | 'row_count' | 'bytes' | 'sha256' | 'content_checksum' | 'columns' | 'checksum_version'>>
+export type Claims = Partial<
+  Pick<
+    Manifest,
+    | 'range_start'
+    | 'range_end'
+    | 'min_ts'
+    | 'max_ts'
+    | 'row_count'
+    | 'bytes'
+    | 'sha256'
+    | 'content_checksum'
+    | 'columns'
+    | 'checksum_version'
+  >
+>
 
 /** What differs between two descriptions of one archive, as words for an error; empty when nothing does. */
 export function differences(expected: Claims, got: Claims) {
@@ -227,7 +266,7 @@ export async function rebuildIndex(store: Store, signal?: AbortSignal) {
     }
   }
   await Promise.all(Array.from({ length: 8 }, read))
-  archives.sort((a, b) => (a as Manifest).range_start < (b as Manifest).range_start ? -1 : 1)
+  archives.sort((a, b) => ((a as Manifest).range_start < (b as Manifest).range_start ? -1 : 1))
   await store.putBytes(indexKey, Buffer.from(`${JSON.stringify({ format_version: 1, archives }, null, 2)}\n`), signal)
   return { count: archives.length, faults }
 }

@@ -13,7 +13,9 @@ const db = await withDatabase(t)
 const database = { url: db.url('fleet_archiver') }
 let tables = 0
 const columns = [
-  { name: 'ts', type: 'timestamp with time zone' }, { name: 'device_id', type: 'bigint' }, { name: 'note', type: 'text' },
+  { name: 'ts', type: 'timestamp with time zone' },
+  { name: 'device_id', type: 'bigint' },
+  { name: 'note', type: 'text' },
 ]
 
 /** A table as fleet.retire_partition() leaves it. Each has a name of its own: the database does not let it be dropped. */
@@ -49,7 +51,10 @@ t.test('rows that break careless formats are the same in Parquet', async t => {
       signal_dbm, battery_pct, unity_running, upper(encode(convert_to(network_type, 'UTF8'), 'hex')) as network_type,
       upper(encode(convert_to(agent_version, 'UTF8'), 'hex')) as agent_version, abbrev(ip)
     from ${db.admin(table)} as rows order by rows.device_id`.values()
-  t.same(parquet.getRows(), rows.map(row => Array.from<unknown>(row)))
+  t.same(
+    parquet.getRows(),
+    rows.map(row => Array.from<unknown>(row)),
+  )
   duckdb.closeSync()
 })
 
@@ -120,7 +125,8 @@ t.test('an abort during the COPY ends it, here and on the server', async t => {
   await t.rejects(exporting)
   t.same(await readdir(work), [])
   await waitFor(async () => {
-    const left = await db.admin`select from pg_stat_activity where datname = current_database() and query like 'copy%' and state <> 'idle'`
+    const left =
+      await db.admin`select from pg_stat_activity where datname = current_database() and query like 'copy%' and state <> 'idle'`
     return left.length === 0
   })
 })
@@ -148,7 +154,9 @@ t.test('a chunk that holds two rows is noticed, as COPY never sends one', async 
   const work = await makeDirectory(t)
   const rows = new PassThrough()
   rows.end('2026-08-15 00:00:00+00,1,"a"\n2026-08-15 00:00:00+00,1,"a"\n')
-  await t.rejects(writeParquet(rows, columns, join(work, 'x.parquet'), work), { message: 'COPY sent 1 rows, the Parquet file has 2; nothing was kept' })
+  await t.rejects(writeParquet(rows, columns, join(work, 'x.parquet'), work), {
+    message: 'COPY sent 1 rows, the Parquet file has 2; nothing was kept',
+  })
 })
 
 t.test('a value that does not fit is an error that says so, not a wait', async t => {
@@ -156,7 +164,10 @@ t.test('a value that does not fit is an error that says so, not a wait', async t
   const rows = new PassThrough()
   for (let n = 0; n < 100_000; n++) rows.write('2026-08-15 00:00:00+00,not a number,"a"\n')
   rows.end()
-  await t.rejects(writeParquet(rows, columns, join(work, 'x.parquet'), work), { message: /could not write the Parquet file/, cause: /not a number/ })
+  await t.rejects(writeParquet(rows, columns, join(work, 'x.parquet'), work), {
+    message: /could not write the Parquet file/,
+    cause: /not a number/,
+  })
   t.same(await readdir(work), [])
 })
 
@@ -164,7 +175,9 @@ t.test('a directory that is not there is an error, not a wait', async t => {
   const work = await makeDirectory(t)
   const rows = new PassThrough()
   rows.end('2026-08-15 00:00:00+00,1,"a"\n')
-  await t.rejects(writeParquet(rows, columns, join(work, 'missing', 'x.parquet'), work), { message: /could not write the Parquet file/ })
+  await t.rejects(writeParquet(rows, columns, join(work, 'missing', 'x.parquet'), work), {
+    message: /could not write the Parquet file/,
+  })
 })
 
 t.test('what is not Parquet, or has other columns, is not read as an archive', async t => {

@@ -6,10 +6,18 @@ import { isoMicros } from './manifest.ts'
 import { feed, makePipe, openForReading, openForWriting } from './pipe.ts'
 
 /** A column as fleet.archive_columns() names it: `type` is Postgres's own name of the type. */
-export interface Column { name: string, type: string }
+export interface Column {
+  name: string
+  type: string
+}
 
 /** What a proof compares. Timestamps in UTC with microseconds; the checksum a decimal string. */
-export interface Content { row_count: number, content_checksum: string, min_ts: string | null, max_ts: string | null }
+export interface Content {
+  row_count: number
+  content_checksum: string
+  min_ts: string | null
+  max_ts: string | null
+}
 
 /** The newest definition of fleet.content_checksum(); see fleet.checksum_expression(). */
 export const CHECKSUM_VERSION = 2
@@ -26,7 +34,8 @@ const sized = (value: string) => `strlen(${value}) || ':' || ${value}`
 const plain = (value: string) => `${value}::varchar`
 const moment = (value: string) => `case when isfinite(${value}) then epoch_us(${value})::varchar else ${value}::varchar end`
 // DuckDB writes (BC) after the date, and Postgres writes BC at the end. Each ignores the other's notation without an error.
-const dateOf = (text: string) => `case when ends_with(${text}, ' BC') then (left(${text}, -3) || ' (BC)')::date else ${text}::date end`
+const dateOf = (text: string) =>
+  `case when ends_with(${text}, ' BC') then (left(${text}, -3) || ' (BC)')::date else ${text}::date end`
 const writeYears = (text: string, zone = '') => `
   case when contains(${text}, ' (BC)') then replace(${text}, ' (BC)', '') || '${zone} BC' else ${text} || '${zone}' end`
 const writeDate = (value: string) => writeYears(`${value}::varchar`)
@@ -44,7 +53,8 @@ const types: Record<string, Form> = {
   'timestamp without time zone': { duckdb: 'timestamp', canonical: moment, read: momentOf('timestamp'), write: writeDate },
   date: {
     duckdb: 'date',
-    canonical: value => `case when isfinite(${value}) then date_diff('day', date '1970-01-01', ${value})::varchar else ${value}::varchar end`,
+    canonical: value =>
+      `case when isfinite(${value}) then date_diff('day', date '1970-01-01', ${value})::varchar else ${value}::varchar end`,
     read: dateOf,
     write: writeDate,
   },
@@ -54,7 +64,10 @@ const types: Record<string, Form> = {
   boolean: { duckdb: 'boolean', canonical: plain },
   // A decimal of Parquet has at most 38 digits and no NaN.
   numeric: { duckdb: 'varchar', canonical: plain },
-  'double precision': { duckdb: 'double', canonical: value => `case when isnan(${value}) then 'NaN' else ${value}::bit::varchar end` },
+  'double precision': {
+    duckdb: 'double',
+    canonical: value => `case when isnan(${value}) then 'NaN' else ${value}::bit::varchar end`,
+  },
   uuid: { duckdb: 'uuid', canonical: plain },
   text: { duckdb: 'varchar', canonical: sized },
   inet: { duckdb: 'varchar', canonical: sized },
@@ -97,7 +110,11 @@ export function columnList(columns: Column[]) {
  * @returns the number of rows
  */
 export async function writeParquet(
-  rows: Readable, columns: Column[], file: string, work: string, onRows?: (rows: number, bytes: number) => void,
+  rows: Readable,
+  columns: Column[],
+  file: string,
+  work: string,
+  onRows?: (rows: number, bytes: number) => void,
 ) {
   // feed() looks at the error when it begins; until then it must not be an uncaught one.
   rows.on('error', () => {})
@@ -110,7 +127,7 @@ export async function writeParquet(
       await confine(duckdb, { directories: [work] })
       const forms = columns.map(({ name, type }) => ({ name, ...typeOf(name, type) }))
       const spec = forms.map(({ name, duckdb, read }) => `${literal(name)}: ${literal(read ? 'varchar' : duckdb)}`)
-      const values = forms.map(({ name, read }) => read ? `${read(identifier(name))} as ${identifier(name)}` : identifier(name))
+      const values = forms.map(({ name, read }) => (read ? `${read(identifier(name))} as ${identifier(name)}` : identifier(name)))
       const parquet = duckdb.run(`
         copy (
           select ${values.join(', ')} from read_csv(
@@ -123,10 +140,11 @@ export async function writeParquet(
       const socket = await openForWriting(pipe, parquet)
       let fault: Error | undefined
       let sent = 0
-      if (socket) sent = await feed(rows, socket, onRows).catch((error: Error) => {
-        fault = error
-        return 0
-      })
+      if (socket)
+        sent = await feed(rows, socket, onRows).catch((error: Error) => {
+          fault = error
+          return 0
+        })
       // DuckDB ends by itself now: its pipe is closed. When it failed, that is why the pipe broke.
       let written
       try {
@@ -159,14 +177,20 @@ export async function readContent(file: string, columns: Column[], work: string,
   return await withDuckDB(work, memoryLimit, async duckdb => {
     await confine(duckdb, { directories: [work] })
     try {
-      const found = await duckdb.runAndReadAll(`select column_name, column_type from (describe from read_parquet(${literal(file)}))`)
+      const found = await duckdb.runAndReadAll(
+        `select column_name, column_type from (describe from read_parquet(${literal(file)}))`,
+      )
       const want = columns.map(({ name, type }) => `${name} ${normal(typeOf(name, type).duckdb)}`).join(', ')
-      const got = found.getRows().map(([name, type]) => `${String(name)} ${normal(String(type))}`).join(', ')
+      const got = found
+        .getRows()
+        .map(([name, type]) => `${String(name)} ${normal(String(type))}`)
+        .join(', ')
       if (got !== want) throw new Error(`expected the columns ${want}; got ${got}`)
       // Read from the footer before any row is unpacked, because a few kilobytes can hold billions of rows.
       const footer = await duckdb.runAndReadAll(`select sum(num_rows)::varchar from parquet_file_metadata(${literal(file)})`)
       const rows = Number(footer.getRows()[0]?.[0])
-      if (expectedRows !== undefined && rows !== expectedRows) throw new Error(`expected ${expectedRows} rows; the file says that it has ${rows}`)
+      if (expectedRows !== undefined && rows !== expectedRows)
+        throw new Error(`expected ${expectedRows} rows; the file says that it has ${rows}`)
       const result = await duckdb.runAndReadAll(`
         select
           count(*)::varchar,
@@ -193,7 +217,10 @@ export async function readContent(file: string, columns: Column[], work: string,
  * the COPY is ended.
  */
 export async function streamParquet<T>(
-  file: string, columns: Column[], work: string, consume: (rows: Readable, done: Promise<number>) => Promise<T>,
+  file: string,
+  columns: Column[],
+  work: string,
+  consume: (rows: Readable, done: Promise<number>) => Promise<T>,
 ): Promise<T> {
   const pipe = join(work, 'rows.csv')
   await rm(pipe, { force: true })
@@ -204,14 +231,21 @@ export async function streamParquet<T>(
       const { stream, release } = openForReading(pipe)
       const text = columns.filter(column => column.type === 'text').map(column => identifier(column.name))
       const values = columns.map(({ name, type }) => typeOf(name, type).write?.(identifier(name)) ?? identifier(name))
-      const done = duckdb.run(`
+      const done = duckdb
+        .run(
+          `
         copy (select ${values.join(', ')} from read_parquet(${literal(file)}))
         to ${literal(pipe)} (
           format csv, header false, delimiter ',', quote '"', escape '"', nullstr '\\N', use_tmp_file false
           ${text.length > 0 ? `, force_quote (${text.join(', ')})` : ''}
-        )`).then(result => result.rowsChanged, (cause: unknown) => {
-        throw new Error(`${file}: DuckDB could not read all of it`, { cause })
-      })
+        )`,
+        )
+        .then(
+          result => result.rowsChanged,
+          (cause: unknown) => {
+            throw new Error(`${file}: DuckDB could not read all of it`, { cause })
+          },
+        )
       const released = done.then(release, release)
       try {
         return await consume(stream, done)
@@ -237,8 +271,8 @@ function typeOf(name: string, type: string) {
   const found = Object.hasOwn(types, base) ? types[base] : undefined
   if (!found) {
     throw new Error(
-      `column ${name} has type ${type}, for which the archive has no form; to add one, edit archiver/archive/parquet.ts, `
-      + 'sql/archive/archive_form.sql and sql/setup/shape-guard.sql',
+      `column ${name} has type ${type}, for which the archive has no form; to add one, edit archiver/archive/parquet.ts, ` +
+        'sql/archive/archive_form.sql and sql/setup/shape-guard.sql',
     )
   }
   return found
@@ -251,5 +285,8 @@ function normal(type: string) {
 }
 
 function isBrokenPipe(error: unknown) {
-  return error instanceof Error && (error.message === 'the reader of the COPY went away' || 'code' in error && error.code === 'EPIPE')
+  return (
+    error instanceof Error &&
+    (error.message === 'the reader of the COPY went away' || ('code' in error && error.code === 'EPIPE'))
+  )
 }

@@ -3,9 +3,7 @@ import { basename, join } from 'node:path'
 import t from 'tap'
 import { waitFor, withDatabase } from '../../testing/database.ts'
 import { openSession } from '../database.ts'
-import {
-  killAfter, leftovers, pathsOf, stateOf, stepsOf, withRetiredDay, withWorker, workAll,
-} from '../../testing/archiver.ts'
+import { killAfter, leftovers, pathsOf, stateOf, stepsOf, withRetiredDay, withWorker, workAll } from '../../testing/archiver.ts'
 import { listArchives, verifyArchive } from './verify.ts'
 import { refreshIndex, workOnce } from '../worker.ts'
 
@@ -29,14 +27,20 @@ t.test('killed with -9 after any step, the next run archives it once and loses n
   for (const step of ['claimed', 'frozen', 'exported', 'uploaded', 'proven'] as const) {
     await t.test(`after ${step}`, async t => {
       const { db, directory, partition } = await withRetiredDay(t, 'awkward')
-      const before = await db.admin`select content_checksum from fleet.content_checksum(${`fleet_detached.${partition}`}::regclass)`
+      const before =
+        await db.admin`select content_checksum from fleet.content_checksum(${`fleet_detached.${partition}`}::regclass)`
       await killAfter(t, db, directory, partition, step)
       t.equal((await stateOf(db.sql, partition)).step, step)
       const killed = await leftovers(directory)
       t.same((await workAll(t, db, directory)).results, ['done'])
-      t.notOk((await leftovers(directory)).some(name => killed.includes(name)), 'what the killed one left is removed')
+      t.notOk(
+        (await leftovers(directory)).some(name => killed.includes(name)),
+        'what the killed one left is removed',
+      )
       t.match(await stateOf(db.sql, partition), {
-        state: 'dropped', row_count: '4000', content_checksum: before[0]?.content_checksum as string,
+        state: 'dropped',
+        row_count: '4000',
+        content_checksum: before[0]?.content_checksum as string,
       })
       const { worker } = await withWorker(t, db, directory)
       const archives = await listArchives(worker)
@@ -120,5 +124,8 @@ t.test('a store that cannot be written to is named, and the partition kept', asy
   const { db, directory, partition } = await withRetiredDay(t)
   await writeFile(join(directory, 'archive'), 'a file where the directory should be')
   t.same((await workAll(t, db, directory)).results, ['failed'])
-  t.match(await stateOf(db.sql, partition), { state: 'archive_failed', last_error: /archive: this directory cannot be written to/ })
+  t.match(await stateOf(db.sql, partition), {
+    state: 'archive_failed',
+    last_error: /archive: this directory cannot be written to/,
+  })
 })

@@ -2,7 +2,17 @@ import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { openSession } from '../database.ts'
 import { exportTable } from './export.ts'
-import { differences, isoMicros, keysOf, FORMAT_VERSION, makeManifest, readManifest, writeManifest, type Claims, type Manifest } from './manifest.ts'
+import {
+  differences,
+  isoMicros,
+  keysOf,
+  FORMAT_VERSION,
+  makeManifest,
+  readManifest,
+  writeManifest,
+  type Claims,
+  type Manifest,
+} from './manifest.ts'
 import { recordColumns } from './columns.ts'
 import { hashFile } from './hash.ts'
 import { CHECKSUM_VERSION, plainColumns, type Column, type Content } from './parquet.ts'
@@ -52,7 +62,8 @@ export async function archivePartition(worker: Worker, claimed: ClaimedPartition
     await worker.store.check(signal)
     if (claimed.step === 'claimed') await worker.step('freeze', {}, () => freeze(worker, claimed, signal))
     // The Parquet file of a run that died is gone with it; the same rows make the same file.
-    const expected = claimed.step === 'uploaded' ? await recordedClaims(worker, claimed) : await exportAndUpload(worker, claimed, work, signal)
+    const expected =
+      claimed.step === 'uploaded' ? await recordedClaims(worker, claimed) : await exportAndUpload(worker, claimed, work, signal)
     await worker.step('prove', {}, () => prove(worker, claimed, expected, started, work, signal))
     rows = expected.row_count ?? rows
   } else {
@@ -83,7 +94,9 @@ async function freeze({ database, name }: Worker, { partition_name, table_name }
 }
 
 /** What is in the store, as far as it will be proven. */
-interface Upload extends Claims { parquetKey: string }
+interface Upload extends Claims {
+  parquetKey: string
+}
 
 async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: string, signal: AbortSignal): Promise<Upload> {
   const { sql, store, name } = worker
@@ -91,37 +104,75 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
   const { folder, manifest: manifestKey } = keysOf(range_start, range_end)
   const file = join(work, 'export.parquet')
 
-  const { columns, row_count } = await worker.step('export', {}, () => exportTable(worker.database, claimed.table_name, file, work, {
-    signal,
-    onRows: followCopy(worker, 'partition.export.progress', partition_name, claimed.row_count === null ? undefined : Number(claimed.row_count)),
-  }))
+  const { columns, row_count } = await worker.step('export', {}, () =>
+    exportTable(worker.database, claimed.table_name, file, work, {
+      signal,
+      onRows: followCopy(
+        worker,
+        'partition.export.progress',
+        partition_name,
+        claimed.row_count === null ? undefined : Number(claimed.row_count),
+      ),
+    }),
+  )
   const content = await worker.step('count', {}, () => countRetired(worker, partition_name, row_count, columns, signal))
   const exported = {
-    range_start: isoMicros(range_start), range_end: isoMicros(range_end),
-    bytes: (await stat(file)).size, sha256: await hashFile(file), ...content,
+    range_start: isoMicros(range_start),
+    range_end: isoMicros(range_end),
+    bytes: (await stat(file)).size,
+    sha256: await hashFile(file),
+    ...content,
     columns: plainColumns(columns),
   }
   const existing = await readManifest(store, manifestKey, signal)
-  const { revision, replaces, superseded } = await chooseRevision(worker, folder, existing, exported, { file, columns }, work, signal)
+  const { revision, replaces, superseded } = await chooseRevision(
+    worker,
+    folder,
+    existing,
+    exported,
+    { file, columns },
+    work,
+    signal,
+  )
   // From here on the database forgets the earlier archive, so first it has to be certain that this export may replace it.
   await sql`select fleet.record_export(${partition_name}, ${name})`
   const { columns_at } = await recordedShape(worker, partition_name)
   const keys = keysOf(range_start, range_end, revision)
   // After a failure nothing that lies in the store is trusted: the object is written anew, with the same rows.
-  const isKept = existing !== undefined && claimed.attempts === 0 && existing.content_checksum === content.content_checksum
-    && differences({ columns: existing.columns }, exported) === ''
-    && (await store.head(`${folder}${existing.file}`, signal))?.bytes === existing.bytes
+  const isKept =
+    existing !== undefined &&
+    claimed.attempts === 0 &&
+    existing.content_checksum === content.content_checksum &&
+    differences({ columns: existing.columns }, exported) === '' &&
+    (await store.head(`${folder}${existing.file}`, signal))?.bytes === existing.bytes
   if (!isKept) {
     await worker.step('upload', { 'fleet.bytes': exported.bytes }, () => store.put(keys.parquet, file, exported.sha256, signal))
     // A store may say that it stored what it lost. A manifest without its file would stand in the way of another content of this day.
     const stored = await store.head(keys.parquet, signal)
     if (stored?.bytes !== exported.bytes) {
-      throw new Error(`${store.url}/${keys.parquet}: the store said that it has this, and has ${stored ? `${stored.bytes} of ${exported.bytes} bytes` : 'it not'}`)
+      throw new Error(
+        `${store.url}/${keys.parquet}: the store said that it has this, and has ${stored ? `${stored.bytes} of ${exported.bytes} bytes` : 'it not'}`,
+      )
     }
-    await writeManifest(store, keys.manifest, makeManifest({
-      partition: partition_name, range_start, range_end, content, columns, columns_at,
-      parquetKey: keys.parquet, bytes: exported.bytes, sha256: exported.sha256, revision, replaces, superseded,
-    }), signal)
+    await writeManifest(
+      store,
+      keys.manifest,
+      makeManifest({
+        partition: partition_name,
+        range_start,
+        range_end,
+        content,
+        columns,
+        columns_at,
+        parquetKey: keys.parquet,
+        bytes: exported.bytes,
+        sha256: exported.sha256,
+        revision,
+        replaces,
+        superseded,
+      }),
+      signal,
+    )
   }
   const { bytes, sha256, checksum_version, format_version } = isKept
     ? existing
@@ -140,8 +191,13 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
  * @throws when rows of the existing archive would be lost
  */
 async function chooseRevision(
-  worker: Worker, folder: string, existing: Manifest | undefined, exported: Claims, made: { file: string, columns: Column[] },
-  work: string, signal: AbortSignal,
+  worker: Worker,
+  folder: string,
+  existing: Manifest | undefined,
+  exported: Claims,
+  made: { file: string; columns: Column[] },
+  work: string,
+  signal: AbortSignal,
 ): Promise<Pick<Manifest, 'revision' | 'replaces' | 'superseded'>> {
   if (!existing) return {}
   const { range_start, range_end, row_count, content_checksum, min_ts, max_ts, columns } = exported
@@ -152,28 +208,48 @@ async function chooseRevision(
   }
   const refuse = (missing: number) => {
     throw new Error(
-      `${worker.store.url}/${folder}${existing.file}: an archive of this day with other content is there already and is not overwritten: `
-      + `${missing} of its ${existing.row_count} rows are not in the partition (${other}). ${ifNotNeeded}. `
-      + 'If the archive is right and the table is not, run select fleet.accept_archive(..., \'why\')',
+      `${worker.store.url}/${folder}${existing.file}: an archive of this day with other content is there already and is not overwritten: ` +
+        `${missing} of its ${existing.row_count} rows are not in the partition (${other}). ${ifNotNeeded}. ` +
+        "If the archive is right and the table is not, run select fleet.accept_archive(..., 'why')",
     )
   }
   if (existing.range_start !== range_start || existing.range_end !== range_end) return refuse(existing.row_count)
-  return await compareArchive(worker, folder, existing, made, work, async ({ missing, lost, file }) => {
-    if (missing > 0) return refuse(missing)
-    const kept = lost.length > 0 ? [await keepSuperseded(worker, existing, lost, file, signal)] : []
-    return { revision: (existing.revision ?? 1) + 1, replaces: existing.sha256, superseded: [...existing.superseded ?? [], ...kept] }
-  }, signal)
+  return await compareArchive(
+    worker,
+    folder,
+    existing,
+    made,
+    work,
+    async ({ missing, lost, file }) => {
+      if (missing > 0) return refuse(missing)
+      const kept = lost.length > 0 ? [await keepSuperseded(worker, existing, lost, file, signal)] : []
+      return {
+        revision: (existing.revision ?? 1) + 1,
+        replaces: existing.sha256,
+        superseded: [...(existing.superseded ?? []), ...kept],
+      }
+    },
+    signal,
+  )
 }
 
 /**
  * Lets Postgres count the retired table and compute its checksum, with the rights of its owner. Later proofs are compared with this.
  * @throws when the file has another number of rows, or other columns
  */
-async function countRetired({ database, name }: Worker, partition: string, rows: number, columns: Column[], signal: AbortSignal): Promise<Content> {
+async function countRetired(
+  { database, name }: Worker,
+  partition: string,
+  rows: number,
+  columns: Column[],
+  signal: AbortSignal,
+): Promise<Content> {
   // Takes seconds for a large day, so it does not use the connection that renews the lease.
   const session = await openSession(database, signal)
   try {
-    const [counted] = await session.sql<{ row_count: string, content_checksum: string, min_ts: string | null, max_ts: string | null }[]>`
+    const [counted] = await session.sql<
+      { row_count: string; content_checksum: string; min_ts: string | null; max_ts: string | null }[]
+    >`
       select row_count, content_checksum, min_ts, max_ts
       from fleet.count_retired(${partition}, ${name}, ${rows}, ${session.sql.json(plainColumns(columns))}, ${CHECKSUM_VERSION})`
     signal.throwIfAborted()
@@ -191,7 +267,7 @@ async function countRetired({ database, name }: Worker, partition: string, rows:
 
 /** The columns that the database recorded with the export, and when the table had them. */
 async function recordedShape({ sql }: Worker, partition: string) {
-  const [shape] = await sql<{ columns: Column[], columns_at: string }[]>`
+  const [shape] = await sql<{ columns: Column[]; columns_at: string }[]>`
     select columns, columns_at from fleet.hb_partitions where partition_name = ${partition}`
   if (!shape) throw new Error(`${partition}: fleet.hb_partitions has no such partition`)
   return shape
@@ -200,7 +276,7 @@ async function recordedShape({ sql }: Worker, partition: string) {
 /** What an earlier run recorded before it died. */
 async function recordedClaims(worker: Worker, claimed: ClaimedPartition): Promise<Upload> {
   // Null if a version before 0.2 uploaded the archive. The columns in the manifest are then accepted.
-  const { columns } = await recordedShape(worker, claimed.partition_name) as { columns: Column[] | null }
+  const { columns } = (await recordedShape(worker, claimed.partition_name)) as { columns: Column[] | null }
   return {
     ...(columns ? { columns } : {}),
     parquetKey: `${keysOf(claimed.range_start, claimed.range_end).folder}${fileOf(claimed)}`,
@@ -220,23 +296,45 @@ function fileOf({ archive_url }: ClaimedPartition) {
   return archive_url?.slice(archive_url.lastIndexOf('/') + 1) ?? ''
 }
 
-async function prove(worker: Worker, claimed: ClaimedPartition, upload: Upload, started: number, work: string, signal: AbortSignal) {
+async function prove(
+  worker: Worker,
+  claimed: ClaimedPartition,
+  upload: Upload,
+  started: number,
+  work: string,
+  signal: AbortSignal,
+) {
   const { sql, store, name } = worker
   const { parquetKey, ...expected } = upload
   const keys = { parquet: parquetKey, manifest: keysOf(claimed.range_start, claimed.range_end).manifest }
-  const proven = await readBack(store, keys, expected, work, async ({ manifest, content }) => {
-    // The database compares once more with what it recorded, and alone decides.
-    await sql`
+  const proven = await readBack(
+    store,
+    keys,
+    expected,
+    work,
+    async ({ manifest, content }) => {
+      // The database compares once more with what it recorded, and alone decides.
+      await sql`
       select fleet.record_proof(${claimed.partition_name}, ${name}, ${manifest.sha256},
         ${content.content_checksum}::text::numeric, ${content.row_count}, ${content.min_ts}, ${content.max_ts})`
-    await recordColumns(sql, claimed.partition_name, manifest)
-    return manifest
-  }, signal)
+      await recordColumns(sql, claimed.partition_name, manifest)
+      return manifest
+    },
+    signal,
+  )
   worker.indexIsStale = true
-  worker.log.info({
-    event: 'partition.archive.end', partition: claimed.partition_name, rows: expected.row_count, bytes: expected.bytes,
-    duration_ms: Math.round(performance.now() - started), sha256: expected.sha256, archive_url: `${store.url}/${keys.parquet}`,
-  }, 'archived and proven')
+  worker.log.info(
+    {
+      event: 'partition.archive.end',
+      partition: claimed.partition_name,
+      rows: expected.row_count,
+      bytes: expected.bytes,
+      duration_ms: Math.round(performance.now() - started),
+      sha256: expected.sha256,
+      archive_url: `${store.url}/${keys.parquet}`,
+    },
+    'archived and proven',
+  )
   await removeSuperseded(store, proven, worker.log, signal)
 }
 
@@ -249,8 +347,11 @@ async function finishRevision({ store, log }: Worker, claimed: ClaimedPartition,
 
 async function drop({ sql, log, name }: Worker, { partition_name }: ClaimedPartition, rows: number, signal: AbortSignal) {
   const started = performance.now()
-  const [dropped] = await whenUnlocked(() => sql<{ is_dropped: boolean }[]>`
-    select fleet.drop_partition(${partition_name}) as is_dropped`, signal)
+  const [dropped] = await whenUnlocked(
+    () => sql<{ is_dropped: boolean }[]>`
+    select fleet.drop_partition(${partition_name}) as is_dropped`,
+    signal,
+  )
   const duration_ms = Math.round(performance.now() - started)
   if (dropped?.is_dropped) {
     log.info({ event: 'partition.drop', partition: partition_name, rows, duration_ms }, 'dropped')
@@ -258,5 +359,8 @@ async function drop({ sql, log, name }: Worker, { partition_name }: ClaimedParti
   }
   // The next archiver that looks after that drops it.
   await sql`select fleet.release_lease(${partition_name}, ${name})`
-  log.info({ event: 'partition.kept', partition: partition_name }, 'kept until archive_grace is over, and until a second proof where one is needed')
+  log.info(
+    { event: 'partition.kept', partition: partition_name },
+    'kept until archive_grace is over, and until a second proof where one is needed',
+  )
 }

@@ -13,8 +13,12 @@ import type { Store } from '../store/store.ts'
  * @throws a sentence that names the object and the difference
  */
 export async function readBack<T>(
-  store: Store, keys: { parquet: string, manifest: string }, expected: Claims, work: string,
-  use: (proof: { file: string, manifest: Manifest, content: Content }) => Promise<T>, signal?: AbortSignal,
+  store: Store,
+  keys: { parquet: string; manifest: string },
+  expected: Claims,
+  work: string,
+  use: (proof: { file: string; manifest: Manifest; content: Content }) => Promise<T>,
+  signal?: AbortSignal,
 ): Promise<T> {
   const url = `${store.url}/${keys.parquet}`
   const manifestUrl = `${store.url}/${keys.manifest}`

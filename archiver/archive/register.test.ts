@@ -1,7 +1,18 @@
 import { cp, readFile, writeFile } from 'node:fs/promises'
 import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
-import { daysAgo, fillAwkwardDay, fillDay, makeDirectory, partitionOf, pathsOf, runCli, runOnce, stateOf, workAll } from '../../testing/archiver.ts'
+import {
+  daysAgo,
+  fillAwkwardDay,
+  fillDay,
+  makeDirectory,
+  partitionOf,
+  pathsOf,
+  runCli,
+  runOnce,
+  stateOf,
+  workAll,
+} from '../../testing/archiver.ts'
 
 t.test('a new store takes over the archive of one that was lost, and brings its days back row for row', async t => {
   const lost = await withDatabase(t)
@@ -31,7 +42,8 @@ t.test('a new store takes over the archive of one that was lost, and brings its 
   await workAll(t, db, directory)
   for (const [n, partition] of partitions.entries()) {
     t.match(await stateOf(db.sql, partition), { state: 'restored' })
-    const [content] = await db.admin`select row_count, content_checksum from fleet.content_checksum(${`fleet.${partition}`}::regclass)`
+    const [content] =
+      await db.admin`select row_count, content_checksum from fleet.content_checksum(${`fleet.${partition}`}::regclass)`
     t.match(before[n], { ...content }, `${days[n]} is back`)
   }
 })

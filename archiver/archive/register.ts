@@ -29,7 +29,8 @@ export async function adoptArchives(worker: Worker, onArchive: (manifest: Manife
       const manifest = await readManifest(store, key)
       if (!manifest) continue
       const { parquet, manifest: ownKey } = keysOf(manifest.range_start, manifest.range_end, manifest.revision)
-      if (key !== ownKey) throw new Error(`${store.url}/${key}: the manifest is of ${manifest.range_start}, whose place is ${store.url}/${ownKey}`)
+      if (key !== ownKey)
+        throw new Error(`${store.url}/${key}: the manifest is of ${manifest.range_start}, whose place is ${store.url}/${ownKey}`)
       const url = `${store.url}/${parquet}`
       if (known.get(url) === manifest.sha256) {
         await recordColumns(sql, manifest.partition, manifest)

@@ -31,7 +31,7 @@ async function grow(db: TestDatabase, partition: string, device_id: number) {
 }
 
 async function contentOf(db: TestDatabase, partition: string) {
-  const [row] = await db.admin<{ row_count: string, content_checksum: string }[]>`
+  const [row] = await db.admin<{ row_count: string; content_checksum: string }[]>`
     select row_count, content_checksum from fleet.content_checksum(${`fleet_detached.${partition}`}::regclass)`
   return row
 }
@@ -49,7 +49,11 @@ t.test('a day that came back and gained rows is archived as a new revision, and 
   t.equal(fileURLToPath(state.archive_url as string), second)
   t.same(await filesOf(directory), [basename(second), 'manifest.json'])
   t.match(JSON.parse(await readFile(paths.manifest, 'utf8')) as Manifest, {
-    format_version: 2, file: basename(second), revision: 2, replaces: first.sha256, row_count: 1050,
+    format_version: 2,
+    file: basename(second),
+    revision: 2,
+    replaces: first.sha256,
+    row_count: 1050,
     sha256: state.checksum_sha256 as string,
   })
   t.equal((await runCli(t, db, directory, 'verify', '--all')).code, 0)
@@ -65,14 +69,17 @@ t.test('a day that came back and gained rows is archived as a new revision, and 
 
 t.test('killed with -9 after any step of a revision, the next run finishes it', { skip: leftToCi() }, async t => {
   // What the kill left is put back to what it is a moment earlier, where no statement waits between two steps.
-  type Earlier = (grown: Grown, first: { manifest: Buffer, parquet: Buffer }) => Promise<void>
+  type Earlier = (grown: Grown, first: { manifest: Buffer; parquet: Buffer }) => Promise<void>
   const moments: Record<string, [step: 'frozen' | 'exported' | 'uploaded' | 'proven', earlier: Earlier]> = {
     'before the new file': ['frozen', async () => {}],
     'between the new file and its manifest': ['exported', ({ paths }, first) => writeFile(paths.manifest, first.manifest)],
-    'in the middle of the new file': ['exported', async ({ paths, second }, first) => {
-      await writeFile(paths.manifest, first.manifest)
-      await rename(second, join(paths.folder, `.${basename(second)}.0123456789ab.part`))
-    }],
+    'in the middle of the new file': [
+      'exported',
+      async ({ paths, second }, first) => {
+        await writeFile(paths.manifest, first.manifest)
+        await rename(second, join(paths.folder, `.${basename(second)}.0123456789ab.part`))
+      },
+    ],
     'after the manifest': ['exported', async () => {}],
     'after the upload was recorded': ['uploaded', async () => {}],
     'between the proof and the end of the old file': ['proven', ({ paths }, first) => writeFile(paths.parquet, first.parquet)],
@@ -84,7 +91,8 @@ t.test('killed with -9 after any step of a revision, the next run finishes it', 
       const { db, directory, partition, before, paths, second } = grown
       const first = { manifest: await readFile(paths.manifest), parquet: await readFile(paths.parquet) }
       await killAfter(t, db, directory, partition, step)
-      if (step !== 'proven') t.same(await readFile(paths.parquet), first.parquet, 'the old file is there until the new one is proven')
+      if (step !== 'proven')
+        t.same(await readFile(paths.parquet), first.parquet, 'the old file is there until the new one is proven')
       await earlier(grown, first)
       if (moment.startsWith('between the proof')) {
         const { code, output } = await runCli(t, db, directory, 'verify')
@@ -93,7 +101,10 @@ t.test('killed with -9 after any step of a revision, the next run finishes it', 
       }
       t.same((await workAll(t, db, directory)).results, ['done'])
       t.match(await stateOf(db.sql, partition), {
-        state: 'dropped', row_count: '1050', content_checksum: before?.content_checksum as string, archive_url: /_r2\.parquet$/,
+        state: 'dropped',
+        row_count: '1050',
+        content_checksum: before?.content_checksum as string,
+        archive_url: /_r2\.parquet$/,
       })
       t.same(await filesOf(directory), [basename(second), 'manifest.json'])
       const verified = await runCli(t, db, directory, 'verify', '--all')
@@ -104,17 +115,26 @@ t.test('killed with -9 after any step of a revision, the next run finishes it', 
 
 t.test('an archive of which rows are missing, or that is damaged, is not superseded', async t => {
   const damages: Record<string, [RegExp, (grown: Grown) => Promise<void>]> = {
-    'a row was changed since': [/is not overwritten: 1 of its 1000 rows are not in the partition/, async ({ db, partition }) => {
-      await db.admin`
+    'a row was changed since': [
+      /is not overwritten: 1 of its 1000 rows are not in the partition/,
+      async ({ db, partition }) => {
+        await db.admin`
         update fleet_detached.${db.admin(partition)} set battery_pct = 101
         where ctid = (select min(ctid) from fleet_detached.${db.admin(partition)} where device_id = 5)`
-    }],
-    'the old file has another byte': [/differs from its manifest, and what it holds cannot be told: sha256/, async ({ paths }) => {
-      const bytes = await readFile(paths.parquet)
-      bytes[100] = (bytes[100] ?? 0) ^ 1
-      await writeFile(paths.parquet, bytes)
-    }],
-    'the old file is gone': [/there is no such object in the store, but a manifest of it; .* move its folder away/, ({ paths }) => rm(paths.parquet)],
+      },
+    ],
+    'the old file has another byte': [
+      /differs from its manifest, and what it holds cannot be told: sha256/,
+      async ({ paths }) => {
+        const bytes = await readFile(paths.parquet)
+        bytes[100] = (bytes[100] ?? 0) ^ 1
+        await writeFile(paths.parquet, bytes)
+      },
+    ],
+    'the old file is gone': [
+      /there is no such object in the store, but a manifest of it; .* move its folder away/,
+      ({ paths }) => rm(paths.parquet),
+    ],
   }
   for (const [name, [error, damage]] of Object.entries(damages)) {
     await t.test(name, async t => {

@@ -2,7 +2,17 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describeError } from '../log.ts'
 import { recordColumns } from './columns.ts'
-import { differences, isoMicros, keysOf, readManifest, root, supersededKeys, type Claims, type Manifest, type Superseded } from './manifest.ts'
+import {
+  differences,
+  isoMicros,
+  keysOf,
+  readManifest,
+  root,
+  supersededKeys,
+  type Claims,
+  type Manifest,
+  type Superseded,
+} from './manifest.ts'
 import type { Column } from './parquet.ts'
 import { readBack } from './proof.ts'
 import { locate, openStore } from '../store/store.ts'
@@ -76,7 +86,8 @@ export async function verifyArchive(worker: Worker, archive: Archive, isQuick: b
       return await readBack(store, keys, expected, work, async ({ manifest }) => {
         await recordColumns(worker.sql, archive.partition_name, manifest)
         const faults: string[] = []
-        for (const kept of manifest.superseded ?? []) faults.push(...await verifySuperseded(archive, manifest, kept, worker, work))
+        for (const kept of manifest.superseded ?? [])
+          faults.push(...(await verifySuperseded(archive, manifest, kept, worker, work)))
         return faults
       })
     } finally {
@@ -89,20 +100,28 @@ export async function verifyArchive(worker: Worker, archive: Archive, isQuick: b
 
 /** Checks a kept file of an earlier revision that the archive's manifest names; with `work`, every byte and row. */
 async function verifySuperseded(
-  { archive_url }: Archive, { range_start }: Manifest, { file, bytes, sha256 }: Superseded, worker: Worker, work?: string,
+  { archive_url }: Archive,
+  { range_start }: Manifest,
+  { file, bytes, sha256 }: Superseded,
+  worker: Worker,
+  work?: string,
 ): Promise<string[]> {
   const keys = supersededKeys(range_start, file)
   try {
     // It is in the same store as the archive, which may be an older one.
     const at = archive_url.lastIndexOf(`/${root}date=`)
-    const store = archive_url.startsWith(`${worker.store.url}/`) ? worker.store : await openStore(archive_url.slice(0, at), worker.storeOptions)
+    const store = archive_url.startsWith(`${worker.store.url}/`)
+      ? worker.store
+      : await openStore(archive_url.slice(0, at), worker.storeOptions)
     if (work !== undefined) {
       await readBack(store, keys, { bytes, sha256 }, await mkdtemp(join(work, 'superseded-')), async () => {})
       return []
     }
     const found = await store.head(keys.parquet)
     if (!found) return [`${store.url}/${keys.parquet}: the object is missing; the manifest of ${archive_url} names it`]
-    return found.bytes === bytes ? [] : [`${store.url}/${keys.parquet}: the object has ${found.bytes} bytes, ${bytes} were stored`]
+    return found.bytes === bytes
+      ? []
+      : [`${store.url}/${keys.parquet}: the object has ${found.bytes} bytes, ${bytes} were stored`]
   } catch (error) {
     return [describeError(error)]
   }
@@ -115,9 +134,10 @@ async function verifySuperseded(
  */
 export async function findStrangers(worker: Worker, date?: string): Promise<string[]> {
   const { sql, store } = worker
-  const prefixes = date === undefined
-    ? [`${root}date=`]
-    : (await listArchives(worker, date)).map(({ range_start, range_end }) => keysOf(range_start, range_end).folder)
+  const prefixes =
+    date === undefined
+      ? [`${root}date=`]
+      : (await listArchives(worker, date)).map(({ range_start, range_end }) => keysOf(range_start, range_end).folder)
   const found: string[] = []
   for (const prefix of prefixes) {
     for await (const { key } of store.list(prefix)) found.push(key)
@@ -125,7 +145,7 @@ export async function findStrangers(worker: Worker, date?: string): Promise<stri
   // Asked after the store, so that what was archived meanwhile is known.
   const known = new Set((await listArchives(worker)).map(archive => archive.archive_url))
   const proven = new Map([...known].map(url => [folderOf(url), url]))
-  const busy = await sql<{ range_start: string, range_end: string }[]>`
+  const busy = await sql<{ range_start: string; range_end: string }[]>`
     select range_start, range_end from fleet.hb_partitions where state in ('detached', 'archiving')`
   const skipped = new Set(busy.map(({ range_start, range_end }) => `${store.url}/${keysOf(range_start, range_end).folder}`))
 
@@ -135,13 +155,15 @@ export async function findStrangers(worker: Worker, date?: string): Promise<stri
     const folder = folderOf(url)
     const current = proven.get(folder)
     if (known.has(url) || skipped.has(folder) || (current !== undefined && url === `${folder}manifest.json`)) continue
-    if (!await store.head(key)) continue
+    if (!(await store.head(key))) continue
     const isSuperseded = current !== undefined && revisionOf(url) < revisionOf(current) && nameOf(url) === nameOf(current)
-    faults.push(isSuperseded
-      ? `${url}: superseded by ${current.slice(folder.length)}; readers of *.parquet see its rows twice, delete it`
-      : `${url}: the database knows no proven archive of this name`)
+    faults.push(
+      isSuperseded
+        ? `${url}: superseded by ${current.slice(folder.length)}; readers of *.parquet see its rows twice, delete it`
+        : `${url}: the database knows no proven archive of this name`,
+    )
   }
-  return [...faults, ...await findUnnamed(worker, date)]
+  return [...faults, ...(await findUnnamed(worker, date))]
 }
 
 /** Finds files under superseded/ that the manifest of their day does not name, for example because a run died. */
@@ -150,9 +172,10 @@ async function findUnnamed(worker: Worker, date?: string) {
   const faults: string[] = []
   const named = new Map<string, Set<string>>()
   const found: string[] = []
-  const folders = date === undefined
-    ? [`${root}superseded/`]
-    : (await listArchives(worker, date)).map(({ range_start }) => supersededKeys(range_start, '').folder)
+  const folders =
+    date === undefined
+      ? [`${root}superseded/`]
+      : (await listArchives(worker, date)).map(({ range_start }) => supersededKeys(range_start, '').folder)
   for (const folder of folders) {
     for await (const { key } of store.list(folder)) found.push(key)
   }
@@ -161,10 +184,12 @@ async function findUnnamed(worker: Worker, date?: string) {
     let names = named.get(folder)
     if (!names) {
       const manifest = await readManifest(store, `${folder.replace(`${root}superseded/`, root)}manifest.json`)
-      names = new Set(manifest?.superseded?.flatMap(({ file }) => {
-        const keys = supersededKeys(manifest.range_start, file)
-        return [keys.parquet, keys.manifest]
-      }))
+      names = new Set(
+        manifest?.superseded?.flatMap(({ file }) => {
+          const keys = supersededKeys(manifest.range_start, file)
+          return [keys.parquet, keys.manifest]
+        }),
+      )
       named.set(folder, names)
     }
     if (!names.has(key)) faults.push(`${store.url}/${key}: no manifest of a later revision names it`)

@@ -6,7 +6,18 @@ import { spawnNode, withDatabase, type TestDatabase } from '../../testing/databa
 import { queryArchive, QueryError } from './query.ts'
 import { withObjectStore, withoutStore } from '../../testing/s3.ts'
 import {
-  archiverEnv, daysAgo, fillAwkwardDay, fillDay, leftovers, makeDirectory, partitionOf, pathsOf, runCli, stateOf, withWorker, workAll,
+  archiverEnv,
+  daysAgo,
+  fillAwkwardDay,
+  fillDay,
+  leftovers,
+  makeDirectory,
+  partitionOf,
+  pathsOf,
+  runCli,
+  stateOf,
+  withWorker,
+  workAll,
 } from '../../testing/archiver.ts'
 
 /** A day in each place that rows can be in; 10 rows or a power of 2 times that. */
@@ -41,22 +52,38 @@ t.test('each row is seen once, wherever its day is', async t => {
   const states = await db.sql<{ state: string }[]>`
     select p.state from unnest(${[dropped, restored, kept, detached, active]}::date[]) with ordinality as d(day, n)
     join fleet.hb_partitions p on p.range_start = d.day order by n`
-  t.same(states.map(row => row.state), ['dropped', 'restored', 'archived', 'detached', 'active'])
+  t.same(
+    states.map(row => row.state),
+    ['dropped', 'restored', 'archived', 'detached', 'active'],
+  )
 
-  const byDay = (relation: string) => `select ts::date::varchar as day, count(*) as rows from ${relation} group by all order by all`
+  const byDay = (relation: string) =>
+    `select ts::date::varchar as day, count(*) as rows from ${relation} group by all order by all`
   t.same(await ask(t, db, directory, byDay('archive')), [
-    { day: dropped, rows: 10 }, { day: restored, rows: 20 }, { day: kept, rows: 40 },
+    { day: dropped, rows: 10 },
+    { day: restored, rows: 20 },
+    { day: kept, rows: 40 },
   ])
   t.same(await ask(t, db, directory, byDay('online')), [
-    { day: restored, rows: 21 }, { day: kept, rows: 40 }, { day: detached, rows: 80 }, { day: active, rows: 160 },
+    { day: restored, rows: 21 },
+    { day: kept, rows: 40 },
+    { day: detached, rows: 80 },
+    { day: active, rows: 160 },
   ])
   t.same(await ask(t, db, directory, byDay('device_heartbeats')), [
-    { day: dropped, rows: 10 }, { day: restored, rows: 21 }, { day: kept, rows: 40 }, { day: detached, rows: 80 }, { day: active, rows: 160 },
+    { day: dropped, rows: 10 },
+    { day: restored, rows: 21 },
+    { day: kept, rows: 40 },
+    { day: detached, rows: 80 },
+    { day: active, rows: 160 },
   ])
   t.same(await ask(t, db, directory, byDay('device_heartbeats'), '--from', restored, '--to', kept), [
-    { day: restored, rows: 21 }, { day: kept, rows: 40 },
+    { day: restored, rows: 21 },
+    { day: kept, rows: 40 },
   ])
-  t.same(await ask(t, db, directory, `select count(*) as rows from archive join device_heartbeats using (ts, device_id)`), [{ rows: 70 }])
+  t.same(await ask(t, db, directory, `select count(*) as rows from archive join device_heartbeats using (ts, device_id)`), [
+    { rows: 70 },
+  ])
 
   // Only what is asked for is looked at.
   await rm(pathsOf(directory, dropped).parquet)
@@ -82,15 +109,25 @@ t.test('rows have the columns of the table and keep their values', async t => {
     from (select * from fleet.device_heartbeats union all select * from fleet_detached.${db.admin(await partitionOf(db.sql, archived))}) r
     order by r.ts, r.device_id`.values()
   await workAll(t, db, directory)
-  const got = await ask(t, db, directory, `
+  const got = (await ask(
+    t,
+    db,
+    directory,
+    `
     select epoch_us(ts)::varchar as ts, device_id::varchar as device_id, signal_dbm, unity_running,
       hex(encode(network_type)) as network_type, hex(encode(agent_version)) as agent_version, ip
-    from device_heartbeats h order by h.ts, h.device_id`) as object[]
+    from device_heartbeats h order by h.ts, h.device_id`,
+  )) as object[]
   t.ok(JSON.stringify(got.map(row => Object.values(row) as unknown[])) === JSON.stringify(rows), 'row for row')
-  const columns = await db.sql<{ name: string }[]>`select name from fleet.archive_columns('fleet.device_heartbeats'::regclass) order by position`
+  const columns = await db.sql<
+    { name: string }[]
+  >`select name from fleet.archive_columns('fleet.device_heartbeats'::regclass) order by position`
   for (const relation of ['archive', 'online', 'device_heartbeats']) {
-    const found = await ask(t, db, directory, `select column_name from (describe ${relation})`) as { column_name: string }[]
-    t.same(found.map(row => row.column_name), columns.map(row => row.name))
+    const found = (await ask(t, db, directory, `select column_name from (describe ${relation})`)) as { column_name: string }[]
+    t.same(
+      found.map(row => row.column_name),
+      columns.map(row => row.name),
+    )
   }
 })
 
@@ -101,17 +138,35 @@ t.test('it prints a table, JSON and CSV', async t => {
     select 12 as n, 9007199254740993 as big, null as nothing, '' as empty, 'a "b",' || chr(10) || 'c' as text, true as yes, 0.5::double as half,
       '2026-08-15 01:02:03.000004Z'::timestamptz as ts, [1, 2] as list, 13 as n`
   const run = async (...args: string[]) => (await runCli(t, db, directory, 'query', ...args)).output
-  t.equal(await run(query, '--json'), `[\n${JSON.stringify({
-    n: 12, big: '9007199254740993', nothing: null, empty: '', text: 'a "b",\nc', yes: true, half: 0.5, ts: '2026-08-15 01:02:03.000004+00', list: [1, 2], 'n:1': 13,
-  })}\n]\n`)
-  t.equal(await run(query, '--csv'), 'n,big,nothing,empty,text,yes,half,ts,list,n:1\n'
-    + '12,9007199254740993,,"","a ""b"",\nc",true,0.5,2026-08-15 01:02:03.000004+00,"[1,2]",13\n')
+  t.equal(
+    await run(query, '--json'),
+    `[\n${JSON.stringify({
+      n: 12,
+      big: '9007199254740993',
+      nothing: null,
+      empty: '',
+      text: 'a "b",\nc',
+      yes: true,
+      half: 0.5,
+      ts: '2026-08-15 01:02:03.000004+00',
+      list: [1, 2],
+      'n:1': 13,
+    })}\n]\n`,
+  )
+  t.equal(
+    await run(query, '--csv'),
+    'n,big,nothing,empty,text,yes,half,ts,list,n:1\n' +
+      '12,9007199254740993,,"","a ""b"",\nc",true,0.5,2026-08-15 01:02:03.000004+00,"[1,2]",13\n',
+  )
   t.equal(await run(`select range as n, 'x' || range as name from range(9, 11)`), 'n   name\n9   x9\n10  x10\n2 rows\n')
   t.equal(await run('select * from device_heartbeats', '--json'), '[]\n', 'an empty fleet has no rows')
   const long = await run('from range(2500)')
   t.match(long, /^2500 rows, of which the first 1000 are shown/m)
   t.equal(long.trim().split('\n').length, 1002, 'and the header')
-  t.equal((await run('from range(300000)', '--csv')).length, 'range\n'.length + 10 * 2 + 90 * 3 + 900 * 4 + 9000 * 5 + 90_000 * 6 + 200_000 * 7)
+  t.equal(
+    (await run('from range(300000)', '--csv')).length,
+    'range\n'.length + 10 * 2 + 90 * 3 + 900 * 4 + 9000 * 5 + 90_000 * 6 + 200_000 * 7,
+  )
 })
 
 t.test('a query that is wrong is told in one line, and one that would write is refused', async t => {
@@ -128,7 +183,8 @@ t.test('a query that is wrong is told in one line, and one that would write is r
     'select $1': /^the query has parameters/,
     [`select cast(network_type as integer) from archive`]: /^Conversion Error: .*$/,
     [`copy archive to '${parquet}' (format parquet, use_tmp_file false)`]: /^expected a SELECT, got COPY|^Permission Error/,
-    [`explain analyze copy archive to '${parquet}' (format parquet, use_tmp_file false)`]: /^expected a SELECT, got EXPLAIN|^Permission Error/,
+    [`explain analyze copy archive to '${parquet}' (format parquet, use_tmp_file false)`]:
+      /^expected a SELECT, got EXPLAIN|^Permission Error/,
     [`copy (select 1) to '${directory}/new.csv'`]: /^expected a SELECT, got COPY|^Permission Error/,
     [`select * from read_csv('${directory}/secret.csv')`]: /^Permission Error: Cannot access file .*$/,
     [`attach '${directory}/new.db'`]: /^expected a SELECT|^Permission Error/,
@@ -151,7 +207,11 @@ t.test('a query that is wrong is told in one line, and one that would write is r
   t.match(output, /^Binder Error: .*\n$/)
   t.same(await readFile(parquet), before)
   const misused = [
-    [], ['select 1', 'select 2'], ['select 1', '--xml'], ['select 1', '--json', '--csv'], ['select 1', '--from', 'monday'],
+    [],
+    ['select 1', 'select 2'],
+    ['select 1', '--xml'],
+    ['select 1', '--json', '--csv'],
+    ['select 1', '--from', 'monday'],
     ['select 1', '--from', '2026-02-01', '--to', '2026-01-01'],
   ]
   for (const args of misused) {
@@ -161,49 +221,54 @@ t.test('a query that is wrong is told in one line, and one that would write is r
   }
 })
 
-t.test('the objects of a bucket are fetched and checked, those of a revision too', { skip: withoutStore || leftToCi() }, async t => {
-  const db = await withDatabase(t)
-  const directory = await makeDirectory(t)
-  const { url, endpoint, bucket, env: credentials, client } = await withObjectStore(t)
-  const env = { ...archiverEnv(db, directory), ARCHIVE_URL: url, AWS_ENDPOINT_URL_S3: endpoint, ...credentials }
-  const run = async (script: string, ...args: string[]) => {
-    const process = await spawnNode(t, script, { args, env })
-    const { code } = await process.exited
-    return { code, output: process.output() }
-  }
-  const archiveAll = async () => {
-    const { code, output } = await run('archiver/main.ts', '--once')
-    if (code !== 0) throw new Error(output)
-  }
-  const [first, second] = [daysAgo(80), daysAgo(79)]
-  for (const day of [first, second]) {
-    await fillDay(db.admin, day, 100)
-    await db.sql`select fleet.archive_partition(${await partitionOf(db.sql, day)})`
-  }
-  await archiveAll()
-  const partition = await partitionOf(db.sql, second)
-  await db.sql`select fleet.request_restore(${second}::date)`
-  await archiveAll()
-  await db.admin`insert into fleet.device_heartbeats (ts, received_at, device_id) values ((${second} || ' 12:00:03Z')::timestamptz, now(), 4711)`
-  await db.sql`select fleet.release_partition(${partition})`
-  await db.sql`select fleet.archive_partition(${partition})`
-  await archiveAll()
-  const { archive_url } = await stateOf(db.sql, partition) as { archive_url: string }
-  t.match(archive_url, /_r2\.parquet$/)
-  const verified = await run('archiver/cli.ts', 'verify', '--all')
-  t.equal(verified.code, 0, verified.output)
+t.test(
+  'the objects of a bucket are fetched and checked, those of a revision too',
+  { skip: withoutStore || leftToCi() },
+  async t => {
+    const db = await withDatabase(t)
+    const directory = await makeDirectory(t)
+    const { url, endpoint, bucket, env: credentials, client } = await withObjectStore(t)
+    const env = { ...archiverEnv(db, directory), ARCHIVE_URL: url, AWS_ENDPOINT_URL_S3: endpoint, ...credentials }
+    const run = async (script: string, ...args: string[]) => {
+      const process = await spawnNode(t, script, { args, env })
+      const { code } = await process.exited
+      return { code, output: process.output() }
+    }
+    const archiveAll = async () => {
+      const { code, output } = await run('archiver/main.ts', '--once')
+      if (code !== 0) throw new Error(output)
+    }
+    const [first, second] = [daysAgo(80), daysAgo(79)]
+    for (const day of [first, second]) {
+      await fillDay(db.admin, day, 100)
+      await db.sql`select fleet.archive_partition(${await partitionOf(db.sql, day)})`
+    }
+    await archiveAll()
+    const partition = await partitionOf(db.sql, second)
+    await db.sql`select fleet.request_restore(${second}::date)`
+    await archiveAll()
+    await db.admin`insert into fleet.device_heartbeats (ts, received_at, device_id) values ((${second} || ' 12:00:03Z')::timestamptz, now(), 4711)`
+    await db.sql`select fleet.release_partition(${partition})`
+    await db.sql`select fleet.archive_partition(${partition})`
+    await archiveAll()
+    const { archive_url } = (await stateOf(db.sql, partition)) as { archive_url: string }
+    t.match(archive_url, /_r2\.parquet$/)
+    const verified = await run('archiver/cli.ts', 'verify', '--all')
+    t.equal(verified.code, 0, verified.output)
 
-  const ask = (...options: string[]) => run('archiver/cli.ts', 'query', 'select count(*) as rows from device_heartbeats', '--csv', ...options)
-  t.match(await ask(), { code: 0, output: /^rows\n201\n$/m })
+    const ask = (...options: string[]) =>
+      run('archiver/cli.ts', 'query', 'select count(*) as rows from device_heartbeats', '--csv', ...options)
+    t.match(await ask(), { code: 0, output: /^rows\n201\n$/m })
 
-  // Of the same size, so that only its SHA-256 tells.
-  const Key = archive_url.slice(`s3://${bucket}/`.length)
-  const object = await client.send(new GetObjectCommand({ Bucket: bucket, Key }))
-  const bytes = Buffer.from(await object.Body?.transformToByteArray() ?? [])
-  bytes[1000] = (bytes[1000] ?? 0) ^ 1
-  await client.send(new PutObjectCommand({ Bucket: bucket, Key, Body: bytes }))
-  const { code, output } = await ask()
-  t.equal(code, 1)
-  t.match(output, `${archive_url}: the object differs from its manifest: sha256 should be`)
-  t.match(await ask('--to', first), { code: 0, output: /^rows\n100\n$/m }, 'other days are not fetched')
-})
+    // Of the same size, so that only its SHA-256 tells.
+    const Key = archive_url.slice(`s3://${bucket}/`.length)
+    const object = await client.send(new GetObjectCommand({ Bucket: bucket, Key }))
+    const bytes = Buffer.from((await object.Body?.transformToByteArray()) ?? [])
+    bytes[1000] = (bytes[1000] ?? 0) ^ 1
+    await client.send(new PutObjectCommand({ Bucket: bucket, Key, Body: bytes }))
+    const { code, output } = await ask()
+    t.equal(code, 1)
+    t.match(output, `${archive_url}: the object differs from its manifest: sha256 should be`)
+    t.match(await ask('--to', first), { code: 0, output: /^rows\n100\n$/m }, 'other days are not fetched')
+  },
+)

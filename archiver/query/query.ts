@@ -14,16 +14,22 @@ import { verifyArchive, type Archive } from '../archive/verify.ts'
 import type { Worker } from '../worker.ts'
 
 /** UTC days, both included; without one there is no limit on that side. */
-export interface Days { from?: string | undefined, to?: string | undefined }
+export interface Days {
+  from?: string | undefined
+  to?: string | undefined
+}
 
 /** The query cannot be run, and the message is one line for who wrote it. */
 export class QueryError extends Error {}
 
 /** The rows of a query, as they come. Integers are numbers while they are exact, else strings. */
-export interface Answer { columns: string[], rows: AsyncIterable<Json[][]> }
+export interface Answer {
+  columns: string[]
+  rows: AsyncIterable<Json[][]>
+}
 
 const relations = ['archive', 'online', 'device_heartbeats'] as const
-type Relation = typeof relations[number]
+type Relation = (typeof relations)[number]
 
 /** A row of hb_partitions whose rows are in the database. */
 interface OnlinePartition {
@@ -46,7 +52,12 @@ type MappedArchive = Archive & { mapped: MappedColumn[] | null }
  * @param use is given the answer while the data is there
  * @throws {QueryError} for faults of the query; other errors are of the database or the store
  */
-export async function queryArchive<T>(worker: Worker, query: string, days: Days, use: (answer: Answer) => Promise<T>): Promise<T> {
+export async function queryArchive<T>(
+  worker: Worker,
+  query: string,
+  days: Days,
+  use: (answer: Answer) => Promise<T>,
+): Promise<T> {
   const work = await mkdtemp(join(worker.directory, 'query-'))
   try {
     const wanted = new Set(relations.filter(name => new RegExp(`\\b${name}\\b`, 'i').test(query)))
@@ -54,7 +65,7 @@ export async function queryArchive<T>(worker: Worker, query: string, days: Days,
     // Told before anything is loaded.
     const known = await whileItLasts(worker, session => look(session, days, learned))
     const none = { archive: [], online: [], device_heartbeats: [] }
-    await withRelations(none, columnsOf(known), days, work, async duckdb => void await prepare(duckdb, query))
+    await withRelations(none, columnsOf(known), days, work, async duckdb => void (await prepare(duckdb, query)))
 
     const { sources, columns } = await load(worker, wanted, days, learned, work)
     return await withRelations(sources, columns, days, work, async duckdb => {
@@ -62,7 +73,10 @@ export async function queryArchive<T>(worker: Worker, query: string, days: Days,
       DuckDBTimestampTZValue.timezoneOffsetInMinutes = 0
       try {
         const result = await statement.stream()
-        const rows = exactly(result.yieldRowsJson(), result.columnTypes().map(({ typeId }) => typeId))
+        const rows = exactly(
+          result.yieldRowsJson(),
+          result.columnTypes().map(({ typeId }) => typeId),
+        )
         return await use({ columns: result.deduplicatedColumnNames(), rows })
       } catch (error) {
         throw queryError(error)
@@ -73,27 +87,34 @@ export async function queryArchive<T>(worker: Worker, query: string, days: Days,
   }
 }
 
-const integerTypes = new Set([
-  DuckDBTypeId.BIGINT, DuckDBTypeId.UBIGINT, DuckDBTypeId.HUGEINT, DuckDBTypeId.UHUGEINT,
-])
+const integerTypes = new Set([DuckDBTypeId.BIGINT, DuckDBTypeId.UBIGINT, DuckDBTypeId.HUGEINT, DuckDBTypeId.UHUGEINT])
 
 /** How DuckDB's JSON prints the two infinite dates. */
-const endlessDates = new Map<Json, Json>([['5881580-07-11', 'infinity'], ['5877642-06-24 (BC)', '-infinity']])
+const endlessDates = new Map<Json, Json>([
+  ['5881580-07-11', 'infinity'],
+  ['5877642-06-24 (BC)', '-infinity'],
+])
 
 async function* exactly(chunks: AsyncIterable<Json[][]>, types: DuckDBTypeId[]) {
   for await (const rows of chunks) {
-    yield rows.map(row => row.map((value, column) => {
-      const type = types[column] ?? DuckDBTypeId.INVALID
-      if (type === DuckDBTypeId.DATE) return endlessDates.get(value) ?? value
-      const number = integerTypes.has(type) && typeof value === 'string' ? Number(value) : NaN
-      return Number.isSafeInteger(number) ? number : value
-    }))
+    yield rows.map(row =>
+      row.map((value, column) => {
+        const type = types[column] ?? DuckDBTypeId.INVALID
+        if (type === DuckDBTypeId.DATE) return endlessDates.get(value) ?? value
+        const number = integerTypes.has(type) && typeof value === 'string' ? Number(value) : NaN
+        return Number.isSafeInteger(number) ? number : value
+      }),
+    )
   }
 }
 
 /** A DuckDB that has these relations and can reach nothing else, not even to change its own settings. */
 async function withRelations<T>(
-  sources: Record<Relation, Source[]>, columns: RelationColumn[], { from, to }: Days, work: string, use: (duckdb: DuckDBConnection) => Promise<T>,
+  sources: Record<Relation, Source[]>,
+  columns: RelationColumn[],
+  { from, to }: Days,
+  work: string,
+  use: (duckdb: DuckDBConnection) => Promise<T>,
 ) {
   return await withDuckDB(work, '1GB', async duckdb => {
     const limits = [
@@ -106,7 +127,13 @@ async function withRelations<T>(
         select * from (${unite(columns, sources[name])})
         ${limits.length > 0 ? `where ${limits.join(' and ')}` : ''}`)
     }
-    const all = [...new Set(Object.values(sources).flat().map(({ file }) => file))]
+    const all = [
+      ...new Set(
+        Object.values(sources)
+          .flat()
+          .map(({ file }) => file),
+      ),
+    ]
     await confine(duckdb, { files: all })
     return await use(duckdb)
   })
@@ -136,8 +163,17 @@ async function prepare(duckdb: DuckDBConnection, query: string) {
 function queryError(error: unknown) {
   if (error instanceof QueryError) return error
   const message = error instanceof Error ? error.message : String(error)
-  const lines = message.replace(/^Failed to extract statements: /, '').replace(/\n+LINE \d+:[\s\S]*$/, '').split('\n')
-  return new QueryError(lines.map(line => line.trim()).filter(line => line !== '').join(' '), { cause: error })
+  const lines = message
+    .replace(/^Failed to extract statements: /, '')
+    .replace(/\n+LINE \d+:[\s\S]*$/, '')
+    .split('\n')
+  return new QueryError(
+    lines
+      .map(line => line.trim())
+      .filter(line => line !== '')
+      .join(' '),
+    { cause: error },
+  )
 }
 
 /**
@@ -146,7 +182,7 @@ function queryError(error: unknown) {
  */
 async function learnAll(worker: Worker, days: Days) {
   const learned: Record<string, Column[]> = {}
-  const unknown = await worker.sql<{ partition_name: string, archive_url: string, checksum_sha256: string }[]>`
+  const unknown = await worker.sql<{ partition_name: string; archive_url: string; checksum_sha256: string }[]>`
     select partition_name, archive_url, checksum_sha256 from fleet.archives
     where columns is null and ${isWanted(worker.sql, days)} order by range_start`
   const read = async () => {
@@ -177,7 +213,8 @@ async function load(worker: Worker, wanted: Set<Relation>, days: Days, learned: 
       const isOnlyHere = !isOnline.has(archive.partition_name)
       if (!wanted.has('archive') && !(wanted.has('device_heartbeats') && isOnlyHere)) continue
       say(`${archive.partition_name}: ${index + 1} of ${archives.length} archives`)
-      if (!archive.mapped) throw new Error(`${archive.archive_url}: the columns of this archive were not known when the query began; run it again`)
+      if (!archive.mapped)
+        throw new Error(`${archive.archive_url}: the columns of this archive were not known when the query began; run it again`)
       const source = { file: await fetchArchive(worker, archive, work), columns: archive.mapped }
       sources.archive.push(source)
       if (isOnlyHere) sources.device_heartbeats.push(source)
@@ -251,23 +288,29 @@ async function look({ sql }: Session, days: Days, learned: Record<string, Column
 
 /** Copies the rows of one partition into a Parquet file; undefined when it has none. */
 async function exportOnline(
-  worker: Worker, session: Session, { partition_name, range_start, range_end, is_attached, row_count, columns }: OnlinePartition,
-  { from, to }: Days, work: string,
+  worker: Worker,
+  session: Session,
+  { partition_name, range_start, range_end, is_attached, row_count, columns }: OnlinePartition,
+  { from, to }: Days,
+  work: string,
 ) {
   // By way of the parent, on which the archiver's role may read: of a restored partition itself it may not.
   const table = is_attached ? 'fleet.device_heartbeats' : `fleet_detached.${identifier(partition_name)}`
   const limits = [
-    `ts >= ${literal(range_start)}`, `ts < ${literal(range_end)}`,
+    `ts >= ${literal(range_start)}`,
+    `ts < ${literal(range_end)}`,
     ...(from === undefined ? [] : [`ts >= ${literal(`${from} 00:00:00Z`)}`]),
     ...(to === undefined ? [] : [`ts < ${literal(`${to} 00:00:00Z`)}::timestamptz + interval '1 day'`]),
   ].join(' and ')
-  const [some] = await session.sql.unsafe<{ has_rows: boolean }[]>(`select exists (select from ${table} where ${limits}) as has_rows`)
+  const [some] = await session.sql.unsafe<{ has_rows: boolean }[]>(
+    `select exists (select from ${table} where ${limits}) as has_rows`,
+  )
   if (!some?.has_rows) return undefined
   const file = join(work, `${partition_name}.online.parquet`)
   const total = row_count === null || Number(row_count) === 0 ? undefined : Number(row_count)
-  const rows = await session.sql.unsafe(
-    `copy (select ${columnList(columns)} from ${table} where ${limits}) to stdout (${copyOptions(columns)})`,
-  ).readable()
+  const rows = await session.sql
+    .unsafe(`copy (select ${columnList(columns)} from ${table} where ${limits}) to stdout (${copyOptions(columns)})`)
+    .readable()
   try {
     await writeParquet(rows, columns, file, work, followCopy(worker, 'query.export.progress', partition_name, total))
   } catch (error) {
@@ -291,7 +334,9 @@ async function fetchArchive(worker: Worker, archive: Archive, work: string) {
   await rm(file, { force: true })
   const { sha256 } = await store.getToFile(key, file)
   if (sha256 !== archive.checksum_sha256) {
-    throw new Error(`${archive.archive_url}: the object differs from its manifest: sha256 should be ${archive.checksum_sha256} and is ${sha256}`)
+    throw new Error(
+      `${archive.archive_url}: the object differs from its manifest: sha256 should be ${archive.checksum_sha256} and is ${sha256}`,
+    )
   }
   return file
 }

@@ -3,10 +3,17 @@ import { identifier, literal } from '../duckdb.ts'
 import { duckdbType, type Column } from '../archive/parquet.ts'
 
 /** A Parquet file with rows, and its columns mapped to today's. */
-export interface Source { file: string, columns: readonly MappedColumn[] }
+export interface Source {
+  file: string
+  columns: readonly MappedColumn[]
+}
 
 /** A column of a relation that unites files of different shapes; `type` is DuckDB's. `isDropped`: only archives still have it. */
-export interface RelationColumn { name: string, type: string, isDropped: boolean }
+export interface RelationColumn {
+  name: string
+  type: string
+  isDropped: boolean
+}
 
 const integers = ['SMALLINT', 'INTEGER', 'BIGINT']
 
@@ -25,14 +32,14 @@ export function relationColumns(today: readonly Column[], shapes: Iterable<reado
       else if (!types.has(column.name)) dropped.set(column.name, (dropped.get(column.name) ?? new Set()).add(type))
     }
   }
-  const entries = [...types, ...[...dropped].sort(([a], [b]) => a < b ? -1 : 1)]
+  const entries = [...types, ...[...dropped].sort(([a], [b]) => (a < b ? -1 : 1))]
   return entries.map(([name, found]) => ({ name, type: united([...found]), isDropped: dropped.has(name) }))
 }
 
 function united(types: string[]) {
   const [only] = types
   if (only !== undefined && types.length === 1) return only
-  return types.every(type => integers.includes(type)) ? integers.findLast(type => types.includes(type)) ?? 'VARCHAR' : 'VARCHAR'
+  return types.every(type => integers.includes(type)) ? (integers.findLast(type => types.includes(type)) ?? 'VARCHAR') : 'VARCHAR'
 }
 
 /** A SELECT of the rows of all sources with these columns. A column that a file does not have is null. */
@@ -41,12 +48,14 @@ export function unite(columns: readonly RelationColumn[], sources: readonly Sour
   const byShape = new Map<string, Source[]>()
   for (const source of sources) {
     const key = JSON.stringify(source.columns)
-    byShape.set(key, [...byShape.get(key) ?? [], source])
+    byShape.set(key, [...(byShape.get(key) ?? []), source])
   }
   const selects = [...byShape.values()].map(alike => {
     const shape = alike[0]?.columns ?? []
     const values = columns.map(({ name, type, isDropped }) => {
-      const column = shape.find(column => isDropped ? column.today_name === null && column.name === name : column.today_name === name)
+      const column = shape.find(column =>
+        isDropped ? column.today_name === null && column.name === name : column.today_name === name,
+      )
       return `${column ? identifier(column.name) : 'null'}::${type} as ${identifier(name)}`
     })
     const files = alike.map(({ file }) => literal(file)).join(', ')

@@ -2,13 +2,23 @@ import { readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { spawnNode, waitFor } from '../../testing/database.ts'
-import { archiverEnv, leftovers, pathsOf, retiredDay as day, runCli, stateOf, withRetiredDay, workAll } from '../../testing/archiver.ts'
+import {
+  archiverEnv,
+  leftovers,
+  pathsOf,
+  retiredDay as day,
+  runCli,
+  stateOf,
+  withRetiredDay,
+  workAll,
+} from '../../testing/archiver.ts'
 
 /** A database with one day that is in the archive alone, and the rows it had. */
 async function withDroppedDay(t: Test, rows: number | 'awkward') {
   const retired = await withRetiredDay(t, rows)
   const { db, directory, partition } = retired
-  const before = await db.admin`select t.*, ts::text, received_at::text from fleet_detached.${db.admin(partition)} t order by t.device_id, t.ts`
+  const before =
+    await db.admin`select t.*, ts::text, received_at::text from fleet_detached.${db.admin(partition)} t order by t.device_id, t.ts`
   await workAll(t, db, directory)
   t.match(await stateOf(db.sql, partition), { state: 'dropped' })
   const read = () => db.admin`
@@ -29,7 +39,8 @@ t.test('restore brings a dropped day back, row for row', async t => {
       t.equal(after.length, before.length)
       t.ok(JSON.stringify(after) === JSON.stringify(before), 'each row is as it was')
       t.same(await leftovers(directory), [])
-      const [indexes] = await db.admin`select count(*)::int as count from pg_indexes where schemaname = 'fleet' and tablename = ${partition}`
+      const [indexes] =
+        await db.admin`select count(*)::int as count from pg_indexes where schemaname = 'fleet' and tablename = ${partition}`
       t.same(indexes, { count: 2 }, 'with its indexes')
     })
   }
@@ -54,7 +65,11 @@ t.test('a day without rows that is made anew while it is restored is retired aga
   await workAll(t, db, directory)
   t.match(await stateOf(db.sql, partition), { state: 'dropped' })
   t.match(await db.sql`select state from fleet.restore_items`, [{ state: 'done' }])
-  t.same(await db.sql`select relname from pg_class where relname ~ ${partition} and relkind = 'r'`, [], 'nothing is left of either')
+  t.same(
+    await db.sql`select relname from pg_class where relname ~ ${partition} and relkind = 'r'`,
+    [],
+    'nothing is left of either',
+  )
 })
 
 t.test('a day that came back while it was restored is no failure', async t => {
@@ -73,12 +88,14 @@ t.test('a day that came back while it was restored is no failure', async t => {
 t.test('a day that two requests name is given to one archiver', async t => {
   const { db } = await withDroppedDay(t, 0)
   for (let n = 0; n < 2; n++) await db.sql`select fleet.request_restore(${day}::date)`
-  const claims = await db.admin.begin(async first => {
-    const mine = await first`select from fleet.claim_restore('one')`
-    const other = db.sql`select from fleet.claim_restore('other')`.execute()
-    await waitFor(async () => (await db.admin`select from pg_locks where not granted`).length > 0)
-    return { mine, other }
-  }).then(async ({ mine, other }) => [mine.length, (await other).length])
+  const claims = await db.admin
+    .begin(async first => {
+      const mine = await first`select from fleet.claim_restore('one')`
+      const other = db.sql`select from fleet.claim_restore('other')`.execute()
+      await waitFor(async () => (await db.admin`select from pg_locks where not granted`).length > 0)
+      return { mine, other }
+    })
+    .then(async ({ mine, other }) => [mine.length, (await other).length])
   t.same(claims, [1, 0])
 })
 
@@ -98,8 +115,13 @@ t.test('killed with -9 in the middle, a restore is done by the next run', async 
     // finish_restore waits for this lock.
     await holder`select from fleet.hb_partitions where partition_name = ${partition} for update`
     const archiver = await spawnNode(t, 'archiver/main.ts', { env: archiverEnv(db, directory) })
-    await waitFor(async () => (await db.admin`
-      select from pg_stat_activity where datname = current_database() and usename = 'fleet_archiver' and wait_event_type = 'Lock'`).length > 0)
+    await waitFor(
+      async () =>
+        (
+          await db.admin`
+      select from pg_stat_activity where datname = current_database() and usename = 'fleet_archiver' and wait_event_type = 'Lock'`
+        ).length > 0,
+    )
     await archiver.stop('SIGKILL')
     await db.admin`
       select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet_archiver' and datname = current_database()`
@@ -114,7 +136,9 @@ t.test('a backend that dies while rows are copied in is a failure, and the next 
   const { db, directory, partition } = await withDroppedDay(t, 20_000)
   await db.sql`select fleet.request_restore(${day}::date)`
   // Looks on the server, every millisecond: the COPY lasts some 50 ms.
-  const cutting = db.admin.unsafe(`
+  const cutting = db.admin
+    .unsafe(
+      `
     do $$
     begin
       for n in 1..30000 loop
@@ -124,7 +148,9 @@ t.test('a backend that dies while rows are copied in is a failure, and the next 
         exit when found;
         perform pg_sleep(0.001);
       end loop;
-    end $$`).execute()
+    end $$`,
+    )
+    .execute()
   const { results } = await workAll(t, db, directory)
   await cutting
   t.same(results, ['failed'])
@@ -161,7 +187,14 @@ t.test('list shows the archives, and wrong usage is told', async t => {
   t.equal(code, 0)
   t.match(output.trim().split('\n'), [/^from +partition +rows/, new RegExp(`^${day} +${partition} +2000 .* dropped `)])
 
-  for (const args of [[], ['lisst'], ['verify', 'yesterday'], ['verify', '2026-02-30'], ['restore'], ['restore', '2026-01-02', '2026-01-01']]) {
+  for (const args of [
+    [],
+    ['lisst'],
+    ['verify', 'yesterday'],
+    ['verify', '2026-02-30'],
+    ['restore'],
+    ['restore', '2026-01-02', '2026-01-01'],
+  ]) {
     const wrong = await runCli(t, db, directory, ...args)
     t.equal(wrong.code, 2, args.join(' '))
     t.match(wrong.output, /usage: npm run archive/)

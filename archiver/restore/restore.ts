@@ -41,19 +41,29 @@ export async function restorePartition(worker: Worker, claimed: ClaimedRestore, 
   const keys = { parquet: key, manifest: `${key.slice(0, key.lastIndexOf('/') + 1)}manifest.json` }
   const started = performance.now()
   const expected = {
-    range_start: isoMicros(claimed.range_start), range_end: isoMicros(claimed.range_end),
-    row_count: Number(claimed.row_count), content_checksum: claimed.content_checksum, sha256: claimed.checksum_sha256,
-    ...await knownColumns(sql, partition_name),
+    range_start: isoMicros(claimed.range_start),
+    range_end: isoMicros(claimed.range_end),
+    row_count: Number(claimed.row_count),
+    content_checksum: claimed.content_checksum,
+    sha256: claimed.checksum_sha256,
+    ...(await knownColumns(sql, partition_name)),
   }
-  await readBack(store, keys, expected, work, async ({ file, manifest }) => {
-    // The proof covers these columns. If the archive is from before 0.2, the database does not know them yet.
-    await recordColumns(sql, partition_name, manifest)
-    const [staging] = await sql<{ table_name: string }[]>`
+  await readBack(
+    store,
+    keys,
+    expected,
+    work,
+    async ({ file, manifest }) => {
+      // The proof covers these columns. If the archive is from before 0.2, the database does not know them yet.
+      await recordColumns(sql, partition_name, manifest)
+      const [staging] = await sql<{ table_name: string }[]>`
       select fleet.begin_restore(${partition_name}, ${name}) as table_name`
-    if (!staging) throw new Error(`${partition_name}: fleet.begin_restore returned no table`)
-    const onRows = followCopy(worker, 'partition.restore.progress', partition_name, manifest.row_count)
-    await load(worker, staging.table_name, manifest.columns, file, work, signal, onRows)
-  }, signal)
+      if (!staging) throw new Error(`${partition_name}: fleet.begin_restore returned no table`)
+      const onRows = followCopy(worker, 'partition.restore.progress', partition_name, manifest.row_count)
+      await load(worker, staging.table_name, manifest.columns, file, work, signal, onRows)
+    },
+    signal,
+  )
   signal.throwIfAborted()
   await whenUnlocked(() => sql`select fleet.finish_restore(${partition_name}, ${name})`, signal)
   const duration_ms = Math.round(performance.now() - started)
@@ -62,13 +72,20 @@ export async function restorePartition(worker: Worker, claimed: ClaimedRestore, 
 
 /** The columns of the partition's archive, if the database has recorded them. */
 async function knownColumns(sql: Sql, partition: string): Promise<Pick<Claims, 'columns'>> {
-  const [known] = await sql<{ columns: Column[] | null }[]>`select columns from fleet.hb_partitions where partition_name = ${partition}`
+  const [known] = await sql<
+    { columns: Column[] | null }[]
+  >`select columns from fleet.hb_partitions where partition_name = ${partition}`
   return known?.columns ? { columns: known.columns } : {}
 }
 
 /** Copies the rows of a Parquet file into a table that has these columns. */
 export async function load(
-  { database }: Pick<Worker, 'database'>, table: string, columns: Column[], file: string, work: string, signal: AbortSignal,
+  { database }: Pick<Worker, 'database'>,
+  table: string,
+  columns: Column[],
+  file: string,
+  work: string,
+  signal: AbortSignal,
   onRows: (rows: number, bytes: number) => void,
 ) {
   const session = await openSession(database, signal)
@@ -114,5 +131,5 @@ function countLines(chunk: Buffer) {
 }
 
 function write(to: Writable, chunk: Buffer) {
-  return new Promise<void>((resolve, reject) => to.write(chunk, error => error ? reject(error) : resolve()))
+  return new Promise<void>((resolve, reject) => to.write(chunk, error => (error ? reject(error) : resolve())))
 }

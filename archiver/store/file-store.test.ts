@@ -41,7 +41,10 @@ t.test('a file that changed on the way is not stored, and what a killed writer l
   await writeFile(join(directory, 'x'), 'hello')
   await mkdir(join(directory, 'archive/a'), { recursive: true })
   await writeFile(join(directory, 'archive/a/.x.012345.part'), 'hel')
-  await t.rejects(store.put('a/x', join(directory, 'x'), '0'.repeat(64)), { message: /could not be written/, cause: /nothing was stored/ })
+  await t.rejects(store.put('a/x', join(directory, 'x'), '0'.repeat(64)), {
+    message: /could not be written/,
+    cause: /nothing was stored/,
+  })
   t.same(await readdir(join(directory, 'archive/a')), [])
 })
 

@@ -16,7 +16,8 @@ export function createFileStore(url: string): Store {
   /** @throws for a key that leads out of the store */
   function pathOf(key: string) {
     const path = join(root, key)
-    if (!path.startsWith(root.endsWith(sep) ? root : `${root}${sep}`)) throw new Error(`${urlOf(key)}: this key leads out of the store`)
+    if (!path.startsWith(root.endsWith(sep) ? root : `${root}${sep}`))
+      throw new Error(`${urlOf(key)}: this key leads out of the store`)
     return path
   }
 

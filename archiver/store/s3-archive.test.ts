@@ -7,10 +7,27 @@ import { leftToCi, size } from '../../local/config.ts'
 import { spawnNode, withDatabase } from '../../testing/database.ts'
 import type { Fate } from '../../testing/s3-proxy.ts'
 import {
-  openBucket, ownStore, withObjectStore, withoutOwnStore, withoutStore as skip, withProxy, withUser, type TestBucket,
+  openBucket,
+  ownStore,
+  withObjectStore,
+  withoutOwnStore,
+  withoutStore as skip,
+  withProxy,
+  withUser,
+  type TestBucket,
 } from '../../testing/s3.ts'
 import {
-  archiverEnv, daysAgo, fillAwkwardDay, fillDay, leftovers, makeDirectory, partitionOf, retiredDay, runOnce, stateOf, stepsOf,
+  archiverEnv,
+  daysAgo,
+  fillAwkwardDay,
+  fillDay,
+  leftovers,
+  makeDirectory,
+  partitionOf,
+  retiredDay,
+  runOnce,
+  stateOf,
+  stepsOf,
 } from '../../testing/archiver.ts'
 
 // The store starts in the first test that needs it.
@@ -53,7 +70,12 @@ t.test('retired days go to the bucket, are dropped, and come back by a restore r
     t.match(state, { state: 'dropped', ...before[n] })
     const name = `date=${days[n]}/device_heartbeats_${days[n]!.replaceAll('-', '')}.parquet`
     t.equal(state.archive_url, `${bucket.url}/device_heartbeats/${name}`)
-    t.same(await stepsOf(db.sql, partition), ['partition.detach', 'partition.archive.start', 'partition.archive.end', 'partition.drop'])
+    t.same(await stepsOf(db.sql, partition), [
+      'partition.detach',
+      'partition.archive.start',
+      'partition.archive.end',
+      'partition.drop',
+    ])
   }
   const keys = await keysIn(bucket)
   for (const day of days) t.ok(keys.includes(`device_heartbeats/date=${day}/manifest.json`))
@@ -79,7 +101,7 @@ t.test('a store that fails half of its requests gets each partition once', { ski
   for (const partition of partitions) await db.sql`select fleet.archive_partition(${partition})`
   const directory = await makeDirectory(t)
   const fates: Fate[] = ['refuse', 'cut', 'lose', 'break']
-  const proxy = await withProxy(t, bucket.endpoint, number => number % 2 === 0 ? fates[number / 2 % 4]! : 'pass')
+  const proxy = await withProxy(t, bucket.endpoint, number => (number % 2 === 0 ? fates[(number / 2) % 4]! : 'pass'))
 
   const { code, output } = await runOnce(t, db, directory, bucketEnv(bucket, proxy.endpoint))
   t.equal(code, 0, output)
@@ -101,11 +123,19 @@ t.test('a file that the store lost leaves no manifest in the way of what the day
   const partition = await partitionOf(db.sql, retiredDay)
   await db.sql`select fleet.archive_partition(${partition})`
   const directory = await makeDirectory(t)
-  const proxy = await withProxy(t, bucket.endpoint, (_, { method, url }) => method === 'PUT' && url?.includes('.parquet') ? 'swallow' : 'pass')
+  const proxy = await withProxy(t, bucket.endpoint, (_, { method, url }) =>
+    method === 'PUT' && url?.includes('.parquet') ? 'swallow' : 'pass',
+  )
   const { code } = await runOnce(t, db, directory, bucketEnv(bucket, proxy.endpoint))
   t.equal(code, 1)
-  t.match(await stateOf(db.sql, partition), { state: 'archive_failed', last_error: /_\d+\.parquet: the store said that it has this, and has it not/ })
-  t.same((await keysIn(bucket)).filter(key => key.includes('date=')), [])
+  t.match(await stateOf(db.sql, partition), {
+    state: 'archive_failed',
+    last_error: /_\d+\.parquet: the store said that it has this, and has it not/,
+  })
+  t.same(
+    (await keysIn(bucket)).filter(key => key.includes('date=')),
+    [],
+  )
 
   const table = `fleet_detached.${partition}`
   await db.admin`insert into ${db.admin(table)} (ts, received_at, device_id) select min(ts), now(), 900 from ${db.admin(table)}`
@@ -116,51 +146,56 @@ t.test('a file that the store lost leaves no manifest in the way of what the day
   t.match(await stateOf(db.sql, partition), { state: 'dropped', ...grown })
 })
 
-t.test('killed with -9 at any request to a store that fails half of them, the next run archives it once', { skip: skip || leftToCi() }, async t => {
-  const bucket = await withObjectStore(t)
-  const db = await withDatabase(t)
-  const directory = await makeDirectory(t)
-  const fates: Fate[] = ['refuse', 'cut', 'lose', 'break']
-  const contents = new Map<string, unknown>()
-  const kills = size({ deep: 20, quick: 6 })
-  for (let at = 0; at < kills; at++) {
-    const day = daysAgo(61 + at)
-    await fillDay(db.admin, day, 1000)
-    const partition = await partitionOf(db.sql, day)
-    const before = await contentOf(db.admin, `fleet.${partition}`)
-    await db.sql`select fleet.archive_partition(${partition})`
+t.test(
+  'killed with -9 at any request to a store that fails half of them, the next run archives it once',
+  { skip: skip || leftToCi() },
+  async t => {
+    const bucket = await withObjectStore(t)
+    const db = await withDatabase(t)
+    const directory = await makeDirectory(t)
+    const fates: Fate[] = ['refuse', 'cut', 'lose', 'break']
+    const contents = new Map<string, unknown>()
+    const kills = size({ deep: 20, quick: 6 })
+    for (let at = 0; at < kills; at++) {
+      const day = daysAgo(61 + at)
+      await fillDay(db.admin, day, 1000)
+      const partition = await partitionOf(db.sql, day)
+      const before = await contentOf(db.admin, `fleet.${partition}`)
+      await db.sql`select fleet.archive_partition(${partition})`
 
-    const archiver = { pid: 0 }
-    const proxy = await withProxy(t, bucket.endpoint, number => {
-      if (number === at && archiver.pid > 0) {
-        process.kill(archiver.pid, 'SIGKILL')
-        archiver.pid = 0
-        // Half of them after the store has done what was asked.
-        return at % 4 < 2 ? 'cut' : 'lose'
-      }
-      return number % 2 === 0 ? 'pass' : fates[(number - 1) / 2 % 4]!
-    })
-    const env = bucketEnv(bucket, proxy.endpoint)
-    const first = await spawnNode(t, 'archiver/main.ts', { args: ['--once'], env: archiverEnv(db, directory, env) })
-    archiver.pid = first.pid
-    t.equal((await first.exited).signal, 'SIGKILL', first.output())
-    const state = String((await stateOf(db.sql, partition)).state)
-    t.ok(['archiving', 'archived', 'dropped'].includes(state), `killed at request ${at}, it is ${state}`)
-    // The dead archiver's sessions end and its lease runs out.
-    await db.admin`select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = 'fleet_archiver' and datname = current_database()`
-    await db.admin`update fleet.hb_partitions set lease_until = now() - interval '1 second' where lease_until is not null`
-    const { code, output } = await runOnce(t, db, directory, env)
-    t.equal(code, 0, output)
-    t.match(await stateOf(db.sql, partition), { state: 'dropped', ...before })
-    t.equal((await stepsOf(db.sql, partition)).filter(event => event === 'partition.archive.end').length, 1)
-    contents.set(partition, before)
-  }
-  await db.sql`select fleet.request_restore(${daysAgo(60 + kills)}::date, ${daysAgo(61)}::date)`
-  t.equal((await runOnce(t, db, directory, bucketEnv(bucket))).code, 0)
-  t.equal(contents.size, kills)
-  for (const [partition, before] of contents) t.same(await contentOf(db.admin, `fleet.${partition}`), before, 'restored as it was')
-  t.same(await leftovers(directory), [])
-})
+      const archiver = { pid: 0 }
+      const proxy = await withProxy(t, bucket.endpoint, number => {
+        if (number === at && archiver.pid > 0) {
+          process.kill(archiver.pid, 'SIGKILL')
+          archiver.pid = 0
+          // Half of them after the store has done what was asked.
+          return at % 4 < 2 ? 'cut' : 'lose'
+        }
+        return number % 2 === 0 ? 'pass' : fates[((number - 1) / 2) % 4]!
+      })
+      const env = bucketEnv(bucket, proxy.endpoint)
+      const first = await spawnNode(t, 'archiver/main.ts', { args: ['--once'], env: archiverEnv(db, directory, env) })
+      archiver.pid = first.pid
+      t.equal((await first.exited).signal, 'SIGKILL', first.output())
+      const state = String((await stateOf(db.sql, partition)).state)
+      t.ok(['archiving', 'archived', 'dropped'].includes(state), `killed at request ${at}, it is ${state}`)
+      // The dead archiver's sessions end and its lease runs out.
+      await db.admin`select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = 'fleet_archiver' and datname = current_database()`
+      await db.admin`update fleet.hb_partitions set lease_until = now() - interval '1 second' where lease_until is not null`
+      const { code, output } = await runOnce(t, db, directory, env)
+      t.equal(code, 0, output)
+      t.match(await stateOf(db.sql, partition), { state: 'dropped', ...before })
+      t.equal((await stepsOf(db.sql, partition)).filter(event => event === 'partition.archive.end').length, 1)
+      contents.set(partition, before)
+    }
+    await db.sql`select fleet.request_restore(${daysAgo(60 + kills)}::date, ${daysAgo(61)}::date)`
+    t.equal((await runOnce(t, db, directory, bucketEnv(bucket))).code, 0)
+    t.equal(contents.size, kills)
+    for (const [partition, before] of contents)
+      t.same(await contentOf(db.admin, `fleet.${partition}`), before, 'restored as it was')
+    t.same(await leftovers(directory), [])
+  },
+)
 
 t.test('what the store says is the reason that hb_partitions keeps, and the partition stays', { skip }, async t => {
   const bucket = await withObjectStore(t)
@@ -172,58 +207,75 @@ t.test('what the store says is the reason that hb_partitions keeps, and the part
   const directory = await makeDirectory(t)
   const { code } = await runOnce(t, db, directory, { ...bucketEnv(bucket), AWS_SECRET_ACCESS_KEY: 'wrong' })
   t.equal(code, 1)
-  t.match(await stateOf(db.sql, partition), { state: 'archive_failed', last_error: /the store refuses the secret; correct AWS_SECRET_ACCESS_KEY/ })
+  t.match(await stateOf(db.sql, partition), {
+    state: 'archive_failed',
+    last_error: /the store refuses the secret; correct AWS_SECRET_ACCESS_KEY/,
+  })
   t.same(await contentOf(db.admin, `fleet_detached.${partition}`), before)
   await db.sql`select fleet.retry_archive(${partition})`
   t.equal((await runOnce(t, db, directory, bucketEnv(bucket))).code, 0)
   t.match(await stateOf(db.sql, partition), { state: 'dropped', ...before })
 })
 
-t.test('archives in older places stay readable: a directory, and a store of another address and user', { skip: withoutOwnStore }, async t => {
-  const older = await withObjectStore(t)
-  const { endpoint } = await ownStore()
-  const now = await openBucket(t, endpoint, await withUser(t, 'mover'))
-  const other = await withProxy(t, endpoint)
-  const db = await withDatabase(t)
-  const directory = await makeDirectory(t)
-  const days = [70, 71, 72].map(daysAgo)
-  const partitions: string[] = []
-  const before: unknown[] = []
-  const credentials = join(directory, 'credentials')
-  await writeFile(credentials, `[ceph]\naws_access_key_id = ${older.env.AWS_ACCESS_KEY_ID}\naws_secret_access_key = ${older.env.AWS_SECRET_ACCESS_KEY}\n`)
-  const env = {
-    ...bucketEnv(now, other.endpoint), AWS_SHARED_CREDENTIALS_FILE: credentials,
-    ARCHIVE_OLDER_STORES: `${older.bucket}=${older.endpoint.replace('//', '//ceph@')}`,
-  }
-  for (const [n, place] of [bucketEnv(older), {}, env].entries()) {
-    await fillDay(db.admin, days[n]!, 500)
-    partitions.push(await partitionOf(db.sql, days[n]!))
-    before.push(await contentOf(db.admin, `fleet.${partitions[n]!}`))
-    await db.sql`select fleet.archive_partition(${partitions[n]!})`
-    const { code, output } = await runOnce(t, db, directory, place)
-    t.equal(code, 0, output)
-  }
-  const urls = (await db.sql<{ archive_url: string }[]>`select archive_url from fleet.archives order by range_start desc`).map(row => row.archive_url)
-  for (const [n, place] of [older.url, `file://${directory}/archive`, now.url].entries()) t.ok(urls[n]!.startsWith(`${place}/`), `${urls[n]!} is in ${place}`)
+t.test(
+  'archives in older places stay readable: a directory, and a store of another address and user',
+  { skip: withoutOwnStore },
+  async t => {
+    const older = await withObjectStore(t)
+    const { endpoint } = await ownStore()
+    const now = await openBucket(t, endpoint, await withUser(t, 'mover'))
+    const other = await withProxy(t, endpoint)
+    const db = await withDatabase(t)
+    const directory = await makeDirectory(t)
+    const days = [70, 71, 72].map(daysAgo)
+    const partitions: string[] = []
+    const before: unknown[] = []
+    const credentials = join(directory, 'credentials')
+    await writeFile(
+      credentials,
+      `[ceph]\naws_access_key_id = ${older.env.AWS_ACCESS_KEY_ID}\naws_secret_access_key = ${older.env.AWS_SECRET_ACCESS_KEY}\n`,
+    )
+    const env = {
+      ...bucketEnv(now, other.endpoint),
+      AWS_SHARED_CREDENTIALS_FILE: credentials,
+      ARCHIVE_OLDER_STORES: `${older.bucket}=${older.endpoint.replace('//', '//ceph@')}`,
+    }
+    for (const [n, place] of [bucketEnv(older), {}, env].entries()) {
+      await fillDay(db.admin, days[n]!, 500)
+      partitions.push(await partitionOf(db.sql, days[n]!))
+      before.push(await contentOf(db.admin, `fleet.${partitions[n]!}`))
+      await db.sql`select fleet.archive_partition(${partitions[n]!})`
+      const { code, output } = await runOnce(t, db, directory, place)
+      t.equal(code, 0, output)
+    }
+    const urls = (await db.sql<{ archive_url: string }[]>`select archive_url from fleet.archives order by range_start desc`).map(
+      row => row.archive_url,
+    )
+    for (const [n, place] of [older.url, `file://${directory}/archive`, now.url].entries())
+      t.ok(urls[n]!.startsWith(`${place}/`), `${urls[n]!} is in ${place}`)
 
-  const archive = async (settings: Record<string, string | undefined>, ...args: string[]) => {
-    const cli = await spawnNode(t, 'archiver/cli.ts', { args, env: archiverEnv(db, directory, settings) })
-    const { code } = await cli.exited
-    return { code, output: cli.output() }
-  }
-  t.match(await archive(env, 'verify', '--all'), { code: 0 })
-  t.match(await archive(env, 'query', 'select count(*) as rows from device_heartbeats', '--csv'), { code: 0, output: /^1500$/m })
-  const unknown = await archive({ ...env, ARCHIVE_OLDER_STORES: undefined }, 'verify', days[0]!)
-  t.match(unknown, { code: 1, output: new RegExp(`these credentials .*${older.bucket}`) }, 'told when the store is not named')
+    const archive = async (settings: Record<string, string | undefined>, ...args: string[]) => {
+      const cli = await spawnNode(t, 'archiver/cli.ts', { args, env: archiverEnv(db, directory, settings) })
+      const { code } = await cli.exited
+      return { code, output: cli.output() }
+    }
+    t.match(await archive(env, 'verify', '--all'), { code: 0 })
+    t.match(await archive(env, 'query', 'select count(*) as rows from device_heartbeats', '--csv'), {
+      code: 0,
+      output: /^1500$/m,
+    })
+    const unknown = await archive({ ...env, ARCHIVE_OLDER_STORES: undefined }, 'verify', days[0]!)
+    t.match(unknown, { code: 1, output: new RegExp(`these credentials .*${older.bucket}`) }, 'told when the store is not named')
 
-  await db.sql`select fleet.request_restore(${days[2]!}::date, ${days[0]!}::date)`
-  const restored = await runOnce(t, db, directory, env)
-  t.equal(restored.code, 0, restored.output)
-  for (const [n, partition] of partitions.entries()) t.same(await contentOf(db.admin, `fleet.${partition}`), before[n])
+    await db.sql`select fleet.request_restore(${days[2]!}::date, ${days[0]!}::date)`
+    const restored = await runOnce(t, db, directory, env)
+    t.equal(restored.code, 0, restored.output)
+    for (const [n, partition] of partitions.entries()) t.same(await contentOf(db.admin, `fleet.${partition}`), before[n])
 
-  // What came back and is retired again goes where the archive is now.
-  await db.sql`select fleet.release_partition(${partitions[0]!})`
-  await db.sql`select fleet.archive_partition(${partitions[0]!})`
-  t.equal((await runOnce(t, db, directory, env)).code, 0)
-  t.match(await stateOf(db.sql, partitions[0]!), { state: 'dropped', archive_url: new RegExp(`^${now.url}/`) })
-})
+    // What came back and is retired again goes where the archive is now.
+    await db.sql`select fleet.release_partition(${partitions[0]!})`
+    await db.sql`select fleet.archive_partition(${partitions[0]!})`
+    t.equal((await runOnce(t, db, directory, env)).code, 0)
+    t.match(await stateOf(db.sql, partitions[0]!), { state: 'dropped', archive_url: new RegExp(`^${now.url}/`) })
+  },
+)

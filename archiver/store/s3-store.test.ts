@@ -3,7 +3,10 @@ import { existsSync } from 'node:fs'
 import { open, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import {
-  CreateMultipartUploadCommand, ListMultipartUploadsCommand, PutBucketPolicyCommand, UploadPartCommand,
+  CreateMultipartUploadCommand,
+  ListMultipartUploadsCommand,
+  PutBucketPolicyCommand,
+  UploadPartCommand,
 } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
 import { leftToCi } from '../../local/config.ts'
@@ -11,7 +14,15 @@ import { describeError } from '../log.ts'
 import { ObjectMissing } from './object-missing.ts'
 import { partBytes } from './s3-store.ts'
 import {
-  openBucket, openWith, ownStore, withObjectStore, withoutOwnStore, withoutStore as skip, withProxy, withUser, type TestBucket,
+  openBucket,
+  openWith,
+  ownStore,
+  withObjectStore,
+  withoutOwnStore,
+  withoutStore as skip,
+  withProxy,
+  withUser,
+  type TestBucket,
 } from '../../testing/s3.ts'
 import { makeDirectory } from '../../testing/archiver.ts'
 
@@ -69,9 +80,11 @@ t.test('a list longer than one answer of the store is whole', { skip: skip || le
   const store = openWith(t, await withObjectStore(t))
   const keys = Array.from({ length: 1005 }, (_, n) => `a/${String(n).padStart(4, '0')}`)
   const waiting = [...keys]
-  await Promise.all(Array.from({ length: 16 }, async () => {
-    for (let key = waiting.shift(); key !== undefined; key = waiting.shift()) await store.putBytes(key, Buffer.from(key))
-  }))
+  await Promise.all(
+    Array.from({ length: 16 }, async () => {
+      for (let key = waiting.shift(); key !== undefined; key = waiting.shift()) await store.putBytes(key, Buffer.from(key))
+    }),
+  )
   const found = []
   for await (const { key } of store.list('a/')) found.push(key)
   t.same(found, keys)
@@ -92,7 +105,7 @@ t.test('what is not there is an ObjectMissing that names it', { skip }, async t 
 t.test('a body changed on its way is refused, and not stored', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const { file, sha256 } = await makeFile(t, 2 * mebibyte)
-  const always = await withProxy(t, bucket.endpoint, (_, { method }) => method === 'PUT' ? 'flip' : 'pass')
+  const always = await withProxy(t, bucket.endpoint, (_, { method }) => (method === 'PUT' ? 'flip' : 'pass'))
   const store = openWith(t, { ...bucket, endpoint: always.endpoint })
   t.match(await complaint(store.put('a/x', file, sha256)), /an\/archive\/a\/x: could not be stored: .*changed on its way/)
   t.match(await complaint(store.putBytes('a/y', Buffer.from('hello'))), /changed on its way/)
@@ -104,7 +117,10 @@ t.test('a body changed on its way is refused, and not stored', { skip }, async t
   const other = openWith(t, { ...bucket, endpoint: once.endpoint })
   await other.put('a/x', file, sha256)
   t.equal((await other.getToFile('a/x', `${file}.copy`)).sha256, sha256, 'sent once more, it arrives')
-  t.same(once.seen.filter(({ method }) => method === 'PUT').map(({ fate }) => fate), ['flip', 'pass'])
+  t.same(
+    once.seen.filter(({ method }) => method === 'PUT').map(({ fate }) => fate),
+    ['flip', 'pass'],
+  )
 })
 
 t.test('a file that is not what was said of it is refused', { skip }, async t => {
@@ -173,7 +189,7 @@ t.test('a part that fails is sent again; when it fails for good, no part stays',
   const bucket = await withObjectStore(t)
   const { file, bytes, sha256 } = await makeFile(t, 65 * mebibyte)
   const isSecond = (url = '') => url.includes('partNumber=2')
-  const never = await withProxy(t, bucket.endpoint, (_, { url }) => isSecond(url) ? 'refuse' : 'pass')
+  const never = await withProxy(t, bucket.endpoint, (_, { url }) => (isSecond(url) ? 'refuse' : 'pass'))
   const store = openWith(t, { ...bucket, endpoint: never.endpoint })
   t.match(await complaint(store.put('a/large', file, sha256)), /a\/large: could not be stored, at part 2/)
   t.equal(await store.head('a/large'), undefined)
@@ -181,7 +197,7 @@ t.test('a part that fails is sent again; when it fails for good, no part stays',
 
   let failed = 0
   const fates = ['refuse', 'cut', 'flip'] as const
-  const thrice = await withProxy(t, bucket.endpoint, (_, { url }) => isSecond(url) ? fates[failed++] ?? 'pass' : 'pass')
+  const thrice = await withProxy(t, bucket.endpoint, (_, { url }) => (isSecond(url) ? (fates[failed++] ?? 'pass') : 'pass'))
   const other = openWith(t, { ...bucket, endpoint: thrice.endpoint })
   await other.put('a/large', file, sha256)
   t.same(await other.getToFile('a/large', `${file}.copy`), { bytes, sha256 })
@@ -210,10 +226,15 @@ t.test('the parts that a killed archiver left go before the next upload, and tho
   for (const key of ['a/large', 'a/large.other']) {
     const Key = `${prefix}/${key}`
     const { UploadId } = await bucket.client.send(new CreateMultipartUploadCommand({ Bucket: bucket.bucket, Key }))
-    await bucket.client.send(new UploadPartCommand({ Bucket: bucket.bucket, Key, UploadId, PartNumber: 1, Body: Buffer.from('half') }))
+    await bucket.client.send(
+      new UploadPartCommand({ Bucket: bucket.bucket, Key, UploadId, PartNumber: 1, Body: Buffer.from('half') }),
+    )
   }
   await openWith(t, bucket).put('a/large', file, sha256)
-  t.same((await unfinished(bucket)).map(({ Key }) => Key), [`${prefix}/a/large.other`])
+  t.same(
+    (await unfinished(bucket)).map(({ Key }) => Key),
+    [`${prefix}/a/large.other`],
+  )
 })
 
 t.test('an upload that is stopped leaves nothing', { skip }, async t => {
@@ -241,7 +262,7 @@ t.test('a download that breaks off is begun again', { skip }, async t => {
   const { file, bytes, sha256 } = await makeFile(t, 3 * mebibyte)
   await openWith(t, bucket).put('a/x', file, sha256)
   let broken = 0
-  const proxy = await withProxy(t, bucket.endpoint, (_, { method }) => method === 'GET' && broken++ < 2 ? 'break' : 'pass')
+  const proxy = await withProxy(t, bucket.endpoint, (_, { method }) => (method === 'GET' && broken++ < 2 ? 'break' : 'pass'))
   const store = openWith(t, { ...bucket, endpoint: proxy.endpoint })
   t.same(await store.getToFile('a/x', `${file}.copy`), { bytes, sha256 })
   const always = await withProxy(t, bucket.endpoint, () => 'break')
@@ -256,7 +277,7 @@ t.test('a download that breaks off is begun again', { skip }, async t => {
 t.test('a store that fails half of its requests is lived with', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const fates = ['refuse', 'cut', 'lose', 'break'] as const
-  const proxy = await withProxy(t, bucket.endpoint, number => number % 2 === 0 ? fates[number / 2 % 4]! : 'pass')
+  const proxy = await withProxy(t, bucket.endpoint, number => (number % 2 === 0 ? fates[(number / 2) % 4]! : 'pass'))
   const store = openWith(t, { ...bucket, endpoint: proxy.endpoint })
   const { file, bytes, sha256 } = await makeFile(t, 65 * mebibyte)
   await store.check()
@@ -279,13 +300,26 @@ t.test('faults of the settings are told in words', { skip }, async t => {
     const store = openWith(t, { ...bucket, ...settings })
     const said = await complaint(store.check())
     const why = /cannot be used: (.{20})/.exec(said)?.[1] ?? 'a sentence'
-    const calls = [() => store.put('a/x', file, sha256), () => store.putBytes('a/x', Buffer.from('x')), () => store.getBytes('a/x')]
+    const calls = [
+      () => store.put('a/x', file, sha256),
+      () => store.putBytes('a/x', Buffer.from('x')),
+      () => store.getBytes('a/x'),
+    ]
     for (const call of calls) t.match(await complaint(call()), why)
     return said
   }
-  t.match(await failing({ url: `${bucket.url.replace(bucket.bucket, `${bucket.bucket}-none`)}` }), /there is no bucket [\w-]+-none .*; create it, or correct ARCHIVE_URL/)
-  t.match(await failing({ env: { ...bucket.env, AWS_SECRET_ACCESS_KEY: 'wrong' } }), /refuses the secret; correct AWS_SECRET_ACCESS_KEY/)
-  t.match(await failing({ env: { ...bucket.env, AWS_ACCESS_KEY_ID: 'NOBODY' } }), /does not know the access key; correct AWS_ACCESS_KEY_ID/)
+  t.match(
+    await failing({ url: `${bucket.url.replace(bucket.bucket, `${bucket.bucket}-none`)}` }),
+    /there is no bucket [\w-]+-none .*; create it, or correct ARCHIVE_URL/,
+  )
+  t.match(
+    await failing({ env: { ...bucket.env, AWS_SECRET_ACCESS_KEY: 'wrong' } }),
+    /refuses the secret; correct AWS_SECRET_ACCESS_KEY/,
+  )
+  t.match(
+    await failing({ env: { ...bucket.env, AWS_ACCESS_KEY_ID: 'NOBODY' } }),
+    /does not know the access key; correct AWS_ACCESS_KEY_ID/,
+  )
   t.match(await failing({ env: { AWS_REGION: 'us-east-1' } }), /no credentials were found; set AWS_ACCESS_KEY_ID/)
   t.match(await failing({ env: { ...bucket.env, AWS_REGION: undefined } }), /no region is set; set AWS_REGION/)
   const nowhere = openWith(t, { ...bucket, endpoint: 'http://127.0.0.1:1' })
@@ -296,22 +330,31 @@ t.test('credentials that may only read are told so when they store', { skip: wit
   const bucket = await withObjectStore(t)
   await openWith(t, bucket).putBytes('a/x', Buffer.from('hello'))
   const reader = await withUser(t, 'reader')
-  await bucket.client.send(new PutBucketPolicyCommand({
-    Bucket: bucket.bucket,
-    Policy: JSON.stringify({
-      Version: '2012-10-17',
-      Statement: [{
-        Effect: 'Allow', Principal: { AWS: ['arn:aws:iam:::user/reader'] }, Action: ['s3:GetObject', 's3:ListBucket'],
-        Resource: [`arn:aws:s3:::${bucket.bucket}`, `arn:aws:s3:::${bucket.bucket}/*`],
-      }],
+  await bucket.client.send(
+    new PutBucketPolicyCommand({
+      Bucket: bucket.bucket,
+      Policy: JSON.stringify({
+        Version: '2012-10-17',
+        Statement: [
+          {
+            Effect: 'Allow',
+            Principal: { AWS: ['arn:aws:iam:::user/reader'] },
+            Action: ['s3:GetObject', 's3:ListBucket'],
+            Resource: [`arn:aws:s3:::${bucket.bucket}`, `arn:aws:s3:::${bucket.bucket}/*`],
+          },
+        ],
+      }),
     }),
-  }))
+  )
   const store = openWith(t, { ...bucket, env: reader })
   await store.check()
   t.equal(String(await store.getBytes('a/x')), 'hello')
   for (const bytes of [1000, 65 * mebibyte]) {
     const { file, sha256 } = await makeFile(t, bytes)
-    t.match(await complaint(store.put('a/y', file, sha256)), /a\/y: could not be stored: these credentials may not do this in bucket fleet-test-/)
+    t.match(
+      await complaint(store.put('a/y', file, sha256)),
+      /a\/y: could not be stored: these credentials may not do this in bucket fleet-test-/,
+    )
   }
   t.match(await complaint(store.delete('a/x')), /a\/x: could not be deleted: these credentials may not do this/)
 })
@@ -326,7 +369,10 @@ t.test('a full quota is told as such, and an upload in parts leaves nothing of i
   await store.putBytes('a/x', Buffer.from('hello'))
   for (const bytes of [20 * mebibyte, 65 * mebibyte]) {
     const { file, sha256 } = await makeFile(t, bytes)
-    t.match(await complaint(store.put('a/y', file, sha256)), /a\/y: could not be stored.*: the quota of bucket fleet-test-.* is used up/)
+    t.match(
+      await complaint(store.put('a/y', file, sha256)),
+      /a\/y: could not be stored.*: the quota of bucket fleet-test-.* is used up/,
+    )
     t.equal(await store.head('a/y'), undefined)
   }
   t.same(await unfinished(bucket), [])

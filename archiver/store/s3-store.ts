@@ -5,9 +5,18 @@ import { Transform, type Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import {
-  AbortMultipartUploadCommand, CompleteMultipartUploadCommand, CreateMultipartUploadCommand, DeleteObjectCommand,
-  GetObjectCommand, HeadObjectCommand, ListMultipartUploadsCommand, ListObjectsV2Command, PutObjectCommand, S3Client,
-  UploadPartCommand, type CompletedPart,
+  AbortMultipartUploadCommand,
+  CompleteMultipartUploadCommand,
+  CreateMultipartUploadCommand,
+  DeleteObjectCommand,
+  GetObjectCommand,
+  HeadObjectCommand,
+  ListMultipartUploadsCommand,
+  ListObjectsV2Command,
+  PutObjectCommand,
+  S3Client,
+  UploadPartCommand,
+  type CompletedPart,
 } from '@aws-sdk/client-s3'
 import { ObjectMissing } from './object-missing.ts'
 import type { Store } from './store.ts'
@@ -33,7 +42,7 @@ export interface S3Options {
 export function createS3Store(url: string, { endpoint, profile, checksums = endpoint === undefined }: S3Options): Store {
   const { hostname: Bucket, pathname } = new URL(url)
   const prefix = decodeURIComponent(pathname).replace(/^\/+|\/+$/g, '')
-  const Key = (key: string) => prefix === '' ? key : `${prefix}/${key}`
+  const Key = (key: string) => (prefix === '' ? key : `${prefix}/${key}`)
   const urlOf = (key: string) => `${url}/${key}`
   const place = `${Bucket} at ${endpoint ?? 'AWS'}`
 
@@ -51,15 +60,19 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
       logger: { debug() {}, info() {}, warn() {}, error() {} },
     })
     // The signature covers the body, so a store that knows nothing of checksums refuses a changed one too.
-    client.middlewareStack.add(next => args => {
-      const { ChecksumSHA256 } = args.input as { ChecksumSHA256?: string }
-      const { headers } = args.request as { headers: Record<string, string> }
-      if (ChecksumSHA256) headers['x-amz-content-sha256'] = Buffer.from(ChecksumSHA256, 'base64').toString('hex')
-      if (!checksums) {
-        for (const name of ['x-amz-checksum-sha256', 'x-amz-checksum-algorithm', 'x-amz-sdk-checksum-algorithm']) delete headers[name]
-      }
-      return next(args)
-    }, { step: 'build', priority: 'low', name: 'signedBody' })
+    client.middlewareStack.add(
+      next => args => {
+        const { ChecksumSHA256 } = args.input as { ChecksumSHA256?: string }
+        const { headers } = args.request as { headers: Record<string, string> }
+        if (ChecksumSHA256) headers['x-amz-content-sha256'] = Buffer.from(ChecksumSHA256, 'base64').toString('hex')
+        if (!checksums) {
+          for (const name of ['x-amz-checksum-sha256', 'x-amz-checksum-algorithm', 'x-amz-sdk-checksum-algorithm'])
+            delete headers[name]
+        }
+        return next(args)
+      },
+      { step: 'build', priority: 'low', name: 'signedBody' },
+    )
     return client
   }
 
@@ -77,9 +90,14 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
   }
 
   async function put(key: string, body: () => Readable | Uint8Array, bytes: number, sha256: string, signal?: AbortSignal) {
-    await retry(`${urlOf(key)}: could not be stored`, () => s3().send(
-      new PutObjectCommand({ Bucket, Key: Key(key), Body: body(), ContentLength: bytes, ...checksum(sha256) }), { abortSignal: signal },
-    ), signal)
+    await retry(
+      `${urlOf(key)}: could not be stored`,
+      () =>
+        s3().send(new PutObjectCommand({ Bucket, Key: Key(key), Body: body(), ContentLength: bytes, ...checksum(sha256) }), {
+          abortSignal: signal,
+        }),
+      signal,
+    )
   }
 
   // Not @aws-sdk/lib-storage: it holds several parts in memory, sends bodies unsigned over https, checks by the trailers
@@ -107,24 +125,40 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
         const PartNumber = Parts.length + 1
         const ContentLength = range.end - start + 1
         const sums = checksum(part.digest('hex'))
-        const { ETag } = await retry(`${what}, at part ${PartNumber}`, () => s3().send(new UploadPartCommand({
-          Bucket, Key: Key(key), UploadId, PartNumber, Body: createReadStream(file, range), ContentLength, ...sums,
-        }), { abortSignal: signal }), signal)
+        const { ETag } = await retry(
+          `${what}, at part ${PartNumber}`,
+          () =>
+            s3().send(
+              new UploadPartCommand({
+                Bucket,
+                Key: Key(key),
+                UploadId,
+                PartNumber,
+                Body: createReadStream(file, range),
+                ContentLength,
+                ...sums,
+              }),
+              { abortSignal: signal },
+            ),
+          signal,
+        )
         Parts.push({ PartNumber, ETag, ...(checksums ? { ChecksumSHA256: sums.ChecksumSHA256 } : {}) })
       }
       const got = whole.digest('hex')
       if (got !== sha256) throw new Error(`${file} has sha256 ${got}, expected ${sha256}; nothing was stored`)
       try {
-        await s3().send(
-          new CompleteMultipartUploadCommand({ Bucket, Key: Key(key), UploadId, MultipartUpload: { Parts } }), { abortSignal: signal },
-        )
+        await s3().send(new CompleteMultipartUploadCommand({ Bucket, Key: Key(key), UploadId, MultipartUpload: { Parts } }), {
+          abortSignal: signal,
+        })
       } catch (cause) {
         // The answer to a first try was lost: the upload is gone because the object is made. (The proof reads it back.)
         if (nameOf(cause) !== 'NoSuchUpload' || (await head(key, signal))?.bytes !== bytes) throw explain(cause, what)
       }
     } catch (error) {
       // Also when we are told to stop, so without the signal. What cannot be removed now goes before the next upload.
-      await s3().send(new AbortMultipartUploadCommand({ Bucket, Key: Key(key), UploadId })).catch(() => {})
+      await s3()
+        .send(new AbortMultipartUploadCommand({ Bucket, Key: Key(key), UploadId }))
+        .catch(() => {})
       throw error
     } finally {
       // An upload whose name was lost with the answer, before the SDK asked for another.
@@ -136,7 +170,9 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
   async function abortUploads(key: string, signal?: AbortSignal) {
     try {
       for (let markers = {}; ;) {
-        const page = await s3().send(new ListMultipartUploadsCommand({ Bucket, Prefix: Key(key), ...markers }), { abortSignal: signal })
+        const page = await s3().send(new ListMultipartUploadsCommand({ Bucket, Prefix: Key(key), ...markers }), {
+          abortSignal: signal,
+        })
         for (const { Key: found, UploadId } of page.Uploads ?? []) {
           if (found !== Key(key)) continue
           await s3().send(new AbortMultipartUploadCommand({ Bucket, Key: found, UploadId }), { abortSignal: signal })
@@ -166,11 +202,15 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
 
   async function get<T>(key: string, read: (body: Readable) => Promise<T>, signal?: AbortSignal) {
     try {
-      return await retry(`${urlOf(key)}: could not be read`, async () => {
-        const { Body } = await s3().send(new GetObjectCommand({ Bucket, Key: Key(key) }), { abortSignal: signal })
-        const body = Body as Readable
-        return await read(body).finally(() => body.destroy())
-      }, signal)
+      return await retry(
+        `${urlOf(key)}: could not be read`,
+        async () => {
+          const { Body } = await s3().send(new GetObjectCommand({ Bucket, Key: Key(key) }), { abortSignal: signal })
+          const body = Body as Readable
+          return await read(body).finally(() => body.destroy())
+        },
+        signal,
+      )
     } catch (error) {
       if (error instanceof Error && nameOf(error.cause) === 'NoSuchKey') throw new ObjectMissing(urlOf(key), error.cause)
       throw error
@@ -194,7 +234,8 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
       ECONNREFUSED: `nothing answers at ${endpoint ?? 'AWS'}; correct AWS_ENDPOINT_URL_S3, or start the store`,
       ENOTFOUND: `the host of ${endpoint ?? 'AWS'} is not known; correct AWS_ENDPOINT_URL_S3`,
     }[nameOf(cause)]
-    const region = cause instanceof Error && /region is missing/i.test(cause.message) ? 'no region is set; set AWS_REGION' : undefined
+    const region =
+      cause instanceof Error && /region is missing/i.test(cause.message) ? 'no region is set; set AWS_REGION' : undefined
     return new Error([what, why ?? region].filter(Boolean).join(': '), { cause })
   }
 
@@ -218,32 +259,40 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
       await put(key, () => bytes, bytes.length, createHash('sha256').update(bytes).digest('hex'), signal)
     },
     async getToFile(key, file, signal) {
-      return await get(key, async body => {
-        const hash = createHash('sha256')
-        let bytes = 0
-        const count = new Transform({
-          transform(chunk: Buffer, _encoding, done) {
-            hash.update(chunk)
-            bytes += chunk.length
-            done(null, chunk)
-          },
-        })
-        const handle = await open(file, 'wx')
-        try {
-          await pipeline(body, count, handle.createWriteStream(), { signal })
-        } catch (error) {
-          await rm(file, { force: true })
-          throw error
-        }
-        return { bytes, sha256: hash.digest('hex') }
-      }, signal)
+      return await get(
+        key,
+        async body => {
+          const hash = createHash('sha256')
+          let bytes = 0
+          const count = new Transform({
+            transform(chunk: Buffer, _encoding, done) {
+              hash.update(chunk)
+              bytes += chunk.length
+              done(null, chunk)
+            },
+          })
+          const handle = await open(file, 'wx')
+          try {
+            await pipeline(body, count, handle.createWriteStream(), { signal })
+          } catch (error) {
+            await rm(file, { force: true })
+            throw error
+          }
+          return { bytes, sha256: hash.digest('hex') }
+        },
+        signal,
+      )
     },
     async getBytes(key, signal) {
-      return await get(key, async body => {
-        const chunks: Buffer[] = []
-        for await (const chunk of body) chunks.push(chunk as Buffer)
-        return Buffer.concat(chunks)
-      }, signal)
+      return await get(
+        key,
+        async body => {
+          const chunks: Buffer[] = []
+          for await (const chunk of body) chunks.push(chunk as Buffer)
+          return Buffer.concat(chunks)
+        },
+        signal,
+      )
     },
     head,
     async *list(wanted, signal) {
@@ -297,7 +346,8 @@ function isTransient(error: unknown) {
   // Of the 4xx those that mean that the body came late, short or changed.
   if (['RequestTimeout', 'XAmzContentSHA256Mismatch', 'BadDigest', 'IncompleteBody'].includes(name)) return true
   // Of this machine's files, and of its settings.
-  if (['ENOSPC', 'EDQUOT', 'EROFS', 'EACCES', 'ENOENT', 'EEXIST', 'EMFILE', 'CredentialsProviderError'].includes(name)) return false
+  if (['ENOSPC', 'EDQUOT', 'EROFS', 'EACCES', 'ENOENT', 'EEXIST', 'EMFILE', 'CredentialsProviderError'].includes(name))
+    return false
   const status = statusOf(error)
   // Without a status: what the network did has a code or a name, a fault of the settings or of this code has none.
   return status === undefined ? name !== '' : status >= 500 || status === 429 || status === 408

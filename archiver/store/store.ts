@@ -2,7 +2,10 @@ import { archiveUrlProblem } from './archive-url.ts'
 import { createFileStore } from './file-store.ts'
 
 /** What a store knows of one object. */
-export interface StoredObject { key: string, bytes: number }
+export interface StoredObject {
+  key: string
+  bytes: number
+}
 
 /**
  * Where archives live. Keys are relative to the store's URL, with `/` between their parts. An object
@@ -17,7 +20,7 @@ export interface Store {
   put(key: string, file: string, sha256: string, signal?: AbortSignal): Promise<void>
   putBytes(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void>
   /** Copies an object into a new local file, and says what was read. @throws {ObjectMissing} */
-  getToFile(key: string, file: string, signal?: AbortSignal): Promise<{ bytes: number, sha256: string }>
+  getToFile(key: string, file: string, signal?: AbortSignal): Promise<{ bytes: number; sha256: string }>
   /** The whole of a small object. @throws {ObjectMissing} */
   getBytes(key: string, signal?: AbortSignal): Promise<Buffer>
   head(key: string, signal?: AbortSignal): Promise<StoredObject | undefined>
@@ -28,7 +31,10 @@ export interface Store {
 }
 
 /** An S3 store at another address than the one in use; `profile` names its credentials in the AWS files, else they are those in use. */
-export interface OlderStore { endpoint: string, profile?: string | undefined }
+export interface OlderStore {
+  endpoint: string
+  profile?: string | undefined
+}
 
 export interface StoreOptions {
   s3Endpoint?: string | undefined

@@ -23,8 +23,16 @@ interface Schema {
   required?: string[]
 }
 
-interface Media { schema: Schema, example?: unknown, examples?: Record<string, { summary?: string, value: unknown }> }
-interface Response { description: string, headers?: Record<string, { description: string }>, content?: Record<string, Media> }
+interface Media {
+  schema: Schema
+  example?: unknown
+  examples?: Record<string, { summary?: string; value: unknown }>
+}
+interface Response {
+  description: string
+  headers?: Record<string, { description: string }>
+  content?: Record<string, Media>
+}
 
 interface Parameter {
   name: string
@@ -48,10 +56,14 @@ interface Operation {
 interface Components {
   schemas: Record<string, Schema>
   responses: Record<string, Response>
-  securitySchemes: Record<string, { type: 'http' | 'apiKey', name?: string, description: string }>
+  securitySchemes: Record<string, { type: 'http' | 'apiKey'; name?: string; description: string }>
 }
 
-interface Call { path: string, method: string, operation: Operation }
+interface Call {
+  path: string
+  method: string
+  operation: Operation
+}
 
 interface Caller {
   title: string
@@ -64,23 +76,33 @@ interface Caller {
 
 const CALLERS: Caller[] = [
   {
-    title: 'Devices', scheme: 'device', about: 'A device sends its heartbeats and fetches its commands, with its own token.',
+    title: 'Devices',
+    scheme: 'device',
+    about: 'A device sends its heartbeats and fetches its commands, with its own token.',
     calls: ({ security }) => security.some(scheme => 'device' in scheme),
   },
   {
-    title: 'Gateways', scheme: 'gateway', about: 'A gateway sends heartbeats of many devices with one token.',
+    title: 'Gateways',
+    scheme: 'gateway',
+    about: 'A gateway sends heartbeats of many devices with one token.',
     calls: ({ security }) => security.some(scheme => 'gateway' in scheme),
   },
   {
-    title: 'Admin', scheme: 'admin', about: 'People and programs that manage devices.',
+    title: 'Admin',
+    scheme: 'admin',
+    about: 'People and programs that manage devices.',
     calls: ({ tags, security }) => !isOf(tags, 'operations', 'probes') && security.some(scheme => 'admin' in scheme),
   },
   {
-    title: 'Ops', scheme: 'admin', about: 'Maintenance by hand.',
+    title: 'Ops',
+    scheme: 'admin',
+    about: 'Maintenance by hand.',
     calls: ({ tags }) => isOf(tags, 'operations'),
   },
   {
-    title: 'Monitoring', scheme: 'adminBearer', about: 'Load balancers, Prometheus and tools. Only the metrics need a key.',
+    title: 'Monitoring',
+    scheme: 'adminBearer',
+    about: 'Load balancers, Prometheus and tools. Only the metrics need a key.',
     calls: ({ tags }) => isOf(tags, 'probes'),
   },
 ]
@@ -106,7 +128,8 @@ export function apiPage() {
   const { schemas, responses, securitySchemes } = document.components as unknown as Components
   const paths = document.paths as unknown as Record<string, Record<string, Operation>>
   const calls: Call[] = Object.entries(paths).flatMap(([path, methods]) =>
-    Object.entries(methods).map(([method, operation]) => ({ path, method: method.toUpperCase(), operation })))
+    Object.entries(methods).map(([method, operation]) => ({ path, method: method.toUpperCase(), operation })),
+  )
   const sections = CALLERS.map(caller => ({ caller, calls: calls.filter(({ operation }) => caller.calls(operation)) }))
   const left = calls.filter(call => !sections.some(section => section.calls.includes(call)))
   if (left.length > 0) throw new Error(`no section of docs/api.md has ${left.map(title).join(', ')}`)
@@ -132,7 +155,11 @@ export function apiPage() {
     return Object.entries(requestBody?.content ?? {}).map(([type, { schema }]) => {
       const { anyOf, description } = resolve(schema.items ?? schema)
       // A batch takes the items of devices or those of gateways.
-      const own = anyOf?.find(({ $ref = '' }) => nameOf($ref).toLowerCase().startsWith(scheme ?? ''))
+      const own = anyOf?.find(({ $ref = '' }) =>
+        nameOf($ref)
+          .toLowerCase()
+          .startsWith(scheme ?? ''),
+      )
       const item = own ?? schema.items ?? schema
       const rows = fieldRows(item, '', 'in')
       const limit = schema.items && `An array of at most ${schema.maxItems} items.`
@@ -145,20 +172,22 @@ export function apiPage() {
   }
 
   function answers({ responses: given }: Operation) {
-    const own = Object.entries(given).flatMap(([status, response]) => '$ref' in response ? [] : [{ status, ...response }])
-    const errors = Object.entries(given).flatMap(([status, response]) => '$ref' in response ? [errorTitle(status)] : [])
+    const own = Object.entries(given).flatMap(([status, response]) => ('$ref' in response ? [] : [{ status, ...response }]))
+    const errors = Object.entries(given).flatMap(([status, response]) => ('$ref' in response ? [errorTitle(status)] : []))
     const media = own.flatMap(({ content = {} }) => Object.entries(content).map(([type, { schema }]) => ({ type, schema })))
     const fields = [...new Set(media.map(({ schema }) => resolve(schema)))].flatMap(schema => fieldRows(schema))
     return [
-      table(['status', 'meaning', 'headers'], own.map(({ status, description, headers = {} }) => [
-        status, description, Object.keys(headers).map(code).join(', '),
-      ])),
+      table(
+        ['status', 'meaning', 'headers'],
+        own.map(({ status, description, headers = {} }) => [status, description, Object.keys(headers).map(code).join(', ')]),
+      ),
       errors.length === 0 ? undefined : `Errors: ${errors.map(title => `[${title}](#${anchor(title)})`).join(', ')}.`,
-      ...media.filter(({ type, schema }) => type !== 'application/json' && schema.description)
+      ...media
+        .filter(({ type, schema }) => type !== 'application/json' && schema.description)
         .map(({ type, schema }) => `As \`${type}\`: ${schema.description}`),
-      ...(fields.length === 0 ? [] : [
-        'Fields of the answer:', table(['field', 'type and limits', 'optional', 'what it is'], fields),
-      ]),
+      ...(fields.length === 0
+        ? []
+        : ['Fields of the answer:', table(['field', 'type and limits', 'optional', 'what it is'], fields)]),
     ]
   }
 
@@ -173,20 +202,25 @@ export function apiPage() {
       ])
     })
     const requests = Object.entries(requestBody?.content ?? {}).flatMap(([type, { examples = {} }]) =>
-      Object.entries(examples).map(([name, { summary, value }]) => ({ type, name, summary, value })))
+      Object.entries(examples).map(([name, { summary, value }]) => ({ type, name, summary, value })),
+    )
     const needed = security.find(one => (scheme ?? '') in one) ?? security[0] ?? {}
     const credential = CREDENTIALS[Object.keys(needed)[0] ?? '']
-    const pairs = requests.length === 0
-      ? [{ summary: undefined, type: '', value: undefined, answer: answers[0] }]
-      : requests.filter(({ name }) => (name === 'gateway') === (scheme === 'gateway'))
-        .map(request => ({ ...request, answer: answers.find(({ name }) => name === request.name) }))
-        .sort((a, b) => rank(a.answer?.status) - rank(b.answer?.status))
-    return pairs.map(({ summary, type, value, answer }) => page(
-      summary === undefined ? undefined : `${summary}:`,
-      block('sh', curl(call, credential, type, value)),
-      answer === undefined ? undefined : `answers ${answer.status}:`,
-      answer === undefined ? undefined : block(typeof answer.value === 'string' ? 'text' : 'json', answer.value),
-    ).trimEnd())
+    const pairs =
+      requests.length === 0
+        ? [{ summary: undefined, type: '', value: undefined, answer: answers[0] }]
+        : requests
+            .filter(({ name }) => (name === 'gateway') === (scheme === 'gateway'))
+            .map(request => ({ ...request, answer: answers.find(({ name }) => name === request.name) }))
+            .sort((a, b) => rank(a.answer?.status) - rank(b.answer?.status))
+    return pairs.map(({ summary, type, value, answer }) =>
+      page(
+        summary === undefined ? undefined : `${summary}:`,
+        block('sh', curl(call, credential, type, value)),
+        answer === undefined ? undefined : `answers ${answer.status}:`,
+        answer === undefined ? undefined : block(typeof answer.value === 'string' ? 'text' : 'json', answer.value),
+      ).trimEnd(),
+    )
   }
 
   function section(caller: Caller, call: Call) {
@@ -199,12 +233,18 @@ export function apiPage() {
       `### ${heading(caller, call)}`,
       `${summary}. ${description ?? ''}`.trim(),
       `**Auth**: ${auth.join('; or ') || 'none'}.`,
-      parameters.length === 0 ? undefined : table(
-        ['parameter', 'in', 'type and limits', 'required', 'what it is'],
-        parameters.map(({ name, in: place, schema, required, description }) => [
-          code(name), place, describe(schema), required ? 'yes' : '', description,
-        ]),
-      ),
+      parameters.length === 0
+        ? undefined
+        : table(
+            ['parameter', 'in', 'type and limits', 'required', 'what it is'],
+            parameters.map(({ name, in: place, schema, required, description }) => [
+              code(name),
+              place,
+              describe(schema),
+              required ? 'yes' : '',
+              description,
+            ]),
+          ),
       ...requestBody(call.operation, caller),
       ...examples(call, caller),
       ...answers(call.operation),
@@ -217,10 +257,16 @@ export function apiPage() {
     document.info.description,
     'The examples are for a shell with these variables:',
     block('sh', VARIABLES),
-    table(['caller', 'call', 'what it does'], sections.flatMap(({ caller, calls }) => calls.map((call, index) => [
-      index === 0 ? `[${caller.title}](#${anchor(caller.title)})` : '',
-      `[${title(call)}](#${anchor(heading(caller, call))})`, call.operation.summary,
-    ]))),
+    table(
+      ['caller', 'call', 'what it does'],
+      sections.flatMap(({ caller, calls }) =>
+        calls.map((call, index) => [
+          index === 0 ? `[${caller.title}](#${anchor(caller.title)})` : '',
+          `[${title(call)}](#${anchor(heading(caller, call))})`,
+          call.operation.summary,
+        ]),
+      ),
+    ),
     ...sections.flatMap(({ caller, calls }) => [`## ${caller.title}`, caller.about, ...calls.map(call => section(caller, call))]),
     '## Errors',
     'The body of an error is `application/problem+json`:',
@@ -264,33 +310,44 @@ function describe(schema: Schema): string {
   const end = fallback === undefined ? '' : `; default ${code(String(fallback))}`
   if (schema.enum !== undefined) return `${schema.enum.map(code).join(', ')}${end}`
   if (type === undefined) return 'any JSON'
-  return [type].flat().map(one => {
-    const lowest = minimum ?? (exclusiveMinimum === undefined ? undefined : exclusiveMinimum + 1)
-    // Every whole number of JSON ends at 2^53.
-    const highest = maximum === Number.MAX_SAFE_INTEGER ? undefined : maximum
-    switch (one) {
-      case 'integer': case 'number': {
-        const name = one === 'integer' ? 'whole number' : 'number'
-        if (highest !== undefined) return `${name}, ${lowest} to ${highest}`
-        return lowest === undefined || lowest < 0 ? name : `${name}, ${lowest} or more`
-      }
-      case 'string': {
-        if (format === 'date-time') return 'time (RFC 3339)'
-        const from = minLength === undefined ? 'at most' : `${minLength} to`
-        if (maxLength !== undefined) return `text, ${from} ${maxLength} characters`
-        return pattern === undefined ? 'text' : `text that matches ${code(pattern)}`
-      }
-      case 'boolean': return 'true or false'
-      case 'array': return 'array'
-      case 'object': return 'object'
-      default: return one
-    }
-  }).join(', or ') + end
+  return (
+    [type]
+      .flat()
+      .map(one => {
+        const lowest = minimum ?? (exclusiveMinimum === undefined ? undefined : exclusiveMinimum + 1)
+        // Every whole number of JSON ends at 2^53.
+        const highest = maximum === Number.MAX_SAFE_INTEGER ? undefined : maximum
+        switch (one) {
+          case 'integer':
+          case 'number': {
+            const name = one === 'integer' ? 'whole number' : 'number'
+            if (highest !== undefined) return `${name}, ${lowest} to ${highest}`
+            return lowest === undefined || lowest < 0 ? name : `${name}, ${lowest} or more`
+          }
+          case 'string': {
+            if (format === 'date-time') return 'time (RFC 3339)'
+            const from = minLength === undefined ? 'at most' : `${minLength} to`
+            if (maxLength !== undefined) return `text, ${from} ${maxLength} characters`
+            return pattern === undefined ? 'text' : `text that matches ${code(pattern)}`
+          }
+          case 'boolean':
+            return 'true or false'
+          case 'array':
+            return 'array'
+          case 'object':
+            return 'object'
+          default:
+            return one
+        }
+      })
+      .join(', or ') + end
+  )
 }
 
 function curl({ path, method, operation }: Call, credential: string | undefined, type: string, value: unknown) {
   const parameters = operation.parameters ?? []
-  const target = parameters.filter(parameter => parameter.in === 'path')
+  const target = parameters
+    .filter(parameter => parameter.in === 'path')
     .reduce((target, { name, example }) => target.replace(`{${name}}`, String(example)), path)
   // One is enough to show how: all of them together would find nothing.
   const [first] = parameters.filter(parameter => parameter.in === 'query')
@@ -305,5 +362,5 @@ function curl({ path, method, operation }: Call, credential: string | undefined,
 }
 
 function shellText(text: string) {
-  return `'${text.replaceAll('\'', '\'\\\'\'')}'`
+  return `'${text.replaceAll("'", "'\\''")}'`
 }

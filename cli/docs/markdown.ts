@@ -37,16 +37,23 @@ function json(value: unknown, indent = ''): string {
 
 /** The anchor that GitHub gives to a heading. */
 export function anchor(heading: string) {
-  return heading.toLowerCase().replaceAll(/[^\w -]/g, '').replaceAll(' ', '-')
+  return heading
+    .toLowerCase()
+    .replaceAll(/[^\w -]/g, '')
+    .replaceAll(' ', '-')
 }
 
 /** Parts with a blank line between them; those that are empty or undefined are left out. Long lines of prose are wrapped. */
 export function page(...parts: (string | undefined)[]) {
   let isCode = false
-  const lines = parts.filter(Boolean).join('\n\n').split('\n').flatMap(line => {
-    if (line.startsWith('```')) isCode = !isCode
-    return isCode || /^[|#]/.test(line) ? [line] : wrap(line)
-  })
+  const lines = parts
+    .filter(Boolean)
+    .join('\n\n')
+    .split('\n')
+    .flatMap(line => {
+      if (line.startsWith('```')) isCode = !isCode
+      return isCode || /^[|#]/.test(line) ? [line] : wrap(line)
+    })
   return `${lines.join('\n')}\n`
 }
 

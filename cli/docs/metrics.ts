@@ -29,7 +29,7 @@ interface Rule {
   for?: string
   /** Of an alert its severity, of a recording the labels of its series. */
   labels?: Record<string, string>
-  annotations?: { summary: string, runbook_url: string }
+  annotations?: { summary: string; runbook_url: string }
 }
 
 export async function metricsPage(sql: Sql) {
@@ -37,28 +37,39 @@ export async function metricsPage(sql: Sql) {
   const alerts = rules.filter(({ alert }) => alert !== undefined)
   const recordings = rules.filter(({ record }) => record !== undefined)
   const row = ({ metric, type, labels, unit, workers, help }: Metric) => [
-    code(metric), type, labels.map(code).join(', '), unit, workers, `${help}.`,
-    alerts.filter(({ expr }) => uses(expr, metric, rules)).map(({ alert }) => alert).join(', '),
+    code(metric),
+    type,
+    labels.map(code).join(', '),
+    unit,
+    workers,
+    `${help}.`,
+    alerts
+      .filter(({ expr }) => uses(expr, metric, rules))
+      .map(({ alert }) => alert)
+      .join(', '),
   ]
-  const rows = (metrics: Metric[]) => metrics.sort((a, b) => a.metric < b.metric ? -1 : 1).map(row)
+  const rows = (metrics: Metric[]) => metrics.sort((a, b) => (a.metric < b.metric ? -1 : 1)).map(row)
   const header = ['name', 'type', 'labels', 'unit', 'over workers', 'what it is', 'alerts']
   return page(
     '# Metrics',
     generated(`the server's registry, \`fleet.metric_definitions()\` and the [rules of Prometheus](../${RULES})`),
-    'Each server answers `GET /metrics` with its ADMIN_KEY. The archiver has no port: it reports to the database, and the '
-    + 'servers report what the database holds. A histogram has the series `_bucket` (with the label `le`), `_sum` and `_count`.',
+    'Each server answers `GET /metrics` with its ADMIN_KEY. The archiver has no port: it reports to the database, and the ' +
+      'servers report what the database holds. A histogram has the series `_bucket` (with the label `le`), `_sum` and `_count`.',
     '## Counted by each server',
-    'Counters and histograms start at 0 when the server starts. A server with several workers combines their values; '
-    + 'over several servers, take `sum`.',
+    'Counters and histograms start at 0 when the server starts. A server with several workers combines their values; ' +
+      'over several servers, take `sum`.',
     table(header, rows(serverMetrics())),
     '## Held by the database',
-    'These values survive a restart of the server. Each server reports the same value, so take `max`, not `sum`. '
-    + 'A server that does not get them from the database within a second leaves them out.',
+    'These values survive a restart of the server. Each server reports the same value, so take `max`, not `sum`. ' +
+      'A server that does not get them from the database within a second leaves them out.',
     table(header, rows(await databaseMetrics(sql))),
     '## Alerts',
     table(['alert', 'severity', 'summary', 'condition', 'for', 'runbook'], alerts.map(alertRow)),
     'Names with colons are recording rules:',
-    table(['name', 'expression'], recordings.map(rule => [code(series(rule)), code(rule.expr)])),
+    table(
+      ['name', 'expression'],
+      recordings.map(rule => [code(series(rule)), code(rule.expr)]),
+    ),
   )
 }
 
@@ -66,13 +77,23 @@ function alertRow({ alert, labels, annotations, expr, for: delay }: Rule) {
   const { summary, runbook_url: url } = annotations!
   const [, place = ''] = url.split('#')
   return [
-    alert, labels?.severity, summary.replaceAll(/\{\{ \$labels\.(\w+) \}\}/g, '`$1`'), code(expr), delay,
+    alert,
+    labels?.severity,
+    summary.replaceAll(/\{\{ \$labels\.(\w+) \}\}/g, '`$1`'),
+    code(expr),
+    delay,
     `[${place.replaceAll('-', ' ')}](../${url})`,
   ]
 }
 
 /** What prom-client knows of a metric; its types have less. */
-interface Registered { name: string, help: string, type: string, aggregator?: string, labelNames: string[] }
+interface Registered {
+  name: string
+  help: string
+  type: string
+  aggregator?: string
+  labelNames: string[]
+}
 
 /** What the registry of a server has, with a replica. */
 function serverMetrics(): Metric[] {
@@ -102,7 +123,7 @@ async function databaseMetrics(sql: Sql): Promise<Metric[]> {
     const labels = own === undefined ? [...(built ?? '').matchAll(/'(\w+)', /g)] : [...own.matchAll(/"(\w+)":/g)]
     return { ...definition, labels: labels.map(([, label]) => label!) }
   })
-  const values = await sql<{ metric: string, labels: string[] }[]>`
+  const values = await sql<{ metric: string; labels: string[] }[]>`
     select distinct v.metric, array(select jsonb_object_keys(v.labels)) as labels
     from (select * from fleet.metric_values() union all select * from fleet.silence_metrics()) v`
   for (const { metric, labels } of values) {
@@ -121,8 +142,16 @@ async function readRules() {
 /** Whether an expression uses a metric, directly or through a recording rule. */
 function uses(expr: string, metric: string, rules: Rule[]): boolean {
   const names = new Set((expr.match(/[a-zA-Z_:][\w:]*/g) ?? []).map(name => name.replace(/_(bucket|sum|count)$/, '')))
-  return names.has(metric) || rules.some(rule => rule.record !== undefined && names.has(rule.record)
-    && (rule.labels === undefined || expr.includes(series(rule))) && uses(rule.expr, metric, rules))
+  return (
+    names.has(metric) ||
+    rules.some(
+      rule =>
+        rule.record !== undefined &&
+        names.has(rule.record) &&
+        (rule.labels === undefined || expr.includes(series(rule))) &&
+        uses(rule.expr, metric, rules),
+    )
+  )
 }
 
 /** What a recording rule records, such as `fleet:slo_errors:ratio_rate5m{slo="dispatch_log"}`. */

@@ -11,7 +11,7 @@ const names = granted.map(role => role.replace('fleet_', ''))
 /** Makes the page from the catalog of the database at `sql`. */
 export async function rightsPage(sql: Sql) {
   const grants = await sqlFile('grants.sql')
-  const routines = await sql<{ name: string, roles: string[] }[]>`
+  const routines = await sql<{ name: string; roles: string[] }[]>`
     select p.oid::regprocedure::text as name, array_agg(r.role order by r.role) as roles
     from pg_proc p
     cross join unnest(${granted as string[]}::text[]) as r (role)
@@ -19,7 +19,7 @@ export async function rightsPage(sql: Sql) {
       and has_function_privilege(r.role, p.oid, 'execute')
     group by p.oid
     order by p.oid::regprocedure::text collate "C"`
-  const relations = await sql<{ name: string, role: string, rights: string }[]>`
+  const relations = await sql<{ name: string; role: string; rights: string }[]>`
     select c.oid::regclass::text as name, r.role,
       string_agg(
         lower(v.privilege) || case when has_table_privilege(r.role, c.oid, v.privilege) then '' else k.columns end,
@@ -44,17 +44,22 @@ export async function rightsPage(sql: Sql) {
   return page(
     '# Who may do what',
     generated('the catalog of a migrated database'),
-    `The rights are defined in [${grants}](../${grants}), and [threats.md](threats.md) explains what they prevent. `
-    + 'A role has only the rights that are listed here, and nothing is granted to PUBLIC. '
-    + 'Functions that are not listed may be called only by `fleet_owner`.',
+    `The rights are defined in [${grants}](../${grants}), and [threats.md](threats.md) explains what they prevent. ` +
+      'A role has only the rights that are listed here, and nothing is granted to PUBLIC. ' +
+      'Functions that are not listed may be called only by `fleet_owner`.',
     '## Functions and procedures',
-    table(['routine', ...names], routines.map(({ name, roles }) => [
-      code(name), ...granted.map(role => roles.includes(role) ? 'yes' : ''),
-    ])),
+    table(
+      ['routine', ...names],
+      routines.map(({ name, roles }) => [code(name), ...granted.map(role => (roles.includes(role) ? 'yes' : ''))]),
+    ),
     '## Tables and views',
     'If columns are named in brackets, the right is limited to them.',
-    table(['relation', ...names], [...new Set(relations.map(row => row.name))].map(name => [
-      code(name), ...granted.map(role => relations.find(row => row.name === name && row.role === role)?.rights ?? ''),
-    ])),
+    table(
+      ['relation', ...names],
+      [...new Set(relations.map(row => row.name))].map(name => [
+        code(name),
+        ...granted.map(role => relations.find(row => row.name === name && row.role === role)?.rights ?? ''),
+      ]),
+    ),
   )
 }

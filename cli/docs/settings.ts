@@ -7,8 +7,13 @@ import { repository } from '../../local/config.ts'
 import { code, generated, page, table } from './markdown.ts'
 
 const PROGRAMS: Record<Program, string> = {
-  server: 'server', archiver: 'archiver', start: '`npm start`', migrate: '`npm run migrate`', logins: '`npm run logins`',
-  check: '`npm run check`', tests: '`npm test`',
+  server: 'server',
+  archiver: 'archiver',
+  start: '`npm start`',
+  migrate: '`npm run migrate`',
+  logins: '`npm run logins`',
+  check: '`npm run check`',
+  tests: '`npm test`',
 }
 
 const all: [string, Setting][] = Object.entries(settings)
@@ -19,23 +24,30 @@ export async function settingsPage(sql: Sql) {
   return page(
     '# Settings',
     generated('[lib/settings.ts](../lib/settings.ts) and the comments of the table `fleet.settings`'),
-    'Some settings are environment variables, which a process reads once when it starts. '
-    + 'The others are in the database and need no restart.',
+    'Some settings are environment variables, which a process reads once when it starts. ' +
+      'The others are in the database and need no restart.',
     '## Environment variables',
-    '`npm start` needs none of them. An empty variable is the same as one that is not set. If any is wrong, the process names '
-    + 'all that are wrong and ends with exit code 2. [.env.example](../.env.example) has all of them except those of the tests.',
+    '`npm start` needs none of them. An empty variable is the same as one that is not set. If any is wrong, the process names ' +
+      'all that are wrong and ends with exit code 2. [.env.example](../.env.example) has all of them except those of the tests.',
     ...GROUPS.flatMap(group => [
       `### ${group}`,
-      table(['name', 'default', 'values', 'read by', 'what it does'], inGroup(group).map(([name, setting]) => [
-        code(name), defaultOf(setting), valuesOf(setting), readersOf(setting), setting.about,
-      ])),
+      table(
+        ['name', 'default', 'values', 'read by', 'what it does'],
+        inGroup(group).map(([name, setting]) => [
+          code(name),
+          defaultOf(setting),
+          valuesOf(setting),
+          readersOf(setting),
+          setting.about,
+        ]),
+      ),
     ]),
     '### Secrets in files',
-    'In the image of docker/node, each of these may be in a file instead; the variable with `_FILE` at the end, such as '
-    + `\`ADMIN_KEY_FILE\`, names the file: ${fromFiles.map(code).join(', ')}.`,
+    'In the image of docker/node, each of these may be in a file instead; the variable with `_FILE` at the end, such as ' +
+      `\`ADMIN_KEY_FILE\`, names the file: ${fromFiles.map(code).join(', ')}.`,
     '## Settings in the database',
-    'The table `fleet.settings` has one row. `fleet_dba` changes a column with the statement in the last column of this table. '
-    + 'Each change is recorded in `fleet.settings_audit` with its time and its login.',
+    'The table `fleet.settings` has one row. `fleet_dba` changes a column with the statement in the last column of this table. ' +
+      'Each change is recorded in `fleet.settings_audit` with its time and its login.',
     table(['column', 'type', 'default', 'limits', 'what it does', 'change it with'], await databaseSettings(sql)),
   )
 }
@@ -109,7 +121,11 @@ async function databaseSettings(sql: Sql) {
     where a.attrelid = 'fleet.settings'::regclass and a.attnum > 0 and not a.attisdropped and a.attname <> 'is_only_row'
     order by a.attnum`
   return rows.map(({ name, type, fallback, limits, comment, is_updatable, setters }) => [
-    code(name), type, fallback === null ? '' : code(plain(fallback)), limits === null ? '' : code(plain(limits)), comment,
+    code(name),
+    type,
+    fallback === null ? '' : code(plain(fallback)),
+    limits === null ? '' : code(plain(limits)),
+    comment,
     [
       ...setters.map(setter => code(`select fleet.${setter}(…);`)),
       ...(is_updatable ? [code(`update fleet.settings set ${name} = …;`)] : []),
@@ -119,9 +135,13 @@ async function databaseSettings(sql: Sql) {
 
 /** An expression of the catalog without its casts and outer brackets. */
 function plain(expression: string) {
-  const text = expression.replaceAll(/::[a-z ]+(\[\])?/g, '').replaceAll(/\((-?[\d.]+)\)/g, '$1')
-    .replaceAll('= ANY (ARRAY[', 'in (').replaceAll('])', ')').replaceAll(' AND ', ' and ')
-    .replaceAll(/\(([^()]*)\)/g, (all, inner: string) => / (>=?|<=?|=|in) /.test(inner) ? inner : all)
+  const text = expression
+    .replaceAll(/::[a-z ]+(\[\])?/g, '')
+    .replaceAll(/\((-?[\d.]+)\)/g, '$1')
+    .replaceAll('= ANY (ARRAY[', 'in (')
+    .replaceAll('])', ')')
+    .replaceAll(' AND ', ' and ')
+    .replaceAll(/\(([^()]*)\)/g, (all, inner: string) => (/ (>=?|<=?|=|in) /.test(inner) ? inner : all))
   return text.replace(/^\((.*)\)$/, '$1')
 }
 

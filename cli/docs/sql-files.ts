@@ -11,7 +11,10 @@ export interface SqlFile {
 /** The files of sql/, in the order of their paths. */
 export async function sqlFiles(): Promise<SqlFile[]> {
   const names = await readdir(join(repository, 'sql'), { recursive: true })
-  const paths = names.filter(name => name.endsWith('.sql')).map(name => `sql/${name}`).sort()
+  const paths = names
+    .filter(name => name.endsWith('.sql'))
+    .map(name => `sql/${name}`)
+    .sort()
   return Promise.all(paths.map(async path => ({ path, text: await readFile(join(repository, path), 'utf8') })))
 }
 

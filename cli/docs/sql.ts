@@ -20,7 +20,11 @@ const ERRORS: Record<string, string> = {
 
 const ROLES = ['fleet_dba', 'fleet_reader', 'fleet_server', 'fleet_archiver', 'fleet_verifier']
 
-interface Column { name: string, type: string, comment: string | null }
+interface Column {
+  name: string
+  type: string
+  comment: string | null
+}
 
 interface Routine {
   schema: string
@@ -59,21 +63,28 @@ export async function sqlPage(sql: Sql) {
   return page(
     '# SQL reference',
     generated('the catalog of a migrated database'),
-    'This page has the functions and procedures that `fleet_dba` or `fleet_reader` may call, and all views and tables of the '
-    + 'schema `fleet`. All names are in this schema: write `fleet.check()`. [rights.md](rights.md) has the rights of every role. '
-    + '[views.md](views.md) has the units and costs of the views.',
-    table(['theme', 'functions and procedures', 'views'], sections.map(({ theme, routines, views }) => [
-      `[${title(theme)}](#${anchor(title(theme))})`, routines.map(link).join(', '), views.map(link).join(', '),
-    ])),
+    'This page has the functions and procedures that `fleet_dba` or `fleet_reader` may call, and all views and tables of the ' +
+      'schema `fleet`. All names are in this schema: write `fleet.check()`. [rights.md](rights.md) has the rights of every role. ' +
+      '[views.md](views.md) has the units and costs of the views.',
+    table(
+      ['theme', 'functions and procedures', 'views'],
+      sections.map(({ theme, routines, views }) => [
+        `[${title(theme)}](#${anchor(title(theme))})`,
+        routines.map(link).join(', '),
+        views.map(link).join(', '),
+      ]),
+    ),
     'There are also the [tables](#tables) and the [error codes](#error-codes).',
     ...sections.flatMap(({ theme, routines, views }) => [
-      `## ${title(theme)}`, ...views.map(view => relation(view, documented)), ...routines.map(routine),
+      `## ${title(theme)}`,
+      ...views.map(view => relation(view, documented)),
+      ...routines.map(routine),
     ]),
     '## Tables',
     ...tables.map(one => relation(one, [])),
     '## Error codes',
     'Each error has a hint that says what to do. The server answers a call that meets one of these with the HTTP status.',
-    ...await errors(sql),
+    ...(await errors(sql)),
   )
 }
 
@@ -89,7 +100,10 @@ function routine(one: Routine) {
   const end = result === null || result === 'void' || result === 'record' ? '' : ` returns ${brief(result)}`
   const signature = `${kind === 'procedure' ? 'call ' : ''}${schema}.${name}(${brief(given)})${end}`
   return page(
-    `### ${heading(one)}`, block('sql', wrap(signature)), text, example && `Example:\n\n${block('sql', example)}`,
+    `### ${heading(one)}`,
+    block('sql', wrap(signature)),
+    text,
+    example && `Example:\n\n${block('sql', example)}`,
     `May be called by ${roles.map(code).join(', ')}.`,
   ).trimEnd()
 }
@@ -100,9 +114,14 @@ function relation(one: Relation, documented: string[]) {
   const more = documented.includes(name) ? ` More in [views.md](views.md#${anchor(name)}).` : ''
   const isDescribed = columns.some(column => column.comment !== null)
   return page(
-    `### ${heading(one)}`, `${text}${more}`, example && `Example:\n\n${block('sql', example)}`,
+    `### ${heading(one)}`,
+    `${text}${more}`,
+    example && `Example:\n\n${block('sql', example)}`,
     isDescribed
-      ? table(['column', 'type', 'what it is'], columns.map(column => [code(column.name), brief(column.type), column.comment ?? '']))
+      ? table(
+          ['column', 'type', 'what it is'],
+          columns.map(column => [code(column.name), brief(column.type), column.comment ?? '']),
+        )
       : `Columns: ${columns.map(({ name, type }) => `${code(name)} ${brief(type)}`).join(', ')}.`,
     roles.length === 0 ? 'Only `fleet_owner` may read it.' : `May be read by ${roles.map(code).join(', ')}.`,
   ).trimEnd()
@@ -116,7 +135,7 @@ async function themes() {
       found.set(name!, path.split('/')[1]!)
     }
   }
-  return ({ schema, name }: { schema: string, name: string }) => {
+  return ({ schema, name }: { schema: string; name: string }) => {
     const theme = found.get(`${schema}.${name}`)
     if (theme === undefined) throw new Error(`no file below sql/ makes ${schema}.${name}`)
     return theme
@@ -167,7 +186,7 @@ const RAISED = /errcode = '(FL\d{3})',\s+message = (?:(?:pg_catalog\.)?format\()
 
 /** The meaning of each code, and the messages that have it. */
 async function errors(sql: Sql) {
-  const sources = await sql<{ name: string, prosrc: string }[]>`
+  const sources = await sql<{ name: string; prosrc: string }[]>`
     select proname as name, prosrc from pg_proc
     where pronamespace in ('fleet'::regnamespace, 'fleet_guard'::regnamespace)
     order by proname collate "C"`
@@ -176,18 +195,36 @@ async function errors(sql: Sql) {
   if (codes.join() !== explained.join()) {
     throw new Error(`the functions raise ${codes.join()}; cli/docs/sql.ts explains ${explained.join()}`)
   }
-  const messages = sources.flatMap(({ name, prosrc }) => [...prosrc.matchAll(RAISED)].map(([, code, text]) => ({
-    name, code, message: text!.replaceAll('\'\'', '\'').replaceAll(/%[sIL]/g, '…').replaceAll(/…+/g, '…'),
-  })))
-  return [
-    table(['code', 'meaning', 'HTTP'], codes.map(name => [code(name), ERRORS[name], String(SQL_STATUS[name] ?? 500)])),
-    'The messages:',
-    table(['code', 'message', 'raised by'], codes.flatMap(name => {
-      const own = messages.filter(one => one.code === name)
-      return [...new Set(own.map(({ message }) => message))].map(message => [
-        code(name), message, own.filter(one => one.message === message).map(one => one.name).join(', '),
-      ])
+  const messages = sources.flatMap(({ name, prosrc }) =>
+    [...prosrc.matchAll(RAISED)].map(([, code, text]) => ({
+      name,
+      code,
+      message: text!
+        .replaceAll("''", "'")
+        .replaceAll(/%[sIL]/g, '…')
+        .replaceAll(/…+/g, '…'),
     })),
+  )
+  return [
+    table(
+      ['code', 'meaning', 'HTTP'],
+      codes.map(name => [code(name), ERRORS[name], String(SQL_STATUS[name] ?? 500)]),
+    ),
+    'The messages:',
+    table(
+      ['code', 'message', 'raised by'],
+      codes.flatMap(name => {
+        const own = messages.filter(one => one.code === name)
+        return [...new Set(own.map(({ message }) => message))].map(message => [
+          code(name),
+          message,
+          own
+            .filter(one => one.message === message)
+            .map(one => one.name)
+            .join(', '),
+        ])
+      }),
+    ),
   ]
 }
 
@@ -203,14 +240,21 @@ function title(theme: string) {
 
 /** Types and defaults as they are usually written. */
 function brief(text: string) {
-  return text.replaceAll('timestamp with time zone', 'timestamptz').replaceAll(' DEFAULT ', ' default ')
+  return text
+    .replaceAll('timestamp with time zone', 'timestamptz')
+    .replaceAll(' DEFAULT ', ' default ')
     .replaceAll(/('[^']*'|NULL)::[a-z]+(\[\])?/g, '$1')
-    .replaceAll('NULL', 'null').replaceAll('TABLE(', 'table (').replaceAll('SETOF ', 'setof ')
-    .replaceAll(/\b(INOUT|OUT|IN) /g, (_, mode: string) => mode === 'IN' ? '' : `${mode.toLowerCase()} `)
+    .replaceAll('NULL', 'null')
+    .replaceAll('TABLE(', 'table (')
+    .replaceAll('SETOF ', 'setof ')
+    .replaceAll(/\b(INOUT|OUT|IN) /g, (_, mode: string) => (mode === 'IN' ? '' : `${mode.toLowerCase()} `))
 }
 
 /** A signature on several lines, if it is long. */
 function wrap(signature: string) {
   if (signature.length <= 110) return signature
-  return signature.replace('(', '(\n  ').replaceAll(/, (?=p_|out |inout )/g, ',\n  ').replace(/\)( returns |$)/, '\n)$1')
+  return signature
+    .replace('(', '(\n  ')
+    .replaceAll(/, (?=p_|out |inout )/g, ',\n  ')
+    .replace(/\)( returns |$)/, '\n)$1')
 }

@@ -11,7 +11,10 @@ t.test('the dashboards are provisioned, with the sources that they ask', async t
   t.equal(provisioned.size, 2)
   t.match(sources, /user: fleet_reader\n/)
   t.notMatch(sources, /password: (?!\$__file\{)/, 'no password')
-  t.match(await readFile(join(here, 'provisioning/dashboards/nexmdm.yml'), 'utf8'), /allowUiUpdates: false[^]*path: \/var\/lib\/grafana\/dashboards\n/)
+  t.match(
+    await readFile(join(here, 'provisioning/dashboards/nexmdm.yml'), 'utf8'),
+    /allowUiUpdates: false[^]*path: \/var\/lib\/grafana\/dashboards\n/,
+  )
 
   const dashboards = await readDashboards()
   t.same(dashboards.map(({ uid }) => uid).toSorted(), ['nexmdm-database', 'nexmdm-fleet', 'nexmdm-ingest', 'nexmdm-partitions'])
@@ -25,15 +28,25 @@ t.test('each panel says what it shows, in which unit, and has its place', async 
     t.equal(new Set(panels.map(({ id }) => id)).size, panels.length, `${title} has no id twice`)
     t.equal(new Set(panels.map(panel => panel.title)).size, panels.length, `${title} has no title twice`)
     const cells: string[] = []
-    for (const { title: name, description, fieldConfig, gridPos: { x, y, w, h }, targets } of panels) {
+    for (const {
+      title: name,
+      description,
+      fieldConfig,
+      gridPos: { x, y, w, h },
+      targets,
+    } of panels) {
       t.match(description, /\S.*\.$/, `${title}: ${name} is described`)
       t.ok(fieldConfig.defaults.unit, `${title}: ${name} has a unit`)
       t.ok(x + w <= 24)
-      for (let cell = 0; cell < w * h; cell++) cells.push(`${x + cell % w},${y + Math.floor(cell / w)}`)
+      for (let cell = 0; cell < w * h; cell++) cells.push(`${x + (cell % w)},${y + Math.floor(cell / w)}`)
       const queries = targets.map(({ expr, rawSql }) => expr ?? rawSql ?? '').join('\n')
       const variables = [...queries.matchAll(/\$\{?(\w+)/g)].map(match => match[1]!)
       const known = ['__rate_interval', '__timeFilter', ...templating.list.map(variable => variable.name)]
-      t.same(variables.filter(variable => !known.includes(variable)), [], `${title}: ${name} uses variables that there are`)
+      t.same(
+        variables.filter(variable => !known.includes(variable)),
+        [],
+        `${title}: ${name} uses variables that there are`,
+      )
     }
     t.equal(new Set(cells).size, cells.length, `${title}: no panel covers another`)
   }

@@ -4,7 +4,10 @@ import { readConfig } from '../../archiver/config.ts'
 
 const { archiveUrl, s3Endpoint } = readConfig()
 const Bucket = new URL(archiveUrl).hostname
-const client = new S3Client({ ...(s3Endpoint ? { endpoint: s3Endpoint, forcePathStyle: true } : {}), requestChecksumCalculation: 'WHEN_REQUIRED' })
+const client = new S3Client({
+  ...(s3Endpoint ? { endpoint: s3Endpoint, forcePathStyle: true } : {}),
+  requestChecksumCalculation: 'WHEN_REQUIRED',
+})
 try {
   await client.send(new HeadBucketCommand({ Bucket }))
   console.log(`bucket ${Bucket} is there`)

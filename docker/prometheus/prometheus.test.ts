@@ -22,15 +22,31 @@ t.test('every alert fires and ends', { skip: prometheus.without }, async t => {
   const { isOk, output } = await promtool('test', 'rules', join(here, 'tests/alerts.yml'))
   t.ok(isOk, output)
   const tests = await readFile(join(here, 'tests/alerts.yml'), 'utf8')
-  const fired = new Map([...tests.matchAll(/^ {6}- alertname: (\w+)\n +eval_time: (\w+)\n +exp_alerts:\n +- exp_labels:/gm)]
-    .map(([, name, time]) => [name!, minutes(time!)]))
-  const ended = new Map([...tests.matchAll(/^ {6}- \{alertname: (\w+), eval_time: (\w+), exp_alerts: \[\]\}$/gm)]
-    .map(([, name, time]) => [name!, minutes(time!)]))
+  const fired = new Map(
+    [...tests.matchAll(/^ {6}- alertname: (\w+)\n +eval_time: (\w+)\n +exp_alerts:\n +- exp_labels:/gm)].map(([, name, time]) => [
+      name!,
+      minutes(time!),
+    ]),
+  )
+  const ended = new Map(
+    [...tests.matchAll(/^ {6}- \{alertname: (\w+), eval_time: (\w+), exp_alerts: \[\]\}$/gm)].map(([, name, time]) => [
+      name!,
+      minutes(time!),
+    ]),
+  )
   const names = (await readAlerts()).map(({ name }) => name)
   t.ok(names.length > 8)
   t.equal(new Set(names).size, names.length, 'no name twice')
-  t.same(names.filter(name => !fired.has(name)), [], 'each fires')
-  t.same(names.filter(name => !(ended.get(name)! > fired.get(name)!)), [], 'and ends then')
+  t.same(
+    names.filter(name => !fired.has(name)),
+    [],
+    'each fires',
+  )
+  t.same(
+    names.filter(name => !(ended.get(name)! > fired.get(name)!)),
+    [],
+    'and ends then',
+  )
 })
 
 function minutes(time: string) {
@@ -40,7 +56,12 @@ function minutes(time: string) {
 t.test('every alert says what it is, with its value, and leads to a section of the runbook that lists it', async t => {
   const runbook = await readFile(join(here, '../../RUNBOOK.md'), 'utf8')
   const anchors = [...runbook.matchAll(/^## (.*)$/gm)].map(match => match[1]!.toLowerCase().replaceAll(' ', '-'))
-  const listed = new Map([...runbook.matchAll(/^\| `([A-Z]\w+)`.*\| \[[^\]]*\]\(#([a-z-]+)\) \| `.*` \|$/gm)].map(([, name, anchor]) => [name!, anchor!]))
+  const listed = new Map(
+    [...runbook.matchAll(/^\| `([A-Z]\w+)`.*\| \[[^\]]*\]\(#([a-z-]+)\) \| `.*` \|$/gm)].map(([, name, anchor]) => [
+      name!,
+      anchor!,
+    ]),
+  )
   const found = await readAlerts()
   for (const { name, body } of found) {
     t.match(body, /^ +for: \d+[mh]$/m, `${name} waits`)
@@ -56,7 +77,7 @@ t.test('every alert says what it is, with its value, and leads to a section of t
 
 t.test('the alerts have the targets of fleet.slo', async t => {
   const { sql } = await withDatabase(t)
-  const targets = await sql<{ slo: string, target: string }[]>`select slo, target::text from fleet.slo`
+  const targets = await sql<{ slo: string; target: string }[]>`select slo, target::text from fleet.slo`
   for (const { slo, target } of targets) {
     const of = (await readAlerts()).filter(({ body }) => body.includes(`slo="${slo}"`))
     t.equal(of.length, 2)
@@ -77,5 +98,8 @@ t.test('the first look that the runbook gives for each alert runs, as fleet_dba'
 })
 
 t.test('the names that an expression has', async t => {
-  t.same(metricNames('100 * sum by (instance) (rate(a_total{b="c", d=~"e|f"}[5m])) / max(g:h) offset 30m > 1 and on (i) j == 1'), ['a_total', 'g:h', 'j'])
+  t.same(
+    metricNames('100 * sum by (instance) (rate(a_total{b="c", d=~"e|f"}[5m])) / max(g:h) offset 30m > 1 and on (i) j == 1'),
+    ['a_total', 'g:h', 'j'],
+  )
 })

@@ -3,7 +3,10 @@ import t from 'tap'
 import { clientAddress, networkOf } from './address.ts'
 
 function from(remoteAddress: string | undefined, forwarded?: string) {
-  return { socket: { remoteAddress }, headers: forwarded === undefined ? {} : { 'x-forwarded-for': forwarded } } as unknown as IncomingMessage
+  return {
+    socket: { remoteAddress },
+    headers: forwarded === undefined ? {} : { 'x-forwarded-for': forwarded },
+  } as unknown as IncomingMessage
 }
 
 t.test('without a trusted proxy the socket alone counts', async t => {
@@ -13,7 +16,7 @@ t.test('without a trusted proxy the socket alone counts', async t => {
   t.equal(clientAddress(from(undefined), false), null)
 })
 
-t.test('a trusted proxy\'s own hop is the last one', async t => {
+t.test("a trusted proxy's own hop is the last one", async t => {
   t.equal(clientAddress(from('127.0.0.1', '198.51.100.1, 203.0.113.9'), true), '203.0.113.9')
   t.equal(clientAddress(from('127.0.0.1'), true), '127.0.0.1')
   t.equal(clientAddress(from('127.0.0.1', 'unknown'), true), null)
@@ -55,8 +58,27 @@ t.test('every form in which proxies write an address is read', async t => {
 })
 
 t.test('what is no address gives none', async t => {
-  const none = ['', ',', 'unknown', '_hidden:80', '-', 'localhost:80', '203.0.113', '203.0.113.256:80', '203.0.113.7:80:90', '203.0.113.7:http',
-    '[2001:db8::1', '2001:db8::1]:443', '[]:443', '[2001:db8::1]443', '2001:db8:0:0:0:0:0:0:1:51008', '"', '""', 'for=203.0.113.7', '1.2.3.4 5.6.7.8']
+  const none = [
+    '',
+    ',',
+    'unknown',
+    '_hidden:80',
+    '-',
+    'localhost:80',
+    '203.0.113',
+    '203.0.113.256:80',
+    '203.0.113.7:80:90',
+    '203.0.113.7:http',
+    '[2001:db8::1',
+    '2001:db8::1]:443',
+    '[]:443',
+    '[2001:db8::1]443',
+    '2001:db8:0:0:0:0:0:0:1:51008',
+    '"',
+    '""',
+    'for=203.0.113.7',
+    '1.2.3.4 5.6.7.8',
+  ]
   for (const written of none) t.equal(clientAddress(from('127.0.0.1', written), true), null, written)
 })
 

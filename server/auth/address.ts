@@ -7,7 +7,7 @@ import { isIP, isIPv4, isIPv6 } from 'node:net'
  */
 export function clientAddress(incoming: IncomingMessage, trustProxy: boolean): string | null {
   const forwarded = trustProxy ? incoming.headers['x-forwarded-for'] : undefined
-  return readAddress(forwarded === undefined ? incoming.socket.remoteAddress ?? '' : lastHop(String(forwarded)))
+  return readAddress(forwarded === undefined ? (incoming.socket.remoteAddress ?? '') : lastHop(String(forwarded)))
 }
 
 function lastHop(forwarded: string) {
@@ -22,7 +22,10 @@ function lastHop(forwarded: string) {
  */
 function readAddress(entry: string): string | null {
   if (isIPv4(entry)) return entry
-  let text = entry.trim().replace(/^"(.*)"$/, '$1').trim()
+  let text = entry
+    .trim()
+    .replace(/^"(.*)"$/, '$1')
+    .trim()
   const inBrackets = /^\[([^\]]*)\](?::\d*)?$/.exec(text)
   if (inBrackets !== null) text = inBrackets[1]!
   // Without brackets a port is known by what is before it: an IPv4 address, or all eight groups of an IPv6 one.
@@ -53,5 +56,8 @@ export function networkOf(address: string | null) {
     while (groups.length + rest.length < 8) groups.push('0')
     groups.push(...rest)
   }
-  return groups.slice(0, 4).map(group => Number.parseInt(group, 16).toString(16)).join(':')
+  return groups
+    .slice(0, 4)
+    .map(group => Number.parseInt(group, 16).toString(16))
+    .join(':')
 }

@@ -39,12 +39,15 @@ t.test('by every door that takes the admin key', async t => {
     'GET /v1/devices': (key: string) => ({ headers: { 'x-admin': key } }),
     'GET /metrics': (key: string) => ({ headers: { authorization: `Bearer ${key}` } }),
     'POST /login': (key: string) => ({
-      body: new URLSearchParams({ key }).toString(), headers: { 'content-type': 'application/x-www-form-urlencoded', 'sec-fetch-site': 'same-origin' },
+      body: new URLSearchParams({ key }).toString(),
+      headers: { 'content-type': 'application/x-www-form-urlencoded', 'sec-fetch-site': 'same-origin' },
     }),
   }
   for (const [target, request] of Object.entries(doors)) {
     for (const key of wrong.slice(0, 3)) {
-      const lengths = await compared(async () => t.match((await call(target, request(key))).status, target === 'POST /login' ? 403 : 401))
+      const lengths = await compared(async () =>
+        t.match((await call(target, request(key))).status, target === 'POST /login' ? 403 : 401),
+      )
       t.same(lengths, [[32, 32]], target)
     }
   }

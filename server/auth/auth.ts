@@ -39,7 +39,10 @@ export function adminOnly(adminKey: string, guesses: Guesses, { orBearer = false
     guesses.check(incoming)
     if (!isKey(key)) {
       if (key !== undefined) guesses.wrong(incoming)
-      throw unauthorized('The admin key is needed, as x-admin: <key>.', orBearer ? 'Bearer realm="fleet"' : 'X-Admin realm="fleet"')
+      throw unauthorized(
+        'The admin key is needed, as x-admin: <key>.',
+        orBearer ? 'Bearer realm="fleet"' : 'X-Admin realm="fleet"',
+      )
     }
     await next()
   }

@@ -8,7 +8,10 @@ import { Problem } from '../problem.ts'
 import { ADMIN_KEY, enroll, gatewayToken, withServer, type Call } from '../../testing/server.ts'
 
 function from(remoteAddress: string, forwarded?: string) {
-  return { socket: { remoteAddress }, headers: forwarded === undefined ? {} : { 'x-forwarded-for': forwarded } } as unknown as IncomingMessage
+  return {
+    socket: { remoteAddress },
+    headers: forwarded === undefined ? {} : { 'x-forwarded-for': forwarded },
+  } as unknown as IncomingMessage
 }
 
 /** How long the client has to wait, 0 when it need not. */
@@ -31,7 +34,12 @@ async function metric(call: Call, name: string) {
 t.test('an address may be wrong so often in a minute, and others do not wait for it', async t => {
   const clock = { now: 1_000 }
   let refused = 0
-  const guesses = new Guesses(false, 60, () => void refused++, () => clock.now)
+  const guesses = new Guesses(
+    false,
+    60,
+    () => void refused++,
+    () => clock.now,
+  )
   const client = from('192.0.2.1')
   for (let n = 0; n < 60; n++) {
     t.equal(wait(guesses, client), 0)
@@ -68,7 +76,13 @@ t.test('behind a proxy it is the address that our proxy wrote, and a network of 
 })
 
 t.test('no number of addresses takes more room', async t => {
-  const guesses = new Guesses(false, 1, () => {}, () => 0, 100)
+  const guesses = new Guesses(
+    false,
+    1,
+    () => {},
+    () => 0,
+    100,
+  )
   for (let n = 0; n < 1_000; n++) {
     guesses.wrong(from('192.0.2.1'))
     guesses.wrong(from(`10.0.${n >> 8}.${n & 255}`))
@@ -91,12 +105,15 @@ t.test('who tries tokens is refused without a lookup, and the devices behind the
     statuses.push(status)
     if (status === 429) t.match(headers.get('retry-after'), /^\d{1,3}$/)
   }
-  const lookups = await metric(call, 'device_cache_misses_total') - before
+  const lookups = (await metric(call, 'device_cache_misses_total')) - before
   t.same(new Set(statuses), new Set([401, 429]))
   t.equal(statuses.filter(status => status === 401).length, lookups)
-  t.equal(statuses.slice(0, 20).every(status => status === 401), true)
+  t.equal(
+    statuses.slice(0, 20).every(status => status === 401),
+    true,
+  )
   t.ok(statuses.filter(status => status === 429).length > 200, `${lookups} of 300 were looked up`)
-  t.ok(await metric(call, 'auth_refused_total') > 200)
+  t.ok((await metric(call, 'auth_refused_total')) > 200)
   t.equal((await call('POST /v1/heartbeat', { token: 'nothing like a token', body: {} })).status, 401, 'no lookup, so no limit')
 
   t.equal((await call('POST /v1/heartbeat', { token: device.token, body: {} })).status < 300, true)
@@ -114,21 +131,24 @@ t.test('a token that was known is asked for again, whatever comes from its addre
   t.equal((await call('POST /v1/heartbeat', { token: a.token, body: {} })).status < 300, true)
 })
 
-t.test('who tries admin keys is refused after a minute\'s worth, even with the right one, and a missing one is no try', async t => {
-  const { call } = await withServer(t)
-  for (let n = 0; n < WRONG_KEYS_PER_MINUTE + 20; n++) t.equal((await call('GET /metrics')).status, 401)
-  t.equal((await call('GET /metrics', { admin: true })).status, 200)
-  let refused = 0
-  for (let n = 0; n < WRONG_KEYS_PER_MINUTE + 20; n++) {
-    const wrong = { 'x-admin': `${ADMIN_KEY.slice(0, -1)}${n}` }
-    const bearer = { authorization: `Bearer ${ADMIN_KEY}${n}` }
-    const { status } = await call(n % 2 === 0 ? 'GET /v1/devices' : 'GET /metrics', { headers: n % 2 === 0 ? wrong : bearer })
-    if (status === 429) refused++
-    else t.equal(status, 401)
-  }
-  t.ok(refused > 0)
-  // Slower than a key a second the loop may have been; then some more are needed.
-  let answer = await call('GET /v1/devices', { headers: { 'x-admin': 'x' } })
-  while (answer.status === 401) answer = await call('GET /v1/devices', { headers: { 'x-admin': 'x' } })
-  t.match(await call('GET /v1/devices', { admin: true }), { status: 429, body: { detail: /Too many wrong tokens or keys/ } })
-})
+t.test(
+  "who tries admin keys is refused after a minute's worth, even with the right one, and a missing one is no try",
+  async t => {
+    const { call } = await withServer(t)
+    for (let n = 0; n < WRONG_KEYS_PER_MINUTE + 20; n++) t.equal((await call('GET /metrics')).status, 401)
+    t.equal((await call('GET /metrics', { admin: true })).status, 200)
+    let refused = 0
+    for (let n = 0; n < WRONG_KEYS_PER_MINUTE + 20; n++) {
+      const wrong = { 'x-admin': `${ADMIN_KEY.slice(0, -1)}${n}` }
+      const bearer = { authorization: `Bearer ${ADMIN_KEY}${n}` }
+      const { status } = await call(n % 2 === 0 ? 'GET /v1/devices' : 'GET /metrics', { headers: n % 2 === 0 ? wrong : bearer })
+      if (status === 429) refused++
+      else t.equal(status, 401)
+    }
+    t.ok(refused > 0)
+    // Slower than a key a second the loop may have been; then some more are needed.
+    let answer = await call('GET /v1/devices', { headers: { 'x-admin': 'x' } })
+    while (answer.status === 401) answer = await call('GET /v1/devices', { headers: { 'x-admin': 'x' } })
+    t.match(await call('GET /v1/devices', { admin: true }), { status: 429, body: { detail: /Too many wrong tokens or keys/ } })
+  },
+)

@@ -18,8 +18,11 @@ export class Guesses {
   readonly #cost: number
 
   constructor(
-    readonly trustProxy: boolean, readonly perMinute: number, readonly onRefused = () => {},
-    readonly now: () => number = () => performance.now(), max = MAX_NETWORKS,
+    readonly trustProxy: boolean,
+    readonly perMinute: number,
+    readonly onRefused = () => {},
+    readonly now: () => number = () => performance.now(),
+    max = MAX_NETWORKS,
   ) {
     this.#paid = new BoundedMap(max)
     this.#cost = 60_000 / perMinute
@@ -36,7 +39,9 @@ export class Guesses {
     // Sums of a cost that is no whole number.
     if (wait <= 0.001) return
     this.onRefused()
-    throw new Problem(429, 'Too many wrong tokens or keys came from this address.', { headers: { 'retry-after': String(Math.ceil(wait / 1_000)) } })
+    throw new Problem(429, 'Too many wrong tokens or keys came from this address.', {
+      headers: { 'retry-after': String(Math.ceil(wait / 1_000)) },
+    })
   }
 
   wrong(incoming: IncomingMessage) {

@@ -42,7 +42,7 @@ t.test('a token is asked for once, also by many at once, and without a poll agai
 
 t.test('while polls succeed, nothing that is known is asked for again, also by a worker that just started', async t => {
   const { db, pool, tokens, clock, poll, counts } = await withTokens(t)
-  const devices = await db.sql<{ device_id: string, token: string }[]>`
+  const devices = await db.sql<{ device_id: string; token: string }[]>`
     select d.* from generate_series(1, 2000) n, fleet.create_device('d' || n) d
   `
   const gateway = await gatewayToken(db, 'hall')
@@ -179,15 +179,20 @@ t.test('after hours without a poll, or with another Postgres, it begins anew', a
   t.ok(isCached(other, b.token))
   await own.cluster.stop()
   await own.cluster.start()
-  await waitFor(() => other.poll(pool).then(() => true, () => false))
+  await waitFor(() =>
+    other.poll(pool).then(
+      () => true,
+      () => false,
+    ),
+  )
   t.equal(await other.identify(b.token), null)
 })
 
 t.test('a slowed cohort is asked for its pace from the next poll on, at no query', async t => {
   const { db, tokens, poll, counts } = await withTokens(t)
   const a = await enroll(db, 'a')
-  const [{ token: lobby }] = await db.sql`select * from fleet.create_device('l', 'lobby')` as unknown as [{ token: string }]
-  const [{ token: odd }] = await db.sql`select * from fleet.create_device('o', 'constructor')` as unknown as [{ token: string }]
+  const [{ token: lobby }] = (await db.sql`select * from fleet.create_device('l', 'lobby')`) as unknown as [{ token: string }]
+  const [{ token: odd }] = (await db.sql`select * from fleet.create_device('o', 'constructor')`) as unknown as [{ token: string }]
   await poll()
   const paces = () => [a.token, lobby, odd].map(token => (tokens.identify(token) as Identity).next_interval_s)
   t.same(paces(), [60, 60, 60])
@@ -266,11 +271,14 @@ t.test('over HTTP: a cohort that is slowed hears of it within seconds, also thro
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
   const gateway = await gatewayToken(db, 'hall')
-  const pace = async () => ((await call('POST /v1/heartbeat', { token, body: {} })).body as { next_interval_s: number }).next_interval_s
+  const pace = async () =>
+    ((await call('POST /v1/heartbeat', { token, body: {} })).body as { next_interval_s: number }).next_interval_s
   t.equal(await pace(), 60)
   await db.sql`select fleet.set_cohort_interval('default', '5 minutes')`
-  await waitFor(async () => await pace() === 300, { patience: 20_000 })
-  t.match(await call('POST /v1/heartbeats', { token: gateway, body: [{ device_id }] }), { body: { results: [{ next_interval_s: 300 }] } })
+  await waitFor(async () => (await pace()) === 300, { patience: 20_000 })
+  t.match(await call('POST /v1/heartbeats', { token: gateway, body: [{ device_id }] }), {
+    body: { results: [{ next_interval_s: 300 }] },
+  })
   await db.sql`update fleet.devices set heartbeat_interval = '10 minutes'`
-  await waitFor(async () => await pace() === 600, { patience: 20_000 })
+  await waitFor(async () => (await pace()) === 600, { patience: 20_000 })
 })

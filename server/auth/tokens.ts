@@ -9,8 +9,8 @@ import { unavailable } from '../problem.ts'
 
 /** Whose token it is, as fleet.authenticate tells. */
 export type Identity =
-  | { kind: 'device', device_id: number, gateway_id: null, cohort: string, own_interval_s: number, next_interval_s: number }
-  | { kind: 'gateway', device_id: null, gateway_id: number, cohort: null, own_interval_s: null, next_interval_s: null }
+  | { kind: 'device'; device_id: number; gateway_id: null; cohort: string; own_interval_s: number; next_interval_s: number }
+  | { kind: 'gateway'; device_id: null; gateway_id: number; cohort: null; own_interval_s: null; next_interval_s: null }
 
 interface Known {
   key: string
@@ -65,7 +65,10 @@ export class Tokens {
 
   /** @param guesses counts the tokens that the database does not know, by who asks */
   constructor(
-    readonly pool: Pool, readonly metrics: Metrics, readonly now: () => number = () => performance.now(), readonly guesses?: Guesses,
+    readonly pool: Pool,
+    readonly metrics: Metrics,
+    readonly now: () => number = () => performance.now(),
+    readonly guesses?: Guesses,
   ) {}
 
   /**
@@ -91,7 +94,7 @@ export class Tokens {
   /** The interval of a device that a gateway speaks for; undefined when it is not in the cache, enrolled or not. */
   nextInterval(deviceId: number): number | undefined {
     const known = this.#byId.get(deviceId)
-    return known !== undefined && this.#isTrusted(known) ? known.identity.next_interval_s ?? undefined : undefined
+    return known !== undefined && this.#isTrusted(known) ? (known.identity.next_interval_s ?? undefined) : undefined
   }
 
   /** @param subject as fleet.revoke_device notifies: `device:<id>` or `gateway:<id>` */
@@ -116,9 +119,11 @@ export class Tokens {
   async poll(pool: Pool) {
     const now = this.now()
     const since = now - this.#polled < HORIZON_MS ? this.#horizon : null
-    const [row] = await pool.run(sql => sql<Changes[]>`
+    const [row] = await pool.run(
+      sql => sql<Changes[]>`
       select started_at, horizon, changes, cohorts from fleet.token_changes(${since}::text::xid8)
-    `)
+    `,
+    )
     const { started_at, horizon, changes, cohorts } = row!
     const isAnew = since === null || started_at !== this.#startedAt
     if (isAnew) this.clear()
@@ -149,10 +154,12 @@ export class Tokens {
   async #warm(pool: Pool, attempts = 3): Promise<void> {
     const asked = this.now()
     const generation = this.#generation
-    const rows = await pool.run(sql => sql<(Identity & { token_hash: string })[]>`
+    const rows = await pool.run(
+      sql => sql<(Identity & { token_hash: string })[]>`
       select token_hash, kind, device_id, gateway_id, cohort, own_interval_s, next_interval_s
       from fleet.recent_tokens(${MAX_KNOWN})
-    `)
+    `,
+    )
     // Changes came in between, and the rows may be from before them: once more, while it is worth it.
     if (generation !== this.#generation) return attempts > 1 ? this.#warm(pool, attempts - 1) : undefined
     // One string for each cohort, not one for each device.
@@ -171,10 +178,12 @@ export class Tokens {
 
   #load(key: string, hash: Buffer, incoming: IncomingMessage | undefined) {
     if (this.#pending.size >= MAX_PENDING) throw unavailable('Too many tokens are being looked up at once.')
-    const load = this.#authenticate(key, hash).finally(() => this.#pending.delete(key)).then(identity => {
-      if (identity === null && incoming !== undefined) this.guesses?.wrong(incoming)
-      return identity
-    })
+    const load = this.#authenticate(key, hash)
+      .finally(() => this.#pending.delete(key))
+      .then(identity => {
+        if (identity === null && incoming !== undefined) this.guesses?.wrong(incoming)
+        return identity
+      })
     this.#pending.set(key, load)
     return load
   }
@@ -186,9 +195,11 @@ export class Tokens {
     do {
       generation = this.#generation
       asked = this.now()
-      const rows = await this.pool.run(sql => sql<Identity[]>`
+      const rows = await this.pool.run(
+        sql => sql<Identity[]>`
         select kind, device_id, gateway_id, cohort, own_interval_s, next_interval_s from fleet.authenticate(${hash})
-      `)
+      `,
+      )
       identity = rows[0] ?? null
       // A change came in between: the answer may be from before it, so ask again.
     } while (generation !== this.#generation)
@@ -251,7 +262,10 @@ export function followTokens(sql: Sql, tokens: Tokens, log: Log) {
         isFailing = false
       } catch (error) {
         if (!isFailing && !isStopped) {
-          log.warn({ event: 'tokens.poll_failed', error }, 'Changes of tokens are not heard of; each is asked for again after 60 s.')
+          log.warn(
+            { event: 'tokens.poll_failed', error },
+            'Changes of tokens are not heard of; each is asked for again after 60 s.',
+          )
         }
         isFailing = true
       }
@@ -271,19 +285,21 @@ export function followTokens(sql: Sql, tokens: Tokens, log: Log) {
   }
 
   void follow()
-  void sql.listen(
-    'fleet_tokens',
-    payload => {
-      if (/^(device|gateway):\d+$/.test(payload)) tokens.forget(payload)
-      else call()
-    },
-    () => {
-      log.info({ event: 'tokens.listening' })
-      call()
-    },
-  ).catch((error: unknown) => {
-    log.warn({ event: 'tokens.listen_failed', error }, 'Revocations are not notified yet; they are heard of within 10 s.')
-  })
+  void sql
+    .listen(
+      'fleet_tokens',
+      payload => {
+        if (/^(device|gateway):\d+$/.test(payload)) tokens.forget(payload)
+        else call()
+      },
+      () => {
+        log.info({ event: 'tokens.listening' })
+        call()
+      },
+    )
+    .catch((error: unknown) => {
+      log.warn({ event: 'tokens.listen_failed', error }, 'Revocations are not notified yet; they are heard of within 10 s.')
+    })
 
   return function unfollow() {
     isStopped = true

@@ -51,7 +51,10 @@ t.test('a command comes at each poll until it is acknowledged, and all of it is 
     t.equal(ack.status, 204)
     t.equal(ack.body, '')
   }
-  t.same((await poll(call, token)).map(command => command.command_id), [second])
+  t.same(
+    (await poll(call, token)).map(command => command.command_id),
+    [second],
+  )
   t.same(await dispatches(db, first), ['sent', 'handed_over', 'handed_over', 'acknowledged'])
   t.same(await dispatches(db, second), ['sent', 'handed_over', 'handed_over', 'handed_over'])
   t.equal(await metric(call, 'dispatch_log_writes_total'), 8)
@@ -79,7 +82,10 @@ t.test('a device has its own commands only, and a revoked or unknown one is sent
     }
   }
   for (const headers of [{}, { authorization: `Bearer ${a.token}` }]) {
-    const answer = await call('POST /admin/command', { headers: headers as Record<string, string>, body: { device_id: 1, command: 'x' } })
+    const answer = await call('POST /admin/command', {
+      headers: headers as Record<string, string>,
+      body: { device_id: 1, command: 'x' },
+    })
     t.equal(answer.status, 401)
   }
 })
@@ -90,25 +96,44 @@ t.test('a command that is not valid is refused by field, and nothing is written'
   let deep: unknown = 1
   for (let n = 0; n < 40; n++) deep = n % 2 ? [deep] : { deep }
   const wrong: [string, unknown][] = [
-    ['device_id', { command: 'x' }], ['device_id', { device_id: '1', command: 'x' }], ['device_id', { device_id: 0.5, command: 'x' }],
-    ['command', { device_id }], ['command', { device_id, command: '' }], ['command', { device_id, command: 'x'.repeat(65) }],
-    ['command', { device_id, command: 'a\0' }], ['payload', { device_id, command: 'x', payload: { a: ['\0'] } }],
-    ['payload', { device_id, command: 'x', payload: { '\ud800': 1 } }], ['payload', { device_id, command: 'x', payload: deep }],
+    ['device_id', { command: 'x' }],
+    ['device_id', { device_id: '1', command: 'x' }],
+    ['device_id', { device_id: 0.5, command: 'x' }],
+    ['command', { device_id }],
+    ['command', { device_id, command: '' }],
+    ['command', { device_id, command: 'x'.repeat(65) }],
+    ['command', { device_id, command: 'a\0' }],
+    ['payload', { device_id, command: 'x', payload: { a: ['\0'] } }],
+    ['payload', { device_id, command: 'x', payload: { '\ud800': 1 } }],
+    ['payload', { device_id, command: 'x', payload: deep }],
     ['payload', `{"device_id":${device_id},"command":"x","payload":[1e400]}`],
     ['payload', `{"device_id":${device_id},"command":"x","payload":9007199254740993}`],
-    ['', []], ['', null],
+    ['', []],
+    ['', null],
   ]
   for (const [path, body] of wrong) {
     const answer = await call('POST /admin/command', {
-      admin: true, body: typeof body === 'string' ? body : JSON.stringify(body), headers: { 'content-type': 'application/json' },
+      admin: true,
+      body: typeof body === 'string' ? body : JSON.stringify(body),
+      headers: { 'content-type': 'application/json' },
     })
     t.match(answer, { status: 422, body: { errors: [{ path }] } }, JSON.stringify(body).slice(0, 100))
   }
   t.equal((await call('POST /admin/command', { admin: true, body: '{' })).status, 400)
-  t.equal((await call('POST /admin/command', { admin: true, body: { device_id, command: 'x', payload: 'y'.repeat(20_000) } })).status, 413)
-  t.match(await call('POST /admin/command', { admin: true, body: { device_id, command: ' ' } }), { status: 422 }, 'by the database')
+  t.equal(
+    (await call('POST /admin/command', { admin: true, body: { device_id, command: 'x', payload: 'y'.repeat(20_000) } })).status,
+    413,
+  )
+  t.match(
+    await call('POST /admin/command', { admin: true, body: { device_id, command: ' ' } }),
+    { status: 422 },
+    'by the database',
+  )
   t.same(await db.sql`select from fleet.device_commands`, [])
-  t.equal((await call('POST /admin/command', { admin: true, body: { device_id, command: '𝄞'.repeat(64), payload: null } })).status, 201)
+  t.equal(
+    (await call('POST /admin/command', { admin: true, body: { device_id, command: '𝄞'.repeat(64), payload: null } })).status,
+    201,
+  )
 })
 
 t.test('a byte order mark before the JSON of an operator is no fault', async t => {
@@ -131,13 +156,21 @@ t.test('two polls at once both get the command, two acknowledgements at once cou
   await holder`begin`
   await holder`select from fleet.device_commands where command_id = ${id} for update`
   const acks = Array.from({ length: 5 }, () => call(`POST /v1/commands/${id}/ack`, { token }))
-  await waitFor(async () => (await db.admin`
+  await waitFor(
+    async () =>
+      (
+        await db.admin`
     select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
-  `).length === 5)
+  `
+      ).length === 5,
+  )
   t.equal((await poll(call, token)).length, 1, 'a poll does not wait for them')
   await holder`rollback`
   holder.release()
-  t.same((await Promise.all(acks)).map(answer => answer.status), [204, 204, 204, 204, 204])
+  t.same(
+    (await Promise.all(acks)).map(answer => answer.status),
+    [204, 204, 204, 204, 204],
+  )
   t.same(await dispatches(db, id), ['sent', ...Array<string>(9).fill('handed_over'), 'acknowledged'])
   t.same(await poll(call, token), [])
 })
@@ -148,9 +181,15 @@ t.test('commands sent at once all come, oldest first, a hundred a poll', async t
   const ids = await Promise.all(Array.from({ length: 120 }, (_, n) => send(call, device_id, `command-${n}`)))
   ids.sort((a, b) => a - b)
   const first = await poll(call, token)
-  t.same(first.map(command => command.command_id), ids.slice(0, 100))
+  t.same(
+    first.map(command => command.command_id),
+    ids.slice(0, 100),
+  )
   await Promise.all(first.map(command => call(`POST /v1/commands/${command.command_id}/ack`, { token })))
-  t.same((await poll(call, token)).map(command => command.command_id), ids.slice(100))
+  t.same(
+    (await poll(call, token)).map(command => command.command_id),
+    ids.slice(100),
+  )
 })
 
 t.test('while the dispatch log cannot be written nothing is sent or handed over, and that is counted', async t => {
@@ -163,7 +202,11 @@ t.test('while the dispatch log cannot be written nothing is sent or handed over,
   t.equal((await call('POST /admin/command', { admin: true, body: { device_id, command: 'ping' } })).status, 500)
   t.equal(await metric(call, 'dispatch_log_writes_failed_total'), 3)
   await db.admin`alter table fleet.command_dispatch_log drop constraint nothing`
-  t.same((await poll(call, token)).map(command => command.command_id), [id], 'still to be had')
+  t.same(
+    (await poll(call, token)).map(command => command.command_id),
+    [id],
+    'still to be had',
+  )
   t.equal((await call('POST /admin/command', { admin: true, body: { device_id: 999, command: 'ping' } })).status, 404)
   t.equal(await metric(call, 'dispatch_log_writes_failed_total'), 3, 'a wrong device is no failure')
 })

@@ -20,14 +20,21 @@ interface Command {
   created_at: string
 }
 
-export const newCommand = z.object({
-  device_id: deviceId.describe('The device that gets the command.'),
-  command: text(1, 64).describe('The name of the command, as the agent knows it.'),
-  payload: z.unknown().optional().superRefine((value, context) => {
-    const fault = faultOf(value)
-    if (fault !== undefined) context.addIssue({ code: 'custom', message: fault })
-  }).describe(`Any JSON of at most ${MAX_DEPTH} levels, with numbers up to 2^53 and text without NUL.`),
-}, 'must be a JSON object')
+export const newCommand = z.object(
+  {
+    device_id: deviceId.describe('The device that gets the command.'),
+    command: text(1, 64).describe('The name of the command, as the agent knows it.'),
+    payload: z
+      .unknown()
+      .optional()
+      .superRefine((value, context) => {
+        const fault = faultOf(value)
+        if (fault !== undefined) context.addIssue({ code: 'custom', message: fault })
+      })
+      .describe(`Any JSON of at most ${MAX_DEPTH} levels, with numbers up to 2^53 and text without NUL.`),
+  },
+  'must be a JSON object',
+)
 
 /** Sends a command to a device, which gets it at its next poll. */
 export function postCommand(pool: Pool, metrics: Metrics): Handler<AppEnv> {
@@ -35,9 +42,15 @@ export function postCommand(pool: Pool, metrics: Metrics): Handler<AppEnv> {
     const { device_id, command, payload } = valid(newCommand, await readJson(c.env.incoming, MAX_BODY_BYTES))
     // As text, since the driver would make JSON of the JSON.
     const json = payload === undefined ? null : JSON.stringify(payload)
-    const [sent] = await counted(metrics, () => 1, pool.run(sql => sql<{ command_id: number }[]>`
+    const [sent] = await counted(
+      metrics,
+      () => 1,
+      pool.run(
+        sql => sql<{ command_id: number }[]>`
       select fleet.send_command(${device_id}, ${command}, ${json}::text::jsonb) as command_id
-    `))
+    `,
+      ),
+    )
     return c.json(sent!, 201, { 'cache-control': 'no-store' })
   }
 }
@@ -46,9 +59,15 @@ export function postCommand(pool: Pool, metrics: Metrics): Handler<AppEnv> {
 export function getCommands(pool: Pool, tokens: Tokens, metrics: Metrics): Handler<AppEnv> {
   return async c => {
     const { device_id } = await identifyDevice(c.env.incoming, tokens, DEVICES_ONLY)
-    const commands = await counted(metrics, rows => rows.length, pool.run(sql => sql<Command[]>`
+    const commands = await counted(
+      metrics,
+      rows => rows.length,
+      pool.run(
+        sql => sql<Command[]>`
       select command_id, command, payload, created_at from fleet.take_commands(${device_id})
-    `))
+    `,
+      ),
+    )
     return c.json({ commands }, 200, { 'cache-control': 'no-store' })
   }
 }
@@ -59,9 +78,15 @@ export function ackCommand(pool: Pool, tokens: Tokens, metrics: Metrics): Handle
     const { device_id } = await identifyDevice(c.env.incoming, tokens, DEVICES_ONLY)
     const id = c.req.param('id') ?? ''
     if (!/^\d{1,15}$/.test(id)) throw new Problem(404, `There is no command ${id}.`)
-    await counted(metrics, ([row]) => Number(row!.is_new), pool.run(sql => sql<{ is_new: boolean }[]>`
+    await counted(
+      metrics,
+      ([row]) => Number(row!.is_new),
+      pool.run(
+        sql => sql<{ is_new: boolean }[]>`
       select fleet.ack_command(${device_id}, ${Number(id)}) as is_new
-    `))
+    `,
+      ),
+    )
     return c.body(null, 204)
   }
 }
@@ -89,7 +114,7 @@ function faultOf(value: unknown, depth = 0): string | undefined {
     return isExact ? undefined : 'must not hold numbers beyond 2^53; send them as strings'
   }
   if (typeof value !== 'object' || value === null) return undefined
-  const parts: unknown[] = Array.isArray(value) ? value : [...Object.keys(value), ...Object.values(value) as unknown[]]
+  const parts: unknown[] = Array.isArray(value) ? value : [...Object.keys(value), ...(Object.values(value) as unknown[])]
   for (const part of parts) {
     const fault = faultOf(part, depth + 1)
     if (fault !== undefined) return fault

@@ -29,8 +29,11 @@ export class DeviceReads {
   #comparing = false
 
   constructor(
-    readonly reader: Reader, readonly config: ServerConfig, readonly metrics: Metrics,
-    readonly backpressure: Backpressure, readonly log: Log,
+    readonly reader: Reader,
+    readonly config: ServerConfig,
+    readonly metrics: Metrics,
+    readonly backpressure: Backpressure,
+    readonly log: Log,
   ) {}
 
   /** A page, and the names of its columns in their order, which an empty one has too. */
@@ -43,26 +46,32 @@ export class DeviceReads {
 
   async get(target: string, deviceId: number) {
     if (!isWithin(target, this.config.readFromLastStatus)) {
-      const [device] = await this.reader.run(sql => sql<DeviceStatus[]>`
+      const [device] = await this.reader.run(
+        sql => sql<DeviceStatus[]>`
         select * from fleet.device_status_legacy where device_id = ${deviceId}
-      `)
+      `,
+      )
       return device
     }
     const start = performance.now()
-    const [device] = await this.reader.run(sql => sql<DeviceStatus[]>`
+    const [device] = await this.reader.run(
+      sql => sql<DeviceStatus[]>`
       select * from fleet.device_status where device_id = ${deviceId}
-    `)
+    `,
+    )
     this.metrics.readLatency.observe({ query: 'detail' }, performance.now() - start)
     return device
   }
 
   async #fast({ status, older_than, after, limit, cohort, alias }: Page) {
     const start = performance.now()
-    const rows = await this.reader.run(sql => sql<DeviceStatus[]>`
+    const rows = await this.reader.run(
+      sql => sql<DeviceStatus[]>`
       select * from fleet.list_devices(
         ${status ?? null}, ${interval(older_than)}::interval, ${after}, ${limit}, ${cohort ?? null}, ${alias ?? null}
       )
-    `)
+    `,
+    )
     const ms = performance.now() - start
     this.metrics.readLatency.observe({ query: 'list' }, ms)
     this.metrics.fastList.observe(ms)
@@ -71,11 +80,13 @@ export class DeviceReads {
 
   async #legacy({ status, older_than, after, limit, cohort, alias }: Page) {
     const start = performance.now()
-    const rows = await this.reader.run(sql => sql<DeviceStatus[]>`
+    const rows = await this.reader.run(
+      sql => sql<DeviceStatus[]>`
       select * from fleet.list_devices_legacy(
         ${status ?? null}, ${interval(older_than)}::interval, ${after}, ${limit}, ${cohort ?? null}, ${alias ?? null}
       )
-    `)
+    `,
+    )
     const ms = performance.now() - start
     this.metrics.legacyList.observe(ms)
     return { rows: [...rows], columns: rows.columns.map(({ name }) => name), ms }
@@ -87,7 +98,7 @@ export class DeviceReads {
   }
 
   /** Asks the other way too, after the answer has gone. Heartbeats go on arriving: what differs is asked for once more. */
-  async #compare(page: Page, fromLastStatus: boolean, first: { rows: DeviceStatus[], ms: number }) {
+  async #compare(page: Page, fromLastStatus: boolean, first: { rows: DeviceStatus[]; ms: number }) {
     this.#comparing = true
     try {
       const other = fromLastStatus ? await this.#legacy(page) : await this.#fast(page)

@@ -3,7 +3,7 @@ import { waitFor } from '../../testing/database.ts'
 import { ago, enroll, lastStatus, withServer } from '../../testing/server.ts'
 
 interface Page {
-  devices: { device_id: number, alias: string, status: string }[]
+  devices: { device_id: number; alias: string; status: string }[]
   next_cursor: string | null
 }
 
@@ -12,7 +12,7 @@ t.test('enrolling gives an id and a token that works; an alias is taken once', a
   const answer = await call('POST /admin/devices', { admin: true, body: { alias: 'lobby 7', cohort: 'lobby' } })
   t.equal(answer.status, 201)
   t.equal(answer.headers.get('cache-control'), 'no-store')
-  const { device_id, token } = answer.body as { device_id: number, token: string }
+  const { device_id, token } = answer.body as { device_id: number; token: string }
   t.match(token, /^nxd_[0-9a-f]{64}$/)
   t.equal(typeof device_id, 'number')
   t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 201)
@@ -20,12 +20,15 @@ t.test('enrolling gives an id and a token that works; an alias is taken once', a
   t.same(row, { alias: 'lobby 7', cohort: 'lobby' })
 
   const again = await call('POST /admin/devices', { admin: true, body: { alias: 'lobby 7' } })
-  t.match(again, { status: 409, body: { title: 'Conflict', detail: /lobby 7/, hint: new RegExp(`/admin/devices/${device_id}/token`) } })
+  t.match(again, {
+    status: 409,
+    body: { title: 'Conflict', detail: /lobby 7/, hint: new RegExp(`/admin/devices/${device_id}/token`) },
+  })
 })
 
 t.test('an enrolment that is not valid names the field', async t => {
   const { db, call } = await withServer(t)
-  for (const [path, body] of Object.entries({ 'alias': { alias: '' }, 'cohort': { alias: 'a', cohort: 5 }, '': [] })) {
+  for (const [path, body] of Object.entries({ alias: { alias: '' }, cohort: { alias: 'a', cohort: 5 }, '': [] })) {
     t.match(await call('POST /admin/devices', { admin: true, body }), { status: 422, body: { errors: [{ path }] } })
   }
   t.match(await call('POST /admin/devices', { admin: true, body: { alias: '  ' } }), { status: 422 }, 'by the database')
@@ -47,9 +50,16 @@ t.test('without the admin key there is nothing to see', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
   const calls = [
-    'GET /v1/devices', `GET /v1/devices/${device_id}`, 'POST /admin/devices', `DELETE /admin/devices/${device_id}`,
-    `PATCH /admin/devices/${device_id}`, `POST /admin/devices/${device_id}/token`,
-    'POST /ops/nightly', 'POST /ops/reconcile', 'GET /ops/pool_health', 'GET /metrics',
+    'GET /v1/devices',
+    `GET /v1/devices/${device_id}`,
+    'POST /admin/devices',
+    `DELETE /admin/devices/${device_id}`,
+    `PATCH /admin/devices/${device_id}`,
+    `POST /admin/devices/${device_id}/token`,
+    'POST /ops/nightly',
+    'POST /ops/reconcile',
+    'GET /ops/pool_health',
+    'GET /metrics',
   ]
   for (const path of calls) {
     for (const headers of [{}, { 'x-admin': 'wrong' }, { authorization: `Bearer ${token}` }]) {
@@ -72,7 +82,12 @@ t.test('the fleet is read in pages, by status and by age', async t => {
 
   t.same(aliases(await list('')), ['a', 'b', 'c', 'd', 'e'])
   t.equal((await list('')).next_cursor, null)
-  t.match((await list('')).devices[0], { device_id: devices[0]!.device_id, cohort: 'default', seconds_since: Number, last_ts: /Z$/ })
+  t.match((await list('')).devices[0], {
+    device_id: devices[0]!.device_id,
+    cohort: 'default',
+    seconds_since: Number,
+    last_ts: /Z$/,
+  })
   t.same(aliases(await list('?status=offline')), ['b', 'c'])
   t.same(aliases(await list('?status=new')), ['e'])
   t.same(aliases(await list('?older_than=12m')), ['b', 'c'])
@@ -140,7 +155,10 @@ t.test('devices are found by cohort and by alias, in pages, each with its own ET
   await db.sql`select fleet.move_device(device_id, 'even') from fleet.devices where alias = 'b & c'`
   t.equal((await call('GET /v1/devices?cohort=even', { admin: true, headers: known })).status, 200)
   t.match(await call('GET /v1/devices?cohort=', { admin: true }), { status: 422, body: { errors: [{ path: 'cohort' }] } })
-  t.match(await call(`GET /v1/devices?alias=${'x'.repeat(201)}`, { admin: true }), { status: 422, body: { errors: [{ path: 'alias' }] } })
+  t.match(await call(`GET /v1/devices?alias=${'x'.repeat(201)}`, { admin: true }), {
+    status: 422,
+    body: { errors: [{ path: 'alias' }] },
+  })
 })
 
 t.test('from the heartbeats themselves the same filters answer the same', async t => {
@@ -155,39 +173,68 @@ t.test('a parameter that is unknown or given twice is 422 and named, and nothing
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
   const calls = [
-    'GET /v1/devices?cohrt=lobby', 'GET /v1/devices?Status=offline', 'GET /v1/devices?status=new&page=2',
-    'GET /v1/devices?status=new&status=offline', `GET /v1/devices/${device_id}?fields=alias`, 'GET /ops/pool_health?x',
-    'POST /ops/nightly?dryrun=1', 'POST /ops/nightly?dry_run=1&dry_run=0', 'POST /ops/reconcile?dry_run=1',
-    'POST /admin/devices?cohort=lobby', 'POST /admin/command?device_id=1', `PATCH /admin/devices/${device_id}?alias=b`,
-    `POST /admin/devices/${device_id}/token?dry_run=1`, `DELETE /admin/devices/${device_id}?dry_run=1`,
-    'GET /v1/devices?__proto__=1', 'GET /v1/devices?constructor=1',
+    'GET /v1/devices?cohrt=lobby',
+    'GET /v1/devices?Status=offline',
+    'GET /v1/devices?status=new&page=2',
+    'GET /v1/devices?status=new&status=offline',
+    `GET /v1/devices/${device_id}?fields=alias`,
+    'GET /ops/pool_health?x',
+    'POST /ops/nightly?dryrun=1',
+    'POST /ops/nightly?dry_run=1&dry_run=0',
+    'POST /ops/reconcile?dry_run=1',
+    'POST /admin/devices?cohort=lobby',
+    'POST /admin/command?device_id=1',
+    `PATCH /admin/devices/${device_id}?alias=b`,
+    `POST /admin/devices/${device_id}/token?dry_run=1`,
+    `DELETE /admin/devices/${device_id}?dry_run=1`,
+    'GET /v1/devices?__proto__=1',
+    'GET /v1/devices?constructor=1',
   ]
   for (const line of calls) {
     const [path] = new URLSearchParams(line.split('?')[1]!.split('&').at(-1)).keys()
-    const answer = await call(line, { admin: true, body: line.startsWith('GET') ? undefined : { alias: 'b', device_id, command: 'x' } })
+    const answer = await call(line, {
+      admin: true,
+      body: line.startsWith('GET') ? undefined : { alias: 'b', device_id, command: 'x' },
+    })
     t.match(answer, { status: 422, body: { errors: [{ path }] } }, line)
   }
   const both = (await call('GET /v1/devices?cohrt=x&limit=0', { admin: true })).body
   t.match(both, { errors: [{ path: 'cohrt', message: /takes status, older_than/ }, { path: 'limit' }] }, 'all at once')
-  t.equal((await call('POST /v1/heartbeat?source=boot', { token, body: {} })).status, 201, 'agents of the field are taken as ever')
+  t.equal(
+    (await call('POST /v1/heartbeat?source=boot', { token, body: {} })).status,
+    201,
+    'agents of the field are taken as ever',
+  )
   t.same(await db.sql`select event from fleet.events where event ~ '^(device|nightly|reconcil)'`, [])
   t.same(await db.sql`select from fleet.device_commands`, [])
 })
 
 t.test('a list as CSV: the same rows, quoted, with the next page, and no formula', async t => {
   const { db, call } = await withServer(t)
-  const list = (query = '', headers: Record<string, string> = {}) => call(`GET /v1/devices${query}`, { admin: true, headers: { accept: 'text/csv', ...headers } })
+  const list = (query = '', headers: Record<string, string> = {}) =>
+    call(`GET /v1/devices${query}`, { admin: true, headers: { accept: 'text/csv', ...headers } })
   t.match((await list()).body, /^device_id,alias,cohort,status,[a-z_,]+\r\n$/, 'an empty one has its names')
   const aliases = ['plain', 'with, comma', 'with "quotes"', 'two\nlines', '=1+2', '@x']
   for (const alias of aliases) await call('POST /admin/devices', { admin: true, body: { alias } })
   const { token } = await enroll(db, 'last')
-  await call('POST /v1/heartbeat', { token, body: { ts: ago(5), signal_dbm: -61, unity_running: true, network_type: '+wifi', agent_version: '-1' } })
+  await call('POST /v1/heartbeat', {
+    token,
+    body: { ts: ago(5), signal_dbm: -61, unity_running: true, network_type: '+wifi', agent_version: '-1' },
+  })
   const answer = await list('', { accept: 'text/csv, */*;q=0.1' })
   t.match(answer.headers.get('content-type'), /^text\/csv/)
   t.equal(answer.headers.get('vary'), 'Accept')
   t.equal(answer.headers.get('link'), null)
   const text = answer.body as string
-  const cells = [',plain,', ',"with, comma",', ',"with ""quotes""",', ',"two\nlines",', ',\'=1+2,', ',\'@x,', ',\'+wifi,true,-61,\'-1,']
+  const cells = [
+    ',plain,',
+    ',"with, comma",',
+    ',"with ""quotes""",',
+    ',"two\nlines",',
+    ",'=1+2,",
+    ",'@x,",
+    ",'+wifi,true,-61,'-1,",
+  ]
   for (const cell of cells) t.ok(text.includes(cell), cell, { text })
   t.equal(text.split('\r\n').length, 1 + 7 + 1)
 
@@ -198,7 +245,7 @@ t.test('a list as CSV: the same rows, quoted, with the next page, and no formula
   t.equal((first.body as string) + second.slice(names.length + 2), (await list('?status=new')).body)
   const etag = first.headers.get('etag')!
   t.equal((await list('?limit=3&status=new', { 'if-none-match': etag })).status, 304)
-  t.equal((await list('?limit=3&status=new', { 'if-none-match': etag, 'accept': '*/*' })).status, 200, 'JSON is another answer')
+  t.equal((await list('?limit=3&status=new', { 'if-none-match': etag, accept: '*/*' })).status, 200, 'JSON is another answer')
   for (const accept of ['*/*', 'application/json', 'text/html', 'text/csv;q=0.1, application/json', '']) {
     t.match((await list('', { accept })).headers.get('content-type'), /json/, accept)
   }
@@ -224,23 +271,39 @@ t.test('a device is renamed and moved, at once or alone; what is not possible ch
   t.match(await change({ alias: 'lost', cohort: ' ' }), { status: 422 })
   t.same(await now(), { alias: 'c', cohort: 'hall' })
   const wrong = [
-    {}, { colour: 1 }, { alias: 'd', colour: 1 }, { alias: null }, { alias: '' }, { alias: ' ' }, { alias: 5 }, { cohort: '' },
-    { alias: 'd', cohort: 'x'.repeat(101) }, [], { alias: 'a\0' },
+    {},
+    { colour: 1 },
+    { alias: 'd', colour: 1 },
+    { alias: null },
+    { alias: '' },
+    { alias: ' ' },
+    { alias: 5 },
+    { cohort: '' },
+    { alias: 'd', cohort: 'x'.repeat(101) },
+    [],
+    { alias: 'a\0' },
   ]
   for (const body of wrong) t.match(await change(body), { status: 422 }, JSON.stringify(body))
   t.match((await change({ alias: 'd', colour: 1 })).body, { errors: [{ message: /colour/ }] })
   for (const id of [999, 'x', '1e3']) t.equal((await change({ alias: 'd' }, id)).status, 404)
   t.same(await now(), { alias: 'c', cohort: 'hall' })
-  t.same((await db.sql`select event from fleet.events where event like 'device.%' order by event_id`).map(row => row.event as string),
-    ['device.renamed', 'device.moved', 'device.renamed', 'device.moved'])
+  t.same(
+    (await db.sql`select event from fleet.events where event like 'device.%' order by event_id`).map(row => row.event as string),
+    ['device.renamed', 'device.moved', 'device.renamed', 'device.moved'],
+  )
 })
 
 t.test('a new token after a factory reset: the old one stops, a revoked device is back, and it is recorded', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
   // Before the server listens, a change is noticed only when it asks for changes, which other tests' transactions hold back.
-  await waitFor(async () => (await db.admin`
-    select from pg_stat_activity where datname = current_database() and query ilike 'listen%fleet_tokens%'`).length > 0)
+  await waitFor(
+    async () =>
+      (
+        await db.admin`
+    select from pg_stat_activity where datname = current_database() and query ilike 'listen%fleet_tokens%'`
+      ).length > 0,
+  )
   t.equal((await call('POST /v1/heartbeat', { token, body: { ts: ago(60) } })).status, 201)
   const conflict = await call('POST /admin/devices', { admin: true, body: { alias: 'a' } })
   const [path] = /\/admin\/devices\/\d+\/token/.exec((conflict.body as { hint: string }).hint)!
@@ -257,6 +320,8 @@ t.test('a new token after a factory reset: the old one stops, a revoked device i
   await waitFor(async () => (await call('POST /v1/heartbeat', { token: second, body: {} })).status === 401)
   t.equal((await call('POST /v1/heartbeat', { token: await renew(), body: { ts: ago(20) } })).status, 201)
   for (const id of [999, 'x']) t.equal((await call(`POST /admin/devices/${id}/token`, { admin: true })).status, 404)
-  t.same((await db.sql`select event from fleet.events where event like 'device.%' order by event_id`).map(row => row.event as string),
-    ['device.token_renewed', 'device.revoked', 'device.token_renewed'])
+  t.same(
+    (await db.sql`select event from fleet.events where event like 'device.%' order by event_id`).map(row => row.event as string),
+    ['device.token_renewed', 'device.revoked', 'device.token_renewed'],
+  )
 })

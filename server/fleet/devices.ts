@@ -18,16 +18,19 @@ const SECONDS = { s: 1, m: 60, h: 3_600, d: 86_400 } as const
 /** What GET /v1/devices may be asked. */
 export const listQuery = z.object({
   status: z.enum(STATUSES, `must be one of ${STATUSES.join(', ')}`).optional(),
-  older_than: z.string()
+  older_than: z
+    .string()
     .regex(/^\d{1,6}[smhd]$/, 'must be a number and s, m, h or d, such as 12m')
     .transform(age => Number(age.slice(0, -1)) * SECONDS[age.at(-1) as keyof typeof SECONDS])
     .optional(),
-  limit: z.string()
+  limit: z
+    .string()
     .regex(/^(?:[1-9]\d{0,2}|1000)$/, 'must be a whole number from 1 to 1000')
     .meta({ type: 'integer', minimum: 1, maximum: 1000, pattern: undefined })
     .transform(Number)
     .default(100),
-  cursor: z.string()
+  cursor: z
+    .string()
     .regex(/^\d{1,15}$/, 'must be the next_cursor of an answer')
     .transform(Number)
     .default(0),
@@ -69,25 +72,39 @@ export function getDevice(reads: DeviceReads): Handler<AppEnv> {
   }
 }
 
-export const newDevice = z.object({
-  alias: text(1, 200).describe('Its name, unique among all devices, revoked ones included.'),
-  cohort: text(1, 100).nullish().describe('Its cohort; `default` if it is left out.'),
-}, 'must be a JSON object')
+export const newDevice = z.object(
+  {
+    alias: text(1, 200).describe('Its name, unique among all devices, revoked ones included.'),
+    cohort: text(1, 100).nullish().describe('Its cohort; `default` if it is left out.'),
+  },
+  'must be a JSON object',
+)
 
 export function createDevice(pool: Pool): Handler<AppEnv> {
   return async c => {
     const { alias, cohort } = valid(newDevice, await readJson(c.env.incoming, MAX_BODY_BYTES))
-    const [device] = await pool.run(sql => sql<{ device_id: number, token: string }[]>`
+    const [device] = await pool.run(
+      sql => sql<{ device_id: number; token: string }[]>`
       select device_id, token from fleet.create_device(${alias}, ${cohort ?? 'default'})
-    `)
+    `,
+    )
     return c.json(device!, 201, { 'cache-control': 'no-store' })
   }
 }
 
-export const deviceChanges = z.strictObject({
-  alias: text(1, 200).optional().describe('The new alias.'),
-  cohort: text(1, 100).optional().describe('The new cohort.'),
-}, { error: issue => issue.code === 'unrecognized_keys' ? `must have alias, cohort or both, not ${issue.keys.join(', ')}` : 'must be a JSON object' })
+export const deviceChanges = z
+  .strictObject(
+    {
+      alias: text(1, 200).optional().describe('The new alias.'),
+      cohort: text(1, 100).optional().describe('The new cohort.'),
+    },
+    {
+      error: issue =>
+        issue.code === 'unrecognized_keys'
+          ? `must have alias, cohort or both, not ${issue.keys.join(', ')}`
+          : 'must be a JSON object',
+    },
+  )
   .refine(({ alias, cohort }) => alias !== undefined || cohort !== undefined, 'must have alias, cohort or both')
   .meta({ minProperties: 1 })
 
@@ -96,10 +113,12 @@ export function changeDevice(pool: Pool): Handler<AppEnv> {
   return async c => {
     const deviceId = pathId(c)
     const { alias = null, cohort = null } = valid(deviceChanges, await readJson(c.env.incoming, MAX_BODY_BYTES))
-    await pool.run(sql => sql`
+    await pool.run(
+      sql => sql`
       select case when ${alias}::text is not null then fleet.rename_device(${deviceId}, ${alias}) end,
         case when ${cohort}::text is not null then fleet.move_device(${deviceId}, ${cohort}) end
-    `)
+    `,
+    )
     return c.body(null, 204)
   }
 }

@@ -12,13 +12,19 @@ async function startAgent(t: Test, url: string, token: string, lines: string[] =
   const directory = await mkdtemp(join(tmpdir(), 'fleet-agent-'))
   const buffer = join(directory, 'heartbeats.ndjson')
   await writeFile(buffer, lines.map(line => `${line}\n`).join(''))
-  const agent = await spawnProgram(t, 'sh', ['docs/agent.sh'], { env: { URL: url, TOKEN: token, BUFFER: buffer, INTERVAL: '1', BATTERY: '57' } })
+  const agent = await spawnProgram(t, 'sh', ['docs/agent.sh'], {
+    env: { URL: url, TOKEN: token, BUFFER: buffer, INTERVAL: '1', BATTERY: '57' },
+  })
   t.teardown(async () => {
     // Killed, it would leave behind what it waits for.
     await agent.stop('SIGTERM')
     await rm(directory, { recursive: true, force: true })
   })
-  const kept = async () => (await readFile(buffer, 'utf8')).split('\n').filter(Boolean).map(line => (JSON.parse(line) as { ts: string }).ts)
+  const kept = async () =>
+    (await readFile(buffer, 'utf8'))
+      .split('\n')
+      .filter(Boolean)
+      .map(line => (JSON.parse(line) as { ts: string }).ts)
   return { agent, kept }
 }
 
@@ -41,7 +47,11 @@ t.test('the example agent keeps what it cannot send, and sends it when the serve
   await waitFor(async () => agent.output().includes('next in 3600 s'), { what: agent.output })
   const rows = await stored(db, device_id)
   const buckets = rows.map(row => bucket((row.ts as Date).toISOString()))
-  t.same(before.map(bucket).filter(one => !buckets.includes(one)), [], 'nothing is lost')
+  t.same(
+    before.map(bucket).filter(one => !buckets.includes(one)),
+    [],
+    'nothing is lost',
+  )
   t.equal(new Set(buckets).size, rows.length, 'nothing is there twice')
   t.match(rows[0], { battery_pct: 57, agent_version: 'agent.sh' })
 })
@@ -69,10 +79,12 @@ t.test('an answer that is lost makes a duplicate, not a second heartbeat', async
     const upstream = connect(Number(new URL(url).port), '127.0.0.1')
     for (const end of [socket, upstream]) open.add(end.on('error', () => {}))
     socket.pipe(upstream)
-    upstream.on('data', data => {
-      if (lost++ === 0) socket.destroy()
-      else socket.write(data)
-    }).on('close', () => socket.destroy())
+    upstream
+      .on('data', data => {
+        if (lost++ === 0) socket.destroy()
+        else socket.write(data)
+      })
+      .on('close', () => socket.destroy())
   }).listen(0, '127.0.0.1')
   await new Promise(resolve => proxy.once('listening', resolve))
   t.teardown(() => {
@@ -101,7 +113,7 @@ t.test('what the server rejects is counted and told, not called sent alone', asy
   t.same(await kept(), [], 'to send them again would change nothing')
 })
 
-t.test('a token that is unknown ends it, with the server\'s words', async t => {
+t.test("a token that is unknown ends it, with the server's words", async t => {
   const { url } = await withServer(t)
   const { agent } = await startAgent(t, url, `nxd_${'0'.repeat(64)}`)
   t.equal((await agent.exited).code, 1)

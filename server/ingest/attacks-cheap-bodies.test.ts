@@ -2,7 +2,16 @@
 import { gzipSync } from 'node:zlib'
 import fc from 'fast-check'
 import t from 'tap'
-import { findExcess, MAX_BATCH_BYTES, MAX_BATCH_ITEMS, MAX_CONTAINERS, MAX_LINES, MAX_VALUES, readItems, type BatchType } from './batch.ts'
+import {
+  findExcess,
+  MAX_BATCH_BYTES,
+  MAX_BATCH_ITEMS,
+  MAX_CONTAINERS,
+  MAX_LINES,
+  MAX_VALUES,
+  readItems,
+  type BatchType,
+} from './batch.ts'
 import { MAX_BODY_BYTES, MAX_INFLATION, MAX_PIECES } from '../body.ts'
 import { deviceItemSchema } from './heartbeat.ts'
 import { answer, withVictim } from '../../testing/hostile-server.ts'
@@ -14,19 +23,65 @@ const GZIP = { 'content-encoding': 'gzip' }
 
 /** What a few bytes stand for, repeated: what compresses best, and each kind of thing that takes a parser time. */
 const part = fc.oneof(
-  fc.constantFrom('\n', '\r\n', ' ', '\n ', '[', ']', '{', '}', '[],', '{},', '{"a":', '"', '""', '"",', '1,', '-0,', '0.1,', '1e999,', 'x\n',
-    '"\n', '\\\n', '\\', '[]\n', '{}\n',
-    '1\n', 'null,', '"a":1,', '{"ts":1,"battery_pct":"","network_type":1}\n', '\0', '\ufeff', 'é', '😀'),
+  fc.constantFrom(
+    '\n',
+    '\r\n',
+    ' ',
+    '\n ',
+    '[',
+    ']',
+    '{',
+    '}',
+    '[],',
+    '{},',
+    '{"a":',
+    '"',
+    '""',
+    '"",',
+    '1,',
+    '-0,',
+    '0.1,',
+    '1e999,',
+    'x\n',
+    '"\n',
+    '\\\n',
+    '\\',
+    '[]\n',
+    '{}\n',
+    '1\n',
+    'null,',
+    '"a":1,',
+    '{"ts":1,"battery_pct":"","network_type":1}\n',
+    '\0',
+    '\ufeff',
+    'é',
+    '😀',
+  ),
   fc.string({ maxLength: 4, unit: 'binary' }),
 )
 const run = fc.tuple(part, fc.oneof(fc.nat(40), fc.nat(MAX_BATCH_BYTES))).map(([text, times]) => repeated(text, times))
 /** Keys, strings or shapes of which no two are alike cost most, and compress well all the same. */
-const distinct = fc.tuple(
-  fc.constantFrom((n: string) => `"${n}":0,`, (n: string) => `"${n}",`, (n: string) => `{"${n}":0},`, (n: string) => `{"${n}":0}\n`), fc.nat(120_000),
-).map(([write, times]) => Array.from({ length: times }, (_, n) => write(`${n.toString(36)}z`)).join('').slice(0, MAX_BATCH_BYTES))
-const body = fc.tuple(fc.constantFrom('', '[', '[{', '{"junk":['),
-  fc.array(fc.oneof({ weight: 4, arbitrary: run }, { weight: 1, arbitrary: distinct }), { minLength: 1, maxLength: 3 }),
-    fc.constantFrom('', '1]', '"x":1}]', '1]}'))
+const distinct = fc
+  .tuple(
+    fc.constantFrom(
+      (n: string) => `"${n}":0,`,
+      (n: string) => `"${n}",`,
+      (n: string) => `{"${n}":0},`,
+      (n: string) => `{"${n}":0}\n`,
+    ),
+    fc.nat(120_000),
+  )
+  .map(([write, times]) =>
+    Array.from({ length: times }, (_, n) => write(`${n.toString(36)}z`))
+      .join('')
+      .slice(0, MAX_BATCH_BYTES),
+  )
+const body = fc
+  .tuple(
+    fc.constantFrom('', '[', '[{', '{"junk":['),
+    fc.array(fc.oneof({ weight: 4, arbitrary: run }, { weight: 1, arbitrary: distinct }), { minLength: 1, maxLength: 3 }),
+    fc.constantFrom('', '1]', '"x":1}]', '1]}'),
+  )
   .map(([open, parts, close]) => Buffer.from(open + parts.join('') + close).subarray(0, MAX_BATCH_BYTES))
 
 function repeated(text: string, times: number) {
@@ -34,7 +89,7 @@ function repeated(text: string, times: number) {
 }
 
 /** Everything that the parser made of it. */
-function count(value: unknown): { containers: number, values: number } {
+function count(value: unknown): { containers: number; values: number } {
   const all = { containers: 0, values: 1 }
   const open = [value]
   while (open.length > 0) {
@@ -53,35 +108,44 @@ t.test('every body is either refused before parsing or costs no more than a batc
   const parse = t.capture(JSON, 'parse', JSON.parse.bind(JSON))
   let refused = 0
   let parsed = 0
-  fc.assert(fc.property(body, fc.constantFrom<BatchType>('application/json', 'application/x-ndjson'), (body, type) => {
-    parse.args()
-    let items
-    try {
-      items = readItems(body, type)
-    } catch (error) {
-      if (!(error instanceof Problem)) throw error
-    }
-    const calls = parse.args()
-    if (calls.length === 0) {
-      refused++
-      return
-    }
-    parsed++
-    if (calls.length > MAX_BATCH_ITEMS + 1) throw new Error(`${calls.length} calls of the parser`)
-    // The text that the parser was given, whether or not it accepted it.
-    const given = calls.map(([text]) => Buffer.from(String(text)))
-    const isLines = type === 'application/x-ndjson'
-    const whole = isLines ? Buffer.concat(given.flatMap(line => [line, Buffer.from('\n')])) : given[0]!
-    if (findExcess(whole, isLines)) throw new Error('the parser got more than is allowed')
-    if (items === undefined) return
-    const { containers, values } = count(items)
-    // With lines, our code makes the list, and the last value of each line has no comma after it.
-    if (containers > MAX_CONTAINERS + 1) throw new Error(`${containers} arrays and objects`)
-    if (values > MAX_VALUES + MAX_CONTAINERS + MAX_BATCH_ITEMS) throw new Error(`${values} values`)
-  }), { numRuns: 300, examples: [
-    [Buffer.alloc(MAX_BATCH_BYTES, '\n'), 'application/x-ndjson'],
-    [Buffer.from(`[{${Array.from({ length: 100_000 }, (_, n) => `"${n.toString(36)}z":0,`).join('')}"x":1}]`), 'application/json'],
-  ] })
+  fc.assert(
+    fc.property(body, fc.constantFrom<BatchType>('application/json', 'application/x-ndjson'), (body, type) => {
+      parse.args()
+      let items
+      try {
+        items = readItems(body, type)
+      } catch (error) {
+        if (!(error instanceof Problem)) throw error
+      }
+      const calls = parse.args()
+      if (calls.length === 0) {
+        refused++
+        return
+      }
+      parsed++
+      if (calls.length > MAX_BATCH_ITEMS + 1) throw new Error(`${calls.length} calls of the parser`)
+      // The text that the parser was given, whether or not it accepted it.
+      const given = calls.map(([text]) => Buffer.from(String(text)))
+      const isLines = type === 'application/x-ndjson'
+      const whole = isLines ? Buffer.concat(given.flatMap(line => [line, Buffer.from('\n')])) : given[0]!
+      if (findExcess(whole, isLines)) throw new Error('the parser got more than is allowed')
+      if (items === undefined) return
+      const { containers, values } = count(items)
+      // With lines, our code makes the list, and the last value of each line has no comma after it.
+      if (containers > MAX_CONTAINERS + 1) throw new Error(`${containers} arrays and objects`)
+      if (values > MAX_VALUES + MAX_CONTAINERS + MAX_BATCH_ITEMS) throw new Error(`${values} values`)
+    }),
+    {
+      numRuns: 300,
+      examples: [
+        [Buffer.alloc(MAX_BATCH_BYTES, '\n'), 'application/x-ndjson'],
+        [
+          Buffer.from(`[{${Array.from({ length: 100_000 }, (_, n) => `"${n.toString(36)}z":0,`).join('')}"x":1}]`),
+          'application/json',
+        ],
+      ],
+    },
+  )
   t.ok(refused > 20 && parsed > 20, `${refused} were refused unparsed, ${parsed} parsed`)
   t.end()
 })
@@ -111,11 +175,18 @@ t.test('a body over a limit is refused with the limit, and a body at the limit i
   t.match(await send(`${keys(MAX_VALUES / 2)}\n${keys(MAX_VALUES / 2 + 3)}`, LINES), [422, /more than 32768 values/])
 
   // As compressible as a gateway's batch can be: the text repeats, the device and the time do not.
-  const beats = Array.from({ length: MAX_BATCH_ITEMS }, (_, n) => JSON.stringify({
-    ts: new Date(Date.now() - 60_000 * n).toISOString(), battery_pct: 100 - Math.floor(n / 10), note: 'the same text again and again, '.repeat(28),
-  })).join('\n')
+  const beats = Array.from({ length: MAX_BATCH_ITEMS }, (_, n) =>
+    JSON.stringify({
+      ts: new Date(Date.now() - 60_000 * n).toISOString(),
+      battery_pct: 100 - Math.floor(n / 10),
+      note: 'the same text again and again, '.repeat(28),
+    }),
+  ).join('\n')
   const packed = gzipSync(beats, { level: 9 })
-  t.ok(beats.length > 900_000 && packed.length * MAX_INFLATION + 64 * 1024 > beats.length, `${beats.length} bytes in ${packed.length}`)
+  t.ok(
+    beats.length > 900_000 && packed.length * MAX_INFLATION + 64 * 1024 > beats.length,
+    `${beats.length} bytes in ${packed.length}`,
+  )
   t.match(await send(packed, { ...LINES, ...GZIP }), [200, MAX_BATCH_ITEMS])
 })
 
@@ -124,22 +195,37 @@ t.test('a small body does not get a large answer', async t => {
   const { token } = await enroll(db, 'a')
   const wrong = `{"ts":1,"battery_pct":"","network_type":1,"unity_running":1,"signal_dbm":"","agent_version":1,"device_id":""}\n`
   const few = await call('POST /v1/heartbeats', { token, headers: LINES, body: wrong.repeat(100) })
-  const errorsOf = ({ body }: { body: unknown }) => (body as { results: { errors: unknown[] }[] }).results.map(({ errors }) => errors.length)
+  const errorsOf = ({ body }: { body: unknown }) =>
+    (body as { results: { errors: unknown[] }[] }).results.map(({ errors }) => errors.length)
   t.strictSame(new Set(errorsOf(few)), new Set([7]), 'all that is wrong with each')
-  const many = await call('POST /v1/heartbeats', { token, headers: { ...LINES, ...GZIP }, body: gzipSync(wrong.repeat(MAX_BATCH_ITEMS)) })
+  const many = await call('POST /v1/heartbeats', {
+    token,
+    headers: { ...LINES, ...GZIP },
+    body: gzipSync(wrong.repeat(MAX_BATCH_ITEMS)),
+  })
   t.equal(many.status, 200, JSON.stringify(many.body))
   const errors = errorsOf(many)
   t.equal(errors.length, MAX_BATCH_ITEMS)
-  t.ok(errors.every(count => count >= 1), 'each says what is wrong with it')
-  t.equal(errors.reduce((sum, count) => sum + count), 2 * MAX_BATCH_ITEMS)
+  t.ok(
+    errors.every(count => count >= 1),
+    'each says what is wrong with it',
+  )
+  t.equal(
+    errors.reduce((sum, count) => sum + count),
+    2 * MAX_BATCH_ITEMS,
+  )
 })
 
 t.test('a text that is far too long is not split into characters', t => {
   let taken = 0
   const iterate = String.prototype[Symbol.iterator]
-  t.teardown(() => Object.defineProperty(String.prototype, Symbol.iterator, { value: iterate, configurable: true, writable: true }))
+  t.teardown(() =>
+    Object.defineProperty(String.prototype, Symbol.iterator, { value: iterate, configurable: true, writable: true }),
+  )
   Object.defineProperty(String.prototype, Symbol.iterator, {
-    configurable: true, writable: true, value: function (this: string) {
+    configurable: true,
+    writable: true,
+    value: function (this: string) {
       taken += this.length
       return iterate.call(this)
     },
@@ -157,7 +243,9 @@ t.test('a body in too many pieces is refused before its end', async t => {
   const pieces = async (path: string, count: number) => {
     const socket = await open()
     const ended = answer(socket)
-    socket.write(head(path, 'Transfer-Encoding: chunked\r\nConnection: close\r\n') + '1\r\n \r\n'.repeat(count) + '2\r\n[]\r\n0\r\n\r\n')
+    socket.write(
+      head(path, 'Transfer-Encoding: chunked\r\nConnection: close\r\n') + '1\r\n \r\n'.repeat(count) + '2\r\n[]\r\n0\r\n\r\n',
+    )
     return ended
   }
   t.match(await pieces('/v1/heartbeats', MAX_PIECES - 1), /^HTTP\/1\.1 200/)

@@ -13,7 +13,7 @@ t.test('a queue above the threshold sheds low-priority work, and a calm one ends
   t.same((await metrics.shed.get()).values, [{ value: 1, labels: { work: 'device_list' } }])
   backpressure.watch(0)
   t.equal(await gauge(), 1, 'one short moment does not end it')
-  await waitFor(async () => await gauge() === 0)
+  await waitFor(async () => (await gauge()) === 0)
   t.equal(backpressure.sheds('device_list'), false)
 })
 
@@ -30,7 +30,8 @@ t.test('a database that is held up: lists are shed, heartbeats wait, and it is l
   const device = await enroll(db, 'a')
   const gateway = await gatewayToken(db, 'g')
   const server = await spawnNode(t, 'server/main.ts', {
-    env: { ...serverEnv(db), BACKPRESSURE_QUEUE: '100' }, ready: /"tokens.listening"/,
+    env: { ...serverEnv(db), BACKPRESSURE_QUEUE: '100' },
+    ready: /"tokens.listening"/,
   })
   const call = client(`http://127.0.0.1:${/"port":(\d+)/.exec(server.output())![1]}`)
   t.equal((await call('GET /v1/devices', { admin: true })).status, 200)
@@ -40,10 +41,12 @@ t.test('a database that is held up: lists are shed, heartbeats wait, and it is l
   await locker`begin`
   await locker`lock table fleet.device_heartbeats in share mode`
   // Two statements run, and the third batch is what waits.
-  const waiting = [1, 2, 3].map(batch => call('POST /v1/heartbeats', {
-    token: gateway,
-    body: Array.from({ length: 900 }, (_, n) => ({ device_id: device.device_id, ts: ago(100_000 * batch + 20 * n) })),
-  }))
+  const waiting = [1, 2, 3].map(batch =>
+    call('POST /v1/heartbeats', {
+      token: gateway,
+      body: Array.from({ length: 900 }, (_, n) => ({ device_id: device.device_id, ts: ago(100_000 * batch + 20 * n) })),
+    }),
+  )
   await waitFor(async () => server.output().includes('"backpressure":true'))
   t.match(await call('GET /v1/devices', { admin: true }), { status: 503, body: { detail: /leaves lists out/ } })
   t.equal((await call(`GET /v1/devices/${device.device_id}`, { admin: true })).status, 200, 'one device is not low-priority')

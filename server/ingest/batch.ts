@@ -67,7 +67,8 @@ export function findExcess(body: Buffer, isLines: boolean): Problem | undefined 
         isInString = false
         if (!isLines) break
         depth = 0
-        if (++lines > MAX_LINES) return new Problem(413, `A batch may have ${MAX_LINES} lines, blank ones included; nothing was written.`)
+        if (++lines > MAX_LINES)
+          return new Problem(413, `A batch may have ${MAX_LINES} lines, blank ones included; nothing was written.`)
         break
       case 0x5b: // [
       case 0x7b: // {

@@ -31,22 +31,26 @@ function daysInMonth(year: number, month: number) {
   return [4, 6, 9, 11].includes(month) ? 30 : month >= 1 ? 31 : 0
 }
 
-const ts = z.string('must be a string such as 2026-01-31T12:00:00Z').meta({ format: 'date-time' }).transform((text, context) => {
-  const normal = normaliseTs(text)
-  if (normal !== undefined) return normal
-  context.issues.push({
-    code: 'custom',
-    input: text,
-    message: 'must be a real time as in RFC 3339 with an offset, such as 2026-01-31T12:00:00Z',
+const ts = z
+  .string('must be a string such as 2026-01-31T12:00:00Z')
+  .meta({ format: 'date-time' })
+  .transform((text, context) => {
+    const normal = normaliseTs(text)
+    if (normal !== undefined) return normal
+    context.issues.push({
+      code: 'custom',
+      input: text,
+      message: 'must be a real time as in RFC 3339 with an offset, such as 2026-01-31T12:00:00Z',
+    })
+    return z.NEVER
   })
-  return z.NEVER
-})
 
 // What refine() checks openapi.json cannot know by itself: meta() says the same in its words, beside it.
-const integer = (min: number, max: number) => z
-  .number(`must be a whole number from ${min} to ${max}`)
-  .refine(value => Number.isInteger(value) && value >= min && value <= max, `must be a whole number from ${min} to ${max}`)
-  .meta({ type: 'integer', minimum: min, maximum: max })
+const integer = (min: number, max: number) =>
+  z
+    .number(`must be a whole number from ${min} to ${max}`)
+    .refine(value => Number.isInteger(value) && value >= min && value <= max, `must be a whole number from ${min} to ${max}`)
+    .meta({ type: 'integer', minimum: min, maximum: max })
 
 // eslint-disable-next-line no-control-regex -- PostgreSQL cannot hold it
 const STORABLE = /^[^\u0000\p{Cs}]*$/u
@@ -57,20 +61,24 @@ function hasAtMost(text: string, max: number) {
 }
 
 /** Text that PostgreSQL can hold, of at most `max` characters (code points). */
-export const text = (min: number, max: number) => z
-  .string('must be a string')
-  .refine(value => value.length >= min && hasAtMost(value, max), {
-    error: min === 0 ? `must have at most ${max} characters` : `must have ${min} to ${max} characters`,
-    // Text that is too long is not searched.
-    abort: true,
-  })
-  .regex(STORABLE, 'must not contain NUL or a lone surrogate')
-  .meta({ ...(min > 0 && { minLength: min }), ...(max < Infinity && { maxLength: max }) })
+export const text = (min: number, max: number) =>
+  z
+    .string('must be a string')
+    .refine(value => value.length >= min && hasAtMost(value, max), {
+      error: min === 0 ? `must have at most ${max} characters` : `must have ${min} to ${max} characters`,
+      // Text that is too long is not searched.
+      abort: true,
+    })
+    .regex(STORABLE, 'must not contain NUL or a lone surrogate')
+    .meta({ ...(min > 0 && { minLength: min }), ...(max < Infinity && { maxLength: max }) })
 
 const fields = {
-  ts: ts.nullish()
-    .describe('When it was measured: a real time in the years 0001 to 9999, in RFC 3339 with an offset. '
-      + 'Left out: the server\'s time.'),
+  ts: ts
+    .nullish()
+    .describe(
+      'When it was measured: a real time in the years 0001 to 9999, in RFC 3339 with an offset. ' +
+        "Left out: the server's time.",
+    ),
   battery_pct: integer(0, 100).nullish().describe('Charge of the battery, in percent.'),
   network_type: text(0, 32).nullish().describe('The network, such as `wifi`.'),
   unity_running: z.boolean('must be true or false').nullish().describe('Whether the Unity app runs.'),
@@ -86,14 +94,22 @@ export const heartbeatSchema = z.object(fields, notAnObject)
 export const deviceId = z.int('must be a device id').positive('must be a device id')
 
 /** An item of a device's batch: it may name the device, but only the one whose token is used. */
-export const deviceItemSchema = z.object({
-  ...fields, device_id: deviceId.nullish().describe('May be left out; otherwise it must be the device whose token is used.'),
-}, notAnObject)
+export const deviceItemSchema = z.object(
+  {
+    ...fields,
+    device_id: deviceId.nullish().describe('May be left out; otherwise it must be the device whose token is used.'),
+  },
+  notAnObject,
+)
 
 /** An item of a gateway's batch. */
-export const gatewayItemSchema = z.object({
-  ...fields, device_id: deviceId.describe('The device that the heartbeat is of.'),
-}, notAnObject)
+export const gatewayItemSchema = z.object(
+  {
+    ...fields,
+    device_id: deviceId.describe('The device that the heartbeat is of.'),
+  },
+  notAnObject,
+)
 
 export type Heartbeat = z.output<typeof heartbeatSchema>
 

@@ -14,7 +14,11 @@ t.test('a body with more arrays and objects than a batch needs is known before i
   const text = JSON.stringify({ agent_version: '[{"\\,'.repeat(MAX_CONTAINERS) })
   t.notOk(of(`[${text},${text}]`), 'in a string they are none')
   t.match(of(`{"never ended\n${'['.repeat(MAX_CONTAINERS + 1)}`), { status: 422 }, 'a string ends with its line')
-  t.match(of(`{"never ended\\\n${'['.repeat(MAX_CONTAINERS + 1)}`, true), { status: 422 }, 'whatever is before the end of the line')
+  t.match(
+    of(`{"never ended\\\n${'['.repeat(MAX_CONTAINERS + 1)}`, true),
+    { status: 422 },
+    'whatever is before the end of the line',
+  )
   t.match(of(`"${'\\'.repeat(4)}"${'['.repeat(MAX_CONTAINERS + 1)}`), { status: 422 })
   t.notOk(of(`"\\"${'['.repeat(MAX_CONTAINERS + 1)}`), 'an escaped quote does not end it')
 })
@@ -24,7 +28,13 @@ t.test('bodies that are too large, too nested or too well packed cost less than 
   const { token } = device
   const before = await memory()
   let most = before
-  const watch = setInterval(() => void memory().then(now => { most = Math.max(most, now) }), 100)
+  const watch = setInterval(
+    () =>
+      void memory().then(now => {
+        most = Math.max(most, now)
+      }),
+    100,
+  )
   t.teardown(() => clearInterval(watch))
   const deep = '['.repeat(500_000) + ']'.repeat(500_000)
   const inItem = `[{"ts":"${ago(5_000)}","junk":${'['.repeat(400_000)}${']'.repeat(400_000)}}]`

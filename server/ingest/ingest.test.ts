@@ -7,14 +7,29 @@ t.test('a heartbeat is in its day and in last status before the 201', async t =>
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'tablet')
   const ts = ago(3)
-  const body = { ts, battery_pct: 80, network_type: 'wifi', unity_running: true, signal_dbm: -60, agent_version: '1.2.3', colour: 'red' }
+  const body = {
+    ts,
+    battery_pct: 80,
+    network_type: 'wifi',
+    unity_running: true,
+    signal_dbm: -60,
+    agent_version: '1.2.3',
+    colour: 'red',
+  }
   const answer = await call('POST /v1/heartbeat', { token, body })
   t.equal(answer.status, 201)
   t.same(Object.keys(answer.body as object).sort(), ['next_interval_s', 'result', 'ts'])
   t.match(answer.body, { result: 'stored', next_interval_s: 60 })
   t.equal(Date.parse((answer.body as { ts: string }).ts), Date.parse(ts))
 
-  const want = { battery_pct: 80, network_type: 'wifi', unity_running: true, signal_dbm: -60, agent_version: '1.2.3', ip: '127.0.0.1' }
+  const want = {
+    battery_pct: 80,
+    network_type: 'wifi',
+    unity_running: true,
+    signal_dbm: -60,
+    agent_version: '1.2.3',
+    ip: '127.0.0.1',
+  }
   const [row] = await db.sql`
     select h.*, p.range_start <= h.ts and h.ts < p.range_end as in_range
     from fleet.device_heartbeats h join fleet.hb_partitions p on p.relid = h.tableoid
@@ -24,7 +39,7 @@ t.test('a heartbeat is in its day and in last status before the 201', async t =>
   t.match(await lastStatus(db, device_id), { ...want, last_ts: new Date(ts), status: 'ok' })
 })
 
-t.test('without ts the server\'s time counts; null is as absent', async t => {
+t.test("without ts the server's time counts; null is as absent", async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'tablet')
   const answer = await call('POST /v1/heartbeat', { token, body: { ts: null, battery_pct: null } })
@@ -92,12 +107,17 @@ t.test('each bad field is 422 and named, and nothing is written', async t => {
       const answer = await call('POST /v1/heartbeat', { token, body: { [path]: value } })
       t.equal(answer.status, 422, `${path} ${JSON.stringify(value)}`)
       t.equal(answer.headers.get('content-type'), 'application/problem+json')
-      t.match(answer.body, { type: 'about:blank', title: 'Unprocessable Entity', status: 422, errors: [{ path, message: String }] })
+      t.match(answer.body, {
+        type: 'about:blank',
+        title: 'Unprocessable Entity',
+        status: 422,
+        errors: [{ path, message: String }],
+      })
     }
   }
   t.match(await call('POST /v1/heartbeat', { token, body: [] }), { status: 422, body: { errors: [{ path: '' }] } })
   t.equal((await stored(db, device_id)).length, 0)
-  const [{ count }] = await db.sql`select count(*)::int from fleet.heartbeat_quarantine` as unknown as [{ count: number }]
+  const [{ count }] = (await db.sql`select count(*)::int from fleet.heartbeat_quarantine`) as unknown as [{ count: number }]
   t.equal(count, 0)
 })
 
@@ -121,7 +141,9 @@ t.test('what is not a heartbeat at all', async t => {
   const { port } = new URL(url)
   const answer = await new Promise<string>((resolve, reject) => {
     const socket = connect(Number(port), '127.0.0.1', () => {
-      socket.write(`POST /v1/heartbeat HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${token}\r\nTransfer-Encoding: chunked\r\n\r\n`)
+      socket.write(
+        `POST /v1/heartbeat HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${token}\r\nTransfer-Encoding: chunked\r\n\r\n`,
+      )
       for (let i = 0; i < 20; i++) socket.write(`1000\r\n${' '.repeat(4096)}\r\n`)
     })
     socket.once('data', data => {
@@ -143,12 +165,15 @@ t.test('the address comes from the socket, or from the last hop of a trusted pro
 t.test('an address that the proxy wrote with its port is stored, alone, in a batch and by a gateway', async t => {
   const { db, call } = await withServer(t, { trustProxy: true })
   const { device_id, token } = await enroll(db, 'tablet')
-  const send = (path: string, token: string, body: unknown,
-    forwarded: string) => call(`POST ${path}`, { token, body, headers: { 'x-forwarded-for': forwarded } })
+  const send = (path: string, token: string, body: unknown, forwarded: string) =>
+    call(`POST ${path}`, { token, body, headers: { 'x-forwarded-for': forwarded } })
   await send('/v1/heartbeat', token, { ts: ago(60) }, '198.51.100.1, 203.0.113.7:51008')
   await send('/v1/heartbeats', token, [{ ts: ago(40) }], '"[2001:db8::1]:443"')
   await send('/v1/heartbeats', await gatewayToken(db, 'hall'), [{ device_id, ts: ago(20) }], '[fe80::7%25eth0]:443')
-  t.same((await stored(db, device_id)).map(row => row.ip as string), ['203.0.113.7', '2001:db8::1', 'fe80::7'])
+  t.same(
+    (await stored(db, device_id)).map(row => row.ip as string),
+    ['203.0.113.7', '2001:db8::1', 'fe80::7'],
+  )
 })
 
 t.test('a batch answers each item in its order', async t => {
@@ -179,30 +204,55 @@ t.test('a batch answers each item in its order', async t => {
       { result: 'rejected', errors: [{ path: '' }] },
       { result: 'rejected', errors: [{ path: 'battery_pct' }] },
     ],
-    stored: 2, duplicate: 1, quarantined: 1, rejected: 3,
+    stored: 2,
+    duplicate: 1,
+    quarantined: 1,
+    rejected: 3,
   })
   t.equal((await stored(db, device_id)).length, 2)
   t.equal((await stored(db, other.device_id)).length, 0)
-  t.same((await call('POST /v1/heartbeats', { token, body: [] })).body, { results: [], stored: 0, duplicate: 0, quarantined: 0, rejected: 0 })
+  t.same((await call('POST /v1/heartbeats', { token, body: [] })).body, {
+    results: [],
+    stored: 0,
+    duplicate: 0,
+    quarantined: 0,
+    rejected: 0,
+  })
 })
 
 t.test('one bad item never blocks the rest of its batch, nor its neighbours in the statement', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'tablet')
   const neighbour = await enroll(db, 'neighbour')
-  const bad = ['{"network_type":"a\\u0000b"}', '{"network_type":"a\\ud800b"}', '{"battery_pct":50.5}', '{"ts":"2026-02-30T00:00:00Z"}', '{"ts":']
+  const bad = [
+    '{"network_type":"a\\u0000b"}',
+    '{"network_type":"a\\ud800b"}',
+    '{"battery_pct":50.5}',
+    '{"ts":"2026-02-30T00:00:00Z"}',
+    '{"ts":',
+  ]
   for (const [index, line] of bad.entries()) {
     const good = (n: number) => JSON.stringify({ ts: ago(1000 * (index + 1) + 100 * n) })
     const [batch, single] = await Promise.all([
       call('POST /v1/heartbeats', {
-        token, headers: { 'content-type': 'application/x-ndjson' }, body: [good(1), line, good(2)].join('\n'),
+        token,
+        headers: { 'content-type': 'application/x-ndjson' },
+        body: [good(1), line, good(2)].join('\n'),
       }),
       call('POST /v1/heartbeat', { token: neighbour.token, body: { ts: ago(1000 * (index + 1)) } }),
     ])
-    t.match(batch, {
-      status: 200,
-      body: { results: [{ result: 'stored' }, { result: 'rejected', errors: [{}] }, { result: 'stored' }], stored: 2, rejected: 1 },
-    }, line)
+    t.match(
+      batch,
+      {
+        status: 200,
+        body: {
+          results: [{ result: 'stored' }, { result: 'rejected', errors: [{}] }, { result: 'stored' }],
+          stored: 2,
+          rejected: 1,
+        },
+      },
+      line,
+    )
     t.equal(single.status, 201)
   }
   t.equal((await stored(db, device_id)).length, 2 * bad.length)
@@ -216,32 +266,50 @@ t.test('NDJSON: blank lines, CRLF, and bytes that are not UTF-8', async t => {
     Buffer.from('{"network_type":"\xff"}\n', 'latin1'),
     Buffer.from(`{"ts":"${ago(50)}"}\n`),
   ])
-  const answer = await call('POST /v1/heartbeats', { token, body, headers: { 'content-type': 'application/x-ndjson; charset=utf-8' } })
+  const answer = await call('POST /v1/heartbeats', {
+    token,
+    body,
+    headers: { 'content-type': 'application/x-ndjson; charset=utf-8' },
+  })
   t.match(answer.body, { results: [{ result: 'stored' }, { result: 'rejected', errors: [{ path: '' }] }, { result: 'stored' }] })
 })
 
-t.test('a byte order mark before the JSON is no fault: alone, in a batch, in each line of NDJSON, packed, by a gateway', async t => {
-  const { db, call } = await withServer(t)
-  const { device_id, token } = await enroll(db, 'tablet')
-  const gateway = await gatewayToken(db, 'hall')
-  const mark = (body: unknown) => `\uFEFF${JSON.stringify(body)}`
-  const lines = { 'content-type': 'application/x-ndjson' }
-  t.equal((await call('POST /v1/heartbeat', { token, body: mark({ ts: ago(70) }) })).status, 201)
-  t.match(await call('POST /v1/heartbeats', { token, body: mark([{ ts: ago(60) }]) }), { status: 200, body: { stored: 1 } })
-  const packed = gzipSync(mark([{ ts: ago(50) }]))
-  t.match(await call('POST /v1/heartbeats', { token, body: packed, headers: { 'content-encoding': 'gzip' } }), { status: 200, body: { stored: 1 } })
-  const joined = `${mark({ ts: ago(40) })}\r\n${mark({ ts: ago(30) })}\n\uFEFF\n`
-  t.match(await call('POST /v1/heartbeats', { token, body: joined, headers: lines }), { status: 200, body: { stored: 2, rejected: 0 } })
-  t.match(await call('POST /v1/heartbeats', { token: gateway, body: mark([{ device_id, ts: ago(20) }]) }), { status: 200, body: { stored: 1 } })
-  t.match(await call('POST /v1/heartbeats', { token: gateway, body: mark({ device_id, ts: ago(10) }), headers: lines }),
-    { status: 200, body: { stored: 1 } })
-  t.equal((await stored(db, device_id)).length, 7)
+t.test(
+  'a byte order mark before the JSON is no fault: alone, in a batch, in each line of NDJSON, packed, by a gateway',
+  async t => {
+    const { db, call } = await withServer(t)
+    const { device_id, token } = await enroll(db, 'tablet')
+    const gateway = await gatewayToken(db, 'hall')
+    const mark = (body: unknown) => `\uFEFF${JSON.stringify(body)}`
+    const lines = { 'content-type': 'application/x-ndjson' }
+    t.equal((await call('POST /v1/heartbeat', { token, body: mark({ ts: ago(70) }) })).status, 201)
+    t.match(await call('POST /v1/heartbeats', { token, body: mark([{ ts: ago(60) }]) }), { status: 200, body: { stored: 1 } })
+    const packed = gzipSync(mark([{ ts: ago(50) }]))
+    t.match(await call('POST /v1/heartbeats', { token, body: packed, headers: { 'content-encoding': 'gzip' } }), {
+      status: 200,
+      body: { stored: 1 },
+    })
+    const joined = `${mark({ ts: ago(40) })}\r\n${mark({ ts: ago(30) })}\n\uFEFF\n`
+    t.match(await call('POST /v1/heartbeats', { token, body: joined, headers: lines }), {
+      status: 200,
+      body: { stored: 2, rejected: 0 },
+    })
+    t.match(await call('POST /v1/heartbeats', { token: gateway, body: mark([{ device_id, ts: ago(20) }]) }), {
+      status: 200,
+      body: { stored: 1 },
+    })
+    t.match(await call('POST /v1/heartbeats', { token: gateway, body: mark({ device_id, ts: ago(10) }), headers: lines }), {
+      status: 200,
+      body: { stored: 1 },
+    })
+    t.equal((await stored(db, device_id)).length, 7)
 
-  for (const body of ['\uFEFF', '\uFEFF\uFEFF{}',
-    '{}\uFEFF']) t.equal((await call('POST /v1/heartbeat', { token, body })).status, 400, JSON.stringify(body))
-  const utf16 = Buffer.from('\uFEFF{}', 'utf16le')
-  t.match(await call('POST /v1/heartbeat', { token, body: utf16 }), { status: 400, body: { detail: /not UTF-8/ } })
-})
+    for (const body of ['\uFEFF', '\uFEFF\uFEFF{}', '{}\uFEFF'])
+      t.equal((await call('POST /v1/heartbeat', { token, body })).status, 400, JSON.stringify(body))
+    const utf16 = Buffer.from('\uFEFF{}', 'utf16le')
+    t.match(await call('POST /v1/heartbeat', { token, body: utf16 }), { status: 400, body: { detail: /not UTF-8/ } })
+  },
+)
 
 t.test('a batch may be gzip, and its limits hold after inflation', async t => {
   const { db, call } = await withServer(t)
@@ -273,18 +341,24 @@ t.test('a gateway speaks for enrolled devices, item by item', async t => {
   const answer = await call('POST /v1/heartbeats', {
     token,
     body: [
-      { device_id: b.device_id, ts: ago(20) }, { device_id: 999_999 }, { device_id: a.device_id, ts: ago(20) },
-      { ts: ago(20) }, { device_id: revoked.device_id },
+      { device_id: b.device_id, ts: ago(20) },
+      { device_id: 999_999 },
+      { device_id: a.device_id, ts: ago(20) },
+      { ts: ago(20) },
+      { device_id: revoked.device_id },
     ],
   })
   t.match(answer.body, {
     results: [
-      { result: 'stored', next_interval_s: 300 }, { result: 'rejected', errors: [{ path: 'device_id' }] },
-      { result: 'stored', next_interval_s: 60 }, { result: 'rejected', errors: [{ path: 'device_id' }] },
+      { result: 'stored', next_interval_s: 300 },
+      { result: 'rejected', errors: [{ path: 'device_id' }] },
+      { result: 'stored', next_interval_s: 60 },
+      { result: 'rejected', errors: [{ path: 'device_id' }] },
       { result: 'rejected', errors: [{ path: 'device_id' }] },
     ],
-    stored: 2, rejected: 3,
+    stored: 2,
+    rejected: 3,
   })
   t.equal((await stored(db, a.device_id)).length, 1)
-  t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 401, 'a single heartbeat is a device\'s own')
+  t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 401, "a single heartbeat is a device's own")
 })

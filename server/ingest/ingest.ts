@@ -32,7 +32,9 @@ export function postHeartbeat(config: ServerConfig, tokens: Tokens, writer: Writ
   return async c => {
     const { incoming } = c.env
     const identity = await identifyDevice(
-      incoming, tokens, 'A gateway posts to /v1/heartbeats and names the device of each heartbeat.',
+      incoming,
+      tokens,
+      'A gateway posts to /v1/heartbeats and names the device of each heartbeat.',
     ).catch(refuse)
     const { device_id } = identity
     const beat = await readJson(incoming, MAX_BODY_BYTES)
@@ -149,9 +151,13 @@ interface Accepted extends Judged {
 function judge(value: unknown, identity: Identity, tail: string): Judged | FieldError[] {
   const named = (value as { device_id?: unknown } | null)?.device_id
   const own = identity.device_id
-  const plain = own === null ? plainItemText(value, named, tail)
-    : named === undefined || named === own ? plainItemText(value, own, tail) : undefined
-  if (plain !== undefined) return { device_id: own ?? named as number, text: plain }
+  const plain =
+    own === null
+      ? plainItemText(value, named, tail)
+      : named === undefined || named === own
+        ? plainItemText(value, own, tail)
+        : undefined
+  if (plain !== undefined) return { device_id: own ?? (named as number), text: plain }
 
   const parsed = (own === null ? gatewayItemSchema : deviceItemSchema).safeParse(value)
   if (!parsed.success) return fieldErrors(parsed.error)
@@ -167,9 +173,11 @@ async function nextIntervals(pool: Pool, tokens: Tokens, identity: Identity, ite
   const unknown = new Set(items.filter((_, position) => intervals[position] === undefined).map(({ device_id }) => device_id))
   if (unknown.size === 0) return intervals
   const ids = `{${[...unknown].join(',')}}`
-  const rows = await pool.run(sql => sql<{ device_id: number, next_interval_s: number }[]>`
+  const rows = await pool.run(
+    sql => sql<{ device_id: number; next_interval_s: number }[]>`
     select device_id, next_interval_s from fleet.known_devices(${ids}::text::bigint[])
-  `)
+  `,
+  )
   const found = new Map(rows.map(row => [row.device_id, row.next_interval_s]))
   return intervals.map((interval, position) => interval ?? found.get(items[position]!.device_id))
 }

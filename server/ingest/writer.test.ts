@@ -22,9 +22,9 @@ t.test('heartbeats that arrive together share a statement, one alone does not wa
   const { db, writer, pool } = await withWriter(t)
   const device = await enroll(db, 'a')
   await writer.store(chunk(item(device.device_id)))
-  const outcomes = await Promise.all(Array.from({ length: 500 }, (_, n) => (
-    writer.store(chunk(item(device.device_id, { ts: ago(60 + n * 10) })))
-  )))
+  const outcomes = await Promise.all(
+    Array.from({ length: 500 }, (_, n) => writer.store(chunk(item(device.device_id, { ts: ago(60 + n * 10) })))),
+  )
   t.ok(outcomes.flat().every(outcome => !(outcome instanceof Problem) && outcome.result === 'stored'))
   const [row] = await db.sql<{ statements: number }[]>`
     select count(distinct xmin::text)::int as statements from fleet.device_heartbeats where device_id = ${device.device_id}
@@ -38,11 +38,17 @@ t.test('each gets its own outcome, whatever the order within the statement', asy
   const devices: { device_id: number }[] = []
   for (const alias of ['a', 'b', 'c']) devices.push(await enroll(db, alias))
   const at = ago(100)
-  const items = [2, 0, 1, 0, 2, 1].map((device, n) => item(devices[device]!.device_id, { ts: n === 4 ? '2001-01-01T00:00:00Z' : at }))
+  const items = [2, 0, 1, 0, 2, 1].map((device, n) =>
+    item(devices[device]!.device_id, { ts: n === 4 ? '2001-01-01T00:00:00Z' : at }),
+  )
   const outcomes = await writer.store(chunk(...items))
   t.match(outcomes, [
-    { result: 'stored' }, { result: 'stored' }, { result: 'stored' },
-    { result: 'duplicate' }, { result: 'quarantined', reason: 'too_late', ts: '2001-01-01T00:00:00Z' }, { result: 'duplicate' },
+    { result: 'stored' },
+    { result: 'stored' },
+    { result: 'stored' },
+    { result: 'duplicate' },
+    { result: 'quarantined', reason: 'too_late', ts: '2001-01-01T00:00:00Z' },
+    { result: 'duplicate' },
   ])
 })
 
@@ -50,8 +56,12 @@ t.test('a poison item that passed the schema fails alone', async t => {
   const { db, writer } = await withWriter(t)
   const { device_id } = await enroll(db, 'a')
   const poison = [
-    { signal_dbm: 40_000 }, { battery_pct: 50.5 }, { network_type: 'a\0b' }, { agent_version: '\ud800' },
-    { ts: '2026-02-30T00:00:00Z' }, { ip: 'nowhere' },
+    { signal_dbm: 40_000 },
+    { battery_pct: 50.5 },
+    { network_type: 'a\0b' },
+    { agent_version: '\ud800' },
+    { ts: '2026-02-30T00:00:00Z' },
+    { ip: 'nowhere' },
   ]
   for (const [index, beat] of poison.entries()) {
     const items = Array.from({ length: 100 }, (_, n) => item(device_id, { ts: ago(10_000 * (index + 1) + 10 * n) }))
@@ -69,9 +79,14 @@ t.test('concurrent unsorted batches of the same devices do not deadlock', async 
   const { db, writer } = await withWriter(t, 4)
   const devices: number[] = []
   for (let n = 0; n < 50; n++) devices.push((await enroll(db, `device ${n}`)).device_id)
-  const [before] = await db.admin<{ deadlocks: string }[]>`select deadlocks from pg_stat_database where datname = current_database()`
+  const [before] = await db.admin<
+    { deadlocks: string }[]
+  >`select deadlocks from pg_stat_database where datname = current_database()`
   const load = Array.from({ length: 40 }, async (_, round) => {
-    const shuffled = devices.map(id => [Math.random(), id] as const).sort(([a], [b]) => a - b).map(([, id]) => id)
+    const shuffled = devices
+      .map(id => [Math.random(), id] as const)
+      .sort(([a], [b]) => a - b)
+      .map(([, id]) => id)
     const items = shuffled.map(id => item(id, { ts: ago(60 + 10 * round) }))
     // Half through the writer, half as another instance would send it.
     return round % 2 === 0
@@ -82,7 +97,9 @@ t.test('concurrent unsorted batches of the same devices do not deadlock', async 
   t.equal(results.length, 2000)
   t.ok(results.every(({ result }) => result === 'stored'))
   await db.admin`select pg_stat_force_next_flush()`
-  const [after] = await db.admin<{ deadlocks: string }[]>`select deadlocks from pg_stat_database where datname = current_database()`
+  const [after] = await db.admin<
+    { deadlocks: string }[]
+  >`select deadlocks from pg_stat_database where datname = current_database()`
   t.equal(after!.deadlocks, before!.deadlocks)
 })
 

@@ -106,8 +106,14 @@ export class Writer {
     while (this.#maySend()) {
       this.#inFlight++
       const batch = this.#take()
-      const written = this.tracing === undefined ? this.#write(batch)
-        : this.tracing.batch(batch.map(({ request }) => request), { 'fleet.heartbeats': count(batch) }, () => this.#write(batch))
+      const written =
+        this.tracing === undefined
+          ? this.#write(batch)
+          : this.tracing.batch(
+              batch.map(({ request }) => request),
+              { 'fleet.heartbeats': count(batch) },
+              () => this.#write(batch),
+            )
       void written.finally(() => {
         this.#inFlight--
         this.#send()
@@ -151,12 +157,16 @@ export class Writer {
     // As text, since the driver would make JSON of the JSON. fleet.ingest puts the rows in the order that locks are taken in.
     const json = `[${batch.map(chunk => chunk.json).join(',')}]`
     // In one row of arrays: the driver takes a row for each heartbeat several times as long.
-    const ask = () => this.pool.run(sql => sql<Answer[]>`
+    const ask = () =>
+      this.pool.run(
+        sql => sql<Answer[]>`
       select array_agg(result)::text as results, case when count(reason) > 0 then array_agg(reason)::text end as reasons,
         array_agg(ts)::text as tss
       from fleet.ingest(${json}::text::json)
-    `)
-    const [row] = await (this.tracing === undefined ? ask()
+    `,
+      )
+    const [row] = await (this.tracing === undefined
+      ? ask()
       : this.tracing.statement('fleet.ingest', { 'db.operation.batch.size': count(batch) }, ask))
     const outcomes = readAnswer(row!)
     if (outcomes.length !== count(batch)) {
@@ -213,8 +223,24 @@ function halve(batch: Waiting[]): Waiting[][] {
   const texts = (JSON.parse(`[${json}]`) as unknown[]).map(item => JSON.stringify(item))
   let first: (Outcome | Problem)[] = []
   return [
-    [{ devices: devices.slice(0, middle), json: texts.slice(0, middle).join(','), since, settle: outcomes => { first = outcomes } }],
-    [{ devices: devices.slice(middle), json: texts.slice(middle).join(','), since, settle: outcomes => settle([...first, ...outcomes]) }],
+    [
+      {
+        devices: devices.slice(0, middle),
+        json: texts.slice(0, middle).join(','),
+        since,
+        settle: outcomes => {
+          first = outcomes
+        },
+      },
+    ],
+    [
+      {
+        devices: devices.slice(middle),
+        json: texts.slice(middle).join(','),
+        since,
+        settle: outcomes => settle([...first, ...outcomes]),
+      },
+    ],
   ]
 }
 
@@ -230,9 +256,12 @@ interface Answer {
 function readAnswer({ results, reasons, tss }: Answer): Outcome[] {
   const reason = reasons?.slice(1, -1).split(',')
   const ts = tss.slice(2, -2).split('","')
-  return results.slice(1, -1).split(',').map((result, index) => ({
-    result: result as Outcome['result'],
-    reason: reason === undefined || reason[index] === 'NULL' ? null : reason[index]!,
-    ts: toRfc3339(ts[index]!),
-  }))
+  return results
+    .slice(1, -1)
+    .split(',')
+    .map((result, index) => ({
+      result: result as Outcome['result'],
+      reason: reason === undefined || reason[index] === 'NULL' ? null : reason[index]!,
+      ts: toRfc3339(ts[index]!),
+    }))
 }

@@ -6,16 +6,21 @@ const single = {
   operationId: 'postHeartbeat',
   tags: ['heartbeats'],
   summary: 'Send a heartbeat',
-  description: `The body has at most ${MAX_BODY_BYTES} bytes. The answer comes after the commit. A heartbeat that is sent `
-    + `again with the same \`ts\` is a duplicate. `
-    + 'Without `ts` the server uses its own time, and a retry is not recognised.',
+  description:
+    `The body has at most ${MAX_BODY_BYTES} bytes. The answer comes after the commit. A heartbeat that is sent ` +
+    `again with the same \`ts\` is a duplicate. ` +
+    'Without `ts` the server uses its own time, and a retry is not recognised.',
   security: [{ device: [] }],
   requestBody: jsonBody('Heartbeat', {
     wrong_clock: { summary: 'A device whose clock is wrong', value: { ts: '2001-01-01T00:00:00Z', battery_pct: 80 } },
     stored: {
       summary: 'A heartbeat',
       value: {
-        ts: '2026-01-31T12:00:00Z', battery_pct: 81, network_type: 'wifi', unity_running: true, signal_dbm: -61,
+        ts: '2026-01-31T12:00:00Z',
+        battery_pct: 81,
+        network_type: 'wifi',
+        unity_running: true,
+        signal_dbm: -61,
         agent_version: '3.1.0',
       },
     },
@@ -44,18 +49,23 @@ const batch = {
   operationId: 'postHeartbeats',
   tags: ['heartbeats'],
   summary: 'Send many heartbeats',
-  description: 'A batch has the heartbeats that a device collected while it was offline, or those of the devices of a gateway: at '
-    + 'most '
-    + `${MAX_BATCH_ITEMS} items, ${MAX_CONTAINERS} arrays and objects, ${MAX_VALUES} values, ${MAX_LINES} lines of NDJSON `
-    + `(blank lines included) `
-    + `and ${MAX_BATCH_BYTES} bytes, before and after inflation. Gzip may expand to ${MAX_INFLATION} times its size plus 64 KiB. `
-    + 'One bad item never blocks the others: each has its own result. After a 5xx, send the whole batch again; items that were '
-    + 'stored the first time are then duplicates.',
+  description:
+    'A batch has the heartbeats that a device collected while it was offline, or those of the devices of a gateway: at ' +
+    'most ' +
+    `${MAX_BATCH_ITEMS} items, ${MAX_CONTAINERS} arrays and objects, ${MAX_VALUES} values, ${MAX_LINES} lines of NDJSON ` +
+    `(blank lines included) ` +
+    `and ${MAX_BATCH_BYTES} bytes, before and after inflation. Gzip may expand to ${MAX_INFLATION} times its size plus 64 KiB. ` +
+    'One bad item never blocks the others: each has its own result. After a 5xx, send the whole batch again; items that were ' +
+    'stored the first time are then duplicates.',
   security: [{ device: [] }, { gateway: [] }],
-  parameters: [{
-    name: 'Content-Encoding', in: 'header', description: 'How the body is compressed.',
-    schema: { type: 'string', enum: ['identity', 'gzip'], default: 'identity' },
-  }],
+  parameters: [
+    {
+      name: 'Content-Encoding',
+      in: 'header',
+      description: 'How the body is compressed.',
+      schema: { type: 'string', enum: ['identity', 'gzip'], default: 'identity' },
+    },
+  ],
   requestBody: {
     required: true,
     content: {
@@ -71,11 +81,17 @@ const batch = {
         examples: {
           buffer: {
             summary: 'The buffer of a device',
-            value: [{ ts: '2026-01-31T11:58:00Z', battery_pct: 83 }, { ts: '2026-01-31T11:59:00Z', battery_pct: 82 }],
+            value: [
+              { ts: '2026-01-31T11:58:00Z', battery_pct: 83 },
+              { ts: '2026-01-31T11:59:00Z', battery_pct: 82 },
+            ],
           },
           gateway: {
             summary: 'The batch of a gateway; one of its devices is not enrolled',
-            value: [{ device_id: 42, ts: '2026-01-31T11:57:00Z' }, { device_id: 999999, ts: '2026-01-31T11:57:00Z' }],
+            value: [
+              { device_id: 42, ts: '2026-01-31T11:57:00Z' },
+              { device_id: 999999, ts: '2026-01-31T11:57:00Z' },
+            ],
           },
         },
       },
@@ -92,21 +108,30 @@ const batch = {
           { result: 'stored', ts: '2026-01-31T11:58:00Z', next_interval_s: 60 },
           { result: 'stored', ts: '2026-01-31T11:59:00Z', next_interval_s: 60 },
         ],
-        stored: 2, duplicate: 0, quarantined: 0, rejected: 0,
+        stored: 2,
+        duplicate: 0,
+        quarantined: 0,
+        rejected: 0,
       },
       gateway: {
         results: [
           { result: 'stored', ts: '2026-01-31T11:57:00Z', next_interval_s: 60 },
           { result: 'rejected', errors: [{ path: 'device_id', message: 'is not an enrolled device' }] },
         ],
-        stored: 1, duplicate: 0, quarantined: 0, rejected: 1,
+        stored: 1,
+        duplicate: 0,
+        quarantined: 0,
+        rejected: 1,
       },
       lines: {
         results: [
           { result: 'stored', ts: '2026-01-31T11:55:00Z', next_interval_s: 60 },
           { result: 'rejected', errors: [{ path: 'battery_pct', message: 'must be a whole number from 0 to 100' }] },
         ],
-        stored: 1, duplicate: 0, quarantined: 0, rejected: 1,
+        stored: 1,
+        duplicate: 0,
+        quarantined: 0,
+        rejected: 1,
       },
     }),
     ...problems(400, 401, 413, 415, 422, 429, 500, 503),
@@ -131,14 +156,22 @@ const send = {
 const take = {
   operationId: 'getCommands',
   tags: ['commands'],
-  summary: 'Fetch the device\'s commands',
-  description: 'The oldest command comes first. A command is sent again at each poll until it is acknowledged or expires, so '
-    + 'the agent must remember what it has done.',
+  summary: "Fetch the device's commands",
+  description:
+    'The oldest command comes first. A command is sent again at each poll until it is acknowledged or expires, so ' +
+    'the agent must remember what it has done.',
   security: [{ device: [] }],
   responses: {
-    200: answer('The commands that are not acknowledged.', 'Commands', {
-      one: { commands: [{ command_id: 7, command: 'set_volume', payload: { percent: 30 }, created_at: '2026-01-31T12:00:00Z' }] },
-    }, 'noStore'),
+    200: answer(
+      'The commands that are not acknowledged.',
+      'Commands',
+      {
+        one: {
+          commands: [{ command_id: 7, command: 'set_volume', payload: { percent: 30 }, created_at: '2026-01-31T12:00:00Z' }],
+        },
+      },
+      'noStore',
+    ),
     ...problems(401, 429, 500, 503),
   },
 }
@@ -149,10 +182,16 @@ const acknowledge = {
   summary: 'Acknowledge a command',
   description: 'Acknowledging a command again is not an error.',
   security: [{ device: [] }],
-  parameters: [{
-    name: 'id', in: 'path', required: true, description: 'The command_id of the command.',
-    schema: { type: 'string', pattern: '^\\d{1,15}$' }, example: '7',
-  }],
+  parameters: [
+    {
+      name: 'id',
+      in: 'path',
+      required: true,
+      description: 'The command_id of the command.',
+      schema: { type: 'string', pattern: '^\\d{1,15}$' },
+      example: '7',
+    },
+  ],
   responses: { 204: { description: 'The command is not sent again.' }, ...problems(401, 404, 429, 500, 503) },
 }
 

@@ -1,7 +1,7 @@
 import { STATUS_CODES } from 'node:http'
 import type { SchemaName } from './schemas.ts'
 
-type Examples = Record<string, { summary: string, value: unknown }>
+type Examples = Record<string, { summary: string; value: unknown }>
 
 export function schemaRef(name: SchemaName) {
   return { $ref: `#/components/schemas/${name}` }
@@ -16,7 +16,8 @@ const headers = {
   tagged: {
     ETag: { description: 'A weak tag over everything except seconds_since.', schema: { type: 'string', pattern: '^W/".+"$' } },
     'Cache-Control': {
-      description: 'Ask again each time, with If-None-Match.', schema: { type: 'string', const: 'private, no-cache' },
+      description: 'Ask again each time, with If-None-Match.',
+      schema: { type: 'string', const: 'private, no-cache' },
     },
   },
 }
@@ -43,15 +44,17 @@ const PROBLEMS = {
   413: 'The body is larger than the limit. The connection is closed.',
   415: 'The type or the encoding of the body is not supported.',
   422: 'The request was read but is not valid; `errors` names each field. Nothing was done.',
-  429: 'Too many wrong tokens or keys came from this address; Retry-After says how long to wait. Or the device has too many '
-    + 'heartbeats in quarantine, and this one was not kept.',
+  429:
+    'Too many wrong tokens or keys came from this address; Retry-After says how long to wait. Or the device has too many ' +
+    'heartbeats in quarantine, and this one was not kept.',
   500: 'The server failed; the error is in its log.',
   503: 'The server or its database cannot do this now. Nothing was acknowledged: send it again after Retry-After.',
 }
 
 const requestIdHeader = {
   'X-Request-Id': {
-    description: 'The id that the request had, if it can be used, otherwise a new one.', schema: { type: 'string' },
+    description: 'The id that the request had, if it can be used, otherwise a new one.',
+    schema: { type: 'string' },
   },
 }
 
@@ -74,21 +77,26 @@ export function problems(...statuses: ProblemStatus[]) {
 
 /** For components.responses. */
 export function problemResponses() {
-  return Object.fromEntries(Object.entries(PROBLEMS).map(([status, description]) => [status, {
-    description,
-    headers: { ...headers.noStore, ...requestIdHeader, ...PROBLEM_HEADERS[Number(status)] },
-    content: {
-      'application/problem+json': {
-        schema: schemaRef('Problem'),
-        example: {
-          type: 'about:blank',
-          title: STATUS_CODES[status],
-          status: Number(status),
-          detail: description,
-          request_id: '7f3d2c6e-2f0a-4b0e-9a53-0d7c8f1f6f11',
-          ...(status === '422' && { errors: [{ path: 'battery_pct', message: 'must be a whole number from 0 to 100' }] }),
+  return Object.fromEntries(
+    Object.entries(PROBLEMS).map(([status, description]) => [
+      status,
+      {
+        description,
+        headers: { ...headers.noStore, ...requestIdHeader, ...PROBLEM_HEADERS[Number(status)] },
+        content: {
+          'application/problem+json': {
+            schema: schemaRef('Problem'),
+            example: {
+              type: 'about:blank',
+              title: STATUS_CODES[status],
+              status: Number(status),
+              detail: description,
+              request_id: '7f3d2c6e-2f0a-4b0e-9a53-0d7c8f1f6f11',
+              ...(status === '422' && { errors: [{ path: 'battery_pct', message: 'must be a whole number from 0 to 100' }] }),
+            },
+          },
         },
       },
-    },
-  }]))
+    ]),
+  )
 }

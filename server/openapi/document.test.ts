@@ -9,9 +9,21 @@ import { deviceItemSchema, gatewayItemSchema, heartbeatSchema } from '../ingest/
 import { ADMIN_KEY, gatewayToken, withServer, type Answer, type Call } from '../../testing/server.ts'
 import { openapi } from './document.ts'
 
-interface Parameter { name: string, in: 'query' | 'path' | 'header', example?: unknown }
-interface Media { schema: object, example?: unknown, examples?: Record<string, { value: unknown }> }
-interface Response { description: string, headers?: Record<string, { schema: object }>, content?: Record<string, Media> }
+interface Parameter {
+  name: string
+  in: 'query' | 'path' | 'header'
+  example?: unknown
+}
+interface Media {
+  schema: object
+  example?: unknown
+  examples?: Record<string, { value: unknown }>
+}
+interface Response {
+  description: string
+  headers?: Record<string, { schema: object }>
+  content?: Record<string, Media>
+}
 interface Operation {
   security: Record<string, []>[]
   parameters?: Parameter[]
@@ -21,8 +33,14 @@ interface Operation {
 
 const text = JSON.stringify(openapi())
 const document = JSON.parse(text) as ReturnType<typeof openapi>
-const operations: { path: string, method: string, operation: Operation }[] = Object.entries(document.paths).flatMap(([path, methods]) =>
-  Object.entries(methods as unknown as Record<string, Operation>).map(([method, operation]) => ({ path, method: method.toUpperCase(), operation })))
+const operations: { path: string; method: string; operation: Operation }[] = Object.entries(document.paths).flatMap(
+  ([path, methods]) =>
+    Object.entries(methods as unknown as Record<string, Operation>).map(([method, operation]) => ({
+      path,
+      method: method.toUpperCase(),
+      operation,
+    })),
+)
 
 /** The examples are told at ten seconds past noon: how long ago that is. */
 const SINCE_TOLD = Math.floor((Date.now() - Date.parse('2026-01-31T12:00:10Z')) / 1000) * 1000
@@ -31,7 +49,10 @@ t.test('the document passes the linter', async t => {
   // Whoever is asked without a key or a body has no fault to find: only the probes, as the test of each status shows.
   const config = await createConfig({ extends: ['recommended-strict'], rules: { 'operation-4xx-response': 'off' } })
   const problems = await lintFromString({ source: text, config })
-  t.same(problems.map(({ ruleId, message, location }) => `${ruleId}: ${message} ${location[0]?.pointer ?? ''}`), [])
+  t.same(
+    problems.map(({ ruleId, message, location }) => `${ruleId}: ${message} ${location[0]?.pointer ?? ''}`),
+    [],
+  )
 })
 
 t.test('it is what the server gives to anybody', async t => {
@@ -45,7 +66,9 @@ t.test('it is what the server gives to anybody', async t => {
 t.test('every route is in the document, and nothing else', async t => {
   const { routes } = await withServer(t)
   // A page for people is no part of it.
-  const calls = routes.filter(({ method, path }) => method !== 'ALL' && /^\/(v1|admin|ops|metrics|healthz|readyz|openapi)\b/.test(path))
+  const calls = routes.filter(
+    ({ method, path }) => method !== 'ALL' && /^\/(v1|admin|ops|metrics|healthz|readyz|openapi)\b/.test(path),
+  )
   t.same(
     [...new Set(calls.map(({ method, path }) => `${method} ${path.replaceAll(/:(\w+)/g, '{$1}')}`))].sort(),
     operations.map(({ method, path }) => `${method} ${path}`).sort(),
@@ -55,19 +78,39 @@ t.test('every route is in the document, and nothing else', async t => {
 t.test('a schema of the document takes what the server takes', async t => {
   const ajv = makeAjv()
   const heartbeats = [
-    {}, { ts: null, battery_pct: null, network_type: null, unity_running: null }, { colour: '\0' }, null, [], 'x', 5,
+    {},
+    { ts: null, battery_pct: null, network_type: null, unity_running: null },
+    { colour: '\0' },
+    null,
+    [],
+    'x',
+    5,
     ...[0, 100, -1, 101, 50.5, '50', true, 1e300].map(battery_pct => ({ battery_pct })),
     ...[-200, 50, -201, 51, -60.5].map(signal_dbm => ({ signal_dbm })),
-    ...['', 'x'.repeat(32), '😀'.repeat(32), 'x'.repeat(33), '😀'.repeat(33), 'a\0b', 'a\ud800b', 'a\nb', 5].map(network_type => ({ network_type })),
+    ...['', 'x'.repeat(32), '😀'.repeat(32), 'x'.repeat(33), '😀'.repeat(33), 'a\0b', 'a\ud800b', 'a\nb', 5].map(
+      network_type => ({ network_type }),
+    ),
     ...['x'.repeat(64), 'x'.repeat(65), '\0', ['1']].map(agent_version => ({ agent_version })),
     ...[true, false, 1, 'true'].map(unity_running => ({ unity_running })),
     ...[
-      '2026-01-31T12:00:00Z', '2026-01-31T12:00:00.123456+05:30', '2024-02-29T00:00:00z', '2026-02-29T00:00:00Z', '2026-13-01T00:00:00Z',
-      '2026-01-01T00:00:00', '2026-01-01', 'now', '', 1767225600,
+      '2026-01-31T12:00:00Z',
+      '2026-01-31T12:00:00.123456+05:30',
+      '2024-02-29T00:00:00z',
+      '2026-02-29T00:00:00Z',
+      '2026-13-01T00:00:00Z',
+      '2026-01-01T00:00:00',
+      '2026-01-01',
+      'now',
+      '',
+      1767225600,
     ].map(ts => ({ ts })),
   ]
-  const items = [undefined, null, 0, -1, 1.5, '1', 1, 2 ** 53].map(device_id => device_id === undefined ? {} : { device_id })
-  const cases = { Heartbeat: [heartbeatSchema, heartbeats], DeviceItem: [deviceItemSchema, items], GatewayItem: [gatewayItemSchema, items] } as const
+  const items = [undefined, null, 0, -1, 1.5, '1', 1, 2 ** 53].map(device_id => (device_id === undefined ? {} : { device_id }))
+  const cases = {
+    Heartbeat: [heartbeatSchema, heartbeats],
+    DeviceItem: [deviceItemSchema, items],
+    GatewayItem: [gatewayItemSchema, items],
+  } as const
   for (const [name, [schema, values]] of Object.entries(cases)) {
     const validate = ajv.compile({ $ref: `#/components/schemas/${name}`, components: document.components })
     for (const value of values) t.equal(validate(value), schema.safeParse(value).success, `${name} ${JSON.stringify(value)}`)
@@ -79,19 +122,22 @@ t.test('each example is answered as the document says', async t => {
   const tokens = await prepare(db)
   for (const { path, method, operation } of operations) {
     for (const { name, type, value } of requestExamples(operation)) {
-      const body = type === 'application/json' ? JSON.stringify(value) : value as string | undefined
+      const body = type === 'application/json' ? JSON.stringify(value) : (value as string | undefined)
       const sent = body === undefined ? undefined : toNow(body)
       const request = {
-        body: sent, headers: { ...authorization(operation, tokens, name), ...(type && { 'content-type': type }) },
+        body: sent,
+        headers: { ...authorization(operation, tokens, name), ...(type && { 'content-type': type }) },
       }
       const answer = await call(`${method} ${targetOf(path, operation)}`, request)
       const found = check(t, operation, answer, `${method} ${path} ${name ?? ''}`)
       const examples = Object.entries(found?.examples ?? {}).filter(([key]) => name === undefined || key === name)
-      if (name !== undefined && answer.status !== 204) t.equal(examples.length, 1, `${method} ${path}: the answer to ${name} is shown with ${answer.status}`)
+      if (name !== undefined && answer.status !== 204)
+        t.equal(examples.length, 1, `${method} ${path}: the answer to ${name} is shown with ${answer.status}`)
       for (const [key, { value }] of examples) t.same(likeness(answer.body), likeness(value), `${method} ${path} ${key}`)
       if (method !== 'POST' || !path.endsWith('heartbeats')) continue
       const again = await call(`${method} ${path}`, {
-        body: gzipSync(sent!), headers: { ...request.headers, 'content-encoding': 'gzip' },
+        body: gzipSync(sent!),
+        headers: { ...request.headers, 'content-encoding': 'gzip' },
       })
       t.equal(again.status, 200, 'and packed')
     }
@@ -186,8 +232,14 @@ t.test('each status in the document is given, and is as it says', async t => {
   await db.admin`grant usage on schema fleet to fleet_server`
   await ask(call, '/admin/devices/{id}', 'DELETE')
 
-  const said = operations.flatMap(({ path, method, operation }) => Object.keys(operation.responses).map(status => `${method} ${path} ${status}`))
-  t.same(said.filter(line => !seen.has(line)), [], 'no status is promised that does not come')
+  const said = operations.flatMap(({ path, method, operation }) =>
+    Object.keys(operation.responses).map(status => `${method} ${path} ${status}`),
+  )
+  t.same(
+    said.filter(line => !seen.has(line)),
+    [],
+    'no status is promised that does not come',
+  )
 })
 
 interface Parts {
@@ -216,10 +268,11 @@ function authorization({ security }: Operation, tokens: Tokens, example = ''): R
   return scheme === undefined ? {} : { authorization: `Bearer ${tokens[scheme as keyof Tokens]}` }
 }
 
-function requestExamples({ requestBody }: Operation): { name?: string, type?: string, value?: unknown }[] {
+function requestExamples({ requestBody }: Operation): { name?: string; type?: string; value?: unknown }[] {
   if (requestBody === undefined) return [{}]
   return Object.entries(requestBody.content).flatMap(([type, { examples }]) =>
-    Object.entries(examples ?? {}).map(([name, { value }]) => ({ name, type, value })))
+    Object.entries(examples ?? {}).map(([name, { value }]) => ({ name, type, value })),
+  )
 }
 
 /** The path with the examples of its parameters. */
@@ -244,7 +297,7 @@ function check(t: Test, operation: Operation, { status, headers, body }: Answer,
     t.fail(`${what}: ${status} is not in the document`, { body })
     return undefined
   }
-  const response = '$ref' in named ? document.components.responses[named.$ref.split('/').at(-1)!] as unknown as Response : named
+  const response = '$ref' in named ? (document.components.responses[named.$ref.split('/').at(-1)!] as unknown as Response) : named
   for (const [name, { schema }] of Object.entries(response.headers ?? {})) {
     t.ok(validator(schema)(headers.get(name)), `${what} ${status}: its ${name}`, { found: headers.get(name) })
   }

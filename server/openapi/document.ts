@@ -37,11 +37,12 @@ export function openapi() {
       securitySchemes: {
         device: { type: 'http', scheme: 'bearer', description: 'The token of a device: nxd_ and 64 hex digits.' },
         gateway: {
-          type: 'http', scheme: 'bearer',
+          type: 'http',
+          scheme: 'bearer',
           description: 'The token of a gateway: nxg_ and 64 hex digits. It may send heartbeats of every device.',
         },
-        admin: { type: 'apiKey', in: 'header', name: 'x-admin', description: 'The server\'s ADMIN_KEY.' },
-        adminBearer: { type: 'http', scheme: 'bearer', description: 'The server\'s ADMIN_KEY, as Prometheus can send it.' },
+        admin: { type: 'apiKey', in: 'header', name: 'x-admin', description: "The server's ADMIN_KEY." },
+        adminBearer: { type: 'http', scheme: 'bearer', description: "The server's ADMIN_KEY, as Prometheus can send it." },
       },
       responses: problemResponses(),
       schemas: componentSchemas(),

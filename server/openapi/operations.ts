@@ -2,18 +2,37 @@ import { answer, jsonBody, problems } from './answers.ts'
 import { queryParameters } from './schemas.ts'
 
 const deviceId = {
-  name: 'id', in: 'path', required: true, description: 'The device_id of the device.',
-  schema: { type: 'string', pattern: '^\\d{1,15}$' }, example: '42',
+  name: 'id',
+  in: 'path',
+  required: true,
+  description: 'The device_id of the device.',
+  schema: { type: 'string', pattern: '^\\d{1,15}$' },
+  example: '42',
 }
 const ifNoneMatch = {
-  name: 'If-None-Match', in: 'header', description: 'The ETag of an earlier answer.', schema: { type: 'string' },
+  name: 'If-None-Match',
+  in: 'header',
+  description: 'The ETag of an earlier answer.',
+  schema: { type: 'string' },
 }
 const notModified = { description: 'Nothing but seconds_since has changed since the answer with this ETag.' }
 
 const device = {
-  device_id: 42, alias: 'lobby-tablet-7', cohort: 'lobby', status: 'online', last_ts: '2026-01-31T12:00:00Z', seconds_since: 12,
-  battery_pct: 81, network_type: 'wifi', unity_running: true, signal_dbm: -61, agent_version: '3.1.0', ip: '127.0.0.1',
-  last_received_at: '2026-01-31T12:00:00.130452Z', heartbeat_interval: '00:01:00', enrolled_at: '2026-01-31T10:00:00Z',
+  device_id: 42,
+  alias: 'lobby-tablet-7',
+  cohort: 'lobby',
+  status: 'online',
+  last_ts: '2026-01-31T12:00:00Z',
+  seconds_since: 12,
+  battery_pct: 81,
+  network_type: 'wifi',
+  unity_running: true,
+  signal_dbm: -61,
+  agent_version: '3.1.0',
+  ip: '127.0.0.1',
+  last_received_at: '2026-01-31T12:00:00.130452Z',
+  heartbeat_interval: '00:01:00',
+  enrolled_at: '2026-01-31T10:00:00Z',
 }
 
 const page = answer('A page of devices.', 'DevicePage', { page: { devices: [device], next_cursor: null } }, 'tagged')
@@ -41,9 +60,10 @@ const listDevices = {
   operationId: 'listDevices',
   tags: ['devices'],
   summary: 'List devices',
-  description: 'Enrolled devices in the order of their ids, a page at a time. No device is skipped or repeated if others are '
-    + 'enrolled or revoked between two pages. While heartbeats arrive faster than they are written, lists are refused with 503. '
-    + 'With `Accept: text/csv` the answer is CSV with a header line.',
+  description:
+    'Enrolled devices in the order of their ids, a page at a time. No device is skipped or repeated if others are ' +
+    'enrolled or revoked between two pages. While heartbeats arrive faster than they are written, lists are refused with 503. ' +
+    'With `Accept: text/csv` the answer is CSV with a header line.',
   security: [{ admin: [] }],
   parameters: [
     ...queryParameters('listDevices', {
@@ -86,9 +106,14 @@ const createDevice = {
   security: [{ admin: [] }],
   requestBody: jsonBody('NewDevice', { tablet: { summary: 'A tablet', value: { alias: 'lobby-tablet-8', cohort: 'lobby' } } }),
   responses: {
-    201: answer('The id and the token of the device.', 'DeviceEnrolled', {
-      tablet: { device_id: 43, token: `nxd_${'0123456789abcdef'.repeat(4)}` },
-    }, 'noStore'),
+    201: answer(
+      'The id and the token of the device.',
+      'DeviceEnrolled',
+      {
+        tablet: { device_id: 43, token: `nxd_${'0123456789abcdef'.repeat(4)}` },
+      },
+      'noStore',
+    ),
     ...problems(400, 401, 409, 413, 415, 422, 429, 500, 503),
   },
 }
@@ -97,13 +122,15 @@ const changeDevice = {
   operationId: 'changeDevice',
   tags: ['devices'],
   summary: 'Rename a device or move it to another cohort',
-  description: 'Both changes are made, or neither. The device keeps its token and its heartbeats. The same change again is not '
-    + 'an error. 409 means that another device has the alias.',
+  description:
+    'Both changes are made, or neither. The device keeps its token and its heartbeats. The same change again is not ' +
+    'an error. 409 means that another device has the alias.',
   security: [{ admin: [] }],
   parameters: [deviceId],
   requestBody: jsonBody('DeviceChanges', { move: { summary: 'Another cohort', value: { cohort: 'lobby' } } }),
   responses: {
-    204: { description: 'The device has this alias and cohort.' }, ...problems(400, 401, 404, 409, 413, 415, 422, 429, 500, 503),
+    204: { description: 'The device has this alias and cohort.' },
+    ...problems(400, 401, 404, 409, 413, 415, 422, 429, 500, 503),
   },
 }
 
@@ -115,9 +142,14 @@ const renewToken = {
   security: [{ admin: [] }],
   parameters: [deviceId],
   responses: {
-    201: answer('The id and the new token of the device.', 'DeviceEnrolled', {
-      renewed: { device_id: 42, token: `nxd_${'0123456789abcdef'.repeat(4)}` },
-    }, 'noStore'),
+    201: answer(
+      'The id and the new token of the device.',
+      'DeviceEnrolled',
+      {
+        renewed: { device_id: 42, token: `nxd_${'0123456789abcdef'.repeat(4)}` },
+      },
+      'noStore',
+    ),
     ...problems(401, 404, 422, 429, 500, 503),
   },
 }
@@ -125,7 +157,7 @@ const renewToken = {
 const revokeDevice = {
   operationId: 'revokeDevice',
   tags: ['devices'],
-  summary: 'Revoke a device\'s token',
+  summary: "Revoke a device's token",
   description: 'The token stops working within a second. The heartbeats of the device stay. Revoking it again is not an error.',
   security: [{ admin: [] }],
   parameters: [deviceId],
@@ -145,9 +177,7 @@ const nightly = {
   responses: {
     200: answer('The steps of the run.', 'Steps', {
       plan: {
-        steps: [
-          { step: 'retire', partition_name: 'device_heartbeats_p2025_11_02', detail: 'past the retention of 89 days' },
-        ],
+        steps: [{ step: 'retire', partition_name: 'device_heartbeats_p2025_11_02', detail: 'past the retention of 89 days' }],
       },
     }),
     ...problems(401, 409, 422, 429, 500, 503),
@@ -175,9 +205,14 @@ const poolHealth = {
   description: 'Connections of the hot path, summed over all workers.',
   security: [{ admin: [] }],
   responses: {
-    200: answer('The use of the connection pools.', 'PoolHealth', {
-      quiet: { status: 'ok', pool: { in_use: 0, max: 10, utilization_pct: 0, waiting: 0 } },
-    }, 'noStore'),
+    200: answer(
+      'The use of the connection pools.',
+      'PoolHealth',
+      {
+        quiet: { status: 'ok', pool: { in_use: 0, max: 10, utilization_pct: 0, waiting: 0 } },
+      },
+      'noStore',
+    ),
     ...problems(401, 422, 429),
   },
 }
@@ -186,8 +221,9 @@ const metrics = {
   operationId: 'getMetrics',
   tags: ['probes'],
   summary: 'Get metrics for Prometheus',
-  description: 'Metrics of all workers, and those that the database keeps. The latter are left out while the database does not '
-    + 'answer. See docs/metrics.md.',
+  description:
+    'Metrics of all workers, and those that the database keeps. The latter are left out while the database does not ' +
+    'answer. See docs/metrics.md.',
   security: [{ admin: [] }, { adminBearer: [] }],
   responses: {
     200: {

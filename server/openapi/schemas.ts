@@ -18,7 +18,7 @@ const fieldError = z.object({
 
 const answered = {
   reason: z.enum(['too_late', 'in_future', 'no_partition']).optional().describe('Why the heartbeat is quarantined.'),
-  ts: time.describe('The time of the heartbeat: the device\'s, or the server\'s if the device gave none.'),
+  ts: time.describe("The time of the heartbeat: the device's, or the server's if the device gave none."),
   next_interval_s: count.describe('Seconds until the next heartbeat is due.'),
 }
 
@@ -37,79 +37,103 @@ const bodies = {
   NewDevice: newDevice,
   DeviceChanges: deviceChanges.describe('At least one of the two.'),
 
-  Problem: z.object({
-    type: z.string(),
-    title: z.string(),
-    status: z.int().min(400).max(599),
-    detail: z.string().describe('What happened, for people.'),
-    hint: z.string().optional().describe('What to do about it.'),
-    errors: z.array(fieldError).optional().describe('With 422: each field that is wrong.'),
-    request_id: z.string().optional().describe('As in X-Request-Id. The server logs its own errors with this id.'),
-  }).describe('A problem document (RFC 9457). More members may be added.'),
+  Problem: z
+    .object({
+      type: z.string(),
+      title: z.string(),
+      status: z.int().min(400).max(599),
+      detail: z.string().describe('What happened, for people.'),
+      hint: z.string().optional().describe('What to do about it.'),
+      errors: z.array(fieldError).optional().describe('With 422: each field that is wrong.'),
+      request_id: z.string().optional().describe('As in X-Request-Id. The server logs its own errors with this id.'),
+    })
+    .describe('A problem document (RFC 9457). More members may be added.'),
   Stored: z.object({
     result: z.enum(['stored', 'duplicate', 'quarantined']).describe('What became of the heartbeat.'),
     ...answered,
   }),
   BatchResults: z.object({
-    results: z.array(z.object({
-      result: z.enum(['stored', 'duplicate', 'quarantined', 'rejected']).describe('What became of the item.'),
-      reason: z.enum(['too_late', 'in_future', 'no_partition', 'quarantine_full']).optional()
-        .describe('Why it is quarantined; `quarantine_full`: why it is rejected.'),
-      ts: answered.ts.optional(),
-      next_interval_s: answered.next_interval_s.optional(),
-      errors: z.array(fieldError).optional()
-        .describe('What is wrong with a rejected item. If the batch has very many errors, only the first error of some items is '
-          + 'given.'),
-    })).describe('One result for each item, in the order of the items.'),
+    results: z
+      .array(
+        z.object({
+          result: z.enum(['stored', 'duplicate', 'quarantined', 'rejected']).describe('What became of the item.'),
+          reason: z
+            .enum(['too_late', 'in_future', 'no_partition', 'quarantine_full'])
+            .optional()
+            .describe('Why it is quarantined; `quarantine_full`: why it is rejected.'),
+          ts: answered.ts.optional(),
+          next_interval_s: answered.next_interval_s.optional(),
+          errors: z
+            .array(fieldError)
+            .optional()
+            .describe(
+              'What is wrong with a rejected item. If the batch has very many errors, only the first error of some items is ' +
+                'given.',
+            ),
+        }),
+      )
+      .describe('One result for each item, in the order of the items.'),
     stored: count.describe('How many items are stored.'),
     duplicate: count.describe('How many are duplicates.'),
     quarantined: count.describe('How many are quarantined.'),
     rejected: count.describe('How many are rejected.'),
   }),
   Commands: z.object({
-    commands: z.array(z.object({
-      command_id: z.int().describe('The id to acknowledge it with.'),
-      command: z.string().describe('The name of the command.'),
-      payload: z.unknown().describe('What was sent with it; null if nothing was.'),
-      created_at: time.describe('When it was sent.'),
-    })),
+    commands: z.array(
+      z.object({
+        command_id: z.int().describe('The id to acknowledge it with.'),
+        command: z.string().describe('The name of the command.'),
+        payload: z.unknown().describe('What was sent with it; null if nothing was.'),
+        created_at: time.describe('When it was sent.'),
+      }),
+    ),
   }),
   CommandSent: z.object({ command_id: z.int().describe('The id of the command.') }),
   DeviceEnrolled: z.object({
     device_id: deviceId,
-    token: z.string().regex(/^nxd_[0-9a-f]{64}$/)
+    token: z
+      .string()
+      .regex(/^nxd_[0-9a-f]{64}$/)
       .describe('The token. It is shown only now; the database keeps only a digest of it.'),
   }),
-  Device: z.looseObject({
-    device_id: deviceId,
-    alias: z.string().describe('Its name.'),
-    cohort: z.string().describe('Its cohort.'),
-    status: z.enum(['new', 'online', 'late', 'offline', 'clock_skewed'])
-      .describe('Its status now; docs/views.md says what each means.'),
-    last_ts: time.nullable().describe('`ts` of its newest heartbeat. The fields up to last_received_at are of this heartbeat.'),
-    seconds_since: z.int().nullable().describe('Seconds since last_ts. Not part of the ETag.'),
-    battery_pct: percent.nullable().describe('Charge of the battery, in percent.'),
-    network_type: z.string().nullable().describe('The network, such as `wifi`.'),
-    unity_running: z.boolean().nullable().describe('Whether the Unity app runs.'),
-    signal_dbm: z.int().nullable().describe('Signal strength, in dBm.'),
-    agent_version: z.string().nullable().describe('Version of the agent.'),
-    ip: z.string().nullable().describe('The address it came from, or its prefix, as settings.store_ip says.'),
-    last_received_at: time.nullable().describe('When the server received it.'),
-    heartbeat_interval: z.string()
-      .describe('How often the device is asked to send, as PostgreSQL writes an interval: `00:01:00`.'),
-    enrolled_at: time.describe('When the device was enrolled.'),
-  }).describe('A row of the view fleet.device_status. Columns that are added to the view are added here.'),
+  Device: z
+    .looseObject({
+      device_id: deviceId,
+      alias: z.string().describe('Its name.'),
+      cohort: z.string().describe('Its cohort.'),
+      status: z
+        .enum(['new', 'online', 'late', 'offline', 'clock_skewed'])
+        .describe('Its status now; docs/views.md says what each means.'),
+      last_ts: time.nullable().describe('`ts` of its newest heartbeat. The fields up to last_received_at are of this heartbeat.'),
+      seconds_since: z.int().nullable().describe('Seconds since last_ts. Not part of the ETag.'),
+      battery_pct: percent.nullable().describe('Charge of the battery, in percent.'),
+      network_type: z.string().nullable().describe('The network, such as `wifi`.'),
+      unity_running: z.boolean().nullable().describe('Whether the Unity app runs.'),
+      signal_dbm: z.int().nullable().describe('Signal strength, in dBm.'),
+      agent_version: z.string().nullable().describe('Version of the agent.'),
+      ip: z.string().nullable().describe('The address it came from, or its prefix, as settings.store_ip says.'),
+      last_received_at: time.nullable().describe('When the server received it.'),
+      heartbeat_interval: z
+        .string()
+        .describe('How often the device is asked to send, as PostgreSQL writes an interval: `00:01:00`.'),
+      enrolled_at: time.describe('When the device was enrolled.'),
+    })
+    .describe('A row of the view fleet.device_status. Columns that are added to the view are added here.'),
   DevicePage: z.object({
     devices: z.array(z.unknown().meta({ $ref: '#/components/schemas/Device' })),
     next_cursor: z.string().nullable().describe('The `cursor` of the next page; null on the last page.'),
   }),
   Steps: z.object({
-    steps: z.array(z.object({
-      ...step,
-      rows: z.int().nullable().optional().describe('How many rows or tables it was about.'),
-      duration_ms: z.int().nullable().optional().describe('How long it took, in milliseconds.'),
-      ok: z.boolean().nullable().optional().describe('Whether it succeeded.'),
-    })).describe('What was done. A dry run lists what would be done, without rows, duration_ms and ok.'),
+    steps: z
+      .array(
+        z.object({
+          ...step,
+          rows: z.int().nullable().optional().describe('How many rows or tables it was about.'),
+          duration_ms: z.int().nullable().optional().describe('How long it took, in milliseconds.'),
+          ok: z.boolean().nullable().optional().describe('Whether it succeeded.'),
+        }),
+      )
+      .describe('What was done. A dry run lists what would be done, without rows, duration_ms and ok.'),
   }),
   Reconciled: z.object({
     checked: count.describe('Devices that were compared.'),
@@ -124,10 +148,13 @@ const bodies = {
       utilization_pct: percent.describe('in_use as a share of max, in percent.'),
       waiting: count.describe('Statements that wait for a connection.'),
     }),
-    replica: z.object({
-      in_use: z.boolean().describe('Whether device lists are read from it.'),
-      lag_seconds: z.number().describe('How far behind it is, in seconds.'),
-    }).optional().describe('Only with READ_DATABASE_URL.'),
+    replica: z
+      .object({
+        in_use: z.boolean().describe('Whether device lists are read from it.'),
+        lag_seconds: z.number().describe('How far behind it is, in seconds.'),
+      })
+      .optional()
+      .describe('Only with READ_DATABASE_URL.'),
   }),
   Status: z.object({ status: z.enum(['ok', 'ready']) }),
 }
@@ -142,7 +169,7 @@ export function componentSchemas() {
 const queries = { listDevices: listQuery, nightly: nightlyQuery }
 
 /** A parameter for each field of the query of a route, with its description. */
-export function queryParameters(name: keyof typeof queries, about: Record<string, { description: string, example?: unknown }>) {
+export function queryParameters(name: keyof typeof queries, about: Record<string, { description: string; example?: unknown }>) {
   const { properties } = toJsonSchema(queries[name]) as { properties: Record<string, JsonSchema> }
   return Object.entries(properties).map(([field, schema]) => ({ name: field, in: 'query', schema, ...about[field] }))
 }

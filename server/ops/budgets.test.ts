@@ -27,7 +27,10 @@ t.test('counts are told once, whatever is lost on the way, and each in its minut
   now += 20_000
   metrics.dispatchLogWritesFailed.inc(1)
   await budgets.tell()
-  const first = [{ slo: 'heartbeat_writes', minute: '12:00', good: 10, bad: 2 }, { slo: 'dispatch_log', minute: '12:00', good: 3, bad: 1 }]
+  const first = [
+    { slo: 'heartbeat_writes', minute: '12:00', good: 10, bad: 2 },
+    { slo: 'dispatch_log', minute: '12:00', good: 3, bad: 1 },
+  ]
   t.same(await told(), first)
 
   await db.admin`alter function fleet.record_slo(text, json) rename to record_slo_gone`
@@ -40,41 +43,52 @@ t.test('counts are told once, whatever is lost on the way, and each in its minut
   await db.admin`alter function fleet.record_slo_gone(text, json) rename to record_slo`
   metrics.writes.inc(7)
   await budgets.end()
-  t.same((await told()).filter(({ slo }) => slo === 'heartbeat_writes'), [
-    first[0],
-    { slo: 'heartbeat_writes', minute: '12:01', good: 0, bad: 100 },
-    { slo: 'heartbeat_writes', minute: '12:02', good: 0, bad: 100 },
-    { slo: 'heartbeat_writes', minute: '12:03', good: 7, bad: 100 },
-  ])
+  t.same(
+    (await told()).filter(({ slo }) => slo === 'heartbeat_writes'),
+    [
+      first[0],
+      { slo: 'heartbeat_writes', minute: '12:01', good: 0, bad: 100 },
+      { slo: 'heartbeat_writes', minute: '12:02', good: 0, bad: 100 },
+      { slo: 'heartbeat_writes', minute: '12:03', good: 7, bad: 100 },
+    ],
+  )
 })
 
-t.test('what failed while the database was away is in fleet.slo afterwards, and stays when servers and Postgres restart', async t => {
-  const db = await withCluster(t)
-  const { token } = await enroll(db, 'a')
-  const slo = async () => (await db.admin`select good::int, bad::int, status from fleet.slo where slo = 'heartbeat_writes'`)[0]
-  const first = await withProcess(t, db)
-  for (const seconds of [30, 60, 90]) {
-    t.equal((await first.call('POST /v1/heartbeat', { token, body: { ts: ago(seconds) } })).status, 201)
-  }
-  await db.cluster.stop('immediate')
-  for (let n = 1; n <= 2; n++) t.equal((await first.call('POST /v1/heartbeat', { token, body: {} })).status, 503)
-  await db.cluster.start()
-  await waitFor(async () => (await first.call('GET /readyz')).status === 200)
-  t.equal((await first.server.stop()).code, 0)
-  t.same(await slo(), { good: 3, bad: 2, status: 'fail' })
+t.test(
+  'what failed while the database was away is in fleet.slo afterwards, and stays when servers and Postgres restart',
+  async t => {
+    const db = await withCluster(t)
+    const { token } = await enroll(db, 'a')
+    const slo = async () => (await db.admin`select good::int, bad::int, status from fleet.slo where slo = 'heartbeat_writes'`)[0]
+    const first = await withProcess(t, db)
+    for (const seconds of [30, 60, 90]) {
+      t.equal((await first.call('POST /v1/heartbeat', { token, body: { ts: ago(seconds) } })).status, 201)
+    }
+    await db.cluster.stop('immediate')
+    for (let n = 1; n <= 2; n++) t.equal((await first.call('POST /v1/heartbeat', { token, body: {} })).status, 503)
+    await db.cluster.start()
+    await waitFor(async () => (await first.call('GET /readyz')).status === 200)
+    t.equal((await first.server.stop()).code, 0)
+    t.same(await slo(), { good: 3, bad: 2, status: 'fail' })
 
-  const second = await withProcess(t, db)
-  t.equal((await second.call('POST /v1/heartbeat', { token, body: { ts: ago(120) } })).status, 201)
-  await waitFor(async () => (await slo())?.good === 4, { what: () => 'the server to tell by itself' })
-  await second.server.stop()
-  await db.cluster.stop('immediate')
-  await db.cluster.start()
-  await waitFor(() => slo().then(row => row?.good === 4, () => false))
-  const third = await withProcess(t, db)
-  const { body } = await third.call('GET /metrics', { admin: true })
-  t.match(body, /^slo_bad\{slo="heartbeat_writes"\} 2$/m)
-  t.match(body, /^slo_error_ratio\{slo="heartbeat_writes"\} 0\.333333$/m)
-})
+    const second = await withProcess(t, db)
+    t.equal((await second.call('POST /v1/heartbeat', { token, body: { ts: ago(120) } })).status, 201)
+    await waitFor(async () => (await slo())?.good === 4, { what: () => 'the server to tell by itself' })
+    await second.server.stop()
+    await db.cluster.stop('immediate')
+    await db.cluster.start()
+    await waitFor(() =>
+      slo().then(
+        row => row?.good === 4,
+        () => false,
+      ),
+    )
+    const third = await withProcess(t, db)
+    const { body } = await third.call('GET /metrics', { admin: true })
+    t.match(body, /^slo_bad\{slo="heartbeat_writes"\} 2$/m)
+    t.match(body, /^slo_error_ratio\{slo="heartbeat_writes"\} 0\.333333$/m)
+  },
+)
 
 t.test('heartbeats that are refused because no token can be looked up count as failed', async t => {
   const db = await withCluster(t)

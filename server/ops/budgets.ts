@@ -29,14 +29,19 @@ export class Budgets {
   /** By budget and minute, oldest first; those of past minutes go once they are told. */
   readonly #counts = new Map<string, Count>()
   readonly #seen = new Map<Counter, number>()
-  readonly #budgets: Record<string, { good: Counter, bad: Counter }>
+  readonly #budgets: Record<string, { good: Counter; bad: Counter }>
   #timer: NodeJS.Timeout | undefined
   #turn = Promise.resolve()
   #isFailing = false
 
   readonly #pool: Pool
 
-  constructor(metrics: Metrics, sql: Sql, readonly log: Log, readonly now: () => number = Date.now) {
+  constructor(
+    metrics: Metrics,
+    sql: Sql,
+    readonly log: Log,
+    readonly now: () => number = Date.now,
+  ) {
     this.#pool = new Pool(sql, 1)
     this.#budgets = {
       heartbeat_writes: { good: metrics.writes, bad: metrics.writesFailed },

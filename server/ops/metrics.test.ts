@@ -14,7 +14,9 @@ const PROMISED = `
   device_cache_misses_total partition_premake_runway_days retention_lag_days archive_backlog_partitions
   scheduler_last_run_age_seconds archiver_heartbeat_age_seconds archive_bytes_pushed_total backpressure
   replica_lag_seconds slo_error_ratio slo_budget_left_ratio cohort_silence_alarm cohort_gone_quiet_ratio
-`.trim().split(/\s+/)
+`
+  .trim()
+  .split(/\s+/)
 
 async function scrape(call: Call) {
   const { status, body } = await call('GET /metrics', { admin: true })
@@ -45,21 +47,37 @@ t.test('every metric that was promised is there, with HELP, unit and TYPE, and n
   const { call } = await withServer(t, { read: { url: db.url('fleet_server') } }, db)
   const text = await scrape(call)
   const types = new Map([...text.matchAll(/^# TYPE (\S+) (\S+)$/gm)].map(([, name, type]) => [name!, type!]))
-  t.same(PROMISED.filter(name => !types.has(name)), [])
+  t.same(
+    PROMISED.filter(name => !types.has(name)),
+    [],
+  )
   const described = new Set([...text.matchAll(/^# HELP (\S+) \S.* Unit: [a-z]+\.$/gm)].map(match => match[1]))
-  t.same([...types.keys()].filter(name => !described.has(name)), [], 'each says what it is, and its unit')
+  t.same(
+    [...types.keys()].filter(name => !described.has(name)),
+    [],
+    'each says what it is, and its unit',
+  )
   for (const [name, type] of types) t.equal(type === 'counter', name.endsWith('_total'), `${name} is a ${type}`)
-  const names = text.split('\n').filter(line => /^[a-z]/.test(line)).map(line => /^[a-z_0-9]+/.exec(line)![0])
-  t.same(names.filter(name => !types.has(name) && !types.has(name.replace(/_(bucket|sum|count)$/, ''))), [])
+  const names = text
+    .split('\n')
+    .filter(line => /^[a-z]/.test(line))
+    .map(line => /^[a-z_0-9]+/.exec(line)![0])
+  t.same(
+    names.filter(name => !types.has(name) && !types.has(name.replace(/_(bucket|sum|count)$/, ''))),
+    [],
+  )
   t.equal([...text.matchAll(/^# TYPE/gm)].length, types.size, 'each family once')
 })
 
 t.test('what the database holds is defined there, and the same from each instance', async t => {
   const db = await withDatabase(t)
-  t.same(await db.sql`
+  t.same(
+    await db.sql`
     select v.metric from fleet.metric_values() v where not exists (select from fleet.metric_definitions() d where d.metric = v.metric)
     union all select v.metric from fleet.silence_metrics() v where not exists (select from fleet.metric_definitions() d where d.metric = v.metric)
-  `, [])
+  `,
+    [],
+  )
   const [a, b] = [await withServer(t, {}, db), await withServer(t, {}, db)]
   const { token } = await enroll(db, 'a')
   t.equal((await a.call('POST /v1/heartbeat', { token, body: {} })).status, 201)
@@ -69,29 +87,32 @@ t.test('what the database holds is defined there, and the same from each instanc
   t.same([value(one, 'heartbeats_ingested_total'), value(other, 'heartbeats_ingested_total')], [1, 0])
 })
 
-t.test('a scrape survives the database: away, crashed, restarted; what that holds is as before, and so after a restart of the server', async t => {
-  const db = await withCluster(t)
-  await db.sql`select fleet.count_up('archive_failures_total', 41)`
-  await db.sql`call fleet.maintain()`
-  const { call, server } = await withProcess(t, db)
-  const before = await scrape(call)
-  t.equal(value(before, 'archive_failures_total'), 41)
-  t.equal(value(before, 'partitions_created_total')! >= 105, true)
-  t.equal(value(before, 'database_metrics_up'), 1)
-  for (const how of ['fast', 'immediate'] as const) {
-    await db.cluster.stop(how)
-    const without = await scrape(call)
-    t.equal(value(without, 'database_metrics_up'), 0)
-    t.equal(value(without, 'hb_writes_total'), 0)
-    t.same(held(without), [])
-    await db.cluster.start()
-    let after = ''
-    await waitFor(async () => value(after = await scrape(call), 'database_metrics_up') === 1)
-    t.same(held(after), held(before), `after ${how}`)
-  }
-  t.equal((await server.stop()).code, 0)
-  t.same(held(await scrape((await withProcess(t, db)).call)), held(before), 'another process')
-})
+t.test(
+  'a scrape survives the database: away, crashed, restarted; what that holds is as before, and so after a restart of the server',
+  async t => {
+    const db = await withCluster(t)
+    await db.sql`select fleet.count_up('archive_failures_total', 41)`
+    await db.sql`call fleet.maintain()`
+    const { call, server } = await withProcess(t, db)
+    const before = await scrape(call)
+    t.equal(value(before, 'archive_failures_total'), 41)
+    t.equal(value(before, 'partitions_created_total')! >= 105, true)
+    t.equal(value(before, 'database_metrics_up'), 1)
+    for (const how of ['fast', 'immediate'] as const) {
+      await db.cluster.stop(how)
+      const without = await scrape(call)
+      t.equal(value(without, 'database_metrics_up'), 0)
+      t.equal(value(without, 'hb_writes_total'), 0)
+      t.same(held(without), [])
+      await db.cluster.start()
+      let after = ''
+      await waitFor(async () => value((after = await scrape(call)), 'database_metrics_up') === 1)
+      t.same(held(after), held(before), `after ${how}`)
+    }
+    t.equal((await server.stop()).code, 0)
+    t.same(held(await scrape((await withProcess(t, db)).call)), held(before), 'another process')
+  },
+)
 
 t.test('a slow database and scrapers that hang hold up neither heartbeats nor other scrapes', async t => {
   const { db, call, url } = await withServer(t)
@@ -101,11 +122,15 @@ t.test('a slow database and scrapers that hang hold up neither heartbeats nor ot
   await locker`lock table fleet.counters in access exclusive mode`
   const sockets = Array.from({ length: 50 }, () => {
     // Half of them never end their request, none reads its answer.
-    const socket = connect(Number(new URL(url).port), '127.0.0.1').on('error', () => {}).pause()
+    const socket = connect(Number(new URL(url).port), '127.0.0.1')
+      .on('error', () => {})
+      .pause()
     socket.write(`GET /metrics HTTP/1.1\r\nhost: x\r\nx-admin: ${ADMIN_KEY}\r\n${Math.random() < 0.5 ? '' : '\r\n'}`)
     return socket
   })
-  t.teardown(() => { for (const socket of sockets) socket.destroy() })
+  t.teardown(() => {
+    for (const socket of sockets) socket.destroy()
+  })
   const text = await scrape(call)
   t.equal(value(text, 'database_metrics_up'), 0)
   t.equal(value(text, 'hb_writes_total'), 0)
@@ -140,17 +165,20 @@ t.test('database metrics become Prometheus text, one HELP and one TYPE a family'
     { metric: 'scheduler_last_run_age_seconds', ...age, labels: { job: 'b' }, value: 3 },
     { metric: 'partitions_created_total', type: 'counter', unit: 'partitions', help: 'Made', labels: {}, value: 105 },
   ])
-  t.equal(text, [
-    '# HELP archive_backlog_partitions Waiting. Unit: partitions.',
-    '# TYPE archive_backlog_partitions gauge',
-    'archive_backlog_partitions 2',
-    '# HELP scheduler_last_run_age_seconds An age. Unit: seconds.',
-    '# TYPE scheduler_last_run_age_seconds gauge',
-    'scheduler_last_run_age_seconds{job="a \\"quoted\\"\\\\\\nname"} 1.5',
-    'scheduler_last_run_age_seconds{job="b"} 3',
-    '# HELP partitions_created_total Made. Unit: partitions.',
-    '# TYPE partitions_created_total counter',
-    'partitions_created_total 105',
-    '',
-  ].join('\n'))
+  t.equal(
+    text,
+    [
+      '# HELP archive_backlog_partitions Waiting. Unit: partitions.',
+      '# TYPE archive_backlog_partitions gauge',
+      'archive_backlog_partitions 2',
+      '# HELP scheduler_last_run_age_seconds An age. Unit: seconds.',
+      '# TYPE scheduler_last_run_age_seconds gauge',
+      'scheduler_last_run_age_seconds{job="a \\"quoted\\"\\\\\\nname"} 1.5',
+      'scheduler_last_run_age_seconds{job="b"} 3',
+      '# HELP partitions_created_total Made. Unit: partitions.',
+      '# TYPE partitions_created_total counter',
+      'partitions_created_total 105',
+      '',
+    ].join('\n'),
+  )
 })

@@ -24,31 +24,42 @@ export function createMetrics(pool: Pool) {
   const registry = new Registry()
   const registers = [registry]
   const counter = (name: string, help: string, unit: string) => new Counter({ name, help: described(help, unit), registers })
-  const gauge = (name: string, help: string, unit: string, value: () => number, aggregator: Aggregator = 'sum') => new Gauge({
-    name,
-    help: described(help, unit),
-    aggregator,
-    registers,
-    collect() {
-      this.set(value())
-    },
-  })
+  const gauge = (name: string, help: string, unit: string, value: () => number, aggregator: Aggregator = 'sum') =>
+    new Gauge({
+      name,
+      help: described(help, unit),
+      aggregator,
+      registers,
+      collect() {
+        this.set(value())
+      },
+    })
   /** A total that is counted elsewhere. */
-  const total = (name: string, help: string, unit: string, value: () => number) => new Counter({
-    name,
-    help: described(help, unit),
-    registers,
-    collect() {
-      this.reset()
-      this.inc(value())
-    },
-  })
-  const latency = (name: string, help: string) => new Histogram({
-    name, help: described(help, 'milliseconds'), buckets: LATENCY_MS, registers,
-  })
-  const latencies = <T extends string>(name: string, help: string, label: T) => new Histogram({
-    name, help: described(help, 'milliseconds'), labelNames: [label], buckets: LATENCY_MS, registers,
-  })
+  const total = (name: string, help: string, unit: string, value: () => number) =>
+    new Counter({
+      name,
+      help: described(help, unit),
+      registers,
+      collect() {
+        this.reset()
+        this.inc(value())
+      },
+    })
+  const latency = (name: string, help: string) =>
+    new Histogram({
+      name,
+      help: described(help, 'milliseconds'),
+      buckets: LATENCY_MS,
+      registers,
+    })
+  const latencies = <T extends string>(name: string, help: string, label: T) =>
+    new Histogram({
+      name,
+      help: described(help, 'milliseconds'),
+      labelNames: [label],
+      buckets: LATENCY_MS,
+      registers,
+    })
 
   gauge('workers', 'Processes of this server that answer requests', 'processes', () => 1)
   gauge('process_resident_memory_bytes', 'Resident memory of these processes', 'bytes', () => process.memoryUsage.rss())
@@ -60,8 +71,11 @@ export function createMetrics(pool: Pool) {
   gauge('db_pool_max', 'Connections that the hot path may have', 'connections', () => pool.max)
   gauge('db_pool_waiting', 'Statements that wait for a connection', 'statements', () => pool.waiting)
   gauge(
-    'db_pool_utilization_pct', 'Share of the hot path\'s connections that are in use', 'percent',
-    () => 100 * pool.inUse / pool.max, 'average',
+    'db_pool_utilization_pct',
+    "Share of the hot path's connections that are in use",
+    'percent',
+    () => (100 * pool.inUse) / pool.max,
+    'average',
   )
   total('db_pool_statements_total', 'Statements that the hot path has run', 'statements', () => pool.statements)
   total('db_pool_waits_total', 'Statements that found no free connection', 'statements', () => pool.waits)
@@ -70,7 +84,9 @@ export function createMetrics(pool: Pool) {
     registry,
     ofAllWorkers: shareMetrics(registry),
     writes: counter(
-      'hb_writes_total', 'Heartbeats whose statement was committed: stored, duplicate, quarantined or rejected', 'heartbeats',
+      'hb_writes_total',
+      'Heartbeats whose statement was committed: stored, duplicate, quarantined or rejected',
+      'heartbeats',
     ),
     writesFailed: counter(
       'hb_writes_failed_total',
@@ -80,11 +96,15 @@ export function createMetrics(pool: Pool) {
     writeLatency: latency('hb_write_latency_ms', 'Time from the queue of the writer to the commit of a heartbeat'),
     ingested: counter('heartbeats_ingested_total', 'Heartbeats stored', 'heartbeats'),
     deduplicated: counter(
-      'hb_deduplicated_total', 'Heartbeats whose device already had one in the same 10 seconds', 'heartbeats',
+      'hb_deduplicated_total',
+      'Heartbeats whose device already had one in the same 10 seconds',
+      'heartbeats',
     ),
     quarantined: counter('hb_quarantined_total', 'Heartbeats that were quarantined because of their time', 'heartbeats'),
     lastStatusUpserts: counter(
-      'last_status_upserts_total', 'Devices whose last status was written with their heartbeats', 'devices',
+      'last_status_upserts_total',
+      'Devices whose last status was written with their heartbeats',
+      'devices',
     ),
     lastStatusUpsertsFailed: counter(
       'last_status_upserts_failed_total',
@@ -94,7 +114,8 @@ export function createMetrics(pool: Pool) {
     readLatency: latencies('last_status_read_latency_ms', 'Time of the reads of last status', 'query'),
     fastList: latency('query_latency_fast_list_devices_ms', 'Time of the device lists that are read from last status'),
     legacyList: latency(
-      'query_latency_legacy_list_devices_ms', 'Time of the device lists that are read from the heartbeats themselves',
+      'query_latency_legacy_list_devices_ms',
+      'Time of the device lists that are read from the heartbeats themselves',
     ),
     httpLatency: latencies('http_request_latency_ms', 'Time from the headers of a request to its answer', 'route'),
     cacheHits: counter('device_cache_hits_total', 'Tokens that were found in the cache of this process', 'tokens'),
@@ -110,7 +131,9 @@ export function createMetrics(pool: Pool) {
       'statements',
     ),
     dispatchLogWrites: counter(
-      'dispatch_log_writes_total', 'Entries that were written to the dispatch log of commands', 'entries',
+      'dispatch_log_writes_total',
+      'Entries that were written to the dispatch log of commands',
+      'entries',
     ),
     dispatchLogWritesFailed: counter(
       'dispatch_log_writes_failed_total',
@@ -126,7 +149,8 @@ export function createMetrics(pool: Pool) {
     backpressure: new Gauge({
       name: 'backpressure',
       help: described(
-        '1 while low-priority work is shed because heartbeats arrive faster than they are written, otherwise 0', 'flag',
+        '1 while low-priority work is shed because heartbeats arrive faster than they are written, otherwise 0',
+        'flag',
       ),
       aggregator: 'max',
       registers,
@@ -168,7 +192,7 @@ export function timed(metrics: Metrics, route: string, handler: Handler<AppEnv>)
   return async (c, next) => {
     const start = performance.now()
     try {
-      return await handler(c, next) as Response
+      return (await handler(c, next)) as Response
     } finally {
       latency.observe(performance.now() - start)
     }
@@ -186,7 +210,9 @@ export interface MetricValue {
 
 /** Not in the registry: it is about the scrape that it is in. */
 export const DATABASE_METRICS_UP = {
-  metric: 'database_metrics_up', type: 'gauge', unit: 'flag',
+  metric: 'database_metrics_up',
+  type: 'gauge',
+  unit: 'flag',
   help: '1 if this scrape has the metrics that the database holds, 0 if the database cannot be reached, is slow or is spared',
 } as const
 
@@ -197,10 +223,11 @@ export const DATABASE_METRICS_UP = {
 export function getMetrics({ pool, metrics, log, backpressure }: Parts): Handler<AppEnv> {
   const valuesSource = new Source(0, () => readDatabase(pool, 'metric_values'))
   const silenceSource = new Source(SILENCE_KEPT_MS, () => readDatabase(pool, 'silence_metrics'))
-  const inTime = (rows: Promise<MetricValue[]>) => within(DATABASE_PATIENCE_MS, rows).catch((error: unknown) => {
-    log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')
-    return undefined
-  })
+  const inTime = (rows: Promise<MetricValue[]>) =>
+    within(DATABASE_PATIENCE_MS, rows).catch((error: unknown) => {
+      log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')
+      return undefined
+    })
 
   return async c => {
     const isShed = backpressure.sheds('database_metrics')
@@ -214,14 +241,16 @@ export function getMetrics({ pool, metrics, log, backpressure }: Parts): Handler
 }
 
 function readDatabase(pool: Pool, source: 'metric_values' | 'silence_metrics') {
-  return pool.run(sql => sql<MetricValue[]>`
+  return pool.run(
+    sql => sql<MetricValue[]>`
     select v.metric, d.type, d.unit,
       d.help || '. The database holds it: each server reports the same value, so take max, not sum' as help,
       v.labels, v.value
     from ${source === 'metric_values' ? sql`fleet.metric_values()` : sql`fleet.silence_metrics()`} v
     join fleet.metric_definitions() d using (metric)
     order by v.metric, v.labels
-  `)
+  `,
+  )
 }
 
 /** Rows, ordered by metric, in Prometheus text format. */

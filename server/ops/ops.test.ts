@@ -3,13 +3,14 @@ import { waitFor, withDatabase } from '../../testing/database.ts'
 import { ADMIN_KEY, ago, enroll, lastStatus, living, withProcess, withServer } from '../../testing/server.ts'
 
 interface Steps {
-  steps: { step: string, partition_name: string | null, ok?: boolean }[]
+  steps: { step: string; partition_name: string | null; ok?: boolean }[]
 }
 
 t.test('the nightly run by hand: the plan, then the steps', async t => {
   const { db, call } = await withServer(t)
   // Those ahead are left out: after noon pg_partman makes one more.
-  const attached = async () => (await db.sql`select from fleet.hb_partitions where state = 'active' and range_start <= now()`).length
+  const attached = async () =>
+    (await db.sql`select from fleet.hb_partitions where state = 'active' and range_start <= now()`).length
   const before = await attached()
 
   const plan = await call('POST /ops/nightly?dry_run=1&retention_days=60', { admin: true })
@@ -22,11 +23,17 @@ t.test('the nightly run by hand: the plan, then the steps', async t => {
   t.equal(run.status, 200, JSON.stringify(run.body))
   const { steps } = run.body as Steps
   t.ok(steps.length > 0)
-  t.ok(steps.every(({ ok }) => ok), JSON.stringify(steps.filter(({ ok }) => !ok)))
+  t.ok(
+    steps.every(({ ok }) => ok),
+    JSON.stringify(steps.filter(({ ok }) => !ok)),
+  )
   t.equal(await attached(), before - retired.length)
 
   for (const query of ['dry_run=maybe', 'retention_days=0', 'retention_days=x']) {
-    t.match(await call(`POST /ops/nightly?${query}`, { admin: true }), { status: 422, body: { errors: [{ path: query.split('=')[0] }] } })
+    t.match(await call(`POST /ops/nightly?${query}`, { admin: true }), {
+      status: 422,
+      body: { errors: [{ path: query.split('=')[0] }] },
+    })
   }
 })
 
@@ -53,7 +60,8 @@ t.test('reconcile repairs a last status that is behind', async t => {
 t.test('pool health', async t => {
   const { call } = await withServer(t)
   t.same((await call('GET /ops/pool_health', { admin: true })).body, {
-    status: 'ok', pool: { in_use: 0, max: 10, utilization_pct: 0, waiting: 0 },
+    status: 'ok',
+    pool: { in_use: 0, max: 10, utilization_pct: 0, waiting: 0 },
   })
 })
 
@@ -71,24 +79,34 @@ t.test('a pool that is full is critical, and readers wait their turn', async t =
   t.same(health, { status: 'critical', pool: { in_use: 1, max: 1, utilization_pct: 100, waiting: 2 } })
   await locker`rollback`
   locker.release()
-  t.same((await Promise.all(reads)).map(({ status }) => status), [200, 200, 200])
+  t.same(
+    (await Promise.all(reads)).map(({ status }) => status),
+    [200, 200, 200],
+  )
   t.match((await call('GET /metrics', { admin: true })).body, /^db_pool_waits_total [2-9]$/m)
 })
 
-t.test('pool health: ok below 80 % of all workers\' connections, warn from there, critical from 95 %', async t => {
+t.test("pool health: ok below 80 % of all workers' connections, warn from there, critical from 95 %", async t => {
   const db = await withDatabase(t)
   const { device_id } = await enroll(db, 'a')
   const { server, call } = await withProcess(t, db, { WORKERS: '2' })
   await waitFor(async () => living(server).length === 2)
   const health = async () => (await call('GET /ops/pool_health', { admin: true })).body as { pool: { in_use: number } }
-  for (const [in_use, status, utilization_pct] of [[15, 'ok', 75], [16, 'warn', 80], [18, 'warn', 90], [19, 'critical', 95]] as const) {
+  for (const [in_use, status, utilization_pct] of [
+    [15, 'ok', 75],
+    [16, 'warn', 80],
+    [18, 'warn', 90],
+    [19, 'critical', 95],
+  ] as const) {
     const locker = await db.admin.reserve()
     let seen: Awaited<ReturnType<typeof health>> | undefined
     // So many requests on connections of their own are not always shared out evenly, and wait for 2 s at most: then anew.
     for (let wave = 1; wave <= 20 && seen?.pool.in_use !== in_use; wave++) {
       await locker`begin`
       await locker`lock table fleet.devices in access exclusive mode`
-      const reads = Array.from({ length: in_use }, () => call(`GET /v1/devices/${device_id}`, { admin: true, headers: { connection: 'close' } }))
+      const reads = Array.from({ length: in_use }, () =>
+        call(`GET /v1/devices/${device_id}`, { admin: true, headers: { connection: 'close' } }),
+      )
       const until = Date.now() + 1_000
       do seen = await health()
       while (seen.pool.in_use !== in_use && Date.now() < until)
@@ -111,10 +129,17 @@ t.test('metrics count what happened, for the admin key in either header', async 
   t.match(headers.get('content-type'), /^text\/plain; version=0\.0\.4/)
   const text = body as string
   const lines = [
-    'hb_writes_total 3', 'hb_writes_failed_total 0', 'hb_deduplicated_total 1', 'hb_quarantined_total 1',
-    'heartbeats_ingested_total 1', 'last_status_upserts_total 1', 'hb_write_latency_ms_count 3',
-    'backpressure 0', 'db_pool_in_use 0',
-    'last_status_read_latency_ms_count{query="list"} 1', 'http_request_latency_ms_count{route="POST /v1/heartbeat"} 3',
+    'hb_writes_total 3',
+    'hb_writes_failed_total 0',
+    'hb_deduplicated_total 1',
+    'hb_quarantined_total 1',
+    'heartbeats_ingested_total 1',
+    'last_status_upserts_total 1',
+    'hb_write_latency_ms_count 3',
+    'backpressure 0',
+    'db_pool_in_use 0',
+    'last_status_read_latency_ms_count{query="list"} 1',
+    'http_request_latency_ms_count{route="POST /v1/heartbeat"} 3',
   ]
   for (const line of lines) t.ok(text.includes(`\n${line}\n`), line)
   // A token that was enrolled after the start is a miss, unless the look for changes was quicker than the first request.
@@ -125,7 +150,7 @@ t.test('metrics count what happened, for the admin key in either header', async 
   t.equal(new Set(families).size, families.length, 'each family once')
 })
 
-t.test('health needs no key; readiness is the database\'s answer', async t => {
+t.test("health needs no key; readiness is the database's answer", async t => {
   const { db, call } = await withServer(t)
   t.same((await call('GET /healthz')).body, { status: 'ok' })
   t.same((await call('GET /readyz')).body, { status: 'ready' })
@@ -135,4 +160,3 @@ t.test('health needs no key; readiness is the database\'s answer', async t => {
   const scrape = await call('GET /metrics', { admin: true })
   t.equal(scrape.status, 200)
 })
-

@@ -9,8 +9,12 @@ import type { Reader } from '../reader.ts'
 import { validQuery } from '../valid.ts'
 
 export const nightlyQuery = z.object({
-  dry_run: z.enum(['0', '1', 'false', 'true'], 'must be 0 or 1').default('0').transform(value => value === '1' || value === 'true'),
-  retention_days: z.string()
+  dry_run: z
+    .enum(['0', '1', 'false', 'true'], 'must be 0 or 1')
+    .default('0')
+    .transform(value => value === '1' || value === 'true'),
+  retention_days: z
+    .string()
     .regex(/^[1-9]\d{0,4}$/, 'must be a whole number from 1 to 99999')
     .meta({ type: 'integer', minimum: 1, maximum: 99999, pattern: undefined })
     .transform(days => `${days} days`)
@@ -56,7 +60,7 @@ async function runNightly(config: ServerConfig, retention: string | null, log: L
 
 export function postReconcile(ops: Sql, log: Log): Handler<AppEnv> {
   return async c => {
-    const [run] = await ops<{ checked: number, updated: number, elapsed_ms: number }[]>`
+    const [run] = await ops<{ checked: number; updated: number; elapsed_ms: number }[]>`
       select checked, updated, elapsed_ms::float8 from fleet.reconcile()
     `
     log.info({ event: 'reconciliation.completed', ...run! })
@@ -70,14 +74,12 @@ export function getPoolHealth(metrics: Metrics, reader: Reader): Handler<AppEnv>
     const registry = await metrics.ofAllWorkers()
     const sum = async (name: string) => (await registry.getSingleMetric(name)!.get()).values[0]!.value
     const [in_use, max, waiting] = [await sum('db_pool_in_use'), await sum('db_pool_max'), await sum('db_pool_waiting')]
-    const used = 100 * in_use / max
+    const used = (100 * in_use) / max
     const status = used >= 95 ? 'critical' : used >= 80 ? 'warn' : 'ok'
     // Down, so that it never shows a border that is not reached.
     const utilization_pct = Math.floor(used)
-    return c.json(
-      { status, pool: { in_use, max, utilization_pct, waiting }, replica: reader.status },
-      200,
-      { 'cache-control': 'no-store' },
-    )
+    return c.json({ status, pool: { in_use, max, utilization_pct, waiting }, replica: reader.status }, 200, {
+      'cache-control': 'no-store',
+    })
   }
 }

@@ -8,9 +8,9 @@ type Snapshot = Awaited<ReturnType<Registry['getMetricsAsJSON']>>
  * each, and answers `all`: everybody's but the asker's.
  */
 type Message =
-  | { scrape: 'ask' | 'snapshot', id: number, metrics: Snapshot }
-  | { scrape: 'give', id: number }
-  | { scrape: 'all', id: number, snapshots: Snapshot[] }
+  | { scrape: 'ask' | 'snapshot'; id: number; metrics: Snapshot }
+  | { scrape: 'give'; id: number }
+  | { scrape: 'all'; id: number; snapshots: Snapshot[] }
 
 /** Who has not answered by then hangs; what it said last stands for it. */
 const PATIENCE_MS = 1_000
@@ -21,7 +21,7 @@ const PATIENCE_MS = 1_000
  */
 export function answerScrapes() {
   const latest = new Map<Worker, Snapshot>()
-  const rounds = new Map<number, { waiting: Set<Worker>, finish: () => void }>()
+  const rounds = new Map<number, { waiting: Set<Worker>; finish: () => void }>()
   const dead: Snapshot[] = []
   let folding = Promise.resolve()
   let next = 1
@@ -43,9 +43,11 @@ export function answerScrapes() {
   })
 
   function ask(asker: Worker, id: number) {
-    const waiting = new Set(Object.values(cluster.workers ?? {})
-      .filter(worker => worker !== undefined)
-      .filter(worker => worker !== asker && worker.isConnected()))
+    const waiting = new Set(
+      Object.values(cluster.workers ?? {})
+        .filter(worker => worker !== undefined)
+        .filter(worker => worker !== asker && worker.isConnected()),
+    )
     const round = next++
     const limit = setTimeout(finish, PATIENCE_MS)
     rounds.set(round, { waiting, finish })
@@ -111,5 +113,5 @@ export async function leaveMetrics(registry: Registry) {
 
 function send(to: Pick<Worker, 'send'> | NodeJS.Process, message: Message) {
   // It may be gone by now; then nobody waits for this.
-  (to as Pick<Worker, 'send'>).send(message, () => {})
+  ;(to as Pick<Worker, 'send'>).send(message, () => {})
 }

@@ -10,8 +10,14 @@ const HEADERS = {
   'content-type': 'text/html; charset=utf-8',
   // Nothing but our own files, no inline script or style, no frame around it, no form to elsewhere.
   'content-security-policy': [
-    'default-src \'none\'', 'script-src \'self\'', 'style-src \'self\'', 'img-src \'self\'', 'connect-src \'self\'',
-    'form-action \'self\'', 'base-uri \'none\'', 'frame-ancestors \'none\'',
+    "default-src 'none'",
+    "script-src 'self'",
+    "style-src 'self'",
+    "img-src 'self'",
+    "connect-src 'self'",
+    "form-action 'self'",
+    "base-uri 'none'",
+    "frame-ancestors 'none'",
   ].join('; '),
   'x-content-type-options': 'nosniff',
   // Not no-referrer: with that a browser says of its own forms that they come from null.
@@ -23,7 +29,10 @@ const HEADERS = {
 
 /** A page, or the live parts of one, with the headers that all of them have. */
 export async function answer(
-  c: Context<AppEnv>, page: Html, status: ContentfulStatusCode = 200, headers: Record<string, string> = {},
+  c: Context<AppEnv>,
+  page: Html,
+  status: ContentfulStatusCode = 200,
+  headers: Record<string, string> = {},
 ) {
   return c.body(`<!doctype html>\n${(await page).toString()}`, status, { ...HEADERS, ...headers })
 }

@@ -6,7 +6,7 @@ import { dayOf, Moment } from './time.tsx'
 const SHOWN = 5
 
 /** The newest archives, each with when it was read back and found equal. */
-export function Archives({ partitions, now }: { partitions: Partition[], now: Date }) {
+export function Archives({ partitions, now }: { partitions: Partition[]; now: Date }) {
   const archives = partitions.filter(({ proven_at }) => proven_at !== null).reverse()
   if (archives.length === 0) return <p class="muted">Nothing is archived yet: no day is past the retention.</p>
   const size = archives.reduce((sum, { archive_bytes }) => sum + (archive_bytes ?? 0), 0)
@@ -14,7 +14,8 @@ export function Archives({ partitions, now }: { partitions: Partition[], now: Da
   return (
     <>
       <p>
-        {plural(archives.length, 'archive')}, {count(rows)} rows in {bytes(size)}, each read back and compared before its partition was dropped. They are below{' '}
+        {plural(archives.length, 'archive')}, {count(rows)} rows in {bytes(size)}, each read back and compared before its
+        partition was dropped. They are below{' '}
         <code class="url">{archives[0]!.archive_url?.split('/').slice(0, -2).join('/')}/</code>
       </p>
       <Table label="Archives" head={['Days', { number: 'Rows' }, { number: 'Size' }, 'Proven', 'SHA-256', 'In']}>
@@ -23,13 +24,23 @@ export function Archives({ partitions, now }: { partitions: Partition[], now: Da
             <th scope="row">{daysOf(archive)}</th>
             <td class="number">{count(archive.archive_rows ?? 0)}</td>
             <td class="number">{bytes(archive.archive_bytes ?? 0)}</td>
-            <td><Moment at={archive.proven_at!} now={now} /></td>
-            <td><code title={archive.checksum_sha256 ?? ''}>{archive.checksum_sha256?.slice(0, 12)}…</code></td>
-            <td><code title={archive.archive_url ?? ''}>{archive.archive_url?.split('/').slice(-2, -1)}/</code></td>
+            <td>
+              <Moment at={archive.proven_at!} now={now} />
+            </td>
+            <td>
+              <code title={archive.checksum_sha256 ?? ''}>{archive.checksum_sha256?.slice(0, 12)}…</code>
+            </td>
+            <td>
+              <code title={archive.archive_url ?? ''}>{archive.archive_url?.split('/').slice(-2, -1)}/</code>
+            </td>
           </tr>
         ))}
       </Table>
-      {archives.length > SHOWN && <p class="muted">The newest {SHOWN}; all: <code>select * from fleet.archives;</code></p>}
+      {archives.length > SHOWN && (
+        <p class="muted">
+          The newest {SHOWN}; all: <code>select * from fleet.archives;</code>
+        </p>
+      )}
     </>
   )
 }

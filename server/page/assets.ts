@@ -20,10 +20,12 @@ export function assetPath(file: 'page.css' | 'live.js' | 'icon.svg') {
 
 export function serveAssets(app: Hono<AppEnv>) {
   for (const { path, body, type } of assets) {
-    app.get(path, c => c.body(body, 200, {
-      'content-type': `${type}; charset=utf-8`,
-      'cache-control': 'public, max-age=31536000, immutable',
-      'x-content-type-options': 'nosniff',
-    }))
+    app.get(path, c =>
+      c.body(body, 200, {
+        'content-type': `${type}; charset=utf-8`,
+        'cache-control': 'public, max-age=31536000, immutable',
+        'x-content-type-options': 'nosniff',
+      }),
+    )
   }
 }

@@ -31,7 +31,7 @@ t.test('a logout ends the session on every server and worker, even for a copy of
   t.equal((await one.post('/logout', {}, stolen)).status, 303, 'once more changes nothing')
   t.match(await one.get('/', await one.login()), { html: isIn }, 'anyone with the key can log in again')
 
-  const kept = await db.admin<{ session_hash: Buffer, seconds: number }[]>`
+  const kept = await db.admin<{ session_hash: Buffer; seconds: number }[]>`
     select session_hash, extract(epoch from ends_at - now())::float8 as seconds from fleet.ended_sessions
   `
   t.equal(kept.length, 1)
@@ -51,8 +51,10 @@ t.test('a forged cookie ends no session, and ended sessions are forgotten after 
   const server = asRole(t, db, 'fleet_server')
   await server`select fleet.end_session(sha256('a'), now() - interval '1 second')`
   await server`select fleet.end_session(sha256('b'), '2999-01-01')`
-  t.same(await db.admin`select session_hash = sha256('b') as is_b, ends_at <= now() + interval '1 day' as is_near from fleet.ended_sessions`,
-    [{ is_b: true, is_near: true }])
+  t.same(
+    await db.admin`select session_hash = sha256('b') as is_b, ends_at <= now() + interval '1 day' as is_near from fleet.ended_sessions`,
+    [{ is_b: true, is_near: true }],
+  )
   await t.rejects(server`delete from fleet.ended_sessions`, { code: '42501' })
   for (const role of ['fleet_reader', 'fleet_dba', 'fleet_archiver'] as const) {
     await t.rejects(asRole(t, db, role)`select fleet.end_session(sha256('c'), now())`, { code: '42501' }, role)

@@ -84,7 +84,7 @@ t.test('whoever is on call logs in, and sees a device go offline without loading
   await page.getByLabel('Admin key').waitFor()
 })
 
-t.test('a partition becomes archived before one\'s eyes', { skip }, async t => {
+t.test("a partition becomes archived before one's eyes", { skip }, async t => {
   const { db } = server
   const directory = await makeDirectory(t)
   await db.admin`
@@ -106,7 +106,10 @@ t.test('a partition becomes archived before one\'s eyes', { skip }, async t => {
   const row = page.getByRole('region', { name: 'Archives' }).getByRole('row', { name: retiredDay })
   t.match(await row.textContent(), new RegExp(`1,000.*kB.* ago.*date=${retiredDay}/`))
   await page.getByRole('link', { name: 'Each day in numbers' }).click()
-  await page.getByRole('region', { name: 'Days, as a table' }).getByRole('row', { name: `${retiredDay} archived 1,000` }).waitFor()
+  await page
+    .getByRole('region', { name: 'Days, as a table' })
+    .getByRole('row', { name: `${retiredDay} archived 1,000` })
+    .waitFor()
 })
 
 t.test('all of it is reached by keyboard', { skip }, async t => {
@@ -115,7 +118,7 @@ t.test('all of it is reached by keyboard', { skip }, async t => {
   await page.goto(`${server.url}/?status=any`)
   await page.keyboard.press('Tab')
   t.equal(await page.evaluate('document.activeElement.textContent'), 'Skip to the content')
-  t.ok(await page.evaluate<number>('document.activeElement.getBoundingClientRect().top') >= 0, 'which is seen then')
+  t.ok((await page.evaluate<number>('document.activeElement.getBoundingClientRect().top')) >= 0, 'which is seen then')
   await page.keyboard.press('Enter')
   t.equal(await page.evaluate('document.activeElement.id'), 'main')
   const reached: string[] = []
@@ -144,13 +147,19 @@ t.test('it says when it is not live, and goes on when the server is back', { ski
   // As when the tab is looked at again: now, not at the next turn.
   const look = () => page.evaluate('document.dispatchEvent(new Event("visibilitychange"))')
   await look()
-  await page.getByRole('status').filter({ hasText: /^Live$/ }).waitFor()
+  await page
+    .getByRole('status')
+    .filter({ hasText: /^Live$/ })
+    .waitFor()
   await page.context().setOffline(true)
   await look()
   await page.getByRole('status').filter({ hasText: 'Not live: the server cannot be reached' }).waitFor()
   await page.context().setOffline(false)
   await look()
-  await page.getByRole('status').filter({ hasText: /^Live$/ }).waitFor()
+  await page
+    .getByRole('status')
+    .filter({ hasText: /^Live$/ })
+    .waitFor()
   await page.context().clearCookies()
   await look()
   await page.getByLabel('Admin key').waitFor()
@@ -160,10 +169,12 @@ t.test('a link from elsewhere finds the session, a form from elsewhere does noth
   const { url } = server
   const page = await withTab(t)
   await login(page)
-  await page.route(`${elsewhere}/`, route => route.fulfill({
-    contentType: 'text/html',
-    body: `<a href="${url}/?status=any">the fleet</a><form method="post" action="${url}/logout"><button>out</button></form>`,
-  }))
+  await page.route(`${elsewhere}/`, route =>
+    route.fulfill({
+      contentType: 'text/html',
+      body: `<a href="${url}/?status=any">the fleet</a><form method="post" action="${url}/logout"><button>out</button></form>`,
+    }),
+  )
   await page.goto(`${elsewhere}/`)
   await page.getByRole('link').click()
   await page.getByRole('heading', { level: 2, name: 'Fleet' }).waitFor()
@@ -185,13 +196,21 @@ t.test('without JavaScript it is all there', { skip }, async t => {
   await page.getByText('1 heartbeat, 143 spans of ten minutes without one').waitFor()
 })
 
-t.test('dark and light, on a phone and on a desk: nothing is cut off, and nothing keeps anyone out', { skip: skip || leftToCi() }, async t => {
-  const { url, db, call } = server
-  const { device_id, token } = await enroll(db, 'a-device-with-a-long-name-that-has-no-place-to-break-a-line-0123456789')
-  const beats = Array.from({ length: 100 }, (_, n) => ({ ts: ago(3_600 + 90 * n), battery_pct: n, signal_dbm: -n, unity_running: n % 3 > 0 }))
-  await call('POST /v1/heartbeats', { token, body: beats })
-  // One of each look, and checks that fail.
-  await db.admin`
+t.test(
+  'dark and light, on a phone and on a desk: nothing is cut off, and nothing keeps anyone out',
+  { skip: skip || leftToCi() },
+  async t => {
+    const { url, db, call } = server
+    const { device_id, token } = await enroll(db, 'a-device-with-a-long-name-that-has-no-place-to-break-a-line-0123456789')
+    const beats = Array.from({ length: 100 }, (_, n) => ({
+      ts: ago(3_600 + 90 * n),
+      battery_pct: n,
+      signal_dbm: -n,
+      unity_running: n % 3 > 0,
+    }))
+    await call('POST /v1/heartbeats', { token, body: beats })
+    // One of each look, and checks that fail.
+    await db.admin`
     with days as (select partition_name, row_number() over (order by range_start) as n from fleet.hb_partitions where state = 'active')
     update fleet.hb_partitions p
       set state = (array['detached', 'archiving', 'archive_failed', 'active', 'restored'])[d.n],
@@ -200,47 +219,53 @@ t.test('dark and light, on a phone and on a desk: nothing is cut off, and nothin
     from days d
     where d.partition_name = p.partition_name and d.n <= 5
   `
-  // A day of counts, and a cohort that has gone quiet.
-  await db.admin`
+    // A day of counts, and a cohort that has gone quiet.
+    await db.admin`
     insert into fleet.fleet_samples (sampled_at, devices, online, late, offline, new, clock_skewed, unity_down)
     select date_bin('10 minutes', now(), '2000-01-01Z') - n * interval '10 minutes', 10, 6 + n % 3, 0, 4 - n % 3, 0, 0, n % 2
     from generate_series(0, 143) n
     on conflict do nothing
   `
-  await db.sql`select fleet.create_device('quiet-' || n, 'yard') from generate_series(1, 10) n`
-  await db.admin`
+    await db.sql`select fleet.create_device('quiet-' || n, 'yard') from generate_series(1, 10) n`
+    await db.admin`
     insert into fleet.silence_samples (cohort, sampled_at, active, gone_quiet)
     select c, now() - n * interval '10 minutes', 10, 0 from unnest(array['yard', '(all)']) c, generate_series(10, 200) n
   `
-  await call('POST /v1/heartbeat', { token, body: {} })
-  await db.admin`
+    await call('POST /v1/heartbeat', { token, body: {} })
+    await db.admin`
     update fleet.device_last_status ls set last_ts = now(), last_received_at = now(), status = 'ok'
     from fleet.devices d where d.device_id = ls.device_id and d.cohort = 'yard'
   `
-  await db.admin`update fleet.silence_watch set looked_at = now(), gap_from = null, gap_to = null, sampled_at = '-infinity'`
-  await db.admin`select fleet.watch_silence()`
-  await db.admin`
+    await db.admin`update fleet.silence_watch set looked_at = now(), gap_from = null, gap_to = null, sampled_at = '-infinity'`
+    await db.admin`select fleet.watch_silence()`
+    await db.admin`
     update fleet.device_last_status ls set last_ts = now() - interval '4 minutes'
     from fleet.devices d where d.device_id = ls.device_id and d.cohort = 'yard'
   `
-  const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8')
-  for (const [colorScheme, width] of [['light', 360], ['dark', 1280], ['light', 1280], ['dark', 360]] as const) {
-    const page = await withTab(t, { colorScheme, viewport: { width, height: 800 } })
-    await page.goto(url)
-    // Colours and widths are all seen by it in two of the four.
-    const judges = (width === 360) === (colorScheme === 'dark') ? axe : undefined
-    await judge(t, page, `login, ${colorScheme}, ${width} px`, judges)
-    await login(page)
-    for (const path of ['/', `/devices/${device_id}`]) {
-      await page.goto(url + path)
-      if (path === '/') await page.getByRole('row', { name: /^yard\s*gone quiet: 10 of 10 devices, usually 0 %/ }).waitFor()
-      await page.evaluate('for (const details of document.querySelectorAll("details")) details.open = true')
-      await judge(t, page, `${path}, ${colorScheme}, ${width} px`, judges)
+    const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8')
+    for (const [colorScheme, width] of [
+      ['light', 360],
+      ['dark', 1280],
+      ['light', 1280],
+      ['dark', 360],
+    ] as const) {
+      const page = await withTab(t, { colorScheme, viewport: { width, height: 800 } })
+      await page.goto(url)
+      // Colours and widths are all seen by it in two of the four.
+      const judges = (width === 360) === (colorScheme === 'dark') ? axe : undefined
+      await judge(t, page, `login, ${colorScheme}, ${width} px`, judges)
+      await login(page)
+      for (const path of ['/', `/devices/${device_id}`]) {
+        await page.goto(url + path)
+        if (path === '/') await page.getByRole('row', { name: /^yard\s*gone quiet: 10 of 10 devices, usually 0 %/ }).waitFor()
+        await page.evaluate('for (const details of document.querySelectorAll("details")) details.open = true')
+        await judge(t, page, `${path}, ${colorScheme}, ${width} px`, judges)
+      }
+      const back = String(await page.evaluate('getComputedStyle(document.body).backgroundColor'))
+      t.equal(Number(/\d+/.exec(back)![0]) < 100, colorScheme === 'dark', back)
     }
-    const back = String(await page.evaluate('getComputedStyle(document.body).backgroundColor'))
-    t.equal(Number(/\d+/.exec(back)![0]) < 100, colorScheme === 'dark', back)
-  }
-})
+  },
+)
 
 async function judge(t: Test, page: Page, what: string, axe: string | undefined) {
   const [width, room] = await page.evaluate<[number, number]>('[document.documentElement.scrollWidth, innerWidth]')
@@ -248,11 +273,15 @@ async function judge(t: Test, page: Page, what: string, axe: string | undefined)
   if (axe === undefined) return
   await page.evaluate(axe)
   const { violations } = await page.evaluate<{
-    violations: { id: string, nodes: { target: string[], failureSummary: string }[] }[]
+    violations: { id: string; nodes: { target: string[]; failureSummary: string }[] }[]
   }>('axe.run()')
   t.same(
-    violations.map(({ id, nodes }) => ({ id, where: nodes.slice(0, 3).map(({ target, failureSummary }) => `${target.join(' ')}: ${failureSummary}`) })),
-    [], `${what}: axe finds nothing`,
+    violations.map(({ id, nodes }) => ({
+      id,
+      where: nodes.slice(0, 3).map(({ target, failureSummary }) => `${target.join(' ')}: ${failureSummary}`),
+    })),
+    [],
+    `${what}: axe finds nothing`,
   )
 }
 

@@ -13,11 +13,15 @@ export interface Budget {
 }
 
 export async function readBudgets(pool: Pool) {
-  return [...await pool.run(sql => sql<Budget[]>`
+  return [
+    ...(await pool.run(
+      sql => sql<Budget[]>`
     select slo, target::float8, extract(epoch from period)::float8 as period_s, good, bad, budget_left::float8, status
     from fleet.slo
     order by slo desc
-  `)]
+  `,
+    )),
+  ]
 }
 
 /** How much of what may fail has not failed yet, of all servers. */
@@ -28,7 +32,9 @@ export function Budgets({ budgets }: { budgets: Budget[] }) {
         <div>
           <dt>Error budget: {slo.replaceAll('_', ' ')}</dt>
           <dd>
-            <span class={`badge ${status}`}>{status === 'idle' ? 'idle' : `${short(100 * Math.max(0, budget_left))} % left`}</span>{' '}
+            <span class={`badge ${status}`}>
+              {status === 'idle' ? 'idle' : `${short(100 * Math.max(0, budget_left))} % left`}
+            </span>{' '}
             <small>
               {count(bad)} of {count(good + bad)} failed in {duration(period_s)}; {short(100 * target)} % may
             </small>

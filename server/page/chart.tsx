@@ -30,9 +30,19 @@ interface ChartProps {
  * A plot in inline SVG. All is placed by percentages, so that it has the width of its place while its text keeps its size; labels of
  * the y axis stand on their lines.
  */
-export function Chart(
-  { id, title, description, yTicks, yLabel, xTicks, series, table, height = 190, class: name, children }: PropsWithChildren<ChartProps>,
-) {
+export function Chart({
+  id,
+  title,
+  description,
+  yTicks,
+  yLabel,
+  xTicks,
+  series,
+  table,
+  height = 190,
+  class: name,
+  children,
+}: PropsWithChildren<ChartProps>) {
   const y = (value: number) => percent(1 - shareOf(value, yTicks))
   return (
     <figure class={name === undefined ? 'chart' : `chart ${name}`}>
@@ -44,18 +54,31 @@ export function Chart(
         <title id={`${id}-title`}>{title}</title>
         <desc id={`${id}-desc`}>{description}</desc>
         <svg y={TOP} width="100%" height={height - TOP - BOTTOM} overflow="visible">
-          {yTicks.map((value, n) => <line class={n === 0 ? 'axis' : 'grid'} x1="0" x2="100%" y1={y(value)} y2={y(value)} />)}
+          {yTicks.map((value, n) => (
+            <line class={n === 0 ? 'axis' : 'grid'} x1="0" x2="100%" y1={y(value)} y2={y(value)} />
+          ))}
           {children}
-          {yTicks.map(value => value !== 0 && <text x="0" y={y(value)} dy="-4">{yLabel(value)}</text>)}
+          {yTicks.map(
+            value =>
+              value !== 0 && (
+                <text x="0" y={y(value)} dy="-4">
+                  {yLabel(value)}
+                </text>
+              ),
+          )}
         </svg>
         {xTicks.map(({ at, label }) => (
-          <text x={percent(at)} y={height - 5} text-anchor={at < 0.06 ? 'start' : at > 0.94 ? 'end' : 'middle'}>{label}</text>
+          <text x={percent(at)} y={height - 5} text-anchor={at < 0.06 ? 'start' : at > 0.94 ? 'end' : 'middle'}>
+            {label}
+          </text>
         ))}
       </svg>
       {table !== undefined && (
         <details id={`${id}-table`}>
           <summary>As a table</summary>
-          <div class="scroll" tabindex={0} role="region" aria-label={`${title}, as a table`}>{table}</div>
+          <div class="scroll" tabindex={0} role="region" aria-label={`${title}, as a table`}>
+            {table}
+          </div>
         </details>
       )}
     </figure>
@@ -67,7 +90,10 @@ function Legend({ series }: { series: string[] }) {
     <span class="legend">
       {series.map((name, n) => (
         <span>
-          <svg width="10" height="10" aria-hidden="true"><rect width="10" height="10" rx="2" class={`series-${n + 1}`} /></svg> {name}
+          <svg width="10" height="10" aria-hidden="true">
+            <rect width="10" height="10" rx="2" class={`series-${n + 1}`} />
+          </svg>{' '}
+          {name}
         </span>
       ))}
     </span>
@@ -82,7 +108,7 @@ export interface Bar {
 }
 
 /** Stacked bars side by side, for a chart whose y axis ends at `top`. */
-export function Bars({ bars, top }: { bars: Bar[], top: number }) {
+export function Bars({ bars, top }: { bars: Bar[]; top: number }) {
   const width = 1 / bars.length
   return (
     <>
@@ -103,7 +129,9 @@ export function Bars({ bars, top }: { bars: Bar[], top: number }) {
                 />
               )
             })}
-            <rect class="over" x={percent(n * width)} width={percent(width)} y="0" height="100%"><title>{title}</title></rect>
+            <rect class="over" x={percent(n * width)} width={percent(width)} y="0" height="100%">
+              <title>{title}</title>
+            </rect>
           </g>
         )
       })}
@@ -117,7 +145,7 @@ export interface Point {
   y: number | null
 }
 
-export function Line({ points, series }: { points: Point[], series: number }) {
+export function Line({ points, series }: { points: Point[]; series: number }) {
   const runs: Point[][] = [[]]
   for (const point of points) {
     if (point.y !== null) runs.at(-1)!.push(point)
@@ -125,13 +153,17 @@ export function Line({ points, series }: { points: Point[], series: number }) {
   }
   return (
     <svg width="100%" height="100%" viewBox="0 0 1000 1000" preserveAspectRatio="none" overflow="visible">
-      {runs.filter(run => run.length > 0).map(run => (
-        <polyline
-          class={`line-${series}`}
-          vector-effect="non-scaling-stroke"
-          points={stretched(run).map(({ x, y }) => `${Math.round(x * 1000)},${Math.round((1 - y!) * 1000)}`).join(' ')}
-        />
-      ))}
+      {runs
+        .filter(run => run.length > 0)
+        .map(run => (
+          <polyline
+            class={`line-${series}`}
+            vector-effect="non-scaling-stroke"
+            points={stretched(run)
+              .map(({ x, y }) => `${Math.round(x * 1000)},${Math.round((1 - y!) * 1000)}`)
+              .join(' ')}
+          />
+        ))}
     </svg>
   )
 }
@@ -139,7 +171,12 @@ export function Line({ points, series }: { points: Point[], series: number }) {
 /** A point without neighbours would not be seen. */
 function stretched(run: Point[]) {
   const [only] = run
-  return run.length > 1 ? run : [{ ...only!, x: only!.x - 0.002 }, { ...only!, x: only!.x + 0.002 }]
+  return run.length > 1
+    ? run
+    : [
+        { ...only!, x: only!.x - 0.002 },
+        { ...only!, x: only!.x + 0.002 },
+      ]
 }
 
 /** Where a value stands between the first and the last mark, from 0 to 1. */
@@ -161,7 +198,7 @@ export function ticksTo(max: number) {
 /** At most `most` marks, the first and the last among them, at the middle of their `count` places. */
 export function ticksOf(count: number, most: number, label: (n: number) => string): Tick[] {
   const marks = Math.min(count, most)
-  const places = Array.from({ length: marks }, (_, n) => marks === 1 ? 0 : Math.round(n * (count - 1) / (marks - 1)))
+  const places = Array.from({ length: marks }, (_, n) => (marks === 1 ? 0 : Math.round((n * (count - 1)) / (marks - 1))))
   return places.map(n => ({ at: (n + 0.5) / count, label: label(n) }))
 }
 

@@ -12,7 +12,7 @@ export interface Check {
 
 /** Of the primary, always: a replica has no jobs, no sessions of ingest and no settings of its own. */
 export async function readChecks(pool: Pool) {
-  return [...await pool.run(sql => sql<Check[]>`select check_name, status, detail, remedy from fleet.check()`)]
+  return [...(await pool.run(sql => sql<Check[]>`select check_name, status, detail, remedy from fleet.check()`))]
 }
 
 /** Those that are not ok, failures first. */
@@ -26,7 +26,10 @@ export function headline(checks: Result<Check[]>) {
   const open = attention(checks.value)
   if (open.length === 0) return { level: 'ok', text: 'All is well' }
   const isBad = open.some(({ status }) => status === 'fail')
-  return { level: isBad ? 'fail' : 'warn', text: `${plural(open.length, 'thing')} ${open.length === 1 ? 'needs' : 'need'} attention` }
+  return {
+    level: isBad ? 'fail' : 'warn',
+    text: `${plural(open.length, 'thing')} ${open.length === 1 ? 'needs' : 'need'} attention`,
+  }
 }
 
 export function Checks({ checks }: { checks: Check[] }) {
@@ -38,12 +41,16 @@ export function Checks({ checks }: { checks: Check[] }) {
         <ul class="open">
           {open.map(({ check_name, status, detail, remedy }) => (
             <li class={`check ${status}`}>
-              <h3><span class={`badge ${status}`}>{status === 'fail' ? 'Fail' : 'Warn'}</span> {check_name.replaceAll('_', ' ')}</h3>
+              <h3>
+                <span class={`badge ${status}`}>{status === 'fail' ? 'Fail' : 'Warn'}</span> {check_name.replaceAll('_', ' ')}
+              </h3>
               <p>{detail}</p>
               {remedy !== null && remedy !== '' && (
                 <>
                   <p class="muted">Remedy:</p>
-                  <pre tabindex={0} aria-label={`Remedy of ${check_name}`}>{remedy}</pre>
+                  <pre tabindex={0} aria-label={`Remedy of ${check_name}`}>
+                    {remedy}
+                  </pre>
                 </>
               )}
             </li>
@@ -51,9 +58,15 @@ export function Checks({ checks }: { checks: Check[] }) {
         </ul>
       )}
       <details id="checks-ok">
-        <summary>{open.length === 0 ? `All ${plural(fine.length, 'check')} pass` : `${plural(fine.length, 'check')} pass`}</summary>
+        <summary>
+          {open.length === 0 ? `All ${plural(fine.length, 'check')} pass` : `${plural(fine.length, 'check')} pass`}
+        </summary>
         <ul class="fine">
-          {fine.map(({ check_name, detail }) => <li><b>{check_name.replaceAll('_', ' ')}</b> {detail}</li>)}
+          {fine.map(({ check_name, detail }) => (
+            <li>
+              <b>{check_name.replaceAll('_', ' ')}</b> {detail}
+            </li>
+          ))}
         </ul>
       </details>
     </>

@@ -23,16 +23,31 @@ export interface Partition {
 
 /** All partitions that ever were, oldest first. */
 export async function readPartitions(reader: Reader) {
-  return [...await reader.run(sql => sql<Partition[]>`
+  return [
+    ...(await reader.run(
+      sql => sql<Partition[]>`
     select p.partition_name, p.range_start, p.range_end, p.state, p.step, p.row_count, p.bytes_size, p.held_reason, p.last_error,
       a.proven_at, a.archive_bytes, a.row_count as archive_rows, a.archive_url, a.checksum_sha256
     from fleet.partition_health p
     left join fleet.archives a using (partition_name)
     order by p.range_start
-  `)]
+  `,
+    )),
+  ]
 }
 
-export const LOOKS = ['active', 'ready', 'detached', 'archiving', 'archived', 'dropped', 'failed', 'held', 'restored', 'missing'] as const
+export const LOOKS = [
+  'active',
+  'ready',
+  'detached',
+  'archiving',
+  'archived',
+  'dropped',
+  'failed',
+  'held',
+  'restored',
+  'missing',
+] as const
 export type Look = (typeof LOOKS)[number]
 
 export interface Day {

@@ -25,37 +25,83 @@ export interface Span {
 }
 
 export async function readDevice(reader: Reader, deviceId: number) {
-  const [device] = await reader.run(sql => sql<DeviceDetail[]>`
+  const [device] = await reader.run(
+    sql => sql<DeviceDetail[]>`
     select device_id, alias, cohort, status, last_ts, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip,
       last_received_at, extract(epoch from heartbeat_interval)::float8 as interval_s, enrolled_at
     from fleet.device_status
     where device_id = ${deviceId}
-  `)
+  `,
+  )
   return device
 }
 
 export async function readDay(reader: Reader, deviceId: number) {
-  return [...await reader.run(sql => sql<Span[]>`
+  return [
+    ...(await reader.run(
+      sql => sql<Span[]>`
     select span_start, beats, unity_down, battery_pct::float8, signal_dbm::float8 from fleet.device_day(${deviceId})
-  `)]
+  `,
+    )),
+  ]
 }
 
-export function DeviceFacts({ device, now }: { device: DeviceDetail, now: Date }) {
+export function DeviceFacts({ device, now }: { device: DeviceDetail; now: Date }) {
   const { unity_running: unity } = device
   return (
     <dl class="facts">
-      <div><dt>Status</dt><dd><Status status={device.status} /></dd></div>
-      <div><dt>Last heartbeat</dt><dd>{device.last_ts === null ? 'never' : <Moment at={device.last_ts} now={now} />}</dd></div>
-      <div><dt>Unity</dt><dd>{unity === null ? '–' : unity ? 'running' : <span class="badge is-unity_down">down</span>}</dd></div>
-      <div><dt>Battery</dt><dd>{device.battery_pct === null ? '–' : `${device.battery_pct} %`}</dd></div>
-      <div><dt>Signal</dt><dd>{device.signal_dbm === null ? '–' : `${device.signal_dbm} dBm`}</dd></div>
-      <div><dt>Network</dt><dd>{device.network_type ?? '–'}</dd></div>
-      <div><dt>Agent</dt><dd>{device.agent_version ?? '–'}</dd></div>
-      <div><dt>Address</dt><dd>{device.ip ?? '–'}</dd></div>
-      <div><dt>Cohort</dt><dd>{device.cohort}</dd></div>
-      <div><dt>Asked for a heartbeat</dt><dd>every {duration(device.interval_s)}</dd></div>
-      <div><dt>Enrolled</dt><dd><Moment at={device.enrolled_at} now={now} /></dd></div>
-      <div><dt>Device id</dt><dd>{device.device_id}</dd></div>
+      <div>
+        <dt>Status</dt>
+        <dd>
+          <Status status={device.status} />
+        </dd>
+      </div>
+      <div>
+        <dt>Last heartbeat</dt>
+        <dd>{device.last_ts === null ? 'never' : <Moment at={device.last_ts} now={now} />}</dd>
+      </div>
+      <div>
+        <dt>Unity</dt>
+        <dd>{unity === null ? '–' : unity ? 'running' : <span class="badge is-unity_down">down</span>}</dd>
+      </div>
+      <div>
+        <dt>Battery</dt>
+        <dd>{device.battery_pct === null ? '–' : `${device.battery_pct} %`}</dd>
+      </div>
+      <div>
+        <dt>Signal</dt>
+        <dd>{device.signal_dbm === null ? '–' : `${device.signal_dbm} dBm`}</dd>
+      </div>
+      <div>
+        <dt>Network</dt>
+        <dd>{device.network_type ?? '–'}</dd>
+      </div>
+      <div>
+        <dt>Agent</dt>
+        <dd>{device.agent_version ?? '–'}</dd>
+      </div>
+      <div>
+        <dt>Address</dt>
+        <dd>{device.ip ?? '–'}</dd>
+      </div>
+      <div>
+        <dt>Cohort</dt>
+        <dd>{device.cohort}</dd>
+      </div>
+      <div>
+        <dt>Asked for a heartbeat</dt>
+        <dd>every {duration(device.interval_s)}</dd>
+      </div>
+      <div>
+        <dt>Enrolled</dt>
+        <dd>
+          <Moment at={device.enrolled_at} now={now} />
+        </dd>
+      </div>
+      <div>
+        <dt>Device id</dt>
+        <dd>{device.device_id}</dd>
+      </div>
     </dl>
   )
 }
@@ -64,20 +110,21 @@ const BATTERY = [0, 25, 50, 75, 100]
 const SIGNAL = [-120, -100, -80, -60, -40]
 
 /** The last day in spans of ten minutes: battery, signal, and how many heartbeats came. */
-export function DeviceDay({ spans, interval_s }: { spans: Span[], interval_s: number }) {
+export function DeviceDay({ spans, interval_s }: { spans: Span[]; interval_s: number }) {
   const beats = spans.reduce((sum, span) => sum + span.beats, 0)
   if (beats === 0) return <p class="muted">No heartbeat in the last 24 hours.</p>
   const silent = spans.filter(span => span.beats === 0).length
   const down = spans.reduce((sum, span) => sum + span.unity_down, 0)
   const yTicks = ticksTo(Math.max(600 / interval_s, ...spans.map(span => span.beats)))
   const xTicks: Tick[] = [0, 1, 2, 3, 4].map(n => {
-    const at = Date.parse(spans[0]!.span_start) + n / 4 * spans.length * 600_000
+    const at = Date.parse(spans[0]!.span_start) + (n / 4) * spans.length * 600_000
     return { at: n / 4, label: new Date(at).toISOString().slice(11, 16) }
   })
-  const line = (value: (span: Span) => number | null, ticks: number[]) => spans.map((span, n) => {
-    const found = value(span)
-    return { x: (n + 0.5) / spans.length, y: found === null ? null : shareOf(found, ticks) }
-  })
+  const line = (value: (span: Span) => number | null, ticks: number[]) =>
+    spans.map((span, n) => {
+      const found = value(span)
+      return { x: (n + 0.5) / spans.length, y: found === null ? null : shareOf(found, ticks) }
+    })
   const table = (
     <table>
       <Head cells={['From (UTC)', ...['Heartbeats', 'Unity down', 'Battery', 'Signal'].map(number => ({ number }))]} />
@@ -101,8 +148,14 @@ export function DeviceDay({ spans, interval_s }: { spans: Span[], interval_s: nu
         {silent === 0 ? 'no ten minutes without one.' : `${plural(silent, 'span')} of ten minutes without one.`}
       </p>
       <Chart
-        id="beats-plot" title="Heartbeats in ten minutes" description={`${plural(beats, 'heartbeat')} in 24 hours, ${plural(silent, 'span')} of ten minutes without one.`}
-        yTicks={yTicks} yLabel={count} xTicks={xTicks} series={['Unity running', 'Unity down', 'no heartbeat']} table={table}
+        id="beats-plot"
+        title="Heartbeats in ten minutes"
+        description={`${plural(beats, 'heartbeat')} in 24 hours, ${plural(silent, 'span')} of ten minutes without one.`}
+        yTicks={yTicks}
+        yLabel={count}
+        xTicks={xTicks}
+        series={['Unity running', 'Unity down', 'no heartbeat']}
+        table={table}
       >
         <Bars
           top={yTicks.at(-1)!}
@@ -114,14 +167,30 @@ export function DeviceDay({ spans, interval_s }: { spans: Span[], interval_s: nu
         />
       </Chart>
       <Chart
-        id="battery-plot" title="Battery" description={rangeOf(spans.map(span => span.battery_pct), '%')}
-        yTicks={BATTERY} yLabel={value => `${value} %`} xTicks={xTicks} series={['battery']}
+        id="battery-plot"
+        title="Battery"
+        description={rangeOf(
+          spans.map(span => span.battery_pct),
+          '%',
+        )}
+        yTicks={BATTERY}
+        yLabel={value => `${value} %`}
+        xTicks={xTicks}
+        series={['battery']}
       >
         <Line series={1} points={line(span => span.battery_pct, BATTERY)} />
       </Chart>
       <Chart
-        id="signal-plot" title="Signal" description={rangeOf(spans.map(span => span.signal_dbm), 'dBm')}
-        yTicks={SIGNAL} yLabel={value => `${value} dBm`} xTicks={xTicks} series={['signal']}
+        id="signal-plot"
+        title="Signal"
+        description={rangeOf(
+          spans.map(span => span.signal_dbm),
+          'dBm',
+        )}
+        yTicks={SIGNAL}
+        yLabel={value => `${value} dBm`}
+        xTicks={xTicks}
+        series={['signal']}
       >
         <Line series={1} points={line(span => span.signal_dbm, SIGNAL)} />
       </Chart>

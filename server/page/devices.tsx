@@ -39,16 +39,22 @@ export async function readDevices(reader: Reader, { status, q, after }: Search) 
   const pattern = q === '' ? null : `%${q.replace(/[\\%_]/g, '\\$&')}%`
   const [id = null, ts = null] = after === '' ? [] : after.split('~').reverse()
   if (status === 'offline') {
-    return [...await reader.run(sql => sql<Device[]>`
+    return [
+      ...(await reader.run(
+        sql => sql<Device[]>`
       select device_id, alias, cohort, 'offline' as status, last_ts, battery_pct, network_type, agent_version
       from fleet.devices_offline
       where (${pattern}::text is null or alias ilike ${pattern} or cohort ilike ${pattern} or device_id::text = ${q})
         and (${ts}::timestamptz is null or (last_ts, device_id) > (${ts}::timestamptz, ${id}::bigint))
       order by last_ts, device_id
       limit ${LIMIT + 1}
-    `)]
+    `,
+      )),
+    ]
   }
-  return [...await reader.run(sql => sql<Device[]>`
+  return [
+    ...(await reader.run(
+      sql => sql<Device[]>`
     select device_id, alias, cohort, status, last_ts, battery_pct, network_type, agent_version
     from fleet.device_status
     where (
@@ -59,39 +65,62 @@ export async function readDevices(reader: Reader, { status, q, after }: Search) 
       and device_id > coalesce(${id}::bigint, 0)
     order by device_id
     limit ${LIMIT + 1}
-  `)]
+  `,
+    )),
+  ]
 }
 
 /** Not a live part: who is typing is not disturbed. */
 export function DeviceSearch({ search }: { search: Search }) {
   return (
     <form method="get" action="/#devices" role="search" class="search">
-      <label for="q" class="unseen">Alias, cohort or id</label>
+      <label for="q" class="unseen">
+        Alias, cohort or id
+      </label>
       <input id="q" name="q" type="search" value={search.q} placeholder="Alias, cohort or id" maxlength={100} />
-      <label for="status" class="unseen">Status</label>
+      <label for="status" class="unseen">
+        Status
+      </label>
       <select id="status" name="status">
-        {FILTERS.map(filter => <option value={filter} selected={filter === search.status}>{filter.replaceAll('_', ' ')}</option>)}
+        {FILTERS.map(filter => (
+          <option value={filter} selected={filter === search.status}>
+            {filter.replaceAll('_', ' ')}
+          </option>
+        ))}
       </select>
       <button type="submit">Search</button>
     </form>
   )
 }
 
-export function DeviceTable({ devices, search, now }: { devices: Device[], search: Search, now: Date }) {
+export function DeviceTable({ devices, search, now }: { devices: Device[]; search: Search; now: Date }) {
   const what = `${search.status === 'any' ? '' : `${search.status.replaceAll('_', ' ')} `}device`
   if (devices.length === 0) {
-    return <p class="muted">No {what}{search.q !== '' && ` matches “${search.q}”`}{search.after !== '' && ' after these'}.</p>
+    return (
+      <p class="muted">
+        No {what}
+        {search.q !== '' && ` matches “${search.q}”`}
+        {search.after !== '' && ' after these'}.
+      </p>
+    )
   }
   const shown = devices.slice(0, LIMIT)
   const last = shown.at(-1)!
   const link = (after: string) => `/?${new URLSearchParams({ status: search.status, q: search.q, after }).toString()}#devices`
   return (
     <>
-      <Table label="Devices found" head={['Device', 'Status', 'Last heartbeat', { number: 'Battery' }, 'Cohort', 'Network', 'Agent']}>
+      <Table
+        label="Devices found"
+        head={['Device', 'Status', 'Last heartbeat', { number: 'Battery' }, 'Cohort', 'Network', 'Agent']}
+      >
         {shown.map(device => (
           <tr>
-            <th scope="row"><a href={`/devices/${device.device_id}`}>{nameOf(device)}</a></th>
-            <td><Status status={device.status} /></td>
+            <th scope="row">
+              <a href={`/devices/${device.device_id}`}>{nameOf(device)}</a>
+            </th>
+            <td>
+              <Status status={device.status} />
+            </td>
             <td>{device.last_ts === null ? 'never' : <Moment at={device.last_ts} now={now} />}</td>
             <td class="number">{device.battery_pct === null ? '–' : `${device.battery_pct} %`}</td>
             <td>{device.cohort}</td>

@@ -18,13 +18,21 @@ export interface CohortCount {
 
 /** The first is the whole fleet. */
 export async function readFleet(reader: Reader) {
-  return [...await reader.run(sql => sql<CohortCount[]>`
+  return [
+    ...(await reader.run(
+      sql => sql<CohortCount[]>`
     select cohort, devices, online, late, offline, new, clock_skewed, unity_down from fleet.fleet_summary
-  `)]
+  `,
+    )),
+  ]
 }
 
 const STATUSES = [
-  ['online', 'online'], ['late', 'late'], ['offline', 'offline'], ['clock_skewed', 'clock skewed'], ['new', 'new'],
+  ['online', 'online'],
+  ['late', 'late'],
+  ['offline', 'offline'],
+  ['clock_skewed', 'clock skewed'],
+  ['new', 'new'],
 ] as const
 
 interface FleetProps {
@@ -50,17 +58,35 @@ export function Fleet({ cohorts, silence, trend, now }: FleetProps) {
         <Tile status="new" label="new" value={all.new} />
       </ul>
       <Share all={all} />
-      {silence === undefined ? <p class="unread">Whether cohorts fall silent could not be read.</p>
-        : silence[0] !== undefined && <FleetSilence silence={silence[0]} />}
+      {silence === undefined ? (
+        <p class="unread">Whether cohorts fall silent could not be read.</p>
+      ) : (
+        silence[0] !== undefined && <FleetSilence silence={silence[0]} />
+      )}
       {others.length > 1 && (
-        <Table label="Devices by cohort" head={['Cohort', ...['Devices', 'Online', 'Late', 'Offline', 'Skewed', 'New', 'Unity down'].map(number => ({ number }))]}>
+        <Table
+          label="Devices by cohort"
+          head={[
+            'Cohort',
+            ...['Devices', 'Online', 'Late', 'Offline', 'Skewed', 'New', 'Unity down'].map(number => ({ number })),
+          ]}
+        >
           {others.map(cohort => {
             const alarm = silence?.slice(1).find(({ cohort: name, is_alarming }) => name === cohort.cohort && is_alarming)
             return (
               <tr>
-                <th scope="row">{cohort.cohort}{alarm !== undefined && <><br /><SilenceAlarm silence={alarm} /></>}</th>
-                {[cohort.devices, ...STATUSES.map(([status]) => cohort[status]), cohort.unity_down]
-                  .map(value => <td class={value === 0 ? 'number zero' : 'number'}>{count(value)}</td>)}
+                <th scope="row">
+                  {cohort.cohort}
+                  {alarm !== undefined && (
+                    <>
+                      <br />
+                      <SilenceAlarm silence={alarm} />
+                    </>
+                  )}
+                </th>
+                {[cohort.devices, ...STATUSES.map(([status]) => cohort[status]), cohort.unity_down].map(value => (
+                  <td class={value === 0 ? 'number zero' : 'number'}>{count(value)}</td>
+                ))}
               </tr>
             )
           })}
@@ -71,11 +97,18 @@ export function Fleet({ cohorts, silence, trend, now }: FleetProps) {
   )
 }
 
-function Tile({ status, label, value, more }: { status: string, label: string, value: number, more?: number | undefined }) {
+function Tile({ status, label, value, more }: { status: string; label: string; value: number; more?: number | undefined }) {
   return (
     <li class={value === 0 ? 'tile zero' : `tile is-${status}`}>
-      <a href={`/?status=${status}#devices`}><b>{count(value)}</b> <span>{label}</span></a>
-      {more !== undefined && <small>{more < 0 ? '−' : more > 0 ? '+' : '±'}{count(Math.abs(more))} in 1 h</small>}
+      <a href={`/?status=${status}#devices`}>
+        <b>{count(value)}</b> <span>{label}</span>
+      </a>
+      {more !== undefined && (
+        <small>
+          {more < 0 ? '−' : more > 0 ? '+' : '±'}
+          {count(Math.abs(more))} in 1 h
+        </small>
+      )}
     </li>
   )
 }
@@ -84,13 +117,24 @@ function Tile({ status, label, value, more }: { status: string, label: string, v
 function Share({ all }: { all: CohortCount }) {
   let from = 0
   return (
-    <svg class="share" width="100%" height="12" role="img" aria-label={STATUSES.map(([status, label]) => `${all[status]} ${label}`).join(', ')}>
+    <svg
+      class="share"
+      width="100%"
+      height="12"
+      role="img"
+      aria-label={STATUSES.map(([status, label]) => `${all[status]} ${label}`).join(', ')}
+    >
       {STATUSES.map(([status, label]) => {
-        const width = 100 * all[status] / all.devices
+        const width = (100 * all[status]) / all.devices
         const x = from
         from += width
-        return width === 0 ? null
-          : <rect class={`is-${status}`} x={`${x}%`} width={`${width}%`} height="12"><title>{plural(all[status], 'device')} {label}</title></rect>
+        return width === 0 ? null : (
+          <rect class={`is-${status}`} x={`${x}%`} width={`${width}%`} height="12">
+            <title>
+              {plural(all[status], 'device')} {label}
+            </title>
+          </rect>
+        )
       })}
     </svg>
   )

@@ -30,7 +30,7 @@ export interface Ingest {
   failed: number
   deduplicated: number
   quarantined: number
-  pool: { in_use: number, max: number, waiting: number }
+  pool: { in_use: number; max: number; waiting: number }
   backpressure: boolean
 }
 
@@ -71,7 +71,7 @@ export class IngestRates {
       deduplicated: last.deduplicated,
       quarantined: last.quarantined,
       pool: { in_use: await total('db_pool_in_use'), max: await total('db_pool_max'), waiting: await total('db_pool_waiting') },
-      backpressure: await total('backpressure') > 0,
+      backpressure: (await total('backpressure')) > 0,
     }
   }
 }
@@ -82,7 +82,9 @@ async function totalOf(registry: Registry, name: string) {
 }
 
 async function bucketsOf(registry: Registry, name: string): Promise<[number, number][]> {
-  const { values } = await registry.getSingleMetric(name)!.get() as { values: { labels: { le?: string | number }, value: number }[] }
+  const { values } = (await registry.getSingleMetric(name)!.get()) as {
+    values: { labels: { le?: string | number }; value: number }[]
+  }
   return values
     .filter(({ labels }) => labels.le !== undefined)
     .map(({ labels, value }): [number, number] => [labels.le === '+Inf' ? Infinity : Number(labels.le), value])
@@ -101,15 +103,15 @@ export function quantile(share: number, buckets: [number, number][]): number | u
   let [below, bound] = [0, 0]
   for (const [upper, observed] of buckets) {
     if (observed >= rank) {
-      return upper === Infinity ? bound : bound + (upper - bound) * (rank - below) / (observed - below)
+      return upper === Infinity ? bound : bound + ((upper - bound) * (rank - below)) / (observed - below)
     }
-    [below, bound] = [observed, upper]
+    ;[below, bound] = [observed, upper]
   }
   return bound
 }
 
 /** `budgets` is undefined when they could not be read. */
-export function IngestRate({ ingest, budgets }: { ingest: Ingest, budgets: Budget[] | undefined }) {
+export function IngestRate({ ingest, budgets }: { ingest: Ingest; budgets: Budget[] | undefined }) {
   const { pool } = ingest
   const span = ingest.isAll ? `since the start ${duration(ingest.window_s)} ago` : `in the last ${duration(ingest.window_s)}`
   return (
@@ -118,16 +120,40 @@ export function IngestRate({ ingest, budgets }: { ingest: Ingest, budgets: Budge
         <p class="note warn">Heartbeats come faster than they can be written: low-priority work is left out.</p>
       )}
       <ul class="tiles">
-        <li class="tile"><b>{short(ingest.per_second)}</b> <span>heartbeats a second, {span}</span></li>
-        <li class="tile"><b>{milliseconds(ingest.p95)}</b> <span>p95, received to committed</span></li>
-        <li class="tile"><b>{milliseconds(ingest.p99)}</b> <span>p99</span></li>
+        <li class="tile">
+          <b>{short(ingest.per_second)}</b> <span>heartbeats a second, {span}</span>
+        </li>
+        <li class="tile">
+          <b>{milliseconds(ingest.p95)}</b> <span>p95, received to committed</span>
+        </li>
+        <li class="tile">
+          <b>{milliseconds(ingest.p99)}</b> <span>p99</span>
+        </li>
       </ul>
       <dl class="facts">
-        <div><dt>Written</dt><dd>{count(ingest.writes)}</dd></div>
-        <div><dt>Duplicates</dt><dd>{count(ingest.deduplicated)}</dd></div>
-        <div><dt>Quarantined</dt><dd>{count(ingest.quarantined)}</dd></div>
-        <div><dt>Failed</dt><dd>{count(ingest.failed)}</dd></div>
-        <div><dt>Connections in use</dt><dd>{count(pool.in_use)} of {count(pool.max)}{pool.waiting > 0 && `, ${count(pool.waiting)} waiting`}</dd></div>
+        <div>
+          <dt>Written</dt>
+          <dd>{count(ingest.writes)}</dd>
+        </div>
+        <div>
+          <dt>Duplicates</dt>
+          <dd>{count(ingest.deduplicated)}</dd>
+        </div>
+        <div>
+          <dt>Quarantined</dt>
+          <dd>{count(ingest.quarantined)}</dd>
+        </div>
+        <div>
+          <dt>Failed</dt>
+          <dd>{count(ingest.failed)}</dd>
+        </div>
+        <div>
+          <dt>Connections in use</dt>
+          <dd>
+            {count(pool.in_use)} of {count(pool.max)}
+            {pool.waiting > 0 && `, ${count(pool.waiting)} waiting`}
+          </dd>
+        </div>
       </dl>
       <p class="muted">All workers of this server, since it started.</p>
       {budgets === undefined ? <p class="unread">The error budgets could not be read.</p> : <Budgets budgets={budgets} />}

@@ -15,12 +15,16 @@ export interface Job {
 }
 
 export async function readJobs(pool: Pool) {
-  return [...await pool.run(sql => sql<Job[]>`
+  return [
+    ...(await pool.run(
+      sql => sql<Job[]>`
     select jobname, schedule, status, last_start, last_status, last_message, last_success from fleet.job_health
-  `)]
+  `,
+    )),
+  ]
 }
 
-export function Jobs({ jobs, now }: { jobs: Job[], now: Date }) {
+export function Jobs({ jobs, now }: { jobs: Job[]; now: Date }) {
   return (
     <Table label="Each job" head={['Job', 'Status', 'Last run', 'Next run', 'Schedule (GMT)']}>
       {jobs.map(job => {
@@ -34,7 +38,9 @@ export function Jobs({ jobs, now }: { jobs: Job[], now: Date }) {
             </td>
             <td>{job.last_start === null ? 'never' : <Moment at={job.last_start} now={now} />}</td>
             <td>{next === undefined ? '–' : <Moment at={next.toISOString()} now={now} />}</td>
-            <td><code>{job.schedule}</code></td>
+            <td>
+              <code>{job.schedule}</code>
+            </td>
           </tr>
         )
       })}

@@ -25,19 +25,37 @@ export function Page({ title, isBare = false, nav, children }: PropsWithChildren
         <link rel="icon" href={assetPath('icon.svg')} type="image/svg+xml" />
         <link rel="stylesheet" href={assetPath('page.css')} />
         {!isBare && <script src={assetPath('live.js')} defer></script>}
-        {!isBare && <noscript><meta http-equiv="refresh" content={String(RELOAD_S)} /></noscript>}
+        {!isBare && (
+          <noscript>
+            <meta http-equiv="refresh" content={String(RELOAD_S)} />
+          </noscript>
+        )}
       </head>
       <body data-every={String(LIVE_MS)}>
-        <a class="skip" href="#main">Skip to the content</a>
+        <a class="skip" href="#main">
+          Skip to the content
+        </a>
         <header class="top">
-          <p class="brand"><img src={assetPath('icon.svg')} alt="" width="28" height="28" /> <a href="/">NexMDM</a></p>
+          <p class="brand">
+            <img src={assetPath('icon.svg')} alt="" width="28" height="28" /> <a href="/">NexMDM</a>
+          </p>
           {!isBare && nav}
-          {!isBare && <p id="live" role="status" aria-live="polite">As of {new Date().toISOString().slice(11, 16)} UTC</p>}
           {!isBare && (
-            <form method="post" action="/logout"><button type="submit" class="quiet">Log out</button></form>
+            <p id="live" role="status" aria-live="polite">
+              As of {new Date().toISOString().slice(11, 16)} UTC
+            </p>
+          )}
+          {!isBare && (
+            <form method="post" action="/logout">
+              <button type="submit" class="quiet">
+                Log out
+              </button>
+            </form>
           )}
         </header>
-        <main id="main" tabindex={-1}>{children}</main>
+        <main id="main" tabindex={-1}>
+          {children}
+        </main>
       </body>
     </html>
   )
@@ -66,14 +84,22 @@ export function Head({ cells }: { cells: (string | { number: string })[] }) {
   return (
     <thead>
       <tr>
-        {cells.map(cell => typeof cell === 'string' ? <th scope="col">{cell}</th> : <th scope="col" class="number">{cell.number}</th>)}
+        {cells.map(cell =>
+          typeof cell === 'string' ? (
+            <th scope="col">{cell}</th>
+          ) : (
+            <th scope="col" class="number">
+              {cell.number}
+            </th>
+          ),
+        )}
       </tr>
     </thead>
   )
 }
 
 /** A table that scrolls by itself where it is too wide. */
-export function Table({ label, head, children }: PropsWithChildren<{ label: string, head: (string | { number: string })[] }>) {
+export function Table({ label, head, children }: PropsWithChildren<{ label: string; head: (string | { number: string })[] }>) {
   return (
     <div class="scroll" tabindex={0} role="region" aria-label={label}>
       <table>

@@ -20,7 +20,7 @@ function replace(old, fresh) {
   const at = all(old, FOCUS).indexOf(document.activeElement)
   const scrolled = all(old, '.scroll').map(box => [box.scrollLeft, box.scrollTop])
   old.replaceWith(fresh)
-  all(fresh, '.scroll').forEach((box, n) => box.scrollTo(...scrolled[n] ?? [0, 0]))
+  all(fresh, '.scroll').forEach((box, n) => box.scrollTo(...(scrolled[n] ?? [0, 0])))
   all(fresh, FOCUS)[at]?.focus({ preventScroll: true })
 }
 

@@ -24,15 +24,26 @@ export function Login({ next, problem }: LoginProps) {
     <Page title="Log in · NexMDM fleet" isBare>
       <form method="post" action="/login" class="card login">
         <h1>Fleet heartbeats</h1>
-        {problem !== undefined && <p role="alert" class="unread">{problem}</p>}
+        {problem !== undefined && (
+          <p role="alert" class="unread">
+            {problem}
+          </p>
+        )}
         {/* For password managers, which file a password under a name. */}
         <input type="text" name="username" value="admin" autocomplete="username" hidden />
         <label for="key">Admin key</label>
         <input
-          id="key" name="key" type="password" autocomplete="current-password" required autofocus
+          id="key"
+          name="key"
+          type="password"
+          autocomplete="current-password"
+          required
+          autofocus
           aria-describedby="key-hint"
         />
-        <p id="key-hint" class="muted">The server's <code>ADMIN_KEY</code>; <code>npm start</code> keeps it in <code>.local/admin-key</code>.</p>
+        <p id="key-hint" class="muted">
+          The server's <code>ADMIN_KEY</code>; <code>npm start</code> keeps it in <code>.local/admin-key</code>.
+        </p>
         <input type="hidden" name="next" value={next} />
         <button type="submit">Log in</button>
       </form>
@@ -84,8 +95,8 @@ export function localPath(text: string | null) {
  */
 function fromThisPage(c: Context<AppEnv>) {
   const { host, origin, 'sec-fetch-site': site } = c.env.incoming.headers
-  const isOwn = site !== undefined ? site === 'same-origin'
-    : origin !== undefined && URL.canParse(origin) && new URL(origin).host === host
+  const isOwn =
+    site !== undefined ? site === 'same-origin' : origin !== undefined && URL.canParse(origin) && new URL(origin).host === host
   if (!isOwn) throw new Problem(403, 'This form was sent by another site; nothing was done.')
 }
 

@@ -34,15 +34,28 @@ t.test('the page asks for the admin key, and keeps who has it logged in', async 
 t.test('a login leads nowhere else, and comes from nowhere else', async t => {
   const { url } = await withServer(t)
   const { get, post } = visitor(url)
-  for (const next of ['//evil.example', 'https://evil.example/', '/\\evil.example', '/v1/devices', '/devices/7/../..', '/?a=\r\nset-cookie: b=c', '']) {
+  for (const next of [
+    '//evil.example',
+    'https://evil.example/',
+    '/\\evil.example',
+    '/v1/devices',
+    '/devices/7/../..',
+    '/?a=\r\nset-cookie: b=c',
+    '',
+  ]) {
     const { headers } = await post('/login', { key: ADMIN_KEY, next })
     t.equal(headers.get('location'), '/', JSON.stringify(next))
   }
   const form = { key: ADMIN_KEY }
   const { host } = new URL(url)
   const others: Record<string, string>[] = [
-    { origin: 'https://evil.example' }, { origin: 'null' }, { 'sec-fetch-site': 'cross-site' }, { 'sec-fetch-site': 'same-site' },
-    { 'sec-fetch-site': 'cross-site', 'origin': `http://${host}` }, { origin: `http://${host}.evil.example` }, { origin: 'http://' },
+    { origin: 'https://evil.example' },
+    { origin: 'null' },
+    { 'sec-fetch-site': 'cross-site' },
+    { 'sec-fetch-site': 'same-site' },
+    { 'sec-fetch-site': 'cross-site', origin: `http://${host}` },
+    { origin: `http://${host}.evil.example` },
+    { origin: 'http://' },
   ]
   for (const headers of others) {
     t.match(await post('/login', form, headers), { status: 403, html: /sent by another site/ }, JSON.stringify(headers))
@@ -50,11 +63,15 @@ t.test('a login leads nowhere else, and comes from nowhere else', async t => {
   }
   const bare = await fetch(`${url}/login`, { method: 'POST', body: new URLSearchParams(form) })
   t.equal(bare.status, 403, 'nor from who does not say')
-  t.match(await post('/login', form, { 'sec-fetch-site': 'same-origin', 'origin': 'https://behind.a.proxy' }), { status: 303 })
+  t.match(await post('/login', form, { 'sec-fetch-site': 'same-origin', origin: 'https://behind.a.proxy' }), { status: 303 })
   t.match(await post('/login', form, { 'content-type': 'application/json' }), { status: 415 })
   t.match(await post('/login', { key: 'x'.repeat(5_000) }), { status: 413 })
   t.match(await get('/login'), { status: 405 })
-  t.match(await get('/', { 'sec-fetch-site': 'cross-site' }), { html: /http-equiv="refresh" content="0"/ }, 'a link from elsewhere comes again, with the cookie')
+  t.match(
+    await get('/', { 'sec-fetch-site': 'cross-site' }),
+    { html: /http-equiv="refresh" content="0"/ },
+    'a link from elsewhere comes again, with the cookie',
+  )
 })
 
 t.test('behind TLS the cookie is for TLS alone', async t => {
@@ -87,14 +104,18 @@ t.test('who guesses has to wait, even with the right key', async t => {
   t.match(await post('/login', { key: ADMIN_KEY }, from('192.0.2.1')), { status: 303 })
 })
 
-t.test('a browser is told to run and load nothing but the page\'s own files', async t => {
+t.test("a browser is told to run and load nothing but the page's own files", async t => {
   const { url, db } = await withServer(t)
   const { device_id } = await enroll(db, 'a')
   const { get, post, login } = visitor(url)
   const session = await login()
   const answers = [
-    await get('/'), await get('/', session), await get(`/devices/${device_id}`, session), await get('/devices/999', session),
-    await post('/login', { key: 'wrong' }), await get('/', { 'x-live': '1' }),
+    await get('/'),
+    await get('/', session),
+    await get(`/devices/${device_id}`, session),
+    await get('/devices/999', session),
+    await post('/login', { key: 'wrong' }),
+    await get('/', { 'x-live': '1' }),
   ]
   for (const { headers, html } of answers) {
     const policy = headers.get('content-security-policy') ?? ''
@@ -123,7 +144,13 @@ t.test('every text field shows as text', async t => {
   const { device_id, token } = await enroll(db, `alias ${evil}`)
   const other = await enroll(db, 'other')
   await db.sql`update fleet.devices set cohort = ${`cohort ${evil}`} where device_id = ${device_id}`
-  t.match(await call('POST /v1/heartbeat', { token, body: { network_type: evil.slice(0, 32), agent_version: `agent ${evil}`, unity_running: false } }), { status: 201 })
+  t.match(
+    await call('POST /v1/heartbeat', {
+      token,
+      body: { network_type: evil.slice(0, 32), agent_version: `agent ${evil}`, unity_running: false },
+    }),
+    { status: 201 },
+  )
   t.ok(other)
   await db.admin`
     update fleet.hb_partitions set held_reason = ${`held ${evil}`}, last_error = ${`error ${evil}`}, archive_url = ${`url ${evil}`},
@@ -133,7 +160,10 @@ t.test('every text field shows as text', async t => {
   const { get, login } = visitor(url)
   const session = await login()
   const page = await get(`/?status=any&q=${encodeURIComponent(evil.slice(0, 12))}`, session)
-  const search = await get(`/?q=${encodeURIComponent(evil)}&status=${encodeURIComponent(evil)}&after=${encodeURIComponent(evil)}`, session)
+  const search = await get(
+    `/?q=${encodeURIComponent(evil)}&status=${encodeURIComponent(evil)}&after=${encodeURIComponent(evil)}`,
+    session,
+  )
   const device = await get(`/devices/${device_id}`, session)
   const login_ = await get(`/?q=${encodeURIComponent(evil)}`)
   for (const { html, status } of [page, search, device, login_]) {
@@ -169,7 +199,10 @@ t.test('it tells how the fleet is', async t => {
 
   t.match(textOf(html, 'fleet'), /Whether more devices go quiet than usual is not judged: [a-z ]+\./)
   t.match(textOf(html, 'fleet'), /The trend begins when the fleet was counted twice/)
-  t.match(textOf(html, 'ingest'), /Error budget: heartbeat writes (idle 0|100 % left 0) of \d failed in 1 h; 0\.5 % may Error budget: dispatch log idle/)
+  t.match(
+    textOf(html, 'ingest'),
+    /Error budget: heartbeat writes (idle 0|100 % left 0) of \d failed in 1 h; 0\.5 % may Error budget: dispatch log idle/,
+  )
 
   const poll = await get('/', { ...session, 'x-live': '1' })
   t.match(poll.html, /^<!doctype html>\n<title>.*<\/title><section id="headline" data-live/)
@@ -229,13 +262,21 @@ t.test('offline devices are read page by page, the longest silent first', async 
 t.test('a device has a page with its last day', async t => {
   const { url, db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'lobby-7')
-  const beats = Array.from({ length: 60 }, (_, n) => ({ ts: ago(3_600 + 60 * n), battery_pct: 50 + n % 10, signal_dbm: -70, unity_running: n !== 3 }))
+  const beats = Array.from({ length: 60 }, (_, n) => ({
+    ts: ago(3_600 + 60 * n),
+    battery_pct: 50 + (n % 10),
+    signal_dbm: -70,
+    unity_running: n !== 3,
+  }))
   t.match(await call('POST /v1/heartbeats', { token, body: beats }), { body: { stored: 60 } })
   const { get, login } = visitor(url)
   const session = await login()
   const { html } = await get(`/devices/${device_id}`, session)
   t.match(textOf(html, 'now'), /Status offline Last heartbeat 1 h ago .* Battery 50 % Signal -70 dBm/)
-  t.match(textOf(html, 'day'), /^The last 24 hours 60 heartbeats, 1 of them with Unity down, 13[678] spans of ten minutes without one\./)
+  t.match(
+    textOf(html, 'day'),
+    /^The last 24 hours 60 heartbeats, 1 of them with Unity down, 13[678] spans of ten minutes without one\./,
+  )
   t.match(textOf(html, 'day'), /Between \d\d and \d\d %, at last \d\d %\./)
   t.equal(html.match(/<svg role="img"/g)?.length, 3)
   t.match(await get('/devices/999999', session), { status: 404, html: /There is no device 999999/ })
@@ -283,7 +324,10 @@ t.test('several workers share the sessions and show their sum', async t => {
   const { get, login } = visitor(url)
   const session = await login()
   for (let n = 0; n < 6; n++) {
-    t.equal((await call('POST /v1/heartbeat', { token, body: { ts: ago(60 * n) }, headers: { connection: 'close' } })).status, 201)
+    t.equal(
+      (await call('POST /v1/heartbeat', { token, body: { ts: ago(60 * n) }, headers: { connection: 'close' } })).status,
+      201,
+    )
   }
   for (let n = 0; n < 4; n++) {
     const { html } = await get('/', { ...session, connection: 'close' })

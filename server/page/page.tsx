@@ -52,86 +52,129 @@ export function opsPage(parts: Parts) {
   serveAssets(app)
   app.post('/login', timed(metrics, 'POST /login', postLogin(config, sessions, log)))
   app.post('/logout', postLogout(sessions))
-  app.get('/', timed(metrics, 'GET /', forSession(async c => {
-    const search = searchOf(c.req.query())
-    const now = new Date()
-    const [fleet, ingest, partitions, checks, jobs, devices, trend, silence, budgets] = await Promise.all([
-      within('fleet', sources.fleet.get()),
-      within('ingest', sources.ingest.get()),
-      within('partitions', sources.partitions.get()),
-      within('checks', sources.checks.get()),
-      within('jobs', sources.jobs.get()),
-      within('devices', lane.run(() => readDevices(reader, search))),
-      within('trend', sources.trend.get()),
-      within('silence', sources.silence.get()),
-      within('budgets', sources.budgets.get()),
-    ])
-    const isDown = [fleet, partitions, checks, jobs, devices].every(({ error }) => error !== undefined)
-    const { level, text } = isDown ? { level: 'fail', text: 'The database cannot be read' } : headline(checks)
-    const all = fleet.value?.[0]
-    return show(c, {
-      title: `${level === 'ok' ? '' : '⚠ '}${text} · NexMDM fleet`,
-      status: isDown ? 503 : 200,
-      nav: NAV,
-    }, (
-      <>
-        <section id="headline" data-live class={`headline ${level}`} aria-label="Is all well?">
-          <h1>
-            <span aria-hidden="true">{level === 'ok' ? '✓' : '!'}</span>{' '}
-            {level === 'ok' ? text : <a href="#checks">{text}</a>}
-          </h1>
-          {all !== undefined && ingest.value !== undefined && (
-            <p>
-              {plural(all.devices, 'device')}: {all.online} online, {all.late} late, {all.offline} offline, {all.unity_down} with Unity down.{' '}
-              {short(ingest.value.per_second)} heartbeats a second.
-            </p>
-          )}
-        </section>
-        <Section id="checks" title="Checks" of={checks} show={value => <Checks checks={value} />} />
-        <div class="columns">
-          <Section id="fleet" title="Fleet" of={fleet} show={value => <Fleet cohorts={value} silence={silence.value} trend={trend.value} now={now} />} />
-          <Section id="ingest" title="Ingest" of={ingest} show={value => <IngestRate ingest={value} budgets={budgets.value} />} />
-        </div>
-        <section id="devices" class="card" aria-labelledby="devices-heading">
-          <h2 id="devices-heading">Devices</h2>
-          <DeviceSearch search={search} />
-          <div id="devices-found" data-live>
-            {devices.error === undefined ? <DeviceTable devices={devices.value} search={search} now={now} />
-              : <p class="unread">Could not be read: {devices.error}</p>}
-          </div>
-        </section>
-        <Section id="partitions" title="Days" of={partitions} show={value => <PartitionStrip days={daysOf(value, now)} />} />
-        <div class="columns">
-          <Section id="archives" title="Archive" of={partitions} show={value => <Archives partitions={value} now={now} />} />
-          <Section id="storage" title="Storage" of={partitions} show={value => <Storage partitions={value} now={now} />} />
-        </div>
-        <Section id="jobs" title="Jobs" of={jobs} show={value => <Jobs jobs={value} now={now} />} />
-      </>
-    ))
-  })))
+  app.get(
+    '/',
+    timed(
+      metrics,
+      'GET /',
+      forSession(async c => {
+        const search = searchOf(c.req.query())
+        const now = new Date()
+        const [fleet, ingest, partitions, checks, jobs, devices, trend, silence, budgets] = await Promise.all([
+          within('fleet', sources.fleet.get()),
+          within('ingest', sources.ingest.get()),
+          within('partitions', sources.partitions.get()),
+          within('checks', sources.checks.get()),
+          within('jobs', sources.jobs.get()),
+          within(
+            'devices',
+            lane.run(() => readDevices(reader, search)),
+          ),
+          within('trend', sources.trend.get()),
+          within('silence', sources.silence.get()),
+          within('budgets', sources.budgets.get()),
+        ])
+        const isDown = [fleet, partitions, checks, jobs, devices].every(({ error }) => error !== undefined)
+        const { level, text } = isDown ? { level: 'fail', text: 'The database cannot be read' } : headline(checks)
+        const all = fleet.value?.[0]
+        return show(
+          c,
+          {
+            title: `${level === 'ok' ? '' : '⚠ '}${text} · NexMDM fleet`,
+            status: isDown ? 503 : 200,
+            nav: NAV,
+          },
+          <>
+            <section id="headline" data-live class={`headline ${level}`} aria-label="Is all well?">
+              <h1>
+                <span aria-hidden="true">{level === 'ok' ? '✓' : '!'}</span>{' '}
+                {level === 'ok' ? text : <a href="#checks">{text}</a>}
+              </h1>
+              {all !== undefined && ingest.value !== undefined && (
+                <p>
+                  {plural(all.devices, 'device')}: {all.online} online, {all.late} late, {all.offline} offline, {all.unity_down}{' '}
+                  with Unity down. {short(ingest.value.per_second)} heartbeats a second.
+                </p>
+              )}
+            </section>
+            <Section id="checks" title="Checks" of={checks} show={value => <Checks checks={value} />} />
+            <div class="columns">
+              <Section
+                id="fleet"
+                title="Fleet"
+                of={fleet}
+                show={value => <Fleet cohorts={value} silence={silence.value} trend={trend.value} now={now} />}
+              />
+              <Section
+                id="ingest"
+                title="Ingest"
+                of={ingest}
+                show={value => <IngestRate ingest={value} budgets={budgets.value} />}
+              />
+            </div>
+            <section id="devices" class="card" aria-labelledby="devices-heading">
+              <h2 id="devices-heading">Devices</h2>
+              <DeviceSearch search={search} />
+              <div id="devices-found" data-live>
+                {devices.error === undefined ? (
+                  <DeviceTable devices={devices.value} search={search} now={now} />
+                ) : (
+                  <p class="unread">Could not be read: {devices.error}</p>
+                )}
+              </div>
+            </section>
+            <Section id="partitions" title="Days" of={partitions} show={value => <PartitionStrip days={daysOf(value, now)} />} />
+            <div class="columns">
+              <Section id="archives" title="Archive" of={partitions} show={value => <Archives partitions={value} now={now} />} />
+              <Section id="storage" title="Storage" of={partitions} show={value => <Storage partitions={value} now={now} />} />
+            </div>
+            <Section id="jobs" title="Jobs" of={jobs} show={value => <Jobs jobs={value} now={now} />} />
+          </>,
+        )
+      }),
+    ),
+  )
 
-  app.get('/devices/:id', timed(metrics, 'GET /devices/:id', forSession(async c => {
-    const id = c.req.param('id') ?? ''
-    if (!/^\d{1,15}$/.test(id)) throw new Problem(404, `There is no device ${id}.`)
-    const now = new Date()
-    const [device, day] = await Promise.all([
-      within('device', lane.run(() => readDevice(reader, Number(id)))),
-      within('day', lane.run(() => readDay(reader, Number(id)))),
-    ])
-    const { error } = device
-    if (error === undefined && device.value === undefined) throw new Problem(404, `There is no device ${id}, or its token was revoked.`)
-    const name = device.value === undefined ? `device ${id}` : nameOf(device.value)
-    return show(c, { title: `${name} · NexMDM fleet`, status: error !== undefined && day.error !== undefined ? 503 : 200, nav: BACK }, (
-      <>
-        <h1 class="device">{name}</h1>
-        <Section id="now" title="Now" of={device} show={value => <DeviceFacts device={value!} now={now} />} />
-        <Section
-          id="day" title="The last 24 hours" of={day}
-          show={value => <DeviceDay spans={value} interval_s={device.value?.interval_s ?? 60} />}
-        />
-      </>
-    ))
-  })))
+  app.get(
+    '/devices/:id',
+    timed(
+      metrics,
+      'GET /devices/:id',
+      forSession(async c => {
+        const id = c.req.param('id') ?? ''
+        if (!/^\d{1,15}$/.test(id)) throw new Problem(404, `There is no device ${id}.`)
+        const now = new Date()
+        const [device, day] = await Promise.all([
+          within(
+            'device',
+            lane.run(() => readDevice(reader, Number(id))),
+          ),
+          within(
+            'day',
+            lane.run(() => readDay(reader, Number(id))),
+          ),
+        ])
+        const { error } = device
+        if (error === undefined && device.value === undefined)
+          throw new Problem(404, `There is no device ${id}, or its token was revoked.`)
+        const name = device.value === undefined ? `device ${id}` : nameOf(device.value)
+        return show(
+          c,
+          { title: `${name} · NexMDM fleet`, status: error !== undefined && day.error !== undefined ? 503 : 200, nav: BACK },
+          <>
+            <h1 class="device">{name}</h1>
+            <Section id="now" title="Now" of={device} show={value => <DeviceFacts device={value!} now={now} />} />
+            <Section
+              id="day"
+              title="The last 24 hours"
+              of={day}
+              show={value => <DeviceDay spans={value} interval_s={device.value?.interval_s ?? 60} />}
+            />
+          </>,
+        )
+      }),
+    ),
+  )
 
   app.onError(async (error, c) => {
     const problem = toProblem(error)
@@ -139,21 +182,26 @@ export function opsPage(parts: Parts) {
     const about = { event: 'http.error', request_id, method: c.req.method, path: c.req.path, status: problem.status }
     if (problem.status === 500) log.error({ ...about, error: problem.cause ?? error }, problem.message)
     else log.debug(about, problem.message)
-    return answer(c, (
+    return answer(
+      c,
       <Page title={`${problem.status} · NexMDM fleet`} isBare>
         <div class="card login">
           <h1>{toReader(problem)}</h1>
           <p>Request {request_id}</p>
-          <p><a href="/">To the fleet</a></p>
+          <p>
+            <a href="/">To the fleet</a>
+          </p>
         </div>
-      </Page>
-    ), problem.status as 500, { 'x-request-id': request_id, ...problem.headers })
+      </Page>,
+      problem.status as 500,
+      { 'x-request-id': request_id, ...problem.headers },
+    )
   })
 
   /** Without a session the answer is the form; to a poll it is 401, and 503 while heartbeats need all there is. */
   function forSession(handler: (c: Context<AppEnv>) => Promise<Response>): Handler<AppEnv> {
     return async c => {
-      if (!await sessions.isOpen(c)) {
+      if (!(await sessions.isOpen(c))) {
         if (isPoll(c)) throw new Problem(401, 'The session is over.')
         if (comesFromElsewhere(c)) return answer(c, <Again />)
         const { pathname, search } = new URL(c.req.url)
@@ -176,8 +224,24 @@ interface Shown {
 /** The whole page, or to a poll its parts alone. */
 async function show(c: Context<AppEnv>, { title, status, nav }: Shown, body: Html) {
   const headers: Record<string, string> = status === 503 ? { 'retry-after': '5' } : {}
-  if (isPoll(c)) return answer(c, <><title>{title}</title>{body}</>, status, headers)
-  return answer(c, <Page title={title} nav={nav}>{body}</Page>, status, headers)
+  if (isPoll(c))
+    return answer(
+      c,
+      <>
+        <title>{title}</title>
+        {body}
+      </>,
+      status,
+      headers,
+    )
+  return answer(
+    c,
+    <Page title={title} nav={nav}>
+      {body}
+    </Page>,
+    status,
+    headers,
+  )
 }
 
 function isPoll(c: Context<AppEnv>) {
@@ -191,17 +255,34 @@ function comesFromElsewhere(c: Context<AppEnv>) {
 
 /** Asks for the same page once more, now as our own: then the cookie comes with it. */
 function Again() {
-  return <html lang="en"><head><title>NexMDM fleet</title><meta http-equiv="refresh" content="0" /></head></html>
+  return (
+    <html lang="en">
+      <head>
+        <title>NexMDM fleet</title>
+        <meta http-equiv="refresh" content="0" />
+      </head>
+    </html>
+  )
 }
 
 const NAV = (
   <nav aria-label="Parts of this page">
     <ul>
       {['fleet', 'devices', 'partitions', 'archives', 'storage', 'jobs', 'checks'].map(part => (
-        <li><a href={`#${part}`}>{part === 'partitions' ? 'Days' : part[0]!.toUpperCase() + part.slice(1)}</a></li>
+        <li>
+          <a href={`#${part}`}>{part === 'partitions' ? 'Days' : part[0]!.toUpperCase() + part.slice(1)}</a>
+        </li>
       ))}
     </ul>
   </nav>
 )
 
-const BACK = <nav aria-label="Back"><ul><li><a href="/">All devices</a></li></ul></nav>
+const BACK = (
+  <nav aria-label="Back">
+    <ul>
+      <li>
+        <a href="/">All devices</a>
+      </li>
+    </ul>
+  </nav>
+)

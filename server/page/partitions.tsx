@@ -22,7 +22,7 @@ const MEANING: Record<Look, [string, string]> = {
 export function PartitionStrip({ days }: { days: Day[] }) {
   if (days.length === 0) return <p class="muted">There is no partition yet.</p>
   const months = new Map<string, Day[]>()
-  for (const day of days) months.set(day.day.slice(0, 7), [...months.get(day.day.slice(0, 7)) ?? [], day])
+  for (const day of days) months.set(day.day.slice(0, 7), [...(months.get(day.day.slice(0, 7)) ?? []), day])
   const shown = [...months].slice(-MAX_MONTHS)
   const older = days.length - shown.reduce((sum, [, ofMonth]) => sum + ofMonth.length, 0)
   const used = LOOKS.filter(look => days.some(day => day.look === look))
@@ -31,19 +31,30 @@ export function PartitionStrip({ days }: { days: Day[] }) {
       <ul class="legend" aria-label="Legend">
         {used.map(look => (
           <li>
-            <span class={`cell day-${look}`} aria-hidden="true">{MEANING[look][0]}</span> {MEANING[look][1]}
+            <span class={`cell day-${look}`} aria-hidden="true">
+              {MEANING[look][0]}
+            </span>{' '}
+            {MEANING[look][1]}
             <b> {count(days.filter(day => day.look === look).length)}</b>
           </li>
         ))}
       </ul>
-      {older > 0 && <p class="muted">And {plural(older, 'older day')}: <code>select * from fleet.partition_health;</code></p>}
+      {older > 0 && (
+        <p class="muted">
+          And {plural(older, 'older day')}: <code>select * from fleet.partition_health;</code>
+        </p>
+      )}
       {shown.map(([month, ofMonth]) => (
         <div class="month">
           <h3>{month}</h3>
           <ol class="strip">
             {/* In one column with the same day of the other months, where a month has a line to itself. */}
-            {Array.from({ length: Number(ofMonth[0]!.day.slice(8)) - 1 }, () => <li class="blank" aria-hidden="true"></li>)}
-            {ofMonth.map(day => <Cell day={day} />)}
+            {Array.from({ length: Number(ofMonth[0]!.day.slice(8)) - 1 }, () => (
+              <li class="blank" aria-hidden="true"></li>
+            ))}
+            {ofMonth.map(day => (
+              <Cell day={day} />
+            ))}
           </ol>
         </div>
       ))}
@@ -52,7 +63,14 @@ export function PartitionStrip({ days }: { days: Day[] }) {
         <div class="scroll" id="days-rows" tabindex={0} role="region" aria-label="Days, as a table">
           <table>
             <Head cells={['Day', 'State', { number: 'Rows' }, { number: 'Online' }, { number: 'Archived' }, 'Remark']} />
-            <tbody>{shown.flatMap(([, ofMonth]) => ofMonth).toReversed().map(day => <Row day={day} />)}</tbody>
+            <tbody>
+              {shown
+                .flatMap(([, ofMonth]) => ofMonth)
+                .toReversed()
+                .map(day => (
+                  <Row day={day} />
+                ))}
+            </tbody>
           </table>
         </div>
       </details>
@@ -78,14 +96,17 @@ function Row({ day: { day, look, partition } }: { day: Day }) {
 function remarkOf(look: Look, partition: Partition | undefined) {
   if (look === 'held') return `held: ${partition?.held_reason}`
   if (look === 'archiving' && partition?.step != null) return `step ${partition.step}`
-  return look === 'failed' ? partition?.last_error ?? undefined : undefined
+  return look === 'failed' ? (partition?.last_error ?? undefined) : undefined
 }
 
 function Cell({ day }: { day: Day }) {
   const said = describe(day)
   return (
     <li class={`cell day-${day.look}`} title={said}>
-      <span aria-hidden="true"><small>{day.day.slice(8)}</small>{MEANING[day.look][0]}</span>
+      <span aria-hidden="true">
+        <small>{day.day.slice(8)}</small>
+        {MEANING[day.look][0]}
+      </span>
       <span class="unseen">{said}</span>
     </li>
   )
@@ -101,5 +122,7 @@ export function describe({ day, look, partition }: Day) {
     bytes_size > 0 ? `${bytes(bytes_size)} online` : undefined,
     archive_bytes === null ? undefined : `${bytes(archive_bytes)} archived`,
     remarkOf(look, partition),
-  ].filter(part => part !== undefined).join(', ')
+  ]
+    .filter(part => part !== undefined)
+    .join(', ')
 }

@@ -3,7 +3,7 @@ import { type Problem, toProblem } from '../problem.ts'
 import { Late, within } from '../../lib/timeout.ts'
 
 /** What a part of the page shows: what was read, or why it could not be. */
-export type Result<T> = { value: T, error?: undefined } | { value?: undefined, error: string }
+export type Result<T> = { value: T; error?: undefined } | { value?: undefined; error: string }
 
 /** Runs at most `width` works at a time, so that the page leaves the pool's other connections to heartbeats. */
 export class Lane {

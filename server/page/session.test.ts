@@ -34,9 +34,20 @@ t.test('nothing of a session can be changed', t => {
   }
   const [, ...rest] = cookie.split('.')
   for (const forged of [
-    undefined, '', '.', '..', cookie.slice(0, -1), `${cookie}A`, `${cookie}.`, `9${cookie}`, `999999999999.${rest.join('.')}`,
-    `${cookie.slice(0, -43)}${'A'.repeat(43)}`, `${cookie}\n`, 'x'.repeat(10_000),
-  ]) t.equal(sessions.isValid(forged, now), false, String(forged).slice(0, 80))
+    undefined,
+    '',
+    '.',
+    '..',
+    cookie.slice(0, -1),
+    `${cookie}A`,
+    `${cookie}.`,
+    `9${cookie}`,
+    `999999999999.${rest.join('.')}`,
+    `${cookie.slice(0, -43)}${'A'.repeat(43)}`,
+    `${cookie}\n`,
+    'x'.repeat(10_000),
+  ])
+    t.equal(sessions.isValid(forged, now), false, String(forged).slice(0, 80))
   t.end()
 })
 

@@ -27,7 +27,11 @@ export class Sessions {
   /** Ended sessions that this worker knows of, in case the database is unreachable. */
   readonly #ended = new BoundedMap<true>(MAX_ENDED)
 
-  constructor(readonly config: Pick<ServerConfig, 'adminKey' | 'trustProxy'>, readonly pool: Pool, readonly log: Log) {
+  constructor(
+    readonly config: Pick<ServerConfig, 'adminKey' | 'trustProxy'>,
+    readonly pool: Pool,
+    readonly log: Log,
+  ) {
     // Slow on purpose, once: whoever has a cookie could otherwise try admin keys by the million.
     this.#key = scryptSync(config.adminKey, 'nexmdm ops page', 32)
   }
@@ -51,13 +55,21 @@ export class Sessions {
     const session = this.#read(this.#cookie(c))
     if (session === undefined || this.#ended.get(session.key)) return false
     try {
-      const [row] = await within(PATIENCE_MS, this.pool.run(sql => sql<{ is_ended: boolean }[]>`
+      const [row] = await within(
+        PATIENCE_MS,
+        this.pool.run(
+          sql => sql<{ is_ended: boolean }[]>`
         select fleet.is_session_ended(${session.hash}) as is_ended
-      `))
+      `,
+        ),
+      )
       if (row!.is_ended) this.#ended.set(session.key, true)
       return !row!.is_ended
     } catch (error) {
-      this.log.warn({ event: 'page.session_unknown', error }, 'The database did not say whether a session was ended, so the session counts as open.')
+      this.log.warn(
+        { event: 'page.session_unknown', error },
+        'The database did not say whether a session was ended, so the session counts as open.',
+      )
       return true
     }
   }
@@ -76,7 +88,10 @@ export class Sessions {
       try {
         await this.pool.run(sql => sql`select fleet.end_session(${session.hash}, to_timestamp(${session.ends}::bigint))`)
       } catch (cause) {
-        throw unavailable('The database is unreachable, so this session is still open. Log out again when the database is back.', cause)
+        throw unavailable(
+          'The database is unreachable, so this session is still open. Log out again when the database is back.',
+          cause,
+        )
       }
       this.#ended.set(session.key, true)
     }
@@ -112,5 +127,11 @@ export class Sessions {
 /** TLS ends before this server, at a proxy that says so. */
 function isSecure(c: Context<AppEnv>, { trustProxy }: Pick<ServerConfig, 'trustProxy'>) {
   const { 'x-forwarded-proto': proto } = c.env.incoming.headers
-  return trustProxy && String(proto ?? '').split(',').at(-1)!.trim() === 'https'
+  return (
+    trustProxy &&
+    String(proto ?? '')
+      .split(',')
+      .at(-1)!
+      .trim() === 'https'
+  )
 }

@@ -13,9 +13,13 @@ export interface Silence {
 
 /** The first is the whole fleet. Of the primary: what watches over silence works there. */
 export async function readSilence(pool: Pool) {
-  return [...await pool.run(sql => sql<Silence[]>`
+  return [
+    ...(await pool.run(
+      sql => sql<Silence[]>`
     select cohort, active, gone_quiet, usual_share, is_alarming, muted_reason from fleet.fleet_silence
-  `)]
+  `,
+    )),
+  ]
 }
 
 /** Why nothing is said of anybody's silence. */
@@ -37,7 +41,16 @@ export function SilenceAlarm({ silence: { active, gone_quiet, usual_share } }: {
 
 /** Of the whole fleet: the alarm, or that nobody judges. */
 export function FleetSilence({ silence }: { silence: Silence }) {
-  if (silence.is_alarming) return <p><SilenceAlarm silence={silence} /></p>
+  if (silence.is_alarming)
+    return (
+      <p>
+        <SilenceAlarm silence={silence} />
+      </p>
+    )
   if (silence.muted_reason === null) return <p class="muted">No more devices have gone quiet than usual.</p>
-  return <p class="muted">Whether more devices go quiet than usual is not judged: {MUTED[silence.muted_reason] ?? silence.muted_reason}.</p>
+  return (
+    <p class="muted">
+      Whether more devices go quiet than usual is not judged: {MUTED[silence.muted_reason] ?? silence.muted_reason}.
+    </p>
+  )
 }

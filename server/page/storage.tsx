@@ -6,7 +6,7 @@ import { dayOf } from './time.tsx'
 const SHOWN = 120
 
 /** What each day takes, in the database and in the archive. */
-export function Storage({ partitions, now }: { partitions: Partition[], now: Date }) {
+export function Storage({ partitions, now }: { partitions: Partition[]; now: Date }) {
   const past = partitions.filter(({ range_start }) => Date.parse(range_start) <= now.getTime())
   const shown = past.slice(-SHOWN)
   if (shown.length === 0) return <p class="muted">There is no partition yet.</p>
@@ -21,7 +21,8 @@ export function Storage({ partitions, now }: { partitions: Partition[], now: Dat
   return (
     <>
       <p>
-        {said}{growth !== undefined && ` ${bytes(growth)} a partition lately.`}
+        {said}
+        {growth !== undefined && ` ${bytes(growth)} a partition lately.`}
       </p>
       <Chart
         id="storage-plot"
@@ -41,7 +42,9 @@ export function Storage({ partitions, now }: { partitions: Partition[], now: Dat
           }))}
         />
       </Chart>
-      <p><a href="#days-rows">Each day in numbers</a></p>
+      <p>
+        <a href="#days-rows">Each day in numbers</a>
+      </p>
     </>
   )
 }

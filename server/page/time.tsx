@@ -1,7 +1,7 @@
 import { duration } from './format.ts'
 
 /** A moment as RFC 3339 text, shown as the time since or until, with the time of day in UTC. */
-export function Moment({ at, now }: { at: string, now: Date }) {
+export function Moment({ at, now }: { at: string; now: Date }) {
   return (
     <time dateTime={at} class="moment">
       {relative(at, now)} <small>{utc(at, now)}</small>

@@ -5,7 +5,12 @@ import { Head } from './layout.tsx'
 
 const STEP_MS = 600_000
 const STEPS = 144
-const SERIES = [['online', 'online'], ['late', 'late'], ['offline', 'offline'], ['unity_down', 'Unity down']] as const
+const SERIES = [
+  ['online', 'online'],
+  ['late', 'late'],
+  ['offline', 'offline'],
+  ['unity_down', 'Unity down'],
+] as const
 
 /** A row of the view fleet.fleet_trend. */
 export interface Sample {
@@ -18,11 +23,15 @@ export interface Sample {
 
 /** Of the last day. */
 export async function readTrend(reader: Reader) {
-  return [...await reader.run(sql => sql<Sample[]>`
+  return [
+    ...(await reader.run(
+      sql => sql<Sample[]>`
     select sampled_at, online, late, offline, unity_down
     from fleet.fleet_trend
     where sampled_at > now() - interval '1 day'
-  `)]
+  `,
+    )),
+  ]
 }
 
 /** How much more there are than an hour ago; undefined without a look from then. */
@@ -33,14 +42,17 @@ export function sinceAnHour(samples: Sample[], now: Date, value: number, status:
 }
 
 /** The last day of the fleet; where nobody looked the lines are interrupted. */
-export function Trend({ samples, now }: { samples: Sample[], now: Date }) {
+export function Trend({ samples, now }: { samples: Sample[]; now: Date }) {
   if (samples.length < 2) return <p class="muted">The trend begins when the fleet was counted twice, ten minutes apart.</p>
   const end = Math.ceil(now.getTime() / STEP_MS) * STEP_MS
   const at = (step: number) => end - (STEPS - step) * STEP_MS
   const byTime = new Map(samples.map(sample => [Date.parse(sample.sampled_at), sample]))
   const steps = Array.from({ length: STEPS }, (_, n) => byTime.get(at(n)))
   const yTicks = ticksTo(Math.max(...samples.flatMap(sample => SERIES.map(([status]) => sample[status]))))
-  const xTicks: Tick[] = [0, 1, 2, 3, 4].map(n => ({ at: n / 4, label: new Date(at(n / 4 * STEPS)).toISOString().slice(11, 16) }))
+  const xTicks: Tick[] = [0, 1, 2, 3, 4].map(n => ({
+    at: n / 4,
+    label: new Date(at((n / 4) * STEPS)).toISOString().slice(11, 16),
+  }))
   const [first, last] = [samples[0]!, samples.at(-1)!]
   return (
     <Chart
@@ -52,24 +64,29 @@ export function Trend({ samples, now }: { samples: Sample[], now: Date }) {
       xTicks={xTicks}
       series={SERIES.map(([, label]) => label)}
       class="statuses"
-      table={(
+      table={
         <table>
           <Head cells={['From (UTC)', ...SERIES.map(([, label]) => ({ number: label[0]!.toUpperCase() + label.slice(1) }))]} />
           <tbody>
             {samples.toReversed().map(sample => (
               <tr>
                 <th scope="row">{new Date(sample.sampled_at).toISOString().slice(0, 16).replace('T', ' ')}</th>
-                {SERIES.map(([status]) => <td class="number">{sample[status]}</td>)}
+                {SERIES.map(([status]) => (
+                  <td class="number">{sample[status]}</td>
+                ))}
               </tr>
             ))}
           </tbody>
         </table>
-      )}
+      }
     >
       {SERIES.map(([status], n) => (
         <Line
           series={n + 1}
-          points={steps.map((sample, step) => ({ x: (step + 0.5) / STEPS, y: sample === undefined ? null : shareOf(sample[status], yTicks) }))}
+          points={steps.map((sample, step) => ({
+            x: (step + 0.5) / STEPS,
+            y: sample === undefined ? null : shareOf(sample[status], yTicks),
+          }))}
         />
       ))}
     </Chart>

@@ -7,13 +7,16 @@ import { asRole, daysAgo, enroll, ingest, partitionAt, value } from '../../testi
 async function withRetired(t: Test) {
   const db = await withDatabase(t)
   const { sql } = db
-  const [device] = await enroll(sql, 1) as [number]
-  await ingest(sql, [5.1, 5.2, 5.3].map(days => ({ device_id: device, ts: `${daysAgo(5).slice(0, 10)}T0${days.toFixed(1).at(-1)}:00:00Z` })))
+  const [device] = (await enroll(sql, 1)) as [number]
+  await ingest(
+    sql,
+    [5.1, 5.2, 5.3].map(days => ({ device_id: device, ts: `${daysAgo(5).slice(0, 10)}T0${days.toFixed(1).at(-1)}:00:00Z` })),
+  )
   const name = await partitionAt(sql, `${daysAgo(5).slice(0, 10)}T01:00:00Z`)
   await sql`select fleet.archive_partition(${name})`
   const archiver = asRole(t, db, 'fleet_archiver')
   const sums = async () => {
-    const [row] = await archiver<{ row_count: string, content_checksum: string, min_ts: Date, max_ts: Date }[]>`
+    const [row] = await archiver<{ row_count: string; content_checksum: string; min_ts: Date; max_ts: Date }[]>`
       select * from fleet.content_checksum(${`fleet_detached.${name}`}::regclass)
     `
     if (!row) throw new Error('no checksum')
@@ -26,30 +29,52 @@ t.test('the steps of archiving lead to a drop, and only in their order', async t
   const { sql, name, archiver, sums, sha } = await withRetired(t)
   const sum = await sums()
   t.equal(sum.row_count, '3')
-  t.match(await archiver`select * from fleet.claim_partition('a')`, [{
-    partition_name: name, table_name: `fleet_detached.${name}`, state: 'archiving', step: 'claimed', row_count: '3', attempts: 0,
-  }])
+  t.match(await archiver`select * from fleet.claim_partition('a')`, [
+    {
+      partition_name: name,
+      table_name: `fleet_detached.${name}`,
+      state: 'archiving',
+      step: 'claimed',
+      row_count: '3',
+      attempts: 0,
+    },
+  ])
   t.same(await archiver`select * from fleet.claim_partition('b')`, [], 'another archiver finds it taken')
   await t.rejects(archiver`select fleet.record_frozen(${name}, 'b')`, { code: 'FL003', hint: /stop working/ })
   await archiver`select fleet.record_frozen(${name}, 'a')`
-  await t.rejects(archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${sha}, 10)`, { code: 'FL002' }, 'not uploaded before exported')
-  await t.rejects(archiver`select fleet.count_retired(${name}, 'a', 2)`, { code: 'FL010', message: /has 3 rows, but a says that it copied 2/ })
+  await t.rejects(
+    archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${sha}, 10)`,
+    { code: 'FL002' },
+    'not uploaded before exported',
+  )
+  await t.rejects(archiver`select fleet.count_retired(${name}, 'a', 2)`, {
+    code: 'FL010',
+    message: /has 3 rows, but a says that it copied 2/,
+  })
   await t.rejects(archiver`select fleet.count_retired(${name}, 'a', null)`, { code: 'FL010', message: /copied nothing/ })
-  await t.rejects(archiver`select fleet.count_retired(${name}, 'a', 3, '[{"name": "ts", "type": "timestamp with time zone"}]')`,
-    { code: 'FL010', detail: /battery_pct/ }, 'not all of its columns')
+  await t.rejects(
+    archiver`select fleet.count_retired(${name}, 'a', 3, '[{"name": "ts", "type": "timestamp with time zone"}]')`,
+    { code: 'FL010', detail: /battery_pct/ },
+    'not all of its columns',
+  )
   await t.rejects(archiver`select fleet.record_export(${name}, 'a')`, { code: 'FL002' }, 'not exported before it was counted')
   t.match(await archiver`select * from fleet.count_retired(${name}, 'a', ${sum.row_count})`, [sum])
   await archiver`select fleet.record_export(${name}, 'a')`
   const proof = (hex: string, content: string, rows: string) =>
-    archiver`select fleet.record_proof(${name}, 'a', ${hex}, ${content}, ${rows}, ${sum.min_ts}, ${sum.max_ts})`.then(rows => rows)
+    archiver`select fleet.record_proof(${name}, 'a', ${hex}, ${content}, ${rows}, ${sum.min_ts}, ${sum.max_ts})`.then(
+      rows => rows,
+    )
   await t.rejects(proof(sha, sum.content_checksum, '3'), { code: 'FL002' }, 'not proven before uploaded')
   await archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${sha}, 10)`
   await t.rejects(proof('cd'.repeat(32), sum.content_checksum, '3'), { code: 'FL010', message: /partition is kept/ })
   await t.rejects(proof(sha, `${BigInt(sum.content_checksum) + 1n}`, '3'), { code: 'FL010' })
   await t.rejects(proof(sha, sum.content_checksum, '2'), { code: 'FL010', detail: /rows 3, read back 2/ })
   await t.rejects(archiver`select fleet.drop_partition(${name})`, { code: 'FL001' }, 'not dropped before proven')
-  await t.rejects(sql`update fleet.hb_partitions set state = 'archived' where partition_name = ${name}`,
-    { message: /hb_partitions_archived_is_proven/ }, 'not even the owner can say that it is proven')
+  await t.rejects(
+    sql`update fleet.hb_partitions set state = 'archived' where partition_name = ${name}`,
+    { message: /hb_partitions_archived_is_proven/ },
+    'not even the owner can say that it is proven',
+  )
   await proof(sha, sum.content_checksum, '3')
   t.match(await sql`select state, step, archive_url from fleet.hb_partitions where partition_name = ${name}`, [
     { state: 'archived', step: 'proven', archive_url: 'file:///x' },
@@ -57,9 +82,10 @@ t.test('the steps of archiving lead to a drop, and only in their order', async t
   t.equal(await value(archiver`select fleet.drop_partition(${name})`), true)
   t.equal(await value(sql`select to_regclass(${`fleet_detached.${name}`})`), null)
   t.equal(await value(archiver`select fleet.drop_partition(${name})`), true, 'dropped already')
-  t.same((await sql`select event from fleet.events where partition_name = ${name} order by event_id`).map(row => row.event as string), [
-    'partition.create', 'partition.detach', 'partition.archive.start', 'partition.archive.end', 'partition.drop',
-  ])
+  t.same(
+    (await sql`select event from fleet.events where partition_name = ${name} order by event_id`).map(row => row.event as string),
+    ['partition.create', 'partition.detach', 'partition.archive.start', 'partition.archive.end', 'partition.drop'],
+  )
 })
 
 t.test('a proven partition may be dropped by hand as well; one that changed after the proof may not', async t => {
@@ -71,7 +97,9 @@ t.test('a proven partition may be dropped by hand as well; one that changed afte
   await archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${sha}, 10)`
   await archiver`select fleet.record_proof(${name}, 'a', ${sha}, ${sum.content_checksum}, 3, ${sum.min_ts}, ${sum.max_ts})`
 
-  await db.admin.unsafe(`insert into fleet_detached.${name} (ts, device_id) values ('${sum.min_ts.toISOString()}'::timestamptz + interval '11 s', 99)`)
+  await db.admin.unsafe(
+    `insert into fleet_detached.${name} (ts, device_id) values ('${sum.min_ts.toISOString()}'::timestamptz + interval '11 s', 99)`,
+  )
   await t.rejects(archiver`select fleet.drop_partition(${name})`, { code: 'FL010', message: /has 4 rows and its archive 3/ })
   await db.admin.unsafe(`delete from fleet_detached.${name} where device_id = 99`)
 
@@ -116,10 +144,14 @@ t.test('failures are counted, tried again later and later, and then left to the 
     t.same(await archiver`select * from fleet.claim_partition('a')`, [], 'not before its time')
     await sql`update fleet.hb_partitions set next_attempt_at = now() where partition_name = ${name} and next_attempt_at is not null`
   }
-  t.same(waits.map(wait => Math.round(wait / 60)), [1, 2, 4, 8])
-  t.match(await sql`select state, attempts, last_error, next_attempt_at from fleet.hb_partitions where partition_name = ${name}`, [
-    { state: 'archive_failed', attempts: 5, last_error: 'no space, attempt 5', next_attempt_at: null },
-  ])
+  t.same(
+    waits.map(wait => Math.round(wait / 60)),
+    [1, 2, 4, 8],
+  )
+  t.match(
+    await sql`select state, attempts, last_error, next_attempt_at from fleet.hb_partitions where partition_name = ${name}`,
+    [{ state: 'archive_failed', attempts: 5, last_error: 'no space, attempt 5', next_attempt_at: null }],
+  )
   t.match(await sql`select status, detail from fleet.check() where check_name = 'archive_failed'`, [
     { status: 'fail', detail: `${name}: no space, attempt 5` },
   ])
@@ -158,40 +190,58 @@ t.test('a restore is asked for, filled, compared, and attached', async t => {
   await archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${sha}, 10)`
   await archiver`select fleet.record_proof(${name}, 'a', ${sha}, ${sum.content_checksum}, 3, ${sum.min_ts}, ${sum.max_ts})`
   await archiver`select fleet.drop_partition(${name})`
-  t.match(await sql`select "where", row_count from fleet.data_coverage where day = ${day}`, [{ where: 'archived', row_count: '3' }])
+  t.match(await sql`select "where", row_count from fleet.data_coverage where day = ${day}`, [
+    { where: 'archived', row_count: '3' },
+  ])
   t.same(await sql`select fleet.create_partitions(${day}, ${day})`, [], 'no empty partition is made in its place')
 
   const dba = asRole(t, db, 'fleet_dba')
   const request = await value(dba`select fleet.request_restore(${day})`)
-  t.match(await archiver`select * from fleet.claim_restore('a')`, [{ request_id: request, partition_name: name, archive_url: 'file:///x', row_count: '3' }])
-  const table = await value(archiver`select fleet.begin_restore(${name}, 'a')`) as string
+  t.match(await archiver`select * from fleet.claim_restore('a')`, [
+    { request_id: request, partition_name: name, archive_url: 'file:///x', row_count: '3' },
+  ])
+  const table = (await value(archiver`select fleet.begin_restore(${name}, 'a')`)) as string
   await archiver`insert into ${archiver(table)} select * from public.kept limit 2`
   await t.rejects(archiver`select fleet.finish_restore(${name}, 'a')`, { code: 'FL010', message: /not attached/ })
   await archiver`select fleet.fail_restore(${name}, 'a', 'short')`
   t.equal(await value(sql`select to_regclass(${table})`), null, 'the half-filled table is gone')
-  t.match(await sql`select status, detail from fleet.check() where check_name = 'restores'`, [{ status: 'warn', detail: `failed: ${name}: short` }])
+  t.match(await sql`select status, detail from fleet.check() where check_name = 'restores'`, [
+    { status: 'warn', detail: `failed: ${name}: short` },
+  ])
 
   await dba`select fleet.request_restore(${day})`
   await archiver`select * from fleet.claim_restore('a')`
   await archiver`select fleet.begin_restore(${name}, 'a')`
   await archiver`insert into ${archiver(table)} table public.kept`
   await archiver`select fleet.finish_restore(${name}, 'a')`
-  t.same(await db.admin`
+  t.same(
+    await db.admin`
     (table fleet.device_heartbeats except all table public.kept)
     union all (table public.kept except all table fleet.device_heartbeats)
-  `, [], 'row for row')
+  `,
+    [],
+    'row for row',
+  )
   t.match(await sql`select state from fleet.hb_partitions where partition_name = ${name}`, [{ state: 'restored' }])
   t.match(await sql`select "where" from fleet.data_coverage where day = ${day}`, [{ where: 'both' }])
   t.same(await sql`select * from fleet.check() where status = 'fail'`, [])
   await t.rejects(sql`drop table ${sql(`fleet.${name}`)}`, { code: 'FL001' }, 'rows may have been added: it is guarded again')
   await dba`call fleet.nightly(null, '2 days')`
-  t.match(await sql`select state from fleet.hb_partitions where partition_name = ${name}`, [{ state: 'restored' }], 'it stays until released')
+  t.match(
+    await sql`select state from fleet.hb_partitions where partition_name = ${name}`,
+    [{ state: 'restored' }],
+    'it stays until released',
+  )
   await dba`select fleet.release_partition(${name})`
-  await db.admin.unsafe(`insert into fleet.${name} (ts, device_id) values ('${sum.min_ts.toISOString()}'::timestamptz + interval '11 s', 99)`)
+  await db.admin.unsafe(
+    `insert into fleet.${name} (ts, device_id) values ('${sum.min_ts.toISOString()}'::timestamptz + interval '11 s', 99)`,
+  )
   await dba`call fleet.nightly(null, '2 days')`
-  t.match(await sql`select row_count, content_checksum from fleet.archives where partition_name = ${name}`, [
-    { row_count: '3', content_checksum: sum.content_checksum },
-  ], 'the archive is described as it is')
+  t.match(
+    await sql`select row_count, content_checksum from fleet.archives where partition_name = ${name}`,
+    [{ row_count: '3', content_checksum: sum.content_checksum }],
+    'the archive is described as it is',
+  )
   t.match(await sql`select state from fleet.hb_partitions where partition_name = ${name}`, [{ state: 'detached' }])
 })
 
@@ -201,40 +251,67 @@ t.test('the content checksum sees every value, and no order', async t => {
   const rows = [
     ['2026-08-15T00:00:00Z', '2026-08-15T00:00:00.000001Z', 1, null, null, null, null, null, null],
     ['2026-08-15T00:00:00Z', '2026-08-15T00:00:00.000001Z', 1, 0, 0, false, '', '~', '192.0.2.7'],
-    ['2026-08-15T00:00:00Z', '2026-08-15T00:00:00.000001Z', 9007199254740993n, -32768, 32767, true, 'a|b', '日本', '2001:db8::/48'],
+    [
+      '2026-08-15T00:00:00Z',
+      '2026-08-15T00:00:00.000001Z',
+      9007199254740993n,
+      -32768,
+      32767,
+      true,
+      'a|b',
+      '日本',
+      '2001:db8::/48',
+    ],
   ]
-  const sum = async () => await value(sql`select content_checksum from fleet.content_checksum('fleet.sample')`) as string
+  const sum = async () => (await value(sql`select content_checksum from fleet.content_checksum('fleet.sample')`)) as string
   t.equal(await sum(), '0', 'no rows')
-  const insert = (row: unknown[]) => sql`insert into fleet.sample values (${row[0] as string}, ${row[1] as string}, ${String(row[2])}::bigint,
+  const insert = (
+    row: unknown[],
+  ) => sql`insert into fleet.sample values (${row[0] as string}, ${row[1] as string}, ${String(row[2])}::bigint,
     ${row[3] as number}, ${row[4] as number}, ${row[5] as boolean}, ${row[6] as string}, ${row[7] as string}, ${row[8] as string})`
   for (const row of rows) await insert(row)
   const whole = await sum()
   await sql`truncate fleet.sample`
   for (const row of [...rows].reverse()) await insert(row)
   t.equal(await sum(), whole)
-  for (const change of ["received_at = received_at + interval '1 microsecond'", 'signal_dbm = coalesce(signal_dbm, 0) + 1', 'unity_running = null',
-    "network_type = null where network_type = ''", "network_type = 'a', agent_version = 'b|日本' where network_type = 'a|b'"]) {
-    await t.rejects(sql.begin(async s => {
-      await s.unsafe(`update fleet.sample set ${change}`)
-      t.not(await value(s`select content_checksum from fleet.content_checksum('fleet.sample')`), whole, change)
-      throw new Error('undo')
-    }), { message: 'undo' })
+  for (const change of [
+    "received_at = received_at + interval '1 microsecond'",
+    'signal_dbm = coalesce(signal_dbm, 0) + 1',
+    'unity_running = null',
+    "network_type = null where network_type = ''",
+    "network_type = 'a', agent_version = 'b|日本' where network_type = 'a|b'",
+  ]) {
+    await t.rejects(
+      sql.begin(async s => {
+        await s.unsafe(`update fleet.sample set ${change}`)
+        t.not(await value(s`select content_checksum from fleet.content_checksum('fleet.sample')`), whole, change)
+        throw new Error('undo')
+      }),
+      { message: 'undo' },
+    )
   }
 })
 
-t.test('a table whose quick hash is another one, as after a dump went to another version, is compared by its checksum', async t => {
-  const { db, sql, name, archiver, sums, sha } = await withRetired(t)
-  const sum = await sums()
-  await archiver`select * from fleet.claim_partition('a')`
-  await archiver`select fleet.count_retired(${name}, 'a', 3)`
-  await archiver`select fleet.record_export(${name}, 'a')`
-  await archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${sha}, 10)`
-  await archiver`select fleet.record_proof(${name}, 'a', ${sha}, ${sum.content_checksum}, 3, ${sum.min_ts}, ${sum.max_ts})`
-  t.match(await sql`select rows_hash = fleet.rows_hash(${`fleet_detached.${name}`}::regclass) as is_same from fleet.hb_partitions where partition_name = ${name}`,
-    [{ is_same: true }])
-  await sql`update fleet.hb_partitions set rows_hash = rows_hash + 1 where partition_name = ${name}`
-  await db.admin.unsafe(`update fleet_detached.${name} set battery_pct = 7 where ts = (select min(ts) from fleet_detached.${name})`)
-  await t.rejects(archiver`select fleet.drop_partition(${name})`, { code: 'FL010', message: /differs from its archive/ })
-  await db.admin.unsafe(`update fleet_detached.${name} set battery_pct = null where battery_pct = 7`)
-  t.equal(await value(archiver`select fleet.drop_partition(${name})`), true)
-})
+t.test(
+  'a table whose quick hash is another one, as after a dump went to another version, is compared by its checksum',
+  async t => {
+    const { db, sql, name, archiver, sums, sha } = await withRetired(t)
+    const sum = await sums()
+    await archiver`select * from fleet.claim_partition('a')`
+    await archiver`select fleet.count_retired(${name}, 'a', 3)`
+    await archiver`select fleet.record_export(${name}, 'a')`
+    await archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${sha}, 10)`
+    await archiver`select fleet.record_proof(${name}, 'a', ${sha}, ${sum.content_checksum}, 3, ${sum.min_ts}, ${sum.max_ts})`
+    t.match(
+      await sql`select rows_hash = fleet.rows_hash(${`fleet_detached.${name}`}::regclass) as is_same from fleet.hb_partitions where partition_name = ${name}`,
+      [{ is_same: true }],
+    )
+    await sql`update fleet.hb_partitions set rows_hash = rows_hash + 1 where partition_name = ${name}`
+    await db.admin.unsafe(
+      `update fleet_detached.${name} set battery_pct = 7 where ts = (select min(ts) from fleet_detached.${name})`,
+    )
+    await t.rejects(archiver`select fleet.drop_partition(${name})`, { code: 'FL010', message: /differs from its archive/ })
+    await db.admin.unsafe(`update fleet_detached.${name} set battery_pct = null where battery_pct = 7`)
+    t.equal(await value(archiver`select fleet.drop_partition(${name})`), true)
+  },
+)

@@ -7,40 +7,72 @@ type Mapped = [name: string, today: string | null, type: string | null]
 /** What became of these columns of an archive of some time. */
 async function mapped({ sql }: TestDatabase, columns: string[], at: string | null = null) {
   const shape = columns.map(name => ({ name, type: 'text' }))
-  const rows = await sql<{ name: string, today_name: string | null, today_type: string | null }[]>`
+  const rows = await sql<{ name: string; today_name: string | null; today_type: string | null }[]>`
     select * from fleet.map_columns(${sql.json(shape)}, ${at}::timestamptz) order by position`
   return rows.map(({ name, today_name, today_type }): Mapped => [name, today_name, today_type])
 }
 
 async function changesOf({ sql }: TestDatabase) {
   await sql`select fleet.note_columns()`
-  const rows = await sql<{ change: string, name: string, new_name: string | null, new_type: string | null }[]>`
+  const rows = await sql<{ change: string; name: string; new_name: string | null; new_type: string | null }[]>`
     select change, name, new_name, new_type from fleet.column_changes order by change_id`
-  return rows.map(({ change, name, new_name, new_type }) => [change, name, new_name ?? new_type].filter(text => text !== null).join(' '))
+  return rows.map(({ change, name, new_name, new_type }) =>
+    [change, name, new_name ?? new_type].filter(text => text !== null).join(' '),
+  )
 }
 
 const heartbeats = 'alter table fleet.device_heartbeats'
 
-t.test('changes of columns are noted, and an old name leads to today\'s name', async t => {
+t.test("changes of columns are noted, and an old name leads to today's name", async t => {
   const db = await withDatabase(t)
   const { sql } = db
   t.same(await changesOf(db), [], 'a new store has no changes')
   await sql.unsafe(`${heartbeats} add column a text, add column b smallint, add column c text`)
-  const before = await value(sql`select clock_timestamp()::text`) as string
+  const before = (await value(sql`select clock_timestamp()::text`)) as string
   await sql.unsafe(`${heartbeats} rename column a to a2`)
   await sql.unsafe(`${heartbeats} rename column a2 to a3`)
   await sql.unsafe(`${heartbeats} alter column b type bigint`)
   await sql.unsafe(`${heartbeats} drop column c`)
   await sql.unsafe(`${heartbeats} add column c integer`)
   t.same(await changesOf(db), [
-    'added a text', 'added b smallint', 'added c text', 'renamed a a2', 'renamed a2 a3', 'retyped b bigint', 'dropped c', 'added c integer',
+    'added a text',
+    'added b smallint',
+    'added c text',
+    'renamed a a2',
+    'renamed a2 a3',
+    'retyped b bigint',
+    'dropped c',
+    'added c integer',
   ])
-  t.same(await mapped(db, ['a', 'b', 'c', 'never'], before), [['a', 'a3', 'text'], ['b', 'b', 'bigint'], ['c', null, null], ['never', null, null]])
-  t.same(await mapped(db, ['a3', 'c'], '2100-01-01'), [['a3', 'a3', 'text'], ['c', 'c', 'integer']], 'of what was archived after them')
-  t.same(await mapped(db, ['a', 'a3']), [['a', null, null], ['a3', 'a3', 'text']], 'of two, the one that has the name')
+  t.same(await mapped(db, ['a', 'b', 'c', 'never'], before), [
+    ['a', 'a3', 'text'],
+    ['b', 'b', 'bigint'],
+    ['c', null, null],
+    ['never', null, null],
+  ])
+  t.same(
+    await mapped(db, ['a3', 'c'], '2100-01-01'),
+    [
+      ['a3', 'a3', 'text'],
+      ['c', 'c', 'integer'],
+    ],
+    'of what was archived after them',
+  )
+  t.same(
+    await mapped(db, ['a', 'a3']),
+    [
+      ['a', null, null],
+      ['a3', 'a3', 'text'],
+    ],
+    'of two, the one that has the name',
+  )
   t.match(await sql`select detail from fleet.events where event = 'columns.change' order by event_id`, [
-    { detail: 'added a text, added b smallint, added c text' }, { detail: 'renamed a to a2' }, { detail: 'renamed a2 to a3' },
-    { detail: 'retyped b to bigint' }, { detail: 'dropped c text' }, { detail: 'added c integer' },
+    { detail: 'added a text, added b smallint, added c text' },
+    { detail: 'renamed a to a2' },
+    { detail: 'renamed a2 to a3' },
+    { detail: 'retyped b to bigint' },
+    { detail: 'dropped c text' },
+    { detail: 'added c integer' },
   ])
 })
 
@@ -60,7 +92,10 @@ t.test('without the event trigger maintain() notes them, and a retirement before
   const name = await partitionAt(sql, daysAgo(5))
   await sql`select fleet.archive_partition(${name})`
   t.same(await changesOf(db), ['added a text', 'added b text', 'renamed a b', 'renamed b a'])
-  t.same(await mapped(db, ['a', 'b'], '2020-01-01'), [['a', 'b', 'text'], ['b', 'a', 'text']])
+  t.same(await mapped(db, ['a', 'b'], '2020-01-01'), [
+    ['a', 'b', 'text'],
+    ['b', 'a', 'text'],
+  ])
   const [retired] = await sql<{ is_after: boolean }[]>`
     select detached_at >= (select max(changed_at) from fleet.column_changes) as is_after from fleet.hb_partitions where partition_name = ${name}`
   t.ok(retired?.is_after, 'it has the new names')
@@ -84,9 +119,15 @@ t.test('in a restored dump columns are known by their names, whatever their numb
   const before = await changesOf(db)
   // As pg_restore leaves it: the numbers are of another table in another cluster, without the gap.
   for (const other of ['relid = relid::bigint + 1', 'system_identifier = system_identifier + 1']) {
-    await sql.unsafe(`update fleet.heartbeat_columns set ${other}, attnum = attnum - case when name in ('a', 'b') then 1 else 0 end`)
+    await sql.unsafe(
+      `update fleet.heartbeat_columns set ${other}, attnum = attnum - case when name in ('a', 'b') then 1 else 0 end`,
+    )
     t.same(await changesOf(db), before, 'nothing was renamed')
-    t.equal(await value(sql`select count(*)::int from fleet.heartbeat_columns where relid = 'fleet.device_heartbeats'::regclass`), 11, 'they are noted again')
+    t.equal(
+      await value(sql`select count(*)::int from fleet.heartbeat_columns where relid = 'fleet.device_heartbeats'::regclass`),
+      11,
+      'they are noted again',
+    )
   }
   await sql.unsafe(`update fleet.heartbeat_columns set relid = relid::bigint + 1, attnum = attnum + 1`)
   await sql.unsafe(`${heartbeats} rename column a to a2`)
@@ -94,10 +135,39 @@ t.test('in a restored dump columns are known by their names, whatever their numb
 })
 
 const forms: Record<string, boolean> = {
-  smallint: true, integer: true, bigint: true, boolean: true, numeric: true, 'numeric(10,2)': true, 'numeric(3,-2)': true, 'double precision': true,
-  text: true, 'text[]': true, jsonb: true, inet: true, uuid: true, date: true, timestamp: true, 'timestamp(3)': true, timestamptz: true, 'timestamptz(0)': true,
-  real: false, json: false, bytea: false, 'character varying(20)': false, 'character(3)': false, 'integer[]': false, time: false, interval: false,
-  cidr: false, money: false, xml: false, point: false, 'inet[]': false, 'fleet.some_enum': false, 'fleet.some_domain': false,
+  smallint: true,
+  integer: true,
+  bigint: true,
+  boolean: true,
+  numeric: true,
+  'numeric(10,2)': true,
+  'numeric(3,-2)': true,
+  'double precision': true,
+  text: true,
+  'text[]': true,
+  jsonb: true,
+  inet: true,
+  uuid: true,
+  date: true,
+  timestamp: true,
+  'timestamp(3)': true,
+  timestamptz: true,
+  'timestamptz(0)': true,
+  real: false,
+  json: false,
+  bytea: false,
+  'character varying(20)': false,
+  'character(3)': false,
+  'integer[]': false,
+  time: false,
+  interval: false,
+  cidr: false,
+  money: false,
+  xml: false,
+  point: false,
+  'inet[]': false,
+  'fleet.some_enum': false,
+  'fleet.some_domain': false,
 }
 
 t.test('a column that the archive has no form for is refused when it is added', async t => {
@@ -113,19 +183,35 @@ t.test('a column that the archive has no form for is refused when it is added', 
         await by.unsafe(`${heartbeats} drop column x`)
       } else {
         await t.rejects(adding, {
-          code: 'FL422', message: /^column x of fleet.device_heartbeats is refused: the archive has no form for its type /,
+          code: 'FL422',
+          message: /^column x of fleet.device_heartbeats is refused: the archive has no form for its type /,
           hint: /sql\/functions\/archive_form\.sql, sql\/shape-guard\.sql and archiver\/parquet\.ts/,
         })
       }
     }
   }
   await sql.unsafe(`${heartbeats} add column x text`)
-  await t.rejects(sql.unsafe(`${heartbeats} alter column x type bytea using null`), { code: 'FL422' }, 'nor a type that is changed')
-  await t.rejects(sql.unsafe(`${heartbeats} add column y bigint generated always as (device_id + 1) stored`), { code: 'FL422', message: /\(generated\)/ })
-  await t.rejects(sql.unsafe(`alter table fleet.device_heartbeats_template add column y bytea`), { code: 'FL422' }, 'nor in the template')
-  await t.rejects(sql.begin(async s => {
-    await s.savepoint(s => s.unsafe(`${heartbeats} add column y bytea`))
-  }), { code: 'FL422' }, 'nor in a subtransaction')
+  await t.rejects(
+    sql.unsafe(`${heartbeats} alter column x type bytea using null`),
+    { code: 'FL422' },
+    'nor a type that is changed',
+  )
+  await t.rejects(sql.unsafe(`${heartbeats} add column y bigint generated always as (device_id + 1) stored`), {
+    code: 'FL422',
+    message: /\(generated\)/,
+  })
+  await t.rejects(
+    sql.unsafe(`alter table fleet.device_heartbeats_template add column y bytea`),
+    { code: 'FL422' },
+    'nor in the template',
+  )
+  await t.rejects(
+    sql.begin(async s => {
+      await s.savepoint(s => s.unsafe(`${heartbeats} add column y bytea`))
+    }),
+    { code: 'FL422' },
+    'nor in a subtransaction',
+  )
   t.match(await sql`select status, detail from fleet.check() where check_name = 'archive_columns'`, [{ status: 'ok' }])
   // Tables of other applications may have columns of any type.
   await admin`grant create on schema public to fleet_reader`
@@ -150,16 +236,22 @@ t.test('the lists of types of the guard and of the archive are one', async t => 
     select type from unnest(${types.map(({ type }) => type)}::text[]) type
     where (fleet.archive_form(type) is not null) <> (type ~ ${guard?.pattern ?? ''})`
   t.same(differing, [])
-  t.equal(await value(admin`select count(distinct regexp_replace(type, '\\(.*\\)', ''))::int from unnest(${types.map(({ type }) => type)}::text[]) type
-    where fleet.archive_form(type) is not null`), 14)
+  t.equal(
+    await value(admin`select count(distinct regexp_replace(type, '\\(.*\\)', ''))::int from unnest(${types.map(({ type }) => type)}::text[]) type
+    where fleet.archive_form(type) is not null`),
+    14,
+  )
 })
 
 t.test('a column that was there before the guard is named the same minute, and does not stop the nights', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   await admin`drop event trigger fleet_guard_columns`
-  const checked = async () => (await sql<{ status: string, detail: string, remedy: string }[]>`
-    select status, detail, remedy from fleet.check() where check_name = 'archive_columns'`)[0]
+  const checked = async () =>
+    (
+      await sql<{ status: string; detail: string; remedy: string }[]>`
+    select status, detail, remedy from fleet.check() where check_name = 'archive_columns'`
+    )[0]
   t.match(await checked(), { status: 'warn', detail: /fleet_guard_columns is missing/ })
   await sql.unsafe(`${heartbeats} add column x bytea, add column y bigint generated always as (device_id + 1) stored`)
   const bad = await checked()
@@ -175,18 +267,28 @@ t.test('a column that was there before the guard is named the same minute, and d
   await admin`alter event trigger fleet_guard_columns enable always`
   await sql`select fleet.archive_partition(${await partitionAt(sql, daysAgo(40))})`
   await sql.unsafe(`${heartbeats} add column w text`)
-  await t.rejects(sql`select * from fleet.archive_columns('fleet.device_heartbeats')`, { code: 'FL422', hint: /archiver\/parquet\.ts/ })
+  await t.rejects(sql`select * from fleet.archive_columns('fleet.device_heartbeats')`, {
+    code: 'FL422',
+    hint: /archiver\/parquet\.ts/,
+  })
 })
 
 t.test('the checksum covers the columns that it is asked for', async t => {
   const { sql } = await withDatabase(t)
   await sql`create table fleet.sample (ts timestamptz, a text, b numeric(10,2))`
   await sql`insert into fleet.sample values ('2026-08-15Z', 'x', 1.5), ('2026-08-15Z', null, 'NaN')`
-  const sum = (columns: string[] | null, version: number | null = null) => value(sql`
-    select content_checksum from fleet.content_checksum('fleet.sample', ${columns ? sql.json(columns.map(column => {
-      const [name, type] = column.split(':')
-      return { name: name ?? '', type: type ?? '' }
-    })) : null}::jsonb, ${version}::int)`)
+  const sum = (columns: string[] | null, version: number | null = null) =>
+    value(sql`
+    select content_checksum from fleet.content_checksum('fleet.sample', ${
+      columns
+        ? sql.json(
+            columns.map(column => {
+              const [name, type] = column.split(':')
+              return { name: name ?? '', type: type ?? '' }
+            }),
+          )
+        : null
+    }::jsonb, ${version}::int)`)
   const all = ['ts:timestamp with time zone', 'a:text', 'b:numeric(10,2)']
   t.equal(await sum(null), await sum(all))
   t.equal(await sum(all, 2), await sum(all))
@@ -218,17 +320,34 @@ t.test('the columns of an older archive are never guessed from the table of toda
   const { sql } = db
   await sql`select fleet.request_restore('2026-01-01')`
   await archiver`select * from fleet.claim_restore('a')`
-  await t.rejects(archiver`select fleet.begin_restore('device_heartbeats_p2026_01_01', 'a')`, { code: 'FL002', message: /are not recorded/ })
-  const columns = [{ name: 'ts', type: 'timestamp with time zone' }, { name: 'imei', type: 'text' }]
-  const record = (list: object[], hash: string) => value(archiver`
+  await t.rejects(archiver`select fleet.begin_restore('device_heartbeats_p2026_01_01', 'a')`, {
+    code: 'FL002',
+    message: /are not recorded/,
+  })
+  const columns = [
+    { name: 'ts', type: 'timestamp with time zone' },
+    { name: 'imei', type: 'text' },
+  ]
+  const record = (list: object[], hash: string) =>
+    value(archiver`
     select fleet.record_columns('device_heartbeats_p2026_01_01', ${hash}, ${archiver.json(list as typeof columns)}, 1, 1)`)
-  await t.rejects(record([{ name: 'x', type: 'text, y text' }], sha), { code: 'FL422', message: /columns of unknown types: x text, y text/ })
+  await t.rejects(record([{ name: 'x', type: 'text, y text' }], sha), {
+    code: 'FL422',
+    message: /columns of unknown types: x text, y text/,
+  })
   t.equal(await record(columns, 'cd'.repeat(32)), false, 'of another file')
   t.equal(await record(columns, sha), true)
   t.equal(await record(columns, sha), false, 'they are known')
-  t.match(await sql`select columns, checksum_version, manifest_format from fleet.archives`, [{ columns, checksum_version: 1, manifest_format: 1 }])
-  const table = await value(archiver`select fleet.begin_restore('device_heartbeats_p2026_01_01', 'a')`) as string
-  t.same((await sql`select name from fleet.archive_columns(${table}::text::regclass) order by position`).map(row => row.name as string), ['ts', 'imei'])
+  t.match(await sql`select columns, checksum_version, manifest_format from fleet.archives`, [
+    { columns, checksum_version: 1, manifest_format: 1 },
+  ])
+  const table = (await value(archiver`select fleet.begin_restore('device_heartbeats_p2026_01_01', 'a')`)) as string
+  t.same(
+    (await sql`select name from fleet.archive_columns(${table}::text::regclass) order by position`).map(
+      row => row.name as string,
+    ),
+    ['ts', 'imei'],
+  )
 })
 
 t.test('an archiver of version 0.1.0 cannot record its exports, and its day is kept', async t => {
@@ -241,7 +360,9 @@ t.test('an archiver of version 0.1.0 cannot record its exports, and its day is k
   await t.rejects(archiver`select fleet.record_export(${name}, 'a', 0, 0, null, null)`, { code: '42883' })
   await t.rejects(archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${'ab'.repeat(32)}, 10)`, { code: 'FL002' })
   await archiver`select fleet.record_failure(${name}, 'a', 'no such function')`
-  t.match(await sql`select state, proven_at from fleet.hb_partitions where partition_name = ${name}`, [{ state: 'archive_failed', proven_at: null }])
+  t.match(await sql`select state, proven_at from fleet.hb_partitions where partition_name = ${name}`, [
+    { state: 'archive_failed', proven_at: null },
+  ])
 
   // Today's takes over where it ended.
   await sql`select fleet.retry_archive(${name})`

@@ -39,7 +39,8 @@ async function enrollHourly(sql: Sql, count: number, since: string, prefix?: str
 /** One heartbeat in the middle of each hour from `from` up to, not including, `to`, as they came on that day. */
 async function beat(sql: Sql, device: number, date: string, from = 0, to = 24) {
   const beats = Array.from({ length: to - from }, (_, n) => ({
-    device_id: device, ts: new Date(Date.parse(`${date}T00:30Z`) + (from + n) * 3_600_000).toISOString(),
+    device_id: device,
+    ts: new Date(Date.parse(`${date}T00:30Z`) + (from + n) * 3_600_000).toISOString(),
   }))
   const results = await ingest(sql, beats, `${date}T23:59:59Z`)
   if (results.some(row => row.result !== 'stored')) throw new Error(JSON.stringify(results))
@@ -49,27 +50,50 @@ const late = (sql: Sql) => value(sql`select count(*)::int from fleet.late_arriva
 
 t.test('a device off for a month reads 0 %, and its silence is as long as the month', async t => {
   const { sql } = await withDatabase(t)
-  const [off, on] = await enrollHourly(sql, 2, `${day(40)}T00:00Z`) as [number, number]
+  const [off, on] = (await enrollHourly(sql, 2, `${day(40)}T00:00Z`)) as [number, number]
   for (let days = 40; days > 0; days--) {
     await beat(sql, on, day(days))
     if (days > 35 || days <= 5) await beat(sql, off, day(days))
   }
   await sql`call fleet.nightly()`
   t.match(await availability(sql, day(35), day(6)), [
-    { device_id: String(off), alias: 'device-1', cohort: 'default', expected: '720', seen: '0', availability_pct: '0.00', gap_h: 720, first_ts: null, last_ts: null, unknown_days: 0 },
-    { device_id: String(on), expected: '720', seen: '720', availability_pct: '100.00', gap_h: 1, first_ts: `${day(35)} 00:30`, last_ts: `${day(6)} 23:30` },
+    {
+      device_id: String(off),
+      alias: 'device-1',
+      cohort: 'default',
+      expected: '720',
+      seen: '0',
+      availability_pct: '0.00',
+      gap_h: 720,
+      first_ts: null,
+      last_ts: null,
+      unknown_days: 0,
+    },
+    {
+      device_id: String(on),
+      expected: '720',
+      seen: '720',
+      availability_pct: '100.00',
+      gap_h: 1,
+      first_ts: `${day(35)} 00:30`,
+      last_ts: `${day(6)} 23:30`,
+    },
   ])
-  t.match(await availability(sql, day(38), day(3)), [
-    { expected: String(36 * 24), seen: String(6 * 24), availability_pct: '16.67', gap_h: 721 }, { availability_pct: '100.00' },
-  ], 'from the last heartbeat before to the first after')
-  t.match(await sql`select count(*)::int as days, min(availability_pct), max(seen) from fleet.device_availability where device_id = ${off} and day between ${day(35)} and ${day(6)}`, [
-    { days: 30, min: '0.00', max: 0 },
-  ], 'as the view says day by day')
+  t.match(
+    await availability(sql, day(38), day(3)),
+    [{ expected: String(36 * 24), seen: String(6 * 24), availability_pct: '16.67', gap_h: 721 }, { availability_pct: '100.00' }],
+    'from the last heartbeat before to the first after',
+  )
+  t.match(
+    await sql`select count(*)::int as days, min(availability_pct), max(seen) from fleet.device_availability where device_id = ${off} and day between ${day(35)} and ${day(6)}`,
+    [{ days: 30, min: '0.00', max: 0 }],
+    'as the view says day by day',
+  )
 })
 
 t.test('nobody is blamed for the time before enrolment and after revocation, nor credited for it', async t => {
   const { sql } = await withDatabase(t)
-  const [noon, revoked, gone] = await enrollHourly(sql, 3, `${day(3)}T00:00Z`) as [number, number, number]
+  const [noon, revoked, gone] = (await enrollHourly(sql, 3, `${day(3)}T00:00Z`)) as [number, number, number]
   await sql`update fleet.devices set enrolled_at = ${`${day(3)}T12:00Z`} where device_id = ${noon}`
   await sql`update fleet.devices set revoked_at = ${`${day(3)}T06:00Z`} where device_id = ${revoked}`
   await sql`update fleet.devices set enrolled_at = ${`${day(9)}T00:00Z`}, revoked_at = ${`${day(3)}T00:00Z`} where device_id = ${gone}`
@@ -81,7 +105,10 @@ t.test('nobody is blamed for the time before enrolment and after revocation, nor
   t.match(await availability(sql, day(3), day(3)), expected)
   t.equal(await value(sql`select fleet.roll_up(${day(3)})`), 2)
   t.match(await availability(sql, day(3), day(3)), expected, 'rolled up')
-  t.match(await availability(sql, day(3), day(2)), [{ expected: '36', seen: '12', gap_h: 24.5 }, { expected: '6', seen: '6' }])
+  t.match(await availability(sql, day(3), day(2)), [
+    { expected: '36', seen: '12', gap_h: 24.5 },
+    { expected: '6', seen: '6' },
+  ])
   t.match(await availability(sql, day(5), day(4)), [{ device_id: String(gone), expected: '48', seen: '0' }])
 })
 
@@ -89,18 +116,30 @@ t.test('heartbeats in the future do not count yet, and nothing is expected of th
   const { sql } = await withDatabase(t)
   const [device] = await enrollHourly(sql, 1, `${day(1)}T00:00Z`)
   await beat(sql, device, day(1))
-  t.match(await availability(sql, day(1), day(1), `${day(1)}T10:00Z`), [{ expected: '10', seen: '10', last_ts: `${day(1)} 09:30` }])
-  t.match(await availability(sql, day(1), day(0), `${day(1)}T10:45Z`), [{ expected: '10', seen: '10', last_ts: `${day(1)} 10:30`, unknown_days: 0 }])
+  t.match(await availability(sql, day(1), day(1), `${day(1)}T10:00Z`), [
+    { expected: '10', seen: '10', last_ts: `${day(1)} 09:30` },
+  ])
+  t.match(await availability(sql, day(1), day(0), `${day(1)}T10:45Z`), [
+    { expected: '10', seen: '10', last_ts: `${day(1)} 10:30`, unknown_days: 0 },
+  ])
   t.same(await availability(sql, day(1), day(1), `${day(1)}T00:00Z`), [], 'its day has not begun')
 })
 
 t.test('jitter of half an interval costs nothing, a burst does not count twice, a silence costs what it is long', async t => {
   const { sql } = await withDatabase(t)
-  const [jitters, bursts, brief] = await enrollHourly(sql, 3, `${day(2)}T00:00Z`) as [number, number, number]
+  const [jitters, bursts, brief] = (await enrollHourly(sql, 3, `${day(2)}T00:00Z`)) as [number, number, number]
   const at = (minutes: number) => new Date(Date.parse(`${day(2)}T00:00Z`) + minutes * 60_000).toISOString()
-  await ingest(sql, Array.from({ length: 24 }, (_, hour) => ({ device_id: jitters, ts: at(hour * 60 + 30 + (hour % 2 ? 14 : -15)) })), at(1440))
+  await ingest(
+    sql,
+    Array.from({ length: 24 }, (_, hour) => ({ device_id: jitters, ts: at(hour * 60 + 30 + (hour % 2 ? 14 : -15)) })),
+    at(1440),
+  )
   // 24 in the first hour, none in the other 23.
-  await ingest(sql, Array.from({ length: 24 }, (_, n) => ({ device_id: bursts, ts: at(n * 2.5) })), at(1440))
+  await ingest(
+    sql,
+    Array.from({ length: 24 }, (_, n) => ({ device_id: bursts, ts: at(n * 2.5) })),
+    at(1440),
+  )
   await sql`update fleet.devices set revoked_at = ${at(59)} where device_id = ${brief}`
   t.match(await availability(sql, day(2), day(2)), [
     { device_id: String(jitters), expected: '24', seen: '24' },
@@ -113,13 +152,30 @@ t.test('ranges that make no sense, and those that would read too much, are refus
   const db = await withDatabase(t)
   const { sql } = db
   const reader = asRole(t, db, 'fleet_reader')
-  for (const [from, to] of [[null, '2026-01-01'], ['2026-01-01', null], ['2026-01-02', '2026-01-01'], ['-infinity', '2026-01-01'], ['2026-01-01', 'infinity']] as const) {
-    await t.rejects(reader`select * from fleet.device_availability(${from}::text::date, ${to}::text::date)`, { code: 'FL422', hint: /device_availability\(current_date - 30/ })
+  for (const [from, to] of [
+    [null, '2026-01-01'],
+    ['2026-01-01', null],
+    ['2026-01-02', '2026-01-01'],
+    ['-infinity', '2026-01-01'],
+    ['2026-01-01', 'infinity'],
+  ] as const) {
+    await t.rejects(reader`select * from fleet.device_availability(${from}::text::date, ${to}::text::date)`, {
+      code: 'FL422',
+      hint: /device_availability\(current_date - 30/,
+    })
   }
   t.same(await availability(reader, '0001-01-01', '9999-12-31'), [], 'a fleet without devices')
   await enrollHourly(sql, 2, `${day(20)}T12:00Z`)
-  await t.rejects(availability(reader, '0001-01-01', '9999-12-31'), { code: 'FL422', message: /^21 days .* are not rolled up yet/, hint: /nightly/ })
-  t.match(await reader`select expected from fleet.device_availability('0001-01-01', ${day(1)}::text::date, 2)`, [{ expected: String(12 + 19 * 24) }], 'one device by its index')
+  await t.rejects(availability(reader, '0001-01-01', '9999-12-31'), {
+    code: 'FL422',
+    message: /^21 days .* are not rolled up yet/,
+    hint: /nightly/,
+  })
+  t.match(
+    await reader`select expected from fleet.device_availability('0001-01-01', ${day(1)}::text::date, 2)`,
+    [{ expected: String(12 + 19 * 24) }],
+    'one device by its index',
+  )
   await sql`call fleet.nightly()`
   t.match(await availability(reader, '0001-01-01', '9999-12-31'), [{ unknown_days: 0 }, {}])
   await t.rejects(sql`select fleet.roll_up(${day(0)})`, { code: 'FL422', message: /has not ended/ })
@@ -128,7 +184,7 @@ t.test('ranges that make no sense, and those that would read too much, are refus
 
 t.test('late heartbeats count at once, and the hourly run brings them into the rollup', async t => {
   const { sql } = await withDatabase(t)
-  const [device, other] = await enrollHourly(sql, 2, `${day(3)}T00:00Z`) as [number, number]
+  const [device, other] = (await enrollHourly(sql, 2, `${day(3)}T00:00Z`)) as [number, number]
   await ingest(sql, [{ device_id: device }])
   t.equal(await late(sql), 0, 'a heartbeat of today is not late')
   await beat(sql, device, day(2), 0, 6)
@@ -142,20 +198,31 @@ t.test('late heartbeats count at once, and the hourly run brings them into the r
   await sql`update fleet.devices set heartbeat_interval = '2 hours'`
   await sql`select fleet.set_cohort_interval('default', '3 hours')`
   await beat(sql, device, day(2), 12, 24)
-  const now = [{ device_id: String(device), expected: '24', seen: '18', gap_h: 7 }, { expected: '24', seen: '24' }]
+  const now = [
+    { device_id: String(device), expected: '24', seen: '18', gap_h: 7 },
+    { expected: '24', seen: '24' },
+  ]
   t.match(await availability(sql, day(2), day(2)), now, 'from the heartbeats')
-  t.match(await sql`select seen, heartbeat_interval::text from fleet.device_availability where day = ${day(2)} and device_id = ${device}`, [{ seen: 6 }])
+  t.match(
+    await sql`select seen, heartbeat_interval::text from fleet.device_availability where day = ${day(2)} and device_id = ${device}`,
+    [{ seen: 6 }],
+  )
   const [run] = await sql<{ p_run_id: string }[]>`call fleet.maintain()`
   t.match(await sql`select * from fleet.run_steps(${run?.p_run_id ?? ''}) where step = 'maintenance.rebuild'`, [
     { partition_name: await partitionAt(sql, `${day(2)}T12:00Z`), detail: day(2), rows: '1', ok: true },
   ])
   t.equal(await late(sql), 0)
   t.match(await availability(sql, day(2), day(2)), now, 'from the rollup')
-  t.match(await sql`select seen, beats, heartbeat_interval::text from fleet.device_availability where day = ${day(2)} and device_id = ${device}`, [
-    { seen: 18, beats: 18, heartbeat_interval: '01:00:00' },
-  ])
+  t.match(
+    await sql`select seen, beats, heartbeat_interval::text from fleet.device_availability where day = ${day(2)} and device_id = ${device}`,
+    [{ seen: 18, beats: 18, heartbeat_interval: '01:00:00' }],
+  )
   await sql`call fleet.maintain()`
-  t.equal(await value(sql`select count(*)::int from fleet.events where event = 'maintenance.rebuild'`), 1, 'nothing is left to do')
+  t.equal(
+    await value(sql`select count(*)::int from fleet.events where event = 'maintenance.rebuild'`),
+    1,
+    'nothing is left to do',
+  )
 })
 
 t.test('the night rolls up each past day that is not, before it retires, whatever fails', async t => {
@@ -163,23 +230,42 @@ t.test('the night rolls up each past day that is not, before it retires, whateve
   const { sql, admin } = db
   await enrollHourly(sql, 3, `${day(89)}T06:00Z`)
   const dba = asRole(t, db, 'fleet_dba')
-  t.match(await dba`select count(*)::int as days, min(detail) from fleet.nightly_plan() where step = 'roll_up'`, [{ days: 89, min: `roll up ${day(89)}` }])
+  t.match(await dba`select count(*)::int as days, min(detail) from fleet.nightly_plan() where step = 'roll_up'`, [
+    { days: 89, min: `roll up ${day(89)}` },
+  ])
   await admin.unsafe(`
     create function public.refuse() returns trigger language plpgsql as $$ begin raise exception 'no room'; end $$;
     create trigger refuse before insert on fleet.device_availability_daily for each row when (new.day = '${day(50)}') execute function public.refuse()
   `)
   const [run] = await dba<{ p_run_id: string }[]>`call fleet.nightly(null, '80 days')`
-  const steps = await dba`select * from fleet.run_steps(${run?.p_run_id ?? ''}) where step in ('maintenance.roll_up', 'maintenance.retire')`
-  t.same(steps.map(row => row.step as string), [...Array<string>(89).fill('maintenance.roll_up'), ...Array<string>(10).fill('maintenance.retire')])
-  t.match(steps.filter(row => !row.ok), [{ partition_name: await partitionAt(sql, `${day(50)}T12:00Z`), detail: `${day(50)}: no room` }])
-  t.match(await sql`select count(*)::int as days, sum(devices)::int as devices from fleet.rolled_up_days`, [{ days: 88, devices: 88 * 3 }])
+  const steps =
+    await dba`select * from fleet.run_steps(${run?.p_run_id ?? ''}) where step in ('maintenance.roll_up', 'maintenance.retire')`
+  t.same(
+    steps.map(row => row.step as string),
+    [...Array<string>(89).fill('maintenance.roll_up'), ...Array<string>(10).fill('maintenance.retire')],
+  )
+  t.match(
+    steps.filter(row => !row.ok),
+    [{ partition_name: await partitionAt(sql, `${day(50)}T12:00Z`), detail: `${day(50)}: no room` }],
+  )
+  t.match(await sql`select count(*)::int as days, sum(devices)::int as devices from fleet.rolled_up_days`, [
+    { days: 88, devices: 88 * 3 },
+  ])
   t.match(await dba`select * from fleet.check() where check_name = 'rollups'`, [
-    { status: 'warn', detail: `availability not counted: ${day(50)} since ${day(49)} 00:00:00+00`, remedy: 'call fleet.nightly();' },
+    {
+      status: 'warn',
+      detail: `availability not counted: ${day(50)} since ${day(49)} 00:00:00+00`,
+      remedy: 'call fleet.nightly();',
+    },
   ])
   await admin`drop trigger refuse on fleet.device_availability_daily`
   await dba`call fleet.nightly()`
   t.match(await dba`select status from fleet.check() where check_name = 'rollups'`, [{ status: 'ok' }])
-  t.equal(await value(sql`select count(*)::int from fleet.events where event = 'maintenance.roll_up'`), 90, 'the one that failed, and no other again')
+  t.equal(
+    await value(sql`select count(*)::int from fleet.events where event = 'maintenance.roll_up'`),
+    90,
+    'the one that failed, and no other again',
+  )
 })
 
 t.test('a day whose roster became another is rolled up again', async t => {
@@ -187,14 +273,20 @@ t.test('a day whose roster became another is rolled up again', async t => {
   const [first] = await enrollHourly(sql, 1, `${day(5)}T00:00Z`)
   await sql`call fleet.nightly()`
   const [second] = await enrollHourly(sql, 1, `${day(4)}T00:00Z`, 'moved-in')
-  t.match(await availability(sql, day(5), day(1)), [{ unknown_days: 0 }, { device_id: String(second), expected: '0', availability_pct: null, unknown_days: 4 }],
-    'not known until then')
-  t.match(await sql`select array_agg(day::text order by day) as days from fleet.rollup_plan() where action = 'roll_up'`, [{ days: [4, 3, 2, 1].map(day) }])
+  t.match(
+    await availability(sql, day(5), day(1)),
+    [{ unknown_days: 0 }, { device_id: String(second), expected: '0', availability_pct: null, unknown_days: 4 }],
+    'not known until then',
+  )
+  t.match(await sql`select array_agg(day::text order by day) as days from fleet.rollup_plan() where action = 'roll_up'`, [
+    { days: [4, 3, 2, 1].map(day) },
+  ])
   await sql`call fleet.nightly()`
   await sql`update fleet.devices set enrolled_at = ${`${day(2)}T00:00Z`} where device_id = ${first}`
   await sql`call fleet.nightly()`
   t.match(await sql`select device_id, count(*)::int as days from fleet.device_availability group by 1 order by 1`, [
-    { device_id: String(first), days: 2 }, { device_id: String(second), days: 4 },
+    { device_id: String(first), days: 2 },
+    { device_id: String(second), days: 4 },
   ])
   t.same(await sql`select * from fleet.rollup_plan()`, [])
 })
@@ -210,9 +302,14 @@ t.test('late arrivals of other sessions while rebuilds run are not lost', async 
   const write = async (writer: number) => {
     const session = server()
     for (let round = 0; round < 60; round++) {
-      const beats = devices.filter(device => (device + round) % 3 === writer).map(device_id => ({
-        device_id, ts: new Date(Date.parse(`${day(1 + (round + device_id) % 2)}T00:00Z`) + (round * 7919 % 86_400) * 1000).toISOString(),
-      }))
+      const beats = devices
+        .filter(device => (device + round) % 3 === writer)
+        .map(device_id => ({
+          device_id,
+          ts: new Date(
+            Date.parse(`${day(1 + ((round + device_id) % 2))}T00:00Z`) + ((round * 7919) % 86_400) * 1000,
+          ).toISOString(),
+        }))
       await ingest(session, beats)
     }
     writing--
@@ -230,13 +327,19 @@ t.test('late arrivals of other sessions while rebuilds run are not lost', async 
   t.ok(first && second, `${first} and ${second} rebuilds meanwhile`)
   await sql`call fleet.maintain()`
   t.equal(await late(sql), 0)
-  t.equal(await value(sql`select sum(beats)::int from fleet.device_availability`), await value(sql`select count(*)::int from fleet.device_heartbeats`))
-  t.same(await sql`
+  t.equal(
+    await value(sql`select sum(beats)::int from fleet.device_availability`),
+    await value(sql`select count(*)::int from fleet.device_heartbeats`),
+  )
+  t.same(
+    await sql`
     select device_id, day, expected, seen, beats, longest_gap, first_ts, last_ts from fleet.device_availability_daily where day >= ${day(2)}
     except
     select device_id, d.day, expected, seen, beats, longest_gap, first_ts, last_ts
     from (values (${day(1)}::text::date), (${day(2)}::text::date)) d (day) cross join lateral fleet.availability_of_day(d.day) a
-  `, [])
+  `,
+    [],
+  )
 })
 
 t.test('a transaction that has written and not ended is waited for, or left to the late arrivals', async t => {
@@ -249,7 +352,9 @@ t.test('a transaction that has written and not ended is waited for, or left to t
   await beat(writer, device, day(1), 0, 3)
   await t.rejects(other`select fleet.roll_up(${day(1)})`, { code: 'FL003', message: /lock timeout: .* does not end/ })
   const waiting = other<{ roll_up: number }[]>`select fleet.roll_up(${day(1)})`.then(rows => rows)
-  await waitFor(async () => (await db.admin`select from pg_stat_activity where wait_event = 'PgSleep' and query ~ 'roll_up'`).length === 1)
+  await waitFor(
+    async () => (await db.admin`select from pg_stat_activity where wait_event = 'PgSleep' and query ~ 'roll_up'`).length === 1,
+  )
   await beat(writer, device, day(1), 5, 8)
   await writer`commit`
   await waiting
@@ -266,14 +371,21 @@ t.test('a transaction that has written and not ended is waited for, or left to t
 t.test('batches with late heartbeats of the same devices do not deadlock', async t => {
   const db = await withDatabase(t)
   const devices = await enroll(db.sql, 100)
-  await Promise.all(Array.from({ length: 8 }, async (_, session) => {
-    const sql = asRole(t, db, 'fleet_server')
-    for (let round = 0; round < 10; round++) {
-      const order = session % 2 ? devices : [...devices].reverse()
-      const results = await ingest(sql, order.flatMap(device_id => [1, 2].map(days => ({ device_id, ts: `${day(days)}T10:${10 + round}:${10 + session % 5 * 10}Z` }))))
-      t.ok(results.every(row => row.result === 'stored' || row.result === 'duplicate'))
-    }
-  }))
+  await Promise.all(
+    Array.from({ length: 8 }, async (_, session) => {
+      const sql = asRole(t, db, 'fleet_server')
+      for (let round = 0; round < 10; round++) {
+        const order = session % 2 ? devices : [...devices].reverse()
+        const results = await ingest(
+          sql,
+          order.flatMap(device_id =>
+            [1, 2].map(days => ({ device_id, ts: `${day(days)}T10:${10 + round}:${10 + (session % 5) * 10}Z` })),
+          ),
+        )
+        t.ok(results.every(row => row.result === 'stored' || row.result === 'duplicate'))
+      }
+    }),
+  )
 })
 
 t.test('the rollup outlives the heartbeats: archived, dropped, restored, with rows gained', async t => {
@@ -292,7 +404,10 @@ t.test('the rollup outlives the heartbeats: archived, dropped, restored, with ro
   await sql`select fleet.archive_partition(${first}), fleet.archive_partition(${second})`
   t.same(await availability(sql, day(5), day(3)), before, 'retired days are read where they are')
   t.match((await workAll(t, db, directory)).results, ['done', 'done'])
-  t.match(await sql`select state from fleet.hb_partitions where partition_name in (${first}, ${second})`, [{ state: 'dropped' }, { state: 'dropped' }])
+  t.match(await sql`select state from fleet.hb_partitions where partition_name in (${first}, ${second})`, [
+    { state: 'dropped' },
+    { state: 'dropped' },
+  ])
   t.equal(await late(sql), 1, 'those of the day that is online and not rolled up')
   t.same(await availability(sql, day(5), day(3)), before, 'the heartbeats are gone, what they said is not')
   await sql`call fleet.nightly()`
@@ -301,8 +416,14 @@ t.test('the rollup outlives the heartbeats: archived, dropped, restored, with ro
   // As if the second had been archived before there were rollups.
   await admin`delete from fleet.device_availability_daily where day = ${day(4)}`
   await admin`delete from fleet.rolled_up_days where day = ${day(4)}`
-  t.match(await availability(sql, day(5), day(3)), [{ expected: '36', seen: '24', gap_h: 12.5, unknown_days: 1 }], 'unknown is not 0 %')
-  t.match(await availability(sql, day(4), day(4)), [{ expected: '0', availability_pct: null, longest_gap: undefined, unknown_days: 1 }])
+  t.match(
+    await availability(sql, day(5), day(3)),
+    [{ expected: '36', seen: '24', gap_h: 12.5, unknown_days: 1 }],
+    'unknown is not 0 %',
+  )
+  t.match(await availability(sql, day(4), day(4)), [
+    { expected: '0', availability_pct: null, longest_gap: undefined, unknown_days: 1 },
+  ])
   const { code, output } = await runCli(t, db, directory, 'restore', day(4))
   t.equal(code, 0, output)
   t.same(await availability(sql, day(5), day(3)), before, 'restored')
@@ -377,7 +498,9 @@ t.test('partitions of a month hold many days', async t => {
   const now = '2026-03-03T05:00Z'
   await sql`call fleet.nightly(null, null, ${now})`
   t.equal(await value(sql`select count(*)::int from fleet.rolled_up_days`), 30)
-  t.match(await availability(sql, '2026-01-01', '2026-04-01', now), [{ expected: String(12 + 27 * 24 + 2 * 24 + 5), seen: String(12 + 27 * 24 + 2 * 24 + 5), gap_h: 1 }])
+  t.match(await availability(sql, '2026-01-01', '2026-04-01', now), [
+    { expected: String(12 + 27 * 24 + 2 * 24 + 5), seen: String(12 + 27 * 24 + 2 * 24 + 5), gap_h: 1 },
+  ])
 })
 
 t.test('rollups and the history of storage are pruned by a setting, which is audited', async t => {
@@ -388,9 +511,15 @@ t.test('rollups and the history of storage are pruned by a setting, which is aud
   await dba`call fleet.nightly()`
   await t.rejects(dba`update fleet.settings set rollups_keep = '1 day'`, { message: /settings_rollups_keep_range/ })
   await dba`update fleet.settings set rollups_keep = '40 days'`
-  t.match(await dba`select setting, old_value, new_value from fleet.settings_audit`, [{ setting: 'rollups_keep', old_value: '3 years', new_value: '40 days' }])
+  t.match(await dba`select setting, old_value, new_value from fleet.settings_audit`, [
+    { setting: 'rollups_keep', old_value: '3 years', new_value: '40 days' },
+  ])
   await dba`call fleet.nightly()`
-  t.equal(await value(sql`select count(*)::int from fleet.device_availability_daily`), 160, 'never shorter than the retention: what is online would be rolled up again')
+  t.equal(
+    await value(sql`select count(*)::int from fleet.device_availability_daily`),
+    160,
+    'never shorter than the retention: what is online would be rolled up again',
+  )
   const later = daysAgo(-41)
   await sql`call fleet.nightly(null, null, ${later})`
   const kept = await sql`select min(day)::text as first from fleet.device_availability_daily`
@@ -409,7 +538,8 @@ t.test('each night notes the size of the store', async t => {
   await beat(sql, device, day(3))
   await sql`call fleet.nightly(null, null, ${daysAgo(1)})`
   t.match(await reader`select day::text, rows_online, rows_added, bytes_pushed, bytes_pushed_since from fleet.storage_history`, [
-    { day: day(1), rows_online: '48', rows_added: '24', bytes_pushed: '0', bytes_pushed_since: '0' }, { day: day(2), rows_online: '24', rows_added: null },
+    { day: day(1), rows_online: '48', rows_added: '24', bytes_pushed: '0', bytes_pushed_since: '0' },
+    { day: day(2), rows_online: '24', rows_added: null },
   ])
   await sql`select fleet.archive_partition(${await partitionAt(sql, `${day(4)}T12:00Z`)})`
   await workAll(t, db, await makeDirectory(t))

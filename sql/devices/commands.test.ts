@@ -4,9 +4,9 @@ import { asRole, enroll, value } from '../../testing/fleet.ts'
 
 t.test('the DBA sends, the server hands over, dashboards look on', async t => {
   const db = await withDatabase(t)
-  const [device] = await enroll(db.sql, 1) as [number]
+  const [device] = (await enroll(db.sql, 1)) as [number]
   const [dba, server, reader] = [asRole(t, db, 'fleet_dba'), asRole(t, db, 'fleet_server'), asRole(t, db, 'fleet_reader')]
-  const id = await value(dba`select fleet.send_command(${device}, 'set_volume', '{"percent":30}')`) as string
+  const id = (await value(dba`select fleet.send_command(${device}, 'set_volume', '{"percent":30}')`)) as string
   await dba`select fleet.send_command(${device}, 'restart_unity')`
   t.match(await server`select * from fleet.take_commands(${device})`, [
     { command_id: id, command: 'set_volume', payload: { percent: 30 }, created_at: Date },
@@ -15,9 +15,13 @@ t.test('the DBA sends, the server hands over, dashboards look on', async t => {
   t.equal(await value(server`select fleet.ack_command(${device}, ${id})`), true)
   t.equal(await value(server`select fleet.ack_command(${device}, ${id})`), false)
   await t.rejects(server`select fleet.ack_command(${device + 1}, ${id})`, { code: 'FL404', hint: String })
-  t.match(await reader`select * from fleet.device_commands where acknowledged_at is not null`, [{ command_id: id, created_by: 'fleet_dba' }])
+  t.match(await reader`select * from fleet.device_commands where acknowledged_at is not null`, [
+    { command_id: id, created_by: 'fleet_dba' },
+  ])
   t.match(await reader`select event from fleet.command_dispatch_log where command_id = ${id} order by dispatch_id`, [
-    { event: 'sent' }, { event: 'handed_over' }, { event: 'acknowledged' },
+    { event: 'sent' },
+    { event: 'handed_over' },
+    { event: 'acknowledged' },
   ])
 
   await reader`set default_transaction_read_only = off`
@@ -35,11 +39,14 @@ t.test('the DBA sends, the server hands over, dashboards look on', async t => {
 
 t.test('what cannot be sent says why', async t => {
   const { sql } = await withDatabase(t)
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   for (const command of [null, '', ' ', 'x'.repeat(65)]) {
     await t.rejects(sql`select fleet.send_command(${device}, ${command})`, { code: 'FL422', message: /1 to 64/ })
   }
-  await t.rejects(sql`select fleet.send_command(${device}, 'x', to_jsonb(repeat('y', 70000)))`, { code: 'FL422', message: /70002 bytes/ })
+  await t.rejects(sql`select fleet.send_command(${device}, 'x', to_jsonb(repeat('y', 70000)))`, {
+    code: 'FL422',
+    message: /70002 bytes/,
+  })
   await t.rejects(sql`select fleet.send_command(999, 'x')`, { code: 'FL404', hint: /device_status/ })
   await t.rejects(sql`select fleet.send_command(null, 'x')`, { code: 'FL404' })
   await sql`select fleet.revoke_device(${device})`
@@ -49,7 +56,7 @@ t.test('what cannot be sent says why', async t => {
 
 t.test('an old command is not handed over, an older one is pruned with its log', async t => {
   const { sql, admin } = await withDatabase(t)
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   for (const name of ['old', 'new']) await sql`select fleet.send_command(${device}, ${name})`
   await sql`select * from fleet.take_commands(${device})`
   await admin`update fleet.device_commands set created_at = now() - interval '8 days' where command = 'old'`
@@ -76,8 +83,12 @@ t.test('a poll that finds nothing writes nothing', async t => {
   const devices = await enroll(sql, 50)
   for (const device of devices) await sql`select fleet.send_command(${device}, 'ping')`
   await sql`select fleet.ack_command(${devices[0]!}, 1)`
-  t.equal(await value(sql`
+  t.equal(
+    await value(sql`
     with polled as materialized (select count(*) from fleet.take_commands(${devices[0]!}))
     select pg_current_xact_id_if_assigned() from polled
-  `), null, 'no transaction id was taken')
+  `),
+    null,
+    'no transaction id was taken',
+  )
 })

@@ -10,13 +10,21 @@ t.test('a cohort is slowed and let go by the DBA, and each change is kept', asyn
   await db.sql`update fleet.devices set cohort = 'lobby' where device_id <> ${devices[0]!}`
   await db.sql`update fleet.devices set heartbeat_interval = '15 minutes' where device_id = ${devices[2]!}`
   const [dba, server, reader] = [asRole(t, db, 'fleet_dba'), asRole(t, db, 'fleet_server'), asRole(t, db, 'fleet_reader')]
-  const paces = async () => (await server<{ next_interval_s: number }[]>`
+  const paces = async () =>
+    (
+      await server<{ next_interval_s: number }[]>`
     select next_interval_s from fleet.known_devices(${`{${devices.join()}}`}::text::bigint[]) order by device_id
-  `).map(row => row.next_interval_s)
+  `
+    ).map(row => row.next_interval_s)
 
-  t.equal(await value(dba`select fleet.set_cohort_interval('lobby', null)`), 'cohort lobby: not slowed (was not slowed); it has 2 devices')
-  t.equal(await value(dba`select fleet.set_cohort_interval('lobby', '5 minutes')`),
-    'cohort lobby: at least 00:05:00 between heartbeats (was not slowed); it has 2 devices')
+  t.equal(
+    await value(dba`select fleet.set_cohort_interval('lobby', null)`),
+    'cohort lobby: not slowed (was not slowed); it has 2 devices',
+  )
+  t.equal(
+    await value(dba`select fleet.set_cohort_interval('lobby', '5 minutes')`),
+    'cohort lobby: at least 00:05:00 between heartbeats (was not slowed); it has 2 devices',
+  )
   t.same(await paces(), [60, 300, 900], 'the longer interval counts')
   await dba`select fleet.set_cohort_interval('lobby', '5 minutes')`
   await dba`select fleet.set_cohort_interval('lobby', '20 minutes')`
@@ -29,7 +37,13 @@ t.test('a cohort is slowed and let go by the DBA, and each change is kept', asyn
     { setting: 'cohort_interval:lobby', old_value: '00:05:00', new_value: '00:20:00', changed_by: 'fleet_dba' },
     { setting: 'cohort_interval:lobby', old_value: '00:20:00', new_value: null, changed_by: 'fleet_dba' },
   ])
-  for (const [cohort, interval] of [[null, '1 minute'], [' ', '1 minute'], ['x'.repeat(101), '1 minute'], ['lobby', '0'], ['lobby', '2 days']]) {
+  for (const [cohort, interval] of [
+    [null, '1 minute'],
+    [' ', '1 minute'],
+    ['x'.repeat(101), '1 minute'],
+    ['lobby', '0'],
+    ['lobby', '2 days'],
+  ]) {
     await t.rejects(dba`select fleet.set_cohort_interval(${cohort!}, ${interval!})`, { code: 'FL422', hint: String })
   }
   await t.rejects(server`select fleet.set_cohort_interval('lobby', '1 minute')`, { code: '42501' })
@@ -42,14 +56,19 @@ t.test('a cohort is slowed and let go by the DBA, and each change is kept', asyn
 
 t.test('a slowed fleet is neither late nor offline, also while it is let go', async t => {
   const { sql, admin } = await withDatabase(t)
-  const [fresh, old, gone] = await enroll(sql, 3) as [number, number, number]
+  const [fresh, old, gone] = (await enroll(sql, 3)) as [number, number, number]
   await ingest(sql, [
-    { device_id: fresh, ts: secondsAgo(1200) }, { device_id: old, ts: secondsAgo(50 * 60) }, { device_id: gone, ts: secondsAgo(7200) },
+    { device_id: fresh, ts: secondsAgo(1200) },
+    { device_id: old, ts: secondsAgo(50 * 60) },
+    { device_id: gone, ts: secondsAgo(7200) },
   ])
-  const statuses = async () => Object.fromEntries(
-    (await sql<{ device_id: string, status: string }[]>`select device_id, status from fleet.device_status`)
-      .map(row => [row.device_id, row.status]),
-  )
+  const statuses = async () =>
+    Object.fromEntries(
+      (await sql<{ device_id: string; status: string }[]>`select device_id, status from fleet.device_status`).map(row => [
+        row.device_id,
+        row.status,
+      ]),
+    )
   t.same(await statuses(), { [fresh]: 'offline', [old]: 'offline', [gone]: 'offline' })
   await sql`select fleet.set_cohort_interval('default', '30 minutes')`
   t.same(await statuses(), { [fresh]: 'online', [old]: 'late', [gone]: 'offline' })
@@ -65,16 +84,23 @@ t.test('a slowed fleet is neither late nor offline, also while it is let go', as
 
 t.test('two changes of a cohort at once are kept one after the other', async t => {
   const { sql } = await withDatabase(t)
-  await Promise.all(Array.from({ length: 8 }, (_, n) => sql`select fleet.set_cohort_interval('lobby', make_interval(mins => ${n + 1}))`))
-  const audit = await sql<{ old_value: string | null, new_value: string }[]>`select old_value, new_value from fleet.settings_audit order by audit_id`
-  t.same(audit.map(row => row.old_value), [null, ...audit.slice(0, -1).map(row => row.new_value)])
+  await Promise.all(
+    Array.from({ length: 8 }, (_, n) => sql`select fleet.set_cohort_interval('lobby', make_interval(mins => ${n + 1}))`),
+  )
+  const audit = await sql<
+    { old_value: string | null; new_value: string }[]
+  >`select old_value, new_value from fleet.settings_audit order by audit_id`
+  t.same(
+    audit.map(row => row.old_value),
+    [null, ...audit.slice(0, -1).map(row => row.new_value)],
+  )
 })
 
 t.test('a horizon leaves out no change that was not yet seen, and ends by itself', async t => {
   const { sql } = await withDatabase(t)
   const devices = await enroll(sql, 3)
   const changes = async (since: string | null) => {
-    const [row] = await sql<{ horizon: string, changes: [number, string][] }[]>`
+    const [row] = await sql<{ horizon: string; changes: [number, string][] }[]>`
       select horizon, changes from fleet.token_changes(${since}::text::xid8)
     `
     return { horizon: row!.horizon, subjects: row!.changes.map(([, subject]) => subject) }

@@ -8,26 +8,34 @@ import { asRole, daysAgo, enroll, ingest, value } from '../../testing/fleet.ts'
 const table = 'public.device_heartbeats'
 
 /** A table as the old application has it, owned by another role than ours, with the rights that adopting it takes. */
-async function plainTable({ admin }: TestDatabase, columns = `
+async function plainTable(
+  { admin }: TestDatabase,
+  columns = `
   id bigserial primary key, device_id text, ts timestamp, battery_pct integer, network_type varchar(20), unity_running boolean,
   signal_dbm double precision, agent_version text, ip text
-`) {
+`,
+) {
   await admin.unsafe(`create table ${table} (${columns}); grant select, trigger on ${table} to fleet_owner`)
 }
 
 /** Writes as the old application does: one INSERT. */
 function write(sql: Sql, rows: Record<string, unknown>[]) {
-  return sql.unsafe(`
+  return sql.unsafe(
+    `
     insert into ${table} (${Object.keys(rows[0] ?? {}).join(', ')})
-    select ${Object.keys(rows[0] ?? {}).map(name => `r.${name}`).join(', ')}
+    select ${Object.keys(rows[0] ?? {})
+      .map(name => `r.${name}`)
+      .join(', ')}
     from jsonb_populate_recordset(null::${table}, $1::text::jsonb) r
-  `, [JSON.stringify(rows)])
+  `,
+    [JSON.stringify(rows)],
+  )
 }
 
 /** Until no transaction of another test, in whichever database, holds back what counts as written since. */
 async function pastOthers({ admin }: TestDatabase) {
   const mine = await value(admin`select pg_current_xact_id()::text`)
-  await waitFor(async () => await value(admin`select pg_snapshot_xmin(pg_current_snapshot()) > ${String(mine)}::xid8`) === true)
+  await waitFor(async () => (await value(admin`select pg_snapshot_xmin(pg_current_snapshot()) > ${String(mine)}::xid8`)) === true)
 }
 
 const adopt = async (sql: Sql, options = '') => await value(sql.unsafe(`call fleet.adopt_table('${table}'${options})`))
@@ -39,11 +47,14 @@ const utc = (minutes: number) => new Date(Date.now() - minutes * 60_000).toISOSt
 
 t.test('a table with other names and types becomes heartbeats, in any time zone', async t => {
   const db = await withDatabase(t)
-  await plainTable(db, `
+  await plainTable(
+    db,
+    `
     hb_id uuid default gen_random_uuid(), device varchar(36) not null, "Time" timestamp not null, battery numeric(5,2), rssi text,
     network_type char(8), unity_running integer, agent_version varchar, ip varchar(45), uptime_s bigint, created_at timestamptz
-  `)
-  const [first, second] = await enroll(db.sql, 2) as [number, number]
+  `,
+  )
+  const [first, second] = (await enroll(db.sql, 2)) as [number, number]
   await db.admin.unsafe(`
     insert into ${table} (device, "Time", battery, rssi, network_type, unity_running, agent_version, ip, created_at) values
     ('device-1', '2026-03-29 02:30:00.123456', 81.4, '-61', 'wifi', 1, '3.1.0', '10.1.2.3', '2026-03-29 02:30:01+00'),
@@ -51,37 +62,82 @@ t.test('a table with other names and types becomes heartbeats, in any time zone'
     ('device-1', '2026-03-29 02:31:00', 0, '-120', '', 0, 'ünï|:~', '2001:db8::1/64', null)
   `)
   const dba = asRole(t, db, 'fleet_dba', { TimeZone: 'America/New_York', DateStyle: 'SQL, DMY' })
-  const columns = JSON.stringify({ device_id: 'device', ts: 'Time', battery_pct: 'battery', signal_dbm: 'rssi', received_at: 'created_at' })
+  const columns = JSON.stringify({
+    device_id: 'device',
+    ts: 'Time',
+    battery_pct: 'battery',
+    signal_dbm: 'rssi',
+    received_at: 'created_at',
+  })
   const plan = await dba`select item, detail, rows::int from fleet.adoption_plan(${table}, ${columns}::text::jsonb)`
-  t.match(plan.filter(row => row.item !== 'column'), [
-    { item: 'taken', rows: 3 }, { item: 'partitions', rows: 1, detail: /2026-03-29/ },
-  ])
-  t.match(plan.find(row => /^device_id/.test(row.detail as string)), { detail: 'device_id: device, character varying(36), the alias in fleet.devices' })
+  t.match(
+    plan.filter(row => row.item !== 'column'),
+    [
+      { item: 'taken', rows: 3 },
+      { item: 'partitions', rows: 1, detail: /2026-03-29/ },
+    ],
+  )
+  t.match(
+    plan.find(row => /^device_id/.test(row.detail as string)),
+    { detail: 'device_id: device, character varying(36), the alias in fleet.devices' },
+  )
   t.equal(await stored(db.sql), 0, 'the plan changes nothing')
   t.equal(await adopt(dba, `, p_columns => '${columns}'`), 'moved')
-  t.same(await db.sql`select b.*, b.ts::text, b.received_at::text from fleet.device_heartbeats b order by b.ts, b.device_id desc`, [
-    {
-      ts: '2026-03-29 02:30:00+00', received_at: '2026-03-29 02:30:00+00', device_id: String(second), signal_dbm: null,
-      battery_pct: null, unity_running: null, network_type: null, agent_version: null, ip: null,
-    },
-    {
-      ts: '2026-03-29 02:30:00.123456+00', received_at: '2026-03-29 02:30:01+00', device_id: String(first), signal_dbm: -61,
-      battery_pct: 81, unity_running: true, network_type: 'wifi', agent_version: '3.1.0', ip: '10.1.2.3',
-    },
-    {
-      ts: '2026-03-29 02:31:00+00', received_at: '2026-03-29 02:31:00+00', device_id: String(first), signal_dbm: -120,
-      battery_pct: 0, unity_running: false, network_type: '', agent_version: 'ünï|:~', ip: '2001:db8::1/64',
-    },
-  ])
+  t.same(
+    await db.sql`select b.*, b.ts::text, b.received_at::text from fleet.device_heartbeats b order by b.ts, b.device_id desc`,
+    [
+      {
+        ts: '2026-03-29 02:30:00+00',
+        received_at: '2026-03-29 02:30:00+00',
+        device_id: String(second),
+        signal_dbm: null,
+        battery_pct: null,
+        unity_running: null,
+        network_type: null,
+        agent_version: null,
+        ip: null,
+      },
+      {
+        ts: '2026-03-29 02:30:00.123456+00',
+        received_at: '2026-03-29 02:30:01+00',
+        device_id: String(first),
+        signal_dbm: -61,
+        battery_pct: 81,
+        unity_running: true,
+        network_type: 'wifi',
+        agent_version: '3.1.0',
+        ip: '10.1.2.3',
+      },
+      {
+        ts: '2026-03-29 02:31:00+00',
+        received_at: '2026-03-29 02:31:00+00',
+        device_id: String(first),
+        signal_dbm: -120,
+        battery_pct: 0,
+        unity_running: false,
+        network_type: '',
+        agent_version: 'ünï|:~',
+        ip: '2001:db8::1/64',
+      },
+    ],
+  )
   t.equal(await verify(dba), 'verified')
   const [day] = await dba`select rows_kept::int, rows_duplicate::int, source_checksum, store_checksum from fleet.adoption_days`
   const [checksum] = await db.sql`select * from fleet.content_checksum('fleet.device_heartbeats')`
-  t.match(day, { rows_kept: 3, rows_duplicate: 0, source_checksum: checksum?.content_checksum as string, store_checksum: checksum?.content_checksum as string })
+  t.match(day, {
+    rows_kept: 3,
+    rows_duplicate: 0,
+    source_checksum: checksum?.content_checksum as string,
+    store_checksum: checksum?.content_checksum as string,
+  })
   t.match(await dba`select last_ts, battery_pct, unity_running from fleet.device_status where device_id = ${first}`, [
     { last_ts: new Date('2026-03-29T02:31:00Z'), battery_pct: 0, unity_running: false },
   ])
-  t.match(await dba`select enrolled_at from fleet.devices where device_id = ${first}`, [{ enrolled_at: new Date('2026-03-29T02:30:01Z') }],
-    'the roster has had it since its first heartbeat')
+  t.match(
+    await dba`select enrolled_at from fleet.devices where device_id = ${first}`,
+    [{ enrolled_at: new Date('2026-03-29T02:30:01Z') }],
+    'the roster has had it since its first heartbeat',
+  )
 })
 
 t.test('what is wrong with a table is said by name, before anything is changed', async t => {
@@ -115,7 +171,9 @@ t.test('what is wrong with a table is said by name, before anything is changed',
     revoke all on public.beats from fleet_owner;
     grant usage on schema private to fleet_dba;
   `)
-  t.teardown(async () => { await admin.unsafe('drop owned by old_application cascade; drop role old_application') })
+  t.teardown(async () => {
+    await admin.unsafe('drop owned by old_application cascade; drop role old_application')
+  })
   for (const [name, options, code, message, hint] of [
     ['public.parted', '', 'FL422', /it is partitioned/, /plain table/],
     ['public.part', '', 'FL422', /partition of another table/, /plain table/],
@@ -124,15 +182,39 @@ t.test('what is wrong with a table is said by name, before anything is changed',
     ['public.far', '', 'FL422', /foreign table/, /plain table/],
     ['public.guarded', '', 'FL422', /row-level security/, /alter table public.guarded disable row level security/],
     ['fleet.device_last_status', '', 'FL422', /belongs to the store/, /plain table/],
-    ['public.beats', '', 'FL422', /fleet_owner lacks SELECT and TRIGGER/, /^As its owner: grant select, trigger on public.beats to fleet_owner;/],
-    ['private.beats', '', 'FL422', /lacks USAGE on its schema, SELECT/, /grant usage on schema private to fleet_owner; grant select, trigger on private.beats to fleet_owner;/],
+    [
+      'public.beats',
+      '',
+      'FL422',
+      /fleet_owner lacks SELECT and TRIGGER/,
+      /^As its owner: grant select, trigger on public.beats to fleet_owner;/,
+    ],
+    [
+      'private.beats',
+      '',
+      'FL422',
+      /lacks USAGE on its schema, SELECT/,
+      /grant usage on schema private to fleet_owner; grant select, trigger on private.beats to fleet_owner;/,
+    ],
     ['public.no_ts', '', 'FL422', /has no column ts for ts/, /"ts": "name".*device_id, sent_at/],
     ['public.epoch', '', 'FL422', /column ts is bigint, which does not become the timestamp with time zone of ts/, /./],
     ['public.empty', '', 'FL422', /it is empty/, /./],
-    ['public.fine', `, p_columns => '{"battery_pct": "battery"}'`, 'FL422', /column battery is bytea, which does not become the smallint/, /"battery_pct": null/],
+    [
+      'public.fine',
+      `, p_columns => '{"battery_pct": "battery"}'`,
+      'FL422',
+      /column battery is bytea, which does not become the smallint/,
+      /"battery_pct": null/,
+    ],
     ['public.fine', `, p_columns => '{"battery": "battery_pct"}'`, 'FL422', /has no column battery/, /p_columns/],
     ['public.fine', `, p_columns => '["battery"]'`, 'FL422', /JSON object/, /p_columns/],
-    ['public.fine', `, p_columns => '{"ip": "nowhere"}'`, 'FL422', /has no column nowhere for ip/, /Its columns: device_id, ts, battery/],
+    [
+      'public.fine',
+      `, p_columns => '{"ip": "nowhere"}'`,
+      'FL422',
+      /has no column nowhere for ip/,
+      /Its columns: device_id, ts, battery/,
+    ],
     ['public.fine', `, p_columns => '{"ts": null}'`, 'FL422', /no column at all for ts/, /./],
     ['public.fine', `, p_unknown_devices => 'ignore'`, 'FL422', /treated by ignore/, /refuse or enroll/],
     ['public.fine', `, p_oldest => 'infinity'`, 'FL422', /of infinity/, /in the past/],
@@ -143,21 +225,29 @@ t.test('what is wrong with a table is said by name, before anything is changed',
   }
   t.same(await dba`select * from fleet.adoption_progress`, [])
   t.same(await dba`select h from fleet.lock_holders('adoption') h`, [], 'nor is the lock kept')
-  for (const call of [`call fleet.verify_adoption('public.fine')`, `select fleet.confirm_adoption('public.fine')`,
-    `call fleet.abandon_adoption('public.fine')`, `select * from fleet.refused_rows('public.fine')`]) {
+  for (const call of [
+    `call fleet.verify_adoption('public.fine')`,
+    `select fleet.confirm_adoption('public.fine')`,
+    `call fleet.abandon_adoption('public.fine')`,
+    `select * from fleet.refused_rows('public.fine')`,
+  ]) {
     await t.rejects(dba.unsafe(call), { code: 'FL404', hint: /adoption_progress/ }, call)
   }
-  await t.rejects(dba.begin(s => s.unsafe(`call fleet.adopt_table('public.fine')`)), { code: '2D000' }, 'each batch is a transaction')
+  await t.rejects(
+    dba.begin(s => s.unsafe(`call fleet.adopt_table('public.fine')`)),
+    { code: '2D000' },
+    'each batch is a transaction',
+  )
   t.same(await dba`select h from fleet.lock_holders('adoption') h`, [])
   for (const role of ['fleet_server', 'fleet_archiver', 'fleet_reader'] as const) {
     await t.rejects(asRole(t, db, role).unsafe(`call fleet.adopt_table('public.fine')`), { code: '42501' }, role)
   }
 })
 
-t.test('the first of a device\'s bucket stays, the others are counted', async t => {
+t.test("the first of a device's bucket stays, the others are counted", async t => {
   const db = await withDatabase(t)
   await plainTable(db)
-  const [device] = await enroll(db.sql, 1) as [number]
+  const [device] = (await enroll(db.sql, 1)) as [number]
   const base = Math.floor((Date.now() - 3_600_000) / 10_000) * 10_000
   const at = (ms: number) => new Date(base + ms).toISOString()
   await ingest(db.sql, [{ device_id: device, ts: at(20_000), battery_pct: 1 }])
@@ -172,15 +262,29 @@ t.test('the first of a device\'s bucket stays, the others are counted', async t 
   const dba = asRole(t, db, 'fleet_dba')
   await adopt(dba)
   t.match(await dba`select * from fleet.adoption_progress`, [
-    { state: 'moved', rows_read: '6', rows_stored: '2', rows_duplicate: '4', rows_refused: '0', percent: '100', is_running: false },
+    {
+      state: 'moved',
+      rows_read: '6',
+      rows_stored: '2',
+      rows_duplicate: '4',
+      rows_refused: '0',
+      percent: '100',
+      is_running: false,
+    },
   ])
-  t.same((await db.sql`select battery_pct from fleet.device_heartbeats order by ts`).map(row => row.battery_pct as number), [10, 13, 1])
+  t.same(
+    (await db.sql`select battery_pct from fleet.device_heartbeats order by ts`).map(row => row.battery_pct as number),
+    [10, 13, 1],
+  )
   t.equal(await verify(dba), 'verified')
-  t.match(await dba`select sum(rows_kept)::int as kept, sum(rows_duplicate)::int as duplicate, sum(rows_missing + rows_changed)::int as bad from fleet.adoption_days`, [
-    { kept: 2, duplicate: 4, bad: 0 },
-  ])
+  t.match(
+    await dba`select sum(rows_kept)::int as kept, sum(rows_duplicate)::int as duplicate, sum(rows_missing + rows_changed)::int as bad from fleet.adoption_days`,
+    [{ kept: 2, duplicate: 4, bad: 0 }],
+  )
   t.equal(await adopt(dba), 'moved')
-  t.match(await dba`select pass, rows_stored, rows_duplicate from fleet.adoption_progress`, [{ pass: 2, rows_stored: '0', rows_duplicate: '6' }])
+  t.match(await dba`select pass, rows_stored, rows_duplicate from fleet.adoption_progress`, [
+    { pass: 2, rows_stored: '0', rows_duplicate: '6' },
+  ])
   t.equal(await stored(db.sql), 3, 'a second pass adds nothing')
 })
 
@@ -193,7 +297,10 @@ t.test('duplicates are none that changed, also while a transaction in another da
   await writer`begin`
   await writer`select pg_current_xact_id()`
   const ts = utc(60)
-  await write(db.admin, [{ device_id: 'device-1', ts, battery_pct: 10 }, { device_id: 'device-1', ts, battery_pct: 11 }])
+  await write(db.admin, [
+    { device_id: 'device-1', ts, battery_pct: 10 },
+    { device_id: 'device-1', ts, battery_pct: 11 },
+  ])
   const dba = asRole(t, db, 'fleet_dba')
   await adopt(dba)
   t.equal(await verify(dba), 'verified')
@@ -226,7 +333,9 @@ t.test('rows that cannot be heartbeats are left, counted by reason, and shown', 
   ])
   const dba = asRole(t, db, 'fleet_dba')
   await adopt(dba)
-  t.match(await dba`select rows_read, rows_stored, rows_refused from fleet.adoption_progress`, [{ rows_read: '12', rows_stored: '1', rows_refused: '11' }])
+  t.match(await dba`select rows_read, rows_stored, rows_refused from fleet.adoption_progress`, [
+    { rows_read: '12', rows_stored: '1', rows_refused: '11' },
+  ])
   t.same(await dba`select reason, source_device, rows::int from fleet.adoption_refusals order by 1, 2`, [
     { reason: 'in_future', source_device: '', rows: 2 },
     { reason: 'no_ts', source_device: '', rows: 1 },
@@ -236,11 +345,17 @@ t.test('rows that cannot be heartbeats are left, counted by reason, and shown', 
     { reason: 'unknown_device', source_device: 'device-3', rows: 2 },
     { reason: 'unreadable', source_device: '', rows: 2 },
   ])
-  const refused = await dba<{ reason: string, source_row: { battery_pct: number | null, ip: string | null } }[]>`
+  const refused = await dba<{ reason: string; source_row: { battery_pct: number | null; ip: string | null } }[]>`
     select * from fleet.refused_rows(${table})
   `
   t.equal(refused.length, 11)
-  t.same(refused.filter(row => row.reason === 'unreadable').map(({ source_row: row }) => row.ip ?? row.battery_pct).sort(), ['unknown', 99_999].sort())
+  t.same(
+    refused
+      .filter(row => row.reason === 'unreadable')
+      .map(({ source_row: row }) => row.ip ?? row.battery_pct)
+      .sort(),
+    ['unknown', 99_999].sort(),
+  )
   t.equal((await dba`select * from fleet.refused_rows(${table}, 3)`).length, 3)
   t.equal(await verify(dba), 'verified', 'they are no difference')
 
@@ -253,36 +368,63 @@ t.test('rows that cannot be heartbeats are left, counted by reason, and shown', 
   t.same(await dba`select source_device from fleet.adoption_refusals where reason = 'unknown_device'`, [{ source_device: '' }])
   const [third] = await dba`select device_id, alias, last_ts from fleet.device_status where alias = 'device-3'`
   t.ok(third?.last_ts)
-  const token = await value(dba`select fleet.renew_token(${third?.device_id as string})`) as string
+  const token = (await value(dba`select fleet.renew_token(${third?.device_id as string})`)) as string
   const server = asRole(t, db, 'fleet_server')
-  t.match(await server`select * from fleet.authenticate(sha256(${token}::text::bytea))`, [{ name: 'device-3' }], 'which gets a token when it needs one')
+  t.match(
+    await server`select * from fleet.authenticate(sha256(${token}::text::bytea))`,
+    [{ name: 'device-3' }],
+    'which gets a token when it needs one',
+  )
   await t.rejects(dba`select fleet.renew_token(12345)`, { code: 'FL404' })
 })
 
-t.test('numbers are the store\'s own, keep themselves when enrolled, or are looked up in a map', async t => {
+t.test("numbers are the store's own, keep themselves when enrolled, or are looked up in a map", async t => {
   const db = await withDatabase(t)
   await plainTable(db, 'device_id integer, ts timestamptz, received_at timestamptz')
   await enroll(db.sql, 2)
-  await write(db.admin, [1, 2, 3, 70, 70].map((device_id, n) => ({ device_id, ts: daysAgo(n + 1) })))
+  await write(
+    db.admin,
+    [1, 2, 3, 70, 70].map((device_id, n) => ({ device_id, ts: daysAgo(n + 1) })),
+  )
   const dba = asRole(t, db, 'fleet_dba')
   await adopt(dba)
-  t.same((await db.sql`select device_id::int from fleet.device_heartbeats order by 1`).map(row => row.device_id as number), [1, 2])
+  t.same(
+    (await db.sql`select device_id::int from fleet.device_heartbeats order by 1`).map(row => row.device_id as number),
+    [1, 2],
+  )
   await adopt(dba, `, p_unknown_devices => 'enroll'`)
-  t.same((await db.sql`select device_id::int from fleet.device_heartbeats order by 1`).map(row => row.device_id as number), [1, 2, 3, 70, 70])
-  t.same((await dba`select device_id::int, alias from fleet.devices where device_id > 2 order by 1`).map(row => [row.device_id as number, row.alias as string]),
-    [[3, '3'], [70, '70']])
+  t.same(
+    (await db.sql`select device_id::int from fleet.device_heartbeats order by 1`).map(row => row.device_id as number),
+    [1, 2, 3, 70, 70],
+  )
+  t.same(
+    (await dba`select device_id::int, alias from fleet.devices where device_id > 2 order by 1`).map(row => [
+      row.device_id as number,
+      row.alias as string,
+    ]),
+    [
+      [3, '3'],
+      [70, '70'],
+    ],
+  )
   t.ok(Number((await enroll(db.sql, 1, 'new'))[0]) > 70, 'who comes later gets a higher one')
   t.equal(await verify(dba), 'verified')
 
   const other = await withDatabase(t)
   await plainTable(other)
-  await other.admin.unsafe(`create table public.devices (id uuid primary key default gen_random_uuid(), alias text); insert into public.devices (alias) select 'device-' || n from generate_series(1, 3) n`)
-  const [first] = await enroll(other.sql, 2) as [number]
-  await other.admin.unsafe(`insert into ${table} (device_id, ts) select id, now() - right(alias, 1)::integer * interval '1 hour' from public.devices`)
+  await other.admin.unsafe(
+    `create table public.devices (id uuid primary key default gen_random_uuid(), alias text); insert into public.devices (alias) select 'device-' || n from generate_series(1, 3) n`,
+  )
+  const [first] = (await enroll(other.sql, 2)) as [number]
+  await other.admin.unsafe(
+    `insert into ${table} (device_id, ts) select id, now() - right(alias, 1)::integer * interval '1 hour' from public.devices`,
+  )
   await other.admin`insert into fleet.adoption_devices select ${table}, d.id, f.device_id from public.devices d join fleet.devices f using (alias)`
   const otherDba = asRole(t, other, 'fleet_dba')
   await adopt(otherDba)
-  t.match(await otherDba`select rows_stored, rows_refused from fleet.adoption_progress`, [{ rows_stored: '2', rows_refused: '1' }])
+  t.match(await otherDba`select rows_stored, rows_refused from fleet.adoption_progress`, [
+    { rows_stored: '2', rows_refused: '1' },
+  ])
   t.equal(await value(other.sql`select count(*)::int from fleet.device_heartbeats where device_id = ${first}`), 1)
   await otherDba`insert into fleet.adoption_devices select source, source_device, ${first}::bigint + 1 from fleet.adoption_refusals`
   t.equal(await verify(otherDba), 'moved', 'known by now, and not there')
@@ -293,10 +435,14 @@ t.test('numbers are the store\'s own, keep themselves when enrolled, or are look
 t.test('the old application writes on, and what it writes arrives at once', async t => {
   const db = await withDatabase(t)
   await plainTable(db)
-  const [first] = await enroll(db.sql, 2) as [number]
+  const [first] = (await enroll(db.sql, 2)) as [number]
   const { admin, sql } = db
-  await admin.unsafe(`create role old_writer login; grant insert, select on ${table} to old_writer; grant usage on sequence public.device_heartbeats_id_seq to old_writer`)
-  t.teardown(async () => { await admin.unsafe('drop owned by old_writer; drop role old_writer') })
+  await admin.unsafe(
+    `create role old_writer login; grant insert, select on ${table} to old_writer; grant usage on sequence public.device_heartbeats_id_seq to old_writer`,
+  )
+  t.teardown(async () => {
+    await admin.unsafe('drop owned by old_writer; drop role old_writer')
+  })
   await write(admin, [{ device_id: 'device-1', ts: utc(30), battery_pct: 50 }])
   const dba = asRole(t, db, 'fleet_dba')
   await adopt(dba)
@@ -307,7 +453,9 @@ t.test('the old application writes on, and what it writes arrives at once', asyn
     { device_id: 'device-2', ts: utc(2), unity_running: false },
     { device_id: 'device-9', ts: utc(2) },
   ])
-  t.match(await sql`select last_ts, battery_pct, ip from fleet.device_last_status where device_id = ${first}`, [{ battery_pct: 49, ip: '10.0.0.9' }])
+  t.match(await sql`select last_ts, battery_pct, ip from fleet.device_last_status where device_id = ${first}`, [
+    { battery_pct: 49, ip: '10.0.0.9' },
+  ])
   t.equal(await stored(sql), 3)
   t.match(await ingest(sql, [{ device_id: first }]), [{ result: 'stored' }], 'new devices post to the new server meanwhile')
 
@@ -322,7 +470,11 @@ t.test('the old application writes on, and what it writes arrives at once', asyn
   await locker`rollback`
   t.equal(await value(admin.unsafe(`select count(*)::int from ${table}`)), 7)
   t.equal(await stored(sql), 4)
-  t.match(await dba`select detail, is_ok from fleet.events where event = 'adoption.forward'`, [{ is_ok: false, detail: /somewhere/ }], 'said once a minute')
+  t.match(
+    await dba`select detail, is_ok from fleet.events where event = 'adoption.forward'`,
+    [{ is_ok: false, detail: /somewhere/ }],
+    'said once a minute',
+  )
   t.match(await dba`select check_name, remedy from fleet.check() where check_name ~ 'adopt' and status <> 'ok'`, [
     { check_name: 'adoption_forwards', remedy: `call fleet.adopt_table('${table}');` },
   ])
@@ -337,8 +489,12 @@ t.test('the old application writes on, and what it writes arrives at once', asyn
   t.match(await confirm(dba), /was confirmed at/)
   await t.rejects(dba.unsafe(`call fleet.abandon_adoption('${table}')`), { code: 'FL002', message: /no way back/ })
   t.same(await dba`select event from fleet.events where event ~ '^adoption' and is_ok order by event_id`, [
-    { event: 'adoption.start' }, { event: 'adoption.moved' }, { event: 'adoption.start' }, { event: 'adoption.moved' },
-    { event: 'adoption.verified' }, { event: 'adoption.confirmed' },
+    { event: 'adoption.start' },
+    { event: 'adoption.moved' },
+    { event: 'adoption.start' },
+    { event: 'adoption.moved' },
+    { event: 'adoption.verified' },
+    { event: 'adoption.confirmed' },
   ])
   t.equal(await value(dba`select fleet.forget_adoption(${table})`), true)
   t.equal(await value(dba`select fleet.forget_adoption(${table})`), false)
@@ -373,8 +529,15 @@ t.test('without the trigger, calling it again takes over what came since', async
   t.same(await db.admin`select tgname from pg_trigger where tgrelid = ${table}::regclass`, [])
   await pastOthers(db)
   t.equal(await verify(dba), 'verified')
-  await write(db.admin, [{ device_id: 'device-1', ts: utc(20) }, { device_id: 'device-1', ts: utc(10) }])
-  await t.rejects(confirm(dba), { code: 'FL010', message: /of 2 rows written .* 2 are not in the store/, hint: /adopt_table.*verify_adoption/ })
+  await write(db.admin, [
+    { device_id: 'device-1', ts: utc(20) },
+    { device_id: 'device-1', ts: utc(10) },
+  ])
+  await t.rejects(confirm(dba), {
+    code: 'FL010',
+    message: /of 2 rows written .* 2 are not in the store/,
+    hint: /adopt_table.*verify_adoption/,
+  })
   t.match(await dba`select state from fleet.adoption_progress`, [{ state: 'verified' }])
   t.same(await db.admin`select tgname from pg_trigger where tgrelid = ${table}::regclass`, [], 'nothing is left of the attempt')
   await adopt(dba)
@@ -387,19 +550,26 @@ t.test('without the trigger, calling it again takes over what came since', async
 t.test('a difference of any kind is found, by day, and is not confirmed', async t => {
   const db = await withDatabase(t)
   await plainTable(db)
-  const [device] = await enroll(db.sql, 3) as [number]
+  const [device] = (await enroll(db.sql, 3)) as [number]
   const { admin } = db
-  const rows = Array.from({ length: 300 }, (_, n) => ({ device_id: `device-${n % 3 + 1}`, ts: utc(1440 * (1 + n % 10) + n), battery_pct: n % 101 }))
+  const rows = Array.from({ length: 300 }, (_, n) => ({
+    device_id: `device-${(n % 3) + 1}`,
+    ts: utc(1440 * (1 + (n % 10)) + n),
+    battery_pct: n % 101,
+  }))
   await write(admin, rows)
   const dba = asRole(t, db, 'fleet_dba')
   await t.rejects(confirm(dba), { code: 'FL404' })
   await adopt(dba)
   await t.rejects(confirm(dba), { code: 'FL002', message: /moved, not verified/ })
   t.equal(await verify(dba), 'verified')
-  const bad = async () => (await dba<{ missing: number, changed: number }[]>`
+  const bad = async () =>
+    (
+      await dba<{ missing: number; changed: number }[]>`
     select sum(rows_missing)::int as missing, sum(rows_changed)::int as changed from fleet.adoption_days where rows_missing + rows_changed > 0
     or source_checksum <> store_checksum
-  `)[0]
+  `
+    )[0]
 
   await admin.unsafe(`update ${table} set battery_pct = 100 where id = 7`)
   await t.rejects(confirm(dba), { code: 'FL010', message: /1 are there with other content/ })
@@ -432,20 +602,32 @@ t.test('days are not retired while what was moved into them can still be compare
   const db = await withDatabase(t)
   await plainTable(db)
   await enroll(db.sql, 1)
-  await write(db.admin, [120, 100, 10].map(days => ({ device_id: 'device-1', ts: daysAgo(days).replace('Z', '') })))
+  await write(
+    db.admin,
+    [120, 100, 10].map(days => ({ device_id: 'device-1', ts: daysAgo(days).replace('Z', '') })),
+  )
   const dba = asRole(t, db, 'fleet_dba')
   await adopt(dba)
   t.match(await dba`select distinct action, reason from fleet.retention_plan() where range_end < now() - interval '90 days'`, [
     { action: 'hold', reason: `${table} is being adopted; confirm or abandon that` },
   ])
   await dba`call fleet.nightly()`
-  const name = await value(db.sql`select partition_name from fleet.attached_partitions() order by range_start limit 1`) as string
-  await t.rejects(dba`select fleet.archive_partition(${name})`, { code: 'FL002', message: /are being moved into/, hint: /confirm_adoption/ })
+  const name = (await value(
+    db.sql`select partition_name from fleet.attached_partitions() order by range_start limit 1`,
+  )) as string
+  await t.rejects(dba`select fleet.archive_partition(${name})`, {
+    code: 'FL002',
+    message: /are being moved into/,
+    hint: /confirm_adoption/,
+  })
   await verify(dba)
   await confirm(dba)
   await dba`call fleet.nightly()`
-  t.match(await dba`select state, row_count from fleet.hb_partitions where partition_name = ${name}`, [{ state: 'detached', row_count: '1' }],
-    'the next night takes them')
+  t.match(
+    await dba`select state, row_count from fleet.hb_partitions where partition_name = ${name}`,
+    [{ state: 'detached', row_count: '1' }],
+    'the next night takes them',
+  )
   t.equal(await stored(db.sql), 1)
 })
 
@@ -453,14 +635,29 @@ t.test('a wrong clock does not make a partition for each day since', async t => 
   const db = await withDatabase(t)
   await plainTable(db)
   await enroll(db.sql, 1)
-  await write(db.admin, [{ device_id: 'device-1', ts: daysAgo(3000).replace('Z', '') }, { device_id: 'device-1', ts: utc(30) }])
+  await write(db.admin, [
+    { device_id: 'device-1', ts: daysAgo(3000).replace('Z', '') },
+    { device_id: 'device-1', ts: utc(30) },
+  ])
   const dba = asRole(t, db, 'fleet_dba')
   const today = new Date().toISOString().slice(0, 10)
-  await t.rejects(adopt(dba), { code: 'FL422', message: /none on 29\d\d days between: clocks were wrong/, hint: RegExp(`p_oldest => '${today}'|p_oldest => '${daysAgo(1).slice(0, 10)}'`) })
-  t.match(await dba`select state, last_error from fleet.adoption_progress`, [{ state: 'moving', last_error: /clocks were wrong/ }])
-  t.match(await dba`select remedy from fleet.check() where check_name = 'adoptions'`, [{ remedy: `call fleet.adopt_table('${table}');` }])
+  await t.rejects(adopt(dba), {
+    code: 'FL422',
+    message: /none on 29\d\d days between: clocks were wrong/,
+    hint: RegExp(`p_oldest => '${today}'|p_oldest => '${daysAgo(1).slice(0, 10)}'`),
+  })
+  t.match(await dba`select state, last_error from fleet.adoption_progress`, [
+    { state: 'moving', last_error: /clocks were wrong/ },
+  ])
+  t.match(await dba`select remedy from fleet.check() where check_name = 'adoptions'`, [
+    { remedy: `call fleet.adopt_table('${table}');` },
+  ])
   t.equal(await value(db.sql`select count(*)::int from fleet.attached_partitions()`), 105)
-  t.equal(await value(dba.unsafe(`call fleet.abandon_adoption('${table}')`)), 'abandoned', 'where nothing is to be written back, no right is needed')
+  t.equal(
+    await value(dba.unsafe(`call fleet.abandon_adoption('${table}')`)),
+    'abandoned',
+    'where nothing is to be written back, no right is needed',
+  )
   await adopt(dba, `, p_oldest => '${daysAgo(30)}'`)
   t.match(await dba`select reason from fleet.adoption_refusals`, [{ reason: 'too_old' }])
   t.equal(await adopt(dba), 'moved', 'what was said once need not be said again')
@@ -471,7 +668,9 @@ t.test('two runs do not collide, and one that is stuck is ended by force', async
   const db = await withDatabase(t)
   await plainTable(db)
   await enroll(db.sql, 1)
-  await db.admin.unsafe(`insert into ${table} (device_id, ts) select 'device-1', now() - n * interval '1 minute' from generate_series(1, 5000) n`)
+  await db.admin.unsafe(
+    `insert into ${table} (device_id, ts) select 'device-1', now() - n * interval '1 minute' from generate_series(1, 5000) n`,
+  )
   const dba = asRole(t, db, 'fleet_dba')
   const slow = adopt(dba, `, p_batch_rows => 50, p_pause => '1 second'`).catch((error: unknown) => error)
   const other = asRole(t, db, 'fleet_dba')
@@ -479,25 +678,33 @@ t.test('two runs do not collide, and one that is stuck is ended by force', async
   await t.rejects(adopt(other), { code: 'FL003', message: /already, in backend \d+/, hint: /force_unlock\('adoption'\)/ })
   await t.rejects(verify(other), { code: 'FL002', message: /is moving and cannot be verified/ })
   t.match(await other`select is_ended from fleet.force_unlock('adoption')`, [{ is_ended: true }])
-  t.ok(await slow instanceof Error)
+  t.ok((await slow) instanceof Error)
   t.match(await other`select is_running, state from fleet.adoption_progress`, [{ is_running: false, state: 'moving' }])
 
   // A cancelled call keeps nothing, and says so.
   const [{ backend } = { backend: 0 }] = await db.sql<{ backend: number }[]>`select backend from fleet.adoptions`
   const cancelled = adopt(other, `, p_batch_rows => 50, p_pause => '1 minute'`).catch((error: unknown) => error)
-  await waitFor(async () => (await db.admin`select pg_cancel_backend(backend) from fleet.adoptions where backend <> ${backend}`).length === 1)
+  await waitFor(
+    async () => (await db.admin`select pg_cancel_backend(backend) from fleet.adoptions where backend <> ${backend}`).length === 1,
+  )
   t.match(await cancelled, { code: '57014', hint: /the same call goes on from there/ })
   t.same(await db.sql`select h from fleet.lock_holders('adoption') h`, [])
   t.equal(await adopt(other), 'moved')
   t.equal(await stored(db.sql), 5000)
-  t.match(await other`select pass, rows_read from fleet.adoption_progress`, [{ pass: 1, rows_read: '5000' }], 'the rest of the same pass')
+  t.match(
+    await other`select pass, rows_read from fleet.adoption_progress`,
+    [{ pass: 1, rows_read: '5000' }],
+    'the rest of the same pass',
+  )
 })
 
 t.test('a table that is rewritten in the middle is read from the start', async t => {
   const db = await withDatabase(t)
   await plainTable(db)
   await enroll(db.sql, 1)
-  await db.admin.unsafe(`insert into ${table} (device_id, ts) select 'device-1', now() - n * interval '1 minute' from generate_series(1, 8000) n`)
+  await db.admin.unsafe(
+    `insert into ${table} (device_id, ts) select 'device-1', now() - n * interval '1 minute' from generate_series(1, 8000) n`,
+  )
   const dba = asRole(t, db, 'fleet_dba')
   const first = adopt(dba, `, p_batch_rows => 2000, p_pause => '200 ms'`).catch((error: unknown) => error)
   await waitFor(async () => (await db.sql`select from fleet.adoptions where step = 'move' and rows_read > 2000`).length === 1)
@@ -514,36 +721,88 @@ t.test('a table that is rewritten in the middle is read from the start', async t
 t.test('until it is confirmed, the way back leaves the old application without a loss', async t => {
   const db = await withDatabase(t)
   await plainTable(db)
-  const [first, second] = await enroll(db.sql, 2) as [number, number]
+  const [first, second] = (await enroll(db.sql, 2)) as [number, number]
   const { admin, sql } = db
-  await write(admin, [{ device_id: 'device-1', ts: utc(30), battery_pct: 50 }, { device_id: 'device-2', ts: utc(29), battery_pct: 51 }])
+  await write(admin, [
+    { device_id: 'device-1', ts: utc(30), battery_pct: 50 },
+    { device_id: 'device-2', ts: utc(29), battery_pct: 51 },
+  ])
   const dba = asRole(t, db, 'fleet_dba')
   await adopt(dba)
   await write(admin, [{ device_id: 'device-1', ts: utc(5), battery_pct: 49 }])
   const ours = [
-    { device_id: first, ts: daysAgo(2), battery_pct: 60, network_type: 'wifi', unity_running: true, signal_dbm: -50, agent_version: '9', ip: '10.9.8.7' },
+    {
+      device_id: first,
+      ts: daysAgo(2),
+      battery_pct: 60,
+      network_type: 'wifi',
+      unity_running: true,
+      signal_dbm: -50,
+      agent_version: '9',
+      ip: '10.9.8.7',
+    },
     { device_id: second, battery_pct: 61 },
     { device_id: second, ts: daysAgo(3), network_type: 'a network with a name that is too long' },
   ]
   t.match(await ingest(sql, ours), [{ result: 'stored' }, { result: 'stored' }, { result: 'stored' }])
   await t.rejects(dba.unsafe(`call fleet.abandon_adoption('${table}')`), {
-    code: 'FL422', hint: 'As its owner: grant insert on public.device_heartbeats to fleet_owner; grant usage on sequence public.device_heartbeats_id_seq to fleet_owner;',
+    code: 'FL422',
+    hint: 'As its owner: grant insert on public.device_heartbeats to fleet_owner; grant usage on sequence public.device_heartbeats_id_seq to fleet_owner;',
   })
   await admin.unsafe(`alter table ${table} add serial_no text; update ${table} set serial_no = ''; alter table ${table} alter serial_no set not null;
     grant insert on public.device_heartbeats to fleet_owner; grant usage on sequence device_heartbeats_id_seq to fleet_owner;`)
-  await t.rejects(dba.unsafe(`call fleet.abandon_adoption('${table}')`), { code: 'FL422', message: /nothing for its columns serial_no/, hint: /alter serial_no set default/ })
+  await t.rejects(dba.unsafe(`call fleet.abandon_adoption('${table}')`), {
+    code: 'FL422',
+    message: /nothing for its columns serial_no/,
+    hint: /alter serial_no set default/,
+  })
   await admin.unsafe(`alter table ${table} alter serial_no set default ''`)
   t.equal(await value(dba.unsafe(`call fleet.abandon_adoption('${table}')`)), 'abandoned')
-  t.match(await dba`select state, rows_written_back, percent from fleet.adoption_progress`, [{ state: 'abandoned', rows_written_back: '2' }])
-  t.same(await admin.unsafe(`select device_id, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip from ${table} where id > 3 order by ts`), [
-    { device_id: 'device-1', battery_pct: 60, network_type: 'wifi', unity_running: true, signal_dbm: -50, agent_version: '9', ip: '10.9.8.7' },
-    { device_id: 'device-2', battery_pct: 61, network_type: null, unity_running: null, signal_dbm: null, agent_version: null, ip: null },
+  t.match(await dba`select state, rows_written_back, percent from fleet.adoption_progress`, [
+    { state: 'abandoned', rows_written_back: '2' },
   ])
-  t.match(await dba`select rows::int, detail from fleet.events where event = 'adoption.write_back'`, [{ rows: 1, detail: /too long/ }], 'what the table does not take is said')
-  t.same(await admin`select tgname from pg_trigger where tgrelid = ${table}::regclass and not tgisinternal`, [], 'the trigger is gone')
+  t.same(
+    await admin.unsafe(
+      `select device_id, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip from ${table} where id > 3 order by ts`,
+    ),
+    [
+      {
+        device_id: 'device-1',
+        battery_pct: 60,
+        network_type: 'wifi',
+        unity_running: true,
+        signal_dbm: -50,
+        agent_version: '9',
+        ip: '10.9.8.7',
+      },
+      {
+        device_id: 'device-2',
+        battery_pct: 61,
+        network_type: null,
+        unity_running: null,
+        signal_dbm: null,
+        agent_version: null,
+        ip: null,
+      },
+    ],
+  )
+  t.match(
+    await dba`select rows::int, detail from fleet.events where event = 'adoption.write_back'`,
+    [{ rows: 1, detail: /too long/ }],
+    'what the table does not take is said',
+  )
+  t.same(
+    await admin`select tgname from pg_trigger where tgrelid = ${table}::regclass and not tgisinternal`,
+    [],
+    'the trigger is gone',
+  )
   await ingest(sql, [{ device_id: first }])
   await dba.unsafe(`call fleet.abandon_adoption('${table}')`)
-  t.equal(await value(admin.unsafe(`select count(*)::int from ${table}`)), 6, 'called again, it takes what came since, and nothing twice')
+  t.equal(
+    await value(admin.unsafe(`select count(*)::int from ${table}`)),
+    6,
+    'called again, it takes what came since, and nothing twice',
+  )
   t.equal(await stored(sql), 7, 'what the store has stays')
 
   t.equal(await adopt(dba), 'moved', 'and it may begin anew')
@@ -609,9 +868,14 @@ function traffic(db: TestDatabase, devices: number[], { pause = 20 } = {}) {
     for (let n = 0; going; n++) {
       const since = performance.now()
       // Half of them are devices that the old application hears of too.
-      const beats = devices.filter(device => device % 4 === n % 4).map(device_id => ({ device_id, network_type: 'new', battery_pct: n % 101 }))
+      const beats = devices
+        .filter(device => device % 4 === n % 4)
+        .map(device_id => ({ device_id, network_type: 'new', battery_pct: n % 101 }))
       counts.posted += beats.length
-      const results = await ingest(db.sql, beats).catch(() => { counts.failed++; return [] })
+      const results = await ingest(db.sql, beats).catch(() => {
+        counts.failed++
+        return []
+      })
       if (results.length) latencies.push(performance.now() - since)
       counts.stored += results.filter(row => row.result === 'stored').length
       await rest()
@@ -619,8 +883,20 @@ function traffic(db: TestDatabase, devices: number[], { pause = 20 } = {}) {
   }
   const writeOn = async () => {
     for (let n = 0; going; n++) {
-      const rows = [1, 2, 3].map(k => ({ device_id: `device-${1 + (n * 3 + k) % devices.length}`, ts: utc(0), battery_pct: n % 101, ip: '10.0.0.1' }))
-      await write(db.admin, rows).then(() => { counts.written += 3 }, () => { counts.failed++ })
+      const rows = [1, 2, 3].map(k => ({
+        device_id: `device-${1 + ((n * 3 + k) % devices.length)}`,
+        ts: utc(0),
+        battery_pct: n % 101,
+        ip: '10.0.0.1',
+      }))
+      await write(db.admin, rows).then(
+        () => {
+          counts.written += 3
+        },
+        () => {
+          counts.failed++
+        },
+      )
       await rest()
     }
   }
@@ -631,18 +907,22 @@ function traffic(db: TestDatabase, devices: number[], { pause = 20 } = {}) {
       going = false
       await ended
       latencies.sort((a, b) => a - b)
-      return { ...counts, p50: latencies[Math.floor(latencies.length / 2)] ?? 0, p99: latencies[Math.floor(latencies.length * 0.99)] ?? 0 }
+      return {
+        ...counts,
+        p50: latencies[Math.floor(latencies.length / 2)] ?? 0,
+        p99: latencies[Math.floor(latencies.length * 0.99)] ?? 0,
+      }
     },
   }
 }
 
-async function fill({ admin }: TestDatabase, { rows, devices, days }: { rows: number, devices: number, days: number }) {
+async function fill({ admin }: TestDatabase, { rows, devices, days }: { rows: number; devices: number; days: number }) {
   await admin.unsafe(`
     insert into ${table} (device_id, ts, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip)
     select 'device-' || 1 + n % ${devices},
       -- Each twentieth a retry within the same 10 seconds, or an exact copy.
       date_trunc('second', now() at time zone 'utc') - interval '${days} days'
-        + (n / ${devices}) * interval '${Math.floor(days * 86_400 / (rows / devices))} s' - case when n % 20 = 0 then interval '0.5 s' else '0' end,
+        + (n / ${devices}) * interval '${Math.floor((days * 86_400) / (rows / devices))} s' - case when n % 20 = 0 then interval '0.5 s' else '0' end,
       n % 101, (array['wifi', 'lte', null])[1 + n % 3], n % 7 > 0, -50 - n % 60, '3.' || n % 5, '10.0.' || n % 250 || '.7'
     from generate_series(0, ${rows} - 1) n;
     insert into ${table} (device_id, ts, battery_pct) select device_id, ts + n * interval '0.3 s', battery_pct
@@ -650,64 +930,88 @@ async function fill({ admin }: TestDatabase, { rows, devices, days }: { rows: nu
   `)
 }
 
-t.test('a large table arrives whole while heartbeats keep coming, through a kill of the backend and a crash of Postgres', { skip: leftToCi(), timeout: 400_000 }, async t => {
-  const db = await withCluster(t)
-  await plainTable(db)
-  const devices = await enroll(db.sql, 400)
-  const rows = size({ deep: 1_000_000, quick: 200_000 })
-  await fill(db, { rows, devices: 400, days: 110 })
-  await db.admin`update cron.job set active = false`
-  // With wal_level minimal, a crash sets a sequence back that was used in the transaction that made it, until a checkpoint.
-  await db.admin`checkpoint`
-  const busy = traffic(db, devices)
+t.test(
+  'a large table arrives whole while heartbeats keep coming, through a kill of the backend and a crash of Postgres',
+  { skip: leftToCi(), timeout: 400_000 },
+  async t => {
+    const db = await withCluster(t)
+    await plainTable(db)
+    const devices = await enroll(db.sql, 400)
+    const rows = size({ deep: 1_000_000, quick: 200_000 })
+    await fill(db, { rows, devices: 400, days: 110 })
+    await db.admin`update cron.job set active = false`
+    // With wal_level minimal, a crash sets a sequence back that was used in the transaction that made it, until a checkpoint.
+    await db.admin`checkpoint`
+    const busy = traffic(db, devices)
 
-  const since = performance.now()
-  let dba = asRole(t, db, 'fleet_dba')
-  const progress = async () => (await db.sql<{ step: string, rows_read: string, rows_per_s: string, percent: string }[]>`select * from fleet.adoption_progress`.catch(() => []))[0]
-  const whenRead = (share: number) => waitFor(async () => {
-    const now = await progress()
-    return now?.step === 'move' && Number(now.rows_read) > share * rows
-  }, { patience: 120_000, what: () => `${share} of the rows to be read` })
+    const since = performance.now()
+    let dba = asRole(t, db, 'fleet_dba')
+    const progress = async () =>
+      (
+        await db.sql<
+          { step: string; rows_read: string; rows_per_s: string; percent: string }[]
+        >`select * from fleet.adoption_progress`.catch(() => [])
+      )[0]
+    const whenRead = (share: number) =>
+      waitFor(
+        async () => {
+          const now = await progress()
+          return now?.step === 'move' && Number(now.rows_read) > share * rows
+        },
+        { patience: 120_000, what: () => `${share} of the rows to be read` },
+      )
 
-  let run = adopt(dba).catch((error: unknown) => error)
-  await whenRead(0.25)
-  await db.admin`select pg_terminate_backend(backend) from fleet.adoptions`
-  t.match(await run, { code: /57P01|CONNECTION/ })
-  t.match(await progress(), { state: 'moving', is_running: false })
+    let run = adopt(dba).catch((error: unknown) => error)
+    await whenRead(0.25)
+    await db.admin`select pg_terminate_backend(backend) from fleet.adoptions`
+    t.match(await run, { code: /57P01|CONNECTION/ })
+    t.match(await progress(), { state: 'moving', is_running: false })
 
-  dba = asRole(t, db, 'fleet_dba')
-  run = adopt(dba).catch((error: unknown) => error)
-  await whenRead(0.6)
-  await db.cluster.stop('immediate')
-  t.ok(await run instanceof Error)
-  await db.cluster.start()
-  await waitFor(async () => await progress() !== undefined)
-  t.match(await progress(), { state: 'moving', is_running: false })
+    dba = asRole(t, db, 'fleet_dba')
+    run = adopt(dba).catch((error: unknown) => error)
+    await whenRead(0.6)
+    await db.cluster.stop('immediate')
+    t.ok((await run) instanceof Error)
+    await db.cluster.start()
+    await waitFor(async () => (await progress()) !== undefined)
+    t.match(await progress(), { state: 'moving', is_running: false })
 
-  dba = asRole(t, db, 'fleet_dba')
-  t.equal(await adopt(dba), 'moved')
-  const moved = performance.now()
-  t.comment('moved', await progress())
-  t.equal(await verify(dba), 'verified', 'while both go on')
-  const verified = performance.now()
-  const found = await busy.stop()
-  t.match(await confirm(dba), /is confirmed/)
-  t.comment(`${Math.round((moved - since) / 1000)} s for the move with both kills, ${Math.round((verified - moved) / 1000)} s for the verification; heartbeats meanwhile`, found)
+    dba = asRole(t, db, 'fleet_dba')
+    t.equal(await adopt(dba), 'moved')
+    const moved = performance.now()
+    t.comment('moved', await progress())
+    t.equal(await verify(dba), 'verified', 'while both go on')
+    const verified = performance.now()
+    const found = await busy.stop()
+    t.match(await confirm(dba), /is confirmed/)
+    t.comment(
+      `${Math.round((moved - since) / 1000)} s for the move with both kills, ${Math.round((verified - moved) / 1000)} s for the verification; heartbeats meanwhile`,
+      found,
+    )
 
-  t.same(await strays(db), noStrays)
-  const [sums] = await db.sql`select sum(rows_found)::int as found, sum(rows_kept)::int as kept, sum(rows_duplicate)::int as duplicate, sum(rows_missing + rows_changed)::int as bad from fleet.adoption_days`
-  t.equal(sums?.bad, 0)
-  // What is written today comes in between the survey, which counts what it finds, and the comparison.
-  t.same(
-    await db.sql`select day, rows_found, rows_kept + rows_duplicate as compared from fleet.adoption_days where rows_found <> rows_kept + rows_duplicate and day < current_date - 1`,
-    [], 'each row is kept or a duplicate',
-  )
-  t.ok(Number(sums?.kept) + Number(sums?.duplicate) >= Number(sums?.found))
-  t.ok(Number(sums?.duplicate) > rows / 50, `${sums?.duplicate} duplicates`)
-  const fresh = Number(await value(db.sql`select count(*) from fleet.device_heartbeats where network_type = 'new'`))
-  t.ok(fresh >= found.stored && fresh <= found.posted, `${fresh} of the new server, ${found.stored} acknowledged as stored, ${found.posted} sent`)
-  t.ok(Number(await value(db.admin.unsafe(`select count(*) from ${table}`))) >= rows * 1.05 + found.written, 'the old application lost nothing')
-})
+    t.same(await strays(db), noStrays)
+    const [sums] =
+      await db.sql`select sum(rows_found)::int as found, sum(rows_kept)::int as kept, sum(rows_duplicate)::int as duplicate, sum(rows_missing + rows_changed)::int as bad from fleet.adoption_days`
+    t.equal(sums?.bad, 0)
+    // What is written today comes in between the survey, which counts what it finds, and the comparison.
+    t.same(
+      await db.sql`select day, rows_found, rows_kept + rows_duplicate as compared from fleet.adoption_days where rows_found <> rows_kept + rows_duplicate and day < current_date - 1`,
+      [],
+      'each row is kept or a duplicate',
+    )
+    t.ok(Number(sums?.kept) + Number(sums?.duplicate) >= Number(sums?.found))
+    t.ok(Number(sums?.duplicate) > rows / 50, `${sums?.duplicate} duplicates`)
+    const fresh = Number(await value(db.sql`select count(*) from fleet.device_heartbeats where network_type = 'new'`))
+    t.ok(
+      fresh >= found.stored && fresh <= found.posted,
+      `${fresh} of the new server, ${found.stored} acknowledged as stored, ${found.posted} sent`,
+    )
+    t.ok(
+      Number(await value(db.admin.unsafe(`select count(*) from ${table}`))) >= rows * 1.05 + found.written,
+      'the old application lost nothing',
+    )
+  },
+)
 
 t.test('whatever is in the table, and whenever the move is killed', { timeout: 200_000 }, async t => {
   const seed = 20261121
@@ -720,7 +1024,16 @@ t.test('whatever is in the table, and whenever the move is killed', { timeout: 2
     const devices = await enroll(db.sql, 8)
     const rows = Array.from({ length: 4000 }, () => ({
       device_id: `device-${1 + Math.floor(random() * 9)}`,
-      ts: pick([utc(random() * 3), utc(random() * 60), utc(random() * 200_000), utc(random() * 200_000), utc(Math.floor(random() * 100) / 6), null, '1999-12-31T23:59:59', utc(-5000)]),
+      ts: pick([
+        utc(random() * 3),
+        utc(random() * 60),
+        utc(random() * 200_000),
+        utc(random() * 200_000),
+        utc(Math.floor(random() * 100) / 6),
+        null,
+        '1999-12-31T23:59:59',
+        utc(-5000),
+      ]),
       battery_pct: pick([null, 0, 1, 100, -5, 32_767]),
       network_type: pick([null, '', 'wifi', '|~:', 'ж']),
       unity_running: pick([null, true, false]),
@@ -729,15 +1042,22 @@ t.test('whatever is in the table, and whenever the move is killed', { timeout: 2
       ip: pick([null, '10.0.0.1', '10.0.0.1/8', '::1', 'fe80::1/64']),
     }))
     for (let n = 0; n < rows.length; n += 500) await write(db.admin, rows.slice(n, n + 500))
-    if (random() < 0.5) await db.admin.unsafe(`insert into ${table} (device_id, ts, ip) values ('device-1', now(), 'broken'), ('device-2', now(), null)`)
-    await db.admin.unsafe(`delete from ${table} where id % ${3 + Math.floor(random() * 5)} = 0; vacuum ${table}`.split('; ')[0] ?? '')
+    if (random() < 0.5)
+      await db.admin.unsafe(
+        `insert into ${table} (device_id, ts, ip) values ('device-1', now(), 'broken'), ('device-2', now(), null)`,
+      )
+    await db.admin.unsafe(
+      `delete from ${table} where id % ${3 + Math.floor(random() * 5)} = 0; vacuum ${table}`.split('; ')[0] ?? '',
+    )
     await db.admin.unsafe(`vacuum ${table}`)
 
     const busy = traffic(db, devices, { pause: 5 })
     let state: unknown
     for (let kills = 0; state !== 'moved'; kills++) {
       const dba = asRole(t, db, 'fleet_dba')
-      const run = adopt(dba, `, p_oldest => '2020-01-01', p_batch_rows => ${pick([50, 200, 1000])}, p_pause => '2 ms'`).catch((error: unknown) => error)
+      const run = adopt(dba, `, p_oldest => '2020-01-01', p_batch_rows => ${pick([50, 200, 1000])}, p_pause => '2 ms'`).catch(
+        (error: unknown) => error,
+      )
       if (kills < 4) {
         await new Promise(resolve => setTimeout(resolve, 300 + random() * 1500))
         await db.admin`select pg_terminate_backend(backend) from fleet.adoptions where backend in (select pid from pg_stat_activity)`
@@ -750,9 +1070,13 @@ t.test('whatever is in the table, and whenever the move is killed', { timeout: 2
     const found = await busy.stop()
     t.equal(await verify(dba), 'verified', `also after the traffic (${String(before)} while it went on)`)
     t.match(await confirm(dba), /confirmed/)
-    await db.admin.unsafe(`delete from ${table} where id in (select (source_row ->> 'id')::bigint from fleet.refused_rows('${table}', 100000))`)
+    await db.admin.unsafe(
+      `delete from ${table} where id in (select (source_row ->> 'id')::bigint from fleet.refused_rows('${table}', 100000))`,
+    )
     t.comment(found)
-    await db.admin.unsafe(`delete from ${table} where ts is null or ts < '2020-01-01' or ts > now() + interval '1 day' or ip = 'broken'`)
+    await db.admin.unsafe(
+      `delete from ${table} where ts is null or ts < '2020-01-01' or ts > now() + interval '1 day' or ip = 'broken'`,
+    )
     t.same(await strays(db), noStrays, `round ${round}`)
   }
 })

@@ -2,50 +2,74 @@ import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole, daysAgo, enroll, ingest, partitionAt, value, type Beat } from '../../testing/fleet.ts'
 
-t.test('a heartbeat is in its day\'s partition and in last status when ingest answers', async t => {
+t.test("a heartbeat is in its day's partition and in last status when ingest answers", async t => {
   const { sql } = await withDatabase(t)
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   const ts = daysAgo(2)
   const beat = {
-    device_id: device, ts, battery_pct: 81, network_type: 'wifi', unity_running: true, signal_dbm: -61,
-    agent_version: '3.1.0', ip: '192.0.2.7',
+    device_id: device,
+    ts,
+    battery_pct: 81,
+    network_type: 'wifi',
+    unity_running: true,
+    signal_dbm: -61,
+    agent_version: '3.1.0',
+    ip: '192.0.2.7',
   }
   t.match(await ingest(sql, [beat]), [{ item: 1, result: 'stored', reason: null, ts: new Date(ts) }])
-  t.match(await sql.unsafe(`select * from fleet.${await partitionAt(sql, ts)}`), [{ ...beat, device_id: String(device), ts: new Date(ts) }])
-  t.match(await sql`select * from fleet.device_last_status`, [{
-    device_id: String(device), last_ts: new Date(ts), battery_pct: 81, network_type: 'wifi', unity_running: true,
-    signal_dbm: -61, agent_version: '3.1.0', ip: '192.0.2.7', status: 'ok',
-  }])
+  t.match(await sql.unsafe(`select * from fleet.${await partitionAt(sql, ts)}`), [
+    { ...beat, device_id: String(device), ts: new Date(ts) },
+  ])
+  t.match(await sql`select * from fleet.device_last_status`, [
+    {
+      device_id: String(device),
+      last_ts: new Date(ts),
+      battery_pct: 81,
+      network_type: 'wifi',
+      unity_running: true,
+      signal_dbm: -61,
+      agent_version: '3.1.0',
+      ip: '192.0.2.7',
+      status: 'ok',
+    },
+  ])
 })
 
 t.test('each item has its answer, in item order', async t => {
   const { sql } = await withDatabase(t)
-  const [first, second] = await enroll(sql, 2) as [number, number]
+  const [first, second] = (await enroll(sql, 2)) as [number, number]
   const now = '2026-01-01T12:00:00Z'
   await sql`select fleet.create_partitions('2025-12-20', '2026-01-02')`
-  const results = await ingest(sql, [
-    { device_id: second, ts: '2026-01-01T11:59:01Z' },
-    { device_id: first, ts: '2026-01-01T11:59:02Z' },
-    { device_id: second, ts: '2026-01-01T11:59:09.999999Z' },
-    { device_id: second, ts: '2025-12-24T11:59:59Z' },
-    { device_id: second, ts: '2026-01-01T12:05:01Z' },
-    { device_id: second, ts: '2025-12-25T12:00:00Z' },
-    { device_id: first },
-    { device_id: second, ts: '2026-01-01T11:59:10Z' },
-    { device_id: second, ts: '2025-12-24T11:59:59Z' },
-  ], now)
-  t.same(results.map(row => [row.item, row.result, row.reason]), [
-    [1, 'stored', null],
-    [2, 'stored', null],
-    [3, 'duplicate', null],
-    [4, 'quarantined', 'too_late'],
-    [5, 'quarantined', 'in_future'],
-    [6, 'stored', null],
-    [7, 'stored', null],
-    [8, 'stored', null],
-    [9, 'quarantined', 'too_late'],
-  ])
-  t.same(results[6]?.ts, new Date(now), 'without ts, the server\'s time counts')
+  const results = await ingest(
+    sql,
+    [
+      { device_id: second, ts: '2026-01-01T11:59:01Z' },
+      { device_id: first, ts: '2026-01-01T11:59:02Z' },
+      { device_id: second, ts: '2026-01-01T11:59:09.999999Z' },
+      { device_id: second, ts: '2025-12-24T11:59:59Z' },
+      { device_id: second, ts: '2026-01-01T12:05:01Z' },
+      { device_id: second, ts: '2025-12-25T12:00:00Z' },
+      { device_id: first },
+      { device_id: second, ts: '2026-01-01T11:59:10Z' },
+      { device_id: second, ts: '2025-12-24T11:59:59Z' },
+    ],
+    now,
+  )
+  t.same(
+    results.map(row => [row.item, row.result, row.reason]),
+    [
+      [1, 'stored', null],
+      [2, 'stored', null],
+      [3, 'duplicate', null],
+      [4, 'quarantined', 'too_late'],
+      [5, 'quarantined', 'in_future'],
+      [6, 'stored', null],
+      [7, 'stored', null],
+      [8, 'stored', null],
+      [9, 'quarantined', 'too_late'],
+    ],
+  )
+  t.same(results[6]?.ts, new Date(now), "without ts, the server's time counts")
   t.equal(await value(sql`select count(*) from fleet.device_heartbeats`), '5')
   t.same(await sql`select device_id, reason, payload from fleet.heartbeat_quarantine order by ts`, [
     { device_id: String(second), reason: 'too_late', payload: { device_id: second, ts: '2025-12-24T11:59:59Z' } },
@@ -56,33 +80,44 @@ t.test('each item has its answer, in item order', async t => {
 
 t.test('a heartbeat from the future takes no bucket from a good one beside it', async t => {
   const { sql } = await withDatabase(t)
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   const noon = new Date().toISOString().slice(0, 10)
-  const results = await ingest(sql, [
-    { device_id: device, ts: `${noon}T00:06:08Z` },
-    { device_id: device, ts: `${noon}T00:06:02Z` },
-  ], `${noon}T00:01:05Z`)
-  t.same(results.map(row => row.result), ['quarantined', 'stored'])
+  const results = await ingest(
+    sql,
+    [
+      { device_id: device, ts: `${noon}T00:06:08Z` },
+      { device_id: device, ts: `${noon}T00:06:02Z` },
+    ],
+    `${noon}T00:01:05Z`,
+  )
+  t.same(
+    results.map(row => row.result),
+    ['quarantined', 'stored'],
+  )
 })
 
 t.test('50 parallel copies within one bucket leave one row', async t => {
   const { sql } = await withDatabase(t)
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   const day = new Date().toISOString().slice(0, 10)
-  const answers = await Promise.all(Array.from({ length: 50 }, (_, n) =>
-    ingest(sql, [{ device_id: device, ts: `${day}T00:00:0${n % 10}Z`, battery_pct: n }])))
+  const answers = await Promise.all(
+    Array.from({ length: 50 }, (_, n) => ingest(sql, [{ device_id: device, ts: `${day}T00:00:0${n % 10}Z`, battery_pct: n }])),
+  )
   const results = answers.map(([row]) => row?.result)
   t.equal(results.filter(result => result === 'stored').length, 1)
   t.equal(results.filter(result => result === 'duplicate').length, 49)
-  const [kept] = await sql<{ ts: Date, battery_pct: number }[]>`select ts, battery_pct from fleet.device_heartbeats`
+  const [kept] = await sql<{ ts: Date; battery_pct: number }[]>`select ts, battery_pct from fleet.device_heartbeats`
   t.match(await sql`select count(*)::int as rows from fleet.device_heartbeats`, [{ rows: 1 }])
-  t.match(await sql`select last_ts, battery_pct from fleet.device_last_status`, [{ last_ts: kept?.ts, battery_pct: kept?.battery_pct }],
-    'last status shows the one that was stored')
+  t.match(
+    await sql`select last_ts, battery_pct from fleet.device_last_status`,
+    [{ last_ts: kept?.ts, battery_pct: kept?.battery_pct }],
+    'last status shows the one that was stored',
+  )
 })
 
 t.test('an older heartbeat does not rewind last status', async t => {
   const { sql } = await withDatabase(t)
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   await ingest(sql, [{ device_id: device, ts: daysAgo(1), unity_running: true }])
   await ingest(sql, [{ device_id: device, ts: daysAgo(2), unity_running: false }])
   t.match(await sql`select unity_running, status from fleet.device_last_status`, [{ unity_running: true, status: 'ok' }])
@@ -90,8 +125,11 @@ t.test('an older heartbeat does not rewind last status', async t => {
     { device_id: device, ts: daysAgo(0.2), unity_running: false },
     { device_id: device, ts: daysAgo(0.4), unity_running: true },
   ])
-  t.match(await sql`select unity_running, status from fleet.device_last_status`, [{ unity_running: false, status: 'unity_down' }],
-    'the newest of a batch counts, wherever it stands')
+  t.match(
+    await sql`select unity_running, status from fleet.device_last_status`,
+    [{ unity_running: false, status: 'unity_down' }],
+    'the newest of a batch counts, wherever it stands',
+  )
 })
 
 t.test('concurrent unsorted batches of the same devices do not deadlock', async t => {
@@ -116,7 +154,7 @@ t.test('concurrent unsorted batches of the same devices do not deadlock', async 
 
 t.test('a device whose clock is wrong is marked, until it sends a good heartbeat', async t => {
   const { sql } = await withDatabase(t)
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   await ingest(sql, [{ device_id: device, ts: '1970-01-01T00:00:05Z' }])
   t.match(await sql`select status, last_ts from fleet.device_status`, [{ status: 'clock_skewed', last_ts: null }])
   await ingest(sql, [{ device_id: device, ts: '1970-01-01T00:00:05Z' }, { device_id: device }])
@@ -125,22 +163,28 @@ t.test('a device whose clock is wrong is marked, until it sends a good heartbeat
 
 t.test('the quarantine has a cap per device, and says so', async t => {
   const { sql } = await withDatabase(t)
-  const [full, other] = await enroll(sql, 2) as [number, number]
+  const [full, other] = (await enroll(sql, 2)) as [number, number]
   await sql`update fleet.settings set quarantine_per_device = 3`
   const old = (device_id: number, n: number) => ({ device_id, ts: `2001-01-01T00:00:0${n}Z` })
   const first = await ingest(sql, [old(full, 1), old(full, 2)])
   const second = await ingest(sql, [old(full, 3), old(full, 4), old(other, 1)])
-  t.same([...first, ...second].map(row => [row.result, row.reason]), [
-    ['quarantined', 'too_late'], ['quarantined', 'too_late'],
-    ['quarantined', 'too_late'], ['rejected', 'quarantine_full'], ['quarantined', 'too_late'],
-  ])
+  t.same(
+    [...first, ...second].map(row => [row.result, row.reason]),
+    [
+      ['quarantined', 'too_late'],
+      ['quarantined', 'too_late'],
+      ['quarantined', 'too_late'],
+      ['rejected', 'quarantine_full'],
+      ['quarantined', 'too_late'],
+    ],
+  )
   t.match(await ingest(sql, [old(full, 1)]), [{ result: 'quarantined' }], 'what is kept already is still kept')
   t.equal(await value(sql`select count(*) from fleet.heartbeat_quarantine`), '4')
 })
 
 t.test('a day without a partition is quarantined, also when it was retired a moment ago', async t => {
   const { sql, admin } = await withDatabase(t)
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   const ts = daysAgo(3)
   const name = await partitionAt(sql, ts)
   await sql`select fleet.archive_partition(${name})`
@@ -157,7 +201,7 @@ t.test('a day without a partition is quarantined, also when it was retired a mom
 t.test('quarantined heartbeats are replayed once their partition is there', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
-  const [first, second] = await enroll(sql, 2) as [number, number]
+  const [first, second] = (await enroll(sql, 2)) as [number, number]
   const day = daysAgo(3).slice(0, 10)
   const name = await partitionAt(sql, `${day}T12:00Z`)
   await ingest(sql, [{ device_id: first, ts: `${day}T10:00:00Z`, battery_pct: 1 }])
@@ -168,14 +212,26 @@ t.test('quarantined heartbeats are replayed once their partition is there', asyn
     { device_id: second, ts: daysAgo(8) },
   ])
   const dba = asRole(t, db, 'fleet_dba')
-  t.same(await dba`select * from fleet.replay_quarantine()`, [{ stored: '0', duplicate: '0', remaining: '3' }], 'not while it is away')
+  t.same(
+    await dba`select * from fleet.replay_quarantine()`,
+    [{ stored: '0', duplicate: '0', remaining: '3' }],
+    'not while it is away',
+  )
 
-  await admin.unsafe(`alter table fleet.device_heartbeats attach partition fleet.${name} for values from ('${day}T00:00Z') to ('${day}T00:00Z'::timestamptz + interval '1 day')`)
+  await admin.unsafe(
+    `alter table fleet.device_heartbeats attach partition fleet.${name} for values from ('${day}T00:00Z') to ('${day}T00:00Z'::timestamptz + interval '1 day')`,
+  )
   await sql`select fleet.sync_partitions()`
-  t.same(await dba`select * from fleet.replay_quarantine(p_device_id => ${first})`, [{ stored: '0', duplicate: '1', remaining: '0' }])
+  t.same(await dba`select * from fleet.replay_quarantine(p_device_id => ${first})`, [
+    { stored: '0', duplicate: '1', remaining: '0' },
+  ])
   t.same(await dba`select * from fleet.replay_quarantine()`, [{ stored: '1', duplicate: '0', remaining: '1' }])
-  t.match(await sql`select battery_pct, unity_running from fleet.device_heartbeats where device_id = ${second}`, [{ battery_pct: 3, unity_running: false }])
-  t.match(await sql`select last_ts from fleet.device_last_status where device_id = ${second}`, [{ last_ts: new Date(`${day}T10:00:00Z`) }])
+  t.match(await sql`select battery_pct, unity_running from fleet.device_heartbeats where device_id = ${second}`, [
+    { battery_pct: 3, unity_running: false },
+  ])
+  t.match(await sql`select last_ts from fleet.device_last_status where device_id = ${second}`, [
+    { last_ts: new Date(`${day}T10:00:00Z`) },
+  ])
   t.match(await sql`select reason from fleet.heartbeat_quarantine`, [{ reason: 'too_late' }])
 
   await sql`update fleet.settings set max_late = '30 days'`
@@ -185,13 +241,16 @@ t.test('quarantined heartbeats are replayed once their partition is there', asyn
 
 t.test('ingest waits for a retirement that is under way, and loses nothing', async t => {
   const db = await withDatabase(t)
-  const [device] = await enroll(db.sql, 1) as [number]
+  const [device] = (await enroll(db.sql, 1)) as [number]
   const ts = daysAgo(3)
   const name = await partitionAt(db.sql, ts)
   const dba = asRole(t, db, 'fleet_dba')
   await dba`begin`
   await dba`select fleet.archive_partition(${name})`
-  const answer = ingest(db.sql, [{ device_id: device, ts }, { device_id: device, ts: daysAgo(0) }]).then(rows => rows)
+  const answer = ingest(db.sql, [
+    { device_id: device, ts },
+    { device_id: device, ts: daysAgo(0) },
+  ]).then(rows => rows)
   await db.admin`select pg_sleep(0.2)`
   await dba`commit`
   t.match(await answer, [{ result: 'quarantined', reason: 'no_partition' }, { result: 'stored' }])
@@ -199,7 +258,7 @@ t.test('ingest waits for a retirement that is under way, and loses nothing', asy
 
 t.test('store_ip decides what is kept of the address', async t => {
   const { sql } = await withDatabase(t)
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   const addresses: Record<string, unknown[]> = {}
   for (const [n, setting] of ['full', 'prefix', 'none'].entries()) {
     await sql`update fleet.settings set store_ip = ${setting}`
@@ -216,22 +275,34 @@ t.test('store_ip decides what is kept of the address', async t => {
 
 t.test('a value that fits no column fails its batch whole, and stores nothing', async t => {
   const { sql } = await withDatabase(t)
-  const [device] = await enroll(sql, 1) as [number]
-  for (const poison of [{ battery_pct: 50.5 }, { signal_dbm: 40_000 }, { agent_version: 'a\u0000b' }, { ts: '2026-02-30T00:00:00Z' }]) {
-    await t.rejects(ingest(sql, [{ device_id: device }, { device_id: device, ...poison }]), { code: /^22/ }, JSON.stringify(poison))
+  const [device] = (await enroll(sql, 1)) as [number]
+  for (const poison of [
+    { battery_pct: 50.5 },
+    { signal_dbm: 40_000 },
+    { agent_version: 'a\u0000b' },
+    { ts: '2026-02-30T00:00:00Z' },
+  ]) {
+    await t.rejects(
+      ingest(sql, [{ device_id: device }, { device_id: device, ...poison }]),
+      { code: /^22/ },
+      JSON.stringify(poison),
+    )
   }
   t.equal(await value(sql`select count(*) from fleet.device_heartbeats`), '0')
 })
 
 t.test('last status stays HOT: no index on what heartbeats change', async t => {
   const { sql } = await withDatabase(t)
-  t.same(await sql`
+  t.same(
+    await sql`
     select regexp_replace(pg_get_indexdef(indexrelid), '.* USING ', '') as index
     from pg_index where indrelid = 'fleet.device_last_status'::regclass
     order by 1
-  `, [
-    { index: 'btree (device_id)' },
-    { index: 'btree (device_id) WHERE (status <> \'ok\'::text)' },
-    { index: 'btree (device_id) WHERE is_silent' },
-  ])
+  `,
+    [
+      { index: 'btree (device_id)' },
+      { index: "btree (device_id) WHERE (status <> 'ok'::text)" },
+      { index: 'btree (device_id) WHERE is_silent' },
+    ],
+  )
 })

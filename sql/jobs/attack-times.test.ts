@@ -15,9 +15,16 @@ t.test('no routine that a role may call accepts a time later than now', async t 
   // of ts, which end at infinity by default, the time at which an archive had its columns (map_columns), what the archiver says about an
   // archive (record_proof, adopt_archive: see attack-archiver.test.ts), or when a cookie expires, of which a day at most counts (end_session).
   const ranges = [
-    'replay_quarantine', 'adoption_plan', 'begin_adoption', 'adopt_table', 'record_proof', 'adopt_archive', 'map_columns', 'end_session',
+    'replay_quarantine',
+    'adoption_plan',
+    'begin_adoption',
+    'adopt_table',
+    'record_proof',
+    'adopt_archive',
+    'map_columns',
+    'end_session',
   ]
-  const calls = await db.sql<{ role: typeof roles[number], name: string, kind: string, arguments: string[] }[]>`
+  const calls = await db.sql<{ role: (typeof roles)[number]; name: string; kind: string; arguments: string[] }[]>`
     select r.role, p.proname as name, p.prokind as kind,
       array(
         select case
@@ -41,8 +48,11 @@ t.test('no routine that a role may call accepts a time later than now', async t 
   for (const call of calls) {
     const sql = asRole(t, db, call.role, opsConnection)
     const text = `${call.name}(${call.arguments.join(', ')})`
-    await t.rejects(sql.unsafe(call.kind === 'p' ? `call fleet.${text}` : `select * from fleet.${text}`),
-      { code: 'FL422', message: /later than now; only the owner of the store may/ }, `${call.role}: ${text}`)
+    await t.rejects(
+      sql.unsafe(call.kind === 'p' ? `call fleet.${text}` : `select * from fleet.${text}`),
+      { code: 'FL422', message: /later than now; only the owner of the store may/ },
+      `${call.role}: ${text}`,
+    )
   }
   t.match(await db.sql`select * from fleet.hb_partitions where state <> 'active'`, [], 'nothing was retired')
 })
@@ -50,32 +60,56 @@ t.test('no routine that a role may call accepts a time later than now', async t 
 t.test('a run does only the steps that the owner planned, and only in its own session', async t => {
   const db = await withDatabase(t)
   const { sql } = db
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   await ingest(sql, [{ device_id: device }])
   const today = await partitionAt(sql, daysAgo(0))
   for (const role of ['fleet_server', 'fleet_dba'] as const) {
     const attacker = asRole(t, db, role, opsConnection)
-    for (const call of [`do_step('retire', '${today}', '${later}')`, `do_step('prune', null, '${later}')`,
-      `retire_partition('${today}', '${later}')`, `prune('${later}')`, `record_event('nightly.start')`,
-      `record_event('partition.archive.end', '${today}', 1)`, `count_up('archive_failures_total', 1000)`]) {
-      await t.rejects(attacker.unsafe(`select fleet.${call}`), { code: '42501', message: /permission denied for function/ }, `${role}: ${call}`)
+    for (const call of [
+      `do_step('retire', '${today}', '${later}')`,
+      `do_step('prune', null, '${later}')`,
+      `retire_partition('${today}', '${later}')`,
+      `prune('${later}')`,
+      `record_event('nightly.start')`,
+      `record_event('partition.archive.end', '${today}', 1)`,
+      `count_up('archive_failures_total', 1000)`,
+    ]) {
+      await t.rejects(
+        attacker.unsafe(`select fleet.${call}`),
+        { code: '42501', message: /permission denied for function/ },
+        `${role}: ${call}`,
+      )
     }
-    for (const statement of [`insert into fleet.planned_steps values (1, 1, 'retire', '${today}', null, null, '${later}', pg_backend_pid())`,
-      'delete from fleet.planned_steps', 'select * from fleet.planned_steps']) {
+    for (const statement of [
+      `insert into fleet.planned_steps values (1, 1, 'retire', '${today}', null, null, '${later}', pg_backend_pid())`,
+      'delete from fleet.planned_steps',
+      'select * from fleet.planned_steps',
+    ]) {
       await t.rejects(attacker.unsafe(statement), { code: '42501' }, `${role}: ${statement}`)
     }
-    await t.rejects(attacker.unsafe(`call fleet.nightly(null, '-3000 years')`), { code: 'FL422', message: /less than 1 day/ }, role)
+    await t.rejects(
+      attacker.unsafe(`call fleet.nightly(null, '-3000 years')`),
+      { code: 'FL422', message: /less than 1 day/ },
+      role,
+    )
     await t.rejects(attacker.unsafe(`call fleet.nightly(null, '1 hour')`), { code: 'FL422', message: /less than 1 day/ }, role)
     await attacker.unsafe(`call fleet.nightly(null, null, '2026-01-01T00:00Z')`)
-    t.same(await sql`select day from fleet.storage_daily where day < current_date - 1`, [], `${role}: a time in the past counts as now`)
-    await t.rejects(attacker.unsafe(`select fleet.begin_run('everything')`),
-      { code: 'FL422', message: /^everything is not a kind of maintenance/ }, role)
+    t.same(
+      await sql`select day from fleet.storage_daily where day < current_date - 1`,
+      [],
+      `${role}: a time in the past counts as now`,
+    )
+    await t.rejects(
+      attacker.unsafe(`select fleet.begin_run('everything')`),
+      { code: 'FL422', message: /^everything is not a kind of maintenance/ },
+      role,
+    )
     await t.rejects(attacker.unsafe('select fleet.end_run(1)'), { code: 'FL404', message: /not running in this session/ }, role)
   }
 
   // The owner began a run as of a later time and stopped in the middle. No other session may continue it.
   const owner = asRole(t, db, 'fleet_owner')
-  const run = await value(owner`select fleet.begin_run('nightly', '1 day', now() + interval '100 days')`) as string
+  const run = (await value(owner`select fleet.begin_run('nightly', '1 day', now() + interval '100 days')`)) as string
   t.equal(await value(owner`select fleet.run_next_step(${run})`), 'done')
   const server = asRole(t, db, 'fleet_server', opsConnection)
   t.equal(await value(server`select fleet.run_next_step(${run})`), 'over')
@@ -94,11 +128,23 @@ t.test('a night by the server does what a night by the owner does', async t => {
   await sql`update fleet.settings set retention = '80 days'`
   const server = asRole(t, db, 'fleet_server', opsConnection)
   const [run] = await server<{ p_run_id: string }[]>`call fleet.nightly()`
-  const steps = await server`select step, count(*)::int as n, bool_and(ok) as ok from fleet.run_steps(${run?.p_run_id ?? null}) group by step`
-  t.match(new Map(steps.map(row => [row.step as string, row.n as number])), new Map([
-    ['nightly.start', 1], ['maintenance.premake', 1], ['maintenance.retire', 10], ['maintenance.prune', 1], ['maintenance.wake_archiver', 1],
-    ['nightly.end', 1],
-  ]))
+  const steps =
+    await server`select step, count(*)::int as n, bool_and(ok) as ok from fleet.run_steps(${run?.p_run_id ?? null}) group by step`
+  t.match(
+    new Map(steps.map(row => [row.step as string, row.n as number])),
+    new Map([
+      ['nightly.start', 1],
+      ['maintenance.premake', 1],
+      ['maintenance.retire', 10],
+      ['maintenance.prune', 1],
+      ['maintenance.wake_archiver', 1],
+      ['nightly.end', 1],
+    ]),
+  )
   t.ok(steps.every(row => row.ok))
-  t.equal(await value(sql`select detail from fleet.events where event = 'nightly.start'`), 'fleet_server', 'who began it is on record')
+  t.equal(
+    await value(sql`select detail from fleet.events where event = 'nightly.start'`),
+    'fleet_server',
+    'who began it is on record',
+  )
 })

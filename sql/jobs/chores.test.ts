@@ -4,12 +4,14 @@ import { withDatabase, type TestDatabase } from '../../testing/database.ts'
 type Sql = TestDatabase['sql']
 
 async function enroll(sql: Sql, alias: string, cohort = 'default') {
-  const [device] = await sql<{ device_id: string, token: string }[]>`select * from fleet.create_device(${alias}, ${cohort})`
+  const [device] = await sql<{ device_id: string; token: string }[]>`select * from fleet.create_device(${alias}, ${cohort})`
   return device!
 }
 
 async function events(sql: Sql) {
-  const rows = await sql<{ line: string }[]>`select event || ': ' || detail as line from fleet.events where event like 'device.%' order by event_id`
+  const rows = await sql<
+    { line: string }[]
+  >`select event || ': ' || detail as line from fleet.events where event like 'device.%' order by event_id`
   return rows.map(({ line }) => line)
 }
 
@@ -18,8 +20,10 @@ t.test('a device is renamed and moved; each change is recorded once, with who ma
   const { device_id } = await enroll(sql, 'lobby-7')
   const [who] = await sql<{ name: string }[]>`select session_user as name`
   const changes = []
-  for (const alias of ['lobby-8', 'lobby-8']) changes.push((await sql`select fleet.rename_device(${device_id}, ${alias}) as changed`)[0]!.changed)
-  for (const cohort of ['hall', 'hall']) changes.push((await sql`select fleet.move_device(${device_id}, ${cohort}) as changed`)[0]!.changed)
+  for (const alias of ['lobby-8', 'lobby-8'])
+    changes.push((await sql`select fleet.rename_device(${device_id}, ${alias}) as changed`)[0]!.changed)
+  for (const cohort of ['hall', 'hall'])
+    changes.push((await sql`select fleet.move_device(${device_id}, ${cohort}) as changed`)[0]!.changed)
   t.same(changes, [true, false, true, false])
   t.match(await sql`select alias, cohort from fleet.device_status`, [{ alias: 'lobby-8', cohort: 'hall' }])
   t.same(await events(sql), [
@@ -36,7 +40,11 @@ t.test('a new token and a revocation are recorded, never the token', async t => 
   await sql`select fleet.revoke_device(${device_id}), fleet.revoke_device(${device_id})`
   renewed.push((await sql<{ token: string }[]>`select fleet.renew_token(${device_id}) as token`)[0]!.token)
   const lines = await events(sql)
-  t.match(lines, [/^device.token_renewed: .* got a new token; by/, /^device.revoked: device \d+ \(lobby-7\); by/, /^device.token_renewed: .* revoked at/])
+  t.match(lines, [
+    /^device.token_renewed: .* got a new token; by/,
+    /^device.revoked: device \d+ \(lobby-7\); by/,
+    /^device.token_renewed: .* revoked at/,
+  ])
   t.equal(lines.length, 3)
   t.notOk([token, ...renewed].some(secret => lines.join().includes(secret.slice(4))))
 })
@@ -44,11 +52,16 @@ t.test('a new token and a revocation are recorded, never the token', async t => 
 t.test('what cannot be done is refused, and says what to do', async t => {
   const { sql } = await withDatabase(t)
   const { device_id } = await enroll(sql, 'lobby-7')
-  const other = await enroll(sql, 'o\'lobby')
+  const other = await enroll(sql, "o'lobby")
   await t.rejects(sql`select fleet.rename_device(${device_id}, 'o''lobby')`, {
-    code: 'FL409', message: new RegExp(`device ${other.device_id} has the alias o'lobby already; device ${device_id} is still called lobby-7`), hint: /rename_device\(\d+, 'o''lobby \(old\)'\)/,
+    code: 'FL409',
+    message: new RegExp(`device ${other.device_id} has the alias o'lobby already; device ${device_id} is still called lobby-7`),
+    hint: /rename_device\(\d+, 'o''lobby \(old\)'\)/,
   })
-  await t.rejects(enroll(sql, 'lobby-7'), { code: 'FL409', hint: new RegExp(`fleet.renew_token\\(${device_id}\\); or POST /admin/devices/${device_id}/token`) })
+  await t.rejects(enroll(sql, 'lobby-7'), {
+    code: 'FL409',
+    hint: new RegExp(`fleet.renew_token\\(${device_id}\\); or POST /admin/devices/${device_id}/token`),
+  })
   for (const text of ['', '  ', 'x'.repeat(201), null]) {
     await t.rejects(sql`select fleet.rename_device(${device_id}, ${text})`, { code: 'FL422' })
     await t.rejects(sql`select fleet.move_device(${device_id}, ${text})`, { code: 'FL422' })
@@ -63,7 +76,10 @@ t.test('two that take one alias at once: one has it, the other is told', async t
   const devices = [await enroll(sql, 'a'), await enroll(sql, 'b')]
   const results = await Promise.allSettled(devices.map(({ device_id }) => sql`select fleet.rename_device(${device_id}, 'same')`))
   t.same(results.map(({ status }) => status).sort(), ['fulfilled', 'rejected'])
-  t.match(results.find(result => result.status === 'rejected'), { reason: { code: 'FL409' } })
+  t.match(
+    results.find(result => result.status === 'rejected'),
+    { reason: { code: 'FL409' } },
+  )
 })
 
 t.test('devices are listed by cohort and by alias, with each other filter, by both queries', async t => {
@@ -83,18 +99,18 @@ t.test('devices are listed by cohort and by alias, with each other filter, by bo
     t.equal(found[0], found[1], filter)
     return found[0]
   }
-  t.equal(await ask('p_cohort => \'even\''), 'ace')
-  t.equal(await ask('p_cohort => \'odd\''), 'bd')
-  t.equal(await ask('p_cohort => \'Even\''), '')
-  t.equal(await ask('p_cohort => \'even\', p_limit => 2'), 'ac')
-  t.equal(await ask('p_cohort => \'even\', p_after => (select device_id from fleet.devices where alias = \'c\')'), 'e')
-  t.equal(await ask('p_alias => \'b\''), 'b')
-  t.equal(await ask('p_alias => \'b\', p_cohort => \'even\''), '')
-  t.equal(await ask('p_alias => \'x\''), '')
-  t.equal(await ask('\'offline\', p_cohort => \'even\''), 'a')
-  t.equal(await ask('\'offline\', \'12 minutes\', p_cohort => \'odd\''), 'b')
-  t.equal(await ask('\'offline\', p_alias => \'b\''), 'b')
-  t.equal(await ask('\'online\', p_alias => \'b\''), '')
-  t.equal(await ask('null, \'12 minutes\', p_alias => \'c\''), '')
-  t.equal(await ask('\'clock_skewed\', p_cohort => \'even\''), '')
+  t.equal(await ask("p_cohort => 'even'"), 'ace')
+  t.equal(await ask("p_cohort => 'odd'"), 'bd')
+  t.equal(await ask("p_cohort => 'Even'"), '')
+  t.equal(await ask("p_cohort => 'even', p_limit => 2"), 'ac')
+  t.equal(await ask("p_cohort => 'even', p_after => (select device_id from fleet.devices where alias = 'c')"), 'e')
+  t.equal(await ask("p_alias => 'b'"), 'b')
+  t.equal(await ask("p_alias => 'b', p_cohort => 'even'"), '')
+  t.equal(await ask("p_alias => 'x'"), '')
+  t.equal(await ask("'offline', p_cohort => 'even'"), 'a')
+  t.equal(await ask("'offline', '12 minutes', p_cohort => 'odd'"), 'b')
+  t.equal(await ask("'offline', p_alias => 'b'"), 'b')
+  t.equal(await ask("'online', p_alias => 'b'"), '')
+  t.equal(await ask("null, '12 minutes', p_alias => 'c'"), '')
+  t.equal(await ask("'clock_skewed', p_cohort => 'even'"), '')
 })

@@ -5,22 +5,37 @@ import { waitFor, withCluster, withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
 
 const jobs = [
-  'fleet-archive-wake', 'fleet-maintain', 'fleet-mark-silent', 'fleet-nightly', 'fleet-prune-cron-history', 'fleet-reconcile', 'fleet-vacuum',
+  'fleet-archive-wake',
+  'fleet-maintain',
+  'fleet-mark-silent',
+  'fleet-nightly',
+  'fleet-prune-cron-history',
+  'fleet-reconcile',
+  'fleet-vacuum',
 ]
 
 // In a cluster of its own, whose jobs nobody else sees. pg_cron 1.4 fires at full minutes, so this takes up to two of them.
 t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   const db = await withCluster(t)
   const { sql, admin } = db
-  t.same((await sql`select jobname from fleet.job_health order by jobname`).map(row => row.jobname as string), jobs)
+  t.same(
+    (await sql`select jobname from fleet.job_health order by jobname`).map(row => row.jobname as string),
+    jobs,
+  )
   await sql`select fleet.schedule_jobs()`
   await sql`select cron.schedule('fleet-forgotten', '0 0 1 1 *', 'select 1')`
   await sql`select fleet.schedule_jobs()`
-  t.same(await admin`select jobname, username, database from cron.job order by jobname`,
-    jobs.map(jobname => ({ jobname, username: 'fleet_owner', database: 'fleet' })), 'scheduled once each; what is not defined goes')
+  t.same(
+    await admin`select jobname, username, database from cron.job order by jobname`,
+    jobs.map(jobname => ({ jobname, username: 'fleet_owner', database: 'fleet' })),
+    'scheduled once each; what is not defined goes',
+  )
 
   // As if it had been looked at in the minutes before, so that the next look is sampled.
-  await ingest(sql, (await enroll(sql, 3)).map(device_id => ({ device_id })))
+  await ingest(
+    sql,
+    (await enroll(sql, 3)).map(device_id => ({ device_id })),
+  )
   await admin`update fleet.silence_watch set looked_at = now(), gap_from = null, gap_to = null, sampled_at = '-infinity'`
 
   // A second store in the cluster, in a database where pg_cron is not: what check() says is run where it is.
@@ -28,13 +43,16 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   await migrate(db.cluster.url('postgres', 'elsewhere'), { current: true, log: () => {} })
   const elsewhere = postgres(db.cluster.url('fleet_owner', 'elsewhere'), { max: 1, onnotice: () => {} })
   t.teardown(() => elsewhere.end({ timeout: 5 }))
-  const remedy = await value(elsewhere`select remedy from fleet.check() where check_name = 'scheduler'`) as string
+  const remedy = (await value(elsewhere`select remedy from fleet.check() where check_name = 'scheduler'`)) as string
   t.match(remedy, /^-- as superuser, in database fleet\n/)
   for (const time of ['once', 'twice']) {
     await admin.unsafe(remedy)
     await sql`select fleet.schedule_jobs()`
-    t.same(await admin`select jobname, username from cron.job where database = 'elsewhere' or jobname like '%@%' order by jobname`,
-      jobs.map(job => ({ jobname: `${job}@elsewhere`, username: job.includes('prune') ? 'postgres' : 'fleet_owner' })), time)
+    t.same(
+      await admin`select jobname, username from cron.job where database = 'elsewhere' or jobname like '%@%' order by jobname`,
+      jobs.map(job => ({ jobname: `${job}@elsewhere`, username: job.includes('prune') ? 'postgres' : 'fleet_owner' })),
+      time,
+    )
   }
   t.equal(await value(admin`select count(*) from cron.job`), '14', 'neither takes away those of the other')
 
@@ -42,22 +60,41 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   await admin`update cron.job set schedule = '* * * * *' where jobname <> 'fleet-prune-cron-history'`
   await sql`select fleet.set_retention('80 days')`
   await sql`select fleet.set_premake(16)`
-  await waitFor(async () => await value(admin`
+  await waitFor(
+    async () =>
+      (await value(admin`
     select count(distinct jobid) from cron.job_run_details where status in ('succeeded', 'failed')
-  `) === '13', { patience: 200_000, what: () => 'six jobs to have run here, and seven for the other store' })
-  t.not(await value(elsewhere`select count(*) from fleet.events where event in ('maintain.end', 'nightly.end') and is_ok`), '0', 'the other store is maintained')
-  t.same(await admin`
+  `)) === '13',
+    { patience: 200_000, what: () => 'six jobs to have run here, and seven for the other store' },
+  )
+  t.not(
+    await value(elsewhere`select count(*) from fleet.events where event in ('maintain.end', 'nightly.end') and is_ok`),
+    '0',
+    'the other store is maintained',
+  )
+  t.same(
+    await admin`
     select j.jobname, d.return_message from cron.job_run_details d join cron.job j using (jobid)
     -- Two runs of maintenance begin in the same second here; one may find the other at work.
     where d.status = 'failed' and d.return_message not like '%maintenance is running already%'
-  `, [])
+  `,
+    [],
+  )
   await admin`update fleet.hb_partitions set created_at = now() - interval '1 year'`
-  const ages = await sql<{ jobname: string, is_old: boolean }[]>`select jobname, age > interval '1 day' as is_old from fleet.scheduler_ages()`
+  const ages = await sql<
+    { jobname: string; is_old: boolean }[]
+  >`select jobname, age > interval '1 day' as is_old from fleet.scheduler_ages()`
   t.ok(ages.length >= 6)
-  t.same(ages.filter(({ is_old }) => is_old), [], 'no job is as old as the store, also not the one that has not run yet')
-  await waitFor(async () => await value(sql`select active from fleet.silence_samples where cohort = '(all)'`) === 3, { patience: 90_000 })
+  t.same(
+    ages.filter(({ is_old }) => is_old),
+    [],
+    'no job is as old as the store, also not the one that has not run yet',
+  )
+  await waitFor(async () => (await value(sql`select active from fleet.silence_samples where cohort = '(all)'`)) === 3, {
+    patience: 90_000,
+  })
   await sql`call fleet.nightly()`
-  const retired = await value(sql`select count(*)::int from fleet.hb_partitions where state = 'detached'`) as number
+  const retired = (await value(sql`select count(*)::int from fleet.hb_partitions where state = 'detached'`)) as number
   t.ok([10, 11].includes(retired), `${retired} days; one more of a store that was set up before midnight`)
   t.ok(Number(await value(sql`select count(*) from fleet.events where event in ('maintain.end', 'nightly.end') and is_ok`)) >= 2)
   t.not(await value(sql`select count(*) from fleet.events where event = 'reconciliation.completed'`), '0')
@@ -70,14 +107,18 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   `
   const prune = await value(sql`select command from fleet.job_definitions() where jobname = 'fleet-prune-cron-history'`)
   await sql.unsafe(String(prune))
-  t.same(await admin`select command, status, array_agg(database order by database) as kept from cron.job_run_details where jobid = 0 group by 1, 2 order by 1, 2`, [
-    { command: 'call fleet.mark_silent()', status: 'failed', kept: ['1 day', '3 days'] },
-    { command: 'call fleet.mark_silent()', status: 'succeeded', kept: ['1 day'] },
-    { command: 'call fleet.nightly()', status: 'succeeded', kept: ['1 day', '3 days'] },
-  ], 'of the history what is still of use')
+  t.same(
+    await admin`select command, status, array_agg(database order by database) as kept from cron.job_run_details where jobid = 0 group by 1, 2 order by 1, 2`,
+    [
+      { command: 'call fleet.mark_silent()', status: 'failed', kept: ['1 day', '3 days'] },
+      { command: 'call fleet.mark_silent()', status: 'succeeded', kept: ['1 day'] },
+      { command: 'call fleet.nightly()', status: 'succeeded', kept: ['1 day', '3 days'] },
+    ],
+    'of the history what is still of use',
+  )
 
   await admin`select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'pg_cron launcher'`
-  await waitFor(async () => await value(sql`select status from fleet.check() where check_name = 'scheduler'`) === 'fail')
+  await waitFor(async () => (await value(sql`select status from fleet.check() where check_name = 'scheduler'`)) === 'fail')
   t.match(await sql`select detail, remedy from fleet.check() where check_name = 'scheduler'`, [
     { detail: /launcher is gone/, remedy: /pg_ctl restart/ },
   ])
@@ -87,9 +128,14 @@ t.test('where pg_cron is in another database, it is said what to run there', asy
   const db = await withDatabase(t)
   const dba = asRole(t, db, 'fleet_dba')
   const rows = await dba`select * from fleet.schedule_jobs()`
-  t.same(rows.map(row => [row.jobname as string, row.is_scheduled as boolean]).sort(), jobs.map(job => [job, false]))
+  t.same(
+    rows.map(row => [row.jobname as string, row.is_scheduled as boolean]).sort(),
+    jobs.map(job => [job, false]),
+  )
   t.match(await dba`select distinct status from fleet.job_health`, [{ status: 'missing' }])
   // In a transaction that is rolled back: the other test files share the roles.
-  const unprivileged = asRole(t, db, 'postgres').unsafe('begin; revoke pg_monitor from fleet_owner; set local role fleet_dba; select * from fleet.schedule_jobs(); rollback')
+  const unprivileged = asRole(t, db, 'postgres').unsafe(
+    'begin; revoke pg_monitor from fleet_owner; set local role fleet_dba; select * from fleet.schedule_jobs(); rollback',
+  )
   await t.resolves(unprivileged, 'the name of that database need not be visible')
 })

@@ -11,23 +11,29 @@ t.test('error budgets over the last hour', async t => {
       'slo', ${slo}::text, 'minute', date_trunc('minute', now()) - make_interval(mins => ${minutesAgo}), 'good', ${good}::bigint, 'bad', ${bad}::bigint
     )))
   `
-  const look = () => reader`select slo, good::int, bad::int, ratio::float8, budget_left::float8, status from fleet.slo order by slo desc`
+  const look = () =>
+    reader`select slo, good::int, bad::int, ratio::float8, budget_left::float8, status from fleet.slo order by slo desc`
   t.same(await look(), [
     { slo: 'heartbeat_writes', good: 0, bad: 0, ratio: null, budget_left: 1, status: 'idle' },
     { slo: 'dispatch_log', good: 0, bad: 0, ratio: null, budget_left: 1, status: 'idle' },
   ])
   t.same(await reader`select slo, target::float8, period::text from fleet.slo order by slo desc`, [
-    { slo: 'heartbeat_writes', target: 0.005, period: '01:00:00' }, { slo: 'dispatch_log', target: 0.002, period: '01:00:00' },
+    { slo: 'heartbeat_writes', target: 0.005, period: '01:00:00' },
+    { slo: 'dispatch_log', target: 0.002, period: '01:00:00' },
   ])
 
   await record('a', 61, 0, 1_000_000)
   await record('a', 30, 9_000, 10)
   await record('b', 30, 990, 0)
   await record('b', 1, 0, 10, 'dispatch_log')
-  t.same(await look(), [
-    { slo: 'heartbeat_writes', good: 9_990, bad: 10, ratio: 0.001, budget_left: 0.8, status: 'ok' },
-    { slo: 'dispatch_log', good: 0, bad: 10, ratio: 1, budget_left: -499, status: 'fail' },
-  ], 'over both processes, without what is older')
+  t.same(
+    await look(),
+    [
+      { slo: 'heartbeat_writes', good: 9_990, bad: 10, ratio: 0.001, budget_left: 0.8, status: 'ok' },
+      { slo: 'dispatch_log', good: 0, bad: 10, ratio: 1, budget_left: -499, status: 'fail' },
+    ],
+    'over both processes, without what is older',
+  )
 
   await record('a', 30, 9_000, 10)
   await record('a', 30, 8_000, 9)
@@ -45,11 +51,16 @@ t.test('error budgets over the last hour', async t => {
   t.same(await db.sql`select from fleet.slo_counts`, [])
 })
 
-t.test('the scheduler\'s age is known also where pg_cron works elsewhere', async t => {
+t.test("the scheduler's age is known also where pg_cron works elsewhere", async t => {
   const { sql, admin } = await withDatabase(t)
-  const ages = async () => Object.fromEntries((await sql`
+  const ages = async () =>
+    Object.fromEntries(
+      (
+        await sql`
     select labels ->> 'job' as job, round(value / 3600)::int as hours from fleet.metric_values() where metric = 'scheduler_last_run_age_seconds'
-  `).map(({ job, hours }) => [job as string, hours as number]))
+  `
+      ).map(({ job, hours }) => [job as string, hours as number]),
+    )
   await sql`update fleet.hb_partitions set created_at = now() - interval '5 hours'`
   t.same(await ages(), { 'fleet-maintain': 5, 'fleet-nightly': 5, 'fleet-reconcile': 5 }, 'never run: since setup')
   await sql`call fleet.maintain()`
@@ -58,7 +69,11 @@ t.test('the scheduler\'s age is known also where pg_cron works elsewhere', async
 
   await admin`update fleet.events set at = at - interval '3 hours'`
   const scheduler = async () => (await sql`select status, detail from fleet.check() where check_name = 'scheduler'`)[0]
-  t.match(await ages(), { 'fleet-maintain': 0, 'fleet-reconcile': 0, 'fleet-nightly': 5 }, 'Postgres has just started; what never ran is as old as the store')
+  t.match(
+    await ages(),
+    { 'fleet-maintain': 0, 'fleet-reconcile': 0, 'fleet-nightly': 5 },
+    'Postgres has just started; what never ran is as old as the store',
+  )
   t.match(await scheduler(), { status: 'ok', detail: /the hourly maintenance arrives/ })
   await startedAgo(admin, '1 day')
   t.match(await ages(), { 'fleet-maintain': 3, 'fleet-reconcile': 3, 'fleet-nightly': 5 })

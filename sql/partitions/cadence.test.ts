@@ -5,7 +5,7 @@ import { asRole, daysAgo, enroll, ingest, partitionAt, value } from '../../testi
 
 /** Where the partitions leave a hole or overlap between the first and the last day; and how many hold a month. */
 async function coverage(sql: Sql) {
-  const [row] = await sql<{ faults: number, months: number, last: Date }[]>`
+  const [row] = await sql<{ faults: number; months: number; last: Date }[]>`
     select count(*) filter (where a.previous_end <> a.range_start)::int as faults,
       count(*) filter (where a.range_end > a.range_start + interval '1 day')::int as months,
       max(a.range_end) as last
@@ -36,20 +36,30 @@ async function undone(sql: Sql, use: (sql: Sql) => Promise<void>) {
   }
 }
 
-t.test('at whatever date the cadence changes, and changes back, no day is left without a partition', { timeout: 300_000 }, async t => {
-  const db = await withDatabase(t)
-  const sql = asRole(t, db, 'fleet_owner')
-  // Month ends, leap days, year ends, first days of months; and what the horizon of 14 days makes of them.
-  const leapYear = next('02-29').slice(0, 4)
-  const dates = [
-    next('01-01'), next('01-31'), next('02-14'), next('12-17'), next('12-18'), `${leapYear}-02-15`, `${leapYear}-02-29`, '2100-02-28',
-  ]
-  for (const date of dates) {
-    await undone(sql, async () => {
-      const at = (days: number) => new Date(Date.parse(`${date}T13:00:00Z`) + days * 86_400_000).toISOString()
-      // A fleet that was set up a month before that date.
-      await sql`delete from fleet.hb_partitions`
-      await sql.unsafe(`
+t.test(
+  'at whatever date the cadence changes, and changes back, no day is left without a partition',
+  { timeout: 300_000 },
+  async t => {
+    const db = await withDatabase(t)
+    const sql = asRole(t, db, 'fleet_owner')
+    // Month ends, leap days, year ends, first days of months; and what the horizon of 14 days makes of them.
+    const leapYear = next('02-29').slice(0, 4)
+    const dates = [
+      next('01-01'),
+      next('01-31'),
+      next('02-14'),
+      next('12-17'),
+      next('12-18'),
+      `${leapYear}-02-15`,
+      `${leapYear}-02-29`,
+      '2100-02-28',
+    ]
+    for (const date of dates) {
+      await undone(sql, async () => {
+        const at = (days: number) => new Date(Date.parse(`${date}T13:00:00Z`) + days * 86_400_000).toISOString()
+        // A fleet that was set up a month before that date.
+        await sql`delete from fleet.hb_partitions`
+        await sql.unsafe(`
         do $$
         declare v_table regclass;
         begin
@@ -59,29 +69,30 @@ t.test('at whatever date the cadence changes, and changes back, no day is left w
           end loop;
         end $$
       `)
-      await sql`update fleet.settings set retention = '20 days', premake_days = 14`
-      await sql`select fleet.create_partitions(${at(-30)}::timestamptz::date, ${at(0)}::timestamptz::date)`
-      await sql`select fleet.premake(${at(0)})`
-      t.match(await coverage(sql), { faults: 0, months: 0 }, `${date}: daily`)
+        await sql`update fleet.settings set retention = '20 days', premake_days = 14`
+        await sql`select fleet.create_partitions(${at(-30)}::timestamptz::date, ${at(0)}::timestamptz::date)`
+        await sql`select fleet.premake(${at(0)})`
+        t.match(await coverage(sql), { faults: 0, months: 0 }, `${date}: daily`)
 
-      await sql`select fleet.set_cadence('monthly', ${at(0)})`
-      const monthly = await coverage(sql)
-      t.match(monthly, { faults: 0 }, `${date}: no hole where months follow days`)
-      t.ok(monthly.months >= 1 && monthly.last.getUTCDate() === 1, 'and months begin on the first')
-      for (const days of [1, 20, 45, 100]) await sql`select fleet.premake(${at(days)})`
-      const later = await coverage(sql)
-      t.match(later, { faults: 0 }, `${date}: nor later`)
-      t.ok(later.last.getTime() > Date.parse(at(114)), 'as far ahead as wanted')
-      t.ok(later.last.getTime() < Date.parse(at(114 + 32)), 'and no month further')
+        await sql`select fleet.set_cadence('monthly', ${at(0)})`
+        const monthly = await coverage(sql)
+        t.match(monthly, { faults: 0 }, `${date}: no hole where months follow days`)
+        t.ok(monthly.months >= 1 && monthly.last.getUTCDate() === 1, 'and months begin on the first')
+        for (const days of [1, 20, 45, 100]) await sql`select fleet.premake(${at(days)})`
+        const later = await coverage(sql)
+        t.match(later, { faults: 0 }, `${date}: nor later`)
+        t.ok(later.last.getTime() > Date.parse(at(114)), 'as far ahead as wanted')
+        t.ok(later.last.getTime() < Date.parse(at(114 + 32)), 'and no month further')
 
-      await sql`select fleet.set_cadence('daily', ${at(100)})`
-      for (const days of [100, 101, 130, 160, 190]) await sql`select fleet.premake(${at(days)})`
-      const back = await coverage(sql)
-      t.match(back, { faults: 0, months: later.months }, `${date}: nor where days follow months`)
-      t.equal(back.last.getTime(), Date.parse(at(190 + 15).slice(0, 10)))
-    })
-  }
-})
+        await sql`select fleet.set_cadence('daily', ${at(100)})`
+        for (const days of [100, 101, 130, 160, 190]) await sql`select fleet.premake(${at(days)})`
+        const back = await coverage(sql)
+        t.match(back, { faults: 0, months: later.months }, `${date}: nor where days follow months`)
+        t.equal(back.last.getTime(), Date.parse(at(190 + 15).slice(0, 10)))
+      })
+    }
+  },
+)
 
 t.test('set_cadence is refused or kept, audited, repeatable, and ingest goes on', async t => {
   const db = await withDatabase(t)
@@ -91,7 +102,9 @@ t.test('set_cadence is refused or kept, audited, repeatable, and ingest goes on'
   }
   t.match(await value(dba`select fleet.set_cadence('monthly')`), /^cadence monthly \(was daily\) from \d{4}-\d\d-01 on/)
   t.match(await value(dba`select fleet.set_cadence('monthly')`), 'the cadence is monthly already')
-  t.match(await dba`select setting, old_value, new_value from fleet.settings_audit`, [{ setting: 'cadence', old_value: 'daily', new_value: 'monthly' }])
+  t.match(await dba`select setting, old_value, new_value from fleet.settings_audit`, [
+    { setting: 'cadence', old_value: 'daily', new_value: 'monthly' },
+  ])
   t.match(await dba`select * from fleet.check() where status = 'fail'`, [])
   await dba`call fleet.maintain()`
   t.match(await dba`select * from fleet.run_steps((select max(run_id) from fleet.events)) where not ok`, [])
@@ -99,25 +112,38 @@ t.test('set_cadence is refused or kept, audited, repeatable, and ingest goes on'
   await dba`call fleet.maintain()`
   t.match(await dba`select status from fleet.check() where check_name = 'partitions_ahead'`, [{ status: 'ok' }])
 
-  const [device] = await enroll(db.sql, 1) as [number]
+  const [device] = (await enroll(db.sql, 1)) as [number]
   const month = new Date(Date.now() + 55 * 86_400_000).toISOString()
   await db.sql`update fleet.settings set retention = '90 days'`
   t.match(await ingest(db.sql, [{ device_id: device, ts: month }], month), [{ result: 'stored' }])
   const partition = await partitionAt(db.sql, month)
   t.equal(await value(db.admin`select count(*) from fleet.${db.admin(partition)}`), '1')
-  t.match(await db.sql`
+  t.match(
+    await db.sql`
     select count(*)::int as n from pg_index where indrelid = ${`fleet.${partition}`}::regclass
-  `, [{ n: 2 }], 'a month has both indexes')
+  `,
+    [{ n: 2 }],
+    'a month has both indexes',
+  )
 })
 
 t.test('recommend_cadence goes by what was measured', async t => {
   const db = await withDatabase(t)
   const dba = asRole(t, db, 'fleet_dba')
-  t.match(await dba`select * from fleet.recommend_cadence()`, [{ cadence: 'monthly', rows_per_month: '0', reason: /no whole day/ }])
-  const [device] = await enroll(db.sql, 1) as [number]
-  await ingest(db.sql, [{ device_id: device, ts: daysAgo(2) }, { device_id: device, ts: daysAgo(3) }])
+  t.match(await dba`select * from fleet.recommend_cadence()`, [
+    { cadence: 'monthly', rows_per_month: '0', reason: /no whole day/ },
+  ])
+  const [device] = (await enroll(db.sql, 1)) as [number]
+  await ingest(db.sql, [
+    { device_id: device, ts: daysAgo(2) },
+    { device_id: device, ts: daysAgo(3) },
+  ])
   await db.sql`select fleet.refresh_sizes()`
-  t.match(await dba`select * from fleet.recommend_cadence()`, [{ cadence: 'monthly', rows_per_month: '30', reason: /measured over 2 days: not above 5000000/ }])
+  t.match(await dba`select * from fleet.recommend_cadence()`, [
+    { cadence: 'monthly', rows_per_month: '30', reason: /measured over 2 days: not above 5000000/ },
+  ])
   await db.sql`update fleet.hb_partitions set row_count = 200000 where row_count > 0`
-  t.match(await dba`select * from fleet.recommend_cadence()`, [{ cadence: 'daily', rows_per_month: '6000000', reason: /above 5000000/ }])
+  t.match(await dba`select * from fleet.recommend_cadence()`, [
+    { cadence: 'daily', rows_per_month: '6000000', reason: /above 5000000/ },
+  ])
 })

@@ -24,10 +24,13 @@ t.test('premake mends what pg_partman alone would not: a hole between partitions
   const tomorrow = await partitionAt(sql, daysAgo(-1))
   const past = await partitionAt(sql, daysAgo(30))
   for (const name of [tomorrow, past]) {
-    await admin.unsafe(`alter event trigger fleet_guard_drop disable; drop table fleet.${name}; alter event trigger fleet_guard_drop enable always`)
+    await admin.unsafe(
+      `alter event trigger fleet_guard_drop disable; drop table fleet.${name}; alter event trigger fleet_guard_drop enable always`,
+    )
   }
   t.match(await sql`select * from fleet.check() where status = 'fail' order by 1`, [
-    { check_name: 'partition_tables' }, { check_name: 'partitions_ahead' },
+    { check_name: 'partition_tables' },
+    { check_name: 'partitions_ahead' },
   ])
   await sql`call fleet.maintain()`
   t.equal(await partitionAt(sql, daysAgo(-1)), tomorrow)
@@ -44,8 +47,10 @@ t.test('set_retention is refused or kept, audited, and says what it will do', as
   const planned = await dba`select partition_name, action, reason from fleet.retention_plan('60 days') where action = 'retire'`
   // 31 of a store that was set up before midnight.
   t.ok([30, 31].includes(planned.length), `${planned.length} days`)
-  t.match(await value(dba`select fleet.set_retention('60 days')`),
-    /^retention 60 days \(was 90 days\); the next nightly run retires 3[01] partitions$/)
+  t.match(
+    await value(dba`select fleet.set_retention('60 days')`),
+    /^retention 60 days \(was 90 days\); the next nightly run retires 3[01] partitions$/,
+  )
   await dba`select fleet.set_retention('60 days')`
   t.match(await dba`select setting, old_value, new_value, changed_by from fleet.settings_audit`, [
     { setting: 'retention', old_value: '90 days', new_value: '60 days', changed_by: 'fleet_dba' },
@@ -53,21 +58,28 @@ t.test('set_retention is refused or kept, audited, and says what it will do', as
   t.match(await value(dba`select fleet.set_premake(20)`), 'premake 20 days (was 14)')
   await t.rejects(dba`select fleet.set_premake(0)`, { code: 'FL422' })
   await dba`call fleet.maintain()`
-  t.match(await dba`select detail from fleet.check() where check_name = 'partitions_ahead'`, [{ detail: /2[0-5] days ahead, 20 wanted/ }])
+  t.match(await dba`select detail from fleet.check() where check_name = 'partitions_ahead'`, [
+    { detail: /2[0-5] days ahead, 20 wanted/ },
+  ])
 })
 
 t.test('nightly retires what is wholly past the retention: counted, detached, read-only', async t => {
   const db = await withDatabase(t)
   const { sql } = db
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   await sql`update fleet.settings set max_late = '80 days'`
   const day = daysAgo(70).slice(0, 10)
-  await ingest(sql, [`${day}T10:00Z`, `${day}T20:00Z`, daysAgo(3)].map(ts => ({ device_id: device, ts })))
+  await ingest(
+    sql,
+    [`${day}T10:00Z`, `${day}T20:00Z`, daysAgo(3)].map(ts => ({ device_id: device, ts })),
+  )
   const old = await partitionAt(sql, `${day}T12:00Z`)
   const dba = asRole(t, db, 'fleet_dba')
   await dba`select fleet.set_retention('60 days')`
-  const today = midnight(await value(sql`select now()`) as Date)
-  const due = await value(sql`select count(*)::int from fleet.attached_partitions() where range_end <= ${new Date(today - 60 * DAY)}`) as number
+  const today = midnight((await value(sql`select now()`)) as Date)
+  const due = (await value(
+    sql`select count(*)::int from fleet.attached_partitions() where range_end <= ${new Date(today - 60 * DAY)}`,
+  )) as number
   const attached = await value(sql`select count(*)::int from fleet.attached_partitions()`)
   const plan = await dba`select * from fleet.nightly_plan()`
   t.equal(plan.filter(row => row.step === 'retire').length, due)
@@ -75,19 +87,28 @@ t.test('nightly retires what is wholly past the retention: counted, detached, re
 
   const [run] = await dba<{ p_run_id: string }[]>`call fleet.nightly()`
   const steps = await dba`select * from fleet.run_steps(${run?.p_run_id ?? null})`
-  t.same(steps.filter(row => !row.ok), [])
+  t.same(
+    steps.filter(row => !row.ok),
+    [],
+  )
   t.same(steps.filter(row => row.step === 'maintenance.retire').length, due)
-  t.match(await sql`select state, row_count, relid::regclass::text as table from fleet.hb_partitions where partition_name = ${old}`, [
-    { state: 'detached', row_count: '2', table: `fleet_detached.${old}` },
-  ])
-  t.match(await sql`select min(range_start) as first, count(*)::int as n from fleet.attached_partitions() where range_start <= now()`, [
-    { first: new Date(today - 60 * DAY), n: 61 },
-  ])
+  t.match(
+    await sql`select state, row_count, relid::regclass::text as table from fleet.hb_partitions where partition_name = ${old}`,
+    [{ state: 'detached', row_count: '2', table: `fleet_detached.${old}` }],
+  )
+  t.match(
+    await sql`select min(range_start) as first, count(*)::int as n from fleet.attached_partitions() where range_start <= now()`,
+    [{ first: new Date(today - 60 * DAY), n: 61 }],
+  )
   t.equal(await value(sql`select count(*) from fleet.device_heartbeats`), '1')
 
   const archiver = asRole(t, db, 'fleet_archiver')
-  for (const statement of [`insert into fleet_detached.${old} (ts, device_id) values (now(), 1)`,
-    `delete from fleet_detached.${old}`, `update fleet_detached.${old} set battery_pct = 1`, `truncate fleet_detached.${old}`]) {
+  for (const statement of [
+    `insert into fleet_detached.${old} (ts, device_id) values (now(), 1)`,
+    `delete from fleet_detached.${old}`,
+    `update fleet_detached.${old} set battery_pct = 1`,
+    `truncate fleet_detached.${old}`,
+  ]) {
     await t.rejects(archiver.unsafe(statement), { code: '42501' }, `archiver: ${statement}`)
     await t.rejects(sql.unsafe(statement), { code: '42501' }, `owner: ${statement}`)
   }
@@ -95,7 +116,11 @@ t.test('nightly retires what is wholly past the retention: counted, detached, re
   t.match(await archiver.unsafe(`select count(*)::int as n from fleet_detached.${old}`), [{ n: 2 }])
 
   await dba`call fleet.nightly()`
-  t.equal(await value(sql`select count(*) from fleet.events where event = 'partition.detach'`), String(due), 'a second run finds nothing to do')
+  t.equal(
+    await value(sql`select count(*) from fleet.events where event = 'partition.detach'`),
+    String(due),
+    'a second run finds nothing to do',
+  )
 })
 
 t.test('the retention of one run can be given to it, and the clock too', async t => {
@@ -111,7 +136,7 @@ t.test('the retention of one run can be given to it, and the clock too', async t
 t.test('held and restored days stay attached while older and newer ones are retired', async t => {
   const db = await withDatabase(t)
   const { sql } = db
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   await sql`update fleet.settings set max_late = '89 days'`
   const noon = `${daysAgo(80).slice(0, 10)}T12:00:00Z`
   const held = await partitionAt(sql, noon)
@@ -134,7 +159,9 @@ t.test('held and restored days stay attached while older and newer ones are reti
   t.match(await ingest(sql, [{ device_id: device, ts: noon.replace('12:', '13:') }]), [{ result: 'stored' }])
   await dba`select fleet.release_partition(${held})`
   await dba`call fleet.nightly(null, '60 days')`
-  t.match(await sql`select state, row_count from fleet.hb_partitions where partition_name = ${held}`, [{ state: 'detached', row_count: '2' }])
+  t.match(await sql`select state, row_count from fleet.hb_partitions where partition_name = ${held}`, [
+    { state: 'detached', row_count: '2' },
+  ])
 })
 
 t.test('a day that is attached while a newer one is retired stays attached', async t => {
@@ -145,25 +172,39 @@ t.test('a day that is attached while a newer one is retired stays attached', asy
     const attaching = asRole(t, db, 'fleet_owner')
     await attaching`begin`
     await attaching`select fleet.create_partitions(current_date - ${100 + days}::integer, current_date - ${100 + days}::integer)`
-    const retired = sql`select fleet.retire_partition(${partition})`.then(() => true, (error: unknown) => {
-      // It waits 300 ms at most.
-      if (error instanceof postgres.PostgresError && error.code === '55P03') return false
-      throw error
-    })
+    const retired = sql`select fleet.retire_partition(${partition})`.then(
+      () => true,
+      (error: unknown) => {
+        // It waits 300 ms at most.
+        if (error instanceof postgres.PostgresError && error.code === '55P03') return false
+        throw error
+      },
+    )
     let isOver = false
-    void retired.finally(() => { isOver = true })
-    await waitFor(async () => isOver || (await admin`
+    void retired.finally(() => {
+      isOver = true
+    })
+    await waitFor(
+      async () =>
+        isOver ||
+        (
+          await admin`
       select from pg_locks where relation = 'fleet.device_heartbeats'::regclass and not granted
-    `).length > 0)
+    `
+        ).length > 0,
+    )
     await attaching`commit`
     return retired
   }
   let days = 60
-  while (!await retire(days)) days++
-  t.match(await sql`
+  while (!(await retire(days))) days++
+  t.match(
+    await sql`
     select h.state, h.relid = a.relid as is_attached from fleet.hb_partitions h left join fleet.attached_partitions() a using (partition_name)
     where h.range_start = (current_date - ${100 + days}::integer)::timestamp at time zone 'UTC'
-  `, [{ state: 'active', is_attached: true }])
+  `,
+    [{ state: 'active', is_attached: true }],
+  )
 })
 
 t.test('putting a held day back needs no scan of it', async t => {
@@ -180,7 +221,7 @@ t.test('putting a held day back needs no scan of it', async t => {
 t.test('a reader of the whole parent delays a retirement, and nothing else', async t => {
   const db = await withDatabase(t)
   const { sql } = db
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   const reader = asRole(t, db, 'fleet_reader')
   const dba = asRole(t, db, 'fleet_dba')
   await reader`begin`
@@ -190,8 +231,10 @@ t.test('a reader of the whole parent delays a retirement, and nothing else', asy
   // Long enough for one attempt to run into its lock timeout; then the reader leaves.
   await sql`select pg_sleep(0.6)`
   await reader`commit`
-  const [run] = await night as unknown as { p_run_id: string }[]
-  const retired = await sql<{ ok: boolean }[]>`select ok from fleet.run_steps(${run?.p_run_id ?? null}) where step = 'maintenance.retire'`
+  const [run] = (await night) as unknown as { p_run_id: string }[]
+  const retired = await sql<
+    { ok: boolean }[]
+  >`select ok from fleet.run_steps(${run?.p_run_id ?? null}) where step = 'maintenance.retire'`
   t.ok(retired.length > 0 && retired.every(({ ok }) => ok), JSON.stringify(retired))
 })
 
@@ -204,9 +247,16 @@ t.test('a partition that cannot be retired is recorded and does not stop the oth
   const [run] = await dba<{ p_run_id: string }[]>`call fleet.nightly(null, '85 days')`
   const steps = await dba`select * from fleet.run_steps(${run?.p_run_id ?? null}) where step = 'maintenance.retire'`
   t.ok([5, 6].includes(steps.length), `${steps.length} days; one more of a store that was set up before midnight`)
-  t.match(steps.filter(row => !row.ok), [{ partition_name: bad, detail: /already exists/ }])
-  t.match(await sql`select status, detail from fleet.check() where check_name = 'maintenance'`, [{ status: 'fail', detail: RegExp(bad) }])
-  await admin.unsafe(`alter event trigger fleet_guard_drop disable; drop table fleet_detached.${bad}; alter event trigger fleet_guard_drop enable always`)
+  t.match(
+    steps.filter(row => !row.ok),
+    [{ partition_name: bad, detail: /already exists/ }],
+  )
+  t.match(await sql`select status, detail from fleet.check() where check_name = 'maintenance'`, [
+    { status: 'fail', detail: RegExp(bad) },
+  ])
+  await admin.unsafe(
+    `alter event trigger fleet_guard_drop disable; drop table fleet_detached.${bad}; alter event trigger fleet_guard_drop enable always`,
+  )
   await dba`call fleet.nightly(null, '85 days')`
   t.match(await sql`select status from fleet.check() where check_name = 'maintenance'`, [{ status: 'ok' }])
 })
@@ -214,7 +264,7 @@ t.test('a partition that cannot be retired is recorded and does not stop the oth
 t.test('a second run of maintenance says that one is running, and by whom', async t => {
   const db = await withDatabase(t)
   const holder = asRole(t, db, 'fleet_dba')
-  const [{ pid, run } = { pid: 0, run: '' }] = await holder<{ pid: number, run: string }[]>`
+  const [{ pid, run } = { pid: 0, run: '' }] = await holder<{ pid: number; run: string }[]>`
     select pg_backend_pid() as pid, fleet.begin_run('nightly') as run`
   const dba = asRole(t, db, 'fleet_dba')
   await t.rejects(dba`call fleet.nightly()`, { code: 'FL003', message: RegExp(`backend ${pid}`) })
@@ -245,7 +295,7 @@ t.test('a stuck run of maintenance is ended by force, and the next one goes on',
   await waitFor(async () => (await db.admin`select from pg_stat_activity where pid = ${pid} and query ~ 'pg_sleep'`).length === 1)
   await t.rejects(dba`call fleet.nightly()`, { code: 'FL003', hint: /force_unlock\('maintenance'\)/ })
   t.match(await dba`select * from fleet.force_unlock()`, [{ pid, usename: 'fleet_owner', query: /pg_sleep/, is_ended: true }])
-  t.ok(await sleep instanceof Error, 'its session is gone')
+  t.ok((await sleep) instanceof Error, 'its session is gone')
   await dba`call fleet.nightly()`
   t.same(await dba`select * from fleet.force_unlock('reconcile')`, [], 'nobody to end')
   await t.rejects(dba`select fleet.force_unlock('everything')`, { code: 'FL422' })
@@ -268,9 +318,12 @@ t.test('the hourly run makes up for a night that was missed', async t => {
   t.equal(await nights(), 2)
 })
 
-t.test('today\'s partition is never retired', async t => {
+t.test("today's partition is never retired", async t => {
   const { sql } = await withDatabase(t)
-  await t.rejects(sql`select fleet.archive_partition(${await partitionAt(sql, daysAgo(0))})`, { code: 'FL002', message: /may still receive/ })
+  await t.rejects(sql`select fleet.archive_partition(${await partitionAt(sql, daysAgo(0))})`, {
+    code: 'FL002',
+    message: /may still receive/,
+  })
 })
 
 t.test('a partition without a proven archive is not dropped, whoever tries and however', async t => {
@@ -284,13 +337,25 @@ t.test('a partition without a proven archive is not dropped, whoever tries and h
   await t.rejects(dba`select fleet.drop_partition(${retired})`, { code: 'FL001' })
 
   const refused = async (session: Sql, statements: string, what: string) =>
-    t.rejects(session.begin(s => s.unsafe(statements)), { code: 'FL001', hint: /drop_partition/ }, what)
+    t.rejects(
+      session.begin(s => s.unsafe(statements)),
+      { code: 'FL001', hint: /drop_partition/ },
+      what,
+    )
   await refused(sql, `drop table fleet.${active}`, 'plain drop by the owner')
-  await t.rejects(asRole(t, db, 'fleet_archiver').unsafe(`drop table fleet_detached.${retired}`), { code: '42501' }, 'plain drop by the archiver')
+  await t.rejects(
+    asRole(t, db, 'fleet_archiver').unsafe(`drop table fleet_detached.${retired}`),
+    { code: '42501' },
+    'plain drop by the archiver',
+  )
   await refused(admin, `drop table fleet.${active}`, 'plain drop by a superuser')
   await refused(admin, `alter table fleet.${active} rename to harmless; drop table fleet.harmless`, 'rename, then drop')
   await refused(admin, `alter table fleet_detached.${retired} set schema public; drop table public.${retired}`, 'move, then drop')
-  await refused(admin, `alter table fleet.device_heartbeats detach partition fleet.${active}; drop table fleet.${active}`, 'detach, then drop')
+  await refused(
+    admin,
+    `alter table fleet.device_heartbeats detach partition fleet.${active}; drop table fleet.${active}`,
+    'detach, then drop',
+  )
   await refused(admin, 'drop table fleet.device_heartbeats cascade', 'drop of the parent')
   await refused(admin, 'drop schema fleet cascade', 'drop schema')
   await refused(admin, 'drop schema fleet_detached cascade', 'drop schema of the retired')
@@ -299,14 +364,32 @@ t.test('a partition without a proven archive is not dropped, whoever tries and h
   await admin`insert into fleet.device_heartbeats (ts, device_id) values (${daysAgo(10)}::date + interval '1 hour', 1)`
   const claim = `update fleet.hb_partitions set is_proven_empty = true where partition_name = '${active}'`
   await refused(sql, `${claim}; drop table fleet.${active}`, 'a claim of the owner that a table is empty')
-  await refused(sql, `alter table fleet.${active} rename to harmless; ${claim}; drop table fleet.harmless`, 'the same claim after a rename')
-  await refused(sql, `alter table fleet.device_heartbeats detach partition fleet.${active}; alter table fleet.${active} set schema fleet_detached;
-    ${claim}; drop table fleet_detached.${active}`, 'the same claim after a move')
-  await refused(admin, `create table fleet_detached.unknown (x int); drop table fleet_detached.unknown`, 'a table it does not know')
-  await t.rejects(admin.begin(s => s.unsafe(`
+  await refused(
+    sql,
+    `alter table fleet.${active} rename to harmless; ${claim}; drop table fleet.harmless`,
+    'the same claim after a rename',
+  )
+  await refused(
+    sql,
+    `alter table fleet.device_heartbeats detach partition fleet.${active}; alter table fleet.${active} set schema fleet_detached;
+    ${claim}; drop table fleet_detached.${active}`,
+    'the same claim after a move',
+  )
+  await refused(
+    admin,
+    `create table fleet_detached.unknown (x int); drop table fleet_detached.unknown`,
+    'a table it does not know',
+  )
+  await t.rejects(
+    admin.begin(s =>
+      s.unsafe(`
     update partman.part_config set retention_schema = null;
     select partman.drop_partition_time('fleet.device_heartbeats', '80 days', false, false)
-  `)), { message: /without a proven archive/ }, 'pg_partman\'s own drop')
+  `),
+    ),
+    { message: /without a proven archive/ },
+    "pg_partman's own drop",
+  )
   await t.rejects(sql`truncate fleet.device_heartbeats`, { code: '42501' })
   await t.rejects(sql`delete from fleet.device_heartbeats`, { code: '42501' })
   t.equal(await value(sql`select count(*) from fleet.attached_partitions()`), '104')

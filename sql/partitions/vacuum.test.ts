@@ -5,13 +5,18 @@ import { asRole, daysAgo, enroll, ingest, partitionAt, value } from '../../testi
 t.test('autovacuum is set by age, cold partitions are frozen once, the last 7 days vacuumed each night', async t => {
   const db = await withDatabase(t)
   const owner = asRole(t, db, 'fleet_owner')
-  const [device] = await enroll(owner, 1) as [number]
+  const [device] = (await enroll(owner, 1)) as [number]
   await owner`update fleet.settings set max_late = '20 days'`
   const days = { hot: daysAgo(0), recent: daysAgo(5), cold: daysAgo(15) }
-  await ingest(owner, Object.values(days).map(ts => ({ device_id: device, ts })))
+  await ingest(
+    owner,
+    Object.values(days).map(ts => ({ device_id: device, ts })),
+  )
   await owner`update fleet.settings set max_late = '7 days'`
   const partition = {
-    hot: await partitionAt(owner, days.hot), recent: await partitionAt(owner, days.recent), cold: await partitionAt(owner, days.cold),
+    hot: await partitionAt(owner, days.hot),
+    recent: await partitionAt(owner, days.recent),
+    cold: await partitionAt(owner, days.cold),
   }
   const options = (name: string) => value(owner`select reloptions from pg_class where oid = ${`fleet.${name}`}::regclass`)
 
@@ -21,8 +26,9 @@ t.test('autovacuum is set by age, cold partitions are frozen once, the last 7 da
   t.same(await options(partition.cold), ['autovacuum_enabled=false'])
   t.equal(await value(owner`select fleet.set_temperatures()`), 0, 'again, nothing changes')
 
-  const command = async (job: string) => await value(owner`select command from fleet.job_definitions() where jobname = ${job}`) as string | undefined
-  const nightly = await command('fleet-vacuum') ?? ''
+  const command = async (job: string) =>
+    (await value(owner`select command from fleet.job_definitions() where jobname = ${job}`)) as string | undefined
+  const nightly = (await command('fleet-vacuum')) ?? ''
   t.ok(nightly.includes(partition.hot) && nightly.includes(partition.recent) && !nightly.includes(partition.cold), nightly)
   t.equal(nightly.split(',').length, 8, 'today and the seven days before it')
   await owner.unsafe(nightly)

@@ -3,13 +3,23 @@ import { withDatabase } from '../../testing/database.ts'
 import { archive, asRole, daysAgo, enroll, ingest, partitionAt } from '../../testing/fleet.ts'
 
 // West and east of UTC, on both sides of the date line, with and without summer time, in both hemispheres.
-const zones = ['America/New_York', 'Europe/Berlin', 'Asia/Kolkata', 'Australia/Lord_Howe', 'Pacific/Kiritimati', 'Pacific/Pago_Pago']
+const zones = [
+  'America/New_York',
+  'Europe/Berlin',
+  'Asia/Kolkata',
+  'Australia/Lord_Howe',
+  'Pacific/Kiritimati',
+  'Pacific/Pago_Pago',
+]
 
-t.test('a day is a UTC day in every view and plan, whatever the session\'s TimeZone is', async t => {
+t.test("a day is a UTC day in every view and plan, whatever the session's TimeZone is", async t => {
   const db = await withDatabase(t)
   const devices = await enroll(db.sql, 3)
   await db.admin`update fleet.devices set enrolled_at = now() - interval '20 days'`
-  await ingest(db.sql, [0.1, 1.1, 2.1, 3.1].flatMap(days => devices.map(device_id => ({ device_id, ts: daysAgo(days) }))))
+  await ingest(
+    db.sql,
+    [0.1, 1.1, 2.1, 3.1].flatMap(days => devices.map(device_id => ({ device_id, ts: daysAgo(days) }))),
+  )
   // So long ago that the clocks have been changed since, and retired, so that the archive has a day as well.
   const first = daysAgo(300).slice(0, 10)
   await db.sql`select fleet.create_partitions(${first}::date, ${first}::date)`
@@ -26,8 +36,10 @@ t.test('a day is a UTC day in every view and plan, whatever the session\'s TimeZ
   `
   const queries = [
     ...views.map(({ name }) => `select v::text from fleet.${name} v order by day, 1`),
-    `select partition_name, action, reason from fleet.retention_plan('60 days')`, 'select * from fleet.nightly_plan()',
-    'select day, action from fleet.rollup_plan()', 'select cadence, reason from fleet.recommend_cadence()',
+    `select partition_name, action, reason from fleet.retention_plan('60 days')`,
+    'select * from fleet.nightly_plan()',
+    'select day, action from fleet.rollup_plan()',
+    'select cadence, reason from fleet.recommend_cadence()',
     `select day, sum(expected) as expected, sum(seen) as seen from fleet.device_availability where day > '${daysAgo(9).slice(0, 10)}' group by day order by day`,
     `select device_id, expected, seen from fleet.device_availability('${daysAgo(3).slice(0, 10)}', '${daysAgo(1).slice(0, 10)}') order by 1`,
   ]
@@ -45,7 +57,10 @@ t.test('a day is a UTC day in every view and plan, whatever the session\'s TimeZ
       t.same(told.filter((line, n) => line !== expected[n]).slice(0, 3), [], `${zone}: ${query}`)
       t.equal(told.length, expected.length, `${zone}: ${query}`)
     }
-    await t.rejects(session`select fleet.hold_partition(${old}, 'too late')`, { code: 'FL002', hint: `request_restore('${first}')` })
+    await t.rejects(session`select fleet.hold_partition(${old}, 'too late')`, {
+      code: 'FL002',
+      hint: `request_restore('${first}')`,
+    })
   }
 })
 

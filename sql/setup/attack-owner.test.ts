@@ -6,18 +6,27 @@ import { daysAgo, enroll, ingest, partitionAt, value } from '../../testing/fleet
 t.test('the owner cannot tell the guard that a partition is proven', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
-  const [device] = await enroll(sql, 1) as [number]
+  const [device] = (await enroll(sql, 1)) as [number]
   await ingest(sql, [{ device_id: device, ts: daysAgo(1) }])
   const name = await partitionAt(sql, daysAgo(1))
   const dropped = () => sql.unsafe(`drop table fleet.${name}`)
-  for (const statement of [`update fleet_guard.partitions set is_proven = true`, 'delete from fleet_guard.partitions',
+  for (const statement of [
+    `update fleet_guard.partitions set is_proven = true`,
+    'delete from fleet_guard.partitions',
     'truncate fleet_guard.partitions',
-    `insert into fleet_guard.partitions (partition_name, is_proven) values ('x', true)`, 'drop table fleet_guard.partitions',
+    `insert into fleet_guard.partitions (partition_name, is_proven) values ('x', true)`,
+    'drop table fleet_guard.partitions',
     'drop schema fleet_guard cascade',
-    'alter table fleet_guard.partitions disable trigger all', 'drop event trigger fleet_guard_drop', 'alter event trigger fleet_guard_drop disable',
+    'alter table fleet_guard.partitions disable trigger all',
+    'drop event trigger fleet_guard_drop',
+    'alter event trigger fleet_guard_drop disable',
     `create or replace function fleet_guard.refuse_unproven_drop() returns event_trigger language plpgsql as 'begin end'`,
-    'alter function fleet_guard.note_partition() rename to x', 'drop function fleet_guard.note_partition() cascade',
-    'create table fleet_guard.mine ()', `set session_replication_role = replica`, 'alter schema fleet_guard rename to x']) {
+    'alter function fleet_guard.note_partition() rename to x',
+    'drop function fleet_guard.note_partition() cascade',
+    'create table fleet_guard.mine ()',
+    `set session_replication_role = replica`,
+    'alter schema fleet_guard rename to x',
+  ]) {
     await t.rejects(sql.unsafe(statement), { code: '42501' }, statement)
   }
   await t.rejects(dropped(), { code: 'FL001' })
@@ -26,8 +35,10 @@ t.test('the owner cannot tell the guard that a partition is proven', async t => 
   await sql.unsafe(`
     create table fleet.forged (partition_name text, relid oid, relid_seal text, is_proven_empty boolean, state text, proven_at timestamptz);
     create trigger forged after insert on fleet.forged for each row execute function fleet_guard.note_partition()`)
-  await t.rejects(sql.unsafe(`insert into fleet.forged values ('${name}', null, null, false, 'archived', now())`),
-    { code: 'FL001', message: /a trigger on fleet\.forged cannot record what may be dropped/ })
+  await t.rejects(sql.unsafe(`insert into fleet.forged values ('${name}', null, null, false, 'archived', now())`), {
+    code: 'FL001',
+    message: /a trigger on fleet\.forged cannot record what may be dropped/,
+  })
   // The row claims that the table is empty. It is not, and the guard looks.
   await sql`update fleet.hb_partitions set is_proven_empty = true where partition_name = ${name}`
   t.equal(await value(admin`select is_proven from fleet_guard.partitions where partition_name = ${name}`), false)
@@ -46,7 +57,7 @@ t.test('the owner cannot tell the guard that a partition is proven', async t => 
   t.equal(await value(sql`select count(*)::int from fleet.aside`), 1)
 })
 
-t.test('the guard does not run the owner\'s code with the administrator\'s rights', async t => {
+t.test("the guard does not run the owner's code with the administrator's rights", async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   const name = await partitionAt(sql, daysAgo(3))
@@ -62,7 +73,9 @@ t.test('the guard does not run the owner\'s code with the administrator\'s right
         return false;
       end $$;
     create view fleet.${name} as select fleet.spy() as ts`)
-  await t.resolves(sql`update fleet.hb_partitions set is_proven_empty = true where partition_name = ${name}`.then(() => undefined))
+  await t.resolves(
+    sql`update fleet.hb_partitions set is_proven_empty = true where partition_name = ${name}`.then(() => undefined),
+  )
   await sql.unsafe(`
     drop view fleet.${name};
     create table fleet.${name} (ts timestamptz);
@@ -70,6 +83,10 @@ t.test('the guard does not run the owner\'s code with the administrator\'s right
     alter table fleet.${name} enable row level security, force row level security;
     create policy spying on fleet.${name} using (fleet.spy());
     create table fleet.child () inherits (fleet.${name})`)
-  await t.resolves(sql`update fleet.hb_partitions set is_proven_empty = true, bytes_size = 1 where partition_name = ${name}`.then(() => undefined))
+  await t.resolves(
+    sql`update fleet.hb_partitions set is_proven_empty = true, bytes_size = 1 where partition_name = ${name}`.then(
+      () => undefined,
+    ),
+  )
   t.equal(await value(admin`select is_proven from fleet_guard.partitions where partition_name = ${name}`), false)
 })

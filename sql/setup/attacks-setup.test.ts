@@ -38,7 +38,8 @@ async function plant(db: TestDatabase, schema: string) {
   }
 }
 
-const caught = (db: TestDatabase) => db.admin<{ who: string, what: string }[]>`select distinct who, what from fleet_guard.caught order by 2`
+const caught = (db: TestDatabase) =>
+  db.admin<{ who: string; what: string }[]>`select distinct who, what from fleet_guard.caught order by 2`
 
 t.test('setup and migrations call nothing in a schema that is named after the administrator', async t => {
   const db = await withDatabase(t)
@@ -47,19 +48,29 @@ t.test('setup and migrations call nothing in a schema that is named after the ad
   await db.admin`grant create on schema public to public`
   await plant(db, 'public')
   t.equal(await value(db.admin`select format('%I', 'x'::name)`), 'x')
-  t.same((await caught(db)).map(({ who, what }) => [who, what]), [['postgres/postgres', 'format(text, name)']],
-    'the attack works without a fixed search path')
+  t.same(
+    (await caught(db)).map(({ who, what }) => [who, what]),
+    [['postgres/postgres', 'format(text, name)']],
+    'the attack works without a fixed search path',
+  )
   await db.admin`truncate fleet_guard.caught`
 
   await migrate(db.url('postgres'), silent)
   t.same(await caught(db), [])
   const files = setupFiles.flatMap(file => ['-f', `sql/setup/${file}`])
-  const psql = spawnSync(`${testCluster().postgres.bin}/psql`, ['-X', '-v', 'ON_ERROR_STOP=1', ...files, db.url('postgres')],
-    { cwd: repository, env: plainEnv(), encoding: 'utf8' })
+  const psql = spawnSync(`${testCluster().postgres.bin}/psql`, ['-X', '-v', 'ON_ERROR_STOP=1', ...files, db.url('postgres')], {
+    cwd: repository,
+    env: plainEnv(),
+    encoding: 'utf8',
+  })
   t.equal(psql.status, 0, psql.stderr)
   t.same(await caught(db), [], 'nor by the psql command in README.md')
 
-  await t.rejects(db.sql`create schema another`, { code: '42501' }, 'and the right to make schemas is gone, which 0.1.0 had given')
+  await t.rejects(
+    db.sql`create schema another`,
+    { code: '42501' },
+    'and the right to make schemas is gone, which 0.1.0 had given',
+  )
   await t.rejects(asRole(t, db, 'fleet_reader')`create table public.t ()`, { code: /42501|25006/ })
 })
 
@@ -69,10 +80,16 @@ t.test('no ordinary role can create a schema, or anything in a schema where a su
     const sql = asRole(t, db, role)
     await sql`set default_transaction_read_only = off`
     for (const statement of [
-      'create schema postgres', 'create schema authorization current_user', 'create schema if not exists fleet', 'create extension tablefunc',
-      'create function partman.f() returns int return 1', 'create table partman.t ()', 'create table public.t ()',
+      'create schema postgres',
+      'create schema authorization current_user',
+      'create schema if not exists fleet',
+      'create extension tablefunc',
+      'create function partman.f() returns int return 1',
+      'create table partman.t ()',
+      'create table public.t ()',
       'create function public.f() returns int return 1',
-      'create function pg_catalog.f() returns int return 1', 'create function fleet_guard.f() returns int return 1',
+      'create function pg_catalog.f() returns int return 1',
+      'create function fleet_guard.f() returns int return 1',
       'create function graphile_migrate.f() returns int return 1',
       'create trigger t before insert on fleet_guard.partitions for each row execute function fleet.record_last_status()',
       'create trigger t before insert on partman.part_config for each row execute function fleet.record_last_status()',
@@ -87,11 +104,15 @@ t.test('no ordinary role can create a schema, or anything in a schema where a su
 t.test('each role that runs code has a search path of pg_catalog only', async t => {
   const db = await withDatabase(t)
   for (const role of ['fleet_owner', 'fleet_server', 'fleet_archiver'] as const) {
-    t.equal(await value(asRole(t, db, role)`select setting from pg_settings where name = 'search_path'`), 'pg_catalog, pg_temp', role)
+    t.equal(
+      await value(asRole(t, db, role)`select setting from pg_settings where name = 'search_path'`),
+      'pg_catalog, pg_temp',
+      role,
+    )
   }
 })
 
-t.test('if the owner has a login, its code does not run in the administrator\'s session', async t => {
+t.test("if the owner has a login, its code does not run in the administrator's session", async t => {
   const db = await withDatabase(t)
   await db.admin`create table fleet_guard.caught (who text, what text)`
   await db.admin`grant insert on fleet_guard.caught to public`
@@ -108,8 +129,15 @@ t.test('if the owner has a login, its code does not run in the administrator\'s 
     create trigger climb before insert or update on graphile_migrate.current for each row execute function fleet.climb();
   `)
   await migrate(db.url('postgres'), { ...silent, ownerUrl: db.url('fleet_owner') })
-  t.same((await caught(db)).map(({ who }) => who), ['fleet_owner/fleet_owner'])
+  t.same(
+    (await caught(db)).map(({ who }) => who),
+    ['fleet_owner/fleet_owner'],
+  )
   await db.admin`truncate fleet_guard.caught`
   await migrate(db.url('postgres'), silent)
-  t.same((await caught(db)).map(({ who }) => who), ['postgres/postgres'], 'without it, the code runs there, as docs/threats.md says')
+  t.same(
+    (await caught(db)).map(({ who }) => who),
+    ['postgres/postgres'],
+    'without it, the code runs there, as docs/threats.md says',
+  )
 })

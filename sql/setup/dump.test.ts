@@ -17,8 +17,15 @@ const run = promisify(execFile)
 
 // The state of each of these days when the dump is taken.
 const day = {
-  detached: daysAgo(72), archived: daysAgo(71), dropped: daysAgo(70), restored: daysAgo(69), held: daysAgo(68), renamed: daysAgo(67),
-  detachedAndRenamed: daysAgo(66), plain: daysAgo(65), other: daysAgo(64),
+  detached: daysAgo(72),
+  archived: daysAgo(71),
+  dropped: daysAgo(70),
+  restored: daysAgo(69),
+  held: daysAgo(68),
+  renamed: daysAgo(67),
+  detachedAndRenamed: daysAgo(66),
+  plain: daysAgo(65),
+  other: daysAgo(64),
 }
 const rows = 500
 
@@ -28,7 +35,8 @@ t.test('a store works after its dump was restored into another cluster', { timeo
   const { token, name } = await fill(t, source, directory)
   const before = await storeOf(source)
   const troubles = await troublesOf(source.sql)
-  const dump = (...args: string[]) => run(source.cluster.program('pg_dump'), [...args, source.url('postgres')], { env: plainEnv() })
+  const dump = (...args: string[]) =>
+    run(source.cluster.program('pg_dump'), [...args, source.url('postgres')], { env: plainEnv() })
   await Promise.all([
     dump('-Fd', '--jobs=2', '-f', join(directory, 'all.d')),
     dump('-Fc', '-f', join(directory, 'all.dump')),
@@ -40,9 +48,12 @@ t.test('a store works after its dump was restored into another cluster', { timeo
   await dump('-Fc', '--exclude-table-data=cron.*', '-f', join(directory, 'renamed.dump'))
   const renamed = await storeOf(source)
 
-  const ways: { what: string, restore: (target: OwnCluster) => Promise<unknown> }[] = [
+  const ways: { what: string; restore: (target: OwnCluster) => Promise<unknown> }[] = [
     { what: 'pg_restore --jobs, of a directory', restore: target => pgRestore(target, '--jobs=3', join(directory, 'all.d')) },
-    { what: 'pg_restore, of a dump without the data of pg_cron', restore: target => pgRestore(target, join(directory, 'store.dump')) },
+    {
+      what: 'pg_restore, of a dump without the data of pg_cron',
+      restore: target => pgRestore(target, join(directory, 'store.dump')),
+    },
     { what: 'psql', restore: target => psqlFile(target, join(directory, 'store.sql')) },
   ]
   for (const { what, restore } of ways) {
@@ -50,21 +61,36 @@ t.test('a store works after its dump was restored into another cluster', { timeo
       const target = await withEmptyCluster(t)
       await restore(target)
 
-      t.equal(await value(target.admin`
+      t.equal(
+        await value(target.admin`
         select count(*)::int from fleet.hb_partitions p join pg_class c on c.oid = p.relid where c.relname = p.partition_name
-      `), 0, 'no oid fits by chance')
+      `),
+        0,
+        'no oid fits by chance',
+      )
       t.same(await storeOf(target), before, 'each partition has its table and its rows, before any maintenance')
       const found = await troublesOf(target.sql)
-      t.same(found.filter(({ check_name }) => check_name !== 'partition_oids'), troubles, 'check() says what it said, with the same remedies')
-      t.match(found.find(({ check_name }) => check_name === 'partition_oids'), { remedy: 'call fleet.maintain();' })
+      t.same(
+        found.filter(({ check_name }) => check_name !== 'partition_oids'),
+        troubles,
+        'check() says what it said, with the same remedies',
+      )
+      t.match(
+        found.find(({ check_name }) => check_name === 'partition_oids'),
+        { remedy: 'call fleet.maintain();' },
+      )
       if (what === ways[0]?.what) await guards(t, target, name)
 
       const dba = asRole(t, target, 'fleet_dba')
       await dba`select fleet.hold_partition(${name.plain}, 'a hold')`
-      t.same(await target.admin`
+      t.same(
+        await target.admin`
         select conrelid::regclass::text as table from pg_constraint where conname = 'device_heartbeats_within_range' order by 1
-      `, [{ table: `fleet.${name.held}` }, { table: `fleet.${name.plain}` }, { table: `fleet.${name.restored}` }].sort((a,
-        b) => a.table < b.table ? -1 : 1))
+      `,
+        [{ table: `fleet.${name.held}` }, { table: `fleet.${name.plain}` }, { table: `fleet.${name.restored}` }].sort((a, b) =>
+          a.table < b.table ? -1 : 1,
+        ),
+      )
       await dba`select fleet.release_partition(${name.plain})`
 
       await dba`call fleet.maintain()`
@@ -73,9 +99,11 @@ t.test('a store works after its dump was restored into another cluster', { timeo
       t.same(await troublesOf(target.sql), troubles)
       await migrate(target.url('postgres'), { current: true, log: () => {} })
       t.same(await target.sql`select jobname, status from fleet.job_health where status <> 'waiting'`, [], 'the jobs are there')
-      t.same(await target.admin`select distinct database, nodeport from cron.job where jobname like 'fleet-%'`, [
-        { database: 'fleet', nodeport: target.cluster.port },
-      ], 'and go to this database')
+      t.same(
+        await target.admin`select distinct database, nodeport from cron.job where jobname like 'fleet-%'`,
+        [{ database: 'fleet', nodeport: target.cluster.port }],
+        'and go to this database',
+      )
     })
   }
 
@@ -84,7 +112,11 @@ t.test('a store works after its dump was restored into another cluster', { timeo
     for (const section of ['pre-data', 'data']) await pgRestore(target, `--section=${section}`, join(directory, 'all.dump'))
     // pg_cron starts its jobs as soon as they are restored.
     for (const job of ['maintain', 'nightly']) {
-      await t.rejects(target.sql.unsafe(`call fleet.${job}()`), { code: 'FL002', message: /a restore of a dump is under way/ }, `${job} waits`)
+      await t.rejects(
+        target.sql.unsafe(`call fleet.${job}()`),
+        { code: 'FL002', message: /a restore of a dump is under way/ },
+        `${job} waits`,
+      )
     }
     await pgRestore(target, '--section=post-data', join(directory, 'all.dump'))
     await livesOn(t, target, directory, name, token)
@@ -93,7 +125,10 @@ t.test('a store works after its dump was restored into another cluster', { timeo
     await target.admin`update fleet.settings set retention = '90 days'`
     await pgRestore(target, '--clean', '--if-exists', join(directory, 'store.dump'))
     t.same(await storeOf(target), before, 'pg_restore --clean over a live store leaves what is in the dump')
-    t.match((await troublesOf(target.sql)).find(({ check_name }) => check_name === 'partition_oids'), { status: 'warn' })
+    t.match(
+      (await troublesOf(target.sql)).find(({ check_name }) => check_name === 'partition_oids'),
+      { status: 'warn' },
+    )
     await target.sql`call fleet.maintain()`
     await isHealed(t, target)
   })
@@ -101,18 +136,34 @@ t.test('a store works after its dump was restored into another cluster', { timeo
   await t.test('a database with another name and without pg_cron can take the store', async t => {
     const target = await withEmptyCluster(t)
     await target.admin`create database elsewhere`
-    const elsewhere = { ...target, url: (role: Parameters<TestDatabase['url']>[0]) => target.url(role).replace(/fleet$/, 'elsewhere') }
-    const { stdout } = await run(target.cluster.program('pg_restore'), ['--list', join(directory, 'renamed.dump')], { env: plainEnv() })
+    const elsewhere = {
+      ...target,
+      url: (role: Parameters<TestDatabase['url']>[0]) => target.url(role).replace(/fleet$/, 'elsewhere'),
+    }
+    const { stdout } = await run(target.cluster.program('pg_restore'), ['--list', join(directory, 'renamed.dump')], {
+      env: plainEnv(),
+    })
     const list = join(directory, 'list')
-    await writeFile(list, stdout.split('\n').filter(line => !/\b(pg_)?cron\b/.test(line)).join('\n'))
+    await writeFile(
+      list,
+      stdout
+        .split('\n')
+        .filter(line => !/\b(pg_)?cron\b/.test(line))
+        .join('\n'),
+    )
     await pgRestore(elsewhere, `--use-list=${list}`, join(directory, 'renamed.dump'))
     const store = { ...elsewhere, sql: asRole(t, elsewhere, 'fleet_owner'), admin: asRole(t, elsewhere, 'postgres') }
-    t.match((await troublesOf(store.sql)).find(({ check_name }) => check_name === 'partition_tables'), { remedy: /call fleet.maintain\(\);$/ })
+    t.match(
+      (await troublesOf(store.sql)).find(({ check_name }) => check_name === 'partition_tables'),
+      { remedy: /call fleet.maintain\(\);$/ },
+    )
     await migrate(elsewhere.url('postgres'), { current: true, log: () => {} })
     await store.sql`call fleet.maintain()`
     await isHealed(t, store)
     t.same(await storeOf(store), renamed, 'also a retired table that was renamed before the dump is found')
-    t.match(await store.sql`select jobname, statement from fleet.jobs_elsewhere() where jobname = 'fleet-maintain'`, [{ statement: /elsewhere/ }])
+    t.match(await store.sql`select jobname, statement from fleet.jobs_elsewhere() where jobname = 'fleet-maintain'`, [
+      { statement: /elsewhere/ },
+    ])
   })
 })
 
@@ -129,8 +180,11 @@ t.test('pg_upgrade to the newest installed PostgreSQL keeps the store as it is',
   await sql`select fleet.archive_partition(${partition})`
   const before = await storeOf(source)
   const oids = await sql`select partition_name, relid from fleet.hb_partitions order by 1`
-  const { cluster, end } = await throwawayCluster({ postgres: { ...testCluster().postgres, bin: newBin, major: newest }, databases: [],
-    cronDatabase: 'fleet' })
+  const { cluster, end } = await throwawayCluster({
+    postgres: { ...testCluster().postgres, bin: newBin, major: newest },
+    databases: [],
+    cronDatabase: 'fleet',
+  })
   t.teardown(end)
   const password = new URL(url('postgres')).password
   const fresh = postgres(cluster.url('postgres', 'postgres'), { max: 1 })
@@ -138,44 +192,73 @@ t.test('pg_upgrade to the newest installed PostgreSQL keeps the store as it is',
   await Promise.all([sql, admin, fresh].map(session => session.end({ timeout: 1 })))
   await Promise.all([old.stop(), cluster.stop()])
   // Each cluster is started by its own user, which knows the password of both.
-  const ran = await run(join(newBin, 'pg_upgrade'), [
-    '-b', bin, '-B', newBin, '-d', old.data, '-D', cluster.data, '-U', 'postgres', '--no-sync', '-p', String(cluster.port), '-P',
+  const ran = await run(
+    join(newBin, 'pg_upgrade'),
+    [
+      '-b',
+      bin,
+      '-B',
+      newBin,
+      '-d',
+      old.data,
+      '-D',
+      cluster.data,
+      '-U',
+      'postgres',
+      '--no-sync',
+      '-p',
       String(cluster.port),
-    '-s', cluster.dir,
-  ], { ...clusterUser(), cwd: cluster.dir,
-    env: { ...plainEnv(), PGPASSWORD: password } }).catch((error: unknown) => error as { stdout: string, stderr: string })
+      '-P',
+      String(cluster.port),
+      '-s',
+      cluster.dir,
+    ],
+    { ...clusterUser(), cwd: cluster.dir, env: { ...plainEnv(), PGPASSWORD: password } },
+  ).catch((error: unknown) => error as { stdout: string; stderr: string })
   t.match(ran.stdout, /Upgrade Complete/, ran.stderr)
   await cluster.start()
 
   const urlOf: TestDatabase['url'] = role => url(role).replace(/:\d+\//, `:${cluster.port}/`)
-  const upgraded: TestDatabase = { ...source, url: urlOf, sql: asRole(t, { ...source, url: urlOf }, 'fleet_owner'),
-    admin: asRole(t, { ...source, url: urlOf }, 'postgres') }
+  const upgraded: TestDatabase = {
+    ...source,
+    url: urlOf,
+    sql: asRole(t, { ...source, url: urlOf }, 'fleet_owner'),
+    admin: asRole(t, { ...source, url: urlOf }, 'postgres'),
+  }
   t.same(await storeOf(upgraded), before)
   t.same(await upgraded.sql`select partition_name, relid from fleet.hb_partitions order by 1`, oids, 'it keeps the oids')
-  t.match(await upgraded.sql`select status from fleet.check() where check_name = 'partition_oids'`, [{ status: 'warn' }],
-    'which are looked at once more all the same')
+  t.match(
+    await upgraded.sql`select status from fleet.check() where check_name = 'partition_oids'`,
+    [{ status: 'warn' }],
+    'which are looked at once more all the same',
+  )
   await upgraded.sql`call fleet.maintain()`
   await isHealed(t, upgraded)
   await workAll(t, upgraded, await makeDirectory(t))
-  t.match(await upgraded.sql`select state, row_count::int from fleet.hb_partitions where partition_name = ${partition}`,
-    [{ state: 'dropped', row_count: rows }])
+  t.match(await upgraded.sql`select state, row_count::int from fleet.hb_partitions where partition_name = ${partition}`, [
+    { state: 'dropped', row_count: rows },
+  ])
 })
 
 /** The newest major version that has both extensions, beside the one that the tests run in. */
 async function newestWithExtensions(major: number) {
-  const installed = (await readdir('/usr/lib/postgresql').catch((): string[] => [])).map(Number).filter(version => version >= major)
+  const installed = (await readdir('/usr/lib/postgresql').catch((): string[] => []))
+    .map(Number)
+    .filter(version => version >= major)
   const has = async (version: number) => {
     const files = await readdir(`/usr/share/postgresql/${version}/extension`).catch((): string[] => [])
     return ['pg_cron.control', 'pg_partman.control'].every(file => files.includes(file))
   }
-  const fit = await Promise.all(installed.map(async version => await has(version) ? version : major))
+  const fit = await Promise.all(installed.map(async version => ((await has(version)) ? version : major)))
   return Math.max(major, ...fit)
 }
 
 /** Days in every state, a table that is being adopted, and settings that are not the usual ones. */
 async function fill(t: Test, source: OwnCluster, directory: string) {
   const { sql, admin } = source
-  const [device] = await sql<{ device_id: string, token: string }[]>`select device_id, token from fleet.create_device('one', 'default')`
+  const [device] = await sql<
+    { device_id: string; token: string }[]
+  >`select device_id, token from fleet.create_device('one', 'default')`
   if (!device) throw new Error('no device was made')
   await ingest(sql, [{ device_id: Number(device.device_id), battery_pct: 50 }])
   await sql`select fleet.set_premake(20)`
@@ -205,7 +288,10 @@ async function fill(t: Test, source: OwnCluster, directory: string) {
     insert into public.old_beats select ${device.device_id}, date_trunc('day', now()) - n * interval '1 minute', n from generate_series(1, 100) n`)
   await asRole(t, source, 'fleet_dba').unsafe(`call fleet.adopt_table('public.old_beats')`)
   t.match(await sql`select state, count(*)::int from fleet.hb_partitions where state <> 'active' group by state order by state`, [
-    { state: 'archived', count: 1 }, { state: 'detached', count: 2 }, { state: 'dropped', count: 1 }, { state: 'restored', count: 1 },
+    { state: 'archived', count: 1 },
+    { state: 'detached', count: 2 },
+    { state: 'dropped', count: 1 },
+    { state: 'restored', count: 1 },
   ])
   return { token: token!.token, name }
 }
@@ -223,36 +309,45 @@ async function withEmptyCluster(t: Test) {
 }
 
 function pgRestore(target: OwnCluster, ...args: string[]) {
-  return run(target.cluster.program('pg_restore'), ['--exit-on-error', '-d', target.url('postgres'), ...args], { env: plainEnv() })
+  return run(target.cluster.program('pg_restore'), ['--exit-on-error', '-d', target.url('postgres'), ...args], {
+    env: plainEnv(),
+  })
 }
 
 /** As psql < file. */
 function psqlFile(target: OwnCluster, file: string) {
   return new Promise<void>((resolve, reject) => {
-    const psql = spawn(target.cluster.program('psql'), ['-q', '-v', 'ON_ERROR_STOP=1', target.url('postgres')],
-      { env: plainEnv(), stdio: ['pipe', 'ignore', 'pipe'] })
+    const psql = spawn(target.cluster.program('psql'), ['-q', '-v', 'ON_ERROR_STOP=1', target.url('postgres')], {
+      env: plainEnv(),
+      stdio: ['pipe', 'ignore', 'pipe'],
+    })
     let said = ''
-    psql.stderr.on('data', (chunk: Buffer) => { said += chunk.toString() })
+    psql.stderr.on('data', (chunk: Buffer) => {
+      said += chunk.toString()
+    })
     psql.stdin.on('error', () => {})
     createReadStream(file).pipe(psql.stdin)
     psql.once('error', reject)
-    psql.once('close', code => code === 0 ? resolve() : reject(new Error(`psql ended with ${code}: ${said}`)))
+    psql.once('close', code => (code === 0 ? resolve() : reject(new Error(`psql ended with ${code}: ${said}`))))
   })
 }
 
 /** What the store has, by name: no oid. */
 async function storeOf({ sql, admin }: TestDatabase) {
-  const tables = await sql<{ partition_name: string, table: string | null }[]>`
+  const tables = await sql<{ partition_name: string; table: string | null }[]>`
     select partition_name, state, range_start, range_end, held_reason, fleet.table_of(p)::regclass::text as table
     from fleet.hb_partitions p order by range_start`
   const counts: Record<string, number> = {}
   for (const { table } of tables) if (table) counts[table] = Number(await value(admin.unsafe(`select count(*) from ${table}`)))
   return {
-    tables: tables.map(row => ({ ...row })), counts,
+    tables: tables.map(row => ({ ...row })),
+    counts,
     health: (await sql`select partition_name, bytes_size > 0 as has_bytes from fleet.partition_health`).map(row => ({ ...row })),
     plan: (await sql`select partition_name, action, reason from fleet.retention_plan('60 days')`).map(row => ({ ...row })),
     rollups: (await sql`select day, partition_name, action from fleet.rollup_plan()`).map(row => ({ ...row })),
-    config: (await sql`select parent_table, partition_interval, premake, retention, template_table from partman.part_config`).map(row => ({ ...row })),
+    config: (await sql`select parent_table, partition_interval, premake, retention, template_table from partman.part_config`).map(
+      row => ({ ...row }),
+    ),
     settings: (await sql`select * from fleet.settings`).map(row => ({ ...row })),
     adoptions: (await sql`select source, state from fleet.adoptions`).map(row => ({ ...row })),
     holds: (await sql`select * from fleet.adoption_holds()`).map(row => ({ ...row })),
@@ -263,7 +358,7 @@ async function storeOf({ sql, admin }: TestDatabase) {
 
 /** What check() complains of, but for the settings of a throwaway cluster and what time and other sessions make of it. */
 async function troublesOf(sql: Sql) {
-  const found = await sql<{ check_name: string, status: string, detail: string, remedy: string | null }[]>`
+  const found = await sql<{ check_name: string; status: string; detail: string; remedy: string | null }[]>`
     select * from fleet.check()
     where status <> 'ok' and check_name not like 'setting%' and check_name not in ('archiver', 'jobs')
     order by check_name`
@@ -272,19 +367,32 @@ async function troublesOf(sql: Sql) {
 
 async function isHealed(t: Test, { sql, admin }: TestDatabase) {
   t.same(await sql`select status from fleet.check() where check_name = 'partition_oids'`, [{ status: 'ok' }])
-  t.same(await sql`
+  t.same(
+    await sql`
     select partition_name from fleet.hb_partitions p
     where relid is distinct from fleet.table_of(p) or relid_seal is distinct from fleet_guard.seal(relid)
-      or (relid is null) <> (state = 'dropped')`, [], 'each oid is the one that the table has here')
-  t.same(await admin`
+      or (relid is null) <> (state = 'dropped')`,
+    [],
+    'each oid is the one that the table has here',
+  )
+  t.same(
+    await admin`
     select partition_name from fleet.hb_partitions p join fleet_guard.partitions g using (partition_name)
-    where (p.relid, p.relid_seal) is distinct from (g.relid, g.relid_seal)`, [], 'and the guard knows it')
+    where (p.relid, p.relid_seal) is distinct from (g.relid, g.relid_seal)`,
+    [],
+    'and the guard knows it',
+  )
   t.same(await sql`select cold_xid from fleet.hb_partitions where age(cold_xid) < 0`, [], 'no transaction is from the future')
-  t.same(await sql`select subject from fleet.token_change_log where changed_xid > pg_current_xact_id()`, [],
-    'nor is a token forgotten with every look')
-  t.same(await sql`select event, is_ok, detail from fleet.events where event = 'store.relinked'`, [
-    { event: 'store.relinked', is_ok: true, detail: 'tables found by name' },
-  ], 'once')
+  t.same(
+    await sql`select subject from fleet.token_change_log where changed_xid > pg_current_xact_id()`,
+    [],
+    'nor is a token forgotten with every look',
+  )
+  t.same(
+    await sql`select event, is_ok, detail from fleet.events where event = 'store.relinked'`,
+    [{ event: 'store.relinked', is_ok: true, detail: 'tables found by name' }],
+    'once',
+  )
 }
 
 /** Right after the restore, before any maintenance. Each in a transaction that is rolled back. */
@@ -307,22 +415,39 @@ async function guards(t: Test, { admin, sql }: TestDatabase, name: Record<keyof 
     ['drop of an attached day', `drop table fleet.${name.plain}`],
     ['rename, then drop', `alter table fleet.${name.plain} rename to x`, 'drop table fleet.x'],
     ['rename by ALTER INDEX, then drop', `alter index fleet.${name.plain} rename to x`, 'drop table fleet.x'],
-    ['move, then drop', `alter table fleet_detached.${name.detached} set schema public`, `alter table public.${name.detached} rename to x`,
-      'drop table public.x'],
-    ['schema renamed, then drop', 'alter schema fleet_detached rename to d', `alter table d.${name.detached} rename to x`, 'drop table d.x'],
+    [
+      'move, then drop',
+      `alter table fleet_detached.${name.detached} set schema public`,
+      `alter table public.${name.detached} rename to x`,
+      'drop table public.x',
+    ],
+    [
+      'schema renamed, then drop',
+      'alter schema fleet_detached rename to d',
+      `alter table d.${name.detached} rename to x`,
+      'drop table d.x',
+    ],
     ['drop of the schemas', 'drop schema fleet, fleet_detached cascade'],
     ['drop of what the roles own', 'drop owned by fleet_owner, fleet_archiver cascade'],
     // The oid in the dump happens to be that of another table here.
-    ['an oid that is said to be proven', `update fleet_guard.partitions set relid = 'fleet.${name.plain}'::regclass where partition_name = '${name.dropped}'`,
-      `alter event trigger fleet_guard_find disable`, `alter table fleet.${name.plain} rename to device_heartbeats_p`,
-      `drop table fleet.device_heartbeats_p`],
-  ] as const) t.equal(await attempt(...statements), 'FL001', what)
+    [
+      'an oid that is said to be proven',
+      `update fleet_guard.partitions set relid = 'fleet.${name.plain}'::regclass where partition_name = '${name.dropped}'`,
+      `alter event trigger fleet_guard_find disable`,
+      `alter table fleet.${name.plain} rename to device_heartbeats_p`,
+      `drop table fleet.device_heartbeats_p`,
+    ],
+  ] as const)
+    t.equal(await attempt(...statements), 'FL001', what)
   for (const [what, ...statements] of [
-    ['drop of a table whose oid is by chance that of an unproven day',
+    [
+      'drop of a table whose oid is by chance that of an unproven day',
       `update fleet_guard.partitions set relid = 'public.object_1'::regclass where partition_name = '${name.plain}'`,
-      'drop table public.object_1'],
+      'drop table public.object_1',
+    ],
     ['drop of a proven day', `drop table fleet_detached.${name.archived}`],
-  ] as const) t.equal(await attempt(...statements), 'allowed', what)
+  ] as const)
+    t.equal(await attempt(...statements), 'allowed', what)
   t.equal(await value(sql`select count(*)::int from fleet.events where event = 'store.relinked'`), 0, 'no maintenance has run')
 }
 
@@ -330,21 +455,34 @@ async function guards(t: Test, { admin, sql }: TestDatabase, name: Record<keyof 
 async function livesOn(t: Test, target: OwnCluster, directory: string, name: Record<keyof typeof day, string>, token: string) {
   const { sql, admin } = target
   const dba = asRole(t, target, 'fleet_dba')
-  t.match(await asRole(t, target, 'fleet_server')`select kind, name from fleet.authenticate(sha256(convert_to(${token}, 'UTF8')))`,
-    [{ kind: 'device', name: 'one' }])
-  t.match(await ingest(sql, [{ device_id: 1, battery_pct: 51 }, { device_id: 1, ts: `${daysAgo(3)}T12:00:00Z` }]),
-    [{ result: 'stored' }, { result: 'stored' }])
+  t.match(
+    await asRole(t, target, 'fleet_server')`select kind, name from fleet.authenticate(sha256(convert_to(${token}, 'UTF8')))`,
+    [{ kind: 'device', name: 'one' }],
+  )
+  t.match(
+    await ingest(sql, [
+      { device_id: 1, battery_pct: 51 },
+      { device_id: 1, ts: `${daysAgo(3)}T12:00:00Z` },
+    ]),
+    [{ result: 'stored' }, { result: 'stored' }],
+  )
 
   // The archived day is dropped by name, before any maintenance. A day whose table still exists is not called dropped.
   await admin`update fleet.settings set archive_grace = '0'`
   await sql`select fleet.drop_partition(${name.archived})`
   t.equal(await value(admin`select to_regclass(${`fleet_detached.${name.archived}`})`), null)
-  t.match((await sql`select state, relid from fleet.hb_partitions where partition_name = ${name.archived}`)[0], { state: 'dropped', relid: null })
+  t.match((await sql`select state, relid from fleet.hb_partitions where partition_name = ${name.archived}`)[0], {
+    state: 'dropped',
+    relid: null,
+  })
 
   // The adopted table is still forwarded, verified and confirmed.
   await admin`insert into public.old_beats select 1, date_trunc('day', now()) - interval '3 hours', 77`
-  t.equal(await value(sql`select count(*)::int from fleet.device_heartbeats where ts = date_trunc('day', now()) - interval '3 hours'`), 1,
-    'what is written into the old table comes through')
+  t.equal(
+    await value(sql`select count(*)::int from fleet.device_heartbeats where ts = date_trunc('day', now()) - interval '3 hours'`),
+    1,
+    'what is written into the old table comes through',
+  )
   t.equal(await value(dba.unsafe(`call fleet.verify_adoption('public.old_beats')`)), 'verified')
   await dba.unsafe(`select fleet.confirm_adoption('public.old_beats')`)
   t.same(await admin`select proname from pg_proc where proname like 'forward\_%'`, [], 'its trigger is gone')
@@ -357,12 +495,29 @@ async function livesOn(t: Test, target: OwnCluster, directory: string, name: Rec
   await dba`call fleet.nightly()`
   t.same(await sql`select event, detail from fleet.events where event like 'maintenance.%' and not is_ok`, [])
   await workAll(t, target, directory)
-  t.same(await sql`select partition_name, state, last_error from fleet.hb_partitions where range_end < now() - interval '61 days' and state <> 'dropped'`, [])
-  t.equal(await value(admin`select count(*)::int from pg_class where relnamespace = 'fleet_detached'::regnamespace and relkind = 'r'`), 0,
-    'no table is left behind')
-  t.same(await sql`select row_count::int from fleet.archives where row_count > 0`, Object.keys(day).map(() => ({ row_count: rows })))
+  t.same(
+    await sql`select partition_name, state, last_error from fleet.hb_partitions where range_end < now() - interval '61 days' and state <> 'dropped'`,
+    [],
+  )
+  t.equal(
+    await value(admin`select count(*)::int from pg_class where relnamespace = 'fleet_detached'::regnamespace and relkind = 'r'`),
+    0,
+    'no table is left behind',
+  )
+  t.same(
+    await sql`select row_count::int from fleet.archives where row_count > 0`,
+    Object.keys(day).map(() => ({ row_count: rows })),
+  )
   const { code, output } = await runCli(t, target, directory, 'restore', day.archived)
   t.equal(code, 0, output)
-  t.equal(await value(sql`select count(*)::int from fleet.device_heartbeats where ts >= ${day.archived}::date and ts < ${day.archived}::date + 1`), rows)
-  t.same((await troublesOf(sql)).filter(({ check_name }) => check_name.startsWith('partition') || check_name === 'guard'), [])
+  t.equal(
+    await value(
+      sql`select count(*)::int from fleet.device_heartbeats where ts >= ${day.archived}::date and ts < ${day.archived}::date + 1`,
+    ),
+    rows,
+  )
+  t.same(
+    (await troublesOf(sql)).filter(({ check_name }) => check_name.startsWith('partition') || check_name === 'guard'),
+    [],
+  )
 }

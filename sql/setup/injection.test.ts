@@ -22,7 +22,12 @@ async function inventory({ admin }: TestDatabase) {
   `
 }
 
-interface Routine { role: string, call: string, name: string, types: string[] }
+interface Routine {
+  role: string
+  call: string
+  name: string
+  types: string[]
+}
 
 /** Every function and procedure that a role may call and that takes text, JSON or the name of a table. */
 async function routinesOf({ admin }: TestDatabase) {
@@ -39,16 +44,27 @@ async function routinesOf({ admin }: TestDatabase) {
 /** Something of each type that the function may well go on with. */
 function argument(type: string, text: string): unknown {
   switch (type) {
-    case 'text': return text
-    case 'jsonb': case 'json': return JSON.stringify({ [text]: text, ts: text, device_id: text, battery_pct: text })
+    case 'text':
+      return text
+    case 'jsonb':
+    case 'json':
+      return JSON.stringify({ [text]: text, ts: text, device_id: text, battery_pct: text })
     // A procedure's is how long it pauses.
-    case 'interval': return '0'
-    case 'date': case 'timestamp with time zone': return new Date().toISOString()
-    case 'boolean': return 'true'
-    case 'bytea': return '\\x00'
-    case 'bigint[]': return '{1}'
-    case 'regclass': return 'fleet.device_heartbeats'
-    default: return '1'
+    case 'interval':
+      return '0'
+    case 'date':
+    case 'timestamp with time zone':
+      return new Date().toISOString()
+    case 'boolean':
+      return 'true'
+    case 'bytea':
+      return '\\x00'
+    case 'bigint[]':
+      return '{1}'
+    case 'regclass':
+      return 'fleet.device_heartbeats'
+    default:
+      return '1'
   }
 }
 
@@ -58,28 +74,39 @@ t.test('no text that a function is given is run', { timeout: 60_000 }, async t =
   const routines = await routinesOf(db)
   t.ok(routines.length > 40, `${routines.length} functions`)
   const sessions = new Map<string, Sql>()
-  const as = (role: string) => sessions.get(role) ?? sessions.set(role, asRole(t, db, role as 'fleet_dba', { statement_timeout: '2s' })).get(role)!
-  const partition = await value(db.sql`select partition_name from fleet.hb_partitions order by range_start limit 1`) as string
+  const as = (role: string) =>
+    sessions.get(role) ?? sessions.set(role, asRole(t, db, role as 'fleet_dba', { statement_timeout: '2s' })).get(role)!
+  const partition = (await value(db.sql`select partition_name from fleet.hb_partitions order by range_start limit 1`)) as string
   let calls = 0
 
-  await fc.assert(fc.asyncProperty(fc.constantFrom(...routines), fc.array(hostileText, { minLength: 12, maxLength: 12 }), fc.nat(2), async (routine, texts, known) => {
-    const { role, call, name, types } = routine
-    let next = 0
-    // Now and then a partition that is there, so that the call goes further.
-    const values = types.map((type, n) => type === 'text' && n === 0 && known === 0 ? partition : argument(type, texts[next++ % 12]!))
-    const placeholders = types.map((type, n) => `$${n + 1}::text::${type}`)
-    const sql = as(role)
-    const statement = `${call} ${call === 'call' ? '' : '* from '}${name.slice(0, name.indexOf('('))}(${placeholders.join(', ')})`
-    if (call === 'select') await sql`begin`
-    calls++
-    try {
-      await sql.unsafe(statement, values as string[])
-    } catch (error) {
-      const { code, message } = error as { code: string, message: string }
-      if (BROKEN.has(code)) throw new Error(`${name}: ${code} ${message}`, { cause: error })
-    }
-    if (call === 'select') await sql`rollback`
-  }), { numRuns: 300, endOnFailure: true })
+  await fc.assert(
+    fc.asyncProperty(
+      fc.constantFrom(...routines),
+      fc.array(hostileText, { minLength: 12, maxLength: 12 }),
+      fc.nat(2),
+      async (routine, texts, known) => {
+        const { role, call, name, types } = routine
+        let next = 0
+        // Now and then a partition that is there, so that the call goes further.
+        const values = types.map((type, n) =>
+          type === 'text' && n === 0 && known === 0 ? partition : argument(type, texts[next++ % 12]!),
+        )
+        const placeholders = types.map((type, n) => `$${n + 1}::text::${type}`)
+        const sql = as(role)
+        const statement = `${call} ${call === 'call' ? '' : '* from '}${name.slice(0, name.indexOf('('))}(${placeholders.join(', ')})`
+        if (call === 'select') await sql`begin`
+        calls++
+        try {
+          await sql.unsafe(statement, values as string[])
+        } catch (error) {
+          const { code, message } = error as { code: string; message: string }
+          if (BROKEN.has(code)) throw new Error(`${name}: ${code} ${message}`, { cause: error })
+        }
+        if (call === 'select') await sql`rollback`
+      },
+    ),
+    { numRuns: 300, endOnFailure: true },
+  )
 
   t.comment(`${calls} calls`)
   t.same(await inventory(db), before, 'all is as it was')
@@ -97,41 +124,50 @@ function cut(text: string) {
   return name
 }
 
-t.test('a partition may be called anything: it is adopted, restored, held and released under that name', { timeout: 60_000 }, async t => {
-  const db = await withDatabase(t)
-  const before = await inventory(db)
-  const archiver = asRole(t, db, 'fleet_archiver')
-  const dba = asRole(t, db, 'fleet_dba')
-  let days = 400
-  await fc.assert(fc.asyncProperty(hostileName, hostileText, async (name, reason) => {
-    const start = new Date(Math.floor(Date.now() / 86_400_000 - days++) * 86_400_000)
-    const end = new Date(start.getTime() + 86_400_000)
-    if (await value(db.sql`select count(*) from fleet.hb_partitions where partition_name = ${name}`) !== '0') return
-    // A manifest names the columns, and may name them anything as well.
-    const columns = [
-      { name: 'ts', type: 'timestamp with time zone' }, { name: 'received_at', type: 'timestamp with time zone' },
-      { name: 'device_id', type: 'bigint' }, { name, type: 'text' },
-    ]
-    const day = start.toISOString().slice(0, 10)
-    const register = (root: string) => archiver`select fleet.adopt_archive(
+t.test(
+  'a partition may be called anything: it is adopted, restored, held and released under that name',
+  { timeout: 60_000 },
+  async t => {
+    const db = await withDatabase(t)
+    const before = await inventory(db)
+    const archiver = asRole(t, db, 'fleet_archiver')
+    const dba = asRole(t, db, 'fleet_dba')
+    let days = 400
+    await fc.assert(
+      fc.asyncProperty(hostileName, hostileText, async (name, reason) => {
+        const start = new Date(Math.floor(Date.now() / 86_400_000 - days++) * 86_400_000)
+        const end = new Date(start.getTime() + 86_400_000)
+        if ((await value(db.sql`select count(*) from fleet.hb_partitions where partition_name = ${name}`)) !== '0') return
+        // A manifest names the columns, and may name them anything as well.
+        const columns = [
+          { name: 'ts', type: 'timestamp with time zone' },
+          { name: 'received_at', type: 'timestamp with time zone' },
+          { name: 'device_id', type: 'bigint' },
+          { name, type: 'text' },
+        ]
+        const day = start.toISOString().slice(0, 10)
+        const register = (root: string) => archiver`select fleet.adopt_archive(
       ${name}, ${start}, ${end}, 0, 0, null, null,
       ${`${root}/device_heartbeats/date=${day}/device_heartbeats_${day.replaceAll('-', '')}.parquet`}, ${'ab'.repeat(32)}, 1, ${archiver.json(columns)})`
-    await t.rejects(register(reason), { code: 'FL422' }, 'text in the place of a URL')
-    await register('file:///archive')
-    await dba`select fleet.request_restore(${start}::date)`
-    const [claimed] = await archiver`select * from fleet.claim_restore('worker')`
-    t.match(claimed, { partition_name: name })
-    const table = await value(archiver`select fleet.begin_restore(${name}, 'worker')`) as string
-    t.equal(await value(archiver`select count(*) from ${archiver.unsafe(table)}`), '0')
-    await archiver`select fleet.finish_restore(${name}, 'worker')`
-    t.equal(await value(db.sql`select state from fleet.hb_partitions where partition_name = ${name}`), 'restored')
-    await dba`select fleet.hold_partition(${name}, ${reason.trim() || 'x'})`
-    await dba`select fleet.release_partition(${name})`
-    // What it advises is made of names too; here it must only get that far.
-    await dba`select * from fleet.check()`
-  }), { numRuns: 12, endOnFailure: true })
-  t.same(await inventory(db), before)
-})
+        await t.rejects(register(reason), { code: 'FL422' }, 'text in the place of a URL')
+        await register('file:///archive')
+        await dba`select fleet.request_restore(${start}::date)`
+        const [claimed] = await archiver`select * from fleet.claim_restore('worker')`
+        t.match(claimed, { partition_name: name })
+        const table = (await value(archiver`select fleet.begin_restore(${name}, 'worker')`)) as string
+        t.equal(await value(archiver`select count(*) from ${archiver.unsafe(table)}`), '0')
+        await archiver`select fleet.finish_restore(${name}, 'worker')`
+        t.equal(await value(db.sql`select state from fleet.hb_partitions where partition_name = ${name}`), 'restored')
+        await dba`select fleet.hold_partition(${name}, ${reason.trim() || 'x'})`
+        await dba`select fleet.release_partition(${name})`
+        // What it advises is made of names too; here it must only get that far.
+        await dba`select * from fleet.check()`
+      }),
+      { numRuns: 12, endOnFailure: true },
+    )
+    t.same(await inventory(db), before)
+  },
+)
 
 async function adopt(t: Test, db: TestDatabase, schema: string, table: string, columns: [string, string]) {
   const name = `${quoted(schema)}.${quoted(table)}`
@@ -143,7 +179,7 @@ async function adopt(t: Test, db: TestDatabase, schema: string, table: string, c
     grant select, trigger on ${name} to fleet_owner, fleet_dba`)
   const before = await inventory(db)
   const dba = asRole(t, db, 'fleet_dba')
-  const oid = await value(db.admin`select ${name}::regclass::oid::text`) as string
+  const oid = (await value(db.admin`select ${name}::regclass::oid::text`)) as string
   const map = JSON.stringify({ ts: columns[0], device_id: columns[1] })
   await dba`select * from fleet.adoption_plan(${oid}::text::oid::regclass, ${map}::text::jsonb)`
   await dba.unsafe(`call fleet.adopt_table($1::text::oid::regclass, 'enroll', $2::text::jsonb, p_forward => false)`, [oid, map])
@@ -155,7 +191,10 @@ async function adopt(t: Test, db: TestDatabase, schema: string, table: string, c
   await dba`select * from fleet.check()`
   await dba`select * from fleet.adoption_progress`
   const after = (await inventory(db)).filter(({ kind, name }) => kind !== 'trigger' || !String(name).includes(table))
-  t.same(after, before.filter(({ kind, name }) => kind !== 'trigger' || !String(name).includes(table)))
+  t.same(
+    after,
+    before.filter(({ kind, name }) => kind !== 'trigger' || !String(name).includes(table)),
+  )
 }
 
 function quoted(name: string) {
@@ -164,7 +203,12 @@ function quoted(name: string) {
 
 t.test('a table to adopt, its schema and its columns may be called anything', { timeout: 60_000 }, async t => {
   const db = await withDatabase(t)
-  const evil = ['\'; create table public.pwned(); --', '"; create table public.pwned(); --', '$$ %I %s %L %1$s \\', 'a\nb\'";--/*'] as const
+  const evil = [
+    "'; create table public.pwned(); --",
+    '"; create table public.pwned(); --',
+    '$$ %I %s %L %1$s \\',
+    'a\nb\'";--/*',
+  ] as const
   await adopt(t, db, evil[0], evil[1], [evil[2], evil[3]])
   t.equal(await value(db.admin`select to_regclass('public.pwned')`), null)
 })

@@ -11,7 +11,7 @@ t.test('plpgsql_check finds nothing in any function, procedure or trigger', { sk
   await admin`begin`
   await admin`create schema lint`
   await admin`create extension plpgsql_check schema lint`
-  const routines = await admin<{ name: string, faults: string[] | null }[]>`
+  const routines = await admin<{ name: string; faults: string[] | null }[]>`
     select p.oid::regprocedure::text as name,
       (
         select array_agg(c)
@@ -30,5 +30,8 @@ t.test('plpgsql_check finds nothing in any function, procedure or trigger', { sk
 /** The one call that pg_partman 5 has no function for: it is made where 4 is installed. */
 function isForPartman4(faults: string[] | null) {
   const errors = faults?.filter(line => /^(error|warning)/.test(line)) ?? []
-  return errors.length === 1 && /^error:42883:\d+:EXECUTE:function partman\.create_partition_time\(.*p_analyze => boolean\)/.test(errors[0]!)
+  return (
+    errors.length === 1 &&
+    /^error:42883:\d+:EXECUTE:function partman\.create_partition_time\(.*p_analyze => boolean\)/.test(errors[0]!)
+  )
 }

@@ -18,16 +18,23 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
   const store = again(t, db)
 
   await t.test('maintenance can delete despite a publication of all tables', async t => {
-    t.same(await store.admin`
+    t.same(
+      await store.admin`
       select c.oid::regclass::text as table from pg_class c
       where c.relkind = 'r' and not c.relispartition and c.relpersistence = 'p'
         and c.relnamespace::regnamespace::text in ('fleet', 'fleet_guard', 'partman', 'cron', 'graphile_migrate')
         and c.relreplident = 'd' and not exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary)
       order by 1
-    `, [{ table: 'fleet.device_heartbeats_template' }], 'but for a table that never has one, a row of every table can be named')
+    `,
+      [{ table: 'fleet.device_heartbeats_template' }],
+      'but for a table that never has one, a row of every table can be named',
+    )
     await store.admin`create publication everything for all tables`
     const [device] = await enroll(store.sql, 1)
-    await ingest(store.sql, [{ device_id: device! }, { device_id: device!, ts: new Date(Date.now() - 2 * 86_400_000).toISOString() }])
+    await ingest(store.sql, [
+      { device_id: device! },
+      { device_id: device!, ts: new Date(Date.now() - 2 * 86_400_000).toISOString() },
+    ])
     t.equal(await value(store.sql`select count(*)::int from fleet.late_arrivals`), 1)
     await store.admin`update fleet.late_arrivals set day = day - 4000`
     await store.sql`select fleet.prune()`
@@ -39,21 +46,28 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
     await store.admin`create database subscriber template template0`
     const subscriber = postgres(url('postgres').replace(/fleet$/, 'subscriber'), { max: 1, onnotice: () => {} })
     t.teardown(() => subscriber.end({ timeout: 1 }))
-    const columns = (await store.sql<{ definition: string }[]>`
+    const columns = (
+      await store.sql<{ definition: string }[]>`
       select string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', ' order by attnum) as definition
       from pg_attribute where attrelid = 'fleet.device_heartbeats'::regclass and attnum > 0 and not attisdropped
-    `)[0]!.definition
+    `
+    )[0]!.definition
     await subscriber.unsafe(`create schema fleet; create table fleet.device_heartbeats (${columns})`)
     await store.admin`create publication beats for table fleet.device_heartbeats with (publish_via_partition_root = true)`
     await fillDay(store.admin, day, 300)
     // In one cluster a subscription cannot make its own slot.
     await store.admin`select pg_create_logical_replication_slot('beats', 'pgoutput')`
-    await subscriber.unsafe(`create subscription beats connection '${url('postgres')}' publication beats with (create_slot = false, slot_name = 'beats')`)
+    await subscriber.unsafe(
+      `create subscription beats connection '${url('postgres')}' publication beats with (create_slot = false, slot_name = 'beats')`,
+    )
     const follows = async (what: string) => {
       const here = async () => Number(await value(store.sql`select count(*) from fleet.device_heartbeats`)) + gone
-      await waitFor(async () => Number(await value(subscriber`select count(*) from fleet.device_heartbeats`)) === await here(), {
-        what: () => `the subscriber to follow ${what}`,
-      })
+      await waitFor(
+        async () => Number(await value(subscriber`select count(*) from fleet.device_heartbeats`)) === (await here()),
+        {
+          what: () => `the subscriber to follow ${what}`,
+        },
+      )
       t.pass(what)
     }
     let gone = 0
@@ -84,29 +98,49 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
   await t.test('check() does not advise to restart a standby, and the standby takes over', async t => {
     const replica = await withReplica(t, cluster)
     const standby = again(t, { ...db, url: role => replica.url(role, 'fleet') })
-    await waitFor(async () => await value(standby.admin`select pg_is_in_recovery()`) === true)
-    const found = await standby.sql<{ check_name: string, status: string, detail: string, remedy: string | null }[]>`select * from fleet.check()`
-    t.match(found.find(({ check_name }) => check_name === 'scheduler'), { status: 'ok', detail: /this is a standby/, remedy: null })
-    t.same(found.filter(({ detail, remedy }) => /^could not look/.test(detail) || /pg_ctl|call fleet\.maintain/.test(remedy ?? '')), [])
+    await waitFor(async () => (await value(standby.admin`select pg_is_in_recovery()`)) === true)
+    const found = await standby.sql<
+      { check_name: string; status: string; detail: string; remedy: string | null }[]
+    >`select * from fleet.check()`
+    t.match(
+      found.find(({ check_name }) => check_name === 'scheduler'),
+      { status: 'ok', detail: /this is a standby/, remedy: null },
+    )
+    t.same(
+      found.filter(({ detail, remedy }) => /^could not look/.test(detail) || /pg_ctl|call fleet\.maintain/.test(remedy ?? '')),
+      [],
+    )
 
     await fillDay(store.admin, daysAgo(71), 200)
     const lsn = await value(store.admin`select pg_current_wal_lsn()::text`)
-    await waitFor(async () => await value(standby.admin`select pg_last_wal_replay_lsn() >= ${lsn as string}::pg_lsn`) === true)
+    await waitFor(async () => (await value(standby.admin`select pg_last_wal_replay_lsn() >= ${lsn as string}::pg_lsn`)) === true)
     await cluster.stop('immediate')
     await standby.admin`select pg_promote()`
-    await waitFor(async () => (await standby.admin`select from pg_stat_activity where backend_type = 'pg_cron launcher'`).length === 1, {
-      what: () => 'pg_cron to start on the promoted standby',
-    })
-    t.match(await standby.sql`select status, detail from fleet.check() where check_name in ('scheduler', 'partition_oids') order by check_name`, [
-      { status: 'ok', detail: /by its oid in this cluster/ }, { status: 'ok', detail: 'pg_cron runs' },
-    ], 'it is the same catalog: no oid is in doubt')
+    await waitFor(
+      async () => (await standby.admin`select from pg_stat_activity where backend_type = 'pg_cron launcher'`).length === 1,
+      {
+        what: () => 'pg_cron to start on the promoted standby',
+      },
+    )
+    t.match(
+      await standby.sql`select status, detail from fleet.check() where check_name in ('scheduler', 'partition_oids') order by check_name`,
+      [
+        { status: 'ok', detail: /by its oid in this cluster/ },
+        { status: 'ok', detail: 'pg_cron runs' },
+      ],
+      'it is the same catalog: no oid is in doubt',
+    )
     await standby.sql`call fleet.nightly()`
     const partition = await partitionOf(standby.sql, daysAgo(71))
     await standby.sql`select fleet.archive_partition(${partition})`
     await workAll(t, standby, await makeDirectory(t))
-    t.match(await standby.sql`select state, row_count::int from fleet.hb_partitions where partition_name = ${partition}`,
-      [{ state: 'dropped', row_count: 200 }])
-    t.same(await standby.sql`select event, detail from fleet.events where event like 'maintenance.%' and not is_ok or event = 'store.relinked'`, [])
+    t.match(await standby.sql`select state, row_count::int from fleet.hb_partitions where partition_name = ${partition}`, [
+      { state: 'dropped', row_count: 200 },
+    ])
+    t.same(
+      await standby.sql`select event, detail from fleet.events where event like 'maintenance.%' and not is_ok or event = 'store.relinked'`,
+      [],
+    )
   })
 })
 

@@ -3,15 +3,36 @@ import { withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
 
 const tables = [
-  'settings', 'settings_audit', 'devices', 'gateways', 'device_heartbeats', 'device_last_status', 'heartbeat_quarantine',
-  'hb_partitions', 'events', 'counters', 'archivers', 'restore_requests', 'restore_items',
-  'device_commands', 'command_dispatch_log', 'cohorts', 'token_change_log', 'slo_counts',
-  'device_availability_daily', 'rolled_up_days', 'late_arrivals', 'storage_daily', 'fleet_samples', 'ended_sessions',
+  'settings',
+  'settings_audit',
+  'devices',
+  'gateways',
+  'device_heartbeats',
+  'device_last_status',
+  'heartbeat_quarantine',
+  'hb_partitions',
+  'events',
+  'counters',
+  'archivers',
+  'restore_requests',
+  'restore_items',
+  'device_commands',
+  'command_dispatch_log',
+  'cohorts',
+  'token_change_log',
+  'slo_counts',
+  'device_availability_daily',
+  'rolled_up_days',
+  'late_arrivals',
+  'storage_daily',
+  'fleet_samples',
+  'ended_sessions',
 ]
 
 t.test('nothing is granted to public', async t => {
   const { admin } = await withDatabase(t)
-  t.same(await admin`
+  t.same(
+    await admin`
     select p.oid::regprocedure::text as name from pg_proc p
     where p.pronamespace in ('fleet'::regnamespace, 'fleet_guard'::regnamespace)
       and has_function_privilege('public', p.oid, 'execute')
@@ -22,19 +43,24 @@ t.test('nothing is granted to public', async t => {
     union all
     select n.nspname::text from pg_namespace n
     where n.nspname like 'fleet%' and exists (select from aclexplode(n.nspacl) a where a.grantee = 0)
-  `, [])
+  `,
+    [],
+  )
 })
 
-t.test('every function with the owner\'s rights has a fixed search path', async t => {
+t.test("every function with the owner's rights has a fixed search path", async t => {
   const { sql } = await withDatabase(t)
-  t.same(await sql`
+  t.same(
+    await sql`
     select p.oid::regprocedure::text as name from pg_proc p
     where p.pronamespace in ('fleet'::regnamespace, 'fleet_guard'::regnamespace)
       and p.prokind = 'f'
       and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)
       -- What a body like "return …" names was found when it was made.
       and (p.prosecdef or p.prosqlbody is null)
-  `, [])
+  `,
+    [],
+  )
 })
 
 t.test('fleet_server ingests, reads the fleet views and runs the ops calls, and touches no table', async t => {
@@ -42,9 +68,11 @@ t.test('fleet_server ingests, reads the fleet views and runs the ops calls, and 
   const server = asRole(t, db, 'fleet_server')
   // As its connections for /ops have it; the role's own 2 s are for the hot path.
   await server`set statement_timeout = '60s'`
-  const [device] = await server<{ device_id: string, token: string }[]>`select * from fleet.create_device('a')`
+  const [device] = await server<{ device_id: string; token: string }[]>`select * from fleet.create_device('a')`
   t.match(await ingest(server, [{ device_id: Number(device?.device_id) }]), [{ result: 'stored' }])
-  t.match(await server`select * from fleet.authenticate(sha256(${device?.token ?? ''}::text::bytea))`, [{ kind: 'device', name: 'a' }])
+  t.match(await server`select * from fleet.authenticate(sha256(${device?.token ?? ''}::text::bytea))`, [
+    { kind: 'device', name: 'a' },
+  ])
   t.match(await server`select status from fleet.device_status`, [{ status: 'online' }])
   await server`call fleet.nightly()`
   await server`select * from fleet.reconcile()`
@@ -52,14 +80,21 @@ t.test('fleet_server ingests, reads the fleet views and runs the ops calls, and 
   await server`select * from fleet.metric_values()`
   await server`select * from fleet.silence_metrics()`
   await server`select * from fleet.device_day(1)`
-  for (const view of ['partition_health', 'archives', 'job_health', 'fleet_silence', 'fleet_trend', 'slo']) await server`select * from ${server(`fleet.${view}`)}`
+  for (const view of ['partition_health', 'archives', 'job_health', 'fleet_silence', 'fleet_trend', 'slo'])
+    await server`select * from ${server(`fleet.${view}`)}`
   for (const table of tables) {
     await t.rejects(server`select * from ${server(`fleet.${table}`)} limit 1`, { code: '42501' }, `select ${table}`)
     await t.rejects(server`delete from ${server(`fleet.${table}`)}`, { code: '42501' }, `delete from ${table}`)
   }
-  for (const call of [`fleet.set_retention('60 days')`, `fleet.drop_partition('x')`, `fleet.archive_partition('x')`,
-    `fleet.create_gateway_token('x')`, `fleet.retire_partition('x')`, `fleet.enroll_device('x')`,
-    `fleet.record_proof('x', 'x', 'x', 0, 0, now(), now())`]) {
+  for (const call of [
+    `fleet.set_retention('60 days')`,
+    `fleet.drop_partition('x')`,
+    `fleet.archive_partition('x')`,
+    `fleet.create_gateway_token('x')`,
+    `fleet.retire_partition('x')`,
+    `fleet.enroll_device('x')`,
+    `fleet.record_proof('x', 'x', 'x', 0, 0, now(), now())`,
+  ]) {
     await t.rejects(server.unsafe(`select ${call}`), { code: '42501' }, call)
   }
   await t.rejects(server`create table fleet.mine (x int)`, { code: '42501' })
@@ -71,8 +106,14 @@ t.test('fleet_archiver archives, and neither retires nor changes settings', asyn
   await archiver`select fleet.archiver_heartbeat('a', '1')`
   await archiver`select * from fleet.claim_partition('a')`
   await archiver`select * from fleet.archives`
-  for (const call of [`fleet.set_retention('60 days')`, `fleet.archive_partition('x')`, `fleet.retire_partition('x')`,
-    `fleet.enroll_device('x')`, `fleet.ingest('[]')`, `fleet.get_partition('x')`]) {
+  for (const call of [
+    `fleet.set_retention('60 days')`,
+    `fleet.archive_partition('x')`,
+    `fleet.retire_partition('x')`,
+    `fleet.enroll_device('x')`,
+    `fleet.ingest('[]')`,
+    `fleet.get_partition('x')`,
+  ]) {
     await t.rejects(archiver.unsafe(`select ${call}`), { code: '42501' }, call)
   }
   for (const table of ['devices', 'settings', 'heartbeat_quarantine']) {
@@ -85,12 +126,30 @@ t.test('fleet_archiver archives, and neither retires nor changes settings', asyn
 
 t.test('fleet_reader reads views and heartbeats, with limits, and no token', async t => {
   const db = await withDatabase(t)
-  const [device] = await enroll(db.sql, 1) as [number]
+  const [device] = (await enroll(db.sql, 1)) as [number]
   await ingest(db.sql, [{ device_id: device }])
   const reader = asRole(t, db, 'fleet_reader')
-  for (const view of ['device_status', 'devices_offline', 'unity_down', 'fleet_summary', 'partition_health', 'archives',
-    'data_coverage', 'storage_growth', 'storage_history', 'job_health', 'slo', 'device_availability', 'device_heartbeats', 'device_last_status', 'events']) {
-    await t.resolves(reader`select * from ${reader(`fleet.${view}`)} limit 1`.then(() => undefined), view)
+  for (const view of [
+    'device_status',
+    'devices_offline',
+    'unity_down',
+    'fleet_summary',
+    'partition_health',
+    'archives',
+    'data_coverage',
+    'storage_growth',
+    'storage_history',
+    'job_health',
+    'slo',
+    'device_availability',
+    'device_heartbeats',
+    'device_last_status',
+    'events',
+  ]) {
+    await t.resolves(
+      reader`select * from ${reader(`fleet.${view}`)} limit 1`.then(() => undefined),
+      view,
+    )
   }
   t.equal(await value(reader`show statement_timeout`), '30s')
   t.equal(await value(reader`show idle_in_transaction_session_timeout`), '1min')
@@ -105,7 +164,7 @@ t.test('fleet_reader reads views and heartbeats, with limits, and no token', asy
 
 t.test('fleet_dba runs the store by its functions, and changes no heartbeat and no proof', async t => {
   const db = await withDatabase(t)
-  const [device] = await enroll(db.sql, 1) as [number]
+  const [device] = (await enroll(db.sql, 1)) as [number]
   await ingest(db.sql, [{ device_id: device }])
   const dba = asRole(t, db, 'fleet_dba')
   await dba`select fleet.enroll_device('b', 'lobby')`
@@ -114,10 +173,16 @@ t.test('fleet_dba runs the store by its functions, and changes no heartbeat and 
   t.match(await dba`select setting, changed_by from fleet.settings_audit`, [{ setting: 'max_future', changed_by: 'fleet_dba' }])
   await t.rejects(dba`update fleet.settings set retention = '1 day'`, { code: '42501' }, 'retention has a function of its own')
   await t.rejects(dba`update fleet.settings set store_ip = 'maybe'`, { message: /settings_store_ip_known/ })
-  for (const statement of ['delete from fleet.device_heartbeats', 'truncate fleet.device_heartbeats',
-    'update fleet.device_heartbeats set battery_pct = 1', `update fleet.hb_partitions set state = 'archived'`,
-    'delete from fleet.events', 'update fleet_guard.partitions set is_proven = true',
-    `select fleet.record_proof('x', 'x', 'x', 0, 0, now(), now())`, 'select token_hash from fleet.devices']) {
+  for (const statement of [
+    'delete from fleet.device_heartbeats',
+    'truncate fleet.device_heartbeats',
+    'update fleet.device_heartbeats set battery_pct = 1',
+    `update fleet.hb_partitions set state = 'archived'`,
+    'delete from fleet.events',
+    'update fleet_guard.partitions set is_proven = true',
+    `select fleet.record_proof('x', 'x', 'x', 0, 0, now(), now())`,
+    'select token_hash from fleet.devices',
+  ]) {
     await t.rejects(dba.unsafe(statement), { code: '42501' }, statement)
   }
 })
@@ -125,8 +190,13 @@ t.test('fleet_dba runs the store by its functions, and changes no heartbeat and 
 t.test('the owner is no superuser, and may not change heartbeats either', async t => {
   const { sql } = await withDatabase(t)
   t.equal(await value(sql`select rolsuper from pg_roles where rolname = 'fleet_owner'`), false)
-  for (const statement of ['delete from fleet.device_heartbeats', 'truncate fleet.device_heartbeats',
-    'update fleet.device_heartbeats set battery_pct = 1', 'drop event trigger fleet_guard_drop', 'drop schema fleet_guard cascade']) {
+  for (const statement of [
+    'delete from fleet.device_heartbeats',
+    'truncate fleet.device_heartbeats',
+    'update fleet.device_heartbeats set battery_pct = 1',
+    'drop event trigger fleet_guard_drop',
+    'drop schema fleet_guard cascade',
+  ]) {
     await t.rejects(sql.unsafe(statement), { code: /42501|42704/ }, statement)
   }
 })
@@ -137,13 +207,16 @@ t.test('a token works until it is revoked; the store keeps only its hash', async
   const server = asRole(t, db, 'fleet_server')
   const heard: string[] = []
   await db.sql.listen('fleet_tokens', payload => heard.push(payload))
-  const token = await value(dba`select fleet.enroll_device('tablet', 'lobby')`) as string
+  const token = (await value(dba`select fleet.enroll_device('tablet', 'lobby')`)) as string
   t.match(token, /^nxd_[0-9a-f]{64}$/)
   const who = () => server`select * from fleet.authenticate(sha256(${token}::text::bytea))`
   const [device] = await who()
   t.match(device, { kind: 'device', name: 'tablet', cohort: 'lobby', next_interval_s: 60 })
   const everything = await db.admin`select d::text as row from fleet.devices d`
-  t.notOk(everything.some(row => (row.row as string).includes(token.slice(4))), 'the token is nowhere in the table')
+  t.notOk(
+    everything.some(row => (row.row as string).includes(token.slice(4))),
+    'the token is nowhere in the table',
+  )
   await t.rejects(dba`select fleet.enroll_device('tablet')`, { code: 'FL409' })
   await t.rejects(dba`select fleet.enroll_device('')`, { code: 'FL422', message: /alias/ })
   await t.rejects(dba`select fleet.revoke_device(999999)`, { code: 'FL404' })
@@ -151,10 +224,14 @@ t.test('a token works until it is revoked; the store keeps only its hash', async
   t.equal(await value(dba`select fleet.revoke_device(${device?.device_id as string})`), false)
   t.same(await who(), [])
 
-  const gateway = await value(dba`select fleet.create_gateway_token('warehouse')`) as string
+  const gateway = (await value(dba`select fleet.create_gateway_token('warehouse')`)) as string
   const speaker = () => server`select * from fleet.authenticate(sha256(${gateway}::text::bytea))`
   t.match(await speaker(), [{ kind: 'gateway', device_id: null, name: 'warehouse' }])
-  t.same(await server`select * from fleet.known_devices(${[Number(device?.device_id), 12345]})`, [], 'a revoked device is spoken for by nobody')
+  t.same(
+    await server`select * from fleet.known_devices(${[Number(device?.device_id), 12345]})`,
+    [],
+    'a revoked device is spoken for by nobody',
+  )
   t.equal(await value(dba`select fleet.revoke_gateway('warehouse')`), true)
   t.same(await speaker(), [])
   await db.sql`select pg_sleep(0.1)`

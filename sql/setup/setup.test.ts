@@ -16,7 +16,7 @@ t.test('setup makes a partition for each day of the retention, today and each da
     from fleet.attached_partitions()
   `
   // Of the setup: that of the template may have been yesterday.
-  const today = (await value(sql`select min(created_at) from fleet.hb_partitions`) as Date).setUTCHours(0, 0, 0, 0)
+  const today = ((await value(sql`select min(created_at) from fleet.hb_partitions`)) as Date).setUTCHours(0, 0, 0, 0)
   t.same(made, {
     partitions: 90 + 14 + 1,
     first: new Date(today - 90 * DAY),
@@ -24,29 +24,42 @@ t.test('setup makes a partition for each day of the retention, today and each da
     at_utc_midnight: true,
   })
   t.equal(await value(sql`select count(*) from fleet.hb_partitions where state = 'active'`), '105')
-  t.equal(await value(sql`
+  t.equal(
+    await value(sql`
     select count(*) from pg_inherits i join pg_class c on c.oid = i.inhrelid
     where i.inhparent = 'fleet.device_heartbeats'::regclass and pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT'
-  `), '0', 'there is no default partition')
-  t.match(await sql`select * from partman.part_config where parent_table = 'fleet.device_heartbeats'`, [{
-    premake: 14, infinite_time_partitions: true, retention: null, retention_schema: 'fleet_detached',
-    inherit_privileges: true, template_table: 'fleet.device_heartbeats_template',
-  }])
+  `),
+    '0',
+    'there is no default partition',
+  )
+  t.match(await sql`select * from partman.part_config where parent_table = 'fleet.device_heartbeats'`, [
+    {
+      premake: 14,
+      infinite_time_partitions: true,
+      retention: null,
+      retention_schema: 'fleet_detached',
+      inherit_privileges: true,
+      template_table: 'fleet.device_heartbeats_template',
+    },
+  ])
   t.equal(await value(sql`select fleet.set_up_partitions()`), 0, 'a second setup changes nothing')
 })
 
 t.test('every partition has the dedupe key and the index for reading', async t => {
   const { sql } = await withDatabase(t)
-  t.same(await sql`
+  t.same(
+    await sql`
     select count(*)::int as partitions,
       count(*) filter (where i.indisunique and pg_get_indexdef(i.indexrelid) like '%(device_id, date_bin(%')::int as dedupe,
       count(*) filter (where pg_get_indexdef(i.indexrelid) like '%(device_id, ts DESC)')::int as newest_first
     from fleet.attached_partitions() a
     join pg_index i on i.indrelid = a.relid
-  `, [{ partitions: 210, dedupe: 105, newest_first: 105 }])
+  `,
+    [{ partitions: 210, dedupe: 105, newest_first: 105 }],
+  )
 })
 
-t.test('a device\'s last day is read from one partition', async t => {
+t.test("a device's last day is read from one partition", async t => {
   const { sql } = await withDatabase(t)
   const today = new Date().toISOString().slice(0, 10)
   const plan = await sql.unsafe(`
@@ -79,7 +92,7 @@ for (const zone of ['America/New_York', 'Asia/Kolkata', 'Pacific/Apia']) {
  * ahead by age(), in which each month has 30, and rounds them.
  */
 async function madeAhead(t: Test, sql: Sql, days: number, today: number) {
-  const bounds = await sql<{ range_start: Date, range_end: Date }[]>`select * from fleet.attached_partitions()`
+  const bounds = await sql<{ range_start: Date; range_end: Date }[]>`select * from fleet.attached_partitions()`
   const first = bounds[0]?.range_start.getTime() ?? NaN
   t.equal(first % DAY, 0, 'a UTC midnight')
   t.same(
@@ -106,10 +119,17 @@ t.test('setup chooses monthly partitions when the cadence says so', async t => {
   const partitions = await sql<{ range_start: Date }[]>`
     select range_start from fleet.attached_partitions() where range_start < '2026-05-01'
   `
-  t.same(partitions.map(row => row.range_start.toISOString().slice(0, 10)), [
-    // 90 days before 31 March 2026 is 30 December.
-    '2025-12-01', '2026-01-01', '2026-02-01', '2026-03-01', '2026-04-01',
-  ])
+  t.same(
+    partitions.map(row => row.range_start.toISOString().slice(0, 10)),
+    [
+      // 90 days before 31 March 2026 is 30 December.
+      '2025-12-01',
+      '2026-01-01',
+      '2026-02-01',
+      '2026-03-01',
+      '2026-04-01',
+    ],
+  )
 })
 
 t.test('every object has a comment', async t => {
@@ -118,7 +138,8 @@ t.test('every object has a comment', async t => {
     select relid from fleet.attached_partitions()
     union all select i.indexrelid from fleet.attached_partitions() a join pg_index i on i.indrelid = a.relid
   `
-  t.same(await sql`
+  t.same(
+    await sql`
     select 'relation' as kind, c.oid::regclass::text as name
     from pg_class c
     where c.relnamespace in ('fleet'::regnamespace, 'fleet_detached'::regnamespace, 'fleet_guard'::regnamespace)
@@ -155,12 +176,15 @@ t.test('every object has a comment', async t => {
     union all
     select 'event trigger', e.evtname from pg_event_trigger e
     where e.evtname like 'fleet%' and obj_description(e.oid, 'pg_event_trigger') is null
-  `, [])
+  `,
+    [],
+  )
 })
 
 t.test('every call for DBAs and every view for dashboards shows an example in its comment', async t => {
   const { sql } = await withDatabase(t)
-  t.same(await sql`
+  t.same(
+    await sql`
     select p.proname as name
     from pg_proc p
     where p.pronamespace = 'fleet'::regnamespace
@@ -178,7 +202,9 @@ t.test('every call for DBAs and every view for dashboards shows an example in it
     where c.relnamespace = 'fleet'::regnamespace and c.relkind = 'v' and has_table_privilege('fleet_reader', c.oid, 'select')
       and obj_description(c.oid, 'pg_class') not like '%Example: %'
     order by 1
-  `, [])
+  `,
+    [],
+  )
 })
 
 t.test('what sql/ says is what the migrations made', async t => {
@@ -190,19 +216,27 @@ t.test('what sql/ says is what the migrations made', async t => {
   for (const file of files) await owner.unsafe(await readFile(join(sqlFolder, file), 'utf8'))
   t.same(await objects(owner), before, 'running sql/ again changes nothing: no file was edited without a migration')
 
-  const names = files.filter(file => !/^setup\/|\.trigger\.sql$/.test(file)).map(file => file.replace(/.*\/|(\.view)?\.sql$/g, ''))
+  const names = files
+    .filter(file => !/^setup\/|\.trigger\.sql$/.test(file))
+    .map(file => file.replace(/.*\/|(\.view)?\.sql$/g, ''))
   const made = await owner<{ name: string }[]>`
     select proname as name from pg_proc where pronamespace = 'fleet'::regnamespace
     union all select relname from pg_class where relnamespace = 'fleet'::regnamespace and relkind = 'v'
     order by 1
   `
-  t.same(made.map(row => row.name), names.sort(), 'each function, procedure and view has a file of its name')
+  t.same(
+    made.map(row => row.name),
+    names.sort(),
+    'each function, procedure and view has a file of its name',
+  )
 })
 
 /** The files of the replaceable objects: functions first, views last. */
 async function includedFiles() {
-  const files = (await readdir(sqlFolder, { recursive: true })).filter(file => file.endsWith('.sql') && !file.startsWith('setup/'))
-  const rank = (file: string) => file.endsWith('.view.sql') ? 2 : file.endsWith('.trigger.sql') ? 1 : 0
+  const files = (await readdir(sqlFolder, { recursive: true })).filter(
+    file => file.endsWith('.sql') && !file.startsWith('setup/'),
+  )
+  const rank = (file: string) => (file.endsWith('.view.sql') ? 2 : file.endsWith('.trigger.sql') ? 1 : 0)
   return [...files.sort((a, b) => rank(a) - rank(b) || a.localeCompare(b)), 'setup/grants.sql']
 }
 

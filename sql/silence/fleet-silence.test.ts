@@ -47,13 +47,28 @@ async function hear(admin: Sql, now: string, quiet: number[] = []) {
 }
 
 async function silence(sql: Sql, now: string) {
-  const rows = await sql<{ cohort: string, devices: number, active: number, gone_quiet: number, share: number | null, usual_share: number | null, is_alarming: boolean, muted_reason: string | null }[]>`
+  const rows = await sql<
+    {
+      cohort: string
+      devices: number
+      active: number
+      gone_quiet: number
+      share: number | null
+      usual_share: number | null
+      is_alarming: boolean
+      muted_reason: string | null
+    }[]
+  >`
     select cohort, devices::int, active::int, gone_quiet::int, share, usual_share, ratio, is_alarming, is_muted, muted_reason from fleet.silence_at(${now})
   `
   return Object.fromEntries(rows.map(row => [row.cohort, row]))
 }
-const alarms = async (sql: Sql, now: string) => Object.values(await silence(sql, now)).filter(row => row.is_alarming).map(row => row.cohort)
-const mutes = async (sql: Sql, now: string) => Object.fromEntries(Object.values(await silence(sql, now)).map(row => [row.cohort, row.muted_reason]))
+const alarms = async (sql: Sql, now: string) =>
+  Object.values(await silence(sql, now))
+    .filter(row => row.is_alarming)
+    .map(row => row.cohort)
+const mutes = async (sql: Sql, now: string) =>
+  Object.fromEntries(Object.values(await silence(sql, now)).map(row => [row.cohort, row.muted_reason]))
 
 t.test('a cohort is silent when more devices have gone quiet than usual at this time of day', async t => {
   const db = await withDatabase(t)
@@ -62,7 +77,7 @@ t.test('a cohort is silent when more devices have gone quiet than usual at this 
   const always = await cohort(sql, 'always', 40)
   const daytime = await cohort(sql, 'daytime', 20)
   const slow = await cohort(sql, 'slow', 20, '15 minutes')
-  const [single] = await cohort(sql, 'single', 1) as [number]
+  const [single] = (await cohort(sql, 'single', 1)) as [number]
   const gone = await cohort(sql, 'gone', 3)
   await cohort(sql, 'never', 5)
   await sql`select fleet.revoke_device(device_id) from unnest(${gone}::bigint[]) device_id`
@@ -79,7 +94,11 @@ t.test('a cohort is silent when more devices have gone quiet than usual at this 
     never: { devices: 5, active: 0, gone_quiet: 0, share: null, muted_reason: 'few_devices' },
   })
   t.notOk(calm.gone, 'who is revoked is no longer missed')
-  t.equal(await value(sql`select count(*) from fleet.silence_samples where sampled_at < ${at(-192)}`), '0', 'samples are kept for 8 days')
+  t.equal(
+    await value(sql`select count(*) from fleet.silence_samples where sampled_at < ${at(-192)}`),
+    '0',
+    'samples are kept for 8 days',
+  )
   t.ok(Number(await value(sql`select count(*) from fleet.silence_samples where cohort = 'always'`)) > 550)
 
   // Noon: half of daytime goes dark, a quarter of always, one of slow, and the single one.
@@ -93,10 +112,14 @@ t.test('a cohort is silent when more devices have gone quiet than usual at this 
     slow: { gone_quiet: 0, is_alarming: false },
     single: { gone_quiet: 1, share: 1, is_alarming: false, is_muted: true },
   })
-  t.match(await sql`select * from fleet.check_silence(${dark}) where check_name = 'silent_cohorts'`, [{
-    status: 'fail', detail: /^gone quiet: \(all\): 21 of 81 devices since 11:36, usually \d+ %; always: 10 of 40 .*; daytime: 10 of 20 devices .* usually 0 %$/,
-  }])
-  const remedy = await value(sql`select remedy from fleet.check_silence(${dark}) where check_name = 'silent_cohorts'`) as string
+  t.match(await sql`select * from fleet.check_silence(${dark}) where check_name = 'silent_cohorts'`, [
+    {
+      status: 'fail',
+      detail:
+        /^gone quiet: \(all\): 21 of 81 devices since 11:36, usually \d+ %; always: 10 of 40 .*; daytime: 10 of 20 devices .* usually 0 %$/,
+    },
+  ])
+  const remedy = (await value(sql`select remedy from fleet.check_silence(${dark}) where check_name = 'silent_cohorts'`)) as string
   const dba = asRole(t, db, 'fleet_dba')
   const looks = remedy.split('\n').filter(line => !line.startsWith('--'))
   t.equal(looks.length, 3)
@@ -109,7 +132,10 @@ t.test('a cohort is silent when more devices have gone quiet than usual at this 
 
   // The evening: what happens every night is no alarm, an hour early neither; at another time it is.
   await live(admin, 1 + 1 / 3, 9, 'false', 20)
-  for (const [off, expected] of [[at(9.05), []], [at(4), ['(all)', 'daytime']]] as const) {
+  for (const [off, expected] of [
+    [at(9.05), []],
+    [at(4), ['(all)', 'daytime']],
+  ] as const) {
     await hear(admin, off)
     await hear(admin, new Date(Date.parse(off) + 180_000).toISOString(), daytime)
     await admin`update fleet.silence_watch set looked_at = ${off}, gap_from = null, gap_to = null, sampled_at = '-infinity'`
@@ -144,13 +170,17 @@ t.test('a new cohort is judged after a day, by all of its samples until it has t
   t.match(await silence(sql, at(0.05)), { new: { gone_quiet: 10, is_alarming: false, muted_reason: 'few_samples' } })
   await live(admin, 1 / 6, 3)
   await hear(admin, at(3.05), devices)
-  t.match(await silence(sql, at(3.05)), { new: { gone_quiet: 10, usual_share: 0.4, ratio: 2.5, is_alarming: true, muted_reason: null } })
+  t.match(await silence(sql, at(3.05)), {
+    new: { gone_quiet: 10, usual_share: 0.4, ratio: 2.5, is_alarming: true, muted_reason: null },
+  })
   t.match(await sql`select days, samples::int from fleet.silence_usual where cohort = 'new'`, [{ days: 1, samples: Number }])
   await admin`update fleet.settings set silence_ratio = 3`
   t.same(await alarms(sql, at(3.05)), [])
   await admin`update fleet.settings set silence_ratio = 1, silence_min_devices = 11`
   t.match(await mutes(sql, at(3.05)), { new: 'few_devices' })
-  t.match(await sql`select setting, old_value, new_value from fleet.settings_audit order by audit_id desc limit 1`, [{ setting: 'silence_min_devices', new_value: '11' }])
+  t.match(await sql`select setting, old_value, new_value from fleet.settings_audit order by audit_id desc limit 1`, [
+    { setting: 'silence_min_devices', new_value: '11' },
+  ])
 })
 
 t.test('when nothing comes in, or did not just before, the silence is ours', async t => {
@@ -173,21 +203,35 @@ t.test('when nothing comes in, or did not just before, the silence is ours', asy
     await look(minutes)
     const down = minutes >= 4 ? 'ingest_down' : null
     t.same(await mutes(sql, at(minutes / 60)), { '(all)': down, lobby: down, yard: down }, `minute ${minutes}`)
-    t.same(await value(sql`select status from fleet.check_silence(${at(minutes / 60)}) where check_name = 'heartbeats'`), down ? 'fail' : 'ok')
+    t.same(
+      await value(sql`select status from fleet.check_silence(${at(minutes / 60)}) where check_name = 'heartbeats'`),
+      down ? 'fail' : 'ok',
+    )
     if (down) t.same(await alarms(sql, at(minutes / 60)), [])
   }
   const samples = await value(sql`select count(*) from fleet.silence_samples`)
   await hear(admin, at(10 / 60), yard)
-  t.same(await mutes(sql, at(10 / 60)), { '(all)': 'ingest_resumed', lobby: 'ingest_resumed', yard: 'ingest_resumed' }, 'seen before the next look')
+  t.same(
+    await mutes(sql, at(10 / 60)),
+    { '(all)': 'ingest_resumed', lobby: 'ingest_resumed', yard: 'ingest_resumed' },
+    'seen before the next look',
+  )
   for (let minutes = 10; minutes < 40; minutes++) {
     await minute(minutes, yard)
     t.match(await mutes(sql, at(minutes / 60)), { '(all)': 'ingest_resumed', yard: 'ingest_resumed' })
-    t.match(await value(sql`select detail from fleet.check_silence(${at(minutes / 60)}) where check_name = 'silent_cohorts'`), 'not judged: ingest_resumed')
+    t.match(
+      await value(sql`select detail from fleet.check_silence(${at(minutes / 60)}) where check_name = 'silent_cohorts'`),
+      'not judged: ingest_resumed',
+    )
   }
   // It fell silent in the gap, longer than a window ago: it is found nevertheless, for one window.
   for (let minutes = 40; minutes < 70; minutes += 2) {
     await minute(minutes, yard)
-    t.match(await silence(sql, at(minutes / 60)), { yard: { gone_quiet: 20, is_alarming: true }, lobby: { gone_quiet: 0, is_alarming: false } }, `minute ${minutes}`)
+    t.match(
+      await silence(sql, at(minutes / 60)),
+      { yard: { gone_quiet: 20, is_alarming: true }, lobby: { gone_quiet: 0, is_alarming: false } },
+      `minute ${minutes}`,
+    )
   }
   t.equal(await value(sql`select count(*) from fleet.silence_samples`), samples, 'none of that is taken for usual')
   for (const minutes of [70, 72]) await minute(minutes, yard)
@@ -200,7 +244,9 @@ t.test('when nothing comes in, or did not just before, the silence is ours', asy
   for (const minutes of [78, 81]) await look(minutes)
   t.match(await sql`select gap_from, gap_to from fleet.silence_watch`, [{ gap_from: new Date(at(1)), gap_to: null }])
   await minute(83, lobby)
-  t.match(await sql`select gap_from, gap_to from fleet.silence_watch`, [{ gap_from: new Date(at(1)), gap_to: new Date(at(83 / 60)) }])
+  t.match(await sql`select gap_from, gap_to from fleet.silence_watch`, [
+    { gap_from: new Date(at(1)), gap_to: new Date(at(83 / 60)) },
+  ])
 
   // Nobody looked, or Postgres was started since: who knows what came in meanwhile.
   await admin`update fleet.silence_watch set gap_from = null, gap_to = null`
@@ -209,7 +255,7 @@ t.test('when nothing comes in, or did not just before, the silence is ours', asy
   await look(90)
   t.match(await mutes(sql, at(90 / 60)), { '(all)': 'ingest_resumed', lobby: 'ingest_resumed' })
   await admin`update fleet.silence_watch set gap_from = null, gap_to = null, looked_at = pg_postmaster_start_time() - interval '1 s'`
-  const soon = (await value(sql`select pg_postmaster_start_time() + interval '1 minute'`) as Date).toISOString()
+  const soon = ((await value(sql`select pg_postmaster_start_time() + interval '1 minute'`)) as Date).toISOString()
   await hear(admin, soon)
   t.match(await mutes(sql, soon), { '(all)': 'ingest_resumed' })
 })
@@ -234,11 +280,19 @@ t.test('few devices, or seldom heard of, do not make a pause of a few minutes an
 
 t.test('beats are missed from enrolment on, and by who is asked seldom', async t => {
   const db = await withDatabase(t)
-  const [never, quick, slow, skewed, fine] = await enroll(db.sql, 5) as [number, number, number, number, number]
+  const [never, quick, slow, skewed, fine] = (await enroll(db.sql, 5)) as [number, number, number, number, number]
   const ago = (minutes: number) => new Date(Date.now() - minutes * 60_000 - 1000).toISOString()
   await db.admin`update fleet.devices set enrolled_at = now() - interval '1 hour 5 s'`
   await db.sql`update fleet.devices set heartbeat_interval = '15 minutes' where device_id = ${slow}`
-  await ingest(db.sql, [{ device_id: quick, ts: ago(10) }, { device_id: slow, ts: ago(40) }, { device_id: fine, ts: ago(1.2) }], ago(1))
+  await ingest(
+    db.sql,
+    [
+      { device_id: quick, ts: ago(10) },
+      { device_id: slow, ts: ago(40) },
+      { device_id: fine, ts: ago(1.2) },
+    ],
+    ago(1),
+  )
   await ingest(db.sql, [{ device_id: skewed, ts: ago(-600) }], ago(5))
   const reader = asRole(t, db, 'fleet_reader')
   t.same(await reader`select device_id::int, status, missed_beats::int, last_ts is null as is_new from fleet.missed_beats`, [

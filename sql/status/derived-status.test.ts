@@ -52,9 +52,8 @@ function iso(us: number) {
 }
 
 /** The same length of time is written as hours, or with days, which a clock change makes longer or shorter when they are added to a time. */
-const spelled = (us: number, withDays: boolean) => withDays
-  ? `${Math.ceil(us / DAY)} days ${us - Math.ceil(us / DAY) * DAY} microseconds`
-  : `${us} microseconds`
+const spelled = (us: number, withDays: boolean) =>
+  withDays ? `${Math.ceil(us / DAY)} days ${us - Math.ceil(us / DAY) * DAY} microseconds` : `${us} microseconds`
 
 const intervals = fc.oneof(
   fc.constantFrom(1, 10, 30, 60, 300, 900, 3600, 43_200, 86_400).map(seconds => seconds * SECOND),
@@ -63,46 +62,78 @@ const intervals = fc.oneof(
 const maybe = <T>(arbitrary: fc.Arbitrary<T>) => fc.option(arbitrary, { nil: null })
 /** Zones whose clocks change by an hour, at midnight, by half an hour, by a whole day, or never; and when. */
 const changes = {
-  'UTC': ['2024-02-29T00:00Z', '2026-12-31T23:59:59Z'],
+  UTC: ['2024-02-29T00:00Z', '2026-12-31T23:59:59Z'],
   'Europe/Berlin': ['2026-03-29T01:00Z', '2026-10-25T01:00Z'],
   'America/New_York': ['2026-03-08T07:00Z', '2026-11-01T06:00Z'],
   'Australia/Lord_Howe': ['2026-04-04T15:00Z', '2026-10-03T15:30Z'],
   'Africa/Cairo': ['2026-04-23T22:00Z', '2026-10-29T21:00Z'],
   'Pacific/Apia': ['2011-12-30T10:00Z'],
 }
-const zones = fc.constantFrom(...Object.keys(changes) as (keyof typeof changes)[])
+const zones = fc.constantFrom(...(Object.keys(changes) as (keyof typeof changes)[]))
 /** Shortly after its clocks changed, and other days. */
-const momentsIn = (zone: keyof typeof changes) => fc.oneof(
-  fc.constantFrom(...changes[zone]).chain(moment => fc.integer({ min: -HOUR, max: 49 * HOUR }).map(later => Date.parse(moment) * 1000 + later)),
-  fc.integer({ min: Date.parse('2000-01-01') * 1000, max: Date.parse('2100-01-01') * 1000 }),
-)
+const momentsIn = (zone: keyof typeof changes) =>
+  fc.oneof(
+    fc
+      .constantFrom(...changes[zone])
+      .chain(moment => fc.integer({ min: -HOUR, max: 49 * HOUR }).map(later => Date.parse(moment) * 1000 + later)),
+    fc.integer({ min: Date.parse('2000-01-01') * 1000, max: Date.parse('2100-01-01') * 1000 }),
+  )
 
-t.test('fleet.derive_status() is the reference, whatever the session\'s TimeZone', async t => {
+t.test("fleet.derive_status() is the reference, whatever the session's TimeZone", async t => {
   const db = await withDatabase(t)
   const reader = asRole(t, db, 'fleet_reader')
-  const casesIn = (zone: keyof typeof changes) => fc.record({
-    now: momentsIn(zone), own: intervals, min: maybe(intervals), last: maybe(intervals), offlineAfter: intervals, withDays: fc.boolean(),
-    isSkewed: fc.boolean(), changedAgo: fc.oneof(fc.integer({ min: 0, max: 3 * DAY }), fc.constantFrom(-1, 0, 1).map(us => ({ us }))),
-    // How many of which interval the silence lasts; most faults are at a border.
-    silence: maybe(fc.oneof(
-      fc.integer({ min: -5 * MINUTE, max: 4 * DAY }),
-      fc.record({ times: fc.constantFrom(1, 1.5, 2), of: fc.constantFrom('own', 'min', 'last', 'offlineAfter'), past: fc.constantFrom(-1, 0, 1, 15 * SECOND, 15 * SECOND + 1) }),
-    )),
-  }).map(({ changedAgo, silence, ...one }) => {
-    const changedAt = one.last === null ? null : one.now - (typeof changedAgo === 'number' ? changedAgo : 2 * one.last + changedAgo.us)
-    const lasts = silence === null || typeof silence === 'number' ? silence
-      : (one[silence.of as 'own' | 'min'] ?? one.own) * silence.times + silence.past
-    return { ...one, changedAt, lastTs: lasts === null ? null : one.now - lasts }
-  })
-  const batch = zones.chain(zone => fc.record({ zone: fc.constant(zone), all: fc.array(casesIn(zone), { minLength: 1, maxLength: 300, size: 'max' }) }))
-  await fc.assert(fc.asyncProperty(batch, async ({ zone, all }) => {
-    await reader`select set_config('timezone', ${zone}, false)`
-    const rows = all.map(({ now, own, min, last, offlineAfter, withDays, isSkewed, changedAt, lastTs }) => ({
-      now: iso(now), own: spelled(own, withDays), min: min && spelled(min, withDays), last: last && spelled(last, !withDays),
-      changed_at: changedAt === null ? null : iso(changedAt), offline_after: spelled(offlineAfter, withDays),
-      is_skewed: isSkewed, last_ts: lastTs === null ? null : iso(lastTs),
-    }))
-    const got = await reader<{ status: string }[]>`
+  const casesIn = (zone: keyof typeof changes) =>
+    fc
+      .record({
+        now: momentsIn(zone),
+        own: intervals,
+        min: maybe(intervals),
+        last: maybe(intervals),
+        offlineAfter: intervals,
+        withDays: fc.boolean(),
+        isSkewed: fc.boolean(),
+        changedAgo: fc.oneof(
+          fc.integer({ min: 0, max: 3 * DAY }),
+          fc.constantFrom(-1, 0, 1).map(us => ({ us })),
+        ),
+        // How many of which interval the silence lasts; most faults are at a border.
+        silence: maybe(
+          fc.oneof(
+            fc.integer({ min: -5 * MINUTE, max: 4 * DAY }),
+            fc.record({
+              times: fc.constantFrom(1, 1.5, 2),
+              of: fc.constantFrom('own', 'min', 'last', 'offlineAfter'),
+              past: fc.constantFrom(-1, 0, 1, 15 * SECOND, 15 * SECOND + 1),
+            }),
+          ),
+        ),
+      })
+      .map(({ changedAgo, silence, ...one }) => {
+        const changedAt =
+          one.last === null ? null : one.now - (typeof changedAgo === 'number' ? changedAgo : 2 * one.last + changedAgo.us)
+        const lasts =
+          silence === null || typeof silence === 'number'
+            ? silence
+            : (one[silence.of as 'own' | 'min'] ?? one.own) * silence.times + silence.past
+        return { ...one, changedAt, lastTs: lasts === null ? null : one.now - lasts }
+      })
+  const batch = zones.chain(zone =>
+    fc.record({ zone: fc.constant(zone), all: fc.array(casesIn(zone), { minLength: 1, maxLength: 300, size: 'max' }) }),
+  )
+  await fc.assert(
+    fc.asyncProperty(batch, async ({ zone, all }) => {
+      await reader`select set_config('timezone', ${zone}, false)`
+      const rows = all.map(({ now, own, min, last, offlineAfter, withDays, isSkewed, changedAt, lastTs }) => ({
+        now: iso(now),
+        own: spelled(own, withDays),
+        min: min && spelled(min, withDays),
+        last: last && spelled(last, !withDays),
+        changed_at: changedAt === null ? null : iso(changedAt),
+        offline_after: spelled(offlineAfter, withDays),
+        is_skewed: isSkewed,
+        last_ts: lastTs === null ? null : iso(lastTs),
+      }))
+      const got = await reader<{ status: string }[]>`
       select fleet.derive_status(
         c.is_skewed, c.last_ts, fleet.expected_interval(c.own, c.min, c.last, c.changed_at, c.now), c.offline_after, c.now
       ) as status
@@ -112,10 +143,12 @@ t.test('fleet.derive_status() is the reference, whatever the session\'s TimeZone
       )) with ordinality as c (now, own, min, last, changed_at, offline_after, is_skewed, last_ts, nth)
       order by c.nth
     `
-    const want = all.map(one => statusOf(one.isSkewed, one.lastTs, one, one.offlineAfter, one.now))
-    const wrong = all.flatMap((one, n) => got[n]?.status === want[n] ? [] : [{ ...one, got: got[n]?.status, want: want[n] }])
-    if (wrong.length > 0) throw new Error(JSON.stringify(wrong[0]))
-  }), { numRuns: 500 })
+      const want = all.map(one => statusOf(one.isSkewed, one.lastTs, one, one.offlineAfter, one.now))
+      const wrong = all.flatMap((one, n) => (got[n]?.status === want[n] ? [] : [{ ...one, got: got[n]?.status, want: want[n] }]))
+      if (wrong.length > 0) throw new Error(JSON.stringify(wrong[0]))
+    }),
+    { numRuns: 500 },
+  )
 })
 
 t.test('so are the views, over heartbeats that come in any order', async t => {
@@ -126,7 +159,7 @@ t.test('so are the views, over heartbeats that come in any order', async t => {
     device: fc.constantFrom(...devices),
     lag: fc.oneof(
       fc.integer({ min: 0, max: 5 * SECOND }),
-      fc.integer({ min: 0, max: 4 * DAY }),  // kept for long, then sent
+      fc.integer({ min: 0, max: 4 * DAY }), // kept for long, then sent
       fc.integer({ min: -max_future, max: 0 }),
       fc.constantFrom(max_late, -max_future),
       fc.integer({ min: max_late + 1, max: max_late + DAY }),
@@ -134,103 +167,137 @@ t.test('so are the views, over heartbeats that come in any order', async t => {
     ),
   })
   const run = fc.record({
-    zone: fc.oneof(zones, fc.constantFrom('forward', 'back')), offlineAfter: intervals, withDays: fc.boolean(),
+    zone: fc.oneof(zones, fc.constantFrom('forward', 'back')),
+    offlineAfter: intervals,
+    withDays: fc.boolean(),
     enrolledAgo: fc.integer({ min: 0, max: 3 * HOUR }),
     devices: fc.tuple(...devices.map(() => fc.record({ own: intervals, cohort: fc.constantFrom('a', 'b') }))),
-    cohorts: fc.array(fc.record({ min: maybe(intervals), last: maybe(intervals), changedAgo: fc.integer({ min: 0, max: 3 * DAY }) }), { maxLength: 2 }),
-    arrivals: fc.array(fc.record({ ago: fc.oneof(fc.integer({ min: 0, max: 20 * MINUTE }), fc.integer({ min: 0, max: 3 * DAY })), beats: fc.array(beat, { minLength: 1, maxLength: 4 }) }), { maxLength: 8 }),
+    cohorts: fc.array(
+      fc.record({ min: maybe(intervals), last: maybe(intervals), changedAgo: fc.integer({ min: 0, max: 3 * DAY }) }),
+      { maxLength: 2 },
+    ),
+    arrivals: fc.array(
+      fc.record({
+        ago: fc.oneof(fc.integer({ min: 0, max: 20 * MINUTE }), fc.integer({ min: 0, max: 3 * DAY })),
+        beats: fc.array(beat, { minLength: 1, maxLength: 4 }),
+      }),
+      { maxLength: 8 },
+    ),
   })
   const session = asRole(t, db, 'fleet_owner')
 
-  await fc.assert(fc.asyncProperty(run, async given => {
-    // One transaction, so that now() stands still; rolled back, so that each begins with devices that never sent anything.
-    await session`begin`
-    try {
-      const now = Number(await value(session`select (extract(epoch from now()) * 1000000)::bigint`))
-      const enrolledAt = now - given.enrolledAgo
-      await session`update fleet.devices set enrolled_at = ${iso(enrolledAt)}::text::timestamptz`
-      await session`select set_config('timezone', ${zoneOf(given.zone, now)}, true)`
-      await session`update fleet.settings set offline_after = ${spelled(given.offlineAfter, given.withDays)}::text::interval`
-      for (const [n, { own, cohort }] of given.devices.entries()) {
-        await session`update fleet.devices set heartbeat_interval = ${spelled(own, given.withDays)}::text::interval, cohort = ${cohort} where device_id = ${devices[n]!}`
-      }
-      const cohorts = new Map(given.cohorts.map((cohort, n) => [n === 0 ? 'a' : 'b', { ...cohort, changedAt: now - cohort.changedAgo }]))
-      for (const [name, { min, last, changedAt }] of cohorts) {
-        await session`
+  await fc.assert(
+    fc.asyncProperty(run, async given => {
+      // One transaction, so that now() stands still; rolled back, so that each begins with devices that never sent anything.
+      await session`begin`
+      try {
+        const now = Number(await value(session`select (extract(epoch from now()) * 1000000)::bigint`))
+        const enrolledAt = now - given.enrolledAgo
+        await session`update fleet.devices set enrolled_at = ${iso(enrolledAt)}::text::timestamptz`
+        await session`select set_config('timezone', ${zoneOf(given.zone, now)}, true)`
+        await session`update fleet.settings set offline_after = ${spelled(given.offlineAfter, given.withDays)}::text::interval`
+        for (const [n, { own, cohort }] of given.devices.entries()) {
+          await session`update fleet.devices set heartbeat_interval = ${spelled(own, given.withDays)}::text::interval, cohort = ${cohort} where device_id = ${devices[n]!}`
+        }
+        const cohorts = new Map(
+          given.cohorts.map((cohort, n) => [n === 0 ? 'a' : 'b', { ...cohort, changedAt: now - cohort.changedAgo }]),
+        )
+        for (const [name, { min, last, changedAt }] of cohorts) {
+          await session`
           insert into fleet.cohorts (cohort, min_interval, last_interval, changed_at)
           values (${name}, ${min && spelled(min, given.withDays)}::text::interval, ${last && spelled(last, !given.withDays)}::text::interval, ${iso(changedAt)}::text::timestamptz)
         `
-      }
+        }
 
-      const said = new Map(devices.map(device => [device, { lastTs: null as number | null, receivedAt: null as number | null, isSkewed: false }]))
-      const buckets = new Set<string>()
-      const mixed = new Set<number>()
-      let nth = 0
-      for (const { ago, beats } of [...given.arrivals].sort((a, b) => b.ago - a.ago)) {
-        const receivedAt = now - ago
-        const batch = beats.map(({ device, lag }) => ({ device, ts: receivedAt - lag - nth++ }))
-        const results = await session<{ result: string, reason: string | null }[]>`
+        const said = new Map(
+          devices.map(device => [device, { lastTs: null as number | null, receivedAt: null as number | null, isSkewed: false }]),
+        )
+        const buckets = new Set<string>()
+        const mixed = new Set<number>()
+        let nth = 0
+        for (const { ago, beats } of [...given.arrivals].sort((a, b) => b.ago - a.ago)) {
+          const receivedAt = now - ago
+          const batch = beats.map(({ device, lag }) => ({ device, ts: receivedAt - lag - nth++ }))
+          const results = await session<{ result: string; reason: string | null }[]>`
           select result, reason from fleet.ingest(${JSON.stringify(batch.map(({ device, ts }) => ({ device_id: device, ts: iso(ts) })))}::text::json, ${iso(receivedAt)}::text::timestamptz)
         `
-        const isRefused = ({ ts }: { ts: number }) => ts < receivedAt - max_late || ts > receivedAt + max_future
-        if (results.some((one, n) => (one.result === 'quarantined') !== isRefused(batch[n]!))) throw new Error(JSON.stringify({ batch, results }))
-        for (const device of new Set(batch.map(one => one.device))) {
-          const state = said.get(device)!
-          const own = batch.filter(one => one.device === device)
-          for (const { ts } of own.filter(one => !isRefused(one))) {
-            // The first in ten seconds counts.
-            const bucket = `${device} ${Math.floor(ts / (10 * SECOND))}`
-            if (buckets.has(bucket)) continue
-            buckets.add(bucket)
-            if (state.lastTs === null || ts > state.lastTs) Object.assign(state, { lastTs: ts, receivedAt, isSkewed: false })
+          const isRefused = ({ ts }: { ts: number }) => ts < receivedAt - max_late || ts > receivedAt + max_future
+          if (results.some((one, n) => (one.result === 'quarantined') !== isRefused(batch[n]!)))
+            throw new Error(JSON.stringify({ batch, results }))
+          for (const device of new Set(batch.map(one => one.device))) {
+            const state = said.get(device)!
+            const own = batch.filter(one => one.device === device)
+            for (const { ts } of own.filter(one => !isRefused(one))) {
+              // The first in ten seconds counts.
+              const bucket = `${device} ${Math.floor(ts / (10 * SECOND))}`
+              if (buckets.has(bucket)) continue
+              buckets.add(bucket)
+              if (state.lastTs === null || ts > state.lastTs) Object.assign(state, { lastTs: ts, receivedAt, isSkewed: false })
+            }
+            if (own.every(isRefused)) Object.assign(state, { receivedAt, isSkewed: true })
+            else if (own.some(isRefused)) mixed.add(device)
           }
-          if (own.every(isRefused)) Object.assign(state, { receivedAt, isSkewed: true })
-          else if (own.some(isRefused)) mixed.add(device)
         }
-      }
 
-      const want = new Map(devices.map((device, n) => {
-        const { min, last, changedAt } = cohorts.get(given.devices[n]!.cohort) ?? { min: null, last: null, changedAt: null }
-        const { lastTs, receivedAt, isSkewed } = said.get(device)!
-        const pace = { own: given.devices[n]!.own, min, last, changedAt }
-        const since = (isSkewed ? receivedAt : lastTs) ?? enrolledAt
-        return [device, {
-          status: statusOf(isSkewed, lastTs, pace, given.offlineAfter, now), lastTs, missed: missedBeats(since, expectedOf(pace, now), now),
-        }]
-      }))
-      for (const view of ['device_status', 'device_status_legacy']) {
-        const got = await session<{ id: number, status: string, last_ts: string | null }[]>`
+        const want = new Map(
+          devices.map((device, n) => {
+            const { min, last, changedAt } = cohorts.get(given.devices[n]!.cohort) ?? { min: null, last: null, changedAt: null }
+            const { lastTs, receivedAt, isSkewed } = said.get(device)!
+            const pace = { own: given.devices[n]!.own, min, last, changedAt }
+            const since = (isSkewed ? receivedAt : lastTs) ?? enrolledAt
+            return [
+              device,
+              {
+                status: statusOf(isSkewed, lastTs, pace, given.offlineAfter, now),
+                lastTs,
+                missed: missedBeats(since, expectedOf(pace, now), now),
+              },
+            ]
+          }),
+        )
+        for (const view of ['device_status', 'device_status_legacy']) {
+          const got = await session<{ id: number; status: string; last_ts: string | null }[]>`
           select device_id::int as id, status, (extract(epoch from last_ts) * 1000000)::bigint::text as last_ts from fleet.${session(view)}
         `
-        for (const { id, status, last_ts } of got) {
-          // Of a batch that was refused in part, the tables do not tell whether it moved last status.
-          if (view === 'device_status_legacy' && mixed.has(id)) continue
-          const { status: wanted, lastTs } = want.get(id)!
-          if (status !== wanted || (last_ts === null ? null : Number(last_ts)) !== lastTs) {
-            throw new Error(`${view} says that ${id} is ${status} since ${last_ts}, not ${wanted} since ${lastTs}`)
+          for (const { id, status, last_ts } of got) {
+            // Of a batch that was refused in part, the tables do not tell whether it moved last status.
+            if (view === 'device_status_legacy' && mixed.has(id)) continue
+            const { status: wanted, lastTs } = want.get(id)!
+            if (status !== wanted || (last_ts === null ? null : Number(last_ts)) !== lastTs) {
+              throw new Error(`${view} says that ${id} is ${status} since ${last_ts}, not ${wanted} since ${lastTs}`)
+            }
           }
+          if (got.length !== devices.length) throw new Error(`${view} has ${got.length} rows`)
         }
-        if (got.length !== devices.length) throw new Error(`${view} has ${got.length} rows`)
-      }
 
-      const missed = await session<{ id: number, missed: number }[]>`select device_id::int as id, missed_beats::int as missed from fleet.missed_beats`
-      const wantedMissed = [...want].filter(([, { missed }]) => missed > 0).sort(([a, one], [b, two]) => two.missed - one.missed || a - b)
-      if (JSON.stringify(missed.map(({ id, missed }) => [id, missed])) !== JSON.stringify(wantedMissed.map(([id, { missed }]) => [id, missed]))) {
-        throw new Error(`missed_beats has ${JSON.stringify(missed)}, not ${JSON.stringify(wantedMissed)}`)
-      }
+        const missed = await session<
+          { id: number; missed: number }[]
+        >`select device_id::int as id, missed_beats::int as missed from fleet.missed_beats`
+        const wantedMissed = [...want]
+          .filter(([, { missed }]) => missed > 0)
+          .sort(([a, one], [b, two]) => two.missed - one.missed || a - b)
+        if (
+          JSON.stringify(missed.map(({ id, missed }) => [id, missed])) !==
+          JSON.stringify(wantedMissed.map(([id, { missed }]) => [id, missed]))
+        ) {
+          throw new Error(`missed_beats has ${JSON.stringify(missed)}, not ${JSON.stringify(wantedMissed)}`)
+        }
 
-      const wanted = devices.filter(device => want.get(device)!.status === 'offline')
-      // By the plain look at every device, and by the marks, one too many on each.
-      for (const marks of ['-infinity', 'now']) {
-        await session`update fleet.device_last_status set is_silent = true`
-        await session`update fleet.silence_marks set marked_at = ${marks}::text::timestamptz, base = '1 second'`
-        const got = await session<{ id: number }[]>`select device_id::int as id from fleet.devices_offline order by 1`
-        if (got.map(row => row.id).join() !== wanted.join()) throw new Error(`devices_offline has ${got.map(row => row.id).join()}, not ${wanted.join()}`)
+        const wanted = devices.filter(device => want.get(device)!.status === 'offline')
+        // By the plain look at every device, and by the marks, one too many on each.
+        for (const marks of ['-infinity', 'now']) {
+          await session`update fleet.device_last_status set is_silent = true`
+          await session`update fleet.silence_marks set marked_at = ${marks}::text::timestamptz, base = '1 second'`
+          const got = await session<{ id: number }[]>`select device_id::int as id from fleet.devices_offline order by 1`
+          if (got.map(row => row.id).join() !== wanted.join())
+            throw new Error(`devices_offline has ${got.map(row => row.id).join()}, not ${wanted.join()}`)
+        }
+      } finally {
+        await session`rollback`
       }
-    } finally {
-      await session`rollback`
-    }
-  }), { numRuns: 600 })
+    }),
+    { numRuns: 600 },
+  )
 })
 
 /** Of a zone whose clocks went forward or back within the 24 hours before this moment, at noon UTC: its name as POSIX has it. */
@@ -249,24 +316,48 @@ t.test('a zone made for the views has a day of 23 hours, or one of 25', async t 
   const db = await withDatabase(t)
   // At each hour of a day that is a leap day, the first or last of a year, or today.
   const hoursOf = (day: number) => Array.from({ length: 24 }, (_, hour) => (day + (hour + 0.5) * 3_600_000) * 1000)
-  const days = [Date.UTC(2028, 1, 29), Date.UTC(2028, 2, 1), Date.UTC(2028, 11, 31), Date.UTC(2027, 0, 1), new Date().setUTCHours(0, 0, 0, 0)]
-  for (const now of days.flatMap(hoursOf)) for (const [zone, hours] of [['forward', '23'], ['back', '25']] as const) {
-    await db.sql`select set_config('timezone', ${zoneOf(zone, now)}, false)`
-    t.equal(await value(db.sql`select extract(hours from (${iso(now)}::text::timestamptz + interval '12 hours') - (${iso(now)}::text::timestamptz - interval '12 hours'))::text`), '0')
-    const day = await value(db.sql`
+  const days = [
+    Date.UTC(2028, 1, 29),
+    Date.UTC(2028, 2, 1),
+    Date.UTC(2028, 11, 31),
+    Date.UTC(2027, 0, 1),
+    new Date().setUTCHours(0, 0, 0, 0),
+  ]
+  for (const now of days.flatMap(hoursOf))
+    for (const [zone, hours] of [
+      ['forward', '23'],
+      ['back', '25'],
+    ] as const) {
+      await db.sql`select set_config('timezone', ${zoneOf(zone, now)}, false)`
+      t.equal(
+        await value(
+          db.sql`select extract(hours from (${iso(now)}::text::timestamptz + interval '12 hours') - (${iso(now)}::text::timestamptz - interval '12 hours'))::text`,
+        ),
+        '0',
+      )
+      const day = await value(db.sql`
       select (extract(epoch from ${iso(now)}::text::timestamptz - (${iso(now)}::text::timestamptz - interval '1 day')) / 3600)::int::text
     `)
-    t.equal(day, hours, `${zone} at ${iso(now)}`)
-  }
+      t.equal(day, hours, `${zone} at ${iso(now)}`)
+    }
 })
 
 t.test('the views have the status inline, for each who reads them', async t => {
   const db = await withDatabase(t)
   for (const role of ['fleet_server', 'fleet_reader', 'fleet_dba'] as const) {
     const session = asRole(t, db, role)
-    for (const view of ['device_status', 'device_status_legacy', 'devices_offline', 'unity_down', 'fleet_summary', 'missed_beats']) {
+    for (const view of [
+      'device_status',
+      'device_status_legacy',
+      'devices_offline',
+      'unity_down',
+      'fleet_summary',
+      'missed_beats',
+    ]) {
       if (role === 'fleet_server' && ['missed_beats', 'unity_down'].includes(view)) continue
-      const plan = (await session`explain (verbose) select * from fleet.${session(view)}`).map(row => row['QUERY PLAN'] as string).join('\n')
+      const plan = (await session`explain (verbose) select * from fleet.${session(view)}`)
+        .map(row => row['QUERY PLAN'] as string)
+        .join('\n')
       t.notMatch(plan, /(derive_status|expected_interval|late_after|beats_missed)\(/, `${view} as ${role}`)
       t.match(plan, /clock_skewed/)
     }

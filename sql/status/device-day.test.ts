@@ -28,10 +28,13 @@ t.test('the last day of a device comes in spans of ten minutes, those without a 
     `
     t.equal(spans.length, 144)
     t.same(spans[0]?.span_start, new Date(Date.parse(`${day}T12:20:00Z`) - 86_400_000))
-    t.same(spans.slice(-2).map(row => ({ ...row })), [
-      { span_start: new Date(`${day}T12:00:00Z`), beats: 3, unity_down: 1, battery_pct: 80.5, signal_dbm: -62.5 },
-      { span_start: new Date(`${day}T12:10:00Z`), beats: 1, unity_down: 1, battery_pct: null, signal_dbm: null },
-    ])
+    t.same(
+      spans.slice(-2).map(row => ({ ...row })),
+      [
+        { span_start: new Date(`${day}T12:00:00Z`), beats: 3, unity_down: 1, battery_pct: 80.5, signal_dbm: -62.5 },
+        { span_start: new Date(`${day}T12:10:00Z`), beats: 1, unity_down: 1, battery_pct: null, signal_dbm: null },
+      ],
+    )
     t.ok(spans.slice(0, -2).every(span => span.beats === 0 && span.battery_pct === null))
   }
   t.equal((await sql`select * from fleet.device_day(999)`).length, 144)

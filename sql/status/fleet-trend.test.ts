@@ -5,8 +5,11 @@ import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
 t.test('the fleet is counted once in ten minutes, and the counts are kept for 8 days', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
-  const [a, b] = await enroll(sql, 3) as [number, number]
-  await ingest(sql, [{ device_id: a, unity_running: false }, { device_id: b, ts: new Date(Date.now() - 900_000).toISOString() }])
+  const [a, b] = (await enroll(sql, 3)) as [number, number]
+  await ingest(sql, [
+    { device_id: a, unity_running: false },
+    { device_id: b, ts: new Date(Date.now() - 900_000).toISOString() },
+  ])
   const bins = () => value(sql`select extract(epoch from date_bin('10 minutes', now(), '2000-01-01Z'))::int`)
   await admin`
     insert into fleet.fleet_samples (sampled_at, devices, online, late, offline, new, clock_skewed, unity_down)
@@ -24,5 +27,5 @@ t.test('the fleet is counted once in ten minutes, and the counts are kept for 8 
   await sql`call fleet.mark_silent()`
   // Where ten minutes have just begun it is counted anew.
   t.match((await trend()).slice(0, 2), [{ devices: 7 }, counted])
-  t.equal((await trend()).length, await bins() === first ? 2 : 3)
+  t.equal((await trend()).length, (await bins()) === first ? 2 : 3)
 })

@@ -4,7 +4,7 @@ import { waitFor, withCluster, withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
 
 const secondsAgo = (seconds: number) => new Date(Date.now() - seconds * 1000).toISOString()
-const marksHold = async (sql: Sql) => await value(sql`select fleet.marks_hold()`) as boolean
+const marksHold = async (sql: Sql) => (await value(sql`select fleet.marks_hold()`)) as boolean
 
 /** A fleet whose devices were silent for anything from 0 to 40 minutes, some asked for heartbeats seldom, some of no use. */
 async function mixedFleet(sql: Sql, admin: Sql, devices = 400) {
@@ -65,7 +65,13 @@ t.test('lists are right to the second, whether the marks are fresh, late, incomp
   }
   await expect(false, 'never marked')
   // Each as long before the next run as it says: what turned offline since then is found all the same.
-  for (const [ago, holds] of [['0 s', true], ['70 s', true], ['100 s', true], ['3 minutes', false], ['1 hour', false]] as const) {
+  for (const [ago, holds] of [
+    ['0 s', true],
+    ['70 s', true],
+    ['100 s', true],
+    ['3 minutes', false],
+    ['1 hour', false],
+  ] as const) {
     await sql`call fleet.mark_silent(50000, now() - ${ago}::interval)`
     await expect(holds, `marked ${ago} ago`)
     await admin`update fleet.device_last_status set is_silent = false`
@@ -79,7 +85,11 @@ t.test('lists are right to the second, whether the marks are fresh, late, incomp
   await expect(false, 'intervals changed')
   await sql`call fleet.mark_silent()`
   await expect(true, 'marked by the new intervals')
-  for (const [offlineAfter, before, after] of [['6 minutes', false, true], ['2 hours', true, true], ['10 seconds', false, false]] as const) {
+  for (const [offlineAfter, before, after] of [
+    ['6 minutes', false, true],
+    ['2 hours', true, true],
+    ['10 seconds', false, false],
+  ] as const) {
     await admin`update fleet.settings set offline_after = ${offlineAfter}::interval`
     await expect(before, `offline_after is ${offlineAfter}`)
     await sql`call fleet.mark_silent()`
@@ -89,30 +99,50 @@ t.test('lists are right to the second, whether the marks are fresh, late, incomp
 
 t.test('devices asked for heartbeats seldom are found by age without a mark', async t => {
   const { sql, admin } = await withDatabase(t)
-  const [slow, quick] = await enroll(sql, 2) as [number, number]
+  const [slow, quick] = (await enroll(sql, 2)) as [number, number]
   await admin`update fleet.devices set heartbeat_interval = '1 hour' where device_id = ${slow}`
-  await ingest(sql, [slow, quick].map(device_id => ({ device_id, ts: secondsAgo(1200) })))
+  await ingest(
+    sql,
+    [slow, quick].map(device_id => ({ device_id, ts: secondsAgo(1200) })),
+  )
   await sql`call fleet.mark_silent()`
-  t.same(await sql`select device_id::int, is_silent from fleet.device_last_status order by 1`, [
-    { device_id: slow, is_silent: true }, { device_id: quick, is_silent: true },
-  ], 'a late heartbeat leaves the mark that enrolment did not set')
+  t.same(
+    await sql`select device_id::int, is_silent from fleet.device_last_status order by 1`,
+    [
+      { device_id: slow, is_silent: true },
+      { device_id: quick, is_silent: true },
+    ],
+    'a late heartbeat leaves the mark that enrolment did not set',
+  )
   await admin`update fleet.device_last_status set is_silent = false where device_id = ${slow}`
   await sql`call fleet.mark_silent()`
   t.equal(await marksHold(sql), true)
-  t.same(await sql`select device_id::int, is_silent from fleet.device_last_status where not is_silent`, [{ device_id: slow, is_silent: false }])
+  t.same(await sql`select device_id::int, is_silent from fleet.device_last_status where not is_silent`, [
+    { device_id: slow, is_silent: false },
+  ])
   t.same(await differences(sql), [])
-  t.same((await sql`select device_id::int from fleet.list_devices(null, '12 minutes')`).map(row => row.device_id as number), [slow, quick])
+  t.same(
+    (await sql`select device_id::int from fleet.list_devices(null, '12 minutes')`).map(row => row.device_id as number),
+    [slow, quick],
+  )
 })
 
 t.test('only a fresh heartbeat takes the mark away; the job takes away what was set without need', async t => {
   const { sql, admin } = await withDatabase(t)
   const devices = await enroll(sql, 3)
   const [back, late, healed] = devices as [number, number, number]
-  const marked = async () => (await sql`select device_id::int as id from fleet.device_last_status where is_silent order by 1`).map(row => row.id as number)
-  await ingest(sql, [back, late].map(device_id => ({ device_id, ts: secondsAgo(3600) })))
+  const marked = async () =>
+    (await sql`select device_id::int as id from fleet.device_last_status where is_silent order by 1`).map(row => row.id as number)
+  await ingest(
+    sql,
+    [back, late].map(device_id => ({ device_id, ts: secondsAgo(3600) })),
+  )
   await ingest(sql, [{ device_id: healed, ts: secondsAgo(90) }])
   t.same(await marked(), [back, late])
-  await ingest(sql, [{ device_id: back, ts: secondsAgo(1) }, { device_id: late, ts: secondsAgo(1800) }])
+  await ingest(sql, [
+    { device_id: back, ts: secondsAgo(1) },
+    { device_id: late, ts: secondsAgo(1800) },
+  ])
   t.same(await marked(), [late])
   await admin`delete from fleet.device_last_status where device_id = ${healed}`
   await sql`select fleet.reconcile()`
@@ -139,7 +169,8 @@ t.test('a change of intervals that overtakes a run makes it not count', async t 
 t.test('with marks that hold, the list of offline devices looks at no other device', async t => {
   const { sql, admin } = await withDatabase(t)
   await enroll(sql, 2000)
-  const beat = (where: string) => sql.unsafe(`
+  const beat = (where: string) =>
+    sql.unsafe(`
     select fleet.ingest(json_agg(json_build_object('device_id', device_id, 'ts', now() - case when ${where} then interval '1 hour' else interval '1 second' end)))
     from fleet.devices
   `)
@@ -151,7 +182,9 @@ t.test('with marks that hold, the list of offline devices looks at no other devi
   const reads: string[] = []
   const visit = (node: Record<string, unknown>) => {
     if (/^device/.test(String(node['Relation Name'])) && Number(node['Actual Loops'])) {
-      reads.push(`${node['Relation Name'] as string}: ${Number(node['Actual Rows']) * Number(node['Actual Loops'])} + ${Number(node['Rows Removed by Filter'] ?? 0)}`)
+      reads.push(
+        `${node['Relation Name'] as string}: ${Number(node['Actual Rows']) * Number(node['Actual Loops'])} + ${Number(node['Rows Removed by Filter'] ?? 0)}`,
+      )
     }
     for (const child of (node.Plans ?? []) as Record<string, unknown>[]) visit(child)
   }
@@ -165,9 +198,13 @@ t.test('updates of last status stay HOT while devices fall silent and come back'
   await sql`select cron.unschedule(jobid) from cron.job`
   const devices = await enroll(sql, 2000)
   // Rounds are a minute apart in life; here autovacuum's work would outlast several.
-  const alone = () => waitFor(async () => await value(admin`
+  const alone = () =>
+    waitFor(
+      async () =>
+        (await value(admin`
     select count(*) from pg_stat_activity where backend_xmin is not null and pid <> pg_backend_pid()
-  `) === '0')
+  `)) === '0',
+    )
   const rounds = 40
   let marked = 0
   // A bucket apart, as far as heartbeats may be ahead; marked as if more time had passed. In turns, 40 devices are silent
@@ -176,16 +213,27 @@ t.test('updates of last status stay HOT while devices fall silent and come back'
   for (let round = 0; round < rounds; round++) {
     const isSilent = (n: number) => n % 50 === Math.floor(round / 20) && round % 20 < 16
     await alone()
-    await ingest(sql, devices.filter((_, n) => !isSilent(n)).map(device_id => ({
-      device_id, ts: secondsAgo(-at(round)), battery_pct: round, unity_running: device_id % 100 !== Math.floor(round / 10),
-    })))
+    await ingest(
+      sql,
+      devices
+        .filter((_, n) => !isSilent(n))
+        .map(device_id => ({
+          device_id,
+          ts: secondsAgo(-at(round)),
+          battery_pct: round,
+          unity_running: device_id % 100 !== Math.floor(round / 10),
+        })),
+    )
     await sql`call fleet.mark_silent(50000, ${secondsAgo(-at(round) - 310)}::timestamptz)`
     marked = Math.max(marked, Number(await value(sql`select count(*) from fleet.device_last_status where is_silent`)))
   }
   t.ok(marked >= 40, `${marked} were marked at a time`)
-  const stats = async () => (await sql<{ all: number, hot: number }[]>`
+  const stats = async () =>
+    (
+      await sql<{ all: number; hot: number }[]>`
     select n_tup_upd::int as all, n_tup_hot_upd::int as hot from pg_stat_user_tables where relname = 'device_last_status'
-  `)[0]!
+  `
+    )[0]!
   // Each session tells its statistics when it is idle, after a second at the latest.
   await waitFor(async () => (await stats()).all >= 1900 * rounds, { what: () => 'the statistics of all rounds' })
   const { all, hot } = await stats()

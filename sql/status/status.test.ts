@@ -6,7 +6,7 @@ const secondsAgo = (seconds: number) => new Date(Date.now() - seconds * 1000).to
 
 t.test('a device is new, online, late, offline or clock_skewed', async t => {
   const { sql } = await withDatabase(t)
-  const [online, late, offline, skewed, fresh, slow] = await enroll(sql, 6) as [number, number, number, number, number, number]
+  const [online, late, offline, skewed, fresh, slow] = (await enroll(sql, 6)) as [number, number, number, number, number, number]
   await sql`update fleet.devices set heartbeat_interval = '15 minutes' where device_id = ${slow}`
   await ingest(sql, [
     { device_id: online, ts: secondsAgo(70), battery_pct: 50, unity_running: false },
@@ -15,9 +15,14 @@ t.test('a device is new, online, late, offline or clock_skewed', async t => {
     { device_id: skewed, ts: secondsAgo(-3600) },
     { device_id: slow, ts: secondsAgo(1200) },
   ])
-  const status = await sql<{ device_id: string, status: string }[]>`select device_id, status from fleet.device_status`
+  const status = await sql<{ device_id: string; status: string }[]>`select device_id, status from fleet.device_status`
   t.same(Object.fromEntries(status.map(row => [row.device_id, row.status])), {
-    [online]: 'online', [late]: 'late', [offline]: 'offline', [skewed]: 'clock_skewed', [fresh]: 'new', [slow]: 'online',
+    [online]: 'online',
+    [late]: 'late',
+    [offline]: 'offline',
+    [skewed]: 'clock_skewed',
+    [fresh]: 'new',
+    [slow]: 'online',
   })
   t.match(await sql`select device_id, seconds_since from fleet.devices_offline`, [{ device_id: String(offline) }])
   t.match(await sql`select device_id from fleet.unity_down`, [{ device_id: String(online) }], 'only devices that are heard from')
@@ -26,7 +31,11 @@ t.test('a device is new, online, late, offline or clock_skewed', async t => {
     { cohort: 'default', devices: '6' },
   ])
   await sql`update fleet.settings set offline_after = '2 minutes'`
-  t.equal(await value(sql`select status from fleet.device_status where device_id = ${late}`), 'offline', 'offline_after is a setting')
+  t.equal(
+    await value(sql`select status from fleet.device_status where device_id = ${late}`),
+    'offline',
+    'offline_after is a setting',
+  )
   await sql`select fleet.revoke_device(${offline})`
   t.same(await sql`select * from fleet.device_status where device_id = ${offline}`, [], 'a revoked device is no longer shown')
 })
@@ -35,25 +44,42 @@ t.test('reconcile moves last status to the newest stored heartbeat, and never ba
   const db = await withDatabase(t)
   const { sql, admin } = db
   const devices = await enroll(sql, 30)
-  await ingest(sql, devices.map(device_id => ({ device_id, ts: secondsAgo(3600), battery_pct: 10 })))
+  await ingest(
+    sql,
+    devices.map(device_id => ({ device_id, ts: secondsAgo(3600), battery_pct: 10 })),
+  )
   const lost = devices.slice(0, 10)
   // A newer heartbeat that the trigger did not see, and one row that is gone.
   await admin.unsafe(`alter table fleet.device_heartbeats disable trigger device_heartbeats_record_last_status`)
-  await ingest(sql, lost.map(device_id => ({ device_id, ts: secondsAgo(60), battery_pct: 90, unity_running: false })))
+  await ingest(
+    sql,
+    lost.map(device_id => ({ device_id, ts: secondsAgo(60), battery_pct: 90, unity_running: false })),
+  )
   await admin.unsafe(`alter table fleet.device_heartbeats enable trigger device_heartbeats_record_last_status`)
   await admin`delete from fleet.device_last_status where device_id = ${devices[20] as number}`
   await admin`update fleet.device_last_status set last_ts = now() where device_id = ${devices[25] as number}`
 
   const dba = asRole(t, db, 'fleet_dba')
   t.match(await dba`select checked, updated from fleet.reconcile('24 hours', 4)`, [{ checked: '30', updated: '4' }])
-  t.match(await dba`select checked, updated from fleet.reconcile()`, [{ checked: '30', updated: '7' }], 'the next run heals the rest')
+  t.match(
+    await dba`select checked, updated from fleet.reconcile()`,
+    [{ checked: '30', updated: '7' }],
+    'the next run heals the rest',
+  )
   t.match(await dba`select updated from fleet.reconcile()`, [{ updated: '0' }])
-  t.match(await sql`
+  t.match(
+    await sql`
     select count(*) filter (where battery_pct = 90 and status = 'unity_down')::int as healed,
       count(*) filter (where battery_pct = 10)::int as untouched
     from fleet.device_last_status
-  `, [{ healed: 10, untouched: 20 }])
-  t.match(await sql`select rows from fleet.events where event = 'reconciliation.completed' order by event_id`, [{ rows: '4' }, { rows: '7' }, { rows: '0' }])
+  `,
+    [{ healed: 10, untouched: 20 }],
+  )
+  t.match(await sql`select rows from fleet.events where event = 'reconciliation.completed' order by event_id`, [
+    { rows: '4' },
+    { rows: '7' },
+    { rows: '0' },
+  ])
   t.equal(await value(sql`select total::int from fleet.counters where counter = 'reconciliation_rows_updated_total'`), 11)
   // Devices that fall behind again and again, as with a trigger that is off, keep nobody from the others.
   const healed = new Set<string>()
@@ -85,18 +111,23 @@ t.test('reconcile moves last status to the newest stored heartbeat, and never ba
 t.test('check is all ok on a new store but for what is not started, and every row has a remedy', async t => {
   const { sql, admin } = await withDatabase(t)
   // How the throwaway cluster of the tests is set is no matter here.
-  t.same(await sql`select check_name, status from fleet.check() where status <> 'ok' and check_name not like 'setting%' order by 1`, [
-    { check_name: 'archiver', status: 'warn' },  // none was started
-    { check_name: 'scheduler', status: 'warn' },  // pg_cron is in another database
-  ])
+  t.same(
+    await sql`select check_name, status from fleet.check() where status <> 'ok' and check_name not like 'setting%' order by 1`,
+    [
+      { check_name: 'archiver', status: 'warn' }, // none was started
+      { check_name: 'scheduler', status: 'warn' }, // pg_cron is in another database
+    ],
+  )
   await sql`select fleet.archiver_heartbeat('a', '1')`
   t.match(await sql`select status from fleet.check() where check_name = 'archiver'`, [{ status: 'ok' }])
   await admin`update fleet.archivers set last_seen_at = now() - interval '1 hour'`
-  t.match(await sql`select status, detail from fleet.check() where check_name = 'archiver'`, [{ status: 'fail', detail: 'last heard of 01:00:00 ago' }])
+  t.match(await sql`select status, detail from fleet.check() where check_name = 'archiver'`, [
+    { status: 'fail', detail: 'last heard of 01:00:00 ago' },
+  ])
 
   await admin`create table fleet.device_heartbeats_default partition of fleet.device_heartbeats default`
   await admin`alter event trigger fleet_guard_drop disable`
-  const [partition] = await sql<{ name: string, index: string }[]>`
+  const [partition] = await sql<{ name: string; index: string }[]>`
     select a.partition_name as name, i.indexrelid::regclass::text as index
     from fleet.attached_partitions() a join pg_index i on i.indrelid = a.relid and i.indisunique
     limit 1
@@ -106,22 +137,43 @@ t.test('check is all ok on a new store but for what is not started, and every ro
   await admin`insert into fleet.heartbeat_quarantine select now(), n, now(), 'too_late', '{}' from generate_series(1, 150) n`
   await admin`update fleet.hb_partitions set state = 'detached', detached_at = now() - interval '3 days'
     where partition_name = (select partition_name from fleet.hb_partitions order by range_start offset 5 limit 1)`
-  const found = await sql<{ check_name: string, status: string, remedy: string | null }[]>`
+  const found = await sql<{ check_name: string; status: string; remedy: string | null }[]>`
     select * from fleet.check() where status <> 'ok' and check_name not like 'setting%' order by 1
   `
-  t.same(found.map(row => [row.check_name, row.status]), [
-    ['archive_backlog', 'fail'], ['archiver', 'fail'], ['default_partition', 'warn'], ['guard', 'warn'],
-    ['partition_catalog', 'fail'], ['partition_indexes', 'fail'], ['partition_names', 'fail'], ['quarantine', 'warn'], ['scheduler', 'warn'],
-  ])
-  t.ok(found.every(row => row.remedy), 'each with its remedy')
+  t.same(
+    found.map(row => [row.check_name, row.status]),
+    [
+      ['archive_backlog', 'fail'],
+      ['archiver', 'fail'],
+      ['default_partition', 'warn'],
+      ['guard', 'warn'],
+      ['partition_catalog', 'fail'],
+      ['partition_indexes', 'fail'],
+      ['partition_names', 'fail'],
+      ['quarantine', 'warn'],
+      ['scheduler', 'warn'],
+    ],
+  )
+  t.ok(
+    found.every(row => row.remedy),
+    'each with its remedy',
+  )
 })
 
 t.test('the metrics of the database are there from the first day', async t => {
   const { sql } = await withDatabase(t)
-  const metrics = await sql<{ metric: string, value: number }[]>`select metric, value from fleet.metric_values()`
+  const metrics = await sql<{ metric: string; value: number }[]>`select metric, value from fleet.metric_values()`
   const names = metrics.map(row => row.metric)
-  for (const name of ['partitions_created_total', 'partitions_archived_total', 'hb_partition_dropped_total', 'archive_failures_total',
-    'reconciliation_rows_updated_total', 'partition_premake_runway_days', 'retention_lag_days', 'archive_backlog_partitions']) {
+  for (const name of [
+    'partitions_created_total',
+    'partitions_archived_total',
+    'hb_partition_dropped_total',
+    'archive_failures_total',
+    'reconciliation_rows_updated_total',
+    'partition_premake_runway_days',
+    'retention_lag_days',
+    'archive_backlog_partitions',
+  ]) {
     t.ok(names.includes(name), name)
   }
   t.equal(metrics.find(row => row.metric === 'partitions_created_total')?.value, 105)

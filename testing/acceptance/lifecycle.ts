@@ -35,28 +35,42 @@ export async function generate(bed: Bed, { rows, days, devices }: Sizes): Promis
   await admin`select fleet.set_retention(${`${days + 10} days`}::interval)`
   const today = Math.floor(Date.now() / DAY_MS) * DAY_MS
   const first = new Date(today - days * DAY_MS)
-  await step(`Making the partitions of ${days} days`, () => (
-    admin`select fleet.create_partitions(${first}::timestamptz::date, ${new Date(today - 1)}::timestamptz::date)`
-  ))
-  const partitions = await admin<{ partition_name: string, range_start: Date }[]>`
+  await step(
+    `Making the partitions of ${days} days`,
+    () => admin`select fleet.create_partitions(${first}::timestamptz::date, ${new Date(today - 1)}::timestamptz::date)`,
+  )
+  const partitions = await admin<{ partition_name: string; range_start: Date }[]>`
     select partition_name, range_start from fleet.attached_partitions()
     where range_start >= ${first} and range_end <= ${new Date(today)} order by range_start
   `
-  const empty: typeof partitions[number][] = []
+  const empty: (typeof partitions)[number][] = []
   for (const partition of partitions) {
     const [found] = await admin.unsafe(`select from fleet.${partition.partition_name} limit 1`)
     if (!found) empty.push(partition)
   }
   const perDay = Math.ceil(rows / days / devices)
-  const loaded = await fillDays(admin, kept.devices.map(({ device_id }) => device_id), empty, perDay, 2)
+  const loaded = await fillDays(
+    admin,
+    kept.devices.map(({ device_id }) => device_id),
+    empty,
+    perDay,
+    2,
+  )
   await step('Filling last status', () => admin`select fleet.backfill_last_status(2)`)
   await step('Counting, and VACUUM (ANALYZE)', () => admin.unsafe('vacuum (analyze) fleet.device_heartbeats'))
-  const [size] = await admin<{ rows: number, days: number }[]>`
+  const [size] = await admin<{ rows: number; days: number }[]>`
     select sum(c.rows)::float8 as rows, count(*)::float8 as days
     from (select tableoid, count(*) as rows from fleet.device_heartbeats group by tableoid) c
   `
   return [
-    atLeast('000 A', 'synthetic heartbeats over historical dates', size!.rows, rows, 'rows', loaded.rows > 0 ? { note: `By COPY, ${Math.round(loaded.rows / loaded.seconds).toLocaleString('en')} rows/s` } : {}),
+    atLeast(
+      '000 A',
+      'synthetic heartbeats over historical dates',
+      size!.rows,
+      rows,
+      'rows',
+      loaded.rows > 0 ? { note: `By COPY, ${Math.round(loaded.rows / loaded.seconds).toLocaleString('en')} rows/s` } : {},
+    ),
     atLeast('000 A', 'days that they are spread over', size!.days, 90, 'days'),
   ]
 }
@@ -72,7 +86,7 @@ export async function plans(bed: Bed): Promise<Line[]> {
       return new Set(JSON.stringify(row).match(/device_heartbeats_p\d{8}|device_heartbeats_p\d{4}_\d{2}_\d{2}/g)).size
     }
     const day = `date_trunc('day', now(), 'UTC') - interval '30 days'`
-    const [indexes] = await admin<{ lacking_hot: number, lacking_key: number }[]>`
+    const [indexes] = await admin<{ lacking_hot: number; lacking_key: number }[]>`
       select
         count(*) filter (where not exists (
           select from pg_index i where i.indrelid = a.relid and i.indisvalid and pg_get_indexdef(i.indexrelid) like '%(device_id, ts DESC)'
@@ -84,8 +98,8 @@ export async function plans(bed: Bed): Promise<Line[]> {
     `
     const times: number[] = []
     for (let turn = 0; turn < 200; turn++) {
-      const { device_id } = kept.devices[turn * 37 % kept.devices.length]!
-      const since = new Date(Date.now() - (1 + turn % 80) * DAY_MS)
+      const { device_id } = kept.devices[(turn * 37) % kept.devices.length]!
+      const since = new Date(Date.now() - (1 + (turn % 80)) * DAY_MS)
       const started = performance.now()
       await reader`
         select ts, battery_pct, network_type from fleet.device_heartbeats
@@ -96,15 +110,27 @@ export async function plans(bed: Bed): Promise<Line[]> {
     }
     const of = `of ${about!.partitions}`
     return [
-      equal('000 A', `partitions in the plan of one device's day, ${of}`, await touched(
-        `select * from fleet.device_heartbeats where device_id = ${device} and ts >= '${await literal(bed, day)}' and ts < '${await literal(bed, `${day} + interval '1 day'`)}'`,
-      ), 1),
-      equal('000 A', `partitions in the plan of a count of two days, ${of}`, await touched(
-        `select count(*) from fleet.device_heartbeats where ts >= '${await literal(bed, day)}' and ts < '${await literal(bed, `${day} + interval '2 days'`)}'`,
-      ), 2),
+      equal(
+        '000 A',
+        `partitions in the plan of one device's day, ${of}`,
+        await touched(
+          `select * from fleet.device_heartbeats where device_id = ${device} and ts >= '${await literal(bed, day)}' and ts < '${await literal(bed, `${day} + interval '1 day'`)}'`,
+        ),
+        1,
+      ),
+      equal(
+        '000 A',
+        `partitions in the plan of a count of two days, ${of}`,
+        await touched(
+          `select count(*) from fleet.device_heartbeats where ts >= '${await literal(bed, day)}' and ts < '${await literal(bed, `${day} + interval '2 days'`)}'`,
+        ),
+        2,
+      ),
       equal('000 1', 'partitions without a valid index (device_id, ts desc)', indexes!.lacking_hot, 0),
       equal('000 1', 'partitions without the unique key of the dedupe', indexes!.lacking_key, 0),
-      atMost('004', 'a device\'s heartbeats of a past day, p95 of 200', percentile(times, 95), 50, 'ms', { note: 'The first look at each day' }),
+      atMost('004', "a device's heartbeats of a past day, p95 of 200", percentile(times, 95), 50, 'ms', {
+        note: 'The first look at each day',
+      }),
     ]
   } finally {
     await reader.end({ timeout: 1 })
@@ -112,7 +138,9 @@ export async function plans(bed: Bed): Promise<Line[]> {
 }
 
 async function literal({ admin }: Bed, expression: string) {
-  const [row] = await admin.unsafe<{ text: string }[]>(`select to_char((${expression}) at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as text`)
+  const [row] = await admin.unsafe<{ text: string }[]>(
+    `select to_char((${expression}) at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as text`,
+  )
   return row!.text
 }
 
@@ -122,7 +150,7 @@ export async function retire(bed: Bed, { expired }: Sizes): Promise<Line[]> {
   const owner = postgres(cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
   try {
     await admin`select fleet.set_retention('90 days')`
-    const before = await admin<{ partition_name: string, row_count: string, content_checksum: string }[]>`
+    const before = await admin<{ partition_name: string; row_count: string; content_checksum: string }[]>`
       select r.partition_name, c.row_count::text, c.content_checksum::text
       from fleet.retention_plan() r
       cross join lateral fleet.content_checksum(format('fleet.%I', r.partition_name)::regclass) c
@@ -131,53 +159,104 @@ export async function retire(bed: Bed, { expired }: Sizes): Promise<Line[]> {
     const [premade] = await admin<{ last: Date }[]>`select max(range_end) as last from fleet.attached_partitions()`
     const tomorrow = new Date(Date.now() + DAY_MS)
     await step('A night', () => owner`call fleet.nightly(null, null, ${tomorrow})`)
-    const [made] = await admin<{ last: Date, ahead: number }[]>`
+    const [made] = await admin<{ last: Date; ahead: number }[]>`
       select max(range_end) as last, (count(*) filter (where range_start > now()))::float8 as ahead from fleet.attached_partitions()
     `
-    const detached = await admin<{ partition_name: string }[]>`select partition_name from fleet.hb_partitions where state = 'detached'`
+    const detached = await admin<
+      { partition_name: string }[]
+    >`select partition_name from fleet.hb_partitions where state = 'detached'`
 
     const { cut, partial } = await killWithin(bed)
     await step('The next night', () => owner`call fleet.nightly(null, null, ${tomorrow})`)
     await step('Archiving', () => archiveAll(bed))
 
-    const after = await admin<{ partition_name: string, state: string, row_count: string, content_checksum: string, archive_url: string, retired_again: number }[]>`
+    const after = await admin<
+      {
+        partition_name: string
+        state: string
+        row_count: string
+        content_checksum: string
+        archive_url: string
+        retired_again: number
+      }[]
+    >`
       select partition_name, state, row_count::text, content_checksum::text, archive_url from fleet.hb_partitions
       where partition_name = any (${before.map(({ partition_name }) => partition_name)}::text[])
     `
-    const same = before.filter(was => after.some(now => now.partition_name === was.partition_name
-      && now.row_count === was.row_count && now.content_checksum === was.content_checksum))
+    const same = before.filter(was =>
+      after.some(
+        now =>
+          now.partition_name === was.partition_name &&
+          now.row_count === was.row_count &&
+          now.content_checksum === was.content_checksum,
+      ),
+    )
     let manifests = 0
     for (const { archive_url } of after) {
       const file = join(fileURLToPath(archive_url), '../manifest.json')
-      const manifest = await readFile(file, 'utf8').then(text => JSON.parse(text) as { sha256?: string }, () => undefined)
+      const manifest = await readFile(file, 'utf8').then(
+        text => JSON.parse(text) as { sha256?: string },
+        () => undefined,
+      )
       if (manifest?.sha256) manifests++
     }
-    const verified = await step('Reading every archive back', () => (
-      run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/cli.ts'), 'verify', '--all'], { cwd: repository, env: { ...plainEnv(), ...bed.archiverEnv() } })
-        .then(() => 'every byte and row as proven', (error: { stdout: string, stderr: string }) => (error.stdout || error.stderr).trim())
-    ))
-    const refused = await admin`drop table fleet.${admin(await someActive(bed))}`.then(() => 'dropped', (error: unknown) => error instanceof postgres.PostgresError ? 'refused' : String(error))
+    const verified = await step('Reading every archive back', () =>
+      run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/cli.ts'), 'verify', '--all'], {
+        cwd: repository,
+        env: { ...plainEnv(), ...bed.archiverEnv() },
+      }).then(
+        () => 'every byte and row as proven',
+        (error: { stdout: string; stderr: string }) => (error.stdout || error.stderr).trim(),
+      ),
+    )
+    const refused = await admin`drop table fleet.${admin(await someActive(bed))}`.then(
+      () => 'dropped',
+      (error: unknown) => (error instanceof postgres.PostgresError ? 'refused' : String(error)),
+    )
     const second = await countNight(bed, owner, tomorrow)
     const other = postgres(cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
     // Connected before, so that one does not end while the other logs in.
     await other`select`
-    const both = await Promise.all([owner, other].map(sql => sql`call fleet.nightly(null, null, ${tomorrow})`.then(() => 'ran', (error: unknown) => (
-      error instanceof postgres.PostgresError && error.code === 'FL003' ? 'refused' : String(error)
-    ))))
+    const both = await Promise.all(
+      [owner, other].map(sql =>
+        sql`call fleet.nightly(null, null, ${tomorrow})`.then(
+          () => 'ran',
+          (error: unknown) => (error instanceof postgres.PostgresError && error.code === 'FL003' ? 'refused' : String(error)),
+        ),
+      ),
+    )
     await other.end({ timeout: 1 })
     const [left] = await admin<{ oldest: number }[]>`
       select (extract(epoch from date_trunc('day', now(), 'UTC') - min(range_start)) / 86400)::float8 as oldest from fleet.attached_partitions()
     `
     return [
-      equal('000 A', 'a night makes the partition of the next period', Math.round((made!.last.getTime() - premade!.last.getTime()) / DAY_MS), 1, { note: 'Days added by the night of tomorrow' }),
+      equal(
+        '000 A',
+        'a night makes the partition of the next period',
+        Math.round((made!.last.getTime() - premade!.last.getTime()) / DAY_MS),
+        1,
+        { note: 'Days added by the night of tomorrow' },
+      ),
       atLeast('000 1', 'partitions ahead', made!.ahead, 14, 'days'),
       atLeast('000 A', 'old partitions retired', detached.length, expired, 'partitions'),
-      equal('000 A', 'of those with rows: archived, proven, dropped', after.filter(({ state }) => state === 'dropped').length, before.length),
+      equal(
+        '000 A',
+        'of those with rows: archived, proven, dropped',
+        after.filter(({ state }) => state === 'dropped').length,
+        before.length,
+      ),
       equal('000 A', 'their manifests are there', manifests, before.length),
       equal('002 4', 'archives read back: SHA-256 and content', verified, 'every byte and row as proven'),
       equal('000 D', `archiver killed at step ${cut.step}: the day stays, marked as`, partial.state, 'archiving'),
-      equal('000 D', 'its rows are still in the database', partial.rows, before.find(({ partition_name }) => partition_name === cut.partition_name)?.row_count ?? '0'),
-      equal('000 D', 'after the next night all days hold in the archive what they held before', same.length, before.length, { note: 'The lease of the dead archiver was ended at once, in place of after 5 minutes' }),
+      equal(
+        '000 D',
+        'its rows are still in the database',
+        partial.rows,
+        before.find(({ partition_name }) => partition_name === cut.partition_name)?.row_count ?? '0',
+      ),
+      equal('000 D', 'after the next night all days hold in the archive what they held before', same.length, before.length, {
+        note: 'The lease of the dead archiver was ended at once, in place of after 5 minutes',
+      }),
       equal('000 D', 'DROP TABLE of a partition without an archive, by a superuser', refused, 'refused'),
       equal('002 5', 'a second night makes and retires nothing', second, 0),
       equal('002 5', 'two nights at once', both.toSorted().join(', '), 'ran, refused'),
@@ -193,21 +272,25 @@ async function killWithin(bed: Bed) {
   const { admin } = bed
   for (let tried = 1; ; tried++) {
     const archiver = startProgram('archiver/main.ts', { env: bed.archiverEnv() })
-    let cut: { partition_name: string, step: string } | undefined
-    await waitFor(async () => {
-      [cut] = await admin<NonNullable<typeof cut>[]>`
+    let cut: { partition_name: string; step: string } | undefined
+    await waitFor(
+      async () => {
+        ;[cut] = await admin<NonNullable<typeof cut>[]>`
         select partition_name, step from fleet.hb_partitions where state = 'archiving' and step is not null limit 1
       `
-      return cut !== undefined
-    }, { patience: 60_000, what: () => `an archiver to begin:\n${archiver.output()}` }).finally(() => archiver.kill('SIGKILL'))
+        return cut !== undefined
+      },
+      { patience: 60_000, what: () => `an archiver to begin:\n${archiver.output()}` },
+    ).finally(() => archiver.kill('SIGKILL'))
     await archiver.exited
     await admin`select pg_terminate_backend(pid, 10000) from pg_stat_activity where usename = 'fleet_archiver'`
-    const [partial] = await admin<{ state: string, rows: string | null }[]>`
+    const [partial] = await admin<{ state: string; rows: string | null }[]>`
       select p.state, case when p.relid is not null then (select c.row_count::text from fleet.content_checksum(p.relid::regclass) c) end as rows
       from fleet.hb_partitions p where p.partition_name = ${cut!.partition_name}
     `
     await admin`update fleet.hb_partitions set lease_until = now() - interval '1 second' where lease_until is not null`
-    if (partial!.state === 'archiving' || tried === 3) return { cut: cut!, partial: { state: partial!.state, rows: partial!.rows ?? 'none' } }
+    if (partial!.state === 'archiving' || tried === 3)
+      return { cut: cut!, partial: { state: partial!.state, rows: partial!.rows ?? 'none' } }
   }
 }
 
@@ -227,5 +310,5 @@ async function countNight({ admin }: Bed, owner: postgres.Sql, now: Date) {
   }
   const before = await count()
   await owner`call fleet.nightly(null, null, ${now})`
-  return await count() - before
+  return (await count()) - before
 }

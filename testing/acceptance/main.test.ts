@@ -21,11 +21,15 @@ t.test('acceptance --small measures every criterion, goes on where it was cut sh
   t.match(acceptance.output(), /100,000 heartbeats of 800 devices[^]*about 1 min, and 2 GB in .* GB are free/)
   t.match(acceptance.output(), /1 of \d+, generate: done on /)
   const text = await readFile(report, 'utf8').catch(() => acceptance.output())
-  for (const source of ['000 A', '000 B', '000 C', '000 D', '000 E', '001', '002', '004']) t.match(text, new RegExp(`^\\| ${source}`, 'm'), source)
+  for (const source of ['000 A', '000 B', '000 C', '000 D', '000 E', '001', '002', '004'])
+    t.match(text, new RegExp(`^\\| ${source}`, 'm'), source)
   const failed = text.split('\n').filter(line => line.endsWith('**FAIL** |'))
   t.equal(code, failed.length > 0 ? 1 : 0, 'the exit code tells of a line that is not met')
   // What is a time depends on the machine that the tests share; what is right does not.
-  t.same(failed.filter(line => !/ (ms|times|s|heartbeats\/s|% of all processors|%) \| \*\*FAIL/.test(line)), [])
+  t.same(
+    failed.filter(line => !/ (ms|times|s|heartbeats\/s|% of all processors|%) \| \*\*FAIL/.test(line)),
+    [],
+  )
   t.match(text, /archives read back: SHA-256 and content \| every byte and row as proven \| every byte and row as proven \| PASS/)
 })
 

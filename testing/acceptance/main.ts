@@ -18,7 +18,10 @@ import { readOptions, runProgram, UsageError } from '../../bench/options.ts'
 
 const options = {
   small: { otherwise: false, what: 'every step in about a minute, with 100,000 heartbeats of 800 devices and shorter loads' },
-  dir: { otherwise: '', what: 'where the store is and stays; without it, one in the system\'s temporary directory, which is the same each time' },
+  dir: {
+    otherwise: '',
+    what: "where the store is and stays; without it, one in the system's temporary directory, which is the same each time",
+  },
   part: { otherwise: 100, what: 'percent of the time that each load takes; the table names the times' },
   again: { otherwise: '', what: 'a step to measure again, with those after it' },
   report: { otherwise: 'testing/acceptance/RESULTS.md', what: 'file for the table' },
@@ -44,18 +47,27 @@ async function main(args: string[]) {
   const given = readOptions('acceptance', args, options)
   const plan = given.small ? small : full
   const isTemporary = given.small && given.dir === ''
-  const directory = given.dir !== '' ? resolve(given.dir)
-    : isTemporary ? await mkdtemp(join(tmpdir(), 'nexmdm-acceptance-')) : join(tmpdir(), 'nexmdm-acceptance')
+  const directory =
+    given.dir !== ''
+      ? resolve(given.dir)
+      : isTemporary
+        ? await mkdtemp(join(tmpdir(), 'nexmdm-acceptance-'))
+        : join(tmpdir(), 'nexmdm-acceptance')
   const { disk, minutes, ...sizes } = plan
-  const free = await freeBytes(directory) / 1e9
-  say(`${sizes.rows.toLocaleString('en')} heartbeats of ${sizes.devices.toLocaleString('en')} devices over ${sizes.days} days, then the loads: `
-    + `takes about ${minutes} min, and ${disk} GB in ${directory}, where ${free.toFixed(0)} GB are free.`)
+  const free = (await freeBytes(directory)) / 1e9
+  say(
+    `${sizes.rows.toLocaleString('en')} heartbeats of ${sizes.devices.toLocaleString('en')} devices over ${sizes.days} days, then the loads: ` +
+      `takes about ${minutes} min, and ${disk} GB in ${directory}, where ${free.toFixed(0)} GB are free.`,
+  )
   if (!existsSync(join(directory, 'state.json')) && free < disk) {
     throw new Error(`${directory} has ${free.toFixed(0)} GB free, and ${disk} GB are needed: give a --dir on a larger disk`)
   }
   const bed = await openBed(directory, { ...sizes, part: given.part })
   let ending: Promise<unknown> | undefined
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => { ending ??= bed.end().finally(() => process.exit(1)) })
+  for (const signal of ['SIGINT', 'SIGTERM'] as const)
+    process.once(signal, () => {
+      ending ??= bed.end().finally(() => process.exit(1))
+    })
   try {
     return await runSteps(bed, stepsOf(plan, given.small, given.part), given, args)
   } finally {
@@ -70,7 +82,7 @@ function stepsOf(plan: Plan, isSmall: boolean, part: number): Steps {
   const { devices } = plan
   /** Of the time that a criterion names, or, small, of a few seconds; and a note that says so. */
   const timed = (seconds: number, smallSeconds: number) => {
-    const duration = isSmall ? smallSeconds : Math.max(10, Math.round(seconds * part / 100))
+    const duration = isSmall ? smallSeconds : Math.max(10, Math.round((seconds * part) / 100))
     return { duration, note: duration === seconds ? undefined : `For ${duration} s, in place of ${seconds}` }
   }
   // Each load has devices of its own, so that none beats twice in a bucket.
@@ -84,11 +96,20 @@ function stepsOf(plan: Plan, isSmall: boolean, part: number): Steps {
     const { duration, note } = timed(seconds, 3)
     const some = take(isSmall ? 90 : count)
     // A cadence that a few seconds do not show.
-    const cadence = isSmall ? { devices: some.devices, interval: 15, jitter: Math.min(jitter, 5) } : { devices: count, interval, jitter }
-    return async (bed: Bed) => load(bed, {
-      first: some.first, source, warmup: isSmall ? 1 : 10, note, p95: 150, p99: 300,
-      about: isSmall ? `${some.devices} devices every 15 s, in place of ${about}` : about, fleet: { ...cadence, duration, retries: 1 },
-    })
+    const cadence = isSmall
+      ? { devices: some.devices, interval: 15, jitter: Math.min(jitter, 5) }
+      : { devices: count, interval, jitter }
+    return async (bed: Bed) =>
+      load(bed, {
+        first: some.first,
+        source,
+        warmup: isSmall ? 1 : 10,
+        note,
+        p95: 150,
+        p99: 300,
+        about: isSmall ? `${some.devices} devices every 15 s, in place of ${about}` : about,
+        fleet: { ...cadence, duration, retries: 1 },
+      })
   }
   const others = take(isSmall ? 90 : 2_000)
   /** All of them, when the last heartbeat of each has its bucket behind it. */
@@ -108,20 +129,35 @@ function stepsOf(plan: Plan, isSmall: boolean, part: number): Steps {
     roster: async bed => {
       const all = await everybody()
       const { duration, note } = timed(310, 4)
-      return roster(bed, { first: all.first, warmup: isSmall ? 1 : 10, note, fleet: { devices: all.devices, interval: 10, jitter: 0, duration, retries: 0 } })
+      return roster(bed, {
+        first: all.first,
+        warmup: isSmall ? 1 : 10,
+        note,
+        fleet: { devices: all.devices, interval: 10, jitter: 0, duration, retries: 0 },
+      })
     },
-    balanced: bed => balanced(bed, { first: others.first, fleet: { devices: others.devices, interval: 15, jitter: 5, duration: timed(60, 3).duration, retries: 1 } }),
+    balanced: bed =>
+      balanced(bed, {
+        first: others.first,
+        fleet: { devices: others.devices, interval: 15, jitter: 5, duration: timed(60, 3).duration, retries: 1 },
+      }),
     throttle: async bed => {
       const all = await everybody()
       const { duration, note } = timed(60, 4)
-      return throttle(bed, { seconds: duration, calm: isSmall ? 3 : 15, note, first: all.first, fleet: { devices: all.devices, interval: 10, jitter: 0, duration: 0, retries: 0 } })
+      return throttle(bed, {
+        seconds: duration,
+        calm: isSmall ? 3 : 15,
+        note,
+        first: all.first,
+        fleet: { devices: all.devices, interval: 10, jitter: 0, duration: 0, retries: 0 },
+      })
     },
     duplicates: bed => duplicates(bed, isSmall ? 20 : 200),
     consistency: bed => consistency(bed),
   }
 }
 
-async function runSteps(bed: Bed, steps: Steps, given: { again: string, report: string, small: boolean }, args: string[]) {
+async function runSteps(bed: Bed, steps: Steps, given: { again: string; report: string; small: boolean }, args: string[]) {
   const { kept } = bed
   const names = Object.keys(steps)
   if (given.again !== '') {
@@ -141,13 +177,17 @@ async function runSteps(bed: Bed, steps: Steps, given: { again: string, report: 
     const lines = await steps[name]!(bed)
     kept.done[name] = { at: new Date().toISOString(), seconds: (performance.now() - started) / 1000, lines }
     await bed.keep()
-    for (const { source, criterion, target, measured, verdict } of lines) say(`  ${verdict.padEnd(7)} ${source}: ${criterion}: ${measured} (${target})`)
+    for (const { source, criterion, target, measured, verdict } of lines)
+      say(`  ${verdict.padEnd(7)} ${source}: ${criterion}: ${measured} (${target})`)
     say(`${head}: ${elapsed(started)}`)
   }
   const done = names.map(name => kept.done[name]!)
   const lines = done.flatMap(({ lines }) => lines)
   const count = (verdict: Line['verdict']) => lines.filter(line => line.verdict === verdict).length
-  const command = ['npm run acceptance', ...(args.length > 0 ? ['--', ...args.filter((arg, at) => arg !== '--report' && args[at - 1] !== '--report')] : [])].join(' ')
+  const command = [
+    'npm run acceptance',
+    ...(args.length > 0 ? ['--', ...args.filter((arg, at) => arg !== '--report' && args[at - 1] !== '--report')] : []),
+  ].join(' ')
   const [version] = await bed.admin<{ version: string }[]>`select current_setting('server_version') as version`
   const report = `# Acceptance
 

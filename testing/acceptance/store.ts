@@ -15,7 +15,7 @@ export interface Kept {
   sizes: Record<string, number>
   devices: Device[]
   /** What each finished step found. */
-  done: Record<string, { at: string, seconds: number, lines: Line[] }>
+  done: Record<string, { at: string; seconds: number; lines: Line[] }>
 }
 
 export interface Bed extends Store {
@@ -33,7 +33,7 @@ export async function openBed(directory: string, sizes: Kept['sizes']): Promise<
   await chmod(directory, 0o755)
   const file = join(directory, 'state.json')
   const text = await readFile(file, 'utf8').catch(() => undefined)
-  const kept: Kept = text === undefined ? { sizes, devices: [], done: {} } : JSON.parse(text) as Kept
+  const kept: Kept = text === undefined ? { sizes, devices: [], done: {} } : (JSON.parse(text) as Kept)
   if (JSON.stringify(kept.sizes) !== JSON.stringify(sizes)) {
     throw new Error(`${directory} holds a run of other sizes: ${JSON.stringify(kept.sizes)}. Give another --dir, or remove it.`)
   }
@@ -42,7 +42,10 @@ export async function openBed(directory: string, sizes: Kept['sizes']): Promise<
     await rename(`${file}.new`, file)
   }
   const cluster = new Cluster({
-    dir: join(directory, 'cluster'), postgres: await requirePostgres(), databases: ['fleet'], cronDatabase: 'fleet',
+    dir: join(directory, 'cluster'),
+    postgres: await requirePostgres(),
+    databases: ['fleet'],
+    cronDatabase: 'fleet',
   })
   await step(`Starting Postgres in ${directory}`, async () => {
     if (!cluster.exists()) await cluster.create()
@@ -58,7 +61,11 @@ export async function openBed(directory: string, sizes: Kept['sizes']): Promise<
   })
   const admin = postgres(cluster.url('postgres', 'fleet'), { max: 4, onnotice: () => {} })
   return {
-    cluster, admin, directory, kept, keep,
+    cluster,
+    admin,
+    directory,
+    kept,
+    keep,
     archiverEnv: () => ({
       ARCHIVER_DATABASE_URL: cluster.url('fleet_archiver', 'fleet'),
       ARCHIVE_URL: pathToFileURL(join(directory, 'archive')).href,

@@ -14,19 +14,43 @@ export interface Line {
 type Rest = Pick<Line, 'note'>
 
 export function atMost(source: string, criterion: string, measured: number, most: number, unit: string, rest: Rest = {}): Line {
-  return { source, criterion, target: `at most ${most} ${unit}`.trim(), measured: show(measured, unit), verdict: measured <= most ? 'PASS' : 'FAIL', ...rest }
+  return {
+    source,
+    criterion,
+    target: `at most ${most} ${unit}`.trim(),
+    measured: show(measured, unit),
+    verdict: measured <= most ? 'PASS' : 'FAIL',
+    ...rest,
+  }
 }
 
 export function atLeast(source: string, criterion: string, measured: number, least: number, unit: string, rest: Rest = {}): Line {
   return {
-    source, criterion, target: `at least ${least.toLocaleString('en')} ${unit}`.trim(), measured: show(measured, unit),
-    verdict: measured >= least ? 'PASS' : 'FAIL', ...rest,
+    source,
+    criterion,
+    target: `at least ${least.toLocaleString('en')} ${unit}`.trim(),
+    measured: show(measured, unit),
+    verdict: measured >= least ? 'PASS' : 'FAIL',
+    ...rest,
   }
 }
 
-export function equal(source: string, criterion: string, measured: number | string, wanted: number | string, rest: Rest = {}): Line {
-  const text = (value: number | string) => typeof value === 'number' ? value.toLocaleString('en') : value
-  return { source, criterion, target: text(wanted), measured: text(measured), verdict: measured === wanted ? 'PASS' : 'FAIL', ...rest }
+export function equal(
+  source: string,
+  criterion: string,
+  measured: number | string,
+  wanted: number | string,
+  rest: Rest = {},
+): Line {
+  const text = (value: number | string) => (typeof value === 'number' ? value.toLocaleString('en') : value)
+  return {
+    source,
+    criterion,
+    target: text(wanted),
+    measured: text(measured),
+    verdict: measured === wanted ? 'PASS' : 'FAIL',
+    ...rest,
+  }
 }
 
 /** What a criterion promises of which nothing is required here; it is shown. */
@@ -42,7 +66,8 @@ function show(value: number, unit: string) {
 /** A table in Markdown. */
 export function tableOf(lines: Line[]) {
   return [
-    '| | criterion | target | measured | |', '|---|---|---|---|---|',
+    '| | criterion | target | measured | |',
+    '|---|---|---|---|---|',
     ...lines.map(({ source, criterion, target, measured, verdict, note }) => {
       const cells = [source, criterion + (note ? `. ${note}` : ''), target, measured, verdict === 'FAIL' ? '**FAIL**' : verdict]
       return `| ${cells.map(cell => cell.replaceAll('|', '\\|').replaceAll('\n', ' ')).join(' | ')} |`

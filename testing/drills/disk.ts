@@ -24,7 +24,11 @@ export async function makeDisk(directory: string, megabytes: number): Promise<Di
     return undefined
   }
   // It goes when this process does, however that ends: a shell waits at the other end of a pipe.
-  const guard = spawn('sh', ['-c', 'cat > /dev/null; umount -l "$1"', 'guard', directory], { detached: true, stdio: ['pipe', 'ignore', 'ignore'], cwd: '/' })
+  const guard = spawn('sh', ['-c', 'cat > /dev/null; umount -l "$1"', 'guard', directory], {
+    detached: true,
+    stdio: ['pipe', 'ignore', 'ignore'],
+    cwd: '/',
+  })
   guard.unref()
   const ended = once(guard, 'exit')
   const ballast = join(directory, 'ballast')

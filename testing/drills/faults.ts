@@ -22,9 +22,11 @@ type Random = () => number
 
 const between = (random: Random, least: number, most: number) => least + Math.floor(random() * (most - least + 1))
 const oneOf = <T>(random: Random, values: readonly T[]) => values[Math.floor(random() * values.length)]!
-const withoutS3 = ({ places }: System) => places.includes('s3') ? undefined : 'without an S3 store (--no-s3, or not installed: radosgw ceph-mon ceph-osd ceph-common)'
-const withoutClock = ({ clocks }: System) => clocks.server ? undefined : 'faketime is not installed'
-const withoutDisk = ({ disks }: System) => disks.work && disks.files ? undefined : 'only root may mount the small disks that are to fill up'
+const withoutS3 = ({ places }: System) =>
+  places.includes('s3') ? undefined : 'without an S3 store (--no-s3, or not installed: radosgw ceph-mon ceph-osd ceph-common)'
+const withoutClock = ({ clocks }: System) => (clocks.server ? undefined : 'faketime is not installed')
+const withoutDisk = ({ disks }: System) =>
+  disks.work && disks.files ? undefined : 'only root may mount the small disks that are to fill up'
 
 export const faults: Fault[] = [
   { kind: 'worker of the server killed by -9', strike: killWorker },
@@ -34,11 +36,15 @@ export const faults: Fault[] = [
   { kind: 'backend of Postgres killed by -9', strike: killBackend },
   { kind: 'backends ended in the middle of a statement', strike: endStatements },
   { kind: 'database stopped and let go on, again and again', strike: stopDatabase, p99: 1_000 },
-  { kind: 'archiver\'s work disk full', without: withoutDisk, strike: (system, random) => fillDisk(system, random, 'work') },
-  { kind: 'file store\'s disk full', without: withoutDisk, strike: (system, random) => fillDisk(system, random, 'files') },
+  { kind: "archiver's work disk full", without: withoutDisk, strike: (system, random) => fillDisk(system, random, 'work') },
+  { kind: "file store's disk full", without: withoutDisk, strike: (system, random) => fillDisk(system, random, 'files') },
   { kind: 'S3 down', without: withoutS3, strike: (system, random) => sicken(system, random, ['refuse', 'cut']) },
   { kind: 'S3 slow', without: withoutS3, strike: (system, random) => sicken(system, random, ['slow']) },
-  { kind: 'S3 lying', without: withoutS3, strike: (system, random) => sicken(system, random, ['lose', 'break', 'flip', 'swallow', 'garble']) },
+  {
+    kind: 'S3 lying',
+    without: withoutS3,
+    strike: (system, random) => sicken(system, random, ['lose', 'break', 'flip', 'swallow', 'garble']),
+  },
   { kind: 'clock of the server jumps', without: withoutClock, strike: (system, random) => jump(system, random, 'server') },
   { kind: 'clock of the archivers jumps', without: withoutClock, strike: (system, random) => jump(system, random, 'archivers') },
   { kind: 'storm of connections', strike: storm },
@@ -93,12 +99,21 @@ async function killPostgres({ store }: System, random: Random) {
 }
 
 async function killBackend(system: System, random: Random) {
-  const [row] = await system.ask(sql => sql<{ pid: number }[]>`
+  const [row] = await system.ask(
+    sql => sql<{ pid: number }[]>`
     select pid from pg_stat_activity where usename in ('fleet_server', 'fleet_archiver') order by (pid * ${between(random, 1, 9_999)}::bigint) % 9973 limit 1
-  `)
+  `,
+  )
   if (!row) throw new Error('nobody is connected')
   process.kill(row.pid, 'SIGKILL')
-  await waitFor(() => system.ask(sql => sql`select pg_is_in_recovery()`).then(() => true, () => false))
+  await waitFor(() =>
+    system
+      .ask(sql => sql`select pg_is_in_recovery()`)
+      .then(
+        () => true,
+        () => false,
+      ),
+  )
   return 'one, upon which Postgres ends all and recovers'
 }
 
@@ -214,19 +229,25 @@ async function jump(system: System, random: Random, whose: 'server' | 'archivers
     const isOff = (time: string | null) => Math.abs(Date.parse(time ?? '') - Date.now() - 1_000 * seconds) < 15_000
     let since = performance.now()
     // In its answers or its log.
-    await waitFor(async () => {
-      if (whose === 'server') return isOff((await fetch(`${system.server.url}/healthz`)).headers.get('date'))
-      // One whose Postgres was away may be deaf until its next sweep, after a minute; and one that has nothing to do says nothing.
-      await system.hurry()
-      if (performance.now() > since + 5_000) {
-        since = performance.now()
-        await system.addWork(1, random)
-      }
-      return system.archivers.some(({ program }) => [...program.output().matchAll(/"time":"([^"]+)"/g)].some(([, time]) => isOff(time!)))
-    }, {
-      patience: 90_000,
-      what: () => `the clock of the ${whose} to be ${seconds} s off; the archivers printed:\n${system.archivers.map(({ program }) => program.output()).join('\n')}`,
-    })
+    await waitFor(
+      async () => {
+        if (whose === 'server') return isOff((await fetch(`${system.server.url}/healthz`)).headers.get('date'))
+        // One whose Postgres was away may be deaf until its next sweep, after a minute; and one that has nothing to do says nothing.
+        await system.hurry()
+        if (performance.now() > since + 5_000) {
+          since = performance.now()
+          await system.addWork(1, random)
+        }
+        return system.archivers.some(({ program }) =>
+          [...program.output().matchAll(/"time":"([^"]+)"/g)].some(([, time]) => isOff(time!)),
+        )
+      },
+      {
+        patience: 90_000,
+        what: () =>
+          `the clock of the ${whose} to be ${seconds} s off; the archivers printed:\n${system.archivers.map(({ program }) => program.output()).join('\n')}`,
+      },
+    )
     await sleep(pause)
   } finally {
     await clock.jump(0)
@@ -239,7 +260,9 @@ async function storm(system: System, random: Random) {
   const { port } = system.server
   const sockets: Socket[] = []
   const url = system.store.cluster.url('fleet_reader', 'fleet')
-  const sessions = Array.from({ length: 230 }, () => postgres(url, { max: 1, fetch_types: false, onnotice: () => {}, connect_timeout: 5 }))
+  const sessions = Array.from({ length: 230 }, () =>
+    postgres(url, { max: 1, fetch_types: false, onnotice: () => {}, connect_timeout: 5 }),
+  )
   let refused = 0
   try {
     for (let n = 0; n < 1_000; n++) {
@@ -248,7 +271,13 @@ async function storm(system: System, random: Random) {
       if (n % 2) socket.write('POST /v1/heartbeat HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{')
       sockets.push(socket)
     }
-    await Promise.all(sessions.map(sql => sql`select 1`.catch(() => { refused++ })))
+    await Promise.all(
+      sessions.map(sql =>
+        sql`select 1`.catch(() => {
+          refused++
+        }),
+      ),
+    )
     await sleep(between(random, 0, 500))
   } finally {
     for (const socket of sockets) socket.destroy()
@@ -276,10 +305,15 @@ async function crowd(system: System, random: Random) {
 /** A night that retires some days. Who holds a lock, or runs already, is no fault of ours. */
 function night(system: System, random: Random) {
   const retention = `${between(random, 60, 89)} days`
-  return system.ask(sql => sql`call fleet.nightly(null, ${retention}::interval)`, 'fleet_owner').then(() => 'ran', (error: unknown) => {
-    ignore('FL003', '55P03', '40P01')(error)
-    return 'was told that one runs'
-  })
+  return system
+    .ask(sql => sql`call fleet.nightly(null, ${retention}::interval)`, 'fleet_owner')
+    .then(
+      () => 'ran',
+      (error: unknown) => {
+        ignore('FL003', '55P03', '40P01')(error)
+        return 'was told that one runs'
+      },
+    )
 }
 
 async function twoNights(system: System, random: Random) {

@@ -28,15 +28,21 @@ const tidiness = /superseded by|the database knows no proven archive of this nam
 /** @throws Loss with a sentence for each thing that is wrong */
 async function check(...checks: (() => Promise<string[]>)[]) {
   const wrong: string[] = []
-  for (const find of checks) wrong.push(...await find())
+  for (const find of checks) wrong.push(...(await find()))
   if (wrong.length > 0) throw new Loss(wrong.join('\n'))
 }
 
 /** What can be asked at any time, while everything runs. */
 export async function checkNow(system: Looked, fresh: Beat[]) {
-  await system.ask(sql => check(
-    () => heartbeats(sql, fresh), () => lastStatus(sql), () => coverage(sql), () => attached(sql), () => archivesRecorded(sql, system),
-  ))
+  await system.ask(sql =>
+    check(
+      () => heartbeats(sql, fresh),
+      () => lastStatus(sql),
+      () => coverage(sql),
+      () => attached(sql),
+      () => archivesRecorded(sql, system),
+    ),
+  )
 }
 
 /**
@@ -49,34 +55,49 @@ export async function checkAll(system: System, all: Beat[], random: () => number
   for (const place of system.places) {
     await system.alone(place, async () => {
       // Not when a reader of the day is in the way.
-      await waitFor(async () => await system.addWork(1, random) > 0)
+      await waitFor(async () => (await system.addWork(1, random)) > 0)
       await idle(system)
     })
   }
-  await system.ask(sql => check(
-    () => heartbeats(sql, all), () => once(sql), () => lastStatus(sql), () => coverage(sql), () => attached(sql), () => archivesRecorded(sql, system),
-    () => daysOnline(sql, system), () => leftovers(sql),
-  ))
+  await system.ask(sql =>
+    check(
+      () => heartbeats(sql, all),
+      () => once(sql),
+      () => lastStatus(sql),
+      () => coverage(sql),
+      () => attached(sql),
+      () => archivesRecorded(sql, system),
+      () => daysOnline(sql, system),
+      () => leftovers(sql),
+    ),
+  )
   return archives(system)
 }
 
 async function idle(system: System) {
   let left = ''
   const since = performance.now()
-  await waitFor(async () => {
-    await system.hurry()
-    // Of those whose archiver could not say that it failed, because Postgres was away.
-    if (performance.now() > since + 5_000) await system.freeLeases()
-    left = await system.ask(async sql => {
-      const rows = await sql<{ name: string, state: string, last_error: string | null }[]>`
+  await waitFor(
+    async () => {
+      await system.hurry()
+      // Of those whose archiver could not say that it failed, because Postgres was away.
+      if (performance.now() > since + 5_000) await system.freeLeases()
+      left = await system.ask(async sql => {
+        const rows = await sql<{ name: string; state: string; last_error: string | null }[]>`
         select partition_name as name, state, last_error from fleet.hb_partitions where state not in ('active', 'restored', 'dropped')
         union all
         select partition_name, 'restore ' || state, last_error from fleet.restore_items where state in ('pending', 'running')
       `
-      return rows.map(({ name, state, last_error }) => `${name} is ${state} ${last_error ?? ''}`).join('\n')
-    })
-    return left === ''
-  }, { patience: 120_000, what: () => `the archivers to end their work:\n${left}\n${system.archivers.map(({ program }) => program.output()).join('\n')}` })
+        return rows.map(({ name, state, last_error }) => `${name} is ${state} ${last_error ?? ''}`).join('\n')
+      })
+      return left === ''
+    },
+    {
+      patience: 120_000,
+      what: () =>
+        `the archivers to end their work:\n${left}\n${system.archivers.map(({ program }) => program.output()).join('\n')}`,
+    },
+  )
 }
 
 /** 201 says that this heartbeat is there, 200 that its bucket is taken, 202 that it is kept aside. At most ten of each 50,000 are named. */
@@ -84,7 +105,7 @@ export async function heartbeats(sql: Sql, beats: Beat[]) {
   const wrong: string[] = []
   for (let from = 0; from < beats.length; from += 50_000) {
     const some = beats.slice(from, from + 50_000)
-    const rows = await sql<{ device_id: string, ts: Date, status: number }[]>`
+    const rows = await sql<{ device_id: string; ts: Date; status: number }[]>`
       select b.device_id, b.at as ts, b.status
       from (
         select g.device_id, to_timestamp(g.ts / 1000.0) as at, g.status
@@ -103,7 +124,12 @@ export async function heartbeats(sql: Sql, beats: Beat[]) {
       order by b.at
       limit 10
     `
-    wrong.push(...rows.map(({ device_id, ts, status }) => `heartbeat of device ${device_id} at ${ts.toISOString()}, answered ${status}, is not there once`))
+    wrong.push(
+      ...rows.map(
+        ({ device_id, ts, status }) =>
+          `heartbeat of device ${device_id} at ${ts.toISOString()}, answered ${status}, is not there once`,
+      ),
+    )
   }
   return wrong
 }
@@ -113,7 +139,7 @@ async function once(sql: Sql) {
   await sql`set enable_indexscan = off`
   await sql`set enable_indexonlyscan = off`
   await sql`set enable_bitmapscan = off`
-  const rows = await sql<{ device_id: string, bucket: Date, count: string }[]>`
+  const rows = await sql<{ device_id: string; bucket: Date; count: string }[]>`
     select device_id, date_bin('10 seconds', ts, timestamptz '2000-01-01 00:00:00+00') as bucket, count(*)
     from fleet.device_heartbeats
     where ts > now() - interval '2 days'
@@ -122,12 +148,14 @@ async function once(sql: Sql) {
     limit 10
   `
   await sql`reset all`
-  return rows.map(({ device_id, bucket, count }) => `device ${device_id} has ${count} heartbeats in the bucket of ${bucket.toISOString()}`)
+  return rows.map(
+    ({ device_id, bucket, count }) => `device ${device_id} has ${count} heartbeats in the bucket of ${bucket.toISOString()}`,
+  )
 }
 
 /** Of the devices that the load is from; in one statement, so of one moment. */
 async function lastStatus(sql: Sql) {
-  const rows = await sql<{ device_id: string, last_ts: Date | null, ts: Date }[]>`
+  const rows = await sql<{ device_id: string; last_ts: Date | null; ts: Date }[]>`
     select ls.device_id, ls.last_ts, n.ts
     from fleet.device_last_status ls
     cross join lateral (
@@ -140,9 +168,10 @@ async function lastStatus(sql: Sql) {
       is distinct from (n.ts, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version)
     limit 10
   `
-  return rows.map(({ device_id, last_ts, ts }) => (
-    `last status of device ${device_id} is of ${last_ts?.toISOString() ?? 'never'}, its newest heartbeat of ${ts.toISOString()}`
-  ))
+  return rows.map(
+    ({ device_id, last_ts, ts }) =>
+      `last status of device ${device_id} is of ${last_ts?.toISOString() ?? 'never'}, its newest heartbeat of ${ts.toISOString()}`,
+  )
 }
 
 async function coverage(sql: Sql) {
@@ -152,14 +181,17 @@ async function coverage(sql: Sql) {
 
 /** Who asks for heartbeats sees each day that is said to be online. In one statement, so of one moment. */
 async function attached(sql: Sql) {
-  const rows = await sql<{ partition_name: string, state: string | null, is_attached: boolean }[]>`
+  const rows = await sql<{ partition_name: string; state: string | null; is_attached: boolean }[]>`
     select coalesce(p.partition_name, a.partition_name) as partition_name, p.state, a.relid is not null as is_attached
     from fleet.hb_partitions p
     full join fleet.attached_partitions() a on a.relid = p.relid
     where (coalesce(p.state in ('active', 'restored'), false) and p.relid is not null) <> (a.relid is not null)
     limit 10
   `
-  return rows.map(({ partition_name, state, is_attached }) => `${partition_name} is ${state ?? 'unknown'}, and ${is_attached ? 'attached' : 'not attached'}`)
+  return rows.map(
+    ({ partition_name, state, is_attached }) =>
+      `${partition_name} is ${state ?? 'unknown'}, and ${is_attached ? 'attached' : 'not attached'}`,
+  )
 }
 
 /** When nothing is under way, each table is a partition's. */
@@ -175,28 +207,33 @@ export async function leftovers(sql: Sql) {
 
 /** A day that only the archive has must be there as it was written. */
 async function archivesRecorded(sql: Sql, { written }: Looked) {
-  const rows = await sql<{ partition_name: string, state: string, row_count: string | null, content_checksum: string | null }[]>`
+  const rows = await sql<{ partition_name: string; state: string; row_count: string | null; content_checksum: string | null }[]>`
     select partition_name, state, row_count::text, content_checksum::text from fleet.hb_partitions where state in ('archived', 'dropped')
   `
   return rows.flatMap(({ partition_name, state, row_count, content_checksum }) => {
     const want = written.get(partition_name) ?? { row_count: '0', content_checksum: '0' }
-    return want.row_count === row_count && want.content_checksum === content_checksum ? []
-      : [`${partition_name} is ${state} with ${row_count} rows and checksum ${content_checksum}; written were ${want.row_count} rows, ${want.content_checksum}`]
+    return want.row_count === row_count && want.content_checksum === content_checksum
+      ? []
+      : [
+          `${partition_name} is ${state} with ${row_count} rows and checksum ${content_checksum}; written were ${want.row_count} rows, ${want.content_checksum}`,
+        ]
   })
 }
 
 /** Each past day that is in the database, row for row. */
 export async function daysOnline(sql: Sql, { written }: Looked) {
   const wrong: string[] = []
-  for (const { partition_name, table } of await sql<{ partition_name: string, table: string }[]>`
+  for (const { partition_name, table } of await sql<{ partition_name: string; table: string }[]>`
     select partition_name, relid::regclass::text as table from fleet.hb_partitions where relid is not null and range_end < now() - interval '9 days'
   `) {
-    const [found] = await sql<{ row_count: string, content_checksum: string }[]>`
+    const [found] = await sql<{ row_count: string; content_checksum: string }[]>`
       select row_count::text, content_checksum::text from fleet.content_checksum(${table}::text::regclass)
     `
     const want = written.get(partition_name) ?? { row_count: '0', content_checksum: '0' }
     if (found?.row_count !== want.row_count || found.content_checksum !== want.content_checksum) {
-      wrong.push(`${table} holds ${found?.row_count} rows with checksum ${found?.content_checksum}; written were ${want.row_count} rows, ${want.content_checksum}`)
+      wrong.push(
+        `${table} holds ${found?.row_count} rows with checksum ${found?.content_checksum}; written were ${want.row_count} rows, ${want.content_checksum}`,
+      )
     }
   }
   return wrong
@@ -205,8 +242,10 @@ export async function daysOnline(sql: Sql, { written }: Looked) {
 /** By the command that a person would use. */
 async function archives(system: System) {
   const env = { ...plainEnv(), ...system.archiverEnv('file') }
-  const cli = await run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/cli.ts'), 'verify', '--all'], { cwd: repository, env })
-    .catch((error: unknown) => error as { stdout: string, stderr: string })
+  const cli = await run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/cli.ts'), 'verify', '--all'], {
+    cwd: repository,
+    env,
+  }).catch((error: unknown) => error as { stdout: string; stderr: string })
   const read = /^(\d+) archives,/m.exec(cli.stderr)?.[1]
   const faults = cli.stdout.split('\n').filter(line => line !== '' && !tidiness.test(line))
   if (read === undefined) faults.push(`npm run archive -- verify --all did not come to its end: ${cli.stderr}`)

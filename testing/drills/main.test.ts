@@ -18,7 +18,9 @@ t.test('ten faults under load, nothing is lost', { skip }, async t => {
   const directory = await mkdtemp(join(tmpdir(), 'fleet-drills-test-'))
   t.teardown(() => rm(directory, { recursive: true, force: true }))
   const file = join(directory, 'DRILLS.md')
-  const drills = await spawnNode(t, 'testing/drills/main.ts', { args: ['--count', '10', '--seed', '9', '--no-s3', '--devices', '600', '--report', file] })
+  const drills = await spawnNode(t, 'testing/drills/main.ts', {
+    args: ['--count', '10', '--seed', '9', '--no-s3', '--devices', '600', '--report', file],
+  })
   t.equal((await drills.exited).code, 0, drills.output())
   const report = await readFile(file, 'utf8')
   t.match(report, /^Nothing was lost\.$/m)
@@ -32,13 +34,19 @@ t.test('what is looked for after a fault is found: each kind of loss', async t =
   const db = await withDatabase(t)
   const [device_id] = await enroll(db.sql, 1)
   const times = [30, 20, 10].map(minutes => new Date(Date.now() - minutes * 60_000))
-  await ingest(db.sql, times.map(ts => ({ device_id: device_id!, ts: ts.toISOString(), battery_pct: 50 })))
+  await ingest(
+    db.sql,
+    times.map(ts => ({ device_id: device_id!, ts: ts.toISOString(), battery_pct: 50 })),
+  )
   const beats = times.map(ts => ({ device_id: device_id!, ts: ts.getTime(), status: 201 }))
-  const system = { ask: <T>(use: (sql: Sql) => Promise<T>) => use(db.admin), written: new Map<string, { row_count: string, content_checksum: string }>() }
+  const system = {
+    ask: <T>(use: (sql: Sql) => Promise<T>) => use(db.admin),
+    written: new Map<string, { row_count: string; content_checksum: string }>(),
+  }
   const day = daysAgo(50)
   await fillDay(db.admin, day, 300)
   const partition = await partitionOf(db.sql, day)
-  const [content] = await db.admin<{ row_count: string, content_checksum: string }[]>`
+  const [content] = await db.admin<{ row_count: string; content_checksum: string }[]>`
     select row_count::text, content_checksum::text from fleet.content_checksum(${`fleet.${partition}`}::text::regclass)
   `
   system.written.set(partition, content!)
@@ -75,7 +83,10 @@ t.test('what is looked for after a fault is found: each kind of loss', async t =
 
   t.same(await leftovers(db.admin), [])
   await db.sql.unsafe(`create table fleet.restoring_${partition} (); create table fleet_detached.${partition} ()`)
-  t.same((await leftovers(db.admin)).sort(), [`fleet.restoring_${partition} was left behind`, `fleet_detached.${partition} was left behind`])
+  t.same((await leftovers(db.admin)).sort(), [
+    `fleet.restoring_${partition} was left behind`,
+    `fleet_detached.${partition} was left behind`,
+  ])
 })
 
 t.test('a wrong option is answered with the usage and code 2', async t => {

@@ -46,7 +46,7 @@ interface Done {
 class Log {
   readonly beats: Beat[] = []
   /** The time a fault took, in ms since 1970, and where the latencies of what was due in it go. */
-  #faults: { from: number, to: number, latencies: number[] }[] = []
+  #faults: { from: number; to: number; latencies: number[] }[] = []
 
   /** Hears what was answered since the last time. */
   async collect(system: System) {
@@ -79,7 +79,10 @@ async function main(args: string[]) {
   return withStore(async store => {
     const system = await System.start(store, { devices: given.devices, interval: given.interval, s3: !given['no-s3'] })
     let ending: Promise<void> | undefined
-    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => { ending ??= system.end().then(() => process.exit(1)) })
+    for (const signal of ['SIGINT', 'SIGTERM'] as const)
+      process.once(signal, () => {
+        ending ??= system.end().then(() => process.exit(1))
+      })
     try {
       return await drill(system, { ...given, seed })
     } finally {
@@ -88,7 +91,14 @@ async function main(args: string[]) {
   })
 }
 
-interface Given { count: number, seed: number, from: number, every: number, report: string, 'no-s3': boolean }
+interface Given {
+  count: number
+  seed: number
+  from: number
+  every: number
+  report: string
+  'no-s3': boolean
+}
 
 /** What repeats faults `from` to `from` + `count` - 1. */
 function command({ count, seed, from, 'no-s3': noS3 }: Given) {
@@ -116,7 +126,14 @@ async function drill(system: System, given: Given) {
     for (; number < from + count; number++) {
       const fault = faultOf(possible, seed, number)
       const before = performance.now()
-      const done = table.get(fault.kind) ?? { kind: fault.kind, p99: fault.p99, faults: 0, seconds: 0, failures: 0, latencies: [] }
+      const done = table.get(fault.kind) ?? {
+        kind: fault.kind,
+        p99: fault.p99,
+        faults: 0,
+        seconds: 0,
+        failures: 0,
+        latencies: [],
+      }
       table.set(fault.kind, done)
       const { said, failures } = await strike(system, fault, generator(seed * 1_000_003 + number), log, done)
       done.faults++
@@ -124,18 +141,32 @@ async function drill(system: System, given: Given) {
       done.seconds += (performance.now() - before) / 1000
       say(`${String(number).padStart(5)}  ${fault.kind}: ${said}; all is there after ${elapsed(before)}`)
       if ((number - from + 1) % given.every === 0 || number === from + count - 1) {
-        archives = await step(`Reading everything back: ${log.beats.length.toLocaleString('en')} heartbeats, each day, each archive`, () => checkAll(system, log.beats, generator(number)))
+        archives = await step(
+          `Reading everything back: ${log.beats.length.toLocaleString('en')} heartbeats, each day, each archive`,
+          () => checkAll(system, log.beats, generator(number)),
+        )
       }
     }
   } catch (error) {
-    problem = `${error instanceof Loss ? 'LOST' : 'FAILED'} at fault ${number}, ${faultOf(possible, seed, number).kind}:\n${explain(error)}\n`
-      + `To repeat it: ${command({ ...given, count: number - from + 1 })}`
+    problem =
+      `${error instanceof Loss ? 'LOST' : 'FAILED'} at fault ${number}, ${faultOf(possible, seed, number).kind}:\n${explain(error)}\n` +
+      `To repeat it: ${command({ ...given, count: number - from + 1 })}`
   }
-  const slow = [...table.values()].find(({ p99, latencies }) => p99 !== undefined && latencies.length >= 100 && percentile(latencies, 99) > p99)
+  const slow = [...table.values()].find(
+    ({ p99, latencies }) => p99 !== undefined && latencies.length >= 100 && percentile(latencies, 99) > p99,
+  )
   if (slow) {
     problem ??= `FAILED: ${slow.kind}: 99 % of what was due meanwhile, and accepted, waited up to ${percentile(slow.latencies, 99).toFixed(0)} ms, more than ${slow.p99}`
   }
-  const report = describe({ given, left, all: log.beats, archives, problem, table: [...table.values()], seconds: (performance.now() - started) / 1000 })
+  const report = describe({
+    given,
+    left,
+    all: log.beats,
+    archives,
+    problem,
+    table: [...table.values()],
+    seconds: (performance.now() - started) / 1000,
+  })
   say(`\n${report}`)
   await writeFile(resolve(given.report), report)
   return problem === undefined ? 0 : 1
@@ -164,27 +195,40 @@ async function strike(system: System, fault: Fault, random: () => number, log: L
   await checkNow(system, log.beats.slice(from))
   system.mustLive()
   await system.hurry()
-  return { said, failures: await failedSoFar(system) - before }
+  return { said, failures: (await failedSoFar(system)) - before }
 }
 
 /** Archives and restores. */
 async function failedSoFar(system: System) {
-  const [row] = await system.ask(sql => sql<{ count: number }[]>`
+  const [row] = await system.ask(
+    sql => sql<{ count: number }[]>`
     select count(*)::integer as count from fleet.events where not is_ok and event like 'partition.%'
-  `)
+  `,
+  )
   return row!.count
 }
 
 /** The server takes heartbeats again, by itself. */
 async function moreBeats(system: System, log: Log) {
   let more = 0
-  await waitFor(async () => {
-    more += await log.collect(system)
-    return more >= 30
-  }, { what: () => `heartbeats to be taken again; the server printed:\n${system.server.output()}` })
+  await waitFor(
+    async () => {
+      more += await log.collect(system)
+      return more >= 30
+    },
+    { what: () => `heartbeats to be taken again; the server printed:\n${system.server.output()}` },
+  )
 }
 
-function describe({ given, left, all, archives, problem, table, seconds }: {
+function describe({
+  given,
+  left,
+  all,
+  archives,
+  problem,
+  table,
+  seconds,
+}: {
   given: Given
   left: string[]
   all: Beat[]
@@ -198,7 +242,7 @@ function describe({ given, left, all, archives, problem, table, seconds }: {
   return `# Failure drills
 
 \`${command(given)}\` (${new Date().toISOString().slice(0, 10)}): ${made} faults in ${Math.round(seconds / 60)} minutes,
-${(60 * made / seconds).toFixed(0)} a minute, against a durable cluster, a server of two workers, and archivers, one for each kind of store, under load.
+${((60 * made) / seconds).toFixed(0)} a minute, against a durable cluster, a server of two workers, and archivers, one for each kind of store, under load.
 
 ${problem === undefined ? 'Nothing was lost.' : `**${problem}**`}
 
@@ -209,9 +253,12 @@ ${problem === undefined ? 'Nothing was lost.' : `**${problem}**`}
 
 | fault | times | seconds each, with its checks | archives and restores that failed | heartbeats due meanwhile, and accepted | p99 of these |
 |---|---|---|---|---|---|
-${table.sort((a, b) => a.kind.localeCompare(b.kind)).map(({ kind, faults, seconds, failures, latencies }) => (
-    `| ${kind} | ${faults} | ${(seconds / faults).toFixed(1)} | ${failures} | ${latencies.length.toLocaleString('en')} | ${latencies.length < 100 ? '' : `${percentile(latencies, 99).toFixed(0)} ms`} |`
-  )).join('\n')}
+${table
+  .sort((a, b) => a.kind.localeCompare(b.kind))
+  .map(
+    ({ kind, faults, seconds, failures, latencies }) =>
+      `| ${kind} | ${faults} | ${(seconds / faults).toFixed(1)} | ${failures} | ${latencies.length.toLocaleString('en')} | ${latencies.length < 100 ? '' : `${percentile(latencies, 99).toFixed(0)} ms`} |`,
+  )
+  .join('\n')}
 ${left.length > 0 ? `\nLeft out: ${left.join('; ')}.\n` : ''}`
 }
-

@@ -54,9 +54,9 @@ export class System {
   fate: (number: number) => Fate = () => 'pass'
   server!: Server
   sender!: Sender
-  clocks: { server?: Clock | undefined, archivers?: Clock | undefined } = {}
+  clocks: { server?: Clock | undefined; archivers?: Clock | undefined } = {}
   /** Where archivers work, and where they store files. */
-  disks: { work?: Disk | undefined, files?: Disk | undefined } = {}
+  disks: { work?: Disk | undefined; files?: Disk | undefined } = {}
   #env: Record<Place, Record<string, string> | undefined> = { file: undefined, s3: undefined }
   #endings: (() => unknown)[] = []
   #sending: Promise<unknown> = Promise.resolve()
@@ -109,7 +109,9 @@ export class System {
     this.#endings.unshift(() => store.end())
     const credentials = { AWS_ACCESS_KEY_ID: store.accessKey, AWS_SECRET_ACCESS_KEY: store.secretKey, AWS_REGION: 'us-east-1' }
     const client = new S3Client({
-      endpoint: store.endpoint, forcePathStyle: true, region: 'us-east-1',
+      endpoint: store.endpoint,
+      forcePathStyle: true,
+      region: 'us-east-1',
       credentials: { accessKeyId: store.accessKey, secretAccessKey: store.secretKey },
     })
     const Bucket = `fleet-drills-${randomBytes(4).toString('hex')}`
@@ -131,7 +133,10 @@ export class System {
   }
 
   async startServer(port?: number) {
-    const server = await startServer(this.store, { env: { WORKERS: '2', ...this.clocks.server?.env }, ...(port === undefined ? {} : { port }) })
+    const server = await startServer(this.store, {
+      env: { WORKERS: '2', ...this.clocks.server?.env },
+      ...(port === undefined ? {} : { port }),
+    })
     void server.exited.then(() => this.clocks.server?.forget(server.pid))
     return server
   }
@@ -140,8 +145,10 @@ export class System {
   archiverEnv(place: Place) {
     // The S3 store's too where it is not the place: its archives are read by whoever restores.
     return {
-      ...this.#env.s3, ...this.#env[place],
-      ARCHIVER_DATABASE_URL: this.store.cluster.url('fleet_archiver', 'fleet'), TMPDIR: join(this.directory, 'work'),
+      ...this.#env.s3,
+      ...this.#env[place],
+      ARCHIVER_DATABASE_URL: this.store.cluster.url('fleet_archiver', 'fleet'),
+      TMPDIR: join(this.directory, 'work'),
     }
   }
 
@@ -161,7 +168,10 @@ export class System {
     const archiver = { program, place, name }
     if (!isExtra) {
       this.archivers.push(archiver)
-      await waitFor(async () => program.hasEnded() || program.output().includes('archiver.ready'), { patience: 30_000, what: () => `${name} to get ready` })
+      await waitFor(async () => program.hasEnded() || program.output().includes('archiver.ready'), {
+        patience: 30_000,
+        what: () => `${name} to get ready`,
+      })
       this.mustLive()
     }
     return archiver
@@ -182,7 +192,12 @@ export class System {
   /** A connection of its own, since those of a client do not all outlive a crash. */
   async ask<T>(use: (sql: Sql) => Promise<T>, role: 'postgres' | 'fleet_owner' = 'postgres') {
     // Types are fetched at login by a query of which nobody catches the failure.
-    const sql = postgres(this.store.cluster.url(role, 'fleet'), { max: 1, fetch_types: false, onnotice: () => {}, connect_timeout: 5 })
+    const sql = postgres(this.store.cluster.url(role, 'fleet'), {
+      max: 1,
+      fetch_types: false,
+      onnotice: () => {},
+      connect_timeout: 5,
+    })
     try {
       return await use(sql)
     } finally {
@@ -204,7 +219,7 @@ export class System {
   async addWork(count: number, random: () => number) {
     return this.ask(async sql => {
       let given = 0
-      const days = await sql<{ partition_name: string, state: string, day: string }[]>`
+      const days = await sql<{ partition_name: string; state: string; day: string }[]>`
         select partition_name, state, (range_start at time zone 'UTC')::date::text as day
         from fleet.hb_partitions
         where range_end < now() - interval '9 days' and state in ('active', 'restored', 'dropped')
@@ -214,7 +229,9 @@ export class System {
         const [day] = days.splice(Math.floor(random() * days.length), 1)
         if (day!.state === 'dropped') {
           // An earlier request may have brought it back since.
-          await sql`select fleet.request_restore(${day!.day}::date)`.then(() => { given++ }, ignore('FL404'))
+          await sql`select fleet.request_restore(${day!.day}::date)`.then(() => {
+            given++
+          }, ignore('FL404'))
           continue
         }
         const rows = 200 + Math.floor(random() * 4_000)
@@ -233,7 +250,9 @@ export class System {
         this.written.set(day!.partition_name, content!)
         if (day!.state === 'restored') await sql`select fleet.release_partition(${day!.partition_name})`
         // It waits 300 ms at most for those who read it; then another day does.
-        await sql`select fleet.archive_partition(${day!.partition_name})`.then(() => { given++ }, ignore('55P03'))
+        await sql`select fleet.archive_partition(${day!.partition_name})`.then(() => {
+          given++
+        }, ignore('55P03'))
       }
       return given
     })
