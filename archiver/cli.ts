@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import type { Json } from '@duckdb/node-api'
-import { adoptArchives } from './archive/register.ts'
+import { registerArchives } from './archive/register.ts'
 import { ConfigError, readConfig, type ArchiverConfig } from './config.ts'
 import { confirmArchives } from './archive/confirm.ts'
 import { createLog, describeError } from './log.ts'
@@ -186,7 +186,7 @@ async function confirm(worker: Worker) {
 }
 
 async function adopt(worker: Worker) {
-  const { adopted, alreadyKnown, faults } = await adoptArchives(worker, ({ partition, row_count }) => {
+  const { adopted, alreadyKnown, faults } = await registerArchives(worker, ({ partition, row_count }) => {
     showProgress(`reading back ${partition}, ${row_count} rows`)
   })
   showProgress('')

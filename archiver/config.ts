@@ -58,7 +58,6 @@ export class ConfigError extends Error {}
  * @throws {ConfigError} naming every problem at once
  */
 export function readConfig(env: Record<string, string | undefined> = process.env) {
-  // eslint-disable-line no-restricted-properties -- the one place that reads it
   // An empty variable, as compose files and CI write it, is one that is not set.
   const set = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== ''))
   const problems: string[] = []

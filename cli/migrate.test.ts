@@ -80,7 +80,7 @@ t.test('no superuser after setup', async t => {
   const psql = (database: string, files: string[]) =>
     spawnSync(
       cluster.program('psql'),
-      ['-X', '-v', 'ON_ERROR_STOP=1', ...files.flatMap(file => ['-f', `sql/${file}`]), cluster.url('postgres', database)],
+      ['-X', '-v', 'ON_ERROR_STOP=1', ...files.flatMap(file => ['-f', `sql/setup/${file}`]), cluster.url('postgres', database)],
       { cwd: repository, env: plainEnv(), encoding: 'utf8' },
     )
   const migrated = async (database: string) => {

@@ -138,15 +138,15 @@ t.test('a request id is taken over or made, and is in the answer and in the log'
 
 t.test('in a terminal the log is for people, unless JSON is asked for', async t => {
   const db = await withDatabase(t)
-  // eslint-disable-next-line no-restricted-syntax -- script takes a command line only; it is node
   const start = (LOG_FORMAT?: string) =>
+    // eslint-disable-next-line no-restricted-syntax -- script takes a command line only; it is node
     spawnProgram(t, 'script', ['-qec', `${process.execPath} --import tsx server/main.ts`, '/dev/null'], {
       env: { ...serverEnv(db), ...(LOG_FORMAT && { LOG_FORMAT }), TERM: 'xterm' },
       ready: /server\.listening/,
     })
   const people = await start()
-  // eslint-disable-next-line no-control-regex -- the terminal's colours
   t.match(
+    // eslint-disable-next-line no-control-regex -- the terminal's colours
     people.output().replaceAll(/\u001b\[[\d;]*m/g, ''),
     /^\[\d\d:\d\d:\d\d\.\d{3}\] INFO: server server\.listening .*"port":\d+/m,
   )

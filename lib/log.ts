@@ -1,5 +1,5 @@
 import { pino, type DestinationStream } from 'pino'
-import type { LOG_FORMATS, LOG_LEVELS } from '../lib/settings.ts'
+import type { LOG_FORMATS, LOG_LEVELS } from './settings.ts'
 
 export type Log = ReturnType<typeof createLog>
 

@@ -221,7 +221,6 @@ function pick(env: Env, names: string[]): Env {
 
 /** The environment as it is, for children that are to have all of it. */
 export function currentEnv(): Env {
-  // eslint-disable-next-line no-restricted-properties -- the one place
   return process.env
 }
 

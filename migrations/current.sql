@@ -1,2 +1,1 @@
 -- Enter migration here
---!include jobs/end_overdue_readers.sql

@@ -56,7 +56,7 @@ export class ConfigError extends Error {
  * Reads the server's settings once.
  * @throws ConfigError naming every variable that is missing or wrong.
  */
-// eslint-disable-next-line no-restricted-properties -- the one place that reads the environment
+
 export function readConfig(env: Record<string, string | undefined> = process.env): ServerConfig {
   const problems: string[] = []
   // An empty variable is an unset one: `PORT= npm run server` means the default.

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { DuckDBInstance } from '@duckdb/node-api'
 import t, { type Test } from 'tap'
 import { withDatabase, type TestDatabase } from '../../testing/database.ts'
-import { adoptArchives } from './register.ts'
+import { registerArchives } from './register.ts'
 import type { Manifest } from './manifest.ts'
 import { queryArchive } from '../query/query.ts'
 import {
@@ -157,7 +157,7 @@ for (const archivedAs of [format1, await makeFormat2(t)]) {
 
         // Registered.
         const { worker } = await withWorker(t, db, directory)
-        t.same(await adoptArchives(worker, () => {}), { adopted: 1, alreadyKnown: 0, faults: [] })
+        t.same(await registerArchives(worker, () => {}), { adopted: 1, alreadyKnown: 0, faults: [] })
         const [{ partition_name: partition } = { partition_name: '' }] = await db.sql<{ partition_name: string }[]>`
         select partition_name from fleet.archives where range_start = ${day}::date`
         t.match(await db.sql`select manifest_format, checksum_version, columns from fleet.archives`, [
@@ -238,7 +238,7 @@ for (const archivedAs of [format1, await makeFormat2(t)]) {
         const other = await withDatabase(t)
         await alter(other, ...change.statements)
         const { worker: registrar } = await withWorker(t, other, directory)
-        t.same(await adoptArchives(registrar, () => {}), { adopted: 1, alreadyKnown: 0, faults: [] })
+        t.same(await registerArchives(registrar, () => {}), { adopted: 1, alreadyKnown: 0, faults: [] })
         await db.sql`select fleet.request_restore(${day}::date)`
         t.same((await workAll(t, db, directory)).results, ['done'])
         await db.admin.unsafe(`delete from fleet.${partition} where device_id = 4711`)

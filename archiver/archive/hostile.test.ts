@@ -193,7 +193,7 @@ t.test('where archives are is said by the archiver alone: neither a DBA nor a re
       'insert into fleet.restore_items select * from fleet.restore_items',
       'delete from fleet.restore_requests',
       "select fleet.record_upload('x', 'x', 'file:///etc', 'x', 1)",
-      "select fleet.adopt_archive('x', now(), now(), 1, 1, null, null, 'file:///etc/x', 'x', 1)",
+      "select fleet.register_archive('x', now(), now(), 1, 1, null, null, 'file:///etc/x', 'x', 1)",
       "copy fleet.settings to program 'id'",
       "copy fleet.settings to '/tmp/x'",
       'create extension dblink',

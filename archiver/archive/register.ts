@@ -14,7 +14,7 @@ import type { Worker } from '../worker.ts'
  * @param onArchive is told of each as it is begun
  * @returns how many were adopted and how many the database knew, and a sentence for each fault
  */
-export async function adoptArchives(worker: Worker, onArchive: (manifest: Manifest) => void) {
+export async function registerArchives(worker: Worker, onArchive: (manifest: Manifest) => void) {
   const { sql, store } = worker
   const keys: string[] = []
   for await (const { key } of store.list(`${root}date=`)) {
@@ -42,7 +42,7 @@ export async function adoptArchives(worker: Worker, onArchive: (manifest: Manife
       try {
         await readBack(store, { parquet, manifest: key }, {}, work, async ({ content }) => {
           await sql`
-            select fleet.adopt_archive(${manifest.partition}, ${manifest.range_start}, ${manifest.range_end}, ${content.row_count},
+            select fleet.register_archive(${manifest.partition}, ${manifest.range_start}, ${manifest.range_end}, ${content.row_count},
               ${content.content_checksum}::text::numeric, ${content.min_ts}, ${content.max_ts}, ${url}, ${manifest.sha256}, ${manifest.bytes},
               ${sql.json(plainColumns(manifest.columns))}, ${manifest.columns_at}, ${manifest.checksum_version}, ${manifest.format_version})`
         })

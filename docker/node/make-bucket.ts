@@ -1,4 +1,4 @@
-// Makes the bucket of ARCHIVE_URL where there is none, for a store that is as new as everything else in compose.yaml.
+// Makes the bucket of ARCHIVE_URL if it does not exist, because the object store of compose.yaml starts empty.
 import { CreateBucketCommand, HeadBucketCommand, S3Client } from '@aws-sdk/client-s3'
 import { readConfig } from '../../archiver/config.ts'
 

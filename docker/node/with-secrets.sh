@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs a command with settings that lie in files: ADMIN_KEY_FILE=/run/secrets/admin_key becomes ADMIN_KEY. Only what is secret;
-# other names, such as AWS_CONFIG_FILE, mean what they mean. PGPASSWORD is the password of URLs that have none.
+# Runs a command with secrets that are read from files: ADMIN_KEY_FILE=/run/secrets/admin_key becomes ADMIN_KEY. Only the secrets
+# listed here are read from files; other variables, such as AWS_CONFIG_FILE, keep their meaning. PGPASSWORD is the password of URLs
+# that have none.
 set -eu
 
 fail() {
@@ -14,7 +15,7 @@ for name in ADMIN_KEY PGPASSWORD \
   AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN; do
   eval "file=\${${name}_FILE-} given=\${$name-}"
   [ -n "$file" ] || continue
-  [ -z "$given" ] || fail "$name and ${name}_FILE are both set; one of them has to go."
+  [ -z "$given" ] || fail "$name and ${name}_FILE are both set; remove one of them."
   value=$(cat "$file") || fail "${name}_FILE: $file cannot be read."
   [ -n "$value" ] || fail "${name}_FILE: $file is empty."
   export "$name=$value"

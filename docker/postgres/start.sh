@@ -1,6 +1,6 @@
 #!/bin/sh
-# What the image runs: settings sized by the memory that the container may use, then the official entrypoint.
-# pg_hba.conf, and what ALTER SYSTEM writes, stay in the data directory.
+# The image's entrypoint: it sizes the settings by the memory that the container may use, and then runs the official entrypoint.
+# pg_hba.conf and the settings of ALTER SYSTEM stay in the data directory.
 set -eu
 conf=${TMPDIR:-/tmp}/postgresql.conf
 settings=$(sh "$(dirname "$0")/tune.sh")

@@ -1,8 +1,9 @@
 #!/bin/sh
-# Settings of Postgres for the store, sized by memory, as fleet.check() wants them. On a plain Debian server:
+# Prints Postgres settings for the store, sized by memory, as fleet.check() wants them. On a plain Debian server:
 #   sh docker/postgres/tune.sh > /etc/postgresql/15/main/conf.d/nexmdm.conf
 # usage: tune.sh [megabytes [database]]
-#   megabytes: default all that this machine or container has; database: the one that pg_cron works in, default fleet
+#   megabytes: the memory to use; by default all that this machine or container has
+#   database: the database of pg_cron; by default fleet
 set -eu
 
 usage() {
@@ -10,19 +11,19 @@ usage() {
   exit 2
 }
 
-# The least of what the machine has and what a container may use of it (cgroups version 2 and 1).
+# The smallest of the machine's memory and the limits of the container (cgroups version 2 and 1).
 megabytes() {
   {
     sed -n 's/^MemTotal: *\([0-9]*\) kB$/\1/p' /proc/meminfo
     for limit in /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes; do
-      # "max", and more digits than any machine has, are no limits.
+      # "max", or a number with more digits than any machine has bytes, means that there is no limit.
       [ ! -r "$limit" ] || sed -n 's/^\([0-9]\{1,16\}\)$/\1 1024/p' "$limit"
     done
   } | while read -r size unit; do echo $((size / ${unit:-1} / 1024)); done | sort -n | head -n 1
 }
 
-# What lies between two bounds.
-within() {
+# clamp <value> <lower bound> <upper bound>
+clamp() {
   if [ "$1" -lt "$2" ]; then echo "$2"; elif [ "$1" -gt "$3" ]; then echo "$3"; else echo "$1"; fi
 }
 
@@ -35,23 +36,23 @@ case $database in *[!A-Za-z0-9_-]*) usage ;; esac
 
 cat << END
 # Written by docker/postgres/tune.sh for $memory MB of memory.
-shared_buffers = $(within $((memory / 4)) 128 4096)MB
+shared_buffers = $(clamp $((memory / 4)) 128 4096)MB
 effective_cache_size = $((memory * 6 / 10))MB
 work_mem = 8MB
-maintenance_work_mem = $(within $((memory / 20)) 32 512)MB
+maintenance_work_mem = $(clamp $((memory / 20)) 32 512)MB
 max_wal_size = 2GB
 autovacuum_naptime = 10s
 
-# POOL_MAX + 4 of each worker without a pool, and some for the archiver and people.
+# Without pgBouncer each worker opens POOL_MAX + 4. The archiver and people need some, too.
 max_connections = 200
 password_encryption = 'scram-sha-256'
 
 shared_preload_libraries = 'pg_cron'
 cron.database_name = '$database'
-# Otherwise pg_cron logs in by itself, which scram stops.
+# Otherwise pg_cron logs in over a connection, which scram refuses.
 cron.use_background_workers = on
 cron.max_running_jobs = 8
-# Jobs run in background workers, beside those of parallel queries.
+# Jobs run in background workers, in addition to those of parallel queries.
 max_worker_processes = $((16 + $(getconf _NPROCESSORS_ONLN)))
 
 timezone = 'UTC'

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the secrets of compose.yaml, once: random ones in <directory>/all, and of each a copy for who needs it, readable for
-# that user alone. Again, it changes nothing; a file that is put into all/ before the first time is kept as it is.
+# Makes the secrets of compose.yaml once: random ones in <directory>/all, and a copy of each for every service that needs it,
+# which only that service's user may read. Run again, it changes nothing. A file that you put into all/ before the first run is kept.
 # usage: make.sh <directory>
 set -eu
 umask 077
@@ -8,7 +8,7 @@ umask 077
 root=$1
 all=$root/all
 
-# A file in its place at once, or not at all.
+# Puts a complete file in its place, or none.
 write() {
   cat > "$1.new"
   mv "$1.new" "$1"
@@ -20,7 +20,7 @@ random() {
   done
 }
 
-# give <directory> <user id> <file>...: root gives; who else runs this has them for themselves.
+# give <directory> <user id> <file>...: root gives the copies to that user; anybody else keeps them.
 give() {
   directory=$root/$1 user=$2
   shift 2
@@ -48,7 +48,7 @@ write "$all/s3.json" << END
 }]}
 END
 
-# The users of the images: node 1000, as SeaweedFS's; Postgres 999; ours of pgBouncer 6432; nobody 65534; Grafana 472.
+# The user ids of the images: node and SeaweedFS 1000, Postgres 999, pgBouncer (our image) 6432, nobody 65534, Grafana 472.
 give postgres 999 postgres_password
 give migrate 1000 postgres_password fleet_server_password fleet_archiver_password fleet_reader_password fleet_dba_password
 give server 1000 fleet_server_password admin_key

@@ -239,7 +239,7 @@ const health = {
   tags: ['probes'],
   summary: 'Check that the process answers',
   security: [],
-  responses: { 200: answer('The process answers.', 'Status', { alive: { status: 'ok' } }) },
+  responses: { 200: answer('The process answers.', 'Health', { alive: { status: 'ok', version: '0.2.0' } }) },
 }
 
 const readiness = {
@@ -248,7 +248,7 @@ const readiness = {
   summary: 'Check that the server can take requests',
   description: 'The answer is 503 while the server stops, or while its database cannot be reached or is not migrated.',
   security: [],
-  responses: { 200: answer('The server can take requests.', 'Status', { ready: { status: 'ready' } }), ...problems(500, 503) },
+  responses: { 200: answer('The server can take requests.', 'Readiness', { ready: { status: 'ready' } }), ...problems(500, 503) },
 }
 
 const thisDocument = {

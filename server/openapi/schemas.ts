@@ -156,7 +156,8 @@ const bodies = {
       .optional()
       .describe('Only with READ_DATABASE_URL.'),
   }),
-  Status: z.object({ status: z.enum(['ok', 'ready']) }),
+  Health: z.object({ status: z.literal('ok'), version: z.string().describe("Of the server's software, such as 0.2.0.") }),
+  Readiness: z.object({ status: z.literal('ready') }),
 }
 
 export type SchemaName = keyof typeof bodies

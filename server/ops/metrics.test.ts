@@ -91,7 +91,7 @@ t.test(
   'a scrape survives the database: away, crashed, restarted; what that holds is as before, and so after a restart of the server',
   async t => {
     const db = await withCluster(t)
-    await db.sql`select fleet.count_up('archive_failures_total', 41)`
+    await db.sql`select fleet.increment_counter('archive_failures_total', 41)`
     await db.sql`call fleet.maintain()`
     const { call, server } = await withProcess(t, db)
     const before = await scrape(call)

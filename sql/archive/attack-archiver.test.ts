@@ -144,7 +144,7 @@ t.test('an archive can be registered only for a past day or month and at its pla
   const { sql, archiver } = await withRetired(t)
   const register = (from: string, to: string, url: string) =>
     archiver`
-    select fleet.adopt_archive('stolen', ${from}::text::timestamptz, ${to}::text::timestamptz, 1, 1, null, null, ${url}, ${'ab'.repeat(32)}, 10,
+    select fleet.register_archive('stolen', ${from}::text::timestamptz, ${to}::text::timestamptz, 1, 1, null, null, ${url}, ${'ab'.repeat(32)}, 10,
       '[{"name": "ts", "type": "timestamp with time zone"}]')`.then(() => undefined)
   const place = (day: string, root = 'file:///srv/archive') =>
     `${root}/device_heartbeats/date=${day}/device_heartbeats_${day.replaceAll('-', '')}.parquet`

@@ -5,16 +5,16 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  a fleet.adoptions := fleet.get_adoption(p_source);
+  a fleet.imports := fleet.get_import(p_source);
 begin
   if a.state not in ('moved', 'verified') then
     raise exception using
       errcode = 'FL002',
       message = format('%s is %s and cannot be verified', a.source, a.state),
-      hint = format('Move it first, or to its end: call fleet.adopt_table(%L);', a.source);
+      hint = format('Move it first, or to its end: call fleet.import_table(%L);', a.source);
   end if;
-  perform fleet.take_adoption_lock();
-  update fleet.adoptions f
+  perform fleet.take_import_lock();
+  update fleet.imports f
   set state = 'moved', steps = '{survey,verify}', step = null, verified_xid = pg_snapshot_xmin(pg_current_snapshot()),
     backend = pg_backend_pid(), last_error = null
   where f.source = a.source;
@@ -22,4 +22,4 @@ begin
 end
 $$;
 
-comment on function fleet.begin_verification(regclass) is 'Begins the verification of an adoption; behind fleet.verify_adoption().';
+comment on function fleet.begin_verification(regclass) is 'Begins the verification of an adoption; behind fleet.verify_import().';

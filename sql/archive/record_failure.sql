@@ -27,7 +27,7 @@ begin
   if not found then
     return;
   end if;
-  perform fleet.count_up('archive_failures_total');
+  perform fleet.increment_counter('archive_failures_total');
   perform fleet.record_event('partition.archive.failed', p_partition, p_detail => p_error, p_is_ok => false);
 end
 $$;

@@ -40,8 +40,8 @@ begin
     confirmed_at = null, confirmed_by = null,
     last_error = null
   where partition_name = p_partition;
-  perform fleet.count_up('partitions_archived_total');
-  perform fleet.count_up('hb_partition_archived_total');
+  perform fleet.increment_counter('partitions_archived_total');
+  perform fleet.increment_counter('hb_partition_archived_total');
   perform fleet.record_event(
     'partition.archive.end', p_partition, p_row_count, p_detail => v_partition.archive_url,
     p_duration_ms => fleet.elapsed_ms(coalesce(

@@ -25,7 +25,7 @@ begin
   set step = 'uploaded', archive_url = p_archive_url, checksum_sha256 = p_checksum_sha256, archive_bytes = p_archive_bytes,
     manifest_format = p_manifest_format, checksum_version = coalesce(p_checksum_version, checksum_version)
   where partition_name = p_partition;
-  perform fleet.count_up('archive_bytes_pushed_total', p_archive_bytes);
+  perform fleet.increment_counter('archive_bytes_pushed_total', p_archive_bytes);
 end
 $$;
 

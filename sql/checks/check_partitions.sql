@@ -140,7 +140,7 @@ begin
   from fleet.hb_partitions p
   where p.relid is not null and (p.relid_seal is distinct from v_catalog || p.relid or p.relid <> fleet.table_of(p));
   select v_count + count(*) into v_count
-  from fleet.adoptions a
+  from fleet.imports a
   where a.relid_seal is distinct from v_catalog || a.relid;
   status := case when v_count = 0 then 'ok' else 'warn' end;
   detail := case v_count

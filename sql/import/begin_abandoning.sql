@@ -5,7 +5,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  a fleet.adoptions := fleet.get_adoption(p_source);
+  a fleet.imports := fleet.get_import(p_source);
   v_grants text;
   v_needed text;
 begin
@@ -46,8 +46,8 @@ begin
       hint = format('As its owner: give them a default, as in alter table %s alter %I set default …;', a.source, split_part(v_needed, ', ', 1));
   end if;
 
-  perform fleet.take_adoption_lock();
-  update fleet.adoptions f
+  perform fleet.take_import_lock();
+  update fleet.imports f
   set state = 'abandoning', backend = pg_backend_pid(), last_error = null,
     steps = case when a.state = 'abandoning' then f.steps else '{unforward,survey,write_back}' end,
     step = case when a.state = 'abandoning' then f.step end,
@@ -57,4 +57,4 @@ begin
 end
 $$;
 
-comment on function fleet.begin_abandoning(regclass) is 'Begins the way back of an adoption; behind fleet.abandon_adoption().';
+comment on function fleet.begin_abandoning(regclass) is 'Begins the way back of an adoption; behind fleet.abandon_import().';

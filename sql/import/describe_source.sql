@@ -5,7 +5,7 @@ create or replace function fleet.describe_source(
   p_unknown_devices text,
   p_oldest timestamptz,
   p_forward boolean
-) returns fleet.adoptions
+) returns fleet.imports
 language plpgsql
 volatile
 security definer
@@ -14,7 +14,7 @@ set timezone = 'UTC'
 set datestyle = 'ISO, MDY'
 as $$
 declare
-  a fleet.adoptions;
+  a fleet.imports;
   v_class pg_class;
   v_schema name;
   v_fault text;
@@ -29,7 +29,7 @@ begin
     raise exception using
       errcode = 'FL404',
       message = format('there is no table %s', coalesce(p_source::text, 'null')),
-      hint = 'Name the table with its schema: call fleet.adopt_table(''public.device_heartbeats'');';
+      hint = 'Name the table with its schema: call fleet.import_table(''public.device_heartbeats'');';
   end if;
   v_schema := (select n.nspname from pg_namespace n where n.oid = v_class.relnamespace);
   a.source := format('%I.%I', v_schema, v_class.relname);
@@ -140,7 +140,7 @@ begin
       hint = 'p_unknown_devices is refuse or enroll; p_oldest is a time in the past.';
   end if;
   a.match_by := case
-    when exists (select from fleet.adoption_devices m where m.source = a.source) then 'map'
+    when exists (select from fleet.import_devices m where m.source = a.source) then 'map'
     when v_id_type in ('smallint', 'integer', 'bigint') then 'device_id'
     else 'alias'
   end;
@@ -155,4 +155,4 @@ end
 $$;
 
 comment on function fleet.describe_source(regclass, jsonb, text, timestamptz, boolean) is
-  'How a table would be adopted: its columns, how its devices are matched. FL422 names what stands against it. Behind fleet.adopt_table() and fleet.adoption_plan().';
+  'How a table would be adopted: its columns, how its devices are matched. FL422 names what stands against it. Behind fleet.import_table() and fleet.import_plan().';

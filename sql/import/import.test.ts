@@ -38,9 +38,9 @@ async function pastOthers({ admin }: TestDatabase) {
   await waitFor(async () => (await value(admin`select pg_snapshot_xmin(pg_current_snapshot()) > ${String(mine)}::xid8`)) === true)
 }
 
-const adopt = async (sql: Sql, options = '') => await value(sql.unsafe(`call fleet.adopt_table('${table}'${options})`))
-const verify = async (sql: Sql) => await value(sql.unsafe(`call fleet.verify_adoption('${table}')`))
-const confirm = async (sql: Sql) => await value(sql.unsafe(`select fleet.confirm_adoption('${table}')`))
+const adopt = async (sql: Sql, options = '') => await value(sql.unsafe(`call fleet.import_table('${table}'${options})`))
+const verify = async (sql: Sql) => await value(sql.unsafe(`call fleet.verify_import('${table}')`))
+const confirm = async (sql: Sql) => await value(sql.unsafe(`select fleet.confirm_import('${table}')`))
 const stored = async (sql: Sql) => Number(await value(sql`select count(*) from fleet.device_heartbeats`))
 /** `minutes` before now, as a timestamp without a zone. */
 const utc = (minutes: number) => new Date(Date.now() - minutes * 60_000).toISOString().replace('Z', '')
@@ -69,7 +69,7 @@ t.test('a table with other names and types becomes heartbeats, in any time zone'
     signal_dbm: 'rssi',
     received_at: 'created_at',
   })
-  const plan = await dba`select item, detail, rows::int from fleet.adoption_plan(${table}, ${columns}::text::jsonb)`
+  const plan = await dba`select item, detail, rows::int from fleet.import_plan(${table}, ${columns}::text::jsonb)`
   t.match(
     plan.filter(row => row.item !== 'column'),
     [
@@ -122,7 +122,7 @@ t.test('a table with other names and types becomes heartbeats, in any time zone'
     ],
   )
   t.equal(await verify(dba), 'verified')
-  const [day] = await dba`select rows_kept::int, rows_duplicate::int, source_checksum, store_checksum from fleet.adoption_days`
+  const [day] = await dba`select rows_kept::int, rows_duplicate::int, source_checksum, store_checksum from fleet.import_days`
   const [checksum] = await db.sql`select * from fleet.content_checksum('fleet.device_heartbeats')`
   t.match(day, {
     rows_kept: 3,
@@ -219,28 +219,28 @@ t.test('what is wrong with a table is said by name, before anything is changed',
     ['public.fine', `, p_unknown_devices => 'ignore'`, 'FL422', /treated by ignore/, /refuse or enroll/],
     ['public.fine', `, p_oldest => 'infinity'`, 'FL422', /of infinity/, /in the past/],
     ['public.fine', ', p_batch_rows => 0', 'FL422', /batches of 0 rows/, /1 to 100000/],
-    ['0', '', 'FL404', /no table/, /adopt_table/],
+    ['0', '', 'FL404', /no table/, /import_table/],
   ] as const) {
-    await t.rejects(dba.unsafe(`call fleet.adopt_table('${name}'${options})`), { code, message, hint }, `${name}${options}`)
+    await t.rejects(dba.unsafe(`call fleet.import_table('${name}'${options})`), { code, message, hint }, `${name}${options}`)
   }
-  t.same(await dba`select * from fleet.adoption_progress`, [])
-  t.same(await dba`select h from fleet.lock_holders('adoption') h`, [], 'nor is the lock kept')
+  t.same(await dba`select * from fleet.import_progress`, [])
+  t.same(await dba`select h from fleet.lock_holders('import') h`, [], 'nor is the lock kept')
   for (const call of [
-    `call fleet.verify_adoption('public.fine')`,
-    `select fleet.confirm_adoption('public.fine')`,
-    `call fleet.abandon_adoption('public.fine')`,
+    `call fleet.verify_import('public.fine')`,
+    `select fleet.confirm_import('public.fine')`,
+    `call fleet.abandon_import('public.fine')`,
     `select * from fleet.refused_rows('public.fine')`,
   ]) {
-    await t.rejects(dba.unsafe(call), { code: 'FL404', hint: /adoption_progress/ }, call)
+    await t.rejects(dba.unsafe(call), { code: 'FL404', hint: /import_progress/ }, call)
   }
   await t.rejects(
-    dba.begin(s => s.unsafe(`call fleet.adopt_table('public.fine')`)),
+    dba.begin(s => s.unsafe(`call fleet.import_table('public.fine')`)),
     { code: '2D000' },
     'each batch is a transaction',
   )
-  t.same(await dba`select h from fleet.lock_holders('adoption') h`, [])
+  t.same(await dba`select h from fleet.lock_holders('import') h`, [])
   for (const role of ['fleet_server', 'fleet_archiver', 'fleet_reader'] as const) {
-    await t.rejects(asRole(t, db, role).unsafe(`call fleet.adopt_table('public.fine')`), { code: '42501' }, role)
+    await t.rejects(asRole(t, db, role).unsafe(`call fleet.import_table('public.fine')`), { code: '42501' }, role)
   }
 })
 
@@ -261,7 +261,7 @@ t.test("the first of a device's bucket stays, the others are counted", async t =
   ])
   const dba = asRole(t, db, 'fleet_dba')
   await adopt(dba)
-  t.match(await dba`select * from fleet.adoption_progress`, [
+  t.match(await dba`select * from fleet.import_progress`, [
     {
       state: 'moved',
       rows_read: '6',
@@ -278,11 +278,11 @@ t.test("the first of a device's bucket stays, the others are counted", async t =
   )
   t.equal(await verify(dba), 'verified')
   t.match(
-    await dba`select sum(rows_kept)::int as kept, sum(rows_duplicate)::int as duplicate, sum(rows_missing + rows_changed)::int as bad from fleet.adoption_days`,
+    await dba`select sum(rows_kept)::int as kept, sum(rows_duplicate)::int as duplicate, sum(rows_missing + rows_changed)::int as bad from fleet.import_days`,
     [{ kept: 2, duplicate: 4, bad: 0 }],
   )
   t.equal(await adopt(dba), 'moved')
-  t.match(await dba`select pass, rows_stored, rows_duplicate from fleet.adoption_progress`, [
+  t.match(await dba`select pass, rows_stored, rows_duplicate from fleet.import_progress`, [
     { pass: 2, rows_stored: '0', rows_duplicate: '6' },
   ])
   t.equal(await stored(db.sql), 3, 'a second pass adds nothing')
@@ -333,10 +333,10 @@ t.test('rows that cannot be heartbeats are left, counted by reason, and shown', 
   ])
   const dba = asRole(t, db, 'fleet_dba')
   await adopt(dba)
-  t.match(await dba`select rows_read, rows_stored, rows_refused from fleet.adoption_progress`, [
+  t.match(await dba`select rows_read, rows_stored, rows_refused from fleet.import_progress`, [
     { rows_read: '12', rows_stored: '1', rows_refused: '11' },
   ])
-  t.same(await dba`select reason, source_device, rows::int from fleet.adoption_refusals order by 1, 2`, [
+  t.same(await dba`select reason, source_device, rows::int from fleet.import_refusals order by 1, 2`, [
     { reason: 'in_future', source_device: '', rows: 2 },
     { reason: 'no_ts', source_device: '', rows: 1 },
     { reason: 'retired_day', source_device: '', rows: 1 },
@@ -361,11 +361,11 @@ t.test('rows that cannot be heartbeats are left, counted by reason, and shown', 
 
   await db.admin.unsafe(`update ${table} set ip = null where ip = 'unknown'`)
   t.equal(await verify(dba), 'moved', 'a row that was mended is missing')
-  t.match(await dba`select rows_missing from fleet.adoption_days where rows_missing > 0`, [{ rows_missing: '1' }])
+  t.match(await dba`select rows_missing from fleet.import_days where rows_missing > 0`, [{ rows_missing: '1' }])
   await adopt(dba, `, p_unknown_devices => 'enroll'`)
   t.equal(await verify(dba), 'verified')
   t.equal(await stored(db.sql), 4, 'the mended one, and two of a device that was enrolled')
-  t.same(await dba`select source_device from fleet.adoption_refusals where reason = 'unknown_device'`, [{ source_device: '' }])
+  t.same(await dba`select source_device from fleet.import_refusals where reason = 'unknown_device'`, [{ source_device: '' }])
   const [third] = await dba`select device_id, alias, last_ts from fleet.device_status where alias = 'device-3'`
   t.ok(third?.last_ts)
   const token = (await value(dba`select fleet.renew_token(${third?.device_id as string})`)) as string
@@ -419,14 +419,12 @@ t.test("numbers are the store's own, keep themselves when enrolled, or are looke
   await other.admin.unsafe(
     `insert into ${table} (device_id, ts) select id, now() - right(alias, 1)::integer * interval '1 hour' from public.devices`,
   )
-  await other.admin`insert into fleet.adoption_devices select ${table}, d.id, f.device_id from public.devices d join fleet.devices f using (alias)`
+  await other.admin`insert into fleet.import_devices select ${table}, d.id, f.device_id from public.devices d join fleet.devices f using (alias)`
   const otherDba = asRole(t, other, 'fleet_dba')
   await adopt(otherDba)
-  t.match(await otherDba`select rows_stored, rows_refused from fleet.adoption_progress`, [
-    { rows_stored: '2', rows_refused: '1' },
-  ])
+  t.match(await otherDba`select rows_stored, rows_refused from fleet.import_progress`, [{ rows_stored: '2', rows_refused: '1' }])
   t.equal(await value(other.sql`select count(*)::int from fleet.device_heartbeats where device_id = ${first}`), 1)
-  await otherDba`insert into fleet.adoption_devices select source, source_device, ${first}::bigint + 1 from fleet.adoption_refusals`
+  await otherDba`insert into fleet.import_devices select source, source_device, ${first}::bigint + 1 from fleet.import_refusals`
   t.equal(await verify(otherDba), 'moved', 'known by now, and not there')
   await adopt(otherDba)
   t.equal(await verify(otherDba), 'verified')
@@ -471,12 +469,12 @@ t.test('the old application writes on, and what it writes arrives at once', asyn
   t.equal(await value(admin.unsafe(`select count(*)::int from ${table}`)), 7)
   t.equal(await stored(sql), 4)
   t.match(
-    await dba`select detail, is_ok from fleet.events where event = 'adoption.forward'`,
+    await dba`select detail, is_ok from fleet.events where event = 'import.forward'`,
     [{ is_ok: false, detail: /somewhere/ }],
     'said once a minute',
   )
-  t.match(await dba`select check_name, remedy from fleet.check() where check_name ~ 'adopt' and status <> 'ok'`, [
-    { check_name: 'adoption_forwards', remedy: `call fleet.adopt_table('${table}');` },
+  t.match(await dba`select check_name, remedy from fleet.check() where check_name ~ 'import' and status <> 'ok'`, [
+    { check_name: 'import_forwards', remedy: `call fleet.import_table('${table}');` },
   ])
   t.equal(await verify(dba), 'moved')
   await adopt(dba)
@@ -487,18 +485,18 @@ t.test('the old application writes on, and what it writes arrives at once', asyn
   t.equal(await stored(sql), 6, 'the trigger is gone')
   t.equal(await value(admin`select count(*)::int from pg_proc where proname ~ '^forward_'`), 0)
   t.match(await confirm(dba), /was confirmed at/)
-  await t.rejects(dba.unsafe(`call fleet.abandon_adoption('${table}')`), { code: 'FL002', message: /no way back/ })
-  t.same(await dba`select event from fleet.events where event ~ '^adoption' and is_ok order by event_id`, [
-    { event: 'adoption.start' },
-    { event: 'adoption.moved' },
-    { event: 'adoption.start' },
-    { event: 'adoption.moved' },
-    { event: 'adoption.verified' },
-    { event: 'adoption.confirmed' },
+  await t.rejects(dba.unsafe(`call fleet.abandon_import('${table}')`), { code: 'FL002', message: /no way back/ })
+  t.same(await dba`select event from fleet.events where event ~ '^import' and is_ok order by event_id`, [
+    { event: 'import.start' },
+    { event: 'import.moved' },
+    { event: 'import.start' },
+    { event: 'import.moved' },
+    { event: 'import.verified' },
+    { event: 'import.confirmed' },
   ])
-  t.equal(await value(dba`select fleet.forget_adoption(${table})`), true)
-  t.equal(await value(dba`select fleet.forget_adoption(${table})`), false)
-  t.same(await dba`select * from fleet.adoption_days`, [])
+  t.equal(await value(dba`select fleet.forget_import(${table})`), true)
+  t.equal(await value(dba`select fleet.forget_import(${table})`), false)
+  t.same(await dba`select * from fleet.import_days`, [])
 })
 
 t.test('a transaction of the old application that is open when the trigger comes is waited for', async t => {
@@ -511,7 +509,7 @@ t.test('a transaction of the old application that is open when the trigger comes
   await write(old, [{ device_id: 'device-1', ts: utc(20) }])
   const dba = asRole(t, db, 'fleet_dba')
   const move = adopt(dba)
-  await waitFor(async () => (await db.sql`select from fleet.adoptions where step = 'forward'`).length === 1)
+  await waitFor(async () => (await db.sql`select from fleet.imports where step = 'forward'`).length === 1)
   await write(db.admin, [{ device_id: 'device-1', ts: utc(10) }])
   await db.sql`select pg_sleep(1)`
   await old`commit`
@@ -536,9 +534,9 @@ t.test('without the trigger, calling it again takes over what came since', async
   await t.rejects(confirm(dba), {
     code: 'FL010',
     message: /of 2 rows written .* 2 are not in the store/,
-    hint: /adopt_table.*verify_adoption/,
+    hint: /import_table.*verify_import/,
   })
-  t.match(await dba`select state from fleet.adoption_progress`, [{ state: 'verified' }])
+  t.match(await dba`select state from fleet.import_progress`, [{ state: 'verified' }])
   t.same(await db.admin`select tgname from pg_trigger where tgrelid = ${table}::regclass`, [], 'nothing is left of the attempt')
   await adopt(dba)
   await pastOthers(db)
@@ -566,7 +564,7 @@ t.test('a difference of any kind is found, by day, and is not confirmed', async 
   const bad = async () =>
     (
       await dba<{ missing: number; changed: number }[]>`
-    select sum(rows_missing)::int as missing, sum(rows_changed)::int as changed from fleet.adoption_days where rows_missing + rows_changed > 0
+    select sum(rows_missing)::int as missing, sum(rows_changed)::int as changed from fleet.import_days where rows_missing + rows_changed > 0
     or source_checksum <> store_checksum
   `
     )[0]
@@ -618,7 +616,7 @@ t.test('days are not retired while what was moved into them can still be compare
   await t.rejects(dba`select fleet.archive_partition(${name})`, {
     code: 'FL002',
     message: /are being moved into/,
-    hint: /confirm_adoption/,
+    hint: /confirm_import/,
   })
   await verify(dba)
   await confirm(dba)
@@ -646,20 +644,18 @@ t.test('a wrong clock does not make a partition for each day since', async t => 
     message: /none on 29\d\d days between: clocks were wrong/,
     hint: RegExp(`p_oldest => '${today}'|p_oldest => '${daysAgo(1).slice(0, 10)}'`),
   })
-  t.match(await dba`select state, last_error from fleet.adoption_progress`, [
-    { state: 'moving', last_error: /clocks were wrong/ },
-  ])
-  t.match(await dba`select remedy from fleet.check() where check_name = 'adoptions'`, [
-    { remedy: `call fleet.adopt_table('${table}');` },
+  t.match(await dba`select state, last_error from fleet.import_progress`, [{ state: 'moving', last_error: /clocks were wrong/ }])
+  t.match(await dba`select remedy from fleet.check() where check_name = 'imports'`, [
+    { remedy: `call fleet.import_table('${table}');` },
   ])
   t.equal(await value(db.sql`select count(*)::int from fleet.attached_partitions()`), 105)
   t.equal(
-    await value(dba.unsafe(`call fleet.abandon_adoption('${table}')`)),
+    await value(dba.unsafe(`call fleet.abandon_import('${table}')`)),
     'abandoned',
     'where nothing is to be written back, no right is needed',
   )
   await adopt(dba, `, p_oldest => '${daysAgo(30)}'`)
-  t.match(await dba`select reason from fleet.adoption_refusals`, [{ reason: 'too_old' }])
+  t.match(await dba`select reason from fleet.import_refusals`, [{ reason: 'too_old' }])
   t.equal(await adopt(dba), 'moved', 'what was said once need not be said again')
   t.equal(await verify(dba), 'verified')
 })
@@ -674,25 +670,25 @@ t.test('two runs do not collide, and one that is stuck is ended by force', async
   const dba = asRole(t, db, 'fleet_dba')
   const slow = adopt(dba, `, p_batch_rows => 50, p_pause => '1 second'`).catch((error: unknown) => error)
   const other = asRole(t, db, 'fleet_dba')
-  await waitFor(async () => (await other`select from fleet.adoption_progress where is_running and step = 'survey'`).length === 1)
-  await t.rejects(adopt(other), { code: 'FL003', message: /already, in backend \d+/, hint: /force_unlock\('adoption'\)/ })
+  await waitFor(async () => (await other`select from fleet.import_progress where is_running and step = 'survey'`).length === 1)
+  await t.rejects(adopt(other), { code: 'FL003', message: /already, in backend \d+/, hint: /force_unlock\('import'\)/ })
   await t.rejects(verify(other), { code: 'FL002', message: /is moving and cannot be verified/ })
-  t.match(await other`select is_ended from fleet.force_unlock('adoption')`, [{ is_ended: true }])
+  t.match(await other`select is_ended from fleet.force_unlock('import')`, [{ is_ended: true }])
   t.ok((await slow) instanceof Error)
-  t.match(await other`select is_running, state from fleet.adoption_progress`, [{ is_running: false, state: 'moving' }])
+  t.match(await other`select is_running, state from fleet.import_progress`, [{ is_running: false, state: 'moving' }])
 
   // A cancelled call keeps nothing, and says so.
-  const [{ backend } = { backend: 0 }] = await db.sql<{ backend: number }[]>`select backend from fleet.adoptions`
+  const [{ backend } = { backend: 0 }] = await db.sql<{ backend: number }[]>`select backend from fleet.imports`
   const cancelled = adopt(other, `, p_batch_rows => 50, p_pause => '1 minute'`).catch((error: unknown) => error)
   await waitFor(
-    async () => (await db.admin`select pg_cancel_backend(backend) from fleet.adoptions where backend <> ${backend}`).length === 1,
+    async () => (await db.admin`select pg_cancel_backend(backend) from fleet.imports where backend <> ${backend}`).length === 1,
   )
   t.match(await cancelled, { code: '57014', hint: /the same call goes on from there/ })
-  t.same(await db.sql`select h from fleet.lock_holders('adoption') h`, [])
+  t.same(await db.sql`select h from fleet.lock_holders('import') h`, [])
   t.equal(await adopt(other), 'moved')
   t.equal(await stored(db.sql), 5000)
   t.match(
-    await other`select pass, rows_read from fleet.adoption_progress`,
+    await other`select pass, rows_read from fleet.import_progress`,
     [{ pass: 1, rows_read: '5000' }],
     'the rest of the same pass',
   )
@@ -707,8 +703,8 @@ t.test('a table that is rewritten in the middle is read from the start', async t
   )
   const dba = asRole(t, db, 'fleet_dba')
   const first = adopt(dba, `, p_batch_rows => 2000, p_pause => '200 ms'`).catch((error: unknown) => error)
-  await waitFor(async () => (await db.sql`select from fleet.adoptions where step = 'move' and rows_read > 2000`).length === 1)
-  await db.admin`select pg_terminate_backend(backend) from fleet.adoptions`
+  await waitFor(async () => (await db.sql`select from fleet.imports where step = 'move' and rows_read > 2000`).length === 1)
+  await db.admin`select pg_terminate_backend(backend) from fleet.imports`
   await first
   // The first rows go to the end, behind what was read.
   await db.admin.unsafe(`create index by_ts on ${table} (ts desc nulls last); cluster ${table} using by_ts`)
@@ -745,20 +741,20 @@ t.test('until it is confirmed, the way back leaves the old application without a
     { device_id: second, ts: daysAgo(3), network_type: 'a network with a name that is too long' },
   ]
   t.match(await ingest(sql, ours), [{ result: 'stored' }, { result: 'stored' }, { result: 'stored' }])
-  await t.rejects(dba.unsafe(`call fleet.abandon_adoption('${table}')`), {
+  await t.rejects(dba.unsafe(`call fleet.abandon_import('${table}')`), {
     code: 'FL422',
     hint: 'As its owner: grant insert on public.device_heartbeats to fleet_owner; grant usage on sequence public.device_heartbeats_id_seq to fleet_owner;',
   })
   await admin.unsafe(`alter table ${table} add serial_no text; update ${table} set serial_no = ''; alter table ${table} alter serial_no set not null;
     grant insert on public.device_heartbeats to fleet_owner; grant usage on sequence device_heartbeats_id_seq to fleet_owner;`)
-  await t.rejects(dba.unsafe(`call fleet.abandon_adoption('${table}')`), {
+  await t.rejects(dba.unsafe(`call fleet.abandon_import('${table}')`), {
     code: 'FL422',
     message: /nothing for its columns serial_no/,
     hint: /alter serial_no set default/,
   })
   await admin.unsafe(`alter table ${table} alter serial_no set default ''`)
-  t.equal(await value(dba.unsafe(`call fleet.abandon_adoption('${table}')`)), 'abandoned')
-  t.match(await dba`select state, rows_written_back, percent from fleet.adoption_progress`, [
+  t.equal(await value(dba.unsafe(`call fleet.abandon_import('${table}')`)), 'abandoned')
+  t.match(await dba`select state, rows_written_back, percent from fleet.import_progress`, [
     { state: 'abandoned', rows_written_back: '2' },
   ])
   t.same(
@@ -787,7 +783,7 @@ t.test('until it is confirmed, the way back leaves the old application without a
     ],
   )
   t.match(
-    await dba`select rows::int, detail from fleet.events where event = 'adoption.write_back'`,
+    await dba`select rows::int, detail from fleet.events where event = 'import.write_back'`,
     [{ rows: 1, detail: /too long/ }],
     'what the table does not take is said',
   )
@@ -797,7 +793,7 @@ t.test('until it is confirmed, the way back leaves the old application without a
     'the trigger is gone',
   )
   await ingest(sql, [{ device_id: first }])
-  await dba.unsafe(`call fleet.abandon_adoption('${table}')`)
+  await dba.unsafe(`call fleet.abandon_import('${table}')`)
   t.equal(
     await value(admin.unsafe(`select count(*)::int from ${table}`)),
     6,
@@ -818,14 +814,14 @@ t.test('of a table that is gone no trace has to stay', async t => {
   await write(db.admin, [{ device_id: 'device-1', ts: daysAgo(100).replace('Z', '') }])
   const dba = asRole(t, db, 'fleet_dba')
   await adopt(dba)
-  await t.rejects(dba`select fleet.forget_adoption(${table})`, { code: 'FL002', hint: /confirm_adoption/ })
+  await t.rejects(dba`select fleet.forget_import(${table})`, { code: 'FL002', hint: /confirm_import/ })
   await db.admin.unsafe(`drop table ${table}`)
-  t.match(await dba`select detail, remedy from fleet.check() where check_name = 'adoptions'`, [
-    { detail: `${table} is gone`, remedy: `select fleet.forget_adoption('${table}');` },
+  t.match(await dba`select detail, remedy from fleet.check() where check_name = 'imports'`, [
+    { detail: `${table} is gone`, remedy: `select fleet.forget_import('${table}');` },
   ])
   t.same(await dba`select from fleet.retention_plan() where action = 'hold'`, [], 'nor does it hold days')
-  await dba`select fleet.forget_adoption(${table})`
-  t.match(await dba`select status from fleet.check() where check_name = 'adoptions'`, [{ status: 'ok' }])
+  await dba`select fleet.forget_import(${table})`
+  t.match(await dba`select status from fleet.check() where check_name = 'imports'`, [{ status: 'ok' }])
   t.equal(await value(db.admin`select count(*)::int from pg_proc where proname ~ '^forward_'`), 0)
 })
 
@@ -950,7 +946,7 @@ t.test(
       (
         await db.sql<
           { step: string; rows_read: string; rows_per_s: string; percent: string }[]
-        >`select * from fleet.adoption_progress`.catch(() => [])
+        >`select * from fleet.import_progress`.catch(() => [])
       )[0]
     const whenRead = (share: number) =>
       waitFor(
@@ -963,7 +959,7 @@ t.test(
 
     let run = adopt(dba).catch((error: unknown) => error)
     await whenRead(0.25)
-    await db.admin`select pg_terminate_backend(backend) from fleet.adoptions`
+    await db.admin`select pg_terminate_backend(backend) from fleet.imports`
     t.match(await run, { code: /57P01|CONNECTION/ })
     t.match(await progress(), { state: 'moving', is_running: false })
 
@@ -991,11 +987,11 @@ t.test(
 
     t.same(await strays(db), noStrays)
     const [sums] =
-      await db.sql`select sum(rows_found)::int as found, sum(rows_kept)::int as kept, sum(rows_duplicate)::int as duplicate, sum(rows_missing + rows_changed)::int as bad from fleet.adoption_days`
+      await db.sql`select sum(rows_found)::int as found, sum(rows_kept)::int as kept, sum(rows_duplicate)::int as duplicate, sum(rows_missing + rows_changed)::int as bad from fleet.import_days`
     t.equal(sums?.bad, 0)
     // What is written today comes in between the survey, which counts what it finds, and the comparison.
     t.same(
-      await db.sql`select day, rows_found, rows_kept + rows_duplicate as compared from fleet.adoption_days where rows_found <> rows_kept + rows_duplicate and day < current_date - 1`,
+      await db.sql`select day, rows_found, rows_kept + rows_duplicate as compared from fleet.import_days where rows_found <> rows_kept + rows_duplicate and day < current_date - 1`,
       [],
       'each row is kept or a duplicate',
     )
@@ -1060,7 +1056,7 @@ t.test('whatever is in the table, and whenever the move is killed', { timeout: 2
       )
       if (kills < 4) {
         await new Promise(resolve => setTimeout(resolve, 300 + random() * 1500))
-        await db.admin`select pg_terminate_backend(backend) from fleet.adoptions where backend in (select pid from pg_stat_activity)`
+        await db.admin`select pg_terminate_backend(backend) from fleet.imports where backend in (select pid from pg_stat_activity)`
       }
       state = await run
       t.ok(state === 'moved' || (state as { code?: string }).code === '57P01' || kills < 4, `${kills}: ${String(state)}`)

@@ -1,4 +1,4 @@
-create or replace function fleet.move_blocks(a fleet.adoptions, p_batch_rows integer) returns boolean
+create or replace function fleet.move_blocks(a fleet.imports, p_batch_rows integer) returns boolean
 language plpgsql
 volatile
 security definer
@@ -28,7 +28,7 @@ begin
         returning device_id, ts, received_at
       ),
       days as (
-        insert into fleet.adoption_days as d (source, day, rows_stored)
+        insert into fleet.import_days as d (source, day, rows_stored)
         select a.source, s.ts::date, count(*)
         from stored s
         group by s.ts::date
@@ -59,7 +59,7 @@ begin
     end;
   end loop;
 
-  update fleet.adoptions f
+  update fleet.imports f
   set next_block = v_last, step_done = v_last, step_rows = f.step_rows + v_rows,
     rows_read = f.rows_read + v_rows, rows_stored = f.rows_stored + v_stored, rows_refused = f.rows_refused + v_refused,
     rows_duplicate = f.rows_duplicate + v_rows - v_stored - v_refused,
@@ -74,20 +74,20 @@ begin
   set row_count = null
   where p.state = 'active' and p.row_count is not null and p.archive_url is null
     and exists (
-      select from fleet.adoption_days d
+      select from fleet.import_days d
       where d.source = a.source and d.rows_stored > 0 and d.day >= p.range_start::date and d.day < p.range_end::date
     );
-  update fleet.adoptions f
+  update fleet.imports f
   set state = 'moved', moved_at = clock_timestamp()
   where f.source = a.source
   returning * into a;
   perform fleet.record_event(
-    'adoption.moved', p_rows => a.rows_stored, p_duration_ms => fleet.elapsed_ms(a.started_at),
+    'import.moved', p_rows => a.rows_stored, p_duration_ms => fleet.elapsed_ms(a.started_at),
     p_detail => format('%s, pass %s: %s read, %s duplicates, %s refused', a.source, a.pass, a.rows_read, a.rows_duplicate, a.rows_refused)
   );
   return false;
 end
 $$;
 
-comment on function fleet.move_blocks(fleet.adoptions, integer) is
+comment on function fleet.move_blocks(fleet.imports, integer) is
   'Stores the rows of the next blocks of a table that is adopted. The cursor moves in the same transaction, and what is there already stays.';

@@ -1,5 +1,5 @@
 -- Stable, and so of the caller's snapshot: what it reads is compared with the store in one statement.
-create or replace function fleet.read_source(a fleet.adoptions, p_first bigint, p_last bigint, p_since xid default null)
+create or replace function fleet.read_source(a fleet.imports, p_first bigint, p_last bigint, p_since xid default null)
 returns setof fleet.source_row
 language plpgsql
 stable
@@ -47,5 +47,5 @@ begin
 end
 $$;
 
-comment on function fleet.read_source(fleet.adoptions, bigint, bigint, xid) is
+comment on function fleet.read_source(fleet.imports, bigint, bigint, xid) is
   'The rows of a range of blocks of a table that is adopted, judged; p_since: only those written by that transaction or later.';

@@ -7,10 +7,10 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   if not exists (
-    select from fleet.events e where e.event = 'adoption.forward' and e.at > clock_timestamp() - interval '1 minute'
+    select from fleet.events e where e.event = 'import.forward' and e.at > clock_timestamp() - interval '1 minute'
   ) then
     perform fleet.record_event(
-      'adoption.forward', p_is_ok => false, p_detail => format('%s: %s; its next pass takes those rows', p_source, p_error)
+      'import.forward', p_is_ok => false, p_detail => format('%s: %s; its next pass takes those rows', p_source, p_error)
     );
   end if;
 exception when others then

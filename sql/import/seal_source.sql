@@ -11,4 +11,4 @@ end
 $$;
 
 comment on function fleet.seal_source() is
-  'Trigger on fleet.adoptions: sets relid_seal, which marks relid as recorded in this database.';
+  'Trigger on fleet.imports: sets relid_seal, which marks relid as recorded in this database.';

@@ -1,5 +1,5 @@
 -- What becomes of a row is said once, for the pass, the trigger, the verification and the list of the refused.
-create or replace function fleet.source_query(a fleet.adoptions, p_from text, p_tid text) returns text
+create or replace function fleet.source_query(a fleet.imports, p_from text, p_tid text) returns text
 language sql
 stable
 set search_path = pg_catalog, pg_temp
@@ -21,7 +21,7 @@ as $$
       from (
         select %3$s as tid, r.%4$I::text as source_device, %5$s as device_id, %6$s
         from %7$s
-        left join fleet.adoption_devices m on m.source = %8$L and m.source_device = r.%4$I::text
+        left join fleet.import_devices m on m.source = %8$L and m.source_device = r.%4$I::text
         left join fleet.devices d on %9$s
       ) c
       cross join fleet.settings s
@@ -59,5 +59,5 @@ as $$
   from fleet.archive_columns('fleet.device_heartbeats') k;
 $$;
 
-comment on function fleet.source_query(fleet.adoptions, text, text) is
+comment on function fleet.source_query(fleet.imports, text, text) is
   'The query that makes rows of fleet.source_row from what p_from names as r: matched to devices, cast, and judged.';

@@ -1,4 +1,4 @@
-create or replace function fleet.source_table(a fleet.adoptions) returns oid
+create or replace function fleet.source_table(a fleet.imports) returns oid
 language sql
 stable
 security definer
@@ -10,5 +10,5 @@ as $$
   end;
 $$;
 
-comment on function fleet.source_table(fleet.adoptions) is
-  'The oid of a table that is being adopted, or null if it is gone. Found by name if fleet.adoptions.relid came with a dump of another cluster.';
+comment on function fleet.source_table(fleet.imports) is
+  'The oid of a table that is being adopted, or null if it is gone. Found by name if fleet.imports.relid came with a dump of another cluster.';

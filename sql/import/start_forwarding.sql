@@ -1,6 +1,6 @@
 -- A function of its own for each table: it is compiled once, and dropping it takes the trigger away, which otherwise only
 -- the owner of the table may do.
-create or replace function fleet.start_forwarding(a fleet.adoptions) returns boolean
+create or replace function fleet.start_forwarding(a fleet.imports) returns boolean
 language plpgsql
 volatile
 security definer
@@ -53,5 +53,5 @@ begin
 end
 $$;
 
-comment on function fleet.start_forwarding(fleet.adoptions) is
+comment on function fleet.start_forwarding(fleet.imports) is
   'Puts a trigger on a table that is adopted, which passes on what is written there.';

@@ -1,4 +1,4 @@
-create or replace function fleet.stop_forwarding(a fleet.adoptions) returns boolean
+create or replace function fleet.stop_forwarding(a fleet.imports) returns boolean
 language plpgsql
 volatile
 security definer
@@ -11,4 +11,4 @@ begin
 end
 $$;
 
-comment on function fleet.stop_forwarding(fleet.adoptions) is 'Takes the trigger of an adoption away, with its function.';
+comment on function fleet.stop_forwarding(fleet.imports) is 'Takes the trigger of an adoption away, with its function.';

@@ -1,4 +1,4 @@
-create or replace function fleet.survey_blocks(a fleet.adoptions, p_batch_rows integer) returns boolean
+create or replace function fleet.survey_blocks(a fleet.imports, p_batch_rows integer) returns boolean
 language plpgsql
 volatile
 security definer
@@ -17,13 +17,13 @@ begin
     from fleet.read_source(a, a.next_block, v_last) r
   ),
   ranges as (
-    insert into fleet.adoption_ranges (source, first_block, last_block, first_ts, last_ts, rows_refused)
+    insert into fleet.import_ranges (source, first_block, last_block, first_ts, last_ts, rows_refused)
     select a.source, a.next_block, v_last, min(g.ts) filter (where g.reason is null), max(g.ts) filter (where g.reason is null),
       count(g.reason)
     from given g
   ),
   days as (
-    insert into fleet.adoption_days as d (source, day, rows_found)
+    insert into fleet.import_days as d (source, day, rows_found)
     select a.source, g.ts::date, count(*)
     from given g
     where g.reason is null
@@ -32,7 +32,7 @@ begin
       set rows_found = d.rows_found + excluded.rows_found
   ),
   refusals as (
-    insert into fleet.adoption_refusals as f (source, reason, source_device, rows, first_ts, last_ts)
+    insert into fleet.import_refusals as f (source, reason, source_device, rows, first_ts, last_ts)
     select a.source, case when g.is_unknown then 'unknown_device' else g.reason end,
       case when g.is_unknown then coalesce(g.source_device, '') else '' end, count(*), min(g.ts), max(g.ts)
     from given g
@@ -43,7 +43,7 @@ begin
   )
   select count(*) into v_rows from given;
 
-  update fleet.adoptions f
+  update fleet.imports f
   set next_block = v_last, step_done = v_last, step_rows = f.step_rows + v_rows,
     batch_blocks = fleet.next_batch_blocks(a.batch_blocks, v_rows, p_batch_rows)
   where f.source = a.source;
@@ -51,5 +51,5 @@ begin
 end
 $$;
 
-comment on function fleet.survey_blocks(fleet.adoptions, integer) is
+comment on function fleet.survey_blocks(fleet.imports, integer) is
   'Counts the next blocks of a table that is adopted: rows by day, refused rows by reason, and where the days are.';

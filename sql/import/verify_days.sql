@@ -1,4 +1,4 @@
-create or replace function fleet.verify_days(a fleet.adoptions, p_batch_rows integer) returns boolean
+create or replace function fleet.verify_days(a fleet.imports, p_batch_rows integer) returns boolean
 language plpgsql
 volatile
 security definer
@@ -15,7 +15,7 @@ begin
   select min(w.day), max(w.day), sum(w.rows_found) into v_first, v_last, v_rows
   from (
     select d.day, d.rows_found, sum(d.rows_found) over (order by d.day) - d.rows_found as rows_before
-    from fleet.adoption_days d
+    from fleet.import_days d
     where d.source = a.source and d.rows_found > 0 and d.checked_at is null
   ) w
   where w.rows_before < p_batch_rows;
@@ -26,7 +26,7 @@ begin
       $query$
         with given as (
           select r.beat
-          from fleet.adoption_ranges g
+          from fleet.import_ranges g
           cross join lateral fleet.read_source($1, g.first_block, g.last_block) r
           where g.source = ($1).source and g.first_ts < $3 and g.last_ts >= $2
             and r.reason is null and (r.beat).ts >= $2 and (r.beat).ts < $3
@@ -67,13 +67,13 @@ begin
           from buckets b
           group by b.day
         )
-        update fleet.adoption_days d
+        update fleet.import_days d
         set rows_kept = coalesce(f.kept, 0), rows_duplicate = coalesce(f.duplicate, 0), rows_missing = coalesce(f.missing, 0),
           -- Rows of ours that no longer look like themselves hide among those of the new server: fewer are left than were stored.
           rows_changed = coalesce(f.changed + greatest(least(f.foreign_rows, d.rows_stored - f.kept), 0), 0),
           source_checksum = coalesce(f.source_checksum, 0), store_checksum = coalesce(f.store_checksum, 0),
           checked_at = clock_timestamp()
-        from fleet.adoption_days w
+        from fleet.import_days w
         left join days f on f.day = w.day
         where d.source = ($1).source and w.source = d.source and w.day = d.day
           and d.day >= $2::date and d.day < $3::date and d.checked_at is null
@@ -81,7 +81,7 @@ begin
       fleet.checksum_expression('fleet.device_heartbeats')
     )
     using a, v_first::timestamptz, (v_last + 1)::timestamptz;
-    update fleet.adoptions f
+    update fleet.imports f
     set step_done = f.step_done + v_rows, step_rows = f.step_rows + v_rows
     where f.source = a.source;
     return true;
@@ -91,18 +91,18 @@ begin
     where d.rows_missing > 0 or d.rows_changed > 0 or d.source_checksum <> d.store_checksum
   )
   into v_rows, v_bad
-  from fleet.adoption_days d
+  from fleet.import_days d
   where d.source = a.source and d.checked_at is not null;
-  update fleet.adoptions f
+  update fleet.imports f
   set state = case when v_bad = 0 then 'verified' else 'moved' end, verified_at = clock_timestamp()
   where f.source = a.source;
   perform fleet.record_event(
-    'adoption.verified', p_is_ok => v_bad = 0, p_rows => v_rows,
+    'import.verified', p_is_ok => v_bad = 0, p_rows => v_rows,
     p_detail => format('%s: %s', a.source, case when v_bad = 0 then 'no difference' else format('differences on %s days', v_bad) end)
   );
   return false;
 end
 $$;
 
-comment on function fleet.verify_days(fleet.adoptions, integer) is
+comment on function fleet.verify_days(fleet.imports, integer) is
   'Compares the next days of a table that is adopted with the store, row by row and by the checksum over the rows of both; after the last one, says whether it is verified.';

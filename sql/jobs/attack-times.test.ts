@@ -13,14 +13,14 @@ t.test('no routine that a role may call accepts a time later than now', async t 
   await enroll(db.sql, 1)
   // Immutable functions compute from their arguments alone and use no clock. The times of these others are not "now": they are ranges
   // of ts, which end at infinity by default, the time at which an archive had its columns (map_columns), what the archiver says about an
-  // archive (record_proof, adopt_archive: see attack-archiver.test.ts), or when a cookie expires, of which a day at most counts (end_session).
+  // archive (record_proof, register_archive: see attack-archiver.test.ts), or when a cookie expires, of which a day at most counts (end_session).
   const ranges = [
     'replay_quarantine',
-    'adoption_plan',
-    'begin_adoption',
-    'adopt_table',
+    'import_plan',
+    'begin_import',
+    'import_table',
     'record_proof',
-    'adopt_archive',
+    'register_archive',
     'map_columns',
     'end_session',
   ]
@@ -72,7 +72,7 @@ t.test('a run does only the steps that the owner planned, and only in its own se
       `prune('${later}')`,
       `record_event('nightly.start')`,
       `record_event('partition.archive.end', '${today}', 1)`,
-      `count_up('archive_failures_total', 1000)`,
+      `increment_counter('archive_failures_total', 1000)`,
     ]) {
       await t.rejects(
         attacker.unsafe(`select fleet.${call}`),

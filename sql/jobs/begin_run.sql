@@ -15,7 +15,7 @@ declare
     -- Premake comes first and in its own transaction, because ingest depends on it. Each plan_ step is replaced by one step for
     -- each day or partition that it finds. Days are rolled up before their heartbeats are retired.
     when 'nightly' then array[
-      'premake', 'refresh_sizes', 'plan_roll_up', 'plan_retire', 'set_temperatures', 'schedule_vacuum', 'prune', 'note_storage',
+      'premake', 'refresh_sizes', 'plan_roll_up', 'plan_retire', 'tune_autovacuum', 'schedule_vacuum', 'prune', 'note_storage',
       'retry_failed_archives', 'wake_archiver'
     ]
     when 'maintain' then array['premake', 'plan_rebuild']

@@ -13,8 +13,8 @@ begin
       v_count := (select count(*) from fleet.premake(p_now));
     when 'refresh_sizes' then
       v_count := fleet.refresh_sizes(p_now);
-    when 'set_temperatures' then
-      v_count := fleet.set_temperatures(p_now);
+    when 'tune_autovacuum' then
+      v_count := fleet.tune_autovacuum(p_now);
     when 'schedule_vacuum' then
       v_count := fleet.schedule_vacuum();
     when 'roll_up' then

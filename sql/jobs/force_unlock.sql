@@ -8,11 +8,11 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
-  if p_lock is null or p_lock not in ('maintenance', 'reconcile', 'adoption') then
+  if p_lock is null or p_lock not in ('maintenance', 'reconcile', 'import') then
     raise exception using
       errcode = 'FL422',
       message = format('there is no lock %s', coalesce(p_lock, 'null')),
-      hint = 'The locks are maintenance, reconcile and adoption: select * from fleet.force_unlock(''maintenance'');';
+      hint = 'The locks are maintenance, reconcile and import: select * from fleet.force_unlock(''maintenance'');';
   end if;
   return query
     select a.pid, a.usename::text, date_trunc('second', now() - a.query_start), a.query,
@@ -25,4 +25,4 @@ end
 $$;
 
 comment on function fleet.force_unlock(text) is
-  'Ends the backend that holds the lock of a stuck maintenance, reconcile or adoption, and says who it was; what it had not committed is undone, the next run goes on from there. Example: select * from fleet.force_unlock(''maintenance'');';
+  'Ends the backend that holds the lock of a stuck maintenance, reconcile or import, and says who it was; what it had not committed is undone, the next run goes on from there. Example: select * from fleet.force_unlock(''maintenance'');';

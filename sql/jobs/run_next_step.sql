@@ -49,7 +49,7 @@ begin
   end if;
 
   if v_error is not null and v_next.step = 'premake' then
-    perform fleet.count_up('partition_create_failures_total');
+    perform fleet.increment_counter('partition_create_failures_total');
   end if;
   perform fleet.record_event(
     'maintenance.' || v_next.step, v_next.partition_name, v_count, fleet.elapsed_ms(v_since),

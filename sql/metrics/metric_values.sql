@@ -20,7 +20,7 @@ as $$
     greatest(0, coalesce(max(extract(epoch from now() - s.retention - p.range_end)), 0) / 86400)::double precision
   from fleet.settings s
   left join fleet.hb_partitions p on p.state = 'active' and p.held_reason is null
-    and p.range_end <= coalesce((select min(h.since) from fleet.adoption_holds() h), 'infinity')
+    and p.range_end <= coalesce((select min(h.since) from fleet.import_holds() h), 'infinity')
   union all
   select 'archive_backlog_partitions', '{}', count(*)::double precision
   from fleet.hb_partitions p

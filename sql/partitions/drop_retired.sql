@@ -31,7 +31,7 @@ begin
       'partition.drop', p_partition, v_partition.row_count, fleet.elapsed_ms(p_since), 'the table was gone already; nothing was compared'
     );
   else
-    perform fleet.count_up('hb_partition_dropped_total');
+    perform fleet.increment_counter('hb_partition_dropped_total');
     perform fleet.record_event('partition.drop', p_partition, v_partition.row_count, fleet.elapsed_ms(p_since));
   end if;
 end

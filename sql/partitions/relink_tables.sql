@@ -9,7 +9,7 @@ as $$
 declare
   v_catalog text := left(fleet_guard.seal(0), -1);  -- read once, not for each row
   v_partition fleet.hb_partitions;
-  v_adoption fleet.adoptions;
+  v_import fleet.imports;
   v_table oid;
   v_found integer := 0;
   v_lost text[] := array[]::text[];
@@ -35,26 +35,26 @@ begin
     end if;
   end loop;
 
-  for v_adoption in
+  for v_import in
     select a.*
-    from fleet.adoptions a
+    from fleet.imports a
     where a.relid_seal is distinct from v_catalog || a.relid
     for update
   loop
-    v_table := coalesce(fleet.source_table(v_adoption), 0);
-    if v_table <> v_adoption.relid
-      and to_regproc(format('fleet.%I', 'forward_' || v_adoption.relid)) is not null
+    v_table := coalesce(fleet.source_table(v_import), 0);
+    if v_table <> v_import.relid
+      and to_regproc(format('fleet.%I', 'forward_' || v_import.relid)) is not null
       and to_regproc(format('fleet.%I', 'forward_' || v_table)) is null then
-      execute format('alter function fleet.%I() rename to %I', 'forward_' || v_adoption.relid, 'forward_' || v_table);
+      execute format('alter function fleet.%I() rename to %I', 'forward_' || v_import.relid, 'forward_' || v_table);
     end if;
-    update fleet.adoptions a
+    update fleet.imports a
     set relid = v_table, relid_seal = v_catalog || v_table,
       -- The rows lie in other places of the table now, so it is read from the start.
       filenode = 0,
       -- Rows that were written after the verification were found by transaction numbers, which are different here.
       state = case a.state when 'verified' then 'moved' else a.state end,
       verified_xid = null, verified_at = null
-    where a.source = v_adoption.source;
+    where a.source = v_import.source;
     v_found := v_found + 1;
   end loop;
 

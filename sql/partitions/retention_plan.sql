@@ -33,7 +33,7 @@ as $$
     where fleet.not_in_future(p_now) is not null
   ) r
   left join lateral (
-    select min(o.source) as source from fleet.adoption_holds() o where o.since < p.range_end
+    select min(o.source) as source from fleet.import_holds() o where o.since < p.range_end
   ) h on true
   where p.state in ('active', 'restored')
   order by p.range_start;

@@ -37,12 +37,12 @@ begin
       message = format('partition %s is held (%s) and cannot be retired', p_partition, v_partition.held_reason),
       hint = format('Release it first: select fleet.release_partition(%L);', p_partition);
   end if;
-  v_source := (select min(h.source) from fleet.adoption_holds() h where h.since < v_partition.range_end);
+  v_source := (select min(h.source) from fleet.import_holds() h where h.since < v_partition.range_end);
   if v_source is not null then
     raise exception using
       errcode = 'FL002',
       message = format('rows of %s are being moved into partition %s, which cannot be retired yet', v_source, p_partition),
-      hint = format('See select * from fleet.adoption_progress; and then: select fleet.confirm_adoption(%L);', v_source);
+      hint = format('See select * from fleet.import_progress; and then: select fleet.confirm_import(%L);', v_source);
   end if;
   v_table := fleet.table_of(v_partition);
   if v_table is null then

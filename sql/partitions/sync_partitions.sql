@@ -39,7 +39,7 @@ begin
     perform fleet.record_event('partition.create', v_new);
   end loop;
   if v_count > 0 then
-    perform fleet.count_up('partitions_created_total', v_count);
+    perform fleet.increment_counter('partitions_created_total', v_count);
   end if;
 
   -- Detached by hand: it goes the way of the others. Gone altogether: said by fleet.check().

@@ -24,7 +24,7 @@ t.test('autovacuum is set by age, cold partitions are frozen once, the last 7 da
   t.same(await options(partition.hot), ['autovacuum_analyze_scale_factor=0.02', 'autovacuum_vacuum_insert_scale_factor=0.05'])
   t.equal(await options(partition.recent), null)
   t.same(await options(partition.cold), ['autovacuum_enabled=false'])
-  t.equal(await value(owner`select fleet.set_temperatures()`), 0, 'again, nothing changes')
+  t.equal(await value(owner`select fleet.tune_autovacuum()`), 0, 'again, nothing changes')
 
   const command = async (job: string) =>
     (await value(owner`select command from fleet.job_definitions() where jobname = ${job}`)) as string | undefined
@@ -38,7 +38,7 @@ t.test('autovacuum is set by age, cold partitions are frozen once, the last 7 da
   await owner.unsafe(freeze ?? '')
   t.equal(await command('fleet-freeze'), undefined, 'not again')
 
-  await owner`select fleet.set_temperatures(now() + interval '6 days')`
+  await owner`select fleet.tune_autovacuum(now() + interval '6 days')`
   t.equal(await options(partition.hot), null, 'today is recent after some days')
   t.same(await options(partition.recent), ['autovacuum_enabled=false'], 'and the recent one cold')
   t.equal(await command('fleet-freeze'), `vacuum (freeze, analyze) fleet.${partition.recent}`)

@@ -286,7 +286,7 @@ async function fill(t: Test, source: OwnCluster, directory: string) {
     create table public.old_beats (device_id bigint, ts timestamptz, battery_pct integer);
     grant select, trigger on public.old_beats to fleet_owner;
     insert into public.old_beats select ${device.device_id}, date_trunc('day', now()) - n * interval '1 minute', n from generate_series(1, 100) n`)
-  await asRole(t, source, 'fleet_dba').unsafe(`call fleet.adopt_table('public.old_beats')`)
+  await asRole(t, source, 'fleet_dba').unsafe(`call fleet.import_table('public.old_beats')`)
   t.match(await sql`select state, count(*)::int from fleet.hb_partitions where state <> 'active' group by state order by state`, [
     { state: 'archived', count: 1 },
     { state: 'detached', count: 2 },
@@ -349,8 +349,8 @@ async function storeOf({ sql, admin }: TestDatabase) {
       row => ({ ...row }),
     ),
     settings: (await sql`select * from fleet.settings`).map(row => ({ ...row })),
-    adoptions: (await sql`select source, state from fleet.adoptions`).map(row => ({ ...row })),
-    holds: (await sql`select * from fleet.adoption_holds()`).map(row => ({ ...row })),
+    imports: (await sql`select source, state from fleet.imports`).map(row => ({ ...row })),
+    holds: (await sql`select * from fleet.import_holds()`).map(row => ({ ...row })),
     guard: (await admin`select partition_name, is_proven from fleet_guard.partitions order by 1`).map(row => ({ ...row })),
     triggers: (await admin`select evtname, evtenabled from pg_event_trigger order by 1`).map(row => ({ ...row })),
   }
@@ -483,8 +483,8 @@ async function livesOn(t: Test, target: OwnCluster, directory: string, name: Rec
     1,
     'what is written into the old table comes through',
   )
-  t.equal(await value(dba.unsafe(`call fleet.verify_adoption('public.old_beats')`)), 'verified')
-  await dba.unsafe(`select fleet.confirm_adoption('public.old_beats')`)
+  t.equal(await value(dba.unsafe(`call fleet.verify_import('public.old_beats')`)), 'verified')
+  await dba.unsafe(`select fleet.confirm_import('public.old_beats')`)
   t.same(await admin`select proname from pg_proc where proname like 'forward\_%'`, [], 'its trigger is gone')
 
   // Restored, held, renamed and detached days are archived, and archived days can be restored.

@@ -90,16 +90,16 @@ grant execute on function
   fleet.availability_of_day(date, timestamptz, bigint[]),
   fleet.schedule_jobs(),
   fleet.wake_archiver(text),
-  fleet.adoption_plan(regclass, jsonb, text, timestamptz),
-  fleet.confirm_adoption(regclass),
-  fleet.forget_adoption(text),
+  fleet.import_plan(regclass, jsonb, text, timestamptz),
+  fleet.confirm_import(regclass),
+  fleet.forget_import(text),
   fleet.refused_rows(regclass, integer),
-  -- The procedures of adoptions call these with the rights of their caller.
-  fleet.begin_adoption(regclass, jsonb, text, timestamptz, boolean),
+  -- The procedures of imports call these with the rights of their caller.
+  fleet.begin_import(regclass, jsonb, text, timestamptz, boolean),
   fleet.begin_verification(regclass),
   fleet.begin_abandoning(regclass),
-  fleet.adoption_step(text, integer),
-  fleet.end_adoption(text, text),
+  fleet.import_step(text, integer),
+  fleet.end_import(text, text),
   fleet.check_partitions(timestamptz),
   fleet.check_ingest(timestamptz),
   fleet.check_silence(timestamptz),
@@ -108,7 +108,7 @@ grant execute on function
   fleet.check_columns(),
   fleet.check_sessions(timestamptz),
   fleet.check_storage(timestamptz),
-  fleet.check_adoption(timestamptz),
+  fleet.check_imports(timestamptz),
   fleet.check_settings(),
   fleet.ingest(json, timestamptz),
   fleet.metric_values(),
@@ -117,10 +117,10 @@ grant execute on function
 to fleet_dba;
 
 grant execute on procedure
-  fleet.adopt_table(regclass, text, jsonb, text, timestamptz, boolean, integer, interval),
-  fleet.verify_adoption(regclass, text),
-  fleet.abandon_adoption(regclass, text),
-  fleet.run_adoption(text, integer, interval, text)
+  fleet.import_table(regclass, text, jsonb, text, timestamptz, boolean, integer, interval),
+  fleet.verify_import(regclass, text),
+  fleet.abandon_import(regclass, text),
+  fleet.run_import(text, integer, interval, text)
 to fleet_dba;
 
 grant execute on function
@@ -153,7 +153,7 @@ grant execute on function
   fleet.begin_restore(text, text),
   fleet.finish_restore(text, text),
   fleet.fail_restore(text, text, text),
-  fleet.adopt_archive(
+  fleet.register_archive(
     text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer, integer
   )
 to fleet_archiver;
@@ -165,14 +165,14 @@ grant select on fleet.unity_down to fleet_reader, fleet_dba;
 
 grant select on
   fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.storage_history, fleet.job_health,
-  fleet.fleet_silence, fleet.fleet_trend, fleet.missed_beats, fleet.silence_samples, fleet.adoption_progress, fleet.device_availability, fleet.slo
+  fleet.fleet_silence, fleet.fleet_trend, fleet.missed_beats, fleet.silence_samples, fleet.import_progress, fleet.device_availability, fleet.slo
 to fleet_reader, fleet_dba;
 grant execute on function fleet.device_availability(date, date, bigint, timestamptz) to fleet_reader, fleet_dba;
 -- For the ops page.
 grant select on
   fleet.partition_health, fleet.archives, fleet.job_health, fleet.fleet_silence, fleet.fleet_trend, fleet.slo
 to fleet_server;
--- What the view adoption_progress calls.
+-- What the view import_progress calls.
 grant execute on function fleet.lock_holders(text) to fleet_reader, fleet_dba;
 grant select on fleet.archives to fleet_archiver, fleet_verifier;
 grant execute on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz) to fleet_verifier;
@@ -190,8 +190,8 @@ grant select on
   fleet.device_availability_daily, fleet.rolled_up_days, fleet.late_arrivals, fleet.storage_daily
 to fleet_dba;
 grant select on fleet.column_changes to fleet_reader, fleet_dba;
-grant select on fleet.adoptions, fleet.adoption_days, fleet.adoption_refusals to fleet_dba;
-grant select, insert, update, delete on fleet.adoption_devices to fleet_dba;
+grant select on fleet.imports, fleet.import_days, fleet.import_refusals to fleet_dba;
+grant select, insert, update, delete on fleet.import_devices to fleet_dba;
 grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_reader, fleet_dba;
 grant update (cohort, heartbeat_interval) on fleet.devices to fleet_dba;
 grant update (

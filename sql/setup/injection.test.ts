@@ -146,7 +146,7 @@ t.test(
           { name, type: 'text' },
         ]
         const day = start.toISOString().slice(0, 10)
-        const register = (root: string) => archiver`select fleet.adopt_archive(
+        const register = (root: string) => archiver`select fleet.register_archive(
       ${name}, ${start}, ${end}, 0, 0, null, null,
       ${`${root}/device_heartbeats/date=${day}/device_heartbeats_${day.replaceAll('-', '')}.parquet`}, ${'ab'.repeat(32)}, 1, ${archiver.json(columns)})`
         await t.rejects(register(reason), { code: 'FL422' }, 'text in the place of a URL')
@@ -181,15 +181,15 @@ async function adopt(t: Test, db: TestDatabase, schema: string, table: string, c
   const dba = asRole(t, db, 'fleet_dba')
   const oid = (await value(db.admin`select ${name}::regclass::oid::text`)) as string
   const map = JSON.stringify({ ts: columns[0], device_id: columns[1] })
-  await dba`select * from fleet.adoption_plan(${oid}::text::oid::regclass, ${map}::text::jsonb)`
-  await dba.unsafe(`call fleet.adopt_table($1::text::oid::regclass, 'enroll', $2::text::jsonb, p_forward => false)`, [oid, map])
-  await dba.unsafe('call fleet.verify_adoption($1::text::oid::regclass)', [oid])
-  await dba.unsafe('select fleet.confirm_adoption($1::text::oid::regclass)', [oid]).catch((error: unknown) => {
+  await dba`select * from fleet.import_plan(${oid}::text::oid::regclass, ${map}::text::jsonb)`
+  await dba.unsafe(`call fleet.import_table($1::text::oid::regclass, 'enroll', $2::text::jsonb, p_forward => false)`, [oid, map])
+  await dba.unsafe('call fleet.verify_import($1::text::oid::regclass)', [oid])
+  await dba.unsafe('select fleet.confirm_import($1::text::oid::regclass)', [oid]).catch((error: unknown) => {
     // What is not to be confirmed yet says so by a code of its own.
     if (!/^FL/.test((error as { code: string }).code)) throw error
   })
   await dba`select * from fleet.check()`
-  await dba`select * from fleet.adoption_progress`
+  await dba`select * from fleet.import_progress`
   const after = (await inventory(db)).filter(({ kind, name }) => kind !== 'trigger' || !String(name).includes(table))
   t.same(
     after,

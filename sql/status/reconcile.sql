@@ -21,7 +21,7 @@ begin
   end if;
   select h.checked, h.updated into checked, updated from fleet.heal_last_status(p_window, p_max_rows) h;
   elapsed_ms := fleet.elapsed_ms(v_since);
-  perform fleet.count_up('reconciliation_rows_updated_total', updated);
+  perform fleet.increment_counter('reconciliation_rows_updated_total', updated);
   perform fleet.record_event('reconciliation.completed', p_rows => updated, p_duration_ms => elapsed_ms);
 end
 $$;

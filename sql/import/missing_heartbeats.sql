@@ -1,0 +1,26 @@
+create or replace function fleet.missing_heartbeats(a fleet.imports, p_from timestamptz, p_to timestamptz)
+returns setof fleet.device_heartbeats
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+  with given as materialized (
+    select (r.beat).device_id, date_bin('10 seconds', (r.beat).ts, timestamptz '2000-01-01 00:00:00+00') as bucket
+    from fleet.import_ranges g
+    cross join lateral fleet.read_source(a, g.first_block, g.last_block) r
+    where g.source = a.source and g.first_ts < p_to and g.last_ts >= p_from and r.reason is null
+  )
+  select h.*
+  from fleet.device_heartbeats h
+  where h.ts >= p_from and h.ts < p_to
+    and h.received_at >= a.started_at
+    and not exists (
+      select from given g
+      where g.device_id = h.device_id and g.bucket = date_bin('10 seconds', h.ts, timestamptz '2000-01-01 00:00:00+00')
+    );
+$$;
+
+comment on function fleet.missing_heartbeats(fleet.imports, timestamptz, timestamptz) is
+  'Heartbeats of a range that the store received since the adoption of a table began, of buckets that the table has not.';
