@@ -64,7 +64,7 @@ t.test('setup and migrations call no function in a schema that is named after th
     encoding: 'utf8',
   })
   t.equal(psql.status, 0, psql.stderr)
-  t.same(await caught(db), [], 'the psql command in README.md calls none either')
+  t.same(await caught(db), [], 'the psql command in docs/install.md calls none either')
 
   await t.rejects(
     db.sql`create schema another`,
