@@ -1,4 +1,4 @@
-// A day of heartbeats through the whole proven cycle and back, beside the plain tools, round by round.
+// Takes a day of heartbeats through the whole archive cycle and back, and compares that with plain tools, round by round.
 import { spawn } from 'node:child_process'
 import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -15,27 +15,27 @@ import { schedule } from './schedule.ts'
 import type { Sent } from './sender.ts'
 import { enroll, startServer, withStore, type Store } from './store.ts'
 
-/** Heartbeats of one device in a day at the default cadence. */
+/** The heartbeats of one device in a day at the default interval. */
 const beatsADay = 1_440
 
-/** Seconds at the start of each measurement that are not in it. */
+/** The first seconds of each measurement, which do not count. */
 const WARMUP = 5
 
 const options = {
-  rows: { otherwise: 2_880_000, what: 'heartbeats of the day' },
-  rounds: { otherwise: 3, what: 'how often each is measured' },
-  ingest: { otherwise: false, what: 'measure in place of it what heartbeats feel of an archive' },
-  devices: { otherwise: 30_000, what: 'for --ingest: how many send one a minute' },
-  quiet: { otherwise: 60, what: 'for --ingest: seconds of a quiet measurement' },
+  rows: { otherwise: 2_880_000, what: 'heartbeats in the day' },
+  rounds: { otherwise: 3, what: 'number of rounds' },
+  ingest: { otherwise: false, what: 'measure instead how an archive affects heartbeats' },
+  devices: { otherwise: 30_000, what: 'for --ingest: devices, each of which sends a heartbeat a minute' },
+  quiet: { otherwise: 60, what: 'for --ingest: seconds of the quiet measurement' },
 } as const
 
-/** More rows are those of more devices. Targets of the ratios: the project's own (issue "An archive that can be trusted"). */
+/** More rows mean more devices. The targets of the ratios are the project's own (issue "An archive that can be trusted"). */
 export async function benchArchive(args: string[]): Promise<Figure[]> {
   const given = readOptions('archive', args, options)
   return withStore(store => (given.ingest ? measureIngest(store, given) : measureCycle(store, given)))
 }
 
-/** The cycle is what the archiver does for one partition: freeze, export, upload, read back, prove, drop. */
+/** Measures the cycle that the archiver does for one partition: freeze, export, upload, read back, prove, drop. */
 async function measureCycle({ cluster, admin }: Store, given: { rows: number; rounds: number }): Promise<Figure[]> {
   const devices = Math.ceil(given.rows / beatsADay)
   const rows = devices * beatsADay
@@ -124,8 +124,9 @@ async function measureCycle({ cluster, admin }: Store, given: { rows: number; ro
 }
 
 /**
- * A server takes 500 heartbeats a second (of 30,000 devices), each sent at its time: in a quiet minute, and while the archiver puts a day through the whole cycle.
- * Then the day is restored for the next round, unmeasured. Latency counts from the time at which a heartbeat should have been sent.
+ * A server takes 500 heartbeats a second from 30,000 devices, each sent at its time, first in a quiet minute and then while the
+ * archiver takes a day through the whole cycle. Then the day is restored for the next round, which is not measured. Latency is
+ * measured from the time at which a heartbeat should have been sent.
  */
 async function measureIngest(
   store: Store,
@@ -155,7 +156,7 @@ async function measureIngest(
       calm.push(await sender.open(schedule({ ...fleet, duration: WARMUP + quiet }), WARMUP))
 
       await admin`checkpoint`
-      // Longer than any archive takes; it is stopped with it.
+      // This is longer than any archive takes. It is stopped when the archive is done.
       const sending = sender.open(schedule({ ...fleet, duration: 600 }), WARMUP)
       await sleep(WARMUP * 1000)
       await admin`select fleet.archive_partition(${partition})`
@@ -193,7 +194,7 @@ async function measureIngest(
   }
 }
 
-/** A plausible day: each device about once a minute, with its own phase and jitter, slow changes and some noise. */
+/** Loads a plausible day: each device sends about once a minute, with its own phase and jitter, slow changes and some noise. */
 export async function loadDay(admin: Sql, devices: number) {
   const [found] = await admin<{ partition_name: string }[]>`
     select partition_name from fleet.hb_partitions where range_start = date_trunc('day', now(), 'UTC') - interval '10 days'
@@ -218,7 +219,7 @@ export async function loadDay(admin: Sql, devices: number) {
   return partition
 }
 
-/** Runs a program to its end; its output, seconds, and highest resident memory in MB as Linux tells it. */
+/** Runs a program until it ends. Returns its output, its seconds, and its highest resident memory in MB as Linux reports it. */
 function run(program: string, args: string[], env: Record<string, string>) {
   return new Promise<{ output: string; seconds: number; peakMb: number }>((resolve, reject) => {
     const started = performance.now()

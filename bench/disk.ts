@@ -1,4 +1,4 @@
-// How long the disk itself takes while Postgres writes to it: on a shared machine, not all of it is ours.
+// Measures how long the disk itself takes while Postgres writes to it. On a shared machine, others use it too.
 import { open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -6,7 +6,10 @@ import { setTimeout as sleep } from 'node:timers/promises'
 const PAGE = 8_192
 const PAGES = 2_048
 
-/** Writes a page and waits for fdatasync, as a commit does, five times a second until it is ended: a file of its own in the directory. */
+/**
+ * Writes a page to a file of its own in the directory and waits for fdatasync, as a commit does, five times a second until it is
+ * ended.
+ */
 export async function watchDisk(directory: string) {
   const file = await open(join(directory, 'disk-probe'), 'w')
   await file.writeFile(Buffer.alloc(PAGES * PAGE))
@@ -24,7 +27,7 @@ export async function watchDisk(directory: string) {
     }
   })()
   return {
-    /** Ms of the slowest since this was last asked. */
+    /** The ms of the slowest fdatasync since the last call. */
     takeSlowest: () => {
       const taken = slowest
       slowest = 0

@@ -1,4 +1,4 @@
-/** One figure of a scenario, with its target where it has one. */
+/** A figure of a scenario, with its target if it has one. */
 export interface Figure {
   name: string
   measured: number
@@ -10,7 +10,7 @@ export function isMet({ measured, target }: Figure) {
   return !target || (target.at === 'least' ? measured >= target.value : measured <= target.value)
 }
 
-/** A line of the table. */
+/** The figure as a line of the table. */
 export function line(figure: Figure) {
   const { name, measured, unit, target } = figure
   const value = `${measured >= 100 ? Math.round(measured).toLocaleString('en') : measured.toFixed(2)} ${unit}`.trim()
@@ -25,7 +25,7 @@ export function median(values: number[]) {
   return percentile(values, 50)
 }
 
-/** The smallest value that at least so many percent of the values are not above; NaN of none. */
+/** The smallest value that is at least as large as `percent` percent of the values; NaN if there are none. */
 export function percentile(values: number[], percent: number) {
   const sorted = [...values].sort((a, b) => a - b)
   return sorted[Math.max(0, Math.ceil((sorted.length * percent) / 100) - 1)] ?? NaN

@@ -1,13 +1,13 @@
 /*
- * What a row costs when there are more of them: ingest, reads, a night and an archive with so many rows online, spread over 90 days. Each
- * size has a cluster of its own, and they take turns. A device beats as often at each size; there are more devices. Then how long the
- * planner takes with more partitions.
+ * Measures what a row costs when there are more rows: ingest, reads, a nightly run and an archive at different numbers of rows
+ * online, spread over 90 days. Each size has a cluster of its own, and they take turns. A device sends as often at each size;
+ * there are more devices. Then it measures how long the planner takes with more partitions.
  *
- *   ingest    the writer's statement, batches of 500 of the same devices, straight to Postgres
- *   status    fleet.device_status of a device
- *   day       a device's heartbeats of a past day, and what of them came from the disk
- *   night     fleet.nightly() with one day to retire, by the rows of that day
- *   archive   from partition.archive.start to partition.drop of that day, by its rows
+ * ingest: the writer's statement, in batches of 500 heartbeats of the same devices, sent straight to Postgres
+ * status: fleet.device_status of one device
+ * day: a device's heartbeats of a past day, and how much of them was read from the disk
+ * night: fleet.nightly() with one day to retire, per row of that day
+ * archive: from partition.archive.start to partition.drop of that day, per row
  */
 import { mkdtemp, rm, statfs, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -25,21 +25,27 @@ import { enroll, startProgram, withStore, type Store } from './store.ts'
 
 const DAYS = 90
 const DAY_MS = 86_400_000
-/** What a row with its index entries was measured to take, generously. */
+/** The size of a row with its index entries, as measured and rounded up. */
 const BYTES_A_ROW = 250
-/** The most that the last size may cost of what the first did, for each row. */
+/** The cost of a row at the largest size may be at most this multiple of the cost at the smallest. */
 const MOST = 1.1
 
 const options = {
   sizes: { otherwise: [1_000_000, 10_000_000, 100_000_000], what: 'rows online' },
-  beats: { otherwise: 111, what: 'heartbeats of a device in a day' },
-  rounds: { otherwise: 3, what: 'how often each is measured at each size' },
-  seconds: { otherwise: 10, what: 'of each measurement of ingest' },
-  partitions: { otherwise: [105, 400], what: 'numbers of partitions to plan with' },
+  beats: { otherwise: 111, what: 'heartbeats of a device per day' },
+  rounds: { otherwise: 3, what: 'number of rounds' },
+  seconds: { otherwise: 10, what: 'seconds of each ingest measurement' },
+  partitions: { otherwise: [105, 400], what: 'numbers of partitions for the planner' },
   plot: { otherwise: 'docs/growth.svg', what: 'file for the plot' },
 } as const
 
-const names = { ingest: 'ingest', status: 'status of a device', day: 'a day of a device', night: 'night', archive: 'archive' }
+const names = {
+  ingest: 'ingest',
+  status: 'status of a device',
+  day: 'a day of a device',
+  night: 'nightly run',
+  archive: 'archive',
+}
 type Kind = keyof typeof names
 const kinds = Object.keys(names) as Kind[]
 
@@ -55,12 +61,12 @@ interface Site {
 export async function benchGrowth(args: string[]): Promise<Figure[]> {
   const given = readOptions('growth', args, options)
   const sizes = [...given.sizes].sort((a, b) => a - b)
-  if (given.rounds > DAYS / 2) throw new UsageError('--rounds must be at most 45 nights')
+  if (given.rounds > DAYS / 2) throw new UsageError('--rounds must be at most 45, because each round retires days')
   const { bavail, bsize } = await statfs(tmpdir())
   const all = sizes.reduce((sum, size) => sum + size, 0)
   if (bavail * bsize < all * BYTES_A_ROW) {
     throw new Error(
-      `${tmpdir()} has ${Math.round((bavail * bsize) / 1e9)} GB free; ${all.toLocaleString('en')} rows may take ${Math.round((all * BYTES_A_ROW) / 1e9)} GB`,
+      `${tmpdir()} has ${Math.round((bavail * bsize) / 1e9)} GB free; ${all.toLocaleString('en')} rows may need ${Math.round((all * BYTES_A_ROW) / 1e9)} GB`,
     )
   }
   return withStores(sizes.length, async stores => {
@@ -72,7 +78,7 @@ export async function benchGrowth(args: string[]): Promise<Figure[]> {
       const costs = sites.map(() => Object.fromEntries(kinds.map(kind => [kind, [] as number[]])) as Record<Kind, number[]>)
       const fromDisk = sites.map(() => [] as number[])
       for (let round = 1; round <= given.rounds; round++) {
-        // Each size has its turn with each kind before the next one; who is first changes.
+        // All sizes take their turn at one kind before the next kind begins. Another size is first in each round.
         const turns = sites.map((_, n) => (n + round) % sites.length)
         for (const n of turns) costs[n]!.ingest.push(1e6 / (await sites[n]!.straight(500, given.seconds)))
         for (const n of turns) costs[n]!.status.push(await readStatus(sites[n]!, round))
@@ -140,7 +146,7 @@ function withStores<T>(count: number, work: (stores: Store[]) => Promise<T>, sto
   return stores.length === count ? work(stores) : withStore(store => withStores(count, work, [...stores, store]))
 }
 
-/** Fills a store with so many rows over 90 days, of as many devices as that takes. */
+/** Fills a store with `size` rows over 90 days, from as many devices as that takes. */
 async function fill(store: Store, size: number, beats: number, archive: string): Promise<Site> {
   const { admin, cluster } = store
   const owner = postgres(cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
@@ -157,9 +163,9 @@ async function fill(store: Store, size: number, beats: number, archive: string):
     where range_start >= ${new Date(today - DAYS * DAY_MS)} and range_end <= ${new Date(today)} order by range_start
   `
   await fillDays(admin, ids, days, beats, 2)
-  await step('VACUUM (ANALYZE), and a first night', async () => {
+  await step('VACUUM (ANALYZE), and a first nightly run', async () => {
     await admin.unsafe('vacuum (analyze) fleet.device_heartbeats')
-    // It rolls up all that is new; those that are measured have a day each.
+    // It rolls up everything that is new. Each nightly run that is measured has one day.
     await owner`call fleet.nightly()`
     await site.archive()
     await admin`checkpoint`
@@ -176,7 +182,7 @@ async function archiveAll(directory: string, url: string) {
   if (/"level":"(error|fatal)"/.test(archiver.output())) throw new Error(`the archiver failed:\n${archiver.output()}`)
 }
 
-/** µs, the median of many devices in turn. */
+/** Measures the status of many devices in turn. Returns the median in µs. */
 async function readStatus({ admin, ids }: Site, round: number) {
   const times: number[] = []
   for (let turn = 0; turn < 500; turn++) {
@@ -187,7 +193,10 @@ async function readStatus({ admin, ids }: Site, round: number) {
   return median(times)
 }
 
-/** µs for each row, the median of many devices and days in turn, each of them new; and bytes for each row that came from the disk. */
+/**
+ * Reads days of many devices in turn, each of them for the first time. Returns the median in µs per row, and the bytes per row
+ * that came from the disk.
+ */
 async function readDays({ admin, ids }: Site, round: number) {
   const times: number[] = []
   let rows = 0
@@ -206,7 +215,10 @@ async function readDays({ admin, ids }: Site, round: number) {
   return { us: median(times), bytes: (await bytes()) / rows }
 }
 
-/** The night so many days from now, in which a day leaves, and its archive; µs for each row of that day. */
+/**
+ * Makes the nightly run of `night` days from now, which retires a day, and the archive of that day. Returns µs per row of that
+ * day for both.
+ */
 async function oneNight({ admin, owner, archive }: Site, night: number) {
   const started = performance.now()
   await owner`call fleet.nightly(null, null, ${new Date(Date.now() + night * DAY_MS)})`
@@ -214,7 +226,7 @@ async function oneNight({ admin, owner, archive }: Site, night: number) {
   const [day] = await admin<{ partition_name: string }[]>`
     select partition_name from fleet.hb_partitions where state = 'detached' order by range_start desc limit 1
   `
-  if (!day) throw new Error(`night ${night} retired no day`)
+  if (!day) throw new Error(`nightly run ${night} retired no day`)
   await archive()
   const [done] = await admin<{ rows: number; us: number }[]>`
     select p.row_count::float8 as rows,
@@ -228,10 +240,13 @@ async function oneNight({ admin, owner, archive }: Site, night: number) {
   return { night: took / done.rows, archive: done.us / done.rows }
 }
 
-/** Planning of a device's day, and of its newest heartbeat without bounds, with so many partitions attached. */
+/**
+ * Measures the planning of a device's day, of a day's count, and of a device's newest heartbeat without a range of `ts`, with
+ * `count` partitions attached.
+ */
 async function plan(admin: Sql, count: number): Promise<Figure[]> {
   await admin`select fleet.set_retention(${`${count + 30} days`}::interval)`
-  // Days that are archived are not made again, so those before them are.
+  // Days that were archived are not created again, so days before them are.
   const attached = async () =>
     (
       await admin<{ count: number; first: Date }[]>`
@@ -272,7 +287,7 @@ async function plan(admin: Sql, count: number): Promise<Figure[]> {
       unit: 'ms',
     },
     {
-      name: `planning without bounds of ts, ${now.count} partitions`,
+      name: `planning without a range of ts, ${now.count} partitions`,
       measured: await planned('select * from fleet.device_heartbeats where device_id = 1 order by ts desc limit 1'),
       unit: 'ms',
     },

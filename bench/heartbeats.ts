@@ -5,7 +5,7 @@ import { say } from '../lib/progress.ts'
 import type { Order, Report, Sent, Template } from './sender.ts'
 import type { Schedule } from './schedule.ts'
 
-/** The sending process, seen from here. One order at a time, but acknowledged() and stop() during open(). */
+/** Controls the sending process. It takes one order at a time, except for acknowledged() and stop() during open(). */
 export type Sender = ReturnType<typeof startSender>
 
 export function startSender() {
@@ -32,17 +32,17 @@ export function startSender() {
   const sent = async (what: Order, progress?: (seconds: number, sent: Sent) => void) => (await order(what, 'done', progress)).sent
 
   return {
-    /** The server to send to, and what; replaces what was there before. */
+    /** Sets the server and the requests, in place of earlier ones. */
     connect: (port: number, connections: number, templates: Template[]) =>
       order({ kind: 'connect', port, connections, templates }, 'ready'),
-    /** Follows the schedule to its end, or until stop(). */
+    /** Sends by the schedule until it ends or until stop(). */
     open: (schedule: Schedule, warmup: number, progress?: (seconds: number, sent: Sent) => void, records = false) =>
       sent({ kind: 'open', schedule, warmup, records }, progress),
-    /** Saturates the server. */
+    /** Sends as fast as the server answers. */
     closed: (seconds: number, warmup: number, from: number) => sent({ kind: 'closed', seconds, warmup, from }),
-    /** What was answered with 2xx since the last time, if open() records it; any time. */
+    /** Returns what was answered with 2xx since the last call, if open() records it. Can be called at any time. */
     acknowledged: async () => (await order({ kind: 'acknowledged' }, 'acknowledged')).beats,
-    /** Ends open() early; what was sent is still waited for. */
+    /** Ends open() early. It still waits for the answers to what was sent. */
     stop: () => child.send({ kind: 'stop' } satisfies Order),
     end() {
       if (child.connected) child.disconnect()
@@ -50,7 +50,7 @@ export function startSender() {
   }
 }
 
-/** Says every ten seconds how it goes. */
+/** Returns a function that prints the progress every ten seconds. */
 export function tellProgress(duration: number) {
   let told = 0
   return (seconds: number, { ok, errors, latency }: Sent) => {

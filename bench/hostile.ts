@@ -13,9 +13,9 @@ import { usageOf } from './processes.ts'
 import { enroll, startServer, withStore } from './store.ts'
 
 const options = {
-  rounds: { otherwise: 3, what: 'how often each is measured' },
-  requests: { otherwise: 100, what: 'of each kind in each measurement' },
-  connections: { otherwise: 16, what: 'that send them' },
+  rounds: { otherwise: 3, what: 'number of rounds' },
+  requests: { otherwise: 100, what: 'requests of each kind in each measurement' },
+  connections: { otherwise: 16, what: 'connections that send them' },
   against: { otherwise: '', what: 'directory of another clone, with its packages' },
 } as const
 
@@ -47,13 +47,13 @@ function kinds(): Kind[] {
       body: Buffer.from(JSON.stringify(Array.from({ length: 1_000 }, (_, n) => beat(n)))),
     },
     { name: '1 MiB of empty lines', type: NDJSON, body: Buffer.alloc(MiB, '\n'), isPacked: true },
-    { name: '1 MiB of lines with a blank', type: NDJSON, body: Buffer.alloc(MiB, ' \n'), isPacked: true },
-    { name: '100,000 keys that differ', type: JSON_TYPE, body: Buffer.from(`[{${keys}}]`), isPacked: true },
-    { name: '16,000 objects that differ', type: JSON_TYPE, body: Buffer.from(`[{"junk":[${shapes}]}]`), isPacked: true },
+    { name: '1 MiB of lines with a space', type: NDJSON, body: Buffer.alloc(MiB, ' \n'), isPacked: true },
+    { name: '100,000 different keys', type: JSON_TYPE, body: Buffer.from(`[{${keys}}]`), isPacked: true },
+    { name: '16,000 different objects', type: JSON_TYPE, body: Buffer.from(`[{"junk":[${shapes}]}]`), isPacked: true },
     { name: '260,000 fractions', type: JSON_TYPE, body: Buffer.from(`[${'0.1,'.repeat(260_000)}1]`), isPacked: true },
-    { name: '1,000 items all wrong', type: NDJSON, body: Buffer.from(wrong.repeat(1_000)), isPacked: true },
+    { name: '1,000 items, each field wrong', type: NDJSON, body: Buffer.from(wrong.repeat(1_000)), isPacked: true },
     {
-      name: 'a version of 1 MiB',
+      name: 'an agent_version of 1 MiB',
       type: JSON_TYPE,
       body: Buffer.from(`[{"agent_version":"${'a'.repeat(MiB - 100)}"}]`),
       isPacked: true,

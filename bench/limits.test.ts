@@ -2,10 +2,10 @@ import t from 'tap'
 import { leftToCi } from '../local/config.ts'
 import { runScenario } from '../testing/bench.ts'
 
-// Each scenario makes a durable cluster of its own.
+// Each scenario makes its own durable cluster.
 t.setTimeout(300_000)
 
-t.test('limits measures each way in its turn', { skip: leftToCi() }, async t => {
+t.test('limits measures each variant in turn', { skip: leftToCi() }, async t => {
   const limits = await runScenario(t, 'limits', [
     '--rounds',
     '1',
@@ -33,7 +33,7 @@ t.test('limits measures each way in its turn', { skip: leftToCi() }, async t => 
     { name: 'batches of 100' },
     { name: 'pgbench, batches of 100' },
     { name: 'batches of 100 / pgbench', target: { at: 'least', value: 0.8 } },
-    { name: "the sender's CPU, of all processors, at most" },
+    { name: 'CPU of the sender, of all processors, highest' },
   ])
   t.ok(
     limits.every(({ measured }) => measured > 0),
@@ -41,7 +41,7 @@ t.test('limits measures each way in its turn', { skip: leftToCi() }, async t => 
   )
 })
 
-t.test('what an archive does to ingest is measured', { skip: leftToCi() }, async t => {
+t.test('archive --ingest measures how an archive affects heartbeats', { skip: leftToCi() }, async t => {
   const figures = await runScenario(t, 'archive', [
     '--ingest',
     '--rows',

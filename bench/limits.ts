@@ -1,16 +1,17 @@
 /*
- * How near the server comes to what HTTP alone and what Postgres alone can do, on this machine, in this run. In each round, one
- * after the other, each saturated by keep-alive connections that send again as soon as they have an answer:
+ * Measures how close the server comes to what HTTP alone and what Postgres alone can do, on this machine, in this run. Each round
+ * measures these one after the other, each saturated by keep-alive connections that send again as soon as they have an answer:
  *
- *   single    this server, one heartbeat a request
- *   without   the same server with the same HTTP, authentication and validation, whose batches are not sent to Postgres
- *   one       the same server with a statement per heartbeat, as many at once as the pool has connections
- *   batched   this server, a gateway's batches
- *   pgbench   the writer's statement with batches of the same size, straight to Postgres
+ * single: this server, one heartbeat per request
+ * without: the same server with the same HTTP, authentication and validation, but its batches are not sent to Postgres
+ * one: the same server with one statement per heartbeat, as many at once as the pool has connections
+ * batched: this server with a gateway's batches
+ * pgbench: the writer's statement with batches of the same size, sent straight to Postgres
  *
- * Ratios are made within a round; their median is quoted. Each measurement has a server of its own, whose start and first requests are not
- * in it, so that no two compete for connections to Postgres. A device's ts moves on by a bucket with each request, from five days ago, so that every heartbeat is stored and moves last status on, as a
- * real one does. The sender shares the processors with server and Postgres: its share of them is a figure too.
+ * Ratios are computed within a round, and their median is quoted. Each measurement has a server of its own, so that no two
+ * compete for connections to Postgres. Its start and first requests are not measured. A device's `ts` starts five days ago and
+ * advances by a bucket with each request, so that every heartbeat is stored and advances last status, as a real one does. The
+ * sender shares the processors with the server and Postgres; its share of them is also a figure.
  */
 import { say } from '../lib/progress.ts'
 import { atLeast, median, type Figure } from './figure.ts'
@@ -22,22 +23,22 @@ import { enroll, startServer, withStore, type Store } from './store.ts'
 import type { Template } from './sender.ts'
 
 const options = {
-  rounds: { otherwise: 3, what: 'how often each is measured' },
-  seconds: { otherwise: 15, what: 'of each measurement' },
-  warmup: { otherwise: 5, least: 0, what: 'seconds before it' },
-  devices: { otherwise: 10_000, what: 'how many send, and as many for pgbench' },
-  connections: { otherwise: [256, 1_024], what: 'that send single heartbeats' },
-  batches: { otherwise: [100, 1_000], what: 'heartbeats in a batch' },
-  flight: { otherwise: 8_000, what: 'heartbeats in batches that are on their way at once: so many gateways' },
-  clients: { otherwise: 2, what: 'of pgbench, as many as the writer has statements at once' },
-  workers: { otherwise: undefined, what: 'processes of each server, in place of its own default' },
+  rounds: { otherwise: 3, what: 'number of rounds' },
+  seconds: { otherwise: 15, what: 'seconds of each measurement' },
+  warmup: { otherwise: 5, least: 0, what: 'seconds before each measurement' },
+  devices: { otherwise: 10_000, what: 'devices that send, and as many others for pgbench' },
+  connections: { otherwise: [256, 1_024], what: 'connections that send single heartbeats' },
+  batches: { otherwise: [100, 1_000], what: 'heartbeats per batch' },
+  flight: { otherwise: 8_000, what: 'heartbeats that are on their way in batches at once; this sets the number of gateways' },
+  clients: { otherwise: 2, what: 'clients of pgbench; the writer has this many statements at once' },
+  workers: { otherwise: undefined, what: "processes of each server, instead of the server's default" },
 } as const
 
 export async function benchLimits(args: string[]): Promise<Figure[]> {
   const given = readOptions('limits', args, options)
   if (Math.max(...given.batches) > 1_000) throw new UsageError('--batches takes at most 1000, as the server does')
   if (Math.max(...given.batches) * given.clients > given.devices)
-    throw new UsageError('--devices must be enough for a batch of each client')
+    throw new UsageError('--devices must be large enough for one batch of each client')
   const env: Record<string, string> = given.workers ? { WORKERS: String(given.workers) } : {}
   return withStore(async store => {
     const devices = await enroll(store, given.devices)
@@ -59,7 +60,7 @@ export async function benchLimits(args: string[]): Promise<Figure[]> {
           const { ok, errors, problems, seconds, cpuSeconds, until } = await sender.closed(given.seconds, given.warmup, from)
           if (errors) throw new Error(`${errors} of ${ok + errors} requests failed: ${JSON.stringify(problems)}`)
           const duplicates = (await server.metrics()).get('hb_deduplicated_total') ?? 0
-          if (duplicates) throw new Error(`${duplicates} heartbeats were duplicates, and so no measure of storing`)
+          if (duplicates) throw new Error(`${duplicates} heartbeats were duplicates, so this does not measure storing`)
           await checkVariant(
             store,
             variant,
@@ -123,7 +124,7 @@ export async function benchLimits(args: string[]): Promise<Figure[]> {
           { name: `pgbench, batches of ${size}`, measured: median(there), unit: 'rows/s' },
           { name: `batches of ${size} / pgbench`, measured: ratio(here, there), unit: '', target: atLeast(0.8) },
         ]),
-        { name: "the sender's CPU, of all processors, at most", measured: Math.max(...senderCpu), unit: '%' },
+        { name: 'CPU of the sender, of all processors, highest', measured: Math.max(...senderCpu), unit: '%' },
       ]
     } finally {
       sender.end()
@@ -131,7 +132,7 @@ export async function benchLimits(args: string[]): Promise<Figure[]> {
   })
 }
 
-/** Looks at what the first turn left in the database, so that a variant that does nothing any more is noticed. */
+/** Checks what the first turn left in the database, so that a variant that no longer does anything is noticed. */
 async function checkVariant({ admin }: Store, variant: string | undefined, deviceIds: number[], from: number) {
   const [found] = await admin<{ rows: number; statements: number }[]>`
     select count(*)::integer as rows, count(distinct xmin::text)::integer as statements

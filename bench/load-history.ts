@@ -1,12 +1,12 @@
 /*
- * Synthetic history at full speed: a simulated fleet's heartbeats by COPY, straight into their partitions, several days at once.
- * Each device beats at even times with its own phase and some jitter, never twice in a 10-second bucket; rows lie in order of time, as a
- * fleet writes them. The partitions are made by fleet.create_partitions() with all their indexes, which stay in place while rows come
- * in; last status is filled at the end, because the trigger stands on the parent. COPY's binary form: at these rates reading timestamps
- * and addresses as text is what Postgres does most.
+ * Loads a simulated fleet's history at full speed: by COPY, straight into the partitions, several days at once. Each device sends
+ * at regular times with its own phase and some jitter, never twice in a 10-second bucket. Rows are in order of time, as a fleet
+ * writes them. fleet.create_partitions() makes the partitions with all their indexes, which stay while rows are loaded. Last
+ * status is filled at the end, because its trigger is on the parent. COPY uses its binary form, because at these rates Postgres
+ * would spend most of its time reading timestamps and addresses as text.
  *
- * Into DATABASE_URL (a migrated database, as its superuser or fleet_owner) when it is set: the history stays there. Else into a
- * throwaway cluster, to see the rate.
+ * If DATABASE_URL is set (a migrated database, as its superuser or fleet_owner), the history is loaded there and stays. Otherwise
+ * it is loaded into a throwaway cluster, to measure the rate.
  */
 import { statfs } from 'node:fs/promises'
 import { availableParallelism, tmpdir } from 'node:os'
@@ -20,26 +20,26 @@ import { readOptions, UsageError } from './options.ts'
 import { withStore } from './store.ts'
 
 const options = {
-  rows: { otherwise: 100_000_000, what: 'heartbeats in all' },
-  days: { otherwise: 90, what: 'they are spread over, up to yesterday' },
-  devices: { otherwise: 2_000, what: 'they are from; they are enrolled as history-…' },
-  jobs: { otherwise: availableParallelism(), what: 'days loaded at once' },
+  rows: { otherwise: 100_000_000, what: 'heartbeats in total' },
+  days: { otherwise: 90, what: 'days over which they are spread, up to yesterday' },
+  devices: { otherwise: 2_000, what: 'devices that send them; they are enrolled as history-…' },
+  jobs: { otherwise: availableParallelism(), what: 'days that are loaded at once' },
 } as const
 
 const DAY_MS = 86_400_000
-/** What a row with its two index entries was measured to take, generously. */
+/** The size of a row with its two index entries, as measured and rounded up. */
 const BYTES_A_ROW = 250
-/** Between two heartbeats of a device, jitter included. */
+/** The least time between two heartbeats of a device, including jitter. */
 const LEAST_GAP_MS = 10_000
 
 export async function benchLoadHistory(args: string[]): Promise<Figure[]> {
   const given = readOptions('load-history', args, options)
   const perDay = Math.ceil(given.rows / given.days / given.devices)
-  // A quarter of it is jitter.
+  // A quarter of the interval is jitter.
   const most = Math.floor((0.75 * DAY_MS) / LEAST_GAP_MS)
   if (perDay > most) {
     throw new UsageError(
-      `--devices ${given.devices} would each beat ${perDay} times a day; at most ${most} fall into buckets of their own`,
+      `--devices ${given.devices} would each send ${perDay} heartbeats a day, but only ${most} fit into buckets of their own`,
     )
   }
   const url = optionalDatabaseUrl()
@@ -47,7 +47,7 @@ export async function benchLoadHistory(args: string[]): Promise<Figure[]> {
     const { bavail, bsize } = await statfs(tmpdir())
     if (bavail * bsize < given.rows * BYTES_A_ROW) {
       throw new Error(
-        `${tmpdir()} has ${gb(bavail * bsize)} GB free; ${given.rows.toLocaleString('en')} heartbeats may take ${gb(given.rows * BYTES_A_ROW)} GB`,
+        `${tmpdir()} has ${gb(bavail * bsize)} GB free; ${given.rows.toLocaleString('en')} heartbeats may need ${gb(given.rows * BYTES_A_ROW)} GB`,
       )
     }
     return withStore(({ admin }) => loadHistory(admin, given, perDay))
@@ -78,7 +78,7 @@ async function loadHistory(
   })
   if (partitions.length !== given.days) {
     throw new Error(
-      `${partitions.length} partitions of a day are there for ${given.days} days: some are retired, or the store is partitioned by month`,
+      `${partitions.length} daily partitions exist for ${given.days} days: some are retired, or the store is partitioned by month`,
     )
   }
 
@@ -98,7 +98,7 @@ async function loadHistory(
       where a.range_start >= ${new Date(firstDay)} and a.range_end <= ${new Date(today)}
     `
   })
-  if ((size?.rows ?? 0) < rows) throw new Error(`${size?.rows} rows are in the store; ${rows} were sent`)
+  if ((size?.rows ?? 0) < rows) throw new Error(`${size?.rows} rows are in the store, but ${rows} were sent`)
   return [
     { name: 'rows loaded', measured: rows, unit: '' },
     { name: 'COPY into indexed partitions', measured: rows / seconds, unit: 'rows/s' },
@@ -112,7 +112,7 @@ interface Day {
   range_start: Date
 }
 
-/** Each day in one transaction, so that it is filled or empty, several at once. */
+/** Fills several days at once, each in one transaction, so that a day is either complete or empty. */
 export async function fillDays(sql: Sql, ids: number[], days: Day[], perDay: number, jobs: number) {
   const wanted = days.length * ids.length * perDay
   const started = performance.now()
@@ -137,7 +137,7 @@ export async function fillDays(sql: Sql, ids: number[], days: Day[], perDay: num
         )
         .writable()
       const isCopied = finished(copy)
-      isCopied.catch(() => {}) // told by the race below
+      isCopied.catch(() => {}) // the race below reports it
       const write = (chunk: Buffer) =>
         Promise.race([
           isCopied,
@@ -147,7 +147,7 @@ export async function fillDays(sql: Sql, ids: number[], days: Day[], perDay: num
         ])
       await write(HEADER)
       for (const chunk of dayOf(ids, day.range_start.getTime(), perDay)) {
-        // The chunk becomes the next one, so it must be on its way.
+        // The same buffer becomes the next chunk, so this one must be sent first.
         await write(chunk)
         rows += ids.length
       }
@@ -161,11 +161,11 @@ export async function fillDays(sql: Sql, ids: number[], days: Day[], perDay: num
     clearInterval(told)
   }
   const seconds = (performance.now() - started) / 1000
-  say(`${rows.toLocaleString('en')} rows are loaded in ${elapsed(started)}`)
+  say(`${rows.toLocaleString('en')} rows were loaded in ${elapsed(started)}`)
   return { rows, seconds }
 }
 
-/** A second history has devices of its own: its heartbeats never meet those of the first. */
+/** A second history gets devices of its own, so that its heartbeats never collide with those of the first. */
 async function enrollHistory(sql: Sql, count: number) {
   const run = new Date().toISOString()
   const rows = await sql<{ device_id: string }[]>`
@@ -179,10 +179,10 @@ async function enrollHistory(sql: Sql, count: number) {
 
 const HEADER = Buffer.concat([Buffer.from('PGCOPY\n\xff\r\n\0', 'latin1'), Buffer.alloc(8)])
 const TRAILER = Buffer.from([0xff, 0xff])
-/** 1970 to 2000, from where Postgres counts. */
+/** Postgres counts from 2000, not from 1970. */
 const EPOCH_MS = 946_684_800_000
 
-/** The rows of a day in COPY's binary form, a chunk for each turn of the fleet: the same buffer each time, changed in place. */
+/** The rows of a day in COPY's binary form. Each turn of the fleet is a chunk; the same buffer is changed in place each time. */
 function* dayOf(ids: number[], day: number, perDay: number) {
   const random = generator(day / DAY_MS)
   const rows = ids.map(rowOf)
@@ -191,7 +191,7 @@ function* dayOf(ids: number[], day: number, perDay: number) {
   const phases = ids.map(() => random())
   for (let turn = 0; turn < perDay; turn++) {
     for (let index = 0, at = 0; index < ids.length; at += rows[index]!.length, index++) {
-      // Two of a device are at least three quarters of a step apart, and all are within the day.
+      // Two heartbeats of a device are at least three quarters of a step apart, and all are within the day.
       const ts = day + (turn + index / ids.length / 2 + (phases[index]! + random()) / 4) * step - EPOCH_MS
       writeTimestamp(chunk, ts, at + 6)
       writeTimestamp(chunk, ts + 40 + random() * 160, at + 18)
@@ -203,7 +203,7 @@ function* dayOf(ids: number[], day: number, perDay: number) {
   }
 }
 
-/** A row whose times, signal, battery and unity_running are still to be written; offsets as in dayOf. */
+/** A row without its times, signal, battery and unity_running. dayOf writes them at its offsets. */
 function rowOf(id: number) {
   const field = (bytes: Buffer) => {
     const length = Buffer.alloc(4)
@@ -228,7 +228,7 @@ function rowOf(id: number) {
   ])
 }
 
-/** Microseconds as 64 bits; by halves, since a BigInt each costs as much as the row. */
+/** Writes microseconds as 64 bits, in two halves, because a BigInt for each would cost as much as the whole row. */
 function writeTimestamp(buffer: Buffer, ms: number, at: number) {
   const us = Math.floor(ms * 1000)
   buffer.writeInt32BE(Math.floor(us / 2 ** 32), at)

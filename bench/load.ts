@@ -1,14 +1,14 @@
 /*
- * A simulated fleet, each device at its own times, against a server on a durable cluster.
+ * Measures a server on a durable cluster under the load of a simulated fleet, in which each device sends at its own times.
  *
- * Latency counts from the time at which a heartbeat should have been sent: a device whose turn comes late because the server (or
- * the sender) was busy has waited, so nothing is hidden by sending less while things are slow. It goes into an HDR histogram of three
- * significant digits (Node's own). The first --warmup seconds are sent but not measured. CPU is that of all processes of the server and
- * of Postgres, in percent of all processors; the sender is a process of its own and not in it. Devices share --connections keep-alive
- * connections, as behind a proxy; a device always uses the same one.
+ * Latency is measured from the time at which a heartbeat should have been sent. A device whose turn comes late because the server
+ * (or the sender) was busy has waited, so a slow server is not hidden by sending less. Latencies go into an HDR histogram of
+ * three significant digits (Node's own). The first --warmup seconds are sent but not measured. CPU is that of all processes of
+ * the server and of Postgres, in percent of all processors. The sender is another process and not included. Devices share
+ * --connections keep-alive connections, as behind a proxy; a device always uses the same one.
  *
- * Presets: `small` and `fleet` are scenarios 1 and 2 of the performance validation, `slow` is acceptance test C; `fast` is 1,000
- * heartbeats a second; `roster` is 10,000 devices; `memory` is the server's size at 1,000, 10,000 and 100,000 devices.
+ * Presets: `small` and `fleet` are scenarios 1 and 2 of the performance validation, `slow` is acceptance test C, `fast` is 1,000
+ * heartbeats a second, `roster` is 10,000 devices, and `memory` is the server's size at 1,000, 10,000 and 100,000 devices.
  * Scenario 3, the offline list, is in the scenario `reads`.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -31,23 +31,23 @@ const presets: Record<string, Preset> = {
   fleet: { devices: 2_000, interval: 60, jitter: 15, duration: 190, warmup: 10, targets: { p95: 150, p99: 20, cpu: 15 } },
   slow: { devices: 2_000, interval: 300, jitter: 15, duration: 310, warmup: 10, targets: { p95: 150, p99: 300, cpu: 70 } },
   fast: { devices: 60_000, interval: 60, jitter: 15, duration: 310, warmup: 10, targets: { p95: 150, p99: 50, growth: 1.15 } },
-  // Measured from the second round on: a server that just started has to ask for each token once.
+  // Measured from the second round of the fleet, because a server that has just started must look up each token once.
   roster: { devices: 10_000, interval: 60, jitter: 15, duration: 255, warmup: 75, targets: { p95: 150, p99: 300, hits: 95 } },
 }
 
 const options = {
   preset: { otherwise: 'fleet', what: `${Object.keys(presets).join(', ')} or memory` },
-  devices: { otherwise: undefined, what: "how many send, in place of the preset's" },
+  devices: { otherwise: undefined, what: "devices that send, instead of the preset's" },
   interval: { otherwise: undefined, what: 'seconds between the heartbeats of a device' },
-  jitter: { otherwise: undefined, least: 0, what: 'give or take so many seconds' },
-  duration: { otherwise: undefined, what: 'seconds, the warmup among them' },
-  warmup: { otherwise: undefined, least: 0, what: 'seconds at the start that are not measured' },
+  jitter: { otherwise: undefined, least: 0, what: 'seconds by which a heartbeat may be early or late' },
+  duration: { otherwise: undefined, what: 'seconds in total, including the warmup' },
+  warmup: { otherwise: undefined, least: 0, what: 'seconds at the start that do not count' },
   retries: { otherwise: 1, least: 0, what: 'percent of the heartbeats that are sent twice' },
-  connections: { otherwise: 1_000, what: 'at most so many, shared by the devices' },
-  sizes: { otherwise: [1_000, 10_000, 100_000], what: 'for memory: numbers of devices' },
-  seconds: { otherwise: 20, what: 'for memory: how long each round of all devices takes at least' },
-  workers: { otherwise: undefined, what: 'processes of the server, in place of its own default' },
-  'dry-run': { otherwise: false, what: 'show what would be sent; nothing is started' },
+  connections: { otherwise: 1_000, what: 'most connections, which the devices share' },
+  sizes: { otherwise: [1_000, 10_000, 100_000], what: 'for memory: the numbers of devices' },
+  seconds: { otherwise: 20, what: 'for memory: the least seconds that a round of all devices takes' },
+  workers: { otherwise: undefined, what: "processes of the server, instead of the server's default" },
+  'dry-run': { otherwise: false, what: 'only show what would be sent' },
 } as const
 
 export async function benchLoad(args: string[]): Promise<Figure[]> {
@@ -68,12 +68,14 @@ export async function benchLoad(args: string[]): Promise<Figure[]> {
   }
   const warmup = Math.min(given.warmup ?? preset.warmup, fleet.duration / 2)
   if (fleet.interval - fleet.jitter < 10) {
-    throw new UsageError('--interval less --jitter must be at least 10 s: two heartbeats in a 10-second bucket are one')
+    throw new UsageError(
+      '--interval minus --jitter must be at least 10 s, because the store keeps only one heartbeat in a 10-second bucket',
+    )
   }
   const planned = schedule(fleet)
   say(`${fleet.devices.toLocaleString('en')} devices, every ${fleet.interval} s ± ${fleet.jitter} s, for ${fleet.duration} s`)
   const plan: Figure[] = [
-    { name: 'heartbeats, retries among them', measured: planned.at.length, unit: '' },
+    { name: 'heartbeats, including retries', measured: planned.at.length, unit: '' },
     { name: 'mean rate', measured: planned.at.length / fleet.duration, unit: '/s' },
     { name: 'rate in the fullest second', measured: peakRate(planned), unit: '/s' },
   ]
@@ -90,8 +92,8 @@ export async function benchLoad(args: string[]): Promise<Figure[]> {
 }
 
 /**
- * Sends as the fleet does to a server that is started for it.
- * @returns what came of it, and what each processor and counter said; with `records`, each heartbeat that was answered with 2xx
+ * Starts a server and sends to it as the fleet does.
+ * @returns the results, and the usage of processors and the counters; with `records`, each heartbeat that was answered with 2xx
  */
 export async function sendFleet(
   store: Store,
@@ -154,7 +156,7 @@ function figures({ targets }: Preset, fleet: Fleet, { latency, errors, ok, secon
     { name: 'CPU of the server', measured: used.serverCpu, unit: '%' },
     { name: 'CPU of Postgres', measured: used.postgresCpu, unit: '%' },
     { name: 'iowait', measured: used.iowait, unit: '%' },
-    { name: 'connections to Postgres, most at once', measured: used.connections, unit: '' },
+    { name: 'connections to Postgres, highest', measured: used.connections, unit: '' },
     {
       name: 'pool efficiency: statements that found a free connection',
       measured: 100 * (1 - counted('db_pool_waits_total') / Math.max(1, counted('db_pool_statements_total'))),
@@ -167,7 +169,7 @@ function figures({ targets }: Preset, fleet: Fleet, { latency, errors, ok, secon
       unit: '%',
       ...(targets.hits ? { target: atLeast(targets.hits) } : {}),
     },
-    // What was sent twice, and only that, is found to be a duplicate.
+    // Duplicates must be exactly the heartbeats that were sent twice.
     { name: 'duplicates', measured: (100 * counted('hb_deduplicated_total')) / Math.max(1, written), unit: '%' },
     { name: 'expected duplicates', measured: (100 * fleet.retries) / (100 + fleet.retries), unit: '%' },
     { name: 'hb_writes_failed_total', measured: counted('hb_writes_failed_total'), unit: '', target: atMost(0) },
@@ -177,7 +179,7 @@ function figures({ targets }: Preset, fleet: Fleet, { latency, errors, ok, secon
   ]
 }
 
-/** Looks once a second at what server and Postgres use, from the end of the warmup on. */
+/** Samples once a second what the server and Postgres use, from the end of the warmup on. */
 function watchUsage({ cluster, admin }: Store, server: Server, warmup: number) {
   const seconds: { at: number; server: Usage; postgres: Usage }[] = []
   let connections = 0
@@ -228,7 +230,7 @@ function watchUsage({ cluster, admin }: Store, server: Server, warmup: number) {
   }
 }
 
-/** A new server for each size, which hears from every device twice. */
+/** Starts a new server for each size, to which every device sends twice. */
 async function measureMemory(
   { sizes, seconds, connections }: { sizes: number[]; seconds: number; connections: number },
   env: Record<string, string>,
@@ -269,7 +271,7 @@ async function measureMemory(
       measured: ((now.mb - before.mb) * 1024) / (now.devices - before.devices),
       unit: 'KB',
     })
-    // Linear: so many times the devices take at most so many times the memory.
+    // Memory must not grow faster than the number of devices.
     figures.push({
       name: `times the memory / times the devices, ${more}`,
       measured: now.mb / before.mb / (now.devices / before.devices),

@@ -4,19 +4,19 @@ import { spawnNode } from '../testing/database.ts'
 import { schedule } from './schedule.ts'
 import { runScenario } from '../testing/bench.ts'
 
-// Each scenario makes a durable cluster of its own.
+// Each scenario makes its own durable cluster.
 t.setTimeout(300_000)
 
 t.test('a wrong command line is answered with the usage and code 2', async t => {
   for (const [args, said] of [
     [[], /scenarios: .*limits/],
     [['speed'], /scenarios: .*limits/],
-    [['load', '--speed', '9'], /'--speed'[^]*--devices +how many send/],
+    [['load', '--speed', '9'], /'--speed'[^]*--devices +devices that send/],
     [['load', '--preset', 'huge'], /--preset takes small, fleet.*got huge/],
-    [['limits', '--rounds', 'x'], /--rounds takes a whole number of at least 1, got x[^]*--connections/],
+    [['limits', '--rounds', 'x'], /--rounds needs a whole number of at least 1, got x[^]*--connections/],
     [['limits', '--batches', '100,2000'], /--batches takes at most 1000/],
-    [['reads', '--sizes', '10,0'], /--sizes takes a whole number/],
-    [['load-history', '--devices', '1'], /--devices 1 would each beat/],
+    [['reads', '--sizes', '10,0'], /--sizes needs a whole number/],
+    [['load-history', '--devices', '1'], /--devices 1 would each send/],
     [['archive', '--rows'], /--rows/],
   ] as [string[], RegExp][]) {
     const bench = await spawnNode(t, 'bench/main.ts', { args })
@@ -25,7 +25,7 @@ t.test('a wrong command line is answered with the usage and code 2', async t => 
   }
 })
 
-t.test('load --dry-run says what would be sent', async t => {
+t.test('load --dry-run shows what would be sent', async t => {
   const figures = await runScenario(t, 'load', [
     '--devices',
     '600',
@@ -40,13 +40,13 @@ t.test('load --dry-run says what would be sent', async t => {
     '--dry-run',
   ])
   t.match(figures, [
-    { name: 'heartbeats, retries among them', measured: 1200 },
+    { name: 'heartbeats, including retries', measured: 1200 },
     { name: 'mean rate', measured: 10, unit: '/s' },
     { name: 'rate in the fullest second', unit: '/s' },
   ])
 })
 
-t.test('a device keeps its interval, give or take the jitter, and repeats a heartbeat with the same ts', async t => {
+t.test('a device keeps its interval within the jitter, and repeats a heartbeat with the same ts', async t => {
   const { at, device, ts, retried } = schedule({ devices: 50, interval: 60, jitter: 15, duration: 600, retries: 10 })
   t.ok(retried > 0)
   t.same(
@@ -85,7 +85,7 @@ t.test('load measures a small fleet', async t => {
   t.ok(
     figure('latency p50') > 0 && figure('latency p50') <= figure('latency p99') && figure('latency p99') <= figure('latency max'),
   )
-  t.ok(figure('duplicates') > 0, 'what is sent twice is found')
+  t.ok(figure('duplicates') > 0, 'heartbeats that were sent twice are found')
   t.ok(figure('pool efficiency: statements that found a free connection') > 0)
   t.ok(figure('memory of the server at the end') > 0)
 })
@@ -95,13 +95,13 @@ t.test('load measures memory for each number of devices', { skip: leftToCi() }, 
   t.match(figures[1], { name: 'memory of the server, 40 devices', measured: Number, unit: 'MB' })
 })
 
-t.test('reads asks every question', { skip: leftToCi() }, async t => {
+t.test('reads runs every query', { skip: leftToCi() }, async t => {
   const figures = await runScenario(t, 'reads', ['--sizes', '200', '--rounds', '1', '--repeats', '2', '--beats', '3'])
   t.equal(figures.filter(({ name }) => name.endsWith(', p95')).length, 11)
   t.ok(figures.every(({ measured }) => measured > 0))
 })
 
-t.test('views asks each view', async t => {
+t.test('views queries each view', async t => {
   const figures = await runScenario(t, 'views', [
     '--devices',
     '200',
@@ -144,7 +144,7 @@ t.test('tracing measures the server with traces and without', { skip: leftToCi()
   t.ok(figures.every(({ measured }) => measured > 0))
 })
 
-t.test('maintenance runs its nights under load', { skip: leftToCi() }, async t => {
+t.test('maintenance makes its nightly runs under load', { skip: leftToCi() }, async t => {
   const figures = await runScenario(t, 'maintenance', [
     '--rounds',
     '1',
@@ -158,7 +158,7 @@ t.test('maintenance runs its nights under load', { skip: leftToCi() }, async t =
     '1000',
   ])
   const figure = (name: string) => figures.find(found => found.name === name)!.measured
-  t.ok(figure('nights run') >= 2 && figure('days detached in them') >= 1)
+  t.ok(figure('nightly runs') >= 2 && figure('days that they detached') >= 1)
   t.equal(figure('errors'), 0)
 })
 

@@ -1,4 +1,5 @@
-// npm run bench -- <scenario> [options]: a table on the screen, JSON in .local/bench; exit code 1 when a target is missed.
+// npm run bench -- <scenario> [options]: prints a table and writes JSON to .local/bench. The exit code is 1 if a target is
+// missed.
 import { mkdir, writeFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
@@ -7,7 +8,7 @@ import { say } from '../lib/progress.ts'
 import { isMet, line, type Figure } from './figure.ts'
 import { runProgram, UsageError } from './options.ts'
 
-/** Loaded when asked for, so that a wrong option is answered at once. */
+/** A scenario is loaded only when it is run, so that a wrong option is reported at once. */
 const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure[]>>> = {
   archive: async () => (await import('./archive.ts')).benchArchive,
   hostile: async () => (await import('./hostile.ts')).benchHostile,
@@ -40,11 +41,11 @@ await runProgram(async ([scenario = '', ...args]) => {
   return figures.every(isMet) ? 0 : 1
 })
 
-/** Takes `--output FILE` away, which every scenario has. */
+/** Extracts `--output FILE`, which every scenario accepts. */
 function outputFile(args: string[]) {
   const at = args.indexOf('--output')
   if (at < 0) return undefined
   const [, file] = args.splice(at, 2)
-  if (!file) throw new UsageError('--output takes the name of a file')
+  if (!file) throw new UsageError('--output needs the name of a file')
   return resolve(file)
 }

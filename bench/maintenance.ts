@@ -1,10 +1,10 @@
 /*
- * What heartbeats feel of maintenance. A server takes 500 a second, each sent at its time and its latency counted from then, in three
- * measurements in turn:
+ * Measures how maintenance affects heartbeats. A server takes 500 a second. Each is sent at its time, and its latency is measured
+ * from then, in three measurements in turn:
  *
- *   quiet      nothing else happens
- *   nights     one run of fleet.nightly() after the other, each of which makes a partition and detaches a day
- *   reader     the same, while a session keeps a query over the whole parent open: what detaches has to wait, and gives up
+ * quiet: nothing else happens
+ * nights: fleet.nightly() runs again and again; each run makes a partition and detaches a day
+ * reader: the same, while a session keeps a query over the whole parent open. Detaching has to wait, and gives up.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
@@ -16,16 +16,16 @@ import { schedule } from './schedule.ts'
 import type { Sent } from './sender.ts'
 import { enroll, startServer, withStore } from './store.ts'
 
-/** The nights of all rounds detach fewer days than there are, and make no more than may be made ahead. */
+/** The nightly runs of all rounds detach fewer days than there are, and make no more than may be made in advance. */
 const DAYS = 80
 const NIGHTS = 76
 
 const options = {
-  rounds: { otherwise: 3, what: 'how often each is measured' },
-  seconds: { otherwise: 30, what: 'of each measurement' },
-  warmup: { otherwise: 5, what: 'seconds before each that are not in it' },
-  devices: { otherwise: 30_000, what: 'how many send one a minute' },
-  rows: { otherwise: 50_000, what: 'heartbeats of each day before' },
+  rounds: { otherwise: 3, what: 'number of rounds' },
+  seconds: { otherwise: 30, what: 'seconds of each measurement' },
+  warmup: { otherwise: 5, what: 'seconds at the start of each measurement that do not count' },
+  devices: { otherwise: 30_000, what: 'devices, each of which sends a heartbeat a minute' },
+  rows: { otherwise: 50_000, what: 'heartbeats of each past day' },
 } as const
 
 export async function benchMaintenance(args: string[]): Promise<Figure[]> {
@@ -74,10 +74,10 @@ export async function benchMaintenance(args: string[]): Promise<Figure[]> {
       await sleep(warmup * 1000)
       while (!isOver()) {
         night++
-        if (night > NIGHTS) throw new Error(`more than ${NIGHTS} nights in the time: fewer --rounds or --seconds`)
+        if (night > NIGHTS) throw new Error(`more than ${NIGHTS} nightly runs would be made; use fewer --rounds or --seconds`)
         await owner`select fleet.set_premake(${14 + night})`
         await owner`call fleet.nightly(null, ${`${DAYS - night} days`}::interval)`
-        // In place of a day.
+        // This pause stands for a day.
         await sleep(2_500)
       }
       nights.push(night - before)
@@ -100,8 +100,8 @@ export async function benchMaintenance(args: string[]): Promise<Figure[]> {
       const of = (which: keyof typeof sent, what: keyof Sent['latency']) =>
         median(sent[which].map(({ latency }) => latency[what]))
       return [
-        { name: 'nights run', measured: nights.reduce((sum, one) => sum + one, 0), unit: '' },
-        { name: 'days detached in them', measured: detached?.count ?? 0, unit: '' },
+        { name: 'nightly runs', measured: nights.reduce((sum, one) => sum + one, 0), unit: '' },
+        { name: 'days that they detached', measured: detached?.count ?? 0, unit: '' },
         ...(['p50', 'p99', 'max'] as const).flatMap(what =>
           (['quiet', 'nights', 'reader'] as const).map((which): Figure => ({
             name: `ingest ${what}, ${which}`,

@@ -1,4 +1,5 @@
-// Imported before server/main.ts: the server as it is, but each heartbeat is a statement of its own, on as many connections as there are.
+// Imported before server/main.ts: the same server, but each heartbeat is a statement of its own, on as many connections as there
+// are.
 import { Writer } from '../server/ingest/writer.ts'
 
 // eslint-disable-next-line @typescript-eslint/unbound-method -- called with the writer it was called on

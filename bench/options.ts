@@ -1,11 +1,14 @@
 import { parseArgs } from 'node:util'
 import { explain } from '../lib/progress.ts'
 
-/** An option of a scenario: its default, which also tells its kind (undefined: a number that may be left out), and what it is for. */
+/**
+ * An option of a scenario: its default, which also determines its type (undefined: a number that may be left out), and its
+ * description.
+ */
 export interface Option {
   otherwise: undefined | number | readonly number[] | string | boolean
   what: string
-  /** The least that a number may be; 1 when left out. */
+  /** The least value of a number; 1 by default. */
   least?: number
 }
 
@@ -23,7 +26,7 @@ export type Values<S extends Record<string, Option>> = { [K in keyof S]: Value<S
 /** A wrong command line; the message ends with the usage. */
 export class UsageError extends Error {}
 
-/** Runs a program of bench/: its exit code is what `main` returns, 2 after a wrong command line, 1 after what else went wrong. */
+/** Runs a program of bench/. Its exit code is what `main` returns, 2 after a wrong command line, and 1 after any other error. */
 export async function runProgram(main: (args: string[]) => Promise<number>) {
   try {
     process.exitCode = await main(process.argv.slice(2))
@@ -34,8 +37,8 @@ export async function runProgram(main: (args: string[]) => Promise<number>) {
 }
 
 /**
- * Reads `--name value` and `--flag` by a scenario's options.
- * @throws UsageError for what is not among them, or is no value of its kind
+ * Reads `--name value` and `--flag` according to a scenario's options.
+ * @throws UsageError for an unknown option or a value of the wrong type
  */
 export function readOptions<S extends Record<string, Option>>(scenario: string, args: string[], options: S): Values<S> {
   const fail = (problem: string) => new UsageError(`${problem}\n\n${usage(scenario, options)}`)
@@ -52,7 +55,7 @@ export function readOptions<S extends Record<string, Option>>(scenario: string, 
   const number = (name: string, text: string, least = 1) => {
     const value = /^\d+$/.test(text) ? Number(text) : NaN
     if (value >= least) return value
-    throw fail(`--${name} takes a whole number of at least ${least}, got ${text || 'nothing'}`)
+    throw fail(`--${name} needs a whole number of at least ${least}, got ${text || 'nothing'}`)
   }
   return Object.fromEntries(
     Object.entries(options).map(([name, { otherwise, least }]) => {

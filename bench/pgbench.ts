@@ -7,19 +7,20 @@ import type { Store } from './store.ts'
 
 const BUCKET_S = 10
 const FIRST = 10 * 3600
-/** Later in the day nothing is begun: one measurement uses up to four hours of the devices' time. */
+/** No measurement starts later in the devices' day than this: one uses up to four hours of the devices' time. */
 const LAST = 20 * 3600
 
 /**
- * pgbench sending the writer's own statement, each client its own devices in batches of equal size. A script is one pass over
- * the devices; `:clock` moves on by a bucket each time. It stands within the JSON as hhmmss, from 10:00 on, because pgbench knows
- * whole numbers only, and is as long as its value, because pgbench otherwise moves the rest of the text for each.
+ * Runs pgbench with the writer's own statement. Each client has its own devices, in batches of equal size. A script is one pass
+ * over the devices, and `:clock` advances by a bucket with each pass. In the JSON it is written as hhmmss, from 10:00 on, because
+ * pgbench has only whole numbers. The variable's name is as long as its value, because pgbench otherwise moves the rest of the
+ * text for each.
  */
 export function pgbench({ cluster }: Store, deviceIds: number[], clients: number) {
   let day = Date.now() - 6 * 86_400_000
   let clock = FIRST
 
-  /** Rows a second. */
+  /** Returns rows per second. */
   return async (batch: number, seconds: number) => {
     if (clock > LAST) {
       day += 86_400_000
@@ -44,7 +45,7 @@ export function pgbench({ cluster }: Store, deviceIds: number[], clients: number
           const passes = Number(/number of transactions actually processed: (\d+)/.exec(output)?.[1])
           const rate = Number(/^tps = ([\d.]+)/m.exec(output)?.[1])
           if (!(passes > 0 && rate > 0))
-            throw new Error(`pgbench finished no pass over ${share} devices in ${seconds} s:\n${output}`)
+            throw new Error(`pgbench did not finish a pass over ${share} devices in ${seconds} s:\n${output}`)
           return { passes, rows: rate * share }
         }),
       )

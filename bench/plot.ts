@@ -1,4 +1,4 @@
-// Plots as SVG, readable on white and on black.
+// Makes plots as SVG that are readable on white and on black.
 export interface Series {
   name: string
   points: [x: number, y: number][]
@@ -9,9 +9,9 @@ interface Plot {
   x: string
   y: string
   series: Series[]
-  /** Times in which something happens, shaded. */
+  /** Periods in which something happens. They are shaded. */
   spans?: { name: string; from: number; to: number }[]
-  /** Both axes by powers of ten. */
+  /** Whether both axes are logarithmic. */
   isLogarithmic?: boolean
 }
 
@@ -27,7 +27,7 @@ const colour = (index: number) => colours[index % colours.length]!
 
 export function plot({ title, x, y, series, spans = [], isLogarithmic = false }: Plot) {
   const all = series.flatMap(({ points }) => points)
-  if (all.length === 0) throw new Error(`${title}: there is nothing to plot`)
+  if (all.length === 0) throw new Error(`${title}: there are no points to plot`)
   const scale = isLogarithmic ? (value: number) => Math.log10(Math.max(value, 1e-9)) : (value: number) => value
   const xs = all.map(([at]) => scale(at))
   const ys = all.map(([, value]) => scale(value))
@@ -67,7 +67,7 @@ export function plot({ title, x, y, series, spans = [], isLogarithmic = false }:
   return `${lines.join('\n')}\n`
 }
 
-/** About five numbers that people would choose. */
+/** About five round numbers between two values, for the axis. */
 function rounded(from: number, to: number) {
   const rough = (to - from || 1) / 5
   const power = 10 ** Math.floor(Math.log10(rough))

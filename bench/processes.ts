@@ -1,4 +1,4 @@
-// What processes and the machine use, as Linux tells it in /proc.
+// Measures what processes and the machine use, from Linux's /proc.
 import { readdir, readFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 
@@ -6,13 +6,13 @@ import { availableParallelism } from 'node:os'
 const TICKS_PER_SECOND = 100
 
 export interface Usage {
-  /** CPU seconds since the start of each, ended children included. */
+  /** CPU seconds since each process started, including children that have ended. */
   cpuSeconds: number
   rssMb: number
   count: number
 }
 
-/** A process and all that descend from it. */
+/** The usage of a process and all its descendants. */
 export async function usageOf(root: number): Promise<Usage> {
   const ours = await treeOf(root)
   const rss = await Promise.all(ours.map(({ pid }) => readRss(pid)))
@@ -23,12 +23,12 @@ export async function usageOf(root: number): Promise<Usage> {
   }
 }
 
-/** A process, if it is there, and all that descend from it. */
+/** A process, if it exists, and all its descendants. */
 export async function treeOf(root: number) {
   const found = await Promise.all((await readdir('/proc')).filter(name => /^\d+$/.test(name)).map(readStat))
   const processes = found.filter(process => process !== undefined)
   const tree = new Set([root])
-  // A child's number may be below its parent's, so until nothing is added.
+  // A child's pid may be lower than its parent's, so this repeats until nothing is added.
   for (let size = 0; size < tree.size;) {
     size = tree.size
     for (const { pid, parent } of processes) if (tree.has(parent)) tree.add(pid)
@@ -36,7 +36,7 @@ export async function treeOf(root: number) {
   return processes.filter(({ pid }) => tree.has(pid))
 }
 
-/** Share of the machine's time, in percent, that processors waited for a disk since an earlier look. */
+/** Returns a function that gives the percentage of their time that the processors have waited for a disk since this call. */
 export async function iowait() {
   const before = await readCpu()
   return async () => {
@@ -46,13 +46,13 @@ export async function iowait() {
   }
 }
 
-/** Bytes that the machine read from its disks since an earlier look. */
+/** Returns a function that gives the bytes that the machine has read from its disks since this call. */
 export async function diskReads() {
   const before = await readPagedIn()
   return async () => (await readPagedIn()) - before
 }
 
-/** CPU seconds in a time as percent of all processors. */
+/** CPU seconds within `seconds` as a percentage of all processors. */
 export function cpuPercent(cpuSeconds: number, seconds: number) {
   return (100 * cpuSeconds) / (seconds * availableParallelism())
 }
@@ -60,7 +60,7 @@ export function cpuPercent(cpuSeconds: number, seconds: number) {
 async function readStat(pid: string) {
   const text = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => undefined)
   if (text === undefined) return undefined
-  // The name, in brackets, may hold anything. See proc(5): state, ppid, …, utime, stime, cutime, cstime.
+  // The name, in brackets, may contain anything. See proc(5): state, ppid, …, utime, stime, cutime, cstime.
   const fields = text
     .slice(text.lastIndexOf(')') + 2)
     .split(' ')
@@ -76,7 +76,7 @@ async function readRss(pid: number) {
 
 async function readCpu() {
   const [first = ''] = (await readFile('/proc/stat', 'utf8')).split('\n', 1)
-  // user nice system idle iowait irq softirq steal; guest times are within user already.
+  // user nice system idle iowait irq softirq steal. The guest times are already included in user.
   const times = first.trim().split(/\s+/).slice(1, 9).map(Number)
   return { all: times.reduce((sum, value) => sum + value, 0), iowait: times[4] ?? 0 }
 }

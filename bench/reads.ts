@@ -1,8 +1,9 @@
 /*
- * What dashboards ask, by last status and as it was asked before there was one (the newest row of each device, from the heartbeats of a
- * week), round by round, in SQL and over HTTP, for fleets of growing size. One device in a hundred is offline, one in two hundred
- * says that its Unity app is down. The last heartbeat of each other device is stored shortly before the questions, as ingest stores it.
- * One question at a time, from a connection that is there; each is asked --repeats times a round, or for --seconds, at least twice.
+ * Measures the queries of dashboards, with last status and as they were without it (the newest row of each device from a week of
+ * heartbeats), round by round, in SQL and over HTTP, for fleets of growing size. One device in a hundred is offline, and one in
+ * two hundred reports that its Unity app is down. The last heartbeat of each other device is stored shortly before the queries,
+ * as ingest stores it. Queries run one at a time on an open connection. Each runs --repeats times a round, or for --seconds, but
+ * at least twice.
  */
 import { Agent, request } from 'node:http'
 import postgres, { type Sql } from 'postgres'
@@ -14,9 +15,9 @@ import { hearFrom, startServer, withStore, type Server, type Store } from './sto
 
 const options = {
   sizes: { otherwise: [500, 2_000, 10_000, 1_000_000], what: 'numbers of devices' },
-  rounds: { otherwise: 3, what: 'how often each question has its turn' },
-  repeats: { otherwise: 100, what: 'how often it is asked then' },
-  seconds: { otherwise: 4, what: 'after which it is asked no more in that round' },
+  rounds: { otherwise: 3, what: 'number of rounds' },
+  repeats: { otherwise: 100, what: 'how often each query runs in a round' },
+  seconds: { otherwise: 4, what: 'seconds after which a query is not repeated in that round' },
   beats: { otherwise: 60, what: 'earlier heartbeats of each device, one a minute; fewer for more than 100,000 devices' },
 } as const
 
@@ -27,12 +28,12 @@ const LEGACY_NEWEST = `
   order by h.device_id, h.ts desc
 `
 
-interface Question {
+interface Query {
   name: string
   ask: () => Promise<unknown>
-  /** Ms that the 95th percentile may take. */
+  /** The most ms that the 95th percentile may be. */
   target?: number
-  /** Name of the question it is compared with. */
+  /** The name of the query with which it is compared. */
   legacy?: string
 }
 
@@ -45,7 +46,7 @@ export async function benchReads(args: string[]): Promise<Figure[]> {
       const figures: Figure[] = []
       for (const size of [...given.sizes].sort((a, b) => a - b)) {
         await grow(store, size, given.beats)
-        figures.push(...(await measure(questions(sql, server, size), size, given)))
+        figures.push(...(await measure(queries(sql, server, size), size, given)))
       }
       return figures
     } finally {
@@ -55,10 +56,10 @@ export async function benchReads(args: string[]): Promise<Figure[]> {
   })
 }
 
-/** Enrolls up to so many devices, with a past; then all but the offline ones are heard from. */
+/** Enrolls devices with a history until there are `size`. Then all of them except the offline ones send a heartbeat. */
 async function grow({ admin }: Store, size: number, beats: number) {
-  await step(`Enrolling up to ${size.toLocaleString('en')} devices, with a past`, async () => {
-    // In bulk: a million calls of fleet.create_device() take minutes.
+  await step(`Enrolling up to ${size.toLocaleString('en')} devices, with a history`, async () => {
+    // In bulk, because a million calls of fleet.create_device() take minutes.
     await admin`
       with enrolled as (
         insert into fleet.devices (alias, token_hash)
@@ -70,7 +71,8 @@ async function grow({ admin }: Store, size: number, beats: number) {
       select device_id from enrolled
     `
     const past = Math.max(1, Math.min(beats, Math.floor(6_000_000 / size)))
-    // The latest is 13 minutes old: who is not heard from afterwards is offline. Stored as ingest stores them, by the trigger.
+    // The latest heartbeat is 13 minutes old, so a device that sends none afterwards is offline. The trigger fills last status,
+    // as at ingest.
     await admin`
       insert into fleet.device_heartbeats (ts, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
       select now() - interval '13 minutes' - m * interval '1 minute' - ls.device_id % 60 * interval '100 ms',
@@ -80,19 +82,19 @@ async function grow({ admin }: Store, size: number, beats: number) {
       where ls.last_ts is null
     `
   })
-  await step('Hearing from them', async () => {
+  await step('Sending their heartbeats', async () => {
     await hearFrom(admin)
     await admin`vacuum (analyze) fleet.device_last_status`
     await admin`vacuum (analyze) fleet.devices`
     await admin`analyze fleet.device_heartbeats`
     const [found] = await admin<{ marks: boolean }[]>`select to_regproc('fleet.mark_silent') is not null as marks`
-    // pg_cron's own run comes within the minute.
+    // pg_cron's own run follows within a minute.
     if (found?.marks) await admin.unsafe('call fleet.mark_silent()')
     await admin`checkpoint`
   })
 }
 
-function questions(sql: Sql, server: Server, size: number): Question[] {
+function queries(sql: Sql, server: Server, size: number): Query[] {
   const listTarget = size <= 10_000 ? 10 : 50
   const random = generator(size)
   const device = () => 1 + Math.floor(random() * size)
@@ -167,7 +169,7 @@ function questions(sql: Sql, server: Server, size: number): Question[] {
 
 const agent = new Agent({ keepAlive: true, maxSockets: 1 })
 
-/** One request on one connection that is kept; fetch() takes about as long by itself as the server does. */
+/** Sends one request on a keep-alive connection. fetch() itself takes about as long as the server does. */
 export function call(server: Server, path: string, body?: object) {
   return new Promise<{ status: number; text: string }>((resolve, reject) => {
     const asking = request(
@@ -192,7 +194,7 @@ export function call(server: Server, path: string, body?: object) {
 }
 
 async function measure(
-  asked: Question[],
+  asked: Query[],
   size: number,
   given: { rounds: number; repeats: number; seconds: number },
 ): Promise<Figure[]> {

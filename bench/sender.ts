@@ -1,54 +1,58 @@
-// The process that sends heartbeats: raw sockets and requests made beforehand, because it shares the processors with what is measured.
+// The process that sends heartbeats. It uses raw sockets and prepared requests, because it shares the processors with what is
+// measured.
 import { connect, type Socket } from 'node:net'
 import { createHistogram, performance } from 'node:perf_hooks'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Schedule } from './schedule.ts'
 
-/** One request that is sent again and again, each time with another `ts`: a device's heartbeat, or a gateway's batch. */
+/** A request that is sent again and again, each time with another `ts`: a device's heartbeat, or a gateway's batch. */
 export interface Template {
   token: string
-  /** For a batch, the devices of its items. */
+  /** The devices of the items, if it is a batch. */
   devices?: number[]
 }
 
 export type Order =
   | { kind: 'connect'; port: number; connections: number; templates: Template[] }
-  /** Each request at its time, whatever became of those before; what is sent in the first `warmup` seconds is not measured. */
+  /**
+   * Sends each request at its time, no matter what happened to those before. What is sent in the first `warmup` seconds is not
+   * measured.
+   */
   | { kind: 'open'; schedule: Schedule; warmup: number; records: boolean }
   /**
-   * Each connection sends its next request as soon as it has an answer. `ts` begins at `from` and goes on by 10 s a pass. The
-   * warmup lasts in any case until each request was sent once.
+   * Each connection sends its next request as soon as it has an answer. `ts` begins at `from` and advances by 10 s with each
+   * pass. The warmup lasts at least until each request was sent once.
    */
   | { kind: 'closed'; seconds: number; warmup: number; from: number }
   | { kind: 'acknowledged' }
   | { kind: 'stop' }
 
-/** One request that was answered with 2xx. */
+/** A request that was answered with 2xx. */
 export interface Acknowledged {
-  /** Its place among the templates. */
+  /** Its index among the templates. */
   template: number
-  /** Of its heartbeats; in ms. */
+  /** The `ts` of its heartbeats, in ms. */
   ts: number
   status: number
-  /** When it should have been sent; in ms since 1970. */
+  /** When it should have been sent, in ms since 1970. */
   due: number
-  /** From then to its answer; in ms. */
+  /** The time from then to its answer, in ms. */
   latency: number
 }
 
-/** What came of an order, without its warmup. Times in ms. */
+/** The result of an order, without its warmup. Times are in ms. */
 export interface Sent {
   requests: number
-  /** Answered with 2xx. */
+  /** The number of requests that were answered with 2xx. */
   ok: number
   errors: number
-  /** What went wrong, how often. */
+  /** The problems, and how often each occurred. */
   problems: Record<string, number>
   latency: { p50: number; p95: number; p99: number; p999: number; max: number }
   seconds: number
-  /** Of this process. */
+  /** The CPU seconds of this process. */
   cpuSeconds: number
-  /** For closed: the first `ts` that was not used. */
+  /** For `closed`: the first `ts` that was not used. */
   until: number
 }
 
@@ -59,37 +63,37 @@ export type Report =
   | { kind: 'done'; sent: Sent }
 
 const TS = '2026-01-01T00:00:00.000Z'
-/** Longer than the server's own limit for a statement that does not end. */
+/** This is longer than the server's own timeout for statements. */
 const ANSWER_MS = 15_000
 const BUCKET_MS = 10_000
 
 interface Request {
   template: number
   bytes: Buffer
-  /** Where the `ts` stand in it. */
+  /** The offsets of its `ts`. */
   stamps: number[]
   connection: Connection
-  /** For closed: of its next turn. */
+  /** For `closed`: the `ts` of its next turn. */
   ts: number
 }
 
 interface Turn {
   request: Request
-  /** performance.now() at which it should have been sent. */
+  /** The performance.now() at which it should have been sent. */
   due: number
   ts: number
 }
 
 class Connection {
   requests: Request[] = []
-  /** Waiting until the answer to `turn` is there. */
+  /** The turns that wait for the answer to `turn`. */
   queue: Turn[] = []
   turn: Turn | undefined
   sentAt = 0
   #socket: Socket | undefined
   #head = ''
   #status = 0
-  /** Bytes of the answer's body still to come. */
+  /** The bytes of the answer's body that have not arrived yet. */
   #rest = 0
 
   constructor(
@@ -122,7 +126,7 @@ class Connection {
       port: this.port,
       noDelay: true,
       onread: {
-        // Ours, so that an answer costs no allocation.
+        // A fixed buffer, so that an answer costs no allocation.
         buffer: Buffer.allocUnsafe(16 * 1024),
         callback: (size, buffer) => {
           this.#read(buffer as Buffer, size)
@@ -247,7 +251,7 @@ async function sendClosed({ seconds, warmup, from }: { seconds: number; warmup: 
   const warming = (tally = new Tally(start, next))
   for (const connection of connections) turn(connection, start)
   await sleep(warmup * 1000)
-  // Until the server has seen each token: what it asks the database once is no measure.
+  // Wait until the server has seen each token. Looking them up in the database happens only once and should not be measured.
   while (!requests.every(({ ts }) => ts > from)) await sleep(20)
   warming.end()
   const measured = (tally = new Tally(performance.now(), next))
@@ -258,7 +262,7 @@ async function sendClosed({ seconds, warmup, from }: { seconds: number; warmup: 
   return { ...sent, until: requests.reduce((latest, { ts }) => Math.max(latest, ts), from) }
 }
 
-/** A connection's requests in turn, each heartbeat in the bucket after its last. */
+/** Takes a connection's requests in turn. Each heartbeat is in the bucket after its device's last one. */
 function turn(connection: Connection, due: number) {
   const request = connection.requests.shift()!
   connection.requests.push(request)
@@ -289,7 +293,10 @@ class Tally {
     }, 1000)
   }
 
-  /** From the time it should have been sent, so that a request that had to wait for its turn has waited. */
+  /**
+   * Latency is measured from the time at which the request should have been sent, so it includes the time that the request waited
+   * for its turn.
+   */
   answered(connection: Connection, { due, request, ts }: Turn, status: number | string) {
     const isOk = typeof status === 'number' && status >= 200 && status < 300
     if (isOk && this.records) {

@@ -5,7 +5,7 @@ import t, { type Test } from 'tap'
 import { leftToCi } from '../local/config.ts'
 import { runScenario } from '../testing/bench.ts'
 
-// Each scenario makes a durable cluster of its own.
+// Each scenario makes its own durable cluster.
 t.setTimeout(300_000)
 
 async function plotFile(t: Test) {
@@ -14,7 +14,7 @@ async function plotFile(t: Test) {
   return join(directory, 'plot.svg')
 }
 
-t.test('soak has a night and an archive in it, and plots p99, memory and the disk', { skip: leftToCi() }, async t => {
+t.test('soak includes a nightly run and an archive, and plots p99, memory and the disk', { skip: leftToCi() }, async t => {
   const file = await plotFile(t)
   const figures = await runScenario(t, 'soak', [
     '--seconds',
@@ -30,9 +30,9 @@ t.test('soak has a night and an archive in it, and plots p99, memory and the dis
   ])
   const figure = (name: string) => figures.find(found => found.name === name)!.measured
   t.equal(figure('errors'), 0)
-  t.ok(figure('night') > 0 && figure('archive') > 0 && figure('memory of the server, late') > 0)
+  t.ok(figure('nightly run') > 0 && figure('archive') > 0 && figure('memory of the server, late') > 0)
   const svg = await readFile(file, 'utf8')
-  t.match(svg, /^<svg [^]*>night<[^]*>archive<[^]*(?:<polyline[^]*){4}<\/svg>\n$/)
+  t.match(svg, /^<svg [^]*>nightly run<[^]*>archive<[^]*(?:<polyline[^]*){4}<\/svg>\n$/)
   t.notMatch(svg, /NaN|Infinity/)
 })
 

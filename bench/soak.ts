@@ -1,7 +1,7 @@
 /*
- * Half an hour at 1,000 heartbeats a second, each sent at its time and its latency counted from then, with a nightly run and the archive of
- * a day in it. p99 of every ten seconds and the server's memory are plotted, and the slowest fdatasync of another file on the same disk: what
- * both have in common is the disk's.
+ * Sends 1,000 heartbeats a second for half an hour. Each is sent at its time and its latency is measured from then. A nightly run
+ * and the archive of a day happen in between. The plot shows p99 of every ten seconds, the server's memory, and the slowest
+ * fdatasync of another file on the same disk. Peaks that p99 and fdatasync have in common come from the disk.
  */
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -21,14 +21,14 @@ import { schedule } from './schedule.ts'
 import { enroll, startProgram, startServer, withStore } from './store.ts'
 
 const options = {
-  seconds: { otherwise: 1_800, least: 6, what: 'how long' },
-  devices: { otherwise: 60_000, what: 'that send one a minute' },
-  window: { otherwise: 10, what: 'seconds of each point of the plot' },
-  rows: { otherwise: 2_880_000, what: 'heartbeats of the day that is archived meanwhile' },
+  seconds: { otherwise: 1_800, least: 6, what: 'seconds in total' },
+  devices: { otherwise: 60_000, what: 'devices, each of which sends a heartbeat a minute' },
+  window: { otherwise: 10, what: 'seconds per point of the plot' },
+  rows: { otherwise: 2_880_000, what: 'heartbeats of the day that is archived' },
   plot: { otherwise: 'docs/soak.svg', what: 'file for the plot' },
 } as const
 
-/** Ms from which a window counts as slow, and the disk in it. */
+/** The ms above which a window counts as slow, and those above which the disk does. */
 const SLOW = { p99: 100, disk: 50 }
 
 export async function benchSoak(args: string[]): Promise<Figure[]> {
@@ -89,7 +89,7 @@ export async function benchSoak(args: string[]): Promise<Figure[]> {
         spans.push({ name, from, to: now() / 60 })
       }
       const works = async () => {
-        await during('night', 1 / 3, () => owner`call fleet.nightly()`)
+        await during('nightly run', 1 / 3, () => owner`call fleet.nightly()`)
         await during('archive', 0.6, async () => {
           await admin`select fleet.archive_partition(${partition})`
           const archiver = startProgram('archiver/main.ts', {
@@ -130,10 +130,10 @@ export async function benchSoak(args: string[]): Promise<Figure[]> {
         { name: 'latency p99', measured: sent.latency.p99, unit: 'ms', target: atMost(300) },
         { name: `p99 of the worst ${given.window} s`, measured: Math.max(...p99.points.map(([, ms]) => ms)), unit: 'ms' },
         { name: `windows with a p99 over ${SLOW.p99} ms, of ${slow.length}`, measured: slow.filter(Boolean).length, unit: '' },
-        { name: `of these with an fdatasync of another file over ${SLOW.disk} ms`, measured: slowDisks(true), unit: '' },
-        { name: 'and of the others', measured: slowDisks(false), unit: '' },
+        { name: `slow windows with an fdatasync over ${SLOW.disk} ms`, measured: slowDisks(true), unit: '' },
+        { name: `other windows with an fdatasync over ${SLOW.disk} ms`, measured: slowDisks(false), unit: '' },
         { name: 'latency max', measured: sent.latency.max, unit: 'ms' },
-        { name: 'night', measured: 60 * (spans[0]!.to - spans[0]!.from), unit: 's' },
+        { name: 'nightly run', measured: 60 * (spans[0]!.to - spans[0]!.from), unit: 's' },
         { name: 'archive', measured: 60 * (spans[1]!.to - spans[1]!.from), unit: 's' },
         { name: 'memory of the server, early', measured: early, unit: 'MB' },
         { name: 'memory of the server, late', measured: late, unit: 'MB' },

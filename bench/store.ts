@@ -1,4 +1,4 @@
-// What the scenarios measure: a durable cluster, tuned as the one of npm start, and servers on it.
+// Makes what the scenarios measure: a durable cluster with the same settings as npm start's, and servers on it.
 import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'
@@ -12,11 +12,11 @@ import { step } from '../lib/progress.ts'
 
 export interface Store {
   cluster: Cluster
-  /** As superuser. */
+  /** A session as superuser. */
   admin: Sql
 }
 
-/** Makes a store, works with it, and removes it. fsync, synchronous_commit and full_page_writes are on. */
+/** Makes a store, runs `work` with it, and removes it. fsync, synchronous_commit and full_page_writes are on. */
 export async function withStore<T>(work: (store: Store) => Promise<T>): Promise<T> {
   const packages = await requirePostgres()
   const { cluster, end } = await throwawayCluster({
@@ -41,7 +41,7 @@ export interface Device {
   token: string
 }
 
-/** Enrolls devices as fleet.create_device() does, and leaves their table as autovacuum would find it. */
+/** Enrolls devices with fleet.create_device(), and vacuums their table as autovacuum would. */
 export async function enroll({ admin }: Store, count: number, prefix = 'bench'): Promise<Device[]> {
   return step(`Enrolling ${count.toLocaleString('en')} devices`, async () => {
     const devices = await admin<{ device_id: string; token: string }[]>`
@@ -57,12 +57,12 @@ export async function enroll({ admin }: Store, count: number, prefix = 'bench'):
 }
 
 export interface ServerOptions {
-  /** The clone that it is of; this one, unless told otherwise. */
+  /** The clone that it runs from; this one by default. */
   root?: string
-  /** A file of this folder that changes the server before it starts. */
+  /** A file in bench/ that changes the server before it starts. */
   variant?: string
   env?: Record<string, string>
-  /** Any free one, unless told otherwise. */
+  /** Any free port by default. */
   port?: number
 }
 
@@ -70,19 +70,19 @@ export interface Server extends Program {
   port: number
   url: string
   adminKey: string
-  /** The counters and gauges of /metrics; labels are summed up. */
+  /** The counters and gauges of /metrics, summed over their labels. */
   metrics: () => Promise<Map<string, number>>
 }
 
-/** A program of this repository as a process of its own, which ends with us, however we end. */
+/** A program of this repository that runs as a process. It ends when this process ends, no matter how. */
 export interface Program {
   pid: number
-  /** The end of what it printed. */
+  /** The end of its output. */
   output: () => string
   hasEnded: () => boolean
   exited: Promise<void>
   kill: (signal: NodeJS.Signals) => void
-  /** Asks it to end, and kills it when it has not after 30 s. */
+  /** Asks it to end, and kills it if it has not ended after 30 s. */
   stop: () => Promise<void>
 }
 
@@ -104,7 +104,7 @@ export function startProgram(
   const child = spawn(process.execPath, [...preloaded, join(root, script), ...args], {
     cwd: root,
     env: { ...plainEnv(), ...env },
-    // IPC: its end is ours.
+    // The IPC channel makes it end when this process ends.
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
   })
   let output = ''
@@ -134,7 +134,7 @@ export function startProgram(
   }
 }
 
-/** Runs the server as its own processes, as npm run server does. */
+/** Starts the server as npm run server does, with its worker processes. */
 export async function startServer(
   { cluster }: Store,
   { variant, env = {}, port: wanted, root = repository }: ServerOptions = {},
@@ -156,7 +156,7 @@ export async function startServer(
       ...env,
     },
   })
-  // Each worker: who is there alone gets all the connections, and keeps them.
+  // Waits for every worker: one that is alone would get all the connections, and keep them.
   const isComplete = () => {
     const workers = Number(/"server.listening".*"workers":(\d+)/.exec(program.output())?.[1])
     return workers === 1 || program.output().split('"worker.started"').length - 1 === workers
@@ -172,7 +172,7 @@ export async function startServer(
   ) {
     if (program.hasEnded() || Date.now() > patience) {
       program.kill('SIGKILL')
-      throw new Error(`the server did not get ready:\n${program.output()}`)
+      throw new Error(`the server did not become ready:\n${program.output()}`)
     }
     await sleep(50)
   }
@@ -189,7 +189,7 @@ export async function startServer(
   }
 }
 
-/** All devices but one in a hundred have sent a heartbeat just now, one in 200 with its Unity app down. */
+/** Makes all devices except one in a hundred send a heartbeat just now. One in 200 reports that its Unity app is down. */
 export async function hearFrom(admin: Sql) {
   await admin`
     insert into fleet.device_heartbeats (ts, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)

@@ -1,7 +1,8 @@
 /*
- * What traces cost the server: its CPU time for each single heartbeat, with tracing off (as it is without OTEL_EXPORTER_OTLP_ENDPOINT), with it on and
- * each request traced to a collector that only answers, and, given --against, in another clone, such as one at a commit before there were traces.
- * CPU time and not heartbeats a second: it is the same on a busy machine. Without the database, whose share would hide what is looked for.
+ * Measures what traces cost the server: its CPU time per single heartbeat with tracing off (without OTEL_EXPORTER_OTLP_ENDPOINT),
+ * with tracing on and each request sent to a collector that only answers, and, with --against, in another clone, for example at a
+ * commit before there were traces. It measures CPU time and not heartbeats per second, because CPU time is the same on a busy
+ * machine. The database is not included, because its share would hide the difference.
  */
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
@@ -15,11 +16,11 @@ import { usageOf } from './processes.ts'
 import { enroll, startServer, withStore } from './store.ts'
 
 const options = {
-  rounds: { otherwise: 5, what: 'how often each is measured' },
-  seconds: { otherwise: 6, what: 'of each measurement' },
-  warmup: { otherwise: 3, what: 'seconds before it' },
-  devices: { otherwise: 500, what: 'how many send' },
-  connections: { otherwise: 64, what: 'that they share' },
+  rounds: { otherwise: 5, what: 'number of rounds' },
+  seconds: { otherwise: 6, what: 'seconds of each measurement' },
+  warmup: { otherwise: 3, what: 'seconds before each measurement' },
+  devices: { otherwise: 500, what: 'devices that send' },
+  connections: { otherwise: 64, what: 'connections that they share' },
   against: { otherwise: '', what: 'directory of another clone, with its packages' },
 } as const
 

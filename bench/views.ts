@@ -1,8 +1,9 @@
 /*
- * The views that dashboards read, as fleet_reader, of a fleet in cohorts with a past: some days of heartbeats, 90 of availability, a
- * year of archives, what is kept of pg_cron's history, samples of silence, a week of error budgets. One device in a hundred is offline,
- * one in two hundred says that its Unity app is down; the others are heard from again before each question, as time makes them late.
- * One question at a time, from a connection that is there; each is asked --repeats times a round, or for --seconds, at least twice.
+ * Measures the views that dashboards read, as fleet_reader, for a fleet in cohorts with a history: some days of heartbeats, 90
+ * days of availability, a year of archives, the usual history of pg_cron, samples of silence, and a week of error budgets. One
+ * device in a hundred is offline, and one in two hundred reports that its Unity app is down. The others send again before each
+ * query, because they become late with time. Queries run one at a time on an open connection. Each runs --repeats times a round,
+ * or for --seconds, but at least twice.
  */
 import postgres, { type Sql } from 'postgres'
 import { say, step } from '../lib/progress.ts'
@@ -12,19 +13,19 @@ import { readOptions } from './options.ts'
 import { hearFrom, withStore, type Store } from './store.ts'
 
 const options = {
-  devices: { otherwise: 10_000, what: 'in the fleet' },
-  cohorts: { otherwise: 20, what: 'they are in' },
-  days: { otherwise: 3, what: 'of heartbeats before now' },
-  beats: { otherwise: 96, what: 'of each device on each of them' },
-  rounds: { otherwise: 3, what: 'how often each question has its turn' },
-  repeats: { otherwise: 100, what: 'how often it is asked then' },
-  seconds: { otherwise: 4, what: 'after which it is asked no more in that round' },
+  devices: { otherwise: 10_000, what: 'devices in the fleet' },
+  cohorts: { otherwise: 20, what: 'cohorts of the fleet' },
+  days: { otherwise: 3, what: 'days of heartbeats before now' },
+  beats: { otherwise: 96, what: 'heartbeats of each device per day' },
+  rounds: { otherwise: 3, what: 'number of rounds' },
+  repeats: { otherwise: 100, what: 'how often each query runs in a round' },
+  seconds: { otherwise: 4, what: 'seconds after which a query is not repeated in that round' },
 } as const
 
-/** Ms that the 95th percentile of what a page polls may take. */
+/** The most ms for the 95th percentile of a view that a page polls. */
 const TARGET = 20
 
-interface Question {
+interface Query {
   name: string
   ask: () => Promise<unknown>
   target?: number
@@ -37,7 +38,7 @@ export async function benchViews(args: string[]): Promise<Figure[]> {
     await makePast(store)
     const sql = postgres(store.cluster.url('fleet_reader', 'fleet'), { max: 1, onnotice: () => {} })
     try {
-      return await measure(store, await questions(sql, given.devices), given)
+      return await measure(store, await queries(sql, given.devices), given)
     } finally {
       await sql.end({ timeout: 1 })
     }
@@ -62,9 +63,9 @@ async function makeFleet(
     await admin`vacuum (analyze) fleet.devices`
   })
   for (let day = days; day >= 1; day--) {
-    // The latest is a quarter of an hour old: who is not heard from afterwards is offline.
+    // The latest heartbeat is a quarter of an hour old, so a device that sends none afterwards is offline.
     await step(
-      `Hearing from them, day ${days - day + 1} of ${days}`,
+      `Sending their heartbeats, day ${days - day + 1} of ${days}`,
       () => admin`
       insert into fleet.device_heartbeats (ts, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
       select now() - interval '15 minutes' - (${day}::integer - (m + 1) / ${beats}::float8) * interval '1 day' - device_id % 60 * interval '100 ms',
@@ -76,13 +77,13 @@ async function makeFleet(
     )
   }
   await step(
-    'Rolling the days up',
+    'Rolling up the days',
     () => admin`
     select fleet.roll_up(day::date)
     from generate_series(date_trunc('day', now() - ${days}::integer * interval '1 day', 'UTC'), now() - interval '1 day', interval '1 day') as day
   `,
   )
-  await step('Looking after the tables', async () => {
+  await step('Running VACUUM and ANALYZE', async () => {
     await hearFrom(admin)
     await admin`vacuum (analyze) fleet.device_last_status`
     await admin`analyze fleet.device_heartbeats`
@@ -91,9 +92,9 @@ async function makeFleet(
   })
 }
 
-/** What a store has after a year: the rows that views read beside the devices. */
+/** Adds what a store has after a year: the rows that views read in addition to the devices. */
 async function makePast({ admin }: Store) {
-  await step('Making a year of archives, and what is kept of jobs and samples', async () => {
+  await step('Making a year of archives, and the usual history of jobs and samples', async () => {
     await admin`
       insert into fleet.hb_partitions (
         partition_name, range_start, range_end, state, step, row_count, bytes_size, min_ts, max_ts, checksum_sha256, content_checksum,
@@ -153,7 +154,7 @@ async function makePast({ admin }: Store) {
   })
 }
 
-async function questions(sql: Sql, devices: number): Promise<Question[]> {
+async function queries(sql: Sql, devices: number): Promise<Query[]> {
   const random = generator(devices)
   const device = () => 1 + Math.floor(random() * devices)
   const polled = [
@@ -208,7 +209,7 @@ async function questions(sql: Sql, devices: number): Promise<Question[]> {
 
 async function measure(
   { admin }: Store,
-  asked: Question[],
+  asked: Query[],
   given: { devices: number; rounds: number; repeats: number; seconds: number },
 ): Promise<Figure[]> {
   const took = new Map<string, number[]>(asked.map(({ name }) => [name, []]))

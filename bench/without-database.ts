@@ -1,13 +1,13 @@
-// Imported before server/main.ts: the server as it is, but a batch of heartbeats is answered in place of being sent to Postgres.
+// Imported before server/main.ts: the same server, but batches of heartbeats are answered here and not sent to Postgres.
 import { Pool, type Sql } from '../server/database.ts'
 
-/** fleet.ingest's answer for so many heartbeats. */
+/** The answers of fleet.ingest, by the number of heartbeats. */
 const answers: { results: string; reasons: null; tss: string }[] = []
 
-/** Stands in for the driver: takes the writer's statement, refuses to know any other. */
+/** Replaces the driver. It accepts only the writer's statement. */
 const answer = ((text: TemplateStringsArray, json: string) => {
   if (!text.join('').includes('from fleet.ingest(')) return undefined
-  // Each item names its device once; cheaper than parsing, which the database does in its own process.
+  // Each item names its device once. Counting these is cheaper than parsing, which Postgres does in its own process.
   let count = 0
   for (let at = json.indexOf('"device_id":'); at >= 0; at = json.indexOf('"device_id":', at + 1)) count++
   return [

@@ -40,7 +40,7 @@ t.test('every Dockerfile is well-formed, builds on an exact version, and belongs
   }
 })
 
-t.test('what a Dockerfile copies is in its context, and not ignored', async t => {
+t.test('files that a Dockerfile copies are in its context, and not ignored', async t => {
   const isIgnored = await readIgnore()
   for (const [name, service] of all) {
     const build = buildOf(service)
@@ -65,7 +65,7 @@ t.test('what a Dockerfile copies is in its context, and not ignored', async t =>
   }
 })
 
-t.test('the image of node has all that its commands import, and nothing for tests', async t => {
+t.test('the node image has everything that its commands import, and no test files', async t => {
   const image = await withImage(t)
   const files = await readdir(image, { recursive: true })
   t.same(
@@ -87,8 +87,8 @@ t.test('the image of node has all that its commands import, and nothing for test
   }
 })
 
-t.test('compose.yaml is read by docker-compose', { skip: dockerCompose.without }, async t => {
-  // Debian's is older than the name of a project.
+t.test('docker-compose accepts compose.yaml', { skip: dockerCompose.without }, async t => {
+  // Debian's docker-compose does not know the name of a project yet.
   const yaml = (await readFile(composeFile, 'utf8')).replace(/^name: .*$/m, '')
   const { code, output } = await run('docker-compose', ['-f', '-', 'config', '-q'], { cwd: here, input: yaml })
   t.equal(code, 0, output)
@@ -115,7 +115,7 @@ t.test('every service is confined', async t => {
     (services.postgres?.pids_limit ?? 0) > processes.reduce((sum, n) => sum + n, 0) + 20,
     `Postgres may have ${processes.join(' + ')} processes`,
   )
-  t.same(services.secrets?.network_mode, 'none', 'and who is root has no network')
+  t.same(services.secrets?.network_mode, 'none', 'and the service that runs as root has no network')
   t.same(
     Object.entries(networks)
       .filter(([, network]) => !(network as { internal?: boolean } | null)?.internal)
@@ -125,7 +125,7 @@ t.test('every service is confined', async t => {
   for (const [name, service] of all) if (service.networks?.includes('edge')) t.ok(service.ports, `${name} is published`)
 })
 
-t.test('a service waits for what is there, in a way that ends', async t => {
+t.test('each service waits only for services that exist and become ready', async t => {
   for (const [name, service] of all) {
     for (const [other, { condition }] of Object.entries(service.depends_on ?? {})) {
       const target = services[other]
@@ -143,7 +143,7 @@ t.test('a service waits for what is there, in a way that ends', async t => {
   }
 })
 
-t.test('every volume and every file that is mounted is there', async t => {
+t.test('every volume and every file that is mounted exists', async t => {
   const used = new Set<string>()
   for (const [name, service] of all) {
     for (const { source } of mounts(service)) {
@@ -154,7 +154,7 @@ t.test('every volume and every file that is mounted is there', async t => {
   t.same([...used].sort(), Object.keys(volumes).sort())
 })
 
-t.test('every setting is one that somebody reads', async t => {
+t.test('every setting is one that a program reads', async t => {
   const documented = [...(await readFile(join(repository, '.env.example'), 'utf8')).matchAll(/^#([A-Z][A-Z0-9_]*)=/gm)].map(
     match => match[1] ?? '',
   )
@@ -163,7 +163,7 @@ t.test('every setting is one that somebody reads', async t => {
   t.same(
     secret.filter(name => !documented.includes(name) && name !== 'AWS_SESSION_TOKEN'),
     [],
-    'a setting that a file may hold is one',
+    'each setting that can come from a file is documented',
   )
   for (const [name, { image, environment = {} }] of all) {
     for (const [setting, value] of Object.entries(environment)) {
@@ -179,20 +179,20 @@ t.test('every setting is one that somebody reads', async t => {
   }
 })
 
-t.test('every service has the secrets that it names, and no other', async t => {
+t.test('every service has exactly the secrets that it names', async t => {
   const secrets = await withSecrets(t)
   for (const [name, service] of all) {
     if (name === 'secrets') continue
     const volume = mounts(service).find(({ target }) => target === '/run/secrets')?.source
     const given = volume ? await readdir(join(secrets, volume.replace(/^secrets-/, ''))) : []
     const named = [...(await textOf(service)).matchAll(/\/run\/secrets\/([\w.]+)/g)].map(match => match[1] ?? '')
-    // Both use the volume of the archiver.
+    // The bucket service uses the archiver's volume.
     const others = name === 'bucket' ? [] : given
-    t.same([...new Set([...named, ...others])].sort(), [...new Set(named)].sort(), `${name} needs what it is given`)
+    t.same([...new Set([...named, ...others])].sort(), [...new Set(named)].sort(), `${name} needs the secrets that it gets`)
     t.same(
       [...new Set(named)].filter(file => !given.includes(file)),
       [],
-      `${name} is given what it needs`,
+      `${name} gets the secrets that it needs`,
     )
   }
   const made = mounts(services.secrets!)
@@ -209,7 +209,7 @@ t.test('every service has the secrets that it names, and no other', async t => {
   t.match(await readFile(join(here, 'pgbouncer/Dockerfile'), 'utf8'), `--uid ${owners.pgbouncer}`)
 })
 
-t.test('who speaks of another service shares a network with it, and names the port that it listens on', async t => {
+t.test('a service that names another one shares a network with it, and names the port on which it listens', async t => {
   const ini = await readFile(join(here, 'pgbouncer/pgbouncer.ini'), 'utf8')
   const listening: Record<string, string[]> = {
     postgres: ['5432'],
@@ -228,7 +228,7 @@ t.test('who speaks of another service shares a network with it, and names the po
       for (const [, port = ''] of text.matchAll(new RegExp(`(?<![\\w/-])${other}:(\\d+)(?![\\d.])`, 'g'))) {
         found++
         t.ok(ports.includes(port), `${name}: ${other}:${port}`)
-        // It reads the archiver's settings, and has no use for its database.
+        // The bucket service reads the archiver's settings, but does not use the database.
         if (name === 'bucket' && other === 'postgres') continue
         t.ok(
           service.networks?.some(network => services[other]?.networks?.includes(network)),
@@ -258,7 +258,7 @@ function mounts({ volumes = [] }: Service) {
   })
 }
 
-/** All that a service is told: its settings and command, its Dockerfile, the configuration that is mounted. */
+/** All texts that configure a service: its settings and command, its Dockerfile, and the mounted configuration. */
 async function textOf(service: Service) {
   const { environment, command, entrypoint } = service
   const texts = [JSON.stringify([environment, command, entrypoint])]
@@ -272,7 +272,7 @@ async function textOf(service: Service) {
     )
     for (const file of files.filter(file => /\.(ya?ml|cfg)$/.test(file))) texts.push(await readFile(file, 'utf8'))
   }
-  // Comments give examples.
+  // Comments contain examples.
   return texts.join('\n').replace(/^\s*#.*$/gm, '')
 }
 
@@ -282,7 +282,7 @@ async function hasHealthcheck(service: Service) {
   return build !== undefined && (await readDockerfile(build.dockerfile)).getHEALTHCHECKs().length > 0
 }
 
-/** Of an image of others compose.yaml says it, for they may change their mind. */
+/** Whether a service runs as root. For an image of others compose.yaml must set the user, because they may change theirs. */
 async function isRoot(service: Service) {
   if (service.user !== undefined) return /^0(:|$)/.test(service.user)
   const build = buildOf(service)

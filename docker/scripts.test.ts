@@ -28,7 +28,7 @@ t.test('settings come from files', async t => {
       code: 0,
       output: `a 'key' with $HOME, "quotes" and \\ in it|gone|/a/file\n`,
     },
-    'as they are, and what AWS means by a file is left alone',
+    'unchanged, and AWS_CONFIG_FILE keeps its meaning',
   )
   t.same(await print({ ADMIN_KEY: 'given' }), { code: 0, output: 'given|gone|\n' })
   t.match(await print({ ADMIN_KEY_FILE: file('missing') }), { code: 2, output: /ADMIN_KEY_FILE: .*missing cannot be read/ })
@@ -39,7 +39,7 @@ t.test('settings come from files', async t => {
   })
 })
 
-t.test('secrets are made once, and each is for whom it concerns', async t => {
+t.test('secrets are made once, and only the services that need one can read it', async t => {
   const directory = await withSecrets(t)
   const read = async () => {
     const files = (await readdir(directory, { recursive: true, withFileTypes: true }))
@@ -52,7 +52,7 @@ t.test('secrets are made once, and each is for whom it concerns', async t => {
   const before = await read()
   t.match(before['all/admin_key'], /^[0-9a-f]{48}$/)
   const random = Object.entries(before).filter(([path, text]) => /^all\/[^.]+$/.test(path) && text)
-  t.equal(new Set(random.map(([, text]) => text)).size, 9, 'nine different ones')
+  t.equal(new Set(random.map(([, text]) => text)).size, 9, 'nine different secrets')
   t.equal(before['server/admin_key'], before['all/admin_key'])
   t.equal(before['pgbouncer/userlist.txt'], `"fleet_server" "${before['all/fleet_server_password']}"\n`)
   t.match(JSON.parse(before['objects/s3.json'] ?? ''), {
@@ -64,7 +64,7 @@ t.test('secrets are made once, and each is for whom it concerns', async t => {
   if (process.getuid?.() === 0) t.equal((await stat(join(directory, 'postgres/postgres_password'))).uid, 999)
 
   t.equal((await run('sh', ['docker/secrets/make.sh', directory])).code, 0)
-  t.same(await read(), before, 'again, nothing changes')
+  t.same(await read(), before, 'a second run changes nothing')
   await chmod(join(directory, 'all/admin_key'), 0o600)
   await writeFile(join(directory, 'all/admin_key'), 'a-key-of-my-own-choice')
   t.equal((await run('sh', ['docker/secrets/make.sh', directory])).code, 0)
@@ -88,7 +88,7 @@ t.test('the image of Postgres starts the official entrypoint with settings for i
   t.equal(text.split('\n').slice(1).join('\n'), (await run('sh', ['docker/postgres/tune.sh'])).output)
 })
 
-t.test('settings of Postgres sized by memory', async t => {
+t.test('settings of Postgres are sized by memory', async t => {
   const tune = (...args: string[]) => run('sh', ['docker/postgres/tune.sh', ...args])
   for (const args of [['4GB'], ['511'], ['-1'], ['4096', "fleet'"], ['4096', 'fleet', 'x']])
     t.match(await tune(...args), { code: 2, output: /^usage: / }, args.join(' '))
@@ -103,7 +103,7 @@ t.test('settings of Postgres sized by memory', async t => {
     t.match(output, `maintenance_work_mem = ${maintenance}MB`)
   }
 
-  // A plain server of 4 GB, whatever this machine has.
+  // A plain server with 4 GB, no matter what this machine has.
   const { cluster, admin, url } = await withCluster(t, { durable: true })
   await admin.unsafe(
     `create or replace function fleet_guard.memory_bytes() returns bigint language sql as 'select 4::bigint << 30'`,
@@ -134,17 +134,17 @@ t.test('settings of Postgres sized by memory', async t => {
   t.notMatch(await cluster.logTail(50), /WARNING|unrecognized/)
 })
 
-t.test('the units of systemd are well-formed and confined', { skip: systemdAnalyze.without }, async t => {
+t.test('the systemd units are well-formed and confined', { skip: systemdAnalyze.without }, async t => {
   const directory = await withDirectory(t)
   for (const name of await readdir(join(here, 'systemd'))) {
     const unit = await readFile(join(here, 'systemd', name), 'utf8')
     const [, script = ''] = /^ExecStart=\/usr\/bin\/node --import tsx (\S+)$/m.exec(unit) ?? []
     await t.resolves(stat(join(repository, script)), `${name}: ${script}`)
-    // Where it is here: that the program exists is looked at, too.
+    // With paths of this machine, because it also checks that the program exists.
     const path = join(directory, name)
     await writeFile(path, unit.replaceAll('/opt/nexmdm', repository).replace('/usr/bin/node', process.execPath))
     t.same(await run('systemd-analyze', ['verify', '--man=no', path]), { code: 0, output: '' }, name)
-    // Of 100; 92 is a service without any confinement.
+    // The score goes up to 100. A service without any confinement has 92.
     const { code, output } = await run('systemd-analyze', ['security', '--offline=yes', '--threshold=20', '--no-pager', path])
     t.equal(code, 0, output.split('\n').slice(-3).join('\n'))
   }

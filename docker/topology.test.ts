@@ -1,4 +1,4 @@
-// The topology of compose.yaml, started natively: its settings and commands, with other addresses, from the files of the image.
+// Starts the topology of compose.yaml natively: its settings and commands, with other addresses, from the files of the image.
 import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import postgres from 'postgres'
@@ -26,7 +26,7 @@ async function withCompose(t: Test) {
   const image = await withImage(t)
   const work = await withDirectory(t)
 
-  // Postgres and the store have theirs already; all others are made.
+  // Postgres and the object store already have their secrets. All others are made.
   const secrets = await withDirectory(t)
   await mkdir(join(secrets, 'all'))
   const given = {
@@ -57,7 +57,7 @@ async function withCompose(t: Test) {
       ]),
     )
   }
-  /** A service of the node image, by its entrypoint; with another command, as docker compose run has it. */
+  /** Starts a service of the node image through its entrypoint. It can have another command, as with docker compose run. */
   const start = (name: string, options: ProcessOptions & { command?: string[] } = {}) =>
     spawnProgram(
       t,
@@ -85,7 +85,7 @@ t.test(
     for (const time of ['first', 'second'])
       t.match(await once('migrate'), { code: 0, output: /up to date[^]*fleet_dba/ }, `migrate, the ${time} time`)
     t.match(await once('bucket'), { code: 0, output: 'bucket nexmdm was made' })
-    t.match(await once('bucket'), { code: 0, output: 'bucket nexmdm is there' })
+    t.match(await once('bucket'), { code: 0, output: 'bucket nexmdm exists' })
 
     const pool = await withPgbouncer(t, await url('fleet_server'))
     await pool.start()
@@ -102,7 +102,7 @@ t.test(
     })
 
     const health = async (name: string, port: number) => {
-      // pg_isready, in Debian, is one for all versions.
+      // Debian has one pg_isready for all versions.
       const [program = '', ...args] = (await healthcheckOf(services[name]!)).map(text =>
         text.replace(/(?<=[:/=])(8080|8404|6432)\b/, String(port)),
       )
@@ -117,19 +117,19 @@ t.test(
     ]
     for (const [name, port] of healthy) {
       t.equal(await health(name, port), 0, `${name} is healthy`)
-      t.not(await health(name, await freePort(true)), 0, `nobody is, where ${name} is not`)
+      t.not(await health(name, await freePort(true)), 0, `a healthcheck fails at an address where ${name} is not`)
     }
 
     const dba = postgres(await url('fleet_dba'), { max: 2, onnotice: () => {} })
     t.teardown(() => dba.end({ timeout: 1 }))
     const adminKey = await secret('server/admin_key')
 
-    await t.test('a heartbeat goes through the balancer, a server and the pool to Postgres, and shows in the view', async t => {
+    await t.test('a heartbeat goes through the balancer, a server and the pool to Postgres, and appears in the view', async t => {
       const call = client(balancer.url)
       t.equal(
         (await call('POST /admin/devices', { body: { alias: 'lobby' }, headers: { 'x-admin': adminKey } })).status,
         404,
-        'not where devices come in',
+        'administrators have no access at the address of the devices',
       )
       const { status, body } = await client(balancer.operators)('POST /admin/devices', {
         body: { alias: 'lobby' },
@@ -153,7 +153,7 @@ t.test(
       await reader.end({ timeout: 1 })
     })
 
-    await t.test('a day goes to the store', async t => {
+    await t.test('a day is archived to the object store', async t => {
       const date = daysAgo(70)
       const admin = postgres(await url('postgres'), { max: 1 })
       t.teardown(() => admin.end({ timeout: 1 }))
@@ -168,7 +168,7 @@ t.test(
       t.match(await once('archiver', ['node', '--import', 'tsx', 'archiver/cli.ts', 'verify', date]), { code: 0 })
     })
 
-    await t.test('Prometheus scrapes all of it', async t => {
+    await t.test('Prometheus scrapes everything', async t => {
       const prometheus = await withPrometheus(t, {
         adminKey: await secret('prometheus/admin_key'),
         servers: ports.map(port => `127.0.0.1:${port}`),
@@ -178,7 +178,8 @@ t.test(
         const { result } = await prometheus.api<{ result: { value: [number, string] }[] }>('query', { query })
         return result.map(({ value: [, value] }) => Number(value))
       }
-      // Two servers, the balancer, itself; a heartbeat; and, by the servers, what Postgres knows of the archiver and of the scheduler.
+      // Two servers, the balancer and Prometheus itself; a heartbeat; and, from the servers, what Postgres knows of the archiver
+      // and of the scheduler.
       for (const [query, wanted] of [
         ['sum(up)', 4],
         ['sum(hb_writes_total)', 1],

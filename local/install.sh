@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs before node: installs the npm packages when they are missing or older than package-lock.json.
+# Runs before node. Installs the npm packages if they are missing or older than package-lock.json.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -11,9 +11,9 @@ fi
 installed=node_modules/.package-lock.json
 if [ ! -e "$installed" ] || [ -n "$(find package-lock.json -newer "$installed")" ]; then
   echo 'Installing the npm packages (one or two minutes the first time) ...'
-  # Development packages too, whatever NODE_ENV says: the tests need them. Packages whose install
-  # scripts npm holds back (esbuild) work without them, they ship their binaries.
+  # Installs development packages too, no matter what NODE_ENV says, because the tests need them. npm holds back the install
+  # scripts of some packages (esbuild). They work without them, because they ship their binaries.
   npm ci --include=dev --no-audit --no-fund
-  # npm ci may keep the time of an unchanged list, and would run again at every start.
+  # npm ci may leave the time of an unchanged list as it is, and then this would run again at every start.
   touch "$installed"
 fi

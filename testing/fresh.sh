@@ -1,9 +1,10 @@
 #!/bin/sh
-# npm run test:fresh, npm run test:trixie: what a newcomer does on a new Debian, in a root of its own (debootstrap) that is removed
-# afterwards: the last commit from a bare clone, `npm start` and a heartbeat, `npm test`. Node is Debian's own, or on Debian 12,
-# whose Node is too old, the one that is here. Needs root. Processes and mounts end with the script, whatever happens (unshare).
+# npm run test:fresh, npm run test:trixie: does what a newcomer does on a new Debian. It makes a root directory with debootstrap,
+# which is removed afterwards, clones the last commit into it, runs `npm start`, sends a heartbeat, and runs `npm test`. Node is
+# Debian's own. Debian 12's Node is too old, so there it is the one of this machine. Needs root. Processes and mounts end with the
+# script, no matter what happens (unshare).
 #
-#   testing/fresh.sh bookworm|trixie [start] [test [file…]]
+# testing/fresh.sh bookworm|trixie [start] [test [file…]]
 set -eu
 
 suite=${1:?usage: testing/fresh.sh bookworm|trixie [start] [test [file…]]}
@@ -11,7 +12,7 @@ shift
 [ $# -gt 0 ] || set -- start test
 repository=$(cd "$(dirname "$0")/.." && pwd)
 
-[ "$(id -u)" = 0 ] || { echo 'testing/fresh.sh makes a root of its own, and so has to be run by root.' >&2; exit 1; }
+[ "$(id -u)" = 0 ] || { echo 'testing/fresh.sh makes its own root directory, so it must run as root.' >&2; exit 1; }
 command -v debootstrap > /dev/null || apt-get -q install -y --no-install-recommends debootstrap
 
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
@@ -19,7 +20,7 @@ root=$(mktemp -d "${TMPDIR:-/var/tmp}/fresh-$suite.XXXXXX")
 chmod 755 "$root"
 inside=
 trap 'rm -rf --one-file-system "$root" "$root.log"' EXIT
-# unshare takes no notice of other signals; with it everything inside ends.
+# unshare ignores other signals. When it ends, everything inside ends.
 trap '[ -z "$inside" ] || { kill -KILL "$inside"; sleep 2; }; exit 130' INT TERM HUP
 
 say() { echo "== $*"; }
@@ -34,7 +35,7 @@ if [ "$suite" = bookworm ]; then
   cp -a "$npm" "$root/usr/local/lib/node_modules/npm"
   ln -s ../lib/node_modules/npm/bin/npm-cli.js "$root/usr/local/bin/npm"
 fi
-# What this machine trusts and how it finds names, which a mirror or a proxy of a company needs.
+# Copies this machine's certificates and name resolution, which a company's mirror or proxy needs.
 cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
 cp /etc/resolv.conf /etc/hosts "$root/etc/"
 git clone -q --no-local "$repository" "$root/root/fleet"
@@ -63,7 +64,7 @@ start() {
   kill -INT $pid
   wait $pid || { echo "npm start ended with $?"; exit 1; }
 }
-# The script of Debian 12's pg_partman beside that of Debian 13's, from which the update in place is tried.
+# Adds the script of Debian 12's pg_partman to that of Debian 13's, so that the update in place can be tested.
 partman_4() {
   echo "deb $MIRROR bookworm main" > /etc/apt/sources.list.d/bookworm.list
   apt-get -q update > /root/apt.log 2>&1 && (cd /root && apt-get -q download postgresql-15-partman >> apt.log 2>&1) || { cat /root/apt.log; exit 1; }
@@ -92,7 +93,7 @@ done
 EOF
 
 say "as a newcomer: $*"
-# A proc, devices and shared memory of its own; init of its own, with which every process ends.
+# Gives it its own /proc, devices, shared memory and init. When init ends, every process ends.
 # shellcheck disable=SC2016 # expanded by the shell inside
 env -i ROOT="$root" SUITE="$suite" MIRROR="$mirror" CI="${CI-}" TEST_DEEP="${TEST_DEEP-}" unshare --mount --pid --fork --kill-child --propagation private sh -eu -c '
   PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin

@@ -6,7 +6,7 @@ import { waitFor } from '../../testing/database.ts'
 import { alertmanager, amtool, withAlertmanager } from '../../testing/alertmanager.ts'
 import { blocksOf, readPage, runShell } from '../../testing/pages.ts'
 
-t.test('amtool finds nothing wrong, and the routes are those of docs/alert-me.md', { skip: alertmanager.without }, async t => {
+t.test('amtool finds no problem, and the routes are those of docs/alert-me.md', { skip: alertmanager.without }, async t => {
   t.match(
     await amtool('check-config', join(repository, 'docker/alertmanager/alertmanager.yml')),
     /SUCCESS[^]*1 inhibit rules[^]*2 receivers/,
@@ -44,7 +44,7 @@ groups:
   t.match(mails[0], /^Subject: TryOut: a summary\r?$/m)
   t.match(mails[0], /a description/)
   t.match(mails[0], /^To: oncall@example\.com\r?$/m)
-  t.notMatch(mails.join(), /OnlyAWarning/, 'a warning wakes nobody by e-mail')
+  t.notMatch(mails.join(), /OnlyAWarning/, 'a warning is not sent by e-mail')
 
   const [, adding = ''] = /^(amtool .* alert add .*)$/m.exec(await readPage('docs/alert-me.md')) ?? []
   const by = (command: string) => runShell(command.replace('http://127.0.0.1:9093', url), {})

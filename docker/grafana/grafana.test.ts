@@ -5,7 +5,7 @@ import { readDashboards } from '../../testing/monitoring.ts'
 
 const here = import.meta.dirname
 
-t.test('the dashboards are provisioned, with the sources that they ask', async t => {
+t.test('the dashboards are provisioned, with the data sources that they use', async t => {
   const sources = await readFile(join(here, 'provisioning/datasources/nexmdm.yml'), 'utf8')
   const provisioned = new Map([...sources.matchAll(/^ {4}uid: (\S+)\n {4}type: (\S+)$/gm)].map(([, uid, type]) => [uid!, type!]))
   t.equal(provisioned.size, 2)
@@ -23,7 +23,7 @@ t.test('the dashboards are provisioned, with the sources that they ask', async t
   }
 })
 
-t.test('each panel says what it shows, in which unit, and has its place', async t => {
+t.test('each panel has a description, a unit and a place of its own', async t => {
   for (const { title, templating, panels } of await readDashboards()) {
     t.equal(new Set(panels.map(({ id }) => id)).size, panels.length, `${title} has no id twice`)
     t.equal(new Set(panels.map(panel => panel.title)).size, panels.length, `${title} has no title twice`)
@@ -45,7 +45,7 @@ t.test('each panel says what it shows, in which unit, and has its place', async 
       t.same(
         variables.filter(variable => !known.includes(variable)),
         [],
-        `${title}: ${name} uses variables that there are`,
+        `${title}: ${name} uses variables that exist`,
       )
     }
     t.equal(new Set(cells).size, cells.length, `${title}: no panel covers another`)

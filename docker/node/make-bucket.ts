@@ -10,7 +10,7 @@ const client = new S3Client({
 })
 try {
   await client.send(new HeadBucketCommand({ Bucket }))
-  console.log(`bucket ${Bucket} is there`)
+  console.log(`bucket ${Bucket} exists`)
 } catch (error) {
   if (!(error instanceof Error && error.name === 'NotFound')) throw error
   await client.send(new CreateBucketCommand({ Bucket }))

@@ -8,7 +8,7 @@ import { metricNames, readAlerts } from '../../testing/monitoring.ts'
 
 const here = import.meta.dirname
 
-t.test('promtool finds nothing wrong', { skip: prometheus.without }, async t => {
+t.test('promtool finds no problem', { skip: prometheus.without }, async t => {
   const dir = await configurePrometheus(t, { adminKey: 'x', servers: ['127.0.0.1:1'] })
   const config = await promtool('check', 'config', join(dir, 'prometheus.yml'))
   t.ok(config.isOk, config.output)
@@ -45,7 +45,7 @@ t.test('every alert fires and ends', { skip: prometheus.without }, async t => {
   t.same(
     names.filter(name => !(ended.get(name)! > fired.get(name)!)),
     [],
-    'and ends then',
+    'and ends again',
   )
 })
 
@@ -53,7 +53,7 @@ function minutes(time: string) {
   return parseInt(time) * (time.endsWith('h') ? 60 : 1)
 }
 
-t.test('every alert says what it is, with its value, and leads to a section of the runbook that lists it', async t => {
+t.test('every alert has a text with its value, and links to a section of the runbook that lists it', async t => {
   const runbook = await readFile(join(here, '../../RUNBOOK.md'), 'utf8')
   const anchors = [...runbook.matchAll(/^## (.*)$/gm)].map(match => match[1]!.toLowerCase().replaceAll(' ', '-'))
   const listed = new Map(
@@ -67,9 +67,9 @@ t.test('every alert says what it is, with its value, and leads to a section of t
     t.match(body, /^ +for: \d+[mh]$/m, `${name} waits`)
     t.match(body, /^ +labels: \{severity: (critical|warning)\}$/m, `${name} has a severity`)
     t.match(body, /^ +summary: \S/m, `${name} has a summary`)
-    t.match(body, /^ +description: .*\{\{ \$value/m, `${name} gives its value`)
+    t.match(body, /^ +description: .*\{\{ \$value/m, `${name} shows its value`)
     const anchor = /^ +runbook_url: RUNBOOK\.md#([a-z-]+)$/m.exec(body)?.[1]
-    t.ok(anchors.includes(anchor ?? ''), `${name} leads to ${anchor}`)
+    t.ok(anchors.includes(anchor ?? ''), `${name} links to ${anchor}`)
     t.equal(listed.get(name), anchor, `${name} is in the table of the runbook`)
   }
   t.same([...listed.keys()].toSorted(), found.map(({ name }) => name).toSorted())
@@ -89,7 +89,7 @@ t.test('the alerts have the targets of fleet.slo', async t => {
   }
 })
 
-t.test('the first look that the runbook gives for each alert runs, as fleet_dba', async t => {
+t.test('the first check that the runbook gives for each alert runs as fleet_dba', async t => {
   const runbook = await readFile(join(here, '../../RUNBOOK.md'), 'utf8')
   const looks = new Set([...runbook.matchAll(/^\| `[A-Z]\w+`.* \| `(select .*)` \|$/gm)].map(match => match[1]!))
   t.ok(looks.size > 8)

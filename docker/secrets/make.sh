@@ -8,7 +8,7 @@ umask 077
 root=$1
 all=$root/all
 
-# Puts a complete file in its place, or none.
+# Writes a complete file or none.
 write() {
   cat > "$1.new"
   mv "$1.new" "$1"

@@ -1,4 +1,4 @@
-// Tests B to E of document 000, and what 001, 002 and 004 say of heartbeats and reads.
+// Measures tests B to E of document 000, and the criteria of 001, 002 and 004 for heartbeats and reads.
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres, { type Sql } from 'postgres'
 import { step } from '../../lib/progress.ts'
@@ -13,11 +13,11 @@ import { call } from '../../bench/reads.ts'
 import { schedule, type Fleet } from '../../bench/schedule.ts'
 import type { Acknowledged, Sent } from '../../bench/sender.ts'
 import { enroll, startServer, type Device, type Server } from '../../bench/store.ts'
-import type { Bed } from './store.ts'
+import type { RunStore } from './store.ts'
 import { atLeast, atMost, equal, shown, type Line } from './table.ts'
 
-/** Whether all that was acknowledged is there, each once. */
-async function kept({ admin }: Bed, source: string, about: string, devices: Device[], beats: Acknowledged[]) {
+/** Checks that each acknowledged heartbeat is stored exactly once. */
+async function kept({ admin }: RunStore, source: string, about: string, devices: Device[], beats: Acknowledged[]) {
   const wrong = await heartbeats(
     admin,
     beats.map(({ template, ts, status }) => ({ device_id: devices[template]!.device_id, ts, status })),
@@ -31,17 +31,17 @@ async function kept({ admin }: Bed, source: string, about: string, devices: Devi
   )
 }
 
-/** What every load has to keep. */
+/** The criteria that every load must meet. */
 async function common(
   source: string,
   about: string,
-  bed: Bed,
+  store: RunStore,
   devices: Device[],
   { sent, used, beats }: { sent: Sent; used: Used; beats: Acknowledged[] },
 ): Promise<Line[]> {
   return [
     equal(source, `${about}: errors of any kind`, sent.errors, 0),
-    await kept(bed, source, about, devices, beats),
+    await kept(store, source, about, devices, beats),
     equal(source, `${about}: hb_writes_failed_total`, used.counted('hb_writes_failed_total'), 0),
   ]
 }
@@ -52,15 +52,18 @@ const hits = ({ counted }: Used) =>
   (100 * counted('device_cache_hits_total')) /
   Math.max(1, counted('device_cache_hits_total') + counted('device_cache_misses_total'))
 
-/** Each device posts once what it measured a minute ago; one in a hundred, 20 minutes ago. Then the questions of test B. */
-export async function fastPath(bed: Bed, repeats: number): Promise<Line[]> {
+/**
+ * Each device posts one heartbeat that is a minute old; one device in a hundred posts one that is 20 minutes old. Then the
+ * queries of test B run.
+ */
+export async function fastPath(store: RunStore, repeats: number): Promise<Line[]> {
   const {
     admin,
     kept: { devices },
-  } = bed
-  const server = await startServer(bed)
+  } = store
+  const server = await startServer(store)
   const sender = startSender()
-  const reader = postgres(bed.cluster.url('fleet_reader', 'fleet'), { max: 1, onnotice: () => {} })
+  const reader = postgres(store.cluster.url('fleet_reader', 'fleet'), { max: 1, onnotice: () => {} })
   try {
     await sender.connect(server.port, 1_000, devices)
     const at = Float64Array.from(devices, (_, index) => index)
@@ -157,7 +160,7 @@ export interface LoadOf {
   source: string
   about: string
   fleet: Fleet
-  /** The place of its first device among all. */
+  /** The index of its first device among all devices. */
   first: number
   warmup: number
   note?: string | undefined
@@ -165,18 +168,18 @@ export interface LoadOf {
   p99: number
 }
 
-/** A fleet at its cadence. */
-export async function load(bed: Bed, { source, about, fleet, first, warmup, note, p95, p99 }: LoadOf): Promise<Line[]> {
-  const devices = bed.kept.devices.slice(first, first + fleet.devices)
-  const found = await sendFleet(bed, devices, fleet, { warmup, connections: 1_000, records: true })
+/** Measures a fleet that sends at its usual intervals. */
+export async function load(store: RunStore, { source, about, fleet, first, warmup, note, p95, p99 }: LoadOf): Promise<Line[]> {
+  const devices = store.kept.devices.slice(first, first + fleet.devices)
+  const found = await sendFleet(store, devices, fleet, { warmup, connections: 1_000, records: true })
   const { sent, used } = found
   const duplicates = (100 * used.counted('hb_deduplicated_total')) / Math.max(1, used.counted('hb_writes_total'))
-  const [limits] = await bed.admin<{ most: number }[]>`select current_setting('max_connections')::float8 as most`
+  const [limits] = await store.admin<{ most: number }[]>`select current_setting('max_connections')::float8 as most`
   const rest = note === undefined ? {} : { note }
   return [
     atMost(source, `${about}: p95`, sent.latency.p95, p95, 'ms', rest),
     atMost(source, `${about}: p99`, sent.latency.p99, p99, 'ms', rest),
-    ...(await common(source, about, bed, devices, found)),
+    ...(await common(source, about, store, devices, found)),
     atMost(source, `${about}: CPU of server and Postgres`, cpu(used), 70, '% of all processors'),
     atMost(source, `${about}: connections to Postgres`, used.connections, limits!.most, '', {
       note: 'The limit is max_connections',
@@ -195,17 +198,17 @@ export async function load(bed: Bed, { source, about, fleet, first, warmup, note
   ]
 }
 
-/** Every device of the roster together so often a second that there are `rate` heartbeats; document 004. */
+/** All devices of the roster send together, often enough for `rate` heartbeats a second. Document 004. */
 export async function roster(
-  bed: Bed,
+  store: RunStore,
   { fleet, first, warmup, note }: { fleet: Fleet; first: number; warmup: number; note?: string | undefined },
 ): Promise<Line[]> {
-  const devices = bed.kept.devices.slice(first, first + fleet.devices)
+  const devices = store.kept.devices.slice(first, first + fleet.devices)
   const about = `${fleet.devices.toLocaleString('en')} devices, every ${fleet.interval} s`
   const since = new Date()
-  const found = await sendFleet(bed, devices, fleet, { warmup, connections: 1_000, records: true })
+  const found = await sendFleet(store, devices, fleet, { warmup, connections: 1_000, records: true })
   const { sent, used } = found
-  const [jobs] = await bed.admin<{ failed: number; longest: number; runs: number }[]>`
+  const [jobs] = await store.admin<{ failed: number; longest: number; runs: number }[]>`
     select count(*) filter (where status = 'failed')::float8 as failed, count(*)::float8 as runs,
       coalesce(max(extract(epoch from end_time - start_time)), 0)::float8 as longest
     from cron.job_run_details where start_time >= ${since}
@@ -215,7 +218,7 @@ export async function roster(
     atLeast('004', `${about}: processed`, sent.ok / sent.seconds, (fleet.devices / fleet.interval) * 0.99, 'heartbeats/s', rest),
     atMost('004', `${about}: p95`, sent.latency.p95, 100, 'ms'),
     atMost('004', `${about}: p99`, sent.latency.p99, 100, 'ms'),
-    ...(await common('004', about, bed, devices, found)),
+    ...(await common('004', about, store, devices, found)),
     atMost('004', `${about}: CPU of server and Postgres`, cpu(used), 70, '% of all processors'),
     atMost(
       '004',
@@ -231,9 +234,9 @@ export async function roster(
   ]
 }
 
-/** The database is stopped and let go on for a minute; document 000, test D. */
+/** Postgres is stopped and resumed again and again for a minute. Document 000, test D. */
 export async function throttle(
-  bed: Bed,
+  store: RunStore,
   {
     fleet,
     first,
@@ -242,13 +245,13 @@ export async function throttle(
     note,
   }: { fleet: Fleet; first: number; seconds: number; calm: number; note?: string | undefined },
 ): Promise<Line[]> {
-  const devices = bed.kept.devices.slice(first, first + fleet.devices)
+  const devices = store.kept.devices.slice(first, first + fleet.devices)
   const random = generator(7)
   const queue = Math.max(1, Math.floor(fleet.devices / fleet.interval / 20))
   let throttledFrom = 0
   let output = ''
   const found = await sendFleet(
-    bed,
+    store,
     devices,
     { ...fleet, duration: seconds + 2 * calm },
     {
@@ -259,7 +262,7 @@ export async function throttle(
       meanwhile: async (server: Server) => {
         await sleep(calm * 1000)
         throttledFrom = Date.now()
-        const root = (await bed.cluster.pid()) ?? 0
+        const root = (await store.cluster.pid()) ?? 0
         for (const until = Date.now() + seconds * 1000; Date.now() < until;) {
           await paused(root, 200 + random() * 250)
           await sleep(150 + random() * 100)
@@ -289,17 +292,19 @@ export async function throttle(
       'times',
     ),
     atMost('000 D', 'latency recovers: p99 from 2 s after the end', percentile(after, 99), 300, 'ms'),
-    ...(await common('000 D', about, bed, devices, found)),
+    ...(await common('000 D', about, store, devices, found)),
   ]
 }
 
-/** Each device's heartbeat of one bucket, posted by ten at once with other values and times; document 000, test E. */
-export async function duplicates(bed: Bed, count: number): Promise<Line[]> {
-  // Which no other step heard from.
-  const devices = await enroll(bed, count, `parallel-${new Date().toISOString()}`)
-  const server = await startServer(bed, { env: { WORKERS: '2' } })
+/**
+ * Ten clients at once post a heartbeat of each device for the same bucket, with different times and values. Document 000, test E.
+ */
+export async function duplicates(store: RunStore, count: number): Promise<Line[]> {
+  // These devices are new to the store.
+  const devices = await enroll(store, count, `parallel-${new Date().toISOString()}`)
+  const server = await startServer(store, { env: { WORKERS: '2' } })
   try {
-    // The middle of a bucket that is past, so that all ten are in it.
+    // The times are in the middle of a past bucket, so that all ten are in it.
     const bucket = Math.floor(Date.now() / 10_000) * 10_000 - 10_000
     const answers = new Map<string, number>()
     const firsts: { device_id: number; ts: number; battery: number }[] = []
@@ -320,7 +325,7 @@ export async function duplicates(bed: Bed, count: number): Promise<Line[]> {
         )
       }
     })
-    const [found] = await bed.admin<{ rows: number; devices: number; status: number }[]>`
+    const [found] = await store.admin<{ rows: number; devices: number; status: number }[]>`
       select count(*)::float8 as rows, count(distinct h.device_id)::float8 as devices,
         count(*) filter (where (ls.last_ts, ls.battery_pct) is not distinct from (h.ts, h.battery_pct))::float8 as status
       from fleet.device_heartbeats h
@@ -339,16 +344,16 @@ export async function duplicates(bed: Bed, count: number): Promise<Line[]> {
   }
 }
 
-/** Document 004: two servers behind the balancer of docker/. */
-export async function balanced(bed: Bed, { fleet, first }: { fleet: Fleet; first: number }): Promise<Line[]> {
+/** Measures two servers behind the balancer of docker/. Document 004. */
+export async function balanced(store: RunStore, { fleet, first }: { fleet: Fleet; first: number }): Promise<Line[]> {
   const criterion = 'horizontal scaling with a load balancer'
   if (!topology.isHere()) return [shown('004', criterion, 'both servers take their share', 'HAProxy is not installed')]
-  const devices = bed.kept.devices.slice(first, first + fleet.devices)
+  const devices = store.kept.devices.slice(first, first + fleet.devices)
   const servers: Server[] = []
   const endings: (() => unknown)[] = []
   const sender = startSender()
   try {
-    for (let n = 0; n < 2; n++) servers.push(await startServer(bed, { env: { WORKERS: '1', TRUST_PROXY: 'true' } }))
+    for (let n = 0; n < 2; n++) servers.push(await startServer(store, { env: { WORKERS: '1', TRUST_PROXY: 'true' } }))
     const balancer = await withHaproxy(
       {
         teardown: end => {
@@ -372,7 +377,7 @@ export async function balanced(bed: Bed, { fleet, first }: { fleet: Fleet; first
         30,
         '%',
       ),
-      await kept(bed, '004', criterion, devices, beats),
+      await kept(store, '004', criterion, devices, beats),
     ]
   } finally {
     sender.end()
@@ -381,10 +386,10 @@ export async function balanced(bed: Bed, { fleet, first }: { fleet: Fleet; first
   }
 }
 
-/** After all of it: document 001, correctness. */
-export async function consistency(bed: Bed): Promise<Line[]> {
-  const sql: Sql = bed.admin
-  const owner = postgres(bed.cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
+/** Checks the store after all other steps. Document 001, correctness. */
+export async function consistency(store: RunStore): Promise<Line[]> {
+  const sql: Sql = store.admin
+  const owner = postgres(store.cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
   try {
     const [wrong] = await sql<{ count: number }[]>`
       select count(*)::float8 as count
@@ -396,8 +401,8 @@ export async function consistency(bed: Bed): Promise<Line[]> {
     const [drift] = await owner<{ checked: number; updated: number }[]>`
       select checked::float8 as checked, updated::float8 as updated from fleet.reconcile('24 hours', 1000000)
     `
-    // What reconcile is for: a last status that is wrong.
-    const victims = bed.kept.devices.slice(0, 5).map(({ device_id }) => device_id)
+    // Makes wrong last statuses, which reconcile must repair.
+    const victims = store.kept.devices.slice(0, 5).map(({ device_id }) => device_id)
     await sql`update fleet.device_last_status set last_ts = last_ts - interval '1 hour', battery_pct = 1 where device_id = any (${victims}::bigint[])`
     const [healed] = await owner<
       { updated: number }[]
@@ -408,7 +413,7 @@ export async function consistency(bed: Bed): Promise<Line[]> {
     const failing = await owner<
       { check_name: string; detail: string }[]
     >`select check_name, detail from fleet.check() where status = 'fail'`
-    // No archiver and no server runs now, which it tells.
+    // No archiver and no server runs now, and the checks report that.
     const others = failing.filter(({ check_name }) => !/archiver|server|ingest|token/.test(check_name))
     return [
       equal('001', 'devices whose last status is not that of their newest heartbeat', wrong!.count, 0),

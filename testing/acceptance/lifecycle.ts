@@ -1,4 +1,4 @@
-// Test A of document 000, and what 001 and 002 say of partitions, archives and jobs.
+// Measures test A of document 000, and the criteria of 001 and 002 for partitions, archives and jobs.
 import { readFile } from 'node:fs/promises'
 import { execFile } from 'node:child_process'
 import { join } from 'node:path'
@@ -11,7 +11,7 @@ import { waitFor } from '../database.ts'
 import { percentile } from '../../bench/figure.ts'
 import { fillDays } from '../../bench/load-history.ts'
 import { enroll, startProgram } from '../../bench/store.ts'
-import { archiveAll, type Bed } from './store.ts'
+import { archiveAll, type RunStore } from './store.ts'
 import { atLeast, atMost, equal, type Line } from './table.ts'
 
 const run = promisify(execFile)
@@ -20,18 +20,18 @@ const DAY_MS = 86_400_000
 export interface Sizes {
   rows: number
   days: number
-  /** Of these days, so many are past their retention. */
+  /** How many of these days are beyond the retention. */
   expired: number
   devices: number
 }
 
-export async function generate(bed: Bed, { rows, days, devices }: Sizes): Promise<Line[]> {
-  const { admin, kept } = bed
+export async function generate(store: RunStore, { rows, days, devices }: Sizes): Promise<Line[]> {
+  const { admin, kept } = store
   if (kept.devices.length === 0) {
-    kept.devices = await enroll(bed, devices, 'acceptance')
-    await bed.keep()
+    kept.devices = await enroll(store, devices, 'acceptance')
+    await store.keep()
   }
-  // Room for days that are past their retention afterwards.
+  // The retention is longer for now, so that some days can be beyond it later.
   await admin`select fleet.set_retention(${`${days + 10} days`}::interval)`
   const today = Math.floor(Date.now() / DAY_MS) * DAY_MS
   const first = new Date(today - days * DAY_MS)
@@ -75,9 +75,9 @@ export async function generate(bed: Bed, { rows, days, devices }: Sizes): Promis
   ]
 }
 
-export async function plans(bed: Bed): Promise<Line[]> {
-  const { admin, kept } = bed
-  const reader = postgres(bed.cluster.url('fleet_reader', 'fleet'), { max: 1, onnotice: () => {} })
+export async function plans(store: RunStore): Promise<Line[]> {
+  const { admin, kept } = store
+  const reader = postgres(store.cluster.url('fleet_reader', 'fleet'), { max: 1, onnotice: () => {} })
   try {
     const [about] = await admin<{ partitions: number }[]>`select count(*)::float8 as partitions from fleet.attached_partitions()`
     const device = kept.devices[0]!.device_id
@@ -114,7 +114,7 @@ export async function plans(bed: Bed): Promise<Line[]> {
         '000 A',
         `partitions in the plan of one device's day, ${of}`,
         await touched(
-          `select * from fleet.device_heartbeats where device_id = ${device} and ts >= '${await literal(bed, day)}' and ts < '${await literal(bed, `${day} + interval '1 day'`)}'`,
+          `select * from fleet.device_heartbeats where device_id = ${device} and ts >= '${await literal(store, day)}' and ts < '${await literal(store, `${day} + interval '1 day'`)}'`,
         ),
         1,
       ),
@@ -122,7 +122,7 @@ export async function plans(bed: Bed): Promise<Line[]> {
         '000 A',
         `partitions in the plan of a count of two days, ${of}`,
         await touched(
-          `select count(*) from fleet.device_heartbeats where ts >= '${await literal(bed, day)}' and ts < '${await literal(bed, `${day} + interval '2 days'`)}'`,
+          `select count(*) from fleet.device_heartbeats where ts >= '${await literal(store, day)}' and ts < '${await literal(store, `${day} + interval '2 days'`)}'`,
         ),
         2,
       ),
@@ -137,16 +137,19 @@ export async function plans(bed: Bed): Promise<Line[]> {
   }
 }
 
-async function literal({ admin }: Bed, expression: string) {
+async function literal({ admin }: RunStore, expression: string) {
   const [row] = await admin.unsafe<{ text: string }[]>(
     `select to_char((${expression}) at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as text`,
   )
   return row!.text
 }
 
-/** Retires what is past its retention, kills the archiver in the middle of a day, lets the next night mend it, and looks at everything. */
-export async function retire(bed: Bed, { expired }: Sizes): Promise<Line[]> {
-  const { admin, cluster } = bed
+/**
+ * Retires what is beyond the retention, kills the archiver in the middle of a day, lets the next nightly run repair that, and
+ * checks everything.
+ */
+export async function retire(store: RunStore, { expired }: Sizes): Promise<Line[]> {
+  const { admin, cluster } = store
   const owner = postgres(cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
   try {
     await admin`select fleet.set_retention('90 days')`
@@ -166,9 +169,9 @@ export async function retire(bed: Bed, { expired }: Sizes): Promise<Line[]> {
       { partition_name: string }[]
     >`select partition_name from fleet.hb_partitions where state = 'detached'`
 
-    const { cut, partial } = await killWithin(bed)
-    await step('The next night', () => owner`call fleet.nightly(null, null, ${tomorrow})`)
-    await step('Archiving', () => archiveAll(bed))
+    const { cut, partial } = await killWithin(store)
+    await step('The next nightly run', () => owner`call fleet.nightly(null, null, ${tomorrow})`)
+    await step('Archiving', () => archiveAll(store))
 
     const after = await admin<
       {
@@ -203,19 +206,19 @@ export async function retire(bed: Bed, { expired }: Sizes): Promise<Line[]> {
     const verified = await step('Reading every archive back', () =>
       run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/cli.ts'), 'verify', '--all'], {
         cwd: repository,
-        env: { ...plainEnv(), ...bed.archiverEnv() },
+        env: { ...plainEnv(), ...store.archiverEnv() },
       }).then(
         () => 'every byte and row as proven',
         (error: { stdout: string; stderr: string }) => (error.stdout || error.stderr).trim(),
       ),
     )
-    const refused = await admin`drop table fleet.${admin(await someActive(bed))}`.then(
+    const refused = await admin`drop table fleet.${admin(await someActive(store))}`.then(
       () => 'dropped',
       (error: unknown) => (error instanceof postgres.PostgresError ? 'refused' : String(error)),
     )
-    const second = await countNight(bed, owner, tomorrow)
+    const second = await countNight(store, owner, tomorrow)
     const other = postgres(cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
-    // Connected before, so that one does not end while the other logs in.
+    // Connects first, so that one run does not end while the other session logs in.
     await other`select`
     const both = await Promise.all(
       [owner, other].map(sql =>
@@ -267,11 +270,11 @@ export async function retire(bed: Bed, { expired }: Sizes): Promise<Line[]> {
   }
 }
 
-/** Test D: an archiver is killed in the middle of a day; the next day, when it was at its end already. */
-async function killWithin(bed: Bed) {
-  const { admin } = bed
+/** Test D: kills an archiver in the middle of a day. If it had already finished that day, the next day is tried. */
+async function killWithin(store: RunStore) {
+  const { admin } = store
   for (let tried = 1; ; tried++) {
-    const archiver = startProgram('archiver/main.ts', { env: bed.archiverEnv() })
+    const archiver = startProgram('archiver/main.ts', { env: store.archiverEnv() })
     let cut: { partition_name: string; step: string } | undefined
     await waitFor(
       async () => {
@@ -294,14 +297,14 @@ async function killWithin(bed: Bed) {
   }
 }
 
-async function someActive({ admin }: Bed) {
+async function someActive({ admin }: RunStore) {
   const [row] = await admin<{ name: string }[]>`
     select partition_name as name from fleet.hb_partitions where state = 'active' and range_end < now() order by range_start desc limit 1
   `
   return row!.name
 }
 
-async function countNight({ admin }: Bed, owner: postgres.Sql, now: Date) {
+async function countNight({ admin }: RunStore, owner: postgres.Sql, now: Date) {
   const count = async () => {
     const [row] = await admin<{ events: number }[]>`
       select count(*)::float8 as events from fleet.events where event in ('partition.create', 'partition.detach')

@@ -1,8 +1,8 @@
 /*
- * npm run acceptance [-- --small] [--dir DIRECTORY]: the acceptance tests A to E of the document that the project was made from, and the
- * criteria of those beside it, by number, on one store: 100M heartbeats of 10,000 devices over 95 days, and then the fleet at its cadences.
- * What each step found is kept in the directory, so that a run that was cut short goes on with the next one. A criterion that is not met is a
- * FAIL in the table, and exit code 1.
+ * npm run acceptance [-- --small] [--dir DIRECTORY]: runs the acceptance tests A to E of the project's founding document, and the
+ * criteria of the documents that came with it, by number, on one store: 100M heartbeats of 10,000 devices over 95 days, and then
+ * the fleet at its intervals. The results of each step are kept in the directory, so that an interrupted run continues with the
+ * next step. A criterion that is not met is a FAIL in the table, and the exit code is 1.
  */
 import { existsSync } from 'node:fs'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
@@ -12,7 +12,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { elapsed, say } from '../../lib/progress.ts'
 import { balanced, consistency, duplicates, fastPath, load, roster, throttle } from './fleet.ts'
 import { generate, plans, retire } from './lifecycle.ts'
-import { freeBytes, openBed, type Bed } from './store.ts'
+import { freeBytes, openRunStore, type RunStore } from './store.ts'
 import { tableOf, type Line } from './table.ts'
 import { readOptions, runProgram, UsageError } from '../../bench/options.ts'
 
@@ -20,10 +20,10 @@ const options = {
   small: { otherwise: false, what: 'every step in about a minute, with 100,000 heartbeats of 800 devices and shorter loads' },
   dir: {
     otherwise: '',
-    what: "where the store is and stays; without it, one in the system's temporary directory, which is the same each time",
+    what: "directory of the store, which is kept; by default always the same one in the system's temporary directory",
   },
-  part: { otherwise: 100, what: 'percent of the time that each load takes; the table names the times' },
-  again: { otherwise: '', what: 'a step to measure again, with those after it' },
+  part: { otherwise: 100, what: "percent of each load's usual time; the table shows the times" },
+  again: { otherwise: '', what: 'a step to repeat, with all steps after it' },
   report: { otherwise: 'testing/acceptance/RESULTS.md', what: 'file for the table' },
 } as const
 
@@ -34,7 +34,7 @@ interface Plan {
   devices: number
   /** GB that must be free. */
   disk: number
-  /** About so many. */
+  /** Roughly. */
   minutes: number
 }
 
@@ -57,35 +57,35 @@ async function main(args: string[]) {
   const free = (await freeBytes(directory)) / 1e9
   say(
     `${sizes.rows.toLocaleString('en')} heartbeats of ${sizes.devices.toLocaleString('en')} devices over ${sizes.days} days, then the loads: ` +
-      `takes about ${minutes} min, and ${disk} GB in ${directory}, where ${free.toFixed(0)} GB are free.`,
+      `this takes about ${minutes} min and ${disk} GB in ${directory}, where ${free.toFixed(0)} GB are free.`,
   )
   if (!existsSync(join(directory, 'state.json')) && free < disk) {
-    throw new Error(`${directory} has ${free.toFixed(0)} GB free, and ${disk} GB are needed: give a --dir on a larger disk`)
+    throw new Error(`${directory} has ${free.toFixed(0)} GB free, but ${disk} GB are needed; choose a --dir on a larger disk`)
   }
-  const bed = await openBed(directory, { ...sizes, part: given.part })
+  const store = await openRunStore(directory, { ...sizes, part: given.part })
   let ending: Promise<unknown> | undefined
   for (const signal of ['SIGINT', 'SIGTERM'] as const)
     process.once(signal, () => {
-      ending ??= bed.end().finally(() => process.exit(1))
+      ending ??= store.end().finally(() => process.exit(1))
     })
   try {
-    return await runSteps(bed, stepsOf(plan, given.small, given.part), given, args)
+    return await runSteps(store, stepsOf(plan, given.small, given.part), given, args)
   } finally {
-    await (ending ??= bed.end())
+    await (ending ??= store.end())
     if (isTemporary) await rm(directory, { recursive: true, force: true })
   }
 }
 
-type Steps = Record<string, (bed: Bed) => Promise<Line[]>>
+type Steps = Record<string, (store: RunStore) => Promise<Line[]>>
 
 function stepsOf(plan: Plan, isSmall: boolean, part: number): Steps {
   const { devices } = plan
-  /** Of the time that a criterion names, or, small, of a few seconds; and a note that says so. */
+  /** The duration of a load: the time that the criterion names, or a few seconds with --small. With a note if it is shorter. */
   const timed = (seconds: number, smallSeconds: number) => {
     const duration = isSmall ? smallSeconds : Math.max(10, Math.round((seconds * part) / 100))
     return { duration, note: duration === seconds ? undefined : `For ${duration} s instead of ${seconds}` }
   }
-  // Each load has devices of its own, so that none beats twice in a bucket.
+  // Each load has its own devices, so that none sends twice in a bucket.
   let first = 0
   const take = (count: number) => {
     const from = first
@@ -95,12 +95,12 @@ function stepsOf(plan: Plan, isSmall: boolean, part: number): Steps {
   const fleet = (about: string, count: number, interval: number, jitter: number, seconds: number, source: string) => {
     const { duration, note } = timed(seconds, 3)
     const some = take(isSmall ? 90 : count)
-    // A cadence that a few seconds do not show.
+    // With --small, a few seconds would not show the usual interval.
     const cadence = isSmall
       ? { devices: some.devices, interval: 15, jitter: Math.min(jitter, 5) }
       : { devices: count, interval, jitter }
-    return async (bed: Bed) =>
-      load(bed, {
+    return async (store: RunStore) =>
+      load(store, {
         first: some.first,
         source,
         warmup: isSmall ? 1 : 10,
@@ -112,39 +112,39 @@ function stepsOf(plan: Plan, isSmall: boolean, part: number): Steps {
       })
   }
   const others = take(isSmall ? 90 : 2_000)
-  /** All of them, when the last heartbeat of each has its bucket behind it. */
+  /** All devices, once the bucket of each device's last heartbeat has passed. */
   const everybody = async () => {
     if (isSmall) return take(200)
     await sleep(10_000)
     return { first: 0, devices }
   }
   return {
-    generate: bed => generate(bed, plan),
-    plans: bed => plans(bed),
-    retire: bed => retire(bed, plan),
-    'fast-path': bed => fastPath(bed, isSmall ? 20 : 200),
+    generate: store => generate(store, plan),
+    plans: store => plans(store),
+    retire: store => retire(store, plan),
+    'fast-path': store => fastPath(store, isSmall ? 20 : 200),
     'five-minutes': fleet('2,000 devices every 5 min ± 15 s', 2_000, 300, 15, 310, '000 C'),
     'scenario-1': fleet('500 devices every 60 s', 500, 60, 0, 310, '001 1'),
     'scenario-2': fleet('2,000 devices every 60 s ± 15 s', 2_000, 60, 15, 610, '001 2, 002'),
-    roster: async bed => {
+    roster: async store => {
       const all = await everybody()
       const { duration, note } = timed(310, 4)
-      return roster(bed, {
+      return roster(store, {
         first: all.first,
         warmup: isSmall ? 1 : 10,
         note,
         fleet: { devices: all.devices, interval: 10, jitter: 0, duration, retries: 0 },
       })
     },
-    balanced: bed =>
-      balanced(bed, {
+    balanced: store =>
+      balanced(store, {
         first: others.first,
         fleet: { devices: others.devices, interval: 15, jitter: 5, duration: timed(60, 3).duration, retries: 1 },
       }),
-    throttle: async bed => {
+    throttle: async store => {
       const all = await everybody()
       const { duration, note } = timed(60, 4)
-      return throttle(bed, {
+      return throttle(store, {
         seconds: duration,
         calm: isSmall ? 3 : 15,
         note,
@@ -152,17 +152,17 @@ function stepsOf(plan: Plan, isSmall: boolean, part: number): Steps {
         fleet: { devices: all.devices, interval: 10, jitter: 0, duration: 0, retries: 0 },
       })
     },
-    duplicates: bed => duplicates(bed, isSmall ? 20 : 200),
-    consistency: bed => consistency(bed),
+    duplicates: store => duplicates(store, isSmall ? 20 : 200),
+    consistency: store => consistency(store),
   }
 }
 
-async function runSteps(bed: Bed, steps: Steps, given: { again: string; report: string; small: boolean }, args: string[]) {
-  const { kept } = bed
+async function runSteps(store: RunStore, steps: Steps, given: { again: string; report: string; small: boolean }, args: string[]) {
+  const { kept } = store
   const names = Object.keys(steps)
   if (given.again !== '') {
     const from = names.indexOf(given.again)
-    if (from < 0) throw new UsageError(`--again takes ${names.join(', ')}`)
+    if (from < 0) throw new UsageError(`--again needs one of ${names.join(', ')}`)
     for (const name of names.slice(from)) delete kept.done[name]
   }
   for (const [index, name] of names.entries()) {
@@ -174,9 +174,9 @@ async function runSteps(bed: Bed, steps: Steps, given: { again: string; report: 
     }
     say(`${head} ...`)
     const started = performance.now()
-    const lines = await steps[name]!(bed)
+    const lines = await steps[name]!(store)
     kept.done[name] = { at: new Date().toISOString(), seconds: (performance.now() - started) / 1000, lines }
-    await bed.keep()
+    await store.keep()
     for (const { source, criterion, target, measured, verdict } of lines)
       say(`  ${verdict.padEnd(7)} ${source}: ${criterion}: ${measured} (${target})`)
     say(`${head}: ${elapsed(started)}`)
@@ -188,7 +188,7 @@ async function runSteps(bed: Bed, steps: Steps, given: { again: string; report: 
     'npm run acceptance',
     ...(args.length > 0 ? ['--', ...args.filter((arg, at) => arg !== '--report' && args[at - 1] !== '--report')] : []),
   ].join(' ')
-  const [version] = await bed.admin<{ version: string }[]>`select current_setting('server_version') as version`
+  const [version] = await store.admin<{ version: string }[]>`select current_setting('server_version') as version`
   const minutes = Math.round(done.reduce((sum, { seconds }) => sum + seconds, 0) / 60)
   const report = `# Acceptance
 

@@ -1,4 +1,4 @@
-// The store of an acceptance run: it stays in its directory, so that a run that was cut short goes on.
+// Opens the store of an acceptance run. It stays in its directory, so that an interrupted run can continue.
 import { chmod, mkdir, readFile, rename, statfs, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
@@ -11,14 +11,14 @@ import { startProgram, type Device, type Store } from '../../bench/store.ts'
 import type { Line } from './table.ts'
 
 export interface Kept {
-  /** What was asked for; another run in the same directory must ask for the same. */
+  /** The requested sizes. Another run in the same directory must request the same. */
   sizes: Record<string, number>
   devices: Device[]
-  /** What each finished step found. */
+  /** The results of each finished step. */
   done: Record<string, { at: string; seconds: number; lines: Line[] }>
 }
 
-export interface Bed extends Store {
+export interface RunStore extends Store {
   directory: string
   kept: Kept
   keep: () => Promise<void>
@@ -26,16 +26,18 @@ export interface Bed extends Store {
   end: () => Promise<void>
 }
 
-/** @throws when the directory holds a run of other sizes */
-export async function openBed(directory: string, sizes: Kept['sizes']): Promise<Bed> {
+/** @throws an Error if the directory contains a run of other sizes */
+export async function openRunStore(directory: string, sizes: Kept['sizes']): Promise<RunStore> {
   await mkdir(directory, { recursive: true })
-  // Postgres, as another user, goes through it.
+  // Postgres runs as another user and must enter it.
   await chmod(directory, 0o755)
   const file = join(directory, 'state.json')
   const text = await readFile(file, 'utf8').catch(() => undefined)
   const kept: Kept = text === undefined ? { sizes, devices: [], done: {} } : (JSON.parse(text) as Kept)
   if (JSON.stringify(kept.sizes) !== JSON.stringify(sizes)) {
-    throw new Error(`${directory} holds a run of other sizes: ${JSON.stringify(kept.sizes)}. Give another --dir, or remove it.`)
+    throw new Error(
+      `${directory} contains a run of other sizes: ${JSON.stringify(kept.sizes)}. Choose another --dir, or remove it.`,
+    )
   }
   const keep = async () => {
     await writeFile(`${file}.new`, JSON.stringify(kept), { mode: 0o600 })
@@ -77,9 +79,12 @@ export async function openBed(directory: string, sizes: Kept['sizes']): Promise<
   }
 }
 
-/** Runs the archiver until nothing is left to do. @throws when something failed */
-export async function archiveAll(bed: Bed) {
-  const archiver = startProgram('archiver/main.ts', { args: ['--once'], env: bed.archiverEnv() })
+/**
+ * Runs the archiver until nothing is left to do.
+ * @throws an Error with its output if something failed
+ */
+export async function archiveAll(store: RunStore) {
+  const archiver = startProgram('archiver/main.ts', { args: ['--once'], env: store.archiverEnv() })
   await archiver.exited
   if (/"level":"(error|fatal)"/.test(archiver.output())) throw new Error(`the archiver failed:\n${archiver.output()}`)
 }

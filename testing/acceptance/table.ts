@@ -1,13 +1,13 @@
 // The lines of testing/acceptance/RESULTS.md.
 
 export interface Line {
-  /** Document and number of what asks for it: `000 A`, `001`, `004`. */
+  /** The document that requires it, and the section: `000 A`, `001`, `004`. */
   source: string
   criterion: string
   target: string
   measured: string
   verdict: 'PASS' | 'FAIL' | 'shown'
-  /** Why it fails, or what was other than the criterion says. */
+  /** Why it fails, or how the measurement differs from the criterion. */
   note?: string
 }
 
@@ -53,7 +53,7 @@ export function equal(
   }
 }
 
-/** What a criterion promises of which nothing is required here; it is shown. */
+/** A value that no document requires. It is only shown. */
 export function shown(source: string, criterion: string, target: string, measured: string, rest: Rest = {}): Line {
   return { source, criterion, target, measured, verdict: 'shown', ...rest }
 }
@@ -63,7 +63,7 @@ function show(value: number, unit: string) {
   return `${text} ${unit}`.trim()
 }
 
-/** A table in Markdown. */
+/** The lines as a Markdown table. */
 export function tableOf(lines: Line[]) {
   return [
     '| | criterion | target | measured | |',

@@ -1,4 +1,4 @@
-// A small disk that can be filled up: a tmpfs of its own.
+// Makes a small disk that can be filled: a tmpfs.
 import { execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdir, rm, statfs, writeFile } from 'node:fs/promises'
@@ -9,13 +9,13 @@ const run = promisify(execFile)
 
 export interface Disk {
   directory: string
-  /** Leaves so many bytes free. */
+  /** Fills it until `free` bytes are left. */
   fill: (free: number) => Promise<void>
   empty: () => Promise<void>
   end: () => Promise<unknown>
 }
 
-/** @returns undefined where a process may not mount one; only root may */
+/** @returns undefined if this process may not mount one; only root may */
 export async function makeDisk(directory: string, megabytes: number): Promise<Disk | undefined> {
   await mkdir(directory)
   try {
@@ -23,7 +23,7 @@ export async function makeDisk(directory: string, megabytes: number): Promise<Di
   } catch {
     return undefined
   }
-  // It goes when this process does, however that ends: a shell waits at the other end of a pipe.
+  // It is unmounted when this process ends, no matter how: a shell waits at the other end of a pipe.
   const guard = spawn('sh', ['-c', 'cat > /dev/null; umount -l "$1"', 'guard', directory], {
     detached: true,
     stdio: ['pipe', 'ignore', 'ignore'],
@@ -37,7 +37,7 @@ export async function makeDisk(directory: string, megabytes: number): Promise<Di
     async fill(free) {
       const { bavail, bsize } = await statfs(directory)
       await writeFile(ballast, Buffer.alloc(Math.max(0, bavail * bsize - free))).catch((error: NodeJS.ErrnoException) => {
-        // Somebody wrote meanwhile: so much the fuller.
+        // Another process wrote in the meantime, so the disk is already full.
         if (error.code !== 'ENOSPC') throw error
       })
     },

@@ -1,4 +1,4 @@
-// What goes wrong in a drill, kind by kind. Each fault is over when its function ends.
+// The kinds of faults in a drill. Each fault is over when its function ends.
 import { readFile } from 'node:fs/promises'
 import { connect, type Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -10,11 +10,11 @@ import { ignore, type Archiver, type System } from './system.ts'
 
 export interface Fault {
   kind: string
-  /** Why it cannot be here; undefined when it can. */
+  /** Why it cannot be made here; undefined if it can. */
   without?: (system: System) => string | undefined
-  /** Says what was done, in a few words. */
+  /** Makes the fault and returns a few words about it. */
   strike: (system: System, random: () => number) => Promise<string>
-  /** Ms that 99 % of what was due meanwhile, and accepted, may have waited at most. */
+  /** The most ms that 99 % of the heartbeats may wait that were due during the fault and accepted. */
   p99?: number
 }
 
@@ -23,10 +23,10 @@ type Random = () => number
 const between = (random: Random, least: number, most: number) => least + Math.floor(random() * (most - least + 1))
 const oneOf = <T>(random: Random, values: readonly T[]) => values[Math.floor(random() * values.length)]!
 const withoutS3 = ({ places }: System) =>
-  places.includes('s3') ? undefined : 'without an S3 store (--no-s3, or not installed: radosgw ceph-mon ceph-osd ceph-common)'
+  places.includes('s3') ? undefined : 'there is no S3 store (--no-s3, or not installed: radosgw ceph-mon ceph-osd ceph-common)'
 const withoutClock = ({ clocks }: System) => (clocks.server ? undefined : 'faketime is not installed')
 const withoutDisk = ({ disks }: System) =>
-  disks.work && disks.files ? undefined : 'only root may mount the small disks that are to fill up'
+  disks.work && disks.files ? undefined : 'only root may mount the small disks that are filled'
 
 export const faults: Fault[] = [
   { kind: 'worker of the server killed (SIGKILL)', strike: killWorker },
@@ -69,9 +69,9 @@ async function killServer(system: System) {
   const { server } = system
   server.kill('SIGKILL')
   await server.exited
-  // Its workers end what they are at; the port is free at once.
+  // Its workers finish their work. The port is free at once.
   system.server = await system.startServer(server.port)
-  return 'the first process, and with it the workers'
+  return 'the main process, and with it the workers'
 }
 
 async function killArchiver(system: System, random: Random) {
@@ -81,7 +81,7 @@ async function killArchiver(system: System, random: Random) {
   victim.program.kill('SIGKILL')
   await victim.program.exited
   await replace(system, victim)
-  return `that of ${victim.place}`
+  return `the one that stores to ${victim.place}`
 }
 
 async function replace(system: System, dead: Archiver) {
@@ -114,10 +114,10 @@ async function killBackend(system: System, random: Random) {
         () => false,
       ),
   )
-  return 'one, upon which Postgres ends all and recovers'
+  return 'one, so Postgres ended all of them and recovered'
 }
 
-/** Looks within Postgres, where it is quick enough to meet a statement that takes a millisecond. */
+/** Runs inside Postgres, where it is fast enough to find a statement that takes a millisecond. */
 async function endStatements(system: System, random: Random) {
   await system.addWork(1, random)
   const wanted = between(random, 1, 6)
@@ -155,10 +155,10 @@ async function stopDatabase({ store }: System, random: Random) {
     await paused(root, pause)
     await sleep(between(random, 50, 200))
   }
-  return `${stopped} ms in all`
+  return `${stopped} ms in total`
 }
 
-/** Stops a process and all of its descendants for so long. */
+/** Stops a process and all its descendants for `ms`. */
 export async function paused(root: number, ms: number) {
   const pids = (await treeOf(root)).map(({ pid }) => pid)
   const send = (signal: NodeJS.Signals) => {
@@ -166,7 +166,7 @@ export async function paused(root: number, ms: number) {
       try {
         process.kill(pid, signal)
       } catch {
-        // It ended meanwhile.
+        // It has ended in the meantime.
       }
     }
   }
@@ -180,7 +180,7 @@ export async function paused(root: number, ms: number) {
 
 async function fillDisk(system: System, random: Random, which: 'work' | 'files') {
   const disk = system.disks[which]!
-  // An export takes about that: it fails at its beginning, within, or when the manifest is written.
+  // An export needs about this much, so it fails at the beginning, in the middle, or when the manifest is written.
   const kilobytes = oneOf(random, [0, 4, 8])
   await disk.fill(kilobytes * 1024)
   try {
@@ -197,7 +197,7 @@ async function fillDisk(system: System, random: Random, which: 'work' | 'files')
 async function sicken(system: System, random: Random, fates: Fate[]) {
   const chosen = fates.filter(() => random() < 0.7)
   const sick = chosen.length > 0 ? chosen : fates
-  // Some requests pass, so that it gets to all the steps.
+  // Some requests pass, so that the archiver reaches all its steps.
   const passing = random() * 0.7
   let asked = 0
   let met = 0
@@ -228,11 +228,12 @@ async function jump(system: System, random: Random, whose: 'server' | 'archivers
     if (whose === 'archivers') await system.addWork(2, random)
     const isOff = (time: string | null) => Math.abs(Date.parse(time ?? '') - Date.now() - 1_000 * seconds) < 15_000
     let since = performance.now()
-    // In its answers or its log.
+    // The jump shows in the server's answers or in the archivers' log.
     await waitFor(
       async () => {
         if (whose === 'server') return isOff((await fetch(`${system.server.url}/healthz`)).headers.get('date'))
-        // One whose Postgres was away may be deaf until its next sweep, after a minute; and one that has nothing to do says nothing.
+        // An archiver that lost Postgres may not listen until its next sweep, after a minute. One that has nothing to do logs
+        // nothing.
         await system.hurry()
         if (performance.now() > since + 5_000) {
           since = performance.now()
@@ -255,7 +256,7 @@ async function jump(system: System, random: Random, whose: 'server' | 'archivers
   return `by ${seconds} s and back`
 }
 
-/** More connections than Postgres takes, and a thousand to the server, half of which say half a request. */
+/** Opens more connections than Postgres accepts, and a thousand to the server, half of which send half a request. */
 async function storm(system: System, random: Random) {
   const { port } = system.server
   const sockets: Socket[] = []
@@ -302,7 +303,7 @@ async function crowd(system: System, random: Random) {
   return `one more, then ${ends}`
 }
 
-/** A night that retires some days. Who holds a lock, or runs already, is no fault of ours. */
+/** A nightly run that retires some days. It may be refused because another run or session holds a lock. */
 function night(system: System, random: Random) {
   const retention = `${between(random, 60, 89)} days`
   return system
@@ -311,7 +312,7 @@ function night(system: System, random: Random) {
       () => 'ran',
       (error: unknown) => {
         ignore('FL003', '55P03', '40P01')(error)
-        return 'was told that one runs'
+        return 'was refused'
       },
     )
 }
@@ -333,11 +334,11 @@ async function nightDuringRestore(system: System, random: Random) {
   if (asked === 0) await system.addWork(3, random)
   await sleep(between(random, 0, 500))
   const end = await night(system, random)
-  return `${asked} days asked back; the night ${end}`
+  return `a restore of ${asked} days was requested; the nightly run ${end}`
 }
 
 async function postmaster(store: System['store']) {
   const pid = await store.cluster.pid()
-  if (pid === undefined) throw new Error('Postgres does not run')
+  if (pid === undefined) throw new Error('Postgres is not running')
   return pid
 }

@@ -1,4 +1,4 @@
-// What must be true after each fault.
+// Checks what must be true after each fault.
 import { execFile } from 'node:child_process'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -9,30 +9,30 @@ import type { System } from './system.ts'
 
 const run = promisify(execFile)
 
-/** Something that was acknowledged or archived is not there, or not as it was. */
+/** Something that was acknowledged or archived is missing or was changed. */
 export class Loss extends Error {}
 
-/** What was acknowledged, by device and ms. */
+/** A heartbeat that was acknowledged, by device and ms. */
 export interface Beat {
   device_id: number
   ts: number
   status: number
 }
 
-/** What of a system is looked at. */
+/** The parts of a system that the checks need. */
 type Looked = Pick<System, 'ask' | 'written'>
 
-/** Of files that no archive means; they take room, and no row is lost. */
+/** Problems of files that belong to no archive. They take space, but no row is lost. */
 const tidiness = /superseded by|the database has no proven archive of this name/
 
-/** @throws Loss with a sentence for each thing that is wrong */
+/** @throws Loss with a sentence for each problem */
 async function check(...checks: (() => Promise<string[]>)[]) {
   const wrong: string[] = []
   for (const find of checks) wrong.push(...(await find()))
   if (wrong.length > 0) throw new Loss(wrong.join('\n'))
 }
 
-/** What can be asked at any time, while everything runs. */
+/** Checks what can be checked at any time, while everything runs. */
 export async function checkNow(system: Looked, fresh: Beat[]) {
   await system.ask(sql =>
     check(
@@ -46,15 +46,16 @@ export async function checkNow(system: Looked, fresh: Beat[]) {
 }
 
 /**
- * Waits until the archivers have done all there is to do, and looks at everything: each acknowledged heartbeat, each past day row for
- * row, each archive's bytes and rows. Before that, each archiver does some work by itself: one that hangs would hide behind the others.
+ * Waits until the archivers have done all their work, and checks everything: each acknowledged heartbeat, each past day row by
+ * row, and the bytes and rows of each archive. Before that, each archiver does some work alone, because one that hangs would
+ * otherwise hide behind the others.
  * @returns how many archives were read back
  */
 export async function checkAll(system: System, all: Beat[], random: () => number) {
   await idle(system)
   for (const place of system.places) {
     await system.alone(place, async () => {
-      // Not when a reader of the day is in the way.
+      // A reader of the day can prevent it.
       await waitFor(async () => (await system.addWork(1, random)) > 0)
       await idle(system)
     })
@@ -80,7 +81,7 @@ async function idle(system: System) {
   await waitFor(
     async () => {
       await system.hurry()
-      // Of those whose archiver could not say that it failed, because Postgres was away.
+      // The leases of archivers that could not record their failure because Postgres was down.
       if (performance.now() > since + 5_000) await system.freeLeases()
       left = await system.ask(async sql => {
         const rows = await sql<{ name: string; state: string; last_error: string | null }[]>`
@@ -95,12 +96,15 @@ async function idle(system: System) {
     {
       patience: 120_000,
       what: () =>
-        `the archivers to end their work:\n${left}\n${system.archivers.map(({ program }) => program.output()).join('\n')}`,
+        `the archivers to finish their work:\n${left}\n${system.archivers.map(({ program }) => program.output()).join('\n')}`,
     },
   )
 }
 
-/** 201 says that this heartbeat is there, 200 that its bucket is taken, 202 that it is kept aside. At most ten of each 50,000 are named. */
+/**
+ * 201 means that this heartbeat is stored, 200 that its bucket was taken, 202 that it was quarantined. At most ten of each 50,000
+ * are reported.
+ */
 export async function heartbeats(sql: Sql, beats: Beat[]) {
   const wrong: string[] = []
   for (let from = 0; from < beats.length; from += 50_000) {
@@ -127,14 +131,14 @@ export async function heartbeats(sql: Sql, beats: Beat[]) {
     wrong.push(
       ...rows.map(
         ({ device_id, ts, status }) =>
-          `heartbeat of device ${device_id} at ${ts.toISOString()}, answered ${status}, is not there once`,
+          `heartbeat of device ${device_id} at ${ts.toISOString()}, answered with ${status}, is not stored exactly once`,
       ),
     )
   }
   return wrong
 }
 
-/** Past the indexes, which may be what is wrong. */
+/** Checks without the indexes, which may be wrong themselves. */
 async function once(sql: Sql) {
   await sql`set enable_indexscan = off`
   await sql`set enable_indexonlyscan = off`
@@ -153,7 +157,7 @@ async function once(sql: Sql) {
   )
 }
 
-/** Of the devices that the load is from; in one statement, so of one moment. */
+/** Checks the devices of the load, in one statement, so that all of it is from the same moment. */
 async function lastStatus(sql: Sql) {
   const rows = await sql<{ device_id: string; last_ts: Date | null; ts: Date }[]>`
     select ls.device_id, ls.last_ts, n.ts
@@ -170,7 +174,7 @@ async function lastStatus(sql: Sql) {
   `
   return rows.map(
     ({ device_id, last_ts, ts }) =>
-      `last status of device ${device_id} is of ${last_ts?.toISOString() ?? 'never'}, its newest heartbeat of ${ts.toISOString()}`,
+      `last status of device ${device_id} is from ${last_ts?.toISOString() ?? 'never'}, but its newest heartbeat is from ${ts.toISOString()}`,
   )
 }
 
@@ -179,7 +183,7 @@ async function coverage(sql: Sql) {
   return rows.map(({ day }) => `${day} is neither online nor archived`)
 }
 
-/** Who asks for heartbeats sees each day that is said to be online. In one statement, so of one moment. */
+/** A query for heartbeats sees each day that counts as online. In one statement, so that all of it is from the same moment. */
 async function attached(sql: Sql) {
   const rows = await sql<{ partition_name: string; state: string | null; is_attached: boolean }[]>`
     select coalesce(p.partition_name, a.partition_name) as partition_name, p.state, a.relid is not null as is_attached
@@ -190,11 +194,11 @@ async function attached(sql: Sql) {
   `
   return rows.map(
     ({ partition_name, state, is_attached }) =>
-      `${partition_name} is ${state ?? 'unknown'}, and ${is_attached ? 'attached' : 'not attached'}`,
+      `${partition_name} is ${state ?? 'unknown'}, but ${is_attached ? 'attached' : 'not attached'}`,
   )
 }
 
-/** When nothing is under way, each table is a partition's. */
+/** When no work is under way, each table belongs to a partition. */
 export async function leftovers(sql: Sql) {
   const rows = await sql<{ name: string }[]>`
     select c.oid::regclass::text as name from pg_class c
@@ -205,7 +209,7 @@ export async function leftovers(sql: Sql) {
   return rows.map(({ name }) => `${name} was left behind`)
 }
 
-/** A day that only the archive has must be there as it was written. */
+/** A day that is only in the archive must have the content that was written. */
 async function archivesRecorded(sql: Sql, { written }: Looked) {
   const rows = await sql<{ partition_name: string; state: string; row_count: string | null; content_checksum: string | null }[]>`
     select partition_name, state, row_count::text, content_checksum::text from fleet.hb_partitions where state in ('archived', 'dropped')
@@ -215,12 +219,12 @@ async function archivesRecorded(sql: Sql, { written }: Looked) {
     return want.row_count === row_count && want.content_checksum === content_checksum
       ? []
       : [
-          `${partition_name} is ${state} with ${row_count} rows and checksum ${content_checksum}; written were ${want.row_count} rows, ${want.content_checksum}`,
+          `${partition_name} is ${state} with ${row_count} rows and checksum ${content_checksum}, but ${want.row_count} rows with checksum ${want.content_checksum} were written`,
         ]
   })
 }
 
-/** Each past day that is in the database, row for row. */
+/** Checks each past day that is in the database, row by row. */
 export async function daysOnline(sql: Sql, { written }: Looked) {
   const wrong: string[] = []
   for (const { partition_name, table } of await sql<{ partition_name: string; table: string }[]>`
@@ -232,14 +236,14 @@ export async function daysOnline(sql: Sql, { written }: Looked) {
     const want = written.get(partition_name) ?? { row_count: '0', content_checksum: '0' }
     if (found?.row_count !== want.row_count || found.content_checksum !== want.content_checksum) {
       wrong.push(
-        `${table} holds ${found?.row_count} rows with checksum ${found?.content_checksum}; written were ${want.row_count} rows, ${want.content_checksum}`,
+        `${table} has ${found?.row_count} rows with checksum ${found?.content_checksum}, but ${want.row_count} rows with checksum ${want.content_checksum} were written`,
       )
     }
   }
   return wrong
 }
 
-/** By the command that a person would use. */
+/** Uses the command that a person would use. */
 async function archives(system: System) {
   const env = { ...plainEnv(), ...system.archiverEnv('file') }
   const cli = await run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/cli.ts'), 'verify', '--all'], {
@@ -248,7 +252,7 @@ async function archives(system: System) {
   }).catch((error: unknown) => error as { stdout: string; stderr: string })
   const read = /^(\d+) archives,/m.exec(cli.stderr)?.[1]
   const faults = cli.stdout.split('\n').filter(line => line !== '' && !tidiness.test(line))
-  if (read === undefined) faults.push(`npm run archive -- verify --all did not come to its end: ${cli.stderr}`)
+  if (read === undefined) faults.push(`npm run archive -- verify --all did not finish: ${cli.stderr}`)
   if (faults.length > 0) throw new Loss(faults.join('\n'))
   return Number(read)
 }

@@ -9,12 +9,12 @@ import { spawnNode, withDatabase } from '../database.ts'
 import { enroll, ingest } from '../fleet.ts'
 import { checkNow, daysOnline, heartbeats, leftovers } from './invariants.ts'
 
-// A durable cluster of its own.
+// The drills make their own durable cluster.
 t.setTimeout(300_000)
 
-// Those of S3 need a store that takes long to start; archiver/store/s3-archive.test.ts has them too.
+// The faults of S3 need a store that takes long to start. archiver/store/s3-archive.test.ts tests them too.
 const skip = leftToCi() || needsRealClock('the drills move clocks themselves')
-t.test('ten faults under load, nothing is lost', { skip }, async t => {
+t.test('ten faults under load lose nothing', { skip }, async t => {
   const directory = await mkdtemp(join(tmpdir(), 'fleet-drills-test-'))
   t.teardown(() => rm(directory, { recursive: true, force: true }))
   const file = join(directory, 'DRILLS.md')
@@ -27,10 +27,10 @@ t.test('ten faults under load, nothing is lost', { skip }, async t => {
   t.match(report, /--count 10 --seed 9 --no-s3/)
   t.match(report, /^\| Postgres killed \(SIGKILL\) and restarted \| 1 \|/m)
   t.match(report, /^- [1-9]\d* archives were read back/m)
-  if (isCI()) t.notMatch(report, /faketime/, 'in CI nothing is left out for want of a package')
+  if (isCI()) t.notMatch(report, /faketime/, 'in CI no package is missing')
 })
 
-t.test('what is looked for after a fault is found: each kind of loss', async t => {
+t.test('the checks after a fault find each kind of loss', async t => {
   const db = await withDatabase(t)
   const [device_id] = await enroll(db.sql, 1)
   const times = [30, 20, 10].map(minutes => new Date(Date.now() - minutes * 60_000))
@@ -56,30 +56,30 @@ t.test('what is looked for after a fault is found: each kind of loss', async t =
   const found = async (message: RegExp, what: string) => t.rejects(checkNow(system, beats), { name: 'Error', message }, what)
   const [kept] = await db.admin`select * from fleet.device_heartbeats where device_id = ${device_id!} and ts = ${times[0]!}`
   await db.admin`delete from fleet.device_heartbeats where device_id = ${device_id!} and ts = ${times[0]!}`
-  await found(/^heartbeat of device \d+ at .*, answered 201, is not there once$/, 'a stored heartbeat')
-  t.same((await heartbeats(db.admin, [{ ...beats[0]!, status: 200 }])).length, 1, 'a duplicate of nothing')
-  t.same((await heartbeats(db.admin, [{ ...beats[1]!, status: 202 }])).length, 1, 'what was to be set aside')
+  await found(/^heartbeat of device \d+ at .*, answered with 201, is not stored exactly once$/, 'a stored heartbeat')
+  t.same((await heartbeats(db.admin, [{ ...beats[0]!, status: 200 }])).length, 1, 'a duplicate of a heartbeat that is not there')
+  t.same((await heartbeats(db.admin, [{ ...beats[1]!, status: 202 }])).length, 1, 'a heartbeat that should be in quarantine')
   await db.admin`insert into fleet.device_heartbeats ${db.admin(kept!)}`
   await checkNow(system, beats)
 
   await db.admin`update fleet.device_last_status set battery_pct = 7 where device_id = ${device_id!}`
-  await found(/^last status of device/, 'a last status that is not of the newest')
+  await found(/^last status of device/, 'a last status that is not from the newest heartbeat')
   await db.admin`update fleet.device_last_status set battery_pct = 50 where device_id = ${device_id!}`
 
   const bounds = `for values from ('${day} 00:00:00Z') to ('${new Date(Date.parse(day) + 86_400_000).toISOString()}')`
   await db.admin.unsafe(`alter table fleet.device_heartbeats detach partition fleet.${partition}`)
-  await found(RegExp(`^${partition} is active, and not attached$`), 'a day that is out of sight')
+  await found(RegExp(`^${partition} is active, but not attached$`), 'a day that is not attached')
   await db.admin.unsafe(`alter table fleet.device_heartbeats attach partition fleet.${partition} ${bounds}`)
   await checkNow(system, beats)
 
   await db.admin`delete from fleet.device_heartbeats where device_id = 7 and ts < ${day}::date + 1`
-  t.match(await daysOnline(db.admin, system), [/ holds \d+ rows .*; written were 300 rows/], 'rows of a past day')
+  t.match(await daysOnline(db.admin, system), [/ has \d+ rows .*, but 300 rows .* were written/], 'rows of a past day')
   const directory = await makeDirectory(t)
   await db.sql`select fleet.archive_partition(${partition})`
   t.equal((await runOnce(t, db, directory)).code, 0)
-  await found(/ is dropped with \d+ rows .*; written were 300 rows/, 'and of one that only the archive has')
+  await found(/ is dropped with \d+ rows .*, but 300 rows .* were written/, 'and of a day that is only in the archive')
   system.written.delete(partition)
-  await found(/written were 0 rows/, 'or that nobody wrote')
+  await found(/but 0 rows .* were written/, 'or that nobody wrote')
 
   t.same(await leftovers(db.admin), [])
   await db.sql.unsafe(`create table fleet.restoring_${partition} (); create table fleet_detached.${partition} ()`)
@@ -92,5 +92,5 @@ t.test('what is looked for after a fault is found: each kind of loss', async t =
 t.test('a wrong option is answered with the usage and code 2', async t => {
   const drills = await spawnNode(t, 'testing/drills/main.ts', { args: ['--count', 'many'] })
   t.match(await drills.exited, { code: 2 })
-  t.match(drills.output(), /--count takes a whole number of at least 1, got many[^]*--seed/)
+  t.match(drills.output(), /--count needs a whole number of at least 1, got many[^]*--seed/)
 })

@@ -1,10 +1,11 @@
 /*
- * npm run drills [-- --count N --seed S --from K]: random faults against a whole system under load, each followed by a look at what must be true:
- * every acknowledged heartbeat is there once, last status is that of the newest, no day is missing, every archive is what was written. Every 25
- * faults, and at the end, the archivers may end their work and everything is read back.
+ * npm run drills [-- --count N --seed S --from K]: makes random faults in a whole system under load. After each it checks that
+ * every acknowledged heartbeat is stored once, last status is from the newest heartbeat, no day is missing, and every archive is
+ * what was written. Every 25 faults, and at the end, it lets the archivers finish their work and reads everything back.
  *
- * Fault number K of a seed is the same in each run: its kind, its victims, its pauses. What the processes are at in that moment is not.
- * Exit code 1 when something is lost, or does not come back by itself, with the command that repeats it.
+ * Fault number K of a seed is the same in each run: its kind, its victims, its pauses. What the processes are doing at that
+ * moment is not.
+ * The exit code is 1 if something is lost, or does not recover by itself. The output then has the command that repeats it.
  */
 import { writeFile } from 'node:fs/promises'
 import { resolve } from 'node:path'
@@ -20,35 +21,35 @@ import { readOptions, runProgram } from '../../bench/options.ts'
 import { withStore } from '../../bench/store.ts'
 
 const options = {
-  count: { otherwise: 100, what: 'faults' },
-  seed: { otherwise: undefined, least: 0, what: 'of what is random; another one each day' },
-  from: { otherwise: 1, what: 'number of the first fault: with --count 1 that one alone' },
-  devices: { otherwise: 1_500, what: 'that send meanwhile' },
-  interval: { otherwise: 14, least: 10, what: 'seconds between the heartbeats of each' },
+  count: { otherwise: 100, what: 'number of faults' },
+  seed: { otherwise: undefined, least: 0, what: 'seed of the random numbers; by default a different one each day' },
+  from: { otherwise: 1, what: 'number of the first fault; with --count 1, the only one' },
+  devices: { otherwise: 1_500, what: 'devices that send during the faults' },
+  interval: { otherwise: 14, least: 10, what: 'seconds between the heartbeats of a device' },
   every: { otherwise: 25, what: 'faults after which everything is read back' },
-  'no-s3': { otherwise: false, what: 'without the S3 store and its faults' },
+  'no-s3': { otherwise: false, what: 'leave out the S3 store and its faults' },
   report: { otherwise: 'testing/drills/RESULTS.md', what: 'file for the report' },
 } as const
 
 interface Done {
   kind: string
-  /** The most that may be; in ms. */
+  /** The highest p99 that is allowed, in ms. */
   p99: number | undefined
   faults: number
   seconds: number
-  /** Archives and restores that failed in it, and were tried again. */
+  /** The archives and restores that failed during it and were tried again. */
   failures: number
-  /** Of the heartbeats that were due during it and accepted, then or later; in ms. */
+  /** The latencies of heartbeats that were due during it and accepted, then or later; in ms. */
   latencies: number[]
 }
 
-/** What came of the heartbeats. */
+/** The answers to heartbeats. */
 class Log {
   readonly beats: Beat[] = []
-  /** The time a fault took, in ms since 1970, and where the latencies of what was due in it go. */
+  /** The period of each fault, in ms since 1970, and the list for the latencies of heartbeats that were due in it. */
   #faults: { from: number; to: number; latencies: number[] }[] = []
 
-  /** Hears what was answered since the last time. */
+  /** Collects the answers since the last call. */
   async collect(system: System) {
     const fresh = await system.acknowledged()
     for (const { device_id, ts, status, due, latency } of fresh) {
@@ -58,7 +59,7 @@ class Log {
     return fresh.length
   }
 
-  /** Makes a fault: from before it to after it is its time. */
+  /** Makes a fault and records its period. */
   async during<T>(latencies: number[], work: () => Promise<T>) {
     const fault = { from: Date.now(), to: Infinity, latencies }
     this.#faults.push(fault)
@@ -100,7 +101,7 @@ interface Given {
   'no-s3': boolean
 }
 
-/** What repeats faults `from` to `from` + `count` - 1. */
+/** The command that repeats faults `from` to `from` + `count` - 1. */
 function command({ count, seed, from, 'no-s3': noS3 }: Given) {
   return `npm run drills -- --count ${count} --seed ${seed}${from > 1 ? ` --from ${from}` : ''}${noS3 ? ' --no-s3' : ''}`
 }
@@ -139,7 +140,7 @@ async function drill(system: System, given: Given) {
       done.faults++
       done.failures += failures
       done.seconds += (performance.now() - before) / 1000
-      say(`${String(number).padStart(5)}  ${fault.kind}: ${said}; all is there after ${elapsed(before)}`)
+      say(`${String(number).padStart(5)}  ${fault.kind}: ${said}; everything is there after ${elapsed(before)}`)
       if ((number - from + 1) % given.every === 0 || number === from + count - 1) {
         archives = await step(
           `Reading everything back: ${log.beats.length.toLocaleString('en')} heartbeats, each day, each archive`,
@@ -156,7 +157,7 @@ async function drill(system: System, given: Given) {
     ({ p99, latencies }) => p99 !== undefined && latencies.length >= 100 && percentile(latencies, 99) > p99,
   )
   if (slow) {
-    problem ??= `FAILED: ${slow.kind}: 99 % of what was due meanwhile, and accepted, waited up to ${percentile(slow.latencies, 99).toFixed(0)} ms, more than ${slow.p99}`
+    problem ??= `FAILED: ${slow.kind}: 99 % of the heartbeats that were due during it and accepted waited up to ${percentile(slow.latencies, 99).toFixed(0)} ms, but at most ${slow.p99} are allowed`
   }
   const report = describe({
     given,
@@ -172,7 +173,7 @@ async function drill(system: System, given: Given) {
   return problem === undefined ? 0 : 1
 }
 
-/** Each kind has its turn in each round, in an order of its own. */
+/** Each round has every kind once, in a different order. */
 function faultOf(possible: Fault[], seed: number, number: number) {
   const round = Math.floor((number - 1) / possible.length)
   const random = generator(seed * 7_919 + round)
@@ -198,7 +199,7 @@ async function strike(system: System, fault: Fault, random: () => number, log: L
   return { said, failures: (await failedSoFar(system)) - before }
 }
 
-/** Archives and restores. */
+/** The number of archives and restores that have failed so far. */
 async function failedSoFar(system: System) {
   const [row] = await system.ask(
     sql => sql<{ count: number }[]>`
@@ -208,7 +209,7 @@ async function failedSoFar(system: System) {
   return row!.count
 }
 
-/** The server takes heartbeats again, by itself. */
+/** Waits until the server accepts heartbeats again by itself. */
 async function moreBeats(system: System, log: Log) {
   let more = 0
   await waitFor(
@@ -216,7 +217,7 @@ async function moreBeats(system: System, log: Log) {
       more += await log.collect(system)
       return more >= 30
     },
-    { what: () => `heartbeats to be taken again; the server printed:\n${system.server.output()}` },
+    { what: () => `heartbeats to be accepted again; the server printed:\n${system.server.output()}` },
   )
 }
 
@@ -248,10 +249,10 @@ a server with two workers, and archivers, one for each kind of store.
 ${problem === undefined ? 'Nothing was lost.' : `**${problem}**`}
 
 - ${answered(201)} heartbeats were answered as stored, ${answered(200)} as duplicates, ${answered(202)} as quarantined.
-  After each fault those sent during it were looked up, and every ${given.every} faults all of them. Each was there, once.
-- Last status was that of the newest heartbeat of each device. No day was missing in \`data_coverage\`,
+  After each fault those sent during it were checked, and every ${given.every} faults all of them. Each was stored exactly once.
+- Last status was from the newest heartbeat of each device. No day was missing in \`data_coverage\`,
   and each day that counts as online was attached.
-- ${archives} archives were read back at the end, every byte and row. Each past day held what was written into it,
+- ${archives} archives were read back at the end, every byte and row. Each past day had the content that was written,
   in the database or in its archive.
 
 | fault | times | seconds each, with its checks | archives and restores that failed | heartbeats due during it and accepted | p99 of these |

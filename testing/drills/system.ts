@@ -1,4 +1,4 @@
-// A whole system under load, that drills break: a durable cluster, a server with workers, archivers, the benchmark's sender.
+// Runs a whole system under load for the drills: a durable cluster, a server with workers, archivers, and the benchmark's sender.
 import { randomBytes } from 'node:crypto'
 import { mkdir, mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -21,14 +21,14 @@ import { makeDisk, type Disk } from './disk.ts'
 export interface Archiver {
   program: Program
   place: Place
-  /** Of its sessions in Postgres. */
+  /** The application_name of its sessions. */
   name: string
 }
 
-/** Where an archiver stores. */
+/** The kind of store to which an archiver writes. */
 export type Place = 'file' | 's3'
 
-/** What a past day holds, as it was written. */
+/** The content of a past day, as it was written. */
 interface Content {
   row_count: string
   content_checksum: string
@@ -36,26 +36,26 @@ interface Content {
 
 interface Options {
   devices: number
-  /** Seconds between the heartbeats of each. */
+  /** Seconds between the heartbeats of a device. */
   interval: number
-  /** With the S3 store too. */
+  /** Whether there is an S3 store. */
   s3: boolean
 }
 
-/** Each archiver stores elsewhere; both work on the same partitions. */
+/** The system. Each archiver writes to its own store; all work on the same partitions. */
 export class System {
   readonly store: Store
   readonly devices: Device[]
   readonly directory: string
   readonly archivers: Archiver[] = []
-  /** What each past day must hold, by partition. */
+  /** The content that each past day must have, by partition. */
   readonly written = new Map<string, Content>()
-  /** Of each place, the fate of a request to the S3 store. */
+  /** Decides the fate of a request to the S3 store. */
   fate: (number: number) => Fate = () => 'pass'
   server!: Server
   sender!: Sender
   clocks: { server?: Clock | undefined; archivers?: Clock | undefined } = {}
-  /** Where archivers work, and where they store files. */
+  /** The disks on which archivers work and store files. */
   disks: { work?: Disk | undefined; files?: Disk | undefined } = {}
   #env: Record<Place, Record<string, string> | undefined> = { file: undefined, s3: undefined }
   #endings: (() => unknown)[] = []
@@ -122,7 +122,7 @@ export class System {
     return { ARCHIVE_URL: `s3://${Bucket}/archive`, AWS_ENDPOINT_URL_S3: proxy.endpoint, ...credentials }
   }
 
-  /** Some heartbeats are sent twice. Until end(), however often what they are sent to is away. */
+  /** Sends heartbeats until end(), some of them twice, no matter how often the server is down. */
   async #send(interval: number) {
     const fleet = schedule({ devices: this.devices.length, interval, jitter: interval - 10, retries: 5, duration: 120 })
     while (!this.#isOver) await this.sender.open(fleet, 0, () => {}, true)
@@ -141,9 +141,9 @@ export class System {
     return server
   }
 
-  /** The settings of a program that archives, or reads archives. */
+  /** The settings of a program that writes or reads archives. */
   archiverEnv(place: Place) {
-    // The S3 store's too where it is not the place: its archives are read by whoever restores.
+    // The settings of the S3 store are always included, because a restore reads its archives too.
     return {
       ...this.#env.s3,
       ...this.#env[place],
@@ -153,8 +153,8 @@ export class System {
   }
 
   /**
-   * Runs until it is stopped. It is kept in `archivers` and has got ready, unless `isExtra`: one that finds no Postgres when
-   * it starts ends, for whoever started it to try again.
+   * Starts an archiver that runs until it is stopped. Unless `isExtra`, this waits until it is ready and adds it to `archivers`.
+   * An extra one that finds no Postgres at the start simply ends.
    */
   async startArchiver(place: Place, isExtra = false) {
     await mkdir(join(this.directory, 'work'), { recursive: true })
@@ -170,14 +170,14 @@ export class System {
       this.archivers.push(archiver)
       await waitFor(async () => program.hasEnded() || program.output().includes('archiver.ready'), {
         patience: 30_000,
-        what: () => `${name} to get ready`,
+        what: () => `${name} to become ready`,
       })
       this.mustLive()
     }
     return archiver
   }
 
-  /** @throws with what it said when an archiver ended by itself */
+  /** @throws an Error with an archiver's output if one ended by itself */
   mustLive() {
     const dead = this.archivers.find(({ program }) => program.hasEnded())
     if (dead) throw new Error(`${dead.name} ended by itself:\n${dead.program.output()}`)
@@ -185,13 +185,13 @@ export class System {
 
   archiver(place: Place) {
     const found = this.archivers.find(archiver => archiver.place === place)
-    if (!found) throw new Error(`no archiver stores to ${place}`)
+    if (!found) throw new Error(`no archiver writes to ${place}`)
     return found
   }
 
-  /** A connection of its own, since those of a client do not all outlive a crash. */
+  /** Uses a new connection each time, because a client's connections do not always survive a crash. */
   async ask<T>(use: (sql: Sql) => Promise<T>, role: 'postgres' | 'fleet_owner' = 'postgres') {
-    // Types are fetched at login by a query of which nobody catches the failure.
+    // Fetching types at login is off, because nobody catches it if that query fails.
     const sql = postgres(this.store.cluster.url(role, 'fleet'), {
       max: 1,
       fetch_types: false,
@@ -205,16 +205,16 @@ export class System {
     }
   }
 
-  /** What was answered since the last time; who asked first is told no more. */
+  /** Returns the answers since the last call. Each is returned only once. */
   async acknowledged(): Promise<(Acknowledged & { device_id: number })[]> {
     const beats = await this.sender.acknowledged()
     return beats.map(beat => ({ ...beat, device_id: this.devices[beat.template]!.device_id }))
   }
 
   /**
-   * Gives the archivers so many days to work on: fills past days, retires them, and asks for archived ones back, whichever
-   * `random` meets. What a day then holds is noted.
-   * @returns how many it gave
+   * Gives the archivers days to work on: fills past days, retires them, and requests restores of archived ones, as `random`
+   * decides. The content that each day then must have is recorded.
+   * @returns the number of days
    */
   async addWork(count: number, random: () => number) {
     return this.ask(async sql => {
@@ -228,7 +228,7 @@ export class System {
       for (let added = 0; added < count && days.length > 0; added++) {
         const [day] = days.splice(Math.floor(random() * days.length), 1)
         if (day!.state === 'dropped') {
-          // An earlier request may have brought it back since.
+          // An earlier request may have restored it in the meantime.
           await sql`select fleet.request_restore(${day!.day}::date)`.then(() => {
             given++
           }, ignore('FL404'))
@@ -249,7 +249,7 @@ export class System {
         `
         this.written.set(day!.partition_name, content!)
         if (day!.state === 'restored') await sql`select fleet.release_partition(${day!.partition_name})`
-        // It waits 300 ms at most for those who read it; then another day does.
+        // It waits at most 300 ms for readers of the day. If that fails, another day will do.
         await sql`select fleet.archive_partition(${day!.partition_name})`.then(() => {
           given++
         }, ignore('55P03'))
@@ -258,7 +258,7 @@ export class System {
     })
   }
 
-  /** Halts the archivers to other places meanwhile, so that this one gets the work. */
+  /** Stops the archivers of other places during `work`, so that this one gets the work. */
   async alone(place: Place | undefined, work: () => Promise<void>) {
     const others = this.archivers.filter(archiver => place !== undefined && archiver.place !== place)
     for (const { program } of others) program.kill('SIGSTOP')
@@ -269,7 +269,10 @@ export class System {
     }
   }
 
-  /** What a dead archiver held is free at once, in place of five minutes later, and its sessions are over; without one, what anybody holds. */
+  /**
+   * Frees the leases of a dead archiver at once, instead of after five minutes, and ends its sessions. Without an archiver, it
+   * frees all leases.
+   */
   async freeLeases(dead?: Archiver) {
     await this.ask(async sql => {
       if (dead) await sql`select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = ${dead.name}`
@@ -279,7 +282,7 @@ export class System {
     })
   }
 
-  /** Failed archives are due now, in place of minutes later, and whoever waits looks for work. */
+  /** Makes failed archives due now instead of in some minutes, and wakes the archivers that wait. */
   async hurry() {
     await this.ask(async sql => {
       await sql`update fleet.hb_partitions set attempts = 0, next_attempt_at = now() where state = 'archive_failed'`
@@ -297,7 +300,7 @@ export class System {
       try {
         await ending()
       } catch {
-        // The others are ended all the same.
+        // The others are still ended.
       }
     }
   }
