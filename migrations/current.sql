@@ -47,6 +47,23 @@ begin
   end loop;
 end
 $$;
+-- The jobs have a greatest age: other columns.
+drop view if exists fleet.job_health;
+drop function if exists fleet.job_history();
+drop function if exists fleet.job_definitions();
+
+create table if not exists fleet.recorded_triggers (
+  relation text not null,
+  trigger_name text not null,
+  definition text not null,
+  constraint recorded_triggers_pkey primary key (relation, trigger_name)
+);
+comment on table fleet.recorded_triggers is
+  'The triggers that the migrations made. fleet.check() fails if one is missing. A migration that drops a trigger deletes its row.';
+comment on column fleet.recorded_triggers.relation is 'Table that the trigger is on, with its schema.';
+comment on column fleet.recorded_triggers.trigger_name is 'Name of the trigger.';
+comment on column fleet.recorded_triggers.definition is 'The statement that creates it, as pg_get_triggerdef() prints it.';
+
 --!include archive/accept_archive.sql
 --!include archive/archive_columns.sql
 --!include archive/archive_form.sql
@@ -118,6 +135,7 @@ $$;
 --!include checks/check_settings.sql
 --!include checks/check_silence.sql
 --!include checks/check_storage.sql
+--!include checks/record_triggers.sql
 --!include devices/ack_command.sql
 --!include devices/authenticate.sql
 --!include devices/create_device.sql
@@ -264,4 +282,13 @@ $$;
 --!include status/list_devices_legacy.sql
 --!include status/sample_fleet.sql
 --!include status/unity_down.view.sql
+--!include aliases/adopt_archive.sql
+--!include aliases/adoption_plan.sql
+--!include aliases/confirm_adoption.sql
+--!include aliases/forget_adoption.sql
+--!include aliases/run_adoption.sql
+--!include aliases/adopt_table.sql
+--!include aliases/verify_adoption.sql
+--!include aliases/abandon_adoption.sql
+--!include aliases/adoption_progress.view.sql
 --!include setup/grants.sql

@@ -61,7 +61,7 @@ export async function withoutTroubles(t: Test) {
       },
     })
     const ended = new Promise(resolve => child.once('close', resolve))
-    if (/it stays/.test(remedy)) {
+    if (/it keeps running/.test(remedy)) {
       // Ends the group when its input ends, be it that this process is killed.
       // eslint-disable-next-line no-restricted-syntax -- the number of a process
       const guard = spawn('sh', ['-c', `read _; kill -s KILL -- -${child.pid}`], {

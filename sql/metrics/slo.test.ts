@@ -74,7 +74,7 @@ t.test("the scheduler's age is known also where pg_cron works elsewhere", async 
     { 'fleet-maintain': 0, 'fleet-reconcile': 0, 'fleet-nightly': 5 },
     'Postgres has just started; what never ran is as old as the store',
   )
-  t.match(await scheduler(), { status: 'ok', detail: /the hourly maintenance arrives/ })
+  t.match(await scheduler(), { status: 'ok', detail: /the hourly maintenance runs/ })
   await startedAgo(admin, '1 day')
   t.match(await ages(), { 'fleet-maintain': 3, 'fleet-reconcile': 3, 'fleet-nightly': 5 })
   t.match(await scheduler(), { status: 'warn', detail: /no maintenance ran in the last two hours/ })

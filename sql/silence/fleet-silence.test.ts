@@ -221,7 +221,7 @@ t.test('when nothing comes in, or did not just before, the silence is ours', asy
     t.match(await mutes(sql, at(minutes / 60)), { '(all)': 'ingest_resumed', yard: 'ingest_resumed' })
     t.match(
       await value(sql`select detail from fleet.check_silence(${at(minutes / 60)}) where check_name = 'silent_cohorts'`),
-      'not judged: ingest_resumed',
+      'not evaluated: ingest_resumed',
     )
   }
   // It fell silent in the gap, longer than a window ago: it is found nevertheless, for one window.
