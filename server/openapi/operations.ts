@@ -230,7 +230,7 @@ const health = {
   tags: ['probes'],
   summary: 'Whether the process answers',
   security: [],
-  responses: { 200: answer('It does.', 'Status', { alive: { status: 'ok' } }) },
+  responses: { 200: answer('It does, and this is its version.', 'Health', { alive: { status: 'ok', version: '0.2.0' } }) },
 }
 
 const readiness = {
@@ -239,7 +239,7 @@ const readiness = {
   summary: 'Whether requests should be sent here',
   description: '503 while the server stops, or its database is away or not migrated.',
   security: [],
-  responses: { 200: answer('They should.', 'Status', { ready: { status: 'ready' } }), ...problems(500, 503) },
+  responses: { 200: answer('They should.', 'Readiness', { ready: { status: 'ready' } }), ...problems(500, 503) },
 }
 
 const thisDocument = {

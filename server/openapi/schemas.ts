@@ -131,7 +131,8 @@ const bodies = {
     pool: z.object({ in_use: count, max: count, utilization_pct: percent, waiting: count }),
     replica: z.object({ in_use: z.boolean(), lag_seconds: z.number() }).optional().describe('With READ_DATABASE_URL only.'),
   }),
-  Status: z.object({ status: z.enum(['ok', 'ready']) }),
+  Health: z.object({ status: z.literal('ok'), version: z.string().describe("Of the server's software, such as 0.2.0.") }),
+  Readiness: z.object({ status: z.literal('ready') }),
 }
 
 export type SchemaName = keyof typeof bodies

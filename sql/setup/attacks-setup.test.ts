@@ -64,7 +64,7 @@ t.test('setup and migrations call nothing in a schema that is named after the ad
     encoding: 'utf8',
   })
   t.equal(psql.status, 0, psql.stderr)
-  t.same(await caught(db), [], 'nor by the psql command in README.md')
+  t.same(await caught(db), [], 'nor by the psql command in docs/install.md')
 
   await t.rejects(
     db.sql`create schema another`,
