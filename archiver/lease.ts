@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { describeError, type Log } from './log.ts'
 
 /** The lease ran out or was taken: whatever was being done must stop, and nothing be recorded. */
-export class LeaseLost extends Error {}
+class LeaseLost extends Error {}
 
 /**
  * Keeps a lease while work goes on. `signal` fires with LeaseLost when the database says it is another's, or when it
