@@ -52,6 +52,6 @@ export function psqlLine(psql: string, connection: string, device: DemoDevice) {
 }
 
 /** A word for a POSIX shell. */
-function shellQuote(word: string) {
+export function shellQuote(word: string) {
   return /'/.test(word) && !/["$`\\!]/.test(word) ? `"${word}"` : `'${word.replaceAll(`'`, `'\\''`)}'`
 }

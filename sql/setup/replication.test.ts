@@ -107,7 +107,9 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
       { status: 'ok', detail: /this is a standby/, remedy: null },
     )
     t.same(
-      found.filter(({ detail, remedy }) => /^the check itself failed/.test(detail) || /pg_ctl|call fleet\.maintain/.test(remedy ?? '')),
+      found.filter(
+        ({ detail, remedy }) => /^the check itself failed/.test(detail) || /pg_ctl|call fleet\.maintain/.test(remedy ?? ''),
+      ),
       [],
     )
 
