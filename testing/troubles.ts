@@ -1,4 +1,4 @@
-// Makes real troubles one at a time. fleet.check() must name each and nothing else, and its remedy must end it when run as printed.
+// Makes real troubles one at a time. fleet.check() must name each and nothing else, and its remedy, run as printed, must end it.
 import { spawn } from 'node:child_process'
 import { delimiter } from 'node:path'
 import { pathToFileURL } from 'node:url'

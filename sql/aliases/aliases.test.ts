@@ -49,7 +49,7 @@ t.test('an archiver of 0.1.0 registers an archive by the old name', async t => {
     value(archiver`
       select fleet.adopt_archive(
         ${name}, ${day}::date::timestamptz, ${day}::date::timestamptz + interval '1 day', 10, 1, null, null,
-        ${`file:///archive/device_heartbeats/date=${day}/device_heartbeats_${day.replaceAll('-', '')}.parquet`}, ${'ab'.repeat(32)}, 10
+        ${`file:///a/device_heartbeats/date=${day}/device_heartbeats_${day.replaceAll('-', '')}.parquet`}, ${'ab'.repeat(32)}, 10
       )`)
   t.equal(await register(), true)
   t.equal(await register(), false, 'it is known now')

@@ -21,6 +21,9 @@ t.test('no routine that a role may call accepts a time later than now', async t 
     'import_table',
     'record_proof',
     'register_archive',
+    'adoption_plan', // the old names of these
+    'adopt_table',
+    'adopt_archive',
     'map_columns',
     'end_session',
   ]

@@ -16,7 +16,7 @@ async function cohort(sql: Sql, name: string, count: number, interval = '60 seco
   return devices
 }
 
-/** From one time to another (hours after noon), every `minutes`: each device sent 20 s before, except those of `off` (SQL on d and now_). */
+/** Between two times (hours after noon), every `minutes`: all devices sent 20 s ago, except those of `off` (SQL, of d and now_). */
 async function live(admin: Sql, from: number, to: number, off = 'false', minutes = 10) {
   await admin.unsafe(`
     do $$
