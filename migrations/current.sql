@@ -22,7 +22,7 @@ comment on column fleet.recorded_triggers.definition is 'The statement that crea
 --!include archive/archiver_heartbeat.sql
 --!include archive/archives.view.sql
 --!include archive/begin_restore.sql
---!include archive/begin_verification.sql
+--!include import/begin_verification.sql
 --!include archive/check_archive_place.sql
 --!include archive/check_lease.sql
 --!include archive/checksum_expression.sql
