@@ -59,7 +59,7 @@ interface User {
 }
 
 /** A cluster that could not be made, started or stopped. If Postgres did not start, the message has the end of its log. */
-export class ClusterError extends Error {}
+class ClusterError extends Error {}
 
 /**
  * The user that Postgres runs as: postgres if this process runs as root, because Postgres refuses to run as root. Otherwise

@@ -15,7 +15,7 @@ import { requirePostgres, type Postgres } from '../local/packages.ts'
 const run = promisify(execFile)
 
 /** The migrated database that withDatabase() copies. Nobody connects to it. */
-export const templateDatabase = 'fleet_template'
+const templateDatabase = 'fleet_template'
 /** The database that has pg_cron. It is migrated like the others, and shared by the tests that need jobs to run. */
 export const cronDatabase = 'fleet_cron'
 
