@@ -1,7 +1,7 @@
 /*
- * Measures what the cheapest bodies cost the server: its CPU time for one request of each kind, as a multiple of the CPU time for an honest
- * batch of 1,000 heartbeats. With --against it also measures another clone, for example at a commit before a limit was added. The database
- * is not included, because none of these requests writes a heartbeat.
+ * Measures what the cheapest bodies cost the server: its CPU time for one request of each kind, as a multiple of the CPU time for
+ * an honest batch of 1,000 heartbeats. With --against it also measures another clone, for example at a commit before a limit was
+ * added. The database is not included, because none of these requests writes a heartbeat.
  */
 import { resolve } from 'node:path'
 import { gzipSync } from 'node:zlib'

@@ -1,5 +1,5 @@
-// npm run docs: writes the generated pages, from the code and the catalog of a migrated database. With --check it only says
-// which are stale, and fails if any is.
+// npm run docs: writes the generated pages, from the code and the catalog of a migrated database. With --check it only reports
+// which pages are stale, and fails if there are any.
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
@@ -16,7 +16,7 @@ import { rightsPage } from './docs/rights.ts'
 import { envExample, settingsPage } from './docs/settings.ts'
 import { sqlPage } from './docs/sql.ts'
 
-/** What makes each page, by its path in the repository. */
+/** The function that makes each page, by the page's path in the repository. */
 const PAGES: Record<string, (sql: Sql) => string | Promise<string>> = {
   'docs/api.md': apiPage,
   'docs/settings.md': settingsPage,
@@ -26,7 +26,7 @@ const PAGES: Record<string, (sql: Sql) => string | Promise<string>> = {
   'docs/rights.md': rightsPage,
 }
 
-/** Makes each page from the database at `sql`, as a superuser, and reads what the repository has. */
+/** Makes each page from the database at `sql`, as a superuser, and reads the version in the repository. */
 export async function makePages(sql: Sql) {
   return Promise.all(
     Object.entries(PAGES).map(async ([path, make]) => ({
@@ -53,7 +53,7 @@ async function main() {
   }
 }
 
-/** Runs work with a migrated database in a cluster that is removed afterwards. */
+/** Runs `work` with a migrated database in a cluster that is removed afterwards. */
 async function withCatalog<T>(work: (sql: Sql) => Promise<T>) {
   const postgres = await requirePostgres()
   const { cluster, end } = await throwawayCluster({ postgres, databases: ['fleet'], cronDatabase: 'fleet' })

@@ -1,8 +1,8 @@
 import postgres, { type Options, type Sql } from 'postgres'
 
 /**
- * The search path of all our connections: only pg_catalog. With the default, "$user", public, a function that another role made could be
- * called instead of the intended one, with the rights of the connected role.
+ * The search path of all our connections: only pg_catalog. With the default, "$user", public, a function that another role made
+ * could be called instead of the intended one, with the rights of the connected role.
  */
 export const SEARCH_PATH = 'pg_catalog, pg_temp'
 

@@ -136,7 +136,7 @@ t.test('a request id is taken from the request or made, and is in the answer and
   )
 })
 
-t.test('in a terminal the log is for people, unless JSON is asked for', async t => {
+t.test('in a terminal the log is formatted for people, unless JSON is requested', async t => {
   const db = await withDatabase(t)
   const start = (LOG_FORMAT?: string) =>
     // eslint-disable-next-line no-restricted-syntax -- script takes a command line only; it is node

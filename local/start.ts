@@ -26,7 +26,7 @@ const database = 'fleet'
 interface Database {
   adminUrl: string
   ownerUrl: string
-  /** For the printed psql lines: the program, and what it is told to connect to, as words for the shell. */
+  /** For the printed psql commands: the program, and the databases to which it connects, quoted for the shell. */
   psql: string
   reader: string
   dba: string

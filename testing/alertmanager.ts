@@ -108,7 +108,7 @@ function answerMail(socket: NodeJS.ReadWriteStream, onMail: (text: string) => vo
       if (isData) onMail(text)
       if (!isData && verb === 'EHLO') say('250-stand-in\r\n250 AUTH PLAIN LOGIN')
       else if (!isData && verb === 'AUTH') say('235 yes')
-      else if (!isData && verb === 'DATA') say('354 go on')
+      else if (!isData && verb === 'DATA') say('354 send the message')
       else if (!isData && verb === 'QUIT') say('221 bye')
       else say('250 ok')
       isData = !isData && verb === 'DATA'

@@ -120,7 +120,7 @@ export async function withReplica(t: Test, primary: Cluster) {
   return cluster
 }
 
-/** Whatever ends the started programs when it ends itself: usually a test. */
+/** The owner of started programs, usually a test. They end when it does. */
 export type Owner = Pick<Test, 'teardown'>
 
 export interface TestProcess {

@@ -1,4 +1,4 @@
-// docs/api.md: the calls of the server, from the document that GET /openapi.json answers.
+// Makes docs/api.md: the calls of the server, from the document that GET /openapi.json returns.
 import { openapi } from '../../server/openapi/document.ts'
 import { anchor, block, code, generated, page, table } from './markdown.ts'
 
@@ -68,7 +68,7 @@ interface Call {
 interface Caller {
   title: string
   about: string
-  /** Whether these callers make this call. */
+  /** Whether these callers may make this call. */
   calls: (operation: Operation) => boolean
   /** The security scheme that they use; the shell variable with the token or key is in CREDENTIALS. */
   scheme?: string
@@ -134,12 +134,12 @@ export function apiPage() {
   const left = calls.filter(call => !sections.some(section => section.calls.includes(call)))
   if (left.length > 0) throw new Error(`no section of docs/api.md has ${left.map(title).join(', ')}`)
 
-  /** The schema itself, for one that only refers to it. */
+  /** Resolves a reference to a schema. */
   function resolve(schema: Schema): Schema {
     return schema.$ref === undefined ? schema : schemas[nameOf(schema.$ref)]!
   }
 
-  /** A row for each field, also of objects within: `devices[].alias`. */
+  /** A row for each field, including those of nested objects: `devices[].alias`. */
   function fieldRows(schema: Schema, prefix = '', shown: 'in' | 'out' = 'out'): string[][] {
     const { properties = {}, required = [], items } = resolve(schema)
     if (items !== undefined) return fieldRows(items, `${prefix}[]`, shown)
@@ -154,7 +154,7 @@ export function apiPage() {
   function requestBody({ requestBody }: Operation, { scheme }: Caller) {
     return Object.entries(requestBody?.content ?? {}).map(([type, { schema }]) => {
       const { anyOf, description } = resolve(schema.items ?? schema)
-      // A batch takes the items of devices or those of gateways.
+      // A batch contains items of devices or of gateways.
       const own = anyOf?.find(({ $ref = '' }) =>
         nameOf($ref)
           .toLowerCase()
@@ -191,7 +191,7 @@ export function apiPage() {
     ]
   }
 
-  /** The calls that the document has as examples, each with its answer. */
+  /** The examples in the document, each with its answer. */
   function examples(call: Call, { scheme }: Caller) {
     const { requestBody, responses: given, security } = call.operation
     const answers = Object.entries(given).flatMap(([status, response]) => {
@@ -293,7 +293,7 @@ function heading({ scheme }: Caller, call: Call) {
   return scheme === 'gateway' ? `${title(call)} of a gateway` : title(call)
 }
 
-/** What is stored comes first, then what was there already, then the rest. */
+/** The order of answers: first stored, then already there, then the rest. */
 function rank(status = '') {
   return ['201', '200'].indexOf(status) + 1 || 3
 }
@@ -315,7 +315,7 @@ function describe(schema: Schema): string {
       .flat()
       .map(one => {
         const lowest = minimum ?? (exclusiveMinimum === undefined ? undefined : exclusiveMinimum + 1)
-        // Every whole number of JSON ends at 2^53.
+        // 2^53 is the limit of every whole number in JSON, so it is not shown.
         const highest = maximum === Number.MAX_SAFE_INTEGER ? undefined : maximum
         switch (one) {
           case 'integer':
@@ -349,7 +349,7 @@ function curl({ path, method, operation }: Call, credential: string | undefined,
   const target = parameters
     .filter(parameter => parameter.in === 'path')
     .reduce((target, { name, example }) => target.replace(`{${name}}`, String(example)), path)
-  // One is enough to show how: all of them together would find nothing.
+  // One parameter is enough as an example. All of them together would find nothing.
   const [first] = parameters.filter(parameter => parameter.in === 'query')
   const query = first === undefined ? '' : `?${first.name}=${String(first.example)}`
   const parts = [

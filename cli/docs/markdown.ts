@@ -1,9 +1,9 @@
-/** What each generated page says of itself, below its title. */
+/** The note below the title of each generated page. */
 export function generated(from: string) {
   return `\`npm run docs\` makes this page from ${from}, and a test fails when it is stale. Do not edit it.`
 }
 
-/** A table of Markdown. Columns that are empty in each row are left out. */
+/** A Markdown table. Columns that are empty in each row are left out. */
 export function table(header: string[], rows: (string | undefined)[][]) {
   const used = header.map((_, column) => column).filter(column => column === 0 || rows.some(row => row[column]))
   const line = (cells: (string | undefined)[]) => `| ${used.map(column => cell(cells[column] ?? '')).join(' | ')} |`
@@ -18,12 +18,12 @@ export function code(text: string) {
   return `\`${text}\``
 }
 
-/** A block of code, of JSON when it is not text. */
+/** A block of code. A value that is not text is written as JSON. */
 export function block(language: string, value: unknown) {
   return `\`\`\`${language}\n${typeof value === 'string' ? value.trimEnd() : json(value)}\n\`\`\``
 }
 
-/** What fits on a line stays on it. */
+/** JSON in which each value that fits on a line stays on one. */
 function json(value: unknown, indent = ''): string {
   const line = JSON.stringify(value, null, 1).replaceAll(/\n */g, ' ')
   if (typeof value !== 'object' || value === null || indent.length + line.length <= 110) return line
@@ -43,7 +43,9 @@ export function anchor(heading: string) {
     .replaceAll(' ', '-')
 }
 
-/** Parts with a blank line between them; those that are empty or undefined are left out. Long lines of prose are wrapped. */
+/**
+ * Joins parts with a blank line between them. Parts that are empty or undefined are left out. Long lines of prose are wrapped.
+ */
 export function page(...parts: (string | undefined)[]) {
   let isCode = false
   const lines = parts
@@ -58,7 +60,7 @@ export function page(...parts: (string | undefined)[]) {
 }
 
 const WIDTH = 130
-/** What would be a list, a heading, a quote or a table at the begin of a line. */
+/** Text that would be a list, a heading, a quote or a table at the beginning of a line. */
 const MARK = /^([-+*#>|]|\d+[.)])/
 
 function wrap(text: string) {

@@ -1,4 +1,4 @@
-// docs/metrics.md: the metrics of GET /metrics, with the alerts that use them.
+// Makes docs/metrics.md: the metrics of GET /metrics, with the alerts that use them.
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Sql } from 'postgres'
@@ -21,13 +21,13 @@ interface Metric {
   workers?: string
 }
 
-/** A rule of Prometheus: an alert or a recording. */
+/** A Prometheus rule: an alert or a recording. */
 interface Rule {
   alert?: string
   record?: string
   expr: string
   for?: string
-  /** Of an alert its severity, of a recording the labels of its series. */
+  /** An alert's severity, or the labels of a recording's series. */
   labels?: Record<string, string>
   annotations?: { summary: string; runbook_url: string }
 }
@@ -86,7 +86,7 @@ function alertRow({ alert, labels, annotations, expr, for: delay }: Rule) {
   ]
 }
 
-/** What prom-client knows of a metric; its types have less. */
+/** What prom-client stores about a metric. Its types declare less. */
 interface Registered {
   name: string
   help: string
@@ -95,9 +95,9 @@ interface Registered {
   labelNames: string[]
 }
 
-/** What the registry of a server has, with a replica. */
+/** The metrics in the registry of a server that has a replica. */
 function serverMetrics(): Metric[] {
-  // Nothing is asked of its values.
+  // No value is read.
   const metrics = createMetrics(new Pool(undefined as never, 1))
   measureReplica(metrics, { status: { lag_seconds: 0, in_use: true } } as Reader)
   const found = metrics.registry.getMetricsAsArray() as unknown as Registered[]
@@ -109,7 +109,9 @@ function serverMetrics(): Metric[] {
   return [...registered, { ...DATABASE_METRICS_UP, labels: [] }]
 }
 
-/** What fleet.metric_definitions() lists. The labels are found in the functions that return the values. */
+/**
+ * The metrics that fleet.metric_definitions() lists. Their labels come from the source of the functions that return the values.
+ */
 async function databaseMetrics(sql: Sql): Promise<Metric[]> {
   const definitions = await sql<Omit<Metric, 'labels'>[]>`select metric, type, unit, help from fleet.metric_definitions()`
   const sources = await sql<{ prosrc: string }[]>`
@@ -154,7 +156,7 @@ function uses(expr: string, metric: string, rules: Rule[]): boolean {
   )
 }
 
-/** What a recording rule records, such as `fleet:slo_errors:ratio_rate5m{slo="dispatch_log"}`. */
+/** The series that a recording rule records, such as `fleet:slo_errors:ratio_rate5m{slo="dispatch_log"}`. */
 function series({ record, labels = {} }: Rule) {
   const pairs = Object.entries(labels).map(([label, value]) => `${label}="${value}"`)
   return pairs.length === 0 ? record! : `${record}{${pairs.join(', ')}}`

@@ -1,4 +1,4 @@
-// docs/rights.md: who may call, read and write what.
+// Makes docs/rights.md: who may call, read and write what.
 import type { Sql } from 'postgres'
 import { roles } from '../../local/cluster.ts'
 import { code, generated, page, table } from './markdown.ts'

@@ -1,4 +1,4 @@
-// docs/settings.md and .env.example: the environment variables of lib/settings.ts, and the columns of fleet.settings.
+// Makes docs/settings.md and .env.example from the environment variables in lib/settings.ts and the columns of fleet.settings.
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Sql } from 'postgres'
@@ -92,11 +92,11 @@ interface DatabaseSetting {
   limits: string | null
   comment: string
   is_updatable: boolean
-  /** The functions that set it. */
+  /** The functions that set this column. */
   setters: string[]
 }
 
-/** A row for each column of fleet.settings; the functions that set one are found by their source. */
+/** A row for each column of fleet.settings. The functions that set a column are found in their source. */
 async function databaseSettings(sql: Sql) {
   const rows = await sql<DatabaseSetting[]>`
     select a.attname as name, format_type(a.atttypid, a.atttypmod) as type, pg_get_expr(d.adbin, d.adrelid) as fallback,

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { repository } from '../../local/config.ts'
 
 export interface SqlFile {
-  /** From the root of the repository, with slashes. */
+  /** Relative to the root of the repository, with slashes. */
   path: string
   text: string
 }
@@ -18,7 +18,7 @@ export async function sqlFiles(): Promise<SqlFile[]> {
   return Promise.all(paths.map(async path => ({ path, text: await readFile(join(repository, path), 'utf8') })))
 }
 
-/** The path of the one file of this name. */
+/** The path of the only file with this name. */
 export async function sqlFile(name: string) {
   const [found] = (await sqlFiles()).filter(({ path }) => path.endsWith(`/${name}`))
   if (found === undefined) throw new Error(`there is no file ${name} below sql/`)

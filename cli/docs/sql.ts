@@ -1,4 +1,4 @@
-// docs/sql.md: the functions, procedures, views and tables for DBAs and dashboards, from the catalog.
+// Makes docs/sql.md: the functions, procedures, views and tables for DBAs and dashboards, from the catalog.
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Sql } from 'postgres'
@@ -7,7 +7,7 @@ import { SQL_STATUS } from '../../server/problem.ts'
 import { anchor, block, code, generated, page, table } from './markdown.ts'
 import { sqlFiles } from './sql-files.ts'
 
-/** What each error code of the functions means. A code that is missing here, or that no function raises, is an error. */
+/** The meaning of each error code of the functions. A code that is missing here, or that no function raises, is an error. */
 const ERRORS: Record<string, string> = {
   FL001: 'There is no proven archive, so nothing is dropped.',
   FL002: 'Something is in a state in which this cannot be done.',
@@ -33,7 +33,7 @@ interface Routine {
   arguments: string
   result: string | null
   comment: string
-  /** Those that may call it. */
+  /** The roles that may call it. */
   roles: string[]
 }
 
@@ -42,7 +42,7 @@ interface Relation {
   name: string
   kind: 'view' | 'table'
   comment: string
-  /** Those that may read it, or some of its columns. */
+  /** The roles that may read it, or some of its columns. */
   roles: string[]
   columns: Column[]
 }
@@ -88,7 +88,7 @@ export async function sqlPage(sql: Sql) {
   )
 }
 
-/** Unique on the page: a function may have the name of a view, and a table that of a theme. */
+/** A heading that is unique on the page: a function may have the name of a view, and a table that of a theme. */
 function heading({ schema, name, kind }: Routine | Relation) {
   return kind === 'function' || kind === 'procedure' ? `${schema}.${name}()` : `${title(kind)} ${schema}.${name}`
 }
@@ -96,7 +96,7 @@ function heading({ schema, name, kind }: Routine | Relation) {
 function routine(one: Routine) {
   const { schema, name, kind, arguments: given, result, comment, roles } = one
   const { text, example } = splitComment(comment)
-  // A record is what the out parameters are.
+  // A record is described by the out parameters.
   const end = result === null || result === 'void' || result === 'record' ? '' : ` returns ${brief(result)}`
   const signature = `${kind === 'procedure' ? 'call ' : ''}${schema}.${name}(${brief(given)})${end}`
   return page(
@@ -127,7 +127,7 @@ function relation(one: Relation, documented: string[]) {
   ).trimEnd()
 }
 
-/** The theme of each routine and view: the folder below sql/ of the file that makes it. */
+/** The theme of each routine and view: the folder below sql/ that has the file that creates it. */
 async function themes() {
   const found = new Map<string, string>()
   for (const { path, text } of await sqlFiles()) {
@@ -184,7 +184,7 @@ function readRelations(sql: Sql, kind: Relation['kind']) {
 /** The code and the message of `raise exception using`. */
 const RAISED = /errcode = '(FL\d{3})',\s+message = (?:(?:pg_catalog\.)?format\()?\s*'((?:[^']|'')*)'/g
 
-/** The meaning of each code, and the messages that have it. */
+/** The meaning of each code, and the messages that use it. */
 async function errors(sql: Sql) {
   const sources = await sql<{ name: string; prosrc: string }[]>`
     select proname as name, prosrc from pg_proc

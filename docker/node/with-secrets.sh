@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs a command with secrets that are read from files: ADMIN_KEY_FILE=/run/secrets/admin_key becomes ADMIN_KEY. Only the secrets
-# listed here are read from files; other variables, such as AWS_CONFIG_FILE, keep their meaning. PGPASSWORD is the password of URLs
-# that have none.
+# listed here are read from files; other variables, such as AWS_CONFIG_FILE, keep their meaning. PGPASSWORD is the password of
+# URLs that have none.
 set -eu
 
 fail() {

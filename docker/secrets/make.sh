@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes the secrets of compose.yaml once: random ones in <directory>/all, and a copy of each for every service that needs it,
-# which only that service's user may read. Run again, it changes nothing. A file that you put into all/ before the first run is kept.
+# which only that service's user may read. A second run changes nothing. A file that you put into all/ before the first run is
+# kept.
 # usage: make.sh <directory>
 set -eu
 umask 077

@@ -34,7 +34,7 @@ interface Plan {
   devices: number
   /** GB that must be free. */
   disk: number
-  /** Roughly. */
+  /** The minutes that it roughly takes. */
   minutes: number
 }
 
