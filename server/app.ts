@@ -23,7 +23,7 @@ import type { Tracing } from '../lib/tracing.ts'
 import { noQuery } from './valid.ts'
 import type { Writer } from './ingest/writer.ts'
 
-/** Of one network: a key that a person chose is found by trying, the tokens are not. */
+/** The limit for one network. An admin key that a person chose may be guessed; tokens cannot. */
 export const WRONG_KEYS_PER_MINUTE = 60
 
 export interface AppEnv {
@@ -55,7 +55,7 @@ export function createApp(parts: Parts) {
 
   if (tracing !== undefined) app.use(tracing.request)
 
-  // Otherwise no middleware stands before these two: Hono calls a lone handler directly.
+  // Apart from tracing, these two have no middleware: Hono calls a lone handler directly.
   app.post('/v1/heartbeat', timed(metrics, 'POST /v1/heartbeat', postHeartbeat(config, tokens, writer)))
   app.post('/v1/heartbeats', timed(metrics, 'POST /v1/heartbeats', postHeartbeats(config, pool, tokens, writer)))
 
@@ -98,7 +98,7 @@ export function createApp(parts: Parts) {
     const allowed = new Set(methods.match('ALL', c.req.path)[0].map(([method]) => method))
     if (allowed.size === 0) return new Problem(404, `There is nothing at ${c.req.path}.`).toResponse(requestId(c.env.incoming))
     const allow = [...allowed].join(', ')
-    return new Problem(405, `${c.req.path} takes ${allow}, not ${c.req.method}.`, { headers: { allow } }).toResponse(
+    return new Problem(405, `${c.req.path} accepts ${allow}, not ${c.req.method}.`, { headers: { allow } }).toResponse(
       requestId(c.env.incoming),
     )
   })
@@ -117,7 +117,7 @@ export function createApp(parts: Parts) {
     } else if (Date.now() < quietUntil) {
       unlogged++
     } else {
-      // An outage refuses thousands of requests a second for one reason.
+      // During an outage thousands of requests a second are refused for the same reason.
       log.warn({ ...about, error: cause, unlogged }, problem.message)
       quietUntil = Date.now() + 1_000
       unlogged = 0

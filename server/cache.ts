@@ -1,6 +1,6 @@
 /**
- * Something that is read anew at most each `keepMs`, however many want it. Who comes while it is being read gets what that
- * brings, also when those who asked first have gone; a failure is not kept.
+ * A value that is read again at most every `keepMs`, however many callers want it. A caller that arrives during a read gets its
+ * result, even if the caller that began it has gone. A failure is not kept.
  */
 export class Source<T> {
   #kept: { value: T; at: number } | undefined

@@ -12,11 +12,11 @@ t.test('each database defaults to DATABASE_URL as role fleet_server', async t =>
   t.match(config, { port: 8080, host: '127.0.0.1', poolMax: 10, trustProxy: false, logLevel: 'info' })
 })
 
-t.test('an empty variable is an unset one', async t => {
+t.test('an empty variable counts as unset', async t => {
   t.equal(readConfig({ DATABASE_URL, ADMIN_KEY, PORT: '' }).port, 8080)
 })
 
-t.test('the URL says whether statements are prepared, in words that are understood', async t => {
+t.test('a URL may set prepare=false, and a value that is not understood is refused', async t => {
   const through = 'postgres://fleet_server@127.0.0.1:6432/fleet?prepare='
   t.equal(readConfig({ DATABASE_URL, ADMIN_KEY, SERVER_DATABASE_URL: `${through}false` }).hot.url, `${through}false`)
   const error = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY, SERVER_DATABASE_URL: `${through}0` })) as ConfigError
@@ -24,7 +24,7 @@ t.test('the URL says whether statements are prepared, in words that are understo
 })
 
 t.test(
-  "a URL may name several hosts; what postgres.js does not understand is refused by the setting's name, without its password",
+  'a URL may name several hosts; one that postgres.js does not understand is refused by setting, without its password',
   async t => {
     const names = ['SERVER_DATABASE_URL', 'LISTEN_DATABASE_URL', 'OPS_DATABASE_URL', 'READ_DATABASE_URL', 'DATABASE_URL']
     const good = [
@@ -55,7 +55,7 @@ t.test(
   },
 )
 
-t.test('all problems are told together, by variable', async t => {
+t.test('all problems are reported together, by variable', async t => {
   const env = {
     ADMIN_KEY: 'short',
     PORT: '70000',
@@ -103,7 +103,7 @@ t.test('an admin key that no header can carry is refused, and never shown', asyn
   t.notMatch(error.message, /sixteen/)
 })
 
-t.test('fleet reads: from last status, all or a share; from a replica only when one is named', async t => {
+t.test('device reads use last status, all or a share of them, and a replica only if one is set', async t => {
   const shares = { true: 1, false: 0, '10%': 0.1, '0%': 0, '100%': 1, '': 1 }
   for (const [text, share] of Object.entries(shares)) {
     t.equal(readConfig({ DATABASE_URL, ADMIN_KEY, READ_FROM_LAST_STATUS: text }).readFromLastStatus, share, text)

@@ -14,7 +14,7 @@ function from(remoteAddress: string, forwarded?: string) {
   } as unknown as IncomingMessage
 }
 
-/** How long the client has to wait, 0 when it need not. */
+/** How many seconds the client has to wait, or 0. */
 function wait(guesses: Guesses, client: IncomingMessage) {
   try {
     guesses.check(client)
@@ -31,7 +31,7 @@ async function metric(call: Call, name: string) {
   return Number(new RegExp(`^${name} (\\d+)`, 'm').exec(body as string)![1])
 }
 
-t.test('an address may be wrong so often in a minute, and others do not wait for it', async t => {
+t.test('an address may send a limited number of wrong tokens a minute, and other addresses are not affected', async t => {
   const clock = { now: 1_000 }
   let refused = 0
   const guesses = new Guesses(
@@ -54,28 +54,28 @@ t.test('an address may be wrong so often in a minute, and others do not wait for
   t.equal(wait(guesses, client), 1)
   clock.now += 60_000
   for (let n = 0; n < 60; n++) guesses.wrong(client)
-  t.equal(wait(guesses, client), 1, 'after a minute as many as at first')
-  // Many at once, looked up before the first was found to be wrong.
+  t.equal(wait(guesses, client), 1, 'after a minute the full number again')
+  // Many at once: all were looked up before the first was found to be wrong.
   for (let n = 0; n < 10_000; n++) guesses.wrong(client)
-  t.equal(wait(guesses, client), 301, 'are paid for, within limits')
+  t.equal(wait(guesses, client), 301, 'all of them count, but the wait is limited')
   clock.now += 301_000
   t.equal(wait(guesses, client), 0)
 })
 
-t.test('behind a proxy it is the address that our proxy wrote, and a network of IPv6 is one', async t => {
+t.test('behind a proxy the address that our proxy wrote counts, and an IPv6 network counts as one address', async t => {
   const guesses = new Guesses(true, 1)
   guesses.wrong(from('10.0.0.1', '203.0.113.9'))
-  t.ok(wait(guesses, from('10.0.0.1', 'forged, 203.0.113.9')) > 0, 'whatever the client wrote before')
+  t.ok(wait(guesses, from('10.0.0.1', 'forged, 203.0.113.9')) > 0, 'whatever the client wrote before it')
   t.equal(wait(guesses, from('10.0.0.1', '203.0.113.10')), 0)
   guesses.wrong(from('10.0.0.1', '2001:db8::1'))
   t.ok(wait(guesses, from('10.0.0.1', '2001:DB8:0:0:ffff::2')) > 0)
   t.equal(wait(guesses, from('10.0.0.1', '2001:db8:0:1::1')), 0)
   const direct = new Guesses(false, 1)
   direct.wrong(from('192.0.2.1', '203.0.113.9'))
-  t.ok(wait(direct, from('192.0.2.1', '203.0.113.10')) > 0, 'without a trusted proxy its header counts for nothing')
+  t.ok(wait(direct, from('192.0.2.1', '203.0.113.10')) > 0, 'without a trusted proxy the header is ignored')
 })
 
-t.test('no number of addresses takes more room', async t => {
+t.test('memory is bounded, however many addresses there are', async t => {
   const guesses = new Guesses(
     false,
     1,
@@ -88,10 +88,10 @@ t.test('no number of addresses takes more room', async t => {
     guesses.wrong(from(`10.0.${n >> 8}.${n & 255}`))
   }
   t.equal(guesses.size, 100)
-  t.ok(wait(guesses, from('192.0.2.1')) > 0, 'who goes on is not forgotten')
+  t.ok(wait(guesses, from('192.0.2.1')) > 0, 'an address that keeps guessing is not forgotten')
 })
 
-t.test('who tries tokens is refused without a lookup, and the devices behind the same address go on', async t => {
+t.test('an address that tries tokens is refused without a lookup, and devices behind the same address keep working', async t => {
   const { db, call } = await withServer(t, { wrongTokensPerMinute: 20 })
   const [device, gateway] = [await enroll(db, 'a'), await gatewayToken(db, 'hall')]
   await waitFor(async () => (await call('POST /v1/heartbeat', { token: device.token, body: {} })).status < 300)
@@ -118,21 +118,21 @@ t.test('who tries tokens is refused without a lookup, and the devices behind the
 
   t.equal((await call('POST /v1/heartbeat', { token: device.token, body: {} })).status < 300, true)
   t.equal((await call('POST /v1/heartbeats', { token: gateway, body: [{ device_id: device.device_id }] })).status, 200)
-  t.equal((await call('GET /v1/devices', { admin: true })).status, 200, 'the admin key is another matter')
+  t.equal((await call('GET /v1/devices', { admin: true })).status, 200, 'the admin key has a limit of its own')
 })
 
-t.test('a token that was known is asked for again, whatever comes from its address', async t => {
+t.test('a token that was known is looked up again, whatever else comes from its address', async t => {
   const { db, call } = await withServer(t, { wrongTokensPerMinute: 1 })
   const a = await enroll(db, 'a')
   await waitFor(async () => (await call('POST /v1/heartbeat', { token: a.token, body: {} })).status < 300)
   for (let n = 0; n < 3; n++) await call('POST /v1/heartbeat', { token: guess(), body: {} })
   const b = await enroll(db, 'b')
-  t.equal((await call('POST /v1/heartbeat', { token: b.token, body: {} })).status, 429, 'a new one waits')
+  t.equal((await call('POST /v1/heartbeat', { token: b.token, body: {} })).status, 429, 'a new token waits')
   t.equal((await call('POST /v1/heartbeat', { token: a.token, body: {} })).status < 300, true)
 })
 
 t.test(
-  "who tries admin keys is refused after a minute's worth, even with the right one, and a missing one is no try",
+  "an address that tries admin keys is refused after a minute's worth, even with the right key, and a missing key does not count",
   async t => {
     const { call } = await withServer(t)
     for (let n = 0; n < WRONG_KEYS_PER_MINUTE + 20; n++) t.equal((await call('GET /metrics')).status, 401)
@@ -146,7 +146,7 @@ t.test(
       else t.equal(status, 401)
     }
     t.ok(refused > 0)
-    // Slower than a key a second the loop may have been; then some more are needed.
+    // The loop may have been slower than one key a second. Then it takes some more.
     let answer = await call('GET /v1/devices', { headers: { 'x-admin': 'x' } })
     while (answer.status === 401) answer = await call('GET /v1/devices', { headers: { 'x-admin': 'x' } })
     t.match(await call('GET /v1/devices', { admin: true }), { status: 429, body: { detail: /Too many wrong tokens or keys/ } })

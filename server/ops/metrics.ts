@@ -17,8 +17,8 @@ const SILENCE_KEPT_MS = 60_000
 const LATENCY_MS = [1, 2, 5, 10, 20, 50, 100, 150, 200, 300, 500, 1000, 2000, 5000]
 
 /**
- * What this process counts; totals that outlive it are held by the database (fleet.metric_values). Over several
- * workers everything is summed; a gauge for which that is wrong names its `aggregator`. Each says its unit.
+ * What this process counts. Totals that have to outlive it are held by the database (fleet.metric_values). Over several workers
+ * everything is summed; a gauge for which that is wrong names its `aggregator`. Each help text ends with the unit.
  */
 export function createMetrics(pool: Pool) {
   const registry = new Registry()
@@ -147,7 +147,7 @@ function described(help: string, unit: string) {
   return `${help}. Unit: ${unit}.`
 }
 
-/** Only with a replica: without one there is no lag. */
+/** Only with a replica, because without one there is no lag. */
 export function measureReplica({ registry }: Metrics, reader: Reader) {
   if (reader.status === undefined) return
   const registers = [registry]
@@ -171,7 +171,7 @@ export function measureReplica({ registry }: Metrics, reader: Reader) {
   })
 }
 
-/** Measures a route under its own name; cheaper on the hot path than a middleware. */
+/** Measures a route under its own name. On the hot path this is cheaper than a middleware. */
 export function timed(metrics: Metrics, route: string, handler: Handler<AppEnv>): Handler<AppEnv> {
   const latency = metrics.httpLatency.labels(route)
   return async (c, next) => {

@@ -6,7 +6,7 @@ import type { AppEnv } from '../app.ts'
 
 const TYPES = { css: 'text/css', js: 'text/javascript', svg: 'image/svg+xml' }
 
-/** The files that the page loads; a path names its content, so that a browser may keep it for ever. */
+/** The files that the page loads. A path depends on the content, so that a browser may keep the file forever. */
 const assets = ['page.css', 'live.js', 'icon.svg'].map(file => {
   const body = readFileSync(join(import.meta.dirname, file), 'utf8')
   const [name = '', extension = ''] = file.split('.')

@@ -26,7 +26,7 @@ t.test('a logout ends the session on every server and worker, even for a copy of
     for (let n = 0; n < 8; n++) t.match(await get('/', { ...stolen, connection: 'close' }), { status: 200, html: isOut })
     t.match(await get('/', { ...stolen, 'x-live': '1' }), { status: 401 })
     t.match(await get('/devices/1', stolen), { html: isOut })
-    t.match(await get('/', other), { html: isIn }, 'other sessions go on')
+    t.match(await get('/', other), { html: isIn }, 'other sessions continue')
   }
   t.equal((await one.post('/logout', {}, stolen)).status, 303, 'once more changes nothing')
   t.match(await one.get('/', await one.login()), { html: isIn }, 'anyone with the key can log in again')

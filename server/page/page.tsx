@@ -25,12 +25,12 @@ import { readSilence } from './silence.tsx'
 import { Storage } from './storage.tsx'
 import { readTrend } from './trend.tsx'
 
-/** Of a worker's connections the page takes no more than these. */
+/** How many of a worker's connections the page may use. */
 const LANES = 2
-/** What a part may take; then the page comes without it. */
+/** How long a part may take. After that, the page is sent without it. */
 const PATIENCE_MS = 3_000
 
-/** The page for whoever is on call: reads only, each part by itself. */
+/** The page for the person on call. It only reads, and a part that fails does not affect the others. */
 export function opsPage(parts: Parts) {
   const { config, log, metrics, pool, reader, backpressure } = parts
   const app = new Hono<AppEnv>()
@@ -85,7 +85,7 @@ export function opsPage(parts: Parts) {
             nav: NAV,
           },
           <>
-            <section id="headline" data-live class={`headline ${level}`} aria-label="Is all well?">
+            <section id="headline" data-live class={`headline ${level}`} aria-label="Summary">
               <h1>
                 <span aria-hidden="true">{level === 'ok' ? '✓' : '!'}</span>{' '}
                 {level === 'ok' ? text : <a href="#checks">{text}</a>}
@@ -119,13 +119,13 @@ export function opsPage(parts: Parts) {
                 {devices.error === undefined ? (
                   <DeviceTable devices={devices.value} search={search} now={now} />
                 ) : (
-                  <p class="unread">Could not be read: {devices.error}</p>
+                  <p class="unread">This could not be read: {devices.error}</p>
                 )}
               </div>
             </section>
             <Section id="partitions" title="Days" of={partitions} show={value => <PartitionStrip days={daysOf(value, now)} />} />
             <div class="columns">
-              <Section id="archives" title="Archive" of={partitions} show={value => <Archives partitions={value} now={now} />} />
+              <Section id="archives" title="Archives" of={partitions} show={value => <Archives partitions={value} now={now} />} />
               <Section id="storage" title="Storage" of={partitions} show={value => <Storage partitions={value} now={now} />} />
             </div>
             <Section id="jobs" title="Jobs" of={jobs} show={value => <Jobs jobs={value} now={now} />} />
@@ -189,7 +189,7 @@ export function opsPage(parts: Parts) {
           <h1>{toReader(problem)}</h1>
           <p>Request {request_id}</p>
           <p>
-            <a href="/">To the fleet</a>
+            <a href="/">Back to the fleet</a>
           </p>
         </div>
       </Page>,
@@ -198,16 +198,17 @@ export function opsPage(parts: Parts) {
     )
   })
 
-  /** Without a session the answer is the form; to a poll it is 401, and 503 while heartbeats need all there is. */
+  /** Without a session the answer is the login form. A poll gets 401 instead, and 503 under backpressure. */
   function forSession(handler: (c: Context<AppEnv>) => Promise<Response>): Handler<AppEnv> {
     return async c => {
       if (!(await sessions.isOpen(c))) {
-        if (isPoll(c)) throw new Problem(401, 'The session is over.')
+        if (isPoll(c)) throw new Problem(401, 'The session has ended.')
         if (comesFromElsewhere(c)) return answer(c, <Again />)
         const { pathname, search } = new URL(c.req.url)
         return answer(c, <Login next={localPath(pathname + search)} />)
       }
-      if (isPoll(c) && backpressure.sheds('page')) throw unavailable('The server is busy with heartbeats; this page waits.')
+      if (isPoll(c) && backpressure.sheds('page'))
+        throw unavailable('The server is busy with heartbeats, so this page is paused.')
       return handler(c)
     }
   }
@@ -221,7 +222,7 @@ interface Shown {
   nav: Child
 }
 
-/** The whole page, or to a poll its parts alone. */
+/** The whole page, or only its parts for a poll. */
 async function show(c: Context<AppEnv>, { title, status, nav }: Shown, body: Html) {
   const headers: Record<string, string> = status === 503 ? { 'retry-after': '5' } : {}
   if (isPoll(c))
@@ -248,12 +249,12 @@ function isPoll(c: Context<AppEnv>) {
   return c.env.incoming.headers['x-live'] !== undefined
 }
 
-/** A link in a chat or an alert: with it the browser leaves out a SameSite=Strict cookie. */
+/** True for a link in a chat or an alert: the browser then leaves out a SameSite=Strict cookie. */
 function comesFromElsewhere(c: Context<AppEnv>) {
   return c.env.incoming.headers['sec-fetch-site'] === 'cross-site'
 }
 
-/** Asks for the same page once more, now as our own: then the cookie comes with it. */
+/** Loads the same page once more, now from our own site, so that the browser sends the cookie. */
 function Again() {
   return (
     <html lang="en">
@@ -266,7 +267,7 @@ function Again() {
 }
 
 const NAV = (
-  <nav aria-label="Parts of this page">
+  <nav aria-label="On this page">
     <ul>
       {['fleet', 'devices', 'partitions', 'archives', 'storage', 'jobs', 'checks'].map(part => (
         <li>

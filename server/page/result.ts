@@ -2,10 +2,10 @@ import type { Log } from '../../lib/log.ts'
 import { type Problem, toProblem } from '../problem.ts'
 import { Late, within } from '../../lib/timeout.ts'
 
-/** What a part of the page shows: what was read, or why it could not be. */
+/** What a part of the page shows: what was read, or why it could not be read. */
 export type Result<T> = { value: T; error?: undefined } | { value?: undefined; error: string }
 
-/** Runs at most `width` works at a time, so that the page leaves the pool's other connections to heartbeats. */
+/** Runs at most `width` tasks at the same time, so that the page leaves the other connections of the pool to heartbeats. */
 export class Lane {
   #running = 0
   readonly #waiting: (() => void)[] = []
@@ -25,7 +25,7 @@ export class Lane {
   }
 }
 
-/** Waits for a part of the page for `patienceMs`; its failure is logged and is the part's own. */
+/** Waits for a part of the page for `patienceMs`. A failure is logged and affects only this part. */
 export async function settled<T>(part: string, reading: Promise<T>, log: Log, patienceMs: number): Promise<Result<T>> {
   try {
     return { value: await within(patienceMs, reading) }
@@ -35,7 +35,7 @@ export async function settled<T>(part: string, reading: Promise<T>, log: Log, pa
   }
 }
 
-/** What a problem says to who only reads. */
+/** The message of a problem for people who only read. */
 export function toReader({ message }: Problem) {
   return message.replace('; nothing was acknowledged', '')
 }
