@@ -221,70 +221,74 @@ const request: fc.Arbitrary<Request> = fc
 
 const runs = Math.ceil(fuzzRuns() / TOGETHER)
 
-t.test('no hostile body leads to a 500, ends a worker or loses what was acknowledged', { timeout: 3_600_000 }, async t => {
-  const db = await withDatabase(t)
-  const devices: { token: string }[] = []
-  for (let n = 0; n < DEVICES; n++) devices.push(await enroll(db, `device ${n}`))
-  const gateway = await gatewayToken(db, 'gateway')
-  const { server, call } = await withProcess(t, db, { WORKERS: '2', LOG_LEVEL: 'info' })
-  const workers = living(server)
-  const statuses = new Map<number, number>()
-  /** How often each time was acknowledged as stored. */
-  const acknowledged = new Map<string, number>()
-  let isAllAnswered = true
+t.test(
+  'none of many hostile bodies leads to a 500, ends a worker or loses what was acknowledged',
+  { timeout: 3_600_000 },
+  async t => {
+    const db = await withDatabase(t)
+    const devices: { token: string }[] = []
+    for (let n = 0; n < DEVICES; n++) devices.push(await enroll(db, `device ${n}`))
+    const gateway = await gatewayToken(db, 'gateway')
+    const { server, call } = await withProcess(t, db, { WORKERS: '2', LOG_LEVEL: 'info' })
+    const workers = living(server)
+    const statuses = new Map<number, number>()
+    /** How often each time was acknowledged as stored. */
+    const acknowledged = new Map<string, number>()
+    let isAllAnswered = true
 
-  async function send({ target, who, device, type, encoding, body }: Request) {
-    const answer = await call(`POST ${target}`, {
-      body,
-      ...(who === 'admin' ? { admin: true } : { token: who === 'gateway' ? gateway : devices[device]!.token }),
-      headers: {
-        'content-type': type,
-        ...(encoding !== undefined && { 'content-encoding': encoding }),
-        ...(target === '/login' && { 'sec-fetch-site': 'same-origin' }),
-      },
-    })
-    const { status } = answer
-    statuses.set(status, (statuses.get(status) ?? 0) + 1)
-    // The machine was too slow: this is not acknowledged, but it may be stored.
-    if (status === 503) isAllAnswered = false
-    else if (status >= 500)
-      throw new Error(`${status} of ${target} to ${type} ${encoding ?? ''} ${Buffer.from(body).toString('base64')}`)
-    for (const ts of storedOf(answer)) acknowledged.set(ts, (acknowledged.get(ts) ?? 0) + 1)
-  }
+    async function send({ target, who, device, type, encoding, body }: Request) {
+      const answer = await call(`POST ${target}`, {
+        body,
+        ...(who === 'admin' ? { admin: true } : { token: who === 'gateway' ? gateway : devices[device]!.token }),
+        headers: {
+          'content-type': type,
+          ...(encoding !== undefined && { 'content-encoding': encoding }),
+          ...(target === '/login' && { 'sec-fetch-site': 'same-origin' }),
+        },
+      })
+      const { status } = answer
+      statuses.set(status, (statuses.get(status) ?? 0) + 1)
+      // The machine was too slow: this is not acknowledged, but it may be stored.
+      if (status === 503) isAllAnswered = false
+      else if (status >= 500)
+        throw new Error(`${status} of ${target} to ${type} ${encoding ?? ''} ${Buffer.from(body).toString('base64')}`)
+      for (const ts of storedOf(answer)) acknowledged.set(ts, (acknowledged.get(ts) ?? 0) + 1)
+    }
 
-  await fc.assert(
-    fc.asyncProperty(
-      fc.array(request, { minLength: TOGETHER, maxLength: TOGETHER }),
-      async requests => void (await Promise.all(requests.map(send))),
-    ),
-    { numRuns: runs, endOnFailure: true },
-  )
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(request, { minLength: TOGETHER, maxLength: TOGETHER }),
+        async requests => void (await Promise.all(requests.map(send))),
+      ),
+      { numRuns: runs, endOnFailure: true },
+    )
 
-  t.comment(
-    `${runs * TOGETHER} bodies: ${[...statuses]
-      .sort()
-      .map(([status, count]) => `${count} × ${status}`)
-      .join(', ')}`,
-  )
-  for (const status of [200, 201, 400, 415, 422]) t.ok(statuses.has(status), `${status} is among the answers`)
-  t.match(living(server), workers, 'the same workers')
-  t.notMatch(server.output(), 'worker.exited')
-  for (const pid of workers) {
-    const peak = Number(/VmHWM:\s+(\d+) kB/.exec(await readFile(`/proc/${pid}/status`, 'utf8'))![1]) / 1024
-    t.comment(`a worker's memory was at most ${Math.round(peak)} MiB`)
-    t.ok(peak < MAX_PEAK_MIB, `${Math.round(peak)} MiB`)
-  }
+    t.comment(
+      `${runs * TOGETHER} bodies: ${[...statuses]
+        .sort()
+        .map(([status, count]) => `${count} × ${status}`)
+        .join(', ')}`,
+    )
+    for (const status of [200, 201, 400, 415, 422]) t.ok(statuses.has(status), `${status} is among the answers`)
+    t.match(living(server), workers, 'the same workers')
+    t.notMatch(server.output(), 'worker.exited')
+    for (const pid of workers) {
+      const peak = Number(/VmHWM:\s+(\d+) kB/.exec(await readFile(`/proc/${pid}/status`, 'utf8'))![1]) / 1024
+      t.comment(`a worker's memory was at most ${Math.round(peak)} MiB`)
+      t.ok(peak < MAX_PEAK_MIB, `${Math.round(peak)} MiB`)
+    }
 
-  const kept = new Map<string, number>()
-  for (const { ts } of await db.sql<{ ts: string }[]>`
+    const kept = new Map<string, number>()
+    for (const { ts } of await db.sql<{ ts: string }[]>`
     select to_char(ts at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') as ts from fleet.device_heartbeats
   `)
-    kept.set(ts, (kept.get(ts) ?? 0) + 1)
-  const lost = [...acknowledged].filter(([ts, count]) => (kept.get(ts) ?? 0) < count)
-  t.same(lost.slice(0, 5), [], `none of the ${acknowledged.size} acknowledged heartbeats is lost`)
-  t.ok(acknowledged.size > runs, 'and there are many of them')
-  if (isAllAnswered) t.equal(kept.size, acknowledged.size, 'and nothing else is stored')
-})
+      kept.set(ts, (kept.get(ts) ?? 0) + 1)
+    const lost = [...acknowledged].filter(([ts, count]) => (kept.get(ts) ?? 0) < count)
+    t.same(lost.slice(0, 5), [], `none of the ${acknowledged.size} acknowledged heartbeats is lost`)
+    t.ok(acknowledged.size > runs, 'and there are many of them')
+    if (isAllAnswered) t.equal(kept.size, acknowledged.size, 'and nothing else is stored')
+  },
+)
 
 /** The times that this answer reports as stored, with microseconds and without a zone. */
 function storedOf({ status, body }: Answer) {

@@ -3,7 +3,7 @@ import type { Heartbeat } from './heartbeat.ts'
 /** RFC 3339 in UTC, as most agents write it, on a real day. 29 February is left to the schema. */
 const UTC =
   /^[12]\d{3}-(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?Z$/
-/** Text that JSON only puts in quotes. */
+/** Text that JSON quotes without escapes. */
 const PLAIN = /^[\w .:,()+/-]*$/
 
 /**
