@@ -1,5 +1,6 @@
 import type { DestinationStream } from 'pino'
-import { createLog as create, type Log, type LOG_LEVELS } from '../lib/log.ts'
+import type { LOG_LEVELS } from '../lib/settings.ts'
+import { createLog as create, type Log } from '../lib/log.ts'
 
 export type { Log }
 

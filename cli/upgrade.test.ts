@@ -11,7 +11,7 @@ import { upgradeFrom010 } from './upgrade.ts'
 import { asRole, daysAgo, enroll, ingest, partitionAt, value } from '../testing/fleet.ts'
 import { plainEnv, repository } from '../local/config.ts'
 import { migrate } from './migrate.ts'
-import { rightsPage } from '../local/rights.ts'
+import { rightsPage } from './docs/rights.ts'
 import { testCluster, withDatabase, type TestDatabase } from '../testing/database.ts'
 
 const run = promisify(execFile)

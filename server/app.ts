@@ -21,6 +21,7 @@ import type { Reader } from './reader.ts'
 import type { Tokens } from './auth/tokens.ts'
 import type { Tracing } from '../lib/tracing.ts'
 import { noQuery } from './valid.ts'
+import { version } from '../lib/version.ts'
 import type { Writer } from './ingest/writer.ts'
 
 /** The limit for one network. An admin key that a person chose may be guessed; tokens cannot. */
@@ -76,7 +77,7 @@ export function createApp(parts: Parts) {
   app.get('/metrics', adminOnly(config.adminKey, guesses, { orBearer: true }), getMetrics(parts))
 
   app.get('/openapi.json', getOpenapi())
-  app.get('/healthz', c => c.json({ status: 'ok' }))
+  app.get('/healthz', c => c.json({ status: 'ok', version }))
   app.get('/readyz', async c => {
     if (isDraining()) throw unavailable('The server is stopping.')
     const [row] = await pool.run(

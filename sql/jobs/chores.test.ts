@@ -27,8 +27,8 @@ t.test('a device is renamed and moved; each change is recorded once, with who ma
   t.same(changes, [true, false, true, false])
   t.match(await sql`select alias, cohort from fleet.device_status`, [{ alias: 'lobby-8', cohort: 'hall' }])
   t.same(await events(sql), [
-    `device.renamed: device ${device_id}: lobby-8, before lobby-7; by ${who!.name}`,
-    `device.moved: device ${device_id} (lobby-8): cohort hall, before default; by ${who!.name}`,
+    `device.renamed: device ${device_id}: lobby-8, was lobby-7; by ${who!.name}`,
+    `device.moved: device ${device_id} (lobby-8): cohort hall, was default; by ${who!.name}`,
   ])
 })
 
@@ -55,7 +55,7 @@ t.test('what cannot be done is refused, and says what to do', async t => {
   const other = await enroll(sql, "o'lobby")
   await t.rejects(sql`select fleet.rename_device(${device_id}, 'o''lobby')`, {
     code: 'FL409',
-    message: new RegExp(`device ${other.device_id} has the alias o'lobby already; device ${device_id} is still called lobby-7`),
+    message: new RegExp(`device ${other.device_id} already has the alias o'lobby; device ${device_id} keeps the alias lobby-7`),
     hint: /rename_device\(\d+, 'o''lobby \(old\)'\)/,
   })
   await t.rejects(enroll(sql, 'lobby-7'), {
