@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { describeError, type Log } from './log.ts'
 
 /** The lease ran out or was taken: the work must stop, and nothing may be recorded. */
-export class LeaseLost extends Error {}
+class LeaseLost extends Error {}
 
 /**
  * Keeps a lease during the work. `signal` fires with LeaseLost when the database says that the lease is lost, or when

@@ -89,12 +89,12 @@ export function toProblem(error: unknown): Problem {
   return new Problem(500, 'An internal error occurred; it was logged.', { cause: error })
 }
 
-// 08 connection, 28 and 3D a login or database that does not exist (yet), 40 rolled back, 53 resources, 55P03 lock timeout, 57
-// cancelled, shutting down or starting up, 25006 a standby.
+// 08 connection, 28 and 3D a login or database that does not exist (yet), 40 rolled back, 53 resources, 55P03 lock timeout,
+// 57 cancelled, shutting down or starting up, 25006 a standby.
 const OUTAGE = /^(08|28|3D|40|53|57|55P03|25006)/
 
 /** Whether the same call may succeed later, because the fault is not in what was sent. */
-export function isOutage(error: unknown) {
+function isOutage(error: unknown) {
   if (error instanceof postgres.PostgresError) return OUTAGE.test(error.code)
   if (!(error instanceof Error)) return false
   const { code, syscall } = error as NodeJS.ErrnoException

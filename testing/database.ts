@@ -15,7 +15,7 @@ import { requirePostgres, type Postgres } from '../local/packages.ts'
 const run = promisify(execFile)
 
 /** The migrated database that every withDatabase() is a copy of. Nobody connects to it. */
-export const templateDatabase = 'fleet_template'
+const templateDatabase = 'fleet_template'
 /** The database pg_cron works in: migrated as the others, and shared by the tests that need jobs to fire. */
 export const cronDatabase = 'fleet_cron'
 

@@ -72,7 +72,7 @@ const readers: Record<number, z.ZodType<Manifest>> = {
 
 /** Every key of the archive begins with this. */
 export const root = 'device_heartbeats/'
-export const indexKey = `${root}index.json`
+const indexKey = `${root}index.json`
 
 /**
  * The keys of a partition's archive, by its range (never by its name, because pg_partman's versions use different names).

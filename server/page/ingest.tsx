@@ -96,7 +96,7 @@ function difference(buckets: [number, number][], earlier: [number, number][]): [
 }
 
 /** Like histogram_quantile of Prometheus: linear within a bucket, and a value above the last bound counts as that bound. */
-export function quantile(share: number, buckets: [number, number][]): number | undefined {
+function quantile(share: number, buckets: [number, number][]): number | undefined {
   const all = buckets.at(-1)?.[1] ?? 0
   if (all === 0) return undefined
   const rank = share * all

@@ -254,7 +254,7 @@ t.test('the nightly run rolls up each past day that is not yet rolled up before 
   t.match(await dba`select * from fleet.check() where check_name = 'rollups'`, [
     {
       status: 'warn',
-      detail: `availability not counted: ${day(50)} since ${day(49)} 00:00:00+00`,
+      detail: `availability is not rolled up: ${day(50)} since ${day(49)} 00:00:00+00`,
       remedy: 'call fleet.nightly();',
     },
   ])

@@ -49,7 +49,7 @@ t.test('a new token and a revocation are recorded, never the token', async t => 
   t.notOk([token, ...renewed].some(secret => lines.join().includes(secret.slice(4))))
 })
 
-t.test('what cannot be done is refused, and says what to do', async t => {
+t.test('a change that is not possible is refused, and the hint says what to do', async t => {
   const { sql } = await withDatabase(t)
   const { device_id } = await enroll(sql, 'lobby-7')
   const other = await enroll(sql, "o'lobby")
@@ -71,7 +71,7 @@ t.test('what cannot be done is refused, and says what to do', async t => {
   t.same(await events(sql), [])
 })
 
-t.test('two that take one alias at once: one has it, the other is told', async t => {
+t.test('if two devices take one alias at the same time, one gets it and the other an error', async t => {
   const { sql } = await withDatabase(t)
   const devices = [await enroll(sql, 'a'), await enroll(sql, 'b')]
   const results = await Promise.allSettled(devices.map(({ device_id }) => sql`select fleet.rename_device(${device_id}, 'same')`))
@@ -82,7 +82,7 @@ t.test('two that take one alias at once: one has it, the other is told', async t
   )
 })
 
-t.test('devices are listed by cohort and by alias, with each other filter, by both queries', async t => {
+t.test('both queries list devices by cohort and by alias, with every other filter', async t => {
   const { sql } = await withDatabase(t)
   for (const [n, alias] of ['a', 'b', 'c', 'd', 'e'].entries()) await enroll(sql, alias, n % 2 === 0 ? 'even' : 'odd')
   await sql`select fleet.ingest(json_build_array(

@@ -126,7 +126,7 @@ t.test('on a new store, check is ok except for what is not started, and every ro
   t.match(await sql`select status from fleet.check() where check_name = 'archiver'`, [{ status: 'ok' }])
   await admin`update fleet.archivers set last_seen_at = now() - interval '1 hour'`
   t.match(await sql`select status, detail from fleet.check() where check_name = 'archiver'`, [
-    { status: 'fail', detail: 'last heard of 01:00:00 ago' },
+    { status: 'fail', detail: 'last seen 01:00:00 ago' },
   ])
 
   await admin`create table fleet.device_heartbeats_default partition of fleet.device_heartbeats default`
