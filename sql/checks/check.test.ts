@@ -4,7 +4,7 @@ import { withCluster, withDatabase } from '../../testing/database.ts'
 import { withHealthyStore, type HealthyStore } from '../../testing/troubles.ts'
 import { troublesOfData } from '../../testing/troubles-of-data.ts'
 import { troublesOfPostgres } from '../../testing/troubles-of-postgres.ts'
-import { asRole } from '../../testing/fleet.ts'
+import { asRole, partitionAt, value } from '../../testing/fleet.ts'
 
 t.setTimeout(900_000)
 
@@ -68,6 +68,22 @@ t.test('check() finds each trigger of the store that is disabled or missing, and
   t.match(foreignKey, { status: 'fail', detail: /a foreign key on fleet\.restore_items/, remedy: /^-- as superuser\n/ })
   await admin.unsafe(foreignKey.remedy!)
   t.match(await checked(), { status: 'ok' })
+})
+
+t.test('after the trigger of the guard was off, the remedy tells the guard what it missed', async t => {
+  const db = await withDatabase(t)
+  const { sql, admin } = db
+  const partition = await partitionAt(sql, new Date(Date.now() + 5 * 86_400_000).toISOString())
+  const isProven = async () =>
+    await value(admin`select is_proven from fleet_guard.partitions where partition_name = ${partition}`)
+  await admin`update fleet.hb_partitions set is_proven_empty = true where partition_name = ${partition}`
+  t.equal(await isProven(), true)
+  await admin`alter table fleet.hb_partitions disable trigger hb_partitions_protect`
+  await admin`update fleet.hb_partitions set is_proven_empty = false where partition_name = ${partition}`
+  t.equal(await isProven(), true, 'the guard has not heard of it')
+  const { remedy } = (await sql`select remedy from fleet.check_ingest() where check_name = 'triggers'`)[0] as { remedy: string }
+  await asRole(t, db, 'fleet_owner').unsafe(remedy)
+  t.equal(await isProven(), false)
 })
 
 t.test('check() finds each event trigger that is disabled or missing', async t => {
