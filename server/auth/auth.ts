@@ -1,7 +1,7 @@
 import { createHash, timingSafeEqual } from 'node:crypto'
 import type { MiddlewareHandler } from 'hono'
 import type { IncomingMessage } from 'node:http'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 import type { Guesses } from './rate-limit.ts'
 import { Problem } from '../problem.ts'
 import type { Identity, Tokens } from './tokens.ts'

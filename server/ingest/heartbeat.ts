@@ -1,5 +1,4 @@
 import { z } from 'zod'
-import type { FieldError } from '../problem.ts'
 
 const RFC3339 = /^(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.\d{1,9})?(?:Z|([+-])(\d\d):(\d\d))$/
 const MIN_TS = Date.parse('0001-01-01T00:00:00Z')
@@ -95,7 +94,3 @@ export const deviceItemSchema = z.object({ ...fields, device_id: deviceId.nullis
 export const gatewayItemSchema = z.object({ ...fields, device_id: deviceId }, notAnObject)
 
 export type Heartbeat = z.output<typeof heartbeatSchema>
-
-export function fieldErrors(error: z.ZodError): FieldError[] {
-  return error.issues.map(({ path, message }) => ({ path: path.map(String).join('.'), message }))
-}

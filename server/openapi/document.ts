@@ -1,5 +1,5 @@
 import type { Handler } from 'hono'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 import { version } from '../../lib/version.ts'
 import { agentPaths } from './agents.ts'
 import { problemResponses } from './answers.ts'

@@ -1,6 +1,6 @@
 import { Hono, type Context, type Handler } from 'hono'
 import type { Child } from 'hono/jsx'
-import type { AppEnv, Parts } from '../app.ts'
+import type { AppEnv, ServerContext } from '../context.ts'
 import { timed } from '../ops/metrics.ts'
 import { Problem, requestId, toProblem, unavailable } from '../problem.ts'
 import { Source } from '../cache.ts'
@@ -31,8 +31,8 @@ const LANES = 2
 const PATIENCE_MS = 3_000
 
 /** The page for whoever is on call: reads only, each part by itself. */
-export function opsPage(parts: Parts) {
-  const { config, log, metrics, pool, reader, backpressure } = parts
+export function opsPage(context: ServerContext) {
+  const { config, log, metrics, pool, reader, backpressure } = context
   const app = new Hono<AppEnv>()
   const sessions = new Sessions(config, pool, log)
   const lane = new Lane(LANES)

@@ -1,7 +1,7 @@
 import { createHash, createHmac, randomBytes, scryptSync, timingSafeEqual } from 'node:crypto'
 import type { Context } from 'hono'
 import { deleteCookie, getCookie, setCookie } from 'hono/cookie'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 import { BoundedMap } from '../auth/bounded-map.ts'
 import type { ServerConfig } from '../config.ts'
 import type { Pool } from '../database.ts'
