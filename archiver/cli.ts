@@ -7,7 +7,8 @@ import { confirmArchives } from './archive/confirm.ts'
 import { createLog, describeError } from './log.ts'
 import { queryArchive, QueryError, type Answer, type Days } from './query/query.ts'
 import { findStrangers, listArchives, verifyArchive } from './archive/verify.ts'
-import { closeWorker, openWorker, restoreOnce, writeIndex, type Worker } from './worker.ts'
+import { closeWorker, openWorker, type Worker } from './context.ts'
+import { restoreOnce, writeIndex } from './worker.ts'
 
 const usage = `usage: npm run archive -- <command>
   list                     the proven archives: day, rows, size, state, where

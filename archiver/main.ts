@@ -5,7 +5,8 @@ import { logDestination } from '../lib/log.ts'
 import { startTracing } from '../lib/tracing.ts'
 import { version } from '../lib/version.ts'
 import { createLog, describeError, type Log } from './log.ts'
-import { closeWorker, openWorker, refreshIndex, workOnce, type Worker } from './worker.ts'
+import { closeWorker, openWorker, type Worker } from './context.ts'
+import { refreshIndex, workOnce } from './worker.ts'
 
 const usage = `usage: npm run archiver [-- --once]
   archives partitions past their retention and restores those asked for, as they come

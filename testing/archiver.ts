@@ -8,9 +8,10 @@ import type { Test } from 'tap'
 import { spawnNode, waitFor, withDatabase, type TestDatabase } from './database.ts'
 import { exportTable } from '../archiver/archive/export.ts'
 import { createLog } from '../archiver/log.ts'
-import { isoMicros } from '../archiver/archive/manifest.ts'
+import { isoMicros } from '../archiver/archive/iso-micros.ts'
 import type { Column, Content } from '../archiver/archive/parquet.ts'
-import { closeWorker, openWorker, refreshIndex, workOnce } from '../archiver/worker.ts'
+import { closeWorker, openWorker } from '../archiver/context.ts'
+import { refreshIndex, workOnce } from '../archiver/worker.ts'
 
 /** A directory that is gone after the test. */
 export async function makeDirectory(t: Test) {

@@ -20,7 +20,7 @@ import {
   workAll,
 } from '../../testing/archiver.ts'
 import { findStrangers, listArchives, verifyArchive } from './verify.ts'
-import type { Worker } from '../worker.ts'
+import type { Worker } from '../context.ts'
 
 /** What may happen to the columns of the table, and how the rows of before it are seen afterwards. */
 interface Change {

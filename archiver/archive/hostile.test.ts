@@ -12,7 +12,7 @@ import { confine, literal, withDuckDB } from '../duckdb.ts'
 import { describeError } from '../log.ts'
 import { parseManifest } from './manifest.ts'
 import { readContent } from './parquet.ts'
-import { locate, openStore } from '../store/store.ts'
+import { locate, openStore } from '../store/open-store.ts'
 import { archiverEnv, eventsOf, makeDirectory, withRetiredDay } from '../../testing/archiver.ts'
 
 const outside = ['../x', 'a/../../x', '/../x', 'device_heartbeats/../../../etc/passwd', '..', '.', '', './../archive-of-others/x']

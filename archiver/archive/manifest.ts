@@ -2,6 +2,7 @@ import { z } from 'zod'
 import { version } from '../../lib/version.ts'
 import { describeError } from '../log.ts'
 import { ObjectMissing } from '../store/object-missing.ts'
+import { isoMicros } from './iso-micros.ts'
 import { CHECKSUM_VERSION, plainColumns, type Column, type Content } from './parquet.ts'
 import type { Store } from '../store/store.ts'
 
@@ -99,13 +100,6 @@ export function keysOf(range_start: string, range_end: string, revision = 1) {
 export function supersededKeys(range_start: string, file: string) {
   const folder = `${root}superseded/date=${isoMicros(range_start).slice(0, 10)}/`
   return { folder, parquet: `${folder}${file}`, manifest: `${folder}${file.replace(/\.parquet$/, '')}.manifest.json` }
-}
-
-/** `2026-08-15 00:00:00.5+00`, as Postgres and DuckDB print UTC, in the one form that manifests have. */
-export function isoMicros(text: string) {
-  const parts = /^(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:\+00(?::?00)?|Z)$/.exec(text)
-  if (!parts) throw new Error(`expected a UTC timestamp like 2026-08-15 00:00:00.5+00, got ${text}`)
-  return `${parts[1]}T${parts[2]}.${(parts[3] ?? '').padEnd(6, '0')}Z`
 }
 
 export interface ManifestInput {

@@ -2,7 +2,7 @@ import { rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { confine, identifier, literal, withDuckDB } from '../duckdb.ts'
-import { isoMicros } from './manifest.ts'
+import { isoMicros } from './iso-micros.ts'
 import { feed, makePipe, openForReading, openForWriting } from './pipe.ts'
 
 /** A column as fleet.archive_columns() names it: `type` is Postgres's own name of the type. */

@@ -2,9 +2,9 @@ import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { openSession } from '../database.ts'
 import { exportTable } from './export.ts'
+import { isoMicros } from './iso-micros.ts'
 import {
   differences,
-  isoMicros,
   keysOf,
   FORMAT_VERSION,
   makeManifest,
@@ -20,7 +20,7 @@ import { followCopy } from '../progress.ts'
 import { readBack } from './proof.ts'
 import { whenUnlocked } from '../retry.ts'
 import { compareArchive, ifNotNeeded, keepSuperseded, removeSuperseded } from './revision.ts'
-import type { Worker } from '../worker.ts'
+import type { Worker } from '../context.ts'
 
 /** A row of fleet.claim_partition(). */
 export interface ClaimedPartition {

@@ -6,7 +6,7 @@ import { keysOf, readManifest, root, type Manifest } from './manifest.ts'
 import { plainColumns } from './parquet.ts'
 import { readBack } from './proof.ts'
 import { listArchives } from './verify.ts'
-import type { Worker } from '../worker.ts'
+import type { Worker } from '../context.ts'
 
 /**
  * Makes every archive in the store known to a database that did not write it, as after the loss of the one that did.

@@ -7,7 +7,7 @@ import { differences, keysOf, supersededKeys, writeManifest, type Manifest, type
 import { ObjectMissing } from '../store/object-missing.ts'
 import { duckdbType, type Column } from './parquet.ts'
 import type { Store } from '../store/store.ts'
-import type { Worker } from '../worker.ts'
+import type { Worker } from '../context.ts'
 
 /** What to do about an archive that keeps another from being written. */
 export const ifNotNeeded = 'If it is not needed, move its folder away, then run select fleet.retry_archive(...)'

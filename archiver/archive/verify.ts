@@ -2,9 +2,9 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describeError } from '../log.ts'
 import { recordColumns } from './columns.ts'
+import { isoMicros } from './iso-micros.ts'
 import {
   differences,
-  isoMicros,
   keysOf,
   readManifest,
   root,
@@ -15,8 +15,8 @@ import {
 } from './manifest.ts'
 import type { Column } from './parquet.ts'
 import { readBack } from './proof.ts'
-import { locate, openStore } from '../store/store.ts'
-import type { Worker } from '../worker.ts'
+import { locate, openStore } from '../store/open-store.ts'
+import type { Worker } from '../context.ts'
 
 /** A row of fleet.archives. */
 export interface Archive {

@@ -9,9 +9,9 @@ import { confine, identifier, literal, withDuckDB } from '../duckdb.ts'
 import { columnList, copyOptions, writeParquet, type Column } from '../archive/parquet.ts'
 import { followCopy, followItems } from '../progress.ts'
 import { relationColumns, unite, type RelationColumn, type Source } from './relations.ts'
-import { locate } from '../store/store.ts'
+import { locate } from '../store/open-store.ts'
 import { verifyArchive, type Archive } from '../archive/verify.ts'
-import type { Worker } from '../worker.ts'
+import type { Worker } from '../context.ts'
 
 /** UTC days, both included; without one there is no limit on that side. */
 export interface Days {
