@@ -2,13 +2,14 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import type { Json } from '@duckdb/node-api'
 import { registerArchives } from './archive/register.ts'
-import { ConfigError, readConfig, type ArchiverConfig } from './config.ts'
+import { readConfig, type ArchiverConfig } from './config.ts'
 import { confirmArchives } from './archive/confirm.ts'
-import { createLog, describeError } from './log.ts'
+import { createLog } from '../lib/log.ts'
 import { queryArchive, QueryError, type Answer, type Days } from './query/query.ts'
 import { findStrangers, listArchives, verifyArchive } from './archive/verify.ts'
 import { closeWorker, openWorker, type Worker } from './context.ts'
 import { restoreOnce, writeIndex } from './worker.ts'
+import { describeError, reportFailure, SettingsError, UsageError } from '../lib/errors.ts'
 
 const usage = `usage: npm run archive -- <command>
   list                     the proven archives: day, rows, size, state, where
@@ -30,8 +31,6 @@ const usage = `usage: npm run archive -- <command>
 /** A table is made for the eye, and its columns are as wide as its widest row. */
 const shownRows = 1000
 
-class UsageError extends Error {}
-
 // Whoever reads has seen enough, as in `… | head`.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 1))
 
@@ -42,7 +41,7 @@ async function main(args: string[]): Promise<number> {
     const run = parseCommand(args)
     const config = readConfig()
     // Failures are shown from the database; the log would say them twice.
-    const worker = await openWorker(run === confirm ? asVerifier(config) : config, createLog('silent'))
+    const worker = await openWorker(run === confirm ? asVerifier(config) : config, createLog('archiver', 'silent'))
     worker.display = process.stderr.isTTY
       ? { everyMs: 200, show: showProgress }
       : { everyMs: 5000, show: text => text !== '' && console.error(text) }
@@ -52,12 +51,9 @@ async function main(args: string[]): Promise<number> {
       await closeWorker(worker)
     }
   } catch (error) {
-    if (error instanceof UsageError) {
-      console.error(error.message === '' ? usage : `${error.message}\n${usage}`)
-      return 2
-    }
-    console.error(error instanceof ConfigError || error instanceof QueryError ? error.message : describeError(error))
-    return error instanceof ConfigError ? 2 : 1
+    if (error instanceof UsageError) return reportFailure(error)
+    console.error(error instanceof QueryError ? error.message : describeError(error))
+    return 1
   }
 }
 
@@ -73,7 +69,7 @@ function parseCommand(args: string[]): (worker: Worker) => Promise<number> {
   if (command === 'restore' && (rest.length === 1 || rest.length === 2)) {
     const from = day(rest[0])
     const to = day(rest[1] ?? rest[0])
-    if (from > to) throw new UsageError(`${from} is after ${to}`)
+    if (from > to) throw wrongUsage(`${from} is after ${to}`)
     return worker => restore(worker, from, to)
   }
   if (command === 'query') {
@@ -83,7 +79,11 @@ function parseCommand(args: string[]): (worker: Worker) => Promise<number> {
   if (command === 'confirm' && rest.length === 0) return confirm
   if (command === 'adopt' && rest.length === 0) return adopt
   if (command === 'reindex' && rest.length === 0) return reindex
-  throw new UsageError(command === undefined ? '' : `not understood: ${args.join(' ')}`)
+  throw command === undefined ? new UsageError(usage) : wrongUsage(`not understood: ${args.join(' ')}`)
+}
+
+function wrongUsage(problem: string) {
+  return new UsageError(`${problem}\n${usage}`)
 }
 
 function parseQuery(args: string[]) {
@@ -95,23 +95,23 @@ function parseQuery(args: string[]) {
       options: { from: { type: 'string' }, to: { type: 'string' }, json: { type: 'boolean' }, csv: { type: 'boolean' } },
     })
   } catch (error) {
-    throw new UsageError(describeError(error))
+    throw wrongUsage(describeError(error))
   }
   const {
     values,
     positionals: [sql, ...more],
   } = parsed
-  if (sql === undefined || more.length > 0) throw new UsageError('expected one query, in quotes')
-  if (values.json && values.csv) throw new UsageError('expected --json or --csv, got both')
+  if (sql === undefined || more.length > 0) throw wrongUsage('expected one query, in quotes')
+  if (values.json && values.csv) throw wrongUsage('expected --json or --csv, got both')
   const from = values.from === undefined ? undefined : day(values.from)
   const to = values.to === undefined ? undefined : day(values.to)
-  if (from !== undefined && to !== undefined && from > to) throw new UsageError(`${from} is after ${to}`)
+  if (from !== undefined && to !== undefined && from > to) throw wrongUsage(`${from} is after ${to}`)
   return { sql, days: { from, to }, format: values.json ? printJson : values.csv ? printCsv : printRows }
 }
 
 function day(text = '') {
   const isDay = /^\d{4}-\d\d-\d\d$/.test(text) && new Date(`${text}T00:00:00Z`).toJSON()?.startsWith(text)
-  if (!isDay) throw new UsageError(`expected a date like 2026-08-15, got ${text}`)
+  if (!isDay) throw wrongUsage(`expected a date like 2026-08-15, got ${text}`)
   return text
 }
 
@@ -168,12 +168,12 @@ async function reindex(worker: Worker) {
   return faults.length > 0 ? 1 : 0
 }
 
-/** @throws {ConfigError} when VERIFIER_DATABASE_URL is not set */
+/** @throws {SettingsError} when VERIFIER_DATABASE_URL is not set */
 function asVerifier(config: ArchiverConfig) {
   if (config.verifierDatabase) return { ...config, database: config.verifierDatabase }
-  throw new ConfigError(
+  throw new SettingsError([
     "VERIFIER_DATABASE_URL: is not set; archives are confirmed by a login of fleet_verifier, not by the archiver's login",
-  )
+  ])
 }
 
 async function confirm(worker: Worker) {

@@ -2,9 +2,10 @@ import { randomBytes } from 'node:crypto'
 import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises'
 import { hostname, tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { isAlive } from '../lib/process.ts'
 import type { Tracing } from '../lib/tracing.ts'
 import { connect, type Database, type Sql } from './database.ts'
-import type { Log } from './log.ts'
+import type { Log } from '../lib/log.ts'
 import type { Display } from './progress.ts'
 import { openStore } from './store/open-store.ts'
 import type { Store, StoreOptions } from './store/store.ts'
@@ -69,13 +70,4 @@ async function makeDirectory(parent: string) {
     if (pid > 0 && !isAlive(pid)) await rm(join(parent, name), { recursive: true, force: true }).catch(() => {})
   }
   return await mkdtemp(join(parent, `fleet-archiver-${process.pid}-`))
-}
-
-function isAlive(pid: number) {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return error instanceof Error && 'code' in error && error.code === 'EPERM'
-  }
 }

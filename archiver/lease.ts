@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import { describeError, type Log } from './log.ts'
+import type { Log } from '../lib/log.ts'
+import { describeError } from '../lib/errors.ts'
 
 /** The lease ran out or was taken: whatever was being done must stop, and nothing be recorded. */
 export class LeaseLost extends Error {}

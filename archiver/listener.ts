@@ -1,5 +1,6 @@
 import { connect, type Database } from './database.ts'
-import { describeError, type Log } from './log.ts'
+import { describeError } from '../lib/errors.ts'
+import type { Log } from '../lib/log.ts'
 
 const channel = 'fleet_archiver'
 

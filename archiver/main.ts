@@ -1,10 +1,11 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import { ConfigError, readConfig } from './config.ts'
+import { describeError, reportFailure, SettingsError } from '../lib/errors.ts'
+import { readConfig } from './config.ts'
 import { openListener } from './listener.ts'
 import { logDestination } from '../lib/log.ts'
 import { startTracing } from '../lib/tracing.ts'
 import { version } from '../lib/version.ts'
-import { createLog, describeError, type Log } from './log.ts'
+import { createLog, type Log } from '../lib/log.ts'
 import { closeWorker, openWorker, type Worker } from './context.ts'
 import { refreshIndex, workOnce } from './worker.ts'
 
@@ -26,12 +27,11 @@ async function main(args: string[]): Promise<number> {
   try {
     config = readConfig()
   } catch (error) {
-    if (!(error instanceof ConfigError)) throw error
-    console.error(error.message)
-    return 2
+    if (!(error instanceof SettingsError)) throw error
+    return reportFailure(error)
   }
 
-  const log = createLog(config.logLevel, await logDestination(config.logFormat))
+  const log = createLog('archiver', config.logLevel, await logDestination(config.logFormat))
   const stopping = new AbortController()
   const stop = (why: string) => {
     if (stopping.signal.aborted) return

@@ -1,4 +1,4 @@
-import type { Log } from './log.ts'
+import type { Log } from '../lib/log.ts'
 
 /** Where a person watches; without one, progress goes to the log. */
 export interface Display {

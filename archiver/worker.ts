@@ -5,8 +5,8 @@ import { archivePartition, claimPartition } from './archive/partition.ts'
 import type { Worker } from './context.ts'
 import { openSession } from './database.ts'
 import { holdLease } from './lease.ts'
-import { describeError } from './log.ts'
 import { claimRestore, restorePartition } from './restore/restore.ts'
+import { describeError } from '../lib/errors.ts'
 
 export type Result = 'idle' | 'done' | 'failed' | 'stopped'
 

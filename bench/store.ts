@@ -8,6 +8,7 @@ import { freePort, throwawayCluster, type Cluster } from '../local/cluster.ts'
 import { plainEnv, repository } from '../local/config.ts'
 import { migrate } from '../cli/migrate.ts'
 import { requirePostgres } from '../local/packages.ts'
+import { hasEnded } from '../lib/process.ts'
 import { step } from '../lib/progress.ts'
 
 export interface Store {
@@ -116,17 +117,16 @@ export function startProgram(
   const exited = new Promise<void>(resolve => {
     child.once('exit', () => resolve())
   })
-  const hasEnded = () => child.exitCode !== null || child.signalCode !== null
   return {
     pid: child.pid ?? 0,
     output: () => output,
-    hasEnded,
+    hasEnded: () => hasEnded(child),
     exited,
     kill: signal => {
       child.kill(signal)
     },
     async stop() {
-      if (!hasEnded()) child.kill('SIGTERM')
+      if (!hasEnded(child)) child.kill('SIGTERM')
       const timer = setTimeout(() => child.kill('SIGKILL'), 30_000)
       await exited
       clearTimeout(timer)

@@ -4,7 +4,8 @@ import { throwawayCluster } from '../local/cluster.ts'
 import { openDatabase, withSearchPath } from '../lib/database.ts'
 import { requirePostgres } from '../local/packages.ts'
 import { migrate, migrationSettings, poolsEnded, setupFiles } from './migrate.ts'
-import { explain, say } from '../lib/progress.ts'
+import { say } from '../lib/progress.ts'
+import { reportFailure, UsageError } from '../lib/errors.ts'
 
 const usage = 'usage: npm run migrate:commit -- "<what the migration does>"\n       npm run migrate:uncommit'
 
@@ -48,10 +49,8 @@ try {
     await inThrowawayCluster(uncommit)
     say('The last committed migration is back in migrations/current.sql. Databases that have it must not be kept.')
   } else {
-    process.stderr.write(`${usage}\n`)
-    process.exitCode = 2
+    throw new UsageError(usage)
   }
 } catch (error) {
-  process.stderr.write(`${explain(error)}\n`)
-  process.exitCode = 1
+  process.exitCode = reportFailure(error)
 }

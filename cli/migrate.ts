@@ -5,9 +5,10 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 import { Logger, migrate as runCommitted, watch, type Settings } from 'graphile-migrate'
 import type { Sql } from 'postgres'
-import { databaseUrl, ownerDatabaseUrl, repository, SettingsError } from '../local/config.ts'
+import { databaseUrl, ownerDatabaseUrl, repository } from '../local/config.ts'
 import { openDatabase, SEARCH_PATH, withSearchPath } from '../lib/database.ts'
-import { explain, say } from '../lib/progress.ts'
+import { say } from '../lib/progress.ts'
+import { reportFailure, UsageError } from '../lib/errors.ts'
 
 export interface MigrateOptions {
   /** Also run migrations/current.sql, the migration being written; for tests and development. */
@@ -172,13 +173,12 @@ async function scheduleJobs(sql: Sql, log: (line: string) => void) {
 
 async function main() {
   try {
-    if (process.argv.length > 2) throw new SettingsError(['usage: DATABASE_URL=postgres://… npm run migrate (no arguments)'])
+    if (process.argv.length > 2) throw new UsageError('usage: DATABASE_URL=postgres://… npm run migrate (no arguments)')
     const ownerUrl = ownerDatabaseUrl()
     await migrate(databaseUrl(), ownerUrl === undefined ? {} : { ownerUrl })
     say('The database is up to date.')
   } catch (error) {
-    process.stderr.write(`${explain(error)}\n`)
-    process.exitCode = error instanceof SettingsError ? 2 : 1
+    process.exitCode = reportFailure(error)
   }
 }
 

@@ -5,7 +5,7 @@ import { routePath } from 'hono/route'
 import type { IncomingHttpHeaders } from 'node:http'
 import type { Log } from './log.ts'
 import { version } from './version.ts'
-import { within } from './timeout.ts'
+import { withTimeout } from './timeout.ts'
 
 export type Tracing = Awaited<ReturnType<typeof loadTracing>>
 
@@ -122,7 +122,7 @@ async function loadTracing(serviceName: string, log: Log) {
 
     /** Sends what is left. */
     async stop() {
-      await within(SHUTDOWN_MS, provider.shutdown()).catch(() => {})
+      await withTimeout(SHUTDOWN_MS, provider.shutdown()).catch(() => {})
     },
   }
 }

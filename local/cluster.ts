@@ -27,6 +27,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { movedClock, plainEnv } from './config.ts'
 import { openDatabase } from '../lib/database.ts'
 import type { Postgres } from './packages.ts'
+import { hasEnded, isAlive } from '../lib/process.ts'
 import { say } from '../lib/progress.ts'
 import { scramVerifier } from './scram.ts'
 
@@ -354,8 +355,8 @@ export class Cluster {
     const text = await readFile(join(this.data, 'postmaster.pid'), 'utf8').catch(() => '')
     const [pidLine, , , portLine, , , , status] = text.split('\n')
     const pid = Number(pidLine)
-    if (!pid || !isAlive(pid)) return undefined
-    if (this.#child?.pid === pid && (this.#child.exitCode !== null || this.#child.signalCode !== null)) return undefined
+    if (!pid || !isAlive(pid, { isOurs: true })) return undefined
+    if (this.#child?.pid === pid && hasEnded(this.#child)) return undefined
     // After a reboot the number may belong to anyone: a postmaster's working directory is its data directory.
     const cwd = await readlink(`/proc/${pid}/cwd`).catch(() => undefined)
     if (existsSync('/proc/self/cwd') && cwd !== (await realpath(this.data))) return undefined
@@ -505,15 +506,6 @@ async function until(condition: () => Promise<boolean>, milliseconds: number) {
     await sleep(30)
   }
   return condition()
-}
-
-function isAlive(pid: number) {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch {
-    return false // gone, or of another user and so not our postmaster
-  }
 }
 
 /** Whether nobody listens on this port of the loopback address. */

@@ -4,7 +4,8 @@ import { readFile, rename, writeFile } from 'node:fs/promises'
 import { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import type { Sql } from 'postgres'
-import { explain, say, step } from '../lib/progress.ts'
+import { say, step } from '../lib/progress.ts'
+import { explain } from '../lib/errors.ts'
 
 const deviceCount = 200
 const historyDays = 100

@@ -6,8 +6,9 @@ import type { Sql } from 'postgres'
 import { roles } from './cluster.ts'
 import { repository } from './config.ts'
 import { openDatabase } from '../lib/database.ts'
-import { explain, say } from '../lib/progress.ts'
+import { say } from '../lib/progress.ts'
 import { cronDatabase, makeTestCluster } from '../testing/database.ts'
+import { explain } from '../lib/errors.ts'
 
 export const rightsFile = join(repository, 'docs/rights.md')
 

@@ -4,6 +4,7 @@ import { closeSync, openSync } from 'node:fs'
 import { copyFile, open, readFile, stat, truncate } from 'node:fs/promises'
 import { join } from 'node:path'
 import { repository } from './config.ts'
+import { hasEnded } from '../lib/process.ts'
 import { say } from '../lib/progress.ts'
 
 const settingsAreWrong = 2
@@ -152,10 +153,6 @@ export function graveLine(line: string): string | undefined {
   } catch {
     return undefined // not a log line; a crash is shown when the process ends
   }
-}
-
-function hasEnded(child: ChildProcess) {
-  return child.exitCode !== null || child.signalCode !== null
 }
 
 function size(file: string) {

@@ -77,9 +77,9 @@ t.test('DATABASE_URL set: that database is used and no cluster is made', async t
 t.test('wrong settings are named together, and nothing is made', async t => {
   const started = await npmStart(t, clone, { PORT: '80800', ARCHIVE_URL: 'ftp://x', DATABASE_URL: 'mysql://secret' })
   t.equal(await started.exited, 2)
-  t.match(started.output(), /^PORT: .*80800/m)
-  t.match(started.output(), /^ARCHIVE_URL: /m)
-  t.match(started.output(), /^DATABASE_URL: /m)
+  t.match(started.output(), /^ {2}PORT: .*80800/m)
+  t.match(started.output(), /^ {2}ARCHIVE_URL: /m)
+  t.match(started.output(), /^ {2}DATABASE_URL: /m)
   t.notMatch(started.output(), 'secret')
   const other = await npmStart(t, clone, { ADMIN_KEY: 'short', LOG_LEVEL: 'loud' })
   t.equal(await other.exited, 2, 'those of the server and the archiver as well')

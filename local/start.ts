@@ -8,14 +8,16 @@ import { pathToFileURL } from 'node:url'
 import { readConfig as readArchiverConfig } from '../archiver/config.ts'
 import { readConfig as readServerConfig } from '../server/config.ts'
 import { Cluster, clusterMajor, isFree, placeFor } from './cluster.ts'
-import { plainEnv, reachable, repository, SettingsError, startConfig, type StartConfig } from './config.ts'
+import { plainEnv, reachable, repository, startConfig, type StartConfig } from './config.ts'
 import { curlLine, demoDevice, psqlLine } from './demo-device.ts'
 import { openDatabase } from '../lib/database.ts'
 import { startDemo } from './demo.ts'
 import { migrate } from '../cli/migrate.ts'
 import { requirePostgres } from './packages.ts'
-import { explain, say, step } from '../lib/progress.ts'
+import { isAlive } from '../lib/process.ts'
+import { say, step } from '../lib/progress.ts'
 import { Service } from './service.ts'
+import { reportFailure, SettingsError, UsageError } from '../lib/errors.ts'
 
 const local = join(repository, '.local')
 const database = 'fleet'
@@ -312,15 +314,10 @@ async function lock() {
 }
 
 async function isStart(pid: number) {
-  try {
-    if (!pid) return false
-    process.kill(pid, 0)
-    // Where numbers can be looked up, make sure that it is not another process by now.
-    const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => 'local/start.ts')
-    return pid !== process.pid && command.includes('local/start.ts')
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM'
-  }
+  if (!pid || pid === process.pid || !isAlive(pid)) return false
+  // The number may belong to another process by now. Without /proc nobody can tell.
+  const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => 'local/start.ts')
+  return command.includes('local/start.ts')
 }
 
 /** The settings of the children before anything is made; what is ours to give is filled in. */
@@ -340,15 +337,16 @@ function judgeChildren(config: StartConfig) {
       read(settings)
       return []
     } catch (error) {
-      return [(error as Error).message]
+      if (!(error instanceof SettingsError)) throw error
+      return error.problems
     }
   })
-  if (problems.length) throw new SettingsError(problems)
+  if (problems.length) throw new SettingsError([...new Set(problems)])
 }
 
 async function main() {
   const args = process.argv.slice(2)
-  if (args.some(arg => arg !== '--demo')) throw new SettingsError(['usage: npm start, or npm run demo'])
+  if (args.some(arg => arg !== '--demo')) throw new UsageError('usage: npm start, or npm run demo')
   const config = startConfig()
   judgeChildren(config)
   // Postgres, as user postgres, has to pass through; the secrets in it are files of mode 0600.
@@ -372,6 +370,5 @@ try {
   await main()
   process.exit(0)
 } catch (error) {
-  process.stderr.write(`${explain(error)}\n`)
-  process.exit(error instanceof SettingsError ? 2 : 1)
+  process.exit(reportFailure(error))
 }

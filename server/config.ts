@@ -2,6 +2,7 @@ import { availableParallelism } from 'node:os'
 import { inspect } from 'node:util'
 import { databaseUrlProblem } from '../lib/database-url.ts'
 import { LOG_FORMATS, LOG_LEVELS } from '../lib/log.ts'
+import { SettingsError } from '../lib/errors.ts'
 
 /** Where to connect, and the role to start as when the URL's own login is not that role. */
 export interface Login {
@@ -41,19 +42,10 @@ export interface ServerConfig {
   otlpEndpoint: string | undefined
 }
 
-/** Every problem of the settings at once, one sentence each, by variable name. */
-export class ConfigError extends Error {
-  constructor(readonly problems: string[]) {
-    super(`The settings cannot be used:\n${problems.map(problem => `  ${problem}`).join('\n')}`)
-    this.name = 'ConfigError'
-  }
-}
-
 /**
  * Reads the server's settings once.
- * @throws ConfigError naming every variable that is missing or wrong.
+ * @throws SettingsError naming every variable that is missing or wrong.
  */
-
 export function readConfig(env: Record<string, string | undefined> = process.env): ServerConfig {
   const problems: string[] = []
   // An empty variable is an unset one: `PORT= npm run server` means the default.
@@ -124,6 +116,6 @@ export function readConfig(env: Record<string, string | undefined> = process.env
   if (config.otlpEndpoint !== undefined && !/^https?:\/\//.test(config.otlpEndpoint)) {
     problems.push('OTEL_EXPORTER_OTLP_ENDPOINT must be a URL such as http://127.0.0.1:4318.')
   }
-  if (problems.length > 0) throw new ConfigError([...new Set(problems)])
+  if (problems.length > 0) throw new SettingsError([...new Set(problems)])
   return config
 }

@@ -2,7 +2,7 @@ import postgres, { type PendingQuery } from 'postgres'
 import type { ServerConfig } from './config.ts'
 import { connectReplica, type Pool, type Sql } from './database.ts'
 import type { Log } from '../lib/log.ts'
-import { within } from '../lib/timeout.ts'
+import { withTimeout } from '../lib/timeout.ts'
 
 /** How often primary and replica are asked where they are. */
 const EVERY_MS = 1_000
@@ -84,11 +84,11 @@ export class Reader {
   async #check() {
     const at = performance.now()
     const [primary, replica] = await Promise.allSettled([
-      within(
+      withTimeout(
         PATIENCE_MS,
         this.primary.run(sql => sql<{ lsn: string }[]>`select (pg_current_wal_lsn() - '0/0')::text as lsn`),
       ),
-      within(
+      withTimeout(
         PATIENCE_MS,
         this.replica!.run(
           sql => sql<{ lsn: string | null; follows: boolean }[]>`

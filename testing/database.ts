@@ -10,6 +10,7 @@ import type { Test } from 'tap'
 import { Cluster, roles, throwawayCluster, type Role } from '../local/cluster.ts'
 import { plainEnv, repository, testClusterFile } from '../local/config.ts'
 import { migrate } from '../cli/migrate.ts'
+import { hasEnded } from '../lib/process.ts'
 import { requirePostgres, type Postgres } from '../local/packages.ts'
 
 const run = promisify(execFile)
@@ -182,9 +183,8 @@ export async function spawnProgram(
     child.once('error', reject)
     child.once('close', (code, signal) => resolve({ code, signal }))
   })
-  const hasEnded = () => child.exitCode !== null || child.signalCode !== null
   t.teardown(async () => {
-    if (!hasEnded()) child.kill('SIGKILL')
+    if (!hasEnded(child)) child.kill('SIGKILL')
     await exited
   })
   const stop = async (signal: NodeJS.Signals = 'SIGTERM', wait = 30_000) => {
@@ -209,7 +209,7 @@ export async function spawnProgram(
         : async () => ready.test(output)
     await waitFor(
       async () => {
-        if (hasEnded())
+        if (hasEnded(child))
           throw new Error(`${name} ended with ${child.exitCode ?? child.signalCode ?? ''} before it was ready:\n${output}`)
         return isReady()
       },

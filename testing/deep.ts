@@ -3,6 +3,7 @@
 import { execFileSync, spawn } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { reportFailure, UsageError } from '../lib/errors.ts'
 import { currentEnv, repository } from '../local/config.ts'
 
 interface Stage {
@@ -46,8 +47,7 @@ const stages: Stage[] = [
 const wanted = process.argv.slice(2)
 const unknown = wanted.find(name => !stages.some(stage => stage.name === name))
 if (unknown !== undefined) {
-  process.stderr.write(`${unknown}: expected ${stages.map(({ name }) => name).join(', ')}\n`)
-  process.exit(2)
+  process.exit(reportFailure(new UsageError(`${unknown}: expected ${stages.map(({ name }) => name).join(', ')}`)))
 }
 const commit = execFileSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: repository, encoding: 'utf8' }).trim()
 const file = join(repository, 'docs/deep-test.md')

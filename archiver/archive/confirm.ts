@@ -1,6 +1,6 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { describeError } from '../log.ts'
+import { describeError } from '../../lib/errors.ts'
 import { isoMicros } from './iso-micros.ts'
 import { readBack } from './proof.ts'
 import { locate } from '../store/open-store.ts'

@@ -1,6 +1,6 @@
 import { z } from 'zod'
 import { version } from '../../lib/version.ts'
-import { describeError } from '../log.ts'
+import { describeError } from '../../lib/errors.ts'
 import { ObjectMissing } from '../store/object-missing.ts'
 import { isoMicros } from './iso-micros.ts'
 import { CHECKSUM_VERSION, plainColumns, type Column, type Content } from './parquet.ts'

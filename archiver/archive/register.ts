@@ -1,7 +1,7 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { recordColumns } from './columns.ts'
-import { describeError } from '../log.ts'
+import { describeError } from '../../lib/errors.ts'
 import { keysOf, readManifest, root, type Manifest } from './manifest.ts'
 import { plainColumns } from './parquet.ts'
 import { readBack } from './proof.ts'

@@ -1,13 +1,14 @@
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { confine, identifier, literal, withDuckDB } from '../duckdb.ts'
-import { describeError, type Log } from '../log.ts'
+import type { Log } from '../../lib/log.ts'
 import { mapColumns } from './columns.ts'
 import { differences, keysOf, supersededKeys, writeManifest, type Manifest, type Superseded } from './manifest.ts'
 import { ObjectMissing } from '../store/object-missing.ts'
 import { duckdbType, type Column } from './parquet.ts'
 import type { Store } from '../store/store.ts'
 import type { Worker } from '../context.ts'
+import { describeError } from '../../lib/errors.ts'
 
 /** What to do about an archive that keeps another from being written. */
 export const ifNotNeeded = 'If it is not needed, move its folder away, then run select fleet.retry_archive(...)'

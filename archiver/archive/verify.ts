@@ -1,6 +1,5 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { describeError } from '../log.ts'
 import { recordColumns } from './columns.ts'
 import { isoMicros } from './iso-micros.ts'
 import {
@@ -17,6 +16,7 @@ import type { Column } from './parquet.ts'
 import { readBack } from './proof.ts'
 import { locate, openStore } from '../store/open-store.ts'
 import type { Worker } from '../context.ts'
+import { describeError } from '../../lib/errors.ts'
 
 /** A row of fleet.archives. */
 export interface Archive {

@@ -10,7 +10,7 @@ import {
 } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
 import { leftToCi } from '../../local/config.ts'
-import { describeError } from '../log.ts'
+import { describeError } from '../../lib/errors.ts'
 import { ObjectMissing } from './object-missing.ts'
 import { partBytes } from './s3-store.ts'
 import {

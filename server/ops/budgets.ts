@@ -3,7 +3,7 @@ import type { Counter } from 'prom-client'
 import { Pool, type Sql } from '../database.ts'
 import type { Log } from '../../lib/log.ts'
 import type { Metrics } from './metrics.ts'
-import { within } from '../../lib/timeout.ts'
+import { withTimeout } from '../../lib/timeout.ts'
 
 const EVERY_MS = 10_000
 /** How long a server that ends waits for its last counts to be taken. */
@@ -62,7 +62,7 @@ export class Budgets {
 
   async end() {
     clearInterval(this.#timer)
-    await within(LAST_MS, this.tell()).catch(() => {})
+    await withTimeout(LAST_MS, this.tell()).catch(() => {})
     const lost = [...this.#counts.values()].filter(({ isTold }) => !isTold)
     if (lost.length > 0) this.log.warn({ event: 'slo.lost', lost }, 'The error budgets lack what this process counted last.')
   }

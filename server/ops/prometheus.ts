@@ -1,5 +1,5 @@
 import type { Handler } from 'hono'
-import { within } from '../../lib/timeout.ts'
+import { withTimeout } from '../../lib/timeout.ts'
 import { Source } from '../cache.ts'
 import type { AppEnv, ServerContext } from '../context.ts'
 import type { Pool } from '../database.ts'
@@ -32,7 +32,7 @@ export function getMetrics({
   const valuesSource = new Source(0, () => readDatabase(pool, 'metric_values'))
   const silenceSource = new Source(SILENCE_KEPT_MS, () => readDatabase(pool, 'silence_metrics'))
   const inTime = (rows: Promise<MetricValue[]>) =>
-    within(DATABASE_PATIENCE_MS, rows).catch((error: unknown) => {
+    withTimeout(DATABASE_PATIENCE_MS, rows).catch((error: unknown) => {
       log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')
       return undefined
     })

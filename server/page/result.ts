@@ -1,6 +1,6 @@
 import type { Log } from '../../lib/log.ts'
 import { type Problem, toProblem } from '../problem.ts'
-import { Late, within } from '../../lib/timeout.ts'
+import { TimeoutError, withTimeout } from '../../lib/timeout.ts'
 
 /** What a part of the page shows: what was read, or why it could not be. */
 export type Result<T> = { value: T; error?: undefined } | { value?: undefined; error: string }
@@ -28,10 +28,10 @@ export class Lane {
 /** Waits for a part of the page for `patienceMs`; its failure is logged and is the part's own. */
 export async function settled<T>(part: string, reading: Promise<T>, log: Log, patienceMs: number): Promise<Result<T>> {
   try {
-    return { value: await within(patienceMs, reading) }
+    return { value: await withTimeout(patienceMs, reading) }
   } catch (error) {
     log.warn({ event: 'page.part_failed', part, error }, 'A part of the page could not be read.')
-    return { error: error instanceof Late ? `It took longer than ${patienceMs / 1_000} s.` : toReader(toProblem(error)) }
+    return { error: error instanceof TimeoutError ? `It took longer than ${patienceMs / 1_000} s.` : toReader(toProblem(error)) }
   }
 }
 

@@ -7,7 +7,7 @@ import type { ServerConfig } from '../config.ts'
 import type { Pool } from '../database.ts'
 import type { Log } from '../../lib/log.ts'
 import { unavailable } from '../problem.ts'
-import { within } from '../../lib/timeout.ts'
+import { withTimeout } from '../../lib/timeout.ts'
 
 const COOKIE = 'fleet_session'
 /** A working day: who has the page open overnight logs in again. */
@@ -55,7 +55,7 @@ export class Sessions {
     const session = this.#read(this.#cookie(c))
     if (session === undefined || this.#ended.get(session.key)) return false
     try {
-      const [row] = await within(
+      const [row] = await withTimeout(
         PATIENCE_MS,
         this.pool.run(
           sql => sql<{ is_ended: boolean }[]>`
