@@ -1,5 +1,4 @@
 import { connect, type Database } from './database.ts'
-import { describeError } from '../lib/errors.ts'
 import type { Log } from '../lib/log.ts'
 
 const channel = 'fleet_archiver'
@@ -39,7 +38,7 @@ export function openListener(database: Database, worker: string, onWake: () => v
         isHeard = false
         await sql.notify(channel, ping)
       } catch (error) {
-        log.warn({ event: 'archiver.listen.failed' }, describeError(error))
+        log.warn({ event: 'archiver.listen.failed', error }, 'notifications may be lost; trying again')
       }
     },
     async close() {

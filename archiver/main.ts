@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import { describeError, reportFailure, SettingsError } from '../lib/errors.ts'
+import { reportFailure, SettingsError } from '../lib/errors.ts'
 import { readConfig } from './config.ts'
 import { openListener } from './listener.ts'
 import { logDestination } from '../lib/log.ts'
@@ -48,7 +48,7 @@ async function main(args: string[]): Promise<number> {
   try {
     return args.includes('--once') ? await runOnce(worker, stopping.signal) : await runForever(worker, stopping.signal, log)
   } catch (error) {
-    log.fatal({ event: 'archiver.failed', error: describeError(error) }, 'the archiver ended')
+    log.fatal({ event: 'archiver.failed', error }, 'the archiver ended')
     return 1
   } finally {
     await closeWorker(worker)
@@ -83,7 +83,8 @@ async function runForever(worker: Worker, signal: AbortSignal, log: Log) {
   const beat = () =>
     worker.sql`select fleet.archiver_heartbeat(${worker.name}, ${version})`.then(
       () => {},
-      (error: unknown) => log.warn({ event: 'archiver.heartbeat.failed' }, describeError(error)),
+      (error: unknown) =>
+        log.warn({ event: 'archiver.heartbeat.failed', error }, 'the database was not told that this archiver runs'),
     )
   const timers = [setInterval(() => void beat(), heartbeatMs), setInterval(() => void listener.check(), heartbeatMs)]
   try {
@@ -98,10 +99,7 @@ async function runForever(worker: Worker, signal: AbortSignal, log: Log) {
       try {
         result = await workOnce(worker, signal)
       } catch (error) {
-        log.error(
-          { event: 'archiver.database.unavailable', error: describeError(error) },
-          'no work could be asked for; trying again',
-        )
+        log.error({ event: 'archiver.database.unavailable', error }, 'no work could be asked for; trying again')
         await sleep(5000, undefined, { signal }).catch(() => {})
         continue
       }

@@ -87,7 +87,10 @@ async function attempt(worker: Worker, stop: AbortSignal, piece: Piece): Promise
     return 'done'
   } catch (error) {
     if (lease.signal.aborted) {
-      log.warn({ event: 'archiver.lease.lost', partition }, describeError(lease.signal.reason))
+      log.warn(
+        { event: 'archiver.lease.lost', partition, error: lease.signal.reason as unknown },
+        'stopped; nothing more is recorded',
+      )
       return 'failed'
     }
     try {
@@ -96,10 +99,10 @@ async function attempt(worker: Worker, stop: AbortSignal, piece: Piece): Promise
         log.info({ event: 'archiver.lease.released', partition }, 'stopped; the partition is given back')
         return 'stopped'
       }
-      log.error({ event: piece.event, partition, error: describeError(error) }, 'failed; the partition is kept')
+      log.error({ event: piece.event, partition, error }, 'failed; the partition is kept')
       await piece.fail(describeError(error))
-    } catch (cause) {
-      log.error({ event: 'archiver.unrecorded', partition }, `until its lease ends this partition waits: ${describeError(cause)}`)
+    } catch (error) {
+      log.error({ event: 'archiver.unrecorded', partition, error }, 'not recorded; this partition waits until its lease ends')
     }
     return stop.aborted ? 'stopped' : 'failed'
   } finally {
@@ -116,7 +119,8 @@ export async function refreshIndex(worker: Worker, signal: AbortSignal) {
     for (const fault of faults) worker.log.warn({ event: 'archive.manifest.invalid' }, fault)
     worker.log.info({ event: 'archive.index', archives: count }, 'index.json written')
   } catch (error) {
-    if (!signal.aborted) worker.log.warn({ event: 'archive.index.failed' }, describeError(error))
+    if (!signal.aborted)
+      worker.log.warn({ event: 'archive.index.failed', error }, 'index.json is not written; it will be tried again')
   }
 }
 

@@ -138,6 +138,12 @@ export class Service {
   }
 }
 
+/** An error as lib/log.ts writes it. */
+interface LoggedError {
+  message: string
+  cause?: LoggedError
+}
+
 /** What a log line (a JSON object as pino writes it) says, when it is a warning or worse. */
 export function graveLine(line: string): string | undefined {
   try {
@@ -145,14 +151,18 @@ export function graveLine(line: string): string | undefined {
       level?: number | string
       event?: string
       message?: string
-      error?: string | { message?: string }
+      error?: LoggedError
     }
     const isGrave = typeof level === 'number' ? level >= 40 : ['warn', 'error', 'fatal'].includes(level ?? '')
     if (!isGrave) return undefined
-    return [event, message, typeof error === 'object' ? error.message : error].filter(Boolean).join(': ')
+    return [event, message, ...messagesOf(error)].filter(Boolean).join(': ')
   } catch {
     return undefined // not a log line; a crash is shown when the process ends
   }
+}
+
+function messagesOf(error: LoggedError | undefined): string[] {
+  return error === undefined ? [] : [error.message, ...messagesOf(error.cause)]
 }
 
 function size(file: string) {

@@ -8,7 +8,6 @@ import { ObjectMissing } from '../store/object-missing.ts'
 import { duckdbType, type Column } from './parquet.ts'
 import type { Store } from '../store/store.ts'
 import type { Worker } from '../context.ts'
-import { describeError } from '../../lib/errors.ts'
 
 /** What to do about an archive that keeps another from being written. */
 export const ifNotNeeded = 'If it is not needed, move its folder away, then run select fleet.retry_archive(...)'
@@ -141,10 +140,7 @@ export async function removeSuperseded(store: Store, manifest: Manifest, log: Lo
       )
     } catch (error) {
       signal?.throwIfAborted()
-      log.warn(
-        { event: 'partition.archive.superseded', partition: manifest.partition, error: describeError(error) },
-        'a superseded file is left',
-      )
+      log.warn({ event: 'partition.archive.superseded', partition: manifest.partition, error }, 'a superseded file is left')
     }
   }
 }
