@@ -1,5 +1,7 @@
 import js from '@eslint/js'
+import { createNodeResolver, importX } from 'eslint-plugin-import-x'
 import tseslint from 'typescript-eslint'
+import noImportCycle from './testing/no-import-cycle.js'
 
 const SYNTAX = [
   {
@@ -25,6 +27,28 @@ const CONNECTIONS = [
   { selector: 'ImportDeclaration[source.value="postgres"] > ImportSpecifier[imported.name="default"]', message: OPEN },
   { selector: 'ImportDeclaration[source.value="pg"]', message: OPEN },
 ]
+
+/**
+ * What each directory may import besides itself and packages: a directory, or one file of it. Its *.test.ts files, testing/ and bench/ import
+ * what they need. So production code never imports testing/, and neither do server and archiver import each other.
+ */
+const MAY_IMPORT = {
+  lib: [],
+  server: ['lib'],
+  archiver: ['lib'],
+  // The generated pages of docs/ show what the server has.
+  cli: ['lib', 'local', 'server'],
+  // It judges the settings of the processes that it starts, and migrates.
+  local: ['lib', 'cli/migrate.ts', 'server/config.ts', 'archiver/config.ts'],
+  docker: ['lib', 'archiver/config.ts'],
+}
+const DIRECTORIES = Object.keys(MAY_IMPORT)
+const ZONES = Object.entries(MAY_IMPORT).map(([directory, others]) => ({
+  target: `./${directory}`,
+  from: '.',
+  except: [directory, ...others, 'node_modules'].map(path => `./${path}`),
+  message: `${directory}/ may import ${[directory, ...others].join(', ')}; see MAY_IMPORT in eslint.config.js.`,
+}))
 
 export default tseslint.config(
   { ignores: ['node_modules', '.local', '.tap', 'migrations'] },
@@ -61,6 +85,15 @@ export default tseslint.config(
     },
   },
   {
+    files: DIRECTORIES.map(directory => `${directory}/**/*.{ts,tsx}`),
+    plugins: { 'import-x': importX, local: { rules: { 'no-import-cycle': noImportCycle } } },
+    settings: { 'import-x/resolver-next': [createNodeResolver({ extensions: ['.ts', '.tsx', '.js'] })] },
+    rules: {
+      'local/no-import-cycle': 'error',
+      'import-x/no-restricted-paths': ['error', { basePath: import.meta.dirname, zones: ZONES }],
+    },
+  },
+  {
     // The files that open connections, and tests and benchmarks, which use their own databases and open them in many ways.
     files: ['lib/database.ts', 'server/database.ts', 'archiver/database.ts', '**/*.test.ts', 'testing/**/*.ts', 'bench/**/*.ts'],
     rules: { 'no-restricted-syntax': ['error', ...SYNTAX] },
@@ -94,8 +127,15 @@ export default tseslint.config(
     },
   },
   {
+    // ESLint itself loads it.
+    files: ['testing/no-import-cycle.js'],
+    extends: [tseslint.configs.disableTypeChecked],
+    languageOptions: { parserOptions: { projectService: false } },
+  },
+  {
     files: ['**/*.test.ts', '**/*.test.tsx'],
     rules: {
+      'import-x/no-restricted-paths': 'off',
       // tap itself waits for its subtests.
       '@typescript-eslint/no-floating-promises': [
         'error',

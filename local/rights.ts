@@ -7,6 +7,7 @@ import { roles } from './cluster.ts'
 import { repository } from './config.ts'
 import { openDatabase } from '../lib/database.ts'
 import { say } from '../lib/progress.ts'
+// eslint-disable-next-line import-x/no-restricted-paths -- until the page is made in cli/docs
 import { cronDatabase, makeTestCluster } from '../testing/database.ts'
 import { explain } from '../lib/errors.ts'
 
