@@ -6,7 +6,7 @@ import { readConfig, type ArchiverConfig } from './config.ts'
 import { confirmArchives } from './archive/confirm.ts'
 import { createLog } from '../lib/log.ts'
 import { queryArchive, QueryError, type Answer, type Days } from './query/query.ts'
-import { findStrangers, listArchives, verifyArchive } from './archive/verify.ts'
+import { findOrphans, listArchives, verifyArchive } from './archive/verify.ts'
 import { closeWorker, openWorker, type Worker } from './context.ts'
 import { restoreOnce, writeIndex } from './worker.ts'
 import { describeError, reportFailure, SettingsError, UsageError } from '../lib/errors.ts'
@@ -150,7 +150,7 @@ async function verify(worker: Worker, { isQuick, date }: { isQuick: boolean; dat
     }
   }
   showProgress('')
-  for (const fault of await findStrangers(worker, date)) {
+  for (const fault of await findOrphans(worker, date)) {
     console.log(fault)
     faults++
   }

@@ -162,7 +162,7 @@ export async function startServer(
     return workers === 1 || program.output().split('"worker.started"').length - 1 === workers
   }
 
-  const patience = Date.now() + 30_000
+  const deadline = Date.now() + 30_000
   while (
     !isComplete() ||
     !(await fetch(`${url}/readyz`).then(
@@ -170,7 +170,7 @@ export async function startServer(
       () => false,
     ))
   ) {
-    if (program.hasEnded() || Date.now() > patience) {
+    if (program.hasEnded() || Date.now() > deadline) {
       program.kill('SIGKILL')
       throw new Error(`the server did not get ready:\n${program.output()}`)
     }

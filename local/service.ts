@@ -46,8 +46,8 @@ export class Service {
     this.#follower = setInterval(() => void this.#follow(), 1000)
   }
 
-  /** Asks it to finish (SIGTERM) and waits; after `patience` ms it is killed. */
-  async stop(patience = 30_000) {
+  /** Asks it to finish (SIGTERM) and waits; after `timeoutMs` it is killed. */
+  async stop(timeoutMs = 30_000) {
     this.#stopping = true
     clearTimeout(this.#retry)
     clearInterval(this.#follower)
@@ -56,9 +56,9 @@ export class Service {
     const ended = new Promise(resolve => child.once('exit', resolve))
     child.kill('SIGTERM')
     const timer = setTimeout(() => {
-      say(`The ${this.name} did not finish in ${patience / 1000} s and is killed.`)
+      say(`The ${this.name} did not finish in ${timeoutMs / 1000} s and is killed.`)
       child.kill('SIGKILL')
-    }, patience)
+    }, timeoutMs)
     await ended
     clearTimeout(timer)
   }

@@ -42,7 +42,10 @@ async function npmStart(t: Test, clone: string, env: Record<string, string> = {}
     if (!hasEnded) child.kill('SIGTERM')
     await exited
   })
-  await waitFor(async () => hasEnded || ready.test(output), { patience: 90_000, what: () => `npm start; it printed:\n${output}` })
+  await waitFor(async () => hasEnded || ready.test(output), {
+    timeoutMs: 90_000,
+    what: () => `npm start; it printed:\n${output}`,
+  })
   const paste = async (program: string) => {
     const line = new RegExp(`^ {2}(${program} .*)$`, 'm').exec(output)?.[1]
     if (!line) throw new Error(`no ${program} line was printed:\n${output}`)

@@ -226,8 +226,8 @@ function service(running: Running, name: string, script: string, env: Record<str
 }
 
 async function untilReady(url: string, server: Service, stopped: AbortSignal) {
-  const patience = 60_000
-  const end = Date.now() + patience
+  const timeoutMs = 60_000
+  const end = Date.now() + timeoutMs
   while (
     !(await fetch(url, { signal: AbortSignal.timeout(2000) }).then(
       answer => answer.ok,
@@ -237,7 +237,7 @@ async function untilReady(url: string, server: Service, stopped: AbortSignal) {
     stopped.throwIfAborted()
     if (Date.now() > end) {
       throw new Error(
-        `${url} did not answer 200 within ${patience / 1000} s. The end of the server's log:\n${await server.logTail()}`,
+        `${url} did not answer 200 within ${timeoutMs / 1000} s. The end of the server's log:\n${await server.logTail()}`,
       )
     }
     await sleep(100)

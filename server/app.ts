@@ -7,7 +7,7 @@ import type { AppEnv, ServerContext } from './context.ts'
 import { DeviceReads } from './fleet/device-reads.ts'
 import { changeDevice, createDevice, getDevice, listDevices, renewToken, revokeDevice } from './fleet/devices.ts'
 import { postHeartbeat, postHeartbeats } from './ingest/ingest.ts'
-import { Guesses } from './auth/rate-limit.ts'
+import { RateLimit } from './auth/rate-limit.ts'
 import { timed } from './ops/metrics.ts'
 import { getMetrics } from './ops/prometheus.ts'
 import { getOpenapi } from './openapi/document.ts'
@@ -22,8 +22,8 @@ export const WRONG_KEYS_PER_MINUTE = 60
 export function createApp(context: ServerContext) {
   const { config, log, metrics, pool, reader, ops, tokens, writer, backpressure, tracing, isDraining } = context
   const app = new Hono<AppEnv>()
-  const guesses = new Guesses(config.trustProxy, WRONG_KEYS_PER_MINUTE, () => metrics.authRefused.inc())
-  const admin = adminOnly(config.adminKey, guesses)
+  const rateLimit = new RateLimit(config.trustProxy, WRONG_KEYS_PER_MINUTE, () => metrics.authRefused.inc())
+  const admin = adminOnly(config.adminKey, rateLimit)
   const reads = new DeviceReads(reader, config, metrics, backpressure, log)
 
   if (tracing !== undefined) app.use(tracing.request)
@@ -46,7 +46,7 @@ export function createApp(context: ServerContext) {
   app.post('/ops/nightly', admin, timed(metrics, 'POST /ops/nightly', postNightly(config, ops, log)))
   app.post('/ops/reconcile', admin, noQuery, timed(metrics, 'POST /ops/reconcile', postReconcile(ops, log)))
   app.get('/ops/pool_health', admin, noQuery, getPoolHealth(metrics, reader))
-  app.get('/metrics', adminOnly(config.adminKey, guesses, { orBearer: true }), getMetrics(context))
+  app.get('/metrics', adminOnly(config.adminKey, rateLimit, { orBearer: true }), getMetrics(context))
 
   app.get('/openapi.json', getOpenapi())
   app.get('/healthz', c => c.json({ status: 'ok' }))

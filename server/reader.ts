@@ -7,7 +7,7 @@ import { withTimeout } from '../lib/timeout.ts'
 /** How often primary and replica are asked where they are. */
 const EVERY_MS = 1_000
 /** How long either may take to say so; the hot path's pool gives up after 5 s, which is long for a question after health. */
-const PATIENCE_MS = 2_000
+const TIMEOUT_MS = 2_000
 
 interface Sample {
   at: number
@@ -85,11 +85,11 @@ export class Reader {
     const at = performance.now()
     const [primary, replica] = await Promise.allSettled([
       withTimeout(
-        PATIENCE_MS,
+        TIMEOUT_MS,
         this.primary.run(sql => sql<{ lsn: string }[]>`select (pg_current_wal_lsn() - '0/0')::text as lsn`),
       ),
       withTimeout(
-        PATIENCE_MS,
+        TIMEOUT_MS,
         this.replica!.run(
           sql => sql<{ lsn: string | null; follows: boolean }[]>`
         select (pg_last_wal_replay_lsn() - '0/0')::text as lsn, pg_is_in_recovery() as follows

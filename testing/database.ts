@@ -130,8 +130,8 @@ export interface TestProcess {
   output: () => string
   /** Resolves when it has ended. */
   exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>
-  /** Sends a signal and waits for the end; after `patience` ms it is killed and the wait fails. */
-  stop: (signal?: NodeJS.Signals, patience?: number) => Promise<{ code: number | null; signal: NodeJS.Signals | null }>
+  /** Sends a signal and waits for the end; after `timeoutMs` it is killed and the wait fails. */
+  stop: (signal?: NodeJS.Signals, timeoutMs?: number) => Promise<{ code: number | null; signal: NodeJS.Signals | null }>
 }
 
 export interface ProcessOptions {
@@ -139,7 +139,7 @@ export interface ProcessOptions {
   /** Wait until the output matches this, or until this URL answers 200. */
   ready?: RegExp | string
   /** How long, in ms. Default 30 s. */
-  patience?: number
+  timeoutMs?: number
 }
 
 export interface ProgramOptions extends ProcessOptions {
@@ -165,7 +165,7 @@ export async function spawnProgram(
   args: string[],
   options: ProgramOptions = {},
 ): Promise<TestProcess> {
-  const { name = program, env = {}, ready, patience = 30_000, ...rest } = options
+  const { name = program, env = {}, ready, timeoutMs = 30_000, ...rest } = options
   const child = spawn(program, args, {
     cwd: repository,
     ...rest,
@@ -213,7 +213,7 @@ export async function spawnProgram(
           throw new Error(`${name} ended with ${child.exitCode ?? child.signalCode ?? ''} before it was ready:\n${output}`)
         return isReady()
       },
-      { patience, what: () => `${name} to be ready; it printed:\n${output}` },
+      { timeoutMs, what: () => `${name} to be ready; it printed:\n${output}` },
     )
   }
   return { pid: child.pid ?? 0, output: () => output, exited, stop }
@@ -241,18 +241,18 @@ export async function withClone(t: Test) {
   return clone
 }
 
-/** Asks, `every` 50 ms, until the answer is true, or fails after `patience` ms (30 s). */
+/** Asks, `every` 50 ms, until the answer is true, or fails after `timeoutMs` (30 s). */
 export async function waitFor(
   condition: () => Promise<boolean>,
   {
-    patience = 30_000,
+    timeoutMs = 30_000,
     every = 50,
     what = () => 'the condition',
-  }: { patience?: number; every?: number; what?: () => string } = {},
+  }: { timeoutMs?: number; every?: number; what?: () => string } = {},
 ) {
-  const end = Date.now() + patience
+  const end = Date.now() + timeoutMs
   while (!(await condition())) {
-    if (Date.now() > end) throw new Error(`waited ${patience} ms for ${what()}`)
+    if (Date.now() > end) throw new Error(`waited ${timeoutMs} ms for ${what()}`)
     await new Promise(resolve => setTimeout(resolve, every))
   }
 }

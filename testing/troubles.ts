@@ -92,7 +92,7 @@ export async function withoutTroubles(t: Test) {
     for (let round = 0; round < 2 + 2 * checks.length; round++) {
       // What follows from another trouble may go with it, in a moment.
       if (round > 0)
-        await waitFor(async () => (await names(later)).every(name => !checks.includes(name)), { patience: 1000, every }).catch(
+        await waitFor(async () => (await names(later)).every(name => !checks.includes(name)), { timeoutMs: 1000, every }).catch(
           () => {},
         )
       // A restart takes the sessions with it.
@@ -114,7 +114,7 @@ export async function withoutTroubles(t: Test) {
               now.some(row => row.check_name === before && JSON.stringify(row.remedy) !== seen))
           )
         },
-        { patience: 100_000, every, what: () => `${before} to be ok after:\n${first?.remedy ?? ''}` },
+        { timeoutMs: 100_000, every, what: () => `${before} to be ok after:\n${first?.remedy ?? ''}` },
       )
     }
     t.same(
@@ -149,7 +149,7 @@ export async function withoutTroubles(t: Test) {
     waitFor(
       async () =>
         (await value(sql`select last_success is not null from fleet.job_health where jobname = 'fleet-mark-silent'`)) === true,
-      { patience: 90_000, what: () => 'the job of each minute to have run' },
+      { timeoutMs: 90_000, what: () => 'the job of each minute to have run' },
     )
 
   /** Makes each trouble, looks for its checks and no others, follows their remedies, and looks whether all is as before. */

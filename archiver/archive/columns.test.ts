@@ -19,7 +19,7 @@ import {
   withWorker,
   workAll,
 } from '../../testing/archiver.ts'
-import { findStrangers, listArchives, verifyArchive } from './verify.ts'
+import { findOrphans, listArchives, verifyArchive } from './verify.ts'
 import type { Worker } from '../context.ts'
 
 /** What may happen to the columns of the table, and how the rows of before it are seen afterwards. */
@@ -107,7 +107,7 @@ async function verifyAll(worker: Worker) {
   for (const isQuick of [true, false]) {
     for (const archive of await listArchives(worker)) faults.push(...(await verifyArchive(worker, archive, isQuick)))
   }
-  return [...faults, ...(await findStrangers(worker))]
+  return [...faults, ...(await findOrphans(worker))]
 }
 
 async function ask(worker: Worker, sql: string) {

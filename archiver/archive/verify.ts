@@ -128,11 +128,11 @@ async function verifySuperseded(
 }
 
 /**
- * Objects that no proven archive means, in the folders of one UTC day or in all: files that a newer revision took the
+ * Finds orphans: objects that belong to no proven archive, in the folders of one UTC day or in all folders: files that a newer revision took the
  * place of, and unknown ones. Days that are being archived at the moment are left out.
  * @returns a sentence for each
  */
-export async function findStrangers(worker: Worker, date?: string): Promise<string[]> {
+export async function findOrphans(worker: Worker, date?: string): Promise<string[]> {
   const { sql, store } = worker
   const prefixes =
     date === undefined

@@ -2,7 +2,7 @@ import { createHash, timingSafeEqual } from 'node:crypto'
 import type { MiddlewareHandler } from 'hono'
 import type { IncomingMessage } from 'node:http'
 import type { AppEnv } from '../context.ts'
-import type { Guesses } from './rate-limit.ts'
+import type { RateLimit } from './rate-limit.ts'
 import { Problem } from '../problem.ts'
 import type { Identity, Tokens } from './tokens.ts'
 
@@ -31,14 +31,14 @@ export async function identifyDevice(incoming: IncomingMessage, tokens: Tokens, 
  * Lets pass who brings the admin key in `x-admin`, or with `orBearer` as Prometheus sends it. After too many wrong ones from an
  * address not even the right one: else it would be found all the same.
  */
-export function adminOnly(adminKey: string, guesses: Guesses, { orBearer = false } = {}): MiddlewareHandler<AppEnv> {
+export function adminOnly(adminKey: string, rateLimit: RateLimit, { orBearer = false } = {}): MiddlewareHandler<AppEnv> {
   const isKey = keyCheck(adminKey)
   return async (c, next) => {
     const { incoming } = c.env
     const key = incoming.headers['x-admin'] ?? (orBearer ? bearer(incoming) : undefined)
-    guesses.check(incoming)
+    rateLimit.check(incoming)
     if (!isKey(key)) {
-      if (key !== undefined) guesses.wrong(incoming)
+      if (key !== undefined) rateLimit.wrong(incoming)
       throw unauthorized(
         'The admin key is needed, as x-admin: <key>.',
         orBearer ? 'Bearer realm="fleet"' : 'X-Admin realm="fleet"',

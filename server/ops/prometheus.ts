@@ -1,12 +1,12 @@
 import type { Handler } from 'hono'
 import { withTimeout } from '../../lib/timeout.ts'
-import { Source } from '../cache.ts'
+import { Cache } from '../cache.ts'
 import type { AppEnv, ServerContext } from '../context.ts'
 import type { Pool } from '../database.ts'
 import { described } from './metrics.ts'
 
 /** Prometheus gives a scrape 10 s by default. */
-const DATABASE_PATIENCE_MS = 1_000
+const DATABASE_TIMEOUT_MS = 1_000
 /** It takes a look at each device: 10 ms for 10,000 of them. */
 const SILENCE_KEPT_MS = 60_000
 
@@ -29,10 +29,10 @@ export function getMetrics({
   log,
   backpressure,
 }: Pick<ServerContext, 'pool' | 'metrics' | 'log' | 'backpressure'>): Handler<AppEnv> {
-  const valuesSource = new Source(0, () => readDatabase(pool, 'metric_values'))
-  const silenceSource = new Source(SILENCE_KEPT_MS, () => readDatabase(pool, 'silence_metrics'))
+  const valuesCache = new Cache(0, () => readDatabase(pool, 'metric_values'))
+  const silenceCache = new Cache(SILENCE_KEPT_MS, () => readDatabase(pool, 'silence_metrics'))
   const inTime = (rows: Promise<MetricValue[]>) =>
-    withTimeout(DATABASE_PATIENCE_MS, rows).catch((error: unknown) => {
+    withTimeout(DATABASE_TIMEOUT_MS, rows).catch((error: unknown) => {
       log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')
       return undefined
     })
@@ -41,7 +41,7 @@ export function getMetrics({
     const isShed = backpressure.sheds('database_metrics')
     // First, so that the pool in use is not for this.
     const counted = await (await metrics.ofAllWorkers()).metrics()
-    const [values, silence] = isShed ? [] : await Promise.all([inTime(valuesSource.get()), inTime(silenceSource.get())])
+    const [values, silence] = isShed ? [] : await Promise.all([inTime(valuesCache.get()), inTime(silenceCache.get())])
     const isHeld: MetricValue = {
       metric: 'database_metrics_up',
       type: 'gauge',
@@ -55,12 +55,12 @@ export function getMetrics({
   }
 }
 
-function readDatabase(pool: Pool, source: 'metric_values' | 'silence_metrics') {
+function readDatabase(pool: Pool, from: 'metric_values' | 'silence_metrics') {
   return pool.run(
     sql => sql<MetricValue[]>`
     select v.metric, d.type, d.unit, d.help || '. The database holds it: each server says the same, so take max, not sum' as help,
       v.labels, v.value
-    from ${source === 'metric_values' ? sql`fleet.metric_values()` : sql`fleet.silence_metrics()`} v
+    from ${from === 'metric_values' ? sql`fleet.metric_values()` : sql`fleet.silence_metrics()`} v
     join fleet.metric_definitions() d using (metric)
     order by v.metric, v.labels
   `,

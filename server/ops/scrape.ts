@@ -13,7 +13,7 @@ type Message =
   | { scrape: 'all'; id: number; snapshots: Snapshot[] }
 
 /** Who has not answered by then hangs; what it said last stands for it. */
-const PATIENCE_MS = 1_000
+const TIMEOUT_MS = 1_000
 
 /**
  * The first process's part: keeps the last snapshot of each worker, and the totals of the dead, so that no total goes
@@ -49,7 +49,7 @@ export function answerScrapes() {
         .filter(worker => worker !== asker && worker.isConnected()),
     )
     const round = next++
-    const limit = setTimeout(finish, PATIENCE_MS)
+    const limit = setTimeout(finish, TIMEOUT_MS)
     rounds.set(round, { waiting, finish })
     if (waiting.size === 0) finish()
     for (const worker of waiting) send(worker, { scrape: 'give', id: round })
@@ -95,7 +95,7 @@ export function shareMetrics(registry: Registry): () => Promise<Registry> {
     const others = await new Promise<Snapshot[]>(resolve => {
       asked.set(id, resolve)
       // Without the first process, which is then about to end with us, our own have to do.
-      setTimeout(resolve, 2 * PATIENCE_MS, []).unref()
+      setTimeout(resolve, 2 * TIMEOUT_MS, []).unref()
       if (process.connected) send(process, { scrape: 'ask', id, metrics })
       else resolve([])
     })

@@ -91,7 +91,7 @@ t.test('behind TLS the cookie is for TLS alone', async t => {
   t.match(untrusted.headers.getSetCookie()[0], /^fleet_session=/, 'but a client is not believed')
 })
 
-t.test('who guesses has to wait, even with the right key', async t => {
+t.test('after wrong keys a client has to wait, even with the right key', async t => {
   const { url } = await withServer(t, { trustProxy: true })
   const { post } = visitor(url)
   const from = (address: string) => ({ 'x-forwarded-for': address })

@@ -14,7 +14,7 @@ const COOKIE = 'fleet_session'
 export const SESSION_S = 12 * 3_600
 
 /** How long the page waits for the answer whether a session was ended. */
-const PATIENCE_MS = 1_000
+const TIMEOUT_MS = 1_000
 const MAX_ENDED = 1_000
 
 /**
@@ -56,7 +56,7 @@ export class Sessions {
     if (session === undefined || this.#ended.get(session.key)) return false
     try {
       const [row] = await withTimeout(
-        PATIENCE_MS,
+        TIMEOUT_MS,
         this.pool.run(
           sql => sql<{ is_ended: boolean }[]>`
         select fleet.is_session_ended(${session.hash}) as is_ended

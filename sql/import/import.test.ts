@@ -954,7 +954,7 @@ t.test(
           const now = await progress()
           return now?.step === 'move' && Number(now.rows_read) > share * rows
         },
-        { patience: 120_000, what: () => `${share} of the rows to be read` },
+        { timeoutMs: 120_000, what: () => `${share} of the rows to be read` },
       )
 
     let run = adopt(dba).catch((error: unknown) => error)

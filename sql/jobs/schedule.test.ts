@@ -65,7 +65,7 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
       (await value(admin`
     select count(distinct jobid) from cron.job_run_details where status in ('succeeded', 'failed')
   `)) === '13',
-    { patience: 200_000, what: () => 'six jobs to have run here, and seven for the other store' },
+    { timeoutMs: 200_000, what: () => 'six jobs to have run here, and seven for the other store' },
   )
   t.not(
     await value(elsewhere`select count(*) from fleet.events where event in ('maintain.end', 'nightly.end') and is_ok`),
@@ -91,7 +91,7 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
     'no job is as old as the store, also not the one that has not run yet',
   )
   await waitFor(async () => (await value(sql`select active from fleet.silence_samples where cohort = '(all)'`)) === 3, {
-    patience: 90_000,
+    timeoutMs: 90_000,
   })
   await sql`call fleet.nightly()`
   const retired = (await value(sql`select count(*)::int from fleet.hb_partitions where state = 'detached'`)) as number

@@ -93,7 +93,7 @@ async function idle(system: System) {
       return left === ''
     },
     {
-      patience: 120_000,
+      timeoutMs: 120_000,
       what: () =>
         `the archivers to end their work:\n${left}\n${system.archivers.map(({ program }) => program.output()).join('\n')}`,
     },
