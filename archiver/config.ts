@@ -1,6 +1,6 @@
 import { z } from 'zod'
+import { type SettingOf, settings } from '../lib/settings.ts'
 import { databaseUrlProblem } from '../lib/database-url.ts'
-import { LOG_FORMATS, LOG_LEVELS } from '../lib/log.ts'
 import { archiveUrlProblem } from './store/archive-url.ts'
 import type { OlderStore } from './store/store.ts'
 import { SettingsError } from '../lib/errors.ts'
@@ -43,10 +43,10 @@ const environment = z.object({
   ARCHIVE_OLDER_STORES: olderStores.optional(),
   AWS_ENDPOINT_URL_S3: z.url().optional(),
   AWS_ENDPOINT_URL: z.url().optional(),
-  LOG_LEVEL: z.enum(LOG_LEVELS).default('info'),
-  LOG_FORMAT: z.enum(LOG_FORMATS).default('auto'),
+  LOG_LEVEL: z.enum(settings.LOG_LEVEL.values).default(settings.LOG_LEVEL.default),
+  LOG_FORMAT: z.enum(settings.LOG_FORMAT.values).default(settings.LOG_FORMAT.default),
   OTEL_EXPORTER_OTLP_ENDPOINT: z.url({ protocol: /^https?$/ }).optional(),
-})
+} satisfies Record<SettingOf<'archiver'>, z.ZodType>)
 
 export type ArchiverConfig = ReturnType<typeof readConfig>
 

@@ -2,7 +2,7 @@ import { spawnSync } from 'node:child_process'
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { leftToCi, plainEnv } from '../local/config.ts'
+import { leftToCi, plainEnv, repository } from '../local/config.ts'
 import { withClone } from '../testing/database.ts'
 
 t.test('a migration is committed and taken back without a database at hand', { skip: leftToCi() }, async t => {
@@ -31,4 +31,14 @@ t.test('a migration is committed and taken back without a database at hand', { s
   t.strictSame(committed(), before, 'what does not run is not committed')
 
   t.match(run('commit'), { status: 2, stderr: /usage/ })
+  t.match(run('commit', 'Seven words are too many for it'), { status: 2, stderr: /at most 6 words/ })
+})
+
+t.test('each migration is named in at most six words', async t => {
+  const names = readdirSync(join(repository, 'migrations/committed'))
+  t.match(names.sort()[0], '000001-initial.sql')
+  t.same(
+    names.filter(name => !/^\d{6}(-[a-z0-9_]+){1,6}\.sql$/.test(name)),
+    [],
+  )
 })

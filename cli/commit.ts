@@ -9,6 +9,9 @@ import { reportFailure, UsageError } from '../lib/errors.ts'
 
 const usage = 'usage: npm run migrate:commit -- "<what the migration does>"\n       npm run migrate:uncommit'
 
+/** The message becomes the name of the file. */
+const mostWords = 6
+
 /** Runs one of graphile-migrate's commands, which want two databases, in a cluster made for it. */
 async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[0]) => Promise<void>) {
   const { cluster, end } = await throwawayCluster({
@@ -42,7 +45,12 @@ async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[
 
 const [command, message, ...rest] = process.argv.slice(2)
 try {
-  if (command === 'commit' && message && !rest.length) {
+  if (command === 'commit' && message && (message.match(/\w+/g) ?? []).length > mostWords) {
+    process.stderr.write(
+      `A migration is named in at most ${mostWords} words, and these are more: ${message}\nNothing was committed.\n`,
+    )
+    process.exitCode = 2
+  } else if (command === 'commit' && message && !rest.length) {
     await inThrowawayCluster(settings => commit(settings, message))
     say('migrations/current.sql is committed.')
   } else if (command === 'uncommit' && !message) {

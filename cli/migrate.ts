@@ -5,6 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 import { Logger, migrate as runCommitted, watch, type Settings } from 'graphile-migrate'
 import type { Sql } from 'postgres'
+import { isVersion010, upgradeFrom010 } from './upgrade.ts'
 import { databaseUrl, ownerDatabaseUrl, repository } from '../local/config.ts'
 import { openDatabase, SEARCH_PATH, withSearchPath } from '../lib/database.ts'
 import { say } from '../lib/progress.ts'
@@ -14,8 +15,9 @@ export interface MigrateOptions {
   /** Also run migrations/current.sql, the migration being written; for tests and development. */
   current?: boolean
   /**
-   * The URL with which fleet_owner itself logs in. Migrations run there, so that the owner's code never runs in the administrator's session,
-   * where `reset role` would give it the administrator's rights. Without it they run in that session, as fleet_owner.
+   * The URL with which fleet_owner itself logs in. Migrations run there, so that the owner's code never runs in the
+   * administrator's session, where `reset role` would give it the administrator's rights. Without it they run in that session, as
+   * fleet_owner.
    */
   ownerUrl?: string
   /** Called between the setup and the migrations, for example to let fleet_owner log in. */
@@ -30,6 +32,8 @@ export const setupFiles = ['roles.sql', 'extensions.sql', 'guard.sql', 'shape-gu
 // One migration at a time in a database; graphile-migrate's own lock fails at once where this one waits.
 const migrationLock = 4_727_445_306
 const insufficientPrivilege = '42501'
+// Also: no such role; its login is refused.
+const cannotBeOwner = new Set([insufficientPrivilege, '22023', '42704', '28000', '28P01'])
 
 /**
  * Sets up and migrates the database at `adminUrl`, whose user is the administrator: a superuser, or a role that may
@@ -47,13 +51,27 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
   })
   try {
     await sql`select pg_advisory_lock(${migrationLock})`
+    await refuseUnknown(sql, options.ownerUrl)
     for (const file of setupFiles) {
       await runFile(sql, file, log)
       await requirePreparation(sql, file)
     }
     await options.afterSetup?.()
-    const settings = await migrationSettings(sql, options.ownerUrl ?? adminUrl, log)
-    await runCommitted(settings)
+    await asOwner(sql, options.ownerUrl, async owner => {
+      if (!(await isVersion010(owner))) return
+      await upgradeFrom010(owner)
+      log('Upgraded the tables of 0.1.0')
+    })
+    const applied: string[] = []
+    const settings = await migrationSettings(sql, options.ownerUrl ?? adminUrl, log, name => applied.push(name))
+    try {
+      await runCommitted(settings)
+    } catch (cause) {
+      throw applied.length ? new Error(`migration ${applied.pop()} failed and was rolled back`, { cause }) : cause
+    } finally {
+      const count = applied.length === 1 ? '1 migration' : `${applied.length} migrations`
+      if (applied.length) log(`Applied ${count}: ${applied.join(', ')}`)
+    }
     if (options.current) await watch(settings, true)
     await asOwner(sql, options.ownerUrl, async owner => {
       // Missing if the administrator has not run the new guard.sql yet.
@@ -70,7 +88,12 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
 }
 
 /** How graphile-migrate is used here: as the owner, in UTC, with nothing found by search path. */
-export async function migrationSettings(sql: Sql, url: string, log: (line: string) => void): Promise<Settings> {
+export async function migrationSettings(
+  sql: Sql,
+  url: string,
+  log: (line: string) => void,
+  onMigration: (name: string) => void = () => {},
+): Promise<Settings> {
   const [found] = await sql<{ is_missing: boolean }[]>`
     select to_regclass('graphile_migrate.migrations') is null or to_regclass('graphile_migrate.current') is null as is_missing
   `
@@ -80,7 +103,7 @@ export async function migrationSettings(sql: Sql, url: string, log: (line: strin
     pgSettings: { role: 'fleet_owner', timezone: 'UTC', search_path: SEARCH_PATH },
     // Even "create schema if not exists" needs the right to create one, which the owner loses once the schemas exist.
     manageGraphileMigrateSchema: found!.is_missing,
-    logger: oneLineEach(log),
+    logger: logger(log, onMigration),
   }
 }
 
@@ -96,15 +119,38 @@ async function asOwner(sql: Sql, ownerUrl: string | undefined, work: (owner: Sql
     return
   }
   await sql`set role fleet_owner`
-  await work(sql)
-  await sql`reset role`
+  try {
+    await work(sql)
+  } finally {
+    await sql`reset role`
+  }
 }
 
-/** Passes on errors as they are and, of the rest, one line for each migration that runs. */
-export function oneLineEach(log: (line: string) => void) {
+/**
+ * Before the setup, so that nothing is changed in a store that cannot be upgraded. The list is the owner's table, so it is not
+ * read with the administrator's rights: the owner could put a view in its place. If the owner cannot be reached yet, the list is
+ * read after the setup.
+ */
+async function refuseUnknown(sql: Sql, ownerUrl: string | undefined) {
+  const [table] = await sql`
+    select from pg_class c
+    join pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = 'graphile_migrate' and c.relname = 'migrations'`
+  if (!table) return
+  try {
+    await asOwner(sql, ownerUrl, async owner => {
+      await isVersion010(owner)
+    })
+  } catch (error) {
+    if (!cannotBeOwner.has((error as { code?: string }).code ?? '')) throw error
+  }
+}
+
+/** Passes on errors and warnings, and the name of each migration before it runs. */
+function logger(log: (line: string) => void, onMigration: (name: string) => void) {
   return new Logger(() => (level, message) => {
-    const file = /Running migration '(.*)'/.exec(message)?.[1]
-    if (file) log(`  ${file}`)
+    const name = /Running migration '(.*)\.sql'/.exec(message)?.[1]
+    if (name) onMigration(name)
     else if (level.toString() === 'error' || level.toString() === 'warning') log(message)
   })
 }

@@ -1,44 +1,89 @@
 // Upgrades a store of 0.1.0: npm run migrate takes away excess rights, and work that was under way goes on.
-import { mkdtemp, mkdir, readdir, readFile, copyFile, rm, writeFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { execFile, spawnSync } from 'node:child_process'
+import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { migrate as runCommitted } from 'graphile-migrate'
+import { promisify } from 'node:util'
+import { gunzipSync } from 'node:zlib'
 import t from 'tap'
 import type { Test } from 'tap'
 import { makeDirectory, workAll } from '../testing/archiver.ts'
-import { asRole, daysAgo, enroll, ingest, partitionAt } from '../testing/fleet.ts'
-import { repository } from '../local/config.ts'
-import { migrate, migrationSettings, poolsEnded, setupFiles } from './migrate.ts'
-import { rightsPage } from '../local/rights.ts'
-import { withDatabase } from '../testing/database.ts'
+import { upgradeFrom010 } from './upgrade.ts'
+import { asRole, daysAgo, enroll, ingest, partitionAt, value } from '../testing/fleet.ts'
+import { plainEnv, repository } from '../local/config.ts'
+import { migrate } from './migrate.ts'
+import { rightsPage } from './docs/rights.ts'
+import { testCluster, withDatabase, type TestDatabase } from '../testing/database.ts'
 
-/** The last migration of 0.1.0. */
-const lastOf010 = '000027'
+const run = promisify(execFile)
 
-/** A database as 0.1.0 left it: its migrations, and the rights that its setup gave beyond today's. */
+/** A database as 0.1.0 left it: see testing/fixtures/README.md. Its days are made here, by 0.1.0's own function. */
 async function withStoreOf010(t: Test) {
   const db = await withDatabase(t, 'template0')
-  for (const file of setupFiles) await db.admin.unsafe(await readFile(join(repository, 'sql/setup', file), 'utf8'))
-  const folder = await mkdtemp(join(tmpdir(), 'nexmdm-migrations-'))
-  t.teardown(() => rm(folder, { recursive: true, force: true }))
-  await mkdir(join(folder, 'committed'))
-  const committed = join(repository, 'migrations/committed')
-  const files = (await readdir(committed)).filter(name => name.slice(0, 6) <= lastOf010)
-  t.equal(files.length, 27)
-  for (const name of files) await copyFile(join(committed, name), join(folder, 'committed', name))
-  await writeFile(join(folder, 'current.sql'), '')
-  const settings = await migrationSettings(db.admin, db.url('postgres'), () => {})
-  await runCommitted({ ...settings, migrationsFolder: folder })
-  await poolsEnded()
+  const dump = gunzipSync(await readFile(join(repository, 'testing/fixtures/store-0.1.0.sql.gz')))
+  const psql = spawnSync(`${testCluster().postgres.bin}/psql`, ['-X', '-q', '-v', 'ON_ERROR_STOP=1', db.url('postgres')], {
+    input: dump,
+    env: plainEnv(),
+    encoding: 'utf8',
+  })
+  t.equal(psql.status, 0, psql.stderr)
+  // What 0.1.0 granted beyond the schemas of the dump.
   await db.admin.unsafe(`
     grant create, temporary on database ${db.name} to fleet_owner;
-    grant temporary on database ${db.name} to public;
-    grant insert, update on fleet_guard.partitions to fleet_owner;
     grant usage, create on schema partman to fleet_owner;
     grant all on all tables in schema partman to fleet_owner;
-    grant execute on function pg_catalog.pg_advisory_lock(bigint), pg_catalog.lo_create(oid), pg_catalog.lo_from_bytea(oid, bytea) to public`)
+    grant execute on all functions in schema partman to fleet_owner;
+    grant execute on all procedures in schema partman to fleet_owner`)
+  await db.sql.unsafe(`
+    grant update, delete, truncate on fleet.device_heartbeats to fleet_owner;
+    select fleet.set_up_partitions();
+    revoke update, delete, truncate on fleet.device_heartbeats from fleet_owner;
+    select partman.reapply_privileges('fleet.device_heartbeats')`)
+  t.equal(await value(db.sql`select count(*)::int from graphile_migrate.migrations`), 27)
   return db
 }
+
+const migrateAgain = async (db: TestDatabase) => {
+  const lines: string[] = []
+  await migrate(db.url('postgres'), { current: true, log: line => lines.push(line) })
+  return lines
+}
+
+/** How the store is made, without its partitions, which depend on the date. Grants are sorted: they are dumped as they were made. */
+async function schemaOf(db: TestDatabase) {
+  const { stdout } = await run(
+    `${testCluster().postgres.bin}/pg_dump`,
+    [
+      '--schema-only',
+      ...['fleet', 'fleet_detached', 'fleet_guard'].map(name => `--schema=${name}`),
+      '--exclude-table=fleet.device_heartbeats_p*',
+      '--exclude-table=fleet_detached.*',
+      db.url('postgres'),
+    ],
+    { env: plainEnv(), maxBuffer: 100_000_000 },
+  )
+  return stdout
+    .replace(/^\\(un)?restrict .*\n/gm, '')
+    .replace(/(^GRANT .*\n)+/gm, grants => `${grants.trimEnd().split('\n').sort().join('\n')}\n`)
+}
+
+/** Compares two dumps line by line, so that a failure shows what differs and not two million characters. */
+function sameLines(t: Test, found: string, wanted: string, message: string) {
+  const [left, right] = [found, wanted].map(text => new Set(text.split('\n'))) as [Set<string>, Set<string>]
+  t.same(
+    [...left].filter(line => !right.has(line)),
+    [],
+    `${message}: nothing is too much`,
+  )
+  t.same(
+    [...right].filter(line => !left.has(line)),
+    [],
+    `${message}: nothing is missing`,
+  )
+  t.ok(found === wanted, message)
+}
+
+const listOf = (db: TestDatabase) => db.admin<{ hash: string; filename: string }[]>`
+  select hash, filename from graphile_migrate.migrations order by filename`
 
 t.test('after the upgrade a store of 0.1.0 has the rights of a new one and keeps working', async t => {
   const db = await withStoreOf010(t)
@@ -103,10 +148,152 @@ t.test('after the upgrade a store of 0.1.0 has the rights of a new one and keeps
   t.match(
     await sql`select state, row_count, columns is not null as owns_its_columns from fleet.hb_partitions where archive_url is not null order by range_start`,
     [
+      // 0.1.0 archived this day, and its manifest has not been read since.
+      { state: 'dropped', row_count: '5', owns_its_columns: false },
       { state: 'dropped', row_count: '3', owns_its_columns: true },
       { state: 'dropped', row_count: '3', owns_its_columns: true },
     ],
   )
   await sql`call fleet.nightly()`
   t.match(await sql`select * from fleet.check() where status = 'fail'`, [])
+})
+
+t.test('an import that is under way continues after the upgrade', async t => {
+  const db = await withStoreOf010(t)
+  const day = daysAgo(4).slice(0, 10)
+  await db.admin.unsafe(`
+    create table public.old_heartbeats (device_id text, ts timestamptz);
+    insert into public.old_heartbeats values ('a', '${day}T01:00Z');
+    grant select, trigger on public.old_heartbeats to fleet_owner;
+    insert into fleet.adoption_devices values ('public.old_heartbeats', 'a', 1)`)
+  await db.admin`call fleet.adopt_table('public.old_heartbeats')`
+  await migrateAgain(db)
+  await db.admin.unsafe(`insert into public.old_heartbeats values ('a', '${day}T03:00Z')`)
+  t.match(
+    await db.sql`select device_id::int from fleet.device_heartbeats where ts >= ${`${day}T00:00Z`} order by ts`,
+    [{ device_id: 1 }, { device_id: 1 }],
+    'the trigger on the table still forwards',
+  )
+  const dba = asRole(t, db, 'fleet_dba')
+  await dba`call fleet.verify_import('public.old_heartbeats')`
+  await dba`select fleet.confirm_import('public.old_heartbeats')`
+  t.match(await dba`select state, rows_kept, rows_missing from fleet.import_progress`, [
+    { state: 'confirmed', rows_kept: '2', rows_missing: '0' },
+  ])
+})
+
+/** 0.1.0 called an import an adoption. */
+async function importsTable({ admin }: TestDatabase) {
+  return await value(admin`select coalesce(to_regclass('fleet.imports'), to_regclass('fleet.adoptions'))::text`)
+}
+
+t.test('an upgraded store is made as a new one, and keeps what was in it', async t => {
+  const db = await withStoreOf010(t)
+  const fresh = await withDatabase(t)
+  const day = daysAgo(4).slice(0, 10)
+  await db.admin.unsafe(`
+    create table public.old_heartbeats (device_id text, ts timestamptz);
+    insert into public.old_heartbeats values ('a', '${day}T01:00Z'), ('b', '${day}T02:00Z');
+    grant select, trigger on public.old_heartbeats to fleet_owner;
+    insert into fleet.adoption_devices values ('public.old_heartbeats', 'a', 1), ('public.old_heartbeats', 'b', 2)`)
+  await db.admin`call fleet.adopt_table('public.old_heartbeats', p_forward => false)`
+  const held = await partitionAt(db.sql, `${day}T01:00:00Z`)
+  await db.sql`select fleet.hold_partition(${held}, 'evidence')`
+  const contents = async () => ({
+    devices: await db.admin`select * from fleet.devices order by device_id`,
+    gateways: await db.admin`select * from fleet.gateways`,
+    commands: await db.admin`select * from fleet.device_commands order by command_id`,
+    dispatches: await db.admin`select * from fleet.command_dispatch_log order by dispatch_id`,
+    quarantine: await db.admin`select * from fleet.heartbeat_quarantine order by device_id`,
+    statuses: await db.admin`select * from fleet.device_last_status order by device_id`,
+    audit: await db.admin`select * from fleet.settings_audit order by audit_id`,
+    heartbeats: await db.admin`select * from fleet.device_heartbeats order by device_id`,
+    counters: await db.admin`select * from fleet.counters order by counter`,
+    events: await db.admin`select * from fleet.events order by event_id`,
+    settings: await db.admin`select retention, offline_after, store_ip, command_expires_after from fleet.settings`,
+    partitions: await db.admin`
+      select partition_name, state, row_count, archive_url, held_reason from fleet.hb_partitions order by 1`,
+    cohorts: await db.admin`select * from fleet.cohorts`,
+    imports: await db.admin.unsafe(`select source, state, rows_stored from ${(await importsTable(db)) as string}`),
+  })
+  const before = await contents()
+  t.match(before, {
+    devices: { length: 4 },
+    commands: { length: 2 },
+    quarantine: { length: 2 },
+    heartbeats: { length: 2 },
+    imports: [{ state: 'moved', rows_stored: '2' }],
+    settings: [{ offline_after: '00:15:00', store_ip: 'prefix' }],
+  })
+
+  t.match(await migrateAgain(db), ['Upgraded the tables of 0.1.0', 'Applied 1 migration: 000001-initial'])
+  t.match(await listOf(db), [{ filename: '000001.sql' }])
+  const wanted = await schemaOf(fresh)
+  t.match(wanted, /CREATE VIEW fleet\.device_status /)
+  sameLines(t, await schemaOf(db), wanted, 'after 27 migrations')
+  t.same(await contents(), before)
+  t.match(
+    await db.admin`
+    select bool_and(relid_seal = fleet_guard.seal(relid)) as are_sealed from fleet.hb_partitions where relid is not null
+    union all select bool_and(relid_seal = fleet_guard.seal(relid)) from fleet.imports
+    union all select bool_and(relid_seal = fleet_guard.seal(relid)) from fleet_guard.partitions where relid is not null
+  `,
+    [{ are_sealed: true }, { are_sealed: true }, { are_sealed: true }],
+  )
+  t.equal(await value(db.admin`select count(*)::int from fleet.heartbeat_columns`), 9)
+
+  const list = await listOf(db)
+  t.notMatch((await migrateAgain(db)).join('\n'), /Upgraded|Applied/, 'a second time there is nothing to do')
+  t.same(await listOf(db), list)
+  sameLines(t, await schemaOf(db), wanted, 'a second time')
+  t.same(await contents(), before)
+
+  // A store of a development version had 28 migrations, whose result is what is here now.
+  await db.admin`delete from graphile_migrate.migrations`
+  await db.admin`
+    insert into graphile_migrate.migrations (hash, filename)
+    select case n
+        when 1 then 'sha1:3049aa638ec4482720c5bf9cff43c111ead20a1b' when 27 then 'sha1:0b4b26d6b47a7d2682253d5f4f36f7616f259278'
+        when 28 then 'sha1:8aeca77ddc7515f65b0f5551c0df636aef3cebc9' else 'sha1:' || n
+      end, to_char(n, 'FM000000') || '.sql'
+    from generate_series(1, 28) n`
+  t.match(await migrateAgain(db), ['Upgraded the tables of 0.1.0', 'Applied 1 migration: 000001-initial'])
+  t.same(await listOf(db), list)
+  sameLines(t, await schemaOf(db), wanted, 'after 28 migrations')
+  t.same(await contents(), before)
+})
+
+t.test('an upgrade that ended half way is finished by the next one', async t => {
+  const db = await withStoreOf010(t)
+  await db.admin.unsafe(await readFile(join(repository, 'sql/setup/guard.sql'), 'utf8'))
+  await upgradeFrom010(asRole(t, db, 'fleet_owner', { TimeZone: 'UTC', search_path: 'pg_catalog, pg_temp' }))
+  t.same(await listOf(db), [])
+  t.match(await migrateAgain(db), ['Applied 1 migration: 000001-initial'])
+  sameLines(t, await schemaOf(db), await schemaOf(await withDatabase(t)), 'in the end')
+})
+
+t.test('a store with other migrations is refused and not changed', async t => {
+  const db = await withStoreOf010(t)
+  const everything = async () => ({
+    schema: await schemaOf(db),
+    list: await listOf(db),
+    setup: await db.admin`
+    select (select count(*)::int from pg_proc where pronamespace = 'fleet_guard'::regnamespace) as functions,
+      (select array_agg(evtname order by evtname) from pg_event_trigger) as triggers`,
+  })
+  const refused = async (ownerUrl: string | undefined, message: RegExp) => {
+    const before = await everything()
+    await t.rejects(migrate(db.url('postgres'), { log: () => {}, ...(ownerUrl && { ownerUrl }) }), { message })
+    t.same(await everything(), before)
+  }
+
+  await db.admin`insert into graphile_migrate.migrations (hash, filename) values ('sha1:unknown', '000028.sql')`
+  await refused(
+    undefined,
+    /^this database has migrations that no released .* 000028\.sql with hash sha1:unknown\..* Nothing was changed\.$/,
+  )
+  await db.admin`delete from graphile_migrate.migrations where filename > '000014.sql'`
+  for (const ownerUrl of [undefined, db.url('fleet_owner')]) {
+    await refused(ownerUrl, /newest migration is 000014\.sql.* Check out 0\.1\.0 \(commit c27bf5cd0.* Nothing was changed\.$/)
+  }
 })

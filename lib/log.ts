@@ -1,9 +1,7 @@
 import { pino, type DestinationStream } from 'pino'
+import type { LOG_FORMATS, LOG_LEVELS } from './settings.ts'
 
 export type Log = ReturnType<typeof createLog>
-
-export const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const
-export const LOG_FORMATS = ['auto', 'json', 'pretty'] as const
 
 /**
  * One JSON object a line; what happened is named in `event`.

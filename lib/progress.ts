@@ -1,21 +1,34 @@
 // What the commands in this directory say while they work.
 
-/** Prints one line. */
+/** The step whose line is still open, so that its time can be added to that line. */
+let openLine: symbol | undefined
+
+/** Prints one line, below the line of the step that is under way. */
 export function say(line: string) {
-  process.stdout.write(`${line}\n`)
+  process.stdout.write(`${openLine ? '\n' : ''}${line}\n`)
+  openLine = undefined
 }
 
-/** Says what is being done, with dots while it lasts and the time it took. */
+/** Says what is being done, with dots while it lasts and the time it took. If other lines come in between, the time gets its own line. */
 export async function step<T>(what: string, work: () => Promise<T>): Promise<T> {
   const started = performance.now()
-  process.stdout.write(`${what} ...`)
-  const dots = setInterval(() => process.stdout.write('.'), 2000)
+  const line = Symbol(what)
+  const end = (time: string) => {
+    if (openLine !== line) return say(`${what}: ${time}`)
+    openLine = undefined
+    process.stdout.write(` ${time}\n`)
+  }
+  process.stdout.write(`${openLine ? '\n' : ''}${what} ...`)
+  openLine = line
+  const dots = setInterval(() => {
+    if (openLine === line) process.stdout.write('.')
+  }, 2000)
   try {
     const result = await work()
-    process.stdout.write(` ${elapsed(started)}\n`)
+    end(elapsed(started))
     return result
   } catch (error) {
-    process.stdout.write(` failed after ${elapsed(started)}\n`)
+    end(`failed after ${elapsed(started)}`)
     throw error
   } finally {
     clearInterval(dots)

@@ -1,5 +1,6 @@
 // The environment of npm start, npm test, npm run migrate and npm run check. Only this file reads it.
 import { fileURLToPath } from 'node:url'
+import { settings } from '../lib/settings.ts'
 import { isUnambiguous } from './scram.ts'
 import { SettingsError } from '../lib/errors.ts'
 
@@ -26,8 +27,8 @@ export function startConfig(env: Env = currentEnv()): StartConfig {
   const problems: string[] = []
   const config: StartConfig = {
     databaseUrl: postgresUrl(env, 'DATABASE_URL', problems),
-    host: env.HOST || '127.0.0.1',
-    port: 8080,
+    host: env.HOST || settings.HOST.default,
+    port: settings.PORT.default,
     portIsFixed: Boolean(env.PORT),
     adminKey: env.ADMIN_KEY || undefined,
     archiveUrl: env.ARCHIVE_URL || undefined,
@@ -95,7 +96,10 @@ export function rolePasswords(env: Env = currentEnv()) {
 /** Where the server of npm start, or of HOST, PORT and ADMIN_KEY, answers; undefined without an ADMIN_KEY. */
 export function serverAddress(env: Env = currentEnv()) {
   return env.ADMIN_KEY
-    ? { url: `http://${reachable(env.HOST || '127.0.0.1')}:${env.PORT || 8080}`, adminKey: env.ADMIN_KEY }
+    ? {
+        url: `http://${reachable(env.HOST || settings.HOST.default)}:${env.PORT || settings.PORT.default}`,
+        adminKey: env.ADMIN_KEY,
+      }
     : undefined
 }
 
@@ -129,9 +133,10 @@ export function leftToCi(env: Env = currentEnv()) {
 
 /** How many hostile bodies a run of the tests sends: FUZZ_RUNS, else so few that nobody waits for them. Throws SettingsError. */
 export function fuzzRuns(env: Env = currentEnv()) {
-  const runs = Number(env.FUZZ_RUNS || 2_000)
-  if (!Number.isInteger(runs) || runs < 1 || runs > 10_000_000) {
-    throw new SettingsError([`FUZZ_RUNS: expected a whole number from 1 to 10000000, got ${JSON.stringify(env.FUZZ_RUNS)}`])
+  const { default: fallback, min, max } = settings.FUZZ_RUNS
+  const runs = Number(env.FUZZ_RUNS || fallback)
+  if (!Number.isInteger(runs) || runs < min || runs > max) {
+    throw new SettingsError([`FUZZ_RUNS: expected a whole number from ${min} to ${max}, got ${JSON.stringify(env.FUZZ_RUNS)}`])
   }
   return runs
 }

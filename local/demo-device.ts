@@ -36,25 +36,19 @@ export async function demoDevice(sql: Sql, file: string): Promise<DemoDevice> {
   }
 }
 
-/** A curl that posts a heartbeat, to be pasted into a shell. */
-export function curlLine(url: string, device: DemoDevice) {
-  const beat = { battery_pct: 87, network_type: 'wifi', unity_running: true, signal_dbm: -61, agent_version: '1.4.2' }
+/** The lines of a curl that posts a heartbeat, to be pasted into a shell. Each fits a terminal of 100 columns with an indent of two. */
+export function curlLines(url: string, device: DemoDevice) {
+  const heartbeat = { battery_pct: 87, network_type: 'wifi', unity_running: true, signal_dbm: -61 }
   return [
-    'curl -sS -X POST',
-    shellQuote(`${url}/v1/heartbeat`),
-    '-H',
-    shellQuote(`Authorization: Bearer ${device.token}`),
-    '-H',
-    shellQuote('Content-Type: application/json'),
-    '-d',
-    shellQuote(JSON.stringify(beat)),
-  ].join(' ')
+    `curl -sS -X POST ${shellQuote(`${url}/v1/heartbeat`)} -H ${shellQuote('Content-Type: application/json')} \\`,
+    `  -d ${shellQuote(JSON.stringify(heartbeat))} \\`,
+    `  -H ${shellQuote(`Authorization: Bearer ${device.token}`)}`,
+  ]
 }
 
-/** A psql line that shows the device's last status. */
-export function psqlLine(psql: string, url: string, device: DemoDevice) {
-  const query = `select alias, status, last_ts, battery_pct, network_type, unity_running from fleet.device_status where alias = '${device.alias}'`
-  return `${psql} ${shellQuote(url)} -c ${shellQuote(query)}`
+/** A psql line that shows the device's last status; `connection` is what psql takes as a database, quoted for the shell. */
+export function psqlLine(psql: string, connection: string, device: DemoDevice) {
+  return `${psql} ${connection} -xc "select * from fleet.device_status where alias = '${device.alias}'"`
 }
 
 /** A word for a POSIX shell. */

@@ -53,7 +53,7 @@ export async function startDemo(sql: Sql, url: string, file: string, stopped: Ab
     await step('Retiring the days past the retention (the archiver takes them from there)', () => sql`call fleet.nightly(null)`)
   }
   stopped.throwIfAborted()
-  say(`${deviceCount} devices send a beat a minute; some are offline, on some Unity is down. Try:
+  say(`${deviceCount} devices send a heartbeat each minute. Some are offline, and on some Unity is down. Try:
 
   select * from fleet.fleet_summary;
   select * from fleet.devices_offline;

@@ -5,6 +5,7 @@ import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
+import { blocksOf, readPage, runShell } from '../testing/pages.ts'
 import { freePort } from './cluster.ts'
 import { plainEnv } from './config.ts'
 import { waitFor, withClone, withDatabase } from '../testing/database.ts'
@@ -13,7 +14,7 @@ const run = promisify(execFile)
 
 interface Started {
   output: () => string
-  /** What the shell gets when a printed line is pasted. */
+  /** What the shell answers when the printed command is pasted: the curl by itself, psql after the line that reads the settings. */
   paste: (program: 'curl' | 'psql') => Promise<string>
   signal: (signal: NodeJS.Signals) => void
   exited: Promise<number | null>
@@ -47,9 +48,13 @@ async function npmStart(t: Test, clone: string, env: Record<string, string> = {}
     what: () => `npm start; it printed:\n${output}`,
   })
   const paste = async (program: string) => {
-    const line = new RegExp(`^ {2}(${program} .*)$`, 'm').exec(output)?.[1]
-    if (!line) throw new Error(`no ${program} line was printed:\n${output}`)
-    const { stdout } = await run('sh', ['-c', line], { env: { PATH: plainEnv().PATH } })
+    const command = new RegExp(`^ {2}${program} .*?[^\\\\]$`, 'ms').exec(output)?.[0]
+    if (!command) throw new Error(`no ${program} line was printed:\n${output}`)
+    const settings = program === 'psql' ? /^ {2}set -a; .*$/m.exec(output)?.[0] : undefined
+    const { stdout } = await run('sh', ['-c', [settings, command].filter(Boolean).join('\n')], {
+      cwd: '/',
+      env: { PATH: plainEnv().PATH, ...(env.DATABASE_URL !== undefined && { DATABASE_URL: env.DATABASE_URL }) },
+    })
     return stdout
   }
   return { output: () => output, paste, signal: signal => child.kill(signal), exited }
@@ -61,6 +66,11 @@ async function processes(clone: string) {
   return stdout.split('\n').filter(line => line.includes(clone))
 }
 
+/** Of the device in the printed curl. */
+function token(output: string) {
+  return /Bearer (nxd_\w+)'/.exec(output)?.[1] ?? ''
+}
+
 const clone = await withClone(t)
 
 t.test('DATABASE_URL set: that database is used and no cluster is made', async t => {
@@ -69,8 +79,8 @@ t.test('DATABASE_URL set: that database is used and no cluster is made', async t
   const started = await npmStart(t, clone, { DATABASE_URL: db.url('postgres'), PORT: String(port), ADMIN_KEY: 'k'.repeat(32) })
   t.match(JSON.parse(await started.paste('curl')), { result: 'stored' })
   t.match(await started.paste('psql'), /demo-1/)
-  t.match(started.output(), `http://127.0.0.1:${port}\n`)
-  t.match(started.output(), /admin key +the one in ADMIN_KEY/)
+  t.match(started.output(), `Ops page    http://127.0.0.1:${port}/\n`)
+  t.match(started.output(), /Admin key +the one in ADMIN_KEY/)
   t.notMatch(started.output(), 'k'.repeat(32), 'who set it knows it')
   t.notOk(existsSync(join(clone, '.local/pg')))
   started.signal('SIGTERM')
@@ -110,19 +120,43 @@ t.test('a fresh clone with an empty environment', async t => {
     const started = await npmStart(t, clone)
     t.match(started.output(), /Making a PostgreSQL \d+ cluster/)
     t.match(JSON.parse(await started.paste('curl')), { result: 'stored' })
-    t.match(await started.paste('psql'), /demo-1 +\| online +\|.*87/)
-    first = /^ {2}curl .*$/m.exec(started.output())?.[0] ?? ''
+    t.match(await started.paste('psql'), /^alias +\| demo-1$[^]*^status +\| online$[^]*^battery_pct +\| 87$/m)
+    first = token(started.output())
     adminKey = (await readFile(join(clone, '.local/admin-key'), 'utf8')).trim()
     t.match(adminKey, /^[0-9a-f]{48}$/)
-    t.match(started.output(), `admin key  ${adminKey}\n             (printed this once; it is kept in .local/admin-key)`)
+    t.match(started.output(), `Admin key   ${adminKey}\n            (printed only this once; kept in .local/admin-key)`)
 
-    for (const file of ['admin-key', 'demo-device.json', 'pg/cluster.json', 'log/server.log']) {
+    for (const file of ['admin-key', 'env', 'pg_service.conf', 'demo-device.json', 'pg/cluster.json', 'log/server.log']) {
       t.equal((await stat(join(clone, '.local', file))).mode & 0o077, 0, `${file} is for its owner alone`)
     }
 
+    const [before = '', summary = ''] = started.output().split(/^(?=Ops page)/m)
+    const [page] = /http\S+$/m.exec(summary) ?? []
+    t.match(summary, /^Ops page +http/, 'the address of the ops page comes first')
+    t.match(await (await fetch(page!)).text(), /Admin key/, 'and it is the page')
+    t.notMatch(started.output(), /^\s*\.+( |$)/m, 'no line begins with the dots of a step')
+    t.match(before, /^Starting the server and the archiver \.+ \d+\.\d s$/m)
+    t.same(
+      summary.split('\n').filter(line => /^ {2}(curl|psql| )/.test(line) && line.length > 100),
+      [],
+      'the commands fit a terminal',
+    )
+
+    // In one terminal, as a reader does; the port may be another here.
+    const [starting, ...commands] = blocksOf(await readPage('README.md'), 'sh')
+    t.equal(starting, 'npm start\n')
+    t.equal(commands.length, 2)
+    const { code, output } = await runShell(commands.join('').replaceAll('http://127.0.0.1:8080/', page!), {}, { cwd: clone })
+    t.equal(code, 0, output)
+    t.match(
+      output,
+      /^\{"result":"stored",[^]*alias,status,last_ts,battery_pct$[^]*^lobby-tablet-7,online,.*,81$/m,
+      'the commands of README.md',
+    )
+
     const second = await npmStart(t, clone)
     t.equal(await second.exited, 1)
-    t.match(second.output(), /npm start runs already for this clone/)
+    t.match(second.output(), /npm start already runs for this clone/)
     t.match(await started.paste('psql'), /demo-1/, 'which leaves the first alone')
 
     started.signal('SIGTERM')
@@ -137,11 +171,11 @@ t.test('a fresh clone with an empty environment', async t => {
     t.ok(Date.now() - began < 20_000, `it took ${Date.now() - began} ms`)
     t.notMatch(started.output(), /Making a PostgreSQL/)
     t.notMatch(started.output(), adminKey, 'the admin key is printed at the first start only')
-    t.match(started.output(), 'admin key  in .local/admin-key, made at an earlier start')
-    const url = /Heartbeats are taken at (\S+)/.exec(started.output())?.[1]
+    t.match(started.output(), 'Admin key   in .local/admin-key, made at an earlier start')
+    const url = /^Ops page +(\S+)\/$/m.exec(started.output())?.[1]
     t.equal((await fetch(`${url}/v1/devices`, { headers: { 'x-admin': adminKey } })).status, 200, 'and it is the same')
-    t.equal(/^ {2}curl .*$/m.exec(started.output())?.[0]?.replace(/:\d+\//, ''), first.replace(/:\d+\//, ''), 'the same device')
-    t.match(await started.paste('psql'), /demo-1 +\| \w+ +\|.*87/)
+    t.equal(token(started.output()), first, 'the same device')
+    t.match(await started.paste('psql'), /^alias +\| demo-1$[^]*^battery_pct +\| 87$/m)
 
     const supervisor = Number(await readFile(join(clone, '.local/start.pid'), 'utf8'))
     process.kill(supervisor, 'SIGKILL')

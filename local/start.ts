@@ -9,7 +9,7 @@ import { readConfig as readArchiverConfig } from '../archiver/config.ts'
 import { readConfig as readServerConfig } from '../server/config.ts'
 import { Cluster, clusterMajor, isFree, placeFor } from './cluster.ts'
 import { plainEnv, reachable, repository, startConfig, type StartConfig } from './config.ts'
-import { curlLine, demoDevice, psqlLine } from './demo-device.ts'
+import { curlLines, demoDevice, psqlLine, shellQuote } from './demo-device.ts'
 import { openDatabase } from '../lib/database.ts'
 import { startDemo } from './demo.ts'
 import { migrate } from '../cli/migrate.ts'
@@ -20,16 +20,18 @@ import { Service } from './service.ts'
 import { reportFailure, SettingsError, UsageError } from '../lib/errors.ts'
 
 const local = join(repository, '.local')
+const envFile = join(local, 'env')
+const serviceFile = join(local, 'pg_service.conf')
 const database = 'fleet'
 
 /** Where to connect, and what the children are told. */
 interface Database {
   adminUrl: string
   ownerUrl: string
-  /** For the printed psql lines. */
-  readerUrl: string
-  dbaUrl: string
+  /** For the printed psql lines: the program, and what it is told to connect to, as words for the shell. */
   psql: string
+  reader: string
+  dba: string
   env: Record<string, string | undefined>
 }
 
@@ -113,12 +115,17 @@ async function start(config: StartConfig, running: Running, isDemo: boolean) {
   }
   const db = config.databaseUrl ? givenDatabase(config) : await privateDatabase(running, config)
   const { cluster } = running
-  await running.step('Migrating the database', () =>
-    migrate(db.adminUrl, {
-      log: line => say(`\n${line}`),
-      ...(cluster && { afterSetup: () => cluster.allowLogins(), ownerUrl: db.ownerUrl }),
-    }),
-  )
+  const lines: string[] = []
+  try {
+    await running.step('Migrating the database', () =>
+      migrate(db.adminUrl, {
+        log: line => lines.push(line),
+        ...(cluster && { afterSetup: () => cluster.allowLogins(), ownerUrl: db.ownerUrl }),
+      }),
+    )
+  } finally {
+    for (const line of lines) say(line)
+  }
 
   const port = config.portIsFixed ? config.port : await nextFreePort(config)
   const { adminKey, shown } = config.adminKey
@@ -127,7 +134,10 @@ async function start(config: StartConfig, running: Running, isDemo: boolean) {
   const archiveUrl = config.archiveUrl ?? (await localArchive())
   const env = { ...db.env, PORT: String(port), HOST: config.host, ADMIN_KEY: adminKey, ARCHIVE_URL: archiveUrl }
   await mkdir(join(local, 'log'), { recursive: true, mode: 0o700 })
-  if (running.cluster) await writeEnvFile({ ...env, DATABASE_URL: db.adminUrl })
+  if (cluster) {
+    await writeServiceFile(cluster)
+    await writeEnvFile({ ...env, DATABASE_URL: db.adminUrl, PGSERVICEFILE: serviceFile })
+  }
   const url = `http://${reachable(config.host)}:${port}`
   const server = service(running, 'server', 'server/main.ts', env)
   const archiver = service(running, 'archiver', 'archiver/main.ts', env)
@@ -141,23 +151,25 @@ async function start(config: StartConfig, running: Running, isDemo: boolean) {
   try {
     const device = await demoDevice(sql, join(local, 'demo-device.json'))
     say(`
-Heartbeats are taken at ${url}
+Ops page    ${url}/
+Admin key   ${shown}
+Heartbeats  ${url}/v1/heartbeat
+Archive     ${archiveUrl}
+Logs        ${relative(process.cwd(), join(local, 'log')) || '.'}/${cluster ? ` and ${cluster.log}` : ''}
 
-  admin key  ${shown}
-  archive    ${archiveUrl}
-  logs       ${relative(process.cwd(), join(local, 'log')) || '.'}/${running.cluster ? ` and ${running.cluster.log}` : ''}
+Send a heartbeat as ${device.alias}:
 
-Post a heartbeat as ${device.alias}:
+${curlLines(url, device)
+  .map(line => `  ${line}`)
+  .join('\n')}
 
-  ${curlLine(url, device)}
+See it in the store, from another terminal${cluster ? '' : ' that has the same DATABASE_URL'}:
 
-Look at it:
+${cluster ? `  set -a; . ${shellWord(envFile)}; set +a\n` : ''}  ${psqlLine(db.psql, db.reader, device)}
 
-  ${psqlLine(db.psql, db.readerUrl, device)}
+Work as a DBA, as docs/operate.md and RUNBOOK.md show${cluster ? ', from the same terminal' : ''}:
 
-Run the store, as README.md and RUNBOOK.md show:
-
-  ${db.psql} '${db.dbaUrl}'
+  ${db.psql} ${db.dba}
 
 Ctrl-C stops everything; the data stays.
 `)
@@ -181,14 +193,14 @@ async function privateDatabase(running: Running, config: StartConfig): Promise<D
   running.stopped.throwIfAborted()
   running.cluster = cluster
   const how = await running.step(`Starting PostgreSQL ${packages.major}`, () => cluster.start())
-  if (how === 'adopted') say('It was still running from an earlier start that was killed; it goes on as it is.')
+  if (how === 'adopted') say('PostgreSQL was still running from an earlier start that was killed. It keeps running.')
   running.watchCluster(cluster)
   return {
     adminUrl: cluster.url('postgres', database),
     ownerUrl: cluster.url('fleet_owner', database),
-    readerUrl: cluster.url('fleet_reader', database),
-    dbaUrl: cluster.url('fleet_dba', database),
     psql: onPath('psql') ? 'psql' : cluster.program('psql'),
+    reader: 'service=fleet_reader',
+    dba: 'service=fleet_dba',
     env: privateEnv(config.env, cluster.url('fleet_server', database), cluster.url('fleet_archiver', database)),
   }
 }
@@ -209,8 +221,8 @@ function privateEnv(env: StartConfig['env'], serverUrl: string, archiverUrl = se
 
 /** The database of DATABASE_URL. */
 function givenDatabase({ databaseUrl = '', env }: StartConfig): Database {
-  say('DATABASE_URL is set: using that database, making no cluster.')
-  return { adminUrl: databaseUrl, ownerUrl: databaseUrl, readerUrl: databaseUrl, dbaUrl: databaseUrl, psql: 'psql', env }
+  say('DATABASE_URL is set: that database is used, and no cluster is made.')
+  return { adminUrl: databaseUrl, ownerUrl: databaseUrl, psql: 'psql', reader: '"$DATABASE_URL"', dba: '"$DATABASE_URL"', env }
 }
 
 function service(running: Running, name: string, script: string, env: Record<string, string | undefined>) {
@@ -248,7 +260,7 @@ async function untilReady(url: string, server: Service, stopped: AbortSignal) {
 async function nextFreePort({ port, host }: StartConfig) {
   for (let next = port; next < port + 100; next++) {
     if (!(await isFree(next, host))) continue
-    if (next !== port) say(`Port ${port} is taken by another process; using ${next}. (PORT sets one.)`)
+    if (next !== port) say(`Port ${port} is taken by another process, so the server uses ${next}. Set PORT to choose one.`)
     return next
   }
   throw new Error(`ports ${port} to ${port + 99} of ${host} are all taken; set PORT`)
@@ -266,9 +278,24 @@ async function writeEnvFile(env: Record<string, string | undefined>) {
     'HOST',
     'PORT',
     'ADMIN_KEY',
+    'PGSERVICEFILE',
   ]
   const lines = names.map(name => `${name}='${(env[name] ?? '').replaceAll("'", `'\\''`)}'\n`)
-  await writeFile(join(local, 'env'), lines.join(''), { mode: 0o600 })
+  await writeFile(envFile, lines.join(''), { mode: 0o600 })
+}
+
+/** For `psql service=fleet_dba`, a line without a password in it: what libpq reads as PGSERVICEFILE. */
+async function writeServiceFile(cluster: Cluster) {
+  const sections = (['fleet_reader', 'fleet_dba', 'fleet_owner', 'postgres'] as const).map(role => {
+    const { hostname, port, username, password, pathname } = new URL(cluster.url(role, database))
+    return `[${role}]\nhost=${hostname}\nport=${port}\nuser=${username}\npassword=${password}\ndbname=${pathname.slice(1)}\n`
+  })
+  await writeFile(serviceFile, sections.join('\n'), { mode: 0o600 })
+}
+
+/** A path as the shell takes it: in quotes only if it needs them. */
+function shellWord(path: string) {
+  return /^[\w./-]+$/.test(path) ? path : shellQuote(path)
 }
 
 /** The admin key of this clone, and the text to print about it. It is printed only once, because terminals are recorded and shared. */
@@ -279,7 +306,7 @@ async function keptAdminKey() {
   if (kept.trim()) return { adminKey: kept.trim(), shown: `in ${place}, made at an earlier start` }
   const adminKey = randomBytes(24).toString('hex')
   await writeFile(file, `${adminKey}\n`, { mode: 0o600 })
-  return { adminKey, shown: `${adminKey}\n             (printed this once; it is kept in ${place})` }
+  return { adminKey, shown: `${adminKey}\n            (printed only this once; kept in ${place})` }
 }
 
 async function localArchive() {
@@ -308,7 +335,7 @@ async function lock() {
       await rm(own, { force: true })
     }
     const pid = Number(await readFile(file, 'utf8').catch(() => '0'))
-    if (await isStart(pid)) throw new Error(`npm start runs already for this clone, as process ${pid}; nothing was started`)
+    if (await isStart(pid)) throw new Error(`npm start already runs for this clone, as process ${pid}; nothing was started`)
     await rm(file, { force: true }) // left by a start that was killed
   }
 }

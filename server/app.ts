@@ -15,6 +15,7 @@ import { getPoolHealth, postNightly, postReconcile } from './ops/ops.ts'
 import { opsPage } from './page/page.tsx'
 import { Problem, requestId, toProblem, unavailable } from './problem.ts'
 import { noQuery } from './valid.ts'
+import { version } from '../lib/version.ts'
 
 /** Of one network: a key that a person chose is found by trying, the tokens are not. */
 export const WRONG_KEYS_PER_MINUTE = 60
@@ -49,7 +50,7 @@ export function createApp(context: ServerContext) {
   app.get('/metrics', adminOnly(config.adminKey, rateLimit, { orBearer: true }), getMetrics(context))
 
   app.get('/openapi.json', getOpenapi())
-  app.get('/healthz', c => c.json({ status: 'ok' }))
+  app.get('/healthz', c => c.json({ status: 'ok', version }))
   app.get('/readyz', async c => {
     if (isDraining()) throw unavailable('The server is stopping.')
     const [row] = await pool.run(

@@ -1,8 +1,11 @@
-import { availableParallelism } from 'node:os'
 import { inspect } from 'node:util'
+import { type LOG_FORMATS, type LOG_LEVELS, type SettingOf, settings } from '../lib/settings.ts'
 import { databaseUrlProblem } from '../lib/database-url.ts'
-import { LOG_FORMATS, LOG_LEVELS } from '../lib/log.ts'
 import { SettingsError } from '../lib/errors.ts'
+
+type Name = SettingOf<'server'>
+/** Names of the settings whose entry in the table has this. */
+type NameWith<T> = { [K in Name]: (typeof settings)[K] extends T ? K : never }[Name]
 
 /** Where to connect, and the role to start as when the URL's own login is not that role. */
 export interface Login {
@@ -49,9 +52,9 @@ export interface ServerConfig {
 export function readConfig(env: Record<string, string | undefined> = process.env): ServerConfig {
   const problems: string[] = []
   // An empty variable is an unset one: `PORT= npm run server` means the default.
-  const read = (name: string) => env[name] || undefined
+  const read = (name: Name) => env[name] || undefined
 
-  function login(name: string): Login {
+  function login(name: Name): Login {
     const own = read(name)
     const url = own ?? read('DATABASE_URL')
     const source = own === undefined ? 'DATABASE_URL' : name
@@ -63,7 +66,8 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     return own === undefined ? { url: url ?? '', role: 'fleet_server' } : { url: own }
   }
 
-  function integer(name: string, fallback: number, min: number, max: number) {
+  function integer(name: NameWith<{ min: number }>) {
+    const { default: fallback, min, max } = settings[name]
     const text = read(name)
     if (text === undefined) return fallback
     const value = /^\d+$/.test(text) ? Number(text) : NaN
@@ -73,15 +77,16 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     return value
   }
 
-  function choice<T extends string>(name: string, fallback: T, choices: readonly T[]): T {
+  function choice<K extends NameWith<{ values: readonly string[] }>>(name: K): (typeof settings)[K]['values'][number] {
+    const { default: fallback, values } = settings[name]
     const text = read(name)
-    const found = choices.find(value => value === (text ?? fallback))
-    if (found === undefined) problems.push(`${name} must be one of ${choices.join(', ')}, not ${inspect(text)}.`)
+    const found = values.find(value => value === (text ?? fallback))
+    if (found === undefined) problems.push(`${name} must be one of ${values.join(', ')}, not ${inspect(text)}.`)
     return found ?? fallback
   }
 
-  function share(name: string) {
-    const text = read(name) ?? 'true'
+  function share(name: 'READ_FROM_LAST_STATUS') {
+    const text = read(name) ?? settings[name].default
     const percent = text === 'true' ? 100 : text === 'false' ? 0 : /^\d{1,3}%$/.test(text) ? Number(text.slice(0, -1)) : NaN
     if (!(percent <= 100)) problems.push(`${name} must be true, false or a share from 0% to 100%, not ${inspect(text)}.`)
     return percent / 100
@@ -98,19 +103,19 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     listen: login('LISTEN_DATABASE_URL'),
     ops: login('OPS_DATABASE_URL'),
     read: read('READ_DATABASE_URL') === undefined ? undefined : login('READ_DATABASE_URL'),
-    readMaxLagS: integer('READ_MAX_LAG_S', 10, 1, 3600),
+    readMaxLagS: integer('READ_MAX_LAG_S'),
     readFromLastStatus: share('READ_FROM_LAST_STATUS'),
-    perfDiffEnabled: choice('PERF_DIFF_ENABLED', 'false', ['true', 'false']) === 'true',
-    port: integer('PORT', 8080, 0, 65535),
-    host: read('HOST') ?? '127.0.0.1',
+    perfDiffEnabled: choice('PERF_DIFF_ENABLED') === 'true',
+    port: integer('PORT'),
+    host: read('HOST') ?? settings.HOST.default,
     adminKey,
-    workers: integer('WORKERS', Math.min(availableParallelism(), 8), 1, 64),
-    poolMax: integer('POOL_MAX', 10, 1, 1000),
-    backpressureQueue: integer('BACKPRESSURE_QUEUE', 10_000, 1, 20_000),
-    trustProxy: choice('TRUST_PROXY', 'false', ['true', 'false']) === 'true',
-    wrongTokensPerMinute: integer('WRONG_TOKENS_PER_MINUTE', 600, 1, 1_000_000),
-    logLevel: choice('LOG_LEVEL', 'info', LOG_LEVELS),
-    logFormat: choice('LOG_FORMAT', 'auto', LOG_FORMATS),
+    workers: integer('WORKERS'),
+    poolMax: integer('POOL_MAX'),
+    backpressureQueue: integer('BACKPRESSURE_QUEUE'),
+    trustProxy: choice('TRUST_PROXY') === 'true',
+    wrongTokensPerMinute: integer('WRONG_TOKENS_PER_MINUTE'),
+    logLevel: choice('LOG_LEVEL'),
+    logFormat: choice('LOG_FORMAT'),
     otlpEndpoint: read('OTEL_EXPORTER_OTLP_ENDPOINT'),
   }
   if (config.otlpEndpoint !== undefined && !/^https?:\/\//.test(config.otlpEndpoint)) {

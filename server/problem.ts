@@ -73,7 +73,8 @@ export function unavailable(detail: string, cause?: unknown) {
   })
 }
 
-const SQL_STATUS: Record<string, number> = { FL404: 404, FL409: 409, FL422: 422, FL002: 409, FL003: 409 }
+/** What is answered to an error of a SQL function, by its code. */
+export const SQL_STATUS: Record<string, number> = { FL404: 404, FL409: 409, FL422: 422, FL002: 409, FL003: 409 }
 
 /** What to answer when `error` was thrown: nothing of an unknown error is shown. */
 export function toProblem(error: unknown): Problem {

@@ -18,27 +18,27 @@ const fuzzed = 100_000
 const stages: Stage[] = [
   {
     name: 'full',
-    what: `every test at full size, ${fuzzed.toLocaleString('en')} fuzzed bodies`,
+    what: `every test at full size, with ${fuzzed.toLocaleString('en')} fuzzed bodies`,
     command: 'npm',
     args: ['test'],
     env: { TEST_DEEP: '1', FUZZ_RUNS: String(fuzzed), CI: 'true' },
   },
   {
     name: 'dates',
-    what: 'every test with its clocks moved to a leap day, the ends of months and of a year, changes of summer time, and three years ahead',
+    what: 'every test with its clocks moved: to a leap day, the ends of months and of a year, changes of summer time, and three years ahead',
     command: 'npm',
     args: ['run', 'test:dates'],
     env: { CI: 'true' },
   },
   {
     name: 'bookworm',
-    what: 'a new Debian 12 with Node only: `npm start`, what it prints, `npm test`',
+    what: 'a fresh Debian 12 with only Node: `npm start`, the commands that it prints, `npm test`',
     command: 'testing/fresh.sh',
     args: ['bookworm'],
   },
   {
     name: 'trixie',
-    what: 'a new Debian 13, PostgreSQL 17 with pg_partman 5 and its own Node: the same',
+    what: 'the same on a fresh Debian 13, with PostgreSQL 17, pg_partman 5 and its own Node',
     command: 'testing/fresh.sh',
     args: ['trixie'],
   },
@@ -69,7 +69,7 @@ for (const stage of stages) {
 
 const page = `# The deep test
 
-\`npm run test:deep\`, as root:
+\`npm run test:deep\`, as root, runs these stages. A stage that was not run again keeps its line and its commit.
 
 | | commit | assertions | took | |
 |---|---|---|---|---|

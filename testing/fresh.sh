@@ -54,10 +54,10 @@ start() {
   cat /root/start.log
   echo '== the commands that it prints, and the checks'
   command -v curl > /dev/null || apt-get -q install -y --no-install-recommends curl > /root/apt.log 2>&1 || { cat /root/apt.log; exit 1; }
-  grep -m1 'curl -sS' /root/start.log > /root/try.sh
+  sed -n '/^  curl -sS/,/[^\\]$/p' /root/start.log > /root/try.sh
   sh -e /root/try.sh | tee /root/answer
   grep -q stored /root/answer
-  grep -m1 'fleet_reader' /root/start.log > /root/try.sh
+  grep -E '^  (set -a; |psql .*fleet_reader)' /root/start.log > /root/try.sh
   sh -e /root/try.sh
   (set -a; . .local/env; set +a; npm run check)
   kill -INT $pid

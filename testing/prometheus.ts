@@ -29,17 +29,25 @@ export interface Targets {
   /** As `host:port`. */
   servers: string[]
   haproxy?: string[]
+  alertmanagers?: string[]
+  /** Rules besides those of docker/prometheus/. */
+  rules?: string
 }
 
 /** A copy of docker/prometheus/ with the key and these targets; what else is there is as it is. */
-export async function configurePrometheus(t: Test, { adminKey, servers, haproxy = [] }: Targets, port = 9090) {
+export async function configurePrometheus(
+  t: Test,
+  { adminKey, servers, haproxy = [], alertmanagers = [], rules }: Targets,
+  port = 9090,
+) {
   const dir = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-prometheus-'))
   t.teardown(() => rm(dir, { recursive: true, force: true }))
   await cp(join(repository, 'docker/prometheus'), dir, { recursive: true })
   await writeFile(join(dir, 'admin_key'), adminKey, { mode: 0o600 })
-  for (const [name, targets] of Object.entries({ servers, haproxy, prometheus: [`127.0.0.1:${port}`] })) {
+  for (const [name, targets] of Object.entries({ servers, haproxy, alertmanagers, prometheus: [`127.0.0.1:${port}`] })) {
     await writeFile(join(dir, 'targets', `${name}.yml`), JSON.stringify([{ targets }]))
   }
+  if (rules !== undefined) await writeFile(join(dir, 'rules/more.yml'), rules)
   return dir
 }
 

@@ -3,6 +3,7 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { alertmanager } from '../testing/alertmanager.ts'
 import { debianChromium } from './browser.ts'
 import { faketime, moveClock, shareClock } from './clock.ts'
 import { currentEnv, movedClock, objectStoreConfig, repository } from '../local/config.ts'
@@ -28,7 +29,16 @@ try {
   await buildTap()
   // Here, before the test files that need them run side by side. Where they are not to be had, those say so.
   if (!objectStoreConfig().endpoint) await objectStore.install()
-  for (const programs of [topology, debianChromium, prometheus, shellcheck, systemdAnalyze, dockerCompose, faketime])
+  for (const programs of [
+    topology,
+    debianChromium,
+    prometheus,
+    alertmanager,
+    shellcheck,
+    systemdAnalyze,
+    dockerCompose,
+    faketime,
+  ])
     await programs.install()
   await installPlpgsqlCheck(await requirePostgres())
   const { at, rest } = parseArguments(process.argv.slice(2))

@@ -170,7 +170,7 @@ t.test('the event of a table that was dropped by hand does not claim a compariso
   await db.admin`update fleet.settings set archive_grace = '0'`
   t.equal(await value(db.sql`select fleet.drop_partition(${partition})`), true)
   t.match(await db.sql`select detail from fleet.events where event = 'partition.drop'`, [
-    { detail: 'the table was gone already; nothing was compared' },
+    { detail: 'the table was already gone; nothing was compared' },
   ])
   t.equal(Number((await value(db.sql`select total from fleet.counters where counter = 'hb_partition_dropped_total'`)) ?? 0), 0)
 })

@@ -22,8 +22,8 @@ interface Command {
 
 export const newCommand = z.object(
   {
-    device_id: deviceId,
-    command: text(1, 64),
+    device_id: deviceId.describe('The device that gets the command.'),
+    command: text(1, 64).describe('The name of the command, as the agent knows it.'),
     payload: z
       .unknown()
       .optional()

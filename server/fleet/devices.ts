@@ -74,8 +74,8 @@ export function getDevice(reads: DeviceReads): Handler<AppEnv> {
 
 export const newDevice = z.object(
   {
-    alias: text(1, 200),
-    cohort: text(1, 100).nullish(),
+    alias: text(1, 200).describe('Its name, unique among all devices, revoked ones included.'),
+    cohort: text(1, 100).nullish().describe('Its cohort; `default` if it is left out.'),
   },
   'must be a JSON object',
 )
@@ -95,8 +95,8 @@ export function createDevice(pool: Pool): Handler<AppEnv> {
 export const deviceChanges = z
   .strictObject(
     {
-      alias: text(1, 200).optional(),
-      cohort: text(1, 100).optional(),
+      alias: text(1, 200).optional().describe('The new alias.'),
+      cohort: text(1, 100).optional().describe('The new cohort.'),
     },
     {
       error: issue =>

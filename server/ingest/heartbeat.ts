@@ -72,12 +72,17 @@ export const text = (min: number, max: number) =>
     .meta({ ...(min > 0 && { minLength: min }), ...(max < Infinity && { maxLength: max }) })
 
 const fields = {
-  ts: ts.nullish(),
-  battery_pct: integer(0, 100).nullish(),
-  network_type: text(0, 32).nullish(),
-  unity_running: z.boolean('must be true or false').nullish(),
-  signal_dbm: integer(-200, 50).nullish(),
-  agent_version: text(0, 64).nullish(),
+  ts: ts
+    .nullish()
+    .describe(
+      'When it was measured: a real time in the years 0001 to 9999, in RFC 3339 with an offset. ' +
+        "Left out: the server's time.",
+    ),
+  battery_pct: integer(0, 100).nullish().describe('Charge of the battery, in percent.'),
+  network_type: text(0, 32).nullish().describe('The network, such as `wifi`.'),
+  unity_running: z.boolean('must be true or false').nullish().describe('Whether the Unity app runs.'),
+  signal_dbm: integer(-200, 50).nullish().describe('Signal strength, in dBm.'),
+  agent_version: text(0, 64).nullish().describe('Version of the agent.'),
 }
 
 const notAnObject = 'must be a JSON object'
@@ -88,9 +93,21 @@ export const heartbeatSchema = z.object(fields, notAnObject)
 export const deviceId = z.int('must be a device id').positive('must be a device id')
 
 /** An item of a device's batch: it may name the device, but only the one whose token is used. */
-export const deviceItemSchema = z.object({ ...fields, device_id: deviceId.nullish() }, notAnObject)
+export const deviceItemSchema = z.object(
+  {
+    ...fields,
+    device_id: deviceId.nullish().describe('May be left out; otherwise it must be the device whose token is used.'),
+  },
+  notAnObject,
+)
 
 /** An item of a gateway's batch. */
-export const gatewayItemSchema = z.object({ ...fields, device_id: deviceId }, notAnObject)
+export const gatewayItemSchema = z.object(
+  {
+    ...fields,
+    device_id: deviceId.describe('The device that the heartbeat is of.'),
+  },
+  notAnObject,
+)
 
 export type Heartbeat = z.output<typeof heartbeatSchema>

@@ -7,8 +7,9 @@ const single = {
   tags: ['heartbeats'],
   summary: 'Send a heartbeat',
   description:
-    `At most ${MAX_BODY_BYTES} bytes. The answer comes after the commit. Sent again with the same \`ts\`, a heartbeat is a duplicate; ` +
-    "without `ts` the server's time counts and a retry is not recognised. `ts` is RFC 3339 with an offset, a real time in the years 0001 to 9999.",
+    `The body has at most ${MAX_BODY_BYTES} bytes. The answer comes after the commit. A heartbeat that is sent ` +
+    `again with the same \`ts\` is a duplicate. ` +
+    'Without `ts` the server uses its own time, and a retry is not recognised.',
   security: [{ device: [] }],
   requestBody: jsonBody('Heartbeat', {
     wrong_clock: { summary: 'A device whose clock is wrong', value: { ts: '2001-01-01T00:00:00Z', battery_pct: 80 } },
@@ -23,14 +24,19 @@ const single = {
         agent_version: '3.1.0',
       },
     },
-    retry: { summary: 'The same once more, since the answer was lost', value: { ts: '2026-01-31T12:00:00Z', battery_pct: 81 } },
+    retry: {
+      summary: 'The same heartbeat again, because the answer was lost',
+      value: { ts: '2026-01-31T12:00:00Z', battery_pct: 81 },
+    },
   }),
   responses: {
-    201: answer('It is stored.', 'Stored', { stored: { result: 'stored', ts: '2026-01-31T12:00:00Z', next_interval_s: 60 } }),
-    200: answer("The device's ten seconds of `ts` are taken: by the same heartbeat, as a rule.", 'Stored', {
+    201: answer('The heartbeat is stored.', 'Stored', {
+      stored: { result: 'stored', ts: '2026-01-31T12:00:00Z', next_interval_s: 60 },
+    }),
+    200: answer('The device already has a heartbeat in the ten seconds of `ts`, usually this one.', 'Stored', {
       retry: { result: 'duplicate', ts: '2026-01-31T12:00:00Z', next_interval_s: 60 },
     }),
-    202: answer('It is kept aside, for `ts` is too late, too far ahead or has no partition.', 'Stored', {
+    202: answer('The heartbeat is quarantined: `ts` is too old, too far in the future or has no partition.', 'Stored', {
       wrong_clock: { result: 'quarantined', reason: 'too_late', ts: '2001-01-01T00:00:00Z', next_interval_s: 60 },
     }),
     ...problems(400, 401, 413, 415, 422, 429, 500, 503),
@@ -44,17 +50,19 @@ const batch = {
   tags: ['heartbeats'],
   summary: 'Send many heartbeats',
   description:
-    'Heartbeats that a device collected while it was offline, or a gateway for its devices: at most ' +
-    `${MAX_BATCH_ITEMS} items, ${MAX_CONTAINERS} arrays and objects, ${MAX_VALUES} values, ${MAX_LINES} lines of NDJSON (blank lines included) ` +
+    'A batch has the heartbeats that a device collected while it was offline, or those of the devices of a gateway: at ' +
+    'most ' +
+    `${MAX_BATCH_ITEMS} items, ${MAX_CONTAINERS} arrays and objects, ${MAX_VALUES} values, ${MAX_LINES} lines of NDJSON ` +
+    `(blank lines included) ` +
     `and ${MAX_BATCH_BYTES} bytes, before and after inflation. Gzip may expand to ${MAX_INFLATION} times its size plus 64 KiB. ` +
-    'One bad item never blocks the others: each is judged by itself. A 5xx means that all of it is to be sent again; what was ' +
-    'stored meanwhile is then a duplicate.',
+    'One bad item never blocks the others: each has its own result. After a 5xx, send the whole batch again; items that were ' +
+    'stored the first time are then duplicates.',
   security: [{ device: [] }, { gateway: [] }],
   parameters: [
     {
       name: 'Content-Encoding',
       in: 'header',
-      description: 'How the body is packed.',
+      description: 'How the body is compressed.',
       schema: { type: 'string', enum: ['identity', 'gzip'], default: 'identity' },
     },
   ],
@@ -66,20 +74,20 @@ const batch = {
           type: 'array',
           maxItems: MAX_BATCH_ITEMS,
           items: {
-            description: 'What is otherwise is rejected alone.',
+            description: 'An item that is not valid is rejected on its own.',
             anyOf: [schemaRef('DeviceItem'), schemaRef('GatewayItem')],
           },
         },
         examples: {
           buffer: {
-            summary: "A device's buffer",
+            summary: 'The buffer of a device',
             value: [
               { ts: '2026-01-31T11:58:00Z', battery_pct: 83 },
               { ts: '2026-01-31T11:59:00Z', battery_pct: 82 },
             ],
           },
           gateway: {
-            summary: "A gateway's, of which one device is not enrolled",
+            summary: 'The batch of a gateway; one of its devices is not enrolled',
             value: [
               { device_id: 42, ts: '2026-01-31T11:57:00Z' },
               { device_id: 999999, ts: '2026-01-31T11:57:00Z' },
@@ -88,13 +96,13 @@ const batch = {
         },
       },
       'application/x-ndjson': {
-        schema: { type: 'string', description: 'An item a line; blank lines are none.' },
-        examples: { lines: { summary: "A device's buffer with a wrong line", value: lines } },
+        schema: { type: 'string', description: 'One item a line; blank lines are skipped.' },
+        examples: { lines: { summary: 'The buffer of a device with one wrong line', value: lines } },
       },
     },
   },
   responses: {
-    200: answer('What became of each.', 'BatchResults', {
+    200: answer('The result of each item.', 'BatchResults', {
       buffer: {
         results: [
           { result: 'stored', ts: '2026-01-31T11:58:00Z', next_interval_s: 60 },
@@ -134,13 +142,13 @@ const send = {
   operationId: 'sendCommand',
   tags: ['commands'],
   summary: 'Send a command to a device',
-  description: `The device gets it at its next poll. At most ${MAX_BODY_BYTES} bytes.`,
+  description: `The device gets the command at its next poll. The body has at most ${MAX_BODY_BYTES} bytes.`,
   security: [{ admin: [] }],
   requestBody: jsonBody('NewCommand', {
     volume: { summary: 'With a payload', value: { device_id: 42, command: 'set_volume', payload: { percent: 30 } } },
   }),
   responses: {
-    201: answer('It waits for the device.', 'CommandSent', { volume: { command_id: 7 } }, 'noStore'),
+    201: answer('The command waits for the device.', 'CommandSent', { volume: { command_id: 7 } }, 'noStore'),
     ...problems(400, 401, 404, 413, 415, 422, 429, 500, 503),
   },
 }
@@ -149,11 +157,13 @@ const take = {
   operationId: 'getCommands',
   tags: ['commands'],
   summary: "Fetch the device's commands",
-  description: 'Oldest first. Each comes again until it is acknowledged or expired, so an agent remembers what it has done.',
+  description:
+    'The oldest command comes first. A command is sent again at each poll until it is acknowledged or expires, so ' +
+    'the agent must remember what it has done.',
   security: [{ device: [] }],
   responses: {
     200: answer(
-      'Those that are not acknowledged.',
+      'The commands that are not acknowledged.',
       'Commands',
       {
         one: {
@@ -170,22 +180,22 @@ const acknowledge = {
   operationId: 'acknowledgeCommand',
   tags: ['commands'],
   summary: 'Acknowledge a command',
-  description: 'Again is no error.',
+  description: 'Acknowledging a command again is not an error.',
   security: [{ device: [] }],
   parameters: [
     {
       name: 'id',
       in: 'path',
       required: true,
-      description: 'Its command_id.',
+      description: 'The command_id of the command.',
       schema: { type: 'string', pattern: '^\\d{1,15}$' },
       example: '7',
     },
   ],
-  responses: { 204: { description: 'It does not come again.' }, ...problems(401, 404, 429, 500, 503) },
+  responses: { 204: { description: 'The command is not sent again.' }, ...problems(401, 404, 429, 500, 503) },
 }
 
-/** What devices and gateways call, and how they are told something. */
+/** What devices and gateways call, and how commands are sent to them. */
 export const agentPaths = {
   '/v1/heartbeat': { post: single },
   '/v1/heartbeats': { post: batch },

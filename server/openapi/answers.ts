@@ -14,7 +14,7 @@ export function jsonBody(schema: SchemaName, examples: Examples) {
 const headers = {
   noStore: { 'Cache-Control': { description: 'no-store', schema: { type: 'string', const: 'no-store' } } },
   tagged: {
-    ETag: { description: 'Weak; over all but seconds_since.', schema: { type: 'string', pattern: '^W/".+"$' } },
+    ETag: { description: 'A weak tag over everything except seconds_since.', schema: { type: 'string', pattern: '^W/".+"$' } },
     'Cache-Control': {
       description: 'Ask again each time, with If-None-Match.',
       schema: { type: 'string', const: 'private, no-cache' },
@@ -37,29 +37,32 @@ export function answer(description: string, schema: SchemaName, examples: Record
 }
 
 const PROBLEMS = {
-  400: 'The body is not JSON in UTF-8, or was cut. A byte order mark before the JSON is skipped.',
+  400: 'The body is not JSON in UTF-8, or is incomplete. A byte order mark before the JSON is skipped.',
   401: 'The token or the key is missing, unknown or revoked.',
-  404: 'There is no such thing.',
-  409: 'What is there already stands in the way.',
-  413: 'The body is larger than the limit; the connection is closed.',
-  415: 'The body is of a type, or in an encoding, that is not taken.',
-  422: 'The request is understood and not valid; `errors` names each field. Nothing was done.',
+  404: 'It does not exist.',
+  409: 'It conflicts with something that exists or runs already.',
+  413: 'The body is larger than the limit. The connection is closed.',
+  415: 'The type or the encoding of the body is not supported.',
+  422: 'The request was read but is not valid; `errors` names each field. Nothing was done.',
   429:
-    'Too many wrong tokens or keys came from this address: Retry-After says for how long. Or the device has too many heartbeats in quarantine, ' +
-    'and this one was not kept.',
-  500: 'A fault of the server; it was logged.',
-  503: 'The server or its database cannot do it now. Nothing was acknowledged: send it again after Retry-After.',
+    'Too many wrong tokens or keys came from this address; Retry-After says how long to wait. Or the device has too many ' +
+    'heartbeats in quarantine, and this one was not kept.',
+  500: 'The server failed; the error is in its log.',
+  503: 'The server or its database cannot do this now. Nothing was acknowledged: send it again after Retry-After.',
 }
 
 const requestIdHeader = {
-  'X-Request-Id': { description: 'The one that was sent, if it can be used, else a new one.', schema: { type: 'string' } },
+  'X-Request-Id': {
+    description: 'The id that the request had, if it can be used, otherwise a new one.',
+    schema: { type: 'string' },
+  },
 }
 
 const PROBLEM_HEADERS: Partial<Record<number, Record<string, object>>> = {
-  401: { 'WWW-Authenticate': { description: 'What is asked for.', schema: { type: 'string' } } },
+  401: { 'WWW-Authenticate': { description: 'Which kind of token or key is needed.', schema: { type: 'string' } } },
   503: {
     'Retry-After': {
-      description: 'Seconds to wait, jittered so that devices that were refused together do not come back together.',
+      description: 'Seconds to wait, with jitter, so that devices that were refused together do not return together.',
       schema: { type: 'string', pattern: '^\\d+$' },
     },
   },

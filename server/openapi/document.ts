@@ -6,14 +6,15 @@ import { problemResponses } from './answers.ts'
 import { operationPaths } from './operations.ts'
 import { componentSchemas } from './schemas.ts'
 
-const description = `Heartbeats of a fleet of devices: taken in, never lost once acknowledged, and what they say of the fleet.
+const description = `The server stores the heartbeats of a fleet of devices, never loses one that it acknowledged, and answers what is
+known of the fleet.
 
-Errors are problem documents (RFC 9457). Where a call has a GET it has a HEAD; any other method is a 405 with \`Allow\`, any other path a 404.
-Each problem has a \`request_id\`, that of the request's \`X-Request-Id\` or a new one.
-Headers must arrive within 10 seconds and a whole request within 30, else it is a 408 and the connection is closed. Members may be added to
-answers: ignore those that you do not know.`
+Errors are problem documents (RFC 9457). Each has a \`request_id\`: the one of the request's \`X-Request-Id\`, or a new one.
+A path that has a GET also has a HEAD. Any other method is answered with 405 and \`Allow\`, any other path with 404.
+The headers must arrive within 10 seconds and the whole request within 30; otherwise the server answers 408 and closes the
+connection. Answers may get more members later: ignore those that you do not know.`
 
-/** The server in the words of OpenAPI 3.1. The schemas are those that the routes validate with. */
+/** The API as an OpenAPI 3.1 document. The schemas are those that the routes validate with. */
 export function openapi() {
   return {
     openapi: '3.1.1',
@@ -23,25 +24,25 @@ export function openapi() {
       description,
       license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
     },
-    servers: [{ url: '/', description: 'Where this document came from.' }],
+    servers: [{ url: '/', description: 'The server that sent this document.' }],
     tags: [
-      { name: 'heartbeats', description: 'What devices say.' },
-      { name: 'commands', description: 'What devices are told.' },
-      { name: 'devices', description: 'Which devices there are, and how they are.' },
+      { name: 'heartbeats', description: 'What devices report.' },
+      { name: 'commands', description: 'Commands for devices.' },
+      { name: 'devices', description: 'The roster of devices and their status.' },
       { name: 'operations', description: 'Maintenance by hand.' },
-      { name: 'probes', description: 'For balancers, monitoring and tools.' },
+      { name: 'probes', description: 'For load balancers, monitoring and tools.' },
     ],
     paths: { ...agentPaths, ...operationPaths },
     components: {
       securitySchemes: {
-        device: { type: 'http', scheme: 'bearer', description: "A device's token: nxd_ and 64 hex digits." },
+        device: { type: 'http', scheme: 'bearer', description: 'The token of a device: nxd_ and 64 hex digits.' },
         gateway: {
           type: 'http',
           scheme: 'bearer',
-          description: "A gateway's token: nxg_ and 64 hex digits. It speaks for every device.",
+          description: 'The token of a gateway: nxg_ and 64 hex digits. It may send heartbeats of every device.',
         },
         admin: { type: 'apiKey', in: 'header', name: 'x-admin', description: "The server's ADMIN_KEY." },
-        adminBearer: { type: 'http', scheme: 'bearer', description: 'The ADMIN_KEY as Prometheus sends it.' },
+        adminBearer: { type: 'http', scheme: 'bearer', description: "The server's ADMIN_KEY, as Prometheus can send it." },
       },
       responses: problemResponses(),
       schemas: componentSchemas(),
@@ -49,7 +50,7 @@ export function openapi() {
   }
 }
 
-/** Made when it is first asked for. */
+/** The document is made at the first request. */
 export function getOpenapi(): Handler<AppEnv> {
   let text: string | undefined
   return c => {

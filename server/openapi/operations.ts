@@ -5,7 +5,7 @@ const deviceId = {
   name: 'id',
   in: 'path',
   required: true,
-  description: 'Its device_id.',
+  description: 'The device_id of the device.',
   schema: { type: 'string', pattern: '^\\d{1,15}$' },
   example: '42',
 }
@@ -15,7 +15,7 @@ const ifNoneMatch = {
   description: 'The ETag of an earlier answer.',
   schema: { type: 'string' },
 }
-const notModified = { description: 'It is as in the answer with this ETag, but for seconds_since.' }
+const notModified = { description: 'Nothing but seconds_since has changed since the answer with this ETag.' }
 
 const device = {
   device_id: 42,
@@ -35,13 +35,13 @@ const device = {
   enrolled_at: '2026-01-31T10:00:00Z',
 }
 
-const page = answer('A page.', 'DevicePage', { page: { devices: [device], next_cursor: null } }, 'tagged')
+const page = answer('A page of devices.', 'DevicePage', { page: { devices: [device], next_cursor: null } }, 'tagged')
 const devicePage = {
   ...page,
   headers: {
     ...page.headers,
     Link: {
-      description: 'Of CSV: the next page, with rel="next"; none on the last.',
+      description: 'Only with CSV: the next page, with rel="next". The last page has no Link.',
       schema: { type: ['string', 'null'], pattern: '^<.+>; rel="next"$' },
     },
   },
@@ -50,7 +50,7 @@ const devicePage = {
     'text/csv': {
       schema: {
         type: 'string',
-        description: 'As RFC 4180 has it. Text that a spreadsheet would take for a formula has an apostrophe before it.',
+        description: 'CSV as in RFC 4180. Text that a spreadsheet would read as a formula has an apostrophe before it.',
       },
     },
   },
@@ -61,20 +61,21 @@ const listDevices = {
   tags: ['devices'],
   summary: 'List devices',
   description:
-    'Enrolled devices by id, a page at a time; a page holds while devices come and go. While heartbeats come faster than they are written, ' +
-    'lists are refused with 503. With `Accept: text/csv` it is a table with a line of names.',
+    'Enrolled devices in the order of their ids, a page at a time. No device is skipped or repeated if others are ' +
+    'enrolled or revoked between two pages. While heartbeats arrive faster than they are written, lists are refused with 503. ' +
+    'With `Accept: text/csv` the answer is CSV with a header line.',
   security: [{ admin: [] }],
   parameters: [
     ...queryParameters('listDevices', {
-      status: { description: 'Only those of this status.', example: 'online' },
+      status: { description: 'Only devices with this status.', example: 'online' },
       older_than: {
-        description: 'Only those whose last heartbeat is older: a number and s, m, h or d, as in `12m`.',
+        description: 'Only devices whose last heartbeat is older than this: a number and s, m, h or d, such as `12m`.',
         example: '1s',
       },
-      limit: { description: 'How many at most; 100 if nothing is said.', example: 100 },
-      cursor: { description: 'The `next_cursor` of the page before.', example: '0' },
-      cohort: { description: 'Only those of this cohort.', example: 'lobby' },
-      alias: { description: 'Only the one of this alias.', example: 'lobby-tablet-7' },
+      limit: { description: 'The most devices on a page.', example: 100 },
+      cursor: { description: 'The `next_cursor` of the previous page.', example: '0' },
+      cohort: { description: 'Only devices of this cohort.', example: 'lobby' },
+      alias: { description: 'Only the device with this alias.', example: 'lobby-tablet-7' },
     }),
     ifNoneMatch,
   ],
@@ -88,11 +89,11 @@ const listDevices = {
 const getDevice = {
   operationId: 'getDevice',
   tags: ['devices'],
-  summary: 'Look at a device',
+  summary: 'Get a device',
   security: [{ admin: [] }],
   parameters: [deviceId, ifNoneMatch],
   responses: {
-    200: answer('The device and what it last said.', 'Device', { device }, 'tagged'),
+    200: answer('The device and its last status.', 'Device', { device }, 'tagged'),
     304: notModified,
     ...problems(401, 404, 422, 429, 500, 503),
   },
@@ -106,7 +107,7 @@ const createDevice = {
   requestBody: jsonBody('NewDevice', { tablet: { summary: 'A tablet', value: { alias: 'lobby-tablet-8', cohort: 'lobby' } } }),
   responses: {
     201: answer(
-      'Its id and its token.',
+      'The id and the token of the device.',
       'DeviceEnrolled',
       {
         tablet: { device_id: 43, token: `nxd_${'0123456789abcdef'.repeat(4)}` },
@@ -120,25 +121,29 @@ const createDevice = {
 const changeDevice = {
   operationId: 'changeDevice',
   tags: ['devices'],
-  summary: 'Rename a device, or move it to another cohort',
+  summary: 'Rename a device or move it to another cohort',
   description:
-    'Both at once, or neither. Its token and its heartbeats stay. Again is no error; 409 when another device has the alias.',
+    'Both changes are made, or neither. The device keeps its token and its heartbeats. The same change again is not ' +
+    'an error. 409 means that another device has the alias.',
   security: [{ admin: [] }],
   parameters: [deviceId],
   requestBody: jsonBody('DeviceChanges', { move: { summary: 'Another cohort', value: { cohort: 'lobby' } } }),
-  responses: { 204: { description: 'It is so.' }, ...problems(400, 401, 404, 409, 413, 415, 422, 429, 500, 503) },
+  responses: {
+    204: { description: 'The device has this alias and cohort.' },
+    ...problems(400, 401, 404, 409, 413, 415, 422, 429, 500, 503),
+  },
 }
 
 const renewToken = {
   operationId: 'renewToken',
   tags: ['devices'],
   summary: 'Give a device a new token',
-  description: 'After a factory reset, or when its token was lost or revoked. The old token stops within a second.',
+  description: 'Use it after a factory reset, or if the token was lost or revoked. The old token stops working within a second.',
   security: [{ admin: [] }],
   parameters: [deviceId],
   responses: {
     201: answer(
-      'Its id and its new token.',
+      'The id and the new token of the device.',
       'DeviceEnrolled',
       {
         renewed: { device_id: 42, token: `nxd_${'0123456789abcdef'.repeat(4)}` },
@@ -153,7 +158,7 @@ const revokeDevice = {
   operationId: 'revokeDevice',
   tags: ['devices'],
   summary: "Revoke a device's token",
-  description: 'It stops within a second; what the device sent stays. Again is no error.',
+  description: 'The token stops working within a second. The heartbeats of the device stay. Revoking it again is not an error.',
   security: [{ admin: [] }],
   parameters: [deviceId],
   responses: { 204: { description: 'The token is revoked.' }, ...problems(401, 404, 422, 429, 500, 503) },
@@ -162,15 +167,15 @@ const revokeDevice = {
 const nightly = {
   operationId: 'runNightly',
   tags: ['operations'],
-  summary: "Run the night's maintenance now",
-  description: 'pg_cron runs it by itself. Answers when it is over; 409 while another run holds the lock.',
+  summary: 'Run the nightly maintenance now',
+  description: 'pg_cron runs it every night. The answer comes at the end of the run. 409 means that another run holds the lock.',
   security: [{ admin: [] }],
   parameters: queryParameters('nightly', {
-    dry_run: { description: 'Only say what would be done.', example: '1' },
-    retention_days: { description: 'In place of the retention that is set, for this run.', example: 89 },
+    dry_run: { description: '1 or true: only list what would be done.', example: '1' },
+    retention_days: { description: 'Retention for this run only, in days, instead of settings.retention.', example: 89 },
   }),
   responses: {
-    200: answer('Its steps.', 'Steps', {
+    200: answer('The steps of the run.', 'Steps', {
       plan: {
         steps: [{ step: 'retire', partition_name: 'device_heartbeats_p2025_11_02', detail: 'past the retention of 89 days' }],
       },
@@ -182,11 +187,13 @@ const nightly = {
 const reconcile = {
   operationId: 'reconcile',
   tags: ['operations'],
-  summary: 'Repair last status from the heartbeats of a day',
-  description: 'pg_cron runs it every hour. 409 while another run holds the lock.',
+  summary: 'Repair last status from the heartbeats of the last 24 hours',
+  description: 'pg_cron runs it every hour. 409 means that another run holds the lock.',
   security: [{ admin: [] }],
   responses: {
-    200: answer('What it looked at, and what it mended.', 'Reconciled', { done: { checked: 1, updated: 0, elapsed_ms: 14 } }),
+    200: answer('How many devices were compared and repaired.', 'Reconciled', {
+      done: { checked: 1, updated: 0, elapsed_ms: 14 },
+    }),
     ...problems(401, 409, 422, 429, 500, 503),
   },
 }
@@ -194,12 +201,12 @@ const reconcile = {
 const poolHealth = {
   operationId: 'getPoolHealth',
   tags: ['operations'],
-  summary: 'Whether connections to the database run out',
-  description: "The hot path's, of all workers.",
+  summary: 'Show how many database connections are in use',
+  description: 'Connections of the hot path, summed over all workers.',
   security: [{ admin: [] }],
   responses: {
     200: answer(
-      'How full the pools are.',
+      'The use of the connection pools.',
       'PoolHealth',
       {
         quiet: { status: 'ok', pool: { in_use: 0, max: 10, utilization_pct: 0, waiting: 0 } },
@@ -213,12 +220,14 @@ const poolHealth = {
 const metrics = {
   operationId: 'getMetrics',
   tags: ['probes'],
-  summary: 'Metrics for Prometheus',
-  description: 'Of all workers, and totals that the database holds; without those while it is away.',
+  summary: 'Get metrics for Prometheus',
+  description:
+    'Metrics of all workers, and those that the database keeps. The latter are left out while the database does not ' +
+    'answer. See docs/metrics.md.',
   security: [{ admin: [] }, { adminBearer: [] }],
   responses: {
     200: {
-      description: "In Prometheus's text format.",
+      description: 'Metrics in the text format of Prometheus.',
       content: { 'text/plain': { schema: { type: 'string' }, example: '# TYPE hb_writes_total counter\nhb_writes_total 6\n' } },
     },
     ...problems(401, 429),
@@ -228,27 +237,27 @@ const metrics = {
 const health = {
   operationId: 'getHealth',
   tags: ['probes'],
-  summary: 'Whether the process answers',
+  summary: 'Check that the process answers',
   security: [],
-  responses: { 200: answer('It does.', 'Status', { alive: { status: 'ok' } }) },
+  responses: { 200: answer('The process answers.', 'Health', { alive: { status: 'ok', version: '0.2.0' } }) },
 }
 
 const readiness = {
   operationId: 'getReadiness',
   tags: ['probes'],
-  summary: 'Whether requests should be sent here',
-  description: '503 while the server stops, or its database is away or not migrated.',
+  summary: 'Check that the server can take requests',
+  description: 'The answer is 503 while the server stops, or while its database cannot be reached or is not migrated.',
   security: [],
-  responses: { 200: answer('They should.', 'Status', { ready: { status: 'ready' } }), ...problems(500, 503) },
+  responses: { 200: answer('The server can take requests.', 'Readiness', { ready: { status: 'ready' } }), ...problems(500, 503) },
 }
 
 const thisDocument = {
   operationId: 'getOpenapi',
   tags: ['probes'],
-  summary: 'This document',
+  summary: 'Get the OpenAPI document',
   security: [],
   responses: {
-    200: { description: 'OpenAPI 3.1.', content: { 'application/json': { schema: { type: 'object' } } } },
+    200: { description: 'This API as OpenAPI 3.1.', content: { 'application/json': { schema: { type: 'object' } } } },
   },
 }
 

@@ -9,34 +9,33 @@ type JsonSchema = Record<string, unknown>
 const count = z.int().nonnegative()
 const time = z.string().meta({ format: 'date-time' })
 const percent = z.int().min(0).max(100)
+const deviceId = z.int().describe('The id of the device.')
 
 const fieldError = z.object({
-  path: z.string().describe('The field, as in `battery_pct` or `payload.zone`; empty for the whole.'),
-  message: z.string(),
+  path: z.string().describe('The field, such as `battery_pct` or `payload.zone`; empty for the whole body.'),
+  message: z.string().describe('What is wrong with it.'),
 })
 
 const answered = {
-  reason: z.enum(['too_late', 'in_future', 'no_partition']).optional().describe('Why it is quarantined.'),
-  ts: time.describe("The time that counts: the device's, or the server's where the device gave none."),
+  reason: z.enum(['too_late', 'in_future', 'no_partition']).optional().describe('Why the heartbeat is quarantined.'),
+  ts: time.describe("The time of the heartbeat: the device's, or the server's if the device gave none."),
   next_interval_s: count.describe('Seconds until the next heartbeat is due.'),
 }
 
 const step = {
-  step: z.string(),
-  partition_name: z.string().nullable(),
-  detail: z.string().nullable(),
+  step: z.string().describe('The kind of step, such as `retire`.'),
+  partition_name: z.string().nullable().describe('The partition that it is about, if any.'),
+  detail: z.string().nullable().describe('What was done or why, for people.'),
 }
 
-/** What goes in are the schemas that the routes validate with; what comes out is held to these by a test. */
+/** Requests: the schemas that the routes validate with. Answers: a test compares them with these. */
 const bodies = {
-  Heartbeat: heartbeatSchema.describe('Every field may be left out; null counts as left out, unknown fields are ignored.'),
-  DeviceItem: deviceItemSchema.describe(
-    "A heartbeat in a device's batch. It may name the device, but only the one whose token is used.",
-  ),
-  GatewayItem: gatewayItemSchema.describe("A heartbeat in a gateway's batch."),
+  Heartbeat: heartbeatSchema.describe('Every field may be left out. null is the same as left out. Unknown fields are ignored.'),
+  DeviceItem: deviceItemSchema.describe('A heartbeat in the batch of a device.'),
+  GatewayItem: gatewayItemSchema.describe('A heartbeat in the batch of a gateway.'),
   NewCommand: newCommand,
-  NewDevice: newDevice.describe('The alias is unique, among revoked devices too. Without a cohort it is `default`.'),
-  DeviceChanges: deviceChanges.describe('What shall be another; at least one of them.'),
+  NewDevice: newDevice,
+  DeviceChanges: deviceChanges.describe('At least one of the two.'),
 
   Problem: z
     .object({
@@ -45,93 +44,120 @@ const bodies = {
       status: z.int().min(400).max(599),
       detail: z.string().describe('What happened, for people.'),
       hint: z.string().optional().describe('What to do about it.'),
-      errors: z.array(fieldError).optional().describe('On 422: each field that is wrong.'),
-      request_id: z.string().optional().describe('As in X-Request-Id; a fault of the server is logged with it.'),
+      errors: z.array(fieldError).optional().describe('With 422: each field that is wrong.'),
+      request_id: z.string().optional().describe('As in X-Request-Id. The server logs its own errors with this id.'),
     })
-    .describe('RFC 9457. More members may be added.'),
-  Stored: z.object({ result: z.enum(['stored', 'duplicate', 'quarantined']), ...answered }),
+    .describe('A problem document (RFC 9457). More members may be added.'),
+  Stored: z.object({
+    result: z.enum(['stored', 'duplicate', 'quarantined']).describe('What became of the heartbeat.'),
+    ...answered,
+  }),
   BatchResults: z.object({
     results: z
       .array(
         z.object({
-          result: z.enum(['stored', 'duplicate', 'quarantined', 'rejected']),
-          reason: z.enum(['too_late', 'in_future', 'no_partition', 'quarantine_full']).optional(),
+          result: z.enum(['stored', 'duplicate', 'quarantined', 'rejected']).describe('What became of the item.'),
+          reason: z
+            .enum(['too_late', 'in_future', 'no_partition', 'quarantine_full'])
+            .optional()
+            .describe('Why it is quarantined; `quarantine_full`: why it is rejected.'),
           ts: answered.ts.optional(),
           next_interval_s: answered.next_interval_s.optional(),
           errors: z
             .array(fieldError)
             .optional()
             .describe(
-              'What is wrong with a rejected item. Only the first error is given for some items if the batch has very many errors.',
+              'What is wrong with a rejected item. If the batch has very many errors, only the first error of some items is ' +
+                'given.',
             ),
         }),
       )
-      .describe('One for each item, in their order.'),
-    stored: count,
-    duplicate: count,
-    quarantined: count,
-    rejected: count,
+      .describe('One result for each item, in the order of the items.'),
+    stored: count.describe('How many items are stored.'),
+    duplicate: count.describe('How many are duplicates.'),
+    quarantined: count.describe('How many are quarantined.'),
+    rejected: count.describe('How many are rejected.'),
   }),
   Commands: z.object({
     commands: z.array(
       z.object({
-        command_id: z.int(),
-        command: z.string(),
-        payload: z.unknown(),
-        created_at: time,
+        command_id: z.int().describe('The id to acknowledge it with.'),
+        command: z.string().describe('The name of the command.'),
+        payload: z.unknown().describe('What was sent with it; null if nothing was.'),
+        created_at: time.describe('When it was sent.'),
       }),
     ),
   }),
-  CommandSent: z.object({ command_id: z.int() }),
+  CommandSent: z.object({ command_id: z.int().describe('The id of the command.') }),
   DeviceEnrolled: z.object({
-    device_id: z.int(),
+    device_id: deviceId,
     token: z
       .string()
       .regex(/^nxd_[0-9a-f]{64}$/)
-      .describe('Shown only now; of it only a digest is kept.'),
+      .describe('The token. It is shown only now; the database keeps only a digest of it.'),
   }),
   Device: z
     .looseObject({
-      device_id: z.int(),
-      alias: z.string(),
-      cohort: z.string(),
-      status: z.enum(['new', 'online', 'late', 'offline', 'clock_skewed']),
-      last_ts: time.nullable(),
-      seconds_since: z.int().nullable().describe('Since last_ts. Not part of the ETag.'),
-      battery_pct: percent.nullable(),
-      network_type: z.string().nullable(),
-      unity_running: z.boolean().nullable(),
-      signal_dbm: z.int().nullable(),
-      agent_version: z.string().nullable(),
-      ip: z.string().nullable(),
-      last_received_at: time.nullable(),
-      heartbeat_interval: z.string().describe('As PostgreSQL writes an interval: `00:01:00`.'),
-      enrolled_at: time,
+      device_id: deviceId,
+      alias: z.string().describe('Its name.'),
+      cohort: z.string().describe('Its cohort.'),
+      status: z
+        .enum(['new', 'online', 'late', 'offline', 'clock_skewed'])
+        .describe('Its status now; docs/views.md says what each means.'),
+      last_ts: time.nullable().describe('`ts` of its newest heartbeat. The fields up to last_received_at are of this heartbeat.'),
+      seconds_since: z.int().nullable().describe('Seconds since last_ts. Not part of the ETag.'),
+      battery_pct: percent.nullable().describe('Charge of the battery, in percent.'),
+      network_type: z.string().nullable().describe('The network, such as `wifi`.'),
+      unity_running: z.boolean().nullable().describe('Whether the Unity app runs.'),
+      signal_dbm: z.int().nullable().describe('Signal strength, in dBm.'),
+      agent_version: z.string().nullable().describe('Version of the agent.'),
+      ip: z.string().nullable().describe('The address it came from, or its prefix, as settings.store_ip says.'),
+      last_received_at: time.nullable().describe('When the server received it.'),
+      heartbeat_interval: z
+        .string()
+        .describe('How often the device is asked to send, as PostgreSQL writes an interval: `00:01:00`.'),
+      enrolled_at: time.describe('When the device was enrolled.'),
     })
-    .describe('A row of the view fleet.device_status; what is added to the view is added here.'),
+    .describe('A row of the view fleet.device_status. Columns that are added to the view are added here.'),
   DevicePage: z.object({
     devices: z.array(z.unknown().meta({ $ref: '#/components/schemas/Device' })),
-    next_cursor: z.string().nullable().describe('The `cursor` of the next page; null on the last.'),
+    next_cursor: z.string().nullable().describe('The `cursor` of the next page; null on the last page.'),
   }),
   Steps: z.object({
     steps: z
       .array(
         z.object({
           ...step,
-          rows: z.int().nullable().optional(),
-          duration_ms: z.int().nullable().optional(),
-          ok: z.boolean().nullable().optional(),
+          rows: z.int().nullable().optional().describe('How many rows or tables it was about.'),
+          duration_ms: z.int().nullable().optional().describe('How long it took, in milliseconds.'),
+          ok: z.boolean().nullable().optional().describe('Whether it succeeded.'),
         }),
       )
-      .describe('What was done, with rows, duration_ms and ok; of a dry run what would be, without them.'),
+      .describe('What was done. A dry run lists what would be done, without rows, duration_ms and ok.'),
   }),
-  Reconciled: z.object({ checked: count, updated: count, elapsed_ms: z.number().min(0) }),
+  Reconciled: z.object({
+    checked: count.describe('Devices that were compared.'),
+    updated: count.describe('Devices whose last status was repaired.'),
+    elapsed_ms: z.number().min(0).describe('How long it took, in milliseconds.'),
+  }),
   PoolHealth: z.object({
-    status: z.enum(['ok', 'warn', 'critical']).describe('warn from 80 %, critical from 95 %.'),
-    pool: z.object({ in_use: count, max: count, utilization_pct: percent, waiting: count }),
-    replica: z.object({ in_use: z.boolean(), lag_seconds: z.number() }).optional().describe('With READ_DATABASE_URL only.'),
+    status: z.enum(['ok', 'warn', 'critical']).describe('warn from 80 % utilization, critical from 95 %.'),
+    pool: z.object({
+      in_use: count.describe('Connections that are running a statement.'),
+      max: count.describe('Connections that there may be.'),
+      utilization_pct: percent.describe('in_use as a share of max, in percent.'),
+      waiting: count.describe('Statements that wait for a connection.'),
+    }),
+    replica: z
+      .object({
+        in_use: z.boolean().describe('Whether device lists are read from it.'),
+        lag_seconds: z.number().describe('How far behind it is, in seconds.'),
+      })
+      .optional()
+      .describe('Only with READ_DATABASE_URL.'),
   }),
-  Status: z.object({ status: z.enum(['ok', 'ready']) }),
+  Health: z.object({ status: z.literal('ok'), version: z.string().describe("Of the server's software, such as 0.2.0.") }),
+  Readiness: z.object({ status: z.literal('ready') }),
 }
 
 export type SchemaName = keyof typeof bodies
@@ -143,7 +169,7 @@ export function componentSchemas() {
 
 const queries = { listDevices: listQuery, nightly: nightlyQuery }
 
-/** A parameter for each field of what a route takes as its query, with what there is to say of it. */
+/** A parameter for each field of the query of a route, with its description. */
 export function queryParameters(name: keyof typeof queries, about: Record<string, { description: string; example?: unknown }>) {
   const { properties } = toJsonSchema(queries[name]) as { properties: Record<string, JsonSchema> }
   return Object.entries(properties).map(([field, schema]) => ({ name: field, in: 'query', schema, ...about[field] }))

@@ -53,8 +53,8 @@ export function createMetrics(pool: Pool) {
       registers,
     })
 
-  gauge('workers', 'Processes of this server that answer', 'processes', () => 1)
-  gauge('process_resident_memory_bytes', 'Memory of these processes', 'bytes', () => process.memoryUsage.rss())
+  gauge('workers', 'Processes of this server that answer requests', 'processes', () => 1)
+  gauge('process_resident_memory_bytes', 'Resident memory of these processes', 'bytes', () => process.memoryUsage.rss())
   total('process_cpu_seconds_total', 'CPU time of these processes', 'seconds', () => {
     const { user, system } = process.cpuUsage()
     return (user + system) / 1e6
@@ -69,64 +69,79 @@ export function createMetrics(pool: Pool) {
     () => (100 * pool.inUse) / pool.max,
     'average',
   )
-  total('db_pool_statements_total', 'Statements of the hot path', 'statements', () => pool.statements)
+  total('db_pool_statements_total', 'Statements that the hot path has run', 'statements', () => pool.statements)
   total('db_pool_waits_total', 'Statements that found no free connection', 'statements', () => pool.waits)
 
   return {
     registry,
     ofAllWorkers: shareMetrics(registry),
-    writes: counter('hb_writes_total', 'Heartbeats whose statement was committed, whatever became of each', 'heartbeats'),
-    writesFailed: counter(
-      'hb_writes_failed_total',
-      'Heartbeats that were not written: the database refused them or was away, or too many waited',
+    writes: counter(
+      'hb_writes_total',
+      'Heartbeats whose statement was committed: stored, duplicate, quarantined or rejected',
       'heartbeats',
     ),
-    writeLatency: latency('hb_write_latency_ms', "From a heartbeat entering the writer's queue to its commit"),
+    writesFailed: counter(
+      'hb_writes_failed_total',
+      'Heartbeats that were not written, because the database failed or could not be reached, or because the queue was full',
+      'heartbeats',
+    ),
+    writeLatency: latency('hb_write_latency_ms', 'Time from the queue of the writer to the commit of a heartbeat'),
     ingested: counter('heartbeats_ingested_total', 'Heartbeats stored', 'heartbeats'),
-    deduplicated: counter('hb_deduplicated_total', "Heartbeats that found their device's 10-second bucket taken", 'heartbeats'),
-    quarantined: counter('hb_quarantined_total', 'Heartbeats kept aside because of their time', 'heartbeats'),
-    lastStatusUpserts: counter('last_status_upserts_total', 'Devices whose last status a statement upserted', 'devices'),
-    lastStatusUpsertsFailed: counter(
-      'last_status_upserts_failed_total',
-      'Devices whose last status was not upserted because the statement of their heartbeats failed',
+    deduplicated: counter(
+      'hb_deduplicated_total',
+      'Heartbeats whose device already had one in the same 10 seconds',
+      'heartbeats',
+    ),
+    quarantined: counter('hb_quarantined_total', 'Heartbeats that were quarantined because of their time', 'heartbeats'),
+    lastStatusUpserts: counter(
+      'last_status_upserts_total',
+      'Devices whose last status was written with their heartbeats',
       'devices',
     ),
-    readLatency: latencies('last_status_read_latency_ms', 'Reads of last status', 'query'),
-    fastList: latency('query_latency_fast_list_devices_ms', 'Lists of devices read from last status'),
-    legacyList: latency('query_latency_legacy_list_devices_ms', 'Lists of devices read from the heartbeats themselves'),
-    httpLatency: latencies('http_request_latency_ms', "From the request's headers to its answer", 'route'),
-    cacheHits: counter('device_cache_hits_total', 'Tokens found in this process', 'tokens'),
-    cacheMisses: counter('device_cache_misses_total', 'Tokens that had to be asked of the database', 'tokens'),
+    lastStatusUpsertsFailed: counter(
+      'last_status_upserts_failed_total',
+      'Devices whose last status was not written, because the statement of their heartbeats failed',
+      'devices',
+    ),
+    readLatency: latencies('last_status_read_latency_ms', 'Time of the reads of last status', 'query'),
+    fastList: latency('query_latency_fast_list_devices_ms', 'Time of the device lists that are read from last status'),
+    legacyList: latency(
+      'query_latency_legacy_list_devices_ms',
+      'Time of the device lists that are read from the heartbeats themselves',
+    ),
+    httpLatency: latencies('http_request_latency_ms', 'Time from the headers of a request to its answer', 'route'),
+    cacheHits: counter('device_cache_hits_total', 'Tokens that were found in the cache of this process', 'tokens'),
+    cacheMisses: counter('device_cache_misses_total', 'Tokens that had to be looked up in the database', 'tokens'),
     authRefused: counter(
       'auth_refused_total',
-      'Requests refused because too many wrong tokens or keys came from their address',
+      'Requests that were refused because too many wrong tokens or keys came from their address',
       'requests',
     ),
     dispatchLogStatements: counter(
       'dispatch_log_statements_total',
-      'Statements on commands that were committed, with what they had for the dispatch log',
+      'Statements on commands that were committed, with their entries in the dispatch log',
       'statements',
     ),
     dispatchLogWrites: counter(
       'dispatch_log_writes_total',
-      'Entries of the dispatch log of commands that were written',
+      'Entries that were written to the dispatch log of commands',
       'entries',
     ),
     dispatchLogWritesFailed: counter(
       'dispatch_log_writes_failed_total',
-      'Statements on commands that failed, and with them their entries in the dispatch log',
+      'Statements on commands that failed, so that their entries in the dispatch log are missing',
       'statements',
     ),
     shed: new Counter({
       name: 'low_priority_shed_total',
-      help: described('Work left out so that heartbeats can be written', 'requests'),
+      help: described('Requests whose low-priority work was left out so that heartbeats can be written', 'requests'),
       labelNames: ['work'],
       registers,
     }),
     backpressure: new Gauge({
       name: 'backpressure',
       help: described(
-        '1 while low-priority work is shed because heartbeats come faster than they can be written, else 0',
+        '1 while low-priority work is shed because heartbeats arrive faster than they are written, otherwise 0',
         'flag',
       ),
       aggregator: 'max',
@@ -145,7 +160,7 @@ export function measureReplica({ registry }: Metrics, reader: Reader) {
   const registers = [registry]
   new Gauge({
     name: 'replica_lag_seconds',
-    help: described('How old the newest state of the primary is that the replica is known to have', 'seconds'),
+    help: described('Age of the newest state of the primary that the replica is known to have', 'seconds'),
     aggregator: 'max',
     registers,
     collect() {
@@ -154,7 +169,7 @@ export function measureReplica({ registry }: Metrics, reader: Reader) {
   })
   new Gauge({
     name: 'replica_in_use',
-    help: described('1 while reads of the fleet go to the replica, 0 while they go to the primary', 'flag'),
+    help: described('1 while device lists are read from the replica, 0 while they are read from the primary', 'flag'),
     aggregator: 'min',
     registers,
     collect() {

@@ -1,6 +1,7 @@
 import t from 'tap'
 import { waitFor, withDatabase } from '../../testing/database.ts'
 import { ADMIN_KEY, ago, enroll, lastStatus, living, withProcess, withServer } from '../../testing/server.ts'
+import { version } from '../../lib/version.ts'
 
 interface Steps {
   steps: { step: string; partition_name: string | null; ok?: boolean }[]
@@ -152,7 +153,7 @@ t.test('metrics count what happened, for the admin key in either header', async 
 
 t.test("health needs no key; readiness is the database's answer", async t => {
   const { db, call } = await withServer(t)
-  t.same((await call('GET /healthz')).body, { status: 'ok' })
+  t.same((await call('GET /healthz')).body, { status: 'ok', version })
   t.same((await call('GET /readyz')).body, { status: 'ready' })
   await db.admin`alter function fleet.ingest(json, timestamptz) rename to ingest_gone`
   t.match(await call('GET /readyz'), { status: 503, body: { status: 503 } })

@@ -19,6 +19,14 @@ export interface MetricValue {
   value: number
 }
 
+/** Not in the registry: it is about the scrape that it is in. */
+export const DATABASE_METRICS_UP = {
+  metric: 'database_metrics_up',
+  type: 'gauge',
+  unit: 'flag',
+  help: '1 if this scrape has the metrics that the database holds, 0 if the database cannot be reached, is slow or is spared',
+} as const
+
 /**
  * The scrape: what all workers counted, and what the database holds if it says so in time and low-priority work is not being
  * shed. Never an error: somebody wants to look just when the database is away.
@@ -42,14 +50,7 @@ export function getMetrics({
     // First, so that the pool in use is not for this.
     const counted = await (await metrics.ofAllWorkers()).metrics()
     const [values, silence] = isShed ? [] : await Promise.all([inTime(valuesCache.get()), inTime(silenceCache.get())])
-    const isHeld: MetricValue = {
-      metric: 'database_metrics_up',
-      type: 'gauge',
-      unit: 'flag',
-      labels: null,
-      value: values === undefined ? 0 : 1,
-      help: '1 when this scrape has what the database holds, 0 while that is away, slow or spared',
-    }
+    const isHeld: MetricValue = { ...DATABASE_METRICS_UP, labels: null, value: values === undefined ? 0 : 1 }
     const text = [counted, render([isHeld]), render(values ?? []), render(silence ?? [])].join('')
     return c.text(text, 200, { 'content-type': metrics.registry.contentType, 'cache-control': 'no-store' })
   }
@@ -58,7 +59,8 @@ export function getMetrics({
 function readDatabase(pool: Pool, from: 'metric_values' | 'silence_metrics') {
   return pool.run(
     sql => sql<MetricValue[]>`
-    select v.metric, d.type, d.unit, d.help || '. The database holds it: each server says the same, so take max, not sum' as help,
+    select v.metric, d.type, d.unit,
+      d.help || '. The database holds it: each server reports the same value, so take max, not sum' as help,
       v.labels, v.value
     from ${from === 'metric_values' ? sql`fleet.metric_values()` : sql`fleet.silence_metrics()`} v
     join fleet.metric_definitions() d using (metric)

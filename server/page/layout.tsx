@@ -1,4 +1,5 @@
 import type { Child, PropsWithChildren } from 'hono/jsx'
+import { version } from '../../lib/version.ts'
 import { assetPath } from './assets.ts'
 import type { Result } from './result.ts'
 
@@ -56,6 +57,7 @@ export function Page({ title, isBare = false, nav, children }: PropsWithChildren
         <main id="main" tabindex={-1}>
           {children}
         </main>
+        <footer class="bottom">NexMDM fleet heartbeats {version}</footer>
       </body>
     </html>
   )

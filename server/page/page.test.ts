@@ -3,6 +3,7 @@ import t from 'tap'
 import { freePort } from '../../local/cluster.ts'
 import { waitFor, withDatabase } from '../../testing/database.ts'
 import { ADMIN_KEY, ago, enroll, living, withProcess, withServer } from '../../testing/server.ts'
+import { version } from '../../lib/version.ts'
 import { textOf, visitor } from '../../testing/page.ts'
 
 t.test('the page asks for the admin key, and keeps who has it logged in', async t => {
@@ -22,7 +23,9 @@ t.test('the page asks for the admin key, and keeps who has it logged in', async 
   t.match(said, /^fleet_session=\d+\.[\w-]{16}\.[\w-]{43}; Max-Age=43200; Path=\/; HttpOnly; SameSite=Strict$/)
   t.notMatch(said, ADMIN_KEY)
   const cookie = said.split(';')[0]!
-  t.match(await get('/', { cookie }), { status: 200, html: /id="headline" data-live/ })
+  const page = await get('/', { cookie })
+  t.match(page, { status: 200, html: /id="headline" data-live/ })
+  t.match(page.html, `<footer class="bottom">NexMDM fleet heartbeats ${version}</footer>`)
   t.match(await get('/', { cookie: `${cookie}A` }), { html: /name="key"/ })
   t.match(await get('/', { 'x-live': '1' }), { status: 401 }, 'a poll is not answered with a form')
 

@@ -1,18 +1,15 @@
-import { spawn } from 'node:child_process'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Sql } from 'postgres'
-import t, { type Test } from 'tap'
-import { archiverEnv, daysAgo, makeDirectory, partitionOf } from '../../testing/archiver.ts'
-import { freePort } from '../../local/cluster.ts'
-import { plainEnv } from '../../local/config.ts'
-import { spawnNode, waitFor, withDatabase } from '../../testing/database.ts'
-import { asRole, enroll } from '../../testing/fleet.ts'
+import t from 'tap'
+import { withDatabase } from '../../testing/database.ts'
+import { blocksOf, runShell, withArchivedDays } from '../../testing/pages.ts'
+import { asRole } from '../../testing/fleet.ts'
 
 const root = join(import.meta.dirname, '../..')
 
 for (const [page, role] of [
-  ['README.md', 'fleet_dba'],
+  ['docs/operate.md', 'fleet_dba'],
   ['RUNBOOK.md', 'fleet_dba'],
   ['docs/views.md', 'fleet_reader'],
 ] as const) {
@@ -20,7 +17,7 @@ for (const [page, role] of [
     const db = await withDatabase(t)
     const text = await readFile(join(root, page), 'utf8')
     await oldApplication(db.admin)
-    const blocks = [...text.matchAll(/```sql\n([\s\S]*?)```/g)].map(match => match[1] ?? '')
+    const blocks = blocksOf(text, 'sql')
     t.ok(blocks.length >= 2, `${blocks.length} blocks`)
     for (const statement of blocks
       .flatMap(block => block.split(/;\n/))
@@ -73,7 +70,7 @@ t.test('every shell command in RUNBOOK.md runs, against a server and an archiver
   // The days that it brings back.
   const { env } = await withArchivedDays(t, [93, 92, 91])
   const text = await readFile(join(root, 'RUNBOOK.md'), 'utf8')
-  const blocks = shellBlocks(text)
+  const blocks = blocksOf(text, 'sh')
   t.ok(blocks.length >= 5, `${blocks.length} blocks`)
   for (const block of blocks) {
     const { code, output } = await runShell(block, env)
@@ -81,81 +78,6 @@ t.test('every shell command in RUNBOOK.md runs, against a server and an archiver
     t.notMatch(output, /"status":[45]\d\d/, 'nor does the server refuse')
   }
 })
-
-t.test(
-  'every shell command in README.md that speaks to the server or the archive runs as it is printed',
-  { timeout: 300_000 },
-  async t => {
-    const { db, env } = await withArchivedDays(t, [100])
-    const text = (await readFile(join(root, 'README.md'), 'utf8')).replaceAll('http://127.0.0.1:8080', 'http://127.0.0.1:$PORT')
-    const posting = shellBlocks(section(text, 'Post heartbeats')).filter(block => !block.includes('docs/agent.sh'))
-    t.equal(posting.length, 4)
-    const [first = '', ...others] = posting
-    const [enrolling = '', beating = ''] = first.split('\n\n')
-    const { output: device } = await runShell(enrolling, env)
-    const [, TOKEN] = /"token":"(nxd_[^"]+)"/.exec(device) ?? []
-    const answers: string[] = []
-    for (const block of [beating, ...others]) {
-      const { code, output } = await runShell(block, { ...env, TOKEN })
-      t.equal(code, 0, `${block}\n${output}`)
-      answers.push(output)
-    }
-    t.match(answers[0], /^\{"result":"stored","ts":"[^"]+","next_interval_s":60\}/)
-    t.match(
-      answers[1],
-      /"result":"stored".*"result":"rejected".*"battery_pct".*"stored":1,"duplicate":0,"quarantined":0,"rejected":1/,
-    )
-    t.match(answers[2], /^\{"command_id":\d+\}.*"command":"set_volume"/s)
-    t.match(await db.sql`select status from fleet.device_status where alias = 'lobby-tablet-7'`, [{ status: 'online' }])
-    t.same(await db.sql`select * from fleet.heartbeat_quarantine`, [])
-
-    const archive = shellBlocks(section(text, 'Run it for years'))
-    t.equal(archive.length, 1)
-    for (const block of archive) {
-      const { code, output } = await runShell(block, env)
-      t.equal(code, 0, `${block}\n${output}`)
-    }
-  },
-)
-
-/** A store with a server and an archiver whose days of so long ago are archived and dropped, and the variables that a shell needs for it. */
-async function withArchivedDays(t: Test, ago: number[]) {
-  const db = await withDatabase(t)
-  // As npm start does.
-  const [device] = (await enroll(db.sql, 1)) as [number]
-  for (const day of ago.map(daysAgo)) {
-    await db.sql`select fleet.create_partitions(${day}::date, ${day}::date)`
-    await db.admin`insert into fleet.device_heartbeats (ts, device_id) select ${day}::date + n * interval '1 minute', ${device} from generate_series(1, 500) n`
-    await db.sql`select fleet.archive_partition(${await partitionOf(db.sql, day)})`
-  }
-  const directory = await makeDirectory(t)
-  const port = await freePort(true)
-  const env = {
-    ...archiverEnv(db, directory),
-    DATABASE_URL: db.url('postgres'),
-    NEW_DATABASE_URL: (await withDatabase(t, 'template0')).url('postgres'),
-    ADMIN_KEY: 'an-admin-key-for-tests',
-    PORT: String(port),
-    WORKERS: '1',
-  }
-  await spawnNode(t, 'archiver/main.ts', { env })
-  await spawnNode(t, 'server/main.ts', { env, ready: `http://127.0.0.1:${port}/readyz` })
-  await waitFor(async () => (await db.sql`select from fleet.hb_partitions where state = 'dropped'`).length === ago.length)
-  return { db, env }
-}
-
-function section(text: string, title: string) {
-  return (
-    text
-      .slice(text.indexOf(`\n## ${title}\n`))
-      .slice(1)
-      .split('\n## ')[0] ?? ''
-  )
-}
-
-function shellBlocks(text: string) {
-  return [...text.matchAll(/```sh\n([\s\S]*?)```/g)].map(match => match[1] ?? '')
-}
 
 t.test('docs/views.md has a section, with an example, for each view that dashboards may read', async t => {
   const { sql } = await withDatabase(t)
@@ -175,25 +97,6 @@ t.test('docs/views.md has a section, with an example, for each view that dashboa
   )
   for (const { name, body } of sections) t.match(body, new RegExp('```sql\\n[^`]*fleet\\.' + name + '\\b'), name)
 })
-
-/** Runs lines of shell in the repository, to the first that fails; curl fails on an answer that is an error. */
-function runShell(command: string, env: Record<string, string | undefined>) {
-  return new Promise<{ code: number | null; output: string }>((resolve, reject) => {
-    // eslint-disable-next-line no-restricted-syntax -- the command is a page of ours
-    const shell = spawn('bash', ['-c', `set -eo pipefail; curl() { command curl --fail-with-body "$@"; }\n${command}`], {
-      cwd: root,
-      env: { ...plainEnv(), ...env },
-      stdio: ['ignore', 'pipe', 'pipe'],
-    })
-    let output = ''
-    for (const stream of [shell.stdout, shell.stderr])
-      stream.on('data', (chunk: Buffer) => {
-        output += chunk.toString()
-      })
-    shell.once('error', reject)
-    shell.once('close', code => resolve({ code, output }))
-  })
-}
 
 t.test('the runbook has a section for each of its links', async t => {
   const text = await readFile(join(root, 'RUNBOOK.md'), 'utf8')

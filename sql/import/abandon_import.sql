@@ -12,4 +12,6 @@ end
 $$;
 
 comment on procedure fleet.abandon_import(regclass, text) is
-  'The way back: takes the trigger away and writes the heartbeats that the store received since the adoption began, and the table lacks, into the table. What was moved stays in the store. Called again, it writes back what came since. Example: call fleet.abandon_import(''public.device_heartbeats'');';
+  'Abandons the import of a table: removes the trigger, and writes back into the table the heartbeats that the store has '
+  'received since the import began and that the table does not have. What was imported stays in the store. Another call '
+  'writes back what has arrived since. Example: call fleet.abandon_import(''public.device_heartbeats'');';

@@ -12,8 +12,8 @@ begin
   if a.state = 'confirmed' then
     raise exception using
       errcode = 'FL002',
-      message = format('%s was confirmed at %s: there is no way back', a.source, a.confirmed_at),
-      hint = format('What the store has can be copied by hand: insert into %s select … from fleet.device_heartbeats;', a.source);
+      message = format('the import of %s was confirmed at %s and can no longer be abandoned', a.source, a.confirmed_at),
+      hint = format('You can copy heartbeats by hand: insert into %s select … from fleet.device_heartbeats;', a.source);
   end if;
 
   select string_agg(g.grant_, '; ') into v_grants
@@ -21,18 +21,18 @@ begin
     select format('grant insert on %s to %I', a.source, current_user) as grant_
     where not has_table_privilege(p_source, 'insert')
     union all
-    -- What a serial column takes its default from.
+    -- A serial column takes its default from this sequence.
     select format('grant usage on sequence %s to %I', d.objid::regclass, current_user)
     from pg_depend d
     join pg_class s on s.oid = d.objid
     where d.classid = 'pg_class'::regclass and d.refobjid = p_source and d.deptype = 'a'
       and case s.relkind when 'S' then not has_sequence_privilege(s.oid, 'usage') else false end
   ) g;
-  -- What the store received since, at a glance; nothing: no right is needed.
+  -- A quick look at whether the store has received anything since. If not, nothing is written back and no right is needed.
   if v_grants is not null and exists (select from fleet.device_last_status ls where ls.last_received_at >= a.started_at) then
     raise exception using
       errcode = 'FL422',
-      message = format('%s cannot be written back to: role %s may not insert into it', a.source, current_user),
+      message = format('heartbeats cannot be written back into %s: role %s may not insert there', a.source, current_user),
       hint = format('As its owner: %s;', v_grants);
   end if;
   select string_agg(t.attname, ', ' order by t.attnum) into v_needed
@@ -42,8 +42,12 @@ begin
   if v_needed is not null then
     raise exception using
       errcode = 'FL422',
-      message = format('%s cannot be written back to: the store has nothing for its columns %s', a.source, v_needed),
-      hint = format('As its owner: give them a default, as in alter table %s alter %I set default …;', a.source, split_part(v_needed, ', ', 1));
+      message = format(
+        'heartbeats cannot be written back into %s: the store has no values for its columns %s', a.source, v_needed
+      ),
+      hint = format(
+        'As its owner, give them a default: alter table %s alter %I set default …;', a.source, split_part(v_needed, ', ', 1)
+      );
   end if;
 
   perform fleet.take_import_lock();
@@ -57,4 +61,5 @@ begin
 end
 $$;
 
-comment on function fleet.begin_abandoning(regclass) is 'Begins the way back of an adoption; behind fleet.abandon_import().';
+comment on function fleet.begin_abandoning(regclass) is
+  'Begins to abandon the import of a table. Called by fleet.abandon_import().';

@@ -21,10 +21,10 @@ begin
     if v_old.state = 'abandoning' then
       raise exception using
         errcode = 'FL002',
-        message = format('%s is being abandoned', v_old.source),
-        hint = format('Let that end first: call fleet.abandon_import(%L);', v_old.source);
+        message = format('the import of %s is being abandoned', v_old.source),
+        hint = format('Let that finish first: call fleet.abandon_import(%L);', v_old.source);
     end if;
-    -- What was said the first time holds.
+    -- An option that is not given keeps its value from the first call.
     a := fleet.describe_source(
       p_source, coalesce(p_columns, v_old.columns), coalesce(p_unknown_devices, v_old.unknown_devices),
       coalesce(p_oldest, case when v_old.is_oldest_given then v_old.oldest end), coalesce(p_forward, v_old.forwards)
@@ -34,11 +34,12 @@ begin
     raise;
   end;
 
-  -- Another table of that name, or none before: nothing is known of it.
+  -- If this oid is new, everything recorded under its name belongs to an earlier table.
   delete from fleet.import_days d where d.source = a.source and v_old.relid is null;
   delete from fleet.imports f where f.source = a.source and f.relid <> a.relid;
 
-  if v_old.state = 'moving' and (v_old.columns, v_old.unknown_devices, v_old.match_by) = (a.columns, a.unknown_devices, a.match_by)
+  if v_old.state = 'moving'
+    and (v_old.columns, v_old.unknown_devices, v_old.match_by) = (a.columns, a.unknown_devices, a.match_by)
     and p_oldest is null and v_old.forwards = a.forwards
   then
     update fleet.imports f
@@ -60,7 +61,8 @@ begin
       unknown_devices = excluded.unknown_devices, oldest = excluded.oldest, is_oldest_given = excluded.is_oldest_given,
       forwards = excluded.forwards, match_by = excluded.match_by, backend = excluded.backend,
       step = null, last_error = null, confirmed_at = null, abandoned_at = null,
-      -- A new beginning after an end; until then it is the same move, with one way back.
+      -- After confirmation or abandonment a new import begins. Until then it is the same one: abandoning it writes back
+      -- everything received since its first start.
       started_at = case when f.state in ('confirmed', 'abandoned') then now() else f.started_at end,
       store_ip = case when f.state in ('confirmed', 'abandoned') then excluded.store_ip else f.store_ip end;
   perform fleet.record_event('import.start', p_detail => format('%s, by %s', a.source, session_user));
@@ -69,4 +71,4 @@ end
 $$;
 
 comment on function fleet.begin_import(regclass, jsonb, text, timestamptz, boolean) is
-  'Begins the move of a table, or takes it up where it ended; behind fleet.import_table().';
+  'Begins the import of a table, or resumes it where it stopped. Called by fleet.import_table().';

@@ -35,4 +35,4 @@ end
 $$;
 
 comment on function fleet.begin_import_step(fleet.imports) is
-  'Sets cursor, counts and progress of an adoption to the start of its next step.';
+  'Sets the cursor, counts and progress of an import to the start of its next step.';

@@ -1,5 +1,5 @@
--- Everything was compared by the verification. What is left are the rows written since: those are compared while the table is
--- locked against writers, which takes one read of it, and nothing of the rows that are older.
+-- The verification compared everything that was written before it. The rows written since are compared here, while the table is
+-- locked against writers; that reads the table once, and compares no older row again.
 create or replace function fleet.confirm_import(p_source regclass) returns text
 language plpgsql
 volatile
@@ -16,22 +16,25 @@ declare
   v_changed bigint;
 begin
   if a.state = 'confirmed' then
-    return format('%s was confirmed at %s', a.source, a.confirmed_at);
+    return format('the import of %s was confirmed at %s', a.source, a.confirmed_at);
   end if;
   if a.state <> 'verified' then
     raise exception using
       errcode = 'FL002',
-      message = format('%s is %s, not verified, and cannot be confirmed', a.source, a.state),
-      hint = format('First: call fleet.verify_import(%L);', a.source);
+      message = format('the import of %s is %s, not verified, and cannot be confirmed', a.source, a.state),
+      hint = format('Verify it first: call fleet.verify_import(%L);', a.source);
   end if;
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception using
       errcode = 'FL422',
-      message = format('a transaction that is %s would not see what is written before the lock', current_setting('transaction_isolation')),
-      hint = format('In a transaction of its own: select fleet.confirm_import(%L);', a.source);
+      message = format(
+        'a %s transaction cannot see rows that are written just before the lock on %s', current_setting('transaction_isolation'),
+        a.source
+      ),
+      hint = format('Run this in a read committed transaction of its own: select fleet.confirm_import(%L);', a.source);
   end if;
 
-  -- Making the trigger anew takes the lock that keeps writers out, which LOCK TABLE would give to an owner only.
+  -- Replacing the trigger takes the lock that keeps writers out. LOCK TABLE would need more rights than SELECT and TRIGGER.
   a.forwards := true;
   for v_try in 1..20 loop
     begin
@@ -41,15 +44,18 @@ begin
       if v_try = 20 then
         raise exception using
           errcode = 'FL003',
-          message = format('%s is in use: no moment without a writer was found', a.source),
-          hint = format('Nothing has changed. See who writes: select * from pg_stat_activity where query ilike %L; then try again.', '%' || p_source::text || '%');
+          message = format('%s is in use: 20 attempts to lock it against writers failed', a.source),
+          hint = format(
+            'Nothing has changed. See who writes: select * from pg_stat_activity where query ilike %L; then try again.',
+            '%' || p_source::text || '%'
+          );
       end if;
       perform pg_sleep(0.1);
     end;
   end loop;
 
-  -- Of a bucket's rows one is kept, as fleet.verify_days() has it. The rows since may be many more than were written since: who
-  -- writes for long, in any database of the cluster, holds back the transaction that they are counted from.
+  -- One row of each bucket is kept, as in fleet.verify_days(). More rows may be compared than were written since, because a long
+  -- transaction in any database of the cluster holds back the transaction ID from which they are counted.
   execute format(
     $query$
       select coalesce(sum(b.rows), 0), coalesce(sum(b.rows) filter (where b.is_missing), 0),
@@ -83,10 +89,10 @@ begin
     raise exception using
       errcode = 'FL010',
       message = format(
-        'of %s rows written to %s since it was verified, %s are not in the store and %s are there with other content', v_rows,
+        'of %s rows written to %s since it was verified, %s are not in the store and %s are there with different content', v_rows,
         a.source, v_missing, v_changed
       ),
-      hint = format('Take them over and look again: call fleet.import_table(%1$L); call fleet.verify_import(%1$L);', a.source);
+      hint = format('Import them and verify again: call fleet.import_table(%1$L); call fleet.verify_import(%1$L);', a.source);
   end if;
 
   for v_try in 1..20 loop
@@ -97,8 +103,10 @@ begin
       if v_try = 20 then
         raise exception using
           errcode = 'FL003',
-          message = format('%s is being read: its trigger could not be taken away', a.source),
-          hint = format('Nothing has changed. Try again when the long reads have ended: select fleet.confirm_import(%L);', a.source);
+          message = format('%s is being read: 20 attempts to drop its trigger failed', a.source),
+          hint = format(
+            'Nothing has changed. Try again when the long queries have ended: select fleet.confirm_import(%L);', a.source
+          );
       end if;
       perform pg_sleep(0.1);
     end;
@@ -112,11 +120,14 @@ begin
     p_detail => format('%s, by %s', a.source, session_user)
   );
   return format(
-    '%1$s is confirmed; %2$s rows that were written since it was verified were compared too. When you no longer need it, as its owner: drop table %1$s;',
+    'the import of %1$s is confirmed; %2$s rows that were written since the verification were compared too. '
+      'When you no longer need the table, run as its owner: drop table %1$s;',
     a.source, v_rows
   );
 end
 $$;
 
 comment on function fleet.confirm_import(regclass) is
-  'Ends the adoption of a verified table: compares what was written since, with writers kept out for that moment, and takes the trigger away. From then on there is no way back; the table is left for you to drop. Example: select fleet.confirm_import(''public.device_heartbeats'');';
+  'Confirms the import of a verified table: compares the rows written since the verification, with writers locked out for that '
+  'moment, and removes the trigger. After that the import can no longer be abandoned. The table itself stays until you drop it. '
+  'Example: select fleet.confirm_import(''public.device_heartbeats'');';

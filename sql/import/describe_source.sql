@@ -1,4 +1,4 @@
--- All that can be wrong with a table is said here, before anything is changed.
+-- Everything that can be wrong with a table is reported here, before anything is changed.
 create or replace function fleet.describe_source(
   p_source regclass,
   p_columns jsonb,
@@ -29,7 +29,7 @@ begin
     raise exception using
       errcode = 'FL404',
       message = format('there is no table %s', coalesce(p_source::text, 'null')),
-      hint = 'Name the table with its schema: call fleet.import_table(''public.device_heartbeats'');';
+      hint = 'Give the name with its schema: call fleet.import_table(''public.device_heartbeats'');';
   end if;
   v_schema := (select n.nspname from pg_namespace n where n.oid = v_class.relnamespace);
   a.source := format('%I.%I', v_schema, v_class.relname);
@@ -47,18 +47,19 @@ begin
     when v_class.relkind = 'f' then 'it is a foreign table'
     when v_class.relkind in ('v', 'm') then 'it is a view'
     when v_class.relkind <> 'r' then 'it is not a table'
-    when v_class.relpersistence = 't' then 'it is a temporary table, which no other session sees'
+    when v_class.relpersistence = 't' then 'it is a temporary table, which other sessions cannot see'
     when v_class.relispartition then 'it is a partition of another table'
-    when exists (select from pg_inherits i where p_source in (i.inhrelid, i.inhparent)) then 'it inherits, or is inherited from'
+    when exists (select from pg_inherits i where p_source in (i.inhrelid, i.inhparent)) then
+      'it inherits from a table, or a table inherits from it'
     when v_class.relrowsecurity then 'its row-level security may hide rows'
   end;
   if v_fault is not null then
     raise exception using
       errcode = 'FL422',
-      message = format('%s cannot be adopted: %s', a.source, v_fault),
+      message = format('%s cannot be imported: %s', a.source, v_fault),
       hint = case
         when v_class.relrowsecurity then format('As its owner: alter table %s disable row level security;', a.source)
-        else 'A plain table of heartbeats is adopted; copy the rows into one: create table public.device_heartbeats as select …;'
+        else 'Only a plain table can be imported. Copy the rows into one: create table public.device_heartbeats as select …;'
       end;
   end if;
 
@@ -75,7 +76,7 @@ begin
   if v_fault is not null then
     raise exception using
       errcode = 'FL422',
-      message = format('%s cannot be adopted: role %s lacks %s', a.source, current_user, v_fault),
+      message = format('%s cannot be imported: role %s lacks %s', a.source, current_user, v_fault),
       hint = format('As its owner: %s;', v_hint);
   end if;
 
@@ -87,9 +88,9 @@ begin
       errcode = 'FL422',
       message = case
         when v_fault is null then format('the columns of %s must be given as a JSON object, not as %s', a.source, p_columns)
-        else format('fleet.device_heartbeats has no column %s to take from %s', v_fault, a.source)
+        else format('fleet.device_heartbeats has no column %s that could be filled from %s', v_fault, a.source)
       end,
-      hint = 'Name for each column of fleet.device_heartbeats the one of your table, null for none: '
+      hint = 'For a column of fleet.device_heartbeats, give the column of your table, or null for none: '
         'p_columns => ''{"battery_pct": "battery", "ip": null}''.';
   end if;
 
@@ -102,8 +103,11 @@ begin
     if not found and (v_target.name in ('ts', 'device_id') or p_columns ->> v_target.name is not null) then
       raise exception using
         errcode = 'FL422',
-        message = format('%s cannot be adopted: it has no column %s for %s', a.source, coalesce(v_column, 'at all'), v_target.name),
-        hint = format('Say which it is: p_columns => ''{"%s": "name"}''. Its columns: %s.', v_target.name, (
+        message = case
+          when v_column is null then format('%s cannot be imported: p_columns gives it no column for %s', a.source, v_target.name)
+          else format('%s cannot be imported: it has no column %s for %s', a.source, v_column, v_target.name)
+        end,
+        hint = format('Name the right one: p_columns => ''{"%s": "name"}''. Its columns: %s.', v_target.name, (
           select string_agg(t.attname, ', ' order by t.attnum)
           from pg_attribute t
           where t.attrelid = p_source and t.attnum > 0 and not t.attisdropped
@@ -123,10 +127,12 @@ begin
       raise exception using
         errcode = 'FL422',
         message = format(
-          '%s cannot be adopted: column %s is %s, which does not become the %s of %s', a.source, v_column, v_type, v_target.type,
-          v_target.name
+          '%s cannot be imported: column %s is %s, which cannot be converted to %s for %s', a.source, v_column, v_type,
+          v_target.type, v_target.name
         ),
-        hint = format('Leave it out with p_columns => ''{"%s": null}'', or give the table a column of a fitting type.', v_target.name);
+        hint = format(
+          'Leave it out with p_columns => ''{"%s": null}'', or add a column of a suitable type to the table.', v_target.name
+        );
     end;
   end loop;
 
@@ -134,10 +140,11 @@ begin
     raise exception using
       errcode = 'FL422',
       message = case
-        when a.unknown_devices not in ('refuse', 'enroll') then format('unknown devices cannot be treated by %s', a.unknown_devices)
-        else format('the oldest heartbeats to take cannot be of %s', a.oldest)
+        when a.unknown_devices not in ('refuse', 'enroll') then
+          format('%s cannot be imported with p_unknown_devices => %s', a.source, a.unknown_devices)
+        else format('%s cannot be imported with p_oldest => %s', a.source, a.oldest)
       end,
-      hint = 'p_unknown_devices is refuse or enroll; p_oldest is a time in the past.';
+      hint = 'p_unknown_devices must be refuse or enroll; p_oldest must be a time in the past.';
   end if;
   a.match_by := case
     when exists (select from fleet.import_devices m where m.source = a.source) then 'map'
@@ -147,7 +154,7 @@ begin
   if pg_relation_size(p_source) = 0 then
     raise exception using
       errcode = 'FL422',
-      message = format('%s cannot be adopted: it is empty', a.source),
+      message = format('%s cannot be imported: it is empty', a.source),
       hint = 'There is nothing to move; point the devices at the new server.';
   end if;
   return a;
@@ -155,4 +162,5 @@ end
 $$;
 
 comment on function fleet.describe_source(regclass, jsonb, text, timestamptz, boolean) is
-  'How a table would be adopted: its columns, how its devices are matched. FL422 names what stands against it. Behind fleet.import_table() and fleet.import_plan().';
+  'How a table would be imported: its columns, and how its devices are found. If the table cannot be imported, the error FL422 '
+  'says why. Called by fleet.import_table() and fleet.import_plan().';

@@ -15,4 +15,4 @@ end
 $$;
 
 comment on function fleet.end_import(text, text) is
-  'Ends a run of an adoption, with why it stopped, and frees its lock; answers the state.';
+  'Ends a run of an import: records why it stopped, if it failed, releases the lock, and returns the state.';

@@ -1,4 +1,4 @@
--- Their tokens are known to nobody: fleet.renew_token() gives one to a device that is still in use.
+-- Nobody knows the tokens of these devices. fleet.renew_token() gives a new one to a device that is still in use.
 create or replace function fleet.enroll_unknown(a fleet.imports) returns boolean
 language plpgsql
 volatile
@@ -12,12 +12,16 @@ begin
   if a.unknown_devices <> 'enroll' then
     return false;
   end if;
-  -- Nobody else enrolls meanwhile: a number must not go to another device between the look and the insert.
+  -- Blocks other enrolments: no other device may get a number between this look and the insert.
   lock table fleet.devices in share row exclusive mode;
   if a.match_by = 'device_id' then
-    -- Numbers keep their number, under which nobody was enrolled, and new devices get higher ones.
+    -- A numeric id stays the same, because no device is enrolled under it, and new devices get higher ones.
     perform setval(pg_get_serial_sequence('fleet.devices', 'device_id'), greatest(
-      (select max(r.source_device::bigint) from fleet.import_refusals r where r.source = a.source and r.reason = 'unknown_device' and r.source_device <> ''),
+      (
+        select max(r.source_device::bigint)
+        from fleet.import_refusals r
+        where r.source = a.source and r.reason = 'unknown_device' and r.source_device <> ''
+      ),
       nextval(pg_get_serial_sequence('fleet.devices', 'device_id'))
     ));
   end if;
@@ -67,4 +71,5 @@ end
 $$;
 
 comment on function fleet.enroll_unknown(fleet.imports) is
-  'Enrolls the devices of a table that is adopted and that nobody enrolled, where that was asked for; numbers keep their number.';
+  'Enrolls the devices of a table that is being imported and that are not enrolled yet, if p_unknown_devices asks for that; '
+  'numeric ids stay the same.';

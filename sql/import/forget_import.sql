@@ -14,8 +14,10 @@ begin
   if a.state not in ('confirmed', 'abandoned') and fleet.source_table(a) is not null then
     raise exception using
       errcode = 'FL002',
-      message = format('%s is %s and still there', p_source, a.state),
-      hint = format('Confirm or abandon it: select fleet.confirm_import(%1$L); or call fleet.abandon_import(%1$L);', p_source);
+      message = format('the import of %s is %s, and the table still exists', p_source, a.state),
+      hint = format(
+        'Confirm or abandon it first: select fleet.confirm_import(%1$L); or call fleet.abandon_import(%1$L);', p_source
+      );
   end if;
   perform fleet.stop_forwarding(a);
   delete from fleet.import_ranges r where r.source = p_source;
@@ -29,4 +31,5 @@ end
 $$;
 
 comment on function fleet.forget_import(text) is
-  'Forgets what is known of the move of a table that is confirmed, abandoned or gone; false when nothing is known. Heartbeats stay. Example: select fleet.forget_import(''public.device_heartbeats'');';
+  'Deletes what is recorded about the import of a table, once the import is confirmed or abandoned or the table is gone; false '
+  'if nothing is recorded. Heartbeats stay. Example: select fleet.forget_import(''public.device_heartbeats'');';

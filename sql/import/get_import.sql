@@ -15,11 +15,13 @@ begin
   if not found then
     raise exception using
       errcode = 'FL404',
-      message = format('%s is not being adopted', coalesce(p_source::text, 'null')),
-      hint = format('Those that are: select * from fleet.import_progress; to begin: call fleet.import_table(%L);', p_source::text);
+      message = format('%s is not being imported', coalesce(p_source::text, 'null')),
+      hint = format(
+        'See all imports: select * from fleet.import_progress; to begin one: call fleet.import_table(%L);', p_source::text
+      );
   end if;
   return a;
 end
 $$;
 
-comment on function fleet.get_import(regclass) is 'The adoption of a table, locked; an error when there is none.';
+comment on function fleet.get_import(regclass) is 'The import of a table, locked; raises an error if there is none.';

@@ -14,4 +14,5 @@ as $$
 $$;
 
 comment on function fleet.import_holds() is
-  'Tables that are adopted and neither confirmed nor abandoned, with the first day of which they have rows: from there on no partition is retired, so that what was moved can be verified.';
+  'Tables whose import is neither confirmed nor abandoned, with the first day of their rows. Partitions from that day on are not '
+  'retired, so that imported rows can be verified.';

@@ -22,7 +22,7 @@ begin
       '%s: %s', k.name,
       coalesce(
         t.attname || ', ' || format_type(t.atttypid, t.atttypmod),
-        case k.name when 'received_at' then 'none, ts instead' else 'none, null' end
+        case k.name when 'received_at' then 'none, ts is used' else 'none, stays null' end
       ) || case when k.name = 'device_id' then case a.match_by
         when 'device_id' then ', the device_id of fleet.devices'
         when 'alias' then ', the alias in fleet.devices'
@@ -44,12 +44,17 @@ begin
       from given g
       group by 1, 2
     )
-    select case when d.reason is null then 'taken' when d.reason = 'unknown_device' and a.unknown_devices = 'enroll' then 'enrolled and taken' else 'refused: ' || d.reason end,
+    select
+      case
+        when d.reason is null then 'taken'
+        when d.reason = 'unknown_device' and a.unknown_devices = 'enroll' then 'enrolled and taken'
+        else 'refused: ' || d.reason
+      end,
       format('%s to %s', min(d.first_ts), max(d.last_ts)), sum(d.rows)::bigint
     from days d
     group by d.reason
     union all
-    select 'partitions', format('to be made, from %s to %s', min(m.day), max(m.day)), count(*)
+    select 'partitions', format('to be created, from %s to %s', min(m.day), max(m.day)), count(*)
     from (
       select w.day::date as day
       from (select min(d.day) as first_day, max(d.day) as last_day from days d where d.reason is null) s
@@ -64,4 +69,6 @@ end
 $$;
 
 comment on function fleet.import_plan(regclass, jsonb, text, timestamptz) is
-  'The dry run of fleet.import_table(): which columns are taken, how many rows, which are refused and why, which partitions are made. Reads the whole table, changes nothing. Example: select * from fleet.import_plan(''public.device_heartbeats'');';
+  'Dry run of fleet.import_table(): which columns it would take, how many rows, which rows it would refuse and why, and which '
+  'partitions it would create. Reads the whole table and changes nothing. '
+  'Example: select * from fleet.import_plan(''public.device_heartbeats'');';

@@ -26,4 +26,7 @@ left join lateral (
 order by a.started_at desc;
 
 comment on view fleet.import_progress is
-  'Plain tables that are or were moved into the store, and how far each is: percent and end are those of the step (survey, partitions, move, verify, write_back), rows_read and so on those of the pass, rows_kept and so on those of the verification. Example: select source, state, step, percent, rows_per_s, step_ends_at from fleet.import_progress;';
+  'The plain tables that are being imported or were imported, and how far each import is. percent, rows_per_s and step_ends_at '
+  'describe the current step (survey, partitions, move, verify, write_back), the columns rows_read to rows_refused the current '
+  'pass, and rows_kept to rows_changed the verification. '
+  'Example: select source, state, step, percent, rows_per_s, step_ends_at from fleet.import_progress;';

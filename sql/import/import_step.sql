@@ -22,9 +22,9 @@ begin
     raise exception using
       errcode = 'FL404',
       message = format('table %s is gone', p_source),
-      hint = format('What was moved is in the store. To be done with it: select fleet.forget_import(%L);', p_source);
+      hint = format('What was imported is in the store. To end the import: select fleet.forget_import(%L);', p_source);
   end if;
-  -- A table that was rewritten (VACUUM FULL, CLUSTER) has its rows in other places: read from the start.
+  -- A rewrite of the table (VACUUM FULL, CLUSTER) moves its rows to other blocks, so it is read from the start.
   if a.step is distinct from v_step or (v_step in ('survey', 'move') and a.filenode <> pg_relation_filenode(a.relid)) then
     perform fleet.begin_import_step(a);
     return true;
@@ -50,4 +50,4 @@ end
 $$;
 
 comment on function fleet.import_step(text, integer) is
-  'The next batch of what is left to do for a table that is adopted, in this transaction; false when nothing is left. Called by fleet.run_import().';
+  'Does the next batch of an import, in this transaction; false when nothing is left. Called by fleet.run_import().';

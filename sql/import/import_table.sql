@@ -13,12 +13,16 @@ as $$
 declare
   v_source text;
 begin
-  commit;  -- refused here inside a transaction, before the lock is taken
-  if p_batch_rows is null or p_batch_rows not between 1 and 100000 or p_pause is null or p_pause not between '0' and '1 minute' then
+  commit;  -- inside a transaction this fails, before the lock is taken
+  if p_batch_rows is null or p_batch_rows not between 1 and 100000
+    or p_pause is null or p_pause not between '0' and '1 minute' then
     raise exception using
       errcode = 'FL422',
-      message = pg_catalog.format('cannot move batches of %s rows with pauses of %s', coalesce(p_batch_rows::text, 'null'), coalesce(p_pause::text, 'null')),
-      hint = 'p_batch_rows is 1 to 100000, p_pause 0 to 1 minute.';
+      message = pg_catalog.format(
+        'cannot import in batches of %s rows with pauses of %s', coalesce(p_batch_rows::text, 'null'),
+        coalesce(p_pause::text, 'null')
+      ),
+      hint = 'p_batch_rows must be 1 to 100000, p_pause 0 to 1 minute.';
   end if;
   v_source := fleet.begin_import(p_source, p_columns, p_unknown_devices, p_oldest, p_forward);
   commit;
@@ -27,4 +31,8 @@ end
 $$;
 
 comment on procedure fleet.import_table(regclass, text, jsonb, text, timestamptz, boolean, integer, interval) is
-  'Moves a plain table of heartbeats into fleet.device_heartbeats while both are in use, and goes on where it was ended; the table itself is not changed. Called again after its end it takes over what is missing. See first fleet.import_plan(). Options: p_columns => ''{"battery_pct": "battery"}'' where names differ; p_unknown_devices => ''enroll''; p_oldest; p_forward => false for no trigger on the table; p_batch_rows; p_pause. Example: call fleet.import_table(''public.device_heartbeats'');';
+  'Imports a plain table of heartbeats into fleet.device_heartbeats while both are in use. The rows of the table do not change. '
+  'A call that was interrupted is continued by the next one; after a complete call, another one imports what is still missing. '
+  'Look at fleet.import_plan() first. Options: p_columns => ''{"battery_pct": "battery"}'' where names differ; '
+  'p_unknown_devices => ''enroll''; p_oldest; p_forward => false for no trigger on the table; p_batch_rows; p_pause. '
+  'Example: call fleet.import_table(''public.device_heartbeats'');';

@@ -23,4 +23,5 @@ as $$
 $$;
 
 comment on function fleet.missing_heartbeats(fleet.imports, timestamptz, timestamptz) is
-  'Heartbeats of a range that the store received since the adoption of a table began, of buckets that the table has not.';
+  'The heartbeats of a time range that the store has received since the import of a table began and for whose device and '
+  '10-second bucket the table has no row.';

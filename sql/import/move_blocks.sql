@@ -11,7 +11,7 @@ declare
   v_refused bigint;
   v_stored bigint;
 begin
-  -- Twice at most: a row may have come since the days were counted, of a day that has no partition.
+  -- Tried twice at most: since the days were counted, a row may have arrived for a day that has no partition.
   for v_try in 1..2 loop
     begin
       with given as materialized (
@@ -22,7 +22,7 @@ begin
         select (g.beat).*
         from given g
         where g.reason is null
-        -- Devices in order, as ingest; within a bucket the one that was written first.
+        -- Sorted by device, as in ingest; within a bucket the row that was written first comes first.
         order by (g.beat).device_id, date_bin('10 seconds', (g.beat).ts, timestamptz '2000-01-01 00:00:00+00'), g.tid
         on conflict do nothing
         returning device_id, ts, received_at
@@ -36,7 +36,7 @@ begin
           set rows_stored = d.rows_stored + excluded.rows_stored
       ),
       devices as (
-        -- It was there when it sent: the roster must not say that it came later.
+        -- A device existed when it sent a heartbeat, so the roster must not show a later enrolment.
         update fleet.devices d
         set enrolled_at = f.first_received_at
         from (select s.device_id, min(s.received_at) as first_received_at from stored s group by s.device_id) f
@@ -69,7 +69,7 @@ begin
     return true;
   end if;
 
-  -- Counted anew by the next night.
+  -- The next nightly run counts these partitions again.
   update fleet.hb_partitions p
   set row_count = null
   where p.state = 'active' and p.row_count is not null and p.archive_url is null
@@ -83,11 +83,14 @@ begin
   returning * into a;
   perform fleet.record_event(
     'import.moved', p_rows => a.rows_stored, p_duration_ms => fleet.elapsed_ms(a.started_at),
-    p_detail => format('%s, pass %s: %s read, %s duplicates, %s refused', a.source, a.pass, a.rows_read, a.rows_duplicate, a.rows_refused)
+    p_detail => format(
+      '%s, pass %s: %s read, %s duplicates, %s refused', a.source, a.pass, a.rows_read, a.rows_duplicate, a.rows_refused
+    )
   );
   return false;
 end
 $$;
 
 comment on function fleet.move_blocks(fleet.imports, integer) is
-  'Stores the rows of the next blocks of a table that is adopted. The cursor moves in the same transaction, and what is there already stays.';
+  'Stores the rows of the next blocks of a table that is being imported; false after the last block. The cursor advances in the '
+  'same transaction, and existing heartbeats are kept.';

@@ -7,4 +7,5 @@ as $$
 $$;
 
 comment on function fleet.next_batch_blocks(integer, bigint, integer) is
-  'How many blocks to read next to get as many rows as wanted, by what the last ones held; growing fourfold at most.';
+  'How many blocks to read next to get the wanted number of rows, estimated from the last batch; at most four times as many as '
+  'in the last batch.';

@@ -7,7 +7,7 @@ set timezone = 'UTC'
 set datestyle = 'ISO, MDY'
 as $$
 declare
-  c_days_at_once constant integer := 5;  -- making one locks the parent for about 10 ms, and heartbeats wait that long
+  c_days_at_once constant integer := 5;  -- creating one locks the parent for about 10 ms, and heartbeats wait that long
   c_most_empty constant integer := 400;
   v_first date;
   v_last date;
@@ -35,11 +35,12 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format(
-        '%s has heartbeats from %s to %s, and none on %s days between: clocks were wrong', a.source, v_first, v_last,
+        '%s has heartbeats from %s to %s but none on %s days in between: some clocks were wrong', a.source, v_first, v_last,
         v_last - v_first + 1 - v_days
       ),
       hint = format(
-        'Say from when on to take them, older ones are refused: call fleet.import_table(%L, p_oldest => %L); %s if all of them are right.',
+        'Give the oldest time to import; older rows are refused: call fleet.import_table(%L, p_oldest => %L); '
+          'if all of them are right, use %s.',
         a.source, v_usual, v_first
       );
   end if;
@@ -68,4 +69,5 @@ end
 $$;
 
 comment on function fleet.prepare_partitions(fleet.imports) is
-  'Makes the next partitions that the days of a table that is adopted need, from its first day to its last; days in the archive are left to fleet.request_restore().';
+  'Creates the next partitions for the days of a table that is being imported, from its first day to its last; false when none '
+  'is missing. It creates none for days in the archive, which fleet.request_restore() brings back.';

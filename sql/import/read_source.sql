@@ -1,4 +1,4 @@
--- Stable, and so of the caller's snapshot: what it reads is compared with the store in one statement.
+-- Stable, so that it uses the caller's snapshot: its rows are compared with the store in one statement.
 create or replace function fleet.read_source(a fleet.imports, p_first bigint, p_last bigint, p_since xid default null)
 returns setof fleet.source_row
 language plpgsql
@@ -24,12 +24,12 @@ declare
   v_tid tid;
 begin
   begin
-    -- As a whole before the first row is returned: what a function has returned stays, also when it fails after it.
+    -- All rows are read before the first is returned, because returned rows would stay even if the query failed after them.
     execute v_all into v_rows using v_first, v_last;
     return query select * from unnest(v_rows);
     return;
   exception when data_exception then
-    null;  -- a value that does not fit: looked for in halves, then row by row
+    null;  -- a value does not fit; it is searched for in halves, then row by row
   end;
   if v_middle > p_first then
     return query select * from fleet.read_source(a, p_first, v_middle, p_since);
@@ -48,4 +48,5 @@ end
 $$;
 
 comment on function fleet.read_source(fleet.imports, bigint, bigint, xid) is
-  'The rows of a range of blocks of a table that is adopted, judged; p_since: only those written by that transaction or later.';
+  'The rows in a range of blocks of a table that is being imported, each as a heartbeat or with the reason why it is refused. '
+  'p_since: only rows written by that transaction or a later one.';

@@ -27,4 +27,5 @@ end
 $$;
 
 comment on function fleet.refused_rows(regclass, integer) is
-  'Rows that were left in a table that is adopted, as they are, and why; those counted in fleet.import_refusals. Example: select * from fleet.refused_rows(''public.device_heartbeats'', 20);';
+  'The rows of a table that its import refused, unchanged, with the reason; fleet.import_refusals counts them. '
+  'Example: select * from fleet.refused_rows(''public.device_heartbeats'', 20);';

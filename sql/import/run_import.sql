@@ -1,4 +1,4 @@
--- A batch is a transaction: killed anywhere, what is committed stays, and the cursor with it.
+-- Each batch is a transaction: wherever a run is killed, the committed batches stay, and the cursor with them.
 create or replace procedure fleet.run_import(
   p_source text,
   p_batch_rows integer,
@@ -33,7 +33,7 @@ begin
       commit;
       raise exception using
         errcode = v_code, message = v_error,
-        hint = pg_catalog.concat_ws(' ', nullif(v_hint, ''), 'What is done stays done; the same call goes on from there.');
+        hint = pg_catalog.concat_ws(' ', nullif(v_hint, ''), 'What was done is kept; the same call continues from there.');
     end if;
   end loop;
   p_state := fleet.end_import(p_source);
@@ -42,4 +42,4 @@ end
 $$;
 
 comment on procedure fleet.run_import(text, integer, interval, text) is
-  'Does what is left to do for a table that is adopted, batch by batch; waits and tries again where locks are busy.';
+  'Does the remaining work of an import, batch by batch; waits and tries again when a lock is busy.';

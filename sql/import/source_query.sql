@@ -1,4 +1,4 @@
--- What becomes of a row is said once, for the pass, the trigger, the verification and the list of the refused.
+-- Decides what becomes of a row: the same for the move, the trigger, the verification and the list of refused rows.
 create or replace function fleet.source_query(a fleet.imports, p_from text, p_tid text) returns text
 language sql
 stable
@@ -12,7 +12,7 @@ as $$
         case
           when c.ts is null then 'no_ts'
           when c.ts < %1$L then 'too_old'
-          -- By the clock of its time, where that is known.
+          -- Compared with the time of its arrival, if that is known.
           when c.ts > coalesce(c.received_at, now()) + s.max_future then 'in_future'
           when c.device_id is null then 'unknown_device'
           when p.retired @> c.ts then 'retired_day'
@@ -60,4 +60,5 @@ as $$
 $$;
 
 comment on function fleet.source_query(fleet.imports, text, text) is
-  'The query that makes rows of fleet.source_row from what p_from names as r: matched to devices, cast, and judged.';
+  'The query that turns the rows of p_from, which has the alias r, into rows of fleet.source_row: it finds their devices, casts '
+  'their values, and decides which are refused.';

@@ -11,4 +11,5 @@ as $$
 $$;
 
 comment on function fleet.source_table(fleet.imports) is
-  'The oid of a table that is being adopted, or null if it is gone. Found by name if fleet.imports.relid came with a dump of another cluster.';
+  'The oid of a table that is being imported, or null if it is gone. Found by name if fleet.imports.relid came with a dump of '
+  'another cluster.';

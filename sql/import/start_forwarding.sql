@@ -1,4 +1,4 @@
--- A function of its own for each table: it is compiled once, and dropping it takes the trigger away, which otherwise only
+-- Each table has its own trigger function: it is compiled once, and dropping it also drops the trigger, which otherwise only
 -- the owner of the table may do.
 create or replace function fleet.start_forwarding(a fleet.imports) returns boolean
 language plpgsql
@@ -41,9 +41,9 @@ begin
   );
   execute format(
     'comment on function fleet.%I() is %L', 'forward_' || a.relid,
-    format('Trigger on %s: passes on what is written there. Goes when that is confirmed or abandoned.', a.source)
+    format('Trigger on %s: forwards new rows to the store until the import is confirmed or abandoned.', a.source)
   );
-  -- Holds writers up until it is committed, and waits for those under way: after it every row is forwarded, or was there before.
+  -- Waits for running writers and blocks new ones until the commit. Then each row either is in the table already or is forwarded.
   execute format(
     'create or replace trigger fleet_forward after insert on %s referencing new table as new_rows '
       'for each statement execute function fleet.%I()',
@@ -54,4 +54,4 @@ end
 $$;
 
 comment on function fleet.start_forwarding(fleet.imports) is
-  'Puts a trigger on a table that is adopted, which passes on what is written there.';
+  'Creates a trigger on a table that is being imported, which forwards new rows to the store.';

@@ -11,4 +11,4 @@ begin
 end
 $$;
 
-comment on function fleet.stop_forwarding(fleet.imports) is 'Takes the trigger of an adoption away, with its function.';
+comment on function fleet.stop_forwarding(fleet.imports) is 'Removes the trigger of an import, with its function.';

@@ -11,7 +11,7 @@ declare
 begin
   with given as materialized (
     select r.source_device, (r.beat).ts as ts,
-      -- Those who are about to be enrolled are counted as if they were.
+      -- Devices that are about to be enrolled count as enrolled.
       case when not (r.reason = 'unknown_device' and a.unknown_devices = 'enroll') then r.reason end as reason,
       r.reason = 'unknown_device' as is_unknown
     from fleet.read_source(a, a.next_block, v_last) r
@@ -39,7 +39,8 @@ begin
     where g.reason is not null or g.is_unknown
     group by 2, 3
     on conflict (source, reason, source_device) do update
-      set rows = f.rows + excluded.rows, first_ts = least(f.first_ts, excluded.first_ts), last_ts = greatest(f.last_ts, excluded.last_ts)
+      set rows = f.rows + excluded.rows, first_ts = least(f.first_ts, excluded.first_ts),
+        last_ts = greatest(f.last_ts, excluded.last_ts)
   )
   select count(*) into v_rows from given;
 
@@ -52,4 +53,5 @@ end
 $$;
 
 comment on function fleet.survey_blocks(fleet.imports, integer) is
-  'Counts the next blocks of a table that is adopted: rows by day, refused rows by reason, and where the days are.';
+  'Counts the next blocks of a table that is being imported: rows by day, refused rows by reason, and which blocks hold which '
+  'days; false after the last block.';

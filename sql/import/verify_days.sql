@@ -4,7 +4,7 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
-set enable_nestloop = off  -- how many rows there are is nothing that the planner can guess
+set enable_nestloop = off  -- the planner cannot guess how many rows there are
 as $$
 declare
   v_first date;
@@ -21,7 +21,7 @@ begin
   where w.rows_before < p_batch_rows;
 
   if v_first is not null then
-    -- One snapshot: a row that the trigger forwards is seen on both sides or on none.
+    -- One snapshot: a row that the trigger forwards is visible on both sides or on neither.
     execute format(
       $query$
         with given as (
@@ -69,7 +69,8 @@ begin
         )
         update fleet.import_days d
         set rows_kept = coalesce(f.kept, 0), rows_duplicate = coalesce(f.duplicate, 0), rows_missing = coalesce(f.missing, 0),
-          -- Rows of ours that no longer look like themselves hide among those of the new server: fewer are left than were stored.
+          -- An imported row whose ts or received_at was changed looks as if it came from the new server. Such rows are found
+          -- because fewer rows are left than were stored.
           rows_changed = coalesce(f.changed + greatest(least(f.foreign_rows, d.rows_stored - f.kept), 0), 0),
           source_checksum = coalesce(f.source_checksum, 0), store_checksum = coalesce(f.store_checksum, 0),
           checked_at = clock_timestamp()
@@ -98,11 +99,14 @@ begin
   where f.source = a.source;
   perform fleet.record_event(
     'import.verified', p_is_ok => v_bad = 0, p_rows => v_rows,
-    p_detail => format('%s: %s', a.source, case when v_bad = 0 then 'no difference' else format('differences on %s days', v_bad) end)
+    p_detail => format(
+      '%s: %s', a.source, case when v_bad = 0 then 'no difference' else format('differences on %s days', v_bad) end
+    )
   );
   return false;
 end
 $$;
 
 comment on function fleet.verify_days(fleet.imports, integer) is
-  'Compares the next days of a table that is adopted with the store, row by row and by the checksum over the rows of both; after the last one, says whether it is verified.';
+  'Compares the next days of a table that is being imported with the store, row by row and by a checksum over all rows; after '
+  'the last day, sets the state to verified or, if there are differences, to moved. False when nothing is left to compare.';

@@ -12,7 +12,8 @@ begin
     raise warning using
       message = pg_catalog.format('%s differs from the store', v_source),
       hint = pg_catalog.format(
-        'See select * from fleet.import_days where rows_missing + rows_changed > 0; take over what is missing: call fleet.import_table(%L);',
+        'See select * from fleet.import_days where rows_missing + rows_changed > 0; '
+          'import what is missing: call fleet.import_table(%L);',
         v_source
       );
   end if;
@@ -20,4 +21,6 @@ end
 $$;
 
 comment on procedure fleet.verify_import(regclass, text) is
-  'Compares a table that was moved with the store, day by day: each row is there with the same content, or its device and bucket have another heartbeat, or it was refused. Anything else is in fleet.import_days, and the state stays moved. Example: call fleet.verify_import(''public.device_heartbeats'');';
+  'Compares an imported table with the store, day by day. For each row of the table the store has the same content, or another '
+  'heartbeat of the same device and 10-second bucket, or the row was refused. Any other row is counted in fleet.import_days, and '
+  'the state stays moved. Example: call fleet.verify_import(''public.device_heartbeats'');';

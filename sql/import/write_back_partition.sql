@@ -26,7 +26,7 @@ begin
     delete from fleet.import_ranges r where r.source = a.source;
     perform fleet.record_event(
       'import.abandoned', p_rows => a.rows_written_back, p_is_ok => a.rows_not_written_back = 0,
-      p_detail => format('%s: %s written back, %s that it did not take', a.source, a.rows_written_back, a.rows_not_written_back)
+      p_detail => format('%s: %s written back, %s refused by the table', a.source, a.rows_written_back, a.rows_not_written_back)
     );
     return false;
   end if;
@@ -56,7 +56,7 @@ begin
             case when a.match_by <> 'device_id' then 'd.alias,' end,
             format_type(t.atttypid, null)
           )
-          -- As text, inet has a mask that nobody gave it.
+          -- A plain cast of inet to text would add a mask.
           when 'ip' then format('abbrev(h.ip)::%s', format_type(t.atttypid, null))
           else format('h.%I::%s', k.key, format_type(t.atttypid, null))
         end,
@@ -69,10 +69,11 @@ begin
     join pg_attribute t on t.attrelid = a.relid and t.attname = k.value
     where k.value is not null;
     begin
-      execute replace(v_insert, '{beats}', 'fleet.missing_heartbeats($1, $2, $3)') using a, v_partition.range_start, v_partition.range_end;
+      execute replace(v_insert, '{beats}', 'fleet.missing_heartbeats($1, $2, $3)')
+      using a, v_partition.range_start, v_partition.range_end;
       get diagnostics v_rows = row_count;
     exception when data_exception or integrity_constraint_violation then
-      -- One that does not fit must not keep the others.
+      -- One row that does not fit must not stop the others.
       for v_beat in select l.* from fleet.missing_heartbeats(a, v_partition.range_start, v_partition.range_end) l loop
         begin
           execute replace(v_insert, '{beats}', '(select ($1).*)') using v_beat;
@@ -88,7 +89,7 @@ begin
   if v_failed > 0 then
     perform fleet.record_event(
       'import.write_back', p_is_ok => false, p_rows => v_failed, p_partition => v_partition.partition_name,
-      p_detail => format('not taken by %s, the last because: %s', a.source, v_error)
+      p_detail => format('refused by %s; the last error: %s', a.source, v_error)
     );
   end if;
   update fleet.imports f
@@ -100,4 +101,5 @@ end
 $$;
 
 comment on function fleet.write_back_partition(fleet.imports) is
-  'Writes what the next partition has received since the adoption began, and the table lacks, back into the table.';
+  'Writes back into a table the heartbeats of the next partition that have arrived since the import began and that the table '
+  'does not have; false when there is no further partition.';

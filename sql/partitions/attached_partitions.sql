@@ -1,4 +1,4 @@
--- The catalog is the truth about partitions; names are not parsed (pg_partman 4 and 5 name them differently).
+-- The catalog alone decides what is a partition. Names are not parsed, because pg_partman 4 and 5 name partitions differently.
 create or replace function fleet.attached_partitions()
 returns table (relid oid, partition_name text, range_start timestamptz, range_end timestamptz)
 language sql
@@ -20,4 +20,4 @@ as $$
 $$;
 
 comment on function fleet.attached_partitions() is
-  'The partitions of fleet.device_heartbeats as the catalog has them, with their bounds.';
+  'The partitions that are attached to fleet.device_heartbeats, with their bounds, from the catalog.';

@@ -3,7 +3,7 @@ import type { Sql } from 'postgres'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole, daysAgo, enroll, ingest, partitionAt, value } from '../../testing/fleet.ts'
 
-/** Where the partitions leave a hole or overlap between the first and the last day; and how many hold a month. */
+/** How many partitions leave a hole or overlap, how many hold a month, and where the last one ends. */
 async function coverage(sql: Sql) {
   const [row] = await sql<{ faults: number; months: number; last: Date }[]>`
     select count(*) filter (where a.previous_end <> a.range_start)::int as faults,
@@ -17,16 +17,16 @@ async function coverage(sql: Sql) {
   return row!
 }
 
-/** The next such day from the day after tomorrow on: pg_partman goes by the clock, and what it has made by now must not be further than that day. */
+/** The next such date from the day after tomorrow on. What pg_partman made, by the real clock, must not reach beyond it. */
 function next(monthAndDay: string) {
   for (let year = new Date().getUTCFullYear(); ; year++) {
     const day = new Date(`${year}-${monthAndDay}T00:00Z`)
-    // In most years 29 February is another name of 1 March.
+    // In most years JavaScript takes 29 February for 1 March.
     if (day.toISOString().includes(`-${monthAndDay}T`) && day.getTime() > Date.now() + 86_400_000) return `${year}-${monthAndDay}`
   }
 }
 
-/** Runs `use` and undoes it. */
+/** Runs `use` and rolls it back. */
 async function undone(sql: Sql, use: (sql: Sql) => Promise<void>) {
   await sql`begin`
   try {
@@ -36,30 +36,27 @@ async function undone(sql: Sql, use: (sql: Sql) => Promise<void>) {
   }
 }
 
-t.test(
-  'at whatever date the cadence changes, and changes back, no day is left without a partition',
-  { timeout: 300_000 },
-  async t => {
-    const db = await withDatabase(t)
-    const sql = asRole(t, db, 'fleet_owner')
-    // Month ends, leap days, year ends, first days of months; and what the horizon of 14 days makes of them.
-    const leapYear = next('02-29').slice(0, 4)
-    const dates = [
-      next('01-01'),
-      next('01-31'),
-      next('02-14'),
-      next('12-17'),
-      next('12-18'),
-      `${leapYear}-02-15`,
-      `${leapYear}-02-29`,
-      '2100-02-28',
-    ]
-    for (const date of dates) {
-      await undone(sql, async () => {
-        const at = (days: number) => new Date(Date.parse(`${date}T13:00:00Z`) + days * 86_400_000).toISOString()
-        // A fleet that was set up a month before that date.
-        await sql`delete from fleet.hb_partitions`
-        await sql.unsafe(`
+t.test('on whatever date the cadence changes, and changes back, each day has a partition', { timeout: 300_000 }, async t => {
+  const db = await withDatabase(t)
+  const sql = asRole(t, db, 'fleet_owner')
+  // Ends of months and years, first days of months, leap days, and dates 14 days before them, because premake_days is 14.
+  const leapYear = next('02-29').slice(0, 4)
+  const dates = [
+    next('01-01'),
+    next('01-31'),
+    next('02-14'),
+    next('12-17'),
+    next('12-18'),
+    `${leapYear}-02-15`,
+    `${leapYear}-02-29`,
+    '2100-02-28',
+  ]
+  for (const date of dates) {
+    await undone(sql, async () => {
+      const at = (days: number) => new Date(Date.parse(`${date}T13:00:00Z`) + days * 86_400_000).toISOString()
+      // As if the fleet was set up a month before that date.
+      await sql`delete from fleet.hb_partitions`
+      await sql.unsafe(`
         do $$
         declare v_table regclass;
         begin
@@ -69,39 +66,38 @@ t.test(
           end loop;
         end $$
       `)
-        await sql`update fleet.settings set retention = '20 days', premake_days = 14`
-        await sql`select fleet.create_partitions(${at(-30)}::timestamptz::date, ${at(0)}::timestamptz::date)`
-        await sql`select fleet.premake(${at(0)})`
-        t.match(await coverage(sql), { faults: 0, months: 0 }, `${date}: daily`)
+      await sql`update fleet.settings set retention = '20 days', premake_days = 14`
+      await sql`select fleet.create_partitions(${at(-30)}::timestamptz::date, ${at(0)}::timestamptz::date)`
+      await sql`select fleet.premake(${at(0)})`
+      t.match(await coverage(sql), { faults: 0, months: 0 }, `${date}: daily`)
 
-        await sql`select fleet.set_cadence('monthly', ${at(0)})`
-        const monthly = await coverage(sql)
-        t.match(monthly, { faults: 0 }, `${date}: no hole where months follow days`)
-        t.ok(monthly.months >= 1 && monthly.last.getUTCDate() === 1, 'and months begin on the first')
-        for (const days of [1, 20, 45, 100]) await sql`select fleet.premake(${at(days)})`
-        const later = await coverage(sql)
-        t.match(later, { faults: 0 }, `${date}: nor later`)
-        t.ok(later.last.getTime() > Date.parse(at(114)), 'as far ahead as wanted')
-        t.ok(later.last.getTime() < Date.parse(at(114 + 32)), 'and no month further')
+      await sql`select fleet.set_cadence('monthly', ${at(0)})`
+      const monthly = await coverage(sql)
+      t.match(monthly, { faults: 0 }, `${date}: no hole between days and the months after them`)
+      t.ok(monthly.months >= 1 && monthly.last.getUTCDate() === 1, 'months begin on the first')
+      for (const days of [1, 20, 45, 100]) await sql`select fleet.premake(${at(days)})`
+      const later = await coverage(sql)
+      t.match(later, { faults: 0 }, `${date}: no hole later`)
+      t.ok(later.last.getTime() > Date.parse(at(114)), 'as far ahead as wanted')
+      t.ok(later.last.getTime() < Date.parse(at(114 + 32)), 'but no additional month')
 
-        await sql`select fleet.set_cadence('daily', ${at(100)})`
-        for (const days of [100, 101, 130, 160, 190]) await sql`select fleet.premake(${at(days)})`
-        const back = await coverage(sql)
-        t.match(back, { faults: 0, months: later.months }, `${date}: nor where days follow months`)
-        t.equal(back.last.getTime(), Date.parse(at(190 + 15).slice(0, 10)))
-      })
-    }
-  },
-)
+      await sql`select fleet.set_cadence('daily', ${at(100)})`
+      for (const days of [100, 101, 130, 160, 190]) await sql`select fleet.premake(${at(days)})`
+      const back = await coverage(sql)
+      t.match(back, { faults: 0, months: later.months }, `${date}: no hole between months and the days after them`)
+      t.equal(back.last.getTime(), Date.parse(at(190 + 15).slice(0, 10)))
+    })
+  }
+})
 
-t.test('set_cadence is refused or kept, audited, repeatable, and ingest goes on', async t => {
+t.test('set_cadence checks its value, is audited, can be repeated, and ingest continues', async t => {
   const db = await withDatabase(t)
   const dba = asRole(t, db, 'fleet_dba')
   for (const bad of ['weekly', '', null]) {
     await t.rejects(dba`select fleet.set_cadence(${bad})`, { code: 'FL422', hint: /set_cadence\('daily'\)/ })
   }
   t.match(await value(dba`select fleet.set_cadence('monthly')`), /^cadence monthly \(was daily\) from \d{4}-\d\d-01 on/)
-  t.match(await value(dba`select fleet.set_cadence('monthly')`), 'the cadence is monthly already')
+  t.match(await value(dba`select fleet.set_cadence('monthly')`), 'the cadence is already monthly')
   t.match(await dba`select setting, old_value, new_value from fleet.settings_audit`, [
     { setting: 'cadence', old_value: 'daily', new_value: 'monthly' },
   ])
@@ -123,11 +119,11 @@ t.test('set_cadence is refused or kept, audited, repeatable, and ingest goes on'
     select count(*)::int as n from pg_index where indrelid = ${`fleet.${partition}`}::regclass
   `,
     [{ n: 2 }],
-    'a month has both indexes',
+    'a monthly partition has both indexes',
   )
 })
 
-t.test('recommend_cadence goes by what was measured', async t => {
+t.test('recommend_cadence uses the measured volume', async t => {
   const db = await withDatabase(t)
   const dba = asRole(t, db, 'fleet_dba')
   t.match(await dba`select * from fleet.recommend_cadence()`, [

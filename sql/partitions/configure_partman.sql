@@ -6,7 +6,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   update partman.part_config c
   set partition_interval = w.width,
-    -- pg_partman counts partitions, the setting days.
+    -- pg_partman counts partitions; the setting counts days.
     premake = w.premake
   from fleet.settings s
   cross join lateral (
@@ -17,5 +17,4 @@ as $$
     and (c.partition_interval::interval <> w.width::interval or c.premake <> w.premake);
 $$;
 
-comment on function fleet.configure_partman() is
-  'Passes settings.cadence and settings.premake_days on to pg_partman.';
+comment on function fleet.configure_partman() is 'Passes settings.cadence and settings.premake_days on to pg_partman.';

@@ -16,7 +16,8 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format('cannot create partitions from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
-      hint = 'Give a first and a last day, in order, at most 4000 days apart: select fleet.create_partitions(current_date - 30, current_date + 14).';
+      hint = 'Give a first and a last day, in order, at most 4000 days apart: '
+        'select fleet.create_partitions(current_date - 30, current_date + 14);';
   end if;
 
   perform fleet.sync_partitions();
@@ -27,7 +28,7 @@ begin
     select a.range_start, a.range_end
     from fleet.attached_partitions() a
     union all
-    -- A retired day is not made anew beside its archive: fleet.request_restore() brings it back.
+    -- A retired day gets no new partition; fleet.request_restore() brings it back from its archive.
     select lower(r), upper(r)
     from unnest(fleet.retired_ranges()) r
   ) t;
@@ -36,7 +37,7 @@ begin
     select w.width, array_agg(distinct w.range_start order by w.range_start)
     from (
       select
-        -- A month in which days have partitions of their own is filled up with days.
+        -- If some days of a month have their own partitions, its other days get daily partitions, too.
         case when m.is_free then interval '1 month' else interval '1 day' end as width,
         case when m.is_free then m.range_start else d.day end as range_start
       from generate_series(p_from::timestamptz, p_to::timestamptz, interval '1 day') as d (day)
@@ -64,4 +65,5 @@ end
 $$;
 
 comment on function fleet.create_partitions(date, date) is
-  'Makes the partitions that are missing between two days, both included, and returns their names. Retired days are left to fleet.request_restore(). Example: select fleet.create_partitions(current_date, current_date + 30);';
+  'Creates the partitions that are missing between two days, both included, and returns their names. Skips retired days, which '
+  'fleet.request_restore() brings back. Example: select fleet.create_partitions(current_date, current_date + 30);';

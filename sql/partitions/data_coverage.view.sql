@@ -8,9 +8,11 @@ select d.day,
   end as "where",
   p.row_count
 from (
-  -- Computed without a time zone: in the session's zone a day may begin at another hour, and two days a year are longer or shorter.
+  -- Computed without a time zone: in the session's zone a day may begin at another hour, and two days a year are longer or
+  -- shorter.
   select generate_series(
-    (select min(range_start) from fleet.hb_partitions) at time zone 'UTC', date_trunc('day', now() at time zone 'UTC'), interval '1 day'
+    (select min(range_start) from fleet.hb_partitions) at time zone 'UTC', date_trunc('day', now() at time zone 'UTC'),
+    interval '1 day'
   )::date as day
 ) d
 left join lateral (
@@ -23,4 +25,5 @@ left join lateral (
 order by d.day desc;
 
 comment on view fleet.data_coverage is
-  'Where the heartbeats of each UTC day are: online (in the database), archived, both or missing. row_count is that of the day''s partition. Example: select * from fleet.data_coverage where "where" = ''missing'';';
+  'Where the heartbeats of each UTC day are: online (in the database), archived, both or missing. row_count is that of the '
+  'day''s partition. Example: select * from fleet.data_coverage where "where" = ''missing'';';

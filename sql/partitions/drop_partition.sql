@@ -54,12 +54,15 @@ begin
     raise exception using
       errcode = 'FL010',
       message = format(
-        'partition %s differs from its archive and is not dropped: it has %s rows and its archive %s; the content checksums are %s and %s',
+        'partition %s differs from its archive and is not dropped: it has %s rows and its archive %s; '
+          'the content checksums are %s and %s',
         p_partition, v_found.row_count, v_partition.row_count, v_found.content_checksum, v_partition.content_checksum
       ),
-      detail = 'Only a superuser can have written to it after the proof.',
+      detail = 'Only a superuser could write to it after the proof.',
       hint = format(
-        'If the table is right: select fleet.retry_archive(%1$L); if the archive is: select fleet.accept_archive(%1$L, ''why'');', p_partition
+        'If the table is right: select fleet.retry_archive(%1$L); '
+          'if the archive is right: select fleet.accept_archive(%1$L, ''why'');',
+        p_partition
       );
   end if;
 
@@ -69,4 +72,6 @@ end
 $$;
 
 comment on function fleet.drop_partition(text) is
-  'Drops a retired partition whose archive is proven, after comparing its rows with the archive; refuses any other. Returns true when the table is gone, false during archive_grace or while a second proof is missing (settings.proofs_needed). Example: select partition_name, fleet.drop_partition(partition_name) from fleet.partition_health where state = ''archived'';';
+  'Drops a retired partition whose archive is proven, after comparing its rows with the archive; refuses any other. Returns true '
+  'when the table is gone, false during archive_grace or while a second proof is missing (settings.proofs_needed). '
+  'Example: select partition_name, fleet.drop_partition(partition_name) from fleet.partition_health where state = ''archived'';';

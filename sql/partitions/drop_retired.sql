@@ -20,15 +20,17 @@ begin
     raise exception using
       errcode = 'FL002',
       message = format('table %s appeared while partition %s was being dropped', v_left::regclass, p_partition),
-      hint = format('Look at that table, then call again: select fleet.drop_partition(%L);', p_partition);
+      hint = format('Look at that table, then try again: select fleet.drop_partition(%L);', p_partition);
   end if;
 
   update fleet.hb_partitions
-  set state = 'dropped', relid = null, dropped_at = now(), lease_owner = null, lease_until = null, bytes_size = 0, last_error = null
+  set state = 'dropped', relid = null, dropped_at = now(), lease_owner = null, lease_until = null, bytes_size = 0,
+    last_error = null
   where partition_name = p_partition;
   if p_table is null then
     perform fleet.record_event(
-      'partition.drop', p_partition, v_partition.row_count, fleet.elapsed_ms(p_since), 'the table was gone already; nothing was compared'
+      'partition.drop', p_partition, v_partition.row_count, fleet.elapsed_ms(p_since),
+      'the table was already gone; nothing was compared'
     );
   else
     perform fleet.increment_counter('hb_partition_dropped_total');
@@ -38,4 +40,5 @@ end
 $$;
 
 comment on function fleet.drop_retired(text, oid, timestamptz) is
-  'Drops the table of a partition after it was compared with its archive, and records that. Called by fleet.drop_partition() and fleet.accept_archive().';
+  'Drops the table of a partition, which its callers have compared with its archive, and records that. Called by '
+  'fleet.drop_partition() and fleet.accept_archive().';

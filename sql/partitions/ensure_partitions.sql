@@ -1,4 +1,4 @@
--- The one place that knows that pg_partman 4 and 5 differ in the calls that make partitions.
+-- The only function that knows how the calls to create partitions differ between pg_partman 4 and 5.
 create or replace function fleet.ensure_partitions(p_starts timestamptz[], p_width interval) returns void
 language plpgsql
 volatile
@@ -17,7 +17,7 @@ begin
   from pg_extension
   where extname = 'pg_partman';
 
-  -- pg_partman makes partitions of its configured width only; days and months meet where the cadence was changed.
+  -- pg_partman creates only partitions of its configured width. After a change of cadence both widths may be needed.
   select partition_interval into strict v_interval
   from partman.part_config
   where parent_table = 'fleet.device_heartbeats'
@@ -28,7 +28,7 @@ begin
   if v_partman_major >= 5 then
     perform partman.create_partition_time(p_parent_table => 'fleet.device_heartbeats', p_partition_times => p_starts);
   else
-    -- 4.7 would ANALYZE the whole parent after it.
+    -- Otherwise 4.7 would ANALYZE the whole parent afterwards.
     execute 'select partman.create_partition_time(p_parent_table => $1, p_partition_times => $2, p_analyze => false)'
     using 'fleet.device_heartbeats', p_starts;
   end if;
@@ -39,4 +39,4 @@ end
 $$;
 
 comment on function fleet.ensure_partitions(timestamptz[], interval) is
-  'Has pg_partman make the partitions of a width that begin at these moments; those that exist are left alone.';
+  'Has pg_partman create the partitions of one width that begin at these times; existing ones are left alone.';

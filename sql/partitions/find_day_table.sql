@@ -12,4 +12,4 @@ as $$
 $$;
 
 comment on function fleet.find_day_table(date) is
-  'The table that has the heartbeats of this day, attached or retired; null when there is none.';
+  'The table that has the heartbeats of this day, attached or retired; null if there is none.';

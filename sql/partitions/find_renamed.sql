@@ -19,7 +19,9 @@ begin
     from pg_class c
     where c.relnamespace = to_regnamespace('fleet_detached') and c.relkind = 'r' and not c.relispartition
       and not exists (select from fleet.hb_partitions o where o.partition_name = c.relname)
-      and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'ts' and a.atttypid = 'timestamptz'::regtype)
+      and exists (
+        select from pg_attribute a where a.attrelid = c.oid and a.attname = 'ts' and a.atttypid = 'timestamptz'::regtype
+      )
   loop
     execute format('select min(ts) >= $1 and max(ts) < $2 from fleet_detached.%I', v_table.relname)
     into v_fits
@@ -33,4 +35,5 @@ end
 $$;
 
 comment on function fleet.find_renamed(fleet.hb_partitions) is
-  'Finds a retired table that was renamed by hand before a dump: the only table in fleet_detached that has no partition''s name and only heartbeats of this partition''s range. Null if there is none, or more than one.';
+  'Finds a retired table that was renamed by hand before a dump: the only table in fleet_detached whose name is not that of a '
+  'partition and whose heartbeats are all in the range of this one. Null if there is none, or more than one.';

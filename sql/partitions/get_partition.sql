@@ -12,11 +12,11 @@ begin
     raise exception using
       errcode = 'FL404',
       message = format('there is no partition %s', coalesce(p_partition, 'null')),
-      hint = 'Names are in: select partition_name, range_start, state from fleet.partition_health;';
+      hint = 'The names are in: select partition_name, range_start, state from fleet.partition_health;';
   end if;
   return v_partition;
 end
 $$;
 
 comment on function fleet.get_partition(text) is
-  'The row of fleet.hb_partitions, locked; an error with a hint when there is none.';
+  'The row of fleet.hb_partitions, locked; raises an error with a hint if there is none.';

@@ -17,7 +17,7 @@ begin
   if v_partition.state = 'dropped' then
     raise exception using
       errcode = 'FL002',
-      message = format('partition %s is dropped; its rows are in %s', p_partition, v_partition.archive_url),
+      message = format('partition %s was dropped; its rows are in %s', p_partition, v_partition.archive_url),
       hint = format('Bring it back first: select fleet.request_restore(%L);', (v_partition.range_start at time zone 'UTC')::date);
   end if;
   if v_partition.state in ('active', 'restored') then
@@ -32,4 +32,6 @@ end
 $$;
 
 comment on function fleet.hold_partition(text, text) is
-  'Keeps a partition from being retired, archived or dropped, until released. Example: select fleet.hold_partition(partition_name, ''legal hold'') from fleet.partition_health where range_start <= current_date - 30 and range_end > current_date - 30;';
+  'Keeps a partition from being retired, archived or dropped until it is released. '
+  'Example: select fleet.hold_partition(partition_name, ''legal hold'') from fleet.partition_health '
+  'where range_start <= current_date - 30 and range_end > current_date - 30;';

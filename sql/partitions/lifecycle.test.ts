@@ -10,16 +10,16 @@ t.test('an idle fleet gets new partitions as the days pass', async t => {
   const { sql } = await withDatabase(t)
   const later = new Date(Date.now() + 40 * DAY)
   await sql`call fleet.maintain(null, ${later})`
-  // A night was missed by then: some are retired already.
+  // By then a nightly run was missed, so some partitions are already retired.
   const [made] = await sql`select count(*)::int as days, max(range_end) as last from fleet.hb_partitions`
   t.same(made?.last, new Date(midnight(later) + 15 * DAY))
   t.ok(made?.days >= 145, `${made?.days} days`)
   t.equal(await value(sql`select count(*)::int from fleet.events where event = 'partition.create'`), made?.days)
   t.equal(await value(sql`select total::int from fleet.counters where counter = 'partitions_created_total'`), made?.days)
-  t.equal(await value(sql`select count(*) from fleet.premake()`), '0', 'run again, nothing is missing')
+  t.equal(await value(sql`select count(*) from fleet.premake()`), '0', 'a second run creates nothing')
 })
 
-t.test('premake mends what pg_partman alone would not: a hole between partitions', async t => {
+t.test('premake fills a hole between partitions, which pg_partman alone would not', async t => {
   const { sql, admin } = await withDatabase(t)
   const tomorrow = await partitionAt(sql, daysAgo(-1))
   const past = await partitionAt(sql, daysAgo(30))
@@ -38,14 +38,14 @@ t.test('premake mends what pg_partman alone would not: a hole between partitions
   t.match(await sql`select * from fleet.check() where status = 'fail'`, [])
 })
 
-t.test('set_retention is refused or kept, audited, and says what it will do', async t => {
+t.test('set_retention checks its value, is audited, and says what it will do', async t => {
   const db = await withDatabase(t)
   const dba = asRole(t, db, 'fleet_dba')
   for (const bad of ['0 days', '-5 days', '20 years', null]) {
     await t.rejects(dba`select fleet.set_retention(${bad}::interval)`, { code: 'FL422', hint: /set_retention\('60 days'\)/ })
   }
   const planned = await dba`select partition_name, action, reason from fleet.retention_plan('60 days') where action = 'retire'`
-  // 31 of a store that was set up before midnight.
+  // 31 if the store was set up before midnight.
   t.ok([30, 31].includes(planned.length), `${planned.length} days`)
   t.match(
     await value(dba`select fleet.set_retention('60 days')`),
@@ -63,7 +63,7 @@ t.test('set_retention is refused or kept, audited, and says what it will do', as
   ])
 })
 
-t.test('nightly retires what is wholly past the retention: counted, detached, read-only', async t => {
+t.test('nightly retires partitions past the retention: counted, detached, read-only', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   const [device] = (await enroll(sql, 1)) as [number]
@@ -123,7 +123,7 @@ t.test('nightly retires what is wholly past the retention: counted, detached, re
   )
 })
 
-t.test('the retention of one run can be given to it, and the clock too', async t => {
+t.test('a run can be given its own retention and its own clock', async t => {
   const { sql } = await withDatabase(t)
   const later = new Date(Date.now() + 10 * DAY)
   await sql`call fleet.nightly(null, '30 days', ${later})`
@@ -155,7 +155,7 @@ t.test('held and restored days stay attached while older and newer ones are reti
     { action: 'hold', reason: 'held: case 4711' },
   ])
 
-  // An index and the dedupe key are still there, and inserts are still routed to it.
+  // Its indexes are still there, and inserts are still routed to it.
   t.match(await ingest(sql, [{ device_id: device, ts: noon.replace('12:', '13:') }]), [{ result: 'stored' }])
   await dba`select fleet.release_partition(${held})`
   await dba`call fleet.nightly(null, '60 days')`
@@ -175,7 +175,7 @@ t.test('a day that is attached while a newer one is retired stays attached', asy
     const retired = sql`select fleet.retire_partition(${partition})`.then(
       () => true,
       (error: unknown) => {
-        // It waits 300 ms at most.
+        // It waits for a lock 300 ms at most.
         if (error instanceof postgres.PostgresError && error.code === '55P03') return false
         throw error
       },
@@ -207,7 +207,7 @@ t.test('a day that is attached while a newer one is retired stays attached', asy
   )
 })
 
-t.test('putting a held day back needs no scan of it', async t => {
+t.test('attaching a held day again needs no scan of it', async t => {
   const { sql } = await withDatabase(t)
   const held = await partitionAt(sql, daysAgo(80))
   await sql`select fleet.hold_partition(${held}, 'legal')`
@@ -218,7 +218,7 @@ t.test('putting a held day back needs no scan of it', async t => {
   t.match(row?.bound, /CHECK \(\(\(ts >= '.*'::timestamp with time zone\) AND \(ts < '.*'::timestamp with time zone\)\)\)/)
 })
 
-t.test('a reader of the whole parent delays a retirement, and nothing else', async t => {
+t.test('a query on the whole parent delays a retirement and nothing else', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   const [device] = (await enroll(sql, 1)) as [number]
@@ -227,8 +227,8 @@ t.test('a reader of the whole parent delays a retirement, and nothing else', asy
   await reader`begin`
   await reader`select count(*) from fleet.device_heartbeats`
   const night = dba`call fleet.nightly(null, '89 days', now())`.then(rows => rows)
-  t.match(await ingest(sql, [{ device_id: device }]), [{ result: 'stored' }], 'ingest goes on')
-  // Long enough for one attempt to run into its lock timeout; then the reader leaves.
+  t.match(await ingest(sql, [{ device_id: device }]), [{ result: 'stored' }], 'ingest continues')
+  // Long enough for one attempt to reach its lock timeout; then the reader commits.
   await sql`select pg_sleep(0.6)`
   await reader`commit`
   const [run] = (await night) as unknown as { p_run_id: string }[]
@@ -246,7 +246,7 @@ t.test('a partition that cannot be retired is recorded and does not stop the oth
   await admin.unsafe(`create table fleet_detached.${bad} (squatter int)`)
   const [run] = await dba<{ p_run_id: string }[]>`call fleet.nightly(null, '85 days')`
   const steps = await dba`select * from fleet.run_steps(${run?.p_run_id ?? null}) where step = 'maintenance.retire'`
-  t.ok([5, 6].includes(steps.length), `${steps.length} days; one more of a store that was set up before midnight`)
+  t.ok([5, 6].includes(steps.length), `${steps.length} days; one more if the store was set up before midnight`)
   t.match(
     steps.filter(row => !row.ok),
     [{ partition_name: bad, detail: /already exists/ }],
@@ -261,7 +261,7 @@ t.test('a partition that cannot be retired is recorded and does not stop the oth
   t.match(await sql`select status from fleet.check() where check_name = 'maintenance'`, [{ status: 'ok' }])
 })
 
-t.test('a second run of maintenance says that one is running, and by whom', async t => {
+t.test('a second run of maintenance says which backend is running one', async t => {
   const db = await withDatabase(t)
   const holder = asRole(t, db, 'fleet_dba')
   const [{ pid, run } = { pid: 0, run: '' }] = await holder<{ pid: number; run: string }[]>`
@@ -273,19 +273,19 @@ t.test('a second run of maintenance says that one is running, and by whom', asyn
   await dba`call fleet.nightly()`
 })
 
-t.test('a run that fails before its first step leaves the lock to the next one', async t => {
+t.test('a run that fails before its first step releases the lock', async t => {
   const db = await withDatabase(t)
   const dba = asRole(t, db, 'fleet_dba')
   await dba`set lock_timeout = '100ms'`
   await db.admin.begin(async admin => {
     await admin`lock table fleet.planned_steps in exclusive mode`
     await t.rejects(dba`call fleet.nightly()`, { code: '55P03' })
-    t.same(await admin`select * from fleet.lock_holders('maintenance')`, [], 'the session lives on without the lock')
+    t.same(await admin`select * from fleet.lock_holders('maintenance')`, [], 'the session is still open and has no lock')
   })
   await asRole(t, db, 'fleet_owner')`call fleet.nightly()`
 })
 
-t.test('a stuck run of maintenance is ended by force, and the next one goes on', async t => {
+t.test('a stuck run of maintenance can be ended by force, and the next one continues', async t => {
   const db = await withDatabase(t)
   const stuck = asRole(t, db, 'fleet_owner')
   await stuck`select fleet.begin_run('nightly')`
@@ -297,22 +297,22 @@ t.test('a stuck run of maintenance is ended by force, and the next one goes on',
   t.match(await dba`select * from fleet.force_unlock()`, [{ pid, usename: 'fleet_owner', query: /pg_sleep/, is_ended: true }])
   t.ok((await sleep) instanceof Error, 'its session is gone')
   await dba`call fleet.nightly()`
-  t.same(await dba`select * from fleet.force_unlock('reconcile')`, [], 'nobody to end')
+  t.same(await dba`select * from fleet.force_unlock('reconcile')`, [], 'there is no backend to end')
   await t.rejects(dba`select fleet.force_unlock('everything')`, { code: 'FL422' })
   const reader = asRole(t, db, 'fleet_reader')
   await t.rejects(reader`select fleet.force_unlock()`, { code: '42501' })
 })
 
-t.test('the hourly run makes up for a night that was missed', async t => {
+t.test('the hourly run makes up for a missed nightly run', async t => {
   const { sql, admin } = await withDatabase(t)
   const nights = () => value(sql`select count(*)::int from fleet.events where event = 'nightly.end' and is_ok`)
   await sql`call fleet.maintain()`
-  t.equal(await nights(), 0, 'a new store waits for its first')
+  t.equal(await nights(), 0, 'a new store waits for its first night')
   await admin`update fleet.hb_partitions set created_at = now() - interval '2 days'`
   await sql`call fleet.maintain()`
   t.equal(await nights(), 1)
   await sql`call fleet.maintain()`
-  t.equal(await nights(), 1, 'not twice')
+  t.equal(await nights(), 1, 'only once')
   await admin`update fleet.events set at = at - interval '26 hours' where event = 'nightly.start'`
   await sql`call fleet.maintain()`
   t.equal(await nights(), 2)
@@ -360,10 +360,10 @@ t.test('a partition without a proven archive is not dropped, whoever tries and h
   await refused(admin, 'drop schema fleet cascade', 'drop schema')
   await refused(admin, 'drop schema fleet_detached cascade', 'drop schema of the retired')
   await refused(admin, 'drop owned by fleet_owner cascade', 'drop owned')
-  await refused(admin, `set session_replication_role = replica; drop table fleet.${active}`, 'with triggers off')
+  await refused(admin, `set session_replication_role = replica; drop table fleet.${active}`, 'with triggers disabled')
   await admin`insert into fleet.device_heartbeats (ts, device_id) values (${daysAgo(10)}::date + interval '1 hour', 1)`
   const claim = `update fleet.hb_partitions set is_proven_empty = true where partition_name = '${active}'`
-  await refused(sql, `${claim}; drop table fleet.${active}`, 'a claim of the owner that a table is empty')
+  await refused(sql, `${claim}; drop table fleet.${active}`, 'the owner claims that the table is empty')
   await refused(
     sql,
     `alter table fleet.${active} rename to harmless; ${claim}; drop table fleet.harmless`,

@@ -13,7 +13,7 @@ as $$
     pg_database_size(current_database()), p_now
   from (
     select
-      -- Counted once the day is over; of today's there is what the last ANALYZE found.
+      -- A partition is counted when its day is over. Until then the last ANALYZE gives an estimate.
       coalesce(sum(coalesce(p.row_count, greatest(c.reltuples, 0)::bigint)) filter (where c.oid is not null), 0) as rows_online,
       coalesce(sum(pg_total_relation_size(c.oid)), 0) as bytes_online,
       coalesce(sum(p.archive_bytes) filter (where p.proven_at is not null), 0) as bytes_archived
@@ -31,4 +31,4 @@ as $$
 $$;
 
 comment on function fleet.note_storage(timestamptz) is
-  'Keeps today''s sizes in fleet.storage_daily; returns the bytes of the partitions online. Run by fleet.nightly().';
+  'Records today''s sizes in fleet.storage_daily; returns the size of the online partitions in bytes. Run by fleet.nightly().';

@@ -7,4 +7,5 @@ from fleet.hb_partitions p
 order by p.range_start desc;
 
 comment on view fleet.partition_health is
-  'Each partition that ever was, newest first: where it is in its life, and what is wrong with it. Example: select * from fleet.partition_health where state = ''archive_failed'';';
+  'Every partition that ever existed, newest first, with its state and its last error. '
+  'Example: select * from fleet.partition_health where state = ''archive_failed'';';

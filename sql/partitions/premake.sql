@@ -13,12 +13,16 @@ declare
 begin
   perform fleet.note_columns();
   v_known := array(select partition_name from fleet.hb_partitions where state in ('active', 'restored'));
-  select greatest((p_now - s.retention)::date, coalesce((select min(a.range_start)::date from fleet.attached_partitions() a), p_now::date)),
+  select
+    greatest(
+      (p_now - s.retention)::date,
+      coalesce((select min(a.range_start)::date from fleet.attached_partitions() a), p_now::date)
+    ),
     p_now::date + s.premake_days
   into strict v_from, v_to
   from fleet.settings s;
 
-  -- Right after a change of cadence the last partition is of the old width, which run_maintenance would miscount.
+  -- Right after a change of cadence the last partition has the old width, and run_maintenance would miscount.
   if (
     select a.range_end = a.range_start + c.partition_interval::interval
     from fleet.attached_partitions() a
@@ -30,8 +34,8 @@ begin
     perform partman.run_maintenance(p_parent_table => 'fleet.device_heartbeats', p_analyze => false, p_jobmon => false);
   end if;
 
-  -- run_maintenance only adds at the far end, by the real clock, and reports "already running" as success: what is still
-  -- missing is made by name, also the days that a long outage left out, for devices that send late.
+  -- run_maintenance adds partitions only after the last one, uses the real clock, and reports success when it is already running
+  -- elsewhere. Whatever is still missing is created here, including days that a long outage left out, for devices that send late.
   perform fleet.create_partitions(v_from, v_to);
 
   return query
@@ -43,4 +47,5 @@ end
 $$;
 
 comment on function fleet.premake(timestamptz) is
-  'Makes the partitions up to premake_days ahead, and those missing within the retention, and returns their names. Run by fleet.maintain().';
+  'Creates the partitions up to premake_days ahead, and those that are missing within the retention, and returns their names. '
+  'Run by fleet.maintain().';

@@ -13,7 +13,7 @@ as $$
       from fleet.attached_partitions() a
       join pg_class c on c.oid = a.relid
       left join fleet.hb_partitions h on h.partition_name = a.partition_name
-      -- Whole ones only, and none from before the fleet began to send.
+      -- Only partitions whose range is over. Empty ones are left out, because the fleet may not have sent yet.
       where a.range_end <= now() and a.range_end > now() - interval '62 days'
     ) p
     where p.rows > 0
@@ -30,7 +30,7 @@ as $$
         m.rows_per_month, m.days,
         case when m.rows_per_month > 5000000 then 'above' else 'not above' end,
         case
-          when m.rows_per_month > 5000000 then 'so a day is retired and archived at a time'
+          when m.rows_per_month > 5000000 then 'so retire and archive each day on its own'
           else 'so a partition for each day would only cost planning time'
         end
       )
@@ -39,4 +39,5 @@ as $$
 $$;
 
 comment on function fleet.recommend_cadence() is
-  'Whether partitions should hold a day or a month, by the measured volume (daily above 5 million rows a month). Example: select * from fleet.recommend_cadence();';
+  'Whether partitions should hold a day or a month, based on the measured volume (daily above 5 million rows a month). '
+  'Example: select * from fleet.recommend_cadence();';

@@ -19,7 +19,7 @@ begin
   ) s
   where s.partition_name = p.partition_name and p.bytes_size is distinct from s.bytes;
 
-  -- Exact, once the day is over; not again once it cannot grow, and not where the count is that of an archive.
+  -- An exact count once the day is over. Not repeated when the day can no longer grow, nor if the count is that of an archive.
   for v_partition in
     select p.partition_name
     from fleet.hb_partitions p
@@ -38,4 +38,5 @@ end
 $$;
 
 comment on function fleet.refresh_sizes(timestamptz) is
-  'Refreshes row counts of past partitions that can still change, and sizes of all; returns how many were counted. Run by fleet.nightly().';
+  'Refreshes the sizes of attached partitions, and the row counts of past ones that can still change; returns how many it '
+  'counted. Run by fleet.nightly().';

@@ -11,7 +11,7 @@ begin
   if v_partition.held_reason is null and v_partition.state <> 'restored' then
     return format('partition %s is not held', p_partition);
   end if;
-  -- A restored day becomes an active one: old enough, it is retired and proven again by the next night.
+  -- A restored day becomes active again. If it is old enough, the next nightly run retires it, and its archive is proven again.
   update fleet.hb_partitions
   set held_reason = null, held_by = null, state = case state when 'restored' then 'active' else state end
   where partition_name = p_partition;
@@ -21,4 +21,5 @@ end
 $$;
 
 comment on function fleet.release_partition(text) is
-  'Ends a hold, or the stay of a restored day. Example: select fleet.release_partition(partition_name) from fleet.partition_health where held_reason = ''legal hold'';';
+  'Ends the hold of a partition, or the stay of a restored day. '
+  'Example: select fleet.release_partition(partition_name) from fleet.partition_health where held_reason = ''legal hold'';';

@@ -24,7 +24,7 @@ begin
     v_table := coalesce(fleet.table_of(v_partition), fleet.find_renamed(v_partition));
     update fleet.hb_partitions p
     set relid = v_table, relid_seal = v_catalog || v_table,
-      -- Transaction numbers of this cluster.
+      -- A transaction ID of this cluster.
       cold_xid = case when p.cold_xid is not null then pg_current_xact_id()::xid end,
       last_error = case when v_table is null then 'the table is gone' else p.last_error end
     where p.partition_name = v_partition.partition_name;
@@ -49,9 +49,9 @@ begin
     end if;
     update fleet.imports a
     set relid = v_table, relid_seal = v_catalog || v_table,
-      -- The rows lie in other places of the table now, so it is read from the start.
+      -- The rows are in other blocks of the table now, so it is read from the start.
       filenode = 0,
-      -- Rows that were written after the verification were found by transaction numbers, which are different here.
+      -- Rows that were written after the verification were found by transaction IDs, which are different here.
       state = case a.state when 'verified' then 'moved' else a.state end,
       verified_xid = null, verified_at = null
     where a.source = v_import.source;
@@ -59,7 +59,7 @@ begin
   end loop;
 
   if v_found > 0 or cardinality(v_lost) > 0 then
-    -- Transaction numbers of another cluster may lie in the future here, and servers would forget those tokens at every look.
+    -- Transaction IDs of another cluster may be in the future here, and servers would forget those tokens at every poll.
     delete from fleet.token_change_log l
     where l.changed_xid >= pg_snapshot_xmax(pg_current_snapshot());
     perform fleet.record_event(
@@ -72,4 +72,6 @@ end
 $$;
 
 comment on function fleet.relink_tables() is
-  'After a dump was restored, finds the table of each partition and adoption by name and records its new oid; returns how many. Changes nothing in any other store. Run at the start of fleet.maintain() and fleet.nightly(), and by fleet.sync_partitions().';
+  'After a dump was restored, finds the table of each partition and each import by name and records its new oid; returns how '
+  'many. Changes nothing in any other store. Run at the start of fleet.maintain() and fleet.nightly(), and by '
+  'fleet.sync_partitions().';

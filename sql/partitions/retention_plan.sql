@@ -18,10 +18,10 @@ as $$
       else 'retire'
     end,
     case
-      when p.range_end > p_now - r.retention and p.range_start > p_now then 'made ahead'
-      when p.range_end > p_now - r.retention then format('not wholly older than %s', r.retention)
+      when p.range_end > p_now - r.retention and p.range_start > p_now then 'created ahead of time'
+      when p.range_end > p_now - r.retention then format('not entirely older than %s', r.retention)
       when p.held_reason is not null then format('held: %s', p.held_reason)
-      when h.source is not null then format('%s is being adopted; confirm or abandon that', h.source)
+      when h.source is not null then format('%s is being imported; confirm or abandon the import', h.source)
       when p.state = 'restored' then 'restored from the archive; release it with fleet.release_partition()'
       else format('all of it is older than %s', r.retention)
     end
@@ -40,4 +40,5 @@ as $$
 $$;
 
 comment on function fleet.retention_plan(interval, timestamptz) is
-  'What a retention would do, partition by partition, and why; changes nothing. Example: select * from fleet.retention_plan(''60 days'') where action = ''retire'';';
+  'What a retention would do with each partition, and why; changes nothing. '
+  'Example: select * from fleet.retention_plan(''60 days'') where action = ''retire'';';

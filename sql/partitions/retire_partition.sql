@@ -1,6 +1,6 @@
--- pg_partman detaches by age alone. What is older and attached (held, restored and late days) is set aside and put back in
--- the same transaction, under the parent's lock that the detach takes anyway; its CHECK constraint makes putting it back
--- a matter of the catalog.
+-- pg_partman retires by age alone. Older partitions that must stay attached (held, restored and late days) are detached before it
+-- and attached again after it, in the same transaction, under the lock on the parent that the detach takes anyway. Because of
+-- their CHECK constraints attaching them only changes the catalog.
 create or replace function fleet.retire_partition(p_partition text, p_now timestamptz default now()) returns bigint
 language plpgsql
 volatile
@@ -28,7 +28,7 @@ begin
       message = format('partition %s is %s, not active, and cannot be retired', p_partition, v_partition.state),
       hint = case v_partition.state
         when 'restored' then format('Release it first: select fleet.release_partition(%L);', p_partition)
-        else 'It is retired already; see select * from fleet.partition_health.'
+        else 'It is already retired; see select * from fleet.partition_health.'
       end;
   end if;
   if v_partition.held_reason is not null then
@@ -41,8 +41,8 @@ begin
   if v_source is not null then
     raise exception using
       errcode = 'FL002',
-      message = format('rows of %s are being moved into partition %s, which cannot be retired yet', v_source, p_partition),
-      hint = format('See select * from fleet.import_progress; and then: select fleet.confirm_import(%L);', v_source);
+      message = format('rows of %s are being imported into partition %s, which cannot be retired yet', v_source, p_partition),
+      hint = format('See select * from fleet.import_progress; then: select fleet.confirm_import(%L);', v_source);
   end if;
   v_table := fleet.table_of(v_partition);
   if v_table is null then
@@ -55,17 +55,17 @@ begin
     raise exception using
       errcode = 'FL002',
       message = format('partition %s ends at %s and may still receive heartbeats', p_partition, v_partition.range_end),
-      hint = 'Only a partition that is wholly past can be retired.';
+      hint = 'Only a partition whose range is over can be retired.';
   end if;
 
-  -- Counts first, detach last: the parent is locked for the catalog change only.
+  -- Count first, detach last, so that the parent is locked only for the catalog change.
   execute format('select count(*) from fleet.%I', p_partition) into v_rows;
   v_bytes := pg_total_relation_size(v_table);
 
-  -- Locked before looking, so that no restore attaches an older day in between that pg_partman would retire as well. LOCK TABLE takes
-  -- the right to write, which the owner does not have; this statement changes nothing and takes the same lock.
+  -- Lock the parent before looking, so that no restore attaches an older day in between, which pg_partman would retire, too.
+  -- LOCK TABLE needs the right to write, which the owner does not have; this statement takes the same lock and changes nothing.
   alter table only fleet.device_heartbeats disable row level security;
-  -- From here on the partition keeps the columns it has.
+  -- From now on the columns of the partition stay the same.
   perform fleet.note_columns();
   select array_agg(a.relid), array_agg(a.range_start), array_agg(a.range_end) into v_aside, v_starts, v_ends
   from fleet.attached_partitions() a
@@ -83,7 +83,10 @@ begin
     p_reference_timestamp => v_partition.range_end + interval '1 microsecond'
   );
 
-  for v_kept in select a.relid, a.range_start, a.range_end from unnest(v_aside, v_starts, v_ends) as a (relid, range_start, range_end) loop
+  for v_kept in
+    select a.relid, a.range_start, a.range_end
+    from unnest(v_aside, v_starts, v_ends) as a (relid, range_start, range_end)
+  loop
     execute format(
       'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L)',
       v_kept.relid::regclass, v_kept.range_start, v_kept.range_end
@@ -100,7 +103,7 @@ begin
 
   update fleet.hb_partitions
   set state = 'detached', step = null, counted = null, detached_at = clock_timestamp(), bytes_size = v_bytes,
-    -- Of a day that was archived before, the count is the archive's until the next export.
+    -- If the day was archived before, the count of that archive stays until the next export.
     row_count = case when archive_url is null then v_rows else row_count end,
     attempts = 0, next_attempt_at = now(), last_error = null
   where partition_name = p_partition;
@@ -110,4 +113,5 @@ end
 $$;
 
 comment on function fleet.retire_partition(text, timestamptz) is
-  'Counts a past partition, has pg_partman detach it into fleet_detached, and leaves it to the archiver. Returns its rows. Run by fleet.nightly() and fleet.archive_partition().';
+  'Counts a past partition, has pg_partman detach it into fleet_detached, and leaves it to the archiver. Returns its row count. '
+  'Run by fleet.nightly() and fleet.archive_partition().';

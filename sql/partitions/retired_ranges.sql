@@ -10,4 +10,5 @@ as $$
 $$;
 
 comment on function fleet.retired_ranges() is
-  'The days that were retired with rows: they come back by fleet.request_restore(), not as new partitions.';
+  'The ranges of the partitions that were retired with rows. fleet.request_restore() brings them back; no new partitions are '
+  'created for them.';

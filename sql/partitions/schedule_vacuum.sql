@@ -13,4 +13,5 @@ end
 $$;
 
 comment on function fleet.schedule_vacuum() is
-  'Gives pg_cron the partitions that it has to vacuum and to freeze next; returns how many jobs that takes, 0 where pg_cron is in another database. Run by fleet.nightly().';
+  'Tells pg_cron which partitions to vacuum and to freeze next; returns the number of jobs, 0 if pg_cron is in another database. '
+  'Run by fleet.nightly().';

@@ -22,4 +22,5 @@ end
 $$;
 
 comment on function fleet.seal_relid() is
-  'Trigger on fleet.hb_partitions: sets relid_seal if relid is recorded in this database while its table has the name of the partition.';
+  'Trigger on fleet.hb_partitions: sets relid_seal if relid is recorded in this database while its table has the name of the '
+  'partition.';

@@ -20,10 +20,10 @@ begin
   end if;
   select * into strict v_settings from fleet.settings for update;
   if v_settings.cadence = p_cadence then
-    return format('the cadence is %s already', p_cadence);
+    return format('the cadence is already %s', p_cadence);
   end if;
 
-  -- Up to here there are partitions; nothing that exists is changed.
+  -- The new width starts where the existing partitions end; they are not changed.
   perform fleet.sync_partitions();
   select greatest(max(a.range_end)::date, p_now::date) into v_end from fleet.attached_partitions() a;
   v_first := v_end;
@@ -34,11 +34,14 @@ begin
 
   update fleet.settings set cadence = p_cadence;
   perform fleet.configure_partman();
-  -- The first of the new width, from which pg_partman counts on.
+  -- The first partition of the new width, from which pg_partman continues.
   perform fleet.create_partitions(v_first, greatest(v_first, p_now::date + v_settings.premake_days));
-  return format('cadence %s (was %s) from %s on; partitions before that stay as they are', p_cadence, v_settings.cadence, v_first);
+  return format(
+    'cadence %s (was %s) from %s on; partitions before that stay as they are', p_cadence, v_settings.cadence, v_first
+  );
 end
 $$;
 
 comment on function fleet.set_cadence(text, timestamptz) is
-  'Sets whether partitions hold a day or a month, from the first day that has none yet (monthly: from the first whole month). Example: select fleet.set_cadence(''monthly'');';
+  'Sets whether partitions hold a day or a month, from the first day that has no partition yet (monthly: from the first whole '
+  'month). Example: select fleet.set_cadence(''monthly'');';

@@ -18,9 +18,9 @@ begin
   set premake_days = p_days
   where premake_days is distinct from p_days;
   perform fleet.configure_partman();
-  return format('premake %s days (was %s); the next hourly run makes what is missing', p_days, v_old);
+  return format('premake %s days (was %s); the next hourly run creates missing partitions', p_days, v_old);
 end
 $$;
 
 comment on function fleet.set_premake(integer) is
-  'Sets how many days ahead partitions are made. Example: select fleet.set_premake(14);';
+  'Sets how many days ahead partitions are created. Example: select fleet.set_premake(14);';

@@ -24,4 +24,5 @@ end
 $$;
 
 comment on function fleet.set_retention(interval) is
-  'Sets how long heartbeats stay online, for the next nightly run, and says what that will retire. Example: select fleet.set_retention(''60 days'');';
+  'Sets how long heartbeats stay online, for the next nightly run, and says how many partitions that run will retire. '
+  'Example: select fleet.set_retention(''60 days'');';

@@ -42,9 +42,9 @@ begin
   end if;
 
   update partman.part_config
-  set infinite_time_partitions = true,  -- or an idle fleet gets no new partitions
+  set infinite_time_partitions = true,  -- otherwise an idle fleet would get no new partitions
     inherit_privileges = true,
-    retention = null,  -- fleet.nightly() retires, in transactions of its own
+    retention = null,  -- fleet.nightly() retires partitions, each in its own transaction
     retention_schema = 'fleet_detached',
     retention_keep_table = true
   where parent_table = 'fleet.device_heartbeats';
@@ -54,4 +54,5 @@ end
 $$;
 
 comment on function fleet.set_up_partitions(timestamptz) is
-  'Hands fleet.device_heartbeats to pg_partman (4.7 or 5): from the retention back to premake_days ahead, no default partition. Returns how many partitions were made; 0 when it was done before.';
+  'Puts fleet.device_heartbeats under the control of pg_partman (4.7 or 5), with partitions for the retention and premake_days '
+  'ahead, and without a default partition. Returns how many partitions it created; 0 if this was done before.';

@@ -7,4 +7,5 @@ where p.range_start <= now()
 order by p.range_start desc;
 
 comment on view fleet.storage_growth is
-  'Rows and bytes of each partition, by its first UTC day, online and in the archive, newest first. Example: select sum(bytes_online) from fleet.storage_growth;';
+  'Rows and bytes of each partition, by its first UTC day, online and in the archive, newest first. '
+  'Example: select sum(bytes_online) from fleet.storage_growth;';

@@ -9,4 +9,6 @@ window w as (order by d.day)
 order by d.day desc;
 
 comment on view fleet.storage_history is
-  'Rows and bytes online and in the archive, and the size of the database, as each night found them, newest first; the columns _added and _since are the difference to the row before. Example: select day, database_bytes, bytes_pushed_since from fleet.storage_history where day > current_date - 30;';
+  'Rows and bytes online and in the archive, and the size of the database, as each nightly run found them, newest first. The '
+  'columns that end in _added or _since are the difference from the row before. '
+  'Example: select day, database_bytes, bytes_pushed_since from fleet.storage_history where day > current_date - 30;';

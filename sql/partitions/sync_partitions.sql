@@ -20,12 +20,12 @@ begin
         or known.relid is distinct from a.relid
         or known.state not in ('active', 'restored')
       )
-      -- Renamed by hand: fleet.check() asks for its name back.
+      -- A table that was renamed by hand is not new; fleet.check() asks to restore its name.
       and not exists (
         select from fleet.hb_partitions o where o.relid = a.relid and o.partition_name <> a.partition_name
       )
     order by a.range_start
-    -- A known name is a table that came back: restored from a dump, or attached by hand.
+    -- A known name means that the table came back: restored from a dump, or attached by hand.
     on conflict (partition_name) do update
       set relid = excluded.relid,
         range_start = excluded.range_start,
@@ -42,7 +42,7 @@ begin
     perform fleet.increment_counter('partitions_created_total', v_count);
   end if;
 
-  -- Detached by hand: it goes the way of the others. Gone altogether: said by fleet.check().
+  -- A partition that was detached by hand is archived like other retired ones. fleet.check() reports one whose table is gone.
   update fleet.hb_partitions p
   set relid = c.oid,
     state = case when c.oid is null then p.state else 'detached' end,
@@ -53,7 +53,9 @@ begin
   where q.partition_name = p.partition_name
     and p.state in ('active', 'restored')
     and p.relid is not null
-    and not exists (select from pg_inherits i where i.inhrelid = p.relid and i.inhparent = to_regclass('fleet.device_heartbeats'));
+    and not exists (
+      select from pg_inherits i where i.inhrelid = p.relid and i.inhparent = to_regclass('fleet.device_heartbeats')
+    );
 
   return v_count;
 end

@@ -1,5 +1,5 @@
--- relid is trusted only if the catalog agrees, because in a restored dump it is the oid of something else. The cheap cases come first,
--- since views call this for each partition.
+-- relid is trusted only if the catalog agrees, because in a restored dump it is the oid of something else. The cheap cases come
+-- first, because views call this for each partition.
 create or replace function fleet.table_of(p fleet.hb_partitions) returns oid
 language plpgsql
 stable
@@ -11,11 +11,12 @@ declare
   v_schema name;
   v_table oid;
 begin
-  -- An attached partition has no other table than the one that was attached.
+  -- An attached partition has only the table whose oid was recorded, and a dropped one has none.
   if p.relid is null and p.state in ('active', 'restored', 'dropped') then
     return null;
   end if;
-  select c.oid, c.relname, c.relispartition, c.relnamespace in (to_regnamespace('fleet'), to_regnamespace('fleet_detached')) as is_ours
+  select c.oid, c.relname, c.relispartition,
+    c.relnamespace in (to_regnamespace('fleet'), to_regnamespace('fleet_detached')) as is_ours
   into v_class
   from pg_class c
   where c.oid = p.relid and c.relkind = 'r';
@@ -36,7 +37,9 @@ begin
     from pg_class c
     where c.relnamespace = to_regnamespace(v_schema) and c.relname = p.partition_name and c.relkind = 'r'
       and (not c.relispartition or fleet.has_bounds(c.oid, p.range_start, p.range_end))
-      and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'ts' and a.atttypid = 'timestamptz'::regtype);
+      and exists (
+        select from pg_attribute a where a.attrelid = c.oid and a.attname = 'ts' and a.atttypid = 'timestamptz'::regtype
+      );
     if found then
       return v_table;
     end if;
@@ -53,4 +56,6 @@ end
 $$;
 
 comment on function fleet.table_of(fleet.hb_partitions) is
-  'The oid of a partition''s table, attached or retired, or null. Use it instead of fleet.hb_partitions.relid, which is the oid of something else after a dump was restored; the table is then found by name. Example: select p.partition_name, fleet.table_of(p)::regclass from fleet.hb_partitions p;';
+  'The oid of a partition''s table, attached or retired, or null. Use it instead of fleet.hb_partitions.relid, which is the oid '
+  'of something else after a dump was restored; the table is then found by name. '
+  'Example: select p.partition_name, fleet.table_of(p)::regclass from fleet.hb_partitions p;';

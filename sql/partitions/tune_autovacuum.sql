@@ -1,4 +1,4 @@
--- Hot partitions grow all day; recent ones get a late row now and then; cold ones never change again.
+-- Hot partitions grow all day, recent ones get a late row now and then, and cold ones do not change any more.
 create or replace function fleet.tune_autovacuum(p_now timestamptz default now()) returns integer
 language plpgsql
 volatile
@@ -25,10 +25,10 @@ begin
     ) t
     cross join lateral (
       values
-        -- In small steps, so that the visibility map and the statistics follow the day.
+        -- Small steps keep the visibility map and the statistics up to date during the day.
         ('hot', array['autovacuum_analyze_scale_factor=0.02', 'autovacuum_vacuum_insert_scale_factor=0.05']),
         ('recent', array[]::text[]),
-        -- It is frozen once by the job fleet-freeze; the vacuum against wraparound runs all the same.
+        -- The job fleet-freeze freezes it once. Vacuum against wraparound runs in any case.
         ('cold', array['autovacuum_enabled=false'])
     ) as w (temperature, options)
     where w.temperature = t.temperature
@@ -52,4 +52,5 @@ end
 $$;
 
 comment on function fleet.tune_autovacuum(timestamptz) is
-  'Sets the autovacuum parameters of partitions as they age: hot (today and ahead), recent (within max_late) and cold; returns how many changed. Run by fleet.nightly().';
+  'Sets the autovacuum parameters of partitions as they age: hot (today and ahead), recent (within max_late) and cold; returns '
+  'how many changed. Run by fleet.nightly().';

@@ -2,7 +2,7 @@ import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole, daysAgo, enroll, ingest, partitionAt, value } from '../../testing/fleet.ts'
 
-t.test('autovacuum is set by age, cold partitions are frozen once, the last 7 days vacuumed each night', async t => {
+t.test('autovacuum is tuned by age, cold partitions are frozen once, and the last 7 days are vacuumed each night', async t => {
   const db = await withDatabase(t)
   const owner = asRole(t, db, 'fleet_owner')
   const [device] = (await enroll(owner, 1)) as [number]
@@ -24,7 +24,7 @@ t.test('autovacuum is set by age, cold partitions are frozen once, the last 7 da
   t.same(await options(partition.hot), ['autovacuum_analyze_scale_factor=0.02', 'autovacuum_vacuum_insert_scale_factor=0.05'])
   t.equal(await options(partition.recent), null)
   t.same(await options(partition.cold), ['autovacuum_enabled=false'])
-  t.equal(await value(owner`select fleet.tune_autovacuum()`), 0, 'again, nothing changes')
+  t.equal(await value(owner`select fleet.tune_autovacuum()`), 0, 'a second call changes nothing')
 
   const command = async (job: string) =>
     (await value(owner`select command from fleet.job_definitions() where jobname = ${job}`)) as string | undefined
@@ -36,10 +36,10 @@ t.test('autovacuum is set by age, cold partitions are frozen once, the last 7 da
   const freeze = await command('fleet-freeze')
   t.equal(freeze, `vacuum (freeze, analyze) fleet.${partition.cold}`)
   await owner.unsafe(freeze ?? '')
-  t.equal(await command('fleet-freeze'), undefined, 'not again')
+  t.equal(await command('fleet-freeze'), undefined, 'it is not frozen again')
 
   await owner`select fleet.tune_autovacuum(now() + interval '6 days')`
-  t.equal(await options(partition.hot), null, 'today is recent after some days')
-  t.same(await options(partition.recent), ['autovacuum_enabled=false'], 'and the recent one cold')
+  t.equal(await options(partition.hot), null, 'the hot partition is recent after some days')
+  t.same(await options(partition.recent), ['autovacuum_enabled=false'], 'and the recent one is cold')
   t.equal(await command('fleet-freeze'), `vacuum (freeze, analyze) fleet.${partition.recent}`)
 })

@@ -20,7 +20,7 @@ t.test("a day is a UTC day in every view and plan, whatever the session's TimeZo
     db.sql,
     [0.1, 1.1, 2.1, 3.1].flatMap(days => devices.map(device_id => ({ device_id, ts: daysAgo(days) }))),
   )
-  // So long ago that the clocks have been changed since, and retired, so that the archive has a day as well.
+  // Long enough ago that summer time began or ended since. It is retired, so that the archive has a day, too.
   const first = daysAgo(300).slice(0, 10)
   await db.sql`select fleet.create_partitions(${first}::date, ${first}::date)`
   await db.sql`update fleet.settings set archive_grace = '0'`
@@ -49,7 +49,7 @@ t.test("a day is a UTC day in every view and plan, whatever the session's TimeZo
     select count(*)::int as days, min(day)::text as first, max(day)::text as last, count(*) filter (where "where" = 'archived')::int as archived
     from fleet.data_coverage
   `
-  t.match(coverage, { first, last: daysAgo(0).slice(0, 10), days: 301, archived: 1 }, 'each day once, to today')
+  t.match(coverage, { first, last: daysAgo(0).slice(0, 10), days: 301, archived: 1 }, 'each day once, up to today')
   for (const zone of zones) {
     const session = asRole(t, db, 'fleet_dba', { TimeZone: zone })
     for (const query of queries) {
@@ -64,7 +64,7 @@ t.test("a day is a UTC day in every view and plan, whatever the session's TimeZo
   }
 })
 
-/** A row a line. Moments are told in the zone of the session, and left out. */
+/** One line for each row, without times of day, because those depend on the zone of the session. */
 function lines(rows: readonly object[]) {
   return rows.map(row => JSON.stringify(row).replaceAll(/\\"\d{4}-\d\d-\d\d \d\d:[^"]*\\"/g, '(a moment)'))
 }

@@ -1,4 +1,4 @@
-// Attacks by the owner of the store, who is not a superuser and tries to drop a day that has no archive.
+// Attacks by the owner of the store, which is not a superuser and tries to drop a day that has no archive.
 import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { daysAgo, enroll, ingest, partitionAt, value } from '../../testing/fleet.ts'
@@ -45,7 +45,7 @@ t.test('the owner cannot tell the guard that a partition is proven', async t => 
   await t.rejects(dropped(), { code: 'FL001' })
   t.equal(await value(sql`select count(*)::int from fleet.device_heartbeats`), 1)
 
-  // The table is moved away, and the row names no table or another one.
+  // The table is renamed, and the row has no oid or that of another table.
   const other = await partitionAt(sql, daysAgo(2))
   await sql.unsafe(`
     alter table fleet.device_heartbeats detach partition fleet.${name};
@@ -61,7 +61,7 @@ t.test("the guard does not run the owner's code with the administrator's rights"
   const db = await withDatabase(t)
   const { sql, admin } = db
   const name = await partitionAt(sql, daysAgo(3))
-  // A view, a rule or a policy in the place of a partition would run the owner's code with the reader's rights.
+  // A view, a rule or a policy in place of a partition would run the owner's code with the rights of the role that reads it.
   await sql.unsafe(`
     alter table fleet.device_heartbeats detach partition fleet.${name};
     alter table fleet.${name} rename to aside;

@@ -1,4 +1,4 @@
-// Attacks as fleet_reader, with the stolen password of a dashboard.
+// Attacks by fleet_reader, with the stolen password of a dashboard.
 import postgres, { type Sql } from 'postgres'
 import t, { type Test } from 'tap'
 import { enroll as enrollOne, serverEnv, withProcess } from '../../testing/server.ts'
@@ -7,7 +7,7 @@ import { migrate } from '../../cli/migrate.ts'
 import { testCluster, waitFor, withDatabase, type TestDatabase } from '../../testing/database.ts'
 import { asRole, value } from '../../testing/fleet.ts'
 
-/** A reader that lifted what a login may lift. */
+/** A reader that has disabled every limit that a login may disable. */
 async function unleashed(t: Test, db: TestDatabase) {
   const sql = asRole(t, db, 'fleet_reader')
   for (const setting of ['statement_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout', 'idle_session_timeout'])
@@ -16,7 +16,7 @@ async function unleashed(t: Test, db: TestDatabase) {
   return sql
 }
 
-t.test('a reader writes nothing, not even temporarily', async t => {
+t.test('a reader cannot write anything, not even temporarily', async t => {
   const db = await withDatabase(t)
   const reader = await unleashed(t, db)
   for (const call of [
@@ -62,45 +62,48 @@ t.test('a reader writes nothing, not even temporarily', async t => {
     'create publication p',
     'alter system set work_mem = 1',
   ]) {
-    // VACUUM of a table of another role only warns.
+    // VACUUM of another role's table only causes a warning.
     if (statement.startsWith('vacuum')) await reader.unsafe(statement)
     else await t.rejects(reader.unsafe(statement), { code: /42501|42883/ }, statement)
   }
   t.equal(await value(db.admin`select count(*)::int from pg_largeobject_metadata`), 0)
 })
 
-t.test('only the owner takes advisory locks, so maintenance, reconciliation, pg_partman and migrations go on', async t => {
-  const db = await withDatabase(t)
-  const functions = await db.admin<{ call: string }[]>`
+t.test(
+  'only the owner may take advisory locks, so nobody can block maintenance, reconciliation, pg_partman or migrations',
+  async t => {
+    const db = await withDatabase(t)
+    const functions = await db.admin<{ call: string }[]>`
     select proname || '(' || array_to_string(array_fill('1'::text, array[pronargs::int]), ',') || ')' as call
     from pg_proc where proname ~ '^pg_(try_)?advisory_' and pronargs > 0
   `
-  t.ok(functions.length >= 20)
-  for (const role of ['fleet_reader', 'fleet_dba', 'fleet_server', 'fleet_archiver'] as const) {
-    const sql = role === 'fleet_reader' ? await unleashed(t, db) : asRole(t, db, role)
-    for (const { call } of functions) await t.rejects(sql.unsafe(`select ${call}`), { code: '42501' }, `${role} ${call}`)
-    for (const key of [
-      `hashtextextended('fleet.maintenance', 0)`,
-      '4727445306',
-      '4727445306447283',
-      `hashtext('pg_partman run_maintenance')`,
-    ]) {
-      await t.rejects(
-        sql.unsafe(`select pg_advisory_lock(${key})`),
-        { code: '42501', message: /permission denied for function pg_advisory_lock/ },
-        key,
-      )
+    t.ok(functions.length >= 20)
+    for (const role of ['fleet_reader', 'fleet_dba', 'fleet_server', 'fleet_archiver'] as const) {
+      const sql = role === 'fleet_reader' ? await unleashed(t, db) : asRole(t, db, role)
+      for (const { call } of functions) await t.rejects(sql.unsafe(`select ${call}`), { code: '42501' }, `${role} ${call}`)
+      for (const key of [
+        `hashtextextended('fleet.maintenance', 0)`,
+        '4727445306',
+        '4727445306447283',
+        `hashtext('pg_partman run_maintenance')`,
+      ]) {
+        await t.rejects(
+          sql.unsafe(`select pg_advisory_lock(${key})`),
+          { code: '42501', message: /permission denied for function pg_advisory_lock/ },
+          key,
+        )
+      }
     }
-  }
-  await db.sql`call fleet.maintain()`
-  await asRole(t, db, 'fleet_dba')`call fleet.maintain()`
-  await asRole(t, db, 'fleet_dba')`select * from fleet.reconcile()`
-  await asRole(t, db, 'fleet_archiver')`select fleet.take_index_lock()`
-  t.same(await db.sql`select event, detail from fleet.events where not is_ok`, [])
-  await migrate(db.url('postgres'), { current: true, log: () => {} })
-})
+    await db.sql`call fleet.maintain()`
+    await asRole(t, db, 'fleet_dba')`call fleet.maintain()`
+    await asRole(t, db, 'fleet_dba')`select * from fleet.reconcile()`
+    await asRole(t, db, 'fleet_archiver')`select fleet.take_index_lock()`
+    t.same(await db.sql`select event, detail from fleet.events where not is_ok`, [])
+    await migrate(db.url('postgres'), { current: true, log: () => {} })
+  },
+)
 
-t.test('a reader that lifts and exceeds its time limits is ended, and nobody else is', async t => {
+t.test('a reader that disables and exceeds its time limits is ended, and nobody else is', async t => {
   const db = await withDatabase(t)
   const reader = await unleashed(t, db)
   const dba = asRole(t, db, 'fleet_dba')
@@ -178,13 +181,13 @@ t.test('readers are checked every minute, and each ended session is an event', a
   `)
   await t.resolves(
     db.sql`call fleet.mark_silent()`,
-    'an administrator who may not end sessions does not stop what else is done each minute',
+    'if the administrator may not end sessions, the other work of each minute still runs',
   )
   const [job] = await db.sql`select schedule from fleet.job_definitions() where command = 'call fleet.mark_silent()'`
   t.equal(job?.schedule, '* * * * *')
 })
 
-t.test('readers can neither take the connections of heartbeats and administrators nor fill the disk', async t => {
+t.test('readers cannot take the connections of heartbeats and administrators, or fill the disk', async t => {
   const { cluster, end } = await throwawayCluster({
     postgres: testCluster().postgres,
     databases: ['fleet'],
@@ -227,11 +230,15 @@ t.test('readers can neither take the connections of heartbeats and administrator
   }
   const { token } = await enrollOne(db, 'a')
   const { call } = await withProcess(t, db, { ...serverEnv(db) })
-  t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 201, 'heartbeats go on')
+  t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 201, 'heartbeats are still accepted')
 
   await admin`alter role fleet_reader connection limit 7`
   await migrate(cluster.url('postgres', 'fleet'), { current: true, log: () => {} })
-  t.equal(await value(admin`select rolconnlimit from pg_roles where rolname = 'fleet_reader'`), 7, 'a limit of your own stays')
+  t.equal(
+    await value(admin`select rolconnlimit from pg_roles where rolname = 'fleet_reader'`),
+    7,
+    'a limit that was set by hand stays',
+  )
 
   await admin`select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet_reader'`
   const reader = connect('fleet_reader')

@@ -1,4 +1,4 @@
-// Attacks by fleet_owner, which wants to become superuser when an administrator runs setup and migrations.
+// Attacks by fleet_owner, which tries to become superuser when an administrator runs setup and migrations.
 import { spawnSync } from 'node:child_process'
 import t from 'tap'
 import { plainEnv, repository } from '../../local/config.ts'
@@ -8,7 +8,7 @@ import { asRole, value } from '../../testing/fleet.ts'
 
 const silent = { current: true, log: () => {} }
 
-/** Puts what the attacker made there already, as it could before: made by the owner while it had the right. */
+/** Creates functions of the attacker in a schema, as the owner could while it had the right to create schemas. */
 async function plant(db: TestDatabase, schema: string) {
   await db.admin.unsafe(`
     create table if not exists fleet_guard.caught (who text, what text);
@@ -16,7 +16,7 @@ async function plant(db: TestDatabase, schema: string) {
     grant create on database ${db.name} to fleet_owner;
   `)
   await db.sql.unsafe(`create schema if not exists ${schema}; grant usage on schema ${schema} to public`)
-  // Each is a better match for some call than the function in pg_catalog.
+  // Each matches some call better than the function in pg_catalog does.
   for (const [signature, result, original] of [
     ['format(text, name)', 'text', 'pg_catalog.format($1, variadic array[$2::text])'],
     ['format(text, text)', 'text', 'pg_catalog.format($1, variadic array[$2])'],
@@ -41,10 +41,10 @@ async function plant(db: TestDatabase, schema: string) {
 const caught = (db: TestDatabase) =>
   db.admin<{ who: string; what: string }[]>`select distinct who, what from fleet_guard.caught order by 2`
 
-t.test('setup and migrations call nothing in a schema that is named after the administrator', async t => {
+t.test('setup and migrations call no function in a schema that is named after the administrator', async t => {
   const db = await withDatabase(t)
   await plant(db, 'postgres')
-  // In schema public, too, as in a database that was made before PostgreSQL 15.
+  // In schema public, too, as in a database that was created before PostgreSQL 15.
   await db.admin`grant create on schema public to public`
   await plant(db, 'public')
   t.equal(await value(db.admin`select format('%I', 'x'::name)`), 'x')
@@ -64,17 +64,17 @@ t.test('setup and migrations call nothing in a schema that is named after the ad
     encoding: 'utf8',
   })
   t.equal(psql.status, 0, psql.stderr)
-  t.same(await caught(db), [], 'nor by the psql command in README.md')
+  t.same(await caught(db), [], 'the psql command in docs/install.md calls none either')
 
   await t.rejects(
     db.sql`create schema another`,
     { code: '42501' },
-    'and the right to make schemas is gone, which 0.1.0 had given',
+    'the right to create schemas, which 0.1.0 had granted, is revoked',
   )
   await t.rejects(asRole(t, db, 'fleet_reader')`create table public.t ()`, { code: /42501|25006/ })
 })
 
-t.test('no ordinary role can create a schema, or anything in a schema where a superuser runs scripts', async t => {
+t.test('no ordinary role can create a schema, or an object in a schema in which a superuser runs scripts', async t => {
   const db = await withDatabase(t)
   for (const role of ['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba'] as const) {
     const sql = asRole(t, db, role)
@@ -94,14 +94,14 @@ t.test('no ordinary role can create a schema, or anything in a schema where a su
       'create trigger t before insert on fleet_guard.partitions for each row execute function fleet.record_last_status()',
       'create trigger t before insert on partman.part_config for each row execute function fleet.record_last_status()',
     ]) {
-      // The owner's own schema does not affect a superuser: no script runs there, and no search path contains it.
+      // The owner's schema does not affect a superuser: no script runs there, and no search path contains it.
       if (role === 'fleet_owner' && statement.includes('graphile_migrate')) continue
       await t.rejects(sql.unsafe(statement), { code: /42501|42P06|0A000/ }, `${role}: ${statement}`)
     }
   }
 })
 
-t.test('each role that runs code has a search path of pg_catalog only', async t => {
+t.test('each role that runs code has only pg_catalog in its search path', async t => {
   const db = await withDatabase(t)
   for (const role of ['fleet_owner', 'fleet_server', 'fleet_archiver'] as const) {
     t.equal(
@@ -112,12 +112,12 @@ t.test('each role that runs code has a search path of pg_catalog only', async t 
   }
 })
 
-t.test("if the owner has a login, its code does not run in the administrator's session", async t => {
+t.test("if the owner can log in, its code does not run in the administrator's session", async t => {
   const db = await withDatabase(t)
   await db.admin`create table fleet_guard.caught (who text, what text)`
   await db.admin`grant insert on fleet_guard.caught to public`
   await db.admin`grant usage on schema fleet_guard to public`
-  // These are the owner's tables, in which graphile-migrate records the migrations that it ran.
+  // graphile-migrate records migrations in tables that the owner owns.
   await db.sql.unsafe(`
     create function fleet.climb() returns trigger language plpgsql as $f$
     begin
@@ -138,6 +138,6 @@ t.test("if the owner has a login, its code does not run in the administrator's s
   t.same(
     (await caught(db)).map(({ who }) => who),
     ['postgres/postgres'],
-    'without it, the code runs there, as docs/threats.md says',
+    'without a login, its code does run there, as docs/threats.md says',
   )
 })

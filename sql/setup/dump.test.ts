@@ -1,4 +1,4 @@
-// A dump is taken from one cluster and restored into another, in every way that Postgres offers. The store keeps working there.
+// A dump is taken from one cluster and restored into another, in every way that Postgres offers. The store must work there.
 import { createReadStream } from 'node:fs'
 import { execFile, spawn } from 'node:child_process'
 import { readdir, readFile, writeFile } from 'node:fs/promises'
@@ -66,14 +66,14 @@ t.test('a store works after its dump was restored into another cluster', { timeo
         select count(*)::int from fleet.hb_partitions p join pg_class c on c.oid = p.relid where c.relname = p.partition_name
       `),
         0,
-        'no oid fits by chance',
+        'no oid is valid by chance',
       )
-      t.same(await storeOf(target), before, 'each partition has its table and its rows, before any maintenance')
+      t.same(await storeOf(target), before, 'each partition has its table and its rows, even before any maintenance')
       const found = await troublesOf(target.sql)
       t.same(
         found.filter(({ check_name }) => check_name !== 'partition_oids'),
         troubles,
-        'check() says what it said, with the same remedies',
+        'check() reports the same as before the dump, with the same remedies',
       )
       t.match(
         found.find(({ check_name }) => check_name === 'partition_oids'),
@@ -98,16 +98,16 @@ t.test('a store works after its dump was restored into another cluster', { timeo
       t.same(await storeOf(target), before)
       t.same(await troublesOf(target.sql), troubles)
       await migrate(target.url('postgres'), { current: true, log: () => {} })
-      t.same(await target.sql`select jobname, status from fleet.job_health where status <> 'waiting'`, [], 'the jobs are there')
+      t.same(await target.sql`select jobname, status from fleet.job_health where status <> 'waiting'`, [], 'the jobs exist')
       t.same(
         await target.admin`select distinct database, nodeport from cron.job where jobname like 'fleet-%'`,
         [{ database: 'fleet', nodeport: target.cluster.port }],
-        'and go to this database',
+        'and run in this database',
       )
     })
   }
 
-  await t.test('a day completes its life in the restored store', async t => {
+  await t.test('days can be archived, dropped and restored in the restored store', async t => {
     const target = await withEmptyCluster(t)
     for (const section of ['pre-data', 'data']) await pgRestore(target, `--section=${section}`, join(directory, 'all.dump'))
     // pg_cron starts its jobs as soon as they are restored.
@@ -121,10 +121,10 @@ t.test('a store works after its dump was restored into another cluster', { timeo
     await pgRestore(target, '--section=post-data', join(directory, 'all.dump'))
     await livesOn(t, target, directory, name, token)
 
-    // This drops the guard first and then also days without an archive, as the runbook says.
+    // This drops the guard first and then even days without an archive, as the runbook says.
     await target.admin`update fleet.settings set retention = '90 days'`
     await pgRestore(target, '--clean', '--if-exists', join(directory, 'store.dump'))
-    t.same(await storeOf(target), before, 'pg_restore --clean over a live store leaves what is in the dump')
+    t.same(await storeOf(target), before, 'after pg_restore --clean over a live store it contains what is in the dump')
     t.match(
       (await troublesOf(target.sql)).find(({ check_name }) => check_name === 'partition_oids'),
       { status: 'warn' },
@@ -133,7 +133,7 @@ t.test('a store works after its dump was restored into another cluster', { timeo
     await isHealed(t, target)
   })
 
-  await t.test('a database with another name and without pg_cron can take the store', async t => {
+  await t.test('the store can be restored into a database with another name and without pg_cron', async t => {
     const target = await withEmptyCluster(t)
     await target.admin`create database elsewhere`
     const elsewhere = {
@@ -160,7 +160,7 @@ t.test('a store works after its dump was restored into another cluster', { timeo
     await migrate(elsewhere.url('postgres'), { current: true, log: () => {} })
     await store.sql`call fleet.maintain()`
     await isHealed(t, store)
-    t.same(await storeOf(store), renamed, 'also a retired table that was renamed before the dump is found')
+    t.same(await storeOf(store), renamed, 'even a retired table that was renamed before the dump is found')
     t.match(await store.sql`select jobname, statement from fleet.jobs_elsewhere() where jobname = 'fleet-maintain'`, [
       { statement: /elsewhere/ },
     ])
@@ -172,7 +172,7 @@ t.test('pg_upgrade to the newest installed PostgreSQL keeps the store as it is',
   const { sql, admin, url, cluster: old } = source
   const { bin, major } = testCluster().postgres
   const newest = await newestWithExtensions(major)
-  // An upgrade to the same version has the same effect: another system identifier and the same oids.
+  // An upgrade to the same version also keeps the oids and changes the system identifier.
   t.comment(`from ${major} to ${newest}${newest > major ? '' : ', the only one with pg_partman and pg_cron'}`)
   const newBin = bin.replace(`/${major}/`, `/${newest}/`)
   await fillDay(admin, day.detached, rows)
@@ -188,7 +188,7 @@ t.test('pg_upgrade to the newest installed PostgreSQL keeps the store as it is',
   t.teardown(end)
   const password = new URL(url('postgres')).password
   const fresh = postgres(cluster.url('postgres', 'postgres'), { max: 1 })
-  await fresh.unsafe(`alter role postgres password '${password}'`) // of our own making: letters, digits, - and _
+  await fresh.unsafe(`alter role postgres password '${password}'`) // generated by the test: only letters, digits, - and _
   await Promise.all([sql, admin, fresh].map(session => session.end({ timeout: 1 })))
   await Promise.all([old.stop(), cluster.stop()])
   // Each cluster is started by its own user, which knows the password of both.
@@ -226,11 +226,11 @@ t.test('pg_upgrade to the newest installed PostgreSQL keeps the store as it is',
     admin: asRole(t, { ...source, url: urlOf }, 'postgres'),
   }
   t.same(await storeOf(upgraded), before)
-  t.same(await upgraded.sql`select partition_name, relid from fleet.hb_partitions order by 1`, oids, 'it keeps the oids')
+  t.same(await upgraded.sql`select partition_name, relid from fleet.hb_partitions order by 1`, oids, 'the oids stay the same')
   t.match(
     await upgraded.sql`select status from fleet.check() where check_name = 'partition_oids'`,
     [{ status: 'warn' }],
-    'which are looked at once more all the same',
+    'but they are checked again',
   )
   await upgraded.sql`call fleet.maintain()`
   await isHealed(t, upgraded)
@@ -240,7 +240,7 @@ t.test('pg_upgrade to the newest installed PostgreSQL keeps the store as it is',
   ])
 })
 
-/** The newest major version that has both extensions, beside the one that the tests run in. */
+/** The newest installed major version that has both extensions; if none is newer, the one that the tests run in. */
 async function newestWithExtensions(major: number) {
   const installed = (await readdir('/usr/lib/postgresql').catch((): string[] => []))
     .map(Number)
@@ -253,7 +253,7 @@ async function newestWithExtensions(major: number) {
   return Math.max(major, ...fit)
 }
 
-/** Days in every state, a table that is being adopted, and settings that are not the usual ones. */
+/** Makes days in every state, a table that is being imported, and settings that are not the defaults. */
 async function fill(t: Test, source: OwnCluster, directory: string) {
   const { sql, admin } = source
   const [device] = await sql<
@@ -278,7 +278,7 @@ async function fill(t: Test, source: OwnCluster, directory: string) {
   for (const what of ['detached', 'detachedAndRenamed'] as const) await sql`select fleet.archive_partition(${name[what]})`
   await sql`select fleet.hold_partition(${name.held}, 'legal hold')`
   await admin.unsafe(`alter table fleet.${name.renamed} rename to somebody_renamed_it`)
-  // Two were frozen, by transactions that the other cluster does not know.
+  // Transaction IDs that the other cluster has not reached.
   await admin`update fleet.hb_partitions set cold_xid = '3000000000' where partition_name = ${name.other}`
   const [token] = await sql<{ token: string }[]>`select fleet.renew_token(${device.device_id}) as token`
   await admin`update fleet.token_change_log set changed_xid = '9000000000'`
@@ -296,7 +296,7 @@ async function fill(t: Test, source: OwnCluster, directory: string) {
   return { token: token!.token, name }
 }
 
-/** A new cluster, in which everything has another oid and nothing is where the old one had it. */
+/** A new cluster in which everything gets a different oid. */
 async function withEmptyCluster(t: Test) {
   const target = await withCluster(t, { isEmpty: true })
   await target.admin.unsafe(`create role fleet_reader; create role fleet_dba; create role somebody`)
@@ -314,7 +314,7 @@ function pgRestore(target: OwnCluster, ...args: string[]) {
   })
 }
 
-/** As psql < file. */
+/** Like psql < file. */
 function psqlFile(target: OwnCluster, file: string) {
   return new Promise<void>((resolve, reject) => {
     const psql = spawn(target.cluster.program('psql'), ['-q', '-v', 'ON_ERROR_STOP=1', target.url('postgres')], {
@@ -332,7 +332,7 @@ function psqlFile(target: OwnCluster, file: string) {
   })
 }
 
-/** What the store has, by name: no oid. */
+/** What the store contains, by name and without oids. */
 async function storeOf({ sql, admin }: TestDatabase) {
   const tables = await sql<{ partition_name: string; table: string | null }[]>`
     select partition_name, state, range_start, range_end, held_reason, fleet.table_of(p)::regclass::text as table
@@ -356,7 +356,7 @@ async function storeOf({ sql, admin }: TestDatabase) {
   }
 }
 
-/** What check() complains of, but for the settings of a throwaway cluster and what time and other sessions make of it. */
+/** What check() complains about, except the settings of a throwaway cluster and what depends on time and on other sessions. */
 async function troublesOf(sql: Sql) {
   const found = await sql<{ check_name: string; status: string; detail: string; remedy: string | null }[]>`
     select * from fleet.check()
@@ -373,29 +373,29 @@ async function isHealed(t: Test, { sql, admin }: TestDatabase) {
     where relid is distinct from fleet.table_of(p) or relid_seal is distinct from fleet_guard.seal(relid)
       or (relid is null) <> (state = 'dropped')`,
     [],
-    'each oid is the one that the table has here',
+    'each recorded oid is that of the table in this cluster',
   )
   t.same(
     await admin`
     select partition_name from fleet.hb_partitions p join fleet_guard.partitions g using (partition_name)
     where (p.relid, p.relid_seal) is distinct from (g.relid, g.relid_seal)`,
     [],
-    'and the guard knows it',
+    'and the guard has the same oid',
   )
-  t.same(await sql`select cold_xid from fleet.hb_partitions where age(cold_xid) < 0`, [], 'no transaction is from the future')
+  t.same(await sql`select cold_xid from fleet.hb_partitions where age(cold_xid) < 0`, [], 'no transaction ID is in the future')
   t.same(
     await sql`select subject from fleet.token_change_log where changed_xid > pg_current_xact_id()`,
     [],
-    'nor is a token forgotten with every look',
+    'and no token is forgotten at every poll',
   )
   t.same(
     await sql`select event, is_ok, detail from fleet.events where event = 'store.relinked'`,
     [{ event: 'store.relinked', is_ok: true, detail: 'tables found by name' }],
-    'once',
+    'the tables were looked up once',
   )
 }
 
-/** Right after the restore, before any maintenance. Each in a transaction that is rolled back. */
+/** Right after the restore, before any maintenance: which drops are refused. Each runs in a transaction that is rolled back. */
 async function guards(t: Test, { admin, sql }: TestDatabase, name: Record<keyof typeof day, string>) {
   const attempt = async (...statements: string[]) => {
     const session = await admin.reserve()
@@ -429,9 +429,9 @@ async function guards(t: Test, { admin, sql }: TestDatabase, name: Record<keyof 
     ],
     ['drop of the schemas', 'drop schema fleet, fleet_detached cascade'],
     ['drop of what the roles own', 'drop owned by fleet_owner, fleet_archiver cascade'],
-    // The oid in the dump happens to be that of another table here.
+    // The oid in the dump is by chance that of another table here.
     [
-      'an oid that is said to be proven',
+      'the oid of a proven day that is by chance that of an unproven one',
       `update fleet_guard.partitions set relid = 'fleet.${name.plain}'::regclass where partition_name = '${name.dropped}'`,
       `alter event trigger fleet_guard_find disable`,
       `alter table fleet.${name.plain} rename to device_heartbeats_p`,
@@ -451,7 +451,7 @@ async function guards(t: Test, { admin, sql }: TestDatabase, name: Record<keyof 
   t.equal(await value(sql`select count(*)::int from fleet.events where event = 'store.relinked'`), 0, 'no maintenance has run')
 }
 
-/** What is done with a store after its restore: nothing here knows that it was one. */
+/** Uses the restored store like any other store. */
 async function livesOn(t: Test, target: OwnCluster, directory: string, name: Record<keyof typeof day, string>, token: string) {
   const { sql, admin } = target
   const dba = asRole(t, target, 'fleet_dba')
@@ -467,7 +467,7 @@ async function livesOn(t: Test, target: OwnCluster, directory: string, name: Rec
     [{ result: 'stored' }, { result: 'stored' }],
   )
 
-  // The archived day is dropped by name, before any maintenance. A day whose table still exists is not called dropped.
+  // The table of the archived day is found by its name and dropped, before any maintenance.
   await admin`update fleet.settings set archive_grace = '0'`
   await sql`select fleet.drop_partition(${name.archived})`
   t.equal(await value(admin`select to_regclass(${`fleet_detached.${name.archived}`})`), null)
@@ -476,12 +476,12 @@ async function livesOn(t: Test, target: OwnCluster, directory: string, name: Rec
     relid: null,
   })
 
-  // The adopted table is still forwarded, verified and confirmed.
+  // New rows of the imported table are still forwarded, and the import can be verified and confirmed.
   await admin`insert into public.old_beats select 1, date_trunc('day', now()) - interval '3 hours', 77`
   t.equal(
     await value(sql`select count(*)::int from fleet.device_heartbeats where ts = date_trunc('day', now()) - interval '3 hours'`),
     1,
-    'what is written into the old table comes through',
+    'rows that are written into the old table arrive',
   )
   t.equal(await value(dba.unsafe(`call fleet.verify_import('public.old_beats')`)), 'verified')
   await dba.unsafe(`select fleet.confirm_import('public.old_beats')`)
@@ -502,7 +502,7 @@ async function livesOn(t: Test, target: OwnCluster, directory: string, name: Rec
   t.equal(
     await value(admin`select count(*)::int from pg_class where relnamespace = 'fleet_detached'::regnamespace and relkind = 'r'`),
     0,
-    'no table is left behind',
+    'every table was dropped',
   )
   t.same(
     await sql`select row_count::int from fleet.archives where row_count > 0`,

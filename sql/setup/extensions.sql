@@ -1,6 +1,6 @@
 -- pg_partman and pg_cron, and what the owner may do with them. Run at setup, before the migrations.
--- A role without the right to create extensions passes when they are there already.
--- Names resolve in pg_catalog, no matter who runs this, so nothing that an ordinary role made is called instead.
+-- A role without the right to create extensions can run it, too, if they already exist.
+-- Names resolve in pg_catalog, no matter who runs this, so that no object of an ordinary role is used instead.
 set search_path = pg_catalog, pg_temp;
 
 create schema if not exists partman;
@@ -11,30 +11,32 @@ begin
     create extension pg_partman with schema partman;
   end if;
 
-  -- pg_cron lives only in the database that cron.database_name names; elsewhere fleet.schedule_jobs() says what to run there.
+  -- pg_cron exists only in the database that cron.database_name names. For others, fleet.schedule_jobs() says what to run there.
   if not exists (select from pg_catalog.pg_extension where extname = 'pg_cron')
-    -- Not current_setting(): that is an error for whom it is hidden from.
+    -- Not current_setting(), which fails for a role that may not see the setting.
     and (select s.setting from pg_catalog.pg_settings s where s.name = 'cron.database_name') = current_database() then
     create extension pg_cron;
   end if;
 end
 $$;
 
--- Only what is missing: who owns neither the database nor the extensions runs this too, and may not grant.
+-- Grants only what is missing, because a role that owns neither the database nor the extensions also runs this and may not grant.
 do $$
 begin
   if pg_has_role(current_user, (select datdba from pg_catalog.pg_database where datname = current_database()), 'usage') then
-    -- A role that may create schemas could name one after the administrator, whose session would then call functions in it. The first
-    -- migration makes the schemas of the store; after that nobody needs the right.
+    -- A role that may create schemas could name one after the administrator, whose session would then call functions in it. The
+    -- first migration creates the schemas of the store; after that nobody needs the right.
     if pg_catalog.to_regclass('graphile_migrate.current') is null or pg_catalog.to_regnamespace('fleet') is null then
       execute format('grant create on database %I to fleet_owner', current_database());
     else
       execute format('revoke create on database %I from fleet_owner', current_database());
     end if;
-    -- Temporary tables of readers would fill the disk.
+    -- Temporary tables of readers could fill the disk.
     execute format('revoke temporary on database %I from public', current_database());
     execute format('grant temporary on database %I to fleet_owner, fleet_dba', current_database());
-    execute format('grant connect on database %I to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier', current_database());
+    execute format(
+      'grant connect on database %I to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier', current_database()
+    );
   end if;
 
   -- A superuser who updates the extension runs its script in this schema, so no other role may put a function or a trigger there.

@@ -1,4 +1,4 @@
--- Who may do what. Everything is revoked first, so that this file is the whole truth.
+-- Who may do what. Everything is revoked first, so that only the grants in this file apply.
 revoke all on all tables in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
 revoke all on all routines in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
 revoke all on schema fleet, fleet_detached from public;
@@ -7,7 +7,7 @@ grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet
 revoke create on schema fleet_detached from fleet_archiver;
 grant usage on schema fleet_detached to fleet_archiver, fleet_reader, fleet_dba;
 
--- Heartbeats are never changed, not even by the owner: rows leave with their partition, once it is proven.
+-- Nobody changes heartbeats, not even the owner: rows are dropped with their partition, once its archive is proven.
 revoke update, delete, truncate on fleet.device_heartbeats from fleet_owner;
 
 grant execute on function
@@ -29,15 +29,15 @@ to fleet_server;
 grant execute on function
   fleet.list_devices(text, interval, bigint, integer, text, text),
   fleet.list_devices_legacy(text, interval, bigint, integer, text, text),
-  fleet.marks_hold(interval),  -- what the view devices_offline calls
+  fleet.marks_hold(interval),  -- called by the view devices_offline
   fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
   fleet.late_after(interval),
   fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz),
   fleet.beats_missed(interval, interval),
   fleet.device_day(bigint, timestamptz),
-  fleet.silence_at(timestamptz),  -- what the view fleet_silence calls
+  fleet.silence_at(timestamptz),  -- called by the view fleet_silence
   fleet.postgres_started_at(),
-  fleet.job_history()  -- what the view job_health calls
+  fleet.job_history()  -- called by the view job_health
 to fleet_server, fleet_reader, fleet_dba;
 -- Called by the views partition_health and storage_growth.
 grant execute on function fleet.table_of(fleet.hb_partitions) to fleet_server, fleet_archiver, fleet_reader, fleet_dba;
@@ -154,7 +154,8 @@ grant execute on function
   fleet.finish_restore(text, text),
   fleet.fail_restore(text, text, text),
   fleet.register_archive(
-    text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer, integer
+    text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer,
+    integer
   )
 to fleet_archiver;
 
@@ -165,14 +166,15 @@ grant select on fleet.unity_down to fleet_reader, fleet_dba;
 
 grant select on
   fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.storage_history, fleet.job_health,
-  fleet.fleet_silence, fleet.fleet_trend, fleet.missed_beats, fleet.silence_samples, fleet.import_progress, fleet.device_availability, fleet.slo
+  fleet.fleet_silence, fleet.fleet_trend, fleet.missed_beats, fleet.silence_samples, fleet.import_progress,
+  fleet.device_availability, fleet.slo
 to fleet_reader, fleet_dba;
 grant execute on function fleet.device_availability(date, date, bigint, timestamptz) to fleet_reader, fleet_dba;
 -- For the ops page.
 grant select on
   fleet.partition_health, fleet.archives, fleet.job_health, fleet.fleet_silence, fleet.fleet_trend, fleet.slo
 to fleet_server;
--- What the view import_progress calls.
+-- Called by the view import_progress.
 grant execute on function fleet.lock_holders(text) to fleet_reader, fleet_dba;
 grant select on fleet.archives to fleet_archiver, fleet_verifier;
 grant execute on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz) to fleet_verifier;

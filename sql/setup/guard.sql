@@ -1,11 +1,12 @@
 -- The guard that refuses to drop a partition whose archive is not proven. Run at setup, before the migrations, by the
--- administrator: it lives in a schema of its own, so that `drop schema fleet cascade` meets it, and not with it.
--- Names resolve in pg_catalog, no matter who runs this, so nothing that an ordinary role made is called instead.
+-- administrator. It has a schema of its own, so that it refuses `drop schema fleet cascade`, too, instead of being dropped by it.
+-- Names resolve in pg_catalog, no matter who runs this, so that no object of an ordinary role is used instead.
 set search_path = pg_catalog, pg_temp;
 
 create schema if not exists fleet_guard;
 comment on schema fleet_guard is
-  'Refuses to drop heartbeat partitions without a proven archive. Kept apart from schema fleet so that dropping fleet is refused too.';
+  'Refuses to drop heartbeat partitions without a proven archive. Separate from schema fleet, so that dropping fleet is refused, '
+  'too.';
 
 create table if not exists fleet_guard.partitions (
   partition_name text not null constraint partitions_pkey primary key,
@@ -14,16 +15,18 @@ create table if not exists fleet_guard.partitions (
 );
 alter table fleet_guard.partitions add column if not exists relid_seal text;
 comment on table fleet_guard.partitions is
-  'Which tables may be dropped, recorded by a trigger on fleet.hb_partitions. A table that is missing here, or not proven, is not dropped.';
+  'Which tables may be dropped, recorded by a trigger on fleet.hb_partitions. A table that is missing here, or not proven, is '
+  'not dropped.';
 comment on column fleet_guard.partitions.partition_name is 'Name of the partition, in schema fleet or fleet_detached.';
-comment on column fleet_guard.partitions.relid is 'Its oid, by which a renamed or moved table is still recognized.';
+comment on column fleet_guard.partitions.relid is 'The oid of the table, so that it is recognized after it was renamed or moved.';
 comment on column fleet_guard.partitions.relid_seal is
-  'fleet_guard.seal(relid) when the oid was recorded. If it differs now, the row came with a dump, and relid means nothing here.';
-comment on column fleet_guard.partitions.is_proven is 'True when its archive was read back and proven, or when it was proven empty.';
+  'fleet_guard.seal(relid) when the oid was recorded. If it differs now, the row came with a dump, and relid is not valid here.';
+comment on column fleet_guard.partitions.is_proven is
+  'True if the archive of the partition was read back and proven, or if the partition was proven empty.';
 
 grant usage on schema fleet_guard to fleet_owner;
--- Not even the owner may write here: only the trigger below records what is proven. Before the migrations of 0.2 a trigger of the
--- owner's does that, and fleet_guard.end_setup() takes the right away after them.
+-- Not even the owner may write here: only the trigger below records what is proven. Until the migrations of 0.2 have run, a
+-- trigger of the owner does that; fleet_guard.end_setup() revokes the right after them.
 grant select on fleet_guard.partitions to fleet_owner;
 do $$
 begin
@@ -33,9 +36,9 @@ begin
 end
 $$;
 
--- An oid means something only in the catalog that assigned it. A dump brings the oids of another catalog, and their seals never fit
+-- An oid is valid only in the catalog that assigned it. A dump brings the oids of another catalog, and their seals never match
 -- here: the restored table of the guard has a new oid, and another cluster has another identifier. (pg_upgrade keeps the oids and
--- changes the identifier, so the tables are looked up once more.)
+-- changes the identifier, so the tables are looked up again.)
 create or replace function fleet_guard.seal(p_relid oid) returns text
 language plpgsql
 stable
@@ -46,7 +49,7 @@ as $$
 declare
   v_system bigint := 0;
 begin
-  -- A managed Postgres may hide the identifier. The oid of the guard's table then has to be enough.
+  -- A managed Postgres may hide the identifier. Then the oid of the guard's table has to be enough.
   if has_function_privilege('pg_control_system()', 'execute') then
     v_system := (select s.system_identifier from pg_control_system() s);
   end if;
@@ -54,7 +57,8 @@ begin
 end
 $$;
 comment on function fleet_guard.seal(oid) is
-  'A text that is stored with an oid. If it differs later, the oid was not recorded in this database but came with a dump of another one.';
+  'A text that is stored with an oid. If it differs later, the oid was not recorded in this database but came with a dump of '
+  'another one.';
 
 revoke all on function fleet_guard.seal(oid) from public;
 grant execute on function fleet_guard.seal(oid) to fleet_owner;
@@ -64,7 +68,7 @@ language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
--- A policy is code of the owner's, too: an error rather than that.
+-- A policy is code of the owner as well. With this setting it causes an error instead of being run.
 set row_security = off
 as $$
 declare
@@ -75,10 +79,14 @@ begin
   if tg_relid <> to_regclass('fleet.hb_partitions') then
     raise exception using
       errcode = 'FL001',
-      message = format('a trigger on %s cannot record what may be dropped; only one on fleet.hb_partitions can', tg_relid::regclass);
+      message = format(
+        'a trigger on %s cannot record what may be dropped; only one on fleet.hb_partitions can', tg_relid::regclass
+      ),
+      hint = 'Drop that trigger; fleet.hb_partitions has its own.';
   end if;
   if v_is_empty then
-    -- The guard looks for itself, and only at plain tables, because a view or the like would run the owner's code with these rights.
+    -- The guard checks this itself, and only in plain tables, because a view or the like would run the owner's code with the
+    -- guard's rights.
     for v_relation in
       select c.oid, c.relkind
       from pg_class c
@@ -88,7 +96,8 @@ begin
         where k.partition_name = new.partition_name and k.relid_seal = fleet_guard.seal(k.relid)
         union all
         select unnest(array[
-          new.relid, to_regclass(format('fleet.%I', new.partition_name)), to_regclass(format('fleet_detached.%I', new.partition_name))
+          new.relid, to_regclass(format('fleet.%I', new.partition_name)),
+          to_regclass(format('fleet_detached.%I', new.partition_name))
         ])
       )
     loop
@@ -98,21 +107,25 @@ begin
       v_is_empty := v_is_empty and v_relation.relkind = 'r' and not v_has_rows;
     end loop;
   end if;
-  -- A restored day counts as unproven again: rows may have been added while it was attached.
+  -- A restored day counts as unproven again, because rows may be added while it is attached.
   insert into fleet_guard.partitions as g (partition_name, relid, relid_seal, is_proven)
   values (
-    new.partition_name, new.relid, new.relid_seal, v_is_empty or new.state in ('archived', 'dropped') and new.proven_at is not null
+    new.partition_name, new.relid, new.relid_seal,
+    v_is_empty or new.state in ('archived', 'dropped') and new.proven_at is not null
   )
   on conflict (partition_name) do update
     set is_proven = excluded.is_proven,
-      -- A table that still exists keeps its oid here, whatever the row of the partition says now.
+      -- The oid of a table that still exists stays here, whatever the row of the partition says now.
       (relid, relid_seal) = (
         select f.relid, f.relid_seal
         from (
           values (1, g.relid, g.relid_seal), (2, excluded.relid, excluded.relid_seal)
         ) as f (position, relid, relid_seal)
         where f.position = 2
-          or (f.relid_seal = fleet_guard.seal(f.relid) and exists (select from pg_class c where c.oid = f.relid and c.relkind = 'r'))
+          or (
+            f.relid_seal = fleet_guard.seal(f.relid)
+            and exists (select from pg_class c where c.oid = f.relid and c.relkind = 'r')
+          )
         order by f.position
         limit 1
       )
@@ -121,7 +134,8 @@ begin
 end
 $$;
 comment on function fleet_guard.note_partition() is
-  'Trigger on fleet.hb_partitions: keeps fleet_guard.partitions. A partition is proven if its archive is proven, or if it is found to be empty.';
+  'Trigger on fleet.hb_partitions: keeps fleet_guard.partitions up to date. A partition is proven if its archive is proven, or '
+  'if the guard finds it empty.';
 
 create or replace function fleet_guard.refuse_unproven_drop() returns event_trigger
 language plpgsql
@@ -147,7 +161,7 @@ begin
     and not o.is_temporary
     and not coalesce(
       g.is_proven,
-      -- Unknown to the guard: refused where only partitions live, or with a partition's name.
+      -- A table that the guard does not know: refused in the schema of retired partitions, or if it is named like a partition.
       o.schema_name <> 'fleet_detached' and not (o.schema_name = 'fleet' and o.object_name like 'device\_heartbeats\_p%')
     )
   order by o.object_identity
@@ -163,10 +177,10 @@ begin
 end
 $$;
 comment on function fleet_guard.refuse_unproven_drop() is
-  'Event trigger on sql_drop: ends any statement that would drop a heartbeat partition whose archive is not proven.';
+  'Event trigger on sql_drop: refuses any statement that would drop a heartbeat partition whose archive is not proven.';
 
--- After a restore the tables still have the names that they were dumped with. Every statement that can rename or move one runs this
--- first, so the guard recognizes it afterwards, even before the first maintenance.
+-- After a restore the tables still have the names that they had in the dump. Every statement that can rename or move a table runs
+-- this first, so that the guard recognizes the table afterwards, even before the first maintenance.
 create or replace function fleet_guard.find_restored_tables() returns event_trigger
 language plpgsql
 volatile
@@ -191,9 +205,11 @@ begin
 end
 $$;
 comment on function fleet_guard.find_restored_tables() is
-  'Event trigger before ALTER: after a dump was restored, looks up partitions by name before one can be renamed or moved.';
+  'Event trigger before ALTER: after a dump was restored, finds partitions by name before one can be renamed or moved.';
 
-revoke all on function fleet_guard.refuse_unproven_drop(), fleet_guard.find_restored_tables(), fleet_guard.note_partition() from public;
+revoke all on function
+  fleet_guard.refuse_unproven_drop(), fleet_guard.find_restored_tables(), fleet_guard.note_partition()
+from public;
 grant execute on function fleet_guard.note_partition() to fleet_owner;
 
 create or replace function fleet_guard.end_setup() returns void
@@ -210,7 +226,8 @@ begin
 end
 $$;
 comment on function fleet_guard.end_setup() is
-  'Takes from fleet_owner what only migrations need: the right to create schemas in this database and to record what is proven. Called after each migration.';
+  'Revokes from fleet_owner the rights that only migrations need: to create schemas in this database and to record what is '
+  'proven. Called after the migrations.';
 
 revoke all on function fleet_guard.end_setup() from public;
 grant execute on function fleet_guard.end_setup() to fleet_owner;
@@ -224,9 +241,11 @@ begin
   end if;
   if not (select rolsuper from pg_catalog.pg_roles where rolname = current_user) then
     raise warning using
-      message = format('%s is not a superuser: the event triggers fleet_guard_drop and fleet_guard_find were not created', current_user),
+      message = format(
+        '%s is not a superuser: the event triggers fleet_guard_drop and fleet_guard_find were not created', current_user
+      ),
       detail = 'fleet.drop_partition() still refuses an unproven partition; a plain DROP TABLE by the owner is not guarded.',
-      hint = 'As superuser, run sql/setup/guard.sql once more.';
+      hint = 'As superuser, run sql/setup/guard.sql again.';
     return;
   end if;
   drop event trigger if exists fleet_guard_drop;
@@ -235,14 +254,15 @@ begin
   comment on event trigger fleet_guard_drop is
     'Refuses to drop a heartbeat partition whose archive is not proven (fleet_guard.partitions).';
   drop event trigger if exists fleet_guard_find;
-  -- Every command that can rename or move a table; ALTER INDEX and ALTER VIEW can rename one as well.
+  -- Every command that can rename or move a table; even ALTER INDEX and ALTER VIEW can rename one.
   create event trigger fleet_guard_find on ddl_command_start
     when tag in (
-      'ALTER TABLE', 'ALTER SCHEMA', 'ALTER INDEX', 'ALTER VIEW', 'ALTER MATERIALIZED VIEW', 'ALTER SEQUENCE', 'ALTER FOREIGN TABLE'
+      'ALTER TABLE', 'ALTER SCHEMA', 'ALTER INDEX', 'ALTER VIEW', 'ALTER MATERIALIZED VIEW', 'ALTER SEQUENCE',
+      'ALTER FOREIGN TABLE'
     )
     execute function fleet_guard.find_restored_tables();
   alter event trigger fleet_guard_find enable always;
   comment on event trigger fleet_guard_find is
-    'After a dump was restored, looks up the new oids of the partitions before one is renamed.';
+    'After a dump was restored, finds the new oids of the partitions before one is renamed or moved.';
 end
 $$;

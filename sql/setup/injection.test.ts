@@ -5,10 +5,10 @@ import { hostileText } from '../../testing/hostile-text.ts'
 import { withDatabase, type TestDatabase } from '../../testing/database.ts'
 import { asRole, value } from '../../testing/fleet.ts'
 
-/** What a statement that was broken out of ends with: syntax, or the names of nothing that is there. */
+/** The errors of a statement into which text was injected: bad syntax, or names of objects that do not exist. */
 const BROKEN = new Set(['42601', '42703', '42883', '42P01', '42P02', '3F000', '22P02', 'XX000'])
 
-/** All that hostile text could have made, changed or removed. */
+/** Everything that hostile text could have created, changed or removed. */
 async function inventory({ admin }: TestDatabase) {
   return await admin`
     select 'schema' as kind, nspname::text as name from pg_namespace where nspname !~ '^pg_(temp|toast)'
@@ -41,7 +41,7 @@ async function routinesOf({ admin }: TestDatabase) {
   `
 }
 
-/** Something of each type that the function may well go on with. */
+/** A plausible value of each type, so that the function does not fail at once. */
 function argument(type: string, text: string): unknown {
   switch (type) {
     case 'text':
@@ -49,7 +49,7 @@ function argument(type: string, text: string): unknown {
     case 'jsonb':
     case 'json':
       return JSON.stringify({ [text]: text, ts: text, device_id: text, battery_pct: text })
-    // A procedure's is how long it pauses.
+    // In procedures this is a pause.
     case 'interval':
       return '0'
     case 'date':
@@ -68,7 +68,7 @@ function argument(type: string, text: string): unknown {
   }
 }
 
-t.test('no text that a function is given is run', { timeout: 60_000 }, async t => {
+t.test('no text that is passed to a function is executed', { timeout: 60_000 }, async t => {
   const db = await withDatabase(t)
   const before = await inventory(db)
   const routines = await routinesOf(db)
@@ -87,7 +87,7 @@ t.test('no text that a function is given is run', { timeout: 60_000 }, async t =
       async (routine, texts, known) => {
         const { role, call, name, types } = routine
         let next = 0
-        // Now and then a partition that is there, so that the call goes further.
+        // Sometimes the name of an existing partition, so that the call gets further.
         const values = types.map((type, n) =>
           type === 'text' && n === 0 && known === 0 ? partition : argument(type, texts[next++ % 12]!),
         )
@@ -109,10 +109,10 @@ t.test('no text that a function is given is run', { timeout: 60_000 }, async t =
   )
 
   t.comment(`${calls} calls`)
-  t.same(await inventory(db), before, 'all is as it was')
+  t.same(await inventory(db), before, 'nothing was created, changed or removed')
 })
 
-/** Names take 63 bytes. */
+/** Names have at most 63 bytes. */
 const hostileName = hostileText.map(text => cut(text)).filter(name => name.trim() !== '')
 
 function cut(text: string) {
@@ -124,52 +124,48 @@ function cut(text: string) {
   return name
 }
 
-t.test(
-  'a partition may be called anything: it is adopted, restored, held and released under that name',
-  { timeout: 60_000 },
-  async t => {
-    const db = await withDatabase(t)
-    const before = await inventory(db)
-    const archiver = asRole(t, db, 'fleet_archiver')
-    const dba = asRole(t, db, 'fleet_dba')
-    let days = 400
-    await fc.assert(
-      fc.asyncProperty(hostileName, hostileText, async (name, reason) => {
-        const start = new Date(Math.floor(Date.now() / 86_400_000 - days++) * 86_400_000)
-        const end = new Date(start.getTime() + 86_400_000)
-        if ((await value(db.sql`select count(*) from fleet.hb_partitions where partition_name = ${name}`)) !== '0') return
-        // A manifest names the columns, and may name them anything as well.
-        const columns = [
-          { name: 'ts', type: 'timestamp with time zone' },
-          { name: 'received_at', type: 'timestamp with time zone' },
-          { name: 'device_id', type: 'bigint' },
-          { name, type: 'text' },
-        ]
-        const day = start.toISOString().slice(0, 10)
-        const register = (root: string) => archiver`select fleet.register_archive(
+t.test('a partition with any name can be registered, restored, held and released', { timeout: 60_000 }, async t => {
+  const db = await withDatabase(t)
+  const before = await inventory(db)
+  const archiver = asRole(t, db, 'fleet_archiver')
+  const dba = asRole(t, db, 'fleet_dba')
+  let days = 400
+  await fc.assert(
+    fc.asyncProperty(hostileName, hostileText, async (name, reason) => {
+      const start = new Date(Math.floor(Date.now() / 86_400_000 - days++) * 86_400_000)
+      const end = new Date(start.getTime() + 86_400_000)
+      if ((await value(db.sql`select count(*) from fleet.hb_partitions where partition_name = ${name}`)) !== '0') return
+      // The column names come from a manifest and can be any text, too.
+      const columns = [
+        { name: 'ts', type: 'timestamp with time zone' },
+        { name: 'received_at', type: 'timestamp with time zone' },
+        { name: 'device_id', type: 'bigint' },
+        { name, type: 'text' },
+      ]
+      const day = start.toISOString().slice(0, 10)
+      const register = (root: string) => archiver`select fleet.register_archive(
       ${name}, ${start}, ${end}, 0, 0, null, null,
       ${`${root}/device_heartbeats/date=${day}/device_heartbeats_${day.replaceAll('-', '')}.parquet`}, ${'ab'.repeat(32)}, 1, ${archiver.json(columns)})`
-        await t.rejects(register(reason), { code: 'FL422' }, 'text in the place of a URL')
-        await register('file:///archive')
-        await dba`select fleet.request_restore(${start}::date)`
-        const [claimed] = await archiver`select * from fleet.claim_restore('worker')`
-        t.match(claimed, { partition_name: name })
-        const table = (await value(archiver`select fleet.begin_restore(${name}, 'worker')`)) as string
-        t.equal(await value(archiver`select count(*) from ${archiver.unsafe(table)}`), '0')
-        await archiver`select fleet.finish_restore(${name}, 'worker')`
-        t.equal(await value(db.sql`select state from fleet.hb_partitions where partition_name = ${name}`), 'restored')
-        await dba`select fleet.hold_partition(${name}, ${reason.trim() || 'x'})`
-        await dba`select fleet.release_partition(${name})`
-        // What it advises is made of names too; here it must only get that far.
-        await dba`select * from fleet.check()`
-      }),
-      { numRuns: 12, endOnFailure: true },
-    )
-    t.same(await inventory(db), before)
-  },
-)
+      await t.rejects(register(reason), { code: 'FL422' }, 'text instead of a URL')
+      await register('file:///archive')
+      await dba`select fleet.request_restore(${start}::date)`
+      const [claimed] = await archiver`select * from fleet.claim_restore('worker')`
+      t.match(claimed, { partition_name: name })
+      const table = (await value(archiver`select fleet.begin_restore(${name}, 'worker')`)) as string
+      t.equal(await value(archiver`select count(*) from ${archiver.unsafe(table)}`), '0')
+      await archiver`select fleet.finish_restore(${name}, 'worker')`
+      t.equal(await value(db.sql`select state from fleet.hb_partitions where partition_name = ${name}`), 'restored')
+      await dba`select fleet.hold_partition(${name}, ${reason.trim() || 'x'})`
+      await dba`select fleet.release_partition(${name})`
+      // Its remedies contain these names; here it only must not fail.
+      await dba`select * from fleet.check()`
+    }),
+    { numRuns: 12, endOnFailure: true },
+  )
+  t.same(await inventory(db), before)
+})
 
-async function adopt(t: Test, db: TestDatabase, schema: string, table: string, columns: [string, string]) {
+async function importTable(t: Test, db: TestDatabase, schema: string, table: string, columns: [string, string]) {
   const name = `${quoted(schema)}.${quoted(table)}`
   await db.admin.unsafe(`
     create schema if not exists ${quoted(schema)};
@@ -185,7 +181,7 @@ async function adopt(t: Test, db: TestDatabase, schema: string, table: string, c
   await dba.unsafe(`call fleet.import_table($1::text::oid::regclass, 'enroll', $2::text::jsonb, p_forward => false)`, [oid, map])
   await dba.unsafe('call fleet.verify_import($1::text::oid::regclass)', [oid])
   await dba.unsafe('select fleet.confirm_import($1::text::oid::regclass)', [oid]).catch((error: unknown) => {
-    // What is not to be confirmed yet says so by a code of its own.
+    // An import that cannot be confirmed yet raises an error with a code of the store.
     if (!/^FL/.test((error as { code: string }).code)) throw error
   })
   await dba`select * from fleet.check()`
@@ -201,7 +197,7 @@ function quoted(name: string) {
   return `"${name.replaceAll('"', '""')}"`
 }
 
-t.test('a table to adopt, its schema and its columns may be called anything', { timeout: 60_000 }, async t => {
+t.test('a table with any names of its schema, itself and its columns can be imported', { timeout: 60_000 }, async t => {
   const db = await withDatabase(t)
   const evil = [
     "'; create table public.pwned(); --",
@@ -209,6 +205,6 @@ t.test('a table to adopt, its schema and its columns may be called anything', { 
     '$$ %I %s %L %1$s \\',
     'a\nb\'";--/*',
   ] as const
-  await adopt(t, db, evil[0], evil[1], [evil[2], evil[3]])
+  await importTable(t, db, evil[0], evil[1], [evil[2], evil[3]])
   t.equal(await value(db.admin`select to_regclass('public.pwned')`), null)
 })

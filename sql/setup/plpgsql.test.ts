@@ -6,7 +6,7 @@ import { asRole } from '../../testing/fleet.ts'
 const skip = await withoutPlpgsqlCheck(testCluster().postgres)
 
 t.test('plpgsql_check finds nothing in any function, procedure or trigger', { skip }, async t => {
-  // Where pg_cron is, so that what is said about its tables is looked at too; nothing is left there.
+  // In the database of pg_cron, so that statements on its tables are checked, too. The transaction is rolled back at the end.
   const admin = asRole(t, withCronDatabase(t), 'postgres')
   await admin`begin`
   await admin`create schema lint`
@@ -27,7 +27,7 @@ t.test('plpgsql_check finds nothing in any function, procedure or trigger', { sk
   await admin`rollback`
 })
 
-/** The one call that pg_partman 5 has no function for: it is made where 4 is installed. */
+/** True for the one call that exists only in pg_partman 4, which is not made when 5 is installed. */
 function isForPartman4(faults: string[] | null) {
   const errors = faults?.filter(line => /^(error|warning)/.test(line)) ?? []
   return (

@@ -1,12 +1,12 @@
--- Revokes rights that Postgres grants to everybody. Run at setup, after guard.sql, by the administrator. The functions belong to the
--- superuser that made the cluster; an administrator without its rights gets a warning that says what stays open.
+-- Revokes rights that Postgres grants to everybody. Run at setup, after guard.sql, by the administrator. The functions belong to
+-- the superuser that created the cluster. An administrator without its rights gets a warning about what remains possible.
 set search_path = pg_catalog, pg_temp;
 
 do $$
 declare
   v_function regprocedure;
 begin
-  -- A database that was made before PostgreSQL 15 lets everybody make functions and tables in schema public.
+  -- A database that was created before PostgreSQL 15 lets everybody create functions and tables in schema public.
   if to_regnamespace('public') is not null
     and pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'public'), 'usage') then
     revoke create on schema public from public;
@@ -17,16 +17,17 @@ begin
     from pg_proc p
     where p.pronamespace = 'pg_catalog'::regnamespace
       and (
-        -- Maintenance, pg_partman and the migrations use advisory locks. A role that may take any lock may take and keep these.
+        -- Maintenance, pg_partman and the migrations use advisory locks. A role that may take advisory locks could keep these.
         p.proname ~ '^pg_(try_)?advisory_(xact_)?(lock|unlock)'
         -- A role without the right to write any table could still fill the disk with large objects.
         or p.proname in (
-          'lo_creat', 'lo_create', 'lo_from_bytea', 'lo_import', 'lo_open', 'lo_put', 'lo_truncate', 'lo_truncate64', 'lo_unlink', 'lowrite'
+          'lo_creat', 'lo_create', 'lo_from_bytea', 'lo_import', 'lo_open', 'lo_put', 'lo_truncate', 'lo_truncate64', 'lo_unlink',
+          'lowrite'
         )
         -- Writes any amount into the WAL, even in a read-only transaction.
         or p.proname = 'pg_logical_emit_message'
       )
-      -- Only what is still to be done, because several databases may be set up at once, or one again.
+      -- Only what is still missing, because several databases may be set up at once, or one of them again.
       and (
         has_function_privilege('public', p.oid, 'execute')
         or (p.proname like 'pg%advisory%' and not has_function_privilege('fleet_owner', p.oid, 'execute'))
@@ -36,10 +37,12 @@ begin
     if not pg_has_role(current_user, (select p.proowner from pg_proc p where p.oid = v_function), 'usage') then
       raise warning using
         message = format(
-          '%s does not own the functions of Postgres: every login may still take advisory locks and write large objects', current_user
+          '%s does not own the functions of Postgres: every login can still take advisory locks and write large objects',
+          current_user
         ),
         detail = 'A login that should only read can keep maintenance and migrations from running, and can fill the disk.',
-        hint = 'As superuser: psql -f sql/setup/public.sql. Then grant the functions to any other application in this database that needs them.';
+        hint = 'As superuser: psql -f sql/setup/public.sql. Then grant the functions to any other application in this database '
+          'that needs them.';
       exit;
     end if;
     execute format('revoke execute on function %s from public', v_function);
@@ -50,7 +53,7 @@ begin
 end
 $$;
 
--- Ends sessions that a time limit should have ended, because every role may lift its own statement_timeout.
+-- Ends sessions that a time limit should have ended, because every role may disable its own statement_timeout.
 create or replace function fleet_guard.end_overdue_readers(
   p_statement interval default '60 seconds',
   p_idle interval default '90 seconds',
@@ -87,7 +90,9 @@ as $$
   where o.reason is not null
 $$;
 comment on function fleet_guard.end_overdue_readers(interval, interval, interval) is
-  'Ends the sessions of readers in this database whose statement, idle transaction or transaction is older than allowed, and returns them. Readers may lift their own timeouts, but not these limits. Called each minute by fleet.end_overdue_readers().';
+  'Ends the sessions of readers in this database whose statement, idle transaction or transaction is older than allowed, and '
+  'returns them. Readers can disable their own timeouts, but not these limits. Called every minute by '
+  'fleet.end_overdue_readers().';
 
 revoke all on function fleet_guard.end_overdue_readers(interval, interval, interval) from public;
 grant execute on function fleet_guard.end_overdue_readers(interval, interval, interval) to fleet_owner;

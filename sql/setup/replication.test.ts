@@ -1,4 +1,4 @@
-// Copies of the store that Postgres itself keeps: logical subscribers, and a standby that takes over.
+// Copies of the store that Postgres keeps: logical subscribers, and a standby that takes over.
 import postgres from 'postgres'
 import t from 'tap'
 import { daysAgo, fillDay, makeDirectory, partitionOf, workAll } from '../../testing/archiver.ts'
@@ -27,7 +27,7 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
       order by 1
     `,
       [{ table: 'fleet.device_heartbeats_template' }],
-      'but for a table that never has one, a row of every table can be named',
+      'every table has a replica identity, except one that never has rows',
     )
     await store.admin`create publication everything for all tables`
     const [device] = await enroll(store.sql, 1)
@@ -41,7 +41,7 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
     t.equal(await value(store.sql`select count(*)::int from fleet.late_arrivals`), 0)
   })
 
-  await t.test('a subscriber of the heartbeats survives nights and drops', async t => {
+  await t.test('a subscriber of the heartbeats survives nightly runs and drops', async t => {
     const { url } = db
     await store.admin`create database subscriber template template0`
     const subscriber = postgres(url('postgres').replace(/fleet$/, 'subscriber'), { max: 1, onnotice: () => {} })
@@ -55,7 +55,7 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
     await subscriber.unsafe(`create schema fleet; create table fleet.device_heartbeats (${columns})`)
     await store.admin`create publication beats for table fleet.device_heartbeats with (publish_via_partition_root = true)`
     await fillDay(store.admin, day, 300)
-    // In one cluster a subscription cannot make its own slot.
+    // A subscription in the same cluster cannot create its own slot.
     await store.admin`select pg_create_logical_replication_slot('beats', 'pgoutput')`
     await subscriber.unsafe(
       `create subscription beats connection '${url('postgres')}' publication beats with (create_slot = false, slot_name = 'beats')`,
@@ -71,12 +71,12 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
       t.pass(what)
     }
     let gone = 0
-    await follows('what was there')
+    await follows('the existing rows')
 
     await store.sql`call fleet.nightly()`
     t.same(await store.sql`select event, detail from fleet.events where event like 'maintenance.%' and not is_ok`, [])
     await ingest(store.sql, [{ device_id: 1 }])
-    await follows('a night')
+    await follows('a nightly run')
 
     const directory = await makeDirectory(t)
     const partition = await partitionOf(store.sql, day)
@@ -86,7 +86,7 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
     gone = 300
     await store.sql`select fleet.create_partitions(current_date + 60, current_date + 61)`
     await store.admin`insert into fleet.device_heartbeats (ts, device_id) values (current_date + interval '61 days', 1)`
-    await follows('a drop: it keeps the rows, and has those of a new partition')
+    await follows('a drop: it keeps those rows and receives the rows of a new partition')
     t.same(await subscriber`select * from pg_stat_subscription_stats where apply_error_count + sync_error_count > 0`, [])
     await subscriber`alter subscription beats disable`
     await subscriber`alter subscription beats set (slot_name = none)`
@@ -95,7 +95,7 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
     await store.admin`select pg_drop_replication_slot('beats')`
   })
 
-  await t.test('check() does not advise to restart a standby, and the standby takes over', async t => {
+  await t.test('check() does not advise restarting a standby, and the standby can take over', async t => {
     const replica = await withReplica(t, cluster)
     const standby = again(t, { ...db, url: role => replica.url(role, 'fleet') })
     await waitFor(async () => (await value(standby.admin`select pg_is_in_recovery()`)) === true)
@@ -128,7 +128,7 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
         { status: 'ok', detail: /by its oid in this cluster/ },
         { status: 'ok', detail: 'pg_cron runs' },
       ],
-      'it is the same catalog: no oid is in doubt',
+      'a standby has the same catalog, so every oid is valid',
     )
     await standby.sql`call fleet.nightly()`
     const partition = await partitionOf(standby.sql, daysAgo(71))
@@ -144,7 +144,7 @@ t.test('publications, a subscriber and a standby', { timeout: 300_000 }, async t
   })
 })
 
-/** The same database by new connections. */
+/** The same database with new connections. */
 function again(t: Parameters<typeof asRole>[0], db: TestDatabase): TestDatabase {
   return { ...db, sql: asRole(t, db, 'fleet_owner'), admin: asRole(t, db, 'postgres') }
 }

@@ -56,17 +56,17 @@ t.test("every function with the owner's rights has a fixed search path", async t
     where p.pronamespace in ('fleet'::regnamespace, 'fleet_guard'::regnamespace)
       and p.prokind = 'f'
       and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)
-      -- What a body like "return …" names was found when it was made.
+      -- The names in a body like "return …" were resolved when the function was created.
       and (p.prosecdef or p.prosqlbody is null)
   `,
     [],
   )
 })
 
-t.test('fleet_server ingests, reads the fleet views and runs the ops calls, and touches no table', async t => {
+t.test('fleet_server ingests, reads the fleet views and runs the ops calls, and has no rights on tables', async t => {
   const db = await withDatabase(t)
   const server = asRole(t, db, 'fleet_server')
-  // As its connections for /ops have it; the role's own 2 s are for the hot path.
+  // The timeout of its connections for /ops; the role's own 2 s are for the hot path.
   await server`set statement_timeout = '60s'`
   const [device] = await server<{ device_id: string; token: string }[]>`select * from fleet.create_device('a')`
   t.match(await ingest(server, [{ device_id: Number(device?.device_id) }]), [{ result: 'stored' }])
@@ -100,7 +100,7 @@ t.test('fleet_server ingests, reads the fleet views and runs the ops calls, and 
   await t.rejects(server`create table fleet.mine (x int)`, { code: '42501' })
 })
 
-t.test('fleet_archiver archives, and neither retires nor changes settings', async t => {
+t.test('fleet_archiver archives, but may not retire partitions or change settings', async t => {
   const db = await withDatabase(t)
   const archiver = asRole(t, db, 'fleet_archiver')
   await archiver`select fleet.archiver_heartbeat('a', '1')`
@@ -124,7 +124,7 @@ t.test('fleet_archiver archives, and neither retires nor changes settings', asyn
   await t.rejects(archiver`update fleet.hb_partitions set state = 'archived'`, { code: '42501' })
 })
 
-t.test('fleet_reader reads views and heartbeats, with limits, and no token', async t => {
+t.test('fleet_reader reads views and heartbeats, within limits, but no tokens', async t => {
   const db = await withDatabase(t)
   const [device] = (await enroll(db.sql, 1)) as [number]
   await ingest(db.sql, [{ device_id: device }])
@@ -162,7 +162,7 @@ t.test('fleet_reader reads views and heartbeats, with limits, and no token', asy
   await t.rejects(reader`update fleet.settings set retention = '1 day'`, { code: '42501' })
 })
 
-t.test('fleet_dba runs the store by its functions, and changes no heartbeat and no proof', async t => {
+t.test('fleet_dba runs the store by its functions, but may not change heartbeats or proofs', async t => {
   const db = await withDatabase(t)
   const [device] = (await enroll(db.sql, 1)) as [number]
   await ingest(db.sql, [{ device_id: device }])
@@ -171,7 +171,7 @@ t.test('fleet_dba runs the store by its functions, and changes no heartbeat and 
   await dba`update fleet.settings set max_future = '1 minute'`
   await dba`update fleet.devices set heartbeat_interval = '5 minutes' where cohort = 'lobby'`
   t.match(await dba`select setting, changed_by from fleet.settings_audit`, [{ setting: 'max_future', changed_by: 'fleet_dba' }])
-  await t.rejects(dba`update fleet.settings set retention = '1 day'`, { code: '42501' }, 'retention has a function of its own')
+  await t.rejects(dba`update fleet.settings set retention = '1 day'`, { code: '42501' }, 'retention is set only by its function')
   await t.rejects(dba`update fleet.settings set store_ip = 'maybe'`, { message: /settings_store_ip_known/ })
   for (const statement of [
     'delete from fleet.device_heartbeats',
@@ -187,7 +187,7 @@ t.test('fleet_dba runs the store by its functions, and changes no heartbeat and 
   }
 })
 
-t.test('the owner is no superuser, and may not change heartbeats either', async t => {
+t.test('the owner is not a superuser and may not change heartbeats', async t => {
   const { sql } = await withDatabase(t)
   t.equal(await value(sql`select rolsuper from pg_roles where rolname = 'fleet_owner'`), false)
   for (const statement of [
@@ -215,7 +215,7 @@ t.test('a token works until it is revoked; the store keeps only its hash', async
   const everything = await db.admin`select d::text as row from fleet.devices d`
   t.notOk(
     everything.some(row => (row.row as string).includes(token.slice(4))),
-    'the token is nowhere in the table',
+    'the table does not contain the token',
   )
   await t.rejects(dba`select fleet.enroll_device('tablet')`, { code: 'FL409' })
   await t.rejects(dba`select fleet.enroll_device('')`, { code: 'FL422', message: /alias/ })
@@ -230,7 +230,7 @@ t.test('a token works until it is revoked; the store keeps only its hash', async
   t.same(
     await server`select * from fleet.known_devices(${[Number(device?.device_id), 12345]})`,
     [],
-    'a revoked device is spoken for by nobody',
+    'a gateway cannot send heartbeats of a revoked device',
   )
   t.equal(await value(dba`select fleet.revoke_gateway('warehouse')`), true)
   t.same(await speaker(), [])

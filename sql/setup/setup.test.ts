@@ -8,14 +8,14 @@ import { asRole, daysAgo, partitionAt, value } from '../../testing/fleet.ts'
 const sqlFolder = join(import.meta.dirname, '..')
 const DAY = 86_400_000
 
-t.test('setup makes a partition for each day of the retention, today and each day made ahead', async t => {
+t.test('setup creates partitions for the days of the retention, today and premake_days ahead', async t => {
   const { sql } = await withDatabase(t)
   const [made] = await sql`
     select count(*)::int as partitions, min(range_start) as first, max(range_end) as last,
       bool_and(extract(epoch from range_start)::bigint % 86400 = 0) as at_utc_midnight
     from fleet.attached_partitions()
   `
-  // Of the setup: that of the template may have been yesterday.
+  // The day of the setup: the template may have been made before midnight.
   const today = ((await value(sql`select min(created_at) from fleet.hb_partitions`)) as Date).setUTCHours(0, 0, 0, 0)
   t.same(made, {
     partitions: 90 + 14 + 1,
@@ -45,7 +45,7 @@ t.test('setup makes a partition for each day of the retention, today and each da
   t.equal(await value(sql`select fleet.set_up_partitions()`), 0, 'a second setup changes nothing')
 })
 
-t.test('every partition has the dedupe key and the index for reading', async t => {
+t.test('every partition has the dedupe key and the index for reads', async t => {
   const { sql } = await withDatabase(t)
   t.same(
     await sql`
@@ -88,8 +88,8 @@ for (const zone of ['America/New_York', 'Asia/Kolkata', 'Pacific/Apia']) {
 }
 
 /**
- * Everything from the oldest day to at least `days` after today: each UTC day once. pg_partman makes a few more, as the calendar has it: it counts the days
- * ahead by age(), in which each month has 30, and rounds them.
+ * Tests that each UTC day from the oldest one to at least `days` after today has one partition. pg_partman may create a few more:
+ * it counts the days ahead by age(), in which each month has 30 days, and rounds them.
  */
 async function madeAhead(t: Test, sql: Sql, days: number, today: number) {
   const bounds = await sql<{ range_start: Date; range_end: Date }[]>`select * from fleet.attached_partitions()`
@@ -98,10 +98,10 @@ async function madeAhead(t: Test, sql: Sql, days: number, today: number) {
   t.same(
     bounds.map(row => [row.range_start.getTime(), row.range_end.getTime()]),
     bounds.map((_, day) => [first + day * DAY, first + (day + 1) * DAY]),
-    'each begins where the one before ends, one day later',
+    'each partition begins where the previous one ends and holds one day',
   )
   const ahead = ((bounds.at(-1)?.range_end.getTime() ?? NaN) - today) / DAY - 1
-  t.ok(ahead >= days && ahead <= days + 5, `${ahead} days ahead, ${days} were promised`)
+  t.ok(ahead >= days && ahead <= days + 5, `${ahead} days ahead, ${days} were requested`)
 }
 
 t.test('setup chooses monthly partitions when the cadence says so', async t => {
@@ -190,8 +190,8 @@ t.test('every call for DBAs and every view for dashboards shows an example in it
     where p.pronamespace = 'fleet'::regnamespace
       and has_function_privilege('fleet_dba', p.oid, 'execute')
       and obj_description(p.oid, 'pg_proc') not like '%Example: %'
-      -- What maintenance calls with the rights of who runs it, and what views call.
-      and p.proname not like 'check\\_%'  -- the themes of check()
+      -- These are called by views, or by maintenance with the rights of its caller.
+      and p.proname not like 'check\\_%'  -- the parts of check()
       and p.proname not in (
         'begin_run', 'end_run', 'run_next_step', 'run_planned_steps', 'is_night_missed', 'job_history',
         'metric_values', 'silence_metrics', 'marks_hold', 'archive_columns', 'checksum_expression', 'sync_partitions', 'wake_archiver', 'run_steps', 'begin_import',
@@ -207,14 +207,14 @@ t.test('every call for DBAs and every view for dashboards shows an example in it
   )
 })
 
-t.test('what sql/ says is what the migrations made', async t => {
+t.test('the migrations made exactly what sql/ defines', async t => {
   const db = await withDatabase(t)
   const owner = asRole(t, db, 'fleet_owner')
   await owner`set search_path = pg_catalog`
   const files = await includedFiles()
   const before = await objects(owner)
   for (const file of files) await owner.unsafe(await readFile(join(sqlFolder, file), 'utf8'))
-  t.same(await objects(owner), before, 'running sql/ again changes nothing: no file was edited without a migration')
+  t.same(await objects(owner), before, 'running the files in sql/ changes nothing, so no file was edited without a migration')
 
   const names = files
     .filter(file => !/^setup\/|\.trigger\.sql$/.test(file))
@@ -231,7 +231,7 @@ t.test('what sql/ says is what the migrations made', async t => {
   )
 })
 
-/** The files of the replaceable objects: functions first, views last. */
+/** The files of the replaceable objects: functions first, then triggers, then views, then the grants. */
 async function includedFiles() {
   const files = (await readdir(sqlFolder, { recursive: true })).filter(
     file => file.endsWith('.sql') && !file.startsWith('setup/'),

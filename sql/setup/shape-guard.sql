@@ -1,9 +1,10 @@
--- Refuses a column that the archive has no form for at the moment it is added or its type is changed, rather than when its
--- first day is archived. Run at setup, after guard.sql, by the administrator.
+-- Refuses a column whose type the archive cannot store, as soon as it is added or its type is changed and not only when its first
+-- day is archived. Run at setup, after guard.sql, by the administrator.
 --
--- It runs with the rights of the role that changes the table, and reads only the catalog: when a superuser changes the table, it must not
--- call a function that fleet_owner can replace. So it has its own list of types; a test compares it with fleet.archive_form().
--- Names resolve in pg_catalog, no matter who runs this, so nothing that an ordinary role made is called instead.
+-- It runs with the rights of the role that changes the table, and reads only the catalog: if a superuser changes the table, it
+-- must not call a function that fleet_owner can replace. So it has its own list of types, which a test compares with
+-- fleet.archive_form().
+-- Names resolve in pg_catalog, no matter who runs this, so that no object of an ordinary role is used instead.
 set search_path = pg_catalog, pg_temp;
 
 create or replace function fleet_guard.refuse_unarchivable_column() returns event_trigger
@@ -25,8 +26,10 @@ begin
       and age(a.xmin) <= 0
       and (
         a.attgenerated <> ''
-        or format_type(a.atttypid, a.atttypmod) !~ ('^(smallint|integer|bigint|boolean|uuid|numeric(\(\d+,-?\d+\))?|text|jsonb|text\[\]|inet|'
-          'timestamp(\(\d\))? with(out)? time zone|date|double precision)$')
+        or format_type(a.atttypid, a.atttypmod) !~ (
+          '^(smallint|integer|bigint|boolean|uuid|numeric(\(\d+,-?\d+\))?|text|jsonb|text\[\]|inet|'
+          'timestamp(\(\d\))? with(out)? time zone|date|double precision)$'
+        )
       )
     limit 1
   loop
@@ -36,12 +39,13 @@ begin
         'column %s of %s is refused: the archive has no form for its type %s%s', v_column.name, v_column.table_name,
         v_column.type, case when v_column.is_generated then ' (generated)' else '' end
       ),
-      detail = 'Days with such a column could not be archived, and therefore not dropped.',
-      hint = 'Types with a form: smallint, integer, bigint, boolean, numeric, double precision, text, text[], jsonb, inet, uuid, date, '
-        'timestamp and timestamptz. To add one, edit sql/archive/archive_form.sql, sql/setup/shape-guard.sql and archiver/archive/parquet.ts.';
+      detail = 'Days with such a column could not be archived and would never be dropped.',
+      hint = 'Types with a form: smallint, integer, bigint, boolean, numeric, double precision, text, text[], jsonb, inet, uuid, '
+        'date, timestamp and timestamptz. To add one, edit sql/archive/archive_form.sql, sql/setup/shape-guard.sql and '
+        'archiver/archive/parquet.ts.';
   end loop;
 
-  -- The owner's renames are noted at once. Changes by other roles are noted by the next fleet.maintain().
+  -- Changes by the owner are recorded immediately. Changes by other roles are recorded by the next fleet.maintain().
   if current_user = 'fleet_owner' and to_regprocedure('fleet.note_columns()') is not null and exists (
     select from pg_event_trigger_ddl_commands() c
     where c.classid = 'pg_class'::regclass and c.objid = to_regclass('fleet.device_heartbeats')
@@ -51,7 +55,7 @@ begin
 end
 $$;
 comment on function fleet_guard.refuse_unarchivable_column() is
-  'Event trigger on ddl_command_end: refuses a statement that would give fleet.device_heartbeats a column that cannot be archived.';
+  'Event trigger on ddl_command_end: refuses a statement that gives fleet.device_heartbeats a column that cannot be archived.';
 
 revoke all on function fleet_guard.refuse_unarchivable_column() from public;
 
@@ -63,7 +67,7 @@ begin
   if not (select rolsuper from pg_catalog.pg_roles where rolname = current_user) then
     raise warning using
       message = format('%s is not a superuser: the event trigger fleet_guard_columns was not created', current_user),
-      detail = 'A column that cannot be archived is not refused when it is added; fleet.check() names it.',
+      detail = 'A column that cannot be archived will not be refused when it is added; fleet.check() will report it.',
       hint = 'As superuser: create event trigger fleet_guard_columns on ddl_command_end when tag in (''ALTER TABLE'') '
         'execute function fleet_guard.refuse_unarchivable_column(); alter event trigger fleet_guard_columns enable always;';
     return;

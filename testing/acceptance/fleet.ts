@@ -24,7 +24,7 @@ async function kept({ admin }: Harness, source: string, about: string, devices: 
   )
   return equal(
     source,
-    `${about}: of ${beats.length.toLocaleString('en')} acknowledged heartbeats, not stored once`,
+    `${about}: acknowledged heartbeats that are not stored exactly once, of ${beats.length.toLocaleString('en')}`,
     wrong.length,
     0,
     wrong.length > 0 ? { note: wrong.slice(0, 3).join('; ') } : {},
@@ -40,7 +40,7 @@ async function common(
   { sent, used, beats }: { sent: Sent; used: Used; beats: Acknowledged[] },
 ): Promise<Line[]> {
   return [
-    equal(source, `${about}: errors, of any kind`, sent.errors, 0),
+    equal(source, `${about}: errors of any kind`, sent.errors, 0),
     await kept(harness, source, about, devices, beats),
     equal(source, `${about}: hb_writes_failed_total`, used.counted('hb_writes_failed_total'), 0),
   ]
@@ -104,12 +104,12 @@ export async function fastPath(harness: Harness, repeats: number): Promise<Line[
     )
     const fast = await p95(() => reader`select * from fleet.list_devices('offline', '12 minutes', 0, 100000)`)
     return [
-      equal('000 B', `${about} updated by posts: answered`, sent.ok, devices.length),
+      equal('000 B', `${about} updated by POST: answered`, sent.ok, devices.length),
       equal('000 B', 'offline for more than 12 minutes: listed', listed, offline),
-      atMost('000 B', `that list, whole, in SQL, p95 of ${repeats}`, fast, 200, 'ms'),
+      atMost('000 B', `the whole list in SQL, p95 of ${repeats}`, fast, 200, 'ms'),
       atMost(
         '000 B',
-        'a page of it over HTTP, p95',
+        'one page of it over HTTP, p95',
         await p95(() => http('/v1/devices?status=offline&older_than=12m&limit=100')),
         200,
         'ms',
@@ -140,11 +140,11 @@ export async function fastPath(harness: Harness, repeats: number): Promise<Line[
       ),
       shown(
         '001 3',
-        'offline list from the heartbeats of a week, of 3',
+        'offline list from a week of heartbeats, of 3',
         'about 800 ms',
-        `${Math.round(legacy)} ms, ${Math.round(legacy / fast)} times the other`,
+        `${Math.round(legacy)} ms, ${Math.round(legacy / fast)} times as long`,
       ),
-      equal('002 5', 'a device that is not there is answered with', (await call(server, '/v1/devices/999999999')).status, 404),
+      equal('002 5', 'the status for a device that does not exist', (await call(server, '/v1/devices/999999999')).status, 404),
     ]
   } finally {
     sender.end()
@@ -178,16 +178,18 @@ export async function load(harness: Harness, { source, about, fleet, first, warm
     atMost(source, `${about}: p99`, sent.latency.p99, p99, 'ms', rest),
     ...(await common(source, about, harness, devices, found)),
     atMost(source, `${about}: CPU of server and Postgres`, cpu(used), 70, '% of all processors'),
-    atMost(source, `${about}: connections to Postgres`, used.connections, limits!.most, '', { note: 'Of max_connections' }),
+    atMost(source, `${about}: connections to Postgres`, used.connections, limits!.most, '', {
+      note: 'The limit is max_connections',
+    }),
     atLeast('004', `${about}: statements that found a free connection`, pool(used), 90, '%'),
     atMost(
       source,
       `${about}: duplicates, where ${fleet.retries} % are sent twice`,
       Math.abs(duplicates - fleet.retries),
       1,
-      '% away from it',
+      '% away',
       {
-        note: `${duplicates.toFixed(2)} %; 001 names 85 %, which no fleet at this cadence has`,
+        note: `${duplicates.toFixed(2)} %; 001 says 85 %, which no fleet has at this cadence`,
       },
     ),
   ]
@@ -215,11 +217,17 @@ export async function roster(
     atMost('004', `${about}: p99`, sent.latency.p99, 100, 'ms'),
     ...(await common('004', about, harness, devices, found)),
     atMost('004', `${about}: CPU of server and Postgres`, cpu(used), 70, '% of all processors'),
-    atMost('004', `${about}: memory of the server at the end, of that at a fifth`, used.rssLate / used.rssEarly, 1.15, 'times'),
+    atMost(
+      '004',
+      `${about}: memory of the server at the end, compared with a fifth of the way`,
+      used.rssLate / used.rssEarly,
+      1.15,
+      'times',
+    ),
     atLeast('004', `${about}: token cache hits`, hits(used), 80, '%'),
     atLeast('004', `${about}: statements that found a free connection`, pool(used), 90, '%'),
-    equal('004', `background jobs that failed, of ${jobs!.runs} meanwhile`, jobs!.failed, 0),
-    atMost('004', 'the longest of them took, of the minute until the next', jobs!.longest, 60, 's'),
+    equal('004', `background jobs that failed, of ${jobs!.runs}`, jobs!.failed, 0),
+    atMost('004', 'duration of the longest of them', jobs!.longest, 60, 's'),
   ]
 }
 
@@ -270,11 +278,17 @@ export async function throttle(
   const rest = note === undefined ? {} : { note }
   return [
     equal('000 D', `${about}: backpressure`, output || 'not logged', 'logged', {
-      note: `BACKPRESSURE_QUEUE=${queue}, in place of 10,000`,
+      note: `BACKPRESSURE_QUEUE=${queue} instead of 10,000`,
     }),
-    atMost('000 D', `${about}: p99 of what was accepted meanwhile`, percentile(during, 99), 1_000, 'ms', rest),
-    atLeast('000 D', 'that rises: p99 meanwhile, of that before', percentile(during, 99) / percentile(before, 99), 1, 'times'),
-    atMost('000 D', 'and recovers: p99 from 2 s afterwards', percentile(after, 99), 300, 'ms'),
+    atMost('000 D', `${about}: p99 of what was accepted during that time`, percentile(during, 99), 1_000, 'ms', rest),
+    atLeast(
+      '000 D',
+      'latency rises: p99 during that time, compared with before',
+      percentile(during, 99) / percentile(before, 99),
+      1,
+      'times',
+    ),
+    atMost('000 D', 'latency recovers: p99 from 2 s after the end', percentile(after, 99), 300, 'ms'),
     ...(await common('000 D', about, harness, devices, found)),
   ]
 }
@@ -315,10 +329,10 @@ export async function duplicates(harness: Harness, count: number): Promise<Line[
         and h.ts >= ${new Date(bucket)} and h.ts < ${new Date(bucket + 10_000)}
     `
     return [
-      equal('000 E', `ten parallel posts in a bucket for each of ${count} devices: stored`, answers.get('stored') ?? 0, count),
+      equal('000 E', `ten parallel POSTs in one bucket for each of ${count} devices: stored`, answers.get('stored') ?? 0, count),
       equal('000 E', 'the others are duplicates', answers.get('duplicate') ?? 0, 9 * count),
       equal('000 E', 'rows in the database', found!.rows, count),
-      equal('000 E', 'devices of which last status is that row', found!.status, count),
+      equal('000 E', 'devices whose last status is that row', found!.status, count),
     ]
   } finally {
     await server.stop()
@@ -353,7 +367,7 @@ export async function balanced(harness: Harness, { fleet, first }: { fleet: Flee
       equal('004', `${criterion}: errors`, sent.errors, 0),
       atLeast(
         '004',
-        `${criterion}: the smaller of both shares`,
+        `${criterion}: the smaller server's share`,
         (100 * Math.min(...shares)) / Math.max(1, shares[0]! + shares[1]!),
         30,
         '%',
@@ -405,7 +419,7 @@ export async function consistency(harness: Harness): Promise<Line[]> {
         0.1,
         '%',
       ),
-      equal('002 3', 'wrong last statuses that reconcile() healed, of 5', healed!.updated, 5),
+      equal('002 3', 'wrong last statuses that reconcile() repaired, of 5', healed!.updated, 5),
       equal('001', 'days missing in data_coverage', missing!.count, 0),
       equal(
         '001',
@@ -413,7 +427,7 @@ export async function consistency(harness: Harness): Promise<Line[]> {
         others.map(({ check_name, detail }) => `${check_name}: ${detail}`).join('; ') || 'none',
         'none',
         {
-          note: 'fleet.check(), without those of the archiver and the server, which do not run now',
+          note: 'fleet.check(), without the checks of the archiver and the server, which are not running now',
         },
       ),
     ]

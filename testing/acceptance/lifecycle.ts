@@ -71,7 +71,7 @@ export async function generate(harness: Harness, { rows, days, devices }: Sizes)
       'rows',
       loaded.rows > 0 ? { note: `By COPY, ${Math.round(loaded.rows / loaded.seconds).toLocaleString('en')} rows/s` } : {},
     ),
-    atLeast('000 A', 'days that they are spread over', size!.days, 90, 'days'),
+    atLeast('000 A', 'days that they cover', size!.days, 90, 'days'),
   ]
 }
 
@@ -127,9 +127,9 @@ export async function plans(harness: Harness): Promise<Line[]> {
         2,
       ),
       equal('000 1', 'partitions without a valid index (device_id, ts desc)', indexes!.lacking_hot, 0),
-      equal('000 1', 'partitions without the unique key of the dedupe', indexes!.lacking_key, 0),
+      equal('000 1', 'partitions without the unique key against duplicates', indexes!.lacking_key, 0),
       atMost('004', "a device's heartbeats of a past day, p95 of 200", percentile(times, 95), 50, 'ms', {
-        note: 'The first look at each day',
+        note: 'The first query of each day',
       }),
     ]
   } finally {
@@ -232,10 +232,10 @@ export async function retire(harness: Harness, { expired }: Sizes): Promise<Line
     return [
       equal(
         '000 A',
-        'a night makes the partition of the next period',
+        'a nightly run creates the next partition',
         Math.round((made!.last.getTime() - premade!.last.getTime()) / DAY_MS),
         1,
-        { note: 'Days added by the night of tomorrow' },
+        { note: "Days added by tomorrow's run" },
       ),
       atLeast('000 1', 'partitions ahead', made!.ahead, 14, 'days'),
       atLeast('000 A', 'old partitions retired', detached.length, expired, 'partitions'),
@@ -245,21 +245,21 @@ export async function retire(harness: Harness, { expired }: Sizes): Promise<Line
         after.filter(({ state }) => state === 'dropped').length,
         before.length,
       ),
-      equal('000 A', 'their manifests are there', manifests, before.length),
+      equal('000 A', 'their manifests exist', manifests, before.length),
       equal('002 4', 'archives read back: SHA-256 and content', verified, 'every byte and row as proven'),
-      equal('000 D', `archiver killed at step ${cut.step}: the day stays, marked as`, partial.state, 'archiving'),
+      equal('000 D', `archiver killed at step ${cut.step}: the day stays, in state`, partial.state, 'archiving'),
       equal(
         '000 D',
         'its rows are still in the database',
         partial.rows,
         before.find(({ partition_name }) => partition_name === cut.partition_name)?.row_count ?? '0',
       ),
-      equal('000 D', 'after the next night all days hold in the archive what they held before', same.length, before.length, {
-        note: 'The lease of the dead archiver was ended at once, in place of after 5 minutes',
+      equal('000 D', 'days that the archive holds completely after the next nightly run', same.length, before.length, {
+        note: 'The lease of the dead archiver was ended at once instead of after 5 minutes',
       }),
       equal('000 D', 'DROP TABLE of a partition without an archive, by a superuser', refused, 'refused'),
-      equal('002 5', 'a second night makes and retires nothing', second, 0),
-      equal('002 5', 'two nights at once', both.toSorted().join(', '), 'ran, refused'),
+      equal('002 5', 'a second nightly run creates and retires nothing', second, 0),
+      equal('002 5', 'two nightly runs at the same time', both.toSorted().join(', '), 'ran, refused'),
       atMost('001', 'storage stays flat: the oldest day online is', left!.oldest, 91, 'days old', { note: 'Retention 90 days' }),
     ]
   } finally {

@@ -84,7 +84,7 @@ function stepsOf(plan: Plan, isSmall: boolean, part: number): Steps {
   /** Of the time that a criterion names, or, small, of a few seconds; and a note that says so. */
   const timed = (seconds: number, smallSeconds: number) => {
     const duration = isSmall ? smallSeconds : Math.max(10, Math.round((seconds * part) / 100))
-    return { duration, note: duration === seconds ? undefined : `For ${duration} s, in place of ${seconds}` }
+    return { duration, note: duration === seconds ? undefined : `For ${duration} s instead of ${seconds}` }
   }
   // Each load has devices of its own, so that none beats twice in a bucket.
   let first = 0
@@ -108,7 +108,7 @@ function stepsOf(plan: Plan, isSmall: boolean, part: number): Steps {
         note,
         p95: 150,
         p99: 300,
-        about: isSmall ? `${some.devices} devices every 15 s, in place of ${about}` : about,
+        about: isSmall ? `${some.devices} devices every 15 s instead of ${about}` : about,
         fleet: { ...cadence, duration, retries: 1 },
       })
   }
@@ -195,11 +195,14 @@ async function runSteps(
     ...(args.length > 0 ? ['--', ...args.filter((arg, at) => arg !== '--report' && args[at - 1] !== '--report')] : []),
   ].join(' ')
   const [version] = await harness.admin<{ version: string }[]>`select current_setting('server_version') as version`
+  const minutes = Math.round(done.reduce((sum, { seconds }) => sum + seconds, 0) / 60)
   const report = `# Acceptance
 
-\`${command}\` (${done[0]!.at.slice(0, 10)}; ${availableParallelism()} processors, ${Math.round(totalmem() / 2 ** 30)} GB, which the sender shares; PostgreSQL ${version!.version}, durable;
-${Math.round(done.reduce((sum, { seconds }) => sum + seconds, 0) / 60)} min): ${count('PASS')} PASS, ${count('FAIL')} FAIL. The number is that of the document and its test or section. Latency counts from
-the time at which a heartbeat should have been sent. Lines that nothing is required of say *shown*.
+\`${command}\` ran on ${done[0]!.at.slice(0, 10)} in ${minutes} min: ${count('PASS')} PASS, ${count('FAIL')} FAIL. It ran on
+${availableParallelism()} processors with ${Math.round(totalmem() / 2 ** 30)} GB, which the sender shares, with PostgreSQL ${version!.version}, durable.
+
+The first column names the founding document and its test or section. Latency is measured from the time at which a heartbeat should have
+been sent. A line for which no document requires a value says *shown*.
 
 ${names.map((name, index) => `## ${index + 1}. ${name}\n\n${tableOf(done[index]!.lines)}`).join('\n\n')}
 `

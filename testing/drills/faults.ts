@@ -29,27 +29,27 @@ const withoutDisk = ({ disks }: System) =>
   disks.work && disks.files ? undefined : 'only root may mount the small disks that are to fill up'
 
 export const faults: Fault[] = [
-  { kind: 'worker of the server killed by -9', strike: killWorker },
-  { kind: 'server killed by -9, and started again', strike: killServer },
-  { kind: 'archiver killed by -9', strike: killArchiver },
-  { kind: 'Postgres killed by -9, and started again', strike: killPostgres },
-  { kind: 'backend of Postgres killed by -9', strike: killBackend },
-  { kind: 'backends ended in the middle of a statement', strike: endStatements },
-  { kind: 'database stopped and let go on, again and again', strike: stopDatabase, p99: 1_000 },
+  { kind: 'worker of the server killed (SIGKILL)', strike: killWorker },
+  { kind: 'server killed (SIGKILL) and restarted', strike: killServer },
+  { kind: 'archiver killed (SIGKILL)', strike: killArchiver },
+  { kind: 'Postgres killed (SIGKILL) and restarted', strike: killPostgres },
+  { kind: 'backend of Postgres killed (SIGKILL)', strike: killBackend },
+  { kind: 'backends terminated during a statement', strike: endStatements },
+  { kind: 'database stopped and resumed, repeatedly', strike: stopDatabase, p99: 1_000 },
   { kind: "archiver's work disk full", without: withoutDisk, strike: (system, random) => fillDisk(system, random, 'work') },
   { kind: "file store's disk full", without: withoutDisk, strike: (system, random) => fillDisk(system, random, 'files') },
   { kind: 'S3 down', without: withoutS3, strike: (system, random) => sicken(system, random, ['refuse', 'cut']) },
   { kind: 'S3 slow', without: withoutS3, strike: (system, random) => sicken(system, random, ['slow']) },
   {
-    kind: 'S3 lying',
+    kind: 'S3 answers wrongly',
     without: withoutS3,
     strike: (system, random) => sicken(system, random, ['lose', 'break', 'flip', 'swallow', 'garble']),
   },
   { kind: 'clock of the server jumps', without: withoutClock, strike: (system, random) => jump(system, random, 'server') },
   { kind: 'clock of the archivers jumps', without: withoutClock, strike: (system, random) => jump(system, random, 'archivers') },
-  { kind: 'storm of connections', strike: storm },
-  { kind: 'more archivers than one', strike: crowd },
-  { kind: 'two nightly runs at once', strike: twoNights },
+  { kind: 'flood of connections', strike: storm },
+  { kind: 'several archivers', strike: crowd },
+  { kind: 'two nightly runs at the same time', strike: twoNights },
   { kind: 'nightly run during a restore', strike: nightDuringRestore },
 ]
 

@@ -242,17 +242,20 @@ function describe({
   const answered = (status: number) => all.filter(beat => beat.status === status).length.toLocaleString('en')
   return `# Failure drills
 
-\`${command(given)}\` (${new Date().toISOString().slice(0, 10)}): ${made} faults in ${Math.round(seconds / 60)} minutes,
-${((60 * made) / seconds).toFixed(0)} a minute, against a durable cluster, a server of two workers, and archivers, one for each kind of store, under load.
+\`${command(given)}\` (${new Date().toISOString().slice(0, 10)}) made ${made} faults in ${Math.round(seconds / 60)} minutes,
+${((60 * made) / seconds).toFixed(0)} a minute, while a fleet sent heartbeats. They hit a durable cluster,
+a server with two workers, and archivers, one for each kind of store.
 
 ${problem === undefined ? 'Nothing was lost.' : `**${problem}**`}
 
-- ${answered(201)} heartbeats were answered as stored, ${answered(200)} as duplicates, ${answered(202)} as quarantined: after each fault those of its time, every ${given.every} faults
-  all of them were looked up and were there, each once.
-- Last status was that of the newest heartbeat of each device, no day was missing in \`data_coverage\`, and each that was said to be online was attached.
-- ${archives} archives were read back at the end, every byte and row, and each past day held what was written into it, in the database or in its archive.
+- ${answered(201)} heartbeats were answered as stored, ${answered(200)} as duplicates, ${answered(202)} as quarantined.
+  After each fault those sent during it were looked up, and every ${given.every} faults all of them. Each was there, once.
+- Last status was that of the newest heartbeat of each device. No day was missing in \`data_coverage\`,
+  and each day that counts as online was attached.
+- ${archives} archives were read back at the end, every byte and row. Each past day held what was written into it,
+  in the database or in its archive.
 
-| fault | times | seconds each, with its checks | archives and restores that failed | heartbeats due meanwhile, and accepted | p99 of these |
+| fault | times | seconds each, with its checks | archives and restores that failed | heartbeats due during it and accepted | p99 of these |
 |---|---|---|---|---|---|
 ${table
   .sort((a, b) => a.kind.localeCompare(b.kind))
