@@ -19,6 +19,20 @@ const SYNTAX = [
   },
 ]
 
+// A value that is written in the code at the top of a file: a literal, a product of literals, or a list or set of values.
+const VALUES = [
+  'Literal.init',
+  'TemplateLiteral.init[expressions.length=0]',
+  'BinaryExpression.init[operator=/[*]/]',
+  'ArrayExpression.init:has(> Literal)',
+  'TSAsExpression.init:has(> ArrayExpression)',
+  'NewExpression.init[callee.name="Set"]',
+]
+const NAMES = ['Program >', 'Program > ExportNamedDeclaration >'].map(place => ({
+  selector: `${place} VariableDeclaration[kind="const"] > VariableDeclarator[id.name=/^[a-z]/] > :matches(${VALUES.join(', ')})`,
+  message: 'Write the name of a constant value in SCREAMING_SNAKE_CASE, with its unit at the end.',
+}))
+
 const OPEN = 'Open it with lib/database.ts, server/database.ts or archiver/database.ts, which set a fixed search path.'
 const CONNECTIONS = [
   { selector: 'CallExpression[callee.name="postgres"]', message: OPEN },
@@ -78,7 +92,7 @@ export default tseslint.config(
           ],
         },
       ],
-      'no-restricted-syntax': ['error', ...SYNTAX, ...CONNECTIONS],
+      'no-restricted-syntax': ['error', ...SYNTAX, ...NAMES, ...CONNECTIONS],
       // Hono handlers and tap callbacks may be async without awaiting.
       '@typescript-eslint/require-await': 'off',
       '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true, allowBoolean: true }],
@@ -96,7 +110,7 @@ export default tseslint.config(
   {
     // The files that open connections, and tests and benchmarks, which use their own databases and open them in many ways.
     files: ['lib/database.ts', 'server/database.ts', 'archiver/database.ts', '**/*.test.ts', 'testing/**/*.ts', 'bench/**/*.ts'],
-    rules: { 'no-restricted-syntax': ['error', ...SYNTAX] },
+    rules: { 'no-restricted-syntax': ['error', ...SYNTAX, ...NAMES] },
   },
   {
     // Only these read the environment.

@@ -11,7 +11,7 @@ import { closeWorker, openWorker, type Worker } from './context.ts'
 import { restoreOnce, writeIndex } from './worker.ts'
 import { describeError, reportFailure, SettingsError, UsageError } from '../lib/errors.ts'
 
-const usage = `usage: npm run archive -- <command>
+const USAGE = `usage: npm run archive -- <command>
   list                     the proven archives: day, rows, size, state, where
   verify                   each manifest and object size against the database, and files that no archive means
   verify <date>            the same for one day, with every byte and row of its archive
@@ -29,7 +29,7 @@ const usage = `usage: npm run archive -- <command>
   a date is a UTC day, like 2026-08-15`
 
 /** A table is made for the eye, and its columns are as wide as its widest row. */
-const shownRows = 1000
+const MAX_SHOWN_ROWS = 1000
 
 // Whoever reads has seen enough, as in `… | head`.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 1))
@@ -79,11 +79,11 @@ function parseCommand(args: string[]): (worker: Worker) => Promise<number> {
   if (command === 'confirm' && rest.length === 0) return confirm
   if (command === 'adopt' && rest.length === 0) return adopt
   if (command === 'reindex' && rest.length === 0) return reindex
-  throw command === undefined ? new UsageError(usage) : wrongUsage(`not understood: ${args.join(' ')}`)
+  throw command === undefined ? new UsageError(USAGE) : wrongUsage(`not understood: ${args.join(' ')}`)
 }
 
 function wrongUsage(problem: string) {
-  return new UsageError(`${problem}\n${usage}`)
+  return new UsageError(`${problem}\n${USAGE}`)
 }
 
 function parseQuery(args: string[]) {
@@ -260,13 +260,13 @@ async function printRows({ columns, rows }: Answer) {
   let count = 0
   for await (const chunk of rows) {
     count += chunk.length
-    for (const row of chunk.slice(0, shownRows - shown.length))
+    for (const row of chunk.slice(0, MAX_SHOWN_ROWS - shown.length))
       shown.push(row.map(value => (value === null ? '' : asText(value))))
   }
   printTable(columns, shown)
   console.error(
     count > shown.length
-      ? `${count} rows, of which the first ${shownRows} are shown; --csv and --json print all`
+      ? `${count} rows, of which the first ${MAX_SHOWN_ROWS} are shown; --csv and --json print all`
       : `${count} ${count === 1 ? 'row' : 'rows'}`,
   )
 }

@@ -1,7 +1,7 @@
 import { connect, type Database } from './database.ts'
 import type { Log } from '../lib/log.ts'
 
-const channel = 'fleet_archiver'
+const CHANNEL = 'fleet_archiver'
 
 /**
  * Listens for work. `onWake` is also called whenever listening began (anew), because what was notified in between is
@@ -15,7 +15,7 @@ export function openListener(database: Database, worker: string, onWake: () => v
 
   async function listen() {
     await sql.listen(
-      channel,
+      CHANNEL,
       payload => {
         if (payload === ping) isHeard = true
         else if (!payload.startsWith('ping ')) onWake()
@@ -36,7 +36,7 @@ export function openListener(database: Database, worker: string, onWake: () => v
           await listen()
         }
         isHeard = false
-        await sql.notify(channel, ping)
+        await sql.notify(CHANNEL, ping)
       } catch (error) {
         log.warn({ event: 'archiver.listen.failed', error }, 'notifications may be lost; trying again')
       }

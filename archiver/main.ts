@@ -9,18 +9,18 @@ import { createLog, type Log } from '../lib/log.ts'
 import { closeWorker, openWorker, type Worker } from './context.ts'
 import { refreshIndex, workOnce } from './worker.ts'
 
-const usage = `usage: npm run archiver [-- --once]
+const USAGE = `usage: npm run archiver [-- --once]
   archives partitions past their retention and restores those asked for, as they come
   --once  works until nothing is left to do, then exits: 0 when all went well, 1 when something failed`
 
-const sweepMs = 60_000
-const heartbeatMs = 15_000
+const SWEEP_MS = 60_000
+const HEARTBEAT_MS = 15_000
 
 process.exit(await main(process.argv.slice(2)))
 
 async function main(args: string[]): Promise<number> {
   if (args.some(arg => arg !== '--once')) {
-    console.error(usage)
+    console.error(USAGE)
     return 2
   }
   let config
@@ -86,7 +86,7 @@ async function runForever(worker: Worker, signal: AbortSignal, log: Log) {
       (error: unknown) =>
         log.warn({ event: 'archiver.heartbeat.failed', error }, 'the database was not told that this archiver runs'),
     )
-  const timers = [setInterval(() => void beat(), heartbeatMs), setInterval(() => void listener.check(), heartbeatMs)]
+  const timers = [setInterval(() => void beat(), HEARTBEAT_MS), setInterval(() => void listener.check(), HEARTBEAT_MS)]
   try {
     await worker.sql`select fleet.archiver_heartbeat(${worker.name}, ${version})`
     await listener.listen()
@@ -108,7 +108,7 @@ async function runForever(worker: Worker, signal: AbortSignal, log: Log) {
       if (wake.isPending) continue
       const pause = new AbortController()
       wake.now = () => pause.abort()
-      await sleep(sweepMs, undefined, { signal: AbortSignal.any([signal, pause.signal]) }).catch(() => {})
+      await sleep(SWEEP_MS, undefined, { signal: AbortSignal.any([signal, pause.signal]) }).catch(() => {})
     }
     return 0
   } finally {

@@ -6,7 +6,7 @@ export interface Display {
   show: (text: string) => void
 }
 
-const logEveryMs = 5000
+const LOG_EVERY_MS = 5000
 
 /**
  * Tells of a long copy now and then: rows, MB, rate, and the time left when the number of rows is known.
@@ -22,7 +22,7 @@ export function followCopy(
   let said = began
   return (rows: number, bytes: number) => {
     const now = performance.now()
-    if (now - said < (to.display?.everyMs ?? logEveryMs)) return
+    if (now - said < (to.display?.everyMs ?? LOG_EVERY_MS)) return
     said = now
     const rows_per_second = Math.round((rows / (now - began)) * 1000)
     const seconds_left =

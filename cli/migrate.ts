@@ -27,13 +27,13 @@ export interface MigrateOptions {
 }
 
 /** What the administrator does in each database before the migrations, in this order; each may run again. */
-export const setupFiles = ['roles.sql', 'extensions.sql', 'guard.sql', 'shape-guard.sql', 'privileged-views.sql', 'public.sql']
+export const SETUP_FILES = ['roles.sql', 'extensions.sql', 'guard.sql', 'shape-guard.sql', 'privileged-views.sql', 'public.sql']
 
 // One migration at a time in a database; graphile-migrate's own lock fails at once where this one waits.
-const migrationLock = 4_727_445_306
-const insufficientPrivilege = '42501'
+const MIGRATION_LOCK = 4_727_445_306
+const INSUFFICIENT_PRIVILEGE = '42501'
 // Also: no such role; its login is refused.
-const cannotBeOwner = new Set([insufficientPrivilege, '22023', '42704', '28000', '28P01'])
+const CANNOT_BE_OWNER = new Set([INSUFFICIENT_PRIVILEGE, '22023', '42704', '28000', '28P01'])
 
 /**
  * Sets up and migrates the database at `adminUrl`, whose user is the administrator: a superuser, or a role that may
@@ -50,9 +50,9 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
     },
   })
   try {
-    await sql`select pg_advisory_lock(${migrationLock})`
+    await sql`select pg_advisory_lock(${MIGRATION_LOCK})`
     await refuseUnknown(sql, options.ownerUrl)
-    for (const file of setupFiles) {
+    for (const file of SETUP_FILES) {
       await runFile(sql, file, log)
       await requirePreparation(sql, file)
     }
@@ -142,7 +142,7 @@ async function refuseUnknown(sql: Sql, ownerUrl: string | undefined) {
       await isVersion010(owner)
     })
   } catch (error) {
-    if (!cannotBeOwner.has((error as { code?: string }).code ?? '')) throw error
+    if (!CANNOT_BE_OWNER.has((error as { code?: string }).code ?? '')) throw error
   }
 }
 
@@ -170,7 +170,7 @@ async function runFile(sql: Sql, file: string, log: (line: string) => void) {
     await sql.unsafe(text)
   } catch (cause) {
     const { code, message } = cause as { code?: unknown; message?: string }
-    if (code !== insufficientPrivilege)
+    if (code !== INSUFFICIENT_PRIVILEGE)
       throw new Error(`sql/setup/${file} failed, which the administrator runs at setup`, { cause })
     log(`sql/setup/${file} is for an administrator and was not run (${message}); what is there already is used.`)
   }
@@ -194,7 +194,7 @@ async function requirePreparation(sql: Sql, file: string) {
   if (row?.is_prepared) return
   throw new Error(
     'this database is not prepared: fleet_owner, pg_partman with its rights, or the guard of this version is missing. Run once, as a role that ' +
-      `may create extensions and roles: psql -v ON_ERROR_STOP=1 ${setupFiles.map(name => `-f sql/setup/${name}`).join(' ')} <the URL of this database>`,
+      `may create extensions and roles: psql -v ON_ERROR_STOP=1 ${SETUP_FILES.map(name => `-f sql/setup/${name}`).join(' ')} <the URL of this database>`,
   )
 }
 

@@ -7,9 +7,9 @@ import { repository } from './config.ts'
 import { hasEnded } from '../lib/process.ts'
 import { say } from '../lib/progress.ts'
 
-const settingsAreWrong = 2
-const longestLog = 20 * 2 ** 20
-const mostLinesShown = 5
+const EXIT_WRONG_SETTINGS = 2
+const MAX_LOG_BYTES = 20 * 2 ** 20
+const MAX_LINES_SHOWN = 5
 
 export interface ServiceOptions {
   name: string
@@ -100,7 +100,7 @@ export class Service {
     this.#deaths = lived > 60_000 ? 1 : this.#deaths + 1
     const how = `The ${this.name} ended unexpectedly (${signal ?? `code ${code}`})`
     const tail = `The end of ${this.#options.log}:\n${await this.logTail()}`
-    if (code === settingsAreWrong || (!this.isReady && this.#deaths >= 3)) {
+    if (code === EXIT_WRONG_SETTINGS || (!this.isReady && this.#deaths >= 3)) {
       this.#options.onFailure(new Error(`${how}. ${tail}`))
       return
     }
@@ -127,10 +127,10 @@ export class Service {
         .filter(line => line !== undefined)
       // Before it is ready, that it cannot reach something is no news.
       if (!this.isReady) grave.length = 0
-      for (const line of grave.slice(0, mostLinesShown)) say(`${this.name}: ${line}`)
-      if (grave.length > mostLinesShown) say(`${this.name}: ${grave.length - mostLinesShown} more in ${log}`)
+      for (const line of grave.slice(0, MAX_LINES_SHOWN)) say(`${this.name}: ${line}`)
+      if (grave.length > MAX_LINES_SHOWN) say(`${this.name}: ${grave.length - MAX_LINES_SHOWN} more in ${log}`)
     }
-    if (end > longestLog) {
+    if (end > MAX_LOG_BYTES) {
       await copyFile(log, `${log}.1`)
       await truncate(log)
       this.#from = 0

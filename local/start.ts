@@ -22,7 +22,7 @@ import { reportFailure, SettingsError, UsageError } from '../lib/errors.ts'
 const local = join(repository, '.local')
 const envFile = join(local, 'env')
 const serviceFile = join(local, 'pg_service.conf')
-const database = 'fleet'
+const DATABASE = 'fleet'
 
 /** Where to connect, and what the children are told. */
 interface Database {
@@ -188,7 +188,7 @@ async function privateDatabase(running: Running, config: StartConfig): Promise<D
   const { workers, poolMax } = readServerConfig(childSettings(config))
   // Each worker has its pool, one connection to listen and up to three for operations; the rest is for the archiver and people.
   const connections = Math.max(200, workers * (poolMax + 4) + 50)
-  const cluster = new Cluster({ dir, postgres: packages, databases: [database], cronDatabase: database, connections })
+  const cluster = new Cluster({ dir, postgres: packages, databases: [DATABASE], cronDatabase: DATABASE, connections })
   if (!cluster.exists()) await running.step(`Making a PostgreSQL ${packages.major} cluster in ${dir}`, () => cluster.create())
   running.stopped.throwIfAborted()
   running.cluster = cluster
@@ -196,12 +196,12 @@ async function privateDatabase(running: Running, config: StartConfig): Promise<D
   if (how === 'adopted') say('PostgreSQL was still running from an earlier start that was killed. It keeps running.')
   running.watchCluster(cluster)
   return {
-    adminUrl: cluster.url('postgres', database),
-    ownerUrl: cluster.url('fleet_owner', database),
+    adminUrl: cluster.url('postgres', DATABASE),
+    ownerUrl: cluster.url('fleet_owner', DATABASE),
     psql: onPath('psql') ? 'psql' : cluster.program('psql'),
     reader: 'service=fleet_reader',
     dba: 'service=fleet_dba',
-    env: privateEnv(config.env, cluster.url('fleet_server', database), cluster.url('fleet_archiver', database)),
+    env: privateEnv(config.env, cluster.url('fleet_server', DATABASE), cluster.url('fleet_archiver', DATABASE)),
   }
 }
 
@@ -287,7 +287,7 @@ async function writeEnvFile(env: Record<string, string | undefined>) {
 /** For `psql service=fleet_dba`, a line without a password in it: what libpq reads as PGSERVICEFILE. */
 async function writeServiceFile(cluster: Cluster) {
   const sections = (['fleet_reader', 'fleet_dba', 'fleet_owner', 'postgres'] as const).map(role => {
-    const { hostname, port, username, password, pathname } = new URL(cluster.url(role, database))
+    const { hostname, port, username, password, pathname } = new URL(cluster.url(role, DATABASE))
     return `[${role}]\nhost=${hostname}\nport=${port}\nuser=${username}\npassword=${password}\ndbname=${pathname.slice(1)}\n`
   })
   await writeFile(serviceFile, sections.join('\n'), { mode: 0o600 })

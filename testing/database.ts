@@ -7,7 +7,7 @@ import { join, relative } from 'node:path'
 import { promisify } from 'node:util'
 import postgres, { type Sql } from 'postgres'
 import type { Test } from 'tap'
-import { Cluster, roles, throwawayCluster, type Role } from '../local/cluster.ts'
+import { Cluster, ROLES, throwawayCluster, type Role } from '../local/cluster.ts'
 import { plainEnv, repository, testClusterFile } from '../local/config.ts'
 import { migrate } from '../cli/migrate.ts'
 import { hasEnded } from '../lib/process.ts'
@@ -16,9 +16,9 @@ import { requirePostgres, type Postgres } from '../local/packages.ts'
 const run = promisify(execFile)
 
 /** The migrated database that every withDatabase() is a copy of. Nobody connects to it. */
-export const templateDatabase = 'fleet_template'
+export const TEMPLATE_DATABASE = 'fleet_template'
 /** The database pg_cron works in: migrated as the others, and shared by the tests that need jobs to fire. */
-export const cronDatabase = 'fleet_cron'
+export const CRON_DATABASE = 'fleet_cron'
 
 /** What `npm test` tells the test files about its cluster. */
 export interface TestCluster {
@@ -42,7 +42,7 @@ export interface TestDatabase {
  * A database of its own for a test, a copy of the migrated template (of template0: an empty one). In teardown its connections are ended, whoever
  * has them, and it is dropped.
  */
-export async function withDatabase(t: Test, template: 'fleet_template' | 'template0' = templateDatabase): Promise<TestDatabase> {
+export async function withDatabase(t: Test, template: 'fleet_template' | 'template0' = TEMPLATE_DATABASE): Promise<TestDatabase> {
   const cluster = testCluster()
   const name = `test_${process.pid}_${counter++}`
   const maintenance = client(testUrl(cluster, 'postgres', 'postgres'), 1)
@@ -80,7 +80,7 @@ export async function withDatabase(t: Test, template: 'fleet_template' | 'templa
  */
 export function withCronDatabase(t: Test): TestDatabase {
   const cluster = testCluster()
-  return open(t, cronDatabase, role => testUrl(cluster, role, cronDatabase))
+  return open(t, CRON_DATABASE, role => testUrl(cluster, role, CRON_DATABASE))
 }
 
 export interface OwnCluster extends TestDatabase {
@@ -289,23 +289,23 @@ export async function makeTestCluster() {
   const packages = await requirePostgres()
   const { cluster, end } = await throwawayCluster({
     postgres: packages,
-    databases: [templateDatabase, cronDatabase],
-    cronDatabase,
+    databases: [TEMPLATE_DATABASE, CRON_DATABASE],
+    cronDatabase: CRON_DATABASE,
   })
   try {
     const log = () => {}
-    await migrate(cluster.url('postgres', templateDatabase), { current: true, log })
-    await migrate(cluster.url('postgres', cronDatabase), { current: true, log })
+    await migrate(cluster.url('postgres', TEMPLATE_DATABASE), { current: true, log })
+    await migrate(cluster.url('postgres', CRON_DATABASE), { current: true, log })
     await cluster.allowLogins()
     const sql = client(cluster.url('postgres', 'postgres'), 1)
     // Test files run in parallel, and together they need more sessions than the limits allow.
     for (const role of ['fleet_reader', 'fleet_dba', 'fleet_archiver'])
       await sql.unsafe(`alter role ${role} connection limit 100`)
     // Not even autovacuum: a copy waits until nobody is connected.
-    await sql.unsafe(`alter database ${templateDatabase} with allow_connections false is_template true`)
+    await sql.unsafe(`alter database ${TEMPLATE_DATABASE} with allow_connections false is_template true`)
     await sql.end({ timeout: 5 })
     const passwords = Object.fromEntries(
-      (['postgres', ...roles] as const).map(role => [role, new URL(cluster.url(role, cronDatabase)).password]),
+      (['postgres', ...ROLES] as const).map(role => [role, new URL(cluster.url(role, CRON_DATABASE)).password]),
     ) as Record<Role, string>
     const description: TestCluster = { host: '127.0.0.1', port: cluster.port, postgres: packages, passwords }
     return { cluster, description, end }

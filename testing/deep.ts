@@ -14,14 +14,14 @@ interface Stage {
   env?: Record<string, string>
 }
 
-const fuzzed = 100_000
+const FUZZ_RUNS = 100_000
 const stages: Stage[] = [
   {
     name: 'full',
-    what: `every test at full size, with ${fuzzed.toLocaleString('en')} fuzzed bodies`,
+    what: `every test at full size, with ${FUZZ_RUNS.toLocaleString('en')} fuzzed bodies`,
     command: 'npm',
     args: ['test'],
-    env: { TEST_DEEP: '1', FUZZ_RUNS: String(fuzzed), CI: 'true' },
+    env: { TEST_DEEP: '1', FUZZ_RUNS: String(FUZZ_RUNS), CI: 'true' },
   },
   {
     name: 'dates',

@@ -50,6 +50,23 @@ t.test('the admin key is compared in one way only', { skip: leftToCi() }, async 
   }
 })
 
+t.test('a constant value has its name in capitals', { skip: leftToCi() }, async t => {
+  for (const lines of [
+    'const pauseMs = 60_000\nexport const it = [pauseMs]',
+    'export const longestLog = 20 * 2 ** 20',
+    "export const stores = ['file', 's3'] as const",
+    "export const stores = new Set(['file', 's3'])",
+    'export const date = /^\\d{4}-\\d\\d-\\d\\d$/',
+  ])
+    t.equal(await faultsOf(lines), 1, lines)
+  for (const lines of [
+    'export const PAUSE_MS = 60_000',
+    'export const names = { of: 60_000 }',
+    'export function it() {\n  const pauseMs = 60_000\n  return pauseMs\n}',
+  ])
+    t.equal(await faultsOf(lines), 0, lines)
+})
+
 t.test('databases are opened only in the few files that set the search path', { skip: leftToCi() }, async t => {
   for (const lines of [
     "import postgres from 'postgres'\nexport const sql = postgres('postgres://a@b/c')",

@@ -23,7 +23,7 @@ export interface Trouble {
 }
 
 /** In ms: one look takes a tenth of a second of CPU, which the other tests want too. */
-const every = 400
+const POLL_MS = 400
 
 /** A cluster of the test's own, where all is well, with 150 devices that sent, and an archiver; what makes troubles there, and what goes through them. */
 export async function withoutTroubles(t: Test) {
@@ -92,9 +92,10 @@ export async function withoutTroubles(t: Test) {
     for (let round = 0; round < 2 + 2 * checks.length; round++) {
       // What follows from another trouble may go with it, in a moment.
       if (round > 0)
-        await waitFor(async () => (await names(later)).every(name => !checks.includes(name)), { timeoutMs: 1000, every }).catch(
-          () => {},
-        )
+        await waitFor(async () => (await names(later)).every(name => !checks.includes(name)), {
+          timeoutMs: 1000,
+          every: POLL_MS,
+        }).catch(() => {})
       // A restart takes the sessions with it.
       const found = (await tried(() => check(later)))?.filter(row => checks.includes(row.check_name))
       if (found?.length === 0) return
@@ -114,7 +115,7 @@ export async function withoutTroubles(t: Test) {
               now.some(row => row.check_name === before && JSON.stringify(row.remedy) !== seen))
           )
         },
-        { timeoutMs: 100_000, every, what: () => `${before} to be ok after:\n${first?.remedy ?? ''}` },
+        { timeoutMs: 100_000, every: POLL_MS, what: () => `${before} to be ok after:\n${first?.remedy ?? ''}` },
       )
     }
     t.same(
@@ -165,7 +166,7 @@ export async function withoutTroubles(t: Test) {
             found = ((await tried(() => names(later))) ?? ['restarting']).filter(name => !before.includes(name)).sort()
             return found.join() === expected.join()
           },
-          { every },
+          { every: POLL_MS },
         ).catch(() => {})
       await differs(checks)
       t.same(found, checks, what)

@@ -90,7 +90,7 @@ export function duckdbType({ name, type }: Column) {
  * memory_limit counts DuckDB's buffers only. Measured for the whole process, sorted, on 2 cores: with 400 MB a peak of
  * 623 MB for 2.88M rows and 706 MB for 30M; with 350 MB 654 MB for 30M.
  */
-const memoryLimit = '350MB'
+const MEMORY_LIMIT = '350MB'
 
 /** The CSV that COPY writes and reads here. Text is always quoted, so a quoted \N is text and a bare one is null. */
 export function copyOptions(columns: Column[]) {
@@ -123,7 +123,7 @@ export async function writeParquet(
   await rm(pipe, { force: true })
   await makePipe(pipe)
   try {
-    return await withDuckDB(work, memoryLimit, async duckdb => {
+    return await withDuckDB(work, MEMORY_LIMIT, async duckdb => {
       await confine(duckdb, { directories: [work] })
       const forms = columns.map(({ name, type }) => ({ name, ...typeOf(name, type) }))
       const spec = forms.map(({ name, duckdb, read }) => `${literal(name)}: ${literal(read ? 'varchar' : duckdb)}`)
@@ -174,7 +174,7 @@ export async function writeParquet(
  */
 export async function readContent(file: string, columns: Column[], work: string, expectedRows?: number): Promise<Content> {
   const canonical = columns.map(({ name, type }) => `coalesce(${typeOf(name, type).canonical(identifier(name))}, '~')`)
-  return await withDuckDB(work, memoryLimit, async duckdb => {
+  return await withDuckDB(work, MEMORY_LIMIT, async duckdb => {
     await confine(duckdb, { directories: [work] })
     try {
       const found = await duckdb.runAndReadAll(
@@ -226,7 +226,7 @@ export async function streamParquet<T>(
   await rm(pipe, { force: true })
   await makePipe(pipe)
   try {
-    return await withDuckDB(work, memoryLimit, async duckdb => {
+    return await withDuckDB(work, MEMORY_LIMIT, async duckdb => {
       await confine(duckdb, { directories: [work] })
       const { stream, release } = openForReading(pipe)
       const text = columns.filter(column => column.type === 'text').map(column => identifier(column.name))

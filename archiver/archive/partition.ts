@@ -19,7 +19,7 @@ import { CHECKSUM_VERSION, plainColumns, type Column, type Content } from './par
 import { followCopy } from '../progress.ts'
 import { readBack } from './proof.ts'
 import { whenUnlocked } from '../retry.ts'
-import { compareArchive, ifNotNeeded, keepSuperseded, removeSuperseded } from './revision.ts'
+import { compareArchive, IF_NOT_NEEDED, keepSuperseded, removeSuperseded } from './revision.ts'
 import type { Worker } from '../context.ts'
 
 /** A row of fleet.claim_partition(). */
@@ -209,7 +209,7 @@ async function chooseRevision(
   const refuse = (missing: number) => {
     throw new Error(
       `${worker.store.url}/${folder}${existing.file}: an archive of this day with other content is there already and is not overwritten: ` +
-        `${missing} of its ${existing.row_count} rows are not in the partition (${other}). ${ifNotNeeded}. ` +
+        `${missing} of its ${existing.row_count} rows are not in the partition (${other}). ${IF_NOT_NEEDED}. ` +
         "If the archive is right and the table is not, run select fleet.accept_archive(..., 'why')",
     )
   }

@@ -2,7 +2,7 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { recordColumns } from './columns.ts'
 import { describeError } from '../../lib/errors.ts'
-import { keysOf, readManifest, root, type Manifest } from './manifest.ts'
+import { keysOf, readManifest, ROOT, type Manifest } from './manifest.ts'
 import { plainColumns } from './parquet.ts'
 import { readBack } from './proof.ts'
 import { listArchives } from './verify.ts'
@@ -17,7 +17,7 @@ import type { Worker } from '../context.ts'
 export async function registerArchives(worker: Worker, onArchive: (manifest: Manifest) => void) {
   const { sql, store } = worker
   const keys: string[] = []
-  for await (const { key } of store.list(`${root}date=`)) {
+  for await (const { key } of store.list(`${ROOT}date=`)) {
     if (key.endsWith('/manifest.json')) keys.push(key)
   }
   const known = new Map((await listArchives(worker)).map(archive => [archive.archive_url, archive.checksum_sha256]))

@@ -10,7 +10,7 @@ import type { Store } from '../store/store.ts'
 import type { Worker } from '../context.ts'
 
 /** What to do about an archive that keeps another from being written. */
-export const ifNotNeeded = 'If it is not needed, move its folder away, then run select fleet.retry_archive(...)'
+export const IF_NOT_NEEDED = 'If it is not needed, move its folder away, then run select fleet.retry_archive(...)'
 
 /** A new export of a day, compared with its archive at `file`. `lost`: columns of the archive whose values are not in the export. */
 export interface Comparison {
@@ -48,12 +48,14 @@ export async function compareArchive<T>(
   try {
     const got = await store.getToFile(`${folder}${existing.file}`, old, signal).catch((error: unknown) => {
       throw error instanceof ObjectMissing
-        ? new Error(`${error.message}, but a manifest of it; what it held cannot be told. ${ifNotNeeded}`, { cause: error })
+        ? new Error(`${error.message}, but a manifest of it; what it held cannot be told. ${IF_NOT_NEEDED}`, { cause: error })
         : error
     })
     const wrong = differences({ bytes: existing.bytes, sha256: existing.sha256 }, got)
     if (wrong)
-      throw new Error(`${url}: the object differs from its manifest, and what it holds cannot be told: ${wrong}. ${ifNotNeeded}`)
+      throw new Error(
+        `${url}: the object differs from its manifest, and what it holds cannot be told: ${wrong}. ${IF_NOT_NEEDED}`,
+      )
     // Measured: 2.88M rows on each side take 2 s, with a peak of 674 MB for the process.
     const missing = await withDuckDB(work, '350MB', async duckdb => {
       await confine(duckdb, { directories: [work] })

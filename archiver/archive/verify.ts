@@ -6,7 +6,7 @@ import {
   differences,
   keysOf,
   readManifest,
-  root,
+  ROOT,
   supersededKeys,
   type Claims,
   type Manifest,
@@ -109,7 +109,7 @@ async function verifySuperseded(
   const keys = supersededKeys(range_start, file)
   try {
     // It is in the same store as the archive, which may be an older one.
-    const at = archive_url.lastIndexOf(`/${root}date=`)
+    const at = archive_url.lastIndexOf(`/${ROOT}date=`)
     const store = archive_url.startsWith(`${worker.store.url}/`)
       ? worker.store
       : await openStore(archive_url.slice(0, at), worker.storeOptions)
@@ -136,7 +136,7 @@ export async function findOrphans(worker: Worker, date?: string): Promise<string
   const { sql, store } = worker
   const prefixes =
     date === undefined
-      ? [`${root}date=`]
+      ? [`${ROOT}date=`]
       : (await listArchives(worker, date)).map(({ range_start, range_end }) => keysOf(range_start, range_end).folder)
   const found: string[] = []
   for (const prefix of prefixes) {
@@ -174,7 +174,7 @@ async function findUnnamed(worker: Worker, date?: string) {
   const found: string[] = []
   const folders =
     date === undefined
-      ? [`${root}superseded/`]
+      ? [`${ROOT}superseded/`]
       : (await listArchives(worker, date)).map(({ range_start }) => supersededKeys(range_start, '').folder)
   for (const folder of folders) {
     for await (const { key } of store.list(folder)) found.push(key)
@@ -183,7 +183,7 @@ async function findUnnamed(worker: Worker, date?: string) {
     const folder = key.slice(0, key.lastIndexOf('/') + 1)
     let names = named.get(folder)
     if (!names) {
-      const manifest = await readManifest(store, `${folder.replace(`${root}superseded/`, root)}manifest.json`)
+      const manifest = await readManifest(store, `${folder.replace(`${ROOT}superseded/`, ROOT)}manifest.json`)
       names = new Set(
         manifest?.superseded?.flatMap(({ file }) => {
           const keys = supersededKeys(manifest.range_start, file)
@@ -202,12 +202,12 @@ function folderOf(url: string) {
 }
 
 /** `…/device_heartbeats_20260815_r2.parquet` has the name `…/device_heartbeats_20260815` and the revision 2. */
-const named = /^(.*?)(?:_r(\d+))?\.parquet$/
+const REVISION_URL = /^(.*?)(?:_r(\d+))?\.parquet$/
 
 function nameOf(url: string) {
-  return named.exec(url)?.[1]
+  return REVISION_URL.exec(url)?.[1]
 }
 
 function revisionOf(url: string) {
-  return Number(named.exec(url)?.[2] ?? 1)
+  return Number(REVISION_URL.exec(url)?.[2] ?? 1)
 }

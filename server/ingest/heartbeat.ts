@@ -85,10 +85,10 @@ const fields = {
   agent_version: text(0, 64).nullish().describe('Version of the agent.'),
 }
 
-const notAnObject = 'must be a JSON object'
+const NOT_AN_OBJECT = 'must be a JSON object'
 
 /** A heartbeat as a device posts it; null counts as absent, unknown fields are ignored. */
-export const heartbeatSchema = z.object(fields, notAnObject)
+export const heartbeatSchema = z.object(fields, NOT_AN_OBJECT)
 
 export const deviceId = z.int('must be a device id').positive('must be a device id')
 
@@ -98,7 +98,7 @@ export const deviceItemSchema = z.object(
     ...fields,
     device_id: deviceId.nullish().describe('May be left out; otherwise it must be the device whose token is used.'),
   },
-  notAnObject,
+  NOT_AN_OBJECT,
 )
 
 /** An item of a gateway's batch. */
@@ -107,7 +107,7 @@ export const gatewayItemSchema = z.object(
     ...fields,
     device_id: deviceId.describe('The device that the heartbeat is of.'),
   },
-  notAnObject,
+  NOT_AN_OBJECT,
 )
 
 export type Heartbeat = z.output<typeof heartbeatSchema>

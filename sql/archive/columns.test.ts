@@ -21,19 +21,19 @@ async function changesOf({ sql }: TestDatabase) {
   )
 }
 
-const heartbeats = 'alter table fleet.device_heartbeats'
+const ALTER_HEARTBEATS = 'alter table fleet.device_heartbeats'
 
 t.test("changes of columns are noted, and an old name leads to today's name", async t => {
   const db = await withDatabase(t)
   const { sql } = db
   t.same(await changesOf(db), [], 'a new store has no changes')
-  await sql.unsafe(`${heartbeats} add column a text, add column b smallint, add column c text`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column a text, add column b smallint, add column c text`)
   const before = (await value(sql`select clock_timestamp()::text`)) as string
-  await sql.unsafe(`${heartbeats} rename column a to a2`)
-  await sql.unsafe(`${heartbeats} rename column a2 to a3`)
-  await sql.unsafe(`${heartbeats} alter column b type bigint`)
-  await sql.unsafe(`${heartbeats} drop column c`)
-  await sql.unsafe(`${heartbeats} add column c integer`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} rename column a to a2`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} rename column a2 to a3`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} alter column b type bigint`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} drop column c`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column c integer`)
   t.same(await changesOf(db), [
     'added a text',
     'added b smallint',
@@ -80,15 +80,15 @@ t.test('without the event trigger maintain() notes them, and a retirement before
   const db = await withDatabase(t)
   const { sql, admin } = db
   await admin`drop event trigger fleet_guard_columns`
-  await sql.unsafe(`${heartbeats} add column a text`)
-  await sql.unsafe(`${heartbeats} add column b text`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column a text`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column b text`)
   t.equal(await value(sql`select count(*)::int from fleet.column_changes`), 0)
   await sql`call fleet.maintain()`
   t.equal(await value(sql`select count(*)::int from fleet.column_changes`), 2)
   // In between, two names are exchanged.
-  await sql.unsafe(`${heartbeats} rename column a to between`)
-  await sql.unsafe(`${heartbeats} rename column b to a`)
-  await sql.unsafe(`${heartbeats} rename column between to b`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} rename column a to between`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} rename column b to a`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} rename column between to b`)
   const name = await partitionAt(sql, daysAgo(5))
   await sql`select fleet.archive_partition(${name})`
   t.same(await changesOf(db), ['added a text', 'added b text', 'renamed a b', 'renamed b a'])
@@ -104,7 +104,7 @@ t.test('without the event trigger maintain() notes them, and a retirement before
 t.test('a superuser, and two sessions at once, change nothing about it', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
-  await admin.unsafe(`${heartbeats} add column a text`)
+  await admin.unsafe(`${ALTER_HEARTBEATS} add column a text`)
   await Promise.all(Array.from({ length: 5 }, () => sql`select fleet.note_columns()`))
   t.same(await changesOf(db), ['added a text'])
 })
@@ -112,9 +112,9 @@ t.test('a superuser, and two sessions at once, change nothing about it', async t
 t.test('in a restored dump columns are known by their names, whatever their numbers are', async t => {
   const db = await withDatabase(t)
   const { sql } = db
-  await sql.unsafe(`${heartbeats} add column gone text`)
-  await sql.unsafe(`${heartbeats} add column a text, add column b text`)
-  await sql.unsafe(`${heartbeats} drop column gone`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column gone text`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column a text, add column b text`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} drop column gone`)
   await sql`select fleet.note_columns()`
   const before = await changesOf(db)
   // As pg_restore leaves it: the numbers are of another table in another cluster, without the gap.
@@ -130,7 +130,7 @@ t.test('in a restored dump columns are known by their names, whatever their numb
     )
   }
   await sql.unsafe(`update fleet.heartbeat_columns set relid = relid::bigint + 1, attnum = attnum + 1`)
-  await sql.unsafe(`${heartbeats} rename column a to a2`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} rename column a to a2`)
   t.same((await changesOf(db)).slice(before.length), ['added a2 text', 'dropped a'])
 })
 
@@ -177,10 +177,10 @@ t.test('a column that the archive has no form for is refused when it is added', 
   await sql`create domain fleet.some_domain as text`
   for (const [type, hasForm] of Object.entries(forms)) {
     for (const by of [sql, admin]) {
-      const adding = by.unsafe(`${heartbeats} add column x ${type}`).then(() => 'added')
+      const adding = by.unsafe(`${ALTER_HEARTBEATS} add column x ${type}`).then(() => 'added')
       if (hasForm) {
         t.equal(await adding, 'added', type)
-        await by.unsafe(`${heartbeats} drop column x`)
+        await by.unsafe(`${ALTER_HEARTBEATS} drop column x`)
       } else {
         await t.rejects(adding, {
           code: 'FL422',
@@ -190,13 +190,13 @@ t.test('a column that the archive has no form for is refused when it is added', 
       }
     }
   }
-  await sql.unsafe(`${heartbeats} add column x text`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column x text`)
   await t.rejects(
-    sql.unsafe(`${heartbeats} alter column x type bytea using null`),
+    sql.unsafe(`${ALTER_HEARTBEATS} alter column x type bytea using null`),
     { code: 'FL422' },
     'nor a type that is changed',
   )
-  await t.rejects(sql.unsafe(`${heartbeats} add column y bigint generated always as (device_id + 1) stored`), {
+  await t.rejects(sql.unsafe(`${ALTER_HEARTBEATS} add column y bigint generated always as (device_id + 1) stored`), {
     code: 'FL422',
     message: /\(generated\)/,
   })
@@ -207,7 +207,7 @@ t.test('a column that the archive has no form for is refused when it is added', 
   )
   await t.rejects(
     sql.begin(async s => {
-      await s.savepoint(s => s.unsafe(`${heartbeats} add column y bytea`))
+      await s.savepoint(s => s.unsafe(`${ALTER_HEARTBEATS} add column y bytea`))
     }),
     { code: 'FL422' },
     'nor in a subtransaction',
@@ -253,7 +253,7 @@ t.test('a column that was there before the guard is named the same minute, and d
     select status, detail, remedy from fleet.check() where check_name = 'archive_columns'`
     )[0]
   t.match(await checked(), { status: 'warn', detail: /fleet_guard_columns is missing/ })
-  await sql.unsafe(`${heartbeats} add column x bytea, add column y bigint generated always as (device_id + 1) stored`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column x bytea, add column y bigint generated always as (device_id + 1) stored`)
   const bad = await checked()
   t.match(bad, { status: 'fail', detail: /no form for x bytea, y bigint \(generated\)/ })
   await admin.unsafe((await sql`select remedy from fleet.check() where check_name = 'archive_columns'`)[0]?.remedy as string)
@@ -263,10 +263,10 @@ t.test('a column that was there before the guard is named the same minute, and d
   t.match(await checked(), { status: 'ok', remedy: null })
 
   await admin`alter event trigger fleet_guard_columns disable`
-  await sql.unsafe(`${heartbeats} add column z bytea`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column z bytea`)
   await admin`alter event trigger fleet_guard_columns enable always`
   await sql`select fleet.archive_partition(${await partitionAt(sql, daysAgo(40))})`
-  await sql.unsafe(`${heartbeats} add column w text`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column w text`)
   await t.rejects(sql`select * from fleet.archive_columns('fleet.device_heartbeats')`, {
     code: 'FL422',
     hint: /archiver\/parquet\.ts/,

@@ -4,7 +4,7 @@ import { migrate } from '../../cli/migrate.ts'
 import { waitFor, withCluster, withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
 
-const jobs = [
+const JOBS = [
   'fleet-archive-wake',
   'fleet-maintain',
   'fleet-mark-silent',
@@ -20,14 +20,14 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   const { sql, admin } = db
   t.same(
     (await sql`select jobname from fleet.job_health order by jobname`).map(row => row.jobname as string),
-    jobs,
+    JOBS,
   )
   await sql`select fleet.schedule_jobs()`
   await sql`select cron.schedule('fleet-forgotten', '0 0 1 1 *', 'select 1')`
   await sql`select fleet.schedule_jobs()`
   t.same(
     await admin`select jobname, username, database from cron.job order by jobname`,
-    jobs.map(jobname => ({ jobname, username: 'fleet_owner', database: 'fleet' })),
+    JOBS.map(jobname => ({ jobname, username: 'fleet_owner', database: 'fleet' })),
     'scheduled once each; what is not defined goes',
   )
 
@@ -50,7 +50,7 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
     await sql`select fleet.schedule_jobs()`
     t.same(
       await admin`select jobname, username from cron.job where database = 'elsewhere' or jobname like '%@%' order by jobname`,
-      jobs.map(job => ({ jobname: `${job}@elsewhere`, username: job.includes('prune') ? 'postgres' : 'fleet_owner' })),
+      JOBS.map(job => ({ jobname: `${job}@elsewhere`, username: job.includes('prune') ? 'postgres' : 'fleet_owner' })),
       time,
     )
   }
@@ -130,7 +130,7 @@ t.test('where pg_cron is in another database, it is said what to run there', asy
   const rows = await dba`select * from fleet.schedule_jobs()`
   t.same(
     rows.map(row => [row.jobname as string, row.is_scheduled as boolean]).sort(),
-    jobs.map(job => [job, false]),
+    JOBS.map(job => [job, false]),
   )
   t.match(await dba`select distinct status from fleet.job_health`, [{ status: 'missing' }])
   // In a transaction that is rolled back: the other test files share the roles.
