@@ -12,26 +12,26 @@ import { restoreOnce, writeIndex } from './worker.ts'
 import { describeError, reportFailure, SettingsError, UsageError } from '../lib/errors.ts'
 
 const USAGE = `usage: npm run archive -- <command>
-  list                     the proven archives: day, rows, size, state, where
-  verify                   each manifest and object size against the database, and files that no archive means
-  verify <date>            the same for one day, with every byte and row of its archive
-  verify --all             the same for every archive; one line per fault, exit code 1 when there is one
+  list                     lists the proven archives: day, rows, size, state, place
+  verify                   compares each manifest and object size with the database, and finds files that belong to no archive
+  verify <date>            does the same for one day, and also reads every byte and row of its archive
+  verify --all             does the same for every archive; prints one line per fault, exit code 1 if there is one
   restore <date> [<date>]  brings the days from the first to the second date back online
-  query "<sql>"            one SELECT (DuckDB's SQL) over the relations archive, online, and device_heartbeats,
+  query "<sql>"            runs one SELECT (in DuckDB's SQL) over the relations archive, online, and device_heartbeats,
                            which has each day once, from the database or else from the archive
-        [--from <date>] [--to <date>]  only these days, and only their archives are fetched
-        [--json | --csv]               instead of a table
+        [--from <date>] [--to <date>]  limits the query to these days; only their archives are fetched
+        [--json | --csv]               prints JSON or CSV instead of a table
   confirm                  reads back and confirms each archive that is waiting for a second proof, with the login of
                            VERIFIER_DATABASE_URL; exit code 1 if one cannot be confirmed
-  adopt                    makes every archive of the store known to a database that did not write it, as after the loss
-                           of the one that did; each is read back and proven first; exit code 1 when one is not
-  reindex                  makes index.json anew from the manifests; exit code 1 when one cannot be read
+  register                 registers every archive of the store in a database that did not write it, for example after the
+                           loss of the one that did; reads back and proves each one first; exit code 1 if one cannot be registered
+  reindex                  writes index.json again from the manifests; exit code 1 if one cannot be read
   a date is a UTC day, like 2026-08-15`
 
-/** A table is made for the eye, and its columns are as wide as its widest row. */
+/** A table is for people, and its columns are as wide as its widest row. */
 const MAX_SHOWN_ROWS = 1000
 
-// Whoever reads has seen enough, as in `… | head`.
+// The reader of the output has ended, as in `… | head`.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 1))
 
 process.exit(await main(process.argv.slice(2)))
@@ -40,7 +40,7 @@ async function main(args: string[]): Promise<number> {
   try {
     const run = parseCommand(args)
     const config = readConfig()
-    // Failures are shown from the database; the log would say them twice.
+    // The CLI prints failures itself; the log would print them twice.
     const worker = await openWorker(run === confirm ? asVerifier(config) : config, createLog('archiver', 'silent'))
     worker.display = process.stderr.isTTY
       ? { everyMs: 200, show: showProgress }
@@ -77,7 +77,12 @@ function parseCommand(args: string[]): (worker: Worker) => Promise<number> {
     return worker => query(worker, sql, days, format)
   }
   if (command === 'confirm' && rest.length === 0) return confirm
-  if (command === 'adopt' && rest.length === 0) return adopt
+  if (command === 'register' && rest.length === 0) return register
+  // The former name, accepted for one release.
+  if (command === 'adopt' && rest.length === 0) {
+    console.error('adopt is now called register; the next release no longer accepts adopt')
+    return register
+  }
   if (command === 'reindex' && rest.length === 0) return reindex
   throw command === undefined ? new UsageError(USAGE) : wrongUsage(`not understood: ${args.join(' ')}`)
 }
@@ -137,7 +142,7 @@ async function list(worker: Worker) {
 async function verify(worker: Worker, { isQuick, date }: { isQuick: boolean; date?: string }) {
   const archives = await listArchives(worker, date)
   if (date !== undefined && archives.length === 0) {
-    console.log(`${date}: the database knows no proven archive of this day`)
+    console.log(`${date}: the database has no proven archive of this day`)
     return 1
   }
   let faults = 0
@@ -163,7 +168,8 @@ async function reindex(worker: Worker) {
   const { count, faults } = await writeIndex(worker)
   for (const fault of faults) console.log(fault)
   console.error(
-    `index.json lists ${count} ${count === 1 ? 'archive' : 'archives'}${faults.length === 0 ? '' : `; ${faults.length} manifests could not be read`}`,
+    `index.json lists ${count} ${count === 1 ? 'archive' : 'archives'}` +
+      (faults.length === 0 ? '' : `; ${faults.length} manifests could not be read`),
   )
   return faults.length > 0 ? 1 : 0
 }
@@ -186,17 +192,19 @@ async function confirm(worker: Worker) {
   return faults.length > 0 ? 1 : 0
 }
 
-async function adopt(worker: Worker) {
-  const { adopted, alreadyKnown, faults } = await registerArchives(worker, ({ partition, row_count }) => {
+async function register(worker: Worker) {
+  const { registered, alreadyKnown, faults } = await registerArchives(worker, ({ partition, row_count }) => {
     showProgress(`reading back ${partition}, ${row_count} rows`)
   })
   showProgress('')
   for (const fault of faults) console.log(fault)
-  console.error(`${adopted} adopted, ${alreadyKnown} known before${faults.length === 0 ? '' : `; ${faults.length} not adopted`}`)
+  console.error(
+    `${registered} registered, ${alreadyKnown} known before${faults.length === 0 ? '' : `; ${faults.length} not registered`}`,
+  )
   return faults.length > 0 ? 1 : 0
 }
 
-/** Asks for the days and does the work, unless a running archiver is quicker; either way it waits for the end. */
+/** Requests the days and does the work, unless a running archiver is faster. Waits for the end in both cases. */
 async function restore(worker: Worker, from: string, to: string) {
   const { sql } = worker
   const stopping = new AbortController()
@@ -240,13 +248,13 @@ async function restore(worker: Worker, from: string, to: string) {
     const isOver = items.every(item => item.state === 'done' || item.state === 'failed')
     if (isOver) {
       if (failures > 0) return 1
-      console.log(`kept online until released: select fleet.release_partition('…');`)
+      console.log(`kept online until you release it: select fleet.release_partition('…');`)
       return 0
     }
     if ((await restoreOnce(worker, stopping.signal)) === 'idle')
       await sleep(500, undefined, { signal: stopping.signal }).catch(() => {})
   }
-  console.error(`stopped; request ${request_id} stays, and the archiver will go on with it`)
+  console.error(`stopped; request ${request_id} stays, and the archiver will continue it`)
   return 1
 }
 
@@ -266,12 +274,12 @@ async function printRows({ columns, rows }: Answer) {
   printTable(columns, shown)
   console.error(
     count > shown.length
-      ? `${count} rows, of which the first ${MAX_SHOWN_ROWS} are shown; --csv and --json print all`
+      ? `${count} rows, of which the first ${MAX_SHOWN_ROWS} are shown; --csv or --json prints all`
       : `${count} ${count === 1 ? 'row' : 'rows'}`,
   )
 }
 
-/** A JSON array of one object a line. */
+/** Prints a JSON array with one object per line. */
 async function printJson({ columns, rows }: Answer) {
   let before = '[\n'
   for await (const chunk of rows) {
@@ -282,7 +290,7 @@ async function printJson({ columns, rows }: Answer) {
   await write(before === '[\n' ? '[]\n' : '\n]\n')
 }
 
-/** As RFC 4180 has it, with \n; null is an empty field, an empty text is "". */
+/** Prints CSV as in RFC 4180, but with \n. Null is an empty field, an empty text is "". */
 async function printCsv({ columns, rows }: Answer) {
   const line = (row: Json[]) => `${row.map(value => (value === null ? '' : csvField(asText(value)))).join(',')}\n`
   await write(line(columns))
@@ -297,12 +305,12 @@ function asText(value: Json) {
   return typeof value === 'object' ? JSON.stringify(value) : String(value)
 }
 
-/** Waits until the text is taken; process.exit() would cut off what a pipe has not. */
+/** Waits until the text is written: process.exit() would cut off what is still in a pipe. */
 function write(text: string) {
   return new Promise<void>((resolve, reject) => process.stdout.write(text, error => (error ? reject(error) : resolve())))
 }
 
-/** One line, written over; nothing when the output is not a terminal. */
+/** Shows one line that the next one replaces. Shows nothing if the output is not a terminal. */
 function showProgress(text: string) {
   if (process.stderr.isTTY) process.stderr.write(`\r\u001b[2K${text}`)
 }

@@ -2,7 +2,7 @@ import t from 'tap'
 import { readConfig } from './config.ts'
 import { SettingsError } from '../lib/errors.ts'
 
-t.test('its own database URL decides the role, DATABASE_URL is taken as fleet_archiver', async t => {
+t.test('with its own database URL the login decides the role; DATABASE_URL is used with the role fleet_archiver', async t => {
   const base = { ARCHIVE_URL: 'file:///var/archive/', DATABASE_URL: 'postgres://owner@db/fleet' }
   t.match(readConfig(base), {
     database: { url: 'postgres://owner@db/fleet', role: 'fleet_archiver' },
@@ -10,10 +10,14 @@ t.test('its own database URL decides the role, DATABASE_URL is taken as fleet_ar
     logLevel: 'info',
   })
   t.same(readConfig({ ...base, ARCHIVER_DATABASE_URL: 'postgresql://a@db/fleet' }).database, { url: 'postgresql://a@db/fleet' })
-  t.equal(readConfig({ ...base, ARCHIVER_DATABASE_URL: '' }).database.url, base.DATABASE_URL, 'an empty variable is not set')
+  t.equal(
+    readConfig({ ...base, ARCHIVER_DATABASE_URL: '' }).database.url,
+    base.DATABASE_URL,
+    'an empty variable counts as not set',
+  )
 })
 
-t.test('its databases may have several hosts, as far as they are understood', async t => {
+t.test('its database URLs may have several hosts, in the supported form', async t => {
   const base = { ARCHIVE_URL: 'file:///var/archive/', DATABASE_URL: 'postgres://owner@db/fleet' }
   const url = 'postgres://a:p@db1:5432,db2/fleet?target_session_attrs=primary'
   const read = readConfig({ ...base, ARCHIVER_DATABASE_URL: url, VERIFIER_DATABASE_URL: url })
@@ -47,7 +51,7 @@ t.test('all problems are told together, without the password', async t => {
   }
 })
 
-t.test('older stores are buckets with an address, and the profile of their credentials', async t => {
+t.test('older stores are buckets with an address and optionally a profile for their credentials', async t => {
   const settings = { DATABASE_URL: 'postgres://x@h/d', ARCHIVE_URL: 's3://now/a' }
   const { olderStores } = readConfig({
     ...settings,

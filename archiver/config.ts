@@ -52,11 +52,11 @@ export type ArchiverConfig = ReturnType<typeof readConfig>
 
 /**
  * Reads the archiver's settings. The AWS SDK reads credentials and region (AWS_*) itself.
- * Without a URL of its own the archiver uses DATABASE_URL and takes the role fleet_archiver at startup.
+ * Without its own URL, the archiver uses DATABASE_URL and takes the role fleet_archiver at startup.
  * @throws {SettingsError} naming every problem at once
  */
 export function readConfig(env: Record<string, string | undefined> = process.env) {
-  // An empty variable, as compose files and CI write it, is one that is not set.
+  // Compose files and CI may set variables to an empty text. These count as not set.
   const set = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== ''))
   const problems: string[] = []
   const parsed = environment.safeParse(set)
@@ -67,11 +67,11 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     }
   }
   if (set.ARCHIVER_DATABASE_URL === undefined && set.DATABASE_URL === undefined) {
-    problems.push('ARCHIVER_DATABASE_URL: is not set, nor is DATABASE_URL')
+    problems.push('ARCHIVER_DATABASE_URL: is not set, and neither is DATABASE_URL')
   }
   const bucket = parsed.data?.ARCHIVE_URL.split('/')[2]
   if (bucket && parsed.data?.ARCHIVE_OLDER_STORES?.has(bucket)) {
-    problems.push(`ARCHIVE_OLDER_STORES: ${bucket} is the bucket of ARCHIVE_URL, and can be at one address only`)
+    problems.push(`ARCHIVE_OLDER_STORES: ${bucket} is the bucket of ARCHIVE_URL, and a bucket can have only one address`)
   }
   if (!parsed.success || problems.length > 0) {
     throw new SettingsError(problems)
@@ -79,7 +79,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
   const { ARCHIVER_DATABASE_URL, VERIFIER_DATABASE_URL, DATABASE_URL, ARCHIVE_URL, LOG_LEVEL, LOG_FORMAT } = parsed.data
   return {
     database: ARCHIVER_DATABASE_URL ? { url: ARCHIVER_DATABASE_URL } : { url: DATABASE_URL ?? '', role: 'fleet_archiver' },
-    /** The login that gives the second proof; undefined if there is none. */
+    /** The login that gives the second proof; undefined if none is set. */
     verifierDatabase: VERIFIER_DATABASE_URL === undefined ? undefined : { url: VERIFIER_DATABASE_URL },
     archiveUrl: ARCHIVE_URL,
     olderStores: parsed.data.ARCHIVE_OLDER_STORES,

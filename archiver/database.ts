@@ -6,12 +6,12 @@ import type { ArchiverConfig } from './config.ts'
 export type Database = ArchiverConfig['database']
 export type Sql = ReturnType<typeof connect>
 
-/** VACUUM and COPY of a whole partition have no time limit. Given as text, because postgres.js leaves out a parameter that is 0. */
+/** VACUUM and COPY of a whole partition have no time limit. The 0 is a text, because postgres.js omits a parameter that is 0. */
 const UNLIMITED = { statement_timeout: '0', idle_in_transaction_session_timeout: '0' } as object
 
 /**
- * A client whose timestamps are strings in UTC: a JavaScript Date has milliseconds, Postgres microseconds,
- * and a proof that rounds is no proof.
+ * A client whose timestamps are strings in UTC: a JavaScript Date has milliseconds, Postgres has microseconds,
+ * and a proof must not round.
  */
 export function connect(database: Database, options: { max: number; application_name?: string }) {
   return postgres(database.url, {
@@ -24,7 +24,7 @@ export function connect(database: Database, options: { max: number; application_
       TimeZone: 'UTC',
       search_path: 'pg_catalog, pg_temp',
       DateStyle: 'ISO',
-      // With fewer digits a double would be printed as a different one.
+      // With fewer digits, the text of a double would mean a different value.
       extra_float_digits: 1,
       ...UNLIMITED,
       ...(database.role ? { role: database.role } : {}),
@@ -35,13 +35,13 @@ export function connect(database: Database, options: { max: number; application_
   })
 }
 
-/** A client of exactly one connection, with a way to stop what that connection is doing. */
+/** A client with exactly one connection, and a way to cancel what that connection is doing. */
 export type Session = Awaited<ReturnType<typeof openSession>>
 
 /**
  * Opens one connection for long statements. When `signal` fires, the running statement is cancelled on
- * the server. (postgres.js can cancel a query, but not a COPY once its stream is handed out; and a
- * connection that is only closed leaves the backend waiting for someone to read.)
+ * the server. postgres.js can cancel a query, but not a COPY once its stream is handed out. If the connection
+ * were only closed, the backend would wait for a reader.
  */
 export async function openSession(database: Database, signal?: AbortSignal) {
   signal?.throwIfAborted()
@@ -49,7 +49,7 @@ export async function openSession(database: Database, signal?: AbortSignal) {
   const [row] = await sql<{ pid: number }[]>`select pg_catalog.pg_backend_pid() as pid`
   const pid = row?.pid ?? 0
   if (signal?.aborted) {
-    // The signal fired while this connected, and it will not fire again.
+    // The signal fired during the connect, and will not fire again.
     await sql.end({ timeout: 1 })
     signal.throwIfAborted()
   }
@@ -57,7 +57,7 @@ export async function openSession(database: Database, signal?: AbortSignal) {
   signal?.addEventListener('abort', onAbort)
 
   async function cancel() {
-    // Without `role`: whether one may cancel is decided by the user that logged in.
+    // Without `role`: the right to cancel depends on the user that logged in.
     const helper = connect({ url: database.url }, { max: 1 })
     try {
       await helper`select pg_catalog.pg_cancel_backend(${pid})`
@@ -70,13 +70,13 @@ export async function openSession(database: Database, signal?: AbortSignal) {
     try {
       stream._read(0)
     } catch {
-      // The connection is closed: the next statement says so.
+      // The connection is closed: the next statement reports that.
     }
   }
 
   return {
     sql,
-    /** Ends a COPY that nobody will read to its end. */
+    /** Ends a COPY that will not be read to its end. */
     async discard(stream: Readable) {
       if (stream.destroyed || stream.readableEnded) return
       const closed = Promise.race([once(stream, 'end'), once(stream, 'close')]).catch(() => {})
@@ -88,9 +88,9 @@ export async function openSession(database: Database, signal?: AbortSignal) {
       release(stream)
     },
     /**
-     * Lets the connection go on after a COPY was read to its end. postgres.js pauses the socket while the stream is
-     * full, and resumes it when more is asked for; of a stream whose end is already known nothing more is asked, so
-     * after a COPY of some 16 KB that arrived at once the next statement would wait for ever.
+     * Resumes the connection after a COPY was read to its end. postgres.js pauses the socket while the stream is
+     * full, and resumes it when the stream asks for more. A stream that already has its end asks for nothing more, so
+     * after a COPY of about 16 KB that arrived at once, the next statement would wait forever.
      */
     release,
     async close() {

@@ -3,8 +3,8 @@ import { join } from 'node:path'
 import { DuckDBInstance, type DuckDBConnection } from '@duckdb/node-api'
 
 /**
- * A DuckDB in memory that works in UTC, fetches nothing, and is gone afterwards.
- * @param work a directory for what does not fit into memory
+ * Runs `use` with a DuckDB in memory that works in UTC and downloads nothing, and closes it afterwards.
+ * @param work a directory for data that does not fit into memory
  * @param memoryLimit of DuckDB's buffers, such as 350MB; the process takes more
  */
 export async function withDuckDB<T>(
@@ -16,7 +16,7 @@ export async function withDuckDB<T>(
     threads: String(Math.min(availableParallelism(), 4)),
     memory_limit: memoryLimit,
     temp_directory: join(work, 'spill'),
-    // Everything used here is built in; nothing may be fetched while a partition waits.
+    // Everything used here is built in. Nothing may be downloaded while a partition waits.
     autoinstall_known_extensions: 'false',
     autoload_known_extensions: 'false',
   })
@@ -34,14 +34,14 @@ export async function withDuckDB<T>(
 }
 
 /**
- * Leaves a DuckDB these files and directories, and no network: what an archive, a manifest or a query says, nothing else is opened.
- * Its settings cannot be changed after that.
+ * Confines a DuckDB to these files and directories, without network: whatever an archive, a manifest or a query says, it
+ * opens nothing else. Its settings cannot be changed after that.
  */
 export async function confine(
   duckdb: DuckDBConnection,
   { directories = [], files = [] }: { directories?: string[]; files?: string[] },
 ) {
-  // With a slash at its end: else a directory whose name begins alike is one of them too.
+  // With a slash at the end. Without it, directories whose names begin with this one would be allowed too.
   await duckdb.run(`set allowed_directories = [${directories.map(directory => literal(`${directory}/`)).join(', ')}]`)
   await duckdb.run(`set allowed_paths = [${files.map(literal).join(', ')}]`)
   await duckdb.run('set enable_external_access = false')

@@ -23,7 +23,7 @@ import { listArchives, verifyArchive } from './archive/verify.ts'
 const KILLS = size({ deep: 20, quick: 6 })
 const SEED = 20260815
 
-t.test(`killed with -9 at ${KILLS} random moments, it archives each partition once and loses nothing`, async t => {
+t.test(`killed with -9 at ${KILLS} random moments, the archiver archives each partition once and loses nothing`, async t => {
   t.comment(`seed ${SEED}`)
   const random = generator(SEED)
   const db = await withDatabase(t)
@@ -41,7 +41,7 @@ t.test(`killed with -9 at ${KILLS} random moments, it archives each partition on
 
   const steps = new Set<string>()
   for (let killed = 0; killed < KILLS; killed++) {
-    // Never without work, so that each kill hits some.
+    // There is always work, so that each kill hits some.
     const waiting = async () =>
       (await db.admin`select from fleet.hb_partitions where state in ('detached', 'archiving', 'archived')`).length
     while ((await waiting()) < 3) await addDay()
@@ -57,7 +57,7 @@ t.test(`killed with -9 at ${KILLS} random moments, it archives each partition on
       update fleet.hb_partitions set lease_until = now() - interval '1 second' where lease_until is not null and state <> 'dropped' returning step`
     for (const { step } of cut) steps.add(step)
   }
-  t.comment(`steps that were cut: ${[...steps].join(', ')}`)
+  t.comment(`steps that were cut short: ${[...steps].join(', ')}`)
 
   const { code, output } = await runOnce(t, db, directory)
   t.equal(code, 0, output)

@@ -1,19 +1,19 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Log } from '../lib/log.ts'
 
-/** The lease ran out or was taken: whatever was being done must stop, and nothing be recorded. */
-export class LeaseLost extends Error {}
+/** The lease ran out or was taken: the work must stop, and nothing may be recorded. */
+class LeaseLost extends Error {}
 
 /**
- * Keeps a lease while work goes on. `signal` fires with LeaseLost when the database says it is another's, or when it
- * could not be asked for as long as the lease lasts.
- * @param renew prolongs the lease; false when another has it
+ * Keeps a lease during the work. `signal` fires with LeaseLost when the database says that the lease is lost, or when
+ * the database could not be reached for as long as the lease lasts.
+ * @param renew extends the lease; returns false if another archiver has it
  */
 export function holdLease(seconds: number, renew: () => Promise<boolean>, log: Log) {
   const lost = new AbortController()
   const ended = new AbortController()
   const keep = async () => {
-    // Not by the clock of day, which may be set.
+    // Not the system clock, which may be changed.
     let until = performance.now() + seconds * 1000
     while (!ended.signal.aborted) {
       await sleep(seconds * 200, undefined, { signal: ended.signal })

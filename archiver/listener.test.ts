@@ -10,7 +10,7 @@ t.teardown(() => listener.close())
 const terminate = () => db.admin`
   select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name = 'fleet-archiver listen'`
 
-t.test('it wakes when it begins to listen, and with each notification', async t => {
+t.test('it wakes when it begins to listen, and on each notification', async t => {
   await listener.listen()
   t.equal(woken, 1)
   await db.sql.notify('fleet_archiver', 'work')
@@ -19,16 +19,16 @@ t.test('it wakes when it begins to listen, and with each notification', async t 
   await db.sql.notify('fleet_archiver', 'ping another')
   await db.sql.notify('fleet_archiver', 'work')
   await waitFor(async () => woken === 3)
-  t.equal(woken, 3, 'the pings of archivers wake nobody')
+  t.equal(woken, 3, 'the pings of other archivers do not wake it')
 })
 
-t.test('a lost connection is made anew, and what was missed is looked for', async () => {
+t.test('a lost connection is opened again, and missed work is looked for', async () => {
   const before = woken
   await terminate()
   await waitFor(async () => woken > before)
 })
 
-t.test('so it is when the database was away for a while', async t => {
+t.test('also after the database was unavailable for a while', async t => {
   await db.admin.unsafe(`alter database ${db.name} connection limit 0`)
   await terminate()
   await new Promise(resolve => setTimeout(resolve, 200))

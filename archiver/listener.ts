@@ -4,9 +4,10 @@ import type { Log } from '../lib/log.ts'
 const CHANNEL = 'fleet_archiver'
 
 /**
- * Listens for work. `onWake` is also called whenever listening began (anew), because what was notified in between is
- * lost. postgres.js listens again after a lost connection, but not when its first try at that fails, as while
- * Postgres restarts; so `check`, called now and then, sends itself a word and begins anew when none arrived.
+ * Listens for work. `onWake` is also called whenever listening starts or restarts, because notifications in between are
+ * lost. postgres.js listens again after a lost connection, but not if its first attempt fails, for example while
+ * Postgres restarts. So `check`, which is called at intervals, sends itself a notification, and listens again if the last one
+ * did not arrive.
  */
 export function openListener(database: Database, worker: string, onWake: () => void, log: Log) {
   const ping = `ping ${worker}`
@@ -29,7 +30,7 @@ export function openListener(database: Database, worker: string, onWake: () => v
     async check() {
       try {
         if (!isHeard) {
-          log.warn({ event: 'archiver.listen.again' }, 'notifications stopped; listening anew')
+          log.warn({ event: 'archiver.listen.again' }, 'notifications stopped; listening again')
           const old = sql
           sql = connect(database, { max: 1, application_name: 'fleet-archiver listen' })
           void old.end({ timeout: 0 }).catch(() => {})

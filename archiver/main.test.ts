@@ -59,7 +59,7 @@ t.test('partitions past a new retention are detached, archived, proven and dropp
     await db.admin`select count(*)::int as count from pg_class where relnamespace = 'fleet_detached'::regnamespace and relkind = 'r'`
   t.same(left, { count: 0 }, 'no retired table is left')
   const [online] = await db.sql`select count(*)::int as count from fleet.device_heartbeats`
-  t.same(online, { count: 1000 }, 'what is within the retention stays')
+  t.same(online, { count: 1000 }, 'days within the retention stay')
 
   const parquet = await readFile(pathsOf(directory).parquet)
   const sha256 = createHash('sha256').update(parquet).digest('hex')
@@ -114,10 +114,10 @@ t.test('a notification wakes a waiting archiver', async t => {
   t.same(await leftovers(directory), [])
 })
 
-t.test('SIGTERM gives the partition back, and the next run goes on', async t => {
+t.test('SIGTERM gives the partition back, and the next run continues', async t => {
   const { db, directory, partition } = await withRetiredDay(t)
   await db.admin.begin(async blocking => {
-    // Whatever reads the table waits for this lock.
+    // Every reader of the table waits for this lock.
     await blocking`lock table fleet_detached.${blocking(partition)} in access exclusive mode`
     const archiver = await spawnNode(t, 'archiver/main.ts', { env: archiverEnv(db, directory) })
     await waitFor(
@@ -135,7 +135,7 @@ t.test('SIGTERM gives the partition back, and the next run goes on', async t => 
   t.match(await stateOf(db.sql, partition), { state: 'dropped' })
 })
 
-t.test('two archivers share the work and never one partition', async t => {
+t.test('two archivers share the work, and never the same partition', async t => {
   const db = await withDatabase(t)
   for (let days = 62; days < 75; days++) await fillDay(db.admin, daysAgo(days), 20_000)
   const directory = await makeDirectory(t)
@@ -149,7 +149,7 @@ t.test('two archivers share the work and never one partition', async t => {
   const dropped = runs.map(run => run.events.filter(line => line.event === 'partition.drop').map(line => line.partition))
   t.ok(
     dropped.every(list => list.length > 0),
-    'both did some',
+    'both did some of the work',
   )
   const [events] = await db.sql`
     select count(*)::int as count, count(distinct partition_name)::int as partitions from fleet.events where event = 'partition.archive.start'`
@@ -163,7 +163,7 @@ t.test('two archivers share the work and never one partition', async t => {
   t.equal(index.archives.length, events?.partitions)
 })
 
-t.test('it says what is wrong with its settings, and with the database', async t => {
+t.test('it reports what is wrong with its settings and with the database', async t => {
   const wrong = await spawnNode(t, 'archiver/main.ts', { env: { ARCHIVE_URL: '/somewhere', LOG_LEVEL: 'loud' } })
   t.equal((await wrong.exited).code, 2)
   for (const name of ['ARCHIVE_URL', 'LOG_LEVEL', 'ARCHIVER_DATABASE_URL']) t.match(wrong.output(), name)

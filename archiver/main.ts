@@ -10,8 +10,8 @@ import { closeWorker, openWorker, type Worker } from './context.ts'
 import { refreshIndex, workOnce } from './worker.ts'
 
 const USAGE = `usage: npm run archiver [-- --once]
-  archives partitions past their retention and restores those asked for, as they come
-  --once  works until nothing is left to do, then exits: 0 when all went well, 1 when something failed`
+  archives partitions past their retention, and restores those that were requested, as they come
+  --once  works until nothing is left to do, then exits: 0 if everything succeeded, 1 if something failed`
 
 const SWEEP_MS = 60_000
 const HEARTBEAT_MS = 15_000
@@ -39,7 +39,7 @@ async function main(args: string[]): Promise<number> {
     stopping.abort(new Error('the archiver was told to stop'))
   }
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => stop(signal))
-  // Started by another process of ours: when that one dies, so does this one.
+  // If another process of this project started it, it stops when that one dies.
   process.on('disconnect', () => stop('the parent process ended'))
   process.channel?.unref()
 
@@ -90,7 +90,7 @@ async function runForever(worker: Worker, signal: AbortSignal, log: Log) {
   try {
     await worker.sql`select fleet.archiver_heartbeat(${worker.name}, ${version})`
     await listener.listen()
-    // index.json may be behind, if the last run was killed.
+    // index.json may be outdated if the last run was killed.
     worker.indexIsStale = true
     ready(worker)
     while (!signal.aborted) {
@@ -99,7 +99,7 @@ async function runForever(worker: Worker, signal: AbortSignal, log: Log) {
       try {
         result = await workOnce(worker, signal)
       } catch (error) {
-        log.error({ event: 'archiver.database.unavailable', error }, 'no work could be asked for; trying again')
+        log.error({ event: 'archiver.database.unavailable', error }, 'the database could not be asked for work; trying again')
         await sleep(5000, undefined, { signal }).catch(() => {})
         continue
       }

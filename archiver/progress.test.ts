@@ -9,7 +9,7 @@ t.test('a copy is described by rows, MB, rate and the time left', async t => {
   t.equal(describeCopy({ ...copy, total_rows: undefined, seconds_left: undefined }), '1,200,000 rows, 108 MB, 812,000 rows/s')
 })
 
-t.test('a display is told often, the log seldom', async t => {
+t.test('a display is updated often, the log rarely', async t => {
   const lines: string[] = []
   const shown: string[] = []
   const log = createLog('archiver', 'info', { write: line => void lines.push(line) })

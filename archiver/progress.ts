@@ -1,6 +1,6 @@
 import type { Log } from '../lib/log.ts'
 
-/** Where a person watches; without one, progress goes to the log. */
+/** A place where a person watches the progress. Without one, progress goes to the log. */
 export interface Display {
   everyMs: number
   show: (text: string) => void
@@ -9,8 +9,8 @@ export interface Display {
 const LOG_EVERY_MS = 5000
 
 /**
- * Tells of a long copy now and then: rows, MB, rate, and the time left when the number of rows is known.
- * @returns to be called as rows go by, with the sums so far
+ * Reports the progress of a long copy at intervals: rows, MB, rate, and the time left if the number of rows is known.
+ * @returns a function to call with the totals so far
  */
 export function followCopy(
   to: { log: Log; display?: Display | undefined },
@@ -32,7 +32,7 @@ export function followCopy(
   }
 }
 
-/** Tells which of many things is worked on, no more often than the display wants. */
+/** Shows which of many items is being worked on, no more often than the display allows. */
 export function followItems(display: Display | undefined) {
   let said = performance.now()
   return (text: string) => {

@@ -17,12 +17,12 @@ import {
 import { listArchives, verifyArchive } from './archive/verify.ts'
 
 t.test(
-  'Postgres crashes again and again under a working archiver: each day is archived once, none is lost',
+  'Postgres crashes repeatedly under a working archiver: each day is archived once and none is lost',
   { skip: leftToCi(), timeout: 300_000 },
   async t => {
     const db = await withCluster(t, { durable: true })
     const directory = await makeDirectory(t)
-    // A client of its own for each look: those of the test do not outlive a crash.
+    // A new client for each read: those of the test do not survive a crash.
     const ask = async <T>(use: (sql: postgres.Sql) => Promise<T>) => {
       const sql = postgres(db.url('postgres'), { max: 1, onnotice: () => {} })
       try {
@@ -52,7 +52,7 @@ t.test(
       await sleep(150 + crashes * 130)
       await db.cluster.stop('immediate')
       await db.cluster.start()
-      // What it held is free at once, where a real lease would last five minutes more.
+      // Its lease is freed at once. A real lease would last for five more minutes.
       await ask(
         sql => sql`
       update fleet.hb_partitions set lease_until = now() - interval '1 second', next_attempt_at = now()
@@ -63,7 +63,7 @@ t.test(
     await waitFor(
       async () =>
         await ask(async sql => {
-          // Failures met in a crash are tried again after a minute; the test has none to spare.
+          // What failed in a crash is retried after a minute, but the test cannot wait so long.
           await sql`update fleet.hb_partitions set next_attempt_at = now() where state = 'archive_failed'`
           await sql`select fleet.wake_archiver()`
           const [left] = await sql<{ left: number }[]>`
@@ -73,7 +73,7 @@ t.test(
         }),
       { timeoutMs: 120_000, what: () => `all days to be dropped; the archiver printed:\n${archiver.output()}` },
     )
-    t.equal((await archiver.stop('SIGTERM')).code, 0, 'it outlived every crash, and ends when asked to')
+    t.equal((await archiver.stop('SIGTERM')).code, 0, 'it survived every crash, and stops when it is told to')
 
     await ask(async sql => {
       for (const { partition, content } of days) {

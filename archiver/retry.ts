@@ -1,8 +1,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 
 /**
- * Repeats a statement that gave up waiting for a lock (55P03): its lock_timeout is short so that nobody queues
- * behind it. After a minute of tries the last error is thrown.
+ * Repeats a statement that gave up waiting for a lock (55P03): its lock_timeout is short so that no other session queues
+ * behind it. Throws the last error after about a minute.
  */
 export async function whenUnlocked<T>(statement: () => Promise<T>, signal: AbortSignal): Promise<T> {
   for (let tried = 1; ; tried++) {

@@ -11,17 +11,17 @@ import { describeError } from '../lib/errors.ts'
 export type Result = 'idle' | 'done' | 'failed' | 'stopped'
 
 /**
- * Does one piece of work: a restore that was asked for, because someone waits for it, else the oldest partition.
+ * Does one piece of work: a requested restore, because somebody waits for it, or else the oldest partition.
  * A failure is recorded in the database and logged, not thrown.
- * @param signal stops it: the piece is given back, with the steps that were finished
- * @throws when the database cannot be asked for work
+ * @param signal stops the work: the piece is given back, with the steps that were finished
+ * @throws if the database cannot be asked for work
  */
 export async function workOnce(worker: Worker, signal: AbortSignal): Promise<Result> {
   const result = await restoreOnce(worker, signal)
   return result === 'idle' ? await archiveOnce(worker, signal) : result
 }
 
-/** Restores one partition, if one was asked for; else as workOnce. */
+/** Restores one partition if one was requested. Otherwise like workOnce. */
 export async function restoreOnce(worker: Worker, signal: AbortSignal): Promise<Result> {
   const { sql, log, name, leaseSeconds } = worker
   const claimed = await claimRestore(worker)
@@ -38,7 +38,7 @@ export async function restoreOnce(worker: Worker, signal: AbortSignal): Promise<
       return row?.ok === true
     },
     run: (work, signal) => restorePartition(worker, claimed, work, signal),
-    // A lease of no length: the next archiver may take it at once.
+    // A lease of zero length: another archiver may take it at once.
     release: () => sql`select fleet.renew_restore_lease(${partition}, ${name}, interval '0')`,
     fail: error => sql`select fleet.fail_restore(${partition}, ${name}, ${error})`,
   })
@@ -101,8 +101,11 @@ async function attempt(worker: Worker, stop: AbortSignal, piece: Piece): Promise
       }
       log.error({ event: piece.event, partition, error }, 'failed; the partition is kept')
       await piece.fail(describeError(error))
-    } catch (error) {
-      log.error({ event: 'archiver.unrecorded', partition, error }, 'not recorded; this partition waits until its lease ends')
+    } catch (cause) {
+      log.error(
+        { event: 'archiver.unrecorded', partition },
+        `the failure could not be recorded, so the partition waits until its lease ends: ${describeError(cause)}`,
+      )
     }
     return stop.aborted ? 'stopped' : 'failed'
   } finally {
@@ -111,7 +114,7 @@ async function attempt(worker: Worker, stop: AbortSignal, piece: Piece): Promise
   }
 }
 
-/** Writes index.json when archives were made since the last time. A failure is logged: the index can be made anew. */
+/** Writes index.json if archives were made since the last time. A failure is only logged, because the index can be rebuilt. */
 export async function refreshIndex(worker: Worker, signal: AbortSignal) {
   if (!worker.indexIsStale || signal.aborted) return
   try {
@@ -125,14 +128,14 @@ export async function refreshIndex(worker: Worker, signal: AbortSignal) {
 }
 
 /**
- * Writes index.json anew, one archiver at a time.
- * @returns as rebuildIndex
- * @throws when another one has been at it for 10 s: one that hangs must not keep all others from their work
+ * Writes index.json again, one archiver at a time.
+ * @returns the same as rebuildIndex
+ * @throws if another archiver holds the lock for 10 s: one that hangs must not keep all others from their work
  */
 export async function writeIndex(worker: Worker, signal?: AbortSignal) {
   const session = await openSession(worker.database, signal)
   try {
-    // Of two archivers the later one lists last. The lock ends with its connection.
+    // Of two archivers, the later one also lists later. The lock ends with its connection.
     await session.sql`select fleet.take_index_lock()`.catch((cause: unknown) => {
       throw new Error('index.json is not written: another archiver may be writing it', { cause })
     })

@@ -281,6 +281,6 @@ async function measureMemory(
   return figures
 }
 
-export function tellProblems({ problems }: Sent) {
+function tellProblems({ problems }: Sent) {
   for (const [problem, count] of Object.entries(problems)) say(`  ${count} requests failed: ${problem}`)
 }

@@ -6,24 +6,24 @@ import { poolHealth, table } from './check.ts'
 import { plainEnv, repository } from '../local/config.ts'
 import { withDatabase } from '../testing/database.ts'
 
-t.test('the worst comes first, with its remedy', async t => {
+t.test('the worst check comes first, with its remedy', async t => {
   t.equal(
     table([
       { check_name: 'scheduler', status: 'ok', detail: 'all jobs run', remedy: 'none needed' },
       { check_name: 'retention', status: 'fail', detail: '3 days overdue', remedy: '-- now\ncall fleet.nightly();' },
-      { check_name: 'archiver', status: 'warn', detail: 'not heard of', remedy: null },
+      { check_name: 'archiver', status: 'warn', detail: 'never seen', remedy: null },
     ]),
     [
       'fail  retention  3 days overdue',
       '                 -> -- now',
       '                    call fleet.nightly();',
-      'warn  archiver   not heard of',
+      'warn  archiver   never seen',
       'ok    scheduler  all jobs run',
     ].join('\n'),
   )
 })
 
-t.test('npm run check ends with 1 when anything fails', async t => {
+t.test('npm run check exits with 1 if a check fails', async t => {
   const db = await withDatabase(t)
   const [worst] = await db.sql`select count(*) filter (where status = 'fail')::integer as failures from fleet.check()`
   const { status, stdout } = spawnSync(process.execPath, ['--import', 'tsx', join(repository, 'cli/check.ts')], {
@@ -35,7 +35,7 @@ t.test('npm run check ends with 1 when anything fails', async t => {
   t.equal(status, worst?.failures ? 1 : 0)
 })
 
-t.test('the health of the pools is asked of a running server', async t => {
+t.test('a running server is asked for the health of its pools', async t => {
   const { url } = await withServer(t)
   t.match(await poolHealth({ url, adminKey: ADMIN_KEY }), { status: 'ok', detail: /^\d+ of \d+ connections in use/ })
   t.match(await poolHealth({ url, adminKey: 'another key' }), { status: 'warn', detail: /answers 401/ })

@@ -79,6 +79,7 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
         { can_end: boolean }[]
       >`select to_regprocedure('fleet_guard.end_setup()') is not null as can_end`
       if (guard!.can_end) await owner`select fleet_guard.end_setup()`
+      await recordTriggers(owner)
       await scheduleJobs(owner, log)
     })
   } finally {
@@ -196,6 +197,13 @@ async function requirePreparation(sql: Sql, file: string) {
     'this database is not prepared: fleet_owner, pg_partman with its rights, or the guard of this version is missing. Run once, as a role that ' +
       `may create extensions and roles: psql -v ON_ERROR_STOP=1 ${SETUP_FILES.map(name => `-f sql/setup/${name}`).join(' ')} <the URL of this database>`,
   )
+}
+
+/** fleet.check() compares with these. While a migration is being written, the committed ones may lack the function. */
+async function recordTriggers(sql: Sql) {
+  const [row] = await sql<{ can_record: boolean }[]>`
+    select to_regprocedure('fleet.record_triggers()') is not null as can_record`
+  if (row!.can_record) await sql`select fleet.record_triggers()`
 }
 
 async function scheduleJobs(sql: Sql, log: (line: string) => void) {

@@ -60,7 +60,7 @@ interface User {
 }
 
 /** A postmaster that did not start; the message has the end of its log. */
-export class ClusterError extends Error {}
+class ClusterError extends Error {}
 
 /** The user that Postgres runs as: postgres for root (Postgres refuses to be root), else whoever runs this. */
 export function clusterUser(): User | undefined {

@@ -69,7 +69,10 @@ alter table fleet.settings
     constraint settings_proofs_needed_range check (proofs_needed in (1, 2)),
   add column if not exists archive_stores text[] not null default '{}';
 
--- Functions that are gone, or that have other parameters now.
+-- Functions that are gone, or that have other parameters or columns now.
+drop view if exists fleet.job_health;
+drop function if exists fleet.job_history();
+drop function if exists fleet.job_definitions();
 drop function if exists fleet.content_checksum(regclass);
 drop function if exists fleet.checksum_expression(regclass);
 drop function if exists fleet.record_export(text, text, bigint, numeric, timestamptz, timestamptz);

@@ -94,7 +94,7 @@ export function toProblem(error: unknown): Problem {
 const OUTAGE = /^(08|28|3D|40|53|57|55P03|25006)/
 
 /** True when the same call may succeed later: the fault is not in what was sent. */
-export function isOutage(error: unknown) {
+function isOutage(error: unknown) {
   if (error instanceof postgres.PostgresError) return OUTAGE.test(error.code)
   if (!(error instanceof Error)) return false
   const { code, syscall } = error as NodeJS.ErrnoException

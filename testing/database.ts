@@ -16,7 +16,7 @@ import { requirePostgres, type Postgres } from '../local/packages.ts'
 const run = promisify(execFile)
 
 /** The migrated database that every withDatabase() is a copy of. Nobody connects to it. */
-export const TEMPLATE_DATABASE = 'fleet_template'
+const TEMPLATE_DATABASE = 'fleet_template'
 /** The database pg_cron works in: migrated as the others, and shared by the tests that need jobs to fire. */
 export const CRON_DATABASE = 'fleet_cron'
 

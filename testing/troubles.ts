@@ -1,50 +1,54 @@
-// Troubles made for real, one by one: fleet.check() names each and nothing else, and its remedy, run as printed, ends it.
+// Makes real troubles one at a time. fleet.check() must name each and nothing else, and its remedy, run as printed, must end it.
 import { spawn } from 'node:child_process'
 import { delimiter } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import type { Sql } from 'postgres'
 import type { Test } from 'tap'
 import { makeDirectory } from './archiver.ts'
-import { clusterUser } from '../local/cluster.ts'
+import { clusterUser, type Role } from '../local/cluster.ts'
 import { plainEnv, repository } from '../local/config.ts'
 import { testCluster, waitFor, withCluster } from './database.ts'
-import { asRole, daysAgo, enroll, ingest, partitionAt, value, type Beat } from './fleet.ts'
+import { asRole, enroll, ingest, value, type Beat } from './fleet.ts'
 
 export interface Trouble {
   /** What happened. */
   what: string
-  /** The checks that say so, and no other. */
+  /** The checks that must report it, and no other. */
   checks: string[]
-  /** How much later the check looks, where what is wrong is that it lasts. */
+  /** How much later the check looks, if the trouble is that something lasts. */
   later?: string
-  inject: () => Promise<unknown>
-  /** What people do beside the remedy, where that asks for it: mend the cause, set the clocks. */
-  beside?: () => Promise<unknown>
+  inject: (t: Test) => Promise<unknown>
+  /** What people do besides the remedy, if it asks for that: fix the cause, set the clocks. */
+  besides?: () => Promise<unknown>
 }
 
-/** In ms: one look takes a tenth of a second of CPU, which the other tests want too. */
+export type HealthyStore = Awaited<ReturnType<typeof withHealthyStore>>
+
+/** In ms. A check takes a tenth of a second of CPU, which the other tests need too. */
 const POLL_MS = 400
 
-/** A cluster of the test's own, where all is well, with 150 devices that sent, and an archiver; what makes troubles there, and what goes through them. */
-export async function withoutTroubles(t: Test) {
+/** A cluster of the test's own in which every check is ok, with an archiver and 150 devices that have sent a heartbeat. */
+export async function withHealthyStore(t: Test) {
   const db = await withCluster(t)
   const { sql, admin, cluster } = db
   await admin`alter system set max_prepared_transactions = 4`
   await admin`alter system set wal_level = 'replica'`
   await admin`alter system set max_wal_senders = 4`
-  // Only the job of each minute runs beside the test; the others would mend what is to be found.
+  await admin`alter system set autovacuum_freeze_max_age = 100000`
+  // Only the job that runs each minute stays; the others would fix what the checks should find.
   const quiet = () => admin`update cron.job set schedule = '0 0 1 1 *' where jobname <> 'fleet-mark-silent'`
   await quiet()
   await cluster.stop()
   await cluster.start()
 
   const directory = await makeDirectory(t)
-  const dba = asRole(t, db, 'fleet_dba')
-  const owner = asRole(t, db, 'fleet_owner')
+  const login = (role: Role, connection?: Record<string, string>) => asRole(t, db, role, connection)
+  const dba = login('fleet_dba')
+  const owner = login('fleet_owner')
   const group: { stop: () => void } = { stop: () => {} }
   t.teardown(() => group.stop())
 
-  /** Runs the lines of a shell's remedy; the archiver stays. */
+  /** Runs the lines of a remedy for a shell. The archiver keeps running. */
   async function shell(remedy: string) {
     const asPostgres = /as the user of Postgres/.test(remedy)
     const child = spawn('sh', ['-c', remedy], {
@@ -55,21 +59,23 @@ export async function withoutTroubles(t: Test) {
       env: {
         ...plainEnv(),
         PATH: [testCluster().postgres.bin, plainEnv().PATH].join(delimiter),
+        DATABASE_URL: db.url('postgres'),
         ARCHIVER_DATABASE_URL: db.url('fleet_archiver'),
+        VERIFIER_DATABASE_URL: db.url('fleet_verifier'),
         ARCHIVE_URL: pathToFileURL(`${directory}/archive`).href,
-        TMPDIR: directory, // it is killed, and removes nothing
+        TMPDIR: directory, // it is killed, so it removes nothing
       },
     })
     const ended = new Promise(resolve => child.once('close', resolve))
-    if (/it stays/.test(remedy)) {
-      // Ends the group when its input ends, be it that this process is killed.
+    if (/it keeps running/.test(remedy)) {
+      // Kills the group when its input ends, also if this process is killed.
       // eslint-disable-next-line no-restricted-syntax -- the number of a process
       const guard = spawn('sh', ['-c', `read _; kill -s KILL -- -${child.pid}`], {
         detached: true,
         stdio: ['pipe', 'ignore', 'ignore'],
       })
       group.stop = () => guard.stdin.end()
-    } else await ended
+    } else t.equal(await ended, 0, remedy)
   }
 
   async function run(remedy: string) {
@@ -86,17 +92,16 @@ export async function withoutTroubles(t: Test) {
   `
   const names = async (later?: string) => (await check(later)).map(row => row.check_name)
 
-  /** Follows the remedies, the first one first, until none of these checks is left. */
-  async function mend(checks: string[], later?: string) {
+  /** Follows the remedies, the first one first, until all of these checks are ok. */
+  async function follow(checks: string[], later?: string) {
     let seen = ''
-    for (let round = 0; round < 2 + 2 * checks.length; round++) {
-      // What follows from another trouble may go with it, in a moment.
+    for (let round = 0; round < 20; round++) {
+      // What follows from another trouble may end with it after a moment.
       if (round > 0)
-        await waitFor(async () => (await names(later)).every(name => !checks.includes(name)), {
-          timeoutMs: 1000,
-          every: POLL_MS,
-        }).catch(() => {})
-      // A restart takes the sessions with it.
+        await waitFor(async () => (await names(later)).every(name => !checks.includes(name)), { timeoutMs: 1000, every: POLL_MS }).catch(
+          () => {},
+        )
+      // A restart ends the sessions.
       const found = (await tried(() => check(later)))?.filter(row => checks.includes(row.check_name))
       if (found?.length === 0) return
       const [first] = found ?? []
@@ -126,23 +131,22 @@ export async function withoutTroubles(t: Test) {
 
   // The devices of this test send only when there is a reason to.
   await dba`update fleet.settings set ingest_gap = '1 day'`
-  await mend(await names())
-  t.same(await check(), [], 'a cluster set as the guidelines say, with an archiver: all is well')
+  await follow(await names())
+  t.same(await check(), [], 'in a cluster that follows the guidelines, with an archiver, every check is ok')
 
   const [first, ...others] = (await enroll(sql, 150)) as [number, ...number[]]
   const all = [first, ...others]
   const good = (devices: number[]): Beat[] => devices.map(device_id => ({ device_id, ts: new Date().toISOString() }))
   await ingest(sql, good(all))
-  const day = (days: number) => partitionAt(sql, daysAgo(days))
-  /** A statement that the guard would refuse. */
+  /** Runs a statement that the guard would refuse. */
   const unguarded = async (statement: string) => {
     await admin.unsafe('alter event trigger fleet_guard_drop disable')
     await admin.unsafe(statement)
     await admin.unsafe('alter event trigger fleet_guard_drop enable always')
   }
-  /** A session that does this and stays, until somebody ends it. */
+  /** A session that runs these statements and stays until somebody ends it. */
   const session = async (...statements: string[]): Promise<Sql> => {
-    const other = asRole(t, db, 'fleet_owner')
+    const other = login('fleet_owner')
     for (const statement of statements) await other.unsafe(statement)
     return other
   }
@@ -153,12 +157,12 @@ export async function withoutTroubles(t: Test) {
       { timeoutMs: 90_000, what: () => 'the job of each minute to have run' },
     )
 
-  /** Makes each trouble, looks for its checks and no others, follows their remedies, and looks whether all is as before. */
+  /** Makes each trouble, expects its checks and no others, follows their remedies, and expects that all is as before. */
   async function goThrough(troubles: Trouble[]) {
-    for (const { what, checks, later, inject, beside } of troubles) {
+    for (const { what, checks, later, inject, besides } of troubles) {
       const before = await names(later)
-      await inject()
-      // Seen from later on, whatever runs just now has run for long: until it is gone, there is one more.
+      await inject(t)
+      // At a later time, whatever runs now has run for long, so there may be one more check until it has ended.
       let found: string[] = []
       const differs = (expected: string[]) =>
         waitFor(
@@ -170,8 +174,12 @@ export async function withoutTroubles(t: Test) {
         ).catch(() => {})
       await differs(checks)
       t.same(found, checks, what)
-      await beside?.()
-      await mend(checks, later)
+      const remedies = (await tried(() => check(later)))?.filter(row => checks.includes(row.check_name)) ?? []
+      await besides?.()
+      // Some remedies only show where to look, and what people do then is enough. They must run all the same.
+      if (besides && (await tried(() => names(later)))?.every(name => !checks.includes(name)))
+        for (const { remedy } of remedies) await run(remedy ?? '')
+      await follow(checks, later)
       await quiet()
       await differs([])
       t.same(found, [], `${what}: all is well again`)
@@ -181,11 +189,11 @@ export async function withoutTroubles(t: Test) {
     ...db,
     dba,
     owner,
+    login,
     directory,
     all,
     first,
     good,
-    day,
     unguarded,
     session,
     minuteJob,

@@ -1,4 +1,4 @@
-// Attacks by somebody who may write to the store and knows how archives are made, so that forged files fit their manifests and hashes.
+// Attacks by somebody who may write to the store and knows how archives are made: forged files match their manifests and hashes.
 import { readFile, stat, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { DuckDBInstance } from '@duckdb/node-api'
@@ -14,7 +14,7 @@ async function readManifestFile(path: string) {
   return JSON.parse(await readFile(path, 'utf8')) as Manifest
 }
 
-/** Replaces the file of an archive by what `select` makes of it, and its manifest by one that fits. */
+/** Replaces the file of an archive with the result of `select` over it, and its manifest with one that matches. */
 async function forge(
   t: Test,
   { parquet, manifest }: { parquet: string; manifest: string },
@@ -77,9 +77,9 @@ t.test('the archive of another day in the place of this one is not restored', as
   })
   t.match(await runCli(t, db, directory, 'restore', retiredDay), {
     code: 1,
-    output: /the manifest is of device_heartbeats_\d+\.parquet, the database has/,
+    output: /the manifest is for device_heartbeats_\d+\.parquet, but the database has/,
   })
-  // With the manifest left as it was, only the file is another.
+  // With the old manifest, only the file differs.
   const { manifest } = paths
   await writeFile(
     manifest,
@@ -97,7 +97,7 @@ t.test('the archive of another day in the place of this one is not restored', as
 
 t.test('a small file with very many rows is refused by its footer, even if no database knows it', async t => {
   const { directory, paths } = await withArchive(t)
-  // 20 million rows in a few kilobytes: what the manifest says is what is read, or nothing is.
+  // 20 million rows in a few kilobytes. The file is read only if its footer agrees with the manifest.
   await forge(
     t,
     paths,
@@ -106,7 +106,7 @@ t.test('a small file with very many rows is refused by its footer, even if no da
   )
   t.ok((await stat(paths.parquet)).size < 1_000_000)
   const lost = await withDatabase(t)
-  t.match(await runCli(t, lost, directory, 'adopt'), {
+  t.match(await runCli(t, lost, directory, 'register'), {
     code: 1,
     output: /expected 1000 rows; the file says that it has 20000000/,
   })

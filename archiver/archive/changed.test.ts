@@ -18,7 +18,7 @@ const changes = {
   },
 }
 
-/** A day that is archived and stays for its grace, changed meanwhile. */
+/** A day that is archived, stays for its grace period, and is changed meanwhile. */
 async function withChangedDay(t: Test, change: keyof typeof changes) {
   const retired = await withRetiredDay(t)
   const { db, directory, partition } = retired
@@ -27,7 +27,7 @@ async function withChangedDay(t: Test, change: keyof typeof changes) {
   t.match(await stateOf(db.sql, partition), { state: 'archived' })
   await db.admin.unsafe(changes[change].statement.replaceAll('{table}', `fleet_detached.${partition}`))
   await db.admin`update fleet.settings set archive_grace = '0'`
-  await db.admin`update fleet.hb_partitions set lease_until = null` // the archiver that proved it is done with it
+  await db.admin`update fleet.hb_partitions set lease_until = null` // the archiver that proved it has finished with it
   const archived = (await value(
     db.sql`select content_checksum from fleet.hb_partitions where partition_name = ${partition}`,
   )) as string
@@ -38,7 +38,7 @@ async function withChangedDay(t: Test, change: keyof typeof changes) {
 
 for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
   t.test(`${change} after the proof is found, and either the table or the archive can be kept`, async t => {
-    await t.test('neither is dropped automatically; then the archive is kept', async t => {
+    await t.test('neither is dropped automatically; here the archive is kept', async t => {
       const { db, directory, partition, archived, content } = await withChangedDay(t, change)
       t.same((await workAll(t, db, directory)).results, ['failed'])
       const state = await stateOf(db.sql, partition)
@@ -56,7 +56,7 @@ for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
             ),
           },
         ],
-        'named at once instead of after hours',
+        'reported at once instead of after hours',
       )
       t.notOk((await stepsOf(db.sql, partition)).includes('partition.drop'), 'and no event says that it was dropped')
 
@@ -87,10 +87,10 @@ for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
     await t.test('the table is kept', async t => {
       const { db, directory, partition, changed, content } = await withChangedDay(t, change)
       const dba = asRole(t, db, 'fleet_dba')
-      t.match(await value(dba`select fleet.retry_archive(${partition})`), /differs from its archive and waits/)
+      t.match(await value(dba`select fleet.retry_archive(${partition})`), /differs from its archive and is waiting/)
       await workAll(t, db, directory)
       if (!changes[change].isKept) {
-        // Rows of the archive would be lost, and only a human may decide that.
+        // Rows of the archive would be lost, and only a person may decide that.
         t.match(
           await stateOf(db.sql, partition),
           {
@@ -129,7 +129,7 @@ t.test('accept_archive() refuses a day without an archive, and one that equals i
   await db.admin`update fleet.settings set archive_grace = '1 day'`
   await workAll(t, db, directory)
   t.match(await value(db.sql`select fleet.accept_archive(${partition}, 'why')`), /nothing to accept/)
-  t.match(await value(db.sql`select fleet.retry_archive(${partition})`), /archived already/)
+  t.match(await value(db.sql`select fleet.retry_archive(${partition})`), /already archived/)
   t.match(await stateOf(db.sql, partition), { state: 'archived' })
 })
 
@@ -146,10 +146,14 @@ t.test('a comparison blocks writers, but neither readers nor the lease', async t
       await sql.unsafe(`update fleet_detached.${partition} set battery_pct = 1`)
     }),
     { code: '55P03' },
-    'no writer',
+    'writers are blocked',
   )
-  t.match(await db.admin.unsafe(`select count(*)::int from fleet_detached.${partition}`), [{ count: 1000 }], 'readers read')
-  t.match(await db.sql`select bytes_size from fleet.partition_health where partition_name = ${partition}`, [{}], 'as do views')
+  t.match(await db.admin.unsafe(`select count(*)::int from fleet_detached.${partition}`), [{ count: 1000 }], 'readers can read')
+  t.match(
+    await db.sql`select bytes_size from fleet.partition_health where partition_name = ${partition}`,
+    [{}],
+    'views can be read',
+  )
   await db.admin.begin(async sql => {
     await sql`set local lock_timeout = '50ms'`
     await sql`update fleet.hb_partitions set lease_until = now() where partition_name = ${partition}`
@@ -162,7 +166,7 @@ t.test('a comparison blocks writers, but neither readers nor the lease', async t
   )
 })
 
-t.test('the event of a table that was dropped by hand does not claim a comparison', async t => {
+t.test('the event for a table that was dropped by hand does not claim a comparison', async t => {
   const { db, directory, partition } = await withRetiredDay(t)
   await db.admin`update fleet.settings set archive_grace = '1 day'`
   await workAll(t, db, directory)

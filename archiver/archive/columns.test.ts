@@ -22,14 +22,14 @@ import {
 import { findOrphans, listArchives, verifyArchive } from './verify.ts'
 import type { Worker } from '../context.ts'
 
-/** What may happen to the columns of the table, and how the rows of before it are seen afterwards. */
+/** A change to the columns of the table, and how older rows are seen afterwards. */
 interface Change {
   statements: string[]
   today: Partial<Record<keyof typeof archived, string>>
   leftOut: string | null
 }
 
-/** The columns of the archives here, as they are compared. */
+/** The columns of the archives in this file, as they are compared. */
 const archived = {
   ts: 'ts',
   received_at: 'received_at',
@@ -54,14 +54,14 @@ const changes: Record<string, Change> = {
   dropped: { statements: [DROP_COLUMN], today: { network_type: '' }, leftOut: 'network_type (text)' },
   renamed: { statements: [RENAME_COLUMN], today: { agent_version: 'agent' }, leftOut: null },
   widened: { statements: WIDEN_COLUMNS, today: {}, leftOut: null },
-  'all of them': {
+  'all columns': {
     statements: [ADD_COLUMN, DROP_COLUMN, RENAME_COLUMN, ...WIDEN_COLUMNS],
     today: { network_type: '', agent_version: 'agent' },
     leftOut: 'network_type (text)',
   },
 }
 
-/** An archive, and a way to have the rows that are in it in a table of a database. */
+/** An archive, and a way to put its rows into a table of a database. */
 interface Archived {
   day: string
   rows: number
@@ -83,7 +83,7 @@ const format1: Archived = {
   },
 }
 
-/** The same, made by this version. */
+/** The same archive, made by this version. */
 async function makeFormat2(t: Test): Promise<Archived> {
   const { db, directory } = await withRetiredDay(t, 'awkward')
   t.same((await workAll(t, db, directory)).results, ['done'])
@@ -96,7 +96,7 @@ async function makeFormat2(t: Test): Promise<Archived> {
   }
 }
 
-/** Changes the table as its owner. The one view over it is in the way of what concerns its columns. */
+/** Changes the table as its owner. The one view over the table would prevent changes of its columns. */
 async function alter(db: TestDatabase, ...statements: string[]) {
   await db.sql`drop view if exists fleet.device_status_legacy cascade`
   for (const statement of statements) await db.sql.unsafe(statement)
@@ -118,7 +118,7 @@ async function ask(worker: Worker, sql: string) {
   })
 }
 
-/** The rows of a day that are not as they were archived, by the columns that the table still has. */
+/** The rows of a day that differ from what was archived, by the columns that the table still has. */
 async function differingRows(db: TestDatabase, day: string, { today }: Change) {
   const kept = Object.keys(archived).filter(name => today[name as keyof typeof archived] !== '') as (keyof typeof archived)[]
   const old = kept.join(', ')
@@ -128,7 +128,7 @@ async function differingRows(db: TestDatabase, day: string, { today }: Change) {
     (${rows} except all select ${old} from public.expected) union all (select ${old} from public.expected except all ${rows})`)
 }
 
-/** Adds a row to a restored day, and has it archived again. */
+/** Adds a row to a restored day, and lets it be archived again. */
 async function archiveAgain(t: Test, db: TestDatabase, directory: string, partition: string, day: string, device_id = 4711) {
   await db.admin.unsafe(
     `insert into fleet.${partition} (ts, received_at, device_id) values ('${day} 12:34:56Z', now(), ${device_id})`,
@@ -157,14 +157,14 @@ for (const archivedAs of [format1, await makeFormat2(t)]) {
 
         // Registered.
         const { worker } = await withWorker(t, db, directory)
-        t.same(await registerArchives(worker, () => {}), { adopted: 1, alreadyKnown: 0, faults: [] })
+        t.same(await registerArchives(worker, () => {}), { registered: 1, alreadyKnown: 0, faults: [] })
         const [{ partition_name: partition } = { partition_name: '' }] = await db.sql<{ partition_name: string }[]>`
         select partition_name from fleet.archives where range_start = ${day}::date`
         t.match(await db.sql`select manifest_format, checksum_version, columns from fleet.archives`, [
           { manifest_format: format, checksum_version: format, columns: Object.keys(archived).map(name => ({ name })) },
         ])
         if (format === 1) {
-          // The state of a database that made this archive before columns were recorded.
+          // The state of a database that made this archive before it recorded columns.
           await db.sql`update fleet.hb_partitions set columns = null, columns_at = null, checksum_version = null, manifest_format = null`
         }
 
@@ -222,7 +222,7 @@ for (const archivedAs of [format1, await makeFormat2(t)]) {
         const aside = join(folder, `../superseded/date=${day}`)
         if (change.leftOut === null) {
           t.equal(second.superseded, undefined)
-          t.same(await filesOf(aside), [], 'the new file holds everything that was in it')
+          t.same(await filesOf(aside), [], 'the new file holds everything that was in the old one')
         } else {
           t.same(second.superseded, [{ file, bytes: first.bytes, sha256: first.sha256, columns: ['network_type'] }])
           t.same(await filesOf(aside), [file.replace('.parquet', '.manifest.json'), file])
@@ -238,7 +238,7 @@ for (const archivedAs of [format1, await makeFormat2(t)]) {
         const other = await withDatabase(t)
         await alter(other, ...change.statements)
         const { worker: registrar } = await withWorker(t, other, directory)
-        t.same(await registerArchives(registrar, () => {}), { adopted: 1, alreadyKnown: 0, faults: [] })
+        t.same(await registerArchives(registrar, () => {}), { registered: 1, alreadyKnown: 0, faults: [] })
         await db.sql`select fleet.request_restore(${day}::date)`
         t.same((await workAll(t, db, directory)).results, ['done'])
         await db.admin.unsafe(`delete from fleet.${partition} where device_id = 4711`)
@@ -249,7 +249,7 @@ for (const archivedAs of [format1, await makeFormat2(t)]) {
 }
 
 t.test('a day that was archived and dropped before a column was added is restored', async t => {
-  // The sequence that version 0.1.0 answered with "the restored rows … differ from what was archived; it is not attached".
+  // The sequence for which version 0.1.0 reported "the restored rows … differ from what was archived; it is not attached".
   const { db, directory, partition } = await withRetiredDay(t)
   t.same((await workAll(t, db, directory)).results, ['done'])
   await db.sql`alter table fleet.device_heartbeats add column storage_free_mb integer`
@@ -274,7 +274,7 @@ t.test('the command names the column that was left out', async t => {
   )
 })
 
-t.test('a day that was detached before a column was added is archived as it is', async t => {
+t.test('a day that was detached before a column was added is archived unchanged', async t => {
   const { db, directory, partition } = await withRetiredDay(t)
   await db.sql`alter table fleet.device_heartbeats add column storage_free_mb integer`
   await db.sql`alter table fleet.device_heartbeats rename column agent_version to agent`
@@ -302,7 +302,7 @@ t.test('a day that was detached before a column was added is archived as it is',
   )
 })
 
-t.test("a value that does not fit today's column is named, and nothing is attached", async t => {
+t.test("a value that does not fit today's column is reported, and nothing is attached", async t => {
   const { db, directory, partition } = await withRetiredDay(t)
   await workAll(t, db, directory)
   const { worker } = await withWorker(t, db, directory)
@@ -317,7 +317,7 @@ t.test("a value that does not fit today's column is named, and nothing is attach
       'alter column received_at type date',
       'alter column received_at type timestamptz',
     ],
-    'another kind': [
+    'another kind of type': [
       /column agent_version: the archive has text, the table has uuid, .*invalid input syntax for type uuid/,
       'alter column agent_version type uuid using null',
       'alter column agent_version type text',
@@ -355,7 +355,7 @@ t.test("a value that does not fit today's column is named, and nothing is attach
   )
 })
 
-t.test('two columns that exchanged their names, and one that was dropped and made again', async t => {
+t.test('two columns that swapped their names, and one that was dropped and created again', async t => {
   const { db, directory } = await withRetiredDay(t)
   await workAll(t, db, directory)
   await db.sql.begin(async sql => {
@@ -394,7 +394,7 @@ t.test('later revisions keep naming a superseded file, and verify checks it', as
   const kept = join(aside, parquet.slice(folder.length + 1))
   const bytes = await readFile(kept)
 
-  // A third revision carries it on.
+  // A third revision still names it.
   await alter(db, 'alter table fleet.device_heartbeats drop column network_type')
   await db.sql`select fleet.request_restore(${retiredDay}::date)`
   await workAll(t, db, directory)
@@ -453,7 +453,7 @@ t.test('days with different columns, archived or online, form one relation', asy
     ],
   )
 
-  // The plain files, as README.md says, without this project: under the names that they have.
+  // The plain files, read without this project as README.md says, with the column names in the files.
   await workAll(t, db, directory)
   const duckdb = await (await DuckDBInstance.create()).connect()
   const plain = await duckdb.runAndReadAll(`

@@ -10,7 +10,7 @@ export interface MappedColumn extends Column {
   today_type: string | null
 }
 
-/** The columns of an archive. `columns_at`: when the table had them; null: before the first known change. */
+/** The columns of an archive. `columns_at`: when the table had them; null means before the first known change. */
 export interface Shape {
   columns: Column[]
   columns_at: string | null
@@ -25,8 +25,9 @@ export async function mapColumns(sql: Sql, { columns, columns_at }: Shape) {
 }
 
 /**
- * Reads the columns of an archive from its manifest and records them, for an archive that was made before the database recorded columns.
- * @throws when the manifest is missing, cannot be read, or belongs to another file
+ * Reads the columns of an archive from its manifest and records them, for an archive that was made before the database
+ * recorded columns.
+ * @throws if the manifest is missing, cannot be read, or belongs to another file
  */
 export async function learnColumns(
   { sql, store, storeOptions }: { sql: Sql; store: Store; storeOptions: StoreOptions },
@@ -38,7 +39,8 @@ export async function learnColumns(
   if (!manifest) throw new Error(`${found.url}/${manifestKey}: the manifest is missing`)
   if (manifest.sha256 !== archive.checksum_sha256) {
     throw new Error(
-      `${found.url}/${manifestKey}: the manifest differs from the database: sha256 should be ${archive.checksum_sha256} and is ${manifest.sha256}`,
+      `${found.url}/${manifestKey}: the manifest differs from the database: ` +
+        `sha256 should be ${archive.checksum_sha256} and is ${manifest.sha256}`,
     )
   }
   await recordColumns(sql, archive.partition_name, manifest)
@@ -52,5 +54,6 @@ export async function recordColumns(
   { sha256, columns, checksum_version, format_version }: Manifest,
 ) {
   await sql`
-    select fleet.record_columns(${partition}, ${sha256}, ${sql.json(plainColumns(columns))}, ${checksum_version}, ${format_version})`
+    select fleet.record_columns(
+      ${partition}, ${sha256}, ${sql.json(plainColumns(columns))}, ${checksum_version}, ${format_version})`
 }

@@ -1,4 +1,4 @@
-// The second proof: with settings.proofs_needed at 2, nothing is dropped on the archiver's word alone.
+// The second proof: if settings.proofs_needed is 2, nothing is dropped on the archiver's word alone.
 import { writeFile, readFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
@@ -51,7 +51,7 @@ t.test('an archive is dropped once a second login has read it back', async t => 
 
   t.match(await confirm(t, db, directory), { code: 0, output: /1 confirmed/ })
   t.match(await states(), [{ state: 'archived', is_confirmed: true }])
-  t.match(await confirm(t, db, directory), { code: 0, output: /0 confirmed/ }, 'once is enough')
+  t.match(await confirm(t, db, directory), { code: 0, output: /0 confirmed/ }, 'an archive is confirmed once')
   t.match(await db.sql`select detail from fleet.events where event = 'partition.archive.confirm'`, [{ detail: 'fleet_verifier' }])
   t.match(await runOnce(t, db, directory), { code: 0 })
   t.match(await states(), [{ state: 'dropped' }])

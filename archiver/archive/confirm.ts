@@ -8,10 +8,10 @@ import { listArchives, type Archive } from './verify.ts'
 import type { Worker } from '../context.ts'
 
 /**
- * Reads back every byte and row of each archive that is waiting for its second proof, and confirms what it found. The database compares
- * that with its own count: neither the manifest nor the archiver is trusted.
- * @param worker with the login of a member of fleet_verifier
- * @param onArchive is called when the reading of an archive begins
+ * Reads back every byte and row of each archive that is waiting for its second proof, and confirms what it found. The
+ * database compares that with its own count: neither the manifest nor the archiver is trusted.
+ * @param worker has the login of a member of fleet_verifier
+ * @param onArchive is called before each archive is read
  * @returns how many were confirmed, and a sentence for each archive that was not
  */
 export async function confirmArchives(worker: Worker, onArchive: (archive: Archive) => void) {

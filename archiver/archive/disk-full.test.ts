@@ -8,7 +8,7 @@ import { leftovers, makeDirectory, runOnce, stateOf, withRetiredDay } from '../.
 
 const run = promisify(execFile)
 
-/** A directory that is a disk of its own; undefined where a process may not mount one. */
+/** A directory on its own disk. Undefined if this process may not mount one. */
 async function makeDisk(t: Test, kilobytes: number) {
   const directory = join(await makeDirectory(t), 'disk')
   await mkdir(directory)
@@ -21,9 +21,9 @@ async function makeDisk(t: Test, kilobytes: number) {
   return { directory, grow: () => run('mount', ['-o', 'remount,size=512m', directory]) }
 }
 
-const UNMOUNTABLE = 'only root may mount the small disk that is to fill up'
+const UNMOUNTABLE = 'only root may mount the small disk for this test'
 
-t.test('a disk that fills up during the export fails one try and loses nothing', async t => {
+t.test('a disk that fills up during the export fails one attempt and loses nothing', async t => {
   const { db, directory, partition } = await withRetiredDay(t, 100_000)
   const disk = await makeDisk(t, 128)
   if (!disk) return void t.pass(UNMOUNTABLE, { skip: true })
@@ -39,9 +39,9 @@ t.test('a disk that fills up during the export fails one try and loses nothing',
   t.same(
     await db.admin`select * from fleet.content_checksum(${`fleet_detached.${partition}`}::regclass)`,
     before,
-    'the rows are all there',
+    'all rows are there',
   )
-  t.same(await leftovers(disk.directory), [], 'the room it took is given back')
+  t.same(await leftovers(disk.directory), [], 'the space that it took is freed')
 
   await disk.grow()
   await db.sql`select fleet.retry_archive(${partition})`
@@ -70,10 +70,10 @@ t.test('so does the disk of a file:// store', async t => {
   t.same(
     await db.admin`select * from fleet.content_checksum(${`fleet_detached.${partition}`}::regclass)`,
     before,
-    'the rows are all there',
+    'all rows are there',
   )
   const { stdout } = await run('find', [disk.directory, '-type', 'f'])
-  t.equal(stdout, '', 'no half of a file stays')
+  t.equal(stdout, '', 'no partial file stays')
 
   await disk.grow()
   await db.sql`select fleet.retry_archive(${partition})`

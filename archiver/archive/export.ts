@@ -15,7 +15,7 @@ export async function exportTable(
   const session = await openSession(database, options.signal)
   const { sql } = session
   try {
-    // A plain begin is enough on a client of one connection; sql.begin() would throw outside of our reach if the backend died.
+    // On a client with one connection a plain begin is enough. sql.begin() would throw an uncaught error if the backend died.
     await sql`begin isolation level repeatable read read only`
     const columns = await sql<Column[]>`
       select name, type from fleet.archive_columns(${table}::text::regclass) order by position`
@@ -28,7 +28,7 @@ export async function exportTable(
       throw error
     }
     session.release(rows)
-    // Fails when the server ended in the meantime, so nothing of a broken snapshot is believed.
+    // Fails if the server has ended meanwhile, so nothing from a broken snapshot is used.
     await sql`commit`
     options.signal?.throwIfAborted()
     return { columns, row_count: written }

@@ -26,7 +26,7 @@ const KEYS_OUTSIDE = [
   './../archive-of-others/x',
 ]
 
-/** A server, what it was asked for, and its port. */
+/** A server, the requests that it got, and its port. */
 async function listen(
   t: Test,
   answer: (request: IncomingMessage, response: ServerResponse) => void = (_, response) => response.end('x'),
@@ -61,7 +61,7 @@ t.test('no key leads out of the directory of a store', async t => {
     await isRefused(store.delete(key), key)
   }
   const { key } = await locate(`${store.url}/../x`, store)
-  await isRefused(store.getBytes(key), 'also when the database says so')
+  await isRefused(store.getBytes(key), 'even if the database says so')
   t.equal(String(await readFile(join(directory, 'x'))), 'theirs')
   t.same((await readdir(directory)).sort(), ['archive', 'archive-of-others', 'x'])
 })
@@ -85,7 +85,7 @@ t.test('no manifest names a file or a table outside its day, and none is taken f
         t.throws(() => parse(change), { message: /the manifest is not valid/ })
       }
       if (!isName) t.throws(() => parse({ partition: text }), { message: /partition/ })
-      // A column may have any name; a type is one of those that are known.
+      // A column may have any name, but its type must be a known one.
       for (const column of [
         { name: 'ts', type: text },
         { name: text, type: 'bigint' },

@@ -10,7 +10,7 @@ const timestamp = z
   .string()
   .regex(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$/, 'expected UTC with microseconds, like 2026-08-15T00:00:00.000000Z')
 
-/** What is written. A reader for it goes into `readers`, a manifest of it into fixtures/, and the former ones stay there. */
+/** The format that is written. A new one needs a reader in `readers` and a manifest in fixtures/; the older ones stay there. */
 export const FORMAT_VERSION = 2
 
 const format1 = z.object({
@@ -22,14 +22,14 @@ const format1 = z.object({
   min_ts: timestamp.nullable(),
   max_ts: timestamp.nullable(),
   row_count: z.int().nonnegative(),
-  /** The Parquet file beside this manifest. */
+  /** The Parquet file in the same folder. */
   file: z.string().regex(/^\w+\.parquet$/, 'expected the name of a Parquet file, without a directory'),
   bytes: z.int().positive(),
   sha256: z.string().regex(/^[0-9a-f]{64}$/),
-  /** A decimal string: it passes 2^53. */
+  /** A decimal string, because it exceeds 2^53. */
   content_checksum: z.string().regex(/^\d+$/),
   columns: z.array(z.object({ name: z.string(), type: z.string() })).min(1),
-  /** Of an archive that was made anew with more rows: the how manieth it is, and the SHA-256 of the file before it. */
+  /** For an archive that was made again with more rows: its revision number, and the SHA-256 of the file that it replaces. */
   revision: z.int().min(2).optional(),
   replaces: z
     .string()
@@ -43,11 +43,12 @@ const format2 = format1.extend({
   format_version: z.literal(2),
   /** The version of the definition of content_checksum. */
   checksum_version: z.int().positive(),
-  /** When the table had these columns. Later renames gave some of them other names. */
+  /** When the table had these columns. Later renames may have given some of them other names. */
   columns_at: timestamp,
   /**
-   * Files of earlier revisions with columns that the table no longer had when this one was made. Nothing else holds their values, so they
-   * are kept, each with its manifest, under supersededKeys(). `columns` has the names that these columns have in the file.
+   * Files of earlier revisions with columns that the table no longer had when this revision was made. Nothing else holds
+   * their values, so they are kept, each with its manifest, under supersededKeys(). `columns` has the names of these columns in
+   * the file.
    */
   superseded: z
     .array(
@@ -64,7 +65,7 @@ const format2 = format1.extend({
 export type Manifest = Omit<z.infer<typeof format2>, 'format_version'> & { format_version: number }
 export type Superseded = NonNullable<Manifest['superseded']>[number]
 
-/** Of each format that was ever written: how it is read as if it were of the present one. */
+/** For each format that was ever written: a reader that converts it to the current format. */
 const readers: Record<number, z.ZodType<Manifest>> = {
   1: format1.transform(manifest => ({ ...manifest, checksum_version: 1, columns_at: isoMicros(manifest.created_at) })),
   2: format2,
@@ -72,21 +73,23 @@ const readers: Record<number, z.ZodType<Manifest>> = {
 
 /** Every key of the archive begins with this. */
 export const ROOT = 'device_heartbeats/'
-export const INDEX_KEY = `${ROOT}index.json`
+const INDEX_KEY = `${ROOT}index.json`
 
 /**
- * The keys of a partition's archive, by its range (never by its name: pg_partman's versions name differently).
- * A day: `date=2026-08-15/device_heartbeats_20260815.parquet`. A month is filed under its first day, with the
- * month in the file's name: `date=2026-08-01/device_heartbeats_202608.parquet`; ranges do not overlap, so no
- * two share a folder. A day that was restored and gained rows has a new file when it is archived again, and the
- * manifest says which one counts: `device_heartbeats_20260815_r2.parquet`.
+ * The keys of a partition's archive, by its range (never by its name, because pg_partman's versions use different names).
+ * A day: `date=2026-08-15/device_heartbeats_20260815.parquet`. A month is under its first day, with the month in the
+ * file's name: `date=2026-08-01/device_heartbeats_202608.parquet`. Ranges do not overlap, so no two archives share a
+ * folder. A day that was restored and gained rows gets a new file when it is archived again, and the manifest says which
+ * file counts: `device_heartbeats_20260815_r2.parquet`.
  */
 export function keysOf(range_start: string, range_end: string, revision = 1) {
   const start = isoMicros(range_start)
   const end = isoMicros(range_end)
   const midnight = 'T00:00:00.000000Z'
   if (!start.endsWith(midnight) || !end.endsWith(midnight)) {
-    throw new Error(`the range ${range_start} to ${range_end} does not lie on UTC midnights; the archive has one folder a day`)
+    throw new Error(
+      `the range ${range_start} to ${range_end} does not begin and end at UTC midnights; the archive has one folder per day`,
+    )
   }
   const date = start.slice(0, 10)
   const days = (Date.parse(end) - Date.parse(start)) / 86_400_000
@@ -96,7 +99,7 @@ export function keysOf(range_start: string, range_end: string, revision = 1) {
   return { folder, parquet: `${folder}device_heartbeats_${name}${suffix}.parquet`, manifest: `${folder}manifest.json` }
 }
 
-/** Where an earlier revision is kept if it holds more than the present one. Readers of `date=*` do not find it there. */
+/** Where an earlier revision is kept if it holds more than the current one. Readers of `date=*` do not find it there. */
 export function supersededKeys(range_start: string, file: string) {
   const folder = `${ROOT}superseded/date=${isoMicros(range_start).slice(0, 10)}/`
   return { folder, parquet: `${folder}${file}`, manifest: `${folder}${file.replace(/\.parquet$/, '')}.manifest.json` }
@@ -112,7 +115,7 @@ export interface ManifestInput {
   parquetKey: string
   bytes: number
   sha256: string
-  /** Of a revision: its number, and the SHA-256 of the file it takes the place of. */
+  /** For a revision: its number, and the SHA-256 of the file that it replaces. */
   revision?: number | undefined
   replaces?: string | undefined
   superseded?: Superseded[] | undefined
@@ -157,7 +160,7 @@ export function makeManifest(input: ManifestInput): Manifest {
 
 /**
  * Reads a manifest of this or an older format.
- * @throws naming the object and each field at fault
+ * @throws an error that names the object and each field at fault
  */
 export function parseManifest(url: string, bytes: Uint8Array): Manifest {
   let value: unknown
@@ -169,7 +172,8 @@ export function parseManifest(url: string, bytes: Uint8Array): Manifest {
   const format = (value as { format_version?: unknown } | null)?.format_version
   if (Number.isInteger(format) && Number(format) > FORMAT_VERSION) {
     throw new Error(
-      `${url}: the manifest is of format ${Number(format)}, and this version (${version}) reads formats up to ${FORMAT_VERSION}; a newer one wrote it, use that`,
+      `${url}: the manifest has format ${Number(format)}, and this version (${version}) reads formats up to ${FORMAT_VERSION}; ` +
+        'a newer version wrote it, use that one',
     )
   }
   const parsed = (readers[Number(format)] ?? format2).safeParse(value)
@@ -181,13 +185,14 @@ export function parseManifest(url: string, bytes: Uint8Array): Manifest {
   const { folder, parquet } = keysOf(range_start, range_end, revision)
   if (parquet !== `${folder}${file}`) {
     throw new Error(
-      `${url}: the manifest is not valid: the file of ${range_start} to ${range_end} is ${parquet.slice(folder.length)}, not ${file}`,
+      `${url}: the manifest is not valid: ` +
+        `the file of ${range_start} to ${range_end} is ${parquet.slice(folder.length)}, not ${file}`,
     )
   }
   return parsed.data
 }
 
-/** The manifest at this key; undefined when there is none, and so no archive. */
+/** Reads the manifest at this key. Undefined if there is none, and so no archive. */
 export async function readManifest(store: Store, key: string, signal?: AbortSignal): Promise<Manifest | undefined> {
   let bytes
   try {
@@ -199,12 +204,12 @@ export async function readManifest(store: Store, key: string, signal?: AbortSign
   return parseManifest(`${store.url}/${key}`, bytes)
 }
 
-/** Writes the manifest; with this the archive exists. */
+/** Writes the manifest. From then on the archive exists. */
 export async function writeManifest(store: Store, key: string, manifest: Manifest, signal?: AbortSignal) {
   await store.putBytes(key, Buffer.from(`${JSON.stringify(manifest, null, 2)}\n`), signal)
 }
 
-/** What a manifest and a row of hb_partitions both say of an archive. */
+/** What a manifest and a row of hb_partitions both say about an archive. */
 export type Claims = Partial<
   Pick<
     Manifest,
@@ -221,7 +226,7 @@ export type Claims = Partial<
   >
 >
 
-/** What differs between two descriptions of one archive, as words for an error; empty when nothing does. */
+/** Describes for an error how two descriptions of one archive differ. Empty if they are equal. */
 export function differences(expected: Claims, got: Claims) {
   return (Object.keys(expected) as (keyof Claims)[])
     .filter(field => claimText(expected[field]) !== claimText(got[field]))
@@ -234,7 +239,7 @@ function claimText(value: Claims[keyof Claims]) {
 }
 
 /**
- * Makes index.json anew from the manifests, the only truth about what the archive holds.
+ * Writes index.json again from the manifests, which alone decide what the archive holds.
  * @returns how many archives it lists, and a sentence for each manifest that could not be read
  */
 export async function rebuildIndex(store: Store, signal?: AbortSignal) {

@@ -18,7 +18,7 @@ const columns = [
   { name: 'note', type: 'text' },
 ]
 
-/** A table as fleet.retire_partition() leaves it. Each has a name of its own: the database does not let it be dropped. */
+/** A table as fleet.retire_partition() leaves it. Each has its own name, because the database does not allow it to be dropped. */
 async function makeTable(count = 0) {
   const table = `fleet_detached.rows_${++tables}`
   await db.admin`create table ${db.admin(table)} (like fleet.device_heartbeats)`
@@ -30,7 +30,7 @@ async function makeTable(count = 0) {
   return table
 }
 
-t.test('rows that break careless formats are the same in Parquet', async t => {
+t.test('rows that break careless formats are unchanged in Parquet', async t => {
   const table = await makeTable()
   await fillAwkwardDay(db.admin, '2026-08-15', table)
   const work = await makeDirectory(t)
@@ -41,7 +41,7 @@ t.test('rows that break careless formats are the same in Parquet', async t => {
   t.equal(exported.content.max_ts, '2026-08-15T23:59:59.999999Z')
   t.same(await readContent(file, exported.columns, work), exported.content, 'by content checksum, count and bounds')
 
-  // Once more without the checksum: row by row, as text.
+  // Compared again without the checksum: row by row, as text.
   const duckdb = await (await DuckDBInstance.create()).connect()
   const parquet = await duckdb.runAndReadAll(`
     select epoch_us(ts)::varchar, epoch_us(received_at)::varchar, device_id::varchar, signal_dbm, battery_pct, unity_running,
@@ -68,7 +68,7 @@ t.test('a table without rows makes a Parquet file without rows', async t => {
 })
 
 t.test('small tables of any size are exported', async t => {
-  // postgres.js left the connection paused after a COPY that arrived whole while nobody read it yet.
+  // postgres.js left the connection paused after a COPY that arrived completely before anyone read it.
   const work = await makeDirectory(t)
   for (const count of [1, 150, 300, 500, 700, 1500]) {
     const { content } = await exportCounted(db, await makeTable(count), join(work, `${count}.parquet`), work)
@@ -76,7 +76,7 @@ t.test('small tables of any size are exported', async t => {
   }
 })
 
-t.test('200,000 rows arrive sorted, zstd, and as the same bytes each time', async t => {
+t.test('200,000 rows arrive sorted, compressed with zstd, and as the same bytes each time', async t => {
   const table = await makeTable(200_000)
   const work = await makeDirectory(t)
   const first = await exportCounted(db, table, join(work, 'first.parquet'), work)
@@ -94,7 +94,7 @@ t.test('200,000 rows arrive sorted, zstd, and as the same bytes each time', asyn
   const codecs = await duckdb.runAndReadAll(`select distinct compression from parquet_metadata('${join(work, 'first.parquet')}')`)
   t.same(codecs.getRows(), [['ZSTD']])
   duckdb.closeSync()
-  t.same((await readdir(work)).sort(), ['first.parquet', 'second.parquet'], 'no pipe and no partial file is left')
+  t.same((await readdir(work)).sort(), ['first.parquet', 'second.parquet'], 'neither a pipe nor a partial file is left')
 })
 
 t.test('a backend that dies during the COPY leaves no Parquet file', async t => {
@@ -131,7 +131,7 @@ t.test('an abort during the COPY ends it, here and on the server', async t => {
   })
 })
 
-t.test('rows cut off at the end of a line are noticed', async t => {
+t.test('rows that are cut off at the end of a line are noticed', async t => {
   const work = await makeDirectory(t)
   const rows = new PassThrough()
   rows.write('2026-08-15 00:00:00+00,1,"a"\n')
@@ -150,16 +150,16 @@ t.test('a COPY that died before it was read is noticed', async t => {
   t.same(await readdir(work), [])
 })
 
-t.test('a chunk that holds two rows is noticed, as COPY never sends one', async t => {
+t.test('a chunk with two rows, which COPY never sends, is noticed', async t => {
   const work = await makeDirectory(t)
   const rows = new PassThrough()
   rows.end('2026-08-15 00:00:00+00,1,"a"\n2026-08-15 00:00:00+00,1,"a"\n')
   await t.rejects(writeParquet(rows, columns, join(work, 'x.parquet'), work), {
-    message: 'COPY sent 1 rows, the Parquet file has 2; nothing was kept',
+    message: 'COPY sent 1 rows, but the Parquet file has 2; the file was not kept',
   })
 })
 
-t.test('a value that does not fit is an error that says so, not a wait', async t => {
+t.test('a value that does not fit is an error that says so, and nothing hangs', async t => {
   const work = await makeDirectory(t)
   const rows = new PassThrough()
   for (let n = 0; n < 100_000; n++) rows.write('2026-08-15 00:00:00+00,not a number,"a"\n')
@@ -171,7 +171,7 @@ t.test('a value that does not fit is an error that says so, not a wait', async t
   t.same(await readdir(work), [])
 })
 
-t.test('a directory that is not there is an error, not a wait', async t => {
+t.test('a missing directory is an error, and nothing hangs', async t => {
   const work = await makeDirectory(t)
   const rows = new PassThrough()
   rows.end('2026-08-15 00:00:00+00,1,"a"\n')
@@ -180,7 +180,7 @@ t.test('a directory that is not there is an error, not a wait', async t => {
   })
 })
 
-t.test('what is not Parquet, or has other columns, is not read as an archive', async t => {
+t.test('a file that is not Parquet or has other columns is not read as an archive', async t => {
   const work = await makeDirectory(t)
   const rows = new PassThrough()
   rows.end('2026-08-15 00:00:00+00,1,"a"\n')

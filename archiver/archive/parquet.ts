@@ -11,7 +11,7 @@ export interface Column {
   type: string
 }
 
-/** What a proof compares. Timestamps in UTC with microseconds; the checksum a decimal string. */
+/** What a proof compares. Timestamps are in UTC with microseconds; the checksum is a decimal string. */
 export interface Content {
   row_count: number
   content_checksum: string
@@ -22,7 +22,7 @@ export interface Content {
 /** The newest definition of fleet.content_checksum(); see fleet.checksum_expression(). */
 export const CHECKSUM_VERSION = 2
 
-/** A type in Parquet. `read` and `write` convert the text of Postgres to a value and back if DuckDB's own text is different. */
+/** A type in Parquet. `read` and `write` convert Postgres's text to a value and back if DuckDB's own text is different. */
 interface Form {
   duckdb: string
   canonical: (value: string) => string
@@ -41,7 +41,8 @@ const writeYears = (text: string, zone = '') => `
 const writeDate = (value: string) => writeYears(`${value}::varchar`)
 // Does not use DuckDB's time zones, which change the last years that Parquet can hold.
 const writeZoned = (value: string) => `
-  case when isfinite(${value}) then ${writeYears(`make_timestamp(epoch_us(${value}))::varchar`, '+00')} else ${value}::varchar end`
+  case when isfinite(${value})
+    then ${writeYears(`make_timestamp(epoch_us(${value}))::varchar`, '+00')} else ${value}::varchar end`
 const momentOf = (type: string) => (text: string) => `
   case when ends_with(${text}, ' BC')
     then ((split_part(${text}, ' ', 1) || ' (BC)')::date + split_part(split_part(${text}, ' ', 2), '+', 1)::time)::${type}
@@ -62,7 +63,7 @@ const types: Record<string, Form> = {
   integer: { duckdb: 'integer', canonical: plain },
   bigint: { duckdb: 'bigint', canonical: plain },
   boolean: { duckdb: 'boolean', canonical: plain },
-  // A decimal of Parquet has at most 38 digits and no NaN.
+  // A decimal in Parquet has at most 38 digits and no NaN.
   numeric: { duckdb: 'varchar', canonical: plain },
   'double precision': {
     duckdb: 'double',
@@ -72,7 +73,7 @@ const types: Record<string, Form> = {
   text: { duckdb: 'varchar', canonical: sized },
   inet: { duckdb: 'varchar', canonical: sized },
   jsonb: { duckdb: 'varchar', canonical: sized },
-  // The text of Postgres, which has the bounds, the dimensions and the nulls of the array.
+  // Postgres's text, which has the bounds, the dimensions and the nulls of the array.
   'text[]': { duckdb: 'varchar', canonical: sized },
 }
 
@@ -81,14 +82,14 @@ export function plainColumns(columns: readonly Column[]) {
   return columns.map(({ name, type }) => ({ name, type }))
 }
 
-/** DuckDB's name of the type that a column has in Parquet. @throws for a type that has no form */
+/** DuckDB's name of the type that a column has in Parquet. @throws if the type has no form */
 export function duckdbType({ name, type }: Column) {
   return normal(typeOf(name, type).duckdb)
 }
 
 /**
- * memory_limit counts DuckDB's buffers only. Measured for the whole process, sorted, on 2 cores: with 400 MB a peak of
- * 623 MB for 2.88M rows and 706 MB for 30M; with 350 MB 654 MB for 30M.
+ * memory_limit covers only DuckDB's buffers. Measured for the whole process, with sorting, on 2 cores: at 400 MB, a peak of
+ * 623 MB for 2.88M rows and of 706 MB for 30M; at 350 MB, a peak of 654 MB for 30M.
  */
 const MEMORY_LIMIT = '350MB'
 
@@ -98,15 +99,15 @@ export function copyOptions(columns: Column[]) {
   return `format csv, null '\\N'${text.length > 0 ? `, force_quote (${text.join(', ')})` : ''}`
 }
 
-/** `"ts", "device_id"` …: the columns of a COPY. */
+/** The columns of a COPY: `"ts", "device_id"` … */
 export function columnList(columns: Column[]) {
   return columns.map(column => identifier(column.name)).join(', ')
 }
 
 /**
  * Writes the rows of a COPY (see copyOptions) as a Parquet file, sorted by device_id and ts. The same rows
- * give the same bytes. The file appears only when every row that COPY sent is in it.
- * @param work a directory for the pipe and for what does not fit in memory
+ * give the same bytes. The file appears only once every row that COPY sent is in it.
+ * @param work a directory for the pipe and for data that does not fit into memory
  * @returns the number of rows
  */
 export async function writeParquet(
@@ -116,7 +117,7 @@ export async function writeParquet(
   work: string,
   onRows?: (rows: number, bytes: number) => void,
 ) {
-  // feed() looks at the error when it begins; until then it must not be an uncaught one.
+  // feed() checks for the error when it begins. Until then the error must not be uncaught.
   rows.on('error', () => {})
   const pipe = join(work, 'rows.csv')
   const partial = `${file}.partial`
@@ -145,19 +146,19 @@ export async function writeParquet(
           fault = error
           return 0
         })
-      // DuckDB ends by itself now: its pipe is closed. When it failed, that is why the pipe broke.
+      // DuckDB ends by itself now, because its pipe is closed. If it failed, that is why the pipe broke.
       let written
       try {
         written = (await parquet).rowsChanged
       } catch (cause) {
-        // Cut off in the middle of a line, it complains of the line.
+        // If the rows were cut off in the middle of a line, DuckDB reports that line.
         throw isBrokenPipe(fault) || fault === undefined
           ? new Error(`${file}: DuckDB could not write the Parquet file`, { cause })
           : fault
       }
       if (fault !== undefined) throw fault
-      // Cut off between two lines it does not complain at all.
-      if (written !== sent) throw new Error(`COPY sent ${sent} rows, the Parquet file has ${written}; nothing was kept`)
+      // If they were cut off between two lines, it reports nothing.
+      if (written !== sent) throw new Error(`COPY sent ${sent} rows, but the Parquet file has ${written}; the file was not kept`)
       await rename(partial, file)
       return written
     })
@@ -168,9 +169,9 @@ export async function writeParquet(
 }
 
 /**
- * Reads a whole Parquet file and says what is in it, by DuckDB alone.
- * @param expectedRows the number of rows that the file's footer must give, checked before any row is read
- * @throws when it has other columns or another number of rows
+ * Reads a whole Parquet file and returns what is in it, computed by DuckDB alone.
+ * @param expectedRows the number of rows that the file's footer must state, checked before any row is read
+ * @throws if it has other columns or another number of rows
  */
 export async function readContent(file: string, columns: Column[], work: string, expectedRows?: number): Promise<Content> {
   const canonical = columns.map(({ name, type }) => `coalesce(${typeOf(name, type).canonical(identifier(name))}, '~')`)
@@ -212,9 +213,9 @@ export async function readContent(file: string, columns: Column[], work: string,
 }
 
 /**
- * Streams a Parquet file as CSV for a COPY FROM with copyOptions, less force_quote. `rows` must be read to
- * its end; `done` settles with the number of rows, or says why there are fewer, and must be awaited before
- * the COPY is ended.
+ * Streams a Parquet file as CSV for a COPY FROM with copyOptions, but without force_quote. `rows` must be read to
+ * its end. `done` resolves to the number of rows, or rejects with the reason why there are fewer, and must be awaited
+ * before the COPY is ended.
  */
 export async function streamParquet<T>(
   file: string,
@@ -250,7 +251,7 @@ export async function streamParquet<T>(
       try {
         return await consume(stream, done)
       } catch (error) {
-        // DuckDB may be about to open the pipe, or be blocked in a write: stay its reader until it has noticed.
+        // DuckDB may be about to open the pipe, or blocked in a write: keep reading until it has noticed.
         duckdb.interrupt()
         stream.on('error', () => {})
         stream.resume()

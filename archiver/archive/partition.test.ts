@@ -7,7 +7,7 @@ import { killAfter, leftovers, pathsOf, stateOf, stepsOf, withRetiredDay, withWo
 import { listArchives, verifyArchive } from './verify.ts'
 import { refreshIndex, workOnce } from '../worker.ts'
 
-t.test('an archiver that hangs while it writes index.json keeps nobody from work', async t => {
+t.test('an archiver that hangs while it writes index.json does not block others', async t => {
   const { db, directory, partition } = await withRetiredDay(t)
   const { worker, events } = await withWorker(t, db, directory)
   const { signal } = new AbortController()
@@ -15,18 +15,15 @@ t.test('an archiver that hangs while it writes index.json keeps nobody from work
   await db.admin.begin(async hanging => {
     await hanging`select pg_advisory_xact_lock(hashtext('fleet.archive_index'))`
     await refreshIndex(worker, signal)
-    t.match(events().at(-1), {
-      event: 'archive.index.failed',
-      error: { message: /another archiver may be writing it/, cause: { message: /lock timeout/ } },
-    })
-    t.equal(await workOnce(worker, signal), 'idle', 'it goes on')
+    t.match(events().at(-1), { event: 'archive.index.failed', message: /another archiver may be writing it: .*lock timeout/ })
+    t.equal(await workOnce(worker, signal), 'idle', 'it continues')
   })
   await refreshIndex(worker, signal)
-  t.match(events().at(-1), { event: 'archive.index' }, 'and writes it when it can')
+  t.match(events().at(-1), { event: 'archive.index' }, 'and writes the index when it can')
   t.match(await readFile(join(pathsOf(directory).folder, '../index.json'), 'utf8'), partition)
 })
 
-t.test('killed with -9 after any step, the next run archives it once and loses nothing', async t => {
+t.test('killed with -9 after any step, the next run archives the day once and loses nothing', async t => {
   for (const step of ['claimed', 'frozen', 'exported', 'uploaded', 'proven'] as const) {
     await t.test(`after ${step}`, async t => {
       const { db, directory, partition } = await withRetiredDay(t, 'awkward')
@@ -38,7 +35,7 @@ t.test('killed with -9 after any step, the next run archives it once and loses n
       t.same((await workAll(t, db, directory)).results, ['done'])
       t.notOk(
         (await leftovers(directory)).some(name => killed.includes(name)),
-        'what the killed one left is removed',
+        'the remains of the killed archiver are removed',
       )
       t.match(await stateOf(db.sql, partition), {
         state: 'dropped',
@@ -57,16 +54,16 @@ t.test('killed with -9 after any step, the next run archives it once and loses n
 
 t.test('a damaged archive is never proven', async t => {
   const damages: Record<string, (directory: string) => Promise<void>> = {
-    'one byte flipped': async directory => {
+    'a flipped byte': async directory => {
       const bytes = await readFile(pathsOf(directory).parquet)
       bytes[100] = (bytes[100] ?? 0) ^ 1
       await writeFile(pathsOf(directory).parquet, bytes)
     },
-    'a byte missing': async directory => {
+    'a missing byte': async directory => {
       const bytes = await readFile(pathsOf(directory).parquet)
       await truncate(pathsOf(directory).parquet, bytes.length - 1)
     },
-    'a byte more': directory => appendFile(pathsOf(directory).parquet, '\0'),
+    'an extra byte': directory => appendFile(pathsOf(directory).parquet, '\0'),
     'a wrong row count in the manifest': async directory => {
       const manifest = await readFile(pathsOf(directory).manifest, 'utf8')
       await writeFile(pathsOf(directory).manifest, manifest.replace('"row_count": 1000', '"row_count": 1001'))
@@ -76,7 +73,7 @@ t.test('a damaged archive is never proven', async t => {
   for (const [name, damage] of Object.entries(damages)) {
     await t.test(name, async t => {
       const { db, directory, partition } = await withRetiredDay(t)
-      // Stopped after the upload: record_upload waits while the test holds the row.
+      // Stopped after the upload: record_upload() waits while the test holds the row.
       await killAfter(t, db, directory, partition, 'uploaded')
       await damage(directory)
       const { results, events } = await workAll(t, db, directory)
@@ -101,7 +98,7 @@ t.test('an archive of other rows is not overwritten', async t => {
   t.same(await readFile(pathsOf(directory).parquet), before)
 })
 
-t.test('an archiver that lost its lease stops, and records nothing', async t => {
+t.test('an archiver that lost its lease stops and records nothing', async t => {
   const { db, directory, partition } = await withRetiredDay(t)
   const { worker } = await withWorker(t, db, directory)
   worker.leaseSeconds = 1
@@ -115,7 +112,7 @@ t.test('an archiver that lost its lease stops, and records nothing', async t => 
   t.match(await stateOf(db.sql, partition), { state: 'archiving', lease_owner: 'another', attempts: 0, last_error: null })
 })
 
-t.test('a session whose lease is lost while it connects ends before its first statement', async t => {
+t.test('a session that loses its lease while it connects ends before its first statement', async t => {
   const db = await withDatabase(t)
   const lost = new AbortController()
   const opening = openSession({ url: db.url('fleet_archiver') }, lost.signal)
@@ -123,12 +120,12 @@ t.test('a session whose lease is lost while it connects ends before its first st
   await t.rejects(opening, { message: 'the lease was lost' })
 })
 
-t.test('a store that cannot be written to is named, and the partition kept', async t => {
+t.test('a store that cannot be written to is reported, and the partition is kept', async t => {
   const { db, directory, partition } = await withRetiredDay(t)
   await writeFile(join(directory, 'archive'), 'a file where the directory should be')
   t.same((await workAll(t, db, directory)).results, ['failed'])
   t.match(await stateOf(db.sql, partition), {
     state: 'archive_failed',
-    last_error: /archive: this directory cannot be written to/,
+    last_error: /archive: this process cannot write to this directory/,
   })
 })

@@ -49,11 +49,11 @@ export async function claimPartition({ sql, name, leaseSeconds }: Worker): Promi
 }
 
 /**
- * Takes a claimed partition from the step where it stands to the end: frozen, exported, uploaded, proven, dropped.
- * Each step is recorded when it is done and may be repeated, so a run that died anywhere is finished by the next.
- * @param work an empty directory of its own
+ * Takes a claimed partition from its current step to the end: frozen, exported, uploaded, proven, dropped.
+ * Each step is recorded when it is done and may be repeated, so the next run finishes what a dead one left.
+ * @param work an empty directory for this partition alone
  * @param signal fires when the archiver is stopped or has lost the lease
- * @throws a sentence; the partition is then as it was after its last recorded step
+ * @throws an error with a sentence; the partition is then as it was after its last recorded step
  */
 export async function archivePartition(worker: Worker, claimed: ClaimedPartition, work: string, signal: AbortSignal) {
   let rows = Number(claimed.row_count)
@@ -61,7 +61,7 @@ export async function archivePartition(worker: Worker, claimed: ClaimedPartition
     const started = performance.now()
     await worker.store.check(signal)
     if (claimed.step === 'claimed') await worker.step('freeze', {}, () => freeze(worker, claimed, signal))
-    // The Parquet file of a run that died is gone with it; the same rows make the same file.
+    // The Parquet file of a dead run is gone, but the same rows make the same file.
     const expected =
       claimed.step === 'uploaded' ? await recordedClaims(worker, claimed) : await exportAndUpload(worker, claimed, work, signal)
     await worker.step('prove', {}, () => prove(worker, claimed, expected, started, work, signal))
@@ -77,15 +77,16 @@ async function freeze({ database, name }: Worker, { partition_name, table_name }
   // Not in a transaction, and not on the connection that renews the lease.
   const session = await openSession(database, signal)
   try {
-    // Before PostgreSQL 17 only the owner may VACUUM. Its jobs froze the partition before it was retired, or will do so.
+    // Before PostgreSQL 17 only the owner may VACUUM. The owner's jobs froze the partition before it was retired, or will do so.
     const [right] = await session.sql<{ may_vacuum: boolean }[]>`
       select case
-        when current_setting('server_version_num')::int >= 170000 then has_table_privilege(${table_name}::text::regclass, 'MAINTAIN')
+        when current_setting('server_version_num')::int >= 170000
+          then has_table_privilege(${table_name}::text::regclass, 'MAINTAIN')
         else false
       end as may_vacuum`
     if (right?.may_vacuum) await session.sql.unsafe(`vacuum (freeze) ${table_name}`)
     signal.throwIfAborted()
-    // Rolls up what the night has not, and may take as long.
+    // Rolls up the days that the nightly run has not, which may take equally long.
     await session.sql`select fleet.record_frozen(${partition_name}, ${name})`
   } finally {
     await session.close()
@@ -93,7 +94,7 @@ async function freeze({ database, name }: Worker, { partition_name, table_name }
   signal.throwIfAborted()
 }
 
-/** What is in the store, as far as it will be proven. */
+/** What is in the store and has to be proven. */
 interface Upload {
   claims: Claims
   parquetKey: string
@@ -143,11 +144,11 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
     work,
     signal,
   )
-  // From here on the database forgets the earlier archive, so first it has to be certain that this export may replace it.
+  // From here on the database forgets the earlier archive, so it must be certain by now that this export may replace it.
   await sql`select fleet.record_export(${partition_name}, ${name})`
   const { columns_at } = await recordedShape(worker, partition_name)
   const keys = keysOf(range_start, range_end, revision)
-  // After a failure nothing that lies in the store is trusted: the object is written anew, with the same rows.
+  // After a failure nothing in the store is trusted: the object is written again, with the same rows.
   const isKept =
     existing !== undefined &&
     claimed.attempts === 0 &&
@@ -156,11 +157,12 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
     (await store.head(`${folder}${existing.file}`, signal))?.bytes === existing.bytes
   if (!isKept) {
     await worker.step('upload', { 'fleet.bytes': exported.bytes }, () => store.put(keys.parquet, file, exported.sha256, signal))
-    // A store may say that it stored what it lost. A manifest without its file would stand in the way of another content of this day.
+    // A store may confirm an object that it then loses. A manifest without its file would block other content of this day.
     const stored = await store.head(keys.parquet, signal)
     if (stored?.bytes !== exported.bytes) {
       throw new Error(
-        `${store.url}/${keys.parquet}: the store said that it has this, and has ${stored ? `${stored.bytes} of ${exported.bytes} bytes` : 'it not'}`,
+        `${store.url}/${keys.parquet}: the store confirmed this object, but ` +
+          (stored ? `has ${stored.bytes} of its ${exported.bytes} bytes` : 'does not have it'),
       )
     }
     await writeManifest(
@@ -198,10 +200,10 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
 }
 
 /**
- * An archive may be the only copy of its rows: other content takes its place only when every row of it is in there
- * too, as in that of a day which was restored and gained rows. It then gets a file of its own, so that the
- * archive that is there stays whole until the new one is proven.
- * @throws when rows of the existing archive would be lost
+ * An archive may be the only copy of its rows. Other content replaces it only if that contains every one of its rows, as
+ * for a day that was restored and gained rows. The new archive then gets its own file, so that the existing one stays
+ * whole until the new one is proven.
+ * @throws if rows of the existing archive would be lost
  */
 async function chooseRevision(
   worker: Worker,
@@ -215,15 +217,16 @@ async function chooseRevision(
   if (!existing) return {}
   const { range_start, range_end, row_count, content_checksum, min_ts, max_ts, columns } = exported
   const other = differences({ range_start, range_end, row_count, content_checksum, min_ts, max_ts, columns }, existing)
-  // An archive without rows holds nothing to lose: its day may have been made anew since, and filled.
+  // An archive without rows has nothing to lose: its day may have been created again and filled since.
   if (other === '' || existing.row_count === 0) {
     return { revision: existing.revision, replaces: existing.replaces, superseded: existing.superseded }
   }
   const refuse = (missing: number) => {
     throw new Error(
-      `${worker.store.url}/${folder}${existing.file}: an archive of this day with other content is there already and is not overwritten: ` +
-        `${missing} of its ${existing.row_count} rows are not in the partition (${other}). ${IF_NOT_NEEDED}. ` +
-        "If the archive is right and the table is not, run select fleet.accept_archive(..., 'why')",
+      `${worker.store.url}/${folder}${existing.file}: there is already an archive of this day with other content, ` +
+        `and it is not overwritten: ${missing} of its ${existing.row_count} rows are not in the partition (${other}). ` +
+        `${IF_NOT_NEEDED}. ` +
+        "If the archive is right and the table is wrong, run select fleet.accept_archive(..., 'why')",
     )
   }
   if (existing.range_start !== range_start || existing.range_end !== range_end) return refuse(existing.row_count)
@@ -247,8 +250,9 @@ async function chooseRevision(
 }
 
 /**
- * Lets Postgres count the retired table and compute its checksum, with the rights of its owner. Later proofs are compared with this.
- * @throws when the file has another number of rows, or other columns
+ * Lets Postgres count the retired table and compute its checksum, with its owner's rights. Later proofs are compared with
+ * this.
+ * @throws if the file has another number of rows or other columns
  */
 async function countRetired(
   { database, name }: Worker,
@@ -257,7 +261,7 @@ async function countRetired(
   columns: Column[],
   signal: AbortSignal,
 ): Promise<Content> {
-  // Takes seconds for a large day, so it does not use the connection that renews the lease.
+  // This takes seconds for a large day, so it does not use the connection that renews the lease.
   const session = await openSession(database, signal)
   try {
     const [counted] = await session.sql<
@@ -294,7 +298,7 @@ async function recordedShape({ sql }: Worker, partition: string) {
 
 /** What an earlier run recorded before it died. */
 async function recordedClaims(worker: Worker, claimed: ClaimedPartition): Promise<Upload> {
-  // Null if a version before 0.2 uploaded the archive. The columns in the manifest are then accepted.
+  // Null if a version before 0.2 uploaded the archive. Then the columns in the manifest are accepted.
   const { columns } = (await recordedShape(worker, claimed.partition_name)) as { columns: Column[] | null }
   const claims = {
     ...(columns ? { columns } : {}),
@@ -310,7 +314,7 @@ async function recordedClaims(worker: Worker, claimed: ClaimedPartition): Promis
   return { claims, parquetKey: `${keysOf(claimed.range_start, claimed.range_end).folder}${fileOf(claimed)}` }
 }
 
-/** The name of the file that the database has for the archive. */
+/** The file name of the archive, as the database has it. */
 function fileOf({ archive_url }: ClaimedPartition) {
   return archive_url?.slice(archive_url.lastIndexOf('/') + 1) ?? ''
 }
@@ -332,7 +336,7 @@ async function prove(
     expected,
     work,
     async ({ manifest, content }) => {
-      // The database compares once more with what it recorded, and alone decides.
+      // The database compares again with what it recorded, and alone decides.
       await sql`
       select fleet.record_proof(${claimed.partition_name}, ${name}, ${manifest.sha256},
         ${content.content_checksum}::text::numeric, ${content.row_count}, ${content.min_ts}, ${content.max_ts})`
@@ -358,7 +362,7 @@ async function prove(
   await removeSuperseded(store, proven, worker.log, signal)
 }
 
-/** Does what a run that died after its proof did not come to: the file that the archive takes the place of goes. */
+/** Finishes what a run left undone that died after its proof: deletes the file that the archive replaces. */
 async function finishRevision({ store, log }: Worker, claimed: ClaimedPartition, signal: AbortSignal) {
   if (!/_r\d+\.parquet$/.test(fileOf(claimed))) return
   const manifest = await readManifest(store, keysOf(claimed.range_start, claimed.range_end).manifest, signal)
@@ -377,7 +381,7 @@ async function drop({ sql, log, name }: Worker, { partition_name }: ClaimedParti
     log.info({ event: 'partition.drop', partition: partition_name, rows, duration_ms }, 'dropped')
     return
   }
-  // The next archiver that looks after that drops it.
+  // An archiver drops it later, once it may be dropped.
   await sql`select fleet.release_lease(${partition_name}, ${name})`
   log.info(
     { event: 'partition.kept', partition: partition_name },

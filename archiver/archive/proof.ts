@@ -6,13 +6,13 @@ import { readContent, type Content } from './parquet.ts'
 import type { Store } from '../store/store.ts'
 
 /**
- * Reads an archive back from the store and checks all of it: the manifest against what the database says, the
- * object's size and SHA-256 against the manifest, and its rows, counted and summed by DuckDB, against both.
+ * Reads an archive back from the store and checks all of it: the manifest against the database, the object's size and
+ * SHA-256 against the manifest, and its rows, as DuckDB counts and sums them, against both.
  * @param expected what the database recorded
  * @param known the rows of a local file, already counted and summed by DuckDB. If the object has the SHA-256 of that file, it has
  *   the same rows, and they are not read a second time.
  * @param use is given the verified local copy before it is removed
- * @throws a sentence that names the object and the difference
+ * @throws an error with a sentence that names the object and the difference
  */
 export async function readBack<T>(
   store: Store,
@@ -28,7 +28,7 @@ export async function readBack<T>(
   const manifest = await readManifest(store, keys.manifest, signal)
   if (!manifest) throw new ObjectMissing(manifestUrl)
   if (!keys.parquet.endsWith(`/${manifest.file}`) && keys.parquet !== manifest.file) {
-    throw new Error(`${manifestUrl}: the manifest is of ${manifest.file}, the database has ${keys.parquet}`)
+    throw new Error(`${manifestUrl}: the manifest is for ${manifest.file}, but the database has ${keys.parquet}`)
   }
   const wrongManifest = differences(expected, manifest)
   if (wrongManifest) throw new Error(`${manifestUrl}: the manifest differs from the database: ${wrongManifest}`)

@@ -14,10 +14,10 @@ import {
   workAll,
 } from '../../testing/archiver.ts'
 
-t.test('a new store takes over the archive of one that was lost, and brings its days back row for row', async t => {
+t.test('a new database takes over the archive of a lost one, and brings its days back row for row', async t => {
   const lost = await withDatabase(t)
   const directory = await makeDirectory(t)
-  // One beyond the retention, of which a new store knows nothing, and two for which it has empty partitions.
+  // One day beyond the retention, for which a new database has no partition, and two for which it has empty partitions.
   const days = [200, 80, 70].map(daysAgo)
   await lost.sql`select fleet.create_partitions(${days[0]!}::date, ${days[0]!}::date)`
   await fillDay(lost.admin, days[0]!, 2000)
@@ -29,12 +29,14 @@ t.test('a new store takes over the archive of one that was lost, and brings its 
   const before = await lost.sql`select * from fleet.archives`
 
   const db = await withDatabase(t)
-  const { code, output } = await runCli(t, db, directory, 'adopt')
+  const { code, output } = await runCli(t, db, directory, 'register')
   t.equal(code, 0, output)
-  t.match(output, /^3 adopted, 0 known before$/m)
+  t.match(output, /^3 registered, 0 known before$/m)
   const forget = (rows: readonly object[]) => rows.map(row => ({ ...row, proven_at: null }))
-  t.same(forget(await db.sql`select * from fleet.archives`), forget(before), 'it knows all that the lost one knew')
-  t.match((await runCli(t, db, directory, 'adopt')).output, /^0 adopted, 3 known before$/m)
+  t.same(forget(await db.sql`select * from fleet.archives`), forget(before), 'it knows everything that the lost one knew')
+  const again = await runCli(t, db, directory, 'adopt')
+  t.match(again.output, /^adopt is now called register/m, 'the former name still works')
+  t.match(again.output, /^0 registered, 3 known before$/m)
   t.equal((await runCli(t, db, directory, 'verify', '--all')).code, 0)
   t.match(await db.sql`select * from fleet.check() where status = 'fail'`, [])
 
@@ -48,7 +50,7 @@ t.test('a new store takes over the archive of one that was lost, and brings its 
   }
 })
 
-t.test('a manifest in a place that is not its own is named and not adopted', async t => {
+t.test('a manifest that is not in its own place is reported and not registered', async t => {
   const lost = await withDatabase(t)
   const directory = await makeDirectory(t)
   const [own, other] = [daysAgo(80), daysAgo(70)]
@@ -56,12 +58,12 @@ t.test('a manifest in a place that is not its own is named and not adopted', asy
   await lost.sql`select fleet.archive_partition(${await partitionOf(lost.sql, own)})`
   t.equal((await runOnce(t, lost, directory)).code, 0)
   await cp(pathsOf(directory, own).folder, pathsOf(directory, other).folder, { recursive: true })
-  const { output } = await runCli(t, await withDatabase(t), directory, 'adopt')
-  t.match(output, /^1 adopted, 0 known before; 1 not adopted$/m)
-  t.match(output, new RegExp(`date=${other}/manifest.json: the manifest is of ${own}`))
+  const { output } = await runCli(t, await withDatabase(t), directory, 'register')
+  t.match(output, /^1 registered, 0 known before; 1 not registered$/m)
+  t.match(output, new RegExp(`date=${other}/manifest.json: the manifest is for ${own}`))
 })
 
-t.test('what is damaged, or online with rows, is named and not adopted', async t => {
+t.test('archives that are damaged, or whose day is online with rows, are reported and not registered', async t => {
   const lost = await withDatabase(t)
   const directory = await makeDirectory(t)
   const days = [80, 75, 70].map(daysAgo) as [string, string, string]
@@ -80,14 +82,14 @@ t.test('what is damaged, or online with rows, is named and not adopted', async t
   bytes[bytes.length >> 1]! ^= 1
   await writeFile(parquet, bytes)
 
-  const { code, output } = await runCli(t, db, directory, 'adopt')
+  const { code, output } = await runCli(t, db, directory, 'register')
   t.equal(code, 1)
-  t.match(output, /^1 adopted, 0 known before; 2 not adopted$/m)
+  t.match(output, /^1 registered, 0 known before; 2 not registered$/m)
   t.match(output, /differs from its manifest: sha256/)
   t.match(output, /which is active and holds rows/)
   t.match(await stateOf(db.sql, await partitionOf(db.sql, days[1])), { state: 'active', archive_url: null })
   t.match(await stateOf(db.sql, await partitionOf(db.sql, days[0])), { state: 'active', archive_url: null })
 
   await cp(`${whole}/copy`, parquet)
-  t.match((await runCli(t, db, directory, 'adopt')).output, /^1 adopted, 1 known before; 1 not adopted$/m)
+  t.match((await runCli(t, db, directory, 'register')).output, /^1 registered, 1 known before; 1 not registered$/m)
 })

@@ -9,10 +9,10 @@ import { listArchives } from './verify.ts'
 import type { Worker } from '../context.ts'
 
 /**
- * Makes every archive in the store known to a database that did not write it, as after the loss of the one that did.
- * Each is read back and proven against its manifest first.
- * @param onArchive is told of each as it is begun
- * @returns how many were adopted and how many the database knew, and a sentence for each fault
+ * Registers every archive in the store in a database that did not write it, for example after the loss of the one that did.
+ * Each archive is first read back and proven against its manifest.
+ * @param onArchive is called before each archive is read
+ * @returns how many were registered, how many the database already knew, and a sentence for each fault
  */
 export async function registerArchives(worker: Worker, onArchive: (manifest: Manifest) => void) {
   const { sql, store } = worker
@@ -22,7 +22,7 @@ export async function registerArchives(worker: Worker, onArchive: (manifest: Man
   }
   const known = new Map((await listArchives(worker)).map(archive => [archive.archive_url, archive.checksum_sha256]))
   const faults: string[] = []
-  let adopted = 0
+  let registered = 0
   let alreadyKnown = 0
   for (const key of keys.sort()) {
     try {
@@ -30,7 +30,7 @@ export async function registerArchives(worker: Worker, onArchive: (manifest: Man
       if (!manifest) continue
       const { parquet, manifest: ownKey } = keysOf(manifest.range_start, manifest.range_end, manifest.revision)
       if (key !== ownKey)
-        throw new Error(`${store.url}/${key}: the manifest is of ${manifest.range_start}, whose place is ${store.url}/${ownKey}`)
+        throw new Error(`${store.url}/${key}: the manifest is for ${manifest.range_start}, whose place is ${store.url}/${ownKey}`)
       const url = `${store.url}/${parquet}`
       if (known.get(url) === manifest.sha256) {
         await recordColumns(sql, manifest.partition, manifest)
@@ -38,21 +38,23 @@ export async function registerArchives(worker: Worker, onArchive: (manifest: Man
         continue
       }
       onArchive(manifest)
-      const work = await mkdtemp(join(worker.directory, 'adopt-'))
+      const work = await mkdtemp(join(worker.directory, 'register-'))
       try {
         await readBack(store, { parquet, manifest: key }, {}, work, async ({ content }) => {
           await sql`
-            select fleet.register_archive(${manifest.partition}, ${manifest.range_start}, ${manifest.range_end}, ${content.row_count},
-              ${content.content_checksum}::text::numeric, ${content.min_ts}, ${content.max_ts}, ${url}, ${manifest.sha256}, ${manifest.bytes},
-              ${sql.json(plainColumns(manifest.columns))}, ${manifest.columns_at}, ${manifest.checksum_version}, ${manifest.format_version})`
+            select fleet.register_archive(
+              ${manifest.partition}, ${manifest.range_start}, ${manifest.range_end}, ${content.row_count},
+              ${content.content_checksum}::text::numeric, ${content.min_ts}, ${content.max_ts}, ${url},
+              ${manifest.sha256}, ${manifest.bytes}, ${sql.json(plainColumns(manifest.columns))}, ${manifest.columns_at},
+              ${manifest.checksum_version}, ${manifest.format_version})`
         })
       } finally {
         await rm(work, { recursive: true, force: true })
       }
-      adopted++
+      registered++
     } catch (error) {
       faults.push(describeError(error))
     }
   }
-  return { adopted, alreadyKnown, faults }
+  return { registered, alreadyKnown, faults }
 }

@@ -7,7 +7,7 @@ import type { TestDatabase } from '../../testing/database.ts'
 import type { Manifest } from './manifest.ts'
 import { killAfter, pathsOf, retiredDay as day, runCli, stateOf, withRetiredDay, workAll } from '../../testing/archiver.ts'
 
-/** A day that was archived, came back, gained rows, and waits to be archived again. */
+/** A day that was archived, came back, gained rows, and is waiting to be archived again. */
 async function withGrownDay(t: Test) {
   const { db, directory, partition } = await withRetiredDay(t)
   t.same((await workAll(t, db, directory)).results, ['done'])
@@ -40,7 +40,7 @@ async function filesOf(directory: string) {
   return (await readdir(pathsOf(directory).folder)).sort()
 }
 
-t.test('a day that came back and gained rows is archived as a new revision, and the old file goes', async t => {
+t.test('a day that came back and gained rows is archived as a new revision, and the old file is deleted', async t => {
   const { db, directory, partition, before, paths, second } = await withGrownDay(t)
   const first = JSON.parse(await readFile(paths.manifest, 'utf8')) as Manifest
   t.same((await workAll(t, db, directory)).results, ['done'])
@@ -58,7 +58,7 @@ t.test('a day that came back and gained rows is archived as a new revision, and 
   })
   t.equal((await runCli(t, db, directory, 'verify', '--all')).code, 0)
 
-  // And once more, from the revision.
+  // And again, from the revision.
   await db.sql`select fleet.request_restore(${day}::date)`
   t.same((await workAll(t, db, directory)).results, ['done'])
   await grow(db, partition, 2)
@@ -68,7 +68,7 @@ t.test('a day that came back and gained rows is archived as a new revision, and 
 })
 
 t.test('killed with -9 after any step of a revision, the next run finishes it', { skip: leftToCi() }, async t => {
-  // What the kill left is put back to what it is a moment earlier, where no statement waits between two steps.
+  // If no statement waits between two steps, the state after the kill is changed back to that of a moment earlier.
   type Earlier = (grown: Grown, first: { manifest: Buffer; parquet: Buffer }) => Promise<void>
   const moments: Record<string, [step: 'frozen' | 'exported' | 'uploaded' | 'proven', earlier: Earlier]> = {
     'before the new file': ['frozen', async () => {}],
@@ -82,8 +82,11 @@ t.test('killed with -9 after any step of a revision, the next run finishes it', 
     ],
     'after the manifest': ['exported', async () => {}],
     'after the upload was recorded': ['uploaded', async () => {}],
-    'between the proof and the end of the old file': ['proven', ({ paths }, first) => writeFile(paths.parquet, first.parquet)],
-    'after the end of the old file': ['proven', async () => {}],
+    'between the proof and the deletion of the old file': [
+      'proven',
+      ({ paths }, first) => writeFile(paths.parquet, first.parquet),
+    ],
+    'after the deletion of the old file': ['proven', async () => {}],
   }
   for (const [moment, [step, earlier]] of Object.entries(moments)) {
     await t.test(moment, async t => {
@@ -113,7 +116,7 @@ t.test('killed with -9 after any step of a revision, the next run finishes it', 
   }
 })
 
-t.test('an archive of which rows are missing, or that is damaged, is not superseded', async t => {
+t.test('an archive is not superseded if its rows are missing from the day, or if it is damaged', async t => {
   const damages: Record<string, [RegExp, (grown: Grown) => Promise<void>]> = {
     'a row was changed since': [
       /is not overwritten: 1 of its 1000 rows are not in the partition/,
@@ -123,8 +126,8 @@ t.test('an archive of which rows are missing, or that is damaged, is not superse
         where ctid = (select min(ctid) from fleet_detached.${db.admin(partition)} where device_id = 5)`
       },
     ],
-    'the old file has another byte': [
-      /differs from its manifest, and what it holds cannot be told: sha256/,
+    'the old file has a changed byte': [
+      /differs from its manifest, so it is unknown what it holds: sha256/,
       async ({ paths }) => {
         const bytes = await readFile(paths.parquet)
         bytes[100] = (bytes[100] ?? 0) ^ 1
@@ -132,7 +135,7 @@ t.test('an archive of which rows are missing, or that is damaged, is not superse
       },
     ],
     'the old file is gone': [
-      /there is no such object in the store, but a manifest of it; .* move its folder away/,
+      /there is no such object in the store, but its manifest is there, so it is unknown .* move its folder away/,
       ({ paths }) => rm(paths.parquet),
     ],
   }
@@ -144,7 +147,7 @@ t.test('an archive of which rows are missing, or that is damaged, is not superse
       const [manifest, files] = [await readFile(paths.manifest), await filesOf(directory)]
       t.same((await workAll(t, db, directory)).results, ['failed'])
       t.match(await stateOf(db.sql, partition), { state: 'archive_failed', last_error: error })
-      t.same([await readFile(paths.manifest), await filesOf(directory)], [manifest, files], 'the store is as it was')
+      t.same([await readFile(paths.manifest), await filesOf(directory)], [manifest, files], 'the store is unchanged')
       t.equal((await contentOf(db, partition))?.row_count, '1050', 'its rows are kept')
     })
   }

@@ -9,10 +9,10 @@ import { duckdbType, type Column } from './parquet.ts'
 import type { Store } from '../store/store.ts'
 import type { Worker } from '../context.ts'
 
-/** What to do about an archive that keeps another from being written. */
+/** What to do about an archive that prevents another one from being written. */
 export const IF_NOT_NEEDED = 'If it is not needed, move its folder away, then run select fleet.retry_archive(...)'
 
-/** A new export of a day, compared with its archive at `file`. `lost`: columns of the archive whose values are not in the export. */
+/** A new export of a day, compared with its archive at `file`. `lost`: columns of the archive that the export does not have. */
 export interface Comparison {
   missing: number
   lost: string[]
@@ -20,12 +20,12 @@ export interface Comparison {
 }
 
 /**
- * Counts the rows of an archive that are missing from a new export of its day, by the columns that both have. A renamed column is
- * found under its new name, and a widened one is compared by its value. The archive is read from the store and checked
- * against its manifest first: of a damaged one nobody can say what it holds.
- * @param folder the key of the archive's folder, with a slash at its end
+ * Counts the rows of an archive that are missing from a new export of its day, by the columns that both have. A renamed
+ * column is found under its new name, and a widened one is compared by its value. The archive is first read from the store
+ * and checked against its manifest, because nobody can say what a damaged one holds.
+ * @param folder the key of the archive's folder, with a slash at the end
  * @param use is given the comparison and the local copy of the archive before it is removed
- * @throws a sentence that names the object
+ * @throws an error with a sentence that names the object
  */
 export async function compareArchive<T>(
   { sql, store }: Pick<Worker, 'sql' | 'store'>,
@@ -48,14 +48,14 @@ export async function compareArchive<T>(
   try {
     const got = await store.getToFile(`${folder}${existing.file}`, old, signal).catch((error: unknown) => {
       throw error instanceof ObjectMissing
-        ? new Error(`${error.message}, but a manifest of it; what it held cannot be told. ${IF_NOT_NEEDED}`, { cause: error })
+        ? new Error(`${error.message}, but its manifest is there, so it is unknown what the archive held. ${IF_NOT_NEEDED}`, {
+            cause: error,
+          })
         : error
     })
     const wrong = differences({ bytes: existing.bytes, sha256: existing.sha256 }, got)
     if (wrong)
-      throw new Error(
-        `${url}: the object differs from its manifest, and what it holds cannot be told: ${wrong}. ${IF_NOT_NEEDED}`,
-      )
+      throw new Error(`${url}: the object differs from its manifest, so it is unknown what it holds: ${wrong}. ${IF_NOT_NEEDED}`)
     // Measured: 2.88M rows on each side take 2 s, with a peak of 674 MB for the process.
     const missing = await withDuckDB(work, '350MB', async duckdb => {
       await confine(duckdb, { directories: [work] })
@@ -76,7 +76,7 @@ export async function compareArchive<T>(
   }
 }
 
-/** Whether the new column has all values of the old one in a form that DuckDB can compare. If not, the old file is kept. */
+/** Whether the new column has all values of the old one in a way that DuckDB can compare. If not, the old file is kept. */
 function isSameOrWider(old: Column, now: Column) {
   const integers = ['smallint', 'integer', 'bigint']
   if (integers.includes(old.type)) return integers.indexOf(now.type) >= integers.indexOf(old.type)
@@ -84,8 +84,8 @@ function isSameOrWider(old: Column, now: Column) {
 }
 
 /**
- * Keeps a file with values that a new revision does not have. It is copied with its manifest to where readers of `date=*` do not see it,
- * then read back and compared.
+ * Keeps a file with values that a new revision does not have. It is copied with its manifest to a place where readers of
+ * `date=*` do not see it, then read back and compared.
  * @param lost the columns that only this file has
  * @param file its verified local copy
  * @returns its entry in the manifest of the new revision
@@ -106,7 +106,7 @@ export async function keepSuperseded(
   try {
     const wrong = differences({ bytes, sha256 }, await store.getToFile(keys.parquet, copy, signal))
     if (wrong)
-      throw new Error(`${store.url}/${keys.parquet}: the copy differs from what was stored: ${wrong}. Its original is kept`)
+      throw new Error(`${store.url}/${keys.parquet}: the copy differs from what was stored: ${wrong}. The original is kept`)
   } finally {
     await rm(copy, { force: true })
   }
@@ -123,8 +123,9 @@ export async function keepSuperseded(
 }
 
 /**
- * Deletes the files that earlier revisions of an archive left in its folder. A file that holds more is deleted only if its copy exists.
- * Call it when the manifest in the store is that of the proven revision. A file that cannot be deleted is logged, and named by verify.
+ * Deletes the files that earlier revisions of an archive left in its folder. A file that holds more is deleted only if its
+ * copy exists. Call this when the manifest in the store is the one of the proven revision. A file that cannot be deleted is
+ * logged, and verify reports it.
  */
 export async function removeSuperseded(store: Store, manifest: Manifest, log: Log, signal?: AbortSignal) {
   for (let revision = (manifest.revision ?? 1) - 1; revision >= 1; revision--) {
@@ -142,7 +143,10 @@ export async function removeSuperseded(store: Store, manifest: Manifest, log: Lo
       )
     } catch (error) {
       signal?.throwIfAborted()
-      log.warn({ event: 'partition.archive.superseded', partition: manifest.partition, error }, 'a superseded file is left')
+      log.warn(
+        { event: 'partition.archive.superseded', partition: manifest.partition, error },
+        'a superseded file could not be deleted',
+      )
     }
   }
 }

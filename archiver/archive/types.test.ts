@@ -111,7 +111,7 @@ t.test('each value of each type is unchanged after archive and restore', async t
   await db.sql.unsafe(
     `alter table fleet.device_heartbeats ${names.map(({ name, type }) => `add column ${name} ${type}`).join(', ')}`,
   )
-  // A role with fewer digits or another date style changes nothing.
+  // A role's setting for fewer digits or another date style changes nothing.
   await db.admin.unsafe(
     `alter database ${db.name} set extra_float_digits = 0; alter database ${db.name} set datestyle = 'German, DMY'`,
   )
@@ -124,7 +124,7 @@ t.test('each value of each type is unchanged after archive and restore', async t
       )
     }
   }
-  // A few thousand doubles of random bits, and values between the listed ones.
+  // A few thousand doubles with random bits, and values between the listed ones.
   await db.admin.unsafe(`
     insert into fleet.device_heartbeats (ts, received_at, device_id, c2, c0, c4)
     select '${retiredDay}Z'::timestamptz, now(), 10000 + n,

@@ -36,7 +36,7 @@ export interface Archive {
   columns: Column[] | null
 }
 
-/** The proven archives, oldest first; with a date, those that hold this UTC day. */
+/** The proven archives, oldest first. With a date: those that contain this UTC day. */
 export async function listArchives({ sql }: Worker, date?: string): Promise<Archive[]> {
   return await sql<Archive[]>`
     select partition_name, range_start, range_end, state, row_count, min_ts, max_ts, archive_bytes, checksum_sha256,
@@ -48,7 +48,7 @@ export async function listArchives({ sql }: Worker, date?: string): Promise<Arch
 }
 
 /**
- * Checks one archive against its manifest and the database: every byte and row, or, when quick, the manifest and the
+ * Checks one archive against its manifest and the database: every byte and row, or, if quick, only the manifest and the
  * object's size.
  * @returns a sentence for each fault
  */
@@ -60,7 +60,7 @@ export async function verifyArchive(worker: Worker, archive: Archive, isQuick: b
     range_end: isoMicros(archive.range_end),
     min_ts: archive.min_ts === null ? null : isoMicros(archive.min_ts),
     max_ts: archive.max_ts === null ? null : isoMicros(archive.max_ts),
-    // Of a day that came back, gained rows and is retired again, the database counts those too until it is archived anew.
+    // If a day was restored, gained rows and is retired again, row_count includes these rows until it is archived again.
     ...(archive.state === 'dropped' || archive.state === 'archived' ? { row_count: Number(archive.row_count) } : {}),
     bytes: Number(archive.archive_bytes),
     sha256: archive.checksum_sha256,
@@ -76,7 +76,7 @@ export async function verifyArchive(worker: Worker, archive: Archive, isQuick: b
       const found = await store.head(keys.parquet)
       if (!found) return [`${archive.archive_url}: the object is missing`]
       if (found.bytes !== manifest.bytes) {
-        return [`${archive.archive_url}: the object has ${found.bytes} bytes, its manifest says ${manifest.bytes}`]
+        return [`${archive.archive_url}: the object has ${found.bytes} bytes, but its manifest says ${manifest.bytes}`]
       }
       const kept = await Promise.all((manifest.superseded ?? []).map(one => verifySuperseded(archive, manifest, one, worker)))
       return kept.flat()
@@ -98,7 +98,7 @@ export async function verifyArchive(worker: Worker, archive: Archive, isQuick: b
   }
 }
 
-/** Checks a kept file of an earlier revision that the archive's manifest names; with `work`, every byte and row. */
+/** Checks a kept file of an earlier revision that the archive's manifest names. With `work`: every byte and row. */
 async function verifySuperseded(
   { archive_url }: Archive,
   { range_start }: Manifest,
@@ -121,15 +121,15 @@ async function verifySuperseded(
     if (!found) return [`${store.url}/${keys.parquet}: the object is missing; the manifest of ${archive_url} names it`]
     return found.bytes === bytes
       ? []
-      : [`${store.url}/${keys.parquet}: the object has ${found.bytes} bytes, ${bytes} were stored`]
+      : [`${store.url}/${keys.parquet}: the object has ${found.bytes} bytes, but ${bytes} were stored`]
   } catch (error) {
     return [describeError(error)]
   }
 }
 
 /**
- * Finds orphans: objects that belong to no proven archive, in the folders of one UTC day or in all folders: files that a newer revision took the
- * place of, and unknown ones. Days that are being archived at the moment are left out.
+ * Finds objects that belong to no proven archive, in the folders of one UTC day or in all folders: files that a newer
+ * revision replaced, and unknown ones. Days that are being archived at the moment are skipped.
  * @returns a sentence for each
  */
 export async function findOrphans(worker: Worker, date?: string): Promise<string[]> {
@@ -142,7 +142,7 @@ export async function findOrphans(worker: Worker, date?: string): Promise<string
   for (const prefix of prefixes) {
     for await (const { key } of store.list(prefix)) found.push(key)
   }
-  // Asked after the store, so that what was archived meanwhile is known.
+  // Read after the store was listed, so that what was archived meanwhile is known.
   const known = new Set((await listArchives(worker)).map(archive => archive.archive_url))
   const proven = new Map([...known].map(url => [folderOf(url), url]))
   const busy = await sql<{ range_start: string; range_end: string }[]>`
@@ -159,14 +159,14 @@ export async function findOrphans(worker: Worker, date?: string): Promise<string
     const isSuperseded = current !== undefined && revisionOf(url) < revisionOf(current) && nameOf(url) === nameOf(current)
     faults.push(
       isSuperseded
-        ? `${url}: superseded by ${current.slice(folder.length)}; readers of *.parquet see its rows twice, delete it`
-        : `${url}: the database knows no proven archive of this name`,
+        ? `${url}: superseded by ${current.slice(folder.length)}; delete it, because readers of *.parquet see its rows twice`
+        : `${url}: the database has no proven archive of this name`,
     )
   }
   return [...faults, ...(await findUnnamed(worker, date))]
 }
 
-/** Finds files under superseded/ that the manifest of their day does not name, for example because a run died. */
+/** Finds files under superseded/ that the manifest of their day does not name, for example after a run died. */
 async function findUnnamed(worker: Worker, date?: string) {
   const { store } = worker
   const faults: string[] = []

@@ -20,7 +20,7 @@ import {
   workAll,
 } from '../../testing/archiver.ts'
 
-/** A day in each place that rows can be in; 10 rows or a power of 2 times that. */
+/** A day in each place where rows can be, with 10 rows or a power of 2 times that. */
 async function withDays(t: Test) {
   const db = await withDatabase(t)
   const directory = await makeDirectory(t)
@@ -35,7 +35,7 @@ async function withDays(t: Test) {
   await workAll(t, db, directory)
   await db.sql`select fleet.request_restore(${restored}::date)`
   await workAll(t, db, directory)
-  // It gained one row since it was archived.
+  // It has gained one row since it was archived.
   await db.admin`insert into fleet.device_heartbeats (ts, received_at, device_id) values ((${restored} || ' 12:00:03.000001Z')::timestamptz, now(), 4711)`
   await archive(detached)
   return { db, directory, dropped, restored, kept, detached, active }
@@ -47,7 +47,7 @@ async function ask(t: Test, db: TestDatabase, directory: string, sql: string, ..
   return JSON.parse(output) as unknown
 }
 
-t.test('each row is seen once, wherever its day is', async t => {
+t.test('each row is read once, wherever its day is', async t => {
   const { db, directory, dropped, restored, kept, detached, active } = await withDays(t)
   const states = await db.sql<{ state: string }[]>`
     select p.state from unnest(${[dropped, restored, kept, detached, active]}::date[]) with ordinality as d(day, n)
@@ -85,7 +85,7 @@ t.test('each row is seen once, wherever its day is', async t => {
     { rows: 70 },
   ])
 
-  // Only what is asked for is looked at.
+  // Archives outside the requested days and relations are not read.
   await rm(pathsOf(directory, dropped).parquet)
   t.same(await ask(t, db, directory, `select count(*) as rows from device_heartbeats`, '--from', restored), [{ rows: 301 }])
   t.same(await ask(t, db, directory, `select count(*) as rows from online`), [{ rows: 301 }])
@@ -131,7 +131,7 @@ t.test('rows have the columns of the table and keep their values', async t => {
   }
 })
 
-t.test('it prints a table, JSON and CSV', async t => {
+t.test('the output is a table, JSON or CSV', async t => {
   const db = await withDatabase(t)
   const directory = await makeDirectory(t)
   const query = `
@@ -162,7 +162,7 @@ t.test('it prints a table, JSON and CSV', async t => {
   t.equal(await run('select * from device_heartbeats', '--json'), '[]\n', 'an empty fleet has no rows')
   const long = await run('from range(2500)')
   t.match(long, /^2500 rows, of which the first 1000 are shown/m)
-  t.equal(long.trim().split('\n').length, 1002, 'and the header')
+  t.equal(long.trim().split('\n').length, 1002, 'the rows and the header')
   t.equal(
     (await run('from range(300000)', '--csv')).length,
     'range\n'.length + 10 * 2 + 90 * 3 + 900 * 4 + 9000 * 5 + 90_000 * 6 + 200_000 * 7,
@@ -222,7 +222,7 @@ t.test('a query that is wrong is told in one line, and one that would write is r
 })
 
 t.test(
-  'the objects of a bucket are fetched and checked, those of a revision too',
+  'the objects of a bucket are fetched and checked, including those of a revision',
   { skip: withoutStore || leftToCi() },
   async t => {
     const db = await withDatabase(t)
@@ -260,7 +260,7 @@ t.test(
       run('archiver/cli.ts', 'query', 'select count(*) as rows from device_heartbeats', '--csv', ...options)
     t.match(await ask(), { code: 0, output: /^rows\n201\n$/m })
 
-    // Of the same size, so that only its SHA-256 tells.
+    // It has the same size, so only the SHA-256 differs.
     const Key = archive_url.slice(`s3://${bucket}/`.length)
     const object = await client.send(new GetObjectCommand({ Bucket: bucket, Key }))
     const bytes = Buffer.from((await object.Body?.transformToByteArray()) ?? [])

@@ -13,16 +13,16 @@ import { locate } from '../store/open-store.ts'
 import { verifyArchive, type Archive } from '../archive/verify.ts'
 import type { Worker } from '../context.ts'
 
-/** UTC days, both included; without one there is no limit on that side. */
+/** UTC days, both included. Without one of them there is no limit on that side. */
 export interface Days {
   from?: string | undefined
   to?: string | undefined
 }
 
-/** The query cannot be run, and the message is one line for who wrote it. */
+/** The query cannot be run. The message is one line for the person who wrote it. */
 export class QueryError extends Error {}
 
-/** The rows of a query, as they come. Integers are numbers while they are exact, else strings. */
+/** The rows of a query, as they arrive. Integers are numbers if that is exact, else strings. */
 export interface Answer {
   columns: string[]
   rows: AsyncIterable<Json[][]>
@@ -45,12 +45,12 @@ interface OnlinePartition {
 type MappedArchive = Archive & { mapped: MappedColumn[] | null }
 
 /**
- * Runs one SELECT of DuckDB's SQL over the relations `archive` (the archived rows), `online` (the database's, attached or
- * retired) and `device_heartbeats` (each day once: from the database while it is there, else from the archive), all
- * with today's columns of the table, followed by dropped columns that archives still have. inet, numeric, jsonb and text[] are text. Only
- * the relations that the query names are loaded. The query can read nothing else and write nothing.
- * @param use is given the answer while the data is there
- * @throws {QueryError} for faults of the query; other errors are of the database or the store
+ * Runs one SELECT in DuckDB's SQL over the relations `archive` (the archived rows), `online` (the rows in the database, attached
+ * or retired) and `device_heartbeats` (each day once: from the database if it is there, else from the archive). All have
+ * today's columns of the table, followed by dropped columns that archives still have. inet, numeric, jsonb and text[] are
+ * text. Only the relations that the query names are loaded. The query can read nothing else and write nothing.
+ * @param use is given the answer while the data exists
+ * @throws {QueryError} for faults in the query; other errors come from the database or the store
  */
 export async function queryArchive<T>(
   worker: Worker,
@@ -62,7 +62,7 @@ export async function queryArchive<T>(
   try {
     const wanted = new Set(RELATIONS.filter(name => new RegExp(`\\b${name}\\b`, 'i').test(query)))
     const learned = wanted.has('archive') || wanted.has('device_heartbeats') ? await learnAll(worker, days) : {}
-    // Told before anything is loaded.
+    // Faults in the query are reported before anything is loaded.
     const known = await whileItLasts(worker, session => look(session, days, learned))
     const none = { archive: [], online: [], device_heartbeats: [] }
     await withRelations(none, columnsOf(known), days, work, async duckdb => void (await prepare(duckdb, query)))
@@ -108,7 +108,7 @@ async function* exactly(chunks: AsyncIterable<Json[][]>, types: DuckDBTypeId[]) 
   }
 }
 
-/** A DuckDB that has these relations and can reach nothing else, not even to change its own settings. */
+/** Runs `use` with a DuckDB that has these relations, can reach nothing else, and cannot change its own settings. */
 async function withRelations<T>(
   sources: Record<Relation, Source[]>,
   columns: RelationColumn[],
@@ -139,7 +139,7 @@ async function withRelations<T>(
   })
 }
 
-/** @throws {QueryError} unless it is one SELECT that fits the relations */
+/** @throws {QueryError} unless the query is one SELECT that fits the relations */
 async function prepare(duckdb: DuckDBConnection, query: string) {
   if (query.replace(/--.*$|\/\*[\s\S]*?\*\/|;/gm, '').trim() === '') throw new QueryError('the query is empty')
   let statement
@@ -151,15 +151,15 @@ async function prepare(duckdb: DuckDBConnection, query: string) {
   } catch (error) {
     throw queryError(error)
   }
-  // The files that may be read could be written over by COPY.
+  // COPY could overwrite the files that may be read.
   if (statement.statementType !== StatementType.SELECT) {
     throw new QueryError(`expected a SELECT, got ${StatementType[statement.statementType]}; the archive is only read here`)
   }
-  if (statement.parameterCount > 0) throw new QueryError('the query has parameters ($1 or ?), and nothing gives them values')
+  if (statement.parameterCount > 0) throw new QueryError('the query has parameters ($1 or ?), which have no values here')
   return statement
 }
 
-/** DuckDB's message in one line, without its drawing of where in the query the fault is. */
+/** DuckDB's message in one line, without the lines that point at the fault in the query. */
 function queryError(error: unknown) {
   if (error instanceof QueryError) return error
   const message = error instanceof Error ? error.message : String(error)
@@ -177,8 +177,8 @@ function queryError(error: unknown) {
 }
 
 /**
- * Reads the columns of archives that were made before the database recorded columns; returns them by the SHA-256 of the file. The database
- * records them, too, unless it is a replica.
+ * Reads the columns of archives that were made before the database recorded columns, and returns them by the SHA-256 of the
+ * file. The database records them too, unless it is a replica.
  */
 async function learnAll(worker: Worker, days: Days) {
   const learned: Record<string, Column[]> = {}
@@ -214,7 +214,7 @@ async function load(worker: Worker, wanted: Set<Relation>, days: Days, learned: 
       if (!wanted.has('archive') && !(wanted.has('device_heartbeats') && isOnlyHere)) continue
       say(`${archive.partition_name}: ${index + 1} of ${archives.length} archives`)
       if (!archive.mapped)
-        throw new Error(`${archive.archive_url}: the columns of this archive were not known when the query began; run it again`)
+        throw new Error(`${archive.archive_url}: the columns of this archive were unknown when the query began; run it again`)
       const source = { file: await fetchArchive(worker, archive, work), columns: archive.mapped }
       sources.archive.push(source)
       if (isOnlyHere) sources.device_heartbeats.push(source)
@@ -225,7 +225,7 @@ async function load(worker: Worker, wanted: Set<Relation>, days: Days, learned: 
   })
 }
 
-/** A partition may be archived and dropped between two looks at it. In that case everything is read again. */
+/** A partition may be archived and dropped between two reads. In that case everything is read again. */
 async function whileItLasts<T>(worker: Worker, use: (session: Session) => Promise<T>) {
   for (let tried = 1; ; tried++) {
     const session = await openSession(worker.database)
@@ -251,8 +251,8 @@ function isWanted(sql: Session['sql'], { from, to }: Days) {
 }
 
 /**
- * Begins a transaction and says which rows are where. No partition can be detached while it lasts (that takes a lock
- * on the parent which this one is in the way of), so that each row is seen exactly once.
+ * Begins a transaction and returns which rows are where. No partition can be detached during it (this needs a lock on the
+ * parent that conflicts with the one taken here), so each row is seen exactly once.
  */
 async function look({ sql }: Session, days: Days, learned: Record<string, Column[]>) {
   await sql`select fleet.note_columns()`
@@ -277,7 +277,8 @@ async function look({ sql }: Session, days: Days, learned: Record<string, Column
     select a.*, (select jsonb_agg(to_jsonb(m) order by m.position) from fleet.map_columns(p.columns, p.columns_at) m) as mapped
     from fleet.archives a
     join (
-      select partition_name, columns_at, coalesce(columns, ${sql.json(learned as unknown as JSONValue)}::jsonb -> checksum_sha256) as columns
+      select partition_name, columns_at,
+        coalesce(columns, ${sql.json(learned as unknown as JSONValue)}::jsonb -> checksum_sha256) as columns
       from fleet.hb_partitions
     ) p using (partition_name)
     where ${isWanted(sql, days)}
@@ -286,7 +287,7 @@ async function look({ sql }: Session, days: Days, learned: Record<string, Column
   return { today, partitions: partitions.map(partition => ({ ...partition, columns: partition.columns ?? asItIs })), archives }
 }
 
-/** Copies the rows of one partition into a Parquet file; undefined when it has none. */
+/** Copies the rows of one partition into a Parquet file. Returns undefined if it has none. */
 async function exportOnline(
   worker: Worker,
   session: Session,
@@ -294,7 +295,7 @@ async function exportOnline(
   { from, to }: Days,
   work: string,
 ) {
-  // By way of the parent, on which the archiver's role may read: of a restored partition itself it may not.
+  // Read through the parent: the archiver's role may not read a restored partition itself.
   const table = is_attached ? 'fleet.device_heartbeats' : `fleet_detached.${identifier(partition_name)}`
   const limits = [
     `ts >= ${literal(range_start)}`,
@@ -322,8 +323,8 @@ async function exportOnline(
 }
 
 /**
- * The local path of an archive: where it lies, in a directory, else a copy of it. Either way it is the one its manifest
- * and the database mean.
+ * The local path of an archive: its own path if the store is a directory, else that of a copy. In both cases it is checked
+ * against its manifest and the database.
  */
 async function fetchArchive(worker: Worker, archive: Archive, work: string) {
   const faults = await verifyArchive(worker, archive, true)
@@ -335,7 +336,8 @@ async function fetchArchive(worker: Worker, archive: Archive, work: string) {
   const { sha256 } = await store.getToFile(key, file)
   if (sha256 !== archive.checksum_sha256) {
     throw new Error(
-      `${archive.archive_url}: the object differs from its manifest: sha256 should be ${archive.checksum_sha256} and is ${sha256}`,
+      `${archive.archive_url}: the object differs from its manifest: ` +
+        `sha256 should be ${archive.checksum_sha256} and is ${sha256}`,
     )
   }
   return file

@@ -8,7 +8,7 @@ export interface Source {
   columns: readonly MappedColumn[]
 }
 
-/** A column of a relation that unites files of different shapes; `type` is DuckDB's. `isDropped`: only archives still have it. */
+/** A column of a relation over files with different columns. `type` is DuckDB's. `isDropped`: only archives still have it. */
 export interface RelationColumn {
   name: string
   type: string
@@ -18,8 +18,9 @@ export interface RelationColumn {
 const INTEGERS = ['SMALLINT', 'INTEGER', 'BIGINT']
 
 /**
- * The columns of a relation over these shapes: today's columns of the table, then columns that only archives have, under their old names.
- * A column with different types in different files gets the widest integer type, or else becomes text, so that no value is lost.
+ * The columns of a relation over these shapes: today's columns of the table, then columns that only archives have, under
+ * their old names. A column with different types in different files gets the widest integer type, or else becomes text, so
+ * that no value is lost.
  */
 export function relationColumns(today: readonly Column[], shapes: Iterable<readonly MappedColumn[]>): RelationColumn[] {
   const types = new Map(today.map(column => [column.name, new Set([duckdbType(column)])]))

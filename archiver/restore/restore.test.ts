@@ -13,7 +13,7 @@ import {
   workAll,
 } from '../../testing/archiver.ts'
 
-/** A database with one day that is in the archive alone, and the rows it had. */
+/** A database with one day that is only in the archive, and the rows it had. */
 async function withDroppedDay(t: Test, rows: number | 'awkward') {
   const retired = await withRetiredDay(t, rows)
   const { db, directory, partition } = retired
@@ -53,7 +53,7 @@ t.test('a day without rows is restored too', async t => {
   t.match(await stateOf(db.sql, partition), { state: 'restored' })
 })
 
-t.test('a day without rows that is made anew while it is restored is retired again', async t => {
+t.test('a day without rows that is created again while it is restored is retired again', async t => {
   const { db, directory, partition } = await withDroppedDay(t, 0)
   await db.sql`select fleet.request_restore(${day}::date)`
   const cut = 'an archiver that is killed'
@@ -68,11 +68,11 @@ t.test('a day without rows that is made anew while it is restored is retired aga
   t.same(
     await db.sql`select relname from pg_class where relname ~ ${partition} and relkind = 'r'`,
     [],
-    'nothing is left of either',
+    'nothing is left of either table',
   )
 })
 
-t.test('a day that came back while it was restored is no failure', async t => {
+t.test('it is no failure if a day comes back while it is restored', async t => {
   const { db, directory, partition } = await withDroppedDay(t, 0)
   await db.sql`select fleet.request_restore(${day}::date)`
   await db.sql`select from fleet.claim_restore('slow')`
@@ -85,7 +85,7 @@ t.test('a day that came back while it was restored is no failure', async t => {
   t.same((await workAll(t, db, directory)).results, [])
 })
 
-t.test('a day that two requests name is given to one archiver', async t => {
+t.test('a day in two requests is given to one archiver', async t => {
   const { db } = await withDroppedDay(t, 0)
   for (let n = 0; n < 2; n++) await db.sql`select fleet.request_restore(${day}::date)`
   const claims = await db.admin
@@ -99,7 +99,7 @@ t.test('a day that two requests name is given to one archiver', async t => {
   t.same(claims, [1, 0])
 })
 
-t.test('a running archiver does what select fleet.request_restore() asks for', async t => {
+t.test('a running archiver does what fleet.request_restore() requests', async t => {
   const { db, directory, partition, before, read } = await withDroppedDay(t, 2000)
   const archiver = await spawnNode(t, 'archiver/main.ts', { env: archiverEnv(db, directory), ready: /archiver\.ready/ })
   await db.sql`select fleet.request_restore(${day}::date)`
@@ -108,7 +108,7 @@ t.test('a running archiver does what select fleet.request_restore() asks for', a
   t.same(await archiver.stop(), { code: 0, signal: null })
 })
 
-t.test('killed with -9 in the middle, a restore is done by the next run', async t => {
+t.test('a restore that is killed with -9 in the middle is finished by the next run', async t => {
   const { db, directory, partition, before, read } = await withDroppedDay(t, 2000)
   await db.sql`select fleet.request_restore(${day}::date)`
   await db.admin.begin(async holder => {
@@ -132,10 +132,10 @@ t.test('killed with -9 in the middle, a restore is done by the next run', async 
   t.equal((await read()).length, before.length)
 })
 
-t.test('a backend that dies while rows are copied in is a failure, and the next try does it', async t => {
+t.test('a backend that dies while rows are copied in is a failure, and the next attempt succeeds', async t => {
   const { db, directory, partition } = await withDroppedDay(t, 20_000)
   await db.sql`select fleet.request_restore(${day}::date)`
-  // Looks on the server, every millisecond: the COPY lasts some 50 ms.
+  // Looks on the server every millisecond, because the COPY lasts only about 50 ms.
   const cutting = db.admin
     .unsafe(
       `
@@ -168,12 +168,12 @@ t.test('a damaged archive is not restored, and verify names it', async t => {
   bytes[1000] = (bytes[1000] ?? 0) ^ 1
   await writeFile(pathsOf(directory).parquet, bytes)
 
-  t.equal((await runCli(t, db, directory, 'verify')).code, 0, 'its size is right, and more is not looked at')
+  t.equal((await runCli(t, db, directory, 'verify')).code, 0, 'its size is right, and nothing else is checked')
   for (const args of [[day], ['--all']]) {
     const { code, output } = await runCli(t, db, directory, 'verify', ...args)
     t.equal(code, 1)
     t.match(output, /\.parquet: the object differs from its manifest: sha256 should be/)
-    t.equal(output.trim().split('\n').length, 2, 'one line for the fault and one for the sum')
+    t.equal(output.trim().split('\n').length, 2, 'one line for the fault and one for the total')
   }
   const { code, output } = await runCli(t, db, directory, 'restore', day)
   t.equal(code, 1)
@@ -181,7 +181,7 @@ t.test('a damaged archive is not restored, and verify names it', async t => {
   t.match(await stateOf(db.sql, partition), { state: 'dropped' })
 })
 
-t.test('list shows the archives, and wrong usage is told', async t => {
+t.test('list shows the archives, and wrong usage is reported', async t => {
   const { db, directory, partition } = await withDroppedDay(t, 2000)
   const { code, output } = await runCli(t, db, directory, 'list')
   t.equal(code, 0)
@@ -201,10 +201,10 @@ t.test('list shows the archives, and wrong usage is told', async t => {
   }
   const unknown = await runCli(t, db, directory, 'restore', '2020-01-01')
   t.equal(unknown.code, 1)
-  t.match(unknown.output, /nothing between 2020-01-01 and 2020-01-01 is in the archive/)
+  t.match(unknown.output, /there is nothing to restore from 2020-01-01 to 2020-01-01/)
 })
 
-t.test('reindex makes index.json anew, and names the manifests that cannot be read', async t => {
+t.test('reindex writes index.json again, and reports the manifests that cannot be read', async t => {
   const { db, directory } = await withDroppedDay(t, 100)
   const index = join(directory, 'archive/device_heartbeats/index.json')
   const before = await readFile(index)
@@ -221,7 +221,7 @@ t.test('reindex makes index.json anew, and names the manifests that cannot be re
   t.match(broken.output, /^index\.json lists 0 archives; 1 manifests could not be read$/m)
 })
 
-t.test('verify names files that no archive means', async t => {
+t.test('verify reports files that belong to no archive', async t => {
   const { db, directory } = await withDroppedDay(t, 100)
   t.equal((await runCli(t, db, directory, 'verify')).code, 0)
   const { folder } = pathsOf(directory)
@@ -229,6 +229,6 @@ t.test('verify names files that no archive means', async t => {
   for (const args of [[], [day], ['--all']]) {
     const { code, output } = await runCli(t, db, directory, 'verify', ...args)
     t.equal(code, 1)
-    t.match(output, /^file:.*\/copy\.parquet: the database knows no proven archive of this name$/m)
+    t.match(output, /^file:.*\/copy\.parquet: the database has no proven archive of this name$/m)
   }
 })

@@ -31,9 +31,9 @@ export async function claimRestore({ sql, name, leaseSeconds }: Worker): Promise
 }
 
 /**
- * Brings one archived partition back: verified first, then copied into a table of its own, which the database
- * checks against what was archived before it attaches it. The archive stays as it is.
- * @throws a sentence; nothing is attached then
+ * Brings one archived partition back. The archive is verified, then copied into a separate table, which the database
+ * compares with what was archived before it attaches it. The archive stays as it is.
+ * @throws an error with a sentence; nothing is attached then
  */
 export async function restorePartition(worker: Worker, claimed: ClaimedRestore, work: string, signal: AbortSignal) {
   const { sql, log, name } = worker
@@ -55,7 +55,7 @@ export async function restorePartition(worker: Worker, claimed: ClaimedRestore, 
     expected,
     work,
     async ({ file, manifest }) => {
-      // The proof covers these columns. If the archive is from before 0.2, the database does not know them yet.
+      // The proof covers these columns. The database does not know them yet if the archive is from before 0.2.
       await recordColumns(sql, partition_name, manifest)
       const [staging] = await sql<{ table_name: string }[]>`
       select fleet.begin_restore(${partition_name}, ${name}) as table_name`
@@ -94,19 +94,19 @@ export async function load(
     const options = copyOptions([])
     await streamParquet(file, columns, work, async (rows, done) => {
       const copy = await session.sql.unsafe(`copy ${table} (${columnList(columns)}) from stdin (${options})`).writable()
-      // It may fail at any time; every wait below asks for that.
+      // The COPY may fail at any time; every wait below notices that.
       copy.on('error', () => {})
       try {
         let lines = 0
         let bytes = 0
         for await (const chunk of rows as AsyncIterable<Buffer>) {
           await write(copy, chunk)
-          // A line break within a text counts as a row here; it is for the eye only, the database counts exactly.
+          // A line break within a text counts as a row here. This is only for the progress; the database counts exactly.
           lines += countLines(chunk)
           bytes += chunk.length
           onRows(lines, bytes)
         }
-        // The pipe ends in the same way whether DuckDB is finished or failed: ask before COPY is told to commit.
+        // The pipe ends in the same way whether DuckDB finished or failed, so wait for its result before COPY may commit.
         await done
         await write(copy, Buffer.alloc(0))
       } catch (error) {
@@ -115,7 +115,7 @@ export async function load(
       }
       copy.end()
       await nextTurn()
-      // postgres.js says nothing of a COPY that fails after its last byte, but the next statement waits for its end.
+      // postgres.js does not report a COPY that fails after its last byte, but the next statement waits for its end.
       await session.sql`select 1`
       await nextTurn()
       if (!copy.writableFinished) throw new Error(`${table}: the server refused the COPY at its end; see its log`)

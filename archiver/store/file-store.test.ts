@@ -26,7 +26,7 @@ t.test('objects are stored, read, listed and deleted by key', async t => {
   t.equal(await store.head('a/c'), undefined)
 })
 
-t.test('what is not there is an ObjectMissing that names it', async t => {
+t.test('a missing object is an ObjectMissing that names it', async t => {
   const directory = await makeDirectory(t)
   const store = await openStore(pathToFileURL(directory).href)
   await t.rejects(store.getBytes('a/b'), new ObjectMissing(`${store.url}/a/b`))
@@ -35,7 +35,7 @@ t.test('what is not there is an ObjectMissing that names it', async t => {
   for await (const found of store.list('')) t.fail(found.key)
 })
 
-t.test('a file that changed on the way is not stored, and what a killed writer left goes', async t => {
+t.test('a file that changed on the way is not stored, and the remains of a killed writer are removed', async t => {
   const directory = await makeDirectory(t)
   const store = await openStore(pathToFileURL(join(directory, 'archive')).href)
   await writeFile(join(directory, 'x'), 'hello')
@@ -48,7 +48,7 @@ t.test('a file that changed on the way is not stored, and what a killed writer l
   t.same(await readdir(join(directory, 'archive/a')), [])
 })
 
-t.test('an object of another store than the present one is still found', async t => {
+t.test('an object in another store than the current one is still found', async t => {
   const current = await openStore('file:///archive')
   t.equal((await locate('file:///archive/a/b.parquet', current)).key, 'a/b.parquet')
   const other = await locate('s3://bucket/prefix/a/b.parquet', current)

@@ -8,12 +8,12 @@ import { fileURLToPath } from 'node:url'
 import { ObjectMissing } from './object-missing.ts'
 import type { Store } from './store.ts'
 
-/** A directory as a store: temp name, fsync, rename, fsync of the directory; a reader never sees a part. */
+/** A directory as a store. Writes to a temporary name, fsyncs, renames, fsyncs the directory: readers see no partial file. */
 export function createFileStore(url: string): Store {
   const root = fileURLToPath(url)
   const urlOf = (key: string) => `${url}/${key}`
 
-  /** @throws for a key that leads out of the store */
+  /** @throws if the key leads out of the store */
   function pathOf(key: string) {
     const path = join(root, key)
     if (!path.startsWith(root.endsWith(sep) ? root : `${root}${sep}`))
@@ -31,7 +31,7 @@ export function createFileStore(url: string): Store {
       await source(temporary)
       await flush(temporary)
       await rename(temporary, target)
-      // The name must outlive a power cut too, and so must the directories made for it.
+      // The name must survive a power failure too, and so must the directories that were created for it.
       for (let made = directory; made.startsWith(root); made = dirname(made)) await flush(made)
     } catch (cause) {
       await rm(temporary, { force: true })
@@ -46,7 +46,7 @@ export function createFileStore(url: string): Store {
         await mkdir(root, { recursive: true })
         await access(root, constants.W_OK | constants.X_OK)
       } catch (cause) {
-        throw new Error(`${url}: this directory cannot be written to by this process`, { cause })
+        throw new Error(`${url}: this process cannot write to this directory`, { cause })
       }
     },
     async put(key, file, sha256, signal) {
@@ -111,7 +111,7 @@ export function createFileStore(url: string): Store {
 async function copy(from: string, to: string, signal?: AbortSignal) {
   const hash = createHash('sha256')
   let bytes = 0
-  // Opened first: without a source no empty copy is left behind.
+  // Opened first, so that no empty copy is left behind if the source is missing.
   const source = await open(from)
   await pipeline(
     source.createReadStream({ highWaterMark: 1 << 20 }),
@@ -129,7 +129,7 @@ async function copy(from: string, to: string, signal?: AbortSignal) {
   return { bytes, sha256: hash.digest('hex') }
 }
 
-/** Leftovers of a writer that was killed. Only the holder of a partition's lease writes its keys. */
+/** Removes what a killed writer left. Only the holder of a partition's lease writes its keys. */
 async function removeParts(target: string) {
   const directory = dirname(target)
   for (const name of await readdir(directory)) {

@@ -30,28 +30,28 @@ import {
   stepsOf,
 } from '../../testing/archiver.ts'
 
-// The store starts in the first test that needs it.
+// The store is started by the first test that needs it.
 t.setTimeout(300_000)
 
-/** The settings of an archiver process that stores into a bucket. */
+/** The settings of an archiver process that stores in a bucket. */
 function bucketEnv({ url, endpoint, env }: TestBucket, through = endpoint) {
   return { ARCHIVE_URL: url, AWS_ENDPOINT_URL_S3: through, ...env }
 }
 
-/** What a partition holds, by the checksum that no order of rows and no format changes. */
+/** The content of a partition, by the checksum that does not depend on the order of rows or the format. */
 async function contentOf(sql: Sql, table: string) {
   const [content] = await sql`select row_count, content_checksum from fleet.content_checksum(${table}::text::regclass)`
   return content
 }
 
-/** The keys that are stored, without the prefix of the archive. */
+/** The stored keys, without the prefix of the archive. */
 async function keysIn({ client, bucket, url }: TestBucket) {
   const prefix = `${new URL(url).pathname.slice(1)}/`
   const page = await client.send(new ListObjectsV2Command({ Bucket: bucket, Prefix: prefix }))
   return (page.Contents ?? []).map(({ Key = '' }) => Key.slice(prefix.length))
 }
 
-t.test('retired days go to the bucket, are dropped, and come back by a restore row for row', { skip }, async t => {
+t.test('retired days go to the bucket, are dropped, and a restore brings them back row for row', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const db = await withDatabase(t)
   const days = [retiredDay, daysAgo(65)]
@@ -116,7 +116,7 @@ t.test('a store that fails half of its requests gets each partition once', { ski
   for (const [n, partition] of partitions.entries()) t.same(await contentOf(db.admin, `fleet.${partition}`), before[n])
 })
 
-t.test('a file that the store lost leaves no manifest in the way of what the day holds later', { skip }, async t => {
+t.test('a file that the store lost leaves no manifest that would block later content of the day', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const db = await withDatabase(t)
   await fillDay(db.admin, retiredDay, 1000)
@@ -130,7 +130,7 @@ t.test('a file that the store lost leaves no manifest in the way of what the day
   t.equal(code, 1)
   t.match(await stateOf(db.sql, partition), {
     state: 'archive_failed',
-    last_error: /_\d+\.parquet: the store said that it has this, and has it not/,
+    last_error: /_\d+\.parquet: the store confirmed this object, but does not have it/,
   })
   t.same(
     (await keysIn(bucket)).filter(key => key.includes('date=')),
@@ -147,7 +147,7 @@ t.test('a file that the store lost leaves no manifest in the way of what the day
 })
 
 t.test(
-  'killed with -9 at any request to a store that fails half of them, the next run archives it once',
+  'killed with -9 at any request to a store that fails half of them, the next run archives the day once',
   { skip: skip || leftToCi() },
   async t => {
     const bucket = await withObjectStore(t)
@@ -168,7 +168,7 @@ t.test(
         if (number === at && archiver.pid > 0) {
           process.kill(archiver.pid, 'SIGKILL')
           archiver.pid = 0
-          // Half of them after the store has done what was asked.
+          // Half of them fail after the store has done what was asked.
           return at % 4 < 2 ? 'cut' : 'lose'
         }
         return number % 2 === 0 ? 'pass' : fates[((number - 1) / 2) % 4]!
@@ -192,12 +192,12 @@ t.test(
     t.equal((await runOnce(t, db, directory, bucketEnv(bucket))).code, 0)
     t.equal(contents.size, kills)
     for (const [partition, before] of contents)
-      t.same(await contentOf(db.admin, `fleet.${partition}`), before, 'restored as it was')
+      t.same(await contentOf(db.admin, `fleet.${partition}`), before, 'restored unchanged')
     t.same(await leftovers(directory), [])
   },
 )
 
-t.test('what the store says is the reason that hb_partitions keeps, and the partition stays', { skip }, async t => {
+t.test('hb_partitions keeps the error of the store as the reason, and the partition stays', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const db = await withDatabase(t)
   await fillDay(db.admin, retiredDay, 1000)
@@ -209,7 +209,7 @@ t.test('what the store says is the reason that hb_partitions keeps, and the part
   t.equal(code, 1)
   t.match(await stateOf(db.sql, partition), {
     state: 'archive_failed',
-    last_error: /the store refuses the secret; correct AWS_SECRET_ACCESS_KEY/,
+    last_error: /the store refuses the secret key; correct AWS_SECRET_ACCESS_KEY/,
   })
   t.same(await contentOf(db.admin, `fleet_detached.${partition}`), before)
   await db.sql`select fleet.retry_archive(${partition})`
@@ -218,7 +218,7 @@ t.test('what the store says is the reason that hb_partitions keeps, and the part
 })
 
 t.test(
-  'archives in older places stay readable: a directory, and a store of another address and user',
+  'archives in older places stay readable: in a directory, and in a store with another address and user',
   { skip: withoutOwnStore },
   async t => {
     const older = await withObjectStore(t)
@@ -265,14 +265,18 @@ t.test(
       output: /^1500$/m,
     })
     const unknown = await archive({ ...env, ARCHIVE_OLDER_STORES: undefined }, 'verify', days[0]!)
-    t.match(unknown, { code: 1, output: new RegExp(`these credentials .*${older.bucket}`) }, 'told when the store is not named')
+    t.match(
+      unknown,
+      { code: 1, output: new RegExp(`these credentials .*${older.bucket}`) },
+      'reported if the setting does not name the store',
+    )
 
     await db.sql`select fleet.request_restore(${days[2]!}::date, ${days[0]!}::date)`
     const restored = await runOnce(t, db, directory, env)
     t.equal(restored.code, 0, restored.output)
     for (const [n, partition] of partitions.entries()) t.same(await contentOf(db.admin, `fleet.${partition}`), before[n])
 
-    // What came back and is retired again goes where the archive is now.
+    // Days that came back and are retired again go to the current archive.
     await db.sql`select fleet.release_partition(${partitions[0]!})`
     await db.sql`select fleet.archive_partition(${partitions[0]!})`
     t.equal((await runOnce(t, db, directory, env)).code, 0)

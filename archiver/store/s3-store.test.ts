@@ -26,7 +26,7 @@ import {
 } from '../../testing/s3.ts'
 import { makeDirectory } from '../../testing/archiver.ts'
 
-// The store starts in the first test that needs it.
+// The store is started by the first test that needs it.
 t.setTimeout(300_000)
 
 const MEBIBYTE = 2 ** 20
@@ -45,7 +45,7 @@ async function makeFile(t: Test, bytes: number) {
   return { file, bytes, sha256: hash.digest('hex') }
 }
 
-/** What an error and its causes say. */
+/** The messages of an error and its causes. */
 async function complaint(work: Promise<unknown>) {
   return await work.then(() => 'no error', describeError)
 }
@@ -70,13 +70,13 @@ t.test('objects are stored, read, listed and deleted by key', { skip }, async t 
   for await (const { key } of store.list('a/')) keys.push(key)
   t.same(keys, ['a/b/date=2026-08-15/x.parquet', 'a/c', 'a/empty'])
   await store.putBytes('a/c', Buffer.from('other'))
-  t.equal(String(await store.getBytes('a/c')), 'other', 'a key put again holds what came last')
+  t.equal(String(await store.getBytes('a/c')), 'other', 'a key that is stored again holds the last content')
   await store.delete('a/c')
   await store.delete('a/c')
   t.equal(await store.head('a/c'), undefined)
 })
 
-t.test('a list longer than one answer of the store is whole', { skip: skip || leftToCi() }, async t => {
+t.test('a list that is longer than one answer of the store is complete', { skip: skip || leftToCi() }, async t => {
   const store = openWith(t, await withObjectStore(t))
   const keys = Array.from({ length: 1005 }, (_, n) => `a/${String(n).padStart(4, '0')}`)
   const waiting = [...keys]
@@ -90,7 +90,7 @@ t.test('a list longer than one answer of the store is whole', { skip: skip || le
   t.same(found, keys)
 })
 
-t.test('what is not there is an ObjectMissing that names it', { skip }, async t => {
+t.test('a missing object is an ObjectMissing that names it', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const store = openWith(t, bucket)
   const missing = await store.getBytes('a/b').catch((error: unknown) => error)
@@ -102,13 +102,13 @@ t.test('what is not there is an ObjectMissing that names it', { skip }, async t 
   for await (const found of store.list('')) t.fail(found.key)
 })
 
-t.test('a body changed on its way is refused, and not stored', { skip }, async t => {
+t.test('a body that was changed on the way is refused and not stored', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const { file, sha256 } = await makeFile(t, 2 * MEBIBYTE)
   const always = await withProxy(t, bucket.endpoint, (_, { method }) => (method === 'PUT' ? 'flip' : 'pass'))
   const store = openWith(t, { ...bucket, endpoint: always.endpoint })
-  t.match(await complaint(store.put('a/x', file, sha256)), /an\/archive\/a\/x: could not be stored: .*changed on its way/)
-  t.match(await complaint(store.putBytes('a/y', Buffer.from('hello'))), /changed on its way/)
+  t.match(await complaint(store.put('a/x', file, sha256)), /an\/archive\/a\/x: could not be stored: .*changed on the way/)
+  t.match(await complaint(store.putBytes('a/y', Buffer.from('hello'))), /changed on the way/)
   for await (const found of store.list('')) t.fail(found.key)
 
   const once = await withProxy(t, bucket.endpoint, (_, { method }) => {
@@ -116,14 +116,14 @@ t.test('a body changed on its way is refused, and not stored', { skip }, async t
   })
   const other = openWith(t, { ...bucket, endpoint: once.endpoint })
   await other.put('a/x', file, sha256)
-  t.equal((await other.getToFile('a/x', `${file}.copy`)).sha256, sha256, 'sent once more, it arrives')
+  t.equal((await other.getToFile('a/x', `${file}.copy`)).sha256, sha256, 'it arrives when it is sent again')
   t.same(
     once.seen.filter(({ method }) => method === 'PUT').map(({ fate }) => fate),
     ['flip', 'pass'],
   )
 })
 
-t.test('a file that is not what was said of it is refused', { skip }, async t => {
+t.test('a file that does not match its SHA-256 is refused', { skip }, async t => {
   const store = openWith(t, await withObjectStore(t))
   for (const bytes of [MEBIBYTE, 65 * MEBIBYTE]) {
     const { file } = await makeFile(t, bytes)
@@ -132,7 +132,7 @@ t.test('a file that is not what was said of it is refused', { skip }, async t =>
   }
 })
 
-t.test('old stores are not sent what they do not know', { skip }, async t => {
+t.test('old stores are not sent headers that they do not know', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const proxy = await withProxy(t, bucket.endpoint)
   const store = openWith(t, { ...bucket, endpoint: proxy.endpoint })
@@ -141,22 +141,22 @@ t.test('old stores are not sent what they do not know', { skip }, async t => {
   await store.put('a/large', file, sha256)
   await store.getBytes('a/small')
   const bodies = proxy.seen.filter(({ method }) => method === 'PUT')
-  t.equal(bodies.length, 3, 'an object, and two parts')
+  t.equal(bodies.length, 3, 'one object and two parts')
   for (const { headers, bytes } of bodies) {
-    t.equal(Number(headers['content-length']), bytes, 'as long as it is said to be')
+    t.equal(Number(headers['content-length']), bytes, 'the length is as announced')
     t.match(headers['x-amz-content-sha256'], /^[0-9a-f]{64}$/, 'signed as a whole')
   }
   t.equal(bodies[0]?.headers['x-amz-content-sha256'], createHash('sha256').update('hello').digest('hex'))
   for (const { method, url, headers } of proxy.seen) {
     const names = Object.keys(headers).join(' ')
-    // Google answers a checksum that it does not know with ExcessHeaderValues.
+    // Google answers ExcessHeaderValues to a checksum header that it does not know.
     t.notMatch(names, /checksum|x-amz-trailer|x-amz-decoded-content-length|transfer-encoding|crc32|crc64/, `${method} ${url}`)
     t.notMatch(String(headers['content-encoding']), /aws-chunked/)
     t.notMatch(String(headers['x-amz-content-sha256']), /STREAMING|UNSIGNED/)
   }
 })
 
-t.test('AWS is sent the SHA-256 of each object and part, to keep and to compare', { skip }, async t => {
+t.test('AWS is sent the SHA-256 of each object and part, to keep and compare', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const proxy = await withProxy(t, bucket.endpoint)
   const store = openWith(t, { ...bucket, endpoint: proxy.endpoint, checksums: true })
@@ -165,14 +165,14 @@ t.test('AWS is sent the SHA-256 of each object and part, to keep and to compare'
   await store.put('a/large', file, sha256)
   t.equal((await store.getToFile('a/large', `${file}.copy`)).sha256, sha256)
   const bodies = proxy.seen.filter(({ method }) => method === 'PUT')
-  t.equal(bodies.length, 3, 'an object, and two parts')
+  t.equal(bodies.length, 3, 'one object and two parts')
   for (const { headers } of bodies) {
     t.equal(headers['x-amz-checksum-sha256'], Buffer.from(String(headers['x-amz-content-sha256']), 'hex').toString('base64'))
     t.equal(headers['x-amz-sdk-checksum-algorithm'], 'SHA256')
   }
 })
 
-t.test('what is above 64 MiB goes up in parts, and comes back whole', { skip }, async t => {
+t.test('a file above 64 MiB is uploaded in parts, and comes back whole', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const proxy = await withProxy(t, bucket.endpoint)
   const store = openWith(t, { ...bucket, endpoint: proxy.endpoint })
@@ -185,7 +185,7 @@ t.test('what is above 64 MiB goes up in parts, and comes back whole', { skip }, 
   t.same(await unfinished(bucket), [])
 })
 
-t.test('a part that fails is sent again; when it fails for good, no part stays', { skip }, async t => {
+t.test('a part that fails is sent again; if it keeps failing, no part stays', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const { file, bytes, sha256 } = await makeFile(t, 65 * MEBIBYTE)
   const isSecond = (url = '') => url.includes('partNumber=2')
@@ -203,7 +203,7 @@ t.test('a part that fails is sent again; when it fails for good, no part stays',
   t.same(await other.getToFile('a/large', `${file}.copy`), { bytes, sha256 })
 })
 
-t.test('the answers to the begin and to the end of an upload in parts may be lost', { skip }, async t => {
+t.test('the first and the last answer of an upload in parts may be lost', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const { file, bytes, sha256 } = await makeFile(t, 65 * MEBIBYTE)
   const lost = new Set<string>()
@@ -219,23 +219,27 @@ t.test('the answers to the begin and to the end of an upload in parts may be los
   t.same(await unfinished(bucket), [])
 })
 
-t.test('the parts that a killed archiver left go before the next upload, and those of other keys stay', { skip }, async t => {
-  const bucket = await withObjectStore(t)
-  const { file, sha256 } = await makeFile(t, 65 * MEBIBYTE)
-  const prefix = new URL(bucket.url).pathname.slice(1)
-  for (const key of ['a/large', 'a/large.other']) {
-    const Key = `${prefix}/${key}`
-    const { UploadId } = await bucket.client.send(new CreateMultipartUploadCommand({ Bucket: bucket.bucket, Key }))
-    await bucket.client.send(
-      new UploadPartCommand({ Bucket: bucket.bucket, Key, UploadId, PartNumber: 1, Body: Buffer.from('half') }),
+t.test(
+  'the parts that a killed archiver left are removed before the next upload, and those of other keys stay',
+  { skip },
+  async t => {
+    const bucket = await withObjectStore(t)
+    const { file, sha256 } = await makeFile(t, 65 * MEBIBYTE)
+    const prefix = new URL(bucket.url).pathname.slice(1)
+    for (const key of ['a/large', 'a/large.other']) {
+      const Key = `${prefix}/${key}`
+      const { UploadId } = await bucket.client.send(new CreateMultipartUploadCommand({ Bucket: bucket.bucket, Key }))
+      await bucket.client.send(
+        new UploadPartCommand({ Bucket: bucket.bucket, Key, UploadId, PartNumber: 1, Body: Buffer.from('half') }),
+      )
+    }
+    await openWith(t, bucket).put('a/large', file, sha256)
+    t.same(
+      (await unfinished(bucket)).map(({ Key }) => Key),
+      [`${prefix}/a/large.other`],
     )
-  }
-  await openWith(t, bucket).put('a/large', file, sha256)
-  t.same(
-    (await unfinished(bucket)).map(({ Key }) => Key),
-    [`${prefix}/a/large.other`],
-  )
-})
+  },
+)
 
 t.test('an upload that is stopped leaves nothing', { skip }, async t => {
   const bucket = await withObjectStore(t)
@@ -251,13 +255,13 @@ t.test('an upload that is stopped leaves nothing', { skip }, async t => {
   t.same(await unfinished(bucket), [])
 })
 
-t.test('parts grow where 10,000 of 64 MiB would not do', async t => {
+t.test('parts grow if 10,000 parts of 64 MiB are not enough', async t => {
   t.equal(partBytes(65 * MEBIBYTE), 64 * MEBIBYTE)
   t.equal(partBytes(10_000 * 64 * MEBIBYTE), 64 * MEBIBYTE)
   for (const bytes of [10_000 * 64 * MEBIBYTE + 1, 5 * 2 ** 40]) t.ok(Math.ceil(bytes / partBytes(bytes)) <= 10_000)
 })
 
-t.test('a download that breaks off is begun again', { skip }, async t => {
+t.test('a download that breaks off is started again', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const { file, bytes, sha256 } = await makeFile(t, 3 * MEBIBYTE)
   await openWith(t, bucket).put('a/x', file, sha256)
@@ -268,13 +272,13 @@ t.test('a download that breaks off is begun again', { skip }, async t => {
   const always = await withProxy(t, bucket.endpoint, () => 'break')
   const other = openWith(t, { ...bucket, endpoint: always.endpoint })
   t.match(await complaint(other.getToFile('a/x', `${file}.other`)), /a\/x: could not be read/)
-  t.notOk(existsSync(`${file}.other`), 'half a copy does not stay')
+  t.notOk(existsSync(`${file}.other`), 'no partial copy stays')
   await writeFile(`${file}.kept`, 'mine')
   t.match(await complaint(store.getToFile('a/x', `${file}.kept`)), /EEXIST/)
   t.ok(existsSync(`${file}.kept`))
 })
 
-t.test('a store that fails half of its requests is lived with', { skip }, async t => {
+t.test('a store that fails half of its requests can be used', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const fates = ['refuse', 'cut', 'lose', 'break'] as const
   const proxy = await withProxy(t, bucket.endpoint, number => (number % 2 === 0 ? fates[(number / 2) % 4]! : 'pass'))
@@ -293,7 +297,7 @@ t.test('a store that fails half of its requests is lived with', { skip }, async 
   t.same(await unfinished(bucket), [])
 })
 
-t.test('faults of the settings are told in words', { skip }, async t => {
+t.test('faults in the settings are explained', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const { file, sha256 } = await makeFile(t, 1000)
   const failing = async (settings: Partial<TestBucket>) => {
@@ -314,7 +318,7 @@ t.test('faults of the settings are told in words', { skip }, async t => {
   )
   t.match(
     await failing({ env: { ...bucket.env, AWS_SECRET_ACCESS_KEY: 'wrong' } }),
-    /refuses the secret; correct AWS_SECRET_ACCESS_KEY/,
+    /refuses the secret key; correct AWS_SECRET_ACCESS_KEY/,
   )
   t.match(
     await failing({ env: { ...bucket.env, AWS_ACCESS_KEY_ID: 'NOBODY' } }),
@@ -326,7 +330,7 @@ t.test('faults of the settings are told in words', { skip }, async t => {
   t.match(await complaint(nowhere.check()), /nothing answers at http:\/\/127.0.0.1:1; correct AWS_ENDPOINT_URL_S3/)
 })
 
-t.test('credentials that may only read are told so when they store', { skip: withoutOwnStore }, async t => {
+t.test('credentials that may only read get a clear error when they store', { skip: withoutOwnStore }, async t => {
   const bucket = await withObjectStore(t)
   await openWith(t, bucket).putBytes('a/x', Buffer.from('hello'))
   const reader = await withUser(t, 'reader')
@@ -359,7 +363,7 @@ t.test('credentials that may only read are told so when they store', { skip: wit
   t.match(await complaint(store.delete('a/x')), /a\/x: could not be deleted: these credentials may not do this/)
 })
 
-t.test('a full quota is told as such, and an upload in parts leaves nothing of itself', { skip: withoutOwnStore }, async t => {
+t.test('a full quota is reported as such, and an upload in parts leaves nothing behind', { skip: withoutOwnStore }, async t => {
   const { admin, endpoint } = await ownStore()
   const user = await withUser(t, 'small')
   const bucket = await openBucket(t, endpoint, user)
@@ -376,5 +380,5 @@ t.test('a full quota is told as such, and an upload in parts leaves nothing of i
     t.equal(await store.head('a/y'), undefined)
   }
   t.same(await unfinished(bucket), [])
-  t.equal(String(await store.getBytes('a/x')), 'hello', 'what is there stays readable')
+  t.equal(String(await store.getBytes('a/x')), 'hello', 'existing objects stay readable')
 })

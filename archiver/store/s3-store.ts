@@ -22,19 +22,19 @@ import { ObjectMissing } from './object-missing.ts'
 import type { Store } from './store.ts'
 
 /**
- * What is larger goes up in parts, each sent, checked and repeated by itself. A store takes 10,000 parts at most, and
- * but for the last none under 5 MiB: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+ * A larger file is uploaded in parts. Each part is sent, checked and retried separately. A store accepts at most 10,000 parts,
+ * and none under 5 MiB except the last: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
  */
 const PART_BYTES = 64 * 2 ** 20
 const MAX_PARTS = 10_000
 const TRIES = 4
 
 export interface S3Options {
-  /** Of another store than AWS. */
+  /** The address of a store that is not AWS. */
   endpoint?: string | undefined
-  /** Of the AWS files, for credentials and region; without one they come from where the AWS SDK looks. */
+  /** A profile of the AWS files, for credentials and region. Without one, they come from where the AWS SDK looks. */
   profile?: string | undefined
-  /** Sends x-amz-checksum-sha256, which AWS keeps with the object. Others may refuse what they do not know, as Google does. */
+  /** Send x-amz-checksum-sha256, which AWS keeps with the object. Other stores may refuse unknown headers, as Google does. */
   checksums?: boolean | undefined
 }
 
@@ -56,10 +56,10 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
       requestChecksumCalculation: 'WHEN_REQUIRED',
       responseChecksumValidation: 'WHEN_REQUIRED',
       maxAttempts: TRIES,
-      // Its warnings are of tries that are repeated here; what fails in the end is thrown.
+      // Its warnings are about attempts that are retried here. What fails in the end is thrown.
       logger: { debug() {}, info() {}, warn() {}, error() {} },
     })
-    // The signature covers the body, so a store that knows nothing of checksums refuses a changed one too.
+    // The signature covers the body, so a store that does not support checksums refuses a changed body too.
     client.middlewareStack.add(
       next => args => {
         const { ChecksumSHA256 } = args.input as { ChecksumSHA256?: string }
@@ -76,7 +76,7 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
     return client
   }
 
-  /** The SDK does not repeat what has a stream: one to send cannot be sent twice, and one that is read may break off. */
+  /** The SDK does not retry requests with streams: a body cannot be sent twice, and a download may break off. */
   async function retry<T>(what: string, run: () => Promise<T>, signal?: AbortSignal) {
     for (let tried = 1; ; tried++) {
       try {
@@ -100,8 +100,8 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
     )
   }
 
-  // Not @aws-sdk/lib-storage: it holds several parts in memory, sends bodies unsigned over https, checks by the trailers
-  // that old stores refuse, and knows nothing of what a killed process left behind.
+  // Not @aws-sdk/lib-storage: it holds several parts in memory, sends bodies unsigned over https, uses the checksum trailers
+  // that old stores refuse, and does not remove what a killed process left behind.
   async function putParts(key: string, file: string, bytes: number, sha256: string, signal?: AbortSignal) {
     const what = `${urlOf(key)}: could not be stored`
     await abortUploads(key, signal)
@@ -151,22 +151,22 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
           abortSignal: signal,
         })
       } catch (cause) {
-        // The answer to a first try was lost: the upload is gone because the object is made. (The proof reads it back.)
+        // The answer to a first attempt was lost: the upload is gone because the object exists. (The proof reads it back.)
         if (nameOf(cause) !== 'NoSuchUpload' || (await head(key, signal))?.bytes !== bytes) throw explain(cause, what)
       }
     } catch (error) {
-      // Also when we are told to stop, so without the signal. What cannot be removed now goes before the next upload.
+      // Without the signal, so also when the archiver is told to stop. What cannot be removed now goes before the next upload.
       await s3()
         .send(new AbortMultipartUploadCommand({ Bucket, Key: Key(key), UploadId }))
         .catch(() => {})
       throw error
     } finally {
-      // An upload whose name was lost with the answer, before the SDK asked for another.
+      // Removes an upload whose id was lost with the answer, before the SDK started another one.
       await abortUploads(key).catch(() => {})
     }
   }
 
-  /** Removes the parts that killed archivers left for a key; whoever stores it holds its lease, so nobody else is uploading it. */
+  /** Removes the parts that killed archivers left for a key. The caller holds its lease, so nobody else is uploading it. */
   async function abortUploads(key: string, signal?: AbortSignal) {
     try {
       for (let markers = {}; ;) {
@@ -182,9 +182,9 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
       }
     } catch (cause) {
       signal?.throwIfAborted()
-      // Credentials that may only store, or a store that cannot list: the remains are then its owner's to expire.
+      // The credentials may only store, or the store cannot list. Then the owner of the store has to expire the remains.
       if (['AccessDenied', 'NotImplemented', 'NoSuchUpload'].includes(nameOf(cause))) return
-      throw explain(cause, `${urlOf(key)}: the unfinished uploads of earlier tries could not be removed`)
+      throw explain(cause, `${urlOf(key)}: the unfinished uploads of earlier attempts could not be removed`)
     }
   }
 
@@ -194,7 +194,7 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
       return { key, bytes: ContentLength ?? 0 }
     } catch (cause) {
       signal?.throwIfAborted()
-      // A HEAD has no body to say whether the key or the bucket is missing; check() tells the bucket.
+      // The answer to HEAD has no body that says whether the key or the bucket is missing. check() finds a missing bucket.
       if (nameOf(cause) === 'NotFound' || nameOf(cause) === 'NoSuchKey') return undefined
       throw explain(cause, `${urlOf(key)}: could not be read`)
     }
@@ -221,16 +221,16 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
     const why = {
       NoSuchBucket: `there is no bucket ${place}; create it, or correct ARCHIVE_URL`,
       InvalidAccessKeyId: `the store does not know the access key; correct AWS_ACCESS_KEY_ID`,
-      SignatureDoesNotMatch: `the store refuses the secret; correct AWS_SECRET_ACCESS_KEY`,
+      SignatureDoesNotMatch: `the store refuses the secret key; correct AWS_SECRET_ACCESS_KEY`,
       CredentialsProviderError: `no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY`,
       AccessDenied: `these credentials may not do this in bucket ${place}`,
       Forbidden: `these credentials are wrong, or may not use bucket ${place}`,
       403: `these credentials are wrong, or may not use bucket ${place}`,
       NotFound: `there is no bucket ${place}; create it, or correct ARCHIVE_URL`,
-      QuotaExceeded: `the quota of bucket ${place}, or of its user, is used up; raise it, or make room`,
-      XMinioStorageFull: `the disks of the store are full; make room there`,
-      XAmzContentSHA256Mismatch: `what arrived at the store is not what was sent; it was changed on its way`,
-      BadDigest: `what arrived at the store is not what was sent; it was changed on its way`,
+      QuotaExceeded: `the quota of bucket ${place}, or of its user, is used up; raise it, or free space`,
+      XMinioStorageFull: `the disks of the store are full; free space there`,
+      XAmzContentSHA256Mismatch: `what arrived at the store is not what was sent; it was changed on the way`,
+      BadDigest: `what arrived at the store is not what was sent; it was changed on the way`,
       ECONNREFUSED: `nothing answers at ${endpoint ?? 'AWS'}; correct AWS_ENDPOINT_URL_S3, or start the store`,
       ENOTFOUND: `the host of ${endpoint ?? 'AWS'} is not known; correct AWS_ENDPOINT_URL_S3`,
     }[nameOf(cause)]
@@ -243,7 +243,7 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
     url,
     async check(signal) {
       try {
-        // Not HeadBucket: an answer to HEAD has no body to say what is wrong.
+        // Not HeadBucket: the answer to HEAD has no body that says what is wrong.
         await s3().send(new ListObjectsV2Command({ Bucket, Prefix: Key(''), MaxKeys: 1 }), { abortSignal: signal })
       } catch (cause) {
         signal?.throwIfAborted()
@@ -320,7 +320,7 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
   }
 }
 
-/** The size of each part but the last: a file of more than 10,000 times 64 MiB goes up in larger ones. */
+/** The size of each part except the last. A file of more than 10,000 times 64 MiB is uploaded in larger parts. */
 export function partBytes(bytes: number) {
   return Math.max(PART_BYTES, Math.ceil(bytes / MAX_PARTS))
 }
@@ -329,7 +329,7 @@ function checksum(sha256: string) {
   return { ChecksumAlgorithm: 'SHA256' as const, ChecksumSHA256: Buffer.from(sha256, 'hex').toString('base64') }
 }
 
-/** S3 names its errors; the network's have a code; some answers have only a status. */
+/** S3 errors have a name, network errors have a code, and some answers have only a status. */
 function nameOf(error: unknown): string {
   if (!(error instanceof Error)) return ''
   if ('code' in error && typeof error.code === 'string') return error.code
@@ -343,12 +343,12 @@ function statusOf(error: unknown) {
 
 function isTransient(error: unknown) {
   const name = nameOf(error)
-  // Of the 4xx those that mean that the body came late, short or changed.
+  // The 4xx errors that mean that the body arrived late, incomplete or changed.
   if (['RequestTimeout', 'XAmzContentSHA256Mismatch', 'BadDigest', 'IncompleteBody'].includes(name)) return true
-  // Of this machine's files, and of its settings.
+  // Faults of this machine's files and settings.
   if (['ENOSPC', 'EDQUOT', 'EROFS', 'EACCES', 'ENOENT', 'EEXIST', 'EMFILE', 'CredentialsProviderError'].includes(name))
     return false
   const status = statusOf(error)
-  // Without a status: what the network did has a code or a name, a fault of the settings or of this code has none.
+  // Without a status, network errors have a code or a name. Faults in settings or in this code have none.
   return status === undefined ? name !== '' : status >= 500 || status === 429 || status === 408
 }

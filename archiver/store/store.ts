@@ -1,33 +1,34 @@
-/** What a store knows of one object. */
+
+/** What a store knows about one object. */
 export interface StoredObject {
   key: string
   bytes: number
 }
 
 /**
- * Where archives live. Keys are relative to the store's URL, with `/` between their parts. An object
- * appears whole or not at all; putting a key again replaces it. Every error is a sentence that names the object.
+ * Where archives are stored. Keys are relative to the store's URL, with `/` between their parts. An object
+ * appears whole or not at all. Storing a key again replaces it. Every error is a sentence that names the object.
  */
 export interface Store {
-  /** The URL the store was opened with, without a slash at its end. */
+  /** The URL that the store was opened with, without a slash at the end. */
   url: string
-  /** Throws, in words for the person on call, when nothing could be stored here now. */
+  /** Throws an error for the person on call if nothing can be stored here now. */
   check(signal?: AbortSignal): Promise<void>
-  /** Stores a local file; `sha256` (hex) is checked on the way where the store can. */
+  /** Stores a local file. `sha256` (hex) is checked on the way if the store can. */
   put(key: string, file: string, sha256: string, signal?: AbortSignal): Promise<void>
   putBytes(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void>
-  /** Copies an object into a new local file, and says what was read. @throws {ObjectMissing} */
+  /** Copies an object into a new local file, and returns what was read. @throws {ObjectMissing} */
   getToFile(key: string, file: string, signal?: AbortSignal): Promise<{ bytes: number; sha256: string }>
-  /** The whole of a small object. @throws {ObjectMissing} */
+  /** Reads all of a small object. @throws {ObjectMissing} */
   getBytes(key: string, signal?: AbortSignal): Promise<Buffer>
   head(key: string, signal?: AbortSignal): Promise<StoredObject | undefined>
   /** Objects whose keys start with the prefix, in order of their keys. */
   list(prefix: string, signal?: AbortSignal): AsyncIterable<StoredObject>
-  /** Deletes an object; one that is not there is no fault. */
+  /** Deletes an object. It is no error if the object does not exist. */
   delete(key: string, signal?: AbortSignal): Promise<void>
 }
 
-/** An S3 store at another address than the one in use; `profile` names its credentials in the AWS files, else they are those in use. */
+/** An S3 store at another address. `profile` names its credentials in the AWS files; without it, the current ones are used. */
 export interface OlderStore {
   endpoint: string
   profile?: string | undefined
@@ -35,6 +36,6 @@ export interface OlderStore {
 
 export interface StoreOptions {
   s3Endpoint?: string | undefined
-  /** By bucket: where archives are that were made before the store was changed. */
+  /** By bucket: where the archives are that were made before the store was changed. */
   olderStores?: Map<string, OlderStore> | undefined
 }

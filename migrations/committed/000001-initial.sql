@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:cdfc818603e7c0b386285c27f419c2f317087cfc
+--! Hash: sha1:22d28a5bca6ed80eeed9f1b4a6f9368a28945d98
 --! Message: initial
 
 -- The whole store: schemas and tables, then everything that can be replaced in place, which is included from sql/. Each statement
@@ -1113,6 +1113,18 @@ $$;
 comment on type fleet.source_row is
   'A row of a table that is being imported: where it is, and the heartbeat that it becomes, or why it becomes none.';
 
+create table if not exists fleet.recorded_triggers (
+  relation text not null,
+  trigger_name text not null,
+  definition text not null,
+  constraint recorded_triggers_pkey primary key (relation, trigger_name)
+);
+comment on table fleet.recorded_triggers is
+  'The triggers that the migrations made. fleet.check() fails if one is missing. A migration that drops a trigger deletes its row.';
+comment on column fleet.recorded_triggers.relation is 'Table that the trigger is on, with its schema.';
+comment on column fleet.recorded_triggers.trigger_name is 'Name of the trigger.';
+comment on column fleet.recorded_triggers.definition is 'The statement that creates it, as pg_get_triggerdef() prints it.';
+
 -- What can be replaced in place, in the order in which Postgres needs it: it checks views and functions in SQL when they are
 -- made.
 --! Included archive/accept_archive.sql
@@ -1132,8 +1144,12 @@ begin
   if p_reason is null or btrim(p_reason) = '' then
     raise exception using
       errcode = 'FL422',
-      message = format('partition %s is not dropped: a reason for keeping only its archive is needed', coalesce(p_partition, 'null')),
-      hint = format('Example: select fleet.accept_archive(%L, ''changed by mistake, case 4711'');', p_partition);
+      message = format(
+        'partition %s is not dropped: no reason was given for keeping only its archive', coalesce(p_partition, 'null')
+      ),
+      hint = format(
+        'Give a reason, for example: select fleet.accept_archive(%L, ''changed by mistake, case 4711'');', p_partition
+      );
   end if;
   -- This takes many seconds for a large day, so it happens before the partition's row is locked.
   select * into v_found
@@ -1151,7 +1167,9 @@ begin
   if v_found.table_oid is null or v_partition.state not in ('detached', 'archive_failed', 'archived') then
     raise exception using
       errcode = 'FL002',
-      message = format('partition %s is %s, and there is no retired table to compare with its archive', p_partition, v_partition.state),
+      message = format(
+        'partition %s is %s, and there is no retired table to compare with its archive', p_partition, v_partition.state
+      ),
       hint = format('See select * from fleet.partition_health where partition_name = %L;', p_partition);
   end if;
   if v_partition.proven_at is null or v_partition.checksum_sha256 is null or v_partition.archive_url is null then
@@ -1163,30 +1181,37 @@ begin
   if v_partition.confirmed_at is null and (select s.proofs_needed from fleet.settings s) > 1 then
     raise exception using
       errcode = 'FL001',
-      message = format('the archive of partition %s is not confirmed by a second login; the partition is not dropped', p_partition),
-      hint = 'In a shell, with VERIFIER_DATABASE_URL: npm run archive -- confirm. It confirms partitions in state archived.';
+      message = format(
+        'the archive of partition %s is not confirmed by a second login; the partition is not dropped', p_partition
+      ),
+      hint = 'In a shell with VERIFIER_DATABASE_URL set, run: npm run archive -- confirm. '
+        'It confirms only partitions in state archived.';
   end if;
   if not v_found.differs and v_partition.state = 'archived' then
-    return format('partition %s is the same as its archive; there is nothing to accept', p_partition);
+    return format('partition %s has the same rows as its archive; there is nothing to accept', p_partition);
   end if;
 
   perform fleet.record_event(
     'partition.archive.accept', p_partition, v_found.row_count,
     p_detail => format(
-      'by %s: %s. Dropped: %s rows of checksum %s. Archive: %s rows of checksum %s, %s', session_user, p_reason, v_found.row_count,
-      v_found.content_checksum, v_partition.row_count, v_partition.content_checksum, v_partition.archive_url
+      'by %s: %s. Dropped: %s rows of checksum %s. Archive: %s rows of checksum %s, %s',
+      session_user, p_reason, v_found.row_count, v_found.content_checksum,
+      v_partition.row_count, v_partition.content_checksum, v_partition.archive_url
     )
   );
   update fleet.hb_partitions
   set state = 'archived', step = 'proven', attempts = 0, next_attempt_at = null
   where partition_name = p_partition;
   perform fleet.drop_retired(p_partition, v_found.table_oid, v_since);
-  return format('partition %s is dropped; its archive is kept as the right copy', p_partition);
+  return format('partition %s is dropped; its archive is kept as the correct copy', p_partition);
 end
 $$;
 
 comment on function fleet.accept_archive(text, text) is
-  'Drops a retired table although it differs from its proven archive, because the archive is right. fleet.events keeps who did so, why, and what was dropped. Run npm run archive -- verify first. If the table is right instead, call fleet.retry_archive(). Example: select fleet.accept_archive(''device_heartbeats_p2026_08_15'', ''changed by mistake'');';
+  'Drops a retired table that differs from its proven archive, when the archive is the correct copy. fleet.events records who '
+  'did this, why, and what was dropped. Run npm run archive -- verify first. If the table is the correct copy instead, call '
+  'fleet.retry_archive(). '
+  'Example: select fleet.accept_archive(''device_heartbeats_p2026_08_15'', ''changed by mistake'');';
 --! EndIncluded archive/accept_archive.sql
 --! Included archive/archive_columns.sql
 create or replace function fleet.archive_columns(p_table regclass)
@@ -1203,8 +1228,8 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format('%s cannot be archived: the archive has no form for %s', p_table, v_unknown),
-      hint = 'Use a type that has a form (select fleet.archive_form(type)), or add a form for this one to sql/archive/archive_form.sql, '
-        'sql/setup/shape-guard.sql and archiver/archive/parquet.ts.';
+      hint = 'Use a type for which fleet.archive_form(type) returns a form, or add a form for this type to '
+        'sql/archive/archive_form.sql, sql/setup/shape-guard.sql and archiver/archive/parquet.ts.';
   end if;
   return query
     select a.attname::text, format_type(a.atttypid, a.atttypmod), (row_number() over (order by a.attnum))::integer
@@ -1215,11 +1240,13 @@ end
 $$;
 
 comment on function fleet.archive_columns(regclass) is
-  'The columns of a partition as they are archived, in order; an error for a type that has no canonical form.';
+  'Lists the columns of a partition as they are archived, in order. Raises an error if a column has a type without an archive '
+  'form; see fleet.archive_form().';
 --! EndIncluded archive/archive_columns.sql
 --! Included archive/archive_form.sql
--- The list of types that can be archived. archiver/archive/parquet.ts has the same list for DuckDB, and sql/setup/shape-guard.sql has the names.
--- A type may come from a manifest and becomes part of a statement, so the whole text is compared.
+-- The list of types that can be archived, each with its form: the canonical text of its values. The same list for DuckDB is in
+-- archiver/archive/parquet.ts, and the names of the types are in sql/setup/shape-guard.sql.
+-- A type may come from a manifest and becomes part of a statement, so its whole text has to match.
 create or replace function fleet.archive_form(p_type text) returns text
 language sql
 immutable
@@ -1237,13 +1264,15 @@ as $$
     when p_type = 'date' then
       $f$case when isfinite(%1$I) then (%1$I - date '1970-01-01')::text else %1$I::text end$f$
     when p_type = 'double precision' then
-      -- By its bits, because Postgres and DuckDB print different texts. NaN has many bit patterns, so it is written by name.
+      -- The bits, because Postgres and DuckDB print different texts. NaN has many bit patterns, so it is written by name.
       $f$case when %1$I = 'NaN' then 'NaN' else ('x' || encode(float8send(%1$I), 'hex'))::bit(64)::text end$f$
   end;
 $$;
 
 comment on function fleet.archive_form(text) is
-  'The SQL expression for the canonical text of a value that is not null, as a format() string that takes the column''s name; null for a type that cannot be archived. Example: select fleet.archive_form(''numeric(10,2)'');';
+  'The SQL expression for the canonical text of a non-null value of this type, as a format() string that takes the column''s '
+  'name. Null if the type cannot be archived. '
+  'Example: select fleet.archive_form(''numeric(10,2)'');';
 --! EndIncluded archive/archive_form.sql
 --! Included archive/archive_partition.sql
 create or replace function fleet.archive_partition(p_partition text) returns text
@@ -1260,18 +1289,20 @@ begin
     return fleet.retry_archive(p_partition);
   end if;
   if v_partition.state in ('archived', 'dropped') then
-    return format('partition %s is %s already', p_partition, v_partition.state);
+    return format('partition %s is already %s', p_partition, v_partition.state);
   end if;
   if v_partition.state in ('active', 'restored') then
     perform fleet.retire_partition(p_partition);
   end if;
   perform pg_notify('fleet_archiver', p_partition);
-  return format('partition %s waits for the archiver', p_partition);
+  return format('partition %s is waiting for the archiver', p_partition);
 end
 $$;
 
 comment on function fleet.archive_partition(text) is
-  'Retires one past partition now and wakes the archiver. Example: select fleet.archive_partition(partition_name) from fleet.partition_health where range_start <= current_date - 60 and range_end > current_date - 60;';
+  'Retires one past partition now and wakes the archiver. '
+  'Example: select fleet.archive_partition(partition_name) from fleet.partition_health where range_start <= current_date - 60 '
+  'and range_end > current_date - 60;';
 --! EndIncluded archive/archive_partition.sql
 --! Included archive/archiver_heartbeat.sql
 create or replace function fleet.archiver_heartbeat(p_worker text, p_version text) returns void
@@ -1286,7 +1317,7 @@ as $$
     set last_seen_at = now(), version = excluded.version;
 $$;
 
-comment on function fleet.archiver_heartbeat(text, text) is 'An archiver says that it is alive.';
+comment on function fleet.archiver_heartbeat(text, text) is 'Records that an archiver is alive, and its version.';
 --! EndIncluded archive/archiver_heartbeat.sql
 --! Included archive/archives.view.sql
 create or replace view fleet.archives as
@@ -1298,10 +1329,12 @@ where p.proven_at is not null and p.archive_url is not null
 order by p.range_start;
 
 comment on view fleet.archives is
-  'Every proven archive: date range, rows, checksums, location, columns, and when it was proven and confirmed. Example: select * from fleet.archives where range_start >= now() - interval ''1 year'';';
+  'Every proven archive: date range, rows, checksums, location, columns, and when it was proven and confirmed. '
+  'Example: select * from fleet.archives where range_start >= now() - interval ''1 year'';';
 --! EndIncluded archive/archives.view.sql
 --! Included archive/restoring_name.sql
--- A name of its own: a day without rows may be made anew while it is restored, and is then retired under its own name.
+-- Not the name of the partition: a day without rows may be created again while it is restored, and is then retired under that
+-- name.
 create or replace function fleet.restoring_name(p_partition text) returns text
 language sql
 immutable
@@ -1311,7 +1344,7 @@ as $$
 $$;
 
 comment on function fleet.restoring_name(text) is
-  'The table in schema fleet that a restore is copied into, until it is proven and becomes the partition.';
+  'The name of the table in schema fleet that a restore is copied into, until it is proven and becomes the partition.';
 --! EndIncluded archive/restoring_name.sql
 --! Included archive/begin_restore.sql
 create or replace function fleet.begin_restore(p_partition text, p_worker text) returns text
@@ -1337,13 +1370,14 @@ begin
   if v_partition.columns is null then
     raise exception using
       errcode = 'FL002',
-      message = format('the columns of the archive of %s are not recorded, so it is not restored', p_partition),
-      hint = 'The archiver records them from the manifest. Run the version of the archiver that belongs to this database.';
+      message = format('partition %s is not restored: the columns of its archive are not recorded', p_partition),
+      hint = 'The archiver records them from the manifest. Run the archiver version that belongs to this database.';
   end if;
   perform fleet.require_forms(p_partition, v_partition.columns);
-  -- A try that was cut short left its table.
+  -- An attempt that was cut short may have left its table.
   perform fleet.drop_restoring(p_partition);
-  -- It gets the archive's columns, which its proof needs. fleet.finish_restore() then changes them to today's columns.
+  -- The table gets the archive's columns, because the proof needs them. fleet.finish_restore() later changes them to today's
+  -- columns.
   execute format('create table fleet.%I (%s)', v_table, (
     select string_agg(format('%I %s', c.value ->> 'name', c.value ->> 'type'), ', ' order by c.ordinality)
     from jsonb_array_elements(v_partition.columns) with ordinality c
@@ -1354,7 +1388,7 @@ end
 $$;
 
 comment on function fleet.begin_restore(text, text) is
-  'Makes the empty table for a restore, with the columns of the archive, and returns its name.';
+  'Creates the empty table for a restore, with the columns of the archive, and returns its name.';
 --! EndIncluded archive/begin_restore.sql
 --! Included import/get_import.sql
 create or replace function fleet.get_import(p_source regclass) returns fleet.imports
@@ -1374,44 +1408,20 @@ begin
   if not found then
     raise exception using
       errcode = 'FL404',
-      message = format('%s is not being adopted', coalesce(p_source::text, 'null')),
-      hint = format('Those that are: select * from fleet.import_progress; to begin: call fleet.import_table(%L);', p_source::text);
+      message = format('%s is not being imported', coalesce(p_source::text, 'null')),
+      hint = format(
+        'See all imports: select * from fleet.import_progress; to begin one: call fleet.import_table(%L);', p_source::text
+      );
   end if;
   return a;
 end
 $$;
 
-comment on function fleet.get_import(regclass) is 'The adoption of a table, locked; an error when there is none.';
+comment on function fleet.get_import(regclass) is 'The import of a table, locked; raises an error if there is none.';
 --! EndIncluded import/get_import.sql
---! Included archive/begin_verification.sql
-create or replace function fleet.begin_verification(p_source regclass) returns text
-language plpgsql
-volatile
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  a fleet.imports := fleet.get_import(p_source);
-begin
-  if a.state not in ('moved', 'verified') then
-    raise exception using
-      errcode = 'FL002',
-      message = format('%s is %s and cannot be verified', a.source, a.state),
-      hint = format('Move it first, or to its end: call fleet.import_table(%L);', a.source);
-  end if;
-  perform fleet.take_import_lock();
-  update fleet.imports f
-  set state = 'moved', steps = '{survey,verify}', step = null, verified_xid = pg_snapshot_xmin(pg_current_snapshot()),
-    backend = pg_backend_pid(), last_error = null
-  where f.source = a.source;
-  return a.source;
-end
-$$;
-
-comment on function fleet.begin_verification(regclass) is 'Begins the verification of an adoption; behind fleet.verify_import().';
---! EndIncluded archive/begin_verification.sql
 --! Included archive/check_archive_place.sql
--- A range in the future would prevent its partitions from being made, and the archiver would fetch a URL outside the known stores.
+-- An archive with a range in the future would prevent the partitions of that range from being created. And the archiver fetches
+-- from the URL, so it must be in a known store.
 create or replace function fleet.check_archive_place(p_range_start timestamptz, p_range_end timestamptz, p_archive_url text)
 returns void
 language plpgsql
@@ -1429,12 +1439,15 @@ begin
     or p_range_start <> date_trunc('day', p_range_start) or p_range_end > clock_timestamp()
     or p_range_end not in (
       p_range_start + interval '1 day',
-      p_range_start + case when p_range_start = date_trunc('month', p_range_start) then interval '1 month' else interval '1 day' end
+      p_range_start
+        + case when p_range_start = date_trunc('month', p_range_start) then interval '1 month' else interval '1 day' end
     ) then
     raise exception using
       errcode = 'FL422',
-      message = format('the archive of %s to %s is not registered: its range is not a past UTC day or month', p_range_start, p_range_end),
-      hint = 'The range is in the manifest of the archive.';
+      message = format(
+        'the archive of %s to %s is not registered: its range is not a past UTC day or month', p_range_start, p_range_end
+      ),
+      hint = 'Check range_start and range_end in the manifest of the archive.';
   end if;
   v_day := to_char(p_range_start, 'YYYY-MM-DD');
   v_root := substring(
@@ -1445,9 +1458,12 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format('%s is not a valid place for the archive of %s', coalesce(p_archive_url, 'null'), v_day),
-      hint = format('The place is <store>/device_heartbeats/date=%s/device_heartbeats_%s.parquet.', v_day, to_char(p_range_start, 'YYYYMMDD'));
+      hint = format(
+        'The place must be <store>/device_heartbeats/date=%s/device_heartbeats_%s.parquet.',
+        v_day, to_char(p_range_start, 'YYYYMMDD')
+      );
   end if;
-  -- Where no store is known yet, the first archive decides which one it is.
+  -- If no store is known yet, the first archive decides which one it is.
   select array_agg(distinct s.url) into v_known
   from (
     select substring(p.archive_url from '^(.*)/device_heartbeats/date=') as url
@@ -1460,14 +1476,16 @@ begin
   if v_root <> all (v_known) then
     raise exception using
       errcode = 'FL422',
-      message = format('%s is not a known store of this database (%s); nothing is registered', v_root, array_to_string(v_known, ', ')),
+      message = format(
+        '%s is not a known store of this database (%s); nothing is registered', v_root, array_to_string(v_known, ', ')
+      ),
       hint = format('If you trust this store: update fleet.settings set archive_stores = archive_stores || %L;', v_root);
   end if;
 end
 $$;
 
 comment on function fleet.check_archive_place(timestamptz, timestamptz, text) is
-  'Raises an error unless the archive to register covers a past UTC day or month and lies at its proper place in a known store.';
+  'Raises an error unless the archive to register covers a past UTC day or month and is at its proper place in a known store.';
 --! EndIncluded archive/check_archive_place.sql
 --! Included archive/check_lease.sql
 create or replace function fleet.check_lease(p_partition text, p_worker text) returns fleet.hb_partitions
@@ -1487,14 +1505,14 @@ begin
         'partition %s is %s and leased to %s, not to %s',
         p_partition, v_partition.state, coalesce(v_partition.lease_owner, 'nobody'), p_worker
       ),
-      hint = 'The lease ran out and another archiver took it: stop working on this partition.';
+      hint = 'The lease ran out and another archiver may have taken it: stop working on this partition.';
   end if;
   return v_partition;
 end
 $$;
 
 comment on function fleet.check_lease(text, text) is
-  'The partition''s row, locked, if this archiver holds its lease; else an error.';
+  'Returns the partition''s row, locked, if this archiver holds its lease. Raises an error otherwise.';
 --! EndIncluded archive/check_lease.sql
 --! Included archive/checksum_expression.sql
 create or replace function fleet.checksum_expression(
@@ -1521,7 +1539,7 @@ begin
       hint = 'A newer version of this software wrote the archive. Migrate the database with that version.';
   end if;
 
-  -- Version 2 has more types than version 1, and the same text for the types of version 1.
+  -- Version 2 has more types than version 1. The types of version 1 have the same text in both.
   select string_agg(format('%s %s', c.value ->> 'name', c.value ->> 'type'), ', ' order by c.ordinality) into v_unknown
   from jsonb_array_elements(v_columns) with ordinality c
   where fleet.archive_form(c.value ->> 'type') is null
@@ -1534,18 +1552,19 @@ begin
       message = format(
         '%s has no checksum%s: the archive has no form for %s', p_table, ' of version ' || p_checksum_version, v_unknown
       ),
-      hint = 'The forms are in sql/archive/archive_form.sql and archiver/archive/parquet.ts.';
+      hint = 'The known forms are in sql/archive/archive_form.sql and archiver/archive/parquet.ts.';
   end if;
   select string_agg(c.value ->> 'name', ', ' order by c.ordinality) into v_unknown
   from jsonb_array_elements(v_columns) with ordinality c
   where not exists (
-    select from pg_attribute a where a.attrelid = p_table and a.attname = c.value ->> 'name' and a.attnum > 0 and not a.attisdropped
+    select from pg_attribute a
+    where a.attrelid = p_table and a.attname = c.value ->> 'name' and a.attnum > 0 and not a.attisdropped
   );
   if v_unknown is not null then
     raise exception using
       errcode = 'FL010',
       message = format('%s lacks columns that its checksum covers: %s', p_table, v_unknown),
-      hint = 'The table was changed after it was retired.';
+      hint = 'The table was changed after it was retired. Hold its partition while you look: fleet.hold_partition().';
   end if;
 
   return (
@@ -1562,7 +1581,8 @@ end
 $$;
 
 comment on function fleet.checksum_expression(regclass, jsonb, integer) is
-  'The SQL expression for the checksum of one row, from the canonical texts of these columns, or of all columns of the table; see fleet.content_checksum().';
+  'Builds the SQL expression for the checksum of one row, from the canonical texts of these columns (default: all columns of '
+  'the table). See fleet.content_checksum().';
 --! EndIncluded archive/checksum_expression.sql
 --! Included archive/claim_partition.sql
 create or replace function fleet.claim_partition(p_worker text, p_lease interval default '5 minutes')
@@ -1608,8 +1628,8 @@ begin
   where p.partition_name = v_name and p.state = 'archiving';
 
   return query
-    select p.partition_name, fleet.table_of(p), format('fleet_detached.%I', p.partition_name), p.range_start, p.range_end, p.state,
-      p.step, p.attempts, p.row_count, p.content_checksum, p.checksum_sha256, p.archive_url, p.archive_bytes, p.min_ts,
+    select p.partition_name, fleet.table_of(p), format('fleet_detached.%I', p.partition_name), p.range_start, p.range_end,
+      p.state, p.step, p.attempts, p.row_count, p.content_checksum, p.checksum_sha256, p.archive_url, p.archive_bytes, p.min_ts,
       p.max_ts
     from fleet.hb_partitions p
     where p.partition_name = v_name;
@@ -1617,7 +1637,8 @@ end
 $$;
 
 comment on function fleet.claim_partition(text, interval) is
-  'Leases the oldest partition that waits to be archived or dropped to this archiver; no row when there is none.';
+  'Gives this archiver a lease on the oldest partition that is waiting to be archived or dropped. Returns no row if there is '
+  'none.';
 --! EndIncluded archive/claim_partition.sql
 --! Included archive/claim_restore.sql
 create or replace function fleet.claim_restore(p_worker text, p_lease interval default '5 minutes')
@@ -1635,7 +1656,8 @@ declare
   v_request_id bigint;
   v_name text;
 begin
-  -- Back meanwhile: asked for twice, or, a day without rows, made anew. Who still works on it finds that out.
+  -- These partitions are already back: two requests named them, or a day without rows was created again. An archiver that is
+  -- still working on one of them finds that out at its next step.
   for v_name in
     update fleet.restore_items i
     set state = 'done', finished_at = now(), last_error = null, lease_owner = null, lease_until = null
@@ -1661,7 +1683,7 @@ begin
   if not found then
     return;
   end if;
-  -- The other request for it may have been claimed in this moment.
+  -- Another request for the same partition may have been claimed a moment ago.
   perform fleet.get_partition(v_name);
   if exists (
     select from fleet.restore_items o
@@ -1683,10 +1705,11 @@ end
 $$;
 
 comment on function fleet.claim_restore(text, interval) is
-  'Leases the next partition that was asked back to this archiver; no row when there is none.';
+  'Gives this archiver a lease on the next partition that is to be restored. Returns no row if there is none.';
 --! EndIncluded archive/claim_restore.sql
 --! Included archive/compare_with_archive.sql
--- Call it before locking the partition's row: the checksum of a large day takes many seconds, and the archiver renews its lease there.
+-- Call it before you lock the partition's row: the checksum of a large day takes many seconds, and the archiver has to be able to
+-- renew its lease in that row.
 create or replace function fleet.compare_with_archive(p_partition text)
 returns table (table_oid oid, row_count bigint, content_checksum numeric, differs boolean)
 language plpgsql
@@ -1702,17 +1725,19 @@ begin
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception using
       errcode = 'FL002',
-      message = format('this transaction is %s and would not see rows that were written since it began', current_setting('transaction_isolation')),
+      message = format(
+        'this transaction is %s and would not see rows that were written since it began', current_setting('transaction_isolation')
+      ),
       hint = 'Call it in a read committed transaction of its own.';
   end if;
-  perform fleet.relink_tables();  -- before a table that is not found counts as gone
+  perform fleet.relink_tables();  -- so that a renamed table does not count as gone
   select * into v_partition from fleet.hb_partitions p where p.partition_name = p_partition;
   table_oid := fleet.table_of(v_partition);
   if table_oid is null then
     return;
   end if;
-  -- LOCK TABLE takes the right to write, which nobody has here. This statement changes nothing and blocks writers, but not readers,
-  -- until the end of the transaction.
+  -- LOCK TABLE requires the right to write, which nobody has here. This statement changes nothing. It blocks writers, but not
+  -- readers, until the end of the transaction.
   execute format('alter table %s disable trigger user', table_oid::regclass);
   if v_partition.rows_hash is not null then
     execute format('select count(*) from only %s', table_oid::regclass) into row_count;
@@ -1723,7 +1748,7 @@ begin
       return;
     end if;
   end if;
-  -- Without a hash, or with another one, the slow comparison decides: after a dump was restored the same rows may hash differently.
+  -- If there is no hash, or it differs, the slow comparison decides: after a dump and restore the same rows may hash differently.
   select c.row_count, c.content_checksum into row_count, content_checksum
   from fleet.content_checksum(table_oid, v_partition.columns, coalesce(v_partition.checksum_version, 1)) c;
   -- A partition that was proven to be empty has no archive.
@@ -1734,7 +1759,8 @@ end
 $$;
 
 comment on function fleet.compare_with_archive(text) is
-  'Compares the rows of a retired table with the count and checksum of its archive, and blocks writers to the table until the end of the transaction. Returns no row if there is no table.';
+  'Compares the rows of a retired table with the count and checksum of its archive, and blocks writers to the table until the '
+  'end of the transaction. Returns no row if there is no table.';
 --! EndIncluded archive/compare_with_archive.sql
 --! Included archive/confirm_archive.sql
 -- The archiver gives the first proof. If settings.proofs_needed is 2, nothing is dropped on the archiver's word alone.
@@ -1767,7 +1793,8 @@ begin
     raise exception using
       errcode = 'FL002',
       message = format(
-        'partition %s is %s; an archive can be confirmed only while its partition is archived and not dropped', p_partition, v_partition.state
+        'partition %s is %s; an archive can be confirmed only while its partition is archived and not dropped',
+        p_partition, v_partition.state
       ),
       hint = format('See select * from fleet.archives where partition_name = %L;', p_partition);
   end if;
@@ -1776,13 +1803,17 @@ begin
   ) then
     raise exception using
       errcode = 'FL010',
-      message = format('the archive of %s, as %s read it, differs from what was archived; the partition is kept', p_partition, session_user),
+      message = format(
+        'the archive of %s, as %s read it, differs from what was archived; the partition is kept', p_partition, session_user
+      ),
       detail = format(
         'sha256 %s, read %s; content checksum %s, read %s; rows %s, read %s; from %s to %s, read %s to %s',
         v_partition.checksum_sha256, p_checksum_sha256, v_partition.content_checksum, p_content_checksum,
         v_partition.row_count, p_row_count, v_partition.min_ts, v_partition.max_ts, p_min_ts, p_max_ts
       ),
-      hint = format('Keep the partition until this is resolved: select fleet.hold_partition(%L, ''its archive differs'');', p_partition);
+      hint = format(
+        'Keep the partition until this is resolved: select fleet.hold_partition(%L, ''its archive differs'');', p_partition
+      );
   end if;
   if v_partition.confirmed_at is not null then
     return false;
@@ -1797,10 +1828,11 @@ end
 $$;
 
 comment on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz) is
-  'Records that a second login read the archive back and found these rows; false if it was confirmed before. Required before a drop if settings.proofs_needed is 2. Used by: npm run archive -- confirm.';
+  'Records that a second login read the archive back and found these rows. Returns false if it was already confirmed. Required '
+  'before a drop if settings.proofs_needed is 2. Used by: npm run archive -- confirm.';
 --! EndIncluded archive/confirm_archive.sql
 --! Included archive/content_checksum.sql
--- Runs with the caller's rights and in the caller's snapshot, so that it sees the same rows as other statements of its transaction.
+-- Runs with the caller's rights and in the caller's snapshot, so it sees the same rows as other statements of that transaction.
 create or replace function fleet.content_checksum(
   p_table regclass,
   p_columns jsonb default null,
@@ -1823,10 +1855,14 @@ end
 $$;
 
 comment on function fleet.content_checksum(regclass, jsonb, integer) is
-  'Number of rows of a partition, a checksum that does not depend on order or format, and the oldest and newest ts. p_columns: the columns to cover, as in fleet.hb_partitions.columns; default: all columns of the table. p_checksum_version: the definition to use; default: the newest. Example: select p.partition_name, c.* from fleet.partition_health p cross join fleet.content_checksum(format(''fleet_detached.%I'', p.partition_name)::regclass) c where p.state = ''detached'';';
+  'Returns the number of rows of a partition, a checksum that does not depend on order or format, and the oldest and newest ts. '
+  'p_columns: the columns to cover, as in fleet.hb_partitions.columns; default: all columns of the table. p_checksum_version: '
+  'the definition to use; default: the newest. '
+  'Example: select p.partition_name, c.* from fleet.partition_health p cross join '
+  'fleet.content_checksum(format(''fleet_detached.%I'', p.partition_name)::regclass) c where p.state = ''detached'';';
 --! EndIncluded archive/content_checksum.sql
 --! Included archive/count_retired.sql
--- Counts, with the owner's rights, what a drop relies on. The archiver says what it copied, and that is compared with this count.
+-- A drop relies on this count, so it is made with the owner's rights. What the archiver says that it copied is compared with it.
 create or replace function fleet.count_retired(
   p_partition text,
   p_worker text,
@@ -1856,8 +1892,8 @@ begin
   where p.partition_name = p_partition and p.lease_owner = p_worker and p.state = 'archiving';
   v_table := fleet.table_of(v_partition);
   if v_table is not null then
-    -- Nobody may write to the table since it was detached. Counting a large day takes many seconds, so it happens before the row is
-    -- locked, and the archiver can renew its lease meanwhile.
+    -- Nobody has been allowed to write to the table since it was detached. Counting a large day takes many seconds, so it happens
+    -- before the row is locked, and the archiver can renew its lease meanwhile.
     select jsonb_agg(jsonb_build_object('name', c.name, 'type', c.type) order by c.position) into v_columns
     from fleet.archive_columns(v_table) c;
     select s.row_count, s.content_checksum, s.min_ts, s.max_ts
@@ -1882,7 +1918,7 @@ begin
       ),
       detail = format('columns of the table: %s; columns copied: %s', v_columns, coalesce(p_columns, v_columns)),
       hint = format(
-        'The table was changed while it was copied, or the archiver cannot be trusted. Hold it while you look: '
+        'The table was changed while it was copied, or the archiver cannot be trusted. Hold the partition while you look: '
         'select fleet.hold_partition(%L, ''why'');', p_partition
       );
   end if;
@@ -1890,14 +1926,18 @@ begin
     raise exception using
       errcode = 'FL010',
       message = format(
-        'partition %s covers %s to %s, but its rows range from %s to %s', p_partition, v_partition.range_start, v_partition.range_end, min_ts, max_ts
+        'partition %s covers %s to %s, but its rows range from %s to %s',
+        p_partition, v_partition.range_start, v_partition.range_end, min_ts, max_ts
       ),
-      hint = format('The table was changed after it was retired. Hold it while you look: select fleet.hold_partition(%L, ''why'');', p_partition);
+      hint = format(
+        'The table was changed after it was retired. Hold the partition while you look: '
+        'select fleet.hold_partition(%L, ''why'');', p_partition
+      );
   end if;
   update fleet.hb_partitions p
   set counted = jsonb_build_object(
-    'row_count', count_retired.row_count, 'content_checksum', count_retired.content_checksum::text, 'min_ts', count_retired.min_ts,
-    'max_ts', count_retired.max_ts, 'columns', v_columns, 'checksum_version', p_checksum_version,
+    'row_count', count_retired.row_count, 'content_checksum', count_retired.content_checksum::text,
+    'min_ts', count_retired.min_ts, 'max_ts', count_retired.max_ts, 'columns', v_columns, 'checksum_version', p_checksum_version,
     'rows_hash', v_hash::text
   )
   where p.partition_name = p_partition;
@@ -1905,7 +1945,8 @@ end
 $$;
 
 comment on function fleet.count_retired(text, text, bigint, jsonb, integer) is
-  'Archiving: counts the rows of a retired table and computes their checksum with the owner''s rights, compares them with what the archiver says that it copied, then records and returns them. Later proofs and the drop are compared with this.';
+  'Archiving: counts the rows of a retired table and computes their checksum, with the owner''s rights. Compares the result '
+  'with what the archiver says that it copied, then records and returns it. Later proofs and the drop are compared with this.';
 --! EndIncluded archive/count_retired.sql
 --! Included archive/drop_restoring.sql
 create or replace function fleet.drop_restoring(p_partition text) returns void
@@ -1920,7 +1961,7 @@ end
 $$;
 
 comment on function fleet.drop_restoring(text) is
-  'Drops what a restore has copied in so far, if anything; the rows are in the proven archive.';
+  'Drops the table that an unfinished restore has filled so far, if there is one. Its rows are in the proven archive.';
 --! EndIncluded archive/drop_restoring.sql
 --! Included archive/fail_restore.sql
 create or replace function fleet.fail_restore(p_partition text, p_worker text, p_error text) returns void
@@ -1935,7 +1976,8 @@ begin
   v_partition := fleet.get_partition(p_partition);
   update fleet.restore_items
   set state = case when v_partition.state = 'dropped' then 'failed' else 'done' end,
-    finished_at = now(), last_error = case when v_partition.state = 'dropped' then p_error end, lease_owner = null, lease_until = null
+    finished_at = now(), last_error = case when v_partition.state = 'dropped' then p_error end,
+    lease_owner = null, lease_until = null
   where partition_name = p_partition and state = 'running' and lease_owner = p_worker;
   if not found then
     return;
@@ -1948,7 +1990,8 @@ end
 $$;
 
 comment on function fleet.fail_restore(text, text, text) is
-  'A restore failed: keeps the reason and removes the half-filled table. The archive is untouched. A day that is back by other means counts as done.';
+  'Records that a restore failed and why, and removes the half-filled table. The archive is untouched. If the day is back by '
+  'other means, the restore counts as done.';
 --! EndIncluded archive/fail_restore.sql
 --! Included archive/finish_restore.sql
 create or replace function fleet.finish_restore(p_partition text, p_worker text) returns void
@@ -1980,7 +2023,7 @@ begin
       hint = 'Call fleet.begin_restore() first.';
   end if;
 
-  -- The archiver may insert until here, so take its rights before comparing: exactly the compared rows are attached.
+  -- The archiver may insert until here. Its rights are revoked before the comparison, so exactly the compared rows are attached.
   execute format('revoke all on %s from fleet_archiver', v_table);
   execute format('alter table %s disable row level security', v_table);
   select * into v_got from fleet.content_checksum(v_table, v_partition.columns, v_partition.checksum_version);
@@ -1989,12 +2032,12 @@ begin
   ) then
     raise exception using
       errcode = 'FL010',
-      message = format('the restored rows of %s differ from what was archived; it is not attached', p_partition),
+      message = format('the restored rows of %s differ from what was archived; the table is not attached', p_partition),
       detail = format(
         'rows %s, restored %s; content checksum %s, restored %s',
         v_partition.row_count, v_got.row_count, v_partition.content_checksum, v_got.content_checksum
       ),
-      hint = 'Check the object with: npm run archive -- verify';
+      hint = 'Check the archive: npm run archive -- verify';
   end if;
 
   v_left_out := fleet.reshape_restored(v_table, v_partition.columns, v_partition.columns_at);
@@ -2016,12 +2059,15 @@ begin
   set state = 'done', finished_at = now(), lease_owner = null, lease_until = null, last_error = null,
     left_out = v_left_out
   where partition_name = p_partition and state = 'running' and lease_owner = p_worker;
-  perform fleet.record_event('partition.restore', p_partition, v_got.row_count, p_detail => 'left out, and kept in the archive: ' || v_left_out);
+  perform fleet.record_event(
+    'partition.restore', p_partition, v_got.row_count, p_detail => 'left out, and kept in the archive: ' || v_left_out
+  );
 end
 $$;
 
 comment on function fleet.finish_restore(text, text) is
-  'Compares the restored rows with the archive, over its own columns, changes the table to today''s columns, indexes it and attaches it; state restored.';
+  'Compares the restored rows with the archive, by the archive''s own columns. Then changes the table to today''s columns, '
+  'indexes it, attaches it, and sets state restored.';
 --! EndIncluded archive/finish_restore.sql
 --! Included archive/map_columns.sql
 create or replace function fleet.map_columns(p_columns jsonb, p_at timestamptz default null)
@@ -2050,7 +2096,7 @@ begin
       where c.change in ('renamed', 'dropped') and (p_at is null or c.changed_at > p_at)
       order by c.change_id
     loop
-      -- Changes that were noted together happened at once: two columns may have exchanged their names.
+      -- Changes that were recorded together happened at once: two columns may have swapped their names.
       continue when v_change.name is distinct from v_name or v_change.changed_at = v_applied;
       v_name := v_change.new_name;
       v_applied := v_change.changed_at;
@@ -2065,7 +2111,8 @@ begin
     left join lateral (
       select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type
       from pg_attribute a
-      where a.attrelid = 'fleet.device_heartbeats'::regclass and a.attname = v_names[c.ordinality] and a.attnum > 0 and not a.attisdropped
+      where a.attrelid = 'fleet.device_heartbeats'::regclass and a.attname = v_names[c.ordinality]
+        and a.attnum > 0 and not a.attisdropped
         -- If two columns lead to the same one, the column that already has the name wins.
         and c.ordinality = (
           select o.ordinality
@@ -2080,11 +2127,14 @@ end
 $$;
 
 comment on function fleet.map_columns(jsonb, timestamptz) is
-  'Maps each column of an archive to its column in fleet.device_heartbeats today, following the renames since p_at (null: all known renames); null if the column was dropped. Example: select m.* from fleet.archives a, fleet.hb_partitions p, fleet.map_columns(p.columns, p.columns_at) m where p.partition_name = a.partition_name;';
+  'Maps each column of an archive to its column in fleet.device_heartbeats today, following the renames since p_at (null: all '
+  'known renames). Null if the column was dropped. '
+  'Example: select m.* from fleet.archives a, fleet.hb_partitions p, fleet.map_columns(p.columns, p.columns_at) m where '
+  'p.partition_name = a.partition_name;';
 --! EndIncluded archive/map_columns.sql
 --! Included archive/note_columns.sql
--- Called wherever the columns matter, so renames are found without an event trigger: a column keeps its attnum when it is renamed.
--- A restored dump numbers the columns again, so there only the names decide.
+-- Called wherever the columns matter, so it finds renames without an event trigger: a column keeps its attnum when it is renamed.
+-- A restored dump gives the columns new numbers, so after a restore only the names decide.
 create or replace function fleet.note_columns() returns integer
 language plpgsql
 volatile
@@ -2100,9 +2150,9 @@ declare
   v_count integer := 0;
 begin
   if pg_is_in_recovery() then
-    return 0;  -- the primary notes the changes
+    return 0;  -- the primary records the changes
   end if;
-  -- A managed Postgres may hide it. The oid of the table then has to be enough.
+  -- A managed Postgres may hide the system identifier. Then the oid of the table has to be enough.
   if has_function_privilege('pg_control_system()', 'execute') then
     v_system := (select s.system_identifier from pg_control_system() s);
   end if;
@@ -2122,7 +2172,7 @@ begin
     ) then
       return 0;
     end if;
-    -- Another session may be noting the same changes, so look again once it has finished.
+    -- Another session may be recording the same changes, so look again once it has finished.
     lock table fleet.heartbeat_columns in share row exclusive mode;
   end loop;
 
@@ -2146,7 +2196,8 @@ begin
       full join now_columns n using (key)
     )
     insert into fleet.column_changes (changed_at, change, name, new_name, type, new_type)
-    select v_at, c.change, coalesce(p.old_name, p.new_name), case c.change when 'renamed' then p.new_name end, p.old_type, p.new_type
+    select v_at, c.change, coalesce(p.old_name, p.new_name), case c.change when 'renamed' then p.new_name end,
+      p.old_type, p.new_type
     from pairs p
     cross join lateral (
       select 'added' as change where p.old_name is null
@@ -2171,7 +2222,11 @@ begin
     p_detail => string_agg(
       concat_ws(
         ' ', c.change, c.name,
-        case c.change when 'renamed' then 'to ' || c.new_name when 'retyped' then 'to ' || c.new_type else coalesce(c.new_type, c.type) end
+        case c.change
+          when 'renamed' then 'to ' || c.new_name
+          when 'retyped' then 'to ' || c.new_type
+          else coalesce(c.new_type, c.type)
+        end
       ),
       ', ' order by c.change_id
     )
@@ -2184,10 +2239,13 @@ end
 $$;
 
 comment on function fleet.note_columns() is
-  'Compares the columns of fleet.device_heartbeats with those that were noted last, and records in fleet.column_changes which were added, dropped, renamed or retyped; returns how many. Run by fleet.maintain() and before a partition is retired or restored. Example: select fleet.note_columns(); select * from fleet.column_changes;';
+  'Compares the columns of fleet.device_heartbeats with those recorded last, and records in fleet.column_changes which were '
+  'added, dropped, renamed or retyped. Returns how many. Called by fleet.maintain() and before a partition is retired or '
+  'restored. '
+  'Example: select fleet.note_columns(); select * from fleet.column_changes;';
 --! EndIncluded archive/note_columns.sql
 --! Included archive/record_columns.sql
--- Archives that were made before 0.2 have their columns only in the manifest.
+-- Archives from before 0.2 have their columns only in the manifest.
 create or replace function fleet.record_columns(
   p_partition text,
   p_checksum_sha256 text,
@@ -2213,7 +2271,8 @@ end
 $$;
 
 comment on function fleet.record_columns(text, text, jsonb, integer, integer) is
-  'Records the columns of a proven archive from before 0.2, which the archiver reads from its manifest; false if they are known already.';
+  'Records the columns of a proven archive from before 0.2, which the archiver reads from its manifest. Returns false if they '
+  'are already known.';
 --! EndIncluded archive/record_columns.sql
 --! Included archive/record_export.sql
 create or replace function fleet.record_export(p_partition text, p_worker text) returns void
@@ -2230,21 +2289,24 @@ begin
   if v_partition.counted is null then
     raise exception using
       errcode = 'FL002',
-      message = format('partition %s is not counted yet; its export cannot be recorded', p_partition),
+      message = format('partition %s has not been counted yet, so its export cannot be recorded', p_partition),
       hint = 'Call fleet.count_retired() first.';
   end if;
   update fleet.hb_partitions p
-  set step = 'exported', row_count = (p.counted ->> 'row_count')::bigint, content_checksum = (p.counted ->> 'content_checksum')::numeric,
+  set step = 'exported', row_count = (p.counted ->> 'row_count')::bigint,
+    content_checksum = (p.counted ->> 'content_checksum')::numeric,
     min_ts = (p.counted ->> 'min_ts')::timestamptz, max_ts = (p.counted ->> 'max_ts')::timestamptz,
     checksum_sha256 = null, archive_url = null, archive_bytes = null, proven_at = null,
     columns = p.counted -> 'columns', columns_at = coalesce(p.detached_at, clock_timestamp()),
-    checksum_version = (p.counted ->> 'checksum_version')::smallint, manifest_format = null, rows_hash = (p.counted ->> 'rows_hash')::numeric, counted = null
+    checksum_version = (p.counted ->> 'checksum_version')::smallint, manifest_format = null,
+    rows_hash = (p.counted ->> 'rows_hash')::numeric, counted = null
   where p.partition_name = p_partition;
 end
 $$;
 
 comment on function fleet.record_export(text, text) is
-  'Archiving, step exported: from here on the archive has to match what fleet.count_retired() counted, and an earlier archive of the day is forgotten.';
+  'Archiving, step exported: from here on the archive has to match what fleet.count_retired() counted. What was recorded of an '
+  'earlier archive of the day is cleared.';
 --! EndIncluded archive/record_export.sql
 --! Included archive/record_failure.sql
 create or replace function fleet.record_failure(p_partition text, p_worker text, p_error text) returns void
@@ -2259,16 +2321,16 @@ begin
   select archive_max_attempts into strict v_max_attempts from fleet.settings;
   update fleet.hb_partitions
   set state = case state when 'archiving' then 'archive_failed' else state end,
-    -- An archive that failed its proof is made anew from the rows.
+    -- An archive that failed its proof is made again from the rows.
     step = case state when 'archiving' then null else step end,
     attempts = attempts + 1,
-    -- 1, 2, 4, ... minutes; after the last, fleet.nightly() tries again.
+    -- After 1, 2, 4, ... minutes. When all attempts are used up, fleet.nightly() makes the partition due again.
     next_attempt_at = case
       when attempts + 1 < v_max_attempts then now() + least(interval '1 minute' * (2 ^ least(attempts, 10)), interval '1 hour')
     end,
     last_error = p_error,
     lease_owner = null,
-    -- Archived, but could not be dropped: left alone for as long.
+    -- If it is archived but could not be dropped, the lease keeps others away for the same time.
     lease_until = case state
       when 'archived' then now() + least(interval '1 minute' * (2 ^ least(attempts, 10)), interval '1 hour')
     end
@@ -2282,7 +2344,7 @@ end
 $$;
 
 comment on function fleet.record_failure(text, text, text) is
-  'Archiving failed: keeps the reason and when to try again. The partition itself is kept.';
+  'Records that archiving failed, why, and when to try again. The partition itself is kept.';
 --! EndIncluded archive/record_failure.sql
 --! Included archive/record_frozen.sql
 create or replace function fleet.record_frozen(p_partition text, p_worker text) returns void
@@ -2292,8 +2354,8 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  -- Takes seconds for a large day that the night has not rolled up. Before the row of the partition is locked, so that the
-  -- lease is renewed meanwhile.
+  -- This takes seconds for a large day that fleet.nightly() has not rolled up. It happens before the partition's row is locked,
+  -- so that the archiver can renew its lease meanwhile.
   perform fleet.finish_rollups(p_partition);
   perform fleet.check_lease(p_partition, p_worker);
   update fleet.hb_partitions
@@ -2303,7 +2365,7 @@ end
 $$;
 
 comment on function fleet.record_frozen(text, text) is
-  'Archiving, step frozen: VACUUM (FREEZE) is done, and the availability of its days is rolled up.';
+  'Archiving, step frozen: the archiver has run VACUUM (FREEZE) if it may. Rolls up the availability of the partition''s days.';
 --! EndIncluded archive/record_frozen.sql
 --! Included archive/record_proof.sql
 create or replace function fleet.record_proof(
@@ -2328,20 +2390,21 @@ begin
   if v_partition.step is distinct from 'uploaded' then
     raise exception using
       errcode = 'FL002',
-      message = format('partition %s is at step %s; it is uploaded before it is proven', p_partition, v_partition.step);
+      message = format('partition %s is at step %s; it has to be uploaded before it is proven', p_partition, v_partition.step),
+      hint = 'Call fleet.record_upload() first.';
   end if;
   if (p_checksum_sha256, p_content_checksum, p_row_count, p_min_ts, p_max_ts) is distinct from (
     v_partition.checksum_sha256, v_partition.content_checksum, v_partition.row_count, v_partition.min_ts, v_partition.max_ts
   ) then
     raise exception using
       errcode = 'FL010',
-      message = format('the archive of %s read back differs from its rows; the partition is kept', p_partition),
+      message = format('the archive of %s, read back, differs from its rows; the partition is kept', p_partition),
       detail = format(
         'sha256 %s, read back %s; content checksum %s, read back %s; rows %s, read back %s; from %s to %s, read back %s to %s',
         v_partition.checksum_sha256, p_checksum_sha256, v_partition.content_checksum, p_content_checksum,
         v_partition.row_count, p_row_count, v_partition.min_ts, v_partition.max_ts, p_min_ts, p_max_ts
       ),
-      hint = 'The next attempt exports and uploads it anew. If it happens again, check the object store.';
+      hint = 'The next attempt exports and uploads it again. If this happens again, check the object store.';
   end if;
   update fleet.hb_partitions
   set step = 'proven', state = 'archived', proven_at = now(), archived_at = now(), attempts = 0, next_attempt_at = null,
@@ -2364,7 +2427,8 @@ end
 $$;
 
 comment on function fleet.record_proof(text, text, text, numeric, bigint, timestamptz, timestamptz) is
-  'Archiving, step proven: compares what was read back from the store with what was exported, and only if all is equal sets state archived.';
+  'Archiving, step proven: compares what was read back from the store with what was exported. Sets state archived only if '
+  'everything is equal.';
 --! EndIncluded archive/record_proof.sql
 --! Included archive/record_upload.sql
 create or replace function fleet.record_upload(
@@ -2388,7 +2452,8 @@ begin
   if v_partition.step not in ('exported', 'uploaded') then
     raise exception using
       errcode = 'FL002',
-      message = format('partition %s is at step %s; it is exported before it is uploaded', p_partition, v_partition.step);
+      message = format('partition %s is at step %s; it has to be exported before it is uploaded', p_partition, v_partition.step),
+      hint = 'Call fleet.record_export() first.';
   end if;
   update fleet.hb_partitions
   set step = 'uploaded', archive_url = p_archive_url, checksum_sha256 = p_checksum_sha256, archive_bytes = p_archive_bytes,
@@ -2399,10 +2464,10 @@ end
 $$;
 
 comment on function fleet.record_upload(text, text, text, text, bigint, integer, integer) is
-  'Archiving, step uploaded: where the Parquet file is, its SHA-256 and size, and the format of its manifest.';
+  'Archiving, step uploaded: records where the Parquet file is, its SHA-256 and size, and the format of its manifest.';
 --! EndIncluded archive/record_upload.sql
 --! Included archive/register_archive.sql
--- For a store that is made anew beside an archive that outlived the former one.
+-- For a new database that takes over archives whose own database was lost.
 create or replace function fleet.register_archive(
   p_partition text,
   p_range_start timestamptz,
@@ -2444,11 +2509,12 @@ begin
     return false;
   end if;
 
-  -- A store that was just made has empty partitions for the days of the retention.
-  if v_known.partition_name = p_partition and v_known.state = 'active' and fleet.table_of(v_known) is not null and p_range_end <= now()
+  -- A new database has empty partitions for the days within its retention.
+  if v_known.partition_name = p_partition and v_known.state = 'active' and fleet.table_of(v_known) is not null
+    and p_range_end <= now()
     and (v_known.range_start, v_known.range_end) = (p_range_start, p_range_end) then
     v_table := fleet.table_of(v_known);
-    -- Takes the same lock as LOCK TABLE, for which the owner would need the right to write.
+    -- Takes the same lock as LOCK TABLE, which would require the right to write.
     execute format('alter table %s disable row level security', v_table);
     execute format('select exists (select from %s)', v_table) into v_has_rows;
     if not v_has_rows then
@@ -2467,7 +2533,7 @@ begin
     raise exception using
       errcode = 'FL409',
       message = format(
-        'the archive of %s is not adopted: the store has partition %s, which is %s%s',
+        'the archive of %s is not registered: the database has partition %s, which is %s%s',
         p_partition, v_known.partition_name, v_known.state, case when v_has_rows then ' and holds rows' else '' end
       ),
       hint = format('See select * from fleet.partition_health where partition_name = %L;', v_known.partition_name);
@@ -2478,7 +2544,8 @@ begin
     archive_url, archive_bytes, archived_at, proven_at, dropped_at, columns, columns_at, checksum_version, manifest_format
   ) values (
     p_partition, p_range_start, p_range_end, 'dropped', 'proven', p_row_count, 0, p_min_ts, p_max_ts, p_checksum_sha256,
-    p_content_checksum, p_archive_url, p_archive_bytes, now(), now(), now(), p_columns, p_columns_at, p_checksum_version, p_manifest_format
+    p_content_checksum, p_archive_url, p_archive_bytes, now(), now(), now(), p_columns, p_columns_at, p_checksum_version,
+    p_manifest_format
   )
   on conflict (partition_name) do update
     set state = excluded.state, step = excluded.step, row_count = excluded.row_count, min_ts = excluded.min_ts,
@@ -2492,8 +2559,12 @@ begin
 end
 $$;
 
-comment on function fleet.register_archive(text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer, integer) is
-  'Makes an archive known to a store that did not write it, once the archiver has read it back and proven it; false when it was known. Used by: npm run archive -- adopt.';
+comment on function fleet.register_archive(
+  text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer,
+  integer
+) is
+  'Registers an archive in a database that did not write it, after the archiver has read it back and proven it. Returns false '
+  'if it was already registered. Used by: npm run archive -- register.';
 --! EndIncluded archive/register_archive.sql
 --! Included archive/release_lease.sql
 create or replace function fleet.release_lease(p_partition text, p_worker text) returns void
@@ -2508,7 +2579,7 @@ as $$
 $$;
 
 comment on function fleet.release_lease(text, text) is
-  'Gives a partition back, with the steps that were finished: an archiver that is stopped does so.';
+  'Gives a partition back, with the steps that were finished. An archiver calls it when it is stopped.';
 --! EndIncluded archive/release_lease.sql
 --! Included archive/renew_lease.sql
 create or replace function fleet.renew_lease(p_partition text, p_worker text, p_lease interval default '5 minutes')
@@ -2528,7 +2599,7 @@ as $$
 $$;
 
 comment on function fleet.renew_lease(text, text, interval) is
-  'Prolongs an archiver''s lease; false when another has it.';
+  'Extends an archiver''s lease. Returns false if the archiver no longer holds it.';
 --! EndIncluded archive/renew_lease.sql
 --! Included archive/renew_restore_lease.sql
 create or replace function fleet.renew_restore_lease(p_partition text, p_worker text, p_lease interval default '5 minutes')
@@ -2548,7 +2619,7 @@ as $$
 $$;
 
 comment on function fleet.renew_restore_lease(text, text, interval) is
-  'Prolongs an archiver''s lease of a restore; false when another has it.';
+  'Extends an archiver''s lease on a restore. Returns false if the archiver no longer holds it.';
 --! EndIncluded archive/renew_restore_lease.sql
 --! Included archive/request_restore.sql
 create or replace function fleet.request_restore(p_from date, p_to date default null) returns bigint
@@ -2574,8 +2645,8 @@ begin
   ) then
     raise exception using
       errcode = 'FL404',
-      message = format('nothing between %s and %s is in the archive alone', p_from, v_to),
-      hint = 'Days that are online, or not dropped yet, need no restore: select * from fleet.data_coverage;';
+      message = format('there is nothing to restore from %s to %s: no day in this range is only in the archive', p_from, v_to),
+      hint = 'Days that are online or not yet dropped need no restore. See where each day is: select * from fleet.data_coverage;';
   end if;
 
   insert into fleet.restore_requests (from_day, to_day)
@@ -2591,7 +2662,9 @@ end
 $$;
 
 comment on function fleet.request_restore(date, date) is
-  'Asks the archiver to bring archived days back online; returns the number of the request. Follow it in fleet.restore_items. Example: select fleet.request_restore(day) from fleet.data_coverage where "where" = ''archived'' order by day desc limit 1;';
+  'Asks the archiver to bring archived days back online, and returns the number of the request. Follow it in '
+  'fleet.restore_items. '
+  'Example: select fleet.request_restore(day) from fleet.data_coverage where "where" = ''archived'' order by day desc limit 1;';
 --! EndIncluded archive/request_restore.sql
 --! Included archive/require_forms.sql
 create or replace function fleet.require_forms(p_partition text, p_columns jsonb) returns void
@@ -2608,14 +2681,17 @@ begin
   if v_unknown is not null or jsonb_array_length(p_columns) = 0 then
     raise exception using
       errcode = 'FL422',
-      message = format('the archive of %s has columns of unknown types: %s', p_partition, coalesce(v_unknown, 'it has no columns')),
-      hint = 'A newer version of this software may have written it. The forms are in sql/archive/archive_form.sql and archiver/archive/parquet.ts.';
+      message = format(
+        'the archive of %s has %s', p_partition, coalesce('columns of unknown types: ' || v_unknown, 'no columns')
+      ),
+      hint = 'A newer version of this software may have written it. The known types are in sql/archive/archive_form.sql '
+        'and archiver/archive/parquet.ts.';
   end if;
 end
 $$;
 
 comment on function fleet.require_forms(text, jsonb) is
-  'Raises an error if a column of an archive has a type without a form; see fleet.archive_form().';
+  'Raises an error if a column of an archive has a type without an archive form; see fleet.archive_form().';
 --! EndIncluded archive/require_forms.sql
 --! Included archive/reshape_restored.sql
 -- Works on the staging table only. If anything fails here, the parent table was not touched.
@@ -2641,7 +2717,7 @@ begin
     execute format('alter table %s drop column %I', p_table, v_column.name);
   end loop;
 
-  -- By way of temporary names, because two columns may have exchanged theirs.
+  -- Goes through temporary names, because two columns may have swapped theirs.
   for v_column in
     select m.name, format('restoring_%s', m.position) as between_name, m.today_name
     from fleet.map_columns(p_columns, p_at) m
@@ -2672,14 +2748,15 @@ begin
   loop
     begin
       if v_column.archived_type is null then
-        -- Rows that are older than the column have no value for it, so the default is used only for a column that must not be null.
+        -- Rows that are older than the column have no value for it, so the default is used only if the column must not be null.
         execute format(
           'alter table %s add column %I %s %s %s', p_table, v_column.name, v_column.type, v_column.collation,
           case when v_column.is_not_null then concat_ws(' ', 'default ' || v_column.default_value, 'not null') end
         );
       elsif v_column.is_other then
         execute format(
-          'select count(*) from %s where %I is distinct from %2$I::%s::%s', p_table, v_column.name, v_column.type, v_column.archived_type
+          'select count(*) from %s where %I is distinct from %2$I::%s::%s',
+          p_table, v_column.name, v_column.type, v_column.archived_type
         ) into v_changed;
         if v_changed > 0 then
           raise exception using message = format('%s values would change', v_changed);
@@ -2697,7 +2774,8 @@ begin
       if v_column.comment is not null then
         execute format('comment on column %s.%I is %L', p_table, v_column.name, v_column.comment);
       end if;
-    exception when data_exception or integrity_constraint_violation or syntax_error_or_access_rule_violation or raise_exception then
+    exception
+      when data_exception or integrity_constraint_violation or syntax_error_or_access_rule_violation or raise_exception then
       raise exception using
         errcode = 'FL010',
         message = format(
@@ -2717,7 +2795,8 @@ end
 $$;
 
 comment on function fleet.reshape_restored(regclass, jsonb, timestamptz) is
-  'Changes a proven restored table from the columns of its archive to those of fleet.device_heartbeats today; returns the columns that were left out, or null. Raises an error that names the column if a value would change.';
+  'Changes a proven restored table from the columns of its archive to those of fleet.device_heartbeats today. Returns the '
+  'columns that were left out, or null. Raises an error that names the column if a value would change.';
 --! EndIncluded archive/reshape_restored.sql
 --! Included archive/retry_archive.sql
 create or replace function fleet.retry_archive(p_partition text) returns text
@@ -2745,28 +2824,30 @@ begin
   if v_partition.state = 'archived' and v_found.differs then
     -- As with a restored day, what is known about the archive is kept until the next export.
     update fleet.hb_partitions
-    set state = 'detached', step = null, attempts = 0, next_attempt_at = now(), last_error = null, lease_owner = null, lease_until = null
+    set state = 'detached', step = null, attempts = 0, next_attempt_at = now(), last_error = null,
+      lease_owner = null, lease_until = null
     where partition_name = p_partition;
     perform fleet.record_event(
       'partition.archive.again', p_partition, v_found.row_count,
       p_detail => format('by %s: the table differs from its archive, which has %s rows', session_user, v_partition.row_count)
     );
     perform pg_notify('fleet_archiver', p_partition);
-    return format('partition %s differs from its archive and waits for the archiver', p_partition);
+    return format('partition %s differs from its archive and is waiting for the archiver', p_partition);
   end if;
   if v_partition.state in ('archived', 'dropped') then
-    return format('partition %s is %s already', p_partition, v_partition.state);
+    return format('partition %s is already %s', p_partition, v_partition.state);
   end if;
   update fleet.hb_partitions
   set attempts = 0, next_attempt_at = now()
   where partition_name = p_partition and state = 'archive_failed';
   perform pg_notify('fleet_archiver', p_partition);
-  return format('partition %s waits for the archiver', p_partition);
+  return format('partition %s is waiting for the archiver', p_partition);
 end
 $$;
 
 comment on function fleet.retry_archive(text) is
-  'Lets the archiver retry a failed partition at once, or archive a partition again whose table was changed after its proof. Example: select fleet.retry_archive(partition_name) from fleet.partition_health where state = ''archive_failed'';';
+  'Makes the archiver retry a failed partition at once, or archive a partition again whose table was changed after its proof. '
+  'Example: select fleet.retry_archive(partition_name) from fleet.partition_health where state = ''archive_failed'';';
 --! EndIncluded archive/retry_archive.sql
 --! Included archive/retry_failed_archives.sql
 create or replace function fleet.retry_failed_archives() returns bigint
@@ -2785,11 +2866,11 @@ as $$
 $$;
 
 comment on function fleet.retry_failed_archives() is
-  'Makes partitions whose attempts were used up due again; returns how many. Run by fleet.nightly().';
+  'Makes partitions due again whose attempts were used up, and returns how many. Called by fleet.nightly().';
 --! EndIncluded archive/retry_failed_archives.sql
 --! Included archive/rows_hash.sql
--- Measured over 1,000,000 rows: 0.2 s, where fleet.content_checksum() takes 1.5 s, because its text has to be the same in DuckDB. This hash
--- is compared only with itself, in one cluster: another version of Postgres may hash differently.
+-- Measured over 1,000,000 rows: this takes 0.2 s, fleet.content_checksum() 1.5 s, because its text has to be the same in DuckDB.
+-- Compare this hash only within one cluster: another version of Postgres may hash differently.
 create or replace function fleet.rows_hash(p_table regclass) returns numeric
 language plpgsql
 stable
@@ -2804,7 +2885,8 @@ end
 $$;
 
 comment on function fleet.rows_hash(regclass) is
-  'A sum of 64-bit hashes of the rows of a retired table. It tells quickly, before the drop, that nothing has changed since fleet.count_retired().';
+  'A sum of 64-bit hashes of the rows of a retired table. Before the drop, it shows quickly that nothing has changed since '
+  'fleet.count_retired().';
 --! EndIncluded archive/rows_hash.sql
 --! Included archive/take_index_lock.sql
 create or replace function fleet.take_index_lock() returns void
@@ -2815,13 +2897,14 @@ set search_path = pg_catalog, pg_temp
 set lock_timeout = '10s'
 as $$
 begin
-  -- A lock of the session: it is freed when the connection ends.
+  -- A session lock: it is released when the connection ends.
   perform pg_advisory_lock(hashtext('fleet.archive_index'));
 end
 $$;
 
 comment on function fleet.take_index_lock() is
-  'Takes the lock of the archive''s index.json for this session, waiting at most 10 s. Runs with the owner''s rights, because only the owner may take advisory locks.';
+  'Takes the lock of the archive''s index.json for this session, and waits for it at most 10 s. Runs with the owner''s rights, '
+  'because only the owner may take advisory locks.';
 --! EndIncluded archive/take_index_lock.sql
 --! Included archive/unarchivable_columns.sql
 create or replace function fleet.unarchivable_columns(p_table regclass) returns text
@@ -2830,7 +2913,7 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
   select string_agg(
-    format('%s %s%s', a.attname, format_type(a.atttypid, a.atttypmod), case when a.attgenerated <> '' then ' (generated)' else '' end),
+    concat(a.attname, ' ', format_type(a.atttypid, a.atttypmod), case when a.attgenerated <> '' then ' (generated)' end),
     ', ' order by a.attnum
   )
   from pg_attribute a
@@ -2840,7 +2923,8 @@ as $$
 $$;
 
 comment on function fleet.unarchivable_columns(regclass) is
-  'The columns of a table, with their types, for which the archive has no form; null if there are none. Example: select fleet.unarchivable_columns(''fleet.device_heartbeats'');';
+  'Lists the columns of a table, with their types, for which there is no archive form. Null if there are none. '
+  'Example: select fleet.unarchivable_columns(''fleet.device_heartbeats'');';
 --! EndIncluded archive/unarchivable_columns.sql
 --! Included archive/wake_archiver.sql
 create or replace function fleet.wake_archiver(p_reason text default 'work pending') returns boolean
@@ -2864,11 +2948,11 @@ end
 $$;
 
 comment on function fleet.wake_archiver(text) is
-  'Notifies the archiver when there is work for it; returns whether there is. Run by pg_cron every ten minutes.';
+  'Notifies the archiver if there is work for it, and returns whether there is. Run by pg_cron every ten minutes.';
 --! EndIncluded archive/wake_archiver.sql
 --! Included partitions/table_of.sql
--- relid is trusted only if the catalog agrees, because in a restored dump it is the oid of something else. The cheap cases come first,
--- since views call this for each partition.
+-- relid is trusted only if the catalog agrees, because in a restored dump it is the oid of something else. The cheap cases come
+-- first, because views call this for each partition.
 create or replace function fleet.table_of(p fleet.hb_partitions) returns oid
 language plpgsql
 stable
@@ -2880,11 +2964,12 @@ declare
   v_schema name;
   v_table oid;
 begin
-  -- An attached partition has no other table than the one that was attached.
+  -- An attached partition has only the table whose oid was recorded, and a dropped one has none.
   if p.relid is null and p.state in ('active', 'restored', 'dropped') then
     return null;
   end if;
-  select c.oid, c.relname, c.relispartition, c.relnamespace in (to_regnamespace('fleet'), to_regnamespace('fleet_detached')) as is_ours
+  select c.oid, c.relname, c.relispartition,
+    c.relnamespace in (to_regnamespace('fleet'), to_regnamespace('fleet_detached')) as is_ours
   into v_class
   from pg_class c
   where c.oid = p.relid and c.relkind = 'r';
@@ -2905,7 +2990,9 @@ begin
     from pg_class c
     where c.relnamespace = to_regnamespace(v_schema) and c.relname = p.partition_name and c.relkind = 'r'
       and (not c.relispartition or fleet.has_bounds(c.oid, p.range_start, p.range_end))
-      and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'ts' and a.atttypid = 'timestamptz'::regtype);
+      and exists (
+        select from pg_attribute a where a.attrelid = c.oid and a.attname = 'ts' and a.atttypid = 'timestamptz'::regtype
+      );
     if found then
       return v_table;
     end if;
@@ -2922,7 +3009,9 @@ end
 $$;
 
 comment on function fleet.table_of(fleet.hb_partitions) is
-  'The oid of a partition''s table, attached or retired, or null. Use it instead of fleet.hb_partitions.relid, which is the oid of something else after a dump was restored; the table is then found by name. Example: select p.partition_name, fleet.table_of(p)::regclass from fleet.hb_partitions p;';
+  'The oid of a partition''s table, attached or retired, or null. Use it instead of fleet.hb_partitions.relid, which is the oid '
+  'of something else after a dump was restored; the table is then found by name. '
+  'Example: select p.partition_name, fleet.table_of(p)::regclass from fleet.hb_partitions p;';
 --! EndIncluded partitions/table_of.sql
 --! Included partitions/find_day_table.sql
 create or replace function fleet.find_day_table(p_day date) returns regclass
@@ -2939,11 +3028,11 @@ as $$
 $$;
 
 comment on function fleet.find_day_table(date) is
-  'The table that has the heartbeats of this day, attached or retired; null when there is none.';
+  'The table that has the heartbeats of this day, attached or retired; null if there is none.';
 --! EndIncluded partitions/find_day_table.sql
 --! Included availability/availability_of_day.sql
--- The one place where availability is counted: a day that is rolled up and one that is not cannot differ. Stable, so that it
--- reads with the snapshot of the statement that calls it: a rebuild counts the rows whose late arrivals it deletes.
+-- Availability is counted only here, so a day that is rolled up and one that is not cannot differ. The function is stable, so it
+-- reads with the snapshot of the calling statement: a rebuild counts exactly the rows whose late arrivals it deletes.
 create or replace function fleet.availability_of_day(
   p_day date,
   p_now timestamptz default now(),
@@ -2964,7 +3053,7 @@ begin
   if v_table is null then
     return;
   end if;
-  -- Planned anew for each call: a few devices are read by the index, all of them in one pass.
+  -- Planned for each call: a few devices are read through the index, all devices in one pass.
   return query execute format(
     $query$
       with roster as materialized (
@@ -2973,7 +3062,7 @@ begin
         from fleet.devices d
         left join fleet.cohorts c on c.cohort = d.cohort
         left join fleet.device_availability_daily a on a.device_id = d.device_id and a.day = $3
-        -- What was asked of the device then: a change of cadence does not rewrite history.
+        -- The interval that was asked of the device on that day: a later change does not rewrite history.
         cross join lateral (
           select coalesce(a.heartbeat_interval, greatest(d.heartbeat_interval, c.min_interval)) as heartbeat_interval
         ) i
@@ -2989,7 +3078,7 @@ begin
       ),
       heard as (
         select s.device_id, count(*) as beats, max(s.silence) as longest, min(s.ts) as first_ts, max(s.ts) as last_ts,
-          -- round(silence / interval) - 1, half up. Shorter silences miss none, and most are: they are not divided.
+          -- round(silence / interval) - 1, half up. Most silences are within the interval and miss none: they are not divided.
           sum((2 * round(date_part('epoch', s.silence) * 1000000)::bigint + s.interval_us) / (2 * s.interval_us) - 1)
             filter (where s.silence > s.heartbeat_interval) as missed
         from silences s
@@ -3015,7 +3104,9 @@ end
 $$;
 
 comment on function fleet.availability_of_day(date, timestamptz, bigint[]) is
-  'Availability of devices on one UTC day, counted from its heartbeats; no row where they are not in the database any more. Behind fleet.roll_up() and fleet.device_availability(). Example: select * from fleet.availability_of_day(current_date, now(), array[42]);';
+  'Counts the availability of devices on one UTC day from its heartbeats. Returns no row if the heartbeats are no longer in the '
+  'database. Used by fleet.roll_up() and fleet.device_availability(). '
+  'Example: select * from fleet.availability_of_day(current_date, now(), array[42]);';
 --! EndIncluded availability/availability_of_day.sql
 --! Included availability/beats_missed.sql
 create or replace function fleet.beats_missed(p_silence interval, p_expected interval) returns bigint
@@ -3030,7 +3121,9 @@ return greatest(
 );
 
 comment on function fleet.beats_missed(interval, interval) is
-  'How many heartbeats are missing in a silence of this length, at this interval: one is missing once it is more than half an interval overdue, so that jitter costs nothing. Example: select fleet.beats_missed(''10 min'', ''60 s'');';
+  'How many heartbeats are missing in a silence of this length, at this interval. A heartbeat is missing once it is more than '
+  'half an interval overdue, so jitter costs nothing. '
+  'Example: select fleet.beats_missed(''10 min'', ''60 s'');';
 --! EndIncluded availability/beats_missed.sql
 --! Included availability/device_availability.sql
 create or replace function fleet.device_availability(
@@ -3049,12 +3142,12 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
 set work_mem = '64MB'
--- One device and all of them are asked for by the same statement, and want other plans.
+-- The same statement serves one device and all devices, and these need different plans.
 set plan_cache_mode = force_custom_plan
 as $$
 #variable_conflict use_column
 declare
-  c_raw_days_most constant integer := 7;  -- 14 million heartbeats each take seconds, and a reader has 30
+  c_raw_days_most constant integer := 7;  -- a day of 14 million heartbeats takes seconds, and a reader has 30
   v_today date := p_now::date;
   v_since timestamptz;
   v_until timestamptz;
@@ -3064,8 +3157,9 @@ begin
   if p_now is null or p_from is null or p_to is null or not isfinite(p_from) or not isfinite(p_to) or p_from > p_to then
     raise exception using
       errcode = 'FL422',
-      message = format('there is no availability from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
-      hint = 'Give the first and the last day, in order: select * from fleet.device_availability(current_date - 30, current_date - 1);';
+      message = format('cannot compute availability from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
+      hint = 'Give the first and the last day, in order: '
+        'select * from fleet.device_availability(current_date - 30, current_date - 1);';
   end if;
   v_since := p_from::timestamptz;
   v_until := least((p_to + 1)::timestamptz, p_now);
@@ -3084,10 +3178,10 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format(
-        '%s days from %s to %s are not rolled up yet, and all their heartbeats would be read; at most %s at a time',
+        '%s days from %s to %s are not rolled up yet, so all their heartbeats would be read; at most %s such days are allowed',
         cardinality(v_raw_days), p_from, p_to, c_raw_days_most
       ),
-      hint = 'The night rolls them up; do it now by call fleet.nightly(); or ask for fewer days, or for one device.';
+      hint = 'Roll them up now: call fleet.nightly(); or wait for the night, or ask for fewer days or for one device.';
   end if;
 
   return query
@@ -3120,13 +3214,13 @@ begin
       from (select l.day, array_agg(l.device_id) as device_ids from late l group by l.day) l
       cross join lateral fleet.availability_of_day(l.day, p_now, l.device_ids) a
     ),
-    runs as (  -- of known days without an unknown one between them
+    runs as (  -- known days without an unknown day between them
       select d.*, d.day - (row_number() over (partition by d.device_id order by d.day))::integer as run
       from days d
     ),
     joined as (
       select u.*, r.alias, r.cohort, r.since, r.until,
-        -- A silence does not end at midnight: from the last heartbeat of the days before to the first of this one.
+        -- A silence does not end at midnight: it lasts from the last heartbeat of earlier days to the first of this day.
         coalesce(u.first_ts, least((u.day + 1)::timestamptz, r.until))
           - coalesce(max(u.last_ts) over w, greatest(coalesce(min(u.day) over w, u.day)::timestamptz, r.since)) as silence
       from runs u
@@ -3150,7 +3244,12 @@ end
 $$;
 
 comment on function fleet.device_availability(date, date, bigint, timestamptz) is
-  'Availability of each device (or one) from the first to the last UTC day, both included: heartbeats expected and seen, in percent (null when none was expected), the longest silence. From the rollups; today, days not rolled up yet and late arrivals from the heartbeats. Days of which neither is there any more are not counted and given as unknown_days. Example: select alias, availability_pct, longest_gap from fleet.device_availability(current_date - 30, current_date - 1) order by availability_pct;';
+  'Availability of each device (or one) from the first to the last UTC day, both included: heartbeats expected and seen, the '
+  'percentage (null if none was expected), and the longest silence. Rolled-up days come from the rollups. Today, days not '
+  'rolled up yet, and late arrivals are counted from the heartbeats. Days with neither a rollup nor heartbeats are not counted; '
+  'unknown_days is their number. '
+  'Example: select alias, availability_pct, longest_gap from fleet.device_availability(current_date - 30, current_date - 1) '
+  'order by availability_pct;';
 --! EndIncluded availability/device_availability.sql
 --! Included availability/device_availability.view.sql
 create or replace view fleet.device_availability as
@@ -3161,10 +3260,14 @@ from fleet.device_availability_daily a
 join fleet.devices d using (device_id);
 
 comment on view fleet.device_availability is
-  'Each device on each past UTC day on which it was expected, as rolled up by the night: heartbeats expected and seen, and the longest silence. Name a day or a range of days. For today, or a sum over days: fleet.device_availability(from, to). Example: select alias, availability_pct, longest_gap from fleet.device_availability where day = current_date - 1 order by availability_pct;';
+  'Each device on each past UTC day on which it was expected, as the nightly rollup counted it: heartbeats expected and seen, '
+  'and the longest silence. Filter by a day or a range of days. For today, or for a total over several days, use '
+  'fleet.device_availability(from, to). '
+  'Example: select alias, availability_pct, longest_gap from fleet.device_availability where day = current_date - 1 order by '
+  'availability_pct;';
 --! EndIncluded availability/device_availability.view.sql
 --! Included availability/finish_rollups.sql
--- Nobody can write to a retired partition: what is counted here is final.
+-- Nobody can write to a retired partition, so what is counted here is final.
 create or replace function fleet.finish_rollups(p_partition text) returns integer
 language plpgsql
 volatile
@@ -3193,11 +3296,12 @@ end
 $$;
 
 comment on function fleet.finish_rollups(text) is
-  'Rolls up what of a retired partition is not yet, and works off its late arrivals; nothing when all is up to date. Called before it is exported, and before it is dropped.';
+  'Rolls up the days of a retired partition that are not rolled up yet, and counts its late arrivals. Does nothing if '
+  'everything is up to date. Called before the partition is exported, and before it is dropped.';
 --! EndIncluded availability/finish_rollups.sql
 --! Included status/expected_interval.sql
--- No SET clause and a body bound when it is made, so that views have it inline. Times are subtracted, never an interval added to
--- one: what a day is long would then depend on the session's TimeZone, twice a year.
+-- No SET clause, and a body that is parsed at creation, so that views inline it. Times are subtracted from each other. An
+-- interval is never added to a time, because twice a year the length of a day would then depend on the session's TimeZone.
 create or replace function fleet.expected_interval(
   p_own interval,
   p_min interval,
@@ -3211,15 +3315,18 @@ parallel safe
 return greatest(
   p_own,
   p_min,
-  -- A cohort that is slowed no longer hears of it with its next answers; until then its devices keep to the old pace.
+  -- When a cohort is no longer slowed, its devices learn that from their next answers. Until then they keep the old interval.
   case when p_now - p_changed_at < 2 * p_last then p_last end
 );
 
 comment on function fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz) is
-  'How often a device is to be heard from at this time, by devices.heartbeat_interval and its row of cohorts (min_interval, last_interval, changed_at; nulls when it has none): the longer of its own and the cohort''s, and for two old intervals after a change the old one if that is longer. Example: select fleet.expected_interval(''60 s'', ''5 min'', null, null, now());';
+  'How often a heartbeat is expected from a device at this time, by devices.heartbeat_interval and its row of cohorts '
+  '(min_interval, last_interval, changed_at; nulls if it has none). It is the longer of the device''s own interval and the '
+  'cohort''s. For two old intervals after a change, the old interval counts if it is longer. '
+  'Example: select fleet.expected_interval(''60 s'', ''5 min'', null, null, now());';
 --! EndIncluded status/expected_interval.sql
 --! Included availability/is_ingest_down.sql
--- Who was heard of in the day before counts: devices that are off for good would make any pause look long.
+-- Only devices that were heard from in the day before count: devices that are off for good would make any pause look long.
 create or replace function fleet.is_ingest_down(p_newest timestamptz, p_now timestamptz) returns boolean
 language sql
 stable
@@ -3243,7 +3350,8 @@ as $$
 $$;
 
 comment on function fleet.is_ingest_down(timestamptz, timestamptz) is
-  'Whether nothing came in from anybody for so long that the fault must be ours: longer than settings.ingest_gap, and 20 heartbeats were due in that time. Takes the newest received_at, and the time.';
+  'Whether nothing has come in from any device for so long that the fault must be ours: for longer than settings.ingest_gap, '
+  'and at least 20 heartbeats were due in that time. Takes the newest received_at, and the time to judge by.';
 --! EndIncluded availability/is_ingest_down.sql
 --! Included status/late_after.sql
 create or replace function fleet.late_after(p_expected interval) returns interval
@@ -3253,10 +3361,12 @@ parallel safe
 return 1.5 * p_expected + interval '15 seconds';
 
 comment on function fleet.late_after(interval) is
-  'The silence after which a device is late: one interval, half of one for jitter (60 s ± 15 s is what agents do), and 15 seconds for the way here. Example: select fleet.late_after(''60 s'');';
+  'The silence after which a device is late: one interval, half an interval for jitter (agents send every 60 s ± 15 s), and 15 '
+  'seconds for transport. '
+  'Example: select fleet.late_after(''60 s'');';
 --! EndIncluded status/late_after.sql
 --! Included status/derive_status.sql
--- As fleet.expected_interval(): inline in the views.
+-- Written so that the views inline it; see fleet.expected_interval().
 create or replace function fleet.derive_status(
   p_is_skewed boolean,
   p_last_ts timestamptz,
@@ -3270,17 +3380,21 @@ parallel safe
 return case
   when p_is_skewed then 'clock_skewed'
   when p_last_ts is null then 'new'
-  -- Never less than two intervals: one lost heartbeat is no outage.
+  -- Never less than two intervals, because one lost heartbeat is no outage.
   when p_now - p_last_ts > greatest(p_offline_after, 2 * p_expected) then 'offline'
   when p_now - p_last_ts > fleet.late_after(p_expected) then 'late'
   else 'online'
 end;
 
 comment on function fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz) is
-  'What a device is at this time: clock_skewed (its newest heartbeat was refused for its ts), new (none yet), offline (silent for longer than settings.offline_after and than two expected intervals), late (for longer than fleet.late_after()), or online. Example: select fleet.derive_status(false, now() - interval ''3 min'', ''60 s'', ''10 min'', now());';
+  'The status of a device at this time: clock_skewed (its newest heartbeat was refused for its ts), new (none yet), offline '
+  '(silent for longer than settings.offline_after and than two expected intervals), late (silent for longer than '
+  'fleet.late_after()), or online. '
+  'Example: select fleet.derive_status(false, now() - interval ''3 min'', ''60 s'', ''10 min'', now());';
 --! EndIncluded status/derive_status.sql
 --! Included status/device_state.view.sql
--- The setting as a subquery: joined, a table of one row is guessed to have hundreds, and so is everything that follows.
+-- The setting is a subquery. If fleet.settings were joined, the planner would take its one row for hundreds, and all later
+-- estimates would be wrong too.
 create or replace view fleet.device_state as
 select d.device_id, d.alias, d.cohort,
   fleet.derive_status(
@@ -3302,7 +3416,8 @@ cross join lateral (
 where d.revoked_at is null;
 
 comment on view fleet.device_state is
-  'fleet.device_status and what its indexes are on: is_silent, the mark of devices that may be offline, and said, the stored status; and the interval by which status is judged. Behind the other views and fleet.list_devices().';
+  'fleet.device_status plus the columns that indexes cover: is_silent (the mark of devices that may be offline) and said (the '
+  'stored status). Also has the interval by which status is judged. Used by the other views and fleet.list_devices().';
 --! EndIncluded status/device_state.view.sql
 --! Included availability/missed_beats.view.sql
 create or replace view fleet.missed_beats as
@@ -3314,16 +3429,19 @@ from (
 cross join lateral (
   select fleet.beats_missed(now() - coalesce(h.heard_at, h.enrolled_at), h.expected_interval) as missed_beats
 ) m
--- The first is cheap, and leaves few rows to the second.
+-- The first condition is cheap, and leaves few rows for the second.
 where now() - coalesce(h.heard_at, h.enrolled_at) >= 1.5 * h.expected_interval
   and m.missed_beats > 0
 order by m.missed_beats desc, h.device_id;
 
 comment on view fleet.missed_beats is
-  'Devices that owe heartbeats: how many each has missed in a row by now, since it was heard of last, or was enrolled and never heard of; most first. Example: select alias, missed_beats from fleet.missed_beats where missed_beats >= 10;';
+  'Devices with missing heartbeats: how many each has missed in a row until now, since its last heartbeat, or since it was '
+  'enrolled if it never sent one. Most first. '
+  'Example: select alias, missed_beats from fleet.missed_beats where missed_beats >= 10;';
 --! EndIncluded availability/missed_beats.view.sql
 --! Included availability/roll_up.sql
--- Each statement here sees what was committed before it began: a late arrival is deleted by the statement that counts it, or stays.
+-- Each statement here sees what was committed before it began. So a late arrival is either deleted by the statement that counts
+-- it, or it stays.
 create or replace function fleet.roll_up(p_day date, p_now timestamptz default now(), p_late_only boolean default false)
 returns integer
 language plpgsql
@@ -3341,25 +3459,25 @@ begin
   if p_day is null or p_now is null or (p_day + 1)::timestamptz > p_now then
     raise exception using
       errcode = 'FL422',
-      message = format('cannot roll up %s, which has not ended', coalesce(p_day::text, 'null')),
+      message = format('cannot roll up %s: the day has not ended', coalesce(p_day::text, 'null')),
       hint = 'Days end at midnight UTC: select fleet.roll_up(current_date - 1);';
   end if;
   if v_table is null then
     raise exception using
       errcode = 'FL002',
-      message = format('the heartbeats of %s are not in the database, and cannot be rolled up', p_day),
+      message = format('the heartbeats of %s are not in the database, so the day cannot be rolled up', p_day),
       hint = format('If the day is archived, bring it back first: select fleet.request_restore(%L);', p_day);
   end if;
 
-  -- One at a time, so that who counted earlier does not write later.
+  -- One at a time, so that an earlier count is never written after a later one.
   perform pg_advisory_xact_lock(hashtextextended('fleet.roll_up', 0));
   if p_late_only then
     if not exists (select from fleet.rolled_up_days r where r.day = p_day) then
       return 0;
     end if;
   else
-    -- What was inserted before the day's midnight is no late arrival, and may not be committed yet. Looked at rather than
-    -- locked out, so that no heartbeat waits.
+    -- A heartbeat that was inserted before the end of its day is no late arrival, and may not be committed yet. So wait for the
+    -- transactions that are writing to the table. They are watched instead of locked out, so that no heartbeat waits.
     v_writers := array(
       select l.virtualtransaction
       from pg_locks l
@@ -3368,13 +3486,14 @@ begin
     );
     for v_try in 0..100 loop
       exit when not exists (
-        select from pg_locks l where l.relation = v_table and l.mode = 'RowExclusiveLock' and l.virtualtransaction = any (v_writers)
+        select from pg_locks l
+        where l.relation = v_table and l.mode = 'RowExclusiveLock' and l.virtualtransaction = any (v_writers)
       );
       if v_try = 100 then
         raise exception using
           errcode = 'FL003',
-          message = format('lock timeout: a transaction has written heartbeats of %s and does not end', p_day),
-          hint = 'Find it: select * from fleet.check_sessions(); the next night tries again.';
+          message = format('lock timeout: a transaction that wrote heartbeats of %s does not end', p_day),
+          hint = 'Find it: select * from fleet.check_sessions(); The next night tries again.';
       end if;
       perform pg_sleep(0.02);
     end loop;
@@ -3404,7 +3523,9 @@ begin
         last_ts = excluded.last_ts,
         rolled_up_at = excluded.rolled_up_at
       where (a.expected, a.seen, a.beats, a.longest_gap, a.first_ts, a.last_ts)
-        is distinct from (excluded.expected, excluded.seen, excluded.beats, excluded.longest_gap, excluded.first_ts, excluded.last_ts)
+        is distinct from (
+          excluded.expected, excluded.seen, excluded.beats, excluded.longest_gap, excluded.first_ts, excluded.last_ts
+        )
   ),
   gone as (
     delete from fleet.device_availability_daily a
@@ -3426,7 +3547,10 @@ end
 $$;
 
 comment on function fleet.roll_up(date, timestamptz, boolean) is
-  'Counts the availability of each device on one past UTC day, from its heartbeats, into fleet.device_availability_daily; returns the number of devices. With p_late_only, counts again only the devices of a rolled-up day whose heartbeats came late. Run by fleet.nightly() and fleet.maintain(). Example: select fleet.roll_up(current_date - 1);';
+  'Counts the availability of each device on one past UTC day from its heartbeats, stores it in '
+  'fleet.device_availability_daily, and returns the number of devices. With p_late_only, counts again only the devices of a '
+  'rolled-up day whose heartbeats came late. Called by fleet.nightly() and fleet.maintain(). '
+  'Example: select fleet.roll_up(current_date - 1);';
 --! EndIncluded availability/roll_up.sql
 --! Included jobs/not_in_future.sql
 -- Times decide what is old enough to leave. With a time in the future, a night would retire today and prune everything.
@@ -3448,7 +3572,8 @@ end
 $$;
 
 comment on function fleet.not_in_future(timestamptz) is
-  'Returns its argument, or raises an error if it is later than now and the login is not a member of fleet_owner. Called by each function that takes a time and is granted to other roles.';
+  'Returns its argument, or raises an error if it is later than now and the login is not a member of fleet_owner. Called by each '
+  'function that takes a time and is granted to other roles.';
 --! EndIncluded jobs/not_in_future.sql
 --! Included availability/rollup_plan.sql
 create or replace function fleet.rollup_plan(p_now timestamptz default now())
@@ -3492,18 +3617,19 @@ as $$
   left join fleet.rolled_up_days r on r.day = d.day
   left join late l on l.day = d.day
   where
-    -- Not yet, or before the roster of that day became another, as by devices that were enrolled with an earlier date.
+    -- Not rolled up yet, or rolled up before its roster changed, for example by devices enrolled with an earlier date.
     d.day >= p_now - greatest(s.rollups_keep, s.retention) and coalesce(r.devices, 0) <> n.devices
-    -- Also of a day without a roster: heartbeats from before their device was enrolled are not to wait for ever.
+    -- Also a day without a roster: heartbeats from before their device was enrolled must not wait forever.
     or l.day is not null
   order by d.day;
 $$;
 
 comment on function fleet.rollup_plan(timestamptz) is
-  'The past days to be rolled up, and those to be rebuilt for late arrivals, and since when that is due. Example: select * from fleet.rollup_plan();';
+  'Lists the past days to roll up, and those to rebuild because of late arrivals, and since when each is due. '
+  'Example: select * from fleet.rollup_plan();';
 --! EndIncluded availability/rollup_plan.sql
 --! Included checks/check.sql
--- The themes in order of importance. Whatever is broken, one of them fails alone: the others still say what they see.
+-- The themes, the most important first. If one of them fails with an error, the others still report what they found.
 create or replace function fleet.check(p_now timestamptz default now())
 returns table (check_name text, status text, detail text, remedy text)
 language plpgsql
@@ -3519,16 +3645,16 @@ declare
 begin
   perform fleet.not_in_future(p_now);
   foreach v_theme in array array[
-    'check_partitions($1)', 'check_ingest($1)', 'check_silence($1)', 'check_scheduler($1)', 'check_archive($1)', 'check_columns()',
-    'check_sessions($1)', 'check_storage($1)', 'check_imports($1)', 'check_settings()'
+    'check_partitions($1)', 'check_ingest($1)', 'check_silence($1)', 'check_scheduler($1)', 'check_archive($1)',
+    'check_columns()', 'check_sessions($1)', 'check_storage($1)', 'check_imports($1)', 'check_settings()'
   ] loop
     begin
       return query execute 'select * from fleet.' || v_theme using p_now;
     exception when others then
       check_name := split_part(v_theme, '(', 1);
       status := 'fail';
-      detail := 'could not look: ' || sqlerrm;
-      remedy := format(e'-- shows where it ends\nselect * from fleet.%I();', check_name);
+      detail := 'the check itself failed: ' || sqlerrm;
+      remedy := format(e'-- shows the whole error\nselect * from fleet.%I();', check_name);
       return next;
     end;
   end loop;
@@ -3536,7 +3662,9 @@ end
 $$;
 
 comment on function fleet.check(timestamptz) is
-  'One row per thing that can go wrong: ok, warn or fail, with the remedy as commands, one a line: SQL as fleet_dba unless its first line says "-- as superuser" or "-- as fleet_owner", a shell''s where it says "# in a shell". Reads no heartbeats but those of a few devices. Example: select * from fleet.check() where status <> ''ok'';';
+  'One row for each thing that can go wrong: ok, warn or fail, with the commands that fix it, one on each line. They are SQL, to '
+  'be run as fleet_dba unless the first line says "-- as superuser" or "-- as fleet_owner", or shell commands if it says "# in a '
+  'shell". Reads the heartbeats of a few devices only. Example: select * from fleet.check() where status <> ''ok'';';
 --! EndIncluded checks/check.sql
 --! Included checks/check_archive.sql
 create or replace function fleet.check_archive(p_now timestamptz default now())
@@ -3570,15 +3698,19 @@ begin
   where p.state = 'archive_failed';
   status := case when v_names is null then 'ok' else 'fail' end;
   detail := coalesce(v_names, 'none');
-  remedy := e'-- once its cause is mended\n' || v_commands;
+  remedy := e'-- once the cause is fixed\n' || v_commands;
   return next;
 
   check_name := 'archive_backlog';
   select count(*), p_now - min(p.detached_at) into v_count, v_age
   from fleet.hb_partitions p
   where p.state in ('detached', 'archiving') and p.held_reason is null;
-  status := case when v_count = 0 or v_age < interval '6 hours' then 'ok' when v_age < interval '2 days' then 'warn' else 'fail' end;
-  detail := format('%s partitions wait%s', v_count, ', the oldest for ' || date_trunc('second', v_age));
+  status := case
+    when v_count = 0 or v_age < interval '6 hours' then 'ok'
+    when v_age < interval '2 days' then 'warn'
+    else 'fail'
+  end;
+  detail := format('%s partitions are waiting%s', v_count, ', the oldest for ' || date_trunc('second', v_age));
   remedy := case
     when status = 'ok' then null
     when v_silence < interval '5 minutes' then 'select fleet.wake_archiver();'
@@ -3590,9 +3722,10 @@ begin
   select string_agg(p.partition_name || coalesce(': ' || p.last_error, ''), ', ' order by p.range_start),
     string_agg(
       case
-        -- Only a human can tell which of the two is right.
+        -- Only a person can say which of the two is right.
         when p.last_error like '%differs from its archive%' then format(
-          e'-- the table is right:\nselect fleet.retry_archive(%1$L);\n-- or the archive is:\n-- select fleet.accept_archive(%1$L, ''why'');',
+          e'-- if the table is right:\nselect fleet.retry_archive(%1$L);\n'
+            '-- if the archive is right:\n-- select fleet.accept_archive(%1$L, ''why'');',
           p.partition_name
         )
         else format('select fleet.drop_partition(%L);', p.partition_name)
@@ -3604,7 +3737,7 @@ begin
     and p.proven_at + v_settings.archive_grace
       < p_now - case when p.last_error like '%differs from its archive%' then interval '0' else interval '6 hours' end;
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce('archived, and still on disk: ' || v_names, 'what is archived is dropped');
+  detail := coalesce('archived but not dropped: ' || v_names, 'no archived partition is overdue to be dropped');
   remedy := v_commands;
   return next;
 
@@ -3614,14 +3747,16 @@ begin
   where p.state = 'archived' and p.held_reason is null and v_settings.proofs_needed > 1 and p.confirmed_at is null
     and p.proven_at < p_now - interval '1 day';
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce('archived but not confirmed by a second login: ' || v_names, 'no archive is waiting for a second login to confirm it');
+  detail := coalesce(
+    'archived but not confirmed by a second login: ' || v_names, 'no archive is waiting for a second login to confirm it'
+  );
   remedy := case when v_names is not null then e'# in a shell, with VERIFIER_DATABASE_URL\nnpm run archive -- confirm' end;
   return next;
 
   check_name := 'archiver';
   status := case when v_silence < interval '5 minutes' then 'ok' when v_silence is null then 'warn' else 'fail' end;
-  detail := coalesce('last heard of ' || date_trunc('second', v_silence) || ' ago', 'never heard of');
-  remedy := case when status <> 'ok' then e'# in a shell; it stays\nnpm run archiver' end;
+  detail := coalesce('last seen ' || date_trunc('second', v_silence) || ' ago', 'never seen');
+  remedy := case when status <> 'ok' then e'# in a shell; it keeps running\nnpm run archiver' end;
   return next;
 
   check_name := 'restores';
@@ -3639,13 +3774,13 @@ begin
     );
   status := case when v_names is null then 'ok' else 'warn' end;
   detail := coalesce('failed: ' || v_names, 'none failed in the last day');
-  remedy := e'-- once its cause is mended (npm run archive -- verify)\n' || v_commands;
+  remedy := e'-- once the cause is fixed; npm run archive -- verify shows it\n' || v_commands;
   return next;
 end
 $$;
 
 comment on function fleet.check_archive(timestamptz) is
-  'What fleet.check() says of the archive: failures, backlog, the archiver and restores.';
+  'The part of fleet.check() about the archive: failures, backlog, the archiver and restores.';
 --! EndIncluded checks/check_archive.sql
 --! Included checks/check_columns.sql
 create or replace function fleet.check_columns() returns table (check_name text, status text, detail text, remedy text)
@@ -3661,11 +3796,11 @@ begin
   check_name := 'archive_columns';
   if v_unknown is not null then
     status := 'fail';
-    detail := format('the archive has no form for %s: no day with this column can be archived or dropped', v_unknown);
+    detail := format('the archive has no form for %s: days with this column can be neither archived nor dropped', v_unknown);
     remedy := (
-      select e'-- as fleet_owner; this can rewrite every partition, and heartbeats wait until it is done\n' || string_agg(
+      select e'-- as fleet_owner; this may rewrite every partition, and heartbeats wait until it is done\n' || string_agg(
         case
-          -- A virtual one (PostgreSQL 18) has no stored values, and its expression cannot be dropped.
+          -- A virtual column (PostgreSQL 18) has no stored values, and its expression cannot be dropped.
           when a.attgenerated = 'v' then format('alter table fleet.device_heartbeats drop column %I;', a.attname)
           when a.attgenerated <> '' then format('alter table fleet.device_heartbeats alter column %I drop expression;', a.attname)
           else format('alter table fleet.device_heartbeats alter column %I type text using %1$I::text;', a.attname)
@@ -3678,16 +3813,12 @@ begin
     );
   elsif not exists (select from pg_event_trigger where evtname = 'fleet_guard_columns' and evtenabled = 'A') then
     status := 'warn';
-    detail := 'the event trigger fleet_guard_columns is missing or not ENABLE ALWAYS: a column that cannot be archived is not refused';
-    remedy := concat_ws(
-      e'\n', '-- as superuser, after sql/setup/shape-guard.sql',
-      case
-        when not exists (select from pg_event_trigger where evtname = 'fleet_guard_columns') then
-          'create event trigger fleet_guard_columns on ddl_command_end when tag in (''ALTER TABLE'') '
-            'execute function fleet_guard.refuse_unarchivable_column();'
-      end,
-      'alter event trigger fleet_guard_columns enable always;'
-    );
+    detail := 'the event trigger fleet_guard_columns is missing or not ENABLE ALWAYS: unarchivable columns are not refused';
+    remedy := case
+      when exists (select from pg_event_trigger where evtname = 'fleet_guard_columns') then
+        e'-- as superuser\nalter event trigger fleet_guard_columns enable always;'
+      else e'# in a shell, with DATABASE_URL of a superuser\nnpm run migrate'
+    end;
   else
     status := 'ok';
     detail := 'every column of fleet.device_heartbeats can be archived';
@@ -3697,7 +3828,8 @@ end
 $$;
 
 comment on function fleet.check_columns() is
-  'The part of fleet.check() about the columns of fleet.device_heartbeats: whether each can be archived, and whether others are refused.';
+  'The part of fleet.check() about the columns of fleet.device_heartbeats: whether each can be archived, and whether a column '
+  'that cannot would be refused.';
 --! EndIncluded checks/check_columns.sql
 --! Included checks/check_imports.sql
 create or replace function fleet.check_imports(p_now timestamptz default now())
@@ -3738,33 +3870,43 @@ begin
       and (
         c.oid is null
         or cardinality(a.steps) > 0 and not exists (select from fleet.lock_holders('import') h where h = a.backend)
-        -- No partition is retired until then.
+        -- No partition is retired while an import is open.
         or a.started_at < p_now - interval '30 days'
       )
   ) f;
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce(v_names, 'none waits for anybody');
+  detail := coalesce(v_names, 'no import has stopped or been open for 30 days');
   remedy := v_commands;
   return next;
 
   check_name := 'import_forwards';
-  select string_agg(distinct e.detail, ', ') into v_names
-  from fleet.events e
-  where e.event = 'import.forward' and e.at > p_now - interval '1 hour'
-    and exists (select from fleet.imports a where a.state in ('moving', 'moved', 'verified') and e.at > coalesce(a.moved_at, a.started_at));
-  status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce(v_names, 'what is written into tables that are adopted comes through');
-  remedy := (
-    select string_agg(format('call fleet.import_table(%L);', a.source), e'\n' order by a.source)
+  select string_agg(distinct f.fault, ', '), string_agg(distinct format('call fleet.import_table(%L);', f.source), e'\n')
+  into v_names, v_commands
+  from (
+    select a.source, e.detail as fault
     from fleet.imports a
-    where v_names is not null and a.state in ('moving', 'moved', 'verified')
-  );
+    join fleet.events e on e.event = 'import.forward' and starts_with(e.detail, a.source || ': ')
+      and e.at > p_now - interval '1 hour' and e.at > coalesce(a.moved_at, a.started_at)
+    where a.state in ('moving', 'moved', 'verified')
+    union all
+    select a.source, format('the trigger fleet_forward on %s is missing or disabled, so new rows are not forwarded', a.source)
+    from fleet.imports a
+    join pg_class c on c.oid = fleet.source_table(a)
+    where a.state in ('moving', 'moved', 'verified') and a.forwards and not 'forward' = any (a.steps)
+      and not exists (
+        select from pg_trigger g where g.tgrelid = c.oid and g.tgname = 'fleet_forward' and g.tgenabled in ('O', 'A')
+      )
+  ) f;
+  status := case when v_names is null then 'ok' else 'warn' end;
+  detail := coalesce(v_names, 'what is written into tables that are being imported reaches the store');
+  remedy := v_commands;
   return next;
 end
 $$;
 
 comment on function fleet.check_imports(timestamptz) is
-  'What fleet.check() says of plain tables that are moved into the store: those that stopped, wait for long, or whose trigger fails.';
+  'The part of fleet.check() about plain tables that are being imported: imports that stopped or stay open for long, and '
+  'triggers that fail.';
 --! EndIncluded checks/check_imports.sql
 --! Included checks/check_ingest.sql
 create or replace function fleet.check_ingest(p_now timestamptz default now())
@@ -3791,41 +3933,43 @@ begin
   select * into strict v_settings from fleet.settings;
 
   check_name := 'triggers';
-  select string_agg(w.name, ', '),
-    string_agg(
-      case
-        when g.oid is null then w.definition
-        else format('alter table fleet.%I enable trigger %I;', w.relation, w.name)
-      end,
-      e'\n'
+  -- What the migrations made has to be there; whatever else is disabled on the store's tables is named as well.
+  select string_agg(distinct format('%s on %s', f.name, f.relation), ', '),
+    concat_ws(
+      e'\n',
+      case when bool_or(f.is_internal) then '-- as superuser' else '-- as fleet_owner' end,
+      string_agg(distinct f.command, e'\n'),
+      -- While they were off, last status was not kept, the guard learned nothing, and token changes were not recorded.
+      case when bool_or(f.name = 'device_heartbeats_record_last_status') then 'select fleet.backfill_last_status(1);' end,
+      case when bool_or(f.name = 'hb_partitions_protect') then 'update fleet.hb_partitions set partition_name = partition_name;' end,
+      case when bool_or(f.name like '%\_token\_change') then '-- then restart each server: it missed changed tokens' end
     )
-    -- While it was off, last status was not kept.
-    || case when bool_or(w.relation = 'device_heartbeats') then e'\nselect fleet.backfill_last_status(1);' else '' end
   into v_names, v_commands
   from (
-    values
-      ('device_heartbeats', 'device_heartbeats_record_last_status',
-        'create trigger device_heartbeats_record_last_status after insert on fleet.device_heartbeats '
-        'referencing new table as new_rows for each statement execute function fleet.record_last_status();'),
-      ('hb_partitions', 'hb_partitions_protect',
-        'create trigger hb_partitions_protect after insert or update on fleet.hb_partitions '
-        'for each row execute function fleet_guard.note_partition();'),
-      ('settings', 'settings_audit',
-        'create trigger settings_audit after update on fleet.settings for each row execute function fleet.audit_settings();'),
-      ('devices', 'devices_forget_marks',
-        'create trigger devices_forget_marks after update of heartbeat_interval on fleet.devices '
-        'for each statement execute function fleet.forget_marks();')
-  ) as w (relation, name, definition)
-  left join pg_trigger g on g.tgrelid = to_regclass('fleet.' || w.relation) and g.tgname = w.name
-  where g.tgenabled is null or g.tgenabled not in ('O', 'A');
+    select r.relation, r.trigger_name as name, r.definition || ';' as command, false as is_internal
+    from fleet.recorded_triggers r
+    where not exists (
+      select from pg_trigger g where g.tgrelid = to_regclass(r.relation) and g.tgname = r.trigger_name
+    )
+    union all
+    select g.tgrelid::regclass::text, case when g.tgisinternal then 'a foreign key' else g.tgname::text end,
+      format(
+        'alter table %s enable trigger %s;',
+        g.tgrelid::regclass, case when g.tgisinternal then 'all' else quote_ident(g.tgname) end
+      ),
+      g.tgisinternal
+    from pg_trigger g
+    join pg_class c on c.oid = g.tgrelid
+    where c.relnamespace = 'fleet'::regnamespace and g.tgenabled not in ('O', 'A')
+  ) f;
   status := case when v_names is null then 'ok' else 'fail' end;
   detail := coalesce('disabled or missing: ' || v_names, 'all are on');
-  remedy := e'-- as fleet_owner\n' || v_commands;
+  remedy := case when v_names is not null then v_commands end;
   return next;
 
   check_name := 'last_status';
   select floor(random() * greatest(coalesce(max(d.device_id), 0) - c_sample, 0)) into v_start from fleet.devices d;
-  -- One statement stores a heartbeat and moves last status, so that any difference is drift.
+  -- One statement stores a heartbeat and updates last status, so any difference is drift.
   select count(*) filter (where ls.last_ts is null or ls.last_ts < h.ts), count(*) into v_count, v_total
   from (
     select s.device_id
@@ -3843,7 +3987,7 @@ begin
     limit 1
   ) h;
   status := case when v_count = 0 then 'ok' else 'warn' end;
-  detail := format('%s of %s devices looked at are behind their newest heartbeat', v_count, v_total);
+  detail := format('last status is behind the newest heartbeat for %s of %s devices in the sample', v_count, v_total);
   remedy := case when v_count > 0 then 'select fleet.backfill_last_status(1);' end;
   return next;
 
@@ -3852,7 +3996,7 @@ begin
     string_agg(
       case r.reason
         when 'no_partition' then format('select fleet.create_partitions(%L, %L);', r.first::date, r.last::date)
-        -- Beyond the retention nothing is stored.
+        -- Heartbeats beyond the retention are never stored.
         when 'too_late' then format(
           'update fleet.settings set max_late = %L;', least(make_interval(days => r.late_days), v_settings.retention)
         )
@@ -3870,10 +4014,11 @@ begin
     group by q.reason
   ) r;
   status := case when coalesce(v_count, 0) < 100 then 'ok' else 'warn' end;
-  detail := format('%s heartbeats in the last hour', coalesce(v_names, 'no'));
+  detail := format('%s heartbeats quarantined in the last hour', coalesce(v_names, 'no'));
   remedy := case
     when status <> 'ok' then concat_ws(
-      e'\n', '-- takes them in from now on, and what was kept aside', v_commands, 'select * from fleet.replay_quarantine();'
+      e'\n', '-- accepts such heartbeats from now on, and stores those in quarantine', v_commands,
+      'select * from fleet.replay_quarantine();'
     )
   end;
   return next;
@@ -3895,12 +4040,20 @@ begin
     ) >= v_settings.quarantine_per_device
   ) f;
   status := case when v_count = 0 then 'ok' else 'warn' end;
-  detail := case when v_count = 0 then 'no device is at its limit'
-    else format('%s devices have %s heartbeats there and no more are kept: %s', v_count, v_settings.quarantine_per_device, v_names) end;
+  detail := case v_count
+    when 0 then 'no device has reached its limit'
+    else format(
+      '%s devices have %s heartbeats in quarantine, and more are discarded: %s',
+      v_count, v_settings.quarantine_per_device, v_names
+    )
+  end;
   remedy := case
     when v_count > 0 then concat_ws(
-      e'\n', '-- keeps more of each; why they are refused: select * from fleet.heartbeat_quarantine',
-      format('update fleet.settings set quarantine_per_device = %s;', least(greatest(v_settings.quarantine_per_device, 500) * 2, 100000))
+      e'\n', '-- keeps more for each device; to see why they are refused: select * from fleet.heartbeat_quarantine',
+      format(
+        'update fleet.settings set quarantine_per_device = %s;',
+        least(greatest(v_settings.quarantine_per_device, 500) * 2, 100000)
+      )
     )
   end;
   return next;
@@ -3909,9 +4062,9 @@ begin
   select count(*) filter (where ls.status = 'clock_skewed'), count(*) into v_count, v_total
   from fleet.device_last_status ls;
   status := case when v_count > 0 and v_count * 100 >= v_total then 'warn' else 'ok' end;
-  detail := format('%s of %s devices give a time that is refused', v_count, v_total);
+  detail := format('%s of %s devices send times that are refused', v_count, v_total);
   remedy := case
-    when status <> 'ok' then e'-- set the clocks of these; their next heartbeat clears it'
+    when status <> 'ok' then e'-- set the clocks of these devices; the next heartbeat of each clears this'
       '\nselect device_id, alias, cohort, last_ts, last_received_at from fleet.device_status '
       'where status = ''clock_skewed'' order by last_received_at desc limit 50;'
   end;
@@ -3920,7 +4073,7 @@ end
 $$;
 
 comment on function fleet.check_ingest(timestamptz) is
-  'What fleet.check() says of heartbeats: triggers, last status (of a sample of devices), quarantine and clocks.';
+  'The part of fleet.check() about heartbeats: triggers, last status (of a sample of devices), quarantine and clocks.';
 --! EndIncluded checks/check_ingest.sql
 --! Included checks/check_partitions.sql
 create or replace function fleet.check_partitions(p_now timestamptz default now())
@@ -3946,10 +4099,11 @@ declare
 begin
   perform fleet.not_in_future(p_now);
   select * into strict v_settings from fleet.settings;
-  -- A table that was detached by hand keeps its rows if it is attached again, while a new partition would be empty.
+  -- A table that was detached by hand is attached again with its rows. A new partition would be empty.
   select e'-- as fleet_owner\n' || string_agg(
     format(
-      'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L);', c.oid::regclass, p.range_start, p.range_end
+      'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L);',
+      c.oid::regclass, p.range_start, p.range_end
     ),
     e'\n' order by p.range_start
   )
@@ -3962,7 +4116,7 @@ begin
   if exists (select from fleet.attached_partitions() a where a.range_start <= p_now and a.range_end > p_now) then
     status := 'ok'; detail := 'today has a partition'; remedy := null;
   else
-    status := 'fail'; detail := format('no partition for %s: heartbeats are quarantined', v_today);
+    status := 'fail'; detail := format('there is no partition for %s, so heartbeats are quarantined', v_today);
     remedy := coalesce(v_attach, format('select fleet.create_partitions(%L, %L);', v_today, v_today + v_settings.premake_days));
   end if;
   return next;
@@ -3971,8 +4125,8 @@ begin
   select coalesce(min(d.day) - v_today - 1, 90) into v_ahead
   from (select v_today + n as day from generate_series(1, 90) as n) d
   where not exists (select from fleet.attached_partitions() a where a.range_start <= d.day and a.range_end > d.day);
-  detail := format('%s days ahead, %s wanted', v_ahead, v_settings.premake_days);
-  -- Between midnight and the hourly run there is one less.
+  detail := format('partitions exist for the next %s days; the setting is %s', v_ahead, v_settings.premake_days);
+  -- Between midnight and the hourly run there is one partition less.
   status := case when v_ahead >= greatest(v_settings.premake_days - 1, 1) then 'ok' when v_ahead >= 3 then 'warn' else 'fail' end;
   remedy := case
     when status <> 'ok' then
@@ -3991,7 +4145,7 @@ begin
     and not exists (select from pg_inherits i where i.inhrelid = c.oid)
     and c.oid <> all (array(select coalesce(fleet.table_of(p), 0) from fleet.hb_partitions p));
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce('in the way of a partition of that name: ' || v_names, 'no name of a partition is taken');
+  detail := coalesce('in the way of a partition of the same name: ' || v_names, 'nothing is in the way of a new partition');
   remedy := format(e'-- as superuser\n%s\ncall fleet.maintain();', v_commands);
   remedy := case when v_names is not null then remedy end;
   return next;
@@ -3999,21 +4153,22 @@ begin
   check_name := 'partition_catalog';
   select string_agg(format('%s is %s', k.partition_name, k.fault), ', ' order by k.partition_name) into v_names
   from (
-    select a.partition_name, 'attached, and not known to fleet.hb_partitions' as fault
+    select a.partition_name, 'attached but unknown to fleet.hb_partitions' as fault
     from fleet.attached_partitions() a
     where not exists (
       select from fleet.hb_partitions p
-      where fleet.table_of(p) = a.relid and p.state in ('active', 'restored') and p.range_start = a.range_start and p.range_end = a.range_end
+      where fleet.table_of(p) = a.relid and p.state in ('active', 'restored')
+        and p.range_start = a.range_start and p.range_end = a.range_end
     )
     union all
-    select p.partition_name, format('%s in fleet.hb_partitions, and not attached', p.state)
+    select p.partition_name, format('%s in fleet.hb_partitions but not attached', p.state)
     from fleet.hb_partitions p
     join pg_class c on c.oid = fleet.table_of(p)
     where p.state in ('active', 'restored')
       and not exists (select from fleet.attached_partitions() a where a.relid = c.oid)
   ) k;
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce(v_names, 'fleet.hb_partitions says what the catalog says');
+  detail := coalesce(v_names, 'fleet.hb_partitions agrees with the catalog');
   remedy := case when v_names is not null then coalesce(v_attach, 'select fleet.sync_partitions();') end;
   return next;
 
@@ -4028,14 +4183,14 @@ begin
     from fleet.attached_partitions() a
   ) g
   where g.gap_end > g.gap_start
-    -- Between a held or restored day and the rest, the days are in the archive.
+    -- The days between a held or restored day and the rest are in the archive.
     and g.gap_end > p_now - v_settings.retention
     and exists (
       select from generate_series(g.gap_start, g.gap_end - interval '1 day', interval '1 day') as d (day)
       where not exists (select from fleet.hb_partitions p where p.range_start <= d.day and p.range_end > d.day)
     );
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce('no partition from ' || v_names, 'no gap between partitions');
+  detail := coalesce('no partition from ' || v_names, 'there is no gap between partitions');
   remedy := v_commands;
   return next;
 
@@ -4047,7 +4202,7 @@ begin
         when p.state in ('active', 'restored') then
           format('select fleet.create_partitions(%L, %L);', p.range_start::date, (p.range_end - interval '1 day')::date)
         when p.state = 'archived' then format('select fleet.drop_partition(%L);', p.partition_name)
-        else format('-- %s: its rows are in a backup of Postgres only', p.partition_name)
+        else format('-- %s: only a backup of Postgres has its rows', p.partition_name)
       end,
       e'\n' order by p.range_start
     )
@@ -4056,8 +4211,8 @@ begin
   left join pg_class c on c.oid = fleet.table_of(p)
   where p.state <> 'dropped' and c.oid is null;
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce('the table is gone, undropped: ' || v_names, 'every partition that is not dropped has its table');
-  remedy := e'-- makes the days again, empty; for what they held see RUNBOOK.md, "A table is gone"\n' || v_commands;
+  detail := coalesce('the table is gone without a proper drop: ' || v_names, 'every partition that is not dropped has its table');
+  remedy := e'-- creates the days again, empty; for their heartbeats see RUNBOOK.md, "A table is gone"\n' || v_commands;
   return next;
 
   check_name := 'partition_oids';
@@ -4069,9 +4224,10 @@ begin
   where a.relid_seal is distinct from v_catalog || a.relid;
   status := case when v_count = 0 then 'ok' else 'warn' end;
   detail := case v_count
-    when 0 then 'every table is recorded by its oid in this cluster'
+    when 0 then 'every table is recorded with its oid in this cluster'
     else format(
-      '%s tables are recorded by oids of another cluster, as after restoring a dump; they are found by name until that is fixed', v_count
+      '%s tables are recorded with oids of another cluster, from a restored dump; until it is fixed, they are found by name',
+      v_count
     )
   end;
   remedy := case when v_count > 0 then 'call fleet.maintain();' end;
@@ -4085,7 +4241,7 @@ begin
   join pg_class c on c.oid = fleet.table_of(p)
   where c.relname <> p.partition_name;
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce(v_names, 'every partition has the name it was made with');
+  detail := coalesce(v_names, 'every partition has its original name');
   remedy := e'-- as fleet_owner\n' || v_commands;
   return next;
 
@@ -4095,7 +4251,7 @@ begin
   join pg_class c on c.oid = i.inhrelid
   where i.inhparent = 'fleet.device_heartbeats'::regclass and pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT';
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce(v_names || ' would block premake and retention as soon as it holds a row', 'there is none');
+  detail := coalesce(v_names || ' would block premake and retention as soon as it has a row', 'there is none');
   remedy := case
     when v_names is not null then format(e'-- as fleet_owner\nalter table fleet.device_heartbeats detach partition %s;', v_names)
   end;
@@ -4105,9 +4261,11 @@ begin
   with fault as (
     select a.partition_name, a.range_start,
       not coalesce(bool_or(i.indisunique and i.indisvalid), false) as lacks_key,
-      not coalesce(bool_or(i.indisvalid and not i.indisunique and pg_get_indexdef(i.indexrelid) like '%(device\_id, ts DESC)'), false)
-        as lacks_newest,
-      string_agg(format('drop index concurrently %s;', i.indexrelid::regclass), e'\n') filter (where not i.indisvalid) as leftovers
+      not coalesce(
+        bool_or(i.indisvalid and not i.indisunique and pg_get_indexdef(i.indexrelid) like '%(device\_id, ts DESC)'), false
+      ) as lacks_newest,
+      string_agg(format('drop index concurrently %s;', i.indexrelid::regclass), e'\n')
+        filter (where not i.indisvalid) as leftovers
     from fleet.attached_partitions() a
     left join pg_index i on i.indrelid = a.relid
     group by a.partition_name, a.range_start
@@ -4117,7 +4275,7 @@ begin
       concat_ws(
         e'\n',
         f.leftovers,
-        -- What the key would have kept out meanwhile stands in its way now.
+        -- Duplicates that were stored without the key prevent creating it.
         case when f.lacks_key then format(
           e'delete from fleet.%1$I a using fleet.%1$I b where a.device_id = b.device_id '
           'and date_bin(''10 seconds'', a.ts, ''2000-01-01Z'') = date_bin(''10 seconds'', b.ts, ''2000-01-01Z'') '
@@ -4148,53 +4306,43 @@ begin
   from fleet.retention_plan(null, p_now) r
   where r.action = 'retire' and r.range_end < p_now - v_settings.retention - interval '2 days';
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce('past the retention by more than two days: ' || v_names, 'nothing overdue');
+  detail := coalesce('past the retention by more than two days: ' || v_names, 'no partition is overdue to be retired');
   remedy := case when v_names is not null then 'call fleet.nightly();' end;
   return next;
 
   check_name := 'rollups';
-  select string_agg(
-      format('%s since %s', r.day, r.due_at),
-      ', ' order by r.day
-    ),
+  select string_agg(format('%s since %s', r.day, r.due_at), ', ' order by r.day),
     string_agg(distinct case r.action when 'roll_up' then 'call fleet.nightly();' else 'call fleet.maintain();' end, e'\n')
   into v_names, v_commands
   from fleet.rollup_plan(p_now) r
   where r.state in ('active', 'restored')
     and r.due_at < p_now - case r.action when 'roll_up' then interval '2 days' else interval '3 hours' end;
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce('availability not counted: ' || v_names, 'past days are rolled up, late heartbeats included');
+  detail := coalesce('availability is not rolled up: ' || v_names, 'past days are rolled up, late heartbeats included');
   remedy := v_commands;
   return next;
 
   check_name := 'guard';
-  status := 'ok'; detail := 'DROP of an unproven partition is refused'; remedy := null;
+  status := 'ok'; detail := 'a partition without a proven archive cannot be dropped'; remedy := null;
   select string_agg(g.name, ', ' order by g.name),
-    string_agg(concat_ws(e'\n', case when e.evtname is null then g.definition end, format('alter event trigger %I enable always;', g.name)),
-      e'\n' order by g.name)
+    case
+      when bool_or(e.evtname is null) then e'# in a shell, with DATABASE_URL of a superuser\nnpm run migrate'
+      else e'-- as superuser\n' || string_agg(format('alter event trigger %I enable always;', g.name), e'\n' order by g.name)
+    end
   into v_names, v_commands
-  from (
-    values
-      ('fleet_guard_drop', 'create event trigger fleet_guard_drop on sql_drop execute function fleet_guard.refuse_unproven_drop();'),
-      (
-        'fleet_guard_find',
-        'create event trigger fleet_guard_find on ddl_command_start when tag in (''ALTER TABLE'', ''ALTER SCHEMA'', ''ALTER INDEX'', '
-        '''ALTER VIEW'', ''ALTER MATERIALIZED VIEW'', ''ALTER SEQUENCE'', ''ALTER FOREIGN TABLE'') '
-        'execute function fleet_guard.find_restored_tables();'
-      )
-  ) as g (name, definition)
+  -- A test compares these and fleet_guard_columns, which check_columns() looks at, with what setup creates.
+  from (values ('fleet_guard_drop'), ('fleet_guard_find')) as g (name)
   left join pg_event_trigger e on e.evtname = g.name
   where e.evtenabled is distinct from 'A';
   if v_names is not null then
-    status := 'warn'; detail := 'event triggers that are missing or not ENABLE ALWAYS: ' || v_names;
-    remedy := e'-- as superuser\n' || v_commands;
+    status := 'warn'; detail := 'event triggers that are missing or not ENABLE ALWAYS: ' || v_names; remedy := v_commands;
   end if;
   return next;
 end
 $$;
 
 comment on function fleet.check_partitions(timestamptz) is
-  'What fleet.check() says of partitions: today''s, those ahead, gaps, names, indexes, retention, rollups and the guard.';
+  'The part of fleet.check() about partitions: today''s, those ahead, gaps, names, indexes, retention, rollups and the guard.';
 --! EndIncluded checks/check_partitions.sql
 --! Included checks/check_scheduler.sql
 create or replace function fleet.check_scheduler(p_now timestamptz default now())
@@ -4217,10 +4365,11 @@ declare
 begin
   perform fleet.not_in_future(p_now);
   check_name := 'monitoring';
-  status := 'ok'; detail := 'the activity of other roles is visible'; remedy := null;
+  status := 'ok'; detail := 'the store sees the activity of other roles'; remedy := null;
   if not pg_has_role('fleet_owner', 'pg_monitor', 'usage') or not pg_has_role('fleet_dba', 'pg_signal_backend', 'usage') then
     status := 'warn';
-    detail := 'fleet_owner may not see the activity of other roles, or fleet_dba not end it: what is said below of sessions and the scheduler may be wrong';
+    detail := 'fleet_owner cannot see the activity of other roles, or fleet_dba cannot end it, so the checks of sessions and '
+      'of the scheduler may be wrong';
     remedy := e'-- as superuser\ngrant pg_monitor to fleet_owner, fleet_dba;\ngrant pg_signal_backend to fleet_dba;';
   end if;
   return next;
@@ -4232,10 +4381,12 @@ begin
     into v_names, v_commands
     from fleet_guard.lost_jobs() j;
   exception when undefined_function or insufficient_privilege then
-    v_names := null;  -- set up before there was such a function
+    v_names := null;  -- set up before this function existed
   end;
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce('pg_cron ends and starts again all the time, and runs no job, while the role of one is gone: ' || v_names, 'every job''s role is there');
+  detail := coalesce(
+    'pg_cron keeps restarting and runs no job, because the role of a job was dropped: ' || v_names, 'the role of every job exists'
+  );
   remedy := e'-- as superuser\n' || v_commands;
   return next;
 
@@ -4246,13 +4397,16 @@ begin
     where e.event = 'maintain.start' and e.at <= p_now
       and greatest(e.at, fleet.postgres_started_at()) >= p_now - interval '125 minutes'
   ) then
-    detail := 'pg_cron is not in this database; the hourly maintenance arrives all the same';
+    detail := 'pg_cron is not in this database, but the hourly maintenance runs';
   elsif not v_has_cron then
     status := 'warn'; detail := 'pg_cron is not in this database, and no maintenance ran in the last two hours';
-    remedy := format(e'-- as superuser, in database %s\n', coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'postgres, once pg_cron is there'))
-      || (select string_agg(j.statement, e'\n') from fleet.jobs_elsewhere() j);
+    remedy := format(
+      e'-- as superuser, in database %s\n%s',
+      coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'postgres, once pg_cron is there'),
+      (select string_agg(j.statement, e'\n') from fleet.jobs_elsewhere() j)
+    );
   elsif pg_is_in_recovery() then
-    detail := 'this is a standby: pg_cron waits until it is promoted; the jobs run on the primary, and remedies belong there too';
+    detail := 'this is a standby: the jobs run on the primary, and remedies must be run there too';
   elsif not exists (select from pg_stat_activity where backend_type = 'pg_cron launcher') then
     status := 'fail'; detail := 'the pg_cron launcher is gone: no job runs until Postgres is restarted'; remedy := c_restart;
   end if;
@@ -4264,21 +4418,22 @@ begin
       case j.fault
         when 'missing' then 'select * from fleet.schedule_jobs();'
         when 'disabled' then format(
-          'select cron.alter_job(jobid, active := true) from cron.job where jobname = %L and username = ''fleet_owner'';', j.jobname
+          'select cron.alter_job(jobid, active := true) from cron.job where jobname = %L and username = ''fleet_owner'';',
+          j.jobname
         )
         else d.command || ';'
       end, e'\n'
     ),
     case
       when bool_or(j.fault = 'disabled') then e'-- as superuser\n'
-      when bool_or(j.fault <> 'missing') then e'-- as fleet_owner; pg_cron''s next run of it clears this\n'
+      when bool_or(j.fault <> 'missing') then e'-- as fleet_owner; the next run by pg_cron clears this\n'
       else ''
     end
   into v_names, v_commands, v_role
   from (
     select h.*,
       case
-        -- None has ever run, long after setup.
+        -- No job has ever run, although setup was long ago.
         when h.status = 'waiting' and bool_and(h.status = 'waiting') over ()
           and (select min(p.created_at) from fleet.hb_partitions p) < p_now - interval '3 hours' then 'late'
         else h.status
@@ -4289,7 +4444,9 @@ begin
   join fleet.job_definitions() d using (jobname)
   where j.fault not in ('ok', 'waiting');
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce(v_names, case when v_has_cron then 'all jobs run' else 'their history is in the database of pg_cron' end);
+  detail := coalesce(
+    v_names, case when v_has_cron then 'all jobs run' else 'the history of the jobs is in the database of pg_cron' end
+  );
   remedy := v_role || v_commands;
   return next;
 
@@ -4305,14 +4462,14 @@ begin
   ) e
   where not e.is_ok;
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce(v_names, 'no step failed without a later success');
-  remedy := case when v_names is not null then e'-- once its cause is mended\n' || v_commands end;
+  detail := coalesce(v_names, 'no step failed without succeeding later');
+  remedy := case when v_names is not null then e'-- once the cause is fixed\n' || v_commands end;
   return next;
 
   check_name := 'nights';
-  status := 'ok'; detail := 'the last night''s work was begun'; remedy := null;
+  status := 'ok'; detail := 'fleet.nightly() began on schedule'; remedy := null;
   if fleet.is_night_missed(p_now) then
-    status := 'warn'; detail := 'fleet.nightly() was not begun for 25 hours'; remedy := 'call fleet.nightly();';
+    status := 'warn'; detail := 'fleet.nightly() has not begun for 25 hours'; remedy := 'call fleet.nightly();';
   end if;
   return next;
 
@@ -4325,14 +4482,14 @@ begin
   join pg_stat_activity a on a.pid = h
   where a.query_start < p_now - interval '2 hours';
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce(v_names, 'none is held for long');
+  detail := coalesce(v_names, 'no lock is held for long');
   remedy := v_commands;
   return next;
 end
 $$;
 
 comment on function fleet.check_scheduler(timestamptz) is
-  'What fleet.check() says of the scheduler: pg_cron, its jobs and roles, failed steps, missed nights and stuck locks.';
+  'The part of fleet.check() about the scheduler: pg_cron, its jobs and roles, failed steps, missed nights and stuck locks.';
 --! EndIncluded checks/check_scheduler.sql
 --! Included checks/check_sessions.sql
 create or replace function fleet.check_sessions(p_now timestamptz default now())
@@ -4346,7 +4503,10 @@ set lock_timeout = '300ms'
 as $$
 #variable_conflict use_column
 declare
-  v_directory text := coalesce((select s.setting from pg_settings s where s.name = 'data_directory'), '$PGDATA');
+  v_restart text := format(
+    'pg_ctl restart -m fast -D ''%s''',
+    coalesce((select s.setting from pg_settings s where s.name = 'data_directory'), '$PGDATA')
+  );
   v_faults text[];
   v_fault text;
   v_names text;
@@ -4357,10 +4517,13 @@ declare
   v_wanted bigint;
 begin
   perform fleet.not_in_future(p_now);
-  -- Who holds others up, who works for long, who waits in a transaction: found alike, ended alike.
+  -- Sessions that block others, run for long or idle in a transaction are found and ended in the same way.
   foreach v_fault in array array['blocking', 'long_transactions', 'idle_in_transaction'] loop
     check_name := v_fault;
-    select string_agg(format('backend %s (%s, %s) for %s: %s', a.pid, a.usename, a.state, a.age, left(a.query, 60)), '; ' order by a.pid),
+    select
+      string_agg(
+        format('backend %s (%s, %s) for %s: %s', a.pid, a.usename, a.state, a.age, left(a.query, 60)), '; ' order by a.pid
+      ),
       case when bool_or(a.is_super) then e'-- as superuser\n' else '' end
       || string_agg(format('select pg_terminate_backend(%s);', a.pid), e'\n' order by a.pid)
     into v_names, v_commands
@@ -4372,7 +4535,8 @@ begin
       where s.pid <> pg_backend_pid()
         and s.backend_type not in ('autovacuum worker', 'walsender')
         and case v_fault
-          when 'long_transactions' then s.xact_start < p_now - interval '1 hour' and s.state is distinct from 'idle in transaction'
+          when 'long_transactions' then
+            s.xact_start < p_now - interval '1 hour' and s.state is distinct from 'idle in transaction'
           when 'idle_in_transaction' then s.state like 'idle in transaction%' and s.state_change < p_now - interval '10 minutes'
           else s.pid in (
               select b.pid
@@ -4380,7 +4544,7 @@ begin
               cross join unnest(pg_blocking_pids(w.pid)) as b (pid)
               where not w.granted and w.waitstart < p_now - interval '3 seconds'
             )
-            -- The first of a queue alone: the others go on when it ends.
+            -- Only the first of a queue, because the others continue when it ends.
             and cardinality(pg_blocking_pids(s.pid)) = 0
         end
     ) a;
@@ -4400,25 +4564,27 @@ begin
   from pg_prepared_xacts x
   where x.prepared < p_now - interval '10 minutes';
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce('forgotten, with its locks: ' || v_names, 'none is forgotten');
+  detail := coalesce('still open, with its locks: ' || v_names, 'none is open for long');
   remedy := v_commands;
   return next;
 
   check_name := 'replication_slots';
-  select string_agg(format('%s keeps %s of WAL%s', r.slot_name, pg_size_pretty(r.kept), ' and rows since ' || r.xmin), ', '),
-    e'-- as superuser; its replica has to be made anew\n'
+  select string_agg(format('%s keeps %s of WAL%s', r.slot_name, pg_size_pretty(r.kept), ' and dead rows since ' || r.xmin), ', '),
+    e'-- as superuser; the replica must then be rebuilt\n'
     || string_agg(format('select pg_drop_replication_slot(%L);', r.slot_name), e'\n'),
     array_agg(case when r.kept > 4::bigint << 30 then 'fail' else 'warn' end)
   into v_names, v_commands, v_faults
   from (
     select s.slot_name, coalesce(age(s.xmin), age(s.catalog_xmin))::text || ' transactions ago' as xmin,
-      pg_wal_lsn_diff(case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end, s.restart_lsn) as kept
+      pg_wal_lsn_diff(
+        case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end, s.restart_lsn
+      ) as kept
     from pg_replication_slots s
     where not s.active
   ) r
   where r.kept > 256 << 20;
   status := case when v_names is null then 'ok' when 'fail' = any (v_faults) then 'fail' else 'warn' end;
-  detail := coalesce('nobody reads ' || v_names, 'none keeps WAL that nobody reads');
+  detail := coalesce('no replica reads ' || v_names, 'no unused slot keeps WAL');
   remedy := v_commands;
   return next;
 
@@ -4426,22 +4592,27 @@ begin
   select count(*) filter (where s.backend_type = 'client backend'), count(*) filter (where s.application_name = 'nexmdm listen')
   into v_used, v_workers
   from pg_stat_activity s;
-  -- A worker has its pool, of 10 unless POOL_MAX says otherwise, and up to 4 beside it; the rest is for the archiver and people.
+  -- Each worker has a pool (10 connections, unless POOL_MAX is set) and up to 4 more. The rest is for the archiver and people.
   v_wanted := greatest(v_workers * (10 + 4) + 50, ceil(v_used * 1.3));
   status := case when v_used >= 0.95 * v_max then 'fail' when v_used >= 0.8 * v_max or v_wanted > v_max then 'warn' else 'ok' end;
-  detail := format('%s of %s in use; %s workers of the server may want %s', v_used, v_max, v_workers, v_wanted);
-  remedy := case
-    when status <> 'ok' then format(
-      e'-- as superuser; then restart Postgres: pg_ctl restart -m fast -D ''%s''\nalter system set max_connections = %s;',
-      v_directory, greatest(v_wanted, v_max) + 50
-    )
-  end;
+  detail := format('%s of %s connections are in use; %s server workers may need %s', v_used, v_max, v_workers, v_wanted);
+  remedy := null;
+  if status <> 'ok' and exists (select from pg_settings s where s.name = 'max_connections' and s.pending_restart) then
+    detail := detail || '; a new limit is set and takes effect when Postgres is restarted';
+    remedy := e'# in a shell, as the user of Postgres\n' || v_restart;
+  elsif status <> 'ok' then
+    remedy := format(
+      e'-- as superuser; then restart Postgres: %s\nalter system set max_connections = %s;\nselect pg_reload_conf();',
+      v_restart, greatest(v_wanted, v_max) + 50
+    );
+  end if;
   return next;
 end
 $$;
 
 comment on function fleet.check_sessions(timestamptz) is
-  'What fleet.check() says of sessions: who blocks others, long transactions, forgotten prepared ones, replication slots, connections.';
+  'The part of fleet.check() about sessions: those that block others, long and prepared transactions, replication slots, '
+  'connections.';
 --! EndIncluded checks/check_sessions.sql
 --! Included checks/check_settings.sql
 -- The guidelines: shared_buffers about a quarter of the memory (4 GB at most, as npm start sets it), effective_cache_size half
@@ -4463,7 +4634,7 @@ begin
   begin
     v_memory := fleet_guard.memory_bytes();
   exception when undefined_function or insufficient_privilege then
-    v_memory := null;  -- set up before there was such a function
+    v_memory := null;  -- set up before this function existed
   end;
 
   for v_setting in
@@ -4472,7 +4643,11 @@ begin
     from (
       select k.name, k.guideline, k.advice, s.vartype = 'bool' and s.reset_val = 'on' or k.is_good as is_good
       from pg_settings s
-      cross join lateral (select s.reset_val::numeric as n where s.vartype = 'integer' union all select null where s.vartype <> 'integer') v
+      cross join lateral (
+        select s.reset_val::numeric as n where s.vartype = 'integer'
+        union all
+        select null where s.vartype <> 'integer'
+      ) v
       join lateral (
         values
           ('shared_buffers', 'a quarter of the memory', format('%sMB', least(v_memory >> 22, 4096)),
@@ -4483,8 +4658,8 @@ begin
           ('autovacuum_naptime', '10 s', '10s', v.n <= 10),
           ('log_min_duration_statement', '250 ms', '250ms', v.n between 0 and 250),
           ('autovacuum', 'on', 'on', false),
-          ('fsync', 'on, or a crash loses what was acknowledged', 'on', false),
-          ('full_page_writes', 'on, or a crash loses what was acknowledged', 'on', false)
+          ('fsync', 'on, or a crash loses acknowledged heartbeats', 'on', false),
+          ('full_page_writes', 'on, or a crash loses acknowledged heartbeats', 'on', false)
       ) as k (name, guideline, advice, is_good) on k.name = s.name
     ) w
     join pg_settings s on s.name = w.name
@@ -4492,13 +4667,13 @@ begin
   loop
     check_name := 'setting_' || v_setting.name;
     status := case when v_setting.is_good then 'ok' else 'warn' end;
-    detail := format('%s; the guideline: %s', v_setting.shown, v_setting.guideline);
+    detail := format('%s; the guideline is %s', v_setting.shown, v_setting.guideline);
     if v_setting.guideline like '%of the memory' then
-      detail := detail || coalesce(format(' (%s)', pg_size_pretty(v_memory)), ', which is not known here');
+      detail := detail || coalesce(format(' (%s)', pg_size_pretty(v_memory)), ', whose size is unknown');
     end if;
     remedy := null;
     if not v_setting.is_good and v_setting.pending_restart then
-      detail := detail || '; changed, and waits for a restart';
+      detail := detail || '; a new value is set and takes effect when Postgres is restarted';
       remedy := e'# in a shell, as the user of Postgres\n' || c_restart;
     elsif not v_setting.is_good then
       remedy := format(
@@ -4512,7 +4687,7 @@ end
 $$;
 
 comment on function fleet.check_settings() is
-  'What fleet.check() says of the settings of Postgres: each against its guideline, with the value to set.';
+  'The part of fleet.check() about the settings of Postgres: compares each with its guideline and gives the value to set.';
 --! EndIncluded checks/check_settings.sql
 --! Included checks/check_silence.sql
 create or replace function fleet.check_silence(p_now timestamptz default now())
@@ -4536,11 +4711,17 @@ begin
   perform fleet.not_in_future(p_now);
   check_name := 'heartbeats';
   select max(ls.last_received_at) into v_newest from fleet.device_last_status ls;
-  status := 'ok'; detail := coalesce('the last one came ' || date_trunc('second', p_now - v_newest) || ' ago', 'none yet'); remedy := null;
+  status := 'ok'; remedy := null;
+  detail := coalesce('the last one arrived ' || date_trunc('second', p_now - v_newest) || ' ago', 'no heartbeat has arrived yet');
   if fleet.is_ingest_down(v_newest, p_now) then
-    status := 'fail'; detail := format('none from any device for %s: the servers, what stands before them, or the network', date_trunc('second', p_now - v_newest));
-    remedy := e'-- is a server connected? If not, start it (npm run server); if so: RUNBOOK.md, "Heartbeats are refused"'
-      '\nselect usename, application_name, state, count(*) from pg_stat_activity where usename like ''fleet%'' group by 1, 2, 3 order by 1, 2, 3;';
+    status := 'fail';
+    detail := format(
+      'no device was heard from for %s; the cause is the servers, the proxy in front of them, or the network',
+      date_trunc('second', p_now - v_newest)
+    );
+    remedy := e'-- is a server connected? If not, start one (npm run server). If so, see RUNBOOK.md, "Heartbeats are refused"\n'
+      'select usename, application_name, state, count(*) from pg_stat_activity where usename like ''fleet%'' '
+      'group by 1, 2, 3 order by 1, 2, 3;';
   end if;
   return next;
 
@@ -4555,8 +4736,8 @@ begin
     ) filter (where a.is_alarming),
     string_agg(
       format(
-        'select device_id, alias, last_ts, network_type, agent_version, ip from fleet.device_status where %sstatus in (''late'', ''offline'') '
-        'order by last_ts desc limit 50;',
+        'select device_id, alias, last_ts, network_type, agent_version, ip from fleet.device_status '
+        'where %sstatus in (''late'', ''offline'') order by last_ts desc limit 50;',
         case when a.place > 1 then format('cohort = %L and ', a.cohort) end
       ),
       e'\n' order by a.place
@@ -4568,16 +4749,17 @@ begin
   status := case when v_names is null then 'ok' when v_is_fleet then 'fail' else 'warn' end;
   detail := coalesce(
     'gone quiet: ' || v_names,
-    format('not judged: %s', v_muted),
+    format('not evaluated: %s', v_muted),
     'no more devices have gone quiet than usual'
   );
-  remedy := e'-- what do these share: a place, a network, a version? They are well when they are heard of again\n' || v_commands;
+  remedy := e'-- what do these devices share: a place, a network, a version? This clears when they send again\n' || v_commands;
   return next;
 end
 $$;
 
 comment on function fleet.check_silence(timestamptz) is
-  'What fleet.check() says of silence: no heartbeat from anybody, and cohorts of which more devices have gone quiet than usual.';
+  'The part of fleet.check() about silence: no heartbeat from any device, and cohorts in which more devices have gone quiet than '
+  'usual.';
 --! EndIncluded checks/check_silence.sql
 --! Included checks/check_storage.sql
 create or replace function fleet.check_storage(p_now timestamptz default now())
@@ -4610,13 +4792,14 @@ begin
   select string_agg(c.relname, ', '), string_agg(format('alter table fleet.%I reset (autovacuum_enabled);', c.relname), e'\n')
   into v_names, v_commands
   from pg_class c
-  where c.reloptions && array['autovacuum_enabled=false', 'autovacuum_enabled=off', 'autovacuum_enabled=0', 'autovacuum_enabled=no']
+  where c.reloptions
+      && array['autovacuum_enabled=false', 'autovacuum_enabled=off', 'autovacuum_enabled=0', 'autovacuum_enabled=no']
     and (
       c.relnamespace = 'fleet'::regnamespace and c.relkind = 'r' and not c.relispartition
       or c.oid in (select a.relid from fleet.attached_partitions() a where a.range_end > p_now)
     );
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce('switched off for ' || v_names, 'it is on where rows change');
+  detail := coalesce('switched off for ' || v_names, 'it is on for every table whose rows change');
   remedy := e'-- as fleet_owner\n' || v_commands;
   return next;
 
@@ -4624,12 +4807,12 @@ begin
   v_dead := pg_stat_get_dead_tuples('fleet.device_last_status'::regclass);
   v_live := pg_stat_get_live_tuples('fleet.device_last_status'::regclass);
   status := case when v_dead > 5000 + v_live then 'warn' else 'ok' end;
-  detail := format('device_last_status has %s dead rows beside %s', v_dead, v_live);
+  detail := format('device_last_status has %s dead and %s live rows', v_dead, v_live);
   remedy := case when status <> 'ok' then e'-- as fleet_owner\nvacuum (analyze) fleet.device_last_status;' end;
   return next;
 
   check_name := 'partitions_vacuumed';
-  -- By the visibility map: the statistics on vacuums are lost in a crash. Small ones do not matter.
+  -- Uses the visibility map, because a crash loses the statistics of vacuums. Small partitions do not matter.
   select string_agg(a.partition_name, ', ' order by a.range_start),
     string_agg(format('vacuum (analyze) fleet.%I;', a.partition_name), e'\n' order by a.range_start)
   into v_names, v_commands
@@ -4639,14 +4822,16 @@ begin
     and pg_relation_size(a.relid) > 1 << 20
     and c.relallvisible * current_setting('block_size')::bigint < pg_relation_size(a.relid) / 2;
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce('past, and not vacuumed since: ' || v_names, 'the last days are vacuumed and analyzed');
+  detail := coalesce('not vacuumed since their day ended: ' || v_names, 'the last days are vacuumed and analyzed');
   remedy := e'-- as fleet_owner\n' || v_commands;
   return next;
 
   check_name := 'wraparound';
   select age(d.datfrozenxid) into v_age from pg_database d where d.datname = current_database();
   status := case when v_age > 1500000000 then 'fail' when v_age > v_limit * 1.5 then 'warn' else 'ok' end;
-  detail := format('the oldest row is %s transactions old; autovacuum freezes at %s, Postgres stops at 2 billion', v_age, v_limit);
+  detail := format(
+    'the oldest row is %s transactions old; autovacuum freezes at %s, and Postgres stops at 2 billion', v_age, v_limit
+  );
   if status <> 'ok' then
     select string_agg(format('vacuum (freeze) %s;', o.relid), e'\n' order by o.age desc) into v_commands
     from (
@@ -4657,7 +4842,7 @@ begin
       limit 50
     ) o;
   end if;
-  remedy := case when status <> 'ok' then e'-- as superuser; the oldest 50 tables, again until this is ok\n' || v_commands end;
+  remedy := case when status <> 'ok' then e'-- as superuser; the oldest 50 tables. Repeat until this is ok\n' || v_commands end;
   return next;
 
   check_name := 'disk';
@@ -4670,10 +4855,11 @@ begin
   exception when insufficient_privilege then
     v_wal := null;
   end;
-  -- The free space of a disk is nothing that Postgres can ask for.
+  -- Postgres cannot ask how much space is free on a disk.
   status := case when v_last > 1 << 30 and v_last > 2 * v_usual then 'warn' else 'ok' end;
   detail := format(
-    'the database has %s, WAL %s; yesterday''s heartbeats %s, a day before it %s on average, %s for a whole retention; free space is not seen from here',
+    'the database takes %s and WAL %s; yesterday''s heartbeats take %s, an average day of the week before takes %s, and a whole '
+    'retention would take %s; Postgres does not know the free space',
     pg_size_pretty(pg_database_size(current_database())),
     coalesce(pg_size_pretty(v_wal), '?'),
     pg_size_pretty(coalesce(v_last, 0)), pg_size_pretty(coalesce(v_usual, 0)),
@@ -4681,7 +4867,8 @@ begin
   );
   remedy := case
     when status <> 'ok' then format(
-      e'# in a shell: is there room for the retention at this rate? If not: select fleet.set_retention(…); add disk\ndf -h ''%s''',
+      e'# in a shell: is there room for the retention? If not, add disk or shorten it: select fleet.set_retention(…);\n'
+        'df -h ''%s''',
       v_directory
     )
   end;
@@ -4690,8 +4877,37 @@ end
 $$;
 
 comment on function fleet.check_storage(timestamptz) is
-  'What fleet.check() says of tables on disk: autovacuum, dead rows, wraparound, size and growth.';
+  'The part of fleet.check() about tables on disk: autovacuum, dead rows, wraparound, size and growth.';
 --! EndIncluded checks/check_storage.sql
+--! Included checks/record_triggers.sql
+create or replace function fleet.record_triggers() returns bigint
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  with recorded as (
+    insert into fleet.recorded_triggers as r (relation, trigger_name, definition)
+    select g.tgrelid::regclass::text, g.tgname, pg_get_triggerdef(g.oid)
+    from pg_trigger g
+    join pg_class c on c.oid = g.tgrelid
+    join pg_proc p on p.oid = g.tgfoid
+    where c.relnamespace = 'fleet'::regnamespace and not c.relispartition
+      and not g.tgisinternal and g.tgparentid = 0
+      -- A trigger with a function from elsewhere is not the store's.
+      and p.pronamespace in ('fleet'::regnamespace, 'fleet_guard'::regnamespace)
+    on conflict (relation, trigger_name) do update
+      set definition = excluded.definition
+      where r.definition <> excluded.definition
+    returning r.trigger_name
+  )
+  select count(*) from recorded;
+$$;
+
+comment on function fleet.record_triggers() is
+  'Records the triggers that the migrations made, so that fleet.check() misses one that was dropped; returns how many are new or '
+  'changed. Called by npm run migrate.';
+--! EndIncluded checks/record_triggers.sql
 --! Included devices/ack_command.sql
 create or replace function fleet.ack_command(p_device_id bigint, p_command_id bigint) returns boolean
 language plpgsql
@@ -4716,14 +4932,16 @@ begin
     raise exception using
       errcode = 'FL404',
       message = format('device %s has no command %s', coalesce(p_device_id::text, 'null'), coalesce(p_command_id::text, 'null')),
-      hint = 'Commands are forgotten after settings.commands_keep.';
+      hint = 'Check the command_id. Commands are deleted after settings.commands_keep.';
   end if;
   return false;
 end
 $$;
 
 comment on function fleet.ack_command(bigint, bigint) is
-  'A device says that it has a command; it is handed over no more. False when it was acknowledged before. Example: select fleet.ack_command(42, 7);';
+  'Records that a device has received a command, which is then not handed over again. Returns false if it was already '
+  'acknowledged. '
+  'Example: select fleet.ack_command(42, 7);';
 --! EndIncluded devices/ack_command.sql
 --! Included devices/authenticate.sql
 create or replace function fleet.authenticate(p_token_hash bytea)
@@ -4747,7 +4965,8 @@ as $$
 $$;
 
 comment on function fleet.authenticate(bytea) is
-  'Whose token has this SHA-256: a device (its own interval, and the one to ask for, which its cohort may slow), a gateway, or (no row) nobody''s or a revoked one.';
+  'Returns whose token has this SHA-256: a device (with its own interval, and the interval to ask for, which its cohort may '
+  'lengthen) or a gateway. Returns no row if the token is unknown or revoked.';
 --! EndIncluded devices/authenticate.sql
 --! Included devices/create_device.sql
 create or replace function fleet.create_device(
@@ -4785,10 +5004,11 @@ begin
     select d.device_id into v_other from fleet.devices d where d.alias = p_alias;
     raise exception using
       errcode = 'FL409',
-      message = format('a device with alias %s is enrolled already', p_alias),
+      message = format('a device with alias %s is already enrolled', p_alias),
       hint = format(
-        'If this is device %s, reset or reinstalled, give it a new token: select fleet.renew_token(%s); or POST /admin/devices/%s/token. '
-        'If it is another device, choose another alias: they are unique, also those of revoked devices.',
+        'If this is device %s after a reset or a reinstall, give it a new token: '
+        'select fleet.renew_token(%s); or POST /admin/devices/%s/token. '
+        'If it is another device, choose another alias: aliases are unique, including those of revoked devices.',
         v_other, v_other, v_other
       );
   end if;
@@ -4798,7 +5018,8 @@ end
 $$;
 
 comment on function fleet.create_device(text, text) is
-  'Enrolls a device; returns its id and its token, which is shown only now. Example: select * from fleet.create_device(''lobby-tablet-7'', ''lobby'');';
+  'Enrolls a device. Returns its id and its token, which is shown only now. '
+  'Example: select * from fleet.create_device(''lobby-tablet-7'', ''lobby'');';
 --! EndIncluded devices/create_device.sql
 --! Included devices/make_token.sql
 create or replace function fleet.make_token(p_prefix text) returns text
@@ -4806,13 +5027,14 @@ language sql
 volatile
 set search_path = pg_catalog, pg_temp
 as $$
-  -- Three version 4 UUIDs hold 366 bits from Postgres's strong random source, no extension needed; SHA-256 keeps 256.
+  -- Three version 4 UUIDs hold 366 bits from Postgres's strong random source, without an extension. SHA-256 keeps 256.
   select p_prefix || encode(
     sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())), 'hex'
   );
 $$;
 
-comment on function fleet.make_token(text) is 'A new random token of 256 bits in hex, behind a prefix that tells its kind.';
+comment on function fleet.make_token(text) is
+  'Returns a new random token of 256 bits in hex, after a prefix that shows its kind.';
 --! EndIncluded devices/make_token.sql
 --! Included devices/create_gateway_token.sql
 create or replace function fleet.create_gateway_token(p_name text) returns text
@@ -4836,15 +5058,16 @@ begin
   if not found then
     raise exception using
       errcode = 'FL409',
-      message = format('a gateway named %s exists already', p_name),
-      hint = 'Names are unique, also those of revoked gateways; choose another.';
+      message = format('a gateway named %s already exists', p_name),
+      hint = 'Choose another name: names are unique, including those of revoked gateways.';
   end if;
   return v_token;
 end
 $$;
 
 comment on function fleet.create_gateway_token(text) is
-  'Makes a token that may post heartbeats of any enrolled device; it is shown only now. Example: select fleet.create_gateway_token(''warehouse-3'');';
+  'Creates a token that may post heartbeats for any enrolled device. It is shown only now. '
+  'Example: select fleet.create_gateway_token(''warehouse-3'');';
 --! EndIncluded devices/create_gateway_token.sql
 --! Included devices/record_token_change.sql
 create or replace function fleet.record_token_change() returns trigger
@@ -4857,14 +5080,14 @@ begin
   insert into fleet.token_change_log (subject)
   select case tg_table_name when 'devices' then 'device:' || o.device_id else 'gateway:' || o.gateway_id end
   from jsonb_to_record(to_jsonb(old)) as o (device_id bigint, gateway_id bigint);
-  -- One for all rows of the transaction: equal notifications are sent once.
+  -- One notification for all rows of the transaction: Postgres sends equal ones only once.
   notify fleet_tokens, 'changes';
   return null;
 end
 $$;
 
 comment on function fleet.record_token_change() is
-  'Trigger on fleet.devices and fleet.gateways: what servers remember of the token no longer holds.';
+  'Trigger on fleet.devices and fleet.gateways: records that what servers have cached for the token is no longer valid.';
 --! EndIncluded devices/record_token_change.sql
 --! Included status/forget_marks.sql
 create or replace function fleet.forget_marks() returns trigger
@@ -4881,20 +5104,22 @@ end
 $$;
 
 comment on function fleet.forget_marks() is
-  'Trigger on fleet.devices: with other heartbeat intervals devices are offline after other times, so that the marks of fleet.mark_silent() wait for its next run.';
+  'Trigger on fleet.devices: with different heartbeat intervals, devices are offline after different times. So the marks of '
+  'fleet.mark_silent() are not used until its next run.';
 --! EndIncluded status/forget_marks.sql
 --! Included devices/devices.trigger.sql
 create or replace trigger devices_forget_marks
   after update of heartbeat_interval on fleet.devices
   for each statement execute function fleet.forget_marks();
 
-comment on trigger devices_forget_marks on fleet.devices is 'A changed interval moves the time after which a device is offline.';
+comment on trigger devices_forget_marks on fleet.devices is
+  'A changed interval changes the time after which a device is offline.';
 
 create or replace trigger devices_token_change
   after update of token_hash, revoked_at, cohort, heartbeat_interval or delete on fleet.devices
   for each row execute function fleet.record_token_change();
 
-comment on trigger devices_token_change on fleet.devices is 'Tells servers what to forget.';
+comment on trigger devices_token_change on fleet.devices is 'Tells servers to drop what they cached for this device.';
 --! EndIncluded devices/devices.trigger.sql
 --! Included devices/end_session.sql
 create or replace function fleet.end_session(p_session bytea, p_ends_at timestamptz) returns void
@@ -4906,7 +5131,7 @@ as $$
 begin
   delete from fleet.ended_sessions
   where ends_at < now();
-  -- A cookie is valid for half a day, so no session has to be remembered for longer than a day, whatever its end is said to be.
+  -- A cookie is valid for half a day, so no session has to be remembered for longer than a day, whatever p_ends_at says.
   insert into fleet.ended_sessions (session_hash, ends_at)
   values (p_session, least(p_ends_at, now() + interval '1 day'))
   on conflict (session_hash) do nothing;
@@ -4914,7 +5139,8 @@ end
 $$;
 
 comment on function fleet.end_session(bytea, timestamptz) is
-  'Ends a session of the ops page on every server. Takes the SHA-256 of the text in its cookie and the time at which it would expire. Called by the server at a logout.';
+  'Ends a session of the ops page on every server. Takes the SHA-256 of the text in its cookie and the time at which it would '
+  'expire. Called by the server at logout.';
 --! EndIncluded devices/end_session.sql
 --! Included devices/enroll_device.sql
 create or replace function fleet.enroll_device(p_alias text, p_cohort text default 'default') returns text
@@ -4927,14 +5153,15 @@ as $$
 $$;
 
 comment on function fleet.enroll_device(text, text) is
-  'Enrolls a device and returns its token, which is shown only now. Example: select fleet.enroll_device(''lobby-tablet-7'', ''lobby'');';
+  'Enrolls a device and returns its token, which is shown only now. '
+  'Example: select fleet.enroll_device(''lobby-tablet-7'', ''lobby'');';
 --! EndIncluded devices/enroll_device.sql
 --! Included devices/gateways.trigger.sql
 create or replace trigger gateways_token_change
   after update of token_hash, revoked_at or delete on fleet.gateways
   for each row execute function fleet.record_token_change();
 
-comment on trigger gateways_token_change on fleet.gateways is 'Tells servers what to forget.';
+comment on trigger gateways_token_change on fleet.gateways is 'Tells servers to drop what they cached for this gateway.';
 --! EndIncluded devices/gateways.trigger.sql
 --! Included devices/hash_token.sql
 create or replace function fleet.hash_token(p_token text) returns bytea
@@ -4945,7 +5172,7 @@ as $$
   select sha256(convert_to(p_token, 'UTF8'));
 $$;
 
-comment on function fleet.hash_token(text) is 'What is stored of a token: its SHA-256.';
+comment on function fleet.hash_token(text) is 'The SHA-256 of a token: only this is stored.';
 --! EndIncluded devices/hash_token.sql
 --! Included devices/is_session_ended.sql
 create or replace function fleet.is_session_ended(p_session bytea) returns boolean
@@ -4975,7 +5202,7 @@ as $$
 $$;
 
 comment on function fleet.known_devices(bigint[]) is
-  'Those of the devices that are enrolled and not revoked: whom a gateway may speak for.';
+  'Returns those of the given devices that are enrolled and not revoked: a gateway may send heartbeats only for these.';
 --! EndIncluded devices/known_devices.sql
 --! Included devices/move_device.sql
 create or replace function fleet.move_device(p_device_id bigint, p_cohort text) returns boolean
@@ -5007,14 +5234,16 @@ begin
   update fleet.devices set cohort = p_cohort where device_id = p_device_id;
   perform fleet.record_event(
     'device.moved',
-    p_detail => format('device %s (%s): cohort %s, before %s; by %s', p_device_id, v_alias, p_cohort, v_old, session_user)
+    p_detail => format('device %s (%s): cohort %s, was %s; by %s', p_device_id, v_alias, p_cohort, v_old, session_user)
   );
   return true;
 end
 $$;
 
 comment on function fleet.move_device(bigint, text) is
-  'Moves a device to another cohort; it learns that cohort''s pace with its next answer. False when it is there already. Example: select fleet.move_device(42, ''lobby'');';
+  'Moves a device to another cohort. The device learns that cohort''s interval from its next answer. Returns false if it is '
+  'already there. '
+  'Example: select fleet.move_device(42, ''lobby'');';
 --! EndIncluded devices/move_device.sql
 --! Included devices/recent_tokens.sql
 create or replace function fleet.recent_tokens(p_limit integer)
@@ -5046,7 +5275,8 @@ as $$
 $$;
 
 comment on function fleet.recent_tokens(integer) is
-  'As fleet.authenticate() answers, for all gateways and the devices heard from last, so that a server that starts need not ask for each. Hashes are base64.';
+  'Returns what fleet.authenticate() would answer for all gateways and for the devices heard from last, so that a server need '
+  'not ask for each of them after it starts. Hashes are base64.';
 --! EndIncluded devices/recent_tokens.sql
 --! Included devices/rename_device.sql
 create or replace function fleet.rename_device(p_device_id bigint, p_alias text) returns boolean
@@ -5081,19 +5311,24 @@ begin
     select d.device_id into v_other from fleet.devices d where d.alias = p_alias;
     raise exception using
       errcode = 'FL409',
-      message = format('device %s has the alias %s already; device %s is still called %s', v_other, p_alias, p_device_id, v_old),
+      message = format('device %s already has the alias %s; device %s keeps the alias %s', v_other, p_alias, p_device_id, v_old),
       hint = format(
-        'Aliases are unique, also those of revoked devices: choose another, or rename that one first: select fleet.rename_device(%s, %L);',
+        'Aliases are unique, including those of revoked devices. '
+        'Choose another, or rename the other device first: select fleet.rename_device(%s, %L);',
         v_other, left(p_alias, 190) || ' (old)'
       );
   end;
-  perform fleet.record_event('device.renamed', p_detail => format('device %s: %s, before %s; by %s', p_device_id, p_alias, v_old, session_user));
+  perform fleet.record_event(
+    'device.renamed', p_detail => format('device %s: %s, was %s; by %s', p_device_id, p_alias, v_old, session_user)
+  );
   return true;
 end
 $$;
 
 comment on function fleet.rename_device(bigint, text) is
-  'Gives a device, also a revoked one, another alias; its token and heartbeats stay. False when that is its alias already. Example: select fleet.rename_device(42, ''lobby-tablet-8'');';
+  'Gives a device another alias, also if it is revoked. Its token and heartbeats stay. Returns false if it already has that '
+  'alias. '
+  'Example: select fleet.rename_device(42, ''lobby-tablet-8'');';
 --! EndIncluded devices/rename_device.sql
 --! Included devices/renew_token.sql
 create or replace function fleet.renew_token(p_device_id bigint) returns text
@@ -5119,8 +5354,14 @@ begin
   where device_id = p_device_id;
   perform fleet.record_event(
     'device.token_renewed',
-    p_detail => format('device %s (%s) got a new token%s; by %s', p_device_id, v_alias,
-      case when v_revoked_at is not null then format(', the old one had been revoked at %s', date_trunc('second', v_revoked_at)) end, session_user)
+    p_detail => format(
+      'device %s (%s) got a new token%s; by %s',
+      p_device_id, v_alias,
+      case
+        when v_revoked_at is not null then format(', the old one had been revoked at %s', date_trunc('second', v_revoked_at))
+      end,
+      session_user
+    )
   );
   perform pg_notify('fleet_tokens', 'device:' || p_device_id);
   return v_token;
@@ -5128,7 +5369,9 @@ end
 $$;
 
 comment on function fleet.renew_token(bigint) is
-  'Gives a device a new token, shown only now, in place of one that was lost, revoked, or never known; the old one stops within a second. Example: select fleet.renew_token(42);';
+  'Gives a device a new token, which is shown only now. It replaces one that was lost, revoked or never known; the old one '
+  'stops working within a second. '
+  'Example: select fleet.renew_token(42);';
 --! EndIncluded devices/renew_token.sql
 --! Included devices/revoke_device.sql
 create or replace function fleet.revoke_device(p_device_id bigint) returns boolean
@@ -5161,7 +5404,8 @@ end
 $$;
 
 comment on function fleet.revoke_device(bigint) is
-  'Revokes a device''s token: servers refuse it within a second. False when it was revoked before. Its heartbeats stay. Example: select fleet.revoke_device(42);';
+  'Revokes a device''s token: servers refuse it within a second. Returns false if it was already revoked. Its heartbeats stay. '
+  'Example: select fleet.revoke_device(42);';
 --! EndIncluded devices/revoke_device.sql
 --! Included devices/revoke_gateway.sql
 create or replace function fleet.revoke_gateway(p_name text) returns boolean
@@ -5178,7 +5422,7 @@ begin
     raise exception using
       errcode = 'FL404',
       message = format('there is no gateway %s', coalesce(p_name, 'null')),
-      hint = 'Gateways are made with fleet.create_gateway_token(name).';
+      hint = 'Check the name. Gateways are created with fleet.create_gateway_token(name).';
   end if;
   if v_gateway.revoked_at is not null then
     return false;
@@ -5192,7 +5436,8 @@ end
 $$;
 
 comment on function fleet.revoke_gateway(text) is
-  'Revokes a gateway''s token: servers refuse it within a second. Example: select fleet.revoke_gateway(''warehouse-3'');';
+  'Revokes a gateway''s token: servers refuse it within a second. Returns false if it was already revoked. '
+  'Example: select fleet.revoke_gateway(''warehouse-3'');';
 --! EndIncluded devices/revoke_gateway.sql
 --! Included devices/send_command.sql
 create or replace function fleet.send_command(p_device_id bigint, p_command text, p_payload jsonb default null)
@@ -5214,8 +5459,8 @@ begin
   if octet_length(p_payload::text) > 65536 then
     raise exception using
       errcode = 'FL422',
-      message = format('the payload has %s bytes, more than 65536', octet_length(p_payload::text)),
-      hint = 'Put large things where the device can fetch them, and send the address.';
+      message = format('the payload has %s bytes; the limit is 65536', octet_length(p_payload::text)),
+      hint = 'Put large data where the device can fetch it, and send the address.';
   end if;
   with sent as (
     insert into fleet.device_commands (device_id, command, payload)
@@ -5242,7 +5487,8 @@ end
 $$;
 
 comment on function fleet.send_command(bigint, text, jsonb) is
-  'Sends a command to a device, which gets it at its next poll; returns its command_id. Example: select fleet.send_command(42, ''set_volume'', ''{"percent":30}'');';
+  'Sends a command to a device, which gets it at its next poll. Returns the command_id. '
+  'Example: select fleet.send_command(42, ''set_volume'', ''{"percent":30}'');';
 --! EndIncluded devices/send_command.sql
 --! Included devices/set_cohort_interval.sql
 create or replace function fleet.set_cohort_interval(p_cohort text, p_interval interval) returns text
@@ -5264,9 +5510,9 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format('interval %s is not between 1 second and 1 day', p_interval),
-      hint = 'Example: select fleet.set_cohort_interval(''lobby'', ''5 minutes''); null removes it.';
+      hint = 'Example: select fleet.set_cohort_interval(''lobby'', ''5 minutes''); With null the cohort is not slowed.';
   end if;
-  -- Two at once would both see the same old value. Readers do not wait.
+  -- Otherwise two calls at once would both see the same old value. Readers do not wait.
   lock table fleet.cohorts in share row exclusive mode;
   select min_interval into v_old from fleet.cohorts where cohort = p_cohort;
   if v_old is distinct from p_interval then
@@ -5293,7 +5539,9 @@ end
 $$;
 
 comment on function fleet.set_cohort_interval(text, interval) is
-  'Slows a cohort: none of its devices is asked to send more often than this; null lets each follow its own interval again. A device learns it with its next answer. Example: select fleet.set_cohort_interval(''lobby'', ''5 minutes'');';
+  'Slows a cohort: none of its devices is asked to send more often than this. With null, each device follows its own interval '
+  'again. A device learns of the change from its next answer. '
+  'Example: select fleet.set_cohort_interval(''lobby'', ''5 minutes'');';
 --! EndIncluded devices/set_cohort_interval.sql
 --! Included devices/take_commands.sql
 create or replace function fleet.take_commands(p_device_id bigint)
@@ -5311,7 +5559,7 @@ as $$
       and c.acknowledged_at is null
       and c.created_at > now() - s.command_expires_after
     order by c.command_id
-    limit 100  -- one answer stays small; the rest follows once these are acknowledged
+    limit 100  -- keeps the answer small; the rest follows once these are acknowledged
   ),
   logged as (
     insert into fleet.command_dispatch_log (device_id, command_id, event)
@@ -5324,7 +5572,9 @@ as $$
 $$;
 
 comment on function fleet.take_commands(bigint) is
-  'Hands a device its commands, oldest first, at most 100, and logs that. A command comes again until it is acknowledged: the answer may have been lost. Example: select * from fleet.take_commands(42);';
+  'Hands a device its commands, oldest first, at most 100, and logs that. A command is handed over again until it is '
+  'acknowledged, because the answer may have been lost. '
+  'Example: select * from fleet.take_commands(42);';
 --! EndIncluded devices/take_commands.sql
 --! Included devices/token_changes.sql
 create or replace function fleet.token_changes(p_since xid8 default null)
@@ -5336,8 +5586,8 @@ set search_path = pg_catalog, pg_temp
 as $$
   select
     pg_postmaster_start_time(),
-    -- Every transaction before this one has ended, and is seen here or never. A change that is committed late belongs
-    -- to this one or a later one, and so to the next answer.
+    -- Every transaction before this one has ended, so its changes are visible here or never. A change that is committed later
+    -- belongs to this transaction or a later one, and so to the next answer.
     pg_snapshot_xmin(pg_current_snapshot()),
     coalesce(
       (
@@ -5358,7 +5608,10 @@ as $$
 $$;
 
 comment on function fleet.token_changes(xid8) is
-  'For a server that remembers tokens: which changed since the horizon of its last answer ([change_id, "device:7"]; some may come again), and the slowed cohorts. Another started_at: another or a restarted Postgres, whose horizons cannot be compared. Example: select * from fleet.token_changes();';
+  'For a server that caches tokens: returns what changed since the horizon of its last answer ([change_id, "device:7"]; some '
+  'changes may be repeated), and the slowed cohorts. A different started_at means another Postgres or a restarted one, whose '
+  'horizons cannot be compared. '
+  'Example: select * from fleet.token_changes();';
 --! EndIncluded devices/token_changes.sql
 --! Included import/abandon_import.sql
 create or replace procedure fleet.abandon_import(p_source regclass, inout p_state text default null)
@@ -5375,7 +5628,9 @@ end
 $$;
 
 comment on procedure fleet.abandon_import(regclass, text) is
-  'The way back: takes the trigger away and writes the heartbeats that the store received since the adoption began, and the table lacks, into the table. What was moved stays in the store. Called again, it writes back what came since. Example: call fleet.abandon_import(''public.device_heartbeats'');';
+  'Abandons the import of a table: removes the trigger, and writes back into the table the heartbeats that the store has '
+  'received since the import began and that the table does not have. What was imported stays in the store. Another call '
+  'writes back what has arrived since. Example: call fleet.abandon_import(''public.device_heartbeats'');';
 --! EndIncluded import/abandon_import.sql
 --! Included import/begin_abandoning.sql
 create or replace function fleet.begin_abandoning(p_source regclass) returns text
@@ -5392,8 +5647,8 @@ begin
   if a.state = 'confirmed' then
     raise exception using
       errcode = 'FL002',
-      message = format('%s was confirmed at %s: there is no way back', a.source, a.confirmed_at),
-      hint = format('What the store has can be copied by hand: insert into %s select … from fleet.device_heartbeats;', a.source);
+      message = format('the import of %s was confirmed at %s and can no longer be abandoned', a.source, a.confirmed_at),
+      hint = format('You can copy heartbeats by hand: insert into %s select … from fleet.device_heartbeats;', a.source);
   end if;
 
   select string_agg(g.grant_, '; ') into v_grants
@@ -5401,18 +5656,18 @@ begin
     select format('grant insert on %s to %I', a.source, current_user) as grant_
     where not has_table_privilege(p_source, 'insert')
     union all
-    -- What a serial column takes its default from.
+    -- A serial column takes its default from this sequence.
     select format('grant usage on sequence %s to %I', d.objid::regclass, current_user)
     from pg_depend d
     join pg_class s on s.oid = d.objid
     where d.classid = 'pg_class'::regclass and d.refobjid = p_source and d.deptype = 'a'
       and case s.relkind when 'S' then not has_sequence_privilege(s.oid, 'usage') else false end
   ) g;
-  -- What the store received since, at a glance; nothing: no right is needed.
+  -- A quick look at whether the store has received anything since. If not, nothing is written back and no right is needed.
   if v_grants is not null and exists (select from fleet.device_last_status ls where ls.last_received_at >= a.started_at) then
     raise exception using
       errcode = 'FL422',
-      message = format('%s cannot be written back to: role %s may not insert into it', a.source, current_user),
+      message = format('heartbeats cannot be written back into %s: role %s may not insert there', a.source, current_user),
       hint = format('As its owner: %s;', v_grants);
   end if;
   select string_agg(t.attname, ', ' order by t.attnum) into v_needed
@@ -5422,8 +5677,12 @@ begin
   if v_needed is not null then
     raise exception using
       errcode = 'FL422',
-      message = format('%s cannot be written back to: the store has nothing for its columns %s', a.source, v_needed),
-      hint = format('As its owner: give them a default, as in alter table %s alter %I set default …;', a.source, split_part(v_needed, ', ', 1));
+      message = format(
+        'heartbeats cannot be written back into %s: the store has no values for its columns %s', a.source, v_needed
+      ),
+      hint = format(
+        'As its owner, give them a default: alter table %s alter %I set default …;', a.source, split_part(v_needed, ', ', 1)
+      );
   end if;
 
   perform fleet.take_import_lock();
@@ -5437,7 +5696,8 @@ begin
 end
 $$;
 
-comment on function fleet.begin_abandoning(regclass) is 'Begins the way back of an adoption; behind fleet.abandon_import().';
+comment on function fleet.begin_abandoning(regclass) is
+  'Begins to abandon the import of a table. Called by fleet.abandon_import().';
 --! EndIncluded import/begin_abandoning.sql
 --! Included import/begin_import.sql
 create or replace function fleet.begin_import(
@@ -5463,10 +5723,10 @@ begin
     if v_old.state = 'abandoning' then
       raise exception using
         errcode = 'FL002',
-        message = format('%s is being abandoned', v_old.source),
-        hint = format('Let that end first: call fleet.abandon_import(%L);', v_old.source);
+        message = format('the import of %s is being abandoned', v_old.source),
+        hint = format('Let that finish first: call fleet.abandon_import(%L);', v_old.source);
     end if;
-    -- What was said the first time holds.
+    -- An option that is not given keeps its value from the first call.
     a := fleet.describe_source(
       p_source, coalesce(p_columns, v_old.columns), coalesce(p_unknown_devices, v_old.unknown_devices),
       coalesce(p_oldest, case when v_old.is_oldest_given then v_old.oldest end), coalesce(p_forward, v_old.forwards)
@@ -5476,11 +5736,12 @@ begin
     raise;
   end;
 
-  -- Another table of that name, or none before: nothing is known of it.
+  -- If this oid is new, everything recorded under its name belongs to an earlier table.
   delete from fleet.import_days d where d.source = a.source and v_old.relid is null;
   delete from fleet.imports f where f.source = a.source and f.relid <> a.relid;
 
-  if v_old.state = 'moving' and (v_old.columns, v_old.unknown_devices, v_old.match_by) = (a.columns, a.unknown_devices, a.match_by)
+  if v_old.state = 'moving'
+    and (v_old.columns, v_old.unknown_devices, v_old.match_by) = (a.columns, a.unknown_devices, a.match_by)
     and p_oldest is null and v_old.forwards = a.forwards
   then
     update fleet.imports f
@@ -5502,7 +5763,8 @@ begin
       unknown_devices = excluded.unknown_devices, oldest = excluded.oldest, is_oldest_given = excluded.is_oldest_given,
       forwards = excluded.forwards, match_by = excluded.match_by, backend = excluded.backend,
       step = null, last_error = null, confirmed_at = null, abandoned_at = null,
-      -- A new beginning after an end; until then it is the same move, with one way back.
+      -- After confirmation or abandonment a new import begins. Until then it is the same one: abandoning it writes back
+      -- everything received since its first start.
       started_at = case when f.state in ('confirmed', 'abandoned') then now() else f.started_at end,
       store_ip = case when f.state in ('confirmed', 'abandoned') then excluded.store_ip else f.store_ip end;
   perform fleet.record_event('import.start', p_detail => format('%s, by %s', a.source, session_user));
@@ -5511,7 +5773,7 @@ end
 $$;
 
 comment on function fleet.begin_import(regclass, jsonb, text, timestamptz, boolean) is
-  'Begins the move of a table, or takes it up where it ended; behind fleet.import_table().';
+  'Begins the import of a table, or resumes it where it stopped. Called by fleet.import_table().';
 --! EndIncluded import/begin_import.sql
 --! Included import/begin_import_step.sql
 create or replace function fleet.begin_import_step(a fleet.imports) returns void
@@ -5551,11 +5813,39 @@ end
 $$;
 
 comment on function fleet.begin_import_step(fleet.imports) is
-  'Sets cursor, counts and progress of an adoption to the start of its next step.';
+  'Sets the cursor, counts and progress of an import to the start of its next step.';
 --! EndIncluded import/begin_import_step.sql
+--! Included import/begin_verification.sql
+create or replace function fleet.begin_verification(p_source regclass) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  a fleet.imports := fleet.get_import(p_source);
+begin
+  if a.state not in ('moved', 'verified') then
+    raise exception using
+      errcode = 'FL002',
+      message = format('%s is %s and cannot be verified', a.source, a.state),
+      hint = format('Move all of its rows first: call fleet.import_table(%L);', a.source);
+  end if;
+  perform fleet.take_import_lock();
+  update fleet.imports f
+  set state = 'moved', steps = '{survey,verify}', step = null, verified_xid = pg_snapshot_xmin(pg_current_snapshot()),
+    backend = pg_backend_pid(), last_error = null
+  where f.source = a.source;
+  return a.source;
+end
+$$;
+
+comment on function fleet.begin_verification(regclass) is
+  'Begins the verification of an import. Called by fleet.verify_import().';
+--! EndIncluded import/begin_verification.sql
 --! Included import/confirm_import.sql
--- Everything was compared by the verification. What is left are the rows written since: those are compared while the table is
--- locked against writers, which takes one read of it, and nothing of the rows that are older.
+-- The verification compared everything that was written before it. The rows written since are compared here, while the table is
+-- locked against writers; that reads the table once, and compares no older row again.
 create or replace function fleet.confirm_import(p_source regclass) returns text
 language plpgsql
 volatile
@@ -5572,22 +5862,25 @@ declare
   v_changed bigint;
 begin
   if a.state = 'confirmed' then
-    return format('%s was confirmed at %s', a.source, a.confirmed_at);
+    return format('the import of %s was confirmed at %s', a.source, a.confirmed_at);
   end if;
   if a.state <> 'verified' then
     raise exception using
       errcode = 'FL002',
-      message = format('%s is %s, not verified, and cannot be confirmed', a.source, a.state),
-      hint = format('First: call fleet.verify_import(%L);', a.source);
+      message = format('the import of %s is %s, not verified, and cannot be confirmed', a.source, a.state),
+      hint = format('Verify it first: call fleet.verify_import(%L);', a.source);
   end if;
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception using
       errcode = 'FL422',
-      message = format('a transaction that is %s would not see what is written before the lock', current_setting('transaction_isolation')),
-      hint = format('In a transaction of its own: select fleet.confirm_import(%L);', a.source);
+      message = format(
+        'a %s transaction cannot see rows that are written just before the lock on %s', current_setting('transaction_isolation'),
+        a.source
+      ),
+      hint = format('Run this in a read committed transaction of its own: select fleet.confirm_import(%L);', a.source);
   end if;
 
-  -- Making the trigger anew takes the lock that keeps writers out, which LOCK TABLE would give to an owner only.
+  -- Replacing the trigger takes the lock that keeps writers out. LOCK TABLE would need more rights than SELECT and TRIGGER.
   a.forwards := true;
   for v_try in 1..20 loop
     begin
@@ -5597,15 +5890,18 @@ begin
       if v_try = 20 then
         raise exception using
           errcode = 'FL003',
-          message = format('%s is in use: no moment without a writer was found', a.source),
-          hint = format('Nothing has changed. See who writes: select * from pg_stat_activity where query ilike %L; then try again.', '%' || p_source::text || '%');
+          message = format('%s is in use: 20 attempts to lock it against writers failed', a.source),
+          hint = format(
+            'Nothing has changed. See who writes: select * from pg_stat_activity where query ilike %L; then try again.',
+            '%' || p_source::text || '%'
+          );
       end if;
       perform pg_sleep(0.1);
     end;
   end loop;
 
-  -- Of a bucket's rows one is kept, as fleet.verify_days() has it. The rows since may be many more than were written since: who
-  -- writes for long, in any database of the cluster, holds back the transaction that they are counted from.
+  -- One row of each bucket is kept, as in fleet.verify_days(). More rows may be compared than were written since, because a long
+  -- transaction in any database of the cluster holds back the transaction ID from which they are counted.
   execute format(
     $query$
       select coalesce(sum(b.rows), 0), coalesce(sum(b.rows) filter (where b.is_missing), 0),
@@ -5639,10 +5935,10 @@ begin
     raise exception using
       errcode = 'FL010',
       message = format(
-        'of %s rows written to %s since it was verified, %s are not in the store and %s are there with other content', v_rows,
+        'of %s rows written to %s since it was verified, %s are not in the store and %s are there with different content', v_rows,
         a.source, v_missing, v_changed
       ),
-      hint = format('Take them over and look again: call fleet.import_table(%1$L); call fleet.verify_import(%1$L);', a.source);
+      hint = format('Import them and verify again: call fleet.import_table(%1$L); call fleet.verify_import(%1$L);', a.source);
   end if;
 
   for v_try in 1..20 loop
@@ -5653,8 +5949,10 @@ begin
       if v_try = 20 then
         raise exception using
           errcode = 'FL003',
-          message = format('%s is being read: its trigger could not be taken away', a.source),
-          hint = format('Nothing has changed. Try again when the long reads have ended: select fleet.confirm_import(%L);', a.source);
+          message = format('%s is being read: 20 attempts to drop its trigger failed', a.source),
+          hint = format(
+            'Nothing has changed. Try again when the long queries have ended: select fleet.confirm_import(%L);', a.source
+          );
       end if;
       perform pg_sleep(0.1);
     end;
@@ -5668,17 +5966,20 @@ begin
     p_detail => format('%s, by %s', a.source, session_user)
   );
   return format(
-    '%1$s is confirmed; %2$s rows that were written since it was verified were compared too. When you no longer need it, as its owner: drop table %1$s;',
+    'the import of %1$s is confirmed; %2$s rows that were written since the verification were compared too. '
+      'When you no longer need the table, run as its owner: drop table %1$s;',
     a.source, v_rows
   );
 end
 $$;
 
 comment on function fleet.confirm_import(regclass) is
-  'Ends the adoption of a verified table: compares what was written since, with writers kept out for that moment, and takes the trigger away. From then on there is no way back; the table is left for you to drop. Example: select fleet.confirm_import(''public.device_heartbeats'');';
+  'Confirms the import of a verified table: compares the rows written since the verification, with writers locked out for that '
+  'moment, and removes the trigger. After that the import can no longer be abandoned. The table itself stays until you drop it. '
+  'Example: select fleet.confirm_import(''public.device_heartbeats'');';
 --! EndIncluded import/confirm_import.sql
 --! Included import/describe_source.sql
--- All that can be wrong with a table is said here, before anything is changed.
+-- Everything that can be wrong with a table is reported here, before anything is changed.
 create or replace function fleet.describe_source(
   p_source regclass,
   p_columns jsonb,
@@ -5709,7 +6010,7 @@ begin
     raise exception using
       errcode = 'FL404',
       message = format('there is no table %s', coalesce(p_source::text, 'null')),
-      hint = 'Name the table with its schema: call fleet.import_table(''public.device_heartbeats'');';
+      hint = 'Give the name with its schema: call fleet.import_table(''public.device_heartbeats'');';
   end if;
   v_schema := (select n.nspname from pg_namespace n where n.oid = v_class.relnamespace);
   a.source := format('%I.%I', v_schema, v_class.relname);
@@ -5727,18 +6028,19 @@ begin
     when v_class.relkind = 'f' then 'it is a foreign table'
     when v_class.relkind in ('v', 'm') then 'it is a view'
     when v_class.relkind <> 'r' then 'it is not a table'
-    when v_class.relpersistence = 't' then 'it is a temporary table, which no other session sees'
+    when v_class.relpersistence = 't' then 'it is a temporary table, which other sessions cannot see'
     when v_class.relispartition then 'it is a partition of another table'
-    when exists (select from pg_inherits i where p_source in (i.inhrelid, i.inhparent)) then 'it inherits, or is inherited from'
+    when exists (select from pg_inherits i where p_source in (i.inhrelid, i.inhparent)) then
+      'it inherits from a table, or a table inherits from it'
     when v_class.relrowsecurity then 'its row-level security may hide rows'
   end;
   if v_fault is not null then
     raise exception using
       errcode = 'FL422',
-      message = format('%s cannot be adopted: %s', a.source, v_fault),
+      message = format('%s cannot be imported: %s', a.source, v_fault),
       hint = case
         when v_class.relrowsecurity then format('As its owner: alter table %s disable row level security;', a.source)
-        else 'A plain table of heartbeats is adopted; copy the rows into one: create table public.device_heartbeats as select …;'
+        else 'Only a plain table can be imported. Copy the rows into one: create table public.device_heartbeats as select …;'
       end;
   end if;
 
@@ -5755,7 +6057,7 @@ begin
   if v_fault is not null then
     raise exception using
       errcode = 'FL422',
-      message = format('%s cannot be adopted: role %s lacks %s', a.source, current_user, v_fault),
+      message = format('%s cannot be imported: role %s lacks %s', a.source, current_user, v_fault),
       hint = format('As its owner: %s;', v_hint);
   end if;
 
@@ -5767,9 +6069,9 @@ begin
       errcode = 'FL422',
       message = case
         when v_fault is null then format('the columns of %s must be given as a JSON object, not as %s', a.source, p_columns)
-        else format('fleet.device_heartbeats has no column %s to take from %s', v_fault, a.source)
+        else format('fleet.device_heartbeats has no column %s that could be filled from %s', v_fault, a.source)
       end,
-      hint = 'Name for each column of fleet.device_heartbeats the one of your table, null for none: '
+      hint = 'For a column of fleet.device_heartbeats, give the column of your table, or null for none: '
         'p_columns => ''{"battery_pct": "battery", "ip": null}''.';
   end if;
 
@@ -5782,8 +6084,11 @@ begin
     if not found and (v_target.name in ('ts', 'device_id') or p_columns ->> v_target.name is not null) then
       raise exception using
         errcode = 'FL422',
-        message = format('%s cannot be adopted: it has no column %s for %s', a.source, coalesce(v_column, 'at all'), v_target.name),
-        hint = format('Say which it is: p_columns => ''{"%s": "name"}''. Its columns: %s.', v_target.name, (
+        message = case
+          when v_column is null then format('%s cannot be imported: p_columns gives it no column for %s', a.source, v_target.name)
+          else format('%s cannot be imported: it has no column %s for %s', a.source, v_column, v_target.name)
+        end,
+        hint = format('Name the right one: p_columns => ''{"%s": "name"}''. Its columns: %s.', v_target.name, (
           select string_agg(t.attname, ', ' order by t.attnum)
           from pg_attribute t
           where t.attrelid = p_source and t.attnum > 0 and not t.attisdropped
@@ -5803,10 +6108,12 @@ begin
       raise exception using
         errcode = 'FL422',
         message = format(
-          '%s cannot be adopted: column %s is %s, which does not become the %s of %s', a.source, v_column, v_type, v_target.type,
-          v_target.name
+          '%s cannot be imported: column %s is %s, which cannot be converted to %s for %s', a.source, v_column, v_type,
+          v_target.type, v_target.name
         ),
-        hint = format('Leave it out with p_columns => ''{"%s": null}'', or give the table a column of a fitting type.', v_target.name);
+        hint = format(
+          'Leave it out with p_columns => ''{"%s": null}'', or add a column of a suitable type to the table.', v_target.name
+        );
     end;
   end loop;
 
@@ -5814,10 +6121,11 @@ begin
     raise exception using
       errcode = 'FL422',
       message = case
-        when a.unknown_devices not in ('refuse', 'enroll') then format('unknown devices cannot be treated by %s', a.unknown_devices)
-        else format('the oldest heartbeats to take cannot be of %s', a.oldest)
+        when a.unknown_devices not in ('refuse', 'enroll') then
+          format('%s cannot be imported with p_unknown_devices => %s', a.source, a.unknown_devices)
+        else format('%s cannot be imported with p_oldest => %s', a.source, a.oldest)
       end,
-      hint = 'p_unknown_devices is refuse or enroll; p_oldest is a time in the past.';
+      hint = 'p_unknown_devices must be refuse or enroll; p_oldest must be a time in the past.';
   end if;
   a.match_by := case
     when exists (select from fleet.import_devices m where m.source = a.source) then 'map'
@@ -5827,7 +6135,7 @@ begin
   if pg_relation_size(p_source) = 0 then
     raise exception using
       errcode = 'FL422',
-      message = format('%s cannot be adopted: it is empty', a.source),
+      message = format('%s cannot be imported: it is empty', a.source),
       hint = 'There is nothing to move; point the devices at the new server.';
   end if;
   return a;
@@ -5835,7 +6143,8 @@ end
 $$;
 
 comment on function fleet.describe_source(regclass, jsonb, text, timestamptz, boolean) is
-  'How a table would be adopted: its columns, how its devices are matched. FL422 names what stands against it. Behind fleet.import_table() and fleet.import_plan().';
+  'How a table would be imported: its columns, and how its devices are found. If the table cannot be imported, the error FL422 '
+  'says why. Called by fleet.import_table() and fleet.import_plan().';
 --! EndIncluded import/describe_source.sql
 --! Included import/end_import.sql
 create or replace function fleet.end_import(p_source text, p_error text default null) returns text
@@ -5855,10 +6164,10 @@ end
 $$;
 
 comment on function fleet.end_import(text, text) is
-  'Ends a run of an adoption, with why it stopped, and frees its lock; answers the state.';
+  'Ends a run of an import: records why it stopped, if it failed, releases the lock, and returns the state.';
 --! EndIncluded import/end_import.sql
 --! Included import/enroll_unknown.sql
--- Their tokens are known to nobody: fleet.renew_token() gives one to a device that is still in use.
+-- Nobody knows the tokens of these devices. fleet.renew_token() gives a new one to a device that is still in use.
 create or replace function fleet.enroll_unknown(a fleet.imports) returns boolean
 language plpgsql
 volatile
@@ -5872,12 +6181,16 @@ begin
   if a.unknown_devices <> 'enroll' then
     return false;
   end if;
-  -- Nobody else enrolls meanwhile: a number must not go to another device between the look and the insert.
+  -- Blocks other enrolments: no other device may get a number between this look and the insert.
   lock table fleet.devices in share row exclusive mode;
   if a.match_by = 'device_id' then
-    -- Numbers keep their number, under which nobody was enrolled, and new devices get higher ones.
+    -- A numeric id stays the same, because no device is enrolled under it, and new devices get higher ones.
     perform setval(pg_get_serial_sequence('fleet.devices', 'device_id'), greatest(
-      (select max(r.source_device::bigint) from fleet.import_refusals r where r.source = a.source and r.reason = 'unknown_device' and r.source_device <> ''),
+      (
+        select max(r.source_device::bigint)
+        from fleet.import_refusals r
+        where r.source = a.source and r.reason = 'unknown_device' and r.source_device <> ''
+      ),
       nextval(pg_get_serial_sequence('fleet.devices', 'device_id'))
     ));
   end if;
@@ -5927,7 +6240,8 @@ end
 $$;
 
 comment on function fleet.enroll_unknown(fleet.imports) is
-  'Enrolls the devices of a table that is adopted and that nobody enrolled, where that was asked for; numbers keep their number.';
+  'Enrolls the devices of a table that is being imported and that are not enrolled yet, if p_unknown_devices asks for that; '
+  'numeric ids stay the same.';
 --! EndIncluded import/enroll_unknown.sql
 --! Included import/forget_import.sql
 create or replace function fleet.forget_import(p_source text) returns boolean
@@ -5946,8 +6260,10 @@ begin
   if a.state not in ('confirmed', 'abandoned') and fleet.source_table(a) is not null then
     raise exception using
       errcode = 'FL002',
-      message = format('%s is %s and still there', p_source, a.state),
-      hint = format('Confirm or abandon it: select fleet.confirm_import(%1$L); or call fleet.abandon_import(%1$L);', p_source);
+      message = format('the import of %s is %s, and the table still exists', p_source, a.state),
+      hint = format(
+        'Confirm or abandon it first: select fleet.confirm_import(%1$L); or call fleet.abandon_import(%1$L);', p_source
+      );
   end if;
   perform fleet.stop_forwarding(a);
   delete from fleet.import_ranges r where r.source = p_source;
@@ -5961,7 +6277,8 @@ end
 $$;
 
 comment on function fleet.forget_import(text) is
-  'Forgets what is known of the move of a table that is confirmed, abandoned or gone; false when nothing is known. Heartbeats stay. Example: select fleet.forget_import(''public.device_heartbeats'');';
+  'Deletes what is recorded about the import of a table, once the import is confirmed or abandoned or the table is gone; false '
+  'if nothing is recorded. Heartbeats stay. Example: select fleet.forget_import(''public.device_heartbeats'');';
 --! EndIncluded import/forget_import.sql
 --! Included import/source_table.sql
 create or replace function fleet.source_table(a fleet.imports) returns oid
@@ -5977,7 +6294,8 @@ as $$
 $$;
 
 comment on function fleet.source_table(fleet.imports) is
-  'The oid of a table that is being adopted, or null if it is gone. Found by name if fleet.imports.relid came with a dump of another cluster.';
+  'The oid of a table that is being imported, or null if it is gone. Found by name if fleet.imports.relid came with a dump of '
+  'another cluster.';
 --! EndIncluded import/source_table.sql
 --! Included import/import_holds.sql
 create or replace function fleet.import_holds() returns table (source text, since timestamptz)
@@ -5996,7 +6314,8 @@ as $$
 $$;
 
 comment on function fleet.import_holds() is
-  'Tables that are adopted and neither confirmed nor abandoned, with the first day of which they have rows: from there on no partition is retired, so that what was moved can be verified.';
+  'Tables whose import is neither confirmed nor abandoned, with the first day of their rows. Partitions from that day on are not '
+  'retired, so that imported rows can be verified.';
 --! EndIncluded import/import_holds.sql
 --! Included import/import_plan.sql
 create or replace function fleet.import_plan(
@@ -6023,7 +6342,7 @@ begin
       '%s: %s', k.name,
       coalesce(
         t.attname || ', ' || format_type(t.atttypid, t.atttypmod),
-        case k.name when 'received_at' then 'none, ts instead' else 'none, null' end
+        case k.name when 'received_at' then 'none, ts is used' else 'none, stays null' end
       ) || case when k.name = 'device_id' then case a.match_by
         when 'device_id' then ', the device_id of fleet.devices'
         when 'alias' then ', the alias in fleet.devices'
@@ -6045,12 +6364,17 @@ begin
       from given g
       group by 1, 2
     )
-    select case when d.reason is null then 'taken' when d.reason = 'unknown_device' and a.unknown_devices = 'enroll' then 'enrolled and taken' else 'refused: ' || d.reason end,
+    select
+      case
+        when d.reason is null then 'taken'
+        when d.reason = 'unknown_device' and a.unknown_devices = 'enroll' then 'enrolled and taken'
+        else 'refused: ' || d.reason
+      end,
       format('%s to %s', min(d.first_ts), max(d.last_ts)), sum(d.rows)::bigint
     from days d
     group by d.reason
     union all
-    select 'partitions', format('to be made, from %s to %s', min(m.day), max(m.day)), count(*)
+    select 'partitions', format('to be created, from %s to %s', min(m.day), max(m.day)), count(*)
     from (
       select w.day::date as day
       from (select min(d.day) as first_day, max(d.day) as last_day from days d where d.reason is null) s
@@ -6065,7 +6389,9 @@ end
 $$;
 
 comment on function fleet.import_plan(regclass, jsonb, text, timestamptz) is
-  'The dry run of fleet.import_table(): which columns are taken, how many rows, which are refused and why, which partitions are made. Reads the whole table, changes nothing. Example: select * from fleet.import_plan(''public.device_heartbeats'');';
+  'Dry run of fleet.import_table(): which columns it would take, how many rows, which rows it would refuse and why, and which '
+  'partitions it would create. Reads the whole table and changes nothing. '
+  'Example: select * from fleet.import_plan(''public.device_heartbeats'');';
 --! EndIncluded import/import_plan.sql
 --! Included jobs/lock_holders.sql
 create or replace function fleet.lock_holders(p_lock text) returns setof integer
@@ -6082,7 +6408,8 @@ as $$
 $$;
 
 comment on function fleet.lock_holders(text) is
-  'The backend that holds the lock of maintenance, reconcile or import; none when nobody does. Example: select * from fleet.lock_holders(''maintenance'');';
+  'The backend that holds the lock of maintenance, reconcile or import; no row if it is free. Example: select * from '
+  'fleet.lock_holders(''maintenance'');';
 --! EndIncluded jobs/lock_holders.sql
 --! Included import/import_progress.view.sql
 create or replace view fleet.import_progress as
@@ -6113,7 +6440,10 @@ left join lateral (
 order by a.started_at desc;
 
 comment on view fleet.import_progress is
-  'Plain tables that are or were moved into the store, and how far each is: percent and end are those of the step (survey, partitions, move, verify, write_back), rows_read and so on those of the pass, rows_kept and so on those of the verification. Example: select source, state, step, percent, rows_per_s, step_ends_at from fleet.import_progress;';
+  'The plain tables that are being imported or were imported, and how far each import is. percent, rows_per_s and step_ends_at '
+  'describe the current step (survey, partitions, move, verify, write_back), the columns rows_read to rows_refused the current '
+  'pass, and rows_kept to rows_changed the verification. '
+  'Example: select source, state, step, percent, rows_per_s, step_ends_at from fleet.import_progress;';
 --! EndIncluded import/import_progress.view.sql
 --! Included import/import_step.sql
 create or replace function fleet.import_step(p_source text, p_batch_rows integer) returns boolean
@@ -6140,9 +6470,9 @@ begin
     raise exception using
       errcode = 'FL404',
       message = format('table %s is gone', p_source),
-      hint = format('What was moved is in the store. To be done with it: select fleet.forget_import(%L);', p_source);
+      hint = format('What was imported is in the store. To end the import: select fleet.forget_import(%L);', p_source);
   end if;
-  -- A table that was rewritten (VACUUM FULL, CLUSTER) has its rows in other places: read from the start.
+  -- A rewrite of the table (VACUUM FULL, CLUSTER) moves its rows to other blocks, so it is read from the start.
   if a.step is distinct from v_step or (v_step in ('survey', 'move') and a.filenode <> pg_relation_filenode(a.relid)) then
     perform fleet.begin_import_step(a);
     return true;
@@ -6168,7 +6498,7 @@ end
 $$;
 
 comment on function fleet.import_step(text, integer) is
-  'The next batch of what is left to do for a table that is adopted, in this transaction; false when nothing is left. Called by fleet.run_import().';
+  'Does the next batch of an import, in this transaction; false when nothing is left. Called by fleet.run_import().';
 --! EndIncluded import/import_step.sql
 --! Included import/import_table.sql
 create or replace procedure fleet.import_table(
@@ -6186,12 +6516,16 @@ as $$
 declare
   v_source text;
 begin
-  commit;  -- refused here inside a transaction, before the lock is taken
-  if p_batch_rows is null or p_batch_rows not between 1 and 100000 or p_pause is null or p_pause not between '0' and '1 minute' then
+  commit;  -- inside a transaction this fails, before the lock is taken
+  if p_batch_rows is null or p_batch_rows not between 1 and 100000
+    or p_pause is null or p_pause not between '0' and '1 minute' then
     raise exception using
       errcode = 'FL422',
-      message = pg_catalog.format('cannot move batches of %s rows with pauses of %s', coalesce(p_batch_rows::text, 'null'), coalesce(p_pause::text, 'null')),
-      hint = 'p_batch_rows is 1 to 100000, p_pause 0 to 1 minute.';
+      message = pg_catalog.format(
+        'cannot import in batches of %s rows with pauses of %s', coalesce(p_batch_rows::text, 'null'),
+        coalesce(p_pause::text, 'null')
+      ),
+      hint = 'p_batch_rows must be 1 to 100000, p_pause 0 to 1 minute.';
   end if;
   v_source := fleet.begin_import(p_source, p_columns, p_unknown_devices, p_oldest, p_forward);
   commit;
@@ -6200,7 +6534,11 @@ end
 $$;
 
 comment on procedure fleet.import_table(regclass, text, jsonb, text, timestamptz, boolean, integer, interval) is
-  'Moves a plain table of heartbeats into fleet.device_heartbeats while both are in use, and goes on where it was ended; the table itself is not changed. Called again after its end it takes over what is missing. See first fleet.import_plan(). Options: p_columns => ''{"battery_pct": "battery"}'' where names differ; p_unknown_devices => ''enroll''; p_oldest; p_forward => false for no trigger on the table; p_batch_rows; p_pause. Example: call fleet.import_table(''public.device_heartbeats'');';
+  'Imports a plain table of heartbeats into fleet.device_heartbeats while both are in use. The rows of the table do not change. '
+  'A call that was interrupted is continued by the next one; after a complete call, another one imports what is still missing. '
+  'Look at fleet.import_plan() first. Options: p_columns => ''{"battery_pct": "battery"}'' where names differ; '
+  'p_unknown_devices => ''enroll''; p_oldest; p_forward => false for no trigger on the table; p_batch_rows; p_pause. '
+  'Example: call fleet.import_table(''public.device_heartbeats'');';
 --! EndIncluded import/import_table.sql
 --! Included import/seal_source.sql
 create or replace function fleet.seal_source() returns trigger
@@ -6238,10 +6576,11 @@ as $$
 $$;
 
 comment on function fleet.retired_ranges() is
-  'The days that were retired with rows: they come back by fleet.request_restore(), not as new partitions.';
+  'The ranges of the partitions that were retired with rows. fleet.request_restore() brings them back; no new partitions are '
+  'created for them.';
 --! EndIncluded partitions/retired_ranges.sql
 --! Included import/source_query.sql
--- What becomes of a row is said once, for the pass, the trigger, the verification and the list of the refused.
+-- Decides what becomes of a row: the same for the move, the trigger, the verification and the list of refused rows.
 create or replace function fleet.source_query(a fleet.imports, p_from text, p_tid text) returns text
 language sql
 stable
@@ -6255,7 +6594,7 @@ as $$
         case
           when c.ts is null then 'no_ts'
           when c.ts < %1$L then 'too_old'
-          -- By the clock of its time, where that is known.
+          -- Compared with the time of its arrival, if that is known.
           when c.ts > coalesce(c.received_at, now()) + s.max_future then 'in_future'
           when c.device_id is null then 'unknown_device'
           when p.retired @> c.ts then 'retired_day'
@@ -6303,10 +6642,11 @@ as $$
 $$;
 
 comment on function fleet.source_query(fleet.imports, text, text) is
-  'The query that makes rows of fleet.source_row from what p_from names as r: matched to devices, cast, and judged.';
+  'The query that turns the rows of p_from, which has the alias r, into rows of fleet.source_row: it finds their devices, casts '
+  'their values, and decides which are refused.';
 --! EndIncluded import/source_query.sql
 --! Included import/read_source.sql
--- Stable, and so of the caller's snapshot: what it reads is compared with the store in one statement.
+-- Stable, so that it uses the caller's snapshot: its rows are compared with the store in one statement.
 create or replace function fleet.read_source(a fleet.imports, p_first bigint, p_last bigint, p_since xid default null)
 returns setof fleet.source_row
 language plpgsql
@@ -6332,12 +6672,12 @@ declare
   v_tid tid;
 begin
   begin
-    -- As a whole before the first row is returned: what a function has returned stays, also when it fails after it.
+    -- All rows are read before the first is returned, because returned rows would stay even if the query failed after them.
     execute v_all into v_rows using v_first, v_last;
     return query select * from unnest(v_rows);
     return;
   exception when data_exception then
-    null;  -- a value that does not fit: looked for in halves, then row by row
+    null;  -- a value does not fit; it is searched for in halves, then row by row
   end;
   if v_middle > p_first then
     return query select * from fleet.read_source(a, p_first, v_middle, p_since);
@@ -6356,7 +6696,8 @@ end
 $$;
 
 comment on function fleet.read_source(fleet.imports, bigint, bigint, xid) is
-  'The rows of a range of blocks of a table that is adopted, judged; p_since: only those written by that transaction or later.';
+  'The rows in a range of blocks of a table that is being imported, each as a heartbeat or with the reason why it is refused. '
+  'p_since: only rows written by that transaction or a later one.';
 --! EndIncluded import/read_source.sql
 --! Included import/missing_heartbeats.sql
 create or replace function fleet.missing_heartbeats(a fleet.imports, p_from timestamptz, p_to timestamptz)
@@ -6384,7 +6725,8 @@ as $$
 $$;
 
 comment on function fleet.missing_heartbeats(fleet.imports, timestamptz, timestamptz) is
-  'Heartbeats of a range that the store received since the adoption of a table began, of buckets that the table has not.';
+  'The heartbeats of a time range that the store has received since the import of a table began and for whose device and '
+  '10-second bucket the table has no row.';
 --! EndIncluded import/missing_heartbeats.sql
 --! Included import/move_blocks.sql
 create or replace function fleet.move_blocks(a fleet.imports, p_batch_rows integer) returns boolean
@@ -6400,7 +6742,7 @@ declare
   v_refused bigint;
   v_stored bigint;
 begin
-  -- Twice at most: a row may have come since the days were counted, of a day that has no partition.
+  -- Tried twice at most: since the days were counted, a row may have arrived for a day that has no partition.
   for v_try in 1..2 loop
     begin
       with given as materialized (
@@ -6411,7 +6753,7 @@ begin
         select (g.beat).*
         from given g
         where g.reason is null
-        -- Devices in order, as ingest; within a bucket the one that was written first.
+        -- Sorted by device, as in ingest; within a bucket the row that was written first comes first.
         order by (g.beat).device_id, date_bin('10 seconds', (g.beat).ts, timestamptz '2000-01-01 00:00:00+00'), g.tid
         on conflict do nothing
         returning device_id, ts, received_at
@@ -6425,7 +6767,7 @@ begin
           set rows_stored = d.rows_stored + excluded.rows_stored
       ),
       devices as (
-        -- It was there when it sent: the roster must not say that it came later.
+        -- A device existed when it sent a heartbeat, so the roster must not show a later enrolment.
         update fleet.devices d
         set enrolled_at = f.first_received_at
         from (select s.device_id, min(s.received_at) as first_received_at from stored s group by s.device_id) f
@@ -6458,7 +6800,7 @@ begin
     return true;
   end if;
 
-  -- Counted anew by the next night.
+  -- The next nightly run counts these partitions again.
   update fleet.hb_partitions p
   set row_count = null
   where p.state = 'active' and p.row_count is not null and p.archive_url is null
@@ -6472,14 +6814,17 @@ begin
   returning * into a;
   perform fleet.record_event(
     'import.moved', p_rows => a.rows_stored, p_duration_ms => fleet.elapsed_ms(a.started_at),
-    p_detail => format('%s, pass %s: %s read, %s duplicates, %s refused', a.source, a.pass, a.rows_read, a.rows_duplicate, a.rows_refused)
+    p_detail => format(
+      '%s, pass %s: %s read, %s duplicates, %s refused', a.source, a.pass, a.rows_read, a.rows_duplicate, a.rows_refused
+    )
   );
   return false;
 end
 $$;
 
 comment on function fleet.move_blocks(fleet.imports, integer) is
-  'Stores the rows of the next blocks of a table that is adopted. The cursor moves in the same transaction, and what is there already stays.';
+  'Stores the rows of the next blocks of a table that is being imported; false after the last block. The cursor advances in the '
+  'same transaction, and existing heartbeats are kept.';
 --! EndIncluded import/move_blocks.sql
 --! Included import/next_batch_blocks.sql
 create or replace function fleet.next_batch_blocks(p_blocks integer, p_rows bigint, p_wanted integer) returns integer
@@ -6491,7 +6836,8 @@ as $$
 $$;
 
 comment on function fleet.next_batch_blocks(integer, bigint, integer) is
-  'How many blocks to read next to get as many rows as wanted, by what the last ones held; growing fourfold at most.';
+  'How many blocks to read next to get the wanted number of rows, estimated from the last batch; at most four times as many as '
+  'in the last batch.';
 --! EndIncluded import/next_batch_blocks.sql
 --! Included import/prepare_partitions.sql
 create or replace function fleet.prepare_partitions(a fleet.imports) returns boolean
@@ -6503,7 +6849,7 @@ set timezone = 'UTC'
 set datestyle = 'ISO, MDY'
 as $$
 declare
-  c_days_at_once constant integer := 5;  -- making one locks the parent for about 10 ms, and heartbeats wait that long
+  c_days_at_once constant integer := 5;  -- creating one locks the parent for about 10 ms, and heartbeats wait that long
   c_most_empty constant integer := 400;
   v_first date;
   v_last date;
@@ -6531,11 +6877,12 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format(
-        '%s has heartbeats from %s to %s, and none on %s days between: clocks were wrong', a.source, v_first, v_last,
+        '%s has heartbeats from %s to %s but none on %s days in between: some clocks were wrong', a.source, v_first, v_last,
         v_last - v_first + 1 - v_days
       ),
       hint = format(
-        'Say from when on to take them, older ones are refused: call fleet.import_table(%L, p_oldest => %L); %s if all of them are right.',
+        'Give the oldest time to import; older rows are refused: call fleet.import_table(%L, p_oldest => %L); '
+          'if all of them are right, use %s.',
         a.source, v_usual, v_first
       );
   end if;
@@ -6564,10 +6911,11 @@ end
 $$;
 
 comment on function fleet.prepare_partitions(fleet.imports) is
-  'Makes the next partitions that the days of a table that is adopted need, from its first day to its last; days in the archive are left to fleet.request_restore().';
+  'Creates the next partitions for the days of a table that is being imported, from its first day to its last; false when none '
+  'is missing. It creates none for days in the archive, which fleet.request_restore() brings back.';
 --! EndIncluded import/prepare_partitions.sql
 --! Included import/record_forward_failure.sql
--- Called inside the old application's transactions: never an error, and no row that they would wait for each other at.
+-- Runs inside the old application's transactions: it must not fail, and must not lock a row that others of them would wait for.
 create or replace function fleet.record_forward_failure(p_source text, p_error text) returns void
 language plpgsql
 volatile
@@ -6579,7 +6927,7 @@ begin
     select from fleet.events e where e.event = 'import.forward' and e.at > clock_timestamp() - interval '1 minute'
   ) then
     perform fleet.record_event(
-      'import.forward', p_is_ok => false, p_detail => format('%s: %s; its next pass takes those rows', p_source, p_error)
+      'import.forward', p_is_ok => false, p_detail => format('%s: %s; the next pass imports those rows', p_source, p_error)
     );
   end if;
 exception when others then
@@ -6588,7 +6936,7 @@ end
 $$;
 
 comment on function fleet.record_forward_failure(text, text) is
-  'Says in fleet.events, once a minute at most, that rows written into a table that is adopted could not be forwarded.';
+  'Records in fleet.events, at most once a minute, that new rows of a table that is being imported could not be forwarded.';
 --! EndIncluded import/record_forward_failure.sql
 --! Included import/refused_rows.sql
 create or replace function fleet.refused_rows(p_source regclass, p_limit integer default 100)
@@ -6620,10 +6968,11 @@ end
 $$;
 
 comment on function fleet.refused_rows(regclass, integer) is
-  'Rows that were left in a table that is adopted, as they are, and why; those counted in fleet.import_refusals. Example: select * from fleet.refused_rows(''public.device_heartbeats'', 20);';
+  'The rows of a table that its import refused, unchanged, with the reason; fleet.import_refusals counts them. '
+  'Example: select * from fleet.refused_rows(''public.device_heartbeats'', 20);';
 --! EndIncluded import/refused_rows.sql
 --! Included import/run_import.sql
--- A batch is a transaction: killed anywhere, what is committed stays, and the cursor with it.
+-- Each batch is a transaction: wherever a run is killed, the committed batches stay, and the cursor with them.
 create or replace procedure fleet.run_import(
   p_source text,
   p_batch_rows integer,
@@ -6658,7 +7007,7 @@ begin
       commit;
       raise exception using
         errcode = v_code, message = v_error,
-        hint = pg_catalog.concat_ws(' ', nullif(v_hint, ''), 'What is done stays done; the same call goes on from there.');
+        hint = pg_catalog.concat_ws(' ', nullif(v_hint, ''), 'What was done is kept; the same call continues from there.');
     end if;
   end loop;
   p_state := fleet.end_import(p_source);
@@ -6667,10 +7016,10 @@ end
 $$;
 
 comment on procedure fleet.run_import(text, integer, interval, text) is
-  'Does what is left to do for a table that is adopted, batch by batch; waits and tries again where locks are busy.';
+  'Does the remaining work of an import, batch by batch; waits and tries again when a lock is busy.';
 --! EndIncluded import/run_import.sql
 --! Included import/start_forwarding.sql
--- A function of its own for each table: it is compiled once, and dropping it takes the trigger away, which otherwise only
+-- Each table has its own trigger function: it is compiled once, and dropping it also drops the trigger, which otherwise only
 -- the owner of the table may do.
 create or replace function fleet.start_forwarding(a fleet.imports) returns boolean
 language plpgsql
@@ -6713,9 +7062,9 @@ begin
   );
   execute format(
     'comment on function fleet.%I() is %L', 'forward_' || a.relid,
-    format('Trigger on %s: passes on what is written there. Goes when that is confirmed or abandoned.', a.source)
+    format('Trigger on %s: forwards new rows to the store until the import is confirmed or abandoned.', a.source)
   );
-  -- Holds writers up until it is committed, and waits for those under way: after it every row is forwarded, or was there before.
+  -- Waits for running writers and blocks new ones until the commit. Then each row either is in the table already or is forwarded.
   execute format(
     'create or replace trigger fleet_forward after insert on %s referencing new table as new_rows '
       'for each statement execute function fleet.%I()',
@@ -6726,7 +7075,7 @@ end
 $$;
 
 comment on function fleet.start_forwarding(fleet.imports) is
-  'Puts a trigger on a table that is adopted, which passes on what is written there.';
+  'Creates a trigger on a table that is being imported, which forwards new rows to the store.';
 --! EndIncluded import/start_forwarding.sql
 --! Included import/stop_forwarding.sql
 create or replace function fleet.stop_forwarding(a fleet.imports) returns boolean
@@ -6742,7 +7091,7 @@ begin
 end
 $$;
 
-comment on function fleet.stop_forwarding(fleet.imports) is 'Takes the trigger of an adoption away, with its function.';
+comment on function fleet.stop_forwarding(fleet.imports) is 'Removes the trigger of an import, with its function.';
 --! EndIncluded import/stop_forwarding.sql
 --! Included import/survey_blocks.sql
 create or replace function fleet.survey_blocks(a fleet.imports, p_batch_rows integer) returns boolean
@@ -6758,7 +7107,7 @@ declare
 begin
   with given as materialized (
     select r.source_device, (r.beat).ts as ts,
-      -- Those who are about to be enrolled are counted as if they were.
+      -- Devices that are about to be enrolled count as enrolled.
       case when not (r.reason = 'unknown_device' and a.unknown_devices = 'enroll') then r.reason end as reason,
       r.reason = 'unknown_device' as is_unknown
     from fleet.read_source(a, a.next_block, v_last) r
@@ -6786,7 +7135,8 @@ begin
     where g.reason is not null or g.is_unknown
     group by 2, 3
     on conflict (source, reason, source_device) do update
-      set rows = f.rows + excluded.rows, first_ts = least(f.first_ts, excluded.first_ts), last_ts = greatest(f.last_ts, excluded.last_ts)
+      set rows = f.rows + excluded.rows, first_ts = least(f.first_ts, excluded.first_ts),
+        last_ts = greatest(f.last_ts, excluded.last_ts)
   )
   select count(*) into v_rows from given;
 
@@ -6799,7 +7149,8 @@ end
 $$;
 
 comment on function fleet.survey_blocks(fleet.imports, integer) is
-  'Counts the next blocks of a table that is adopted: rows by day, refused rows by reason, and where the days are.';
+  'Counts the next blocks of a table that is being imported: rows by day, refused rows by reason, and which blocks hold which '
+  'days; false after the last block.';
 --! EndIncluded import/survey_blocks.sql
 --! Included import/take_import_lock.sql
 create or replace function fleet.take_import_lock() returns void
@@ -6811,17 +7162,22 @@ as $$
 declare
   v_holder integer := (select h from fleet.lock_holders('import') h limit 1);
 begin
-  -- A lock of the session: it has to outlive the transactions of the run. A run of this session that was cancelled may have left it.
+  -- A session lock, because it has to outlive the run's transactions. A cancelled run of this session may have left it behind.
   if v_holder is distinct from pg_backend_pid() and not pg_try_advisory_lock(hashtextextended('fleet.import', 0)) then
     raise exception using
       errcode = 'FL003',
-      message = format('a table is being adopted already, in backend %s', coalesce(v_holder, (select h from fleet.lock_holders('import') h limit 1))),
-      hint = 'See select * from fleet.import_progress. If it is stuck: select * from fleet.force_unlock(''import''); the next run goes on where it ended.';
+      message = format(
+        'a table is already being imported, in backend %s',
+        coalesce(v_holder, (select h from fleet.lock_holders('import') h limit 1))
+      ),
+      hint = 'See select * from fleet.import_progress. If it is stuck: select * from fleet.force_unlock(''import''); '
+        'the next run continues where it stopped.';
   end if;
 end
 $$;
 
-comment on function fleet.take_import_lock() is 'Takes the lock of imports for this session, or says who has it.';
+comment on function fleet.take_import_lock() is
+  'Takes the lock of imports for this session, or raises an error that names the backend that holds it.';
 --! EndIncluded import/take_import_lock.sql
 --! Included import/verify_days.sql
 create or replace function fleet.verify_days(a fleet.imports, p_batch_rows integer) returns boolean
@@ -6830,7 +7186,7 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
-set enable_nestloop = off  -- how many rows there are is nothing that the planner can guess
+set enable_nestloop = off  -- the planner cannot guess how many rows there are
 as $$
 declare
   v_first date;
@@ -6847,7 +7203,7 @@ begin
   where w.rows_before < p_batch_rows;
 
   if v_first is not null then
-    -- One snapshot: a row that the trigger forwards is seen on both sides or on none.
+    -- One snapshot: a row that the trigger forwards is visible on both sides or on neither.
     execute format(
       $query$
         with given as (
@@ -6895,7 +7251,8 @@ begin
         )
         update fleet.import_days d
         set rows_kept = coalesce(f.kept, 0), rows_duplicate = coalesce(f.duplicate, 0), rows_missing = coalesce(f.missing, 0),
-          -- Rows of ours that no longer look like themselves hide among those of the new server: fewer are left than were stored.
+          -- An imported row whose ts or received_at was changed looks as if it came from the new server. Such rows are found
+          -- because fewer rows are left than were stored.
           rows_changed = coalesce(f.changed + greatest(least(f.foreign_rows, d.rows_stored - f.kept), 0), 0),
           source_checksum = coalesce(f.source_checksum, 0), store_checksum = coalesce(f.store_checksum, 0),
           checked_at = clock_timestamp()
@@ -6924,14 +7281,17 @@ begin
   where f.source = a.source;
   perform fleet.record_event(
     'import.verified', p_is_ok => v_bad = 0, p_rows => v_rows,
-    p_detail => format('%s: %s', a.source, case when v_bad = 0 then 'no difference' else format('differences on %s days', v_bad) end)
+    p_detail => format(
+      '%s: %s', a.source, case when v_bad = 0 then 'no difference' else format('differences on %s days', v_bad) end
+    )
   );
   return false;
 end
 $$;
 
 comment on function fleet.verify_days(fleet.imports, integer) is
-  'Compares the next days of a table that is adopted with the store, row by row and by the checksum over the rows of both; after the last one, says whether it is verified.';
+  'Compares the next days of a table that is being imported with the store, row by row and by a checksum over all rows; after '
+  'the last day, sets the state to verified or, if there are differences, to moved. False when nothing is left to compare.';
 --! EndIncluded import/verify_days.sql
 --! Included import/verify_import.sql
 create or replace procedure fleet.verify_import(p_source regclass, inout p_state text default null)
@@ -6948,7 +7308,8 @@ begin
     raise warning using
       message = pg_catalog.format('%s differs from the store', v_source),
       hint = pg_catalog.format(
-        'See select * from fleet.import_days where rows_missing + rows_changed > 0; take over what is missing: call fleet.import_table(%L);',
+        'See select * from fleet.import_days where rows_missing + rows_changed > 0; '
+          'import what is missing: call fleet.import_table(%L);',
         v_source
       );
   end if;
@@ -6956,7 +7317,9 @@ end
 $$;
 
 comment on procedure fleet.verify_import(regclass, text) is
-  'Compares a table that was moved with the store, day by day: each row is there with the same content, or its device and bucket have another heartbeat, or it was refused. Anything else is in fleet.import_days, and the state stays moved. Example: call fleet.verify_import(''public.device_heartbeats'');';
+  'Compares an imported table with the store, day by day. For each row of the table the store has the same content, or another '
+  'heartbeat of the same device and 10-second bucket, or the row was refused. Any other row is counted in fleet.import_days, and '
+  'the state stays moved. Example: call fleet.verify_import(''public.device_heartbeats'');';
 --! EndIncluded import/verify_import.sql
 --! Included import/write_back_partition.sql
 create or replace function fleet.write_back_partition(a fleet.imports) returns boolean
@@ -6987,7 +7350,7 @@ begin
     delete from fleet.import_ranges r where r.source = a.source;
     perform fleet.record_event(
       'import.abandoned', p_rows => a.rows_written_back, p_is_ok => a.rows_not_written_back = 0,
-      p_detail => format('%s: %s written back, %s that it did not take', a.source, a.rows_written_back, a.rows_not_written_back)
+      p_detail => format('%s: %s written back, %s refused by the table', a.source, a.rows_written_back, a.rows_not_written_back)
     );
     return false;
   end if;
@@ -7017,7 +7380,7 @@ begin
             case when a.match_by <> 'device_id' then 'd.alias,' end,
             format_type(t.atttypid, null)
           )
-          -- As text, inet has a mask that nobody gave it.
+          -- A plain cast of inet to text would add a mask.
           when 'ip' then format('abbrev(h.ip)::%s', format_type(t.atttypid, null))
           else format('h.%I::%s', k.key, format_type(t.atttypid, null))
         end,
@@ -7030,10 +7393,11 @@ begin
     join pg_attribute t on t.attrelid = a.relid and t.attname = k.value
     where k.value is not null;
     begin
-      execute replace(v_insert, '{beats}', 'fleet.missing_heartbeats($1, $2, $3)') using a, v_partition.range_start, v_partition.range_end;
+      execute replace(v_insert, '{beats}', 'fleet.missing_heartbeats($1, $2, $3)')
+      using a, v_partition.range_start, v_partition.range_end;
       get diagnostics v_rows = row_count;
     exception when data_exception or integrity_constraint_violation then
-      -- One that does not fit must not keep the others.
+      -- One row that does not fit must not stop the others.
       for v_beat in select l.* from fleet.missing_heartbeats(a, v_partition.range_start, v_partition.range_end) l loop
         begin
           execute replace(v_insert, '{beats}', '(select ($1).*)') using v_beat;
@@ -7049,7 +7413,7 @@ begin
   if v_failed > 0 then
     perform fleet.record_event(
       'import.write_back', p_is_ok => false, p_rows => v_failed, p_partition => v_partition.partition_name,
-      p_detail => format('not taken by %s, the last because: %s', a.source, v_error)
+      p_detail => format('refused by %s; the last error: %s', a.source, v_error)
     );
   end if;
   update fleet.imports f
@@ -7061,11 +7425,12 @@ end
 $$;
 
 comment on function fleet.write_back_partition(fleet.imports) is
-  'Writes what the next partition has received since the adoption began, and the table lacks, back into the table.';
+  'Writes back into a table the heartbeats of the next partition that have arrived since the import began and that the table '
+  'does not have; false when there is no further partition.';
 --! EndIncluded import/write_back_partition.sql
 --! Included status/record_last_status.sql
--- Statement-level, so a batch of 500 heartbeats costs one upsert and not 500. In device_id order: concurrent batches of
--- the same devices deadlock otherwise.
+-- Statement-level, so a batch of 500 heartbeats costs one upsert and not 500. In device_id order, because otherwise concurrent
+-- batches of the same devices deadlock.
 create or replace function fleet.record_last_status() returns trigger
 language plpgsql
 volatile
@@ -7073,7 +7438,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  -- The clock, not now(): what fleet.roll_up() does not wait for has to be written down.
+  -- The clock, not now(): heartbeats that fleet.roll_up() does not wait for have to be recorded as late.
   v_today timestamptz := date_trunc('day', clock_timestamp(), 'UTC');
 begin
   with late as (
@@ -7089,7 +7454,7 @@ begin
   select distinct on (n.device_id)
     n.device_id, n.ts, n.received_at, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip,
     case when n.unity_running is false then 'unity_down' else 'ok' end,
-    -- A fresh heartbeat takes the mark away, a buffered old one does not. Rarely changes anything: the update stays HOT.
+    -- A fresh heartbeat removes the mark, a buffered old one does not. The value rarely changes, so the update stays HOT.
     n.ts < now() - interval '2 minutes'
   from new_rows n
   order by n.device_id, n.ts desc
@@ -7111,7 +7476,8 @@ end
 $$;
 
 comment on function fleet.record_last_status() is
-  'Trigger on fleet.device_heartbeats: keeps fleet.device_last_status at the newest heartbeat of each device, and notes in fleet.late_arrivals what is of a past day.';
+  'Trigger on fleet.device_heartbeats: keeps fleet.device_last_status at the newest heartbeat of each device, and records '
+  'heartbeats of past days in fleet.late_arrivals.';
 --! EndIncluded status/record_last_status.sql
 --! Included ingest/device_heartbeats.trigger.sql
 create or replace trigger device_heartbeats_record_last_status
@@ -7120,7 +7486,7 @@ create or replace trigger device_heartbeats_record_last_status
   for each statement execute function fleet.record_last_status();
 
 comment on trigger device_heartbeats_record_last_status on fleet.device_heartbeats is
-  'Keeps fleet.device_last_status and fleet.late_arrivals; sees only the rows really stored.';
+  'Keeps fleet.device_last_status and fleet.late_arrivals up to date. Sees only the rows that are really stored.';
 --! EndIncluded ingest/device_heartbeats.trigger.sql
 --! Included ingest/ingest.sql
 create or replace function fleet.ingest(p_batch json, p_received_at timestamptz default now())
@@ -7130,7 +7496,7 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
-set jit = off  -- measured: compiling took a batch from 140 to 4 a second
+set jit = off  -- measured: JIT compilation cut the rate from 140 to 4 batches a second
 as $$
 #variable_conflict use_column
 declare
@@ -7142,7 +7508,7 @@ begin
   if p_received_at > now() then
     perform fleet.not_in_future(p_received_at);
   end if;
-  -- Twice at most: a partition can be retired between the look at fleet.hb_partitions and the insert (23514).
+  -- At most twice: a partition can be retired between the read of fleet.hb_partitions and the insert (23514).
   for v_try in 1..2 loop
     begin
       with given as materialized (
@@ -7164,7 +7530,7 @@ begin
         )
         cross join fleet.settings s
       ),
-      days as materialized (  -- bounds are UTC midnights, so a day is wholly inside a partition or outside
+      days as materialized (  -- bounds are UTC midnights, so a day is either wholly inside a partition or outside
         select d.day,
           exists (
             select from fleet.hb_partitions p
@@ -7184,7 +7550,7 @@ begin
             partition by
               g.device_id,
               date_bin('10 seconds', g.ts, timestamptz '2000-01-01 00:00:00+00'),
-              g.ts between g.oldest and g.newest  -- a refused neighbour takes no bucket
+              g.ts between g.oldest and g.newest  -- a refused heartbeat does not use up a bucket
             order by g.item
           ) = 1 as is_first
         from given g
@@ -7219,7 +7585,7 @@ begin
     end;
   end loop;
 
-  -- After the heartbeats and last status, in every batch: locks are taken in one order, so that batches do not deadlock.
+  -- After the heartbeats and last status, in every batch: all batches take locks in the same order, so they do not deadlock.
   if array_position(v_results, null) is not null then
     v_results := fleet.quarantine(p_batch, p_received_at, v_device_ids, v_tss, v_reasons, v_results);
   end if;
@@ -7231,7 +7597,10 @@ end
 $$;
 
 comment on function fleet.ingest(json, timestamptz) is
-  'Stores a batch of heartbeats in one statement: a JSON array of {device_id, ts, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip}. Answers each item in order: stored, duplicate (same device and 10-second bucket), quarantined (too_late, in_future, no_partition) or rejected (quarantine_full). Example: select * from fleet.ingest(''[{"device_id":1,"battery_pct":80}]'');';
+  'Stores a batch of heartbeats in one statement. The batch is a JSON array of {device_id, ts, battery_pct, network_type, '
+  'unity_running, signal_dbm, agent_version, ip}. Answers each item in order: stored, duplicate (same device and 10-second '
+  'bucket), quarantined (too_late, in_future, no_partition) or rejected (quarantine_full). '
+  'Example: select * from fleet.ingest(''[{"device_id":1,"battery_pct":80}]'');';
 --! EndIncluded ingest/ingest.sql
 --! Included ingest/quarantine.sql
 create or replace function fleet.quarantine(
@@ -7275,7 +7644,7 @@ begin
   left join fleet.heartbeat_quarantine q
     on u.result is null and q.device_id = u.device_id and q.ts = u.ts and q.reason = u.reason;
 
-  -- The mark comes last and waits for nobody: a row that another batch is writing is left to that batch.
+  -- The mark comes last and does not wait: a row that another batch is writing is left to that batch.
   update fleet.device_last_status ls
   set status = 'clock_skewed', last_received_at = p_received_at
   from (
@@ -7296,11 +7665,12 @@ end
 $$;
 
 comment on function fleet.quarantine(json, timestamptz, bigint[], timestamptz[], text[], text[]) is
-  'Keeps the refused items of a batch aside and marks devices that sent nothing else; returns the results with theirs filled in. Called by fleet.ingest().';
+  'Quarantines the refused items of a batch, and marks devices that sent nothing else. Returns the results, with those of the '
+  'refused items filled in. Called by fleet.ingest().';
 --! EndIncluded ingest/quarantine.sql
 --! Included ingest/replay_quarantine.sql
--- Each batch goes through fleet.ingest() again with the time at which it arrived: what is judged otherwise today (its
--- partition is there, max_late was raised) is stored, the rest stays.
+-- Each batch goes through fleet.ingest() again, with the time at which it arrived. Heartbeats that are acceptable now (their
+-- partition exists, or max_late was raised) are stored. The rest stays.
 create or replace function fleet.replay_quarantine(
   p_from timestamptz default '-infinity',
   p_to timestamptz default 'infinity',
@@ -7325,15 +7695,17 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format('cannot replay from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
-      hint = 'Give the first and the last ts in order: select * from fleet.replay_quarantine(current_date - 3, current_date);';
+      hint = 'Give the first and the last ts, in order: select * from fleet.replay_quarantine(current_date - 3, current_date);';
   end if;
   stored := 0;
   duplicate := 0;
   remaining := 0;
   for v_batch in
     select q.received_at,
-      -- ts as it was judged: without one in the payload, the time of arrival.
-      json_agg(q.payload || jsonb_build_object('device_id', q.device_id, 'ts', q.ts) order by q.device_id, q.ts, q.reason) as items,
+      -- The ts that was judged: if the payload has none, the time of arrival.
+      json_agg(
+        q.payload || jsonb_build_object('device_id', q.device_id, 'ts', q.ts) order by q.device_id, q.ts, q.reason
+      ) as items,
       array_agg(q.device_id order by q.device_id, q.ts, q.reason) as device_ids,
       array_agg(q.ts order by q.device_id, q.ts, q.reason) as tss,
       array_agg(q.reason order by q.device_id, q.ts, q.reason) as reasons
@@ -7375,7 +7747,9 @@ end
 $$;
 
 comment on function fleet.replay_quarantine(timestamptz, timestamptz, bigint) is
-  'Stores quarantined heartbeats, in order of ts, if their partition now exists (made or restored) and their lateness is now allowed; returns how many were stored, were there already, and remain. Example: select * from fleet.replay_quarantine(current_date - 3, current_date);';
+  'Stores quarantined heartbeats, selected by ts, if their partition now exists (created or restored) and their lateness is now '
+  'allowed. Returns how many were stored, how many were duplicates, and how many remain. '
+  'Example: select * from fleet.replay_quarantine(current_date - 3, current_date);';
 --! EndIncluded ingest/replay_quarantine.sql
 --! Included jobs/audit_settings.sql
 create or replace function fleet.audit_settings() returns trigger
@@ -7394,7 +7768,7 @@ begin
 end
 $$;
 
-comment on function fleet.audit_settings() is 'Trigger on fleet.settings: keeps every change in fleet.settings_audit.';
+comment on function fleet.audit_settings() is 'Trigger on fleet.settings: records every change in fleet.settings_audit.';
 --! EndIncluded jobs/audit_settings.sql
 --! Included jobs/begin_run.sql
 -- The steps are planned here, with the owner's rights, and a caller can only run the next one. So a role that may start a
@@ -7431,29 +7805,30 @@ begin
   ) then
     raise exception using
       errcode = 'FL002',
-      message = 'fleet.hb_partitions has no trigger hb_partitions_protect: a restore of a dump is under way or was not completed',
+      message = 'fleet.hb_partitions has no trigger hb_partitions_protect: a restore of a dump is running or was not completed',
       hint = 'Wait for the restore to finish. If none is running, restore the dump again into an empty database.';
   end if;
   perform fleet.not_in_future(p_now);
   if not pg_has_role(session_user, 'fleet_owner', 'member') then
-    p_now := now();  -- nor do others choose a time in the past
+    p_now := now();  -- other roles cannot choose a time in the past either
   end if;
   if p_retention < interval '1 day' then
     raise exception using
       errcode = 'FL422',
-      message = format('retention %s is less than 1 day: days for which devices still send heartbeats would be retired', p_retention),
-      hint = 'See first what would happen: select * from fleet.nightly_plan(''60 days''); then: call fleet.nightly(null, ''60 days'');';
+      message = format('retention %s is less than 1 day: days to which devices still send would be retired', p_retention),
+      hint = 'First see what would happen: select * from fleet.nightly_plan(''60 days''); then: '
+        'call fleet.nightly(null, ''60 days'');';
   end if;
-  -- A lock of the session: it has to outlive the transactions of the run.
+  -- A session lock, because it has to outlive the transactions of the run.
   if not pg_try_advisory_lock(v_key) then
     v_holder := (select h from fleet.lock_holders('maintenance') h);
     raise exception using
       errcode = 'FL003',
-      message = format('maintenance is running already, in backend %s', v_holder),
-      hint = 'Wait for it. If it is stuck: select * from fleet.force_unlock(''maintenance''); the next run goes on where it ended.';
+      message = format('maintenance is already running in backend %s', v_holder),
+      hint = 'Wait for it. If it is stuck: select * from fleet.force_unlock(''maintenance''); the next run continues from there.';
   end if;
   begin
-    -- Before any step that could act on a wrong table.
+    -- Before any step that could act on the wrong table.
     perform fleet.relink_tables();
     v_run_id := nextval('fleet.run_id_seq');
     -- A run that was killed may have left steps; this run makes its own plan.
@@ -7463,7 +7838,7 @@ begin
     from unnest(v_steps) with ordinality as s (step, position);
     perform fleet.record_event(p_kind || '.start', p_run_id => v_run_id, p_detail => session_user::text);
   exception when others or query_canceled then
-    -- The session may live on in a pool, and would keep the lock.
+    -- The session may stay in a pool and would keep the lock.
     perform pg_advisory_unlock(v_key);
     raise;
   end;
@@ -7472,7 +7847,8 @@ end
 $$;
 
 comment on function fleet.begin_run(text, interval, timestamptz) is
-  'Begins a run of maintenance (nightly or maintain): takes its lock or names the session that has it, numbers the run and plans its steps.';
+  'Begins a run of maintenance (nightly or maintain): takes the lock, or names the session that holds it, numbers the run and '
+  'plans its steps.';
 --! EndIncluded jobs/begin_run.sql
 --! Included jobs/do_step.sql
 create or replace function fleet.do_step(p_step text, p_partition text, p_now timestamptz, p_day date default null)
@@ -7514,7 +7890,7 @@ end
 $$;
 
 comment on function fleet.do_step(text, text, timestamptz, date) is
-  'One step of maintenance by name; returns how many partitions or rows it concerned.';
+  'Runs one step of maintenance by its name; returns the number of partitions or rows that it handled.';
 --! EndIncluded jobs/do_step.sql
 --! Included jobs/elapsed_ms.sql
 create or replace function fleet.elapsed_ms(p_since timestamptz) returns bigint
@@ -7525,7 +7901,7 @@ as $$
   select (extract(epoch from clock_timestamp() - p_since) * 1000)::bigint;
 $$;
 
-comment on function fleet.elapsed_ms(timestamptz) is 'Milliseconds by the clock since then.';
+comment on function fleet.elapsed_ms(timestamptz) is 'Milliseconds from the given time until now, by the clock.';
 --! EndIncluded jobs/elapsed_ms.sql
 --! Included jobs/end_overdue_readers.sql
 create or replace function fleet.end_overdue_readers() returns integer
@@ -7538,7 +7914,7 @@ declare
   v_reader record;
   v_count integer := 0;
 begin
-  -- The administrator made it at setup, because ending sessions takes a right that the owner does not have.
+  -- The administrator created it at setup, because the owner may not end sessions.
   if to_regprocedure('fleet_guard.end_overdue_readers(interval, interval, interval)') is null then
     return 0;
   end if;
@@ -7551,15 +7927,16 @@ begin
   end loop;
   return v_count;
 exception when insufficient_privilege then
-  -- Set up by an administrator who may not end sessions. The caller has other work to do every minute.
-  raise warning using message = format('sessions of readers that exceed their time limits are not ended: %s', sqlerrm),
+  -- The administrator who ran setup may not end sessions. A warning, because the caller has other work to do.
+  raise warning using message = format('sessions of readers beyond their time limits cannot be ended: %s', sqlerrm),
     hint = 'As superuser: psql -f sql/setup/public.sql';
   return 0;
 end
 $$;
 
 comment on function fleet.end_overdue_readers() is
-  'Ends sessions of fleet_reader that lifted their time limits and exceeded them, and records an event reader.ended for each; returns how many. Run each minute by fleet.mark_silent(). Example: select fleet.end_overdue_readers();';
+  'Ends sessions of fleet_reader that raised their time limits and exceeded the original ones, and records an event reader.ended '
+  'for each; returns how many. Run each minute by fleet.mark_silent(). Example: select fleet.end_overdue_readers();';
 --! EndIncluded jobs/end_overdue_readers.sql
 --! Included jobs/end_run.sql
 create or replace function fleet.end_run(p_run_id bigint) returns void
@@ -7579,7 +7956,7 @@ begin
   if not found then
     raise exception using
       errcode = 'FL404',
-      message = format('run %s of maintenance is not running in this session', coalesce(p_run_id::text, 'null')),
+      message = format('maintenance run %s is not running in this session', coalesce(p_run_id::text, 'null')),
       hint = 'call fleet.nightly(); and call fleet.maintain(); begin and end their runs themselves.';
   end if;
   v_failed := (
@@ -7600,11 +7977,12 @@ begin
 end
 $$;
 
-comment on function fleet.end_run(bigint) is 'Ends a run of maintenance of this session, records how it went and frees its lock.';
+comment on function fleet.end_run(bigint) is
+  'Ends a run of maintenance in this session: records the result and releases the lock.';
 --! EndIncluded jobs/end_run.sql
 --! Included jobs/force_unlock.sql
--- With the rights of the caller: whom one may end is what pg_signal_backend says. (pg_advisory_unlock_all() would free
--- only the caller's own locks.)
+-- Runs with the rights of the caller, so pg_signal_backend decides which sessions may be ended. (pg_advisory_unlock_all() would
+-- release only the caller's own locks.)
 create or replace function fleet.force_unlock(p_lock text default 'maintenance')
 returns table (pid integer, usename text, running interval, query text, is_ended boolean)
 language plpgsql
@@ -7621,7 +7999,7 @@ begin
   end if;
   return query
     select a.pid, a.usename::text, date_trunc('second', now() - a.query_start), a.query,
-      -- Waits, so that whoever asked can begin at once.
+      -- Waits for the end, so that the caller can start at once.
       pg_terminate_backend(a.pid, 5000)
     from fleet.lock_holders(p_lock) h
     join pg_stat_activity a on a.pid = h
@@ -7630,7 +8008,9 @@ end
 $$;
 
 comment on function fleet.force_unlock(text) is
-  'Ends the backend that holds the lock of a stuck maintenance, reconcile or import, and says who it was; what it had not committed is undone, the next run goes on from there. Example: select * from fleet.force_unlock(''maintenance'');';
+  'Ends the backend that holds the lock of a stuck maintenance, reconcile or import, and returns which it was. Its open '
+  'transaction is rolled back, and the next run continues from there. Example: select * from '
+  'fleet.force_unlock(''maintenance'');';
 --! EndIncluded jobs/force_unlock.sql
 --! Included jobs/is_night_missed.sql
 create or replace function fleet.is_night_missed(p_now timestamptz default now()) returns boolean
@@ -7645,13 +8025,13 @@ begin
       select from fleet.events e
       where e.event = 'nightly.start' and e.at > p_now - interval '25 hours'
     )
-    -- A new store waits for its first night.
+    -- In a new store the first night is still to come.
     and exists (select from fleet.hb_partitions p where p.created_at <= p_now - interval '25 hours');
 end
 $$;
 
 comment on function fleet.is_night_missed(timestamptz) is
-  'True when fleet.nightly() was not begun for 25 hours: fleet.maintain() then makes up for it.';
+  'True if fleet.nightly() has not begun for 25 hours. fleet.maintain() then runs it.';
 --! EndIncluded jobs/is_night_missed.sql
 --! Included jobs/maintain.sql
 create or replace procedure fleet.maintain(inout p_run_id bigint default null, p_now timestamptz default now())
@@ -7665,7 +8045,7 @@ begin
   call fleet.run_planned_steps(p_run_id);
   perform fleet.end_run(p_run_id);
   commit;
-  -- Postgres or pg_cron was down at three.
+  -- Postgres or pg_cron was down at 03:00.
   if fleet.is_night_missed(p_now) then
     call fleet.nightly(v_nightly, null, p_now);
   end if;
@@ -7673,7 +8053,8 @@ end
 $$;
 
 comment on procedure fleet.maintain(bigint, timestamptz) is
-  'Makes the partitions ahead, counts the availability of devices with late heartbeats again, and makes up for a night that was missed. Run hourly by pg_cron; safe at any time. Example: call fleet.maintain();';
+  'Creates partitions ahead, recounts the availability of devices with late heartbeats, and runs fleet.nightly() if a night was '
+  'missed. Run hourly by pg_cron; safe at any time. Example: call fleet.maintain();';
 --! EndIncluded jobs/maintain.sql
 --! Included jobs/nightly.sql
 create or replace procedure fleet.nightly(
@@ -7692,12 +8073,14 @@ end
 $$;
 
 comment on procedure fleet.nightly(bigint, interval, timestamptz) is
-  'The night''s work, each step in its own transaction: premake, count, roll up availability, retire what is past the retention, set autovacuum by age, prune, wake the archiver. Answers its run_id for fleet.run_steps(). See first: select * from fleet.nightly_plan(). Example: call fleet.nightly();';
+  'The nightly maintenance, each step in its own transaction: creates partitions ahead, measures sizes, rolls up availability, '
+  'retires partitions past the retention, sets autovacuum by age, prunes, and wakes the archiver. Returns its run_id for '
+  'fleet.run_steps(). For a dry run: select * from fleet.nightly_plan(). Example: call fleet.nightly();';
 --! EndIncluded jobs/nightly.sql
 --! Included status/mark_silent.sql
--- Devices become silent by time alone, so no heartbeat can mark them. Marked early, at three quarters of the time after
--- which they are offline, so that between two runs nobody is offline without the mark; what is read through the mark is
--- always compared with the clock again.
+-- Devices become silent because time passes, so no heartbeat can mark them. They are marked early, at three quarters of the time
+-- after which they are offline, so that between two runs no device is offline without the mark. Queries that use the mark
+-- always compare with the clock again.
 create or replace procedure fleet.mark_silent(p_max_rows integer default 50000, p_now timestamptz default now())
 language plpgsql
 as $$
@@ -7715,7 +8098,7 @@ begin
   from fleet.settings s
   cross join fleet.silence_marks m;
   loop
-    -- In device_id order, as ingest; a batch is a short transaction, because a device that comes back waits for it.
+    -- In device_id order, as in ingest. A batch is a short transaction, because a device that comes back waits for it.
     perform set_config('lock_timeout', '1s', true);
     update fleet.device_last_status ls
     set is_silent = true
@@ -7734,7 +8117,7 @@ begin
     exit when v_rows < c_batch;
     commit;
   end loop;
-  -- With rows left over the marks are not complete: reads go on without them, which suits a fleet that is mostly silent.
+  -- At the limit the marks are incomplete, and reads continue without them. That suits a fleet that is mostly silent.
   if v_left > 0 then
     update fleet.silence_marks m
     set marked_at = p_now, base = v_base
@@ -7742,7 +8125,7 @@ begin
   end if;
   commit;
 
-  -- Marks that no heartbeat took away: those set where nobody knew better.
+  -- Remove marks that no heartbeat removed, because they were set as a precaution.
   loop
     perform set_config('lock_timeout', '1s', true);
     update fleet.device_last_status ls
@@ -7771,7 +8154,10 @@ end
 $$;
 
 comment on procedure fleet.mark_silent(integer, timestamptz) is
-  'Sets device_last_status.is_silent for devices silent for three quarters of the time after which they are offline, so that lists of offline devices need no look at the others. Run each minute by pg_cron; if it is not, lists are as right, and slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence() and fleet.sample_fleet(). Example: call fleet.mark_silent();';
+  'Sets device_last_status.is_silent for devices that have been silent for three quarters of the time after which they are '
+  'offline, so that lists of offline devices need not look at the others. Run every minute by pg_cron. If it does not run, '
+  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence() and fleet.sample_fleet(). '
+  'Example: call fleet.mark_silent();';
 --! EndIncluded status/mark_silent.sql
 --! Included status/reconcile.sql
 create or replace function fleet.reconcile(
@@ -7792,8 +8178,10 @@ begin
   if p_window is null or p_window <= interval '0' or p_max_rows is null or p_max_rows < 1 then
     raise exception using
       errcode = 'FL422',
-      message = format('cannot reconcile a window of %s and %s rows', coalesce(p_window::text, 'null'), coalesce(p_max_rows::text, 'null')),
-      hint = 'Example: select * from fleet.reconcile(''24 hours'', 5000);';
+      message = format(
+        'cannot reconcile a window of %s and %s rows', coalesce(p_window::text, 'null'), coalesce(p_max_rows::text, 'null')
+      ),
+      hint = 'Both must be positive. Example: select * from fleet.reconcile(''24 hours'', 5000);';
   end if;
   select h.checked, h.updated into checked, updated from fleet.heal_last_status(p_window, p_max_rows) h;
   elapsed_ms := fleet.elapsed_ms(v_since);
@@ -7803,33 +8191,35 @@ end
 $$;
 
 comment on function fleet.reconcile(interval, integer) is
-  'Repairs last status where it is behind the stored heartbeats of a window; newest wins. What is beyond p_max_rows is left to the next run, which goes on from there. Run hourly. Example: select * from fleet.reconcile();';
+  'Repairs last status where it is behind the stored heartbeats of a window; the newest heartbeat wins. What exceeds p_max_rows '
+  'is left to the next run, which continues from there. Run hourly. '
+  'Example: select * from fleet.reconcile();';
 --! EndIncluded status/reconcile.sql
 --! Included jobs/job_definitions.sql
 create or replace function fleet.job_definitions()
-returns table (jobname text, schedule text, command text)
+returns table (jobname text, schedule text, max_age interval, command text)
 language sql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
   values
-    -- Half an hour away from the night, with which it shares a lock.
-    ('fleet-maintain', '35 * * * *', 'call fleet.maintain()'),
-    ('fleet-nightly', '0 3 * * *', 'call fleet.nightly()'),
-    ('fleet-reconcile', '5 * * * *', 'select fleet.reconcile()'),
-    ('fleet-mark-silent', '* * * * *', 'call fleet.mark_silent()'),
-    ('fleet-archive-wake', '*/10 * * * *', 'select fleet.wake_archiver()'),
-    -- That a job of each minute succeeded is of no use after two days, and job_health reads it all.
-    ('fleet-prune-cron-history', '20 4 * * *',
+    -- Half an hour away from fleet-nightly, with which it shares a lock.
+    ('fleet-maintain', '35 * * * *', interval '125 minutes', 'call fleet.maintain()'),
+    ('fleet-nightly', '0 3 * * *', interval '25 hours', 'call fleet.nightly()'),
+    ('fleet-reconcile', '5 * * * *', interval '125 minutes', 'select fleet.reconcile()'),
+    ('fleet-mark-silent', '* * * * *', interval '5 minutes', 'call fleet.mark_silent()'),
+    ('fleet-archive-wake', '*/10 * * * *', interval '25 minutes', 'select fleet.wake_archiver()'),
+    -- After two days nobody needs the successes of a job that runs each minute, and job_health reads the whole history.
+    ('fleet-prune-cron-history', '20 4 * * *', interval '25 hours',
       $job$delete from cron.job_run_details
         where end_time < now() - interval '14 days'
           or (command = 'call fleet.mark_silent()' and status = 'succeeded' and end_time < now() - interval '2 days')$job$)
   union all
-  -- VACUUM cannot run in a function: a statement that names the tables, made anew by each night.
-  select 'fleet-vacuum', '45 3 * * *', coalesce(
+  -- VACUUM cannot run in a function, so the statement names the tables. Each night schedules it again.
+  select 'fleet-vacuum', '45 3 * * *', interval '25 hours', coalesce(
     (
-      -- Not by fleet.attached_partitions(), which reads the bounds of all: job_health is polled.
+      -- Not fleet.attached_partitions(), which reads the bounds of all partitions: job_health is polled.
       select format('vacuum (analyze) %s', string_agg(format('fleet.%I', c.relname), ', ' order by p.range_start))
       from fleet.hb_partitions p
       join pg_inherits i on i.inhrelid = fleet.table_of(p) and i.inhparent = to_regclass('fleet.device_heartbeats')
@@ -7839,11 +8229,13 @@ as $$
     'vacuum (analyze) fleet.device_last_status'
   )
   union all
-  select 'fleet-freeze', '15 4 * * *',
-    format('vacuum (freeze, analyze) %s', string_agg(format('%I.%I', c.relnamespace::regnamespace, c.relname), ', ' order by p.range_start))
+  select 'fleet-freeze', '15 4 * * *', interval '25 hours', format(
+    'vacuum (freeze, analyze) %s',
+    string_agg(format('%I.%I', c.relnamespace::regnamespace, c.relname), ', ' order by p.range_start)
+  )
   from fleet.hb_partitions p
   join pg_class c on c.oid = fleet.table_of(p)
-  -- Also retired partitions, which wait for their archive or for archive_grace. cold_xid is null for a day that was retired while young.
+  -- Also retired partitions, which wait for their archive or archive_grace. cold_xid is null for a day that was retired young.
   where (p.state in ('active', 'restored') and age(c.relfrozenxid) > age(p.cold_xid)
       or p.state not in ('active', 'restored') and age(c.relfrozenxid) > coalesce(age(p.cold_xid), 1000000))
     and pg_relation_size(c.oid) > 0
@@ -7851,12 +8243,13 @@ as $$
 $$;
 
 comment on function fleet.job_definitions() is
-  'The jobs that pg_cron has to run for the store, with their schedules in GMT. fleet-freeze is among them while a cold partition is not frozen yet.';
+  'The jobs that pg_cron runs for the store, with their schedules in GMT. A job is late when its last success is older than '
+  'max_age. fleet-freeze is listed only while a cold partition is not frozen yet.';
 --! EndIncluded jobs/job_definitions.sql
 --! Included jobs/job_history.sql
 create or replace function fleet.job_history()
 returns table (
-  jobname text, schedule text, is_active boolean, last_start timestamptz, last_status text, last_message text,
+  jobname text, schedule text, max_age interval, is_active boolean, last_start timestamptz, last_status text, last_message text,
   last_success timestamptz
 )
 language plpgsql
@@ -7868,13 +8261,13 @@ as $$
 begin
   if not exists (select from pg_extension where extname = 'pg_cron') then
     return query
-      select d.jobname, d.schedule, null::boolean, null::timestamptz, null::text, null::text, null::timestamptz
+      select d.jobname, d.schedule, d.max_age, null::boolean, null::timestamptz, null::text, null::text, null::timestamptz
       from fleet.job_definitions() d;
     return;
   end if;
-  -- The history has no index on jobid: it is read once for all jobs, not once for each.
+  -- The history has no index on jobid, so it is read once for all jobs.
   return query execute $history$
-    select d.jobname, d.schedule, j.active, h.start_time, h.status, h.return_message, r.last_success
+    select d.jobname, d.schedule, d.max_age, j.active, h.start_time, h.status, h.return_message, r.last_success
     from fleet.job_definitions() d
     left join cron.job j on j.jobname = d.jobname and j.username = current_user and j.database = current_database()
     left join (
@@ -7888,7 +8281,7 @@ end
 $$;
 
 comment on function fleet.job_history() is
-  'Each expected pg_cron job with its last run and last success; nulls where it is not scheduled in this database.';
+  'Each expected pg_cron job with its last run and last success, which are null if it is not scheduled in this database.';
 --! EndIncluded jobs/job_history.sql
 --! Included jobs/postgres_started_at.sql
 create or replace function fleet.postgres_started_at() returns timestamptz
@@ -7900,10 +8293,10 @@ as $$
 $$;
 
 comment on function fleet.postgres_started_at() is
-  'When Postgres started: no job can be blamed for not running before. Example: select now() - fleet.postgres_started_at();';
+  'When Postgres started. No job is late because it did not run before. Example: select now() - fleet.postgres_started_at();';
 --! EndIncluded jobs/postgres_started_at.sql
 --! Included jobs/job_health.view.sql
--- A job is late from the later of its last success and the start of Postgres: while that was stopped, nothing ran.
+-- The age of a job counts from its last success or from the start of Postgres, whichever is later: nothing runs while it is down.
 create or replace view fleet.job_health as
 select h.jobname, h.schedule,
   case
@@ -7911,12 +8304,7 @@ select h.jobname, h.schedule,
     when not h.is_active then 'disabled'
     when h.last_start is null then 'waiting'
     when h.last_status = 'failed' then 'failed'
-    when h.last_success is null or now() - greatest(h.last_success, fleet.postgres_started_at()) > case
-      when h.schedule like '* %' then interval '5 minutes'
-      when h.schedule like '*/10 %' then interval '25 minutes'
-      when split_part(h.schedule, ' ', 2) = '*' then interval '125 minutes'
-      else interval '25 hours'
-    end then 'late'
+    when h.last_success is null or now() - greatest(h.last_success, fleet.postgres_started_at()) > h.max_age then 'late'
     else 'ok'
   end as status,
   h.last_start, h.last_status, h.last_message, h.last_success
@@ -7924,7 +8312,8 @@ from fleet.job_history() h
 order by h.jobname;
 
 comment on view fleet.job_health is
-  'The pg_cron jobs of the store: ok, waiting (never run yet), late, failed, disabled or missing. Example: select * from fleet.job_health where status <> ''ok'';';
+  'The pg_cron jobs of the store: ok, waiting (has never run), late, failed, disabled or missing. Example: select * from '
+  'fleet.job_health where status <> ''ok'';';
 --! EndIncluded jobs/job_health.view.sql
 --! Included jobs/jobs_elsewhere.sql
 create or replace function fleet.jobs_elsewhere()
@@ -7934,16 +8323,19 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  -- Named after this database too: by name and role pg_cron tells jobs apart, and other stores of the cluster have the same of both.
+  -- The name contains this database: pg_cron identifies a job by name and role, which other stores of the cluster share.
   select d.jobname, case d.jobname
-    -- Its history is where it is.
+    -- The history is in the database of pg_cron.
     when 'fleet-prune-cron-history' then format(
       'select cron.schedule(%L, %L, %L);', d.jobname || '@' || current_database(), d.schedule,
-      format('%swhere database = %L and (%s)', split_part(d.command, 'where', 1), current_database(), trim(split_part(d.command, 'where', 2)))
+      format(
+        '%swhere database = %L and (%s)',
+        split_part(d.command, 'where', 1), current_database(), trim(split_part(d.command, 'where', 2))
+      )
     )
     else format(
       'select cron.schedule_in_database(%L, %L, %L, %L, %L);', d.jobname || '@' || current_database(), d.schedule,
-      -- Nobody there names the partitions anew each night: they are left to autovacuum.
+      -- There, the statement is not updated each night, so partitions are left to autovacuum.
       case d.jobname when 'fleet-vacuum' then 'vacuum (analyze) fleet.device_last_status' else d.command end,
       current_database(), 'fleet_owner'
     )
@@ -7953,10 +8345,10 @@ as $$
 $$;
 
 comment on function fleet.jobs_elsewhere() is
-  'Where pg_cron lives in another database: the statement that schedules each job there, for a superuser.';
+  'If pg_cron is in another database: the statement with which a superuser schedules each job there.';
 --! EndIncluded jobs/jobs_elsewhere.sql
 --! Included partitions/attached_partitions.sql
--- The catalog is the truth about partitions; names are not parsed (pg_partman 4 and 5 name them differently).
+-- The catalog alone decides what is a partition. Names are not parsed, because pg_partman 4 and 5 name partitions differently.
 create or replace function fleet.attached_partitions()
 returns table (relid oid, partition_name text, range_start timestamptz, range_end timestamptz)
 language sql
@@ -7978,7 +8370,7 @@ as $$
 $$;
 
 comment on function fleet.attached_partitions() is
-  'The partitions of fleet.device_heartbeats as the catalog has them, with their bounds.';
+  'The partitions that are attached to fleet.device_heartbeats, with their bounds, from the catalog.';
 --! EndIncluded partitions/attached_partitions.sql
 --! Included partitions/release_partition.sql
 create or replace function fleet.release_partition(p_partition text) returns text
@@ -7994,7 +8386,7 @@ begin
   if v_partition.held_reason is null and v_partition.state <> 'restored' then
     return format('partition %s is not held', p_partition);
   end if;
-  -- A restored day becomes an active one: old enough, it is retired and proven again by the next night.
+  -- A restored day becomes active again. If it is old enough, the next nightly run retires it, and its archive is proven again.
   update fleet.hb_partitions
   set held_reason = null, held_by = null, state = case state when 'restored' then 'active' else state end
   where partition_name = p_partition;
@@ -8004,7 +8396,8 @@ end
 $$;
 
 comment on function fleet.release_partition(text) is
-  'Ends a hold, or the stay of a restored day. Example: select fleet.release_partition(partition_name) from fleet.partition_health where held_reason = ''legal hold'';';
+  'Ends the hold of a partition, or the stay of a restored day. '
+  'Example: select fleet.release_partition(partition_name) from fleet.partition_health where held_reason = ''legal hold'';';
 --! EndIncluded partitions/release_partition.sql
 --! Included partitions/retention_plan.sql
 create or replace function fleet.retention_plan(p_retention interval default null, p_now timestamptz default now())
@@ -8027,10 +8420,10 @@ as $$
       else 'retire'
     end,
     case
-      when p.range_end > p_now - r.retention and p.range_start > p_now then 'made ahead'
-      when p.range_end > p_now - r.retention then format('not wholly older than %s', r.retention)
+      when p.range_end > p_now - r.retention and p.range_start > p_now then 'created ahead of time'
+      when p.range_end > p_now - r.retention then format('not entirely older than %s', r.retention)
       when p.held_reason is not null then format('held: %s', p.held_reason)
-      when h.source is not null then format('%s is being adopted; confirm or abandon that', h.source)
+      when h.source is not null then format('%s is being imported; confirm or abandon the import', h.source)
       when p.state = 'restored' then 'restored from the archive; release it with fleet.release_partition()'
       else format('all of it is older than %s', r.retention)
     end
@@ -8049,7 +8442,8 @@ as $$
 $$;
 
 comment on function fleet.retention_plan(interval, timestamptz) is
-  'What a retention would do, partition by partition, and why; changes nothing. Example: select * from fleet.retention_plan(''60 days'') where action = ''retire'';';
+  'What a retention would do with each partition, and why; changes nothing. '
+  'Example: select * from fleet.retention_plan(''60 days'') where action = ''retire'';';
 --! EndIncluded partitions/retention_plan.sql
 --! Included jobs/nightly_plan.sql
 create or replace function fleet.nightly_plan(p_retention interval default null, p_now timestamptz default now())
@@ -8061,7 +8455,7 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
   (
-    select 'premake', null::text, format('make the partition of %s', d.day::date)
+    select 'premake', null::text, format('create the partition of %s', d.day::date)
     from fleet.settings s
     cross join generate_series(
       fleet.not_in_future(p_now)::date::timestamptz, p_now::date + s.premake_days * interval '1 day', interval '1 day'
@@ -8096,7 +8490,8 @@ as $$
 $$;
 
 comment on function fleet.nightly_plan(interval, timestamptz) is
-  'The dry run of fleet.nightly(): what it would make, roll up, retire and leave to the archiver; changes nothing. Example: select * from fleet.nightly_plan(''60 days'');';
+  'The dry run of fleet.nightly(): what it would create, roll up, retire and leave to the archiver. Changes nothing. Example: '
+  'select * from fleet.nightly_plan(''60 days'');';
 --! EndIncluded jobs/nightly_plan.sql
 --! Included jobs/prune.sql
 create or replace function fleet.prune(p_now timestamptz default now()) returns bigint
@@ -8155,7 +8550,8 @@ end
 $$;
 
 comment on function fleet.prune(timestamptz) is
-  'Removes quarantined heartbeats, events, commands and rollups that are past their time; returns how many. Run by fleet.nightly().';
+  'Deletes quarantined heartbeats, events, commands and rollups that are older than their settings; returns how many. Run by '
+  'fleet.nightly().';
 --! EndIncluded jobs/prune.sql
 --! Included jobs/record_event.sql
 create or replace function fleet.record_event(
@@ -8175,13 +8571,13 @@ as $$
   insert into fleet.events (event, partition_name, rows, duration_ms, detail, is_ok, run_id)
   values (
     p_event, p_partition, p_rows, p_duration_ms, p_detail, p_is_ok,
-    -- A procedure names its run for the functions it calls; see fleet.nightly().
+    -- A procedure sets its run for the functions that it calls; see fleet.run_next_step().
     coalesce(p_run_id, nullif(current_setting('fleet.run_id', true), '')::bigint)
   );
 $$;
 
 comment on function fleet.record_event(text, text, bigint, bigint, text, boolean, bigint) is
-  'Appends to fleet.events.';
+  'Adds a row to fleet.events.';
 --! EndIncluded jobs/record_event.sql
 --! Included jobs/run_next_step.sql
 create or replace function fleet.run_next_step(p_run_id bigint, p_attempt integer default 1) returns text
@@ -8199,7 +8595,7 @@ begin
   loop
     select s.* into v_next
     from fleet.planned_steps s
-    -- Only for the session that planned the steps and still has the lock.
+    -- Only in the session that planned the steps and still holds the lock.
     where s.run_id = p_run_id and s.pid = pg_backend_pid()
       and exists (select from fleet.lock_holders('maintenance') h where h = pg_backend_pid())
     order by s.position
@@ -8247,7 +8643,8 @@ end
 $$;
 
 comment on function fleet.run_next_step(bigint, integer) is
-  'Runs the next step that fleet.begin_run() planned for this run in this session, and records it in fleet.events. Returns done, failed, busy (a lock was not available: commit, wait and call again) or over.';
+  'Runs the next step that fleet.begin_run() planned for this run in this session, and records it in fleet.events. Returns done, '
+  'failed, over (no step is left) or busy (a lock was not available: commit, wait and call again).';
 --! EndIncluded jobs/run_next_step.sql
 --! Included jobs/run_planned_steps.sql
 -- A procedure that commits can have neither SET nor SECURITY DEFINER, so the functions that it calls have them.
@@ -8275,7 +8672,8 @@ end
 $$;
 
 comment on procedure fleet.run_planned_steps(bigint) is
-  'Runs the steps of a maintenance run, each in its own transaction. A step is retried while locks are busy and recorded in fleet.events, and its failure does not stop the others.';
+  'Runs the steps of a maintenance run, each in its own transaction. A step is retried while locks are busy and recorded in '
+  'fleet.events, and its failure does not stop the others.';
 --! EndIncluded jobs/run_planned_steps.sql
 --! Included jobs/run_steps.sql
 create or replace function fleet.run_steps(p_run_id bigint)
@@ -8292,7 +8690,8 @@ as $$
 $$;
 
 comment on function fleet.run_steps(bigint) is
-  'What one run of fleet.nightly() or fleet.maintain() did. Example: call fleet.nightly(); then select * from fleet.run_steps(its run_id);';
+  'What one run of fleet.nightly() or fleet.maintain() did. Example: call fleet.nightly(); then, with the run_id that it '
+  'returns: select * from fleet.run_steps(1);';
 --! EndIncluded jobs/run_steps.sql
 --! Included jobs/schedule_jobs.sql
 create or replace function fleet.schedule_jobs()
@@ -8309,24 +8708,24 @@ begin
   if not exists (select from pg_extension where extname = 'pg_cron') then
     for v_job in select * from fleet.jobs_elsewhere() loop
       raise notice using
-        message = format('not scheduled, pg_cron is not in this database: %s', v_job.jobname),
+        message = format('job %s is not scheduled: pg_cron is not in this database', v_job.jobname),
         hint = format(
-          'As superuser, in the database that cron.database_name names (%s): %s',
-          -- Not current_setting(): that is an error for whom it is hidden from.
-          coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'not known here'), v_job.statement
+          'As superuser, in the database of pg_cron (cron.database_name, %s): %s',
+          -- Not current_setting(), which fails for roles that may not see the setting.
+          coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'unknown here'), v_job.statement
         );
     end loop;
     return query select d.jobname, d.schedule, d.command, false from fleet.job_definitions() d;
     return;
   end if;
 
-  -- By name, so that a second call changes nothing; jobs of ours that are no longer defined go.
+  -- By name, so that a second call changes nothing. The store's jobs that are no longer defined are removed.
   execute $jobs$
     select cron.unschedule(j.jobid)
     from cron.job j
     where j.jobname like 'fleet-%' and j.username = current_user
       and case
-        -- A dump of a database with another name or port brought them, and they would still connect there: schedule() changes neither.
+        -- They came with a dump of a database with another name or port and still connect there. schedule() changes neither.
         when (j.database, j.nodeport) <> (current_database(), current_setting('port')::integer) then
           j.jobname in (select d.jobname from fleet.job_definitions() d)
         else j.jobname not in (select d.jobname from fleet.job_definitions() d)
@@ -8340,10 +8739,11 @@ end
 $$;
 
 comment on function fleet.schedule_jobs() is
-  'Gives pg_cron the jobs of fleet.job_definitions(), as their owner; may be called again. Where pg_cron lives in another database it says what to run there. Example: select * from fleet.schedule_jobs();';
+  'Schedules the jobs of fleet.job_definitions() with pg_cron, as their owner; may be called again. If pg_cron is in another '
+  'database, notices say what to run there. Example: select * from fleet.schedule_jobs();';
 --! EndIncluded jobs/schedule_jobs.sql
 --! Included jobs/scheduler_ages.sql
--- Not by fleet.job_history(), which reads the whole history for the last success of each job: too much for a scrape.
+-- Does not use fleet.job_history(): it reads the whole history for the last success of each job, which is too much for a scrape.
 create or replace function fleet.scheduler_ages()
 returns table (jobname text, age interval)
 language plpgsql
@@ -8367,8 +8767,8 @@ begin
       return next;
     end loop;
   end if;
-  -- Where pg_cron works in another database, lost a job or its history: by what the jobs leave here. These have been there from
-  -- the beginning, so that one that never ran is as old as the store.
+  -- If pg_cron is in another database, or lost a job or its history, the events of the jobs give their ages. These jobs have been
+  -- there since setup, so one that never ran is as old as the store.
   return query
     select w.jobname, now() - coalesce(
       case when l.at is not null then greatest(l.at, fleet.postgres_started_at()) end,
@@ -8384,14 +8784,15 @@ end
 $$;
 
 comment on function fleet.scheduler_ages() is
-  'How long ago each job of the store began, or Postgres started if that was later; maintain, nightly and reconcile since setup while they never have. For /metrics.';
+  'How long ago each job of the store began, or Postgres started if that was later. If maintain, nightly or reconcile has never '
+  'begun, the time since setup. For /metrics.';
 --! EndIncluded jobs/scheduler_ages.sql
 --! Included jobs/settings.trigger.sql
 create or replace trigger settings_audit
   after update on fleet.settings
   for each row execute function fleet.audit_settings();
 
-comment on trigger settings_audit on fleet.settings is 'Keeps every change in fleet.settings_audit.';
+comment on trigger settings_audit on fleet.settings is 'Records every change in fleet.settings_audit.';
 --! EndIncluded jobs/settings.trigger.sql
 --! Included metrics/increment_counter.sql
 create or replace function fleet.increment_counter(p_counter text, p_by numeric default 1) returns void
@@ -8424,20 +8825,22 @@ as $$
   with ingest as materialized (
     select
       case
-        when fleet.is_ingest_down((select max(l.last_received_at) from fleet.device_last_status l), fleet.not_in_future(p_now)) then 'ingest_down'
+        when fleet.is_ingest_down(
+          (select max(l.last_received_at) from fleet.device_last_status l), fleet.not_in_future(p_now)
+        ) then 'ingest_down'
         when p_now < w.gap_to + s.silence_window or w.gap_from is not null and w.gap_to is null
           or pg_postmaster_start_time() > w.looked_at then 'ingest_resumed'
         when w.looked_at < p_now - s.ingest_gap then 'unwatched'
       end as muted_reason,
-      -- Who fell silent while nothing could be heard has not been looked at yet: for one more window the gap belongs to it.
+      -- Devices that fell silent while ingest was down have not been counted yet, so the window includes the gap once more.
       least(case when p_now < w.gap_to + 2 * s.silence_window then w.gap_from end, p_now - s.silence_window) as window_start
     from fleet.settings s
     cross join fleet.silence_watch w
   ),
-  -- By how much each is overdue: worked out once, hence OFFSET 0.
+  -- How long each device is overdue. OFFSET 0 has it computed once.
   heard as (
     select d.cohort,
-      -- A heartbeat that is refused for its time is heard all the same.
+      -- A heartbeat that is refused for its time still shows that the device sends.
       p_now - case when ls.status = 'clock_skewed' then ls.last_received_at else ls.last_ts end - fleet.late_after(
         fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now)
       ) as overdue
@@ -8476,7 +8879,7 @@ as $$
       case
         when i.muted_reason is not null then i.muted_reason
         when m.active < s.silence_min_devices then 'few_devices'
-        -- A day of samples: who has not seen a night knows nothing of nights.
+        -- 144 samples are a day. Before that, what is usual at night is unknown.
         when u.usual_share is null or u.samples < 144 then 'few_samples'
       end as muted_reason
   ) r
@@ -8484,15 +8887,20 @@ as $$
 $$;
 
 comment on function fleet.silence_at(timestamptz) is
-  'fleet.fleet_silence at a given time, by what is known now. Defined in docs/decisions/0017. Example: select * from fleet.silence_at(now());';
+  'fleet.fleet_silence at a given time, from what is known now. Defined in docs/decisions/0017. Example: select * from '
+  'fleet.silence_at(now());';
 --! EndIncluded silence/silence_at.sql
 --! Included silence/fleet_silence.view.sql
 create or replace view fleet.fleet_silence as
-select s.cohort, s.devices, s.active, s.gone_quiet, s.share, s.usual_share, s.ratio, s.is_alarming, s.is_muted, s.muted_reason, s.window_start
+select s.cohort, s.devices, s.active, s.gone_quiet, s.share, s.usual_share, s.ratio, s.is_alarming, s.is_muted, s.muted_reason,
+  s.window_start
 from fleet.silence_at(now()) s;
 
 comment on view fleet.fleet_silence is
-  'For the whole fleet (all) and each cohort: devices on the roster, those active in the window (since window_start), those of them gone quiet in it, their share, the usual share at this time of day, and whether that is an alarm; muted_reason says why it is not judged: ingest_down, ingest_resumed, unwatched, few_devices, few_samples. Example: select * from fleet.fleet_silence where is_alarming;';
+  'For the whole fleet (all) and for each cohort: devices on the roster, devices active in the window (since window_start), '
+  'active devices that have gone quiet in it, their share, the usual share at this time of day, and whether this is an alarm. '
+  'While the alarm cannot be evaluated, muted_reason says why: ingest_down, ingest_resumed, unwatched, few_devices or '
+  'few_samples. Example: select * from fleet.fleet_silence where is_alarming;';
 --! EndIncluded silence/fleet_silence.view.sql
 --! Included metrics/metric_definitions.sql
 create or replace function fleet.metric_definitions()
@@ -8503,46 +8911,52 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
   values
-    ('partitions_created_total', 'counter', 'partitions', 'Partitions of heartbeats that were made'),
-    ('partition_create_failures_total', 'counter', 'runs', 'Runs of maintenance that could not make partitions ahead'),
+    ('partitions_created_total', 'counter', 'partitions', 'Partitions of heartbeats that were created'),
+    ('partition_create_failures_total', 'counter', 'runs', 'Maintenance runs that could not create partitions ahead'),
     ('partitions_archived_total', 'counter', 'partitions', 'Partitions whose archive was read back and proven'),
     ('hb_partition_archived_total', 'counter', 'partitions', 'The same as partitions_archived_total'),
     ('hb_partition_dropped_total', 'counter', 'partitions', 'Partitions dropped after their archive was proven'),
-    ('archive_failures_total', 'counter', 'tries', 'Tries to archive a partition that failed'),
-    ('archive_bytes_pushed_total', 'counter', 'bytes', 'Size of the Parquet files that were written to the archive'),
-    ('reconciliation_rows_updated_total', 'counter', 'devices', 'Devices whose last status was behind their heartbeats and was healed'),
-    ('partition_premake_runway_days', 'gauge', 'days', 'Time for which partitions are made ahead'),
-    ('retention_lag_days', 'gauge', 'days', 'How long the oldest partition has been past its retention and is still online; days that are held do not count'),
-    ('archive_backlog_partitions', 'gauge', 'partitions', 'Partitions that are retired and not yet archived'),
-    ('archiver_heartbeat_age_seconds', 'gauge', 'seconds', 'Time since an archiver was last heard of'),
-    ('scheduler_last_run_age_seconds', 'gauge', 'seconds', 'Time since the job last began, or since Postgres started if that was later; of maintain, nightly and reconcile since setup while they never have'),
+    ('archive_failures_total', 'counter', 'attempts', 'Failed attempts to archive a partition'),
+    ('archive_bytes_pushed_total', 'counter', 'bytes', 'Size of the Parquet files written to the archive'),
+    ('reconciliation_rows_updated_total', 'counter', 'devices',
+      'Devices whose last status was behind their heartbeats and was corrected'),
+    ('partition_premake_runway_days', 'gauge', 'days', 'Days for which partitions exist ahead'),
+    ('retention_lag_days', 'gauge', 'days',
+      'How long the oldest partition that is still online has been past the retention; held partitions do not count'),
+    ('archive_backlog_partitions', 'gauge', 'partitions', 'Partitions that are retired but not archived yet'),
+    ('archiver_heartbeat_age_seconds', 'gauge', 'seconds', 'Time since an archiver was last seen'),
+    ('scheduler_last_run_age_seconds', 'gauge', 'seconds',
+      'Time since the job last began, or since Postgres started if that was later; since setup for maintain, nightly and '
+        'reconcile if they never ran'),
     ('partitions', 'gauge', 'partitions', 'Partitions by state'),
-    ('partition_rows', 'gauge', 'heartbeats', 'Heartbeats by state of their partition, as counted in the night'),
-    ('partition_bytes', 'gauge', 'bytes', 'Size on disk by state of the partition, as measured in the night'),
+    ('partition_rows', 'gauge', 'heartbeats', 'Heartbeats by state of their partition, counted each night'),
+    ('partition_bytes', 'gauge', 'bytes', 'Size on disk by state of the partition, measured each night'),
     ('archive_bytes', 'gauge', 'bytes', 'Size of the proven archives'),
     ('cohort_devices', 'gauge', 'devices', 'Devices on the roster; cohort (all) is the whole fleet'),
-    ('cohort_active_devices', 'gauge', 'devices', 'Devices that were heard of lately, as fleet.fleet_silence counts them'),
-    ('cohort_gone_quiet_devices', 'gauge', 'devices', 'Those of them that have gone quiet'),
-    ('cohort_gone_quiet_ratio', 'gauge', 'ratio', 'Their share'),
-    ('cohort_usual_quiet_ratio', 'gauge', 'ratio', 'The share that is usual at this time of day'),
-    ('cohort_silence_alarm', 'gauge', 'flag', '1 while many more have gone quiet than usual, else 0'),
-    ('cohort_silence_muted', 'gauge', 'flag', '1 while that cannot be judged, else 0'),
-    ('slo_good', 'gauge', 'tries', 'What succeeded in the period of the error budget'),
-    ('slo_bad', 'gauge', 'tries', 'What failed in the period of the error budget'),
-    ('slo_target_ratio', 'gauge', 'ratio', 'Share that may fail'),
-    ('slo_error_ratio', 'gauge', 'ratio', 'Share that failed in the period of the error budget'),
-    ('slo_budget_left_ratio', 'gauge', 'ratio', 'What is left of the error budget: 1 all, 0 nothing, below 0 overspent'),
-    ('postgres_connections', 'gauge', 'connections', 'Connections to Postgres by what they do'),
-    ('postgres_connections_max', 'gauge', 'connections', 'Connections that Postgres takes of others than superusers'),
+    ('cohort_active_devices', 'gauge', 'devices', 'Devices that sent recently, as fleet.fleet_silence counts them'),
+    ('cohort_gone_quiet_devices', 'gauge', 'devices', 'Active devices that have gone quiet'),
+    ('cohort_gone_quiet_ratio', 'gauge', 'ratio', 'Share of the active devices that have gone quiet'),
+    ('cohort_usual_quiet_ratio', 'gauge', 'ratio', 'The share that usually goes quiet at this time of day'),
+    ('cohort_silence_alarm', 'gauge', 'flag', '1 while many more devices than usual have gone quiet, else 0'),
+    ('cohort_silence_muted', 'gauge', 'flag', '1 while the alarm cannot be evaluated, else 0'),
+    ('slo_good', 'gauge', 'attempts', 'Attempts that succeeded in the period of the error budget'),
+    ('slo_bad', 'gauge', 'attempts', 'Attempts that failed in the period of the error budget'),
+    ('slo_target_ratio', 'gauge', 'ratio', 'Share of the attempts that may fail'),
+    ('slo_error_ratio', 'gauge', 'ratio', 'Share of the attempts that failed in the period of the error budget'),
+    ('slo_budget_left_ratio', 'gauge', 'ratio', 'What is left of the error budget: 1 is all, 0 is nothing, below 0 is overspent'),
+    ('postgres_connections', 'gauge', 'connections', 'Connections to Postgres by state'),
+    ('postgres_connections_max', 'gauge', 'connections', 'Connections that Postgres allows for roles that are not superusers'),
     ('postgres_transactions_total', 'counter', 'transactions', 'Transactions in this database since its statistics were reset'),
-    ('postgres_blocks_total', 'counter', 'blocks', 'Blocks of this database that were found in shared buffers, or read from the operating system'),
+    ('postgres_blocks_total', 'counter', 'blocks',
+      'Blocks of this database that were found in shared buffers, or read from the operating system'),
     ('postgres_longest_transaction_seconds', 'gauge', 'seconds', 'Age of the oldest transaction of a client in this database'),
     ('postgres_dead_rows', 'gauge', 'rows', 'Dead rows that autovacuum has not removed yet'),
     ('postgres_replica_bytes_behind', 'gauge', 'bytes', 'WAL that a replica has not replayed yet');
 $$;
 
 comment on function fleet.metric_definitions() is
-  'What each metric of fleet.metric_values() and fleet.silence_metrics() is: its type for Prometheus, its unit and a sentence. Example: select * from fleet.metric_definitions();';
+  'Describes each metric of fleet.metric_values() and fleet.silence_metrics(): type for Prometheus, unit and help. Example: '
+  'select * from fleet.metric_definitions();';
 --! EndIncluded metrics/metric_definitions.sql
 --! Included metrics/postgres_metrics.sql
 create or replace function fleet.postgres_metrics()
@@ -8552,7 +8966,7 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  -- Of all databases: they share the limit. Without pg_monitor the state of other roles is not seen.
+  -- All databases, because they share the limit. Without pg_monitor the state of other roles is unknown.
   select 'postgres_connections', jsonb_build_object('state', coalesce(a.state, 'unknown')), count(*)::double precision
   from pg_stat_activity a
   where a.backend_type = 'client backend'
@@ -8587,10 +9001,10 @@ as $$
   group by r.application_name, r.client_addr;
 $$;
 
-comment on function fleet.postgres_metrics() is 'The part of fleet.metric_values() that Postgres itself tells.';
+comment on function fleet.postgres_metrics() is 'The part of fleet.metric_values() about Postgres itself.';
 --! EndIncluded metrics/postgres_metrics.sql
 --! Included metrics/slo.view.sql
--- The targets are also in docker/prometheus/rules/: an alert must not need the database that failed.
+-- The targets are also in docker/prometheus/rules/, because an alert must not depend on the database that failed.
 create or replace view fleet.slo as
 select o.slo, o.target, o.period, c.good, c.bad,
   round(b.ratio, 6) as ratio,
@@ -8614,7 +9028,10 @@ cross join lateral (
 cross join lateral (select c.bad::numeric / nullif(c.good + c.bad, 0) as ratio) b;
 
 comment on view fleet.slo is
-  'The error budgets: of what the servers tried in the last period, how much failed (ratio), and how much of what target allows is left (budget_left: 1 all, 0 nothing, below 0 overspent). status: ok, warn (half is spent), fail (all is spent) or idle (nothing was tried). Up to 10 seconds behind. Example: select * from fleet.slo where status in (''warn'', ''fail'');';
+  'The error budgets: the share of the servers'' attempts that failed in the last period (ratio), and how much of the budget '
+  'that target allows is left (budget_left: 1 is all, 0 is nothing, below 0 is overspent). status: ok, warn (half is spent), '
+  'fail (all is spent) or idle (no attempts). Up to 10 seconds behind. Example: select * from fleet.slo where status in '
+  '(''warn'', ''fail'');';
 --! EndIncluded metrics/slo.view.sql
 --! Included metrics/metric_values.sql
 create or replace function fleet.metric_values()
@@ -8649,7 +9066,8 @@ as $$
   from fleet.archivers a
   having count(*) > 0
   union all
-  select 'scheduler_last_run_age_seconds', jsonb_build_object('job', g.jobname), greatest(0, extract(epoch from g.age))::double precision
+  select 'scheduler_last_run_age_seconds', jsonb_build_object('job', g.jobname),
+    greatest(0, extract(epoch from g.age))::double precision
   from fleet.scheduler_ages() g
   union all
   select v.metric, jsonb_build_object('state', s.state), v.value
@@ -8682,7 +9100,8 @@ as $$
 $$;
 
 comment on function fleet.metric_values() is
-  'The metrics that live in the database, for /metrics: totals, ages and error budgets. One row a metric and label set; fleet.metric_definitions() says what each is.';
+  'The metrics that come from the database, for /metrics: totals, ages and error budgets. One row for each metric and label set; '
+  'fleet.metric_definitions() describes them.';
 --! EndIncluded metrics/metric_values.sql
 --! Included metrics/record_slo.sql
 create or replace function fleet.record_slo(p_server text, p_counts json) returns void
@@ -8695,14 +9114,16 @@ as $$
   select r.slo, r.minute, p_server, r.good, r.bad
   from json_to_recordset(p_counts) as r (slo text, minute timestamptz, good bigint, bad bigint)
   order by r.slo, r.minute
-  -- Totals of the minute so far: whoever is not sure that they arrived sends them again.
+  -- These are totals of the minute so far, so a server that is not sure whether they arrived sends them again.
   on conflict on constraint slo_counts_pkey do update
     set good = greatest(c.good, excluded.good),
       bad = greatest(c.bad, excluded.bad);
 $$;
 
 comment on function fleet.record_slo(text, json) is
-  'Records what a server process counted for the error budgets: the totals of its minutes, sent every 10 seconds. Recording the same totals again is harmless. Example: select fleet.record_slo(''a'', ''[{"slo":"heartbeat_writes","minute":"now","good":1000,"bad":2}]'');';
+  'Records what a server process counted for the error budgets: its totals for each minute, sent every 10 seconds. Recording the '
+  'same totals again is harmless. Example: select fleet.record_slo(''a'', '
+  '''[{"slo":"heartbeat_writes","minute":"now","good":1000,"bad":2}]'');';
 --! EndIncluded metrics/record_slo.sql
 --! Included partitions/bind_range.sql
 create or replace function fleet.bind_range(p_partition text) returns void
@@ -8749,7 +9170,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   update partman.part_config c
   set partition_interval = w.width,
-    -- pg_partman counts partitions, the setting days.
+    -- pg_partman counts partitions; the setting counts days.
     premake = w.premake
   from fleet.settings s
   cross join lateral (
@@ -8760,8 +9181,7 @@ as $$
     and (c.partition_interval::interval <> w.width::interval or c.premake <> w.premake);
 $$;
 
-comment on function fleet.configure_partman() is
-  'Passes settings.cadence and settings.premake_days on to pg_partman.';
+comment on function fleet.configure_partman() is 'Passes settings.cadence and settings.premake_days on to pg_partman.';
 --! EndIncluded partitions/configure_partman.sql
 --! Included partitions/create_partitions.sql
 create or replace function fleet.create_partitions(p_from date, p_to date) returns setof text
@@ -8782,7 +9202,8 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format('cannot create partitions from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
-      hint = 'Give a first and a last day, in order, at most 4000 days apart: select fleet.create_partitions(current_date - 30, current_date + 14).';
+      hint = 'Give a first and a last day, in order, at most 4000 days apart: '
+        'select fleet.create_partitions(current_date - 30, current_date + 14);';
   end if;
 
   perform fleet.sync_partitions();
@@ -8793,7 +9214,7 @@ begin
     select a.range_start, a.range_end
     from fleet.attached_partitions() a
     union all
-    -- A retired day is not made anew beside its archive: fleet.request_restore() brings it back.
+    -- A retired day gets no new partition; fleet.request_restore() brings it back from its archive.
     select lower(r), upper(r)
     from unnest(fleet.retired_ranges()) r
   ) t;
@@ -8802,7 +9223,7 @@ begin
     select w.width, array_agg(distinct w.range_start order by w.range_start)
     from (
       select
-        -- A month in which days have partitions of their own is filled up with days.
+        -- If some days of a month have their own partitions, its other days get daily partitions, too.
         case when m.is_free then interval '1 month' else interval '1 day' end as width,
         case when m.is_free then m.range_start else d.day end as range_start
       from generate_series(p_from::timestamptz, p_to::timestamptz, interval '1 day') as d (day)
@@ -8830,7 +9251,8 @@ end
 $$;
 
 comment on function fleet.create_partitions(date, date) is
-  'Makes the partitions that are missing between two days, both included, and returns their names. Retired days are left to fleet.request_restore(). Example: select fleet.create_partitions(current_date, current_date + 30);';
+  'Creates the partitions that are missing between two days, both included, and returns their names. Skips retired days, which '
+  'fleet.request_restore() brings back. Example: select fleet.create_partitions(current_date, current_date + 30);';
 --! EndIncluded partitions/create_partitions.sql
 --! Included partitions/data_coverage.view.sql
 create or replace view fleet.data_coverage as
@@ -8843,9 +9265,11 @@ select d.day,
   end as "where",
   p.row_count
 from (
-  -- Computed without a time zone: in the session's zone a day may begin at another hour, and two days a year are longer or shorter.
+  -- Computed without a time zone: in the session's zone a day may begin at another hour, and two days a year are longer or
+  -- shorter.
   select generate_series(
-    (select min(range_start) from fleet.hb_partitions) at time zone 'UTC', date_trunc('day', now() at time zone 'UTC'), interval '1 day'
+    (select min(range_start) from fleet.hb_partitions) at time zone 'UTC', date_trunc('day', now() at time zone 'UTC'),
+    interval '1 day'
   )::date as day
 ) d
 left join lateral (
@@ -8858,7 +9282,8 @@ left join lateral (
 order by d.day desc;
 
 comment on view fleet.data_coverage is
-  'Where the heartbeats of each UTC day are: online (in the database), archived, both or missing. row_count is that of the day''s partition. Example: select * from fleet.data_coverage where "where" = ''missing'';';
+  'Where the heartbeats of each UTC day are: online (in the database), archived, both or missing. row_count is that of the '
+  'day''s partition. Example: select * from fleet.data_coverage where "where" = ''missing'';';
 --! EndIncluded partitions/data_coverage.view.sql
 --! Included partitions/drop_partition.sql
 create or replace function fleet.drop_partition(p_partition text) returns boolean
@@ -8917,12 +9342,15 @@ begin
     raise exception using
       errcode = 'FL010',
       message = format(
-        'partition %s differs from its archive and is not dropped: it has %s rows and its archive %s; the content checksums are %s and %s',
+        'partition %s differs from its archive and is not dropped: it has %s rows and its archive %s; '
+          'the content checksums are %s and %s',
         p_partition, v_found.row_count, v_partition.row_count, v_found.content_checksum, v_partition.content_checksum
       ),
-      detail = 'Only a superuser can have written to it after the proof.',
+      detail = 'Only a superuser could write to it after the proof.',
       hint = format(
-        'If the table is right: select fleet.retry_archive(%1$L); if the archive is: select fleet.accept_archive(%1$L, ''why'');', p_partition
+        'If the table is right: select fleet.retry_archive(%1$L); '
+          'if the archive is right: select fleet.accept_archive(%1$L, ''why'');',
+        p_partition
       );
   end if;
 
@@ -8932,7 +9360,9 @@ end
 $$;
 
 comment on function fleet.drop_partition(text) is
-  'Drops a retired partition whose archive is proven, after comparing its rows with the archive; refuses any other. Returns true when the table is gone, false during archive_grace or while a second proof is missing (settings.proofs_needed). Example: select partition_name, fleet.drop_partition(partition_name) from fleet.partition_health where state = ''archived'';';
+  'Drops a retired partition whose archive is proven, after comparing its rows with the archive; refuses any other. Returns true '
+  'when the table is gone, false during archive_grace or while a second proof is missing (settings.proofs_needed). '
+  'Example: select partition_name, fleet.drop_partition(partition_name) from fleet.partition_health where state = ''archived'';';
 --! EndIncluded partitions/drop_partition.sql
 --! Included partitions/drop_retired.sql
 create or replace function fleet.drop_retired(p_partition text, p_table oid, p_since timestamptz) returns void
@@ -8957,15 +9387,17 @@ begin
     raise exception using
       errcode = 'FL002',
       message = format('table %s appeared while partition %s was being dropped', v_left::regclass, p_partition),
-      hint = format('Look at that table, then call again: select fleet.drop_partition(%L);', p_partition);
+      hint = format('Look at that table, then try again: select fleet.drop_partition(%L);', p_partition);
   end if;
 
   update fleet.hb_partitions
-  set state = 'dropped', relid = null, dropped_at = now(), lease_owner = null, lease_until = null, bytes_size = 0, last_error = null
+  set state = 'dropped', relid = null, dropped_at = now(), lease_owner = null, lease_until = null, bytes_size = 0,
+    last_error = null
   where partition_name = p_partition;
   if p_table is null then
     perform fleet.record_event(
-      'partition.drop', p_partition, v_partition.row_count, fleet.elapsed_ms(p_since), 'the table was gone already; nothing was compared'
+      'partition.drop', p_partition, v_partition.row_count, fleet.elapsed_ms(p_since),
+      'the table was already gone; nothing was compared'
     );
   else
     perform fleet.increment_counter('hb_partition_dropped_total');
@@ -8975,10 +9407,11 @@ end
 $$;
 
 comment on function fleet.drop_retired(text, oid, timestamptz) is
-  'Drops the table of a partition after it was compared with its archive, and records that. Called by fleet.drop_partition() and fleet.accept_archive().';
+  'Drops the table of a partition, which its callers have compared with its archive, and records that. Called by '
+  'fleet.drop_partition() and fleet.accept_archive().';
 --! EndIncluded partitions/drop_retired.sql
 --! Included partitions/ensure_partitions.sql
--- The one place that knows that pg_partman 4 and 5 differ in the calls that make partitions.
+-- The only function that knows how the calls to create partitions differ between pg_partman 4 and 5.
 create or replace function fleet.ensure_partitions(p_starts timestamptz[], p_width interval) returns void
 language plpgsql
 volatile
@@ -8997,7 +9430,7 @@ begin
   from pg_extension
   where extname = 'pg_partman';
 
-  -- pg_partman makes partitions of its configured width only; days and months meet where the cadence was changed.
+  -- pg_partman creates only partitions of its configured width. After a change of cadence both widths may be needed.
   select partition_interval into strict v_interval
   from partman.part_config
   where parent_table = 'fleet.device_heartbeats'
@@ -9008,7 +9441,7 @@ begin
   if v_partman_major >= 5 then
     perform partman.create_partition_time(p_parent_table => 'fleet.device_heartbeats', p_partition_times => p_starts);
   else
-    -- 4.7 would ANALYZE the whole parent after it.
+    -- Otherwise 4.7 would ANALYZE the whole parent afterwards.
     execute 'select partman.create_partition_time(p_parent_table => $1, p_partition_times => $2, p_analyze => false)'
     using 'fleet.device_heartbeats', p_starts;
   end if;
@@ -9019,7 +9452,7 @@ end
 $$;
 
 comment on function fleet.ensure_partitions(timestamptz[], interval) is
-  'Has pg_partman make the partitions of a width that begin at these moments; those that exist are left alone.';
+  'Has pg_partman create the partitions of one width that begin at these times; existing ones are left alone.';
 --! EndIncluded partitions/ensure_partitions.sql
 --! Included partitions/find_renamed.sql
 -- Neither the oid nor the name identifies such a table any more, so its rows have to. If two tables fit, neither is chosen.
@@ -9043,7 +9476,9 @@ begin
     from pg_class c
     where c.relnamespace = to_regnamespace('fleet_detached') and c.relkind = 'r' and not c.relispartition
       and not exists (select from fleet.hb_partitions o where o.partition_name = c.relname)
-      and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'ts' and a.atttypid = 'timestamptz'::regtype)
+      and exists (
+        select from pg_attribute a where a.attrelid = c.oid and a.attname = 'ts' and a.atttypid = 'timestamptz'::regtype
+      )
   loop
     execute format('select min(ts) >= $1 and max(ts) < $2 from fleet_detached.%I', v_table.relname)
     into v_fits
@@ -9057,7 +9492,8 @@ end
 $$;
 
 comment on function fleet.find_renamed(fleet.hb_partitions) is
-  'Finds a retired table that was renamed by hand before a dump: the only table in fleet_detached that has no partition''s name and only heartbeats of this partition''s range. Null if there is none, or more than one.';
+  'Finds a retired table that was renamed by hand before a dump: the only table in fleet_detached whose name is not that of a '
+  'partition and whose heartbeats are all in the range of this one. Null if there is none, or more than one.';
 --! EndIncluded partitions/find_renamed.sql
 --! Included partitions/get_partition.sql
 create or replace function fleet.get_partition(p_partition text) returns fleet.hb_partitions
@@ -9074,14 +9510,14 @@ begin
     raise exception using
       errcode = 'FL404',
       message = format('there is no partition %s', coalesce(p_partition, 'null')),
-      hint = 'Names are in: select partition_name, range_start, state from fleet.partition_health;';
+      hint = 'The names are in: select partition_name, range_start, state from fleet.partition_health;';
   end if;
   return v_partition;
 end
 $$;
 
 comment on function fleet.get_partition(text) is
-  'The row of fleet.hb_partitions, locked; an error with a hint when there is none.';
+  'The row of fleet.hb_partitions, locked; raises an error with a hint if there is none.';
 --! EndIncluded partitions/get_partition.sql
 --! Included partitions/has_bounds.sql
 create or replace function fleet.has_bounds(p_table oid, p_range_start timestamptz, p_range_end timestamptz) returns boolean
@@ -9136,7 +9572,8 @@ end
 $$;
 
 comment on function fleet.seal_relid() is
-  'Trigger on fleet.hb_partitions: sets relid_seal if relid is recorded in this database while its table has the name of the partition.';
+  'Trigger on fleet.hb_partitions: sets relid_seal if relid is recorded in this database while its table has the name of the '
+  'partition.';
 --! EndIncluded partitions/seal_relid.sql
 --! Included partitions/hb_partitions_seal.trigger.sql
 create or replace trigger hb_partitions_seal
@@ -9166,7 +9603,7 @@ begin
   if v_partition.state = 'dropped' then
     raise exception using
       errcode = 'FL002',
-      message = format('partition %s is dropped; its rows are in %s', p_partition, v_partition.archive_url),
+      message = format('partition %s was dropped; its rows are in %s', p_partition, v_partition.archive_url),
       hint = format('Bring it back first: select fleet.request_restore(%L);', (v_partition.range_start at time zone 'UTC')::date);
   end if;
   if v_partition.state in ('active', 'restored') then
@@ -9181,7 +9618,9 @@ end
 $$;
 
 comment on function fleet.hold_partition(text, text) is
-  'Keeps a partition from being retired, archived or dropped, until released. Example: select fleet.hold_partition(partition_name, ''legal hold'') from fleet.partition_health where range_start <= current_date - 30 and range_end > current_date - 30;';
+  'Keeps a partition from being retired, archived or dropped until it is released. '
+  'Example: select fleet.hold_partition(partition_name, ''legal hold'') from fleet.partition_health '
+  'where range_start <= current_date - 30 and range_end > current_date - 30;';
 --! EndIncluded partitions/hold_partition.sql
 --! Included partitions/make_read_only.sql
 -- The archiver may read and owns nothing, because the owner of a table can grant itself every right on it.
@@ -9193,11 +9632,12 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   execute format(
-    'revoke all on fleet_detached.%I from public, fleet_owner, fleet_server, fleet_archiver, fleet_reader, fleet_dba', p_partition
+    'revoke all on fleet_detached.%I from public, fleet_owner, fleet_server, fleet_archiver, fleet_reader, fleet_dba',
+    p_partition
   );
   execute format('grant select on fleet_detached.%I to fleet_owner, fleet_archiver, fleet_dba, fleet_reader', p_partition);
-  -- For VACUUM. Before PostgreSQL 17 only the owner may run it, in the job fleet-freeze; since then the owner needs the right too,
-  -- and it was revoked above with the others.
+  -- For VACUUM. Before PostgreSQL 17 only the owner may run it, in the job fleet-freeze. Since 17 even the owner needs this
+  -- right, which was revoked above with the others.
   if current_setting('server_version_num')::integer >= 170000 then
     execute format('grant maintain on fleet_detached.%I to fleet_owner, fleet_archiver', p_partition);
   end if;
@@ -9205,7 +9645,7 @@ end
 $$;
 
 comment on function fleet.make_read_only(text) is
-  'Lets the archiver, the DBA and readers read a retired table, and nobody write to it.';
+  'Lets the archiver, the DBA and readers read a retired table, and lets nobody write to it.';
 --! EndIncluded partitions/make_read_only.sql
 --! Included partitions/note_storage.sql
 create or replace function fleet.note_storage(p_now timestamptz default now()) returns bigint
@@ -9223,7 +9663,7 @@ as $$
     pg_database_size(current_database()), p_now
   from (
     select
-      -- Counted once the day is over; of today's there is what the last ANALYZE found.
+      -- A partition is counted when its day is over. Until then the last ANALYZE gives an estimate.
       coalesce(sum(coalesce(p.row_count, greatest(c.reltuples, 0)::bigint)) filter (where c.oid is not null), 0) as rows_online,
       coalesce(sum(pg_total_relation_size(c.oid)), 0) as bytes_online,
       coalesce(sum(p.archive_bytes) filter (where p.proven_at is not null), 0) as bytes_archived
@@ -9241,7 +9681,7 @@ as $$
 $$;
 
 comment on function fleet.note_storage(timestamptz) is
-  'Keeps today''s sizes in fleet.storage_daily; returns the bytes of the partitions online. Run by fleet.nightly().';
+  'Records today''s sizes in fleet.storage_daily; returns the size of the online partitions in bytes. Run by fleet.nightly().';
 --! EndIncluded partitions/note_storage.sql
 --! Included partitions/partition_health.view.sql
 create or replace view fleet.partition_health as
@@ -9253,7 +9693,8 @@ from fleet.hb_partitions p
 order by p.range_start desc;
 
 comment on view fleet.partition_health is
-  'Each partition that ever was, newest first: where it is in its life, and what is wrong with it. Example: select * from fleet.partition_health where state = ''archive_failed'';';
+  'Every partition that ever existed, newest first, with its state and its last error. '
+  'Example: select * from fleet.partition_health where state = ''archive_failed'';';
 --! EndIncluded partitions/partition_health.view.sql
 --! Included partitions/premake.sql
 create or replace function fleet.premake(p_now timestamptz default now()) returns setof text
@@ -9271,12 +9712,16 @@ declare
 begin
   perform fleet.note_columns();
   v_known := array(select partition_name from fleet.hb_partitions where state in ('active', 'restored'));
-  select greatest((p_now - s.retention)::date, coalesce((select min(a.range_start)::date from fleet.attached_partitions() a), p_now::date)),
+  select
+    greatest(
+      (p_now - s.retention)::date,
+      coalesce((select min(a.range_start)::date from fleet.attached_partitions() a), p_now::date)
+    ),
     p_now::date + s.premake_days
   into strict v_from, v_to
   from fleet.settings s;
 
-  -- Right after a change of cadence the last partition is of the old width, which run_maintenance would miscount.
+  -- Right after a change of cadence the last partition has the old width, and run_maintenance would miscount.
   if (
     select a.range_end = a.range_start + c.partition_interval::interval
     from fleet.attached_partitions() a
@@ -9288,8 +9733,8 @@ begin
     perform partman.run_maintenance(p_parent_table => 'fleet.device_heartbeats', p_analyze => false, p_jobmon => false);
   end if;
 
-  -- run_maintenance only adds at the far end, by the real clock, and reports "already running" as success: what is still
-  -- missing is made by name, also the days that a long outage left out, for devices that send late.
+  -- run_maintenance adds partitions only after the last one, uses the real clock, and reports success when it is already running
+  -- elsewhere. Whatever is still missing is created here, including days that a long outage left out, for devices that send late.
   perform fleet.create_partitions(v_from, v_to);
 
   return query
@@ -9301,7 +9746,8 @@ end
 $$;
 
 comment on function fleet.premake(timestamptz) is
-  'Makes the partitions up to premake_days ahead, and those missing within the retention, and returns their names. Run by fleet.maintain().';
+  'Creates the partitions up to premake_days ahead, and those that are missing within the retention, and returns their names. '
+  'Run by fleet.maintain().';
 --! EndIncluded partitions/premake.sql
 --! Included partitions/recommend_cadence.sql
 create or replace function fleet.recommend_cadence() returns table (cadence text, rows_per_month bigint, reason text)
@@ -9319,7 +9765,7 @@ as $$
       from fleet.attached_partitions() a
       join pg_class c on c.oid = a.relid
       left join fleet.hb_partitions h on h.partition_name = a.partition_name
-      -- Whole ones only, and none from before the fleet began to send.
+      -- Only partitions whose range is over. Empty ones are left out, because the fleet may not have sent yet.
       where a.range_end <= now() and a.range_end > now() - interval '62 days'
     ) p
     where p.rows > 0
@@ -9336,7 +9782,7 @@ as $$
         m.rows_per_month, m.days,
         case when m.rows_per_month > 5000000 then 'above' else 'not above' end,
         case
-          when m.rows_per_month > 5000000 then 'so a day is retired and archived at a time'
+          when m.rows_per_month > 5000000 then 'so retire and archive each day on its own'
           else 'so a partition for each day would only cost planning time'
         end
       )
@@ -9345,7 +9791,8 @@ as $$
 $$;
 
 comment on function fleet.recommend_cadence() is
-  'Whether partitions should hold a day or a month, by the measured volume (daily above 5 million rows a month). Example: select * from fleet.recommend_cadence();';
+  'Whether partitions should hold a day or a month, based on the measured volume (daily above 5 million rows a month). '
+  'Example: select * from fleet.recommend_cadence();';
 --! EndIncluded partitions/recommend_cadence.sql
 --! Included partitions/refresh_sizes.sql
 create or replace function fleet.refresh_sizes(p_now timestamptz default now()) returns integer
@@ -9369,7 +9816,7 @@ begin
   ) s
   where s.partition_name = p.partition_name and p.bytes_size is distinct from s.bytes;
 
-  -- Exact, once the day is over; not again once it cannot grow, and not where the count is that of an archive.
+  -- An exact count once the day is over. Not repeated when the day can no longer grow, nor if the count is that of an archive.
   for v_partition in
     select p.partition_name
     from fleet.hb_partitions p
@@ -9388,7 +9835,8 @@ end
 $$;
 
 comment on function fleet.refresh_sizes(timestamptz) is
-  'Refreshes row counts of past partitions that can still change, and sizes of all; returns how many were counted. Run by fleet.nightly().';
+  'Refreshes the sizes of attached partitions, and the row counts of past ones that can still change; returns how many it '
+  'counted. Run by fleet.nightly().';
 --! EndIncluded partitions/refresh_sizes.sql
 --! Included partitions/relink_tables.sql
 -- Fixes everything in a restored dump that had a meaning only in the cluster from which it was taken.
@@ -9417,7 +9865,7 @@ begin
     v_table := coalesce(fleet.table_of(v_partition), fleet.find_renamed(v_partition));
     update fleet.hb_partitions p
     set relid = v_table, relid_seal = v_catalog || v_table,
-      -- Transaction numbers of this cluster.
+      -- A transaction ID of this cluster.
       cold_xid = case when p.cold_xid is not null then pg_current_xact_id()::xid end,
       last_error = case when v_table is null then 'the table is gone' else p.last_error end
     where p.partition_name = v_partition.partition_name;
@@ -9442,9 +9890,9 @@ begin
     end if;
     update fleet.imports a
     set relid = v_table, relid_seal = v_catalog || v_table,
-      -- The rows lie in other places of the table now, so it is read from the start.
+      -- The rows are in other blocks of the table now, so it is read from the start.
       filenode = 0,
-      -- Rows that were written after the verification were found by transaction numbers, which are different here.
+      -- Rows that were written after the verification were found by transaction IDs, which are different here.
       state = case a.state when 'verified' then 'moved' else a.state end,
       verified_xid = null, verified_at = null
     where a.source = v_import.source;
@@ -9452,7 +9900,7 @@ begin
   end loop;
 
   if v_found > 0 or cardinality(v_lost) > 0 then
-    -- Transaction numbers of another cluster may lie in the future here, and servers would forget those tokens at every look.
+    -- Transaction IDs of another cluster may be in the future here, and servers would forget those tokens at every poll.
     delete from fleet.token_change_log l
     where l.changed_xid >= pg_snapshot_xmax(pg_current_snapshot());
     perform fleet.record_event(
@@ -9465,12 +9913,14 @@ end
 $$;
 
 comment on function fleet.relink_tables() is
-  'After a dump was restored, finds the table of each partition and adoption by name and records its new oid; returns how many. Changes nothing in any other store. Run at the start of fleet.maintain() and fleet.nightly(), and by fleet.sync_partitions().';
+  'After a dump was restored, finds the table of each partition and each import by name and records its new oid; returns how '
+  'many. Changes nothing in any other store. Run at the start of fleet.maintain() and fleet.nightly(), and by '
+  'fleet.sync_partitions().';
 --! EndIncluded partitions/relink_tables.sql
 --! Included partitions/retire_partition.sql
--- pg_partman detaches by age alone. What is older and attached (held, restored and late days) is set aside and put back in
--- the same transaction, under the parent's lock that the detach takes anyway; its CHECK constraint makes putting it back
--- a matter of the catalog.
+-- pg_partman retires by age alone. Older partitions that must stay attached (held, restored and late days) are detached before it
+-- and attached again after it, in the same transaction, under the lock on the parent that the detach takes anyway. Because of
+-- their CHECK constraints attaching them only changes the catalog.
 create or replace function fleet.retire_partition(p_partition text, p_now timestamptz default now()) returns bigint
 language plpgsql
 volatile
@@ -9498,7 +9948,7 @@ begin
       message = format('partition %s is %s, not active, and cannot be retired', p_partition, v_partition.state),
       hint = case v_partition.state
         when 'restored' then format('Release it first: select fleet.release_partition(%L);', p_partition)
-        else 'It is retired already; see select * from fleet.partition_health.'
+        else 'It is already retired; see select * from fleet.partition_health.'
       end;
   end if;
   if v_partition.held_reason is not null then
@@ -9511,8 +9961,8 @@ begin
   if v_source is not null then
     raise exception using
       errcode = 'FL002',
-      message = format('rows of %s are being moved into partition %s, which cannot be retired yet', v_source, p_partition),
-      hint = format('See select * from fleet.import_progress; and then: select fleet.confirm_import(%L);', v_source);
+      message = format('rows of %s are being imported into partition %s, which cannot be retired yet', v_source, p_partition),
+      hint = format('See select * from fleet.import_progress; then: select fleet.confirm_import(%L);', v_source);
   end if;
   v_table := fleet.table_of(v_partition);
   if v_table is null then
@@ -9525,17 +9975,17 @@ begin
     raise exception using
       errcode = 'FL002',
       message = format('partition %s ends at %s and may still receive heartbeats', p_partition, v_partition.range_end),
-      hint = 'Only a partition that is wholly past can be retired.';
+      hint = 'Only a partition whose range is over can be retired.';
   end if;
 
-  -- Counts first, detach last: the parent is locked for the catalog change only.
+  -- Count first, detach last, so that the parent is locked only for the catalog change.
   execute format('select count(*) from fleet.%I', p_partition) into v_rows;
   v_bytes := pg_total_relation_size(v_table);
 
-  -- Locked before looking, so that no restore attaches an older day in between that pg_partman would retire as well. LOCK TABLE takes
-  -- the right to write, which the owner does not have; this statement changes nothing and takes the same lock.
+  -- Lock the parent before looking, so that no restore attaches an older day in between, which pg_partman would retire, too.
+  -- LOCK TABLE needs the right to write, which the owner does not have; this statement takes the same lock and changes nothing.
   alter table only fleet.device_heartbeats disable row level security;
-  -- From here on the partition keeps the columns it has.
+  -- From now on the columns of the partition stay the same.
   perform fleet.note_columns();
   select array_agg(a.relid), array_agg(a.range_start), array_agg(a.range_end) into v_aside, v_starts, v_ends
   from fleet.attached_partitions() a
@@ -9553,7 +10003,10 @@ begin
     p_reference_timestamp => v_partition.range_end + interval '1 microsecond'
   );
 
-  for v_kept in select a.relid, a.range_start, a.range_end from unnest(v_aside, v_starts, v_ends) as a (relid, range_start, range_end) loop
+  for v_kept in
+    select a.relid, a.range_start, a.range_end
+    from unnest(v_aside, v_starts, v_ends) as a (relid, range_start, range_end)
+  loop
     execute format(
       'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L)',
       v_kept.relid::regclass, v_kept.range_start, v_kept.range_end
@@ -9570,7 +10023,7 @@ begin
 
   update fleet.hb_partitions
   set state = 'detached', step = null, counted = null, detached_at = clock_timestamp(), bytes_size = v_bytes,
-    -- Of a day that was archived before, the count is the archive's until the next export.
+    -- If the day was archived before, the count of that archive stays until the next export.
     row_count = case when archive_url is null then v_rows else row_count end,
     attempts = 0, next_attempt_at = now(), last_error = null
   where partition_name = p_partition;
@@ -9580,7 +10033,8 @@ end
 $$;
 
 comment on function fleet.retire_partition(text, timestamptz) is
-  'Counts a past partition, has pg_partman detach it into fleet_detached, and leaves it to the archiver. Returns its rows. Run by fleet.nightly() and fleet.archive_partition().';
+  'Counts a past partition, has pg_partman detach it into fleet_detached, and leaves it to the archiver. Returns its row count. '
+  'Run by fleet.nightly() and fleet.archive_partition().';
 --! EndIncluded partitions/retire_partition.sql
 --! Included partitions/schedule_vacuum.sql
 create or replace function fleet.schedule_vacuum() returns integer
@@ -9598,7 +10052,8 @@ end
 $$;
 
 comment on function fleet.schedule_vacuum() is
-  'Gives pg_cron the partitions that it has to vacuum and to freeze next; returns how many jobs that takes, 0 where pg_cron is in another database. Run by fleet.nightly().';
+  'Tells pg_cron which partitions to vacuum and to freeze next; returns the number of jobs, 0 if pg_cron is in another database. '
+  'Run by fleet.nightly().';
 --! EndIncluded partitions/schedule_vacuum.sql
 --! Included partitions/set_cadence.sql
 create or replace function fleet.set_cadence(p_cadence text, p_now timestamptz default now()) returns text
@@ -9623,10 +10078,10 @@ begin
   end if;
   select * into strict v_settings from fleet.settings for update;
   if v_settings.cadence = p_cadence then
-    return format('the cadence is %s already', p_cadence);
+    return format('the cadence is already %s', p_cadence);
   end if;
 
-  -- Up to here there are partitions; nothing that exists is changed.
+  -- The new width starts where the existing partitions end; they are not changed.
   perform fleet.sync_partitions();
   select greatest(max(a.range_end)::date, p_now::date) into v_end from fleet.attached_partitions() a;
   v_first := v_end;
@@ -9637,14 +10092,17 @@ begin
 
   update fleet.settings set cadence = p_cadence;
   perform fleet.configure_partman();
-  -- The first of the new width, from which pg_partman counts on.
+  -- The first partition of the new width, from which pg_partman continues.
   perform fleet.create_partitions(v_first, greatest(v_first, p_now::date + v_settings.premake_days));
-  return format('cadence %s (was %s) from %s on; partitions before that stay as they are', p_cadence, v_settings.cadence, v_first);
+  return format(
+    'cadence %s (was %s) from %s on; partitions before that stay as they are', p_cadence, v_settings.cadence, v_first
+  );
 end
 $$;
 
 comment on function fleet.set_cadence(text, timestamptz) is
-  'Sets whether partitions hold a day or a month, from the first day that has none yet (monthly: from the first whole month). Example: select fleet.set_cadence(''monthly'');';
+  'Sets whether partitions hold a day or a month, from the first day that has no partition yet (monthly: from the first whole '
+  'month). Example: select fleet.set_cadence(''monthly'');';
 --! EndIncluded partitions/set_cadence.sql
 --! Included partitions/set_premake.sql
 create or replace function fleet.set_premake(p_days integer) returns text
@@ -9667,12 +10125,12 @@ begin
   set premake_days = p_days
   where premake_days is distinct from p_days;
   perform fleet.configure_partman();
-  return format('premake %s days (was %s); the next hourly run makes what is missing', p_days, v_old);
+  return format('premake %s days (was %s); the next hourly run creates missing partitions', p_days, v_old);
 end
 $$;
 
 comment on function fleet.set_premake(integer) is
-  'Sets how many days ahead partitions are made. Example: select fleet.set_premake(14);';
+  'Sets how many days ahead partitions are created. Example: select fleet.set_premake(14);';
 --! EndIncluded partitions/set_premake.sql
 --! Included partitions/set_retention.sql
 create or replace function fleet.set_retention(p_retention interval) returns text
@@ -9701,7 +10159,8 @@ end
 $$;
 
 comment on function fleet.set_retention(interval) is
-  'Sets how long heartbeats stay online, for the next nightly run, and says what that will retire. Example: select fleet.set_retention(''60 days'');';
+  'Sets how long heartbeats stay online, for the next nightly run, and says how many partitions that run will retire. '
+  'Example: select fleet.set_retention(''60 days'');';
 --! EndIncluded partitions/set_retention.sql
 --! Included partitions/set_up_partitions.sql
 create or replace function fleet.set_up_partitions(p_now timestamptz default now()) returns integer
@@ -9748,9 +10207,9 @@ begin
   end if;
 
   update partman.part_config
-  set infinite_time_partitions = true,  -- or an idle fleet gets no new partitions
+  set infinite_time_partitions = true,  -- otherwise an idle fleet would get no new partitions
     inherit_privileges = true,
-    retention = null,  -- fleet.nightly() retires, in transactions of its own
+    retention = null,  -- fleet.nightly() retires partitions, each in its own transaction
     retention_schema = 'fleet_detached',
     retention_keep_table = true
   where parent_table = 'fleet.device_heartbeats';
@@ -9760,7 +10219,8 @@ end
 $$;
 
 comment on function fleet.set_up_partitions(timestamptz) is
-  'Hands fleet.device_heartbeats to pg_partman (4.7 or 5): from the retention back to premake_days ahead, no default partition. Returns how many partitions were made; 0 when it was done before.';
+  'Puts fleet.device_heartbeats under the control of pg_partman (4.7 or 5), with partitions for the retention and premake_days '
+  'ahead, and without a default partition. Returns how many partitions it created; 0 if this was done before.';
 --! EndIncluded partitions/set_up_partitions.sql
 --! Included partitions/storage_growth.view.sql
 create or replace view fleet.storage_growth as
@@ -9772,7 +10232,8 @@ where p.range_start <= now()
 order by p.range_start desc;
 
 comment on view fleet.storage_growth is
-  'Rows and bytes of each partition, by its first UTC day, online and in the archive, newest first. Example: select sum(bytes_online) from fleet.storage_growth;';
+  'Rows and bytes of each partition, by its first UTC day, online and in the archive, newest first. '
+  'Example: select sum(bytes_online) from fleet.storage_growth;';
 --! EndIncluded partitions/storage_growth.view.sql
 --! Included partitions/storage_history.view.sql
 create or replace view fleet.storage_history as
@@ -9786,7 +10247,9 @@ window w as (order by d.day)
 order by d.day desc;
 
 comment on view fleet.storage_history is
-  'Rows and bytes online and in the archive, and the size of the database, as each night found them, newest first; the columns _added and _since are the difference to the row before. Example: select day, database_bytes, bytes_pushed_since from fleet.storage_history where day > current_date - 30;';
+  'Rows and bytes online and in the archive, and the size of the database, as each nightly run found them, newest first. The '
+  'columns that end in _added or _since are the difference from the row before. '
+  'Example: select day, database_bytes, bytes_pushed_since from fleet.storage_history where day > current_date - 30;';
 --! EndIncluded partitions/storage_history.view.sql
 --! Included partitions/sync_partitions.sql
 create or replace function fleet.sync_partitions() returns integer
@@ -9811,12 +10274,12 @@ begin
         or known.relid is distinct from a.relid
         or known.state not in ('active', 'restored')
       )
-      -- Renamed by hand: fleet.check() asks for its name back.
+      -- A table that was renamed by hand is not new; fleet.check() asks to restore its name.
       and not exists (
         select from fleet.hb_partitions o where o.relid = a.relid and o.partition_name <> a.partition_name
       )
     order by a.range_start
-    -- A known name is a table that came back: restored from a dump, or attached by hand.
+    -- A known name means that the table came back: restored from a dump, or attached by hand.
     on conflict (partition_name) do update
       set relid = excluded.relid,
         range_start = excluded.range_start,
@@ -9833,7 +10296,7 @@ begin
     perform fleet.increment_counter('partitions_created_total', v_count);
   end if;
 
-  -- Detached by hand: it goes the way of the others. Gone altogether: said by fleet.check().
+  -- A partition that was detached by hand is archived like other retired ones. fleet.check() reports one whose table is gone.
   update fleet.hb_partitions p
   set relid = c.oid,
     state = case when c.oid is null then p.state else 'detached' end,
@@ -9844,7 +10307,9 @@ begin
   where q.partition_name = p.partition_name
     and p.state in ('active', 'restored')
     and p.relid is not null
-    and not exists (select from pg_inherits i where i.inhrelid = p.relid and i.inhparent = to_regclass('fleet.device_heartbeats'));
+    and not exists (
+      select from pg_inherits i where i.inhrelid = p.relid and i.inhparent = to_regclass('fleet.device_heartbeats')
+    );
 
   return v_count;
 end
@@ -9854,7 +10319,7 @@ comment on function fleet.sync_partitions() is
   'Brings fleet.hb_partitions in line with the catalog; returns how many partitions were new to it.';
 --! EndIncluded partitions/sync_partitions.sql
 --! Included partitions/tune_autovacuum.sql
--- Hot partitions grow all day; recent ones get a late row now and then; cold ones never change again.
+-- Hot partitions grow all day, recent ones get a late row now and then, and cold ones do not change any more.
 create or replace function fleet.tune_autovacuum(p_now timestamptz default now()) returns integer
 language plpgsql
 volatile
@@ -9881,10 +10346,10 @@ begin
     ) t
     cross join lateral (
       values
-        -- In small steps, so that the visibility map and the statistics follow the day.
+        -- Small steps keep the visibility map and the statistics up to date during the day.
         ('hot', array['autovacuum_analyze_scale_factor=0.02', 'autovacuum_vacuum_insert_scale_factor=0.05']),
         ('recent', array[]::text[]),
-        -- It is frozen once by the job fleet-freeze; the vacuum against wraparound runs all the same.
+        -- The job fleet-freeze freezes it once. Vacuum against wraparound runs in any case.
         ('cold', array['autovacuum_enabled=false'])
     ) as w (temperature, options)
     where w.temperature = t.temperature
@@ -9908,7 +10373,8 @@ end
 $$;
 
 comment on function fleet.tune_autovacuum(timestamptz) is
-  'Sets the autovacuum parameters of partitions as they age: hot (today and ahead), recent (within max_late) and cold; returns how many changed. Run by fleet.nightly().';
+  'Sets the autovacuum parameters of partitions as they age: hot (today and ahead), recent (within max_late) and cold; returns '
+  'how many changed. Run by fleet.nightly().';
 --! EndIncluded partitions/tune_autovacuum.sql
 --! Included silence/silence_metrics.sql
 create or replace function fleet.silence_metrics()
@@ -9934,7 +10400,8 @@ as $$
 $$;
 
 comment on function fleet.silence_metrics() is
-  'fleet.fleet_silence for /metrics. Apart from fleet.metric_values() since it looks at each device; a server asks for it once a minute.';
+  'fleet.fleet_silence for /metrics. Separate from fleet.metric_values(), because it reads every device; a server calls it once '
+  'a minute.';
 --! EndIncluded silence/silence_metrics.sql
 --! Included silence/watch_silence.sql
 create or replace function fleet.watch_silence(p_now timestamptz default now()) returns void
@@ -9957,7 +10424,7 @@ begin
   select * into strict v_watch from fleet.silence_watch for update;
   select max(ls.last_received_at) into v_newest from fleet.device_last_status ls;
 
-  -- A gap whose devices are still to be looked at grows, a new one does not take its place.
+  -- While the devices of a gap are still to be counted, a further gap extends it rather than replacing it.
   v_is_remembered := v_watch.gap_to is null and v_watch.gap_from is not null
     or p_now < v_watch.gap_to + 2 * v_settings.silence_window;
   if fleet.is_ingest_down(v_newest, p_now) then
@@ -9966,7 +10433,7 @@ begin
   elsif v_watch.gap_from is not null and v_watch.gap_to is null then
     v_watch.gap_to := p_now;
   elsif v_watch.looked_at < p_now - v_settings.ingest_gap or v_watch.looked_at < pg_postmaster_start_time() then
-    -- Nobody can say what came in since the last look.
+    -- Nothing is known about ingest since the last call.
     v_watch.gap_from := case when v_is_remembered then v_watch.gap_from else coalesce(v_watch.newest_received_at, p_now) end;
     v_watch.gap_to := p_now;
   end if;
@@ -9976,7 +10443,7 @@ begin
   if date_bin(c_every, p_now, '2000-01-01Z') <= v_watch.sampled_at then
     return;
   end if;
-  -- What was said under a mute, or over a longer window, is not to become usual.
+  -- A sample taken while the alarm is muted, or over a longer window, must not count as usual.
   insert into fleet.silence_samples (cohort, sampled_at, active, gone_quiet)
   select a.cohort, p_now, a.active, a.gone_quiet
   from fleet.silence_at(p_now) a
@@ -9991,7 +10458,7 @@ begin
   select a.cohort, case when k.days >= 3 then k.peaks[2] else a.highest end, a.samples, coalesce(k.days, 0), p_now
   from (
     select s.cohort, count(*) as samples,
-      -- What goes on now does not count as usual.
+      -- What is happening now does not count as usual.
       max(s.gone_quiet / s.active::double precision)
         filter (where s.sampled_at < p_now - greatest(c_around, 2 * v_settings.silence_window)) as highest
     from fleet.silence_samples s
@@ -10003,7 +10470,8 @@ begin
       select s.cohort, d.days_ago, max(s.gone_quiet / s.active::double precision) as peak
       from generate_series(1, 7) as d (days_ago)
       join fleet.silence_samples s
-        on s.sampled_at between p_now - d.days_ago * interval '1 day' - c_around and p_now - d.days_ago * interval '1 day' + c_around
+        on s.sampled_at between p_now - d.days_ago * interval '1 day' - c_around
+          and p_now - d.days_ago * interval '1 day' + c_around
       group by s.cohort, d.days_ago
     ) p
     group by p.cohort
@@ -10015,7 +10483,8 @@ end
 $$;
 
 comment on function fleet.watch_silence(timestamptz) is
-  'Looks whether heartbeats come in, and each 10 minutes takes a sample of fleet.fleet_silence, from which it says what is usual. Called each minute by fleet.mark_silent(). Example: select fleet.watch_silence();';
+  'Checks whether heartbeats arrive, and every 10 minutes takes a sample of fleet.fleet_silence, from which it computes what is '
+  'usual. Called each minute by fleet.mark_silent(). Example: select fleet.watch_silence();';
 --! EndIncluded silence/watch_silence.sql
 --! Included status/backfill_last_status.sql
 create or replace function fleet.backfill_last_status(p_days integer default 7, out updated bigint)
@@ -10029,7 +10498,7 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format('cannot backfill %s days', coalesce(p_days::text, 'null')),
-      hint = 'Example: select fleet.backfill_last_status(7);';
+      hint = 'Give at least 1 day. Example: select fleet.backfill_last_status(7);';
   end if;
   select h.updated into updated from fleet.heal_last_status(make_interval(days => p_days), 2147483647) h;
   perform fleet.record_event('backfill.completed', p_rows => updated);
@@ -10037,7 +10506,8 @@ end
 $$;
 
 comment on function fleet.backfill_last_status(integer) is
-  'Fills last status from the stored heartbeats of the last days, all devices. Example: select fleet.backfill_last_status(7);';
+  'Fills last status from the stored heartbeats of the last p_days days, for all devices. '
+  'Example: select fleet.backfill_last_status(7);';
 --! EndIncluded status/backfill_last_status.sql
 --! Included status/device_day.sql
 create or replace function fleet.device_day(p_device_id bigint, p_now timestamptz default now())
@@ -10055,21 +10525,25 @@ as $$
   ),
   beats as (
     select date_bin('10 minutes', h.ts, '2000-01-01 00:00:00+00') as span, count(*) as beats,
-      count(*) filter (where not h.unity_running) as unity_down, avg(h.battery_pct) as battery_pct, avg(h.signal_dbm) as signal_dbm
+      count(*) filter (where not h.unity_running) as unity_down, avg(h.battery_pct) as battery_pct,
+      avg(h.signal_dbm) as signal_dbm
     from fleet.device_heartbeats h
     where h.device_id = p_device_id
       and h.ts >= date_bin('10 minutes', p_now, '2000-01-01 00:00:00+00') - interval '23 hours 50 minutes'
       and h.ts <= p_now
     group by 1
   )
-  select s.span, coalesce(b.beats, 0)::integer, coalesce(b.unity_down, 0)::integer, round(b.battery_pct, 1), round(b.signal_dbm, 1)
+  select s.span, coalesce(b.beats, 0)::integer, coalesce(b.unity_down, 0)::integer, round(b.battery_pct, 1),
+    round(b.signal_dbm, 1)
   from spans s
   left join beats b using (span)
   order by s.span
 $$;
 
 comment on function fleet.device_day(bigint, timestamptz) is
-  'The last 24 hours of a device in spans of ten minutes, oldest first: heartbeats, those with Unity down, and the means of battery and signal (null without a heartbeat). Example: select * from fleet.device_day(42) where beats = 0;';
+  'The last 24 hours of a device in spans of ten minutes, oldest first: the number of heartbeats, how many of them with Unity '
+  'down, and the means of battery and signal (null without a heartbeat). '
+  'Example: select * from fleet.device_day(42) where beats = 0;';
 --! EndIncluded status/device_day.sql
 --! Included status/device_status.view.sql
 create or replace view fleet.device_status as
@@ -10078,10 +10552,11 @@ select d.device_id, d.alias, d.cohort, d.status, d.last_ts, d.seconds_since, d.b
 from fleet.device_state d;
 
 comment on view fleet.device_status is
-  'Each enrolled device: new, online, late, offline or clock_skewed, and what it last said. Example: select status, count(*) from fleet.device_status group by status;';
+  'Each enrolled device: its status (new, online, late, offline or clock_skewed), and what it reported last. '
+  'Example: select status, count(*) from fleet.device_status group by status;';
 --! EndIncluded status/device_status.view.sql
 --! Included status/device_status_legacy.view.sql
--- Partitions are read newest first until one has a row. None can be further ahead than settings.max_future may be.
+-- Partitions are read newest first until one has a row. No row can be further in the future than settings.max_future allows.
 create or replace view fleet.device_status_legacy as
 select d.device_id, d.alias, d.cohort,
   fleet.derive_status(
@@ -10114,7 +10589,9 @@ left join lateral (
 where d.revoked_at is null;
 
 comment on view fleet.device_status_legacy is
-  'What fleet.device_status says, from the heartbeats themselves and without fleet.device_last_status: slow, for comparison and as the server''s way out (READ_FROM_LAST_STATUS=false). Example: select * from fleet.device_status_legacy where device_id = 42;';
+  'The same as fleet.device_status, but read from the heartbeats and without fleet.device_last_status. Slow: for comparison, '
+  'and the server''s fallback (READ_FROM_LAST_STATUS=false). '
+  'Example: select * from fleet.device_status_legacy where device_id = 42;';
 --! EndIncluded status/device_status_legacy.view.sql
 --! Included status/marks_hold.sql
 create or replace function fleet.marks_hold(p_age interval default null) returns boolean
@@ -10129,11 +10606,13 @@ as $$
 $$;
 
 comment on function fleet.marks_hold(interval) is
-  'Whether every device silent for at least so long (default: settings.offline_after) bears the mark device_last_status.is_silent, except those asked for a heartbeat less often than twice in that time; if not, read without the mark. See fleet.mark_silent().';
+  'Whether every device that has been silent for at least this long (default: settings.offline_after) has the mark '
+  'device_last_status.is_silent. Devices that are asked for a heartbeat less than twice in that time are excepted. If false, '
+  'read without the mark. See fleet.mark_silent().';
 --! EndIncluded status/marks_hold.sql
 --! Included status/devices_offline.view.sql
--- One of the two halves is never run: the choice is made once, before the first row. In the first, OFFSET 0 keeps the planner
--- from joining the whole fleet to a few: it cannot guess how many are offline.
+-- Only one of the two halves runs: the choice is made once, before the first row. In the first half, OFFSET 0 keeps the planner
+-- from joining the whole fleet to a few devices, because it cannot guess how many are offline.
 create or replace view fleet.devices_offline as
 select d.device_id, d.alias, d.cohort, d.last_ts, d.seconds_since, d.battery_pct, d.network_type, d.agent_version, d.ip
 from fleet.device_last_status ls
@@ -10148,7 +10627,8 @@ where not fleet.marks_hold() and d.status = 'offline'
 order by last_ts;
 
 comment on view fleet.devices_offline is
-  'Devices silent for longer than settings.offline_after, longest first. Example: select * from fleet.devices_offline where seconds_since > 720;';
+  'Devices silent for longer than settings.offline_after, longest first. '
+  'Example: select * from fleet.devices_offline where seconds_since > 720;';
 --! EndIncluded status/devices_offline.view.sql
 --! Included status/fleet_summary.view.sql
 -- Counted by status first, so that each device's status is derived once.
@@ -10179,10 +10659,12 @@ from fleet.fleet_samples s
 order by s.sampled_at;
 
 comment on view fleet.fleet_trend is
-  'How many devices were online, late, offline, … in each 10 minutes of the last 8 days, oldest first; where nothing ran there is no row. Example: select sampled_at, offline from fleet.fleet_trend where sampled_at > now() - interval ''1 day'';';
+  'How many devices were online, late, offline, … in each 10 minutes of the last 8 days, oldest first. There is no row for a '
+  'time when nothing ran. '
+  'Example: select sampled_at, offline from fleet.fleet_trend where sampled_at > now() - interval ''1 day'';';
 --! EndIncluded status/fleet_trend.view.sql
 --! Included status/heal_last_status.sql
--- Driven from the roster: one index probe a device and partition, where a scan of the day's heartbeats would read them all.
+-- Starts from the devices, with one index probe for each device and partition. A scan would read all heartbeats of the day.
 create or replace function fleet.heal_last_status(
   p_window interval,
   p_max_rows integer,
@@ -10202,11 +10684,11 @@ begin
   if not pg_try_advisory_xact_lock(hashtextextended('fleet.reconcile', 0)) then
     raise exception using
       errcode = 'FL003',
-      message = 'last status is being reconciled by another session',
-      hint = 'Wait for it. If it is stuck: select * from fleet.force_unlock(''reconcile'');';
+      message = 'another session is reconciling last status',
+      hint = 'Wait until it ends. If it is stuck: select * from fleet.force_unlock(''reconcile'');';
   end if;
-  -- A run that reached its limit left the devices behind the last one to the next: those that drift again and again
-  -- cannot keep it from them.
+  -- A run that reached its limit left the devices after the last one to the next run. So devices that fall behind again and again
+  -- cannot keep others from their turn.
   select position into v_after from fleet.cursors where cursor_name = 'reconcile';
   with newest as materialized (
     select d.device_id, h.ts, h.received_at, h.battery_pct, h.network_type, h.unity_running, h.signal_dbm, h.agent_version,
@@ -10235,7 +10717,7 @@ begin
     )
     select n.device_id, n.ts, n.received_at, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version,
       n.ip, case when n.unity_running is false then 'unity_down' else 'ok' end,
-      true  -- this may take minutes: fleet.mark_silent() sees to it
+      true  -- this may take minutes; fleet.mark_silent() removes the marks that are not needed
     from behind n
     order by n.device_id  -- the order in which ingest locks them
     on conflict (device_id) do update
@@ -10266,10 +10748,12 @@ end
 $$;
 
 comment on function fleet.heal_last_status(interval, integer) is
-  'Moves last status forward to the newest stored heartbeat within a window, for at most so many devices. Behind fleet.reconcile() and fleet.backfill_last_status().';
+  'Moves last status forward to the newest stored heartbeat within a window, for at most p_max_rows devices. Used by '
+  'fleet.reconcile() and fleet.backfill_last_status().';
 --! EndIncluded status/heal_last_status.sql
 --! Included status/list_devices.sql
--- One page by keyset. Built per call: which index serves depends on the arguments, and a plan for all of them serves none.
+-- One page by keyset. The query is built for each call: the best index depends on the arguments, and one plan for all arguments
+-- would suit none of them.
 create or replace function fleet.list_devices(
   p_status text default null,
   p_older_than interval default null,
@@ -10283,7 +10767,7 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
--- In order by an index, to the page's end and no further: a guess of too few rows must not make it read the whole table.
+-- Read an index in order, and stop at the end of the page. Too low an estimate must not make it read the whole table.
 set enable_bitmapscan = off
 set max_parallel_workers_per_gather = 0
 set random_page_cost = 1
@@ -10307,13 +10791,13 @@ begin
   end if;
 
   if p_alias is not null then
-    v_found := null;  -- at most one device, which its alias finds sooner than any mark
+    v_found := null;  -- at most one device, which the alias finds faster than a mark
   elsif p_status = 'clock_skewed' then
     v_found := v_found || ' and ls.status = ''clock_skewed''';
   elsif p_status = 'offline' and fleet.marks_hold() then
     v_found := v_found || ' and ls.is_silent';
   elsif p_older_than is not null and fleet.marks_hold(p_older_than) then
-    -- Devices asked for so few heartbeats may be silent for so long without the mark.
+    -- Devices with such long intervals may be silent for that long without a mark.
     if (select max(d.heartbeat_interval) from fleet.devices d) > p_older_than / 2 then
       v_found := v_found || ' and not ls.is_silent'
         ' and ls.device_id in (select d.device_id from fleet.devices d where d.heartbeat_interval > $2 / 2)'
@@ -10325,11 +10809,12 @@ begin
   end if;
 
   if v_found is null then
-    return query execute 'select d.* from fleet.device_status d' || v_filter || ' and d.device_id > $3 order by d.device_id limit $4'
+    return query execute
+      'select d.* from fleet.device_status d' || v_filter || ' and d.device_id > $3 order by d.device_id limit $4'
       using p_status, p_older_than, p_after, p_limit, p_cohort, p_alias;
     return;
   end if;
-  -- OFFSET 0 keeps the planner from joining the whole fleet to a few: it cannot guess how many have a status.
+  -- OFFSET 0 keeps the planner from joining the whole fleet to a few devices: it cannot guess how many have a status.
   return query execute 'select d.* from (' || v_found || ') found cross join lateral ('
     'select s.* from fleet.device_status s where s.device_id = found.device_id offset 0) d'
     || v_filter || ' order by found.device_id limit $4'
@@ -10338,7 +10823,9 @@ end
 $$;
 
 comment on function fleet.list_devices(text, interval, bigint, integer, text, text) is
-  'A page of fleet.device_status in device_id order, after a device_id: by status, by time since the last heartbeat, by cohort and by alias. Example: select alias from fleet.list_devices(''offline'', ''12 minutes'');';
+  'A page of fleet.device_status in order of device_id, after a given device_id. Filters by status, by time since the last '
+  'heartbeat, by cohort and by alias. '
+  'Example: select alias from fleet.list_devices(''offline'', ''12 minutes'');';
 --! EndIncluded status/list_devices.sql
 --! Included status/list_devices_legacy.sql
 create or replace function fleet.list_devices_legacy(
@@ -10367,7 +10854,8 @@ as $$
 $$;
 
 comment on function fleet.list_devices_legacy(text, interval, bigint, integer, text, text) is
-  'fleet.list_devices() over fleet.device_status_legacy. Example: select alias from fleet.list_devices_legacy(''offline'', ''12 minutes'');';
+  'The same as fleet.list_devices(), over fleet.device_status_legacy. '
+  'Example: select alias from fleet.list_devices_legacy(''offline'', ''12 minutes'');';
 --! EndIncluded status/list_devices_legacy.sql
 --! Included status/sample_fleet.sql
 create or replace function fleet.sample_fleet() returns void
@@ -10383,13 +10871,15 @@ as $$
   select date_bin('10 minutes', now(), '2000-01-01Z'), f.devices, f.online, f.late, f.offline, f.new, f.clock_skewed, f.unity_down
   from fleet.fleet_summary f
   where f.cohort = '(all)'
-    -- Nine times of ten it is there, and nobody is counted.
+    -- Nine times out of ten the row is already there, and no device is counted.
     and not exists (select from fleet.fleet_samples s where s.sampled_at = date_bin('10 minutes', now(), '2000-01-01Z'))
   on conflict do nothing;
 $$;
 
 comment on function fleet.sample_fleet() is
-  'Once in 10 minutes, keeps the counts of fleet.fleet_summary for fleet.fleet_trend. Called each minute by fleet.mark_silent(). Example: select fleet.sample_fleet();';
+  'Stores the counts of fleet.fleet_summary once every 10 minutes, for fleet.fleet_trend. Called every minute by '
+  'fleet.mark_silent(). '
+  'Example: select fleet.sample_fleet();';
 --! EndIncluded status/sample_fleet.sql
 --! Included status/unity_down.view.sql
 create or replace view fleet.unity_down as
@@ -10399,8 +10889,143 @@ where d.said = 'unity_down' and d.status in ('online', 'late')
 order by d.last_ts desc;
 
 comment on view fleet.unity_down is
-  'Devices that are heard from and say that their Unity app does not run. Example: select alias from fleet.unity_down;';
+  'Devices that are online or late and report that their Unity app is not running. Example: select alias from fleet.unity_down;';
 --! EndIncluded status/unity_down.view.sql
+--! Included aliases/adopt_archive.sql
+create or replace function fleet.adopt_archive(
+  p_partition text,
+  p_range_start timestamptz,
+  p_range_end timestamptz,
+  p_row_count bigint,
+  p_content_checksum numeric,
+  p_min_ts timestamptz,
+  p_max_ts timestamptz,
+  p_archive_url text,
+  p_checksum_sha256 text,
+  p_archive_bytes bigint,
+  p_columns jsonb default null,
+  p_columns_at timestamptz default null,
+  p_checksum_version integer default 1,
+  p_manifest_format integer default 1
+) returns boolean
+language sql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  select fleet.register_archive(
+    p_partition, p_range_start, p_range_end, p_row_count, p_content_checksum, p_min_ts, p_max_ts, p_archive_url,
+    p_checksum_sha256, p_archive_bytes, p_columns, p_columns_at, p_checksum_version, p_manifest_format
+  );
+$$;
+
+comment on function fleet.adopt_archive(
+  text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer,
+  integer
+) is 'Old name of fleet.register_archive(); goes in 0.3.';
+--! EndIncluded aliases/adopt_archive.sql
+--! Included aliases/adoption_plan.sql
+create or replace function fleet.adoption_plan(
+  p_source regclass,
+  p_columns jsonb default null,
+  p_unknown_devices text default null,
+  p_oldest timestamptz default null
+) returns table (item text, detail text, rows bigint)
+language sql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  select p.item, p.detail, p.rows from fleet.import_plan(p_source, p_columns, p_unknown_devices, p_oldest) p;
+$$;
+
+comment on function fleet.adoption_plan(regclass, jsonb, text, timestamptz) is 'Old name of fleet.import_plan(); goes in 0.3.';
+--! EndIncluded aliases/adoption_plan.sql
+--! Included aliases/confirm_adoption.sql
+create or replace function fleet.confirm_adoption(p_source regclass) returns text
+language sql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  select fleet.confirm_import(p_source);
+$$;
+
+comment on function fleet.confirm_adoption(regclass) is 'Old name of fleet.confirm_import(); goes in 0.3.';
+--! EndIncluded aliases/confirm_adoption.sql
+--! Included aliases/forget_adoption.sql
+create or replace function fleet.forget_adoption(p_source text) returns boolean
+language sql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  select fleet.forget_import(p_source);
+$$;
+
+comment on function fleet.forget_adoption(text) is 'Old name of fleet.forget_import(); goes in 0.3.';
+--! EndIncluded aliases/forget_adoption.sql
+--! Included aliases/run_adoption.sql
+create or replace procedure fleet.run_adoption(
+  p_source text,
+  p_batch_rows integer,
+  p_pause interval,
+  inout p_state text
+)
+language plpgsql
+as $$
+begin
+  call fleet.run_import(p_source, p_batch_rows, p_pause, p_state);
+end
+$$;
+
+comment on procedure fleet.run_adoption(text, integer, interval, text) is 'Old name of fleet.run_import(); goes in 0.3.';
+--! EndIncluded aliases/run_adoption.sql
+--! Included aliases/adopt_table.sql
+create or replace procedure fleet.adopt_table(
+  p_source regclass,
+  inout p_state text default null,
+  p_columns jsonb default null,
+  p_unknown_devices text default null,
+  p_oldest timestamptz default null,
+  p_forward boolean default null,
+  p_batch_rows integer default 5000,
+  p_pause interval default '20 milliseconds'
+)
+language plpgsql
+as $$
+begin
+  call fleet.import_table(p_source, p_state, p_columns, p_unknown_devices, p_oldest, p_forward, p_batch_rows, p_pause);
+end
+$$;
+
+comment on procedure fleet.adopt_table(regclass, text, jsonb, text, timestamptz, boolean, integer, interval) is
+  'Old name of fleet.import_table(); goes in 0.3.';
+--! EndIncluded aliases/adopt_table.sql
+--! Included aliases/verify_adoption.sql
+create or replace procedure fleet.verify_adoption(p_source regclass, inout p_state text default null)
+language plpgsql
+as $$
+begin
+  call fleet.verify_import(p_source, p_state);
+end
+$$;
+
+comment on procedure fleet.verify_adoption(regclass, text) is 'Old name of fleet.verify_import(); goes in 0.3.';
+--! EndIncluded aliases/verify_adoption.sql
+--! Included aliases/abandon_adoption.sql
+create or replace procedure fleet.abandon_adoption(p_source regclass, inout p_state text default null)
+language plpgsql
+as $$
+begin
+  call fleet.abandon_import(p_source, p_state);
+end
+$$;
+
+comment on procedure fleet.abandon_adoption(regclass, text) is 'Old name of fleet.abandon_import(); goes in 0.3.';
+--! EndIncluded aliases/abandon_adoption.sql
+--! Included aliases/adoption_progress.view.sql
+create or replace view fleet.adoption_progress as
+select * from fleet.import_progress;
+
+comment on view fleet.adoption_progress is 'Old name of fleet.import_progress; goes in 0.3.';
+--! EndIncluded aliases/adoption_progress.view.sql
 
 -- Makes partitions from the start of the retention to premake_days ahead.
 do $$
@@ -10415,7 +11040,7 @@ end
 $$;
 
 --! Included setup/grants.sql
--- Who may do what. Everything is revoked first, so that this file is the whole truth.
+-- Who may do what. Everything is revoked first, so that only the grants in this file apply.
 revoke all on all tables in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
 revoke all on all routines in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
 revoke all on schema fleet, fleet_detached from public;
@@ -10424,7 +11049,7 @@ grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet
 revoke create on schema fleet_detached from fleet_archiver;
 grant usage on schema fleet_detached to fleet_archiver, fleet_reader, fleet_dba;
 
--- Heartbeats are never changed, not even by the owner: rows leave with their partition, once it is proven.
+-- Nobody changes heartbeats, not even the owner: rows are dropped with their partition, once its archive is proven.
 revoke update, delete, truncate on fleet.device_heartbeats from fleet_owner;
 
 grant execute on function
@@ -10446,15 +11071,15 @@ to fleet_server;
 grant execute on function
   fleet.list_devices(text, interval, bigint, integer, text, text),
   fleet.list_devices_legacy(text, interval, bigint, integer, text, text),
-  fleet.marks_hold(interval),  -- what the view devices_offline calls
+  fleet.marks_hold(interval),  -- called by the view devices_offline
   fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
   fleet.late_after(interval),
   fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz),
   fleet.beats_missed(interval, interval),
   fleet.device_day(bigint, timestamptz),
-  fleet.silence_at(timestamptz),  -- what the view fleet_silence calls
+  fleet.silence_at(timestamptz),  -- called by the view fleet_silence
   fleet.postgres_started_at(),
-  fleet.job_history()  -- what the view job_health calls
+  fleet.job_history()  -- called by the view job_health
 to fleet_server, fleet_reader, fleet_dba;
 -- Called by the views partition_health and storage_growth.
 grant execute on function fleet.table_of(fleet.hb_partitions) to fleet_server, fleet_archiver, fleet_reader, fleet_dba;
@@ -10571,7 +11196,8 @@ grant execute on function
   fleet.finish_restore(text, text),
   fleet.fail_restore(text, text, text),
   fleet.register_archive(
-    text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer, integer
+    text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer,
+    integer
   )
 to fleet_archiver;
 
@@ -10582,14 +11208,15 @@ grant select on fleet.unity_down to fleet_reader, fleet_dba;
 
 grant select on
   fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.storage_history, fleet.job_health,
-  fleet.fleet_silence, fleet.fleet_trend, fleet.missed_beats, fleet.silence_samples, fleet.import_progress, fleet.device_availability, fleet.slo
+  fleet.fleet_silence, fleet.fleet_trend, fleet.missed_beats, fleet.silence_samples, fleet.import_progress,
+  fleet.device_availability, fleet.slo
 to fleet_reader, fleet_dba;
 grant execute on function fleet.device_availability(date, date, bigint, timestamptz) to fleet_reader, fleet_dba;
 -- For the ops page.
 grant select on
   fleet.partition_health, fleet.archives, fleet.job_health, fleet.fleet_silence, fleet.fleet_trend, fleet.slo
 to fleet_server;
--- What the view import_progress calls.
+-- Called by the view import_progress.
 grant execute on function fleet.lock_holders(text) to fleet_reader, fleet_dba;
 grant select on fleet.archives to fleet_archiver, fleet_verifier;
 grant execute on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz) to fleet_verifier;
@@ -10616,6 +11243,24 @@ grant update (
   events_keep, command_expires_after, commands_keep, rollups_keep, silence_window, silence_share, silence_ratio,
   silence_min_devices, ingest_gap, archive_stores, proofs_needed
 ) on fleet.settings to fleet_dba;
+
+-- Old names, which go in 0.3.
+grant execute on procedure
+  fleet.adopt_table(regclass, text, jsonb, text, timestamptz, boolean, integer, interval),
+  fleet.verify_adoption(regclass, text),
+  fleet.abandon_adoption(regclass, text),
+  fleet.run_adoption(text, integer, interval, text)
+to fleet_dba;
+grant execute on function
+  fleet.adoption_plan(regclass, jsonb, text, timestamptz),
+  fleet.confirm_adoption(regclass),
+  fleet.forget_adoption(text)
+to fleet_dba;
+grant execute on function fleet.adopt_archive(
+  text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer,
+  integer
+) to fleet_archiver;
+grant select on fleet.adoption_progress to fleet_reader, fleet_dba;
 --! EndIncluded setup/grants.sql
 
 -- Notes the columns; later changes are recorded in fleet.column_changes.

@@ -42,7 +42,7 @@ t.test('a nightly run beside another is 409, with a hint', async t => {
   const { db, call } = await withServer(t)
   const other = await db.sql.reserve()
   await other`select fleet.begin_run('nightly')`
-  t.match(await call('POST /ops/nightly', { admin: true }), { status: 409, body: { detail: /running already/, hint: String } })
+  t.match(await call('POST /ops/nightly', { admin: true }), { status: 409, body: { detail: /already running/, hint: String } })
   await other`select pg_advisory_unlock_all()`
   other.release()
   t.equal((await call('POST /ops/nightly', { admin: true })).status, 200)

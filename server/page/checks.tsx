@@ -16,7 +16,7 @@ export async function readChecks(pool: Pool) {
 }
 
 /** Those that are not ok, failures first. */
-export function attention(checks: Check[]) {
+function attention(checks: Check[]) {
   return [...checks.filter(({ status }) => status === 'fail'), ...checks.filter(({ status }) => status === 'warn')]
 }
 

@@ -3,7 +3,7 @@ import { Moment } from './time.tsx'
 import { Table } from './layout.tsx'
 
 const LIMIT = 25
-export const FILTERS = ['offline', 'unity_down', 'late', 'clock_skewed', 'new', 'online', 'any'] as const
+const FILTERS = ['offline', 'unity_down', 'late', 'clock_skewed', 'new', 'online', 'any'] as const
 
 export interface Search {
   status: (typeof FILTERS)[number]

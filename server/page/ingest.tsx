@@ -96,7 +96,7 @@ function difference(buckets: [number, number][], earlier: [number, number][]): [
 }
 
 /** As Prometheus' histogram_quantile: linear within a bucket; what is above the last bound counts as that bound. */
-export function quantile(share: number, buckets: [number, number][]): number | undefined {
+function quantile(share: number, buckets: [number, number][]): number | undefined {
   const all = buckets.at(-1)?.[1] ?? 0
   if (all === 0) return undefined
   const rank = share * all

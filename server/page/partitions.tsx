@@ -9,7 +9,7 @@ const MAX_MONTHS = 13
 const MEANING: Record<Look, [string, string]> = {
   active: ['A', 'active: online, in the table'],
   ready: ['·', 'ready: made ahead, still empty'],
-  detached: ['W', 'detached: waits for the archiver'],
+  detached: ['W', 'detached: waiting for the archiver'],
   archiving: ['▸', 'archiving: being written and proven'],
   archived: ['P', 'archived: proven, about to be dropped'],
   dropped: ['D', 'dropped: only in the archive'],

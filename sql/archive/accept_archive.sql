@@ -14,8 +14,12 @@ begin
   if p_reason is null or btrim(p_reason) = '' then
     raise exception using
       errcode = 'FL422',
-      message = format('partition %s is not dropped: a reason for keeping only its archive is needed', coalesce(p_partition, 'null')),
-      hint = format('Example: select fleet.accept_archive(%L, ''changed by mistake, case 4711'');', p_partition);
+      message = format(
+        'partition %s is not dropped: no reason was given for keeping only its archive', coalesce(p_partition, 'null')
+      ),
+      hint = format(
+        'Give a reason, for example: select fleet.accept_archive(%L, ''changed by mistake, case 4711'');', p_partition
+      );
   end if;
   -- This takes many seconds for a large day, so it happens before the partition's row is locked.
   select * into v_found
@@ -33,7 +37,9 @@ begin
   if v_found.table_oid is null or v_partition.state not in ('detached', 'archive_failed', 'archived') then
     raise exception using
       errcode = 'FL002',
-      message = format('partition %s is %s, and there is no retired table to compare with its archive', p_partition, v_partition.state),
+      message = format(
+        'partition %s is %s, and there is no retired table to compare with its archive', p_partition, v_partition.state
+      ),
       hint = format('See select * from fleet.partition_health where partition_name = %L;', p_partition);
   end if;
   if v_partition.proven_at is null or v_partition.checksum_sha256 is null or v_partition.archive_url is null then
@@ -45,27 +51,34 @@ begin
   if v_partition.confirmed_at is null and (select s.proofs_needed from fleet.settings s) > 1 then
     raise exception using
       errcode = 'FL001',
-      message = format('the archive of partition %s is not confirmed by a second login; the partition is not dropped', p_partition),
-      hint = 'In a shell, with VERIFIER_DATABASE_URL: npm run archive -- confirm. It confirms partitions in state archived.';
+      message = format(
+        'the archive of partition %s is not confirmed by a second login; the partition is not dropped', p_partition
+      ),
+      hint = 'In a shell with VERIFIER_DATABASE_URL set, run: npm run archive -- confirm. '
+        'It confirms only partitions in state archived.';
   end if;
   if not v_found.differs and v_partition.state = 'archived' then
-    return format('partition %s is the same as its archive; there is nothing to accept', p_partition);
+    return format('partition %s has the same rows as its archive; there is nothing to accept', p_partition);
   end if;
 
   perform fleet.record_event(
     'partition.archive.accept', p_partition, v_found.row_count,
     p_detail => format(
-      'by %s: %s. Dropped: %s rows of checksum %s. Archive: %s rows of checksum %s, %s', session_user, p_reason, v_found.row_count,
-      v_found.content_checksum, v_partition.row_count, v_partition.content_checksum, v_partition.archive_url
+      'by %s: %s. Dropped: %s rows of checksum %s. Archive: %s rows of checksum %s, %s',
+      session_user, p_reason, v_found.row_count, v_found.content_checksum,
+      v_partition.row_count, v_partition.content_checksum, v_partition.archive_url
     )
   );
   update fleet.hb_partitions
   set state = 'archived', step = 'proven', attempts = 0, next_attempt_at = null
   where partition_name = p_partition;
   perform fleet.drop_retired(p_partition, v_found.table_oid, v_since);
-  return format('partition %s is dropped; its archive is kept as the right copy', p_partition);
+  return format('partition %s is dropped; its archive is kept as the correct copy', p_partition);
 end
 $$;
 
 comment on function fleet.accept_archive(text, text) is
-  'Drops a retired table although it differs from its proven archive, because the archive is right. fleet.events keeps who did so, why, and what was dropped. Run npm run archive -- verify first. If the table is right instead, call fleet.retry_archive(). Example: select fleet.accept_archive(''device_heartbeats_p2026_08_15'', ''changed by mistake'');';
+  'Drops a retired table that differs from its proven archive, when the archive is the correct copy. fleet.events records who '
+  'did this, why, and what was dropped. Run npm run archive -- verify first. If the table is the correct copy instead, call '
+  'fleet.retry_archive(). '
+  'Example: select fleet.accept_archive(''device_heartbeats_p2026_08_15'', ''changed by mistake'');';

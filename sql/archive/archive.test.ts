@@ -3,7 +3,7 @@ import type { Test } from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole, daysAgo, enroll, ingest, partitionAt, value } from '../../testing/fleet.ts'
 
-/** A database with one retired partition of three rows, and a session of the archiver. */
+/** A database with one retired partition of three rows, and a session with the archiver's role. */
 async function withRetired(t: Test) {
   const db = await withDatabase(t)
   const { sql } = db
@@ -25,7 +25,7 @@ async function withRetired(t: Test) {
   return { db, sql, name, archiver, sums, sha: 'ab'.repeat(32) }
 }
 
-t.test('the steps of archiving lead to a drop, and only in their order', async t => {
+t.test('the steps of archiving lead to a drop, and only in the right order', async t => {
   const { sql, name, archiver, sums, sha } = await withRetired(t)
   const sum = await sums()
   t.equal(sum.row_count, '3')
@@ -45,7 +45,7 @@ t.test('the steps of archiving lead to a drop, and only in their order', async t
   await t.rejects(
     archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${sha}, 10)`,
     { code: 'FL002' },
-    'not uploaded before exported',
+    'cannot be uploaded before it is exported',
   )
   await t.rejects(archiver`select fleet.count_retired(${name}, 'a', 2)`, {
     code: 'FL010',
@@ -55,25 +55,29 @@ t.test('the steps of archiving lead to a drop, and only in their order', async t
   await t.rejects(
     archiver`select fleet.count_retired(${name}, 'a', 3, '[{"name": "ts", "type": "timestamp with time zone"}]')`,
     { code: 'FL010', detail: /battery_pct/ },
-    'not all of its columns',
+    'some columns are missing',
   )
-  await t.rejects(archiver`select fleet.record_export(${name}, 'a')`, { code: 'FL002' }, 'not exported before it was counted')
+  await t.rejects(
+    archiver`select fleet.record_export(${name}, 'a')`,
+    { code: 'FL002' },
+    'cannot be exported before it is counted',
+  )
   t.match(await archiver`select * from fleet.count_retired(${name}, 'a', ${sum.row_count})`, [sum])
   await archiver`select fleet.record_export(${name}, 'a')`
   const proof = (hex: string, content: string, rows: string) =>
     archiver`select fleet.record_proof(${name}, 'a', ${hex}, ${content}, ${rows}, ${sum.min_ts}, ${sum.max_ts})`.then(
       rows => rows,
     )
-  await t.rejects(proof(sha, sum.content_checksum, '3'), { code: 'FL002' }, 'not proven before uploaded')
+  await t.rejects(proof(sha, sum.content_checksum, '3'), { code: 'FL002' }, 'cannot be proven before it is uploaded')
   await archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${sha}, 10)`
   await t.rejects(proof('cd'.repeat(32), sum.content_checksum, '3'), { code: 'FL010', message: /partition is kept/ })
   await t.rejects(proof(sha, `${BigInt(sum.content_checksum) + 1n}`, '3'), { code: 'FL010' })
   await t.rejects(proof(sha, sum.content_checksum, '2'), { code: 'FL010', detail: /rows 3, read back 2/ })
-  await t.rejects(archiver`select fleet.drop_partition(${name})`, { code: 'FL001' }, 'not dropped before proven')
+  await t.rejects(archiver`select fleet.drop_partition(${name})`, { code: 'FL001' }, 'cannot be dropped before it is proven')
   await t.rejects(
     sql`update fleet.hb_partitions set state = 'archived' where partition_name = ${name}`,
     { message: /hb_partitions_archived_is_proven/ },
-    'not even the owner can say that it is proven',
+    'not even the owner can claim that it is proven',
   )
   await proof(sha, sum.content_checksum, '3')
   t.match(await sql`select state, step, archive_url from fleet.hb_partitions where partition_name = ${name}`, [
@@ -81,14 +85,14 @@ t.test('the steps of archiving lead to a drop, and only in their order', async t
   ])
   t.equal(await value(archiver`select fleet.drop_partition(${name})`), true)
   t.equal(await value(sql`select to_regclass(${`fleet_detached.${name}`})`), null)
-  t.equal(await value(archiver`select fleet.drop_partition(${name})`), true, 'dropped already')
+  t.equal(await value(archiver`select fleet.drop_partition(${name})`), true, 'already dropped')
   t.same(
     (await sql`select event from fleet.events where partition_name = ${name} order by event_id`).map(row => row.event as string),
     ['partition.create', 'partition.detach', 'partition.archive.start', 'partition.archive.end', 'partition.drop'],
   )
 })
 
-t.test('a proven partition may be dropped by hand as well; one that changed after the proof may not', async t => {
+t.test('a proven partition may also be dropped by hand, but not if it changed after the proof', async t => {
   const { db, sql, name, archiver, sums, sha } = await withRetired(t)
   const sum = await sums()
   await archiver`select * from fleet.claim_partition('a')`
@@ -109,7 +113,7 @@ t.test('a proven partition may be dropped by hand as well; one that changed afte
   await sql`select fleet.release_partition(${name})`
   await sql`update fleet.settings set archive_grace = '1 day'`
   t.equal(await value(archiver`select fleet.drop_partition(${name})`), false, 'archive_grace lasts')
-  t.same(await archiver`select * from fleet.claim_partition('a')`, [], 'nothing to do until it is over')
+  t.same(await archiver`select * from fleet.claim_partition('a')`, [], 'nothing to do until the grace period is over')
 
   await t.rejects(archiver.unsafe(`drop table fleet_detached.${name}`), { code: '42501' })
   await sql.unsafe(`drop table fleet_detached.${name}`)
@@ -131,7 +135,7 @@ t.test('a lease runs out, is renewed, and is given back', async t => {
   ])
 })
 
-t.test('failures are counted, tried again later and later, and then left to the night', async t => {
+t.test('failures are counted, retried at growing intervals, and then left to the nightly run', async t => {
   const { sql, name, archiver } = await withRetired(t)
   const waits: number[] = []
   for (let attempt = 1; attempt <= 5; attempt++) {
@@ -141,7 +145,7 @@ t.test('failures are counted, tried again later and later, and then left to the 
       select round(extract(epoch from next_attempt_at - now()))::int as wait from fleet.hb_partitions where partition_name = ${name}
     `
     if (row?.wait != null) waits.push(row.wait)
-    t.same(await archiver`select * from fleet.claim_partition('a')`, [], 'not before its time')
+    t.same(await archiver`select * from fleet.claim_partition('a')`, [], 'not before the retry is due')
     await sql`update fleet.hb_partitions set next_attempt_at = now() where partition_name = ${name} and next_attempt_at is not null`
   }
   t.same(
@@ -157,9 +161,9 @@ t.test('failures are counted, tried again later and later, and then left to the 
   ])
   t.equal(await value(sql`select total::int from fleet.counters where counter = 'archive_failures_total'`), 5)
   await sql`call fleet.nightly()`
-  t.equal((await archiver`select * from fleet.claim_partition('a')`).length, 1, 'the night makes it due again')
+  t.equal((await archiver`select * from fleet.claim_partition('a')`).length, 1, 'the nightly run makes it due again')
   await archiver`select fleet.record_failure(${name}, 'a', 'again')`
-  t.match(await value(sql`select fleet.retry_archive(${name})`), /waits for the archiver/)
+  t.match(await value(sql`select fleet.retry_archive(${name})`), /is waiting for the archiver/)
   t.equal((await archiver`select * from fleet.claim_partition('a')`).length, 1, 'so does a DBA')
 })
 
@@ -176,13 +180,13 @@ t.test('the archiver is notified, and only when there is work', async t => {
   t.same(heard, [await value(sql`select partition_name from fleet.hb_partitions where state = 'detached'`), 'now', 'nightly'])
 })
 
-t.test('a restore is asked for, filled, compared, and attached', async t => {
+t.test('a restore is requested, filled, compared and attached', async t => {
   const { db, sql, name, archiver, sums, sha } = await withRetired(t)
   const day = daysAgo(5).slice(0, 10)
   await t.rejects(sql`select fleet.request_restore(${day})`, { code: 'FL404', hint: /data_coverage/ }, 'nothing is archived yet')
   await t.rejects(sql`select fleet.request_restore('2026-08-15', '2026-08-14')`, { code: 'FL422' })
   const sum = await sums()
-  // Kept beside it, as postgres.js rounds to milliseconds.
+  // Copied on the server, because postgres.js rounds to milliseconds.
   await db.admin.unsafe(`create table public.kept as table fleet_detached.${name}; grant select on public.kept to fleet_archiver`)
   await archiver`select * from fleet.claim_partition('a')`
   await archiver`select fleet.count_retired(${name}, 'a', ${sum.row_count})`
@@ -193,7 +197,7 @@ t.test('a restore is asked for, filled, compared, and attached', async t => {
   t.match(await sql`select "where", row_count from fleet.data_coverage where day = ${day}`, [
     { where: 'archived', row_count: '3' },
   ])
-  t.same(await sql`select fleet.create_partitions(${day}, ${day})`, [], 'no empty partition is made in its place')
+  t.same(await sql`select fleet.create_partitions(${day}, ${day})`, [], 'no empty partition is created in its place')
 
   const dba = asRole(t, db, 'fleet_dba')
   const request = await value(dba`select fleet.request_restore(${day})`)
@@ -225,12 +229,12 @@ t.test('a restore is asked for, filled, compared, and attached', async t => {
   t.match(await sql`select state from fleet.hb_partitions where partition_name = ${name}`, [{ state: 'restored' }])
   t.match(await sql`select "where" from fleet.data_coverage where day = ${day}`, [{ where: 'both' }])
   t.same(await sql`select * from fleet.check() where status = 'fail'`, [])
-  await t.rejects(sql`drop table ${sql(`fleet.${name}`)}`, { code: 'FL001' }, 'rows may have been added: it is guarded again')
+  await t.rejects(sql`drop table ${sql(`fleet.${name}`)}`, { code: 'FL001' }, 'rows may have been added, so it is guarded again')
   await dba`call fleet.nightly(null, '2 days')`
   t.match(
     await sql`select state from fleet.hb_partitions where partition_name = ${name}`,
     [{ state: 'restored' }],
-    'it stays until released',
+    'it stays until it is released',
   )
   await dba`select fleet.release_partition(${name})`
   await db.admin.unsafe(
@@ -240,12 +244,12 @@ t.test('a restore is asked for, filled, compared, and attached', async t => {
   t.match(
     await sql`select row_count, content_checksum from fleet.archives where partition_name = ${name}`,
     [{ row_count: '3', content_checksum: sum.content_checksum }],
-    'the archive is described as it is',
+    'the record of the archive is unchanged',
   )
   t.match(await sql`select state from fleet.hb_partitions where partition_name = ${name}`, [{ state: 'detached' }])
 })
 
-t.test('the content checksum sees every value, and no order', async t => {
+t.test('the content checksum depends on every value, and not on the order', async t => {
   const { sql } = await withDatabase(t)
   await sql`create table fleet.sample (like fleet.device_heartbeats)`
   const rows = [
@@ -293,7 +297,7 @@ t.test('the content checksum sees every value, and no order', async t => {
 })
 
 t.test(
-  'a table whose quick hash is another one, as after a dump went to another version, is compared by its checksum',
+  'a table whose quick hash differs, for example after a restore into another version, is compared by its checksum',
   async t => {
     const { db, sql, name, archiver, sums, sha } = await withRetired(t)
     const sum = await sums()

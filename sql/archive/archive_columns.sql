@@ -12,8 +12,8 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format('%s cannot be archived: the archive has no form for %s', p_table, v_unknown),
-      hint = 'Use a type that has a form (select fleet.archive_form(type)), or add a form for this one to sql/archive/archive_form.sql, '
-        'sql/setup/shape-guard.sql and archiver/archive/parquet.ts.';
+      hint = 'Use a type for which fleet.archive_form(type) returns a form, or add a form for this type to '
+        'sql/archive/archive_form.sql, sql/setup/shape-guard.sql and archiver/archive/parquet.ts.';
   end if;
   return query
     select a.attname::text, format_type(a.atttypid, a.atttypmod), (row_number() over (order by a.attnum))::integer
@@ -24,4 +24,5 @@ end
 $$;
 
 comment on function fleet.archive_columns(regclass) is
-  'The columns of a partition as they are archived, in order; an error for a type that has no canonical form.';
+  'Lists the columns of a partition as they are archived, in order. Raises an error if a column has a type without an archive '
+  'form; see fleet.archive_form().';

@@ -1,5 +1,6 @@
--- The list of types that can be archived. archiver/archive/parquet.ts has the same list for DuckDB, and sql/setup/shape-guard.sql has the names.
--- A type may come from a manifest and becomes part of a statement, so the whole text is compared.
+-- The list of types that can be archived, each with its form: the canonical text of its values. The same list for DuckDB is in
+-- archiver/archive/parquet.ts, and the names of the types are in sql/setup/shape-guard.sql.
+-- A type may come from a manifest and becomes part of a statement, so its whole text has to match.
 create or replace function fleet.archive_form(p_type text) returns text
 language sql
 immutable
@@ -17,10 +18,12 @@ as $$
     when p_type = 'date' then
       $f$case when isfinite(%1$I) then (%1$I - date '1970-01-01')::text else %1$I::text end$f$
     when p_type = 'double precision' then
-      -- By its bits, because Postgres and DuckDB print different texts. NaN has many bit patterns, so it is written by name.
+      -- The bits, because Postgres and DuckDB print different texts. NaN has many bit patterns, so it is written by name.
       $f$case when %1$I = 'NaN' then 'NaN' else ('x' || encode(float8send(%1$I), 'hex'))::bit(64)::text end$f$
   end;
 $$;
 
 comment on function fleet.archive_form(text) is
-  'The SQL expression for the canonical text of a value that is not null, as a format() string that takes the column''s name; null for a type that cannot be archived. Example: select fleet.archive_form(''numeric(10,2)'');';
+  'The SQL expression for the canonical text of a non-null value of this type, as a format() string that takes the column''s '
+  'name. Null if the type cannot be archived. '
+  'Example: select fleet.archive_form(''numeric(10,2)'');';

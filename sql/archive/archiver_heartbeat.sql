@@ -10,4 +10,4 @@ as $$
     set last_seen_at = now(), version = excluded.version;
 $$;
 
-comment on function fleet.archiver_heartbeat(text, text) is 'An archiver says that it is alive.';
+comment on function fleet.archiver_heartbeat(text, text) is 'Records that an archiver is alive, and its version.';

@@ -7,4 +7,5 @@ where p.proven_at is not null and p.archive_url is not null
 order by p.range_start;
 
 comment on view fleet.archives is
-  'Every proven archive: date range, rows, checksums, location, columns, and when it was proven and confirmed. Example: select * from fleet.archives where range_start >= now() - interval ''1 year'';';
+  'Every proven archive: date range, rows, checksums, location, columns, and when it was proven and confirmed. '
+  'Example: select * from fleet.archives where range_start >= now() - interval ''1 year'';';

@@ -1,10 +1,10 @@
-// Attacks with a stolen login of the archiver: on its tables, by false claims, and by registering archives.
+// Attacks with the archiver's stolen login: on retired tables, by false claims, and by registering archives.
 import t from 'tap'
 import type { Test } from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole, daysAgo, enroll, ingest, partitionAt, value } from '../../testing/fleet.ts'
 
-/** A database with one retired partition of three rows, and a session of the archiver. */
+/** A database with one retired partition of three rows, and a session with the archiver's role. */
 async function withRetired(t: Test) {
   const db = await withDatabase(t)
   const { sql } = db
@@ -32,7 +32,7 @@ t.test('the archiver owns no table, and may only read the retired ones', async t
   )
   t.match(await archiver.unsafe(`select count(*)::int as n from fleet_detached.${name}`), [{ n: 3 }])
   const table = `fleet_detached.${name}`
-  // These are not errors: a role that may grant nothing gets a warning, and grants nothing.
+  // This is not an error: a role without the right to grant gets a warning, and nothing is granted.
   await archiver.unsafe(`grant truncate, insert, update, delete on ${table} to fleet_archiver`)
   await archiver.unsafe(`grant all on ${table} to public`)
   for (const statement of [
@@ -71,7 +71,7 @@ t.test('the archiver owns no table, and may only read the retired ones', async t
 t.test("the archiver's count is compared with Postgres's own count", async t => {
   const { db, sql, name, archiver } = await withRetired(t)
   await archiver`select * from fleet.claim_partition('thief')`
-  // 100 rows are gone. The owner counts before the export is recorded, so nobody can prove that the table was empty.
+  // The thief claims fewer rows. The owner counts before the export is recorded, so nobody can prove that the table was empty.
   await t.rejects(archiver`select fleet.count_retired(${name}, 'thief', 0)`, {
     code: 'FL010',
     message: /has 3 rows, but thief says that it copied 0/,
@@ -126,7 +126,7 @@ t.test('the archiver may insert into a restored day only until its rows are comp
     await t.rejects(archiver.unsafe(statement), { code: '42501' }, statement)
   }
 
-  // A second session of the archiver has an insert under way. The restore waits for it and then sees its rows.
+  // A second session of the archiver has an open insert. The restore waits for it and then sees its rows.
   const second = asRole(t, db, 'fleet_archiver')
   await second.unsafe(
     `begin; insert into ${table} select ts + interval '1 minute', received_at, device_id from public.kept limit 1`,
@@ -193,7 +193,7 @@ t.test('an archive can be registered only for a past day or month and at its pla
   await t.resolves(
     register('2020-02-01', '2020-03-01', place('2020-02-01', 's3://elsewhere/x').replace('20200201', '202002')).catch(
       (error: unknown) => {
-        // It is refused because the first archive has the name, not because of its place.
+        // This is refused because the first archive already has the name, not because of the place.
         if ((error as { code?: string }).code !== 'FL409') throw error
       },
     ),

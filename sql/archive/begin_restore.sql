@@ -21,13 +21,14 @@ begin
   if v_partition.columns is null then
     raise exception using
       errcode = 'FL002',
-      message = format('the columns of the archive of %s are not recorded, so it is not restored', p_partition),
-      hint = 'The archiver records them from the manifest. Run the version of the archiver that belongs to this database.';
+      message = format('partition %s is not restored: the columns of its archive are not recorded', p_partition),
+      hint = 'The archiver records them from the manifest. Run the archiver version that belongs to this database.';
   end if;
   perform fleet.require_forms(p_partition, v_partition.columns);
-  -- A try that was cut short left its table.
+  -- An attempt that was cut short may have left its table.
   perform fleet.drop_restoring(p_partition);
-  -- It gets the archive's columns, which its proof needs. fleet.finish_restore() then changes them to today's columns.
+  -- The table gets the archive's columns, because the proof needs them. fleet.finish_restore() later changes them to today's
+  -- columns.
   execute format('create table fleet.%I (%s)', v_table, (
     select string_agg(format('%I %s', c.value ->> 'name', c.value ->> 'type'), ', ' order by c.ordinality)
     from jsonb_array_elements(v_partition.columns) with ordinality c
@@ -38,4 +39,4 @@ end
 $$;
 
 comment on function fleet.begin_restore(text, text) is
-  'Makes the empty table for a restore, with the columns of the archive, and returns its name.';
+  'Creates the empty table for a restore, with the columns of the archive, and returns its name.';

@@ -1,4 +1,5 @@
--- A range in the future would prevent its partitions from being made, and the archiver would fetch a URL outside the known stores.
+-- An archive with a range in the future would prevent the partitions of that range from being created. And the archiver fetches
+-- from the URL, so it must be in a known store.
 create or replace function fleet.check_archive_place(p_range_start timestamptz, p_range_end timestamptz, p_archive_url text)
 returns void
 language plpgsql
@@ -16,12 +17,15 @@ begin
     or p_range_start <> date_trunc('day', p_range_start) or p_range_end > clock_timestamp()
     or p_range_end not in (
       p_range_start + interval '1 day',
-      p_range_start + case when p_range_start = date_trunc('month', p_range_start) then interval '1 month' else interval '1 day' end
+      p_range_start
+        + case when p_range_start = date_trunc('month', p_range_start) then interval '1 month' else interval '1 day' end
     ) then
     raise exception using
       errcode = 'FL422',
-      message = format('the archive of %s to %s is not registered: its range is not a past UTC day or month', p_range_start, p_range_end),
-      hint = 'The range is in the manifest of the archive.';
+      message = format(
+        'the archive of %s to %s is not registered: its range is not a past UTC day or month', p_range_start, p_range_end
+      ),
+      hint = 'Check range_start and range_end in the manifest of the archive.';
   end if;
   v_day := to_char(p_range_start, 'YYYY-MM-DD');
   v_root := substring(
@@ -32,9 +36,12 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format('%s is not a valid place for the archive of %s', coalesce(p_archive_url, 'null'), v_day),
-      hint = format('The place is <store>/device_heartbeats/date=%s/device_heartbeats_%s.parquet.', v_day, to_char(p_range_start, 'YYYYMMDD'));
+      hint = format(
+        'The place must be <store>/device_heartbeats/date=%s/device_heartbeats_%s.parquet.',
+        v_day, to_char(p_range_start, 'YYYYMMDD')
+      );
   end if;
-  -- Where no store is known yet, the first archive decides which one it is.
+  -- If no store is known yet, the first archive decides which one it is.
   select array_agg(distinct s.url) into v_known
   from (
     select substring(p.archive_url from '^(.*)/device_heartbeats/date=') as url
@@ -47,11 +54,13 @@ begin
   if v_root <> all (v_known) then
     raise exception using
       errcode = 'FL422',
-      message = format('%s is not a known store of this database (%s); nothing is registered', v_root, array_to_string(v_known, ', ')),
+      message = format(
+        '%s is not a known store of this database (%s); nothing is registered', v_root, array_to_string(v_known, ', ')
+      ),
       hint = format('If you trust this store: update fleet.settings set archive_stores = archive_stores || %L;', v_root);
   end if;
 end
 $$;
 
 comment on function fleet.check_archive_place(timestamptz, timestamptz, text) is
-  'Raises an error unless the archive to register covers a past UTC day or month and lies at its proper place in a known store.';
+  'Raises an error unless the archive to register covers a past UTC day or month and is at its proper place in a known store.';

@@ -15,11 +15,11 @@ begin
         'partition %s is %s and leased to %s, not to %s',
         p_partition, v_partition.state, coalesce(v_partition.lease_owner, 'nobody'), p_worker
       ),
-      hint = 'The lease ran out and another archiver took it: stop working on this partition.';
+      hint = 'The lease ran out and another archiver may have taken it: stop working on this partition.';
   end if;
   return v_partition;
 end
 $$;
 
 comment on function fleet.check_lease(text, text) is
-  'The partition''s row, locked, if this archiver holds its lease; else an error.';
+  'Returns the partition''s row, locked, if this archiver holds its lease. Raises an error otherwise.';

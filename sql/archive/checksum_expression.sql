@@ -22,7 +22,7 @@ begin
       hint = 'A newer version of this software wrote the archive. Migrate the database with that version.';
   end if;
 
-  -- Version 2 has more types than version 1, and the same text for the types of version 1.
+  -- Version 2 has more types than version 1. The types of version 1 have the same text in both.
   select string_agg(format('%s %s', c.value ->> 'name', c.value ->> 'type'), ', ' order by c.ordinality) into v_unknown
   from jsonb_array_elements(v_columns) with ordinality c
   where fleet.archive_form(c.value ->> 'type') is null
@@ -35,18 +35,19 @@ begin
       message = format(
         '%s has no checksum%s: the archive has no form for %s', p_table, ' of version ' || p_checksum_version, v_unknown
       ),
-      hint = 'The forms are in sql/archive/archive_form.sql and archiver/archive/parquet.ts.';
+      hint = 'The known forms are in sql/archive/archive_form.sql and archiver/archive/parquet.ts.';
   end if;
   select string_agg(c.value ->> 'name', ', ' order by c.ordinality) into v_unknown
   from jsonb_array_elements(v_columns) with ordinality c
   where not exists (
-    select from pg_attribute a where a.attrelid = p_table and a.attname = c.value ->> 'name' and a.attnum > 0 and not a.attisdropped
+    select from pg_attribute a
+    where a.attrelid = p_table and a.attname = c.value ->> 'name' and a.attnum > 0 and not a.attisdropped
   );
   if v_unknown is not null then
     raise exception using
       errcode = 'FL010',
       message = format('%s lacks columns that its checksum covers: %s', p_table, v_unknown),
-      hint = 'The table was changed after it was retired.';
+      hint = 'The table was changed after it was retired. Hold its partition while you look: fleet.hold_partition().';
   end if;
 
   return (
@@ -63,4 +64,5 @@ end
 $$;
 
 comment on function fleet.checksum_expression(regclass, jsonb, integer) is
-  'The SQL expression for the checksum of one row, from the canonical texts of these columns, or of all columns of the table; see fleet.content_checksum().';
+  'Builds the SQL expression for the checksum of one row, from the canonical texts of these columns (default: all columns of '
+  'the table). See fleet.content_checksum().';

@@ -41,8 +41,8 @@ begin
   where p.partition_name = v_name and p.state = 'archiving';
 
   return query
-    select p.partition_name, fleet.table_of(p), format('fleet_detached.%I', p.partition_name), p.range_start, p.range_end, p.state,
-      p.step, p.attempts, p.row_count, p.content_checksum, p.checksum_sha256, p.archive_url, p.archive_bytes, p.min_ts,
+    select p.partition_name, fleet.table_of(p), format('fleet_detached.%I', p.partition_name), p.range_start, p.range_end,
+      p.state, p.step, p.attempts, p.row_count, p.content_checksum, p.checksum_sha256, p.archive_url, p.archive_bytes, p.min_ts,
       p.max_ts
     from fleet.hb_partitions p
     where p.partition_name = v_name;
@@ -50,4 +50,5 @@ end
 $$;
 
 comment on function fleet.claim_partition(text, interval) is
-  'Leases the oldest partition that waits to be archived or dropped to this archiver; no row when there is none.';
+  'Gives this archiver a lease on the oldest partition that is waiting to be archived or dropped. Returns no row if there is '
+  'none.';

@@ -13,7 +13,8 @@ declare
   v_request_id bigint;
   v_name text;
 begin
-  -- Back meanwhile: asked for twice, or, a day without rows, made anew. Who still works on it finds that out.
+  -- These partitions are already back: two requests named them, or a day without rows was created again. An archiver that is
+  -- still working on one of them finds that out at its next step.
   for v_name in
     update fleet.restore_items i
     set state = 'done', finished_at = now(), last_error = null, lease_owner = null, lease_until = null
@@ -39,7 +40,7 @@ begin
   if not found then
     return;
   end if;
-  -- The other request for it may have been claimed in this moment.
+  -- Another request for the same partition may have been claimed a moment ago.
   perform fleet.get_partition(v_name);
   if exists (
     select from fleet.restore_items o
@@ -61,4 +62,4 @@ end
 $$;
 
 comment on function fleet.claim_restore(text, interval) is
-  'Leases the next partition that was asked back to this archiver; no row when there is none.';
+  'Gives this archiver a lease on the next partition that is to be restored. Returns no row if there is none.';

@@ -1,10 +1,13 @@
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import t, { type Test } from 'tap'
+import { repository } from '../../local/config.ts'
 import { withDatabase, type TestDatabase } from '../../testing/database.ts'
 import { asRole, daysAgo, partitionAt, value } from '../../testing/fleet.ts'
 
 type Mapped = [name: string, today: string | null, type: string | null]
 
-/** What became of these columns of an archive of some time. */
+/** Today's names of these columns of an archive that was made at some time. */
 async function mapped({ sql }: TestDatabase, columns: string[], at: string | null = null) {
   const shape = columns.map(name => ({ name, type: 'text' }))
   const rows = await sql<{ name: string; today_name: string | null; today_type: string | null }[]>`
@@ -23,10 +26,10 @@ async function changesOf({ sql }: TestDatabase) {
 
 const ALTER_HEARTBEATS = 'alter table fleet.device_heartbeats'
 
-t.test("changes of columns are noted, and an old name leads to today's name", async t => {
+t.test("changes of columns are recorded, and an old name leads to today's name", async t => {
   const db = await withDatabase(t)
   const { sql } = db
-  t.same(await changesOf(db), [], 'a new store has no changes')
+  t.same(await changesOf(db), [], 'a new database has no changes')
   await sql.unsafe(`${ALTER_HEARTBEATS} add column a text, add column b smallint, add column c text`)
   const before = (await value(sql`select clock_timestamp()::text`)) as string
   await sql.unsafe(`${ALTER_HEARTBEATS} rename column a to a2`)
@@ -56,7 +59,7 @@ t.test("changes of columns are noted, and an old name leads to today's name", as
       ['a3', 'a3', 'text'],
       ['c', 'c', 'integer'],
     ],
-    'of what was archived after them',
+    'for an archive made after the renames',
   )
   t.same(
     await mapped(db, ['a', 'a3']),
@@ -64,7 +67,7 @@ t.test("changes of columns are noted, and an old name leads to today's name", as
       ['a', null, null],
       ['a3', 'a3', 'text'],
     ],
-    'of two, the one that has the name',
+    'of two columns, the one that already has the name',
   )
   t.match(await sql`select detail from fleet.events where event = 'columns.change' order by event_id`, [
     { detail: 'added a text, added b smallint, added c text' },
@@ -76,7 +79,7 @@ t.test("changes of columns are noted, and an old name leads to today's name", as
   ])
 })
 
-t.test('without the event trigger maintain() notes them, and a retirement before it', async t => {
+t.test('without the event trigger, changes are recorded by maintain() and by a retirement before it', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   await admin`drop event trigger fleet_guard_columns`
@@ -85,7 +88,7 @@ t.test('without the event trigger maintain() notes them, and a retirement before
   t.equal(await value(sql`select count(*)::int from fleet.column_changes`), 0)
   await sql`call fleet.maintain()`
   t.equal(await value(sql`select count(*)::int from fleet.column_changes`), 2)
-  // In between, two names are exchanged.
+  // Before the retirement, two columns swap their names.
   await sql.unsafe(`${ALTER_HEARTBEATS} rename column a to between`)
   await sql.unsafe(`${ALTER_HEARTBEATS} rename column b to a`)
   await sql.unsafe(`${ALTER_HEARTBEATS} rename column between to b`)
@@ -101,7 +104,7 @@ t.test('without the event trigger maintain() notes them, and a retirement before
   t.ok(retired?.is_after, 'it has the new names')
 })
 
-t.test('a superuser, and two sessions at once, change nothing about it', async t => {
+t.test('changes by a superuser are recorded once, even with two sessions at a time', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   await admin.unsafe(`${ALTER_HEARTBEATS} add column a text`)
@@ -109,7 +112,7 @@ t.test('a superuser, and two sessions at once, change nothing about it', async t
   t.same(await changesOf(db), ['added a text'])
 })
 
-t.test('in a restored dump columns are known by their names, whatever their numbers are', async t => {
+t.test('in a restored dump columns are recognized by their names, whatever their numbers are', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   await sql.unsafe(`${ALTER_HEARTBEATS} add column gone text`)
@@ -117,7 +120,7 @@ t.test('in a restored dump columns are known by their names, whatever their numb
   await sql.unsafe(`${ALTER_HEARTBEATS} drop column gone`)
   await sql`select fleet.note_columns()`
   const before = await changesOf(db)
-  // As pg_restore leaves it: the numbers are of another table in another cluster, without the gap.
+  // As after pg_restore: the recorded numbers belong to another table in another cluster, and the new table has no gap.
   for (const other of ['relid = relid::bigint + 1', 'system_identifier = system_identifier + 1']) {
     await sql.unsafe(
       `update fleet.heartbeat_columns set ${other}, attnum = attnum - case when name in ('a', 'b') then 1 else 0 end`,
@@ -126,7 +129,7 @@ t.test('in a restored dump columns are known by their names, whatever their numb
     t.equal(
       await value(sql`select count(*)::int from fleet.heartbeat_columns where relid = 'fleet.device_heartbeats'::regclass`),
       11,
-      'they are noted again',
+      'the columns are recorded again',
     )
   }
   await sql.unsafe(`update fleet.heartbeat_columns set relid = relid::bigint + 1, attnum = attnum + 1`)
@@ -170,7 +173,7 @@ const forms: Record<string, boolean> = {
   'fleet.some_domain': false,
 }
 
-t.test('a column that the archive has no form for is refused when it is added', async t => {
+t.test('a column without an archive form is refused when it is added', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   await sql`create type fleet.some_enum as enum ('a')`
@@ -185,7 +188,7 @@ t.test('a column that the archive has no form for is refused when it is added', 
         await t.rejects(adding, {
           code: 'FL422',
           message: /^column x of fleet.device_heartbeats is refused: the archive has no form for its type /,
-          hint: /sql\/functions\/archive_form\.sql, sql\/shape-guard\.sql and archiver\/parquet\.ts/,
+          hint: /sql\/archive\/archive_form\.sql, sql\/setup\/shape-guard\.sql and archiver\/archive\/parquet\.ts/,
         })
       }
     }
@@ -194,7 +197,7 @@ t.test('a column that the archive has no form for is refused when it is added', 
   await t.rejects(
     sql.unsafe(`${ALTER_HEARTBEATS} alter column x type bytea using null`),
     { code: 'FL422' },
-    'nor a type that is changed',
+    'a type cannot be changed to one either',
   )
   await t.rejects(sql.unsafe(`${ALTER_HEARTBEATS} add column y bigint generated always as (device_id + 1) stored`), {
     code: 'FL422',
@@ -203,14 +206,14 @@ t.test('a column that the archive has no form for is refused when it is added', 
   await t.rejects(
     sql.unsafe(`alter table fleet.device_heartbeats_template add column y bytea`),
     { code: 'FL422' },
-    'nor in the template',
+    'not in the template either',
   )
   await t.rejects(
     sql.begin(async s => {
       await s.savepoint(s => s.unsafe(`${ALTER_HEARTBEATS} add column y bytea`))
     }),
     { code: 'FL422' },
-    'nor in a subtransaction',
+    'not in a subtransaction either',
   )
   t.match(await sql`select status, detail from fleet.check() where check_name = 'archive_columns'`, [{ status: 'ok' }])
   // Tables of other applications may have columns of any type.
@@ -220,7 +223,7 @@ t.test('a column that the archive has no form for is refused when it is added', 
   await reader`alter table public.mine add column b bytea`
 })
 
-t.test('the lists of types of the guard and of the archive are one', async t => {
+t.test('the guard and the archive have the same list of types', async t => {
   const { admin } = await withDatabase(t)
   const types = await admin<{ type: string }[]>`
     select format_type(t.oid, m.typmod) as type
@@ -243,7 +246,7 @@ t.test('the lists of types of the guard and of the archive are one', async t => 
   )
 })
 
-t.test('a column that was there before the guard is named the same minute, and does not stop the nights', async t => {
+t.test('a column from before the guard is reported within the minute, and does not stop the nightly runs', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   await admin`drop event trigger fleet_guard_columns`
@@ -259,7 +262,9 @@ t.test('a column that was there before the guard is named the same minute, and d
   await admin.unsafe((await sql`select remedy from fleet.check() where check_name = 'archive_columns'`)[0]?.remedy as string)
   const missing = await checked()
   t.match(missing, { status: 'warn' }, 'the remedy changes the columns')
-  await admin.unsafe(missing?.remedy ?? '')
+  t.equal(missing?.remedy, '# in a shell, with DATABASE_URL of a superuser\nnpm run migrate')
+  // What npm run migrate does in this case.
+  await admin.unsafe(await readFile(join(repository, 'sql/setup/shape-guard.sql'), 'utf8'))
   t.match(await checked(), { status: 'ok', remedy: null })
 
   await admin`alter event trigger fleet_guard_columns disable`
@@ -269,11 +274,11 @@ t.test('a column that was there before the guard is named the same minute, and d
   await sql.unsafe(`${ALTER_HEARTBEATS} add column w text`)
   await t.rejects(sql`select * from fleet.archive_columns('fleet.device_heartbeats')`, {
     code: 'FL422',
-    hint: /archiver\/parquet\.ts/,
+    hint: /archiver\/archive\/parquet\.ts/,
   })
 })
 
-t.test('the checksum covers the columns that it is asked for', async t => {
+t.test('the checksum covers the requested columns', async t => {
   const { sql } = await withDatabase(t)
   await sql`create table fleet.sample (ts timestamptz, a text, b numeric(10,2))`
   await sql`insert into fleet.sample values ('2026-08-15Z', 'x', 1.5), ('2026-08-15Z', null, 'NaN')`
@@ -304,7 +309,7 @@ t.test('the checksum covers the columns that it is asked for', async t => {
   await t.rejects(sum(['ts:text); drop table fleet.sample; --']), { code: 'FL422' }, 'a type cannot inject SQL')
 })
 
-/** An archived and dropped day, as a version before columns were recorded left it. */
+/** An archived and dropped day, as versions left it that did not record columns. */
 async function withLegacyArchive(t: Test) {
   const db = await withDatabase(t)
   const sha = 'ab'.repeat(32)
@@ -315,7 +320,7 @@ async function withLegacyArchive(t: Test) {
   return { db, sha, archiver: asRole(t, db, 'fleet_archiver') }
 }
 
-t.test('the columns of an older archive are never guessed from the table of today', async t => {
+t.test('the columns of an older archive are never guessed from the table as it is today', async t => {
   const { db, sha, archiver } = await withLegacyArchive(t)
   const { sql } = db
   await sql`select fleet.request_restore('2026-01-01')`
@@ -335,9 +340,9 @@ t.test('the columns of an older archive are never guessed from the table of toda
     code: 'FL422',
     message: /columns of unknown types: x text, y text/,
   })
-  t.equal(await record(columns, 'cd'.repeat(32)), false, 'of another file')
+  t.equal(await record(columns, 'cd'.repeat(32)), false, 'the columns of another file')
   t.equal(await record(columns, sha), true)
-  t.equal(await record(columns, sha), false, 'they are known')
+  t.equal(await record(columns, sha), false, 'they are already known')
   t.match(await sql`select columns, checksum_version, manifest_format from fleet.archives`, [
     { columns, checksum_version: 1, manifest_format: 1 },
   ])
@@ -364,7 +369,7 @@ t.test('an archiver of version 0.1.0 cannot record its exports, and its day is k
     { state: 'archive_failed', proven_at: null },
   ])
 
-  // Today's takes over where it ended.
+  // Today's archiver continues where it stopped.
   await sql`select fleet.retry_archive(${name})`
   await archiver`select * from fleet.claim_partition('b')`
   await archiver`select fleet.count_retired(${name}, 'b', 0)`

@@ -1,4 +1,5 @@
--- Call it before locking the partition's row: the checksum of a large day takes many seconds, and the archiver renews its lease there.
+-- Call it before you lock the partition's row: the checksum of a large day takes many seconds, and the archiver has to be able to
+-- renew its lease in that row.
 create or replace function fleet.compare_with_archive(p_partition text)
 returns table (table_oid oid, row_count bigint, content_checksum numeric, differs boolean)
 language plpgsql
@@ -14,17 +15,19 @@ begin
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception using
       errcode = 'FL002',
-      message = format('this transaction is %s and would not see rows that were written since it began', current_setting('transaction_isolation')),
+      message = format(
+        'this transaction is %s and would not see rows that were written since it began', current_setting('transaction_isolation')
+      ),
       hint = 'Call it in a read committed transaction of its own.';
   end if;
-  perform fleet.relink_tables();  -- before a table that is not found counts as gone
+  perform fleet.relink_tables();  -- so that a renamed table does not count as gone
   select * into v_partition from fleet.hb_partitions p where p.partition_name = p_partition;
   table_oid := fleet.table_of(v_partition);
   if table_oid is null then
     return;
   end if;
-  -- LOCK TABLE takes the right to write, which nobody has here. This statement changes nothing and blocks writers, but not readers,
-  -- until the end of the transaction.
+  -- LOCK TABLE requires the right to write, which nobody has here. This statement changes nothing. It blocks writers, but not
+  -- readers, until the end of the transaction.
   execute format('alter table %s disable trigger user', table_oid::regclass);
   if v_partition.rows_hash is not null then
     execute format('select count(*) from only %s', table_oid::regclass) into row_count;
@@ -35,7 +38,7 @@ begin
       return;
     end if;
   end if;
-  -- Without a hash, or with another one, the slow comparison decides: after a dump was restored the same rows may hash differently.
+  -- If there is no hash, or it differs, the slow comparison decides: after a dump and restore the same rows may hash differently.
   select c.row_count, c.content_checksum into row_count, content_checksum
   from fleet.content_checksum(table_oid, v_partition.columns, coalesce(v_partition.checksum_version, 1)) c;
   -- A partition that was proven to be empty has no archive.
@@ -46,4 +49,5 @@ end
 $$;
 
 comment on function fleet.compare_with_archive(text) is
-  'Compares the rows of a retired table with the count and checksum of its archive, and blocks writers to the table until the end of the transaction. Returns no row if there is no table.';
+  'Compares the rows of a retired table with the count and checksum of its archive, and blocks writers to the table until the '
+  'end of the transaction. Returns no row if there is no table.';

@@ -28,7 +28,8 @@ begin
     raise exception using
       errcode = 'FL002',
       message = format(
-        'partition %s is %s; an archive can be confirmed only while its partition is archived and not dropped', p_partition, v_partition.state
+        'partition %s is %s; an archive can be confirmed only while its partition is archived and not dropped',
+        p_partition, v_partition.state
       ),
       hint = format('See select * from fleet.archives where partition_name = %L;', p_partition);
   end if;
@@ -37,13 +38,17 @@ begin
   ) then
     raise exception using
       errcode = 'FL010',
-      message = format('the archive of %s, as %s read it, differs from what was archived; the partition is kept', p_partition, session_user),
+      message = format(
+        'the archive of %s, as %s read it, differs from what was archived; the partition is kept', p_partition, session_user
+      ),
       detail = format(
         'sha256 %s, read %s; content checksum %s, read %s; rows %s, read %s; from %s to %s, read %s to %s',
         v_partition.checksum_sha256, p_checksum_sha256, v_partition.content_checksum, p_content_checksum,
         v_partition.row_count, p_row_count, v_partition.min_ts, v_partition.max_ts, p_min_ts, p_max_ts
       ),
-      hint = format('Keep the partition until this is resolved: select fleet.hold_partition(%L, ''its archive differs'');', p_partition);
+      hint = format(
+        'Keep the partition until this is resolved: select fleet.hold_partition(%L, ''its archive differs'');', p_partition
+      );
   end if;
   if v_partition.confirmed_at is not null then
     return false;
@@ -58,4 +63,5 @@ end
 $$;
 
 comment on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz) is
-  'Records that a second login read the archive back and found these rows; false if it was confirmed before. Required before a drop if settings.proofs_needed is 2. Used by: npm run archive -- confirm.';
+  'Records that a second login read the archive back and found these rows. Returns false if it was already confirmed. Required '
+  'before a drop if settings.proofs_needed is 2. Used by: npm run archive -- confirm.';

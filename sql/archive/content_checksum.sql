@@ -1,4 +1,4 @@
--- Runs with the caller's rights and in the caller's snapshot, so that it sees the same rows as other statements of its transaction.
+-- Runs with the caller's rights and in the caller's snapshot, so it sees the same rows as other statements of that transaction.
 create or replace function fleet.content_checksum(
   p_table regclass,
   p_columns jsonb default null,
@@ -21,4 +21,8 @@ end
 $$;
 
 comment on function fleet.content_checksum(regclass, jsonb, integer) is
-  'Number of rows of a partition, a checksum that does not depend on order or format, and the oldest and newest ts. p_columns: the columns to cover, as in fleet.hb_partitions.columns; default: all columns of the table. p_checksum_version: the definition to use; default: the newest. Example: select p.partition_name, c.* from fleet.partition_health p cross join fleet.content_checksum(format(''fleet_detached.%I'', p.partition_name)::regclass) c where p.state = ''detached'';';
+  'Returns the number of rows of a partition, a checksum that does not depend on order or format, and the oldest and newest ts. '
+  'p_columns: the columns to cover, as in fleet.hb_partitions.columns; default: all columns of the table. p_checksum_version: '
+  'the definition to use; default: the newest. '
+  'Example: select p.partition_name, c.* from fleet.partition_health p cross join '
+  'fleet.content_checksum(format(''fleet_detached.%I'', p.partition_name)::regclass) c where p.state = ''detached'';';

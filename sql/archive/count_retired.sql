@@ -1,4 +1,4 @@
--- Counts, with the owner's rights, what a drop relies on. The archiver says what it copied, and that is compared with this count.
+-- A drop relies on this count, so it is made with the owner's rights. What the archiver says that it copied is compared with it.
 create or replace function fleet.count_retired(
   p_partition text,
   p_worker text,
@@ -28,8 +28,8 @@ begin
   where p.partition_name = p_partition and p.lease_owner = p_worker and p.state = 'archiving';
   v_table := fleet.table_of(v_partition);
   if v_table is not null then
-    -- Nobody may write to the table since it was detached. Counting a large day takes many seconds, so it happens before the row is
-    -- locked, and the archiver can renew its lease meanwhile.
+    -- Nobody has been allowed to write to the table since it was detached. Counting a large day takes many seconds, so it happens
+    -- before the row is locked, and the archiver can renew its lease meanwhile.
     select jsonb_agg(jsonb_build_object('name', c.name, 'type', c.type) order by c.position) into v_columns
     from fleet.archive_columns(v_table) c;
     select s.row_count, s.content_checksum, s.min_ts, s.max_ts
@@ -54,7 +54,7 @@ begin
       ),
       detail = format('columns of the table: %s; columns copied: %s', v_columns, coalesce(p_columns, v_columns)),
       hint = format(
-        'The table was changed while it was copied, or the archiver cannot be trusted. Hold it while you look: '
+        'The table was changed while it was copied, or the archiver cannot be trusted. Hold the partition while you look: '
         'select fleet.hold_partition(%L, ''why'');', p_partition
       );
   end if;
@@ -62,14 +62,18 @@ begin
     raise exception using
       errcode = 'FL010',
       message = format(
-        'partition %s covers %s to %s, but its rows range from %s to %s', p_partition, v_partition.range_start, v_partition.range_end, min_ts, max_ts
+        'partition %s covers %s to %s, but its rows range from %s to %s',
+        p_partition, v_partition.range_start, v_partition.range_end, min_ts, max_ts
       ),
-      hint = format('The table was changed after it was retired. Hold it while you look: select fleet.hold_partition(%L, ''why'');', p_partition);
+      hint = format(
+        'The table was changed after it was retired. Hold the partition while you look: '
+        'select fleet.hold_partition(%L, ''why'');', p_partition
+      );
   end if;
   update fleet.hb_partitions p
   set counted = jsonb_build_object(
-    'row_count', count_retired.row_count, 'content_checksum', count_retired.content_checksum::text, 'min_ts', count_retired.min_ts,
-    'max_ts', count_retired.max_ts, 'columns', v_columns, 'checksum_version', p_checksum_version,
+    'row_count', count_retired.row_count, 'content_checksum', count_retired.content_checksum::text,
+    'min_ts', count_retired.min_ts, 'max_ts', count_retired.max_ts, 'columns', v_columns, 'checksum_version', p_checksum_version,
     'rows_hash', v_hash::text
   )
   where p.partition_name = p_partition;
@@ -77,4 +81,5 @@ end
 $$;
 
 comment on function fleet.count_retired(text, text, bigint, jsonb, integer) is
-  'Archiving: counts the rows of a retired table and computes their checksum with the owner''s rights, compares them with what the archiver says that it copied, then records and returns them. Later proofs and the drop are compared with this.';
+  'Archiving: counts the rows of a retired table and computes their checksum, with the owner''s rights. Compares the result '
+  'with what the archiver says that it copied, then records and returns it. Later proofs and the drop are compared with this.';

@@ -10,4 +10,4 @@ end
 $$;
 
 comment on function fleet.drop_restoring(text) is
-  'Drops what a restore has copied in so far, if anything; the rows are in the proven archive.';
+  'Drops the table that an unfinished restore has filled so far, if there is one. Its rows are in the proven archive.';

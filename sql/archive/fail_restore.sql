@@ -10,7 +10,8 @@ begin
   v_partition := fleet.get_partition(p_partition);
   update fleet.restore_items
   set state = case when v_partition.state = 'dropped' then 'failed' else 'done' end,
-    finished_at = now(), last_error = case when v_partition.state = 'dropped' then p_error end, lease_owner = null, lease_until = null
+    finished_at = now(), last_error = case when v_partition.state = 'dropped' then p_error end,
+    lease_owner = null, lease_until = null
   where partition_name = p_partition and state = 'running' and lease_owner = p_worker;
   if not found then
     return;
@@ -23,4 +24,5 @@ end
 $$;
 
 comment on function fleet.fail_restore(text, text, text) is
-  'A restore failed: keeps the reason and removes the half-filled table. The archive is untouched. A day that is back by other means counts as done.';
+  'Records that a restore failed and why, and removes the half-filled table. The archive is untouched. If the day is back by '
+  'other means, the restore counts as done.';

@@ -27,7 +27,7 @@ begin
       hint = 'Call fleet.begin_restore() first.';
   end if;
 
-  -- The archiver may insert until here, so take its rights before comparing: exactly the compared rows are attached.
+  -- The archiver may insert until here. Its rights are revoked before the comparison, so exactly the compared rows are attached.
   execute format('revoke all on %s from fleet_archiver', v_table);
   execute format('alter table %s disable row level security', v_table);
   select * into v_got from fleet.content_checksum(v_table, v_partition.columns, v_partition.checksum_version);
@@ -36,12 +36,12 @@ begin
   ) then
     raise exception using
       errcode = 'FL010',
-      message = format('the restored rows of %s differ from what was archived; it is not attached', p_partition),
+      message = format('the restored rows of %s differ from what was archived; the table is not attached', p_partition),
       detail = format(
         'rows %s, restored %s; content checksum %s, restored %s',
         v_partition.row_count, v_got.row_count, v_partition.content_checksum, v_got.content_checksum
       ),
-      hint = 'Check the object with: npm run archive -- verify';
+      hint = 'Check the archive: npm run archive -- verify';
   end if;
 
   v_left_out := fleet.reshape_restored(v_table, v_partition.columns, v_partition.columns_at);
@@ -63,9 +63,12 @@ begin
   set state = 'done', finished_at = now(), lease_owner = null, lease_until = null, last_error = null,
     left_out = v_left_out
   where partition_name = p_partition and state = 'running' and lease_owner = p_worker;
-  perform fleet.record_event('partition.restore', p_partition, v_got.row_count, p_detail => 'left out, and kept in the archive: ' || v_left_out);
+  perform fleet.record_event(
+    'partition.restore', p_partition, v_got.row_count, p_detail => 'left out, and kept in the archive: ' || v_left_out
+  );
 end
 $$;
 
 comment on function fleet.finish_restore(text, text) is
-  'Compares the restored rows with the archive, over its own columns, changes the table to today''s columns, indexes it and attaches it; state restored.';
+  'Compares the restored rows with the archive, by the archive''s own columns. Then changes the table to today''s columns, '
+  'indexes it, attaches it, and sets state restored.';

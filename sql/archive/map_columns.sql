@@ -24,7 +24,7 @@ begin
       where c.change in ('renamed', 'dropped') and (p_at is null or c.changed_at > p_at)
       order by c.change_id
     loop
-      -- Changes that were noted together happened at once: two columns may have exchanged their names.
+      -- Changes that were recorded together happened at once: two columns may have swapped their names.
       continue when v_change.name is distinct from v_name or v_change.changed_at = v_applied;
       v_name := v_change.new_name;
       v_applied := v_change.changed_at;
@@ -39,7 +39,8 @@ begin
     left join lateral (
       select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type
       from pg_attribute a
-      where a.attrelid = 'fleet.device_heartbeats'::regclass and a.attname = v_names[c.ordinality] and a.attnum > 0 and not a.attisdropped
+      where a.attrelid = 'fleet.device_heartbeats'::regclass and a.attname = v_names[c.ordinality]
+        and a.attnum > 0 and not a.attisdropped
         -- If two columns lead to the same one, the column that already has the name wins.
         and c.ordinality = (
           select o.ordinality
@@ -54,4 +55,7 @@ end
 $$;
 
 comment on function fleet.map_columns(jsonb, timestamptz) is
-  'Maps each column of an archive to its column in fleet.device_heartbeats today, following the renames since p_at (null: all known renames); null if the column was dropped. Example: select m.* from fleet.archives a, fleet.hb_partitions p, fleet.map_columns(p.columns, p.columns_at) m where p.partition_name = a.partition_name;';
+  'Maps each column of an archive to its column in fleet.device_heartbeats today, following the renames since p_at (null: all '
+  'known renames). Null if the column was dropped. '
+  'Example: select m.* from fleet.archives a, fleet.hb_partitions p, fleet.map_columns(p.columns, p.columns_at) m where '
+  'p.partition_name = a.partition_name;';

@@ -1,5 +1,5 @@
--- Called wherever the columns matter, so renames are found without an event trigger: a column keeps its attnum when it is renamed.
--- A restored dump numbers the columns again, so there only the names decide.
+-- Called wherever the columns matter, so it finds renames without an event trigger: a column keeps its attnum when it is renamed.
+-- A restored dump gives the columns new numbers, so after a restore only the names decide.
 create or replace function fleet.note_columns() returns integer
 language plpgsql
 volatile
@@ -15,9 +15,9 @@ declare
   v_count integer := 0;
 begin
   if pg_is_in_recovery() then
-    return 0;  -- the primary notes the changes
+    return 0;  -- the primary records the changes
   end if;
-  -- A managed Postgres may hide it. The oid of the table then has to be enough.
+  -- A managed Postgres may hide the system identifier. Then the oid of the table has to be enough.
   if has_function_privilege('pg_control_system()', 'execute') then
     v_system := (select s.system_identifier from pg_control_system() s);
   end if;
@@ -37,7 +37,7 @@ begin
     ) then
       return 0;
     end if;
-    -- Another session may be noting the same changes, so look again once it has finished.
+    -- Another session may be recording the same changes, so look again once it has finished.
     lock table fleet.heartbeat_columns in share row exclusive mode;
   end loop;
 
@@ -61,7 +61,8 @@ begin
       full join now_columns n using (key)
     )
     insert into fleet.column_changes (changed_at, change, name, new_name, type, new_type)
-    select v_at, c.change, coalesce(p.old_name, p.new_name), case c.change when 'renamed' then p.new_name end, p.old_type, p.new_type
+    select v_at, c.change, coalesce(p.old_name, p.new_name), case c.change when 'renamed' then p.new_name end,
+      p.old_type, p.new_type
     from pairs p
     cross join lateral (
       select 'added' as change where p.old_name is null
@@ -86,7 +87,11 @@ begin
     p_detail => string_agg(
       concat_ws(
         ' ', c.change, c.name,
-        case c.change when 'renamed' then 'to ' || c.new_name when 'retyped' then 'to ' || c.new_type else coalesce(c.new_type, c.type) end
+        case c.change
+          when 'renamed' then 'to ' || c.new_name
+          when 'retyped' then 'to ' || c.new_type
+          else coalesce(c.new_type, c.type)
+        end
       ),
       ', ' order by c.change_id
     )
@@ -99,4 +104,7 @@ end
 $$;
 
 comment on function fleet.note_columns() is
-  'Compares the columns of fleet.device_heartbeats with those that were noted last, and records in fleet.column_changes which were added, dropped, renamed or retyped; returns how many. Run by fleet.maintain() and before a partition is retired or restored. Example: select fleet.note_columns(); select * from fleet.column_changes;';
+  'Compares the columns of fleet.device_heartbeats with those recorded last, and records in fleet.column_changes which were '
+  'added, dropped, renamed or retyped. Returns how many. Called by fleet.maintain() and before a partition is retired or '
+  'restored. '
+  'Example: select fleet.note_columns(); select * from fleet.column_changes;';

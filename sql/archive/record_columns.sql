@@ -1,4 +1,4 @@
--- Archives that were made before 0.2 have their columns only in the manifest.
+-- Archives from before 0.2 have their columns only in the manifest.
 create or replace function fleet.record_columns(
   p_partition text,
   p_checksum_sha256 text,
@@ -24,4 +24,5 @@ end
 $$;
 
 comment on function fleet.record_columns(text, text, jsonb, integer, integer) is
-  'Records the columns of a proven archive from before 0.2, which the archiver reads from its manifest; false if they are known already.';
+  'Records the columns of a proven archive from before 0.2, which the archiver reads from its manifest. Returns false if they '
+  'are already known.';

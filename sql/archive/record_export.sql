@@ -12,18 +12,21 @@ begin
   if v_partition.counted is null then
     raise exception using
       errcode = 'FL002',
-      message = format('partition %s is not counted yet; its export cannot be recorded', p_partition),
+      message = format('partition %s has not been counted yet, so its export cannot be recorded', p_partition),
       hint = 'Call fleet.count_retired() first.';
   end if;
   update fleet.hb_partitions p
-  set step = 'exported', row_count = (p.counted ->> 'row_count')::bigint, content_checksum = (p.counted ->> 'content_checksum')::numeric,
+  set step = 'exported', row_count = (p.counted ->> 'row_count')::bigint,
+    content_checksum = (p.counted ->> 'content_checksum')::numeric,
     min_ts = (p.counted ->> 'min_ts')::timestamptz, max_ts = (p.counted ->> 'max_ts')::timestamptz,
     checksum_sha256 = null, archive_url = null, archive_bytes = null, proven_at = null,
     columns = p.counted -> 'columns', columns_at = coalesce(p.detached_at, clock_timestamp()),
-    checksum_version = (p.counted ->> 'checksum_version')::smallint, manifest_format = null, rows_hash = (p.counted ->> 'rows_hash')::numeric, counted = null
+    checksum_version = (p.counted ->> 'checksum_version')::smallint, manifest_format = null,
+    rows_hash = (p.counted ->> 'rows_hash')::numeric, counted = null
   where p.partition_name = p_partition;
 end
 $$;
 
 comment on function fleet.record_export(text, text) is
-  'Archiving, step exported: from here on the archive has to match what fleet.count_retired() counted, and an earlier archive of the day is forgotten.';
+  'Archiving, step exported: from here on the archive has to match what fleet.count_retired() counted. What was recorded of an '
+  'earlier archive of the day is cleared.';

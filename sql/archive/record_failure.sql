@@ -10,16 +10,16 @@ begin
   select archive_max_attempts into strict v_max_attempts from fleet.settings;
   update fleet.hb_partitions
   set state = case state when 'archiving' then 'archive_failed' else state end,
-    -- An archive that failed its proof is made anew from the rows.
+    -- An archive that failed its proof is made again from the rows.
     step = case state when 'archiving' then null else step end,
     attempts = attempts + 1,
-    -- 1, 2, 4, ... minutes; after the last, fleet.nightly() tries again.
+    -- After 1, 2, 4, ... minutes. When all attempts are used up, fleet.nightly() makes the partition due again.
     next_attempt_at = case
       when attempts + 1 < v_max_attempts then now() + least(interval '1 minute' * (2 ^ least(attempts, 10)), interval '1 hour')
     end,
     last_error = p_error,
     lease_owner = null,
-    -- Archived, but could not be dropped: left alone for as long.
+    -- If it is archived but could not be dropped, the lease keeps others away for the same time.
     lease_until = case state
       when 'archived' then now() + least(interval '1 minute' * (2 ^ least(attempts, 10)), interval '1 hour')
     end
@@ -33,4 +33,4 @@ end
 $$;
 
 comment on function fleet.record_failure(text, text, text) is
-  'Archiving failed: keeps the reason and when to try again. The partition itself is kept.';
+  'Records that archiving failed, why, and when to try again. The partition itself is kept.';

@@ -5,8 +5,8 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  -- Takes seconds for a large day that the night has not rolled up. Before the row of the partition is locked, so that the
-  -- lease is renewed meanwhile.
+  -- This takes seconds for a large day that fleet.nightly() has not rolled up. It happens before the partition's row is locked,
+  -- so that the archiver can renew its lease meanwhile.
   perform fleet.finish_rollups(p_partition);
   perform fleet.check_lease(p_partition, p_worker);
   update fleet.hb_partitions
@@ -16,4 +16,4 @@ end
 $$;
 
 comment on function fleet.record_frozen(text, text) is
-  'Archiving, step frozen: VACUUM (FREEZE) is done, and the availability of its days is rolled up.';
+  'Archiving, step frozen: the archiver has run VACUUM (FREEZE) if it may. Rolls up the availability of the partition''s days.';

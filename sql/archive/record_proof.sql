@@ -20,20 +20,21 @@ begin
   if v_partition.step is distinct from 'uploaded' then
     raise exception using
       errcode = 'FL002',
-      message = format('partition %s is at step %s; it is uploaded before it is proven', p_partition, v_partition.step);
+      message = format('partition %s is at step %s; it has to be uploaded before it is proven', p_partition, v_partition.step),
+      hint = 'Call fleet.record_upload() first.';
   end if;
   if (p_checksum_sha256, p_content_checksum, p_row_count, p_min_ts, p_max_ts) is distinct from (
     v_partition.checksum_sha256, v_partition.content_checksum, v_partition.row_count, v_partition.min_ts, v_partition.max_ts
   ) then
     raise exception using
       errcode = 'FL010',
-      message = format('the archive of %s read back differs from its rows; the partition is kept', p_partition),
+      message = format('the archive of %s, read back, differs from its rows; the partition is kept', p_partition),
       detail = format(
         'sha256 %s, read back %s; content checksum %s, read back %s; rows %s, read back %s; from %s to %s, read back %s to %s',
         v_partition.checksum_sha256, p_checksum_sha256, v_partition.content_checksum, p_content_checksum,
         v_partition.row_count, p_row_count, v_partition.min_ts, v_partition.max_ts, p_min_ts, p_max_ts
       ),
-      hint = 'The next attempt exports and uploads it anew. If it happens again, check the object store.';
+      hint = 'The next attempt exports and uploads it again. If this happens again, check the object store.';
   end if;
   update fleet.hb_partitions
   set step = 'proven', state = 'archived', proven_at = now(), archived_at = now(), attempts = 0, next_attempt_at = null,
@@ -56,4 +57,5 @@ end
 $$;
 
 comment on function fleet.record_proof(text, text, text, numeric, bigint, timestamptz, timestamptz) is
-  'Archiving, step proven: compares what was read back from the store with what was exported, and only if all is equal sets state archived.';
+  'Archiving, step proven: compares what was read back from the store with what was exported. Sets state archived only if '
+  'everything is equal.';

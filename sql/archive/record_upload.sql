@@ -19,7 +19,8 @@ begin
   if v_partition.step not in ('exported', 'uploaded') then
     raise exception using
       errcode = 'FL002',
-      message = format('partition %s is at step %s; it is exported before it is uploaded', p_partition, v_partition.step);
+      message = format('partition %s is at step %s; it has to be exported before it is uploaded', p_partition, v_partition.step),
+      hint = 'Call fleet.record_export() first.';
   end if;
   update fleet.hb_partitions
   set step = 'uploaded', archive_url = p_archive_url, checksum_sha256 = p_checksum_sha256, archive_bytes = p_archive_bytes,
@@ -30,4 +31,4 @@ end
 $$;
 
 comment on function fleet.record_upload(text, text, text, text, bigint, integer, integer) is
-  'Archiving, step uploaded: where the Parquet file is, its SHA-256 and size, and the format of its manifest.';
+  'Archiving, step uploaded: records where the Parquet file is, its SHA-256 and size, and the format of its manifest.';

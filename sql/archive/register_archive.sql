@@ -1,4 +1,4 @@
--- For a store that is made anew beside an archive that outlived the former one.
+-- For a new database that takes over archives whose own database was lost.
 create or replace function fleet.register_archive(
   p_partition text,
   p_range_start timestamptz,
@@ -40,11 +40,12 @@ begin
     return false;
   end if;
 
-  -- A store that was just made has empty partitions for the days of the retention.
-  if v_known.partition_name = p_partition and v_known.state = 'active' and fleet.table_of(v_known) is not null and p_range_end <= now()
+  -- A new database has empty partitions for the days within its retention.
+  if v_known.partition_name = p_partition and v_known.state = 'active' and fleet.table_of(v_known) is not null
+    and p_range_end <= now()
     and (v_known.range_start, v_known.range_end) = (p_range_start, p_range_end) then
     v_table := fleet.table_of(v_known);
-    -- Takes the same lock as LOCK TABLE, for which the owner would need the right to write.
+    -- Takes the same lock as LOCK TABLE, which would require the right to write.
     execute format('alter table %s disable row level security', v_table);
     execute format('select exists (select from %s)', v_table) into v_has_rows;
     if not v_has_rows then
@@ -63,7 +64,7 @@ begin
     raise exception using
       errcode = 'FL409',
       message = format(
-        'the archive of %s is not adopted: the store has partition %s, which is %s%s',
+        'the archive of %s is not registered: the database has partition %s, which is %s%s',
         p_partition, v_known.partition_name, v_known.state, case when v_has_rows then ' and holds rows' else '' end
       ),
       hint = format('See select * from fleet.partition_health where partition_name = %L;', v_known.partition_name);
@@ -74,7 +75,8 @@ begin
     archive_url, archive_bytes, archived_at, proven_at, dropped_at, columns, columns_at, checksum_version, manifest_format
   ) values (
     p_partition, p_range_start, p_range_end, 'dropped', 'proven', p_row_count, 0, p_min_ts, p_max_ts, p_checksum_sha256,
-    p_content_checksum, p_archive_url, p_archive_bytes, now(), now(), now(), p_columns, p_columns_at, p_checksum_version, p_manifest_format
+    p_content_checksum, p_archive_url, p_archive_bytes, now(), now(), now(), p_columns, p_columns_at, p_checksum_version,
+    p_manifest_format
   )
   on conflict (partition_name) do update
     set state = excluded.state, step = excluded.step, row_count = excluded.row_count, min_ts = excluded.min_ts,
@@ -88,5 +90,9 @@ begin
 end
 $$;
 
-comment on function fleet.register_archive(text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer, integer) is
-  'Makes an archive known to a store that did not write it, once the archiver has read it back and proven it; false when it was known. Used by: npm run archive -- adopt.';
+comment on function fleet.register_archive(
+  text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer,
+  integer
+) is
+  'Registers an archive in a database that did not write it, after the archiver has read it back and proven it. Returns false '
+  'if it was already registered. Used by: npm run archive -- register.';

@@ -10,4 +10,4 @@ as $$
 $$;
 
 comment on function fleet.release_lease(text, text) is
-  'Gives a partition back, with the steps that were finished: an archiver that is stopped does so.';
+  'Gives a partition back, with the steps that were finished. An archiver calls it when it is stopped.';

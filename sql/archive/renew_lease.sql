@@ -15,4 +15,4 @@ as $$
 $$;
 
 comment on function fleet.renew_lease(text, text, interval) is
-  'Prolongs an archiver''s lease; false when another has it.';
+  'Extends an archiver''s lease. Returns false if the archiver no longer holds it.';

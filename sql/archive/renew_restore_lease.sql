@@ -15,4 +15,4 @@ as $$
 $$;
 
 comment on function fleet.renew_restore_lease(text, text, interval) is
-  'Prolongs an archiver''s lease of a restore; false when another has it.';
+  'Extends an archiver''s lease on a restore. Returns false if the archiver no longer holds it.';

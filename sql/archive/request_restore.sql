@@ -21,8 +21,8 @@ begin
   ) then
     raise exception using
       errcode = 'FL404',
-      message = format('nothing between %s and %s is in the archive alone', p_from, v_to),
-      hint = 'Days that are online, or not dropped yet, need no restore: select * from fleet.data_coverage;';
+      message = format('there is nothing to restore from %s to %s: no day in this range is only in the archive', p_from, v_to),
+      hint = 'Days that are online or not yet dropped need no restore. See where each day is: select * from fleet.data_coverage;';
   end if;
 
   insert into fleet.restore_requests (from_day, to_day)
@@ -38,4 +38,6 @@ end
 $$;
 
 comment on function fleet.request_restore(date, date) is
-  'Asks the archiver to bring archived days back online; returns the number of the request. Follow it in fleet.restore_items. Example: select fleet.request_restore(day) from fleet.data_coverage where "where" = ''archived'' order by day desc limit 1;';
+  'Asks the archiver to bring archived days back online, and returns the number of the request. Follow it in '
+  'fleet.restore_items. '
+  'Example: select fleet.request_restore(day) from fleet.data_coverage where "where" = ''archived'' order by day desc limit 1;';

@@ -12,11 +12,14 @@ begin
   if v_unknown is not null or jsonb_array_length(p_columns) = 0 then
     raise exception using
       errcode = 'FL422',
-      message = format('the archive of %s has columns of unknown types: %s', p_partition, coalesce(v_unknown, 'it has no columns')),
-      hint = 'A newer version of this software may have written it. The forms are in sql/archive/archive_form.sql and archiver/archive/parquet.ts.';
+      message = format(
+        'the archive of %s has %s', p_partition, coalesce('columns of unknown types: ' || v_unknown, 'no columns')
+      ),
+      hint = 'A newer version of this software may have written it. The known types are in sql/archive/archive_form.sql '
+        'and archiver/archive/parquet.ts.';
   end if;
 end
 $$;
 
 comment on function fleet.require_forms(text, jsonb) is
-  'Raises an error if a column of an archive has a type without a form; see fleet.archive_form().';
+  'Raises an error if a column of an archive has a type without an archive form; see fleet.archive_form().';

@@ -21,7 +21,7 @@ begin
     execute format('alter table %s drop column %I', p_table, v_column.name);
   end loop;
 
-  -- By way of temporary names, because two columns may have exchanged theirs.
+  -- Goes through temporary names, because two columns may have swapped theirs.
   for v_column in
     select m.name, format('restoring_%s', m.position) as between_name, m.today_name
     from fleet.map_columns(p_columns, p_at) m
@@ -52,14 +52,15 @@ begin
   loop
     begin
       if v_column.archived_type is null then
-        -- Rows that are older than the column have no value for it, so the default is used only for a column that must not be null.
+        -- Rows that are older than the column have no value for it, so the default is used only if the column must not be null.
         execute format(
           'alter table %s add column %I %s %s %s', p_table, v_column.name, v_column.type, v_column.collation,
           case when v_column.is_not_null then concat_ws(' ', 'default ' || v_column.default_value, 'not null') end
         );
       elsif v_column.is_other then
         execute format(
-          'select count(*) from %s where %I is distinct from %2$I::%s::%s', p_table, v_column.name, v_column.type, v_column.archived_type
+          'select count(*) from %s where %I is distinct from %2$I::%s::%s',
+          p_table, v_column.name, v_column.type, v_column.archived_type
         ) into v_changed;
         if v_changed > 0 then
           raise exception using message = format('%s values would change', v_changed);
@@ -77,7 +78,8 @@ begin
       if v_column.comment is not null then
         execute format('comment on column %s.%I is %L', p_table, v_column.name, v_column.comment);
       end if;
-    exception when data_exception or integrity_constraint_violation or syntax_error_or_access_rule_violation or raise_exception then
+    exception
+      when data_exception or integrity_constraint_violation or syntax_error_or_access_rule_violation or raise_exception then
       raise exception using
         errcode = 'FL010',
         message = format(
@@ -97,4 +99,5 @@ end
 $$;
 
 comment on function fleet.reshape_restored(regclass, jsonb, timestamptz) is
-  'Changes a proven restored table from the columns of its archive to those of fleet.device_heartbeats today; returns the columns that were left out, or null. Raises an error that names the column if a value would change.';
+  'Changes a proven restored table from the columns of its archive to those of fleet.device_heartbeats today. Returns the '
+  'columns that were left out, or null. Raises an error that names the column if a value would change.';

@@ -1,4 +1,5 @@
--- A name of its own: a day without rows may be made anew while it is restored, and is then retired under its own name.
+-- Not the name of the partition: a day without rows may be created again while it is restored, and is then retired under that
+-- name.
 create or replace function fleet.restoring_name(p_partition text) returns text
 language sql
 immutable
@@ -8,4 +9,4 @@ as $$
 $$;
 
 comment on function fleet.restoring_name(text) is
-  'The table in schema fleet that a restore is copied into, until it is proven and becomes the partition.';
+  'The name of the table in schema fleet that a restore is copied into, until it is proven and becomes the partition.';

@@ -23,25 +23,27 @@ begin
   if v_partition.state = 'archived' and v_found.differs then
     -- As with a restored day, what is known about the archive is kept until the next export.
     update fleet.hb_partitions
-    set state = 'detached', step = null, attempts = 0, next_attempt_at = now(), last_error = null, lease_owner = null, lease_until = null
+    set state = 'detached', step = null, attempts = 0, next_attempt_at = now(), last_error = null,
+      lease_owner = null, lease_until = null
     where partition_name = p_partition;
     perform fleet.record_event(
       'partition.archive.again', p_partition, v_found.row_count,
       p_detail => format('by %s: the table differs from its archive, which has %s rows', session_user, v_partition.row_count)
     );
     perform pg_notify('fleet_archiver', p_partition);
-    return format('partition %s differs from its archive and waits for the archiver', p_partition);
+    return format('partition %s differs from its archive and is waiting for the archiver', p_partition);
   end if;
   if v_partition.state in ('archived', 'dropped') then
-    return format('partition %s is %s already', p_partition, v_partition.state);
+    return format('partition %s is already %s', p_partition, v_partition.state);
   end if;
   update fleet.hb_partitions
   set attempts = 0, next_attempt_at = now()
   where partition_name = p_partition and state = 'archive_failed';
   perform pg_notify('fleet_archiver', p_partition);
-  return format('partition %s waits for the archiver', p_partition);
+  return format('partition %s is waiting for the archiver', p_partition);
 end
 $$;
 
 comment on function fleet.retry_archive(text) is
-  'Lets the archiver retry a failed partition at once, or archive a partition again whose table was changed after its proof. Example: select fleet.retry_archive(partition_name) from fleet.partition_health where state = ''archive_failed'';';
+  'Makes the archiver retry a failed partition at once, or archive a partition again whose table was changed after its proof. '
+  'Example: select fleet.retry_archive(partition_name) from fleet.partition_health where state = ''archive_failed'';';

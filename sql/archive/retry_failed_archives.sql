@@ -14,4 +14,4 @@ as $$
 $$;
 
 comment on function fleet.retry_failed_archives() is
-  'Makes partitions whose attempts were used up due again; returns how many. Run by fleet.nightly().';
+  'Makes partitions due again whose attempts were used up, and returns how many. Called by fleet.nightly().';

@@ -4,7 +4,7 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
   select string_agg(
-    format('%s %s%s', a.attname, format_type(a.atttypid, a.atttypmod), case when a.attgenerated <> '' then ' (generated)' else '' end),
+    concat(a.attname, ' ', format_type(a.atttypid, a.atttypmod), case when a.attgenerated <> '' then ' (generated)' end),
     ', ' order by a.attnum
   )
   from pg_attribute a
@@ -14,4 +14,5 @@ as $$
 $$;
 
 comment on function fleet.unarchivable_columns(regclass) is
-  'The columns of a table, with their types, for which the archive has no form; null if there are none. Example: select fleet.unarchivable_columns(''fleet.device_heartbeats'');';
+  'Lists the columns of a table, with their types, for which there is no archive form. Null if there are none. '
+  'Example: select fleet.unarchivable_columns(''fleet.device_heartbeats'');';

@@ -19,4 +19,4 @@ end
 $$;
 
 comment on function fleet.wake_archiver(text) is
-  'Notifies the archiver when there is work for it; returns whether there is. Run by pg_cron every ten minutes.';
+  'Notifies the archiver if there is work for it, and returns whether there is. Run by pg_cron every ten minutes.';

@@ -1,4 +1,4 @@
-// Random fleets over random days, against a reference that is slow and obvious.
+// Random fleets over random days, compared with a reference that is slow and obvious.
 import fc from 'fast-check'
 import type { Sql } from 'postgres'
 import t from 'tap'
@@ -21,7 +21,7 @@ const date = (micros: Micros) => iso(micros).slice(0, 10)
 interface Roster {
   enrolled: Micros
   revoked: Micros
-  /** Of each day: what was asked of the device when the day was counted first. */
+  /** For each day: the interval that was asked of the device when the day was first counted. */
   intervals: Micros[]
   beats: Micros[]
 }
@@ -35,7 +35,7 @@ interface Answer {
   last_ts: number | null
 }
 
-/** What docs/decisions/0016 says, word by word. Undefined: not on the roster. */
+/** What docs/decisions/0016 says, word for word. Undefined if the device is not on the roster. */
 function reference(device: Roster, firstDay: Micros, days: number, now: Micros): Answer | undefined {
   let [expected, seen] = [0, 0]
   for (let n = 0; n < days; n++) {
@@ -70,7 +70,7 @@ function silences(since: Micros, until: Micros, beats: Micros[]) {
   return borders.slice(1).map((ts, n) => ts - (borders[n] as number))
 }
 
-/** Clocks go forward or back in New York, Berlin, Lord Howe or nowhere. */
+/** Days around a clock change in New York, Berlin or Lord Howe, and other days. */
 const firstDays = fc
   .tuple(
     fc.integer({ min: 2008, max: 2025 }),
@@ -83,7 +83,7 @@ const moments = fc.oneof(
   fc.integer({ min: 0, max: DAYS * DAY }),
   fc.integer({ min: 0, max: DAYS * 24 }).map(hour => hour * 60 * MINUTE),
 )
-/** A stretch of heartbeats: at its interval with jitter, in a burst, or at moments of their own. */
+/** A series of heartbeats: at the interval with jitter, in a burst, or at random times. */
 const stretches = fc.oneof(
   fc.record({
     from: moments,
@@ -104,7 +104,7 @@ const devices = fc.record({
     fc.integer({ min: 100 * SECOND, max: 5 * 3600 * SECOND }),
   ),
   stretches: fc.array(stretches, { maxLength: 8 }),
-  /** Of ten beats, how many come only later, out of order. */
+  /** How many of ten heartbeats arrive late and out of order. */
   late: fc.integer({ min: 0, max: 8 }),
 })
 const scenarios = fc.record({
@@ -123,7 +123,7 @@ t.test("availability is what the definition says, before and after each step of 
   const { sql, admin } = db
   const archiver = asRole(t, db, 'fleet_archiver')
   await sql`update fleet.settings set rollups_keep = '50 years'`
-  // Each example has days of its own: a day whose heartbeats are archived is not made anew.
+  // Each example has its own days, because a day whose heartbeats are archived is not created again.
   const taken = new Set<number>()
   let example = 0
 
@@ -222,18 +222,18 @@ t.test("availability is what the definition says, before and after each step of 
 
       await send(false)
       await compare('before the roll-up')
-      await compare('while a day goes on', firstDay + elapsed)
+      await compare('during a day', firstDay + elapsed)
       await dba`select fleet.roll_up(${first}::text::date, ${later}::text::timestamptz)`
       await compare('with one day rolled up')
       for (let n = 1; n < DAYS - 1; n++)
         await dba`select fleet.roll_up(${date(firstDay + n * DAY)}::text::date, ${later}::text::timestamptz)`
-      // What is asked of devices from now on is not what was asked of them then.
+      // The interval from now on differs from the one that was asked then.
       await sql`update fleet.devices set heartbeat_interval = '47 minutes'`
       for (const device of roster.values()) device.intervals[DAYS - 1] = Math.max(47 * MINUTE, cohortInterval ?? 0)
-      await compare('with two days rolled up and another cadence')
+      await compare('with two days rolled up and another interval')
       await send(true)
       await compare('with late arrivals')
-      await compare('with late arrivals while a day goes on', firstDay + elapsed)
+      await compare('with late arrivals during a day', firstDay + elapsed)
       await dba`select fleet.roll_up(${first}::text::date, ${later}::text::timestamptz, true)`
       await compare('with one day rebuilt')
       for (const { partition_name } of await sql<{ partition_name: string }[]>`

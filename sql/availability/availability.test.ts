@@ -29,14 +29,14 @@ function availability(sql: Sql, from: string, to: string, now?: string) {
   `
 }
 
-/** Devices of one heartbeat an hour, enrolled some days ago. */
+/** Devices with one heartbeat an hour, enrolled some days ago. */
 async function enrollHourly(sql: Sql, count: number, since: string, prefix?: string) {
   const ids = await enroll(sql, count, prefix)
   await sql`update fleet.devices set heartbeat_interval = '1 hour', enrolled_at = ${since}::timestamptz where device_id = any (${ids})`
   return ids as [number, ...number[]]
 }
 
-/** One heartbeat in the middle of each hour from `from` up to, not including, `to`, as they came on that day. */
+/** One heartbeat in the middle of each hour from `from` up to but not including `to`, received on the same day. */
 async function beat(sql: Sql, device: number, date: string, from = 0, to = 24) {
   const beats = Array.from({ length: to - from }, (_, n) => ({
     device_id: device,
@@ -91,7 +91,7 @@ t.test('a device off for a month reads 0 %, and its silence is as long as the mo
   )
 })
 
-t.test('nobody is blamed for the time before enrolment and after revocation, nor credited for it', async t => {
+t.test('the time before enrolment and after revocation counts neither against a device nor for it', async t => {
   const { sql } = await withDatabase(t)
   const [noon, revoked, gone] = (await enrollHourly(sql, 3, `${day(3)}T00:00Z`)) as [number, number, number]
   await sql`update fleet.devices set enrolled_at = ${`${day(3)}T12:00Z`} where device_id = ${noon}`
@@ -125,7 +125,7 @@ t.test('heartbeats in the future do not count yet, and nothing is expected of th
   t.same(await availability(sql, day(1), day(1), `${day(1)}T00:00Z`), [], 'its day has not begun')
 })
 
-t.test('jitter of half an interval costs nothing, a burst does not count twice, a silence costs what it is long', async t => {
+t.test('jitter of half an interval costs nothing, a burst does not count twice, a silence costs its length', async t => {
   const { sql } = await withDatabase(t)
   const [jitters, bursts, brief] = (await enrollHourly(sql, 3, `${day(2)}T00:00Z`)) as [number, number, number]
   const at = (minutes: number) => new Date(Date.parse(`${day(2)}T00:00Z`) + minutes * 60_000).toISOString()
@@ -174,7 +174,7 @@ t.test('ranges that make no sense, and those that would read too much, are refus
   t.match(
     await reader`select expected from fleet.device_availability('0001-01-01', ${day(1)}::text::date, 2)`,
     [{ expected: String(12 + 19 * 24) }],
-    'one device by its index',
+    'one device is read through its index',
   )
   await sql`call fleet.nightly()`
   t.match(await availability(reader, '0001-01-01', '9999-12-31'), [{ unknown_days: 0 }, {}])
@@ -189,12 +189,12 @@ t.test('late heartbeats count at once, and the hourly run brings them into the r
   t.equal(await late(sql), 0, 'a heartbeat of today is not late')
   await beat(sql, device, day(2), 0, 6)
   await beat(sql, other, day(2))
-  t.equal(await late(sql), 2, 'one for a device and day of a batch')
+  t.equal(await late(sql), 2, 'one for each device and day of a batch')
   await sql`call fleet.nightly()`
   t.equal(await late(sql), 0, 'rolled up as a whole')
   t.match(await availability(sql, day(2), day(2)), [{ seen: '6' }, { seen: '24' }])
 
-  // A change of cadence is for the days to come.
+  // A change of the interval applies to later days only.
   await sql`update fleet.devices set heartbeat_interval = '2 hours'`
   await sql`select fleet.set_cohort_interval('default', '3 hours')`
   await beat(sql, device, day(2), 12, 24)
@@ -221,11 +221,11 @@ t.test('late heartbeats count at once, and the hourly run brings them into the r
   t.equal(
     await value(sql`select count(*)::int from fleet.events where event = 'maintenance.rebuild'`),
     1,
-    'nothing is left to do',
+    'nothing is left to rebuild',
   )
 })
 
-t.test('the night rolls up each past day that is not, before it retires, whatever fails', async t => {
+t.test('the nightly run rolls up each past day that is not yet rolled up before it retires, whatever fails', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   await enrollHourly(sql, 3, `${day(89)}T06:00Z`)
@@ -254,7 +254,7 @@ t.test('the night rolls up each past day that is not, before it retires, whateve
   t.match(await dba`select * from fleet.check() where check_name = 'rollups'`, [
     {
       status: 'warn',
-      detail: `availability not counted: ${day(50)} since ${day(49)} 00:00:00+00`,
+      detail: `availability is not rolled up: ${day(50)} since ${day(49)} 00:00:00+00`,
       remedy: 'call fleet.nightly();',
     },
   ])
@@ -264,11 +264,11 @@ t.test('the night rolls up each past day that is not, before it retires, whateve
   t.equal(
     await value(sql`select count(*)::int from fleet.events where event = 'maintenance.roll_up'`),
     90,
-    'the one that failed, and no other again',
+    'only the one that failed is rolled up again',
   )
 })
 
-t.test('a day whose roster became another is rolled up again', async t => {
+t.test('a day whose roster changed is rolled up again', async t => {
   const { sql } = await withDatabase(t)
   const [first] = await enrollHourly(sql, 1, `${day(5)}T00:00Z`)
   await sql`call fleet.nightly()`
@@ -276,7 +276,7 @@ t.test('a day whose roster became another is rolled up again', async t => {
   t.match(
     await availability(sql, day(5), day(1)),
     [{ unknown_days: 0 }, { device_id: String(second), expected: '0', availability_pct: null, unknown_days: 4 }],
-    'not known until then',
+    'unknown until then',
   )
   t.match(await sql`select array_agg(day::text order by day) as days from fleet.rollup_plan() where action = 'roll_up'`, [
     { days: [4, 3, 2, 1].map(day) },
@@ -291,7 +291,7 @@ t.test('a day whose roster became another is rolled up again', async t => {
   t.same(await sql`select * from fleet.rollup_plan()`, [])
 })
 
-t.test('late arrivals of other sessions while rebuilds run are not lost', async t => {
+t.test('late arrivals from other sessions during rebuilds are not lost', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   const devices = await enroll(sql, 20)
@@ -342,7 +342,7 @@ t.test('late arrivals of other sessions while rebuilds run are not lost', async 
   )
 })
 
-t.test('a transaction that has written and not ended is waited for, or left to the late arrivals', async t => {
+t.test('roll_up waits for an open transaction with heartbeats, or leaves them to the late arrivals', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   const [device] = await enrollHourly(sql, 1, `${day(3)}T00:00Z`)
@@ -362,7 +362,7 @@ t.test('a transaction that has written and not ended is waited for, or left to t
 
   await writer`begin`
   await beat(writer, device, day(1), 10, 12)
-  t.equal(await value(other`select fleet.roll_up(${day(1)}, p_late_only => true)`), 0, 'nothing is committed, nobody waits')
+  t.equal(await value(other`select fleet.roll_up(${day(1)}, p_late_only => true)`), 0, 'nothing is committed, and nothing waits')
   await writer`commit`
   t.equal(await value(other`select fleet.roll_up(${day(1)}, p_late_only => true)`), 1)
   t.match(await sql`select seen, beats from fleet.device_availability where day = ${day(1)}`, [{ seen: 8, beats: 8 }])
@@ -388,7 +388,7 @@ t.test('batches with late heartbeats of the same devices do not deadlock', async
   )
 })
 
-t.test('the rollup outlives the heartbeats: archived, dropped, restored, with rows gained', async t => {
+t.test('the rollup outlives the heartbeats: archived, dropped, restored, and with added rows', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   const directory = await makeDirectory(t)
@@ -396,7 +396,7 @@ t.test('the rollup outlives the heartbeats: archived, dropped, restored, with ro
   for (const days of [5, 4, 3]) await beat(sql, device, day(days), 12)
   const name = (days: number) => partitionAt(sql, `${day(days)}T12:00Z`)
   const [first, second] = [await name(5), await name(4)]
-  // The night has rolled up one of the days, of which there are late heartbeats; the other was not rolled up yet.
+  // One of the days is rolled up and has late heartbeats since; the other is not rolled up yet.
   await sql`select fleet.roll_up(${day(4)})`
   await beat(sql, device, day(4), 6, 12)
   const before = await availability(sql, day(5), day(3))
@@ -408,12 +408,12 @@ t.test('the rollup outlives the heartbeats: archived, dropped, restored, with ro
     { state: 'dropped' },
     { state: 'dropped' },
   ])
-  t.equal(await late(sql), 1, 'those of the day that is online and not rolled up')
-  t.same(await availability(sql, day(5), day(3)), before, 'the heartbeats are gone, what they said is not')
+  t.equal(await late(sql), 1, 'the one of the day that is online and not rolled up')
+  t.same(await availability(sql, day(5), day(3)), before, 'the heartbeats are gone, but their counts are not')
   await sql`call fleet.nightly()`
   t.same(await availability(sql, day(5), day(3)), before)
 
-  // As if the second had been archived before there were rollups.
+  // As if the second day had been archived before there were rollups.
   await admin`delete from fleet.device_availability_daily where day = ${day(4)}`
   await admin`delete from fleet.rolled_up_days where day = ${day(4)}`
   t.match(
@@ -467,7 +467,7 @@ t.test('the lease is renewed while a partition is rolled up', async t => {
   await sql`select fleet.archive_partition(${name})`
   const archiver = asRole(t, db, 'fleet_archiver')
   await archiver`select * from fleet.claim_partition('a')`
-  // Another rolls up, so this one waits.
+  // Another session is rolling up, so this one waits.
   const other = asRole(t, db, 'fleet_dba')
   await other`begin`
   await other`select fleet.roll_up(${day(3)})`
@@ -478,7 +478,7 @@ t.test('the lease is renewed while a partition is rolled up', async t => {
   t.equal(await frozen, 'done')
 })
 
-t.test('partitions of a month hold many days', async t => {
+t.test('a monthly partition holds many days', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   await admin.unsafe(`
@@ -528,7 +528,7 @@ t.test('rollups and the history of storage are pruned by a setting, which is aud
   t.match(await sql`select array_agg(day::text order by day) as days from fleet.storage_history`, [{ days: [day(-41)] }])
 })
 
-t.test('each night notes the size of the store', async t => {
+t.test('each night records the size of the store', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   const [device] = await enrollHourly(sql, 1, `${day(9)}T00:00Z`)
@@ -552,7 +552,7 @@ t.test('each night notes the size of the store', async t => {
   t.ok(Number(today?.database_bytes) > Number(today?.bytes_online) && Number(today?.bytes_online) > 0)
 })
 
-t.test('check() names late heartbeats that are not worked off', async t => {
+t.test('check() reports late heartbeats that are not counted yet', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   const [device] = await enrollHourly(sql, 1, `${day(2)}T00:00Z`)

@@ -1,5 +1,5 @@
--- The one place where availability is counted: a day that is rolled up and one that is not cannot differ. Stable, so that it
--- reads with the snapshot of the statement that calls it: a rebuild counts the rows whose late arrivals it deletes.
+-- Availability is counted only here, so a day that is rolled up and one that is not cannot differ. The function is stable, so it
+-- reads with the snapshot of the calling statement: a rebuild counts exactly the rows whose late arrivals it deletes.
 create or replace function fleet.availability_of_day(
   p_day date,
   p_now timestamptz default now(),
@@ -20,7 +20,7 @@ begin
   if v_table is null then
     return;
   end if;
-  -- Planned anew for each call: a few devices are read by the index, all of them in one pass.
+  -- Planned for each call: a few devices are read through the index, all devices in one pass.
   return query execute format(
     $query$
       with roster as materialized (
@@ -29,7 +29,7 @@ begin
         from fleet.devices d
         left join fleet.cohorts c on c.cohort = d.cohort
         left join fleet.device_availability_daily a on a.device_id = d.device_id and a.day = $3
-        -- What was asked of the device then: a change of cadence does not rewrite history.
+        -- The interval that was asked of the device on that day: a later change does not rewrite history.
         cross join lateral (
           select coalesce(a.heartbeat_interval, greatest(d.heartbeat_interval, c.min_interval)) as heartbeat_interval
         ) i
@@ -45,7 +45,7 @@ begin
       ),
       heard as (
         select s.device_id, count(*) as beats, max(s.silence) as longest, min(s.ts) as first_ts, max(s.ts) as last_ts,
-          -- round(silence / interval) - 1, half up. Shorter silences miss none, and most are: they are not divided.
+          -- round(silence / interval) - 1, half up. Most silences are within the interval and miss none: they are not divided.
           sum((2 * round(date_part('epoch', s.silence) * 1000000)::bigint + s.interval_us) / (2 * s.interval_us) - 1)
             filter (where s.silence > s.heartbeat_interval) as missed
         from silences s
@@ -71,4 +71,6 @@ end
 $$;
 
 comment on function fleet.availability_of_day(date, timestamptz, bigint[]) is
-  'Availability of devices on one UTC day, counted from its heartbeats; no row where they are not in the database any more. Behind fleet.roll_up() and fleet.device_availability(). Example: select * from fleet.availability_of_day(current_date, now(), array[42]);';
+  'Counts the availability of devices on one UTC day from its heartbeats. Returns no row if the heartbeats are no longer in the '
+  'database. Used by fleet.roll_up() and fleet.device_availability(). '
+  'Example: select * from fleet.availability_of_day(current_date, now(), array[42]);';

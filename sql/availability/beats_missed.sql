@@ -10,4 +10,6 @@ return greatest(
 );
 
 comment on function fleet.beats_missed(interval, interval) is
-  'How many heartbeats are missing in a silence of this length, at this interval: one is missing once it is more than half an interval overdue, so that jitter costs nothing. Example: select fleet.beats_missed(''10 min'', ''60 s'');';
+  'How many heartbeats are missing in a silence of this length, at this interval. A heartbeat is missing once it is more than '
+  'half an interval overdue, so jitter costs nothing. '
+  'Example: select fleet.beats_missed(''10 min'', ''60 s'');';

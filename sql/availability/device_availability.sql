@@ -14,12 +14,12 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
 set work_mem = '64MB'
--- One device and all of them are asked for by the same statement, and want other plans.
+-- The same statement serves one device and all devices, and these need different plans.
 set plan_cache_mode = force_custom_plan
 as $$
 #variable_conflict use_column
 declare
-  c_raw_days_most constant integer := 7;  -- 14 million heartbeats each take seconds, and a reader has 30
+  c_raw_days_most constant integer := 7;  -- a day of 14 million heartbeats takes seconds, and a reader has 30
   v_today date := p_now::date;
   v_since timestamptz;
   v_until timestamptz;
@@ -29,8 +29,9 @@ begin
   if p_now is null or p_from is null or p_to is null or not isfinite(p_from) or not isfinite(p_to) or p_from > p_to then
     raise exception using
       errcode = 'FL422',
-      message = format('there is no availability from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
-      hint = 'Give the first and the last day, in order: select * from fleet.device_availability(current_date - 30, current_date - 1);';
+      message = format('cannot compute availability from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
+      hint = 'Give the first and the last day, in order: '
+        'select * from fleet.device_availability(current_date - 30, current_date - 1);';
   end if;
   v_since := p_from::timestamptz;
   v_until := least((p_to + 1)::timestamptz, p_now);
@@ -49,10 +50,10 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format(
-        '%s days from %s to %s are not rolled up yet, and all their heartbeats would be read; at most %s at a time',
+        '%s days from %s to %s are not rolled up yet, so all their heartbeats would be read; at most %s such days are allowed',
         cardinality(v_raw_days), p_from, p_to, c_raw_days_most
       ),
-      hint = 'The night rolls them up; do it now by call fleet.nightly(); or ask for fewer days, or for one device.';
+      hint = 'Roll them up now: call fleet.nightly(); or wait for the night, or ask for fewer days or for one device.';
   end if;
 
   return query
@@ -85,13 +86,13 @@ begin
       from (select l.day, array_agg(l.device_id) as device_ids from late l group by l.day) l
       cross join lateral fleet.availability_of_day(l.day, p_now, l.device_ids) a
     ),
-    runs as (  -- of known days without an unknown one between them
+    runs as (  -- known days without an unknown day between them
       select d.*, d.day - (row_number() over (partition by d.device_id order by d.day))::integer as run
       from days d
     ),
     joined as (
       select u.*, r.alias, r.cohort, r.since, r.until,
-        -- A silence does not end at midnight: from the last heartbeat of the days before to the first of this one.
+        -- A silence does not end at midnight: it lasts from the last heartbeat of earlier days to the first of this day.
         coalesce(u.first_ts, least((u.day + 1)::timestamptz, r.until))
           - coalesce(max(u.last_ts) over w, greatest(coalesce(min(u.day) over w, u.day)::timestamptz, r.since)) as silence
       from runs u
@@ -115,4 +116,9 @@ end
 $$;
 
 comment on function fleet.device_availability(date, date, bigint, timestamptz) is
-  'Availability of each device (or one) from the first to the last UTC day, both included: heartbeats expected and seen, in percent (null when none was expected), the longest silence. From the rollups; today, days not rolled up yet and late arrivals from the heartbeats. Days of which neither is there any more are not counted and given as unknown_days. Example: select alias, availability_pct, longest_gap from fleet.device_availability(current_date - 30, current_date - 1) order by availability_pct;';
+  'Availability of each device (or one) from the first to the last UTC day, both included: heartbeats expected and seen, the '
+  'percentage (null if none was expected), and the longest silence. Rolled-up days come from the rollups. Today, days not '
+  'rolled up yet, and late arrivals are counted from the heartbeats. Days with neither a rollup nor heartbeats are not counted; '
+  'unknown_days is their number. '
+  'Example: select alias, availability_pct, longest_gap from fleet.device_availability(current_date - 30, current_date - 1) '
+  'order by availability_pct;';

@@ -6,4 +6,8 @@ from fleet.device_availability_daily a
 join fleet.devices d using (device_id);
 
 comment on view fleet.device_availability is
-  'Each device on each past UTC day on which it was expected, as rolled up by the night: heartbeats expected and seen, and the longest silence. Name a day or a range of days. For today, or a sum over days: fleet.device_availability(from, to). Example: select alias, availability_pct, longest_gap from fleet.device_availability where day = current_date - 1 order by availability_pct;';
+  'Each device on each past UTC day on which it was expected, as the nightly rollup counted it: heartbeats expected and seen, '
+  'and the longest silence. Filter by a day or a range of days. For today, or for a total over several days, use '
+  'fleet.device_availability(from, to). '
+  'Example: select alias, availability_pct, longest_gap from fleet.device_availability where day = current_date - 1 order by '
+  'availability_pct;';

@@ -1,4 +1,4 @@
--- Nobody can write to a retired partition: what is counted here is final.
+-- Nobody can write to a retired partition, so what is counted here is final.
 create or replace function fleet.finish_rollups(p_partition text) returns integer
 language plpgsql
 volatile
@@ -27,4 +27,5 @@ end
 $$;
 
 comment on function fleet.finish_rollups(text) is
-  'Rolls up what of a retired partition is not yet, and works off its late arrivals; nothing when all is up to date. Called before it is exported, and before it is dropped.';
+  'Rolls up the days of a retired partition that are not rolled up yet, and counts its late arrivals. Does nothing if '
+  'everything is up to date. Called before the partition is exported, and before it is dropped.';

@@ -1,4 +1,4 @@
--- Who was heard of in the day before counts: devices that are off for good would make any pause look long.
+-- Only devices that were heard from in the day before count: devices that are off for good would make any pause look long.
 create or replace function fleet.is_ingest_down(p_newest timestamptz, p_now timestamptz) returns boolean
 language sql
 stable
@@ -22,4 +22,5 @@ as $$
 $$;
 
 comment on function fleet.is_ingest_down(timestamptz, timestamptz) is
-  'Whether nothing came in from anybody for so long that the fault must be ours: longer than settings.ingest_gap, and 20 heartbeats were due in that time. Takes the newest received_at, and the time.';
+  'Whether nothing has come in from any device for so long that the fault must be ours: for longer than settings.ingest_gap, '
+  'and at least 20 heartbeats were due in that time. Takes the newest received_at, and the time to judge by.';

@@ -7,10 +7,12 @@ from (
 cross join lateral (
   select fleet.beats_missed(now() - coalesce(h.heard_at, h.enrolled_at), h.expected_interval) as missed_beats
 ) m
--- The first is cheap, and leaves few rows to the second.
+-- The first condition is cheap, and leaves few rows for the second.
 where now() - coalesce(h.heard_at, h.enrolled_at) >= 1.5 * h.expected_interval
   and m.missed_beats > 0
 order by m.missed_beats desc, h.device_id;
 
 comment on view fleet.missed_beats is
-  'Devices that owe heartbeats: how many each has missed in a row by now, since it was heard of last, or was enrolled and never heard of; most first. Example: select alias, missed_beats from fleet.missed_beats where missed_beats >= 10;';
+  'Devices with missing heartbeats: how many each has missed in a row until now, since its last heartbeat, or since it was '
+  'enrolled if it never sent one. Most first. '
+  'Example: select alias, missed_beats from fleet.missed_beats where missed_beats >= 10;';

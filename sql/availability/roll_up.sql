@@ -1,4 +1,5 @@
--- Each statement here sees what was committed before it began: a late arrival is deleted by the statement that counts it, or stays.
+-- Each statement here sees what was committed before it began. So a late arrival is either deleted by the statement that counts
+-- it, or it stays.
 create or replace function fleet.roll_up(p_day date, p_now timestamptz default now(), p_late_only boolean default false)
 returns integer
 language plpgsql
@@ -16,25 +17,25 @@ begin
   if p_day is null or p_now is null or (p_day + 1)::timestamptz > p_now then
     raise exception using
       errcode = 'FL422',
-      message = format('cannot roll up %s, which has not ended', coalesce(p_day::text, 'null')),
+      message = format('cannot roll up %s: the day has not ended', coalesce(p_day::text, 'null')),
       hint = 'Days end at midnight UTC: select fleet.roll_up(current_date - 1);';
   end if;
   if v_table is null then
     raise exception using
       errcode = 'FL002',
-      message = format('the heartbeats of %s are not in the database, and cannot be rolled up', p_day),
+      message = format('the heartbeats of %s are not in the database, so the day cannot be rolled up', p_day),
       hint = format('If the day is archived, bring it back first: select fleet.request_restore(%L);', p_day);
   end if;
 
-  -- One at a time, so that who counted earlier does not write later.
+  -- One at a time, so that an earlier count is never written after a later one.
   perform pg_advisory_xact_lock(hashtextextended('fleet.roll_up', 0));
   if p_late_only then
     if not exists (select from fleet.rolled_up_days r where r.day = p_day) then
       return 0;
     end if;
   else
-    -- What was inserted before the day's midnight is no late arrival, and may not be committed yet. Looked at rather than
-    -- locked out, so that no heartbeat waits.
+    -- A heartbeat that was inserted before the end of its day is no late arrival, and may not be committed yet. So wait for the
+    -- transactions that are writing to the table. They are watched instead of locked out, so that no heartbeat waits.
     v_writers := array(
       select l.virtualtransaction
       from pg_locks l
@@ -43,13 +44,14 @@ begin
     );
     for v_try in 0..100 loop
       exit when not exists (
-        select from pg_locks l where l.relation = v_table and l.mode = 'RowExclusiveLock' and l.virtualtransaction = any (v_writers)
+        select from pg_locks l
+        where l.relation = v_table and l.mode = 'RowExclusiveLock' and l.virtualtransaction = any (v_writers)
       );
       if v_try = 100 then
         raise exception using
           errcode = 'FL003',
-          message = format('lock timeout: a transaction has written heartbeats of %s and does not end', p_day),
-          hint = 'Find it: select * from fleet.check_sessions(); the next night tries again.';
+          message = format('lock timeout: a transaction that wrote heartbeats of %s does not end', p_day),
+          hint = 'Find it: select * from fleet.check_sessions(); The next night tries again.';
       end if;
       perform pg_sleep(0.02);
     end loop;
@@ -79,7 +81,9 @@ begin
         last_ts = excluded.last_ts,
         rolled_up_at = excluded.rolled_up_at
       where (a.expected, a.seen, a.beats, a.longest_gap, a.first_ts, a.last_ts)
-        is distinct from (excluded.expected, excluded.seen, excluded.beats, excluded.longest_gap, excluded.first_ts, excluded.last_ts)
+        is distinct from (
+          excluded.expected, excluded.seen, excluded.beats, excluded.longest_gap, excluded.first_ts, excluded.last_ts
+        )
   ),
   gone as (
     delete from fleet.device_availability_daily a
@@ -101,4 +105,7 @@ end
 $$;
 
 comment on function fleet.roll_up(date, timestamptz, boolean) is
-  'Counts the availability of each device on one past UTC day, from its heartbeats, into fleet.device_availability_daily; returns the number of devices. With p_late_only, counts again only the devices of a rolled-up day whose heartbeats came late. Run by fleet.nightly() and fleet.maintain(). Example: select fleet.roll_up(current_date - 1);';
+  'Counts the availability of each device on one past UTC day from its heartbeats, stores it in '
+  'fleet.device_availability_daily, and returns the number of devices. With p_late_only, counts again only the devices of a '
+  'rolled-up day whose heartbeats came late. Called by fleet.nightly() and fleet.maintain(). '
+  'Example: select fleet.roll_up(current_date - 1);';

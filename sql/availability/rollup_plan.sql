@@ -39,12 +39,13 @@ as $$
   left join fleet.rolled_up_days r on r.day = d.day
   left join late l on l.day = d.day
   where
-    -- Not yet, or before the roster of that day became another, as by devices that were enrolled with an earlier date.
+    -- Not rolled up yet, or rolled up before its roster changed, for example by devices enrolled with an earlier date.
     d.day >= p_now - greatest(s.rollups_keep, s.retention) and coalesce(r.devices, 0) <> n.devices
-    -- Also of a day without a roster: heartbeats from before their device was enrolled are not to wait for ever.
+    -- Also a day without a roster: heartbeats from before their device was enrolled must not wait forever.
     or l.day is not null
   order by d.day;
 $$;
 
 comment on function fleet.rollup_plan(timestamptz) is
-  'The past days to be rolled up, and those to be rebuilt for late arrivals, and since when that is due. Example: select * from fleet.rollup_plan();';
+  'Lists the past days to roll up, and those to rebuild because of late arrivals, and since when each is due. '
+  'Example: select * from fleet.rollup_plan();';

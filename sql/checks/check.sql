@@ -1,4 +1,4 @@
--- The themes in order of importance. Whatever is broken, one of them fails alone: the others still say what they see.
+-- The themes, the most important first. If one of them fails with an error, the others still report what they found.
 create or replace function fleet.check(p_now timestamptz default now())
 returns table (check_name text, status text, detail text, remedy text)
 language plpgsql
@@ -14,16 +14,16 @@ declare
 begin
   perform fleet.not_in_future(p_now);
   foreach v_theme in array array[
-    'check_partitions($1)', 'check_ingest($1)', 'check_silence($1)', 'check_scheduler($1)', 'check_archive($1)', 'check_columns()',
-    'check_sessions($1)', 'check_storage($1)', 'check_imports($1)', 'check_settings()'
+    'check_partitions($1)', 'check_ingest($1)', 'check_silence($1)', 'check_scheduler($1)', 'check_archive($1)',
+    'check_columns()', 'check_sessions($1)', 'check_storage($1)', 'check_imports($1)', 'check_settings()'
   ] loop
     begin
       return query execute 'select * from fleet.' || v_theme using p_now;
     exception when others then
       check_name := split_part(v_theme, '(', 1);
       status := 'fail';
-      detail := 'could not look: ' || sqlerrm;
-      remedy := format(e'-- shows where it ends\nselect * from fleet.%I();', check_name);
+      detail := 'the check itself failed: ' || sqlerrm;
+      remedy := format(e'-- shows the whole error\nselect * from fleet.%I();', check_name);
       return next;
     end;
   end loop;
@@ -31,4 +31,6 @@ end
 $$;
 
 comment on function fleet.check(timestamptz) is
-  'One row per thing that can go wrong: ok, warn or fail, with the remedy as commands, one a line: SQL as fleet_dba unless its first line says "-- as superuser" or "-- as fleet_owner", a shell''s where it says "# in a shell". Reads no heartbeats but those of a few devices. Example: select * from fleet.check() where status <> ''ok'';';
+  'One row for each thing that can go wrong: ok, warn or fail, with the commands that fix it, one on each line. They are SQL, to '
+  'be run as fleet_dba unless the first line says "-- as superuser" or "-- as fleet_owner", or shell commands if it says "# in a '
+  'shell". Reads the heartbeats of a few devices only. Example: select * from fleet.check() where status <> ''ok'';';

@@ -29,15 +29,19 @@ begin
   where p.state = 'archive_failed';
   status := case when v_names is null then 'ok' else 'fail' end;
   detail := coalesce(v_names, 'none');
-  remedy := e'-- once its cause is mended\n' || v_commands;
+  remedy := e'-- once the cause is fixed\n' || v_commands;
   return next;
 
   check_name := 'archive_backlog';
   select count(*), p_now - min(p.detached_at) into v_count, v_age
   from fleet.hb_partitions p
   where p.state in ('detached', 'archiving') and p.held_reason is null;
-  status := case when v_count = 0 or v_age < interval '6 hours' then 'ok' when v_age < interval '2 days' then 'warn' else 'fail' end;
-  detail := format('%s partitions wait%s', v_count, ', the oldest for ' || date_trunc('second', v_age));
+  status := case
+    when v_count = 0 or v_age < interval '6 hours' then 'ok'
+    when v_age < interval '2 days' then 'warn'
+    else 'fail'
+  end;
+  detail := format('%s partitions are waiting%s', v_count, ', the oldest for ' || date_trunc('second', v_age));
   remedy := case
     when status = 'ok' then null
     when v_silence < interval '5 minutes' then 'select fleet.wake_archiver();'
@@ -49,9 +53,10 @@ begin
   select string_agg(p.partition_name || coalesce(': ' || p.last_error, ''), ', ' order by p.range_start),
     string_agg(
       case
-        -- Only a human can tell which of the two is right.
+        -- Only a person can say which of the two is right.
         when p.last_error like '%differs from its archive%' then format(
-          e'-- the table is right:\nselect fleet.retry_archive(%1$L);\n-- or the archive is:\n-- select fleet.accept_archive(%1$L, ''why'');',
+          e'-- if the table is right:\nselect fleet.retry_archive(%1$L);\n'
+            '-- if the archive is right:\n-- select fleet.accept_archive(%1$L, ''why'');',
           p.partition_name
         )
         else format('select fleet.drop_partition(%L);', p.partition_name)
@@ -63,7 +68,7 @@ begin
     and p.proven_at + v_settings.archive_grace
       < p_now - case when p.last_error like '%differs from its archive%' then interval '0' else interval '6 hours' end;
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce('archived, and still on disk: ' || v_names, 'what is archived is dropped');
+  detail := coalesce('archived but not dropped: ' || v_names, 'no archived partition is overdue to be dropped');
   remedy := v_commands;
   return next;
 
@@ -73,14 +78,16 @@ begin
   where p.state = 'archived' and p.held_reason is null and v_settings.proofs_needed > 1 and p.confirmed_at is null
     and p.proven_at < p_now - interval '1 day';
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce('archived but not confirmed by a second login: ' || v_names, 'no archive is waiting for a second login to confirm it');
+  detail := coalesce(
+    'archived but not confirmed by a second login: ' || v_names, 'no archive is waiting for a second login to confirm it'
+  );
   remedy := case when v_names is not null then e'# in a shell, with VERIFIER_DATABASE_URL\nnpm run archive -- confirm' end;
   return next;
 
   check_name := 'archiver';
   status := case when v_silence < interval '5 minutes' then 'ok' when v_silence is null then 'warn' else 'fail' end;
-  detail := coalesce('last heard of ' || date_trunc('second', v_silence) || ' ago', 'never heard of');
-  remedy := case when status <> 'ok' then e'# in a shell; it stays\nnpm run archiver' end;
+  detail := coalesce('last seen ' || date_trunc('second', v_silence) || ' ago', 'never seen');
+  remedy := case when status <> 'ok' then e'# in a shell; it keeps running\nnpm run archiver' end;
   return next;
 
   check_name := 'restores';
@@ -98,10 +105,10 @@ begin
     );
   status := case when v_names is null then 'ok' else 'warn' end;
   detail := coalesce('failed: ' || v_names, 'none failed in the last day');
-  remedy := e'-- once its cause is mended (npm run archive -- verify)\n' || v_commands;
+  remedy := e'-- once the cause is fixed; npm run archive -- verify shows it\n' || v_commands;
   return next;
 end
 $$;
 
 comment on function fleet.check_archive(timestamptz) is
-  'What fleet.check() says of the archive: failures, backlog, the archiver and restores.';
+  'The part of fleet.check() about the archive: failures, backlog, the archiver and restores.';

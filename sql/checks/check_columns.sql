@@ -11,11 +11,11 @@ begin
   check_name := 'archive_columns';
   if v_unknown is not null then
     status := 'fail';
-    detail := format('the archive has no form for %s: no day with this column can be archived or dropped', v_unknown);
+    detail := format('the archive has no form for %s: days with this column can be neither archived nor dropped', v_unknown);
     remedy := (
-      select e'-- as fleet_owner; this can rewrite every partition, and heartbeats wait until it is done\n' || string_agg(
+      select e'-- as fleet_owner; this may rewrite every partition, and heartbeats wait until it is done\n' || string_agg(
         case
-          -- A virtual one (PostgreSQL 18) has no stored values, and its expression cannot be dropped.
+          -- A virtual column (PostgreSQL 18) has no stored values, and its expression cannot be dropped.
           when a.attgenerated = 'v' then format('alter table fleet.device_heartbeats drop column %I;', a.attname)
           when a.attgenerated <> '' then format('alter table fleet.device_heartbeats alter column %I drop expression;', a.attname)
           else format('alter table fleet.device_heartbeats alter column %I type text using %1$I::text;', a.attname)
@@ -28,16 +28,12 @@ begin
     );
   elsif not exists (select from pg_event_trigger where evtname = 'fleet_guard_columns' and evtenabled = 'A') then
     status := 'warn';
-    detail := 'the event trigger fleet_guard_columns is missing or not ENABLE ALWAYS: a column that cannot be archived is not refused';
-    remedy := concat_ws(
-      e'\n', '-- as superuser, after sql/setup/shape-guard.sql',
-      case
-        when not exists (select from pg_event_trigger where evtname = 'fleet_guard_columns') then
-          'create event trigger fleet_guard_columns on ddl_command_end when tag in (''ALTER TABLE'') '
-            'execute function fleet_guard.refuse_unarchivable_column();'
-      end,
-      'alter event trigger fleet_guard_columns enable always;'
-    );
+    detail := 'the event trigger fleet_guard_columns is missing or not ENABLE ALWAYS: unarchivable columns are not refused';
+    remedy := case
+      when exists (select from pg_event_trigger where evtname = 'fleet_guard_columns') then
+        e'-- as superuser\nalter event trigger fleet_guard_columns enable always;'
+      else e'# in a shell, with DATABASE_URL of a superuser\nnpm run migrate'
+    end;
   else
     status := 'ok';
     detail := 'every column of fleet.device_heartbeats can be archived';
@@ -47,4 +43,5 @@ end
 $$;
 
 comment on function fleet.check_columns() is
-  'The part of fleet.check() about the columns of fleet.device_heartbeats: whether each can be archived, and whether others are refused.';
+  'The part of fleet.check() about the columns of fleet.device_heartbeats: whether each can be archived, and whether a column '
+  'that cannot would be refused.';

@@ -36,30 +36,40 @@ begin
       and (
         c.oid is null
         or cardinality(a.steps) > 0 and not exists (select from fleet.lock_holders('import') h where h = a.backend)
-        -- No partition is retired until then.
+        -- No partition is retired while an import is open.
         or a.started_at < p_now - interval '30 days'
       )
   ) f;
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce(v_names, 'none waits for anybody');
+  detail := coalesce(v_names, 'no import has stopped or been open for 30 days');
   remedy := v_commands;
   return next;
 
   check_name := 'import_forwards';
-  select string_agg(distinct e.detail, ', ') into v_names
-  from fleet.events e
-  where e.event = 'import.forward' and e.at > p_now - interval '1 hour'
-    and exists (select from fleet.imports a where a.state in ('moving', 'moved', 'verified') and e.at > coalesce(a.moved_at, a.started_at));
-  status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce(v_names, 'what is written into tables that are adopted comes through');
-  remedy := (
-    select string_agg(format('call fleet.import_table(%L);', a.source), e'\n' order by a.source)
+  select string_agg(distinct f.fault, ', '), string_agg(distinct format('call fleet.import_table(%L);', f.source), e'\n')
+  into v_names, v_commands
+  from (
+    select a.source, e.detail as fault
     from fleet.imports a
-    where v_names is not null and a.state in ('moving', 'moved', 'verified')
-  );
+    join fleet.events e on e.event = 'import.forward' and starts_with(e.detail, a.source || ': ')
+      and e.at > p_now - interval '1 hour' and e.at > coalesce(a.moved_at, a.started_at)
+    where a.state in ('moving', 'moved', 'verified')
+    union all
+    select a.source, format('the trigger fleet_forward on %s is missing or disabled, so new rows are not forwarded', a.source)
+    from fleet.imports a
+    join pg_class c on c.oid = fleet.source_table(a)
+    where a.state in ('moving', 'moved', 'verified') and a.forwards and not 'forward' = any (a.steps)
+      and not exists (
+        select from pg_trigger g where g.tgrelid = c.oid and g.tgname = 'fleet_forward' and g.tgenabled in ('O', 'A')
+      )
+  ) f;
+  status := case when v_names is null then 'ok' else 'warn' end;
+  detail := coalesce(v_names, 'what is written into tables that are being imported reaches the store');
+  remedy := v_commands;
   return next;
 end
 $$;
 
 comment on function fleet.check_imports(timestamptz) is
-  'What fleet.check() says of plain tables that are moved into the store: those that stopped, wait for long, or whose trigger fails.';
+  'The part of fleet.check() about plain tables that are being imported: imports that stopped or stay open for long, and '
+  'triggers that fail.';

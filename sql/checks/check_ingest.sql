@@ -22,41 +22,43 @@ begin
   select * into strict v_settings from fleet.settings;
 
   check_name := 'triggers';
-  select string_agg(w.name, ', '),
-    string_agg(
-      case
-        when g.oid is null then w.definition
-        else format('alter table fleet.%I enable trigger %I;', w.relation, w.name)
-      end,
-      e'\n'
+  -- What the migrations made has to be there; whatever else is disabled on the store's tables is named as well.
+  select string_agg(distinct format('%s on %s', f.name, f.relation), ', '),
+    concat_ws(
+      e'\n',
+      case when bool_or(f.is_internal) then '-- as superuser' else '-- as fleet_owner' end,
+      string_agg(distinct f.command, e'\n'),
+      -- While they were off, last status was not kept, the guard learned nothing, and token changes were not recorded.
+      case when bool_or(f.name = 'device_heartbeats_record_last_status') then 'select fleet.backfill_last_status(1);' end,
+      case when bool_or(f.name = 'hb_partitions_protect') then 'update fleet.hb_partitions set partition_name = partition_name;' end,
+      case when bool_or(f.name like '%\_token\_change') then '-- then restart each server: it missed changed tokens' end
     )
-    -- While it was off, last status was not kept.
-    || case when bool_or(w.relation = 'device_heartbeats') then e'\nselect fleet.backfill_last_status(1);' else '' end
   into v_names, v_commands
   from (
-    values
-      ('device_heartbeats', 'device_heartbeats_record_last_status',
-        'create trigger device_heartbeats_record_last_status after insert on fleet.device_heartbeats '
-        'referencing new table as new_rows for each statement execute function fleet.record_last_status();'),
-      ('hb_partitions', 'hb_partitions_protect',
-        'create trigger hb_partitions_protect after insert or update on fleet.hb_partitions '
-        'for each row execute function fleet_guard.note_partition();'),
-      ('settings', 'settings_audit',
-        'create trigger settings_audit after update on fleet.settings for each row execute function fleet.audit_settings();'),
-      ('devices', 'devices_forget_marks',
-        'create trigger devices_forget_marks after update of heartbeat_interval on fleet.devices '
-        'for each statement execute function fleet.forget_marks();')
-  ) as w (relation, name, definition)
-  left join pg_trigger g on g.tgrelid = to_regclass('fleet.' || w.relation) and g.tgname = w.name
-  where g.tgenabled is null or g.tgenabled not in ('O', 'A');
+    select r.relation, r.trigger_name as name, r.definition || ';' as command, false as is_internal
+    from fleet.recorded_triggers r
+    where not exists (
+      select from pg_trigger g where g.tgrelid = to_regclass(r.relation) and g.tgname = r.trigger_name
+    )
+    union all
+    select g.tgrelid::regclass::text, case when g.tgisinternal then 'a foreign key' else g.tgname::text end,
+      format(
+        'alter table %s enable trigger %s;',
+        g.tgrelid::regclass, case when g.tgisinternal then 'all' else quote_ident(g.tgname) end
+      ),
+      g.tgisinternal
+    from pg_trigger g
+    join pg_class c on c.oid = g.tgrelid
+    where c.relnamespace = 'fleet'::regnamespace and g.tgenabled not in ('O', 'A')
+  ) f;
   status := case when v_names is null then 'ok' else 'fail' end;
   detail := coalesce('disabled or missing: ' || v_names, 'all are on');
-  remedy := e'-- as fleet_owner\n' || v_commands;
+  remedy := case when v_names is not null then v_commands end;
   return next;
 
   check_name := 'last_status';
   select floor(random() * greatest(coalesce(max(d.device_id), 0) - c_sample, 0)) into v_start from fleet.devices d;
-  -- One statement stores a heartbeat and moves last status, so that any difference is drift.
+  -- One statement stores a heartbeat and updates last status, so any difference is drift.
   select count(*) filter (where ls.last_ts is null or ls.last_ts < h.ts), count(*) into v_count, v_total
   from (
     select s.device_id
@@ -74,7 +76,7 @@ begin
     limit 1
   ) h;
   status := case when v_count = 0 then 'ok' else 'warn' end;
-  detail := format('%s of %s devices looked at are behind their newest heartbeat', v_count, v_total);
+  detail := format('last status is behind the newest heartbeat for %s of %s devices in the sample', v_count, v_total);
   remedy := case when v_count > 0 then 'select fleet.backfill_last_status(1);' end;
   return next;
 
@@ -83,7 +85,7 @@ begin
     string_agg(
       case r.reason
         when 'no_partition' then format('select fleet.create_partitions(%L, %L);', r.first::date, r.last::date)
-        -- Beyond the retention nothing is stored.
+        -- Heartbeats beyond the retention are never stored.
         when 'too_late' then format(
           'update fleet.settings set max_late = %L;', least(make_interval(days => r.late_days), v_settings.retention)
         )
@@ -101,10 +103,11 @@ begin
     group by q.reason
   ) r;
   status := case when coalesce(v_count, 0) < 100 then 'ok' else 'warn' end;
-  detail := format('%s heartbeats in the last hour', coalesce(v_names, 'no'));
+  detail := format('%s heartbeats quarantined in the last hour', coalesce(v_names, 'no'));
   remedy := case
     when status <> 'ok' then concat_ws(
-      e'\n', '-- takes them in from now on, and what was kept aside', v_commands, 'select * from fleet.replay_quarantine();'
+      e'\n', '-- accepts such heartbeats from now on, and stores those in quarantine', v_commands,
+      'select * from fleet.replay_quarantine();'
     )
   end;
   return next;
@@ -126,12 +129,20 @@ begin
     ) >= v_settings.quarantine_per_device
   ) f;
   status := case when v_count = 0 then 'ok' else 'warn' end;
-  detail := case when v_count = 0 then 'no device is at its limit'
-    else format('%s devices have %s heartbeats there and no more are kept: %s', v_count, v_settings.quarantine_per_device, v_names) end;
+  detail := case v_count
+    when 0 then 'no device has reached its limit'
+    else format(
+      '%s devices have %s heartbeats in quarantine, and more are discarded: %s',
+      v_count, v_settings.quarantine_per_device, v_names
+    )
+  end;
   remedy := case
     when v_count > 0 then concat_ws(
-      e'\n', '-- keeps more of each; why they are refused: select * from fleet.heartbeat_quarantine',
-      format('update fleet.settings set quarantine_per_device = %s;', least(greatest(v_settings.quarantine_per_device, 500) * 2, 100000))
+      e'\n', '-- keeps more for each device; to see why they are refused: select * from fleet.heartbeat_quarantine',
+      format(
+        'update fleet.settings set quarantine_per_device = %s;',
+        least(greatest(v_settings.quarantine_per_device, 500) * 2, 100000)
+      )
     )
   end;
   return next;
@@ -140,9 +151,9 @@ begin
   select count(*) filter (where ls.status = 'clock_skewed'), count(*) into v_count, v_total
   from fleet.device_last_status ls;
   status := case when v_count > 0 and v_count * 100 >= v_total then 'warn' else 'ok' end;
-  detail := format('%s of %s devices give a time that is refused', v_count, v_total);
+  detail := format('%s of %s devices send times that are refused', v_count, v_total);
   remedy := case
-    when status <> 'ok' then e'-- set the clocks of these; their next heartbeat clears it'
+    when status <> 'ok' then e'-- set the clocks of these devices; the next heartbeat of each clears this'
       '\nselect device_id, alias, cohort, last_ts, last_received_at from fleet.device_status '
       'where status = ''clock_skewed'' order by last_received_at desc limit 50;'
   end;
@@ -151,4 +162,4 @@ end
 $$;
 
 comment on function fleet.check_ingest(timestamptz) is
-  'What fleet.check() says of heartbeats: triggers, last status (of a sample of devices), quarantine and clocks.';
+  'The part of fleet.check() about heartbeats: triggers, last status (of a sample of devices), quarantine and clocks.';

@@ -21,10 +21,11 @@ declare
 begin
   perform fleet.not_in_future(p_now);
   select * into strict v_settings from fleet.settings;
-  -- A table that was detached by hand keeps its rows if it is attached again, while a new partition would be empty.
+  -- A table that was detached by hand is attached again with its rows. A new partition would be empty.
   select e'-- as fleet_owner\n' || string_agg(
     format(
-      'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L);', c.oid::regclass, p.range_start, p.range_end
+      'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L);',
+      c.oid::regclass, p.range_start, p.range_end
     ),
     e'\n' order by p.range_start
   )
@@ -37,7 +38,7 @@ begin
   if exists (select from fleet.attached_partitions() a where a.range_start <= p_now and a.range_end > p_now) then
     status := 'ok'; detail := 'today has a partition'; remedy := null;
   else
-    status := 'fail'; detail := format('no partition for %s: heartbeats are quarantined', v_today);
+    status := 'fail'; detail := format('there is no partition for %s, so heartbeats are quarantined', v_today);
     remedy := coalesce(v_attach, format('select fleet.create_partitions(%L, %L);', v_today, v_today + v_settings.premake_days));
   end if;
   return next;
@@ -46,8 +47,8 @@ begin
   select coalesce(min(d.day) - v_today - 1, 90) into v_ahead
   from (select v_today + n as day from generate_series(1, 90) as n) d
   where not exists (select from fleet.attached_partitions() a where a.range_start <= d.day and a.range_end > d.day);
-  detail := format('%s days ahead, %s wanted', v_ahead, v_settings.premake_days);
-  -- Between midnight and the hourly run there is one less.
+  detail := format('partitions exist for the next %s days; the setting is %s', v_ahead, v_settings.premake_days);
+  -- Between midnight and the hourly run there is one partition less.
   status := case when v_ahead >= greatest(v_settings.premake_days - 1, 1) then 'ok' when v_ahead >= 3 then 'warn' else 'fail' end;
   remedy := case
     when status <> 'ok' then
@@ -66,7 +67,7 @@ begin
     and not exists (select from pg_inherits i where i.inhrelid = c.oid)
     and c.oid <> all (array(select coalesce(fleet.table_of(p), 0) from fleet.hb_partitions p));
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce('in the way of a partition of that name: ' || v_names, 'no name of a partition is taken');
+  detail := coalesce('in the way of a partition of the same name: ' || v_names, 'nothing is in the way of a new partition');
   remedy := format(e'-- as superuser\n%s\ncall fleet.maintain();', v_commands);
   remedy := case when v_names is not null then remedy end;
   return next;
@@ -74,21 +75,22 @@ begin
   check_name := 'partition_catalog';
   select string_agg(format('%s is %s', k.partition_name, k.fault), ', ' order by k.partition_name) into v_names
   from (
-    select a.partition_name, 'attached, and not known to fleet.hb_partitions' as fault
+    select a.partition_name, 'attached but unknown to fleet.hb_partitions' as fault
     from fleet.attached_partitions() a
     where not exists (
       select from fleet.hb_partitions p
-      where fleet.table_of(p) = a.relid and p.state in ('active', 'restored') and p.range_start = a.range_start and p.range_end = a.range_end
+      where fleet.table_of(p) = a.relid and p.state in ('active', 'restored')
+        and p.range_start = a.range_start and p.range_end = a.range_end
     )
     union all
-    select p.partition_name, format('%s in fleet.hb_partitions, and not attached', p.state)
+    select p.partition_name, format('%s in fleet.hb_partitions but not attached', p.state)
     from fleet.hb_partitions p
     join pg_class c on c.oid = fleet.table_of(p)
     where p.state in ('active', 'restored')
       and not exists (select from fleet.attached_partitions() a where a.relid = c.oid)
   ) k;
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce(v_names, 'fleet.hb_partitions says what the catalog says');
+  detail := coalesce(v_names, 'fleet.hb_partitions agrees with the catalog');
   remedy := case when v_names is not null then coalesce(v_attach, 'select fleet.sync_partitions();') end;
   return next;
 
@@ -103,14 +105,14 @@ begin
     from fleet.attached_partitions() a
   ) g
   where g.gap_end > g.gap_start
-    -- Between a held or restored day and the rest, the days are in the archive.
+    -- The days between a held or restored day and the rest are in the archive.
     and g.gap_end > p_now - v_settings.retention
     and exists (
       select from generate_series(g.gap_start, g.gap_end - interval '1 day', interval '1 day') as d (day)
       where not exists (select from fleet.hb_partitions p where p.range_start <= d.day and p.range_end > d.day)
     );
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce('no partition from ' || v_names, 'no gap between partitions');
+  detail := coalesce('no partition from ' || v_names, 'there is no gap between partitions');
   remedy := v_commands;
   return next;
 
@@ -122,7 +124,7 @@ begin
         when p.state in ('active', 'restored') then
           format('select fleet.create_partitions(%L, %L);', p.range_start::date, (p.range_end - interval '1 day')::date)
         when p.state = 'archived' then format('select fleet.drop_partition(%L);', p.partition_name)
-        else format('-- %s: its rows are in a backup of Postgres only', p.partition_name)
+        else format('-- %s: only a backup of Postgres has its rows', p.partition_name)
       end,
       e'\n' order by p.range_start
     )
@@ -131,8 +133,8 @@ begin
   left join pg_class c on c.oid = fleet.table_of(p)
   where p.state <> 'dropped' and c.oid is null;
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce('the table is gone, undropped: ' || v_names, 'every partition that is not dropped has its table');
-  remedy := e'-- makes the days again, empty; for what they held see RUNBOOK.md, "A table is gone"\n' || v_commands;
+  detail := coalesce('the table is gone without a proper drop: ' || v_names, 'every partition that is not dropped has its table');
+  remedy := e'-- creates the days again, empty; for their heartbeats see RUNBOOK.md, "A table is gone"\n' || v_commands;
   return next;
 
   check_name := 'partition_oids';
@@ -144,9 +146,10 @@ begin
   where a.relid_seal is distinct from v_catalog || a.relid;
   status := case when v_count = 0 then 'ok' else 'warn' end;
   detail := case v_count
-    when 0 then 'every table is recorded by its oid in this cluster'
+    when 0 then 'every table is recorded with its oid in this cluster'
     else format(
-      '%s tables are recorded by oids of another cluster, as after restoring a dump; they are found by name until that is fixed', v_count
+      '%s tables are recorded with oids of another cluster, from a restored dump; until it is fixed, they are found by name',
+      v_count
     )
   end;
   remedy := case when v_count > 0 then 'call fleet.maintain();' end;
@@ -160,7 +163,7 @@ begin
   join pg_class c on c.oid = fleet.table_of(p)
   where c.relname <> p.partition_name;
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce(v_names, 'every partition has the name it was made with');
+  detail := coalesce(v_names, 'every partition has its original name');
   remedy := e'-- as fleet_owner\n' || v_commands;
   return next;
 
@@ -170,7 +173,7 @@ begin
   join pg_class c on c.oid = i.inhrelid
   where i.inhparent = 'fleet.device_heartbeats'::regclass and pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT';
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce(v_names || ' would block premake and retention as soon as it holds a row', 'there is none');
+  detail := coalesce(v_names || ' would block premake and retention as soon as it has a row', 'there is none');
   remedy := case
     when v_names is not null then format(e'-- as fleet_owner\nalter table fleet.device_heartbeats detach partition %s;', v_names)
   end;
@@ -180,9 +183,11 @@ begin
   with fault as (
     select a.partition_name, a.range_start,
       not coalesce(bool_or(i.indisunique and i.indisvalid), false) as lacks_key,
-      not coalesce(bool_or(i.indisvalid and not i.indisunique and pg_get_indexdef(i.indexrelid) like '%(device\_id, ts DESC)'), false)
-        as lacks_newest,
-      string_agg(format('drop index concurrently %s;', i.indexrelid::regclass), e'\n') filter (where not i.indisvalid) as leftovers
+      not coalesce(
+        bool_or(i.indisvalid and not i.indisunique and pg_get_indexdef(i.indexrelid) like '%(device\_id, ts DESC)'), false
+      ) as lacks_newest,
+      string_agg(format('drop index concurrently %s;', i.indexrelid::regclass), e'\n')
+        filter (where not i.indisvalid) as leftovers
     from fleet.attached_partitions() a
     left join pg_index i on i.indrelid = a.relid
     group by a.partition_name, a.range_start
@@ -192,7 +197,7 @@ begin
       concat_ws(
         e'\n',
         f.leftovers,
-        -- What the key would have kept out meanwhile stands in its way now.
+        -- Duplicates that were stored without the key prevent creating it.
         case when f.lacks_key then format(
           e'delete from fleet.%1$I a using fleet.%1$I b where a.device_id = b.device_id '
           'and date_bin(''10 seconds'', a.ts, ''2000-01-01Z'') = date_bin(''10 seconds'', b.ts, ''2000-01-01Z'') '
@@ -223,50 +228,40 @@ begin
   from fleet.retention_plan(null, p_now) r
   where r.action = 'retire' and r.range_end < p_now - v_settings.retention - interval '2 days';
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce('past the retention by more than two days: ' || v_names, 'nothing overdue');
+  detail := coalesce('past the retention by more than two days: ' || v_names, 'no partition is overdue to be retired');
   remedy := case when v_names is not null then 'call fleet.nightly();' end;
   return next;
 
   check_name := 'rollups';
-  select string_agg(
-      format('%s since %s', r.day, r.due_at),
-      ', ' order by r.day
-    ),
+  select string_agg(format('%s since %s', r.day, r.due_at), ', ' order by r.day),
     string_agg(distinct case r.action when 'roll_up' then 'call fleet.nightly();' else 'call fleet.maintain();' end, e'\n')
   into v_names, v_commands
   from fleet.rollup_plan(p_now) r
   where r.state in ('active', 'restored')
     and r.due_at < p_now - case r.action when 'roll_up' then interval '2 days' else interval '3 hours' end;
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce('availability not counted: ' || v_names, 'past days are rolled up, late heartbeats included');
+  detail := coalesce('availability is not rolled up: ' || v_names, 'past days are rolled up, late heartbeats included');
   remedy := v_commands;
   return next;
 
   check_name := 'guard';
-  status := 'ok'; detail := 'DROP of an unproven partition is refused'; remedy := null;
+  status := 'ok'; detail := 'a partition without a proven archive cannot be dropped'; remedy := null;
   select string_agg(g.name, ', ' order by g.name),
-    string_agg(concat_ws(e'\n', case when e.evtname is null then g.definition end, format('alter event trigger %I enable always;', g.name)),
-      e'\n' order by g.name)
+    case
+      when bool_or(e.evtname is null) then e'# in a shell, with DATABASE_URL of a superuser\nnpm run migrate'
+      else e'-- as superuser\n' || string_agg(format('alter event trigger %I enable always;', g.name), e'\n' order by g.name)
+    end
   into v_names, v_commands
-  from (
-    values
-      ('fleet_guard_drop', 'create event trigger fleet_guard_drop on sql_drop execute function fleet_guard.refuse_unproven_drop();'),
-      (
-        'fleet_guard_find',
-        'create event trigger fleet_guard_find on ddl_command_start when tag in (''ALTER TABLE'', ''ALTER SCHEMA'', ''ALTER INDEX'', '
-        '''ALTER VIEW'', ''ALTER MATERIALIZED VIEW'', ''ALTER SEQUENCE'', ''ALTER FOREIGN TABLE'') '
-        'execute function fleet_guard.find_restored_tables();'
-      )
-  ) as g (name, definition)
+  -- A test compares these and fleet_guard_columns, which check_columns() looks at, with what setup creates.
+  from (values ('fleet_guard_drop'), ('fleet_guard_find')) as g (name)
   left join pg_event_trigger e on e.evtname = g.name
   where e.evtenabled is distinct from 'A';
   if v_names is not null then
-    status := 'warn'; detail := 'event triggers that are missing or not ENABLE ALWAYS: ' || v_names;
-    remedy := e'-- as superuser\n' || v_commands;
+    status := 'warn'; detail := 'event triggers that are missing or not ENABLE ALWAYS: ' || v_names; remedy := v_commands;
   end if;
   return next;
 end
 $$;
 
 comment on function fleet.check_partitions(timestamptz) is
-  'What fleet.check() says of partitions: today''s, those ahead, gaps, names, indexes, retention, rollups and the guard.';
+  'The part of fleet.check() about partitions: today''s, those ahead, gaps, names, indexes, retention, rollups and the guard.';

@@ -18,10 +18,11 @@ declare
 begin
   perform fleet.not_in_future(p_now);
   check_name := 'monitoring';
-  status := 'ok'; detail := 'the activity of other roles is visible'; remedy := null;
+  status := 'ok'; detail := 'the store sees the activity of other roles'; remedy := null;
   if not pg_has_role('fleet_owner', 'pg_monitor', 'usage') or not pg_has_role('fleet_dba', 'pg_signal_backend', 'usage') then
     status := 'warn';
-    detail := 'fleet_owner may not see the activity of other roles, or fleet_dba not end it: what is said below of sessions and the scheduler may be wrong';
+    detail := 'fleet_owner cannot see the activity of other roles, or fleet_dba cannot end it, so the checks of sessions and '
+      'of the scheduler may be wrong';
     remedy := e'-- as superuser\ngrant pg_monitor to fleet_owner, fleet_dba;\ngrant pg_signal_backend to fleet_dba;';
   end if;
   return next;
@@ -33,10 +34,12 @@ begin
     into v_names, v_commands
     from fleet_guard.lost_jobs() j;
   exception when undefined_function or insufficient_privilege then
-    v_names := null;  -- set up before there was such a function
+    v_names := null;  -- set up before this function existed
   end;
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce('pg_cron ends and starts again all the time, and runs no job, while the role of one is gone: ' || v_names, 'every job''s role is there');
+  detail := coalesce(
+    'pg_cron keeps restarting and runs no job, because the role of a job was dropped: ' || v_names, 'the role of every job exists'
+  );
   remedy := e'-- as superuser\n' || v_commands;
   return next;
 
@@ -47,13 +50,16 @@ begin
     where e.event = 'maintain.start' and e.at <= p_now
       and greatest(e.at, fleet.postgres_started_at()) >= p_now - interval '125 minutes'
   ) then
-    detail := 'pg_cron is not in this database; the hourly maintenance arrives all the same';
+    detail := 'pg_cron is not in this database, but the hourly maintenance runs';
   elsif not v_has_cron then
     status := 'warn'; detail := 'pg_cron is not in this database, and no maintenance ran in the last two hours';
-    remedy := format(e'-- as superuser, in database %s\n', coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'postgres, once pg_cron is there'))
-      || (select string_agg(j.statement, e'\n') from fleet.jobs_elsewhere() j);
+    remedy := format(
+      e'-- as superuser, in database %s\n%s',
+      coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'postgres, once pg_cron is there'),
+      (select string_agg(j.statement, e'\n') from fleet.jobs_elsewhere() j)
+    );
   elsif pg_is_in_recovery() then
-    detail := 'this is a standby: pg_cron waits until it is promoted; the jobs run on the primary, and remedies belong there too';
+    detail := 'this is a standby: the jobs run on the primary, and remedies must be run there too';
   elsif not exists (select from pg_stat_activity where backend_type = 'pg_cron launcher') then
     status := 'fail'; detail := 'the pg_cron launcher is gone: no job runs until Postgres is restarted'; remedy := c_restart;
   end if;
@@ -65,21 +71,22 @@ begin
       case j.fault
         when 'missing' then 'select * from fleet.schedule_jobs();'
         when 'disabled' then format(
-          'select cron.alter_job(jobid, active := true) from cron.job where jobname = %L and username = ''fleet_owner'';', j.jobname
+          'select cron.alter_job(jobid, active := true) from cron.job where jobname = %L and username = ''fleet_owner'';',
+          j.jobname
         )
         else d.command || ';'
       end, e'\n'
     ),
     case
       when bool_or(j.fault = 'disabled') then e'-- as superuser\n'
-      when bool_or(j.fault <> 'missing') then e'-- as fleet_owner; pg_cron''s next run of it clears this\n'
+      when bool_or(j.fault <> 'missing') then e'-- as fleet_owner; the next run by pg_cron clears this\n'
       else ''
     end
   into v_names, v_commands, v_role
   from (
     select h.*,
       case
-        -- None has ever run, long after setup.
+        -- No job has ever run, although setup was long ago.
         when h.status = 'waiting' and bool_and(h.status = 'waiting') over ()
           and (select min(p.created_at) from fleet.hb_partitions p) < p_now - interval '3 hours' then 'late'
         else h.status
@@ -90,7 +97,9 @@ begin
   join fleet.job_definitions() d using (jobname)
   where j.fault not in ('ok', 'waiting');
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce(v_names, case when v_has_cron then 'all jobs run' else 'their history is in the database of pg_cron' end);
+  detail := coalesce(
+    v_names, case when v_has_cron then 'all jobs run' else 'the history of the jobs is in the database of pg_cron' end
+  );
   remedy := v_role || v_commands;
   return next;
 
@@ -106,14 +115,14 @@ begin
   ) e
   where not e.is_ok;
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce(v_names, 'no step failed without a later success');
-  remedy := case when v_names is not null then e'-- once its cause is mended\n' || v_commands end;
+  detail := coalesce(v_names, 'no step failed without succeeding later');
+  remedy := case when v_names is not null then e'-- once the cause is fixed\n' || v_commands end;
   return next;
 
   check_name := 'nights';
-  status := 'ok'; detail := 'the last night''s work was begun'; remedy := null;
+  status := 'ok'; detail := 'fleet.nightly() began on schedule'; remedy := null;
   if fleet.is_night_missed(p_now) then
-    status := 'warn'; detail := 'fleet.nightly() was not begun for 25 hours'; remedy := 'call fleet.nightly();';
+    status := 'warn'; detail := 'fleet.nightly() has not begun for 25 hours'; remedy := 'call fleet.nightly();';
   end if;
   return next;
 
@@ -126,11 +135,11 @@ begin
   join pg_stat_activity a on a.pid = h
   where a.query_start < p_now - interval '2 hours';
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce(v_names, 'none is held for long');
+  detail := coalesce(v_names, 'no lock is held for long');
   remedy := v_commands;
   return next;
 end
 $$;
 
 comment on function fleet.check_scheduler(timestamptz) is
-  'What fleet.check() says of the scheduler: pg_cron, its jobs and roles, failed steps, missed nights and stuck locks.';
+  'The part of fleet.check() about the scheduler: pg_cron, its jobs and roles, failed steps, missed nights and stuck locks.';

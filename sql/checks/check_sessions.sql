@@ -9,7 +9,10 @@ set lock_timeout = '300ms'
 as $$
 #variable_conflict use_column
 declare
-  v_directory text := coalesce((select s.setting from pg_settings s where s.name = 'data_directory'), '$PGDATA');
+  v_restart text := format(
+    'pg_ctl restart -m fast -D ''%s''',
+    coalesce((select s.setting from pg_settings s where s.name = 'data_directory'), '$PGDATA')
+  );
   v_faults text[];
   v_fault text;
   v_names text;
@@ -20,10 +23,13 @@ declare
   v_wanted bigint;
 begin
   perform fleet.not_in_future(p_now);
-  -- Who holds others up, who works for long, who waits in a transaction: found alike, ended alike.
+  -- Sessions that block others, run for long or idle in a transaction are found and ended in the same way.
   foreach v_fault in array array['blocking', 'long_transactions', 'idle_in_transaction'] loop
     check_name := v_fault;
-    select string_agg(format('backend %s (%s, %s) for %s: %s', a.pid, a.usename, a.state, a.age, left(a.query, 60)), '; ' order by a.pid),
+    select
+      string_agg(
+        format('backend %s (%s, %s) for %s: %s', a.pid, a.usename, a.state, a.age, left(a.query, 60)), '; ' order by a.pid
+      ),
       case when bool_or(a.is_super) then e'-- as superuser\n' else '' end
       || string_agg(format('select pg_terminate_backend(%s);', a.pid), e'\n' order by a.pid)
     into v_names, v_commands
@@ -35,7 +41,8 @@ begin
       where s.pid <> pg_backend_pid()
         and s.backend_type not in ('autovacuum worker', 'walsender')
         and case v_fault
-          when 'long_transactions' then s.xact_start < p_now - interval '1 hour' and s.state is distinct from 'idle in transaction'
+          when 'long_transactions' then
+            s.xact_start < p_now - interval '1 hour' and s.state is distinct from 'idle in transaction'
           when 'idle_in_transaction' then s.state like 'idle in transaction%' and s.state_change < p_now - interval '10 minutes'
           else s.pid in (
               select b.pid
@@ -43,7 +50,7 @@ begin
               cross join unnest(pg_blocking_pids(w.pid)) as b (pid)
               where not w.granted and w.waitstart < p_now - interval '3 seconds'
             )
-            -- The first of a queue alone: the others go on when it ends.
+            -- Only the first of a queue, because the others continue when it ends.
             and cardinality(pg_blocking_pids(s.pid)) = 0
         end
     ) a;
@@ -63,25 +70,27 @@ begin
   from pg_prepared_xacts x
   where x.prepared < p_now - interval '10 minutes';
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce('forgotten, with its locks: ' || v_names, 'none is forgotten');
+  detail := coalesce('still open, with its locks: ' || v_names, 'none is open for long');
   remedy := v_commands;
   return next;
 
   check_name := 'replication_slots';
-  select string_agg(format('%s keeps %s of WAL%s', r.slot_name, pg_size_pretty(r.kept), ' and rows since ' || r.xmin), ', '),
-    e'-- as superuser; its replica has to be made anew\n'
+  select string_agg(format('%s keeps %s of WAL%s', r.slot_name, pg_size_pretty(r.kept), ' and dead rows since ' || r.xmin), ', '),
+    e'-- as superuser; the replica must then be rebuilt\n'
     || string_agg(format('select pg_drop_replication_slot(%L);', r.slot_name), e'\n'),
     array_agg(case when r.kept > 4::bigint << 30 then 'fail' else 'warn' end)
   into v_names, v_commands, v_faults
   from (
     select s.slot_name, coalesce(age(s.xmin), age(s.catalog_xmin))::text || ' transactions ago' as xmin,
-      pg_wal_lsn_diff(case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end, s.restart_lsn) as kept
+      pg_wal_lsn_diff(
+        case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end, s.restart_lsn
+      ) as kept
     from pg_replication_slots s
     where not s.active
   ) r
   where r.kept > 256 << 20;
   status := case when v_names is null then 'ok' when 'fail' = any (v_faults) then 'fail' else 'warn' end;
-  detail := coalesce('nobody reads ' || v_names, 'none keeps WAL that nobody reads');
+  detail := coalesce('no replica reads ' || v_names, 'no unused slot keeps WAL');
   remedy := v_commands;
   return next;
 
@@ -89,19 +98,24 @@ begin
   select count(*) filter (where s.backend_type = 'client backend'), count(*) filter (where s.application_name = 'nexmdm listen')
   into v_used, v_workers
   from pg_stat_activity s;
-  -- A worker has its pool, of 10 unless POOL_MAX says otherwise, and up to 4 beside it; the rest is for the archiver and people.
+  -- Each worker has a pool (10 connections, unless POOL_MAX is set) and up to 4 more. The rest is for the archiver and people.
   v_wanted := greatest(v_workers * (10 + 4) + 50, ceil(v_used * 1.3));
   status := case when v_used >= 0.95 * v_max then 'fail' when v_used >= 0.8 * v_max or v_wanted > v_max then 'warn' else 'ok' end;
-  detail := format('%s of %s in use; %s workers of the server may want %s', v_used, v_max, v_workers, v_wanted);
-  remedy := case
-    when status <> 'ok' then format(
-      e'-- as superuser; then restart Postgres: pg_ctl restart -m fast -D ''%s''\nalter system set max_connections = %s;',
-      v_directory, greatest(v_wanted, v_max) + 50
-    )
-  end;
+  detail := format('%s of %s connections are in use; %s server workers may need %s', v_used, v_max, v_workers, v_wanted);
+  remedy := null;
+  if status <> 'ok' and exists (select from pg_settings s where s.name = 'max_connections' and s.pending_restart) then
+    detail := detail || '; a new limit is set and takes effect when Postgres is restarted';
+    remedy := e'# in a shell, as the user of Postgres\n' || v_restart;
+  elsif status <> 'ok' then
+    remedy := format(
+      e'-- as superuser; then restart Postgres: %s\nalter system set max_connections = %s;\nselect pg_reload_conf();',
+      v_restart, greatest(v_wanted, v_max) + 50
+    );
+  end if;
   return next;
 end
 $$;
 
 comment on function fleet.check_sessions(timestamptz) is
-  'What fleet.check() says of sessions: who blocks others, long transactions, forgotten prepared ones, replication slots, connections.';
+  'The part of fleet.check() about sessions: those that block others, long and prepared transactions, replication slots, '
+  'connections.';

@@ -17,7 +17,7 @@ begin
   begin
     v_memory := fleet_guard.memory_bytes();
   exception when undefined_function or insufficient_privilege then
-    v_memory := null;  -- set up before there was such a function
+    v_memory := null;  -- set up before this function existed
   end;
 
   for v_setting in
@@ -26,7 +26,11 @@ begin
     from (
       select k.name, k.guideline, k.advice, s.vartype = 'bool' and s.reset_val = 'on' or k.is_good as is_good
       from pg_settings s
-      cross join lateral (select s.reset_val::numeric as n where s.vartype = 'integer' union all select null where s.vartype <> 'integer') v
+      cross join lateral (
+        select s.reset_val::numeric as n where s.vartype = 'integer'
+        union all
+        select null where s.vartype <> 'integer'
+      ) v
       join lateral (
         values
           ('shared_buffers', 'a quarter of the memory', format('%sMB', least(v_memory >> 22, 4096)),
@@ -37,8 +41,8 @@ begin
           ('autovacuum_naptime', '10 s', '10s', v.n <= 10),
           ('log_min_duration_statement', '250 ms', '250ms', v.n between 0 and 250),
           ('autovacuum', 'on', 'on', false),
-          ('fsync', 'on, or a crash loses what was acknowledged', 'on', false),
-          ('full_page_writes', 'on, or a crash loses what was acknowledged', 'on', false)
+          ('fsync', 'on, or a crash loses acknowledged heartbeats', 'on', false),
+          ('full_page_writes', 'on, or a crash loses acknowledged heartbeats', 'on', false)
       ) as k (name, guideline, advice, is_good) on k.name = s.name
     ) w
     join pg_settings s on s.name = w.name
@@ -46,13 +50,13 @@ begin
   loop
     check_name := 'setting_' || v_setting.name;
     status := case when v_setting.is_good then 'ok' else 'warn' end;
-    detail := format('%s; the guideline: %s', v_setting.shown, v_setting.guideline);
+    detail := format('%s; the guideline is %s', v_setting.shown, v_setting.guideline);
     if v_setting.guideline like '%of the memory' then
-      detail := detail || coalesce(format(' (%s)', pg_size_pretty(v_memory)), ', which is not known here');
+      detail := detail || coalesce(format(' (%s)', pg_size_pretty(v_memory)), ', whose size is unknown');
     end if;
     remedy := null;
     if not v_setting.is_good and v_setting.pending_restart then
-      detail := detail || '; changed, and waits for a restart';
+      detail := detail || '; a new value is set and takes effect when Postgres is restarted';
       remedy := e'# in a shell, as the user of Postgres\n' || c_restart;
     elsif not v_setting.is_good then
       remedy := format(
@@ -66,4 +70,4 @@ end
 $$;
 
 comment on function fleet.check_settings() is
-  'What fleet.check() says of the settings of Postgres: each against its guideline, with the value to set.';
+  'The part of fleet.check() about the settings of Postgres: compares each with its guideline and gives the value to set.';

@@ -19,11 +19,17 @@ begin
   perform fleet.not_in_future(p_now);
   check_name := 'heartbeats';
   select max(ls.last_received_at) into v_newest from fleet.device_last_status ls;
-  status := 'ok'; detail := coalesce('the last one came ' || date_trunc('second', p_now - v_newest) || ' ago', 'none yet'); remedy := null;
+  status := 'ok'; remedy := null;
+  detail := coalesce('the last one arrived ' || date_trunc('second', p_now - v_newest) || ' ago', 'no heartbeat has arrived yet');
   if fleet.is_ingest_down(v_newest, p_now) then
-    status := 'fail'; detail := format('none from any device for %s: the servers, what stands before them, or the network', date_trunc('second', p_now - v_newest));
-    remedy := e'-- is a server connected? If not, start it (npm run server); if so: RUNBOOK.md, "Heartbeats are refused"'
-      '\nselect usename, application_name, state, count(*) from pg_stat_activity where usename like ''fleet%'' group by 1, 2, 3 order by 1, 2, 3;';
+    status := 'fail';
+    detail := format(
+      'no device was heard from for %s; the cause is the servers, the proxy in front of them, or the network',
+      date_trunc('second', p_now - v_newest)
+    );
+    remedy := e'-- is a server connected? If not, start one (npm run server). If so, see RUNBOOK.md, "Heartbeats are refused"\n'
+      'select usename, application_name, state, count(*) from pg_stat_activity where usename like ''fleet%'' '
+      'group by 1, 2, 3 order by 1, 2, 3;';
   end if;
   return next;
 
@@ -38,8 +44,8 @@ begin
     ) filter (where a.is_alarming),
     string_agg(
       format(
-        'select device_id, alias, last_ts, network_type, agent_version, ip from fleet.device_status where %sstatus in (''late'', ''offline'') '
-        'order by last_ts desc limit 50;',
+        'select device_id, alias, last_ts, network_type, agent_version, ip from fleet.device_status '
+        'where %sstatus in (''late'', ''offline'') order by last_ts desc limit 50;',
         case when a.place > 1 then format('cohort = %L and ', a.cohort) end
       ),
       e'\n' order by a.place
@@ -51,13 +57,14 @@ begin
   status := case when v_names is null then 'ok' when v_is_fleet then 'fail' else 'warn' end;
   detail := coalesce(
     'gone quiet: ' || v_names,
-    format('not judged: %s', v_muted),
+    format('not evaluated: %s', v_muted),
     'no more devices have gone quiet than usual'
   );
-  remedy := e'-- what do these share: a place, a network, a version? They are well when they are heard of again\n' || v_commands;
+  remedy := e'-- what do these devices share: a place, a network, a version? This clears when they send again\n' || v_commands;
   return next;
 end
 $$;
 
 comment on function fleet.check_silence(timestamptz) is
-  'What fleet.check() says of silence: no heartbeat from anybody, and cohorts of which more devices have gone quiet than usual.';
+  'The part of fleet.check() about silence: no heartbeat from any device, and cohorts in which more devices have gone quiet than '
+  'usual.';

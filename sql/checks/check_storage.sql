@@ -28,13 +28,14 @@ begin
   select string_agg(c.relname, ', '), string_agg(format('alter table fleet.%I reset (autovacuum_enabled);', c.relname), e'\n')
   into v_names, v_commands
   from pg_class c
-  where c.reloptions && array['autovacuum_enabled=false', 'autovacuum_enabled=off', 'autovacuum_enabled=0', 'autovacuum_enabled=no']
+  where c.reloptions
+      && array['autovacuum_enabled=false', 'autovacuum_enabled=off', 'autovacuum_enabled=0', 'autovacuum_enabled=no']
     and (
       c.relnamespace = 'fleet'::regnamespace and c.relkind = 'r' and not c.relispartition
       or c.oid in (select a.relid from fleet.attached_partitions() a where a.range_end > p_now)
     );
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce('switched off for ' || v_names, 'it is on where rows change');
+  detail := coalesce('switched off for ' || v_names, 'it is on for every table whose rows change');
   remedy := e'-- as fleet_owner\n' || v_commands;
   return next;
 
@@ -42,12 +43,12 @@ begin
   v_dead := pg_stat_get_dead_tuples('fleet.device_last_status'::regclass);
   v_live := pg_stat_get_live_tuples('fleet.device_last_status'::regclass);
   status := case when v_dead > 5000 + v_live then 'warn' else 'ok' end;
-  detail := format('device_last_status has %s dead rows beside %s', v_dead, v_live);
+  detail := format('device_last_status has %s dead and %s live rows', v_dead, v_live);
   remedy := case when status <> 'ok' then e'-- as fleet_owner\nvacuum (analyze) fleet.device_last_status;' end;
   return next;
 
   check_name := 'partitions_vacuumed';
-  -- By the visibility map: the statistics on vacuums are lost in a crash. Small ones do not matter.
+  -- Uses the visibility map, because a crash loses the statistics of vacuums. Small partitions do not matter.
   select string_agg(a.partition_name, ', ' order by a.range_start),
     string_agg(format('vacuum (analyze) fleet.%I;', a.partition_name), e'\n' order by a.range_start)
   into v_names, v_commands
@@ -57,14 +58,16 @@ begin
     and pg_relation_size(a.relid) > 1 << 20
     and c.relallvisible * current_setting('block_size')::bigint < pg_relation_size(a.relid) / 2;
   status := case when v_names is null then 'ok' else 'warn' end;
-  detail := coalesce('past, and not vacuumed since: ' || v_names, 'the last days are vacuumed and analyzed');
+  detail := coalesce('not vacuumed since their day ended: ' || v_names, 'the last days are vacuumed and analyzed');
   remedy := e'-- as fleet_owner\n' || v_commands;
   return next;
 
   check_name := 'wraparound';
   select age(d.datfrozenxid) into v_age from pg_database d where d.datname = current_database();
   status := case when v_age > 1500000000 then 'fail' when v_age > v_limit * 1.5 then 'warn' else 'ok' end;
-  detail := format('the oldest row is %s transactions old; autovacuum freezes at %s, Postgres stops at 2 billion', v_age, v_limit);
+  detail := format(
+    'the oldest row is %s transactions old; autovacuum freezes at %s, and Postgres stops at 2 billion', v_age, v_limit
+  );
   if status <> 'ok' then
     select string_agg(format('vacuum (freeze) %s;', o.relid), e'\n' order by o.age desc) into v_commands
     from (
@@ -75,7 +78,7 @@ begin
       limit 50
     ) o;
   end if;
-  remedy := case when status <> 'ok' then e'-- as superuser; the oldest 50 tables, again until this is ok\n' || v_commands end;
+  remedy := case when status <> 'ok' then e'-- as superuser; the oldest 50 tables. Repeat until this is ok\n' || v_commands end;
   return next;
 
   check_name := 'disk';
@@ -88,10 +91,11 @@ begin
   exception when insufficient_privilege then
     v_wal := null;
   end;
-  -- The free space of a disk is nothing that Postgres can ask for.
+  -- Postgres cannot ask how much space is free on a disk.
   status := case when v_last > 1 << 30 and v_last > 2 * v_usual then 'warn' else 'ok' end;
   detail := format(
-    'the database has %s, WAL %s; yesterday''s heartbeats %s, a day before it %s on average, %s for a whole retention; free space is not seen from here',
+    'the database takes %s and WAL %s; yesterday''s heartbeats take %s, an average day of the week before takes %s, and a whole '
+    'retention would take %s; Postgres does not know the free space',
     pg_size_pretty(pg_database_size(current_database())),
     coalesce(pg_size_pretty(v_wal), '?'),
     pg_size_pretty(coalesce(v_last, 0)), pg_size_pretty(coalesce(v_usual, 0)),
@@ -99,7 +103,8 @@ begin
   );
   remedy := case
     when status <> 'ok' then format(
-      e'# in a shell: is there room for the retention at this rate? If not: select fleet.set_retention(…); add disk\ndf -h ''%s''',
+      e'# in a shell: is there room for the retention? If not, add disk or shorten it: select fleet.set_retention(…);\n'
+        'df -h ''%s''',
       v_directory
     )
   end;
@@ -108,4 +113,4 @@ end
 $$;
 
 comment on function fleet.check_storage(timestamptz) is
-  'What fleet.check() says of tables on disk: autovacuum, dead rows, wraparound, size and growth.';
+  'The part of fleet.check() about tables on disk: autovacuum, dead rows, wraparound, size and growth.';

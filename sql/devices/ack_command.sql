@@ -21,11 +21,13 @@ begin
     raise exception using
       errcode = 'FL404',
       message = format('device %s has no command %s', coalesce(p_device_id::text, 'null'), coalesce(p_command_id::text, 'null')),
-      hint = 'Commands are forgotten after settings.commands_keep.';
+      hint = 'Check the command_id. Commands are deleted after settings.commands_keep.';
   end if;
   return false;
 end
 $$;
 
 comment on function fleet.ack_command(bigint, bigint) is
-  'A device says that it has a command; it is handed over no more. False when it was acknowledged before. Example: select fleet.ack_command(42, 7);';
+  'Records that a device has received a command, which is then not handed over again. Returns false if it was already '
+  'acknowledged. '
+  'Example: select fleet.ack_command(42, 7);';

@@ -19,4 +19,5 @@ as $$
 $$;
 
 comment on function fleet.authenticate(bytea) is
-  'Whose token has this SHA-256: a device (its own interval, and the one to ask for, which its cohort may slow), a gateway, or (no row) nobody''s or a revoked one.';
+  'Returns whose token has this SHA-256: a device (with its own interval, and the interval to ask for, which its cohort may '
+  'lengthen) or a gateway. Returns no row if the token is unknown or revoked.';

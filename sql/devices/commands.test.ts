@@ -2,7 +2,7 @@ import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, value } from '../../testing/fleet.ts'
 
-t.test('the DBA sends, the server hands over, dashboards look on', async t => {
+t.test('the DBA sends, the server hands over, and dashboards can only read', async t => {
   const db = await withDatabase(t)
   const [device] = (await enroll(db.sql, 1)) as [number]
   const [dba, server, reader] = [asRole(t, db, 'fleet_dba'), asRole(t, db, 'fleet_server'), asRole(t, db, 'fleet_reader')]
@@ -37,7 +37,7 @@ t.test('the DBA sends, the server hands over, dashboards look on', async t => {
   }
 })
 
-t.test('what cannot be sent says why', async t => {
+t.test('a command that cannot be sent is refused with the reason', async t => {
   const { sql } = await withDatabase(t)
   const [device] = (await enroll(sql, 1)) as [number]
   for (const command of [null, '', ' ', 'x'.repeat(65)]) {
@@ -54,7 +54,7 @@ t.test('what cannot be sent says why', async t => {
   t.same(await sql`select from fleet.command_dispatch_log`, [])
 })
 
-t.test('an old command is not handed over, an older one is pruned with its log', async t => {
+t.test('an expired command is not handed over, and an older one is pruned with its log', async t => {
   const { sql, admin } = await withDatabase(t)
   const [device] = (await enroll(sql, 1)) as [number]
   for (const name of ['old', 'new']) await sql`select fleet.send_command(${device}, ${name})`
@@ -71,7 +71,7 @@ t.test('an old command is not handed over, an older one is pruned with its log',
 
   t.equal(await value(sql`select fleet.prune(now() + interval '21 days')`), '0')
   const pruned = Number(await value(sql`select fleet.prune(now() + interval '23 days')`))
-  t.equal(pruned, 1 + 2, 'the command, sent and handed over; it was acknowledged lately')
+  t.equal(pruned, 1 + 2, 'the command, and its events sent and handed_over; the acknowledgement is recent')
   t.match(await sql`select command from fleet.device_commands`, [{ command: 'new' }])
   await sql`call fleet.nightly(null, null, now() + interval '31 days')`
   t.same(await sql`select from fleet.device_commands`, [])

@@ -33,10 +33,11 @@ begin
     select d.device_id into v_other from fleet.devices d where d.alias = p_alias;
     raise exception using
       errcode = 'FL409',
-      message = format('a device with alias %s is enrolled already', p_alias),
+      message = format('a device with alias %s is already enrolled', p_alias),
       hint = format(
-        'If this is device %s, reset or reinstalled, give it a new token: select fleet.renew_token(%s); or POST /admin/devices/%s/token. '
-        'If it is another device, choose another alias: they are unique, also those of revoked devices.',
+        'If this is device %s after a reset or a reinstall, give it a new token: '
+        'select fleet.renew_token(%s); or POST /admin/devices/%s/token. '
+        'If it is another device, choose another alias: aliases are unique, including those of revoked devices.',
         v_other, v_other, v_other
       );
   end if;
@@ -46,4 +47,5 @@ end
 $$;
 
 comment on function fleet.create_device(text, text) is
-  'Enrolls a device; returns its id and its token, which is shown only now. Example: select * from fleet.create_device(''lobby-tablet-7'', ''lobby'');';
+  'Enrolls a device. Returns its id and its token, which is shown only now. '
+  'Example: select * from fleet.create_device(''lobby-tablet-7'', ''lobby'');';

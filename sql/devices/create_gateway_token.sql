@@ -19,12 +19,13 @@ begin
   if not found then
     raise exception using
       errcode = 'FL409',
-      message = format('a gateway named %s exists already', p_name),
-      hint = 'Names are unique, also those of revoked gateways; choose another.';
+      message = format('a gateway named %s already exists', p_name),
+      hint = 'Choose another name: names are unique, including those of revoked gateways.';
   end if;
   return v_token;
 end
 $$;
 
 comment on function fleet.create_gateway_token(text) is
-  'Makes a token that may post heartbeats of any enrolled device; it is shown only now. Example: select fleet.create_gateway_token(''warehouse-3'');';
+  'Creates a token that may post heartbeats for any enrolled device. It is shown only now. '
+  'Example: select fleet.create_gateway_token(''warehouse-3'');';

@@ -8,4 +8,5 @@ as $$
 $$;
 
 comment on function fleet.enroll_device(text, text) is
-  'Enrolls a device and returns its token, which is shown only now. Example: select fleet.enroll_device(''lobby-tablet-7'', ''lobby'');';
+  'Enrolls a device and returns its token, which is shown only now. '
+  'Example: select fleet.enroll_device(''lobby-tablet-7'', ''lobby'');';

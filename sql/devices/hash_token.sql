@@ -6,4 +6,4 @@ as $$
   select sha256(convert_to(p_token, 'UTF8'));
 $$;
 
-comment on function fleet.hash_token(text) is 'What is stored of a token: its SHA-256.';
+comment on function fleet.hash_token(text) is 'The SHA-256 of a token: only this is stored.';

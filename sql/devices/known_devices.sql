@@ -12,4 +12,4 @@ as $$
 $$;
 
 comment on function fleet.known_devices(bigint[]) is
-  'Those of the devices that are enrolled and not revoked: whom a gateway may speak for.';
+  'Returns those of the given devices that are enrolled and not revoked: a gateway may send heartbeats only for these.';

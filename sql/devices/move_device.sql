@@ -27,11 +27,13 @@ begin
   update fleet.devices set cohort = p_cohort where device_id = p_device_id;
   perform fleet.record_event(
     'device.moved',
-    p_detail => format('device %s (%s): cohort %s, before %s; by %s', p_device_id, v_alias, p_cohort, v_old, session_user)
+    p_detail => format('device %s (%s): cohort %s, was %s; by %s', p_device_id, v_alias, p_cohort, v_old, session_user)
   );
   return true;
 end
 $$;
 
 comment on function fleet.move_device(bigint, text) is
-  'Moves a device to another cohort; it learns that cohort''s pace with its next answer. False when it is there already. Example: select fleet.move_device(42, ''lobby'');';
+  'Moves a device to another cohort. The device learns that cohort''s interval from its next answer. Returns false if it is '
+  'already there. '
+  'Example: select fleet.move_device(42, ''lobby'');';

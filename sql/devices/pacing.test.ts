@@ -4,7 +4,7 @@ import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
 
 const secondsAgo = (seconds: number) => new Date(Date.now() - seconds * 1000).toISOString()
 
-t.test('a cohort is slowed and let go by the DBA, and each change is kept', async t => {
+t.test('the DBA slows a cohort and ends that again, and each change is recorded', async t => {
   const db = await withDatabase(t)
   const devices = await enroll(db.sql, 3)
   await db.sql`update fleet.devices set cohort = 'lobby' where device_id <> ${devices[0]!}`
@@ -54,7 +54,7 @@ t.test('a cohort is slowed and let go by the DBA, and each change is kept', asyn
   t.same(await reader`select from fleet.cohorts`, [])
 })
 
-t.test('a slowed fleet is neither late nor offline, also while it is let go', async t => {
+t.test('a slowed fleet is neither late nor offline, nor right after it is no longer slowed', async t => {
   const { sql, admin } = await withDatabase(t)
   const [fresh, old, gone] = (await enroll(sql, 3)) as [number, number, number]
   await ingest(sql, [
@@ -74,15 +74,15 @@ t.test('a slowed fleet is neither late nor offline, also while it is let go', as
   t.same(await statuses(), { [fresh]: 'online', [old]: 'late', [gone]: 'offline' })
   t.equal(await value(sql`select heartbeat_interval::text from fleet.device_status limit 1`), '00:30:00')
   await sql`select fleet.set_cohort_interval('default', null)`
-  t.same(await statuses(), { [fresh]: 'online', [old]: 'late', [gone]: 'offline' }, 'they have not heard of it yet')
+  t.same(await statuses(), { [fresh]: 'online', [old]: 'late', [gone]: 'offline' }, 'they have not learned of it yet')
   t.equal(await value(sql`select heartbeat_interval::text from fleet.device_status limit 1`), '00:01:00')
   await sql`select fleet.set_cohort_interval('default', '2 minutes')`
-  t.same(await statuses(), { [fresh]: 'online', [old]: 'late', [gone]: 'offline' }, 'nor of that')
+  t.same(await statuses(), { [fresh]: 'online', [old]: 'late', [gone]: 'offline' }, 'nor of this change')
   await admin`update fleet.cohorts set changed_at = now() - interval '61 minutes'`
   t.same(await statuses(), { [fresh]: 'offline', [old]: 'offline', [gone]: 'offline' })
 })
 
-t.test('two changes of a cohort at once are kept one after the other', async t => {
+t.test('two changes of a cohort at once are recorded one after the other', async t => {
   const { sql } = await withDatabase(t)
   await Promise.all(
     Array.from({ length: 8 }, (_, n) => sql`select fleet.set_cohort_interval('lobby', make_interval(mins => ${n + 1}))`),
@@ -96,7 +96,7 @@ t.test('two changes of a cohort at once are kept one after the other', async t =
   )
 })
 
-t.test('a horizon leaves out no change that was not yet seen, and ends by itself', async t => {
+t.test('a horizon never skips a change that was not yet seen, and moves forward by itself', async t => {
   const { sql } = await withDatabase(t)
   const devices = await enroll(sql, 3)
   const changes = async (since: string | null) => {
@@ -118,8 +118,8 @@ t.test('a horizon leaves out no change that was not yet seen, and ends by itself
   await long`commit`
   long.release()
   const third = await changes(second.horizon)
-  t.same(third.subjects.sort(), [`device:${devices[0]!}`, `device:${devices[1]!}`], 'a new name is of no concern')
-  // Not at once: the oldest transaction of the whole cluster counts, and other tests have theirs.
+  t.same(third.subjects.sort(), [`device:${devices[0]!}`, `device:${devices[1]!}`], 'a new alias is not reported')
+  // This takes a while: the oldest transaction of the whole cluster counts, and other tests have open ones.
   await waitFor(async () => (await changes((await changes(null)).horizon)).subjects.length === 0)
   t.equal(await value(sql`select count(*) from fleet.token_change_log`), '2')
   await sql`select fleet.prune(now() + interval '8 days')`

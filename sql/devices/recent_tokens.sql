@@ -27,4 +27,5 @@ as $$
 $$;
 
 comment on function fleet.recent_tokens(integer) is
-  'As fleet.authenticate() answers, for all gateways and the devices heard from last, so that a server that starts need not ask for each. Hashes are base64.';
+  'Returns what fleet.authenticate() would answer for all gateways and for the devices heard from last, so that a server need '
+  'not ask for each of them after it starts. Hashes are base64.';

@@ -8,11 +8,11 @@ begin
   insert into fleet.token_change_log (subject)
   select case tg_table_name when 'devices' then 'device:' || o.device_id else 'gateway:' || o.gateway_id end
   from jsonb_to_record(to_jsonb(old)) as o (device_id bigint, gateway_id bigint);
-  -- One for all rows of the transaction: equal notifications are sent once.
+  -- One notification for all rows of the transaction: Postgres sends equal ones only once.
   notify fleet_tokens, 'changes';
   return null;
 end
 $$;
 
 comment on function fleet.record_token_change() is
-  'Trigger on fleet.devices and fleet.gateways: what servers remember of the token no longer holds.';
+  'Trigger on fleet.devices and fleet.gateways: records that what servers have cached for the token is no longer valid.';

@@ -30,16 +30,21 @@ begin
     select d.device_id into v_other from fleet.devices d where d.alias = p_alias;
     raise exception using
       errcode = 'FL409',
-      message = format('device %s has the alias %s already; device %s is still called %s', v_other, p_alias, p_device_id, v_old),
+      message = format('device %s already has the alias %s; device %s keeps the alias %s', v_other, p_alias, p_device_id, v_old),
       hint = format(
-        'Aliases are unique, also those of revoked devices: choose another, or rename that one first: select fleet.rename_device(%s, %L);',
+        'Aliases are unique, including those of revoked devices. '
+        'Choose another, or rename the other device first: select fleet.rename_device(%s, %L);',
         v_other, left(p_alias, 190) || ' (old)'
       );
   end;
-  perform fleet.record_event('device.renamed', p_detail => format('device %s: %s, before %s; by %s', p_device_id, p_alias, v_old, session_user));
+  perform fleet.record_event(
+    'device.renamed', p_detail => format('device %s: %s, was %s; by %s', p_device_id, p_alias, v_old, session_user)
+  );
   return true;
 end
 $$;
 
 comment on function fleet.rename_device(bigint, text) is
-  'Gives a device, also a revoked one, another alias; its token and heartbeats stay. False when that is its alias already. Example: select fleet.rename_device(42, ''lobby-tablet-8'');';
+  'Gives a device another alias, also if it is revoked. Its token and heartbeats stay. Returns false if it already has that '
+  'alias. '
+  'Example: select fleet.rename_device(42, ''lobby-tablet-8'');';

@@ -21,8 +21,14 @@ begin
   where device_id = p_device_id;
   perform fleet.record_event(
     'device.token_renewed',
-    p_detail => format('device %s (%s) got a new token%s; by %s', p_device_id, v_alias,
-      case when v_revoked_at is not null then format(', the old one had been revoked at %s', date_trunc('second', v_revoked_at)) end, session_user)
+    p_detail => format(
+      'device %s (%s) got a new token%s; by %s',
+      p_device_id, v_alias,
+      case
+        when v_revoked_at is not null then format(', the old one had been revoked at %s', date_trunc('second', v_revoked_at))
+      end,
+      session_user
+    )
   );
   perform pg_notify('fleet_tokens', 'device:' || p_device_id);
   return v_token;
@@ -30,4 +36,6 @@ end
 $$;
 
 comment on function fleet.renew_token(bigint) is
-  'Gives a device a new token, shown only now, in place of one that was lost, revoked, or never known; the old one stops within a second. Example: select fleet.renew_token(42);';
+  'Gives a device a new token, which is shown only now. It replaces one that was lost, revoked or never known; the old one '
+  'stops working within a second. '
+  'Example: select fleet.renew_token(42);';

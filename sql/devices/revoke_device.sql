@@ -28,4 +28,5 @@ end
 $$;
 
 comment on function fleet.revoke_device(bigint) is
-  'Revokes a device''s token: servers refuse it within a second. False when it was revoked before. Its heartbeats stay. Example: select fleet.revoke_device(42);';
+  'Revokes a device''s token: servers refuse it within a second. Returns false if it was already revoked. Its heartbeats stay. '
+  'Example: select fleet.revoke_device(42);';

@@ -12,7 +12,7 @@ begin
     raise exception using
       errcode = 'FL404',
       message = format('there is no gateway %s', coalesce(p_name, 'null')),
-      hint = 'Gateways are made with fleet.create_gateway_token(name).';
+      hint = 'Check the name. Gateways are created with fleet.create_gateway_token(name).';
   end if;
   if v_gateway.revoked_at is not null then
     return false;
@@ -26,4 +26,5 @@ end
 $$;
 
 comment on function fleet.revoke_gateway(text) is
-  'Revokes a gateway''s token: servers refuse it within a second. Example: select fleet.revoke_gateway(''warehouse-3'');';
+  'Revokes a gateway''s token: servers refuse it within a second. Returns false if it was already revoked. '
+  'Example: select fleet.revoke_gateway(''warehouse-3'');';

@@ -17,8 +17,8 @@ begin
   if octet_length(p_payload::text) > 65536 then
     raise exception using
       errcode = 'FL422',
-      message = format('the payload has %s bytes, more than 65536', octet_length(p_payload::text)),
-      hint = 'Put large things where the device can fetch them, and send the address.';
+      message = format('the payload has %s bytes; the limit is 65536', octet_length(p_payload::text)),
+      hint = 'Put large data where the device can fetch it, and send the address.';
   end if;
   with sent as (
     insert into fleet.device_commands (device_id, command, payload)
@@ -45,4 +45,5 @@ end
 $$;
 
 comment on function fleet.send_command(bigint, text, jsonb) is
-  'Sends a command to a device, which gets it at its next poll; returns its command_id. Example: select fleet.send_command(42, ''set_volume'', ''{"percent":30}'');';
+  'Sends a command to a device, which gets it at its next poll. Returns the command_id. '
+  'Example: select fleet.send_command(42, ''set_volume'', ''{"percent":30}'');';

@@ -17,9 +17,9 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format('interval %s is not between 1 second and 1 day', p_interval),
-      hint = 'Example: select fleet.set_cohort_interval(''lobby'', ''5 minutes''); null removes it.';
+      hint = 'Example: select fleet.set_cohort_interval(''lobby'', ''5 minutes''); With null the cohort is not slowed.';
   end if;
-  -- Two at once would both see the same old value. Readers do not wait.
+  -- Otherwise two calls at once would both see the same old value. Readers do not wait.
   lock table fleet.cohorts in share row exclusive mode;
   select min_interval into v_old from fleet.cohorts where cohort = p_cohort;
   if v_old is distinct from p_interval then
@@ -46,4 +46,6 @@ end
 $$;
 
 comment on function fleet.set_cohort_interval(text, interval) is
-  'Slows a cohort: none of its devices is asked to send more often than this; null lets each follow its own interval again. A device learns it with its next answer. Example: select fleet.set_cohort_interval(''lobby'', ''5 minutes'');';
+  'Slows a cohort: none of its devices is asked to send more often than this. With null, each device follows its own interval '
+  'again. A device learns of the change from its next answer. '
+  'Example: select fleet.set_cohort_interval(''lobby'', ''5 minutes'');';

@@ -13,7 +13,7 @@ as $$
       and c.acknowledged_at is null
       and c.created_at > now() - s.command_expires_after
     order by c.command_id
-    limit 100  -- one answer stays small; the rest follows once these are acknowledged
+    limit 100  -- keeps the answer small; the rest follows once these are acknowledged
   ),
   logged as (
     insert into fleet.command_dispatch_log (device_id, command_id, event)
@@ -26,4 +26,6 @@ as $$
 $$;
 
 comment on function fleet.take_commands(bigint) is
-  'Hands a device its commands, oldest first, at most 100, and logs that. A command comes again until it is acknowledged: the answer may have been lost. Example: select * from fleet.take_commands(42);';
+  'Hands a device its commands, oldest first, at most 100, and logs that. A command is handed over again until it is '
+  'acknowledged, because the answer may have been lost. '
+  'Example: select * from fleet.take_commands(42);';

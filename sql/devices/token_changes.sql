@@ -7,8 +7,8 @@ set search_path = pg_catalog, pg_temp
 as $$
   select
     pg_postmaster_start_time(),
-    -- Every transaction before this one has ended, and is seen here or never. A change that is committed late belongs
-    -- to this one or a later one, and so to the next answer.
+    -- Every transaction before this one has ended, so its changes are visible here or never. A change that is committed later
+    -- belongs to this transaction or a later one, and so to the next answer.
     pg_snapshot_xmin(pg_current_snapshot()),
     coalesce(
       (
@@ -29,4 +29,7 @@ as $$
 $$;
 
 comment on function fleet.token_changes(xid8) is
-  'For a server that remembers tokens: which changed since the horizon of its last answer ([change_id, "device:7"]; some may come again), and the slowed cohorts. Another started_at: another or a restarted Postgres, whose horizons cannot be compared. Example: select * from fleet.token_changes();';
+  'For a server that caches tokens: returns what changed since the horizon of its last answer ([change_id, "device:7"]; some '
+  'changes may be repeated), and the slowed cohorts. A different started_at means another Postgres or a restarted one, whose '
+  'horizons cannot be compared. '
+  'Example: select * from fleet.token_changes();';

@@ -11,7 +11,7 @@ begin
     raise exception using
       errcode = 'FL002',
       message = format('%s is %s and cannot be verified', a.source, a.state),
-      hint = format('Move it first, or to its end: call fleet.import_table(%L);', a.source);
+      hint = format('Move all of its rows first: call fleet.import_table(%L);', a.source);
   end if;
   perform fleet.take_import_lock();
   update fleet.imports f
@@ -22,4 +22,5 @@ begin
 end
 $$;
 
-comment on function fleet.begin_verification(regclass) is 'Begins the verification of an adoption; behind fleet.verify_import().';
+comment on function fleet.begin_verification(regclass) is
+  'Begins the verification of an import. Called by fleet.verify_import().';

@@ -4,4 +4,4 @@ create or replace trigger device_heartbeats_record_last_status
   for each statement execute function fleet.record_last_status();
 
 comment on trigger device_heartbeats_record_last_status on fleet.device_heartbeats is
-  'Keeps fleet.device_last_status and fleet.late_arrivals; sees only the rows really stored.';
+  'Keeps fleet.device_last_status and fleet.late_arrivals up to date. Sees only the rows that are really stored.';

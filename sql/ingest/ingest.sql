@@ -5,7 +5,7 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
-set jit = off  -- measured: compiling took a batch from 140 to 4 a second
+set jit = off  -- measured: JIT compilation cut the rate from 140 to 4 batches a second
 as $$
 #variable_conflict use_column
 declare
@@ -17,7 +17,7 @@ begin
   if p_received_at > now() then
     perform fleet.not_in_future(p_received_at);
   end if;
-  -- Twice at most: a partition can be retired between the look at fleet.hb_partitions and the insert (23514).
+  -- At most twice: a partition can be retired between the read of fleet.hb_partitions and the insert (23514).
   for v_try in 1..2 loop
     begin
       with given as materialized (
@@ -39,7 +39,7 @@ begin
         )
         cross join fleet.settings s
       ),
-      days as materialized (  -- bounds are UTC midnights, so a day is wholly inside a partition or outside
+      days as materialized (  -- bounds are UTC midnights, so a day is either wholly inside a partition or outside
         select d.day,
           exists (
             select from fleet.hb_partitions p
@@ -59,7 +59,7 @@ begin
             partition by
               g.device_id,
               date_bin('10 seconds', g.ts, timestamptz '2000-01-01 00:00:00+00'),
-              g.ts between g.oldest and g.newest  -- a refused neighbour takes no bucket
+              g.ts between g.oldest and g.newest  -- a refused heartbeat does not use up a bucket
             order by g.item
           ) = 1 as is_first
         from given g
@@ -94,7 +94,7 @@ begin
     end;
   end loop;
 
-  -- After the heartbeats and last status, in every batch: locks are taken in one order, so that batches do not deadlock.
+  -- After the heartbeats and last status, in every batch: all batches take locks in the same order, so they do not deadlock.
   if array_position(v_results, null) is not null then
     v_results := fleet.quarantine(p_batch, p_received_at, v_device_ids, v_tss, v_reasons, v_results);
   end if;
@@ -106,4 +106,7 @@ end
 $$;
 
 comment on function fleet.ingest(json, timestamptz) is
-  'Stores a batch of heartbeats in one statement: a JSON array of {device_id, ts, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip}. Answers each item in order: stored, duplicate (same device and 10-second bucket), quarantined (too_late, in_future, no_partition) or rejected (quarantine_full). Example: select * from fleet.ingest(''[{"device_id":1,"battery_pct":80}]'');';
+  'Stores a batch of heartbeats in one statement. The batch is a JSON array of {device_id, ts, battery_pct, network_type, '
+  'unity_running, signal_dbm, agent_version, ip}. Answers each item in order: stored, duplicate (same device and 10-second '
+  'bucket), quarantined (too_late, in_future, no_partition) or rejected (quarantine_full). '
+  'Example: select * from fleet.ingest(''[{"device_id":1,"battery_pct":80}]'');';

@@ -35,7 +35,7 @@ t.test("a heartbeat is in its day's partition and in last status when ingest ans
   ])
 })
 
-t.test('each item has its answer, in item order', async t => {
+t.test('each item gets an answer, in item order', async t => {
   const { sql } = await withDatabase(t)
   const [first, second] = (await enroll(sql, 2)) as [number, number]
   const now = '2026-01-01T12:00:00Z'
@@ -78,7 +78,7 @@ t.test('each item has its answer, in item order', async t => {
   t.same(await ingest(sql, []), [], 'an empty batch is no error')
 })
 
-t.test('a heartbeat from the future takes no bucket from a good one beside it', async t => {
+t.test('a heartbeat from the future does not use up the bucket of a good one', async t => {
   const { sql } = await withDatabase(t)
   const [device] = (await enroll(sql, 1)) as [number]
   const noon = new Date().toISOString().slice(0, 10)
@@ -128,7 +128,7 @@ t.test('an older heartbeat does not rewind last status', async t => {
   t.match(
     await sql`select unity_running, status from fleet.device_last_status`,
     [{ unity_running: false, status: 'unity_down' }],
-    'the newest of a batch counts, wherever it stands',
+    'the newest of a batch counts, wherever it is in the batch',
   )
 })
 
@@ -137,7 +137,7 @@ t.test('concurrent unsorted batches of the same devices do not deadlock', async 
   const devices = await enroll(sql, 200)
   const start = Date.now() - 86_400_000
   const batches = Array.from({ length: 40 }, (_, n) => {
-    // Shuffled with a fixed step; every fourth batch also holds beats of a skewed clock, which mark last status.
+    // Shuffled with a fixed step. Every fourth batch also has heartbeats of a skewed clock, which mark last status.
     const beats: Beat[] = devices.map((_, i) => ({
       device_id: devices[(i * 37 + n * 11) % devices.length] as number,
       ts: new Date(start + n * 60_000).toISOString(),
@@ -161,7 +161,7 @@ t.test('a device whose clock is wrong is marked, until it sends a good heartbeat
   t.match(await sql`select status from fleet.device_status`, [{ status: 'online' }])
 })
 
-t.test('the quarantine has a cap per device, and says so', async t => {
+t.test('the quarantine has a cap per device, and reports it', async t => {
   const { sql } = await withDatabase(t)
   const [full, other] = (await enroll(sql, 2)) as [number, number]
   await sql`update fleet.settings set quarantine_per_device = 3`
@@ -178,11 +178,11 @@ t.test('the quarantine has a cap per device, and says so', async t => {
       ['quarantined', 'too_late'],
     ],
   )
-  t.match(await ingest(sql, [old(full, 1)]), [{ result: 'quarantined' }], 'what is kept already is still kept')
+  t.match(await ingest(sql, [old(full, 1)]), [{ result: 'quarantined' }], 'what is already quarantined stays quarantined')
   t.equal(await value(sql`select count(*) from fleet.heartbeat_quarantine`), '4')
 })
 
-t.test('a day without a partition is quarantined, also when it was retired a moment ago', async t => {
+t.test('heartbeats of a day without a partition are quarantined, even if it was retired a moment ago', async t => {
   const { sql, admin } = await withDatabase(t)
   const [device] = (await enroll(sql, 1)) as [number]
   const ts = daysAgo(3)
@@ -190,7 +190,7 @@ t.test('a day without a partition is quarantined, also when it was retired a mom
   await sql`select fleet.archive_partition(${name})`
   t.match(await ingest(sql, [{ device_id: device, ts }]), [{ result: 'quarantined', reason: 'no_partition' }])
 
-  // Detached behind the store's back: fleet.hb_partitions still says that it is there, the insert learns otherwise (23514).
+  // Detached without the store's functions: fleet.hb_partitions still says that it is attached, and the insert fails (23514).
   const other = await partitionAt(sql, daysAgo(4))
   await admin.unsafe(`alter table fleet.device_heartbeats detach partition fleet.${other}`)
   const results = await ingest(sql, [{ device_id: device, ts: daysAgo(4) }, { device_id: device }])
@@ -198,7 +198,7 @@ t.test('a day without a partition is quarantined, also when it was retired a mom
   t.match(await sql`select state from fleet.hb_partitions where partition_name = ${other}`, [{ state: 'detached' }])
 })
 
-t.test('quarantined heartbeats are replayed once their partition is there', async t => {
+t.test('quarantined heartbeats are replayed once their partition exists', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   const [first, second] = (await enroll(sql, 2)) as [number, number]
@@ -215,7 +215,7 @@ t.test('quarantined heartbeats are replayed once their partition is there', asyn
   t.same(
     await dba`select * from fleet.replay_quarantine()`,
     [{ stored: '0', duplicate: '0', remaining: '3' }],
-    'not while it is away',
+    'not while the partition is detached',
   )
 
   await admin.unsafe(
@@ -235,11 +235,11 @@ t.test('quarantined heartbeats are replayed once their partition is there', asyn
   t.match(await sql`select reason from fleet.heartbeat_quarantine`, [{ reason: 'too_late' }])
 
   await sql`update fleet.settings set max_late = '30 days'`
-  t.same(await dba`select * from fleet.replay_quarantine()`, [{ stored: '1', duplicate: '0', remaining: '0' }], 'allowed by now')
+  t.same(await dba`select * from fleet.replay_quarantine()`, [{ stored: '1', duplicate: '0', remaining: '0' }], 'now allowed')
   await t.rejects(dba`select * from fleet.replay_quarantine('2026-08-15', '2026-08-14')`, { code: 'FL422' })
 })
 
-t.test('ingest waits for a retirement that is under way, and loses nothing', async t => {
+t.test('ingest waits for a running retirement, and loses nothing', async t => {
   const db = await withDatabase(t)
   const [device] = (await enroll(db.sql, 1)) as [number]
   const ts = daysAgo(3)
@@ -256,7 +256,7 @@ t.test('ingest waits for a retirement that is under way, and loses nothing', asy
   t.match(await answer, [{ result: 'quarantined', reason: 'no_partition' }, { result: 'stored' }])
 })
 
-t.test('store_ip decides what is kept of the address', async t => {
+t.test('store_ip decides which part of the address is stored', async t => {
   const { sql } = await withDatabase(t)
   const [device] = (await enroll(sql, 1)) as [number]
   const addresses: Record<string, unknown[]> = {}
@@ -273,7 +273,7 @@ t.test('store_ip decides what is kept of the address', async t => {
   t.same(addresses.none, ['192.0.2.0/24', '192.0.2.77', '2001:db8:1::/48', '2001:db8:1:2:3:4:5:6', null])
 })
 
-t.test('a value that fits no column fails its batch whole, and stores nothing', async t => {
+t.test('a value that does not fit its column fails the whole batch, and nothing is stored', async t => {
   const { sql } = await withDatabase(t)
   const [device] = (await enroll(sql, 1)) as [number]
   for (const poison of [
@@ -291,7 +291,7 @@ t.test('a value that fits no column fails its batch whole, and stores nothing', 
   t.equal(await value(sql`select count(*) from fleet.device_heartbeats`), '0')
 })
 
-t.test('last status stays HOT: no index on what heartbeats change', async t => {
+t.test('last status stays HOT: no index on columns that heartbeats change', async t => {
   const { sql } = await withDatabase(t)
   t.same(
     await sql`

@@ -39,7 +39,7 @@ begin
   left join fleet.heartbeat_quarantine q
     on u.result is null and q.device_id = u.device_id and q.ts = u.ts and q.reason = u.reason;
 
-  -- The mark comes last and waits for nobody: a row that another batch is writing is left to that batch.
+  -- The mark comes last and does not wait: a row that another batch is writing is left to that batch.
   update fleet.device_last_status ls
   set status = 'clock_skewed', last_received_at = p_received_at
   from (
@@ -60,4 +60,5 @@ end
 $$;
 
 comment on function fleet.quarantine(json, timestamptz, bigint[], timestamptz[], text[], text[]) is
-  'Keeps the refused items of a batch aside and marks devices that sent nothing else; returns the results with theirs filled in. Called by fleet.ingest().';
+  'Quarantines the refused items of a batch, and marks devices that sent nothing else. Returns the results, with those of the '
+  'refused items filled in. Called by fleet.ingest().';

@@ -1,5 +1,5 @@
--- Each batch goes through fleet.ingest() again with the time at which it arrived: what is judged otherwise today (its
--- partition is there, max_late was raised) is stored, the rest stays.
+-- Each batch goes through fleet.ingest() again, with the time at which it arrived. Heartbeats that are acceptable now (their
+-- partition exists, or max_late was raised) are stored. The rest stays.
 create or replace function fleet.replay_quarantine(
   p_from timestamptz default '-infinity',
   p_to timestamptz default 'infinity',
@@ -24,15 +24,17 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format('cannot replay from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
-      hint = 'Give the first and the last ts in order: select * from fleet.replay_quarantine(current_date - 3, current_date);';
+      hint = 'Give the first and the last ts, in order: select * from fleet.replay_quarantine(current_date - 3, current_date);';
   end if;
   stored := 0;
   duplicate := 0;
   remaining := 0;
   for v_batch in
     select q.received_at,
-      -- ts as it was judged: without one in the payload, the time of arrival.
-      json_agg(q.payload || jsonb_build_object('device_id', q.device_id, 'ts', q.ts) order by q.device_id, q.ts, q.reason) as items,
+      -- The ts that was judged: if the payload has none, the time of arrival.
+      json_agg(
+        q.payload || jsonb_build_object('device_id', q.device_id, 'ts', q.ts) order by q.device_id, q.ts, q.reason
+      ) as items,
       array_agg(q.device_id order by q.device_id, q.ts, q.reason) as device_ids,
       array_agg(q.ts order by q.device_id, q.ts, q.reason) as tss,
       array_agg(q.reason order by q.device_id, q.ts, q.reason) as reasons
@@ -74,4 +76,6 @@ end
 $$;
 
 comment on function fleet.replay_quarantine(timestamptz, timestamptz, bigint) is
-  'Stores quarantined heartbeats, in order of ts, if their partition now exists (made or restored) and their lateness is now allowed; returns how many were stored, were there already, and remain. Example: select * from fleet.replay_quarantine(current_date - 3, current_date);';
+  'Stores quarantined heartbeats, selected by ts, if their partition now exists (created or restored) and their lateness is now '
+  'allowed. Returns how many were stored, how many were duplicates, and how many remain. '
+  'Example: select * from fleet.replay_quarantine(current_date - 3, current_date);';

@@ -4,16 +4,16 @@ import { waitFor, withDatabase } from '../../testing/database.ts'
 import { asRole, daysAgo, enroll, ingest, partitionAt, value } from '../../testing/fleet.ts'
 
 const ROLES = ['fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba'] as const
-/** The same as the server's connections for /ops; the 2 s of its role are for the hot path. */
+/** As the server's connections for /ops have it; the 2 s of its role are for the hot path. */
 const opsConnection = { statement_timeout: '60s' }
 const LATER = '2999-01-01T00:00:00Z'
 
 t.test('no routine that a role may call accepts a time later than now', async t => {
   const db = await withDatabase(t)
   await enroll(db.sql, 1)
-  // Immutable functions compute from their arguments alone and use no clock. The times of these others are not "now": they are ranges
-  // of ts, which end at infinity by default, the time at which an archive had its columns (map_columns), what the archiver says about an
-  // archive (record_proof, register_archive: see attack-archiver.test.ts), or when a cookie expires, of which a day at most counts (end_session).
+  // Immutable functions use no clock. The times of the others here are not "now". They are ranges of ts, which end at infinity by
+  // default, the time at which an archive had its columns (map_columns), what the archiver says about an archive (record_proof,
+  // register_archive: see attack-archiver.test.ts), or the expiry of a cookie, of which at most a day counts (end_session).
   const ranges = [
     'replay_quarantine',
     'import_plan',
@@ -21,6 +21,9 @@ t.test('no routine that a role may call accepts a time later than now', async t 
     'import_table',
     'record_proof',
     'register_archive',
+    'adoption_plan', // the old names of these
+    'adopt_table',
+    'adopt_archive',
     'map_columns',
     'end_session',
   ]
@@ -122,7 +125,7 @@ t.test('a run does only the steps that the owner planned, and only in its own se
   t.match(await ingest(sql, [{ device_id: device, ts: daysAgo(1) }]), [{ result: 'stored' }])
 })
 
-t.test('a night by the server does what a night by the owner does', async t => {
+t.test('fleet.nightly() does the same for the server as for the owner', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   await sql`update fleet.settings set retention = '80 days'`
@@ -145,6 +148,6 @@ t.test('a night by the server does what a night by the owner does', async t => {
   t.equal(
     await value(sql`select detail from fleet.events where event = 'nightly.start'`),
     'fleet_server',
-    'who began it is on record',
+    'the event names the role that began it',
   )
 })

@@ -14,4 +14,4 @@ begin
 end
 $$;
 
-comment on function fleet.audit_settings() is 'Trigger on fleet.settings: keeps every change in fleet.settings_audit.';
+comment on function fleet.audit_settings() is 'Trigger on fleet.settings: records every change in fleet.settings_audit.';

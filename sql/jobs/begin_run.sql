@@ -32,29 +32,30 @@ begin
   ) then
     raise exception using
       errcode = 'FL002',
-      message = 'fleet.hb_partitions has no trigger hb_partitions_protect: a restore of a dump is under way or was not completed',
+      message = 'fleet.hb_partitions has no trigger hb_partitions_protect: a restore of a dump is running or was not completed',
       hint = 'Wait for the restore to finish. If none is running, restore the dump again into an empty database.';
   end if;
   perform fleet.not_in_future(p_now);
   if not pg_has_role(session_user, 'fleet_owner', 'member') then
-    p_now := now();  -- nor do others choose a time in the past
+    p_now := now();  -- other roles cannot choose a time in the past either
   end if;
   if p_retention < interval '1 day' then
     raise exception using
       errcode = 'FL422',
-      message = format('retention %s is less than 1 day: days for which devices still send heartbeats would be retired', p_retention),
-      hint = 'See first what would happen: select * from fleet.nightly_plan(''60 days''); then: call fleet.nightly(null, ''60 days'');';
+      message = format('retention %s is less than 1 day: days to which devices still send would be retired', p_retention),
+      hint = 'First see what would happen: select * from fleet.nightly_plan(''60 days''); then: '
+        'call fleet.nightly(null, ''60 days'');';
   end if;
-  -- A lock of the session: it has to outlive the transactions of the run.
+  -- A session lock, because it has to outlive the transactions of the run.
   if not pg_try_advisory_lock(v_key) then
     v_holder := (select h from fleet.lock_holders('maintenance') h);
     raise exception using
       errcode = 'FL003',
-      message = format('maintenance is running already, in backend %s', v_holder),
-      hint = 'Wait for it. If it is stuck: select * from fleet.force_unlock(''maintenance''); the next run goes on where it ended.';
+      message = format('maintenance is already running in backend %s', v_holder),
+      hint = 'Wait for it. If it is stuck: select * from fleet.force_unlock(''maintenance''); the next run continues from there.';
   end if;
   begin
-    -- Before any step that could act on a wrong table.
+    -- Before any step that could act on the wrong table.
     perform fleet.relink_tables();
     v_run_id := nextval('fleet.run_id_seq');
     -- A run that was killed may have left steps; this run makes its own plan.
@@ -64,7 +65,7 @@ begin
     from unnest(v_steps) with ordinality as s (step, position);
     perform fleet.record_event(p_kind || '.start', p_run_id => v_run_id, p_detail => session_user::text);
   exception when others or query_canceled then
-    -- The session may live on in a pool, and would keep the lock.
+    -- The session may stay in a pool and would keep the lock.
     perform pg_advisory_unlock(v_key);
     raise;
   end;
@@ -73,4 +74,5 @@ end
 $$;
 
 comment on function fleet.begin_run(text, interval, timestamptz) is
-  'Begins a run of maintenance (nightly or maintain): takes its lock or names the session that has it, numbers the run and plans its steps.';
+  'Begins a run of maintenance (nightly or maintain): takes the lock, or names the session that holds it, numbers the run and '
+  'plans its steps.';

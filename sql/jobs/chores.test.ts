@@ -27,8 +27,8 @@ t.test('a device is renamed and moved; each change is recorded once, with who ma
   t.same(changes, [true, false, true, false])
   t.match(await sql`select alias, cohort from fleet.device_status`, [{ alias: 'lobby-8', cohort: 'hall' }])
   t.same(await events(sql), [
-    `device.renamed: device ${device_id}: lobby-8, before lobby-7; by ${who!.name}`,
-    `device.moved: device ${device_id} (lobby-8): cohort hall, before default; by ${who!.name}`,
+    `device.renamed: device ${device_id}: lobby-8, was lobby-7; by ${who!.name}`,
+    `device.moved: device ${device_id} (lobby-8): cohort hall, was default; by ${who!.name}`,
   ])
 })
 
@@ -49,13 +49,13 @@ t.test('a new token and a revocation are recorded, never the token', async t => 
   t.notOk([token, ...renewed].some(secret => lines.join().includes(secret.slice(4))))
 })
 
-t.test('what cannot be done is refused, and says what to do', async t => {
+t.test('a change that is not possible is refused, and the hint says what to do', async t => {
   const { sql } = await withDatabase(t)
   const { device_id } = await enroll(sql, 'lobby-7')
   const other = await enroll(sql, "o'lobby")
   await t.rejects(sql`select fleet.rename_device(${device_id}, 'o''lobby')`, {
     code: 'FL409',
-    message: new RegExp(`device ${other.device_id} has the alias o'lobby already; device ${device_id} is still called lobby-7`),
+    message: new RegExp(`device ${other.device_id} already has the alias o'lobby; device ${device_id} keeps the alias lobby-7`),
     hint: /rename_device\(\d+, 'o''lobby \(old\)'\)/,
   })
   await t.rejects(enroll(sql, 'lobby-7'), {
@@ -71,7 +71,7 @@ t.test('what cannot be done is refused, and says what to do', async t => {
   t.same(await events(sql), [])
 })
 
-t.test('two that take one alias at once: one has it, the other is told', async t => {
+t.test('if two devices take one alias at the same time, one gets it and the other an error', async t => {
   const { sql } = await withDatabase(t)
   const devices = [await enroll(sql, 'a'), await enroll(sql, 'b')]
   const results = await Promise.allSettled(devices.map(({ device_id }) => sql`select fleet.rename_device(${device_id}, 'same')`))
@@ -82,7 +82,7 @@ t.test('two that take one alias at once: one has it, the other is told', async t
   )
 })
 
-t.test('devices are listed by cohort and by alias, with each other filter, by both queries', async t => {
+t.test('both queries list devices by cohort and by alias, with every other filter', async t => {
   const { sql } = await withDatabase(t)
   for (const [n, alias] of ['a', 'b', 'c', 'd', 'e'].entries()) await enroll(sql, alias, n % 2 === 0 ? 'even' : 'odd')
   await sql`select fleet.ingest(json_build_array(

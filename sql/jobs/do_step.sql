@@ -37,4 +37,4 @@ end
 $$;
 
 comment on function fleet.do_step(text, text, timestamptz, date) is
-  'One step of maintenance by name; returns how many partitions or rows it concerned.';
+  'Runs one step of maintenance by its name; returns the number of partitions or rows that it handled.';

@@ -6,4 +6,4 @@ as $$
   select (extract(epoch from clock_timestamp() - p_since) * 1000)::bigint;
 $$;
 
-comment on function fleet.elapsed_ms(timestamptz) is 'Milliseconds by the clock since then.';
+comment on function fleet.elapsed_ms(timestamptz) is 'Milliseconds from the given time until now, by the clock.';

@@ -8,7 +8,7 @@ declare
   v_reader record;
   v_count integer := 0;
 begin
-  -- The administrator made it at setup, because ending sessions takes a right that the owner does not have.
+  -- The administrator created it at setup, because the owner may not end sessions.
   if to_regprocedure('fleet_guard.end_overdue_readers(interval, interval, interval)') is null then
     return 0;
   end if;
@@ -21,12 +21,13 @@ begin
   end loop;
   return v_count;
 exception when insufficient_privilege then
-  -- Set up by an administrator who may not end sessions. The caller has other work to do every minute.
-  raise warning using message = format('sessions of readers that exceed their time limits are not ended: %s', sqlerrm),
+  -- The administrator who ran setup may not end sessions. A warning, because the caller has other work to do.
+  raise warning using message = format('sessions of readers beyond their time limits cannot be ended: %s', sqlerrm),
     hint = 'As superuser: psql -f sql/setup/public.sql';
   return 0;
 end
 $$;
 
 comment on function fleet.end_overdue_readers() is
-  'Ends sessions of fleet_reader that lifted their time limits and exceeded them, and records an event reader.ended for each; returns how many. Run each minute by fleet.mark_silent(). Example: select fleet.end_overdue_readers();';
+  'Ends sessions of fleet_reader that raised their time limits and exceeded the original ones, and records an event reader.ended '
+  'for each; returns how many. Run each minute by fleet.mark_silent(). Example: select fleet.end_overdue_readers();';

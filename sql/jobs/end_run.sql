@@ -15,7 +15,7 @@ begin
   if not found then
     raise exception using
       errcode = 'FL404',
-      message = format('run %s of maintenance is not running in this session', coalesce(p_run_id::text, 'null')),
+      message = format('maintenance run %s is not running in this session', coalesce(p_run_id::text, 'null')),
       hint = 'call fleet.nightly(); and call fleet.maintain(); begin and end their runs themselves.';
   end if;
   v_failed := (
@@ -36,4 +36,5 @@ begin
 end
 $$;
 
-comment on function fleet.end_run(bigint) is 'Ends a run of maintenance of this session, records how it went and frees its lock.';
+comment on function fleet.end_run(bigint) is
+  'Ends a run of maintenance in this session: records the result and releases the lock.';

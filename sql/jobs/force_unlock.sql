@@ -1,5 +1,5 @@
--- With the rights of the caller: whom one may end is what pg_signal_backend says. (pg_advisory_unlock_all() would free
--- only the caller's own locks.)
+-- Runs with the rights of the caller, so pg_signal_backend decides which sessions may be ended. (pg_advisory_unlock_all() would
+-- release only the caller's own locks.)
 create or replace function fleet.force_unlock(p_lock text default 'maintenance')
 returns table (pid integer, usename text, running interval, query text, is_ended boolean)
 language plpgsql
@@ -16,7 +16,7 @@ begin
   end if;
   return query
     select a.pid, a.usename::text, date_trunc('second', now() - a.query_start), a.query,
-      -- Waits, so that whoever asked can begin at once.
+      -- Waits for the end, so that the caller can start at once.
       pg_terminate_backend(a.pid, 5000)
     from fleet.lock_holders(p_lock) h
     join pg_stat_activity a on a.pid = h
@@ -25,4 +25,6 @@ end
 $$;
 
 comment on function fleet.force_unlock(text) is
-  'Ends the backend that holds the lock of a stuck maintenance, reconcile or import, and says who it was; what it had not committed is undone, the next run goes on from there. Example: select * from fleet.force_unlock(''maintenance'');';
+  'Ends the backend that holds the lock of a stuck maintenance, reconcile or import, and returns which it was. Its open '
+  'transaction is rolled back, and the next run continues from there. Example: select * from '
+  'fleet.force_unlock(''maintenance'');';

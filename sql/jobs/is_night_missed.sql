@@ -10,10 +10,10 @@ begin
       select from fleet.events e
       where e.event = 'nightly.start' and e.at > p_now - interval '25 hours'
     )
-    -- A new store waits for its first night.
+    -- In a new store the first night is still to come.
     and exists (select from fleet.hb_partitions p where p.created_at <= p_now - interval '25 hours');
 end
 $$;
 
 comment on function fleet.is_night_missed(timestamptz) is
-  'True when fleet.nightly() was not begun for 25 hours: fleet.maintain() then makes up for it.';
+  'True if fleet.nightly() has not begun for 25 hours. fleet.maintain() then runs it.';

@@ -1,4 +1,4 @@
--- A job is late from the later of its last success and the start of Postgres: while that was stopped, nothing ran.
+-- The age of a job counts from its last success or from the start of Postgres, whichever is later: nothing runs while it is down.
 create or replace view fleet.job_health as
 select h.jobname, h.schedule,
   case
@@ -6,12 +6,7 @@ select h.jobname, h.schedule,
     when not h.is_active then 'disabled'
     when h.last_start is null then 'waiting'
     when h.last_status = 'failed' then 'failed'
-    when h.last_success is null or now() - greatest(h.last_success, fleet.postgres_started_at()) > case
-      when h.schedule like '* %' then interval '5 minutes'
-      when h.schedule like '*/10 %' then interval '25 minutes'
-      when split_part(h.schedule, ' ', 2) = '*' then interval '125 minutes'
-      else interval '25 hours'
-    end then 'late'
+    when h.last_success is null or now() - greatest(h.last_success, fleet.postgres_started_at()) > h.max_age then 'late'
     else 'ok'
   end as status,
   h.last_start, h.last_status, h.last_message, h.last_success
@@ -19,4 +14,5 @@ from fleet.job_history() h
 order by h.jobname;
 
 comment on view fleet.job_health is
-  'The pg_cron jobs of the store: ok, waiting (never run yet), late, failed, disabled or missing. Example: select * from fleet.job_health where status <> ''ok'';';
+  'The pg_cron jobs of the store: ok, waiting (has never run), late, failed, disabled or missing. Example: select * from '
+  'fleet.job_health where status <> ''ok'';';

@@ -1,6 +1,6 @@
 create or replace function fleet.job_history()
 returns table (
-  jobname text, schedule text, is_active boolean, last_start timestamptz, last_status text, last_message text,
+  jobname text, schedule text, max_age interval, is_active boolean, last_start timestamptz, last_status text, last_message text,
   last_success timestamptz
 )
 language plpgsql
@@ -12,13 +12,13 @@ as $$
 begin
   if not exists (select from pg_extension where extname = 'pg_cron') then
     return query
-      select d.jobname, d.schedule, null::boolean, null::timestamptz, null::text, null::text, null::timestamptz
+      select d.jobname, d.schedule, d.max_age, null::boolean, null::timestamptz, null::text, null::text, null::timestamptz
       from fleet.job_definitions() d;
     return;
   end if;
-  -- The history has no index on jobid: it is read once for all jobs, not once for each.
+  -- The history has no index on jobid, so it is read once for all jobs.
   return query execute $history$
-    select d.jobname, d.schedule, j.active, h.start_time, h.status, h.return_message, r.last_success
+    select d.jobname, d.schedule, d.max_age, j.active, h.start_time, h.status, h.return_message, r.last_success
     from fleet.job_definitions() d
     left join cron.job j on j.jobname = d.jobname and j.username = current_user and j.database = current_database()
     left join (
@@ -32,4 +32,4 @@ end
 $$;
 
 comment on function fleet.job_history() is
-  'Each expected pg_cron job with its last run and last success; nulls where it is not scheduled in this database.';
+  'Each expected pg_cron job with its last run and last success, which are null if it is not scheduled in this database.';

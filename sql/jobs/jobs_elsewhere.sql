@@ -5,16 +5,19 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  -- Named after this database too: by name and role pg_cron tells jobs apart, and other stores of the cluster have the same of both.
+  -- The name contains this database: pg_cron identifies a job by name and role, which other stores of the cluster share.
   select d.jobname, case d.jobname
-    -- Its history is where it is.
+    -- The history is in the database of pg_cron.
     when 'fleet-prune-cron-history' then format(
       'select cron.schedule(%L, %L, %L);', d.jobname || '@' || current_database(), d.schedule,
-      format('%swhere database = %L and (%s)', split_part(d.command, 'where', 1), current_database(), trim(split_part(d.command, 'where', 2)))
+      format(
+        '%swhere database = %L and (%s)',
+        split_part(d.command, 'where', 1), current_database(), trim(split_part(d.command, 'where', 2))
+      )
     )
     else format(
       'select cron.schedule_in_database(%L, %L, %L, %L, %L);', d.jobname || '@' || current_database(), d.schedule,
-      -- Nobody there names the partitions anew each night: they are left to autovacuum.
+      -- There, the statement is not updated each night, so partitions are left to autovacuum.
       case d.jobname when 'fleet-vacuum' then 'vacuum (analyze) fleet.device_last_status' else d.command end,
       current_database(), 'fleet_owner'
     )
@@ -24,4 +27,4 @@ as $$
 $$;
 
 comment on function fleet.jobs_elsewhere() is
-  'Where pg_cron lives in another database: the statement that schedules each job there, for a superuser.';
+  'If pg_cron is in another database: the statement with which a superuser schedules each job there.';

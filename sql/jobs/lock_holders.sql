@@ -12,4 +12,5 @@ as $$
 $$;
 
 comment on function fleet.lock_holders(text) is
-  'The backend that holds the lock of maintenance, reconcile or import; none when nobody does. Example: select * from fleet.lock_holders(''maintenance'');';
+  'The backend that holds the lock of maintenance, reconcile or import; no row if it is free. Example: select * from '
+  'fleet.lock_holders(''maintenance'');';

@@ -9,7 +9,7 @@ begin
   call fleet.run_planned_steps(p_run_id);
   perform fleet.end_run(p_run_id);
   commit;
-  -- Postgres or pg_cron was down at three.
+  -- Postgres or pg_cron was down at 03:00.
   if fleet.is_night_missed(p_now) then
     call fleet.nightly(v_nightly, null, p_now);
   end if;
@@ -17,4 +17,5 @@ end
 $$;
 
 comment on procedure fleet.maintain(bigint, timestamptz) is
-  'Makes the partitions ahead, counts the availability of devices with late heartbeats again, and makes up for a night that was missed. Run hourly by pg_cron; safe at any time. Example: call fleet.maintain();';
+  'Creates partitions ahead, recounts the availability of devices with late heartbeats, and runs fleet.nightly() if a night was '
+  'missed. Run hourly by pg_cron; safe at any time. Example: call fleet.maintain();';

@@ -14,4 +14,6 @@ end
 $$;
 
 comment on procedure fleet.nightly(bigint, interval, timestamptz) is
-  'The night''s work, each step in its own transaction: premake, count, roll up availability, retire what is past the retention, set autovacuum by age, prune, wake the archiver. Answers its run_id for fleet.run_steps(). See first: select * from fleet.nightly_plan(). Example: call fleet.nightly();';
+  'The nightly maintenance, each step in its own transaction: creates partitions ahead, measures sizes, rolls up availability, '
+  'retires partitions past the retention, sets autovacuum by age, prunes, and wakes the archiver. Returns its run_id for '
+  'fleet.run_steps(). For a dry run: select * from fleet.nightly_plan(). Example: call fleet.nightly();';

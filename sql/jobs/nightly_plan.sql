@@ -7,7 +7,7 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
   (
-    select 'premake', null::text, format('make the partition of %s', d.day::date)
+    select 'premake', null::text, format('create the partition of %s', d.day::date)
     from fleet.settings s
     cross join generate_series(
       fleet.not_in_future(p_now)::date::timestamptz, p_now::date + s.premake_days * interval '1 day', interval '1 day'
@@ -42,4 +42,5 @@ as $$
 $$;
 
 comment on function fleet.nightly_plan(interval, timestamptz) is
-  'The dry run of fleet.nightly(): what it would make, roll up, retire and leave to the archiver; changes nothing. Example: select * from fleet.nightly_plan(''60 days'');';
+  'The dry run of fleet.nightly(): what it would create, roll up, retire and leave to the archiver. Changes nothing. Example: '
+  'select * from fleet.nightly_plan(''60 days'');';

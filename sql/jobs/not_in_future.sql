@@ -17,4 +17,5 @@ end
 $$;
 
 comment on function fleet.not_in_future(timestamptz) is
-  'Returns its argument, or raises an error if it is later than now and the login is not a member of fleet_owner. Called by each function that takes a time and is granted to other roles.';
+  'Returns its argument, or raises an error if it is later than now and the login is not a member of fleet_owner. Called by each '
+  'function that takes a time and is granted to other roles.';

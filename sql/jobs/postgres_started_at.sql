@@ -7,4 +7,4 @@ as $$
 $$;
 
 comment on function fleet.postgres_started_at() is
-  'When Postgres started: no job can be blamed for not running before. Example: select now() - fleet.postgres_started_at();';
+  'When Postgres started. No job is late because it did not run before. Example: select now() - fleet.postgres_started_at();';

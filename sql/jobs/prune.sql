@@ -54,4 +54,5 @@ end
 $$;
 
 comment on function fleet.prune(timestamptz) is
-  'Removes quarantined heartbeats, events, commands and rollups that are past their time; returns how many. Run by fleet.nightly().';
+  'Deletes quarantined heartbeats, events, commands and rollups that are older than their settings; returns how many. Run by '
+  'fleet.nightly().';

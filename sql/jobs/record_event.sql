@@ -15,10 +15,10 @@ as $$
   insert into fleet.events (event, partition_name, rows, duration_ms, detail, is_ok, run_id)
   values (
     p_event, p_partition, p_rows, p_duration_ms, p_detail, p_is_ok,
-    -- A procedure names its run for the functions it calls; see fleet.nightly().
+    -- A procedure sets its run for the functions that it calls; see fleet.run_next_step().
     coalesce(p_run_id, nullif(current_setting('fleet.run_id', true), '')::bigint)
   );
 $$;
 
 comment on function fleet.record_event(text, text, bigint, bigint, text, boolean, bigint) is
-  'Appends to fleet.events.';
+  'Adds a row to fleet.events.';

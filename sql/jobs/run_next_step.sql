@@ -13,7 +13,7 @@ begin
   loop
     select s.* into v_next
     from fleet.planned_steps s
-    -- Only for the session that planned the steps and still has the lock.
+    -- Only in the session that planned the steps and still holds the lock.
     where s.run_id = p_run_id and s.pid = pg_backend_pid()
       and exists (select from fleet.lock_holders('maintenance') h where h = pg_backend_pid())
     order by s.position
@@ -61,4 +61,5 @@ end
 $$;
 
 comment on function fleet.run_next_step(bigint, integer) is
-  'Runs the next step that fleet.begin_run() planned for this run in this session, and records it in fleet.events. Returns done, failed, busy (a lock was not available: commit, wait and call again) or over.';
+  'Runs the next step that fleet.begin_run() planned for this run in this session, and records it in fleet.events. Returns done, '
+  'failed, over (no step is left) or busy (a lock was not available: commit, wait and call again).';

@@ -23,4 +23,5 @@ end
 $$;
 
 comment on procedure fleet.run_planned_steps(bigint) is
-  'Runs the steps of a maintenance run, each in its own transaction. A step is retried while locks are busy and recorded in fleet.events, and its failure does not stop the others.';
+  'Runs the steps of a maintenance run, each in its own transaction. A step is retried while locks are busy and recorded in '
+  'fleet.events, and its failure does not stop the others.';

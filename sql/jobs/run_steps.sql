@@ -12,4 +12,5 @@ as $$
 $$;
 
 comment on function fleet.run_steps(bigint) is
-  'What one run of fleet.nightly() or fleet.maintain() did. Example: call fleet.nightly(); then select * from fleet.run_steps(its run_id);';
+  'What one run of fleet.nightly() or fleet.maintain() did. Example: call fleet.nightly(); then, with the run_id that it '
+  'returns: select * from fleet.run_steps(1);';

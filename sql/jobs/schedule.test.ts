@@ -14,7 +14,7 @@ const JOBS = [
   'fleet-vacuum',
 ]
 
-// In a cluster of its own, whose jobs nobody else sees. pg_cron 1.4 fires at full minutes, so this takes up to two of them.
+// In a cluster of its own, so that other tests do not see its jobs. pg_cron 1.4 fires at full minutes, so this takes up to two.
 t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   const db = await withCluster(t)
   const { sql, admin } = db
@@ -28,17 +28,17 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   t.same(
     await admin`select jobname, username, database from cron.job order by jobname`,
     JOBS.map(jobname => ({ jobname, username: 'fleet_owner', database: 'fleet' })),
-    'scheduled once each; what is not defined goes',
+    'each job is scheduled once, and jobs that are not defined are removed',
   )
 
-  // As if it had been looked at in the minutes before, so that the next look is sampled.
+  // As if watch_silence() had run in the minutes before, so that its next run takes a sample.
   await ingest(
     sql,
     (await enroll(sql, 3)).map(device_id => ({ device_id })),
   )
   await admin`update fleet.silence_watch set looked_at = now(), gap_from = null, gap_to = null, sampled_at = '-infinity'`
 
-  // A second store in the cluster, in a database where pg_cron is not: what check() says is run where it is.
+  // A second store in the cluster, in a database without pg_cron. The remedy of check() is run in the database that has it.
   await admin`create database elsewhere`
   await migrate(db.cluster.url('postgres', 'elsewhere'), { current: true, log: () => {} })
   const elsewhere = postgres(db.cluster.url('fleet_owner', 'elsewhere'), { max: 1, onnotice: () => {} })
@@ -54,9 +54,9 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
       time,
     )
   }
-  t.equal(await value(admin`select count(*) from cron.job`), '14', 'neither takes away those of the other')
+  t.equal(await value(admin`select count(*) from cron.job`), '14', 'neither store removes the jobs of the other')
 
-  // The real jobs, every minute: what pg_cron starts is what production starts.
+  // The real jobs, every minute, so that pg_cron starts what it starts in production.
   await admin`update cron.job set schedule = '* * * * *' where jobname <> 'fleet-prune-cron-history'`
   await sql`select fleet.set_retention('80 days')`
   await sql`select fleet.set_premake(16)`
@@ -65,7 +65,7 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
       (await value(admin`
     select count(distinct jobid) from cron.job_run_details where status in ('succeeded', 'failed')
   `)) === '13',
-    { timeoutMs: 200_000, what: () => 'six jobs to have run here, and seven for the other store' },
+    { timeoutMs: 200_000, what: () => 'six jobs to run here, and seven for the other store' },
   )
   t.not(
     await value(elsewhere`select count(*) from fleet.events where event in ('maintain.end', 'nightly.end') and is_ok`),
@@ -75,8 +75,8 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   t.same(
     await admin`
     select j.jobname, d.return_message from cron.job_run_details d join cron.job j using (jobid)
-    -- Two runs of maintenance begin in the same second here; one may find the other at work.
-    where d.status = 'failed' and d.return_message not like '%maintenance is running already%'
+    -- Two runs of maintenance begin in the same second here, so one may find the other running.
+    where d.status = 'failed' and d.return_message not like '%maintenance is already running%'
   `,
     [],
   )
@@ -88,14 +88,14 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   t.same(
     ages.filter(({ is_old }) => is_old),
     [],
-    'no job is as old as the store, also not the one that has not run yet',
+    'no job is as old as the store, not even the one that has not run yet',
   )
   await waitFor(async () => (await value(sql`select active from fleet.silence_samples where cohort = '(all)'`)) === 3, {
     timeoutMs: 90_000,
   })
   await sql`call fleet.nightly()`
   const retired = (await value(sql`select count(*)::int from fleet.hb_partitions where state = 'detached'`)) as number
-  t.ok([10, 11].includes(retired), `${retired} days; one more of a store that was set up before midnight`)
+  t.ok([10, 11].includes(retired), `${retired} days; one more if the store was set up before midnight`)
   t.ok(Number(await value(sql`select count(*) from fleet.events where event in ('maintain.end', 'nightly.end') and is_ok`)) >= 2)
   t.not(await value(sql`select count(*) from fleet.events where event = 'reconciliation.completed'`), '0')
 
@@ -114,7 +114,7 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
       { command: 'call fleet.mark_silent()', status: 'succeeded', kept: ['1 day'] },
       { command: 'call fleet.nightly()', status: 'succeeded', kept: ['1 day', '3 days'] },
     ],
-    'of the history what is still of use',
+    'only the part of the history that is still useful is kept',
   )
 
   await admin`select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'pg_cron launcher'`
@@ -124,7 +124,7 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   ])
 })
 
-t.test('where pg_cron is in another database, it is said what to run there', async t => {
+t.test('if pg_cron is in another database, schedule_jobs() says what to run there', async t => {
   const db = await withDatabase(t)
   const dba = asRole(t, db, 'fleet_dba')
   const rows = await dba`select * from fleet.schedule_jobs()`
@@ -133,9 +133,9 @@ t.test('where pg_cron is in another database, it is said what to run there', asy
     JOBS.map(job => [job, false]),
   )
   t.match(await dba`select distinct status from fleet.job_health`, [{ status: 'missing' }])
-  // In a transaction that is rolled back: the other test files share the roles.
+  // In a transaction that is rolled back, because the other test files share the roles.
   const unprivileged = asRole(t, db, 'postgres').unsafe(
     'begin; revoke pg_monitor from fleet_owner; set local role fleet_dba; select * from fleet.schedule_jobs(); rollback',
   )
-  await t.resolves(unprivileged, 'the name of that database need not be visible')
+  await t.resolves(unprivileged, 'also if the name of that database is hidden')
 })

@@ -12,24 +12,24 @@ begin
   if not exists (select from pg_extension where extname = 'pg_cron') then
     for v_job in select * from fleet.jobs_elsewhere() loop
       raise notice using
-        message = format('not scheduled, pg_cron is not in this database: %s', v_job.jobname),
+        message = format('job %s is not scheduled: pg_cron is not in this database', v_job.jobname),
         hint = format(
-          'As superuser, in the database that cron.database_name names (%s): %s',
-          -- Not current_setting(): that is an error for whom it is hidden from.
-          coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'not known here'), v_job.statement
+          'As superuser, in the database of pg_cron (cron.database_name, %s): %s',
+          -- Not current_setting(), which fails for roles that may not see the setting.
+          coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'unknown here'), v_job.statement
         );
     end loop;
     return query select d.jobname, d.schedule, d.command, false from fleet.job_definitions() d;
     return;
   end if;
 
-  -- By name, so that a second call changes nothing; jobs of ours that are no longer defined go.
+  -- By name, so that a second call changes nothing. The store's jobs that are no longer defined are removed.
   execute $jobs$
     select cron.unschedule(j.jobid)
     from cron.job j
     where j.jobname like 'fleet-%' and j.username = current_user
       and case
-        -- A dump of a database with another name or port brought them, and they would still connect there: schedule() changes neither.
+        -- They came with a dump of a database with another name or port and still connect there. schedule() changes neither.
         when (j.database, j.nodeport) <> (current_database(), current_setting('port')::integer) then
           j.jobname in (select d.jobname from fleet.job_definitions() d)
         else j.jobname not in (select d.jobname from fleet.job_definitions() d)
@@ -43,4 +43,5 @@ end
 $$;
 
 comment on function fleet.schedule_jobs() is
-  'Gives pg_cron the jobs of fleet.job_definitions(), as their owner; may be called again. Where pg_cron lives in another database it says what to run there. Example: select * from fleet.schedule_jobs();';
+  'Schedules the jobs of fleet.job_definitions() with pg_cron, as their owner; may be called again. If pg_cron is in another '
+  'database, notices say what to run there. Example: select * from fleet.schedule_jobs();';

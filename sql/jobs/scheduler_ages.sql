@@ -1,4 +1,4 @@
--- Not by fleet.job_history(), which reads the whole history for the last success of each job: too much for a scrape.
+-- Does not use fleet.job_history(): it reads the whole history for the last success of each job, which is too much for a scrape.
 create or replace function fleet.scheduler_ages()
 returns table (jobname text, age interval)
 language plpgsql
@@ -22,8 +22,8 @@ begin
       return next;
     end loop;
   end if;
-  -- Where pg_cron works in another database, lost a job or its history: by what the jobs leave here. These have been there from
-  -- the beginning, so that one that never ran is as old as the store.
+  -- If pg_cron is in another database, or lost a job or its history, the events of the jobs give their ages. These jobs have been
+  -- there since setup, so one that never ran is as old as the store.
   return query
     select w.jobname, now() - coalesce(
       case when l.at is not null then greatest(l.at, fleet.postgres_started_at()) end,
@@ -39,4 +39,5 @@ end
 $$;
 
 comment on function fleet.scheduler_ages() is
-  'How long ago each job of the store began, or Postgres started if that was later; maintain, nightly and reconcile since setup while they never have. For /metrics.';
+  'How long ago each job of the store began, or Postgres started if that was later. If maintain, nightly or reconcile has never '
+  'begun, the time since setup. For /metrics.';

@@ -30,7 +30,8 @@ as $$
   from fleet.archivers a
   having count(*) > 0
   union all
-  select 'scheduler_last_run_age_seconds', jsonb_build_object('job', g.jobname), greatest(0, extract(epoch from g.age))::double precision
+  select 'scheduler_last_run_age_seconds', jsonb_build_object('job', g.jobname),
+    greatest(0, extract(epoch from g.age))::double precision
   from fleet.scheduler_ages() g
   union all
   select v.metric, jsonb_build_object('state', s.state), v.value
@@ -63,4 +64,5 @@ as $$
 $$;
 
 comment on function fleet.metric_values() is
-  'The metrics that live in the database, for /metrics: totals, ages and error budgets. One row a metric and label set; fleet.metric_definitions() says what each is.';
+  'The metrics that come from the database, for /metrics: totals, ages and error budgets. One row for each metric and label set; '
+  'fleet.metric_definitions() describes them.';

@@ -5,7 +5,7 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  -- Of all databases: they share the limit. Without pg_monitor the state of other roles is not seen.
+  -- All databases, because they share the limit. Without pg_monitor the state of other roles is unknown.
   select 'postgres_connections', jsonb_build_object('state', coalesce(a.state, 'unknown')), count(*)::double precision
   from pg_stat_activity a
   where a.backend_type = 'client backend'
@@ -40,4 +40,4 @@ as $$
   group by r.application_name, r.client_addr;
 $$;
 
-comment on function fleet.postgres_metrics() is 'The part of fleet.metric_values() that Postgres itself tells.';
+comment on function fleet.postgres_metrics() is 'The part of fleet.metric_values() about Postgres itself.';

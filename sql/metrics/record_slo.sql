@@ -8,11 +8,13 @@ as $$
   select r.slo, r.minute, p_server, r.good, r.bad
   from json_to_recordset(p_counts) as r (slo text, minute timestamptz, good bigint, bad bigint)
   order by r.slo, r.minute
-  -- Totals of the minute so far: whoever is not sure that they arrived sends them again.
+  -- These are totals of the minute so far, so a server that is not sure whether they arrived sends them again.
   on conflict on constraint slo_counts_pkey do update
     set good = greatest(c.good, excluded.good),
       bad = greatest(c.bad, excluded.bad);
 $$;
 
 comment on function fleet.record_slo(text, json) is
-  'Records what a server process counted for the error budgets: the totals of its minutes, sent every 10 seconds. Recording the same totals again is harmless. Example: select fleet.record_slo(''a'', ''[{"slo":"heartbeat_writes","minute":"now","good":1000,"bad":2}]'');';
+  'Records what a server process counted for the error budgets: its totals for each minute, sent every 10 seconds. Recording the '
+  'same totals again is harmless. Example: select fleet.record_slo(''a'', '
+  '''[{"slo":"heartbeat_writes","minute":"now","good":1000,"bad":2}]'');';

@@ -2,7 +2,7 @@ import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole, startedAgo } from '../../testing/fleet.ts'
 
-t.test('error budgets over the last hour', async t => {
+t.test('fleet.slo shows the error budgets of the last hour', async t => {
   const db = await withDatabase(t)
   const server = asRole(t, db, 'fleet_server')
   const reader = asRole(t, db, 'fleet_reader')
@@ -32,12 +32,12 @@ t.test('error budgets over the last hour', async t => {
       { slo: 'heartbeat_writes', good: 9_990, bad: 10, ratio: 0.001, budget_left: 0.8, status: 'ok' },
       { slo: 'dispatch_log', good: 0, bad: 10, ratio: 1, budget_left: -499, status: 'fail' },
     ],
-    'over both processes, without what is older',
+    'of both processes, without older minutes',
   )
 
   await record('a', 30, 9_000, 10)
   await record('a', 30, 8_000, 9)
-  t.match((await look())[0], { good: 9_990, bad: 10 }, 'told again, or late, nothing is counted twice')
+  t.match((await look())[0], { good: 9_990, bad: 10 }, 'totals that are sent again or late are not counted twice')
 
   await record('a', 30, 9_000, 40)
   t.match((await look())[0], { bad: 40, status: 'warn' })
@@ -51,7 +51,7 @@ t.test('error budgets over the last hour', async t => {
   t.same(await db.sql`select from fleet.slo_counts`, [])
 })
 
-t.test("the scheduler's age is known also where pg_cron works elsewhere", async t => {
+t.test('the age of each job is known even if pg_cron is in another database', async t => {
   const { sql, admin } = await withDatabase(t)
   const ages = async () =>
     Object.fromEntries(
@@ -62,7 +62,7 @@ t.test("the scheduler's age is known also where pg_cron works elsewhere", async 
       ).map(({ job, hours }) => [job as string, hours as number]),
     )
   await sql`update fleet.hb_partitions set created_at = now() - interval '5 hours'`
-  t.same(await ages(), { 'fleet-maintain': 5, 'fleet-nightly': 5, 'fleet-reconcile': 5 }, 'never run: since setup')
+  t.same(await ages(), { 'fleet-maintain': 5, 'fleet-nightly': 5, 'fleet-reconcile': 5 }, 'jobs that never ran count from setup')
   await sql`call fleet.maintain()`
   await sql`select fleet.reconcile()`
   t.match(await ages(), { 'fleet-maintain': 0, 'fleet-reconcile': 0 })
@@ -72,9 +72,9 @@ t.test("the scheduler's age is known also where pg_cron works elsewhere", async 
   t.match(
     await ages(),
     { 'fleet-maintain': 0, 'fleet-reconcile': 0, 'fleet-nightly': 5 },
-    'Postgres has just started; what never ran is as old as the store',
+    'Postgres has just started; a job that never ran is as old as the store',
   )
-  t.match(await scheduler(), { status: 'ok', detail: /the hourly maintenance arrives/ })
+  t.match(await scheduler(), { status: 'ok', detail: /the hourly maintenance runs/ })
   await startedAgo(admin, '1 day')
   t.match(await ages(), { 'fleet-maintain': 3, 'fleet-reconcile': 3, 'fleet-nightly': 5 })
   t.match(await scheduler(), { status: 'warn', detail: /no maintenance ran in the last two hours/ })

@@ -1,4 +1,4 @@
--- The targets are also in docker/prometheus/rules/: an alert must not need the database that failed.
+-- The targets are also in docker/prometheus/rules/, because an alert must not depend on the database that failed.
 create or replace view fleet.slo as
 select o.slo, o.target, o.period, c.good, c.bad,
   round(b.ratio, 6) as ratio,
@@ -22,4 +22,7 @@ cross join lateral (
 cross join lateral (select c.bad::numeric / nullif(c.good + c.bad, 0) as ratio) b;
 
 comment on view fleet.slo is
-  'The error budgets: of what the servers tried in the last period, how much failed (ratio), and how much of what target allows is left (budget_left: 1 all, 0 nothing, below 0 overspent). status: ok, warn (half is spent), fail (all is spent) or idle (nothing was tried). Up to 10 seconds behind. Example: select * from fleet.slo where status in (''warn'', ''fail'');';
+  'The error budgets: the share of the servers'' attempts that failed in the last period (ratio), and how much of the budget '
+  'that target allows is left (budget_left: 1 is all, 0 is nothing, below 0 is overspent). status: ok, warn (half is spent), '
+  'fail (all is spent) or idle (no attempts). Up to 10 seconds behind. Example: select * from fleet.slo where status in '
+  '(''warn'', ''fail'');';

@@ -59,7 +59,7 @@ t.test('set_retention checks its value, is audited, and says what it will do', a
   await t.rejects(dba`select fleet.set_premake(0)`, { code: 'FL422' })
   await dba`call fleet.maintain()`
   t.match(await dba`select detail from fleet.check() where check_name = 'partitions_ahead'`, [
-    { detail: /2[0-5] days ahead, 20 wanted/ },
+    { detail: /next 2[0-5] days; the setting is 20/ },
   ])
 })
 

@@ -114,7 +114,7 @@ t.test('a store works after its dump was restored into another cluster', { timeo
     for (const job of ['maintain', 'nightly']) {
       await t.rejects(
         target.sql.unsafe(`call fleet.${job}()`),
-        { code: 'FL002', message: /a restore of a dump is under way/ },
+        { code: 'FL002', message: /a restore of a dump is running/ },
         `${job} waits`,
       )
     }

@@ -201,3 +201,21 @@ grant update (
   events_keep, command_expires_after, commands_keep, rollups_keep, silence_window, silence_share, silence_ratio,
   silence_min_devices, ingest_gap, archive_stores, proofs_needed
 ) on fleet.settings to fleet_dba;
+
+-- Old names, which go in 0.3.
+grant execute on procedure
+  fleet.adopt_table(regclass, text, jsonb, text, timestamptz, boolean, integer, interval),
+  fleet.verify_adoption(regclass, text),
+  fleet.abandon_adoption(regclass, text),
+  fleet.run_adoption(text, integer, interval, text)
+to fleet_dba;
+grant execute on function
+  fleet.adoption_plan(regclass, jsonb, text, timestamptz),
+  fleet.confirm_adoption(regclass),
+  fleet.forget_adoption(text)
+to fleet_dba;
+grant execute on function fleet.adopt_archive(
+  text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer,
+  integer
+) to fleet_archiver;
+grant select on fleet.adoption_progress to fleet_reader, fleet_dba;

@@ -68,8 +68,7 @@ begin
     raise warning using
       message = format('%s is not a superuser: the event trigger fleet_guard_columns was not created', current_user),
       detail = 'A column that cannot be archived will not be refused when it is added; fleet.check() will report it.',
-      hint = 'As superuser: create event trigger fleet_guard_columns on ddl_command_end when tag in (''ALTER TABLE'') '
-        'execute function fleet_guard.refuse_unarchivable_column(); alter event trigger fleet_guard_columns enable always;';
+      hint = 'As superuser, run sql/setup/shape-guard.sql once more.';
     return;
   end if;
   create event trigger fleet_guard_columns on ddl_command_end when tag in ('ALTER TABLE')

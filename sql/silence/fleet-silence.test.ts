@@ -1,11 +1,11 @@
-// Which cohorts are silent, over days made in one go: at each step the devices are set to what they would be, and it is looked.
+// Which cohorts are silent. Days pass in one go: each step sets what the devices would have sent, and then calls watch_silence().
 import type { Sql } from 'postgres'
 import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
 
 const HOUR = 3_600_000
-/** Some noon after Postgres was started; the time is passed in throughout. */
+/** A noon after the start of Postgres. The tests pass the time in throughout. */
 const noon = Date.parse('2126-06-12T12:00Z')
 const at = (hours: number) => new Date(noon + hours * HOUR).toISOString()
 
@@ -16,7 +16,7 @@ async function cohort(sql: Sql, name: string, count: number, interval = '60 seco
   return devices
 }
 
-/** From one time to another (hours after noon), each so many minutes: all are heard of 20 s before, but as `off` says (SQL, of d and now_). */
+/** Between two times (hours after noon), every `minutes`: all devices sent 20 s ago, except those of `off` (SQL, of d and now_). */
 async function live(admin: Sql, from: number, to: number, off = 'false', minutes = 10) {
   await admin.unsafe(`
     do $$
@@ -33,12 +33,12 @@ async function live(admin: Sql, from: number, to: number, off = 'false', minutes
   `)
 }
 
-/** Looked at this rarely there would be a gap before each look. */
+/** The tests look so rarely that there would otherwise be a gap before each look. */
 async function lookedAtRarely(admin: Sql) {
   await admin`update fleet.settings set ingest_gap = '21 minutes'`
 }
 
-/** All that were ever heard of, but not those among `quiet`, are heard of just now. */
+/** All devices that ever sent, except those of `quiet`, send now. */
 async function hear(admin: Sql, now: string, quiet: number[] = []) {
   await admin`
     update fleet.device_last_status set last_ts = ${now}::timestamptz - interval '20 s', last_received_at = ${now}::timestamptz - interval '20 s'
@@ -81,7 +81,7 @@ t.test('a cohort is silent when more devices have gone quiet than usual at this 
   const gone = await cohort(sql, 'gone', 3)
   await cohort(sql, 'never', 5)
   await sql`select fleet.revoke_device(device_id) from unnest(${gone}::bigint[]) device_id`
-  // Those of daytime are switched off at ten in the evening and on again at six; now and then a few of always are.
+  // The devices of daytime are switched off from 22:00 to 06:00, and now and then a few devices of always.
   const nights = `d.cohort = 'daytime' and (now_ at time zone 'UTC')::time not between '06:00' and '22:00'
     or d.cohort = 'always' and d.device_id % 40 < 2 and extract(minute from now_) = 40`
   await live(admin, -192, 0, nights, 20)
@@ -93,7 +93,7 @@ t.test('a cohort is silent when more devices have gone quiet than usual at this 
     single: { devices: 1, muted_reason: 'few_devices' },
     never: { devices: 5, active: 0, gone_quiet: 0, share: null, muted_reason: 'few_devices' },
   })
-  t.notOk(calm.gone, 'who is revoked is no longer missed')
+  t.notOk(calm.gone, 'revoked devices are not counted')
   t.equal(
     await value(sql`select count(*) from fleet.silence_samples where sampled_at < ${at(-192)}`),
     '0',
@@ -101,7 +101,7 @@ t.test('a cohort is silent when more devices have gone quiet than usual at this 
   )
   t.ok(Number(await value(sql`select count(*) from fleet.silence_samples where cohort = 'always'`)) > 550)
 
-  // Noon: half of daytime goes dark, a quarter of always, one of slow, and the single one.
+  // At noon half of daytime goes dark, a quarter of always, one of slow, and the single one.
   const quiet = [...daytime.slice(0, 10), ...always.slice(0, 10), slow[0]!, single]
   const dark = at(0.1)
   await hear(admin, dark, quiet)
@@ -124,13 +124,13 @@ t.test('a cohort is silent when more devices have gone quiet than usual at this 
   const looks = remedy.split('\n').filter(line => !line.startsWith('--'))
   t.equal(looks.length, 3)
   for (const look of looks) await dba.unsafe(look)
-  // It lasts for the window; then they are no longer going, but gone.
+  // The alarm lasts for one window. After that the devices no longer go quiet; they are quiet.
   await live(admin, 1 / 3, 1 / 3, `d.device_id = any ('{${quiet.join()}}')`)
-  t.same(await alarms(sql, at(1 / 3)), ['(all)', 'always', 'daytime'], 'its own samples do not make it usual')
+  t.same(await alarms(sql, at(1 / 3)), ['(all)', 'always', 'daytime'], 'the samples of the alarm itself do not make it usual')
   await live(admin, 2 / 3, 1, `d.device_id = any ('{${quiet.join()}}')`)
   t.same(await alarms(sql, at(1)), [])
 
-  // The evening: what happens every night is no alarm, an hour early neither; at another time it is.
+  // What happens every evening is no alarm, even an hour early. At another time it is.
   await live(admin, 1 + 1 / 3, 9, 'false', 20)
   for (const [off, expected] of [
     [at(9.05), []],
@@ -144,7 +144,7 @@ t.test('a cohort is silent when more devices have gone quiet than usual at this 
   }
 })
 
-t.test('slowed devices go quiet by the interval that they were asked for', async t => {
+t.test('slowed devices go quiet by the interval that they were told to use', async t => {
   const { sql, admin } = await withDatabase(t)
   const devices = await cohort(sql, 'lobby', 10)
   await lookedAtRarely(admin)
@@ -155,12 +155,12 @@ t.test('slowed devices go quiet by the interval that they were asked for', async
   await admin`insert into fleet.cohorts (cohort, min_interval, changed_at) values ('lobby', '5 minutes', ${at(0)})`
   t.equal((await silence(sql, at(0.1))).lobby?.gone_quiet, 0)
   t.equal((await silence(sql, at(0.13))).lobby?.gone_quiet, 10)
-  // Let go, they are given twice the old interval to hear of it.
+  // When the slowdown ends, devices get twice the old interval to learn of it.
   await admin`update fleet.cohorts set min_interval = null, last_interval = '5 minutes', changed_at = ${at(0.1)}`
   t.equal((await silence(sql, at(0.1))).lobby?.gone_quiet, 0)
 })
 
-t.test('a new cohort is judged after a day, by all of its samples until it has three days', async t => {
+t.test('a new cohort is evaluated after a day, from all of its samples until it has three days', async t => {
   const { sql, admin } = await withDatabase(t)
   const devices = await cohort(sql, 'new', 10)
   await lookedAtRarely(admin)
@@ -183,7 +183,7 @@ t.test('a new cohort is judged after a day, by all of its samples until it has t
   ])
 })
 
-t.test('when nothing comes in, or did not just before, the silence is ours', async t => {
+t.test('while ingest is down, and shortly after, no cohort is called silent', async t => {
   const { sql, admin } = await withDatabase(t)
   const lobby = await cohort(sql, 'lobby', 20)
   const yard = await cohort(sql, 'yard', 20)
@@ -198,7 +198,7 @@ t.test('when nothing comes in, or did not just before, the silence is ours', asy
   await minute(1)
   t.same(await mutes(sql, at(1 / 60)), { '(all)': null, lobby: null, yard: null })
 
-  // From the second minute on, nothing; from the tenth on, all but yard.
+  // From the second minute nothing arrives, and from the tenth minute all devices send except those of yard.
   for (let minutes = 2; minutes < 10; minutes++) {
     await look(minutes)
     const down = minutes >= 4 ? 'ingest_down' : null
@@ -214,17 +214,17 @@ t.test('when nothing comes in, or did not just before, the silence is ours', asy
   t.same(
     await mutes(sql, at(10 / 60)),
     { '(all)': 'ingest_resumed', lobby: 'ingest_resumed', yard: 'ingest_resumed' },
-    'seen before the next look',
+    'before the next call of watch_silence()',
   )
   for (let minutes = 10; minutes < 40; minutes++) {
     await minute(minutes, yard)
     t.match(await mutes(sql, at(minutes / 60)), { '(all)': 'ingest_resumed', yard: 'ingest_resumed' })
     t.match(
       await value(sql`select detail from fleet.check_silence(${at(minutes / 60)}) where check_name = 'silent_cohorts'`),
-      'not judged: ingest_resumed',
+      'not evaluated: ingest_resumed',
     )
   }
-  // It fell silent in the gap, longer than a window ago: it is found nevertheless, for one window.
+  // yard fell silent in the gap, more than a window ago. It is still found, for one window.
   for (let minutes = 40; minutes < 70; minutes += 2) {
     await minute(minutes, yard)
     t.match(
@@ -233,12 +233,12 @@ t.test('when nothing comes in, or did not just before, the silence is ours', asy
       `minute ${minutes}`,
     )
   }
-  t.equal(await value(sql`select count(*) from fleet.silence_samples`), samples, 'none of that is taken for usual')
+  t.equal(await value(sql`select count(*) from fleet.silence_samples`), samples, 'none of this counts as usual')
   for (const minutes of [70, 72]) await minute(minutes, yard)
   t.match(await silence(sql, at(72 / 60)), { yard: { active: 0, gone_quiet: 0, is_alarming: false } })
   t.not(await value(sql`select count(*) from fleet.silence_samples`), samples)
 
-  // A second gap before the first is over adds to it.
+  // A second gap before the end of the first one extends it.
   await minute(75)
   await admin`update fleet.silence_watch set gap_from = ${at(1)}, gap_to = ${at(74 / 60)}`
   for (const minutes of [78, 81]) await look(minutes)
@@ -248,7 +248,7 @@ t.test('when nothing comes in, or did not just before, the silence is ours', asy
     { gap_from: new Date(at(1)), gap_to: new Date(at(83 / 60)) },
   ])
 
-  // Nobody looked, or Postgres was started since: who knows what came in meanwhile.
+  // Nobody looked, or Postgres was started since: what arrived in the meantime is unknown.
   await admin`update fleet.silence_watch set gap_from = null, gap_to = null`
   await hear(admin, at(90 / 60))
   t.match(await mutes(sql, at(90 / 60)), { '(all)': 'unwatched', lobby: 'unwatched' })
@@ -260,10 +260,10 @@ t.test('when nothing comes in, or did not just before, the silence is ours', asy
   t.match(await mutes(sql, soon), { '(all)': 'ingest_resumed' })
 })
 
-t.test('few devices, or seldom heard of, do not make a pause of a few minutes an outage', async t => {
+t.test('with few devices, or devices that rarely send, a pause of a few minutes is not an outage', async t => {
   const { sql, admin } = await withDatabase(t)
   const down = async (newest: string, now: string) => await value(sql`select fleet.is_ingest_down(${newest}, ${now})`)
-  t.equal(await down(at(0), at(1)), false, 'nobody to be heard of')
+  t.equal(await down(at(0), at(1)), false, 'there are no devices')
   await cohort(sql, 'one', 1)
   await admin`update fleet.device_last_status set last_ts = ${at(0)}, last_received_at = ${at(0)}`
   t.equal(await down(at(0), at(0.3)), false)
@@ -272,13 +272,13 @@ t.test('few devices, or seldom heard of, do not make a pause of a few minutes an
   t.equal(await down(at(0), at(4)), false)
   await cohort(sql, 'drawer', 500)
   await admin`update fleet.device_last_status set last_ts = ${at(-48)}, last_received_at = ${at(-48)} where last_ts is null`
-  t.equal(await down(at(0), at(4)), false, 'those in a drawer are not waited for')
+  t.equal(await down(at(0), at(4)), false, 'devices in a drawer are not expected to send')
   await admin`update fleet.device_last_status set last_received_at = ${at(-1)}`
   t.equal(await down(at(0), at(0.06)), true)
-  t.equal(await down(at(0), at(0.04)), false, 'within settings.ingest_gap nothing is')
+  t.equal(await down(at(0), at(0.04)), false, 'a pause within settings.ingest_gap is never an outage')
 })
 
-t.test('beats are missed from enrolment on, and by who is asked seldom', async t => {
+t.test('heartbeats are missed from enrolment on, also by devices that send rarely', async t => {
   const db = await withDatabase(t)
   const [never, quick, slow, skewed, fine] = (await enroll(db.sql, 5)) as [number, number, number, number, number]
   const ago = (minutes: number) => new Date(Date.now() - minutes * 60_000 - 1000).toISOString()

@@ -13,20 +13,22 @@ as $$
   with ingest as materialized (
     select
       case
-        when fleet.is_ingest_down((select max(l.last_received_at) from fleet.device_last_status l), fleet.not_in_future(p_now)) then 'ingest_down'
+        when fleet.is_ingest_down(
+          (select max(l.last_received_at) from fleet.device_last_status l), fleet.not_in_future(p_now)
+        ) then 'ingest_down'
         when p_now < w.gap_to + s.silence_window or w.gap_from is not null and w.gap_to is null
           or pg_postmaster_start_time() > w.looked_at then 'ingest_resumed'
         when w.looked_at < p_now - s.ingest_gap then 'unwatched'
       end as muted_reason,
-      -- Who fell silent while nothing could be heard has not been looked at yet: for one more window the gap belongs to it.
+      -- Devices that fell silent while ingest was down have not been counted yet, so the window includes the gap once more.
       least(case when p_now < w.gap_to + 2 * s.silence_window then w.gap_from end, p_now - s.silence_window) as window_start
     from fleet.settings s
     cross join fleet.silence_watch w
   ),
-  -- By how much each is overdue: worked out once, hence OFFSET 0.
+  -- How long each device is overdue. OFFSET 0 has it computed once.
   heard as (
     select d.cohort,
-      -- A heartbeat that is refused for its time is heard all the same.
+      -- A heartbeat that is refused for its time still shows that the device sends.
       p_now - case when ls.status = 'clock_skewed' then ls.last_received_at else ls.last_ts end - fleet.late_after(
         fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now)
       ) as overdue
@@ -65,7 +67,7 @@ as $$
       case
         when i.muted_reason is not null then i.muted_reason
         when m.active < s.silence_min_devices then 'few_devices'
-        -- A day of samples: who has not seen a night knows nothing of nights.
+        -- 144 samples are a day. Before that, what is usual at night is unknown.
         when u.usual_share is null or u.samples < 144 then 'few_samples'
       end as muted_reason
   ) r
@@ -73,4 +75,5 @@ as $$
 $$;
 
 comment on function fleet.silence_at(timestamptz) is
-  'fleet.fleet_silence at a given time, by what is known now. Defined in docs/decisions/0017. Example: select * from fleet.silence_at(now());';
+  'fleet.fleet_silence at a given time, from what is known now. Defined in docs/decisions/0017. Example: select * from '
+  'fleet.silence_at(now());';

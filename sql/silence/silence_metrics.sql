@@ -21,4 +21,5 @@ as $$
 $$;
 
 comment on function fleet.silence_metrics() is
-  'fleet.fleet_silence for /metrics. Apart from fleet.metric_values() since it looks at each device; a server asks for it once a minute.';
+  'fleet.fleet_silence for /metrics. Separate from fleet.metric_values(), because it reads every device; a server calls it once '
+  'a minute.';

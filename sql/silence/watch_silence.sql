@@ -18,7 +18,7 @@ begin
   select * into strict v_watch from fleet.silence_watch for update;
   select max(ls.last_received_at) into v_newest from fleet.device_last_status ls;
 
-  -- A gap whose devices are still to be looked at grows, a new one does not take its place.
+  -- While the devices of a gap are still to be counted, a further gap extends it rather than replacing it.
   v_is_remembered := v_watch.gap_to is null and v_watch.gap_from is not null
     or p_now < v_watch.gap_to + 2 * v_settings.silence_window;
   if fleet.is_ingest_down(v_newest, p_now) then
@@ -27,7 +27,7 @@ begin
   elsif v_watch.gap_from is not null and v_watch.gap_to is null then
     v_watch.gap_to := p_now;
   elsif v_watch.looked_at < p_now - v_settings.ingest_gap or v_watch.looked_at < pg_postmaster_start_time() then
-    -- Nobody can say what came in since the last look.
+    -- Nothing is known about ingest since the last call.
     v_watch.gap_from := case when v_is_remembered then v_watch.gap_from else coalesce(v_watch.newest_received_at, p_now) end;
     v_watch.gap_to := p_now;
   end if;
@@ -37,7 +37,7 @@ begin
   if date_bin(c_every, p_now, '2000-01-01Z') <= v_watch.sampled_at then
     return;
   end if;
-  -- What was said under a mute, or over a longer window, is not to become usual.
+  -- A sample taken while the alarm is muted, or over a longer window, must not count as usual.
   insert into fleet.silence_samples (cohort, sampled_at, active, gone_quiet)
   select a.cohort, p_now, a.active, a.gone_quiet
   from fleet.silence_at(p_now) a
@@ -52,7 +52,7 @@ begin
   select a.cohort, case when k.days >= 3 then k.peaks[2] else a.highest end, a.samples, coalesce(k.days, 0), p_now
   from (
     select s.cohort, count(*) as samples,
-      -- What goes on now does not count as usual.
+      -- What is happening now does not count as usual.
       max(s.gone_quiet / s.active::double precision)
         filter (where s.sampled_at < p_now - greatest(c_around, 2 * v_settings.silence_window)) as highest
     from fleet.silence_samples s
@@ -64,7 +64,8 @@ begin
       select s.cohort, d.days_ago, max(s.gone_quiet / s.active::double precision) as peak
       from generate_series(1, 7) as d (days_ago)
       join fleet.silence_samples s
-        on s.sampled_at between p_now - d.days_ago * interval '1 day' - c_around and p_now - d.days_ago * interval '1 day' + c_around
+        on s.sampled_at between p_now - d.days_ago * interval '1 day' - c_around
+          and p_now - d.days_ago * interval '1 day' + c_around
       group by s.cohort, d.days_ago
     ) p
     group by p.cohort
@@ -76,4 +77,5 @@ end
 $$;
 
 comment on function fleet.watch_silence(timestamptz) is
-  'Looks whether heartbeats come in, and each 10 minutes takes a sample of fleet.fleet_silence, from which it says what is usual. Called each minute by fleet.mark_silent(). Example: select fleet.watch_silence();';
+  'Checks whether heartbeats arrive, and every 10 minutes takes a sample of fleet.fleet_silence, from which it computes what is '
+  'usual. Called each minute by fleet.mark_silent(). Example: select fleet.watch_silence();';

@@ -9,7 +9,7 @@ begin
     raise exception using
       errcode = 'FL422',
       message = format('cannot backfill %s days', coalesce(p_days::text, 'null')),
-      hint = 'Example: select fleet.backfill_last_status(7);';
+      hint = 'Give at least 1 day. Example: select fleet.backfill_last_status(7);';
   end if;
   select h.updated into updated from fleet.heal_last_status(make_interval(days => p_days), 2147483647) h;
   perform fleet.record_event('backfill.completed', p_rows => updated);
@@ -17,4 +17,5 @@ end
 $$;
 
 comment on function fleet.backfill_last_status(integer) is
-  'Fills last status from the stored heartbeats of the last days, all devices. Example: select fleet.backfill_last_status(7);';
+  'Fills last status from the stored heartbeats of the last p_days days, for all devices. '
+  'Example: select fleet.backfill_last_status(7);';

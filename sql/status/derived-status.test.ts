@@ -1,10 +1,10 @@
-// The status of a device against a plain reference, over random pasts, paces, clocks and time zones.
+// Compares the status of a device with a plain reference, over random histories, intervals, clocks and time zones.
 import fc from 'fast-check'
 import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, value } from '../../testing/fleet.ts'
 
-// Times and lengths of time are whole microseconds, as in Postgres.
+// Times and durations are whole microseconds, as in Postgres.
 const SECOND = 1e6
 const MINUTE = 60 * SECOND
 const HOUR = 60 * MINUTE
@@ -12,14 +12,14 @@ const DAY = 24 * HOUR
 
 interface Pace {
   own: number
-  /** The cohort's, when it is slowed. */
+  /** The interval of the cohort, if it is slowed. */
   min: number | null
-  /** What held before `changedAt`. */
+  /** The interval before `changedAt`. */
   last: number | null
   changedAt: number | null
 }
 
-/** How often it is to be heard from. */
+/** How often a heartbeat is expected from it. */
 function expectedOf(pace: Pace, now: number) {
   let expected = pace.own
   if (pace.min !== null && pace.min > expected) expected = pace.min
@@ -28,7 +28,7 @@ function expectedOf(pace: Pace, now: number) {
   return expected
 }
 
-/** What a device is at `now`, said in plain words. */
+/** The status of a device at `now`, written as plainly as possible. */
 function statusOf(isSkewed: boolean, lastTs: number | null, pace: Pace, offlineAfter: number, now: number) {
   const expected = expectedOf(pace, now)
   if (isSkewed) return 'clock_skewed'
@@ -51,7 +51,7 @@ function iso(us: number) {
   return new Date(Math.floor(us / 1000)).toISOString().replace('Z', `${String(us % 1000).padStart(3, '0')}Z`)
 }
 
-/** The same length of time is written as hours, or with days, which a clock change makes longer or shorter when they are added to a time. */
+/** The same duration written as hours, or with days. A clock change changes the length of days that are added to a time. */
 const spelled = (us: number, withDays: boolean) =>
   withDays ? `${Math.ceil(us / DAY)} days ${us - Math.ceil(us / DAY) * DAY} microseconds` : `${us} microseconds`
 
@@ -60,7 +60,7 @@ const intervals = fc.oneof(
   fc.integer({ min: 1, max: 86_400 }).map(seconds => seconds * SECOND),
 )
 const maybe = <T>(arbitrary: fc.Arbitrary<T>) => fc.option(arbitrary, { nil: null })
-/** Zones whose clocks change by an hour, at midnight, by half an hour, by a whole day, or never; and when. */
+/** Zones whose clocks change by an hour, at midnight, by half an hour, by a whole day, or never, and when they change. */
 const changes = {
   UTC: ['2024-02-29T00:00Z', '2026-12-31T23:59:59Z'],
   'Europe/Berlin': ['2026-03-29T01:00Z', '2026-10-25T01:00Z'],
@@ -70,7 +70,7 @@ const changes = {
   'Pacific/Apia': ['2011-12-30T10:00Z'],
 }
 const zones = fc.constantFrom(...(Object.keys(changes) as (keyof typeof changes)[]))
-/** Shortly after its clocks changed, and other days. */
+/** Moments shortly after the zone's clocks changed, and on other days. */
 const momentsIn = (zone: keyof typeof changes) =>
   fc.oneof(
     fc
@@ -79,7 +79,7 @@ const momentsIn = (zone: keyof typeof changes) =>
     fc.integer({ min: Date.parse('2000-01-01') * 1000, max: Date.parse('2100-01-01') * 1000 }),
   )
 
-t.test("fleet.derive_status() is the reference, whatever the session's TimeZone", async t => {
+t.test("fleet.derive_status() agrees with the reference, whatever the session's TimeZone", async t => {
   const db = await withDatabase(t)
   const reader = asRole(t, db, 'fleet_reader')
   const casesIn = (zone: keyof typeof changes) =>
@@ -96,7 +96,7 @@ t.test("fleet.derive_status() is the reference, whatever the session's TimeZone"
           fc.integer({ min: 0, max: 3 * DAY }),
           fc.constantFrom(-1, 0, 1).map(us => ({ us })),
         ),
-        // How many of which interval the silence lasts; most faults are at a border.
+        // How many intervals the silence lasts. Most faults are at a boundary.
         silence: maybe(
           fc.oneof(
             fc.integer({ min: -5 * MINUTE, max: 4 * DAY }),
@@ -151,7 +151,7 @@ t.test("fleet.derive_status() is the reference, whatever the session's TimeZone"
   )
 })
 
-t.test('so are the views, over heartbeats that come in any order', async t => {
+t.test('so do the views, with heartbeats that arrive in any order', async t => {
   const db = await withDatabase(t)
   const devices = await enroll(db.sql, 4)
   const [max_late, max_future] = [7 * DAY, 5 * MINUTE]
@@ -188,7 +188,7 @@ t.test('so are the views, over heartbeats that come in any order', async t => {
 
   await fc.assert(
     fc.asyncProperty(run, async given => {
-      // One transaction, so that now() stands still; rolled back, so that each begins with devices that never sent anything.
+      // One transaction, so that now() does not change. Rolled back, so that each example begins with devices that sent nothing.
       await session`begin`
       try {
         const now = Number(await value(session`select (extract(epoch from now()) * 1000000)::bigint`))
@@ -228,7 +228,7 @@ t.test('so are the views, over heartbeats that come in any order', async t => {
             const state = said.get(device)!
             const own = batch.filter(one => one.device === device)
             for (const { ts } of own.filter(one => !isRefused(one))) {
-              // The first in ten seconds counts.
+              // The first heartbeat in ten seconds counts.
               const bucket = `${device} ${Math.floor(ts / (10 * SECOND))}`
               if (buckets.has(bucket)) continue
               buckets.add(bucket)
@@ -260,11 +260,11 @@ t.test('so are the views, over heartbeats that come in any order', async t => {
           select device_id::int as id, status, (extract(epoch from last_ts) * 1000000)::bigint::text as last_ts from fleet.${session(view)}
         `
           for (const { id, status, last_ts } of got) {
-            // Of a batch that was refused in part, the tables do not tell whether it moved last status.
+            // If a batch was refused in part, the tables do not show whether it moved last status.
             if (view === 'device_status_legacy' && mixed.has(id)) continue
             const { status: wanted, lastTs } = want.get(id)!
             if (status !== wanted || (last_ts === null ? null : Number(last_ts)) !== lastTs) {
-              throw new Error(`${view} says that ${id} is ${status} since ${last_ts}, not ${wanted} since ${lastTs}`)
+              throw new Error(`${view} says that ${id} has been ${status} since ${last_ts}, not ${wanted} since ${lastTs}`)
             }
           }
           if (got.length !== devices.length) throw new Error(`${view} has ${got.length} rows`)
@@ -284,7 +284,7 @@ t.test('so are the views, over heartbeats that come in any order', async t => {
         }
 
         const wanted = devices.filter(device => want.get(device)!.status === 'offline')
-        // By the plain look at every device, and by the marks, one too many on each.
+        // First by reading every device, then by the marks, with one mark too many on each.
         for (const marks of ['-infinity', 'now']) {
           await session`update fleet.device_last_status set is_silent = true`
           await session`update fleet.silence_marks set marked_at = ${marks}::text::timestamptz, base = '1 second'`
@@ -300,21 +300,21 @@ t.test('so are the views, over heartbeats that come in any order', async t => {
   )
 })
 
-/** Of a zone whose clocks went forward or back within the 24 hours before this moment, at noon UTC: its name as POSIX has it. */
+/** The POSIX name of a zone whose clocks changed within the 24 hours before this moment, at noon UTC. */
 function zoneOf(zone: string, now: number) {
   const yesterday = new Date(now / 1000 - 12 * 3_600_000)
-  // From 0, and 29 February is counted: the other form, J1 to J365, has no name for it.
+  // Counted from 0, with 29 February: the other form, J1 to J365, cannot name that day.
   const day = Math.floor((yesterday.getTime() - Date.UTC(yesterday.getUTCFullYear(), 0, 1)) / 86_400_000)
   const other = (day + 180) % 365
   if (zone === 'forward') return `NXT0NXS-1,${day}/12,${other}`
-  // Summer time ends by its own clock, which is an hour ahead.
+  // Summer time ends by the summer clock, which is an hour ahead.
   if (zone === 'back') return `NXT0NXS-1,${other},${day}/13`
   return zone
 }
 
-t.test('a zone made for the views has a day of 23 hours, or one of 25', async t => {
+t.test('the zones made for the views have a day of 23 hours or of 25 hours', async t => {
   const db = await withDatabase(t)
-  // At each hour of a day that is a leap day, the first or last of a year, or today.
+  // At each hour of a leap day, of the first and the last day of a year, and of today.
   const hoursOf = (day: number) => Array.from({ length: 24 }, (_, hour) => (day + (hour + 0.5) * 3_600_000) * 1000)
   const days = [
     Date.UTC(2028, 1, 29),
@@ -342,7 +342,7 @@ t.test('a zone made for the views has a day of 23 hours, or one of 25', async t 
     }
 })
 
-t.test('the views have the status inline, for each who reads them', async t => {
+t.test('the views inline the status, for every role that reads them', async t => {
   const db = await withDatabase(t)
   for (const role of ['fleet_server', 'fleet_reader', 'fleet_dba'] as const) {
     const session = asRole(t, db, role)

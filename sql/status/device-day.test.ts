@@ -2,7 +2,7 @@ import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { enroll } from '../../testing/fleet.ts'
 
-t.test('the last day of a device comes in spans of ten minutes, those without a heartbeat too', async t => {
+t.test('the last day of a device is in spans of ten minutes, including those without a heartbeat', async t => {
   const { sql } = await withDatabase(t)
   const [device = 0, other = 0] = await enroll(sql, 2)
   const day = new Date(Date.now() - 3 * 86_400_000).toISOString().slice(0, 10)
@@ -11,7 +11,7 @@ t.test('the last day of a device comes in spans of ten minutes, those without a 
     { at: '12:05:00', battery_pct: 81, signal_dbm: null, unity_running: false },
     { at: '12:09:59.999999', battery_pct: null, signal_dbm: -65, unity_running: null },
     { at: '12:10:00', battery_pct: null, signal_dbm: null, unity_running: false },
-    // After the moment asked for, and more than a day before it.
+    // After the requested moment, and more than a day before it.
     { at: '12:17:01', battery_pct: 1, signal_dbm: null, unity_running: null },
   ].map(({ at, ...beat }) => ({ ...beat, ts: `${day}T${at}Z`, device_id: device }))
   const before = new Date(Date.parse(`${day}T12:19:59Z`) - 86_400_000).toISOString()

@@ -13,18 +13,22 @@ as $$
   ),
   beats as (
     select date_bin('10 minutes', h.ts, '2000-01-01 00:00:00+00') as span, count(*) as beats,
-      count(*) filter (where not h.unity_running) as unity_down, avg(h.battery_pct) as battery_pct, avg(h.signal_dbm) as signal_dbm
+      count(*) filter (where not h.unity_running) as unity_down, avg(h.battery_pct) as battery_pct,
+      avg(h.signal_dbm) as signal_dbm
     from fleet.device_heartbeats h
     where h.device_id = p_device_id
       and h.ts >= date_bin('10 minutes', p_now, '2000-01-01 00:00:00+00') - interval '23 hours 50 minutes'
       and h.ts <= p_now
     group by 1
   )
-  select s.span, coalesce(b.beats, 0)::integer, coalesce(b.unity_down, 0)::integer, round(b.battery_pct, 1), round(b.signal_dbm, 1)
+  select s.span, coalesce(b.beats, 0)::integer, coalesce(b.unity_down, 0)::integer, round(b.battery_pct, 1),
+    round(b.signal_dbm, 1)
   from spans s
   left join beats b using (span)
   order by s.span
 $$;
 
 comment on function fleet.device_day(bigint, timestamptz) is
-  'The last 24 hours of a device in spans of ten minutes, oldest first: heartbeats, those with Unity down, and the means of battery and signal (null without a heartbeat). Example: select * from fleet.device_day(42) where beats = 0;';
+  'The last 24 hours of a device in spans of ten minutes, oldest first: the number of heartbeats, how many of them with Unity '
+  'down, and the means of battery and signal (null without a heartbeat). '
+  'Example: select * from fleet.device_day(42) where beats = 0;';

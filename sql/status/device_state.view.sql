@@ -1,4 +1,5 @@
--- The setting as a subquery: joined, a table of one row is guessed to have hundreds, and so is everything that follows.
+-- The setting is a subquery. If fleet.settings were joined, the planner would take its one row for hundreds, and all later
+-- estimates would be wrong too.
 create or replace view fleet.device_state as
 select d.device_id, d.alias, d.cohort,
   fleet.derive_status(
@@ -20,4 +21,5 @@ cross join lateral (
 where d.revoked_at is null;
 
 comment on view fleet.device_state is
-  'fleet.device_status and what its indexes are on: is_silent, the mark of devices that may be offline, and said, the stored status; and the interval by which status is judged. Behind the other views and fleet.list_devices().';
+  'fleet.device_status plus the columns that indexes cover: is_silent (the mark of devices that may be offline) and said (the '
+  'stored status). Also has the interval by which status is judged. Used by the other views and fleet.list_devices().';

@@ -4,4 +4,5 @@ select d.device_id, d.alias, d.cohort, d.status, d.last_ts, d.seconds_since, d.b
 from fleet.device_state d;
 
 comment on view fleet.device_status is
-  'Each enrolled device: new, online, late, offline or clock_skewed, and what it last said. Example: select status, count(*) from fleet.device_status group by status;';
+  'Each enrolled device: its status (new, online, late, offline or clock_skewed), and what it reported last. '
+  'Example: select status, count(*) from fleet.device_status group by status;';

@@ -1,4 +1,4 @@
--- Partitions are read newest first until one has a row. None can be further ahead than settings.max_future may be.
+-- Partitions are read newest first until one has a row. No row can be further in the future than settings.max_future allows.
 create or replace view fleet.device_status_legacy as
 select d.device_id, d.alias, d.cohort,
   fleet.derive_status(
@@ -31,4 +31,6 @@ left join lateral (
 where d.revoked_at is null;
 
 comment on view fleet.device_status_legacy is
-  'What fleet.device_status says, from the heartbeats themselves and without fleet.device_last_status: slow, for comparison and as the server''s way out (READ_FROM_LAST_STATUS=false). Example: select * from fleet.device_status_legacy where device_id = 42;';
+  'The same as fleet.device_status, but read from the heartbeats and without fleet.device_last_status. Slow: for comparison, '
+  'and the server''s fallback (READ_FROM_LAST_STATUS=false). '
+  'Example: select * from fleet.device_status_legacy where device_id = 42;';

@@ -1,5 +1,5 @@
--- One of the two halves is never run: the choice is made once, before the first row. In the first, OFFSET 0 keeps the planner
--- from joining the whole fleet to a few: it cannot guess how many are offline.
+-- Only one of the two halves runs: the choice is made once, before the first row. In the first half, OFFSET 0 keeps the planner
+-- from joining the whole fleet to a few devices, because it cannot guess how many are offline.
 create or replace view fleet.devices_offline as
 select d.device_id, d.alias, d.cohort, d.last_ts, d.seconds_since, d.battery_pct, d.network_type, d.agent_version, d.ip
 from fleet.device_last_status ls
@@ -14,4 +14,5 @@ where not fleet.marks_hold() and d.status = 'offline'
 order by last_ts;
 
 comment on view fleet.devices_offline is
-  'Devices silent for longer than settings.offline_after, longest first. Example: select * from fleet.devices_offline where seconds_since > 720;';
+  'Devices silent for longer than settings.offline_after, longest first. '
+  'Example: select * from fleet.devices_offline where seconds_since > 720;';

@@ -1,5 +1,5 @@
--- No SET clause and a body bound when it is made, so that views have it inline. Times are subtracted, never an interval added to
--- one: what a day is long would then depend on the session's TimeZone, twice a year.
+-- No SET clause, and a body that is parsed at creation, so that views inline it. Times are subtracted from each other. An
+-- interval is never added to a time, because twice a year the length of a day would then depend on the session's TimeZone.
 create or replace function fleet.expected_interval(
   p_own interval,
   p_min interval,
@@ -13,9 +13,12 @@ parallel safe
 return greatest(
   p_own,
   p_min,
-  -- A cohort that is slowed no longer hears of it with its next answers; until then its devices keep to the old pace.
+  -- When a cohort is no longer slowed, its devices learn that from their next answers. Until then they keep the old interval.
   case when p_now - p_changed_at < 2 * p_last then p_last end
 );
 
 comment on function fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz) is
-  'How often a device is to be heard from at this time, by devices.heartbeat_interval and its row of cohorts (min_interval, last_interval, changed_at; nulls when it has none): the longer of its own and the cohort''s, and for two old intervals after a change the old one if that is longer. Example: select fleet.expected_interval(''60 s'', ''5 min'', null, null, now());';
+  'How often a heartbeat is expected from a device at this time, by devices.heartbeat_interval and its row of cohorts '
+  '(min_interval, last_interval, changed_at; nulls if it has none). It is the longer of the device''s own interval and the '
+  'cohort''s. For two old intervals after a change, the old interval counts if it is longer. '
+  'Example: select fleet.expected_interval(''60 s'', ''5 min'', null, null, now());';

@@ -2,7 +2,7 @@ import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
 
-t.test('the fleet is counted once in ten minutes, and the counts are kept for 8 days', async t => {
+t.test('the fleet is counted once every ten minutes, and the counts are kept for 8 days', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   const [a, b] = (await enroll(sql, 3)) as [number, number]
@@ -25,7 +25,7 @@ t.test('the fleet is counted once in ten minutes, and the counts are kept for 8 
   t.match(await trend(), [{ devices: 7 }, counted])
   await admin`update fleet.device_last_status set last_ts = now() - interval '1 hour'`
   await sql`call fleet.mark_silent()`
-  // Where ten minutes have just begun it is counted anew.
+  // If a new span of ten minutes has just begun, the fleet is counted again.
   t.match((await trend()).slice(0, 2), [{ devices: 7 }, counted])
   t.equal((await trend()).length, (await bins()) === first ? 2 : 3)
 })

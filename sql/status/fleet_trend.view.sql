@@ -4,4 +4,6 @@ from fleet.fleet_samples s
 order by s.sampled_at;
 
 comment on view fleet.fleet_trend is
-  'How many devices were online, late, offline, … in each 10 minutes of the last 8 days, oldest first; where nothing ran there is no row. Example: select sampled_at, offline from fleet.fleet_trend where sampled_at > now() - interval ''1 day'';';
+  'How many devices were online, late, offline, … in each 10 minutes of the last 8 days, oldest first. There is no row for a '
+  'time when nothing ran. '
+  'Example: select sampled_at, offline from fleet.fleet_trend where sampled_at > now() - interval ''1 day'';';

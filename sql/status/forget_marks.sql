@@ -12,4 +12,5 @@ end
 $$;
 
 comment on function fleet.forget_marks() is
-  'Trigger on fleet.devices: with other heartbeat intervals devices are offline after other times, so that the marks of fleet.mark_silent() wait for its next run.';
+  'Trigger on fleet.devices: with different heartbeat intervals, devices are offline after different times. So the marks of '
+  'fleet.mark_silent() are not used until its next run.';

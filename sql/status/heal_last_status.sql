@@ -1,4 +1,4 @@
--- Driven from the roster: one index probe a device and partition, where a scan of the day's heartbeats would read them all.
+-- Starts from the devices, with one index probe for each device and partition. A scan would read all heartbeats of the day.
 create or replace function fleet.heal_last_status(
   p_window interval,
   p_max_rows integer,
@@ -18,11 +18,11 @@ begin
   if not pg_try_advisory_xact_lock(hashtextextended('fleet.reconcile', 0)) then
     raise exception using
       errcode = 'FL003',
-      message = 'last status is being reconciled by another session',
-      hint = 'Wait for it. If it is stuck: select * from fleet.force_unlock(''reconcile'');';
+      message = 'another session is reconciling last status',
+      hint = 'Wait until it ends. If it is stuck: select * from fleet.force_unlock(''reconcile'');';
   end if;
-  -- A run that reached its limit left the devices behind the last one to the next: those that drift again and again
-  -- cannot keep it from them.
+  -- A run that reached its limit left the devices after the last one to the next run. So devices that fall behind again and again
+  -- cannot keep others from their turn.
   select position into v_after from fleet.cursors where cursor_name = 'reconcile';
   with newest as materialized (
     select d.device_id, h.ts, h.received_at, h.battery_pct, h.network_type, h.unity_running, h.signal_dbm, h.agent_version,
@@ -51,7 +51,7 @@ begin
     )
     select n.device_id, n.ts, n.received_at, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version,
       n.ip, case when n.unity_running is false then 'unity_down' else 'ok' end,
-      true  -- this may take minutes: fleet.mark_silent() sees to it
+      true  -- this may take minutes; fleet.mark_silent() removes the marks that are not needed
     from behind n
     order by n.device_id  -- the order in which ingest locks them
     on conflict (device_id) do update
@@ -82,4 +82,5 @@ end
 $$;
 
 comment on function fleet.heal_last_status(interval, integer) is
-  'Moves last status forward to the newest stored heartbeat within a window, for at most so many devices. Behind fleet.reconcile() and fleet.backfill_last_status().';
+  'Moves last status forward to the newest stored heartbeat within a window, for at most p_max_rows devices. Used by '
+  'fleet.reconcile() and fleet.backfill_last_status().';

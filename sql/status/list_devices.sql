@@ -1,4 +1,5 @@
--- One page by keyset. Built per call: which index serves depends on the arguments, and a plan for all of them serves none.
+-- One page by keyset. The query is built for each call: the best index depends on the arguments, and one plan for all arguments
+-- would suit none of them.
 create or replace function fleet.list_devices(
   p_status text default null,
   p_older_than interval default null,
@@ -12,7 +13,7 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
--- In order by an index, to the page's end and no further: a guess of too few rows must not make it read the whole table.
+-- Read an index in order, and stop at the end of the page. Too low an estimate must not make it read the whole table.
 set enable_bitmapscan = off
 set max_parallel_workers_per_gather = 0
 set random_page_cost = 1
@@ -36,13 +37,13 @@ begin
   end if;
 
   if p_alias is not null then
-    v_found := null;  -- at most one device, which its alias finds sooner than any mark
+    v_found := null;  -- at most one device, which the alias finds faster than a mark
   elsif p_status = 'clock_skewed' then
     v_found := v_found || ' and ls.status = ''clock_skewed''';
   elsif p_status = 'offline' and fleet.marks_hold() then
     v_found := v_found || ' and ls.is_silent';
   elsif p_older_than is not null and fleet.marks_hold(p_older_than) then
-    -- Devices asked for so few heartbeats may be silent for so long without the mark.
+    -- Devices with such long intervals may be silent for that long without a mark.
     if (select max(d.heartbeat_interval) from fleet.devices d) > p_older_than / 2 then
       v_found := v_found || ' and not ls.is_silent'
         ' and ls.device_id in (select d.device_id from fleet.devices d where d.heartbeat_interval > $2 / 2)'
@@ -54,11 +55,12 @@ begin
   end if;
 
   if v_found is null then
-    return query execute 'select d.* from fleet.device_status d' || v_filter || ' and d.device_id > $3 order by d.device_id limit $4'
+    return query execute
+      'select d.* from fleet.device_status d' || v_filter || ' and d.device_id > $3 order by d.device_id limit $4'
       using p_status, p_older_than, p_after, p_limit, p_cohort, p_alias;
     return;
   end if;
-  -- OFFSET 0 keeps the planner from joining the whole fleet to a few: it cannot guess how many have a status.
+  -- OFFSET 0 keeps the planner from joining the whole fleet to a few devices: it cannot guess how many have a status.
   return query execute 'select d.* from (' || v_found || ') found cross join lateral ('
     'select s.* from fleet.device_status s where s.device_id = found.device_id offset 0) d'
     || v_filter || ' order by found.device_id limit $4'
@@ -67,4 +69,6 @@ end
 $$;
 
 comment on function fleet.list_devices(text, interval, bigint, integer, text, text) is
-  'A page of fleet.device_status in device_id order, after a device_id: by status, by time since the last heartbeat, by cohort and by alias. Example: select alias from fleet.list_devices(''offline'', ''12 minutes'');';
+  'A page of fleet.device_status in order of device_id, after a given device_id. Filters by status, by time since the last '
+  'heartbeat, by cohort and by alias. '
+  'Example: select alias from fleet.list_devices(''offline'', ''12 minutes'');';

@@ -24,4 +24,5 @@ as $$
 $$;
 
 comment on function fleet.list_devices_legacy(text, interval, bigint, integer, text, text) is
-  'fleet.list_devices() over fleet.device_status_legacy. Example: select alias from fleet.list_devices_legacy(''offline'', ''12 minutes'');';
+  'The same as fleet.list_devices(), over fleet.device_status_legacy. '
+  'Example: select alias from fleet.list_devices_legacy(''offline'', ''12 minutes'');';

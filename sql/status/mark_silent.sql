@@ -1,6 +1,6 @@
--- Devices become silent by time alone, so no heartbeat can mark them. Marked early, at three quarters of the time after
--- which they are offline, so that between two runs nobody is offline without the mark; what is read through the mark is
--- always compared with the clock again.
+-- Devices become silent because time passes, so no heartbeat can mark them. They are marked early, at three quarters of the time
+-- after which they are offline, so that between two runs no device is offline without the mark. Queries that use the mark
+-- always compare with the clock again.
 create or replace procedure fleet.mark_silent(p_max_rows integer default 50000, p_now timestamptz default now())
 language plpgsql
 as $$
@@ -18,7 +18,7 @@ begin
   from fleet.settings s
   cross join fleet.silence_marks m;
   loop
-    -- In device_id order, as ingest; a batch is a short transaction, because a device that comes back waits for it.
+    -- In device_id order, as in ingest. A batch is a short transaction, because a device that comes back waits for it.
     perform set_config('lock_timeout', '1s', true);
     update fleet.device_last_status ls
     set is_silent = true
@@ -37,7 +37,7 @@ begin
     exit when v_rows < c_batch;
     commit;
   end loop;
-  -- With rows left over the marks are not complete: reads go on without them, which suits a fleet that is mostly silent.
+  -- At the limit the marks are incomplete, and reads continue without them. That suits a fleet that is mostly silent.
   if v_left > 0 then
     update fleet.silence_marks m
     set marked_at = p_now, base = v_base
@@ -45,7 +45,7 @@ begin
   end if;
   commit;
 
-  -- Marks that no heartbeat took away: those set where nobody knew better.
+  -- Remove marks that no heartbeat removed, because they were set as a precaution.
   loop
     perform set_config('lock_timeout', '1s', true);
     update fleet.device_last_status ls
@@ -74,4 +74,7 @@ end
 $$;
 
 comment on procedure fleet.mark_silent(integer, timestamptz) is
-  'Sets device_last_status.is_silent for devices silent for three quarters of the time after which they are offline, so that lists of offline devices need no look at the others. Run each minute by pg_cron; if it is not, lists are as right, and slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence() and fleet.sample_fleet(). Example: call fleet.mark_silent();';
+  'Sets device_last_status.is_silent for devices that have been silent for three quarters of the time after which they are '
+  'offline, so that lists of offline devices need not look at the others. Run every minute by pg_cron. If it does not run, '
+  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence() and fleet.sample_fleet(). '
+  'Example: call fleet.mark_silent();';

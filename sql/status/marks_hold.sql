@@ -10,4 +10,6 @@ as $$
 $$;
 
 comment on function fleet.marks_hold(interval) is
-  'Whether every device silent for at least so long (default: settings.offline_after) bears the mark device_last_status.is_silent, except those asked for a heartbeat less often than twice in that time; if not, read without the mark. See fleet.mark_silent().';
+  'Whether every device that has been silent for at least this long (default: settings.offline_after) has the mark '
+  'device_last_status.is_silent. Devices that are asked for a heartbeat less than twice in that time are excepted. If false, '
+  'read without the mark. See fleet.mark_silent().';

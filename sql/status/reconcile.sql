@@ -16,8 +16,10 @@ begin
   if p_window is null or p_window <= interval '0' or p_max_rows is null or p_max_rows < 1 then
     raise exception using
       errcode = 'FL422',
-      message = format('cannot reconcile a window of %s and %s rows', coalesce(p_window::text, 'null'), coalesce(p_max_rows::text, 'null')),
-      hint = 'Example: select * from fleet.reconcile(''24 hours'', 5000);';
+      message = format(
+        'cannot reconcile a window of %s and %s rows', coalesce(p_window::text, 'null'), coalesce(p_max_rows::text, 'null')
+      ),
+      hint = 'Both must be positive. Example: select * from fleet.reconcile(''24 hours'', 5000);';
   end if;
   select h.checked, h.updated into checked, updated from fleet.heal_last_status(p_window, p_max_rows) h;
   elapsed_ms := fleet.elapsed_ms(v_since);
@@ -27,4 +29,6 @@ end
 $$;
 
 comment on function fleet.reconcile(interval, integer) is
-  'Repairs last status where it is behind the stored heartbeats of a window; newest wins. What is beyond p_max_rows is left to the next run, which goes on from there. Run hourly. Example: select * from fleet.reconcile();';
+  'Repairs last status where it is behind the stored heartbeats of a window; the newest heartbeat wins. What exceeds p_max_rows '
+  'is left to the next run, which continues from there. Run hourly. '
+  'Example: select * from fleet.reconcile();';

@@ -1,5 +1,5 @@
--- Statement-level, so a batch of 500 heartbeats costs one upsert and not 500. In device_id order: concurrent batches of
--- the same devices deadlock otherwise.
+-- Statement-level, so a batch of 500 heartbeats costs one upsert and not 500. In device_id order, because otherwise concurrent
+-- batches of the same devices deadlock.
 create or replace function fleet.record_last_status() returns trigger
 language plpgsql
 volatile
@@ -7,7 +7,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  -- The clock, not now(): what fleet.roll_up() does not wait for has to be written down.
+  -- The clock, not now(): heartbeats that fleet.roll_up() does not wait for have to be recorded as late.
   v_today timestamptz := date_trunc('day', clock_timestamp(), 'UTC');
 begin
   with late as (
@@ -23,7 +23,7 @@ begin
   select distinct on (n.device_id)
     n.device_id, n.ts, n.received_at, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip,
     case when n.unity_running is false then 'unity_down' else 'ok' end,
-    -- A fresh heartbeat takes the mark away, a buffered old one does not. Rarely changes anything: the update stays HOT.
+    -- A fresh heartbeat removes the mark, a buffered old one does not. The value rarely changes, so the update stays HOT.
     n.ts < now() - interval '2 minutes'
   from new_rows n
   order by n.device_id, n.ts desc
@@ -45,4 +45,5 @@ end
 $$;
 
 comment on function fleet.record_last_status() is
-  'Trigger on fleet.device_heartbeats: keeps fleet.device_last_status at the newest heartbeat of each device, and notes in fleet.late_arrivals what is of a past day.';
+  'Trigger on fleet.device_heartbeats: keeps fleet.device_last_status at the newest heartbeat of each device, and records '
+  'heartbeats of past days in fleet.late_arrivals.';

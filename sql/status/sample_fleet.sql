@@ -11,10 +11,12 @@ as $$
   select date_bin('10 minutes', now(), '2000-01-01Z'), f.devices, f.online, f.late, f.offline, f.new, f.clock_skewed, f.unity_down
   from fleet.fleet_summary f
   where f.cohort = '(all)'
-    -- Nine times of ten it is there, and nobody is counted.
+    -- Nine times out of ten the row is already there, and no device is counted.
     and not exists (select from fleet.fleet_samples s where s.sampled_at = date_bin('10 minutes', now(), '2000-01-01Z'))
   on conflict do nothing;
 $$;
 
 comment on function fleet.sample_fleet() is
-  'Once in 10 minutes, keeps the counts of fleet.fleet_summary for fleet.fleet_trend. Called each minute by fleet.mark_silent(). Example: select fleet.sample_fleet();';
+  'Stores the counts of fleet.fleet_summary once every 10 minutes, for fleet.fleet_trend. Called every minute by '
+  'fleet.mark_silent(). '
+  'Example: select fleet.sample_fleet();';

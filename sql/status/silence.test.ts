@@ -6,7 +6,7 @@ import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
 const secondsAgo = (seconds: number) => new Date(Date.now() - seconds * 1000).toISOString()
 const marksHold = async (sql: Sql) => (await value(sql`select fleet.marks_hold()`)) as boolean
 
-/** A fleet whose devices were silent for anything from 0 to 40 minutes, some asked for heartbeats seldom, some of no use. */
+/** A fleet whose devices have been silent for 0 to 40 minutes. Some have long intervals, some sent nothing, some are revoked. */
 async function mixedFleet(sql: Sql, admin: Sql, devices = 400) {
   await enroll(sql, devices)
   await admin`select setseed(0.42)`
@@ -21,7 +21,7 @@ async function mixedFleet(sql: Sql, admin: Sql, devices = 400) {
   await sql`select fleet.revoke_device(device_id) from fleet.devices where device_id % 19 = 0`
 }
 
-/** What is answered by the marks, against the plain look at every device, as of one moment. */
+/** Compares what is found by the marks with a read of every device, at the same moment. */
 async function differences(sql: Sql) {
   return await sql`
     with asked as (
@@ -56,7 +56,7 @@ async function differences(sql: Sql) {
   `
 }
 
-t.test('lists are right to the second, whether the marks are fresh, late, incomplete, outdated or were never set', async t => {
+t.test('lists are right to the second, whether the marks are fresh, late, incomplete, outdated or never set', async t => {
   const { sql, admin } = await withDatabase(t)
   await mixedFleet(sql, admin)
   const expect = async (holds: boolean, what: string) => {
@@ -64,7 +64,7 @@ t.test('lists are right to the second, whether the marks are fresh, late, incomp
     t.same(await differences(sql), [], what)
   }
   await expect(false, 'never marked')
-  // Each as long before the next run as it says: what turned offline since then is found all the same.
+  // The time since the last run. What went offline since then is found all the same.
   for (const [ago, holds] of [
     ['0 s', true],
     ['70 s', true],
@@ -97,7 +97,7 @@ t.test('lists are right to the second, whether the marks are fresh, late, incomp
   }
 })
 
-t.test('devices asked for heartbeats seldom are found by age without a mark', async t => {
+t.test('devices with long intervals are found by age without a mark', async t => {
   const { sql, admin } = await withDatabase(t)
   const [slow, quick] = (await enroll(sql, 2)) as [number, number]
   await admin`update fleet.devices set heartbeat_interval = '1 hour' where device_id = ${slow}`
@@ -127,7 +127,7 @@ t.test('devices asked for heartbeats seldom are found by age without a mark', as
   )
 })
 
-t.test('only a fresh heartbeat takes the mark away; the job takes away what was set without need', async t => {
+t.test('only a fresh heartbeat removes the mark; the job removes marks that were not needed', async t => {
   const { sql, admin } = await withDatabase(t)
   const devices = await enroll(sql, 3)
   const [back, late, healed] = devices as [number, number, number]
@@ -146,13 +146,13 @@ t.test('only a fresh heartbeat takes the mark away; the job takes away what was 
   t.same(await marked(), [late])
   await admin`delete from fleet.device_last_status where device_id = ${healed}`
   await sql`select fleet.reconcile()`
-  t.same(await marked(), [late, healed], 'reconcile marks what it writes')
+  t.same(await marked(), [late, healed], 'reconcile marks the rows that it writes')
   await sql`call fleet.mark_silent()`
   t.same(await marked(), [late])
   t.equal(await marksHold(sql), true)
 })
 
-t.test('a change of intervals that overtakes a run makes it not count', async t => {
+t.test('a run does not count if the intervals change meanwhile', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   await enroll(sql, 2)
@@ -193,11 +193,11 @@ t.test('with marks that hold, the list of offline devices looks at no other devi
 })
 
 t.test('updates of last status stay HOT while devices fall silent and come back', async t => {
-  // A cluster of its own: a transaction that writes, in whatever database, keeps old rows from being pruned.
+  // Its own cluster: an open transaction that writes, in any database, keeps old rows from being pruned.
   const { sql, admin } = await withCluster(t)
   await sql`select cron.unschedule(jobid) from cron.job`
   const devices = await enroll(sql, 2000)
-  // Rounds are a minute apart in life; here autovacuum's work would outlast several.
+  // In production, rounds are a minute apart. Here, autovacuum would last for several of them.
   const alone = () =>
     waitFor(
       async () =>
@@ -207,8 +207,8 @@ t.test('updates of last status stay HOT while devices fall silent and come back'
     )
   const rounds = 40
   let marked = 0
-  // A bucket apart, as far as heartbeats may be ahead; marked as if more time had passed. In turns, 40 devices are silent
-  // for 15 rounds and come back, and 20 say that Unity is down, then up.
+  // Rounds are a bucket apart, as far into the future as heartbeats may be. Marks are set as if more time had passed. In turn,
+  // 40 devices are silent for 15 rounds and come back, and 20 say that Unity is down, then up.
   const at = (round: number) => -100 + round * 9.9
   for (let round = 0; round < rounds; round++) {
     const isSilent = (n: number) => n % 50 === Math.floor(round / 20) && round % 20 < 16
@@ -227,14 +227,14 @@ t.test('updates of last status stay HOT while devices fall silent and come back'
     await sql`call fleet.mark_silent(50000, ${secondsAgo(-at(round) - 310)}::timestamptz)`
     marked = Math.max(marked, Number(await value(sql`select count(*) from fleet.device_last_status where is_silent`)))
   }
-  t.ok(marked >= 40, `${marked} were marked at a time`)
+  t.ok(marked >= 40, `${marked} devices were marked at the same time`)
   const stats = async () =>
     (
       await sql<{ all: number; hot: number }[]>`
     select n_tup_upd::int as all, n_tup_hot_upd::int as hot from pg_stat_user_tables where relname = 'device_last_status'
   `
     )[0]!
-  // Each session tells its statistics when it is idle, after a second at the latest.
+  // Each session reports its statistics when it is idle, after a second at the latest.
   await waitFor(async () => (await stats()).all >= 1900 * rounds, { what: () => 'the statistics of all rounds' })
   const { all, hot } = await stats()
   t.ok(hot / all > 0.95, `${hot} of ${all} updates were HOT`)

@@ -25,7 +25,11 @@ t.test('a device is new, online, late, offline or clock_skewed', async t => {
     [slow]: 'online',
   })
   t.match(await sql`select device_id, seconds_since from fleet.devices_offline`, [{ device_id: String(offline) }])
-  t.match(await sql`select device_id from fleet.unity_down`, [{ device_id: String(online) }], 'only devices that are heard from')
+  t.match(
+    await sql`select device_id from fleet.unity_down`,
+    [{ device_id: String(online) }],
+    'only devices that still send heartbeats',
+  )
   t.match(await sql`select * from fleet.fleet_summary`, [
     { cohort: '(all)', devices: '6', online: '2', late: '1', offline: '1', new: '1', clock_skewed: '1', unity_down: '1' },
     { cohort: 'default', devices: '6' },
@@ -40,7 +44,7 @@ t.test('a device is new, online, late, offline or clock_skewed', async t => {
   t.same(await sql`select * from fleet.device_status where device_id = ${offline}`, [], 'a revoked device is no longer shown')
 })
 
-t.test('reconcile moves last status to the newest stored heartbeat, and never back', async t => {
+t.test('reconcile moves last status to the newest stored heartbeat, and never backwards', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   const devices = await enroll(sql, 30)
@@ -49,7 +53,7 @@ t.test('reconcile moves last status to the newest stored heartbeat, and never ba
     devices.map(device_id => ({ device_id, ts: secondsAgo(3600), battery_pct: 10 })),
   )
   const lost = devices.slice(0, 10)
-  // A newer heartbeat that the trigger did not see, and one row that is gone.
+  // A newer heartbeat that the trigger did not see, and a row that is missing.
   await admin.unsafe(`alter table fleet.device_heartbeats disable trigger device_heartbeats_record_last_status`)
   await ingest(
     sql,
@@ -64,7 +68,7 @@ t.test('reconcile moves last status to the newest stored heartbeat, and never ba
   t.match(
     await dba`select checked, updated from fleet.reconcile()`,
     [{ checked: '30', updated: '7' }],
-    'the next run heals the rest',
+    'the next run repairs the rest',
   )
   t.match(await dba`select updated from fleet.reconcile()`, [{ updated: '0' }])
   t.match(
@@ -81,7 +85,7 @@ t.test('reconcile moves last status to the newest stored heartbeat, and never ba
     { rows: '0' },
   ])
   t.equal(await value(sql`select total::int from fleet.counters where counter = 'reconciliation_rows_updated_total'`), 11)
-  // Devices that fall behind again and again, as with a trigger that is off, keep nobody from the others.
+  // Devices that fall behind again and again, for example while a trigger is disabled, do not keep the others from their turn.
   const healed = new Set<string>()
   for (let run = 0; run < 3; run++) {
     await admin`update fleet.device_last_status set last_ts = last_ts - interval '1 hour' where device_id <= 25`
@@ -92,7 +96,7 @@ t.test('reconcile moves last status to the newest stored heartbeat, and never ba
     `
     for (const { device_id } of rows) healed.add(device_id)
   }
-  t.equal(healed.size, 25, 'three runs of ten come round to all')
+  t.equal(healed.size, 25, 'three runs of ten reach all devices')
   await dba`select fleet.reconcile()`
 
   await t.rejects(dba`select fleet.reconcile('-1 day')`, { code: 'FL422' })
@@ -104,13 +108,13 @@ t.test('reconcile moves last status to the newest stored heartbeat, and never ba
   const holder = asRole(t, db, 'fleet_dba')
   await holder`begin`
   await holder`select fleet.reconcile()`
-  await t.rejects(dba`select fleet.reconcile()`, { code: 'FL003' }, 'two at once say so')
+  await t.rejects(dba`select fleet.reconcile()`, { code: 'FL003' }, 'two at once: the second reports it')
   await holder`rollback`
 })
 
-t.test('check is all ok on a new store but for what is not started, and every row has a remedy', async t => {
+t.test('on a new store, check is ok except for what is not started, and every row has a remedy', async t => {
   const { sql, admin } = await withDatabase(t)
-  // How the throwaway cluster of the tests is set is no matter here.
+  // The settings of the tests' throwaway cluster do not matter here.
   t.same(
     await sql`select check_name, status from fleet.check() where status <> 'ok' and check_name not like 'setting%' order by 1`,
     [
@@ -122,7 +126,7 @@ t.test('check is all ok on a new store but for what is not started, and every ro
   t.match(await sql`select status from fleet.check() where check_name = 'archiver'`, [{ status: 'ok' }])
   await admin`update fleet.archivers set last_seen_at = now() - interval '1 hour'`
   t.match(await sql`select status, detail from fleet.check() where check_name = 'archiver'`, [
-    { status: 'fail', detail: 'last heard of 01:00:00 ago' },
+    { status: 'fail', detail: 'last seen 01:00:00 ago' },
   ])
 
   await admin`create table fleet.device_heartbeats_default partition of fleet.device_heartbeats default`
@@ -160,7 +164,7 @@ t.test('check is all ok on a new store but for what is not started, and every ro
   )
 })
 
-t.test('the metrics of the database are there from the first day', async t => {
+t.test('the metrics of the database exist from the first day', async t => {
   const { sql } = await withDatabase(t)
   const metrics = await sql<{ metric: string; value: number }[]>`select metric, value from fleet.metric_values()`
   const names = metrics.map(row => row.metric)

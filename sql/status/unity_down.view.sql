@@ -5,4 +5,4 @@ where d.said = 'unity_down' and d.status in ('online', 'late')
 order by d.last_ts desc;
 
 comment on view fleet.unity_down is
-  'Devices that are heard from and say that their Unity app does not run. Example: select alias from fleet.unity_down;';
+  'Devices that are online or late and report that their Unity app is not running. Example: select alias from fleet.unity_down;';

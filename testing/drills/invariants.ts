@@ -23,7 +23,7 @@ export interface Beat {
 type Looked = Pick<System, 'ask' | 'written'>
 
 /** Of files that no archive means; they take room, and no row is lost. */
-const UNTIDY = /superseded by|the database knows no proven archive of this name/
+const UNTIDY = /superseded by|the database has no proven archive of this name/
 
 /** @throws Loss with a sentence for each thing that is wrong */
 async function check(...checks: (() => Promise<string[]>)[]) {
