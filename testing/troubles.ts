@@ -98,9 +98,10 @@ export async function withHealthyStore(t: Test) {
     for (let round = 0; round < 20; round++) {
       // What follows from another trouble may end with it after a moment.
       if (round > 0)
-        await waitFor(async () => (await names(later)).every(name => !checks.includes(name)), { timeoutMs: 1000, every: POLL_MS }).catch(
-          () => {},
-        )
+        await waitFor(async () => (await names(later)).every(name => !checks.includes(name)), {
+          timeoutMs: 1000,
+          every: POLL_MS,
+        }).catch(() => {})
       // A restart ends the sessions.
       const found = (await tried(() => check(later)))?.filter(row => checks.includes(row.check_name))
       if (found?.length === 0) return

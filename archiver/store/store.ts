@@ -1,4 +1,3 @@
-
 /** What a store knows about one object. */
 export interface StoredObject {
   key: string
