@@ -20,7 +20,7 @@ export function createLog(
       messageKey: 'message',
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: label => ({ level: label }) },
-      // The driver hangs the statement and its parameters (token hashes) on its errors:
+      // Every logged error is `{ event, error }`. The driver hangs the statement and its parameters (token hashes) on its errors:
       // take what helps and leave the rest.
       serializers: { error: serializeError },
       // Whatever way it came: a path, a message of the database, a request id.
@@ -65,7 +65,6 @@ function redactor(secrets: string[]) {
 }
 
 function serializeError(error: unknown): unknown {
-  if (typeof error === 'string') return error
   if (!(error instanceof Error)) return { message: String(error) }
   const { code, hint } = error as { code?: unknown; hint?: unknown }
   return {

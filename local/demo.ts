@@ -4,18 +4,19 @@ import { readFile, rename, writeFile } from 'node:fs/promises'
 import { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import type { Sql } from 'postgres'
-import { explain, say, step } from '../lib/progress.ts'
+import { say, step } from '../lib/progress.ts'
+import { explain } from '../lib/errors.ts'
 
-const deviceCount = 200
-const historyDays = 100
+const DEVICE_COUNT = 200
+const HISTORY_DAYS = 100
 /** The past is thinned, but for the last day of some and the last minutes of all: one beat in half an hour, where the devices send one a minute. */
-const historyIntervalMs = 30 * 60_000
-const liveIntervalMs = 60_000
-const outageMs = 30 * 60_000
-const sampleMs = 10 * 60_000
-const dayMs = 86_400_000
+const HISTORY_INTERVAL_MS = 30 * 60_000
+const LIVE_INTERVAL_MS = 60_000
+const OUTAGE_MS = 30 * 60_000
+const SAMPLE_MS = 10 * 60_000
+const DAY_MS = 86_400_000
 /** A device has one heartbeat in each. */
-const bucketMs = 10_000
+const BUCKET_MS = 10_000
 
 interface DemoDevice {
   number: number
@@ -41,18 +42,18 @@ export async function startDemo(sql: Sql, url: string, file: string, stopped: Ab
     () => undefined,
   )
   if (!fleet || !(await isKnown(sql, fleet))) {
-    fleet = await step(`Enrolling ${deviceCount} simulated devices`, () => enrollFleet(sql))
+    fleet = await step(`Enrolling ${DEVICE_COUNT} simulated devices`, () => enrollFleet(sql))
     await keep(file, fleet)
   }
   if (fleet.nextDay < fleet.firstLiveAt) {
-    const rows = await step(`Loading ${historyDays} days of their history`, () => loadHistory(sql, fleet, file, stopped))
+    const rows = await step(`Loading ${HISTORY_DAYS} days of their history`, () => loadHistory(sql, fleet, file, stopped))
     stopped.throwIfAborted()
     await loadTrend(sql, fleet)
     say(`${rows.toLocaleString('en')} heartbeats are loaded.`)
     await step('Retiring the days past the retention (the archiver takes them from there)', () => sql`call fleet.nightly(null)`)
   }
   stopped.throwIfAborted()
-  say(`${deviceCount} devices send a heartbeat each minute. Some are offline, and on some Unity is down. Try:
+  say(`${DEVICE_COUNT} devices send a heartbeat each minute. Some are offline, and on some Unity is down. Try:
 
   select * from fleet.fleet_summary;
   select * from fleet.devices_offline;
@@ -77,7 +78,7 @@ async function enrollFleet(sql: Sql): Promise<Fleet> {
   `
   const devices = await sql<DemoDevice[]>`
     select n as number, d.device_id, d.token
-    from generate_series(1, ${deviceCount}::integer) n
+    from generate_series(1, ${DEVICE_COUNT}::integer) n
     cross join lateral fleet.create_device(
       'sim' || ${generation}::integer || '-' || lpad(n::text, 3, '0'),
       case when n % 10 = 0 then 'canary' else 'stores' end
@@ -85,7 +86,7 @@ async function enrollFleet(sql: Sql): Promise<Fleet> {
     order by n
   `
   const now = Date.now()
-  const firstDay = new Date(now - historyDays * dayMs).toISOString().slice(0, 10)
+  const firstDay = new Date(now - HISTORY_DAYS * DAY_MS).toISOString().slice(0, 10)
   return { devices: [...devices], nextDay: firstDay, firstLiveAt: new Date(now).toISOString() }
 }
 
@@ -93,13 +94,13 @@ async function loadHistory(sql: Sql, fleet: Fleet, file: string, stopped: AbortS
   const firstLive = Date.parse(fleet.firstLiveAt)
   await sql`select fleet.create_partitions(${fleet.nextDay}::date, ${fleet.firstLiveAt}::timestamptz::date)`
   let rows = 0
-  for (let day = Date.parse(fleet.nextDay); day < firstLive && !stopped.aborted; day += dayMs) {
+  for (let day = Date.parse(fleet.nextDay); day < firstLive && !stopped.aborted; day += DAY_MS) {
     // One COPY a day is one transaction: a day is there in full, or is loaded again.
     const [{ loaded } = { loaded: true }] = await sql<{ loaded: boolean }[]>`
       select exists (
         select from fleet.device_heartbeats
         where device_id = ${fleet.devices[0]?.device_id ?? 0}
-          and ts >= ${new Date(day)} and ts < ${new Date(Math.min(day + dayMs, firstLive))}
+          and ts >= ${new Date(day)} and ts < ${new Date(Math.min(day + DAY_MS, firstLive))}
       ) as loaded
     `
     if (!loaded) {
@@ -108,11 +109,11 @@ async function loadHistory(sql: Sql, fleet: Fleet, file: string, stopped: AbortS
           (ts, received_at, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
         from stdin
       `.writable()
-      const lines = [...historyLines(fleet, day, Math.min(day + dayMs, firstLive))]
+      const lines = [...historyLines(fleet, day, Math.min(day + DAY_MS, firstLive))]
       await pipeline(Readable.from(chunks(lines)), copy)
       rows += lines.length
     }
-    fleet.nextDay = new Date(day + dayMs).toISOString()
+    fleet.nextDay = new Date(day + DAY_MS).toISOString()
     await keep(file, fleet)
   }
   return rows
@@ -125,10 +126,10 @@ export function* historyLines(fleet: Pick<Fleet, 'devices' | 'firstLiveAt'>, fro
     const end = Math.min(to, firstLive - offlineFor(device.number))
     // Devices do not beat in step.
     const phase = noise(device.number, 0)
-    const fullFrom = firstLive - (device.number % 20 === 1 ? dayMs : sampleMs) + phase * liveIntervalMs
+    const fullFrom = firstLive - (device.number % 20 === 1 ? DAY_MS : SAMPLE_MS) + phase * LIVE_INTERVAL_MS
     const next = (ts: number) =>
-      ts >= fullFrom ? ts + liveIntervalMs : Math.min(ts + historyIntervalMs, Math.max(fullFrom, ts + bucketMs))
-    for (let ts = from + phase * (from < fullFrom ? historyIntervalMs : liveIntervalMs); ts < end; ts = next(ts)) {
+      ts >= fullFrom ? ts + LIVE_INTERVAL_MS : Math.min(ts + HISTORY_INTERVAL_MS, Math.max(fullFrom, ts + BUCKET_MS))
+    for (let ts = from + phase * (from < fullFrom ? HISTORY_INTERVAL_MS : LIVE_INTERVAL_MS); ts < end; ts = next(ts)) {
       if (isOut(device.number, ts)) continue
       const beat = beatAt(device.number, ts)
       const receivedAt = ts + 40 + noise(device.number, ts) * 900
@@ -165,14 +166,14 @@ function isOut(number: number, ts: number) {
 
 /** Which half hour of the device's own a moment is in. */
 function outageOf(number: number, ts: number) {
-  return Math.floor(ts / outageMs + number / 9)
+  return Math.floor(ts / OUTAGE_MS + number / 9)
 }
 
 /** How the fleet was counted in the last day: a past of thinned heartbeats does not say it, nor who looked while that was loaded. */
 async function loadTrend(sql: Sql, fleet: Fleet) {
   const firstLive = Date.parse(fleet.firstLiveAt)
   const samples = []
-  for (let ts = Math.ceil((firstLive - dayMs) / sampleMs) * sampleMs; ts < Date.now(); ts += sampleMs) {
+  for (let ts = Math.ceil((firstLive - DAY_MS) / SAMPLE_MS) * SAMPLE_MS; ts < Date.now(); ts += SAMPLE_MS) {
     const sample = { sampled_at: new Date(ts).toISOString(), online: 0, late: 0, offline: 0, unity_down: 0 }
     for (const { number } of fleet.devices) {
       const silent = silentFor(number, ts, firstLive)
@@ -200,14 +201,14 @@ async function loadTrend(sql: Sql, fleet: Fleet) {
 function silentFor(number: number, ts: number, firstLive: number) {
   if (offlineFor(number) > firstLive - ts) return offlineFor(number) - (firstLive - ts)
   let since = ts
-  while (isOut(number, since)) since = Math.ceil((outageOf(number, since) - number / 9) * outageMs) - 1
+  while (isOut(number, since)) since = Math.ceil((outageOf(number, since) - number / 9) * OUTAGE_MS) - 1
   return ts - since
 }
 
 /** What a device says at a time: a battery that is charged at night, a radio with moods, Unity that sometimes is down. */
 function beatAt(number: number, ts: number) {
   const hour = (ts / 3_600_000 + number / 9) % 24
-  const day = Math.floor(ts / dayMs)
+  const day = Math.floor(ts / DAY_MS)
   const isDownForGood = number % 40 === 3
   const battery = hour < 6 ? 40 + hour * 10 : 100 - (hour - 6) * (3 + noise(number, 2))
   return {
@@ -230,13 +231,13 @@ function noise(number: number, moment: number) {
 async function beatOn(url: string, device: DemoDevice, stopped: AbortSignal) {
   if (offlineFor(device.number)) return
   // Spread over the minute, as a fleet is.
-  await pause(noise(device.number, 3) * liveIntervalMs, stopped)
+  await pause(noise(device.number, 3) * LIVE_INTERVAL_MS, stopped)
   while (!stopped.aborted) {
     const ts = new Date()
     const body = JSON.stringify({ ts: ts.toISOString(), ...beatAt(device.number, ts.getTime()) })
     const started = Date.now()
     await post(`${url}/v1/heartbeat`, device.token, body, stopped)
-    await pause(liveIntervalMs - (Date.now() - started), stopped)
+    await pause(LIVE_INTERVAL_MS - (Date.now() - started), stopped)
   }
 }
 

@@ -1,8 +1,8 @@
 /**
- * A value that is read again at most every `keepMs`, however many callers want it. A caller that arrives during a read gets its
- * result, even if the caller that began it has gone. A failure is not kept.
+ * A value that is read at most once each `keepMs`, however many callers want it. Callers that come during a read share its result, even
+ * if the first of them has gone. A failure is not kept.
  */
-export class Source<T> {
+export class Cache<T> {
   #kept: { value: T; at: number } | undefined
   #reading: Promise<T> | undefined
 

@@ -1,5 +1,6 @@
 import t from 'tap'
-import { ConfigError, readConfig } from './config.ts'
+import { readConfig } from './config.ts'
+import { SettingsError } from '../lib/errors.ts'
 
 const DATABASE_URL = 'postgres://fleet_owner@127.0.0.1/fleet'
 const ADMIN_KEY = 'sixteen-or-more-characters'
@@ -19,7 +20,7 @@ t.test('an empty variable counts as unset', async t => {
 t.test('a URL may set prepare=false, and a value that is not understood is refused', async t => {
   const through = 'postgres://fleet_server@127.0.0.1:6432/fleet?prepare='
   t.equal(readConfig({ DATABASE_URL, ADMIN_KEY, SERVER_DATABASE_URL: `${through}false` }).hot.url, `${through}false`)
-  const error = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY, SERVER_DATABASE_URL: `${through}0` })) as ConfigError
+  const error = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY, SERVER_DATABASE_URL: `${through}0` })) as SettingsError
   t.match(error.problems, [/^SERVER_DATABASE_URL must say prepare=false/])
 })
 
@@ -45,7 +46,7 @@ t.test(
     for (const name of names) {
       for (const url of good) t.doesNotThrow(() => readConfig({ DATABASE_URL, ADMIN_KEY, [name]: url }), `${name}=${url}`)
       for (const [url, about] of Object.entries(bad)) {
-        const { problems } = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY, [name]: url })) as ConfigError
+        const { problems } = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY, [name]: url })) as SettingsError
         t.match(problems, [about])
         t.ok(problems.length === 1 && problems[0]!.startsWith(`${name} `) && !problems[0]!.includes('secret'), `${name}=${url}`, {
           problems,
@@ -71,7 +72,7 @@ t.test('all problems are reported together, by variable', async t => {
     PERF_DIFF_ENABLED: 'yes',
     READ_DATABASE_URL: 'mysql://x',
   }
-  const error = t.throws(() => readConfig(env), ConfigError) as ConfigError
+  const error = t.throws(() => readConfig(env), SettingsError) as SettingsError
   t.equal(error.problems.length, 15)
   for (const name of [
     'ADMIN_KEY',
@@ -98,7 +99,7 @@ t.test('all problems are reported together, by variable', async t => {
 })
 
 t.test('an admin key that no header can carry is refused, and never shown', async t => {
-  const error = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY: 'sixteen characters' })) as ConfigError
+  const error = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY: 'sixteen characters' })) as SettingsError
   t.match(error.message, /ADMIN_KEY/)
   t.notMatch(error.message, /sixteen/)
 })

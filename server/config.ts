@@ -1,6 +1,7 @@
 import { inspect } from 'node:util'
 import { type LOG_FORMATS, type LOG_LEVELS, type SettingOf, settings } from '../lib/settings.ts'
 import { databaseUrlProblem } from '../lib/database-url.ts'
+import { SettingsError } from '../lib/errors.ts'
 
 type Name = SettingOf<'server'>
 /** Names of the settings whose entry in the table has this. */
@@ -44,19 +45,10 @@ export interface ServerConfig {
   otlpEndpoint: string | undefined
 }
 
-/** Every problem of the settings at once, one sentence each, by variable name. */
-export class ConfigError extends Error {
-  constructor(readonly problems: string[]) {
-    super(`The settings cannot be used:\n${problems.map(problem => `  ${problem}`).join('\n')}`)
-    this.name = 'ConfigError'
-  }
-}
-
 /**
  * Reads the server's settings once.
- * @throws ConfigError naming every variable that is missing or wrong.
+ * @throws SettingsError naming every variable that is missing or wrong.
  */
-
 export function readConfig(env: Record<string, string | undefined> = process.env): ServerConfig {
   const problems: string[] = []
   // An empty variable is an unset one: `PORT= npm run server` means the default.
@@ -129,6 +121,6 @@ export function readConfig(env: Record<string, string | undefined> = process.env
   if (config.otlpEndpoint !== undefined && !/^https?:\/\//.test(config.otlpEndpoint)) {
     problems.push('OTEL_EXPORTER_OTLP_ENDPOINT must be a URL such as http://127.0.0.1:4318.')
   }
-  if (problems.length > 0) throw new ConfigError([...new Set(problems)])
+  if (problems.length > 0) throw new SettingsError([...new Set(problems)])
   return config
 }

@@ -47,7 +47,7 @@ export class Pool {
     let timer: NodeJS.Timeout | undefined
     try {
       const query = statement(this.sql)
-      const late = new Promise<never>((_, reject) => {
+      const timeout = new Promise<never>((_, reject) => {
         timer = setTimeout(() => {
           // Cancel it only while it waits for a connection. To cancel a running statement, postgres 3.4.9 opens a connection, and
           // if that fails, the rejection is not handled.
@@ -55,7 +55,7 @@ export class Pool {
           reject(unavailable('The database did not answer in time; nothing was acknowledged.'))
         }, DEADLINE_MS)
       })
-      return await Promise.race([query, late])
+      return await Promise.race([query, timeout])
     } finally {
       clearTimeout(timer)
       this.#inFlight--

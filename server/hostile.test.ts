@@ -19,7 +19,7 @@ t.test('thousands of idle connections cost less than 200 MiB, and are cut off', 
   // Measured: 6 kB each. This allows three times that.
   t.ok(used < 200, `${Math.round(used)} MiB for ${sockets.length} connections`)
   for (const socket of sockets) socket.resume()
-  await waitFor(async () => sockets.every(socket => socket.destroyed), { patience: 60_000 })
+  await waitFor(async () => sockets.every(socket => socket.destroyed), { timeoutMs: 60_000 })
   t.equal(await beat(), 201)
 })
 

@@ -1,7 +1,8 @@
 import cluster from 'node:cluster'
-import { ConfigError, readConfig, type ServerConfig } from './config.ts'
+import { readConfig, type ServerConfig } from './config.ts'
 import { createLog, logDestination } from '../lib/log.ts'
 import { startWorkers, WorkerFailed } from './workers.ts'
+import { reportFailure, SettingsError } from '../lib/errors.ts'
 
 const config = configOrExit()
 const log = createLog('server', config.logLevel, await logDestination(config.logFormat), [config.adminKey])
@@ -54,8 +55,7 @@ function configOrExit(): ServerConfig {
   try {
     return readConfig()
   } catch (error) {
-    if (!(error instanceof ConfigError)) throw error
-    process.stderr.write(`${error.message}\n`)
-    process.exit(2)
+    if (!(error instanceof SettingsError)) throw error
+    process.exit(reportFailure(error))
   }
 }

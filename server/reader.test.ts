@@ -21,7 +21,7 @@ t.test('reads go to a replica while it follows, and to the primary when it does 
   const health = async () => ((await call('GET /ops/pool_health', { admin: true })).body as Health).replica
   const follows = (inUse: boolean) =>
     waitFor(async () => (await health()).in_use === inUse, {
-      patience: 60_000,
+      timeoutMs: 60_000,
       what: () => `the replica to be ${inUse ? '' : 'no longer '}in use`,
     })
   const { device_id, token } = await enroll(db, 'a')

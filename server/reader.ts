@@ -2,12 +2,12 @@ import postgres, { type PendingQuery } from 'postgres'
 import type { ServerConfig } from './config.ts'
 import { connectReplica, type Pool, type Sql } from './database.ts'
 import type { Log } from '../lib/log.ts'
-import { within } from '../lib/timeout.ts'
+import { withTimeout } from '../lib/timeout.ts'
 
 /** How often the primary and the replica are asked for their positions. */
 const EVERY_MS = 1_000
 /** How long either of them may take to answer. The hot path's pool gives up after 5 s, which is long for a health check. */
-const PATIENCE_MS = 2_000
+const TIMEOUT_MS = 2_000
 
 interface Sample {
   at: number
@@ -85,12 +85,12 @@ export class Reader {
   async #check() {
     const at = performance.now()
     const [primary, replica] = await Promise.allSettled([
-      within(
-        PATIENCE_MS,
+      withTimeout(
+        TIMEOUT_MS,
         this.primary.run(sql => sql<{ lsn: string }[]>`select (pg_current_wal_lsn() - '0/0')::text as lsn`),
       ),
-      within(
-        PATIENCE_MS,
+      withTimeout(
+        TIMEOUT_MS,
         this.replica!.run(
           sql => sql<{ lsn: string | null; follows: boolean }[]>`
         select (pg_last_wal_replay_lsn() - '0/0')::text as lsn, pg_is_in_recovery() as follows

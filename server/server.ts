@@ -7,7 +7,7 @@ import { Backpressure } from './ingest/backpressure.ts'
 import { Budgets } from './ops/budgets.ts'
 import type { ServerConfig } from './config.ts'
 import { connectHot, connectListener, connectOps, end } from './database.ts'
-import { Guesses } from './auth/rate-limit.ts'
+import { RateLimit } from './auth/rate-limit.ts'
 import type { Log } from '../lib/log.ts'
 import { createMetrics, measureReplica } from './ops/metrics.ts'
 import { Reader } from './reader.ts'
@@ -33,8 +33,8 @@ export async function startServer(config: ServerConfig, log: Log) {
   const metrics = createMetrics(pool)
   const reader = new Reader(pool, config, log)
   measureReplica(metrics, reader)
-  const guesses = new Guesses(config.trustProxy, config.wrongTokensPerMinute, () => metrics.authRefused.inc())
-  const tokens = new Tokens(pool, metrics, undefined, guesses)
+  const rateLimit = new RateLimit(config.trustProxy, config.wrongTokensPerMinute, () => metrics.authRefused.inc())
+  const tokens = new Tokens(pool, metrics, undefined, rateLimit)
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue)
   const tracing = await startTracing(config.otlpEndpoint, 'nexmdm-server', log)
   const writer = new Writer(pool, metrics, log, backpressure, undefined, tracing)

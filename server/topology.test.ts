@@ -196,7 +196,7 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
     t.equal((await operator(`DELETE /admin/devices/${device_id}`, { admin: true })).status, 204)
     for (const call of direct) {
       // Much sooner than the 60 s that a cached token lasts without the notification.
-      await waitFor(async () => (await call('POST /v1/heartbeat', { token, body: {} })).status === 401, { patience: 10_000 })
+      await waitFor(async () => (await call('POST /v1/heartbeat', { token, body: {} })).status === 401, { timeoutMs: 10_000 })
     }
   })
 

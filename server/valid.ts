@@ -1,7 +1,6 @@
 import type { Context, MiddlewareHandler } from 'hono'
 import { z } from 'zod'
-import type { AppEnv } from './app.ts'
-import { fieldErrors } from './ingest/heartbeat.ts'
+import type { AppEnv } from './context.ts'
 import { type FieldError, Problem } from './problem.ts'
 
 /**
@@ -33,6 +32,11 @@ export function validQuery<T extends z.ZodObject>(schema: T, c: Context<AppEnv>)
   if (!parsed.success) errors.push(...fieldErrors(parsed.error))
   if (errors.length > 0 || !parsed.success) throw invalid(errors)
   return parsed.data
+}
+
+/** What zod found wrong, field by field. */
+export function fieldErrors(error: z.ZodError): FieldError[] {
+  return error.issues.map(({ path, message }) => ({ path: path.map(String).join('.'), message }))
 }
 
 const none = z.object({})

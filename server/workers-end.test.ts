@@ -3,7 +3,8 @@ import { createServer } from 'node:net'
 import t from 'tap'
 import { freePort } from '../local/cluster.ts'
 import { spawnNode, waitFor, withDatabase } from '../testing/database.ts'
-import { enroll, isAlive, living, load, lost, serverEnv, withProcess } from '../testing/server.ts'
+import { isAlive } from '../lib/process.ts'
+import { enroll, living, load, lost, serverEnv, withProcess } from '../testing/server.ts'
 
 for (const signal of ['SIGTERM', 'SIGINT'] as const) {
   t.test(`after ${signal} under load all workers drain, and the exit code is 0`, async t => {
@@ -17,7 +18,10 @@ for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     const { code } = await server.stop(signal)
     await traffic.stop()
     t.equal(code, 0, server.output())
-    t.same(pids.filter(isAlive), [])
+    t.same(
+      pids.filter(pid => isAlive(pid)),
+      [],
+    )
     t.same(await lost(db, device_id, traffic.acknowledged), [])
     t.same([...traffic.statuses.keys()], [201], 'no request got another answer')
   })
@@ -32,7 +36,7 @@ t.test('when the first process is killed, the workers notice, drain and leave no
   const traffic = load(url, token, 5)
   await waitFor(async () => traffic.acknowledged.length > 200)
   process.kill(server.pid, 'SIGKILL')
-  await waitFor(async () => !pids.some(isAlive), { what: () => server.output() })
+  await waitFor(async () => !pids.some(pid => isAlive(pid)), { what: () => server.output() })
   await traffic.stop()
   t.same(await lost(db, device_id, traffic.acknowledged), [])
   t.equal(server.output().match(/"event":"server.stopped","in_time":true/g)?.length, 2, server.output())

@@ -1,6 +1,7 @@
 import t from 'tap'
 import { waitFor, withDatabase } from '../testing/database.ts'
-import { enroll, isAlive, living, load, lost, withProcess, type Call } from '../testing/server.ts'
+import { isAlive } from '../lib/process.ts'
+import { enroll, living, load, lost, withProcess, type Call } from '../testing/server.ts'
 
 async function metric(call: Call, name: string) {
   const { body } = await call('GET /metrics', { admin: true })

@@ -7,6 +7,7 @@ import { makeDirectory } from './archiver.ts'
 import { repository } from '../local/config.ts'
 import { prometheus } from './prometheus.ts'
 import { withDatabase } from './database.ts'
+import { value } from './fleet.ts'
 import { blocksOf, readPage, runShell, section, withArchivedDays } from './pages.ts'
 
 /** With the port of the test's server in place of the usual one. */
@@ -25,6 +26,7 @@ t.test('each page with commands for a shell is run by a test', async t => {
     'RUNBOOK.md',
     'docs/agents.md',
     'docs/alert-me.md',
+    'docs/api.md',
     'docs/install.md',
     'docs/operate.md',
     'docs/two-servers.md',
@@ -53,6 +55,36 @@ t.test('the commands of docs/agents.md enroll a device, send heartbeats and a co
   t.match(await run(commands, token), /^\{"command_id":\d+\}.*"command":"set_volume"/s)
   t.match(await db.sql`select status from fleet.device_status where alias = 'lobby-tablet-7'`, [{ status: 'online' }])
   t.same(await db.sql`select * from fleet.heartbeat_quarantine`, [])
+})
+
+t.test('the examples of docs/api.md get the statuses that the page shows', async t => {
+  const { db, env } = await withArchivedDays(t, [])
+  // The device and the command of the examples.
+  await db.admin`select setval(pg_get_serial_sequence('fleet.devices', 'device_id'), 41)`
+  await db.admin`select setval(pg_get_serial_sequence('fleet.device_commands', 'command_id'), 6)`
+  const [device] = await db.sql<{ device_id: string; token: string }[]>`select * from fleet.create_device('lobby-tablet-7')`
+  t.equal(device!.device_id, '42')
+  t.match(await db.sql`select fleet.send_command(42, 'reboot') as command_id`, [{ command_id: '7' }])
+  const variables = {
+    URL: `http://127.0.0.1:${env.PORT}`,
+    TOKEN: device!.token,
+    GATEWAY_TOKEN: String(await value(db.sql`select fleet.create_gateway_token('warehouse-3')`)),
+    ADMIN_KEY: env.ADMIN_KEY,
+  }
+  // The heartbeats of the examples are of a fixed day; here they are of the last minutes.
+  const shift = Date.now() - Date.parse('2026-01-31T12:00:30Z')
+  const now = (text: string) =>
+    text.replaceAll(/2026-01-31T\d\d:\d\d:\d\dZ/g, at => new Date(Date.parse(at) + shift).toISOString())
+  const examples = [...(await readPage('docs/api.md')).matchAll(/^```sh\n(curl [^]*?)^```\n([^]*?)(?=^```sh|^### )/gm)]
+  t.ok(examples.length >= 15, `${examples.length} examples`)
+  for (const [, command = '', rest = ''] of examples) {
+    const expected = /^answers (\d{3}):$/m.exec(rest)?.[1] ?? /^\| (\d{3}) \|/m.exec(rest)?.[1]
+    const { output } = await runShell(now(command).replace('curl ', `command curl -sS -o /dev/null -w '%{http_code}' `), {
+      ...env,
+      ...variables,
+    })
+    t.equal(output, expected, command)
+  }
 })
 
 t.test(

@@ -92,7 +92,7 @@ t.test(
     const migrating = moved(block('sh'), places)
     const untrusted = await runShell(migrating.replace(/^NODE_EXTRA_CA_CERTS=\S+ \\\n/, ''), {})
     t.match(untrusted, { code: 1, output: /unable to verify|self-signed/ }, 'an authority that is not known is not believed')
-    t.match(await done(migrating), /sql\/guard.sql is for an administrator and was not run[^]*The database is up to date/)
+    t.match(await done(migrating), /sql\/setup\/guard.sql is for an administrator and was not run[^]*The database is up to date/)
 
     const ports: [number, number] = [await freePort(true), await freePort(true)]
     const serverEnv = settings(moved(block('server.env'), places))

@@ -22,11 +22,11 @@ async function compared(run: () => unknown) {
   return lengths
 }
 
-const wrong = ['x', ADMIN_KEY.slice(0, -1), `${ADMIN_KEY}x`, `${ADMIN_KEY.slice(0, -1)}X`, 'x'.repeat(10_000), 'ä']
+const WRONG_KEYS = ['x', ADMIN_KEY.slice(0, -1), `${ADMIN_KEY}x`, `${ADMIN_KEY.slice(0, -1)}X`, 'x'.repeat(10_000), 'ä']
 
 t.test('a key is compared in full and in constant time, however much of it is right', async t => {
   const isKey = keyCheck(ADMIN_KEY)
-  for (const key of [...wrong, ADMIN_KEY, '']) {
+  for (const key of [...WRONG_KEYS, ADMIN_KEY, '']) {
     const lengths = await compared(() => t.equal(isKey(key), key === ADMIN_KEY))
     t.same(lengths, [[32, 32]], 'digests of equal length')
   }
@@ -44,7 +44,7 @@ t.test('every endpoint that accepts the admin key compares it this way', async t
     }),
   }
   for (const [target, request] of Object.entries(doors)) {
-    for (const key of wrong.slice(0, 3)) {
+    for (const key of WRONG_KEYS.slice(0, 3)) {
       const lengths = await compared(async () =>
         t.match((await call(target, request(key))).status, target === 'POST /login' ? 403 : 401),
       )

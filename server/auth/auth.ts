@@ -1,8 +1,8 @@
 import { createHash, timingSafeEqual } from 'node:crypto'
 import type { MiddlewareHandler } from 'hono'
 import type { IncomingMessage } from 'node:http'
-import type { AppEnv } from '../app.ts'
-import type { Guesses } from './rate-limit.ts'
+import type { AppEnv } from '../context.ts'
+import type { RateLimit } from './rate-limit.ts'
 import { Problem } from '../problem.ts'
 import type { Identity, Tokens } from './tokens.ts'
 
@@ -31,14 +31,14 @@ export async function identifyDevice(incoming: IncomingMessage, tokens: Tokens, 
  * Accepts requests with the admin key in `x-admin` or, with `orBearer`, as a bearer token, which is how Prometheus sends it.
  * After too many wrong keys from a network even the right key is refused there; otherwise guessing would still find it.
  */
-export function adminOnly(adminKey: string, guesses: Guesses, { orBearer = false } = {}): MiddlewareHandler<AppEnv> {
+export function adminOnly(adminKey: string, rateLimit: RateLimit, { orBearer = false } = {}): MiddlewareHandler<AppEnv> {
   const isKey = keyCheck(adminKey)
   return async (c, next) => {
     const { incoming } = c.env
     const key = incoming.headers['x-admin'] ?? (orBearer ? bearer(incoming) : undefined)
-    guesses.check(incoming)
+    rateLimit.check(incoming)
     if (!isKey(key)) {
-      if (key !== undefined) guesses.wrong(incoming)
+      if (key !== undefined) rateLimit.wrong(incoming)
       throw unauthorized(
         'The admin key is required, in the header x-admin: <key>.',
         orBearer ? 'Bearer realm="fleet"' : 'X-Admin realm="fleet"',

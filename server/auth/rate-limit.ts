@@ -9,11 +9,11 @@ const MAX_NETWORKS = 10_000
 const MAX_WAIT_MS = 5 * 60_000
 
 /**
- * The rate limit on wrong tokens or keys, for each network and each worker. `perMinute` may arrive at once, and as many again
- * each minute. Until somebody sends a wrong one, a check costs nothing.
+ * Limits the wrong tokens or keys that come from a client's network. Each worker counts for itself: `perMinute` may come at once, and as
+ * many again each minute. As long as no client sends a wrong one, a check costs nothing.
  */
-export class Guesses {
-  /** For each network, the time in ms at which its wrong tokens or keys no longer count. */
+export class RateLimit {
+  /** For each network: when its wrong tokens or keys are paid off, in ms. */
   readonly #paid: BoundedMap<number>
   readonly #cost: number
 
@@ -32,7 +32,7 @@ export class Guesses {
     return this.#paid.size
   }
 
-  /** @throws Problem 429 while the client's network is over the limit */
+  /** @throws Problem 429 while too many wrong tokens or keys came from this client's network */
   check(incoming: IncomingMessage) {
     if (this.#paid.size === 0) return
     const wait = (this.#paid.get(this.#network(incoming)) ?? -Infinity) + this.#cost - 60_000 - this.now()

@@ -247,7 +247,7 @@ t.test('over HTTP: a wrong token gets 401, and so does a revoked one as soon as 
   }
   t.equal((await call(`DELETE /admin/devices/${device_id}`, { admin: true })).status, 204)
   // Much sooner than the 60 s that it would take without the notification.
-  await waitFor(async () => (await call('POST /v1/heartbeat', { token, body: {} })).status === 401, { patience: 20_000 })
+  await waitFor(async () => (await call('POST /v1/heartbeat', { token, body: {} })).status === 401, { timeoutMs: 20_000 })
 })
 
 t.test('a revocation while the listener was cut off is not missed', async t => {
@@ -264,7 +264,7 @@ t.test('a revocation while the listener was cut off is not missed', async t => {
   await db.sql`select fleet.revoke_device(${device_id})`
   t.not((await call('POST /v1/heartbeat', { token, body: {} })).status, 401, 'the server does not know yet')
   await db.admin.unsafe(`alter database ${db.name} connection limit -1`)
-  await waitFor(async () => (await call('POST /v1/heartbeat', { token, body: {} })).status === 401, { patience: 20_000 })
+  await waitFor(async () => (await call('POST /v1/heartbeat', { token, body: {} })).status === 401, { timeoutMs: 20_000 })
 })
 
 t.test('over HTTP: a slowed cohort learns its new interval within seconds, also through a gateway', async t => {
@@ -275,10 +275,10 @@ t.test('over HTTP: a slowed cohort learns its new interval within seconds, also 
     ((await call('POST /v1/heartbeat', { token, body: {} })).body as { next_interval_s: number }).next_interval_s
   t.equal(await pace(), 60)
   await db.sql`select fleet.set_cohort_interval('default', '5 minutes')`
-  await waitFor(async () => (await pace()) === 300, { patience: 20_000 })
+  await waitFor(async () => (await pace()) === 300, { timeoutMs: 20_000 })
   t.match(await call('POST /v1/heartbeats', { token: gateway, body: [{ device_id }] }), {
     body: { results: [{ next_interval_s: 300 }] },
   })
   await db.sql`update fleet.devices set heartbeat_interval = '10 minutes'`
-  await waitFor(async () => (await pace()) === 600, { patience: 20_000 })
+  await waitFor(async () => (await pace()) === 600, { timeoutMs: 20_000 })
 })

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import { BoundedMap } from './bounded-map.ts'
 import { Pool, type Sql } from '../database.ts'
-import type { Guesses } from './rate-limit.ts'
+import type { RateLimit } from './rate-limit.ts'
 import type { Log } from '../../lib/log.ts'
 import type { Metrics } from '../ops/metrics.ts'
 import { unavailable } from '../problem.ts'
@@ -66,12 +66,12 @@ export class Tokens {
   #applied = new Set<number>()
   #pacing = ''
 
-  /** @param guesses limits, for each network, lookups of tokens that the database does not know */
+  /** @param rateLimit limits the tokens that the database does not know, by the client's network */
   constructor(
     readonly pool: Pool,
     readonly metrics: Metrics,
     readonly now: () => number = () => performance.now(),
-    readonly guesses?: Guesses,
+    readonly rateLimit?: RateLimit,
   ) {}
 
   /**
@@ -89,7 +89,7 @@ export class Tokens {
       this.metrics.cacheHits.inc()
       return isTrusted ? known.identity : null
     }
-    if (known === undefined && incoming !== undefined) this.guesses?.check(incoming)
+    if (known === undefined && incoming !== undefined) this.rateLimit?.check(incoming)
     this.metrics.cacheMisses.inc()
     return this.#pending.get(key) ?? this.#load(key, hash, incoming)
   }
@@ -185,7 +185,7 @@ export class Tokens {
     const load = this.#authenticate(key, hash)
       .finally(() => this.#pending.delete(key))
       .then(identity => {
-        if (identity === null && incoming !== undefined) this.guesses?.wrong(incoming)
+        if (identity === null && incoming !== undefined) this.rateLimit?.wrong(incoming)
         return identity
       })
     this.#pending.set(key, load)

@@ -1,6 +1,6 @@
 import type { Handler } from 'hono'
 import { z } from 'zod'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 import { identifyDevice } from '../auth/auth.ts'
 import { MAX_BODY_BYTES, readJson } from '../body.ts'
 import type { Pool } from '../database.ts'

@@ -1,5 +1,6 @@
 import t from 'tap'
-import { fieldErrors, gatewayItemSchema, heartbeatSchema, normaliseTs } from './heartbeat.ts'
+import { fieldErrors } from '../valid.ts'
+import { gatewayItemSchema, heartbeatSchema, normaliseTs } from './heartbeat.ts'
 
 function paths(value: unknown) {
   const parsed = heartbeatSchema.safeParse(value)

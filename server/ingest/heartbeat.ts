@@ -1,5 +1,4 @@
 import { z } from 'zod'
-import type { FieldError } from '../problem.ts'
 
 const RFC3339 = /^(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.\d{1,9})?(?:Z|([+-])(\d\d):(\d\d))$/
 const MIN_TS = Date.parse('0001-01-01T00:00:00Z')
@@ -86,10 +85,10 @@ const fields = {
   agent_version: text(0, 64).nullish().describe('Version of the agent.'),
 }
 
-const notAnObject = 'must be a JSON object'
+const NOT_AN_OBJECT = 'must be a JSON object'
 
 /** A heartbeat as a device posts it. Null counts as absent, and unknown fields are ignored. */
-export const heartbeatSchema = z.object(fields, notAnObject)
+export const heartbeatSchema = z.object(fields, NOT_AN_OBJECT)
 
 export const deviceId = z.int('must be a device id').positive('must be a device id')
 
@@ -99,7 +98,7 @@ export const deviceItemSchema = z.object(
     ...fields,
     device_id: deviceId.nullish().describe('May be left out; otherwise it must be the device whose token is used.'),
   },
-  notAnObject,
+  NOT_AN_OBJECT,
 )
 
 /** An item of a gateway's batch. */
@@ -108,11 +107,7 @@ export const gatewayItemSchema = z.object(
     ...fields,
     device_id: deviceId.describe('The device that the heartbeat is of.'),
   },
-  notAnObject,
+  NOT_AN_OBJECT,
 )
 
 export type Heartbeat = z.output<typeof heartbeatSchema>
-
-export function fieldErrors(error: z.ZodError): FieldError[] {
-  return error.issues.map(({ path, message }) => ({ path: path.map(String).join('.'), message }))
-}

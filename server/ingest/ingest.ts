@@ -1,16 +1,17 @@
 import type { Handler } from 'hono'
 import { clientAddress } from '../auth/address.ts'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 import { identify, identifyDevice } from '../auth/auth.ts'
 import { type BatchType, Malformed, MAX_BATCH_BYTES, readItems } from './batch.ts'
 import { MAX_BODY_BYTES, mediaType, readInflated, readJson } from '../body.ts'
 import type { ServerConfig } from '../config.ts'
 import type { Pool } from '../database.ts'
-import { deviceItemSchema, fieldErrors, gatewayItemSchema, heartbeatSchema } from './heartbeat.ts'
+import { deviceItemSchema, gatewayItemSchema, heartbeatSchema } from './heartbeat.ts'
 import { itemTail, itemText, plainItemText } from './item.ts'
 import type { Metrics } from '../ops/metrics.ts'
 import { type FieldError, Problem, toProblem } from '../problem.ts'
 import type { Identity, Tokens } from '../auth/tokens.ts'
+import { fieldErrors } from '../valid.ts'
 import type { Outcome, Writer } from './writer.ts'
 
 /**
@@ -30,8 +31,8 @@ interface Result {
   errors?: FieldError[]
 }
 
-export function postHeartbeat(config: ServerConfig, tokens: Tokens, writer: Writer): Handler<AppEnv> {
-  const refuse = refusing(writer.metrics, 1)
+export function postHeartbeat(config: ServerConfig, tokens: Tokens, writer: Writer, metrics: Metrics): Handler<AppEnv> {
+  const refuse = refusing(metrics, 1)
   return async c => {
     const { incoming } = c.env
     const identity = await identifyDevice(
@@ -52,9 +53,15 @@ export function postHeartbeat(config: ServerConfig, tokens: Tokens, writer: Writ
   }
 }
 
-export function postHeartbeats(config: ServerConfig, pool: Pool, tokens: Tokens, writer: Writer): Handler<AppEnv> {
+export function postHeartbeats(
+  config: ServerConfig,
+  pool: Pool,
+  tokens: Tokens,
+  writer: Writer,
+  metrics: Metrics,
+): Handler<AppEnv> {
   // How many heartbeats there are is not known before the body is read. There is at least one.
-  const refuse = refusing(writer.metrics, 1)
+  const refuse = refusing(metrics, 1)
   return async c => {
     const { incoming } = c.env
     const identity = await identify(incoming, tokens).catch(refuse)
@@ -62,7 +69,7 @@ export function postHeartbeats(config: ServerConfig, pool: Pool, tokens: Tokens,
     const tail = itemTail(clientAddress(incoming, config.trustProxy))
     const { results, accepted } = judgeAll(await readInflated(incoming, MAX_BATCH_BYTES), type, identity, tail)
 
-    const known = await nextIntervals(pool, tokens, identity, accepted).catch(refusing(writer.metrics, accepted.length))
+    const known = await nextIntervals(pool, tokens, identity, accepted).catch(refusing(metrics, accepted.length))
     const writable = accepted.filter(({ index }, position) => {
       if (known[position] !== undefined) return true
       results[index] = rejected([{ path: 'device_id', message: 'is not an enrolled device' }])

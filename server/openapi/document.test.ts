@@ -151,10 +151,10 @@ t.test('each status in the document is returned, as the document says', async t 
   const away = await withServer(t, { hot: gone, listen: gone, ops: gone, read: undefined }, db)
   const limited = await withServer(t, { wrongTokensPerMinute: 1 }, db)
   const unknown = () => ({ authorization: `Bearer nxd_${randomBytes(32).toString('hex')}` })
-  // As often as it takes, because the limit recovers with time.
-  async function guess() {
+  /** Sends wrong keys until the rate limit refuses them; how many it takes depends on the time. */
+  async function exhaustRateLimit() {
     while ((await limited.call('GET /v1/commands', { headers: unknown() })).status !== 429);
-    while ((await limited.call('GET /metrics', { headers: { 'x-admin': 'a guess' } })).status !== 429);
+    while ((await limited.call('GET /metrics', { headers: { 'x-admin': 'a wrong key' } })).status !== 429);
   }
   const seen = new Set<string>()
 
@@ -179,7 +179,7 @@ t.test('each status in the document is returned, as the document says', async t 
     await ask(away.call, path, method)
     if (operation.security.length > 0) {
       await ask(call, path, method, { auth: false })
-      await guess()
+      await exhaustRateLimit()
       await ask(limited.call, path, method, { headers: unknown() })
     }
     if (operation.requestBody) {

@@ -3,7 +3,7 @@ import type { Counter } from 'prom-client'
 import { Pool, type Sql } from '../database.ts'
 import type { Log } from '../../lib/log.ts'
 import type { Metrics } from './metrics.ts'
-import { within } from '../../lib/timeout.ts'
+import { withTimeout } from '../../lib/timeout.ts'
 
 const EVERY_MS = 10_000
 /** How long a server that stops waits until its last counts are accepted. */
@@ -62,7 +62,7 @@ export class Budgets {
 
   async end() {
     clearInterval(this.#timer)
-    await within(LAST_MS, this.tell()).catch(() => {})
+    await withTimeout(LAST_MS, this.tell()).catch(() => {})
     const lost = [...this.#counts.values()].filter(({ isTold }) => !isTold)
     if (lost.length > 0)
       this.log.warn({ event: 'slo.lost', lost }, 'The last counts of this process are missing from the error budgets.')

@@ -1,7 +1,7 @@
 import { connect } from 'node:net'
 import t from 'tap'
 import { waitFor, withCluster, withDatabase } from '../../testing/database.ts'
-import { render } from './metrics.ts'
+import { render } from './prometheus.ts'
 import { ADMIN_KEY, ago, enroll, withProcess, withServer, type Call } from '../../testing/server.ts'
 
 /** The metrics of docs/design.md, section 9, and those that the founding documents name in addition. */

@@ -1,6 +1,6 @@
 import type { Handler } from 'hono'
 import { z } from 'zod'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 import type { ServerConfig } from '../config.ts'
 import { connectOps, end, type Sql } from '../database.ts'
 import type { Log } from '../../lib/log.ts'

@@ -13,7 +13,7 @@ type Message =
   | { scrape: 'all'; id: number; snapshots: Snapshot[] }
 
 /** A worker that has not answered by then hangs. Its last snapshot is used instead. */
-const PATIENCE_MS = 1_000
+const TIMEOUT_MS = 1_000
 
 /**
  * The part of the first process. It keeps the last snapshot of each worker, and the totals of dead workers, so that no total
@@ -49,7 +49,7 @@ export function answerScrapes() {
         .filter(worker => worker !== asker && worker.isConnected()),
     )
     const round = next++
-    const limit = setTimeout(finish, PATIENCE_MS)
+    const limit = setTimeout(finish, TIMEOUT_MS)
     rounds.set(round, { waiting, finish })
     if (waiting.size === 0) finish()
     for (const worker of waiting) send(worker, { scrape: 'give', id: round })
@@ -98,7 +98,7 @@ export function shareMetrics(registry: Registry): () => Promise<Registry> {
     const others = await new Promise<Snapshot[]>(resolve => {
       asked.set(id, resolve)
       // If the first process is gone, this one is about to end too. Its own metrics have to do.
-      setTimeout(resolve, 2 * PATIENCE_MS, []).unref()
+      setTimeout(resolve, 2 * TIMEOUT_MS, []).unref()
       if (process.connected) send(process, { scrape: 'ask', id, metrics })
       else resolve([])
     })

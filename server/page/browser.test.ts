@@ -32,13 +32,13 @@ async function withTab(t: Test, options: BrowserContextOptions = {}) {
   })
   page.on('request', request => {
     const { origin } = new URL(request.url())
-    if (origin !== server.url && origin !== elsewhere) complaints.push(`asked for ${request.url()}`)
+    if (origin !== server.url && origin !== OTHER_SITE) complaints.push(`asked for ${request.url()}`)
   })
   t.teardown(() => context.close())
   return page
 }
 
-const elsewhere = 'http://elsewhere.example'
+const OTHER_SITE = 'http://elsewhere.example'
 
 async function login(page: Page) {
   await page.goto(server.url)
@@ -169,17 +169,17 @@ t.test('a link from another site finds the session, and a form from another site
   const { url } = server
   const page = await withTab(t)
   await login(page)
-  await page.route(`${elsewhere}/`, route =>
+  await page.route(`${OTHER_SITE}/`, route =>
     route.fulfill({
       contentType: 'text/html',
       body: `<a href="${url}/?status=any">the fleet</a><form method="post" action="${url}/logout"><button>out</button></form>`,
     }),
   )
-  await page.goto(`${elsewhere}/`)
+  await page.goto(`${OTHER_SITE}/`)
   await page.getByRole('link').click()
   await page.getByRole('heading', { level: 2, name: 'Fleet' }).waitFor()
   t.equal(page.url(), `${url}/?status=any`)
-  await page.goto(`${elsewhere}/`)
+  await page.goto(`${OTHER_SITE}/`)
   await page.getByRole('button').click()
   await page.getByText('This form was sent by another site').waitFor()
   await page.goto(url)

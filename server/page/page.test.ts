@@ -94,7 +94,7 @@ t.test('behind TLS the cookie is only for TLS', async t => {
   t.match(untrusted.headers.getSetCookie()[0], /^fleet_session=/, 'but the word of a client does not count')
 })
 
-t.test('an address that guesses has to wait, even with the right key', async t => {
+t.test('after wrong keys a client has to wait, even with the right key', async t => {
   const { url } = await withServer(t, { trustProxy: true })
   const { post } = visitor(url)
   const from = (address: string) => ({ 'x-forwarded-for': address })

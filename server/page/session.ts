@@ -1,20 +1,20 @@
 import { createHash, createHmac, randomBytes, scryptSync, timingSafeEqual } from 'node:crypto'
 import type { Context } from 'hono'
 import { deleteCookie, getCookie, setCookie } from 'hono/cookie'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 import { BoundedMap } from '../auth/bounded-map.ts'
 import type { ServerConfig } from '../config.ts'
 import type { Pool } from '../database.ts'
 import type { Log } from '../../lib/log.ts'
 import { unavailable } from '../problem.ts'
-import { within } from '../../lib/timeout.ts'
+import { withTimeout } from '../../lib/timeout.ts'
 
 const COOKIE = 'fleet_session'
 /** A working day. A page that stays open overnight asks for the key again. */
 export const SESSION_S = 12 * 3_600
 
 /** How long the page waits for the database to say whether a session was ended. */
-const PATIENCE_MS = 1_000
+const TIMEOUT_MS = 1_000
 const MAX_ENDED = 1_000
 
 /**
@@ -55,8 +55,8 @@ export class Sessions {
     const session = this.#read(this.#cookie(c))
     if (session === undefined || this.#ended.get(session.key)) return false
     try {
-      const [row] = await within(
-        PATIENCE_MS,
+      const [row] = await withTimeout(
+        TIMEOUT_MS,
         this.pool.run(
           sql => sql<{ is_ended: boolean }[]>`
         select fleet.is_session_ended(${session.hash}) as is_ended

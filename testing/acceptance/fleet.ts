@@ -13,11 +13,11 @@ import { call } from '../../bench/reads.ts'
 import { schedule, type Fleet } from '../../bench/schedule.ts'
 import type { Acknowledged, Sent } from '../../bench/sender.ts'
 import { enroll, startServer, type Device, type Server } from '../../bench/store.ts'
-import type { Bed } from './store.ts'
+import type { Harness } from './store.ts'
 import { atLeast, atMost, equal, shown, type Line } from './table.ts'
 
 /** Whether all that was acknowledged is there, each once. */
-async function kept({ admin }: Bed, source: string, about: string, devices: Device[], beats: Acknowledged[]) {
+async function kept({ admin }: Harness, source: string, about: string, devices: Device[], beats: Acknowledged[]) {
   const wrong = await heartbeats(
     admin,
     beats.map(({ template, ts, status }) => ({ device_id: devices[template]!.device_id, ts, status })),
@@ -35,13 +35,13 @@ async function kept({ admin }: Bed, source: string, about: string, devices: Devi
 async function common(
   source: string,
   about: string,
-  bed: Bed,
+  harness: Harness,
   devices: Device[],
   { sent, used, beats }: { sent: Sent; used: Used; beats: Acknowledged[] },
 ): Promise<Line[]> {
   return [
     equal(source, `${about}: errors of any kind`, sent.errors, 0),
-    await kept(bed, source, about, devices, beats),
+    await kept(harness, source, about, devices, beats),
     equal(source, `${about}: hb_writes_failed_total`, used.counted('hb_writes_failed_total'), 0),
   ]
 }
@@ -53,14 +53,14 @@ const hits = ({ counted }: Used) =>
   Math.max(1, counted('device_cache_hits_total') + counted('device_cache_misses_total'))
 
 /** Each device posts once what it measured a minute ago; one in a hundred, 20 minutes ago. Then the questions of test B. */
-export async function fastPath(bed: Bed, repeats: number): Promise<Line[]> {
+export async function fastPath(harness: Harness, repeats: number): Promise<Line[]> {
   const {
     admin,
     kept: { devices },
-  } = bed
-  const server = await startServer(bed)
+  } = harness
+  const server = await startServer(harness)
   const sender = startSender()
-  const reader = postgres(bed.cluster.url('fleet_reader', 'fleet'), { max: 1, onnotice: () => {} })
+  const reader = postgres(harness.cluster.url('fleet_reader', 'fleet'), { max: 1, onnotice: () => {} })
   try {
     await sender.connect(server.port, 1_000, devices)
     const at = Float64Array.from(devices, (_, index) => index)
@@ -166,17 +166,17 @@ export interface LoadOf {
 }
 
 /** A fleet at its cadence. */
-export async function load(bed: Bed, { source, about, fleet, first, warmup, note, p95, p99 }: LoadOf): Promise<Line[]> {
-  const devices = bed.kept.devices.slice(first, first + fleet.devices)
-  const found = await sendFleet(bed, devices, fleet, { warmup, connections: 1_000, records: true })
+export async function load(harness: Harness, { source, about, fleet, first, warmup, note, p95, p99 }: LoadOf): Promise<Line[]> {
+  const devices = harness.kept.devices.slice(first, first + fleet.devices)
+  const found = await sendFleet(harness, devices, fleet, { warmup, connections: 1_000, records: true })
   const { sent, used } = found
   const duplicates = (100 * used.counted('hb_deduplicated_total')) / Math.max(1, used.counted('hb_writes_total'))
-  const [limits] = await bed.admin<{ most: number }[]>`select current_setting('max_connections')::float8 as most`
+  const [limits] = await harness.admin<{ most: number }[]>`select current_setting('max_connections')::float8 as most`
   const rest = note === undefined ? {} : { note }
   return [
     atMost(source, `${about}: p95`, sent.latency.p95, p95, 'ms', rest),
     atMost(source, `${about}: p99`, sent.latency.p99, p99, 'ms', rest),
-    ...(await common(source, about, bed, devices, found)),
+    ...(await common(source, about, harness, devices, found)),
     atMost(source, `${about}: CPU of server and Postgres`, cpu(used), 70, '% of all processors'),
     atMost(source, `${about}: connections to Postgres`, used.connections, limits!.most, '', {
       note: 'The limit is max_connections',
@@ -197,15 +197,15 @@ export async function load(bed: Bed, { source, about, fleet, first, warmup, note
 
 /** Every device of the roster together so often a second that there are `rate` heartbeats; document 004. */
 export async function roster(
-  bed: Bed,
+  harness: Harness,
   { fleet, first, warmup, note }: { fleet: Fleet; first: number; warmup: number; note?: string | undefined },
 ): Promise<Line[]> {
-  const devices = bed.kept.devices.slice(first, first + fleet.devices)
+  const devices = harness.kept.devices.slice(first, first + fleet.devices)
   const about = `${fleet.devices.toLocaleString('en')} devices, every ${fleet.interval} s`
   const since = new Date()
-  const found = await sendFleet(bed, devices, fleet, { warmup, connections: 1_000, records: true })
+  const found = await sendFleet(harness, devices, fleet, { warmup, connections: 1_000, records: true })
   const { sent, used } = found
-  const [jobs] = await bed.admin<{ failed: number; longest: number; runs: number }[]>`
+  const [jobs] = await harness.admin<{ failed: number; longest: number; runs: number }[]>`
     select count(*) filter (where status = 'failed')::float8 as failed, count(*)::float8 as runs,
       coalesce(max(extract(epoch from end_time - start_time)), 0)::float8 as longest
     from cron.job_run_details where start_time >= ${since}
@@ -215,7 +215,7 @@ export async function roster(
     atLeast('004', `${about}: processed`, sent.ok / sent.seconds, (fleet.devices / fleet.interval) * 0.99, 'heartbeats/s', rest),
     atMost('004', `${about}: p95`, sent.latency.p95, 100, 'ms'),
     atMost('004', `${about}: p99`, sent.latency.p99, 100, 'ms'),
-    ...(await common('004', about, bed, devices, found)),
+    ...(await common('004', about, harness, devices, found)),
     atMost('004', `${about}: CPU of server and Postgres`, cpu(used), 70, '% of all processors'),
     atMost(
       '004',
@@ -233,7 +233,7 @@ export async function roster(
 
 /** The database is stopped and let go on for a minute; document 000, test D. */
 export async function throttle(
-  bed: Bed,
+  harness: Harness,
   {
     fleet,
     first,
@@ -242,13 +242,13 @@ export async function throttle(
     note,
   }: { fleet: Fleet; first: number; seconds: number; calm: number; note?: string | undefined },
 ): Promise<Line[]> {
-  const devices = bed.kept.devices.slice(first, first + fleet.devices)
+  const devices = harness.kept.devices.slice(first, first + fleet.devices)
   const random = generator(7)
   const queue = Math.max(1, Math.floor(fleet.devices / fleet.interval / 20))
   let throttledFrom = 0
   let output = ''
   const found = await sendFleet(
-    bed,
+    harness,
     devices,
     { ...fleet, duration: seconds + 2 * calm },
     {
@@ -259,7 +259,7 @@ export async function throttle(
       meanwhile: async (server: Server) => {
         await sleep(calm * 1000)
         throttledFrom = Date.now()
-        const root = (await bed.cluster.pid()) ?? 0
+        const root = (await harness.cluster.pid()) ?? 0
         for (const until = Date.now() + seconds * 1000; Date.now() < until;) {
           await paused(root, 200 + random() * 250)
           await sleep(150 + random() * 100)
@@ -289,15 +289,15 @@ export async function throttle(
       'times',
     ),
     atMost('000 D', 'latency recovers: p99 from 2 s after the end', percentile(after, 99), 300, 'ms'),
-    ...(await common('000 D', about, bed, devices, found)),
+    ...(await common('000 D', about, harness, devices, found)),
   ]
 }
 
 /** Each device's heartbeat of one bucket, posted by ten at once with other values and times; document 000, test E. */
-export async function duplicates(bed: Bed, count: number): Promise<Line[]> {
+export async function duplicates(harness: Harness, count: number): Promise<Line[]> {
   // Which no other step heard from.
-  const devices = await enroll(bed, count, `parallel-${new Date().toISOString()}`)
-  const server = await startServer(bed, { env: { WORKERS: '2' } })
+  const devices = await enroll(harness, count, `parallel-${new Date().toISOString()}`)
+  const server = await startServer(harness, { env: { WORKERS: '2' } })
   try {
     // The middle of a bucket that is past, so that all ten are in it.
     const bucket = Math.floor(Date.now() / 10_000) * 10_000 - 10_000
@@ -320,7 +320,7 @@ export async function duplicates(bed: Bed, count: number): Promise<Line[]> {
         )
       }
     })
-    const [found] = await bed.admin<{ rows: number; devices: number; status: number }[]>`
+    const [found] = await harness.admin<{ rows: number; devices: number; status: number }[]>`
       select count(*)::float8 as rows, count(distinct h.device_id)::float8 as devices,
         count(*) filter (where (ls.last_ts, ls.battery_pct) is not distinct from (h.ts, h.battery_pct))::float8 as status
       from fleet.device_heartbeats h
@@ -340,15 +340,15 @@ export async function duplicates(bed: Bed, count: number): Promise<Line[]> {
 }
 
 /** Document 004: two servers behind the balancer of docker/. */
-export async function balanced(bed: Bed, { fleet, first }: { fleet: Fleet; first: number }): Promise<Line[]> {
+export async function balanced(harness: Harness, { fleet, first }: { fleet: Fleet; first: number }): Promise<Line[]> {
   const criterion = 'horizontal scaling with a load balancer'
   if (!topology.isHere()) return [shown('004', criterion, 'both servers take their share', 'HAProxy is not installed')]
-  const devices = bed.kept.devices.slice(first, first + fleet.devices)
+  const devices = harness.kept.devices.slice(first, first + fleet.devices)
   const servers: Server[] = []
   const endings: (() => unknown)[] = []
   const sender = startSender()
   try {
-    for (let n = 0; n < 2; n++) servers.push(await startServer(bed, { env: { WORKERS: '1', TRUST_PROXY: 'true' } }))
+    for (let n = 0; n < 2; n++) servers.push(await startServer(harness, { env: { WORKERS: '1', TRUST_PROXY: 'true' } }))
     const balancer = await withHaproxy(
       {
         teardown: end => {
@@ -372,7 +372,7 @@ export async function balanced(bed: Bed, { fleet, first }: { fleet: Fleet; first
         30,
         '%',
       ),
-      await kept(bed, '004', criterion, devices, beats),
+      await kept(harness, '004', criterion, devices, beats),
     ]
   } finally {
     sender.end()
@@ -382,9 +382,9 @@ export async function balanced(bed: Bed, { fleet, first }: { fleet: Fleet; first
 }
 
 /** After all of it: document 001, correctness. */
-export async function consistency(bed: Bed): Promise<Line[]> {
-  const sql: Sql = bed.admin
-  const owner = postgres(bed.cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
+export async function consistency(harness: Harness): Promise<Line[]> {
+  const sql: Sql = harness.admin
+  const owner = postgres(harness.cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
   try {
     const [wrong] = await sql<{ count: number }[]>`
       select count(*)::float8 as count
@@ -397,7 +397,7 @@ export async function consistency(bed: Bed): Promise<Line[]> {
       select checked::float8 as checked, updated::float8 as updated from fleet.reconcile('24 hours', 1000000)
     `
     // What reconcile is for: a last status that is wrong.
-    const victims = bed.kept.devices.slice(0, 5).map(({ device_id }) => device_id)
+    const victims = harness.kept.devices.slice(0, 5).map(({ device_id }) => device_id)
     await sql`update fleet.device_last_status set last_ts = last_ts - interval '1 hour', battery_pct = 1 where device_id = any (${victims}::bigint[])`
     const [healed] = await owner<
       { updated: number }[]

@@ -11,7 +11,7 @@ import { waitFor } from '../database.ts'
 import { percentile } from '../../bench/figure.ts'
 import { fillDays } from '../../bench/load-history.ts'
 import { enroll, startProgram } from '../../bench/store.ts'
-import { archiveAll, type Bed } from './store.ts'
+import { archiveAll, type Harness } from './store.ts'
 import { atLeast, atMost, equal, type Line } from './table.ts'
 
 const run = promisify(execFile)
@@ -25,11 +25,11 @@ export interface Sizes {
   devices: number
 }
 
-export async function generate(bed: Bed, { rows, days, devices }: Sizes): Promise<Line[]> {
-  const { admin, kept } = bed
+export async function generate(harness: Harness, { rows, days, devices }: Sizes): Promise<Line[]> {
+  const { admin, kept } = harness
   if (kept.devices.length === 0) {
-    kept.devices = await enroll(bed, devices, 'acceptance')
-    await bed.keep()
+    kept.devices = await enroll(harness, devices, 'acceptance')
+    await harness.keep()
   }
   // Room for days that are past their retention afterwards.
   await admin`select fleet.set_retention(${`${days + 10} days`}::interval)`
@@ -75,9 +75,9 @@ export async function generate(bed: Bed, { rows, days, devices }: Sizes): Promis
   ]
 }
 
-export async function plans(bed: Bed): Promise<Line[]> {
-  const { admin, kept } = bed
-  const reader = postgres(bed.cluster.url('fleet_reader', 'fleet'), { max: 1, onnotice: () => {} })
+export async function plans(harness: Harness): Promise<Line[]> {
+  const { admin, kept } = harness
+  const reader = postgres(harness.cluster.url('fleet_reader', 'fleet'), { max: 1, onnotice: () => {} })
   try {
     const [about] = await admin<{ partitions: number }[]>`select count(*)::float8 as partitions from fleet.attached_partitions()`
     const device = kept.devices[0]!.device_id
@@ -114,7 +114,7 @@ export async function plans(bed: Bed): Promise<Line[]> {
         '000 A',
         `partitions in the plan of one device's day, ${of}`,
         await touched(
-          `select * from fleet.device_heartbeats where device_id = ${device} and ts >= '${await literal(bed, day)}' and ts < '${await literal(bed, `${day} + interval '1 day'`)}'`,
+          `select * from fleet.device_heartbeats where device_id = ${device} and ts >= '${await literal(harness, day)}' and ts < '${await literal(harness, `${day} + interval '1 day'`)}'`,
         ),
         1,
       ),
@@ -122,7 +122,7 @@ export async function plans(bed: Bed): Promise<Line[]> {
         '000 A',
         `partitions in the plan of a count of two days, ${of}`,
         await touched(
-          `select count(*) from fleet.device_heartbeats where ts >= '${await literal(bed, day)}' and ts < '${await literal(bed, `${day} + interval '2 days'`)}'`,
+          `select count(*) from fleet.device_heartbeats where ts >= '${await literal(harness, day)}' and ts < '${await literal(harness, `${day} + interval '2 days'`)}'`,
         ),
         2,
       ),
@@ -137,7 +137,7 @@ export async function plans(bed: Bed): Promise<Line[]> {
   }
 }
 
-async function literal({ admin }: Bed, expression: string) {
+async function literal({ admin }: Harness, expression: string) {
   const [row] = await admin.unsafe<{ text: string }[]>(
     `select to_char((${expression}) at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as text`,
   )
@@ -145,8 +145,8 @@ async function literal({ admin }: Bed, expression: string) {
 }
 
 /** Retires what is past its retention, kills the archiver in the middle of a day, lets the next night mend it, and looks at everything. */
-export async function retire(bed: Bed, { expired }: Sizes): Promise<Line[]> {
-  const { admin, cluster } = bed
+export async function retire(harness: Harness, { expired }: Sizes): Promise<Line[]> {
+  const { admin, cluster } = harness
   const owner = postgres(cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
   try {
     await admin`select fleet.set_retention('90 days')`
@@ -166,9 +166,9 @@ export async function retire(bed: Bed, { expired }: Sizes): Promise<Line[]> {
       { partition_name: string }[]
     >`select partition_name from fleet.hb_partitions where state = 'detached'`
 
-    const { cut, partial } = await killWithin(bed)
+    const { cut, partial } = await killWithin(harness)
     await step('The next night', () => owner`call fleet.nightly(null, null, ${tomorrow})`)
-    await step('Archiving', () => archiveAll(bed))
+    await step('Archiving', () => archiveAll(harness))
 
     const after = await admin<
       {
@@ -203,17 +203,17 @@ export async function retire(bed: Bed, { expired }: Sizes): Promise<Line[]> {
     const verified = await step('Reading every archive back', () =>
       run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/cli.ts'), 'verify', '--all'], {
         cwd: repository,
-        env: { ...plainEnv(), ...bed.archiverEnv() },
+        env: { ...plainEnv(), ...harness.archiverEnv() },
       }).then(
         () => 'every byte and row as proven',
         (error: { stdout: string; stderr: string }) => (error.stdout || error.stderr).trim(),
       ),
     )
-    const refused = await admin`drop table fleet.${admin(await someActive(bed))}`.then(
+    const refused = await admin`drop table fleet.${admin(await someActive(harness))}`.then(
       () => 'dropped',
       (error: unknown) => (error instanceof postgres.PostgresError ? 'refused' : String(error)),
     )
-    const second = await countNight(bed, owner, tomorrow)
+    const second = await countNight(harness, owner, tomorrow)
     const other = postgres(cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
     // Connected before, so that one does not end while the other logs in.
     await other`select`
@@ -268,10 +268,10 @@ export async function retire(bed: Bed, { expired }: Sizes): Promise<Line[]> {
 }
 
 /** Test D: an archiver is killed in the middle of a day; the next day, when it was at its end already. */
-async function killWithin(bed: Bed) {
-  const { admin } = bed
+async function killWithin(harness: Harness) {
+  const { admin } = harness
   for (let tried = 1; ; tried++) {
-    const archiver = startProgram('archiver/main.ts', { env: bed.archiverEnv() })
+    const archiver = startProgram('archiver/main.ts', { env: harness.archiverEnv() })
     let cut: { partition_name: string; step: string } | undefined
     await waitFor(
       async () => {
@@ -280,7 +280,7 @@ async function killWithin(bed: Bed) {
       `
         return cut !== undefined
       },
-      { patience: 60_000, what: () => `an archiver to begin:\n${archiver.output()}` },
+      { timeoutMs: 60_000, what: () => `an archiver to begin:\n${archiver.output()}` },
     ).finally(() => archiver.kill('SIGKILL'))
     await archiver.exited
     await admin`select pg_terminate_backend(pid, 10000) from pg_stat_activity where usename = 'fleet_archiver'`
@@ -294,14 +294,14 @@ async function killWithin(bed: Bed) {
   }
 }
 
-async function someActive({ admin }: Bed) {
+async function someActive({ admin }: Harness) {
   const [row] = await admin<{ name: string }[]>`
     select partition_name as name from fleet.hb_partitions where state = 'active' and range_end < now() order by range_start desc limit 1
   `
   return row!.name
 }
 
-async function countNight({ admin }: Bed, owner: postgres.Sql, now: Date) {
+async function countNight({ admin }: Harness, owner: postgres.Sql, now: Date) {
   const count = async () => {
     const [row] = await admin<{ events: number }[]>`
       select count(*)::float8 as events from fleet.events where event in ('partition.create', 'partition.detach')

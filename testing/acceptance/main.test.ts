@@ -14,7 +14,7 @@ t.test('acceptance --small measures every criterion, goes on where it was cut sh
   await chmod(directory, 0o755) // Postgres, as another user, goes through it
   const report = join(directory, 'ACCEPTANCE.md')
   const args = ['--small', '--dir', join(directory, 'run'), '--report', report]
-  const first = await spawnNode(t, 'testing/acceptance/main.ts', { args, ready: /3 of \d+, retire \.\.\./, patience: 120_000 })
+  const first = await spawnNode(t, 'testing/acceptance/main.ts', { args, ready: /3 of \d+, retire \.\.\./, timeoutMs: 120_000 })
   t.equal((await first.stop('SIGINT')).code, 1)
   const acceptance = await spawnNode(t, 'testing/acceptance/main.ts', { args })
   const { code } = await acceptance.exited

@@ -12,9 +12,10 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { elapsed, say } from '../../lib/progress.ts'
 import { balanced, consistency, duplicates, fastPath, load, roster, throttle } from './fleet.ts'
 import { generate, plans, retire } from './lifecycle.ts'
-import { freeBytes, openBed, type Bed } from './store.ts'
+import { freeBytes, openHarness, type Harness } from './store.ts'
 import { tableOf, type Line } from './table.ts'
-import { readOptions, runProgram, UsageError } from '../../bench/options.ts'
+import { readOptions, runProgram } from '../../bench/options.ts'
+import { UsageError } from '../../lib/errors.ts'
 
 const options = {
   small: { otherwise: false, what: 'every step in about a minute, with 100,000 heartbeats of 800 devices and shorter loads' },
@@ -62,21 +63,21 @@ async function main(args: string[]) {
   if (!existsSync(join(directory, 'state.json')) && free < disk) {
     throw new Error(`${directory} has ${free.toFixed(0)} GB free, and ${disk} GB are needed: give a --dir on a larger disk`)
   }
-  const bed = await openBed(directory, { ...sizes, part: given.part })
+  const harness = await openHarness(directory, { ...sizes, part: given.part })
   let ending: Promise<unknown> | undefined
   for (const signal of ['SIGINT', 'SIGTERM'] as const)
     process.once(signal, () => {
-      ending ??= bed.end().finally(() => process.exit(1))
+      ending ??= harness.end().finally(() => process.exit(1))
     })
   try {
-    return await runSteps(bed, stepsOf(plan, given.small, given.part), given, args)
+    return await runSteps(harness, stepsOf(plan, given.small, given.part), given, args)
   } finally {
-    await (ending ??= bed.end())
+    await (ending ??= harness.end())
     if (isTemporary) await rm(directory, { recursive: true, force: true })
   }
 }
 
-type Steps = Record<string, (bed: Bed) => Promise<Line[]>>
+type Steps = Record<string, (harness: Harness) => Promise<Line[]>>
 
 function stepsOf(plan: Plan, isSmall: boolean, part: number): Steps {
   const { devices } = plan
@@ -99,8 +100,8 @@ function stepsOf(plan: Plan, isSmall: boolean, part: number): Steps {
     const cadence = isSmall
       ? { devices: some.devices, interval: 15, jitter: Math.min(jitter, 5) }
       : { devices: count, interval, jitter }
-    return async (bed: Bed) =>
-      load(bed, {
+    return async (harness: Harness) =>
+      load(harness, {
         first: some.first,
         source,
         warmup: isSmall ? 1 : 10,
@@ -119,32 +120,32 @@ function stepsOf(plan: Plan, isSmall: boolean, part: number): Steps {
     return { first: 0, devices }
   }
   return {
-    generate: bed => generate(bed, plan),
-    plans: bed => plans(bed),
-    retire: bed => retire(bed, plan),
-    'fast-path': bed => fastPath(bed, isSmall ? 20 : 200),
+    generate: harness => generate(harness, plan),
+    plans: harness => plans(harness),
+    retire: harness => retire(harness, plan),
+    'fast-path': harness => fastPath(harness, isSmall ? 20 : 200),
     'five-minutes': fleet('2,000 devices every 5 min ± 15 s', 2_000, 300, 15, 310, '000 C'),
     'scenario-1': fleet('500 devices every 60 s', 500, 60, 0, 310, '001 1'),
     'scenario-2': fleet('2,000 devices every 60 s ± 15 s', 2_000, 60, 15, 610, '001 2, 002'),
-    roster: async bed => {
+    roster: async harness => {
       const all = await everybody()
       const { duration, note } = timed(310, 4)
-      return roster(bed, {
+      return roster(harness, {
         first: all.first,
         warmup: isSmall ? 1 : 10,
         note,
         fleet: { devices: all.devices, interval: 10, jitter: 0, duration, retries: 0 },
       })
     },
-    balanced: bed =>
-      balanced(bed, {
+    balanced: harness =>
+      balanced(harness, {
         first: others.first,
         fleet: { devices: others.devices, interval: 15, jitter: 5, duration: timed(60, 3).duration, retries: 1 },
       }),
-    throttle: async bed => {
+    throttle: async harness => {
       const all = await everybody()
       const { duration, note } = timed(60, 4)
-      return throttle(bed, {
+      return throttle(harness, {
         seconds: duration,
         calm: isSmall ? 3 : 15,
         note,
@@ -152,13 +153,18 @@ function stepsOf(plan: Plan, isSmall: boolean, part: number): Steps {
         fleet: { devices: all.devices, interval: 10, jitter: 0, duration: 0, retries: 0 },
       })
     },
-    duplicates: bed => duplicates(bed, isSmall ? 20 : 200),
-    consistency: bed => consistency(bed),
+    duplicates: harness => duplicates(harness, isSmall ? 20 : 200),
+    consistency: harness => consistency(harness),
   }
 }
 
-async function runSteps(bed: Bed, steps: Steps, given: { again: string; report: string; small: boolean }, args: string[]) {
-  const { kept } = bed
+async function runSteps(
+  harness: Harness,
+  steps: Steps,
+  given: { again: string; report: string; small: boolean },
+  args: string[],
+) {
+  const { kept } = harness
   const names = Object.keys(steps)
   if (given.again !== '') {
     const from = names.indexOf(given.again)
@@ -174,9 +180,9 @@ async function runSteps(bed: Bed, steps: Steps, given: { again: string; report: 
     }
     say(`${head} ...`)
     const started = performance.now()
-    const lines = await steps[name]!(bed)
+    const lines = await steps[name]!(harness)
     kept.done[name] = { at: new Date().toISOString(), seconds: (performance.now() - started) / 1000, lines }
-    await bed.keep()
+    await harness.keep()
     for (const { source, criterion, target, measured, verdict } of lines)
       say(`  ${verdict.padEnd(7)} ${source}: ${criterion}: ${measured} (${target})`)
     say(`${head}: ${elapsed(started)}`)
@@ -188,7 +194,7 @@ async function runSteps(bed: Bed, steps: Steps, given: { again: string; report: 
     'npm run acceptance',
     ...(args.length > 0 ? ['--', ...args.filter((arg, at) => arg !== '--report' && args[at - 1] !== '--report')] : []),
   ].join(' ')
-  const [version] = await bed.admin<{ version: string }[]>`select current_setting('server_version') as version`
+  const [version] = await harness.admin<{ version: string }[]>`select current_setting('server_version') as version`
   const minutes = Math.round(done.reduce((sum, { seconds }) => sum + seconds, 0) / 60)
   const report = `# Acceptance
 

@@ -18,7 +18,7 @@ export interface Kept {
   done: Record<string, { at: string; seconds: number; lines: Line[] }>
 }
 
-export interface Bed extends Store {
+export interface Harness extends Store {
   directory: string
   kept: Kept
   keep: () => Promise<void>
@@ -27,7 +27,7 @@ export interface Bed extends Store {
 }
 
 /** @throws when the directory holds a run of other sizes */
-export async function openBed(directory: string, sizes: Kept['sizes']): Promise<Bed> {
+export async function openHarness(directory: string, sizes: Kept['sizes']): Promise<Harness> {
   await mkdir(directory, { recursive: true })
   // Postgres, as another user, goes through it.
   await chmod(directory, 0o755)
@@ -78,8 +78,8 @@ export async function openBed(directory: string, sizes: Kept['sizes']): Promise<
 }
 
 /** Runs the archiver until nothing is left to do. @throws when something failed */
-export async function archiveAll(bed: Bed) {
-  const archiver = startProgram('archiver/main.ts', { args: ['--once'], env: bed.archiverEnv() })
+export async function archiveAll(harness: Harness) {
+  const archiver = startProgram('archiver/main.ts', { args: ['--once'], env: harness.archiverEnv() })
   await archiver.exited
   if (/"level":"(error|fatal)"/.test(archiver.output())) throw new Error(`the archiver failed:\n${archiver.output()}`)
 }
