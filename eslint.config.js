@@ -1,5 +1,7 @@
 import js from '@eslint/js'
+import { createNodeResolver, importX } from 'eslint-plugin-import-x'
 import tseslint from 'typescript-eslint'
+import noImportCycle from './testing/no-import-cycle.js'
 
 const SYNTAX = [
   {
@@ -17,6 +19,20 @@ const SYNTAX = [
   },
 ]
 
+// A value that is written in the code at the top of a file: a literal, a product of literals, or a list or set of values.
+const VALUES = [
+  'Literal.init',
+  'TemplateLiteral.init[expressions.length=0]',
+  'BinaryExpression.init[operator=/[*]/]',
+  'ArrayExpression.init:has(> Literal)',
+  'TSAsExpression.init:has(> ArrayExpression)',
+  'NewExpression.init[callee.name="Set"]',
+]
+const NAMES = ['Program >', 'Program > ExportNamedDeclaration >'].map(place => ({
+  selector: `${place} VariableDeclaration[kind="const"] > VariableDeclarator[id.name=/^[a-z]/] > :matches(${VALUES.join(', ')})`,
+  message: 'Write the name of a constant value in SCREAMING_SNAKE_CASE, with its unit at the end.',
+}))
+
 const OPEN = 'Open it with lib/database.ts, server/database.ts or archiver/database.ts, which set a fixed search path.'
 const CONNECTIONS = [
   { selector: 'CallExpression[callee.name="postgres"]', message: OPEN },
@@ -25,6 +41,28 @@ const CONNECTIONS = [
   { selector: 'ImportDeclaration[source.value="postgres"] > ImportSpecifier[imported.name="default"]', message: OPEN },
   { selector: 'ImportDeclaration[source.value="pg"]', message: OPEN },
 ]
+
+/**
+ * What each directory may import besides itself and packages: a directory, or one file of it. Its *.test.ts files, testing/ and bench/ import
+ * what they need. So production code never imports testing/, and neither do server and archiver import each other.
+ */
+const MAY_IMPORT = {
+  lib: [],
+  server: ['lib'],
+  archiver: ['lib'],
+  // The generated pages of docs/ show what the server has.
+  cli: ['lib', 'local', 'server'],
+  // It judges the settings of the processes that it starts, and migrates.
+  local: ['lib', 'cli/migrate.ts', 'server/config.ts', 'archiver/config.ts'],
+  docker: ['lib', 'archiver/config.ts'],
+}
+const DIRECTORIES = Object.keys(MAY_IMPORT)
+const ZONES = Object.entries(MAY_IMPORT).map(([directory, others]) => ({
+  target: `./${directory}`,
+  from: '.',
+  except: [directory, ...others, 'node_modules'].map(path => `./${path}`),
+  message: `${directory}/ may import ${[directory, ...others].join(', ')}; see MAY_IMPORT in eslint.config.js.`,
+}))
 
 export default tseslint.config(
   { ignores: ['node_modules', '.local', '.tap', 'migrations'] },
@@ -54,16 +92,25 @@ export default tseslint.config(
           ],
         },
       ],
-      'no-restricted-syntax': ['error', ...SYNTAX, ...CONNECTIONS],
+      'no-restricted-syntax': ['error', ...SYNTAX, ...NAMES, ...CONNECTIONS],
       // Hono handlers and tap callbacks may be async without awaiting.
       '@typescript-eslint/require-await': 'off',
       '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true, allowBoolean: true }],
     },
   },
   {
+    files: DIRECTORIES.map(directory => `${directory}/**/*.{ts,tsx}`),
+    plugins: { 'import-x': importX, local: { rules: { 'no-import-cycle': noImportCycle } } },
+    settings: { 'import-x/resolver-next': [createNodeResolver({ extensions: ['.ts', '.tsx', '.js'] })] },
+    rules: {
+      'local/no-import-cycle': 'error',
+      'import-x/no-restricted-paths': ['error', { basePath: import.meta.dirname, zones: ZONES }],
+    },
+  },
+  {
     // The files that open connections, and tests and benchmarks, which use their own databases and open them in many ways.
     files: ['lib/database.ts', 'server/database.ts', 'archiver/database.ts', '**/*.test.ts', 'testing/**/*.ts', 'bench/**/*.ts'],
-    rules: { 'no-restricted-syntax': ['error', ...SYNTAX] },
+    rules: { 'no-restricted-syntax': ['error', ...SYNTAX, ...NAMES] },
   },
   {
     // Only these read the environment.
@@ -94,8 +141,15 @@ export default tseslint.config(
     },
   },
   {
+    // ESLint itself loads it.
+    files: ['testing/no-import-cycle.js'],
+    extends: [tseslint.configs.disableTypeChecked],
+    languageOptions: { parserOptions: { projectService: false } },
+  },
+  {
     files: ['**/*.test.ts', '**/*.test.tsx'],
     rules: {
+      'import-x/no-restricted-paths': 'off',
       // tap itself waits for its subtests.
       '@typescript-eslint/no-floating-promises': [
         'error',

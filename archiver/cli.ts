@@ -2,14 +2,16 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import type { Json } from '@duckdb/node-api'
 import { registerArchives } from './archive/register.ts'
-import { ConfigError, readConfig, type ArchiverConfig } from './config.ts'
+import { readConfig, type ArchiverConfig } from './config.ts'
 import { confirmArchives } from './archive/confirm.ts'
-import { createLog, describeError } from './log.ts'
+import { createLog } from '../lib/log.ts'
 import { queryArchive, QueryError, type Answer, type Days } from './query/query.ts'
 import { findOrphans, listArchives, verifyArchive } from './archive/verify.ts'
-import { closeWorker, openWorker, restoreOnce, writeIndex, type Worker } from './worker.ts'
+import { closeWorker, openWorker, type Worker } from './context.ts'
+import { restoreOnce, writeIndex } from './worker.ts'
+import { describeError, reportFailure, SettingsError, UsageError } from '../lib/errors.ts'
 
-const usage = `usage: npm run archive -- <command>
+const USAGE = `usage: npm run archive -- <command>
   list                     lists the proven archives: day, rows, size, state, place
   verify                   compares each manifest and object size with the database, and finds files that belong to no archive
   verify <date>            does the same for one day, and also reads every byte and row of its archive
@@ -27,9 +29,7 @@ const usage = `usage: npm run archive -- <command>
   a date is a UTC day, like 2026-08-15`
 
 /** A table is for people, and its columns are as wide as its widest row. */
-const shownRows = 1000
-
-class UsageError extends Error {}
+const MAX_SHOWN_ROWS = 1000
 
 // The reader of the output has ended, as in `… | head`.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 1))
@@ -41,7 +41,7 @@ async function main(args: string[]): Promise<number> {
     const run = parseCommand(args)
     const config = readConfig()
     // The CLI prints failures itself; the log would print them twice.
-    const worker = await openWorker(run === confirm ? asVerifier(config) : config, createLog('silent'))
+    const worker = await openWorker(run === confirm ? asVerifier(config) : config, createLog('archiver', 'silent'))
     worker.display = process.stderr.isTTY
       ? { everyMs: 200, show: showProgress }
       : { everyMs: 5000, show: text => text !== '' && console.error(text) }
@@ -51,12 +51,9 @@ async function main(args: string[]): Promise<number> {
       await closeWorker(worker)
     }
   } catch (error) {
-    if (error instanceof UsageError) {
-      console.error(error.message === '' ? usage : `${error.message}\n${usage}`)
-      return 2
-    }
-    console.error(error instanceof ConfigError || error instanceof QueryError ? error.message : describeError(error))
-    return error instanceof ConfigError ? 2 : 1
+    if (error instanceof UsageError) return reportFailure(error)
+    console.error(error instanceof QueryError ? error.message : describeError(error))
+    return 1
   }
 }
 
@@ -72,7 +69,7 @@ function parseCommand(args: string[]): (worker: Worker) => Promise<number> {
   if (command === 'restore' && (rest.length === 1 || rest.length === 2)) {
     const from = day(rest[0])
     const to = day(rest[1] ?? rest[0])
-    if (from > to) throw new UsageError(`${from} is after ${to}`)
+    if (from > to) throw wrongUsage(`${from} is after ${to}`)
     return worker => restore(worker, from, to)
   }
   if (command === 'query') {
@@ -87,7 +84,11 @@ function parseCommand(args: string[]): (worker: Worker) => Promise<number> {
     return register
   }
   if (command === 'reindex' && rest.length === 0) return reindex
-  throw new UsageError(command === undefined ? '' : `not understood: ${args.join(' ')}`)
+  throw command === undefined ? new UsageError(USAGE) : wrongUsage(`not understood: ${args.join(' ')}`)
+}
+
+function wrongUsage(problem: string) {
+  return new UsageError(`${problem}\n${USAGE}`)
 }
 
 function parseQuery(args: string[]) {
@@ -99,23 +100,23 @@ function parseQuery(args: string[]) {
       options: { from: { type: 'string' }, to: { type: 'string' }, json: { type: 'boolean' }, csv: { type: 'boolean' } },
     })
   } catch (error) {
-    throw new UsageError(describeError(error))
+    throw wrongUsage(describeError(error))
   }
   const {
     values,
     positionals: [sql, ...more],
   } = parsed
-  if (sql === undefined || more.length > 0) throw new UsageError('expected one query, in quotes')
-  if (values.json && values.csv) throw new UsageError('expected --json or --csv, got both')
+  if (sql === undefined || more.length > 0) throw wrongUsage('expected one query, in quotes')
+  if (values.json && values.csv) throw wrongUsage('expected --json or --csv, got both')
   const from = values.from === undefined ? undefined : day(values.from)
   const to = values.to === undefined ? undefined : day(values.to)
-  if (from !== undefined && to !== undefined && from > to) throw new UsageError(`${from} is after ${to}`)
+  if (from !== undefined && to !== undefined && from > to) throw wrongUsage(`${from} is after ${to}`)
   return { sql, days: { from, to }, format: values.json ? printJson : values.csv ? printCsv : printRows }
 }
 
 function day(text = '') {
   const isDay = /^\d{4}-\d\d-\d\d$/.test(text) && new Date(`${text}T00:00:00Z`).toJSON()?.startsWith(text)
-  if (!isDay) throw new UsageError(`expected a date like 2026-08-15, got ${text}`)
+  if (!isDay) throw wrongUsage(`expected a date like 2026-08-15, got ${text}`)
   return text
 }
 
@@ -173,12 +174,12 @@ async function reindex(worker: Worker) {
   return faults.length > 0 ? 1 : 0
 }
 
-/** @throws {ConfigError} when VERIFIER_DATABASE_URL is not set */
+/** @throws {SettingsError} when VERIFIER_DATABASE_URL is not set */
 function asVerifier(config: ArchiverConfig) {
   if (config.verifierDatabase) return { ...config, database: config.verifierDatabase }
-  throw new ConfigError(
+  throw new SettingsError([
     "VERIFIER_DATABASE_URL: is not set; archives are confirmed by a login of fleet_verifier, not by the archiver's login",
-  )
+  ])
 }
 
 async function confirm(worker: Worker) {
@@ -267,13 +268,13 @@ async function printRows({ columns, rows }: Answer) {
   let count = 0
   for await (const chunk of rows) {
     count += chunk.length
-    for (const row of chunk.slice(0, shownRows - shown.length))
+    for (const row of chunk.slice(0, MAX_SHOWN_ROWS - shown.length))
       shown.push(row.map(value => (value === null ? '' : asText(value))))
   }
   printTable(columns, shown)
   console.error(
     count > shown.length
-      ? `${count} rows, of which the first ${shownRows} are shown; --csv or --json prints all`
+      ? `${count} rows, of which the first ${MAX_SHOWN_ROWS} are shown; --csv or --json prints all`
       : `${count} ${count === 1 ? 'row' : 'rows'}`,
   )
 }

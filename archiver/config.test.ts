@@ -1,5 +1,6 @@
 import t from 'tap'
-import { ConfigError, readConfig } from './config.ts'
+import { readConfig } from './config.ts'
+import { SettingsError } from '../lib/errors.ts'
 
 t.test('with its own database URL the login decides the role; DATABASE_URL is used with the role fleet_archiver', async t => {
   const base = { ARCHIVE_URL: 'file:///var/archive/', DATABASE_URL: 'postgres://owner@db/fleet' }
@@ -43,7 +44,7 @@ t.test('all problems are told together, without the password', async t => {
     readConfig(wrong)
     t.fail('expected an error')
   } catch (error) {
-    t.ok(error instanceof ConfigError)
+    t.ok(error instanceof SettingsError)
     const { message } = error as Error
     for (const name of ['DATABASE_URL', 'ARCHIVE_URL', 'AWS_ENDPOINT_URL_S3', 'LOG_LEVEL']) t.match(message, `${name}: `)
     t.notMatch(message, 'secret')

@@ -3,6 +3,7 @@ import { type SettingOf, settings } from '../lib/settings.ts'
 import { databaseUrlProblem } from '../lib/database-url.ts'
 import { archiveUrlProblem } from './store/archive-url.ts'
 import type { OlderStore } from './store/store.ts'
+import { SettingsError } from '../lib/errors.ts'
 
 const databaseUrl = z.string().superRefine((value, issues) => {
   const problem = databaseUrlProblem(value)
@@ -49,13 +50,10 @@ const environment = z.object({
 
 export type ArchiverConfig = ReturnType<typeof readConfig>
 
-/** The settings are unusable; the message names every variable at fault. The process should end with exit code 2. */
-export class ConfigError extends Error {}
-
 /**
  * Reads the archiver's settings. The AWS SDK reads credentials and region (AWS_*) itself.
  * Without its own URL, the archiver uses DATABASE_URL and takes the role fleet_archiver at startup.
- * @throws {ConfigError} naming every problem at once
+ * @throws {SettingsError} naming every problem at once
  */
 export function readConfig(env: Record<string, string | undefined> = process.env) {
   // Compose files and CI may set variables to an empty text. These count as not set.
@@ -76,7 +74,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     problems.push(`ARCHIVE_OLDER_STORES: ${bucket} is the bucket of ARCHIVE_URL, and a bucket can have only one address`)
   }
   if (!parsed.success || problems.length > 0) {
-    throw new ConfigError(`the archiver cannot start:\n${problems.map(problem => `  ${problem}`).join('\n')}`)
+    throw new SettingsError(problems)
   }
   const { ARCHIVER_DATABASE_URL, VERIFIER_DATABASE_URL, DATABASE_URL, ARCHIVE_URL, LOG_LEVEL, LOG_FORMAT } = parsed.data
   return {

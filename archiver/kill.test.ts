@@ -20,12 +20,12 @@ import {
 } from '../testing/archiver.ts'
 import { listArchives, verifyArchive } from './archive/verify.ts'
 
-const kills = size({ deep: 20, quick: 6 })
-const seed = 20260815
+const KILLS = size({ deep: 20, quick: 6 })
+const SEED = 20260815
 
-t.test(`killed with -9 at ${kills} random moments, the archiver archives each partition once and loses nothing`, async t => {
-  t.comment(`seed ${seed}`)
-  const random = generator(seed)
+t.test(`killed with -9 at ${KILLS} random moments, the archiver archives each partition once and loses nothing`, async t => {
+  t.comment(`seed ${SEED}`)
+  const random = generator(SEED)
   const db = await withDatabase(t)
   const directory = await makeDirectory(t)
   const days: { day: string; partition: string; content: object | undefined }[] = []
@@ -40,7 +40,7 @@ t.test(`killed with -9 at ${kills} random moments, the archiver archives each pa
   }
 
   const steps = new Set<string>()
-  for (let killed = 0; killed < kills; killed++) {
+  for (let killed = 0; killed < KILLS; killed++) {
     // There is always work, so that each kill hits some.
     const waiting = async () =>
       (await db.admin`select from fleet.hb_partitions where state in ('detached', 'archiving', 'archived')`).length

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import { describeError, type Log } from './log.ts'
+import type { Log } from '../lib/log.ts'
 
 /** The lease ran out or was taken: the work must stop, and nothing may be recorded. */
 class LeaseLost extends Error {}
@@ -22,7 +22,7 @@ export function holdLease(seconds: number, renew: () => Promise<boolean>, log: L
         if (!(await renew())) return lost.abort(new LeaseLost('the lease was lost to another archiver'))
         until = asked + seconds * 1000
       } catch (error) {
-        log.warn({ event: 'archiver.lease.unrenewed' }, describeError(error))
+        log.warn({ event: 'archiver.lease.unrenewed', error }, 'the lease could not be renewed; trying again')
         if (performance.now() >= until) {
           return lost.abort(new LeaseLost(`the lease could not be renewed for ${seconds} s`, { cause: error }))
         }

@@ -1,7 +1,7 @@
 import { connect, type Database } from './database.ts'
-import { describeError, type Log } from './log.ts'
+import type { Log } from '../lib/log.ts'
 
-const channel = 'fleet_archiver'
+const CHANNEL = 'fleet_archiver'
 
 /**
  * Listens for work. `onWake` is also called whenever listening starts or restarts, because notifications in between are
@@ -16,7 +16,7 @@ export function openListener(database: Database, worker: string, onWake: () => v
 
   async function listen() {
     await sql.listen(
-      channel,
+      CHANNEL,
       payload => {
         if (payload === ping) isHeard = true
         else if (!payload.startsWith('ping ')) onWake()
@@ -37,9 +37,9 @@ export function openListener(database: Database, worker: string, onWake: () => v
           await listen()
         }
         isHeard = false
-        await sql.notify(channel, ping)
+        await sql.notify(CHANNEL, ping)
       } catch (error) {
-        log.warn({ event: 'archiver.listen.failed' }, describeError(error))
+        log.warn({ event: 'archiver.listen.failed', error }, 'notifications may be lost; trying again')
       }
     },
     async close() {

@@ -178,6 +178,6 @@ t.test('it reports what is wrong with its settings and with the database', async
   t.equal((await nowhere.exited).code, 1)
   t.match(
     eventsOf(nowhere.output()).find(line => line.event === 'archiver.failed'),
-    { error: /ECONNREFUSED/ },
+    { error: { message: /ECONNREFUSED/ } },
   )
 })

@@ -1,36 +1,37 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import { ConfigError, readConfig } from './config.ts'
+import { reportFailure, SettingsError } from '../lib/errors.ts'
+import { readConfig } from './config.ts'
 import { openListener } from './listener.ts'
 import { logDestination } from '../lib/log.ts'
 import { startTracing } from '../lib/tracing.ts'
 import { version } from '../lib/version.ts'
-import { createLog, describeError, type Log } from './log.ts'
-import { closeWorker, openWorker, refreshIndex, workOnce, type Worker } from './worker.ts'
+import { createLog, type Log } from '../lib/log.ts'
+import { closeWorker, openWorker, type Worker } from './context.ts'
+import { refreshIndex, workOnce } from './worker.ts'
 
-const usage = `usage: npm run archiver [-- --once]
+const USAGE = `usage: npm run archiver [-- --once]
   archives partitions past their retention, and restores those that were requested, as they come
   --once  works until nothing is left to do, then exits: 0 if everything succeeded, 1 if something failed`
 
-const sweepMs = 60_000
-const heartbeatMs = 15_000
+const SWEEP_MS = 60_000
+const HEARTBEAT_MS = 15_000
 
 process.exit(await main(process.argv.slice(2)))
 
 async function main(args: string[]): Promise<number> {
   if (args.some(arg => arg !== '--once')) {
-    console.error(usage)
+    console.error(USAGE)
     return 2
   }
   let config
   try {
     config = readConfig()
   } catch (error) {
-    if (!(error instanceof ConfigError)) throw error
-    console.error(error.message)
-    return 2
+    if (!(error instanceof SettingsError)) throw error
+    return reportFailure(error)
   }
 
-  const log = createLog(config.logLevel, await logDestination(config.logFormat))
+  const log = createLog('archiver', config.logLevel, await logDestination(config.logFormat))
   const stopping = new AbortController()
   const stop = (why: string) => {
     if (stopping.signal.aborted) return
@@ -47,7 +48,7 @@ async function main(args: string[]): Promise<number> {
   try {
     return args.includes('--once') ? await runOnce(worker, stopping.signal) : await runForever(worker, stopping.signal, log)
   } catch (error) {
-    log.fatal({ event: 'archiver.failed', error: describeError(error) }, 'the archiver ended')
+    log.fatal({ event: 'archiver.failed', error }, 'the archiver ended')
     return 1
   } finally {
     await closeWorker(worker)
@@ -82,9 +83,10 @@ async function runForever(worker: Worker, signal: AbortSignal, log: Log) {
   const beat = () =>
     worker.sql`select fleet.archiver_heartbeat(${worker.name}, ${version})`.then(
       () => {},
-      (error: unknown) => log.warn({ event: 'archiver.heartbeat.failed' }, describeError(error)),
+      (error: unknown) =>
+        log.warn({ event: 'archiver.heartbeat.failed', error }, 'the database was not told that this archiver runs'),
     )
-  const timers = [setInterval(() => void beat(), heartbeatMs), setInterval(() => void listener.check(), heartbeatMs)]
+  const timers = [setInterval(() => void beat(), HEARTBEAT_MS), setInterval(() => void listener.check(), HEARTBEAT_MS)]
   try {
     await worker.sql`select fleet.archiver_heartbeat(${worker.name}, ${version})`
     await listener.listen()
@@ -97,10 +99,7 @@ async function runForever(worker: Worker, signal: AbortSignal, log: Log) {
       try {
         result = await workOnce(worker, signal)
       } catch (error) {
-        log.error(
-          { event: 'archiver.database.unavailable', error: describeError(error) },
-          'the database could not be asked for work; trying again',
-        )
+        log.error({ event: 'archiver.database.unavailable', error }, 'the database could not be asked for work; trying again')
         await sleep(5000, undefined, { signal }).catch(() => {})
         continue
       }
@@ -109,7 +108,7 @@ async function runForever(worker: Worker, signal: AbortSignal, log: Log) {
       if (wake.isPending) continue
       const pause = new AbortController()
       wake.now = () => pause.abort()
-      await sleep(sweepMs, undefined, { signal: AbortSignal.any([signal, pause.signal]) }).catch(() => {})
+      await sleep(SWEEP_MS, undefined, { signal: AbortSignal.any([signal, pause.signal]) }).catch(() => {})
     }
     return 0
   } finally {

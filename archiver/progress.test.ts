@@ -1,5 +1,5 @@
 import t from 'tap'
-import { createLog } from './log.ts'
+import { createLog } from '../lib/log.ts'
 import { describeCopy, followCopy } from './progress.ts'
 
 t.test('a copy is described by rows, MB, rate and the time left', async t => {
@@ -12,7 +12,7 @@ t.test('a copy is described by rows, MB, rate and the time left', async t => {
 t.test('a display is updated often, the log rarely', async t => {
   const lines: string[] = []
   const shown: string[] = []
-  const log = createLog('info', { write: line => void lines.push(line) })
+  const log = createLog('archiver', 'info', { write: line => void lines.push(line) })
   const onRows = followCopy(
     { log, display: { everyMs: 0, show: text => shown.push(text) } },
     'partition.restore.progress',

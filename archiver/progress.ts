@@ -1,4 +1,4 @@
-import type { Log } from './log.ts'
+import type { Log } from '../lib/log.ts'
 
 /** A place where a person watches the progress. Without one, progress goes to the log. */
 export interface Display {
@@ -6,7 +6,7 @@ export interface Display {
   show: (text: string) => void
 }
 
-const logEveryMs = 5000
+const LOG_EVERY_MS = 5000
 
 /**
  * Reports the progress of a long copy at intervals: rows, MB, rate, and the time left if the number of rows is known.
@@ -22,7 +22,7 @@ export function followCopy(
   let said = began
   return (rows: number, bytes: number) => {
     const now = performance.now()
-    if (now - said < (to.display?.everyMs ?? logEveryMs)) return
+    if (now - said < (to.display?.everyMs ?? LOG_EVERY_MS)) return
     said = now
     const rows_per_second = Math.round((rows / (now - began)) * 1000)
     const seconds_left =

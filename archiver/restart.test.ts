@@ -71,7 +71,7 @@ t.test(
     `
           return left?.left === 0
         }),
-      { patience: 120_000, what: () => `all days to be dropped; the archiver printed:\n${archiver.output()}` },
+      { timeoutMs: 120_000, what: () => `all days to be dropped; the archiver printed:\n${archiver.output()}` },
     )
     t.equal((await archiver.stop('SIGTERM')).code, 0, 'it survived every crash, and stops when it is told to')
 

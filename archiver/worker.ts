@@ -1,68 +1,12 @@
-import { randomBytes } from 'node:crypto'
-import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises'
-import { hostname, tmpdir } from 'node:os'
+import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import type { Tracing } from '../lib/tracing.ts'
-import { connect, openSession, type Database, type Sql } from './database.ts'
-import { holdLease } from './lease.ts'
-import { describeError, type Log } from './log.ts'
 import { rebuildIndex } from './archive/manifest.ts'
 import { archivePartition, claimPartition } from './archive/partition.ts'
-import type { Display } from './progress.ts'
+import type { Worker } from './context.ts'
+import { openSession } from './database.ts'
+import { holdLease } from './lease.ts'
 import { claimRestore, restorePartition } from './restore/restore.ts'
-import { openStore, type Store, type StoreOptions } from './store/store.ts'
-
-/** What one archiver works with. */
-export interface Worker {
-  /** Names it in leases: host, pid and a random part, so that no two processes ever share one. */
-  name: string
-  database: Database
-  /** Short statements only: leases are renewed on it. */
-  sql: Sql
-  store: Store
-  storeOptions: StoreOptions
-  log: Log
-  /** Where progress is shown; the log, when there is none. */
-  display?: Display | undefined
-  /** For pipes, exports and what was read back; empty between partitions. */
-  directory: string
-  leaseSeconds: number
-  /** Does a part of the work, as a span when tracing is on. */
-  step: Tracing['step']
-  /** True when the archive has changed since index.json was written. */
-  indexIsStale: boolean
-}
-
-export interface WorkerSettings {
-  database: Database
-  archiveUrl: string
-  s3Endpoint?: string | undefined
-  olderStores?: StoreOptions['olderStores']
-  /** Where its work directory is made; default TMPDIR. */
-  temporary?: string
-}
-
-/** Connects nothing yet. End it with closeWorker. */
-export async function openWorker(settings: WorkerSettings, log: Log, tracing?: Tracing): Promise<Worker> {
-  const storeOptions = { s3Endpoint: settings.s3Endpoint, olderStores: settings.olderStores }
-  return {
-    name: `${hostname()}:${process.pid}:${randomBytes(3).toString('hex')}`,
-    database: settings.database,
-    sql: connect(settings.database, { max: 2 }),
-    store: await openStore(settings.archiveUrl, storeOptions),
-    storeOptions,
-    log,
-    directory: await makeDirectory(settings.temporary ?? tmpdir()),
-    leaseSeconds: 300,
-    step: tracing?.step ?? ((_name, _attributes, work) => work()),
-    indexIsStale: false,
-  }
-}
-
-export async function closeWorker(worker: Worker) {
-  await worker.sql.end({ timeout: 5 })
-  await rm(worker.directory, { recursive: true, force: true })
-}
+import { describeError } from '../lib/errors.ts'
 
 export type Result = 'idle' | 'done' | 'failed' | 'stopped'
 
@@ -143,7 +87,10 @@ async function attempt(worker: Worker, stop: AbortSignal, piece: Piece): Promise
     return 'done'
   } catch (error) {
     if (lease.signal.aborted) {
-      log.warn({ event: 'archiver.lease.lost', partition }, describeError(lease.signal.reason))
+      log.warn(
+        { event: 'archiver.lease.lost', partition, error: lease.signal.reason as unknown },
+        'stopped; nothing more is recorded',
+      )
       return 'failed'
     }
     try {
@@ -152,7 +99,7 @@ async function attempt(worker: Worker, stop: AbortSignal, piece: Piece): Promise
         log.info({ event: 'archiver.lease.released', partition }, 'stopped; the partition is given back')
         return 'stopped'
       }
-      log.error({ event: piece.event, partition, error: describeError(error) }, 'failed; the partition is kept')
+      log.error({ event: piece.event, partition, error }, 'failed; the partition is kept')
       await piece.fail(describeError(error))
     } catch (cause) {
       log.error(
@@ -175,7 +122,8 @@ export async function refreshIndex(worker: Worker, signal: AbortSignal) {
     for (const fault of faults) worker.log.warn({ event: 'archive.manifest.invalid' }, fault)
     worker.log.info({ event: 'archive.index', archives: count }, 'index.json written')
   } catch (error) {
-    if (!signal.aborted) worker.log.warn({ event: 'archive.index.failed' }, describeError(error))
+    if (!signal.aborted)
+      worker.log.warn({ event: 'archive.index.failed', error }, 'index.json is not written; it will be tried again')
   }
 }
 
@@ -196,24 +144,5 @@ export async function writeIndex(worker: Worker, signal?: AbortSignal) {
     return written
   } finally {
     await session.close()
-  }
-}
-
-/** Makes this process's work directory, and removes those of archivers that were killed. */
-async function makeDirectory(parent: string) {
-  await mkdir(parent, { recursive: true })
-  for (const name of await readdir(parent)) {
-    const pid = Number(/^fleet-archiver-(\d+)-/.exec(name)?.[1] ?? 0)
-    if (pid > 0 && !isAlive(pid)) await rm(join(parent, name), { recursive: true, force: true }).catch(() => {})
-  }
-  return await mkdtemp(join(parent, `fleet-archiver-${process.pid}-`))
-}
-
-function isAlive(pid: number) {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return error instanceof Error && 'code' in error && error.code === 'EPERM'
   }
 }

@@ -16,7 +16,7 @@ import type { Sent } from './sender.ts'
 import { enroll, startServer, withStore, type Store } from './store.ts'
 
 /** The heartbeats of one device in a day at the default interval. */
-const beatsADay = 1_440
+const HEARTBEATS_A_DAY = 1_440
 
 /** The first seconds of each measurement, which do not count. */
 const WARMUP = 5
@@ -37,8 +37,8 @@ export async function benchArchive(args: string[]): Promise<Figure[]> {
 
 /** Measures the cycle that the archiver does for one partition: freeze, export, upload, read back, prove, drop. */
 async function measureCycle({ cluster, admin }: Store, given: { rows: number; rounds: number }): Promise<Figure[]> {
-  const devices = Math.ceil(given.rows / beatsADay)
-  const rows = devices * beatsADay
+  const devices = Math.ceil(given.rows / HEARTBEATS_A_DAY)
+  const rows = devices * HEARTBEATS_A_DAY
   const { rounds } = given
   const work = await mkdtemp(join(tmpdir(), 'fleet-bench-'))
   try {
@@ -143,7 +143,7 @@ async function measureIngest(
   const fleet = { devices: given.devices, interval: 60, jitter: 15, retries: 0 }
   const devices = await enroll(store, fleet.devices)
   const partition = await step(`Loading a day of ${rows.toLocaleString('en')} heartbeats`, () =>
-    loadDay(admin, Math.ceil(rows / beatsADay)),
+    loadDay(admin, Math.ceil(rows / HEARTBEATS_A_DAY)),
   )
   const server = await startServer(store)
   const sender = startSender()
@@ -209,9 +209,9 @@ export async function loadDay(admin: Sql, devices: number) {
       ('10.' || b.device_id / 250 || '.0.' || b.device_id % 250)::inet
     from (
       select d.device_id, m.minute,
-        date_trunc('day', now(), 'UTC') - interval '10 days' + m.minute * interval '1 day' / ${beatsADay}
+        date_trunc('day', now(), 'UTC') - interval '10 days' + m.minute * interval '1 day' / ${HEARTBEATS_A_DAY}
           + (d.device_id * 37 % 1000) * interval '10 ms' + random() * interval '5 seconds' as ts
-      from generate_series(0, ${beatsADay - 1}) as m (minute)
+      from generate_series(0, ${HEARTBEATS_A_DAY - 1}) as m (minute)
       cross join generate_series(1, ${devices}) as d (device_id)
     ) b
   `)

@@ -16,8 +16,9 @@ import { optionalDatabaseUrl } from '../local/config.ts'
 import { elapsed, say, step } from '../lib/progress.ts'
 import { generator } from '../testing/random.ts'
 import type { Figure } from './figure.ts'
-import { readOptions, UsageError } from './options.ts'
+import { readOptions } from './options.ts'
 import { withStore } from './store.ts'
+import { UsageError } from '../lib/errors.ts'
 
 const options = {
   rows: { otherwise: 100_000_000, what: 'heartbeats in total' },

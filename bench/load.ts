@@ -15,11 +15,12 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { say } from '../lib/progress.ts'
 import { atLeast, atMost, type Figure } from './figure.ts'
 import { startSender, tellProgress } from './heartbeats.ts'
-import { readOptions, UsageError } from './options.ts'
+import { readOptions } from './options.ts'
 import { cpuPercent, iowait, usageOf, type Usage } from './processes.ts'
 import { peakRate, schedule, type Fleet } from './schedule.ts'
 import type { Sent } from './sender.ts'
 import { enroll, startServer, withStore, type Device, type Server, type Store } from './store.ts'
+import { UsageError } from '../lib/errors.ts'
 
 interface Preset extends Omit<Fleet, 'retries'> {
   warmup: number

@@ -6,7 +6,8 @@ import { dirname, join, resolve } from 'node:path'
 import { repository } from '../local/config.ts'
 import { say } from '../lib/progress.ts'
 import { isMet, line, type Figure } from './figure.ts'
-import { runProgram, UsageError } from './options.ts'
+import { runProgram } from './options.ts'
+import { UsageError } from '../lib/errors.ts'
 
 /** A scenario is loaded only when it is run, so that a wrong option is reported at once. */
 const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure[]>>> = {

@@ -1,5 +1,5 @@
 import { parseArgs } from 'node:util'
-import { explain } from '../lib/progress.ts'
+import { reportFailure, UsageError } from '../lib/errors.ts'
 
 /**
  * An option of a scenario: its default, which also determines its type (undefined: a number that may be left out), and its
@@ -23,16 +23,12 @@ type Value<T> = T extends readonly number[]
         : string
 export type Values<S extends Record<string, Option>> = { [K in keyof S]: Value<S[K]['otherwise']> }
 
-/** A wrong command line; the message ends with the usage. */
-export class UsageError extends Error {}
-
 /** Runs a program of bench/. Its exit code is what `main` returns, 2 after a wrong command line, and 1 after any other error. */
 export async function runProgram(main: (args: string[]) => Promise<number>) {
   try {
     process.exitCode = await main(process.argv.slice(2))
   } catch (error) {
-    process.stderr.write(`${error instanceof UsageError ? error.message : explain(error)}\n`)
-    process.exitCode = error instanceof UsageError ? 2 : 1
+    process.exitCode = reportFailure(error)
   }
 }
 

@@ -21,9 +21,9 @@ const LEFT = 60
 const RIGHT = 16
 const TOP = 44
 const BOTTOM = 44
-const colours = ['#2f7ed8', '#d9692b', '#3a9d5d', '#9b59b6', '#c0392b', '#7f8c8d']
+const COLOURS = ['#2f7ed8', '#d9692b', '#3a9d5d', '#9b59b6', '#c0392b', '#7f8c8d']
 
-const colour = (index: number) => colours[index % colours.length]!
+const colour = (index: number) => COLOURS[index % COLOURS.length]!
 
 export function plot({ title, x, y, series, spans = [], isLogarithmic = false }: Plot) {
   const all = series.flatMap(({ points }) => points)

@@ -8,6 +8,7 @@ import { freePort, throwawayCluster, type Cluster } from '../local/cluster.ts'
 import { plainEnv, repository } from '../local/config.ts'
 import { migrate } from '../cli/migrate.ts'
 import { requirePostgres } from '../local/packages.ts'
+import { hasEnded } from '../lib/process.ts'
 import { step } from '../lib/progress.ts'
 
 export interface Store {
@@ -116,17 +117,16 @@ export function startProgram(
   const exited = new Promise<void>(resolve => {
     child.once('exit', () => resolve())
   })
-  const hasEnded = () => child.exitCode !== null || child.signalCode !== null
   return {
     pid: child.pid ?? 0,
     output: () => output,
-    hasEnded,
+    hasEnded: () => hasEnded(child),
     exited,
     kill: signal => {
       child.kill(signal)
     },
     async stop() {
-      if (!hasEnded()) child.kill('SIGTERM')
+      if (!hasEnded(child)) child.kill('SIGTERM')
       const timer = setTimeout(() => child.kill('SIGKILL'), 30_000)
       await exited
       clearTimeout(timer)
@@ -162,7 +162,7 @@ export async function startServer(
     return workers === 1 || program.output().split('"worker.started"').length - 1 === workers
   }
 
-  const patience = Date.now() + 30_000
+  const deadline = Date.now() + 30_000
   while (
     !isComplete() ||
     !(await fetch(`${url}/readyz`).then(
@@ -170,7 +170,7 @@ export async function startServer(
       () => false,
     ))
   ) {
-    if (program.hasEnded() || Date.now() > patience) {
+    if (program.hasEnded() || Date.now() > deadline) {
       program.kill('SIGKILL')
       throw new Error(`the server did not become ready:\n${program.output()}`)
     }

@@ -4,10 +4,11 @@ import { readFile, realpath } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { Cluster, clusterMajor } from '../local/cluster.ts'
-import { optionalDatabaseUrl, repository, serverAddress, SettingsError } from '../local/config.ts'
+import { optionalDatabaseUrl, repository, serverAddress } from '../local/config.ts'
 import { openDatabase } from '../lib/database.ts'
 import { findPostgres } from '../local/packages.ts'
-import { explain, say } from '../lib/progress.ts'
+import { say } from '../lib/progress.ts'
+import { explain, reportFailure } from '../lib/errors.ts'
 
 interface Check {
   check_name: string
@@ -99,8 +100,7 @@ async function main() {
       await sql.end({ timeout: 5 })
     }
   } catch (error) {
-    process.stderr.write(`${explain(error)}\n`)
-    process.exitCode = error instanceof SettingsError ? 2 : 1
+    process.exitCode = reportFailure(error)
   }
 }
 

@@ -4,13 +4,14 @@ import { commit, uncommit } from 'graphile-migrate'
 import { throwawayCluster } from '../local/cluster.ts'
 import { openDatabase, withSearchPath } from '../lib/database.ts'
 import { requirePostgres } from '../local/packages.ts'
-import { migrate, migrationSettings, poolsEnded, setupFiles } from './migrate.ts'
-import { explain, say } from '../lib/progress.ts'
+import { migrate, migrationSettings, poolsEnded, SETUP_FILES } from './migrate.ts'
+import { say } from '../lib/progress.ts'
+import { reportFailure, UsageError } from '../lib/errors.ts'
 
-const usage = 'usage: npm run migrate:commit -- "<what the migration does>"\n       npm run migrate:uncommit'
+const USAGE = 'usage: npm run migrate:commit -- "<what the migration does>"\n       npm run migrate:uncommit'
 
 /** The message becomes the name of the file. */
-const mostWords = 6
+const MAX_WORDS = 6
 
 /** Runs one of graphile-migrate's commands, which need two databases, in a cluster made for the purpose. */
 async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[0]) => Promise<void>) {
@@ -35,7 +36,7 @@ async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[
       pgSettings: others,
       shadowConnectionString: withSearchPath(cluster.url(role as 'fleet_owner', 'fleet_shadow')),
       rootConnectionString: withSearchPath(cluster.url('postgres', 'postgres')),
-      afterReset: setupFiles.map(file => `!../sql/setup/${file}`),
+      afterReset: SETUP_FILES.map(file => `!../sql/setup/${file}`),
     })
   } finally {
     await poolsEnded()
@@ -45,9 +46,9 @@ async function inThrowawayCluster(command: (settings: Parameters<typeof commit>[
 
 const [command, message, ...rest] = process.argv.slice(2)
 try {
-  if (command === 'commit' && message && (message.match(/\w+/g) ?? []).length > mostWords) {
+  if (command === 'commit' && message && (message.match(/\w+/g) ?? []).length > MAX_WORDS) {
     process.stderr.write(
-      `A migration is named in at most ${mostWords} words, and these are more: ${message}\nNothing was committed.\n`,
+      `A migration is named in at most ${MAX_WORDS} words, and these are more: ${message}\nNothing was committed.\n`,
     )
     process.exitCode = 2
   } else if (command === 'commit' && message && !rest.length) {
@@ -57,10 +58,8 @@ try {
     await inThrowawayCluster(uncommit)
     say('The last committed migration is back in migrations/current.sql. Drop every database that has it.')
   } else {
-    process.stderr.write(`${usage}\n`)
-    process.exitCode = 2
+    throw new UsageError(USAGE)
   }
 } catch (error) {
-  process.stderr.write(`${explain(error)}\n`)
-  process.exitCode = 1
+  process.exitCode = reportFailure(error)
 }

@@ -5,11 +5,12 @@ import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import type { Sql } from 'postgres'
 import { throwawayCluster } from '../local/cluster.ts'
-import { repository, SettingsError } from '../local/config.ts'
+import { repository } from '../local/config.ts'
+import { reportFailure, UsageError } from '../lib/errors.ts'
 import { openDatabase } from '../lib/database.ts'
 import { migrate } from './migrate.ts'
 import { requirePostgres } from '../local/packages.ts'
-import { explain, say } from '../lib/progress.ts'
+import { say } from '../lib/progress.ts'
 import { apiPage } from './docs/api.ts'
 import { metricsPage } from './docs/metrics.ts'
 import { rightsPage } from './docs/rights.ts'
@@ -40,7 +41,7 @@ export async function makePages(sql: Sql) {
 async function main() {
   try {
     const args = process.argv.slice(2)
-    if (args.some(arg => arg !== '--check')) throw new SettingsError(['usage: npm run docs [-- --check]'])
+    if (args.some(arg => arg !== '--check')) throw new UsageError('usage: npm run docs [-- --check]')
     const isCheck = args.length > 0
     const stale = (await withCatalog(makePages)).filter(({ made, found }) => made !== found)
     if (!isCheck) for (const { path, made } of stale) await writeFile(join(repository, path), made)
@@ -48,8 +49,7 @@ async function main() {
     if (stale.length === 0) say('All generated pages are up to date.')
     else if (isCheck) process.exitCode = 1
   } catch (error) {
-    process.stderr.write(`${explain(error)}\n`)
-    process.exitCode = error instanceof SettingsError ? 2 : 1
+    process.exitCode = reportFailure(error)
   }
 }
 

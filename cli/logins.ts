@@ -1,10 +1,11 @@
 // npm run logins: lets the roles that the setup made log in, each with the password given for it.
 import { pathToFileURL } from 'node:url'
 import type { Sql } from 'postgres'
-import { databaseUrl, rolePasswords, SettingsError } from '../local/config.ts'
+import { databaseUrl, rolePasswords } from '../local/config.ts'
 import { openDatabase } from '../lib/database.ts'
-import { explain, say } from '../lib/progress.ts'
+import { say } from '../lib/progress.ts'
 import { scramVerifier } from '../local/scram.ts'
+import { reportFailure, UsageError } from '../lib/errors.ts'
 
 /** Needs the right to alter the roles. */
 export async function giveLogins(sql: Sql, passwords: ReturnType<typeof rolePasswords>) {
@@ -14,7 +15,7 @@ export async function giveLogins(sql: Sql, passwords: ReturnType<typeof rolePass
 async function main() {
   try {
     if (process.argv.length > 2)
-      throw new SettingsError(['usage: DATABASE_URL=postgres://… FLEET_SERVER_PASSWORD=… npm run logins (no arguments)'])
+      throw new UsageError('usage: DATABASE_URL=postgres://… FLEET_SERVER_PASSWORD=… npm run logins (no arguments)')
     const passwords = rolePasswords()
     const sql = openDatabase(databaseUrl(), { max: 1 })
     try {
@@ -24,8 +25,7 @@ async function main() {
     }
     say(`These roles can log in with their new passwords: ${passwords.map(({ role }) => role).join(', ')}.`)
   } catch (error) {
-    process.stderr.write(`${explain(error)}\n`)
-    process.exitCode = error instanceof SettingsError ? 2 : 1
+    process.exitCode = reportFailure(error)
   }
 }
 

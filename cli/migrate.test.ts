@@ -4,7 +4,7 @@ import postgres from 'postgres'
 import t from 'tap'
 import { throwawayCluster } from '../local/cluster.ts'
 import { plainEnv, repository } from '../local/config.ts'
-import { migrate, setupFiles } from './migrate.ts'
+import { migrate, SETUP_FILES } from './migrate.ts'
 import { testCluster, withCronDatabase, withDatabase } from '../testing/database.ts'
 import { value } from '../testing/fleet.ts'
 
@@ -143,7 +143,7 @@ t.test('a superuser is not needed after the setup', async t => {
 
   await admin`grant pg_monitor to fleet_owner`
   await t.test('if an administrator ran all the files, the owner of the store can do the rest', async t => {
-    t.match(psql('prepared', setupFiles), { status: 0 })
+    t.match(psql('prepared', SETUP_FILES), { status: 0 })
     t.notMatch(await migrated('prepared'), /not guarded/)
     const owner = connect(deployer('prepared'))
     t.match(await owner`select usename, jobname from cron.job right join (select current_user as usename) u on true`, [

@@ -6,9 +6,10 @@ import { pathToFileURL } from 'node:url'
 import { Logger, migrate as runCommitted, watch, type Settings } from 'graphile-migrate'
 import type { Sql } from 'postgres'
 import { isVersion010, upgradeFrom010 } from './upgrade.ts'
-import { databaseUrl, ownerDatabaseUrl, repository, SettingsError } from '../local/config.ts'
+import { databaseUrl, ownerDatabaseUrl, repository } from '../local/config.ts'
 import { openDatabase, SEARCH_PATH, withSearchPath } from '../lib/database.ts'
-import { explain, say } from '../lib/progress.ts'
+import { say } from '../lib/progress.ts'
+import { reportFailure, UsageError } from '../lib/errors.ts'
 
 export interface MigrateOptions {
   /** Also run migrations/current.sql, the migration that is being written. For tests and development. */
@@ -26,13 +27,13 @@ export interface MigrateOptions {
 }
 
 /** The files that the administrator runs in each database before the migrations, in this order. Each can be run again. */
-export const setupFiles = ['roles.sql', 'extensions.sql', 'guard.sql', 'shape-guard.sql', 'privileged-views.sql', 'public.sql']
+export const SETUP_FILES = ['roles.sql', 'extensions.sql', 'guard.sql', 'shape-guard.sql', 'privileged-views.sql', 'public.sql']
 
 // Only one migration runs in a database at a time. graphile-migrate's own lock fails at once; this one waits.
-const migrationLock = 4_727_445_306
-const insufficientPrivilege = '42501'
+const MIGRATION_LOCK = 4_727_445_306
+const INSUFFICIENT_PRIVILEGE = '42501'
 // The others mean that the role does not exist or that its login is refused.
-const cannotBeOwner = new Set([insufficientPrivilege, '22023', '42704', '28000', '28P01'])
+const CANNOT_BE_OWNER = new Set([INSUFFICIENT_PRIVILEGE, '22023', '42704', '28000', '28P01'])
 
 /**
  * Sets up and migrates the database at `adminUrl`, whose user is the administrator: a superuser, or a role that may become
@@ -49,9 +50,9 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
     },
   })
   try {
-    await sql`select pg_advisory_lock(${migrationLock})`
+    await sql`select pg_advisory_lock(${MIGRATION_LOCK})`
     await refuseUnknown(sql, options.ownerUrl)
-    for (const file of setupFiles) {
+    for (const file of SETUP_FILES) {
       await runFile(sql, file, log)
       await requirePreparation(sql, file)
     }
@@ -142,7 +143,7 @@ async function refuseUnknown(sql: Sql, ownerUrl: string | undefined) {
       await isVersion010(owner)
     })
   } catch (error) {
-    if (!cannotBeOwner.has((error as { code?: string }).code ?? '')) throw error
+    if (!CANNOT_BE_OWNER.has((error as { code?: string }).code ?? '')) throw error
   }
 }
 
@@ -170,7 +171,7 @@ async function runFile(sql: Sql, file: string, log: (line: string) => void) {
     await sql.unsafe(text)
   } catch (cause) {
     const { code, message } = cause as { code?: unknown; message?: string }
-    if (code !== insufficientPrivilege)
+    if (code !== INSUFFICIENT_PRIVILEGE)
       throw new Error(`sql/setup/${file}, which the administrator runs at setup, failed`, { cause })
     log(`sql/setup/${file} needs an administrator and was not run (${message}). What is already there is used.`)
   }
@@ -194,7 +195,7 @@ async function requirePreparation(sql: Sql, file: string) {
   if (row?.is_prepared) return
   throw new Error(
     'this database is not prepared: fleet_owner, pg_partman with its rights, or the guard of this version is missing. Run once, as a role that ' +
-      `may create extensions and roles: psql -v ON_ERROR_STOP=1 ${setupFiles.map(name => `-f sql/setup/${name}`).join(' ')} <the URL of this database>`,
+      `may create extensions and roles: psql -v ON_ERROR_STOP=1 ${SETUP_FILES.map(name => `-f sql/setup/${name}`).join(' ')} <the URL of this database>`,
   )
 }
 
@@ -228,13 +229,12 @@ async function scheduleJobs(sql: Sql, log: (line: string) => void) {
 
 async function main() {
   try {
-    if (process.argv.length > 2) throw new SettingsError(['usage: DATABASE_URL=postgres://… npm run migrate (no arguments)'])
+    if (process.argv.length > 2) throw new UsageError('usage: DATABASE_URL=postgres://… npm run migrate (no arguments)')
     const ownerUrl = ownerDatabaseUrl()
     await migrate(databaseUrl(), ownerUrl === undefined ? {} : { ownerUrl })
     say('The database is up to date.')
   } catch (error) {
-    process.stderr.write(`${explain(error)}\n`)
-    process.exitCode = error instanceof SettingsError ? 2 : 1
+    process.exitCode = reportFailure(error)
   }
 }
 

@@ -13,7 +13,7 @@ const version010 = {
 }
 
 /** A 28th migration was in use in development, before there was one initial migration. */
-const unreleased = 'sha1:8aeca77ddc7515f65b0f5551c0df636aef3cebc9'
+const UNRELEASED = 'sha1:8aeca77ddc7515f65b0f5551c0df636aef3cebc9'
 
 /**
  * Finds out whether the migrations of this database are those of 0.1.0. False for a new database and for one with migrations of
@@ -29,7 +29,7 @@ export async function isVersion010(sql: Sql) {
   const hashes = applied.map(({ hash }) => hash)
   const newest = applied.at(-1)!
   const later = hashes.slice(version010.count)
-  if (hashes[version010.count - 1] === version010.last && later.every(hash => hash === unreleased)) return true
+  if (hashes[version010.count - 1] === version010.last && later.every(hash => hash === UNRELEASED)) return true
   if (hashes[0] === version010.first && hashes.length < version010.count) {
     throw new Error(
       `this database is older than 0.1.0: its newest migration is ${newest.filename}, and this version continues only from the ` +

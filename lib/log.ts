@@ -20,7 +20,7 @@ export function createLog(
       messageKey: 'message',
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: label => ({ level: label }) },
-      // The driver attaches the statement and its parameters (token hashes) to its errors. Log only what helps.
+      // Every logged error is `{ event, error }`. The driver attaches the statement and its parameters (token hashes) to its errors. Log only what helps.
       serializers: { error: serializeError },
       // Removes secrets wherever they came from: a path, a message of the database, a request id.
       hooks: { streamWrite: redactor(secrets) },
@@ -65,7 +65,6 @@ function redactor(secrets: string[]) {
 }
 
 function serializeError(error: unknown): unknown {
-  if (typeof error === 'string') return error
   if (!(error instanceof Error)) return { message: String(error) }
   const { code, hint } = error as { code?: unknown; hint?: unknown }
   return {

@@ -42,15 +42,3 @@ export async function step<T>(what: string, work: () => Promise<T>): Promise<T> 
 export function elapsed(started: number) {
   return `${((performance.now() - started) / 1000).toFixed(1)} s`
 }
-
-/** The message of an error and of what caused it, a line each. */
-export function explain(error: unknown): string {
-  if (!(error instanceof Error)) return String(error)
-  const lines = [error.message || error.name]
-  const { hint, detail } = error as { hint?: unknown; detail?: unknown }
-  if (typeof detail === 'string') lines.push(detail)
-  if (typeof hint === 'string') lines.push(hint)
-  if (error instanceof AggregateError) lines.push(...error.errors.map(explain))
-  if (error.cause) lines.push(explain(error.cause))
-  return [...new Set(lines)].join('\n')
-}

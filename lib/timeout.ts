@@ -1,11 +1,16 @@
-/** What was asked did not come in time. */
-export class Late extends Error {}
+/** A promise took longer than withTimeout() allows. */
+export class TimeoutError extends Error {
+  override name = 'TimeoutError'
+}
 
-/** The answer; what is asked goes on. @throws Late when it takes longer */
-export function within<T>(ms: number, answer: Promise<T>) {
+/**
+ * Waits for a promise, but no longer than `ms`. The work behind the promise is not stopped.
+ * @throws TimeoutError when it takes longer
+ */
+export function withTimeout<T>(ms: number, promise: Promise<T>) {
   let timer: NodeJS.Timeout | undefined
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new Late(`did not answer within ${ms} ms`)), ms)
+  const timeout = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new TimeoutError(`did not answer within ${ms} ms`)), ms)
   })
-  return Promise.race([answer, late]).finally(() => clearTimeout(timer))
+  return Promise.race([promise, timeout]).finally(() => clearTimeout(timer))
 }

@@ -1,11 +1,11 @@
 import type { Attributes, Context, Span, TextMapGetter } from '@opentelemetry/api'
+import type { HttpBindings } from '@hono/node-server'
 import type { MiddlewareHandler } from 'hono'
 import { routePath } from 'hono/route'
 import type { IncomingHttpHeaders } from 'node:http'
-import type { AppEnv } from '../server/app.ts'
 import type { Log } from './log.ts'
 import { version } from './version.ts'
-import { within } from './timeout.ts'
+import { withTimeout } from './timeout.ts'
 
 export type Tracing = Awaited<ReturnType<typeof loadTracing>>
 
@@ -67,7 +67,7 @@ async function loadTracing(serviceName: string, log: Log) {
   }
 
   /** Traces each request, including those that match no route. */
-  const request: MiddlewareHandler<AppEnv> = async (c, next) => {
+  const request: MiddlewareHandler<{ Bindings: HttpBindings }> = async (c, next) => {
     const { method, headers } = c.env.incoming
     const parent = propagation.extract(ROOT_CONTEXT, headers, headersGetter)
     const attributes = { 'http.request.method': method ?? '', 'url.scheme': 'http' }
@@ -122,7 +122,7 @@ async function loadTracing(serviceName: string, log: Log) {
 
     /** Sends the remaining spans. */
     async stop() {
-      await within(SHUTDOWN_MS, provider.shutdown()).catch(() => {})
+      await withTimeout(SHUTDOWN_MS, provider.shutdown()).catch(() => {})
     },
   }
 }

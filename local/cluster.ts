@@ -27,12 +27,13 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { movedClock, plainEnv } from './config.ts'
 import { openDatabase } from '../lib/database.ts'
 import type { Postgres } from './packages.ts'
+import { hasEnded, isAlive } from '../lib/process.ts'
 import { say } from '../lib/progress.ts'
 import { scramVerifier } from './scram.ts'
 
 /** The roles that the setup makes. In a private cluster each can log in. */
-export const roles = ['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba', 'fleet_verifier'] as const
-export type Role = 'postgres' | (typeof roles)[number]
+export const ROLES = ['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba', 'fleet_verifier'] as const
+export type Role = 'postgres' | (typeof ROLES)[number]
 
 export interface ClusterOptions {
   /** Its directory. The user that it runs as must be able to enter it; see placeFor. */
@@ -162,7 +163,7 @@ export class Cluster {
     await mkdir(this.dir, { recursive: true, mode: 0o700 })
     await chmod(this.dir, 0o700)
     await this.#give(this.dir)
-    const passwords = Object.fromEntries(['postgres', ...roles].map(role => [role, randomBytes(24).toString('base64url')]))
+    const passwords = Object.fromEntries(['postgres', ...ROLES].map(role => [role, randomBytes(24).toString('base64url')]))
     await this.#keep({ port: 0, passwords })
 
     const fresh = `${this.data}.new`
@@ -226,8 +227,8 @@ export class Cluster {
     this.#kept = JSON.parse(await readFile(join(this.dir, 'cluster.json'), 'utf8')) as Kept
     // A cluster that was made before a role existed has no password for it.
     const isNew = (role: Role) => this.#kept.passwords[role] === undefined
-    if (roles.some(isNew)) {
-      const added = Object.fromEntries(roles.filter(isNew).map(role => [role, randomBytes(24).toString('base64url')]))
+    if (ROLES.some(isNew)) {
+      const added = Object.fromEntries(ROLES.filter(isNew).map(role => [role, randomBytes(24).toString('base64url')]))
       await this.#keep({ ...this.#kept, passwords: { ...this.#kept.passwords, ...added } })
     }
     let running = await this.#postmaster()
@@ -300,7 +301,7 @@ export class Cluster {
   async allowLogins() {
     const sql = openDatabase(this.url('postgres', this.#options.cronDatabase), { max: 1 })
     try {
-      const existing = await sql<{ rolname: string }[]>`select rolname from pg_roles where rolname = any(${[...roles]})`
+      const existing = await sql<{ rolname: string }[]>`select rolname from pg_roles where rolname = any(${[...ROLES]})`
       for (const { rolname } of existing) {
         // The names are constants of ours. The statement contains no password, so a log of statements does not either.
         await sql.unsafe(`alter role ${rolname} login password '${scramVerifier(this.#kept.passwords[rolname]!)}'`)
@@ -365,8 +366,8 @@ export class Cluster {
     const text = await readFile(join(this.data, 'postmaster.pid'), 'utf8').catch(() => '')
     const [pidLine, , , portLine, , , , status] = text.split('\n')
     const pid = Number(pidLine)
-    if (!pid || !isAlive(pid)) return undefined
-    if (this.#child?.pid === pid && (this.#child.exitCode !== null || this.#child.signalCode !== null)) return undefined
+    if (!pid || !isAlive(pid, { isOurs: true })) return undefined
+    if (this.#child?.pid === pid && hasEnded(this.#child)) return undefined
     // After a reboot the pid may belong to another process. A postmaster's working directory is its data directory.
     const cwd = await readlink(`/proc/${pid}/cwd`).catch(() => undefined)
     if (existsSync('/proc/self/cwd') && cwd !== (await realpath(this.data))) return undefined
@@ -525,15 +526,6 @@ async function until(condition: () => Promise<boolean>, milliseconds: number) {
   return condition()
 }
 
-function isAlive(pid: number) {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch {
-    return false // gone, or of another user and so not our postmaster
-  }
-}
-
 /** Whether this port can be listened on. */
 export function isFree(port: number, host = '127.0.0.1') {
   return new Promise<boolean>(resolve => {
@@ -569,7 +561,7 @@ export async function throwawayCluster(
   options: Omit<ClusterOptions, 'dir' | 'throwaway'> & { durable?: boolean; primary?: Cluster },
 ): Promise<Throwaway> {
   const dir = await mkdtemp(join(options.durable ? await realpath(tmpdir()) : await throwawayRoot(), 'nexmdm-test-'))
-  const guard = spawn('sh', ['-c', guardScript, 'guard', dir], { detached: true, stdio: ['pipe', 'ignore', 'ignore'], cwd: '/' })
+  const guard = spawn('sh', ['-c', GUARD_SCRIPT, 'guard', dir], { detached: true, stdio: ['pipe', 'ignore', 'ignore'], cwd: '/' })
   guard.unref()
   const guardEnd = new Promise<void>(resolve => {
     guard.once('exit', () => resolve())
@@ -617,7 +609,7 @@ const TMPFS = 0x01021994
 /** In bytes. With less free memory, data goes to the disk. */
 const ENOUGH_MEMORY = 4 * 1024 ** 3
 
-const guardScript = `
+const GUARD_SCRIPT = `
   cat > /dev/null
   pid=$(head -n 1 "$1/data/postmaster.pid" 2> /dev/null)
   # Skips another process that now has the pid of a postmaster that was killed.

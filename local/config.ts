@@ -2,19 +2,12 @@
 import { fileURLToPath } from 'node:url'
 import { settings } from '../lib/settings.ts'
 import { isUnambiguous } from './scram.ts'
+import { SettingsError } from '../lib/errors.ts'
 
 /** The directory of this clone. */
 export const repository = fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '')
 
 type Env = Record<string, string | undefined>
-
-/** All that is wrong with the settings, one line each; a process that meets it exits with code 2. */
-export class SettingsError extends Error {
-  constructor(problems: string[]) {
-    super(problems.join('\n'))
-    this.name = 'SettingsError'
-  }
-}
 
 export interface StartConfig {
   /** If set, this database is used and no cluster is made. */

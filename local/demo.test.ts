@@ -28,7 +28,7 @@ t.test('the simulated fleet has a history, and sends heartbeats over HTTP', asyn
   t.ok(retired?.days >= 8, `${retired?.days} days wait for the archiver`)
 
   const live = () => db.sql`select from fleet.device_heartbeats where agent_version is not null and ip = '127.0.0.1'`
-  await waitFor(async () => (await live()).length > 5, { patience: 60_000, what: () => 'live heartbeats' })
+  await waitFor(async () => (await live()).length > 5, { timeoutMs: 60_000, what: () => 'live heartbeats' })
   stop.abort()
 
   const count = () => db.sql`select count(*)::integer as beats from fleet.device_heartbeats where ip <<= '10.0.0.0/8'`

@@ -4,21 +4,22 @@ import { readFile, rename, writeFile } from 'node:fs/promises'
 import { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import type { Sql } from 'postgres'
-import { explain, say, step } from '../lib/progress.ts'
+import { say, step } from '../lib/progress.ts'
+import { explain } from '../lib/errors.ts'
 
-const deviceCount = 200
-const historyDays = 100
+const DEVICE_COUNT = 200
+const HISTORY_DAYS = 100
 /**
  * The history is thinned to a heartbeat every half hour, although devices send one a minute. Only the last day of some devices
  * and the last minutes of all are complete.
  */
-const historyIntervalMs = 30 * 60_000
-const liveIntervalMs = 60_000
-const outageMs = 30 * 60_000
-const sampleMs = 10 * 60_000
-const dayMs = 86_400_000
+const HISTORY_INTERVAL_MS = 30 * 60_000
+const LIVE_INTERVAL_MS = 60_000
+const OUTAGE_MS = 30 * 60_000
+const SAMPLE_MS = 10 * 60_000
+const DAY_MS = 86_400_000
 /** The store keeps one heartbeat of a device in each bucket. */
-const bucketMs = 10_000
+const BUCKET_MS = 10_000
 
 interface DemoDevice {
   number: number
@@ -44,18 +45,18 @@ export async function startDemo(sql: Sql, url: string, file: string, stopped: Ab
     () => undefined,
   )
   if (!fleet || !(await isKnown(sql, fleet))) {
-    fleet = await step(`Enrolling ${deviceCount} simulated devices`, () => enrollFleet(sql))
+    fleet = await step(`Enrolling ${DEVICE_COUNT} simulated devices`, () => enrollFleet(sql))
     await keep(file, fleet)
   }
   if (fleet.nextDay < fleet.firstLiveAt) {
-    const rows = await step(`Loading ${historyDays} days of history`, () => loadHistory(sql, fleet, file, stopped))
+    const rows = await step(`Loading ${HISTORY_DAYS} days of history`, () => loadHistory(sql, fleet, file, stopped))
     stopped.throwIfAborted()
     await loadTrend(sql, fleet)
     say(`${rows.toLocaleString('en')} heartbeats are loaded.`)
     await step('Retiring the days beyond the retention (the archiver takes over from there)', () => sql`call fleet.nightly(null)`)
   }
   stopped.throwIfAborted()
-  say(`${deviceCount} devices send a heartbeat each minute. Some are offline, and on some Unity is down. Try:
+  say(`${DEVICE_COUNT} devices send a heartbeat each minute. Some are offline, and on some Unity is down. Try:
 
   select * from fleet.fleet_summary;
   select * from fleet.devices_offline;
@@ -80,7 +81,7 @@ async function enrollFleet(sql: Sql): Promise<Fleet> {
   `
   const devices = await sql<DemoDevice[]>`
     select n as number, d.device_id, d.token
-    from generate_series(1, ${deviceCount}::integer) n
+    from generate_series(1, ${DEVICE_COUNT}::integer) n
     cross join lateral fleet.create_device(
       'sim' || ${generation}::integer || '-' || lpad(n::text, 3, '0'),
       case when n % 10 = 0 then 'canary' else 'stores' end
@@ -88,7 +89,7 @@ async function enrollFleet(sql: Sql): Promise<Fleet> {
     order by n
   `
   const now = Date.now()
-  const firstDay = new Date(now - historyDays * dayMs).toISOString().slice(0, 10)
+  const firstDay = new Date(now - HISTORY_DAYS * DAY_MS).toISOString().slice(0, 10)
   return { devices: [...devices], nextDay: firstDay, firstLiveAt: new Date(now).toISOString() }
 }
 
@@ -96,13 +97,13 @@ async function loadHistory(sql: Sql, fleet: Fleet, file: string, stopped: AbortS
   const firstLive = Date.parse(fleet.firstLiveAt)
   await sql`select fleet.create_partitions(${fleet.nextDay}::date, ${fleet.firstLiveAt}::timestamptz::date)`
   let rows = 0
-  for (let day = Date.parse(fleet.nextDay); day < firstLive && !stopped.aborted; day += dayMs) {
+  for (let day = Date.parse(fleet.nextDay); day < firstLive && !stopped.aborted; day += DAY_MS) {
     // Each day is loaded by one COPY, which is one transaction. So a day is there in full, or is loaded again.
     const [{ loaded } = { loaded: true }] = await sql<{ loaded: boolean }[]>`
       select exists (
         select from fleet.device_heartbeats
         where device_id = ${fleet.devices[0]?.device_id ?? 0}
-          and ts >= ${new Date(day)} and ts < ${new Date(Math.min(day + dayMs, firstLive))}
+          and ts >= ${new Date(day)} and ts < ${new Date(Math.min(day + DAY_MS, firstLive))}
       ) as loaded
     `
     if (!loaded) {
@@ -111,11 +112,11 @@ async function loadHistory(sql: Sql, fleet: Fleet, file: string, stopped: AbortS
           (ts, received_at, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
         from stdin
       `.writable()
-      const lines = [...historyLines(fleet, day, Math.min(day + dayMs, firstLive))]
+      const lines = [...historyLines(fleet, day, Math.min(day + DAY_MS, firstLive))]
       await pipeline(Readable.from(chunks(lines)), copy)
       rows += lines.length
     }
-    fleet.nextDay = new Date(day + dayMs).toISOString()
+    fleet.nextDay = new Date(day + DAY_MS).toISOString()
     await keep(file, fleet)
   }
   return rows
@@ -128,10 +129,10 @@ export function* historyLines(fleet: Pick<Fleet, 'devices' | 'firstLiveAt'>, fro
     const end = Math.min(to, firstLive - offlineFor(device.number))
     // Devices do not send at the same second.
     const phase = noise(device.number, 0)
-    const fullFrom = firstLive - (device.number % 20 === 1 ? dayMs : sampleMs) + phase * liveIntervalMs
+    const fullFrom = firstLive - (device.number % 20 === 1 ? DAY_MS : SAMPLE_MS) + phase * LIVE_INTERVAL_MS
     const next = (ts: number) =>
-      ts >= fullFrom ? ts + liveIntervalMs : Math.min(ts + historyIntervalMs, Math.max(fullFrom, ts + bucketMs))
-    for (let ts = from + phase * (from < fullFrom ? historyIntervalMs : liveIntervalMs); ts < end; ts = next(ts)) {
+      ts >= fullFrom ? ts + LIVE_INTERVAL_MS : Math.min(ts + HISTORY_INTERVAL_MS, Math.max(fullFrom, ts + BUCKET_MS))
+    for (let ts = from + phase * (from < fullFrom ? HISTORY_INTERVAL_MS : LIVE_INTERVAL_MS); ts < end; ts = next(ts)) {
       if (isOut(device.number, ts)) continue
       const beat = beatAt(device.number, ts)
       const receivedAt = ts + 40 + noise(device.number, ts) * 900
@@ -168,7 +169,7 @@ function isOut(number: number, ts: number) {
 
 /** The number of the half hour that contains a time. Each device's half hours are shifted. */
 function outageOf(number: number, ts: number) {
-  return Math.floor(ts / outageMs + number / 9)
+  return Math.floor(ts / OUTAGE_MS + number / 9)
 }
 
 /**
@@ -178,7 +179,7 @@ function outageOf(number: number, ts: number) {
 async function loadTrend(sql: Sql, fleet: Fleet) {
   const firstLive = Date.parse(fleet.firstLiveAt)
   const samples = []
-  for (let ts = Math.ceil((firstLive - dayMs) / sampleMs) * sampleMs; ts < Date.now(); ts += sampleMs) {
+  for (let ts = Math.ceil((firstLive - DAY_MS) / SAMPLE_MS) * SAMPLE_MS; ts < Date.now(); ts += SAMPLE_MS) {
     const sample = { sampled_at: new Date(ts).toISOString(), online: 0, late: 0, offline: 0, unity_down: 0 }
     for (const { number } of fleet.devices) {
       const silent = silentFor(number, ts, firstLive)
@@ -206,7 +207,7 @@ async function loadTrend(sql: Sql, fleet: Fleet) {
 function silentFor(number: number, ts: number, firstLive: number) {
   if (offlineFor(number) > firstLive - ts) return offlineFor(number) - (firstLive - ts)
   let since = ts
-  while (isOut(number, since)) since = Math.ceil((outageOf(number, since) - number / 9) * outageMs) - 1
+  while (isOut(number, since)) since = Math.ceil((outageOf(number, since) - number / 9) * OUTAGE_MS) - 1
   return ts - since
 }
 
@@ -215,7 +216,7 @@ function silentFor(number: number, ts: number, firstLive: number) {
  */
 function beatAt(number: number, ts: number) {
   const hour = (ts / 3_600_000 + number / 9) % 24
-  const day = Math.floor(ts / dayMs)
+  const day = Math.floor(ts / DAY_MS)
   const isDownForGood = number % 40 === 3
   const battery = hour < 6 ? 40 + hour * 10 : 100 - (hour - 6) * (3 + noise(number, 2))
   return {
@@ -238,13 +239,13 @@ function noise(number: number, moment: number) {
 async function beatOn(url: string, device: DemoDevice, stopped: AbortSignal) {
   if (offlineFor(device.number)) return
   // Devices start at different seconds of the minute, as in a real fleet.
-  await pause(noise(device.number, 3) * liveIntervalMs, stopped)
+  await pause(noise(device.number, 3) * LIVE_INTERVAL_MS, stopped)
   while (!stopped.aborted) {
     const ts = new Date()
     const body = JSON.stringify({ ts: ts.toISOString(), ...beatAt(device.number, ts.getTime()) })
     const started = Date.now()
     await post(`${url}/v1/heartbeat`, device.token, body, stopped)
-    await pause(liveIntervalMs - (Date.now() - started), stopped)
+    await pause(LIVE_INTERVAL_MS - (Date.now() - started), stopped)
   }
 }
 

@@ -8,8 +8,8 @@ import { isCI, plainEnv } from './config.ts'
 import { say } from '../lib/progress.ts'
 
 const run = promisify(execFile)
-const oldest = 15
-const extensions = ['pg_cron', 'pg_partman']
+const OLDEST_POSTGRES = 15
+const EXTENSIONS = ['pg_cron', 'pg_partman']
 
 export interface Postgres {
   /** The major version, such as 15. */
@@ -30,7 +30,7 @@ export class MissingPostgres extends Error {}
 export async function requirePostgres(major?: number): Promise<Postgres> {
   const found = await findPostgres(major)
   if (found) return found
-  const wanted = major ? `PostgreSQL ${major}` : `PostgreSQL ${oldest} or newer`
+  const wanted = major ? `PostgreSQL ${major}` : `PostgreSQL ${OLDEST_POSTGRES} or newer`
   say(`${wanted} with pg_cron and pg_partman was not found on this machine.`)
   const become = await privilege()
   if (!become || !existsSync('/usr/bin/apt-get')) throw new MissingPostgres(advice(major))
@@ -49,7 +49,7 @@ export async function findPostgres(major?: number, directories?: string[]): Prom
     if (installed) candidates.push(installed)
   }
   return candidates
-    .filter(candidate => candidate.major >= oldest && (!major || candidate.major === major))
+    .filter(candidate => candidate.major >= OLDEST_POSTGRES && (!major || candidate.major === major))
     .sort((a, b) => b.major - a.major)[0]
 }
 
@@ -58,7 +58,7 @@ async function inspect(bin: string): Promise<Postgres | undefined> {
     const { stdout } = await run(join(bin, 'postgres'), ['--version'], { env: plainEnv() })
     const major = Number(/\) (\d+)/.exec(stdout)?.[1])
     const sharedir = (await run(join(bin, 'pg_config'), ['--sharedir'], { env: plainEnv() })).stdout.trim()
-    const complete = extensions.every(name => existsSync(join(sharedir, 'extension', `${name}.control`)))
+    const complete = EXTENSIONS.every(name => existsSync(join(sharedir, 'extension', `${name}.control`)))
     return complete && Number.isInteger(major) ? { major, bin } : undefined
   } catch {
     return undefined // an incomplete installation; another candidate may be complete
@@ -114,7 +114,7 @@ async function installWithApt(become: string[], major: number | undefined) {
   const version = major ?? (await newestInApt())
   if (!version) {
     throw new MissingPostgres(
-      `apt offers no postgresql-NN with postgresql-NN-cron and postgresql-NN-partman for NN ≥ ${oldest}. ` +
+      `apt offers no postgresql-NN with postgresql-NN-cron and postgresql-NN-partman for NN ≥ ${OLDEST_POSTGRES}. ` +
         'The PostgreSQL project does: https://wiki.postgresql.org/wiki/Apt',
     )
   }
@@ -142,7 +142,7 @@ async function installWithApt(become: string[], major: number | undefined) {
 
 // Debian starts the services of new packages, now and at each boot. Packages for the tests are started only by the tests. An
 // existing policy-rc.d belongs to the owner of the machine and is not replaced.
-const quietInstall = `
+const QUIET_INSTALL = `
   set -e
   export DEBIAN_FRONTEND=noninteractive
   policy=/usr/sbin/policy-rc.d
@@ -171,7 +171,7 @@ export async function installPackages(names: string[]) {
   say(`Installing ${names.join(' ')} ...`)
   try {
     await updateApt(become)
-    await show([...become, 'sh', '-c', quietInstall, 'install', ...names])
+    await show([...become, 'sh', '-c', QUIET_INSTALL, 'install', ...names])
     return true
   } catch (error) {
     say(error instanceof Error ? error.message : String(error))
@@ -210,7 +210,7 @@ async function newestInApt() {
   const known = new Set(stdout.split('\n').map(line => line.split(' ')[0] ?? ''))
   return [...known]
     .map(name => Number(/^postgresql-(\d+)$/.exec(name)?.[1]))
-    .filter(version => version >= oldest && aptPackages(version).every(name => known.has(name)))
+    .filter(version => version >= OLDEST_POSTGRES && aptPackages(version).every(name => known.has(name)))
     .sort((a, b) => b - a)[0]
 }
 
@@ -238,7 +238,7 @@ export function advice(major: number | undefined, has = existsSync) {
       `  sudo dnf install -y ${names}\n\n${then}`
     )
   }
-  return `Install PostgreSQL ${major ?? `${oldest} or newer`} with the extensions pg_cron and pg_partman, ${then}`
+  return `Install PostgreSQL ${major ?? `${OLDEST_POSTGRES} or newer`} with the extensions pg_cron and pg_partman, ${then}`
 }
 
 /** Runs a command and shows its output as progress. */

@@ -13,7 +13,10 @@ t.test('a log line is shown if it is a warning or worse', async t => {
   t.equal(graveLine('not json'), undefined)
   t.equal(graveLine('null'), undefined)
   t.equal(graveLine('{"level":"warn","event":"http.error","error":{"message":"lost"}}'), 'http.error: lost')
-  t.equal(graveLine('{"level":50,"event":"a.b","message":"failed","error":"why"}'), 'a.b: failed: why')
+  t.equal(
+    graveLine('{"level":50,"event":"a.b","message":"failed","error":{"message":"why","cause":{"message":"what"}}}'),
+    'a.b: failed: why: what',
+  )
 })
 
 t.test('a service', async t => {

@@ -4,11 +4,12 @@ import { closeSync, openSync } from 'node:fs'
 import { copyFile, open, readFile, stat, truncate } from 'node:fs/promises'
 import { join } from 'node:path'
 import { repository } from './config.ts'
+import { hasEnded } from '../lib/process.ts'
 import { say } from '../lib/progress.ts'
 
-const settingsAreWrong = 2
-const longestLog = 20 * 2 ** 20
-const mostLinesShown = 5
+const EXIT_WRONG_SETTINGS = 2
+const MAX_LOG_BYTES = 20 * 2 ** 20
+const MAX_LINES_SHOWN = 5
 
 export interface ServiceOptions {
   name: string
@@ -45,8 +46,8 @@ export class Service {
     this.#follower = setInterval(() => void this.#follow(), 1000)
   }
 
-  /** Asks it to finish (SIGTERM) and waits. After `patience` ms it is killed. */
-  async stop(patience = 30_000) {
+  /** Asks it to finish (SIGTERM) and waits. After `timeoutMs` it is killed. */
+  async stop(timeoutMs = 30_000) {
     this.#stopping = true
     clearTimeout(this.#retry)
     clearInterval(this.#follower)
@@ -55,9 +56,9 @@ export class Service {
     const ended = new Promise(resolve => child.once('exit', resolve))
     child.kill('SIGTERM')
     const timer = setTimeout(() => {
-      say(`The ${this.name} did not finish in ${patience / 1000} s and is killed.`)
+      say(`The ${this.name} did not finish in ${timeoutMs / 1000} s and is killed.`)
       child.kill('SIGKILL')
-    }, patience)
+    }, timeoutMs)
     await ended
     clearTimeout(timer)
   }
@@ -100,7 +101,7 @@ export class Service {
     this.#deaths = lived > 60_000 ? 1 : this.#deaths + 1
     const how = `The ${this.name} ended unexpectedly (${signal ?? `code ${code}`})`
     const tail = `The end of ${this.#options.log}:\n${await this.logTail()}`
-    if (code === settingsAreWrong || (!this.isReady && this.#deaths >= 3)) {
+    if (code === EXIT_WRONG_SETTINGS || (!this.isReady && this.#deaths >= 3)) {
       this.#options.onFailure(new Error(`${how}. ${tail}`))
       return
     }
@@ -127,10 +128,10 @@ export class Service {
         .filter(line => line !== undefined)
       // Before the service is ready, failures to connect are normal.
       if (!this.isReady) grave.length = 0
-      for (const line of grave.slice(0, mostLinesShown)) say(`${this.name}: ${line}`)
-      if (grave.length > mostLinesShown) say(`${this.name}: ${grave.length - mostLinesShown} more in ${log}`)
+      for (const line of grave.slice(0, MAX_LINES_SHOWN)) say(`${this.name}: ${line}`)
+      if (grave.length > MAX_LINES_SHOWN) say(`${this.name}: ${grave.length - MAX_LINES_SHOWN} more in ${log}`)
     }
-    if (end > longestLog) {
+    if (end > MAX_LOG_BYTES) {
       await copyFile(log, `${log}.1`)
       await truncate(log)
       this.#from = 0
@@ -138,25 +139,31 @@ export class Service {
   }
 }
 
-/** The text of a log line (a JSON object written by pino) that is a warning or worse; undefined for any other line. */
+/** An error as lib/log.ts writes it. */
+interface LoggedError {
+  message: string
+  cause?: LoggedError
+}
+
+/** What a log line (a JSON object as pino writes it) says, when it is a warning or worse. */
 export function graveLine(line: string): string | undefined {
   try {
     const { level, event, message, error } = JSON.parse(line) as {
       level?: number | string
       event?: string
       message?: string
-      error?: string | { message?: string }
+      error?: LoggedError
     }
     const isGrave = typeof level === 'number' ? level >= 40 : ['warn', 'error', 'fatal'].includes(level ?? '')
     if (!isGrave) return undefined
-    return [event, message, typeof error === 'object' ? error.message : error].filter(Boolean).join(': ')
+    return [event, message, ...messagesOf(error)].filter(Boolean).join(': ')
   } catch {
     return undefined // not a log line; the text of a crash is shown when the process ends
   }
 }
 
-function hasEnded(child: ChildProcess) {
-  return child.exitCode !== null || child.signalCode !== null
+function messagesOf(error: LoggedError | undefined): string[] {
+  return error === undefined ? [] : [error.message, ...messagesOf(error.cause)]
 }
 
 function size(file: string) {

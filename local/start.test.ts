@@ -46,7 +46,10 @@ async function npmStart(t: Test, clone: string, env: Record<string, string> = {}
     if (!hasEnded) child.kill('SIGTERM')
     await exited
   })
-  await waitFor(async () => hasEnded || ready.test(output), { patience: 90_000, what: () => `npm start; it printed:\n${output}` })
+  await waitFor(async () => hasEnded || ready.test(output), {
+    timeoutMs: 90_000,
+    what: () => `npm start; it printed:\n${output}`,
+  })
   const paste = async (program: string) => {
     const command = new RegExp(`^ {2}${program} .*?[^\\\\]$`, 'ms').exec(output)?.[0]
     if (!command) throw new Error(`no ${program} line was printed:\n${output}`)
@@ -90,9 +93,9 @@ t.test('DATABASE_URL set: that database is used and no cluster is made', async t
 t.test('wrong settings are named together, and nothing is made', async t => {
   const started = await npmStart(t, clone, { PORT: '80800', ARCHIVE_URL: 'ftp://x', DATABASE_URL: 'mysql://secret' })
   t.equal(await started.exited, 2)
-  t.match(started.output(), /^PORT: .*80800/m)
-  t.match(started.output(), /^ARCHIVE_URL: /m)
-  t.match(started.output(), /^DATABASE_URL: /m)
+  t.match(started.output(), /^ {2}PORT: .*80800/m)
+  t.match(started.output(), /^ {2}ARCHIVE_URL: /m)
+  t.match(started.output(), /^ {2}DATABASE_URL: /m)
   t.notMatch(started.output(), 'secret')
   const other = await npmStart(t, clone, { ADMIN_KEY: 'short', LOG_LEVEL: 'loud' })
   t.equal(await other.exited, 2, 'also for the settings of the server and the archiver')

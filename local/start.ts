@@ -8,19 +8,21 @@ import { pathToFileURL } from 'node:url'
 import { readConfig as readArchiverConfig } from '../archiver/config.ts'
 import { readConfig as readServerConfig } from '../server/config.ts'
 import { Cluster, clusterMajor, isFree, placeFor } from './cluster.ts'
-import { plainEnv, reachable, repository, SettingsError, startConfig, type StartConfig } from './config.ts'
+import { plainEnv, reachable, repository, startConfig, type StartConfig } from './config.ts'
 import { curlLines, demoDevice, psqlLine, shellQuote } from './demo-device.ts'
 import { openDatabase } from '../lib/database.ts'
 import { startDemo } from './demo.ts'
 import { migrate } from '../cli/migrate.ts'
 import { requirePostgres } from './packages.ts'
-import { explain, say, step } from '../lib/progress.ts'
+import { isAlive } from '../lib/process.ts'
+import { say, step } from '../lib/progress.ts'
 import { Service } from './service.ts'
+import { reportFailure, SettingsError, UsageError } from '../lib/errors.ts'
 
 const local = join(repository, '.local')
 const envFile = join(local, 'env')
 const serviceFile = join(local, 'pg_service.conf')
-const database = 'fleet'
+const DATABASE = 'fleet'
 
 /** Where to connect, and the environment of the children. */
 interface Database {
@@ -187,7 +189,7 @@ async function privateDatabase(running: Running, config: StartConfig): Promise<D
   // Each worker has its pool, one connection to listen, and up to three for operations. The rest is for the archiver and for
   // people.
   const connections = Math.max(200, workers * (poolMax + 4) + 50)
-  const cluster = new Cluster({ dir, postgres: packages, databases: [database], cronDatabase: database, connections })
+  const cluster = new Cluster({ dir, postgres: packages, databases: [DATABASE], cronDatabase: DATABASE, connections })
   if (!cluster.exists()) await running.step(`Making a PostgreSQL ${packages.major} cluster in ${dir}`, () => cluster.create())
   running.stopped.throwIfAborted()
   running.cluster = cluster
@@ -195,12 +197,12 @@ async function privateDatabase(running: Running, config: StartConfig): Promise<D
   if (how === 'reused') say('PostgreSQL was still running from an earlier start that was killed. It keeps running.')
   running.watchCluster(cluster)
   return {
-    adminUrl: cluster.url('postgres', database),
-    ownerUrl: cluster.url('fleet_owner', database),
+    adminUrl: cluster.url('postgres', DATABASE),
+    ownerUrl: cluster.url('fleet_owner', DATABASE),
     psql: onPath('psql') ? 'psql' : cluster.program('psql'),
     reader: 'service=fleet_reader',
     dba: 'service=fleet_dba',
-    env: privateEnv(config.env, cluster.url('fleet_server', database), cluster.url('fleet_archiver', database)),
+    env: privateEnv(config.env, cluster.url('fleet_server', DATABASE), cluster.url('fleet_archiver', DATABASE)),
   }
 }
 
@@ -237,8 +239,8 @@ function service(running: Running, name: string, script: string, env: Record<str
 }
 
 async function untilReady(url: string, server: Service, stopped: AbortSignal) {
-  const patience = 60_000
-  const end = Date.now() + patience
+  const timeoutMs = 60_000
+  const end = Date.now() + timeoutMs
   while (
     !(await fetch(url, { signal: AbortSignal.timeout(2000) }).then(
       answer => answer.ok,
@@ -248,7 +250,7 @@ async function untilReady(url: string, server: Service, stopped: AbortSignal) {
     stopped.throwIfAborted()
     if (Date.now() > end) {
       throw new Error(
-        `${url} did not answer 200 within ${patience / 1000} s. The end of the server's log:\n${await server.logTail()}`,
+        `${url} did not answer 200 within ${timeoutMs / 1000} s. The end of the server's log:\n${await server.logTail()}`,
       )
     }
     await sleep(100)
@@ -288,7 +290,7 @@ async function writeEnvFile(env: Record<string, string | undefined>) {
  */
 async function writeServiceFile(cluster: Cluster) {
   const sections = (['fleet_reader', 'fleet_dba', 'fleet_owner', 'postgres'] as const).map(role => {
-    const { hostname, port, username, password, pathname } = new URL(cluster.url(role, database))
+    const { hostname, port, username, password, pathname } = new URL(cluster.url(role, DATABASE))
     return `[${role}]\nhost=${hostname}\nport=${port}\nuser=${username}\npassword=${password}\ndbname=${pathname.slice(1)}\n`
   })
   await writeFile(serviceFile, sections.join('\n'), { mode: 0o600 })
@@ -345,15 +347,10 @@ async function lock() {
 }
 
 async function isStart(pid: number) {
-  try {
-    if (!pid) return false
-    process.kill(pid, 0)
-    // Where numbers can be looked up, make sure that it is not another process by now.
-    const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => 'local/start.ts')
-    return pid !== process.pid && command.includes('local/start.ts')
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM'
-  }
+  if (!pid || pid === process.pid || !isAlive(pid)) return false
+  // The number may belong to another process by now. Without /proc nobody can tell.
+  const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => 'local/start.ts')
+  return command.includes('local/start.ts')
 }
 
 /** The settings of the children before anything is made. Those that npm start provides are filled in. */
@@ -373,15 +370,16 @@ function judgeChildren(config: StartConfig) {
       read(settings)
       return []
     } catch (error) {
-      return [(error as Error).message]
+      if (!(error instanceof SettingsError)) throw error
+      return error.problems
     }
   })
-  if (problems.length) throw new SettingsError(problems)
+  if (problems.length) throw new SettingsError([...new Set(problems)])
 }
 
 async function main() {
   const args = process.argv.slice(2)
-  if (args.some(arg => arg !== '--demo')) throw new SettingsError(['usage: npm start, or npm run demo'])
+  if (args.some(arg => arg !== '--demo')) throw new UsageError('usage: npm start, or npm run demo')
   const config = startConfig()
   judgeChildren(config)
   // Postgres runs as the user postgres and has to enter this directory. The secrets in it are files of mode 0600.
@@ -405,6 +403,5 @@ try {
   await main()
   process.exit(0)
 } catch (error) {
-  process.stderr.write(`${explain(error)}\n`)
-  process.exit(error instanceof SettingsError ? 2 : 1)
+  process.exit(reportFailure(error))
 }

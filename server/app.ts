@@ -1,64 +1,37 @@
-import type { HttpBindings } from '@hono/node-server'
 import { Hono } from 'hono'
 import { etag } from 'hono/etag'
 import { TrieRouter } from 'hono/router/trie-router'
 import { adminOnly } from './auth/auth.ts'
 import { ackCommand, getCommands, postCommand } from './fleet/commands.ts'
-import type { Backpressure } from './ingest/backpressure.ts'
-import type { ServerConfig } from './config.ts'
-import type { Pool, Sql } from './database.ts'
+import type { AppEnv, ServerContext } from './context.ts'
 import { DeviceReads } from './fleet/device-reads.ts'
 import { changeDevice, createDevice, getDevice, listDevices, renewToken, revokeDevice } from './fleet/devices.ts'
 import { postHeartbeat, postHeartbeats } from './ingest/ingest.ts'
-import { Guesses } from './auth/rate-limit.ts'
-import type { Log } from '../lib/log.ts'
-import { getMetrics, timed, type Metrics } from './ops/metrics.ts'
+import { RateLimit } from './auth/rate-limit.ts'
+import { timed } from './ops/metrics.ts'
+import { getMetrics } from './ops/prometheus.ts'
 import { getOpenapi } from './openapi/document.ts'
 import { getPoolHealth, postNightly, postReconcile } from './ops/ops.ts'
 import { opsPage } from './page/page.tsx'
 import { Problem, requestId, toProblem, unavailable } from './problem.ts'
-import type { Reader } from './reader.ts'
-import type { Tokens } from './auth/tokens.ts'
-import type { Tracing } from '../lib/tracing.ts'
 import { noQuery } from './valid.ts'
 import { version } from '../lib/version.ts'
-import type { Writer } from './ingest/writer.ts'
 
-/** Of one network: a key that a person chose is found by trying, the tokens are not. */
+/** The limit for one network. An admin key that a person chose may be guessed; tokens cannot. */
 export const WRONG_KEYS_PER_MINUTE = 60
 
-export interface AppEnv {
-  Bindings: HttpBindings
-}
-
-/** What the routes work with; made and ended by server.ts. */
-export interface Parts {
-  config: ServerConfig
-  log: Log
-  metrics: Metrics
-  pool: Pool
-  reader: Reader
-  ops: Sql
-  tokens: Tokens
-  writer: Writer
-  backpressure: Backpressure
-  /** Undefined unless it is on. */
-  tracing: Tracing | undefined
-  isDraining: () => boolean
-}
-
-export function createApp(parts: Parts) {
-  const { config, log, metrics, pool, reader, ops, tokens, writer, backpressure, tracing, isDraining } = parts
+export function createApp(context: ServerContext) {
+  const { config, log, metrics, pool, reader, ops, tokens, writer, backpressure, tracing, isDraining } = context
   const app = new Hono<AppEnv>()
-  const guesses = new Guesses(config.trustProxy, WRONG_KEYS_PER_MINUTE, () => metrics.authRefused.inc())
-  const admin = adminOnly(config.adminKey, guesses)
+  const rateLimit = new RateLimit(config.trustProxy, WRONG_KEYS_PER_MINUTE, () => metrics.authRefused.inc())
+  const admin = adminOnly(config.adminKey, rateLimit)
   const reads = new DeviceReads(reader, config, metrics, backpressure, log)
 
   if (tracing !== undefined) app.use(tracing.request)
 
-  // Otherwise no middleware stands before these two: Hono calls a lone handler directly.
-  app.post('/v1/heartbeat', timed(metrics, 'POST /v1/heartbeat', postHeartbeat(config, tokens, writer)))
-  app.post('/v1/heartbeats', timed(metrics, 'POST /v1/heartbeats', postHeartbeats(config, pool, tokens, writer)))
+  // Apart from tracing, these two have no middleware: Hono calls a lone handler directly.
+  app.post('/v1/heartbeat', timed(metrics, 'POST /v1/heartbeat', postHeartbeat(config, tokens, writer, metrics)))
+  app.post('/v1/heartbeats', timed(metrics, 'POST /v1/heartbeats', postHeartbeats(config, pool, tokens, writer, metrics)))
 
   app.get('/v1/commands', timed(metrics, 'GET /v1/commands', getCommands(pool, tokens, metrics)))
   app.post('/v1/commands/:id/ack', timed(metrics, 'POST /v1/commands/:id/ack', ackCommand(pool, tokens, metrics)))
@@ -74,7 +47,7 @@ export function createApp(parts: Parts) {
   app.post('/ops/nightly', admin, timed(metrics, 'POST /ops/nightly', postNightly(config, ops, log)))
   app.post('/ops/reconcile', admin, noQuery, timed(metrics, 'POST /ops/reconcile', postReconcile(ops, log)))
   app.get('/ops/pool_health', admin, noQuery, getPoolHealth(metrics, reader))
-  app.get('/metrics', adminOnly(config.adminKey, guesses, { orBearer: true }), getMetrics(parts))
+  app.get('/metrics', adminOnly(config.adminKey, rateLimit, { orBearer: true }), getMetrics(context))
 
   app.get('/openapi.json', getOpenapi())
   app.get('/healthz', c => c.json({ status: 'ok', version }))
@@ -89,7 +62,7 @@ export function createApp(parts: Parts) {
     return c.json({ status: 'ready' })
   })
 
-  app.route('/', opsPage(parts))
+  app.route('/', opsPage(context))
 
   const methods = new TrieRouter<string>()
   for (const { method, path } of app.routes) {
@@ -99,7 +72,7 @@ export function createApp(parts: Parts) {
     const allowed = new Set(methods.match('ALL', c.req.path)[0].map(([method]) => method))
     if (allowed.size === 0) return new Problem(404, `There is nothing at ${c.req.path}.`).toResponse(requestId(c.env.incoming))
     const allow = [...allowed].join(', ')
-    return new Problem(405, `${c.req.path} takes ${allow}, not ${c.req.method}.`, { headers: { allow } }).toResponse(
+    return new Problem(405, `${c.req.path} accepts ${allow}, not ${c.req.method}.`, { headers: { allow } }).toResponse(
       requestId(c.env.incoming),
     )
   })
@@ -118,7 +91,7 @@ export function createApp(parts: Parts) {
     } else if (Date.now() < quietUntil) {
       unlogged++
     } else {
-      // An outage refuses thousands of requests a second for one reason.
+      // During an outage thousands of requests a second are refused for the same reason.
       log.warn({ ...about, error: cause, unlogged }, problem.message)
       quietUntil = Date.now() + 1_000
       unlogged = 0

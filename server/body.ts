@@ -3,27 +3,27 @@ import { isUtf8 } from 'node:buffer'
 import { gunzipSync } from 'node:zlib'
 import { Problem, unavailable } from './problem.ts'
 
-/** Of one body, where the call has no limit of its own. */
+/** The largest body, for calls without a limit of their own. */
 export const MAX_BODY_BYTES = 16 * 1024
 
-/** Of all bodies that are being read at once: sixty-four batches of the largest size, or four thousand heartbeats. */
+/** For all bodies that are being read at the same time: 64 batches of the largest size, or 4,000 heartbeats. */
 const MAX_HELD_BYTES = 64 * 1024 * 1024
 const NOTHING = Buffer.alloc(0)
 
 /**
- * The number of pieces in which one body may arrive. Each piece wakes this process, and 1 MiB in chunks of one byte does so a million
- * times. A network packet holds about 1,400 bytes, so a batch of the largest size arrives in about 750 pieces.
+ * The number of pieces in which one body may arrive. Each piece wakes this process, so 1 MiB in chunks of one byte wakes it a
+ * million times. A network packet holds about 1,400 bytes, so a batch of the largest size arrives in about 750 pieces.
  */
 export const MAX_PIECES = 16 * 1024
 
 /**
- * The number of bytes to which each sent byte of gzip may expand, beyond the first 64 KiB. Measured: 1,000 heartbeats at a regular pace,
- * each with 900 bytes of the same text, compress to a 152nd. Blanks compress to a thousandth.
+ * How many bytes each byte of gzip may expand to, beyond the first 64 KiB. Measured: 1,000 heartbeats at a regular pace, each
+ * with 900 bytes of the same text, compress to 1/152 of their size. Blanks compress to 1/1000.
  */
 export const MAX_INFLATION = 256
 const FREE_INFLATED_BYTES = 64 * 1024
 
-/** The type of the body, without its parameters; JSON when nothing is said. */
+/** The type of the body without its parameters. The default is JSON. */
 export function mediaType(incoming: IncomingMessage) {
   const type = incoming.headers['content-type'] ?? 'application/json'
   const end = type.indexOf(';')
@@ -32,7 +32,7 @@ export function mediaType(incoming: IncomingMessage) {
 
 /**
  * Reads a JSON body of at most `limit` bytes.
- * @throws Problem 400 when it is not JSON in UTF-8, 413, 415
+ * @throws Problem 400 if it is not JSON in UTF-8, 413 if it is too large, 415 if it has another type or an encoding
  */
 export async function readJson(incoming: IncomingMessage, limit: number): Promise<unknown> {
   const type = mediaType(incoming)
@@ -43,8 +43,8 @@ export async function readJson(incoming: IncomingMessage, limit: number): Promis
 }
 
 /**
- * Reads a body that may be compressed; the limit holds before and after inflation.
- * @throws Problem 400 when it is not gzip, 413 when it is too large before or after inflation, 415
+ * Reads a body that may be compressed. The limit holds before and after inflation.
+ * @throws Problem 400 if it is not gzip, 413 if it is too large before or after inflation, 415 for another encoding
  */
 export async function readInflated(incoming: IncomingMessage, limit: number): Promise<Buffer> {
   const encoding = (incoming.headers['content-encoding'] ?? 'identity').toLowerCase()
@@ -55,18 +55,18 @@ export async function readInflated(incoming: IncomingMessage, limit: number): Pr
   const packed = await readBody(incoming, limit)
   const most = Math.min(limit, FREE_INFLATED_BYTES + MAX_INFLATION * packed.length)
   try {
-    // Not in a thread: there they would pile up, and to parse what comes out takes longer.
+    // Not in a thread: bodies would pile up there, and parsing the result takes longer than this.
     return gunzipSync(packed, { maxOutputLength: most })
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code === 'ERR_BUFFER_TOO_LARGE') {
-      throw most === limit ? tooLarge(limit) : tooLarge(most, `, the most to which ${packed.length} bytes of gzip may expand`)
+      throw most === limit ? tooLarge(limit) : tooLarge(most, `, the most that ${packed.length} bytes of gzip may expand to`)
     }
-    throw new Problem(400, 'The body says Content-Encoding gzip, but is not gzip.', { cause })
+    throw new Problem(400, 'The body was sent with Content-Encoding gzip, but is not gzip.', { cause })
   }
 }
 
 /**
- * The value of a JSON text in UTF-8. A byte order mark before it is skipped, as RFC 8259 allows: Windows' tools write one.
+ * The value of a JSON text in UTF-8. A byte order mark at its start is skipped, as RFC 8259 allows: tools on Windows write one.
  * @throws Problem 400
  */
 export function parseJson(body: Buffer): unknown {
@@ -82,12 +82,12 @@ function hasMark(body: Buffer) {
   return body[0] === 0xef && body[1] === 0xbb && body[2] === 0xbf
 }
 
-/** Bytes of bodies that are being read, of all requests of this process. */
+/** Bytes of all bodies that this process is reading. */
 let held = 0
 
 /**
- * Reads no further than the limit, whatever Content-Length says. A body grows in one buffer: sent in chunks of a byte,
- * a list of them would take two hundred times its size.
+ * Reads no further than the limit, whatever Content-Length says. The body grows in one buffer, because a list of chunks of one
+ * byte each would take two hundred times its size.
  */
 function readBody(incoming: IncomingMessage, limit: number): Promise<Buffer> {
   if (Number(incoming.headers['content-length'] ?? 0) > limit) return Promise.reject(tooLarge(limit))
@@ -131,12 +131,12 @@ function readBody(incoming: IncomingMessage, limit: number): Promise<Buffer> {
 }
 
 function tooMany() {
-  const { message, headers } = unavailable('The server is reading more than it can hold; nothing of this request was taken.')
+  const { message, headers } = unavailable('The server is reading more than it can hold; this request was not processed.')
   return new Problem(503, message, { headers: { ...headers, connection: 'close' } })
 }
 
 function tooManyPieces() {
-  return new Problem(413, `The body came in more than ${MAX_PIECES} pieces; send larger ones.`, {
+  return new Problem(413, `The body arrived in more than ${MAX_PIECES} pieces; send larger ones.`, {
     headers: { connection: 'close' },
   })
 }

@@ -1,8 +1,8 @@
 /**
- * Something that is read anew at most each `keepMs`, however many want it. Who comes while it is being read gets what that
- * brings, also when those who asked first have gone; a failure is not kept.
+ * A value that is read at most once each `keepMs`, however many callers want it. Callers that come during a read share its result, even
+ * if the first of them has gone. A failure is not kept.
  */
-export class Source<T> {
+export class Cache<T> {
   #kept: { value: T; at: number } | undefined
   #reading: Promise<T> | undefined
 

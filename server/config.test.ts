@@ -1,5 +1,6 @@
 import t from 'tap'
-import { ConfigError, readConfig } from './config.ts'
+import { readConfig } from './config.ts'
+import { SettingsError } from '../lib/errors.ts'
 
 const DATABASE_URL = 'postgres://fleet_owner@127.0.0.1/fleet'
 const ADMIN_KEY = 'sixteen-or-more-characters'
@@ -12,19 +13,19 @@ t.test('each database defaults to DATABASE_URL as role fleet_server', async t =>
   t.match(config, { port: 8080, host: '127.0.0.1', poolMax: 10, trustProxy: false, logLevel: 'info' })
 })
 
-t.test('an empty variable is an unset one', async t => {
+t.test('an empty variable counts as unset', async t => {
   t.equal(readConfig({ DATABASE_URL, ADMIN_KEY, PORT: '' }).port, 8080)
 })
 
-t.test('the URL says whether statements are prepared, in words that are understood', async t => {
+t.test('a URL may set prepare=false, and a value that is not understood is refused', async t => {
   const through = 'postgres://fleet_server@127.0.0.1:6432/fleet?prepare='
   t.equal(readConfig({ DATABASE_URL, ADMIN_KEY, SERVER_DATABASE_URL: `${through}false` }).hot.url, `${through}false`)
-  const error = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY, SERVER_DATABASE_URL: `${through}0` })) as ConfigError
+  const error = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY, SERVER_DATABASE_URL: `${through}0` })) as SettingsError
   t.match(error.problems, [/^SERVER_DATABASE_URL must say prepare=false/])
 })
 
 t.test(
-  "a URL may name several hosts; what postgres.js does not understand is refused by the setting's name, without its password",
+  'a URL may name several hosts; one that postgres.js does not understand is refused by setting, without its password',
   async t => {
     const names = ['SERVER_DATABASE_URL', 'LISTEN_DATABASE_URL', 'OPS_DATABASE_URL', 'READ_DATABASE_URL', 'DATABASE_URL']
     const good = [
@@ -45,7 +46,7 @@ t.test(
     for (const name of names) {
       for (const url of good) t.doesNotThrow(() => readConfig({ DATABASE_URL, ADMIN_KEY, [name]: url }), `${name}=${url}`)
       for (const [url, about] of Object.entries(bad)) {
-        const { problems } = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY, [name]: url })) as ConfigError
+        const { problems } = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY, [name]: url })) as SettingsError
         t.match(problems, [about])
         t.ok(problems.length === 1 && problems[0]!.startsWith(`${name} `) && !problems[0]!.includes('secret'), `${name}=${url}`, {
           problems,
@@ -55,7 +56,7 @@ t.test(
   },
 )
 
-t.test('all problems are told together, by variable', async t => {
+t.test('all problems are reported together, by variable', async t => {
   const env = {
     ADMIN_KEY: 'short',
     PORT: '70000',
@@ -71,7 +72,7 @@ t.test('all problems are told together, by variable', async t => {
     PERF_DIFF_ENABLED: 'yes',
     READ_DATABASE_URL: 'mysql://x',
   }
-  const error = t.throws(() => readConfig(env), ConfigError) as ConfigError
+  const error = t.throws(() => readConfig(env), SettingsError) as SettingsError
   t.equal(error.problems.length, 15)
   for (const name of [
     'ADMIN_KEY',
@@ -98,12 +99,12 @@ t.test('all problems are told together, by variable', async t => {
 })
 
 t.test('an admin key that no header can carry is refused, and never shown', async t => {
-  const error = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY: 'sixteen characters' })) as ConfigError
+  const error = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY: 'sixteen characters' })) as SettingsError
   t.match(error.message, /ADMIN_KEY/)
   t.notMatch(error.message, /sixteen/)
 })
 
-t.test('fleet reads: from last status, all or a share; from a replica only when one is named', async t => {
+t.test('device reads use last status, all or a share of them, and a replica only if one is set', async t => {
   const shares = { true: 1, false: 0, '10%': 0.1, '0%': 0, '100%': 1, '': 1 }
   for (const [text, share] of Object.entries(shares)) {
     t.equal(readConfig({ DATABASE_URL, ADMIN_KEY, READ_FROM_LAST_STATUS: text }).readFromLastStatus, share, text)

@@ -1,62 +1,54 @@
 import { inspect } from 'node:util'
 import { type LOG_FORMATS, type LOG_LEVELS, type SettingOf, settings } from '../lib/settings.ts'
 import { databaseUrlProblem } from '../lib/database-url.ts'
+import { SettingsError } from '../lib/errors.ts'
 
 type Name = SettingOf<'server'>
 /** Names of the settings whose entry in the table has this. */
 type NameWith<T> = { [K in Name]: (typeof settings)[K] extends T ? K : never }[Name]
 
-/** Where to connect, and the role to start as when the URL's own login is not that role. */
+/** Where to connect, and which role to set if the login in the URL is not that role itself. */
 export interface Login {
   url: string
   role?: string
 }
 
 export interface ServerConfig {
-  /** Heartbeats, tokens and reads; may go through pgBouncer when it has its own URL. */
+  /** Heartbeats, tokens and reads. May go through pgBouncer if it has a URL of its own. */
   hot: Login
   /** LISTEN: always direct. */
   listen: Login
   /** Long calls without the hot path's statement timeout: always direct. */
   ops: Login
-  /** Reads of the fleet, when they do not go to `hot`: a streaming replica. */
+  /** A streaming replica for device reads, if they do not go to `hot`. */
   read: Login | undefined
-  /** Seconds that the replica may be behind. */
+  /** How many seconds the replica may be behind. */
   readMaxLagS: number
-  /** Share of the fleet reads that are from last status, 0 to 1; the others are from the heartbeats themselves. */
+  /** The share (0 to 1) of device reads that use last status. The others read the heartbeats themselves. */
   readFromLastStatus: number
   perfDiffEnabled: boolean
   port: number
   host: string
   adminKey: string
-  /** Processes that share the port; 1 is this process alone. */
+  /** Processes that share the port. With 1, it is this process alone. */
   workers: number
-  /** Connections of each. */
+  /** Connections of each worker. */
   poolMax: number
-  /** Queued heartbeats of a worker above which it sheds low-priority work. */
+  /** With more heartbeats than this in its queue, a worker sheds low-priority work. */
   backpressureQueue: number
   trustProxy: boolean
-  /** Unknown tokens that a worker looks up for one address. */
+  /** How many unknown tokens of one address a worker looks up in a minute. */
   wrongTokensPerMinute: number
   logLevel: (typeof LOG_LEVELS)[number]
   logFormat: (typeof LOG_FORMATS)[number]
-  /** Where spans go; tracing is off without it. OpenTelemetry reads all else (OTEL_*) itself. */
+  /** Where to send spans. Tracing is off without it. OpenTelemetry reads its other settings (OTEL_*) itself. */
   otlpEndpoint: string | undefined
-}
-
-/** Every problem of the settings at once, one sentence each, by variable name. */
-export class ConfigError extends Error {
-  constructor(readonly problems: string[]) {
-    super(`The settings cannot be used:\n${problems.map(problem => `  ${problem}`).join('\n')}`)
-    this.name = 'ConfigError'
-  }
 }
 
 /**
  * Reads the server's settings once.
- * @throws ConfigError naming every variable that is missing or wrong.
+ * @throws SettingsError naming every variable that is missing or wrong.
  */
-
 export function readConfig(env: Record<string, string | undefined> = process.env): ServerConfig {
   const problems: string[] = []
   // An empty variable is an unset one: `PORT= npm run server` means the default.
@@ -103,7 +95,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
   const adminKey = read('ADMIN_KEY') ?? ''
   if (adminKey === '') problems.push('ADMIN_KEY is missing; it has no default.')
   else if (adminKey.length < 16) problems.push(`ADMIN_KEY must have at least 16 characters, not ${adminKey.length}.`)
-  // It is compared with a header's value, which carries nothing else.
+  // The key is compared with the value of a header, which can hold nothing else.
   else if (!/^[\x21-\x7e]+$/.test(adminKey)) problems.push('ADMIN_KEY must be printable ASCII without spaces.')
 
   const config: ServerConfig = {
@@ -129,6 +121,6 @@ export function readConfig(env: Record<string, string | undefined> = process.env
   if (config.otlpEndpoint !== undefined && !/^https?:\/\//.test(config.otlpEndpoint)) {
     problems.push('OTEL_EXPORTER_OTLP_ENDPOINT must be a URL such as http://127.0.0.1:4318.')
   }
-  if (problems.length > 0) throw new ConfigError([...new Set(problems)])
+  if (problems.length > 0) throw new SettingsError([...new Set(problems)])
   return config
 }

@@ -8,7 +8,7 @@ import { connect as connectArchiver } from '../archiver/database.ts'
 import { freePort } from '../local/cluster.ts'
 import { testCluster, withDatabase } from '../testing/database.ts'
 
-t.test('of several hosts the first that answers is used', async t => {
+t.test('of several hosts, the first one that answers is used', async t => {
   const db = await withDatabase(t)
   const url = new URL(db.url('fleet_server'))
   const gone = await freePort(true)
@@ -56,8 +56,8 @@ t.test('each connection sets its statement timeout and search path, whatever the
   }
 })
 
-// Without patches/postgres+3.4.9.patch the next statement is never sent, and fails when connect_timeout is over.
-t.test('after a connection that died with a statement not yet sent, the next statement is answered', async t => {
+// Without patches/postgres+3.4.9.patch the next statement is never sent, and fails when connect_timeout ends.
+t.test('after a connection died before its statement was sent, the next statement is answered', async t => {
   const db = await withDatabase(t)
   const { host, port } = testCluster()
   let socket: Socket | undefined
@@ -71,15 +71,16 @@ t.test('after a connection that died with a statement not yet sent, the next sta
   t.teardown(() => sql.end({ timeout: 1 }))
   await sql`select 1`
   socket?.destroy()
-  // As the writer, which sends when the sockets of a turn of the event loop were read: that this one is closed is told just after.
+  // Like the writer, this sends after the sockets of a turn of the event loop were read. The driver learns only after that that
+  // this socket is closed.
   await new Promise(resolve => setImmediate(resolve))
   await t.rejects(sql`select 2`, { code: 'CONNECTION_CLOSED' })
   const answer = await Promise.race([sql`select 3 as number`, sleep(20_000, 'no answer', { ref: false })])
   t.match(answer, [{ number: 3 }])
 })
 
-// Without the patch it fails with the error of the statement before.
-t.test('after a backend was ended in a statement, the next one is answered', async t => {
+// Without the patch it fails with the error of the previous statement.
+t.test('after a backend was ended during a statement, the next statement is answered', async t => {
   const db = await withDatabase(t)
   const sql = postgres(db.url('fleet_server'), { max: 1, fetch_types: false })
   t.teardown(() => sql.end({ timeout: 1 }))

@@ -4,22 +4,22 @@ import { unavailable } from './problem.ts'
 
 export type Sql = postgres.Sql<{ timestamp: string; bigint: number }>
 
-/** Above the statement timeout: reached only when the network or the pool stands still. */
+/** Longer than the statement timeout, so it is reached only if the network or the pool hangs. */
 const DEADLINE_MS = 5_000
 
-/** The seeds ask for 1 to 2 s on hot paths. */
+/** The founding documents ask for 1 to 2 s on hot paths. */
 const STATEMENT_TIMEOUT_MS = 2_000
 
-/** As text, because postgres.js leaves out a parameter that is 0, and the role's own limit for the hot path would apply. */
+/** As text: postgres.js leaves out a parameter that is 0, and then the limit of the role for the hot path would apply. */
 const NEVER = '0'
 
-/** Names resolve in pg_catalog, so nothing that another role made is called instead. */
+/** Names resolve in pg_catalog only, so nothing that another role created is called instead. */
 const NAMES = { search_path: 'pg_catalog, pg_temp' }
 
-/** Counts what is in flight, so that a full pool can be seen before it hurts. */
+/** Counts the statements in flight, so that a full pool shows before it hurts. */
 export class Pool {
   #inFlight = 0
-  /** Statements since the start, and those of them that found no free connection. */
+  /** Statements since the start, and how many of them found no free connection. */
   statements = 0
   waits = 0
 
@@ -38,7 +38,7 @@ export class Pool {
 
   /**
    * Runs one statement.
-   * @throws Problem 503 when it has not ended within 5 s; it may have happened all the same.
+   * @throws Problem 503 if it has not ended within 5 s. It may still take effect.
    */
   async run<T extends readonly (object | undefined)[]>(statement: (sql: Sql) => postgres.PendingQuery<T>) {
     this.#inFlight++
@@ -47,15 +47,15 @@ export class Pool {
     let timer: NodeJS.Timeout | undefined
     try {
       const query = statement(this.sql)
-      const late = new Promise<never>((_, reject) => {
+      const timeout = new Promise<never>((_, reject) => {
         timer = setTimeout(() => {
-          // Only while it still waits for a connection: to cancel a running one postgres 3.4.9 opens a
-          // connection, and when that fails the rejection is unhandled.
+          // Cancel it only while it waits for a connection. To cancel a running statement, postgres 3.4.9 opens a connection, and
+          // if that fails, the rejection is not handled.
           if (!(query as { state?: unknown }).state) query.cancel()
           reject(unavailable('The database did not answer in time; nothing was acknowledged.'))
         }, DEADLINE_MS)
       })
-      return await Promise.race([query, late])
+      return await Promise.race([query, timeout])
     } finally {
       clearTimeout(timer)
       this.#inFlight--
@@ -72,12 +72,12 @@ export function connectHot(login: Login, max: number) {
   return new Pool(connect(login, 'server', max, { statement_timeout: STATEMENT_TIMEOUT_MS }), max)
 }
 
-/** Fleet reads of a replica, under the hot path's rules. */
+/** Device reads on a replica, under the rules of the hot path. */
 export function connectReplica(login: Login, max: number) {
   return new Pool(connect(login, 'read', max, { statement_timeout: STATEMENT_TIMEOUT_MS }), max)
 }
 
-/** Calls that may take as long as they take. */
+/** Calls without a time limit. */
 export function connectOps(login: Login, max = 2) {
   return connect(login, 'ops', max, { statement_timeout: NEVER, ...NAMES })
 }
@@ -87,8 +87,8 @@ export function connectListener(login: Login) {
 }
 
 /**
- * For a client with nothing in flight. postgres 3.4.9 waits in vain for a connection whose backend was killed, hence
- * the timeout.
+ * For a client with nothing in flight. Without the timeout, postgres 3.4.9 waits forever for a connection whose backend was
+ * killed.
  */
 export function end(sql: Sql) {
   return sql.end({ timeout: 1 })
@@ -97,12 +97,12 @@ export function end(sql: Sql) {
 function connect({ url, role }: Login, name: string, max: number, parameters: Record<string, string | number>): Sql {
   return postgres(url, {
     max,
-    // One statement a connection: a slow one must not hold up those queued behind it.
+    // One statement at a time on each connection: a slow one must not hold up those queued behind it.
     max_pipeline: 0,
     connect_timeout: 5,
-    // Workers and instances share the server's connections: who is idle gives them back.
+    // Workers and instances share Postgres's connections, so idle ones are given back.
     idle_timeout: 60,
-    // The default grows to 20 s, long after the database is back.
+    // By default the pause grows to 20 s, which ends long after the database is back.
     backoff: (retries: number) => Math.min(0.05 * 2 ** retries, 1),
     // Saves a statement per connection; no array is passed as a parameter here.
     fetch_types: false,
@@ -111,14 +111,14 @@ function connect({ url, role }: Login, name: string, max: number, parameters: Re
       application_name: `nexmdm ${name}`,
       TimeZone: 'UTC',
       ...parameters,
-      // pgBouncer refuses it, so it is sent only where no login of its own was set.
-      // That login has its own search_path, which sql/setup/roles.sql sets.
+      // pgBouncer refuses these parameters, so they are sent only if no login of its own was set. Such a login has a search_path
+      // of its own, which sql/setup/roles.sql sets.
       ...(role === undefined ? {} : { role, ...NAMES }),
     },
     types: {
-      // As text, because a Date would cut microseconds.
+      // As text, because a Date would cut off microseconds.
       timestamp: { to: 1184, from: [1184], serialize: String, parse: toRfc3339 },
-      // Device ids and counts: far from 2^53.
+      // Device ids and counts are far below 2^53.
       bigint: { to: 20, from: [20], serialize: String, parse: Number },
     },
   } as postgres.Options<{ timestamp: postgres.PostgresType<string>; bigint: postgres.PostgresType<number> }>) as Sql

@@ -22,13 +22,13 @@ async function withTraffic(t: Test, env: ReturnType<typeof serverEnv>, sql: Sql)
     const before = traffic.refused
     await waitFor(async () => traffic.refused >= before + count, { what: () => `${count} refusals` })
   }
-  /** Recovered by itself, nothing lost, and the process is as good as new. */
+  /** Checks that the server has recovered by itself, that nothing is lost, and that the process is healthy. */
   const check = async (sql: Sql) => {
     await more(traffic, 2 * SENDERS)
     await traffic.stop()
     t.equal((await client(url)('GET /readyz')).status, 200)
     await checkStored(t, sql, traffic)
-    t.equal(traffic.cut, 0, 'each request was answered')
+    t.equal(traffic.cut, 0, 'every request was answered')
     t.equal((await server.stop('SIGTERM')).code, 0)
     t.notOk(server.output().includes(devices[0]!.token), 'no token in the log')
   }
@@ -44,7 +44,7 @@ t.test('Postgres crashes under load', async t => {
     await db.cluster.start()
     await more(traffic)
   }
-  // The clients of the test did not outlive it.
+  // The connections of the test itself did not survive the crashes.
   const sql = postgres(db.url('fleet_owner'), { max: 1 })
   t.teardown(() => sql.end({ timeout: 1 }))
   await check(sql)
@@ -66,7 +66,7 @@ t.test('connections are cut all the time', async t => {
   await check(db.sql)
 })
 
-t.test('a lock holds up what is written, beyond the statement timeout', async t => {
+t.test('a lock holds up writes for longer than the statement timeout', async t => {
   const db = await withDatabase(t)
   const { traffic, refusals, check } = await withTraffic(t, serverEnv(db), db.sql)
   const [partition] = await db.sql<{ name: string }[]>`

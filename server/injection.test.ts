@@ -4,16 +4,16 @@ import { hostileText } from '../testing/hostile-text.ts'
 import { visitor } from '../testing/page.ts'
 import { ago, enroll, lastStatus, withServer } from '../testing/server.ts'
 
-/** The first characters, by code points. */
+/** The first `max` characters, counted by code points. */
 const cut = (text: string, max: number) => [...text].slice(0, max).join('')
 
-t.test('whatever text comes in by HTTP is stored as it came, or refused', { timeout: 60_000 }, async t => {
+t.test('text that arrives over HTTP is stored unchanged, or refused', { timeout: 60_000 }, async t => {
   const { db, call, url } = await withServer(t)
   const headers = await visitor(url).login()
   const { device_id, token } = await enroll(db, 'a')
   const tables = () => db.admin`select count(*)::int as tables from pg_class where relname = 'pwned'`
   const seen = new Set<string>()
-  // Each in a bucket of its own, and the newest of all.
+  // Each heartbeat is in a bucket of its own, and newer than all before it.
   let age = 86_400
   await fc.assert(
     fc.asyncProperty(hostileText, hostileText, hostileText, async (one, two, three) => {
@@ -64,6 +64,6 @@ t.test('whatever text comes in by HTTP is stored as it came, or refused', { time
     }),
     { numRuns: 100, endOnFailure: true },
   )
-  t.same(await tables(), [{ tables: 0 }], 'nothing of it was run')
+  t.same(await tables(), [{ tables: 0 }], 'none of the text was run as SQL')
   t.ok(seen.size > 50)
 })

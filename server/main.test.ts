@@ -9,7 +9,7 @@ async function exitOf({ exited }: TestProcess) {
   return (await exited).code
 }
 
-t.test('SIGTERM under load: what was acknowledged is there, and the exit is 0', async t => {
+t.test('after SIGTERM under load, everything that was acknowledged is stored, and the exit code is 0', async t => {
   const db = await withDatabase(t)
   const { device_id, token } = await enroll(db, 'a')
   const { server, url } = await withProcess(t, db)
@@ -23,11 +23,11 @@ t.test('SIGTERM under load: what was acknowledged is there, and the exit is 0', 
   t.same(
     [...traffic.statuses.keys()].filter(status => status !== 201),
     [],
-    'no request was answered otherwise',
+    'no request got another answer',
   )
 })
 
-t.test('SIGTERM ends the requests in flight first', async t => {
+t.test('SIGTERM lets the requests in flight finish first', async t => {
   const db = await withDatabase(t)
   const { device_id, token } = await enroll(db, 'a')
   const { server, call } = await withProcess(t, db)
@@ -44,7 +44,7 @@ t.test('SIGTERM ends the requests in flight first', async t => {
   })
   const stopped = server.stop('SIGTERM')
   await waitFor(async () => server.output().includes('server.draining'))
-  await t.rejects(call('GET /healthz'), 'no new connection')
+  await t.rejects(call('GET /healthz'), 'new connections are refused')
   await locker`rollback`
   locker.release()
   t.equal((await waiting).status, 201)
@@ -52,7 +52,7 @@ t.test('SIGTERM ends the requests in flight first', async t => {
   t.equal((await stopped).code, 0, server.output())
 })
 
-t.test('a database that lets nobody in: it starts, says so, and is ready when it is back', async t => {
+t.test('the server starts while nobody can connect to the database, says so, and is ready when the database is back', async t => {
   const db = await withDatabase(t)
   const { token } = await enroll(db, 'a')
   await db.admin.unsafe(`alter database ${db.name} connection limit 0`)
@@ -70,7 +70,7 @@ t.test('a database that lets nobody in: it starts, says so, and is ready when it
   await waitFor(async () => server.output().includes('tokens.listening'), { what: () => server.output() })
 })
 
-t.test('the port is taken: one sentence and exit 1', async t => {
+t.test('if the port is in use, the server prints one sentence and exits with 1', async t => {
   const db = await withDatabase(t)
   const other = createServer().listen(0, '127.0.0.1')
   t.teardown(() => other.close())
@@ -78,10 +78,10 @@ t.test('the port is taken: one sentence and exit 1', async t => {
   const { port } = other.address() as { port: number }
   const server = await spawnNode(t, 'server/main.ts', { env: { ...serverEnv(db), PORT: String(port) } })
   t.equal(await exitOf(server), 1)
-  t.match(server.output(), new RegExp(`Port ${port} of 127.0.0.1 is taken`))
+  t.match(server.output(), new RegExp(`Port ${port} on 127.0.0.1 is already in use`))
 })
 
-t.test('wrong settings: all are named, and exit 2', async t => {
+t.test('wrong settings are all named, and the server exits with 2', async t => {
   const server = await spawnNode(t, 'server/main.ts', { env: { PORT: 'x', ADMIN_KEY: 'short' } })
   t.equal(await exitOf(server), 2)
   for (const name of ['PORT', 'ADMIN_KEY', 'SERVER_DATABASE_URL', 'LISTEN_DATABASE_URL', 'OPS_DATABASE_URL']) {
@@ -89,7 +89,7 @@ t.test('wrong settings: all are named, and exit 2', async t => {
   }
 })
 
-t.test('whoever started it is gone: it drains too', async t => {
+t.test('the server also drains when the process that started it is gone', async t => {
   const db = await withDatabase(t)
   const child = spawn(process.execPath, ['--import', 'tsx', 'server/main.ts'], {
     stdio: ['ignore', 'pipe', 'inherit', 'ipc'],
@@ -107,7 +107,7 @@ t.test('whoever started it is gone: it drains too', async t => {
   t.match(output, /"reason":"disconnect"/)
 })
 
-t.test("as the owner's URL with role fleet_server, it is not the owner", async t => {
+t.test("with an administrator's URL the server has only the rights of fleet_server", async t => {
   const db = await withDatabase(t)
   const env = { DATABASE_URL: db.url('postgres'), ADMIN_KEY, PORT: '0' }
   const server = await spawnNode(t, 'server/main.ts', { env, ready: /tokens.listening/ })
@@ -124,7 +124,7 @@ t.test("as the owner's URL with role fleet_server, it is not the owner", async t
     await call('POST /v1/heartbeat', { token: (body as { token: string }).token, body: {} }),
     {
       status: 500,
-      body: { status: 500, detail: /fault of its own/ },
+      body: { status: 500, detail: /internal error/ },
     },
     'a superuser would be let in',
   )

@@ -1,7 +1,8 @@
 import cluster from 'node:cluster'
-import { ConfigError, readConfig, type ServerConfig } from './config.ts'
+import { readConfig, type ServerConfig } from './config.ts'
 import { createLog, logDestination } from '../lib/log.ts'
 import { startWorkers, WorkerFailed } from './workers.ts'
+import { reportFailure, SettingsError } from '../lib/errors.ts'
 
 const config = configOrExit()
 const log = createLog('server', config.logLevel, await logDestination(config.logFormat), [config.adminKey])
@@ -13,7 +14,7 @@ const started = config.workers > 1 && cluster.isPrimary ? startWorkers(config.wo
 let stopping = false
 process.on('SIGTERM', drain)
 process.on('SIGINT', drain)
-// Whoever started this process with an IPC channel is gone.
+// The process that started this one with an IPC channel is gone.
 if (process.channel) process.on('disconnect', () => drain('disconnect'))
 
 try {
@@ -24,14 +25,14 @@ try {
   const { code } = error as NodeJS.ErrnoException
   const why =
     code === 'EADDRINUSE'
-      ? `Port ${config.port} of ${config.host} is taken by another process; set PORT to a free one.`
-      : `The server could not open port ${config.port} of ${config.host}.`
+      ? `Port ${config.port} on ${config.host} is already in use; set PORT to a free port.`
+      : `The server could not open port ${config.port} on ${config.host}.`
   log.fatal({ event: 'server.start_failed', error }, why)
   process.stderr.write(`${why}\n`)
   process.exit(1)
 }
 
-/** What serves is read by who serves: the process that only hands out connections starts sooner and stays smaller. */
+/** Only a process that serves imports the server. The process that hands out connections starts sooner and stays smaller. */
 async function serve() {
   const { startServer } = await import('./server.ts')
   return startServer(config, log)
@@ -54,8 +55,7 @@ function configOrExit(): ServerConfig {
   try {
     return readConfig()
   } catch (error) {
-    if (!(error instanceof ConfigError)) throw error
-    process.stderr.write(`${error.message}\n`)
-    process.exit(2)
+    if (!(error instanceof SettingsError)) throw error
+    process.exit(reportFailure(error))
   }
 }

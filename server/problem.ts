@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto'
 import { type IncomingMessage, STATUS_CODES } from 'node:http'
 import postgres from 'postgres'
 
-/** What is wrong with one field; the path is '' for the whole, else as in `battery_pct`. */
+/** What is wrong with one field. `path` is a name such as `battery_pct`, or '' for the whole body. */
 export interface FieldError {
   path: string
   message: string
@@ -15,7 +15,7 @@ interface Extra {
   cause?: unknown
 }
 
-/** An answer of RFC 9457, thrown from anywhere below a route. */
+/** An error answer as in RFC 9457. Anything below a route may throw it. */
 export class Problem extends Error {
   readonly errors: FieldError[] | undefined
   readonly hint: string | undefined
@@ -33,7 +33,7 @@ export class Problem extends Error {
     this.headers = headers ?? {}
   }
 
-  /** @param requestId as it is logged, so that who was refused can be found there */
+  /** @param requestId the id in the log, so that a refused request can be found there */
   toResponse(requestId: string) {
     const body = {
       type: 'about:blank',
@@ -57,15 +57,15 @@ export class Problem extends Error {
 }
 
 /**
- * The id that the caller or a proxy gave in x-request-id, if it may stand in a header, a log and a ticket, else a new one. Only
- * problems have one: what goes well is not logged.
+ * The id that the caller or a proxy gave in x-request-id, if it is safe in a header, a log and a ticket; otherwise a new one.
+ * Only problems have one, because requests that succeed are not logged.
  */
 export function requestId({ headers }: IncomingMessage) {
   const given = headers['x-request-id']
   return typeof given === 'string' && /^[\w.:+/=@-]{1,128}$/.test(given) && !/nx[dg]_/i.test(given) ? given : randomUUID()
 }
 
-/** 503; devices that were refused together must not come back together. */
+/** A 503. Its Retry-After is random, because devices that were refused together must not come back together. */
 export function unavailable(detail: string, cause?: unknown) {
   return new Problem(503, detail, {
     cause,
@@ -76,7 +76,7 @@ export function unavailable(detail: string, cause?: unknown) {
 /** What is answered to an error of a SQL function, by its code. */
 export const SQL_STATUS: Record<string, number> = { FL404: 404, FL409: 409, FL422: 422, FL002: 409, FL003: 409 }
 
-/** What to answer when `error` was thrown: nothing of an unknown error is shown. */
+/** The answer to an error that was thrown. It shows nothing of an unknown error. */
 export function toProblem(error: unknown): Problem {
   if (error instanceof Problem) return error
   if (error instanceof postgres.PostgresError) {
@@ -86,14 +86,14 @@ export function toProblem(error: unknown): Problem {
   if (isOutage(error)) {
     return unavailable('The database cannot be reached or did not answer in time; nothing was acknowledged.', error)
   }
-  return new Problem(500, 'The server met a fault of its own; it was logged.', { cause: error })
+  return new Problem(500, 'An internal error occurred; it was logged.', { cause: error })
 }
 
-// 08 connection, 28 and 3D a login or database that is not there (yet), 40 rolled back,
-// 53 resources, 55P03 lock timeout, 57 cancelled, shut down or starting up, 25006 a standby.
+// 08 connection, 28 and 3D a login or database that does not exist (yet), 40 rolled back, 53 resources, 55P03 lock timeout,
+// 57 cancelled, shutting down or starting up, 25006 a standby.
 const OUTAGE = /^(08|28|3D|40|53|57|55P03|25006)/
 
-/** True when the same call may succeed later: the fault is not in what was sent. */
+/** Whether the same call may succeed later, because the fault is not in what was sent. */
 function isOutage(error: unknown) {
   if (error instanceof postgres.PostgresError) return OUTAGE.test(error.code)
   if (!(error instanceof Error)) return false

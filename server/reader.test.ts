@@ -21,7 +21,7 @@ t.test('reads go to a replica while it follows, and to the primary when it does 
   const health = async () => ((await call('GET /ops/pool_health', { admin: true })).body as Health).replica
   const follows = (inUse: boolean) =>
     waitFor(async () => (await health()).in_use === inUse, {
-      patience: 60_000,
+      timeoutMs: 60_000,
       what: () => `the replica to be ${inUse ? '' : 'no longer '}in use`,
     })
   const { device_id, token } = await enroll(db, 'a')
@@ -40,7 +40,7 @@ t.test('reads go to a replica while it follows, and to the primary when it does 
   await shows(await write())
   t.ok((await health()).lag_seconds < 3)
 
-  // Replay stands still: what is read stays as it was until the lag is too much, then the primary answers.
+  // Replay is paused. Reads stay as they were until the lag is too large; then the primary answers.
   const onReplica = postgres(replica.url('postgres', 'fleet'), { max: 1, onnotice: () => {} })
   t.teardown(() => onReplica.end({ timeout: 1 }))
   await onReplica`select pg_wal_replay_pause()`
@@ -57,7 +57,7 @@ t.test('reads go to a replica while it follows, and to the primary when it does 
   await shows(ahead)
 
   await replica.stop('immediate')
-  t.equal(await seen(), ahead, 'gone: the very next read is answered')
+  t.equal(await seen(), ahead, 'the replica is gone, and the very next read is answered')
   await follows(false)
   const last = await write()
   t.equal(await seen(), last)
@@ -67,14 +67,14 @@ t.test('reads go to a replica while it follows, and to the primary when it does 
   t.match((await call('GET /v1/devices?status=online', { admin: true })).body, { devices: [{ alias: 'a' }] })
 })
 
-t.test('a URL that leads to no replica is not used', async t => {
+t.test('a URL that does not lead to a replica is not used', async t => {
   const { config, call } = await withServer(t)
   const server = await startServer({ ...config, read: config.hot }, createLog('server', 'silent'))
   t.teardown(() => server.stop())
   t.same(
     ((await call('GET /ops/pool_health', { admin: true })).body as Partial<Health>).replica,
     undefined,
-    'without a replica there is none',
+    'without a replica nothing is reported about one',
   )
   const other = client(`http://127.0.0.1:${server.port}`)
   t.match((await other('GET /v1/devices', { admin: true })).body, { devices: [] })

@@ -2,12 +2,12 @@ import postgres, { type PendingQuery } from 'postgres'
 import type { ServerConfig } from './config.ts'
 import { connectReplica, type Pool, type Sql } from './database.ts'
 import type { Log } from '../lib/log.ts'
-import { within } from '../lib/timeout.ts'
+import { withTimeout } from '../lib/timeout.ts'
 
-/** How often primary and replica are asked where they are. */
+/** How often the primary and the replica are asked for their positions. */
 const EVERY_MS = 1_000
-/** How long either may take to say so; the hot path's pool gives up after 5 s, which is long for a question after health. */
-const PATIENCE_MS = 2_000
+/** How long either of them may take to answer. The hot path's pool gives up after 5 s, which is long for a health check. */
+const TIMEOUT_MS = 2_000
 
 interface Sample {
   at: number
@@ -15,8 +15,9 @@ interface Sample {
 }
 
 /**
- * Where reads of the fleet go: to a replica (READ_DATABASE_URL) while it follows closely enough, else to the primary. The lag is told
- * by comparing positions in the WAL, because a replica cut off from its primary believes itself up to date.
+ * Chooses where devices are read: on a replica (READ_DATABASE_URL) while it follows closely enough, otherwise on the primary. The
+ * lag comes from comparing positions in the WAL, because a replica that is cut off from its primary believes that it is up to
+ * date.
  */
 export class Reader {
   #samples: Sample[] = []
@@ -48,20 +49,20 @@ export class Reader {
     return this.#pool.max
   }
 
-  /** Undefined without a replica. While the replica does not answer, or is cut off, the lag grows. */
+  /** Undefined without a replica. The lag grows while the replica does not answer or is cut off. */
   get status() {
     if (this.replica === undefined) return undefined
     return { in_use: this.#isUsable, lag_seconds: Math.round(performance.now() - this.#confirmed) / 1_000 }
   }
 
-  /** Runs one statement that only reads; what the replica cannot answer is asked of the primary. */
+  /** Runs one statement that only reads. If the replica cannot answer, the primary is asked. */
   async run<T extends readonly (object | undefined)[]>(statement: (sql: Sql) => PendingQuery<T>) {
     const pool = this.#pool
     if (pool === this.primary) return this.primary.run(statement)
     try {
       return await pool.run(statement)
     } catch (error) {
-      // One statement in the way of recovery, or with a wrong value, says nothing of the replica.
+      // A statement that conflicts with recovery, or has a wrong value, says nothing about the replica.
       if (!(error instanceof postgres.PostgresError) || /^(08|53|57)/.test(error.code)) this.#decide(false, sentence(error))
       return this.primary.run(statement)
     }
@@ -84,12 +85,12 @@ export class Reader {
   async #check() {
     const at = performance.now()
     const [primary, replica] = await Promise.allSettled([
-      within(
-        PATIENCE_MS,
+      withTimeout(
+        TIMEOUT_MS,
         this.primary.run(sql => sql<{ lsn: string }[]>`select (pg_current_wal_lsn() - '0/0')::text as lsn`),
       ),
-      within(
-        PATIENCE_MS,
+      withTimeout(
+        TIMEOUT_MS,
         this.replica!.run(
           sql => sql<{ lsn: string | null; follows: boolean }[]>`
         select (pg_last_wal_replay_lsn() - '0/0')::text as lsn, pg_is_in_recovery() as follows
@@ -102,18 +103,18 @@ export class Reader {
       return this.#decide(false, sentence(replica.reason))
     }
     const { lsn, follows } = replica.value[0]!
-    if (!follows || lsn === null) return this.#decide(false, 'is no replica: it is not in recovery')
+    if (!follows || lsn === null) return this.#decide(false, 'is not a replica: it is not in recovery')
     const replayed = BigInt(lsn)
     const seen = this.#samples.filter(sample => sample.lsn <= replayed).at(-1)
     if (seen !== undefined) {
       this.#confirmed = seen.at
       this.#samples = this.#samples.filter(sample => sample.at >= seen.at)
     } else {
-      // So far behind that its place is not among those kept.
+      // The replica is so far behind that its position is older than all samples.
       this.#samples = this.#samples.slice(-600)
     }
     const lag = (performance.now() - this.#confirmed) / 1_000
-    // With the primary away there is nobody to be behind of: who was in use stays in use.
+    // If the primary is unreachable, there is no lag to measure, so the choice stays as it is.
     if (primary.status === 'rejected') return
     this.#decide(seen !== undefined && lag <= this.config.readMaxLagS, `is ${lag.toFixed(1)} s behind`)
   }

@@ -7,7 +7,7 @@ import { Backpressure } from './ingest/backpressure.ts'
 import { Budgets } from './ops/budgets.ts'
 import type { ServerConfig } from './config.ts'
 import { connectHot, connectListener, connectOps, end } from './database.ts'
-import { Guesses } from './auth/rate-limit.ts'
+import { RateLimit } from './auth/rate-limit.ts'
 import type { Log } from '../lib/log.ts'
 import { createMetrics, measureReplica } from './ops/metrics.ts'
 import { Reader } from './reader.ts'
@@ -16,15 +16,15 @@ import { followTokens, Tokens } from './auth/tokens.ts'
 import { startTracing } from '../lib/tracing.ts'
 import { Writer } from './ingest/writer.ts'
 
-/** A worker's. Measured: an idle one takes about 6 kB of memory. */
+/** For each worker. Measured: an idle connection takes about 6 kB of memory. */
 const MAX_CONNECTIONS = 20_000
 
-/** How long requests in flight may take to end; the hot path's statements end within 5 s. */
+/** How long requests in flight may take to finish. Statements of the hot path end within 5 s. */
 const DRAIN_MS = 20_000
 
 /**
- * Opens the port and serves until stop(). A database that is away does not keep it from starting: /readyz says so.
- * @throws when the port cannot be opened
+ * Opens the port and serves until stop(). It also starts while the database is unreachable; /readyz says so.
+ * @throws if the port cannot be opened
  */
 export async function startServer(config: ServerConfig, log: Log) {
   const pool = connectHot(config.hot, config.poolMax)
@@ -33,8 +33,8 @@ export async function startServer(config: ServerConfig, log: Log) {
   const metrics = createMetrics(pool)
   const reader = new Reader(pool, config, log)
   measureReplica(metrics, reader)
-  const guesses = new Guesses(config.trustProxy, config.wrongTokensPerMinute, () => metrics.authRefused.inc())
-  const tokens = new Tokens(pool, metrics, undefined, guesses)
+  const rateLimit = new RateLimit(config.trustProxy, config.wrongTokensPerMinute, () => metrics.authRefused.inc())
+  const tokens = new Tokens(pool, metrics, undefined, rateLimit)
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue)
   const tracing = await startTracing(config.otlpEndpoint, 'nexmdm-server', log)
   const writer = new Writer(pool, metrics, log, backpressure, undefined, tracing)
@@ -59,14 +59,14 @@ export async function startServer(config: ServerConfig, log: Log) {
     serverOptions: {
       headersTimeout: 10_000,
       requestTimeout: 30_000,
-      // How often the two are looked at; the default would let a slow client have 30 s more.
+      // How often these two timeouts are checked. With the default, a slow client would get 30 s more.
       connectionsCheckingInterval: 2_000,
-      // Above the usual 60 s of a device and of a proxy, so that it is they who hang up.
+      // Longer than the usual 60 s of devices and proxies, so that they close idle connections first.
       keepAliveTimeout: 90_000,
     },
   }) as Server
   server.maxConnections = MAX_CONNECTIONS
-  // Otherwise a worker hands it to the next one, and when all are full round and round.
+  // Otherwise a worker hands the connection to the next one, and if all are full, it goes round and round.
   Object.assign(server, { dropMaxConnection: true })
 
   const endPools = () => Promise.all([reader.end().then(() => pool.end()), end(ops), end(listener)])
@@ -82,8 +82,8 @@ export async function startServer(config: ServerConfig, log: Log) {
   budgets.follow()
 
   /**
-   * Takes no new connection, ends the requests in flight and the writer's queue, then the pools.
-   * @returns false when requests had to be cut off
+   * Accepts no new connections, finishes the requests in flight and the writer's queue, then closes the pools.
+   * @returns false if requests had to be cut off
    */
   async function stop() {
     draining = true

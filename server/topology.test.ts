@@ -9,7 +9,7 @@ import { visitor } from '../testing/page.ts'
 import { ADMIN_KEY, client, enroll, serverEnv } from '../testing/server.ts'
 import { checkStored, enrollMany, more, startTraffic } from '../testing/traffic.ts'
 
-/** Postgres ← pgBouncer ← two servers ← HAProxy, all as processes of their own. */
+/** Postgres ← pgBouncer ← two servers ← HAProxy, each in processes of its own. */
 async function withTopology(t: Test) {
   const db = await withDatabase(t)
   const pool = await withPgbouncer(t, db.url('fleet_server'))
@@ -48,7 +48,7 @@ async function withTopology(t: Test) {
   }
 }
 
-/** The status of a request whose path is sent as it stands; fetch() would tidy it up. */
+/** The status of a request whose path is sent unchanged; fetch() would normalize it. */
 function rawStatus(url: string, method: string, path: string, headers: Record<string, string>) {
   const { hostname, port } = new URL(url)
   return new Promise<number>((resolve, reject) => {
@@ -61,7 +61,7 @@ function rawStatus(url: string, method: string, path: string, headers: Record<st
   })
 }
 
-/** Where the server's hot path is connected from. */
+/** The backends of the servers' hot path. */
 async function backends(db: TestDatabase) {
   return db.admin<{ pid: number; usename: string }[]>`
     select pid, usename from pg_stat_activity where datname = current_database() and application_name = 'nexmdm server'
@@ -70,7 +70,7 @@ async function backends(db: TestDatabase) {
 
 t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), timeout: 300_000 }, async t => {
   const { db, pool, pgbouncer, ports, servers, direct, url, operators, call, operator, states, start } = await withTopology(t)
-  /** Until it is stopped, or the test has failed. */
+  /** Sends heartbeats until it is stopped, or the test has ended. */
   const send = async (t: Test) => {
     const traffic = startTraffic([url], await enrollMany(db.sql, 60), { batchers: 10, pause: 100 })
     t.teardown(traffic.stop)
@@ -93,7 +93,7 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
     t.ok(pids.length > 0 && pids.length <= 20)
   })
 
-  await t.test("the devices' address serves nothing else, even with the admin key and under any path", async t => {
+  await t.test('the address for devices serves nothing else, even with the admin key and whatever the path', async t => {
     const { token } = await enroll(db, 'on the wrong side')
     const keys = { 'x-admin': ADMIN_KEY, authorization: `Bearer ${ADMIN_KEY}` }
     const paths = [
@@ -155,13 +155,13 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
       'X-FORWARDED-PORT': '443',
     }
     for (const [door, to] of Object.entries({ devices: call, operators: operator })) {
-      const { device_id, token } = await enroll(db, `a liar at the door of ${door}`)
+      const { device_id, token } = await enroll(db, `with false headers at the address for ${door}`)
       t.match(await to('POST /v1/heartbeat', { token, body: {}, headers: lies }), { status: 201 })
       const [row] = await db.sql`select host(ip) as ip from fleet.device_last_status where device_id = ${device_id}`
       t.same(row, { ip: '127.0.0.1' }, door)
     }
     const { headers } = await visitor(operators).post('/login', { key: ADMIN_KEY }, lies)
-    t.match(headers.getSetCookie()[0], /^fleet_session=/, 'no session for TLS alone over plain HTTP')
+    t.match(headers.getSetCookie()[0], /^fleet_session=/, 'over plain HTTP the cookie is not only for TLS')
   })
 
   await t.test('the role, the time zone and the statement timeout hold through the pool', async t => {
@@ -175,7 +175,7 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
     await t.rejects(hot.sql`select pg_sleep(60)`, { code: '57014' })
   })
 
-  await t.test('a statement that waits too long: 503 with Retry-After, nothing is written, and then it flows again', async t => {
+  await t.test('a statement that waits too long gets 503 with Retry-After, and then heartbeats flow again', async t => {
     const { device_id, token } = await enroll(db, 'b')
     const locker = await db.admin.reserve()
     await locker`begin`
@@ -195,20 +195,20 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
     for (const call of direct) t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status < 300, true)
     t.equal((await operator(`DELETE /admin/devices/${device_id}`, { admin: true })).status, 204)
     for (const call of direct) {
-      // Long before the 60 s that a cached token lasts without the notification.
-      await waitFor(async () => (await call('POST /v1/heartbeat', { token, body: {} })).status === 401, { patience: 10_000 })
+      // Much sooner than the 60 s that a cached token lasts without the notification.
+      await waitFor(async () => (await call('POST /v1/heartbeat', { token, body: {} })).status === 401, { timeoutMs: 10_000 })
     }
   })
 
-  await t.test('a server killed under load: nothing acknowledged is lost, and the other one does its work', async t => {
+  await t.test('when a server is killed under load, nothing acknowledged is lost, and the other one takes over', async t => {
     const traffic = await send(t)
     await more(traffic)
     await servers[1]!.stop('SIGKILL')
     await states('UP', 'DOWN')
-    await more(traffic) // what was on its way to it
+    await more(traffic) // requests that were on their way to it
     const { refused } = traffic
     await more(traffic)
-    t.equal(traffic.refused, refused, 'nobody is sent to the dead one')
+    t.equal(traffic.refused, refused, 'no request is sent to the dead server')
     servers[1] = await start(ports[1])
     await states('UP', 'UP')
     const [, revived] = direct
@@ -217,11 +217,11 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
       return Number(/^hb_writes_total (\d+)/m.exec(String(body))?.[1]) > 0
     })
     await traffic.stop()
-    t.equal(traffic.cut, 0, 'the balancer answers for it')
+    t.equal(traffic.cut, 0, 'the balancer answers in its place')
     await checkStored(t, db.sql, traffic)
   })
 
-  await t.test('a server that is stopped under load is not missed', async t => {
+  await t.test('when a server is stopped under load, every heartbeat is still accepted', async t => {
     const traffic = await send(t)
     await more(traffic)
     t.equal((await servers[0]!.stop('SIGTERM')).code, 0)
@@ -233,16 +233,16 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
     await checkStored(t, db.sql, traffic)
   })
 
-  await t.test('the pool restarted under load: a 5xx with Retry-After or an acknowledgement, and it recovers', async t => {
+  await t.test('while the pool restarts, requests are acknowledged or get a 5xx with Retry-After, and it recovers', async t => {
     const traffic = await send(t)
     let running = pgbouncer
-    // Since 1.23 SIGTERM waits for the clients to go.
+    // Since pgBouncer 1.23, SIGTERM waits for the clients to disconnect.
     for (const signal of ['SIGQUIT', 'SIGKILL'] as const) {
       await more(traffic)
       const { refused } = traffic
       await running.stop(signal)
       await waitFor(async () => traffic.refused > refused)
-      // Down long enough for the balancer to take both servers out: then it is the balancer that refuses.
+      // Down long enough for the balancer to take both servers out. Then the balancer itself refuses.
       await states('DOWN', 'DOWN')
       t.match(await call('POST /v1/heartbeat', { token: 'any', body: {} }), {
         status: 503,

@@ -22,7 +22,7 @@ interface Export {
   resourceSpans: { resource: { attributes: Span['attributes'] }; scopeSpans: { spans: Span[] }[] }[]
 }
 
-/** What takes spans as a collector does, in OTLP's JSON. */
+/** A receiver that accepts spans as a collector does, in the JSON of OTLP. */
 async function withReceiver(t: Test) {
   const spans: (Span & { service: unknown })[] = []
   const server = createServer((request, response) => {
@@ -50,17 +50,17 @@ function attribute({ attributes }: Pick<Span, 'attributes'>, key: string) {
   return Object.values(attributes.find(found => found.key === key)?.value ?? {})[0]
 }
 
-t.test('it is off unless an endpoint is set, and then nothing of it is loaded', async t => {
+t.test('tracing is off and not even loaded unless an endpoint is set', async t => {
   const { db, call } = await withServer(t)
   const { token } = await enroll(db, 'a')
   t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 201)
   const loaded = () => Object.keys(createRequire(import.meta.url).cache).filter(file => /@opentelemetry\/(?!api\/)/.test(file))
   t.same(loaded(), [])
   await import('@opentelemetry/sdk-trace-node')
-  t.not(loaded().length, 0, 'it would be seen')
+  t.not(loaded().length, 0, 'this check would notice it')
 })
 
-t.test("request, batch and insert of a heartbeat belong together, under the caller's trace", async t => {
+t.test("the request, the batch and the insert of a heartbeat belong together, in the caller's trace", async t => {
   const { spans, env } = await withReceiver(t)
   const db = await withDatabase(t)
   const { token } = await enroll(db, 'a')
@@ -88,12 +88,12 @@ t.test("request, batch and insert of a heartbeat belong together, under the call
   t.ok(spans.some(span => span.name === 'POST /v1/heartbeat' && attribute(span, 'http.response.status_code') === 400))
   t.ok(
     spans.some(span => span.name === 'GET' && attribute(span, 'http.response.status_code') === 404),
-    'no name is made of what callers write',
+    'no name contains what callers write',
   )
   t.notOk(JSON.stringify(spans).includes(token), 'no token')
 })
 
-t.test('a batch names each of its requests', async t => {
+t.test('a batch links to each of its requests', async t => {
   const { spans, env } = await withReceiver(t)
   const db = await withDatabase(t)
   const devices = await Promise.all(Array.from({ length: 20 }, (_, n) => enroll(db, `device ${n}`)))
@@ -126,7 +126,7 @@ t.test('a batch names each of its requests', async t => {
   )
 })
 
-t.test('an insert that fails is marked', async t => {
+t.test('an insert that fails is marked as an error', async t => {
   const { spans, env } = await withReceiver(t)
   const db = await withDatabase(t)
   const { token } = await enroll(db, 'a')
@@ -144,7 +144,7 @@ t.test('an insert that fails is marked', async t => {
   for (const name of ['POST /v1/heartbeat', 'fleet.ingest']) t.equal(spans.find(span => span.name === name)!.status.code, 2, name)
 })
 
-t.test('a receiver that is away costs spans and nothing else', async t => {
+t.test('an unreachable receiver costs spans and nothing else', async t => {
   const db = await withDatabase(t)
   const { device_id, token } = await enroll(db, 'a')
   const { server, call } = await withProcess(t, db, {
@@ -156,7 +156,7 @@ t.test('a receiver that is away costs spans and nothing else', async t => {
   t.equal((await server.stop('SIGTERM')).code, 0)
 })
 
-t.test("the archiver's partition and its steps are one trace", async t => {
+t.test('archiving a partition and its steps are one trace', async t => {
   const { spans, env } = await withReceiver(t)
   const { db, directory, partition } = await withRetiredDay(t)
   t.equal((await runOnce(t, db, directory, env)).code, 0)

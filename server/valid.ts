@@ -1,12 +1,11 @@
 import type { Context, MiddlewareHandler } from 'hono'
 import { z } from 'zod'
-import type { AppEnv } from './app.ts'
-import { fieldErrors } from './ingest/heartbeat.ts'
+import type { AppEnv } from './context.ts'
 import { type FieldError, Problem } from './problem.ts'
 
 /**
- * What a request brought, in the shape of the schema.
- * @throws Problem 422 naming each field
+ * Checks what a request brought, and returns it in the shape of the schema.
+ * @throws Problem 422 that names each wrong field
  */
 export function valid<T extends z.ZodType>(schema: T, value: unknown): z.output<T> {
   const parsed = schema.safeParse(value)
@@ -15,9 +14,9 @@ export function valid<T extends z.ZodType>(schema: T, value: unknown): z.output<
 }
 
 /**
- * The query of a request, in the shape of the schema. A filter with a typing error must not answer with other devices, nor a
- * `dry_run` that is not known do the work.
- * @throws Problem 422 naming each parameter that is wrong, unknown or given twice
+ * Checks the query of a request, and returns it in the shape of the schema. A filter with a typo must not return other devices,
+ * and an unknown value of `dry_run` must not do the real work.
+ * @throws Problem 422 that names each parameter that is wrong, unknown or repeated
  */
 export function validQuery<T extends z.ZodObject>(schema: T, c: Context<AppEnv>): z.output<T> {
   const known = Object.keys(schema.shape)
@@ -33,6 +32,11 @@ export function validQuery<T extends z.ZodObject>(schema: T, c: Context<AppEnv>)
   if (!parsed.success) errors.push(...fieldErrors(parsed.error))
   if (errors.length > 0 || !parsed.success) throw invalid(errors)
   return parsed.data
+}
+
+/** What zod found wrong, field by field. */
+export function fieldErrors(error: z.ZodError): FieldError[] {
+  return error.issues.map(({ path, message }) => ({ path: path.map(String).join('.'), message }))
 }
 
 const none = z.object({})

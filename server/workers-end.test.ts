@@ -3,10 +3,11 @@ import { createServer } from 'node:net'
 import t from 'tap'
 import { freePort } from '../local/cluster.ts'
 import { spawnNode, waitFor, withDatabase } from '../testing/database.ts'
-import { enroll, isAlive, living, load, lost, serverEnv, withProcess } from '../testing/server.ts'
+import { isAlive } from '../lib/process.ts'
+import { enroll, living, load, lost, serverEnv, withProcess } from '../testing/server.ts'
 
 for (const signal of ['SIGTERM', 'SIGINT'] as const) {
-  t.test(`${signal} under load: all workers drain, the exit is 0`, async t => {
+  t.test(`after ${signal} under load all workers drain, and the exit code is 0`, async t => {
     const db = await withDatabase(t)
     const { device_id, token } = await enroll(db, 'a')
     const { server, url } = await withProcess(t, db, { WORKERS: '2' })
@@ -17,13 +18,16 @@ for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     const { code } = await server.stop(signal)
     await traffic.stop()
     t.equal(code, 0, server.output())
-    t.same(pids.filter(isAlive), [])
+    t.same(
+      pids.filter(pid => isAlive(pid)),
+      [],
+    )
     t.same(await lost(db, device_id, traffic.acknowledged), [])
-    t.same([...traffic.statuses.keys()], [201], 'no request was answered otherwise')
+    t.same([...traffic.statuses.keys()], [201], 'no request got another answer')
   })
 }
 
-t.test('the first process killed: the workers notice, drain and leave nothing behind', async t => {
+t.test('when the first process is killed, the workers notice, drain and leave nothing behind', async t => {
   const db = await withDatabase(t)
   const { device_id, token } = await enroll(db, 'a')
   const { server, url } = await withProcess(t, db, { WORKERS: '2' })
@@ -32,14 +36,14 @@ t.test('the first process killed: the workers notice, drain and leave nothing be
   const traffic = load(url, token, 5)
   await waitFor(async () => traffic.acknowledged.length > 200)
   process.kill(server.pid, 'SIGKILL')
-  await waitFor(async () => !pids.some(isAlive), { what: () => server.output() })
+  await waitFor(async () => !pids.some(pid => isAlive(pid)), { what: () => server.output() })
   await traffic.stop()
   t.same(await lost(db, device_id, traffic.acknowledged), [])
   t.equal(server.output().match(/"event":"server.stopped","in_time":true/g)?.length, 2, server.output())
   t.equal([...traffic.statuses.keys()].join(), '201')
 })
 
-t.test('the port is taken: told once, exit 1', async t => {
+t.test('a port in use is reported once, with exit code 1', async t => {
   const db = await withDatabase(t)
   const other = createServer().listen(0, '127.0.0.1')
   t.teardown(() => other.close())
@@ -47,28 +51,28 @@ t.test('the port is taken: told once, exit 1', async t => {
   const { port } = other.address() as { port: number }
   const server = await spawnNode(t, 'server/main.ts', { env: { ...serverEnv(db), PORT: String(port), WORKERS: '4' } })
   t.equal((await server.exited).code, 1)
-  t.equal(server.output().match(new RegExp(`^Port ${port} of 127.0.0.1 is taken`, 'gm'))?.length, 1, server.output())
+  t.equal(server.output().match(new RegExp(`^Port ${port} on 127.0.0.1 is already in use`, 'gm'))?.length, 1, server.output())
 })
 
-t.test('wrong settings: told once, exit 2', async t => {
+t.test('wrong settings are reported once, with exit code 2', async t => {
   const server = await spawnNode(t, 'server/main.ts', { env: { ADMIN_KEY: 'short', WORKERS: '4' } })
   t.equal((await server.exited).code, 2)
   t.equal(server.output().match(/ADMIN_KEY must have/g)?.length, 1, server.output())
 })
 
-t.test('when no worker survives its start any more, the server gives up with exit 1', async t => {
+t.test('when no worker survives its start any more, the server gives up with exit code 1', async t => {
   const db = await withDatabase(t)
   const port = await freePort(true)
   const { server } = await withProcess(t, db, { WORKERS: '2', PORT: String(port) })
   await waitFor(async () => living(server).length === 2)
-  // Another takes the port in the moment that nobody serves.
+  // Another process takes the port while nobody serves.
   const other = createServer()
   t.teardown(() => other.close())
   other.on('error', () => setImmediate(listen))
   for (const pid of living(server)) process.kill(pid, 'SIGKILL')
   listen()
   t.equal((await server.exited).code, 1)
-  t.match(server.output(), /^5 workers in a row ended at their start, the last with code 1\. The server gives up\.$/m)
+  t.match(server.output(), /^5 workers in a row ended during startup, the last one with code 1\. The server gives up\.$/m)
 
   function listen() {
     other.listen(port, '127.0.0.1')

@@ -1,13 +1,14 @@
 import t from 'tap'
 import { waitFor, withDatabase } from '../testing/database.ts'
-import { enroll, isAlive, living, load, lost, withProcess, type Call } from '../testing/server.ts'
+import { isAlive } from '../lib/process.ts'
+import { enroll, living, load, lost, withProcess, type Call } from '../testing/server.ts'
 
 async function metric(call: Call, name: string) {
   const { body } = await call('GET /metrics', { admin: true })
   return Number(new RegExp(`^${name} (\\S+)$`, 'm').exec(body as string)?.[1])
 }
 
-t.test('workers killed under load are replaced; nothing acknowledged is lost, no total goes back', async t => {
+t.test('workers killed under load are replaced, nothing acknowledged is lost, and no total falls', async t => {
   const db = await withDatabase(t)
   const { device_id, token } = await enroll(db, 'a')
   const { server, call, url } = await withProcess(t, db, { WORKERS: '2' })
@@ -46,7 +47,7 @@ t.test('workers killed under load are replaced; nothing acknowledged is lost, no
   t.equal(server.output().match(/"server.listening"/g)?.length, 1)
 })
 
-t.test('a worker that ends in order leaves all its counts', async t => {
+t.test('a worker that stops in order leaves all its counts', async t => {
   const db = await withDatabase(t)
   const { token } = await enroll(db, 'a')
   const { server, call, url } = await withProcess(t, db, { WORKERS: '2' })
@@ -62,7 +63,7 @@ t.test('a worker that ends in order leaves all its counts', async t => {
   t.same([...traffic.statuses.keys()], [201])
 })
 
-t.test('a worker that hangs does not hold up the scrape, and counts with what it said last', async t => {
+t.test('a worker that hangs does not hold up the scrape, and its last snapshot counts', async t => {
   const db = await withDatabase(t)
   const { token } = await enroll(db, 'a')
   const { server, call, url } = await withProcess(t, db, { WORKERS: '3' })
@@ -74,7 +75,7 @@ t.test('a worker that hangs does not hold up the scrape, and counts with what it
   const [first] = living(server)
   process.kill(first!, 'SIGSTOP')
   t.teardown(() => isAlive(first!) && process.kill(first!, 'SIGKILL'))
-  // A connection that is handed to the one that hangs gets no answer; the others answer all that follow.
+  // A connection that is handed to the hanging worker gets no answer. The others answer all that follow.
   let answer = NaN
   await waitFor(async () => {
     answer = await Promise.race([

@@ -4,27 +4,27 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Log } from '../lib/log.ts'
 import { answerScrapes } from './ops/scrape.ts'
 
-/** One that ends sooner after it had the port did not survive its start. */
+/** A worker that ends sooner than this after it opened the port did not survive its start. */
 const YOUNG_MS = 1_000
 const MAX_PAUSE_MS = 5_000
-/** So many in a row that did not survive their start, and nobody left who serves: another try would not help. */
+/** If this many workers in a row did not survive their start, and none serves, another try would not help. */
 const GIVE_UP = 5
-/** Above the 20 s that a worker gives its requests to end, below the 30 s that a service manager waits. */
+/** Longer than the 20 s that a worker gives its requests to finish, shorter than the 30 s that a service manager waits. */
 const KILL_MS = 25_000
 
-/** The first worker ended before it had the port. It has said why itself. */
+/** The first worker ended before it opened the port. It has reported the reason itself. */
 export class WorkerFailed extends Error {
   constructor(readonly code: number) {
-    super(`the first worker ended with code ${code} before it had the port`)
+    super(`the first worker ended with code ${code} before it opened the port`)
     this.name = 'WorkerFailed'
   }
 }
 
 /**
- * Runs `count` processes of this program that share the port. This one takes the connections, hands them out and
- * replaces who dies; it reads nothing of them, so there is little that could end it.
+ * Runs `count` processes of this program that share the port. This process accepts the connections, hands them out and replaces
+ * workers that die. It reads nothing from the connections, so there is little that could end it.
  * @param giveUp called once, when no worker survives its start any more
- * @throws WorkerFailed when the first cannot open the port
+ * @throws WorkerFailed if the first worker cannot open the port
  */
 export async function startWorkers(count: number, log: Log, giveUp: (why: string) => void) {
   const serving = new Map<Worker, number>()
@@ -57,7 +57,7 @@ export async function startWorkers(count: number, log: Log, giveUp: (why: string
         void (async () => {
           if (failures >= GIVE_UP && serving.size === 0 && !stopping.signal.aborted) {
             stopping.abort()
-            giveUp(`${failures} workers in a row ended at their start, the last with ${signal || `code ${code}`}.`)
+            giveUp(`${failures} workers in a row ended during startup, the last one with ${signal || `code ${code}`}.`)
           }
           const pause = failures === 0 ? 0 : Math.min(50 * 2 ** failures, MAX_PAUSE_MS)
           await sleep(pause, undefined, stopping).catch(() => {})
@@ -67,8 +67,8 @@ export async function startWorkers(count: number, log: Log, giveUp: (why: string
   }
 
   /**
-   * Lets all workers end what they are at.
-   * @returns false when one of them had to cut requests off, or was
+   * Lets all workers finish their requests.
+   * @returns false if one of them had to cut requests off, or had to be killed
    */
   async function stop() {
     stopping.abort()
@@ -77,7 +77,7 @@ export async function startWorkers(count: number, log: Log, giveUp: (why: string
       .filter(worker => !worker.isDead())
     const ends = await Promise.all(
       living.map(async worker => {
-        // Who does not serve yet has nothing to end, and may not know the signal yet.
+        // A worker that does not serve yet has nothing to finish, and may not know the signal yet.
         const isServing = serving.has(worker)
         const exited = once(worker, 'exit') as Promise<[number | null]>
         worker.process.kill('SIGTERM')
@@ -90,7 +90,7 @@ export async function startWorkers(count: number, log: Log, giveUp: (why: string
     return ends.every(inTime => inTime)
   }
 
-  // The first alone, so that a port that is taken is told once.
+  // Start the first one alone, so that a port in use is reported once.
   const first = fork()
   const exited = once(first, 'exit').then(([code]) => {
     throw new WorkerFailed(typeof code === 'number' && code > 0 ? code : 1)

@@ -7,10 +7,11 @@ import type { Sql } from 'postgres'
 import type { Test } from 'tap'
 import { spawnNode, waitFor, withDatabase, type TestDatabase } from './database.ts'
 import { exportTable } from '../archiver/archive/export.ts'
-import { createLog } from '../archiver/log.ts'
-import { isoMicros } from '../archiver/archive/manifest.ts'
+import { createLog } from '../lib/log.ts'
+import { isoMicros } from '../archiver/archive/iso-micros.ts'
 import type { Column, Content } from '../archiver/archive/parquet.ts'
-import { closeWorker, openWorker, refreshIndex, workOnce } from '../archiver/worker.ts'
+import { closeWorker, openWorker } from '../archiver/context.ts'
+import { refreshIndex, workOnce } from '../archiver/worker.ts'
 
 /** Makes a directory that is removed after the test. */
 export async function makeDirectory(t: Test) {
@@ -49,7 +50,7 @@ export async function runOnce(t: Test, db: TestDatabase, directory: string, env?
 export async function withWorker(t: Test, db: TestDatabase, directory: string) {
   const { ARCHIVER_DATABASE_URL, ARCHIVE_URL } = archiverEnv(db, directory)
   const lines: string[] = []
-  const log = createLog('info', { write: line => void lines.push(line) })
+  const log = createLog('archiver', 'info', { write: line => void lines.push(line) })
   const worker = await openWorker(
     { database: { url: ARCHIVER_DATABASE_URL }, archiveUrl: ARCHIVE_URL, temporary: directory },
     log,

@@ -7,17 +7,18 @@ import { join, relative } from 'node:path'
 import { promisify } from 'node:util'
 import postgres, { type Sql } from 'postgres'
 import type { Test } from 'tap'
-import { Cluster, roles, throwawayCluster, type Role } from '../local/cluster.ts'
+import { Cluster, ROLES, throwawayCluster, type Role } from '../local/cluster.ts'
 import { plainEnv, repository, testClusterFile } from '../local/config.ts'
 import { migrate } from '../cli/migrate.ts'
+import { hasEnded } from '../lib/process.ts'
 import { requirePostgres, type Postgres } from '../local/packages.ts'
 
 const run = promisify(execFile)
 
 /** The migrated database that withDatabase() copies. Nobody connects to it. */
-const templateDatabase = 'fleet_template'
+const TEMPLATE_DATABASE = 'fleet_template'
 /** The database that has pg_cron. It is migrated like the others, and shared by the tests that need jobs to run. */
-export const cronDatabase = 'fleet_cron'
+export const CRON_DATABASE = 'fleet_cron'
 
 /** The description of the cluster that `npm test` gives to the test files. */
 export interface TestCluster {
@@ -41,7 +42,7 @@ export interface TestDatabase {
  * Makes a database for a test: a copy of the migrated template, or of template0 for an empty one. In teardown all its connections
  * are terminated, no matter who has them, and it is dropped.
  */
-export async function withDatabase(t: Test, template: 'fleet_template' | 'template0' = templateDatabase): Promise<TestDatabase> {
+export async function withDatabase(t: Test, template: 'fleet_template' | 'template0' = TEMPLATE_DATABASE): Promise<TestDatabase> {
   const cluster = testCluster()
   const name = `test_${process.pid}_${counter++}`
   const maintenance = client(testUrl(cluster, 'postgres', 'postgres'), 1)
@@ -79,7 +80,7 @@ export async function withDatabase(t: Test, template: 'fleet_template' | 'templa
  */
 export function withCronDatabase(t: Test): TestDatabase {
   const cluster = testCluster()
-  return open(t, cronDatabase, role => testUrl(cluster, role, cronDatabase))
+  return open(t, CRON_DATABASE, role => testUrl(cluster, role, CRON_DATABASE))
 }
 
 export interface OwnCluster extends TestDatabase {
@@ -129,8 +130,8 @@ export interface TestProcess {
   output: () => string
   /** Resolves when it has ended. */
   exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>
-  /** Sends a signal and waits for the end. After `patience` ms the process is killed and the wait fails. */
-  stop: (signal?: NodeJS.Signals, patience?: number) => Promise<{ code: number | null; signal: NodeJS.Signals | null }>
+  /** Sends a signal and waits for the end; after `timeoutMs` it is killed and the wait fails. */
+  stop: (signal?: NodeJS.Signals, timeoutMs?: number) => Promise<{ code: number | null; signal: NodeJS.Signals | null }>
 }
 
 export interface ProcessOptions {
@@ -138,7 +139,7 @@ export interface ProcessOptions {
   /** Wait until the output matches this, or until this URL answers 200. */
   ready?: RegExp | string
   /** How long to wait for that, in ms; 30 s by default. */
-  patience?: number
+  timeoutMs?: number
 }
 
 export interface ProgramOptions extends ProcessOptions {
@@ -165,7 +166,7 @@ export async function spawnProgram(
   args: string[],
   options: ProgramOptions = {},
 ): Promise<TestProcess> {
-  const { name = program, env = {}, ready, patience = 30_000, ...rest } = options
+  const { name = program, env = {}, ready, timeoutMs = 30_000, ...rest } = options
   const child = spawn(program, args, {
     cwd: repository,
     ...rest,
@@ -183,9 +184,8 @@ export async function spawnProgram(
     child.once('error', reject)
     child.once('close', (code, signal) => resolve({ code, signal }))
   })
-  const hasEnded = () => child.exitCode !== null || child.signalCode !== null
   t.teardown(async () => {
-    if (!hasEnded()) child.kill('SIGKILL')
+    if (!hasEnded(child)) child.kill('SIGKILL')
     await exited
   })
   const stop = async (signal: NodeJS.Signals = 'SIGTERM', wait = 30_000) => {
@@ -210,11 +210,11 @@ export async function spawnProgram(
         : async () => ready.test(output)
     await waitFor(
       async () => {
-        if (hasEnded())
+        if (hasEnded(child))
           throw new Error(`${name} ended with ${child.exitCode ?? child.signalCode ?? ''} before it was ready:\n${output}`)
         return isReady()
       },
-      { patience, what: () => `${name} to be ready; it printed:\n${output}` },
+      { timeoutMs, what: () => `${name} to be ready; it printed:\n${output}` },
     )
   }
   return { pid: child.pid ?? 0, output: () => output, exited, stop }
@@ -244,19 +244,19 @@ export async function withClone(t: Test) {
 
 /**
  * Asks every `every` ms (50) until the answer is true.
- * @throws an Error after `patience` ms (30 s)
+ * @throws an Error after `timeoutMs` (30 s)
  */
 export async function waitFor(
   condition: () => Promise<boolean>,
   {
-    patience = 30_000,
+    timeoutMs = 30_000,
     every = 50,
     what = () => 'the condition',
-  }: { patience?: number; every?: number; what?: () => string } = {},
+  }: { timeoutMs?: number; every?: number; what?: () => string } = {},
 ) {
-  const end = Date.now() + patience
+  const end = Date.now() + timeoutMs
   while (!(await condition())) {
-    if (Date.now() > end) throw new Error(`waited ${patience} ms for ${what()}`)
+    if (Date.now() > end) throw new Error(`waited ${timeoutMs} ms for ${what()}`)
     await new Promise(resolve => setTimeout(resolve, every))
   }
 }
@@ -293,23 +293,23 @@ export async function makeTestCluster() {
   const packages = await requirePostgres()
   const { cluster, end } = await throwawayCluster({
     postgres: packages,
-    databases: [templateDatabase, cronDatabase],
-    cronDatabase,
+    databases: [TEMPLATE_DATABASE, CRON_DATABASE],
+    cronDatabase: CRON_DATABASE,
   })
   try {
     const log = () => {}
-    await migrate(cluster.url('postgres', templateDatabase), { current: true, log })
-    await migrate(cluster.url('postgres', cronDatabase), { current: true, log })
+    await migrate(cluster.url('postgres', TEMPLATE_DATABASE), { current: true, log })
+    await migrate(cluster.url('postgres', CRON_DATABASE), { current: true, log })
     await cluster.allowLogins()
     const sql = client(cluster.url('postgres', 'postgres'), 1)
     // Test files run in parallel and together need more sessions than the limits allow.
     for (const role of ['fleet_reader', 'fleet_dba', 'fleet_archiver'])
       await sql.unsafe(`alter role ${role} connection limit 100`)
     // Not even autovacuum may connect: a copy waits until nobody is connected.
-    await sql.unsafe(`alter database ${templateDatabase} with allow_connections false is_template true`)
+    await sql.unsafe(`alter database ${TEMPLATE_DATABASE} with allow_connections false is_template true`)
     await sql.end({ timeout: 5 })
     const passwords = Object.fromEntries(
-      (['postgres', ...roles] as const).map(role => [role, new URL(cluster.url(role, cronDatabase)).password]),
+      (['postgres', ...ROLES] as const).map(role => [role, new URL(cluster.url(role, CRON_DATABASE)).password]),
     ) as Record<Role, string>
     const description: TestCluster = { host: '127.0.0.1', port: cluster.port, postgres: packages, passwords }
     return { cluster, description, end }

@@ -15,7 +15,7 @@ export interface TestDate {
 }
 
 /** The files that depend most on the calendar, for --short. */
-const shortFiles = [
+const SHORT_FILES = [
   'testing/clock.test.ts',
   'sql/setup/setup.test.ts',
   'sql/partitions/lifecycle.test.ts',
@@ -73,7 +73,7 @@ let stopping = false
 /** Runs npm test at each date and prints a summary. The exit code is 1 if a run failed. */
 async function testDates(args: string[]) {
   const isShort = args.includes('--short')
-  const files = isShort ? shortFiles : args
+  const files = isShort ? SHORT_FILES : args
   const sum = { total: 0, pass: 0, fail: 0, skip: 0 }
   const lines: string[] = []
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {

@@ -3,6 +3,7 @@
 import { execFileSync, spawn } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { reportFailure, UsageError } from '../lib/errors.ts'
 import { currentEnv, repository } from '../local/config.ts'
 
 interface Stage {
@@ -13,14 +14,14 @@ interface Stage {
   env?: Record<string, string>
 }
 
-const fuzzed = 100_000
+const FUZZ_RUNS = 100_000
 const stages: Stage[] = [
   {
     name: 'full',
-    what: `every test at full size, with ${fuzzed.toLocaleString('en')} fuzzed bodies`,
+    what: `every test at full size, with ${FUZZ_RUNS.toLocaleString('en')} fuzzed bodies`,
     command: 'npm',
     args: ['test'],
-    env: { TEST_DEEP: '1', FUZZ_RUNS: String(fuzzed), CI: 'true' },
+    env: { TEST_DEEP: '1', FUZZ_RUNS: String(FUZZ_RUNS), CI: 'true' },
   },
   {
     name: 'dates',
@@ -46,8 +47,7 @@ const stages: Stage[] = [
 const wanted = process.argv.slice(2)
 const unknown = wanted.find(name => !stages.some(stage => stage.name === name))
 if (unknown !== undefined) {
-  process.stderr.write(`${unknown}: expected ${stages.map(({ name }) => name).join(', ')}\n`)
-  process.exit(2)
+  process.exit(reportFailure(new UsageError(`${unknown}: expected ${stages.map(({ name }) => name).join(', ')}`)))
 }
 const commit = execFileSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: repository, encoding: 'utf8' }).trim()
 const file = join(repository, 'docs/deep-test.md')

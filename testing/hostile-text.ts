@@ -1,7 +1,7 @@
 // Text that does harm if it is used as a statement, a format, a path or HTML.
 import fc from 'fast-check'
 
-const fragments = [
+const FRAGMENTS = [
   "'",
   "''",
   '"',
@@ -61,7 +61,7 @@ const fragments = [
 export const hostileText = fc
   .array(
     fc.oneof(
-      { weight: 3, arbitrary: fc.constantFrom(...fragments) },
+      { weight: 3, arbitrary: fc.constantFrom(...FRAGMENTS) },
       { weight: 1, arbitrary: fc.string({ unit: 'grapheme', maxLength: 8 }) },
     ),
     { minLength: 1, maxLength: 6 },

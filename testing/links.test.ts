@@ -3,13 +3,13 @@ import { dirname, join, relative } from 'node:path'
 import t from 'tap'
 import { repository } from '../local/config.ts'
 
-const left = ['node_modules', '.git', '.local', '.tap']
+const LEFT_OUT = ['node_modules', '.git', '.local', '.tap']
 
 async function pagesIn(directory: string): Promise<string[]> {
   const pages: string[] = []
   for (const entry of await readdir(directory, { withFileTypes: true })) {
     const path = join(directory, entry.name)
-    if (entry.isDirectory() && !left.includes(entry.name)) pages.push(...(await pagesIn(path)))
+    if (entry.isDirectory() && !LEFT_OUT.includes(entry.name)) pages.push(...(await pagesIn(path)))
     else if (entry.name.endsWith('.md')) pages.push(path)
   }
   return pages

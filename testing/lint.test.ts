@@ -9,12 +9,17 @@ import { leftToCi, plainEnv, repository } from '../local/config.ts'
 
 const run = promisify(execFile)
 
-/** The problems that `npm run lint` finds in these lines with the rules against shells and unsafe comparisons. */
-async function faultsOf(lines: string) {
+/** The rules that `npm run lint` finds broken by these lines. */
+async function brokenRules(lines: string, file: string) {
   eslint ??= new ESLint({ cwd: repository })
-  // The lines stand in for an existing file, so that ESLint knows their types.
-  const [result] = await eslint.lintText(lines, { filePath: join(repository, 'cli/check.ts') })
-  return result!.messages.filter(({ ruleId }) => ruleId?.startsWith('no-restricted')).length
+  // In the place of a file that exists, so that its types are known.
+  const [result] = await eslint.lintText(lines, { filePath: join(repository, file) })
+  return result!.messages.map(({ ruleId }) => ruleId)
+}
+
+/** How many faults `npm run lint` finds in these lines by the rules against shells and careless comparisons. */
+async function faultsOf(lines: string) {
+  return (await brokenRules(lines, 'cli/check.ts')).filter(rule => rule?.startsWith('no-restricted')).length
 }
 
 let eslint: ESLint | undefined
@@ -45,6 +50,23 @@ t.test('the admin key is compared only in constant time', { skip: leftToCi() }, 
   }
 })
 
+t.test('a constant value has its name in capitals', { skip: leftToCi() }, async t => {
+  for (const lines of [
+    'const pauseMs = 60_000\nexport const it = [pauseMs]',
+    'export const longestLog = 20 * 2 ** 20',
+    "export const stores = ['file', 's3'] as const",
+    "export const stores = new Set(['file', 's3'])",
+    'export const date = /^\\d{4}-\\d\\d-\\d\\d$/',
+  ])
+    t.equal(await faultsOf(lines), 1, lines)
+  for (const lines of [
+    'export const PAUSE_MS = 60_000',
+    'export const names = { of: 60_000 }',
+    'export function it() {\n  const pauseMs = 60_000\n  return pauseMs\n}',
+  ])
+    t.equal(await faultsOf(lines), 0, lines)
+})
+
 t.test('databases are opened only in the few files that set the search path', { skip: leftToCi() }, async t => {
   for (const lines of [
     "import postgres from 'postgres'\nexport const sql = postgres('postgres://a@b/c')",
@@ -60,6 +82,56 @@ t.test('databases are opened only in the few files that set the search path', { 
     ),
     0,
   )
+})
+
+const IMPORTS = [
+  (path: string) => `import * as found from '${path}'\nexport const it = found`,
+  (path: string) => `import type * as Found from '${path}'\nexport type It = typeof Found`,
+  (path: string) => `export * from '${path}'`,
+  (path: string) => `export type * from '${path}'`,
+  (path: string) => `export const it = await import('${path}')`,
+  (path: string) => `export type It = typeof import('${path}')`,
+]
+
+t.test('an import that leads back to its own file is refused, a type import too', { skip: leftToCi() }, async t => {
+  const rule = 'local/no-import-cycle'
+  for (const [file, path] of [
+    ['server/problem.ts', './context.ts'],
+    ['archiver/store/store.ts', './open-store.ts'],
+    ['lib/timeout.ts', './tracing.ts'],
+    ['cli/migrate.ts', './commit.ts'],
+    ['local/scram.ts', './start.ts'],
+  ] as const)
+    for (const lines of IMPORTS.map(write => write(path)))
+      t.ok((await brokenRules(lines, file)).includes(rule), `${file}: ${lines}`)
+  for (const lines of IMPORTS.map(write => write('../lib/log.ts')))
+    t.notOk((await brokenRules(lines, 'server/problem.ts')).includes(rule), lines)
+})
+
+t.test('a directory imports only what it may', { skip: leftToCi() }, async t => {
+  const rule = 'import-x/no-restricted-paths'
+  for (const [file, path] of [
+    ['server/main.ts', '../archiver/config.ts'],
+    ['server/main.ts', '../testing/database.ts'],
+    ['archiver/main.ts', '../server/problem.ts'],
+    ['archiver/main.ts', '../local/scram.ts'],
+    ['lib/log.ts', '../server/problem.ts'],
+    ['cli/check.ts', '../testing/database.ts'],
+    ['local/start.ts', '../testing/database.ts'],
+    ['local/start.ts', '../server/server.ts'],
+    ['docker/node/make-bucket.ts', '../../testing/s3.ts'],
+  ] as const)
+    for (const lines of IMPORTS.slice(0, 4).map(write => write(path)))
+      t.ok((await brokenRules(lines, file)).includes(rule), `${file}: ${lines}`)
+  for (const [file, path] of [
+    ['server/main.ts', '../lib/log.ts'],
+    ['server/main.test.ts', '../testing/database.ts'],
+    ['local/start.ts', '../server/config.ts'],
+    ['docker/node/make-bucket.ts', '../../archiver/config.ts'],
+    ['archiver/main.ts', '@duckdb/node-api'],
+  ] as const)
+    for (const lines of IMPORTS.map(write => write(path)))
+      t.notOk((await brokenRules(lines, file)).includes(rule), `${file}: ${lines}`)
 })
 
 t.test('each package in the lockfile comes from the registry, over https and with a checksum', async t => {

@@ -89,7 +89,7 @@ export async function withMonitoring(t: Test) {
       const up = await value('up')
       return rate > 0 && up.length === 4 && up.every(value => value === 1)
     },
-    { patience: 60_000, what: () => prometheus.server.output() },
+    { timeoutMs: 60_000, what: () => prometheus.server.output() },
   )
 
   const rules = async () => {
@@ -117,7 +117,7 @@ export async function withMonitoring(t: Test) {
         left = left.filter((_, i) => counts[i] === 0)
         return left.length === 0
       },
-      { patience: 10_000 },
+      { timeoutMs: 10_000 },
     ).catch(() => {})
     return left
   }

@@ -47,7 +47,7 @@ export async function startObjectStore(): Promise<ObjectStore> {
 async function start(): Promise<ObjectStore> {
   const user = storeUser()
   const dir = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-s3-'))
-  const guard = spawn('sh', ['-c', guardScript, 'guard', dir], { detached: true, stdio: ['pipe', 'ignore', 'ignore'], cwd: '/' })
+  const guard = spawn('sh', ['-c', GUARD_SCRIPT, 'guard', dir], { detached: true, stdio: ['pipe', 'ignore', 'ignore'], cwd: '/' })
   guard.unref()
   const guardEnd = new Promise<void>(resolve => {
     guard.once('exit', () => resolve())
@@ -191,7 +191,7 @@ rgw_user_quota_bucket_sync_interval = 1
 
 // Reads the pid of each daemon, one a line. The end of the input is the end of the store. A pid is killed only if its process
 // works in the store's directory, so that another process that got the number later is never hit. The gateway is killed first.
-const guardScript = `
+const GUARD_SCRIPT = `
   pids=
   while read -r pid; do pids="$pid $pids"; done
   for pid in $pids; do

@@ -6,14 +6,15 @@ import { join } from 'node:path'
 import { alertmanager } from '../testing/alertmanager.ts'
 import { debianChromium } from './browser.ts'
 import { faketime, moveClock, shareClock } from './clock.ts'
-import { currentEnv, movedClock, objectStoreConfig, repository, SettingsError } from '../local/config.ts'
+import { currentEnv, movedClock, objectStoreConfig, repository } from '../local/config.ts'
 import { dockerCompose, shellcheck, systemdAnalyze } from './linters.ts'
 import { objectStore } from './object-store.ts'
 import { installPlpgsqlCheck, MissingPostgres, requirePostgres } from '../local/packages.ts'
-import { explain, step } from '../lib/progress.ts'
+import { step } from '../lib/progress.ts'
 import { prometheus } from './prometheus.ts'
 import { makeTestCluster } from './database.ts'
 import { topology } from './topology.ts'
+import { reportFailure, UsageError } from '../lib/errors.ts'
 
 let stopping: NodeJS.Signals | undefined
 let running: ChildProcess | undefined
@@ -43,9 +44,9 @@ try {
   const { at, rest } = parseArguments(process.argv.slice(2))
   process.exitCode = stopping ? 1 : at ? await runAt(at, rest) : await runHere(rest)
 } catch (error) {
-  process.stderr.write(`${explain(error)}\n`)
-  process.exitCode = 1
-  if (!(error instanceof MissingPostgres) && error instanceof Error) process.stderr.write(`${error.stack}\n`)
+  process.exitCode = reportFailure(error)
+  if (error instanceof Error && !(error instanceof MissingPostgres || error instanceof UsageError))
+    process.stderr.write(`${error.stack}\n`)
 }
 if (stopping) process.exitCode = 1
 
@@ -58,7 +59,7 @@ function parseArguments(args: string[]) {
   // Date accepts 30 February as a day in March.
   const isReal =
     /^\d{4}-\d\d-\d\dT\d\d:\d\dZ$/.test(text) && !Number.isNaN(at.getTime()) && at.toISOString().startsWith(text.slice(0, -1))
-  if (!isReal) throw new SettingsError([`--at: expected a time in UTC, such as 2028-02-29T12:00Z, got ${JSON.stringify(text)}`])
+  if (!isReal) throw new UsageError(`--at: expected a time in UTC, such as 2028-02-29T12:00Z, got ${JSON.stringify(text)}`)
   return { at, rest: args.toSpliced(place, 2) }
 }
 

@@ -4,7 +4,8 @@ import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Browser } from 'playwright-core'
 import { launchBrowser } from './browser.ts'
-import { repository, serverAddress, SettingsError } from '../local/config.ts'
+import { repository, serverAddress } from '../local/config.ts'
+import { SettingsError } from '../lib/errors.ts'
 
 const server = serverAddress()
 if (server === undefined)

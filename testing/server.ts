@@ -172,11 +172,3 @@ export function living({ output }: TestProcess) {
   const dead = pids('worker.exited')
   return pids('worker.started').filter(pid => !dead.includes(pid))
 }
-
-export function isAlive(pid: number) {
-  try {
-    return process.kill(pid, 0)
-  } catch {
-    return false
-  }
-}

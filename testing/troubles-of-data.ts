@@ -5,7 +5,7 @@ import { waitFor } from './database.ts'
 import { daysAgo, ingest, partitionAt, value } from './fleet.ts'
 import type { HealthyStore, Trouble } from './troubles.ts'
 
-const oldTable = 'public.old_heartbeats'
+const OLD_TABLE = 'public.old_heartbeats'
 
 export function troublesOfData(store: HealthyStore): Trouble[] {
   const { sql, admin, dba, owner, directory, all, first, good, unguarded, endArchiver, login } = store
@@ -205,12 +205,12 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
       checks: ['imports'],
       inject: async () => {
         await admin.unsafe(`
-          create table ${oldTable} (device_id text, ts timestamp, battery_pct integer, ip text);
-          grant select, trigger on ${oldTable} to fleet_owner;
-          insert into ${oldTable} select 'device-' || n, now() at time zone 'UTC' - n * interval '1 minute', n from generate_series(1, 100) n`)
+          create table ${OLD_TABLE} (device_id text, ts timestamp, battery_pct integer, ip text);
+          grant select, trigger on ${OLD_TABLE} to fleet_owner;
+          insert into ${OLD_TABLE} select 'device-' || n, now() at time zone 'UTC' - n * interval '1 minute', n from generate_series(1, 100) n`)
         const importing = login('fleet_dba')
         const [backend] = await importing<{ pid: number }[]>`select pg_backend_pid() as pid`
-        const ended = importing.unsafe(`call fleet.import_table('${oldTable}', p_pause => '20 seconds')`).catch(() => {})
+        const ended = importing.unsafe(`call fleet.import_table('${OLD_TABLE}', p_pause => '20 seconds')`).catch(() => {})
         await waitFor(async () => (await sql`select from fleet.imports`).length === 1)
         await admin`select pg_terminate_backend(${backend!.pid}, 5000)`
         await ended
@@ -221,13 +221,13 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
       checks: ['import_forwards'],
       inject: () =>
         admin.unsafe(
-          `insert into ${oldTable} values ('device-1', now() at time zone 'UTC' - interval '3 hours', 7, 'somewhere')`,
+          `insert into ${OLD_TABLE} values ('device-1', now() at time zone 'UTC' - interval '3 hours', 7, 'somewhere')`,
         ),
     },
     {
       what: 'the trigger of a table that is being imported is disabled',
       checks: ['import_forwards'],
-      inject: () => admin.unsafe(`alter table ${oldTable} disable trigger fleet_forward`),
+      inject: () => admin.unsafe(`alter table ${OLD_TABLE} disable trigger fleet_forward`),
     },
     {
       what: 'an import was not completed for a month',

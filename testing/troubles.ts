@@ -25,7 +25,7 @@ export interface Trouble {
 export type HealthyStore = Awaited<ReturnType<typeof withHealthyStore>>
 
 /** In ms. A check takes a tenth of a second of CPU, which the other tests need too. */
-const every = 400
+const POLL_MS = 400
 
 /** A cluster of the test's own in which every check is ok, with an archiver and 150 devices that have sent a heartbeat. */
 export async function withHealthyStore(t: Test) {
@@ -98,9 +98,10 @@ export async function withHealthyStore(t: Test) {
     for (let round = 0; round < 20; round++) {
       // What follows from another trouble may end with it after a moment.
       if (round > 0)
-        await waitFor(async () => (await names(later)).every(name => !checks.includes(name)), { patience: 1000, every }).catch(
-          () => {},
-        )
+        await waitFor(async () => (await names(later)).every(name => !checks.includes(name)), {
+          timeoutMs: 1000,
+          every: POLL_MS,
+        }).catch(() => {})
       // A restart ends the sessions.
       const found = (await tried(() => check(later)))?.filter(row => checks.includes(row.check_name))
       if (found?.length === 0) return
@@ -120,7 +121,7 @@ export async function withHealthyStore(t: Test) {
               now.some(row => row.check_name === before && JSON.stringify(row.remedy) !== seen))
           )
         },
-        { patience: 100_000, every, what: () => `${before} to be ok after:\n${first?.remedy ?? ''}` },
+        { timeoutMs: 100_000, every: POLL_MS, what: () => `${before} to be ok after:\n${first?.remedy ?? ''}` },
       )
     }
     t.same(
@@ -154,7 +155,7 @@ export async function withHealthyStore(t: Test) {
     waitFor(
       async () =>
         (await value(sql`select last_success is not null from fleet.job_health where jobname = 'fleet-mark-silent'`)) === true,
-      { patience: 90_000, what: () => 'the job of each minute to have run' },
+      { timeoutMs: 90_000, what: () => 'the job of each minute to have run' },
     )
 
   /** Makes each trouble, expects its checks and no others, follows their remedies, and expects that all is as before. */
@@ -170,7 +171,7 @@ export async function withHealthyStore(t: Test) {
             found = ((await tried(() => names(later))) ?? ['restarting']).filter(name => !before.includes(name)).sort()
             return found.join() === expected.join()
           },
-          { every },
+          { every: POLL_MS },
         ).catch(() => {})
       await differs(checks)
       t.same(found, checks, what)

@@ -20,7 +20,7 @@ import {
   workAll,
 } from '../../testing/archiver.ts'
 import { findOrphans, listArchives, verifyArchive } from './verify.ts'
-import type { Worker } from '../worker.ts'
+import type { Worker } from '../context.ts'
 
 /** A change to the columns of the table, and how older rows are seen afterwards. */
 interface Change {
@@ -42,20 +42,20 @@ const archived = {
   ip: 'ip',
 }
 
-const added = 'alter table fleet.device_heartbeats add column storage_free_mb integer'
-const dropped = 'alter table fleet.device_heartbeats drop column network_type'
-const renamed = 'alter table fleet.device_heartbeats rename column agent_version to agent'
-const widened = [
+const ADD_COLUMN = 'alter table fleet.device_heartbeats add column storage_free_mb integer'
+const DROP_COLUMN = 'alter table fleet.device_heartbeats drop column network_type'
+const RENAME_COLUMN = 'alter table fleet.device_heartbeats rename column agent_version to agent'
+const WIDEN_COLUMNS = [
   'alter table fleet.device_heartbeats alter column signal_dbm type integer',
   'alter table fleet.device_heartbeats alter column battery_pct type bigint',
 ]
 const changes: Record<string, Change> = {
-  added: { statements: [added], today: {}, leftOut: null },
-  dropped: { statements: [dropped], today: { network_type: '' }, leftOut: 'network_type (text)' },
-  renamed: { statements: [renamed], today: { agent_version: 'agent' }, leftOut: null },
-  widened: { statements: widened, today: {}, leftOut: null },
+  added: { statements: [ADD_COLUMN], today: {}, leftOut: null },
+  dropped: { statements: [DROP_COLUMN], today: { network_type: '' }, leftOut: 'network_type (text)' },
+  renamed: { statements: [RENAME_COLUMN], today: { agent_version: 'agent' }, leftOut: null },
+  widened: { statements: WIDEN_COLUMNS, today: {}, leftOut: null },
   'all columns': {
-    statements: [added, dropped, renamed, ...widened],
+    statements: [ADD_COLUMN, DROP_COLUMN, RENAME_COLUMN, ...WIDEN_COLUMNS],
     today: { network_type: '', agent_version: 'agent' },
     leftOut: 'network_type (text)',
   },
@@ -178,7 +178,7 @@ for (const archivedAs of [format1, await makeFormat2(t)]) {
         )
         const [expected] = await db.admin<{ agents: number; networks: number }[]>`
         select count(agent_version)::int as agents, count(network_type)::int as networks from public.expected`
-        t.same(found, { rows, ...expected, signal: change.statements.includes(widened[0] ?? '') ? 'INTEGER' : 'SMALLINT' })
+        t.same(found, { rows, ...expected, signal: change.statements.includes(WIDEN_COLUMNS[0] ?? '') ? 'INTEGER' : 'SMALLINT' })
         t.match(
           await db.sql`select manifest_format, columns from fleet.archives`,
           [{ manifest_format: format, columns: Object.keys(archived).map(name => ({ name })) }],

@@ -1,7 +1,8 @@
 import type { Sql } from '../database.ts'
 import { readManifest, type Manifest } from './manifest.ts'
 import { plainColumns, type Column } from './parquet.ts'
-import { locate, type Store, type StoreOptions } from '../store/store.ts'
+import { locate } from '../store/open-store.ts'
+import type { Store, StoreOptions } from '../store/store.ts'
 
 /** A column of an archive or a partition, and its name and type in fleet.device_heartbeats today; null if it was dropped. */
 export interface MappedColumn extends Column {

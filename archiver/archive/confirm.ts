@@ -1,11 +1,11 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { describeError } from '../log.ts'
-import { isoMicros } from './manifest.ts'
+import { describeError } from '../../lib/errors.ts'
+import { isoMicros } from './iso-micros.ts'
 import { readBack } from './proof.ts'
-import { locate } from '../store/store.ts'
+import { locate } from '../store/open-store.ts'
 import { listArchives, type Archive } from './verify.ts'
-import type { Worker } from '../worker.ts'
+import type { Worker } from '../context.ts'
 
 /**
  * Reads back every byte and row of each archive that is waiting for its second proof, and confirms what it found. The

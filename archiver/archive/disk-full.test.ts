@@ -21,12 +21,12 @@ async function makeDisk(t: Test, kilobytes: number) {
   return { directory, grow: () => run('mount', ['-o', 'remount,size=512m', directory]) }
 }
 
-const unmountable = 'only root may mount the small disk for this test'
+const UNMOUNTABLE = 'only root may mount the small disk for this test'
 
 t.test('a disk that fills up during the export fails one attempt and loses nothing', async t => {
   const { db, directory, partition } = await withRetiredDay(t, 100_000)
   const disk = await makeDisk(t, 128)
-  if (!disk) return void t.pass(unmountable, { skip: true })
+  if (!disk) return void t.pass(UNMOUNTABLE, { skip: true })
   const before = await db.admin`select * from fleet.content_checksum(${`fleet_detached.${partition}`}::regclass)`
   const env = { TMPDIR: disk.directory }
   const full = await runOnce(t, db, directory, env)
@@ -57,7 +57,7 @@ t.test('a disk that fills up during the export fails one attempt and loses nothi
 t.test('so does the disk of a file:// store', async t => {
   const { db, directory, partition } = await withRetiredDay(t, 100_000)
   const disk = await makeDisk(t, 16)
-  if (!disk) return void t.pass(unmountable, { skip: true })
+  if (!disk) return void t.pass(UNMOUNTABLE, { skip: true })
   const before = await db.admin`select * from fleet.content_checksum(${`fleet_detached.${partition}`}::regclass)`
   const env = { ARCHIVE_URL: pathToFileURL(join(disk.directory, 'archive')).href }
   const full = await runOnce(t, db, directory, env)

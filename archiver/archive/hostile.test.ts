@@ -9,13 +9,22 @@ import { hostileText } from '../../testing/hostile-text.ts'
 import { spawnNode, withDatabase } from '../../testing/database.ts'
 import { asRole } from '../../testing/fleet.ts'
 import { confine, literal, withDuckDB } from '../duckdb.ts'
-import { describeError } from '../log.ts'
+import { describeError } from '../../lib/errors.ts'
 import { parseManifest } from './manifest.ts'
 import { readContent } from './parquet.ts'
-import { locate, openStore } from '../store/store.ts'
+import { locate, openStore } from '../store/open-store.ts'
 import { archiverEnv, eventsOf, makeDirectory, withRetiredDay } from '../../testing/archiver.ts'
 
-const outside = ['../x', 'a/../../x', '/../x', 'device_heartbeats/../../../etc/passwd', '..', '.', '', './../archive-of-others/x']
+const KEYS_OUTSIDE = [
+  '../x',
+  'a/../../x',
+  '/../x',
+  'device_heartbeats/../../../etc/passwd',
+  '..',
+  '.',
+  '',
+  './../archive-of-others/x',
+]
 
 /** A server, the requests that it got, and its port. */
 async function listen(
@@ -43,7 +52,7 @@ t.test('no key leads out of the directory of a store', async t => {
     const error: unknown = await call.catch((caught: unknown) => caught)
     t.match(describeError(error), /this key leads out of the store/, key)
   }
-  for (const key of outside) {
+  for (const key of KEYS_OUTSIDE) {
     await isRefused(store.getBytes(key), key)
     await isRefused(store.getToFile(key, join(directory, 'copy')), key)
     await isRefused(store.putBytes(key, Buffer.from('ours')), key)

@@ -2,17 +2,9 @@ import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import t from 'tap'
-import {
-  FORMAT_VERSION,
-  isoMicros,
-  keysOf,
-  makeManifest,
-  parseManifest,
-  readManifest,
-  rebuildIndex,
-  writeManifest,
-} from './manifest.ts'
-import { openStore } from '../store/store.ts'
+import { isoMicros } from './iso-micros.ts'
+import { FORMAT_VERSION, keysOf, makeManifest, parseManifest, readManifest, rebuildIndex, writeManifest } from './manifest.ts'
+import { openStore } from '../store/open-store.ts'
 import { makeDirectory } from '../../testing/archiver.ts'
 
 const manifest = makeManifest({

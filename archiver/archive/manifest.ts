@@ -1,7 +1,8 @@
 import { z } from 'zod'
 import { version } from '../../lib/version.ts'
-import { describeError } from '../log.ts'
+import { describeError } from '../../lib/errors.ts'
 import { ObjectMissing } from '../store/object-missing.ts'
+import { isoMicros } from './iso-micros.ts'
 import { CHECKSUM_VERSION, plainColumns, type Column, type Content } from './parquet.ts'
 import type { Store } from '../store/store.ts'
 
@@ -71,8 +72,8 @@ const readers: Record<number, z.ZodType<Manifest>> = {
 }
 
 /** Every key of the archive begins with this. */
-export const root = 'device_heartbeats/'
-const indexKey = `${root}index.json`
+export const ROOT = 'device_heartbeats/'
+const INDEX_KEY = `${ROOT}index.json`
 
 /**
  * The keys of a partition's archive, by its range (never by its name, because pg_partman's versions use different names).
@@ -93,22 +94,15 @@ export function keysOf(range_start: string, range_end: string, revision = 1) {
   const date = start.slice(0, 10)
   const days = (Date.parse(end) - Date.parse(start)) / 86_400_000
   const name = days === 1 ? date.replaceAll('-', '') : date.slice(0, 7).replace('-', '')
-  const folder = `${root}date=${date}/`
+  const folder = `${ROOT}date=${date}/`
   const suffix = revision === 1 ? '' : `_r${revision}`
   return { folder, parquet: `${folder}device_heartbeats_${name}${suffix}.parquet`, manifest: `${folder}manifest.json` }
 }
 
 /** Where an earlier revision is kept if it holds more than the current one. Readers of `date=*` do not find it there. */
 export function supersededKeys(range_start: string, file: string) {
-  const folder = `${root}superseded/date=${isoMicros(range_start).slice(0, 10)}/`
+  const folder = `${ROOT}superseded/date=${isoMicros(range_start).slice(0, 10)}/`
   return { folder, parquet: `${folder}${file}`, manifest: `${folder}${file.replace(/\.parquet$/, '')}.manifest.json` }
-}
-
-/** `2026-08-15 00:00:00.5+00`, as Postgres and DuckDB print UTC, in the one form that manifests have. */
-export function isoMicros(text: string) {
-  const parts = /^(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:\+00(?::?00)?|Z)$/.exec(text)
-  if (!parts) throw new Error(`expected a UTC timestamp like 2026-08-15 00:00:00.5+00, got ${text}`)
-  return `${parts[1]}T${parts[2]}.${(parts[3] ?? '').padEnd(6, '0')}Z`
 }
 
 export interface ManifestInput {
@@ -250,7 +244,7 @@ function claimText(value: Claims[keyof Claims]) {
  */
 export async function rebuildIndex(store: Store, signal?: AbortSignal) {
   const keys: string[] = []
-  for await (const { key } of store.list(root, signal)) {
+  for await (const { key } of store.list(ROOT, signal)) {
     if (key.endsWith('/manifest.json')) keys.push(key)
   }
   const faults: string[] = []
@@ -272,6 +266,6 @@ export async function rebuildIndex(store: Store, signal?: AbortSignal) {
   }
   await Promise.all(Array.from({ length: 8 }, read))
   archives.sort((a, b) => ((a as Manifest).range_start < (b as Manifest).range_start ? -1 : 1))
-  await store.putBytes(indexKey, Buffer.from(`${JSON.stringify({ format_version: 1, archives }, null, 2)}\n`), signal)
+  await store.putBytes(INDEX_KEY, Buffer.from(`${JSON.stringify({ format_version: 1, archives }, null, 2)}\n`), signal)
   return { count: archives.length, faults }
 }

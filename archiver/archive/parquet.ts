@@ -2,7 +2,7 @@ import { rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { confine, identifier, literal, withDuckDB } from '../duckdb.ts'
-import { isoMicros } from './manifest.ts'
+import { isoMicros } from './iso-micros.ts'
 import { feed, makePipe, openForReading, openForWriting } from './pipe.ts'
 
 /** A column as fleet.archive_columns() names it: `type` is Postgres's own name of the type. */
@@ -91,7 +91,7 @@ export function duckdbType({ name, type }: Column) {
  * memory_limit covers only DuckDB's buffers. Measured for the whole process, with sorting, on 2 cores: at 400 MB, a peak of
  * 623 MB for 2.88M rows and of 706 MB for 30M; at 350 MB, a peak of 654 MB for 30M.
  */
-const memoryLimit = '350MB'
+const MEMORY_LIMIT = '350MB'
 
 /** The CSV that COPY writes and reads here. Text is always quoted, so a quoted \N is text and a bare one is null. */
 export function copyOptions(columns: Column[]) {
@@ -124,7 +124,7 @@ export async function writeParquet(
   await rm(pipe, { force: true })
   await makePipe(pipe)
   try {
-    return await withDuckDB(work, memoryLimit, async duckdb => {
+    return await withDuckDB(work, MEMORY_LIMIT, async duckdb => {
       await confine(duckdb, { directories: [work] })
       const forms = columns.map(({ name, type }) => ({ name, ...typeOf(name, type) }))
       const spec = forms.map(({ name, duckdb, read }) => `${literal(name)}: ${literal(read ? 'varchar' : duckdb)}`)
@@ -175,7 +175,7 @@ export async function writeParquet(
  */
 export async function readContent(file: string, columns: Column[], work: string, expectedRows?: number): Promise<Content> {
   const canonical = columns.map(({ name, type }) => `coalesce(${typeOf(name, type).canonical(identifier(name))}, '~')`)
-  return await withDuckDB(work, memoryLimit, async duckdb => {
+  return await withDuckDB(work, MEMORY_LIMIT, async duckdb => {
     await confine(duckdb, { directories: [work] })
     try {
       const found = await duckdb.runAndReadAll(
@@ -227,7 +227,7 @@ export async function streamParquet<T>(
   await rm(pipe, { force: true })
   await makePipe(pipe)
   try {
-    return await withDuckDB(work, memoryLimit, async duckdb => {
+    return await withDuckDB(work, MEMORY_LIMIT, async duckdb => {
       await confine(duckdb, { directories: [work] })
       const { stream, release } = openForReading(pipe)
       const text = columns.filter(column => column.type === 'text').map(column => identifier(column.name))

@@ -79,9 +79,9 @@ t.test('a damaged archive is never proven', async t => {
       const { results, events } = await workAll(t, db, directory)
       t.same(results, ['failed'])
       const failure = events.find(line => line.event === 'partition.archive.failed')
-      t.match(failure, { partition, error: /(parquet|manifest\.json): / }, 'the log names the object')
+      t.match(failure, { partition, error: { message: /(parquet|manifest\.json): / } }, 'the log names the object')
       const state = await stateOf(db.sql, partition)
-      t.match(state, { state: 'archive_failed', proven_at: null, attempts: 1, last_error: failure?.error })
+      t.match(state, { state: 'archive_failed', proven_at: null, attempts: 1, last_error: (failure?.error as Error).message })
       const [rows] = await db.admin`select count(*)::int as count from fleet_detached.${db.admin(partition)}`
       t.same(rows, { count: 1000 }, 'its rows are kept')
     })

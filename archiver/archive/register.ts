@@ -1,12 +1,12 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { recordColumns } from './columns.ts'
-import { describeError } from '../log.ts'
-import { keysOf, readManifest, root, type Manifest } from './manifest.ts'
+import { describeError } from '../../lib/errors.ts'
+import { keysOf, readManifest, ROOT, type Manifest } from './manifest.ts'
 import { plainColumns } from './parquet.ts'
 import { readBack } from './proof.ts'
 import { listArchives } from './verify.ts'
-import type { Worker } from '../worker.ts'
+import type { Worker } from '../context.ts'
 
 /**
  * Registers every archive in the store in a database that did not write it, for example after the loss of the one that did.
@@ -17,7 +17,7 @@ import type { Worker } from '../worker.ts'
 export async function registerArchives(worker: Worker, onArchive: (manifest: Manifest) => void) {
   const { sql, store } = worker
   const keys: string[] = []
-  for await (const { key } of store.list(`${root}date=`)) {
+  for await (const { key } of store.list(`${ROOT}date=`)) {
     if (key.endsWith('/manifest.json')) keys.push(key)
   }
   const known = new Map((await listArchives(worker)).map(archive => [archive.archive_url, archive.checksum_sha256]))

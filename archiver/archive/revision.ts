@@ -1,16 +1,16 @@
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { confine, identifier, literal, withDuckDB } from '../duckdb.ts'
-import { describeError, type Log } from '../log.ts'
+import type { Log } from '../../lib/log.ts'
 import { mapColumns } from './columns.ts'
 import { differences, keysOf, supersededKeys, writeManifest, type Manifest, type Superseded } from './manifest.ts'
 import { ObjectMissing } from '../store/object-missing.ts'
 import { duckdbType, type Column } from './parquet.ts'
 import type { Store } from '../store/store.ts'
-import type { Worker } from '../worker.ts'
+import type { Worker } from '../context.ts'
 
 /** What to do about an archive that prevents another one from being written. */
-export const ifNotNeeded = 'If it is not needed, move its folder away, then run select fleet.retry_archive(...)'
+export const IF_NOT_NEEDED = 'If it is not needed, move its folder away, then run select fleet.retry_archive(...)'
 
 /** A new export of a day, compared with its archive at `file`. `lost`: columns of the archive that the export does not have. */
 export interface Comparison {
@@ -48,14 +48,14 @@ export async function compareArchive<T>(
   try {
     const got = await store.getToFile(`${folder}${existing.file}`, old, signal).catch((error: unknown) => {
       throw error instanceof ObjectMissing
-        ? new Error(`${error.message}, but its manifest is there, so it is unknown what the archive held. ${ifNotNeeded}`, {
+        ? new Error(`${error.message}, but its manifest is there, so it is unknown what the archive held. ${IF_NOT_NEEDED}`, {
             cause: error,
           })
         : error
     })
     const wrong = differences({ bytes: existing.bytes, sha256: existing.sha256 }, got)
     if (wrong)
-      throw new Error(`${url}: the object differs from its manifest, so it is unknown what it holds: ${wrong}. ${ifNotNeeded}`)
+      throw new Error(`${url}: the object differs from its manifest, so it is unknown what it holds: ${wrong}. ${IF_NOT_NEEDED}`)
     // Measured: 2.88M rows on each side take 2 s, with a peak of 674 MB for the process.
     const missing = await withDuckDB(work, '350MB', async duckdb => {
       await confine(duckdb, { directories: [work] })
@@ -144,7 +144,7 @@ export async function removeSuperseded(store: Store, manifest: Manifest, log: Lo
     } catch (error) {
       signal?.throwIfAborted()
       log.warn(
-        { event: 'partition.archive.superseded', partition: manifest.partition, error: describeError(error) },
+        { event: 'partition.archive.superseded', partition: manifest.partition, error },
         'a superseded file could not be deleted',
       )
     }

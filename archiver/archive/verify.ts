@@ -1,13 +1,12 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { describeError } from '../log.ts'
 import { recordColumns } from './columns.ts'
+import { isoMicros } from './iso-micros.ts'
 import {
   differences,
-  isoMicros,
   keysOf,
   readManifest,
-  root,
+  ROOT,
   supersededKeys,
   type Claims,
   type Manifest,
@@ -15,8 +14,9 @@ import {
 } from './manifest.ts'
 import type { Column } from './parquet.ts'
 import { readBack } from './proof.ts'
-import { locate, openStore } from '../store/store.ts'
-import type { Worker } from '../worker.ts'
+import { locate, openStore } from '../store/open-store.ts'
+import type { Worker } from '../context.ts'
+import { describeError } from '../../lib/errors.ts'
 
 /** A row of fleet.archives. */
 export interface Archive {
@@ -109,7 +109,7 @@ async function verifySuperseded(
   const keys = supersededKeys(range_start, file)
   try {
     // It is in the same store as the archive, which may be an older one.
-    const at = archive_url.lastIndexOf(`/${root}date=`)
+    const at = archive_url.lastIndexOf(`/${ROOT}date=`)
     const store = archive_url.startsWith(`${worker.store.url}/`)
       ? worker.store
       : await openStore(archive_url.slice(0, at), worker.storeOptions)
@@ -136,7 +136,7 @@ export async function findOrphans(worker: Worker, date?: string): Promise<string
   const { sql, store } = worker
   const prefixes =
     date === undefined
-      ? [`${root}date=`]
+      ? [`${ROOT}date=`]
       : (await listArchives(worker, date)).map(({ range_start, range_end }) => keysOf(range_start, range_end).folder)
   const found: string[] = []
   for (const prefix of prefixes) {
@@ -174,7 +174,7 @@ async function findUnnamed(worker: Worker, date?: string) {
   const found: string[] = []
   const folders =
     date === undefined
-      ? [`${root}superseded/`]
+      ? [`${ROOT}superseded/`]
       : (await listArchives(worker, date)).map(({ range_start }) => supersededKeys(range_start, '').folder)
   for (const folder of folders) {
     for await (const { key } of store.list(folder)) found.push(key)
@@ -183,7 +183,7 @@ async function findUnnamed(worker: Worker, date?: string) {
     const folder = key.slice(0, key.lastIndexOf('/') + 1)
     let names = named.get(folder)
     if (!names) {
-      const manifest = await readManifest(store, `${folder.replace(`${root}superseded/`, root)}manifest.json`)
+      const manifest = await readManifest(store, `${folder.replace(`${ROOT}superseded/`, ROOT)}manifest.json`)
       names = new Set(
         manifest?.superseded?.flatMap(({ file }) => {
           const keys = supersededKeys(manifest.range_start, file)
@@ -202,12 +202,12 @@ function folderOf(url: string) {
 }
 
 /** `…/device_heartbeats_20260815_r2.parquet` has the name `…/device_heartbeats_20260815` and the revision 2. */
-const named = /^(.*?)(?:_r(\d+))?\.parquet$/
+const REVISION_URL = /^(.*?)(?:_r(\d+))?\.parquet$/
 
 function nameOf(url: string) {
-  return named.exec(url)?.[1]
+  return REVISION_URL.exec(url)?.[1]
 }
 
 function revisionOf(url: string) {
-  return Number(named.exec(url)?.[2] ?? 1)
+  return Number(REVISION_URL.exec(url)?.[2] ?? 1)
 }

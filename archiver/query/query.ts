@@ -9,9 +9,9 @@ import { confine, identifier, literal, withDuckDB } from '../duckdb.ts'
 import { columnList, copyOptions, writeParquet, type Column } from '../archive/parquet.ts'
 import { followCopy, followItems } from '../progress.ts'
 import { relationColumns, unite, type RelationColumn, type Source } from './relations.ts'
-import { locate } from '../store/store.ts'
+import { locate } from '../store/open-store.ts'
 import { verifyArchive, type Archive } from '../archive/verify.ts'
-import type { Worker } from '../worker.ts'
+import type { Worker } from '../context.ts'
 
 /** UTC days, both included. Without one of them there is no limit on that side. */
 export interface Days {
@@ -28,8 +28,8 @@ export interface Answer {
   rows: AsyncIterable<Json[][]>
 }
 
-const relations = ['archive', 'online', 'device_heartbeats'] as const
-type Relation = (typeof relations)[number]
+const RELATIONS = ['archive', 'online', 'device_heartbeats'] as const
+type Relation = (typeof RELATIONS)[number]
 
 /** A row of hb_partitions whose rows are in the database. */
 interface OnlinePartition {
@@ -60,7 +60,7 @@ export async function queryArchive<T>(
 ): Promise<T> {
   const work = await mkdtemp(join(worker.directory, 'query-'))
   try {
-    const wanted = new Set(relations.filter(name => new RegExp(`\\b${name}\\b`, 'i').test(query)))
+    const wanted = new Set(RELATIONS.filter(name => new RegExp(`\\b${name}\\b`, 'i').test(query)))
     const learned = wanted.has('archive') || wanted.has('device_heartbeats') ? await learnAll(worker, days) : {}
     // Faults in the query are reported before anything is loaded.
     const known = await whileItLasts(worker, session => look(session, days, learned))
@@ -87,10 +87,10 @@ export async function queryArchive<T>(
   }
 }
 
-const integerTypes = new Set([DuckDBTypeId.BIGINT, DuckDBTypeId.UBIGINT, DuckDBTypeId.HUGEINT, DuckDBTypeId.UHUGEINT])
+const INTEGER_TYPES = new Set([DuckDBTypeId.BIGINT, DuckDBTypeId.UBIGINT, DuckDBTypeId.HUGEINT, DuckDBTypeId.UHUGEINT])
 
 /** How DuckDB's JSON prints the two infinite dates. */
-const endlessDates = new Map<Json, Json>([
+const ENDLESS_DATES = new Map<Json, Json>([
   ['5881580-07-11', 'infinity'],
   ['5877642-06-24 (BC)', '-infinity'],
 ])
@@ -100,8 +100,8 @@ async function* exactly(chunks: AsyncIterable<Json[][]>, types: DuckDBTypeId[]) 
     yield rows.map(row =>
       row.map((value, column) => {
         const type = types[column] ?? DuckDBTypeId.INVALID
-        if (type === DuckDBTypeId.DATE) return endlessDates.get(value) ?? value
-        const number = integerTypes.has(type) && typeof value === 'string' ? Number(value) : NaN
+        if (type === DuckDBTypeId.DATE) return ENDLESS_DATES.get(value) ?? value
+        const number = INTEGER_TYPES.has(type) && typeof value === 'string' ? Number(value) : NaN
         return Number.isSafeInteger(number) ? number : value
       }),
     )
@@ -121,7 +121,7 @@ async function withRelations<T>(
       ...(from === undefined ? [] : [`ts >= ${literal(`${from} 00:00:00Z`)}::timestamptz`]),
       ...(to === undefined ? [] : [`ts < ${literal(`${to} 00:00:00Z`)}::timestamptz + interval 1 day`]),
     ]
-    for (const name of relations) {
+    for (const name of RELATIONS) {
       await duckdb.run(`
         create view ${name} as
         select * from (${unite(columns, sources[name])})

@@ -15,7 +15,7 @@ export interface RelationColumn {
   isDropped: boolean
 }
 
-const integers = ['SMALLINT', 'INTEGER', 'BIGINT']
+const INTEGERS = ['SMALLINT', 'INTEGER', 'BIGINT']
 
 /**
  * The columns of a relation over these shapes: today's columns of the table, then columns that only archives have, under
@@ -40,7 +40,7 @@ export function relationColumns(today: readonly Column[], shapes: Iterable<reado
 function united(types: string[]) {
   const [only] = types
   if (only !== undefined && types.length === 1) return only
-  return types.every(type => integers.includes(type)) ? (integers.findLast(type => types.includes(type)) ?? 'VARCHAR') : 'VARCHAR'
+  return types.every(type => INTEGERS.includes(type)) ? (INTEGERS.findLast(type => types.includes(type)) ?? 'VARCHAR') : 'VARCHAR'
 }
 
 /** A SELECT of the rows of all sources with these columns. A column that a file does not have is null. */

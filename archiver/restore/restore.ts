@@ -2,13 +2,14 @@ import type { Writable } from 'node:stream'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { recordColumns } from '../archive/columns.ts'
 import { openSession, type Sql } from '../database.ts'
-import { isoMicros, type Claims } from '../archive/manifest.ts'
+import { isoMicros } from '../archive/iso-micros.ts'
+import type { Claims } from '../archive/manifest.ts'
 import { columnList, copyOptions, streamParquet, type Column } from '../archive/parquet.ts'
 import { followCopy } from '../progress.ts'
 import { readBack } from '../archive/proof.ts'
 import { whenUnlocked } from '../retry.ts'
-import { locate } from '../store/store.ts'
-import type { Worker } from '../worker.ts'
+import { locate } from '../store/open-store.ts'
+import type { Worker } from '../context.ts'
 
 /** A row of fleet.claim_restore(). */
 export interface ClaimedRestore {

@@ -4,7 +4,7 @@ import { pathToFileURL } from 'node:url'
 import t from 'tap'
 import { hashFile } from '../archive/hash.ts'
 import { ObjectMissing } from './object-missing.ts'
-import { locate, openStore } from './store.ts'
+import { locate, openStore } from './open-store.ts'
 import { makeDirectory } from '../../testing/archiver.ts'
 
 t.test('objects are stored, read, listed and deleted by key', async t => {

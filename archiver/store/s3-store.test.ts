@@ -10,7 +10,7 @@ import {
 } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
 import { leftToCi } from '../../local/config.ts'
-import { describeError } from '../log.ts'
+import { describeError } from '../../lib/errors.ts'
 import { ObjectMissing } from './object-missing.ts'
 import { partBytes } from './s3-store.ts'
 import {
@@ -29,15 +29,15 @@ import { makeDirectory } from '../../testing/archiver.ts'
 // The store is started by the first test that needs it.
 t.setTimeout(300_000)
 
-const mebibyte = 2 ** 20
+const MEBIBYTE = 2 ** 20
 
 /** A new file of random bytes, and its SHA-256. */
 async function makeFile(t: Test, bytes: number) {
   const file = join(await makeDirectory(t), 'file')
   const handle = await open(file, 'wx')
   const hash = createHash('sha256')
-  for (let left = bytes; left > 0; left -= mebibyte) {
-    const chunk = randomBytes(Math.min(left, mebibyte))
+  for (let left = bytes; left > 0; left -= MEBIBYTE) {
+    const chunk = randomBytes(Math.min(left, MEBIBYTE))
     hash.update(chunk)
     await handle.write(chunk)
   }
@@ -58,11 +58,11 @@ async function unfinished({ client, bucket, url }: TestBucket) {
 t.test('objects are stored, read, listed and deleted by key', { skip }, async t => {
   const store = openWith(t, await withObjectStore(t))
   await store.check()
-  const { file, sha256 } = await makeFile(t, 3 * mebibyte)
+  const { file, sha256 } = await makeFile(t, 3 * MEBIBYTE)
   await store.put('a/b/date=2026-08-15/x.parquet', file, sha256)
   await store.putBytes('a/c', Buffer.from('there'))
   await store.putBytes('a/empty', Buffer.alloc(0))
-  t.same(await store.getToFile('a/b/date=2026-08-15/x.parquet', `${file}.copy`), { bytes: 3 * mebibyte, sha256 })
+  t.same(await store.getToFile('a/b/date=2026-08-15/x.parquet', `${file}.copy`), { bytes: 3 * MEBIBYTE, sha256 })
   t.equal(String(await store.getBytes('a/c')), 'there')
   t.equal((await store.getBytes('a/empty')).length, 0)
   t.same(await store.head('a/c'), { key: 'a/c', bytes: 5 })
@@ -104,7 +104,7 @@ t.test('a missing object is an ObjectMissing that names it', { skip }, async t =
 
 t.test('a body that was changed on the way is refused and not stored', { skip }, async t => {
   const bucket = await withObjectStore(t)
-  const { file, sha256 } = await makeFile(t, 2 * mebibyte)
+  const { file, sha256 } = await makeFile(t, 2 * MEBIBYTE)
   const always = await withProxy(t, bucket.endpoint, (_, { method }) => (method === 'PUT' ? 'flip' : 'pass'))
   const store = openWith(t, { ...bucket, endpoint: always.endpoint })
   t.match(await complaint(store.put('a/x', file, sha256)), /an\/archive\/a\/x: could not be stored: .*changed on the way/)
@@ -125,7 +125,7 @@ t.test('a body that was changed on the way is refused and not stored', { skip },
 
 t.test('a file that does not match its SHA-256 is refused', { skip }, async t => {
   const store = openWith(t, await withObjectStore(t))
-  for (const bytes of [mebibyte, 65 * mebibyte]) {
+  for (const bytes of [MEBIBYTE, 65 * MEBIBYTE]) {
     const { file } = await makeFile(t, bytes)
     t.match(await complaint(store.put('a/x', file, '0'.repeat(64))), /sha256|not what was sent/i)
     t.equal(await store.head('a/x'), undefined)
@@ -136,7 +136,7 @@ t.test('old stores are not sent headers that they do not know', { skip }, async 
   const bucket = await withObjectStore(t)
   const proxy = await withProxy(t, bucket.endpoint)
   const store = openWith(t, { ...bucket, endpoint: proxy.endpoint })
-  const { file, sha256 } = await makeFile(t, 65 * mebibyte)
+  const { file, sha256 } = await makeFile(t, 65 * MEBIBYTE)
   await store.putBytes('a/small', Buffer.from('hello'))
   await store.put('a/large', file, sha256)
   await store.getBytes('a/small')
@@ -160,7 +160,7 @@ t.test('AWS is sent the SHA-256 of each object and part, to keep and compare', {
   const bucket = await withObjectStore(t)
   const proxy = await withProxy(t, bucket.endpoint)
   const store = openWith(t, { ...bucket, endpoint: proxy.endpoint, checksums: true })
-  const { file, sha256 } = await makeFile(t, 65 * mebibyte)
+  const { file, sha256 } = await makeFile(t, 65 * MEBIBYTE)
   await store.putBytes('a/small', Buffer.from('hello'))
   await store.put('a/large', file, sha256)
   t.equal((await store.getToFile('a/large', `${file}.copy`)).sha256, sha256)
@@ -176,10 +176,10 @@ t.test('a file above 64 MiB is uploaded in parts, and comes back whole', { skip 
   const bucket = await withObjectStore(t)
   const proxy = await withProxy(t, bucket.endpoint)
   const store = openWith(t, { ...bucket, endpoint: proxy.endpoint })
-  const { file, bytes, sha256 } = await makeFile(t, 150 * mebibyte + 12_345)
+  const { file, bytes, sha256 } = await makeFile(t, 150 * MEBIBYTE + 12_345)
   await store.put('a/large', file, sha256)
   const parts = proxy.seen.filter(({ method }) => method === 'PUT').map(seen => seen.bytes)
-  t.same(parts, [64 * mebibyte, 64 * mebibyte, 22 * mebibyte + 12_345])
+  t.same(parts, [64 * MEBIBYTE, 64 * MEBIBYTE, 22 * MEBIBYTE + 12_345])
   t.same(await store.head('a/large'), { key: 'a/large', bytes })
   t.same(await store.getToFile('a/large', `${file}.copy`), { bytes, sha256 })
   t.same(await unfinished(bucket), [])
@@ -187,7 +187,7 @@ t.test('a file above 64 MiB is uploaded in parts, and comes back whole', { skip 
 
 t.test('a part that fails is sent again; if it keeps failing, no part stays', { skip }, async t => {
   const bucket = await withObjectStore(t)
-  const { file, bytes, sha256 } = await makeFile(t, 65 * mebibyte)
+  const { file, bytes, sha256 } = await makeFile(t, 65 * MEBIBYTE)
   const isSecond = (url = '') => url.includes('partNumber=2')
   const never = await withProxy(t, bucket.endpoint, (_, { url }) => (isSecond(url) ? 'refuse' : 'pass'))
   const store = openWith(t, { ...bucket, endpoint: never.endpoint })
@@ -205,7 +205,7 @@ t.test('a part that fails is sent again; if it keeps failing, no part stays', { 
 
 t.test('the first and the last answer of an upload in parts may be lost', { skip }, async t => {
   const bucket = await withObjectStore(t)
-  const { file, bytes, sha256 } = await makeFile(t, 65 * mebibyte)
+  const { file, bytes, sha256 } = await makeFile(t, 65 * MEBIBYTE)
   const lost = new Set<string>()
   const proxy = await withProxy(t, bucket.endpoint, (_, { method, url = '' }) => {
     const isFirst = method === 'POST' && !lost.has(url)
@@ -224,7 +224,7 @@ t.test(
   { skip },
   async t => {
     const bucket = await withObjectStore(t)
-    const { file, sha256 } = await makeFile(t, 65 * mebibyte)
+    const { file, sha256 } = await makeFile(t, 65 * MEBIBYTE)
     const prefix = new URL(bucket.url).pathname.slice(1)
     for (const key of ['a/large', 'a/large.other']) {
       const Key = `${prefix}/${key}`
@@ -243,7 +243,7 @@ t.test(
 
 t.test('an upload that is stopped leaves nothing', { skip }, async t => {
   const bucket = await withObjectStore(t)
-  const { file, sha256 } = await makeFile(t, 130 * mebibyte)
+  const { file, sha256 } = await makeFile(t, 130 * MEBIBYTE)
   const stop = new AbortController()
   const proxy = await withProxy(t, bucket.endpoint, (_, { url = '' }) => {
     if (url.includes('partNumber=2')) stop.abort(new Error('told to stop'))
@@ -256,14 +256,14 @@ t.test('an upload that is stopped leaves nothing', { skip }, async t => {
 })
 
 t.test('parts grow if 10,000 parts of 64 MiB are not enough', async t => {
-  t.equal(partBytes(65 * mebibyte), 64 * mebibyte)
-  t.equal(partBytes(10_000 * 64 * mebibyte), 64 * mebibyte)
-  for (const bytes of [10_000 * 64 * mebibyte + 1, 5 * 2 ** 40]) t.ok(Math.ceil(bytes / partBytes(bytes)) <= 10_000)
+  t.equal(partBytes(65 * MEBIBYTE), 64 * MEBIBYTE)
+  t.equal(partBytes(10_000 * 64 * MEBIBYTE), 64 * MEBIBYTE)
+  for (const bytes of [10_000 * 64 * MEBIBYTE + 1, 5 * 2 ** 40]) t.ok(Math.ceil(bytes / partBytes(bytes)) <= 10_000)
 })
 
 t.test('a download that breaks off is started again', { skip }, async t => {
   const bucket = await withObjectStore(t)
-  const { file, bytes, sha256 } = await makeFile(t, 3 * mebibyte)
+  const { file, bytes, sha256 } = await makeFile(t, 3 * MEBIBYTE)
   await openWith(t, bucket).put('a/x', file, sha256)
   let broken = 0
   const proxy = await withProxy(t, bucket.endpoint, (_, { method }) => (method === 'GET' && broken++ < 2 ? 'break' : 'pass'))
@@ -283,7 +283,7 @@ t.test('a store that fails half of its requests can be used', { skip }, async t 
   const fates = ['refuse', 'cut', 'lose', 'break'] as const
   const proxy = await withProxy(t, bucket.endpoint, number => (number % 2 === 0 ? fates[(number / 2) % 4]! : 'pass'))
   const store = openWith(t, { ...bucket, endpoint: proxy.endpoint })
-  const { file, bytes, sha256 } = await makeFile(t, 65 * mebibyte)
+  const { file, bytes, sha256 } = await makeFile(t, 65 * MEBIBYTE)
   await store.check()
   await store.put('a/large', file, sha256)
   t.same(await store.getToFile('a/large', `${file}.copy`), { bytes, sha256 })
@@ -353,7 +353,7 @@ t.test('credentials that may only read get a clear error when they store', { ski
   const store = openWith(t, { ...bucket, env: reader })
   await store.check()
   t.equal(String(await store.getBytes('a/x')), 'hello')
-  for (const bytes of [1000, 65 * mebibyte]) {
+  for (const bytes of [1000, 65 * MEBIBYTE]) {
     const { file, sha256 } = await makeFile(t, bytes)
     t.match(
       await complaint(store.put('a/y', file, sha256)),
@@ -367,11 +367,11 @@ t.test('a full quota is reported as such, and an upload in parts leaves nothing 
   const { admin, endpoint } = await ownStore()
   const user = await withUser(t, 'small')
   const bucket = await openBucket(t, endpoint, user)
-  await admin('quota', 'set', '--quota-scope=user', '--uid=small', `--max-size=${10 * mebibyte}`)
+  await admin('quota', 'set', '--quota-scope=user', '--uid=small', `--max-size=${10 * MEBIBYTE}`)
   await admin('quota', 'enable', '--quota-scope=user', '--uid=small')
   const store = openWith(t, bucket)
   await store.putBytes('a/x', Buffer.from('hello'))
-  for (const bytes of [20 * mebibyte, 65 * mebibyte]) {
+  for (const bytes of [20 * MEBIBYTE, 65 * MEBIBYTE]) {
     const { file, sha256 } = await makeFile(t, bytes)
     t.match(
       await complaint(store.put('a/y', file, sha256)),

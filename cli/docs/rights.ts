@@ -1,11 +1,11 @@
 // Makes docs/rights.md: who may call, read and write what.
 import type { Sql } from 'postgres'
-import { roles } from '../../local/cluster.ts'
+import { ROLES } from '../../local/cluster.ts'
 import { code, generated, page, table } from './markdown.ts'
 import { sqlFile } from './sql-files.ts'
 
 /** All roles except the owner, in the order of the columns. */
-const granted = roles.filter(role => role !== 'fleet_owner')
+const granted = ROLES.filter(role => role !== 'fleet_owner')
 const names = granted.map(role => role.replace('fleet_', ''))
 
 /** Makes the page from the catalog of the database at `sql`. */

@@ -33,7 +33,7 @@ groups:
         annotations: {summary: 'a warning', description: 'a description', runbook_url: 'RUNBOOK.md#a-section'}
 `
   await withPrometheus(t, { adminKey: 'x', servers: ['127.0.0.1:1', '127.0.0.1:2'], alertmanagers: [address], rules })
-  await waitFor(async () => messages.length >= 2 && mails.length >= 1, { patience: 60_000, what: server.output })
+  await waitFor(async () => messages.length >= 2 && mails.length >= 1, { timeoutMs: 60_000, what: server.output })
   const [critical] = messages.filter(({ title }) => title === 'TryOut (critical)')
   t.match(critical, { channel: '#fleet', text: /^a summary\na description\nRUNBOOK.md#a-section\n/ })
   t.match(

@@ -9,20 +9,20 @@ function from(remoteAddress: string | undefined, forwarded?: string) {
   } as unknown as IncomingMessage
 }
 
-t.test('without a trusted proxy the socket alone counts', async t => {
+t.test('without a trusted proxy only the address of the socket counts', async t => {
   t.equal(clientAddress(from('203.0.113.9', '198.51.100.1'), false), '203.0.113.9')
   t.equal(clientAddress(from('::ffff:203.0.113.9'), false), '203.0.113.9')
   t.equal(clientAddress(from('fe80::1%eth0'), false), 'fe80::1')
   t.equal(clientAddress(from(undefined), false), null)
 })
 
-t.test("a trusted proxy's own hop is the last one", async t => {
+t.test('behind a trusted proxy the last hop counts, which that proxy wrote', async t => {
   t.equal(clientAddress(from('127.0.0.1', '198.51.100.1, 203.0.113.9'), true), '203.0.113.9')
   t.equal(clientAddress(from('127.0.0.1'), true), '127.0.0.1')
   t.equal(clientAddress(from('127.0.0.1', 'unknown'), true), null)
 })
 
-t.test('every form in which proxies write an address is read', async t => {
+t.test('an address is read in every form in which proxies write it', async t => {
   const forms = {
     '203.0.113.7:51008': '203.0.113.7',
     '203.0.113.7:': '203.0.113.7',
@@ -53,11 +53,11 @@ t.test('every form in which proxies write an address is read', async t => {
   for (const [written, read] of Object.entries(forms)) {
     t.equal(clientAddress(from('127.0.0.1', written), true), read, written)
     t.equal(clientAddress(from('127.0.0.1', `198.51.100.1:5, ${written}`), true), read, `${written} as the last hop`)
-    t.equal(clientAddress(from('127.0.0.1', `${written}, `), true), read, `${written} before a comma that nobody follows`)
+    t.equal(clientAddress(from('127.0.0.1', `${written}, `), true), read, `${written} before a trailing comma`)
   }
 })
 
-t.test('what is no address gives none', async t => {
+t.test('text that is not an address gives null', async t => {
   const none = [
     '',
     ',',

@@ -2,8 +2,8 @@ import type { IncomingMessage } from 'node:http'
 import { isIP, isIPv4, isIPv6 } from 'node:net'
 
 /**
- * The client's address as PostgreSQL's inet takes it, or null. Behind a proxy it is the last hop of
- * X-Forwarded-For: the one our own proxy wrote; those before it are the client's word.
+ * The client's address in a form that PostgreSQL's inet accepts, or null. Behind a trusted proxy it is the last hop of
+ * X-Forwarded-For, which our own proxy wrote. The hops before it are only what the client claims.
  */
 export function clientAddress(incoming: IncomingMessage, trustProxy: boolean): string | null {
   const forwarded = trustProxy ? incoming.headers['x-forwarded-for'] : undefined
@@ -11,14 +11,15 @@ export function clientAddress(incoming: IncomingMessage, trustProxy: boolean): s
 }
 
 function lastHop(forwarded: string) {
-  // A trailing comma adds nobody to the list.
+  // A trailing comma adds no hop.
   const list = forwarded.replace(/[\s,]+$/, '')
   return list.slice(list.lastIndexOf(',') + 1)
 }
 
 /**
- * The address in one entry of X-Forwarded-For, in each form that proxies write: alone, with a port (`203.0.113.7:51008` by Azure's
- * gateways, `[2001:db8::1]:443`), in brackets, in quotes, with the zone of a link-local address. Null when there is none.
+ * The address in one entry of X-Forwarded-For, in every form that proxies write: alone, with a port (`203.0.113.7:51008` by
+ * Azure's gateways, `[2001:db8::1]:443`), in brackets, in quotes, or with the zone of a link-local address. Null if there is
+ * none.
  */
 function readAddress(entry: string): string | null {
   if (isIPv4(entry)) return entry
@@ -28,14 +29,17 @@ function readAddress(entry: string): string | null {
     .trim()
   const inBrackets = /^\[([^\]]*)\](?::\d*)?$/.exec(text)
   if (inBrackets !== null) text = inBrackets[1]!
-  // Without brackets a port is known by what is before it: an IPv4 address, or all eight groups of an IPv6 one.
+  // Without brackets, a port is recognized by what precedes it: an IPv4 address, or all eight groups of an IPv6 address.
   else text = text.replace(/^([\d.]+|(?:[\da-f]{1,4}:){7}[\da-f]{1,4}(?:%[^:]*)?):\d*$/i, '$1')
   text = text.replace(/%.*$/, '')
   if (isIP(text) === 0) return null
   return isIPv6(text) ? unmapped(text) : text
 }
 
-/** An IPv4 client of a dual-stack socket is that IPv4 address, however it is written: `::ffff:203.0.113.7`, `::ffff:cb00:7107`. */
+/**
+ * On a dual-stack socket an IPv4 client has an IPv6 address such as `::ffff:203.0.113.7` or `::ffff:cb00:7107`. This returns its
+ * IPv4 address.
+ */
 function unmapped(address: string) {
   if (!/^[0:]+:ffff:/i.test(address)) return address
   const mapped = /^\[::ffff:([\da-f]+):([\da-f]+)\]$/.exec(new URL(`http://[${address}]`).hostname)
@@ -46,7 +50,7 @@ function unmapped(address: string) {
   return bytes.join('.')
 }
 
-/** What to hold against whom: an IPv6 client has a whole /64 to choose its addresses from. */
+/** The network to which rate limits apply. An IPv6 client can choose its address from a whole /64. */
 export function networkOf(address: string | null) {
   if (address === null || !isIPv6(address)) return address ?? 'unknown'
   const [head = '', tail] = address.split('::')

@@ -4,7 +4,7 @@ import t from 'tap'
 import { keyCheck } from './auth.ts'
 import { ADMIN_KEY, withServer } from '../../testing/server.ts'
 
-/** What was compared by crypto.timingSafeEqual while this ran. */
+/** The lengths that crypto.timingSafeEqual compared while `run` ran. */
 async function compared(run: () => unknown) {
   const { timingSafeEqual } = crypto
   const lengths: [number, number][] = []
@@ -22,18 +22,18 @@ async function compared(run: () => unknown) {
   return lengths
 }
 
-const wrong = ['x', ADMIN_KEY.slice(0, -1), `${ADMIN_KEY}x`, `${ADMIN_KEY.slice(0, -1)}X`, 'x'.repeat(10_000), 'ä']
+const WRONG_KEYS = ['x', ADMIN_KEY.slice(0, -1), `${ADMIN_KEY}x`, `${ADMIN_KEY.slice(0, -1)}X`, 'x'.repeat(10_000), 'ä']
 
-t.test('however much of a key is right, all of it is compared, in the time that it always takes', async t => {
+t.test('a key is compared in full and in constant time, however much of it is right', async t => {
   const isKey = keyCheck(ADMIN_KEY)
-  for (const key of [...wrong, ADMIN_KEY, '']) {
+  for (const key of [...WRONG_KEYS, ADMIN_KEY, '']) {
     const lengths = await compared(() => t.equal(isKey(key), key === ADMIN_KEY))
-    t.same(lengths, [[32, 32]], 'digests of one length')
+    t.same(lengths, [[32, 32]], 'digests of equal length')
   }
   for (const key of [undefined, null, 5, [ADMIN_KEY], { toString: () => ADMIN_KEY }]) t.equal(isKey(key), false)
 })
 
-t.test('by every door that takes the admin key', async t => {
+t.test('every endpoint that accepts the admin key compares it this way', async t => {
   const { call } = await withServer(t)
   const doors = {
     'GET /v1/devices': (key: string) => ({ headers: { 'x-admin': key } }),
@@ -44,7 +44,7 @@ t.test('by every door that takes the admin key', async t => {
     }),
   }
   for (const [target, request] of Object.entries(doors)) {
-    for (const key of wrong.slice(0, 3)) {
+    for (const key of WRONG_KEYS.slice(0, 3)) {
       const lengths = await compared(async () =>
         t.match((await call(target, request(key))).status, target === 'POST /login' ? 403 : 401),
       )

@@ -1,16 +1,16 @@
 import { createHash, timingSafeEqual } from 'node:crypto'
 import type { MiddlewareHandler } from 'hono'
 import type { IncomingMessage } from 'node:http'
-import type { AppEnv } from '../app.ts'
-import type { Guesses } from './rate-limit.ts'
+import type { AppEnv } from '../context.ts'
+import type { RateLimit } from './rate-limit.ts'
 import { Problem } from '../problem.ts'
 import type { Identity, Tokens } from './tokens.ts'
 
-/** @throws Problem 401 for a token that is missing, unknown or revoked, 429 for one too many of those */
+/** @throws Problem 401 if the token is missing, unknown or revoked; 429 if too many such tokens came from the client's network */
 export async function identify(incoming: IncomingMessage, tokens: Tokens): Promise<Identity> {
   const token = bearer(incoming)
   if (token === undefined) {
-    throw unauthorized('A token is needed, as Authorization: Bearer <token>.', 'Bearer realm="fleet"')
+    throw unauthorized('A token is required, in the header Authorization: Bearer <token>.', 'Bearer realm="fleet"')
   }
   const found = tokens.identify(token, incoming)
   const identity = found instanceof Promise ? await found : found
@@ -20,7 +20,7 @@ export async function identify(incoming: IncomingMessage, tokens: Tokens): Promi
   return identity
 }
 
-/** As identify(), for what only a device may ask; `otherwise` tells a gateway what it may do instead. */
+/** Like identify(), for calls that only a device may make. `otherwise` tells a gateway what to do instead. */
 export async function identifyDevice(incoming: IncomingMessage, tokens: Tokens, otherwise: string) {
   const identity = await identify(incoming, tokens)
   if (identity.kind !== 'device') throw unauthorized(otherwise, 'Bearer realm="fleet"')
@@ -28,19 +28,19 @@ export async function identifyDevice(incoming: IncomingMessage, tokens: Tokens, 
 }
 
 /**
- * Lets pass who brings the admin key in `x-admin`, or with `orBearer` as Prometheus sends it. After too many wrong ones from an
- * address not even the right one: else it would be found all the same.
+ * Accepts requests with the admin key in `x-admin` or, with `orBearer`, as a bearer token, which is how Prometheus sends it.
+ * After too many wrong keys from a network even the right key is refused there; otherwise guessing would still find it.
  */
-export function adminOnly(adminKey: string, guesses: Guesses, { orBearer = false } = {}): MiddlewareHandler<AppEnv> {
+export function adminOnly(adminKey: string, rateLimit: RateLimit, { orBearer = false } = {}): MiddlewareHandler<AppEnv> {
   const isKey = keyCheck(adminKey)
   return async (c, next) => {
     const { incoming } = c.env
     const key = incoming.headers['x-admin'] ?? (orBearer ? bearer(incoming) : undefined)
-    guesses.check(incoming)
+    rateLimit.check(incoming)
     if (!isKey(key)) {
-      if (key !== undefined) guesses.wrong(incoming)
+      if (key !== undefined) rateLimit.wrong(incoming)
       throw unauthorized(
-        'The admin key is needed, as x-admin: <key>.',
+        'The admin key is required, in the header x-admin: <key>.',
         orBearer ? 'Bearer realm="fleet"' : 'X-Admin realm="fleet"',
       )
     }
@@ -48,10 +48,10 @@ export function adminOnly(adminKey: string, guesses: Guesses, { orBearer = false
   }
 }
 
-/** Tells whether something is this key, and to who asks by the clock nothing of it. */
+/** Returns a function that compares a value with this key in constant time. */
 export function keyCheck(want: string) {
   const digestOfWant = digest(want)
-  // Digests have one length.
+  // timingSafeEqual needs equal lengths, which digests have.
   return (given: unknown) => typeof given === 'string' && timingSafeEqual(digest(given), digestOfWant)
 }
 

@@ -3,17 +3,17 @@ import { clientAddress, networkOf } from './address.ts'
 import { BoundedMap } from './bounded-map.ts'
 import { Problem } from '../problem.ts'
 
-/** A further one drops the one that has been quiet for longest. */
+/** A further network replaces the one that has sent no wrong token or key for longest. */
 const MAX_NETWORKS = 10_000
-/** What was wrong at the same moment counts too; but nobody waits for longer. */
+/** Wrong tokens that arrive at the same moment all count, but nobody waits for longer than this. */
 const MAX_WAIT_MS = 5 * 60_000
 
 /**
- * Wrong tokens or keys by the client's network, each worker's own: `perMinute` may come at once, and as many again each
- * minute. To who is right it costs nothing until somebody was wrong.
+ * Limits the wrong tokens or keys that come from a client's network. Each worker counts for itself: `perMinute` may come at once, and as
+ * many again each minute. As long as no client sends a wrong one, a check costs nothing.
  */
-export class Guesses {
-  /** For each network when its wrong guesses are paid off, in ms. */
+export class RateLimit {
+  /** For each network: when its wrong tokens or keys are paid off, in ms. */
   readonly #paid: BoundedMap<number>
   readonly #cost: number
 
@@ -32,11 +32,11 @@ export class Guesses {
     return this.#paid.size
   }
 
-  /** @throws Problem 429 while too many wrong guesses came from this client's network */
+  /** @throws Problem 429 while too many wrong tokens or keys came from this client's network */
   check(incoming: IncomingMessage) {
     if (this.#paid.size === 0) return
     const wait = (this.#paid.get(this.#network(incoming)) ?? -Infinity) + this.#cost - 60_000 - this.now()
-    // Sums of a cost that is no whole number.
+    // The sums are not exact, because the cost need not be a whole number.
     if (wait <= 0.001) return
     this.onRefused()
     throw new Problem(429, 'Too many wrong tokens or keys came from this address.', {

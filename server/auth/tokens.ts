@@ -2,12 +2,12 @@ import { createHash } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import { BoundedMap } from './bounded-map.ts'
 import { Pool, type Sql } from '../database.ts'
-import type { Guesses } from './rate-limit.ts'
+import type { RateLimit } from './rate-limit.ts'
 import type { Log } from '../../lib/log.ts'
 import type { Metrics } from '../ops/metrics.ts'
 import { unavailable } from '../problem.ts'
 
-/** Whose token it is, as fleet.authenticate tells. */
+/** The owner of a token, as fleet.authenticate returns it. */
 export type Identity =
   | { kind: 'device'; device_id: number; gateway_id: null; cohort: string; own_interval_s: number; next_interval_s: number }
   | { kind: 'gateway'; device_id: null; gateway_id: number; cohort: null; own_interval_s: null; next_interval_s: null }
@@ -26,57 +26,60 @@ interface Changes {
   cohorts: Record<string, number>
 }
 
-/** How long the cache is trusted without having heard from the database; design 6: a revoked token stops within 60 s. */
+/**
+ * How long the cache is trusted without an answer from the database. A revoked token must stop within 60 s (docs/design.md,
+ * section 6).
+ */
 const TRUST_MS = 60_000
 const POLL_MS = 10_000
 const RETRY_MS = 1_000
-/** The log of changes is kept for days; whoever was away for longer than this begins anew. */
+/** The log of changes is kept for days. A server that was disconnected for longer than this reloads everything. */
 const HORIZON_MS = 3_600_000
-/** Long enough to spare the database an agent that hammers with an old token. */
+/** Long enough to protect the database from an agent that keeps sending an old token. */
 const UNKNOWN_TTL_MS = 5_000
 /**
- * Measured at 1,000, 10,000 and 100,000 devices: 0.31 to 0.34 kB of heap for each, 31 MB for these; read at the start in
- * 1.3 to 2 s on two busy cores. With more devices than this the oldest entry gives way.
+ * Measured with 1,000, 10,000 and 100,000 devices: each takes 0.31 to 0.34 kB of heap, and 100,000 take 31 MB. Loading them at
+ * the start takes 1.3 to 2 s on two busy cores. If there are more devices than this, the oldest entry is dropped.
  */
 const MAX_KNOWN = 100_000
 const MAX_UNKNOWN = 10_000
 const MAX_PENDING = 20_000
 
 /**
- * Whose token is whose, by the token's SHA-256; the token itself is kept nowhere. What is known does not expire: poll()
- * hears what changed, and while it does not, each entry is trusted for a minute. Copies of one token that miss
- * together share one query.
+ * A cache of tokens: the owner of each, by the token's SHA-256. The token itself is kept nowhere. Entries do not expire, because
+ * poll() learns what changed; while polls fail, each entry is trusted for a minute. If several requests with one token miss the
+ * cache at the same time, they share one query.
  */
 export class Tokens {
   readonly #known = new Map<string, Known>()
-  /** The same by device_id, or by -gateway_id. */
+  /** The same entries by device_id, or by -gateway_id. */
   readonly #byId = new Map<number, Known>()
   readonly #unknown = new BoundedMap<number>(MAX_UNKNOWN)
   readonly #pending = new Map<string, Promise<Identity | null>>()
-  /** Moves with each change: an answer asked for before it must not be kept. */
+  /** Grows with each change. The answer to a lookup that began before a change must not be kept. */
   #generation = 0
 
   #polled = -Infinity
   #startedAt = ''
   #horizon: string | null = null
-  /** Changes that the last answer brought; while a long transaction runs they come again. */
+  /** The changes in the last answer. While a long transaction runs, they are reported again. */
   #applied = new Set<number>()
   #pacing = ''
 
-  /** @param guesses counts the tokens that the database does not know, by who asks */
+  /** @param rateLimit limits the tokens that the database does not know, by the client's network */
   constructor(
     readonly pool: Pool,
     readonly metrics: Metrics,
     readonly now: () => number = () => performance.now(),
-    readonly guesses?: Guesses,
+    readonly rateLimit?: RateLimit,
   ) {}
 
   /**
-   * Null for a token that is unknown or revoked. Answers at once when it is in the cache.
-   * @throws Problem 429 for one that would have to be looked up, when too many from there were unknown
+   * Returns null for a token that is unknown or revoked. If the answer is in the cache, it is not a promise.
+   * @throws Problem 429 for a token that has to be looked up, if too many unknown ones came from the client's network
    */
   identify(token: string, incoming?: IncomingMessage): Identity | null | Promise<Identity | null> {
-    // Not one of ours: no query, whatever is tried.
+    // This cannot be one of our tokens, so it needs no query.
     if (!/^nx[dg]_[0-9a-f]{64}$/.test(token)) return null
     const hash = createHash('sha256').update(token).digest()
     const key = hash.toString('base64')
@@ -86,12 +89,12 @@ export class Tokens {
       this.metrics.cacheHits.inc()
       return isTrusted ? known.identity : null
     }
-    if (known === undefined && incoming !== undefined) this.guesses?.check(incoming)
+    if (known === undefined && incoming !== undefined) this.rateLimit?.check(incoming)
     this.metrics.cacheMisses.inc()
     return this.#pending.get(key) ?? this.#load(key, hash, incoming)
   }
 
-  /** The interval of a device that a gateway speaks for; undefined when it is not in the cache, enrolled or not. */
+  /** The interval of a device for which a gateway sends. Undefined if the device is not in the cache, enrolled or not. */
   nextInterval(deviceId: number): number | undefined {
     const known = this.#byId.get(deviceId)
     return known !== undefined && this.#isTrusted(known) ? (known.identity.next_interval_s ?? undefined) : undefined
@@ -113,8 +116,9 @@ export class Tokens {
   }
 
   /**
-   * Applies what changed since the last time. The first time, after a long silence, and when Postgres is another or was
-   * restarted (a standby that took over may lack changes that were seen), begins anew with the devices heard from last.
+   * Applies what changed since the last poll. It reloads everything on the first poll, after a long time without one, and if
+   * Postgres was restarted or is a different one: a standby that took over may lack changes that were seen before. Reloading
+   * fills the cache with the devices that were heard from last.
    */
   async poll(pool: Pool) {
     const now = this.now()
@@ -138,7 +142,7 @@ export class Tokens {
     if (isAnew) await this.#warm(pool)
   }
 
-  /** A slowed cohort costs no query, however many its devices are: slowing is for when the database has enough to do. */
+  /** Slowing a cohort costs no query, however many devices it has: people slow cohorts when the database is busy already. */
   #pace(cohorts: Record<string, number>) {
     const pacing = JSON.stringify(cohorts)
     if (pacing === this.#pacing) return
@@ -160,11 +164,11 @@ export class Tokens {
       from fleet.recent_tokens(${MAX_KNOWN})
     `,
     )
-    // Changes came in between, and the rows may be from before them: once more, while it is worth it.
+    // Changes arrived in the meantime, and the rows may be older than they. Try again, but not forever.
     if (generation !== this.#generation) return attempts > 1 ? this.#warm(pool, attempts - 1) : undefined
-    // One string for each cohort, not one for each device.
+    // Keep one string for each cohort, not one for each device.
     const cohorts = new Map<string | null, string | null>()
-    // Who was heard from last is the last to give way.
+    // The device that was heard from last is dropped last.
     for (const { token_hash, ...identity } of rows.reverse()) {
       if (!cohorts.has(identity.cohort)) cohorts.set(identity.cohort, identity.cohort)
       identity.cohort = cohorts.get(identity.cohort)!
@@ -181,7 +185,7 @@ export class Tokens {
     const load = this.#authenticate(key, hash)
       .finally(() => this.#pending.delete(key))
       .then(identity => {
-        if (identity === null && incoming !== undefined) this.guesses?.wrong(incoming)
+        if (identity === null && incoming !== undefined) this.rateLimit?.wrong(incoming)
         return identity
       })
     this.#pending.set(key, load)
@@ -201,7 +205,7 @@ export class Tokens {
       `,
       )
       identity = rows[0] ?? null
-      // A change came in between: the answer may be from before it, so ask again.
+      // A change arrived in the meantime, and the answer may be older than it, so look the token up again.
     } while (generation !== this.#generation)
     this.#drop(key)
     if (identity !== null) {
@@ -235,11 +239,11 @@ function oldest(entries: Map<string, unknown>) {
 }
 
 /**
- * Keeps the cache true: a revocation is notified and forgotten at once; of everything else a notification only says that
- * something changed. What was notified while the connection was down is lost, hence the poll every 10 s. Both are on
- * connections of their own, so that a hot path without a free connection does not cost the cache its trust; postgres.js
- * goes on trying to listen by itself, also when the first try fails.
- * @returns a function that ends it
+ * Keeps the cache up to date. A notification that names a device or gateway means that it was revoked, and removes it at once.
+ * Any other notification says that something changed. Notifications are lost while the connection is down, so the server also
+ * polls every 10 s. LISTEN and the poll do not use the connections of the hot path, so the cache stays trusted when none of those
+ * is free. postgres.js keeps trying to listen by itself, even if the first attempt fails.
+ * @returns a function that stops it
  */
 export function followTokens(sql: Sql, tokens: Tokens, log: Log) {
   const pool = new Pool(sql, 1)
@@ -264,7 +268,7 @@ export function followTokens(sql: Sql, tokens: Tokens, log: Log) {
         if (!isFailing && !isStopped) {
           log.warn(
             { event: 'tokens.poll_failed', error },
-            'Changes of tokens are not heard of; each is asked for again after 60 s.',
+            'The server cannot find out which tokens changed. After 60 s it looks up each token again.',
           )
         }
         isFailing = true
@@ -298,7 +302,10 @@ export function followTokens(sql: Sql, tokens: Tokens, log: Log) {
       },
     )
     .catch((error: unknown) => {
-      log.warn({ event: 'tokens.listen_failed', error }, 'Revocations are not notified yet; they are heard of within 10 s.')
+      log.warn(
+        { event: 'tokens.listen_failed', error },
+        'There are no notifications of revoked tokens yet. The poll finds them within 10 s.',
+      )
     })
 
   return function unfollow() {

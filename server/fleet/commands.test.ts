@@ -30,7 +30,7 @@ async function metric(call: Call, name: string) {
   return Number(new RegExp(`^${name} (.*)$`, 'm').exec(body as string)![1])
 }
 
-t.test('a command comes at each poll until it is acknowledged, and all of it is logged', async t => {
+t.test('a command is handed over at each poll until it is acknowledged, and every step is logged', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
   t.same(await poll(call, token), [])
@@ -61,7 +61,7 @@ t.test('a command comes at each poll until it is acknowledged, and all of it is 
   t.equal(await metric(call, 'dispatch_log_writes_failed_total'), 0)
 })
 
-t.test('a device has its own commands only, and a revoked or unknown one is sent none', async t => {
+t.test('a device gets only its own commands, and no command can be sent to a revoked or unknown device', async t => {
   const { db, call } = await withServer(t)
   const [a, b, gone] = [await enroll(db, 'a'), await enroll(db, 'b'), await enroll(db, 'gone')]
   const id = await send(call, a.device_id, 'ping')
@@ -90,7 +90,7 @@ t.test('a device has its own commands only, and a revoked or unknown one is sent
   }
 })
 
-t.test('a command that is not valid is refused by field, and nothing is written', async t => {
+t.test('an invalid command is refused with the field named, and nothing is written', async t => {
   const { db, call } = await withServer(t)
   const { device_id } = await enroll(db, 'a')
   let deep: unknown = 1
@@ -127,7 +127,7 @@ t.test('a command that is not valid is refused by field, and nothing is written'
   t.match(
     await call('POST /admin/command', { admin: true, body: { device_id, command: ' ' } }),
     { status: 422 },
-    'by the database',
+    'refused by the database',
   )
   t.same(await db.sql`select from fleet.device_commands`, [])
   t.equal(
@@ -136,7 +136,7 @@ t.test('a command that is not valid is refused by field, and nothing is written'
   )
 })
 
-t.test('a byte order mark before the JSON of an operator is no fault', async t => {
+t.test('a byte order mark before the JSON of an operator is accepted', async t => {
   const { db, call } = await withServer(t)
   const mark = (body: unknown) => `\uFEFF${JSON.stringify(body)}`
   t.equal((await call('POST /admin/devices', { admin: true, body: mark({ alias: 'a' }) })).status, 201)
@@ -175,7 +175,7 @@ t.test('two polls at once both get the command, two acknowledgements at once cou
   t.same(await poll(call, token), [])
 })
 
-t.test('commands sent at once all come, oldest first, a hundred a poll', async t => {
+t.test('commands that are sent at the same time are all handed over, oldest first, a hundred per poll', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
   const ids = await Promise.all(Array.from({ length: 120 }, (_, n) => send(call, device_id, `command-${n}`)))
@@ -192,7 +192,7 @@ t.test('commands sent at once all come, oldest first, a hundred a poll', async t
   )
 })
 
-t.test('while the dispatch log cannot be written nothing is sent or handed over, and that is counted', async t => {
+t.test('while the dispatch log cannot be written, nothing is sent or handed over, and that is counted', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
   const id = await send(call, device_id, 'ping')
@@ -205,8 +205,8 @@ t.test('while the dispatch log cannot be written nothing is sent or handed over,
   t.same(
     (await poll(call, token)).map(command => command.command_id),
     [id],
-    'still to be had',
+    'the command is still waiting',
   )
   t.equal((await call('POST /admin/command', { admin: true, body: { device_id: 999, command: 'ping' } })).status, 404)
-  t.equal(await metric(call, 'dispatch_log_writes_failed_total'), 3, 'a wrong device is no failure')
+  t.equal(await metric(call, 'dispatch_log_writes_failed_total'), 3, 'an unknown device does not count as a failure')
 })

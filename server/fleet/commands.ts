@@ -1,6 +1,6 @@
 import type { Handler } from 'hono'
 import { z } from 'zod'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 import { identifyDevice } from '../auth/auth.ts'
 import { MAX_BODY_BYTES, readJson } from '../body.ts'
 import type { Pool } from '../database.ts'
@@ -40,7 +40,7 @@ export const newCommand = z.object(
 export function postCommand(pool: Pool, metrics: Metrics): Handler<AppEnv> {
   return async c => {
     const { device_id, command, payload } = valid(newCommand, await readJson(c.env.incoming, MAX_BODY_BYTES))
-    // As text, since the driver would make JSON of the JSON.
+    // As text, because the driver would encode the JSON a second time.
     const json = payload === undefined ? null : JSON.stringify(payload)
     const [sent] = await counted(
       metrics,
@@ -55,7 +55,7 @@ export function postCommand(pool: Pool, metrics: Metrics): Handler<AppEnv> {
   }
 }
 
-/** The device's commands, oldest first; each comes again until it is acknowledged. */
+/** The device's commands, oldest first. Each is handed over again until it is acknowledged. */
 export function getCommands(pool: Pool, tokens: Tokens, metrics: Metrics): Handler<AppEnv> {
   return async c => {
     const { device_id } = await identifyDevice(c.env.incoming, tokens, DEVICES_ONLY)
@@ -72,7 +72,7 @@ export function getCommands(pool: Pool, tokens: Tokens, metrics: Metrics): Handl
   }
 }
 
-/** The device has the command. Again is no error. */
+/** The device confirms that it has the command. Doing that twice is not an error. */
 export function ackCommand(pool: Pool, tokens: Tokens, metrics: Metrics): Handler<AppEnv> {
   return async c => {
     const { device_id } = await identifyDevice(c.env.incoming, tokens, DEVICES_ONLY)
@@ -91,7 +91,7 @@ export function ackCommand(pool: Pool, tokens: Tokens, metrics: Metrics): Handle
   }
 }
 
-/** Counts for the error budget how a statement went that writes the dispatch log too. */
+/** Counts for the error budget whether a statement succeeded that also writes the dispatch log. */
 async function counted<T extends readonly object[]>(metrics: Metrics, entries: (rows: T) => number, statement: Promise<T>) {
   try {
     const rows = await statement
@@ -105,13 +105,13 @@ async function counted<T extends readonly object[]>(metrics: Metrics, entries: (
   }
 }
 
-/** What keeps a value of JSON from being stored and handed over as it came. */
+/** Why a JSON value cannot be stored and handed over unchanged; undefined if it can. */
 function faultOf(value: unknown, depth = 0): string | undefined {
   if (depth > MAX_DEPTH) return `must not be nested deeper than ${MAX_DEPTH} levels`
   if (typeof value === 'string') return text(0, Infinity).safeParse(value).error?.issues[0]!.message
   if (typeof value === 'number') {
     const isExact = Number.isFinite(value) && (Number.isSafeInteger(value) || !Number.isInteger(value))
-    return isExact ? undefined : 'must not hold numbers beyond 2^53; send them as strings'
+    return isExact ? undefined : 'must not contain numbers beyond 2^53; send them as strings'
   }
   if (typeof value !== 'object' || value === null) return undefined
   const parts: unknown[] = Array.isArray(value) ? value : [...Object.keys(value), ...(Object.values(value) as unknown[])]

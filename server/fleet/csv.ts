@@ -1,6 +1,6 @@
 /**
- * A table as RFC 4180 has it, with a line of names first; null is empty. Text that a spreadsheet would take for a formula gets an
- * apostrophe before it: some of it comes from devices.
+ * A table in the format of RFC 4180. The first line has the column names, and null is empty. Text that a spreadsheet would take
+ * for a formula gets an apostrophe in front of it, because some text comes from devices.
  */
 export function csv(columns: string[], rows: object[]) {
   const lines = rows.map(row => columns.map(column => cell((row as Record<string, unknown>)[column])).join(','))

@@ -7,7 +7,7 @@ interface Page {
   devices: { alias: string; status: string; battery_pct: number | null }[]
 }
 
-t.test('the share of requests is stable by path and query, and grows without losing any', t => {
+t.test('a path and query is always in the share or never, and a larger share includes the smaller one', t => {
   const requests = Array.from({ length: 2000 }, (_, n) => `/v1/devices/${n}`)
   const tenth = requests.filter(target => isWithin(target, 0.1))
   t.ok(tenth.length > 140 && tenth.length < 260, `${tenth.length} of 2000 at 10%`)
@@ -20,7 +20,7 @@ t.test('the share of requests is stable by path and query, and grows without los
   t.end()
 })
 
-t.test('READ_FROM_LAST_STATUS=false answers from the heartbeats, alike while both agree', async t => {
+t.test('READ_FROM_LAST_STATUS=false answers from the heartbeats, with the same result while both agree', async t => {
   const fast = await withServer(t)
   const { db } = fast
   const legacy = await withServer(t, { readFromLastStatus: 0 }, db)

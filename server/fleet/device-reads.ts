@@ -5,7 +5,7 @@ import type { Log } from '../../lib/log.ts'
 import type { Metrics } from '../ops/metrics.ts'
 import type { Reader } from '../reader.ts'
 
-/** A row of the view fleet.device_status; whatever else it holds is passed through. */
+/** A row of the view fleet.device_status. Its other columns are passed through. */
 export interface DeviceStatus {
   device_id: number
   seconds_since: number | null
@@ -22,8 +22,8 @@ export interface Page {
 }
 
 /**
- * Devices from last status, or from the heartbeats themselves (the legacy query): that is the way out should last status
- * be wrong, and what it is compared with.
+ * Reads devices from last status, or from the heartbeats themselves (the legacy query). The legacy query is the fallback if last
+ * status is wrong, and last status is compared with it.
  */
 export class DeviceReads {
   #comparing = false
@@ -36,7 +36,7 @@ export class DeviceReads {
     readonly log: Log,
   ) {}
 
-  /** A page, and the names of its columns in their order, which an empty one has too. */
+  /** A page of devices, and the names of the columns in order, which an empty page has too. */
   async list(target: string, page: Page) {
     const fromLastStatus = isWithin(target, this.config.readFromLastStatus)
     const first = fromLastStatus ? await this.#fast(page) : await this.#legacy(page)
@@ -92,12 +92,12 @@ export class DeviceReads {
     return { rows: [...rows], columns: rows.columns.map(({ name }) => name), ms }
   }
 
-  /** It is the first thing to be shed: one comparison at a time, and only while half of the connections are free. */
+  /** A comparison is the first work to be shed. Only one runs at a time, and only while half of the connections are free. */
   #mayCompare() {
     return !this.#comparing && !this.backpressure.sheds('perf_diff') && this.reader.inUse * 2 <= this.reader.max
   }
 
-  /** Asks the other way too, after the answer has gone. Heartbeats go on arriving: what differs is asked for once more. */
+  /** Runs the other query too, after the answer was sent. Heartbeats keep arriving, so what differs is read once more. */
   async #compare(page: Page, fromLastStatus: boolean, first: { rows: DeviceStatus[]; ms: number }) {
     this.#comparing = true
     try {
@@ -120,19 +120,24 @@ export class DeviceReads {
         rows: fast.rows.length,
       })
     } catch (error) {
-      this.log.warn({ event: 'perf_diff.query_failed', query: 'list_devices', error }, 'The comparison was given up.')
+      this.log.warn(
+        { event: 'perf_diff.query_failed', query: 'list_devices', error },
+        'The comparison of the two queries failed.',
+      )
     } finally {
       this.#comparing = false
     }
   }
 }
 
-/** Whether a request is among the share (0 to 1), by a hash of its path and query: the same request always is or is not. */
+/**
+ * Whether a request is in the share (0 to 1), by a hash of its path and query, so that the same request always is or never is.
+ */
 export function isWithin(target: string, share: number) {
   return createHash('sha1').update(target).digest().readUInt32BE(0) / 2 ** 32 < share
 }
 
-/** Ids of devices that only one of them has, or that look different but for seconds_since. */
+/** The ids of devices that are in only one list, or that differ in anything except seconds_since. */
 function differences(a: DeviceStatus[], b: DeviceStatus[]) {
   const text = (device: DeviceStatus) => JSON.stringify({ ...device, seconds_since: null })
   const rest = new Map(b.map(device => [device.device_id, text(device)]))

@@ -7,7 +7,7 @@ interface Page {
   next_cursor: string | null
 }
 
-t.test('enrolling gives an id and a token that works; an alias is taken once', async t => {
+t.test('enrolling returns an id and a token that works, and an alias can be used only once', async t => {
   const { db, call } = await withServer(t)
   const answer = await call('POST /admin/devices', { admin: true, body: { alias: 'lobby 7', cohort: 'lobby' } })
   t.equal(answer.status, 201)
@@ -26,19 +26,19 @@ t.test('enrolling gives an id and a token that works; an alias is taken once', a
   })
 })
 
-t.test('an enrolment that is not valid names the field', async t => {
+t.test('an invalid enrolment is refused with the field named', async t => {
   const { db, call } = await withServer(t)
   for (const [path, body] of Object.entries({ alias: { alias: '' }, cohort: { alias: 'a', cohort: 5 }, '': [] })) {
     t.match(await call('POST /admin/devices', { admin: true, body }), { status: 422, body: { errors: [{ path }] } })
   }
-  t.match(await call('POST /admin/devices', { admin: true, body: { alias: '  ' } }), { status: 422 }, 'by the database')
+  t.match(await call('POST /admin/devices', { admin: true, body: { alias: '  ' } }), { status: 422 }, 'refused by the database')
   t.match(await call('POST /admin/devices', { admin: true, body: { alias: 'a\0' } }), { status: 422 })
   t.equal((await call('POST /admin/devices', { admin: true, body: 'x' })).status, 400)
   const [row] = await db.sql`select count(*)::int from fleet.devices`
   t.equal(row!.count, 0)
 })
 
-t.test('revoking: 204, again too; an unknown device is 404', async t => {
+t.test('revoking answers 204, also the second time, and 404 for an unknown device', async t => {
   const { db, call } = await withServer(t)
   const { device_id } = await enroll(db, 'a')
   for (let n = 0; n < 2; n++) t.equal((await call(`DELETE /admin/devices/${device_id}`, { admin: true })).status, 204)
@@ -46,7 +46,7 @@ t.test('revoking: 204, again too; an unknown device is 404', async t => {
   t.equal((await call('DELETE /admin/devices/x', { admin: true })).status, 404)
 })
 
-t.test('without the admin key there is nothing to see', async t => {
+t.test('without the admin key nothing is shown', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
   const calls = [
@@ -108,7 +108,7 @@ t.test('the fleet is read in pages, by status and by age', async t => {
   }
 })
 
-t.test('what has not changed is 304', async t => {
+t.test('an answer that has not changed is 304', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
   await call('POST /v1/heartbeat', { token, body: { ts: ago(30) } })
@@ -161,7 +161,7 @@ t.test('devices are found by cohort and by alias, in pages, each with its own ET
   })
 })
 
-t.test('from the heartbeats themselves the same filters answer the same', async t => {
+t.test('the same filters give the same answers from the heartbeats themselves', async t => {
   const { call } = await withServer(t, { readFromLastStatus: 0 })
   for (const alias of ['a', 'b']) await call('POST /admin/devices', { admin: true, body: { alias, cohort: `cohort ${alias}` } })
   for (const query of ['alias=b', 'cohort=cohort%20b']) {
@@ -169,7 +169,7 @@ t.test('from the heartbeats themselves the same filters answer the same', async 
   }
 })
 
-t.test('a parameter that is unknown or given twice is 422 and named, and nothing is done', async t => {
+t.test('a parameter that is unknown or repeated is 422 and named, and nothing is done', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
   const calls = [
@@ -199,21 +199,21 @@ t.test('a parameter that is unknown or given twice is 422 and named, and nothing
     t.match(answer, { status: 422, body: { errors: [{ path }] } }, line)
   }
   const both = (await call('GET /v1/devices?cohrt=x&limit=0', { admin: true })).body
-  t.match(both, { errors: [{ path: 'cohrt', message: /takes status, older_than/ }, { path: 'limit' }] }, 'all at once')
+  t.match(both, { errors: [{ path: 'cohrt', message: /takes status, older_than/ }, { path: 'limit' }] }, 'all problems together')
   t.equal(
     (await call('POST /v1/heartbeat?source=boot', { token, body: {} })).status,
     201,
-    'agents of the field are taken as ever',
+    'heartbeats of agents are still accepted',
   )
   t.same(await db.sql`select event from fleet.events where event ~ '^(device|nightly|reconcil)'`, [])
   t.same(await db.sql`select from fleet.device_commands`, [])
 })
 
-t.test('a list as CSV: the same rows, quoted, with the next page, and no formula', async t => {
+t.test('a list as CSV has the same rows, quoted, a link to the next page, and no formulas', async t => {
   const { db, call } = await withServer(t)
   const list = (query = '', headers: Record<string, string> = {}) =>
     call(`GET /v1/devices${query}`, { admin: true, headers: { accept: 'text/csv', ...headers } })
-  t.match((await list()).body, /^device_id,alias,cohort,status,[a-z_,]+\r\n$/, 'an empty one has its names')
+  t.match((await list()).body, /^device_id,alias,cohort,status,[a-z_,]+\r\n$/, 'an empty list has the names of the columns')
   const aliases = ['plain', 'with, comma', 'with "quotes"', 'two\nlines', '=1+2', '@x']
   for (const alias of aliases) await call('POST /admin/devices', { admin: true, body: { alias } })
   const { token } = await enroll(db, 'last')
@@ -245,13 +245,13 @@ t.test('a list as CSV: the same rows, quoted, with the next page, and no formula
   t.equal((first.body as string) + second.slice(names.length + 2), (await list('?status=new')).body)
   const etag = first.headers.get('etag')!
   t.equal((await list('?limit=3&status=new', { 'if-none-match': etag })).status, 304)
-  t.equal((await list('?limit=3&status=new', { 'if-none-match': etag, accept: '*/*' })).status, 200, 'JSON is another answer')
+  t.equal((await list('?limit=3&status=new', { 'if-none-match': etag, accept: '*/*' })).status, 200, 'JSON is a different answer')
   for (const accept of ['*/*', 'application/json', 'text/html', 'text/csv;q=0.1, application/json', '']) {
     t.match((await list('', { accept })).headers.get('content-type'), /json/, accept)
   }
 })
 
-t.test('a device is renamed and moved, at once or alone; what is not possible changes nothing', async t => {
+t.test('a device is renamed and moved, together or separately, and a change that fails changes nothing', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
   await enroll(db, 'taken')
@@ -293,10 +293,10 @@ t.test('a device is renamed and moved, at once or alone; what is not possible ch
   )
 })
 
-t.test('a new token after a factory reset: the old one stops, a revoked device is back, and it is recorded', async t => {
+t.test('a new token after a factory reset stops the old one, brings a revoked device back, and is recorded', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
-  // Before the server listens, a change is noticed only when it asks for changes, which other tests' transactions hold back.
+  // Until the server listens for notifications, only a poll finds a change, and transactions of other tests hold polls back.
   await waitFor(
     async () =>
       (

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import type { Context, Handler } from 'hono'
 import { accepts } from 'hono/accepts'
 import { z } from 'zod'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 import type { Backpressure } from '../ingest/backpressure.ts'
 import { MAX_BODY_BYTES, readJson } from '../body.ts'
 import { csv } from './csv.ts'
@@ -15,12 +15,12 @@ import { valid, validQuery } from '../valid.ts'
 const STATUSES = ['new', 'online', 'late', 'offline', 'clock_skewed'] as const
 const SECONDS = { s: 1, m: 60, h: 3_600, d: 86_400 } as const
 
-/** What GET /v1/devices may be asked. */
+/** The query parameters of GET /v1/devices. */
 export const listQuery = z.object({
   status: z.enum(STATUSES, `must be one of ${STATUSES.join(', ')}`).optional(),
   older_than: z
     .string()
-    .regex(/^\d{1,6}[smhd]$/, 'must be a number and s, m, h or d, such as 12m')
+    .regex(/^\d{1,6}[smhd]$/, 'must be a number followed by s, m, h or d, such as 12m')
     .transform(age => Number(age.slice(0, -1)) * SECONDS[age.at(-1) as keyof typeof SECONDS])
     .optional(),
   limit: z
@@ -38,10 +38,11 @@ export const listQuery = z.object({
   alias: text(1, 200).optional(),
 })
 
-/** Devices by id, a page at a time; keyset, so that a page holds while devices come and go. */
+/** Lists devices by id, page by page. Each page starts after an id, so that pages stay right while devices come and go. */
 export function listDevices(reads: DeviceReads, backpressure: Backpressure): Handler<AppEnv> {
   return async c => {
-    if (backpressure.sheds('device_list')) throw unavailable('The server is busy with heartbeats and leaves lists out for now.')
+    if (backpressure.sheds('device_list'))
+      throw unavailable('The server is busy with heartbeats and sends no lists of devices for now.')
     const { limit, cursor, ...filters } = validQuery(listQuery, c)
     const type = accepts(c, { header: 'Accept', supports: ['application/json', 'text/csv'], default: 'application/json' })
     const { rows, columns } = await reads.list(c.env.incoming.url!, { ...filters, after: cursor, limit: limit + 1 })
@@ -55,7 +56,7 @@ export function listDevices(reads: DeviceReads, backpressure: Backpressure): Han
   }
 }
 
-/** What the next page is asked for with: the same query from the cursor on. */
+/** The URL of the next page: the same query, from the cursor on. */
 function nextPage(c: Context<AppEnv>, cursor: string) {
   const query = new URLSearchParams(c.req.query())
   query.set('cursor', cursor)
@@ -108,7 +109,7 @@ export const deviceChanges = z
   .refine(({ alias, cohort }) => alias !== undefined || cohort !== undefined, 'must have alias, cohort or both')
   .meta({ minProperties: 1 })
 
-/** Another alias, another cohort, or both in one transaction. Again is no error. */
+/** Changes the alias, the cohort, or both in one transaction. Doing that twice is not an error. */
 export function changeDevice(pool: Pool): Handler<AppEnv> {
   return async c => {
     const deviceId = pathId(c)
@@ -123,7 +124,7 @@ export function changeDevice(pool: Pool): Handler<AppEnv> {
   }
 }
 
-/** For a device that lost its token; the old one stops at once. */
+/** A new token for a device that lost its own. The old one stops at once. */
 export function renewToken(pool: Pool): Handler<AppEnv> {
   return async c => {
     const device_id = pathId(c)
@@ -132,7 +133,7 @@ export function renewToken(pool: Pool): Handler<AppEnv> {
   }
 }
 
-/** Its token stops at once; what it sent stays. Again is no error. */
+/** Stops the token of a device at once. Its heartbeats stay. Doing that twice is not an error. */
 export function revokeDevice(pool: Pool): Handler<AppEnv> {
   return async c => {
     await pool.run(sql => sql`select fleet.revoke_device(${pathId(c)})`)
@@ -147,8 +148,8 @@ function pathId(c: Context<AppEnv>) {
 }
 
 /**
- * A weak tag over all but seconds_since: that moves each second by itself, and whoever has last_ts knows it. The etag
- * middleware makes the 304 of it.
+ * Sets a weak ETag over everything except seconds_since, which changes every second and follows from last_ts. The etag middleware
+ * turns a match into a 304.
  */
 function tag(c: Context<AppEnv>, devices: DeviceStatus[], type: string) {
   const hash = createHash('sha1').update(type)

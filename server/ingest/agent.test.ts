@@ -7,7 +7,7 @@ import { freePort } from '../../local/cluster.ts'
 import { spawnProgram, waitFor, withDatabase } from '../../testing/database.ts'
 import { enroll, stored, withServer } from '../../testing/server.ts'
 
-/** docs/agent.sh with lines in its buffer, and what it has not sent yet. */
+/** Starts docs/agent.sh with lines in its buffer. `kept` returns what it has not sent yet. */
 async function startAgent(t: Test, url: string, token: string, lines: string[] = []) {
   const directory = await mkdtemp(join(tmpdir(), 'fleet-agent-'))
   const buffer = join(directory, 'heartbeats.ndjson')
@@ -16,7 +16,7 @@ async function startAgent(t: Test, url: string, token: string, lines: string[] =
     env: { URL: url, TOKEN: token, BUFFER: buffer, INTERVAL: '1', BATTERY: '57' },
   })
   t.teardown(async () => {
-    // Killed, it would leave behind what it waits for.
+    // If the agent were killed, the processes that it waits for would stay behind.
     await agent.stop('SIGTERM')
     await rm(directory, { recursive: true, force: true })
   })
@@ -28,12 +28,12 @@ async function startAgent(t: Test, url: string, token: string, lines: string[] =
   return { agent, kept }
 }
 
-/** What stands for a heartbeat in the store. */
+/** The bucket of ten seconds in which the store keeps a heartbeat. */
 function bucket(ts: string) {
   return Math.floor(Date.parse(ts) / 10_000)
 }
 
-t.test('the example agent keeps what it cannot send, and sends it when the server is there', async t => {
+t.test('the example agent keeps what it cannot send, and sends it when the server is back', async t => {
   const db = await withDatabase(t)
   const { device_id, token } = await enroll(db, 'a')
   const port = await freePort(true)
@@ -52,11 +52,11 @@ t.test('the example agent keeps what it cannot send, and sends it when the serve
     [],
     'nothing is lost',
   )
-  t.equal(new Set(buckets).size, rows.length, 'nothing is there twice')
+  t.equal(new Set(buckets).size, rows.length, 'nothing is stored twice')
   t.match(rows[0], { battery_pct: 57, agent_version: 'agent.sh' })
 })
 
-t.test('refused, it comes again when it was told to', async t => {
+t.test('a refused agent tries again when it was told to', async t => {
   const db = await withDatabase(t)
   const { device_id, token } = await enroll(db, 'a')
   const { url } = await withServer(t, {}, db)
@@ -69,7 +69,7 @@ t.test('refused, it comes again when it was told to', async t => {
   t.ok((await stored(db, device_id)).length > 0)
 })
 
-t.test('an answer that is lost makes a duplicate, not a second heartbeat', async t => {
+t.test('a lost answer leads to a duplicate, not to a second heartbeat', async t => {
   const { db, url } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
   await db.sql`update fleet.devices set heartbeat_interval = '1 hour' where device_id = ${device_id}`
@@ -100,7 +100,7 @@ t.test('an answer that is lost makes a duplicate, not a second heartbeat', async
   t.equal(new Set(buckets).size, rows.length)
 })
 
-t.test('what the server rejects is counted and told, not called sent alone', async t => {
+t.test('the agent counts and reports heartbeats that the server rejects', async t => {
   const { db, url } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')
   await db.sql`update fleet.devices set heartbeat_interval = '1 hour' where device_id = ${device_id}`
@@ -110,10 +110,10 @@ t.test('what the server rejects is counted and told, not called sent alone', asy
   t.match(agent.output(), /^sent 2, rejected 3, next in 3600 s$/m)
   t.match(agent.output(), /result:rejected.*ts.*RFC 3339/)
   t.match(agent.output(), /result:rejected.*must be JSON/)
-  t.same(await kept(), [], 'to send them again would change nothing')
+  t.same(await kept(), [], 'sending them again would change nothing')
 })
 
-t.test("a token that is unknown ends it, with the server's words", async t => {
+t.test('an unknown token ends the agent, with the message of the server', async t => {
   const { url } = await withServer(t)
   const { agent } = await startAgent(t, url, `nxd_${'0'.repeat(64)}`)
   t.equal((await agent.exited).code, 1)

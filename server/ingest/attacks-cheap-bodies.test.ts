@@ -21,7 +21,7 @@ import { enroll, withServer } from '../../testing/server.ts'
 const LINES = { 'content-type': 'application/x-ndjson' }
 const GZIP = { 'content-encoding': 'gzip' }
 
-/** What a few bytes stand for, repeated: what compresses best, and each kind of thing that takes a parser time. */
+/** Short parts that are repeated: those that compress best, and every kind of part that takes a parser time. */
 const part = fc.oneof(
   fc.constantFrom(
     '\n',
@@ -60,7 +60,7 @@ const part = fc.oneof(
   fc.string({ maxLength: 4, unit: 'binary' }),
 )
 const run = fc.tuple(part, fc.oneof(fc.nat(40), fc.nat(MAX_BATCH_BYTES))).map(([text, times]) => repeated(text, times))
-/** Keys, strings or shapes of which no two are alike cost most, and compress well all the same. */
+/** Keys, strings or shapes that all differ cost the most, and still compress well. */
 const distinct = fc
   .tuple(
     fc.constantFrom(
@@ -88,7 +88,7 @@ function repeated(text: string, times: number) {
   return text === '' ? '' : text.repeat(Math.min(times, Math.floor(MAX_BATCH_BYTES / Buffer.byteLength(text))))
 }
 
-/** Everything that the parser made of it. */
+/** Counts everything that the parser created. */
 function count(value: unknown): { containers: number; values: number } {
   const all = { containers: 0, values: 1 }
   const open = [value]
@@ -163,7 +163,7 @@ t.test('a body over a limit is refused with the limit, and a body at the limit i
   t.match(await send(' \r\n'.repeat(MAX_LINES), LINES), [413, /2000 lines/], 'a blank line may hold blanks')
   const cheapest = gzipSync(Buffer.alloc(MAX_BATCH_BYTES, '\n'), { level: 9 })
   t.ok(cheapest.length < 1_100, `${cheapest.length} bytes`)
-  t.match(await send(cheapest, { ...LINES, ...GZIP }), [413, /the most to which \d+ bytes of gzip may expand/])
+  t.match(await send(cheapest, { ...LINES, ...GZIP }), [413, /the most that \d+ bytes of gzip may expand to/])
   t.match(await send(gzipSync('\n'.repeat(60_000)), { ...LINES, ...GZIP }), [413, /2000 lines/], 'what is inflated is counted')
 
   t.match(await send(`[{}${',1'.repeat(MAX_BATCH_ITEMS - 1)}]`), [200, MAX_BATCH_ITEMS])
@@ -197,7 +197,7 @@ t.test('a small body does not get a large answer', async t => {
   const few = await call('POST /v1/heartbeats', { token, headers: LINES, body: wrong.repeat(100) })
   const errorsOf = ({ body }: { body: unknown }) =>
     (body as { results: { errors: unknown[] }[] }).results.map(({ errors }) => errors.length)
-  t.strictSame(new Set(errorsOf(few)), new Set([7]), 'all that is wrong with each')
+  t.strictSame(new Set(errorsOf(few)), new Set([7]), 'every error of each item')
   const many = await call('POST /v1/heartbeats', {
     token,
     headers: { ...LINES, ...GZIP },
@@ -208,7 +208,7 @@ t.test('a small body does not get a large answer', async t => {
   t.equal(errors.length, MAX_BATCH_ITEMS)
   t.ok(
     errors.every(count => count >= 1),
-    'each says what is wrong with it',
+    'each item has an error',
   )
   t.equal(
     errors.reduce((sum, count) => sum + count),

@@ -2,7 +2,7 @@ import t from 'tap'
 import { spawnNode, waitFor, withDatabase } from '../../testing/database.ts'
 import { ago, client, enroll, gatewayToken, serverEnv, withWriter } from '../../testing/server.ts'
 
-t.test('a queue above the threshold sheds low-priority work, and a calm one ends it', async t => {
+t.test('a queue above the threshold sheds low-priority work, and ten calm seconds end that', async t => {
   const { metrics, backpressure } = await withWriter(t)
   const gauge = async () => (await metrics.backpressure.get()).values[0]?.value
   backpressure.admit(9_999, 1)
@@ -17,7 +17,7 @@ t.test('a queue above the threshold sheds low-priority work, and a calm one ends
   t.equal(backpressure.sheds('device_list'), false)
 })
 
-t.test('at the limit a request is refused whole', async t => {
+t.test('at the limit a request is refused as a whole', async t => {
   const { metrics, backpressure } = await withWriter(t)
   backpressure.admit(19_000, 1_000)
   const refused = t.throws(() => backpressure.admit(19_001, 1_000))
@@ -25,7 +25,7 @@ t.test('at the limit a request is refused whole', async t => {
   t.equal((await metrics.writesFailed.get()).values[0]?.value, 1_000)
 })
 
-t.test('a database that is held up: lists are shed, heartbeats wait, and it is logged and shown', async t => {
+t.test('while the database is held up, lists are shed, heartbeats wait, and this is logged and shown', async t => {
   const db = await withDatabase(t)
   const device = await enroll(db, 'a')
   const gateway = await gatewayToken(db, 'g')
@@ -40,7 +40,7 @@ t.test('a database that is held up: lists are shed, heartbeats wait, and it is l
   const locker = await db.admin.reserve()
   await locker`begin`
   await locker`lock table fleet.device_heartbeats in share mode`
-  // Two statements run, and the third batch is what waits.
+  // Two statements run, and the third batch waits.
   const waiting = [1, 2, 3].map(batch =>
     call('POST /v1/heartbeats', {
       token: gateway,
@@ -48,7 +48,7 @@ t.test('a database that is held up: lists are shed, heartbeats wait, and it is l
     }),
   )
   await waitFor(async () => server.output().includes('"backpressure":true'))
-  t.match(await call('GET /v1/devices', { admin: true }), { status: 503, body: { detail: /leaves lists out/ } })
+  t.match(await call('GET /v1/devices', { admin: true }), { status: 503, body: { detail: /sends no lists of devices/ } })
   t.equal((await call(`GET /v1/devices/${device.device_id}`, { admin: true })).status, 200, 'one device is not low-priority')
   const { body } = await call('GET /metrics', { admin: true })
   t.match(body, /^backpressure 1$/m)

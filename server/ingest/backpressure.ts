@@ -2,17 +2,17 @@ import type { Log } from '../../lib/log.ts'
 import type { Metrics } from '../ops/metrics.ts'
 import { unavailable } from '../problem.ts'
 
-/** Design 6: about a second of a 2-core machine's full load; beyond it waiting would outlast the client's patience. */
+/** A 2-core machine at full load writes this many in about a second. With more, clients would give up before their turn. */
 const MAX_QUEUE = 20_000
-/** The window of source document 000, section 5: shedding ends when the queue was short for so long. */
+/** Shedding ends when the queue was short for this long (founding document 000, section 5). */
 const CALM_MS = 10_000
 
-/** What can wait while heartbeats cannot; RUNBOOK names each. */
+/** Low-priority work, which can wait while heartbeats cannot. RUNBOOK.md describes each. */
 export type LowPriority = 'device_list' | 'database_metrics' | 'perf_diff' | 'page'
 
 /**
- * Watches the length of this worker's queue. Above `threshold` heartbeats within the last 10 s low-priority work is
- * shed; at `maxQueue` heartbeats are refused.
+ * Watches the length of this worker's queue. If it had more than `threshold` heartbeats in the last 10 s, low-priority work is
+ * shed. At `maxQueue`, heartbeats are refused.
  */
 export class Backpressure {
   #lastAbove = 0
@@ -27,17 +27,17 @@ export class Backpressure {
   ) {}
 
   /**
-   * Before `count` heartbeats join the `queued`.
-   * @throws Problem 503 when that would be too many
+   * Call this before `count` heartbeats join the `queued` ones.
+   * @throws Problem 503 if that would be too many
    */
   admit(queued: number, count: number) {
     this.watch(queued + count)
     if (queued + count <= this.limits.maxQueue) return
     this.metrics.writesFailed.inc(count)
-    throw unavailable('The server has more heartbeats than it can write; none of this request was taken.')
+    throw unavailable('The server has more heartbeats than it can write; none of this request was stored.')
   }
 
-  /** To be told whenever the queue has grown or shrunk. */
+  /** Call this whenever the queue has grown or shrunk. */
   watch(queued: number) {
     if (queued <= this.threshold) return
     this.#lastAbove = performance.now()
@@ -47,12 +47,12 @@ export class Backpressure {
     this.metrics.backpressure.set(1)
     this.log.warn(
       { event: 'heartbeat.backpressure', backpressure: true, queued, threshold: this.threshold },
-      'Heartbeats come faster than they can be written; low-priority work is shed.',
+      'Heartbeats come faster than they are written, so low-priority work is shed.',
     )
     this.#endAfter(this.limits.calmMs)
   }
 
-  /** True when this work is to be left out now; counts it. */
+  /** Whether this work has to be left out now. If so, it is counted. */
   sheds(work: LowPriority) {
     if (this.#since === undefined) return false
     this.#shed++

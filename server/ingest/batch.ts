@@ -15,8 +15,8 @@ export const MAX_LINES = 2 * MAX_BATCH_ITEMS
 export const MAX_CONTAINERS = MAX_BODY_BYTES
 
 /**
- * Commas between values in one body. Parsing 1 MiB of keys that all differ takes 96 ms; this many take 8 ms. A full batch may have 32
- * fields for each item.
+ * Commas between values in one body. Parsing 1 MiB of keys that all differ takes 96 ms; this many take 8 ms. A full batch may
+ * have 32 fields for each item.
  */
 export const MAX_VALUES = 32 * 1024
 
@@ -28,8 +28,8 @@ export class Malformed {
 export type BatchType = 'application/json' | 'application/x-ndjson'
 
 /**
- * The items of a batch. One pass over the bytes of the body counts what parsing it would cost, and refuses the body as soon as it exceeds
- * a limit.
+ * The items of a batch. One pass over the bytes of the body counts what parsing would cost, and refuses the body as soon as it
+ * exceeds a limit.
  * @throws Problem 400, 413 or 422 for the whole batch
  */
 export function readItems(body: Buffer, type: BatchType): unknown[] {
@@ -43,8 +43,8 @@ export function readItems(body: Buffer, type: BatchType): unknown[] {
 }
 
 /**
- * The problem if a body exceeds a limit. The counts are exact for JSON. For anything else they may be too low or too high, but the parser
- * refuses that anyway. Measured: 0.2 ms for a batch of 1,000 heartbeats, 2 ms for 1 MiB.
+ * The problem if a body exceeds a limit. The counts are exact for JSON. For anything else they may be too low or too high, but
+ * the parser refuses that anyway. Measured: 0.2 ms for a batch of 1,000 heartbeats, 2 ms for 1 MiB.
  */
 export function findExcess(body: Buffer, isLines: boolean): Problem | undefined {
   let lines = 1
@@ -68,13 +68,13 @@ export function findExcess(body: Buffer, isLines: boolean): Problem | undefined 
         if (!isLines) break
         depth = 0
         if (++lines > MAX_LINES)
-          return new Problem(413, `A batch may have ${MAX_LINES} lines, blank ones included; nothing was written.`)
+          return new Problem(413, `A batch may have at most ${MAX_LINES} lines, blank ones included; nothing was written.`)
         break
       case 0x5b: // [
       case 0x7b: // {
         if (isInString) break
         depth++
-        if (++containers > MAX_CONTAINERS) return invalidBatch(`must not hold more than ${MAX_CONTAINERS} arrays and objects`)
+        if (++containers > MAX_CONTAINERS) return invalidBatch(`must not contain more than ${MAX_CONTAINERS} arrays and objects`)
         break
       case 0x5d: // ]
       case 0x7d: // }
@@ -83,7 +83,7 @@ export function findExcess(body: Buffer, isLines: boolean): Problem | undefined 
       case 0x2c: // ,
         if (isInString) break
         if (depth === 1 && !isLines && ++items > MAX_BATCH_ITEMS) return tooManyItems()
-        if (++values > MAX_VALUES) return invalidBatch(`must not hold more than ${MAX_VALUES} values`)
+        if (++values > MAX_VALUES) return invalidBatch(`must not contain more than ${MAX_VALUES} values`)
         break
     }
   }
@@ -91,8 +91,8 @@ export function findExcess(body: Buffer, isLines: boolean): Problem | undefined 
 }
 
 /**
- * One item for each line that is not blank. trim() also removes a byte order mark, which is there where files were joined. Stops early,
- * because a batch with too many items is refused anyway.
+ * One item for each line that is not blank. trim() also removes a byte order mark, which is there if files were joined. It stops
+ * early, because a batch with too many items is refused anyway.
  */
 function parseLines(body: Buffer): unknown[] {
   const items: unknown[] = []
@@ -116,7 +116,7 @@ function parseLine(text: string): unknown {
 }
 
 function tooManyItems() {
-  return new Problem(413, `A batch may have ${MAX_BATCH_ITEMS} heartbeats; nothing was written.`)
+  return new Problem(413, `A batch may have at most ${MAX_BATCH_ITEMS} heartbeats; nothing was written.`)
 }
 
 function invalidBatch(message: string) {

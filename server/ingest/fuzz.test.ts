@@ -6,10 +6,10 @@ import { fuzzRuns } from '../../local/config.ts'
 import { withDatabase } from '../../testing/database.ts'
 import { enroll, gatewayToken, living, withProcess, type Answer } from '../../testing/server.ts'
 
-/** Sent at once. */
+/** How many bodies are sent at the same time. */
 const TOGETHER = 50
 const DEVICES = 10
-/** Of one worker. Measured over 100,000 bodies, in 137 s: 191 MiB. */
+/** For one worker. Measured over 100,000 bodies in 137 s: 191 MiB. */
 const MAX_PEAK_MIB = 400
 
 interface Request {
@@ -52,7 +52,7 @@ const number = fc.oneof(
 )
 const wild = fc.oneof(text, number, fc.boolean(), fc.constant(null), fc.jsonValue({ maxDepth: 3 }))
 
-/** Mostly within what is taken, in every way that RFC 3339 has. */
+/** Mostly times that are accepted, in every form that RFC 3339 allows. */
 const ts = fc.oneof(
   {
     weight: 6,
@@ -89,7 +89,7 @@ const ts = fc.oneof(
   },
 )
 
-/** A field that is right, or anything. */
+/** A valid field, or anything. */
 const maybe = (right: fc.Arbitrary<unknown>) => fc.oneof({ weight: 5, arbitrary: right }, { weight: 1, arbitrary: wild })
 
 const beat = fc.record(
@@ -131,7 +131,7 @@ const written = fc.oneof(
       .map(lines => lines.join('\n')),
   },
   { weight: 1, arbitrary: fc.json() },
-  // Keys twice, and those that objects have by themselves.
+  // Repeated keys, and keys that every object has.
   {
     weight: 1,
     arbitrary: fc
@@ -148,7 +148,7 @@ const written = fc.oneof(
   },
 )
 
-/** Bytes that were written well, and what may become of them on the way. */
+/** Well-formed bytes, and what may happen to them on the way. */
 const bytes = fc.oneof(
   { weight: 10, arbitrary: written.map(value => Buffer.from(value)) },
   {
@@ -171,7 +171,7 @@ const bytes = fc.oneof(
   { weight: 1, arbitrary: fc.uint8Array({ maxLength: 200 }) },
 )
 
-/** What the call asks for more often than not, and anything. */
+/** What the call expects more often than not, otherwise anything. */
 const sent = (shape: fc.Arbitrary<unknown>) =>
   fc.oneof({ weight: 3, arbitrary: shape.map(value => Buffer.from(JSON.stringify(value))) }, { weight: 2, arbitrary: bytes })
 const calls = fc.oneof(
@@ -222,7 +222,7 @@ const request: fc.Arbitrary<Request> = fc
 const runs = Math.ceil(fuzzRuns() / TOGETHER)
 
 t.test(
-  'of many hostile bodies none ends in a 500, ends a worker or loses what was acknowledged',
+  'none of many hostile bodies leads to a 500, ends a worker or loses what was acknowledged',
   { timeout: 3_600_000 },
   async t => {
     const db = await withDatabase(t)
@@ -248,7 +248,7 @@ t.test(
       })
       const { status } = answer
       statuses.set(status, (statuses.get(status) ?? 0) + 1)
-      // Too slow a machine: it is not acknowledged, and may be stored all the same.
+      // The machine was too slow: this is not acknowledged, but it may be stored.
       if (status === 503) isAllAnswered = false
       else if (status >= 500)
         throw new Error(`${status} of ${target} to ${type} ${encoding ?? ''} ${Buffer.from(body).toString('base64')}`)
@@ -284,13 +284,13 @@ t.test(
   `)
       kept.set(ts, (kept.get(ts) ?? 0) + 1)
     const lost = [...acknowledged].filter(([ts, count]) => (kept.get(ts) ?? 0) < count)
-    t.same(lost.slice(0, 5), [], `nothing that was acknowledged is lost, of ${acknowledged.size}`)
-    t.ok(acknowledged.size > runs, 'much was')
-    if (isAllAnswered) t.equal(kept.size, acknowledged.size, 'and nothing else is there')
+    t.same(lost.slice(0, 5), [], `none of the ${acknowledged.size} acknowledged heartbeats is lost`)
+    t.ok(acknowledged.size > runs, 'and there are many of them')
+    if (isAllAnswered) t.equal(kept.size, acknowledged.size, 'and nothing else is stored')
   },
 )
 
-/** The times of what this answer says is stored, with microseconds and without a zone. */
+/** The times that this answer reports as stored, with microseconds and without a zone. */
 function storedOf({ status, body }: Answer) {
   const results = status === 201 ? [body] : status === 200 ? ((body as { results?: unknown[] }).results ?? []) : []
   return (results as { result?: string; ts?: string }[])

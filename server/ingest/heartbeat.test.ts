@@ -1,5 +1,6 @@
 import t from 'tap'
-import { fieldErrors, gatewayItemSchema, heartbeatSchema, normaliseTs } from './heartbeat.ts'
+import { fieldErrors } from '../valid.ts'
+import { gatewayItemSchema, heartbeatSchema, normaliseTs } from './heartbeat.ts'
 
 function paths(value: unknown) {
   const parsed = heartbeatSchema.safeParse(value)
@@ -19,10 +20,10 @@ t.test('ts is RFC 3339 with an offset', async t => {
   ]
   for (const ts of good) t.equal(normaliseTs(ts), ts)
   t.equal(normaliseTs('2026-01-31t12:00:00z'), '2026-01-31T12:00:00Z', 'the RFC allows lower case')
-  t.equal(normaliseTs('2026-01-31T12:00:00+23:59'), '2026-01-30T12:01:00.000Z', 'further than PostgreSQL goes')
+  t.equal(normaliseTs('2026-01-31T12:00:00+23:59'), '2026-01-30T12:01:00.000Z', 'a larger offset than PostgreSQL accepts')
 })
 
-t.test('ts is a day of the calendar', async t => {
+t.test('ts is on a real day', async t => {
   const bad = [
     '2026-02-30T00:00:00Z',
     '2026-02-29T00:00:00Z',
@@ -56,7 +57,7 @@ t.test('ts is a day of the calendar', async t => {
   }
 })
 
-t.test('each limit is inclusive, and one beyond it names the field', async t => {
+t.test('each limit is inclusive, and a value beyond it names the field', async t => {
   const good = [
     { battery_pct: 0 },
     { battery_pct: 100 },
@@ -107,11 +108,11 @@ t.test('every wrong field is named, and unknown ones are ignored', async t => {
   t.same(heartbeatSchema.parse({ battery_pct: 5, device_id: 7, ip: '1.2.3.4' }), { battery_pct: 5 })
 })
 
-t.test('what is not an object has no path', async t => {
+t.test('an error about a value that is not an object has no path', async t => {
   for (const value of [null, [], 'x', 5]) t.same(paths(value), [''])
 })
 
-t.test('a gateway names a device', async t => {
+t.test('a gateway has to name a device', async t => {
   for (const device_id of [undefined, null, 0, -1, 1.5, '1', 2 ** 53]) {
     t.same(fieldErrors(gatewayItemSchema.safeParse({ device_id }).error!), [
       { path: 'device_id', message: 'must be a device id' },

@@ -1,13 +1,12 @@
 import { z } from 'zod'
-import type { FieldError } from '../problem.ts'
 
 const RFC3339 = /^(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.\d{1,9})?(?:Z|([+-])(\d\d):(\d\d))$/
 const MIN_TS = Date.parse('0001-01-01T00:00:00Z')
 const MAX_TS = Date.parse('9999-12-31T23:59:59.999Z')
 
 /**
- * The instant as PostgreSQL reads it, or undefined when it is not RFC 3339 with an offset, not a day of the
- * calendar, or outside the years 0001 to 9999 in UTC.
+ * The time in a form that PostgreSQL reads, or undefined if it is not RFC 3339 with an offset, not on a real day, or outside the
+ * years 0001 to 9999 in UTC.
  */
 export function normaliseTs(text: string): string | undefined {
   const upper = text.toUpperCase()
@@ -17,12 +16,12 @@ export function normaliseTs(text: string): string | undefined {
   if (Number(month) > 12 || Number(day) < 1 || Number(day) > daysInMonth(Number(year), Number(month))) return undefined
   if (Number(hour) > 23 || Number(minute) > 59 || Number(second) > 59) return undefined
   if (Number(offsetHour) > 23 || Number(offsetMinute) > 59) return undefined
-  // Only an offset can lead beyond these years.
+  // Only in the first and the last year can an offset lead out of that range.
   const isInner = year! > '0001' && year! < '9999'
   if (isInner && Number(offsetHour) < 16) return upper
   const epoch = Date.parse(upper)
   if (!(epoch >= MIN_TS && epoch <= MAX_TS)) return undefined
-  // PostgreSQL takes offsets below 16 hours only; the RFC goes to 23:59.
+  // PostgreSQL accepts only offsets below 16 hours; the RFC allows up to 23:59.
   return Number(offsetHour) < 16 ? upper : new Date(epoch).toISOString()
 }
 
@@ -40,19 +39,19 @@ const ts = z
     context.issues.push({
       code: 'custom',
       input: text,
-      message: 'must be a real time as in RFC 3339 with an offset, such as 2026-01-31T12:00:00Z',
+      message: 'must be a real time in RFC 3339 with an offset, such as 2026-01-31T12:00:00Z',
     })
     return z.NEVER
   })
 
-// What refine() checks openapi.json cannot know by itself: meta() says the same in its words, beside it.
+// openapi.json cannot show what refine() checks, so meta() says the same in JSON Schema.
 const integer = (min: number, max: number) =>
   z
     .number(`must be a whole number from ${min} to ${max}`)
     .refine(value => Number.isInteger(value) && value >= min && value <= max, `must be a whole number from ${min} to ${max}`)
     .meta({ type: 'integer', minimum: min, maximum: max })
 
-// eslint-disable-next-line no-control-regex -- PostgreSQL cannot hold it
+// eslint-disable-next-line no-control-regex -- PostgreSQL cannot store it
 const STORABLE = /^[^\u0000\p{Cs}]*$/u
 
 /** Counts code points only if the text can be short enough, because 1 MiB of text would become an array of a million strings. */
@@ -60,13 +59,13 @@ function hasAtMost(text: string, max: number) {
   return text.length <= max || (text.length <= 2 * max && [...text].length <= max)
 }
 
-/** Text that PostgreSQL can hold, of at most `max` characters (code points). */
+/** Text that PostgreSQL can store, of at most `max` characters (code points). */
 export const text = (min: number, max: number) =>
   z
     .string('must be a string')
     .refine(value => value.length >= min && hasAtMost(value, max), {
       error: min === 0 ? `must have at most ${max} characters` : `must have ${min} to ${max} characters`,
-      // Text that is too long is not searched.
+      // Text that is too long is not searched any further.
       abort: true,
     })
     .regex(STORABLE, 'must not contain NUL or a lone surrogate')
@@ -86,20 +85,20 @@ const fields = {
   agent_version: text(0, 64).nullish().describe('Version of the agent.'),
 }
 
-const notAnObject = 'must be a JSON object'
+const NOT_AN_OBJECT = 'must be a JSON object'
 
-/** A heartbeat as a device posts it; null counts as absent, unknown fields are ignored. */
-export const heartbeatSchema = z.object(fields, notAnObject)
+/** A heartbeat as a device posts it. Null counts as absent, and unknown fields are ignored. */
+export const heartbeatSchema = z.object(fields, NOT_AN_OBJECT)
 
 export const deviceId = z.int('must be a device id').positive('must be a device id')
 
-/** An item of a device's batch: it may name the device, but only the one whose token is used. */
+/** An item of a device's batch. It may name the device, but only the one whose token is used. */
 export const deviceItemSchema = z.object(
   {
     ...fields,
     device_id: deviceId.nullish().describe('May be left out; otherwise it must be the device whose token is used.'),
   },
-  notAnObject,
+  NOT_AN_OBJECT,
 )
 
 /** An item of a gateway's batch. */
@@ -108,11 +107,7 @@ export const gatewayItemSchema = z.object(
     ...fields,
     device_id: deviceId.describe('The device that the heartbeat is of.'),
   },
-  notAnObject,
+  NOT_AN_OBJECT,
 )
 
 export type Heartbeat = z.output<typeof heartbeatSchema>
-
-export function fieldErrors(error: z.ZodError): FieldError[] {
-  return error.issues.map(({ path, message }) => ({ path: path.map(String).join('.'), message }))
-}

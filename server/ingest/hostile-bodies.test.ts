@@ -5,25 +5,25 @@ import { findExcess, MAX_CONTAINERS } from './batch.ts'
 import { answer, withVictim } from '../../testing/hostile-server.ts'
 import { ago } from '../../testing/server.ts'
 
-t.test('a body with more arrays and objects than a batch needs is known before it is parsed', async t => {
+t.test('a body with more arrays and objects than a batch needs is refused before it is parsed', async t => {
   const of = (text: string, isLines = false) => findExcess(Buffer.from(text), isLines)
   t.notOk(of('['.repeat(MAX_CONTAINERS)))
   t.match(of('['.repeat(MAX_CONTAINERS + 1)), { status: 422 })
   t.match(of('{"a":'.repeat(MAX_CONTAINERS + 1)), { status: 422 })
   t.match(of(`[[${'[],'.repeat(MAX_CONTAINERS)}1]]`), { status: 422 }, 'side by side')
   const text = JSON.stringify({ agent_version: '[{"\\,'.repeat(MAX_CONTAINERS) })
-  t.notOk(of(`[${text},${text}]`), 'in a string they are none')
+  t.notOk(of(`[${text},${text}]`), 'brackets in a string do not count')
   t.match(of(`{"never ended\n${'['.repeat(MAX_CONTAINERS + 1)}`), { status: 422 }, 'a string ends with its line')
   t.match(
     of(`{"never ended\\\n${'['.repeat(MAX_CONTAINERS + 1)}`, true),
     { status: 422 },
-    'whatever is before the end of the line',
+    'whatever comes before the end of the line',
   )
   t.match(of(`"${'\\'.repeat(4)}"${'['.repeat(MAX_CONTAINERS + 1)}`), { status: 422 })
-  t.notOk(of(`"\\"${'['.repeat(MAX_CONTAINERS + 1)}`), 'an escaped quote does not end it')
+  t.notOk(of(`"\\"${'['.repeat(MAX_CONTAINERS + 1)}`), 'an escaped quote does not end the string')
 })
 
-t.test('bodies that are too large, too nested or too well packed cost less than 250 MiB', async t => {
+t.test('bodies that are too large, too deeply nested or too well compressed cost less than 250 MiB', async t => {
   const { call, device, beat, memory, open, head } = await withVictim(t)
   const { token } = device
   const before = await memory()
@@ -53,7 +53,7 @@ t.test('bodies that are too large, too nested or too well packed cost less than 
     t.equal(await beat(), 201)
   }
 
-  // 10 MB, without saying so first.
+  // 10 MB each, without Content-Length.
   const large = await Promise.all(Array.from({ length: 20 }, open))
   const ended = large.map(answer)
   for (const socket of large) {
@@ -69,6 +69,6 @@ t.test('bodies that are too large, too nested or too well packed cost less than 
   await waitFor(async () => dust.every(socket => socket.destroyed || socket.writableLength === 0))
   t.equal(await beat(), 201)
   clearInterval(watch)
-  // Measured: 52 MiB. Before such batches were refused unparsed 330 MiB.
+  // Measured: 52 MiB. It was 330 MiB before such batches were refused without parsing.
   t.ok(most - before < 250, `${Math.round(before)} MiB before, at most ${Math.round(most)} MiB`)
 })

@@ -3,7 +3,7 @@ import { connect } from 'node:net'
 import t from 'tap'
 import { ago, enroll, gatewayToken, lastStatus, stored, withServer } from '../../testing/server.ts'
 
-t.test('a heartbeat is in its day and in last status before the 201', async t => {
+t.test('a heartbeat is in its partition and in last status before the 201', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'tablet')
   const ts = ago(3)
@@ -39,7 +39,7 @@ t.test('a heartbeat is in its day and in last status before the 201', async t =>
   t.match(await lastStatus(db, device_id), { ...want, last_ts: new Date(ts), status: 'ok' })
 })
 
-t.test("without ts the server's time counts; null is as absent", async t => {
+t.test("without ts the server's time counts, and null counts as absent", async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'tablet')
   const answer = await call('POST /v1/heartbeat', { token, body: { ts: null, battery_pct: null } })
@@ -69,7 +69,7 @@ t.test('an older ts never rewinds last status', async t => {
   t.equal((await stored(db, device_id)).length, 2)
 })
 
-t.test('a time outside the window is quarantined, with its reason', async t => {
+t.test('a heartbeat with a time outside the window is quarantined, with the reason', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'tablet')
   const late = await call('POST /v1/heartbeat', { token, body: { ts: '2001-01-01T00:00:00Z' } })
@@ -121,7 +121,7 @@ t.test('each bad field is 422 and named, and nothing is written', async t => {
   t.equal(count, 0)
 })
 
-t.test('what is not a heartbeat at all', async t => {
+t.test('a body that is not a heartbeat at all is refused', async t => {
   const { db, call, url } = await withServer(t)
   const { device_id, token } = await enroll(db, 'tablet')
   const post = (body: unknown, headers = {}) => call('POST /v1/heartbeat', { token, body, headers })
@@ -176,7 +176,7 @@ t.test('an address that the proxy wrote with its port is stored, alone, in a bat
   )
 })
 
-t.test('a batch answers each item in its order', async t => {
+t.test('a batch is answered item by item, in order', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'tablet')
   const other = await enroll(db, 'other')
@@ -275,7 +275,7 @@ t.test('NDJSON: blank lines, CRLF, and bytes that are not UTF-8', async t => {
 })
 
 t.test(
-  'a byte order mark before the JSON is no fault: alone, in a batch, in each line of NDJSON, packed, by a gateway',
+  'a byte order mark before the JSON is accepted: alone, in a batch, in each line of NDJSON, compressed, from a gateway',
   async t => {
     const { db, call } = await withServer(t)
     const { device_id, token } = await enroll(db, 'tablet')
@@ -332,7 +332,7 @@ t.test('a batch may be gzip, and its limits hold after inflation', async t => {
   t.match(await post(gzipSync(JSON.stringify(thousand)), gzip), { status: 200, body: { stored: 1000 } })
 })
 
-t.test('a gateway speaks for enrolled devices, item by item', async t => {
+t.test('a gateway sends for enrolled devices, item by item', async t => {
   const { db, call } = await withServer(t)
   const [a, b, revoked] = [await enroll(db, 'a'), await enroll(db, 'b'), await enroll(db, 'c')]
   await db.sql`select fleet.revoke_device(${revoked.device_id})`
@@ -360,5 +360,5 @@ t.test('a gateway speaks for enrolled devices, item by item', async t => {
     rejected: 3,
   })
   t.equal((await stored(db, a.device_id)).length, 1)
-  t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 401, "a single heartbeat is a device's own")
+  t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 401, 'only a device sends a single heartbeat')
 })

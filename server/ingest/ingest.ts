@@ -1,24 +1,28 @@
 import type { Handler } from 'hono'
 import { clientAddress } from '../auth/address.ts'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 import { identify, identifyDevice } from '../auth/auth.ts'
 import { type BatchType, Malformed, MAX_BATCH_BYTES, readItems } from './batch.ts'
 import { MAX_BODY_BYTES, mediaType, readInflated, readJson } from '../body.ts'
 import type { ServerConfig } from '../config.ts'
 import type { Pool } from '../database.ts'
-import { deviceItemSchema, fieldErrors, gatewayItemSchema, heartbeatSchema } from './heartbeat.ts'
+import { deviceItemSchema, gatewayItemSchema, heartbeatSchema } from './heartbeat.ts'
 import { itemTail, itemText, plainItemText } from './item.ts'
 import type { Metrics } from '../ops/metrics.ts'
 import { type FieldError, Problem, toProblem } from '../problem.ts'
 import type { Identity, Tokens } from '../auth/tokens.ts'
+import { fieldErrors } from '../valid.ts'
 import type { Outcome, Writer } from './writer.ts'
 
-/** Errors in a batch's answer beyond the first of each item. With seven for each item, 0.5 kB of gzip produced a 0.5 MB answer. */
+/**
+ * How many errors a batch's answer may have in addition to the first one of each item. With seven for each item, 0.5 kB of gzip
+ * produced an answer of 0.5 MB.
+ */
 const MAX_MORE_ERRORS = 1_000
 
 const STATUS = { stored: 201, duplicate: 200, quarantined: 202 } as const
 
-/** One item of the batch's answer: as the single answer, or rejected with what is wrong. */
+/** One item of the answer to a batch: as the answer to a single heartbeat, or rejected with the errors. */
 interface Result {
   result: Outcome['result']
   reason?: string
@@ -27,14 +31,14 @@ interface Result {
   errors?: FieldError[]
 }
 
-export function postHeartbeat(config: ServerConfig, tokens: Tokens, writer: Writer): Handler<AppEnv> {
-  const refuse = refusing(writer.metrics, 1)
+export function postHeartbeat(config: ServerConfig, tokens: Tokens, writer: Writer, metrics: Metrics): Handler<AppEnv> {
+  const refuse = refusing(metrics, 1)
   return async c => {
     const { incoming } = c.env
     const identity = await identifyDevice(
       incoming,
       tokens,
-      'A gateway posts to /v1/heartbeats and names the device of each heartbeat.',
+      'This call is for devices. A gateway posts to /v1/heartbeats, with the device_id of each heartbeat.',
     ).catch(refuse)
     const { device_id } = identity
     const beat = await readJson(incoming, MAX_BODY_BYTES)
@@ -43,15 +47,21 @@ export function postHeartbeat(config: ServerConfig, tokens: Tokens, writer: Writ
     const outcome = (await writer.store({ devices: [device_id], json }))[0]!
     if (outcome instanceof Problem) throw outcome
     if (outcome.result === 'rejected') {
-      throw new Problem(429, `The heartbeat was not kept (${outcome.reason}): the device has too many in quarantine.`)
+      throw new Problem(429, `The heartbeat was not kept (${outcome.reason}): the device has too many heartbeats in quarantine.`)
     }
     return c.json(answer(outcome, identity.next_interval_s), STATUS[outcome.result])
   }
 }
 
-export function postHeartbeats(config: ServerConfig, pool: Pool, tokens: Tokens, writer: Writer): Handler<AppEnv> {
-  // How many it brings is not known before it is read; at least one.
-  const refuse = refusing(writer.metrics, 1)
+export function postHeartbeats(
+  config: ServerConfig,
+  pool: Pool,
+  tokens: Tokens,
+  writer: Writer,
+  metrics: Metrics,
+): Handler<AppEnv> {
+  // How many heartbeats there are is not known before the body is read. There is at least one.
+  const refuse = refusing(metrics, 1)
   return async c => {
     const { incoming } = c.env
     const identity = await identify(incoming, tokens).catch(refuse)
@@ -59,7 +69,7 @@ export function postHeartbeats(config: ServerConfig, pool: Pool, tokens: Tokens,
     const tail = itemTail(clientAddress(incoming, config.trustProxy))
     const { results, accepted } = judgeAll(await readInflated(incoming, MAX_BATCH_BYTES), type, identity, tail)
 
-    const known = await nextIntervals(pool, tokens, identity, accepted).catch(refusing(writer.metrics, accepted.length))
+    const known = await nextIntervals(pool, tokens, identity, accepted).catch(refusing(metrics, accepted.length))
     const writable = accepted.filter(({ index }, position) => {
       if (known[position] !== undefined) return true
       results[index] = rejected([{ path: 'device_id', message: 'is not an enrolled device' }])
@@ -74,8 +84,8 @@ export function postHeartbeats(config: ServerConfig, pool: Pool, tokens: Tokens,
     for (const [position, { index }] of writable.entries()) {
       const outcome = outcomes[position]!
       if (!(outcome instanceof Problem)) results[index] = answer(outcome, intervals[position]!)
-      // The database was away for it: only a failure of the whole lets the client send it again. What was stored
-      // of the batch meanwhile is then a duplicate.
+      // The database was unreachable for this item. The client sends it again only if the whole request fails. What was stored of
+      // the batch in the meantime is a duplicate then.
       else if (outcome.status >= 500) throw outcome
       else results[index] = rejected(outcome.errors ?? [{ path: '', message: outcome.message }])
     }
@@ -86,7 +96,7 @@ export function postHeartbeats(config: ServerConfig, pool: Pool, tokens: Tokens,
   }
 }
 
-/** For what goes wrong before the writer has them: heartbeats that fail for a reason of ours are failed writes as well. */
+/** Counts heartbeats that fail before the writer has them: if the fault is ours, they are failed writes too. */
 function refusing(metrics: Metrics, heartbeats: number) {
   return (error: unknown): never => {
     if (toProblem(error).status >= 500) metrics.writesFailed.inc(heartbeats)
@@ -94,7 +104,7 @@ function refusing(metrics: Metrics, heartbeats: number) {
   }
 }
 
-/** @throws Problem 422 naming each field */
+/** @throws Problem 422 that names each wrong field */
 function validBeat(value: unknown) {
   const parsed = heartbeatSchema.safeParse(value)
   if (parsed.success) return parsed.data
@@ -117,7 +127,7 @@ function batchType(incoming: AppEnv['Bindings']['incoming']): BatchType {
 }
 
 /**
- * Apart from the waiting that follows, so that memory need not hold what else was sent.
+ * A function of its own, so that nothing else of the body stays in memory while the heartbeats wait to be written.
  * @throws Problem 400, 413 or 422 for the whole batch
  */
 function judgeAll(body: Buffer, type: BatchType, identity: Identity, tail: string) {
@@ -144,7 +154,7 @@ interface Judged {
 }
 
 interface Accepted extends Judged {
-  /** Its place in the request. */
+  /** Its position in the request. */
   index: number
 }
 
@@ -166,7 +176,7 @@ function judge(value: unknown, identity: Identity, tail: string): Judged | Field
   return { device_id, text: itemText(parsed.data, device_id, tail) }
 }
 
-/** For each item the interval of its device, or undefined when nothing may be written for it. */
+/** For each item the interval of its device, or undefined if nothing may be written for that device. */
 async function nextIntervals(pool: Pool, tokens: Tokens, identity: Identity, items: Accepted[]): Promise<(number | undefined)[]> {
   if (identity.kind === 'device') return items.map(() => identity.next_interval_s)
   const intervals = items.map(({ device_id }) => tokens.nextInterval(device_id))

@@ -12,7 +12,7 @@ const usual = {
   agent_version: '3.1.0',
 }
 
-/** What each field may be tried with: right, wrong, and at the border of what the short way takes. */
+/** The values to try for each field: right, wrong, and at the limits of what the fast path accepts. */
 const values: Record<string, unknown[]> = {
   device_id: [1, 2 ** 53 - 1, 2 ** 53, 0, -1, 1.5, '7', null, undefined, {}],
   ts: [
@@ -61,7 +61,7 @@ const values: Record<string, unknown[]> = {
   agent_version: ['1.0+build.7', 'x'.repeat(64), 'x'.repeat(65), '"', null, undefined],
 }
 
-t.test('the short way says what the schema says, or nothing', async t => {
+t.test('the fast path gives what the schema gives, or nothing', async t => {
   let short = 0
   for (const [field, tries] of Object.entries(values)) {
     for (const value of tries) {
@@ -78,10 +78,10 @@ t.test('the short way says what the schema says, or nothing', async t => {
       t.same(JSON.parse(plain), JSON.parse(JSON.stringify(expected)), `${field}: ${String(value)}`)
     }
   }
-  t.ok(short > 25, `${short} went the short way`)
+  t.ok(short > 25, `${short} took the fast path`)
 })
 
-t.test('what a usual agent sends goes the short way', async t => {
+t.test('what a typical agent sends takes the fast path', async t => {
   t.type(plainItemText(usual, usual.device_id, itemTail(null)), 'string')
   for (let day = new Date('2025-01-01T00:00:00Z'); day.getUTCFullYear() === 2025; day = new Date(day.getTime() + 86_400_000)) {
     t.type(plainItemText({ ts: day.toISOString() }, 7, itemTail(null)), 'string', day.toISOString())
@@ -89,7 +89,7 @@ t.test('what a usual agent sends goes the short way', async t => {
   for (const value of [null, undefined, 5, 'x', [], [usual]]) t.equal(plainItemText(value, 7, itemTail(null)), undefined)
 })
 
-t.test('an item as text holds what is there, and the address', async t => {
+t.test('an item as text has the fields that were sent, and the address', async t => {
   t.same(JSON.parse(itemText({}, 7, itemTail(null))), { device_id: 7 })
   t.same(JSON.parse(itemText({ network_type: 'a"b\n', battery_pct: null }, 7, itemTail('::1'))), {
     device_id: 7,

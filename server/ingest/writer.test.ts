@@ -13,12 +13,12 @@ function item(device_id: number, beat: object = {}): Item {
   return { device_id, ts: ago(30), ...beat }
 }
 
-/** What one request brings the writer. */
+/** What one request passes to the writer. */
 function chunk(...items: Item[]) {
   return { devices: items.map(({ device_id }) => device_id), json: JSON.stringify(items).slice(1, -1) }
 }
 
-t.test('heartbeats that arrive together share a statement, one alone does not wait', async t => {
+t.test('heartbeats that arrive together share a statement, and a single one does not wait', async t => {
   const { db, writer, pool } = await withWriter(t)
   const device = await enroll(db, 'a')
   await writer.store(chunk(item(device.device_id)))
@@ -33,7 +33,7 @@ t.test('heartbeats that arrive together share a statement, one alone does not wa
   t.equal(pool.waits, 0)
 })
 
-t.test('each gets its own outcome, whatever the order within the statement', async t => {
+t.test('each heartbeat gets its own outcome, whatever the order within the statement', async t => {
   const { db, writer } = await withWriter(t)
   const devices: { device_id: number }[] = []
   for (const alias of ['a', 'b', 'c']) devices.push(await enroll(db, alias))
@@ -103,7 +103,7 @@ t.test('concurrent unsorted batches of the same devices do not deadlock', async 
   t.equal(after!.deadlocks, before!.deadlocks)
 })
 
-t.test('a full queue refuses with 503 and a Retry-After, and takes nothing', async t => {
+t.test('a full queue refuses with 503 and a Retry-After, and accepts nothing', async t => {
   const { db, writer, metrics } = await withWriter(t)
   const { device_id } = await enroll(db, 'a')
   const full = chunk(...Array.from({ length: 1_000 }, () => item(device_id)))
@@ -117,7 +117,7 @@ t.test('a full queue refuses with 503 and a Retry-After, and takes nothing', asy
   t.equal((await stored(db, device_id)).length, 1)
 })
 
-t.test('a backend that dies in the statement: nothing is acknowledged, and the next is written', async t => {
+t.test('when a backend dies during a statement, nothing is acknowledged, and the next heartbeat is written', async t => {
   const { db, writer } = await withWriter(t)
   const { device_id } = await enroll(db, 'a')
   // Holds up the insert, so that the backend dies in the middle of it.

@@ -6,7 +6,7 @@ import type { Metrics } from '../ops/metrics.ts'
 import { Problem, toProblem, unavailable } from '../problem.ts'
 import type { Tracing } from '../../lib/tracing.ts'
 
-/** What became of one heartbeat, after its commit. */
+/** The outcome of one heartbeat, after its commit. */
 export interface Outcome {
   result: 'stored' | 'duplicate' | 'quarantined' | 'rejected'
   reason: string | null
@@ -14,11 +14,11 @@ export interface Outcome {
 }
 
 /**
- * The heartbeats of one request, as text: what waits for a statement is then a string, and not a thousand objects that the
- * garbage collector copies from one place to the next.
+ * The heartbeats of one request, as text. While they wait for a statement they are then one string, and not a thousand objects
+ * that the garbage collector copies from one place to the next.
  */
 export interface Chunk {
-  /** Of each item. */
+  /** The device of each item. */
   devices: number[]
   /** The items of fleet.ingest's JSON, with commas between them. */
   json: string
@@ -27,27 +27,27 @@ export interface Chunk {
 interface Waiting extends Chunk {
   since: number
   settle: (outcomes: (Outcome | Problem)[]) => void
-  /** The span of its request, when tracing is on. */
+  /** The span of its request, if tracing is on. */
   request?: ReturnType<Tracing['current']>
 }
 
-/** Design 6: also the most that one request may bring. */
+/** Also the most that one request may send (docs/design.md, section 6). */
 const MAX_BATCH = 1_000
 
 /**
- * The second statement is for full batches only: at any size it halves them, and Postgres took 15 % more CPU for each
- * heartbeat (measured side by side with 2 workers and 256 connections).
+ * The second statement is for full batches only. If it ran earlier, batches would be half as large, and Postgres took 15 % more
+ * CPU for each heartbeat (measured side by side with 2 workers and 256 connections).
  */
 const CONCURRENCY = 2
 
-// Nothing of the statement was committed, and the cause may be gone: deadlock, serialization,
-// a route to a partition that was detached meanwhile.
+// After these errors nothing of the statement was committed, and the cause may be gone: a deadlock, a serialization failure, or a
+// route to a partition that was detached in the meantime.
 const ONCE_MORE = new Set(['40P01', '40001', '23514'])
 
 /**
- * Gathers heartbeats into few statements. One that finds the writer idle is sent in the same turn of the event loop;
- * those that arrive while statements run wait for the next one, so that batches grow with the load and no timer is
- * needed. Nothing is settled as stored before its statement's commit.
+ * Gathers heartbeats into few statements. A heartbeat that finds the writer idle is sent in the same turn of the event loop.
+ * Those that arrive while statements run wait for the next one, so batches grow with the load and no timer is needed. Nothing is
+ * reported as stored before its statement was committed.
  */
 export class Writer {
   #queue: Waiting[] = []
@@ -67,9 +67,9 @@ export class Writer {
   ) {}
 
   /**
-   * One outcome each, in their order, or the Problem of that heartbeat alone.
+   * Returns one outcome for each heartbeat, in order, or the Problem of that heartbeat alone.
    * @param chunk at most 1,000 heartbeats
-   * @throws Problem 503 when the queue cannot take them all; then none was taken
+   * @throws Problem 503 if the queue cannot take all of them; then it takes none
    */
   async store({ devices, json }: Chunk): Promise<(Outcome | Problem)[]> {
     this.backpressure.admit(this.#queued, devices.length)
@@ -81,7 +81,7 @@ export class Writer {
     })
   }
 
-  /** Resolves when everything taken so far is settled. */
+  /** Resolves when everything that was accepted so far is settled. */
   async drained() {
     if (this.#queue.length === 0 && this.#inFlight === 0) return
     await new Promise<void>(resolve => this.#idle.push(resolve))
@@ -90,7 +90,7 @@ export class Writer {
   #wake() {
     if (this.#scheduled || !this.#maySend()) return
     this.#scheduled = true
-    // After the sockets of this turn were read, so that what came together goes together.
+    // This runs after the sockets of this turn were read, so that heartbeats that arrive together are sent together.
     setImmediate(() => {
       this.#scheduled = false
       this.#send()
@@ -123,7 +123,7 @@ export class Writer {
     this.backpressure.watch(this.#queued)
   }
 
-  /** The next chunks, as many as fit in one statement; never less than one. */
+  /** The next chunks: as many as fit in one statement, and at least one. */
   #take() {
     let count = 0
     let items = 0
@@ -143,7 +143,7 @@ export class Writer {
     } catch (error) {
       const code = error instanceof postgres.PostgresError ? error.code : ''
       if (!again && ONCE_MORE.has(code)) return this.#write(batch, true)
-      // A value that does not fit fails the whole statement: halve until it stands alone.
+      // A value that Postgres refuses fails the whole statement, so halve the batch until that value is alone.
       if (/^2[23]/.test(code) && count(batch) > 1) {
         for (const half of halve(batch)) await this.#write(half)
         return
@@ -154,9 +154,10 @@ export class Writer {
   }
 
   async #ingest(batch: Waiting[]) {
-    // As text, since the driver would make JSON of the JSON. fleet.ingest puts the rows in the order that locks are taken in.
+    // As text, because the driver would encode the JSON a second time. fleet.ingest sorts the rows in the order in which locks
+    // are taken.
     const json = `[${batch.map(chunk => chunk.json).join(',')}]`
-    // In one row of arrays: the driver takes a row for each heartbeat several times as long.
+    // As one row of arrays: with a row for each heartbeat the driver takes several times as long.
     const ask = () =>
       this.pool.run(
         sql => sql<Answer[]>`
@@ -170,7 +171,7 @@ export class Writer {
       : this.tracing.statement('fleet.ingest', { 'db.operation.batch.size': count(batch) }, ask))
     const outcomes = readAnswer(row!)
     if (outcomes.length !== count(batch)) {
-      throw new Error(`fleet.ingest answered ${outcomes.length} rows for ${count(batch)} heartbeats; they may be stored`)
+      throw new Error(`fleet.ingest returned ${outcomes.length} rows for ${count(batch)} heartbeats; they may be stored`)
     }
     return outcomes
   }
@@ -205,7 +206,7 @@ export class Writer {
     const problem = code.startsWith('22')
       ? new Problem(422, 'The database refused a value of this heartbeat.', { errors: [{ path: '', message }], cause: error })
       : ONCE_MORE.has(code)
-        ? unavailable('The database could not write now, also not at the second try; nothing was acknowledged.', error)
+        ? unavailable('The database could not write now, not even at the second attempt; nothing was acknowledged.', error)
         : toProblem(error)
     for (const { devices, settle } of batch) settle(devices.map(() => problem))
   }
@@ -215,7 +216,7 @@ function count(batch: Waiting[]) {
   return batch.reduce((sum, { devices }) => sum + devices.length, 0)
 }
 
-/** Two halves of a batch; of one chunk, two that settle it together. */
+/** The two halves of a batch. A single chunk becomes two that settle it together. */
 function halve(batch: Waiting[]): Waiting[][] {
   if (batch.length > 1) return [batch.slice(0, batch.length >> 1), batch.slice(batch.length >> 1)]
   const { devices, json, since, settle } = batch[0]!
@@ -250,9 +251,7 @@ interface Answer {
   tss: string
 }
 
-/**
- * Postgres's text of three arrays: words, which are never quoted, and timestamps, which always are for the space in them.
- */
+/** Reads Postgres's text of three arrays. Words are never quoted; timestamps always are, because they contain a space. */
 function readAnswer({ results, reasons, tss }: Answer): Outcome[] {
   const reason = reasons?.slice(1, -1).split(',')
   const ts = tss.slice(2, -2).split('","')

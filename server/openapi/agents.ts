@@ -43,7 +43,7 @@ const single = {
   },
 }
 
-const lines = '{"ts":"2026-01-31T11:55:00Z","battery_pct":84}\n{"ts":"2026-01-31T11:56:00Z","battery_pct":184}\n'
+const NDJSON_LINES = '{"ts":"2026-01-31T11:55:00Z","battery_pct":84}\n{"ts":"2026-01-31T11:56:00Z","battery_pct":184}\n'
 
 const batch = {
   operationId: 'postHeartbeats',
@@ -97,7 +97,7 @@ const batch = {
       },
       'application/x-ndjson': {
         schema: { type: 'string', description: 'One item a line; blank lines are skipped.' },
-        examples: { lines: { summary: 'The buffer of a device with one wrong line', value: lines } },
+        examples: { lines: { summary: 'The buffer of a device with one wrong line', value: NDJSON_LINES } },
       },
     },
   },

@@ -42,11 +42,11 @@ const operations: { path: string; method: string; operation: Operation }[] = Obj
     })),
 )
 
-/** The examples are told at ten seconds past noon: how long ago that is. */
+/** The examples are written as if it were ten seconds past noon. This is how long ago that is. */
 const SINCE_TOLD = Math.floor((Date.now() - Date.parse('2026-01-31T12:00:10Z')) / 1000) * 1000
 
 t.test('the document passes the linter', async t => {
-  // Whoever is asked without a key or a body has no fault to find: only the probes, as the test of each status shows.
+  // Only the probes have no 4xx answer, because they take no key and no body. The test of each status shows that.
   const config = await createConfig({ extends: ['recommended-strict'], rules: { 'operation-4xx-response': 'off' } })
   const problems = await lintFromString({ source: text, config })
   t.same(
@@ -55,7 +55,7 @@ t.test('the document passes the linter', async t => {
   )
 })
 
-t.test('it is what the server gives to anybody', async t => {
+t.test('the server gives the document to anybody', async t => {
   const { call } = await withServer(t)
   const { status, headers, body } = await call('GET /openapi.json')
   t.equal(status, 200)
@@ -65,7 +65,7 @@ t.test('it is what the server gives to anybody', async t => {
 
 t.test('every route is in the document, and nothing else', async t => {
   const { routes } = await withServer(t)
-  // A page for people is no part of it.
+  // The page for people is not part of it.
   const calls = routes.filter(
     ({ method, path }) => method !== 'ALL' && /^\/(v1|admin|ops|metrics|healthz|readyz|openapi)\b/.test(path),
   )
@@ -75,7 +75,7 @@ t.test('every route is in the document, and nothing else', async t => {
   )
 })
 
-t.test('a schema of the document takes what the server takes', async t => {
+t.test('a schema of the document accepts what the server accepts', async t => {
   const ajv = makeAjv()
   const heartbeats = [
     {},
@@ -139,26 +139,26 @@ t.test('each example is answered as the document says', async t => {
         body: gzipSync(sent!),
         headers: { ...request.headers, 'content-encoding': 'gzip' },
       })
-      t.equal(again.status, 200, 'and packed')
+      t.equal(again.status, 200, 'and compressed')
     }
   }
 })
 
-t.test('each status in the document is given, and is as it says', async t => {
+t.test('each status in the document is returned, as the document says', async t => {
   const { db, call } = await withServer(t)
   const tokens = await prepare(db)
   const gone = { url: 'postgres://127.0.0.1:1/none' }
   const away = await withServer(t, { hot: gone, listen: gone, ops: gone, read: undefined }, db)
   const limited = await withServer(t, { wrongTokensPerMinute: 1 }, db)
   const unknown = () => ({ authorization: `Bearer nxd_${randomBytes(32).toString('hex')}` })
-  // As often as it takes: time pays for guesses.
-  async function guess() {
+  /** Sends wrong keys until the rate limit refuses them; how many it takes depends on the time. */
+  async function exhaustRateLimit() {
     while ((await limited.call('GET /v1/commands', { headers: unknown() })).status !== 429);
-    while ((await limited.call('GET /metrics', { headers: { 'x-admin': 'a guess' } })).status !== 429);
+    while ((await limited.call('GET /metrics', { headers: { 'x-admin': 'a wrong key' } })).status !== 429);
   }
   const seen = new Set<string>()
 
-  /** Sends what is right but for the parts that are given. */
+  /** Sends a correct request, except for the parts that are given. */
   async function ask(call: Call, path: string, method: string, parts: Parts = {}) {
     const { operation } = operations.find(other => other.path === path && other.method === method)!
     const [example] = requestExamples(operation)
@@ -179,7 +179,7 @@ t.test('each status in the document is given, and is as it says', async t => {
     await ask(away.call, path, method)
     if (operation.security.length > 0) {
       await ask(call, path, method, { auth: false })
-      await guess()
+      await exhaustRateLimit()
       await ask(limited.call, path, method, { headers: unknown() })
     }
     if (operation.requestBody) {
@@ -238,7 +238,7 @@ t.test('each status in the document is given, and is as it says', async t => {
   t.same(
     said.filter(line => !seen.has(line)),
     [],
-    'no status is promised that does not come',
+    'no status is documented that is never returned',
   )
 })
 
@@ -252,7 +252,7 @@ interface Parts {
 
 type Tokens = Awaited<ReturnType<typeof prepare>>
 
-/** The device, the command and the gateway that the examples speak of. */
+/** The device, the command and the gateway that the examples name. */
 async function prepare(db: TestDatabase) {
   await db.sql.unsafe('alter table fleet.devices alter device_id restart with 42')
   await db.sql.unsafe('alter table fleet.device_commands alter command_id restart with 7')
@@ -260,7 +260,7 @@ async function prepare(db: TestDatabase) {
   return { device: device!.token, gateway: await gatewayToken(db, 'warehouse-3') }
 }
 
-/** What the operation asks for; of several, that which the example is named after. */
+/** The header that the operation requires. If there are several, the one that the example is named after. */
 function authorization({ security }: Operation, tokens: Tokens, example = ''): Record<string, string> {
   const schemes = security.flatMap(Object.keys)
   const scheme = schemes.includes(example) ? example : schemes[0]
@@ -285,12 +285,15 @@ function targetOf(path: string, { parameters = [] }: Operation) {
   return query.size === 0 ? path : `${path}?${query.toString()}`
 }
 
-/** As if the examples were told now. */
+/** Moves the times of an example to now. */
 function toNow(body: string) {
   return body.replaceAll(/2026-01-31T[\d:.]+Z/g, ts => new Date(Date.parse(ts) + SINCE_TOLD).toISOString())
 }
 
-/** Fails the test unless the document has this status with these headers and this body; more members than it names are a fault too. */
+/**
+ * Fails the test unless the document has this status with these headers and this body. Members that it does not name are a fault
+ * too.
+ */
 function check(t: Test, operation: Operation, { status, headers, body }: Answer, what: string) {
   const named = operation.responses[status]
   if (named === undefined) {
@@ -323,7 +326,7 @@ function validator(schema: object) {
   return validate
 }
 
-/** Open to what is added later; closed here, so that whoever adds it says so in the document. */
+/** The document allows members that are added later. Here it does not, so that a new member has to be documented. */
 function strict(schema: unknown): unknown {
   if (typeof schema !== 'object' || schema === null || Array.isArray(schema)) return schema
   const inner = Object.fromEntries(Object.entries(schema).map(([key, value]) => [key, strict(value)]))
@@ -336,7 +339,10 @@ function makeAjv() {
   return ajv
 }
 
-/** Without what is another each time. A list of steps is as long as the store is old: each step counts by its kind. */
+/**
+ * Without values that differ each time. The length of a list of steps depends on the age of the store, so each kind of step
+ * counts once.
+ */
 function likeness(value: unknown, key = ''): unknown {
   if (key === 'steps') return [...new Set((value as object[]).map(step => Object.keys(step).join()))]
   if (['seconds_since', 'elapsed_ms', 'checked'].includes(key)) return typeof value

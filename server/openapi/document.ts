@@ -1,12 +1,12 @@
 import type { Handler } from 'hono'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 import { version } from '../../lib/version.ts'
 import { agentPaths } from './agents.ts'
 import { problemResponses } from './answers.ts'
 import { operationPaths } from './operations.ts'
 import { componentSchemas } from './schemas.ts'
 
-const description = `The server stores the heartbeats of a fleet of devices, never loses one that it acknowledged, and answers what is
+const DESCRIPTION = `The server stores the heartbeats of a fleet of devices, never loses one that it acknowledged, and answers what is
 known of the fleet.
 
 Errors are problem documents (RFC 9457). Each has a \`request_id\`: the one of the request's \`X-Request-Id\`, or a new one.
@@ -21,7 +21,7 @@ export function openapi() {
     info: {
       title: 'NexMDM fleet heartbeats',
       version,
-      description,
+      description: DESCRIPTION,
       license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
     },
     servers: [{ url: '/', description: 'The server that sent this document.' }],

@@ -7,7 +7,7 @@ import { ago, enroll, withProcess, withWriter } from '../../testing/server.ts'
 
 const MINUTE = Date.parse('2026-03-01T12:00:00Z')
 
-t.test('counts are told once, whatever is lost on the way, and each in its minute', async t => {
+t.test('counts are reported once, whatever is lost on the way, and each for its own minute', async t => {
   const { db, metrics } = await withWriter(t)
   const sql = connectListener({ url: db.url('fleet_server') })
   t.teardown(() => end(sql))
@@ -39,7 +39,7 @@ t.test('counts are told once, whatever is lost on the way, and each in its minut
     metrics.writesFailed.inc(100)
     await budgets.tell()
   }
-  t.same(await told(), first, 'the database does not take them')
+  t.same(await told(), first, 'the database does not accept them')
   await db.admin`alter function fleet.record_slo_gone(text, json) rename to record_slo`
   metrics.writes.inc(7)
   await budgets.end()
@@ -55,7 +55,7 @@ t.test('counts are told once, whatever is lost on the way, and each in its minut
 })
 
 t.test(
-  'what failed while the database was away is in fleet.slo afterwards, and stays when servers and Postgres restart',
+  'what failed while the database was unreachable is in fleet.slo afterwards, and stays when servers and Postgres restart',
   async t => {
     const db = await withCluster(t)
     const { token } = await enroll(db, 'a')
@@ -73,7 +73,7 @@ t.test(
 
     const second = await withProcess(t, db)
     t.equal((await second.call('POST /v1/heartbeat', { token, body: { ts: ago(120) } })).status, 201)
-    await waitFor(async () => (await slo())?.good === 4, { what: () => 'the server to tell by itself' })
+    await waitFor(async () => (await slo())?.good === 4, { what: () => 'the server to report by itself' })
     await second.server.stop()
     await db.cluster.stop('immediate')
     await db.cluster.start()

@@ -3,12 +3,12 @@ import type { Counter } from 'prom-client'
 import { Pool, type Sql } from '../database.ts'
 import type { Log } from '../../lib/log.ts'
 import type { Metrics } from './metrics.ts'
-import { within } from '../../lib/timeout.ts'
+import { withTimeout } from '../../lib/timeout.ts'
 
 const EVERY_MS = 10_000
-/** How long a server that ends waits for its last counts to be taken. */
+/** How long a server that stops waits until its last counts are accepted. */
 const LAST_MS = 2_000
-/** Of a day's outage; beyond it the oldest minutes are forgotten. */
+/** Enough for an outage of a day. Beyond that, the oldest minutes are dropped. */
 const MAX_COUNTS = 2 * 24 * 60
 
 interface Count {
@@ -20,13 +20,13 @@ interface Count {
 }
 
 /**
- * The error budgets (view fleet.slo): what this process has counted anyway, read every 10 s and told to the database as totals
- * of a minute. A database that is away cannot count its own failures; here they wait until it is back. Killed, a process
- * takes the last 10 s with it.
+ * The error budgets (view fleet.slo). Every 10 s, what this process counts anyway is reported to the database, as totals for each
+ * minute. A database that is unreachable cannot count its own failures, so they wait here until it is back. A process that is
+ * killed loses the last 10 s.
  */
 export class Budgets {
   readonly #server = randomUUID()
-  /** By budget and minute, oldest first; those of past minutes go once they are told. */
+  /** By budget and minute, oldest first. Past minutes are removed once they are reported. */
   readonly #counts = new Map<string, Count>()
   readonly #seen = new Map<Counter, number>()
   readonly #budgets: Record<string, { good: Counter; bad: Counter }>
@@ -54,7 +54,7 @@ export class Budgets {
     this.#timer.unref()
   }
 
-  /** Counts, and tells the database what it does not know yet; one after the other, however often it is called. */
+  /** Counts, and reports what the database does not know yet. Calls run one after the other. */
   tell() {
     this.#turn = this.#turn.then(() => this.#count()).then(() => this.#send())
     return this.#turn
@@ -62,9 +62,10 @@ export class Budgets {
 
   async end() {
     clearInterval(this.#timer)
-    await within(LAST_MS, this.tell()).catch(() => {})
+    await withTimeout(LAST_MS, this.tell()).catch(() => {})
     const lost = [...this.#counts.values()].filter(({ isTold }) => !isTold)
-    if (lost.length > 0) this.log.warn({ event: 'slo.lost', lost }, 'The error budgets lack what this process counted last.')
+    if (lost.length > 0)
+      this.log.warn({ event: 'slo.lost', lost }, 'The last counts of this process are missing from the error budgets.')
   }
 
   async #count() {
@@ -96,14 +97,18 @@ export class Budgets {
       const json = JSON.stringify(untold)
       await this.#pool.run(sql => sql`select fleet.record_slo(${this.#server}, ${json}::text::json)`)
       for (const count of untold) count.isTold = true
-      // The last minute may still grow, and its totals are told again.
+      // The last minute may still grow. Its totals are then reported again.
       const last = untold.at(-1)!.minute
       for (const [key, { minute }] of this.#counts) {
         if (minute < last) this.#counts.delete(key)
       }
       this.#isFailing = false
     } catch (error) {
-      if (!this.#isFailing) this.log.warn({ event: 'slo.not_told', error }, 'The error budgets will be told later.')
+      if (!this.#isFailing)
+        this.log.warn(
+          { event: 'slo.not_told', error },
+          'The counts for the error budgets could not be reported. The server will try again.',
+        )
       this.#isFailing = true
     }
   }

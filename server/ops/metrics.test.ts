@@ -1,10 +1,10 @@
 import { connect } from 'node:net'
 import t from 'tap'
 import { waitFor, withCluster, withDatabase } from '../../testing/database.ts'
-import { render } from './metrics.ts'
+import { render } from './prometheus.ts'
 import { ADMIN_KEY, ago, enroll, withProcess, withServer, type Call } from '../../testing/server.ts'
 
-/** Design section 9, and what the source documents name besides. */
+/** The metrics of docs/design.md, section 9, and those that the founding documents name in addition. */
 const PROMISED = `
   hb_writes_total hb_writes_failed_total hb_write_latency_ms hb_deduplicated_total hb_quarantined_total heartbeats_ingested_total
   last_status_upserts_total last_status_upserts_failed_total last_status_read_latency_ms query_latency_fast_list_devices_ms
@@ -29,21 +29,21 @@ function value(text: string, series: string) {
   return line === undefined ? undefined : Number(line.slice(series.length + 1))
 }
 
-/** Only what the database holds: it says so. */
+/** Only the lines of metrics that the database holds, which their HELP says. */
 function held(text: string) {
   const families = [...text.matchAll(/^# HELP (\S+) .*The database holds it/gm)].map(match => match[1]!)
-  // Not what moves by itself.
+  // Not those that change by themselves.
   const still = families.filter(name => !/_age_seconds$|^postgres_|^cohort_|_runway_/.test(name))
   return text.split('\n').filter(line => still.some(name => line.startsWith(`${name} `) || line.startsWith(`${name}{`)))
 }
 
-t.test('every metric that was promised is there, with HELP, unit and TYPE, and nothing without them', async t => {
+t.test('every promised metric is there, and every metric has HELP, a unit and TYPE', async t => {
   const db = await withDatabase(t)
   await db.sql`select fleet.record_slo('x', ${JSON.stringify([{ slo: 'heartbeat_writes', minute: new Date(), good: 1, bad: 0 }])}::text::json)`
   await db.sql`select fleet.archiver_heartbeat('a', '1')`
-  // So that a cohort has somebody.
+  // So that a cohort has a device.
   await db.sql`select fleet.ingest(json_build_array(json_build_object('device_id', ${(await enroll(db, 'a')).device_id}::bigint)))`
-  // A replica's gauges need one; that it is none is no matter here.
+  // The gauges of a replica need a URL for one. It does not matter here that this is no replica.
   const { call } = await withServer(t, { read: { url: db.url('fleet_server') } }, db)
   const text = await scrape(call)
   const types = new Map([...text.matchAll(/^# TYPE (\S+) (\S+)$/gm)].map(([, name, type]) => [name!, type!]))
@@ -55,7 +55,7 @@ t.test('every metric that was promised is there, with HELP, unit and TYPE, and n
   t.same(
     [...types.keys()].filter(name => !described.has(name)),
     [],
-    'each says what it is, and its unit',
+    'each has a description and a unit',
   )
   for (const [name, type] of types) t.equal(type === 'counter', name.endsWith('_total'), `${name} is a ${type}`)
   const names = text
@@ -69,7 +69,7 @@ t.test('every metric that was promised is there, with HELP, unit and TYPE, and n
   t.equal([...text.matchAll(/^# TYPE/gm)].length, types.size, 'each family once')
 })
 
-t.test('what the database holds is defined there, and the same from each instance', async t => {
+t.test('metrics that the database holds are defined there, and are the same on every instance', async t => {
   const db = await withDatabase(t)
   t.same(
     await db.sql`
@@ -88,7 +88,7 @@ t.test('what the database holds is defined there, and the same from each instanc
 })
 
 t.test(
-  'a scrape survives the database: away, crashed, restarted; what that holds is as before, and so after a restart of the server',
+  'a scrape works without the database, and what the database holds is the same after Postgres or the server restarts',
   async t => {
     const db = await withCluster(t)
     await db.sql`select fleet.increment_counter('archive_failures_total', 41)`
@@ -145,7 +145,7 @@ t.test('a slow database and scrapers that hang hold up neither heartbeats nor ot
   t.equal(value(await scrape(call), 'hb_writes_total'), 1)
 })
 
-t.test('without its functions a scrape has what else there is', async t => {
+t.test('without the functions of the database a scrape still has the other metrics', async t => {
   const { db, call } = await withServer(t)
   await db.admin`drop function fleet.silence_metrics()`
   let text = await scrape(call)
@@ -157,7 +157,7 @@ t.test('without its functions a scrape has what else there is', async t => {
   t.equal(value(text, 'database_metrics_up'), 0)
 })
 
-t.test('database metrics become Prometheus text, one HELP and one TYPE a family', async t => {
+t.test('database metrics become Prometheus text, with one HELP and one TYPE for each family', async t => {
   const age = { type: 'gauge', unit: 'seconds', help: 'An age' } as const
   const text = render([
     { metric: 'archive_backlog_partitions', type: 'gauge', unit: 'partitions', help: 'Waiting', labels: null, value: 2 },

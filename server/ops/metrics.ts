@@ -1,24 +1,16 @@
-import type { Handler } from 'hono'
+import type { Env, Handler } from 'hono'
 import { type Aggregator, Counter, Gauge, Histogram, Registry } from 'prom-client'
-import type { AppEnv, Parts } from '../app.ts'
 import type { Pool } from '../database.ts'
 import type { Reader } from '../reader.ts'
 import { shareMetrics } from './scrape.ts'
-import { Source } from '../cache.ts'
-import { within } from '../../lib/timeout.ts'
 
 export type Metrics = ReturnType<typeof createMetrics>
-
-/** Prometheus gives a scrape 10 s by default. */
-const DATABASE_PATIENCE_MS = 1_000
-/** It takes a look at each device: 10 ms for 10,000 of them. */
-const SILENCE_KEPT_MS = 60_000
 
 const LATENCY_MS = [1, 2, 5, 10, 20, 50, 100, 150, 200, 300, 500, 1000, 2000, 5000]
 
 /**
- * What this process counts; totals that outlive it are held by the database (fleet.metric_values). Over several
- * workers everything is summed; a gauge for which that is wrong names its `aggregator`. Each says its unit.
+ * What this process counts. Totals that have to outlive it are held by the database (fleet.metric_values). Over several workers
+ * everything is summed; a gauge for which that is wrong names its `aggregator`. Each help text ends with the unit.
  */
 export function createMetrics(pool: Pool) {
   const registry = new Registry()
@@ -158,11 +150,11 @@ export function createMetrics(pool: Pool) {
   }
 }
 
-function described(help: string, unit: string) {
+export function described(help: string, unit: string) {
   return `${help}. Unit: ${unit}.`
 }
 
-/** Only with a replica: without one there is no lag. */
+/** Only with a replica, because without one there is no lag. */
 export function measureReplica({ registry }: Metrics, reader: Reader) {
   if (reader.status === undefined) return
   const registers = [registry]
@@ -186,8 +178,8 @@ export function measureReplica({ registry }: Metrics, reader: Reader) {
   })
 }
 
-/** Measures a route under its own name; cheaper on the hot path than a middleware. */
-export function timed(metrics: Metrics, route: string, handler: Handler<AppEnv>): Handler<AppEnv> {
+/** Measures a route under its own name. On the hot path this is cheaper than a middleware. */
+export function timed<E extends Env>(metrics: Metrics, route: string, handler: Handler<E>): Handler<E> {
   const latency = metrics.httpLatency.labels(route)
   return async (c, next) => {
     const start = performance.now()
@@ -197,77 +189,4 @@ export function timed(metrics: Metrics, route: string, handler: Handler<AppEnv>)
       latency.observe(performance.now() - start)
     }
   }
-}
-
-export interface MetricValue {
-  metric: string
-  type: 'counter' | 'gauge'
-  unit: string
-  help: string
-  labels: Record<string, string> | null
-  value: number
-}
-
-/** Not in the registry: it is about the scrape that it is in. */
-export const DATABASE_METRICS_UP = {
-  metric: 'database_metrics_up',
-  type: 'gauge',
-  unit: 'flag',
-  help: '1 if this scrape has the metrics that the database holds, 0 if the database cannot be reached, is slow or is spared',
-} as const
-
-/**
- * The scrape: what all workers counted, and what the database holds if it says so in time and low-priority work is not being
- * shed. Never an error: somebody wants to look just when the database is away.
- */
-export function getMetrics({ pool, metrics, log, backpressure }: Parts): Handler<AppEnv> {
-  const valuesSource = new Source(0, () => readDatabase(pool, 'metric_values'))
-  const silenceSource = new Source(SILENCE_KEPT_MS, () => readDatabase(pool, 'silence_metrics'))
-  const inTime = (rows: Promise<MetricValue[]>) =>
-    within(DATABASE_PATIENCE_MS, rows).catch((error: unknown) => {
-      log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')
-      return undefined
-    })
-
-  return async c => {
-    const isShed = backpressure.sheds('database_metrics')
-    // First, so that the pool in use is not for this.
-    const counted = await (await metrics.ofAllWorkers()).metrics()
-    const [values, silence] = isShed ? [] : await Promise.all([inTime(valuesSource.get()), inTime(silenceSource.get())])
-    const isHeld: MetricValue = { ...DATABASE_METRICS_UP, labels: null, value: values === undefined ? 0 : 1 }
-    const text = [counted, render([isHeld]), render(values ?? []), render(silence ?? [])].join('')
-    return c.text(text, 200, { 'content-type': metrics.registry.contentType, 'cache-control': 'no-store' })
-  }
-}
-
-function readDatabase(pool: Pool, source: 'metric_values' | 'silence_metrics') {
-  return pool.run(
-    sql => sql<MetricValue[]>`
-    select v.metric, d.type, d.unit,
-      d.help || '. The database holds it: each server reports the same value, so take max, not sum' as help,
-      v.labels, v.value
-    from ${source === 'metric_values' ? sql`fleet.metric_values()` : sql`fleet.silence_metrics()`} v
-    join fleet.metric_definitions() d using (metric)
-    order by v.metric, v.labels
-  `,
-  )
-}
-
-/** Rows, ordered by metric, in Prometheus text format. */
-export function render(rows: MetricValue[]) {
-  let text = ''
-  let family = ''
-  for (const { metric, type, unit, help, labels, value } of rows) {
-    if (metric !== family) {
-      family = metric
-      text += `# HELP ${metric} ${described(help, unit)}\n# TYPE ${metric} ${type}\n`
-    }
-    const pairs = Object.entries(labels ?? {}).map(([name, label]) => `${name}="${escapeLabel(String(label))}"`)
-    text += `${metric}${pairs.length === 0 ? '' : `{${pairs.join(',')}}`} ${value}\n`
-  }
-  return text
-}
-
-function escapeLabel(label: string) {
-  return label.replaceAll('\\', '\\\\').replaceAll('"', '\\"').replaceAll('\n', '\\n')
 }

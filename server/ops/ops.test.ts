@@ -7,9 +7,9 @@ interface Steps {
   steps: { step: string; partition_name: string | null; ok?: boolean }[]
 }
 
-t.test('the nightly run by hand: the plan, then the steps', async t => {
+t.test('POST /ops/nightly: first the plan, then the steps', async t => {
   const { db, call } = await withServer(t)
-  // Those ahead are left out: after noon pg_partman makes one more.
+  // Partitions ahead are left out: after noon pg_partman makes one more.
   const attached = async () =>
     (await db.sql`select from fleet.hb_partitions where state = 'active' and range_start <= now()`).length
   const before = await attached()
@@ -38,7 +38,7 @@ t.test('the nightly run by hand: the plan, then the steps', async t => {
   }
 })
 
-t.test('a nightly run beside another is 409, with a hint', async t => {
+t.test('a nightly run during another one is 409, with a hint', async t => {
   const { db, call } = await withServer(t)
   const other = await db.sql.reserve()
   await other`select fleet.begin_run('nightly')`
@@ -101,7 +101,7 @@ t.test("pool health: ok below 80 % of all workers' connections, warn from there,
   ] as const) {
     const locker = await db.admin.reserve()
     let seen: Awaited<ReturnType<typeof health>> | undefined
-    // So many requests on connections of their own are not always shared out evenly, and wait for 2 s at most: then anew.
+    // So many requests on separate connections are not always shared out evenly, and each waits for at most 2 s. Then try again.
     for (let wave = 1; wave <= 20 && seen?.pool.in_use !== in_use; wave++) {
       await locker`begin`
       await locker`lock table fleet.devices in access exclusive mode`
@@ -119,7 +119,7 @@ t.test("pool health: ok below 80 % of all workers' connections, warn from there,
   }
 })
 
-t.test('metrics count what happened, for the admin key in either header', async t => {
+t.test('metrics count what happened, and accept the admin key in either header', async t => {
   const { db, call } = await withServer(t)
   const { token } = await enroll(db, 'a')
   const ts = ago(60)
@@ -143,15 +143,15 @@ t.test('metrics count what happened, for the admin key in either header', async 
     'http_request_latency_ms_count{route="POST /v1/heartbeat"} 3',
   ]
   for (const line of lines) t.ok(text.includes(`\n${line}\n`), line)
-  // A token that was enrolled after the start is a miss, unless the look for changes was quicker than the first request.
+  // A token that was enrolled after the start is a miss, unless the poll for changes was faster than the first request.
   const asked = ['hits', 'misses'].map(name => Number(new RegExp(`^device_cache_${name}_total (\\d+)$`, 'm').exec(text)?.[1]))
   t.ok(asked[0]! >= 2 && asked[0]! + asked[1]! === 3, `${asked[0]} hits, ${asked[1]} misses`)
-  t.match(text, /^partition_premake_runway_days 1[45]/m, 'and what the database holds')
+  t.match(text, /^partition_premake_runway_days 1[45]/m, 'and what the database holds is there')
   const families = [...text.matchAll(/^# TYPE (\S+)/gm)].map(match => match[1])
   t.equal(new Set(families).size, families.length, 'each family once')
 })
 
-t.test("health needs no key; readiness is the database's answer", async t => {
+t.test('health needs no key, and readiness asks the database', async t => {
   const { db, call } = await withServer(t)
   t.same((await call('GET /healthz')).body, { status: 'ok', version })
   t.same((await call('GET /readyz')).body, { status: 'ready' })

@@ -1,6 +1,6 @@
 import type { Handler } from 'hono'
 import { z } from 'zod'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 import type { ServerConfig } from '../config.ts'
 import { connectOps, end, type Sql } from '../database.ts'
 import type { Log } from '../../lib/log.ts'
@@ -21,7 +21,7 @@ export const nightlyQuery = z.object({
     .optional(),
 })
 
-/** The nightly run by hand, or with dry_run=1 what it would do. Answers when it is over. */
+/** Runs the nightly work now, or with dry_run=1 returns what it would do. Answers when that is finished. */
 export function postNightly(config: ServerConfig, ops: Sql, log: Log): Handler<AppEnv> {
   return async c => {
     const { dry_run, retention_days: retention = null } = validQuery(nightlyQuery, c)
@@ -42,15 +42,15 @@ interface Step {
 }
 
 async function runNightly(config: ServerConfig, retention: string | null, log: Log) {
-  // The run holds a session advisory lock between its transactions: its connection serves nobody else, and the lock
-  // goes with it.
+  // The run holds an advisory lock of its session across its transactions. So it has a connection of its own, and the lock ends
+  // with it.
   const sql = connectOps(config.ops, 1)
   try {
     const [run] = await sql<{ p_run_id: number }[]>`call fleet.nightly(null, ${retention}::interval)`
     const steps = await sql<Step[]>`
       select step, partition_name, detail, rows, duration_ms, ok from fleet.run_steps(${run!.p_run_id})
     `
-    // As they stand in fleet.events; those of pg_cron's runs stand only there.
+    // The same as in fleet.events. Steps of runs by pg_cron are only there.
     for (const { step, partition_name, ...about } of steps) log.info({ event: step, partition: partition_name, ...about })
     return steps
   } finally {
@@ -68,7 +68,7 @@ export function postReconcile(ops: Sql, log: Log): Handler<AppEnv> {
   }
 }
 
-/** For whoever is on call: from 80 % the pools of all workers are nearly full, from 95 % requests wait for them. */
+/** For the person on call: from 80 % the pools of all workers are nearly full, from 95 % requests wait for a connection. */
 export function getPoolHealth(metrics: Metrics, reader: Reader): Handler<AppEnv> {
   return async c => {
     const registry = await metrics.ofAllWorkers()
@@ -76,7 +76,7 @@ export function getPoolHealth(metrics: Metrics, reader: Reader): Handler<AppEnv>
     const [in_use, max, waiting] = [await sum('db_pool_in_use'), await sum('db_pool_max'), await sum('db_pool_waiting')]
     const used = (100 * in_use) / max
     const status = used >= 95 ? 'critical' : used >= 80 ? 'warn' : 'ok'
-    // Down, so that it never shows a border that is not reached.
+    // Rounded down, so that it never shows a limit that is not reached.
     const utilization_pct = Math.floor(used)
     return c.json({ status, pool: { in_use, max, utilization_pct, waiting }, replica: reader.status }, 200, {
       'cache-control': 'no-store',

@@ -4,20 +4,20 @@ import { AggregatorRegistry, type Registry } from 'prom-client'
 type Snapshot = Awaited<ReturnType<Registry['getMetricsAsJSON']>>
 
 /**
- * A worker sends `ask` with its own snapshot; the first process sends `give` to the others, gets a `snapshot` of
- * each, and answers `all`: everybody's but the asker's.
+ * A worker sends `ask` with its own snapshot. The first process sends `give` to the other workers, gets a `snapshot` from each,
+ * and answers `all`: the snapshots of everybody except the worker that asked.
  */
 type Message =
   | { scrape: 'ask' | 'snapshot'; id: number; metrics: Snapshot }
   | { scrape: 'give'; id: number }
   | { scrape: 'all'; id: number; snapshots: Snapshot[] }
 
-/** Who has not answered by then hangs; what it said last stands for it. */
-const PATIENCE_MS = 1_000
+/** A worker that has not answered by then hangs. Its last snapshot is used instead. */
+const TIMEOUT_MS = 1_000
 
 /**
- * The first process's part: keeps the last snapshot of each worker, and the totals of the dead, so that no total goes
- * back when a worker dies.
+ * The part of the first process. It keeps the last snapshot of each worker, and the totals of dead workers, so that no total
+ * falls when a worker dies.
  */
 export function answerScrapes() {
   const latest = new Map<Worker, Snapshot>()
@@ -31,7 +31,7 @@ export function answerScrapes() {
     if (message.scrape === 'ask') ask(worker, message.id)
     if (message.scrape === 'snapshot') answered(worker, message.id)
   })
-  // It comes after all that the worker sent, however it died.
+  // This event comes after everything that the worker sent, however it died.
   cluster.on('disconnect', worker => {
     const last = latest.get(worker)
     latest.delete(worker)
@@ -49,7 +49,7 @@ export function answerScrapes() {
         .filter(worker => worker !== asker && worker.isConnected()),
     )
     const round = next++
-    const limit = setTimeout(finish, PATIENCE_MS)
+    const limit = setTimeout(finish, TIMEOUT_MS)
     rounds.set(round, { waiting, finish })
     if (waiting.size === 0) finish()
     for (const worker of waiting) send(worker, { scrape: 'give', id: round })
@@ -67,14 +67,17 @@ export function answerScrapes() {
     if (round?.waiting.delete(worker) && round.waiting.size === 0) round.finish()
   }
 
-  /** The dead take one snapshot's room, however many they are. */
+  /** Merges the snapshots of dead workers into one, so that they take the room of one. */
   async function fold() {
     const count = dead.length
     dead.splice(0, count, await AggregatorRegistry.aggregate(dead.slice(0, count)).getMetricsAsJSON())
   }
 }
 
-/** A worker's part: gives its metrics when asked. Returns those of all workers, with one process its own. */
+/**
+ * The part of a worker: it sends its metrics when it is asked. Returns a function that reads the metrics of all workers; in a
+ * single process, its own.
+ */
 export function shareMetrics(registry: Registry): () => Promise<Registry> {
   if (!cluster.isWorker) return async () => registry
   const asked = new Map<number, (snapshots: Snapshot[]) => void>()
@@ -94,8 +97,8 @@ export function shareMetrics(registry: Registry): () => Promise<Registry> {
     const id = next++
     const others = await new Promise<Snapshot[]>(resolve => {
       asked.set(id, resolve)
-      // Without the first process, which is then about to end with us, our own have to do.
-      setTimeout(resolve, 2 * PATIENCE_MS, []).unref()
+      // If the first process is gone, this one is about to end too. Its own metrics have to do.
+      setTimeout(resolve, 2 * TIMEOUT_MS, []).unref()
       if (process.connected) send(process, { scrape: 'ask', id, metrics })
       else resolve([])
     })
@@ -104,7 +107,7 @@ export function shareMetrics(registry: Registry): () => Promise<Registry> {
   }
 }
 
-/** A worker's last word, so that its totals are kept to the end. */
+/** Sends the last snapshot of a worker, so that its totals are kept to the end. */
 export async function leaveMetrics(registry: Registry) {
   if (!cluster.isWorker || !process.connected) return
   const message: Message = { scrape: 'snapshot', id: 0, metrics: await registry.getMetricsAsJSON() }
@@ -112,6 +115,6 @@ export async function leaveMetrics(registry: Registry) {
 }
 
 function send(to: Pick<Worker, 'send'> | NodeJS.Process, message: Message) {
-  // It may be gone by now; then nobody waits for this.
+  // The receiver may be gone by now. Then nobody waits for this.
   ;(to as Pick<Worker, 'send'>).send(message, () => {})
 }

@@ -1,14 +1,14 @@
 import type { Context } from 'hono'
 import type { HtmlEscapedString } from 'hono/utils/html'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 
-/** What JSX makes. */
+/** What JSX returns. */
 export type Html = HtmlEscapedString | Promise<HtmlEscapedString>
 
 const HEADERS = {
   'content-type': 'text/html; charset=utf-8',
-  // Nothing but our own files, no inline script or style, no frame around it, no form to elsewhere.
+  // Only our own files, no inline script or style, no frame around the page, no form to another site.
   'content-security-policy': [
     "default-src 'none'",
     "script-src 'self'",
@@ -20,14 +20,14 @@ const HEADERS = {
     "frame-ancestors 'none'",
   ].join('; '),
   'x-content-type-options': 'nosniff',
-  // Not no-referrer: with that a browser says of its own forms that they come from null.
+  // Not no-referrer: with that, a browser sends the origin `null` with our own forms.
   'referrer-policy': 'same-origin',
   'cross-origin-opener-policy': 'same-origin',
   'cross-origin-resource-policy': 'same-origin',
   'cache-control': 'no-store',
 }
 
-/** A page, or the live parts of one, with the headers that all of them have. */
+/** A page, or its live parts, with the headers that all of them have. */
 export async function answer(
   c: Context<AppEnv>,
   page: Html,

@@ -5,20 +5,20 @@ import { dayOf, Moment } from './time.tsx'
 
 const SHOWN = 5
 
-/** The newest archives, each with when it was read back and found equal. */
+/** The newest archives, each with the time when it was read back and found equal. */
 export function Archives({ partitions, now }: { partitions: Partition[]; now: Date }) {
   const archives = partitions.filter(({ proven_at }) => proven_at !== null).reverse()
-  if (archives.length === 0) return <p class="muted">Nothing is archived yet: no day is past the retention.</p>
+  if (archives.length === 0) return <p class="muted">Nothing is archived yet. A day is archived when its retention has ended.</p>
   const size = archives.reduce((sum, { archive_bytes }) => sum + (archive_bytes ?? 0), 0)
   const rows = archives.reduce((sum, { archive_rows }) => sum + (archive_rows ?? 0), 0)
   return (
     <>
       <p>
-        {plural(archives.length, 'archive')}, {count(rows)} rows in {bytes(size)}, each read back and compared before its
-        partition was dropped. They are below{' '}
+        {plural(archives.length, 'archive')} with {count(rows)} rows in {bytes(size)}. Each one is read back and compared before
+        its partition is dropped. They are in{' '}
         <code class="url">{archives[0]!.archive_url?.split('/').slice(0, -2).join('/')}/</code>
       </p>
-      <Table label="Archives" head={['Days', { number: 'Rows' }, { number: 'Size' }, 'Proven', 'SHA-256', 'In']}>
+      <Table label="Archives" head={['Days', { number: 'Rows' }, { number: 'Size' }, 'Proven', 'SHA-256', 'Folder']}>
         {archives.slice(0, SHOWN).map(archive => (
           <tr>
             <th scope="row">{daysOf(archive)}</th>
@@ -38,7 +38,7 @@ export function Archives({ partitions, now }: { partitions: Partition[]; now: Da
       </Table>
       {archives.length > SHOWN && (
         <p class="muted">
-          The newest {SHOWN}; all: <code>select * from fleet.archives;</code>
+          These are the newest {SHOWN}. To see all: <code>select * from fleet.archives;</code>
         </p>
       )}
     </>

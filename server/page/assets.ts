@@ -2,11 +2,11 @@ import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Hono } from 'hono'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 
 const TYPES = { css: 'text/css', js: 'text/javascript', svg: 'image/svg+xml' }
 
-/** The files that the page loads; a path names its content, so that a browser may keep it for ever. */
+/** The files that the page loads. A path depends on the content, so that a browser may keep the file forever. */
 const assets = ['page.css', 'live.js', 'icon.svg'].map(file => {
   const body = readFileSync(join(import.meta.dirname, file), 'utf8')
   const [name = '', extension = ''] = file.split('.')

@@ -7,8 +7,8 @@ import { asRole } from '../../testing/fleet.ts'
 import { withProcess, withServer } from '../../testing/server.ts'
 import { visitor } from '../../testing/page.ts'
 
-const isIn = /id="headline" data-live/
-const isOut = /name="key"/
+const LOGGED_IN = /id="headline" data-live/
+const LOGGED_OUT = /name="key"/
 
 t.test('a logout ends the session on every server and worker, even for a copy of the cookie', async t => {
   const db = await withDatabase(t)
@@ -18,18 +18,18 @@ t.test('a logout ends the session on every server and worker, even for a copy of
   const [one, two] = servers as [ReturnType<typeof visitor>, ReturnType<typeof visitor>]
   const stolen = await one.login()
   const other = await two.login()
-  for (const { get } of servers) t.match(await get('/', stolen), { status: 200, html: isIn })
+  for (const { get } of servers) t.match(await get('/', stolen), { status: 200, html: LOGGED_IN })
 
   // The user logs out there, but the thief still has a copy of the cookie.
   t.equal((await two.post('/logout', {}, stolen)).status, 303)
   for (const { get } of servers) {
-    for (let n = 0; n < 8; n++) t.match(await get('/', { ...stolen, connection: 'close' }), { status: 200, html: isOut })
+    for (let n = 0; n < 8; n++) t.match(await get('/', { ...stolen, connection: 'close' }), { status: 200, html: LOGGED_OUT })
     t.match(await get('/', { ...stolen, 'x-live': '1' }), { status: 401 })
-    t.match(await get('/devices/1', stolen), { html: isOut })
-    t.match(await get('/', other), { html: isIn }, 'other sessions go on')
+    t.match(await get('/devices/1', stolen), { html: LOGGED_OUT })
+    t.match(await get('/', other), { html: LOGGED_IN }, 'other sessions continue')
   }
   t.equal((await one.post('/logout', {}, stolen)).status, 303, 'once more changes nothing')
-  t.match(await one.get('/', await one.login()), { html: isIn }, 'anyone with the key can log in again')
+  t.match(await one.get('/', await one.login()), { html: LOGGED_IN }, 'anyone with the key can log in again')
 
   const kept = await db.admin<{ session_hash: Buffer; seconds: number }[]>`
     select session_hash, extract(epoch from ends_at - now())::float8 as seconds from fleet.ended_sessions
@@ -68,5 +68,5 @@ t.test('without the database a logout says that it failed, and the page is still
   const left = await post('/logout', {}, session)
   t.match(left, { status: 503, html: /this session is still open\. Log out again/ })
   t.same(left.headers.getSetCookie(), [], 'and the cookie is kept, so that this is possible')
-  t.match(await get('/', session), { html: isIn })
+  t.match(await get('/', session), { html: LOGGED_IN })
 })

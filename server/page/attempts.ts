@@ -1,7 +1,7 @@
 import { networkOf } from '../auth/address.ts'
 import { BoundedMap } from '../auth/bounded-map.ts'
 
-/** Mistypings that cost nothing. */
+/** Wrong keys that do not lead to a wait. */
 const FREE = 3
 const MAX_WAIT_MS = 5 * 60_000
 const FORGET_MS = 15 * 60_000
@@ -12,8 +12,8 @@ interface Failures {
 }
 
 /**
- * Failed logins by address, each worker's own: after a few, each doubles the wait before the next is looked at. Holds
- * `max` addresses; a further one drops the one that has been quiet for longest.
+ * Failed logins by network, for each worker. After a few, each one doubles the wait before the next key is checked. Holds `max`
+ * networks; a further one replaces the one that has been quiet for longest.
  */
 export class Attempts {
   readonly #failures: BoundedMap<Failures>
@@ -26,7 +26,7 @@ export class Attempts {
     return this.#failures.size
   }
 
-  /** How many seconds this address has to wait, 0 when it need not. */
+  /** How many seconds this address has to wait, or 0. */
   waitS(address: string | null, now = performance.now()) {
     const failures = this.#of(address, now)
     if (failures === undefined || failures.count < FREE) return 0

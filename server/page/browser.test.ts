@@ -7,8 +7,8 @@ import { debianChromium, launchBrowser } from '../../testing/browser.ts'
 import { leftToCi } from '../../local/config.ts'
 import { ADMIN_KEY, ago, enroll, withServer } from '../../testing/server.ts'
 
-// Debian's Chromium, one for all tests, and one server: each begins where the one before ended. Texts of the page are
-// waited for; what is waited for in vain fails after 30 s.
+// All tests share Debian's Chromium and one server, and each begins where the previous one ended. They wait for texts of the
+// page; a text that does not appear fails the test after 30 s.
 const skip = debianChromium.without
 t.setTimeout(300_000)
 let browser: Browser
@@ -19,7 +19,7 @@ if (skip === false) {
   t.teardown(() => browser.close())
 }
 
-/** Of all tabs: an error in a script, something the CSP forbids, something that was not of this server. */
+/** From all tabs: errors in scripts, what the CSP blocked, and requests to other servers. */
 const complaints: string[] = []
 
 async function withTab(t: Test, options: BrowserContextOptions = {}) {
@@ -27,18 +27,18 @@ async function withTab(t: Test, options: BrowserContextOptions = {}) {
   const page = await context.newPage()
   page.on('pageerror', error => complaints.push(String(error)))
   page.on('console', message => {
-    // An answer of 4xx or 5xx is one too, and some are meant to be.
+    // Answers of 4xx or 5xx are errors too, and some of them are expected.
     if (message.type() === 'error' && !/Failed to load resource/.test(message.text())) complaints.push(message.text())
   })
   page.on('request', request => {
     const { origin } = new URL(request.url())
-    if (origin !== server.url && origin !== elsewhere) complaints.push(`asked for ${request.url()}`)
+    if (origin !== server.url && origin !== OTHER_SITE) complaints.push(`asked for ${request.url()}`)
   })
   t.teardown(() => context.close())
   return page
 }
 
-const elsewhere = 'http://elsewhere.example'
+const OTHER_SITE = 'http://elsewhere.example'
 
 async function login(page: Page) {
   await page.goto(server.url)
@@ -47,7 +47,7 @@ async function login(page: Page) {
   await page.getByRole('heading', { level: 2, name: 'Fleet' }).waitFor()
 }
 
-t.test('whoever is on call logs in, and sees a device go offline without loading the page again', { skip }, async t => {
+t.test('the person on call logs in, and sees a device go offline without reloading the page', { skip }, async t => {
   const { url, db, call } = server
   const { device_id, token } = await enroll(db, 'lobby-7')
   await call('POST /v1/heartbeat', { token, body: {} })
@@ -61,7 +61,7 @@ t.test('whoever is on call logs in, and sees a device go offline without loading
   t.equal(await page.evaluate('document.cookie'), '', 'scripts do not see the session')
   t.equal(await page.getByRole('heading', { level: 1 }).count(), 1)
   await page.locator('#headline', { hasText: '1 online, 0 late, 0 offline' }).waitFor()
-  await page.getByText('No offline device').waitFor()
+  await page.getByText('No offline devices found').waitFor()
 
   await page.evaluate('window.loadedOnce = true')
   await page.locator('#checks-ok summary').focus()
@@ -84,7 +84,7 @@ t.test('whoever is on call logs in, and sees a device go offline without loading
   await page.getByLabel('Admin key').waitFor()
 })
 
-t.test("a partition becomes archived before one's eyes", { skip }, async t => {
+t.test('a partition becomes archived while the page is open', { skip }, async t => {
   const { db } = server
   const directory = await makeDirectory(t)
   await db.admin`
@@ -112,13 +112,13 @@ t.test("a partition becomes archived before one's eyes", { skip }, async t => {
     .waitFor()
 })
 
-t.test('all of it is reached by keyboard', { skip }, async t => {
+t.test('everything can be reached by keyboard', { skip }, async t => {
   const page = await withTab(t)
   await login(page)
   await page.goto(`${server.url}/?status=any`)
   await page.keyboard.press('Tab')
-  t.equal(await page.evaluate('document.activeElement.textContent'), 'Skip to the content')
-  t.ok((await page.evaluate<number>('document.activeElement.getBoundingClientRect().top')) >= 0, 'which is seen then')
+  t.equal(await page.evaluate('document.activeElement.textContent'), 'Skip to content')
+  t.ok((await page.evaluate<number>('document.activeElement.getBoundingClientRect().top')) >= 0, 'and can be seen then')
   await page.keyboard.press('Enter')
   t.equal(await page.evaluate('document.activeElement.id'), 'main')
   const reached: string[] = []
@@ -132,19 +132,19 @@ t.test('all of it is reached by keyboard', { skip }, async t => {
     reached.push(name.trim())
     if (outline !== 'solid') t.fail(`${tag} ${name} does not show that it has the focus`)
   }
-  for (const name of ['q', 'status', 'Search', 'lobby-7', 'Devices found', 'Archives', 'Each day in numbers', 'Each job']) {
+  for (const name of ['q', 'status', 'Search', 'lobby-7', 'Devices found', 'Archives', 'Each day in numbers', 'All jobs']) {
     t.ok(reached.includes(name), name, { reached })
   }
   await page.getByLabel('Alias, cohort or id').focus()
   await page.keyboard.type('nobody')
   await page.keyboard.press('Enter')
-  await page.getByText('No device matches “nobody”').waitFor()
+  await page.getByText('No devices match “nobody”').waitFor()
 })
 
-t.test('it says when it is not live, and goes on when the server is back', { skip }, async t => {
+t.test('the page says when it is not live, and continues when the server is back', { skip }, async t => {
   const page = await withTab(t)
   await login(page)
-  // As when the tab is looked at again: now, not at the next turn.
+  // As if the tab came into view again, which refreshes at once.
   const look = () => page.evaluate('document.dispatchEvent(new Event("visibilitychange"))')
   await look()
   await page
@@ -165,28 +165,28 @@ t.test('it says when it is not live, and goes on when the server is back', { ski
   await page.getByLabel('Admin key').waitFor()
 })
 
-t.test('a link from elsewhere finds the session, a form from elsewhere does nothing', { skip }, async t => {
+t.test('a link from another site finds the session, and a form from another site does nothing', { skip }, async t => {
   const { url } = server
   const page = await withTab(t)
   await login(page)
-  await page.route(`${elsewhere}/`, route =>
+  await page.route(`${OTHER_SITE}/`, route =>
     route.fulfill({
       contentType: 'text/html',
       body: `<a href="${url}/?status=any">the fleet</a><form method="post" action="${url}/logout"><button>out</button></form>`,
     }),
   )
-  await page.goto(`${elsewhere}/`)
+  await page.goto(`${OTHER_SITE}/`)
   await page.getByRole('link').click()
   await page.getByRole('heading', { level: 2, name: 'Fleet' }).waitFor()
   t.equal(page.url(), `${url}/?status=any`)
-  await page.goto(`${elsewhere}/`)
+  await page.goto(`${OTHER_SITE}/`)
   await page.getByRole('button').click()
   await page.getByText('This form was sent by another site').waitFor()
   await page.goto(url)
   await page.getByRole('heading', { level: 2, name: 'Fleet' }).waitFor()
 })
 
-t.test('without JavaScript it is all there', { skip }, async t => {
+t.test('without JavaScript the page is complete', { skip }, async t => {
   const page = await withTab(t, { javaScriptEnabled: false })
   await login(page)
   await page.getByLabel('Alias, cohort or id').fill('LOBBY')
@@ -197,7 +197,7 @@ t.test('without JavaScript it is all there', { skip }, async t => {
 })
 
 t.test(
-  'dark and light, on a phone and on a desk: nothing is cut off, and nothing keeps anyone out',
+  'dark and light, on a phone and on a desktop: nothing is cut off, and axe finds nothing',
   { skip: skip || leftToCi() },
   async t => {
     const { url, db, call } = server
@@ -209,7 +209,7 @@ t.test(
       unity_running: n % 3 > 0,
     }))
     await call('POST /v1/heartbeats', { token, body: beats })
-    // One of each look, and checks that fail.
+    // A day in each state, and checks that fail.
     await db.admin`
     with days as (select partition_name, row_number() over (order by range_start) as n from fleet.hb_partitions where state = 'active')
     update fleet.hb_partitions p
@@ -219,7 +219,7 @@ t.test(
     from days d
     where d.partition_name = p.partition_name and d.n <= 5
   `
-    // A day of counts, and a cohort that has gone quiet.
+    // The counts of a day, and a cohort that has gone quiet.
     await db.admin`
     insert into fleet.fleet_samples (sampled_at, devices, online, late, offline, new, clock_skewed, unity_down)
     select date_bin('10 minutes', now(), '2000-01-01Z') - n * interval '10 minutes', 10, 6 + n % 3, 0, 4 - n % 3, 0, 0, n % 2
@@ -251,13 +251,13 @@ t.test(
     ] as const) {
       const page = await withTab(t, { colorScheme, viewport: { width, height: 800 } })
       await page.goto(url)
-      // Colours and widths are all seen by it in two of the four.
+      // Two of the four combinations are enough for axe to see both colour schemes and both widths.
       const judges = (width === 360) === (colorScheme === 'dark') ? axe : undefined
       await judge(t, page, `login, ${colorScheme}, ${width} px`, judges)
       await login(page)
       for (const path of ['/', `/devices/${device_id}`]) {
         await page.goto(url + path)
-        if (path === '/') await page.getByRole('row', { name: /^yard\s*gone quiet: 10 of 10 devices, usually 0 %/ }).waitFor()
+        if (path === '/') await page.getByRole('row', { name: /^yard\s*10 of 10 devices went quiet, usually 0 %/ }).waitFor()
         await page.evaluate('for (const details of document.querySelectorAll("details")) details.open = true')
         await judge(t, page, `${path}, ${colorScheme}, ${width} px`, judges)
       }
@@ -285,7 +285,7 @@ async function judge(t: Test, page: Page, what: string, axe: string | undefined)
   )
 }
 
-t.test('and the browser complained of nothing', { skip }, t => {
+t.test('the browser reported no error', { skip }, t => {
   t.same(complaints, [])
   t.end()
 })

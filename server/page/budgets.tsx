@@ -24,7 +24,7 @@ export async function readBudgets(pool: Pool) {
   ]
 }
 
-/** How much of what may fail has not failed yet, of all servers. */
+/** How much is left of the error budgets, over all servers. */
 export function Budgets({ budgets }: { budgets: Budget[] }) {
   return (
     <dl class="facts budgets">
@@ -36,7 +36,7 @@ export function Budgets({ budgets }: { budgets: Budget[] }) {
               {status === 'idle' ? 'idle' : `${short(100 * Math.max(0, budget_left))} % left`}
             </span>{' '}
             <small>
-              {count(bad)} of {count(good + bad)} failed in {duration(period_s)}; {short(100 * target)} % may
+              {count(bad)} of {count(good + bad)} failed in {duration(period_s)}, {short(100 * target)} % may fail
             </small>
           </dd>
         </div>

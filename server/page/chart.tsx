@@ -3,32 +3,32 @@ import type { Child, PropsWithChildren } from 'hono/jsx'
 const TOP = 18
 const BOTTOM = 22
 
-/** A mark on the x axis, `at` a share (0 to 1) of its length. */
+/** A tick on the x axis. `at` is a share (0 to 1) of its length. */
 export interface Tick {
   at: number
   label: string
 }
 
 interface ChartProps {
-  /** Unique in the page. */
+  /** Unique on the page. */
   id: string
   title: string
-  /** What the picture says, for who does not see it. */
+  /** What the chart says, for people who do not see it. */
   description: string
-  /** From the axis up, evenly spaced; the last is the top. */
+  /** From the axis up, evenly spaced. The last one is the top. */
   yTicks: number[]
   yLabel: (value: number) => string
   xTicks: Tick[]
   series: string[]
-  /** The same as a table; charts of the same rows share one. */
+  /** The same values as a table. Charts of the same rows share one. */
   table?: Child
   height?: number
   class?: string
 }
 
 /**
- * A plot in inline SVG. All is placed by percentages, so that it has the width of its place while its text keeps its size; labels of
- * the y axis stand on their lines.
+ * A plot as inline SVG. Everything is placed by percentages, so that the plot fills its place while its text keeps its size.
+ * Labels of the y axis are on their lines.
  */
 export function Chart({
   id,
@@ -101,7 +101,7 @@ function Legend({ series }: { series: string[] }) {
 }
 
 export interface Bar {
-  /** Shown when it is pointed at. */
+  /** Shown under the mouse pointer. */
   title: string
   /** One for each series, from the axis up. */
   values: number[]
@@ -168,7 +168,7 @@ export function Line({ points, series }: { points: Point[]; series: number }) {
   )
 }
 
-/** A point without neighbours would not be seen. */
+/** A point without neighbours would be invisible. */
 function stretched(run: Point[]) {
   const [only] = run
   return run.length > 1
@@ -179,7 +179,7 @@ function stretched(run: Point[]) {
       ]
 }
 
-/** Where a value stands between the first and the last mark, from 0 to 1. */
+/** The position of a value between the first and the last tick, from 0 to 1. */
 export function shareOf(value: number, ticks: number[]) {
   const [first, last] = [ticks[0]!, ticks.at(-1)!]
   return Math.min(1, Math.max(0, (value - first) / (last - first)))
@@ -195,7 +195,7 @@ export function ticksTo(max: number) {
   return Array.from({ length: count + 1 }, (_, n) => Number((n * step).toPrecision(12)))
 }
 
-/** At most `most` marks, the first and the last among them, at the middle of their `count` places. */
+/** At most `most` ticks, including the first and the last, each in the middle of one of the `count` places. */
 export function ticksOf(count: number, most: number, label: (n: number) => string): Tick[] {
   const marks = Math.min(count, most)
   const places = Array.from({ length: marks }, (_, n) => (marks === 1 ? 0 : Math.round((n * (count - 1)) / (marks - 1))))

@@ -10,26 +10,26 @@ export interface Check {
   remedy: string | null
 }
 
-/** Of the primary, always: a replica has no jobs, no sessions of ingest and no settings of its own. */
+/** Always from the primary: a replica has no jobs, no sessions of ingest and no settings of its own. */
 export async function readChecks(pool: Pool) {
   return [...(await pool.run(sql => sql<Check[]>`select check_name, status, detail, remedy from fleet.check()`))]
 }
 
-/** Those that are not ok, failures first. */
+/** The checks that are not ok, failures first. */
 function attention(checks: Check[]) {
   return [...checks.filter(({ status }) => status === 'fail'), ...checks.filter(({ status }) => status === 'warn')]
 }
 
-/** The answer to "is all well?". */
+/** The summary of all checks, such as `2 checks fail, 1 check warns`. */
 export function headline(checks: Result<Check[]>) {
-  if (checks.error !== undefined) return { level: 'fail', text: 'Cannot tell whether all is well' }
+  if (checks.error !== undefined) return { level: 'fail', text: 'The checks could not be read' }
   const open = attention(checks.value)
-  if (open.length === 0) return { level: 'ok', text: 'All is well' }
-  const isBad = open.some(({ status }) => status === 'fail')
-  return {
-    level: isBad ? 'fail' : 'warn',
-    text: `${plural(open.length, 'thing')} ${open.length === 1 ? 'needs' : 'need'} attention`,
-  }
+  if (open.length === 0) return { level: 'ok', text: 'Everything is fine' }
+  const failing = open.filter(({ status }) => status === 'fail').length
+  const warning = open.length - failing
+  const fail = failing > 0 && `${plural(failing, 'check')} ${failing === 1 ? 'fails' : 'fail'}`
+  const warn = warning > 0 && `${plural(warning, 'check')} ${warning === 1 ? 'warns' : 'warn'}`
+  return { level: fail ? 'fail' : 'warn', text: [fail, warn].filter(Boolean).join(', ') }
 }
 
 export function Checks({ checks }: { checks: Check[] }) {

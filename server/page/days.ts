@@ -2,7 +2,7 @@ import type { Reader } from '../reader.ts'
 
 const DAY_MS = 86_400_000
 
-/** A row of the view fleet.partition_health, with what fleet.archives holds of it. */
+/** A row of the view fleet.partition_health, with what fleet.archives has about it. */
 export interface Partition {
   partition_name: string
   range_start: string
@@ -13,7 +13,7 @@ export interface Partition {
   bytes_size: number
   held_reason: string | null
   last_error: string | null
-  /** Of the archive; null when there is none that is proven. */
+  /** About the archive; null if there is none that is proven. */
   proven_at: string | null
   archive_bytes: number | null
   archive_rows: number | null
@@ -21,7 +21,7 @@ export interface Partition {
   checksum_sha256: string | null
 }
 
-/** All partitions that ever were, oldest first. */
+/** All partitions that ever existed, oldest first. */
 export async function readPartitions(reader: Reader) {
   return [
     ...(await reader.run(
@@ -57,7 +57,7 @@ export interface Day {
   partition: Partition | undefined
 }
 
-/** Each day from the first partition to the last, a partition of a month for each day of it. */
+/** Each day from the first partition to the last. The partition of a month is there for each of its days. */
 export function daysOf(partitions: Partition[], now: Date): Day[] {
   const days: Day[] = []
   let next = partitions[0] === undefined ? 0 : Date.parse(partitions[0].range_start)
@@ -69,7 +69,7 @@ export function daysOf(partitions: Partition[], now: Date): Day[] {
   return days
 }
 
-/** `held` stands on top of the state; an active day that has not begun is made ahead. */
+/** `held` comes before the state. An active day that has not begun is `ready`. */
 function lookOf({ state, held_reason }: Partition, day: number, now: Date): Look {
   if (held_reason !== null) return 'held'
   if (state === 'archive_failed') return 'failed'

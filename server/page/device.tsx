@@ -89,7 +89,7 @@ export function DeviceFacts({ device, now }: { device: DeviceDetail; now: Date }
         <dd>{device.cohort}</dd>
       </div>
       <div>
-        <dt>Asked for a heartbeat</dt>
+        <dt>Heartbeat requested</dt>
         <dd>every {duration(device.interval_s)}</dd>
       </div>
       <div>
@@ -109,7 +109,7 @@ export function DeviceFacts({ device, now }: { device: DeviceDetail; now: Date }
 const BATTERY = [0, 25, 50, 75, 100]
 const SIGNAL = [-120, -100, -80, -60, -40]
 
-/** The last day in spans of ten minutes: battery, signal, and how many heartbeats came. */
+/** The last day in spans of ten minutes: battery, signal, and the number of heartbeats. */
 export function DeviceDay({ spans, interval_s }: { spans: Span[]; interval_s: number }) {
   const beats = spans.reduce((sum, span) => sum + span.beats, 0)
   if (beats === 0) return <p class="muted">No heartbeat in the last 24 hours.</p>
@@ -145,11 +145,11 @@ export function DeviceDay({ spans, interval_s }: { spans: Span[]; interval_s: nu
     <>
       <p>
         {plural(beats, 'heartbeat')}, {down > 0 && `${count(down)} of them with Unity down, `}
-        {silent === 0 ? 'no ten minutes without one.' : `${plural(silent, 'span')} of ten minutes without one.`}
+        {silent === 0 ? 'no span of ten minutes without one.' : `${plural(silent, 'span')} of ten minutes without one.`}
       </p>
       <Chart
         id="beats-plot"
-        title="Heartbeats in ten minutes"
+        title="Heartbeats per ten minutes"
         description={`${plural(beats, 'heartbeat')} in 24 hours, ${plural(silent, 'span')} of ten minutes without one.`}
         yTicks={yTicks}
         yLabel={count}
@@ -161,7 +161,7 @@ export function DeviceDay({ spans, interval_s }: { spans: Span[]; interval_s: nu
           top={yTicks.at(-1)!}
           bars={spans.map(span => ({
             title: `${span.span_start.slice(11, 16)} UTC: ${span.beats === 0 ? 'no heartbeat' : plural(span.beats, 'heartbeat')}`,
-            // Silence as a full bar: what is not there would not be seen.
+            // Silence is a full bar, because an empty one would be invisible.
             values: [span.beats - span.unity_down, span.unity_down, span.beats === 0 ? yTicks.at(-1)! : 0],
           }))}
         />
@@ -200,6 +200,6 @@ export function DeviceDay({ spans, interval_s }: { spans: Span[]; interval_s: nu
 
 function rangeOf(values: (number | null)[], unit: string) {
   const known = values.filter(value => value !== null)
-  if (known.length === 0) return 'Not told.'
-  return `Between ${Math.round(Math.min(...known))} and ${Math.round(Math.max(...known))} ${unit}, at last ${Math.round(known.at(-1)!)} ${unit}.`
+  if (known.length === 0) return 'Not reported.'
+  return `Between ${Math.round(Math.min(...known))} and ${Math.round(Math.max(...known))} ${unit}, most recently ${Math.round(known.at(-1)!)} ${unit}.`
 }

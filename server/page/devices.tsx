@@ -9,7 +9,7 @@ export interface Search {
   status: (typeof FILTERS)[number]
   /** Part of an alias or cohort, or a whole device_id. */
   q: string
-  /** The last row of the page before: `<last_ts>~<device_id>` of offline devices, else `<device_id>`. */
+  /** The last row of the previous page: `<last_ts>~<device_id>` for offline devices, otherwise `<device_id>`. */
   after: string
 }
 
@@ -24,17 +24,17 @@ export interface Device {
   agent_version: string | null
 }
 
-/** What a query string asks for; what it cannot mean is left out, since no one but the page writes it. */
+/** What a query string asks for. Invalid values are ignored, because only the page itself writes them. */
 export function searchOf({ status, q = '', after = '' }: Record<string, string>): Search {
   return {
     status: FILTERS.find(filter => filter === status) ?? 'offline',
-    // PostgreSQL's text holds no NUL.
+    // PostgreSQL cannot store NUL in text.
     q: q.replaceAll('\0', '').trim().slice(0, 100),
     after: /^(?:\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z~)?\d{1,15}$/.test(after) ? after : '',
   }
 }
 
-/** One page more than a page, so that it is known whether there is another. */
+/** One row more than a page, which shows whether there is another page. */
 export async function readDevices(reader: Reader, { status, q, after }: Search) {
   const pattern = q === '' ? null : `%${q.replace(/[\\%_]/g, '\\$&')}%`
   const [id = null, ts = null] = after === '' ? [] : after.split('~').reverse()
@@ -70,7 +70,7 @@ export async function readDevices(reader: Reader, { status, q, after }: Search) 
   ]
 }
 
-/** Not a live part: who is typing is not disturbed. */
+/** Not a live part, so that nobody is interrupted while typing. */
 export function DeviceSearch({ search }: { search: Search }) {
   return (
     <form method="get" action="/#devices" role="search" class="search">
@@ -94,13 +94,13 @@ export function DeviceSearch({ search }: { search: Search }) {
 }
 
 export function DeviceTable({ devices, search, now }: { devices: Device[]; search: Search; now: Date }) {
-  const what = `${search.status === 'any' ? '' : `${search.status.replaceAll('_', ' ')} `}device`
+  const status = search.status === 'any' ? '' : `${search.status.replaceAll('_', ' ')} `
+  const what = `${search.after === '' ? '' : 'further '}${status}devices`
   if (devices.length === 0) {
     return (
       <p class="muted">
         No {what}
-        {search.q !== '' && ` matches “${search.q}”`}
-        {search.after !== '' && ' after these'}.
+        {search.q === '' ? ' found' : ` match “${search.q}”`}.
       </p>
     )
   }

@@ -16,7 +16,7 @@ export interface CohortCount {
   unity_down: number
 }
 
-/** The first is the whole fleet. */
+/** The first row is the whole fleet. */
 export async function readFleet(reader: Reader) {
   return [
     ...(await reader.run(
@@ -37,7 +37,7 @@ const STATUSES = [
 
 interface FleetProps {
   cohorts: CohortCount[]
-  /** These two are undefined when they could not be read: the counts are there all the same. */
+  /** Undefined if it could not be read, like `trend`. The counts are shown all the same. */
   silence: Silence[] | undefined
   trend: Sample[] | undefined
   now: Date
@@ -59,7 +59,7 @@ export function Fleet({ cohorts, silence, trend, now }: FleetProps) {
       </ul>
       <Share all={all} />
       {silence === undefined ? (
-        <p class="unread">Whether cohorts fall silent could not be read.</p>
+        <p class="unread">The silence of cohorts could not be read.</p>
       ) : (
         silence[0] !== undefined && <FleetSilence silence={silence[0]} />
       )}
@@ -68,7 +68,7 @@ export function Fleet({ cohorts, silence, trend, now }: FleetProps) {
           label="Devices by cohort"
           head={[
             'Cohort',
-            ...['Devices', 'Online', 'Late', 'Offline', 'Skewed', 'New', 'Unity down'].map(number => ({ number })),
+            ...['Devices', 'Online', 'Late', 'Offline', 'Clock skewed', 'New', 'Unity down'].map(number => ({ number })),
           ]}
         >
           {others.map(cohort => {

@@ -17,7 +17,7 @@ export function bytes(value: number) {
   return `${short(scaled)} ${UNITS[unit]}`
 }
 
-/** Three digits, more only before the point: `0.12`, `3.4`, `87`, `1,204`. */
+/** At most two decimals, fewer for larger values: `0.12`, `3.4`, `87`, `1,204`. */
 export function short(value: number) {
   if (value === 0) return '0'
   const size = Math.abs(value)

@@ -3,12 +3,12 @@ import type { Metrics } from '../ops/metrics.ts'
 import { type Budget, Budgets } from './budgets.tsx'
 import { count, duration, short } from './format.ts'
 
-/** Rates are over the last minute if samples allow it, and never over less than this. */
+/** Rates are over the last minute if there are samples for that, and never over less than this. */
 const MIN_WINDOW_MS = 2_000
 const WINDOW_MS = 60_000
 const KEEP_MS = 5 * 60_000
 
-/** Totals of all workers of this server at a moment. */
+/** The totals of all workers of this server at one moment. */
 interface Sample {
   at: number
   writes: number
@@ -20,7 +20,7 @@ interface Sample {
 }
 
 export interface Ingest {
-  /** What the rates are over, in seconds; `isAll` when that is since the start of the server. */
+  /** The period of the rates, in seconds. `isAll` is true if it began when the server started. */
   window_s: number
   isAll: boolean
   per_second: number
@@ -34,7 +34,7 @@ export interface Ingest {
   backpressure: boolean
 }
 
-/** How heartbeats come in, from the metrics of all workers: by the difference to an earlier look, at first since the start. */
+/** How heartbeats arrive, from the metrics of all workers: the difference from an earlier sample, at first from the start. */
 export class IngestRates {
   #samples: Sample[] = []
   readonly #start = performance.now() - process.uptime() * 1_000
@@ -56,7 +56,7 @@ export class IngestRates {
     this.#samples = this.#samples.filter(({ at, writes }) => last.at - at < KEEP_MS && writes <= last.writes)
     const old = this.#samples.filter(({ at }) => last.at - at >= MIN_WINDOW_MS)
     const base = old.find(({ at }) => last.at - at <= WINDOW_MS) ?? old.at(-1) ?? nothing
-    // Percentiles of a few observations jump: theirs is the longest window there is.
+    // Percentiles of a few observations jump, so they use the longest period there is.
     const calm = old[0] ?? nothing
     this.#samples.push(last)
     const seconds = (last.at - base.at) / 1_000
@@ -95,7 +95,7 @@ function difference(buckets: [number, number][], earlier: [number, number][]): [
   return buckets.map(([bound, observed], n) => [bound, observed - (earlier[n]?.[1] ?? 0)])
 }
 
-/** As Prometheus' histogram_quantile: linear within a bucket; what is above the last bound counts as that bound. */
+/** Like histogram_quantile of Prometheus: linear within a bucket, and a value above the last bound counts as that bound. */
 function quantile(share: number, buckets: [number, number][]): number | undefined {
   const all = buckets.at(-1)?.[1] ?? 0
   if (all === 0) return undefined
@@ -110,21 +110,23 @@ function quantile(share: number, buckets: [number, number][]): number | undefine
   return bound
 }
 
-/** `budgets` is undefined when they could not be read. */
+/** `budgets` is undefined if they could not be read. */
 export function IngestRate({ ingest, budgets }: { ingest: Ingest; budgets: Budget[] | undefined }) {
   const { pool } = ingest
-  const span = ingest.isAll ? `since the start ${duration(ingest.window_s)} ago` : `in the last ${duration(ingest.window_s)}`
+  const span = ingest.isAll
+    ? `since the server started ${duration(ingest.window_s)} ago`
+    : `in the last ${duration(ingest.window_s)}`
   return (
     <>
       {ingest.backpressure && (
-        <p class="note warn">Heartbeats come faster than they can be written: low-priority work is left out.</p>
+        <p class="note warn">Heartbeats come faster than they are written, so low-priority work is shed.</p>
       )}
       <ul class="tiles">
         <li class="tile">
           <b>{short(ingest.per_second)}</b> <span>heartbeats a second, {span}</span>
         </li>
         <li class="tile">
-          <b>{milliseconds(ingest.p95)}</b> <span>p95, received to committed</span>
+          <b>{milliseconds(ingest.p95)}</b> <span>p95, from the queue to the commit</span>
         </li>
         <li class="tile">
           <b>{milliseconds(ingest.p99)}</b> <span>p99</span>
@@ -155,7 +157,7 @@ export function IngestRate({ ingest, budgets }: { ingest: Ingest; budgets: Budge
           </dd>
         </div>
       </dl>
-      <p class="muted">All workers of this server, since it started.</p>
+      <p class="muted">Totals of all workers of this server since it started.</p>
       {budgets === undefined ? <p class="unread">The error budgets could not be read.</p> : <Budgets budgets={budgets} />}
     </>
   )

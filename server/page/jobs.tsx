@@ -26,7 +26,7 @@ export async function readJobs(pool: Pool) {
 
 export function Jobs({ jobs, now }: { jobs: Job[]; now: Date }) {
   return (
-    <Table label="Each job" head={['Job', 'Status', 'Last run', 'Next run', 'Schedule (GMT)']}>
+    <Table label="All jobs" head={['Job', 'Status', 'Last run', 'Next run', 'Schedule (GMT)']}>
       {jobs.map(job => {
         const next = job.status === 'missing' || job.status === 'disabled' ? undefined : nextRun(job.schedule, now)
         return (

@@ -3,13 +3,13 @@ import { version } from '../../lib/version.ts'
 import { assetPath } from './assets.ts'
 import type { Result } from './result.ts'
 
-/** How often a page that is looked at asks for news; without JavaScript it reloads itself, which disturbs more. */
+/** How often a visible page is refreshed. Without JavaScript it reloads itself, less often because that disturbs more. */
 const LIVE_MS = 5_000
 const RELOAD_S = 60
 
 interface PageProps {
   title: string
-  /** Nobody is logged in: nothing to follow, nowhere to go. */
+  /** Nobody is logged in, so there is nothing to refresh and no navigation. */
   isBare?: boolean
   nav?: Child
 }
@@ -34,7 +34,7 @@ export function Page({ title, isBare = false, nav, children }: PropsWithChildren
       </head>
       <body data-every={String(LIVE_MS)}>
         <a class="skip" href="#main">
-          Skip to the content
+          Skip to content
         </a>
         <header class="top">
           <p class="brand">
@@ -76,12 +76,12 @@ export function Section<T>({ id, title, of, show, class: name }: SectionProps<T>
   return (
     <section id={id} data-live aria-labelledby={`${id}-h`} class={name === undefined ? 'card' : `card ${name}`}>
       <h2 id={`${id}-h`}>{title}</h2>
-      {of.error === undefined ? show(of.value) : <p class="unread">Could not be read: {of.error}</p>}
+      {of.error === undefined ? show(of.value) : <p class="unread">This could not be read: {of.error}</p>}
     </section>
   )
 }
 
-/** Columns of numbers are aligned as those are. */
+/** The head of a table. A column of numbers has the same alignment as the numbers. */
 export function Head({ cells }: { cells: (string | { number: string })[] }) {
   return (
     <thead>
@@ -100,7 +100,7 @@ export function Head({ cells }: { cells: (string | { number: string })[] }) {
   )
 }
 
-/** A table that scrolls by itself where it is too wide. */
+/** A table that scrolls by itself if it is too wide. */
 export function Table({ label, head, children }: PropsWithChildren<{ label: string; head: (string | { number: string })[] }>) {
   return (
     <div class="scroll" tabindex={0} role="region" aria-label={label}>

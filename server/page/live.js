@@ -1,10 +1,10 @@
-// Keeps the live parts up to date while the page is looked at.
+// Keeps the live parts up to date while the page is visible.
 const every = +document.body.dataset.every
 const line = document.getElementById('live')
 const FOCUS = 'a, summary, [tabindex]'
 let timer, asking
 
-// Read aloud, so only what is new.
+// Screen readers read changes aloud.
 function say(text, isBad) {
   if (line.textContent !== text) line.textContent = text
   line.className = isBad ? 'warn' : ''
@@ -12,7 +12,7 @@ function say(text, isBad) {
 
 function replace(old, fresh) {
   const all = (box, what) => [...box.querySelectorAll(what)]
-  // Somebody is about to copy from it.
+  // Somebody has selected text in it.
   const chosen = getSelection()
   if (!chosen.isCollapsed && old.contains(chosen.anchorNode)) return
   for (const { id } of all(old, 'details[open]')) fresh.querySelector('#' + id)?.setAttribute('open', '')

@@ -1,6 +1,6 @@
 import type { Context, Handler } from 'hono'
 import { clientAddress } from '../auth/address.ts'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 import { keyCheck } from '../auth/auth.ts'
 import { mediaType, readInflated } from '../body.ts'
 import type { ServerConfig } from '../config.ts'
@@ -14,7 +14,7 @@ import type { Sessions } from './session.ts'
 const MAX_BODY_BYTES = 4 * 1024
 
 interface LoginProps {
-  /** Where to go then. */
+  /** Where to go after the login. */
   next: string
   problem?: string
 }
@@ -29,7 +29,7 @@ export function Login({ next, problem }: LoginProps) {
             {problem}
           </p>
         )}
-        {/* For password managers, which file a password under a name. */}
+        {/* For password managers, which store a password under a name. */}
         <input type="text" name="username" value="admin" autocomplete="username" hidden />
         <label for="key">Admin key</label>
         <input
@@ -42,7 +42,7 @@ export function Login({ next, problem }: LoginProps) {
           aria-describedby="key-hint"
         />
         <p id="key-hint" class="muted">
-          The server's <code>ADMIN_KEY</code>; <code>npm start</code> keeps it in <code>.local/admin-key</code>.
+          This is the server's <code>ADMIN_KEY</code>. <code>npm start</code> keeps it in <code>.local/admin-key</code>.
         </p>
         <input type="hidden" name="next" value={next} />
         <button type="submit">Log in</button>
@@ -66,7 +66,7 @@ export function postLogin(config: ServerConfig, sessions: Sessions, log: Log): H
     }
     if (!isKey(form.get('key'))) {
       attempts.failed(address)
-      log.warn({ event: 'page.login_failed', address }, 'A login with a wrong admin key.')
+      log.warn({ event: 'page.login_failed', address }, 'Somebody tried to log in with a wrong admin key.')
       return answer(c, <Login next={next} problem="That is not the admin key." />, 403)
     }
     attempts.succeeded(address)
@@ -84,13 +84,13 @@ export function postLogout(sessions: Sessions): Handler<AppEnv> {
   }
 }
 
-/** Only a path of the page itself: a login form must not send anyone elsewhere. */
+/** A path of the page itself, or `/`: a login form must not send anyone to another site. */
 export function localPath(text: string | null) {
   return text !== null && /^\/(?:devices\/\d{1,15})?(?:\?[\w=&%.+~-]*)?$/.test(text) ? text : '/'
 }
 
 /**
- * Browsers say where a POST comes from, in one header or the other; another site's form is refused.
+ * Browsers say in one of two headers where a POST comes from. A form of another site is refused.
  * @throws Problem 403
  */
 function fromThisPage(c: Context<AppEnv>) {

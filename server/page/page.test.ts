@@ -6,7 +6,7 @@ import { ADMIN_KEY, ago, enroll, living, withProcess, withServer } from '../../t
 import { version } from '../../lib/version.ts'
 import { textOf, visitor } from '../../testing/page.ts'
 
-t.test('the page asks for the admin key, and keeps who has it logged in', async t => {
+t.test('the page asks for the admin key, and keeps a user who has it logged in', async t => {
   const { url } = await withServer(t)
   const { get, post } = visitor(url)
   const form = await get('/devices/7?x=1')
@@ -34,7 +34,7 @@ t.test('the page asks for the admin key, and keeps who has it logged in', async 
   t.match(left.headers.getSetCookie()[0], /^fleet_session=; Max-Age=0; Path=\/; HttpOnly; SameSite=Strict$/)
 })
 
-t.test('a login leads nowhere else, and comes from nowhere else', async t => {
+t.test('a login never leads to another site, and a login form of another site is refused', async t => {
   const { url } = await withServer(t)
   const { get, post } = visitor(url)
   for (const next of [
@@ -65,7 +65,7 @@ t.test('a login leads nowhere else, and comes from nowhere else', async t => {
     t.match(await post('/logout', {}, headers), { status: 403 }, JSON.stringify(headers))
   }
   const bare = await fetch(`${url}/login`, { method: 'POST', body: new URLSearchParams(form) })
-  t.equal(bare.status, 403, 'nor from who does not say')
+  t.equal(bare.status, 403, 'without a header that says where it comes from')
   t.match(await post('/login', form, { 'sec-fetch-site': 'same-origin', origin: 'https://behind.a.proxy' }), { status: 303 })
   t.match(await post('/login', form, { 'content-type': 'application/json' }), { status: 415 })
   t.match(await post('/login', { key: 'x'.repeat(5_000) }), { status: 413 })
@@ -73,11 +73,11 @@ t.test('a login leads nowhere else, and comes from nowhere else', async t => {
   t.match(
     await get('/', { 'sec-fetch-site': 'cross-site' }),
     { html: /http-equiv="refresh" content="0"/ },
-    'a link from elsewhere comes again, with the cookie',
+    'a link from another site is loaded again, with the cookie',
   )
 })
 
-t.test('behind TLS the cookie is for TLS alone', async t => {
+t.test('behind TLS the cookie is only for TLS', async t => {
   const { url } = await withServer(t, { trustProxy: true })
   const { get, post } = visitor(url)
   const tls = { 'x-forwarded-proto': 'https' }
@@ -91,10 +91,10 @@ t.test('behind TLS the cookie is for TLS alone', async t => {
 
   const plain = await withServer(t)
   const untrusted = await visitor(plain.url).post('/login', { key: ADMIN_KEY }, tls)
-  t.match(untrusted.headers.getSetCookie()[0], /^fleet_session=/, 'but a client is not believed')
+  t.match(untrusted.headers.getSetCookie()[0], /^fleet_session=/, 'but the word of a client does not count')
 })
 
-t.test('who guesses has to wait, even with the right key', async t => {
+t.test('after wrong keys a client has to wait, even with the right key', async t => {
   const { url } = await withServer(t, { trustProxy: true })
   const { post } = visitor(url)
   const from = (address: string) => ({ 'x-forwarded-for': address })
@@ -140,7 +140,7 @@ t.test("a browser is told to run and load nothing but the page's own files", asy
   t.match(await get('/assets/..%2fpage.tsx'), { status: 404 })
 })
 
-t.test('every text field shows as text', async t => {
+t.test('every field is shown as text', async t => {
   const { url, db, call } = await withServer(t)
   const evil = '"><script>alert(1)</script>\'&amp;'
   const shown = '&quot;&gt;&lt;script&gt;alert(1)&lt;/script&gt;&#39;&amp;amp;'
@@ -179,7 +179,7 @@ t.test('every text field shows as text', async t => {
   t.match(search.html, `value="${shown}"`)
 })
 
-t.test('it tells how the fleet is', async t => {
+t.test('the page shows the state of the fleet', async t => {
   const { url, db, call } = await withServer(t)
   const [a, b, c, d] = [await enroll(db, 'a'), await enroll(db, 'b'), await enroll(db, 'c'), await enroll(db, 'd')]
   t.ok(d)
@@ -197,14 +197,14 @@ t.test('it tells how the fleet is', async t => {
   t.match(textOf(html, 'devices'), /b offline 11 min ago (\d{4}-\d\d-\d\d )?\d\d:\d\d UTC/)
   t.match(textOf((await get('/?status=unity_down', session)).html, 'devices-found'), /^Device .* Agent c online (now|\d+ s ago) /)
   t.match(textOf((await get('/?status=any&q=LOBB', session)).html, 'devices-found'), /Agent a online .* 81 % lobby/)
-  t.match(textOf((await get('/?q=%25', session)).html, 'devices-found'), 'No offline device matches “%”.')
+  t.match(textOf((await get('/?q=%25', session)).html, 'devices-found'), 'No offline devices match “%”.')
   t.match(textOf((await get(`/?status=any&q=${d.device_id}`, session)).html, 'devices-found'), 'd new never')
 
-  t.match(textOf(html, 'fleet'), /Whether more devices go quiet than usual is not judged: [a-z ]+\./)
-  t.match(textOf(html, 'fleet'), /The trend begins when the fleet was counted twice/)
+  t.match(textOf(html, 'fleet'), /Silence is not judged now: [a-z ]+\./)
+  t.match(textOf(html, 'fleet'), /The trend appears once the fleet has been counted twice/)
   t.match(
     textOf(html, 'ingest'),
-    /Error budget: heartbeat writes (idle 0|100 % left 0) of \d failed in 1 h; 0\.5 % may Error budget: dispatch log idle/,
+    /Error budget: heartbeat writes (idle 0|100 % left 0) of \d failed in 1 h, 0\.5 % may fail Error budget: dispatch log idle/,
   )
 
   const poll = await get('/', { ...session, 'x-live': '1' })
@@ -212,7 +212,7 @@ t.test('it tells how the fleet is', async t => {
   t.notMatch(poll.html, '<header')
 })
 
-t.test('it tells where the fleet is going, and what of the error budgets is left', async t => {
+t.test('the page shows the trend of the fleet, and what is left of the error budgets', async t => {
   const { url, db, call } = await withServer(t)
   const { token } = await enroll(db, 'a')
   await call('POST /v1/heartbeat', { token, body: {} })
@@ -226,8 +226,8 @@ t.test('it tells where the fleet is going, and what of the error budgets is left
   const { get, login } = visitor(url)
   const { html } = await get('/', await login())
   t.match(textOf(html, 'fleet'), /^Fleet 1 online −[45] in 1 h 0 late ±0 in 1 h 0 offline −[34] in 1 h 0 Unity down ±0 in 1 h/)
-  t.match(textOf(html, 'fleet'), /online: 9 at first, 0 at last; late: 0 at first, 0 at last; offline: 0 at first, 9 at last/)
-  t.match(textOf(html, 'ingest'), /heartbeat writes 20 % left 4 of 1,00[01] failed in 1 h; 0\.5 % may/)
+  t.match(textOf(html, 'fleet'), /online: from 9 to 0; late: from 0 to 0; offline: from 0 to 9/)
+  t.match(textOf(html, 'ingest'), /heartbeat writes 20 % left 4 of 1,00[01] failed in 1 h, 0\.5 % may fail/)
   t.equal(html.match(/class="line-\d"/g)?.length, 4)
   t.match(html, /class="badge warn">20 % left/)
 })
@@ -237,7 +237,7 @@ t.test('offline devices are read page by page, the longest silent first', async 
   await db.sql`
     select fleet.create_device('device-' || lpad(n::text, 3, '0')) from generate_series(1, 60) n
   `
-  // Several with the same moment, and with microseconds.
+  // Several devices have the same time, and it has microseconds.
   await db.admin`
     update fleet.device_last_status s set status = 'ok',
       last_ts = now() - interval '1 day' - n.n / 7 * interval '1.000001 seconds', last_received_at = now()
@@ -258,7 +258,7 @@ t.test('offline devices are read page by page, the longest silent first', async 
     t.equal(pages, 3, status)
     t.equal(new Set(seen).size, 60, status)
     t.equal(seen.length, 60, status)
-    if (status === 'offline') t.equal(seen[0], 'device-056', 'silent for the longest')
+    if (status === 'offline') t.equal(seen[0], 'device-056', 'the one that is silent for longest')
   }
 })
 
@@ -280,7 +280,7 @@ t.test('a device has a page with its last day', async t => {
     textOf(html, 'day'),
     /^The last 24 hours 60 heartbeats, 1 of them with Unity down, 13[678] spans of ten minutes without one\./,
   )
-  t.match(textOf(html, 'day'), /Between \d\d and \d\d %, at last \d\d %\./)
+  t.match(textOf(html, 'day'), /Between \d\d and \d\d %, most recently \d\d %\./)
   t.equal(html.match(/<svg role="img"/g)?.length, 3)
   t.match(await get('/devices/999999', session), { status: 404, html: /There is no device 999999/ })
   const refused = await get('/devices/abc', { ...session, 'x-request-id': 'the-proxy-1' })
@@ -288,7 +288,7 @@ t.test('a device has a page with its last day', async t => {
   t.equal(refused.headers.get('x-request-id'), 'the-proxy-1')
 })
 
-t.test('a part that cannot be read says so, and the others are there', async t => {
+t.test('a part that cannot be read says so, and the others are shown', async t => {
   const { url, db } = await withServer(t)
   await enroll(db, 'a')
   const { get, login } = visitor(url)
@@ -301,13 +301,13 @@ t.test('a part that cannot be read says so, and the others are there', async t =
   `
   const { status, html } = await get('/', session)
   t.equal(status, 200)
-  t.match(textOf(html, 'jobs'), 'Could not be read: The server met a fault of its own; it was logged.')
-  t.match(textOf(html, 'checks'), /^Checks Could not be read: The database/)
-  t.match(textOf(html, 'headline'), 'Cannot tell whether all is well')
+  t.match(textOf(html, 'jobs'), 'This could not be read: An internal error occurred; it was logged.')
+  t.match(textOf(html, 'checks'), /^Checks This could not be read: The database/)
+  t.match(textOf(html, 'headline'), 'The checks could not be read')
   t.match(textOf(html, 'fleet'), '1 new')
 })
 
-t.test('when nothing can be read the answer is 503, and the page comes all the same', async t => {
+t.test('when nothing can be read, the answer is 503, and the page is shown all the same', async t => {
   const { url } = await withServer(t, { hot: { url: `postgres://fleet_server@127.0.0.1:${await freePort(true)}/fleet` } })
   const { get, login } = visitor(url)
   const session = await login()
@@ -315,11 +315,11 @@ t.test('when nothing can be read the answer is 503, and the page comes all the s
   t.equal(status, 503)
   t.equal(headers.get('retry-after'), '5')
   t.match(textOf(html, 'headline'), 'The database cannot be read')
-  t.match(textOf(html, 'fleet'), 'Could not be read: The database cannot be reached or did not answer in time.')
+  t.match(textOf(html, 'fleet'), 'This could not be read: The database cannot be reached or did not answer in time.')
   t.match(textOf(html, 'ingest'), 'Written 0')
 })
 
-t.test('several workers share the sessions and show their sum', async t => {
+t.test('several workers share the sessions, and the page shows their sum', async t => {
   const db = await withDatabase(t)
   const { server, url, call } = await withProcess(t, db, { WORKERS: '2' })
   await waitFor(async () => living(server).length === 2)
@@ -338,16 +338,16 @@ t.test('several workers share the sessions and show their sum', async t => {
   }
 })
 
-t.test('while heartbeats need everything polls wait, and a page that is opened is answered', async t => {
+t.test('under backpressure the page does not refresh, and can still be opened', async t => {
   const { url, db, call } = await withServer(t, { backpressureQueue: 1 })
   const { token } = await enroll(db, 'a')
   const { get, login } = visitor(url)
   const session = await login()
   await call('POST /v1/heartbeats', { token, body: Array.from({ length: 50 }, (_, n) => ({ ts: ago(10 * n) })) })
   const poll = await get('/', { ...session, 'x-live': '1' })
-  t.match(poll, { status: 503, html: /The server is busy with heartbeats; this page waits/ })
+  t.match(poll, { status: 503, html: /The server is busy with heartbeats, so this page is paused/ })
   t.match(poll.headers.get('retry-after'), /^\d+$/)
   const page = await get('/', session)
   t.equal(page.status, 200)
-  t.match(textOf(page.html, 'ingest'), 'Heartbeats come faster than they can be written')
+  t.match(textOf(page.html, 'ingest'), 'Heartbeats come faster than they are written')
 })

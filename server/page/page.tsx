@@ -1,9 +1,9 @@
 import { Hono, type Context, type Handler } from 'hono'
 import type { Child } from 'hono/jsx'
-import type { AppEnv, Parts } from '../app.ts'
+import type { AppEnv, ServerContext } from '../context.ts'
 import { timed } from '../ops/metrics.ts'
 import { Problem, requestId, toProblem, unavailable } from '../problem.ts'
-import { Source } from '../cache.ts'
+import { Cache } from '../cache.ts'
 import { answer, type Html } from './answer.ts'
 import { Archives } from './archives.tsx'
 import { serveAssets } from './assets.ts'
@@ -19,35 +19,36 @@ import { Jobs, readJobs } from './jobs.tsx'
 import { Page, Section } from './layout.tsx'
 import { localPath, Login, postLogin, postLogout } from './login.tsx'
 import { PartitionStrip } from './partitions.tsx'
-import { Lane, settled, toReader } from './result.ts'
+import { settled, toReader } from './result.ts'
+import { Semaphore } from './semaphore.ts'
 import { Sessions } from './session.ts'
 import { readSilence } from './silence.tsx'
 import { Storage } from './storage.tsx'
 import { readTrend } from './trend.tsx'
 
-/** Of a worker's connections the page takes no more than these. */
-const LANES = 2
+/** The page uses no more than these of a worker's connections. */
+const MAX_STATEMENTS = 2
 /** What a part may take; then the page comes without it. */
-const PATIENCE_MS = 3_000
+const TIMEOUT_MS = 3_000
 
-/** The page for whoever is on call: reads only, each part by itself. */
-export function opsPage(parts: Parts) {
-  const { config, log, metrics, pool, reader, backpressure } = parts
+/** The page for the person on call. It only reads, and a part that fails does not affect the others. */
+export function opsPage(context: ServerContext) {
+  const { config, log, metrics, pool, reader, backpressure } = context
   const app = new Hono<AppEnv>()
   const sessions = new Sessions(config, pool, log)
-  const lane = new Lane(LANES)
+  const semaphore = new Semaphore(MAX_STATEMENTS)
   const rates = new IngestRates(metrics)
-  const sources = {
-    fleet: new Source(2_000, () => lane.run(() => readFleet(reader))),
-    trend: new Source(30_000, () => lane.run(() => readTrend(reader))),
-    silence: new Source(5_000, () => lane.run(() => readSilence(pool))),
-    budgets: new Source(10_000, () => lane.run(() => readBudgets(pool))),
-    ingest: new Source(2_000, () => rates.read()),
-    partitions: new Source(5_000, () => lane.run(() => readPartitions(reader))),
-    checks: new Source(10_000, () => lane.run(() => readChecks(pool))),
-    jobs: new Source(10_000, () => lane.run(() => readJobs(pool))),
+  const caches = {
+    fleet: new Cache(2_000, () => semaphore.run(() => readFleet(reader))),
+    trend: new Cache(30_000, () => semaphore.run(() => readTrend(reader))),
+    silence: new Cache(5_000, () => semaphore.run(() => readSilence(pool))),
+    budgets: new Cache(10_000, () => semaphore.run(() => readBudgets(pool))),
+    ingest: new Cache(2_000, () => rates.read()),
+    partitions: new Cache(5_000, () => semaphore.run(() => readPartitions(reader))),
+    checks: new Cache(10_000, () => semaphore.run(() => readChecks(pool))),
+    jobs: new Cache(10_000, () => semaphore.run(() => readJobs(pool))),
   }
-  const within = <T,>(part: string, reading: Promise<T>) => settled(part, reading, log, PATIENCE_MS)
+  const readPart = <T,>(part: string, reading: Promise<T>) => settled(part, reading, log, TIMEOUT_MS)
 
   serveAssets(app)
   app.post('/login', timed(metrics, 'POST /login', postLogin(config, sessions, log)))
@@ -61,18 +62,18 @@ export function opsPage(parts: Parts) {
         const search = searchOf(c.req.query())
         const now = new Date()
         const [fleet, ingest, partitions, checks, jobs, devices, trend, silence, budgets] = await Promise.all([
-          within('fleet', sources.fleet.get()),
-          within('ingest', sources.ingest.get()),
-          within('partitions', sources.partitions.get()),
-          within('checks', sources.checks.get()),
-          within('jobs', sources.jobs.get()),
-          within(
+          readPart('fleet', caches.fleet.get()),
+          readPart('ingest', caches.ingest.get()),
+          readPart('partitions', caches.partitions.get()),
+          readPart('checks', caches.checks.get()),
+          readPart('jobs', caches.jobs.get()),
+          readPart(
             'devices',
-            lane.run(() => readDevices(reader, search)),
+            semaphore.run(() => readDevices(reader, search)),
           ),
-          within('trend', sources.trend.get()),
-          within('silence', sources.silence.get()),
-          within('budgets', sources.budgets.get()),
+          readPart('trend', caches.trend.get()),
+          readPart('silence', caches.silence.get()),
+          readPart('budgets', caches.budgets.get()),
         ])
         const isDown = [fleet, partitions, checks, jobs, devices].every(({ error }) => error !== undefined)
         const { level, text } = isDown ? { level: 'fail', text: 'The database cannot be read' } : headline(checks)
@@ -85,7 +86,7 @@ export function opsPage(parts: Parts) {
             nav: NAV,
           },
           <>
-            <section id="headline" data-live class={`headline ${level}`} aria-label="Is all well?">
+            <section id="headline" data-live class={`headline ${level}`} aria-label="Summary">
               <h1>
                 <span aria-hidden="true">{level === 'ok' ? '✓' : '!'}</span>{' '}
                 {level === 'ok' ? text : <a href="#checks">{text}</a>}
@@ -119,13 +120,13 @@ export function opsPage(parts: Parts) {
                 {devices.error === undefined ? (
                   <DeviceTable devices={devices.value} search={search} now={now} />
                 ) : (
-                  <p class="unread">Could not be read: {devices.error}</p>
+                  <p class="unread">This could not be read: {devices.error}</p>
                 )}
               </div>
             </section>
             <Section id="partitions" title="Days" of={partitions} show={value => <PartitionStrip days={daysOf(value, now)} />} />
             <div class="columns">
-              <Section id="archives" title="Archive" of={partitions} show={value => <Archives partitions={value} now={now} />} />
+              <Section id="archives" title="Archives" of={partitions} show={value => <Archives partitions={value} now={now} />} />
               <Section id="storage" title="Storage" of={partitions} show={value => <Storage partitions={value} now={now} />} />
             </div>
             <Section id="jobs" title="Jobs" of={jobs} show={value => <Jobs jobs={value} now={now} />} />
@@ -145,13 +146,13 @@ export function opsPage(parts: Parts) {
         if (!/^\d{1,15}$/.test(id)) throw new Problem(404, `There is no device ${id}.`)
         const now = new Date()
         const [device, day] = await Promise.all([
-          within(
+          readPart(
             'device',
-            lane.run(() => readDevice(reader, Number(id))),
+            semaphore.run(() => readDevice(reader, Number(id))),
           ),
-          within(
+          readPart(
             'day',
-            lane.run(() => readDay(reader, Number(id))),
+            semaphore.run(() => readDay(reader, Number(id))),
           ),
         ])
         const { error } = device
@@ -189,7 +190,7 @@ export function opsPage(parts: Parts) {
           <h1>{toReader(problem)}</h1>
           <p>Request {request_id}</p>
           <p>
-            <a href="/">To the fleet</a>
+            <a href="/">Back to the fleet</a>
           </p>
         </div>
       </Page>,
@@ -198,16 +199,17 @@ export function opsPage(parts: Parts) {
     )
   })
 
-  /** Without a session the answer is the form; to a poll it is 401, and 503 while heartbeats need all there is. */
+  /** Without a session the answer is the login form. A poll gets 401 instead, and 503 under backpressure. */
   function forSession(handler: (c: Context<AppEnv>) => Promise<Response>): Handler<AppEnv> {
     return async c => {
       if (!(await sessions.isOpen(c))) {
-        if (isPoll(c)) throw new Problem(401, 'The session is over.')
+        if (isPoll(c)) throw new Problem(401, 'The session has ended.')
         if (comesFromElsewhere(c)) return answer(c, <Again />)
         const { pathname, search } = new URL(c.req.url)
         return answer(c, <Login next={localPath(pathname + search)} />)
       }
-      if (isPoll(c) && backpressure.sheds('page')) throw unavailable('The server is busy with heartbeats; this page waits.')
+      if (isPoll(c) && backpressure.sheds('page'))
+        throw unavailable('The server is busy with heartbeats, so this page is paused.')
       return handler(c)
     }
   }
@@ -221,7 +223,7 @@ interface Shown {
   nav: Child
 }
 
-/** The whole page, or to a poll its parts alone. */
+/** The whole page, or only its parts for a poll. */
 async function show(c: Context<AppEnv>, { title, status, nav }: Shown, body: Html) {
   const headers: Record<string, string> = status === 503 ? { 'retry-after': '5' } : {}
   if (isPoll(c))
@@ -248,12 +250,12 @@ function isPoll(c: Context<AppEnv>) {
   return c.env.incoming.headers['x-live'] !== undefined
 }
 
-/** A link in a chat or an alert: with it the browser leaves out a SameSite=Strict cookie. */
+/** True for a link in a chat or an alert: the browser then leaves out a SameSite=Strict cookie. */
 function comesFromElsewhere(c: Context<AppEnv>) {
   return c.env.incoming.headers['sec-fetch-site'] === 'cross-site'
 }
 
-/** Asks for the same page once more, now as our own: then the cookie comes with it. */
+/** Loads the same page once more, now from our own site, so that the browser sends the cookie. */
 function Again() {
   return (
     <html lang="en">
@@ -266,7 +268,7 @@ function Again() {
 }
 
 const NAV = (
-  <nav aria-label="Parts of this page">
+  <nav aria-label="On this page">
     <ul>
       {['fleet', 'devices', 'partitions', 'archives', 'storage', 'jobs', 'checks'].map(part => (
         <li>

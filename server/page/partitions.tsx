@@ -2,20 +2,20 @@ import { type Day, LOOKS, type Look, type Partition } from './days.ts'
 import { bytes, count, plural } from './format.ts'
 import { Head } from './layout.tsx'
 
-/** Older days than these are counted in words. */
+/** Older days are only counted. */
 const MAX_MONTHS = 13
 
-/** The letter beside the colour, and what it means. */
+/** The letter in the cell of a day, and what it means. */
 const MEANING: Record<Look, [string, string]> = {
-  active: ['A', 'active: online, in the table'],
+  active: ['A', 'active: online'],
   ready: ['·', 'ready: made ahead, still empty'],
   detached: ['W', 'detached: waiting for the archiver'],
   archiving: ['▸', 'archiving: being written and proven'],
   archived: ['P', 'archived: proven, about to be dropped'],
   dropped: ['D', 'dropped: only in the archive'],
-  failed: ['!', 'failed: the archiver tries again'],
-  held: ['H', 'held: kept online by hand'],
-  restored: ['R', 'restored: back from the archive'],
+  failed: ['!', 'failed: the archiver will try again'],
+  held: ['H', 'held: kept online until somebody releases it'],
+  restored: ['R', 'restored: brought back from the archive'],
   missing: ['×', 'missing: no partition'],
 }
 
@@ -41,14 +41,14 @@ export function PartitionStrip({ days }: { days: Day[] }) {
       </ul>
       {older > 0 && (
         <p class="muted">
-          And {plural(older, 'older day')}: <code>select * from fleet.partition_health;</code>
+          {plural(older, 'older day')} not shown here: <code>select * from fleet.partition_health;</code>
         </p>
       )}
       {shown.map(([month, ofMonth]) => (
         <div class="month">
           <h3>{month}</h3>
           <ol class="strip">
-            {/* In one column with the same day of the other months, where a month has a line to itself. */}
+            {/* Puts a day in one column with the same day of other months, where a month has a line to itself. */}
             {Array.from({ length: Number(ofMonth[0]!.day.slice(8)) - 1 }, () => (
               <li class="blank" aria-hidden="true"></li>
             ))}
@@ -62,7 +62,7 @@ export function PartitionStrip({ days }: { days: Day[] }) {
         <summary>As a table, with rows and bytes</summary>
         <div class="scroll" id="days-rows" tabindex={0} role="region" aria-label="Days, as a table">
           <table>
-            <Head cells={['Day', 'State', { number: 'Rows' }, { number: 'Online' }, { number: 'Archived' }, 'Remark']} />
+            <Head cells={['Day', 'State', { number: 'Rows' }, { number: 'Online' }, { number: 'Archived' }, 'Note']} />
             <tbody>
               {shown
                 .flatMap(([, ofMonth]) => ofMonth)
@@ -92,7 +92,7 @@ function Row({ day: { day, look, partition } }: { day: Day }) {
   )
 }
 
-/** Why a day is as it is, where that needs words. */
+/** Why a day is in its state, if that needs words. */
 function remarkOf(look: Look, partition: Partition | undefined) {
   if (look === 'held') return `held: ${partition?.held_reason}`
   if (look === 'archiving' && partition?.step != null) return `step ${partition.step}`
@@ -112,7 +112,7 @@ function Cell({ day }: { day: Day }) {
   )
 }
 
-/** `2026-08-15: dropped, 288,000 rows, archive 4.1 MB`. */
+/** `2026-08-15: dropped, 288,000 rows, 4.1 MB archived`. */
 export function describe({ day, look, partition }: Day) {
   if (partition === undefined) return `${day}: missing`
   const { row_count, bytes_size, archive_bytes } = partition

@@ -22,7 +22,7 @@ t.test('a session is known to every server with the same admin key, until it end
   t.end()
 })
 
-t.test('nothing of a session can be changed', t => {
+t.test('no part of a session can be changed', t => {
   const now = Date.now()
   const sessions = sessionsOf()
   const cookie = sessions.issue(now)
@@ -63,14 +63,14 @@ t.test('wrong keys make an address wait, longer each time, and are forgotten', t
   t.equal(attempts.waitS('192.0.2.1', 300_000), 0)
   t.equal(attempts.waitS('192.0.2.2', 0), 0, 'others do not wait')
   attempts.failed('192.0.2.1', 15 * 60_000)
-  t.equal(attempts.waitS('192.0.2.1', 15 * 60_000), 0, 'after a quarter of an hour it begins anew')
+  t.equal(attempts.waitS('192.0.2.1', 15 * 60_000), 0, 'after a quarter of an hour the count starts again')
   for (let n = 0; n < 5; n++) attempts.failed('192.0.2.3', 0)
   attempts.succeeded('192.0.2.3')
   t.equal(attempts.waitS('192.0.2.3', 0), 0)
   t.end()
 })
 
-t.test('a network of IPv6 is one address, and no number of addresses takes more room', t => {
+t.test('an IPv6 network counts as one address, and memory is bounded', t => {
   const attempts = new Attempts(100)
   for (let n = 0; n < 4; n++) attempts.failed(`2001:db8::${n}`, 0)
   t.equal(attempts.waitS('2001:DB8:0:0:ffff::1', 0), 2)

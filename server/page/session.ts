@@ -1,26 +1,26 @@
 import { createHash, createHmac, randomBytes, scryptSync, timingSafeEqual } from 'node:crypto'
 import type { Context } from 'hono'
 import { deleteCookie, getCookie, setCookie } from 'hono/cookie'
-import type { AppEnv } from '../app.ts'
+import type { AppEnv } from '../context.ts'
 import { BoundedMap } from '../auth/bounded-map.ts'
 import type { ServerConfig } from '../config.ts'
 import type { Pool } from '../database.ts'
 import type { Log } from '../../lib/log.ts'
 import { unavailable } from '../problem.ts'
-import { within } from '../../lib/timeout.ts'
+import { withTimeout } from '../../lib/timeout.ts'
 
 const COOKIE = 'fleet_session'
-/** A working day: who has the page open overnight logs in again. */
+/** A working day. A page that stays open overnight asks for the key again. */
 export const SESSION_S = 12 * 3_600
 
-/** How long the page waits for the answer whether a session was ended. */
-const PATIENCE_MS = 1_000
+/** How long the page waits for the database to say whether a session was ended. */
+const TIMEOUT_MS = 1_000
 const MAX_ENDED = 1_000
 
 /**
- * Sessions that no one has to keep: a cookie holds when one ends, signed by a key made from the admin key. Every
- * worker and instance with that admin key accepts it, and another admin key ends all sessions. Only sessions that were ended by a
- * logout are stored, in Postgres, where every server looks them up.
+ * Sessions that nobody has to store: a cookie holds the time at which it ends, signed by a key that is made from the admin key.
+ * Every worker and instance with that admin key accepts it, and a different admin key ends all sessions. Only sessions that were
+ * ended by a logout are stored, in Postgres, where every server looks them up.
  */
 export class Sessions {
   readonly #key: Buffer
@@ -32,11 +32,11 @@ export class Sessions {
     readonly pool: Pool,
     readonly log: Log,
   ) {
-    // Slow on purpose, once: whoever has a cookie could otherwise try admin keys by the million.
+    // Slow on purpose, and done once. Otherwise somebody with a cookie could try millions of admin keys.
     this.#key = scryptSync(config.adminKey, 'nexmdm ops page', 32)
   }
 
-  /** What the cookie of a session holds that begins at `now` (ms). */
+  /** The cookie of a session that begins at `now` (ms). */
   issue(now = Date.now()) {
     const said = `${Math.floor(now / 1_000) + SESSION_S}.${randomBytes(12).toString('base64url')}`
     return `${said}.${this.#sign(said).toString('base64url')}`
@@ -48,15 +48,15 @@ export class Sessions {
   }
 
   /**
-   * Whether a request has an open session. If the database does not answer within a second, a session counts as open unless this worker
-   * knows that it was ended, because the person on call needs the page most when the database is unreachable.
+   * Whether a request has an open session. If the database does not answer within a second, a session counts as open unless this
+   * worker knows that it was ended, because the person on call needs the page most when the database is unreachable.
    */
   async isOpen(c: Context<AppEnv>) {
     const session = this.#read(this.#cookie(c))
     if (session === undefined || this.#ended.get(session.key)) return false
     try {
-      const [row] = await within(
-        PATIENCE_MS,
+      const [row] = await withTimeout(
+        TIMEOUT_MS,
         this.pool.run(
           sql => sql<{ is_ended: boolean }[]>`
         select fleet.is_session_ended(${session.hash}) as is_ended
@@ -118,13 +118,13 @@ export class Sessions {
     return { path: '/', httpOnly: true, sameSite: 'Strict', secure: isSecure(c, this.config), prefix: this.#prefix(c) } as const
   }
 
-  /** Over TLS the name itself keeps other hosts of the domain, and plain HTTP, from setting it. */
+  /** Over TLS this prefix keeps other hosts of the domain, and plain HTTP, from setting the cookie. */
   #prefix(c: Context<AppEnv>) {
     return isSecure(c, this.config) ? 'host' : undefined
   }
 }
 
-/** TLS ends before this server, at a proxy that says so. */
+/** TLS ends at a proxy in front of this server, which says so in a header. */
 function isSecure(c: Context<AppEnv>, { trustProxy }: Pick<ServerConfig, 'trustProxy'>) {
   const { 'x-forwarded-proto': proto } = c.env.incoming.headers
   return (

@@ -11,7 +11,7 @@ export interface Silence {
   muted_reason: string | null
 }
 
-/** The first is the whole fleet. Of the primary: what watches over silence works there. */
+/** The first row is the whole fleet. From the primary, because the job that watches for silence runs there. */
 export async function readSilence(pool: Pool) {
   return [
     ...(await pool.run(
@@ -22,24 +22,24 @@ export async function readSilence(pool: Pool) {
   ]
 }
 
-/** Why nothing is said of anybody's silence. */
+/** Why silence is not judged. */
 const MUTED: Record<string, string> = {
-  ingest_down: 'no heartbeat comes in at all',
-  ingest_resumed: 'heartbeats have come in again for too short a time',
-  unwatched: 'the job that watches does not run',
-  few_devices: 'too few devices',
-  few_samples: 'it takes a day to know what is usual',
+  ingest_down: 'no heartbeats arrive at all',
+  ingest_resumed: 'heartbeats have only just begun to arrive again',
+  unwatched: 'the job that watches for silence does not run',
+  few_devices: 'there are too few devices',
+  few_samples: 'it takes a day to learn what is usual',
 }
 
 export function SilenceAlarm({ silence: { active, gone_quiet, usual_share } }: { silence: Silence }) {
   return (
     <span class="badge fail alarm">
-      gone quiet: {count(gone_quiet)} of {plural(active, 'device')}, usually {short(100 * (usual_share ?? 0))} %
+      {count(gone_quiet)} of {plural(active, 'device')} went quiet, usually {short(100 * (usual_share ?? 0))} %
     </span>
   )
 }
 
-/** Of the whole fleet: the alarm, or that nobody judges. */
+/** For the whole fleet: the alarm, or why silence is not judged. */
 export function FleetSilence({ silence }: { silence: Silence }) {
   if (silence.is_alarming)
     return (
@@ -47,10 +47,6 @@ export function FleetSilence({ silence }: { silence: Silence }) {
         <SilenceAlarm silence={silence} />
       </p>
     )
-  if (silence.muted_reason === null) return <p class="muted">No more devices have gone quiet than usual.</p>
-  return (
-    <p class="muted">
-      Whether more devices go quiet than usual is not judged: {MUTED[silence.muted_reason] ?? silence.muted_reason}.
-    </p>
-  )
+  if (silence.muted_reason === null) return <p class="muted">No more devices than usual have gone quiet.</p>
+  return <p class="muted">Silence is not judged now: {MUTED[silence.muted_reason] ?? silence.muted_reason}.</p>
 }

@@ -5,14 +5,14 @@ import { dayOf } from './time.tsx'
 
 const SHOWN = 120
 
-/** What each day takes, in the database and in the archive. */
+/** What each partition takes, in the database and in the archive. */
 export function Storage({ partitions, now }: { partitions: Partition[]; now: Date }) {
   const past = partitions.filter(({ range_start }) => Date.parse(range_start) <= now.getTime())
   const shown = past.slice(-SHOWN)
   if (shown.length === 0) return <p class="muted">There is no partition yet.</p>
   const online = sum(past, ({ bytes_size }) => bytes_size)
   const archived = sum(past, ({ archive_bytes }) => archive_bytes ?? 0)
-  // Today is not over, and what is dropped has left.
+  // Without today, which is not over, and without partitions that were dropped.
   const whole = past.filter(({ range_end, bytes_size }) => Date.parse(range_end) <= now.getTime() && bytes_size > 0).slice(-7)
   const growth = whole.length === 0 ? undefined : sum(whole, ({ bytes_size }) => bytes_size) / whole.length
   const tops = shown.map(({ bytes_size, archive_bytes }) => bytes_size + (archive_bytes ?? 0))
@@ -22,12 +22,12 @@ export function Storage({ partitions, now }: { partitions: Partition[]; now: Dat
     <>
       <p>
         {said}
-        {growth !== undefined && ` ${bytes(growth)} a partition lately.`}
+        {growth !== undefined && ` Recent partitions take ${bytes(growth)} each.`}
       </p>
       <Chart
         id="storage-plot"
         height={280}
-        title="Bytes of each partition"
+        title="Size of each partition"
         description={`${dayOf(shown[0]!.range_start)} to ${dayOf(shown.at(-1)!.range_start)}: ${said}`}
         yTicks={yTicks}
         yLabel={bytes}

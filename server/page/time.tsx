@@ -1,6 +1,6 @@
 import { duration } from './format.ts'
 
-/** A moment as RFC 3339 text, shown as the time since or until, with the time of day in UTC. */
+/** A time as RFC 3339 text, shown as the time since it or until it, with the time of day in UTC. */
 export function Moment({ at, now }: { at: string; now: Date }) {
   return (
     <time dateTime={at} class="moment">
@@ -16,7 +16,7 @@ export function relative(at: string, now: Date) {
   return seconds > 0 ? `${duration(seconds)} ago` : `in ${duration(-seconds)}`
 }
 
-/** `14:03 UTC`, with the date when it is another day's. */
+/** `14:03 UTC`, with the date if it is not today. */
 export function utc(at: string, now: Date) {
   const iso = new Date(at).toISOString()
   const day = iso.slice(0, 10)

@@ -21,7 +21,7 @@ export interface Sample {
   unity_down: number
 }
 
-/** Of the last day. */
+/** The samples of the last day. */
 export async function readTrend(reader: Reader) {
   return [
     ...(await reader.run(
@@ -34,16 +34,16 @@ export async function readTrend(reader: Reader) {
   ]
 }
 
-/** How much more there are than an hour ago; undefined without a look from then. */
+/** How many more devices there are than an hour ago. Undefined if there is no sample from then. */
 export function sinceAnHour(samples: Sample[], now: Date, value: number, status: (typeof SERIES)[number][0]) {
   const then = samples.findLast(({ sampled_at }) => Date.parse(sampled_at) <= now.getTime() - 3_600_000)
   if (then === undefined || Date.parse(then.sampled_at) < now.getTime() - 2 * 3_600_000) return undefined
   return value - then[status]
 }
 
-/** The last day of the fleet; where nobody looked the lines are interrupted. */
+/** The last day of the fleet. The lines are interrupted where there is no sample. */
 export function Trend({ samples, now }: { samples: Sample[]; now: Date }) {
-  if (samples.length < 2) return <p class="muted">The trend begins when the fleet was counted twice, ten minutes apart.</p>
+  if (samples.length < 2) return <p class="muted">The trend appears once the fleet has been counted twice, ten minutes apart.</p>
   const end = Math.ceil(now.getTime() / STEP_MS) * STEP_MS
   const at = (step: number) => end - (STEPS - step) * STEP_MS
   const byTime = new Map(samples.map(sample => [Date.parse(sample.sampled_at), sample]))
@@ -58,7 +58,7 @@ export function Trend({ samples, now }: { samples: Sample[]; now: Date }) {
     <Chart
       id="trend-plot"
       title="Devices, last 24 hours"
-      description={SERIES.map(([status, label]) => `${label}: ${first[status]} at first, ${last[status]} at last`).join('; ')}
+      description={SERIES.map(([status, label]) => `${label}: from ${first[status]} to ${last[status]}`).join('; ')}
       yTicks={yTicks}
       yLabel={count}
       xTicks={xTicks}

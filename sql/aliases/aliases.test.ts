@@ -2,40 +2,40 @@ import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, value } from '../../testing/fleet.ts'
 
-const table = 'public.device_heartbeats'
+const TABLE = 'public.device_heartbeats'
 
 t.test('a table is imported, and its heartbeats written back, by the old names', async t => {
   const db = await withDatabase(t)
   const [device] = (await enroll(db.sql, 1)) as [number]
   await db.admin.unsafe(`
-    create table ${table} (device_id text, ts timestamp, battery_pct integer);
-    grant select, insert, trigger on ${table} to fleet_owner;
-    insert into ${table} select 'device-1', now() at time zone 'UTC' - n * interval '1 minute', n % 100 from generate_series(1, 300) n`)
+    create table ${TABLE} (device_id text, ts timestamp, battery_pct integer);
+    grant select, insert, trigger on ${TABLE} to fleet_owner;
+    insert into ${TABLE} select 'device-1', now() at time zone 'UTC' - n * interval '1 minute', n % 100 from generate_series(1, 300) n`)
   const dba = asRole(t, db, 'fleet_dba')
   const reader = asRole(t, db, 'fleet_reader')
   const states = async () => (await reader`select state from fleet.adoption_progress`).map(row => row.state as string)
 
-  t.match(await dba`select rows::int from fleet.adoption_plan(${table}) where item = 'taken'`, [{ rows: 300 }])
+  t.match(await dba`select rows::int from fleet.adoption_plan(${TABLE}) where item = 'taken'`, [{ rows: 300 }])
   t.same(await states(), [], 'the plan imports nothing')
   // Each of these procedures begins with a COMMIT, which fails where the caller does not allow it.
-  t.equal(await value(dba.unsafe(`call fleet.adopt_table('${table}', p_batch_rows => 100, p_pause => '0')`)), 'moved')
+  t.equal(await value(dba.unsafe(`call fleet.adopt_table('${TABLE}', p_batch_rows => 100, p_pause => '0')`)), 'moved')
   t.same(await states(), ['moved'])
-  t.equal(await value(dba.unsafe(`call fleet.run_adoption('${table}', 100, '0', null)`)), 'moved', 'nothing is left to do')
+  t.equal(await value(dba.unsafe(`call fleet.run_adoption('${TABLE}', 100, '0', null)`)), 'moved', 'nothing is left to do')
   await t.rejects(
-    dba.begin(sql => sql.unsafe(`call fleet.adopt_table('${table}')`)),
+    dba.begin(sql => sql.unsafe(`call fleet.adopt_table('${TABLE}')`)),
     { code: '2D000' },
     'refused in a transaction, as import_table() is',
   )
-  t.equal(await value(dba.unsafe(`call fleet.verify_adoption('${table}')`)), 'verified')
+  t.equal(await value(dba.unsafe(`call fleet.verify_adoption('${TABLE}')`)), 'verified')
 
   await db.sql`select fleet.ingest(json_build_array(json_build_object('device_id', ${device}::int, 'battery_pct', 7)))`
-  t.equal(await value(dba.unsafe(`call fleet.abandon_adoption('${table}')`)), 'abandoned')
-  t.equal(await value(db.admin.unsafe(`select count(*)::int from ${table}`)), 301, 'the new heartbeat is written back')
+  t.equal(await value(dba.unsafe(`call fleet.abandon_adoption('${TABLE}')`)), 'abandoned')
+  t.equal(await value(db.admin.unsafe(`select count(*)::int from ${TABLE}`)), 301, 'the new heartbeat is written back')
 
-  await dba.unsafe(`call fleet.adopt_table('${table}')`)
-  await dba.unsafe(`call fleet.verify_adoption('${table}')`)
-  t.match(await value(dba.unsafe(`select fleet.confirm_adoption('${table}')`)), /is confirmed/)
-  t.equal(await value(dba`select fleet.forget_adoption(${table})`), true)
+  await dba.unsafe(`call fleet.adopt_table('${TABLE}')`)
+  await dba.unsafe(`call fleet.verify_adoption('${TABLE}')`)
+  t.match(await value(dba.unsafe(`select fleet.confirm_adoption('${TABLE}')`)), /is confirmed/)
+  t.equal(await value(dba`select fleet.forget_adoption(${TABLE})`), true)
   t.same(await states(), [])
 })
 

@@ -24,19 +24,19 @@ async function changesOf({ sql }: TestDatabase) {
   )
 }
 
-const heartbeats = 'alter table fleet.device_heartbeats'
+const ALTER_HEARTBEATS = 'alter table fleet.device_heartbeats'
 
 t.test("changes of columns are recorded, and an old name leads to today's name", async t => {
   const db = await withDatabase(t)
   const { sql } = db
   t.same(await changesOf(db), [], 'a new database has no changes')
-  await sql.unsafe(`${heartbeats} add column a text, add column b smallint, add column c text`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column a text, add column b smallint, add column c text`)
   const before = (await value(sql`select clock_timestamp()::text`)) as string
-  await sql.unsafe(`${heartbeats} rename column a to a2`)
-  await sql.unsafe(`${heartbeats} rename column a2 to a3`)
-  await sql.unsafe(`${heartbeats} alter column b type bigint`)
-  await sql.unsafe(`${heartbeats} drop column c`)
-  await sql.unsafe(`${heartbeats} add column c integer`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} rename column a to a2`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} rename column a2 to a3`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} alter column b type bigint`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} drop column c`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column c integer`)
   t.same(await changesOf(db), [
     'added a text',
     'added b smallint',
@@ -83,15 +83,15 @@ t.test('without the event trigger, changes are recorded by maintain() and by a r
   const db = await withDatabase(t)
   const { sql, admin } = db
   await admin`drop event trigger fleet_guard_columns`
-  await sql.unsafe(`${heartbeats} add column a text`)
-  await sql.unsafe(`${heartbeats} add column b text`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column a text`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column b text`)
   t.equal(await value(sql`select count(*)::int from fleet.column_changes`), 0)
   await sql`call fleet.maintain()`
   t.equal(await value(sql`select count(*)::int from fleet.column_changes`), 2)
   // Before the retirement, two columns swap their names.
-  await sql.unsafe(`${heartbeats} rename column a to between`)
-  await sql.unsafe(`${heartbeats} rename column b to a`)
-  await sql.unsafe(`${heartbeats} rename column between to b`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} rename column a to between`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} rename column b to a`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} rename column between to b`)
   const name = await partitionAt(sql, daysAgo(5))
   await sql`select fleet.archive_partition(${name})`
   t.same(await changesOf(db), ['added a text', 'added b text', 'renamed a b', 'renamed b a'])
@@ -107,7 +107,7 @@ t.test('without the event trigger, changes are recorded by maintain() and by a r
 t.test('changes by a superuser are recorded once, even with two sessions at a time', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
-  await admin.unsafe(`${heartbeats} add column a text`)
+  await admin.unsafe(`${ALTER_HEARTBEATS} add column a text`)
   await Promise.all(Array.from({ length: 5 }, () => sql`select fleet.note_columns()`))
   t.same(await changesOf(db), ['added a text'])
 })
@@ -115,9 +115,9 @@ t.test('changes by a superuser are recorded once, even with two sessions at a ti
 t.test('in a restored dump columns are recognized by their names, whatever their numbers are', async t => {
   const db = await withDatabase(t)
   const { sql } = db
-  await sql.unsafe(`${heartbeats} add column gone text`)
-  await sql.unsafe(`${heartbeats} add column a text, add column b text`)
-  await sql.unsafe(`${heartbeats} drop column gone`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column gone text`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column a text, add column b text`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} drop column gone`)
   await sql`select fleet.note_columns()`
   const before = await changesOf(db)
   // As after pg_restore: the recorded numbers belong to another table in another cluster, and the new table has no gap.
@@ -133,7 +133,7 @@ t.test('in a restored dump columns are recognized by their names, whatever their
     )
   }
   await sql.unsafe(`update fleet.heartbeat_columns set relid = relid::bigint + 1, attnum = attnum + 1`)
-  await sql.unsafe(`${heartbeats} rename column a to a2`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} rename column a to a2`)
   t.same((await changesOf(db)).slice(before.length), ['added a2 text', 'dropped a'])
 })
 
@@ -180,10 +180,10 @@ t.test('a column without an archive form is refused when it is added', async t =
   await sql`create domain fleet.some_domain as text`
   for (const [type, hasForm] of Object.entries(forms)) {
     for (const by of [sql, admin]) {
-      const adding = by.unsafe(`${heartbeats} add column x ${type}`).then(() => 'added')
+      const adding = by.unsafe(`${ALTER_HEARTBEATS} add column x ${type}`).then(() => 'added')
       if (hasForm) {
         t.equal(await adding, 'added', type)
-        await by.unsafe(`${heartbeats} drop column x`)
+        await by.unsafe(`${ALTER_HEARTBEATS} drop column x`)
       } else {
         await t.rejects(adding, {
           code: 'FL422',
@@ -193,13 +193,13 @@ t.test('a column without an archive form is refused when it is added', async t =
       }
     }
   }
-  await sql.unsafe(`${heartbeats} add column x text`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column x text`)
   await t.rejects(
-    sql.unsafe(`${heartbeats} alter column x type bytea using null`),
+    sql.unsafe(`${ALTER_HEARTBEATS} alter column x type bytea using null`),
     { code: 'FL422' },
     'a type cannot be changed to one either',
   )
-  await t.rejects(sql.unsafe(`${heartbeats} add column y bigint generated always as (device_id + 1) stored`), {
+  await t.rejects(sql.unsafe(`${ALTER_HEARTBEATS} add column y bigint generated always as (device_id + 1) stored`), {
     code: 'FL422',
     message: /\(generated\)/,
   })
@@ -210,7 +210,7 @@ t.test('a column without an archive form is refused when it is added', async t =
   )
   await t.rejects(
     sql.begin(async s => {
-      await s.savepoint(s => s.unsafe(`${heartbeats} add column y bytea`))
+      await s.savepoint(s => s.unsafe(`${ALTER_HEARTBEATS} add column y bytea`))
     }),
     { code: 'FL422' },
     'not in a subtransaction either',
@@ -256,7 +256,7 @@ t.test('a column from before the guard is reported within the minute, and does n
     select status, detail, remedy from fleet.check() where check_name = 'archive_columns'`
     )[0]
   t.match(await checked(), { status: 'warn', detail: /fleet_guard_columns is missing/ })
-  await sql.unsafe(`${heartbeats} add column x bytea, add column y bigint generated always as (device_id + 1) stored`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column x bytea, add column y bigint generated always as (device_id + 1) stored`)
   const bad = await checked()
   t.match(bad, { status: 'fail', detail: /no form for x bytea, y bigint \(generated\)/ })
   await admin.unsafe((await sql`select remedy from fleet.check() where check_name = 'archive_columns'`)[0]?.remedy as string)
@@ -268,10 +268,10 @@ t.test('a column from before the guard is reported within the minute, and does n
   t.match(await checked(), { status: 'ok', remedy: null })
 
   await admin`alter event trigger fleet_guard_columns disable`
-  await sql.unsafe(`${heartbeats} add column z bytea`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column z bytea`)
   await admin`alter event trigger fleet_guard_columns enable always`
   await sql`select fleet.archive_partition(${await partitionAt(sql, daysAgo(40))})`
-  await sql.unsafe(`${heartbeats} add column w text`)
+  await sql.unsafe(`${ALTER_HEARTBEATS} add column w text`)
   await t.rejects(sql`select * from fleet.archive_columns('fleet.device_heartbeats')`, {
     code: 'FL422',
     hint: /archiver\/archive\/parquet\.ts/,

@@ -5,7 +5,7 @@ import { generator } from '../../testing/random.ts'
 import { waitFor, withCluster, withDatabase, type TestDatabase } from '../../testing/database.ts'
 import { asRole, daysAgo, enroll, ingest, value } from '../../testing/fleet.ts'
 
-const table = 'public.device_heartbeats'
+const TABLE = 'public.device_heartbeats'
 
 /** A table as the old application has it: another role owns it, and fleet_owner has the rights that an import needs. */
 async function plainTable(
@@ -15,18 +15,18 @@ async function plainTable(
   signal_dbm double precision, agent_version text, ip text
 `,
 ) {
-  await admin.unsafe(`create table ${table} (${columns}); grant select, trigger on ${table} to fleet_owner`)
+  await admin.unsafe(`create table ${TABLE} (${columns}); grant select, trigger on ${TABLE} to fleet_owner`)
 }
 
 /** Writes as the old application does: one INSERT. */
 function write(sql: Sql, rows: Record<string, unknown>[]) {
   return sql.unsafe(
     `
-    insert into ${table} (${Object.keys(rows[0] ?? {}).join(', ')})
+    insert into ${TABLE} (${Object.keys(rows[0] ?? {}).join(', ')})
     select ${Object.keys(rows[0] ?? {})
       .map(name => `r.${name}`)
       .join(', ')}
-    from jsonb_populate_recordset(null::${table}, $1::text::jsonb) r
+    from jsonb_populate_recordset(null::${TABLE}, $1::text::jsonb) r
   `,
     [JSON.stringify(rows)],
   )
@@ -38,9 +38,9 @@ async function pastOthers({ admin }: TestDatabase) {
   await waitFor(async () => (await value(admin`select pg_snapshot_xmin(pg_current_snapshot()) > ${String(mine)}::xid8`)) === true)
 }
 
-const importTable = async (sql: Sql, options = '') => await value(sql.unsafe(`call fleet.import_table('${table}'${options})`))
-const verify = async (sql: Sql) => await value(sql.unsafe(`call fleet.verify_import('${table}')`))
-const confirm = async (sql: Sql) => await value(sql.unsafe(`select fleet.confirm_import('${table}')`))
+const importTable = async (sql: Sql, options = '') => await value(sql.unsafe(`call fleet.import_table('${TABLE}'${options})`))
+const verify = async (sql: Sql) => await value(sql.unsafe(`call fleet.verify_import('${TABLE}')`))
+const confirm = async (sql: Sql) => await value(sql.unsafe(`select fleet.confirm_import('${TABLE}')`))
 const stored = async (sql: Sql) => Number(await value(sql`select count(*) from fleet.device_heartbeats`))
 /** The time `minutes` ago, as a timestamp without a zone. */
 const utc = (minutes: number) => new Date(Date.now() - minutes * 60_000).toISOString().replace('Z', '')
@@ -56,7 +56,7 @@ t.test('a table with different column names and types is imported, in any time z
   )
   const [first, second] = (await enroll(db.sql, 2)) as [number, number]
   await db.admin.unsafe(`
-    insert into ${table} (device, "Time", battery, rssi, network_type, unity_running, agent_version, ip, created_at) values
+    insert into ${TABLE} (device, "Time", battery, rssi, network_type, unity_running, agent_version, ip, created_at) values
     ('device-1', '2026-03-29 02:30:00.123456', 81.4, '-61', 'wifi', 1, '3.1.0', '10.1.2.3', '2026-03-29 02:30:01+00'),
     ('device-2', '2026-03-29 02:30:00', null, null, null, null, null, null, 'infinity'),
     ('device-1', '2026-03-29 02:31:00', 0, '-120', '', 0, 'ünï|:~', '2001:db8::1/64', null)
@@ -69,7 +69,7 @@ t.test('a table with different column names and types is imported, in any time z
     signal_dbm: 'rssi',
     received_at: 'created_at',
   })
-  const plan = await dba`select item, detail, rows::int from fleet.import_plan(${table}, ${columns}::text::jsonb)`
+  const plan = await dba`select item, detail, rows::int from fleet.import_plan(${TABLE}, ${columns}::text::jsonb)`
   t.match(
     plan.filter(row => row.item !== 'column'),
     [
@@ -349,7 +349,7 @@ t.test('rows that cannot become heartbeats stay in the table, are counted by rea
     { reason: 'unreadable', source_device: '', rows: 2 },
   ])
   const refused = await dba<{ reason: string; source_row: { battery_pct: number | null; ip: string | null } }[]>`
-    select * from fleet.refused_rows(${table})
+    select * from fleet.refused_rows(${TABLE})
   `
   t.equal(refused.length, 11)
   t.same(
@@ -359,10 +359,10 @@ t.test('rows that cannot become heartbeats stay in the table, are counted by rea
       .sort(),
     ['unknown', 99_999].sort(),
   )
-  t.equal((await dba`select * from fleet.refused_rows(${table}, 3)`).length, 3)
+  t.equal((await dba`select * from fleet.refused_rows(${TABLE}, 3)`).length, 3)
   t.equal(await verify(dba), 'verified', 'refused rows are not differences')
 
-  await db.admin.unsafe(`update ${table} set ip = null where ip = 'unknown'`)
+  await db.admin.unsafe(`update ${TABLE} set ip = null where ip = 'unknown'`)
   t.equal(await verify(dba), 'moved', 'a row that was fixed counts as missing')
   t.match(await dba`select rows_missing from fleet.import_days where rows_missing > 0`, [{ rows_missing: '1' }])
   await importTable(dba, `, p_unknown_devices => 'enroll'`)
@@ -420,9 +420,9 @@ t.test('numeric ids match device_id, stay the same when enrolled, or are looked 
   )
   const [first] = (await enroll(other.sql, 2)) as [number]
   await other.admin.unsafe(
-    `insert into ${table} (device_id, ts) select id, now() - right(alias, 1)::integer * interval '1 hour' from public.devices`,
+    `insert into ${TABLE} (device_id, ts) select id, now() - right(alias, 1)::integer * interval '1 hour' from public.devices`,
   )
-  await other.admin`insert into fleet.import_devices select ${table}, d.id, f.device_id from public.devices d join fleet.devices f using (alias)`
+  await other.admin`insert into fleet.import_devices select ${TABLE}, d.id, f.device_id from public.devices d join fleet.devices f using (alias)`
   const otherDba = asRole(t, other, 'fleet_dba')
   await importTable(otherDba)
   t.match(await otherDba`select rows_stored, rows_refused from fleet.import_progress`, [{ rows_stored: '2', rows_refused: '1' }])
@@ -439,7 +439,7 @@ t.test('the old application keeps writing, and its rows arrive immediately', asy
   const [first] = (await enroll(db.sql, 2)) as [number]
   const { admin, sql } = db
   await admin.unsafe(
-    `create role old_writer login; grant insert, select on ${table} to old_writer; grant usage on sequence public.device_heartbeats_id_seq to old_writer`,
+    `create role old_writer login; grant insert, select on ${TABLE} to old_writer; grant usage on sequence public.device_heartbeats_id_seq to old_writer`,
   )
   t.teardown(async () => {
     await admin.unsafe('drop owned by old_writer; drop role old_writer')
@@ -469,7 +469,7 @@ t.test('the old application keeps writing, and its rows arrive immediately', asy
   await locker`lock table fleet.device_last_status in access exclusive mode`
   await write(old, [{ device_id: 'device-2', ts: utc(0.2), battery_pct: 7 }])
   await locker`rollback`
-  t.equal(await value(admin.unsafe(`select count(*)::int from ${table}`)), 7)
+  t.equal(await value(admin.unsafe(`select count(*)::int from ${TABLE}`)), 7)
   t.equal(await stored(sql), 4)
   t.match(
     await dba`select detail, is_ok from fleet.events where event = 'import.forward'`,
@@ -477,7 +477,7 @@ t.test('the old application keeps writing, and its rows arrive immediately', asy
     'reported once a minute',
   )
   t.match(await dba`select check_name, remedy from fleet.check() where check_name ~ 'import' and status <> 'ok'`, [
-    { check_name: 'import_forwards', remedy: `call fleet.import_table('${table}');` },
+    { check_name: 'import_forwards', remedy: `call fleet.import_table('${TABLE}');` },
   ])
   t.equal(await verify(dba), 'moved')
   await importTable(dba)
@@ -488,7 +488,7 @@ t.test('the old application keeps writing, and its rows arrive immediately', asy
   t.equal(await stored(sql), 6, 'the trigger is gone')
   t.equal(await value(admin`select count(*)::int from pg_proc where proname ~ '^forward_'`), 0)
   t.match(await confirm(dba), /was confirmed at/)
-  await t.rejects(dba.unsafe(`call fleet.abandon_import('${table}')`), { code: 'FL002', message: /can no longer be abandoned/ })
+  await t.rejects(dba.unsafe(`call fleet.abandon_import('${TABLE}')`), { code: 'FL002', message: /can no longer be abandoned/ })
   t.same(await dba`select event from fleet.events where event ~ '^import' and is_ok order by event_id`, [
     { event: 'import.start' },
     { event: 'import.moved' },
@@ -497,8 +497,8 @@ t.test('the old application keeps writing, and its rows arrive immediately', asy
     { event: 'import.verified' },
     { event: 'import.confirmed' },
   ])
-  t.equal(await value(dba`select fleet.forget_import(${table})`), true)
-  t.equal(await value(dba`select fleet.forget_import(${table})`), false)
+  t.equal(await value(dba`select fleet.forget_import(${TABLE})`), true)
+  t.equal(await value(dba`select fleet.forget_import(${TABLE})`), false)
   t.same(await dba`select * from fleet.import_days`, [])
 })
 
@@ -527,7 +527,7 @@ t.test('without the trigger, another call imports what was written since', async
   await write(db.admin, [{ device_id: 'device-1', ts: utc(30) }])
   const dba = asRole(t, db, 'fleet_dba')
   await importTable(dba, ', p_forward => false')
-  t.same(await db.admin`select tgname from pg_trigger where tgrelid = ${table}::regclass`, [])
+  t.same(await db.admin`select tgname from pg_trigger where tgrelid = ${TABLE}::regclass`, [])
   await pastOthers(db)
   t.equal(await verify(dba), 'verified')
   await write(db.admin, [
@@ -541,7 +541,7 @@ t.test('without the trigger, another call imports what was written since', async
   })
   t.match(await dba`select state from fleet.import_progress`, [{ state: 'verified' }])
   t.same(
-    await db.admin`select tgname from pg_trigger where tgrelid = ${table}::regclass`,
+    await db.admin`select tgname from pg_trigger where tgrelid = ${TABLE}::regclass`,
     [],
     'the failed attempt leaves no trigger behind',
   )
@@ -576,11 +576,11 @@ t.test('every kind of difference is found, by day, and prevents confirmation', a
   `
     )[0]
 
-  await admin.unsafe(`update ${table} set battery_pct = 100 where id = 7`)
+  await admin.unsafe(`update ${TABLE} set battery_pct = 100 where id = 7`)
   await t.rejects(confirm(dba), { code: 'FL010', message: /1 are there with different content/ })
   t.equal(await verify(dba), 'moved')
   t.same(await bad(), { missing: 0, changed: 1 }, 'changed in the table')
-  await admin.unsafe(`update ${table} set battery_pct = 6 where id = 7`)
+  await admin.unsafe(`update ${TABLE} set battery_pct = 6 where id = 7`)
   t.equal(await verify(dba), 'verified')
 
   await admin.unsafe('grant update, delete on fleet.device_heartbeats to postgres')
@@ -598,7 +598,7 @@ t.test('every kind of difference is found, by day, and prevents confirmation', a
   t.same(await bad(), { missing: 100, changed: 0 }, 'lost in the store')
   await importTable(dba)
   t.equal(await verify(dba), 'verified', 'another pass restores them')
-  await admin.unsafe(`delete from ${table} where id > 250`)
+  await admin.unsafe(`delete from ${TABLE} where id > 250`)
   t.equal(await verify(dba), 'verified', 'rows that the old application deletes meanwhile are not differences')
   t.equal(await stored(db.sql), 300)
 })
@@ -614,7 +614,7 @@ t.test('days are not retired until the import into them is confirmed', async t =
   const dba = asRole(t, db, 'fleet_dba')
   await importTable(dba)
   t.match(await dba`select distinct action, reason from fleet.retention_plan() where range_end < now() - interval '90 days'`, [
-    { action: 'hold', reason: `${table} is being imported; confirm or abandon the import` },
+    { action: 'hold', reason: `${TABLE} is being imported; confirm or abandon the import` },
   ])
   await dba`call fleet.nightly()`
   const name = (await value(
@@ -653,11 +653,11 @@ t.test('a wrong clock does not create thousands of partitions', async t => {
   })
   t.match(await dba`select state, last_error from fleet.import_progress`, [{ state: 'moving', last_error: /clocks were wrong/ }])
   t.match(await dba`select remedy from fleet.check() where check_name = 'imports'`, [
-    { remedy: `call fleet.import_table('${table}');` },
+    { remedy: `call fleet.import_table('${TABLE}');` },
   ])
   t.equal(await value(db.sql`select count(*)::int from fleet.attached_partitions()`), 105)
   t.equal(
-    await value(dba.unsafe(`call fleet.abandon_import('${table}')`)),
+    await value(dba.unsafe(`call fleet.abandon_import('${TABLE}')`)),
     'abandoned',
     'no INSERT right is needed when there is nothing to write back',
   )
@@ -672,7 +672,7 @@ t.test('two runs do not collide, and a stuck one can be ended by force', async t
   await plainTable(db)
   await enroll(db.sql, 1)
   await db.admin.unsafe(
-    `insert into ${table} (device_id, ts) select 'device-1', now() - n * interval '1 minute' from generate_series(1, 5000) n`,
+    `insert into ${TABLE} (device_id, ts) select 'device-1', now() - n * interval '1 minute' from generate_series(1, 5000) n`,
   )
   const dba = asRole(t, db, 'fleet_dba')
   const slow = importTable(dba, `, p_batch_rows => 50, p_pause => '1 second'`).catch((error: unknown) => error)
@@ -710,7 +710,7 @@ t.test('a table that is rewritten during the import is read from the start again
   await plainTable(db)
   await enroll(db.sql, 1)
   await db.admin.unsafe(
-    `insert into ${table} (device_id, ts) select 'device-1', now() - n * interval '1 minute' from generate_series(1, 8000) n`,
+    `insert into ${TABLE} (device_id, ts) select 'device-1', now() - n * interval '1 minute' from generate_series(1, 8000) n`,
   )
   const dba = asRole(t, db, 'fleet_dba')
   const first = importTable(dba, `, p_batch_rows => 2000, p_pause => '200 ms'`).catch((error: unknown) => error)
@@ -718,7 +718,7 @@ t.test('a table that is rewritten during the import is read from the start again
   await db.admin`select pg_terminate_backend(backend) from fleet.imports`
   await first
   // This moves the first rows to the end, among the blocks that were not read yet.
-  await db.admin.unsafe(`create index by_ts on ${table} (ts desc nulls last); cluster ${table} using by_ts`)
+  await db.admin.unsafe(`create index by_ts on ${TABLE} (ts desc nulls last); cluster ${TABLE} using by_ts`)
   const again = asRole(t, db, 'fleet_dba')
   t.equal(await importTable(again), 'moved')
   t.equal(await stored(db.sql), 8000)
@@ -752,25 +752,25 @@ t.test('until it is confirmed, an import can be abandoned without losing heartbe
     { device_id: second, ts: daysAgo(3), network_type: 'a network with a name that is too long' },
   ]
   t.match(await ingest(sql, ours), [{ result: 'stored' }, { result: 'stored' }, { result: 'stored' }])
-  await t.rejects(dba.unsafe(`call fleet.abandon_import('${table}')`), {
+  await t.rejects(dba.unsafe(`call fleet.abandon_import('${TABLE}')`), {
     code: 'FL422',
     hint: 'As its owner: grant insert on public.device_heartbeats to fleet_owner; grant usage on sequence public.device_heartbeats_id_seq to fleet_owner;',
   })
-  await admin.unsafe(`alter table ${table} add serial_no text; update ${table} set serial_no = ''; alter table ${table} alter serial_no set not null;
+  await admin.unsafe(`alter table ${TABLE} add serial_no text; update ${TABLE} set serial_no = ''; alter table ${TABLE} alter serial_no set not null;
     grant insert on public.device_heartbeats to fleet_owner; grant usage on sequence device_heartbeats_id_seq to fleet_owner;`)
-  await t.rejects(dba.unsafe(`call fleet.abandon_import('${table}')`), {
+  await t.rejects(dba.unsafe(`call fleet.abandon_import('${TABLE}')`), {
     code: 'FL422',
     message: /no values for its columns serial_no/,
     hint: /alter serial_no set default/,
   })
-  await admin.unsafe(`alter table ${table} alter serial_no set default ''`)
-  t.equal(await value(dba.unsafe(`call fleet.abandon_import('${table}')`)), 'abandoned')
+  await admin.unsafe(`alter table ${TABLE} alter serial_no set default ''`)
+  t.equal(await value(dba.unsafe(`call fleet.abandon_import('${TABLE}')`)), 'abandoned')
   t.match(await dba`select state, rows_written_back, percent from fleet.import_progress`, [
     { state: 'abandoned', rows_written_back: '2' },
   ])
   t.same(
     await admin.unsafe(
-      `select device_id, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip from ${table} where id > 3 order by ts`,
+      `select device_id, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip from ${TABLE} where id > 3 order by ts`,
     ),
     [
       {
@@ -799,14 +799,14 @@ t.test('until it is confirmed, an import can be abandoned without losing heartbe
     'rows that the table refuses are reported',
   )
   t.same(
-    await admin`select tgname from pg_trigger where tgrelid = ${table}::regclass and not tgisinternal`,
+    await admin`select tgname from pg_trigger where tgrelid = ${TABLE}::regclass and not tgisinternal`,
     [],
     'the trigger is gone',
   )
   await ingest(sql, [{ device_id: first }])
-  await dba.unsafe(`call fleet.abandon_import('${table}')`)
+  await dba.unsafe(`call fleet.abandon_import('${TABLE}')`)
   t.equal(
-    await value(admin.unsafe(`select count(*)::int from ${table}`)),
+    await value(admin.unsafe(`select count(*)::int from ${TABLE}`)),
     6,
     'another call writes back what arrived since, and nothing twice',
   )
@@ -825,25 +825,25 @@ t.test('the import of a table that is gone can be forgotten', async t => {
   await write(db.admin, [{ device_id: 'device-1', ts: daysAgo(100).replace('Z', '') }])
   const dba = asRole(t, db, 'fleet_dba')
   await importTable(dba)
-  await t.rejects(dba`select fleet.forget_import(${table})`, { code: 'FL002', hint: /confirm_import/ })
-  await db.admin.unsafe(`drop table ${table}`)
+  await t.rejects(dba`select fleet.forget_import(${TABLE})`, { code: 'FL002', hint: /confirm_import/ })
+  await db.admin.unsafe(`drop table ${TABLE}`)
   t.match(await dba`select detail, remedy from fleet.check() where check_name = 'imports'`, [
-    { detail: `${table} is gone`, remedy: `select fleet.forget_import('${table}');` },
+    { detail: `${TABLE} is gone`, remedy: `select fleet.forget_import('${TABLE}');` },
   ])
   t.same(await dba`select from fleet.retention_plan() where action = 'hold'`, [], 'and it holds no days')
-  await dba`select fleet.forget_import(${table})`
+  await dba`select fleet.forget_import(${TABLE})`
   t.match(await dba`select status from fleet.check() where check_name = 'imports'`, [{ status: 'ok' }])
   t.equal(await value(db.admin`select count(*)::int from pg_proc where proname ~ '^forward_'`), 0)
 })
 
 /** Counts the differences between the store and the old table, without using any function of the store. */
 async function differences({ admin }: TestDatabase) {
-  await admin.unsafe(`analyze ${table}; analyze fleet.device_heartbeats`)
+  await admin.unsafe(`analyze ${TABLE}; analyze fleet.device_heartbeats`)
   const [found] = await admin.unsafe(`
     with source as (
       select d.device_id, r.ts at time zone 'UTC' as ts, r.battery_pct, r.network_type, r.unity_running, r.signal_dbm, r.agent_version,
         r.ip::inet as ip, floor(extract(epoch from r.ts) / 10) as bucket
-      from ${table} r join fleet.devices d on d.alias = r.device_id
+      from ${TABLE} r join fleet.devices d on d.alias = r.device_id
     ),
     store as (
       select h.*, floor(extract(epoch from h.ts) / 10) as bucket from fleet.device_heartbeats h
@@ -925,15 +925,15 @@ function traffic(db: TestDatabase, devices: number[], { pause = 20 } = {}) {
 
 async function fill({ admin }: TestDatabase, { rows, devices, days }: { rows: number; devices: number; days: number }) {
   await admin.unsafe(`
-    insert into ${table} (device_id, ts, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip)
+    insert into ${TABLE} (device_id, ts, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip)
     select 'device-' || 1 + n % ${devices},
       -- Every twentieth row is a retry within the same 10 seconds or an exact copy.
       date_trunc('second', now() at time zone 'utc') - interval '${days} days'
         + (n / ${devices}) * interval '${Math.floor((days * 86_400) / (rows / devices))} s' - case when n % 20 = 0 then interval '0.5 s' else '0' end,
       n % 101, (array['wifi', 'lte', null])[1 + n % 3], n % 7 > 0, -50 - n % 60, '3.' || n % 5, '10.0.' || n % 250 || '.7'
     from generate_series(0, ${rows} - 1) n;
-    insert into ${table} (device_id, ts, battery_pct) select device_id, ts + n * interval '0.3 s', battery_pct
-    from ${table} cross join generate_series(0, 1) n where id % 40 = 0;
+    insert into ${TABLE} (device_id, ts, battery_pct) select device_id, ts + n * interval '0.3 s', battery_pct
+    from ${TABLE} cross join generate_series(0, 1) n where id % 40 = 0;
   `)
 }
 
@@ -965,7 +965,7 @@ t.test(
           const now = await progress()
           return now?.step === 'move' && Number(now.rows_read) > share * rows
         },
-        { patience: 120_000, what: () => `${share} of the rows to be read` },
+        { timeoutMs: 120_000, what: () => `${share} of the rows to be read` },
       )
 
     let run = importTable(dba).catch((error: unknown) => error)
@@ -1014,7 +1014,7 @@ t.test(
       `${fresh} from the new server, ${found.stored} acknowledged as stored, ${found.posted} sent`,
     )
     t.ok(
-      Number(await value(db.admin.unsafe(`select count(*) from ${table}`))) >= rows * 1.05 + found.written,
+      Number(await value(db.admin.unsafe(`select count(*) from ${TABLE}`))) >= rows * 1.05 + found.written,
       'the old application lost nothing',
     )
   },
@@ -1051,12 +1051,12 @@ t.test('the import is complete whatever the table contains and whenever it is ki
     for (let n = 0; n < rows.length; n += 500) await write(db.admin, rows.slice(n, n + 500))
     if (random() < 0.5)
       await db.admin.unsafe(
-        `insert into ${table} (device_id, ts, ip) values ('device-1', now(), 'broken'), ('device-2', now(), null)`,
+        `insert into ${TABLE} (device_id, ts, ip) values ('device-1', now(), 'broken'), ('device-2', now(), null)`,
       )
     await db.admin.unsafe(
-      `delete from ${table} where id % ${3 + Math.floor(random() * 5)} = 0; vacuum ${table}`.split('; ')[0] ?? '',
+      `delete from ${TABLE} where id % ${3 + Math.floor(random() * 5)} = 0; vacuum ${TABLE}`.split('; ')[0] ?? '',
     )
-    await db.admin.unsafe(`vacuum ${table}`)
+    await db.admin.unsafe(`vacuum ${TABLE}`)
 
     const busy = traffic(db, devices, { pause: 5 })
     let state: unknown
@@ -1079,11 +1079,11 @@ t.test('the import is complete whatever the table contains and whenever it is ki
     t.equal(await verify(dba), 'verified', `after the traffic (${String(before)} during it)`)
     t.match(await confirm(dba), /confirmed/)
     await db.admin.unsafe(
-      `delete from ${table} where id in (select (source_row ->> 'id')::bigint from fleet.refused_rows('${table}', 100000))`,
+      `delete from ${TABLE} where id in (select (source_row ->> 'id')::bigint from fleet.refused_rows('${TABLE}', 100000))`,
     )
     t.comment(found)
     await db.admin.unsafe(
-      `delete from ${table} where ts is null or ts < '2020-01-01' or ts > now() + interval '1 day' or ip = 'broken'`,
+      `delete from ${TABLE} where ts is null or ts < '2020-01-01' or ts > now() + interval '1 day' or ip = 'broken'`,
     )
     t.same(await differences(db), noDifferences, `round ${round}`)
   }

@@ -3,10 +3,10 @@ import t from 'tap'
 import { waitFor, withDatabase } from '../../testing/database.ts'
 import { asRole, daysAgo, enroll, ingest, partitionAt, value } from '../../testing/fleet.ts'
 
-const roles = ['fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba'] as const
+const ROLES = ['fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba'] as const
 /** As the server's connections for /ops have it; the 2 s of its role are for the hot path. */
 const opsConnection = { statement_timeout: '60s' }
-const later = '2999-01-01T00:00:00Z'
+const LATER = '2999-01-01T00:00:00Z'
 
 t.test('no routine that a role may call accepts a time later than now', async t => {
   const db = await withDatabase(t)
@@ -27,11 +27,11 @@ t.test('no routine that a role may call accepts a time later than now', async t 
     'map_columns',
     'end_session',
   ]
-  const calls = await db.sql<{ role: (typeof roles)[number]; name: string; kind: string; arguments: string[] }[]>`
+  const calls = await db.sql<{ role: (typeof ROLES)[number]; name: string; kind: string; arguments: string[] }[]>`
     select r.role, p.proname as name, p.prokind as kind,
       array(
         select case
-          when a.type = 'timestamptz'::regtype then ${`'${later}'::timestamptz`}
+          when a.type = 'timestamptz'::regtype then ${`'${LATER}'::timestamptz`}
           when a.type = 'json'::regtype then ${`'[{"device_id": 1}]'::json`}
           when a.type = 'date'::regtype then 'current_date - 5'
           when a.type = 'interval'::regtype then ${`interval '90 days'`}
@@ -43,7 +43,7 @@ t.test('no routine that a role may call accepts a time later than now', async t 
         order by a.position
       ) as arguments
     from pg_proc p
-    cross join unnest(${[...roles]}::text[]) as r (role)
+    cross join unnest(${[...ROLES]}::text[]) as r (role)
     where p.pronamespace = 'fleet'::regnamespace and has_function_privilege(r.role, p.oid, 'execute')
       and 'timestamptz'::regtype = any (p.proargtypes) and p.provolatile <> 'i' and p.proname <> all (${ranges})
     order by 1, 2`
@@ -69,10 +69,10 @@ t.test('a run does only the steps that the owner planned, and only in its own se
   for (const role of ['fleet_server', 'fleet_dba'] as const) {
     const attacker = asRole(t, db, role, opsConnection)
     for (const call of [
-      `do_step('retire', '${today}', '${later}')`,
-      `do_step('prune', null, '${later}')`,
-      `retire_partition('${today}', '${later}')`,
-      `prune('${later}')`,
+      `do_step('retire', '${today}', '${LATER}')`,
+      `do_step('prune', null, '${LATER}')`,
+      `retire_partition('${today}', '${LATER}')`,
+      `prune('${LATER}')`,
       `record_event('nightly.start')`,
       `record_event('partition.archive.end', '${today}', 1)`,
       `increment_counter('archive_failures_total', 1000)`,
@@ -84,7 +84,7 @@ t.test('a run does only the steps that the owner planned, and only in its own se
       )
     }
     for (const statement of [
-      `insert into fleet.planned_steps values (1, 1, 'retire', '${today}', null, null, '${later}', pg_backend_pid())`,
+      `insert into fleet.planned_steps values (1, 1, 'retire', '${today}', null, null, '${LATER}', pg_backend_pid())`,
       'delete from fleet.planned_steps',
       'select * from fleet.planned_steps',
     ]) {

@@ -4,7 +4,7 @@ import { migrate } from '../../cli/migrate.ts'
 import { waitFor, withCluster, withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
 
-const jobs = [
+const JOBS = [
   'fleet-archive-wake',
   'fleet-maintain',
   'fleet-mark-silent',
@@ -20,14 +20,14 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
   const { sql, admin } = db
   t.same(
     (await sql`select jobname from fleet.job_health order by jobname`).map(row => row.jobname as string),
-    jobs,
+    JOBS,
   )
   await sql`select fleet.schedule_jobs()`
   await sql`select cron.schedule('fleet-forgotten', '0 0 1 1 *', 'select 1')`
   await sql`select fleet.schedule_jobs()`
   t.same(
     await admin`select jobname, username, database from cron.job order by jobname`,
-    jobs.map(jobname => ({ jobname, username: 'fleet_owner', database: 'fleet' })),
+    JOBS.map(jobname => ({ jobname, username: 'fleet_owner', database: 'fleet' })),
     'each job is scheduled once, and jobs that are not defined are removed',
   )
 
@@ -50,7 +50,7 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
     await sql`select fleet.schedule_jobs()`
     t.same(
       await admin`select jobname, username from cron.job where database = 'elsewhere' or jobname like '%@%' order by jobname`,
-      jobs.map(job => ({ jobname: `${job}@elsewhere`, username: job.includes('prune') ? 'postgres' : 'fleet_owner' })),
+      JOBS.map(job => ({ jobname: `${job}@elsewhere`, username: job.includes('prune') ? 'postgres' : 'fleet_owner' })),
       time,
     )
   }
@@ -65,7 +65,7 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
       (await value(admin`
     select count(distinct jobid) from cron.job_run_details where status in ('succeeded', 'failed')
   `)) === '13',
-    { patience: 200_000, what: () => 'six jobs to run here, and seven for the other store' },
+    { timeoutMs: 200_000, what: () => 'six jobs to run here, and seven for the other store' },
   )
   t.not(
     await value(elsewhere`select count(*) from fleet.events where event in ('maintain.end', 'nightly.end') and is_ok`),
@@ -91,7 +91,7 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
     'no job is as old as the store, not even the one that has not run yet',
   )
   await waitFor(async () => (await value(sql`select active from fleet.silence_samples where cohort = '(all)'`)) === 3, {
-    patience: 90_000,
+    timeoutMs: 90_000,
   })
   await sql`call fleet.nightly()`
   const retired = (await value(sql`select count(*)::int from fleet.hb_partitions where state = 'detached'`)) as number
@@ -130,7 +130,7 @@ t.test('if pg_cron is in another database, schedule_jobs() says what to run ther
   const rows = await dba`select * from fleet.schedule_jobs()`
   t.same(
     rows.map(row => [row.jobname as string, row.is_scheduled as boolean]).sort(),
-    jobs.map(job => [job, false]),
+    JOBS.map(job => [job, false]),
   )
   t.match(await dba`select distinct status from fleet.job_health`, [{ status: 'missing' }])
   // In a transaction that is rolled back, because the other test files share the roles.

@@ -3,7 +3,7 @@ import { withDatabase } from '../../testing/database.ts'
 import { archive, asRole, daysAgo, enroll, ingest, partitionAt } from '../../testing/fleet.ts'
 
 // West and east of UTC, on both sides of the date line, with and without summer time, in both hemispheres.
-const zones = [
+const ZONES = [
   'America/New_York',
   'Europe/Berlin',
   'Asia/Kolkata',
@@ -50,7 +50,7 @@ t.test("a day is a UTC day in every view and plan, whatever the session's TimeZo
     from fleet.data_coverage
   `
   t.match(coverage, { first, last: daysAgo(0).slice(0, 10), days: 301, archived: 1 }, 'each day once, up to today')
-  for (const zone of zones) {
+  for (const zone of ZONES) {
     const session = asRole(t, db, 'fleet_dba', { TimeZone: zone })
     for (const query of queries) {
       const [told, expected] = [lines(await session.unsafe(query)), lines(await reference.unsafe(query))]

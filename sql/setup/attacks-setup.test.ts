@@ -2,7 +2,7 @@
 import { spawnSync } from 'node:child_process'
 import t from 'tap'
 import { plainEnv, repository } from '../../local/config.ts'
-import { migrate, setupFiles } from '../../cli/migrate.ts'
+import { migrate, SETUP_FILES } from '../../cli/migrate.ts'
 import { testCluster, withDatabase, type TestDatabase } from '../../testing/database.ts'
 import { asRole, value } from '../../testing/fleet.ts'
 
@@ -57,7 +57,7 @@ t.test('setup and migrations call no function in a schema that is named after th
 
   await migrate(db.url('postgres'), silent)
   t.same(await caught(db), [])
-  const files = setupFiles.flatMap(file => ['-f', `sql/setup/${file}`])
+  const files = SETUP_FILES.flatMap(file => ['-f', `sql/setup/${file}`])
   const psql = spawnSync(`${testCluster().postgres.bin}/psql`, ['-X', '-v', 'ON_ERROR_STOP=1', ...files, db.url('postgres')], {
     cwd: repository,
     env: plainEnv(),

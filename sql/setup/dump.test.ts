@@ -27,7 +27,7 @@ const day = {
   plain: daysAgo(65),
   other: daysAgo(64),
 }
-const rows = 500
+const ROWS = 500
 
 t.test('a store works after its dump was restored into another cluster', { timeout: 600_000 }, async t => {
   const source = await withCluster(t)
@@ -175,7 +175,7 @@ t.test('pg_upgrade to the newest installed PostgreSQL keeps the store as it is',
   // An upgrade to the same version also keeps the oids and changes the system identifier.
   t.comment(`from ${major} to ${newest}${newest > major ? '' : ', the only one with pg_partman and pg_cron'}`)
   const newBin = bin.replace(`/${major}/`, `/${newest}/`)
-  await fillDay(admin, day.detached, rows)
+  await fillDay(admin, day.detached, ROWS)
   const partition = await partitionOf(sql, day.detached)
   await sql`select fleet.archive_partition(${partition})`
   const before = await storeOf(source)
@@ -236,7 +236,7 @@ t.test('pg_upgrade to the newest installed PostgreSQL keeps the store as it is',
   await isHealed(t, upgraded)
   await workAll(t, upgraded, await makeDirectory(t))
   t.match(await upgraded.sql`select state, row_count::int from fleet.hb_partitions where partition_name = ${partition}`, [
-    { state: 'dropped', row_count: rows },
+    { state: 'dropped', row_count: ROWS },
   ])
 })
 
@@ -265,7 +265,7 @@ async function fill(t: Test, source: OwnCluster, directory: string) {
   await sql`call fleet.maintain()`
   const name = {} as Record<keyof typeof day, string>
   for (const [what, date] of Object.entries(day)) {
-    await fillDay(admin, date, rows)
+    await fillDay(admin, date, ROWS)
     name[what as keyof typeof day] = await partitionOf(sql, date)
   }
   for (const what of ['dropped', 'restored'] as const) await sql`select fleet.archive_partition(${name[what]})`
@@ -506,7 +506,7 @@ async function livesOn(t: Test, target: OwnCluster, directory: string, name: Rec
   )
   t.same(
     await sql`select row_count::int from fleet.archives where row_count > 0`,
-    Object.keys(day).map(() => ({ row_count: rows })),
+    Object.keys(day).map(() => ({ row_count: ROWS })),
   )
   const { code, output } = await runCli(t, target, directory, 'restore', day.archived)
   t.equal(code, 0, output)
@@ -514,7 +514,7 @@ async function livesOn(t: Test, target: OwnCluster, directory: string, name: Rec
     await value(
       sql`select count(*)::int from fleet.device_heartbeats where ts >= ${day.archived}::date and ts < ${day.archived}::date + 1`,
     ),
-    rows,
+    ROWS,
   )
   t.same(
     (await troublesOf(sql)).filter(({ check_name }) => check_name.startsWith('partition') || check_name === 'guard'),

@@ -2,7 +2,7 @@ import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
 
-const tables = [
+const TABLES = [
   'settings',
   'settings_audit',
   'devices',
@@ -82,7 +82,7 @@ t.test('fleet_server ingests, reads the fleet views and runs the ops calls, and 
   await server`select * from fleet.device_day(1)`
   for (const view of ['partition_health', 'archives', 'job_health', 'fleet_silence', 'fleet_trend', 'slo'])
     await server`select * from ${server(`fleet.${view}`)}`
-  for (const table of tables) {
+  for (const table of TABLES) {
     await t.rejects(server`select * from ${server(`fleet.${table}`)} limit 1`, { code: '42501' }, `select ${table}`)
     await t.rejects(server`delete from ${server(`fleet.${table}`)}`, { code: '42501' }, `delete from ${table}`)
   }

@@ -283,7 +283,7 @@ async function killWithin(store: RunStore) {
       `
         return cut !== undefined
       },
-      { patience: 60_000, what: () => `an archiver to begin:\n${archiver.output()}` },
+      { timeoutMs: 60_000, what: () => `an archiver to begin:\n${archiver.output()}` },
     ).finally(() => archiver.kill('SIGKILL'))
     await archiver.exited
     await admin`select pg_terminate_backend(pid, 10000) from pg_stat_activity where usename = 'fleet_archiver'`

@@ -16,7 +16,7 @@ t.test(
     await chmod(directory, 0o755) // Postgres runs as another user and must enter it
     const report = join(directory, 'ACCEPTANCE.md')
     const args = ['--small', '--dir', join(directory, 'run'), '--report', report]
-    const first = await spawnNode(t, 'testing/acceptance/main.ts', { args, ready: /3 of \d+, retire \.\.\./, patience: 120_000 })
+    const first = await spawnNode(t, 'testing/acceptance/main.ts', { args, ready: /3 of \d+, retire \.\.\./, timeoutMs: 120_000 })
     t.equal((await first.stop('SIGINT')).code, 1)
     const acceptance = await spawnNode(t, 'testing/acceptance/main.ts', { args })
     const { code } = await acceptance.exited

@@ -14,7 +14,8 @@ import { balanced, consistency, duplicates, fastPath, load, roster, throttle } f
 import { generate, plans, retire } from './lifecycle.ts'
 import { freeBytes, openRunStore, type RunStore } from './store.ts'
 import { tableOf, type Line } from './table.ts'
-import { readOptions, runProgram, UsageError } from '../../bench/options.ts'
+import { readOptions, runProgram } from '../../bench/options.ts'
+import { UsageError } from '../../lib/errors.ts'
 
 const options = {
   small: { otherwise: false, what: 'every step in about a minute, with 100,000 heartbeats of 800 devices and shorter loads' },

@@ -244,7 +244,7 @@ async function jump(system: System, random: Random, whose: 'server' | 'archivers
         )
       },
       {
-        patience: 90_000,
+        timeoutMs: 90_000,
         what: () =>
           `the clock of the ${whose} to be ${seconds} s off; the archivers printed:\n${system.archivers.map(({ program }) => program.output()).join('\n')}`,
       },

@@ -23,7 +23,7 @@ export interface Beat {
 type Looked = Pick<System, 'ask' | 'written'>
 
 /** Problems of files that belong to no archive. They take space, but no row is lost. */
-const tidiness = /superseded by|the database has no proven archive of this name/
+const UNTIDY = /superseded by|the database has no proven archive of this name/
 
 /** @throws Loss with a sentence for each problem */
 async function check(...checks: (() => Promise<string[]>)[]) {
@@ -94,7 +94,7 @@ async function idle(system: System) {
       return left === ''
     },
     {
-      patience: 120_000,
+      timeoutMs: 120_000,
       what: () =>
         `the archivers to finish their work:\n${left}\n${system.archivers.map(({ program }) => program.output()).join('\n')}`,
     },
@@ -251,7 +251,7 @@ async function archives(system: System) {
     env,
   }).catch((error: unknown) => error as { stdout: string; stderr: string })
   const read = /^(\d+) archives,/m.exec(cli.stderr)?.[1]
-  const faults = cli.stdout.split('\n').filter(line => line !== '' && !tidiness.test(line))
+  const faults = cli.stdout.split('\n').filter(line => line !== '' && !UNTIDY.test(line))
   if (read === undefined) faults.push(`npm run archive -- verify --all did not finish: ${cli.stderr}`)
   if (faults.length > 0) throw new Loss(faults.join('\n'))
   return Number(read)

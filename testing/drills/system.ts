@@ -169,7 +169,7 @@ export class System {
     if (!isExtra) {
       this.archivers.push(archiver)
       await waitFor(async () => program.hasEnded() || program.output().includes('archiver.ready'), {
-        patience: 30_000,
+        timeoutMs: 30_000,
         what: () => `${name} to become ready`,
       })
       this.mustLive()

@@ -1,0 +1,31 @@
+import type { HttpBindings } from '@hono/node-server'
+import type { Log } from '../lib/log.ts'
+import type { Tracing } from '../lib/tracing.ts'
+import type { Tokens } from './auth/tokens.ts'
+import type { ServerConfig } from './config.ts'
+import type { Pool, Sql } from './database.ts'
+import type { Backpressure } from './ingest/backpressure.ts'
+import type { Writer } from './ingest/writer.ts'
+import type { Metrics } from './ops/metrics.ts'
+import type { Reader } from './reader.ts'
+
+/** The environment of every Hono handler: node's own request and response. */
+export interface AppEnv {
+  Bindings: HttpBindings
+}
+
+/** What the routes work with. server.ts creates it and ends it; its members know nothing of HTTP. */
+export interface ServerContext {
+  config: ServerConfig
+  log: Log
+  metrics: Metrics
+  pool: Pool
+  reader: Reader
+  ops: Sql
+  tokens: Tokens
+  writer: Writer
+  backpressure: Backpressure
+  /** Undefined unless tracing is on. */
+  tracing: Tracing | undefined
+  isDraining: () => boolean
+}
