@@ -326,7 +326,7 @@ t.test("today's partition is never retired", async t => {
   })
 })
 
-t.test('a partition without a proven archive is not dropped, whoever tries', async t => {
+t.test('a partition without a proven archive is not dropped, no matter who tries', async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   const active = await partitionAt(sql, daysAgo(10))
