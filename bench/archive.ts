@@ -31,7 +31,7 @@ const options = {
 
 /** More rows mean more devices. The targets of the ratios are the project's own (issue "An archive that can be trusted"). */
 export async function benchArchive(args: string[]): Promise<Figure[]> {
-  const given = readOptions('archive', args, options)
+  const given = readOptions('bench -- archive', args, options)
   return withStore(store => (given.ingest ? measureIngest(store, given) : measureCycle(store, given)))
 }
 

@@ -60,7 +60,7 @@ interface Site {
 }
 
 export async function benchGrowth(args: string[]): Promise<Figure[]> {
-  const given = readOptions('growth', args, options)
+  const given = readOptions('bench -- growth', args, options)
   const sizes = [...given.sizes].sort((a, b) => a - b)
   if (given.rounds > DAYS / 2) throw new UsageError('--rounds must be at most 45, because each round retires days')
   const { bavail, bsize } = await statfs(tmpdir())

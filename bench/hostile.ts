@@ -62,7 +62,7 @@ function kinds(): Kind[] {
 }
 
 export async function benchHostile(args: string[]): Promise<Figure[]> {
-  const given = readOptions('hostile', args, options)
+  const given = readOptions('bench -- hostile', args, options)
   const ways = [
     { name: 'here', root: repository },
     ...(given.against === '' ? [] : [{ name: 'in the other clone', root: resolve(given.against) }]),

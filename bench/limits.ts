@@ -36,7 +36,7 @@ const options = {
 } as const
 
 export async function benchLimits(args: string[]): Promise<Figure[]> {
-  const given = readOptions('limits', args, options)
+  const given = readOptions('bench -- limits', args, options)
   if (Math.max(...given.batches) > 1_000) throw new UsageError('--batches takes at most 1000, as the server does')
   if (Math.max(...given.batches) * given.clients > given.devices)
     throw new UsageError('--devices must be large enough for one batch of each client')

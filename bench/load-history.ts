@@ -34,7 +34,7 @@ const BYTES_A_ROW = 250
 const LEAST_GAP_MS = 10_000
 
 export async function benchLoadHistory(args: string[]): Promise<Figure[]> {
-  const given = readOptions('load-history', args, options)
+  const given = readOptions('bench -- load-history', args, options)
   const perDay = Math.ceil(given.rows / given.days / given.devices)
   // A quarter of the interval is jitter.
   const most = Math.floor((0.75 * DAY_MS) / LEAST_GAP_MS)

@@ -52,7 +52,7 @@ const options = {
 } as const
 
 export async function benchLoad(args: string[]): Promise<Figure[]> {
-  const given = readOptions('load', args, options)
+  const given = readOptions('bench -- load', args, options)
   const env: Record<string, string> = given.workers ? { WORKERS: String(given.workers) } : {}
   if (given.preset === 'memory') {
     if (!given['dry-run']) return measureMemory(given, env)

@@ -29,7 +29,7 @@ const options = {
 } as const
 
 export async function benchMaintenance(args: string[]): Promise<Figure[]> {
-  const { rounds, seconds, warmup, devices: count, rows } = readOptions('maintenance', args, options)
+  const { rounds, seconds, warmup, devices: count, rows } = readOptions('bench -- maintenance', args, options)
   return withStore(async store => {
     const { admin, cluster } = store
     const devices = await enroll(store, count)

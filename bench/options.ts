@@ -34,10 +34,11 @@ export async function runProgram(main: (args: string[]) => Promise<number>) {
 
 /**
  * Reads `--name value` and `--flag` according to a scenario's options.
+ * @param command what follows `npm run` on the command line, for the usage text: `bench -- growth` or `drills --`
  * @throws UsageError for an unknown option or a value of the wrong type
  */
-export function readOptions<S extends Record<string, Option>>(scenario: string, args: string[], options: S): Values<S> {
-  const fail = (problem: string) => new UsageError(`${problem}\n\n${usage(scenario, options)}`)
+export function readOptions<S extends Record<string, Option>>(command: string, args: string[], options: S): Values<S> {
+  const fail = (problem: string) => new UsageError(`${problem}\n\n${usage(command, options)}`)
   let given: Record<string, string | boolean | undefined>
   try {
     const kinds = Object.entries(options).map(([name, { otherwise }]) => [
@@ -64,10 +65,11 @@ export function readOptions<S extends Record<string, Option>>(scenario: string, 
   ) as Values<S>
 }
 
-function usage(scenario: string, options: Record<string, Option>) {
+function usage(command: string, options: Record<string, Option>) {
   const lines = Object.entries(options).map(([name, { otherwise, what }]) => {
     const shown = otherwise === undefined || otherwise === '' || otherwise === false ? '' : ` (${otherwise.toString()})`
     return `  --${name.padEnd(12)} ${what}${shown}`
   })
-  return `usage: npm run bench -- ${scenario} [options]\n${lines.join('\n')}\n  --output       file for the figures as JSON (one in .local/bench)`
+  if (command.startsWith('bench ')) lines.push('  --output       file for the figures as JSON (one in .local/bench)')
+  return `usage: npm run ${command} [options]\n${lines.join('\n')}`
 }

@@ -38,7 +38,7 @@ interface Query {
 }
 
 export async function benchReads(args: string[]): Promise<Figure[]> {
-  const given = readOptions('reads', args, options)
+  const given = readOptions('bench -- reads', args, options)
   return withStore(async store => {
     const sql = postgres(store.cluster.url('fleet_reader', 'fleet'), { max: 1, onnotice: () => {} })
     const server = await startServer(store, { env: { WORKERS: '1' } })

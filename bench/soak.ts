@@ -32,7 +32,7 @@ const options = {
 const SLOW = { p99: 100, disk: 50 }
 
 export async function benchSoak(args: string[]): Promise<Figure[]> {
-  const given = readOptions('soak', args, options)
+  const given = readOptions('bench -- soak', args, options)
   return withStore(async store => {
     const { admin, cluster } = store
     const devices = await enroll(store, given.devices)

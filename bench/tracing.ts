@@ -25,7 +25,7 @@ const options = {
 } as const
 
 export async function benchTracing(args: string[]): Promise<Figure[]> {
-  const given = readOptions('tracing', args, options)
+  const given = readOptions('bench -- tracing', args, options)
   const collector = createServer((request, response) => {
     request.resume()
     response.end('{}')

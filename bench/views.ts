@@ -32,7 +32,7 @@ interface Query {
 }
 
 export async function benchViews(args: string[]): Promise<Figure[]> {
-  const given = readOptions('views', args, options)
+  const given = readOptions('bench -- views', args, options)
   return withStore(async store => {
     await makeFleet(store, given)
     await makePast(store)

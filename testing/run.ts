@@ -3,7 +3,7 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { alertmanager } from '../testing/alertmanager.ts'
+import { alertmanager } from './alertmanager.ts'
 import { debianChromium } from './browser.ts'
 import { faketime, moveClock, shareClock } from './clock.ts'
 import { currentEnv, movedClock, objectStoreConfig, repository } from '../local/config.ts'
@@ -13,6 +13,7 @@ import { installPlpgsqlCheck, MissingPostgres, requirePostgres } from '../local/
 import { step } from '../lib/progress.ts'
 import { prometheus } from './prometheus.ts'
 import { makeTestCluster } from './database.ts'
+import { expandFolders } from './test-files.ts'
 import { topology } from './topology.ts'
 import { reportFailure, UsageError } from '../lib/errors.ts'
 
@@ -86,7 +87,7 @@ async function runHere(args: string[]) {
     if (stopping) return 1
     const file = join(cluster.dir, 'test-cluster.json')
     await writeFile(file, JSON.stringify(description), { mode: 0o600 })
-    return await runTap(args, file)
+    return await runTap(await expandFolders(args), file)
   } finally {
     await end()
   }

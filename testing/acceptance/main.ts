@@ -45,7 +45,7 @@ const small: Plan = { rows: 100_000, days: 93, expired: 3, devices: 800, disk: 2
 await runProgram(main)
 
 async function main(args: string[]) {
-  const given = readOptions('acceptance', args, options)
+  const given = readOptions('acceptance --', args, options)
   const plan = given.small ? small : full
   const isTemporary = given.small && given.dir === ''
   const directory =

@@ -75,7 +75,7 @@ class Log {
 await runProgram(main)
 
 async function main(args: string[]) {
-  const given = readOptions('drills', args, options)
+  const given = readOptions('drills --', args, options)
   const seed = given.seed ?? Math.floor(Date.now() / 86_400_000)
   await faketime.install()
   return withStore(async store => {
