@@ -24,7 +24,7 @@ t.test('its database URLs may have several hosts, in the supported form', async 
   t.match(read, { database: { url }, verifierDatabase: { url } })
   for (const name of ['ARCHIVER_DATABASE_URL', 'VERIFIER_DATABASE_URL', 'DATABASE_URL']) {
     t.throws(() => readConfig({ ...base, [name]: url.replace('primary', 'any') }), {
-      message: new RegExp(`${name}: must say target_session_attrs=primary`),
+      message: new RegExp(`${name}: must have a target_session_attrs of primary`),
     })
   }
 })

@@ -15,7 +15,10 @@ t.test('an archiver that hangs while it writes index.json does not block others'
   await db.admin.begin(async hanging => {
     await hanging`select pg_advisory_xact_lock(hashtext('fleet.archive_index'))`
     await refreshIndex(worker, signal)
-    t.match(events().at(-1), { event: 'archive.index.failed', message: /another archiver may be writing it: .*lock timeout/ })
+    t.match(events().at(-1), {
+      event: 'archive.index.failed',
+      error: { message: /another archiver may be writing it/, cause: { message: /lock timeout/ } },
+    })
     t.equal(await workOnce(worker, signal), 'idle', 'it continues')
   })
   await refreshIndex(worker, signal)
