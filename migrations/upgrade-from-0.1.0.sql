@@ -19,7 +19,8 @@ begin
     where c.connamespace = 'fleet'::regnamespace and c.conname ~ '^adoption'
   loop
     execute format(
-      'alter table %s rename constraint %I to %I', v_old.relation, v_old.conname, regexp_replace(v_old.conname, '^adoption', 'import')
+      'alter table %s rename constraint %I to %I',
+      v_old.relation, v_old.conname, regexp_replace(v_old.conname, '^adoption', 'import')
     );
   end loop;
   for v_old in

@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:22d28a5bca6ed80eeed9f1b4a6f9368a28945d98
+--! Hash: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
 --! Message: initial
 
 -- The whole store: schemas and tables, then everything that can be replaced in place, which is included from sql/. Each statement
@@ -1120,7 +1120,8 @@ create table if not exists fleet.recorded_triggers (
   constraint recorded_triggers_pkey primary key (relation, trigger_name)
 );
 comment on table fleet.recorded_triggers is
-  'The triggers that the migrations made. fleet.check() fails if one is missing. A migration that drops a trigger deletes its row.';
+  'The triggers that the migrations made. fleet.check() fails if one is missing. A migration that drops a trigger deletes its '
+  'row.';
 comment on column fleet.recorded_triggers.relation is 'Table that the trigger is on, with its schema.';
 comment on column fleet.recorded_triggers.trigger_name is 'Name of the trigger.';
 comment on column fleet.recorded_triggers.definition is 'The statement that creates it, as pg_get_triggerdef() prints it.';
@@ -3941,7 +3942,9 @@ begin
       string_agg(distinct f.command, e'\n'),
       -- While they were off, last status was not kept, the guard learned nothing, and token changes were not recorded.
       case when bool_or(f.name = 'device_heartbeats_record_last_status') then 'select fleet.backfill_last_status(1);' end,
-      case when bool_or(f.name = 'hb_partitions_protect') then 'update fleet.hb_partitions set partition_name = partition_name;' end,
+      case
+        when bool_or(f.name = 'hb_partitions_protect') then 'update fleet.hb_partitions set partition_name = partition_name;'
+      end,
       case when bool_or(f.name like '%\_token\_change') then '-- then restart each server: it missed changed tokens' end
     )
   into v_names, v_commands
