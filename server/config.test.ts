@@ -21,7 +21,7 @@ t.test('a URL may set prepare=false, and a value that is not understood is refus
   const through = 'postgres://fleet_server@127.0.0.1:6432/fleet?prepare='
   t.equal(readConfig({ DATABASE_URL, ADMIN_KEY, SERVER_DATABASE_URL: `${through}false` }).hot.url, `${through}false`)
   const error = t.throws(() => readConfig({ DATABASE_URL, ADMIN_KEY, SERVER_DATABASE_URL: `${through}0` })) as SettingsError
-  t.match(error.problems, [/^SERVER_DATABASE_URL must say prepare=false/])
+  t.match(error.problems, [/^SERVER_DATABASE_URL must have prepare=false/])
 })
 
 t.test(
@@ -36,7 +36,7 @@ t.test(
       'postgres://u:p@[::1]:5432/fleet',
     ]
     const bad = {
-      'postgres://u:secret@a,b/fleet?target_session_attrs=read-write': /target_session_attrs=primary.*for read-write say primary/,
+      'postgres://u:secret@a,b/fleet?target_session_attrs=read-write': /target_session_attrs.*Use primary instead of read-write/,
       'postgres://u:secret@a/fleet?target_session_attrs=any': /target_session_attrs/,
       'postgres://u:secret@[::1]:5432,[::2]:5432/fleet': /host1:port,host2:port/,
       'postgres://u:secret@a,,b/fleet': /host1:port,host2:port/,
