@@ -18,7 +18,7 @@ export function Archives({ partitions, now }: { partitions: Partition[]; now: Da
         its partition is dropped. They are in{' '}
         <code class="url">{archives[0]!.archive_url?.split('/').slice(0, -2).join('/')}/</code>
       </p>
-      <Table label="Archives" head={['Days', { number: 'Rows' }, { number: 'Size' }, 'Proven', 'SHA-256', 'Folder']}>
+      <Table label="List of archives" head={['Days', { number: 'Rows' }, { number: 'Size' }, 'Proven', 'SHA-256', 'Folder']}>
         {archives.slice(0, SHOWN).map(archive => (
           <tr>
             <th scope="row">{daysOf(archive)}</th>
