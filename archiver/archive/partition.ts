@@ -15,7 +15,7 @@ import {
 } from './manifest.ts'
 import { recordColumns } from './columns.ts'
 import { hashFile } from './hash.ts'
-import { CHECKSUM_VERSION, plainColumns, readContent, type Column, type Content } from './parquet.ts'
+import { CHECKSUM_VERSION, plainColumns, type Column, type Content } from './parquet.ts'
 import { followCopy } from '../progress.ts'
 import { readBack } from './proof.ts'
 import { whenUnlocked } from '../retry.ts'
@@ -65,7 +65,7 @@ export async function archivePartition(worker: Worker, claimed: ClaimedPartition
     const expected =
       claimed.step === 'uploaded' ? await recordedClaims(worker, claimed) : await exportAndUpload(worker, claimed, work, signal)
     await worker.step('prove', {}, () => prove(worker, claimed, expected, started, work, signal))
-    rows = expected.claims.row_count ?? rows
+    rows = expected.row_count ?? rows
   } else {
     await finishRevision(worker, claimed, signal)
   }
@@ -95,11 +95,8 @@ async function freeze({ database, name }: Worker, { partition_name, table_name }
 }
 
 /** What is in the store and has to be proven. */
-interface Upload {
-  claims: Claims
+interface Upload extends Claims {
   parquetKey: string
-  /** The rows of the exported file, if this run made it. */
-  known?: { sha256: string; content: Content }
 }
 
 async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: string, signal: AbortSignal): Promise<Upload> {
@@ -119,13 +116,7 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
       ),
     }),
   )
-  const [content, written] = await worker.step('count', {}, () =>
-    // At the same time, because each keeps one processor busy: Postgres reads the table, and DuckDB the file.
-    both(
-      countRetired(worker, partition_name, row_count, columns, signal),
-      readContent(file, plainColumns(columns), work, row_count),
-    ),
-  )
+  const content = await worker.step('count', {}, () => countRetired(worker, partition_name, row_count, columns, signal))
   const exported = {
     range_start: isoMicros(range_start),
     range_end: isoMicros(range_end),
@@ -192,11 +183,7 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
   await sql`
     select fleet.record_upload(${partition_name}, ${name}, ${`${store.url}/${parquetKey}`}, ${sha256}, ${bytes},
       ${format_version}, ${checksum_version})`
-  return {
-    claims: { ...exported, bytes, sha256 },
-    parquetKey,
-    known: { sha256: exported.sha256, content: written },
-  }
+  return { ...exported, bytes, sha256, parquetKey }
 }
 
 /**
@@ -282,12 +269,6 @@ async function countRetired(
   }
 }
 
-/** Waits for both, so that neither works on when the other has failed. */
-async function both<A, B>(first: Promise<A>, second: Promise<B>): Promise<[A, B]> {
-  await Promise.allSettled([first, second])
-  return Promise.all([first, second])
-}
-
 /** The columns that the database recorded with the export, and when the table had them. */
 async function recordedShape({ sql }: Worker, partition: string) {
   const [shape] = await sql<{ columns: Column[]; columns_at: string }[]>`
@@ -300,8 +281,9 @@ async function recordedShape({ sql }: Worker, partition: string) {
 async function recordedClaims(worker: Worker, claimed: ClaimedPartition): Promise<Upload> {
   // Null if a version before 0.2 uploaded the archive. Then the columns in the manifest are accepted.
   const { columns } = (await recordedShape(worker, claimed.partition_name)) as { columns: Column[] | null }
-  const claims = {
+  return {
     ...(columns ? { columns } : {}),
+    parquetKey: `${keysOf(claimed.range_start, claimed.range_end).folder}${fileOf(claimed)}`,
     range_start: isoMicros(claimed.range_start),
     range_end: isoMicros(claimed.range_end),
     row_count: Number(claimed.row_count),
@@ -311,7 +293,6 @@ async function recordedClaims(worker: Worker, claimed: ClaimedPartition): Promis
     bytes: Number(claimed.archive_bytes),
     sha256: claimed.checksum_sha256 ?? '',
   }
-  return { claims, parquetKey: `${keysOf(claimed.range_start, claimed.range_end).folder}${fileOf(claimed)}` }
 }
 
 /** The file name of the archive, as the database has it. */
@@ -328,7 +309,7 @@ async function prove(
   signal: AbortSignal,
 ) {
   const { sql, store, name } = worker
-  const { parquetKey, claims: expected, known } = upload
+  const { parquetKey, ...expected } = upload
   const keys = { parquet: parquetKey, manifest: keysOf(claimed.range_start, claimed.range_end).manifest }
   const proven = await readBack(
     store,
@@ -344,7 +325,6 @@ async function prove(
       return manifest
     },
     signal,
-    known,
   )
   worker.indexIsStale = true
   worker.log.info(

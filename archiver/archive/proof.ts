@@ -9,8 +9,6 @@ import type { Store } from '../store/store.ts'
  * Reads an archive back from the store and checks all of it: the manifest against the database, the object's size and
  * SHA-256 against the manifest, and its rows, as DuckDB counts and sums them, against both.
  * @param expected what the database recorded
- * @param known the rows of a local file, already counted and summed by DuckDB. If the object has the SHA-256 of that file, it has
- *   the same rows, and they are not read a second time.
  * @param use is given the verified local copy before it is removed
  * @throws an error with a sentence that names the object and the difference
  */
@@ -21,7 +19,6 @@ export async function readBack<T>(
   work: string,
   use: (proof: { file: string; manifest: Manifest; content: Content }) => Promise<T>,
   signal?: AbortSignal,
-  known?: { sha256: string; content: Content },
 ): Promise<T> {
   const url = `${store.url}/${keys.parquet}`
   const manifestUrl = `${store.url}/${keys.manifest}`
@@ -39,8 +36,7 @@ export async function readBack<T>(
     const got = await store.getToFile(keys.parquet, file, signal)
     const wrongObject = differences({ bytes: manifest.bytes, sha256: manifest.sha256 }, got)
     if (wrongObject) throw new Error(`${url}: the object differs from its manifest: ${wrongObject}`)
-    const content =
-      known?.sha256 === got.sha256 ? known.content : await readContent(file, manifest.columns, work, manifest.row_count)
+    const content = await readContent(file, manifest.columns, work, manifest.row_count)
     signal?.throwIfAborted()
     const { row_count, content_checksum, min_ts, max_ts } = manifest
     const wrongContent = differences({ row_count, content_checksum, min_ts, max_ts }, content)
