@@ -1,5 +1,6 @@
 // Helpers for the tests against a real S3 store.
 import { randomBytes } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
 import {
   AbortMultipartUploadCommand,
   CreateBucketCommand,
@@ -14,6 +15,7 @@ import { currentEnv, objectStoreConfig } from '../local/config.ts'
 import { objectStore, startObjectStore, type ObjectStore } from './object-store.ts'
 import { startProxy } from './s3-proxy.ts'
 import { createS3Store } from '../archiver/store/s3-store.ts'
+import { describeError } from '../lib/errors.ts'
 
 export interface TestBucket {
   endpoint: string
@@ -63,8 +65,17 @@ export async function withUser(t: Test, uid: string) {
   const { admin } = await ownStore()
   const secret = randomBytes(16).toString('hex')
   await admin('user', 'create', `--uid=${uid}`, `--display-name=${uid}`, `--access-key=${uid}-key`, `--secret=${secret}`)
-  t.teardown(() => admin('user', 'rm', `--uid=${uid}`, '--purge-data'))
+  t.teardown(() => twice(() => admin('user', 'rm', `--uid=${uid}`, '--purge-data')))
   return { AWS_ACCESS_KEY_ID: `${uid}-key`, AWS_SECRET_ACCESS_KEY: secret, AWS_REGION: 'us-east-1' }
+}
+
+/** Tries again after a second if the first attempt fails. */
+async function twice(work: () => Promise<unknown>) {
+  await work().catch(async (error: unknown) => {
+    process.stderr.write(`tried again: ${describeError(error)}\n`)
+    await sleep(1000)
+    await work()
+  })
 }
 
 export async function openBucket(t: Test, endpoint: string, env: TestBucket['env']): Promise<TestBucket> {
@@ -83,7 +94,7 @@ export async function openBucket(t: Test, endpoint: string, env: TestBucket['env
   const Bucket = givenBucket ?? name
   const Prefix = givenBucket ? `${name}/` : ''
   if (!givenBucket) await client.send(new CreateBucketCommand({ Bucket }))
-  t.teardown(async () => {
+  const empty = async () => {
     for (const { Key, UploadId } of (await client.send(new ListMultipartUploadsCommand({ Bucket, Prefix }))).Uploads ?? []) {
       await client.send(new AbortMultipartUploadCommand({ Bucket, Key, UploadId }))
     }
@@ -93,6 +104,10 @@ export async function openBucket(t: Test, endpoint: string, env: TestBucket['env
       more = page.IsTruncated === true
     }
     if (!givenBucket) await client.send(new DeleteBucketCommand({ Bucket }))
+  }
+  t.teardown(async () => {
+    // The last request of an archiver that was killed may still write while the bucket is emptied.
+    await twice(empty)
     client.destroy()
   })
   return { endpoint, bucket: Bucket, url: `s3://${Bucket}/${Prefix}an/archive`, env, client }

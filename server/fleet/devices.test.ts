@@ -301,7 +301,8 @@ t.test('a new token after a factory reset stops the old one, brings a revoked de
     async () =>
       (
         await db.admin`
-    select from pg_stat_activity where datname = current_database() and query ilike 'listen%fleet_tokens%'`
+    select from pg_stat_activity
+    where datname = current_database() and query ilike 'listen%fleet_tokens%' and state = 'idle'`
       ).length > 0,
   )
   t.equal((await call('POST /v1/heartbeat', { token, body: { ts: ago(60) } })).status, 201)

@@ -132,7 +132,16 @@ t.test('everything can be reached by keyboard', { skip }, async t => {
     reached.push(name.trim())
     if (outline !== 'solid') t.fail(`${tag} ${name} does not show that it has the focus`)
   }
-  for (const name of ['q', 'status', 'Search', 'lobby-7', 'Devices found', 'Archives', 'Each day in numbers', 'All jobs']) {
+  for (const name of [
+    'q',
+    'status',
+    'Search',
+    'lobby-7',
+    'Devices found',
+    'List of archives',
+    'Each day in numbers',
+    'All jobs',
+  ]) {
     t.ok(reached.includes(name), name, { reached })
   }
   await page.getByLabel('Alias, cohort or id').focus()
