@@ -145,7 +145,7 @@ interface LoggedError {
   cause?: LoggedError
 }
 
-/** What a log line (a JSON object as pino writes it) says, when it is a warning or worse. */
+/** The text of a log line (a JSON object written by pino) that is a warning or worse; undefined for any other line. */
 export function graveLine(line: string): string | undefined {
   try {
     const { level, event, message, error } = JSON.parse(line) as {

@@ -12,12 +12,12 @@ const run = promisify(execFile)
 /** The rules that `npm run lint` finds broken by these lines. */
 async function brokenRules(lines: string, file: string) {
   eslint ??= new ESLint({ cwd: repository })
-  // In the place of a file that exists, so that its types are known.
+  // The lines stand in for an existing file, so that ESLint knows their types.
   const [result] = await eslint.lintText(lines, { filePath: join(repository, file) })
   return result!.messages.map(({ ruleId }) => ruleId)
 }
 
-/** How many faults `npm run lint` finds in these lines by the rules against shells and careless comparisons. */
+/** How many faults `npm run lint` finds in these lines with the rules against shells and unsafe comparisons. */
 async function faultsOf(lines: string) {
   return (await brokenRules(lines, 'cli/check.ts')).filter(rule => rule?.startsWith('no-restricted')).length
 }

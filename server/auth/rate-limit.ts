@@ -9,11 +9,11 @@ const MAX_NETWORKS = 10_000
 const MAX_WAIT_MS = 5 * 60_000
 
 /**
- * Limits the wrong tokens or keys that come from a client's network. Each worker counts for itself: `perMinute` may come at once, and as
- * many again each minute. As long as no client sends a wrong one, a check costs nothing.
+ * Limits the wrong tokens or keys that come from a client's network. Each worker counts for itself: `perMinute` may arrive at
+ * once, and as many again each minute. As long as no client sends a wrong one, a check costs nothing.
  */
 export class RateLimit {
-  /** For each network: when its wrong tokens or keys are paid off, in ms. */
+  /** For each network, the time in ms at which its wrong tokens or keys no longer count. */
   readonly #paid: BoundedMap<number>
   readonly #cost: number
 

@@ -26,9 +26,9 @@ import { readSilence } from './silence.tsx'
 import { Storage } from './storage.tsx'
 import { readTrend } from './trend.tsx'
 
-/** The page uses no more than these of a worker's connections. */
+/** How many of a worker's connections the page may use. */
 const MAX_STATEMENTS = 2
-/** What a part may take; then the page comes without it. */
+/** How long a part may take. After that, the page is sent without it. */
 const TIMEOUT_MS = 3_000
 
 /** The page for the person on call. It only reads, and a part that fails does not affect the others. */

@@ -5,7 +5,7 @@ import { TimeoutError, withTimeout } from '../../lib/timeout.ts'
 /** What a part of the page shows: what was read, or why it could not be read. */
 export type Result<T> = { value: T; error?: undefined } | { value?: undefined; error: string }
 
-/** Waits for a part of the page for `timeoutMs`; its failure is logged and is the part's own. */
+/** Waits for a part of the page for `timeoutMs`. A failure is logged and affects only this part. */
 export async function settled<T>(part: string, reading: Promise<T>, log: Log, timeoutMs: number): Promise<Result<T>> {
   try {
     return { value: await withTimeout(timeoutMs, reading) }
