@@ -47,6 +47,7 @@ async function url() {
 
 interface PoolHealth {
   status: 'ok' | 'warn' | 'critical'
+  reason?: string
   pool: { in_use: number; max: number; utilization_pct: number; waiting: number }
 }
 
@@ -67,7 +68,15 @@ export async function poolHealth(address: ReturnType<typeof serverAddress>): Pro
         detail: `${address.url} answers ${answer.status}`,
         remedy: 'Check that ADMIN_KEY is the key of this server.',
       }
-    const { status, pool } = (await answer.json()) as PoolHealth
+    const { status, reason, pool } = (await answer.json()) as PoolHealth
+    if (reason !== undefined) {
+      return {
+        ...check,
+        status: 'fail',
+        detail: `a new connection is refused: ${reason}`,
+        remedy: 'RUNBOOK.md, "Connections run out" or "A password is refused"',
+      }
+    }
     return {
       ...check,
       status: status === 'critical' ? 'fail' : status,

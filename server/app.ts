@@ -46,7 +46,7 @@ export function createApp(context: ServerContext) {
 
   app.post('/ops/nightly', admin, timed(metrics, 'POST /ops/nightly', postNightly(config, ops, log)))
   app.post('/ops/reconcile', admin, noQuery, timed(metrics, 'POST /ops/reconcile', postReconcile(ops, log)))
-  app.get('/ops/pool_health', admin, noQuery, getPoolHealth(metrics, reader))
+  app.get('/ops/pool_health', admin, noQuery, getPoolHealth(metrics, pool, reader))
   app.get('/metrics', adminOnly(config.adminKey, rateLimit, { orBearer: true }), getMetrics(context))
 
   app.get('/openapi.json', getOpenapi())

@@ -27,7 +27,7 @@ const DRAIN_MS = 20_000
  * @throws if the port cannot be opened
  */
 export async function startServer(config: ServerConfig, log: Log) {
-  const pool = connectHot(config.hot, config.poolMax)
+  const pool = connectHot(config.hot, config.poolMax, { log })
   const ops = connectOps(config.ops)
   const listener = connectListener(config.listen)
   const metrics = createMetrics(pool)

@@ -94,7 +94,7 @@ export interface OwnCluster extends TestDatabase {
  */
 export async function withCluster(
   t: Test,
-  { isEmpty = false, ...options }: { durable?: boolean; isEmpty?: boolean } = {},
+  { isEmpty = false, ...options }: { durable?: boolean; isEmpty?: boolean; connections?: number } = {},
 ): Promise<OwnCluster> {
   const { cluster, end } = await throwawayCluster({
     postgres: testCluster().postgres,

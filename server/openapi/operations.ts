@@ -202,7 +202,9 @@ const poolHealth = {
   operationId: 'getPoolHealth',
   tags: ['operations'],
   summary: 'Show how many database connections are in use',
-  description: 'Connections of the hot path, summed over all workers.',
+  description:
+    'Connections of the hot path, summed over all workers. The worker that answers also opens a new connection; if that fails, ' +
+    'the status is critical and `reason` says why.',
   security: [{ admin: [] }],
   responses: {
     200: answer(
@@ -210,6 +212,11 @@ const poolHealth = {
       'PoolHealth',
       {
         quiet: { status: 'ok', pool: { in_use: 0, max: 10, utilization_pct: 0, waiting: 0 } },
+        refused: {
+          status: 'critical',
+          reason: 'sorry, too many clients already',
+          pool: { in_use: 0, max: 10, utilization_pct: 0, waiting: 0 },
+        },
       },
       'noStore',
     ),

@@ -141,7 +141,10 @@ const bodies = {
     elapsed_ms: z.number().min(0).describe('How long it took, in milliseconds.'),
   }),
   PoolHealth: z.object({
-    status: z.enum(['ok', 'warn', 'critical']).describe('warn from 80 % utilization, critical from 95 %.'),
+    status: z
+      .enum(['ok', 'warn', 'critical'])
+      .describe('warn from 80 % utilization, critical from 95 %, or if a new connection is refused.'),
+    reason: z.string().optional().describe('Why a new connection cannot be opened. Connections that are open may still work.'),
     pool: z.object({
       in_use: count.describe('Connections that are running a statement.'),
       max: count.describe('Connections that there may be.'),
