@@ -2,6 +2,7 @@ import { once } from 'node:events'
 import type { Readable } from 'node:stream'
 import postgres from 'postgres'
 import type { ArchiverConfig } from './config.ts'
+import { withPassfile } from '../lib/database-url.ts'
 
 export type Database = ArchiverConfig['database']
 export type Sql = ReturnType<typeof connect>
@@ -14,7 +15,9 @@ const UNLIMITED = { statement_timeout: '0', idle_in_transaction_session_timeout:
  * and a proof must not round.
  */
 export function connect(database: Database, options: { max: number; application_name?: string }) {
-  return postgres(database.url, {
+  const from = withPassfile(database.url)
+  return postgres(from.url, {
+    password: from.password,
     max: options.max,
     fetch_types: false,
     connect_timeout: 10,

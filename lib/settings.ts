@@ -65,7 +65,8 @@ export const settings = {
       "The server's heartbeats and reads, as fleet_server. It may go through pgBouncer in transaction mode; add " +
       '`?prepare=false` if that keeps no prepared statements (before 1.21, or max_prepared_statements = 0). This URL and ' +
       'those of the server and the archiver below may name several hosts: ' +
-      '`postgres://…@db1:5432,db2:5432/fleet?target_session_attrs=primary`.',
+      '`postgres://…@db1:5432,db2:5432/fleet?target_session_attrs=primary`. With `?passfile=/path` in place of a password they ' +
+      'read it at each connect from a file of the form of ~/.pgpass, so that a new password needs no restart.',
     defaultAbout: '`DATABASE_URL`',
     example: postgresExample('fleet_server'),
   },

@@ -30,6 +30,7 @@ t.test(
     const names = ['SERVER_DATABASE_URL', 'LISTEN_DATABASE_URL', 'OPS_DATABASE_URL', 'READ_DATABASE_URL', 'DATABASE_URL']
     const good = [
       'postgres://u:p@a,b/fleet',
+      'postgres://u@a,b/fleet?passfile=/etc/nexmdm/pgpass&prepare=false',
       'postgres://u:p@a:5432,b:5433,10.0.0.3/fleet?target_session_attrs=primary',
       'postgresql://a,b/fleet?prepare=false',
       'postgres://u:p%40,x@a:5432/fleet?target_session_attrs=prefer-standby',
@@ -42,6 +43,7 @@ t.test(
       'postgres://u:secret@a,,b/fleet': /host1:port,host2:port/,
       'postgres://u:secret@a,b:x/fleet': /host1:port,host2:port/,
       'postgres://u:secret@a,b/fleet?prepare=0': /prepare=false/,
+      'postgres://u:secret@a,b/fleet?passfile=pgpass': /passfile that begins with/,
     }
     for (const name of names) {
       for (const url of good) t.doesNotThrow(() => readConfig({ DATABASE_URL, ADMIN_KEY, [name]: url }), `${name}=${url}`)

@@ -4,6 +4,7 @@ import { Writable } from 'node:stream'
 import type { Sql } from 'postgres'
 import t, { type Test } from 'tap'
 import { connectHot } from './database.ts'
+import { connect as connectArchiver } from '../archiver/database.ts'
 import { createLog } from '../lib/log.ts'
 import { scramVerifier } from '../local/scram.ts'
 import { makeDirectory } from '../testing/archiver.ts'
@@ -152,6 +153,46 @@ t.test('a changed password is reported once with its reason, and the server goes
   await waitFor(async () => (await health()).status === 'ok')
   t.equal((await call('POST /v1/heartbeat', { token, body: { ts: ago(60) } })).status, 201)
   t.equal(server.output().match(/pool\.connection_accepted/g)?.length, 1)
+})
+
+t.test('with a passfile, server and archiver follow a changed password without a restart', async t => {
+  const db = await withCluster(t)
+  const directory = await makeDirectory(t)
+  const file = join(directory, 'pass word')
+  const { host, pathname } = new URL(db.url('fleet_server'))
+  const write = (password: string) =>
+    writeFile(
+      file,
+      `# a comment\nelsewhere:*:*:*:no\n*:*:other:fleet_server:no\n${host}:*:other:no\n*:*:fleet:fleet_server:${password.replace(/[:\\]/g, '\\$&')}\n`,
+    )
+  const setPassword = (password: string) => db.admin.unsafe(`alter role fleet_server password '${scramVerifier(password)}'`)
+  const url = `postgres://fleet_server@${host}${pathname}?passfile=${encodeURIComponent(file)}`
+  const { token } = await enroll(db, 'a')
+  await write('a:first\\one:')
+  await setPassword('a:first\\one:')
+  const login = { url }
+  const { call } = await withServer(t, { hot: login, listen: login, ops: login }, db)
+  const archiver = connectArchiver({ url: `${url}&prepare=true` }, { max: 1 })
+  t.teardown(() => archiver.end({ timeout: 1 }))
+  t.equal((await call('POST /v1/heartbeat', { token, body: { ts: ago(600) } })).status, 201)
+  t.match(await archiver`select session_user::text as name`, [{ name: 'fleet_server' }])
+
+  await setPassword('another')
+  await write('another')
+  await db.admin`select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet_server'`
+  await waitFor(async () => (await call('POST /v1/heartbeat', { token, body: { ts: ago(300) } })).status < 300)
+  t.match((await call('GET /ops/pool_health', { admin: true })).body, { status: 'ok' })
+  await waitFor(() =>
+    archiver`select 1`.then(
+      () => true,
+      () => false,
+    ),
+  )
+  await writeFile(file, '')
+  t.match((await call('GET /ops/pool_health', { admin: true })).body, {
+    status: 'critical',
+    reason: 'password authentication failed for user "fleet_server"',
+  })
 })
 
 function logTo(lines: string[]) {

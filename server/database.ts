@@ -1,5 +1,6 @@
 import postgres from 'postgres'
 import type { Login } from './config.ts'
+import { withPassfile } from '../lib/database-url.ts'
 import { describeError } from '../lib/errors.ts'
 import type { Log } from '../lib/log.ts'
 import { withTimeout } from '../lib/timeout.ts'
@@ -342,7 +343,9 @@ function connect(
   parameters: Record<string, string | number>,
   options: object = {},
 ): Sql {
-  return postgres(url, {
+  const from = withPassfile(url)
+  return postgres(from.url, {
+    password: from.password,
     max,
     // One statement at a time on each connection: a slow one must not hold up those queued behind it.
     max_pipeline: 0,

@@ -212,11 +212,6 @@ const poolHealth = {
       'PoolHealth',
       {
         quiet: { status: 'ok', pool: { in_use: 0, max: 10, utilization_pct: 0, waiting: 0 } },
-        refused: {
-          status: 'critical',
-          reason: 'sorry, too many clients already',
-          pool: { in_use: 0, max: 10, utilization_pct: 0, waiting: 0 },
-        },
       },
       'noStore',
     ),
