@@ -13,8 +13,15 @@ comment on column fleet.device_last_status.extra is 'The agent''s own values: a 
 
 -- (checks) --
 
+create index if not exists device_availability_daily_excess_idx on fleet.device_availability_daily (day, device_id)
+  where beats > expected * 1.5 + 10;
+comment on index fleet.device_availability_daily_excess_idx is
+  'The few devices of a day that sent far more than expected, for fleet.check_devices().';
+
 -- Functions, procedures, views
 
+--!include checks/check_devices.sql
+--!include checks/check.sql
 --!include setup/grants.sql
 
 select fleet.note_columns();

@@ -324,6 +324,17 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
           good(all).map(beat => ({ ...beat, ts: daysAgo(1) })),
         ),
     },
+    {
+      what: 'two devices send with the token of one, for two days',
+      checks: ['shared_tokens'],
+      inject: async () => {
+        await admin`
+          insert into fleet.device_heartbeats (ts, received_at, device_id)
+          select b.ts, b.ts, ${first} from generate_series(1, 2 * 2880) n
+          cross join lateral (select date_trunc('day', now()) - n * interval '30 seconds' as ts) b`
+        await owner`select fleet.roll_up(current_date - n) from generate_series(1, 3) n`
+      },
+    },
   ]
 }
 

@@ -103,6 +103,7 @@ grant execute on function
   fleet.check_partitions(timestamptz),
   fleet.check_ingest(timestamptz),
   fleet.check_silence(timestamptz),
+  fleet.check_devices(timestamptz),
   fleet.check_scheduler(timestamptz),
   fleet.check_archive(timestamptz),
   fleet.check_columns(),
