@@ -36,6 +36,9 @@ comment on index fleet.device_unreadable_fields_last_at_idx is 'For fleet.check(
 
 -- Functions, procedures, views
 
+--!include import/create_forward_function.sql
+--!include import/start_forwarding.sql
+--!include archive/note_columns.sql
 --!include ingest/ingest.sql
 --!include ingest/unreadable_fields.view.sql
 --!include ingest/record_unreadable_fields.sql
@@ -46,3 +49,8 @@ comment on index fleet.device_unreadable_fields_last_at_idx is 'For fleet.check(
 --!include setup/grants.sql
 
 select fleet.note_columns();
+
+-- Those of imports that are under way do not know the new column yet.
+select fleet.create_forward_function(i)
+from fleet.imports i
+where to_regprocedure(format('fleet.%I()', 'forward_' || i.relid)) is not null;

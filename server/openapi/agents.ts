@@ -14,10 +14,6 @@ const single = {
   security: [{ device: [] }],
   requestBody: jsonBody('Heartbeat', {
     wrong_clock: { summary: 'A device whose clock is wrong', value: { ts: '2001-01-01T00:00:00Z', battery_pct: 80 } },
-    misspelt: {
-      summary: 'A heartbeat with a field that has a typing error and one that cannot be read',
-      value: { ts: '2026-01-31T11:50:00Z', batery_pct: 81, signal_dbm: 'strong' },
-    },
     stored: {
       summary: 'A heartbeat',
       value: {
@@ -38,12 +34,6 @@ const single = {
   responses: {
     201: answer('The heartbeat is stored.', 'Stored', {
       stored: { result: 'stored', ts: '2026-01-31T12:00:00Z', next_interval_s: 60 },
-      misspelt: {
-        result: 'stored',
-        ts: '2026-01-31T11:50:00Z',
-        next_interval_s: 60,
-        ignored: ['batery_pct', 'signal_dbm'],
-      },
     }),
     200: answer(
       'The device already has a heartbeat in the ten seconds of `ts`, usually this one. Or it is `rejected`: the device has too ' +
