@@ -137,7 +137,8 @@ async function isRefused(t: Test, day: Awaited<ReturnType<typeof withDay>>, buck
   const { code, output } = await runOnce(t, db, directory, env)
   t.equal(code, 1)
   t.match(await stateOf(db.sql, partition), { state: 'archive_failed', last_error: hint })
-  t.match(String(eventsOf(output).find(({ event }) => event === 'partition.archive.failed')?.error ?? output), hint)
+  const logged = eventsOf(output).find(({ event }) => event === 'partition.archive.failed')
+  t.match(JSON.stringify(logged), hint, 'so has the log')
   t.same(await objectsIn(bucket), [])
   t.equal((await contentOf(db, `fleet_detached.${partition}`))?.row_count, '1000')
   await db.sql`select fleet.retry_archive(${partition})`
@@ -248,7 +249,7 @@ for (const checksum of ['md5', 'sha256'] as const) {
   })
 }
 
-t.test('a body that was changed on the way is refused by its MD5, and stored when it is sent again', { skip }, async t => {
+t.test('a body that was changed on the way is sent again, with the MD5 of the file', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const file = join(await makeDirectory(t), 'file')
   const bytes = randomBytes(MEBIBYTE)
@@ -280,6 +281,6 @@ t.test('the errors with which stores refuse these things name the setting', { sk
   }
   const proxy = await withProxy(t, bucket.endpoint, () => ({ status: 403, code: 'AccessDenied', message: 'no' }))
   const store = openWith(t, { ...bucket, endpoint: proxy.endpoint })
-  for (const work of [store.getBytes('a/x'), store.delete('a/x'), store.check()])
-    t.notMatch(await complaint(work), /ARCHIVE_SSE/, 'what stores nothing needs no encryption')
+  for (const work of [() => store.getBytes('a/x'), () => store.delete('a/x'), () => store.check()])
+    t.notMatch(await complaint(work()), /ARCHIVE_SSE/, 'what stores nothing needs no encryption')
 })
