@@ -72,3 +72,27 @@ t.test('older stores are buckets with an address and optionally a profile for th
   ] as const)
     t.throws(() => readConfig({ ...settings, ARCHIVE_OLDER_STORES: value }), { message: problem })
 })
+
+t.test('what a bucket demands is checked before anything is written', async t => {
+  const settings = { DATABASE_URL: 'postgres://x@h/d', ARCHIVE_URL: 's3://now/a' }
+  const read = (env: Record<string, string>) => readConfig({ ...settings, ...env })
+  t.same(read({}).bucketRules, { encryption: undefined, kmsKey: undefined, checksum: undefined })
+  t.same(read({ ARCHIVE_SSE: 'aws:kms', ARCHIVE_SSE_KMS_KEY_ID: 'alias/archive', ARCHIVE_CHECKSUM: 'md5' }).bucketRules, {
+    encryption: 'aws:kms',
+    kmsKey: 'alias/archive',
+    checksum: 'md5',
+  })
+  t.match(read({ ARCHIVE_SSE: 'AES256' }).bucketRules, { encryption: 'AES256', kmsKey: undefined })
+  const kms = { ARCHIVE_SSE: 'aws:kms' }
+  for (const [env, problem] of [
+    [{ ARCHIVE_SSE: 'aes' }, /ARCHIVE_SSE: .*"AES256"\|"aws:kms"\|"aws:kms:dsse"/],
+    [{ ARCHIVE_CHECKSUM: 'crc32' }, /ARCHIVE_CHECKSUM: .*"sha256"\|"md5"\|"none"/],
+    [{ ARCHIVE_SSE_KMS_KEY_ID: 'k' }, /ARCHIVE_SSE_KMS_KEY_ID: needs ARCHIVE_SSE=aws:kms or aws:kms:dsse, which is not set/],
+    [{ ARCHIVE_SSE: 'AES256', ARCHIVE_SSE_KMS_KEY_ID: 'k' }, /ARCHIVE_SSE_KMS_KEY_ID: needs .*, which is AES256/],
+    [{ ...kms, ARCHIVE_SSE_KMS_KEY_ID: 'a\nx-amz-acl: public' }, /ARCHIVE_SSE_KMS_KEY_ID: expected the ARN, id or alias/],
+    [{ ...kms, ARCHIVE_URL: 'file:///a' }, /ARCHIVE_SSE: is only for an ARCHIVE_URL with s3:\/\//],
+    [{ ...kms, ARCHIVE_SSE_KMS_KEY_ID: 'k', ARCHIVE_URL: 'file:///a' }, /ARCHIVE_SSE_KMS_KEY_ID: is only for/],
+    [{ ARCHIVE_CHECKSUM: 'md5', ARCHIVE_URL: 'file:///a' }, /ARCHIVE_CHECKSUM: is only for/],
+  ] as const)
+    t.throws(() => read(env), { message: problem })
+})

@@ -35,12 +35,17 @@ const olderStores = z.string().transform((value, issues) => {
   return stores
 })
 
+const keyId = z.string().regex(/^[\x21-\x7e]{1,2048}$/, 'expected the ARN, id or alias of a KMS key')
+
 const environment = z.object({
   ARCHIVER_DATABASE_URL: databaseUrl.optional(),
   VERIFIER_DATABASE_URL: databaseUrl.optional(),
   DATABASE_URL: databaseUrl.optional(),
   ARCHIVE_URL: archiveUrl,
   ARCHIVE_OLDER_STORES: olderStores.optional(),
+  ARCHIVE_SSE: z.enum(settings.ARCHIVE_SSE.values).optional(),
+  ARCHIVE_SSE_KMS_KEY_ID: keyId.optional(),
+  ARCHIVE_CHECKSUM: z.enum(settings.ARCHIVE_CHECKSUM.values).optional(),
   AWS_ENDPOINT_URL_S3: z.url().optional(),
   AWS_ENDPOINT_URL: z.url().optional(),
   LOG_LEVEL: z.enum(settings.LOG_LEVEL.values).default(settings.LOG_LEVEL.default),
@@ -73,6 +78,13 @@ export function readConfig(env: Record<string, string | undefined> = process.env
   if (bucket && parsed.data?.ARCHIVE_OLDER_STORES?.has(bucket)) {
     problems.push(`ARCHIVE_OLDER_STORES: ${bucket} is the bucket of ARCHIVE_URL, and a bucket can have only one address`)
   }
+  if (set.ARCHIVE_URL?.startsWith('file:')) {
+    for (const name of ['ARCHIVE_SSE', 'ARCHIVE_SSE_KMS_KEY_ID', 'ARCHIVE_CHECKSUM'] as const) {
+      if (set[name] !== undefined) problems.push(`${name}: is only for an ARCHIVE_URL with s3://, and that is a directory`)
+    }
+  } else if (set.ARCHIVE_SSE_KMS_KEY_ID !== undefined && !set.ARCHIVE_SSE?.startsWith('aws:kms')) {
+    problems.push(`ARCHIVE_SSE_KMS_KEY_ID: needs ARCHIVE_SSE=aws:kms or aws:kms:dsse, which is ${set.ARCHIVE_SSE ?? 'not set'}`)
+  }
   if (!parsed.success || problems.length > 0) {
     throw new SettingsError(problems)
   }
@@ -83,6 +95,11 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     verifierDatabase: VERIFIER_DATABASE_URL === undefined ? undefined : { url: VERIFIER_DATABASE_URL },
     archiveUrl: ARCHIVE_URL,
     olderStores: parsed.data.ARCHIVE_OLDER_STORES,
+    bucketRules: {
+      encryption: parsed.data.ARCHIVE_SSE,
+      kmsKey: parsed.data.ARCHIVE_SSE_KMS_KEY_ID,
+      checksum: parsed.data.ARCHIVE_CHECKSUM,
+    },
     s3Endpoint: parsed.data.AWS_ENDPOINT_URL_S3 ?? parsed.data.AWS_ENDPOINT_URL,
     logLevel: LOG_LEVEL,
     logFormat: LOG_FORMAT,

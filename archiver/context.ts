@@ -36,13 +36,15 @@ export interface WorkerSettings {
   archiveUrl: string
   s3Endpoint?: string | undefined
   olderStores?: StoreOptions['olderStores']
+  bucketRules?: StoreOptions['bucketRules']
   /** Where its work directory is made; default TMPDIR. */
   temporary?: string
 }
 
 /** Connects nothing yet. End it with closeWorker. */
 export async function openWorker(settings: WorkerSettings, log: Log, tracing?: Tracing): Promise<Worker> {
-  const storeOptions = { s3Endpoint: settings.s3Endpoint, olderStores: settings.olderStores }
+  const { s3Endpoint, olderStores, bucketRules } = settings
+  const storeOptions = { s3Endpoint, olderStores, bucketRules }
   return {
     name: `${hostname()}:${process.pid}:${randomBytes(3).toString('hex')}`,
     database: settings.database,

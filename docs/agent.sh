@@ -26,7 +26,8 @@ while :; do
       [ -s "$BUFFER" ] && pause=0
       echo "sent $(($(wc -l < "$BUFFER.sent") - ${rejected:=0})), rejected $rejected, next in $interval s"
       # Why, with the server's words: they are not in the buffer any more.
-      [ "$rejected" -eq 0 ] || grep -o '{"result":"rejected"[^]]*]' "$BUFFER.answer" | tr -d '{[]"' >&2 ;;
+      [ "$rejected" -eq 0 ] || grep -o '{"result":"rejected"[^}]*}' "$BUFFER.answer" | tr -d '{}[]"' >&2
+      grep -o '"ignored":[^]]*]' "$BUFFER.answer" >&2 ;;
     000) echo "offline, $(wc -l < "$BUFFER") kept" ;;
     408 | 429 | 5??) pause=$(tr -d '\r' < "$BUFFER.headers" | sed -n 's/^retry-after: *//Ip')
       echo "refused with $status, again in ${pause:=$interval} s" ;;

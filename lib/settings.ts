@@ -4,6 +4,8 @@ import { availableParallelism } from 'node:os'
 
 export const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const
 export const LOG_FORMATS = ['auto', 'json', 'pretty'] as const
+export const ENCRYPTIONS = ['AES256', 'aws:kms', 'aws:kms:dsse'] as const
+export const CHECKSUMS = ['sha256', 'md5', 'none'] as const
 const SWITCH = ['true', 'false'] as const
 
 /** In the order of docs/settings.md and .env.example. */
@@ -272,6 +274,33 @@ export const settings = {
       '`bucket=https://[profile@]host[:port]`, separated by commas. The profile is one of ~/.aws/credentials; without it, the ' +
       'credentials above are used. Directories, and other buckets of the same store, need no entry.',
     example: 'fleet-archive=https://ceph@s3.internal:7480',
+  },
+  ARCHIVE_SSE: {
+    group: 'Archive',
+    readBy: ['archiver'],
+    values: ENCRYPTIONS,
+    about:
+      'The server-side encryption that each object written to s3:// asks for (x-amz-server-side-encryption). A bucket whose ' +
+      "policy demands one needs it; otherwise the bucket's default applies.",
+    example: 'aws:kms',
+  },
+  ARCHIVE_SSE_KMS_KEY_ID: {
+    group: 'Archive',
+    readBy: ['archiver'],
+    about:
+      "The KMS key of ARCHIVE_SSE=aws:kms or aws:kms:dsse: its ARN, id or alias. Without it, AWS uses the account's own key for " +
+      'S3; other stores may demand one.',
+    example: 'arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab',
+  },
+  ARCHIVE_CHECKSUM: {
+    group: 'Archive',
+    readBy: ['archiver'],
+    values: CHECKSUMS,
+    defaultAbout: 'sha256 for AWS, none for other stores',
+    about:
+      'The checksum that each object and part written to s3:// carries: sha256 (x-amz-checksum-sha256), or md5 (Content-MD5), ' +
+      'which older stores know too. A bucket with Object Lock and a default retention demands one of them.',
+    example: 'md5',
   },
   TMPDIR: {
     group: 'Archive',

@@ -21,7 +21,7 @@ import { version } from '../lib/version.ts'
 export const WRONG_KEYS_PER_MINUTE = 60
 
 export function createApp(context: ServerContext) {
-  const { config, log, metrics, pool, reader, ops, tokens, writer, backpressure, tracing, isDraining } = context
+  const { config, log, metrics, pool, reader, ops, tokens, writer, backpressure, unreadable, tracing, isDraining } = context
   const app = new Hono<AppEnv>()
   const rateLimit = new RateLimit(config.trustProxy, WRONG_KEYS_PER_MINUTE, () => metrics.authRefused.inc())
   const admin = adminOnly(config.adminKey, rateLimit)
@@ -30,8 +30,11 @@ export function createApp(context: ServerContext) {
   if (tracing !== undefined) app.use(tracing.request)
 
   // Apart from tracing, these two have no middleware: Hono calls a lone handler directly.
-  app.post('/v1/heartbeat', timed(metrics, 'POST /v1/heartbeat', postHeartbeat(config, tokens, writer, metrics)))
-  app.post('/v1/heartbeats', timed(metrics, 'POST /v1/heartbeats', postHeartbeats(config, pool, tokens, writer, metrics)))
+  app.post('/v1/heartbeat', timed(metrics, 'POST /v1/heartbeat', postHeartbeat(config, tokens, writer, metrics, unreadable)))
+  app.post(
+    '/v1/heartbeats',
+    timed(metrics, 'POST /v1/heartbeats', postHeartbeats(config, pool, tokens, writer, metrics, unreadable)),
+  )
 
   app.get('/v1/commands', timed(metrics, 'GET /v1/commands', getCommands(pool, tokens, metrics)))
   app.post('/v1/commands/:id/ack', timed(metrics, 'POST /v1/commands/:id/ack', ackCommand(pool, tokens, metrics)))

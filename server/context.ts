@@ -5,6 +5,7 @@ import type { Tokens } from './auth/tokens.ts'
 import type { ServerConfig } from './config.ts'
 import type { Pool, Sql } from './database.ts'
 import type { Backpressure } from './ingest/backpressure.ts'
+import type { UnreadableFields } from './ingest/unreadable-fields.ts'
 import type { Writer } from './ingest/writer.ts'
 import type { Metrics } from './ops/metrics.ts'
 import type { Reader } from './reader.ts'
@@ -25,6 +26,7 @@ export interface ServerContext {
   tokens: Tokens
   writer: Writer
   backpressure: Backpressure
+  unreadable: UnreadableFields
   /** Undefined unless tracing is on. */
   tracing: Tracing | undefined
   isDraining: () => boolean

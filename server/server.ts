@@ -14,6 +14,7 @@ import { Reader } from './reader.ts'
 import { leaveMetrics } from './ops/scrape.ts'
 import { followTokens, Tokens } from './auth/tokens.ts'
 import { startTracing } from '../lib/tracing.ts'
+import { UnreadableFields } from './ingest/unreadable-fields.ts'
 import { Writer } from './ingest/writer.ts'
 
 /** For each worker. Measured: an idle connection takes about 6 kB of memory. */
@@ -39,6 +40,7 @@ export async function startServer(config: ServerConfig, log: Log) {
   const tracing = await startTracing(config.otlpEndpoint, 'nexmdm-server', log)
   const writer = new Writer(pool, metrics, log, backpressure, undefined, tracing)
   const budgets = new Budgets(metrics, listener, log)
+  const unreadable = new UnreadableFields(metrics, listener, log)
   let draining = false
 
   const app = createApp({
@@ -51,6 +53,7 @@ export async function startServer(config: ServerConfig, log: Log) {
     tokens,
     writer,
     backpressure,
+    unreadable,
     tracing,
     isDraining: () => draining,
   })
@@ -80,6 +83,7 @@ export async function startServer(config: ServerConfig, log: Log) {
   const { port } = server.address() as AddressInfo
   const unfollow = followTokens(listener, tokens, log)
   budgets.follow()
+  unreadable.follow()
 
   /**
    * Accepts no new connections, finishes the requests in flight and the writer's queue, then closes the pools.
@@ -100,7 +104,7 @@ export async function startServer(config: ServerConfig, log: Log) {
     clearTimeout(limit)
     await writer.drained()
     unfollow()
-    await budgets.end()
+    await Promise.all([budgets.end(), unreadable.end()])
     await endPools()
     await leaveMetrics(metrics.registry)
     await tracing?.stop()
@@ -108,5 +112,5 @@ export async function startServer(config: ServerConfig, log: Log) {
     return inTime
   }
 
-  return { port, routes: app.routes, stop }
+  return { port, routes: app.routes, unreadable, stop }
 }

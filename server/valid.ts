@@ -2,6 +2,7 @@ import type { Context, MiddlewareHandler } from 'hono'
 import { z } from 'zod'
 import type { AppEnv } from './context.ts'
 import { type FieldError, Problem } from './problem.ts'
+import { hasAtMost, STORABLE } from './text.ts'
 
 /**
  * Checks what a request brought, and returns it in the shape of the schema.
@@ -33,6 +34,21 @@ export function validQuery<T extends z.ZodObject>(schema: T, c: Context<AppEnv>)
   if (errors.length > 0 || !parsed.success) throw invalid(errors)
   return parsed.data
 }
+
+export const deviceId = z.int('must be a device id').positive('must be a device id')
+
+// openapi.json cannot show what refine() checks, so meta() says the same in JSON Schema.
+/** Text that PostgreSQL can store, of at most `max` characters (code points). */
+export const text = (min: number, max: number) =>
+  z
+    .string('must be a string')
+    .refine(value => value.length >= min && hasAtMost(value, max), {
+      error: min === 0 ? `must have at most ${max} characters` : `must have ${min} to ${max} characters`,
+      // Text that is too long is not searched any further.
+      abort: true,
+    })
+    .regex(STORABLE, 'must not contain NUL or a lone surrogate')
+    .meta({ ...(min > 0 && { minLength: min }), ...(max < Infinity && { maxLength: max }) })
 
 /** What zod found wrong, field by field. */
 export function fieldErrors(error: z.ZodError): FieldError[] {

@@ -1,6 +1,6 @@
 // Runs a real S3 store for tests: Ceph's gateway (RGW) over one monitor and one OSD, which keeps everything in memory.
 import { execFile, execFileSync, spawn, type ChildProcess } from 'node:child_process'
-import { randomUUID } from 'node:crypto'
+import { randomBytes, randomUUID } from 'node:crypto'
 import { closeSync, existsSync, openSync, readFileSync } from 'node:fs'
 import { chown, mkdir, mkdtemp, realpath, symlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -12,6 +12,9 @@ import { plainEnv } from '../local/config.ts'
 import { hasPrograms, testPrograms } from './optional-programs.ts'
 
 const run = promisify(execFile)
+
+/** The id of the only key that the store has for SSE-KMS. */
+export const KMS_KEY = 'fleet-key'
 
 /** Ubuntu's packages have the same names. */
 export const objectStore = testPrograms('S3 store', ['radosgw', 'ceph-mon', 'ceph-osd', 'ceph-common'], () =>
@@ -186,6 +189,10 @@ rgw_data = ${dir}/rgw
 rgw_cache_enabled = false
 rgw_bucket_quota_ttl = 0
 rgw_user_quota_bucket_sync_interval = 1
+# SSE-KMS with one key, and without TLS.
+rgw_crypt_s3_kms_backend = testing
+rgw_crypt_s3_kms_encryption_keys = ${KMS_KEY}=${randomBytes(32).toString('base64')}
+rgw_crypt_require_ssl = false
 `
 }
 

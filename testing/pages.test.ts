@@ -38,7 +38,10 @@ t.test('a test runs the shell commands of each page', async t => {
 t.test('the commands of docs/agents.md enroll a device, send heartbeats and a command', async t => {
   const { db, env } = await withArchivedDays(t, [])
   const page = await readCommands('docs/agents.md')
-  const [openapi = '', enrolling = '', single = '', batch = '', commands = '', agent = '', ...others] = blocksOf(page, 'sh')
+  const [openapi = '', enrolling = '', single = '', odd = '', batch = '', commands = '', agent = '', ...others] = blocksOf(
+    page,
+    'sh',
+  )
   t.same(others, [])
   t.match(agent, /^TOKEN=nxd_… sh docs\/agent\.sh$/m, 'which server/agent.test.ts runs')
   const run = async (block: string, TOKEN?: string) => {
@@ -49,9 +52,10 @@ t.test('the commands of docs/agents.md enroll a device, send heartbeats and a co
   t.match(await run(openapi), /"openapi":"3\.1\.\d"/)
   const [, token] = /"token":"(nxd_[^"]+)"/.exec(await run(enrolling)) ?? []
   t.match(await run(single, token), /^\{"result":"stored","ts":"[^"]+","next_interval_s":60\}/)
+  t.match(await run(odd, token), /^\{"result":"stored","ts":"[^"]+","next_interval_s":60,"ignored":\["batery_pct"\]\}/)
   t.match(
     await run(batch, token),
-    /"result":"stored".*"result":"rejected".*"battery_pct".*"stored":1,"duplicate":0,"quarantined":0,"rejected":1/,
+    /"result":"stored".*"result":"rejected".*"ts".*"stored":1,"duplicate":0,"quarantined":0,"rejected":1/,
   )
   t.match(await run(commands, token), /^\{"command_id":\d+\}.*"command":"set_volume"/s)
   t.match(await db.sql`select status from fleet.device_status where alias = 'lobby-tablet-7'`, [{ status: 'online' }])

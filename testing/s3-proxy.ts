@@ -15,18 +15,78 @@ import { setTimeout as sleep } from 'node:timers/promises'
  */
 export type Fate = 'pass' | 'slow' | 'refuse' | 'cut' | 'lose' | 'break' | 'flip' | 'swallow' | 'garble'
 
+/** An answer in the store's place: an error of S3. */
+export interface Refusal {
+  status: number
+  code: string
+  message: string
+}
+
 export interface SeenRequest {
   method: string
   url: string
   headers: IncomingMessage['headers']
   bytes: number
-  fate: Fate
+  fate: Fate | Refusal
+}
+
+type Headers = IncomingMessage['headers']
+
+/**
+ * The rule of an AWS bucket whose policy denies s3:PutObject without this encryption. It counts when an object or an upload in
+ * parts is begun; AWS refuses these headers in the parts. A gateway before Ceph 18 cannot apply such a policy to uploads in parts.
+ * https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingKMSEncryption.html
+ */
+export function demandEncryption(encryption: string, kmsKey?: string) {
+  return (_: number, { method, url = '', headers }: IncomingMessage): Fate | Refusal => {
+    const isPart = url.includes('partNumber=')
+    const begins = (method === 'PUT' && !isPart) || (method === 'POST' && /[?&]uploads\b/.test(url))
+    const asked = headers['x-amz-server-side-encryption']
+    if (!begins) {
+      return asked === undefined
+        ? 'pass'
+        : {
+            status: 400,
+            code: 'InvalidArgument',
+            message: 'x-amz-server-side-encryption header is not supported for this operation.',
+          }
+    }
+    return asked === encryption && headers['x-amz-server-side-encryption-aws-kms-key-id'] === kmsKey
+      ? 'pass'
+      : { status: 403, code: 'AccessDenied', message: 'Access Denied' }
+  }
+}
+
+/**
+ * The rule of an AWS bucket with Object Lock and a default retention, which Ceph's gateway does not have: each object and part
+ * carries a checksum. Content-MD5 is compared by the gateway, and x-amz-checksum-sha256 here with the signed hash of the body.
+ * https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock-managing.html
+ */
+export function demandChecksum(
+  _: number,
+  { method, headers }: { method?: string | undefined; headers: Headers },
+): Fate | Refusal {
+  if (method !== 'PUT' || headers['content-md5'] !== undefined) return 'pass'
+  const sha256 = headers['x-amz-checksum-sha256']
+  if (sha256 === undefined) {
+    return {
+      status: 400,
+      code: 'InvalidRequest',
+      message: 'Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters',
+    }
+  }
+  return sha256 === Buffer.from(String(headers['x-amz-content-sha256']), 'hex').toString('base64')
+    ? 'pass'
+    : { status: 400, code: 'BadDigest', message: 'The SHA256 you specified did not match what we received' }
 }
 
 const SLOW_MS = 700
 
 /** Starts a proxy in front of the store. `fate` is called with the number of each request, from 0. */
-export async function startProxy(endpoint: string, fate: (number: number, request: IncomingMessage) => Fate = () => 'pass') {
+export async function startProxy(
+  endpoint: string,
+  fate: (number: number, request: IncomingMessage) => Fate | Refusal = () => 'pass',
+) {
   const seen: SeenRequest[] = []
   const send = endpoint.startsWith('https:') ? httpsRequest : httpRequest
   const server = createServer((request, response) => {
@@ -34,9 +94,10 @@ export async function startProxy(endpoint: string, fate: (number: number, reques
     const one: SeenRequest = { method, url, headers, bytes: 0, fate: fate(seen.length, request) }
     seen.push(one)
     if (one.fate === 'cut') return void request.socket.destroy()
-    if (one.fate === 'refuse') {
-      response.writeHead(503, { connection: 'close' })
-      response.end('<Error><Code>ServiceUnavailable</Code><Message>no</Message></Error>')
+    const refusal = one.fate === 'refuse' ? { status: 503, code: 'ServiceUnavailable', message: 'no' } : one.fate
+    if (typeof refusal === 'object') {
+      response.writeHead(refusal.status, { connection: 'close' })
+      response.end(`<Error><Code>${refusal.code}</Code><Message>${refusal.message}</Message></Error>`)
       return
     }
     if (one.fate === 'swallow' && method === 'PUT') {

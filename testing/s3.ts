@@ -7,7 +7,9 @@ import {
   DeleteBucketCommand,
   DeleteObjectCommand,
   ListMultipartUploadsCommand,
+  ListObjectVersionsCommand,
   ListObjectsV2Command,
+  PutObjectLockConfigurationCommand,
   S3Client,
 } from '@aws-sdk/client-s3'
 import tap, { type Test } from 'tap'
@@ -15,6 +17,7 @@ import { currentEnv, objectStoreConfig } from '../local/config.ts'
 import { objectStore, startObjectStore, type ObjectStore } from './object-store.ts'
 import { startProxy } from './s3-proxy.ts'
 import { createS3Store } from '../archiver/store/s3-store.ts'
+import type { BucketRules } from '../archiver/store/store.ts'
 import { describeError } from '../lib/errors.ts'
 
 export interface TestBucket {
@@ -60,6 +63,13 @@ export async function withObjectStore(t: Test): Promise<TestBucket> {
   return await openBucket(t, own, { AWS_ACCESS_KEY_ID: accessKey, AWS_SECRET_ACCESS_KEY: secretKey, AWS_REGION: 'us-east-1' })
 }
 
+/** Like withObjectStore, in the store that was started here. The bucket has Object Lock and keeps each version for a day. */
+export async function withLockedBucket(t: Test) {
+  const { endpoint: own, accessKey, secretKey } = await ownStore()
+  const env = { AWS_ACCESS_KEY_ID: accessKey, AWS_SECRET_ACCESS_KEY: secretKey, AWS_REGION: 'us-east-1' }
+  return await openBucket(t, own, env, { isLocked: true })
+}
+
 /** Makes a user without a bucket in the store that was started here. */
 export async function withUser(t: Test, uid: string) {
   const { admin } = await ownStore()
@@ -78,7 +88,12 @@ async function twice(work: () => Promise<unknown>) {
   })
 }
 
-export async function openBucket(t: Test, endpoint: string, env: TestBucket['env']): Promise<TestBucket> {
+export async function openBucket(
+  t: Test,
+  endpoint: string,
+  env: TestBucket['env'],
+  { isLocked = false } = {},
+): Promise<TestBucket> {
   const client = new S3Client({
     endpoint,
     forcePathStyle: true,
@@ -93,7 +108,12 @@ export async function openBucket(t: Test, endpoint: string, env: TestBucket['env
   const name = `fleet-test-${randomBytes(6).toString('hex')}`
   const Bucket = givenBucket ?? name
   const Prefix = givenBucket ? `${name}/` : ''
-  if (!givenBucket) await client.send(new CreateBucketCommand({ Bucket }))
+  if (!givenBucket) await client.send(new CreateBucketCommand({ Bucket, ObjectLockEnabledForBucket: isLocked }))
+  if (isLocked) {
+    const Rule = { DefaultRetention: { Mode: 'GOVERNANCE' as const, Days: 1 } }
+    const ObjectLockConfiguration = { ObjectLockEnabled: 'Enabled' as const, Rule }
+    await client.send(new PutObjectLockConfigurationCommand({ Bucket, ObjectLockConfiguration }))
+  }
   const empty = async () => {
     for (const { Key, UploadId } of (await client.send(new ListMultipartUploadsCommand({ Bucket, Prefix }))).Uploads ?? []) {
       await client.send(new AbortMultipartUploadCommand({ Bucket, Key, UploadId }))
@@ -102,6 +122,11 @@ export async function openBucket(t: Test, endpoint: string, env: TestBucket['env
       const page = await client.send(new ListObjectsV2Command({ Bucket, Prefix }))
       await Promise.all((page.Contents ?? []).map(({ Key }) => client.send(new DeleteObjectCommand({ Bucket, Key }))))
       more = page.IsTruncated === true
+    }
+    if (isLocked) {
+      const { Versions = [], DeleteMarkers = [] } = await client.send(new ListObjectVersionsCommand({ Bucket }))
+      for (const { Key, VersionId } of [...Versions, ...DeleteMarkers])
+        await client.send(new DeleteObjectCommand({ Bucket, Key, VersionId, BypassGovernanceRetention: true }))
     }
     if (!givenBucket) await client.send(new DeleteBucketCommand({ Bucket }))
   }
@@ -114,12 +139,12 @@ export async function openBucket(t: Test, endpoint: string, env: TestBucket['env
 }
 
 /**
- * Opens the archiver's store as a process with these settings does; with `checksums`, one that sends checksums as it does to AWS.
+ * Opens the archiver's store as a process with these settings does; `rules` are its bucketRules.
  * The environment is restored in teardown.
  */
 export function openWith(
   t: Test,
-  { endpoint, url, env, checksums }: Pick<TestBucket, 'endpoint' | 'url' | 'env'> & { checksums?: boolean },
+  { endpoint, url, env, rules }: Pick<TestBucket, 'endpoint' | 'url' | 'env'> & { rules?: BucketRules },
 ) {
   const present = currentEnv()
   const before = Object.entries(present).filter(([name]) => name.startsWith('AWS_'))
@@ -137,7 +162,7 @@ export function openWith(
     }),
   )
   t.teardown(() => set(before))
-  return createS3Store(url, { endpoint, checksums })
+  return createS3Store(url, { endpoint, ...rules })
 }
 
 /** As startProxy; the proxy ends with the test. */

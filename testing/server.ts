@@ -36,7 +36,8 @@ export async function withServer(t: Test, overrides: Partial<ServerConfig> = {},
   const server = await startServer(config, createLog('server', config.logLevel))
   t.teardown(() => server.stop())
   const call = client(`http://127.0.0.1:${server.port}`)
-  return { db, config, call, routes: server.routes, url: `http://127.0.0.1:${server.port}` }
+  const { routes, unreadable } = server
+  return { db, config, call, routes, unreadable, url: `http://127.0.0.1:${server.port}` }
 }
 
 export type Call = ReturnType<typeof client>

@@ -142,6 +142,16 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
       },
     },
     {
+      what: 'agents send fields that cannot be read',
+      checks: ['unreadable_fields'],
+      inject: async () => {
+        const counts = all.slice(0, 3).map(device_id => ({ device_id, field: 'battery_pct', times: 5, example: '87.5' }))
+        await sql`select fleet.record_unreadable_fields(${JSON.stringify(counts)}::text::json)`
+      },
+      // An hour passes after the agents are corrected.
+      besides: async () => admin`update fleet.device_unreadable_fields set last_at = last_at - interval '1 hour'`,
+    },
+    {
       what: 'the clocks of devices are wrong',
       checks: ['clocks'],
       inject: () =>

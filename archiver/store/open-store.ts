@@ -12,7 +12,8 @@ export async function openStore(url: string, options: StoreOptions = {}): Promis
   if (url.startsWith('file:')) return createFileStore(url)
   // The AWS SDK is 13 to 21 MB of memory and a quarter of a second of CPU, which an archive in a directory does not need.
   const { createS3Store } = await import('./s3-store.ts')
-  return createS3Store(url, options.olderStores?.get(new URL(url).hostname) ?? { endpoint: options.s3Endpoint })
+  const current = { endpoint: options.s3Endpoint, ...options.bucketRules }
+  return createS3Store(url, options.olderStores?.get(new URL(url).hostname) ?? current)
 }
 
 /**

@@ -19,7 +19,7 @@ import {
   type CompletedPart,
 } from '@aws-sdk/client-s3'
 import { ObjectMissing } from './object-missing.ts'
-import type { Store } from './store.ts'
+import type { BucketRules, Store } from './store.ts'
 
 /**
  * A larger file is uploaded in parts. Each part is sent, checked and retried separately. A store accepts at most 10,000 parts,
@@ -29,21 +29,22 @@ const PART_BYTES = 64 * 2 ** 20
 const MAX_PARTS = 10_000
 const TRIES = 4
 
-export interface S3Options {
+export interface S3Options extends BucketRules {
   /** The address of a store that is not AWS. */
   endpoint?: string | undefined
   /** A profile of the AWS files, for credentials and region. Without one, they come from where the AWS SDK looks. */
   profile?: string | undefined
-  /** Send x-amz-checksum-sha256, which AWS keeps with the object. Other stores may refuse unknown headers, as Google does. */
-  checksums?: boolean | undefined
 }
 
 /** A bucket, or a prefix in one, as a store. */
-export function createS3Store(url: string, { endpoint, profile, checksums = endpoint === undefined }: S3Options): Store {
+export function createS3Store(url: string, options: S3Options): Store {
+  const { endpoint, profile, encryption, kmsKey, checksum = endpoint === undefined ? 'sha256' : 'none' } = options
   const { hostname: Bucket, pathname } = new URL(url)
   const prefix = decodeURIComponent(pathname).replace(/^\/+|\/+$/g, '')
   const Key = (key: string) => (prefix === '' ? key : `${prefix}/${key}`)
   const urlOf = (key: string) => `${url}/${key}`
+  // Not for the parts of an upload: it has the encryption that it was started with.
+  const encrypted = { ServerSideEncryption: encryption, SSEKMSKeyId: kmsKey }
   const place = `${Bucket} at ${endpoint ?? 'AWS'}`
 
   let client: S3Client | undefined
@@ -65,7 +66,7 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
         const { ChecksumSHA256 } = args.input as { ChecksumSHA256?: string }
         const { headers } = args.request as { headers: Record<string, string> }
         if (ChecksumSHA256) headers['x-amz-content-sha256'] = Buffer.from(ChecksumSHA256, 'base64').toString('hex')
-        if (!checksums) {
+        if (checksum !== 'sha256') {
           for (const name of ['x-amz-checksum-sha256', 'x-amz-checksum-algorithm', 'x-amz-sdk-checksum-algorithm'])
             delete headers[name]
         }
@@ -77,26 +78,35 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
   }
 
   /** The SDK does not retry requests with streams: a body cannot be sent twice, and a download may break off. */
-  async function retry<T>(what: string, run: () => Promise<T>, signal?: AbortSignal) {
+  async function retry<T>(what: string, run: () => Promise<T>, signal?: AbortSignal, explainFault = explain) {
     for (let tried = 1; ; tried++) {
       try {
         return await run()
       } catch (cause) {
         signal?.throwIfAborted()
-        if (tried === TRIES || !isTransient(cause)) throw explain(cause, what)
+        if (tried === TRIES || !isTransient(cause)) throw explainFault(cause, what)
         await sleep(250 * 2 ** tried, undefined, { signal })
       }
     }
   }
 
+  /** `md5` is in base64. */
+  function sums(sha256: string, md5: string | undefined) {
+    return {
+      ChecksumAlgorithm: 'SHA256' as const,
+      ChecksumSHA256: Buffer.from(sha256, 'hex').toString('base64'),
+      ...(md5 === undefined ? {} : { ContentMD5: md5 }),
+    }
+  }
+
   async function put(key: string, body: () => Readable | Uint8Array, bytes: number, sha256: string, signal?: AbortSignal) {
+    const md5 = checksum === 'md5' ? await md5Of(body()) : undefined
+    const object = { Bucket, Key: Key(key), ContentLength: bytes, ...encrypted, ...sums(sha256, md5) }
     await retry(
       `${urlOf(key)}: could not be stored`,
-      () =>
-        s3().send(new PutObjectCommand({ Bucket, Key: Key(key), Body: body(), ContentLength: bytes, ...checksum(sha256) }), {
-          abortSignal: signal,
-        }),
+      () => s3().send(new PutObjectCommand({ ...object, Body: body() }), { abortSignal: signal }),
       signal,
+      explainPut,
     )
   }
 
@@ -106,10 +116,12 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
     const what = `${urlOf(key)}: could not be stored`
     await abortUploads(key, signal)
     const { UploadId } = await s3()
-      .send(new CreateMultipartUploadCommand({ Bucket, Key: Key(key), ChecksumAlgorithm: 'SHA256' }), { abortSignal: signal })
+      .send(new CreateMultipartUploadCommand({ Bucket, Key: Key(key), ChecksumAlgorithm: 'SHA256', ...encrypted }), {
+        abortSignal: signal,
+      })
       .catch((cause: unknown) => {
         signal?.throwIfAborted()
-        throw explain(cause, what)
+        throw explainPut(cause, what)
       })
     try {
       const size = partBytes(bytes)
@@ -118,13 +130,15 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
       for (let start = 0; start < bytes; start += size) {
         const range = { start, end: Math.min(start + size, bytes) - 1, highWaterMark: 1 << 20 }
         const part = createHash('sha256')
+        const md5 = checksum === 'md5' ? createHash('md5') : undefined
         for await (const chunk of createReadStream(file, { ...range, signal })) {
           part.update(chunk as Buffer)
+          md5?.update(chunk as Buffer)
           whole.update(chunk as Buffer)
         }
         const PartNumber = Parts.length + 1
         const ContentLength = range.end - start + 1
-        const sums = checksum(part.digest('hex'))
+        const partSums = sums(part.digest('hex'), md5?.digest('base64'))
         const { ETag } = await retry(
           `${what}, at part ${PartNumber}`,
           () =>
@@ -136,13 +150,14 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
                 PartNumber,
                 Body: createReadStream(file, range),
                 ContentLength,
-                ...sums,
+                ...partSums,
               }),
               { abortSignal: signal },
             ),
           signal,
+          explainPut,
         )
-        Parts.push({ PartNumber, ETag, ...(checksums ? { ChecksumSHA256: sums.ChecksumSHA256 } : {}) })
+        Parts.push({ PartNumber, ETag, ...(checksum === 'sha256' ? { ChecksumSHA256: partSums.ChecksumSHA256 } : {}) })
       }
       const got = whole.digest('hex')
       if (got !== sha256) throw new Error(`${file} has sha256 ${got}, expected ${sha256}; nothing was stored`)
@@ -152,7 +167,7 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
         })
       } catch (cause) {
         // The answer to a first attempt was lost: the upload is gone because the object exists. (The proof reads it back.)
-        if (nameOf(cause) !== 'NoSuchUpload' || (await head(key, signal))?.bytes !== bytes) throw explain(cause, what)
+        if (nameOf(cause) !== 'NoSuchUpload' || (await head(key, signal))?.bytes !== bytes) throw explainPut(cause, what)
       }
     } catch (error) {
       // Without the signal, so also when the archiver is told to stop. What cannot be removed now goes before the next upload.
@@ -218,25 +233,53 @@ export function createS3Store(url: string, { endpoint, profile, checksums = endp
   }
 
   function explain(cause: unknown, what: string) {
-    const why = {
-      NoSuchBucket: `there is no bucket ${place}; create it, or correct ARCHIVE_URL`,
-      InvalidAccessKeyId: `the store does not know the access key; correct AWS_ACCESS_KEY_ID`,
-      SignatureDoesNotMatch: `the store refuses the secret key; correct AWS_SECRET_ACCESS_KEY`,
-      CredentialsProviderError: `no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY`,
-      AccessDenied: `these credentials may not do this in bucket ${place}`,
-      Forbidden: `these credentials are wrong, or may not use bucket ${place}`,
-      403: `these credentials are wrong, or may not use bucket ${place}`,
-      NotFound: `there is no bucket ${place}; create it, or correct ARCHIVE_URL`,
-      QuotaExceeded: `the quota of bucket ${place}, or of its user, is used up; raise it, or free space`,
-      XMinioStorageFull: `the disks of the store are full; free space there`,
-      XAmzContentSHA256Mismatch: `what arrived at the store is not what was sent; it was changed on the way`,
-      BadDigest: `what arrived at the store is not what was sent; it was changed on the way`,
-      ECONNREFUSED: `nothing answers at ${endpoint ?? 'AWS'}; correct AWS_ENDPOINT_URL_S3, or start the store`,
-      ENOTFOUND: `the host of ${endpoint ?? 'AWS'} is not known; correct AWS_ENDPOINT_URL_S3`,
-    }[nameOf(cause)]
+    const why =
+      ruleOf(cause) ??
+      {
+        NoSuchBucket: `there is no bucket ${place}; create it, or correct ARCHIVE_URL`,
+        InvalidAccessKeyId: `the store does not know the access key; correct AWS_ACCESS_KEY_ID`,
+        SignatureDoesNotMatch: `the store refuses the secret key; correct AWS_SECRET_ACCESS_KEY`,
+        CredentialsProviderError: `no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY`,
+        AccessDenied: `these credentials may not do this in bucket ${place}`,
+        Forbidden: `these credentials are wrong, or may not use bucket ${place}`,
+        403: `these credentials are wrong, or may not use bucket ${place}`,
+        NotFound: `there is no bucket ${place}; create it, or correct ARCHIVE_URL`,
+        QuotaExceeded: `the quota of bucket ${place}, or of its user, is used up; raise it, or free space`,
+        XMinioStorageFull: `the disks of the store are full; free space there`,
+        XAmzContentSHA256Mismatch: `what arrived at the store is not what was sent; it was changed on the way`,
+        BadDigest: `what arrived at the store is not what was sent; it was changed on the way`,
+        ECONNREFUSED: `nothing answers at ${endpoint ?? 'AWS'}; correct AWS_ENDPOINT_URL_S3, or start the store`,
+        ENOTFOUND: `the host of ${endpoint ?? 'AWS'} is not known; correct AWS_ENDPOINT_URL_S3`,
+      }[nameOf(cause)]
     const region =
       cause instanceof Error && /region is missing/i.test(cause.message) ? 'no region is set; set AWS_REGION' : undefined
     return new Error([what, why ?? region].filter(Boolean).join(': '), { cause })
+  }
+
+  /** Like explain, for a request that stores: only those have to satisfy the rules of a bucket. */
+  function explainPut(cause: unknown, what: string) {
+    if (nameOf(cause) !== 'AccessDenied' || ruleOf(cause) !== undefined) return explain(cause, what)
+    return new Error(
+      `${what}: these credentials may not do this in bucket ${place}, or its policy demands an encryption: set ARCHIVE_SSE and ` +
+        'ARCHIVE_SSE_KMS_KEY_ID as the policy says',
+      { cause },
+    )
+  }
+
+  /** Explains the error of a rule of the bucket that ARCHIVE_SSE… or ARCHIVE_CHECKSUM satisfies. */
+  function ruleOf(cause: unknown) {
+    const name = nameOf(cause)
+    const said = cause instanceof Error ? cause.message : ''
+    if (name.startsWith('KMS') || /\bkms:|\bkms[ -]key-?id|\bkms managed key/i.test(said)) {
+      return (
+        'the store cannot use the KMS key; set ARCHIVE_SSE_KMS_KEY_ID to a key that the store has, and let these credentials ' +
+        'use it (kms:GenerateDataKey, kms:Decrypt)'
+      )
+    }
+    if (name === 'MissingContentMD5' || (name === 'InvalidRequest' && /content-md5|checksum/i.test(said))) {
+      return `bucket ${place} demands a checksum of each object, as those with Object Lock do; set ARCHIVE_CHECKSUM to sha256 or md5`
+    }
+    return undefined
   }
 
   return {
@@ -325,8 +368,11 @@ export function partBytes(bytes: number) {
   return Math.max(PART_BYTES, Math.ceil(bytes / MAX_PARTS))
 }
 
-function checksum(sha256: string) {
-  return { ChecksumAlgorithm: 'SHA256' as const, ChecksumSHA256: Buffer.from(sha256, 'hex').toString('base64') }
+async function md5Of(body: Readable | Uint8Array) {
+  const hash = createHash('md5')
+  if (body instanceof Uint8Array) hash.update(body)
+  else for await (const chunk of body) hash.update(chunk as Buffer)
+  return hash.digest('base64')
 }
 
 /** S3 errors have a name, network errors have a code, and some answers have only a status. */

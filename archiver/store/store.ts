@@ -1,3 +1,5 @@
+import type { CHECKSUMS, ENCRYPTIONS } from '../../lib/settings.ts'
+
 /** What a store knows about one object. */
 export interface StoredObject {
   key: string
@@ -33,8 +35,20 @@ export interface OlderStore {
   profile?: string | undefined
 }
 
+/** What the rules of a bucket demand of each object that is written there. */
+export interface BucketRules {
+  /** ARCHIVE_SSE. Without it, the bucket's default applies. */
+  encryption?: (typeof ENCRYPTIONS)[number] | undefined
+  /** ARCHIVE_SSE_KMS_KEY_ID */
+  kmsKey?: string | undefined
+  /** ARCHIVE_CHECKSUM. The default is sha256 for AWS, and none for other stores: some refuse headers that they do not know. */
+  checksum?: (typeof CHECKSUMS)[number] | undefined
+}
+
 export interface StoreOptions {
   s3Endpoint?: string | undefined
   /** By bucket: where the archives are that were made before the store was changed. */
   olderStores?: Map<string, OlderStore> | undefined
+  /** For the store in use. Nothing is written to the older ones. */
+  bucketRules?: BucketRules | undefined
 }

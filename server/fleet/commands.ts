@@ -4,11 +4,10 @@ import type { AppEnv } from '../context.ts'
 import { identifyDevice } from '../auth/auth.ts'
 import { MAX_BODY_BYTES, readJson } from '../body.ts'
 import type { Pool } from '../database.ts'
-import { deviceId, text } from '../ingest/heartbeat.ts'
 import type { Metrics } from '../ops/metrics.ts'
 import { Problem, toProblem } from '../problem.ts'
 import type { Tokens } from '../auth/tokens.ts'
-import { valid } from '../valid.ts'
+import { deviceId, text, valid } from '../valid.ts'
 
 const MAX_DEPTH = 32
 const DEVICES_ONLY = 'Commands are for devices; a gateway has none.'

@@ -8,9 +8,8 @@ import { MAX_BODY_BYTES, readJson } from '../body.ts'
 import { csv } from './csv.ts'
 import type { Pool } from '../database.ts'
 import type { DeviceReads, DeviceStatus } from './device-reads.ts'
-import { text } from '../ingest/heartbeat.ts'
 import { Problem, unavailable } from '../problem.ts'
-import { valid, validQuery } from '../valid.ts'
+import { text, valid, validQuery } from '../valid.ts'
 
 const STATUSES = ['new', 'online', 'late', 'offline', 'clock_skewed'] as const
 const SECONDS = { s: 1, m: 60, h: 3_600, d: 86_400 } as const

@@ -13,7 +13,6 @@ import {
   type BatchType,
 } from './batch.ts'
 import { MAX_BODY_BYTES, MAX_INFLATION, MAX_PIECES } from '../body.ts'
-import { deviceItemSchema } from './heartbeat.ts'
 import { answer, withVictim } from '../../testing/hostile-server.ts'
 import { Problem } from '../problem.ts'
 import { enroll, withServer } from '../../testing/server.ts'
@@ -193,49 +192,25 @@ t.test('a body over a limit is refused with the limit, and a body at the limit i
 t.test('a small body does not get a large answer', async t => {
   const { db, call } = await withServer(t)
   const { token } = await enroll(db, 'a')
-  const wrong = `{"ts":1,"battery_pct":"","network_type":1,"unity_running":1,"signal_dbm":"","agent_version":1,"device_id":""}\n`
-  const few = await call('POST /v1/heartbeats', { token, headers: LINES, body: wrong.repeat(100) })
-  const errorsOf = ({ body }: { body: unknown }) =>
-    (body as { results: { errors: unknown[] }[] }).results.map(({ errors }) => errors.length)
-  t.strictSame(new Set(errorsOf(few)), new Set([7]), 'every error of each item')
+  const wrong = `{"ts":1,"battery_pct":"x","network_type":[],"unity_running":5,"signal_dbm":"x","agent_version":1.5,"device_id":""}\n`
   const many = await call('POST /v1/heartbeats', {
     token,
     headers: { ...LINES, ...GZIP },
     body: gzipSync(wrong.repeat(MAX_BATCH_ITEMS)),
   })
   t.equal(many.status, 200, JSON.stringify(many.body))
-  const errors = errorsOf(many)
-  t.equal(errors.length, MAX_BATCH_ITEMS)
-  t.ok(
-    errors.every(count => count >= 1),
-    'each item has an error',
-  )
-  t.equal(
-    errors.reduce((sum, count) => sum + count),
-    2 * MAX_BATCH_ITEMS,
-  )
-})
+  const { results } = many.body as { results: { errors: unknown[] }[] }
+  t.strictSame(new Set(results.map(({ errors }) => errors.length)), new Set([1]), 'one error for each item')
 
-t.test('a text that is far too long is not split into characters', t => {
-  let taken = 0
-  const iterate = String.prototype[Symbol.iterator]
-  t.teardown(() =>
-    Object.defineProperty(String.prototype, Symbol.iterator, { value: iterate, configurable: true, writable: true }),
-  )
-  Object.defineProperty(String.prototype, Symbol.iterator, {
-    configurable: true,
-    writable: true,
-    value: function (this: string) {
-      taken += this.length
-      return iterate.call(this)
-    },
+  const named = Array.from({ length: 30 }, (_, n) => `"${'x'.repeat(900)}${n}":0`).join()
+  const unknown = await call('POST /v1/heartbeats', {
+    token,
+    headers: { ...LINES, ...GZIP },
+    body: gzipSync(Array.from({ length: 30 }, (_, n) => `{"y${n}":0,${named}}`).join('\n')),
   })
-  t.notOk(deviceItemSchema.safeParse({ agent_version: 'a'.repeat(2 ** 20) }).success)
-  t.ok(taken <= 128, `${taken} characters`)
-  t.ok(deviceItemSchema.safeParse({ agent_version: '😀'.repeat(64) }).success, 'characters are counted, not their code units')
-  t.notOk(deviceItemSchema.safeParse({ agent_version: '😀'.repeat(65) }).success)
-  t.ok(taken > 0)
-  t.end()
+  t.equal(unknown.status, 200)
+  const { ignored } = unknown.body as { ignored: string[] }
+  t.ok(ignored.length <= 32 && ignored.every(name => name.length <= 64), 'few names, and cut')
 })
 
 t.test('a body in too many pieces is refused before its end', async t => {

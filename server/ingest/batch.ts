@@ -22,7 +22,7 @@ export const MAX_VALUES = 32 * 1024
 
 /** An item that is not JSON. It must not block the others. */
 export class Malformed {
-  readonly errors = [{ path: '', message: 'must be JSON in UTF-8' }]
+  readonly error = { path: '', message: 'must be JSON in UTF-8' }
 }
 
 export type BatchType = 'application/json' | 'application/x-ndjson'

@@ -6,21 +6,16 @@ import { type BatchType, Malformed, MAX_BATCH_BYTES, readItems } from './batch.t
 import { MAX_BODY_BYTES, mediaType, readInflated, readJson } from '../body.ts'
 import type { ServerConfig } from '../config.ts'
 import type { Pool } from '../database.ts'
-import { deviceItemSchema, gatewayItemSchema, heartbeatSchema } from './heartbeat.ts'
-import { itemTail, itemText, plainItemText } from './item.ts'
+import { Ignored } from './ignored.ts'
+import { isObject, itemTail, NOT_AN_OBJECT, readItem } from './item.ts'
 import type { Metrics } from '../ops/metrics.ts'
 import { type FieldError, Problem, toProblem } from '../problem.ts'
 import type { Identity, Tokens } from '../auth/tokens.ts'
-import { fieldErrors } from '../valid.ts'
+import type { UnreadableFields } from './unreadable-fields.ts'
 import type { Outcome, Writer } from './writer.ts'
 
-/**
- * How many errors a batch's answer may have in addition to the first one of each item. With seven for each item, 0.5 kB of gzip
- * produced an answer of 0.5 MB.
- */
-const MAX_MORE_ERRORS = 1_000
-
-const STATUS = { stored: 201, duplicate: 200, quarantined: 202 } as const
+/** A heartbeat that found its device's quarantine full was heard, so a device need not send it again: not a 4xx. */
+const STATUS = { stored: 201, duplicate: 200, quarantined: 202, rejected: 200 } as const
 
 /** One item of the answer to a batch: as the answer to a single heartbeat, or rejected with the errors. */
 interface Result {
@@ -31,7 +26,13 @@ interface Result {
   errors?: FieldError[]
 }
 
-export function postHeartbeat(config: ServerConfig, tokens: Tokens, writer: Writer, metrics: Metrics): Handler<AppEnv> {
+export function postHeartbeat(
+  config: ServerConfig,
+  tokens: Tokens,
+  writer: Writer,
+  metrics: Metrics,
+  unreadable: UnreadableFields,
+): Handler<AppEnv> {
   const refuse = refusing(metrics, 1)
   return async c => {
     const { incoming } = c.env
@@ -41,15 +42,19 @@ export function postHeartbeat(config: ServerConfig, tokens: Tokens, writer: Writ
       'This call is for devices. A gateway posts to /v1/heartbeats, with the device_id of each heartbeat.',
     ).catch(refuse)
     const { device_id } = identity
-    const beat = await readJson(incoming, MAX_BODY_BYTES)
+    const ignored = new Ignored(unreadable)
     const tail = itemTail(clientAddress(incoming, config.trustProxy))
-    const json = plainItemText(beat, device_id, tail) ?? itemText(validBeat(beat), device_id, tail)
+    const beat = await readJson(incoming, MAX_BODY_BYTES).catch(refusedBody(ignored, identity))
+    const json = readItem(beat, device_id, tail, ignored)
+    if (typeof json !== 'string') {
+      ignored.refused(device_id, json, beat)
+      throw new Problem(422, 'The heartbeat is not valid; it was not written.', { errors: [json] })
+    }
     const outcome = (await writer.store({ devices: [device_id], json }))[0]!
     if (outcome instanceof Problem) throw outcome
-    if (outcome.result === 'rejected') {
-      throw new Problem(429, `The heartbeat was not kept (${outcome.reason}): the device has too many heartbeats in quarantine.`)
-    }
-    return c.json(answer(outcome, identity.next_interval_s), STATUS[outcome.result])
+    const { names } = ignored
+    const body = answer(outcome, identity.next_interval_s)
+    return c.json(names === undefined ? body : { ...body, ignored: names }, STATUS[outcome.result])
   }
 }
 
@@ -59,6 +64,7 @@ export function postHeartbeats(
   tokens: Tokens,
   writer: Writer,
   metrics: Metrics,
+  unreadable: UnreadableFields,
 ): Handler<AppEnv> {
   // How many heartbeats there are is not known before the body is read. There is at least one.
   const refuse = refusing(metrics, 1)
@@ -67,7 +73,10 @@ export function postHeartbeats(
     const identity = await identify(incoming, tokens).catch(refuse)
     const type = batchType(incoming)
     const tail = itemTail(clientAddress(incoming, config.trustProxy))
-    const { results, accepted } = judgeAll(await readInflated(incoming, MAX_BATCH_BYTES), type, identity, tail)
+    const ignored = new Ignored(unreadable)
+    const { results, accepted } = await readInflated(incoming, MAX_BATCH_BYTES)
+      .then(body => judgeAll(body, type, identity, tail, ignored))
+      .catch(refusedBody(ignored, identity))
 
     const known = await nextIntervals(pool, tokens, identity, accepted).catch(refusing(metrics, accepted.length))
     const writable = accepted.filter(({ index }, position) => {
@@ -92,7 +101,7 @@ export function postHeartbeats(
 
     const count = { stored: 0, duplicate: 0, quarantined: 0, rejected: 0 }
     for (const entry of results) count[entry!.result]++
-    return c.json({ results, ...count })
+    return c.json({ results, ...count, ignored: ignored.names })
   }
 }
 
@@ -104,11 +113,13 @@ function refusing(metrics: Metrics, heartbeats: number) {
   }
 }
 
-/** @throws Problem 422 that names each wrong field */
-function validBeat(value: unknown) {
-  const parsed = heartbeatSchema.safeParse(value)
-  if (parsed.success) return parsed.data
-  throw new Problem(422, 'The heartbeat is not valid; it was not written.', { errors: fieldErrors(parsed.error) })
+/** Notes that nothing of a device's request could be read. What a gateway sends may be of any device. */
+function refusedBody(ignored: Ignored, { device_id }: Identity) {
+  return (error: unknown): never => {
+    const { status, message } = toProblem(error)
+    if (device_id !== null && status < 500) ignored.refused(device_id, { path: '', message }, message)
+    throw error
+  }
 }
 
 function answer({ result, reason, ts }: Outcome, next_interval_s: number): Result {
@@ -130,19 +141,18 @@ function batchType(incoming: AppEnv['Bindings']['incoming']): BatchType {
  * A function of its own, so that nothing else of the body stays in memory while the heartbeats wait to be written.
  * @throws Problem 400, 413 or 422 for the whole batch
  */
-function judgeAll(body: Buffer, type: BatchType, identity: Identity, tail: string) {
+function judgeAll(body: Buffer, type: BatchType, identity: Identity, tail: string, ignored: Ignored) {
   const results: (Result | undefined)[] = []
   const accepted: Accepted[] = []
-  let moreErrors = MAX_MORE_ERRORS
   for (const [index, value] of readItems(body, type).entries()) {
-    const judged = value instanceof Malformed ? value.errors : judge(value, identity, tail)
-    if (Array.isArray(judged)) {
-      const said = judged.slice(0, 1 + moreErrors)
-      moreErrors -= said.length - 1
-      results[index] = rejected(said)
-    } else {
+    const judged = value instanceof Malformed ? value.error : judge(value, identity, tail, ignored)
+    if ('text' in judged) {
       accepted.push({ index, ...judged })
+      continue
     }
+    const deviceId = identity.device_id ?? (isObject(value) ? value.device_id : null)
+    if (isDeviceId(deviceId)) ignored.refused(deviceId, judged, value)
+    results[index] = rejected([judged])
   }
   return { results, accepted }
 }
@@ -158,22 +168,17 @@ interface Accepted extends Judged {
   index: number
 }
 
-function judge(value: unknown, identity: Identity, tail: string): Judged | FieldError[] {
-  const named = (value as { device_id?: unknown } | null)?.device_id
-  const own = identity.device_id
-  const plain =
-    own === null
-      ? plainItemText(value, named, tail)
-      : named === undefined || named === own
-        ? plainItemText(value, own, tail)
-        : undefined
-  if (plain !== undefined) return { device_id: own ?? (named as number), text: plain }
+function judge(value: unknown, { device_id: own }: Identity, tail: string, ignored: Ignored): Judged | FieldError {
+  if (!isObject(value)) return NOT_AN_OBJECT
+  const named = value.device_id ?? own
+  if (own !== null && named !== own) return { path: 'device_id', message: 'is not the device of this token' }
+  if (!isDeviceId(named)) return { path: 'device_id', message: 'must be a device id' }
+  const text = readItem(value, named, tail, ignored)
+  return typeof text === 'string' ? { device_id: named, text } : text
+}
 
-  const parsed = (own === null ? gatewayItemSchema : deviceItemSchema).safeParse(value)
-  if (!parsed.success) return fieldErrors(parsed.error)
-  const device_id = parsed.data.device_id ?? own!
-  if (own !== null && device_id !== own) return [{ path: 'device_id', message: 'is not the device of this token' }]
-  return { device_id, text: itemText(parsed.data, device_id, tail) }
+function isDeviceId(value: unknown): value is number {
+  return typeof value === 'number' && Number.isSafeInteger(value) && value > 0
 }
 
 /** For each item the interval of its device, or undefined if nothing may be written for that device. */

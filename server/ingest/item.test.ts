@@ -1,101 +1,105 @@
+import fc from 'fast-check'
 import t from 'tap'
-import { gatewayItemSchema } from './heartbeat.ts'
-import { itemTail, itemText, plainItemText } from './item.ts'
+import { FIELDS } from './fields.ts'
+import { Ignored } from './ignored.ts'
+import { itemTail, readItem } from './item.ts'
+import type { UnreadableFields } from './unreadable-fields.ts'
 
-const usual = {
-  device_id: 7,
-  ts: '2026-01-31T12:00:00.123Z',
-  battery_pct: 81,
-  network_type: 'wifi',
-  unity_running: true,
-  signal_dbm: -61,
-  agent_version: '3.1.0',
+/** Reads one item, and returns what it became and what was left out. */
+function read(value: unknown, tail = itemTail(null)) {
+  const reported: unknown[] = []
+  let unknown = 0
+  const ignored = new Ignored({
+    countUnknown: () => void unknown++,
+    add: (...report: unknown[]) => void reported.push(report),
+  } as unknown as UnreadableFields)
+  const item = readItem(value, 7, tail, ignored)
+  return { item: typeof item === 'string' ? (JSON.parse(item) as unknown) : item, names: ignored.names, reported, unknown }
 }
 
-/** The values to try for each field: right, wrong, and at the limits of what the fast path accepts. */
-const values: Record<string, unknown[]> = {
-  device_id: [1, 2 ** 53 - 1, 2 ** 53, 0, -1, 1.5, '7', null, undefined, {}],
-  ts: [
-    '2026-01-31T12:00:00Z',
-    '2024-02-29T00:00:00Z',
-    '2026-02-29T00:00:00Z',
-    '2026-02-30T00:00:00Z',
-    '2026-04-31T00:00:00Z',
-    '2026-12-31T23:59:59.999999999Z',
-    '2026-12-31T23:59:60Z',
-    '2026-12-31T24:00:00Z',
-    '2026-00-10T00:00:00Z',
-    '2026-10-00T00:00:00Z',
-    '2026-13-10T00:00:00Z',
-    '0000-01-01T00:00:00Z',
-    '9999-12-31T23:59:59Z',
-    '2026-01-31t12:00:00z',
-    '2026-01-31T12:00:00+02:00',
-    '2026-01-31T12:00:00',
-    '2026-01-31T12:00:00Z\n',
-    '',
-    null,
-    undefined,
-    5,
-  ],
-  battery_pct: [0, -0, 100, 101, -1, 50.5, NaN, Infinity, '50', true, null, undefined],
-  signal_dbm: [-200, 50, -201, 51, 1e300, null, undefined],
-  unity_running: [true, false, 0, 'true', null, undefined],
-  network_type: [
-    '',
-    'LTE (4G)',
-    'x'.repeat(32),
-    'x'.repeat(33),
-    '😀'.repeat(32),
-    'a"b',
-    'a\\b',
-    'a\nb',
-    'a\0b',
-    '\ud800',
-    'ä',
-    5,
-    [],
-    null,
-    undefined,
-  ],
-  agent_version: ['1.0+build.7', 'x'.repeat(64), 'x'.repeat(65), '"', null, undefined],
-}
-
-t.test('the fast path gives what the schema gives, or nothing', async t => {
-  let short = 0
-  for (const [field, tries] of Object.entries(values)) {
-    for (const value of tries) {
-      const item = { ...usual, [field]: value }
-      const plain = plainItemText(item, item.device_id, itemTail('1.2.3.4'))
-      if (plain === undefined) continue
-      short++
-      const parsed = gatewayItemSchema.safeParse(item)
-      t.ok(parsed.success, `${field}: ${String(value)}`)
-      // Null is absent; -0 is written as 0.
-      const expected = Object.fromEntries(
-        Object.entries({ ...parsed.data, ip: '1.2.3.4' }).filter(([, kept]) => kept !== null && kept !== undefined),
-      )
-      t.same(JSON.parse(plain), JSON.parse(JSON.stringify(expected)), `${field}: ${String(value)}`)
-    }
+t.test('what a typical agent sends is passed on as it is, with the address', async t => {
+  const usual = {
+    ts: '2026-01-31T12:00:00.123Z',
+    battery_pct: 81,
+    network_type: 'wifi',
+    unity_running: true,
+    signal_dbm: -61,
+    agent_version: '3.1.0',
+    extra: { store: 12 },
   }
-  t.ok(short > 25, `${short} took the fast path`)
-})
-
-t.test('what a typical agent sends takes the fast path', async t => {
-  t.type(plainItemText(usual, usual.device_id, itemTail(null)), 'string')
-  for (let day = new Date('2025-01-01T00:00:00Z'); day.getUTCFullYear() === 2025; day = new Date(day.getTime() + 86_400_000)) {
-    t.type(plainItemText({ ts: day.toISOString() }, 7, itemTail(null)), 'string', day.toISOString())
-  }
-  for (const value of [null, undefined, 5, 'x', [], [usual]]) t.equal(plainItemText(value, 7, itemTail(null)), undefined)
-})
-
-t.test('an item as text has the fields that were sent, and the address', async t => {
-  t.same(JSON.parse(itemText({}, 7, itemTail(null))), { device_id: 7 })
-  t.same(JSON.parse(itemText({ network_type: 'a"b\n', battery_pct: null }, 7, itemTail('::1'))), {
-    device_id: 7,
-    network_type: 'a"b\n',
-    battery_pct: null,
-    ip: '::1',
+  t.same(read(usual, itemTail('1.2.3.4')), {
+    item: { device_id: 7, ...usual, ip: '1.2.3.4' },
+    names: undefined,
+    reported: [],
+    unknown: 0,
   })
-  t.same(JSON.parse(plainItemText({}, 7, itemTail('::1'))!), { device_id: 7, ip: '::1' })
+  t.same(read({}, itemTail('::1')).item, { device_id: 7, ip: '::1' })
+  t.same(read({ ts: '2026-01-31t12:00:00z', device_id: 7 }), {
+    item: { device_id: 7, ts: '2026-01-31T12:00:00Z' },
+    names: undefined,
+    reported: [],
+    unknown: 0,
+  })
+})
+
+t.test('null counts as absent', async t => {
+  t.same(read({ ts: null, ...Object.fromEntries([...FIELDS.keys()].map(name => [name, null])) }), {
+    item: { device_id: 7 },
+    names: undefined,
+    reported: [],
+    unknown: 0,
+  })
+})
+
+t.test('a value that means unknown is left out in silence', async t => {
+  t.same(read({ battery_pct: -1, signal_dbm: 2147483647, network_type: '' }), {
+    item: { device_id: 7 },
+    names: undefined,
+    reported: [],
+    unknown: 0,
+  })
+})
+
+t.test('a value that cannot be read costs only its field, which is named and reported', async t => {
+  t.same(read({ battery_pct: 87.5, signal_dbm: -61, unity_running: 'yes' }), {
+    item: { device_id: 7, signal_dbm: -61 },
+    names: ['battery_pct', 'unity_running'],
+    reported: [
+      [7, 'battery_pct', 87.5],
+      [7, 'unity_running', 'yes'],
+    ],
+    unknown: 0,
+  })
+})
+
+t.test('unknown fields are named once and counted, whatever they are called', async t => {
+  const many = Object.fromEntries(Array.from({ length: 100 }, (_, n) => [`field ${n}`, n]))
+  t.equal(read(many).unknown, 100)
+  t.equal(read(many).names?.length, 32)
+  t.same(read({ batery_pct: 81, device_id: 8, ip: '1.2.3.4', status: null }).names, ['batery_pct', 'device_id', 'ip', 'status'])
+  t.same(read({ ['x'.repeat(1000)]: 1 }).names, ['x'.repeat(64)])
+  for (const name of ['__proto__', 'constructor', 'toString', '', 'hasOwnProperty'])
+    t.same(read(JSON.parse(`{"${name}":{"battery_pct":5}}`)), { item: { device_id: 7 }, names: [name], reported: [], unknown: 1 })
+})
+
+t.test('only what is no object, or has a bad ts, is refused', async t => {
+  for (const value of [null, undefined, [], 'x', 5, true])
+    t.same(read(value).item, { path: '', message: 'must be a JSON object' })
+  for (const ts of ['2026-02-30T00:00:00Z', 'now', '', 1767225600, {}, true]) t.match(read({ ts }).item, { path: 'ts' })
+})
+
+t.test('no optional field, whatever it holds, makes an item that is not JSON or has another ts, device or address', async t => {
+  const ts = '2026-01-31T12:00:00Z'
+  const names = fc.oneof(fc.constantFrom(...FIELDS.keys(), 'device_id', '__proto__', 'ip'), fc.string({ unit: 'binary' }))
+  const values = fc.oneof(fc.jsonValue(), fc.string({ unit: 'binary' }), fc.double(), fc.integer())
+  fc.assert(
+    fc.property(fc.array(fc.tuple(names, values), { maxLength: 12 }), pairs => {
+      const sent = Object.fromEntries(pairs.filter(([name]) => name !== 'ts'))
+      const { item } = read({ ...sent, ts }, itemTail('1.2.3.4')) as { item: Record<string, unknown> }
+      const { device_id, ts: itemTs, ip, ...fields } = item
+      if (device_id !== 7 || itemTs !== ts || ip !== '1.2.3.4') throw new Error(JSON.stringify(item))
+      for (const name of Object.keys(fields)) if (!FIELDS.has(name)) throw new Error(`${name} is in the item`)
+    }),
+    { numRuns: 5_000 },
+  )
 })

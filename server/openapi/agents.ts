@@ -1,4 +1,5 @@
 import { MAX_BATCH_BYTES, MAX_BATCH_ITEMS, MAX_CONTAINERS, MAX_LINES, MAX_VALUES } from '../ingest/batch.ts'
+import { BAD_TS } from '../ingest/item.ts'
 import { MAX_BODY_BYTES, MAX_INFLATION } from '../body.ts'
 import { answer, jsonBody, problems, schemaRef } from './answers.ts'
 
@@ -22,6 +23,7 @@ const single = {
         unity_running: true,
         signal_dbm: -61,
         agent_version: '3.1.0',
+        extra: { store: 12 },
       },
     },
     retry: {
@@ -33,9 +35,12 @@ const single = {
     201: answer('The heartbeat is stored.', 'Stored', {
       stored: { result: 'stored', ts: '2026-01-31T12:00:00Z', next_interval_s: 60 },
     }),
-    200: answer('The device already has a heartbeat in the ten seconds of `ts`, usually this one.', 'Stored', {
-      retry: { result: 'duplicate', ts: '2026-01-31T12:00:00Z', next_interval_s: 60 },
-    }),
+    200: answer(
+      'The device already has a heartbeat in the ten seconds of `ts`, usually this one. Or it is `rejected`: the device has too ' +
+        'many heartbeats in quarantine. Its values are shown as the last status, but the heartbeat is not kept.',
+      'Stored',
+      { retry: { result: 'duplicate', ts: '2026-01-31T12:00:00Z', next_interval_s: 60 } },
+    ),
     202: answer('The heartbeat is quarantined: `ts` is too old, too far in the future or has no partition.', 'Stored', {
       wrong_clock: { result: 'quarantined', reason: 'too_late', ts: '2001-01-01T00:00:00Z', next_interval_s: 60 },
     }),
@@ -43,7 +48,7 @@ const single = {
   },
 }
 
-const NDJSON_LINES = '{"ts":"2026-01-31T11:55:00Z","battery_pct":84}\n{"ts":"2026-01-31T11:56:00Z","battery_pct":184}\n'
+const NDJSON_LINES = '{"ts":"2026-01-31T11:55:00Z","battery_pct":84}\n{"ts":"2026-01-31 11:56","battery_pct":84}\n'
 
 const batch = {
   operationId: 'postHeartbeats',
@@ -126,7 +131,7 @@ const batch = {
       lines: {
         results: [
           { result: 'stored', ts: '2026-01-31T11:55:00Z', next_interval_s: 60 },
-          { result: 'rejected', errors: [{ path: 'battery_pct', message: 'must be a whole number from 0 to 100' }] },
+          { result: 'rejected', errors: [{ path: 'ts', message: BAD_TS.message }] },
         ],
         stored: 1,
         duplicate: 0,

@@ -44,9 +44,7 @@ const PROBLEMS = {
   413: 'The body is larger than the limit. The connection is closed.',
   415: 'The type or the encoding of the body is not supported.',
   422: 'The request was read but is not valid; `errors` names each field. Nothing was done.',
-  429:
-    'Too many wrong tokens or keys came from this address; Retry-After says how long to wait. Or the device has too many ' +
-    'heartbeats in quarantine, and this one was not kept.',
+  429: 'Too many wrong tokens or keys came from this address; Retry-After says how long to wait.',
   500: 'The server failed; the error is in its log.',
   503: 'The server or its database cannot do this now. Nothing was acknowledged: send it again after Retry-After.',
 }

@@ -1,7 +1,7 @@
 import { z } from 'zod'
 import { newCommand } from '../fleet/commands.ts'
 import { deviceChanges, listQuery, newDevice } from '../fleet/devices.ts'
-import { deviceItemSchema, gatewayItemSchema, heartbeatSchema } from '../ingest/heartbeat.ts'
+import { FIELDS } from '../ingest/fields.ts'
 import { nightlyQuery } from '../ops/ops.ts'
 
 type JsonSchema = Record<string, unknown>
@@ -11,13 +11,57 @@ const time = z.string().meta({ format: 'date-time' })
 const percent = z.int().min(0).max(100)
 const deviceId = z.int().describe('The id of the device.')
 
+/** The fields of a heartbeat. Each may be left out, and null is the same as left out. */
+const heartbeatFields = {
+  ts: {
+    type: ['string', 'null'],
+    format: 'date-time',
+    description:
+      'When it was measured: a real time in the years 0001 to 9999, in RFC 3339 with an offset. ' +
+      "Left out: the server's time. The only field for which a heartbeat is refused.",
+  },
+  ...Object.fromEntries(
+    [...FIELDS].map(([name, { schema, description }]) => [name, { ...schema, type: [schema.type, 'null'], description }]),
+  ),
+}
+
+function heartbeat(description: string, deviceId?: JsonSchema, required?: string[]): JsonSchema {
+  return {
+    type: 'object',
+    description,
+    properties: { ...heartbeatFields, ...(deviceId && { device_id: deviceId }) },
+    ...(required && { required }),
+  }
+}
+
+const namedDevice = { type: 'integer', minimum: 1, maximum: Number.MAX_SAFE_INTEGER }
+
+/** What the fields of a device's last status look like in an answer: as they are sent, or null. */
+const reportedFields = Object.fromEntries(
+  [...FIELDS].map(([name, { schema, description }]) => [
+    name,
+    z.unknown().meta({ ...schema, type: [schema.type, 'null'], description }),
+  ]),
+)
+
+const ignored = z
+  .array(z.string())
+  .optional()
+  .describe(
+    'The names of fields that were left out, once each: unknown ones, and those whose value cannot be read. At most 32; ' +
+      'absent if there are none.',
+  )
+
 const fieldError = z.object({
   path: z.string().describe('The field, such as `battery_pct` or `payload.zone`; empty for the whole body.'),
   message: z.string().describe('What is wrong with it.'),
 })
 
 const answered = {
-  reason: z.enum(['too_late', 'in_future', 'no_partition']).optional().describe('Why the heartbeat is quarantined.'),
+  reason: z
+    .enum(['too_late', 'in_future', 'no_partition', 'quarantine_full'])
+    .optional()
+    .describe('Why the heartbeat is quarantined; `quarantine_full`: why it is rejected.'),
   ts: time.describe("The time of the heartbeat: the device's, or the server's if the device gave none."),
   next_interval_s: count.describe('Seconds until the next heartbeat is due.'),
 }
@@ -30,9 +74,20 @@ const step = {
 
 /** Requests: the schemas that the routes validate with. Answers: a test compares them with these. */
 const bodies = {
-  Heartbeat: heartbeatSchema.describe('Every field may be left out. null is the same as left out. Unknown fields are ignored.'),
-  DeviceItem: deviceItemSchema.describe('A heartbeat in the batch of a device.'),
-  GatewayItem: gatewayItemSchema.describe('A heartbeat in the batch of a gateway.'),
+  Heartbeat: heartbeat(
+    'Every field may be left out. null is the same as left out. Apart from ts, a value that cannot be read costs only its field, ' +
+      'and unknown fields are ignored; the answer names both.',
+  ),
+  DeviceItem: heartbeat('A heartbeat in the batch of a device.', {
+    ...namedDevice,
+    type: ['integer', 'null'],
+    description: 'May be left out; otherwise it must be the device whose token is used.',
+  }),
+  GatewayItem: heartbeat(
+    'A heartbeat in the batch of a gateway.',
+    { ...namedDevice, description: 'The device that the heartbeat is of.' },
+    ['device_id'],
+  ),
   NewCommand: newCommand,
   NewDevice: newDevice,
   DeviceChanges: deviceChanges.describe('At least one of the two.'),
@@ -49,27 +104,19 @@ const bodies = {
     })
     .describe('A problem document (RFC 9457). More members may be added.'),
   Stored: z.object({
-    result: z.enum(['stored', 'duplicate', 'quarantined']).describe('What became of the heartbeat.'),
+    result: z.enum(['stored', 'duplicate', 'quarantined', 'rejected']).describe('What became of the heartbeat.'),
     ...answered,
+    ignored,
   }),
   BatchResults: z.object({
     results: z
       .array(
         z.object({
           result: z.enum(['stored', 'duplicate', 'quarantined', 'rejected']).describe('What became of the item.'),
-          reason: z
-            .enum(['too_late', 'in_future', 'no_partition', 'quarantine_full'])
-            .optional()
-            .describe('Why it is quarantined; `quarantine_full`: why it is rejected.'),
+          reason: answered.reason,
           ts: answered.ts.optional(),
           next_interval_s: answered.next_interval_s.optional(),
-          errors: z
-            .array(fieldError)
-            .optional()
-            .describe(
-              'What is wrong with a rejected item. If the batch has very many errors, only the first error of some items is ' +
-                'given.',
-            ),
+          errors: z.array(fieldError).optional().describe('What is wrong with a rejected item.'),
         }),
       )
       .describe('One result for each item, in the order of the items.'),
@@ -77,6 +124,7 @@ const bodies = {
     duplicate: count.describe('How many are duplicates.'),
     quarantined: count.describe('How many are quarantined.'),
     rejected: count.describe('How many are rejected.'),
+    ignored,
   }),
   Commands: z.object({
     commands: z.array(
@@ -106,17 +154,13 @@ const bodies = {
         .describe('Its status now; docs/views.md says what each means.'),
       last_ts: time.nullable().describe('`ts` of its newest heartbeat. The fields up to last_received_at are of this heartbeat.'),
       seconds_since: z.int().nullable().describe('Seconds since last_ts. Not part of the ETag.'),
-      battery_pct: percent.nullable().describe('Charge of the battery, in percent.'),
-      network_type: z.string().nullable().describe('The network, such as `wifi`.'),
-      unity_running: z.boolean().nullable().describe('Whether the Unity app runs.'),
-      signal_dbm: z.int().nullable().describe('Signal strength, in dBm.'),
-      agent_version: z.string().nullable().describe('Version of the agent.'),
       ip: z.string().nullable().describe('The address it came from, or its prefix, as settings.store_ip says.'),
       last_received_at: time.nullable().describe('When the server received it.'),
       heartbeat_interval: z
         .string()
         .describe('How often the device is asked to send, as PostgreSQL writes an interval: `00:01:00`.'),
       enrolled_at: time.describe('When the device was enrolled.'),
+      ...reportedFields,
     })
     .describe('A row of the view fleet.device_status. Columns that are added to the view are added here.'),
   DevicePage: z.object({
@@ -167,7 +211,9 @@ export type SchemaName = keyof typeof bodies
 
 /** For components.schemas. */
 export function componentSchemas() {
-  return Object.fromEntries(Object.entries(bodies).map(([name, schema]) => [name, toJsonSchema(schema)]))
+  return Object.fromEntries(
+    Object.entries(bodies).map(([name, schema]) => [name, schema instanceof z.ZodType ? toJsonSchema(schema) : schema]),
+  )
 }
 
 const queries = { listDevices: listQuery, nightly: nightlyQuery }

@@ -93,6 +93,20 @@ export function createMetrics(pool: Pool) {
       'heartbeats',
     ),
     quarantined: counter('hb_quarantined_total', 'Heartbeats that were quarantined because of their time', 'heartbeats'),
+    unknownFields: counter(
+      'hb_unknown_fields_total',
+      'Fields of heartbeats that have no such field, most often a typing error; they are ignored',
+      'fields',
+    ),
+    unreadableFields: new Counter({
+      name: 'hb_unreadable_fields_total',
+      help: described(
+        'Fields of heartbeats whose value could not be read; the view fleet.unreadable_fields has them by device',
+        'fields',
+      ),
+      labelNames: ['field'],
+      registers,
+    }),
     lastStatusUpserts: counter(
       'last_status_upserts_total',
       'Devices whose last status was written with their heartbeats',

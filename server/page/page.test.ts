@@ -288,6 +288,19 @@ t.test('a device has a page with its last day', async t => {
   t.equal(refused.headers.get('x-request-id'), 'the-proxy-1')
 })
 
+t.test('the page of a device says what it sends that cannot be read', async t => {
+  const { url, db, call, unreadable } = await withServer(t)
+  const { device_id, token } = await enroll(db, 'lobby-7')
+  const { get, login } = visitor(url)
+  const session = await login()
+  await call('POST /v1/heartbeat', { token, body: { battery_pct: 50 } })
+  t.notMatch((await get(`/devices/${device_id}`, session)).html, 'cannot be read')
+  await call('POST /v1/heartbeat', { token, body: { battery_pct: '<b>87 %' } })
+  await unreadable.tell()
+  const { html } = await get(`/devices/${device_id}`, session)
+  t.match(textOf(html, 'unreadable'), /What it sends that cannot be read Field Times Last Value battery_pct 1 .* &quot;&lt;b&gt;87 %&quot;/)
+})
+
 t.test('a part that cannot be read says so, and the others are shown', async t => {
   const { url, db } = await withServer(t)
   await enroll(db, 'a')

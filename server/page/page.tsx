@@ -25,6 +25,7 @@ import { Sessions } from './session.ts'
 import { readSilence } from './silence.tsx'
 import { Storage } from './storage.tsx'
 import { readTrend } from './trend.tsx'
+import { readUnreadable, UnreadableFields } from './unreadable.tsx'
 
 /** How many of a worker's connections the page may use. */
 const MAX_STATEMENTS = 2
@@ -145,7 +146,7 @@ export function opsPage(context: ServerContext) {
         const id = c.req.param('id') ?? ''
         if (!/^\d{1,15}$/.test(id)) throw new Problem(404, `There is no device ${id}.`)
         const now = new Date()
-        const [device, day] = await Promise.all([
+        const [device, day, unreadable] = await Promise.all([
           readPart(
             'device',
             semaphore.run(() => readDevice(reader, Number(id))),
@@ -153,6 +154,10 @@ export function opsPage(context: ServerContext) {
           readPart(
             'day',
             semaphore.run(() => readDay(reader, Number(id))),
+          ),
+          readPart(
+            'unreadable fields',
+            semaphore.run(() => readUnreadable(reader, Number(id))),
           ),
         ])
         const { error } = device
@@ -165,6 +170,14 @@ export function opsPage(context: ServerContext) {
           <>
             <h1 class="device">{name}</h1>
             <Section id="now" title="Now" of={device} show={value => <DeviceFacts device={value!} now={now} />} />
+            {unreadable.value?.length !== 0 && (
+              <Section
+                id="unreadable"
+                title="What it sends that cannot be read"
+                of={unreadable}
+                show={value => <UnreadableFields fields={value} now={now} />}
+              />
+            )}
             <Section
               id="day"
               title="The last 24 hours"

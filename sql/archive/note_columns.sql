@@ -82,6 +82,10 @@ begin
   from pg_attribute a
   where a.attrelid = v_table and a.attnum > 0 and not a.attisdropped;
 
+  perform fleet.create_forward_function(i)
+  from fleet.imports i
+  where to_regprocedure(format('fleet.%I()', 'forward_' || i.relid)) is not null;
+
   perform fleet.record_event(
     'columns.change',
     p_detail => string_agg(

@@ -45,6 +45,32 @@ const stored = async (sql: Sql) => Number(await value(sql`select count(*) from f
 /** The time `minutes` ago, as a timestamp without a zone. */
 const utc = (minutes: number) => new Date(Date.now() - minutes * 60_000).toISOString().replace('Z', '')
 
+t.test('rows are forwarded while the columns of the heartbeats change', async t => {
+  const db = await withDatabase(t)
+  const { sql, admin } = db
+  const [device] = (await enroll(sql, 1)) as [number]
+  await plainTable(db)
+  await write(admin, [{ device_id: device, ts: utc(100) }])
+  await importTable(asRole(t, db, 'fleet_dba'))
+  const alter = 'alter table fleet.device_heartbeats'
+  const changes = [
+    `${alter} add column storage_free_mb integer`,
+    `${alter} rename column storage_free_mb to free_mb`,
+    `${alter} alter column free_mb type bigint`,
+    `${alter} drop column free_mb`,
+  ]
+  for (const [n, change] of changes.entries()) {
+    await sql.unsafe(change)
+    await write(admin, [{ device_id: device, ts: utc(10 + n), battery_pct: n }])
+    t.match(
+      await sql`select battery_pct from fleet.device_heartbeats order by received_at desc, ts limit 1`,
+      [{ battery_pct: n }],
+      change,
+    )
+  }
+  t.same(await sql`select * from fleet.events where event = 'import.forward'`, [])
+})
+
 t.test('a table with different column names and types is imported, in any time zone', async t => {
   const db = await withDatabase(t)
   await plainTable(

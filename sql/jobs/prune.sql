@@ -28,6 +28,9 @@ begin
   using fleet.settings s
   where l.at < p_now - s.commands_keep;
   get diagnostics v_dispatches = row_count;
+  delete from fleet.device_unreadable_fields f
+  using fleet.settings s
+  where f.last_at < p_now - s.quarantine_keep;
   delete from fleet.device_availability_daily a
   using fleet.settings s
   where a.day < p_now - greatest(s.rollups_keep, s.retention);

@@ -19,6 +19,7 @@ grant execute on function
   fleet.take_commands(bigint),
   fleet.ack_command(bigint, bigint),
   fleet.record_slo(text, json),
+  fleet.record_unreadable_fields(json),
   fleet.end_session(bytea, timestamptz),
   fleet.is_session_ended(bytea),
   fleet.metric_values(),
@@ -102,6 +103,7 @@ grant execute on function
   fleet.end_import(text, text),
   fleet.check_partitions(timestamptz),
   fleet.check_ingest(timestamptz),
+  fleet.check_fields(timestamptz),
   fleet.check_silence(timestamptz),
   fleet.check_devices(timestamptz),
   fleet.check_scheduler(timestamptz),
@@ -168,12 +170,13 @@ grant select on fleet.unity_down to fleet_reader, fleet_dba;
 grant select on
   fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.storage_history, fleet.job_health,
   fleet.fleet_silence, fleet.fleet_trend, fleet.missed_beats, fleet.silence_samples, fleet.import_progress,
-  fleet.device_availability, fleet.slo
+  fleet.device_availability, fleet.slo, fleet.unreadable_fields
 to fleet_reader, fleet_dba;
 grant execute on function fleet.device_availability(date, date, bigint, timestamptz) to fleet_reader, fleet_dba;
 -- For the ops page.
 grant select on
-  fleet.partition_health, fleet.archives, fleet.job_health, fleet.fleet_silence, fleet.fleet_trend, fleet.slo
+  fleet.partition_health, fleet.archives, fleet.job_health, fleet.fleet_silence, fleet.fleet_trend, fleet.slo,
+  fleet.unreadable_fields
 to fleet_server;
 -- Called by the view import_progress.
 grant execute on function fleet.lock_holders(text) to fleet_reader, fleet_dba;

@@ -1,0 +1,166 @@
+import t from 'tap'
+import { FIELDS } from './fields.ts'
+
+/** For each field, what is sent and what is read from it. Undefined: it cannot be read. */
+const cases: Record<string, [sent: unknown, read: unknown][]> = {
+  battery_pct: [
+    [0, 0],
+    [100, 100],
+    [-0, 0],
+    ['87', 87],
+    [' 87 ', 87],
+    ['87.0', 87],
+    ['+5', 5],
+    [-1, null],
+    ['-1', null],
+    [2147483647, null],
+    [-2147483648, null],
+    ['-2147483648', null],
+    [-9223372036854775808, null],
+    ['', null],
+    ['unknown', null],
+    ['N/A', null],
+    ['null', null],
+    [101, undefined],
+    [-2, undefined],
+    [87.5, undefined],
+    ['87.5', undefined],
+    ['87 %', undefined],
+    ['1e1', undefined],
+    ['0x10', undefined],
+    ['9'.repeat(400), undefined],
+    [1e300, undefined],
+    [Infinity, undefined],
+    [true, undefined],
+    [[87], undefined],
+    [{}, undefined],
+  ],
+  signal_dbm: [
+    [-200, -200],
+    [50, 50],
+    ['-61', -61],
+    // WifiInfo.INVALID_RSSI, but a real level of LTE.
+    [-127, -127],
+    [-1, -1],
+    [2147483647, null],
+    ['2147483647', null],
+    [99, null],
+    [255, null],
+    [-201, undefined],
+    [51, undefined],
+    [-60.5, undefined],
+    ['-60 dBm', undefined],
+  ],
+  unity_running: [
+    [true, true],
+    [false, false],
+    [1, true],
+    [0, false],
+    ['true', true],
+    ['FALSE', false],
+    ['1', true],
+    [' 0 ', false],
+    ['', null],
+    ['Unknown', null],
+    [2, undefined],
+    [-1, undefined],
+    ['yes', undefined],
+    [[], undefined],
+  ],
+  network_type: [
+    ['wifi', 'wifi'],
+    ['LTE (4G)', 'LTE (4G)'],
+    ['none', 'none'],
+    ['nr', 'nr'],
+    ['umts', 'umts'],
+    ['a"b\\\n', 'a"b\\\n'],
+    ['ä', 'ä'],
+    ['x'.repeat(32), 'x'.repeat(32)],
+    ['😀'.repeat(32), '😀'.repeat(32)],
+    // TelephonyManager.NETWORK_TYPE_LTE
+    [13, '13'],
+    ['', null],
+    ['  ', null],
+    ['UNKNOWN', null],
+    ['unknown', null],
+    ['unknown carrier', 'unknown carrier'],
+    ['x'.repeat(33), undefined],
+    ['😀'.repeat(33), undefined],
+    ['a\0b', undefined],
+    ['a\ud800b', undefined],
+    ['\udc00', undefined],
+    [1.5, undefined],
+    [true, undefined],
+    [['wifi'], undefined],
+  ],
+  agent_version: [
+    ['1.0+build.7', '1.0+build.7'],
+    ['x'.repeat(64), 'x'.repeat(64)],
+    [301, '301'],
+    ['x'.repeat(65), undefined],
+    ['\0', undefined],
+    [3.1, undefined],
+  ],
+  extra: [
+    [{}, {}],
+    [{ a: { b: { c: { d: 1 } } } }, { a: { b: { c: { d: 1 } } } }],
+    [{ a: [[['x', null, true, 1.5, -0]]] }, { a: [[['x', null, true, 1.5, 0]]] }],
+    [{ a: 'x'.repeat(2040) }, { a: 'x'.repeat(2040) }],
+    [{ 'ä"\n': '😀' }, { 'ä"\n': '😀' }],
+    [{ a: 'x'.repeat(2041) }, undefined],
+    [{ a: 'ä'.repeat(1021) }, undefined],
+    [{ a: { b: { c: { d: {} } } } }, undefined],
+    [{ a: [[[[]]]] }, undefined],
+    [{ a: 'b\0' }, undefined],
+    [{ 'a\0': 1 }, undefined],
+    [{ a: ['\ud800'] }, undefined],
+    [{ '\udfff': 1 }, undefined],
+    [{ a: Infinity }, undefined],
+    [[], undefined],
+    ['{}', undefined],
+    [5, undefined],
+    [true, undefined],
+  ],
+}
+
+t.test('every field has cases', async t => t.same(Object.keys(cases).sort(), [...FIELDS.keys()].sort()))
+
+for (const [name, pairs] of Object.entries(cases)) {
+  t.test(`${name}: what is read, what means unknown, and what cannot be read`, async t => {
+    const { read, example, schema } = FIELDS.get(name)!
+    for (const [sent, expected] of pairs) {
+      const json = read(sent)
+      t.strictSame(typeof json === 'string' ? JSON.parse(json) : json, expected, JSON.stringify(sent)?.slice(0, 60))
+    }
+    t.strictSame(JSON.parse(read(example)!), example, 'the example is read as it is')
+    t.ok(schema.type)
+  })
+}
+
+t.test('an object that is far too deep is left out without recursion', async t => {
+  const deep = JSON.parse(`${'{"a":'.repeat(100_000)}1${'}'.repeat(100_000)}`) as unknown
+  t.equal(FIELDS.get('extra')!.read(deep), undefined)
+})
+
+t.test('a text that is far too long is not split into characters', t => {
+  let taken = 0
+  const iterate = String.prototype[Symbol.iterator]
+  t.teardown(() =>
+    Object.defineProperty(String.prototype, Symbol.iterator, { value: iterate, configurable: true, writable: true }),
+  )
+  Object.defineProperty(String.prototype, Symbol.iterator, {
+    configurable: true,
+    writable: true,
+    value: function (this: string) {
+      taken += this.length
+      return iterate.call(this)
+    },
+  })
+  const { read } = FIELDS.get('agent_version')!
+  t.equal(read('a'.repeat(2 ** 20)), undefined)
+  t.ok(taken <= 128, `${taken} characters`)
+  t.type(read('😀'.repeat(64)), 'string', 'characters are counted, not their code units')
+  t.equal(read('😀'.repeat(65)), undefined)
+  t.ok(taken > 0)
+  t.end()
+})
