@@ -231,8 +231,11 @@ t.test('an upgraded store has the schema of a new one, and keeps its data', asyn
     settings: [{ offline_after: '00:15:00', store_ip: 'prefix' }],
   })
 
-  t.match(await migrateAgain(db), ['Upgraded the tables of 0.1.0', 'Applied 1 migration: 000001-initial'])
-  t.match(await listOf(db), [{ filename: '000001.sql' }])
+  t.match(await migrateAgain(db), [
+    'Upgraded the tables of 0.1.0',
+    'Applied 2 migrations: 000001-initial, 000002-extra-values-and-unreadable-fields',
+  ])
+  t.match(await listOf(db), [{ filename: '000001.sql' }, { filename: '000002.sql' }])
   const wanted = await schemaOf(fresh)
   t.match(wanted, /CREATE VIEW fleet\.device_status /)
   sameLines(t, await schemaOf(db), wanted, 'after 27 migrations')
@@ -264,7 +267,10 @@ t.test('a store of a development version, with 28 migrations, is carried over to
         when 28 then 'sha1:8aeca77ddc7515f65b0f5551c0df636aef3cebc9' else 'sha1:' || n
       end, to_char(n, 'FM000000') || '.sql'
     from generate_series(1, 28) n`
-  t.match(await migrateAgain(db), ['Upgraded the tables of 0.1.0', 'Applied 1 migration: 000001-initial'])
+  t.match(await migrateAgain(db), [
+    'Upgraded the tables of 0.1.0',
+    'Applied 2 migrations: 000001-initial, 000002-extra-values-and-unreadable-fields',
+  ])
   sameLines(t, await schemaOf(db), await schemaOf(await withDatabase(t)), 'in the end')
 })
 
@@ -273,7 +279,7 @@ t.test('an upgrade that stopped half-way is finished by the next one', async t =
   await db.admin.unsafe(await readFile(join(repository, 'sql/setup/guard.sql'), 'utf8'))
   await upgradeFrom010(asRole(t, db, 'fleet_owner', { TimeZone: 'UTC', search_path: 'pg_catalog, pg_temp' }))
   t.same(await listOf(db), [])
-  t.match(await migrateAgain(db), ['Applied 1 migration: 000001-initial'])
+  t.match(await migrateAgain(db), ['Applied 2 migrations: 000001-initial, 000002-extra-values-and-unreadable-fields'])
   sameLines(t, await schemaOf(db), await schemaOf(await withDatabase(t)), 'in the end')
 })
 

@@ -25,7 +25,7 @@ const WHOLE_NUMBER = /^\s*[+-]?\d{1,15}(?:\.0+)?\s*$/
 const PLAIN_TEXT = /^(?![uUnN ])[\w .:,()+/-]+$/
 /**
  * The optional fields of a heartbeat, by name. Validation, fleet.ingest's items, openapi.json and the answers' `ignored` all come
- * from this table. docs/add-a-field.md says what else a new field needs.
+ * from this table.
  */
 export const FIELDS: ReadonlyMap<string, Field> = new Map([
   // -1 is the default of Intent.getIntExtra() in most agents, for a battery level that the system did not give.

@@ -37,7 +37,7 @@ const single = {
     }),
     200: answer(
       'The device already has a heartbeat in the ten seconds of `ts`, usually this one. Or it is `rejected`: the device has too ' +
-        'many heartbeats in quarantine. Its values are shown as the last status, but the heartbeat is not kept.',
+        'many heartbeats in quarantine, and this one is not kept.',
       'Stored',
       { retry: { result: 'duplicate', ts: '2026-01-31T12:00:00Z', next_interval_s: 60 } },
     ),

@@ -298,7 +298,10 @@ t.test('the page of a device says what it sends that cannot be read', async t =>
   await call('POST /v1/heartbeat', { token, body: { battery_pct: '<b>87 %' } })
   await unreadable.tell()
   const { html } = await get(`/devices/${device_id}`, session)
-  t.match(textOf(html, 'unreadable'), /What it sends that cannot be read Field Times Last Value battery_pct 1 .* &quot;&lt;b&gt;87 %&quot;/)
+  t.match(
+    textOf(html, 'unreadable'),
+    /What it sends that cannot be read Field Times Last Value battery_pct 1 .* &quot;&lt;b&gt;87 %&quot;/,
+  )
 })
 
 t.test('a part that cannot be read says so, and the others are shown', async t => {

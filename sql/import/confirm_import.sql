@@ -65,7 +65,7 @@ begin
           bool_or(h.ts = s.ts and h.received_at = s.received_at) as is_changed
         from (
           select b.device_id, b.ts, b.received_at, %1$s as checksum,
-            date_bin('10 seconds', b.ts, timestamptz '2000-01-01 00:00:00+00') as bucket
+            fleet.heartbeat_bucket(b.ts) as bucket
           from (
             select (r.beat).*
             from generate_series(0, $2, $3) as g (block)

@@ -7,7 +7,7 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
   with given as materialized (
-    select (r.beat).device_id, date_bin('10 seconds', (r.beat).ts, timestamptz '2000-01-01 00:00:00+00') as bucket
+    select (r.beat).device_id, fleet.heartbeat_bucket((r.beat).ts) as bucket
     from fleet.import_ranges g
     cross join lateral fleet.read_source(a, g.first_block, g.last_block) r
     where g.source = a.source and g.first_ts < p_to and g.last_ts >= p_from and r.reason is null
@@ -18,7 +18,7 @@ as $$
     and h.received_at >= a.started_at
     and not exists (
       select from given g
-      where g.device_id = h.device_id and g.bucket = date_bin('10 seconds', h.ts, timestamptz '2000-01-01 00:00:00+00')
+      where g.device_id = h.device_id and g.bucket = fleet.heartbeat_bucket(h.ts)
     );
 $$;
 

@@ -23,7 +23,7 @@ begin
         from given g
         where g.reason is null
         -- Sorted by device, as in ingest; within a bucket the row that was written first comes first.
-        order by (g.beat).device_id, date_bin('10 seconds', (g.beat).ts, timestamptz '2000-01-01 00:00:00+00'), g.tid
+        order by (g.beat).device_id, fleet.heartbeat_bucket((g.beat).ts), g.tid
         on conflict do nothing
         returning device_id, ts, received_at
       ),

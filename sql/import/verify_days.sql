@@ -32,12 +32,12 @@ begin
             and r.reason is null and (r.beat).ts >= $2 and (r.beat).ts < $3
         ),
         source as materialized (
-          select b.device_id, date_bin('10 seconds', b.ts, timestamptz '2000-01-01 00:00:00+00') as bucket, b.ts, b.received_at,
+          select b.device_id, fleet.heartbeat_bucket(b.ts) as bucket, b.ts, b.received_at,
             %1$s as checksum
           from (select (g.beat).* from given g) b
         ),
         store as materialized (
-          select b.device_id, date_bin('10 seconds', b.ts, timestamptz '2000-01-01 00:00:00+00') as bucket, b.ts, b.received_at,
+          select b.device_id, fleet.heartbeat_bucket(b.ts) as bucket, b.ts, b.received_at,
             %1$s as checksum
           from fleet.device_heartbeats b
           where b.ts >= $2 and b.ts < $3

@@ -59,7 +59,7 @@ begin
           row_number() over (
             partition by
               g.device_id,
-              date_bin('10 seconds', g.ts, timestamptz '2000-01-01 00:00:00+00'),
+              fleet.heartbeat_bucket(g.ts),
               g.ts between g.oldest and g.newest  -- a refused heartbeat does not use up a bucket
             order by g.item
           ) = 1 as is_first
