@@ -86,12 +86,16 @@ function text(max: number, about: About): Field {
 /** A JSON object of at most `maxBytes` bytes as compact text, with at most `maxDepth` objects and arrays inside each other. */
 function object(maxBytes: number, maxDepth: number, about: About): Field {
   const read = (value: unknown): string | null | undefined => {
-    if (typeof value !== 'object' || value === null || Array.isArray(value) || !fits(value, maxDepth)) return undefined
+    if (!isObject(value) || !fits(value, maxDepth)) return undefined
     const json = JSON.stringify(value)
     return Buffer.byteLength(json) <= maxBytes ? json : undefined
   }
   const limits = `At most ${maxBytes / 1024} KiB as text, and at most ${maxDepth} objects and arrays inside each other.`
   return { ...about, description: `${about.description} ${limits}`, schema: { type: 'object' }, read }
+}
+
+export function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
 }
 
 /** Whether jsonb can store it, and whether it is at most this deep. */

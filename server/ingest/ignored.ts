@@ -1,5 +1,5 @@
 import type { FieldError } from '../problem.ts'
-import { isObject } from './item.ts'
+import { isObject } from './fields.ts'
 import type { UnreadableFields } from './unreadable-fields.ts'
 
 /** How many names an answer has at most, and how many characters of each. */

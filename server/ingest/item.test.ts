@@ -92,14 +92,12 @@ t.test('no optional field, whatever it holds, makes an item that is not JSON or 
   const ts = '2026-01-31T12:00:00Z'
   const names = fc.oneof(fc.constantFrom(...FIELDS.keys(), 'device_id', '__proto__', 'ip'), fc.string({ unit: 'binary' }))
   const values = fc.oneof(fc.jsonValue(), fc.string({ unit: 'binary' }), fc.double(), fc.integer())
-  fc.assert(
-    fc.property(fc.array(fc.tuple(names, values), { maxLength: 12 }), pairs => {
-      const sent = Object.fromEntries(pairs.filter(([name]) => name !== 'ts'))
-      const { item } = read({ ...sent, ts }, itemTail('1.2.3.4')) as { item: Record<string, unknown> }
-      const { device_id, ts: itemTs, ip, ...fields } = item
-      if (device_id !== 7 || itemTs !== ts || ip !== '1.2.3.4') throw new Error(JSON.stringify(item))
-      for (const name of Object.keys(fields)) if (!FIELDS.has(name)) throw new Error(`${name} is in the item`)
-    }),
-    { numRuns: 5_000 },
-  )
+  const property = fc.property(fc.array(fc.tuple(names, values), { maxLength: 12 }), pairs => {
+    const sent = Object.fromEntries(pairs.filter(([name]) => name !== 'ts'))
+    const { item } = read({ ...sent, ts }, itemTail('1.2.3.4')) as { item: Record<string, unknown> }
+    const { device_id, ts: itemTs, ip, ...fields } = item
+    if (device_id !== 7 || itemTs !== ts || ip !== '1.2.3.4') throw new Error(JSON.stringify(item))
+    for (const name of Object.keys(fields)) if (!FIELDS.has(name)) throw new Error(`${name} is in the item`)
+  })
+  t.doesNotThrow(() => fc.assert(property, { numRuns: 5_000 }))
 })

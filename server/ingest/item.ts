@@ -1,5 +1,5 @@
 import type { FieldError } from '../problem.ts'
-import { FIELDS } from './fields.ts'
+import { FIELDS, isObject } from './fields.ts'
 import type { Ignored } from './ignored.ts'
 import { normaliseTs } from './timestamp.ts'
 
@@ -7,10 +7,6 @@ export const NOT_AN_OBJECT: FieldError = { path: '', message: 'must be a JSON ob
 export const BAD_TS: FieldError = {
   path: 'ts',
   message: 'must be a real time in RFC 3339 with an offset, such as 2026-01-31T12:00:00Z',
-}
-
-export function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
 }
 
 /** The end of an item: the address that the heartbeat came from. */
