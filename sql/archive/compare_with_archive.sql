@@ -39,8 +39,9 @@ begin
     end if;
   end if;
   -- If there is no hash, or it differs, the slow comparison decides: after a dump and restore the same rows may hash differently.
+  -- Without an archive there is no version either; any will do then.
   select c.row_count, c.content_checksum into row_count, content_checksum
-  from fleet.content_checksum(table_oid, v_partition.columns, coalesce(v_partition.checksum_version, 1)) c;
+  from fleet.content_checksum(table_oid, v_partition.columns, v_partition.checksum_version) c;
   -- A partition that was proven to be empty has no archive.
   differs := (row_count, content_checksum)
     is distinct from (coalesce(v_partition.row_count, 0), coalesce(v_partition.content_checksum, 0));
