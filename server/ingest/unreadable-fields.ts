@@ -48,10 +48,9 @@ export class UnreadableFields {
   add(deviceId: number, field: string, value: unknown) {
     this.metrics.unreadableFields.inc({ field })
     const key = `${deviceId} ${field}`
-    const known = this.#waiting.get(key)
-    if (known !== undefined) known.times++
-    else if (this.#waiting.size < MAX_WAITING)
-      this.#waiting.set(key, { device_id: deviceId, field, times: 1, example: exampleOf(value) })
+    const times = (this.#waiting.get(key)?.times ?? 0) + 1
+    if (times > 1 || this.#waiting.size < MAX_WAITING)
+      this.#waiting.set(key, { device_id: deviceId, field, times, example: exampleOf(value) })
   }
 
   follow() {
