@@ -20,9 +20,9 @@ t.test('text that arrives over HTTP is stored unchanged, or refused', { timeout:
   let age = 86_400
   await fc.assert(
     fc.asyncProperty(hostileText, hostileText, hostileText, async (one, two, three) => {
-      const sent = { network_type: cut(one, 32), agent_version: cut(two, 64) }
-      const expected = { network_type: known(sent.network_type), agent_version: known(sent.agent_version) }
-      const beat = await call('POST /v1/heartbeat', { token, body: { ...sent, ts: ago((age -= 20)) } })
+      const texts = { network_type: cut(one, 32), agent_version: cut(two, 64) }
+      const expected = { network_type: known(texts.network_type), agent_version: known(texts.agent_version) }
+      const beat = await call('POST /v1/heartbeat', { token, body: { ...texts, ts: ago((age -= 20)) } })
       if (beat.status !== 201) throw new Error(`a heartbeat: ${beat.status} ${JSON.stringify(beat.body)}`)
       t.match(await lastStatus(db, device_id), expected)
       t.equal((await call(`GET /v1/devices/${device_id}`, { admin: true })).status, 200)
