@@ -1,26 +1,8 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:9a8c20439c46c93a42fa10ddbc80a06351032220
---! Message: extra values and unreadable fields
+--! Hash: sha1:e88eb57945f5ced7fea2b114a11729667ea1b9e0
+--! Message: unreadable fields and shared tokens
 
--- What agents really send: values of their own, and values that cannot be read.
-
-alter table fleet.device_heartbeats add column if not exists extra jsonb;
-comment on column fleet.device_heartbeats.extra is 'The agent''s own values: a JSON object of at most 2 KiB.';
-alter table fleet.device_heartbeats_template add column if not exists extra jsonb;
-comment on column fleet.device_heartbeats_template.extra is 'The agent''s own values: a JSON object of at most 2 KiB.';
-alter table fleet.device_last_status add column if not exists extra jsonb;
-comment on column fleet.device_last_status.extra is 'The agent''s own values: a JSON object of at most 2 KiB.';
-
--- Partitions that exist already have the column without its comment.
-do $$
-declare
-  v_table regclass;
-begin
-  for v_table in select a.relid from fleet.attached_partitions() a loop
-    execute format('comment on column %s.extra is %L', v_table, 'The agent''s own values: a JSON object of at most 2 KiB.');
-  end loop;
-end
-$$;
+-- Values that cannot be read, and devices that share a token.
 
 create table if not exists fleet.device_unreadable_fields (
   device_id bigint not null,
@@ -119,222 +101,6 @@ comment on function fleet.heartbeat_bucket(timestamptz) is
   'The start of the 10 seconds of which only the first heartbeat of a device is stored. '
   'Example: select fleet.heartbeat_bucket(now());';
 --! EndIncluded ingest/heartbeat_bucket.sql
---! Included status/record_last_status.sql
--- Statement-level, so a batch of 500 heartbeats costs one upsert and not 500. In device_id order, because otherwise concurrent
--- batches of the same devices deadlock.
-create or replace function fleet.record_last_status() returns trigger
-language plpgsql
-volatile
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  -- The clock, not now(): heartbeats that fleet.roll_up() does not wait for have to be recorded as late.
-  v_today timestamptz := date_trunc('day', clock_timestamp(), 'UTC');
-begin
-  with late as (
-    insert into fleet.late_arrivals (device_id, day)
-    select distinct n.device_id, (n.ts at time zone 'UTC')::date
-    from new_rows n
-    where n.ts < v_today
-  )
-  insert into fleet.device_last_status as ls (
-    device_id, last_ts, last_received_at, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, extra,
-    status, is_silent
-  )
-  select distinct on (n.device_id)
-    n.device_id, n.ts, n.received_at, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip, n.extra,
-    case when n.unity_running is false then 'unity_down' else 'ok' end,
-    -- A fresh heartbeat removes the mark, a buffered old one does not. The value rarely changes, so the update stays HOT.
-    n.ts < now() - interval '2 minutes'
-  from new_rows n
-  order by n.device_id, n.ts desc
-  on conflict (device_id) do update
-    set last_ts = excluded.last_ts,
-      last_received_at = excluded.last_received_at,
-      battery_pct = excluded.battery_pct,
-      network_type = excluded.network_type,
-      unity_running = excluded.unity_running,
-      signal_dbm = excluded.signal_dbm,
-      agent_version = excluded.agent_version,
-      ip = excluded.ip,
-      extra = excluded.extra,
-      status = excluded.status,
-      is_silent = excluded.is_silent
-    -- A late arrival must not rewind a device.
-    where ls.last_ts is null or ls.last_ts < excluded.last_ts;
-  return null;
-end
-$$;
-
-comment on function fleet.record_last_status() is
-  'Trigger on fleet.device_heartbeats: keeps fleet.device_last_status at the newest heartbeat of each device, and records '
-  'heartbeats of past days in fleet.late_arrivals.';
---! EndIncluded status/record_last_status.sql
---! Included status/heal_last_status.sql
--- Starts from the devices, with one index probe for each device and partition. A scan would read all heartbeats of the day.
-create or replace function fleet.heal_last_status(
-  p_window interval,
-  p_max_rows integer,
-  out checked bigint,
-  out updated bigint
-)
-language plpgsql
-volatile
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_since timestamptz := now() - p_window;
-  v_after bigint;
-  v_last bigint;
-begin
-  if not pg_try_advisory_xact_lock(hashtextextended('fleet.reconcile', 0)) then
-    raise exception using
-      errcode = 'FL003',
-      message = 'another session is reconciling last status',
-      hint = 'Wait until it ends. If it is stuck: select * from fleet.force_unlock(''reconcile'');';
-  end if;
-  -- A run that reached its limit left the devices after the last one to the next run. So devices that fall behind again and again
-  -- cannot keep others from their turn.
-  select position into v_after from fleet.cursors where cursor_name = 'reconcile';
-  with newest as materialized (
-    select d.device_id, h.ts, h.received_at, h.battery_pct, h.network_type, h.unity_running, h.signal_dbm, h.agent_version,
-      h.ip, h.extra, ls.last_ts
-    from fleet.devices d
-    left join fleet.device_last_status ls on ls.device_id = d.device_id
-    left join lateral (
-      select b.*
-      from fleet.device_heartbeats b
-      where b.device_id = d.device_id and b.ts >= v_since
-      order by b.ts desc
-      limit 1
-    ) h on true
-  ),
-  behind as (
-    select n.*
-    from newest n
-    where n.ts is not null and (n.last_ts is null or n.last_ts < n.ts)
-    order by n.device_id <= coalesce(v_after, 0), n.device_id
-    limit p_max_rows
-  ),
-  healed as (
-    insert into fleet.device_last_status as ls (
-      device_id, last_ts, last_received_at, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, extra,
-      status, is_silent
-    )
-    select n.device_id, n.ts, n.received_at, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version,
-      n.ip, n.extra, case when n.unity_running is false then 'unity_down' else 'ok' end,
-      true  -- this may take minutes; fleet.mark_silent() removes the marks that are not needed
-    from behind n
-    order by n.device_id  -- the order in which ingest locks them
-    on conflict (device_id) do update
-      set last_ts = excluded.last_ts,
-        last_received_at = excluded.last_received_at,
-        battery_pct = excluded.battery_pct,
-        network_type = excluded.network_type,
-        unity_running = excluded.unity_running,
-        signal_dbm = excluded.signal_dbm,
-        agent_version = excluded.agent_version,
-        ip = excluded.ip,
-        extra = excluded.extra,
-        status = excluded.status,
-        is_silent = excluded.is_silent
-      where ls.last_ts is null or ls.last_ts < excluded.last_ts
-    returning ls.device_id
-  )
-  select (select count(*) from newest), (select count(*) from healed),
-    (
-      select b.device_id from behind b order by b.device_id <= coalesce(v_after, 0) desc, b.device_id desc limit 1
-    )
-  into checked, updated, v_last;
-  insert into fleet.cursors as c (cursor_name, position)
-  values ('reconcile', case when updated < p_max_rows then 0 else v_last end)
-  on conflict (cursor_name) do update
-    set position = excluded.position
-    where c.position <> excluded.position;
-end
-$$;
-
-comment on function fleet.heal_last_status(interval, integer) is
-  'Moves last status forward to the newest stored heartbeat within a window, for at most p_max_rows devices. Used by '
-  'fleet.reconcile() and fleet.backfill_last_status().';
---! EndIncluded status/heal_last_status.sql
---! Included status/device_state.view.sql
--- The setting is a subquery. If fleet.settings were joined, the planner would take its one row for hundreds, and all later
--- estimates would be wrong too.
-create or replace view fleet.device_state as
-select d.device_id, d.alias, d.cohort,
-  fleet.derive_status(
-    ls.status = 'clock_skewed', ls.last_ts, i.expected, (select s.offline_after from fleet.settings s), now()
-  ) as status,
-  ls.last_ts,
-  extract(epoch from now() - ls.last_ts)::bigint as seconds_since,
-  ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version, ls.ip, ls.last_received_at,
-  i.asked as heartbeat_interval, d.enrolled_at,
-  ls.is_silent, ls.status as said, i.expected as expected_interval, ls.extra
-from fleet.devices d
-left join fleet.device_last_status ls using (device_id)
-left join fleet.cohorts c on c.cohort = d.cohort
-cross join lateral (
-  select
-    greatest(d.heartbeat_interval, c.min_interval) as asked,
-    fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, now()) as expected
-) i
-where d.revoked_at is null;
-
-comment on view fleet.device_state is
-  'fleet.device_status plus the columns that indexes cover: is_silent (the mark of devices that may be offline) and said (the '
-  'stored status). Also has the interval by which status is judged. Used by the other views and fleet.list_devices().';
---! EndIncluded status/device_state.view.sql
---! Included status/device_status.view.sql
-create or replace view fleet.device_status as
-select d.device_id, d.alias, d.cohort, d.status, d.last_ts, d.seconds_since, d.battery_pct, d.network_type, d.unity_running,
-  d.signal_dbm, d.agent_version, d.ip, d.last_received_at, d.heartbeat_interval, d.enrolled_at, d.extra
-from fleet.device_state d;
-
-comment on view fleet.device_status is
-  'Each enrolled device: its status (new, online, late, offline or clock_skewed), and what it reported last. '
-  'Example: select status, count(*) from fleet.device_status group by status;';
---! EndIncluded status/device_status.view.sql
---! Included status/device_status_legacy.view.sql
--- Partitions are read newest first until one has a row. No row can be further in the future than settings.max_future allows.
-create or replace view fleet.device_status_legacy as
-select d.device_id, d.alias, d.cohort,
-  fleet.derive_status(
-    q.received_at > coalesce(h.received_at, '-infinity'), h.ts, i.expected, (select s.offline_after from fleet.settings s), now()
-  ) as status,
-  h.ts as last_ts,
-  extract(epoch from now() - h.ts)::bigint as seconds_since,
-  h.battery_pct, h.network_type, h.unity_running, h.signal_dbm, h.agent_version, h.ip,
-  greatest(h.received_at, q.received_at) as last_received_at,
-  i.asked as heartbeat_interval, d.enrolled_at, h.extra
-from fleet.devices d
-left join fleet.cohorts c on c.cohort = d.cohort
-cross join lateral (  -- as in fleet.device_state
-  select
-    greatest(d.heartbeat_interval, c.min_interval) as asked,
-    fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, now()) as expected
-) i
-left join lateral (
-  select b.*
-  from fleet.device_heartbeats b
-  where b.device_id = d.device_id and b.ts <= now() + interval '1 day'
-  order by b.ts desc
-  limit 1
-) h on true
-left join lateral (
-  select max(r.received_at) as received_at
-  from fleet.heartbeat_quarantine r
-  where r.device_id = d.device_id and r.reason in ('too_late', 'in_future')
-) q on true
-where d.revoked_at is null;
-
-comment on view fleet.device_status_legacy is
-  'The same as fleet.device_status, but read from the heartbeats and without fleet.device_last_status. Slow: for comparison, '
-  'and the server''s fallback (READ_FROM_LAST_STATUS=false). '
-  'Example: select * from fleet.device_status_legacy where device_id = 42;';
---! EndIncluded status/device_status_legacy.view.sql
 --! Included import/missing_heartbeats.sql
 create or replace function fleet.missing_heartbeats(a fleet.imports, p_from timestamptz, p_to timestamptz)
 returns setof fleet.device_heartbeats
@@ -928,7 +694,6 @@ begin
       with given as materialized (
         select i.ordinality as item, i.device_id, coalesce(i.ts, p_received_at) as ts,
           i.signal_dbm, i.battery_pct, i.unity_running, i.network_type, i.agent_version,
-          i.extra,
           case s.store_ip
             when 'full' then i.ip
             when 'prefix' then network(set_masklen(i.ip, case family(i.ip) when 4 then 24 else 48 end))::inet
@@ -939,7 +704,6 @@ begin
           json_to_recordset(p_batch) as (
             device_id bigint, ts timestamptz,
             signal_dbm smallint, battery_pct smallint, unity_running boolean, network_type text, agent_version text,
-            extra jsonb,
             ip inet
           )
         ) with ordinality i
@@ -975,12 +739,10 @@ begin
         insert into fleet.device_heartbeats (
           ts, received_at, device_id,
           signal_dbm, battery_pct, unity_running, network_type, agent_version,
-          extra,
           ip
         )
         select j.ts, p_received_at, j.device_id,
           j.signal_dbm, j.battery_pct, j.unity_running, j.network_type, j.agent_version,
-          j.extra,
           j.ip
         from judged j
         where j.reason is null and j.is_first
@@ -1018,7 +780,7 @@ $$;
 
 comment on function fleet.ingest(json, timestamptz) is
   'Stores a batch of heartbeats in one statement. The batch is a JSON array of {device_id, ts, battery_pct, network_type, '
-  'unity_running, signal_dbm, agent_version, extra, ip}. Answers each item in order: stored, duplicate (same device and 10-second '
+  'unity_running, signal_dbm, agent_version, ip}. Answers each item in order: stored, duplicate (same device and 10-second '
   'bucket), quarantined (too_late, in_future, no_partition) or rejected (quarantine_full). '
   'Example: select * from fleet.ingest(''[{"device_id":1,"battery_pct":80}]'');';
 --! EndIncluded ingest/ingest.sql
@@ -1539,10 +1301,3 @@ grant execute on function fleet.adopt_archive(
 ) to fleet_archiver;
 grant select on fleet.adoption_progress to fleet_reader, fleet_dba;
 --! EndIncluded setup/grants.sql
-
-select fleet.note_columns();
-
--- Those of imports that are under way do not know the new column yet.
-select fleet.create_forward_function(i)
-from fleet.imports i
-where to_regprocedure(format('fleet.%I()', 'forward_' || i.relid)) is not null;
