@@ -341,7 +341,8 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
         await admin`
           insert into fleet.device_heartbeats (ts, received_at, device_id)
           select b.ts, b.ts, ${first} from generate_series(1, 2 * 2880) n
-          cross join lateral (select date_trunc('day', now()) - n * interval '30 seconds' as ts) b`
+          cross join lateral (select date_trunc('day', now()) - n * interval '30 seconds' as ts) b
+          on conflict do nothing`
         await owner`select fleet.roll_up(current_date - n) from generate_series(1, 3) n`
       },
     },
