@@ -106,7 +106,8 @@ t.test('the agent counts and reports heartbeats that the server rejects', async 
   await db.sql`update fleet.devices set heartbeat_interval = '1 hour' where device_id = ${device_id}`
   const lines = ['{"ts":"yesterday"}', '{"ts":"2026-13-01T00:00:00Z"}', 'not JSON', `{"ts":"${new Date().toISOString()}"}`]
   const { agent, kept } = await startAgent(t, url, token, lines)
-  await waitFor(async () => agent.output().includes('next in 3600 s'), { what: agent.output })
+  // The reasons follow the line with the counts.
+  await waitFor(async () => agent.output().includes('must be JSON'), { what: agent.output })
   t.match(agent.output(), /^sent 2, rejected 3, next in 3600 s$/m)
   t.match(agent.output(), /result:rejected.*ts.*RFC 3339/)
   t.match(agent.output(), /result:rejected.*must be JSON/)
