@@ -12,6 +12,7 @@ if (cluster.worker) cluster.worker.exitedAfterDisconnect = true
 const started = config.workers > 1 && cluster.isPrimary ? startWorkers(config.workers, log, giveUp) : serve()
 
 let stopping = false
+let isServing = false
 process.on('SIGTERM', drain)
 process.on('SIGINT', drain)
 // The process that started this one with an IPC channel is gone.
@@ -19,6 +20,7 @@ if (process.channel) process.on('disconnect', () => drain('disconnect'))
 
 try {
   const { port } = await started
+  isServing = true
   if (!cluster.isWorker) log.info({ event: 'server.listening', host: config.host, port, workers: config.workers })
 } catch (error) {
   if (error instanceof WorkerFailed) process.exit(error.code)
@@ -42,6 +44,8 @@ function drain(reason: string) {
   if (stopping) return
   stopping = true
   log.info({ event: 'server.stopping', reason })
+  // Only the first process can give a worker the port. Nothing was accepted yet, so there is nothing to finish.
+  if (reason === 'disconnect' && cluster.isWorker && !isServing) process.exit(1)
   void started.then(({ stop }) => stop()).then(inTime => process.exit(inTime ? 0 : 1))
 }
 

@@ -1,8 +1,10 @@
 import { once } from 'node:events'
+import { readFile } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import t from 'tap'
 import { freePort } from '../local/cluster.ts'
 import { spawnNode, waitFor, withDatabase } from '../testing/database.ts'
+import { value } from '../testing/fleet.ts'
 import { isAlive } from '../lib/process.ts'
 import { enroll, living, load, lost, serverEnv, withProcess } from '../testing/server.ts'
 
@@ -41,6 +43,24 @@ t.test('when the first process is killed, the workers notice, drain and leave no
   t.same(await lost(db, device_id, traffic.acknowledged), [])
   t.equal(server.output().match(/"event":"server.stopped","in_time":true/g)?.length, 2, server.output())
   t.equal([...traffic.statuses.keys()].join(), '201')
+})
+
+t.test('when the first process is killed while a worker starts, that worker ends too', async t => {
+  const db = await withDatabase(t)
+  const { server } = await withProcess(t, db, { WORKERS: '2' })
+  const children = async () => (await readFile(`/proc/${server.pid}/task/${server.pid}/children`, 'utf8')).trim().split(' ')
+  await waitFor(async () => (await children()).length === 2)
+  // It cannot answer any more, so the second worker opens its connections and then waits for the port.
+  process.kill(server.pid, 'SIGSTOP')
+  const pids = (await children()).map(Number)
+  await waitFor(
+    async () =>
+      (await value(db.admin`
+        select count(*)::int from pg_stat_activity
+        where datname = current_database() and application_name = 'nexmdm server'`)) === 4,
+  )
+  process.kill(server.pid, 'SIGKILL')
+  await waitFor(async () => !pids.some(pid => isAlive(pid)), { what: () => server.output() })
 })
 
 t.test('a port in use is reported once, with exit code 1', async t => {
