@@ -34,6 +34,8 @@ interface Stand {
   url: string
   script: string
   postmaster: number
+  /** Requests so far. */
+  sent: number
   /** Measured. */
   rates: number[]
   serverCpu: number[]
@@ -117,7 +119,7 @@ async function start(
   const script = join(tmpdir(), `fleet-compare-${process.pid}-${name}.lua`)
   await writeFile(script, luaOf(tokens, options.batch))
   const postmaster = Number((await readFile(join(directory, '.local', 'pg', 'data', 'postmaster.pid'), 'utf8')).split('\n')[0])
-  return { name, child, url, script, postmaster, rates: [], serverCpu: [], postgresCpu: [] }
+  return { name, child, url, script, postmaster, sent: 0, rates: [], serverCpu: [], postgresCpu: [] }
 }
 
 /**
@@ -150,19 +152,17 @@ end
 `
 }
 
-const sent = new Map<string, number>()
-
 async function measure(stand: Stand, { seconds, connections, batch }: { seconds: number; connections: number; batch: number }) {
   const server = await serverOf(stand)
   const before = await Promise.all([usageOf(server), usageOf(stand.postmaster)])
-  const first = sent.get(stand.name) ?? 0
   const { stdout } = await run('wrk', ['-t1', `-c${connections}`, `-d${seconds}s`, '-s', stand.script, stand.url], {
-    env: { ...plainEnv(), FIRST: String(first) },
+    env: { ...plainEnv(), FIRST: String(stand.sent) },
   })
   const after = await Promise.all([usageOf(server), usageOf(stand.postmaster)])
   const [requests, micros, errors] = /RESULT (\d+) (\d+) (\d+)/.exec(stdout)!.slice(1).map(Number) as [number, number, number]
   if (errors > 0) throw new Error(`${stand.name}: ${errors} errors of ${requests} requests\n${stdout}`)
-  sent.set(stand.name, first + requests + connections)
+  // Those in flight at the end were sent, too.
+  stand.sent += requests + connections
   const beats = requests * batch
   stand.rates.push(beats / (micros / 1e6))
   stand.serverCpu.push(((after[0].cpuSeconds - before[0].cpuSeconds) * 1e6) / beats)

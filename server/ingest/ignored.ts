@@ -3,7 +3,7 @@ import { isObject } from './fields.ts'
 import type { UnreadableFields } from './unreadable-fields.ts'
 
 /** How many names an answer has at most, and how many characters of each. */
-const MAX_NAMES = 32
+export const MAX_NAMES = 32
 const MAX_NAME = 64
 
 /** What was left out of the heartbeats of one request. */

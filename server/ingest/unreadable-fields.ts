@@ -1,11 +1,8 @@
-import { Pool, type Sql } from '../database.ts'
+import type { Pool, Sql } from '../database.ts'
 import type { Log } from '../../lib/log.ts'
-import { withTimeout } from '../../lib/timeout.ts'
 import type { Metrics } from '../ops/metrics.ts'
+import { Reporter } from '../ops/reporter.ts'
 
-const EVERY_MS = 10_000
-/** How long a server that stops waits until its last counts are accepted. */
-const LAST_MS = 2_000
 /** Pairs of a device and a field in one report, so that a fleet that only sends nonsense costs ingest nothing. */
 const MAX_REPORTED = 1_000
 /** Pairs that wait, in about 20 MB. Beyond that only the metrics count. */
@@ -20,24 +17,20 @@ interface Count {
   example: string
 }
 
-/**
- * Counts fields that could not be read, by field in the metrics, and by device and field in the database (view
- * fleet.unreadable_fields), to which this process reports every 10 s. A process that is killed loses what it has not reported.
- */
-export class UnreadableFields {
+/** Counts fields that could not be read: by field in the metrics, and by device and field in fleet.unreadable_fields. */
+export class UnreadableFields extends Reporter {
   /** By device and field, the oldest first. */
   readonly #waiting = new Map<string, Count>()
-  #timer: NodeJS.Timeout | undefined
-  #turn = Promise.resolve()
-  #isFailing = false
-  readonly #pool: Pool
 
   constructor(
     readonly metrics: Metrics,
     sql: Sql,
-    readonly log: Log,
+    log: Log,
   ) {
-    this.#pool = new Pool(sql, 1)
+    super(sql, log, {
+      event: 'unreadable_fields.not_told',
+      message: 'The counts of unreadable fields could not be reported. The server will try again.',
+    })
   }
 
   countUnknown() {
@@ -53,38 +46,16 @@ export class UnreadableFields {
       this.#waiting.set(key, { device_id: deviceId, field, times, example: exampleOf(value) })
   }
 
-  follow() {
-    this.#timer = setInterval(() => void this.tell(), EVERY_MS)
-    this.#timer.unref()
-  }
-
-  /** Reports what the database does not know yet, a part at a time. Calls run one after the other. */
-  tell() {
-    this.#turn = this.#turn.then(() => this.#send())
-    return this.#turn
-  }
-
-  async end() {
-    clearInterval(this.#timer)
-    await withTimeout(LAST_MS, this.tell()).catch(() => {})
-  }
-
-  async #send() {
+  protected override async report(pool: Pool) {
     const counts = [...this.#waiting].slice(0, MAX_REPORTED)
     if (counts.length === 0) return
     for (const [key] of counts) this.#waiting.delete(key)
     const json = JSON.stringify(counts.map(([, count]) => count))
     try {
-      await this.#pool.run(sql => sql`select fleet.record_unreadable_fields(${json}::text::json)`)
-      this.#isFailing = false
+      await pool.run(sql => sql`select fleet.record_unreadable_fields(${json}::text::json)`)
     } catch (error) {
       for (const [key, count] of counts) this.#putBack(key, count)
-      if (!this.#isFailing)
-        this.log.warn(
-          { event: 'unreadable_fields.not_told', error },
-          'The counts of unreadable fields could not be reported. The server will try again.',
-        )
-      this.#isFailing = true
+      throw error
     }
   }
 

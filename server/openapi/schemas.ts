@@ -2,6 +2,7 @@ import { z } from 'zod'
 import { newCommand } from '../fleet/commands.ts'
 import { deviceChanges, listQuery, newDevice } from '../fleet/devices.ts'
 import { FIELDS } from '../ingest/fields.ts'
+import { MAX_NAMES } from '../ingest/ignored.ts'
 import { nightlyQuery } from '../ops/ops.ts'
 
 type JsonSchema = Record<string, unknown>
@@ -10,6 +11,11 @@ const count = z.int().nonnegative()
 const time = z.string().meta({ format: 'date-time' })
 const percent = z.int().min(0).max(100)
 const deviceId = z.int().describe('The id of the device.')
+
+/** The optional fields, as they are sent and as they are shown with a device. */
+const optionalFields: Record<string, JsonSchema> = Object.fromEntries(
+  [...FIELDS].map(([name, { schema, description }]) => [name, { ...schema, type: [schema.type, 'null'], description }]),
+)
 
 /** The fields of a heartbeat. Each may be left out, and null is the same as left out. */
 const heartbeatFields = {
@@ -20,9 +26,7 @@ const heartbeatFields = {
       'When it was measured: a real time in the years 0001 to 9999, in RFC 3339 with an offset. ' +
       "Left out: the server's time. The only field for which a heartbeat is refused.",
   },
-  ...Object.fromEntries(
-    [...FIELDS].map(([name, { schema, description }]) => [name, { ...schema, type: [schema.type, 'null'], description }]),
-  ),
+  ...optionalFields,
 }
 
 function heartbeat(description: string, deviceId?: JsonSchema, required?: string[]): JsonSchema {
@@ -36,20 +40,16 @@ function heartbeat(description: string, deviceId?: JsonSchema, required?: string
 
 const namedDevice = { type: 'integer', minimum: 1, maximum: Number.MAX_SAFE_INTEGER }
 
-/** What the fields of a device's last status look like in an answer: as they are sent, or null. */
 const reportedFields = Object.fromEntries(
-  [...FIELDS].map(([name, { schema, description }]) => [
-    name,
-    z.unknown().meta({ ...schema, type: [schema.type, 'null'], description }),
-  ]),
+  Object.entries(optionalFields).map(([name, schema]) => [name, z.unknown().meta(schema)]),
 )
 
 const ignored = z
   .array(z.string())
   .optional()
   .describe(
-    'The names of fields that were left out, once each: unknown ones, and those whose value cannot be read. At most 32; ' +
-      'absent if there are none.',
+    'The names of fields that were left out, once each: unknown ones, and those whose value cannot be read. ' +
+      `At most ${MAX_NAMES}; absent if there are none.`,
   )
 
 const fieldError = z.object({
@@ -154,13 +154,13 @@ const bodies = {
         .describe('Its status now; docs/views.md says what each means.'),
       last_ts: time.nullable().describe('`ts` of its newest heartbeat. The fields up to last_received_at are of this heartbeat.'),
       seconds_since: z.int().nullable().describe('Seconds since last_ts. Not part of the ETag.'),
+      ...reportedFields,
       ip: z.string().nullable().describe('The address it came from, or its prefix, as settings.store_ip says.'),
       last_received_at: time.nullable().describe('When the server received it.'),
       heartbeat_interval: z
         .string()
         .describe('How often the device is asked to send, as PostgreSQL writes an interval: `00:01:00`.'),
       enrolled_at: time.describe('When the device was enrolled.'),
-      ...reportedFields,
     })
     .describe('A row of the view fleet.device_status. Columns that are added to the view are added here.'),
   DevicePage: z.object({

@@ -1,13 +1,10 @@
 import { randomUUID } from 'node:crypto'
 import type { Counter } from 'prom-client'
-import { Pool, type Sql } from '../database.ts'
+import type { Pool, Sql } from '../database.ts'
 import type { Log } from '../../lib/log.ts'
 import type { Metrics } from './metrics.ts'
-import { withTimeout } from '../../lib/timeout.ts'
+import { Reporter } from './reporter.ts'
 
-const EVERY_MS = 10_000
-/** How long a server that stops waits until its last counts are accepted. */
-const LAST_MS = 2_000
 /** Enough for an outage of a day. Beyond that, the oldest minutes are dropped. */
 const MAX_COUNTS = 2 * 24 * 60
 
@@ -20,52 +17,51 @@ interface Count {
 }
 
 /**
- * The error budgets (view fleet.slo). Every 10 s, what this process counts anyway is reported to the database, as totals for each
- * minute. A database that is unreachable cannot count its own failures, so they wait here until it is back. A process that is
- * killed loses the last 10 s.
+ * The error budgets (view fleet.slo). What this process counts anyway is reported to the database, as totals for each minute. A
+ * database that is unreachable cannot count its own failures, so they wait here until it is back.
  */
-export class Budgets {
+export class Budgets extends Reporter {
   readonly #server = randomUUID()
   /** By budget and minute, oldest first. Past minutes are removed once they are reported. */
   readonly #counts = new Map<string, Count>()
   readonly #seen = new Map<Counter, number>()
   readonly #budgets: Record<string, { good: Counter; bad: Counter }>
-  #timer: NodeJS.Timeout | undefined
-  #turn = Promise.resolve()
-  #isFailing = false
-
-  readonly #pool: Pool
 
   constructor(
     metrics: Metrics,
     sql: Sql,
-    readonly log: Log,
+    log: Log,
     readonly now: () => number = Date.now,
   ) {
-    this.#pool = new Pool(sql, 1)
+    super(sql, log, {
+      event: 'slo.not_told',
+      message: 'The counts for the error budgets could not be reported. The server will try again.',
+    })
     this.#budgets = {
       heartbeat_writes: { good: metrics.writes, bad: metrics.writesFailed },
       dispatch_log: { good: metrics.dispatchLogStatements, bad: metrics.dispatchLogWritesFailed },
     }
   }
 
-  follow() {
-    this.#timer = setInterval(() => void this.tell(), EVERY_MS)
-    this.#timer.unref()
-  }
-
-  /** Counts, and reports what the database does not know yet. Calls run one after the other. */
-  tell() {
-    this.#turn = this.#turn.then(() => this.#count()).then(() => this.#send())
-    return this.#turn
-  }
-
-  async end() {
-    clearInterval(this.#timer)
-    await withTimeout(LAST_MS, this.tell()).catch(() => {})
+  override async end() {
+    await super.end()
     const lost = [...this.#counts.values()].filter(({ isTold }) => !isTold)
     if (lost.length > 0)
       this.log.warn({ event: 'slo.lost', lost }, 'The last counts of this process are missing from the error budgets.')
+  }
+
+  protected override async report(pool: Pool) {
+    await this.#count()
+    const untold = [...this.#counts.values()].filter(({ isTold }) => !isTold)
+    if (untold.length === 0) return
+    const json = JSON.stringify(untold)
+    await pool.run(sql => sql`select fleet.record_slo(${this.#server}, ${json}::text::json)`)
+    for (const count of untold) count.isTold = true
+    // The last minute may still grow. Its totals are then reported again.
+    const last = untold.at(-1)!.minute
+    for (const [key, { minute }] of this.#counts) {
+      if (minute < last) this.#counts.delete(key)
+    }
   }
 
   async #count() {
@@ -88,28 +84,5 @@ export class Budgets {
     const grown = value - (this.#seen.get(counter) ?? 0)
     this.#seen.set(counter, value)
     return grown
-  }
-
-  async #send() {
-    const untold = [...this.#counts.values()].filter(({ isTold }) => !isTold)
-    if (untold.length === 0) return
-    try {
-      const json = JSON.stringify(untold)
-      await this.#pool.run(sql => sql`select fleet.record_slo(${this.#server}, ${json}::text::json)`)
-      for (const count of untold) count.isTold = true
-      // The last minute may still grow. Its totals are then reported again.
-      const last = untold.at(-1)!.minute
-      for (const [key, { minute }] of this.#counts) {
-        if (minute < last) this.#counts.delete(key)
-      }
-      this.#isFailing = false
-    } catch (error) {
-      if (!this.#isFailing)
-        this.log.warn(
-          { event: 'slo.not_told', error },
-          'The counts for the error budgets could not be reported. The server will try again.',
-        )
-      this.#isFailing = true
-    }
   }
 }
