@@ -32,6 +32,7 @@ interface Stand {
   name: string
   child: ChildProcess
   url: string
+  adminKey: string
   script: string
   postmaster: number
   /** Requests so far. */
@@ -119,7 +120,7 @@ async function start(
   const script = join(tmpdir(), `fleet-compare-${process.pid}-${name}.lua`)
   await writeFile(script, luaOf(tokens, options.batch))
   const postmaster = Number((await readFile(join(directory, '.local', 'pg', 'data', 'postmaster.pid'), 'utf8')).split('\n')[0])
-  return { name, child, url, script, postmaster, sent: 0, rates: [], serverCpu: [], postgresCpu: [] }
+  return { name, child, url, adminKey, script, postmaster, sent: 0, rates: [], serverCpu: [], postgresCpu: [] }
 }
 
 /**
@@ -161,12 +162,22 @@ async function measure(stand: Stand, { seconds, connections, batch }: { seconds:
   const after = await Promise.all([usageOf(server), usageOf(stand.postmaster)])
   const [requests, micros, errors] = /RESULT (\d+) (\d+) (\d+)/.exec(stdout)!.slice(1).map(Number) as [number, number, number]
   if (errors > 0) throw new Error(`${stand.name}: ${errors} errors of ${requests} requests\n${stdout}`)
+  await requireStored(stand)
   // Those in flight at the end were sent, too.
   stand.sent += requests + connections
   const beats = requests * batch
   stand.rates.push(beats / (micros / 1e6))
   stand.serverCpu.push(((after[0].cpuSeconds - before[0].cpuSeconds) * 1e6) / beats)
   stand.postgresCpu.push(((after[1].cpuSeconds - before[1].cpuSeconds) * 1e6) / beats)
+}
+
+/** A duplicate costs less than a heartbeat that is stored, so it would make a rate meaningless. */
+async function requireStored({ name, url, adminKey }: Stand) {
+  const metrics = await (await fetch(`${url}/metrics`, { headers: { 'x-admin': adminKey } })).text()
+  for (const counter of ['hb_deduplicated_total', 'hb_quarantined_total']) {
+    const total = Number(new RegExp(`^${counter} (\\S+)$`, 'm').exec(metrics)?.[1])
+    if (total !== 0) throw new Error(`${name}: ${counter} is ${total}; every heartbeat has to be stored`)
+  }
 }
 
 /** The process of the server: the child of npm start whose command line names it. */
