@@ -301,6 +301,14 @@ t.test('on a phone all of every table can be seen', { skip }, async t => {
         [],
         `${path}, ${width} px: no table needs to be scrolled sideways`,
       )
+      t.same(
+        await page.evaluate(
+          `[...document.querySelectorAll('#devices-found .scroll, #archives .scroll, #jobs .scroll')]
+            .filter(e => e.scrollHeight > e.clientHeight).map(e => e.ariaLabel)`,
+        ),
+        [],
+        `${path}, ${width} px: the short lists are shown to their end`,
+      )
     }
     t.same([...new Set(seen)].sort(), [
       'All jobs',
