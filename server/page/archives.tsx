@@ -18,24 +18,20 @@ export function Archives({ partitions, now }: { partitions: Partition[]; now: Da
         its partition is dropped. They are in{' '}
         <code class="url">{archives[0]!.archive_url?.split('/').slice(0, -2).join('/')}/</code>
       </p>
-      <Table label="List of archives" head={['Days', { number: 'Rows' }, { number: 'Size' }, 'Proven', 'SHA-256', 'Folder']}>
-        {archives.slice(0, SHOWN).map(archive => (
-          <tr>
-            <th scope="row">{daysOf(archive)}</th>
-            <td class="number">{count(archive.archive_rows ?? 0)}</td>
-            <td class="number">{bytes(archive.archive_bytes ?? 0)}</td>
-            <td>
-              <Moment at={archive.proven_at!} now={now} />
-            </td>
-            <td>
-              <code title={archive.checksum_sha256 ?? ''}>{archive.checksum_sha256?.slice(0, 12)}…</code>
-            </td>
-            <td>
-              <code title={archive.archive_url ?? ''}>{archive.archive_url?.split('/').slice(-2, -1)}/</code>
-            </td>
-          </tr>
-        ))}
-      </Table>
+      <Table
+        label="List of archives"
+        head={['Days', { number: 'Rows' }, { number: 'Size' }, 'Proven', 'SHA-256', 'Folder']}
+        rows={archives
+          .slice(0, SHOWN)
+          .map(archive => [
+            daysOf(archive),
+            count(archive.archive_rows ?? 0),
+            bytes(archive.archive_bytes ?? 0),
+            <Moment at={archive.proven_at!} now={now} />,
+            <code title={archive.checksum_sha256 ?? ''}>{archive.checksum_sha256?.slice(0, 12)}…</code>,
+            <code title={archive.archive_url ?? ''}>{archive.archive_url?.split('/').slice(-2, -1)}/</code>,
+          ])}
+      />
       {archives.length > SHOWN && (
         <p class="muted">
           These are the newest {SHOWN}. To see all: <code>select * from fleet.archives;</code>

@@ -15,6 +15,13 @@ let browser: Browser
 let server: Awaited<ReturnType<typeof withServer>>
 if (skip === false) {
   server = await withServer(t)
+  // The counts of a day, which the server reads only every 30 s.
+  await server.db.admin`
+    insert into fleet.fleet_samples (sampled_at, devices, online, late, offline, new, clock_skewed, unity_down)
+    select date_bin('10 minutes', now(), '2000-01-01Z') - n * interval '10 minutes', 10, 6 + n % 3, 0, 4 - n % 3, 0, 0, n % 2
+    from generate_series(0, 143) n
+    on conflict do nothing
+  `
   browser = await launchBrowser()
   t.teardown(() => browser.close())
 }
@@ -205,52 +212,130 @@ t.test('without JavaScript the page is complete', { skip }, async t => {
   await page.getByText('1 heartbeat, 143 spans of ten minutes without one').waitFor()
 })
 
+/** A long name, values that cannot be read, days in each state, checks that fail, and a cohort that has gone quiet. */
+async function fill() {
+  const { db, call, unreadable } = server
+  const { device_id, token } = await enroll(db, 'a-device-with-a-long-name-that-has-no-place-to-break-a-line-0123456789')
+  const beats = Array.from({ length: 100 }, (_, n) => ({
+    ts: ago(3_600 + 90 * n),
+    battery_pct: n,
+    signal_dbm: -n,
+    unity_running: n % 3 > 0,
+  }))
+  await call('POST /v1/heartbeats', { token, body: beats })
+  await call('POST /v1/heartbeat', { token, body: { ts: ago(60), signal_dbm: 'no-signal-'.repeat(6) } })
+  await unreadable.tell()
+  // A day in each state, and checks that fail.
+  await db.admin`
+  with days as (select partition_name, row_number() over (order by range_start) as n from fleet.hb_partitions where state = 'active')
+  update fleet.hb_partitions p
+    set state = (array['detached', 'archiving', 'archive_failed', 'active', 'restored'])[d.n],
+      checksum_sha256 = repeat('a', 64), content_checksum = 1, proven_at = now(), archive_url = 's3://bucket/one', row_count = 1,
+      held_reason = case when d.n = 4 then 'legal hold' end, last_error = case when d.n = 3 then 'the store is away' end
+  from days d
+  where d.partition_name = p.partition_name and d.n <= 5
+`
+  // A cohort that has gone quiet.
+  await db.sql`select fleet.create_device('quiet-' || n, 'yard') from generate_series(1, 10) n`
+  await db.admin`
+  insert into fleet.silence_samples (cohort, sampled_at, active, gone_quiet)
+  select c, now() - n * interval '10 minutes', 10, 0 from unnest(array['yard', '(all)']) c, generate_series(10, 200) n
+`
+  await call('POST /v1/heartbeat', { token, body: {} })
+  await db.admin`
+  update fleet.device_last_status ls set last_ts = now(), last_received_at = now(), status = 'ok'
+  from fleet.devices d where d.device_id = ls.device_id and d.cohort = 'yard'
+`
+  await db.admin`update fleet.silence_watch set looked_at = now(), gap_from = null, gap_to = null, sampled_at = '-infinity'`
+  await db.admin`select fleet.watch_silence()`
+  await db.admin`
+  update fleet.device_last_status ls set last_ts = now() - interval '4 minutes'
+  from fleet.devices d where d.device_id = ls.device_id and d.cohort = 'yard'
+`
+  return device_id
+}
+
+/** The texts of which a part is outside the window or the box that clips it, except remedies, which scroll, and hidden texts. */
+const CUT_OFF = `(() => {
+  const cut = []
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
+  while (texts.nextNode()) {
+    const { parentElement: parent, data } = texts.currentNode
+    if (data.trim() === '' || parent.closest('pre, .unseen, .skip, thead, script, noscript')) continue
+    const range = document.createRange()
+    range.selectNodeContents(texts.currentNode)
+    let [left, right] = [0, innerWidth]
+    for (let e = parent; e !== document.body; e = e.parentElement) {
+      if (e instanceof SVGElement || getComputedStyle(e).overflowX === 'visible') continue
+      const from = e.getBoundingClientRect().left + e.clientLeft
+      left = Math.max(left, from)
+      right = Math.min(right, from + e.clientWidth)
+    }
+    const rects = [...range.getClientRects()].filter(rect => rect.width > 0)
+    if (rects.some(rect => rect.left < left - 1 || rect.right > right + 1)) cut.push(data.trim().slice(0, 60))
+  }
+  return cut.slice(0, 5)
+})()`
+
+let filled: number
+
+t.test('on a phone all of every table can be seen', { skip }, async t => {
+  filled = await fill()
+  for (const width of [360, 390, 412]) {
+    const page = await withTab(t, { viewport: { width, height: 800 } })
+    await page.goto(server.url)
+    t.same(await page.evaluate(CUT_OFF), [], `login, ${width} px`)
+    await login(page)
+    const seen: string[] = []
+    for (const path of ['/', '/?status=any', `/devices/${filled}`]) {
+      await page.goto(server.url + path)
+      if (path === '/') await page.getByRole('row', { name: /^yard\s*10 of 10 devices went quiet/ }).waitFor()
+      await page.evaluate('for (const details of document.querySelectorAll("details")) details.open = true')
+      t.same(await page.evaluate(CUT_OFF), [], `${path}, ${width} px`)
+      const tables = await page.getByRole('table').all()
+      for (const table of tables) seen.push((await table.locator('..').getAttribute('aria-label')) ?? '')
+      t.same(
+        await page.evaluate(
+          `[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.ariaLabel)`,
+        ),
+        [],
+        `${path}, ${width} px: no table needs to be scrolled sideways`,
+      )
+      t.same(
+        await page.evaluate(
+          `[...document.querySelectorAll('#devices-found .scroll, #archives .scroll, #jobs .scroll')]
+            .filter(e => e.scrollHeight > e.clientHeight).map(e => e.ariaLabel)`,
+        ),
+        [],
+        `${path}, ${width} px: the short lists are shown to their end`,
+      )
+    }
+    t.same([...new Set(seen)].sort(), [
+      'All jobs',
+      'Days, as a table',
+      'Devices by cohort',
+      'Devices found',
+      'Devices, last 24 hours, as a table',
+      'Fields that could not be read',
+      'Heartbeats per ten minutes, as a table',
+      'List of archives',
+    ])
+    await page.goto(`${server.url}/?status=any`)
+    const row = page.getByRole('region', { name: 'Devices found' }).getByRole('row', { name: 'a-device-with-a-long-name' })
+    t.notMatch(await row.getByRole('cell').nth(1).ariaSnapshot(), /Last heartbeat/, 'a screen reader hears only the value')
+    t.equal(
+      await page.evaluate(`getComputedStyle(document.querySelector('#devices-found td:nth-of-type(2)'), '::before').content`),
+      '"Last heartbeat" / ""',
+      'and shows the label of its column',
+    )
+  }
+})
+
 t.test(
   'dark and light, on a phone and on a desktop: nothing is cut off, and axe finds nothing',
   { skip: skip || leftToCi() },
   async t => {
-    const { url, db, call } = server
-    const { device_id, token } = await enroll(db, 'a-device-with-a-long-name-that-has-no-place-to-break-a-line-0123456789')
-    const beats = Array.from({ length: 100 }, (_, n) => ({
-      ts: ago(3_600 + 90 * n),
-      battery_pct: n,
-      signal_dbm: -n,
-      unity_running: n % 3 > 0,
-    }))
-    await call('POST /v1/heartbeats', { token, body: beats })
-    // A day in each state, and checks that fail.
-    await db.admin`
-    with days as (select partition_name, row_number() over (order by range_start) as n from fleet.hb_partitions where state = 'active')
-    update fleet.hb_partitions p
-      set state = (array['detached', 'archiving', 'archive_failed', 'active', 'restored'])[d.n],
-        checksum_sha256 = repeat('a', 64), content_checksum = 1, proven_at = now(), archive_url = 's3://bucket/one', row_count = 1,
-        held_reason = case when d.n = 4 then 'legal hold' end, last_error = case when d.n = 3 then 'the store is away' end
-    from days d
-    where d.partition_name = p.partition_name and d.n <= 5
-  `
-    // The counts of a day, and a cohort that has gone quiet.
-    await db.admin`
-    insert into fleet.fleet_samples (sampled_at, devices, online, late, offline, new, clock_skewed, unity_down)
-    select date_bin('10 minutes', now(), '2000-01-01Z') - n * interval '10 minutes', 10, 6 + n % 3, 0, 4 - n % 3, 0, 0, n % 2
-    from generate_series(0, 143) n
-    on conflict do nothing
-  `
-    await db.sql`select fleet.create_device('quiet-' || n, 'yard') from generate_series(1, 10) n`
-    await db.admin`
-    insert into fleet.silence_samples (cohort, sampled_at, active, gone_quiet)
-    select c, now() - n * interval '10 minutes', 10, 0 from unnest(array['yard', '(all)']) c, generate_series(10, 200) n
-  `
-    await call('POST /v1/heartbeat', { token, body: {} })
-    await db.admin`
-    update fleet.device_last_status ls set last_ts = now(), last_received_at = now(), status = 'ok'
-    from fleet.devices d where d.device_id = ls.device_id and d.cohort = 'yard'
-  `
-    await db.admin`update fleet.silence_watch set looked_at = now(), gap_from = null, gap_to = null, sampled_at = '-infinity'`
-    await db.admin`select fleet.watch_silence()`
-    await db.admin`
-    update fleet.device_last_status ls set last_ts = now() - interval '4 minutes'
-    from fleet.devices d where d.device_id = ls.device_id and d.cohort = 'yard'
-  `
+    const { url } = server
     const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8')
     for (const [colorScheme, width] of [
       ['light', 360],
@@ -264,7 +349,7 @@ t.test(
       const judges = (width === 360) === (colorScheme === 'dark') ? axe : undefined
       await judge(t, page, `login, ${colorScheme}, ${width} px`, judges)
       await login(page)
-      for (const path of ['/', `/devices/${device_id}`]) {
+      for (const path of ['/', `/devices/${filled}`]) {
         await page.goto(url + path)
         if (path === '/') await page.getByRole('row', { name: /^yard\s*10 of 10 devices went quiet, usually 0 %/ }).waitFor()
         await page.evaluate('for (const details of document.querySelectorAll("details")) details.open = true')

@@ -2,7 +2,7 @@ import type { Reader } from '../reader.ts'
 import { Bars, Chart, Line, shareOf, type Tick, ticksTo } from './chart.tsx'
 import { type Device, Status } from './devices.tsx'
 import { count, duration, plural } from './format.ts'
-import { Head } from './layout.tsx'
+import { Rows } from './layout.tsx'
 import { Moment } from './time.tsx'
 
 /** A row of the view fleet.device_status. */
@@ -126,20 +126,18 @@ export function DeviceDay({ spans, interval_s }: { spans: Span[]; interval_s: nu
       return { x: (n + 0.5) / spans.length, y: found === null ? null : shareOf(found, ticks) }
     })
   const table = (
-    <table>
-      <Head cells={['From (UTC)', ...['Heartbeats', 'Unity down', 'Battery', 'Signal'].map(number => ({ number }))]} />
-      <tbody>
-        {spans.toReversed().map(span => (
-          <tr>
-            <th scope="row">{span.span_start.slice(0, 16).replace('T', ' ')}</th>
-            <td class="number">{span.beats}</td>
-            <td class="number">{span.unity_down}</td>
-            <td class="number">{span.battery_pct === null ? '–' : `${Math.round(span.battery_pct)} %`}</td>
-            <td class="number">{span.signal_dbm === null ? '–' : `${Math.round(span.signal_dbm)} dBm`}</td>
-          </tr>
-        ))}
-      </tbody>
-    </table>
+    <Rows
+      head={['From (UTC)', ...['Heartbeats', 'Unity down', 'Battery', 'Signal'].map(number => ({ number }))]}
+      rows={spans
+        .toReversed()
+        .map(span => [
+          span.span_start.slice(0, 16).replace('T', ' '),
+          span.beats,
+          span.unity_down,
+          span.battery_pct === null ? '–' : `${Math.round(span.battery_pct)} %`,
+          span.signal_dbm === null ? '–' : `${Math.round(span.signal_dbm)} dBm`,
+        ])}
+    />
   )
   return (
     <>

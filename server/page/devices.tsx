@@ -112,23 +112,16 @@ export function DeviceTable({ devices, search, now }: { devices: Device[]; searc
       <Table
         label="Devices found"
         head={['Device', 'Status', 'Last heartbeat', { number: 'Battery' }, 'Cohort', 'Network', 'Agent']}
-      >
-        {shown.map(device => (
-          <tr>
-            <th scope="row">
-              <a href={`/devices/${device.device_id}`}>{nameOf(device)}</a>
-            </th>
-            <td>
-              <Status status={device.status} />
-            </td>
-            <td>{device.last_ts === null ? 'never' : <Moment at={device.last_ts} now={now} />}</td>
-            <td class="number">{device.battery_pct === null ? '–' : `${device.battery_pct} %`}</td>
-            <td>{device.cohort}</td>
-            <td>{device.network_type ?? '–'}</td>
-            <td>{device.agent_version ?? '–'}</td>
-          </tr>
-        ))}
-      </Table>
+        rows={shown.map(device => [
+          <a href={`/devices/${device.device_id}`}>{nameOf(device)}</a>,
+          <Status status={device.status} />,
+          device.last_ts === null ? 'never' : <Moment at={device.last_ts} now={now} />,
+          device.battery_pct === null ? '–' : `${device.battery_pct} %`,
+          device.cohort,
+          device.network_type ?? '–',
+          device.agent_version ?? '–',
+        ])}
+      />
       <nav class="pages" aria-label="Pages of devices">
         {search.after !== '' && <a href={link('')}>First page</a>}
         {devices.length > LIMIT && (

@@ -70,27 +70,24 @@ export function Fleet({ cohorts, silence, trend, now }: FleetProps) {
             'Cohort',
             ...['Devices', 'Online', 'Late', 'Offline', 'Clock skewed', 'New', 'Unity down'].map(number => ({ number })),
           ]}
-        >
-          {others.map(cohort => {
+          rows={others.map(cohort => {
             const alarm = silence?.slice(1).find(({ cohort: name, is_alarming }) => name === cohort.cohort && is_alarming)
-            return (
-              <tr>
-                <th scope="row">
-                  {cohort.cohort}
-                  {alarm !== undefined && (
-                    <>
-                      <br />
-                      <SilenceAlarm silence={alarm} />
-                    </>
-                  )}
-                </th>
-                {[cohort.devices, ...STATUSES.map(([status]) => cohort[status]), cohort.unity_down].map(value => (
-                  <td class={value === 0 ? 'number zero' : 'number'}>{count(value)}</td>
-                ))}
-              </tr>
-            )
+            return [
+              <>
+                {cohort.cohort}
+                {alarm !== undefined && (
+                  <>
+                    <br />
+                    <SilenceAlarm silence={alarm} />
+                  </>
+                )}
+              </>,
+              ...[cohort.devices, ...STATUSES.map(([status]) => cohort[status]), cohort.unity_down].map(value =>
+                value === 0 ? <span class="muted">0</span> : count(value),
+              ),
+            ]
           })}
-        </Table>
+        />
       )}
       {trend === undefined ? <p class="unread">The trend could not be read.</p> : <Trend samples={trend} now={now} />}
     </>

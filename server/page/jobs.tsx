@@ -26,24 +26,22 @@ export async function readJobs(pool: Pool) {
 
 export function Jobs({ jobs, now }: { jobs: Job[]; now: Date }) {
   return (
-    <Table label="All jobs" head={['Job', 'Status', 'Last run', 'Next run', 'Schedule (GMT)']}>
-      {jobs.map(job => {
+    <Table
+      label="All jobs"
+      head={['Job', 'Status', 'Last run', 'Next run', 'Schedule (GMT)']}
+      rows={jobs.map(job => {
         const next = job.status === 'missing' || job.status === 'disabled' ? undefined : nextRun(job.schedule, now)
-        return (
-          <tr>
-            <th scope="row">{job.jobname}</th>
-            <td>
-              <span class={`badge ${job.status === 'ok' ? 'ok' : job.status === 'waiting' ? 'idle' : 'fail'}`}>{job.status}</span>
-              {job.status === 'failed' && <p class="muted">{job.last_message}</p>}
-            </td>
-            <td>{job.last_start === null ? 'never' : <Moment at={job.last_start} now={now} />}</td>
-            <td>{next === undefined ? '–' : <Moment at={next.toISOString()} now={now} />}</td>
-            <td>
-              <code>{job.schedule}</code>
-            </td>
-          </tr>
-        )
+        return [
+          job.jobname,
+          <>
+            <span class={`badge ${job.status === 'ok' ? 'ok' : job.status === 'waiting' ? 'idle' : 'fail'}`}>{job.status}</span>
+            {job.status === 'failed' && <p class="muted">{job.last_message}</p>}
+          </>,
+          job.last_start === null ? 'never' : <Moment at={job.last_start} now={now} />,
+          next === undefined ? '–' : <Moment at={next.toISOString()} now={now} />,
+          <code>{job.schedule}</code>,
+        ]
       })}
-    </Table>
+    />
   )
 }

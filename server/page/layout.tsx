@@ -81,33 +81,52 @@ export function Section<T>({ id, title, of, show, class: name }: SectionProps<T>
   )
 }
 
-/** The head of a table. A column of numbers has the same alignment as the numbers. */
-export function Head({ cells }: { cells: (string | { number: string })[] }) {
+type Column = string | { number: string } | { remark: string }
+
+interface RowsProps {
+  head: Column[]
+  /** A cell for each column; the first one names the row. */
+  rows: Child[][]
+}
+
+/** A table without a box that scrolls. On a phone each row is a paragraph in which each cell has the label of its column. */
+export function Rows({ head, rows }: RowsProps) {
+  const columns = head.map(column => {
+    if (typeof column === 'string') return { name: column }
+    return 'number' in column ? { name: column.number, kind: 'number' } : { name: column.remark, kind: 'remark' }
+  })
   return (
-    <thead>
-      <tr>
-        {cells.map(cell =>
-          typeof cell === 'string' ? (
-            <th scope="col">{cell}</th>
-          ) : (
-            <th scope="col" class="number">
-              {cell.number}
+    <table>
+      <thead>
+        <tr>
+          {columns.map(({ name, kind }) => (
+            <th scope="col" class={kind}>
+              {name}
             </th>
-          ),
-        )}
-      </tr>
-    </thead>
+          ))}
+        </tr>
+      </thead>
+      <tbody>
+        {rows.map(([first, ...cells]) => (
+          <tr>
+            <th scope="row">{first}</th>
+            {cells.map((cell, n) => (
+              <td class={columns[n + 1]!.kind} data-label={columns[n + 1]!.name}>
+                {cell}
+              </td>
+            ))}
+          </tr>
+        ))}
+      </tbody>
+    </table>
   )
 }
 
-/** A table that scrolls by itself if it is too wide. */
-export function Table({ label, head, children }: PropsWithChildren<{ label: string; head: (string | { number: string })[] }>) {
+/** A table that scrolls by itself if it is too large. */
+export function Table({ label, id, head, rows }: RowsProps & { label: string; id?: string }) {
   return (
-    <div class="scroll" tabindex={0} role="region" aria-label={label}>
-      <table>
-        <Head cells={head} />
-        <tbody>{children}</tbody>
-      </table>
+    <div class="scroll" id={id} tabindex={0} role="region" aria-label={label}>
+      <Rows head={head} rows={rows} />
     </div>
   )
 }

@@ -1,6 +1,6 @@
 import { type Day, LOOKS, type Look, type Partition } from './days.ts'
 import { bytes, count, plural } from './format.ts'
-import { Head } from './layout.tsx'
+import { Table } from './layout.tsx'
 
 /** Older days are only counted. */
 const MAX_MONTHS = 13
@@ -60,36 +60,30 @@ export function PartitionStrip({ days }: { days: Day[] }) {
       ))}
       <details id="days-table">
         <summary>As a table, with rows and bytes</summary>
-        <div class="scroll" id="days-rows" tabindex={0} role="region" aria-label="Days, as a table">
-          <table>
-            <Head cells={['Day', 'State', { number: 'Rows' }, { number: 'Online' }, { number: 'Archived' }, 'Note']} />
-            <tbody>
-              {shown
-                .flatMap(([, ofMonth]) => ofMonth)
-                .toReversed()
-                .map(day => (
-                  <Row day={day} />
-                ))}
-            </tbody>
-          </table>
-        </div>
+        <Table
+          id="days-rows"
+          label="Days, as a table"
+          head={['Day', 'State', { number: 'Rows' }, { number: 'Online' }, { number: 'Archived' }, { remark: 'Note' }]}
+          rows={shown
+            .flatMap(([, ofMonth]) => ofMonth)
+            .toReversed()
+            .map(rowOf)}
+        />
       </details>
     </>
   )
 }
 
-function Row({ day: { day, look, partition } }: { day: Day }) {
+function rowOf({ day, look, partition }: Day) {
   const { row_count = null, bytes_size = 0, archive_bytes = null } = partition ?? {}
-  return (
-    <tr>
-      <th scope="row">{day}</th>
-      <td>{look}</td>
-      <td class="number">{row_count === null ? '–' : count(row_count)}</td>
-      <td class="number">{bytes_size === 0 ? '–' : bytes(bytes_size)}</td>
-      <td class="number">{archive_bytes === null ? '–' : bytes(archive_bytes)}</td>
-      <td class="remark">{remarkOf(look, partition) ?? '–'}</td>
-    </tr>
-  )
+  return [
+    day,
+    look,
+    row_count === null ? '–' : count(row_count),
+    bytes_size === 0 ? '–' : bytes(bytes_size),
+    archive_bytes === null ? '–' : bytes(archive_bytes),
+    remarkOf(look, partition) ?? '–',
+  ]
 }
 
 /** Why a day is in its state, if that needs words. */

@@ -1,7 +1,7 @@
 import type { Reader } from '../reader.ts'
 import { Chart, Line, shareOf, type Tick, ticksTo } from './chart.tsx'
 import { count } from './format.ts'
-import { Head } from './layout.tsx'
+import { Rows } from './layout.tsx'
 
 const STEP_MS = 600_000
 const STEPS = 144
@@ -65,19 +65,15 @@ export function Trend({ samples, now }: { samples: Sample[]; now: Date }) {
       series={SERIES.map(([, label]) => label)}
       class="statuses"
       table={
-        <table>
-          <Head cells={['From (UTC)', ...SERIES.map(([, label]) => ({ number: label[0]!.toUpperCase() + label.slice(1) }))]} />
-          <tbody>
-            {samples.toReversed().map(sample => (
-              <tr>
-                <th scope="row">{new Date(sample.sampled_at).toISOString().slice(0, 16).replace('T', ' ')}</th>
-                {SERIES.map(([status]) => (
-                  <td class="number">{sample[status]}</td>
-                ))}
-              </tr>
-            ))}
-          </tbody>
-        </table>
+        <Rows
+          head={['From (UTC)', ...SERIES.map(([, label]) => ({ number: label[0]!.toUpperCase() + label.slice(1) }))]}
+          rows={samples
+            .toReversed()
+            .map(sample => [
+              new Date(sample.sampled_at).toISOString().slice(0, 16).replace('T', ' '),
+              ...SERIES.map(([status]) => sample[status]),
+            ])}
+        />
       }
     >
       {SERIES.map(([status], n) => (

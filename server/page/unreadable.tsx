@@ -24,19 +24,15 @@ export async function readUnreadable(reader: Reader, deviceId: number) {
 /** What the device sends that cannot be read. */
 export function UnreadableFields({ fields, now }: { fields: UnreadableField[]; now: Date }) {
   return (
-    <Table label="Fields that could not be read" head={['Field', { number: 'Times' }, 'Last', 'Value']}>
-      {fields.map(({ field, times, last_at, example }) => (
-        <tr>
-          <th scope="row">{field}</th>
-          <td class="number">{count(times)}</td>
-          <td>
-            <Moment at={last_at} now={now} />
-          </td>
-          <td>
-            <code>{example}</code>
-          </td>
-        </tr>
-      ))}
-    </Table>
+    <Table
+      label="Fields that could not be read"
+      head={['Field', { number: 'Times' }, 'Last', 'Value']}
+      rows={fields.map(({ field, times, last_at, example }) => [
+        field,
+        count(times),
+        <Moment at={last_at} now={now} />,
+        <code>{example}</code>,
+      ])}
+    />
   )
 }
