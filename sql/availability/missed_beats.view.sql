@@ -1,9 +1,6 @@
 create or replace view fleet.missed_beats as
 select h.device_id, h.alias, h.cohort, h.status, h.last_ts, h.heard_at, h.expected_interval as heartbeat_interval, m.missed_beats
-from (
-  select d.*, case when d.said = 'clock_skewed' then d.last_received_at else d.last_ts end as heard_at
-  from fleet.device_state d
-) h
+from (select d.*, d.last_received_at as heard_at from fleet.device_state d) h
 cross join lateral (
   select fleet.beats_missed(now() - coalesce(h.heard_at, h.enrolled_at), h.expected_interval) as missed_beats
 ) m

@@ -11,12 +11,14 @@ as $$
 #variable_conflict use_column
 declare
   c_sample constant integer := 100;
+  c_clocks constant integer := 3;
   v_settings fleet.settings;
   v_names text;
   v_commands text;
   v_count bigint;
   v_total bigint;
   v_start bigint;
+  v_ahead bigint;
 begin
   perform fleet.not_in_future(p_now);
   select * into strict v_settings from fleet.settings;
@@ -73,13 +75,23 @@ begin
   cross join lateral (
     select b.ts
     from fleet.device_heartbeats b
-    where b.device_id = d.device_id and b.ts >= p_now - interval '1 day' and b.ts < p_now + interval '1 day'
+    where b.device_id = d.device_id and b.ts >= p_now - interval '1 day' and b.ts <= p_now + v_settings.max_future
     order by b.ts desc
     limit 1
   ) h;
   status := case when v_count = 0 then 'ok' else 'warn' end;
   detail := format('last status is behind the newest heartbeat for %s of %s devices in the sample', v_count, v_total);
-  remedy := case when v_count > 0 then 'select fleet.backfill_last_status(1);' end;
+  select count(*), min(ls.device_id) into v_ahead, v_start
+  from fleet.device_last_status ls
+  where greatest(ls.last_ts, ls.last_received_at) > p_now + v_settings.max_future;
+  if v_ahead > 0 then
+    status := 'warn';
+    detail := format(
+      '%s; %s devices were last heard from in the future, such as device %s, because the clock of Postgres ran ahead',
+      detail, v_ahead, v_start
+    );
+  end if;
+  remedy := case when status <> 'ok' then 'select fleet.backfill_last_status(1);' end;
   return next;
 
   check_name := 'quarantine';
@@ -101,7 +113,7 @@ begin
     select q.reason, count(*) as n, min(q.ts) as first, max(q.ts) as last,
       least(ceil(max(extract(epoch from q.received_at - q.ts)) / 86400), 3650)::integer as late_days
     from fleet.heartbeat_quarantine q
-    where q.received_at > p_now - interval '1 hour'
+    where q.received_at > p_now - interval '1 hour' and q.received_at <= greatest(p_now, clock_timestamp())
     group by q.reason
   ) r;
   status := case when coalesce(v_count, 0) < 100 then 'ok' else 'warn' end;
@@ -150,14 +162,21 @@ begin
   return next;
 
   check_name := 'clocks';
-  select count(*) filter (where ls.status = 'clock_skewed'), count(*) into v_count, v_total
-  from fleet.device_last_status ls;
+  select count(*) filter (where d.status = 'clock_skewed'), count(*) into v_count, v_total
+  from fleet.device_status d;
+  select string_agg(format('%s %s', coalesce(d.alias, 'device ' || d.device_id), d.clock), ', ' order by d.device_id)
+  into v_names
+  from (
+    select s.device_id, s.alias, coalesce(fleet.describe_clock(s.device_id), 'has sent nothing since') as clock
+    from fleet.list_devices('clock_skewed', p_limit => c_clocks) s
+  ) d;
   status := case when v_count > 0 and v_count * 100 >= v_total then 'warn' else 'ok' end;
-  detail := format('%s of %s devices send times that are refused', v_count, v_total);
+  detail := format('the clocks of %s of %s devices are wrong%s', v_count, v_total, ': ' || v_names)
+    || case when v_count > c_clocks then ', …' else '' end;
   remedy := case
     when status <> 'ok' then e'-- set the clocks of these devices; the next heartbeat of each clears this'
-      '\nselect device_id, alias, cohort, last_ts, last_received_at from fleet.device_status '
-      'where status = ''clock_skewed'' order by last_received_at desc limit 50;'
+      '\nselect device_id, alias, cohort, fleet.describe_clock(device_id) as clock, last_received_at '
+      'from fleet.list_devices(''clock_skewed'', p_limit => 50);'
   end;
   return next;
 end

@@ -200,7 +200,7 @@ begin
         -- Duplicates that were stored without the key prevent creating it.
         case when f.lacks_key then format(
           e'delete from fleet.%1$I a using fleet.%1$I b where a.device_id = b.device_id '
-          'and date_bin(''10 seconds'', a.ts, ''2000-01-01Z'') = date_bin(''10 seconds'', b.ts, ''2000-01-01Z'') '
+          'and fleet.heartbeat_bucket(a.ts) = fleet.heartbeat_bucket(b.ts) '
           'and (a.received_at, a.ctid) > (b.received_at, b.ctid);'
           '\ncreate unique index concurrently on fleet.%1$I %2$s;',
           f.partition_name,

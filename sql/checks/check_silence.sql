@@ -11,6 +11,7 @@ as $$
 #variable_conflict use_column
 declare
   v_newest timestamptz;
+  v_ahead bigint;
   v_names text;
   v_commands text;
   v_is_fleet boolean;
@@ -18,9 +19,21 @@ declare
 begin
   perform fleet.not_in_future(p_now);
   check_name := 'heartbeats';
-  select max(ls.last_received_at) into v_newest from fleet.device_last_status ls;
+  select max(ls.last_received_at) filter (where ls.last_received_at <= p_now),
+    count(*) filter (where ls.last_received_at > p_now + s.max_future)
+  into v_newest, v_ahead
+  from fleet.device_last_status ls
+  cross join fleet.settings s;
   status := 'ok'; remedy := null;
   detail := coalesce('the last one arrived ' || date_trunc('second', p_now - v_newest) || ' ago', 'no heartbeat has arrived yet');
+  if v_ahead > 0 then
+    detail := format(
+      '%s; the clock of Postgres ran ahead: it says of %s devices that they were last heard from in the future',
+      case when v_newest is null then 'when the last one arrived is unknown' else detail end, v_ahead
+    );
+    status := case when v_newest is null then 'warn' else 'ok' end;
+    remedy := case when v_newest is null then 'select fleet.backfill_last_status(1);' end;
+  end if;
   if fleet.is_ingest_down(v_newest, p_now) then
     status := 'fail';
     detail := format(

@@ -23,10 +23,7 @@ begin
       with given as materialized (
         select i.ordinality as item, i.device_id, coalesce(i.ts, p_received_at) as ts,
           i.signal_dbm, i.battery_pct, i.unity_running, i.network_type, i.agent_version,
-          case s.store_ip
-            when 'full' then i.ip
-            when 'prefix' then network(set_masklen(i.ip, case family(i.ip) when 4 then 24 else 48 end))::inet
-          end as ip,
+          fleet.stored_ip(i.ip, s.store_ip) as ip,
           p_received_at - least(s.max_late, s.retention) as oldest,
           p_received_at + s.max_future as newest
         from rows from (
@@ -99,6 +96,9 @@ begin
   -- After the heartbeats and last status, in every batch: all batches take locks in the same order, so they do not deadlock.
   if array_position(v_results, null) is not null then
     v_results := fleet.quarantine(p_batch, p_received_at, v_device_ids, v_tss, v_reasons, v_results);
+  end if;
+  if 'stored' <> any (v_results) or p_received_at - interval '2 minutes' > any (v_tss) then
+    perform fleet.record_others(p_batch, p_received_at, v_device_ids, v_tss, v_results);
   end if;
 
   return query

@@ -39,26 +39,10 @@ begin
   left join fleet.heartbeat_quarantine q
     on u.result is null and q.device_id = u.device_id and q.ts = u.ts and q.reason = u.reason;
 
-  -- The mark comes last and does not wait: a row that another batch is writing is left to that batch.
-  update fleet.device_last_status ls
-  set status = 'clock_skewed', last_received_at = p_received_at
-  from (
-    select l.device_id
-    from fleet.device_last_status l
-    where l.device_id in (
-      select u.device_id
-      from unnest(p_device_ids, p_reasons) as u (device_id, reason)
-      group by u.device_id
-      having bool_and(coalesce(u.reason in ('too_late', 'in_future'), false))
-    )
-    for update skip locked
-  ) l
-  where ls.device_id = l.device_id;
-
   return v_results;
 end
 $$;
 
 comment on function fleet.quarantine(json, timestamptz, bigint[], timestamptz[], text[], text[]) is
-  'Quarantines the refused items of a batch, and marks devices that sent nothing else. Returns the results, with those of the '
-  'refused items filled in. Called by fleet.ingest().';
+  'Quarantines the refused items of a batch. Returns the results, with those of the refused items filled in: quarantined, or '
+  'rejected if the quarantine of the device is full. Called by fleet.ingest().';

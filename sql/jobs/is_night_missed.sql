@@ -9,6 +9,7 @@ begin
   return not exists (
       select from fleet.events e
       where e.event = 'nightly.start' and e.at > p_now - interval '25 hours'
+        and e.at <= clock_timestamp()  -- the clock may have run ahead
     )
     -- In a new store the first night is still to come.
     and exists (select from fleet.hb_partitions p where p.created_at <= p_now - interval '25 hours');

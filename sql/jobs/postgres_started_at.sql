@@ -3,8 +3,8 @@ language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select pg_postmaster_start_time();
+  select case when pg_postmaster_start_time() <= clock_timestamp() then pg_postmaster_start_time() end;
 $$;
 
 comment on function fleet.postgres_started_at() is
-  'When Postgres started. No job is late because it did not run before. Example: select now() - fleet.postgres_started_at();';
+  'When Postgres started; null if its clock ran ahead then. No job is late because it did not run before. Example: select now() - fleet.postgres_started_at();';

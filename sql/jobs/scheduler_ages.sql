@@ -15,7 +15,13 @@ begin
     for jobname, age in execute $jobs$
       select j.jobname, now() - greatest(d.start_time, fleet.postgres_started_at())
       from cron.job j
-      cross join lateral (select h.start_time from cron.job_run_details h where h.jobid = j.jobid order by h.runid desc limit 1) d
+      cross join lateral (
+        select h.start_time
+        from cron.job_run_details h
+        where h.jobid = j.jobid and h.start_time <= now()  -- a later one is of a time when the clock ran ahead
+        order by h.runid desc
+        limit 1
+      ) d
       where j.jobname like 'fleet-%' and j.username = current_user and d.start_time is not null
     $jobs$ loop
       v_known := v_known || jobname;
@@ -33,7 +39,7 @@ begin
       values
         ('fleet-maintain', 'maintain.start'), ('fleet-nightly', 'nightly.start'), ('fleet-reconcile', 'reconciliation.completed')
     ) as w (jobname, event)
-    cross join lateral (select max(e.at) as at from fleet.events e where e.event = w.event) l
+    cross join lateral (select max(e.at) as at from fleet.events e where e.event = w.event and e.at <= now()) l
     where w.jobname <> all (v_known);
 end
 $$;

@@ -33,9 +33,14 @@ grant execute on function
   fleet.marks_hold(interval),  -- called by the view devices_offline
   fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
   fleet.late_after(interval),
+  fleet.allowed_lag(interval, interval),
   fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz),
   fleet.beats_missed(interval, interval),
   fleet.device_day(bigint, timestamptz),
+  fleet.describe_clock(bigint),
+  fleet.heartbeat_bucket(timestamptz),
+  -- Called by the view device_status_legacy.
+  fleet.reported_values(jsonb),
   fleet.silence_at(timestamptz),  -- called by the view fleet_silence
   fleet.postgres_started_at(),
   fleet.job_history()  -- called by the view job_health

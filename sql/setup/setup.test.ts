@@ -213,7 +213,7 @@ t.test('the migrations made exactly what sql/ defines', async t => {
   await owner`set search_path = pg_catalog`
   const files = await includedFiles()
   const before = await objects(owner)
-  for (const file of files) await owner.unsafe(await readFile(join(sqlFolder, file), 'utf8'))
+  for (const file of files) await owner.unsafe(await textOf(file))
   t.same(await objects(owner), before, 'running the files in sql/ changes nothing, so no file was edited without a migration')
 
   const names = files
@@ -234,10 +234,18 @@ t.test('the migrations made exactly what sql/ defines', async t => {
 /** The files of the replaceable objects: functions first, then triggers, then views, then the grants. */
 async function includedFiles() {
   const files = (await readdir(sqlFolder, { recursive: true })).filter(
-    file => file.endsWith('.sql') && !file.startsWith('setup/'),
+    file => file.endsWith('.sql') && !file.endsWith('.inc.sql') && !file.startsWith('setup/'),
   )
   const rank = (file: string) => (file.endsWith('.view.sql') ? 2 : file.endsWith('.trigger.sql') ? 1 : 0)
   return [...files.sort((a, b) => rank(a) - rank(b) || a.localeCompare(b)), 'setup/grants.sql']
+}
+
+/** The text of a file, with the files that it includes, as graphile-migrate writes it. */
+async function textOf(file: string): Promise<string> {
+  const text = await readFile(join(sqlFolder, file), 'utf8')
+  const included = [...text.matchAll(/^--!include (.*)$/gm)].map(([line, name]) => ({ line, name: name! }))
+  const texts = await Promise.all(included.map(async ({ line, name }) => ({ line, name, inner: await textOf(name) })))
+  return texts.reduce((whole, { line, name, inner }) => whole.replace(line, () => `--! Included ${name}\n${inner.trim()}\n--! EndIncluded ${name}`), text)
 }
 
 async function objects(sql: Sql) {

@@ -14,10 +14,11 @@ as $$
     select
       case
         when fleet.is_ingest_down(
-          (select max(l.last_received_at) from fleet.device_last_status l), fleet.not_in_future(p_now)
+          (select max(l.last_received_at) from fleet.device_last_status l where l.last_received_at <= p_now),
+          fleet.not_in_future(p_now)
         ) then 'ingest_down'
         when p_now < w.gap_to + s.silence_window or w.gap_from is not null and w.gap_to is null
-          or pg_postmaster_start_time() > w.looked_at then 'ingest_resumed'
+          or fleet.postgres_started_at() > w.looked_at then 'ingest_resumed'
         when w.looked_at < p_now - s.ingest_gap then 'unwatched'
       end as muted_reason,
       -- Devices that fell silent while ingest was down have not been counted yet, so the window includes the gap once more.
@@ -28,8 +29,7 @@ as $$
   -- How long each device is overdue. OFFSET 0 has it computed once.
   heard as (
     select d.cohort,
-      -- A heartbeat that is refused for its time still shows that the device sends.
-      p_now - case when ls.status = 'clock_skewed' then ls.last_received_at else ls.last_ts end - fleet.late_after(
+      p_now - ls.last_received_at - fleet.late_after(
         fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now)
       ) as overdue
     from fleet.devices d

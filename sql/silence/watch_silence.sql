@@ -16,17 +16,24 @@ declare
 begin
   select * into strict v_settings from fleet.settings;
   select * into strict v_watch from fleet.silence_watch for update;
-  select max(ls.last_received_at) into v_newest from fleet.device_last_status ls;
+  select max(ls.last_received_at) into v_newest from fleet.device_last_status ls where ls.last_received_at <= p_now;
 
   -- While the devices of a gap are still to be counted, a further gap extends it rather than replacing it.
   v_is_remembered := v_watch.gap_to is null and v_watch.gap_from is not null
     or p_now < v_watch.gap_to + 2 * v_settings.silence_window;
-  if fleet.is_ingest_down(v_newest, p_now) then
+  if v_watch.looked_at > p_now + v_settings.ingest_gap then
+    -- The clock ran ahead, and what was seen then is not of the time that it has.
+    v_watch.gap_from := coalesce(v_newest, p_now);
+    v_watch.gap_to := p_now;
+    v_watch.sampled_at := '-infinity';
+    delete from fleet.silence_samples s
+    where s.sampled_at > p_now;
+  elsif fleet.is_ingest_down(v_newest, p_now) then
     v_watch.gap_from := case when v_is_remembered then v_watch.gap_from else v_newest end;
     v_watch.gap_to := null;
   elsif v_watch.gap_from is not null and v_watch.gap_to is null then
     v_watch.gap_to := p_now;
-  elsif v_watch.looked_at < p_now - v_settings.ingest_gap or v_watch.looked_at < pg_postmaster_start_time() then
+  elsif v_watch.looked_at < p_now - v_settings.ingest_gap or v_watch.looked_at < fleet.postgres_started_at() then
     -- Nothing is known about ingest since the last call.
     v_watch.gap_from := case when v_is_remembered then v_watch.gap_from else coalesce(v_watch.newest_received_at, p_now) end;
     v_watch.gap_to := p_now;

@@ -1,7 +1,7 @@
 -- Written so that the views inline it; see fleet.expected_interval().
 create or replace function fleet.derive_status(
   p_is_skewed boolean,
-  p_last_ts timestamptz,
+  p_last_received_at timestamptz,
   p_expected interval,
   p_offline_after interval,
   p_now timestamptz
@@ -10,16 +10,16 @@ language sql
 immutable
 parallel safe
 return case
-  when p_is_skewed then 'clock_skewed'
-  when p_last_ts is null then 'new'
+  when p_last_received_at is null then 'new'
   -- Never less than two intervals, because one lost heartbeat is no outage.
-  when p_now - p_last_ts > greatest(p_offline_after, 2 * p_expected) then 'offline'
-  when p_now - p_last_ts > fleet.late_after(p_expected) then 'late'
+  when p_now - p_last_received_at > greatest(p_offline_after, 2 * p_expected) then 'offline'
+  when p_is_skewed then 'clock_skewed'
+  when p_now - p_last_received_at > fleet.late_after(p_expected) then 'late'
   else 'online'
 end;
 
 comment on function fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz) is
-  'The status of a device at this time: clock_skewed (its newest heartbeat was refused for its ts), new (none yet), offline '
-  '(silent for longer than settings.offline_after and than two expected intervals), late (silent for longer than '
-  'fleet.late_after()), or online. '
+  'The status of a device at this time, by when it was last heard from: new (never), offline (silent for longer than '
+  'settings.offline_after and than two expected intervals), clock_skewed (heard from, but its clock is wrong), late (silent for '
+  'longer than fleet.late_after()), or online. '
   'Example: select fleet.derive_status(false, now() - interval ''3 min'', ''60 s'', ''10 min'', now());';

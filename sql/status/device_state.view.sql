@@ -3,13 +3,13 @@
 create or replace view fleet.device_state as
 select d.device_id, d.alias, d.cohort,
   fleet.derive_status(
-    ls.status = 'clock_skewed', ls.last_ts, i.expected, (select s.offline_after from fleet.settings s), now()
+    ls.status = 'clock_skewed', ls.last_received_at, i.expected, (select s.offline_after from fleet.settings s), now()
   ) as status,
   ls.last_ts,
-  extract(epoch from now() - ls.last_ts)::bigint as seconds_since,
-  ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version, ls.ip, ls.last_received_at,
-  i.asked as heartbeat_interval, d.enrolled_at,
-  ls.is_silent, ls.status as said, i.expected as expected_interval
+  extract(epoch from now() - ls.last_received_at)::bigint as seconds_since,
+  ls.last_received_at, i.asked as heartbeat_interval, d.enrolled_at, ls.is_silent, ls.status as said,
+  i.expected as expected_interval,
+--!include status/reported_fields.inc.sql
 from fleet.devices d
 left join fleet.device_last_status ls using (device_id)
 left join fleet.cohorts c on c.cohort = d.cohort

@@ -1,14 +1,16 @@
--- Partitions are read newest first until one has a row. No row can be further in the future than settings.max_future allows.
+-- Partitions are read newest first until one has a row.
 create or replace view fleet.device_status_legacy as
 select d.device_id, d.alias, d.cohort,
   fleet.derive_status(
-    q.received_at > coalesce(h.received_at, '-infinity'), h.ts, i.expected, (select s.offline_after from fleet.settings s), now()
+    q.received_at > coalesce(h.heard_at, '-infinity') and q.is_skewed
+      or greatest(h.heard_at, a.heard_at) - h.ts > s.allowed_lag,
+    greatest(h.heard_at, a.heard_at, q.received_at), i.expected, s.offline_after, now()
   ) as status,
   h.ts as last_ts,
-  extract(epoch from now() - h.ts)::bigint as seconds_since,
-  h.battery_pct, h.network_type, h.unity_running, h.signal_dbm, h.agent_version, h.ip,
-  greatest(h.received_at, q.received_at) as last_received_at,
-  i.asked as heartbeat_interval, d.enrolled_at
+  extract(epoch from now() - greatest(h.heard_at, a.heard_at, q.received_at))::bigint as seconds_since,
+  greatest(h.heard_at, a.heard_at, q.received_at) as last_received_at,
+  i.asked as heartbeat_interval, d.enrolled_at,
+--!include status/reported_fields.inc.sql
 from fleet.devices d
 left join fleet.cohorts c on c.cohort = d.cohort
 cross join lateral (  -- as in fleet.device_state
@@ -16,21 +18,46 @@ cross join lateral (  -- as in fleet.device_state
     greatest(d.heartbeat_interval, c.min_interval) as asked,
     fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, now()) as expected
 ) i
+cross join lateral (
+  select s.offline_after, s.max_future, s.max_late,
+    fleet.allowed_lag(s.offline_after, s.max_late) as allowed_lag
+  from fleet.settings s
+  limit 1
+) s
 left join lateral (
-  select b.*
+  select b as beat, b.ts, case when b.received_at <= now() + s.max_future then b.received_at else b.ts end as heard_at
   from fleet.device_heartbeats b
-  where b.device_id = d.device_id and b.ts <= now() + interval '1 day'
+  where b.device_id = d.device_id and b.ts <= now() + s.max_future
   order by b.ts desc
   limit 1
 ) h on true
+-- Heartbeats that arrived after the newest one. They matter only if the newest one does not show that all is well.
 left join lateral (
-  select max(r.received_at) as received_at
+  select max(b.received_at) as heard_at
+  from fleet.device_heartbeats b
+  where b.device_id = d.device_id and b.ts >= now() - s.max_late - interval '1 day' and b.ts < h.ts
+    and b.received_at <= now() + s.max_future
+    and now() - least(h.ts, h.heard_at) > least(s.offline_after, s.allowed_lag, fleet.late_after(i.expected))
+) a on true
+left join lateral (
+  select r.received_at, r.payload,
+    r.ts not between r.received_at - s.allowed_lag and r.received_at + s.max_future as is_skewed
   from fleet.heartbeat_quarantine r
-  where r.device_id = d.device_id and r.reason in ('too_late', 'in_future')
+  where r.device_id = d.device_id and r.received_at <= now() + s.max_future
+  order by r.received_at desc, r.ts desc
+  limit 1
 ) q on true
+cross join lateral unnest(array[
+  case
+    when q.received_at > coalesce(h.heard_at, '-infinity')
+      then jsonb_populate_record(null::fleet.device_heartbeats, fleet.reported_values(q.payload))
+    else h.beat
+  end
+]) ls
 where d.revoked_at is null;
 
 comment on view fleet.device_status_legacy is
-  'The same as fleet.device_status, but read from the heartbeats and without fleet.device_last_status. Slow: for comparison, '
-  'and the server''s fallback (READ_FROM_LAST_STATUS=false). '
+  'The same as fleet.device_status, but read from the stored and the quarantined heartbeats and without '
+  'fleet.device_last_status. What was neither stored nor quarantined, such as a duplicate, does not count here. Slow: for '
+  'comparison, and the server''s fallback (READ_FROM_LAST_STATUS=false). '
   'Example: select * from fleet.device_status_legacy where device_id = 42;';

@@ -7,7 +7,7 @@ select coalesce(d.cohort, '(all)') as cohort,
   coalesce(sum(d.devices) filter (where d.status = 'offline'), 0)::bigint as offline,
   coalesce(sum(d.devices) filter (where d.status = 'new'), 0)::bigint as new,
   coalesce(sum(d.devices) filter (where d.status = 'clock_skewed'), 0)::bigint as clock_skewed,
-  coalesce(sum(d.devices) filter (where d.is_unity_down and d.status in ('online', 'late')), 0)::bigint as unity_down
+  coalesce(sum(d.devices) filter (where d.is_unity_down and d.status in ('online', 'late', 'clock_skewed')), 0)::bigint as unity_down
 from (
   select s.cohort, s.status, s.unity_running is false as is_unity_down, count(*) as devices
   from fleet.device_status s

@@ -26,8 +26,8 @@ begin
     v_filter := v_filter || ' and d.status = $1';
   end if;
   if p_older_than is not null then
-    v_filter := v_filter || ' and d.last_ts < now() - $2';
-    v_found := v_found || ' and ls.last_ts < now() - $2';
+    v_filter := v_filter || ' and d.last_received_at < now() - $2';
+    v_found := v_found || ' and ls.last_received_at < now() - $2';
   end if;
   if p_cohort is not null then
     v_filter := v_filter || ' and d.cohort = $5';
@@ -69,6 +69,6 @@ end
 $$;
 
 comment on function fleet.list_devices(text, interval, bigint, integer, text, text) is
-  'A page of fleet.device_status in order of device_id, after a given device_id. Filters by status, by time since the last '
-  'heartbeat, by cohort and by alias. '
+  'A page of fleet.device_status in order of device_id, after a given device_id. Filters by status, by time since it was '
+  'heard from, by cohort and by alias. '
   'Example: select alias from fleet.list_devices(''offline'', ''12 minutes'');';

@@ -16,7 +16,7 @@ as $$
   from fleet.device_status_legacy d
   where d.device_id > p_after
     and (p_status is null or d.status = p_status)
-    and (p_older_than is null or d.last_ts < now() - p_older_than)
+    and (p_older_than is null or d.last_received_at < now() - p_older_than)
     and (p_cohort is null or d.cohort = p_cohort)
     and (p_alias is null or d.alias = p_alias)
   order by d.device_id

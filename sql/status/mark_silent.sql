@@ -25,8 +25,8 @@ begin
     from (
       select l.device_id
       from fleet.device_last_status l
-      where not l.is_silent and l.last_ts < p_now - v_base * 0.75
-        and l.last_ts < p_now - 1.5 * (select d.heartbeat_interval from fleet.devices d where d.device_id = l.device_id)
+      where not l.is_silent and l.last_received_at < p_now - v_base * 0.75
+        and l.last_received_at < p_now - 1.5 * (select d.heartbeat_interval from fleet.devices d where d.device_id = l.device_id)
       order by l.device_id
       limit least(c_batch, v_left)
       for update of l
@@ -53,7 +53,7 @@ begin
     from (
       select l.device_id
       from fleet.device_last_status l
-      where l.is_silent and (l.last_ts is null or l.last_ts >= p_now - interval '2 minutes')
+      where l.is_silent and (l.last_received_at is null or l.last_received_at >= p_now - interval '2 minutes')
       order by l.device_id
       limit least(c_batch, greatest(v_left, 0))
       for update of l

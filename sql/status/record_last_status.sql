@@ -1,5 +1,4 @@
--- Statement-level, so a batch of 500 heartbeats costs one upsert and not 500. In device_id order, because otherwise concurrent
--- batches of the same devices deadlock.
+-- Statement-level, so a batch of 500 heartbeats costs one upsert and not 500.
 create or replace function fleet.record_last_status() returns trigger
 language plpgsql
 volatile
@@ -15,31 +14,13 @@ begin
     select distinct n.device_id, (n.ts at time zone 'UTC')::date
     from new_rows n
     where n.ts < v_today
+  ),
+  newest as (
+    select distinct on (r.device_id) r.*, r.ts as stored_ts
+    from new_rows r
+    order by r.device_id, r.ts desc
   )
-  insert into fleet.device_last_status as ls (
-    device_id, last_ts, last_received_at, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, status,
-    is_silent
-  )
-  select distinct on (n.device_id)
-    n.device_id, n.ts, n.received_at, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip,
-    case when n.unity_running is false then 'unity_down' else 'ok' end,
-    -- A fresh heartbeat removes the mark, a buffered old one does not. The value rarely changes, so the update stays HOT.
-    n.ts < now() - interval '2 minutes'
-  from new_rows n
-  order by n.device_id, n.ts desc
-  on conflict (device_id) do update
-    set last_ts = excluded.last_ts,
-      last_received_at = excluded.last_received_at,
-      battery_pct = excluded.battery_pct,
-      network_type = excluded.network_type,
-      unity_running = excluded.unity_running,
-      signal_dbm = excluded.signal_dbm,
-      agent_version = excluded.agent_version,
-      ip = excluded.ip,
-      status = excluded.status,
-      is_silent = excluded.is_silent
-    -- A late arrival must not rewind a device.
-    where ls.last_ts is null or ls.last_ts < excluded.last_ts;
+--!include status/upsert_last_status.inc.sql
   return null;
 end
 $$;

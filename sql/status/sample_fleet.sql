@@ -6,7 +6,7 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
   delete from fleet.fleet_samples s
-  where s.sampled_at < now() - interval '8 days';
+  where s.sampled_at < now() - interval '8 days' or s.sampled_at > now();
   insert into fleet.fleet_samples (sampled_at, devices, online, late, offline, new, clock_skewed, unity_down)
   select date_bin('10 minutes', now(), '2000-01-01Z'), f.devices, f.online, f.late, f.offline, f.new, f.clock_skewed, f.unity_down
   from fleet.fleet_summary f

@@ -1,8 +1,8 @@
 create or replace view fleet.unity_down as
 select d.device_id, d.alias, d.cohort, d.status, d.last_ts, d.seconds_since, d.battery_pct, d.agent_version
 from fleet.device_state d
-where d.said = 'unity_down' and d.status in ('online', 'late')
-order by d.last_ts desc;
+where d.said <> 'ok' and d.unity_running is false and d.status in ('online', 'late', 'clock_skewed')
+order by d.last_received_at desc;
 
 comment on view fleet.unity_down is
-  'Devices that are online or late and report that their Unity app is not running. Example: select alias from fleet.unity_down;';
+  'Devices that are heard from (online, late or clock_skewed) and report that their Unity app is not running. Example: select alias from fleet.unity_down;';

@@ -1,0 +1,58 @@
+create or replace function fleet.record_others(
+  p_batch json,
+  p_received_at timestamptz,
+  p_device_ids bigint[],
+  p_tss timestamptz[],
+  p_results text[]
+) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_refused bigint[];
+  v_heard bigint[];
+begin
+  select array_agg(u.device_id) filter (where u.is_refused), array_agg(u.device_id) filter (where not u.is_refused)
+  into v_refused, v_heard
+  from (
+    select k.device_id, bool_and(k.result in ('quarantined', 'rejected')) as is_refused
+    from unnest(p_device_ids, p_results) as k (device_id, result)
+    group by k.device_id
+  ) u
+  join (
+    -- Does not wait: a row that another batch is writing is left to that batch. So batches do not deadlock.
+    select l.device_id
+    from fleet.device_last_status l
+    where l.device_id = any (p_device_ids)
+      -- Most rows were written by the trigger a moment ago.
+      and (l.last_received_at is null or l.last_received_at <> p_received_at)
+    for update skip locked
+  ) l using (device_id);
+  if v_heard is not null then
+    perform fleet.record_arrivals(v_heard, array_fill(p_received_at, array[cardinality(v_heard)]));
+  end if;
+  if v_refused is not null then
+    perform fleet.upsert_last_status(array_agg(b.beat), false)
+    from (
+      select distinct on (u.device_id)
+        jsonb_populate_record(
+          null::fleet.device_heartbeats,
+          fleet.reported_values(e.value::jsonb)
+          || jsonb_build_object('device_id', u.device_id, 'ts', u.ts, 'received_at', p_received_at)
+        ) as beat
+      from unnest(p_device_ids, p_tss) with ordinality as u (device_id, ts, item)
+      join json_array_elements(p_batch) with ordinality as e (value, item) using (item)
+      where u.device_id = any (v_refused)
+      order by u.device_id, u.ts desc
+    ) b;
+  end if;
+end
+$$;
+
+comment on function fleet.record_others(json, timestamptz, bigint[], timestamptz[], text[]) is
+  'Records in last status what the trigger on the heartbeats does not: that devices were heard from whose heartbeats were late, '
+  'duplicates or refused. If all that a device sent was refused, last status takes the values of the newest of it. Called by '
+  'fleet.ingest().';

@@ -1,0 +1,43 @@
+create or replace function fleet.record_arrivals(
+  p_device_ids bigint[],
+  p_received_ats timestamptz[],
+  p_tss timestamptz[] default '{}'
+) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_bound timestamptz;
+  v_lag interval;
+  v_rows bigint;
+begin
+  select now() + s.max_future, fleet.allowed_lag(s.offline_after, s.max_late) into v_bound, v_lag from fleet.settings s;
+  update fleet.device_last_status ls
+  set last_ts = case when ls.last_ts > v_bound then coalesce(b.ts, ls.last_ts) else greatest(ls.last_ts, b.ts) end,
+    last_received_at = case
+      when ls.last_received_at > v_bound then b.received_at
+      else greatest(ls.last_received_at, b.received_at)
+    end,
+    status = case
+      when greatest(ls.last_ts, b.ts) < b.received_at - v_lag then 'clock_skewed'
+      else ls.status
+    end,
+    is_silent = ls.is_silent and b.received_at < now() - interval '2 minutes'
+  from unnest(p_device_ids, p_received_ats, p_tss) as b (device_id, received_at, ts)
+  where ls.device_id = b.device_id
+    and (
+      coalesce(ls.last_ts, '-infinity') < b.ts or ls.last_ts > v_bound and b.ts is not null
+      or ls.last_received_at is null or ls.last_received_at < b.received_at or ls.last_received_at > v_bound
+    );
+  get diagnostics v_rows = row_count;
+  return v_rows;
+end
+$$;
+
+comment on function fleet.record_arrivals(bigint[], timestamptz[], timestamptz[]) is
+  'Records when devices were heard from, without changing what they said: for heartbeats that are older than the newest one, and '
+  'for duplicates, which have no ts here. Devices that send only such heartbeats for settings.offline_after become clock_skewed. '
+  'Returns how many rows changed.';
