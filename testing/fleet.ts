@@ -46,6 +46,16 @@ export function ingest(sql: Sql, beats: Beat[], receivedAt?: string) {
   `
 }
 
+/** Sends heartbeats as devices with a right clock do: each arrives at its ts, or at this moment if that is later. */
+export function ingestOnTime(sql: Sql, beats: Beat[]) {
+  return sql<IngestResult[]>`
+    select r.*
+    from json_array_elements(${JSON.stringify(beats)}::text::json) with ordinality e (beat, nth)
+    cross join lateral fleet.ingest(json_build_array(e.beat), least((e.beat ->> 'ts')::timestamptz, now())) r
+    order by e.nth
+  `
+}
+
 /** Takes the oldest retired partition through all of the archiver's steps until it is dropped, but without the files. */
 export async function archive(archiver: Sql) {
   const [claimed] = await archiver<{ name: string; table: string }[]>`

@@ -97,7 +97,7 @@ begin
   if array_position(v_results, null) is not null then
     v_results := fleet.quarantine(p_batch, p_received_at, v_device_ids, v_tss, v_reasons, v_results);
   end if;
-  if 'stored' <> any (v_results) or p_received_at - interval '2 minutes' > any (v_tss) then
+  if 'stored' <> any (v_results) then
     perform fleet.record_others(p_batch, p_received_at, v_device_ids, v_tss, v_results);
   end if;
 

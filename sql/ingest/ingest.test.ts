@@ -1,6 +1,6 @@
 import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
-import { asRole, daysAgo, enroll, ingest, partitionAt, value, type Beat } from '../../testing/fleet.ts'
+import { asRole, daysAgo, enroll, ingest, ingestOnTime, partitionAt, value, type Beat } from '../../testing/fleet.ts'
 
 t.test("a heartbeat is in its day's partition and in last status when ingest answers", async t => {
   const { sql } = await withDatabase(t)
@@ -16,7 +16,7 @@ t.test("a heartbeat is in its day's partition and in last status when ingest ans
     agent_version: '3.1.0',
     ip: '192.0.2.7',
   }
-  t.match(await ingest(sql, [beat]), [{ item: 1, result: 'stored', reason: null, ts: new Date(ts) }])
+  t.match(await ingestOnTime(sql, [beat]), [{ item: 1, result: 'stored', reason: null, ts: new Date(ts) }])
   t.match(await sql.unsafe(`select * from fleet.${await partitionAt(sql, ts)}`), [
     { ...beat, device_id: String(device), ts: new Date(ts) },
   ])
@@ -118,12 +118,13 @@ t.test('50 parallel copies within one bucket leave one row', async t => {
 t.test('an older heartbeat does not rewind last status', async t => {
   const { sql } = await withDatabase(t)
   const [device] = (await enroll(sql, 1)) as [number]
-  await ingest(sql, [{ device_id: device, ts: daysAgo(1), unity_running: true }])
-  await ingest(sql, [{ device_id: device, ts: daysAgo(2), unity_running: false }])
+  const at = (minutes: number) => new Date(Date.now() - minutes * 60_000).toISOString()
+  await ingest(sql, [{ device_id: device, ts: at(10), unity_running: true }], at(9))
+  await ingest(sql, [{ device_id: device, ts: daysAgo(2), unity_running: false }], at(8))
   t.match(await sql`select unity_running, status from fleet.device_last_status`, [{ unity_running: true, status: 'ok' }])
   await ingest(sql, [
-    { device_id: device, ts: daysAgo(0.2), unity_running: false },
-    { device_id: device, ts: daysAgo(0.4), unity_running: true },
+    { device_id: device, ts: at(2), unity_running: false },
+    { device_id: device, ts: at(4), unity_running: true },
   ])
   t.match(
     await sql`select unity_running, status from fleet.device_last_status`,

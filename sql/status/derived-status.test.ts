@@ -29,12 +29,12 @@ function expectedOf(pace: Pace, now: number) {
 }
 
 /** The status of a device at `now`, written as plainly as possible. */
-function statusOf(isSkewed: boolean, lastTs: number | null, pace: Pace, offlineAfter: number, now: number) {
+function statusOf(isSkewed: boolean, heardAt: number | null, pace: Pace, offlineAfter: number, now: number) {
   const expected = expectedOf(pace, now)
-  if (isSkewed) return 'clock_skewed'
-  if (lastTs === null) return 'new'
-  const silence = now - lastTs
+  if (heardAt === null) return 'new'
+  const silence = now - heardAt
   if (silence > offlineAfter && silence > 2 * expected) return 'offline'
+  if (isSkewed) return 'clock_skewed'
   if (silence > expected + expected / 2 + 15 * SECOND) return 'late'
   return 'online'
 }
@@ -115,7 +115,7 @@ t.test("fleet.derive_status() agrees with the reference, whatever the session's 
           silence === null || typeof silence === 'number'
             ? silence
             : (one[silence.of as 'own' | 'min'] ?? one.own) * silence.times + silence.past
-        return { ...one, changedAt, lastTs: lasts === null ? null : one.now - lasts }
+        return { ...one, changedAt, heardAt: lasts === null ? null : one.now - lasts }
       })
   const batch = zones.chain(zone =>
     fc.record({ zone: fc.constant(zone), all: fc.array(casesIn(zone), { minLength: 1, maxLength: 300, size: 'max' }) }),
@@ -123,7 +123,7 @@ t.test("fleet.derive_status() agrees with the reference, whatever the session's 
   await fc.assert(
     fc.asyncProperty(batch, async ({ zone, all }) => {
       await reader`select set_config('timezone', ${zone}, false)`
-      const rows = all.map(({ now, own, min, last, offlineAfter, withDays, isSkewed, changedAt, lastTs }) => ({
+      const rows = all.map(({ now, own, min, last, offlineAfter, withDays, isSkewed, changedAt, heardAt }) => ({
         now: iso(now),
         own: spelled(own, withDays),
         min: min && spelled(min, withDays),
@@ -131,19 +131,19 @@ t.test("fleet.derive_status() agrees with the reference, whatever the session's 
         changed_at: changedAt === null ? null : iso(changedAt),
         offline_after: spelled(offlineAfter, withDays),
         is_skewed: isSkewed,
-        last_ts: lastTs === null ? null : iso(lastTs),
+        heard_at: heardAt === null ? null : iso(heardAt),
       }))
       const got = await reader<{ status: string }[]>`
       select fleet.derive_status(
-        c.is_skewed, c.last_ts, fleet.expected_interval(c.own, c.min, c.last, c.changed_at, c.now), c.offline_after, c.now
+        c.is_skewed, c.heard_at, fleet.expected_interval(c.own, c.min, c.last, c.changed_at, c.now), c.offline_after, c.now
       ) as status
       from rows from (json_to_recordset(${JSON.stringify(rows)}::text::json) as (
         now timestamptz, own interval, min interval, last interval, changed_at timestamptz, offline_after interval, is_skewed boolean,
-        last_ts timestamptz
-      )) with ordinality as c (now, own, min, last, changed_at, offline_after, is_skewed, last_ts, nth)
+        heard_at timestamptz
+      )) with ordinality as c (now, own, min, last, changed_at, offline_after, is_skewed, heard_at, nth)
       order by c.nth
     `
-      const want = all.map(one => statusOf(one.isSkewed, one.lastTs, one, one.offlineAfter, one.now))
+      const want = all.map(one => statusOf(one.isSkewed, one.heardAt, one, one.offlineAfter, one.now))
       const wrong = all.flatMap((one, n) => (got[n]?.status === want[n] ? [] : [{ ...one, got: got[n]?.status, want: want[n] }]))
       if (wrong.length > 0) throw new Error(JSON.stringify(wrong[0]))
     }),
@@ -210,10 +210,13 @@ t.test('so do the views, with heartbeats that arrive in any order', async t => {
         }
 
         const said = new Map(
-          devices.map(device => [device, { lastTs: null as number | null, receivedAt: null as number | null, isSkewed: false }]),
+          devices.map(device => [device, { lastTs: null as number | null, heardAt: null as number | null, isSkewed: false }]),
         )
         const buckets = new Set<string>()
-        const mixed = new Set<number>()
+        // How much later than its ts a heartbeat may arrive before the clock counts as wrong.
+        const allowedLag = Math.max(MINUTE, Math.min(given.offlineAfter, max_late))
+        // Devices of which the tables do not show all that last status was told: a duplicate, or a batch that was refused in part.
+        const untold = new Set<number>()
         let nth = 0
         for (const { ago, beats } of [...given.arrivals].sort((a, b) => b.ago - a.ago)) {
           const receivedAt = now - ago
@@ -227,30 +230,36 @@ t.test('so do the views, with heartbeats that arrive in any order', async t => {
           for (const device of new Set(batch.map(one => one.device))) {
             const state = said.get(device)!
             const own = batch.filter(one => one.device === device)
-            for (const { ts } of own.filter(one => !isRefused(one))) {
-              // The first heartbeat in ten seconds counts.
-              const bucket = `${device} ${Math.floor(ts / (10 * SECOND))}`
-              if (buckets.has(bucket)) continue
+            // The first heartbeat in ten seconds is stored.
+            const stored = own.filter(one => {
+              const bucket = `${device} ${Math.floor(one.ts / (10 * SECOND))}`
+              if (isRefused(one) || buckets.has(bucket)) return false
               buckets.add(bucket)
-              if (state.lastTs === null || ts > state.lastTs) Object.assign(state, { lastTs: ts, receivedAt, isSkewed: false })
+              return true
+            })
+            const refused = own.filter(isRefused)
+            if (stored.length < own.length && refused.length < own.length) untold.add(device)
+            const newest = Math.max(...stored.map(({ ts }) => ts))
+            if (stored.length > 0 && newest > (state.lastTs ?? -Infinity)) {
+              Object.assign(state, { lastTs: newest, heardAt: receivedAt, isSkewed: receivedAt - newest > allowedLag })
+            } else if (receivedAt > (state.heardAt ?? -Infinity)) {
+              const isSkewed = refused.length === own.length || receivedAt - state.lastTs! > allowedLag || state.isSkewed
+              Object.assign(state, { heardAt: receivedAt, isSkewed })
             }
-            if (own.every(isRefused)) Object.assign(state, { receivedAt, isSkewed: true })
-            else if (own.some(isRefused)) mixed.add(device)
           }
         }
 
         const want = new Map(
           devices.map((device, n) => {
             const { min, last, changedAt } = cohorts.get(given.devices[n]!.cohort) ?? { min: null, last: null, changedAt: null }
-            const { lastTs, receivedAt, isSkewed } = said.get(device)!
+            const { lastTs, heardAt, isSkewed } = said.get(device)!
             const pace = { own: given.devices[n]!.own, min, last, changedAt }
-            const since = (isSkewed ? receivedAt : lastTs) ?? enrolledAt
             return [
               device,
               {
-                status: statusOf(isSkewed, lastTs, pace, given.offlineAfter, now),
+                status: statusOf(isSkewed, heardAt, pace, given.offlineAfter, now),
                 lastTs,
-                missed: missedBeats(since, expectedOf(pace, now), now),
+                missed: missedBeats(heardAt ?? enrolledAt, expectedOf(pace, now), now),
               },
             ]
           }),
@@ -260,8 +269,7 @@ t.test('so do the views, with heartbeats that arrive in any order', async t => {
           select device_id::int as id, status, (extract(epoch from last_ts) * 1000000)::bigint::text as last_ts from fleet.${session(view)}
         `
           for (const { id, status, last_ts } of got) {
-            // If a batch was refused in part, the tables do not show whether it moved last status.
-            if (view === 'device_status_legacy' && mixed.has(id)) continue
+            if (view === 'device_status_legacy' && untold.has(id)) continue
             const { status: wanted, lastTs } = want.get(id)!
             if (status !== wanted || (last_ts === null ? null : Number(last_ts)) !== lastTs) {
               throw new Error(`${view} says that ${id} has been ${status} since ${last_ts}, not ${wanted} since ${lastTs}`)

@@ -35,7 +35,8 @@ left join lateral (
 left join lateral (
   select max(b.received_at) as heard_at
   from fleet.device_heartbeats b
-  where b.device_id = d.device_id and b.ts >= now() - s.max_late - interval '1 day' and b.ts < h.ts
+  where b.device_id = d.device_id and b.ts < h.ts
+    and b.ts >= now() - s.max_late - greatest(s.offline_after, 2 * i.expected)
     and b.received_at <= now() + s.max_future
     and now() - least(h.ts, h.heard_at) > least(s.offline_after, s.allowed_lag, fleet.late_after(i.expected))
 ) a on true

@@ -1,7 +1,7 @@
 import type { Sql } from 'postgres'
 import t from 'tap'
 import { waitFor, withCluster, withDatabase } from '../../testing/database.ts'
-import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
+import { asRole, enroll, ingest, ingestOnTime, value } from '../../testing/fleet.ts'
 
 const secondsAgo = (seconds: number) => new Date(Date.now() - seconds * 1000).toISOString()
 const marksHold = async (sql: Sql) => (await value(sql`select fleet.marks_hold()`)) as boolean
@@ -12,8 +12,8 @@ async function mixedFleet(sql: Sql, admin: Sql, devices = 400) {
   await admin`select setseed(0.42)`
   await admin`update fleet.devices set heartbeat_interval = (array['1 minute', '5 minutes', '7 minutes', '15 minutes'])[1 + device_id % 4]::interval`
   await sql`
-    select fleet.ingest(json_agg(json_build_object('device_id', device_id, 'ts', now() - random() * interval '40 minutes', 'unity_running', device_id % 9 > 0)))
-    from fleet.devices where device_id % 20 <> 0
+    select fleet.ingest(json_build_array(json_build_object('device_id', d.device_id, 'unity_running', d.device_id % 9 > 0)), d.ts)
+    from (select device_id, now() - random() * interval '40 minutes' as ts from fleet.devices where device_id % 20 <> 0) d
   `
   await admin`update fleet.devices set cohort = 'slowed' where device_id % 10 < 3`
   await sql`select fleet.set_cohort_interval('slowed', '8 minutes')`
@@ -38,7 +38,7 @@ async function differences(sql: Sql) {
       select array_agg(device_id order by device_id) as ids
       from fleet.device_status d
       where device_id > 7 and (a.status is null or d.status = a.status)
-        and (a.older_than is null or d.last_ts < now() - a.older_than)
+        and (a.older_than is null or d.last_received_at < now() - a.older_than)
     ) plain
     where fast.ids is distinct from plain.ids
     union all
@@ -50,9 +50,9 @@ async function differences(sql: Sql) {
     union all
     select 'unity_down', null,
       (select array_agg(device_id order by device_id) from fleet.unity_down),
-      (select array_agg(device_id order by device_id) from fleet.device_status where unity_running is false and status in ('online', 'late'))
+      (select array_agg(device_id order by device_id) from fleet.device_status where unity_running is false and status in ('online', 'late', 'clock_skewed'))
     where (select array_agg(device_id order by device_id) from fleet.unity_down) is distinct from
-      (select array_agg(device_id order by device_id) from fleet.device_status where unity_running is false and status in ('online', 'late'))
+      (select array_agg(device_id order by device_id) from fleet.device_status where unity_running is false and status in ('online', 'late', 'clock_skewed'))
   `
 }
 
@@ -101,7 +101,7 @@ t.test('devices with long intervals are found by age without a mark', async t =>
   const { sql, admin } = await withDatabase(t)
   const [slow, quick] = (await enroll(sql, 2)) as [number, number]
   await admin`update fleet.devices set heartbeat_interval = '1 hour' where device_id = ${slow}`
-  await ingest(
+  await ingestOnTime(
     sql,
     [slow, quick].map(device_id => ({ device_id, ts: secondsAgo(1200) })),
   )
@@ -133,13 +133,13 @@ t.test('only a fresh heartbeat removes the mark; the job removes marks that were
   const [back, late, healed] = devices as [number, number, number]
   const marked = async () =>
     (await sql`select device_id::int as id from fleet.device_last_status where is_silent order by 1`).map(row => row.id as number)
-  await ingest(
+  await ingestOnTime(
     sql,
     [back, late].map(device_id => ({ device_id, ts: secondsAgo(3600) })),
   )
-  await ingest(sql, [{ device_id: healed, ts: secondsAgo(90) }])
+  await ingestOnTime(sql, [{ device_id: healed, ts: secondsAgo(90) }])
   t.same(await marked(), [back, late])
-  await ingest(sql, [
+  await ingestOnTime(sql, [
     { device_id: back, ts: secondsAgo(1) },
     { device_id: late, ts: secondsAgo(1800) },
   ])
@@ -171,8 +171,9 @@ t.test('with marks that hold, the list of offline devices looks at no other devi
   await enroll(sql, 2000)
   const beat = (where: string) =>
     sql.unsafe(`
-    select fleet.ingest(json_agg(json_build_object('device_id', device_id, 'ts', now() - case when ${where} then interval '1 hour' else interval '1 second' end)))
-    from fleet.devices
+    select fleet.ingest(json_agg(json_build_object('device_id', d.device_id)), d.ts)
+    from (select device_id, now() - case when ${where} then interval '1 hour' else interval '1 second' end as ts from fleet.devices) d
+    group by d.ts
   `)
   await beat('device_id % 100 = 0')
   await sql`call fleet.mark_silent()`
@@ -207,9 +208,11 @@ t.test('updates of last status stay HOT while devices fall silent and come back'
     )
   const rounds = 40
   let marked = 0
-  // Rounds are a bucket apart, as far into the future as heartbeats may be. Marks are set as if more time had passed. In turn,
-  // 40 devices are silent for 15 rounds and come back, and 20 say that Unity is down, then up.
+  // Rounds are a bucket apart, as far into the future as heartbeats may be. They arrive within two minutes, and marks are set as if
+  // more time had passed. In turn, 40 devices are silent for 15 rounds and come back, and 20 say that Unity is down, then up.
   const at = (round: number) => -100 + round * 9.9
+  const start = Date.now() - 105_000
+  const arrival = (round: number) => start + round * 2600
   for (let round = 0; round < rounds; round++) {
     const isSilent = (n: number) => n % 50 === Math.floor(round / 20) && round % 20 < 16
     await alone()
@@ -223,8 +226,9 @@ t.test('updates of last status stay HOT while devices fall silent and come back'
           battery_pct: round,
           unity_running: device_id % 100 !== Math.floor(round / 10),
         })),
+      new Date(arrival(round)).toISOString(),
     )
-    await sql`call fleet.mark_silent(50000, ${secondsAgo(-at(round) - 310)}::timestamptz)`
+    await sql`call fleet.mark_silent(50000, ${new Date(arrival(round) + 413_000).toISOString()}::timestamptz)`
     marked = Math.max(marked, Number(await value(sql`select count(*) from fleet.device_last_status where is_silent`)))
   }
   t.ok(marked >= 40, `${marked} devices were marked at the same time`)

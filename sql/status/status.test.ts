@@ -1,6 +1,6 @@
 import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
-import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
+import { asRole, enroll, ingest, ingestOnTime, value } from '../../testing/fleet.ts'
 
 const secondsAgo = (seconds: number) => new Date(Date.now() - seconds * 1000).toISOString()
 
@@ -8,7 +8,7 @@ t.test('a device is new, online, late, offline or clock_skewed', async t => {
   const { sql } = await withDatabase(t)
   const [online, late, offline, skewed, fresh, slow] = (await enroll(sql, 6)) as [number, number, number, number, number, number]
   await sql`update fleet.devices set heartbeat_interval = '15 minutes' where device_id = ${slow}`
-  await ingest(sql, [
+  await ingestOnTime(sql, [
     { device_id: online, ts: secondsAgo(70), battery_pct: 50, unity_running: false },
     { device_id: late, ts: secondsAgo(180) },
     { device_id: offline, ts: secondsAgo(660), unity_running: false },
