@@ -83,7 +83,7 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
       status: 201,
       body: { result: 'stored', ts: /Z$/ },
     })
-    t.match(await call('POST /v1/heartbeats', { token, body: [{ ts: '2001-01-01T00:00:00Z' }, { battery_pct: 101 }] }), {
+    t.match(await call('POST /v1/heartbeats', { token, body: [{ ts: '2001-01-01T00:00:00Z' }, { ts: 'yesterday' }] }), {
       status: 200,
       body: { quarantined: 1, rejected: 1 },
     })
