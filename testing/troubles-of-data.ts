@@ -129,6 +129,12 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
       inject: () => admin`delete from fleet.device_last_status`,
     },
     {
+      what: 'the clock of Postgres ran ahead by a day',
+      checks: ['heartbeats', 'last_status'],
+      inject: () =>
+        admin`update fleet.device_last_status set last_ts = last_ts + interval '1 day', last_received_at = last_received_at + interval '1 day'`,
+    },
+    {
       what: 'devices send heartbeats that are too old',
       checks: ['quarantine'],
       inject: () => ingest(sql, [...good(all), ...all.map(device_id => ({ device_id, ts: daysAgo(10) }))]),

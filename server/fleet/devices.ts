@@ -147,7 +147,7 @@ function pathId(c: Context<AppEnv>) {
 }
 
 /**
- * Sets a weak ETag over everything except seconds_since, which changes every second and follows from last_ts. The etag middleware
+ * Sets a weak ETag over everything except seconds_since, which changes every second and follows from last_received_at. The etag middleware
  * turns a match into a 304.
  */
 function tag(c: Context<AppEnv>, devices: DeviceStatus[], type: string) {

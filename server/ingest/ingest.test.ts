@@ -112,6 +112,27 @@ async function sendEachWay(db: TestDatabase, call: Call, beat: (n: number) => un
 }
 let sent = 0
 
+t.test('a heartbeat with a wrong clock counts, whichever way it is sent', async t => {
+  const { db, call } = await withServer(t)
+  const clocks = [
+    { ts: (n: number) => `1970-01-01T00:0${n}:00Z`, result: 'quarantined' },
+    { ts: (n: number) => ago(6 * 3600 + 60 * n), result: 'stored' },
+    { ts: (n: number) => ago(-7200 - 60 * n), result: 'quarantined' },
+  ]
+  for (const { ts, result } of clocks) {
+    const { device_id, answers } = await sendEachWay(db, call, n => ({
+      ts: ts(4 - n),
+      battery_pct: 40 + n,
+      unity_running: false,
+    }))
+    t.match(answers[0], { body: { result, next_interval_s: 60 } })
+    for (const answer of answers.slice(1)) t.match(answer, { status: 200, body: { [result]: 1, next_interval_s: Number } })
+    const device = await call(`GET /v1/devices/${device_id}`, { admin: true })
+    t.match(device.body, { status: 'clock_skewed', unity_running: false, battery_pct: 43 })
+    t.ok((device.body as { seconds_since: number }).seconds_since < 60)
+  }
+})
+
 t.test('an optional field that cannot be read costs only itself: alone, in a batch and by a gateway', async t => {
   const { db, call } = await withServer(t)
   const odd = {

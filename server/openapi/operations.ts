@@ -24,15 +24,15 @@ const device = {
   status: 'online',
   last_ts: '2026-01-31T12:00:00Z',
   seconds_since: 12,
+  last_received_at: '2026-01-31T12:00:00.130452Z',
+  heartbeat_interval: '00:01:00',
+  enrolled_at: '2026-01-31T10:00:00Z',
   battery_pct: 81,
   network_type: 'wifi',
   unity_running: true,
   signal_dbm: -61,
   agent_version: '3.1.0',
   ip: '127.0.0.1',
-  last_received_at: '2026-01-31T12:00:00.130452Z',
-  heartbeat_interval: '00:01:00',
-  enrolled_at: '2026-01-31T10:00:00Z',
 }
 
 const page = answer('A page of devices.', 'DevicePage', { page: { devices: [device], next_cursor: null } }, 'tagged')

@@ -152,15 +152,15 @@ const bodies = {
       status: z
         .enum(['new', 'online', 'late', 'offline', 'clock_skewed'])
         .describe('Its status now; docs/views.md says what each means.'),
-      last_ts: time.nullable().describe('`ts` of its newest heartbeat. The fields up to last_received_at are of this heartbeat.'),
-      seconds_since: z.int().nullable().describe('Seconds since last_ts. Not part of the ETag.'),
-      ...reportedFields,
-      ip: z.string().nullable().describe('The address it came from, or its prefix, as settings.store_ip says.'),
-      last_received_at: time.nullable().describe('When the server received it.'),
+      last_ts: time.nullable().describe('`ts` of its newest heartbeat, by its own clock.'),
+      seconds_since: z.int().nullable().describe('Seconds since last_received_at. Not part of the ETag.'),
+      last_received_at: time.nullable().describe('When it was last heard from, by the clock of Postgres.'),
       heartbeat_interval: z
         .string()
         .describe('How often the device is asked to send, as PostgreSQL writes an interval: `00:01:00`.'),
       enrolled_at: time.describe('When the device was enrolled.'),
+      ...reportedFields,
+      ip: z.string().nullable().describe('The address it came from, or its prefix, as settings.store_ip says.'),
     })
     .describe('A row of the view fleet.device_status. Columns that are added to the view are added here.'),
   DevicePage: z.object({

@@ -10,7 +10,8 @@ export interface DeviceDetail extends Device {
   unity_running: boolean | null
   signal_dbm: number | null
   ip: string | null
-  last_received_at: string | null
+  /** What is wrong with its clock, such as "lags by 6 h"; null if nothing is. */
+  clock: string | null
   interval_s: number
   enrolled_at: string
 }
@@ -27,8 +28,8 @@ export interface Span {
 export async function readDevice(reader: Reader, deviceId: number) {
   const [device] = await reader.run(
     sql => sql<DeviceDetail[]>`
-    select device_id, alias, cohort, status, last_ts, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip,
-      last_received_at, extract(epoch from heartbeat_interval)::float8 as interval_s, enrolled_at
+    select device_id, alias, cohort, status, last_received_at, fleet.describe_clock(device_id) as clock, battery_pct, network_type,
+      unity_running, signal_dbm, agent_version, ip, extract(epoch from heartbeat_interval)::float8 as interval_s, enrolled_at
     from fleet.device_status
     where device_id = ${deviceId}
   `,
@@ -58,7 +59,11 @@ export function DeviceFacts({ device, now }: { device: DeviceDetail; now: Date }
       </div>
       <div>
         <dt>Last heartbeat</dt>
-        <dd>{device.last_ts === null ? 'never' : <Moment at={device.last_ts} now={now} />}</dd>
+        <dd>{device.last_received_at === null ? 'never' : <Moment at={device.last_received_at} now={now} />}</dd>
+      </div>
+      <div>
+        <dt>Clock</dt>
+        <dd>{device.last_received_at === null ? '–' : (device.clock ?? 'right')}</dd>
       </div>
       <div>
         <dt>Unity</dt>

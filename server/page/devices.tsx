@@ -9,7 +9,7 @@ export interface Search {
   status: (typeof FILTERS)[number]
   /** Part of an alias or cohort, or a whole device_id. */
   q: string
-  /** The last row of the previous page: `<last_ts>~<device_id>` for offline devices, otherwise `<device_id>`. */
+  /** The last row of the previous page: `<last_received_at>~<device_id>` for offline devices, otherwise `<device_id>`. */
   after: string
 }
 
@@ -18,7 +18,7 @@ export interface Device {
   alias: string | null
   cohort: string
   status: string
-  last_ts: string | null
+  last_received_at: string | null
   battery_pct: number | null
   network_type: string | null
   agent_version: string | null
@@ -42,11 +42,11 @@ export async function readDevices(reader: Reader, { status, q, after }: Search) 
     return [
       ...(await reader.run(
         sql => sql<Device[]>`
-      select device_id, alias, cohort, 'offline' as status, last_ts, battery_pct, network_type, agent_version
+      select device_id, alias, cohort, 'offline' as status, last_received_at, battery_pct, network_type, agent_version
       from fleet.devices_offline
       where (${pattern}::text is null or alias ilike ${pattern} or cohort ilike ${pattern} or device_id::text = ${q})
-        and (${ts}::timestamptz is null or (last_ts, device_id) > (${ts}::timestamptz, ${id}::bigint))
-      order by last_ts, device_id
+        and (${ts}::timestamptz is null or (last_received_at, device_id) > (${ts}::timestamptz, ${id}::bigint))
+      order by last_received_at, device_id
       limit ${LIMIT + 1}
     `,
       )),
@@ -55,11 +55,11 @@ export async function readDevices(reader: Reader, { status, q, after }: Search) 
   return [
     ...(await reader.run(
       sql => sql<Device[]>`
-    select device_id, alias, cohort, status, last_ts, battery_pct, network_type, agent_version
+    select device_id, alias, cohort, status, last_received_at, battery_pct, network_type, agent_version
     from fleet.device_status
     where (
         status = ${status} or ${status} = 'any'
-        or ${status} = 'unity_down' and unity_running is false and status in ('online', 'late')
+        or ${status} = 'unity_down' and unity_running is false and status in ('online', 'late', 'clock_skewed')
       )
       and (${pattern}::text is null or alias ilike ${pattern} or cohort ilike ${pattern} or device_id::text = ${q})
       and device_id > coalesce(${id}::bigint, 0)
@@ -115,7 +115,7 @@ export function DeviceTable({ devices, search, now }: { devices: Device[]; searc
         rows={shown.map(device => [
           <a href={`/devices/${device.device_id}`}>{nameOf(device)}</a>,
           <Status status={device.status} />,
-          device.last_ts === null ? 'never' : <Moment at={device.last_ts} now={now} />,
+          device.last_received_at === null ? 'never' : <Moment at={device.last_received_at} now={now} />,
           device.battery_pct === null ? '–' : `${device.battery_pct} %`,
           device.cohort,
           device.network_type ?? '–',
@@ -125,7 +125,9 @@ export function DeviceTable({ devices, search, now }: { devices: Device[]; searc
       <nav class="pages" aria-label="Pages of devices">
         {search.after !== '' && <a href={link('')}>First page</a>}
         {devices.length > LIMIT && (
-          <a href={link(search.status === 'offline' ? `${last.last_ts}~${last.device_id}` : String(last.device_id))}>Next page</a>
+          <a href={link(search.status === 'offline' ? `${last.last_received_at}~${last.device_id}` : String(last.device_id))}>
+            Next page
+          </a>
         )}
       </nav>
     </>

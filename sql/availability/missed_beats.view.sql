@@ -1,11 +1,11 @@
 create or replace view fleet.missed_beats as
-select h.device_id, h.alias, h.cohort, h.status, h.last_ts, h.heard_at, h.expected_interval as heartbeat_interval, m.missed_beats
-from (select d.*, d.last_received_at as heard_at from fleet.device_state d) h
+select h.device_id, h.alias, h.cohort, h.status, h.last_ts, h.last_received_at as heard_at, h.expected_interval as heartbeat_interval, m.missed_beats
+from fleet.device_state h
 cross join lateral (
-  select fleet.beats_missed(now() - coalesce(h.heard_at, h.enrolled_at), h.expected_interval) as missed_beats
+  select fleet.beats_missed(now() - coalesce(h.last_received_at, h.enrolled_at), h.expected_interval) as missed_beats
 ) m
 -- The first condition is cheap, and leaves few rows for the second.
-where now() - coalesce(h.heard_at, h.enrolled_at) >= 1.5 * h.expected_interval
+where now() - coalesce(h.last_received_at, h.enrolled_at) >= 1.5 * h.expected_interval
   and m.missed_beats > 0
 order by m.missed_beats desc, h.device_id;
 

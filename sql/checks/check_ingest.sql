@@ -167,7 +167,7 @@ begin
   select string_agg(format('%s %s', coalesce(d.alias, 'device ' || d.device_id), d.clock), ', ' order by d.device_id)
   into v_names
   from (
-    select s.device_id, s.alias, coalesce(fleet.describe_clock(s.device_id), 'has sent nothing since') as clock
+    select s.device_id, s.alias, coalesce(fleet.describe_clock(s.device_id), 'was wrong') as clock
     from fleet.list_devices('clock_skewed', p_limit => c_clocks) s
   ) d;
   status := case when v_count > 0 and v_count * 100 >= v_total then 'warn' else 'ok' end;

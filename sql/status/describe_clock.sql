@@ -42,10 +42,10 @@ as $$
       else format('%s days', round(abs(m.minutes) / 1440))
     end as text
   ) t
-  where m.minutes <> 0;
+  where abs(m.minutes) > 1;
 $$;
 
 comment on function fleet.describe_clock(bigint) is
   'How wrong the clock of a device is, such as "lags by 6 h" or "is 2 h ahead", by the heartbeat that arrived last of those that '
-  'were stored or quarantined; null if it is right. '
+  'were stored or quarantined; null if it is right to the minute. '
   'Example: select alias, fleet.describe_clock(device_id) from fleet.list_devices(''clock_skewed'');';
