@@ -137,9 +137,12 @@ export function isWithin(target: string, share: number) {
   return createHash('sha1').update(target).digest().readUInt32BE(0) / 2 ** 32 < share
 }
 
-/** The ids of devices that are in only one list, or that differ in anything except seconds_since. */
+/**
+ * The ids of devices that are in only one list, or that differ in anything except when they were last heard from: the legacy query
+ * does not know of duplicates.
+ */
 function differences(a: DeviceStatus[], b: DeviceStatus[]) {
-  const text = (device: DeviceStatus) => JSON.stringify({ ...device, seconds_since: null })
+  const text = (device: DeviceStatus) => JSON.stringify({ ...device, seconds_since: null, last_received_at: null })
   const rest = new Map(b.map(device => [device.device_id, text(device)]))
   const differing = new Set<number>()
   for (const device of a) {

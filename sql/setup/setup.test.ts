@@ -245,7 +245,10 @@ async function textOf(file: string): Promise<string> {
   const text = await readFile(join(sqlFolder, file), 'utf8')
   const included = [...text.matchAll(/^--!include (.*)$/gm)].map(([line, name]) => ({ line, name: name! }))
   const texts = await Promise.all(included.map(async ({ line, name }) => ({ line, name, inner: await textOf(name) })))
-  return texts.reduce((whole, { line, name, inner }) => whole.replace(line, () => `--! Included ${name}\n${inner.trim()}\n--! EndIncluded ${name}`), text)
+  return texts.reduce(
+    (whole, { line, name, inner }) => whole.replace(line, () => `--! Included ${name}\n${inner.trim()}\n--! EndIncluded ${name}`),
+    text,
+  )
 }
 
 async function objects(sql: Sql) {
