@@ -25,7 +25,7 @@ cross join lateral (
   limit 1
 ) s
 left join lateral (
-  select b as beat, b.ts, case when b.received_at <= now() + s.max_future then b.received_at else b.ts end as heard_at
+  select b.*, case when b.received_at <= now() + s.max_future then b.received_at else b.ts end as heard_at
   from fleet.device_heartbeats b
   where b.device_id = d.device_id and b.ts <= now() + s.max_future
   order by b.ts desc
@@ -48,13 +48,19 @@ left join lateral (
   order by r.received_at desc, r.ts desc
   limit 1
 ) q on true
-cross join lateral unnest(array[
-  case
-    when q.received_at > coalesce(h.heard_at, '-infinity')
-      then jsonb_populate_record(null::fleet.device_heartbeats, fleet.reported_values(q.payload))
-    else h.beat
-  end
-]) ls
+-- What a refused heartbeat says, if it arrived after the newest stored one. Without the row type of device_heartbeats, so that its
+-- columns can be changed.
+cross join lateral (
+  select
+--!include status/reported_fields.inc.sql
+  from (select h.*) ls
+  where q.received_at is null or q.received_at <= h.heard_at
+  union all
+  select
+--!include status/reported_fields.inc.sql
+  from jsonb_populate_record(null::fleet.device_last_status, fleet.reported_values(q.payload)) ls
+  where q.received_at > coalesce(h.heard_at, '-infinity')
+) ls
 where d.revoked_at is null;
 
 comment on view fleet.device_status_legacy is
