@@ -120,6 +120,7 @@ t.test('an optional field that cannot be read costs only itself: alone, in a bat
     unity_running: 'yes',
     network_type: 'a\0b',
     agent_version: 'x'.repeat(65),
+    extra: [1],
   }
   for (const [name, value] of Object.entries(odd)) {
     const { device_id, answers } = await sendEachWay(db, call, n => ({ ts: ago(100 * n), [name]: value }))
@@ -157,6 +158,19 @@ t.test('unknown fields are ignored, named once in the answer, and counted', asyn
   t.same(((await call('POST /v1/heartbeats', { token, body })).body as { ignored: unknown }).ignored, ['batery_pct'])
   const metrics = (await call('GET /metrics', { admin: true })).body as string
   t.match(metrics, /^hb_unknown_fields_total 9$/m)
+})
+
+t.test("an agent's own values are stored with the heartbeat and shown with the device", async t => {
+  const { db, call } = await withServer(t)
+  const extra = { store: 12, kiosk: true, 'ä"': [null, 1.5, { deep: '😀' }] }
+  const { device_id } = await sendEachWay(db, call, n => ({ ts: ago(100 * n), extra: { ...extra, n } }))
+  const rows = await stored(db, device_id)
+  t.same(
+    rows.map(row => row.extra as unknown),
+    [3, 2, 1].map(n => ({ ...extra, n })),
+  )
+  t.match(await lastStatus(db, device_id), { extra: { ...extra, n: 1 } })
+  t.match(await call(`GET /v1/devices/${device_id}`, { admin: true }), { status: 200, body: { extra: { ...extra, n: 1 } } })
 })
 
 t.test('what cannot be read is counted by field and device, and named by check()', async t => {

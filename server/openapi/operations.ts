@@ -33,6 +33,7 @@ const device = {
   last_received_at: '2026-01-31T12:00:00.130452Z',
   heartbeat_interval: '00:01:00',
   enrolled_at: '2026-01-31T10:00:00Z',
+  extra: { store: 12 },
 }
 
 const page = answer('A page of devices.', 'DevicePage', { page: { devices: [device], next_cursor: null } }, 'tagged')

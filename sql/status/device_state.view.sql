@@ -9,7 +9,7 @@ select d.device_id, d.alias, d.cohort,
   extract(epoch from now() - ls.last_ts)::bigint as seconds_since,
   ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version, ls.ip, ls.last_received_at,
   i.asked as heartbeat_interval, d.enrolled_at,
-  ls.is_silent, ls.status as said, i.expected as expected_interval
+  ls.is_silent, ls.status as said, i.expected as expected_interval, ls.extra
 from fleet.devices d
 left join fleet.device_last_status ls using (device_id)
 left join fleet.cohorts c on c.cohort = d.cohort

@@ -8,7 +8,7 @@ select d.device_id, d.alias, d.cohort,
   extract(epoch from now() - h.ts)::bigint as seconds_since,
   h.battery_pct, h.network_type, h.unity_running, h.signal_dbm, h.agent_version, h.ip,
   greatest(h.received_at, q.received_at) as last_received_at,
-  i.asked as heartbeat_interval, d.enrolled_at
+  i.asked as heartbeat_interval, d.enrolled_at, h.extra
 from fleet.devices d
 left join fleet.cohorts c on c.cohort = d.cohort
 cross join lateral (  -- as in fleet.device_state

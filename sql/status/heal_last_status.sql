@@ -26,7 +26,7 @@ begin
   select position into v_after from fleet.cursors where cursor_name = 'reconcile';
   with newest as materialized (
     select d.device_id, h.ts, h.received_at, h.battery_pct, h.network_type, h.unity_running, h.signal_dbm, h.agent_version,
-      h.ip, ls.last_ts
+      h.ip, h.extra, ls.last_ts
     from fleet.devices d
     left join fleet.device_last_status ls on ls.device_id = d.device_id
     left join lateral (
@@ -46,11 +46,11 @@ begin
   ),
   healed as (
     insert into fleet.device_last_status as ls (
-      device_id, last_ts, last_received_at, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, status,
-      is_silent
+      device_id, last_ts, last_received_at, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, extra,
+      status, is_silent
     )
     select n.device_id, n.ts, n.received_at, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version,
-      n.ip, case when n.unity_running is false then 'unity_down' else 'ok' end,
+      n.ip, n.extra, case when n.unity_running is false then 'unity_down' else 'ok' end,
       true  -- this may take minutes; fleet.mark_silent() removes the marks that are not needed
     from behind n
     order by n.device_id  -- the order in which ingest locks them
@@ -63,6 +63,7 @@ begin
         signal_dbm = excluded.signal_dbm,
         agent_version = excluded.agent_version,
         ip = excluded.ip,
+        extra = excluded.extra,
         status = excluded.status,
         is_silent = excluded.is_silent
       where ls.last_ts is null or ls.last_ts < excluded.last_ts

@@ -17,11 +17,11 @@ begin
     where n.ts < v_today
   )
   insert into fleet.device_last_status as ls (
-    device_id, last_ts, last_received_at, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, status,
-    is_silent
+    device_id, last_ts, last_received_at, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, extra,
+    status, is_silent
   )
   select distinct on (n.device_id)
-    n.device_id, n.ts, n.received_at, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip,
+    n.device_id, n.ts, n.received_at, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip, n.extra,
     case when n.unity_running is false then 'unity_down' else 'ok' end,
     -- A fresh heartbeat removes the mark, a buffered old one does not. The value rarely changes, so the update stays HOT.
     n.ts < now() - interval '2 minutes'
@@ -36,6 +36,7 @@ begin
       signal_dbm = excluded.signal_dbm,
       agent_version = excluded.agent_version,
       ip = excluded.ip,
+      extra = excluded.extra,
       status = excluded.status,
       is_silent = excluded.is_silent
     -- A late arrival must not rewind a device.
