@@ -79,6 +79,8 @@ comment on index fleet.device_availability_daily_excess_idx is
 --!include status/device_state.view.sql
 --!include status/device_status.view.sql
 --!include status/device_status_legacy.view.sql
+--!include status/devices_offline.view.sql
+--!include availability/missed_beats.view.sql
 
 --!include archive/compare_with_archive.sql
 --!include ingest/heartbeat_bucket.sql
