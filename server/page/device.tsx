@@ -10,6 +10,8 @@ export interface DeviceDetail extends Device {
   unity_running: boolean | null
   signal_dbm: number | null
   ip: string | null
+  /** As JSON text. */
+  extra: string | null
   last_received_at: string | null
   interval_s: number
   enrolled_at: string
@@ -28,7 +30,7 @@ export async function readDevice(reader: Reader, deviceId: number) {
   const [device] = await reader.run(
     sql => sql<DeviceDetail[]>`
     select device_id, alias, cohort, status, last_ts, battery_pct, network_type, unity_running, signal_dbm, agent_version, ip,
-      last_received_at, extract(epoch from heartbeat_interval)::float8 as interval_s, enrolled_at
+      extra::text, last_received_at, extract(epoch from heartbeat_interval)::float8 as interval_s, enrolled_at
     from fleet.device_status
     where device_id = ${deviceId}
   `,
@@ -102,6 +104,14 @@ export function DeviceFacts({ device, now }: { device: DeviceDetail; now: Date }
         <dt>Device id</dt>
         <dd>{device.device_id}</dd>
       </div>
+      {device.extra !== null && (
+        <div class="wide">
+          <dt>Own values</dt>
+          <dd>
+            <code>{device.extra}</code>
+          </dd>
+        </div>
+      )}
     </dl>
   )
 }
