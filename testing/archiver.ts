@@ -103,7 +103,7 @@ export async function fillDay(sql: Sql, date: string, rows: number) {
     ) t`
 }
 
-/** Fills a day with rows that break a careless format: all kinds of text, null, number and address. */
+/** Fills a day with rows that break a careless format: all kinds of text, null, number, address and JSON. */
 export async function fillAwkwardDay(sql: Sql, date: string, table = 'fleet.device_heartbeats') {
   const texts = [
     null,
@@ -163,13 +163,24 @@ export async function fillAwkwardDay(sql: Sql, date: string, table = 'fleet.devi
     '23:59:59.000009',
   ]
   const numbers = [null, -32768, 32767, 0, -1]
+  // As text, because JavaScript would round the numbers and drop the first of two equal keys.
+  const objects = [
+    null,
+    '{}',
+    '{"store": 12, "kiosk": true, "rate": 1.10}',
+    '{"n": [1e400, -1e-400, 9007199254740993, 123456789012345678901234567890.5, -0, 1e2]}',
+    '{"a": 1, "b": [], "a": {"b": [null, false, {}]}}',
+    '{"ü 🛰️": "日本\\"\\\\\\n", "": ["\\\\N", "~", "|", "3:abc", "\\u0001\\u2028\\r\\t", ",", "\\"\\""]}',
+    '{"a": {"b": {"c": {"d": "e"}}}}',
+    JSON.stringify({ long: 'x,"é'.repeat(400) }),
+  ]
   await sql`
     with lists as (
       select ${sql.json(texts)}::jsonb as texts, ${sql.json(addresses)}::jsonb as addresses, ${sql.json(times)}::jsonb as times,
-        ${sql.json(numbers)}::jsonb as numbers
+        ${sql.json(numbers)}::jsonb as numbers, ${sql.json(objects)}::jsonb as objects
     )
     insert into ${sql(table)}
-      (ts, received_at, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
+      (ts, received_at, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip, extra)
     select (${date} || ' ' || (times ->> (n % jsonb_array_length(times))) || '+00')::timestamptz,
       '1970-01-01 00:00:00Z'::timestamptz + n * interval '1 microsecond' - (n % 2) * interval '1000 years',
       case n % 3 when 0 then 9223372036854775807 - n when 1 then n else -9223372036854775808 + n end,
@@ -177,7 +188,8 @@ export async function fillAwkwardDay(sql: Sql, date: string, table = 'fleet.devi
       (array[true, false, null])[1 + n / 3 % 3],
       texts ->> (n % jsonb_array_length(texts)),
       texts ->> (n / 7 % jsonb_array_length(texts)),
-      (addresses ->> (n % jsonb_array_length(addresses)))::inet
+      (addresses ->> (n % jsonb_array_length(addresses)))::inet,
+      (objects ->> (n / 3 % jsonb_array_length(objects)))::jsonb
     from generate_series(1, 4000) as n, lists`
 }
 

@@ -24,7 +24,7 @@ async function makeTable(count = 0) {
   await db.admin`create table ${db.admin(table)} (like fleet.device_heartbeats)`
   await db.admin`grant select on ${db.admin(table)} to fleet_archiver`
   await db.admin`
-    insert into ${db.admin(table)}
+    insert into ${db.admin(table)} (ts, received_at, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
     select '2026-08-15Z'::timestamptz + n * interval '400 milliseconds', '2026-08-15Z', (n * 7919::bigint) % 1000, -70, n % 100, true, 'wifi', '1.0', '10.0.0.1'
     from generate_series(1, ${count}::int) as n`
   return table
@@ -45,11 +45,12 @@ t.test('rows that break careless formats are unchanged in Parquet', async t => {
   const duckdb = await (await DuckDBInstance.create()).connect()
   const parquet = await duckdb.runAndReadAll(`
     select epoch_us(ts)::varchar, epoch_us(received_at)::varchar, device_id::varchar, signal_dbm, battery_pct, unity_running,
-      hex(encode(network_type)), hex(encode(agent_version)), ip from '${file}' order by device_id`)
+      hex(encode(network_type)), hex(encode(agent_version)), ip, hex(encode(extra)) from '${file}' order by device_id`)
   const rows = await db.admin`
     select (extract(epoch from ts) * 1000000)::bigint::text, (extract(epoch from received_at) * 1000000)::bigint::text as received, device_id::text,
       signal_dbm, battery_pct, unity_running, upper(encode(convert_to(network_type, 'UTF8'), 'hex')) as network_type,
-      upper(encode(convert_to(agent_version, 'UTF8'), 'hex')) as agent_version, abbrev(ip)
+      upper(encode(convert_to(agent_version, 'UTF8'), 'hex')) as agent_version, abbrev(ip),
+      upper(encode(convert_to(extra::text, 'UTF8'), 'hex')) as extra
     from ${db.admin(table)} as rows order by rows.device_id`.values()
   t.same(
     parquet.getRows(),

@@ -105,7 +105,8 @@ t.test('rows have the columns of the table and keep their values', async t => {
   const rows = await db.admin`
     select (extract(epoch from ts) * 1000000)::bigint::text as ts, device_id::text, signal_dbm, unity_running,
       upper(encode(convert_to(network_type, 'UTF8'), 'hex')) as network_type,
-      upper(encode(convert_to(agent_version, 'UTF8'), 'hex')) as agent_version, abbrev(ip) as ip
+      upper(encode(convert_to(agent_version, 'UTF8'), 'hex')) as agent_version, abbrev(ip) as ip,
+      upper(encode(convert_to(extra::text, 'UTF8'), 'hex')) as extra
     from (select * from fleet.device_heartbeats union all select * from fleet_detached.${db.admin(await partitionOf(db.sql, archived))}) r
     order by r.ts, r.device_id`.values()
   await workAll(t, db, directory)
@@ -115,10 +116,21 @@ t.test('rows have the columns of the table and keep their values', async t => {
     directory,
     `
     select epoch_us(ts)::varchar as ts, device_id::varchar as device_id, signal_dbm, unity_running,
-      hex(encode(network_type)) as network_type, hex(encode(agent_version)) as agent_version, ip
+      hex(encode(network_type)) as network_type, hex(encode(agent_version)) as agent_version, ip, hex(encode(extra)) as extra
     from device_heartbeats h order by h.ts, h.device_id`,
   )) as object[]
   t.ok(JSON.stringify(got.map(row => Object.values(row) as unknown[])) === JSON.stringify(rows), 'row for row')
+  t.same(
+    await ask(
+      t,
+      db,
+      directory,
+      `select (extra->>'store')::int as store, extra->'kiosk' as kiosk, count(*) > 0 as found
+      from device_heartbeats where extra->>'store' = '12' group by all`,
+    ),
+    [{ store: 12, kiosk: 'true', found: true }],
+    'with the JSON functions of DuckDB',
+  )
   const columns = await db.sql<
     { name: string }[]
   >`select name from fleet.archive_columns('fleet.device_heartbeats'::regclass) order by position`

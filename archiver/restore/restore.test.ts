@@ -18,11 +18,11 @@ async function withDroppedDay(t: Test, rows: number | 'awkward') {
   const retired = await withRetiredDay(t, rows)
   const { db, directory, partition } = retired
   const before =
-    await db.admin`select t.*, ts::text, received_at::text from fleet_detached.${db.admin(partition)} t order by t.device_id, t.ts`
+    await db.admin`select t.*, ts::text, received_at::text, extra::text from fleet_detached.${db.admin(partition)} t order by t.device_id, t.ts`
   await workAll(t, db, directory)
   t.match(await stateOf(db.sql, partition), { state: 'dropped' })
   const read = () => db.admin`
-    select t.*, ts::text, received_at::text from fleet.device_heartbeats t
+    select t.*, ts::text, received_at::text, extra::text from fleet.device_heartbeats t
     where ts >= ${day}::date and ts < ${day}::date + 1 order by t.device_id, t.ts`
   return { ...retired, before, read }
 }

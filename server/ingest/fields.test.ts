@@ -101,6 +101,38 @@ const cases: Record<string, [sent: unknown, read: unknown][]> = {
     ['\0', undefined],
     [3.1, undefined],
   ],
+  extra: [
+    [{}, {}],
+    [{ a: { b: { c: { d: 1 } } } }, { a: { b: { c: { d: 1 } } } }],
+    [{ a: [[['x', null, true, 1.5, -0]]] }, { a: [[['x', null, true, 1.5, 0]]] }],
+    [{ a: 'x'.repeat(2040) }, { a: 'x'.repeat(2040) }],
+    [{ 'ä"\n': '😀' }, { 'ä"\n': '😀' }],
+    [{ a: 'x'.repeat(2041) }, undefined],
+    [{ a: 'ä'.repeat(1021) }, undefined],
+    [{ a: { b: { c: { d: {} } } } }, undefined],
+    [{ a: [[[[]]]] }, undefined],
+    [{ a: 'b\0' }, undefined],
+    [{ 'a\0': 1 }, undefined],
+    [{ a: ['\ud800'] }, undefined],
+    [{ '\udfff': 1 }, undefined],
+    [
+      { a: 9007199254740991, b: -9007199254740991, c: 0.1, d: 1e-7 },
+      { a: 9007199254740991, b: -9007199254740991, c: 0.1, d: 1e-7 },
+    ],
+    [{ a: 9007199254740992 }, undefined],
+    [JSON.parse('{"a":[-9007199254740993]}'), undefined],
+    [{ a: 1e300 }, undefined],
+    [{ a: JSON.parse('1e400') as number }, undefined],
+    [{ a: Array<number>(6).fill(1e-300) }, { a: Array<number>(6).fill(1e-300) }],
+    [{ a: Array<number>(7).fill(1e-300) }, undefined],
+    [{ 'e-9"e-99\\': 'e-999 \\"e-9999' }, { 'e-9"e-99\\': 'e-999 \\"e-9999' }],
+    [JSON.parse('{"a":1,"a":{"b":2}}'), { a: { b: 2 } }],
+    [JSON.parse('{"__proto__":{"a":1}}'), JSON.parse('{"__proto__":{"a":1}}')],
+    [[], undefined],
+    ['{}', undefined],
+    [5, undefined],
+    [true, undefined],
+  ],
 }
 
 t.test('every field has cases', async t => t.same(Object.keys(cases).sort(), [...FIELDS.keys()].sort()))
@@ -116,6 +148,11 @@ for (const [name, pairs] of Object.entries(cases)) {
     t.ok(schema.type)
   })
 }
+
+t.test('an object that is far too deep is left out without recursion', async t => {
+  const deep = JSON.parse(`${'{"a":'.repeat(100_000)}1${'}'.repeat(100_000)}`) as unknown
+  t.equal(FIELDS.get('extra')!.read(deep), undefined)
+})
 
 t.test('a text that is far too long is not split into characters', t => {
   let taken = 0

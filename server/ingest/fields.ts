@@ -35,6 +35,7 @@ export const FIELDS: ReadonlyMap<string, Field> = new Map([
   // 99 and 255 mean "not known or not detectable" in 3GPP TS 27.007, from which Android's older calls take their values.
   ['signal_dbm', integer(-200, 50, { unknown: [99, 255], description: 'Signal strength, in dBm.', example: -61 })],
   ['agent_version', text(64, { description: 'Version of the agent.', example: '3.1.0' })],
+  ['extra', object(2_048, 4, { description: "The agent's own values.", example: { store: 12, kiosk: true } })],
 ])
 
 interface About {
@@ -82,6 +83,39 @@ function text(max: number, about: About): Field {
   return { ...about, schema: { type: 'string', maxLength: max, pattern: STORABLE.source }, read }
 }
 
+/**
+ * A JSON object of at most `maxBytes` bytes as compact text, with at most `maxDepth` objects and arrays inside each other. One value
+ * in it that cannot be stored as it was sent costs the whole object.
+ */
+function object(maxBytes: number, maxDepth: number, about: About): Field {
+  const read = (value: unknown): string | null | undefined => {
+    if (!isObject(value) || !canStore(value, maxDepth)) return undefined
+    const json = JSON.stringify(value)
+    return Buffer.byteLength(json) <= maxBytes && bytesWithoutExponents(json) <= maxBytes ? json : undefined
+  }
+  const limits = `At most ${maxBytes / 1024} KiB as text, and at most ${maxDepth} objects and arrays inside each other.`
+  return { ...about, description: `${about.description} ${limits}`, schema: { type: 'object' }, read }
+}
+
 export function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
+/** Whether it is stored as it was sent, and is at most this deep. */
+function canStore(value: unknown, depth: number): boolean {
+  if (typeof value === 'string') return STORABLE.test(value)
+  // JSON.parse() rounds larger whole numbers, and makes Infinity of 1e400.
+  if (typeof value === 'number') return Math.abs(value) <= Number.MAX_SAFE_INTEGER
+  if (typeof value !== 'object' || value === null) return true
+  if (depth === 0) return false
+  return Array.isArray(value)
+    ? value.every(inner => canStore(inner, depth - 1))
+    : Object.entries(value).every(([name, inner]) => STORABLE.test(name) && canStore(inner, depth - 1))
+}
+
+/** jsonb writes 1e-300 with all its zeros. */
+function bytesWithoutExponents(json: string) {
+  let bytes = Buffer.byteLength(json)
+  for (const [, exponent] of json.matchAll(/"(?:[^"\\]|\\.)*"|e-(\d+)/g)) bytes += Number(exponent ?? 0)
+  return bytes
 }

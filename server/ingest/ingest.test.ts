@@ -141,6 +141,7 @@ t.test('an optional field that cannot be read costs only itself: alone, in a bat
     unity_running: 'yes',
     network_type: 'a\0b',
     agent_version: 'x'.repeat(65),
+    extra: [1],
   }
   for (const [name, value] of Object.entries(odd)) {
     const { device_id, answers } = await sendEachWay(db, call, n => ({ ts: ago(100 * n), [name]: value }))
@@ -178,6 +179,64 @@ t.test('unknown fields are ignored, named once in the answer, and counted', asyn
   t.same(((await call('POST /v1/heartbeats', { token, body })).body as { ignored: unknown }).ignored, ['batery_pct'])
   const metrics = (await call('GET /metrics', { admin: true })).body as string
   t.match(metrics, /^hb_unknown_fields_total 9$/m)
+})
+
+t.test("an agent's own values are stored with the heartbeat and shown with the device", async t => {
+  const { db, call } = await withServer(t)
+  const extra = { store: 12, kiosk: true, 'ä"': [null, 1.5, { deep: '😀' }] }
+  const { device_id } = await sendEachWay(db, call, n => ({ ts: ago(100 * n), extra: { ...extra, n } }))
+  const rows = await stored(db, device_id)
+  t.same(
+    rows.map(row => row.extra as unknown),
+    [3, 2, 1].map(n => ({ ...extra, n })),
+  )
+  t.match(await lastStatus(db, device_id), { extra: { ...extra, n: 1 } })
+  t.match(await call(`GET /v1/devices/${device_id}`, { admin: true }), { status: 200, body: { extra: { ...extra, n: 1 } } })
+})
+
+t.test("agent's own values that cannot be stored as they were sent cost only themselves", async t => {
+  const { db, call, unreadable } = await withServer(t)
+  // As text, because JavaScript could not send some of them.
+  const odd = {
+    array: '[1]',
+    text: '"{}"',
+    number: '5',
+    'too large': `{"a":"${'x'.repeat(2041)}"}`,
+    'too deep': '{"a":{"b":{"c":{"d":{}}}}}',
+    'far too deep': `${'{"a":'.repeat(2_000)}1${'}'.repeat(2_000)}`,
+    'a whole number that would be rounded': '{"id":9007199254740993}',
+    'a number that would be infinite': '{"a":[1e400]}',
+    NUL: '{"a":"\\u0000"}',
+    'half a surrogate pair': '{"\\ud800":1}',
+  }
+  for (const [name, extra] of Object.entries(odd)) {
+    const { device_id, token } = await enroll(db, name)
+    const gateway = await gatewayToken(db, name)
+    const fields = (n: number) => `"ts":"${ago(100 * n)}","battery_pct":${n},"extra":${extra}`
+    t.match(await call('POST /v1/heartbeat', { token, body: `{${fields(1)}}` }), {
+      status: 201,
+      body: { result: 'stored', ignored: ['extra'] },
+    })
+    const batch = { status: 200, body: { stored: 1, ignored: ['extra'] } }
+    t.match(await call('POST /v1/heartbeats', { token, body: `[{${fields(2)}}]` }), batch, name)
+    t.match(await call('POST /v1/heartbeats', { token: gateway, body: `[{"device_id":${device_id},${fields(3)}}]` }), batch, name)
+    t.match(
+      await stored(db, device_id),
+      [3, 2, 1].map(battery_pct => ({ battery_pct, extra: null })),
+      name,
+    )
+    await unreadable.tell()
+    t.match(await db.sql`select field, times::int from fleet.unreadable_fields where device_id = ${device_id}`, [
+      { field: 'extra', times: 3 },
+    ])
+  }
+  const { device_id, token } = await enroll(db, 'twice')
+  t.match(await call('POST /v1/heartbeat', { token, body: '{"extra":{"a":1,"b":0.1,"a":{"c":1e-7}}}' }), { status: 201 })
+  t.match(
+    await db.sql`select extra::text from fleet.device_heartbeats where device_id = ${device_id}`,
+    [{ extra: '{"a": {"c": 0.0000001}, "b": 0.1}' }],
+    'of two equal names the last one counts',
+  )
 })
 
 t.test('what cannot be read is counted by field and device, and named by check()', async t => {

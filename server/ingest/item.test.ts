@@ -25,6 +25,7 @@ t.test('what a typical agent sends is passed on as it is, with the address', asy
     unity_running: true,
     signal_dbm: -61,
     agent_version: '3.1.0',
+    extra: { store: 12 },
   }
   t.same(read(usual, itemTail('1.2.3.4')), {
     item: { device_id: 7, ...usual, ip: '1.2.3.4' },

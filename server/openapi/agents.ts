@@ -23,6 +23,7 @@ const single = {
         unity_running: true,
         signal_dbm: -61,
         agent_version: '3.1.0',
+        extra: { store: 12 },
       },
     },
     retry: {

@@ -33,6 +33,7 @@ const device = {
   signal_dbm: -61,
   agent_version: '3.1.0',
   ip: '127.0.0.1',
+  extra: { store: 12 },
 }
 
 const page = answer('A page of devices.', 'DevicePage', { page: { devices: [device], next_cursor: null } }, 'tagged')

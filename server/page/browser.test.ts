@@ -241,7 +241,7 @@ async function fill() {
   insert into fleet.silence_samples (cohort, sampled_at, active, gone_quiet)
   select c, now() - n * interval '10 minutes', 10, 0 from unnest(array['yard', '(all)']) c, generate_series(10, 200) n
 `
-  await call('POST /v1/heartbeat', { token, body: {} })
+  await call('POST /v1/heartbeat', { token, body: { extra: { note: 'without-a-place-to-break-'.repeat(40) } } })
   await db.admin`
   update fleet.device_last_status ls set last_ts = now(), last_received_at = now(), status = 'ok'
   from fleet.devices d where d.device_id = ls.device_id and d.cohort = 'yard'

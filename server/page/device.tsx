@@ -10,6 +10,8 @@ export interface DeviceDetail extends Device {
   unity_running: boolean | null
   signal_dbm: number | null
   ip: string | null
+  /** As JSON text. */
+  extra: string | null
   /** What is wrong with its clock, such as "lags by 6 h"; null if nothing is. */
   clock: string | null
   interval_s: number
@@ -29,7 +31,8 @@ export async function readDevice(reader: Reader, deviceId: number) {
   const [device] = await reader.run(
     sql => sql<DeviceDetail[]>`
     select device_id, alias, cohort, status, last_received_at, fleet.describe_clock(device_id) as clock, battery_pct, network_type,
-      unity_running, signal_dbm, agent_version, ip, extract(epoch from heartbeat_interval)::float8 as interval_s, enrolled_at
+      unity_running, signal_dbm, agent_version, ip, extra::text, extract(epoch from heartbeat_interval)::float8 as interval_s,
+      enrolled_at
     from fleet.device_status
     where device_id = ${deviceId}
   `,
@@ -107,6 +110,14 @@ export function DeviceFacts({ device, now }: { device: DeviceDetail; now: Date }
         <dt>Device id</dt>
         <dd>{device.device_id}</dd>
       </div>
+      {device.extra !== null && (
+        <div class="wide">
+          <dt>Own values</dt>
+          <dd>
+            <code>{device.extra}</code>
+          </dd>
+        </div>
+      )}
     </dl>
   )
 }

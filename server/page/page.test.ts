@@ -270,12 +270,17 @@ t.test('a device has a page with its last day', async t => {
     battery_pct: 50 + (n % 10),
     signal_dbm: -70,
     unity_running: n !== 3,
+    ...(n === 0 && { extra: { store: 12, '<b>': ['<i>'] } }),
   }))
   t.match(await call('POST /v1/heartbeats', { token, body: beats }), { body: { stored: 60 } })
   const { get, login } = visitor(url)
   const session = await login()
   const { html } = await get(`/devices/${device_id}`, session)
   t.match(textOf(html, 'now'), /Status offline Last heartbeat 1 h ago .* Battery 50 % Signal -70 dBm/)
+  t.match(
+    html,
+    '<dt>Own values</dt><dd><code>{&quot;&lt;b&gt;&quot;: [&quot;&lt;i&gt;&quot;], &quot;store&quot;: 12}</code></dd>',
+  )
   t.match(
     textOf(html, 'day'),
     /^The last 24 hours 60 heartbeats, 1 of them with Unity down, 13[678] spans of ten minutes without one\./,

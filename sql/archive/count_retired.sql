@@ -4,7 +4,7 @@ create or replace function fleet.count_retired(
   p_worker text,
   p_row_count bigint,
   p_columns jsonb default null,
-  p_checksum_version integer default 1,
+  p_checksum_version integer default 2,
   out row_count bigint,
   out content_checksum numeric,
   out min_ts timestamptz,

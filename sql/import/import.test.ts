@@ -77,15 +77,16 @@ t.test('a table with different column names and types is imported, in any time z
     db,
     `
     hb_id uuid default gen_random_uuid(), device varchar(36) not null, "Time" timestamp not null, battery numeric(5,2), rssi text,
-    network_type char(8), unity_running integer, agent_version varchar, ip varchar(45), uptime_s bigint, created_at timestamptz
+    network_type char(8), unity_running integer, agent_version varchar, ip varchar(45), uptime_s bigint, created_at timestamptz,
+    extra varchar
   `,
   )
   const [first, second] = (await enroll(db.sql, 2)) as [number, number]
   await db.admin.unsafe(`
-    insert into ${TABLE} (device, "Time", battery, rssi, network_type, unity_running, agent_version, ip, created_at) values
-    ('device-1', '2026-03-29 02:30:00.123456', 81.4, '-61', 'wifi', 1, '3.1.0', '10.1.2.3', '2026-03-29 02:30:01+00'),
-    ('device-2', '2026-03-29 02:30:00', null, null, null, null, null, null, 'infinity'),
-    ('device-1', '2026-03-29 02:31:00', 0, '-120', '', 0, 'ünï|:~', '2001:db8::1/64', null)
+    insert into ${TABLE} (device, "Time", battery, rssi, network_type, unity_running, agent_version, ip, created_at, extra) values
+    ('device-1', '2026-03-29 02:30:00.123456', 81.4, '-61', 'wifi', 1, '3.1.0', '10.1.2.3', '2026-03-29 02:30:01+00', '{"a": [1, {}]}'),
+    ('device-2', '2026-03-29 02:30:00', null, null, null, null, null, null, 'infinity', null),
+    ('device-1', '2026-03-29 02:31:00', 0, '-120', '', 0, 'ünï|:~', '2001:db8::1/64', null, '{}')
   `)
   const dba = asRole(t, db, 'fleet_dba', { TimeZone: 'America/New_York', DateStyle: 'SQL, DMY' })
   const columns = JSON.stringify({
@@ -122,6 +123,7 @@ t.test('a table with different column names and types is imported, in any time z
         network_type: null,
         agent_version: null,
         ip: null,
+        extra: null,
       },
       {
         ts: '2026-03-29 02:30:00.123456+00',
@@ -133,6 +135,7 @@ t.test('a table with different column names and types is imported, in any time z
         network_type: 'wifi',
         agent_version: '3.1.0',
         ip: '10.1.2.3',
+        extra: { a: [1, {}] },
       },
       {
         ts: '2026-03-29 02:31:00+00',
@@ -144,6 +147,7 @@ t.test('a table with different column names and types is imported, in any time z
         network_type: '',
         agent_version: 'ünï|:~',
         ip: '2001:db8::1/64',
+        extra: {},
       },
     ],
   )

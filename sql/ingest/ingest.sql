@@ -25,12 +25,13 @@ begin
           i.signal_dbm, i.battery_pct, i.unity_running, i.network_type, i.agent_version,
           fleet.stored_ip(i.ip, s.store_ip) as ip,
           p_received_at - least(s.max_late, s.retention) as oldest,
-          p_received_at + s.max_future as newest
+          p_received_at + s.max_future as newest,
+          i.extra
         from rows from (
           json_to_recordset(p_batch) as (
             device_id bigint, ts timestamptz,
             signal_dbm smallint, battery_pct smallint, unity_running boolean, network_type text, agent_version text,
-            ip inet
+            ip inet, extra jsonb
           )
         ) with ordinality i
         cross join fleet.settings s
@@ -65,11 +66,11 @@ begin
         insert into fleet.device_heartbeats (
           ts, received_at, device_id,
           signal_dbm, battery_pct, unity_running, network_type, agent_version,
-          ip
+          ip, extra
         )
         select j.ts, p_received_at, j.device_id,
           j.signal_dbm, j.battery_pct, j.unity_running, j.network_type, j.agent_version,
-          j.ip
+          j.ip, j.extra
         from judged j
         where j.reason is null and j.is_first
         order by j.device_id, j.ts  -- the same order in every batch: no deadlock
@@ -109,6 +110,6 @@ $$;
 
 comment on function fleet.ingest(json, timestamptz) is
   'Stores a batch of heartbeats in one statement. The batch is a JSON array of {device_id, ts, battery_pct, network_type, '
-  'unity_running, signal_dbm, agent_version, ip}. Answers each item in order: stored, duplicate (same device and 10-second '
+  'unity_running, signal_dbm, agent_version, ip, extra}. Answers each item in order: stored, duplicate (same device and 10-second '
   'bucket), quarantined (too_late, in_future, no_partition) or rejected (quarantine_full). '
   'Example: select * from fleet.ingest(''[{"device_id":1,"battery_pct":80}]'');';

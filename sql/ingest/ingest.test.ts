@@ -14,6 +14,7 @@ t.test("a heartbeat is in its day's partition and in last status when ingest ans
     unity_running: true,
     signal_dbm: -61,
     agent_version: '3.1.0',
+    extra: { store: 12, ä: [null, { b: 1.5 }] },
     ip: '192.0.2.7',
   }
   t.match(await ingestOnTime(sql, [beat]), [{ item: 1, result: 'stored', reason: null, ts: new Date(ts) }])
@@ -29,6 +30,7 @@ t.test("a heartbeat is in its day's partition and in last status when ingest ans
       unity_running: true,
       signal_dbm: -61,
       agent_version: '3.1.0',
+      extra: { store: 12, ä: [null, { b: 1.5 }] },
       ip: '192.0.2.7',
       status: 'ok',
     },
@@ -209,7 +211,7 @@ t.test('quarantined heartbeats are replayed once their partition exists', async 
   await admin.unsafe(`alter table fleet.device_heartbeats detach partition fleet.${name}`)
   await ingest(sql, [
     { device_id: first, ts: `${day}T10:00:05Z`, battery_pct: 2 },
-    { device_id: second, ts: `${day}T10:00:00Z`, battery_pct: 3, unity_running: false },
+    { device_id: second, ts: `${day}T10:00:00Z`, battery_pct: 3, unity_running: false, extra: { a: [1] } },
     { device_id: second, ts: daysAgo(8) },
   ])
   const dba = asRole(t, db, 'fleet_dba')
@@ -227,8 +229,8 @@ t.test('quarantined heartbeats are replayed once their partition exists', async 
     { stored: '0', duplicate: '1', remaining: '0' },
   ])
   t.same(await dba`select * from fleet.replay_quarantine()`, [{ stored: '1', duplicate: '0', remaining: '1' }])
-  t.match(await sql`select battery_pct, unity_running from fleet.device_heartbeats where device_id = ${second}`, [
-    { battery_pct: 3, unity_running: false },
+  t.match(await sql`select battery_pct, unity_running, extra from fleet.device_heartbeats where device_id = ${second}`, [
+    { battery_pct: 3, unity_running: false, extra: { a: [1] } },
   ])
   t.match(await sql`select last_ts from fleet.device_last_status where device_id = ${second}`, [
     { last_ts: new Date(`${day}T10:00:00Z`) },

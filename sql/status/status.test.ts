@@ -50,14 +50,14 @@ t.test('reconcile moves last status to the newest stored heartbeat, and never ba
   const devices = await enroll(sql, 30)
   await ingest(
     sql,
-    devices.map(device_id => ({ device_id, ts: secondsAgo(3600), battery_pct: 10 })),
+    devices.map(device_id => ({ device_id, ts: secondsAgo(3600), battery_pct: 10, extra: { old: true } })),
   )
   const lost = devices.slice(0, 10)
   // A newer heartbeat that the trigger did not see, and a row that is missing.
   await admin.unsafe(`alter table fleet.device_heartbeats disable trigger device_heartbeats_record_last_status`)
   await ingest(
     sql,
-    lost.map(device_id => ({ device_id, ts: secondsAgo(60), battery_pct: 90, unity_running: false })),
+    lost.map(device_id => ({ device_id, ts: secondsAgo(60), battery_pct: 90, unity_running: false, extra: { device_id } })),
   )
   await admin.unsafe(`alter table fleet.device_heartbeats enable trigger device_heartbeats_record_last_status`)
   await admin`delete from fleet.device_last_status where device_id = ${devices[20] as number}`
@@ -73,8 +73,9 @@ t.test('reconcile moves last status to the newest stored heartbeat, and never ba
   t.match(await dba`select updated from fleet.reconcile()`, [{ updated: '0' }])
   t.match(
     await sql`
-    select count(*) filter (where battery_pct = 90 and status = 'unity_down')::int as healed,
-      count(*) filter (where battery_pct = 10)::int as untouched
+    select count(*) filter (where battery_pct = 90 and status = 'unity_down' and extra = jsonb_build_object('device_id', device_id))::int
+        as healed,
+      count(*) filter (where battery_pct = 10 and extra = '{"old": true}')::int as untouched
     from fleet.device_last_status
   `,
     [{ healed: 10, untouched: 20 }],

@@ -168,8 +168,8 @@ async function lastStatus(sql: Sql) {
       order by h.ts desc
       limit 1
     ) n
-    where (ls.last_ts, ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version)
-      is distinct from (n.ts, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version)
+    where (ls.last_ts, ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version, ls.extra)
+      is distinct from (n.ts, n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.extra)
     limit 10
   `
   return rows.map(
