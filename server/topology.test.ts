@@ -83,7 +83,8 @@ t.test('behind a pool and a balancer', { skip: topology.without || leftToCi(), t
       status: 201,
       body: { result: 'stored', ts: /Z$/ },
     })
-    t.match(await call('POST /v1/heartbeats', { token, body: [{ ts: '2001-01-01T00:00:00Z' }, { ts: 'yesterday' }] }), {
+    const batch = [{ ts: '2001-01-01T00:00:00Z' }, { battery_pct: 80 }, { ts: 'yesterday' }]
+    t.match(await call('POST /v1/heartbeats', { token, body: batch }), {
       status: 200,
       body: { quarantined: 1, rejected: 1 },
     })

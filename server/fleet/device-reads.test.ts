@@ -1,4 +1,5 @@
 import t from 'tap'
+import { ingestOnTime } from '../../testing/fleet.ts'
 import { spawnNode, waitFor, withDatabase } from '../../testing/database.ts'
 import { isWithin } from './device-reads.ts'
 import { ago, client, enroll, serverEnv, withServer } from '../../testing/server.ts'
@@ -24,10 +25,13 @@ t.test('READ_FROM_LAST_STATUS=false answers from the heartbeats, with the same r
   const fast = await withServer(t)
   const { db } = fast
   const legacy = await withServer(t, { readFromLastStatus: 0 }, db)
-  const devices = []
+  const devices: Awaited<ReturnType<typeof enroll>>[] = []
   for (const alias of ['a', 'b', 'c', 'd', 'e']) devices.push(await enroll(db, alias))
   const beats = [{ ts: ago(5), battery_pct: 1 }, { ts: ago(1200), battery_pct: 2 }, { ts: ago(200) }, { ts: ago(-3600) }]
-  for (const [n, body] of beats.entries()) await fast.call('POST /v1/heartbeat', { token: devices[n]!.token, body })
+  await ingestOnTime(
+    db.sql,
+    beats.map((beat, n) => ({ device_id: devices[n]!.device_id, ...beat })),
+  )
   const body = async (server: typeof fast, path: string) => {
     const answer = (await server.call(`GET ${path}`, { admin: true })).body
     return JSON.parse(JSON.stringify(answer, (key, value: unknown) => (key === 'seconds_since' ? undefined : value))) as Page

@@ -1,4 +1,5 @@
 import t from 'tap'
+import { ingestOnTime } from '../../testing/fleet.ts'
 import { waitFor } from '../../testing/database.ts'
 import { ago, enroll, lastStatus, withServer } from '../../testing/server.ts'
 
@@ -73,10 +74,13 @@ t.test('without the admin key nothing is shown', async t => {
 
 t.test('the fleet is read in pages, by status and by age', async t => {
   const { db, call } = await withServer(t)
-  const devices = []
+  const devices: Awaited<ReturnType<typeof enroll>>[] = []
   for (const alias of ['a', 'b', 'c', 'd', 'e']) devices.push(await enroll(db, alias))
   const beats = [{ ts: ago(5) }, { ts: ago(1200) }, { ts: ago(7200) }, { ts: ago(5), unity_running: false }]
-  for (const [n, body] of beats.entries()) await call('POST /v1/heartbeat', { token: devices[n]!.token, body })
+  await ingestOnTime(
+    db.sql,
+    beats.map((beat, n) => ({ device_id: devices[n]!.device_id, ...beat })),
+  )
   const list = async (query: string) => (await call(`GET /v1/devices${query}`, { admin: true })).body as Page
   const aliases = ({ devices }: Page) => devices.map(device => device.alias)
 

@@ -74,7 +74,7 @@ t.test('the person on call logs in, and sees a device go offline without reloadi
   await page.locator('#checks-ok summary').focus()
   await page.keyboard.press('Enter')
   await db.admin`
-    update fleet.device_last_status set last_ts = now() - interval '11 minutes', is_silent = true where device_id = ${device_id}
+    update fleet.device_last_status set last_received_at = now() - interval '11 minutes', is_silent = true where device_id = ${device_id}
   `
   await page.locator('#headline', { hasText: '0 online, 0 late, 1 offline' }).waitFor()
   await page.locator('#devices-found', { hasText: 'lobby-7' }).waitFor()
@@ -249,7 +249,7 @@ async function fill() {
   await db.admin`update fleet.silence_watch set looked_at = now(), gap_from = null, gap_to = null, sampled_at = '-infinity'`
   await db.admin`select fleet.watch_silence()`
   await db.admin`
-  update fleet.device_last_status ls set last_ts = now() - interval '4 minutes'
+  update fleet.device_last_status ls set last_received_at = now() - interval '4 minutes'
   from fleet.devices d where d.device_id = ls.device_id and d.cohort = 'yard'
 `
   return device_id

@@ -185,7 +185,8 @@ t.test('the page shows the state of the fleet', async t => {
   t.ok(d)
   await db.sql`update fleet.devices set cohort = 'lobby' where device_id = ${a.device_id}`
   await call('POST /v1/heartbeat', { token: a.token, body: { battery_pct: 81, signal_dbm: -61, unity_running: true } })
-  await call('POST /v1/heartbeat', { token: b.token, body: { ts: ago(700) } })
+  await call('POST /v1/heartbeat', { token: b.token, body: {} })
+  await db.admin`update fleet.device_last_status set last_received_at = now() - interval '700 seconds' where device_id = ${b.device_id}`
   await call('POST /v1/heartbeat', { token: c.token, body: { unity_running: false } })
   const { get, login } = visitor(url)
   const session = await login()
@@ -240,7 +241,7 @@ t.test('offline devices are read page by page, the longest silent first', async 
   // Several devices have the same time, and it has microseconds.
   await db.admin`
     update fleet.device_last_status s set status = 'ok',
-      last_ts = now() - interval '1 day' - n.n / 7 * interval '1.000001 seconds', last_received_at = now()
+      last_ts = now(), last_received_at = now() - interval '1 day' - n.n / 7 * interval '1.000001 seconds'
     from (select d.device_id, row_number() over (order by d.device_id) as n from fleet.devices d) n
     where n.device_id = s.device_id
   `
@@ -275,8 +276,14 @@ t.test('a device has a page with its last day', async t => {
   t.match(await call('POST /v1/heartbeats', { token, body: beats }), { body: { stored: 60 } })
   const { get, login } = visitor(url)
   const session = await login()
+  t.match(
+    textOf((await get(`/devices/${device_id}`, session)).html, 'now'),
+    /Status clock skewed Last heartbeat now .* Clock lags by 60 min /,
+  )
+  await db.admin`update fleet.device_last_status set last_received_at = now() - interval '1 hour'`
+  await db.admin`update fleet.device_heartbeats set received_at = ts`
   const { html } = await get(`/devices/${device_id}`, session)
-  t.match(textOf(html, 'now'), /Status offline Last heartbeat 1 h ago .* Battery 50 % Signal -70 dBm/)
+  t.match(textOf(html, 'now'), /Status offline Last heartbeat 1 h ago .* Clock right .* Battery 50 % Signal -70 dBm/)
   t.match(
     html,
     '<dt>Own values</dt><dd><code>{&quot;&lt;b&gt;&quot;: [&quot;&lt;i&gt;&quot;], &quot;store&quot;: 12}</code></dd>',
