@@ -74,11 +74,13 @@ async function grow({ admin }: Store, size: number, beats: number) {
     // The latest heartbeat is 13 minutes old, so a device that sends none afterwards is offline. The trigger fills last status,
     // as at ingest.
     await admin`
-      insert into fleet.device_heartbeats (ts, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
-      select now() - interval '13 minutes' - m * interval '1 minute' - ls.device_id % 60 * interval '100 ms',
-        ls.device_id, -61, 80, true, 'wifi', '3.1.0', '10.0.0.1'
+      insert into fleet.device_heartbeats (ts, received_at, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
+      select t.ts, t.ts, ls.device_id, -61, 80, true, 'wifi', '3.1.0', '10.0.0.1'
       from fleet.device_last_status ls
       cross join generate_series(0, ${past - 1}::integer) m
+      cross join lateral (
+        select now() - interval '13 minutes' - m * interval '1 minute' - ls.device_id % 60 * interval '100 ms' as ts
+      ) t
       where ls.last_ts is null
     `
   })

@@ -67,11 +67,14 @@ async function makeFleet(
     await step(
       `Sending their heartbeats, day ${days - day + 1} of ${days}`,
       () => admin`
-      insert into fleet.device_heartbeats (ts, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
-      select now() - interval '15 minutes' - (${day}::integer - (m + 1) / ${beats}::float8) * interval '1 day' - device_id % 60 * interval '100 ms',
-        device_id, -61, 80, true, 'wifi', '3.1.0', '10.0.0.1'
-      from fleet.devices
+      insert into fleet.device_heartbeats (ts, received_at, device_id, signal_dbm, battery_pct, unity_running, network_type, agent_version, ip)
+      select t.ts, t.ts, d.device_id, -61, 80, true, 'wifi', '3.1.0', '10.0.0.1'
+      from fleet.devices d
       cross join generate_series(0, ${beats - 1}::integer) m
+      cross join lateral (
+        select now() - interval '15 minutes' - (${day}::integer - (m + 1) / ${beats}::float8) * interval '1 day'
+          - d.device_id % 60 * interval '100 ms' as ts
+      ) t
       on conflict do nothing
     `,
     )

@@ -184,7 +184,7 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
         `
         await admin`update fleet.silence_watch set looked_at = now(), gap_from = null, gap_to = null, sampled_at = '-infinity'`
         await admin`select fleet.watch_silence()`
-        await admin`update fleet.device_last_status set last_ts = now() - interval '4 minutes' where device_id = any (${all.slice(0, 12)})`
+        await admin`update fleet.device_last_status set last_received_at = now() - interval '4 minutes' where device_id = any (${all.slice(0, 12)})`
       },
       besides: async () => {
         await ingest(sql, good(all))

@@ -1,6 +1,6 @@
 import t from 'tap'
 import { waitFor, withDatabase } from '../../testing/database.ts'
-import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
+import { asRole, enroll, ingestOnTime, value } from '../../testing/fleet.ts'
 
 const secondsAgo = (seconds: number) => new Date(Date.now() - seconds * 1000).toISOString()
 
@@ -57,7 +57,7 @@ t.test('the DBA slows a cohort and ends that again, and each change is recorded'
 t.test('a slowed fleet is neither late nor offline, nor right after it is no longer slowed', async t => {
   const { sql, admin } = await withDatabase(t)
   const [fresh, old, gone] = (await enroll(sql, 3)) as [number, number, number]
-  await ingest(sql, [
+  await ingestOnTime(sql, [
     { device_id: fresh, ts: secondsAgo(1200) },
     { device_id: old, ts: secondsAgo(50 * 60) },
     { device_id: gone, ts: secondsAgo(7200) },

@@ -2,7 +2,7 @@
 import type { Sql } from 'postgres'
 import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
-import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
+import { asRole, enroll, ingest, ingestOnTime, value } from '../../testing/fleet.ts'
 
 const HOUR = 3_600_000
 /** A noon after the start of Postgres. The tests pass the time in throughout. */
@@ -284,15 +284,11 @@ t.test('heartbeats are missed from enrolment on, also by devices that send rarel
   const ago = (minutes: number) => new Date(Date.now() - minutes * 60_000 - 1000).toISOString()
   await db.admin`update fleet.devices set enrolled_at = now() - interval '1 hour 5 s'`
   await db.sql`update fleet.devices set heartbeat_interval = '15 minutes' where device_id = ${slow}`
-  await ingest(
-    db.sql,
-    [
-      { device_id: quick, ts: ago(10) },
-      { device_id: slow, ts: ago(40) },
-      { device_id: fine, ts: ago(1.2) },
-    ],
-    ago(1),
-  )
+  await ingestOnTime(db.sql, [
+    { device_id: quick, ts: ago(10) },
+    { device_id: slow, ts: ago(40) },
+    { device_id: fine, ts: ago(1.2) },
+  ])
   await ingest(db.sql, [{ device_id: skewed, ts: ago(-600) }], ago(5))
   const reader = asRole(t, db, 'fleet_reader')
   t.same(await reader`select device_id::int, status, missed_beats::int, last_ts is null as is_new from fleet.missed_beats`, [

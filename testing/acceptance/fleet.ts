@@ -76,6 +76,8 @@ export async function fastPath(store: RunStore, repeats: number): Promise<Line[]
       },
       0,
     )
+    // As if each heartbeat had arrived at its ts.
+    await admin.unsafe(`update fleet.device_last_status set last_received_at = last_ts, status = 'ok' where last_ts is not null`)
     await admin.unsafe('call fleet.mark_silent()')
     const offline = devices.filter((_, index) => index % 100 === 1).length
     const listed = (await reader`select from fleet.list_devices('offline', '12 minutes', 0, 100000)`).length
