@@ -1,1 +1,7 @@
--- Enter migration here
+-- (ingest) --
+
+-- Functions, procedures, views
+
+--!include ingest/add_field.sql
+
+--!include setup/grants.sql
