@@ -135,7 +135,47 @@ const cases: Record<string, [sent: unknown, read: unknown][]> = {
   ],
 }
 
-t.test('every field has cases', async t => t.same(Object.keys(cases).sort(), [...FIELDS.keys()].sort()))
+type Schema = Record<string, number>
+
+/** For each type of JSON Schema, what any field of the type reads and what it does not, and what means unknown. */
+const typical: Record<string, (schema: Schema) => [sent: unknown, read: unknown][]> = {
+  integer: ({ minimum, maximum }) => [
+    [minimum, minimum],
+    [maximum, maximum],
+    [`${maximum}`, maximum],
+    [minimum! - 1000, undefined],
+    [maximum! + 1000, undefined],
+    [maximum! - 0.5, undefined],
+    [true, undefined],
+    [{}, undefined],
+    ['n/a', null],
+  ],
+  boolean: () => [
+    [true, true],
+    [0, false],
+    [2, undefined],
+    [[], undefined],
+    ['n/a', null],
+  ],
+  string: ({ maxLength = 0 }) => [
+    ['x'.repeat(maxLength), 'x'.repeat(maxLength)],
+    ['x'.repeat(maxLength + 1), undefined],
+    ['\0', undefined],
+    [{}, undefined],
+    ['n/a', null],
+  ],
+}
+
+t.test('every field reads what its type says, or has cases of its own', async t => {
+  for (const [name, { read, schema, example }] of FIELDS) {
+    const pairs = typical[schema.type as string]?.(schema as Schema) ?? cases[name] ?? []
+    t.ok(pairs.length > 0, `${name} has cases`)
+    for (const [sent, expected] of [...pairs, [example, example]]) {
+      const json = read(sent)
+      t.strictSame(typeof json === 'string' ? JSON.parse(json) : json, expected, `${name}: ${JSON.stringify(sent)}`)
+    }
+  }
+})
 
 for (const [name, pairs] of Object.entries(cases)) {
   t.test(`${name}: what is read, what means unknown, and what cannot be read`, async t => {

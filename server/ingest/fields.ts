@@ -38,6 +38,11 @@ export const FIELDS: ReadonlyMap<string, Field> = new Map([
   ['extra', object(2_048, 4, { description: "The agent's own values.", example: { store: 12, kiosk: true } })],
 ])
 
+/** A value of each field, as in the examples of openapi.json. */
+export function exampleFields() {
+  return Object.fromEntries([...FIELDS].map(([name, { example }]) => [name, example]))
+}
+
 interface About {
   description: string
   example: unknown

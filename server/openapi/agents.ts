@@ -1,4 +1,5 @@
 import { MAX_BATCH_BYTES, MAX_BATCH_ITEMS, MAX_CONTAINERS, MAX_LINES, MAX_VALUES } from '../ingest/batch.ts'
+import { exampleFields } from '../ingest/fields.ts'
 import { BAD_TS } from '../ingest/item.ts'
 import { MAX_BODY_BYTES, MAX_INFLATION } from '../body.ts'
 import { answer, jsonBody, problems, schemaRef } from './answers.ts'
@@ -18,12 +19,7 @@ const single = {
       summary: 'A heartbeat',
       value: {
         ts: '2026-01-31T12:00:00Z',
-        battery_pct: 81,
-        network_type: 'wifi',
-        unity_running: true,
-        signal_dbm: -61,
-        agent_version: '3.1.0',
-        extra: { store: 12 },
+        ...exampleFields(),
       },
     },
     retry: {

@@ -1,3 +1,4 @@
+import { exampleFields } from '../ingest/fields.ts'
 import { answer, jsonBody, problems } from './answers.ts'
 import { queryParameters } from './schemas.ts'
 
@@ -27,13 +28,8 @@ const device = {
   last_received_at: '2026-01-31T12:00:00.130452Z',
   heartbeat_interval: '00:01:00',
   enrolled_at: '2026-01-31T10:00:00Z',
-  battery_pct: 81,
-  network_type: 'wifi',
-  unity_running: true,
-  signal_dbm: -61,
-  agent_version: '3.1.0',
+  ...exampleFields(),
   ip: '127.0.0.1',
-  extra: { store: 12 },
 }
 
 const page = answer('A page of devices.', 'DevicePage', { page: { devices: [device], next_cursor: null } }, 'tagged')
