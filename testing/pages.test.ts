@@ -1,6 +1,6 @@
 // Runs the commands of README.md and docs/ as they are printed. Other files test the rest: sql/checks/runbook.test.ts the
 // commands of RUNBOOK.md and the SQL of all pages, local/start.test.ts README.md's first commands, two-servers.test.ts
-// docs/two-servers.md, and docker/alertmanager/alertmanager.test.ts docs/alert-me.md.
+// docs/two-servers.md, add-a-field.test.ts docs/add-a-field.md, and docker/alertmanager/alertmanager.test.ts docs/alert-me.md.
 import { cp, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
@@ -25,6 +25,7 @@ t.test('a test runs the shell commands of each page', async t => {
     'CONTRIBUTING.md',
     'README.md',
     'RUNBOOK.md',
+    'docs/add-a-field.md',
     'docs/agents.md',
     'docs/alert-me.md',
     'docs/api.md',

@@ -43,7 +43,7 @@ const archived = {
   extra: 'extra',
 }
 
-const ADD_COLUMN = 'alter table fleet.device_heartbeats add column storage_free_mb integer'
+const ADD_COLUMN = 'alter table fleet.device_heartbeats add column case_temperature integer'
 const DROP_COLUMN = 'alter table fleet.device_heartbeats drop column network_type'
 const RENAME_COLUMN = 'alter table fleet.device_heartbeats rename column agent_version to agent'
 const WIDEN_COLUMNS = [
@@ -261,13 +261,13 @@ t.test('a day that was archived and dropped before a column was added is restore
   // The sequence for which version 0.1.0 reported "the restored rows … differ from what was archived; it is not attached".
   const { db, directory, partition } = await withRetiredDay(t)
   t.same((await workAll(t, db, directory)).results, ['done'])
-  await db.sql`alter table fleet.device_heartbeats add column storage_free_mb integer`
+  await db.sql`alter table fleet.device_heartbeats add column case_temperature integer`
   const { code, output } = await runCli(t, db, directory, 'restore', retiredDay)
   t.equal(code, 0, output)
   t.match(output, new RegExp(`^${partition}: restored, 1000 rows$`, 'm'))
   t.match(
     await db.sql`
-    select count(*)::int as rows, count(storage_free_mb)::int as sizes from fleet.device_heartbeats where ts < ${retiredDay}::date + 1`,
+    select count(*)::int as rows, count(case_temperature)::int as sizes from fleet.device_heartbeats where ts < ${retiredDay}::date + 1`,
     [{ rows: 1000, sizes: 0 }],
   )
 })
@@ -285,7 +285,7 @@ t.test('the command names the column that was left out', async t => {
 
 t.test('a day that was detached before a column was added is archived unchanged', async t => {
   const { db, directory, partition } = await withRetiredDay(t)
-  await db.sql`alter table fleet.device_heartbeats add column storage_free_mb integer`
+  await db.sql`alter table fleet.device_heartbeats add column case_temperature integer`
   await db.sql`alter table fleet.device_heartbeats rename column agent_version to agent`
   const { worker } = await withWorker(t, db, directory)
   t.match(await stateOf(db.sql, partition), { state: 'detached' })
@@ -306,7 +306,7 @@ t.test('a day that was detached before a column was added is archived unchanged'
   t.equal((await runCli(t, db, directory, 'restore', retiredDay)).code, 0)
   t.match(
     await db.sql`
-    select count(agent)::int as agents, count(storage_free_mb)::int as sizes from fleet.device_heartbeats where ts < ${retiredDay}::date + 1`,
+    select count(agent)::int as agents, count(case_temperature)::int as sizes from fleet.device_heartbeats where ts < ${retiredDay}::date + 1`,
     [{ agents: 1000, sizes: 0 }],
   )
 })
@@ -439,20 +439,20 @@ t.test('days with different columns, archived or online, form one relation', asy
   await fillDay(db.admin, days[1], 20)
   await db.admin`update fleet.device_heartbeats set free = 1, model = 'a' where ts < ${days[2]}::date`
   await archive(days[1])
-  await db.sql`alter table fleet.device_heartbeats rename column free to storage_free_mb`
-  await db.sql`alter table fleet.device_heartbeats alter column storage_free_mb type integer`
+  await db.sql`alter table fleet.device_heartbeats rename column free to case_temperature`
+  await db.sql`alter table fleet.device_heartbeats alter column case_temperature type integer`
   await fillDay(db.admin, days[2], 40)
-  await db.admin`update fleet.device_heartbeats set storage_free_mb = 100000, model = 'b' where ts < ${days[3]}::date`
+  await db.admin`update fleet.device_heartbeats set case_temperature = 100000, model = 'b' where ts < ${days[3]}::date`
   await db.sql`select fleet.archive_partition(${await partitionOf(db.sql, days[2])})`
   await db.sql`alter table fleet.device_heartbeats drop column model`
   await fillDay(db.admin, days[3], 80)
-  await db.admin`update fleet.device_heartbeats set storage_free_mb = 7 where ts >= ${days[3]}::date`
+  await db.admin`update fleet.device_heartbeats set case_temperature = 7 where ts >= ${days[3]}::date`
   const { worker } = await withWorker(t, db, directory)
   t.same(
     await ask(
       worker,
       `
-    select ts::date::varchar as day, count(*) as rows, min(storage_free_mb) as free, min(model) as model from device_heartbeats group by all order by all`,
+    select ts::date::varchar as day, count(*) as rows, min(case_temperature) as free, min(model) as model from device_heartbeats group by all order by all`,
     ),
     [
       { day: days[0], rows: 10, free: null, model: null },
@@ -466,7 +466,7 @@ t.test('days with different columns, archived or online, form one relation', asy
   await workAll(t, db, directory)
   const duckdb = await (await DuckDBInstance.create()).connect()
   const plain = await duckdb.runAndReadAll(`
-    select count(*)::int, max(free)::int, max(storage_free_mb)::int
+    select count(*)::int, max(free)::int, max(case_temperature)::int
     from read_parquet('${directory}/archive/device_heartbeats/date=*/*.parquet', union_by_name = true)`)
   duckdb.closeSync()
   t.same(plain.getRows(), [[70, 1, 100000]])

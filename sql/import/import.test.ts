@@ -54,8 +54,8 @@ t.test('rows are forwarded while the columns of the heartbeats change', async t 
   await importTable(asRole(t, db, 'fleet_dba'))
   const alter = 'alter table fleet.device_heartbeats'
   const changes = [
-    `${alter} add column storage_free_mb integer`,
-    `${alter} rename column storage_free_mb to free_mb`,
+    `${alter} add column case_temperature integer`,
+    `${alter} rename column case_temperature to free_mb`,
     `${alter} alter column free_mb type bigint`,
     `${alter} drop column free_mb`,
   ]
