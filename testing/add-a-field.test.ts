@@ -40,7 +40,7 @@ const added: Record<string, { name: string; field: string; column: string; value
     bad: [1],
   },
 }
-const others = Object.values(added).filter(({ name }) => name !== EXAMPLE)
+const furtherFields = Object.values(added).filter(({ name }) => name !== EXAMPLE)
 const names = Object.values(added).map(({ name }) => name)
 const values = Object.fromEntries(Object.values(added).map(field => [field.name, field.value]))
 
@@ -52,9 +52,11 @@ function extend(diff: string) {
       if (!line.startsWith('+') || !line.includes(EXAMPLE)) return [line]
       const inList = new RegExp(`, (\\w+\\.)?${EXAMPLE}(?=\\}|$)`)
       if (inList.test(line)) {
-        return [line.replace(inList, (found, prefix = '') => found + others.map(({ name }) => `, ${prefix}${name}`).join(''))]
+        return [
+          line.replace(inList, (found, prefix = '') => found + furtherFields.map(({ name }) => `, ${prefix}${name}`).join('')),
+        ]
       }
-      return [line, ...others.map(other => rename(line, other))]
+      return [line, ...furtherFields.map(other => rename(line, other))]
     })
     .join('\n')
 }
@@ -111,12 +113,12 @@ t.test('docs/add-a-field.md adds a field of each type, in at most five files', {
   t.same(more, [])
   const [tests = '', ...rest] = commands.trimEnd().split('\n')
   for (const file of tests.replace('npm test -- ', '').split(' ')) await t.resolves(access(join(clone, file)), file)
-  for (const command of rest) t.match(await runShell(command, {}, { cwd: clone }), { code: 0 }, command)
-  for (const file of ['docs/api.md', 'docs/sql.md']) {
-    const text = await readFile(join(clone, file), 'utf8')
-    for (const name of names) t.ok(text.includes(`\`${name}\``), `${file} shows ${name}`)
+  const [commit = '', ...others] = rest
+  const inClone = async (command: string, env = {}) => {
+    const { code, output } = await runShell(command, env, { cwd: clone })
+    t.equal(code, 0, command, { output })
   }
-  t.match(await runShell('npm run migrate', { DATABASE_URL: db.url('postgres') }, { cwd: clone }), { code: 0 })
+  await inClone(commit)
 
   const run = (script: string, args: string[], options: ProcessOptions) =>
     spawnProgram(t, process.execPath, ['--import', 'tsx', script, ...args], { cwd: clone, name: script, ...options })
@@ -124,7 +126,15 @@ t.test('docs/add-a-field.md adds a field of each type, in at most five files', {
     const server = await run('server/main.ts', [], { env: { ...serverEnv(db), ...env }, ready: /"server.listening"/ })
     return client(`http://127.0.0.1:${/"port":(\d+)/.exec(server.output())![1]}`)
   }
-  const [call, withoutLastStatus] = await Promise.all([start(), start({ READ_FROM_LAST_STATUS: 'false' })])
+  const migrateAndStart = async () => {
+    await inClone('npm run migrate', { DATABASE_URL: db.url('postgres') })
+    return await Promise.all([start(), start({ READ_FROM_LAST_STATUS: 'false' })])
+  }
+  const [[call, withoutLastStatus]] = await Promise.all([migrateAndStart(), ...others.map(command => inClone(command))])
+  for (const file of ['docs/api.md', 'docs/sql.md']) {
+    const text = await readFile(join(clone, file), 'utf8')
+    for (const name of names) t.ok(text.includes(`\`${name}\``), `${file} shows ${name}`)
+  }
   const at = (time: string) => `${day}T12:${time}Z`
   const beat = { battery_pct: 81, ...values }
 
@@ -192,7 +202,7 @@ t.test('docs/add-a-field.md adds a field of each type, in at most five files', {
   await t.test('archived, queried and restored', async t => {
     const archive = async (...args: string[]) => {
       const archiver = await run('archiver/cli.ts', args, { env: archiverEnv(db, directory) })
-      t.match(await archiver.exited, { code: 0 }, args[0], { output: archiver.output() })
+      t.match(await archiver.exited, { code: 0 }, args.join(' '), { output: archiver.output() })
       return archiver.output()
     }
     const partition = await partitionOf(db.sql, day)

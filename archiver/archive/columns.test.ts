@@ -285,6 +285,7 @@ t.test('the command names the column that was left out', async t => {
 
 t.test('a day that was detached before a column was added is archived unchanged', async t => {
   const { db, directory, partition } = await withRetiredDay(t)
+  const columns = await db.sql<{ name: string }[]>`select name from fleet.archive_columns('fleet.device_heartbeats')`
   await db.sql`alter table fleet.device_heartbeats add column case_temperature integer`
   await db.sql`alter table fleet.device_heartbeats rename column agent_version to agent`
   const { worker } = await withWorker(t, db, directory)
@@ -298,7 +299,7 @@ t.test('a day that was detached before a column was added is archived unchanged'
   const manifest = JSON.parse(await readFile(pathsOf(directory).manifest, 'utf8')) as Manifest
   t.same(
     manifest.columns.map(({ name }) => name),
-    Object.keys(archived),
+    columns.map(({ name }) => name),
   )
   t.same(await ask(worker, 'select count(*) as rows, count(agent) as agents from device_heartbeats'), [
     { rows: 1000, agents: 1000 },

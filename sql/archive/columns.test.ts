@@ -128,7 +128,7 @@ t.test('in a restored dump columns are recognized by their names, whatever their
     t.same(await changesOf(db), before, 'nothing was renamed')
     t.equal(
       await value(sql`select count(*)::int from fleet.heartbeat_columns where relid = 'fleet.device_heartbeats'::regclass`),
-      12,
+      await value(sql`select count(*)::int from fleet.archive_columns('fleet.device_heartbeats')`),
       'the columns are recorded again',
     )
   }
@@ -377,6 +377,10 @@ t.test('an archiver of version 0.1.0 cannot record its exports, and its day is k
   await archiver`select fleet.record_upload(${name}, 'b', 'file:///x', ${'ab'.repeat(32)}, 10)`
   await archiver`select fleet.record_proof(${name}, 'b', ${'ab'.repeat(32)}, 0, 0, null, null)`
   t.match(await sql`select checksum_version, manifest_format, jsonb_array_length(columns) as columns from fleet.archives`, [
-    { checksum_version: 2, manifest_format: 1, columns: 10 },
+    {
+      checksum_version: 2,
+      manifest_format: 1,
+      columns: await value(sql`select count(*)::int from fleet.archive_columns('fleet.device_heartbeats')`),
+    },
   ])
 })
