@@ -1,7 +1,1 @@
--- (ingest) --
-
--- Functions, procedures, views
-
---!include ingest/add_field.sql
-
---!include setup/grants.sql
+-- Enter migration here
