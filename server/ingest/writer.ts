@@ -40,14 +40,20 @@ const MAX_BATCH = 1_000
  */
 const CONCURRENCY = 2
 
+/**
+ * How long the next statement may wait, after one has ended, for as many requests as that one had. Clients that were answered send
+ * their next heartbeat a moment later; without the wait the first of them would go alone, and all others behind it.
+ */
+const GATHER_MS = 3
+
 // After these errors nothing of the statement was committed, and the cause may be gone: a deadlock, a serialization failure, or a
 // route to a partition that was detached in the meantime.
 const ONCE_MORE = new Set(['40P01', '40001', '23514'])
 
 /**
  * Gathers heartbeats into few statements. A heartbeat that finds the writer idle is sent in the same turn of the event loop.
- * Those that arrive while statements run wait for the next one, so batches grow with the load and no timer is needed. Nothing is
- * reported as stored before its statement was committed.
+ * Those that arrive while statements run wait for the next one, so batches grow with the load. Nothing is reported as stored
+ * before its statement was committed.
  */
 export class Writer {
   #queue: Waiting[] = []
@@ -55,6 +61,9 @@ export class Writer {
   #queued = 0
   #inFlight = 0
   #scheduled = false
+  /** How many requests the next statement waits for; 1 if it does not wait. */
+  #wanted = 1
+  #gathering: NodeJS.Timeout | undefined
   #idle: (() => void)[] = []
 
   constructor(
@@ -62,7 +71,7 @@ export class Writer {
     readonly metrics: Metrics,
     readonly log: Log,
     readonly backpressure: Backpressure,
-    readonly limits = { concurrency: CONCURRENCY, maxBatch: MAX_BATCH },
+    readonly limits = { concurrency: CONCURRENCY, maxBatch: MAX_BATCH, gatherMs: GATHER_MS },
     readonly tracing?: Tracing,
   ) {}
 
@@ -99,7 +108,8 @@ export class Writer {
 
   #maySend() {
     const { concurrency, maxBatch } = this.limits
-    return this.#queued > 0 && this.#inFlight < (this.#queued >= maxBatch ? concurrency : 1)
+    if (this.#queued >= maxBatch) return this.#inFlight < concurrency
+    return this.#queue.length >= this.#wanted && this.#inFlight === 0
   }
 
   #send() {
@@ -116,11 +126,23 @@ export class Writer {
             )
       void written.finally(() => {
         this.#inFlight--
+        this.#gather(batch.length)
         this.#send()
-        if (this.#inFlight === 0) this.#idle.splice(0).forEach(resolve => resolve())
+        if (this.#inFlight === 0 && this.#queue.length === 0) this.#idle.splice(0).forEach(resolve => resolve())
       })
     }
     this.backpressure.watch(this.#queued)
+  }
+
+  /** @param requests that the statement had which has just ended */
+  #gather(requests: number) {
+    clearTimeout(this.#gathering)
+    this.#wanted = requests
+    if (requests === 1) return
+    this.#gathering = setTimeout(() => {
+      this.#wanted = 1
+      this.#send()
+    }, this.limits.gatherMs)
   }
 
   /** The next chunks: as many as fit in one statement, and at least one. */
