@@ -40,6 +40,18 @@ t.test('a token is looked up once, even for many requests at once, and again aft
   t.notOk(isCached(tokens, token))
 })
 
+t.test('an old token ends when the device sends with its new one, even if the notification arrives later', async t => {
+  const { db, tokens, poll } = await withTokens(t)
+  await poll()
+  const { device_id, token } = await enroll(db, 'a')
+  t.match(await tokens.identify(token), { device_id })
+  const [renewed] = await db.sql<{ token: string }[]>`select fleet.renew_token(${device_id}) as token`
+  t.match(await tokens.identify(renewed!.token), { device_id })
+  tokens.forget(`device:${device_id}`)
+  t.equal(await tokens.identify(token), null)
+  t.match(await tokens.identify(renewed!.token), { device_id })
+})
+
 t.test('while polls succeed, no known token is looked up again, not even by a worker that has just started', async t => {
   const { db, pool, tokens, clock, poll, counts } = await withTokens(t)
   const devices = await db.sql<{ device_id: string; token: string }[]>`

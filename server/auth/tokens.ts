@@ -217,6 +217,10 @@ export class Tokens {
   }
 
   #keep(known: Known) {
+    // A device has one token at a time. If it sends with a new one before its notification arrives, the old one ends here: afterwards
+    // forget() would find only the new one.
+    const before = this.#byId.get(idOf(known.identity))
+    if (before !== undefined) this.#drop(before.key)
     if (this.#known.size >= MAX_KNOWN && !this.#known.has(known.key)) this.#drop(oldest(this.#known))
     this.#known.set(known.key, known)
     this.#byId.set(idOf(known.identity), known)
