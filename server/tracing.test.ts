@@ -74,7 +74,7 @@ t.test("the request, the batch and the insert of a heartbeat belong together, in
 
   const trace = spans.filter(span => span.traceId === traceId)
   t.equal(trace.length, 3)
-  const [request, batch, insert] = ['POST /v1/heartbeat', 'heartbeat batch', 'fleet.ingest'].map(name =>
+  const [request, batch, insert] = ['POST /v1/heartbeat', 'heartbeat batch', 'fleet.ingest_batch'].map(name =>
     trace.find(span => span.name === name)!,
   )
   t.match(request, { parentSpanId: 'b7ad6b7169203331', kind: 2, service: 'nexmdm-server' })
@@ -136,12 +136,12 @@ t.test('an insert that fails is marked as an error', async t => {
   await server.stop('SIGTERM')
   t.equal(
     attribute(
-      spans.find(span => span.name === 'fleet.ingest')!,
+      spans.find(span => span.name === 'fleet.ingest_batch')!,
       'error.type',
     ),
     '42501',
   )
-  for (const name of ['POST /v1/heartbeat', 'fleet.ingest']) t.equal(spans.find(span => span.name === name)!.status.code, 2, name)
+  for (const name of ['POST /v1/heartbeat', 'fleet.ingest_batch']) t.equal(spans.find(span => span.name === name)!.status.code, 2, name)
 })
 
 t.test('an unreachable receiver costs spans and nothing else', async t => {

@@ -20,7 +20,7 @@ export interface Outcome {
 export interface Chunk {
   /** The device of each item. */
   devices: number[]
-  /** The items of fleet.ingest's JSON, with commas between them. */
+  /** The items of fleet.ingest_batch's JSON, with commas between them. */
   json: string
 }
 
@@ -176,24 +176,22 @@ export class Writer {
   }
 
   async #ingest(batch: Waiting[]) {
-    // As text, because the driver would encode the JSON a second time. fleet.ingest sorts the rows in the order in which locks
+    // As text, because the driver would encode the JSON a second time. fleet.ingest_batch sorts the rows in the order in which locks
     // are taken.
     const json = `[${batch.map(chunk => chunk.json).join(',')}]`
-    // As one row of arrays: with a row for each heartbeat the driver takes several times as long.
+    // Arrays, because with a row for each heartbeat the driver takes several times as long.
     const ask = () =>
       this.pool.run(
         sql => sql<Answer[]>`
-      select array_agg(result)::text as results, case when count(reason) > 0 then array_agg(reason)::text end as reasons,
-        array_agg(ts)::text as tss
-      from fleet.ingest(${json}::text::json)
+      select results::text, reasons::text, tss::text from fleet.ingest_batch(${json}::text::json)
     `,
       )
     const [row] = await (this.tracing === undefined
       ? ask()
-      : this.tracing.statement('fleet.ingest', { 'db.operation.batch.size': count(batch) }, ask))
+      : this.tracing.statement('fleet.ingest_batch', { 'db.operation.batch.size': count(batch) }, ask))
     const outcomes = readAnswer(row!)
     if (outcomes.length !== count(batch)) {
-      throw new Error(`fleet.ingest returned ${outcomes.length} rows for ${count(batch)} heartbeats; they may be stored`)
+      throw new Error(`fleet.ingest_batch answered for ${outcomes.length} of ${count(batch)} heartbeats; they may be stored`)
     }
     return outcomes
   }
@@ -268,21 +266,21 @@ function halve(batch: Waiting[]): Waiting[][] {
 }
 
 interface Answer {
-  results: string
+  results: string | null
   reasons: string | null
   tss: string
 }
 
 /** Reads Postgres's text of three arrays. Words are never quoted; timestamps always are, because they contain a space. */
 function readAnswer({ results, reasons, tss }: Answer): Outcome[] {
+  const result = results?.slice(1, -1).split(',')
   const reason = reasons?.slice(1, -1).split(',')
-  const ts = tss.slice(2, -2).split('","')
-  return results
-    .slice(1, -1)
-    .split(',')
-    .map((result, index) => ({
-      result: result as Outcome['result'],
+  return tss
+    .slice(2, -2)
+    .split('","')
+    .map((ts, index) => ({
+      result: (result === undefined ? 'stored' : result[index]!) as Outcome['result'],
       reason: reason === undefined || reason[index] === 'NULL' ? null : reason[index]!,
-      ts: toRfc3339(ts[index]!),
+      ts: toRfc3339(ts),
     }))
 }
