@@ -131,7 +131,7 @@ t.test('an insert that fails is marked as an error', async t => {
   const db = await withDatabase(t)
   const { token } = await enroll(db, 'a')
   const { server, call } = await withProcess(t, db, env)
-  await db.admin`revoke execute on function fleet.ingest(json, timestamptz) from fleet_server`
+  await db.admin`revoke execute on function fleet.ingest_batch(json, timestamptz) from fleet_server`
   t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 500)
   await server.stop('SIGTERM')
   t.equal(
@@ -141,7 +141,8 @@ t.test('an insert that fails is marked as an error', async t => {
     ),
     '42501',
   )
-  for (const name of ['POST /v1/heartbeat', 'fleet.ingest_batch']) t.equal(spans.find(span => span.name === name)!.status.code, 2, name)
+  for (const name of ['POST /v1/heartbeat', 'fleet.ingest_batch'])
+    t.equal(spans.find(span => span.name === name)!.status.code, 2, name)
 })
 
 t.test('an unreachable receiver costs spans and nothing else', async t => {
