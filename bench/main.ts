@@ -17,6 +17,7 @@ const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure
   growth: async () => (await import('./growth.ts')).benchGrowth,
   'load-history': async () => (await import('./load-history.ts')).benchLoadHistory,
   limits: async () => (await import('./limits.ts')).benchLimits,
+  statement: async () => (await import('./statement.ts')).benchStatement,
   maintenance: async () => (await import('./maintenance.ts')).benchMaintenance,
   reads: async () => (await import('./reads.ts')).benchReads,
   soak: async () => (await import('./soak.ts')).benchSoak,

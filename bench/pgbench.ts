@@ -73,10 +73,7 @@ function scriptOf(deviceIds: number[], batch: number, date: string) {
       device_id,
       ip: '127.0.0.1',
     }))
-    lines.push(
-      `select array_agg(result)::text as results, case when count(reason) > 0 then array_agg(reason)::text end as reasons, ` +
-        `array_agg(ts)::text as tss from fleet.ingest('${JSON.stringify(items)}'::text::json);`,
-    )
+    lines.push(`select results::text, reasons::text, tss::text from fleet.ingest_batch('${JSON.stringify(items)}'::text::json);`)
   }
   return `${lines.join('\n')}\n`
 }

@@ -1,48 +1,4 @@
---! Message: heartbeats as real agents send them
-
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
-
--- A store may have a column of its own with this name.
-do $$
-declare
-  v_type text;
-begin
-  select format_type(a.atttypid, a.atttypmod) into v_type
-  from pg_attribute a
-  where a.attrelid = 'fleet.device_heartbeats'::regclass and a.attname = 'extra' and not a.attisdropped;
-  if v_type <> 'jsonb' then
-    raise exception using
-      errcode = 'FL422',
-      message = format('fleet.device_heartbeats has a column extra of type %s, and this version needs that name', v_type),
-      hint = 'Rename it, and migrate again. As fleet_owner: '
-        'alter table fleet.device_heartbeats rename column extra to own_extra;';
-  end if;
-end
-$$;
-
--- In a new store the column is not a change: fleet.note_columns() records the columns of the store as they are then.
-delete from fleet.heartbeat_columns
-where not exists (select from fleet.device_heartbeats)
-  and not exists (select from fleet.hb_partitions p where p.state <> 'active')
-  and not exists (select from fleet.column_changes);
-
-alter table fleet.device_heartbeats add column if not exists extra jsonb;
-comment on column fleet.device_heartbeats.extra is 'The agent''s own values: a JSON object of at most 2 KiB.';
-alter table fleet.device_heartbeats_template add column if not exists extra jsonb;
-comment on column fleet.device_heartbeats_template.extra is 'The agent''s own values: a JSON object of at most 2 KiB.';
-alter table fleet.device_last_status add column if not exists extra jsonb;
-comment on column fleet.device_last_status.extra is 'The agent''s own values: a JSON object of at most 2 KiB.';
-
--- Partitions that exist already have the column without its comment.
-do $$
-declare
-  v_table regclass;
-begin
-  for v_table in select a.relid from fleet.attached_partitions() a loop
-    execute format('comment on column %s.extra is %L', v_table, 'The agent''s own values: a JSON object of at most 2 KiB.');
-  end loop;
-end
-$$;
 
 create table if not exists fleet.device_unreadable_fields (
   device_id bigint not null,
@@ -87,6 +43,10 @@ drop view if exists fleet.device_state, fleet.device_status, fleet.device_status
 --!include import/create_forward_function.sql
 --!include import/start_forwarding.sql
 --!include archive/note_columns.sql
+--!include ingest/add_field.sql
+
+select fleet.add_field('extra', 'jsonb', 'The agent''s own values: a JSON object of at most 2 KiB.');
+
 --!include ingest/stored_ip.sql
 --!include ingest/reported_values.sql
 --!include jobs/postgres_started_at.sql
@@ -98,6 +58,7 @@ drop view if exists fleet.device_state, fleet.device_status, fleet.device_status
 --!include status/heal_last_status.sql
 --!include ingest/quarantine.sql
 --!include ingest/record_others.sql
+--!include ingest/ingest_batch.sql
 --!include ingest/ingest.sql
 --!include status/derive_status.sql
 --!include status/marks_hold.sql
@@ -131,8 +92,6 @@ drop view if exists fleet.device_state, fleet.device_status, fleet.device_status
 --!include jobs/prune.sql
 
 --!include setup/grants.sql
-
-select fleet.note_columns();
 
 -- Imports that are under way get the functions of this version.
 select fleet.create_forward_function(i)

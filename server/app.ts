@@ -58,7 +58,7 @@ export function createApp(context: ServerContext) {
     if (isDraining()) throw unavailable('The server is stopping.')
     const [row] = await pool.run(
       sql => sql<{ ready: boolean }[]>`
-      select to_regprocedure('fleet.ingest(json, timestamptz)') is not null as ready
+      select to_regprocedure('fleet.ingest_batch(json, timestamptz)') is not null as ready
     `,
     )
     if (!row!.ready) throw unavailable('The database is not migrated.')

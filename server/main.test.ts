@@ -119,7 +119,7 @@ t.test("with an administrator's URL the server has only the rights of fleet_serv
     select application_name from pg_stat_activity where datname = current_database() and usename = 'postgres' and application_name like 'nexmdm %'
   `
   t.ok(rows.length > 0)
-  await db.admin`revoke execute on function fleet.ingest(json, timestamptz) from fleet_server`
+  await db.admin`revoke execute on function fleet.ingest_batch(json, timestamptz) from fleet_server`
   t.match(
     await call('POST /v1/heartbeat', { token: (body as { token: string }).token, body: {} }),
     {

@@ -74,7 +74,7 @@ t.test("the request, the batch and the insert of a heartbeat belong together, in
 
   const trace = spans.filter(span => span.traceId === traceId)
   t.equal(trace.length, 3)
-  const [request, batch, insert] = ['POST /v1/heartbeat', 'heartbeat batch', 'fleet.ingest'].map(name =>
+  const [request, batch, insert] = ['POST /v1/heartbeat', 'heartbeat batch', 'fleet.ingest_batch'].map(name =>
     trace.find(span => span.name === name)!,
   )
   t.match(request, { parentSpanId: 'b7ad6b7169203331', kind: 2, service: 'nexmdm-server' })
@@ -131,17 +131,18 @@ t.test('an insert that fails is marked as an error', async t => {
   const db = await withDatabase(t)
   const { token } = await enroll(db, 'a')
   const { server, call } = await withProcess(t, db, env)
-  await db.admin`revoke execute on function fleet.ingest(json, timestamptz) from fleet_server`
+  await db.admin`revoke execute on function fleet.ingest_batch(json, timestamptz) from fleet_server`
   t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 500)
   await server.stop('SIGTERM')
   t.equal(
     attribute(
-      spans.find(span => span.name === 'fleet.ingest')!,
+      spans.find(span => span.name === 'fleet.ingest_batch')!,
       'error.type',
     ),
     '42501',
   )
-  for (const name of ['POST /v1/heartbeat', 'fleet.ingest']) t.equal(spans.find(span => span.name === name)!.status.code, 2, name)
+  for (const name of ['POST /v1/heartbeat', 'fleet.ingest_batch'])
+    t.equal(spans.find(span => span.name === name)!.status.code, 2, name)
 })
 
 t.test('an unreachable receiver costs spans and nothing else', async t => {

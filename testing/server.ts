@@ -110,7 +110,7 @@ export async function withWriter(t: Test, concurrency = 2) {
   const metrics = createMetrics(pool)
   const log = createLog('server', 'silent')
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue, { maxQueue: 20_000, calmMs: 100 })
-  const writer = new Writer(pool, metrics, log, backpressure, { concurrency, maxBatch: 1_000 })
+  const writer = new Writer(pool, metrics, log, backpressure, { concurrency, maxBatch: 1_000, gatherMs: 3 })
   return { db, pool, metrics, backpressure, writer }
 }
 

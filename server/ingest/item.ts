@@ -15,7 +15,7 @@ export function itemTail(ip: string | null) {
 }
 
 /**
- * A heartbeat as an item of fleet.ingest's JSON. Null counts as absent. A field that is unknown or cannot be read is left out, and
+ * A heartbeat as an item of fleet.ingest_batch's JSON. Null counts as absent. A field that is unknown or cannot be read is left out, and
  * `ignored` learns of it.
  * @param value what the device sent, parsed
  * @param tail what itemTail() returned

@@ -20,7 +20,7 @@ export interface Outcome {
 export interface Chunk {
   /** The device of each item. */
   devices: number[]
-  /** The items of fleet.ingest's JSON, with commas between them. */
+  /** The items of fleet.ingest_batch's JSON, with commas between them. */
   json: string
 }
 
@@ -40,14 +40,20 @@ const MAX_BATCH = 1_000
  */
 const CONCURRENCY = 2
 
+/**
+ * How long the next statement may wait, after one has ended, for as many requests as that one had. Clients that were answered send
+ * their next heartbeat a moment later; without the wait the first of them would go alone, and all others behind it.
+ */
+const GATHER_MS = 3
+
 // After these errors nothing of the statement was committed, and the cause may be gone: a deadlock, a serialization failure, or a
 // route to a partition that was detached in the meantime.
 const ONCE_MORE = new Set(['40P01', '40001', '23514'])
 
 /**
  * Gathers heartbeats into few statements. A heartbeat that finds the writer idle is sent in the same turn of the event loop.
- * Those that arrive while statements run wait for the next one, so batches grow with the load and no timer is needed. Nothing is
- * reported as stored before its statement was committed.
+ * Those that arrive while statements run wait for the next one, so batches grow with the load. Nothing is reported as stored
+ * before its statement was committed.
  */
 export class Writer {
   #queue: Waiting[] = []
@@ -55,6 +61,9 @@ export class Writer {
   #queued = 0
   #inFlight = 0
   #scheduled = false
+  /** How many requests the next statement waits for; 1 if it does not wait. */
+  #wanted = 1
+  #gathering: NodeJS.Timeout | undefined
   #idle: (() => void)[] = []
 
   constructor(
@@ -62,7 +71,7 @@ export class Writer {
     readonly metrics: Metrics,
     readonly log: Log,
     readonly backpressure: Backpressure,
-    readonly limits = { concurrency: CONCURRENCY, maxBatch: MAX_BATCH },
+    readonly limits = { concurrency: CONCURRENCY, maxBatch: MAX_BATCH, gatherMs: GATHER_MS },
     readonly tracing?: Tracing,
   ) {}
 
@@ -99,7 +108,8 @@ export class Writer {
 
   #maySend() {
     const { concurrency, maxBatch } = this.limits
-    return this.#queued > 0 && this.#inFlight < (this.#queued >= maxBatch ? concurrency : 1)
+    if (this.#queued >= maxBatch) return this.#inFlight < concurrency
+    return this.#queue.length >= this.#wanted && this.#inFlight === 0
   }
 
   #send() {
@@ -116,11 +126,23 @@ export class Writer {
             )
       void written.finally(() => {
         this.#inFlight--
+        this.#gather(batch.length)
         this.#send()
-        if (this.#inFlight === 0) this.#idle.splice(0).forEach(resolve => resolve())
+        if (this.#inFlight === 0 && this.#queue.length === 0) this.#idle.splice(0).forEach(resolve => resolve())
       })
     }
     this.backpressure.watch(this.#queued)
+  }
+
+  /** @param requests that the statement had which has just ended */
+  #gather(requests: number) {
+    clearTimeout(this.#gathering)
+    this.#wanted = requests
+    if (requests === 1) return
+    this.#gathering = setTimeout(() => {
+      this.#wanted = 1
+      this.#send()
+    }, this.limits.gatherMs)
   }
 
   /** The next chunks: as many as fit in one statement, and at least one. */
@@ -154,24 +176,22 @@ export class Writer {
   }
 
   async #ingest(batch: Waiting[]) {
-    // As text, because the driver would encode the JSON a second time. fleet.ingest sorts the rows in the order in which locks
+    // As text, because the driver would encode the JSON a second time. fleet.ingest_batch sorts the rows in the order in which locks
     // are taken.
     const json = `[${batch.map(chunk => chunk.json).join(',')}]`
-    // As one row of arrays: with a row for each heartbeat the driver takes several times as long.
+    // Arrays, because with a row for each heartbeat the driver takes several times as long.
     const ask = () =>
       this.pool.run(
         sql => sql<Answer[]>`
-      select array_agg(result)::text as results, case when count(reason) > 0 then array_agg(reason)::text end as reasons,
-        array_agg(ts)::text as tss
-      from fleet.ingest(${json}::text::json)
+      select results::text, reasons::text, tss::text from fleet.ingest_batch(${json}::text::json)
     `,
       )
     const [row] = await (this.tracing === undefined
       ? ask()
-      : this.tracing.statement('fleet.ingest', { 'db.operation.batch.size': count(batch) }, ask))
+      : this.tracing.statement('fleet.ingest_batch', { 'db.operation.batch.size': count(batch) }, ask))
     const outcomes = readAnswer(row!)
     if (outcomes.length !== count(batch)) {
-      throw new Error(`fleet.ingest returned ${outcomes.length} rows for ${count(batch)} heartbeats; they may be stored`)
+      throw new Error(`fleet.ingest_batch answered for ${outcomes.length} of ${count(batch)} heartbeats; they may be stored`)
     }
     return outcomes
   }
@@ -246,21 +266,21 @@ function halve(batch: Waiting[]): Waiting[][] {
 }
 
 interface Answer {
-  results: string
+  results: string | null
   reasons: string | null
   tss: string
 }
 
 /** Reads Postgres's text of three arrays. Words are never quoted; timestamps always are, because they contain a space. */
 function readAnswer({ results, reasons, tss }: Answer): Outcome[] {
+  const result = results?.slice(1, -1).split(',')
   const reason = reasons?.slice(1, -1).split(',')
-  const ts = tss.slice(2, -2).split('","')
-  return results
-    .slice(1, -1)
-    .split(',')
-    .map((result, index) => ({
-      result: result as Outcome['result'],
+  return tss
+    .slice(2, -2)
+    .split('","')
+    .map((ts, index) => ({
+      result: (result === undefined ? 'stored' : result[index]!) as Outcome['result'],
       reason: reason === undefined || reason[index] === 'NULL' ? null : reason[index]!,
-      ts: toRfc3339(ts[index]!),
+      ts: toRfc3339(ts),
     }))
 }

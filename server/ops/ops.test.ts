@@ -155,7 +155,7 @@ t.test('health needs no key, and readiness asks the database', async t => {
   const { db, call } = await withServer(t)
   t.same((await call('GET /healthz')).body, { status: 'ok', version })
   t.same((await call('GET /readyz')).body, { status: 'ready' })
-  await db.admin`alter function fleet.ingest(json, timestamptz) rename to ingest_gone`
+  await db.admin`alter function fleet.ingest_batch(json, timestamptz) rename to ingest_gone`
   t.match(await call('GET /readyz'), { status: 503, body: { status: 503 } })
   t.equal((await call('GET /healthz')).status, 200)
   const scrape = await call('GET /metrics', { admin: true })

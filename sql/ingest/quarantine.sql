@@ -45,4 +45,4 @@ $$;
 
 comment on function fleet.quarantine(json, timestamptz, bigint[], timestamptz[], text[], text[]) is
   'Quarantines the refused items of a batch. Returns the results, with those of the refused items filled in: quarantined, or '
-  'rejected if the quarantine of the device is full. Called by fleet.ingest().';
+  'rejected if the quarantine of the device is full. Called by fleet.ingest_batch().';

@@ -12,6 +12,7 @@ revoke update, delete, truncate on fleet.device_heartbeats from fleet_owner;
 
 grant execute on function
   fleet.ingest(json, timestamptz),
+  fleet.ingest_batch(json, timestamptz),
   fleet.authenticate(bytea),
   fleet.known_devices(bigint[]),
   fleet.token_changes(xid8),
