@@ -291,7 +291,7 @@ t.test('a column of the store named extra is not taken for the new one', async t
   const refused = await migrateAgain(db).catch((error: Error) => (error.cause ?? error) as Error & { hint?: string })
   t.match(refused, {
     code: 'FL422',
-    message: 'fleet.device_heartbeats has a column extra of type text, and this version needs that name',
+    message: 'fleet.device_heartbeats has a column extra of type text already, and the field needs one of type jsonb',
     hint: /rename column extra to own_extra/,
   })
   await db.sql`alter table fleet.device_heartbeats rename column extra to own_extra`
