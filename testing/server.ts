@@ -102,7 +102,7 @@ export function ago(seconds: number) {
 }
 
 /** Makes a writer without HTTP. */
-export async function withWriter(t: Test, concurrency = 2) {
+export async function withWriter(t: Test, concurrency = 2, gatherMs = 3) {
   const db = await withDatabase(t)
   const config = readConfig(serverEnv(db))
   const pool = connectHot(config.hot, config.poolMax)
@@ -110,7 +110,7 @@ export async function withWriter(t: Test, concurrency = 2) {
   const metrics = createMetrics(pool)
   const log = createLog('server', 'silent')
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue, { maxQueue: 20_000, calmMs: 100 })
-  const writer = new Writer(pool, metrics, log, backpressure, { concurrency, maxBatch: 1_000, gatherMs: 3 })
+  const writer = new Writer(pool, metrics, log, backpressure, { concurrency, maxBatch: 1_000, gatherMs })
   return { db, pool, metrics, backpressure, writer }
 }
 

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { waitFor } from '../../testing/database.ts'
 import { Problem } from '../problem.ts'
@@ -31,6 +32,38 @@ t.test('heartbeats that arrive together share a statement, and a single one does
   `
   t.equal(row!.statements, 2)
   t.equal(pool.waits, 0)
+})
+
+t.test('after a statement the next one waits for as many requests, for a while', async t => {
+  const { db, writer } = await withWriter(t, 2, 60_000)
+  const devices: number[] = []
+  for (let n = 0; n < 5; n++) devices.push((await enroll(db, `device ${n}`)).device_id)
+  const send = (count: number, seconds: number) =>
+    devices.slice(0, count).map(device_id => writer.store(chunk(item(device_id, { ts: ago(seconds) }))))
+  const isPending = async (promise: Promise<unknown>) => (await Promise.race([promise, sleep(200, 'pending')])) === 'pending'
+  await Promise.all(send(1, 10))
+  await Promise.all(send(1, 20))
+  await Promise.all(send(5, 30))
+  const early = Promise.all(send(4, 40))
+  t.ok(await isPending(early), 'four wait for a fifth')
+  const drained = writer.drained()
+  t.ok(await isPending(drained), 'and they count as not yet written')
+  await Promise.all(send(1, 50))
+  await early
+  await drained
+  const [row] = await db.sql<{ statements: number }[]>`
+    select count(distinct xmin::text)::int as statements from fleet.device_heartbeats`
+  t.equal(row!.statements, 4)
+
+  const full = chunk(...Array.from({ length: 1_000 }, (_, n) => item(devices[0]!, { ts: ago(1_000 + 10 * n) })))
+  await writer.store(full)
+  await writer.store(chunk(item(devices[0]!, { ts: ago(60) })))
+  t.pass('it is requests that count: after one request with a thousand heartbeats the next one does not wait')
+
+  const { writer: brief } = await withWriter(t, 2, 1)
+  await Promise.all([1, 2].map(seconds => brief.store(chunk(item(1, { ts: ago(seconds * 10) })))))
+  await brief.store(chunk(item(1, { ts: ago(60) })))
+  t.pass('it waits for gatherMs and no longer')
 })
 
 t.test('each heartbeat gets its own outcome, whatever the order within the statement', async t => {
