@@ -135,14 +135,20 @@ t.test('with kept counts, what counts the fleet looks at no device', async t => 
       'device_id', (select min(device_id) from fleet.devices), 'field', 'battery_pct', 'times', 1, 'example', 'x')))`
   await admin`vacuum analyze fleet.devices, fleet.device_last_status`
   await admin`update fleet.silence_watch set looked_at = now()`
+  // In one transaction, because between two the session may report its statistics and start from zero.
   const rowsRead = async (read: string) => {
+    const rows = async () =>
+      Number(
+        await value(session`
+          select sum(seq_tup_read + idx_tup_fetch) from pg_stat_xact_user_tables
+          where relid in ('fleet.devices'::regclass, 'fleet.device_last_status'::regclass)`),
+      )
     await session`begin`
+    const before = await rows()
     await session.unsafe(read)
-    const rows = await value(session`
-      select sum(seq_tup_read + idx_tup_fetch) from pg_stat_xact_user_tables
-      where relid in ('fleet.devices'::regclass, 'fleet.device_last_status'::regclass)`)
+    const after = await rows()
     await session`commit`
-    return Number(rows)
+    return after - before
   }
   const reads = [
     'select * from fleet.fleet_summary',

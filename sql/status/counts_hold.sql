@@ -6,14 +6,9 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
   -- The job counts once a minute. One run may be missed, and each takes some seconds. All rows are of the same time.
-  select coalesce(
-    (
-      select k.counted_at <= p_now and p_now - k.counted_at < interval '150 seconds'
-      from fleet.fleet_counts k
-      limit 1
-    ),
-    false
-  );
+  select coalesce(k.counted_at <= n.moment and n.moment - k.counted_at < interval '150 seconds', false)
+  from fleet.not_in_future(p_now) n (moment)
+  left join (select c.counted_at from fleet.fleet_counts c limit 1) k on true;
 $$;
 
 comment on function fleet.counts_hold(timestamptz) is
