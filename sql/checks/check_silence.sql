@@ -19,7 +19,7 @@ declare
 begin
   perform fleet.not_in_future(p_now);
   check_name := 'heartbeats';
-  select max(ls.last_received_at) filter (where ls.last_received_at <= p_now),
+  select max(ls.last_received_at) filter (where ls.last_received_at <= greatest(p_now, clock_timestamp())),
     count(*) filter (where ls.last_received_at > p_now + s.max_future)
   into v_newest, v_ahead
   from fleet.device_last_status ls
@@ -28,7 +28,7 @@ begin
   detail := coalesce('the last one arrived ' || date_trunc('second', p_now - v_newest) || ' ago', 'no heartbeat has arrived yet');
   if v_ahead > 0 then
     detail := format(
-      '%s; the clock of Postgres ran ahead: it says of %s devices that they were last heard from in the future',
+      '%s; the clock of Postgres ran ahead: %s devices seem to have been heard from in the future',
       case when v_newest is null then 'when the last one arrived is unknown' else detail end, v_ahead
     );
     status := case when v_newest is null then 'warn' else 'ok' end;
