@@ -18,6 +18,7 @@ const options = {
   rounds: { otherwise: 3, what: 'number of rounds' },
   repeats: { otherwise: 100, what: 'how often each query runs in a round' },
   seconds: { otherwise: 4, what: 'seconds after which a query is not repeated in that round' },
+  cohorts: { otherwise: 3, what: 'cohorts of the fleet' },
   beats: { otherwise: 60, what: 'earlier heartbeats of each device, one a minute; fewer for more than 100,000 devices' },
 } as const
 
@@ -45,7 +46,7 @@ export async function benchReads(args: string[]): Promise<Figure[]> {
     try {
       const figures: Figure[] = []
       for (const size of [...given.sizes].sort((a, b) => a - b)) {
-        await grow(store, size, given.beats)
+        await grow(store, size, given.beats, given.cohorts)
         figures.push(...(await measure(queries(sql, server, size), size, given)))
       }
       return figures
@@ -57,13 +58,13 @@ export async function benchReads(args: string[]): Promise<Figure[]> {
 }
 
 /** Enrolls devices with a history until there are `size`. Then all of them except the offline ones send a heartbeat. */
-async function grow({ admin }: Store, size: number, beats: number) {
+async function grow({ admin }: Store, size: number, beats: number, cohorts: number) {
   await step(`Enrolling up to ${size.toLocaleString('en')} devices, with a history`, async () => {
     // In bulk, because a million calls of fleet.create_device() take minutes.
     await admin`
       with enrolled as (
-        insert into fleet.devices (alias, token_hash)
-        select 'read-' || n, sha256(convert_to('read-' || n, 'UTF8'))
+        insert into fleet.devices (alias, cohort, token_hash)
+        select 'read-' || n, 'cohort-' || n % ${cohorts}::integer, sha256(convert_to('read-' || n, 'UTF8'))
         from generate_series((select count(*) from fleet.devices) + 1, ${size}::integer) n
         returning device_id
       )
@@ -162,7 +163,12 @@ function queries(sql: Sql, server: Server, size: number): Query[] {
       target: 2,
       legacy: 'device detail, newest heartbeat',
     },
-    { name: 'fleet.fleet_silence, for a scrape once a minute', ask: () => sql`select * from fleet.fleet_silence` },
+    { name: 'fleet.fleet_summary', ask: () => sql`select * from fleet.fleet_summary`, target: 50 },
+    {
+      name: 'fleet.fleet_silence, for a scrape once a minute',
+      ask: () => sql`select * from fleet.fleet_silence`,
+      target: 50,
+    },
     { name: 'scrape of /metrics over HTTP', ask: () => http('/metrics'), ...(size <= 10_000 ? { target: 20 } : {}) },
     { name: 'device detail over HTTP', ask: () => http(`/v1/devices/${device()}`), target: 2 },
     { name: 'POST /admin/command', ask: () => http('/admin/command', { device_id: device(), command: 'ping' }), target: 10 },

@@ -26,6 +26,45 @@ create index if not exists device_availability_daily_excess_idx on fleet.device_
 comment on index fleet.device_availability_daily_excess_idx is
   'The few devices of a day that sent far more than expected, for fleet.check_devices().';
 
+-- Every row changes each minute. With free space in each page these are HOT updates, and VACUUM has nothing to do.
+create table if not exists fleet.fleet_counts (
+  cohort text not null,
+  counted_at timestamptz not null,
+  devices integer not null,
+  online integer not null,
+  late integer not null,
+  offline integer not null,
+  new integer not null,
+  clock_skewed integer not null,
+  unity_down integer not null,
+  window_start timestamptz not null,
+  active integer not null,
+  gone_quiet integer not null,
+  newest_received_at timestamptz,
+  ahead integer not null,
+  constraint fleet_counts_pkey primary key (cohort)
+) with (fillfactor = 50);
+comment on table fleet.fleet_counts is
+  'The counts of fleet.fleet_summary and fleet.fleet_silence for each cohort of a large fleet, kept by fleet.count_fleet(). Empty '
+  'for a small fleet. Read it through these views.';
+comment on column fleet.fleet_counts.cohort is 'fleet.devices.cohort.';
+comment on column fleet.fleet_counts.counted_at is 'When the fleet was counted. It is the same in all rows.';
+comment on column fleet.fleet_counts.devices is 'Devices that were enrolled.';
+comment on column fleet.fleet_counts.online is 'Devices that were online.';
+comment on column fleet.fleet_counts.late is 'Devices that were late.';
+comment on column fleet.fleet_counts.offline is 'Devices that were offline.';
+comment on column fleet.fleet_counts.new is 'Devices that had not sent a heartbeat yet.';
+comment on column fleet.fleet_counts.clock_skewed is 'Devices that were heard from and whose clock was wrong.';
+comment on column fleet.fleet_counts.unity_down is
+  'Devices that were online, late or clock_skewed and whose Unity app was down.';
+comment on column fleet.fleet_counts.window_start is
+  'The start of the window in which active and gone_quiet were counted. It is the same in all rows.';
+comment on column fleet.fleet_counts.active is 'Devices that were not quiet at some time in the window.';
+comment on column fleet.fleet_counts.gone_quiet is 'Those of the active devices that were quiet when they were counted.';
+comment on column fleet.fleet_counts.newest_received_at is 'When the newest heartbeat of these devices had arrived.';
+comment on column fleet.fleet_counts.ahead is
+  'Devices that were last heard from further in the future than settings.max_future, because the clock of Postgres ran ahead.';
+
 -- Views with another order of columns, and a function with another name of an argument.
 
 -- Without CASCADE, so that Postgres names what others have made of these views. See docs/upgrade.md.
@@ -34,6 +73,8 @@ drop function if exists fleet.list_devices_legacy(text, interval, bigint, intege
 drop view if exists
   fleet.devices_offline, fleet.unity_down, fleet.missed_beats, fleet.fleet_summary, fleet.device_status, fleet.device_status_legacy,
   fleet.device_state;
+drop view if exists fleet.fleet_silence;
+drop function if exists fleet.silence_at(timestamptz);
 drop function if exists fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz);
 
 -- Functions, procedures, views
@@ -72,26 +113,33 @@ select fleet.add_field('extra', 'jsonb', 'The agent''s own values: a JSON object
 --!include status/device_status_legacy.view.sql
 --!include status/devices_offline.view.sql
 --!include status/unity_down.view.sql
---!include status/fleet_summary.view.sql
 --!include status/list_devices.sql
 --!include status/list_devices_legacy.sql
---!include status/mark_silent.sql
 --!include status/sample_fleet.sql
 --!include status/describe_clock.sql
 --!include availability/missed_beats.view.sql
+--!include status/counts_hold.sql
+--!include status/may_be_ahead.sql
+--!include status/fleet_summary.view.sql
+--!include silence/newest_received_at.sql
+--!include silence/silence_window_start.sql
 --!include silence/silence_at.sql
+--!include silence/fleet_silence.view.sql
+--!include silence/silence_metrics.sql
 --!include silence/watch_silence.sql
+--!include status/count_fleet.sql
+--!include status/mark_silent.sql
+--!include checks/check_ingest.sql
+--!include checks/check_fields.sql
+--!include checks/check_silence.sql
 --!include jobs/job_history.sql
 --!include jobs/scheduler_ages.sql
 --!include jobs/is_night_missed.sql
 --!include metrics/metric_values.sql
 --!include checks/check_partitions.sql
---!include checks/check_ingest.sql
---!include checks/check_silence.sql
 --!include checks/check_archive.sql
 --!include ingest/unreadable_fields.view.sql
 --!include ingest/record_unreadable_fields.sql
---!include checks/check_fields.sql
 --!include checks/check_devices.sql
 --!include checks/check.sql
 --!include jobs/prune.sql

@@ -2,6 +2,7 @@ import type { Reader } from '../reader.ts'
 import { count, plural } from './format.ts'
 import { Table } from './layout.tsx'
 import { FleetSilence, type Silence, SilenceAlarm } from './silence.tsx'
+import { Moment } from './time.tsx'
 import { type Sample, sinceAnHour, Trend } from './trend.tsx'
 
 /** A row of the view fleet.fleet_summary. */
@@ -14,6 +15,8 @@ export interface CohortCount {
   new: number
   clock_skewed: number
   unity_down: number
+  /** Null if they were counted for this read. A large fleet is counted once a minute. */
+  counted_at: string | null
 }
 
 /** The first row is the whole fleet. */
@@ -21,7 +24,8 @@ export async function readFleet(reader: Reader) {
   return [
     ...(await reader.run(
       sql => sql<CohortCount[]>`
-    select cohort, devices, online, late, offline, new, clock_skewed, unity_down from fleet.fleet_summary
+    select cohort, devices, online, late, offline, new, clock_skewed, unity_down, nullif(counted_at, now()) as counted_at
+    from fleet.fleet_summary
   `,
     )),
   ]
@@ -58,6 +62,11 @@ export function Fleet({ cohorts, silence, trend, now }: FleetProps) {
         <Tile status="new" label="new" value={all.new} />
       </ul>
       <Share all={all} />
+      {all.counted_at !== null && (
+        <p class="muted">
+          Counted <Moment at={all.counted_at} now={now} />
+        </p>
+      )}
       {silence === undefined ? (
         <p class="unread">The silence of cohorts could not be read.</p>
       ) : (

@@ -213,6 +213,19 @@ t.test('the page shows the state of the fleet', async t => {
   t.notMatch(poll.html, '<header')
 })
 
+t.test('the page says when a large fleet was counted, and nothing of a small one', async t => {
+  const { url, db } = await withServer(t)
+  await enroll(db, 'a')
+  const { get, login } = visitor(url)
+  const session = await login()
+  t.notMatch(textOf((await get('/', session)).html, 'fleet'), 'Counted')
+  await db.sql`select fleet.count_fleet(1)`
+  await enroll(db, 'b')
+  // The page itself keeps what it read for two seconds.
+  await waitFor(async () => /Counted (now|\d+ s ago)/.test(textOf((await get('/', session)).html, 'fleet')))
+  t.match(textOf((await get('/', session)).html, 'fleet'), / 1 new/)
+})
+
 t.test('the page shows the trend of the fleet, and what is left of the error budgets', async t => {
   const { url, db, call } = await withServer(t)
   const { token } = await enroll(db, 'a')

@@ -36,7 +36,8 @@ begin
   from recent r;
   -- One odd device among many is no trouble of the fleet. A heartbeat that is refused is lost, so that is always said.
   status := case
-    when v_refused > 0 or v_devices > 0 and v_devices * 100 >= (select count(*) from fleet.devices d where d.revoked_at is null)
+    when v_refused > 0 or v_devices > 0
+      and v_devices * 100 >= (select f.devices from fleet.fleet_summary f where f.cohort = '(all)' limit 1)
       then 'warn'
     else 'ok'
   end;

@@ -83,7 +83,7 @@ begin
   detail := format('last status is behind the newest heartbeat for %s of %s devices in the sample', v_count, v_total);
   select count(*), min(ls.device_id) into v_ahead, v_start
   from fleet.device_last_status ls
-  where greatest(ls.last_ts, ls.last_received_at) > p_now + v_settings.max_future;
+  where greatest(ls.last_ts, ls.last_received_at) > p_now + v_settings.max_future and fleet.may_be_ahead(p_now);
   if v_ahead > 0 then
     status := 'warn';
     detail := format(
@@ -162,8 +162,9 @@ begin
   return next;
 
   check_name := 'clocks';
-  select count(*) filter (where d.status = 'clock_skewed'), count(*) into v_count, v_total
-  from fleet.device_status d;
+  select f.clock_skewed, f.devices into v_count, v_total
+  from fleet.fleet_summary f
+  where f.cohort = '(all)';
   select string_agg(format('%s %s', coalesce(d.alias, 'device ' || d.device_id), d.clock), ', ' order by d.device_id)
   into v_names
   from (

@@ -19,13 +19,16 @@ declare
 begin
   perform fleet.not_in_future(p_now);
   check_name := 'heartbeats';
-  select max(ls.last_received_at) filter (where ls.last_received_at <= greatest(p_now, clock_timestamp())),
-    count(*) filter (where ls.last_received_at > p_now + s.max_future)
-  into v_newest, v_ahead
+  v_newest := fleet.newest_received_at(p_now);
+  select count(*) into v_ahead
   from fleet.device_last_status ls
-  cross join fleet.settings s;
+  where ls.last_received_at > (select p_now + s.max_future from fleet.settings s) and fleet.may_be_ahead(p_now);
   status := 'ok'; remedy := null;
-  detail := coalesce('the last one arrived ' || date_trunc('second', p_now - v_newest) || ' ago', 'no heartbeat has arrived yet');
+  detail := coalesce(
+    case when fleet.counts_hold(p_now) then 'one' else 'the last one' end
+      || ' arrived ' || date_trunc('second', p_now - v_newest) || ' ago',
+    'no heartbeat has arrived yet'
+  );
   if v_ahead > 0 then
     detail := format(
       '%s; the clock of Postgres ran ahead: %s devices seem to have been heard from in the future',

@@ -32,6 +32,7 @@ grant execute on function
   fleet.list_devices(text, interval, bigint, integer, text, text),
   fleet.list_devices_legacy(text, interval, bigint, integer, text, text),
   fleet.marks_hold(interval),  -- called by the view devices_offline
+  fleet.counts_hold(timestamptz),  -- called by the view fleet_summary
   fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
   fleet.late_after(interval),
   fleet.allowed_lag(interval, interval),

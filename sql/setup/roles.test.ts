@@ -26,6 +26,7 @@ const TABLES = [
   'late_arrivals',
   'storage_daily',
   'fleet_samples',
+  'fleet_counts',
   'ended_sessions',
 ]
 

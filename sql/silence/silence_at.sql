@@ -1,7 +1,8 @@
 create or replace function fleet.silence_at(p_now timestamptz)
 returns table (
   cohort text, devices bigint, active bigint, gone_quiet bigint, share double precision, usual_share double precision,
-  ratio double precision, is_alarming boolean, is_muted boolean, muted_reason text, window_start timestamptz
+  ratio double precision, is_alarming boolean, is_muted boolean, muted_reason text, window_start timestamptz,
+  counted_at timestamptz
 )
 language sql
 stable
@@ -10,23 +11,25 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
 as $$
-  with ingest as materialized (
+  with kept as materialized (
+    select k.cohort, k.devices, k.active, k.gone_quiet, k.window_start, k.counted_at
+    from fleet.fleet_counts k
+    where fleet.counts_hold(p_now)
+  ),
+  ingest as materialized (
     select
       case
-        when fleet.is_ingest_down(
-          (select max(l.last_received_at) from fleet.device_last_status l where l.last_received_at <= p_now),
-          fleet.not_in_future(p_now)
-        ) then 'ingest_down'
+        when fleet.is_ingest_down(fleet.newest_received_at(p_now), fleet.not_in_future(p_now)) then 'ingest_down'
         when p_now < w.gap_to + s.silence_window or w.gap_from is not null and w.gap_to is null
           or fleet.postgres_started_at() > w.looked_at then 'ingest_resumed'
         when w.looked_at < p_now - s.ingest_gap then 'unwatched'
       end as muted_reason,
-      -- Devices that fell silent while ingest was down have not been counted yet, so the window includes the gap once more.
-      least(case when p_now < w.gap_to + 2 * s.silence_window then w.gap_from end, p_now - s.silence_window) as window_start
+      coalesce((select k.window_start from kept k limit 1), fleet.silence_window_start(p_now)) as window_start,
+      coalesce((select k.counted_at from kept k limit 1), p_now) as counted_at
     from fleet.settings s
     cross join fleet.silence_watch w
   ),
-  -- How long each device is overdue. OFFSET 0 has it computed once.
+  -- How long each device is overdue, unless counts are kept. OFFSET 0 has it computed once.
   heard as (
     select d.cohort,
       p_now - ls.last_received_at - fleet.late_after(
@@ -35,7 +38,7 @@ as $$
     from fleet.devices d
     left join fleet.device_last_status ls using (device_id)
     left join fleet.cohorts c on c.cohort = d.cohort
-    where d.revoked_at is null
+    where d.revoked_at is null and not fleet.counts_hold(p_now)
     offset 0
   ),
   counted as (
@@ -46,6 +49,9 @@ as $$
       ) as gone_quiet
     from heard h
     group by h.cohort
+    union all
+    select k.cohort, k.devices, k.active, k.gone_quiet
+    from kept k
   ),
   summed as (
     select coalesce(k.cohort, '(all)') as cohort, grouping(k.cohort) as is_all,
@@ -57,7 +63,7 @@ as $$
   select m.cohort, m.devices, m.active, m.gone_quiet, r.share, u.usual_share, r.share / nullif(u.usual_share, 0),
     r.muted_reason is null and m.gone_quiet >= s.silence_min_devices and r.share >= s.silence_share
       and r.share >= s.silence_ratio * u.usual_share,
-    r.muted_reason is not null, r.muted_reason, i.window_start
+    r.muted_reason is not null, r.muted_reason, i.window_start, i.counted_at
   from summed m
   cross join ingest i
   cross join fleet.settings s
@@ -75,5 +81,5 @@ as $$
 $$;
 
 comment on function fleet.silence_at(timestamptz) is
-  'fleet.fleet_silence at a given time, from what is known now. Defined in docs/decisions/0017. Example: select * from '
-  'fleet.silence_at(now());';
+  'fleet.fleet_silence at a given time, from what is known now. Defined in docs/decisions/0017. Uses the counts of '
+  'fleet.count_fleet() if they hold. Example: select * from fleet.silence_at(now());';

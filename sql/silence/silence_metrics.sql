@@ -21,5 +21,5 @@ as $$
 $$;
 
 comment on function fleet.silence_metrics() is
-  'fleet.fleet_silence for /metrics. Separate from fleet.metric_values(), because it reads every device; a server calls it once '
-  'a minute.';
+  'fleet.fleet_silence for /metrics. Separate from fleet.metric_values(), because it reads every device of a small fleet; a '
+  'server calls it once a minute.';

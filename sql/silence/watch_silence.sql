@@ -16,7 +16,7 @@ declare
 begin
   select * into strict v_settings from fleet.settings;
   select * into strict v_watch from fleet.silence_watch for update;
-  select max(ls.last_received_at) into v_newest from fleet.device_last_status ls where ls.last_received_at <= p_now;
+  v_newest := fleet.newest_received_at(p_now);
 
   -- While the devices of a gap are still to be counted, a further gap extends it rather than replacing it.
   v_is_remembered := v_watch.gap_to is null and v_watch.gap_from is not null
@@ -49,7 +49,7 @@ begin
   select a.cohort, p_now, a.active, a.gone_quiet
   from fleet.silence_at(p_now) a
   where a.active > 0 and coalesce(a.muted_reason in ('few_devices', 'few_samples'), true)
-    and a.window_start = p_now - v_settings.silence_window
+    and a.window_start = a.counted_at - v_settings.silence_window
   on conflict do nothing;
   delete from fleet.silence_samples s
   where s.sampled_at < p_now - c_keep;

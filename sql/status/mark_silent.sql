@@ -69,6 +69,9 @@ begin
   perform fleet.watch_silence(p_now);
   commit;
 
+  perform fleet.count_fleet();
+  commit;
+
   perform fleet.sample_fleet();
 end
 $$;
@@ -76,5 +79,5 @@ $$;
 comment on procedure fleet.mark_silent(integer, timestamptz) is
   'Sets device_last_status.is_silent for devices that have been silent for three quarters of the time after which they are '
   'offline, so that lists of offline devices need not look at the others. Run every minute by pg_cron. If it does not run, '
-  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence() and fleet.sample_fleet(). '
-  'Example: call fleet.mark_silent();';
+  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence(), fleet.count_fleet() and '
+  'fleet.sample_fleet(). Example: call fleet.mark_silent();';

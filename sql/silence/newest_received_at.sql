@@ -1,0 +1,26 @@
+create or replace function fleet.newest_received_at(p_now timestamptz) returns timestamptz
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set jit = off
+as $$
+  select coalesce(
+    (
+      select max(k.newest_received_at)
+      from fleet.fleet_counts k
+      cross join fleet.settings s
+      where fleet.counts_hold(p_now) and p_now - k.newest_received_at <= s.ingest_gap
+    ),
+    (
+      select max(ls.last_received_at)
+      from fleet.device_last_status ls
+      where ls.last_received_at <= greatest(p_now, clock_timestamp())  -- it may have arrived after this transaction began
+    )
+  );
+$$;
+
+comment on function fleet.newest_received_at(timestamptz) is
+  'When the newest heartbeat before this time arrived. In a large fleet it is taken from fleet.fleet_counts if it shows that '
+  'ingest is not down; then a newer one may have arrived since. Example: select fleet.newest_received_at(now());';
