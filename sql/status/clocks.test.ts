@@ -153,7 +153,11 @@ t.test('what a refused heartbeat says keeps to store_ip, whoever reads it', asyn
     await ingest(sql, [{ device_id: device, ts: '1970-01-01T00:00:00Z', ip: '192.0.2.77' }])
     for (const view of ['device_status', 'device_status_legacy']) {
       for (const session of roles) {
-        t.equal(await value(session`select host(ip) from fleet.${sql(view)} where device_id = ${device}`), ip, `${view}: ${storeIp}`)
+        t.equal(
+          await value(session`select host(ip) from fleet.${sql(view)} where device_id = ${device}`),
+          ip,
+          `${view}: ${storeIp}`,
+        )
       }
     }
   }
@@ -186,7 +190,7 @@ t.test('after the clock of Postgres ran ahead, that is found, named and healed',
     )
   t.match(await checks(), {
     last_status: { status: 'warn', detail: /3 devices were last heard from in the future, such as device 1/ },
-    heartbeats: { status: 'ok', detail: /^the last one arrived 00:00:\d\d ago; the clock of Postgres ran ahead: .* 3 devices/ },
+    heartbeats: { status: 'ok', detail: /^the last one arrived 00:00:\d\d ago; the clock of Postgres ran ahead: 3 devices/ },
   })
   await admin`update fleet.device_last_status set last_received_at = now() - interval '1 hour' where device_id = ${good}`
   t.match(await checks(), { heartbeats: { status: 'fail' } }, 'times in the future do not hide an outage')
@@ -212,9 +216,10 @@ t.test('what was kept for long does not rewind a device, and a retry does not ma
   for (const days of [6, 8, 20]) {
     await ingest(sql, [{ device_id: device, ts: ago(days * DAY), battery_pct: 3, unity_running: false }])
     for (const view of ['device_status', 'device_status_legacy']) {
-      const want = { status: 'online', is_recent: true, battery_pct: 80, unity_running: true }
+      const want = { status: 'online', battery_pct: 80, unity_running: true }
       t.match(await statusOf(sql, device, view), want, `${days} days: ${view}`)
     }
+    t.match(await statusOf(sql, device), { is_recent: true })
   }
   await sql`update fleet.devices set heartbeat_interval = '1 hour' where device_id = ${slow}`
   const beat = { device_id: slow, ts: ago(12 * MINUTE) }
@@ -223,7 +228,7 @@ t.test('what was kept for long does not rewind a device, and a retry does not ma
   t.match(await statusOf(sql, slow), { status: 'online', is_recent: true })
   await ingest(sql, [{ device_id: slow, ts: ago(3 * HOUR) }])
   for (const view of ['device_status', 'device_status_legacy']) {
-    t.match(await statusOf(sql, slow, view), { status: 'online', is_recent: true }, `its backlog: ${view}`)
+    t.match(await statusOf(sql, slow, view), { status: 'online' }, `its backlog: ${view}`)
   }
 })
 
@@ -241,7 +246,10 @@ t.test('reconcile keeps what arrives while it runs, and does not deadlock with i
   await batch`begin`
   await ingest(batch, [{ device_id: first, battery_pct: 50 }])
   const healing = sql`select fleet.reconcile()`.then(rows => rows.length)
-  await waitFor(async () => (await admin`select from pg_stat_activity where wait_event_type = 'Lock' and query like '%reconcile%'`).length > 0)
+  await waitFor(
+    async () =>
+      (await admin`select from pg_stat_activity where wait_event_type = 'Lock' and query like '%reconcile%'`).length > 0,
+  )
   await ingest(batch, [{ device_id: second, battery_pct: 60 }])
   await batch`commit`
   t.equal(await healing, 1)

@@ -36,7 +36,8 @@ left join lateral (
   select max(b.received_at) as heard_at
   from fleet.device_heartbeats b
   where b.device_id = d.device_id and b.ts < h.ts
-    and b.ts >= now() - s.max_late - greatest(s.offline_after, 2 * i.expected)
+    -- The hour more is for sessions in a zone whose clocks change.
+    and b.ts >= now() - s.max_late - greatest(s.offline_after, 2 * i.expected) - interval '1 hour'
     and b.received_at <= now() + s.max_future
     and now() - least(h.ts, h.heard_at) > least(s.offline_after, s.allowed_lag, fleet.late_after(i.expected))
 ) a on true
@@ -48,10 +49,10 @@ left join lateral (
 -- The newest refused heartbeat that says more than the newest stored one; see fleet.record_others().
 left join lateral (
   select b.received_at, b.payload,
-    b.ts not between b.received_at - s.allowed_lag and b.received_at + s.max_future as is_skewed
+    b.received_at - b.ts > s.allowed_lag or b.ts - b.received_at > s.max_future as is_skewed
   from fleet.heartbeat_quarantine b
   where b.device_id = d.device_id and b.received_at <= now() + s.max_future
-    and (h.ts is null or h.ts < greatest(b.ts, b.received_at - s.allowed_lag))
+    and (h.ts is null or h.ts < b.ts or b.received_at - h.ts > s.allowed_lag)
   order by b.received_at desc, b.ts desc
   limit 1
 ) q on true

@@ -23,8 +23,8 @@ begin
     end,
     -- A duplicate may be a retry of a heartbeat that was on time.
     status = case
-      when greatest(ls.last_ts, b.ts) < b.received_at - v_lag and b.ts is not null
-        and greatest(ls.last_ts, b.ts) < b.received_at - 2 * coalesce(
+      when b.ts is not null and b.received_at - greatest(ls.last_ts, b.ts) > v_lag
+        and b.received_at - greatest(ls.last_ts, b.ts) > 2 * coalesce(
           (select d.heartbeat_interval from fleet.devices d where d.device_id = ls.device_id), interval '0'
         ) then 'clock_skewed'
       else ls.status

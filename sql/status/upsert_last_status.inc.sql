@@ -6,7 +6,7 @@
     case
       -- The first comparison spares most batches the read of the settings.
       when n.ts < n.received_at - interval '1 minute'
-        and n.ts < n.received_at - (select fleet.allowed_lag(s.offline_after, s.max_late) from fleet.settings s)
+        and n.received_at - n.ts > (select fleet.allowed_lag(s.offline_after, s.max_late) from fleet.settings s)
         or n.stored_ts is null and fleet.is_ahead(n.ts, n.received_at) then 'clock_skewed'
       when n.unity_running is false then 'unity_down'
       else 'ok'
