@@ -8,10 +8,10 @@ set jit = off
 as $$
   select coalesce(
     (
-      select max(k.newest_received_at)
+      select k.newest_received_at
       from fleet.fleet_counts k
       cross join fleet.settings s
-      where fleet.counts_hold(p_now) and p_now - k.newest_received_at <= s.ingest_gap
+      where k.place = 1 and fleet.counts_hold(p_now) and p_now - k.newest_received_at <= s.ingest_gap
     ),
     (
       select max(ls.last_received_at)

@@ -11,12 +11,7 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
 as $$
-  with kept as materialized (
-    select k.cohort, k.devices, k.active, k.gone_quiet, k.window_start, k.counted_at
-    from fleet.fleet_counts k
-    where fleet.counts_hold(p_now)
-  ),
-  ingest as materialized (
+  with ingest as materialized (
     select
       case
         when fleet.is_ingest_down(fleet.newest_received_at(p_now), fleet.not_in_future(p_now)) then 'ingest_down'
@@ -24,12 +19,13 @@ as $$
           or fleet.postgres_started_at() > w.looked_at then 'ingest_resumed'
         when w.looked_at < p_now - s.ingest_gap then 'unwatched'
       end as muted_reason,
-      coalesce((select k.window_start from kept k limit 1), fleet.silence_window_start(p_now)) as window_start,
-      coalesce((select k.counted_at from kept k limit 1), p_now) as counted_at
+      coalesce(k.window_start, fleet.silence_window_start(p_now)) as window_start,
+      coalesce(k.counted_at, p_now) as counted_at
     from fleet.settings s
     cross join fleet.silence_watch w
+    left join fleet.fleet_counts k on k.place = 1 and fleet.counts_hold(p_now)
   ),
-  -- How long each device is overdue, unless counts are kept. OFFSET 0 has it computed once.
+  -- How long each device is overdue. OFFSET 0 has it computed once.
   heard as (
     select d.cohort,
       p_now - ls.last_received_at - fleet.late_after(
@@ -38,7 +34,7 @@ as $$
     from fleet.devices d
     left join fleet.device_last_status ls using (device_id)
     left join fleet.cohorts c on c.cohort = d.cohort
-    where d.revoked_at is null and not fleet.counts_hold(p_now)
+    where d.revoked_at is null
     offset 0
   ),
   counted as (
@@ -49,22 +45,29 @@ as $$
       ) as gone_quiet
     from heard h
     group by h.cohort
-    union all
-    select k.cohort, k.devices, k.active, k.gone_quiet
-    from kept k
   ),
   summed as (
-    select coalesce(k.cohort, '(all)') as cohort, grouping(k.cohort) as is_all,
+    select row_number() over (order by grouping(k.cohort) desc, k.cohort) as place, coalesce(k.cohort, '(all)') as cohort,
       coalesce(sum(k.devices), 0)::bigint as devices, coalesce(sum(k.active), 0)::bigint as active,
       coalesce(sum(k.gone_quiet), 0)::bigint as gone_quiet
     from counted k
     group by grouping sets ((k.cohort), ())
+  ),
+  -- Only one of the two halves runs.
+  listed as (
+    select k.place, k.cohort, k.devices, k.active, k.gone_quiet
+    from fleet.fleet_counts k
+    where fleet.counts_hold(p_now)
+    union all
+    select s.place, s.cohort, s.devices, s.active, s.gone_quiet
+    from summed s
+    where not fleet.counts_hold(p_now)
   )
   select m.cohort, m.devices, m.active, m.gone_quiet, r.share, u.usual_share, r.share / nullif(u.usual_share, 0),
     r.muted_reason is null and m.gone_quiet >= s.silence_min_devices and r.share >= s.silence_share
       and r.share >= s.silence_ratio * u.usual_share,
     r.muted_reason is not null, r.muted_reason, i.window_start, i.counted_at
-  from summed m
+  from listed m
   cross join ingest i
   cross join fleet.settings s
   left join fleet.silence_usual u on u.cohort = m.cohort
@@ -77,7 +80,7 @@ as $$
         when u.usual_share is null or u.samples < 144 then 'few_samples'
       end as muted_reason
   ) r
-  order by m.is_all desc, m.cohort;
+  order by m.place;
 $$;
 
 comment on function fleet.silence_at(timestamptz) is

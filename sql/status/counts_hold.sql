@@ -8,7 +8,7 @@ as $$
   -- The job counts once a minute. One run may be missed, and each takes some seconds. All rows are of the same time.
   select coalesce(k.counted_at <= n.moment and n.moment - k.counted_at < interval '150 seconds', false)
   from fleet.not_in_future(p_now) n (moment)
-  left join (select c.counted_at from fleet.fleet_counts c limit 1) k on true;
+  left join fleet.fleet_counts k on k.place = 1;
 $$;
 
 comment on function fleet.counts_hold(timestamptz) is

@@ -4,7 +4,7 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select not fleet.counts_hold(p_now) or exists (select from fleet.fleet_counts k where k.ahead > 0);
+  select not fleet.counts_hold(p_now) or exists (select from fleet.fleet_counts k where k.place = 1 and k.ahead > 0);
 $$;
 
 comment on function fleet.may_be_ahead(timestamptz) is
