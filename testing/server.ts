@@ -51,17 +51,20 @@ export function client(url: string) {
       admin,
       body,
       headers = {},
+      signal,
     }: {
       token?: string
       admin?: boolean
       body?: unknown
       headers?: Record<string, string>
+      signal?: AbortSignal
     } = {},
   ): Promise<Answer> => {
     const [method, path] = call.split(' ') as [string, string]
     const raw = typeof body === 'string' || body instanceof Uint8Array
     const response = await fetch(url + path, {
       method,
+      ...(signal && { signal }),
       headers: {
         ...(body === undefined ? {} : { 'content-type': 'application/json' }),
         ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
@@ -139,7 +142,9 @@ export function load(url: string, token: string, clients = 20, from = 0) {
         // Each heartbeat is in a bucket of its own.
         const ts = new Date(base - 60_000 - 10_000 * next++).toISOString()
         try {
-          const { status } = await call('POST /v1/heartbeat', { token, body: { ts } })
+          // Node's primary may keep a connection that it was handing to a worker when that was killed; nobody answers there.
+          const signal = AbortSignal.timeout(30_000)
+          const { status } = await call('POST /v1/heartbeat', { token, body: { ts }, signal })
           statuses.set(status, (statuses.get(status) ?? 0) + 1)
           if (status === 201) acknowledged.push(ts)
         } catch {

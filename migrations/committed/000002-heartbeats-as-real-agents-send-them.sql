@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:dc623e775ef75107bcf8a0073ba0e851f076ae07
+--! Hash: sha1:239deb34b87ebf66a56f12c24e26c948d741003b
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -30,10 +30,59 @@ create index if not exists device_availability_daily_excess_idx on fleet.device_
 comment on index fleet.device_availability_daily_excess_idx is
   'The few devices of a day that sent far more than expected, for fleet.check_devices().';
 
+-- Every row changes each minute. With free space in each page these are HOT updates, and VACUUM has nothing to do.
+create table if not exists fleet.fleet_counts (
+  place bigint not null,
+  cohort text not null,
+  counted_at timestamptz not null,
+  devices bigint not null,
+  online bigint not null,
+  late bigint not null,
+  offline bigint not null,
+  new bigint not null,
+  clock_skewed bigint not null,
+  unity_down bigint not null,
+  window_start timestamptz not null,
+  active bigint not null,
+  gone_quiet bigint not null,
+  newest_received_at timestamptz,
+  ahead bigint not null,
+  constraint fleet_counts_pkey primary key (place)
+) with (fillfactor = 50);
+comment on table fleet.fleet_counts is
+  'The counts of fleet.fleet_summary and fleet.fleet_silence for a large fleet and each of its cohorts, kept by '
+  'fleet.count_fleet(). Empty for a small fleet. Read it through these views.';
+comment on column fleet.fleet_counts.place is
+  'The order of the rows: 1 is the whole fleet, then the cohorts by name, so that no read has to sort names.';
+comment on column fleet.fleet_counts.cohort is 'fleet.devices.cohort, or (all).';
+comment on column fleet.fleet_counts.counted_at is 'When the fleet was counted. It is the same in all rows.';
+comment on column fleet.fleet_counts.devices is 'Devices that were enrolled.';
+comment on column fleet.fleet_counts.online is 'Devices that were online.';
+comment on column fleet.fleet_counts.late is 'Devices that were late.';
+comment on column fleet.fleet_counts.offline is 'Devices that were offline.';
+comment on column fleet.fleet_counts.new is 'Devices that had not sent a heartbeat yet.';
+comment on column fleet.fleet_counts.clock_skewed is 'Devices that were heard from and whose clock was wrong.';
+comment on column fleet.fleet_counts.unity_down is
+  'Devices that were online, late or clock_skewed and whose Unity app was down.';
+comment on column fleet.fleet_counts.window_start is
+  'The start of the window in which active and gone_quiet were counted. It is the same in all rows.';
+comment on column fleet.fleet_counts.active is 'Devices that were not quiet at some time in the window.';
+comment on column fleet.fleet_counts.gone_quiet is 'Those of the active devices that were quiet when they were counted.';
+comment on column fleet.fleet_counts.newest_received_at is 'When the newest heartbeat of these devices had arrived.';
+comment on column fleet.fleet_counts.ahead is
+  'Devices that were last heard from further in the future than settings.max_future, because the clock of Postgres ran ahead.';
+
 -- Views with another order of columns, and a function with another name of an argument.
 
-drop function if exists fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz) cascade;
-drop view if exists fleet.device_state, fleet.device_status, fleet.device_status_legacy cascade;
+-- Without CASCADE, so that Postgres names what others have made of these views. See docs/upgrade.md.
+drop function if exists fleet.list_devices(text, interval, bigint, integer, text, text);
+drop function if exists fleet.list_devices_legacy(text, interval, bigint, integer, text, text);
+drop view if exists
+  fleet.devices_offline, fleet.unity_down, fleet.missed_beats, fleet.fleet_summary, fleet.device_status, fleet.device_status_legacy,
+  fleet.device_state;
+drop view if exists fleet.fleet_silence;
+drop function if exists fleet.silence_at(timestamptz);
+drop function if exists fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz);
 
 -- Functions, procedures, views
 
@@ -765,42 +814,70 @@ create or replace function fleet.add_field(p_name text, p_type regtype, p_commen
 language plpgsql
 volatile
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '300ms'
 as $$
 declare
   c_tables constant regclass[] := array[
     'fleet.device_heartbeats', 'fleet.device_heartbeats_template', 'fleet.device_last_status'
   ];
   v_table regclass;
-  v_type text;
+  v_column record;
 begin
-  -- In a new store the column is not a change: the columns of the store are recorded as they are then.
-  delete from fleet.heartbeat_columns
-  where not exists (select from fleet.device_heartbeats)
-    and not exists (select from fleet.hb_partitions p where p.state <> 'active')
-    and not exists (select from fleet.column_changes);
   foreach v_table in array c_tables loop
-    v_type := (
-      select format_type(a.atttypid, a.atttypmod)
-      from pg_attribute a
-      where a.attrelid = v_table and a.attname = p_name and not a.attisdropped
-    );
-    if v_type is null then
-      execute format('alter table %s add column %I %s', v_table, p_name, format_type(p_type, null));
-    elsif v_type <> format_type(p_type, null) then
+    select format_type(a.atttypid, a.atttypmod) as type, a.attnotnull or a.attgenerated <> '' or a.attidentity <> '' as is_bound
+    into v_column
+    from pg_attribute a
+    where a.attrelid = v_table and a.attname = p_name and not a.attisdropped;
+    if v_column.type <> format_type(p_type, null) then
       raise exception using
         errcode = 'FL422',
         message = format(
-          '%s has a column %s of type %s already, and the field needs one of type %s', v_table, p_name, v_type,
+          '%s has a column %s of type %s already, and the field needs one of type %s', v_table, p_name, v_column.type,
           format_type(p_type, null)
         ),
         hint = format(
           'Rename it and migrate again. As fleet_owner: alter table %s rename column %I to %I;', v_table, p_name, 'own_' || p_name
         );
+    elsif v_column.is_bound then
+      raise exception using
+        errcode = 'FL422',
+        message = format(
+          '%s has a column %s already that is NOT NULL or generated, and a heartbeat need not have the field', v_table, p_name
+        ),
+        hint = format(
+          'Drop NOT NULL, or rename the column, and migrate again. As fleet_owner: alter table %s alter column %I drop not null;',
+          v_table, p_name
+        );
     end if;
   end loop;
-  -- A partition that exists gets the column, but not its comment.
-  foreach v_table in array c_tables || array(select a.relid::regclass from fleet.attached_partitions() a) loop
-    execute format('comment on column %s.%I is %L', v_table, p_name, p_comment);
+
+  -- A new store begins with the column, so it is not recorded as a change: fleet.note_columns() records all columns again below.
+  delete from fleet.heartbeat_columns
+  where not exists (select from fleet.device_heartbeats)
+    and not exists (select from fleet.hb_partitions p where p.state <> 'active')
+    and not exists (select from fleet.column_changes);
+
+  -- While this waits for a lock on one partition, heartbeats wait behind it. So it gives up soon, lets them through and tries again.
+  for v_try in 1..20 loop
+    begin
+      foreach v_table in array c_tables loop
+        execute format('alter table %s add column if not exists %I %s', v_table, p_name, format_type(p_type, null));
+      end loop;
+      -- A partition that exists gets the column, but not its comment.
+      foreach v_table in array c_tables || array(select a.relid::regclass from fleet.attached_partitions() a) loop
+        execute format('comment on column %s.%I is %L', v_table, p_name, p_comment);
+      end loop;
+      exit;
+    exception when lock_not_available then
+      if v_try = 20 then
+        raise exception using
+          errcode = 'FL003',
+          message = format('fleet.device_heartbeats is in use: 20 attempts to add the column %s failed', p_name),
+          hint = 'Nothing has changed. Wait until VACUUM, pg_dump or a long query has ended, and migrate again. Who it is: '
+            'select pid, state, query from pg_stat_activity where query ilike ''%device_heartbeats%'';';
+      end if;
+      perform pg_sleep(0.1);
+    end;
   end loop;
   perform fleet.note_columns();
 end
@@ -832,6 +909,7 @@ comment on function fleet.stored_ip(inet, text) is
 create or replace function fleet.reported_values(p_payload jsonb) returns jsonb
 language sql
 stable
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
   select p_payload || jsonb_build_object('ip', fleet.stored_ip((p_payload ->> 'ip')::inet, s.store_ip))
@@ -905,8 +983,12 @@ begin
       when ls.last_received_at > v_bound then b.received_at
       else greatest(ls.last_received_at, b.received_at)
     end,
+    -- A duplicate may be a retry of a heartbeat that was on time.
     status = case
-      when greatest(ls.last_ts, b.ts) < b.received_at - v_lag then 'clock_skewed'
+      when b.ts is not null and b.received_at - greatest(ls.last_ts, b.ts) > v_lag
+        and b.received_at - greatest(ls.last_ts, b.ts) > 2 * coalesce(
+          (select d.heartbeat_interval from fleet.devices d where d.device_id = ls.device_id), interval '0'
+        ) then 'clock_skewed'
       else ls.status
     end,
     is_silent = ls.is_silent and b.received_at < now() - interval '2 minutes'
@@ -922,8 +1004,9 @@ end
 $$;
 
 comment on function fleet.record_arrivals(bigint[], timestamptz[], timestamptz[]) is
-  'Records when devices were heard from, without changing what they said: for heartbeats that are older than the newest one, and '
-  'for duplicates, which have no ts here. Devices that send only such heartbeats for settings.offline_after become clock_skewed. '
+  'Records when devices were heard from, without changing the values that they reported: for heartbeats that are older than the '
+  'newest one, and for duplicates, which are passed without a ts. Devices that send only older heartbeats for '
+  'settings.offline_after and for two of their intervals become clock_skewed. '
   'Returns how many rows changed.';
 --! EndIncluded status/record_arrivals.sql
 --! Included status/upsert_last_status.sql
@@ -950,7 +1033,7 @@ insert into fleet.device_last_status as ls (
     case
       -- The first comparison spares most batches the read of the settings.
       when n.ts < n.received_at - interval '1 minute'
-        and n.ts < n.received_at - (select fleet.allowed_lag(s.offline_after, s.max_late) from fleet.settings s)
+        and n.received_at - n.ts > (select fleet.allowed_lag(s.offline_after, s.max_late) from fleet.settings s)
         or n.stored_ts is null and fleet.is_ahead(n.ts, n.received_at) then 'clock_skewed'
       when n.unity_running is false then 'unity_down'
       else 'ok'
@@ -976,13 +1059,14 @@ insert into fleet.device_last_status as ls (
       agent_version = excluded.agent_version,
       ip = excluded.ip,
       extra = excluded.extra
-    -- A late arrival must not rewind a device. What lies in the future is of a time when the clock of Postgres ran ahead.
+    -- A late arrival must not rewind a device. What lies in the future was written while the clock of Postgres ran ahead.
     -- fleet.is_ahead() is called only when the other comparisons are false.
     where case
       when excluded.last_ts is null then ls.last_received_at is null or ls.last_received_at < excluded.last_received_at
         or fleet.is_ahead(ls.last_received_at)
       else ls.last_ts is null or ls.last_ts < excluded.last_ts
         or fleet.is_ahead(ls.last_ts)
+        or ls.last_ts = excluded.last_ts and fleet.is_ahead(ls.last_received_at)
     end;
 --! EndIncluded status/upsert_last_status.inc.sql
   get diagnostics v_rows = row_count;
@@ -1027,7 +1111,7 @@ insert into fleet.device_last_status as ls (
     case
       -- The first comparison spares most batches the read of the settings.
       when n.ts < n.received_at - interval '1 minute'
-        and n.ts < n.received_at - (select fleet.allowed_lag(s.offline_after, s.max_late) from fleet.settings s)
+        and n.received_at - n.ts > (select fleet.allowed_lag(s.offline_after, s.max_late) from fleet.settings s)
         or n.stored_ts is null and fleet.is_ahead(n.ts, n.received_at) then 'clock_skewed'
       when n.unity_running is false then 'unity_down'
       else 'ok'
@@ -1053,13 +1137,14 @@ insert into fleet.device_last_status as ls (
       agent_version = excluded.agent_version,
       ip = excluded.ip,
       extra = excluded.extra
-    -- A late arrival must not rewind a device. What lies in the future is of a time when the clock of Postgres ran ahead.
+    -- A late arrival must not rewind a device. What lies in the future was written while the clock of Postgres ran ahead.
     -- fleet.is_ahead() is called only when the other comparisons are false.
     where case
       when excluded.last_ts is null then ls.last_received_at is null or ls.last_received_at < excluded.last_received_at
         or fleet.is_ahead(ls.last_received_at)
       else ls.last_ts is null or ls.last_ts < excluded.last_ts
         or fleet.is_ahead(ls.last_ts)
+        or ls.last_ts = excluded.last_ts and fleet.is_ahead(ls.last_received_at)
     end;
 --! EndIncluded status/upsert_last_status.inc.sql
   get diagnostics v_written = row_count;
@@ -1090,10 +1175,12 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  c_chunk constant integer := 10000;
   v_since timestamptz := now() - p_window;
   v_bound timestamptz := now() + (select s.max_future from fleet.settings s);
+  v_behind bigint[];
+  v_chunk bigint[];
   v_beats fleet.device_heartbeats[];
-  v_unheard bigint[];
   v_rows bigint;
   v_after bigint;
   v_last bigint;
@@ -1107,75 +1194,76 @@ begin
   -- A run that reached its limit left the devices after the last one to the next run. So devices that fall behind again and again
   -- cannot keep others from their turn.
   select position into v_after from fleet.cursors where cursor_name = 'reconcile';
-  with ahead as materialized (  -- of a time when the database's clock ran ahead
-    select ls.device_id
-    from fleet.device_last_status ls
-    where ls.last_ts > v_bound or ls.last_received_at > v_bound
-  ),
-  newest as materialized (
-    select d.device_id, h.beat, h.ts, ls.last_ts, false as is_ahead
+  with newest as materialized (
+    select d.device_id, h.ts, ls.last_ts,
+      coalesce(ls.last_ts > v_bound or ls.last_received_at > v_bound, false) as is_ahead
     from fleet.devices d
     left join fleet.device_last_status ls on ls.device_id = d.device_id
     left join lateral (
-      select b as beat, b.ts
+      select b.ts
       from fleet.device_heartbeats b
       where b.device_id = d.device_id and b.ts >= v_since and b.ts <= v_bound
       order by b.ts desc
       limit 1
     ) h on true
-    where not exists (select from ahead a where a.device_id = d.device_id)
-    union all
-    select a.device_id,
-      case
-        when h.received_at > v_bound then jsonb_populate_record(h.beat, jsonb_build_object('received_at', h.ts))
-        else h.beat
-      end,
-      h.ts, null, true
-    from ahead a
-    left join lateral (
-      select b as beat, b.ts, b.received_at
-      from fleet.device_heartbeats b
-      where b.device_id = a.device_id and b.ts <= v_bound
-      order by b.ts desc
-      limit 1
-    ) h on true
   ),
   behind as (
-    select n.device_id, n.ts, n.beat
+    select n.device_id
     from newest n
     where n.is_ahead or n.ts is not null and (n.last_ts is null or n.last_ts < n.ts)
     order by n.device_id <= coalesce(v_after, 0), n.device_id
     limit p_max_rows
   )
-  select (select count(*) from newest),
-    array_agg(b.beat) filter (where b.ts is not null),
-    array_agg(b.device_id) filter (where b.ts is null),
+  select (select count(*) from newest), array_agg(b.device_id order by b.device_id),
     (
       select b.device_id from behind b order by b.device_id <= coalesce(v_after, 0) desc, b.device_id desc limit 1
     )
-  into checked, v_beats, v_unheard, v_last
+  into checked, v_behind, v_last
   from behind b;
 
-  updated := fleet.upsert_last_status(v_beats, true) + (
-    -- Where the upsert left the values alone, the times may still be wrong.
-    select fleet.record_arrivals(array_agg(b.device_id), array_agg(b.received_at), array_agg(b.ts)) from unnest(v_beats) b
-  );
-  -- All that is known of these devices is of the time when the clock ran ahead.
-  update fleet.device_last_status ls
-  set last_ts = null, last_received_at = q.received_at, status = case when q.received_at is null then 'ok' else ls.status end
-  from unnest(v_unheard) u (device_id)
-  cross join lateral (
-    select max(k.received_at) as received_at
-    from fleet.heartbeat_quarantine k
-    where k.device_id = u.device_id and k.received_at <= v_bound
-  ) q
-  where ls.device_id = u.device_id;
-  get diagnostics v_rows = row_count;
-  updated := updated + v_rows;
-  -- This may take minutes. fleet.mark_silent() removes the marks that are not needed.
-  update fleet.device_last_status ls
-  set is_silent = true
-  where ls.device_id in (select b.device_id from unnest(v_beats) b union all select unnest(v_unheard)) and not ls.is_silent;
+  updated := 0;
+  for v_first in 1..coalesce(cardinality(v_behind), 0) by c_chunk loop
+    v_chunk := v_behind[v_first : v_first + c_chunk - 1];
+    -- In the order in which ingest locks them. What is read afterwards includes what arrived until then.
+    perform from fleet.device_last_status ls where ls.device_id = any (v_chunk) order by ls.device_id for update;
+    select array_agg(
+      case
+        when h.received_at > v_bound then jsonb_populate_record(h.beat, jsonb_build_object('received_at', h.ts))
+        else h.beat
+      end
+    )
+    into v_beats
+    from unnest(v_chunk) c (device_id)
+    left join fleet.device_last_status ls on ls.device_id = c.device_id
+    cross join lateral (
+      select b as beat, b.ts, b.received_at
+      from fleet.device_heartbeats b
+      where b.device_id = c.device_id and b.ts <= v_bound
+        and (b.ts >= v_since or ls.last_ts > v_bound or ls.last_received_at > v_bound)
+      order by b.ts desc
+      limit 1
+    ) h;
+    updated := updated + fleet.upsert_last_status(v_beats, true) + (
+      -- Where the upsert left the values alone, the times may still be wrong.
+      select fleet.record_arrivals(array_agg(b.device_id), array_agg(b.received_at), array_agg(b.ts)) from unnest(v_beats) b
+    );
+    -- Everything that is known of these devices was written while the clock of Postgres ran ahead.
+    update fleet.device_last_status ls
+    set last_ts = null, last_received_at = q.received_at, status = case when q.received_at is null then 'ok' else ls.status end
+    from unnest(v_chunk) u (device_id)
+    cross join lateral (
+      select max(k.received_at) as received_at
+      from fleet.heartbeat_quarantine k
+      where k.device_id = u.device_id and k.received_at <= v_bound
+    ) q
+    where ls.device_id = u.device_id and (ls.last_ts > v_bound or ls.last_received_at > v_bound);
+    get diagnostics v_rows = row_count;
+    updated := updated + v_rows;
+    -- This may take minutes. fleet.mark_silent() removes the marks that are not needed.
+    update fleet.device_last_status ls
+    set is_silent = true
+    where ls.device_id = any (v_chunk) and not ls.is_silent;
+  end loop;
   insert into fleet.cursors as c (cursor_name, position)
   values ('reconcile', case when updated < p_max_rows then 0 else v_last end)
   on conflict (cursor_name) do update
@@ -1253,25 +1341,31 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
+  v_lag interval := (select fleet.allowed_lag(s.offline_after, s.max_late) from fleet.settings s);
   v_refused bigint[];
   v_heard bigint[];
 begin
-  select array_agg(u.device_id) filter (where u.is_refused), array_agg(u.device_id) filter (where not u.is_refused)
+  select array_agg(j.device_id) filter (where j.says_more), array_agg(j.device_id) filter (where not j.says_more)
   into v_refused, v_heard
   from (
-    select k.device_id, bool_and(k.result in ('quarantined', 'rejected')) as is_refused
-    from unnest(p_device_ids, p_results) as k (device_id, result)
-    group by k.device_id
-  ) u
-  join (
-    -- Does not wait: a row that another batch is writing is left to that batch. So batches do not deadlock.
-    select l.device_id
-    from fleet.device_last_status l
-    where l.device_id = any (p_device_ids)
-      -- Most rows were written by the trigger a moment ago.
-      and (l.last_received_at is null or l.last_received_at <> p_received_at)
-    for update skip locked
-  ) l using (device_id);
+    select u.device_id,
+      -- What is refused because it is old says nothing new of a device that sent a heartbeat on time a moment ago.
+      u.is_refused and (l.last_ts is null or l.last_ts < greatest(u.ts, p_received_at - v_lag)) as says_more
+    from (
+      select k.device_id, bool_and(k.result in ('quarantined', 'rejected')) as is_refused, max(k.ts) as ts
+      from unnest(p_device_ids, p_tss, p_results) as k (device_id, ts, result)
+      group by k.device_id
+    ) u
+    join (
+      -- Does not wait: a row that another batch is writing is left to that batch. So batches do not deadlock.
+      select l.device_id, l.last_ts
+      from fleet.device_last_status l
+      where l.device_id = any (p_device_ids)
+        -- Most rows were written by the trigger a moment ago.
+        and (l.last_received_at is null or l.last_received_at <> p_received_at)
+      for update skip locked
+    ) l using (device_id)
+  ) j;
   if v_heard is not null then
     perform fleet.record_arrivals(v_heard, array_fill(p_received_at, array[cardinality(v_heard)]));
   end if;
@@ -1295,7 +1389,8 @@ $$;
 
 comment on function fleet.record_others(json, timestamptz, bigint[], timestamptz[], text[]) is
   'Records in last status what the trigger on the heartbeats does not: that devices were heard from whose heartbeats were '
-  'duplicates or refused. If all that a device sent was refused, last status takes the values of the newest of it. Called by '
+  'duplicates or refused. If all that a device sent was refused, last status takes the values of the newest of it, unless it has a newer '
+  'heartbeat that was on time. Called by '
   'fleet.ingest_batch().';
 --! EndIncluded ingest/record_others.sql
 --! Included ingest/ingest_batch.sql
@@ -1527,12 +1622,12 @@ create or replace view fleet.device_status_legacy as
 select d.device_id, d.alias, d.cohort,
   fleet.derive_status(
     q.received_at > coalesce(h.heard_at, '-infinity') and q.is_skewed
-      or greatest(h.heard_at, a.heard_at) - h.ts > s.allowed_lag,
-    greatest(h.heard_at, a.heard_at, q.received_at), i.expected, s.offline_after, now()
+      or h.heard_at - h.ts > s.allowed_lag or a.heard_at - h.ts > greatest(s.allowed_lag, 2 * d.heartbeat_interval),
+    greatest(h.heard_at, a.heard_at, r.heard_at), i.expected, s.offline_after, now()
   ) as status,
   h.ts as last_ts,
-  extract(epoch from now() - greatest(h.heard_at, a.heard_at, q.received_at))::bigint as seconds_since,
-  greatest(h.heard_at, a.heard_at, q.received_at) as last_received_at,
+  extract(epoch from now() - greatest(h.heard_at, a.heard_at, r.heard_at))::bigint as seconds_since,
+  greatest(h.heard_at, a.heard_at, r.heard_at) as last_received_at,
   i.asked as heartbeat_interval, d.enrolled_at,
 --! Included status/reported_fields.inc.sql
 ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version, ls.ip, ls.extra
@@ -1557,21 +1652,29 @@ left join lateral (
   order by b.ts desc
   limit 1
 ) h on true
--- Heartbeats that arrived after the newest one. They matter only if the newest one does not show that all is well.
+-- Heartbeats that arrived after the newest one. They matter only if the newest one alone does not make the device online.
 left join lateral (
   select max(b.received_at) as heard_at
   from fleet.device_heartbeats b
   where b.device_id = d.device_id and b.ts < h.ts
-    and b.ts >= now() - s.max_late - greatest(s.offline_after, 2 * i.expected)
+    -- The hour more is for sessions in a zone whose clocks change.
+    and b.ts >= now() - s.max_late - greatest(s.offline_after, 2 * i.expected) - interval '1 hour'
     and b.received_at <= now() + s.max_future
     and now() - least(h.ts, h.heard_at) > least(s.offline_after, s.allowed_lag, fleet.late_after(i.expected))
 ) a on true
 left join lateral (
-  select r.received_at, r.payload,
-    r.ts not between r.received_at - s.allowed_lag and r.received_at + s.max_future as is_skewed
-  from fleet.heartbeat_quarantine r
-  where r.device_id = d.device_id and r.received_at <= now() + s.max_future
-  order by r.received_at desc, r.ts desc
+  select max(b.received_at) as heard_at
+  from fleet.heartbeat_quarantine b
+  where b.device_id = d.device_id and b.received_at <= now() + s.max_future
+) r on true
+-- The newest refused heartbeat that says more than the newest stored one; see fleet.record_others().
+left join lateral (
+  select b.received_at, b.payload,
+    b.received_at - b.ts > s.allowed_lag or b.ts - b.received_at > s.max_future as is_skewed
+  from fleet.heartbeat_quarantine b
+  where b.device_id = d.device_id and b.received_at <= now() + s.max_future
+    and (h.ts is null or h.ts < b.ts or b.received_at - h.ts > s.allowed_lag)
+  order by b.received_at desc, b.ts desc
   limit 1
 ) q on true
 -- What a refused heartbeat says, if it arrived after the newest stored one. Without the row type of device_heartbeats, so that its
@@ -1631,28 +1734,6 @@ order by d.last_received_at desc;
 comment on view fleet.unity_down is
   'Devices that are heard from (online, late or clock_skewed) and report that their Unity app is not running. Example: select alias from fleet.unity_down;';
 --! EndIncluded status/unity_down.view.sql
---! Included status/fleet_summary.view.sql
--- Counted by status first, so that each device's status is derived once.
-create or replace view fleet.fleet_summary as
-select coalesce(d.cohort, '(all)') as cohort,
-  coalesce(sum(d.devices), 0)::bigint as devices,
-  coalesce(sum(d.devices) filter (where d.status = 'online'), 0)::bigint as online,
-  coalesce(sum(d.devices) filter (where d.status = 'late'), 0)::bigint as late,
-  coalesce(sum(d.devices) filter (where d.status = 'offline'), 0)::bigint as offline,
-  coalesce(sum(d.devices) filter (where d.status = 'new'), 0)::bigint as new,
-  coalesce(sum(d.devices) filter (where d.status = 'clock_skewed'), 0)::bigint as clock_skewed,
-  coalesce(sum(d.devices) filter (where d.is_unity_down and d.status in ('online', 'late', 'clock_skewed')), 0)::bigint as unity_down
-from (
-  select s.cohort, s.status, s.unity_running is false as is_unity_down, count(*) as devices
-  from fleet.device_status s
-  group by s.cohort, s.status, s.unity_running is false
-) d
-group by grouping sets ((d.cohort), ())
-order by grouping(d.cohort) desc, d.cohort;
-
-comment on view fleet.fleet_summary is
-  'Devices by status, for the whole fleet (all) and for each cohort. Example: select * from fleet.fleet_summary;';
---! EndIncluded status/fleet_summary.view.sql
 --! Included status/list_devices.sql
 -- One page by keyset. The query is built for each call: the best index depends on the arguments, and one plan for all arguments
 -- would suit none of them.
@@ -1759,6 +1840,506 @@ comment on function fleet.list_devices_legacy(text, interval, bigint, integer, t
   'The same as fleet.list_devices(), over fleet.device_status_legacy. '
   'Example: select alias from fleet.list_devices_legacy(''offline'', ''12 minutes'');';
 --! EndIncluded status/list_devices_legacy.sql
+--! Included status/describe_clock.sql
+create or replace function fleet.describe_clock(p_device_id bigint) returns text
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+  with bounds as (
+    select now() - least(s.max_late, s.retention) - interval '1 day' as oldest, now() + s.max_future as newest
+    from fleet.settings s
+  ),
+  arrived as (
+    (
+      select h.ts, h.received_at
+      from fleet.device_heartbeats h
+      where h.device_id = p_device_id
+        and h.ts >= (select b.oldest from bounds b) and h.ts <= (select b.newest from bounds b)
+        and h.received_at <= (select b.newest from bounds b)
+      order by h.received_at desc, h.ts desc
+      limit 1
+    )
+    union all
+    (
+      select q.ts, q.received_at
+      from fleet.heartbeat_quarantine q
+      where q.device_id = p_device_id and isfinite(q.ts) and q.received_at <= (select b.newest from bounds b)
+      order by q.received_at desc, q.ts desc
+      limit 1
+    )
+  )
+  select case when m.minutes < 0 then format('lags by %s', t.text) else format('is %s ahead', t.text) end
+  from (
+    select round(extract(epoch from a.ts - a.received_at) / 60) as minutes
+    from arrived a
+    order by a.received_at desc, a.ts desc
+    limit 1
+  ) m
+  cross join lateral (
+    select case
+      when abs(m.minutes) < 120 then format('%s min', abs(m.minutes))
+      when abs(m.minutes) < 2880 then format('%s h', round(abs(m.minutes) / 60))
+      else format('%s days', round(abs(m.minutes) / 1440))
+    end as text
+  ) t
+  where abs(m.minutes) > 1;
+$$;
+
+comment on function fleet.describe_clock(bigint) is
+  'How wrong the clock of a device is, such as "lags by 6 h" or "is 2 h ahead", by the heartbeat that arrived last of those that '
+  'were stored or quarantined; null if it is off by a minute or less. '
+  'Example: select alias, fleet.describe_clock(device_id) from fleet.list_devices(''clock_skewed'');';
+--! EndIncluded status/describe_clock.sql
+--! Included availability/missed_beats.view.sql
+create or replace view fleet.missed_beats as
+select h.device_id, h.alias, h.cohort, h.status, h.last_ts, h.last_received_at as heard_at, h.expected_interval as heartbeat_interval, m.missed_beats
+from fleet.device_state h
+cross join lateral (
+  select fleet.beats_missed(now() - coalesce(h.last_received_at, h.enrolled_at), h.expected_interval) as missed_beats
+) m
+-- The first condition is cheap, and leaves few rows for the second.
+where now() - coalesce(h.last_received_at, h.enrolled_at) >= 1.5 * h.expected_interval
+  and m.missed_beats > 0
+order by m.missed_beats desc, h.device_id;
+
+comment on view fleet.missed_beats is
+  'Devices with missing heartbeats: how many each has missed in a row until now, since its last heartbeat, or since it was '
+  'enrolled if it never sent one. Most first. '
+  'Example: select alias, missed_beats from fleet.missed_beats where missed_beats >= 10;';
+--! EndIncluded availability/missed_beats.view.sql
+--! Included status/counts_hold.sql
+create or replace function fleet.counts_hold(p_now timestamptz default now()) returns boolean
+language sql
+stable
+parallel safe
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  -- The job counts once a minute. One run may be missed, and each takes some seconds. All rows are of the same time.
+  select coalesce(k.counted_at <= n.moment and n.moment - k.counted_at < interval '150 seconds', false)
+  from fleet.not_in_future(p_now) n (moment)
+  left join fleet.fleet_counts k on k.place = 1;
+$$;
+
+comment on function fleet.counts_hold(timestamptz) is
+  'Whether fleet.fleet_counts is recent enough to be used at this time. If false, devices are counted when somebody asks. See '
+  'fleet.count_fleet(). Example: select fleet.counts_hold();';
+--! EndIncluded status/counts_hold.sql
+--! Included status/may_be_ahead.sql
+create or replace function fleet.may_be_ahead(p_now timestamptz default now()) returns boolean
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select not fleet.counts_hold(p_now) or exists (select from fleet.fleet_counts k where k.place = 1 and k.ahead > 0);
+$$;
+
+comment on function fleet.may_be_ahead(timestamptz) is
+  'False if the counts of fleet.count_fleet() hold and say that no device was last heard from in the future, which happens after '
+  'the clock of Postgres ran ahead. If true, look at the devices. Example: select fleet.may_be_ahead();';
+--! EndIncluded status/may_be_ahead.sql
+--! Included status/fleet_summary.view.sql
+-- Only one of the two halves runs: the choice is made once, before the first row, and above the subquery, so that no parallel workers
+-- are started for nothing. Devices are counted by status first, so that each device's status is derived once.
+create or replace view fleet.fleet_summary as
+select d.cohort, d.devices, d.online, d.late, d.offline, d.new, d.clock_skewed, d.unity_down, d.counted_at
+from (
+  select k.place, k.cohort, k.devices, k.online, k.late, k.offline, k.new, k.clock_skewed, k.unity_down, k.counted_at
+  from fleet.fleet_counts k
+  where fleet.counts_hold()
+  union all
+  select s.place, s.cohort, s.devices, s.online, s.late, s.offline, s.new, s.clock_skewed, s.unity_down, now()
+  from (
+    select row_number() over (order by grouping(c.cohort) desc, c.cohort) as place,
+      coalesce(c.cohort, '(all)') as cohort,
+      coalesce(sum(c.devices), 0)::bigint as devices,
+      coalesce(sum(c.devices) filter (where c.status = 'online'), 0)::bigint as online,
+      coalesce(sum(c.devices) filter (where c.status = 'late'), 0)::bigint as late,
+      coalesce(sum(c.devices) filter (where c.status = 'offline'), 0)::bigint as offline,
+      coalesce(sum(c.devices) filter (where c.status = 'new'), 0)::bigint as new,
+      coalesce(sum(c.devices) filter (where c.status = 'clock_skewed'), 0)::bigint as clock_skewed,
+      coalesce(sum(c.devices) filter (where c.is_unity_down and c.status in ('online', 'late', 'clock_skewed')), 0)::bigint
+        as unity_down
+    from (
+      select v.cohort, v.status, v.unity_running is false as is_unity_down, count(*) as devices
+      from fleet.device_status v
+      group by v.cohort, v.status, v.unity_running is false
+    ) c
+    group by grouping sets ((c.cohort), ())
+  ) s
+  where not fleet.counts_hold()
+) d
+order by d.place;
+
+comment on view fleet.fleet_summary is
+  'Devices by status, for the whole fleet (all) and for each cohort. In a large fleet they are counted once a minute, at '
+  'counted_at (fleet.count_fleet()). Example: select * from fleet.fleet_summary;';
+--! EndIncluded status/fleet_summary.view.sql
+--! Included status/sample_fleet.sql
+create or replace function fleet.sample_fleet() returns void
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+  delete from fleet.fleet_samples s
+  where s.sampled_at < now() - interval '8 days' or s.sampled_at > now();
+  insert into fleet.fleet_samples (sampled_at, devices, online, late, offline, new, clock_skewed, unity_down)
+  select date_bin('10 minutes', now(), '2000-01-01Z'), f.devices, f.online, f.late, f.offline, f.new, f.clock_skewed, f.unity_down
+  from fleet.fleet_summary f
+  where f.cohort = '(all)'
+    -- Nine times out of ten the row is already there, and no device is counted.
+    and not exists (select from fleet.fleet_samples s where s.sampled_at = date_bin('10 minutes', now(), '2000-01-01Z'))
+  on conflict do nothing;
+$$;
+
+comment on function fleet.sample_fleet() is
+  'Stores the counts of fleet.fleet_summary once every 10 minutes, for fleet.fleet_trend. Called every minute by '
+  'fleet.mark_silent(). '
+  'Example: select fleet.sample_fleet();';
+--! EndIncluded status/sample_fleet.sql
+--! Included silence/newest_received_at.sql
+create or replace function fleet.newest_received_at(p_now timestamptz) returns timestamptz
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set jit = off
+as $$
+  select coalesce(
+    (
+      select k.newest_received_at
+      from fleet.fleet_counts k
+      cross join fleet.settings s
+      where k.place = 1 and fleet.counts_hold(p_now) and p_now - k.newest_received_at <= s.ingest_gap
+    ),
+    (
+      select max(ls.last_received_at)
+      from fleet.device_last_status ls
+      where ls.last_received_at <= greatest(p_now, clock_timestamp())  -- it may have arrived after this transaction began
+    )
+  );
+$$;
+
+comment on function fleet.newest_received_at(timestamptz) is
+  'When the newest heartbeat before this time arrived. In a large fleet it is taken from fleet.fleet_counts if it shows that '
+  'ingest is not down; then a newer one may have arrived since. Example: select fleet.newest_received_at(now());';
+--! EndIncluded silence/newest_received_at.sql
+--! Included silence/silence_window_start.sql
+create or replace function fleet.silence_window_start(p_now timestamptz) returns timestamptz
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+  -- Devices that fell silent while ingest was down have not been counted yet, so the window includes the gap once more.
+  select least(case when p_now < w.gap_to + 2 * s.silence_window then w.gap_from end, p_now - s.silence_window)
+  from fleet.settings s
+  cross join fleet.silence_watch w;
+$$;
+
+comment on function fleet.silence_window_start(timestamptz) is
+  'When the window begins in which fleet.fleet_silence counts devices at this time: settings.silence_window ago, or earlier '
+  'after a gap in ingest. Example: select fleet.silence_window_start(now());';
+--! EndIncluded silence/silence_window_start.sql
+--! Included silence/silence_at.sql
+create or replace function fleet.silence_at(p_now timestamptz)
+returns table (
+  cohort text, devices bigint, active bigint, gone_quiet bigint, share double precision, usual_share double precision,
+  ratio double precision, is_alarming boolean, is_muted boolean, muted_reason text, window_start timestamptz,
+  counted_at timestamptz
+)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set jit = off
+as $$
+  with ingest as materialized (
+    select
+      case
+        when fleet.is_ingest_down(fleet.newest_received_at(p_now), fleet.not_in_future(p_now)) then 'ingest_down'
+        when p_now < w.gap_to + s.silence_window or w.gap_from is not null and w.gap_to is null
+          or fleet.postgres_started_at() > w.looked_at then 'ingest_resumed'
+        when w.looked_at < p_now - s.ingest_gap then 'unwatched'
+      end as muted_reason,
+      coalesce(k.window_start, fleet.silence_window_start(p_now)) as window_start,
+      coalesce(k.counted_at, p_now) as counted_at
+    from fleet.settings s
+    cross join fleet.silence_watch w
+    left join fleet.fleet_counts k on k.place = 1 and fleet.counts_hold(p_now)
+  ),
+  -- How long each device is overdue. OFFSET 0 has it computed once.
+  heard as (
+    select d.cohort,
+      p_now - ls.last_received_at - fleet.late_after(
+        fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now)
+      ) as overdue
+    from fleet.devices d
+    left join fleet.device_last_status ls using (device_id)
+    left join fleet.cohorts c on c.cohort = d.cohort
+    where d.revoked_at is null
+    offset 0
+  ),
+  counted as (
+    select h.cohort, count(*) as devices,
+      count(*) filter (where h.overdue <= (select p_now - i.window_start from ingest i)) as active,
+      count(*) filter (
+        where h.overdue > interval '0' and h.overdue <= (select p_now - i.window_start from ingest i)
+      ) as gone_quiet
+    from heard h
+    group by h.cohort
+  ),
+  summed as (
+    select row_number() over (order by grouping(k.cohort) desc, k.cohort) as place, coalesce(k.cohort, '(all)') as cohort,
+      coalesce(sum(k.devices), 0)::bigint as devices, coalesce(sum(k.active), 0)::bigint as active,
+      coalesce(sum(k.gone_quiet), 0)::bigint as gone_quiet
+    from counted k
+    group by grouping sets ((k.cohort), ())
+  ),
+  -- Only one of the two halves runs.
+  listed as (
+    select k.place, k.cohort, k.devices, k.active, k.gone_quiet
+    from fleet.fleet_counts k
+    where fleet.counts_hold(p_now)
+    union all
+    select s.place, s.cohort, s.devices, s.active, s.gone_quiet
+    from summed s
+    where not fleet.counts_hold(p_now)
+  )
+  select m.cohort, m.devices, m.active, m.gone_quiet, r.share, u.usual_share, r.share / nullif(u.usual_share, 0),
+    r.muted_reason is null and m.gone_quiet >= s.silence_min_devices and r.share >= s.silence_share
+      and r.share >= s.silence_ratio * u.usual_share,
+    r.muted_reason is not null, r.muted_reason, i.window_start, i.counted_at
+  from listed m
+  cross join ingest i
+  cross join fleet.settings s
+  left join fleet.silence_usual u on u.cohort = m.cohort
+  cross join lateral (
+    select m.gone_quiet / nullif(m.active, 0)::double precision as share,
+      case
+        when i.muted_reason is not null then i.muted_reason
+        when m.active < s.silence_min_devices then 'few_devices'
+        -- 144 samples are a day. Before that, what is usual at night is unknown.
+        when u.usual_share is null or u.samples < 144 then 'few_samples'
+      end as muted_reason
+  ) r
+  order by m.place;
+$$;
+
+comment on function fleet.silence_at(timestamptz) is
+  'fleet.fleet_silence at a given time, from what is known now. Defined in docs/decisions/0017. Uses the counts of '
+  'fleet.count_fleet() if they hold. Example: select * from fleet.silence_at(now());';
+--! EndIncluded silence/silence_at.sql
+--! Included silence/fleet_silence.view.sql
+create or replace view fleet.fleet_silence as
+select s.cohort, s.devices, s.active, s.gone_quiet, s.share, s.usual_share, s.ratio, s.is_alarming, s.is_muted, s.muted_reason,
+  s.window_start, s.counted_at
+from fleet.silence_at(now()) s;
+
+comment on view fleet.fleet_silence is
+  'For the whole fleet (all) and for each cohort: devices on the roster, devices active in the window (since window_start), '
+  'active devices that have gone quiet in it, their share, the usual share at this time of day, and whether this is an alarm. '
+  'While the alarm cannot be evaluated, muted_reason says why: ingest_down, ingest_resumed, unwatched, few_devices or '
+  'few_samples. The devices of a large fleet are counted once a minute, at counted_at. '
+  'Example: select * from fleet.fleet_silence where is_alarming;';
+--! EndIncluded silence/fleet_silence.view.sql
+--! Included silence/silence_metrics.sql
+create or replace function fleet.silence_metrics()
+returns table (metric text, labels jsonb, value double precision)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select v.metric, jsonb_build_object('cohort', s.cohort), v.value
+  from fleet.fleet_silence s
+  cross join lateral (
+    values
+      ('cohort_devices', s.devices::double precision),
+      ('cohort_active_devices', s.active),
+      ('cohort_gone_quiet_devices', s.gone_quiet),
+      ('cohort_gone_quiet_ratio', s.share),
+      ('cohort_usual_quiet_ratio', s.usual_share),
+      ('cohort_silence_alarm', s.is_alarming::integer),
+      ('cohort_silence_muted', s.is_muted::integer)
+  ) as v (metric, value)
+  where v.value is not null;
+$$;
+
+comment on function fleet.silence_metrics() is
+  'fleet.fleet_silence for /metrics. Separate from fleet.metric_values(), because it reads every device of a small fleet; a '
+  'server calls it once a minute.';
+--! EndIncluded silence/silence_metrics.sql
+--! Included silence/watch_silence.sql
+create or replace function fleet.watch_silence(p_now timestamptz default now()) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  c_every constant interval := interval '10 minutes';
+  c_keep constant interval := interval '8 days';
+  c_around constant interval := interval '90 minutes';
+  v_watch fleet.silence_watch;
+  v_settings fleet.settings;
+  v_newest timestamptz;
+  v_is_remembered boolean;
+begin
+  select * into strict v_settings from fleet.settings;
+  select * into strict v_watch from fleet.silence_watch for update;
+  v_newest := fleet.newest_received_at(p_now);
+
+  -- While the devices of a gap are still to be counted, a further gap extends it rather than replacing it.
+  v_is_remembered := v_watch.gap_to is null and v_watch.gap_from is not null
+    or p_now < v_watch.gap_to + 2 * v_settings.silence_window;
+  if v_watch.looked_at > p_now + v_settings.ingest_gap then
+    -- The clock ran ahead, so nothing that was seen then counts.
+    v_watch.gap_from := coalesce(v_newest, p_now);
+    v_watch.gap_to := p_now;
+    v_watch.sampled_at := '-infinity';
+    delete from fleet.silence_samples s
+    where s.sampled_at > p_now;
+  elsif fleet.is_ingest_down(v_newest, p_now) then
+    v_watch.gap_from := case when v_is_remembered then v_watch.gap_from else v_newest end;
+    v_watch.gap_to := null;
+  elsif v_watch.gap_from is not null and v_watch.gap_to is null then
+    v_watch.gap_to := p_now;
+  elsif v_watch.looked_at < p_now - v_settings.ingest_gap or v_watch.looked_at < fleet.postgres_started_at() then
+    -- Nothing is known about ingest since the last call.
+    v_watch.gap_from := case when v_is_remembered then v_watch.gap_from else coalesce(v_watch.newest_received_at, p_now) end;
+    v_watch.gap_to := p_now;
+  end if;
+  update fleet.silence_watch
+  set looked_at = p_now, newest_received_at = v_newest, gap_from = v_watch.gap_from, gap_to = v_watch.gap_to;
+
+  if date_bin(c_every, p_now, '2000-01-01Z') <= v_watch.sampled_at then
+    return;
+  end if;
+  -- A sample taken while the alarm is muted, or over a longer window, must not count as usual.
+  insert into fleet.silence_samples (cohort, sampled_at, active, gone_quiet)
+  select a.cohort, p_now, a.active, a.gone_quiet
+  from fleet.silence_at(p_now) a
+  where a.active > 0 and coalesce(a.muted_reason in ('few_devices', 'few_samples'), true)
+    and a.window_start = a.counted_at - v_settings.silence_window
+  on conflict do nothing;
+  delete from fleet.silence_samples s
+  where s.sampled_at < p_now - c_keep;
+
+  delete from fleet.silence_usual;
+  insert into fleet.silence_usual (cohort, usual_share, samples, days, computed_at)
+  select a.cohort, case when k.days >= 3 then k.peaks[2] else a.highest end, a.samples, coalesce(k.days, 0), p_now
+  from (
+    select s.cohort, count(*) as samples,
+      -- What is happening now does not count as usual.
+      max(s.gone_quiet / s.active::double precision)
+        filter (where s.sampled_at < p_now - greatest(c_around, 2 * v_settings.silence_window)) as highest
+    from fleet.silence_samples s
+    group by s.cohort
+  ) a
+  left join (
+    select p.cohort, count(*) as days, array_agg(p.peak order by p.peak desc) as peaks
+    from (
+      select s.cohort, d.days_ago, max(s.gone_quiet / s.active::double precision) as peak
+      from generate_series(1, 7) as d (days_ago)
+      join fleet.silence_samples s
+        on s.sampled_at between p_now - d.days_ago * interval '1 day' - c_around
+          and p_now - d.days_ago * interval '1 day' + c_around
+      group by s.cohort, d.days_ago
+    ) p
+    group by p.cohort
+  ) k using (cohort);
+
+  update fleet.silence_watch
+  set sampled_at = p_now;
+end
+$$;
+
+comment on function fleet.watch_silence(timestamptz) is
+  'Checks whether heartbeats arrive, and every 10 minutes takes a sample of fleet.fleet_silence, from which it computes what is '
+  'usual. Called each minute by fleet.mark_silent(). Example: select fleet.watch_silence();';
+--! EndIncluded silence/watch_silence.sql
+--! Included status/count_fleet.sql
+-- A smaller fleet is counted in less than 50 ms when somebody asks, to the second.
+create or replace function fleet.count_fleet(p_least integer default 50000) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set jit = off
+as $$
+declare
+  v_window_start timestamptz;
+  v_bound timestamptz;
+begin
+  if (
+    select count(*) from (select from fleet.devices d where d.revoked_at is null limit p_least) f
+  ) < p_least then
+    delete from fleet.fleet_counts;
+    return;
+  end if;
+
+  select fleet.silence_window_start(now()), now() + s.max_future into v_window_start, v_bound from fleet.settings s;
+  with counted as (
+    select d.cohort, count(*) as devices,
+      count(*) filter (where d.status = 'online') as online,
+      count(*) filter (where d.status = 'late') as late,
+      count(*) filter (where d.status = 'offline') as offline,
+      count(*) filter (where d.status = 'new') as new,
+      count(*) filter (where d.status = 'clock_skewed') as clock_skewed,
+      count(*) filter (where d.is_unity_down and d.status in ('online', 'late', 'clock_skewed')) as unity_down,
+      count(*) filter (where d.overdue <= now() - v_window_start) as active,
+      count(*) filter (where d.overdue > interval '0' and d.overdue <= now() - v_window_start) as gone_quiet,
+      max(d.last_received_at) filter (where d.last_received_at <= now()) as newest_received_at,
+      count(*) filter (where d.newest > v_bound) as ahead
+    from (
+      -- OFFSET 0 has the status and the silence of a device computed once.
+      select s.cohort, s.status, s.unity_running is false as is_unity_down, s.last_received_at,
+        now() - s.last_received_at - fleet.late_after(s.expected_interval) as overdue,
+        greatest(s.last_ts, s.last_received_at) as newest
+      from fleet.device_state s
+      offset 0
+    ) d
+    group by d.cohort
+  )
+  -- In order, so that two runs at the same time wait for each other. Rows are updated in place (HOT), because every row changes
+  -- each minute.
+  insert into fleet.fleet_counts as k (
+    place, cohort, counted_at, devices, online, late, offline, new, clock_skewed, unity_down, window_start, active, gone_quiet,
+    newest_received_at, ahead
+  )
+  select row_number() over (order by grouping(c.cohort) desc, c.cohort) as place, coalesce(c.cohort, '(all)'), now(),
+    sum(c.devices), sum(c.online), sum(c.late), sum(c.offline), sum(c.new), sum(c.clock_skewed), sum(c.unity_down),
+    v_window_start, sum(c.active), sum(c.gone_quiet), max(c.newest_received_at), sum(c.ahead)
+  from counted c
+  group by grouping sets ((c.cohort), ())
+  order by place
+  on conflict on constraint fleet_counts_pkey do update
+    set cohort = excluded.cohort, counted_at = excluded.counted_at, devices = excluded.devices, online = excluded.online,
+      late = excluded.late, offline = excluded.offline, new = excluded.new, clock_skewed = excluded.clock_skewed,
+      unity_down = excluded.unity_down, window_start = excluded.window_start, active = excluded.active,
+      gone_quiet = excluded.gone_quiet, newest_received_at = excluded.newest_received_at, ahead = excluded.ahead;
+  delete from fleet.fleet_counts k
+  where k.counted_at <> now();
+end
+$$;
+
+comment on function fleet.count_fleet(integer) is
+  'Counts a large fleet once, for all who read fleet.fleet_summary and fleet.fleet_silence until the next run. With fewer '
+  'enrolled devices than p_least nothing is kept. Called each minute by fleet.mark_silent(). If it does not run, the views are '
+  'still right, but slower. Example: select fleet.count_fleet();';
+--! EndIncluded status/count_fleet.sql
 --! Included status/mark_silent.sql
 -- Devices become silent because time passes, so no heartbeat can mark them. They are marked early, at three quarters of the time
 -- after which they are offline, so that between two runs no device is offline without the mark. Queries that use the mark
@@ -1831,6 +2412,9 @@ begin
   perform fleet.watch_silence(p_now);
   commit;
 
+  perform fleet.count_fleet();
+  commit;
+
   perform fleet.sample_fleet();
 end
 $$;
@@ -1838,274 +2422,346 @@ $$;
 comment on procedure fleet.mark_silent(integer, timestamptz) is
   'Sets device_last_status.is_silent for devices that have been silent for three quarters of the time after which they are '
   'offline, so that lists of offline devices need not look at the others. Run every minute by pg_cron. If it does not run, '
-  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence() and fleet.sample_fleet(). '
-  'Example: call fleet.mark_silent();';
+  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence(), fleet.count_fleet() and '
+  'fleet.sample_fleet(). Example: call fleet.mark_silent();';
 --! EndIncluded status/mark_silent.sql
---! Included status/sample_fleet.sql
-create or replace function fleet.sample_fleet() returns void
-language sql
-volatile
-security definer
-set search_path = pg_catalog, pg_temp
-set timezone = 'UTC'
-as $$
-  delete from fleet.fleet_samples s
-  where s.sampled_at < now() - interval '8 days' or s.sampled_at > now();
-  insert into fleet.fleet_samples (sampled_at, devices, online, late, offline, new, clock_skewed, unity_down)
-  select date_bin('10 minutes', now(), '2000-01-01Z'), f.devices, f.online, f.late, f.offline, f.new, f.clock_skewed, f.unity_down
-  from fleet.fleet_summary f
-  where f.cohort = '(all)'
-    -- Nine times out of ten the row is already there, and no device is counted.
-    and not exists (select from fleet.fleet_samples s where s.sampled_at = date_bin('10 minutes', now(), '2000-01-01Z'))
-  on conflict do nothing;
-$$;
-
-comment on function fleet.sample_fleet() is
-  'Stores the counts of fleet.fleet_summary once every 10 minutes, for fleet.fleet_trend. Called every minute by '
-  'fleet.mark_silent(). '
-  'Example: select fleet.sample_fleet();';
---! EndIncluded status/sample_fleet.sql
---! Included status/describe_clock.sql
-create or replace function fleet.describe_clock(p_device_id bigint) returns text
-language sql
+--! Included checks/check_ingest.sql
+create or replace function fleet.check_ingest(p_now timestamptz default now())
+returns table (check_name text, status text, detail text, remedy text)
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
+set datestyle = 'ISO'
+set lock_timeout = '300ms'
 as $$
-  with bounds as (
-    select now() - least(s.max_late, s.retention) - interval '1 day' as oldest, now() + s.max_future as newest
-    from fleet.settings s
-  ),
-  arrived as (
-    (
-      select h.ts, h.received_at
-      from fleet.device_heartbeats h
-      where h.device_id = p_device_id
-        and h.ts >= (select b.oldest from bounds b) and h.ts <= (select b.newest from bounds b)
-        and h.received_at <= (select b.newest from bounds b)
-      order by h.received_at desc, h.ts desc
-      limit 1
+#variable_conflict use_column
+declare
+  c_sample constant integer := 100;
+  c_clocks constant integer := 3;
+  v_settings fleet.settings;
+  v_names text;
+  v_commands text;
+  v_count bigint;
+  v_total bigint;
+  v_start bigint;
+  v_ahead bigint;
+begin
+  perform fleet.not_in_future(p_now);
+  select * into strict v_settings from fleet.settings;
+
+  check_name := 'triggers';
+  -- What the migrations made has to be there; whatever else is disabled on the store's tables is named as well.
+  select string_agg(distinct format('%s on %s', f.name, f.relation), ', '),
+    concat_ws(
+      e'\n',
+      case when bool_or(f.is_internal) then '-- as superuser' else '-- as fleet_owner' end,
+      string_agg(distinct f.command, e'\n'),
+      -- While they were off, last status was not kept, the guard learned nothing, and token changes were not recorded.
+      case when bool_or(f.name = 'device_heartbeats_record_last_status') then 'select fleet.backfill_last_status(1);' end,
+      case
+        when bool_or(f.name = 'hb_partitions_protect') then 'update fleet.hb_partitions set partition_name = partition_name;'
+      end,
+      case when bool_or(f.name like '%\_token\_change') then '-- then restart each server: it missed changed tokens' end
+    )
+  into v_names, v_commands
+  from (
+    select r.relation, r.trigger_name as name, r.definition || ';' as command, false as is_internal
+    from fleet.recorded_triggers r
+    where not exists (
+      select from pg_trigger g where g.tgrelid = to_regclass(r.relation) and g.tgname = r.trigger_name
     )
     union all
-    (
-      select q.ts, q.received_at
-      from fleet.heartbeat_quarantine q
-      where q.device_id = p_device_id and isfinite(q.ts) and q.received_at <= (select b.newest from bounds b)
-      order by q.received_at desc, q.ts desc
-      limit 1
-    )
-  )
-  select case when m.minutes < 0 then format('lags by %s', t.text) else format('is %s ahead', t.text) end
+    select g.tgrelid::regclass::text, case when g.tgisinternal then 'a foreign key' else g.tgname::text end,
+      format(
+        'alter table %s enable trigger %s;',
+        g.tgrelid::regclass, case when g.tgisinternal then 'all' else quote_ident(g.tgname) end
+      ),
+      g.tgisinternal
+    from pg_trigger g
+    join pg_class c on c.oid = g.tgrelid
+    where c.relnamespace = 'fleet'::regnamespace and g.tgenabled not in ('O', 'A')
+  ) f;
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce('disabled or missing: ' || v_names, 'all are on');
+  remedy := case when v_names is not null then v_commands end;
+  return next;
+
+  check_name := 'last_status';
+  select floor(random() * greatest(coalesce(max(d.device_id), 0) - c_sample, 0)) into v_start from fleet.devices d;
+  -- One statement stores a heartbeat and updates last status, so any difference is drift.
+  select count(*) filter (where ls.last_ts is null or ls.last_ts < h.ts), count(*) into v_count, v_total
   from (
-    select round(extract(epoch from a.ts - a.received_at) / 60) as minutes
-    from arrived a
-    order by a.received_at desc, a.ts desc
+    select s.device_id
+    from fleet.devices s
+    where s.device_id > v_start
+    order by s.device_id
+    limit c_sample
+  ) d
+  left join fleet.device_last_status ls on ls.device_id = d.device_id
+  cross join lateral (
+    select b.ts
+    from fleet.device_heartbeats b
+    where b.device_id = d.device_id and b.ts >= p_now - interval '1 day' and b.ts <= p_now + v_settings.max_future
+    order by b.ts desc
     limit 1
-  ) m
-  cross join lateral (
-    select case
-      when abs(m.minutes) < 120 then format('%s min', abs(m.minutes))
-      when abs(m.minutes) < 2880 then format('%s h', round(abs(m.minutes) / 60))
-      else format('%s days', round(abs(m.minutes) / 1440))
-    end as text
-  ) t
-  where abs(m.minutes) > 1;
-$$;
-
-comment on function fleet.describe_clock(bigint) is
-  'How wrong the clock of a device is, such as "lags by 6 h" or "is 2 h ahead", by the heartbeat that arrived last of those that '
-  'were stored or quarantined; null if it is right to the minute. '
-  'Example: select alias, fleet.describe_clock(device_id) from fleet.list_devices(''clock_skewed'');';
---! EndIncluded status/describe_clock.sql
---! Included availability/missed_beats.view.sql
-create or replace view fleet.missed_beats as
-select h.device_id, h.alias, h.cohort, h.status, h.last_ts, h.last_received_at as heard_at, h.expected_interval as heartbeat_interval, m.missed_beats
-from fleet.device_state h
-cross join lateral (
-  select fleet.beats_missed(now() - coalesce(h.last_received_at, h.enrolled_at), h.expected_interval) as missed_beats
-) m
--- The first condition is cheap, and leaves few rows for the second.
-where now() - coalesce(h.last_received_at, h.enrolled_at) >= 1.5 * h.expected_interval
-  and m.missed_beats > 0
-order by m.missed_beats desc, h.device_id;
-
-comment on view fleet.missed_beats is
-  'Devices with missing heartbeats: how many each has missed in a row until now, since its last heartbeat, or since it was '
-  'enrolled if it never sent one. Most first. '
-  'Example: select alias, missed_beats from fleet.missed_beats where missed_beats >= 10;';
---! EndIncluded availability/missed_beats.view.sql
---! Included silence/silence_at.sql
-create or replace function fleet.silence_at(p_now timestamptz)
-returns table (
-  cohort text, devices bigint, active bigint, gone_quiet bigint, share double precision, usual_share double precision,
-  ratio double precision, is_alarming boolean, is_muted boolean, muted_reason text, window_start timestamptz
-)
-language sql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-set timezone = 'UTC'
-set jit = off
-as $$
-  with ingest as materialized (
-    select
-      case
-        when fleet.is_ingest_down(
-          (select max(l.last_received_at) from fleet.device_last_status l where l.last_received_at <= p_now),
-          fleet.not_in_future(p_now)
-        ) then 'ingest_down'
-        when p_now < w.gap_to + s.silence_window or w.gap_from is not null and w.gap_to is null
-          or fleet.postgres_started_at() > w.looked_at then 'ingest_resumed'
-        when w.looked_at < p_now - s.ingest_gap then 'unwatched'
-      end as muted_reason,
-      -- Devices that fell silent while ingest was down have not been counted yet, so the window includes the gap once more.
-      least(case when p_now < w.gap_to + 2 * s.silence_window then w.gap_from end, p_now - s.silence_window) as window_start
-    from fleet.settings s
-    cross join fleet.silence_watch w
-  ),
-  -- How long each device is overdue. OFFSET 0 has it computed once.
-  heard as (
-    select d.cohort,
-      p_now - ls.last_received_at - fleet.late_after(
-        fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now)
-      ) as overdue
-    from fleet.devices d
-    left join fleet.device_last_status ls using (device_id)
-    left join fleet.cohorts c on c.cohort = d.cohort
-    where d.revoked_at is null
-    offset 0
-  ),
-  counted as (
-    select h.cohort, count(*) as devices,
-      count(*) filter (where h.overdue <= (select p_now - i.window_start from ingest i)) as active,
-      count(*) filter (
-        where h.overdue > interval '0' and h.overdue <= (select p_now - i.window_start from ingest i)
-      ) as gone_quiet
-    from heard h
-    group by h.cohort
-  ),
-  summed as (
-    select coalesce(k.cohort, '(all)') as cohort, grouping(k.cohort) as is_all,
-      coalesce(sum(k.devices), 0)::bigint as devices, coalesce(sum(k.active), 0)::bigint as active,
-      coalesce(sum(k.gone_quiet), 0)::bigint as gone_quiet
-    from counted k
-    group by grouping sets ((k.cohort), ())
-  )
-  select m.cohort, m.devices, m.active, m.gone_quiet, r.share, u.usual_share, r.share / nullif(u.usual_share, 0),
-    r.muted_reason is null and m.gone_quiet >= s.silence_min_devices and r.share >= s.silence_share
-      and r.share >= s.silence_ratio * u.usual_share,
-    r.muted_reason is not null, r.muted_reason, i.window_start
-  from summed m
-  cross join ingest i
-  cross join fleet.settings s
-  left join fleet.silence_usual u on u.cohort = m.cohort
-  cross join lateral (
-    select m.gone_quiet / nullif(m.active, 0)::double precision as share,
-      case
-        when i.muted_reason is not null then i.muted_reason
-        when m.active < s.silence_min_devices then 'few_devices'
-        -- 144 samples are a day. Before that, what is usual at night is unknown.
-        when u.usual_share is null or u.samples < 144 then 'few_samples'
-      end as muted_reason
-  ) r
-  order by m.is_all desc, m.cohort;
-$$;
-
-comment on function fleet.silence_at(timestamptz) is
-  'fleet.fleet_silence at a given time, from what is known now. Defined in docs/decisions/0017. Example: select * from '
-  'fleet.silence_at(now());';
---! EndIncluded silence/silence_at.sql
---! Included silence/watch_silence.sql
-create or replace function fleet.watch_silence(p_now timestamptz default now()) returns void
-language plpgsql
-volatile
-security definer
-set search_path = pg_catalog, pg_temp
-set timezone = 'UTC'
-as $$
-declare
-  c_every constant interval := interval '10 minutes';
-  c_keep constant interval := interval '8 days';
-  c_around constant interval := interval '90 minutes';
-  v_watch fleet.silence_watch;
-  v_settings fleet.settings;
-  v_newest timestamptz;
-  v_is_remembered boolean;
-begin
-  select * into strict v_settings from fleet.settings;
-  select * into strict v_watch from fleet.silence_watch for update;
-  select max(ls.last_received_at) into v_newest from fleet.device_last_status ls where ls.last_received_at <= p_now;
-
-  -- While the devices of a gap are still to be counted, a further gap extends it rather than replacing it.
-  v_is_remembered := v_watch.gap_to is null and v_watch.gap_from is not null
-    or p_now < v_watch.gap_to + 2 * v_settings.silence_window;
-  if v_watch.looked_at > p_now + v_settings.ingest_gap then
-    -- The clock ran ahead, and what was seen then is not of the time that it has.
-    v_watch.gap_from := coalesce(v_newest, p_now);
-    v_watch.gap_to := p_now;
-    v_watch.sampled_at := '-infinity';
-    delete from fleet.silence_samples s
-    where s.sampled_at > p_now;
-  elsif fleet.is_ingest_down(v_newest, p_now) then
-    v_watch.gap_from := case when v_is_remembered then v_watch.gap_from else v_newest end;
-    v_watch.gap_to := null;
-  elsif v_watch.gap_from is not null and v_watch.gap_to is null then
-    v_watch.gap_to := p_now;
-  elsif v_watch.looked_at < p_now - v_settings.ingest_gap or v_watch.looked_at < fleet.postgres_started_at() then
-    -- Nothing is known about ingest since the last call.
-    v_watch.gap_from := case when v_is_remembered then v_watch.gap_from else coalesce(v_watch.newest_received_at, p_now) end;
-    v_watch.gap_to := p_now;
+  ) h;
+  status := case when v_count = 0 then 'ok' else 'warn' end;
+  detail := format('last status is behind the newest heartbeat for %s of %s devices in the sample', v_count, v_total);
+  select count(*), min(ls.device_id) into v_ahead, v_start
+  from fleet.device_last_status ls
+  where greatest(ls.last_ts, ls.last_received_at) > p_now + v_settings.max_future and fleet.may_be_ahead(p_now);
+  if v_ahead > 0 then
+    status := 'warn';
+    detail := format(
+      '%s; %s devices were last heard from in the future, such as device %s, because the clock of Postgres ran ahead',
+      detail, v_ahead, v_start
+    );
   end if;
-  update fleet.silence_watch
-  set looked_at = p_now, newest_received_at = v_newest, gap_from = v_watch.gap_from, gap_to = v_watch.gap_to;
+  remedy := case when status <> 'ok' then 'select fleet.backfill_last_status(1);' end;
+  return next;
 
-  if date_bin(c_every, p_now, '2000-01-01Z') <= v_watch.sampled_at then
-    return;
-  end if;
-  -- A sample taken while the alarm is muted, or over a longer window, must not count as usual.
-  insert into fleet.silence_samples (cohort, sampled_at, active, gone_quiet)
-  select a.cohort, p_now, a.active, a.gone_quiet
-  from fleet.silence_at(p_now) a
-  where a.active > 0 and coalesce(a.muted_reason in ('few_devices', 'few_samples'), true)
-    and a.window_start = p_now - v_settings.silence_window
-  on conflict do nothing;
-  delete from fleet.silence_samples s
-  where s.sampled_at < p_now - c_keep;
-
-  delete from fleet.silence_usual;
-  insert into fleet.silence_usual (cohort, usual_share, samples, days, computed_at)
-  select a.cohort, case when k.days >= 3 then k.peaks[2] else a.highest end, a.samples, coalesce(k.days, 0), p_now
+  check_name := 'quarantine';
+  select sum(r.n), string_agg(format('%s %s', r.n, r.reason), ', ' order by r.reason),
+    string_agg(
+      case r.reason
+        when 'no_partition' then format('select fleet.create_partitions(%L, %L);', r.first::date, r.last::date)
+        -- Heartbeats beyond the retention are never stored.
+        when 'too_late' then format(
+          'update fleet.settings set max_late = %L;', least(make_interval(days => r.late_days), v_settings.retention)
+        )
+        else 'select device_id, max(ts - received_at) as ahead from fleet.heartbeat_quarantine '
+          'where reason = ''in_future'' group by device_id order by ahead desc limit 50;'
+      end,
+      e'\n' order by r.reason
+    )
+  into v_count, v_names, v_commands
   from (
-    select s.cohort, count(*) as samples,
-      -- What is happening now does not count as usual.
-      max(s.gone_quiet / s.active::double precision)
-        filter (where s.sampled_at < p_now - greatest(c_around, 2 * v_settings.silence_window)) as highest
-    from fleet.silence_samples s
-    group by s.cohort
-  ) a
-  left join (
-    select p.cohort, count(*) as days, array_agg(p.peak order by p.peak desc) as peaks
-    from (
-      select s.cohort, d.days_ago, max(s.gone_quiet / s.active::double precision) as peak
-      from generate_series(1, 7) as d (days_ago)
-      join fleet.silence_samples s
-        on s.sampled_at between p_now - d.days_ago * interval '1 day' - c_around
-          and p_now - d.days_ago * interval '1 day' + c_around
-      group by s.cohort, d.days_ago
-    ) p
-    group by p.cohort
-  ) k using (cohort);
+    select q.reason, count(*) as n, min(q.ts) as first, max(q.ts) as last,
+      least(ceil(max(extract(epoch from q.received_at - q.ts)) / 86400), 3650)::integer as late_days
+    from fleet.heartbeat_quarantine q
+    where q.received_at > p_now - interval '1 hour' and q.received_at <= greatest(p_now, clock_timestamp())
+    group by q.reason
+  ) r;
+  status := case when coalesce(v_count, 0) < 100 then 'ok' else 'warn' end;
+  detail := format('%s heartbeats quarantined in the last hour', coalesce(v_names, 'no'));
+  remedy := case
+    when status <> 'ok' then concat_ws(
+      e'\n', '-- accepts such heartbeats from now on, and stores those in quarantine', v_commands,
+      'select * from fleet.replay_quarantine();'
+    )
+  end;
+  return next;
 
-  update fleet.silence_watch
-  set sampled_at = p_now;
+  check_name := 'quarantine_full';
+  select count(*), string_agg(f.device_id::text, ', ' order by f.device_id) filter (where f.nth <= 10) into v_count, v_names
+  from (
+    select d.device_id, row_number() over (order by d.device_id) as nth
+    from (
+      (select ls.device_id from fleet.device_last_status ls where ls.status = 'clock_skewed' limit 1000)
+      union
+      select q.device_id from fleet.heartbeat_quarantine q where q.received_at > p_now - interval '1 hour'
+    ) d
+    where (
+      select count(*)
+      from (
+        select from fleet.heartbeat_quarantine q where q.device_id = d.device_id limit v_settings.quarantine_per_device
+      ) k
+    ) >= v_settings.quarantine_per_device
+  ) f;
+  status := case when v_count = 0 then 'ok' else 'warn' end;
+  detail := case v_count
+    when 0 then 'no device has reached its limit'
+    else format(
+      '%s devices have %s heartbeats in quarantine, and more are discarded: %s',
+      v_count, v_settings.quarantine_per_device, v_names
+    )
+  end;
+  remedy := case
+    when v_count > 0 then concat_ws(
+      e'\n', '-- keeps more for each device; to see why they are refused: select * from fleet.heartbeat_quarantine',
+      format(
+        'update fleet.settings set quarantine_per_device = %s;',
+        least(greatest(v_settings.quarantine_per_device, 500) * 2, 100000)
+      )
+    )
+  end;
+  return next;
+
+  check_name := 'clocks';
+  select f.clock_skewed, f.devices into v_count, v_total
+  from fleet.fleet_summary f
+  where f.cohort = '(all)';
+  select string_agg(format('%s %s', coalesce(d.alias, 'device ' || d.device_id), d.clock), ', ' order by d.device_id)
+  into v_names
+  from (
+    select s.device_id, s.alias, coalesce(fleet.describe_clock(s.device_id), 'was wrong') as clock
+    from fleet.list_devices('clock_skewed', p_limit => c_clocks) s
+  ) d;
+  status := case when v_count > 0 and v_count * 100 >= v_total then 'warn' else 'ok' end;
+  detail := format('the clocks of %s of %s devices are wrong%s', v_count, v_total, ': ' || v_names)
+    || case when v_count > c_clocks then ', …' else '' end;
+  remedy := case
+    when status <> 'ok' then e'-- set the clocks of these devices; the next heartbeat of each clears this'
+      '\nselect device_id, alias, cohort, fleet.describe_clock(device_id) as clock, last_received_at '
+      'from fleet.list_devices(''clock_skewed'', p_limit => 50);'
+  end;
+  return next;
 end
 $$;
 
-comment on function fleet.watch_silence(timestamptz) is
-  'Checks whether heartbeats arrive, and every 10 minutes takes a sample of fleet.fleet_silence, from which it computes what is '
-  'usual. Called each minute by fleet.mark_silent(). Example: select fleet.watch_silence();';
---! EndIncluded silence/watch_silence.sql
+comment on function fleet.check_ingest(timestamptz) is
+  'The part of fleet.check() about heartbeats: triggers, last status (of a sample of devices), quarantine and clocks.';
+--! EndIncluded checks/check_ingest.sql
+--! Included checks/check_fields.sql
+create or replace function fleet.check_fields(p_now timestamptz default now())
+returns table (check_name text, status text, detail text, remedy text)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+#variable_conflict use_column
+declare
+  v_devices bigint;
+  v_refused bigint;
+  v_fields text;
+begin
+  perform fleet.not_in_future(p_now);
+  check_name := 'unreadable_fields';
+  with recent as (
+    select f.*
+    from fleet.device_unreadable_fields f
+    where f.last_at > p_now - interval '1 hour'
+  )
+  select count(distinct r.device_id), count(distinct r.device_id) filter (where r.field in ('ts', 'device_id', 'body')),
+    (
+      select string_agg(
+        format('%s of %s devices (device %s sent %s)', g.field, g.devices, g.device_id, g.example), ', ' order by g.devices desc, g.field
+      )
+      from (
+        select s.field, count(*) as devices, (array_agg(s.device_id order by s.last_at desc, s.device_id))[1] as device_id,
+          (array_agg(s.example order by s.last_at desc, s.device_id))[1] as example
+        from recent s
+        group by s.field
+      ) g
+    )
+  into v_devices, v_refused, v_fields
+  from recent r;
+  -- One odd device among many is no trouble of the fleet. A heartbeat that is refused is lost, so that is always said.
+  status := case
+    when v_refused > 0 or v_devices > 0
+      and v_devices * 100 >= (select f.devices from fleet.fleet_summary f where f.cohort = '(all)' limit 1)
+      then 'warn'
+    else 'ok'
+  end;
+  detail := case
+    when v_devices = 0 then 'every field that devices sent in the last hour could be read'
+    else 'in the last hour these could not be read: ' || v_fields
+  end;
+  remedy := case
+    when status <> 'ok' then
+      e'-- correct what the agents send; an hour later this is clear. ts, device_id and body: the whole heartbeat was refused'
+      '\nselect * from fleet.unreadable_fields where last_at > now() - interval ''1 hour'' order by last_at desc limit 50;'
+  end;
+  return next;
+end
+$$;
+
+comment on function fleet.check_fields(timestamptz) is
+  'The part of fleet.check() about what agents send: fields that could not be read, and heartbeats that were refused.';
+--! EndIncluded checks/check_fields.sql
+--! Included checks/check_silence.sql
+create or replace function fleet.check_silence(p_now timestamptz default now())
+returns table (check_name text, status text, detail text, remedy text)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO'
+set lock_timeout = '300ms'
+as $$
+#variable_conflict use_column
+declare
+  v_newest timestamptz;
+  v_ahead bigint;
+  v_names text;
+  v_commands text;
+  v_is_fleet boolean;
+  v_muted text;
+begin
+  perform fleet.not_in_future(p_now);
+  check_name := 'heartbeats';
+  v_newest := fleet.newest_received_at(p_now);
+  select count(*) into v_ahead
+  from fleet.device_last_status ls
+  where ls.last_received_at > (select p_now + s.max_future from fleet.settings s) and fleet.may_be_ahead(p_now);
+  status := 'ok'; remedy := null;
+  detail := coalesce(
+    case when fleet.counts_hold(p_now) then 'one' else 'the last one' end
+      || ' arrived ' || date_trunc('second', p_now - v_newest) || ' ago',
+    'no heartbeat has arrived yet'
+  );
+  if v_ahead > 0 then
+    detail := format(
+      '%s; the clock of Postgres ran ahead: %s devices seem to have been heard from in the future',
+      case when v_newest is null then 'when the last one arrived is unknown' else detail end, v_ahead
+    );
+    status := case when v_newest is null then 'warn' else 'ok' end;
+    remedy := case when v_newest is null then 'select fleet.backfill_last_status(1);' end;
+  end if;
+  if fleet.is_ingest_down(v_newest, p_now) then
+    status := 'fail';
+    detail := format(
+      'no device was heard from for %s; the cause is the servers, the proxy in front of them, or the network',
+      date_trunc('second', p_now - v_newest)
+    );
+    remedy := e'-- is a server connected? If not, start one (npm run server). If so, see RUNBOOK.md, "Heartbeats are refused"\n'
+      'select usename, application_name, state, count(*) from pg_stat_activity where usename like ''fleet%'' '
+      'group by 1, 2, 3 order by 1, 2, 3;';
+  end if;
+  return next;
+
+  check_name := 'silent_cohorts';
+  select
+    string_agg(
+      format(
+        '%s: %s of %s devices since %s, usually %s %%',
+        a.cohort, a.gone_quiet, a.active, to_char(a.window_start, 'HH24:MI'), round((100 * a.usual_share)::numeric)
+      ),
+      '; ' order by a.place
+    ) filter (where a.is_alarming),
+    string_agg(
+      format(
+        'select device_id, alias, last_ts, network_type, agent_version, ip from fleet.device_status '
+        'where %sstatus in (''late'', ''offline'') order by last_ts desc limit 50;',
+        case when a.place > 1 then format('cohort = %L and ', a.cohort) end
+      ),
+      e'\n' order by a.place
+    ) filter (where a.is_alarming),
+    bool_or(a.is_alarming and a.place = 1),
+    max(a.muted_reason) filter (where a.place = 1 and a.muted_reason in ('ingest_down', 'ingest_resumed', 'unwatched'))
+  into v_names, v_commands, v_is_fleet, v_muted
+  from (select l.*, row_number() over () as place from fleet.silence_at(p_now) l) a;
+  status := case when v_names is null then 'ok' when v_is_fleet then 'fail' else 'warn' end;
+  detail := coalesce(
+    'gone quiet: ' || v_names,
+    format('not evaluated: %s', v_muted),
+    'no more devices have gone quiet than usual'
+  );
+  remedy := e'-- what do these devices share: a place, a network, a version? This clears when they send again\n' || v_commands;
+  return next;
+end
+$$;
+
+comment on function fleet.check_silence(timestamptz) is
+  'The part of fleet.check() about silence: no heartbeat from any device, and cohorts in which more devices have gone quiet than '
+  'usual.';
+--! EndIncluded checks/check_silence.sql
 --! Included jobs/job_history.sql
 create or replace function fleet.job_history()
 returns table (
@@ -2125,7 +2781,7 @@ begin
       from fleet.job_definitions() d;
     return;
   end if;
-  -- A success in the future is of a time when the clock ran ahead. The history has no index on jobid, so it is read once for all jobs.
+  -- A success in the future was written while the clock ran ahead. The history has no index on jobid, so it is read once for all jobs.
   return query execute $history$
     select d.jobname, d.schedule, d.max_age, j.active, h.start_time, h.status, h.return_message, r.last_success
     from fleet.job_definitions() d
@@ -2165,7 +2821,7 @@ begin
       cross join lateral (
         select h.start_time
         from cron.job_run_details h
-        where h.jobid = j.jobid and h.start_time <= now()  -- a later one is of a time when the clock ran ahead
+        where h.jobid = j.jobid and h.start_time <= now()  -- a later one was written while the clock ran ahead
         order by h.runid desc
         limit 1
       ) d
@@ -2557,279 +3213,6 @@ $$;
 comment on function fleet.check_partitions(timestamptz) is
   'The part of fleet.check() about partitions: today''s, those ahead, gaps, names, indexes, retention, rollups and the guard.';
 --! EndIncluded checks/check_partitions.sql
---! Included checks/check_ingest.sql
-create or replace function fleet.check_ingest(p_now timestamptz default now())
-returns table (check_name text, status text, detail text, remedy text)
-language plpgsql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-set timezone = 'UTC'
-set datestyle = 'ISO'
-set lock_timeout = '300ms'
-as $$
-#variable_conflict use_column
-declare
-  c_sample constant integer := 100;
-  c_clocks constant integer := 3;
-  v_settings fleet.settings;
-  v_names text;
-  v_commands text;
-  v_count bigint;
-  v_total bigint;
-  v_start bigint;
-  v_ahead bigint;
-begin
-  perform fleet.not_in_future(p_now);
-  select * into strict v_settings from fleet.settings;
-
-  check_name := 'triggers';
-  -- What the migrations made has to be there; whatever else is disabled on the store's tables is named as well.
-  select string_agg(distinct format('%s on %s', f.name, f.relation), ', '),
-    concat_ws(
-      e'\n',
-      case when bool_or(f.is_internal) then '-- as superuser' else '-- as fleet_owner' end,
-      string_agg(distinct f.command, e'\n'),
-      -- While they were off, last status was not kept, the guard learned nothing, and token changes were not recorded.
-      case when bool_or(f.name = 'device_heartbeats_record_last_status') then 'select fleet.backfill_last_status(1);' end,
-      case
-        when bool_or(f.name = 'hb_partitions_protect') then 'update fleet.hb_partitions set partition_name = partition_name;'
-      end,
-      case when bool_or(f.name like '%\_token\_change') then '-- then restart each server: it missed changed tokens' end
-    )
-  into v_names, v_commands
-  from (
-    select r.relation, r.trigger_name as name, r.definition || ';' as command, false as is_internal
-    from fleet.recorded_triggers r
-    where not exists (
-      select from pg_trigger g where g.tgrelid = to_regclass(r.relation) and g.tgname = r.trigger_name
-    )
-    union all
-    select g.tgrelid::regclass::text, case when g.tgisinternal then 'a foreign key' else g.tgname::text end,
-      format(
-        'alter table %s enable trigger %s;',
-        g.tgrelid::regclass, case when g.tgisinternal then 'all' else quote_ident(g.tgname) end
-      ),
-      g.tgisinternal
-    from pg_trigger g
-    join pg_class c on c.oid = g.tgrelid
-    where c.relnamespace = 'fleet'::regnamespace and g.tgenabled not in ('O', 'A')
-  ) f;
-  status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce('disabled or missing: ' || v_names, 'all are on');
-  remedy := case when v_names is not null then v_commands end;
-  return next;
-
-  check_name := 'last_status';
-  select floor(random() * greatest(coalesce(max(d.device_id), 0) - c_sample, 0)) into v_start from fleet.devices d;
-  -- One statement stores a heartbeat and updates last status, so any difference is drift.
-  select count(*) filter (where ls.last_ts is null or ls.last_ts < h.ts), count(*) into v_count, v_total
-  from (
-    select s.device_id
-    from fleet.devices s
-    where s.device_id > v_start
-    order by s.device_id
-    limit c_sample
-  ) d
-  left join fleet.device_last_status ls on ls.device_id = d.device_id
-  cross join lateral (
-    select b.ts
-    from fleet.device_heartbeats b
-    where b.device_id = d.device_id and b.ts >= p_now - interval '1 day' and b.ts <= p_now + v_settings.max_future
-    order by b.ts desc
-    limit 1
-  ) h;
-  status := case when v_count = 0 then 'ok' else 'warn' end;
-  detail := format('last status is behind the newest heartbeat for %s of %s devices in the sample', v_count, v_total);
-  select count(*), min(ls.device_id) into v_ahead, v_start
-  from fleet.device_last_status ls
-  where greatest(ls.last_ts, ls.last_received_at) > p_now + v_settings.max_future;
-  if v_ahead > 0 then
-    status := 'warn';
-    detail := format(
-      '%s; %s devices were last heard from in the future, such as device %s, because the clock of Postgres ran ahead',
-      detail, v_ahead, v_start
-    );
-  end if;
-  remedy := case when status <> 'ok' then 'select fleet.backfill_last_status(1);' end;
-  return next;
-
-  check_name := 'quarantine';
-  select sum(r.n), string_agg(format('%s %s', r.n, r.reason), ', ' order by r.reason),
-    string_agg(
-      case r.reason
-        when 'no_partition' then format('select fleet.create_partitions(%L, %L);', r.first::date, r.last::date)
-        -- Heartbeats beyond the retention are never stored.
-        when 'too_late' then format(
-          'update fleet.settings set max_late = %L;', least(make_interval(days => r.late_days), v_settings.retention)
-        )
-        else 'select device_id, max(ts - received_at) as ahead from fleet.heartbeat_quarantine '
-          'where reason = ''in_future'' group by device_id order by ahead desc limit 50;'
-      end,
-      e'\n' order by r.reason
-    )
-  into v_count, v_names, v_commands
-  from (
-    select q.reason, count(*) as n, min(q.ts) as first, max(q.ts) as last,
-      least(ceil(max(extract(epoch from q.received_at - q.ts)) / 86400), 3650)::integer as late_days
-    from fleet.heartbeat_quarantine q
-    where q.received_at > p_now - interval '1 hour' and q.received_at <= greatest(p_now, clock_timestamp())
-    group by q.reason
-  ) r;
-  status := case when coalesce(v_count, 0) < 100 then 'ok' else 'warn' end;
-  detail := format('%s heartbeats quarantined in the last hour', coalesce(v_names, 'no'));
-  remedy := case
-    when status <> 'ok' then concat_ws(
-      e'\n', '-- accepts such heartbeats from now on, and stores those in quarantine', v_commands,
-      'select * from fleet.replay_quarantine();'
-    )
-  end;
-  return next;
-
-  check_name := 'quarantine_full';
-  select count(*), string_agg(f.device_id::text, ', ' order by f.device_id) filter (where f.nth <= 10) into v_count, v_names
-  from (
-    select d.device_id, row_number() over (order by d.device_id) as nth
-    from (
-      (select ls.device_id from fleet.device_last_status ls where ls.status = 'clock_skewed' limit 1000)
-      union
-      select q.device_id from fleet.heartbeat_quarantine q where q.received_at > p_now - interval '1 hour'
-    ) d
-    where (
-      select count(*)
-      from (
-        select from fleet.heartbeat_quarantine q where q.device_id = d.device_id limit v_settings.quarantine_per_device
-      ) k
-    ) >= v_settings.quarantine_per_device
-  ) f;
-  status := case when v_count = 0 then 'ok' else 'warn' end;
-  detail := case v_count
-    when 0 then 'no device has reached its limit'
-    else format(
-      '%s devices have %s heartbeats in quarantine, and more are discarded: %s',
-      v_count, v_settings.quarantine_per_device, v_names
-    )
-  end;
-  remedy := case
-    when v_count > 0 then concat_ws(
-      e'\n', '-- keeps more for each device; to see why they are refused: select * from fleet.heartbeat_quarantine',
-      format(
-        'update fleet.settings set quarantine_per_device = %s;',
-        least(greatest(v_settings.quarantine_per_device, 500) * 2, 100000)
-      )
-    )
-  end;
-  return next;
-
-  check_name := 'clocks';
-  select count(*) filter (where d.status = 'clock_skewed'), count(*) into v_count, v_total
-  from fleet.device_status d;
-  select string_agg(format('%s %s', coalesce(d.alias, 'device ' || d.device_id), d.clock), ', ' order by d.device_id)
-  into v_names
-  from (
-    select s.device_id, s.alias, coalesce(fleet.describe_clock(s.device_id), 'was wrong') as clock
-    from fleet.list_devices('clock_skewed', p_limit => c_clocks) s
-  ) d;
-  status := case when v_count > 0 and v_count * 100 >= v_total then 'warn' else 'ok' end;
-  detail := format('the clocks of %s of %s devices are wrong%s', v_count, v_total, ': ' || v_names)
-    || case when v_count > c_clocks then ', …' else '' end;
-  remedy := case
-    when status <> 'ok' then e'-- set the clocks of these devices; the next heartbeat of each clears this'
-      '\nselect device_id, alias, cohort, fleet.describe_clock(device_id) as clock, last_received_at '
-      'from fleet.list_devices(''clock_skewed'', p_limit => 50);'
-  end;
-  return next;
-end
-$$;
-
-comment on function fleet.check_ingest(timestamptz) is
-  'The part of fleet.check() about heartbeats: triggers, last status (of a sample of devices), quarantine and clocks.';
---! EndIncluded checks/check_ingest.sql
---! Included checks/check_silence.sql
-create or replace function fleet.check_silence(p_now timestamptz default now())
-returns table (check_name text, status text, detail text, remedy text)
-language plpgsql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-set timezone = 'UTC'
-set datestyle = 'ISO'
-set lock_timeout = '300ms'
-as $$
-#variable_conflict use_column
-declare
-  v_newest timestamptz;
-  v_ahead bigint;
-  v_names text;
-  v_commands text;
-  v_is_fleet boolean;
-  v_muted text;
-begin
-  perform fleet.not_in_future(p_now);
-  check_name := 'heartbeats';
-  select max(ls.last_received_at) filter (where ls.last_received_at <= p_now),
-    count(*) filter (where ls.last_received_at > p_now + s.max_future)
-  into v_newest, v_ahead
-  from fleet.device_last_status ls
-  cross join fleet.settings s;
-  status := 'ok'; remedy := null;
-  detail := coalesce('the last one arrived ' || date_trunc('second', p_now - v_newest) || ' ago', 'no heartbeat has arrived yet');
-  if v_ahead > 0 then
-    detail := format(
-      '%s; the clock of Postgres ran ahead: it says of %s devices that they were last heard from in the future',
-      case when v_newest is null then 'when the last one arrived is unknown' else detail end, v_ahead
-    );
-    status := case when v_newest is null then 'warn' else 'ok' end;
-    remedy := case when v_newest is null then 'select fleet.backfill_last_status(1);' end;
-  end if;
-  if fleet.is_ingest_down(v_newest, p_now) then
-    status := 'fail';
-    detail := format(
-      'no device was heard from for %s; the cause is the servers, the proxy in front of them, or the network',
-      date_trunc('second', p_now - v_newest)
-    );
-    remedy := e'-- is a server connected? If not, start one (npm run server). If so, see RUNBOOK.md, "Heartbeats are refused"\n'
-      'select usename, application_name, state, count(*) from pg_stat_activity where usename like ''fleet%'' '
-      'group by 1, 2, 3 order by 1, 2, 3;';
-  end if;
-  return next;
-
-  check_name := 'silent_cohorts';
-  select
-    string_agg(
-      format(
-        '%s: %s of %s devices since %s, usually %s %%',
-        a.cohort, a.gone_quiet, a.active, to_char(a.window_start, 'HH24:MI'), round((100 * a.usual_share)::numeric)
-      ),
-      '; ' order by a.place
-    ) filter (where a.is_alarming),
-    string_agg(
-      format(
-        'select device_id, alias, last_ts, network_type, agent_version, ip from fleet.device_status '
-        'where %sstatus in (''late'', ''offline'') order by last_ts desc limit 50;',
-        case when a.place > 1 then format('cohort = %L and ', a.cohort) end
-      ),
-      e'\n' order by a.place
-    ) filter (where a.is_alarming),
-    bool_or(a.is_alarming and a.place = 1),
-    max(a.muted_reason) filter (where a.place = 1 and a.muted_reason in ('ingest_down', 'ingest_resumed', 'unwatched'))
-  into v_names, v_commands, v_is_fleet, v_muted
-  from (select l.*, row_number() over () as place from fleet.silence_at(p_now) l) a;
-  status := case when v_names is null then 'ok' when v_is_fleet then 'fail' else 'warn' end;
-  detail := coalesce(
-    'gone quiet: ' || v_names,
-    format('not evaluated: %s', v_muted),
-    'no more devices have gone quiet than usual'
-  );
-  remedy := e'-- what do these devices share: a place, a network, a version? This clears when they send again\n' || v_commands;
-  return next;
-end
-$$;
-
-comment on function fleet.check_silence(timestamptz) is
-  'The part of fleet.check() about silence: no heartbeat from any device, and cohorts in which more devices have gone quiet than '
-  'usual.';
---! EndIncluded checks/check_silence.sql
 --! Included checks/check_archive.sql
 create or replace function fleet.check_archive(p_now timestamptz default now())
 returns table (check_name text, status text, detail text, remedy text)
@@ -2981,65 +3364,6 @@ comment on function fleet.record_unreadable_fields(json) is
   'Records fields that a server process could not read, by device; sent every 10 seconds. Example: select '
   'fleet.record_unreadable_fields(''[{"device_id":1,"field":"battery_pct","times":3,"example":"87.5"}]'');';
 --! EndIncluded ingest/record_unreadable_fields.sql
---! Included checks/check_fields.sql
-create or replace function fleet.check_fields(p_now timestamptz default now())
-returns table (check_name text, status text, detail text, remedy text)
-language plpgsql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-set timezone = 'UTC'
-set lock_timeout = '300ms'
-as $$
-#variable_conflict use_column
-declare
-  v_devices bigint;
-  v_refused bigint;
-  v_fields text;
-begin
-  perform fleet.not_in_future(p_now);
-  check_name := 'unreadable_fields';
-  with recent as (
-    select f.*
-    from fleet.device_unreadable_fields f
-    where f.last_at > p_now - interval '1 hour'
-  )
-  select count(distinct r.device_id), count(distinct r.device_id) filter (where r.field in ('ts', 'device_id', 'body')),
-    (
-      select string_agg(
-        format('%s of %s devices (device %s sent %s)', g.field, g.devices, g.device_id, g.example), ', ' order by g.devices desc, g.field
-      )
-      from (
-        select s.field, count(*) as devices, (array_agg(s.device_id order by s.last_at desc, s.device_id))[1] as device_id,
-          (array_agg(s.example order by s.last_at desc, s.device_id))[1] as example
-        from recent s
-        group by s.field
-      ) g
-    )
-  into v_devices, v_refused, v_fields
-  from recent r;
-  -- One odd device among many is no trouble of the fleet. A heartbeat that is refused is lost, so that is always said.
-  status := case
-    when v_refused > 0 or v_devices > 0 and v_devices * 100 >= (select count(*) from fleet.devices d where d.revoked_at is null)
-      then 'warn'
-    else 'ok'
-  end;
-  detail := case
-    when v_devices = 0 then 'every field that devices sent in the last hour could be read'
-    else 'in the last hour these could not be read: ' || v_fields
-  end;
-  remedy := case
-    when status <> 'ok' then
-      e'-- correct what the agents send; an hour later this is clear. ts, device_id and body: the whole heartbeat was refused'
-      '\nselect * from fleet.unreadable_fields where last_at > now() - interval ''1 hour'' order by last_at desc limit 50;'
-  end;
-  return next;
-end
-$$;
-
-comment on function fleet.check_fields(timestamptz) is
-  'The part of fleet.check() about what agents send: fields that could not be read, and heartbeats that were refused.';
---! EndIncluded checks/check_fields.sql
 --! Included checks/check_devices.sql
 create or replace function fleet.check_devices(p_now timestamptz default now())
 returns table (check_name text, status text, detail text, remedy text)
@@ -3273,6 +3597,7 @@ grant execute on function
   fleet.list_devices(text, interval, bigint, integer, text, text),
   fleet.list_devices_legacy(text, interval, bigint, integer, text, text),
   fleet.marks_hold(interval),  -- called by the view devices_offline
+  fleet.counts_hold(timestamptz),  -- called by the view fleet_summary
   fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
   fleet.late_after(interval),
   fleet.allowed_lag(interval, interval),

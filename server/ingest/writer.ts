@@ -51,7 +51,7 @@ const GATHER_MS = 3
 const ONCE_MORE = new Set(['40P01', '40001', '23514'])
 
 /**
- * Gathers heartbeats into few statements. A heartbeat that finds the writer idle is sent in the same turn of the event loop.
+ * Gathers heartbeats into few statements. A heartbeat that comes alone is sent in the same turn of the event loop.
  * Those that arrive while statements run wait for the next one, so batches grow with the load. Nothing is reported as stored
  * before its statement was committed.
  */

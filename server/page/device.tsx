@@ -12,7 +12,7 @@ export interface DeviceDetail extends Device {
   ip: string | null
   /** As JSON text. */
   extra: string | null
-  /** What is wrong with its clock, such as "lags by 6 h"; null if nothing is. */
+  /** What is wrong with its clock, such as "lags by 6 h"; null unless it is clock_skewed. */
   clock: string | null
   interval_s: number
   enrolled_at: string
@@ -30,7 +30,7 @@ export interface Span {
 export async function readDevice(reader: Reader, deviceId: number) {
   const [device] = await reader.run(
     sql => sql<DeviceDetail[]>`
-    select device_id, alias, cohort, status, last_received_at, fleet.describe_clock(device_id) as clock, battery_pct, network_type,
+    select device_id, alias, cohort, status, last_received_at, case when status = 'clock_skewed' then fleet.describe_clock(device_id) end as clock, battery_pct, network_type,
       unity_running, signal_dbm, agent_version, ip, extra::text, extract(epoch from heartbeat_interval)::float8 as interval_s,
       enrolled_at
     from fleet.device_status
@@ -64,10 +64,12 @@ export function DeviceFacts({ device, now }: { device: DeviceDetail; now: Date }
         <dt>Last heartbeat</dt>
         <dd>{device.last_received_at === null ? 'never' : <Moment at={device.last_received_at} now={now} />}</dd>
       </div>
-      <div>
-        <dt>Clock</dt>
-        <dd>{device.last_received_at === null ? '–' : (device.clock ?? 'right')}</dd>
-      </div>
+      {device.clock !== null && (
+        <div>
+          <dt>Clock</dt>
+          <dd>{device.clock}</dd>
+        </div>
+      )}
       <div>
         <dt>Unity</dt>
         <dd>{unity === null ? '–' : unity ? 'running' : <span class="badge is-unity_down">down</span>}</dd>

@@ -294,9 +294,8 @@ t.test('a device has a page with its last day', async t => {
     /Status clock skewed Last heartbeat now .* Clock lags by 60 min /,
   )
   await db.admin`update fleet.device_last_status set last_received_at = now() - interval '1 hour'`
-  await db.admin`update fleet.device_heartbeats set received_at = ts`
   const { html } = await get(`/devices/${device_id}`, session)
-  t.match(textOf(html, 'now'), /Status offline Last heartbeat 1 h ago .* Clock right .* Battery 50 % Signal -70 dBm/)
+  t.match(textOf(html, 'now'), /Status offline Last heartbeat 1 h ago .* Battery 50 % Signal -70 dBm/)
   t.match(
     html,
     '<dt>Own values</dt><dd><code>{&quot;&lt;b&gt;&quot;: [&quot;&lt;i&gt;&quot;], &quot;store&quot;: 12}</code></dd>',

@@ -31,7 +31,7 @@ begin
   );
   if v_ahead > 0 then
     detail := format(
-      '%s; the clock of Postgres ran ahead: it says of %s devices that they were last heard from in the future',
+      '%s; the clock of Postgres ran ahead: %s devices seem to have been heard from in the future',
       case when v_newest is null then 'when the last one arrived is unknown' else detail end, v_ahead
     );
     status := case when v_newest is null then 'warn' else 'ok' end;

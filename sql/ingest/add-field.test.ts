@@ -1,6 +1,6 @@
 import t from 'tap'
-import { withDatabase, type TestDatabase } from '../../testing/database.ts'
-import { enroll, ingest, value } from '../../testing/fleet.ts'
+import { waitFor, withDatabase, type TestDatabase } from '../../testing/database.ts'
+import { asRole, daysAgo, enroll, ingest, partitionAt, value } from '../../testing/fleet.ts'
 
 /** The tables that have the column, apart from partitions: type and comment. */
 const tablesWith = ({ sql }: TestDatabase, name: string) => sql`
@@ -55,4 +55,37 @@ t.test('a column of the store with this name is kept if it has the type, and is 
     hint: /alter table fleet\.device_heartbeats rename column model to own_model;$/,
   })
   t.match(await tablesWith(db, 'model'), [{ table: 'fleet.device_heartbeats', type: 'integer', comment: null }])
+})
+
+t.test('a column that may not be null is refused, because most heartbeats would fail', async t => {
+  const db = await withDatabase(t)
+  await db.sql`alter table fleet.device_heartbeats add column uptime bigint not null default 0`
+  await t.rejects(db.sql`select fleet.add_field('uptime', 'bigint', 'Uptime.')`, {
+    code: 'FL422',
+    hint: /alter column uptime drop not null/,
+  })
+  await db.sql`alter table fleet.device_heartbeats alter column uptime drop not null`
+  await db.sql`select fleet.add_field('uptime', 'bigint', 'Uptime.')`
+})
+
+t.test('while a partition is held by VACUUM, heartbeats get through, and the column comes afterwards', async t => {
+  const db = await withDatabase(t)
+  const [device_id] = (await enroll(db.sql, 1)) as [number]
+  const vacuum = await db.admin.reserve()
+  await vacuum`begin`
+  await vacuum.unsafe(`lock table fleet.${await partitionAt(db.sql, daysAgo(3))} in share update exclusive mode`)
+  const adding = db.sql`select fleet.add_field('uptime', 'bigint', 'Uptime.')`.then(rows => rows.length)
+  const session = asRole(t, db, 'fleet_owner')
+  await waitFor(
+    async () =>
+      (
+        await db.admin`select from pg_locks where not granted and database = (select oid from pg_database where datname = current_database())`
+      ).length > 0,
+  )
+  t.match(await ingest(session, [{ device_id }]), [{ result: 'stored' }])
+  t.equal((await tablesWith(db, 'uptime')).length, 0, 'it is still waiting')
+  await vacuum`rollback`
+  vacuum.release()
+  t.equal(await adding, 1)
+  t.equal((await tablesWith(db, 'uptime')).length, 3)
 })

@@ -12,25 +12,31 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
+  v_lag interval := (select fleet.allowed_lag(s.offline_after, s.max_late) from fleet.settings s);
   v_refused bigint[];
   v_heard bigint[];
 begin
-  select array_agg(u.device_id) filter (where u.is_refused), array_agg(u.device_id) filter (where not u.is_refused)
+  select array_agg(j.device_id) filter (where j.says_more), array_agg(j.device_id) filter (where not j.says_more)
   into v_refused, v_heard
   from (
-    select k.device_id, bool_and(k.result in ('quarantined', 'rejected')) as is_refused
-    from unnest(p_device_ids, p_results) as k (device_id, result)
-    group by k.device_id
-  ) u
-  join (
-    -- Does not wait: a row that another batch is writing is left to that batch. So batches do not deadlock.
-    select l.device_id
-    from fleet.device_last_status l
-    where l.device_id = any (p_device_ids)
-      -- Most rows were written by the trigger a moment ago.
-      and (l.last_received_at is null or l.last_received_at <> p_received_at)
-    for update skip locked
-  ) l using (device_id);
+    select u.device_id,
+      -- What is refused because it is old says nothing new of a device that sent a heartbeat on time a moment ago.
+      u.is_refused and (l.last_ts is null or l.last_ts < greatest(u.ts, p_received_at - v_lag)) as says_more
+    from (
+      select k.device_id, bool_and(k.result in ('quarantined', 'rejected')) as is_refused, max(k.ts) as ts
+      from unnest(p_device_ids, p_tss, p_results) as k (device_id, ts, result)
+      group by k.device_id
+    ) u
+    join (
+      -- Does not wait: a row that another batch is writing is left to that batch. So batches do not deadlock.
+      select l.device_id, l.last_ts
+      from fleet.device_last_status l
+      where l.device_id = any (p_device_ids)
+        -- Most rows were written by the trigger a moment ago.
+        and (l.last_received_at is null or l.last_received_at <> p_received_at)
+      for update skip locked
+    ) l using (device_id)
+  ) j;
   if v_heard is not null then
     perform fleet.record_arrivals(v_heard, array_fill(p_received_at, array[cardinality(v_heard)]));
   end if;
@@ -54,5 +60,6 @@ $$;
 
 comment on function fleet.record_others(json, timestamptz, bigint[], timestamptz[], text[]) is
   'Records in last status what the trigger on the heartbeats does not: that devices were heard from whose heartbeats were '
-  'duplicates or refused. If all that a device sent was refused, last status takes the values of the newest of it. Called by '
+  'duplicates or refused. If all that a device sent was refused, last status takes the values of the newest of it, unless it has a newer '
+  'heartbeat that was on time. Called by '
   'fleet.ingest_batch().';

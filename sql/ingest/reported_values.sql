@@ -1,6 +1,7 @@
 create or replace function fleet.reported_values(p_payload jsonb) returns jsonb
 language sql
 stable
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
   select p_payload || jsonb_build_object('ip', fleet.stored_ip((p_payload ->> 'ip')::inet, s.store_ip))

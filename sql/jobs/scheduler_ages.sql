@@ -18,7 +18,7 @@ begin
       cross join lateral (
         select h.start_time
         from cron.job_run_details h
-        where h.jobid = j.jobid and h.start_time <= now()  -- a later one is of a time when the clock ran ahead
+        where h.jobid = j.jobid and h.start_time <= now()  -- a later one was written while the clock ran ahead
         order by h.runid desc
         limit 1
       ) d

@@ -13,7 +13,11 @@ as $$
       cross join fleet.settings s
       where k.place = 1 and fleet.counts_hold(p_now) and p_now - k.newest_received_at <= s.ingest_gap
     ),
-    (select max(ls.last_received_at) from fleet.device_last_status ls where ls.last_received_at <= p_now)
+    (
+      select max(ls.last_received_at)
+      from fleet.device_last_status ls
+      where ls.last_received_at <= greatest(p_now, clock_timestamp())  -- it may have arrived after this transaction began
+    )
   );
 $$;
 

@@ -22,7 +22,7 @@ begin
   v_is_remembered := v_watch.gap_to is null and v_watch.gap_from is not null
     or p_now < v_watch.gap_to + 2 * v_settings.silence_window;
   if v_watch.looked_at > p_now + v_settings.ingest_gap then
-    -- The clock ran ahead, and what was seen then is not of the time that it has.
+    -- The clock ran ahead, so nothing that was seen then counts.
     v_watch.gap_from := coalesce(v_newest, p_now);
     v_watch.gap_to := p_now;
     v_watch.sampled_at := '-infinity';

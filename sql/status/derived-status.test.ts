@@ -243,8 +243,13 @@ t.test('so do the views, with heartbeats that arrive in any order', async t => {
             if (stored.length > 0 && newest > (state.lastTs ?? -Infinity)) {
               Object.assign(state, { lastTs: newest, heardAt: receivedAt, isSkewed: receivedAt - newest > allowedLag })
             } else if (receivedAt > (state.heardAt ?? -Infinity)) {
-              const isSkewed = refused.length === own.length || receivedAt - state.lastTs! > allowedLag || state.isSkewed
-              Object.assign(state, { heardAt: receivedAt, isSkewed })
+              const lastTs = state.lastTs ?? -Infinity
+              const { own: interval } = given.devices[devices.indexOf(device)]!
+              const isWrong =
+                refused.length === own.length
+                  ? lastTs < Math.max(...own.map(({ ts }) => ts), receivedAt - allowedLag)
+                  : stored.length > 0 && receivedAt - lastTs > Math.max(allowedLag, 2 * interval)
+              Object.assign(state, { heardAt: receivedAt, isSkewed: isWrong || state.isSkewed })
             }
           }
         }

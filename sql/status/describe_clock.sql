@@ -47,5 +47,5 @@ $$;
 
 comment on function fleet.describe_clock(bigint) is
   'How wrong the clock of a device is, such as "lags by 6 h" or "is 2 h ahead", by the heartbeat that arrived last of those that '
-  'were stored or quarantined; null if it is right to the minute. '
+  'were stored or quarantined; null if it is off by a minute or less. '
   'Example: select alias, fleet.describe_clock(device_id) from fleet.list_devices(''clock_skewed'');';

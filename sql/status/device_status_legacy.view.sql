@@ -3,12 +3,12 @@ create or replace view fleet.device_status_legacy as
 select d.device_id, d.alias, d.cohort,
   fleet.derive_status(
     q.received_at > coalesce(h.heard_at, '-infinity') and q.is_skewed
-      or greatest(h.heard_at, a.heard_at) - h.ts > s.allowed_lag,
-    greatest(h.heard_at, a.heard_at, q.received_at), i.expected, s.offline_after, now()
+      or h.heard_at - h.ts > s.allowed_lag or a.heard_at - h.ts > greatest(s.allowed_lag, 2 * d.heartbeat_interval),
+    greatest(h.heard_at, a.heard_at, r.heard_at), i.expected, s.offline_after, now()
   ) as status,
   h.ts as last_ts,
-  extract(epoch from now() - greatest(h.heard_at, a.heard_at, q.received_at))::bigint as seconds_since,
-  greatest(h.heard_at, a.heard_at, q.received_at) as last_received_at,
+  extract(epoch from now() - greatest(h.heard_at, a.heard_at, r.heard_at))::bigint as seconds_since,
+  greatest(h.heard_at, a.heard_at, r.heard_at) as last_received_at,
   i.asked as heartbeat_interval, d.enrolled_at,
 --!include status/reported_fields.inc.sql
 from fleet.devices d
@@ -31,21 +31,29 @@ left join lateral (
   order by b.ts desc
   limit 1
 ) h on true
--- Heartbeats that arrived after the newest one. They matter only if the newest one does not show that all is well.
+-- Heartbeats that arrived after the newest one. They matter only if the newest one alone does not make the device online.
 left join lateral (
   select max(b.received_at) as heard_at
   from fleet.device_heartbeats b
   where b.device_id = d.device_id and b.ts < h.ts
-    and b.ts >= now() - s.max_late - greatest(s.offline_after, 2 * i.expected)
+    -- The hour more is for sessions in a zone whose clocks change.
+    and b.ts >= now() - s.max_late - greatest(s.offline_after, 2 * i.expected) - interval '1 hour'
     and b.received_at <= now() + s.max_future
     and now() - least(h.ts, h.heard_at) > least(s.offline_after, s.allowed_lag, fleet.late_after(i.expected))
 ) a on true
 left join lateral (
-  select r.received_at, r.payload,
-    r.ts not between r.received_at - s.allowed_lag and r.received_at + s.max_future as is_skewed
-  from fleet.heartbeat_quarantine r
-  where r.device_id = d.device_id and r.received_at <= now() + s.max_future
-  order by r.received_at desc, r.ts desc
+  select max(b.received_at) as heard_at
+  from fleet.heartbeat_quarantine b
+  where b.device_id = d.device_id and b.received_at <= now() + s.max_future
+) r on true
+-- The newest refused heartbeat that says more than the newest stored one; see fleet.record_others().
+left join lateral (
+  select b.received_at, b.payload,
+    b.received_at - b.ts > s.allowed_lag or b.ts - b.received_at > s.max_future as is_skewed
+  from fleet.heartbeat_quarantine b
+  where b.device_id = d.device_id and b.received_at <= now() + s.max_future
+    and (h.ts is null or h.ts < b.ts or b.received_at - h.ts > s.allowed_lag)
+  order by b.received_at desc, b.ts desc
   limit 1
 ) q on true
 -- What a refused heartbeat says, if it arrived after the newest stored one. Without the row type of device_heartbeats, so that its

@@ -21,8 +21,12 @@ begin
       when ls.last_received_at > v_bound then b.received_at
       else greatest(ls.last_received_at, b.received_at)
     end,
+    -- A duplicate may be a retry of a heartbeat that was on time.
     status = case
-      when greatest(ls.last_ts, b.ts) < b.received_at - v_lag then 'clock_skewed'
+      when b.ts is not null and b.received_at - greatest(ls.last_ts, b.ts) > v_lag
+        and b.received_at - greatest(ls.last_ts, b.ts) > 2 * coalesce(
+          (select d.heartbeat_interval from fleet.devices d where d.device_id = ls.device_id), interval '0'
+        ) then 'clock_skewed'
       else ls.status
     end,
     is_silent = ls.is_silent and b.received_at < now() - interval '2 minutes'
@@ -38,6 +42,7 @@ end
 $$;
 
 comment on function fleet.record_arrivals(bigint[], timestamptz[], timestamptz[]) is
-  'Records when devices were heard from, without changing what they said: for heartbeats that are older than the newest one, and '
-  'for duplicates, which have no ts here. Devices that send only such heartbeats for settings.offline_after become clock_skewed. '
+  'Records when devices were heard from, without changing the values that they reported: for heartbeats that are older than the '
+  'newest one, and for duplicates, which are passed without a ts. Devices that send only older heartbeats for '
+  'settings.offline_after and for two of their intervals become clock_skewed. '
   'Returns how many rows changed.';

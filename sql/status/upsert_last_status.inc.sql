@@ -6,7 +6,7 @@
     case
       -- The first comparison spares most batches the read of the settings.
       when n.ts < n.received_at - interval '1 minute'
-        and n.ts < n.received_at - (select fleet.allowed_lag(s.offline_after, s.max_late) from fleet.settings s)
+        and n.received_at - n.ts > (select fleet.allowed_lag(s.offline_after, s.max_late) from fleet.settings s)
         or n.stored_ts is null and fleet.is_ahead(n.ts, n.received_at) then 'clock_skewed'
       when n.unity_running is false then 'unity_down'
       else 'ok'
@@ -32,11 +32,12 @@
       agent_version = excluded.agent_version,
       ip = excluded.ip,
       extra = excluded.extra
-    -- A late arrival must not rewind a device. What lies in the future is of a time when the clock of Postgres ran ahead.
+    -- A late arrival must not rewind a device. What lies in the future was written while the clock of Postgres ran ahead.
     -- fleet.is_ahead() is called only when the other comparisons are false.
     where case
       when excluded.last_ts is null then ls.last_received_at is null or ls.last_received_at < excluded.last_received_at
         or fleet.is_ahead(ls.last_received_at)
       else ls.last_ts is null or ls.last_ts < excluded.last_ts
         or fleet.is_ahead(ls.last_ts)
+        or ls.last_ts = excluded.last_ts and fleet.is_ahead(ls.last_received_at)
     end;
