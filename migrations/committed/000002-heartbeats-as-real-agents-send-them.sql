@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:239deb34b87ebf66a56f12c24e26c948d741003b
+--! Hash: sha1:43661a985c4aa801f32a0e5de148731595c9c084
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -857,7 +857,8 @@ begin
     and not exists (select from fleet.hb_partitions p where p.state <> 'active')
     and not exists (select from fleet.column_changes);
 
-  -- While this waits for a lock on one partition, heartbeats wait behind it. So it gives up soon, lets them through and tries again.
+  -- While this waits for a lock on one partition, heartbeats wait behind it. So it gives up soon, lets them through and tries
+  -- again.
   for v_try in 1..20 loop
     begin
       foreach v_table in array c_tables loop
@@ -930,7 +931,8 @@ as $$
 $$;
 
 comment on function fleet.postgres_started_at() is
-  'When Postgres started; null if its clock ran ahead then. No job is late because it did not run before. Example: select now() - fleet.postgres_started_at();';
+  'When Postgres started; null if its clock ran ahead then. No job is late because it did not run before. '
+  'Example: select now() - fleet.postgres_started_at();';
 --! EndIncluded jobs/postgres_started_at.sql
 --! Included status/allowed_lag.sql
 create or replace function fleet.allowed_lag(p_offline_after interval, p_max_late interval) returns interval
@@ -1389,8 +1391,8 @@ $$;
 
 comment on function fleet.record_others(json, timestamptz, bigint[], timestamptz[], text[]) is
   'Records in last status what the trigger on the heartbeats does not: that devices were heard from whose heartbeats were '
-  'duplicates or refused. If all that a device sent was refused, last status takes the values of the newest of it, unless it has a newer '
-  'heartbeat that was on time. Called by '
+  'duplicates or refused. If all that a device sent was refused, last status takes the values of the newest of it, unless it has a '
+  'newer heartbeat that was on time. Called by '
   'fleet.ingest_batch().';
 --! EndIncluded ingest/record_others.sql
 --! Included ingest/ingest_batch.sql
@@ -1563,7 +1565,8 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select m.marked_at <= now() and now() <= m.marked_at + m.base / 4 and s.offline_after >= m.base and coalesce(p_age, s.offline_after) >= m.base
+  select m.marked_at <= now() and now() <= m.marked_at + m.base / 4
+    and s.offline_after >= m.base and coalesce(p_age, s.offline_after) >= m.base
   from fleet.silence_marks m
   cross join fleet.settings s;
 $$;
@@ -1732,7 +1735,8 @@ where d.said <> 'ok' and d.unity_running is false and d.status in ('online', 'la
 order by d.last_received_at desc;
 
 comment on view fleet.unity_down is
-  'Devices that are heard from (online, late or clock_skewed) and report that their Unity app is not running. Example: select alias from fleet.unity_down;';
+  'Devices that are heard from (online, late or clock_skewed) and report that their Unity app is not running. '
+  'Example: select alias from fleet.unity_down;';
 --! EndIncluded status/unity_down.view.sql
 --! Included status/list_devices.sql
 -- One page by keyset. The query is built for each call: the best index depends on the arguments, and one plan for all arguments
@@ -1895,7 +1899,8 @@ comment on function fleet.describe_clock(bigint) is
 --! EndIncluded status/describe_clock.sql
 --! Included availability/missed_beats.view.sql
 create or replace view fleet.missed_beats as
-select h.device_id, h.alias, h.cohort, h.status, h.last_ts, h.last_received_at as heard_at, h.expected_interval as heartbeat_interval, m.missed_beats
+select h.device_id, h.alias, h.cohort, h.status, h.last_ts, h.last_received_at as heard_at,
+  h.expected_interval as heartbeat_interval, m.missed_beats
 from fleet.device_state h
 cross join lateral (
   select fleet.beats_missed(now() - coalesce(h.last_received_at, h.enrolled_at), h.expected_interval) as missed_beats
@@ -1943,8 +1948,8 @@ comment on function fleet.may_be_ahead(timestamptz) is
   'the clock of Postgres ran ahead. If true, look at the devices. Example: select fleet.may_be_ahead();';
 --! EndIncluded status/may_be_ahead.sql
 --! Included status/fleet_summary.view.sql
--- Only one of the two halves runs: the choice is made once, before the first row, and above the subquery, so that no parallel workers
--- are started for nothing. Devices are counted by status first, so that each device's status is derived once.
+-- Only one of the two halves runs: the choice is made once, before the first row, and above the subquery, so that no parallel
+-- workers are started for nothing. Devices are counted by status first, so that each device's status is derived once.
 create or replace view fleet.fleet_summary as
 select d.cohort, d.devices, d.online, d.late, d.offline, d.new, d.clock_skewed, d.unity_down, d.counted_at
 from (
@@ -2781,7 +2786,8 @@ begin
       from fleet.job_definitions() d;
     return;
   end if;
-  -- A success in the future was written while the clock ran ahead. The history has no index on jobid, so it is read once for all jobs.
+  -- A success in the future was written while the clock ran ahead. The history has no index on jobid, so it is read once for all
+  -- jobs.
   return query execute $history$
     select d.jobname, d.schedule, d.max_age, j.active, h.start_time, h.status, h.return_message, r.last_success
     from fleet.job_definitions() d

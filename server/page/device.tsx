@@ -30,7 +30,8 @@ export interface Span {
 export async function readDevice(reader: Reader, deviceId: number) {
   const [device] = await reader.run(
     sql => sql<DeviceDetail[]>`
-    select device_id, alias, cohort, status, last_received_at, case when status = 'clock_skewed' then fleet.describe_clock(device_id) end as clock, battery_pct, network_type,
+    select device_id, alias, cohort, status, last_received_at,
+      case when status = 'clock_skewed' then fleet.describe_clock(device_id) end as clock, battery_pct, network_type,
       unity_running, signal_dbm, agent_version, ip, extra::text, extract(epoch from heartbeat_interval)::float8 as interval_s,
       enrolled_at
     from fleet.device_status

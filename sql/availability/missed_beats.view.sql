@@ -1,5 +1,6 @@
 create or replace view fleet.missed_beats as
-select h.device_id, h.alias, h.cohort, h.status, h.last_ts, h.last_received_at as heard_at, h.expected_interval as heartbeat_interval, m.missed_beats
+select h.device_id, h.alias, h.cohort, h.status, h.last_ts, h.last_received_at as heard_at,
+  h.expected_interval as heartbeat_interval, m.missed_beats
 from fleet.device_state h
 cross join lateral (
   select fleet.beats_missed(now() - coalesce(h.last_received_at, h.enrolled_at), h.expected_interval) as missed_beats

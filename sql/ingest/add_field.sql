@@ -45,7 +45,8 @@ begin
     and not exists (select from fleet.hb_partitions p where p.state <> 'active')
     and not exists (select from fleet.column_changes);
 
-  -- While this waits for a lock on one partition, heartbeats wait behind it. So it gives up soon, lets them through and tries again.
+  -- While this waits for a lock on one partition, heartbeats wait behind it. So it gives up soon, lets them through and tries
+  -- again.
   for v_try in 1..20 loop
     begin
       foreach v_table in array c_tables loop

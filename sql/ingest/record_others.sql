@@ -60,6 +60,6 @@ $$;
 
 comment on function fleet.record_others(json, timestamptz, bigint[], timestamptz[], text[]) is
   'Records in last status what the trigger on the heartbeats does not: that devices were heard from whose heartbeats were '
-  'duplicates or refused. If all that a device sent was refused, last status takes the values of the newest of it, unless it has a newer '
-  'heartbeat that was on time. Called by '
+  'duplicates or refused. If all that a device sent was refused, last status takes the values of the newest of it, unless it has a '
+  'newer heartbeat that was on time. Called by '
   'fleet.ingest_batch().';

@@ -16,7 +16,8 @@ begin
       from fleet.job_definitions() d;
     return;
   end if;
-  -- A success in the future was written while the clock ran ahead. The history has no index on jobid, so it is read once for all jobs.
+  -- A success in the future was written while the clock ran ahead. The history has no index on jobid, so it is read once for all
+  -- jobs.
   return query execute $history$
     select d.jobname, d.schedule, d.max_age, j.active, h.start_time, h.status, h.return_message, r.last_success
     from fleet.job_definitions() d

@@ -7,4 +7,5 @@ as $$
 $$;
 
 comment on function fleet.postgres_started_at() is
-  'When Postgres started; null if its clock ran ahead then. No job is late because it did not run before. Example: select now() - fleet.postgres_started_at();';
+  'When Postgres started; null if its clock ran ahead then. No job is late because it did not run before. '
+  'Example: select now() - fleet.postgres_started_at();';

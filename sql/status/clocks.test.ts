@@ -139,7 +139,7 @@ t.test('duplicates, refused heartbeats and those that the quarantine has no room
   for (const device of [mixed, full, duplicate]) t.match(await statusOf(sql, device), { is_recent: true })
 })
 
-t.test('what a refused heartbeat says keeps to store_ip, whoever reads it', async t => {
+t.test('of the address of a refused heartbeat only what store_ip allows is shown, to every role', async t => {
   const db = await withDatabase(t)
   const { sql } = db
   const roles = (['fleet_server', 'fleet_reader', 'fleet_dba'] as const).map(role => asRole(t, db, role))

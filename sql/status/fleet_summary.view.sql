@@ -1,5 +1,5 @@
--- Only one of the two halves runs: the choice is made once, before the first row, and above the subquery, so that no parallel workers
--- are started for nothing. Devices are counted by status first, so that each device's status is derived once.
+-- Only one of the two halves runs: the choice is made once, before the first row, and above the subquery, so that no parallel
+-- workers are started for nothing. Devices are counted by status first, so that each device's status is derived once.
 create or replace view fleet.fleet_summary as
 select d.cohort, d.devices, d.online, d.late, d.offline, d.new, d.clock_skewed, d.unity_down, d.counted_at
 from (

@@ -4,7 +4,8 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select m.marked_at <= now() and now() <= m.marked_at + m.base / 4 and s.offline_after >= m.base and coalesce(p_age, s.offline_after) >= m.base
+  select m.marked_at <= now() and now() <= m.marked_at + m.base / 4
+    and s.offline_after >= m.base and coalesce(p_age, s.offline_after) >= m.base
   from fleet.silence_marks m
   cross join fleet.settings s;
 $$;

@@ -5,4 +5,5 @@ where d.said <> 'ok' and d.unity_running is false and d.status in ('online', 'la
 order by d.last_received_at desc;
 
 comment on view fleet.unity_down is
-  'Devices that are heard from (online, late or clock_skewed) and report that their Unity app is not running. Example: select alias from fleet.unity_down;';
+  'Devices that are heard from (online, late or clock_skewed) and report that their Unity app is not running. '
+  'Example: select alias from fleet.unity_down;';
