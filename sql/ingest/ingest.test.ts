@@ -80,6 +80,25 @@ t.test('each item gets an answer, in item order', async t => {
   t.same(await ingest(sql, []), [], 'an empty batch is no error')
 })
 
+t.test('of items with the same device and time, and of those in one bucket, the first is stored', async t => {
+  const { sql } = await withDatabase(t)
+  const [first, second] = (await enroll(sql, 2)) as [number, number]
+  const at = (second: number) => `2026-01-01T12:00:0${second}Z`
+  await sql`select fleet.create_partitions('2025-12-31', '2026-01-02')`
+  const batch = [
+    { device_id: second, ts: at(7), battery_pct: 1 },
+    { device_id: first, ts: at(5), battery_pct: 2 },
+    { device_id: first, ts: at(5), battery_pct: 3 },
+    { device_id: second, ts: at(3), battery_pct: 4 },
+    { device_id: second, ts: at(7), battery_pct: 5 },
+  ]
+  t.same(
+    (await ingest(sql, batch, '2026-01-01T12:01:00Z')).map(row => row.result),
+    ['stored', 'stored', 'duplicate', 'duplicate', 'duplicate'],
+  )
+  t.same(await sql`select battery_pct from fleet.device_heartbeats order by device_id`, [{ battery_pct: 2 }, { battery_pct: 1 }])
+})
+
 t.test('a heartbeat from the future does not use up the bucket of a good one', async t => {
   const { sql } = await withDatabase(t)
   const [device] = (await enroll(sql, 1)) as [number]
