@@ -223,7 +223,7 @@ t.test(
   async t => {
     const older = await withObjectStore(t)
     const { endpoint } = await ownStore()
-    const now = await openBucket(t, endpoint, await withUser(t, 'mover'))
+    const now = await openBucket(t, endpoint, await withUser('mover'))
     const other = await withProxy(t, endpoint)
     const db = await withDatabase(t)
     const directory = await makeDirectory(t)

@@ -333,7 +333,7 @@ t.test('faults in the settings are explained', { skip }, async t => {
 t.test('credentials that may only read get a clear error when they store', { skip: withoutOwnStore }, async t => {
   const bucket = await withObjectStore(t)
   await openWith(t, bucket).putBytes('a/x', Buffer.from('hello'))
-  const reader = await withUser(t, 'reader')
+  const reader = await withUser('reader')
   await bucket.client.send(
     new PutBucketPolicyCommand({
       Bucket: bucket.bucket,
@@ -365,7 +365,7 @@ t.test('credentials that may only read get a clear error when they store', { ski
 
 t.test('a full quota is reported as such, and an upload in parts leaves nothing behind', { skip: withoutOwnStore }, async t => {
   const { admin, endpoint } = await ownStore()
-  const user = await withUser(t, 'small')
+  const user = await withUser('small')
   const bucket = await openBucket(t, endpoint, user)
   await admin('quota', 'set', '--quota-scope=user', '--uid=small', `--max-size=${10 * MEBIBYTE}`)
   await admin('quota', 'enable', '--quota-scope=user', '--uid=small')
