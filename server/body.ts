@@ -87,7 +87,8 @@ let held = 0
 
 /**
  * Reads no further than the limit, whatever Content-Length says. The body grows in one buffer, because a list of chunks of one
- * byte each would take two hundred times its size.
+ * byte each would take two hundred times its size. The listeners stay, because taking them off again costs more than a flag, and
+ * they have no names, because tsx sets the name of each function that has one whenever it is made.
  */
 function readBody(incoming: IncomingMessage, limit: number): Promise<Buffer> {
   if (Number(incoming.headers['content-length'] ?? 0) > limit) return Promise.reject(tooLarge(limit))
@@ -95,40 +96,44 @@ function readBody(incoming: IncomingMessage, limit: number): Promise<Buffer> {
     let body: Buffer = NOTHING
     let size = 0
     let pieces = 0
-    incoming.on('data', onData)
-    incoming.on('end', onEnd)
-    incoming.on('error', onCut)
-    incoming.on('close', onCut)
-
-    function onData(chunk: Buffer) {
+    let isOver = false
+    incoming.on('data', (chunk: Buffer) => {
+      if (isOver) return
       held += chunk.length
       const begin = size
       size += chunk.length
-      if (size > limit) finish(() => reject(tooLarge(limit)))
-      else if (++pieces > MAX_PIECES) finish(() => reject(tooManyPieces()))
-      else if (held > MAX_HELD_BYTES) finish(() => reject(tooMany()))
-      else if (begin === 0) body = chunk
-      else {
+      if (size > limit || ++pieces > MAX_PIECES || held > MAX_HELD_BYTES) {
+        isOver = true
+        held -= size
+        body = NOTHING
+        reject(size > limit ? tooLarge(limit) : pieces > MAX_PIECES ? tooManyPieces() : tooMany())
+      } else if (begin === 0) {
+        body = chunk
+      } else {
         if (size > body.length) body = Buffer.concat([body.subarray(0, begin)], Math.max(size, 2 * begin))
         chunk.copy(body, begin)
       }
-    }
-    function onEnd() {
-      finish(() => resolve(body.subarray(0, size)))
-    }
-    function onCut() {
-      finish(() => reject(new Problem(400, 'The connection was cut before the end of the body.')))
-    }
-    function finish(settle: () => void) {
+    })
+    incoming.on('end', () => {
+      if (isOver) return
+      isOver = true
       held -= size
-      incoming.off('data', onData)
-      incoming.off('end', onEnd)
-      incoming.off('error', onCut)
-      incoming.off('close', onCut)
-      settle()
-    }
+      resolve(body.subarray(0, size))
+      body = NOTHING
+    })
+    incoming.on('close', () => {
+      if (isOver) return
+      isOver = true
+      held -= size
+      body = NOTHING
+      reject(new Problem(400, 'The connection was cut before the end of the body.'))
+    })
+    // 'close' follows.
+    incoming.on('error', ignore)
   })
 }
+
+function ignore() {}
 
 function tooMany() {
   const { message, headers } = unavailable('The server is reading more than it can hold; this request was not processed.')
