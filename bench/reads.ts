@@ -307,7 +307,7 @@ async function measure(
       if (pause === 0) await keepOnline(given.seconds * 1_000)
       if (round === 1) await ask()
       const until = performance.now() + given.seconds * 1_000
-      const repeats = pause === 0 ? given.repeats : 3
+      const repeats = pause === 0 ? given.repeats : 2
       for (let turn = 0; turn < repeats && (turn < 2 || pause > 0 || performance.now() < until); turn++) {
         if (pause > 0) {
           await sleep(pause * 1_000 - 15_000)
