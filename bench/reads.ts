@@ -141,7 +141,10 @@ async function hearAgain(admin: Sql) {
 async function queries(sql: Sql, dba: Sql, server: Server, size: number): Promise<Query[]> {
   const listTarget = size <= 10_000 ? 10 : 50
   const random = generator(size)
-  const device = () => 1 + Math.floor(random() * size)
+  const device = (): number => {
+    const id = 1 + Math.floor(random() * size)
+    return id % 100 === 5 ? device() : id // not a revoked one
+  }
   const http = async (path: string, body?: object) => {
     const { status, text } = await call(server, path, body)
     if (status >= 400) throw new Error(`${path} answered ${status}: ${text}`)
