@@ -28,7 +28,7 @@ export async function withStore<T>(work: (store: Store) => Promise<T>): Promise<
   })
   const admin = postgres(cluster.url('postgres', 'fleet'), { max: 4, onnotice: () => {} })
   try {
-    await migrate(cluster.url('postgres', 'fleet'), { log: () => {} })
+    await migrate(cluster.url('postgres', 'fleet'), { log: () => {}, current: true })
     await cluster.allowLogins()
     return await work({ cluster, admin })
   } finally {

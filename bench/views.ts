@@ -51,14 +51,9 @@ async function makeFleet(
 ) {
   await step(`Enrolling ${devices.toLocaleString('en')} devices`, async () => {
     await admin`
-      with enrolled as (
-        insert into fleet.devices (alias, cohort, token_hash, enrolled_at)
-        select 'view-' || n, 'cohort-' || n % ${cohorts}::integer, sha256(convert_to('view-' || n, 'UTF8')), now() - interval '30 days'
-        from generate_series(1, ${devices}::integer) n
-        returning device_id
-      )
-      insert into fleet.device_last_status (device_id, is_silent)
-      select device_id, false from enrolled
+      insert into fleet.devices (alias, cohort, token_hash, enrolled_at)
+      select 'view-' || n, 'cohort-' || n % ${cohorts}::integer, sha256(convert_to('view-' || n, 'UTF8')), now() - interval '30 days'
+      from generate_series(1, ${devices}::integer) n
     `
     await admin`vacuum (analyze) fleet.devices`
   })

@@ -50,7 +50,7 @@ export async function mixedFleet(sql: Sql, admin: Sql, devices = 400) {
   `
   await admin`update fleet.devices set cohort = 'slowed' where device_id % 10 < 3`
   await sql`select fleet.set_cohort_interval('slowed', '8 minutes')`
-  await admin`update fleet.device_last_status set status = 'clock_skewed' where device_id % 17 = 0`
+  await admin`update fleet.device_last_status set status = 'clock_skewed' where device_id % 17 = 0 and status is not null`
   await sql`select fleet.revoke_device(device_id) from fleet.devices where device_id % 19 = 0`
 }
 

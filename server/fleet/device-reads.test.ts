@@ -27,11 +27,18 @@ t.test('READ_FROM_LAST_STATUS=false answers from the heartbeats, with the same r
   const legacy = await withServer(t, { readFromLastStatus: 0 }, db)
   const devices: Awaited<ReturnType<typeof enroll>>[] = []
   for (const alias of ['a', 'b', 'c', 'd', 'e']) devices.push(await enroll(db, alias))
-  const beats = [{ ts: ago(5), battery_pct: 1 }, { ts: ago(1200), battery_pct: 2 }, { ts: ago(200) }, { ts: ago(-3600) }]
+  const beats = [
+    { ts: ago(5), battery_pct: 1 },
+    { ts: ago(1200), battery_pct: 2 },
+    { ts: ago(200), unity_running: false },
+    { ts: ago(-3600) },
+  ]
   await ingestOnTime(
     db.sql,
     beats.map((beat, n) => ({ device_id: devices[n]!.device_id, ...beat })),
   )
+  const { device_id: revoked } = await enroll(db, 'gone')
+  await db.sql`select fleet.revoke_device(${revoked})`
   const body = async (server: typeof fast, path: string) => {
     const answer = (await server.call(`GET ${path}`, { admin: true })).body
     return JSON.parse(JSON.stringify(answer, (key, value: unknown) => (key === 'seconds_since' ? undefined : value))) as Page
@@ -42,6 +49,9 @@ t.test('READ_FROM_LAST_STATUS=false answers from the heartbeats, with the same r
     '/v1/devices?older_than=3m',
     '/v1/devices?status=clock_skewed',
     '/v1/devices?status=new',
+    '/v1/devices?status=unity_down',
+    '/v1/devices?status=revoked',
+    '/v1/devices?status=revoked&cohort=nobody',
     '/v1/devices?limit=2&cursor=1',
     `/v1/devices/${devices[1]!.device_id}`,
     `/v1/devices/${devices[4]!.device_id}`,
@@ -51,6 +61,8 @@ t.test('READ_FROM_LAST_STATUS=false answers from the heartbeats, with the same r
     (await body(legacy, '/v1/devices')).devices.map(device => device.status),
     ['online', 'offline', 'late', 'clock_skewed', 'new'],
   )
+  t.match((await body(legacy, '/v1/devices?status=revoked')).devices, [{ device_id: revoked, alias: 'gone', status: 'revoked' }])
+  t.match((await body(legacy, '/v1/devices?status=unity_down')).devices, [{ device_id: devices[2]!.device_id }])
 
   await db.admin`update fleet.device_last_status set battery_pct = 99`
   t.equal((await body(fast, '/v1/devices')).devices[0]!.battery_pct, 99)

@@ -11,7 +11,7 @@ import type { DeviceReads, DeviceStatus } from './device-reads.ts'
 import { Problem, unavailable } from '../problem.ts'
 import { text, valid, validQuery } from '../valid.ts'
 
-const STATUSES = ['new', 'online', 'late', 'offline', 'clock_skewed'] as const
+const STATUSES = ['new', 'online', 'late', 'offline', 'clock_skewed', 'unity_down', 'revoked'] as const
 const SECONDS = { s: 1, m: 60, h: 3_600, d: 86_400 } as const
 
 /** The query parameters of GET /v1/devices. */

@@ -64,7 +64,11 @@ const listDevices = {
   security: [{ admin: [] }],
   parameters: [
     ...queryParameters('listDevices', {
-      status: { description: 'Only devices with this status.', example: 'online' },
+      status: {
+        description:
+          'Only devices with this status; `unity_down`: heard from, and their Unity app is down; `revoked`: their token was revoked.',
+        example: 'online',
+      },
       older_than: {
         description: 'Only devices whose last heartbeat is older than this: a number and s, m, h or d, such as `12m`.',
         example: '1s',

@@ -150,8 +150,8 @@ const bodies = {
       alias: z.string().describe('Its name.'),
       cohort: z.string().describe('Its cohort.'),
       status: z
-        .enum(['new', 'online', 'late', 'offline', 'clock_skewed'])
-        .describe('Its status now; docs/views.md says what each means.'),
+        .enum(['new', 'online', 'late', 'offline', 'clock_skewed', 'revoked'])
+        .describe('Its status now; docs/views.md says what each means. `revoked` only in a list of revoked devices.'),
       last_ts: time.nullable().describe('`ts` of its newest heartbeat, by its own clock.'),
       seconds_since: z.int().nullable().describe('Seconds since last_received_at. Not part of the ETag.'),
       last_received_at: time.nullable().describe('When it was last heard from, by the clock of Postgres.'),

@@ -157,6 +157,23 @@ t.test('without the functions of the database a scrape still has the other metri
   t.equal(value(text, 'database_metrics_up'), 0)
 })
 
+t.test('the series of cohorts are those of fleet.silence_metrics()', async t => {
+  const { db, call } = await withServer(t)
+  const names = ['lobby', 'a "quoted"\\\nname', 'ünï']
+  for (const [n, cohort] of names.entries())
+    await db.admin`insert into fleet.devices (alias, cohort, token_hash) values (${cohort}, ${cohort}, sha256(${String(n)}::bytea))`
+  const text = await scrape(call)
+  const series = await db.sql<{ metric: string; cohort: string; value: number }[]>`
+    select metric, labels ->> 'cohort' as cohort, value from fleet.silence_metrics()`
+  t.equal(series.length, 4 * 5, 'the two shares are null')
+  t.equal(text.match(/^cohort_\w+\{/gm)?.length, series.length)
+  for (const { metric, cohort, value: expected } of series) {
+    const label = cohort.replaceAll('\\', '\\\\').replaceAll('"', '\\"').replaceAll('\n', '\\n')
+    t.equal(value(text, `${metric}{cohort="${label}"}`), expected)
+  }
+  t.equal(text.match(/^# TYPE cohort_devices gauge$/gm)?.length, 1)
+})
+
 t.test('database metrics become Prometheus text, with one HELP and one TYPE for each family', async t => {
   const age = { type: 'gauge', unit: 'seconds', help: 'An age' } as const
   const text = render([

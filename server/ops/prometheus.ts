@@ -2,7 +2,7 @@ import type { Handler } from 'hono'
 import { withTimeout } from '../../lib/timeout.ts'
 import { Cache } from '../cache.ts'
 import type { AppEnv, ServerContext } from '../context.ts'
-import type { Pool } from '../database.ts'
+import type { Pool, Sql } from '../database.ts'
 import { described } from './metrics.ts'
 
 /** Prometheus gives a scrape 10 s by default. */
@@ -37,10 +37,11 @@ export function getMetrics({
   log,
   backpressure,
 }: Pick<ServerContext, 'pool' | 'metrics' | 'log' | 'backpressure'>): Handler<AppEnv> {
-  const valuesCache = new Cache(0, () => readDatabase(pool, 'metric_values'))
-  const silenceCache = new Cache(SILENCE_KEPT_MS, () => readDatabase(pool, 'silence_metrics'))
-  const inTime = (rows: Promise<MetricValue[]>) =>
-    withTimeout(DATABASE_TIMEOUT_MS, rows).catch((error: unknown) => {
+  const valuesCache = new Cache(0, async () => render(await readValues(pool)))
+  // Kept as text: with thousands of cohorts it has megabytes, and writing it blocks this process.
+  const silenceCache = new Cache(SILENCE_KEPT_MS, async () => renderCohorts(await readSilence(pool)))
+  const inTime = (text: Promise<string>) =>
+    withTimeout(DATABASE_TIMEOUT_MS, text).catch((error: unknown) => {
       log.warn({ event: 'metrics.database_failed', error }, 'The scrape leaves out what the database holds.')
       return undefined
     })
@@ -51,22 +52,50 @@ export function getMetrics({
     const counted = await (await metrics.ofAllWorkers()).metrics()
     const [values, silence] = isShed ? [] : await Promise.all([inTime(valuesCache.get()), inTime(silenceCache.get())])
     const isHeld: MetricValue = { ...DATABASE_METRICS_UP, labels: null, value: values === undefined ? 0 : 1 }
-    const text = [counted, render([isHeld]), render(values ?? []), render(silence ?? [])].join('')
+    const text = [counted, render([isHeld]), values ?? '', silence ?? ''].join('')
     return c.text(text, 200, { 'content-type': metrics.registry.contentType, 'cache-control': 'no-store' })
   }
 }
 
-function readDatabase(pool: Pool, from: 'metric_values' | 'silence_metrics') {
+function readValues(pool: Pool) {
   return pool.run(
     sql => sql<MetricValue[]>`
-    select v.metric, d.type, d.unit,
-      d.help || '. The database holds it: each server reports the same value, so take max, not sum' as help,
-      v.labels, v.value
-    from ${from === 'metric_values' ? sql`fleet.metric_values()` : sql`fleet.silence_metrics()`} v
+    select v.metric, d.type, d.unit, ${help(sql)} as help, v.labels, v.value
+    from fleet.metric_values() v
     join fleet.metric_definitions() d using (metric)
     order by v.metric, v.labels
   `,
   )
+}
+
+/** A metric with a series for each cohort. Both arrays have the same length. */
+export interface CohortMetric {
+  metric: string
+  type: 'gauge'
+  unit: string
+  help: string
+  cohorts: string[]
+  values: number[]
+}
+
+/** In arrays, because 10,000 cohorts have 70,000 series: rows of their own would take ten times as long to sort, send and read. */
+function readSilence(pool: Pool) {
+  return pool.run(
+    sql => sql<CohortMetric[]>`
+    select v.metric, d.type, d.unit, ${help(sql)} as help, v.cohorts, v.values
+    from (
+      select m.metric, json_agg(m.labels ->> 'cohort') as cohorts, json_agg(m.value) as values
+      from fleet.silence_metrics() m
+      group by m.metric
+    ) v
+    join fleet.metric_definitions() d using (metric)
+    order by v.metric
+  `,
+  )
+}
+
+function help(sql: Sql) {
+  return sql`d.help || '. The database holds it: each server reports the same value, so take max, not sum'`
 }
 
 /** Rows, ordered by metric, in Prometheus text format. */
@@ -76,7 +105,7 @@ export function render(rows: MetricValue[]) {
   for (const { metric, type, unit, help, labels, value } of rows) {
     if (metric !== family) {
       family = metric
-      text += `# HELP ${metric} ${described(help, unit)}\n# TYPE ${metric} ${type}\n`
+      text += header({ metric, type, unit, help })
     }
     const pairs = Object.entries(labels ?? {}).map(([name, label]) => `${name}="${escapeLabel(String(label))}"`)
     text += `${metric}${pairs.length === 0 ? '' : `{${pairs.join(',')}}`} ${value}\n`
@@ -84,6 +113,21 @@ export function render(rows: MetricValue[]) {
   return text
 }
 
+/** Metrics of cohorts, in the same format. */
+export function renderCohorts(metrics: CohortMetric[]) {
+  let text = ''
+  for (const { cohorts, values, ...about } of metrics) {
+    text += header(about)
+    for (const [n, cohort] of cohorts.entries()) text += `${about.metric}{cohort="${escapeLabel(cohort)}"} ${values[n]}\n`
+  }
+  return text
+}
+
+function header({ metric, type, unit, help }: Pick<MetricValue, 'metric' | 'type' | 'unit' | 'help'>) {
+  return `# HELP ${metric} ${described(help, unit)}\n# TYPE ${metric} ${type}\n`
+}
+
 function escapeLabel(label: string) {
+  if (!/[\\"\n]/.test(label)) return label
   return label.replaceAll('\\', '\\\\').replaceAll('"', '\\"').replaceAll('\n', '\\n')
 }

@@ -52,6 +52,16 @@ export async function readDevices(reader: Reader, { status, q, after }: Search) 
       )),
     ]
   }
+  if (pattern === null) {
+    return [
+      ...(await reader.run(
+        sql => sql<Device[]>`
+      select device_id, alias, cohort, status, last_received_at, battery_pct, network_type, agent_version
+      from fleet.list_devices(${status === 'any' ? null : status}, null, ${id ?? 0}, ${LIMIT + 1})
+    `,
+      )),
+    ]
+  }
   return [
     ...(await reader.run(
       sql => sql<Device[]>`
@@ -61,7 +71,7 @@ export async function readDevices(reader: Reader, { status, q, after }: Search) 
         status = ${status} or ${status} = 'any'
         or ${status} = 'unity_down' and unity_running is false and status in ('online', 'late', 'clock_skewed')
       )
-      and (${pattern}::text is null or alias ilike ${pattern} or cohort ilike ${pattern} or device_id::text = ${q})
+      and (alias ilike ${pattern} or cohort ilike ${pattern} or device_id::text = ${q})
       and device_id > coalesce(${id}::bigint, 0)
     order by device_id
     limit ${LIMIT + 1}

@@ -17,15 +17,27 @@ export interface CohortCount {
   unity_down: number
   /** Null if they were counted for this read. A large fleet is counted once a minute. */
   counted_at: string | null
+  /** How many cohorts there are, also those that were not read. */
+  cohorts: number
 }
 
-/** The first row is the whole fleet. */
+/** How many cohorts are shown. A page with thousands takes a second to make, and nobody reads it. */
+const MOST_COHORTS = 50
+
+/** The first row is the whole fleet. Then its cohorts in order, those with the most devices offline if there are too many. */
 export async function readFleet(reader: Reader) {
   return [
     ...(await reader.run(
       sql => sql<CohortCount[]>`
-    select cohort, devices, online, late, offline, new, clock_skewed, unity_down, nullif(counted_at, now()) as counted_at
-    from fleet.fleet_summary
+    select f.cohort, f.devices, f.online, f.late, f.offline, f.new, f.clock_skewed, f.unity_down,
+      nullif(f.counted_at, now()) as counted_at, f.cohorts
+    from (
+      select s.*, row_number() over () as place, count(*) over () - 1 as cohorts,
+        rank() over (order by s.offline desc, s.late desc, s.cohort) as rank
+      from fleet.fleet_summary s
+    ) f
+    where f.place = 1 or f.rank <= ${MOST_COHORTS + 1}
+    order by f.place
   `,
     )),
   ]
@@ -49,6 +61,7 @@ interface FleetProps {
 
 export function Fleet({ cohorts, silence, trend, now }: FleetProps) {
   const [all, ...others] = cohorts
+  const alarms = new Map((silence ?? []).slice(1).map(cohort => [cohort.cohort, cohort]))
   const since = (status: keyof Sample & keyof CohortCount) => trend && all && sinceAnHour(trend, now, all[status], status)
   if (all === undefined || all.devices === 0) return <p class="muted">No device is enrolled yet.</p>
   return (
@@ -72,6 +85,19 @@ export function Fleet({ cohorts, silence, trend, now }: FleetProps) {
       ) : (
         silence[0] !== undefined && <FleetSilence silence={silence[0]} />
       )}
+      {all.cohorts > others.length && (
+        <p class="muted">
+          These {others.length} of {count(all.cohorts)} cohorts have the most devices offline. The view fleet.fleet_summary has
+          all.
+        </p>
+      )}
+      {[...alarms.values()]
+        .filter(({ cohort }) => others.every(shown => shown.cohort !== cohort))
+        .map(alarm => (
+          <p>
+            {alarm.cohort} <SilenceAlarm silence={alarm} />
+          </p>
+        ))}
       {others.length > 1 && (
         <Table
           label="Devices by cohort"
@@ -80,7 +106,7 @@ export function Fleet({ cohorts, silence, trend, now }: FleetProps) {
             ...['Devices', 'Online', 'Late', 'Offline', 'Clock skewed', 'New', 'Unity down'].map(number => ({ number })),
           ]}
           rows={others.map(cohort => {
-            const alarm = silence?.slice(1).find(({ cohort: name, is_alarming }) => name === cohort.cohort && is_alarming)
+            const alarm = alarms.get(cohort.cohort)
             return [
               <>
                 {cohort.cohort}

@@ -246,6 +246,30 @@ t.test('the page shows the trend of the fleet, and what is left of the error bud
   t.match(html, /class="badge warn">20 % left/)
 })
 
+t.test('of many cohorts the page shows those with the most devices offline, and every alarm', async t => {
+  const { url, db } = await withServer(t)
+  await db.admin`
+    insert into fleet.devices (alias, cohort, token_hash)
+    select c || '-' || n, 'cohort-' || lpad(c::text, 3, '0'), sha256((c || '-' || n)::bytea)
+    from generate_series(1, 80) c, generate_series(1, 3) n
+  `
+  // Cohorts 31 to 80 each have a device that is offline.
+  const heard = (ago: string, cohorts: string) => db.admin`
+    update fleet.device_last_status set status = 'ok', last_ts = now() - ${ago}::interval, last_received_at = now() - ${ago}::interval
+    where device_id in (select device_id from fleet.devices where cohort ~ ${cohorts})
+  `
+  await heard('5 s', '.')
+  await heard('1 day', '0(3[1-9]|[4-7].|80)$')
+  const { get, login } = visitor(url)
+  const { html } = await get('/', await login())
+  const shown = [...html.matchAll(/<th scope="row">(cohort-\d{3})/g)].map(([, cohort]) => cohort)
+  t.same(
+    shown,
+    Array.from({ length: 50 }, (_, n) => `cohort-0${n + 31}`),
+  )
+  t.match(textOf(html, 'fleet'), 'These 50 of 80 cohorts have the most devices offline.')
+})
+
 t.test('offline devices are read page by page, the longest silent first', async t => {
   const { url, db } = await withServer(t)
   await db.sql`

@@ -11,12 +11,22 @@ export interface Silence {
   muted_reason: string | null
 }
 
-/** The first row is the whole fleet. From the primary, because the job that watches for silence runs there. */
+/** How many cohorts with an alarm are shown. */
+const MOST_ALARMS = 50
+
+/**
+ * The first row is the whole fleet, the others are cohorts with an alarm. From the primary, because the job that watches for
+ * silence runs there.
+ */
 export async function readSilence(pool: Pool) {
   return [
     ...(await pool.run(
       sql => sql<Silence[]>`
-    select cohort, active, gone_quiet, usual_share, is_alarming, muted_reason from fleet.fleet_silence
+    select s.cohort, s.active, s.gone_quiet, s.usual_share, s.is_alarming, s.muted_reason
+    from (select f.*, row_number() over () as place from fleet.fleet_silence f) s
+    where s.place = 1 or s.is_alarming
+    order by s.place
+    limit ${MOST_ALARMS + 1}
   `,
     )),
   ]

@@ -7,35 +7,48 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
 as $$
-  with changes as materialized (
-    select c.day, sum(c.devices) as devices
+  with days as materialized (
+    select g.day::date as day, p.partition_name, p.state
+    from fleet.hb_partitions p
+    join pg_class t on t.oid = fleet.table_of(p)
+    cross join lateral generate_series(p.range_start, least(p.range_end, p_now) - interval '1 day', interval '1 day') as g (day)
+  ),
+  gone as materialized (
+    select case
+        when d.revoked_at > d.enrolled_at then (d.revoked_at - interval '1 microsecond')::date + 1
+        -- Such a device was never expected.
+        else d.enrolled_at::date
+      end as day,
+      count(*) as devices
+    from fleet.devices d
+    where d.revoked_at is not null
+    group by 1
+  ),
+  -- The roster of each day. Reads each entry of an index once, and no device that is enrolled.
+  rosters as materialized (
+    select w.day,
+      sum(e.devices) over (order by w.day)
+        - (select coalesce(sum(o.devices), 0) from gone o where o.day <= w.day) as devices
     from (
-      select d.enrolled_at::date as day, 1 as devices
+      select d.day, lag(d.day) over (order by d.day) as previous from (select distinct y.day from days y) d
+    ) w
+    cross join lateral (
+      select count(*) as devices
       from fleet.devices d
-      where d.revoked_at is null or d.revoked_at > d.enrolled_at
-      union all
-      select (d.revoked_at - interval '1 microsecond')::date + 1, -1
-      from fleet.devices d
-      where d.revoked_at > d.enrolled_at
-    ) c
-    group by c.day
+      where d.enrolled_at >= coalesce((w.previous + 1)::timestamptz, '-infinity') and d.enrolled_at < (w.day + 1)::timestamptz
+    ) e
   ),
   late as materialized (
     select l.day, min(l.arrived_at) as since
     from fleet.late_arrivals l
     group by l.day
   )
-  select d.day, p.partition_name, p.state,
+  select d.day, d.partition_name, d.state,
     case when r.day is not null and r.devices = n.devices then 'rebuild' else 'roll_up' end,
     case when r.devices = n.devices or n.devices = 0 then l.since else (d.day + 1)::timestamptz end
-  from fleet.hb_partitions p
-  join pg_class t on t.oid = fleet.table_of(p)
+  from days d
+  join rosters n on n.day = d.day
   cross join (select i.* from fleet.settings i where fleet.not_in_future(p_now) is not null) s
-  cross join lateral (
-    select g.day::date as day
-    from generate_series(p.range_start, least(p.range_end, p_now) - interval '1 day', interval '1 day') as g (day)
-  ) d
-  cross join lateral (select coalesce(sum(c.devices), 0) as devices from changes c where c.day <= d.day) n
   left join fleet.rolled_up_days r on r.day = d.day
   left join late l on l.day = d.day
   where

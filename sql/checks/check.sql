@@ -7,6 +7,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set lock_timeout = '300ms'
+set jit = off
 as $$
 #variable_conflict use_column
 declare

@@ -41,8 +41,6 @@ begin
         v_other, v_other, v_other
       );
   end if;
-  insert into fleet.device_last_status (device_id, is_silent)
-  values (create_device.device_id, false);
 end
 $$;
 

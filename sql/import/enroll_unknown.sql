@@ -44,12 +44,6 @@ begin
     on conflict do nothing
     returning device_id, alias
   ),
-  statuses as (
-    insert into fleet.device_last_status (device_id, is_silent)
-    select e.device_id, false
-    from enrolled e
-    order by e.device_id
-  ),
   mapped as (
     insert into fleet.import_devices (source, source_device, device_id)
     select a.source, e.alias, e.device_id

@@ -15,7 +15,7 @@ t.test('plpgsql_check finds nothing in any function, procedure or trigger', { sk
     select p.oid::regprocedure::text as name,
       (
         select array_agg(c)
-        from lint.plpgsql_check_function(p.oid, coalesce(g.tgrelid, 0), newtable => g.tgnewtable) c
+        from lint.plpgsql_check_function(p.oid, coalesce(g.tgrelid, 0), newtable => g.tgnewtable, oldtable => g.tgoldtable) c
       ) as faults
     from pg_proc p
     join pg_language l on l.oid = p.prolang and l.lanname = 'plpgsql'

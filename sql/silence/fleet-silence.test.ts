@@ -275,6 +275,9 @@ t.test('with few devices, or devices that rarely send, a pause of a few minutes 
   t.equal(await down(at(0), at(4)), false, 'devices in a drawer are not expected to send')
   await admin`update fleet.device_last_status set last_received_at = ${at(-1)}`
   t.equal(await down(at(0), at(0.06)), true)
+  await admin`update fleet.devices set revoked_at = now() where cohort = 'drawer'`
+  t.equal(await down(at(0), at(0.06)), false, 'nor are revoked ones')
+  await admin`update fleet.devices set revoked_at = null`
   t.equal(await down(at(0), at(0.04)), false, 'a pause within settings.ingest_gap is never an outage')
 })
 

@@ -16,7 +16,8 @@ as $$
     (
       select max(ls.last_received_at)
       from fleet.device_last_status ls
-      where ls.last_received_at <= greatest(p_now, clock_timestamp())  -- it may have arrived after this transaction began
+      -- It may have arrived after this transaction began. In a subquery, the clock is read once and not for each device.
+      where ls.last_received_at <= (select greatest(p_now, clock_timestamp()))
     )
   );
 $$;

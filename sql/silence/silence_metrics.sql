@@ -5,8 +5,11 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select v.metric, jsonb_build_object('cohort', s.cohort), v.value
-  from fleet.fleet_silence s
+  select v.metric, s.labels, v.value
+  from (
+    -- OFFSET 0 has the labels of a cohort made once, and not for each metric.
+    select l.*, jsonb_build_object('cohort', l.cohort) as labels from fleet.fleet_silence l offset 0
+  ) s
   cross join lateral (
     values
       ('cohort_devices', s.devices::double precision),

@@ -85,7 +85,7 @@ begin
     );
     -- Everything that is known of these devices was written while the clock of Postgres ran ahead.
     update fleet.device_last_status ls
-    set last_ts = null, last_received_at = q.received_at, status = case when q.received_at is null then 'ok' else ls.status end
+    set last_ts = null, last_received_at = q.received_at, status = case when q.received_at is not null then ls.status end
     from unnest(v_chunk) u (device_id)
     cross join lateral (
       select max(k.received_at) as received_at

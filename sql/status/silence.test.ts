@@ -10,30 +10,42 @@ const marksHold = async (sql: Sql) => (await value(sql`select fleet.marks_hold()
 async function differences(sql: Sql) {
   return await sql`
     with asked as (
-      select status, older_than
-      from unnest(array[null, 'offline', 'online', 'late', 'new', 'clock_skewed']) as status,
-        unnest(array[null, '1 minute', '6 minutes', '10 minutes', '12 minutes', '25 minutes', '1 hour']::interval[]) as older_than
+      select status, older_than, cohort
+      from unnest(array[null, 'offline', 'online', 'late', 'new', 'clock_skewed', 'unity_down', 'revoked']) as status,
+        unnest(array[null, '1 minute', '6 minutes', '10 minutes', '12 minutes', '25 minutes', '1 hour']::interval[]) as older_than,
+        unnest(array[null, 'default', 'slowed', 'none']) as cohort
     )
-    select a.status, a.older_than::text, fast.ids as fast, plain.ids as plain
+    select a.status, a.older_than::text, a.cohort, fast.ids as fast, plain.ids as plain
     from asked a
     cross join lateral (
-      select array_agg(device_id) as ids from fleet.list_devices(a.status, a.older_than, 7, 1000)
+      select array_agg(device_id) as ids from fleet.list_devices(a.status, a.older_than, 7, 1000, a.cohort)
     ) fast
     cross join lateral (
       select array_agg(device_id order by device_id) as ids
-      from fleet.device_status d
-      where device_id > 7 and (a.status is null or d.status = a.status)
+      from (
+        select device_id, cohort, status, unity_running, last_received_at from fleet.device_status
+        union all
+        select device_id, cohort, 'revoked', null, last_received_at
+        from fleet.devices left join fleet.device_last_status using (device_id)
+        where revoked_at is not null
+      ) d
+      where device_id > 7
+        and (
+          d.status = a.status or a.status is null and d.status <> 'revoked'
+          or a.status = 'unity_down' and d.unity_running is false and d.status in ('online', 'late', 'clock_skewed')
+        )
         and (a.older_than is null or d.last_received_at < now() - a.older_than)
+        and (a.cohort is null or d.cohort = a.cohort)
     ) plain
     where fast.ids is distinct from plain.ids
     union all
-    select 'devices_offline', null,
+    select 'devices_offline', null, null,
       (select array_agg(device_id order by device_id) from fleet.devices_offline),
       (select array_agg(device_id order by device_id) from fleet.device_status where status = 'offline')
     where (select array_agg(device_id order by device_id) from fleet.devices_offline)
       is distinct from (select array_agg(device_id order by device_id) from fleet.device_status where status = 'offline')
     union all
-    select 'unity_down', null,
+    select 'unity_down', null, null,
       (select array_agg(device_id order by device_id) from fleet.unity_down),
       (select array_agg(device_id order by device_id) from fleet.device_status where unity_running is false and status in ('online', 'late', 'clock_skewed'))
     where (select array_agg(device_id order by device_id) from fleet.unity_down) is distinct from

@@ -185,3 +185,24 @@ t.test('the metrics of the database exist from the first day', async t => {
   const runway = metrics.find(row => row.metric === 'partition_premake_runway_days')?.value ?? 0
   t.ok(runway > 14 && runway <= 15, `runway ${runway}`)
 })
+
+t.test('each device has a row of last status, however it was enrolled', async t => {
+  const { sql, admin } = await withDatabase(t)
+  const [called] = (await enroll(sql, 1)) as [number]
+  const inserted = Number(
+    await value(admin`insert into fleet.devices (alias, token_hash) values ('by hand', sha256('x')) returning device_id`),
+  )
+  const rows = () => sql`select device_id::int, last_received_at, status, is_silent from fleet.device_last_status order by 1`
+  const empty = [called, inserted].map(device_id => ({ device_id, last_received_at: null, status: null, is_silent: false }))
+  t.same(await rows(), empty)
+  await ingest(sql, [{ device_id: called }])
+  await admin`delete from fleet.device_last_status`
+  t.same(await rows(), empty, 'a row that is deleted comes back empty')
+  t.same(
+    (await sql`select device_id::int from fleet.list_devices('new')`).map(row => row.device_id as number),
+    [called, inserted],
+  )
+  await admin`delete from fleet.devices where device_id = ${inserted}`
+  await admin`delete from fleet.device_last_status where device_id = ${inserted}`
+  t.same(await rows(), empty.slice(0, 1), 'unless its device is gone')
+})

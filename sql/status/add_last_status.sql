@@ -1,0 +1,20 @@
+create or replace function fleet.add_last_status() returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into fleet.device_last_status (device_id, is_silent)
+  select d.device_id, false
+  from changed c
+  join fleet.devices d using (device_id)
+  order by d.device_id
+  on conflict do nothing;
+  return null;
+end
+$$;
+
+comment on function fleet.add_last_status() is
+  'Trigger on fleet.devices and fleet.device_last_status: each device has a row of last status, also before its first heartbeat, '
+  'however it was enrolled. So devices without a heartbeat are found by an index.';
