@@ -1,11 +1,12 @@
 import { fork } from 'node:child_process'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { repository } from '../local/config.ts'
 import { ACKNOWLEDGED, ITEM_MS, type FleetOrder, type FleetReport, type Order } from './fleet-order.ts'
 import type { Store } from './store.ts'
 
-/** The heartbeats of two runs must not share a bucket, so this many ms must pass between them. */
-export const PAUSE_MS = 21_000
+/** Two heartbeats of a device in the same bucket would be duplicates. */
+export const BUCKET_S = 10
 
 /** Controls the process that sends as a fleet. */
 export function startFleet() {
@@ -16,13 +17,18 @@ export function startFleet() {
   })
   ended.catch(() => {})
   const order = (what: Order) => child.send(what)
+  let mayStart = 0
   return {
     pid: child.pid ?? 0,
+    /** Waits until what was sent last is in an earlier bucket than the oldest heartbeat of a batch. Call it before send(). */
+    rest: () => sleep(Math.max(0, mayStart - Date.now())),
     /** Sends until every request is acknowledged or lost. Only one run at a time. */
     async send(what: FleetOrder): Promise<FleetReport> {
       const done = new Promise<FleetReport>(resolve => child.once('message', report => resolve(report as FleetReport)))
       order({ kind: 'send', ...what })
-      return Promise.race([done, ended])
+      const report = await Promise.race([done, ended])
+      mayStart = Date.now() + 1000 * (BUCKET_S + 1) + what.batch * ITEM_MS
+      return report
     },
     /** What becomes due from now on is reported as another part. */
     part: (name: string) => order({ kind: 'part', name }),

@@ -33,7 +33,9 @@ export async function withStore<T>(work: (store: Store) => Promise<T>, root = re
   })
   const admin = postgres(cluster.url('postgres', 'fleet'), { max: 4, onnotice: () => {} })
   try {
-    await (await migrationOf(root))(cluster.url('postgres', 'fleet'), { current: true, log: () => {} })
+    await (
+      await migrationOf(root)
+    )(cluster.url('postgres', 'fleet'), { current: true, log: () => {} })
     await cluster.allowLogins()
     return await work({ cluster, admin })
   } finally {
