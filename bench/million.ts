@@ -4,8 +4,8 @@
  * all send for themselves. In the middle of each phase the server is stopped with SIGTERM and started again.
  *
  * The sender (fleet-sender.ts) is an open loop: latency is counted from the time at which a heartbeat was due, so a slow server is
- * not hidden by sending less. It sends again what was not acknowledged, as devices do, for as long as a device's interval; after
- * that the heartbeat is lost, which is an error. It runs on the same processors as the server and Postgres, so first it is measured
+ * not hidden by sending less. It sends again what was not acknowledged, as devices do, for a minute, or an interval if that is
+ * longer; after that the heartbeat is lost, which is an error. It runs on the same processors as the server and Postgres, so first it is measured
  * alone, against a bare HTTP server.
  *
  * After each phase every acknowledged heartbeat is looked up in the database: a row with its device and its exact `ts`.
@@ -50,6 +50,9 @@ const OPTIONS = {
 
 /** The search ends when the rate that fails is at most this many times the one that does not. */
 const CLOSE = 1.06
+/** What a run of the search has not delivered by then, it does not carry. */
+const SEARCH_PATIENCE_S = 10
+
 type Given = ReturnType<typeof readOptions<typeof OPTIONS>>
 
 /** What all runs on a store share. */
@@ -105,7 +108,17 @@ function orderOf(given: Given, mode: Mode, rate: number, port: number, seconds: 
   const gateways = mode === 'mixed' ? gatewaysOf(given) : 0
   const interval = intervalOf(given, rate)
   const singles = devices - gateways * batch
-  return { port, connections, singles, gateways, batch, interval, jitter: interval / 4, seconds, patience: interval }
+  return {
+    port,
+    connections,
+    singles,
+    gateways,
+    batch,
+    interval,
+    jitter: interval / 4,
+    seconds,
+    patience: Math.max(60, interval),
+  }
 }
 
 /** What the sender can send at most, when a server does nothing but read and answer on the same processors. */
@@ -226,7 +239,7 @@ async function search(bench: Bench, mode: Mode, from: number) {
   try {
     for (let steps = 0; steps < given.steps && failed / carried > CLOSE && carried < highest; steps++) {
       if (carried >= from && !given.search) break
-      const order = { ...orderOf(given, mode, rate, server.port, given.step), patience: Math.min(10, intervalOf(given, rate)) }
+      const order = { ...orderOf(given, mode, rate, server.port, given.step), patience: SEARCH_PATIENCE_S }
       await fleet.rest()
       await store.admin`checkpoint`
       const run = fleet.send(order)

@@ -5,6 +5,7 @@ import { runScenario } from '../testing/bench.ts'
 import { lyingServer } from '../testing/checkout.ts'
 import { spawnNode } from '../testing/database.ts'
 import { enroll, withServer } from '../testing/server.ts'
+import { wrk } from '../testing/wrk.ts'
 import { startBare } from './bare-server.ts'
 import { runWrk, wrkScript } from './wrk.ts'
 
@@ -17,7 +18,9 @@ t.test('the bare server that parses gives the same answer as the server', async 
   const bare = await startBare(port, 1, 'parses')
   t.teardown(() => bare.stop())
   const { token } = await enroll(db, 'bench')
-  const body = JSON.stringify({ ts: new Date().toISOString(), battery_pct: 81, network_type: 'wifi', unity_running: true })
+  // Postgres leaves out zeros at the end of a fraction.
+  const ts = new Date(Math.floor(Date.now() / 1000) * 1000).toISOString().replace('.000', '')
+  const body = JSON.stringify({ ts, battery_pct: 81, network_type: 'wifi', unity_running: true })
   const [mine, others] = await Promise.all(
     [url, `http://127.0.0.1:${port}`].map(async origin => {
       const answer = await fetch(`${origin}/v1/heartbeat`, {
@@ -25,20 +28,20 @@ t.test('the bare server that parses gives the same answer as the server', async 
         headers: { authorization: `Bearer ${token}`, 'content-type': 'application/json' },
         body,
       })
-      return { status: answer.status, type: answer.headers.get('content-type'), length: (await answer.text()).length }
+      return { status: answer.status, type: answer.headers.get('content-type'), body: await answer.text() }
     }),
   )
   t.same(others, mine)
 })
 
-t.test('wrk that gets errors is not measured', async t => {
+t.test('wrk that gets errors is not measured', { skip: wrk.without }, async t => {
   const { url } = await withServer(t)
   const script = await wrkScript('test', 'function request() return "POST /v1/heartbeat HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n" end\n')
   t.teardown(() => script.remove())
   await t.rejects(runWrk(url, script.file, { seconds: 1 }), { message: /^[1-9]\d* errors/ })
 })
 
-t.test('targets measures each of them in turns', { skip: leftToCi() }, async t => {
+t.test('targets measures each of them in turns', { skip: wrk.without || leftToCi() }, async t => {
   const figures = await runScenario(t, 'targets', [
     '--rounds',
     '1',
@@ -77,7 +80,7 @@ t.test('targets measures each of them in turns', { skip: leftToCi() }, async t =
   t.ok(figures.every(({ name, measured }) => measured > 0 || name.includes('CPU')))
 })
 
-t.test('targets fails if the server stores nothing', { skip: leftToCi() }, async t => {
+t.test('targets fails if the server stores nothing', { skip: wrk.without || leftToCi() }, async t => {
   const args = ['--rounds', '1', '--seconds', '1', '--warmup', '1', '--devices', '300', '--connections', '8', '--workers', '1']
   const bench = await spawnNode(t, 'bench/main.ts', {
     args: ['targets', '--server', await lyingServer(t), ...args, '--only', 'server'],

@@ -40,12 +40,15 @@ function url(path: string) {
 
 /** A directory with what the benches start of a checkout: this one's programs, or the given ones. */
 async function checkout(t: Test, files: Record<string, string>) {
-  const directory = await mkdtemp(join(tmpdir(), 'fleet-lying-'))
+  const directory = await mkdtemp(join(tmpdir(), 'fleet-checkout-'))
   t.teardown(() => rm(directory, { recursive: true, force: true }))
   for (const name of ['server', 'cli']) await mkdir(join(directory, name))
   await symlink(join(repository, 'node_modules'), join(directory, 'node_modules'))
   await symlink(join(repository, 'bench'), join(directory, 'bench'))
   await writeFile(join(directory, 'package.json'), '{"type":"module"}')
+  // tsx reads it in the directory in which a program starts, also for the files of this checkout.
+  const config = { extends: join(repository, 'tsconfig.json'), include: [repository] }
+  await writeFile(join(directory, 'tsconfig.json'), JSON.stringify(config))
   const own = {
     'cli/migrate.ts': `export { migrate } from ${url('cli/migrate.ts')}\n`,
     'server/main.ts': `await import(${url('server/main.ts')})\n`,
