@@ -5,8 +5,8 @@
  *
  * The sender (fleet-sender.ts) is an open loop: latency is counted from the time at which a heartbeat was due, so a slow server is
  * not hidden by sending less. It sends again what was not acknowledged, as devices do, for a minute, or an interval if that is
- * longer; after that the heartbeat is lost, which is an error. It runs on the same processors as the server and Postgres, so first it is measured
- * alone, against a bare HTTP server.
+ * longer; after that the heartbeat is lost, which is an error. It runs on the same processors as the server and Postgres, so first
+ * it is measured alone, against a bare HTTP server.
  *
  * After each phase every acknowledged heartbeat is looked up in the database: a row with its device and its exact `ts`.
  *

@@ -10,7 +10,7 @@ import { startBare } from './bare-server.ts'
 import { runWrk, wrkScript } from './wrk.ts'
 
 // Each scenario makes its own durable cluster.
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 
 t.test('the bare server that parses gives the same answer as the server', async t => {
   const { db, url } = await withServer(t)
