@@ -1,19 +1,16 @@
 // npm run bench -- compare --base <directory> --new <directory>: ingest of two versions, each in a checkout with its own npm
 // start, measured in turns with wrk.
-import { execFile, spawn, type ChildProcess } from 'node:child_process'
-import { readFile, rm, writeFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { spawn, type ChildProcess } from 'node:child_process'
+import { readFile } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { promisify } from 'node:util'
 import { UsageError } from '../lib/errors.ts'
 import { say, step } from '../lib/progress.ts'
 import { plainEnv } from '../local/config.ts'
 import { median, type Figure } from './figure.ts'
 import { readOptions } from './options.ts'
 import { treeOf, usageOf } from './processes.ts'
-
-const run = promisify(execFile)
+import { runWrk, wrkScript } from './wrk.ts'
 
 const OPTIONS = {
   base: { otherwise: '', what: 'checkout of the version to compare with' },
@@ -33,7 +30,7 @@ interface Stand {
   child: ChildProcess
   url: string
   adminKey: string
-  script: string
+  script: Awaited<ReturnType<typeof wrkScript>>
   postmaster: number
   /** Requests so far. */
   sent: number
@@ -58,7 +55,7 @@ export async function benchCompare(args: string[]): Promise<Figure[]> {
     }
   } finally {
     for (const { child, script } of stands) {
-      await rm(script, { force: true })
+      await script.remove()
       await stop(child)
     }
   }
@@ -117,8 +114,7 @@ async function start(
     }
     return found
   })
-  const script = join(tmpdir(), `fleet-compare-${process.pid}-${name}.lua`)
-  await writeFile(script, luaOf(tokens, options.batch))
+  const script = await wrkScript(`compare-${name}`, luaOf(tokens, options.batch))
   const postmaster = Number((await readFile(join(directory, '.local', 'pg', 'data', 'postmaster.pid'), 'utf8')).split('\n')[0])
   return { name, child, url, adminKey, script, postmaster, sent: 0, rates: [], serverCpu: [], postgresCpu: [] }
 }
@@ -146,27 +142,19 @@ function request()
     ["Authorization"] = "Bearer " .. tokens[device], ["Content-Type"] = "application/json"
   }, body)
 end
-function done(summary, latency, requests)
-  io.write(string.format("RESULT %d %d %d %d\\n", summary.requests, summary.duration,
-    summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout, latency:percentile(99)))
-end
 `
 }
 
 async function measure(stand: Stand, { seconds, connections, batch }: { seconds: number; connections: number; batch: number }) {
   const server = await serverOf(stand)
   const before = await Promise.all([usageOf(server), usageOf(stand.postmaster)])
-  const { stdout } = await run('wrk', ['-t1', `-c${connections}`, `-d${seconds}s`, '-s', stand.script, stand.url], {
-    env: { ...plainEnv(), FIRST: String(stand.sent) },
-  })
+  const { requests, seconds: lasted } = await runWrk(stand.url, stand.script.file, { connections, seconds, first: stand.sent })
   const after = await Promise.all([usageOf(server), usageOf(stand.postmaster)])
-  const [requests, micros, errors] = /RESULT (\d+) (\d+) (\d+)/.exec(stdout)!.slice(1).map(Number) as [number, number, number]
-  if (errors > 0) throw new Error(`${stand.name}: ${errors} errors of ${requests} requests\n${stdout}`)
   await requireStored(stand)
   // Those in flight at the end were sent, too.
   stand.sent += requests + connections
   const beats = requests * batch
-  stand.rates.push(beats / (micros / 1e6))
+  stand.rates.push(beats / lasted)
   stand.serverCpu.push(((after[0].cpuSeconds - before[0].cpuSeconds) * 1e6) / beats)
   stand.postgresCpu.push(((after[1].cpuSeconds - before[1].cpuSeconds) * 1e6) / beats)
 }

@@ -18,6 +18,10 @@ t.test('a wrong command line is answered with the usage and code 2', async t => 
     [['reads', '--sizes', '10,0'], /--sizes needs a whole number/],
     [['load-history', '--devices', '1'], /--devices 1 would each send/],
     [['archive', '--rows'], /--rows/],
+    [['million', '--only', 'batches'], /--only takes mixed or single, got batches/],
+    [['million', '--devices', '1000', '--rate', '76'], /1000 devices can send 75 heartbeats a second at most/],
+    [['million', '--devices', '100'], /--devices must be at least twice --batch/],
+    [['targets', '--only', 'database'], /--only takes server, without, parses, reads, got database/],
   ] as [string[], RegExp][]) {
     const bench = await spawnNode(t, 'bench/main.ts', { args })
     t.match(await bench.exited, { code: 2 }, args.join(' '))

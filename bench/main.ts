@@ -16,6 +16,8 @@ const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure
   hostile: async () => (await import('./hostile.ts')).benchHostile,
   growth: async () => (await import('./growth.ts')).benchGrowth,
   'load-history': async () => (await import('./load-history.ts')).benchLoadHistory,
+  targets: async () => (await import('./targets.ts')).benchTargets,
+  million: async () => (await import('./million.ts')).benchMillion,
   limits: async () => (await import('./limits.ts')).benchLimits,
   statement: async () => (await import('./statement.ts')).benchStatement,
   maintenance: async () => (await import('./maintenance.ts')).benchMaintenance,

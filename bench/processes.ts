@@ -23,6 +23,13 @@ export async function usageOf(root: number): Promise<Usage> {
   }
 }
 
+/** CPU seconds of the children of this process that have ended, and of their descendants. */
+export async function endedCpuSeconds() {
+  const text = await readFile('/proc/self/stat', 'utf8')
+  const [user = 0, system = 0] = fieldsOf(text).slice(13, 15)
+  return (user + system) / TICKS_PER_SECOND
+}
+
 /** A process, if it exists, and all its descendants. */
 export async function treeOf(root: number) {
   const found = await Promise.all((await readdir('/proc')).filter(name => /^\d+$/.test(name)).map(readStat))
@@ -60,13 +67,17 @@ export function cpuPercent(cpuSeconds: number, seconds: number) {
 async function readStat(pid: string) {
   const text = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => undefined)
   if (text === undefined) return undefined
-  // The name, in brackets, may contain anything. See proc(5): state, ppid, …, utime, stime, cutime, cstime.
-  const fields = text
-    .slice(text.lastIndexOf(')') + 2)
-    .split(' ')
-    .map(Number)
+  const fields = fieldsOf(text)
   const ticks = fields.slice(11, 15).reduce((sum, value) => sum + value, 0)
   return { pid: Number(pid), parent: fields[1] ?? 0, ticks }
+}
+
+/** The name, in brackets, may contain anything. See proc(5): state, ppid, …, utime, stime, cutime, cstime. */
+function fieldsOf(stat: string) {
+  return stat
+    .slice(stat.lastIndexOf(')') + 2)
+    .split(' ')
+    .map(Number)
 }
 
 async function readRss(pid: number) {

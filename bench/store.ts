@@ -2,12 +2,14 @@
 import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres, { type Sql } from 'postgres'
 import { freePort, throwawayCluster, type Cluster } from '../local/cluster.ts'
 import { plainEnv, repository } from '../local/config.ts'
 import { migrate } from '../cli/migrate.ts'
 import { requirePostgres } from '../local/packages.ts'
+import { DEVICE_TOKEN, GATEWAY_TOKEN, TOKEN_DIGITS } from './fleet-order.ts'
 import { hasEnded } from '../lib/process.ts'
 import { step } from '../lib/progress.ts'
 
@@ -17,8 +19,11 @@ export interface Store {
   admin: Sql
 }
 
-/** Makes a store, runs `work` with it, and removes it. fsync, synchronous_commit and full_page_writes are on. */
-export async function withStore<T>(work: (store: Store) => Promise<T>): Promise<T> {
+/**
+ * Makes a store, runs `work` with it, and removes it. fsync, synchronous_commit and full_page_writes are on.
+ * @param root the checkout whose migrations make it, including the one that is being written there
+ */
+export async function withStore<T>(work: (store: Store) => Promise<T>, root = repository): Promise<T> {
   const packages = await requirePostgres()
   const { cluster, end } = await throwawayCluster({
     postgres: packages,
@@ -28,13 +33,21 @@ export async function withStore<T>(work: (store: Store) => Promise<T>): Promise<
   })
   const admin = postgres(cluster.url('postgres', 'fleet'), { max: 4, onnotice: () => {} })
   try {
-    await migrate(cluster.url('postgres', 'fleet'), { log: () => {}, current: true })
+    await (
+      await migrationOf(root)
+    )(cluster.url('postgres', 'fleet'), { current: true, log: () => {} })
     await cluster.allowLogins()
     return await work({ cluster, admin })
   } finally {
     await admin.end({ timeout: 1 })
     await end()
   }
+}
+
+async function migrationOf(root: string) {
+  if (root === repository) return migrate
+  const other = (await import(pathToFileURL(join(root, 'cli/migrate.ts')).href)) as { migrate: typeof migrate }
+  return other.migrate
 }
 
 export interface Device {
@@ -54,6 +67,35 @@ export async function enroll({ admin }: Store, count: number, prefix = 'bench'):
     await admin`vacuum (analyze) fleet.devices`
     await admin`vacuum (analyze) fleet.device_last_status`
     return devices.map(({ device_id, token }) => ({ device_id: Number(device_id), token }))
+  })
+}
+
+/**
+ * Enrolls the devices 1 to `count` of an empty store, and the gateways 1 to `gateways`, with one statement each. The token of each
+ * is made of its number, so that senders need not keep a million tokens.
+ */
+export async function enrollMany({ admin }: Store, count: number, gateways = 0) {
+  await step(`Enrolling ${count.toLocaleString('en')} devices`, async () => {
+    const [enrolled] = await admin<{ count: number }[]>`
+      with enrolled as (
+        insert into fleet.devices (alias, token_hash)
+        select 'bench-' || n, fleet.hash_token(${DEVICE_TOKEN}::text || lpad(to_hex(n), ${TOKEN_DIGITS}::integer, '0'))
+        from generate_series(1, ${count}::integer) n
+        returning device_id, alias
+      ), inserted as (
+        insert into fleet.device_last_status (device_id, is_silent)
+        select device_id, false from enrolled
+      )
+      select count(*)::integer as count from enrolled where alias = 'bench-' || device_id
+    `
+    if (enrolled!.count !== count) throw new Error('the ids of the new devices do not start at 1')
+    await admin`
+      insert into fleet.gateways (gateway_name, token_hash)
+      select 'bench-' || n, fleet.hash_token(${GATEWAY_TOKEN}::text || lpad(to_hex(n), ${TOKEN_DIGITS}::integer, '0'))
+      from generate_series(1, ${gateways}::integer) n
+    `
+    await admin`vacuum (analyze) fleet.devices`
+    await admin`vacuum (analyze) fleet.device_last_status`
   })
 }
 

@@ -15,6 +15,7 @@ import { prometheus } from './prometheus.ts'
 import { makeTestCluster } from './database.ts'
 import { expandFolders } from './test-files.ts'
 import { topology } from './topology.ts'
+import { wrk } from './wrk.ts'
 import { reportFailure, UsageError } from '../lib/errors.ts'
 
 let stopping: NodeJS.Signals | undefined
@@ -39,6 +40,7 @@ try {
     systemdAnalyze,
     dockerCompose,
     faketime,
+    wrk,
   ])
     await programs.install()
   await installPlpgsqlCheck(await requirePostgres())
