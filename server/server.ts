@@ -12,7 +12,7 @@ import type { Log } from '../lib/log.ts'
 import { createMetrics, measureReplica } from './ops/metrics.ts'
 import { Reader } from './reader.ts'
 import { leaveMetrics } from './ops/scrape.ts'
-import { followTokens, Tokens } from './auth/tokens.ts'
+import { Tokens } from './auth/tokens.ts'
 import { startTracing } from '../lib/tracing.ts'
 import { UnreadableFields } from './ingest/unreadable-fields.ts'
 import { Writer } from './ingest/writer.ts'
@@ -35,7 +35,7 @@ export async function startServer(config: ServerConfig, log: Log) {
   const reader = new Reader(pool, config, log)
   measureReplica(metrics, reader)
   const rateLimit = new RateLimit(config.trustProxy, config.wrongTokensPerMinute, () => metrics.authRefused.inc())
-  const tokens = new Tokens(pool, metrics, undefined, rateLimit)
+  const tokens = new Tokens(pool, rateLimit)
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue)
   const tracing = await startTracing(config.otlpEndpoint, 'nexmdm-server', log)
   const writer = new Writer(pool, metrics, log, backpressure, undefined, tracing)
@@ -81,7 +81,6 @@ export async function startServer(config: ServerConfig, log: Log) {
     throw error
   }
   const { port } = server.address() as AddressInfo
-  const unfollow = followTokens(listener, tokens, log)
   budgets.follow()
   unreadable.follow()
 
@@ -103,7 +102,6 @@ export async function startServer(config: ServerConfig, log: Log) {
     clearInterval(sweep)
     clearTimeout(limit)
     await writer.drained()
-    unfollow()
     await Promise.all([budgets.end(), unreadable.end()])
     await endPools()
     await leaveMetrics(metrics.registry)

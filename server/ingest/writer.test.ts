@@ -14,13 +14,8 @@ function item(device_id: number, beat: object = {}): Item {
   return { device_id, ts: ago(30), ...beat }
 }
 
-/** What one request passes to the writer. */
-function chunk(...items: Item[]) {
-  return { devices: items.map(({ device_id }) => device_id), json: JSON.stringify(items).slice(1, -1) }
-}
-
 t.test('heartbeats that arrive together share a statement, and a single one does not wait', async t => {
-  const { db, writer, pool } = await withWriter(t)
+  const { db, writer, pool, chunk } = await withWriter(t)
   const device = await enroll(db, 'a')
   await writer.store(chunk(item(device.device_id)))
   const outcomes = await Promise.all(
@@ -35,7 +30,7 @@ t.test('heartbeats that arrive together share a statement, and a single one does
 })
 
 t.test('after a statement the next one waits for as many requests, for a while', async t => {
-  const { db, writer } = await withWriter(t, 2, 60_000)
+  const { db, writer, chunk } = await withWriter(t, 2, 60_000)
   const devices: number[] = []
   for (let n = 0; n < 5; n++) devices.push((await enroll(db, `device ${n}`)).device_id)
   const send = (count: number, seconds: number) =>
@@ -60,14 +55,14 @@ t.test('after a statement the next one waits for as many requests, for a while',
   await writer.store(chunk(item(devices[0]!, { ts: ago(60) })))
   t.pass('it is requests that count: after one request with a thousand heartbeats the next one does not wait')
 
-  const { writer: brief } = await withWriter(t, 2, 1)
-  await Promise.all([1, 2].map(seconds => brief.store(chunk(item(1, { ts: ago(seconds * 10) })))))
-  await brief.store(chunk(item(1, { ts: ago(60) })))
+  const { writer: brief, chunk: ofBrief } = await withWriter(t, 2, 1)
+  await Promise.all([1, 2].map(seconds => brief.store(ofBrief(item(1, { ts: ago(seconds * 10) })))))
+  await brief.store(ofBrief(item(1, { ts: ago(60) })))
   t.pass('it waits for gatherMs and no longer')
 })
 
 t.test('each heartbeat gets its own outcome, whatever the order within the statement', async t => {
-  const { db, writer } = await withWriter(t)
+  const { db, writer, chunk } = await withWriter(t)
   const devices: { device_id: number }[] = []
   for (const alias of ['a', 'b', 'c']) devices.push(await enroll(db, alias))
   const at = ago(100)
@@ -86,7 +81,7 @@ t.test('each heartbeat gets its own outcome, whatever the order within the state
 })
 
 t.test('a poison item that passed the schema fails alone', async t => {
-  const { db, writer } = await withWriter(t)
+  const { db, writer, chunk } = await withWriter(t)
   const { device_id } = await enroll(db, 'a')
   const poison = [
     { signal_dbm: 40_000 },
@@ -109,7 +104,7 @@ t.test('a poison item that passed the schema fails alone', async t => {
 })
 
 t.test('concurrent unsorted batches of the same devices do not deadlock', async t => {
-  const { db, writer } = await withWriter(t, 4)
+  const { db, writer, chunk } = await withWriter(t, 4)
   const devices: number[] = []
   for (let n = 0; n < 50; n++) devices.push((await enroll(db, `device ${n}`)).device_id)
   const [before] = await db.admin<
@@ -137,7 +132,7 @@ t.test('concurrent unsorted batches of the same devices do not deadlock', async 
 })
 
 t.test('a full queue refuses with 503 and a Retry-After, and accepts nothing', async t => {
-  const { db, writer, metrics } = await withWriter(t)
+  const { db, writer, metrics, chunk } = await withWriter(t)
   const { device_id } = await enroll(db, 'a')
   const full = chunk(...Array.from({ length: 1_000 }, () => item(device_id)))
   const first = Promise.all(Array.from({ length: 20 }, () => writer.store(full)))
@@ -151,7 +146,7 @@ t.test('a full queue refuses with 503 and a Retry-After, and accepts nothing', a
 })
 
 t.test('when a backend dies during a statement, nothing is acknowledged, and the next heartbeat is written', async t => {
-  const { db, writer } = await withWriter(t)
+  const { db, writer, chunk } = await withWriter(t)
   const { device_id } = await enroll(db, 'a')
   // Holds up the insert, so that the backend dies in the middle of it.
   const locker = await db.admin.reserve()
