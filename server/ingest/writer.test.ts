@@ -1,3 +1,4 @@
+import { hash } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { waitFor } from '../../testing/database.ts'
@@ -78,6 +79,50 @@ t.test('each heartbeat gets its own outcome, whatever the order within the state
     { result: 'quarantined', reason: 'too_late', ts: '2001-01-01T00:00:00Z' },
     { result: 'duplicate' },
   ])
+})
+
+t.test('one statement judges the tokens of many requests, and halves of it do the same', async t => {
+  const { db, writer, chunk } = await withWriter(t)
+  const [a, b] = [await enroll(db, 'a'), await enroll(db, 'b')]
+  const of = (token: string, ...items: object[]) => ({
+    token: hash('sha256', token),
+    items: items.length,
+    devices: 1,
+    json: JSON.stringify(items).slice(1, -1),
+  })
+  for (const poison of [{}, { battery_pct: 40_000 }]) {
+    const round = 'battery_pct' in poison ? 1_000 : 2_000
+    const outcomes = await Promise.all([
+      writer.store(of(a.token, { ts: ago(round + 10) })),
+      writer.store(of('unknown', { device_id: a.device_id, ts: ago(round + 20) }, { ts: ago(round + 30), ...poison })),
+      writer.store(chunk(item(a.device_id, { ts: ago(round + 40) }), item(12_345), item(b.device_id, { ts: ago(round) }))),
+      writer.store(of(b.token, { device_id: a.device_id }, { ts: ago(round + 50) }, { ts: ago(round + 50) })),
+    ])
+    const refused = { next_interval_s: null, reason: null }
+    t.match(outcomes, [
+      [{ result: 'stored', device_id: a.device_id, next_interval_s: 60 }],
+      [
+        { result: 'unauthorized', device_id: null, ...refused },
+        'battery_pct' in poison ? { status: 422 } : { result: 'unauthorized', ...refused },
+      ],
+      [
+        { result: 'stored', device_id: a.device_id },
+        { result: 'unknown_device', device_id: 12_345, ...refused },
+        { result: 'stored', device_id: b.device_id, next_interval_s: 60 },
+      ],
+      [
+        { result: 'unknown_device', device_id: b.device_id, ...refused },
+        { result: 'stored', device_id: b.device_id },
+        { result: 'duplicate', device_id: b.device_id, next_interval_s: 60 },
+      ],
+    ])
+    if (poison.battery_pct === undefined) {
+      const [row] = await db.sql`select count(distinct xmin::text)::int as statements from fleet.device_heartbeats`
+      t.equal(row!.statements, 1)
+    }
+  }
+  t.equal((await stored(db, a.device_id)).length, 4)
+  t.equal((await stored(db, b.device_id)).length, 4)
 })
 
 t.test('a poison item that passed the schema fails alone', async t => {
