@@ -75,6 +75,11 @@ export class Tokens {
     readonly rateLimit: RateLimit,
   ) {}
 
+  /** How many good tokens are remembered. */
+  get remembered() {
+    return this.#good.size
+  }
+
   /**
    * Call this before a statement that authenticates by itself. Undefined, in nearly all cases, if the request may go on.
    * @throws Problem 429 if the client's network is over the limit and the lane is full; 401 if the token was looked up and is wrong
