@@ -42,4 +42,5 @@ drop function if exists fleet.ingest_batch(json, timestamptz);
 --!include jobs/prune.sql
 --!include partitions/relink_tables.sql
 --!include checks/check_devices.sql
+--!include checks/check_ingest.sql
 --!include setup/grants.sql

@@ -31,10 +31,7 @@ export function createApp(context: ServerContext) {
 
   // Apart from tracing, these two have no middleware: Hono calls a lone handler directly.
   app.post('/v1/heartbeat', timed(metrics, 'POST /v1/heartbeat', postHeartbeat(config, tokens, writer, metrics, unreadable)))
-  app.post(
-    '/v1/heartbeats',
-    timed(metrics, 'POST /v1/heartbeats', postHeartbeats(config, tokens, writer, metrics, unreadable)),
-  )
+  app.post('/v1/heartbeats', timed(metrics, 'POST /v1/heartbeats', postHeartbeats(config, tokens, writer, metrics, unreadable)))
 
   app.get('/v1/commands', timed(metrics, 'GET /v1/commands', getCommands(tokens, metrics)))
   app.post('/v1/commands/:id/ack', timed(metrics, 'POST /v1/commands/:id/ack', ackCommand(tokens, metrics)))

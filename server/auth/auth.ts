@@ -1,9 +1,8 @@
 import { createHash, timingSafeEqual } from 'node:crypto'
 import type { MiddlewareHandler } from 'hono'
-import type { IncomingMessage } from 'node:http'
+import { bearer, unauthorized } from './bearer.ts'
 import type { AppEnv } from '../context.ts'
 import type { RateLimit } from './rate-limit.ts'
-import { Problem } from '../problem.ts'
 
 /**
  * Accepts requests with the admin key in `x-admin` or, with `orBearer`, as a bearer token, which is how Prometheus sends it.
@@ -33,16 +32,6 @@ export function keyCheck(want: string) {
   return (given: unknown) => typeof given === 'string' && timingSafeEqual(digest(given), digestOfWant)
 }
 
-/** What is in the header Authorization: Bearer. */
-export function bearer(incoming: IncomingMessage) {
-  return /^bearer +(\S+) *$/i.exec(incoming.headers.authorization ?? '')?.[1]
-}
-
 function digest(text: string) {
   return createHash('sha256').update(text).digest()
-}
-
-/** A 401. @param challenge the header WWW-Authenticate */
-export function unauthorized(detail: string, challenge: string) {
-  return new Problem(401, detail, { headers: { 'www-authenticate': challenge } })
 }

@@ -122,13 +122,14 @@ t.test(
 
     const before = await metric(call, 'db_pool_statements_total')
     const statuses: number[] = []
+    const waits = new Set<string | null>()
     let flooding = true
     const flood = Promise.all(
       Array.from({ length: 16 }, async (_, client) => {
         for (let n = client; flooding; n++) {
           const { status, headers } = await wrong(n)
           statuses.push(status)
-          if (status === 429) t.match(headers.get('retry-after'), /^[1-5]$/)
+          if (status === 429) waits.add(headers.get('retry-after'))
         }
       }),
     )
@@ -152,9 +153,11 @@ t.test(
     await flood
     const looked = statuses.filter(status => status === 401).length
     t.same(new Set(statuses), new Set([401, 429]))
+    t.ok([...waits].every(wait => /^[1-5]$/.test(wait ?? '')))
     t.ok(looked < statuses.length / 2, `${looked} of ${statuses.length} were looked up`)
     const statements = (await metric(call, 'db_pool_statements_total')) - before
-    t.ok(statements <= looked + good + 1, `${statements} statements`)
+    // /metrics asks the database, too.
+    t.ok(statements <= looked + good + 5, `${statements} statements`)
     t.ok((await metric(call, 'auth_refused_total')) >= statuses.length - looked)
 
     await db.sql`select fleet.revoke_device(${known.device_id})`

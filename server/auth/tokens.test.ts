@@ -320,7 +320,7 @@ t.test('requests of devices, of gateways and with wrong tokens share a statement
   const { db, call } = await withServer(t)
   const devices: { device_id: number; token: string }[] = []
   for (let n = 0; n < 20; n++) devices.push(await enroll(db, `device ${n}`))
-  const [first, second, revoked, , , quarantined] = devices as [never, never, never, never, never, never] as typeof devices
+  const [first, second, revoked, , , quarantined] = devices
   const gateways = [await gatewayToken(db, 'hall'), await gatewayToken(db, 'yard')] as const
   await revoke(db, revoked!.device_id)
   await db.sql`update fleet.devices set heartbeat_interval = '5 minutes' where device_id = ${second!.device_id}`

@@ -1,7 +1,7 @@
 import { hash } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { PendingQuery, Row } from 'postgres'
-import { bearer, unauthorized } from './auth.ts'
+import { bearer, unauthorized } from './bearer.ts'
 import { BoundedMap } from './bounded-map.ts'
 import type { RateLimit } from './rate-limit.ts'
 import type { Pool, Sql } from '../database.ts'

@@ -74,7 +74,9 @@ export function getCommands(tokens: Tokens, metrics: Metrics): Handler<AppEnv> {
       ),
     )
     if (rows[0]!.kind !== 'device') throw wrongKind(DEVICES_ONLY)
-    const commands = rows.flatMap(({ kind: _, ...command }) => (command.command_id === null ? [] : [command]))
+    const commands = rows.flatMap(({ command_id, command, payload, created_at }) =>
+      command_id === null ? [] : [{ command_id, command, payload, created_at }],
+    )
     return c.json({ commands }, 200, { 'cache-control': 'no-store' })
   }
 }
