@@ -43,4 +43,5 @@ drop function if exists fleet.ingest_batch(json, timestamptz);
 --!include partitions/relink_tables.sql
 --!include checks/check_devices.sql
 --!include checks/check_ingest.sql
+--!include checks/check_sessions.sql
 --!include setup/grants.sql

@@ -83,7 +83,7 @@ t.test('if the port is in use, the server prints one sentence and exits with 1',
 t.test('wrong settings are all named, and the server exits with 2', async t => {
   const server = await spawnNode(t, 'server/main.ts', { env: { PORT: 'x', ADMIN_KEY: 'short' } })
   t.equal(await exitOf(server), 2)
-  for (const name of ['PORT', 'ADMIN_KEY', 'SERVER_DATABASE_URL', 'LISTEN_DATABASE_URL', 'OPS_DATABASE_URL']) {
+  for (const name of ['PORT', 'ADMIN_KEY', 'SERVER_DATABASE_URL', 'OPS_DATABASE_URL']) {
     t.match(server.output(), new RegExp(`^ {2}${name} `, 'm'))
   }
 })

@@ -22,7 +22,6 @@ export interface Answer {
 export function serverEnv(db: TestDatabase) {
   return {
     SERVER_DATABASE_URL: db.url('fleet_server'),
-    LISTEN_DATABASE_URL: db.url('fleet_server'),
     OPS_DATABASE_URL: db.url('fleet_server'),
     ADMIN_KEY,
     PORT: '0',

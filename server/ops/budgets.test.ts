@@ -1,7 +1,7 @@
 import t from 'tap'
 import { waitFor, withCluster } from '../../testing/database.ts'
 import { Budgets } from './budgets.ts'
-import { connectListener, end } from '../database.ts'
+import { connectReporter, end } from '../database.ts'
 import { createLog } from '../../lib/log.ts'
 import { ago, enroll, withProcess, withWriter } from '../../testing/server.ts'
 
@@ -9,7 +9,7 @@ const MINUTE = Date.parse('2026-03-01T12:00:00Z')
 
 t.test('counts are reported once, whatever is lost on the way, and each for its own minute', async t => {
   const { db, metrics } = await withWriter(t)
-  const sql = connectListener({ url: db.url('fleet_server') })
+  const sql = connectReporter({ url: db.url('fleet_server') })
   t.teardown(() => end(sql))
   let now = MINUTE
   const budgets = new Budgets(metrics, sql, createLog('server', 'silent'), () => now)
