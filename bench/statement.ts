@@ -1,7 +1,9 @@
 /**
- * npm run bench -- statement: what fleet.ingest_batch() costs Postgres for each heartbeat, beside the same insert and upsert without
- * verdicts, answers or quarantine. Both take the same kind of batch, as JSON, in turns, in one session.
+ * npm run bench -- statement: what fleet.ingest_batch() costs Postgres for each heartbeat: from a trusted caller, with the tokens of
+ * devices that each sent one, and with the token of a gateway that sent all; beside the same insert and upsert without verdicts,
+ * answers or quarantine. All take the same kind of batch, as JSON, in turns, in one session.
  */
+import { hash } from 'node:crypto'
 import postgres from 'postgres'
 import { step } from '../lib/progress.ts'
 import { atMost, median, type Figure } from './figure.ts'
@@ -16,16 +18,34 @@ const OPTIONS = {
   devices: { otherwise: 20_000, what: 'devices that take turns' },
 } as const
 
-const WAYS = {
-  'fleet.ingest_batch()':
-    'select results::text, reasons::text, tss::text from fleet.ingest_batch($1::text::json, $2::text::timestamptz)',
-  'insert and upsert only': 'select fleet.bench_insert($1::text::json, $2::text::timestamptz)',
+const AUTHENTICATED = `
+  select results::text, reasons::text, tss::text, device_ids::text, next_intervals::text
+  from fleet.ingest_batch($1::text::json, $2::text::timestamptz, $3::text::bytea[], $4::text::integer[])`
+
+/** A statement, and the hashes of its tokens with the number of items of each. */
+interface Way {
+  statement: string
+  tokens?: (hashes: string[]) => [hashes: string[], items: number[]]
+}
+
+const TRUSTED = 'fleet.ingest_batch()'
+const WAYS: Record<string, Way> = {
+  [TRUSTED]: {
+    statement: 'select results::text, reasons::text, tss::text from fleet.ingest_batch($1::text::json, $2::text::timestamptz)',
+  },
+  'insert and upsert only': { statement: 'select fleet.bench_insert($1::text::json, $2::text::timestamptz)' },
+  'with a token for each heartbeat': { statement: AUTHENTICATED, tokens: hashes => [hashes, hashes.map(() => 1)] },
+  'with the token of a gateway': { statement: AUTHENTICATED, tokens: ({ length }) => [[''], [length]] },
 }
 
 export async function benchStatement(args: string[]): Promise<Figure[]> {
   const options = readOptions('bench -- statement', args, OPTIONS)
   return withStore(async store => {
-    const devices = (await enroll(store, options.devices)).map(({ device_id }) => device_id)
+    const enrolled = await enroll(store, options.devices)
+    const devices = enrolled.map(({ device_id }) => device_id)
+    const hashes = enrolled.map(({ token }) => hash('sha256', token))
+    const [gateway] = await store.admin<{ token: string }[]>`select fleet.create_gateway_token('bench') as token`
+    const gatewayHash = hash('sha256', gateway!.token)
     await store.admin.unsafe(`
       create function fleet.bench_insert(p_batch json, p_received_at timestamptz) returns void language sql
       security definer set search_path = pg_catalog, pg_temp set timezone = 'UTC' set jit = off as $$
@@ -46,23 +66,31 @@ export async function benchStatement(args: string[]): Promise<Figure[]> {
       // Each measurement takes the next buckets, up to now.
       const beats = Math.ceil((options.batches * options.size) / options.devices)
       let start = Date.now() - (options.rounds + 1) * Object.keys(WAYS).length * beats * 10_000
-      const measure = async (statement: string) => {
-        const batches = Array.from({ length: options.batches }, (_, n) => batch(devices, n * options.size, options.size, start))
+      const measure = async ({ statement, tokens }: Way) => {
+        const received = new Date(start + beats * 10_000).toISOString()
+        const calls = Array.from({ length: options.batches }, (_, n) => {
+          const json = batch(devices, n * options.size, options.size, start)
+          if (tokens === undefined) return [json, received]
+          const own = Array.from({ length: options.size }, (_, at) => hashes[(n * options.size + at) % hashes.length]!)
+          const [given, items] = tokens(own)
+          return [json, received, `{${given.map(each => `\\\\x${each || gatewayHash}`).join(',')}}`, `{${items.join(',')}}`]
+        })
         const before = await usageOf(backend!.pid)
         start += beats * 10_000
-        for (const json of batches) await session.unsafe(statement, [json, new Date(start).toISOString()])
+        for (const call of calls) await session.unsafe(statement, call)
         return (((await usageOf(backend!.pid)).cpuSeconds - before.cpuSeconds) * 1e6) / (options.batches * options.size)
       }
       const found = Object.fromEntries(Object.keys(WAYS).map(way => [way, [] as number[]]))
       await step(`Measuring ${options.rounds} rounds`, async () => {
         for (let round = -1; round < options.rounds; round++) {
-          for (const [way, statement] of Object.entries(WAYS)) {
-            const cost = await measure(statement)
+          for (const [way, each] of Object.entries(WAYS)) {
+            const cost = await measure(each)
             if (round >= 0) found[way]!.push(cost)
           }
         }
       })
-      const [ingest, insert] = Object.values(found) as [number[], number[]]
+      const [ingest, insert, devicesOwn, gateways] = Object.values(found) as [number[], number[], number[], number[]]
+      const ratio = (costs: number[], base: number[]) => median(costs.map((cost, n) => cost / base[n]!))
       return [
         ...Object.entries(found).map(([way, costs]) => ({
           name: `${way}: CPU a heartbeat`,
@@ -71,10 +99,12 @@ export async function benchStatement(args: string[]): Promise<Figure[]> {
         })),
         {
           name: 'fleet.ingest_batch() ÷ insert and upsert only',
-          measured: median(ingest.map((cost, n) => cost / insert[n]!)),
+          measured: ratio(ingest, insert),
           unit: '',
           target: atMost(1.05),
         },
+        { name: 'with a token for each heartbeat ÷ without', measured: ratio(devicesOwn, ingest), unit: '' },
+        { name: 'with the token of a gateway ÷ without', measured: ratio(gateways, ingest), unit: '' },
       ]
     } finally {
       await session.end({ timeout: 1 })

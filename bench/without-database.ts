@@ -2,7 +2,7 @@
 import { Pool, type Sql } from '../server/database.ts'
 
 /** The answers of fleet.ingest_batch, by the number of heartbeats. */
-const answers: { results: null; reasons: null; tss: string }[] = []
+const answers: { results: null; reasons: null; tss: string; device_ids: string; next_intervals: string }[] = []
 
 /** Replaces the driver. It accepts only the writer's statement. */
 const answer = ((text: TemplateStringsArray, json: string) => {
@@ -15,6 +15,8 @@ const answer = ((text: TemplateStringsArray, json: string) => {
       results: null,
       reasons: null,
       tss: `{${Array<string>(count).fill('"2026-01-01 00:00:00+00"').join(',')}}`,
+      device_ids: `{${Array<number>(count).fill(1).join(',')}}`,
+      next_intervals: `{${Array<number>(count).fill(60).join(',')}}`,
     }),
   ]
 }) as unknown as Sql

@@ -72,17 +72,11 @@ export const settings = {
     defaultAbout: '`DATABASE_URL`',
     example: postgresExample('fleet_server'),
   },
-  LISTEN_DATABASE_URL: {
-    group: 'Databases',
-    readBy: ['server'],
-    about: "The server's LISTEN, as fleet_server, connected directly.",
-    defaultAbout: '`DATABASE_URL`',
-    example: postgresExample('fleet_server'),
-  },
   OPS_DATABASE_URL: {
     group: 'Databases',
     readBy: ['server'],
-    about: "The server's long calls (/ops/…), as fleet_server, connected directly and without the timeouts of the hot path.",
+    about:
+      "The server's long calls (/ops/…) and its reports, as fleet_server, connected directly and without the timeouts of the hot path.",
     defaultAbout: '`DATABASE_URL`',
     example: postgresExample('fleet_server'),
   },
@@ -200,8 +194,8 @@ export const settings = {
     unit: 'tokens a minute',
     about:
       'How many unknown or revoked tokens of one address (IPv6: of one /64) a worker looks up in a minute. After that it ' +
-      'answers 429 to tokens from that address that it does not know. Behind a proxy without TRUST_PROXY, all devices have ' +
-      'the same address.',
+      'looks up two of its tokens at a time and answers 429 to the others. Behind a proxy without TRUST_PROXY, all devices ' +
+      'have the same address.',
   },
   READ_FROM_LAST_STATUS: {
     group: 'Server',

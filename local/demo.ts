@@ -70,7 +70,9 @@ export async function startDemo(sql: Sql, url: string, file: string, stopped: Ab
 /** A new database, or another one, does not know the devices in the file. */
 async function isKnown(sql: Sql, fleet: Fleet) {
   const ids = fleet.devices.map(device => device.device_id)
-  const [row] = await sql<{ known: number }[]>`select count(*)::integer as known from fleet.known_devices(${ids}::bigint[])`
+  const [row] = await sql<{ known: number }[]>`
+    select count(*)::integer as known from fleet.devices where device_id = any (${ids}::bigint[]) and revoked_at is null
+  `
   return row?.known === fleet.devices.length
 }
 

@@ -3,8 +3,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-if ! node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)'; then
-  echo "Node 20 or newer is needed; this is $(node --version)." >&2
+if ! node -e 'process.exit(typeof require("crypto").hash === "function" ? 0 : 1)'; then
+  echo "Node 20.12 or newer is needed; this is $(node --version)." >&2
   exit 1
 fi
 

@@ -213,7 +213,6 @@ function privateEnv(env: StartConfig['env'], serverUrl: string, archiverUrl = se
     DATABASE_URL: undefined,
     READ_DATABASE_URL: undefined,
     SERVER_DATABASE_URL: serverUrl,
-    LISTEN_DATABASE_URL: serverUrl,
     OPS_DATABASE_URL: serverUrl,
     ARCHIVER_DATABASE_URL: archiverUrl,
     VERIFIER_DATABASE_URL: undefined,
@@ -272,7 +271,6 @@ async function writeEnvFile(env: Record<string, string | undefined>) {
   const names = [
     'DATABASE_URL',
     'SERVER_DATABASE_URL',
-    'LISTEN_DATABASE_URL',
     'OPS_DATABASE_URL',
     'ARCHIVER_DATABASE_URL',
     'ARCHIVE_URL',

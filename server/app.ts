@@ -31,13 +31,10 @@ export function createApp(context: ServerContext) {
 
   // Apart from tracing, these two have no middleware: Hono calls a lone handler directly.
   app.post('/v1/heartbeat', timed(metrics, 'POST /v1/heartbeat', postHeartbeat(config, tokens, writer, metrics, unreadable)))
-  app.post(
-    '/v1/heartbeats',
-    timed(metrics, 'POST /v1/heartbeats', postHeartbeats(config, pool, tokens, writer, metrics, unreadable)),
-  )
+  app.post('/v1/heartbeats', timed(metrics, 'POST /v1/heartbeats', postHeartbeats(config, tokens, writer, metrics, unreadable)))
 
-  app.get('/v1/commands', timed(metrics, 'GET /v1/commands', getCommands(pool, tokens, metrics)))
-  app.post('/v1/commands/:id/ack', timed(metrics, 'POST /v1/commands/:id/ack', ackCommand(pool, tokens, metrics)))
+  app.get('/v1/commands', timed(metrics, 'GET /v1/commands', getCommands(tokens, metrics)))
+  app.post('/v1/commands/:id/ack', timed(metrics, 'POST /v1/commands/:id/ack', ackCommand(tokens, metrics)))
   app.post('/admin/command', admin, noQuery, timed(metrics, 'POST /admin/command', postCommand(pool, metrics)))
 
   app.get('/v1/devices', admin, etag(), timed(metrics, 'GET /v1/devices', listDevices(reads, backpressure)))
@@ -58,7 +55,7 @@ export function createApp(context: ServerContext) {
     if (isDraining()) throw unavailable('The server is stopping.')
     const [row] = await pool.run(
       sql => sql<{ ready: boolean }[]>`
-      select to_regprocedure('fleet.ingest_batch(json, timestamptz)') is not null as ready
+      select to_regprocedure('fleet.ingest_batch(json, timestamptz, bytea[], integer[])') is not null as ready
     `,
     )
     if (!row!.ready) throw unavailable('The database is not migrated.')

@@ -8,7 +8,6 @@ const ADMIN_KEY = 'sixteen-or-more-characters'
 t.test('each database defaults to DATABASE_URL as role fleet_server', async t => {
   const config = readConfig({ DATABASE_URL, ADMIN_KEY, OPS_DATABASE_URL: 'postgres://ops@127.0.0.1/fleet' })
   t.same(config.hot, { url: DATABASE_URL, role: 'fleet_server' })
-  t.same(config.listen, { url: DATABASE_URL, role: 'fleet_server' })
   t.same(config.ops, { url: 'postgres://ops@127.0.0.1/fleet' }, 'a login of its own keeps its own role')
   t.match(config, { port: 8080, host: '127.0.0.1', poolMax: 10, trustProxy: false, logLevel: 'info' })
 })
@@ -27,7 +26,7 @@ t.test('a URL may set prepare=false, and a value that is not understood is refus
 t.test(
   'a URL may name several hosts; one that postgres.js does not understand is refused by setting, without its password',
   async t => {
-    const names = ['SERVER_DATABASE_URL', 'LISTEN_DATABASE_URL', 'OPS_DATABASE_URL', 'READ_DATABASE_URL', 'DATABASE_URL']
+    const names = ['SERVER_DATABASE_URL', 'OPS_DATABASE_URL', 'READ_DATABASE_URL', 'DATABASE_URL']
     const good = [
       'postgres://u:p@a,b/fleet',
       'postgres://u@a,b/fleet?passfile=/etc/nexmdm/pgpass&prepare=false',
@@ -68,7 +67,6 @@ t.test('all problems are reported together, by variable', async t => {
     TRUST_PROXY: 'maybe',
     WRONG_TOKENS_PER_MINUTE: '0',
     LOG_LEVEL: 'loud',
-    LISTEN_DATABASE_URL: 'mysql://x',
     READ_FROM_LAST_STATUS: '101%',
     READ_MAX_LAG_S: '0',
     PERF_DIFF_ENABLED: 'yes',
@@ -85,7 +83,6 @@ t.test('all problems are reported together, by variable', async t => {
     'TRUST_PROXY',
     'WRONG_TOKENS_PER_MINUTE',
     'LOG_LEVEL',
-    'LISTEN_DATABASE_URL',
     'SERVER_DATABASE_URL',
     'OPS_DATABASE_URL',
     'READ_FROM_LAST_STATUS',

@@ -16,8 +16,6 @@ export interface Login {
 export interface ServerConfig {
   /** Heartbeats, tokens and reads. May go through pgBouncer if it has a URL of its own. */
   hot: Login
-  /** LISTEN: always direct. */
-  listen: Login
   /** Long calls without the hot path's statement timeout: always direct. */
   ops: Login
   /** A streaming replica for device reads, if they do not go to `hot`. */
@@ -100,7 +98,6 @@ export function readConfig(env: Record<string, string | undefined> = process.env
 
   const config: ServerConfig = {
     hot: login('SERVER_DATABASE_URL'),
-    listen: login('LISTEN_DATABASE_URL'),
     ops: login('OPS_DATABASE_URL'),
     read: read('READ_DATABASE_URL') === undefined ? undefined : login('READ_DATABASE_URL'),
     readMaxLagS: integer('READ_MAX_LAG_S'),

@@ -171,7 +171,7 @@ t.test('with a passfile, server and archiver follow a changed password without a
   await write('a:first\\one:')
   await setPassword('a:first\\one:')
   const login = { url }
-  const { call } = await withServer(t, { hot: login, listen: login, ops: login }, db)
+  const { call } = await withServer(t, { hot: login, ops: login }, db)
   const archiver = connectArchiver({ url: `${url}&prepare=true` }, { max: 1 })
   t.teardown(() => archiver.end({ timeout: 1 }))
   t.equal((await call('POST /v1/heartbeat', { token, body: { ts: ago(600) } })).status, 201)

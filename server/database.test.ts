@@ -3,7 +3,7 @@ import { connect, type Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
 import t from 'tap'
-import { connectHot, connectListener, connectOps, end, toRfc3339 } from './database.ts'
+import { connectHot, connectReporter, connectOps, end, toRfc3339 } from './database.ts'
 import { connect as connectArchiver } from '../archiver/database.ts'
 import { freePort } from '../local/cluster.ts'
 import { testCluster, withDatabase } from '../testing/database.ts'
@@ -38,14 +38,14 @@ t.test('each connection sets its statement timeout and search path, whatever the
   const login = { url: db.url('fleet_server'), role: 'fleet_server' }
   const hot = connectHot(login, 1)
   const ops = connectOps({ url: db.url('fleet_server') }, 1)
-  const listener = connectListener({ url: db.url('fleet_server') })
+  const reporter = connectReporter({ url: db.url('fleet_server') })
   const archiver = connectArchiver({ url: db.url('fleet_server') }, { max: 1 })
-  t.teardown(() => Promise.all([hot.sql, ops, listener].map(end)))
+  t.teardown(() => Promise.all([hot.sql, ops, reporter].map(end)))
   t.teardown(() => archiver.end({ timeout: 1 }))
   for (const [name, sql, timeout] of [
     ['hot', hot.sql, '2s'],
     ['ops', ops, '0'],
-    ['listener', listener, '5s'],
+    ['reporter', reporter, '5s'],
     ['archiver', archiver, '0'],
   ] as const) {
     t.same(

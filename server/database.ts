@@ -324,8 +324,9 @@ export function connectOps(login: Login, max = 2) {
   return connect(login, 'ops', max, { statement_timeout: NEVER, ...NAMES })
 }
 
-export function connectListener(login: Login) {
-  return connect(login, 'listen', 1, { statement_timeout: DEADLINE_MS, ...NAMES })
+/** What this process has counted. It does not wait for the hot path; fleet.check() counts the workers by these connections. */
+export function connectReporter(login: Login) {
+  return connect(login, 'report', 1, { statement_timeout: DEADLINE_MS, ...NAMES })
 }
 
 /**

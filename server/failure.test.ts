@@ -13,7 +13,7 @@ t.setTimeout(300_000)
 /** A server on this database under load. */
 async function withTraffic(t: Test, env: ReturnType<typeof serverEnv>, sql: Sql) {
   const devices = await enrollMany(sql, SENDERS)
-  const server = await spawnNode(t, 'server/main.ts', { env, ready: /"tokens.listening"/ })
+  const server = await spawnNode(t, 'server/main.ts', { env, ready: /"server.listening"/ })
   const url = `http://127.0.0.1:${/"port":(\d+)/.exec(server.output())![1]}`
   const traffic = startTraffic([url], devices, { batchers: BATCHERS, pause: 600 })
   t.teardown(traffic.stop)

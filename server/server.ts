@@ -6,13 +6,13 @@ import { createApp } from './app.ts'
 import { Backpressure } from './ingest/backpressure.ts'
 import { Budgets } from './ops/budgets.ts'
 import type { ServerConfig } from './config.ts'
-import { connectHot, connectListener, connectOps, end } from './database.ts'
+import { connectHot, connectReporter, connectOps, end } from './database.ts'
 import { RateLimit } from './auth/rate-limit.ts'
 import type { Log } from '../lib/log.ts'
 import { createMetrics, measureReplica } from './ops/metrics.ts'
 import { Reader } from './reader.ts'
 import { leaveMetrics } from './ops/scrape.ts'
-import { followTokens, Tokens } from './auth/tokens.ts'
+import { Tokens } from './auth/tokens.ts'
 import { startTracing } from '../lib/tracing.ts'
 import { UnreadableFields } from './ingest/unreadable-fields.ts'
 import { Writer } from './ingest/writer.ts'
@@ -30,17 +30,17 @@ const DRAIN_MS = 20_000
 export async function startServer(config: ServerConfig, log: Log) {
   const pool = connectHot(config.hot, config.poolMax, { log })
   const ops = connectOps(config.ops)
-  const listener = connectListener(config.listen)
+  const reports = connectReporter(config.ops)
   const metrics = createMetrics(pool)
   const reader = new Reader(pool, config, log)
   measureReplica(metrics, reader)
   const rateLimit = new RateLimit(config.trustProxy, config.wrongTokensPerMinute, () => metrics.authRefused.inc())
-  const tokens = new Tokens(pool, metrics, undefined, rateLimit)
+  const tokens = new Tokens(pool, rateLimit)
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue)
   const tracing = await startTracing(config.otlpEndpoint, 'nexmdm-server', log)
   const writer = new Writer(pool, metrics, log, backpressure, undefined, tracing)
-  const budgets = new Budgets(metrics, listener, log)
-  const unreadable = new UnreadableFields(metrics, listener, log)
+  const budgets = new Budgets(metrics, reports, log)
+  const unreadable = new UnreadableFields(metrics, reports, log)
   let draining = false
 
   const app = createApp({
@@ -72,7 +72,7 @@ export async function startServer(config: ServerConfig, log: Log) {
   // Otherwise a worker hands the connection to the next one, and if all are full, it goes round and round.
   Object.assign(server, { dropMaxConnection: true })
 
-  const endPools = () => Promise.all([reader.end().then(() => pool.end()), end(ops), end(listener)])
+  const endPools = () => Promise.all([reader.end().then(() => pool.end()), end(ops), end(reports)])
   try {
     server.listen(config.port, config.host)
     await once(server, 'listening')
@@ -81,7 +81,6 @@ export async function startServer(config: ServerConfig, log: Log) {
     throw error
   }
   const { port } = server.address() as AddressInfo
-  const unfollow = followTokens(listener, tokens, log)
   budgets.follow()
   unreadable.follow()
 
@@ -103,7 +102,6 @@ export async function startServer(config: ServerConfig, log: Log) {
     clearInterval(sweep)
     clearTimeout(limit)
     await writer.drained()
-    unfollow()
     await Promise.all([budgets.end(), unreadable.end()])
     await endPools()
     await leaveMetrics(metrics.registry)

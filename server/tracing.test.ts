@@ -131,7 +131,7 @@ t.test('an insert that fails is marked as an error', async t => {
   const db = await withDatabase(t)
   const { token } = await enroll(db, 'a')
   const { server, call } = await withProcess(t, db, env)
-  await db.admin`revoke execute on function fleet.ingest_batch(json, timestamptz) from fleet_server`
+  await db.admin`revoke execute on function fleet.ingest_batch(json, timestamptz, bytea[], integer[]) from fleet_server`
   t.equal((await call('POST /v1/heartbeat', { token, body: {} })).status, 500)
   await server.stop('SIGTERM')
   t.equal(

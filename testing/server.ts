@@ -1,3 +1,4 @@
+import { hash } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Test } from 'tap'
 import { spawnNode, waitFor, withDatabase, type TestDatabase, type TestProcess } from './database.ts'
@@ -7,7 +8,7 @@ import { connectHot } from '../server/database.ts'
 import { createLog } from '../lib/log.ts'
 import { createMetrics } from '../server/ops/metrics.ts'
 import { startServer } from '../server/server.ts'
-import { Writer } from '../server/ingest/writer.ts'
+import { type Chunk, Writer } from '../server/ingest/writer.ts'
 
 export const ADMIN_KEY = 'an-admin-key-for-tests'
 
@@ -21,7 +22,6 @@ export interface Answer {
 export function serverEnv(db: TestDatabase) {
   return {
     SERVER_DATABASE_URL: db.url('fleet_server'),
-    LISTEN_DATABASE_URL: db.url('fleet_server'),
     OPS_DATABASE_URL: db.url('fleet_server'),
     ADMIN_KEY,
     PORT: '0',
@@ -107,6 +107,7 @@ export function ago(seconds: number) {
 /** Makes a writer without HTTP. */
 export async function withWriter(t: Test, concurrency = 2, gatherMs = 3) {
   const db = await withDatabase(t)
+  const token = hash('sha256', await gatewayToken(db, 'of the writer'))
   const config = readConfig(serverEnv(db))
   const pool = connectHot(config.hot, config.poolMax)
   t.teardown(() => pool.end())
@@ -114,7 +115,14 @@ export async function withWriter(t: Test, concurrency = 2, gatherMs = 3) {
   const log = createLog('server', 'silent')
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue, { maxQueue: 20_000, calmMs: 100 })
   const writer = new Writer(pool, metrics, log, backpressure, { concurrency, maxBatch: 1_000, gatherMs })
-  return { db, pool, metrics, backpressure, writer }
+  /** What one request of a gateway passes to the writer. */
+  const chunk = (...items: { device_id: number }[]): Chunk => ({
+    token,
+    items: items.length,
+    devices: new Set(items.map(({ device_id }) => device_id)).size,
+    json: JSON.stringify(items).slice(1, -1),
+  })
+  return { db, pool, metrics, backpressure, writer, chunk }
 }
 
 /** Starts server/main.ts as a process and waits until it is ready. */

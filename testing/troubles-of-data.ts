@@ -350,7 +350,7 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
           cross join lateral (select date_trunc('day', now()) - n * interval '30 seconds' as ts) b
           on conflict do nothing`
         // As if nobody had touched the devices for days: after a change of a device only the days that follow count.
-        await admin`delete from fleet.token_change_log`
+        await admin`update fleet.devices set changed_at = null`
         await owner`select fleet.roll_up(current_date - n) from generate_series(1, 3) n`
       },
     },

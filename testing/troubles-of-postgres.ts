@@ -90,8 +90,8 @@ export function troublesOfPostgres(store: HealthyStore): Trouble[] {
       what: 'there are more server workers than connections for them',
       checks: ['connections'],
       inject: async () => {
-        const workers = Math.ceil(Number(await value(admin`show max_connections`)) / 14)
-        for (let worker = 0; worker < workers; worker++) await login('postgres', { application_name: 'nexmdm listen' })`select 1`
+        const workers = Math.ceil(Number(await value(admin`show max_connections`)) / 13)
+        for (let worker = 0; worker < workers; worker++) await login('postgres', { application_name: 'nexmdm report' })`select 1`
       },
     },
     {

@@ -1,31 +1,8 @@
 import { createHash, timingSafeEqual } from 'node:crypto'
 import type { MiddlewareHandler } from 'hono'
-import type { IncomingMessage } from 'node:http'
+import { bearer, unauthorized } from './bearer.ts'
 import type { AppEnv } from '../context.ts'
 import type { RateLimit } from './rate-limit.ts'
-import { Problem } from '../problem.ts'
-import type { Identity, Tokens } from './tokens.ts'
-
-/** @throws Problem 401 if the token is missing, unknown or revoked; 429 if too many such tokens came from the client's network */
-export async function identify(incoming: IncomingMessage, tokens: Tokens): Promise<Identity> {
-  const token = bearer(incoming)
-  if (token === undefined) {
-    throw unauthorized('A token is required, in the header Authorization: Bearer <token>.', 'Bearer realm="fleet"')
-  }
-  const found = tokens.identify(token, incoming)
-  const identity = found instanceof Promise ? await found : found
-  if (identity === null) {
-    throw unauthorized('The token is unknown or revoked.', 'Bearer realm="fleet", error="invalid_token"')
-  }
-  return identity
-}
-
-/** Like identify(), for calls that only a device may make. `otherwise` tells a gateway what to do instead. */
-export async function identifyDevice(incoming: IncomingMessage, tokens: Tokens, otherwise: string) {
-  const identity = await identify(incoming, tokens)
-  if (identity.kind !== 'device') throw unauthorized(otherwise, 'Bearer realm="fleet"')
-  return identity
-}
 
 /**
  * Accepts requests with the admin key in `x-admin` or, with `orBearer`, as a bearer token, which is how Prometheus sends it.
@@ -55,14 +32,6 @@ export function keyCheck(want: string) {
   return (given: unknown) => typeof given === 'string' && timingSafeEqual(digest(given), digestOfWant)
 }
 
-function bearer(incoming: IncomingMessage) {
-  return /^bearer +(\S+) *$/i.exec(incoming.headers.authorization ?? '')?.[1]
-}
-
 function digest(text: string) {
   return createHash('sha256').update(text).digest()
-}
-
-function unauthorized(detail: string, challenge: string) {
-  return new Problem(401, detail, { headers: { 'www-authenticate': challenge } })
 }

@@ -34,23 +34,38 @@ export class RateLimit {
 
   /** @throws Problem 429 while too many wrong tokens or keys came from this client's network */
   check(incoming: IncomingMessage) {
-    if (this.#paid.size === 0) return
-    const wait = (this.#paid.get(this.#network(incoming)) ?? -Infinity) + this.#cost - 60_000 - this.now()
+    const wait = this.wait(incoming)
+    if (wait > 0) throw this.refusal(wait)
+  }
+
+  /** For how many ms this client's network is over the limit, or 0. */
+  wait(incoming: IncomingMessage) {
+    if (this.#paid.size === 0) return 0
+    const wait = (this.#paid.get(this.network(incoming)) ?? -Infinity) + this.#cost - 60_000 - this.now()
     // The sums are not exact, because the cost need not be a whole number.
-    if (wait <= 0.001) return
+    return wait <= 0.001 ? 0 : wait
+  }
+
+  /** Whether wrong tokens or keys of this client's network still count. */
+  hasWrong(incoming: IncomingMessage) {
+    return this.#paid.size > 0 && (this.#paid.get(this.network(incoming)) ?? -Infinity) > this.now()
+  }
+
+  /** The 429 for a request that may come again after `wait` ms. */
+  refusal(wait: number) {
     this.onRefused()
-    throw new Problem(429, 'Too many wrong tokens or keys came from this address.', {
+    return new Problem(429, 'Too many wrong tokens or keys came from this address.', {
       headers: { 'retry-after': String(Math.ceil(wait / 1_000)) },
     })
   }
 
   wrong(incoming: IncomingMessage) {
-    const network = this.#network(incoming)
+    const network = this.network(incoming)
     const paid = Math.max(this.#paid.get(network) ?? -Infinity, this.now()) + this.#cost
     this.#paid.set(network, Math.min(paid, this.now() + 60_000 + MAX_WAIT_MS))
   }
 
-  #network(incoming: IncomingMessage) {
+  network(incoming: IncomingMessage) {
     return networkOf(clientAddress(incoming, this.trustProxy))
   }
 }

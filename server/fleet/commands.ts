@@ -1,12 +1,11 @@
 import type { Handler } from 'hono'
 import { z } from 'zod'
 import type { AppEnv } from '../context.ts'
-import { identifyDevice } from '../auth/auth.ts'
 import { MAX_BODY_BYTES, readJson } from '../body.ts'
 import type { Pool } from '../database.ts'
 import type { Metrics } from '../ops/metrics.ts'
 import { Problem, toProblem } from '../problem.ts'
-import type { Tokens } from '../auth/tokens.ts'
+import { readToken, type Tokens, wrongKind } from '../auth/tokens.ts'
 import { deviceId, text, valid } from '../valid.ts'
 
 const MAX_DEPTH = 32
@@ -18,6 +17,8 @@ interface Command {
   payload: unknown
   created_at: string
 }
+
+type NoCommand = Record<keyof Command, null>
 
 export const newCommand = z.object(
   {
@@ -55,37 +56,54 @@ export function postCommand(pool: Pool, metrics: Metrics): Handler<AppEnv> {
 }
 
 /** The device's commands, oldest first. Each is handed over again until it is acknowledged. */
-export function getCommands(pool: Pool, tokens: Tokens, metrics: Metrics): Handler<AppEnv> {
+export function getCommands(tokens: Tokens, metrics: Metrics): Handler<AppEnv> {
   return async c => {
-    const { device_id } = await identifyDevice(c.env.incoming, tokens, DEVICES_ONLY)
-    const commands = await counted(
+    const { incoming } = c.env
+    const rows = await counted(
       metrics,
-      rows => rows.length,
-      pool.run(
-        sql => sql<Command[]>`
-      select command_id, command, payload, created_at from fleet.take_commands(${device_id})
+      rows => rows.filter(({ command_id }) => command_id !== null).length,
+      // A gateway has no device_id, and so it gets no commands.
+      tokens.ask(
+        readToken(incoming),
+        incoming,
+        (sql, hash) => sql<((Command | NoCommand) & { kind: string })[]>`
+      select a.kind, c.command_id, c.command, c.payload, c.created_at
+      from fleet.authenticate(${hash}::text::bytea) a
+      left join lateral fleet.take_commands(a.device_id) c on true
     `,
       ),
+    )
+    if (rows[0]!.kind !== 'device') throw wrongKind(DEVICES_ONLY)
+    const commands = rows.flatMap(({ command_id, command, payload, created_at }) =>
+      command_id === null ? [] : [{ command_id, command, payload, created_at }],
     )
     return c.json({ commands }, 200, { 'cache-control': 'no-store' })
   }
 }
 
 /** The device confirms that it has the command. Doing that twice is not an error. */
-export function ackCommand(pool: Pool, tokens: Tokens, metrics: Metrics): Handler<AppEnv> {
+export function ackCommand(tokens: Tokens, metrics: Metrics): Handler<AppEnv> {
   return async c => {
-    const { device_id } = await identifyDevice(c.env.incoming, tokens, DEVICES_ONLY)
+    const { incoming } = c.env
+    const token = readToken(incoming)
     const id = c.req.param('id') ?? ''
-    if (!/^\d{1,15}$/.test(id)) throw new Problem(404, `There is no command ${id}.`)
-    await counted(
+    if (!/^\d{1,15}$/.test(id)) {
+      const { kind } = await tokens.authenticate(token, incoming)
+      throw kind === 'device' ? new Problem(404, `There is no command ${id}.`) : wrongKind(DEVICES_ONLY)
+    }
+    const [row] = await counted(
       metrics,
-      ([row]) => Number(row!.is_new),
-      pool.run(
-        sql => sql<{ is_new: boolean }[]>`
-      select fleet.ack_command(${device_id}, ${Number(id)}) as is_new
+      ([row]) => Number(row!.is_new ?? false),
+      tokens.ask(
+        token,
+        incoming,
+        (sql, hash) => sql<{ kind: string; is_new: boolean | null }[]>`
+      select a.kind, case when a.kind = 'device' then fleet.ack_command(a.device_id, ${Number(id)}) end as is_new
+      from fleet.authenticate(${hash}::text::bytea) a
     `,
       ),
     )
+    if (row!.kind !== 'device') throw wrongKind(DEVICES_ONLY)
     return c.body(null, 204)
   }
 }

@@ -31,7 +31,7 @@ t.test('while the database is held up, lists are shed, heartbeats wait, and this
   const gateway = await gatewayToken(db, 'g')
   const server = await spawnNode(t, 'server/main.ts', {
     env: { ...serverEnv(db), BACKPRESSURE_QUEUE: '100' },
-    ready: /"tokens.listening"/,
+    ready: /"server.listening"/,
   })
   const call = client(`http://127.0.0.1:${/"port":(\d+)/.exec(server.output())![1]}`)
   t.equal((await call('GET /v1/devices', { admin: true })).status, 200)

@@ -1,30 +1,99 @@
 import type { Handler } from 'hono'
 import { clientAddress } from '../auth/address.ts'
 import type { AppEnv } from '../context.ts'
-import { identify, identifyDevice } from '../auth/auth.ts'
 import { type BatchType, Malformed, MAX_BATCH_BYTES, readItems } from './batch.ts'
 import { MAX_BODY_BYTES, mediaType, readInflated, readJson } from '../body.ts'
 import type { ServerConfig } from '../config.ts'
-import type { Pool } from '../database.ts'
 import { isObject } from './fields.ts'
 import { Ignored } from './ignored.ts'
 import { itemTail, NOT_AN_OBJECT, readItem } from './item.ts'
 import type { Metrics } from '../ops/metrics.ts'
 import { type FieldError, Problem, toProblem } from '../problem.ts'
-import type { Identity, Tokens } from '../auth/tokens.ts'
+import { type Identity, readToken, type Token, type Tokens, unknownToken, wrongKind } from '../auth/tokens.ts'
 import type { UnreadableFields } from './unreadable-fields.ts'
 import type { Outcome, Writer } from './writer.ts'
 
 /** A heartbeat that found its device's quarantine full was heard, so a device need not send it again: not a 4xx. */
 const STATUS = { stored: 201, duplicate: 200, quarantined: 202, rejected: 200 } as const
 
+const DEVICES_ONLY = 'This call is for devices. A gateway posts to /v1/heartbeats, with the device_id of each heartbeat.'
+const NOT_THIS_DEVICE: FieldError = { path: 'device_id', message: 'is not the device of this token' }
+const NOT_ENROLLED: FieldError = { path: 'device_id', message: 'is not an enrolled device' }
+
+/**
+ * How many bodies of senders that are not authenticated yet a worker reads at the same time, each of at most 16 KiB. A body usually
+ * arrives together with its headers, so this many are reached only if somebody sends them slowly.
+ */
+const MAX_UNVERIFIED = 1_024
+let unverified = 0
+
 /** One item of the answer to a batch: as the answer to a single heartbeat, or rejected with the errors. */
 interface Result {
-  result: Outcome['result']
+  result: keyof typeof STATUS
   reason?: string
   ts?: string
   next_interval_s?: number
   errors?: FieldError[]
+}
+
+/**
+ * The sender of a request. Heartbeats are authenticated by the statement that stores them, so the database is asked before that only
+ * if the body is large, or if there is nothing to store.
+ */
+class Sender {
+  #identity: Identity | undefined
+
+  constructor(
+    readonly token: Token,
+    readonly tokens: Tokens,
+    readonly incoming: AppEnv['Bindings']['incoming'],
+  ) {}
+
+  /** @throws Problem 401 if the token is unknown or revoked; 429 if too many such tokens came from its network */
+  async identify(): Promise<Identity> {
+    return (this.#identity ??= await this.tokens.authenticate(this.token, this.incoming))
+  }
+
+  /** @throws Problem as identify() */
+  async admit() {
+    this.#identity = await this.tokens.admit(this.token, this.incoming)
+  }
+
+  /**
+   * Reads the body. One that is larger than a heartbeat, or may be, is not read for a sender that is not authenticated.
+   * @throws Problem as identify(), and what `read` throws
+   */
+  async read<T>(read: () => Promise<T>): Promise<T> {
+    const isSmall = Number(this.incoming.headers['content-length'] ?? Infinity) <= MAX_BODY_BYTES
+    const isEncoded = (this.incoming.headers['content-encoding'] ?? 'identity') !== 'identity'
+    if (this.#identity === undefined && (!isSmall || isEncoded || unverified >= MAX_UNVERIFIED)) await this.identify()
+    if (this.#identity !== undefined) return read()
+    unverified++
+    return read().finally(() => unverified--)
+  }
+
+  /**
+   * Takes what the statement said of the sender.
+   * @returns the device of the token, or null for a gateway
+   * @throws Problem 401; 500 or 503 if that is what became of a heartbeat
+   */
+  async authenticated(outcomes: (Outcome | Problem)[]): Promise<number | null> {
+    let said: Outcome | undefined
+    for (const outcome of outcomes) {
+      if (outcome instanceof Problem) continue
+      said = outcome
+      if (said.result === 'unauthorized') break
+    }
+    if (said?.result === 'unauthorized') {
+      this.tokens.judged(this.token, this.incoming, false)
+      throw unknownToken()
+    }
+    const failed = outcomes.find(outcome => outcome instanceof Problem && outcome.status >= 500)
+    if (failed !== undefined) throw failed as Problem
+    if (said === undefined) return (await this.identify()).device_id
+    this.tokens.judged(this.token, this.incoming, true)
+    return this.token.isGateway ? null : said.device_id
+  }
 }
 
 export function postHeartbeat(
@@ -37,31 +106,38 @@ export function postHeartbeat(
   const refuse = refusing(metrics, 1)
   return async c => {
     const { incoming } = c.env
-    const identity = await identifyDevice(
-      incoming,
-      tokens,
-      'This call is for devices. A gateway posts to /v1/heartbeats, with the device_id of each heartbeat.',
-    ).catch(refuse)
-    const { device_id } = identity
+    const token = readToken(incoming)
+    const sender = new Sender(token, tokens, incoming)
+    await sender.admit().catch(refuse)
+    if (token.isGateway && (await sender.identify().catch(refuse)).kind === 'gateway') throw wrongKind(DEVICES_ONLY)
     const ignored = new Ignored(unreadable)
     const tail = itemTail(clientAddress(incoming, config.trustProxy))
-    const beat = await readJson(incoming, MAX_BODY_BYTES).catch(refusedBody(ignored, identity))
-    const json = readItem(beat, device_id, tail, ignored)
+    const refuseBody = refusedBody(ignored, sender, refuse)
+    const beat = await sender.read(() => readJson(incoming, MAX_BODY_BYTES)).catch(refuseBody)
+    const json = readItem(beat, null, tail, ignored)
     if (typeof json !== 'string') {
+      const { device_id } = await sender.identify().catch(refuse)
       ignored.refused(device_id, json, beat)
+      ignored.report(device_id)
       throw new Problem(422, 'The heartbeat is not valid; it was not written.', { errors: [json] })
     }
-    const outcome = (await writer.store({ devices: [device_id], json }))[0]!
+    const outcomes = await writer.store({ token: token.hash, items: 1, devices: 1, json })
+    const deviceId = await sender.authenticated(outcomes)
+    const [outcome] = outcomes
     if (outcome instanceof Problem) throw outcome
+    if (!isKept(outcome!)) throw wrongKind(DEVICES_ONLY)
+    // The token says which device it is; another one that is named is a mistake that the agent should see.
+    const named = (beat as { device_id?: unknown }).device_id
+    if (named !== undefined && named !== null && named !== deviceId) ignored.unknown('device_id')
+    ignored.report(deviceId)
     const { names } = ignored
-    const body = answer(outcome, identity.next_interval_s)
+    const body = answer(outcome)
     return c.json(names === undefined ? body : { ...body, ignored: names }, STATUS[outcome.result])
   }
 }
 
 export function postHeartbeats(
   config: ServerConfig,
-  pool: Pool,
   tokens: Tokens,
   writer: Writer,
   metrics: Metrics,
@@ -71,34 +147,36 @@ export function postHeartbeats(
   const refuse = refusing(metrics, 1)
   return async c => {
     const { incoming } = c.env
-    const identity = await identify(incoming, tokens).catch(refuse)
-    const type = batchType(incoming)
+    const token = readToken(incoming)
+    const sender = new Sender(token, tokens, incoming)
+    await sender.admit().catch(refuse)
     const tail = itemTail(clientAddress(incoming, config.trustProxy))
     const ignored = new Ignored(unreadable)
-    const { results, accepted } = await readInflated(incoming, MAX_BATCH_BYTES)
-      .then(body => judgeAll(body, type, identity, tail, ignored))
-      .catch(refusedBody(ignored, identity))
+    const refuseBody = refusedBody(ignored, sender, refuse)
+    const { results, accepted } = await readBatch(incoming, sender, tail, ignored).catch(refuseBody)
 
-    const known = await nextIntervals(pool, tokens, identity, accepted).catch(refusing(metrics, accepted.length))
-    const writable = accepted.filter(({ index }, position) => {
-      if (known[position] !== undefined) return true
-      results[index] = rejected([{ path: 'device_id', message: 'is not an enrolled device' }])
-      return false
-    })
-    const intervals = known.filter(interval => interval !== undefined)
-
+    // Then no statement says who it is.
+    if (accepted.length === 0) await sender.identify().catch(refuse)
     const outcomes = await writer.store({
-      devices: writable.map(({ device_id }) => device_id),
-      json: writable.map(({ text }) => text).join(','),
+      token: token.hash,
+      items: accepted.length,
+      devices: token.isGateway ? new Set(accepted.map(({ device_id }) => device_id)).size : 1,
+      json: accepted.map(({ text }) => text).join(','),
     })
-    for (const [position, { index }] of writable.entries()) {
+    // The database was unreachable for one of the items: the whole request fails, because the client sends nothing else again. What
+    // was stored of it in the meantime is a duplicate then.
+    const own = await sender.authenticated(outcomes)
+    for (const [position, { index, device_id }] of accepted.entries()) {
       const outcome = outcomes[position]!
-      if (!(outcome instanceof Problem)) results[index] = answer(outcome, intervals[position]!)
-      // The database was unreachable for this item. The client sends it again only if the whole request fails. What was stored of
-      // the batch in the meantime is a duplicate then.
-      else if (outcome.status >= 500) throw outcome
-      else results[index] = rejected(outcome.errors ?? [{ path: '', message: outcome.message }])
+      if (outcome instanceof Problem) results[index] = rejected(outcome.errors ?? [{ path: '', message: outcome.message }])
+      else if (isKept(outcome)) results[index] = answer(outcome)
+      else if (own === null) results[index] = rejected([NOT_ENROLLED])
+      else {
+        ignored.refused(own, NOT_THIS_DEVICE, { device_id })
+        results[index] = rejected([NOT_THIS_DEVICE])
+      }
     }
+    ignored.report(own)
 
     const count = { stored: 0, duplicate: 0, quarantined: 0, rejected: 0 }
     for (const entry of results) count[entry!.result]++
@@ -114,19 +192,30 @@ function refusing(metrics: Metrics, heartbeats: number) {
   }
 }
 
-/** Notes that nothing of a device's request could be read. What a gateway sends may be of any device. */
-function refusedBody(ignored: Ignored, { device_id }: Identity) {
-  return (error: unknown): never => {
+/**
+ * Answers to a body that cannot be read. Only an authenticated sender learns what is wrong with it, and its device is noted. What a
+ * gateway sends may be of any device.
+ */
+function refusedBody(ignored: Ignored, sender: Sender, refuse: (error: unknown) => never) {
+  return async (error: unknown): Promise<never> => {
     const { status, message } = toProblem(error)
-    if (device_id !== null && status < 500) ignored.refused(device_id, { path: '', message }, message)
-    throw error
+    if (status < 500 && status !== 401 && status !== 429) {
+      const { device_id } = await sender.identify().catch(refuse)
+      ignored.refused(device_id, { path: '', message }, message)
+      ignored.report(device_id)
+    }
+    return refuse(error)
   }
 }
 
-function answer({ result, reason, ts }: Outcome, next_interval_s: number): Result {
-  return reason === null ? { result, ts, next_interval_s } : { result, reason, ts, next_interval_s }
+function isKept(outcome: Outcome): outcome is Outcome & { result: Result['result'] } {
+  return outcome.result !== 'unauthorized' && outcome.result !== 'unknown_device'
 }
 
+function answer({ result, reason, ts, next_interval_s }: Outcome & { result: Result['result'] }): Result {
+  const about = { ts, next_interval_s: next_interval_s! }
+  return reason === null ? { result, ...about } : { result, reason, ...about }
+}
 function rejected(errors: FieldError[]): Result {
   return { result: 'rejected', errors }
 }
@@ -140,19 +229,22 @@ function batchType(incoming: AppEnv['Bindings']['incoming']): BatchType {
 
 /**
  * A function of its own, so that nothing else of the body stays in memory while the heartbeats wait to be written.
- * @throws Problem 400, 413 or 422 for the whole batch
+ * @throws Problem 400, 413, 415 or 422 for the whole batch, and as Sender.identify()
  */
-function judgeAll(body: Buffer, type: BatchType, identity: Identity, tail: string, ignored: Ignored) {
+async function readBatch(incoming: AppEnv['Bindings']['incoming'], sender: Sender, tail: string, ignored: Ignored) {
+  const type = batchType(incoming)
+  const body = await sender.read(() => readInflated(incoming, MAX_BATCH_BYTES))
   const results: (Result | undefined)[] = []
   const accepted: Accepted[] = []
   for (const [index, value] of readItems(body, type).entries()) {
-    const judged = value instanceof Malformed ? value.error : judge(value, identity, tail, ignored)
+    const judged = value instanceof Malformed ? value.error : judge(value, sender.token, tail, ignored)
     if ('text' in judged) {
       accepted.push({ index, ...judged })
       continue
     }
-    const deviceId = identity.device_id ?? (isObject(value) ? value.device_id : null)
-    if (isDeviceId(deviceId)) ignored.refused(deviceId, judged, value)
+    const named = isObject(value) ? value.device_id : null
+    if (!sender.token.isGateway) ignored.refused(null, judged, value)
+    else if (isDeviceId(named)) ignored.refused(named, judged, value)
     results[index] = rejected([judged])
   }
   return { results, accepted }
@@ -160,7 +252,8 @@ function judgeAll(body: Buffer, type: BatchType, identity: Identity, tail: strin
 
 /** An item that may be written, as text for the writer. */
 interface Judged {
-  device_id: number
+  /** The device that it names; null for that of the token. */
+  device_id: number | null
   text: string
 }
 
@@ -169,31 +262,15 @@ interface Accepted extends Judged {
   index: number
 }
 
-function judge(value: unknown, { device_id: own }: Identity, tail: string, ignored: Ignored): Judged | FieldError {
+function judge(value: unknown, { isGateway }: Token, tail: string, ignored: Ignored): Judged | FieldError {
   if (!isObject(value)) return NOT_AN_OBJECT
-  const named = value.device_id ?? own
-  if (own !== null && named !== own) return { path: 'device_id', message: 'is not the device of this token' }
-  if (!isDeviceId(named)) return { path: 'device_id', message: 'must be a device id' }
+  const named = value.device_id ?? null
+  if (isGateway && !isDeviceId(named)) return { path: 'device_id', message: 'must be a device id' }
+  if (named !== null && !isDeviceId(named)) return NOT_THIS_DEVICE
   const text = readItem(value, named, tail, ignored)
   return typeof text === 'string' ? { device_id: named, text } : text
 }
 
 function isDeviceId(value: unknown): value is number {
   return typeof value === 'number' && Number.isSafeInteger(value) && value > 0
-}
-
-/** For each item the interval of its device, or undefined if nothing may be written for that device. */
-async function nextIntervals(pool: Pool, tokens: Tokens, identity: Identity, items: Accepted[]): Promise<(number | undefined)[]> {
-  if (identity.kind === 'device') return items.map(() => identity.next_interval_s)
-  const intervals = items.map(({ device_id }) => tokens.nextInterval(device_id))
-  const unknown = new Set(items.filter((_, position) => intervals[position] === undefined).map(({ device_id }) => device_id))
-  if (unknown.size === 0) return intervals
-  const ids = `{${[...unknown].join(',')}}`
-  const rows = await pool.run(
-    sql => sql<{ device_id: number; next_interval_s: number }[]>`
-    select device_id, next_interval_s from fleet.known_devices(${ids}::text::bigint[])
-  `,
-  )
-  const found = new Map(rows.map(row => [row.device_id, row.next_interval_s]))
-  return intervals.map((interval, position) => interval ?? found.get(items[position]!.device_id))
 }

@@ -10,10 +10,12 @@ function read(value: unknown, tail = itemTail(null)) {
   const reported: unknown[] = []
   let unknown = 0
   const ignored = new Ignored({
-    countUnknown: () => void unknown++,
+    countUnknown: (fields: number) => void (unknown += fields),
     add: (...report: unknown[]) => void reported.push(report),
   } as unknown as UnreadableFields)
   const item = readItem(value, 7, tail, ignored)
+  t.same([reported, unknown], [[], 0], 'nothing is counted before the sender is known')
+  ignored.report(9)
   return { item: typeof item === 'string' ? (JSON.parse(item) as unknown) : item, names: ignored.names, reported, unknown }
 }
 
@@ -65,8 +67,8 @@ t.test('a value that cannot be read costs only its field, which is named and rep
     item: { device_id: 7, signal_dbm: -61 },
     names: ['battery_pct', 'unity_running'],
     reported: [
-      [7, 'battery_pct', 87.5],
-      [7, 'unity_running', 'yes'],
+      [7, 'battery_pct', '87.5'],
+      [7, 'unity_running', '"yes"'],
     ],
     unknown: 0,
   })
@@ -76,10 +78,30 @@ t.test('unknown fields are named once and counted, whatever they are called', as
   const many = Object.fromEntries(Array.from({ length: 100 }, (_, n) => [`field ${n}`, n]))
   t.equal(read(many).unknown, 100)
   t.equal(read(many).names?.length, 32)
-  t.same(read({ batery_pct: 81, device_id: 8, ip: '1.2.3.4', status: null }).names, ['batery_pct', 'device_id', 'ip', 'status'])
+  t.same(read({ batery_pct: 81, device_id: 8, ip: '1.2.3.4', status: null }).names, ['batery_pct', 'ip', 'status'])
   t.same(read({ ['x'.repeat(1000)]: 1 }).names, ['x'.repeat(64)])
   for (const name of ['__proto__', 'constructor', 'toString', '', 'hasOwnProperty'])
     t.same(read(JSON.parse(`{"${name}":{"battery_pct":5}}`)), { item: { device_id: 7 }, names: [name], reported: [], unknown: 1 })
+})
+
+t.test('an item without a device is that of the token, and what a gateway leaves open is counted for nobody', t => {
+  const report = (own: number | null) => {
+    const reported: unknown[] = []
+    const ignored = new Ignored({ add: (...each: unknown[]) => void reported.push(each) } as unknown as UnreadableFields)
+    const item = readItem({ battery_pct: [] }, null, itemTail(null), ignored)
+    ignored.refused(5, { path: 'ts', message: '' }, { ts: 1 })
+    ignored.report(own)
+    return { item, reported }
+  }
+  t.same(report(9), {
+    item: '{"device_id":null}',
+    reported: [
+      [9, 'battery_pct', '[…]'],
+      [5, 'ts', '1'],
+    ],
+  })
+  t.same(report(null).reported, [[5, 'ts', '1']])
+  t.end()
 })
 
 t.test('only what is no object, or has a bad ts, is refused', async t => {

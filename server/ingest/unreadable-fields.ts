@@ -33,17 +33,19 @@ export class UnreadableFields extends Reporter {
     })
   }
 
-  countUnknown() {
-    this.metrics.unknownFields.inc()
+  countUnknown(fields: number) {
+    this.metrics.unknownFields.inc(fields)
   }
 
-  /** @param field a name from the table of fields, or `ts`, `body` or `device_id` if the heartbeat was refused because of it */
-  add(deviceId: number, field: string, value: unknown) {
+  /**
+   * @param field a name from the table of fields, or `ts`, `body` or `device_id` if the heartbeat was refused because of it
+   * @param example what exampleOf() made of its value
+   */
+  add(deviceId: number, field: string, example: string) {
     this.metrics.unreadableFields.inc({ field })
     const key = `${deviceId} ${field}`
     const times = (this.#waiting.get(key)?.times ?? 0) + 1
-    if (times > 1 || this.#waiting.size < MAX_WAITING)
-      this.#waiting.set(key, { device_id: deviceId, field, times, example: exampleOf(value) })
+    if (times > 1 || this.#waiting.size < MAX_WAITING) this.#waiting.set(key, { device_id: deviceId, field, times, example })
   }
 
   protected override async report(pool: Pool) {
@@ -66,7 +68,7 @@ export class UnreadableFields extends Reporter {
 }
 
 /** The value as JSON, cut to a few characters that Postgres can store. */
-function exampleOf(value: unknown) {
+export function exampleOf(value: unknown) {
   if (typeof value === 'object' && value !== null) return Array.isArray(value) ? '[…]' : '{…}'
   const json = JSON.stringify(typeof value === 'string' ? value.slice(0, MAX_EXAMPLE) : value)
   // A lone surrogate, which a cut can leave, is replaced.

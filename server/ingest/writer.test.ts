@@ -1,3 +1,4 @@
+import { hash } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { waitFor } from '../../testing/database.ts'
@@ -14,13 +15,8 @@ function item(device_id: number, beat: object = {}): Item {
   return { device_id, ts: ago(30), ...beat }
 }
 
-/** What one request passes to the writer. */
-function chunk(...items: Item[]) {
-  return { devices: items.map(({ device_id }) => device_id), json: JSON.stringify(items).slice(1, -1) }
-}
-
 t.test('heartbeats that arrive together share a statement, and a single one does not wait', async t => {
-  const { db, writer, pool } = await withWriter(t)
+  const { db, writer, pool, chunk } = await withWriter(t)
   const device = await enroll(db, 'a')
   await writer.store(chunk(item(device.device_id)))
   const outcomes = await Promise.all(
@@ -35,7 +31,7 @@ t.test('heartbeats that arrive together share a statement, and a single one does
 })
 
 t.test('after a statement the next one waits for as many requests, for a while', async t => {
-  const { db, writer } = await withWriter(t, 2, 60_000)
+  const { db, writer, chunk } = await withWriter(t, 2, 60_000)
   const devices: number[] = []
   for (let n = 0; n < 5; n++) devices.push((await enroll(db, `device ${n}`)).device_id)
   const send = (count: number, seconds: number) =>
@@ -60,14 +56,14 @@ t.test('after a statement the next one waits for as many requests, for a while',
   await writer.store(chunk(item(devices[0]!, { ts: ago(60) })))
   t.pass('it is requests that count: after one request with a thousand heartbeats the next one does not wait')
 
-  const { writer: brief } = await withWriter(t, 2, 1)
-  await Promise.all([1, 2].map(seconds => brief.store(chunk(item(1, { ts: ago(seconds * 10) })))))
-  await brief.store(chunk(item(1, { ts: ago(60) })))
+  const { writer: brief, chunk: ofBrief } = await withWriter(t, 2, 1)
+  await Promise.all([1, 2].map(seconds => brief.store(ofBrief(item(1, { ts: ago(seconds * 10) })))))
+  await brief.store(ofBrief(item(1, { ts: ago(60) })))
   t.pass('it waits for gatherMs and no longer')
 })
 
 t.test('each heartbeat gets its own outcome, whatever the order within the statement', async t => {
-  const { db, writer } = await withWriter(t)
+  const { db, writer, chunk } = await withWriter(t)
   const devices: { device_id: number }[] = []
   for (const alias of ['a', 'b', 'c']) devices.push(await enroll(db, alias))
   const at = ago(100)
@@ -85,8 +81,52 @@ t.test('each heartbeat gets its own outcome, whatever the order within the state
   ])
 })
 
+t.test('one statement judges the tokens of many requests, and halves of it do the same', async t => {
+  const { db, writer, chunk } = await withWriter(t)
+  const [a, b] = [await enroll(db, 'a'), await enroll(db, 'b')]
+  const of = (token: string, ...items: object[]) => ({
+    token: hash('sha256', token),
+    items: items.length,
+    devices: 1,
+    json: JSON.stringify(items).slice(1, -1),
+  })
+  for (const poison of [{}, { battery_pct: 40_000 }]) {
+    const round = 'battery_pct' in poison ? 1_000 : 2_000
+    const outcomes = await Promise.all([
+      writer.store(of(a.token, { ts: ago(round + 10) })),
+      writer.store(of('unknown', { device_id: a.device_id, ts: ago(round + 20) }, { ts: ago(round + 30), ...poison })),
+      writer.store(chunk(item(a.device_id, { ts: ago(round + 40) }), item(12_345), item(b.device_id, { ts: ago(round) }))),
+      writer.store(of(b.token, { device_id: a.device_id }, { ts: ago(round + 50) }, { ts: ago(round + 50) })),
+    ])
+    const refused = { next_interval_s: null, reason: null }
+    t.match(outcomes, [
+      [{ result: 'stored', device_id: a.device_id, next_interval_s: 60 }],
+      [
+        { result: 'unauthorized', device_id: null, ...refused },
+        'battery_pct' in poison ? { status: 422 } : { result: 'unauthorized', ...refused },
+      ],
+      [
+        { result: 'stored', device_id: a.device_id },
+        { result: 'unknown_device', device_id: 12_345, ...refused },
+        { result: 'stored', device_id: b.device_id, next_interval_s: 60 },
+      ],
+      [
+        { result: 'unknown_device', device_id: b.device_id, ...refused },
+        { result: 'stored', device_id: b.device_id },
+        { result: 'duplicate', device_id: b.device_id, next_interval_s: 60 },
+      ],
+    ])
+    if (poison.battery_pct === undefined) {
+      const [row] = await db.sql`select count(distinct xmin::text)::int as statements from fleet.device_heartbeats`
+      t.equal(row!.statements, 1)
+    }
+  }
+  t.equal((await stored(db, a.device_id)).length, 4)
+  t.equal((await stored(db, b.device_id)).length, 4)
+})
+
 t.test('a poison item that passed the schema fails alone', async t => {
-  const { db, writer } = await withWriter(t)
+  const { db, writer, chunk } = await withWriter(t)
   const { device_id } = await enroll(db, 'a')
   const poison = [
     { signal_dbm: 40_000 },
@@ -109,7 +149,7 @@ t.test('a poison item that passed the schema fails alone', async t => {
 })
 
 t.test('concurrent unsorted batches of the same devices do not deadlock', async t => {
-  const { db, writer } = await withWriter(t, 4)
+  const { db, writer, chunk } = await withWriter(t, 4)
   const devices: number[] = []
   for (let n = 0; n < 50; n++) devices.push((await enroll(db, `device ${n}`)).device_id)
   const [before] = await db.admin<
@@ -137,7 +177,7 @@ t.test('concurrent unsorted batches of the same devices do not deadlock', async 
 })
 
 t.test('a full queue refuses with 503 and a Retry-After, and accepts nothing', async t => {
-  const { db, writer, metrics } = await withWriter(t)
+  const { db, writer, metrics, chunk } = await withWriter(t)
   const { device_id } = await enroll(db, 'a')
   const full = chunk(...Array.from({ length: 1_000 }, () => item(device_id)))
   const first = Promise.all(Array.from({ length: 20 }, () => writer.store(full)))
@@ -151,7 +191,7 @@ t.test('a full queue refuses with 503 and a Retry-After, and accepts nothing', a
 })
 
 t.test('when a backend dies during a statement, nothing is acknowledged, and the next heartbeat is written', async t => {
-  const { db, writer } = await withWriter(t)
+  const { db, writer, chunk } = await withWriter(t)
   const { device_id } = await enroll(db, 'a')
   // Holds up the insert, so that the backend dies in the middle of it.
   const locker = await db.admin.reserve()

@@ -8,18 +8,32 @@ import type { Tracing } from '../../lib/tracing.ts'
 
 /** The outcome of one heartbeat, after its commit. */
 export interface Outcome {
-  result: 'stored' | 'duplicate' | 'quarantined' | 'rejected'
+  /**
+   * Nothing was kept of what is unauthorized, because its token is unknown or revoked, or unknown_device: a gateway's heartbeat of a
+   * device that is not enrolled, or a device's of another device.
+   */
+  result: Kept | 'unauthorized' | 'unknown_device'
   reason: string | null
   ts: string
+  /** The device of the token, or the one that a gateway named; null if unauthorized. */
+  device_id: number | null
+  /** The seconds to ask the device for; null if nothing was kept. */
+  next_interval_s: number | null
 }
+
+/** What may become of a heartbeat whose sender and device are known. */
+type Kept = 'stored' | 'duplicate' | 'quarantined' | 'rejected'
 
 /**
  * The heartbeats of one request, as text. While they wait for a statement they are then one string, and not a thousand objects
  * that the garbage collector copies from one place to the next.
  */
 export interface Chunk {
-  /** The device of each item. */
-  devices: number[]
+  /** The SHA-256 of the request's token, in hex. */
+  token: string
+  /** How many items there are, and of how many devices. */
+  items: number
+  devices: number
   /** The items of fleet.ingest_batch's JSON, with commas between them. */
   json: string
 }
@@ -80,12 +94,12 @@ export class Writer {
    * @param chunk at most 1,000 heartbeats
    * @throws Problem 503 if the queue cannot take all of them; then it takes none
    */
-  async store({ devices, json }: Chunk): Promise<(Outcome | Problem)[]> {
-    this.backpressure.admit(this.#queued, devices.length)
-    if (devices.length === 0) return []
+  async store({ token, items, devices, json }: Chunk): Promise<(Outcome | Problem)[]> {
+    this.backpressure.admit(this.#queued, items)
+    if (items === 0) return []
     return await new Promise(settle => {
-      this.#queue.push({ devices, json, since: performance.now(), settle, request: this.tracing?.current() })
-      this.#queued += devices.length
+      this.#queue.push({ token, items, devices, json, since: performance.now(), settle, request: this.tracing?.current() })
+      this.#queued += items
       this.#wake()
     })
   }
@@ -149,10 +163,10 @@ export class Writer {
   #take() {
     let count = 0
     let items = 0
-    for (const { devices } of this.#queue) {
-      if (count > 0 && items + devices.length > this.limits.maxBatch) break
+    for (const chunk of this.#queue) {
+      if (count > 0 && items + chunk.items > this.limits.maxBatch) break
       count++
-      items += devices.length
+      items += chunk.items
     }
     this.#queued -= items
     return this.#queue.splice(0, count)
@@ -179,11 +193,17 @@ export class Writer {
     // As text, because the driver would encode the JSON a second time. fleet.ingest_batch sorts the rows in the order in which locks
     // are taken.
     const json = `[${batch.map(chunk => chunk.json).join(',')}]`
+    // Without quotes, an array takes the character after each backslash as it is.
+    const tokens = `{${batch.map(chunk => `\\\\x${chunk.token}`).join(',')}}`
+    const items = `{${batch.map(chunk => chunk.items).join(',')}}`
     // Arrays, because with a row for each heartbeat the driver takes several times as long.
     const ask = () =>
       this.pool.run(
         sql => sql<Answer[]>`
-      select results::text, reasons::text, tss::text from fleet.ingest_batch(${json}::text::json)
+      select results::text, reasons::text, tss::text, device_ids::text, next_intervals::text
+      from fleet.ingest_batch(
+        ${json}::text::json, p_token_hashes => ${tokens}::text::bytea[], p_items => ${items}::text::integer[]
+      )
     `,
       )
     const [row] = await (this.tracing === undefined
@@ -198,20 +218,20 @@ export class Writer {
 
   #settle(batch: Waiting[], outcomes: Outcome[]) {
     const now = performance.now()
-    const counts = { stored: 0, duplicate: 0, quarantined: 0, rejected: 0 }
-    const upserted = new Set<number>()
+    const counts = { stored: 0, duplicate: 0, quarantined: 0, rejected: 0, unauthorized: 0, unknown_device: 0 }
+    const upserted = new Set<number | null>()
     let begin = 0
-    for (const { devices, since, settle } of batch) {
-      for (const [position, device] of devices.entries()) {
-        const { result } = outcomes[begin + position]!
+    for (const { items, since, settle } of batch) {
+      const own = outcomes.slice(begin, begin + items)
+      for (const { result, device_id, next_interval_s } of own) {
         counts[result]++
-        if (result === 'stored') upserted.add(device)
-        this.metrics.writeLatency.observe(now - since)
+        if (result === 'stored') upserted.add(device_id)
+        if (next_interval_s !== null) this.metrics.writeLatency.observe(now - since)
       }
-      settle(outcomes.slice(begin, begin + devices.length))
-      begin += devices.length
+      settle(own)
+      begin += items
     }
-    this.metrics.writes.inc(outcomes.length)
+    this.metrics.writes.inc(outcomes.length - counts.unauthorized - counts.unknown_device)
     this.metrics.ingested.inc(counts.stored)
     this.metrics.deduplicated.inc(counts.duplicate)
     this.metrics.quarantined.inc(counts.quarantined)
@@ -220,7 +240,7 @@ export class Writer {
 
   #fail(batch: Waiting[], error: unknown, code: string) {
     this.metrics.writesFailed.inc(count(batch))
-    this.metrics.lastStatusUpsertsFailed.inc(new Set(batch.flatMap(({ devices }) => devices)).size)
+    this.metrics.lastStatusUpsertsFailed.inc(batch.reduce((sum, { devices }) => sum + devices, 0))
     this.log.error({ event: 'heartbeat.write_failed', items: count(batch), error })
     const message = error instanceof Error ? error.message : String(error)
     const problem = code.startsWith('22')
@@ -228,40 +248,32 @@ export class Writer {
       : ONCE_MORE.has(code)
         ? unavailable('The database could not write now, not even at the second attempt; nothing was acknowledged.', error)
         : toProblem(error)
-    for (const { devices, settle } of batch) settle(devices.map(() => problem))
+    for (const { items, settle } of batch) settle(Array<Problem>(items).fill(problem))
   }
 }
 
 function count(batch: Waiting[]) {
-  return batch.reduce((sum, { devices }) => sum + devices.length, 0)
+  return batch.reduce((sum, { items }) => sum + items, 0)
 }
 
 /** The two halves of a batch. A single chunk becomes two that settle it together. */
 function halve(batch: Waiting[]): Waiting[][] {
   if (batch.length > 1) return [batch.slice(0, batch.length >> 1), batch.slice(batch.length >> 1)]
-  const { devices, json, since, settle } = batch[0]!
-  const middle = devices.length >> 1
+  const { token, items, devices, json, since, settle } = batch[0]!
+  const middle = items >> 1
   const texts = (JSON.parse(`[${json}]`) as unknown[]).map(item => JSON.stringify(item))
+  const half = (texts: string[]) => ({ token, items: texts.length, devices, json: texts.join(','), since })
   let first: (Outcome | Problem)[] = []
   return [
     [
       {
-        devices: devices.slice(0, middle),
-        json: texts.slice(0, middle).join(','),
-        since,
+        ...half(texts.slice(0, middle)),
         settle: outcomes => {
           first = outcomes
         },
       },
     ],
-    [
-      {
-        devices: devices.slice(middle),
-        json: texts.slice(middle).join(','),
-        since,
-        settle: outcomes => settle([...first, ...outcomes]),
-      },
-    ],
+    [{ ...half(texts.slice(middle)), settle: outcomes => settle([...first, ...outcomes]) }],
   ]
 }
 
@@ -269,12 +281,16 @@ interface Answer {
   results: string | null
   reasons: string | null
   tss: string
+  device_ids: string
+  next_intervals: string
 }
 
-/** Reads Postgres's text of three arrays. Words are never quoted; timestamps always are, because they contain a space. */
-function readAnswer({ results, reasons, tss }: Answer): Outcome[] {
+/** Reads Postgres's text of the arrays. Words and numbers are never quoted; timestamps always are, because they contain a space. */
+function readAnswer({ results, reasons, tss, device_ids, next_intervals }: Answer): Outcome[] {
   const result = results?.slice(1, -1).split(',')
   const reason = reasons?.slice(1, -1).split(',')
+  const device = device_ids.slice(1, -1).split(',')
+  const interval = next_intervals.slice(1, -1).split(',')
   return tss
     .slice(2, -2)
     .split('","')
@@ -282,5 +298,7 @@ function readAnswer({ results, reasons, tss }: Answer): Outcome[] {
       result: (result === undefined ? 'stored' : result[index]!) as Outcome['result'],
       reason: reason === undefined || reason[index] === 'NULL' ? null : reason[index]!,
       ts: toRfc3339(ts),
+      device_id: device[index] === 'NULL' ? null : Number(device[index]),
+      next_interval_s: interval[index] === 'NULL' ? null : Number(interval[index]),
     }))
 }

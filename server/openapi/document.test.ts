@@ -167,7 +167,7 @@ t.test('each status in the document is returned, as the document says', async t 
   const { db, call } = await withServer(t)
   const tokens = await prepare(db)
   const gone = { url: 'postgres://127.0.0.1:1/none' }
-  const away = await withServer(t, { hot: gone, listen: gone, ops: gone, read: undefined }, db)
+  const away = await withServer(t, { hot: gone, ops: gone, read: undefined }, db)
   const limited = await withServer(t, { wrongTokensPerMinute: 1 }, db)
   const unknown = () => ({ authorization: `Bearer nxd_${randomBytes(32).toString('hex')}` })
   /** Sends wrong keys until the rate limit refuses them; how many it takes depends on the time. */

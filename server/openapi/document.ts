@@ -35,7 +35,11 @@ export function openapi() {
     paths: { ...agentPaths, ...operationPaths },
     components: {
       securitySchemes: {
-        device: { type: 'http', scheme: 'bearer', description: 'The token of a device: nxd_ and 64 hex digits.' },
+        device: {
+          type: 'http',
+          scheme: 'bearer',
+          description: 'The token of a device: nxd_, its id, an underscore and 64 hex digits; older ones have no id.',
+        },
         gateway: {
           type: 'http',
           scheme: 'bearer',

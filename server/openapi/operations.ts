@@ -111,7 +111,7 @@ const createDevice = {
       'The id and the token of the device.',
       'DeviceEnrolled',
       {
-        tablet: { device_id: 43, token: `nxd_${'0123456789abcdef'.repeat(4)}` },
+        tablet: { device_id: 43, token: `nxd_43_${'0123456789abcdef'.repeat(4)}` },
       },
       'noStore',
     ),
@@ -139,7 +139,7 @@ const renewToken = {
   operationId: 'renewToken',
   tags: ['devices'],
   summary: 'Give a device a new token',
-  description: 'Use it after a factory reset, or if the token was lost or revoked. The old token stops working within a second.',
+  description: 'Use it after a factory reset, or if the token was lost or revoked. The old token stops working at once.',
   security: [{ admin: [] }],
   parameters: [deviceId],
   responses: {
@@ -147,7 +147,7 @@ const renewToken = {
       'The id and the new token of the device.',
       'DeviceEnrolled',
       {
-        renewed: { device_id: 42, token: `nxd_${'0123456789abcdef'.repeat(4)}` },
+        renewed: { device_id: 42, token: `nxd_42_${'0123456789abcdef'.repeat(4)}` },
       },
       'noStore',
     ),
@@ -159,7 +159,7 @@ const revokeDevice = {
   operationId: 'revokeDevice',
   tags: ['devices'],
   summary: "Revoke a device's token",
-  description: 'The token stops working within a second. The heartbeats of the device stay. Revoking it again is not an error.',
+  description: 'The token stops working at once. The heartbeats of the device stay. Revoking it again is not an error.',
   security: [{ admin: [] }],
   parameters: [deviceId],
   responses: { 204: { description: 'The token is revoked.' }, ...problems(401, 404, 422, 429, 500, 503) },

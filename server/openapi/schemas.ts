@@ -141,7 +141,7 @@ const bodies = {
     device_id: deviceId,
     token: z
       .string()
-      .regex(/^nxd_[0-9a-f]{64}$/)
+      .regex(/^nxd_\d+_[0-9a-f]{64}$/)
       .describe('The token. It is shown only now; the database keeps only a digest of it.'),
   }),
   Device: z

@@ -124,8 +124,6 @@ export function createMetrics(pool: Pool) {
       'Time of the device lists that are read from the heartbeats themselves',
     ),
     httpLatency: latencies('http_request_latency_ms', 'Time from the headers of a request to its answer', 'route'),
-    cacheHits: counter('device_cache_hits_total', 'Tokens that were found in the cache of this process', 'tokens'),
-    cacheMisses: counter('device_cache_misses_total', 'Tokens that had to be looked up in the database', 'tokens'),
     authRefused: counter(
       'auth_refused_total',
       'Requests that were refused because too many wrong tokens or keys came from their address',

@@ -143,9 +143,6 @@ t.test('metrics count what happened, and accept the admin key in either header',
     'http_request_latency_ms_count{route="POST /v1/heartbeat"} 3',
   ]
   for (const line of lines) t.ok(text.includes(`\n${line}\n`), line)
-  // A token that was enrolled after the start is a miss, unless the poll for changes was faster than the first request.
-  const asked = ['hits', 'misses'].map(name => Number(new RegExp(`^device_cache_${name}_total (\\d+)$`, 'm').exec(text)?.[1]))
-  t.ok(asked[0]! >= 2 && asked[0]! + asked[1]! === 3, `${asked[0]} hits, ${asked[1]} misses`)
   t.match(text, /^partition_premake_runway_days 1[45]/m, 'and what the database holds is there')
   const families = [...text.matchAll(/^# TYPE (\S+)/gm)].map(match => match[1])
   t.equal(new Set(families).size, families.length, 'each family once')
@@ -155,7 +152,7 @@ t.test('health needs no key, and readiness asks the database', async t => {
   const { db, call } = await withServer(t)
   t.same((await call('GET /healthz')).body, { status: 'ok', version })
   t.same((await call('GET /readyz')).body, { status: 'ready' })
-  await db.admin`alter function fleet.ingest_batch(json, timestamptz) rename to ingest_gone`
+  await db.admin`alter function fleet.ingest_batch(json, timestamptz, bytea[], integer[]) rename to ingest_gone`
   t.match(await call('GET /readyz'), { status: 503, body: { status: 503 } })
   t.equal((await call('GET /healthz')).status, 200)
   const scrape = await call('GET /metrics', { admin: true })

@@ -60,7 +60,7 @@ t.test('devices that share a token are named, and nothing else is', async t => {
   await admin`update fleet.devices set heartbeat_interval = '5 minutes' where device_id = ${id.slowed}`
   await dba`select fleet.set_cohort_interval('yard', '5 minutes')`
   await sql`select fleet.revoke_device(${id.revoked})`
-  await admin`update fleet.token_change_log set changed_at = now() - interval '6 days'`
+  await admin`update fleet.devices set changed_at = now() - interval '6 days'`
 
   const { status, detail, remedy } = await check()
   t.equal(status, 'warn')
@@ -77,7 +77,7 @@ t.test('devices that share a token are named, and nothing else is', async t => {
   for (const line of remedy!.split('\n').filter(line => !line.startsWith('--'))) await dba.unsafe(line)
   t.match(await check(), { status: 'ok', remedy: null }, 'with new tokens, only what they send from now on counts')
 
-  await admin`update fleet.token_change_log set changed_at = now() - interval '6 days'`
+  await admin`update fleet.devices set changed_at = now() - interval '6 days'`
   t.match(await check(), { status: 'warn' }, 'two days later it would be found again')
 })
 

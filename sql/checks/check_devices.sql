@@ -64,10 +64,7 @@ begin
     ) l
     where l.days = 2 and d.revoked_at is null
       -- After a new token or interval, only the days that follow count.
-      and not exists (
-        select from fleet.token_change_log l
-        where l.subject = 'device:' || d.device_id and l.changed_at >= (v_day - 1)::timestamptz
-      )
+      and (d.changed_at is null or d.changed_at < (v_day - 1)::timestamptz)
   ) f;
   status := case when v_count = 0 then 'ok' else 'warn' end;
   detail := case

@@ -30,12 +30,11 @@ begin
       e'\n',
       case when bool_or(f.is_internal) then '-- as superuser' else '-- as fleet_owner' end,
       string_agg(distinct f.command, e'\n'),
-      -- While they were off, last status was not kept, the guard learned nothing, and token changes were not recorded.
+      -- While they were off, last status was not kept, and the guard learned nothing.
       case when bool_or(f.name = 'device_heartbeats_record_last_status') then 'select fleet.backfill_last_status(1);' end,
       case
         when bool_or(f.name = 'hb_partitions_protect') then 'update fleet.hb_partitions set partition_name = partition_name;'
-      end,
-      case when bool_or(f.name like '%\_token\_change') then '-- then restart each server: it missed changed tokens' end
+      end
     )
   into v_names, v_commands
   from (

@@ -95,11 +95,11 @@ begin
   return next;
 
   check_name := 'connections';
-  select count(*) filter (where s.backend_type = 'client backend'), count(*) filter (where s.application_name = 'nexmdm listen')
+  select count(*) filter (where s.backend_type = 'client backend'), count(*) filter (where s.application_name = 'nexmdm report')
   into v_used, v_workers
   from pg_stat_activity s;
-  -- Each worker has a pool (10 connections, unless POOL_MAX is set) and up to 4 more. The rest is for the archiver and people.
-  v_wanted := greatest(v_workers * (10 + 4) + 50, ceil(v_used * 1.3));
+  -- Each worker has a pool (10 connections, unless POOL_MAX is set) and up to 3 more. The rest is for the archiver and people.
+  v_wanted := greatest(v_workers * (10 + 3) + 50, ceil(v_used * 1.3));
   status := case when v_used >= 0.95 * v_max then 'fail' when v_used >= 0.8 * v_max or v_wanted > v_max then 'warn' else 'ok' end;
   detail := format('%s of %s connections are in use; %s server workers may need %s', v_used, v_max, v_workers, v_wanted);
   remedy := null;

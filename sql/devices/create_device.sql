@@ -10,6 +10,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_device_id bigint := nextval(pg_get_serial_sequence('fleet.devices', 'device_id'));
   v_other bigint;
 begin
   if p_alias is null or btrim(p_alias) = '' or length(p_alias) > 200 then
@@ -24,9 +25,10 @@ begin
       message = 'cohort must have 1 to 100 characters',
       hint = 'Leave it out for the cohort named default.';
   end if;
-  token := fleet.make_token('nxd_');
-  insert into fleet.devices as d (alias, cohort, token_hash)
-  values (p_alias, p_cohort, fleet.hash_token(token))
+  token := fleet.make_device_token(v_device_id);
+  insert into fleet.devices as d (device_id, alias, cohort, token_hash)
+  overriding system value
+  values (v_device_id, p_alias, p_cohort, fleet.hash_token(token))
   on conflict (alias) do nothing
   returning d.device_id into create_device.device_id;
   if not found then

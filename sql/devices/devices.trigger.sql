@@ -5,11 +5,11 @@ create or replace trigger devices_forget_marks
 comment on trigger devices_forget_marks on fleet.devices is
   'A changed interval changes the time after which a device is offline.';
 
-create or replace trigger devices_token_change
-  after update of token_hash, revoked_at, cohort, heartbeat_interval or delete on fleet.devices
-  for each row execute function fleet.record_token_change();
+create or replace trigger devices_note_change
+  before update of token_hash, revoked_at, cohort, heartbeat_interval on fleet.devices
+  for each row execute function fleet.note_change();
 
-comment on trigger devices_token_change on fleet.devices is 'Tells servers to drop what they cached for this device.';
+comment on trigger devices_note_change on fleet.devices is 'Keeps fleet.devices.changed_at.';
 
 create or replace trigger devices_add_last_status
   after insert on fleet.devices

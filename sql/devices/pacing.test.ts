@@ -1,5 +1,5 @@
 import t from 'tap'
-import { waitFor, withDatabase } from '../../testing/database.ts'
+import { withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, ingestOnTime, value } from '../../testing/fleet.ts'
 
 const secondsAgo = (seconds: number) => new Date(Date.now() - seconds * 1000).toISOString()
@@ -11,11 +11,9 @@ t.test('the DBA slows a cohort and ends that again, and each change is recorded'
   await db.sql`update fleet.devices set heartbeat_interval = '15 minutes' where device_id = ${devices[2]!}`
   const [dba, server, reader] = [asRole(t, db, 'fleet_dba'), asRole(t, db, 'fleet_server'), asRole(t, db, 'fleet_reader')]
   const paces = async () =>
-    (
-      await server<{ next_interval_s: number }[]>`
-    select next_interval_s from fleet.known_devices(${`{${devices.join()}}`}::text::bigint[]) order by device_id
-  `
-    ).map(row => row.next_interval_s)
+    (await db.sql<{ next_interval_s: number }[]>`select next_interval_s from fleet.enrolled_devices order by device_id`).map(
+      row => row.next_interval_s,
+    )
 
   t.equal(
     await value(dba`select fleet.set_cohort_interval('lobby', null)`),
@@ -48,8 +46,9 @@ t.test('the DBA slows a cohort and ends that again, and each change is recorded'
   }
   await t.rejects(server`select fleet.set_cohort_interval('lobby', '1 minute')`, { code: '42501' })
   await t.rejects(dba`update fleet.cohorts set min_interval = '1 minute'`, { code: '42501' })
-  await t.rejects(dba`select * from fleet.token_changes()`, { code: '42501' })
-  await t.rejects(dba`select * from fleet.recent_tokens(1)`, { code: '42501' })
+  await t.rejects(dba`select * from fleet.authenticate('')`, { code: '42501' })
+  await t.rejects(dba`select * from fleet.enrolled_devices`, { code: '42501' })
+  await t.rejects(server`select * from fleet.enrolled_devices`, { code: '42501' })
   await db.sql`select fleet.prune(now() + interval '8 days')`
   t.same(await reader`select from fleet.cohorts`, [])
 })
@@ -94,34 +93,4 @@ t.test('two changes of a cohort at once are recorded one after the other', async
     audit.map(row => row.old_value),
     [null, ...audit.slice(0, -1).map(row => row.new_value)],
   )
-})
-
-t.test('a horizon never skips a change that was not yet seen, and moves forward by itself', async t => {
-  const { sql } = await withDatabase(t)
-  const devices = await enroll(sql, 3)
-  const changes = async (since: string | null) => {
-    const [row] = await sql<{ horizon: string; changes: [number, string][] }[]>`
-      select horizon, changes from fleet.token_changes(${since}::text::xid8)
-    `
-    return { horizon: row!.horizon, subjects: row!.changes.map(([, subject]) => subject) }
-  }
-  const start = await changes(null)
-  t.same(start.subjects, [])
-  const long = await sql.reserve()
-  await long`begin`
-  await long`savepoint a`
-  await long`select fleet.revoke_device(${devices[0]!})`
-  await sql`select fleet.revoke_device(${devices[1]!})`
-  const second = await changes(start.horizon)
-  t.same(second.subjects, [`device:${devices[1]!}`])
-  await sql`update fleet.devices set alias = 'renamed' where device_id = ${devices[2]!}`
-  await long`commit`
-  long.release()
-  const third = await changes(second.horizon)
-  t.same(third.subjects.sort(), [`device:${devices[0]!}`, `device:${devices[1]!}`], 'a new alias is not reported')
-  // This takes a while: the oldest transaction of the whole cluster counts, and other tests have open ones.
-  await waitFor(async () => (await changes((await changes(null)).horizon)).subjects.length === 0)
-  t.equal(await value(sql`select count(*) from fleet.token_change_log`), '2')
-  await sql`select fleet.prune(now() + interval '8 days')`
-  t.equal(await value(sql`select count(*) from fleet.token_change_log`), '0')
 })

@@ -5,7 +5,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_token text := fleet.make_token('nxd_');
+  v_token text := fleet.make_device_token(p_device_id);
   v_alias text;
   v_revoked_at timestamptz;
 begin
@@ -30,12 +30,11 @@ begin
       session_user
     )
   );
-  perform pg_notify('fleet_tokens', 'device:' || p_device_id);
   return v_token;
 end
 $$;
 
 comment on function fleet.renew_token(bigint) is
   'Gives a device a new token, which is shown only now. It replaces one that was lost, revoked or never known; the old one '
-  'stops working within a second. '
+  'ends with the commit. '
   'Example: select fleet.renew_token(42);';

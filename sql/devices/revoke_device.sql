@@ -22,11 +22,10 @@ begin
   set revoked_at = now()
   where device_id = p_device_id;
   perform fleet.record_event('device.revoked', p_detail => format('device %s (%s); by %s', p_device_id, v_alias, session_user));
-  perform pg_notify('fleet_tokens', 'device:' || p_device_id);
   return true;
 end
 $$;
 
 comment on function fleet.revoke_device(bigint) is
-  'Revokes a device''s token: servers refuse it within a second. Returns false if it was already revoked. Its heartbeats stay. '
+  'Revokes a device''s token: from the commit on, servers refuse it. Returns false if it was already revoked. Its heartbeats stay. '
   'Example: select fleet.revoke_device(42);';

@@ -20,11 +20,10 @@ begin
   update fleet.gateways
   set revoked_at = now()
   where gateway_id = v_gateway.gateway_id;
-  perform pg_notify('fleet_tokens', 'gateway:' || v_gateway.gateway_id);
   return true;
 end
 $$;
 
 comment on function fleet.revoke_gateway(text) is
-  'Revokes a gateway''s token: servers refuse it within a second. Returns false if it was already revoked. '
+  'Revokes a gateway''s token: from the commit on, servers refuse it. Returns false if it was already revoked. '
   'Example: select fleet.revoke_gateway(''warehouse-3'');';

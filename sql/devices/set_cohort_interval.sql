@@ -34,7 +34,6 @@ begin
         changed_at = now();
     insert into fleet.settings_audit (setting, old_value, new_value)
     values ('cohort_interval:' || p_cohort, v_old, p_interval);
-    perform pg_notify('fleet_tokens', 'cohort:' || p_cohort);
   end if;
   return format(
     'cohort %s: %s (was %s); it has %s devices', p_cohort,

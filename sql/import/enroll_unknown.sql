@@ -38,7 +38,7 @@ begin
   enrolled as (
     insert into fleet.devices (device_id, alias, token_hash)
     overriding system value
-    select u.device_id, u.source_device, fleet.hash_token(fleet.make_token('nxd_'))
+    select u.device_id, u.source_device, fleet.hash_token(fleet.make_device_token(u.device_id))
     from unknown u
     order by u.source_device
     on conflict do nothing

@@ -44,8 +44,6 @@ begin
   delete from fleet.storage_daily d
   using fleet.settings s
   where d.day < p_now - s.rollups_keep;
-  delete from fleet.token_change_log l
-  where l.changed_at < p_now - interval '7 days';
   delete from fleet.cohorts c
   where c.min_interval is null and c.changed_at < p_now - interval '7 days';
   delete from fleet.slo_counts c

@@ -59,9 +59,6 @@ begin
   end loop;
 
   if v_found > 0 or cardinality(v_lost) > 0 then
-    -- Transaction IDs of another cluster may be in the future here, and servers would forget those tokens at every poll.
-    delete from fleet.token_change_log l
-    where l.changed_xid >= pg_snapshot_xmax(pg_current_snapshot());
     perform fleet.record_event(
       'store.relinked', p_rows => v_found, p_is_ok => cardinality(v_lost) = 0,
       p_detail => concat_ws('; ', 'tables found by name', 'no table found for ' || nullif(array_to_string(v_lost, ', '), ''))

@@ -281,7 +281,6 @@ async function fill(t: Test, source: OwnCluster, directory: string) {
   // Transaction IDs that the other cluster has not reached.
   await admin`update fleet.hb_partitions set cold_xid = '3000000000' where partition_name = ${name.other}`
   const [token] = await sql<{ token: string }[]>`select fleet.renew_token(${device.device_id}) as token`
-  await admin`update fleet.token_change_log set changed_xid = '9000000000'`
   await admin.unsafe(`
     create table public.old_beats (device_id bigint, ts timestamptz, battery_pct integer);
     grant select, trigger on public.old_beats to fleet_owner;
@@ -383,11 +382,6 @@ async function isHealed(t: Test, { sql, admin }: TestDatabase) {
     'and the guard has the same oid',
   )
   t.same(await sql`select cold_xid from fleet.hb_partitions where age(cold_xid) < 0`, [], 'no transaction ID is in the future')
-  t.same(
-    await sql`select subject from fleet.token_change_log where changed_xid > pg_current_xact_id()`,
-    [],
-    'and no token is forgotten at every poll',
-  )
   t.same(
     await sql`select event, is_ok, detail from fleet.events where event = 'store.relinked'`,
     [{ event: 'store.relinked', is_ok: true, detail: 'tables found by name' }],

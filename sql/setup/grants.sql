@@ -12,11 +12,8 @@ revoke update, delete, truncate on fleet.device_heartbeats from fleet_owner;
 
 grant execute on function
   fleet.ingest(json, timestamptz),
-  fleet.ingest_batch(json, timestamptz),
+  fleet.ingest_batch(json, timestamptz, bytea[], integer[]),
   fleet.authenticate(bytea),
-  fleet.known_devices(bigint[]),
-  fleet.token_changes(xid8),
-  fleet.recent_tokens(integer),
   fleet.take_commands(bigint),
   fleet.ack_command(bigint, bigint),
   fleet.record_slo(text, json),

@@ -19,7 +19,6 @@ const TABLES = [
   'device_commands',
   'command_dispatch_log',
   'cohorts',
-  'token_change_log',
   'slo_counts',
   'device_availability_daily',
   'rolled_up_days',
@@ -206,16 +205,14 @@ t.test('a token works until it is revoked; the store keeps only its hash', async
   const db = await withDatabase(t)
   const dba = asRole(t, db, 'fleet_dba')
   const server = asRole(t, db, 'fleet_server')
-  const heard: string[] = []
-  await db.sql.listen('fleet_tokens', payload => heard.push(payload))
   const token = (await value(dba`select fleet.enroll_device('tablet', 'lobby')`)) as string
-  t.match(token, /^nxd_[0-9a-f]{64}$/)
+  t.match(token, /^nxd_\d+_[0-9a-f]{64}$/)
   const who = () => server`select * from fleet.authenticate(sha256(${token}::text::bytea))`
   const [device] = await who()
   t.match(device, { kind: 'device', name: 'tablet', cohort: 'lobby', next_interval_s: 60 })
   const everything = await db.admin`select d::text as row from fleet.devices d`
   t.notOk(
-    everything.some(row => (row.row as string).includes(token.slice(4))),
+    everything.some(row => (row.row as string).includes(token.slice(-64))),
     'the table does not contain the token',
   )
   await t.rejects(dba`select fleet.enroll_device('tablet')`, { code: 'FL409' })
@@ -228,13 +225,6 @@ t.test('a token works until it is revoked; the store keeps only its hash', async
   const gateway = (await value(dba`select fleet.create_gateway_token('warehouse')`)) as string
   const speaker = () => server`select * from fleet.authenticate(sha256(${gateway}::text::bytea))`
   t.match(await speaker(), [{ kind: 'gateway', device_id: null, name: 'warehouse' }])
-  t.same(
-    await server`select * from fleet.known_devices(${[Number(device?.device_id), 12345]})`,
-    [],
-    'a gateway cannot send heartbeats of a revoked device',
-  )
   t.equal(await value(dba`select fleet.revoke_gateway('warehouse')`), true)
   t.same(await speaker(), [])
-  await db.sql`select pg_sleep(0.1)`
-  t.same(heard, ['changes', `device:${device?.device_id as string}`, 'changes', 'gateway:1'])
 })

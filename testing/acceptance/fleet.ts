@@ -48,9 +48,6 @@ async function common(
 
 const cpu = ({ serverCpu, postgresCpu }: Used) => serverCpu + postgresCpu
 const pool = ({ counted }: Used) => 100 * (1 - counted('db_pool_waits_total') / Math.max(1, counted('db_pool_statements_total')))
-const hits = ({ counted }: Used) =>
-  (100 * counted('device_cache_hits_total')) /
-  Math.max(1, counted('device_cache_hits_total') + counted('device_cache_misses_total'))
 
 /**
  * Each device posts one heartbeat that is a minute old; one device in a hundred posts one that is 20 minutes old. Then the
@@ -229,7 +226,6 @@ export async function roster(
       1.15,
       'times',
     ),
-    atLeast('004', `${about}: token cache hits`, hits(used), 80, '%'),
     atLeast('004', `${about}: statements that found a free connection`, pool(used), 90, '%'),
     equal('004', `background jobs that failed, of ${jobs!.runs}`, jobs!.failed, 0),
     atMost('004', 'duration of the longest of them', jobs!.longest, 60, 's'),
