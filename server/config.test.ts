@@ -73,7 +73,7 @@ t.test('all problems are reported together, by variable', async t => {
     READ_DATABASE_URL: 'mysql://x',
   }
   const error = t.throws(() => readConfig(env), SettingsError) as SettingsError
-  t.equal(error.problems.length, 15)
+  t.equal(error.problems.length, 14)
   for (const name of [
     'ADMIN_KEY',
     'PORT',

@@ -3,6 +3,7 @@ import type { IncomingMessage } from 'node:http'
 import type { PendingQuery, Row } from 'postgres'
 import { bearer, unauthorized } from './bearer.ts'
 import { BoundedMap } from './bounded-map.ts'
+import { Lane } from './lane.ts'
 import type { RateLimit } from './rate-limit.ts'
 import type { Pool, Sql } from '../database.ts'
 
@@ -20,14 +21,7 @@ export type Identity = { kind: 'device'; device_id: number } | { kind: 'gateway'
 /** nxd_, the device's id (tokens of before 0.2.0 have none), and 64 hex digits; or nxg_ and 64 hex digits. */
 const TOKEN = /^nx(?:g|d(?:_[1-9]\d{0,18})?)_[0-9a-f]{64}$/
 
-/**
- * How many tokens of networks over the limit are looked up at a time, in all and for one network. After a wrong one its place stays
- * taken for a pause, so a network can make a worker look up 200 wrong tokens a second, and not more.
- */
-const LANE = 8
-const LANE_OF_NETWORK = 2
-const PAUSE_MS = 10
-/** A device that found the lane full comes again soon; it will get through. */
+/** A device that was refused in the lane comes again soon; it will get through. */
 const MAX_LANE_WAIT_MS = 5_000
 
 /** In about 8 MB. */
@@ -65,9 +59,7 @@ export function wrongKind(detail: string) {
  */
 export class Tokens {
   readonly #good = new BoundedMap<true>(MAX_GOOD)
-  /** Lookups of networks over the limit, and places that are still taken. */
-  readonly #lanes = new Map<string, number>()
-  #inLane = 0
+  readonly #lane = new Lane()
 
   /** @param rateLimit of wrong tokens, by the client's network */
   constructor(
@@ -82,7 +74,7 @@ export class Tokens {
 
   /**
    * Call this before a statement that authenticates by itself. Undefined, in nearly all cases, if the request may go on.
-   * @throws Problem 429 if the client's network is over the limit and the lane is full; 401 if the token was looked up and is wrong
+   * @throws Problem 429 if the client's network is over the limit and it was refused in the lane; 401 if the token was looked up and is wrong
    */
   admit(token: Token, incoming: IncomingMessage): Promise<Identity> | undefined {
     return this.#isLimited(token, incoming) ? this.authenticate(token, incoming) : undefined
@@ -107,7 +99,7 @@ export class Tokens {
     incoming: IncomingMessage,
     query: (sql: Sql, hash: string) => PendingQuery<T[]>,
   ): Promise<T[]> {
-    const leave = this.#isLimited(token, incoming) ? this.#enter(incoming) : undefined
+    const leave = this.#isLimited(token, incoming) ? await this.#enter(incoming) : undefined
     let isGood = true
     try {
       const rows = await this.pool.run(sql => query(sql, `\\x${token.hash}`))
@@ -132,22 +124,9 @@ export class Tokens {
     return this.rateLimit.wait(incoming) > 0 && !this.#good.has(hash)
   }
 
-  /** @returns what frees the place again */
-  #enter(incoming: IncomingMessage) {
-    const network = this.rateLimit.network(incoming)
-    const own = this.#lanes.get(network) ?? 0
-    if (this.#inLane >= LANE || own >= LANE_OF_NETWORK) throw this.rateLimit.refusal(Math.random() * MAX_LANE_WAIT_MS)
-    this.#lanes.set(network, own + 1)
-    this.#inLane++
-    const leave = () => {
-      this.#inLane--
-      const left = this.#lanes.get(network)! - 1
-      if (left > 0) this.#lanes.set(network, left)
-      else this.#lanes.delete(network)
-    }
-    return (isGood: boolean) => {
-      if (isGood) leave()
-      else setTimeout(leave, PAUSE_MS).unref()
-    }
+  async #enter(incoming: IncomingMessage) {
+    const leave = await this.#lane.enter(this.rateLimit.network(incoming))
+    if (leave === undefined) throw this.rateLimit.refusal(Math.random() * MAX_LANE_WAIT_MS)
+    return leave
   }
 }

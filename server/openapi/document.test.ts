@@ -170,9 +170,9 @@ t.test('each status in the document is returned, as the document says', async t 
   const away = await withServer(t, { hot: gone, ops: gone, read: undefined }, db)
   const limited = await withServer(t, { wrongTokensPerMinute: 1 }, db)
   const unknown = () => ({ authorization: `Bearer nxd_${randomBytes(32).toString('hex')}` })
-  /** Sends wrong keys until the rate limit refuses them; how many it takes depends on the time. */
+  /** Sends wrong tokens and keys until the rate limit refuses them; how many keys it takes depends on the time. */
   async function exhaustRateLimit() {
-    while ((await limited.call('GET /v1/commands', { headers: unknown() })).status !== 429);
+    for (let n = 0; n < 2; n++) await limited.call('GET /v1/commands', { headers: unknown() })
     while ((await limited.call('GET /metrics', { headers: { 'x-admin': 'a wrong key' } })).status !== 429);
   }
   const seen = new Set<string>()
@@ -199,7 +199,8 @@ t.test('each status in the document is returned, as the document says', async t 
     if (operation.security.length > 0) {
       await ask(call, path, method, { auth: false })
       await exhaustRateLimit()
-      await ask(limited.call, path, method, { headers: unknown() })
+      // Over the limit, only a few tokens wait to be looked up.
+      await Promise.all(Array.from({ length: 20 }, () => ask(limited.call, path, method, { headers: unknown() })))
     }
     if (operation.requestBody) {
       await ask(call, path, method, { body: '{' })
