@@ -8,7 +8,7 @@ import type { HealthyStore, Trouble } from './troubles.ts'
 const OLD_TABLE = 'public.old_heartbeats'
 
 export function troublesOfData(store: HealthyStore): Trouble[] {
-  const { sql, admin, dba, owner, directory, all, first, good, unguarded, endArchiver, login } = store
+  const { sql, admin, dba, owner, directory, all, first, good, unguarded, endArchiver, login, session } = store
 
   const day = (days: number) => partitionAt(sql, daysAgo(days))
 
@@ -214,6 +214,35 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
           select date_trunc('day', now()) - interval '3 days' + n * interval '10 seconds', now(), d
           from generate_series(0, 8000) n, generate_series(1, 3) d
         `
+      },
+    },
+    {
+      what: 'a day is too large to be settled within settle_max_wait',
+      checks: ['settled_days'],
+      inject: async () => {
+        await admin`
+          insert into fleet.device_heartbeats (ts, received_at, device_id)
+          select t.ts, t.ts, ${first} from generate_series(0, 999) n
+          cross join lateral (select date_trunc('day', ${daysAgo(30)}::timestamptz) + n * interval '1 minute') t (ts)`
+        await dba`update fleet.settings set settle_max_wait = '1 ms'`
+      },
+      besides: () => dba`update fleet.settings set settle_max_wait = '15 seconds'`,
+    },
+    {
+      what: 'max_late was raised, and a settled day must take heartbeats again',
+      checks: ['settled_days'],
+      inject: () => dba`update fleet.settings set max_late = '40 days'`,
+      besides: () => dba`update fleet.settings set max_late = '7 days'`,
+    },
+    {
+      what: 'the night could not settle a day for days, because somebody reads it all the time',
+      checks: ['settled_days'],
+      later: '5 days',
+      inject: async () => {
+        await dba`select fleet.unsettle_partition(${await day(30)})`
+        const reading = await session('begin', `select count(*) from fleet.${await day(30)}`)
+        await owner`call fleet.nightly()`
+        await reading`rollback`
       },
     },
     {

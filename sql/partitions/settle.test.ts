@@ -248,6 +248,10 @@ t.test('a long reader of a day makes the night try, and move on; ingest and othe
     { partition_name: old, ok: true },
   ])
   t.match(await stateOf(db, newer), { keys: 1, closed: false })
+  t.match(
+    await sql`select status, remedy from fleet.check_partitions(now() + interval '5 days') where check_name = 'settled_days'`,
+    [{ status: 'warn', remedy: 'call fleet.nightly();' }],
+  )
   await reader`commit`
   await sql`call fleet.nightly()`
   t.match(await stateOf(db, newer), { keys: 0, closed: true, unsorted: 0 })

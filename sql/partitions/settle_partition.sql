@@ -18,6 +18,7 @@ declare
   v_rows bigint;
   v_since timestamptz;
 begin
+  perform fleet.not_in_future(p_now);
   v_partition := fleet.get_partition(p_partition);
   if v_partition.settled_at is not null then
     return 0;
