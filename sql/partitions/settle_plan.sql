@@ -63,7 +63,7 @@ as $$
         'its readers would wait for about %s, longer than settings.settle_max_wait (%s)', date_trunc('second', j.estimate),
         j.settle_max_wait
       )
-      when 'settle' then format('no heartbeat can come for it; its readers wait for about %s s', ceil(extract(epoch from j.estimate)))
+      when 'settle' then format('no heartbeat can come for it; its readers wait for about %s s', greatest(1, ceil(extract(epoch from j.estimate))))
     end
   from judged j
   where j.action is not null
