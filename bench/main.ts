@@ -22,6 +22,7 @@ const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure
   statement: async () => (await import('./statement.ts')).benchStatement,
   maintenance: async () => (await import('./maintenance.ts')).benchMaintenance,
   reads: async () => (await import('./reads.ts')).benchReads,
+  settle: async () => (await import('./settle.ts')).benchSettle,
   soak: async () => (await import('./soak.ts')).benchSoak,
   views: async () => (await import('./views.ts')).benchViews,
   tracing: async () => (await import('./tracing.ts')).benchTracing,

@@ -217,6 +217,24 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
       },
     },
     {
+      what: 'a day is too large to be settled within settle_max_wait',
+      checks: ['settled_days'],
+      inject: async () => {
+        await admin`
+          insert into fleet.device_heartbeats (ts, received_at, device_id)
+          select t.ts, t.ts, ${first} from generate_series(0, 999) n
+          cross join lateral (select date_trunc('day', ${daysAgo(30)}::timestamptz) + n * interval '1 minute') t (ts)`
+        await dba`update fleet.settings set settle_max_wait = '1 ms'`
+      },
+      besides: () => dba`update fleet.settings set settle_max_wait = '15 seconds'`,
+    },
+    {
+      what: 'max_late was raised, and a settled day must take heartbeats again',
+      checks: ['settled_days'],
+      inject: () => dba`update fleet.settings set max_late = '40 days'`,
+      besides: () => dba`update fleet.settings set max_late = '7 days'`,
+    },
+    {
       what: 'an import was ended in the middle',
       checks: ['imports'],
       inject: async () => {

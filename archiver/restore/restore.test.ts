@@ -12,6 +12,7 @@ import {
   withRetiredDay,
   workAll,
 } from '../../testing/archiver.ts'
+import { ingest } from '../../testing/fleet.ts'
 
 /** A database with one day that is only in the archive, and the rows it had. */
 async function withDroppedDay(t: Test, rows: number | 'awkward') {
@@ -41,9 +42,35 @@ t.test('restore brings a dropped day back, row for row', async t => {
       t.same(await leftovers(directory), [])
       const [indexes] =
         await db.admin`select count(*)::int as count from pg_indexes where schemaname = 'fleet' and tablename = ${partition}`
-      t.same(indexes, { count: 2 }, 'with its indexes')
+      t.same(indexes, { count: 1 }, 'with its index for reads, and no dedupe key, because it is settled')
+      const [order] = await db.admin.unsafe(`
+        select count(*)::int as unsorted from (
+          select (device_id, ts) < lag((device_id, ts)) over (order by ctid) as is_behind from fleet.${partition}
+        ) r where is_behind`)
+      // The large rows of the awkward day do not fit into every page, so smaller ones behind them fill it.
+      if (rows !== 'awkward') t.same(order, { unsorted: 0 }, 'in the order of devices')
+      await t.rejects(db.admin.unsafe(`insert into fleet.device_heartbeats select * from fleet.${partition} limit 1`), {
+        code: '23514',
+      })
     })
   }
+})
+
+t.test('late heartbeats of a restored day are stored once', async t => {
+  const { db, directory, partition, before, read } = await withDroppedDay(t, 2000)
+  t.equal((await runCli(t, db, directory, 'restore', day)).code, 0)
+  const { device_id } = before[0] as { device_id: string }
+  const moment = (hour: number) => `${day}T${hour}:59:58.000Z`
+  const late = [21, 22, 23].map(hour => ({ device_id: Number(device_id), ts: moment(hour) }))
+  await ingest(db.sql, [...late, { device_id: Number(device_id), ts: (before[0]!['ts'] as string).replace(' ', 'T') + ':00' }])
+  await db.sql`update fleet.settings set max_late = '89 days'`
+  t.match(await db.sql`select stored, duplicate, remaining from fleet.replay_quarantine()`, [
+    { stored: '3', duplicate: '1', remaining: '0' },
+  ])
+  t.equal((await read()).length, before.length + 3)
+  t.match(await db.sql`select state, settled_at from fleet.hb_partitions where partition_name = ${partition}`, [
+    { state: 'restored', settled_at: null },
+  ])
 })
 
 t.test('a day without rows is restored too', async t => {

@@ -13,6 +13,8 @@ export interface Partition {
   bytes_size: number
   held_reason: string | null
   last_error: string | null
+  /** When it was rewritten in the order of devices and closed for new rows; null: it takes rows. */
+  settled_at: string | null
   /** About the archive; null if there is none that is proven. */
   proven_at: string | null
   archive_bytes: number | null
@@ -26,7 +28,7 @@ export async function readPartitions(reader: Reader) {
   return [
     ...(await reader.run(
       sql => sql<Partition[]>`
-    select p.partition_name, p.range_start, p.range_end, p.state, p.step, p.row_count, p.bytes_size, p.held_reason, p.last_error,
+    select p.partition_name, p.range_start, p.range_end, p.state, p.step, p.row_count, p.bytes_size, p.held_reason, p.last_error, p.settled_at,
       a.proven_at, a.archive_bytes, a.row_count as archive_rows, a.archive_url, a.checksum_sha256
     from fleet.partition_health p
     left join fleet.archives a using (partition_name)
@@ -38,6 +40,7 @@ export async function readPartitions(reader: Reader) {
 
 export const LOOKS = [
   'active',
+  'settled',
   'ready',
   'detached',
   'archiving',
@@ -69,10 +72,11 @@ export function daysOf(partitions: Partition[], now: Date): Day[] {
   return days
 }
 
-/** `held` comes before the state. An active day that has not begun is `ready`. */
-function lookOf({ state, held_reason }: Partition, day: number, now: Date): Look {
+/** `held` comes before the state. An active day is `settled` if it is closed, and `ready` if it has not begun. */
+function lookOf({ state, held_reason, settled_at }: Partition, day: number, now: Date): Look {
   if (held_reason !== null) return 'held'
   if (state === 'archive_failed') return 'failed'
+  if (state === 'active' && settled_at !== null) return 'settled'
   return state === 'active' && day > now.getTime() ? 'ready' : state
 }
 

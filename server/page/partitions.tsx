@@ -8,6 +8,7 @@ const MAX_MONTHS = 13
 /** The letter in the cell of a day, and what it means. */
 const MEANING: Record<Look, [string, string]> = {
   active: ['A', 'active: online'],
+  settled: ['S', 'settled: online in the order of devices, closed for new heartbeats'],
   ready: ['·', 'ready: made ahead, still empty'],
   detached: ['W', 'detached: waiting for the archiver'],
   archiving: ['▸', 'archiving: being written and proven'],
@@ -89,6 +90,7 @@ function rowOf({ day, look, partition }: Day) {
 /** Why a day is in its state, if that needs words. */
 function remarkOf(look: Look, partition: Partition | undefined) {
   if (look === 'held') return `held: ${partition?.held_reason}`
+  if (look === 'restored' && partition?.settled_at != null) return 'settled'
   if (look === 'archiving' && partition?.step != null) return `step ${partition.step}`
   return look === 'failed' ? (partition?.last_error ?? undefined) : undefined
 }

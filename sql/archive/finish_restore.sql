@@ -47,9 +47,15 @@ begin
   v_left_out := fleet.reshape_restored(v_table, v_partition.columns, v_partition.columns_at);
 
   execute format('alter table %s rename to %I', v_table, p_partition);
-  update fleet.hb_partitions set relid = v_table where partition_name = p_partition;
+  update fleet.hb_partitions set relid = v_table, settled_at = null where partition_name = p_partition;
   perform fleet.bind_range(p_partition);
   perform partman.inherit_template_properties('fleet.device_heartbeats', 'fleet', p_partition);
+  -- The rows lie in the order of the archive. The key has proven that there is no duplicate.
+  if (
+    select s.settle and now() - v_partition.range_end > least(s.max_late, s.retention) + interval '1 hour' from fleet.settings s
+  ) then
+    perform fleet.close_partition(p_partition);
+  end if;
   execute format(
     'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L)',
     v_table, v_partition.range_start, v_partition.range_end
@@ -71,4 +77,4 @@ $$;
 
 comment on function fleet.finish_restore(text, text) is
   'Compares the restored rows with the archive, by the archive''s own columns. Then changes the table to today''s columns, '
-  'indexes it, attaches it, and sets state restored.';
+  'indexes it, attaches it, and sets state restored. It is settled if no heartbeat can come for it.';

@@ -19,9 +19,13 @@ declare
   v_total bigint;
   v_start bigint;
   v_ahead bigint;
+  -- As variables, so that the planner locks only these partitions, and does not wait for one that is being settled.
+  v_from timestamptz := p_now - interval '1 day';
+  v_to timestamptz;
 begin
   perform fleet.not_in_future(p_now);
   select * into strict v_settings from fleet.settings;
+  v_to := p_now + v_settings.max_future;
 
   check_name := 'triggers';
   -- What the migrations made has to be there; whatever else is disabled on the store's tables is named as well.
@@ -74,7 +78,7 @@ begin
   cross join lateral (
     select b.ts
     from fleet.device_heartbeats b
-    where b.device_id = d.device_id and b.ts >= p_now - interval '1 day' and b.ts <= p_now + v_settings.max_future
+    where b.device_id = d.device_id and b.ts >= v_from and b.ts <= v_to
     order by b.ts desc
     limit 1
   ) h;

@@ -16,6 +16,8 @@ declare
   v_names text;
   v_commands text;
   v_attach text;
+  v_late text;
+  v_since timestamptz;
   v_count bigint;
   v_catalog text := left(fleet_guard.seal(0), -1);  -- read once, not for each row
 begin
@@ -171,7 +173,7 @@ begin
   select string_agg(c.oid::regclass::text, ', ') into v_names
   from pg_inherits i
   join pg_class c on c.oid = i.inhrelid
-  where i.inhparent = 'fleet.device_heartbeats'::regclass and pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT';
+  where i.inhparent = 'fleet.device_heartbeats'::regclass and pg_get_expr(c.relpartbound, 0) = 'DEFAULT';
   status := case when v_names is null then 'ok' else 'warn' end;
   detail := coalesce(v_names || ' would block premake and retention as soon as it has a row', 'there is none');
   remedy := case
@@ -182,15 +184,13 @@ begin
   check_name := 'partition_indexes';
   with fault as (
     select a.partition_name, a.range_start,
-      not coalesce(bool_or(i.indisunique and i.indisvalid), false) as lacks_key,
-      not coalesce(
-        bool_or(i.indisvalid and not i.indisunique and pg_get_indexdef(i.indexrelid) like '%(device\_id, ts DESC)'), false
-      ) as lacks_newest,
+      not coalesce(bool_or(i.indisunique and i.indisvalid), false) and not fleet.is_settled(a.relid) as lacks_key,
+      fleet.newest_index(a.relid) is null as lacks_newest,
       string_agg(format('drop index concurrently %s;', i.indexrelid::regclass), e'\n')
         filter (where not i.indisvalid) as leftovers
     from fleet.attached_partitions() a
     left join pg_index i on i.indrelid = a.relid
-    group by a.partition_name, a.range_start
+    group by a.partition_name, a.range_start, a.relid
   )
   select string_agg(f.partition_name, ', ' order by f.range_start),
     string_agg(
@@ -203,8 +203,7 @@ begin
           'and fleet.heartbeat_bucket(a.ts) = fleet.heartbeat_bucket(b.ts) '
           'and (a.received_at, a.ctid) > (b.received_at, b.ctid);'
           '\ncreate unique index concurrently on fleet.%1$I %2$s;',
-          f.partition_name,
-          regexp_replace(pg_get_indexdef('fleet.device_heartbeats_template_dedupe_key'::regclass), '^.* USING btree ', '')
+          f.partition_name, fleet.dedupe_key()
         ) end,
         case when f.lacks_newest then format(
           e'create index if not exists device_heartbeats_device_id_ts_idx on only fleet.device_heartbeats (device_id, ts desc);'
@@ -219,7 +218,7 @@ begin
   from fault f
   where f.lacks_key or f.lacks_newest;
   status := case when v_names is null then 'ok' else 'fail' end;
-  detail := coalesce('an index is missing on ' || v_names, 'every partition has both indexes');
+  detail := coalesce('an index is missing on ' || v_names, 'every partition has its indexes');
   remedy := e'-- as superuser\n' || v_commands;
   return next;
 
@@ -230,6 +229,48 @@ begin
   status := case when v_names is null then 'ok' else 'warn' end;
   detail := coalesce('past the retention by more than two days: ' || v_names, 'no partition is overdue to be retired');
   remedy := case when v_names is not null then 'call fleet.nightly();' end;
+  return next;
+
+  check_name := 'settled_days';
+  select string_agg(p.partition_name, ', ' order by p.range_start) into v_names
+  from fleet.hb_partitions p
+  where p.state in ('active', 'restored') and (p.settled_at is not null) <> fleet.is_settled(fleet.table_of(p));
+  if v_names is not null then
+    status := 'warn';
+    detail := 'fleet.hb_partitions and the catalog disagree about what is settled: ' || v_names;
+    remedy := 'select fleet.sync_partitions();';
+  else
+    -- After an upgrade the first night has not been yet.
+    select min(e.at) into v_since from fleet.events e where e.event = 'maintenance.settle';
+    with late as (
+      select s.*
+      from fleet.settle_plan(p_now) s
+      where s.action = 'unsettle'
+        or s.action = 'too_large' and p_now - s.due_at > interval '3 days'
+        or s.action = 'settle' and v_since is not null and p_now - greatest(s.due_at, v_since) > interval '3 days'
+    )
+    select
+      string_agg(format('%s (%s)', l.partition_name, l.reason), ', ' order by l.range_start desc)
+        filter (where l.action = 'unsettle'),
+      string_agg(format('%s (%s)', l.partition_name, l.reason), ', ' order by l.range_start desc)
+        filter (where l.action <> 'unsettle'),
+      concat_ws(
+        e'\n',
+        case when bool_or(l.action = 'unsettle') then 'call fleet.maintain();' end,
+        case when bool_or(l.action = 'too_large') then format(
+          'update fleet.settings set settle_max_wait = ''%s seconds'';', ceil(extract(epoch from max(l.estimate)) * 1.5)
+        ) end,
+        case when bool_or(l.action <> 'unsettle') then 'call fleet.nightly();' end
+      )
+    into v_names, v_late, v_commands
+    from late l;
+    status := case when v_names is null and v_late is null then 'ok' else 'warn' end;
+    detail := concat_ws(
+      '; ', 'settled, but heartbeats are accepted again: ' || v_names, 'for more than three days not settled: ' || v_late
+    );
+    detail := coalesce(nullif(detail, ''), 'past days are settled, or will be soon');
+    remedy := nullif(v_commands, '');
+  end if;
   return next;
 
   check_name := 'rollups';
@@ -264,4 +305,5 @@ end
 $$;
 
 comment on function fleet.check_partitions(timestamptz) is
-  'The part of fleet.check() about partitions: today''s, those ahead, gaps, names, indexes, retention, rollups and the guard.';
+  'The part of fleet.check() about partitions: today''s, those ahead, gaps, names, indexes, retention, settled days, '
+  'rollups and the guard.';

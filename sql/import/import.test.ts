@@ -71,6 +71,46 @@ t.test('rows are forwarded while the columns of the heartbeats change', async t 
   t.same(await sql`select * from fleet.events where event = 'import.forward'`, [])
 })
 
+t.test('rows of settled days are imported once, and the days stay open until the import is confirmed', async t => {
+  const db = await withDatabase(t)
+  const { sql, admin } = db
+  const [device] = (await enroll(sql, 1)) as [number]
+  const DAY = 24 * 60
+  await admin`
+    insert into fleet.device_heartbeats (ts, received_at, device_id)
+    select ts, ts, ${device} from unnest(${[20, 15].map(days => `${utc(days * DAY)}Z`)}::timestamptz[]) ts`
+  await sql`call fleet.nightly()`
+  const settled = () => value(sql`select count(*)::int from fleet.hb_partitions where settled_at is not null`)
+  t.equal(await settled(), 2)
+
+  await plainTable(db)
+  await write(admin, [
+    { device_id: 'device-1', ts: utc(20 * DAY) },
+    { device_id: 'device-1', ts: utc(20 * DAY - 1) },
+    { device_id: 'device-1', ts: utc(10) },
+  ])
+  const dba = asRole(t, db, 'fleet_dba')
+  await importTable(dba)
+  t.equal(await stored(sql), 4)
+  t.equal(await settled(), 1, 'only the day with rows was opened')
+  // Rows that the survey has not seen.
+  await write(admin, [
+    { device_id: 'device-1', ts: utc(15 * DAY) },
+    { device_id: 'device-1', ts: utc(15 * DAY - 1) },
+  ])
+  await sql`call fleet.nightly()`
+  await importTable(dba)
+  t.equal(await stored(sql), 5)
+  t.equal(await settled(), 0)
+  await sql`call fleet.nightly()`
+  t.equal(await settled(), 0, 'they are not settled while the import may still write')
+  t.equal(await verify(dba), 'verified')
+  await confirm(dba)
+  await sql`call fleet.nightly()`
+  t.equal(await settled(), 2)
+  t.equal(await stored(sql), 5)
+})
+
 t.test('a table with different column names and types is imported, in any time zone', async t => {
   const db = await withDatabase(t)
   await plainTable(

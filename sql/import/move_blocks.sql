@@ -11,7 +11,7 @@ declare
   v_refused bigint;
   v_stored bigint;
 begin
-  -- Tried twice at most: since the days were counted, a row may have arrived for a day that has no partition.
+  -- Tried twice at most: since the days were counted, a row may have arrived for a day that has no partition or is settled.
   for v_try in 1..2 loop
     begin
       with given as materialized (
@@ -56,6 +56,13 @@ begin
         select distinct (r.beat).ts::date as day from fleet.read_source(a, a.next_block, v_last) r where r.reason is null
       ) r
       where not exists (select from fleet.attached_partitions() p where p.range_start <= r.day and p.range_end > r.day);
+      perform fleet.unsettle_partition(p.partition_name)
+      from fleet.hb_partitions p
+      where p.settled_at is not null and p.state in ('active', 'restored')
+        and exists (
+          select from fleet.read_source(a, a.next_block, v_last) r
+          where r.reason is null and (r.beat).ts >= p.range_start and (r.beat).ts < p.range_end
+        );
     end;
   end loop;
 

@@ -14,6 +14,7 @@ declare
   v_missing date;
   v_days bigint;
   v_usual date;
+  v_settled text;
 begin
   select min(d.day), max(d.day), count(*) into v_first, v_last, v_days
   from fleet.import_days d
@@ -58,7 +59,21 @@ begin
   order by m.day
   limit 1;
   if v_missing is null then
-    return false;
+    -- The night does not settle them again before the import is confirmed; see fleet.import_holds().
+    select p.partition_name into v_settled
+    from fleet.hb_partitions p
+    where p.settled_at is not null and p.state in ('active', 'restored')
+      and exists (
+        select from fleet.import_days d
+        where d.source = a.source and d.rows_found > 0 and d.day >= p.range_start::date and d.day < p.range_end::date
+      )
+    order by p.range_start
+    limit 1;
+    if v_settled is null then
+      return false;
+    end if;
+    perform fleet.unsettle_partition(v_settled);
+    return true;
   end if;
   perform fleet.create_partitions(v_missing, least(v_missing + c_days_at_once - 1, v_last));
   update fleet.imports f
@@ -69,5 +84,5 @@ end
 $$;
 
 comment on function fleet.prepare_partitions(fleet.imports) is
-  'Creates the next partitions for the days of a table that is being imported, from its first day to its last; false when none '
-  'is missing. It creates none for days in the archive, which fleet.request_restore() brings back.';
+  'Creates the next partitions for the days of a table that is being imported, from its first day to its last, and opens settled ones; '
+  'false when nothing is left to do. It creates none for days in the archive, which fleet.request_restore() brings back.';

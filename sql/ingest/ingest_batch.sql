@@ -71,7 +71,13 @@ begin
           case
             when t.ts < p_received_at - least(v_settings.max_late, v_settings.retention) then 'too_late'
             when t.ts > p_received_at + v_settings.max_future then 'in_future'
-            -- Only if the insert found no partition for a row. Bounds are UTC midnights.
+            -- Only if the insert found no partition for a row, or one that is settled, because max_late was raised a moment ago.
+            -- Bounds are UTC midnights.
+            when v_try > 1 and exists (
+              select from fleet.hb_partitions p
+              where p.range_start <= t.ts and p.range_end > t.ts and p.settled_at is not null
+                and p.state in ('active', 'restored')
+            ) then 'too_late'
             when v_try > 1 and not exists (
               select from fleet.hb_partitions p
               where p.range_start <= t.ts and p.range_end > t.ts

@@ -16,6 +16,7 @@ set timezone = 'UTC'
 as $$
 #variable_conflict use_column
 declare
+  v_partition text;
   v_batch record;
   v_stored bigint;
   v_duplicate bigint;
@@ -29,6 +30,21 @@ begin
   stored := 0;
   duplicate := 0;
   remaining := 0;
+  for v_partition in
+    select p.partition_name
+    from fleet.hb_partitions p
+    cross join fleet.settings s
+    where p.settled_at is not null and p.state in ('active', 'restored')
+      and exists (
+        select from fleet.heartbeat_quarantine q
+        where q.ts >= greatest(p.range_start, p_from) and q.ts < least(p.range_end, p_to)
+          and (p_device_id is null or q.device_id = p_device_id)
+          and q.received_at - q.ts <= least(s.max_late, s.retention) and q.ts - q.received_at <= s.max_future
+      )
+    order by p.range_start
+  loop
+    perform fleet.unsettle_partition(v_partition);
+  end loop;
   for v_batch in
     select q.received_at,
       -- The ts that was judged: if the payload has none, the time of arrival.
@@ -77,5 +93,5 @@ $$;
 
 comment on function fleet.replay_quarantine(timestamptz, timestamptz, bigint) is
   'Stores quarantined heartbeats, selected by ts, if their partition now exists (created or restored) and their lateness is now '
-  'allowed. Returns how many were stored, how many were duplicates, and how many remain. '
+  'allowed; opens settled days for them. Returns how many were stored, how many were duplicates, and how many remain. '
   'Example: select * from fleet.replay_quarantine(current_date - 3, current_date);';

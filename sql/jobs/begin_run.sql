@@ -13,12 +13,13 @@ declare
   v_holder integer;
   v_steps constant text[] := case p_kind
     -- Premake comes first and in its own transaction, because ingest depends on it. Each plan_ step is replaced by one step for
-    -- each day or partition that it finds. Days are rolled up before their heartbeats are retired.
+    -- each day or partition that it finds. Days are rolled up before their heartbeats are retired. Settling may take minutes, so the
+    -- archiver is woken before it; what VACUUM has to do is known after it.
     when 'nightly' then array[
-      'premake', 'refresh_sizes', 'plan_roll_up', 'plan_retire', 'tune_autovacuum', 'schedule_vacuum', 'prune', 'note_storage',
-      'retry_failed_archives', 'wake_archiver'
+      'premake', 'refresh_sizes', 'plan_roll_up', 'plan_retire', 'tune_autovacuum', 'prune', 'note_storage',
+      'retry_failed_archives', 'wake_archiver', 'plan_settle', 'schedule_vacuum'
     ]
-    when 'maintain' then array['premake', 'plan_rebuild']
+    when 'maintain' then array['premake', 'plan_unsettle', 'plan_rebuild']
   end;
 begin
   if v_steps is null then

@@ -39,11 +39,13 @@ as $$
   join pg_class c on c.oid = fleet.table_of(p)
   -- Also retired partitions, which wait for their archive or archive_grace. cold_xid is null for a day that was retired young.
   where (p.state in ('active', 'restored') and age(c.relfrozenxid) > age(p.cold_xid)
-      or p.state not in ('active', 'restored') and age(c.relfrozenxid) > coalesce(age(p.cold_xid), 1000000))
-    and pg_relation_size(c.oid) > 0
+      or p.state not in ('active', 'restored') and age(c.relfrozenxid) > coalesce(age(p.cold_xid), 1000000)
+      -- CLUSTER has frozen the rows, but only VACUUM marks the pages, for index-only scans and so that no later VACUUM reads them.
+      or p.settled_at is not null and c.relallvisible < c.relpages)
+    and (c.relpages > 0 or fleet.has_pages(c.oid))
   having count(*) > 0;
 $$;
 
 comment on function fleet.job_definitions() is
   'The jobs that pg_cron runs for the store, with their schedules in GMT. A job is late when its last success is older than '
-  'max_age. fleet-freeze is listed only while a cold partition is not frozen yet.';
+  'max_age. fleet-freeze is listed only while a cold or settled partition is not frozen yet.';

@@ -38,9 +38,17 @@ as $$
     from fleet.hb_partitions p
     where p.state in ('detached', 'archiving', 'archive_failed', 'archived')
     order by p.range_start
+  )
+  union all
+  (
+    select 'settle', r.partition_name, r.reason
+    from fleet.settle_plan(p_now) r
+    where r.action = 'settle'
+    order by r.range_start desc
   );
 $$;
 
 comment on function fleet.nightly_plan(interval, timestamptz) is
-  'The dry run of fleet.nightly(): what it would create, roll up, retire and leave to the archiver. Changes nothing. Example: '
+  'The dry run of fleet.nightly(): what it would create, roll up, retire, leave to the archiver and settle, the last within '
+  'settings.settle_budget. Changes nothing. Example: '
   'select * from fleet.nightly_plan(''60 days'');';

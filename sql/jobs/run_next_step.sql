@@ -33,6 +33,32 @@ begin
       select 'retire', r.partition_name, null, row_number() over (order by r.range_start)
       from fleet.retention_plan(v_next.retention, v_next.as_of) r
       where v_next.step = 'plan_retire' and r.action = 'retire'
+      union all
+      -- The heartbeats that were quarantined since max_late was raised. Readers do not wait for them: it is another transaction.
+      select u.step, r.partition_name, null, row_number() over (order by r.range_start, u.nth)
+      from fleet.settle_plan(v_next.as_of) r
+      cross join (values (1, 'unsettle'), (2, 'replay')) as u (nth, step)
+      where v_next.step = 'plan_unsettle' and r.action = 'unsettle'
+      union all
+      -- One partition and then the plan again, as long as the budget lasts. Each is tried once in a night.
+      select u.step, case u.step when 'settle' then n.partition_name end, null, u.nth
+      from (
+        select r.partition_name
+        from fleet.settle_plan(v_next.as_of) r
+        where v_next.step = 'plan_settle' and r.action = 'settle'
+          and not exists (
+            select from fleet.events e
+            where e.run_id = p_run_id and e.event = 'maintenance.settle' and e.partition_name = r.partition_name
+          )
+          and (
+            select coalesce(sum(e.duration_ms), 0)
+            from fleet.events e
+            where e.run_id = p_run_id and e.event = 'maintenance.settle'
+          ) < (select extract(epoch from s.settle_budget) * 1000 from fleet.settings s)
+        order by r.range_start desc
+        limit 1
+      ) n
+      cross join (values (1, 'settle'), (2, 'plan_settle')) as u (nth, step)
     ) d;
     delete from fleet.planned_steps s where s.run_id = p_run_id and s.position = v_next.position;
   end loop;

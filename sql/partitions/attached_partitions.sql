@@ -1,4 +1,5 @@
 -- The catalog alone decides what is a partition. Names are not parsed, because pg_partman 4 and 5 name partitions differently.
+-- With the oid of the table, pg_get_expr() would lock it, and wait for a partition that is being settled.
 create or replace function fleet.attached_partitions()
 returns table (relid oid, partition_name text, range_start timestamptz, range_end timestamptz)
 language sql
@@ -12,7 +13,7 @@ as $$
   from pg_inherits i
   join pg_class c on c.oid = i.inhrelid
   cross join lateral (
-    select regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\) TO \(''([^'']+)''\)') as bounds
+    select regexp_match(pg_get_expr(c.relpartbound, 0), 'FROM \(''([^'']+)''\) TO \(''([^'']+)''\)') as bounds
   ) b
   where i.inhparent = to_regclass('fleet.device_heartbeats')
     and b.bounds is not null

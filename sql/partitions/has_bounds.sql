@@ -1,3 +1,4 @@
+-- See fleet.attached_partitions() for the 0.
 create or replace function fleet.has_bounds(p_table oid, p_range_start timestamptz, p_range_end timestamptz) returns boolean
 language sql
 stable
@@ -10,7 +11,7 @@ as $$
     select from pg_class c
     join pg_inherits i on i.inhrelid = c.oid and i.inhparent = to_regclass('fleet.device_heartbeats')
     where c.oid = p_table
-      and pg_get_expr(c.relpartbound, c.oid) = format('FOR VALUES FROM (%L) TO (%L)', p_range_start, p_range_end)
+      and pg_get_expr(c.relpartbound, 0) = format('FOR VALUES FROM (%L) TO (%L)', p_range_start, p_range_end)
   );
 $$;
 

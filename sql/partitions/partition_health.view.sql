@@ -1,8 +1,8 @@
 create or replace view fleet.partition_health as
 select p.partition_name, p.range_start, p.range_end, p.state, p.step, p.row_count,
-  coalesce(pg_total_relation_size(case when p.state <> 'dropped' then fleet.table_of(p) end), 0) as bytes_size,
+  fleet.bytes_of(p) as bytes_size,
   p.attempts, p.next_attempt_at, p.last_error, p.held_reason, p.lease_owner, p.lease_until, p.detached_at, p.proven_at,
-  p.dropped_at, p.restored_at, p.archive_url
+  p.dropped_at, p.restored_at, p.archive_url, case when p.state <> 'dropped' then p.settled_at end as settled_at
 from fleet.hb_partitions p
 order by p.range_start desc;
 

@@ -11,7 +11,7 @@ set timezone = 'UTC'
 as $$
   select p.partition_name, p.range_start, p.range_end, p.state,
     coalesce(p.row_count, greatest(c.reltuples, 0)::bigint),
-    pg_total_relation_size(c.oid),
+    fleet.bytes_of(p),
     case
       when p.range_end > p_now - r.retention then 'keep'
       when p.held_reason is not null or p.state = 'restored' or h.source is not null then 'hold'

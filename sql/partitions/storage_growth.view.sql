@@ -1,6 +1,6 @@
 create or replace view fleet.storage_growth as
 select (p.range_start at time zone 'UTC')::date as day, p.partition_name, p.state, p.row_count,
-  coalesce(pg_total_relation_size(case when p.state <> 'dropped' then fleet.table_of(p) end), 0) as bytes_online,
+  fleet.bytes_of(p) as bytes_online,
   coalesce(p.archive_bytes, 0) as bytes_archived
 from fleet.hb_partitions p
 where p.range_start <= now()

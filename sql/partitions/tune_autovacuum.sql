@@ -28,7 +28,7 @@ begin
         -- Small steps keep the visibility map and the statistics up to date during the day.
         ('hot', array['autovacuum_analyze_scale_factor=0.02', 'autovacuum_vacuum_insert_scale_factor=0.05']),
         ('recent', array[]::text[]),
-        -- The job fleet-freeze freezes it once. Vacuum against wraparound runs in any case.
+        -- The job fleet-freeze freezes it once, or marks its pages once it is settled. Vacuum against wraparound runs in any case.
         ('cold', array['autovacuum_enabled=false'])
     ) as w (temperature, options)
     where w.temperature = t.temperature

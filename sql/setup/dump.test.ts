@@ -26,6 +26,7 @@ const day = {
   detachedAndRenamed: daysAgo(66),
   plain: daysAgo(65),
   other: daysAgo(64),
+  settled: daysAgo(63),
 }
 const ROWS = 500
 
@@ -278,6 +279,7 @@ async function fill(t: Test, source: OwnCluster, directory: string) {
   for (const what of ['detached', 'detachedAndRenamed'] as const) await sql`select fleet.archive_partition(${name[what]})`
   await sql`select fleet.hold_partition(${name.held}, 'legal hold')`
   await admin.unsafe(`alter table fleet.${name.renamed} rename to somebody_renamed_it`)
+  await sql`select fleet.settle_partition(${name.settled})`
   // Transaction IDs that the other cluster has not reached.
   await admin`update fleet.hb_partitions set cold_xid = '3000000000' where partition_name = ${name.other}`
   const [token] = await sql<{ token: string }[]>`select fleet.renew_token(${device.device_id}) as token`
@@ -341,6 +343,9 @@ async function storeOf({ sql, admin }: TestDatabase) {
   return {
     tables: tables.map(row => ({ ...row })),
     counts,
+    settled: (
+      await sql`select partition_name, settled_at, fleet.is_settled(fleet.table_of(p)) from fleet.hb_partitions p where settled_at is not null`
+    ).map(row => ({ ...row })),
     health: (await sql`select partition_name, bytes_size > 0 as has_bytes from fleet.partition_health`).map(row => ({ ...row })),
     plan: (await sql`select partition_name, action, reason from fleet.retention_plan('60 days')`).map(row => ({ ...row })),
     rollups: (await sql`select day, partition_name, action from fleet.rollup_plan()`).map(row => ({ ...row })),

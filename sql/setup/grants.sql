@@ -44,8 +44,9 @@ grant execute on function
   fleet.postgres_started_at(),
   fleet.job_history()  -- called by the view job_health
 to fleet_server, fleet_reader, fleet_dba;
--- Called by the views partition_health and storage_growth.
 grant execute on function fleet.table_of(fleet.hb_partitions) to fleet_server, fleet_archiver, fleet_reader, fleet_dba;
+-- Called by the views partition_health and storage_growth.
+grant execute on function fleet.bytes_of(fleet.hb_partitions) to fleet_server, fleet_archiver, fleet_reader, fleet_dba;
 
 grant execute on function
   fleet.create_device(text, text),
@@ -82,6 +83,9 @@ grant execute on function
   fleet.set_cohort_interval(text, interval),
   fleet.create_partitions(date, date),
   fleet.sync_partitions(),
+  fleet.settle_plan(timestamptz),
+  fleet.settle_partition(text, timestamptz),
+  fleet.unsettle_partition(text),
   fleet.archive_partition(text),
   fleet.retry_archive(text),
   fleet.accept_archive(text, text),
@@ -207,7 +211,8 @@ grant update (cohort, heartbeat_interval) on fleet.devices to fleet_dba;
 grant update (
   max_late, max_future, offline_after, archive_grace, archive_max_attempts, store_ip, quarantine_keep, quarantine_per_device,
   events_keep, command_expires_after, commands_keep, rollups_keep, silence_window, silence_share, silence_ratio,
-  silence_min_devices, ingest_gap, archive_stores, proofs_needed
+  silence_min_devices, ingest_gap, archive_stores, proofs_needed,
+  settle, settle_max_wait, settle_budget
 ) on fleet.settings to fleet_dba;
 
 -- Old names, which go in 0.3.

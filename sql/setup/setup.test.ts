@@ -45,7 +45,7 @@ t.test('setup creates partitions for the days of the retention, today and premak
   t.equal(await value(sql`select fleet.set_up_partitions()`), 0, 'a second setup changes nothing')
 })
 
-t.test('every partition has the dedupe key and the index for reads', async t => {
+t.test('every new partition has the dedupe key and the index for reads', async t => {
   const { sql } = await withDatabase(t)
   t.same(
     await sql`

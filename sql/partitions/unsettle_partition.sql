@@ -1,0 +1,59 @@
+-- The key comes back before the constraint goes, so there is no moment in which a duplicate could be stored. Readers wait only for
+-- the second one.
+create or replace function fleet.unsettle_partition(p_partition text) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '300ms'
+as $$
+declare
+  c_tries constant integer := 40;
+  v_partition fleet.hb_partitions;
+  v_table oid;
+  v_has_key boolean := false;
+  v_since timestamptz := clock_timestamp();
+begin
+  for v_try in 1..c_tries loop
+    begin
+      if v_has_key then
+        execute format('alter table %s drop constraint device_heartbeats_settled', v_table::regclass);
+        exit;
+      end if;
+      v_partition := fleet.get_partition(p_partition);
+      v_table := fleet.table_of(v_partition);
+      if v_partition.state not in ('active', 'restored') or v_table is null then
+        raise exception using
+          errcode = 'FL002',
+          message = format('partition %s is %s, and takes no heartbeats', p_partition, v_partition.state),
+          hint = 'Only a partition that is online can be opened. An archived day: select fleet.request_restore(day);';
+      end if;
+      if not fleet.is_settled(v_table) then
+        return false;
+      end if;
+      if fleet.dedupe_index(v_table) is null then
+        execute format('create unique index on %s using btree %s', v_table::regclass, fleet.dedupe_key());
+      end if;
+      v_has_key := true;
+    exception when lock_not_available then
+      if v_try = c_tries then
+        raise exception using
+          errcode = 'FL003',
+          message = format('partition %s is in use: %s attempts to open it failed', p_partition, c_tries),
+          hint = 'Nothing has changed. Try again when the long queries over that day have ended; see fleet.end_overdue_readers().';
+      end if;
+      perform pg_sleep(0.1);
+    end;
+  end loop;
+  update fleet.hb_partitions
+  set settled_at = null
+  where partition_name = p_partition;
+  perform fleet.record_event('partition.unsettle', p_partition, p_duration_ms => fleet.elapsed_ms(v_since));
+  return true;
+end
+$$;
+
+comment on function fleet.unsettle_partition(text) is
+  'Opens a settled partition for heartbeats: creates its dedupe key again, and then removes the constraint that refuses new rows. '
+  'Returns false if it was not settled. The next night settles it again if it is old enough. '
+  'Example: select fleet.unsettle_partition(partition_name) from fleet.partition_health where settled_at is not null limit 1;';
