@@ -75,18 +75,18 @@ t.test('rows of settled days are imported once, and the days stay open until the
   const db = await withDatabase(t)
   const { sql, admin } = db
   const [device] = (await enroll(sql, 1)) as [number]
-  const DAY = 24 * 60
+  const day = { 20: utc(20 * 24 * 60), 15: utc(15 * 24 * 60) }
   await admin`
     insert into fleet.device_heartbeats (ts, received_at, device_id)
-    select ts, ts, ${device} from unnest(${[20, 15].map(days => `${utc(days * DAY)}Z`)}::timestamptz[]) ts`
+    select ts, ts, ${device} from unnest(${Object.values(day).map(ts => `${ts}Z`)}::timestamptz[]) ts`
   await sql`call fleet.nightly()`
   const settled = () => value(sql`select count(*)::int from fleet.hb_partitions where settled_at is not null`)
   t.equal(await settled(), 2)
 
   await plainTable(db)
   await write(admin, [
-    { device_id: 'device-1', ts: utc(20 * DAY) },
-    { device_id: 'device-1', ts: utc(20 * DAY - 1) },
+    { device_id: 'device-1', ts: day[20] },
+    { device_id: 'device-1', ts: utc(20 * 24 * 60 - 1) },
     { device_id: 'device-1', ts: utc(10) },
   ])
   const dba = asRole(t, db, 'fleet_dba')
@@ -95,8 +95,8 @@ t.test('rows of settled days are imported once, and the days stay open until the
   t.equal(await settled(), 1, 'only the day with rows was opened')
   // Rows that the survey has not seen.
   await write(admin, [
-    { device_id: 'device-1', ts: utc(15 * DAY) },
-    { device_id: 'device-1', ts: utc(15 * DAY - 1) },
+    { device_id: 'device-1', ts: day[15] },
+    { device_id: 'device-1', ts: utc(15 * 24 * 60 - 1) },
   ])
   await sql`call fleet.nightly()`
   await importTable(dba)

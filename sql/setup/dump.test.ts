@@ -344,7 +344,7 @@ async function storeOf({ sql, admin }: TestDatabase) {
     tables: tables.map(row => ({ ...row })),
     counts,
     settled: (
-      await sql`select partition_name, settled_at, fleet.is_settled(fleet.table_of(p)) from fleet.hb_partitions p where settled_at is not null`
+      await sql`select partition_name, settled_at, fleet.is_settled(fleet.table_of(p)) from fleet.hb_partitions p where settled_at is not null order by range_start`
     ).map(row => ({ ...row })),
     health: (await sql`select partition_name, bytes_size > 0 as has_bytes from fleet.partition_health`).map(row => ({ ...row })),
     plan: (await sql`select partition_name, action, reason from fleet.retention_plan('60 days')`).map(row => ({ ...row })),
