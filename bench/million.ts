@@ -183,12 +183,15 @@ async function runPhase(bench: Bench, mode: Mode, rate: number, seconds: number)
     const at = (stoppedAt - report.startedAt) / 1000
     const before = stored(report, at - window, at)
     const after = stored(report, at, at + window)
-    const cpu = (of: 'server' | 'postgres' | 'sender') => (1e6 * (usedUntil[of] - usedFrom[of])) / stored(report, warmup, at)
+    // A server that stores nothing has no ratio; 0 misses its target.
+    const ratio = before > 0 ? after / before : 0
+    const counted = Math.max(1, stored(report, warmup, at))
+    const cpu = (of: 'server' | 'postgres' | 'sender') => (1e6 * (usedUntil[of] - usedFrom[of])) / counted
     const offered = report.parts.reduce((sum, { offered: count }) => sum + count, 0)
     const { latency } = part('before')
     const label = (name: string) => `${mode}: ${name}`
     say(
-      `  stored ${Math.round(before / window)}/s, p99 ${latency.p99.toFixed(1)} ms; from the restart on ${(after / before).toFixed(2)} of that; ${report.lost} lost, ${found.missing} missing`,
+      `  stored ${Math.round(before / window)}/s, p99 ${latency.p99.toFixed(1)} ms; from the restart on ${ratio.toFixed(2)} of that; ${report.lost} lost, ${found.missing} missing`,
     )
     return [
       { name: label('offered'), measured: offered / seconds, unit: '/s' },
@@ -211,7 +214,7 @@ async function runPhase(bench: Bench, mode: Mode, rate: number, seconds: number)
       { name: label('the server was away'), measured: downtime, unit: 's' },
       {
         name: label(`stored in the ${Math.round(window)} s from the restart on / before`),
-        measured: after / before,
+        measured: ratio,
         unit: '',
         target: atLeast(0.9),
       },
