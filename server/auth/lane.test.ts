@@ -39,17 +39,26 @@ t.test(
   },
 )
 
-t.test('of too many that wait one is refused, chosen at random, and a wrong token keeps its place for a while', async t => {
+t.test('of too many that wait one is refused, chosen at random, and so is the one that gets the next place', async t => {
   const choices = [0, 0.99, 0.5]
   const lane = new Lane({ places: 1, ofNetwork: 1, waiting: 2, pauseMs: 1 }, () => choices.shift() ?? 0)
   const entries = [1, 2, 3, 4, 5].map(() => enter(lane, 'a'))
   await turn()
   t.same(states(entries), ['in', 'refused', 'waiting', 'waiting', 'refused'])
   ;(entries[0]!.now as (isGood: boolean) => void)(false)
-  await turn()
-  t.same(states(entries).slice(2, 4), ['waiting', 'waiting'])
   while (states(entries).filter(state => state === 'waiting').length > 1) await new Promise(resolve => setTimeout(resolve, 1))
   t.same(states(entries).slice(2, 4), ['waiting', 'in'])
+})
+
+t.test('a wrong token keeps its place for the pause, and a good one gives it back at once', async t => {
+  for (const isGood of [false, true]) {
+    const lane = new Lane({ places: 1, ofNetwork: 1, waiting: 2, pauseMs: 60_000 })
+    const entries = [1, 2].map(() => enter(lane, 'a'))
+    await turn()
+    ;(entries[0]!.now as (isGood: boolean) => void)(isGood)
+    await turn()
+    t.same(states(entries), ['in', isGood ? 'in' : 'waiting'])
+  }
 })
 
 t.test('who comes last is let in as often as who comes first', async t => {

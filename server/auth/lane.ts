@@ -42,7 +42,7 @@ export class Lane {
     this.#takenBy.set(network, (this.#takenBy.get(network) ?? 0) + 1)
     return isGood => {
       if (isGood) this.#free(network)
-      else setTimeout(() => this.#free(network), this.limits.pauseMs)
+      else setTimeout(() => this.#free(network), this.limits.pauseMs).unref()
     }
   }
 
