@@ -19,4 +19,4 @@ $$;
 
 comment on function fleet.bytes_of(fleet.hb_partitions) is
   'The size on disk of a partition with its indexes, in bytes; 0 if it is dropped. While the table is locked against readers, the '
-  'size that was measured last.';
+  'size that was measured last. Example: select partition_name, fleet.bytes_of(p) from fleet.hb_partitions p;';
