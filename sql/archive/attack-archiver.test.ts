@@ -78,7 +78,7 @@ t.test("the archiver's count is compared with Postgres's own count", async t => 
   })
   await archiver`select fleet.count_retired(${name}, 'thief', 3)`
   await archiver`select fleet.record_export(${name}, 'thief')`
-  await archiver`select fleet.record_upload(${name}, 'thief', 'file:///x', ${'ab'.repeat(32)}, 10)`
+  await archiver`select fleet.record_upload(${name}, 'thief', 'file:///x', ${'ab'.repeat(32)}, 10, 3)`
   for (const content of ['0', '1', '999999999999999999999']) {
     await t.rejects(
       archiver`select fleet.record_proof(${name}, 'thief', ${'ab'.repeat(32)}, ${content}, 3, ${daysAgo(5)}, ${daysAgo(5)})`,
@@ -104,14 +104,14 @@ t.test("the archiver's count is compared with Postgres's own count", async t => 
 
 t.test('the archiver may insert into a restored day only until its rows are compared', async t => {
   const { db, sql, name, archiver, day } = await withRetired(t)
-  const [sum] = await sql<{ row_count: string; content_checksum: string; min_ts: Date; max_ts: Date }[]>`
-    select * from fleet.content_checksum(${`fleet_detached.${name}`}::regclass)`
+  const [sum] = await sql<{ min_ts: Date; max_ts: Date }[]>`
+    select * from fleet.count_rows(${`fleet_detached.${name}`}::regclass)`
   await db.admin.unsafe(`create table public.kept as table fleet_detached.${name}; grant select on public.kept to fleet_archiver`)
   await archiver`select * from fleet.claim_partition('a')`
-  await archiver`select fleet.count_retired(${name}, 'a', 3)`
+  await archiver`select fleet.count_retired(${name}, 'a', 3, ${'cd'.repeat(32)})`
   await archiver`select fleet.record_export(${name}, 'a')`
-  await archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${'ab'.repeat(32)}, 10)`
-  await archiver`select fleet.record_proof(${name}, 'a', ${'ab'.repeat(32)}, ${sum!.content_checksum}, 3, ${sum!.min_ts}, ${sum!.max_ts})`
+  await archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${'ab'.repeat(32)}, 10, 3)`
+  await archiver`select fleet.record_proof(${name}, 'a', ${'ab'.repeat(32)}, null, 3, ${sum!.min_ts}, ${sum!.max_ts}, ${'cd'.repeat(32)})`
   await archiver`select fleet.drop_partition(${name})`
   await archiver`select fleet.request_restore(${day}::date, ${day}::date)`
   await archiver`select * from fleet.claim_restore('a')`
