@@ -21,10 +21,13 @@ export async function contentOf(sql: Sql, table: string) {
     }
     return `case when ${column} is null then '\\N' else ${forms[type] ?? `${column}::text`} end`
   })
+  const order = columns
+    .filter(({ name }) => name !== 'device_id' && name !== 'ts')
+    .map(({ name, type }) => `"${name}"${type === 'text' ? ' collate "C"' : ''}`)
   const [content] = await sql.unsafe<{ row_count: string; rows_sha256: string }[]>(`
     select count(*)::text as row_count,
-      encode(sha256(convert_to(coalesce(string_agg(line, '' order by device_id, ts, place), ''), 'UTF8')), 'hex') as rows_sha256
-    from (select t.device_id, t.ts, t.ctid as place, ${texts.join(` || ',' || `)} || e'\\n' as line from only ${table} t) rows`)
+      encode(sha256(convert_to(coalesce(string_agg(line, '' order by ${['device_id', 'ts', ...order].join(', ')}), ''), 'UTF8')), 'hex') as rows_sha256
+    from (select t.*, ${texts.join(` || ',' || `)} || e'\\n' as line from only ${table} t) rows`)
   if (!content) throw new Error(`nothing was counted in ${table}`)
   return content
 }

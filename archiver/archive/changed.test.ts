@@ -76,7 +76,7 @@ for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
       t.match(await db.sql`select detail from fleet.events where event = 'partition.archive.accept'`, [
         {
           detail:
-            /^by fleet_dba: changed by mistake\. Dropped: \d+ rows \(row hash \d+\)\. Archive: 1000 rows \(row hash \d+; rows_sha256 \w{64}\), file:/,
+            /^by fleet_dba: changed by mistake\. Dropped: \d+ rows \(row hash -?\d+\)\. Archive: 1000 rows \(row hash -?\d+; rows_sha256 \w{64}\), file:/,
         },
       ])
       await db.sql`select fleet.request_restore(${day})`

@@ -35,6 +35,8 @@ interface Form {
   read?: (text: string) => string
   csv?: (value: string) => string
   write?: (value: string) => string
+  /** What rows are sorted by, if the value itself does not say which of two comes first. */
+  order?: (value: string) => string
   /** Quoted in CSV whenever it is not null, so that it does not matter which texts a program would quote. */
   isQuoted?: true
   checksum: (value: string) => string
@@ -42,6 +44,7 @@ interface Form {
 
 const sized = (value: string) => `strlen(${value}) || ':' || ${value}`
 const plain = (value: string) => `${value}::varchar`
+const textOrder = (value: string) => `${value}::text collate "C"`
 const moment = (value: string) => `case when isfinite(${value}) then epoch_us(${value})::varchar else ${value}::varchar end`
 // DuckDB writes (BC) after the date, and Postgres writes BC at the end. Each ignores the other's notation without an error.
 const dateOf = (text: string) =>
@@ -87,22 +90,23 @@ const types: Record<string, Form> = {
     csv: value => `case ${value} when true then 't' when false then 'f' end`,
   },
   // A decimal in Parquet has at most 38 digits and no NaN.
-  numeric: { duckdb: 'varchar', checksum: plain },
+  numeric: { duckdb: 'varchar', order: textOrder, checksum: plain },
   'double precision': {
     duckdb: 'double',
     // The bits, because Postgres and DuckDB print different texts. NaN has many bit patterns, so it is written by name.
     send: value => `case when ${value} = 'NaN' then 'NaN' else ('x' || encode(float8send(${value}), 'hex'))::bit(64)::text end`,
+    order: value => `float8send(${value})`,
     read: text => `case when ${text} = 'NaN' then 'NaN'::double else ${text}::bit::double end`,
     csv: value => `case when isnan(${value}) then 'NaN' else ${value}::bit::varchar end`,
     write: plain,
     checksum: value => `case when isnan(${value}) then 'NaN' else ${value}::bit::varchar end`,
   },
   uuid: { duckdb: 'uuid', checksum: plain },
-  text: { duckdb: 'varchar', isQuoted: true, checksum: sized },
+  text: { duckdb: 'varchar', isQuoted: true, order: value => `${value} collate "C"`, checksum: sized },
   inet: { duckdb: 'varchar', checksum: sized },
   jsonb: { duckdb: 'varchar', isQuoted: true, checksum: sized },
   // Postgres's text, which has the bounds, the dimensions and the nulls of the array.
-  'text[]': { duckdb: 'varchar', isQuoted: true, checksum: sized },
+  'text[]': { duckdb: 'varchar', isQuoted: true, order: textOrder, checksum: sized },
 }
 
 /** The columns in the form that fleet.hb_partitions.columns and manifests use. */
@@ -137,6 +141,20 @@ export function columnList(columns: Column[]) {
 /** What a COPY TO selects, as texts that DuckDB writes in the same way. */
 export function copyValues(columns: Column[]) {
   return columns.map(({ name, type }) => typeOf(name, type).send?.(identifier(name)) ?? identifier(name)).join(', ')
+}
+
+/**
+ * The order of the rows of a COPY TO: by device_id and ts, then by the other columns, whatever the collations of the database.
+ * Sorting by a column's text would cost as much as writing it, so two numbers in jsonb that differ only in trailing zeros count
+ * as equal.
+ */
+export function copyOrder(columns: Column[]) {
+  const others = columns.filter(({ name }) => name !== 'device_id' && name !== 'ts')
+  return [
+    'device_id',
+    'ts',
+    ...others.map(({ name, type }) => typeOf(name, type).order?.(identifier(name)) ?? identifier(name)),
+  ].join(', ')
 }
 
 /** The CSV of DuckDB that is the same, byte for byte, as that of COPY with copyOptions. */

@@ -44,7 +44,7 @@ t.test('a day that came back and gained rows is archived as a new revision, and 
   t.equal(fileURLToPath(state.archive_url as string), second)
   t.same(await filesOf(directory), [basename(second), 'manifest.json'])
   t.match(JSON.parse(await readFile(paths.manifest, 'utf8')) as Manifest, {
-    format_version: 2,
+    format_version: 3,
     file: basename(second),
     revision: 2,
     replaces: first.sha256,

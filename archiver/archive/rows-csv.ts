@@ -2,16 +2,19 @@ import { createHash } from 'node:crypto'
 import { Writable } from 'node:stream'
 import { identifier, literal } from '../duckdb.ts'
 import { openSession, type Database } from '../database.ts'
-import { copyOptions, copyValues, duckdbOptions, duckdbValues, type Column } from './parquet.ts'
+import { copyOptions, copyOrder, copyValues, duckdbOptions, duckdbValues, type Column } from './parquet.ts'
 import { feed } from './pipe.ts'
 
 /**
- * The COPY whose bytes `rows_sha256` is the hash of. A day has one heartbeat for each device and ts. If a superuser wrote
- * others, ctid, the place in the table, decides; the Parquet file and a restored table keep that order.
+ * The COPY whose bytes `rows_sha256` is the hash of. A day has one heartbeat for each device and ts. If a superuser wrote others,
+ * their other columns decide, so that a restored table has the same order.
  * @param table a qualified and quoted name
  */
 export function copyOfRows(table: string, columns: Column[]) {
-  return `copy (select ${copyValues(columns)} from only ${table} order by device_id, ts, ctid) to stdout (${copyOptions(columns)})`
+  return (
+    `copy (select ${copyValues(columns)} from only ${table} order by ${copyOrder(columns)}) ` +
+    `to stdout (${copyOptions(columns)})`
+  )
 }
 
 /** The SQL by which anybody can compute `rows_sha256`; see RUNBOOK.md. Manifests have it. */
@@ -32,26 +35,12 @@ export function rowsCsv(partition: string, file: string, columns: Column[]): Row
   }
 }
 
-/**
- * Hashes the rows of a table as `rows_sha256` does.
- * @param isLoaded the table was filled by one COPY in the right order, so it is read as it lies, without a sort
- * @returns the SHA-256 in hex
- */
-export async function hashRows(
-  database: Database,
-  table: string,
-  columns: Column[],
-  { isLoaded = false, signal }: { isLoaded?: boolean; signal?: AbortSignal | undefined } = {},
-) {
+/** Hashes the rows of a table as `rows_sha256` does. Returns the SHA-256 in hex. */
+export async function hashRows(database: Database, table: string, columns: Column[], signal?: AbortSignal) {
   const session = await openSession(database, signal)
   const { sql } = session
   try {
-    // A scan by several processes, or one that joins another in the middle of the table, has another order.
-    await sql`select set_config('max_parallel_workers_per_gather', '0', false), set_config('synchronize_seqscans', 'off', false)`
-    const copy = isLoaded
-      ? `copy (select ${copyValues(columns)} from only ${table}) to stdout (${copyOptions(columns)})`
-      : copyOfRows(table, columns)
-    const rows = await sql.unsafe(copy).readable()
+    const rows = await sql.unsafe(copyOfRows(table, columns)).readable()
     const hash = createHash('sha256')
     try {
       await feed(rows, new Writable({ write: (_chunk, _encoding, done) => done() }), { hash })

@@ -65,9 +65,7 @@ export async function restorePartition(worker: Worker, claimed: ClaimedRestore, 
       if (!staging) throw new Error(`${partition_name}: fleet.begin_restore returned no table`)
       const onRows = followCopy(worker, 'partition.restore.progress', partition_name, manifest.row_count)
       await load(worker, staging.table_name, manifest.columns, file, work, signal, onRows)
-      return claimed.rows_sha256 === null
-        ? null
-        : await hashRows(worker.database, staging.table_name, manifest.columns, { isLoaded: true, signal })
+      return claimed.rows_sha256 === null ? null : await hashRows(worker.database, staging.table_name, manifest.columns, signal)
     },
     signal,
   )

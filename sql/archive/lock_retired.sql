@@ -5,7 +5,7 @@ language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
-set lock_timeout = '5s'
+set lock_timeout = '0'
 as $$
 declare
   v_partition fleet.hb_partitions;
@@ -22,7 +22,8 @@ begin
       message = format('partition %s has no table that %s may archive', p_partition, p_worker),
       hint = 'See select * from fleet.check_partitions() where status <> ''ok'';';
   end if;
-  -- LOCK TABLE requires the right to write, which nobody has here. This statement changes nothing. It blocks writers, but not
+  -- It waits for a VACUUM as long as that takes. LOCK TABLE requires the right to write, which nobody has here. This statement
+  -- changes nothing, and blocks writers, but not
   -- readers, until the end of the transaction.
   execute format('alter table %s disable trigger user', v_table);
 end

@@ -53,8 +53,8 @@ begin
     raise exception using
       errcode = 'FL010',
       message = format(
-        'partition %s differs from its archive and is not dropped: it has %s rows (%s) and its archive %s (%s)',
-        p_partition, v_found.row_count, v_found.in_table, coalesce(v_partition.row_count, 0), v_found.in_archive
+        'partition %s differs from its archive and is not dropped: it has %s rows and its archive %s (%s and %s)',
+        p_partition, v_found.row_count, coalesce(v_partition.row_count, 0), v_found.in_table, v_found.in_archive
       ),
       detail = 'Only a superuser could write to it after the proof.',
       hint = format(
