@@ -8,7 +8,7 @@ import { exportTable } from './export.ts'
 import { hashFile } from './hash.ts'
 import { readContent, writeParquet } from './parquet.ts'
 import { exportCounted, fillAwkwardDay, makeDirectory } from '../../testing/archiver.ts'
-import { contentOf, NO_ROWS } from '../../testing/rows.ts'
+import { NO_ROWS } from '../../testing/rows.ts'
 
 const db = await withDatabase(t)
 const database = { url: db.url('fleet_archiver') }

@@ -1,7 +1,6 @@
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ListObjectsV2Command } from '@aws-sdk/client-s3'
-import type { Sql } from 'postgres'
 import t from 'tap'
 import { leftToCi, size } from '../../local/config.ts'
 import { spawnNode, withDatabase } from '../../testing/database.ts'

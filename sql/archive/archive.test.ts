@@ -206,7 +206,7 @@ t.test('a restore is requested, filled, compared and attached', async t => {
   ])
   const table = (await value(archiver`select fleet.begin_restore(${name}, 'a')`)) as string
   await archiver`insert into ${archiver(table)} select * from public.kept limit 2`
-  await t.rejects(archiver`select fleet.finish_restore(${name}, 'a')`, { code: 'FL010', message: /not attached/ })
+  await t.rejects(archiver`select fleet.finish_restore(${name}, 'a', ${rows})`, { code: 'FL010', message: /not attached/ })
   await archiver`select fleet.fail_restore(${name}, 'a', 'short')`
   t.equal(await value(sql`select to_regclass(${table})`), null, 'the half-filled table is gone')
   t.match(await sql`select status, detail from fleet.check() where check_name = 'restores'`, [
@@ -217,7 +217,7 @@ t.test('a restore is requested, filled, compared and attached', async t => {
   await archiver`select * from fleet.claim_restore('a')`
   await archiver`select fleet.begin_restore(${name}, 'a')`
   await archiver`insert into ${archiver(table)} table public.kept`
-  await archiver`select fleet.finish_restore(${name}, 'a')`
+  await archiver`select fleet.finish_restore(${name}, 'a', ${rows})`
   t.same(
     await db.admin`
     (table fleet.device_heartbeats except all table public.kept)
