@@ -19,6 +19,7 @@ import {
   withWorker,
 } from '../testing/archiver.ts'
 import { listArchives, verifyArchive } from './archive/verify.ts'
+import { contentOf } from '../testing/rows.ts'
 
 const KILLS = size({ deep: 20, quick: 6 })
 const SEED = 20260815
@@ -33,8 +34,7 @@ t.test(`killed with -9 at ${KILLS} random moments, the archiver archives each pa
     const day = daysAgo(85 - days.length)
     await fillDay(db.admin, day, 500 + Math.floor(random() * 3000))
     const partition = await partitionOf(db.sql, day)
-    const [content] =
-      await db.admin`select row_count, content_checksum from fleet.content_checksum(${`fleet.${partition}`}::regclass)`
+    const content = await contentOf(db.admin, `fleet.${partition}`)
     await db.sql`select fleet.archive_partition(${partition})`
     days.push({ day, partition, content })
   }

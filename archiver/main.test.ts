@@ -65,13 +65,13 @@ t.test('partitions past a new retention are detached, archived, proven and dropp
   const sha256 = createHash('sha256').update(parquet).digest('hex')
   const manifest = JSON.parse(await readFile(pathsOf(directory).manifest, 'utf8')) as Manifest
   t.match(manifest, {
-    format_version: 2,
+    format_version: 3,
     partition,
     range_start: `${day}T00:00:00.000000Z`,
     row_count: 5000,
     bytes: parquet.length,
     sha256,
-    content_checksum: String(state.content_checksum),
+    rows_sha256: state.rows_sha256 as string,
   })
   t.equal(state.checksum_sha256, sha256)
   t.equal(state.archive_bytes, String(parquet.length))

@@ -15,6 +15,7 @@ import {
   withWorker,
 } from '../testing/archiver.ts'
 import { listArchives, verifyArchive } from './archive/verify.ts'
+import { contentOf } from '../testing/rows.ts'
 
 t.test(
   'Postgres crashes repeatedly under a working archiver: each day is archived once and none is lost',
@@ -37,8 +38,7 @@ t.test(
         const day = daysAgo(80 - n)
         await fillDay(sql, day, 20_000)
         const partition = await partitionOf(sql, day)
-        const [content] =
-          await sql`select row_count, content_checksum from fleet.content_checksum(${`fleet.${partition}`}::regclass)`
+        const content = await contentOf(sql, `fleet.${partition}`)
         await sql`select fleet.archive_partition(${partition})`
         made.push({ partition, content })
       }

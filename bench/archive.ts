@@ -24,6 +24,7 @@ const WARMUP = 5
 const options = {
   rows: { otherwise: 2_880_000, what: 'heartbeats in the day' },
   rounds: { otherwise: 3, what: 'number of rounds' },
+  settled: { otherwise: false, what: 'the rows lie in the order of (device_id, ts), as those of a settled day do' },
   ingest: { otherwise: false, what: 'measure instead how an archive affects heartbeats' },
   devices: { otherwise: 30_000, what: 'for --ingest: devices, each of which sends a heartbeat a minute' },
   quiet: { otherwise: 60, what: 'for --ingest: seconds of the quiet measurement' },
@@ -36,10 +37,13 @@ export async function benchArchive(args: string[]): Promise<Figure[]> {
 }
 
 /** Measures the cycle that the archiver does for one partition: freeze, export, upload, read back, prove, drop. */
-async function measureCycle({ cluster, admin }: Store, given: { rows: number; rounds: number }): Promise<Figure[]> {
+async function measureCycle(
+  { cluster, admin }: Store,
+  given: { rows: number; rounds: number; settled: boolean },
+): Promise<Figure[]> {
   const devices = Math.ceil(given.rows / HEARTBEATS_A_DAY)
   const rows = devices * HEARTBEATS_A_DAY
-  const { rounds } = given
+  const { rounds, settled } = given
   const work = await mkdtemp(join(tmpdir(), 'fleet-bench-'))
   try {
     say(`Loading a day of ${rows} heartbeats of ${devices} devices ...`)
@@ -56,19 +60,23 @@ async function measureCycle({ cluster, admin }: Store, given: { rows: number; ro
       ARCHIVE_URL: pathToFileURL(join(work, 'archive')).href,
     }
     const archiver = () => run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/main.ts'), '--once'], env)
-    const idle = (await archiver()).seconds
+    const idle = await archiver()
 
     const copyOut: number[] = []
     const cycle: number[] = []
+    const cpu: number[] = []
     const copyIn: number[] = []
     const restore: number[] = []
     let peak = 0
     let parquetBytes = 0
     for (let round = 1; round <= rounds; round++) {
+      await arrange(admin, partition, settled)
       copyOut.push((await shell(`"$PSQL" -qX "$PGURL" -c "copy fleet.${partition} to stdout" > /dev/null`)).seconds)
 
       await admin`select fleet.archive_partition(${partition})`
+      const ended = await endedCpuSeconds(admin)
       const archived = await archiver()
+      cpu.push(archived.cpuSeconds - idle.cpuSeconds + (await endedCpuSeconds(admin)) - ended)
       peak = Math.max(peak, archived.peakMb)
       const [took] = await admin<{ seconds: number; bytes: number }[]>`
         select extract(epoch from max(at) filter (where event = 'partition.drop')
@@ -91,12 +99,12 @@ async function measureCycle({ cluster, admin }: Store, given: { rows: number; ro
       await admin`select fleet.request_restore((select range_start::date from fleet.hb_partitions where partition_name = ${partition}))`
       const restored = await archiver()
       peak = Math.max(peak, restored.peakMb)
-      restore.push(Math.max(restored.seconds - idle, 0.001))
+      restore.push(Math.max(restored.seconds - idle.seconds, 0.001))
       const [back] = await admin<{ n: string }[]>`select count(*) as n from fleet.device_heartbeats`
       if (Number(back?.n) !== rows) throw new Error(`restored ${back?.n ?? 'no'} rows of ${rows}:\n${restored.output}`)
       await admin`select fleet.release_partition(${partition})`
       say(
-        `round ${round}: COPY out ${copyOut.at(-1)?.toFixed(1)} s, proven cycle ${cycle.at(-1)?.toFixed(1)} s, ` +
+        `round ${round}: COPY out ${copyOut.at(-1)?.toFixed(1)} s, proven cycle ${cycle.at(-1)?.toFixed(1)} s with ${cpu.at(-1)?.toFixed(1)} CPU seconds, ` +
           `COPY in ${copyIn.at(-1)?.toFixed(1)} s, restore ${restore.at(-1)?.toFixed(1)} s`,
       )
     }
@@ -108,7 +116,13 @@ async function measureCycle({ cluster, admin }: Store, given: { rows: number; ro
         name: 'proven cycle / COPY out, in rows/s',
         measured: ratio(copyOut, cycle),
         unit: '',
-        target: { at: 'least', value: 0.45 },
+        target: { at: 'least', value: settled ? 0.5 : 0.4 },
+      },
+      {
+        name: 'CPU seconds of the cycle, for 2.88M rows',
+        measured: (median(cpu) * 2_880_000) / rows,
+        unit: 's',
+        target: { at: 'most', value: settled ? 8 : 10 },
       },
       { name: 'COPY FROM into the indexed table', measured: rows / median(copyIn), unit: 'rows/s' },
       { name: 'restore: fetch to attached', measured: rows / median(restore), unit: 'rows/s' },
@@ -116,7 +130,7 @@ async function measureCycle({ cluster, admin }: Store, given: { rows: number; ro
       { name: 'csv | gzip', measured: gzipBytes / rows, unit: 'bytes/row' },
       { name: 'Parquet', measured: parquetBytes / rows, unit: 'bytes/row' },
       { name: 'Parquet / csv.gz, in bytes', measured: parquetBytes / gzipBytes, unit: '', target: { at: 'most', value: 0.6 } },
-      { name: 'peak memory of the archiver', measured: peak, unit: 'MB', target: { at: 'most', value: 700 } },
+      { name: 'peak memory of the archiver', measured: peak, unit: 'MB', target: { at: 'most', value: 450 } },
     ]
   } finally {
     await rm(work, { recursive: true, force: true })
@@ -219,35 +233,73 @@ export async function loadDay(admin: Sql, devices: number) {
   return partition
 }
 
-/** Runs a program until it ends. Returns its output, its seconds, and its highest resident memory in MB as Linux reports it. */
+/** Puts the rows of a day in the order in which they arrived, or in that of (device_id, ts). */
+async function arrange(admin: Sql, partition: string, settled: boolean) {
+  await admin.unsafe(`
+    create index arranged on fleet.${partition} (${settled ? 'device_id, ts' : 'received_at'});
+    cluster fleet.${partition} using arranged;
+    drop index fleet.arranged`)
+  await admin.unsafe(`vacuum (analyze) fleet.${partition}`)
+  await admin`checkpoint`
+}
+
+/** Clock ticks in a second; Linux has 100 on every platform that Node runs on. */
+const TICKS = 100
+
+/** The CPU seconds of all processes of a cluster that have ended, such as the sessions of an archiver. */
+async function endedCpuSeconds(admin: Sql) {
+  // The processes of these sessions end soon after their client.
+  await sleep(500)
+  const [found] = await admin<{ directory: string }[]>`select current_setting('data_directory') as directory`
+  const postmaster = (await readFile(join(found?.directory ?? '', 'postmaster.pid'), 'utf8')).split('\n')[0] ?? ''
+  const [, , user, system] = await cpuTicks(postmaster)
+  return (user + system) / TICKS
+}
+
+/** From /proc: the ticks of a process in its own code and in the kernel, and the same of its children that have ended. */
+async function cpuTicks(pid: string) {
+  const stat = await readFile(`/proc/${pid}/stat`, 'utf8')
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+  return fields.slice(11, 15).map(Number) as [number, number, number, number]
+}
+
+/**
+ * Runs a program until it ends. Returns its output, its seconds, its CPU seconds, and its highest resident memory in MB as Linux
+ * reports it.
+ */
 function run(program: string, args: string[], env: Record<string, string>) {
-  return new Promise<{ output: string; seconds: number; peakMb: number }>((resolve, reject) => {
+  return new Promise<{ output: string; seconds: number; cpuSeconds: number; peakMb: number }>((resolve, reject) => {
     const started = performance.now()
     const child = spawn(program, args, { env: { ...plainEnv(), ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
     let output = ''
     let peakMb = 0
+    let cpuSeconds = 0
     child.stdout.on('data', (chunk: Buffer) => {
       output += chunk.toString()
     })
     child.stderr.on('data', (chunk: Buffer) => {
       output += chunk.toString()
     })
-    const watch = setInterval(
-      () =>
-        void readFile(`/proc/${child.pid}/status`, 'utf8').then(
-          status => {
-            const highest = /VmHWM:\s+(\d+) kB/.exec(status)?.[1]
-            peakMb = Math.max(peakMb, Number(highest ?? 0) / 1024)
-          },
-          () => {},
-        ),
-      50,
-    )
+    const watch = setInterval(() => {
+      void cpuTicks(String(child.pid)).then(
+        ([user, system]) => {
+          cpuSeconds = (user + system) / TICKS
+        },
+        () => {},
+      )
+      void readFile(`/proc/${child.pid}/status`, 'utf8').then(
+        status => {
+          const highest = /VmHWM:\s+(\d+) kB/.exec(status)?.[1]
+          peakMb = Math.max(peakMb, Number(highest ?? 0) / 1024)
+        },
+        () => {},
+      )
+    }, 50)
     child.once('error', reject)
     child.once('close', code => {
       clearInterval(watch)
       const seconds = (performance.now() - started) / 1000
-      if (code === 0) resolve({ output, seconds, peakMb })
+      if (code === 0) resolve({ output, seconds, cpuSeconds, peakMb })
       else reject(new Error(`${program} ended with ${code}:\n${output}`))
     })
   })

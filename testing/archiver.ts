@@ -273,7 +273,7 @@ export function pathsOf(directory: string, date = retiredDay) {
 
 /**
  * Exports a table with the archiver's login and returns what Postgres counts in it.
- * @throws if the file has a different number of rows
+ * @throws if the file has a different number of rows, or COPY sent others than Postgres has
  */
 export async function exportCounted(
   db: TestDatabase,
@@ -281,22 +281,12 @@ export async function exportCounted(
   file: string,
   work: string,
 ): Promise<{ columns: Column[]; content: Content }> {
-  const exported = await exportTable({ url: db.url('fleet_archiver') }, table, file, work)
-  const [counted] = await db.admin<
-    { row_count: string; content_checksum: string; min_ts: string | null; max_ts: string | null }[]
-  >`
-    select row_count, content_checksum::text, (min_ts at time zone 'UTC')::text as min_ts, (max_ts at time zone 'UTC')::text as max_ts
-    from fleet.content_checksum(${table}::text::regclass)`
-  if (Number(counted?.row_count) !== exported.row_count)
-    throw new Error(`${table} has ${counted?.row_count} rows, but its export has ${exported.row_count}`)
+  const { columns, row_count, rows_sha256 } = await exportTable({ url: db.url('fleet_archiver') }, table, file, work)
+  const [counted] = await db.admin<{ row_count: string; min_ts: string | null; max_ts: string | null }[]>`
+    select row_count, (min_ts at time zone 'UTC')::text as min_ts, (max_ts at time zone 'UTC')::text as max_ts
+    from fleet.count_rows(${table}::text::regclass)`
+  if (Number(counted?.row_count) !== row_count)
+    throw new Error(`${table} has ${counted?.row_count} rows, but its export has ${row_count}`)
   const micros = (text: string | null = null) => (text === null ? null : isoMicros(`${text}Z`))
-  return {
-    columns: exported.columns,
-    content: {
-      row_count: exported.row_count,
-      content_checksum: counted?.content_checksum ?? '',
-      min_ts: micros(counted?.min_ts),
-      max_ts: micros(counted?.max_ts),
-    },
-  }
+  return { columns, content: { row_count, rows_sha256, min_ts: micros(counted?.min_ts), max_ts: micros(counted?.max_ts) } }
 }

@@ -79,12 +79,12 @@ export async function archive(archiver: Sql) {
   const { name, table } = claimed
   await archiver`select fleet.record_frozen(${name}, 'test')`
   await archiver`
-    select fleet.count_retired(${name}, 'test', row_count) from fleet.content_checksum(${table}::regclass)`
+    select fleet.count_retired(${name}, 'test', row_count, ${'cd'.repeat(32)}) from fleet.count_rows(${table}::regclass)`
   await archiver`select fleet.record_export(${name}, 'test')`
-  await archiver`select fleet.record_upload(${name}, 'test', 'file:///nowhere', ${'ab'.repeat(32)}, 1)`
+  await archiver`select fleet.record_upload(${name}, 'test', 'file:///nowhere', ${'ab'.repeat(32)}, 1, 3)`
   await archiver`
-    select fleet.record_proof(${name}, 'test', ${'ab'.repeat(32)}, content_checksum, row_count, min_ts, max_ts)
-    from fleet.content_checksum(${table}::regclass)`
+    select fleet.record_proof(${name}, 'test', ${'ab'.repeat(32)}, null, row_count, min_ts, max_ts, ${'cd'.repeat(32)})
+    from fleet.count_rows(${table}::regclass)`
   await archiver`select fleet.drop_partition(${name})`
 }
 

@@ -27,7 +27,8 @@ async function forge(
   await duckdb.run(`copy (${select.replace('{file}', `'${parquet}'`)}) to '${forged}' (format parquet, compression zstd)`)
   duckdb.closeSync()
   const former = await readManifestFile(manifest)
-  const content = claims.row_count === undefined ? await readContent(forged, former.columns, work) : {}
+  const content =
+    claims.row_count === undefined ? await readContent(forged, former.columns, work, { checksum: 'rows_sha256' }) : {}
   await writeFile(parquet, await readFile(forged))
   await writeFile(
     manifest,

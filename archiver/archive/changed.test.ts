@@ -3,6 +3,7 @@ import { rename } from 'node:fs/promises'
 import t, { type Test } from 'tap'
 import { asRole, value } from '../../testing/fleet.ts'
 import { pathsOf, retiredDay as day, stateOf, stepsOf, withRetiredDay, workAll } from '../../testing/archiver.ts'
+import { contentOf } from '../../testing/rows.ts'
 
 const changes = {
   'an UPDATE': { statement: 'update {table} set battery_pct = 55 where device_id = 7', isKept: false },
@@ -29,10 +30,9 @@ async function withChangedDay(t: Test, change: keyof typeof changes) {
   await db.admin`update fleet.settings set archive_grace = '0'`
   await db.admin`update fleet.hb_partitions set lease_until = null` // the archiver that proved it has finished with it
   const archived = (await value(
-    db.sql`select content_checksum from fleet.hb_partitions where partition_name = ${partition}`,
+    db.sql`select rows_sha256 from fleet.hb_partitions where partition_name = ${partition}`,
   )) as string
-  const content = async (table: string) =>
-    await value(db.admin.unsafe(`select content_checksum from fleet.content_checksum('${table}')`))
+  const content = async (table: string) => (await contentOf(db.admin, table)).rows_sha256
   return { ...retired, archived, content, changed: await content(`fleet_detached.${partition}`) }
 }
 
@@ -70,13 +70,13 @@ for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
       t.match(await stateOf(db.sql, partition), {
         state: 'dropped',
         row_count: '1000',
-        content_checksum: archived,
+        rows_sha256: archived,
         last_error: null,
       })
       t.match(await db.sql`select detail from fleet.events where event = 'partition.archive.accept'`, [
         {
           detail:
-            /^by fleet_dba: changed by mistake\. Dropped: \d+ rows of checksum \d+\. Archive: 1000 rows of checksum \d+, file:/,
+            /^by fleet_dba: changed by mistake\. Dropped: \d+ rows \(row hash -?\d+\)\. Archive: 1000 rows \(row hash -?\d+; rows_sha256 \w{64}\), file:/,
         },
       ])
       await db.sql`select fleet.request_restore(${day})`
@@ -106,7 +106,7 @@ for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
         await dba`select fleet.retry_archive(${partition})`
         await workAll(t, db, directory)
       }
-      t.match(await stateOf(db.sql, partition), { state: 'dropped', content_checksum: changed })
+      t.match(await stateOf(db.sql, partition), { state: 'dropped', rows_sha256: changed })
       await db.sql`select fleet.request_restore(${day})`
       await workAll(t, db, directory)
       t.equal(await content(`fleet.${partition}`), changed)
@@ -120,7 +120,7 @@ t.test('the archive can still be kept after the archiver refused the table', asy
   await workAll(t, db, directory)
   t.match(await stateOf(db.sql, partition), { state: 'archive_failed' })
   await db.sql`select fleet.accept_archive(${partition}, 'the archive is right')`
-  t.match(await stateOf(db.sql, partition), { state: 'dropped', content_checksum: archived })
+  t.match(await stateOf(db.sql, partition), { state: 'dropped', rows_sha256: archived })
 })
 
 t.test('accept_archive() refuses a day without an archive, and one that equals its archive', async t => {

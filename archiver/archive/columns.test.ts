@@ -72,8 +72,8 @@ interface Archived {
   expect: (db: TestDatabase) => Promise<void>
 }
 
-const columns2 = Object.keys(archived) as (keyof typeof archived)[]
-const columns1 = columns2.filter(name => name !== 'extra')
+const columns3 = Object.keys(archived) as (keyof typeof archived)[]
+const columns1 = columns3.filter(name => name !== 'extra')
 
 /** The archive that version 0.1.0 made. */
 const format1: Archived = {
@@ -91,15 +91,15 @@ const format1: Archived = {
   },
 }
 
-/** The same archive, made by this version. */
-async function makeFormat2(t: Test): Promise<Archived> {
+/** An archive that this version makes. */
+async function makeFormat3(t: Test): Promise<Archived> {
   const { db, directory } = await withRetiredDay(t, 'awkward')
   t.same((await workAll(t, db, directory)).results, ['done'])
   return {
     day: retiredDay,
     rows: 4000,
-    format: 2,
-    columns: columns2,
+    format: 3,
+    columns: columns3,
     directory: join(directory, 'archive'),
     expect: db => fillAwkwardDay(db.admin, retiredDay, 'public.expected'),
   }
@@ -151,7 +151,7 @@ async function filesOf(folder: string) {
   return (await readdir(folder).catch(() => [])).sort()
 }
 
-for (const archivedAs of [format1, await makeFormat2(t)]) {
+for (const archivedAs of [format1, await makeFormat3(t)]) {
   const { day, rows, format, columns } = archivedAs
   for (const [name, change] of Object.entries(changes)) {
     await t.test(
@@ -170,7 +170,7 @@ for (const archivedAs of [format1, await makeFormat2(t)]) {
         const [{ partition_name: partition } = { partition_name: '' }] = await db.sql<{ partition_name: string }[]>`
         select partition_name from fleet.archives where range_start = ${day}::date`
         t.match(await db.sql`select manifest_format, checksum_version, columns from fleet.archives`, [
-          { manifest_format: format, checksum_version: format, columns: columns.map(name => ({ name })) },
+          { manifest_format: format, checksum_version: format < 3 ? format : null, columns: columns.map(name => ({ name })) },
         ])
         if (format === 1) {
           // The state of a database that made this archive before it recorded columns.
@@ -215,7 +215,7 @@ for (const archivedAs of [format1, await makeFormat2(t)]) {
           state: 'dropped',
           row_count: String(rows + 1),
           archive_url: /_r2\.parquet$/,
-          manifest_format: 2,
+          manifest_format: 3,
         })
         const { folder, parquet, manifest } = pathsOf(directory, day)
         const file = parquet.slice(folder.length + 1)

@@ -55,5 +55,5 @@ export async function recordColumns(
 ) {
   await sql`
     select fleet.record_columns(
-      ${partition}, ${sha256}, ${sql.json(plainColumns(columns))}, ${checksum_version}, ${format_version})`
+      ${partition}, ${sha256}, ${sql.json(plainColumns(columns))}, ${checksum_version ?? null}, ${format_version})`
 }

@@ -1,7 +1,12 @@
 // The second proof: if settings.proofs_needed is 2, nothing is dropped on the archiver's word alone.
-import { writeFile, readFile } from 'node:fs/promises'
+import { copyFile, readFile, rename, stat, writeFile } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { DuckDBInstance } from '@duckdb/node-api'
 import t from 'tap'
+import { hashFile } from './hash.ts'
+import type { Manifest } from './manifest.ts'
+import { readContent } from './parquet.ts'
 import { asRole } from '../../testing/fleet.ts'
 import { spawnNode, withDatabase, type TestDatabase } from '../../testing/database.ts'
 import type { Test } from 'tap'
@@ -87,14 +92,18 @@ t.test('the archiver cannot give the second proof with any login, and the verifi
 
   const verifier = asRole(t, db, 'fleet_verifier')
   const [archive] = await verifier`select * from fleet.archives`
-  const claim = (sha: string, content: string, rows: string) =>
+  const claim = (sha: string, content: string, rows: string, inTable: string | null = content) =>
     verifier`
-    select fleet.confirm_archive(${archive!.partition_name as string}, ${sha}, ${content}, ${rows}, ${archive!.min_ts as Date}, ${archive!.max_ts as Date})`.then(
-      () => {},
-    )
-  const { checksum_sha256: sha, content_checksum: content, row_count: rows } = archive as Record<string, string>
+    select fleet.confirm_archive(${archive!.partition_name as string}, ${sha}, null, ${rows}, ${archive!.min_ts as Date},
+      ${archive!.max_ts as Date}, ${content}, ${inTable})`.then(() => {})
+  const { checksum_sha256: sha, rows_sha256: content, row_count: rows } = archive as Record<string, string>
   await t.rejects(claim('ab'.repeat(32), content!, rows!), { code: 'FL010', message: /as fleet_verifier read it, differs/ })
   await t.rejects(claim(sha!, '1', rows!), { code: 'FL010' })
+  await t.rejects(claim(sha!, content!, rows!, '1'), {
+    code: 'FL010',
+    message: /the table of .*, as fleet_verifier read it, differs/,
+  })
+  await t.rejects(claim(sha!, content!, rows!, null), { code: 'FL010', detail: /of the table not read/ })
   await t.rejects(claim(sha!, content!, '1'), { code: 'FL010', detail: /rows 300, read 1/ })
   for (const statement of [
     'select * from fleet.device_heartbeats',
@@ -103,10 +112,50 @@ t.test('the archiver cannot give the second proof with any login, and the verifi
     `select * from fleet.claim_partition('x')`,
     `select fleet.record_proof('x', 'x', 'x', 0, 0, now(), now())`,
     `update fleet.settings set proofs_needed = 1`,
-    `select * from fleet_detached.${archive!.partition_name as string}`,
+    `delete from fleet_detached.${archive!.partition_name as string}`,
     'create table fleet.mine ()',
     'select fleet.check()',
   ]) {
     await t.rejects(verifier.unsafe(statement), { code: '42501' }, statement)
   }
+})
+
+t.test('an archiver that lies about the rows is found by the second login, which reads the table, too', async t => {
+  const { db, directory, states } = await withArchived(t, [20])
+  const [{ name, url }] = (await db.sql`select partition_name as name, archive_url as url from fleet.archives`) as unknown as [
+    { name: string; url: string },
+  ]
+  // What it could do with its own rights: store other rows of the same number and times, and prove those.
+  const file = fileURLToPath(url)
+  const duckdb = await (await DuckDBInstance.create()).connect()
+  await duckdb.run(
+    `copy (select * replace (0::smallint as battery_pct) from read_parquet('${file}', hive_partitioning = false)) to '${file}.new' (format parquet)`,
+  )
+  duckdb.closeSync()
+  await rename(`${file}.new`, file)
+  const work = await makeDirectory(t)
+  await copyFile(file, join(work, 'x.parquet'))
+  const path = join(dirname(file), 'manifest.json')
+  const manifest = JSON.parse(await readFile(path, 'utf8')) as Manifest
+  const [content, sha256, { size: bytes }] = [
+    await readContent(join(work, 'x.parquet'), manifest.columns, work, { checksum: 'rows_sha256' }),
+    await hashFile(file),
+    await stat(file),
+  ]
+  const { rows_sha256 } = content
+  await writeFile(path, JSON.stringify({ ...manifest, bytes, sha256, rows_sha256 }))
+  await db.sql`select fleet.retry_archive(${name})`
+  await db.admin`update fleet.hb_partitions set state = 'detached', step = 'frozen' where partition_name = ${name}`
+  const archiver = asRole(t, db, 'fleet_archiver')
+  await archiver`select * from fleet.claim_partition('a')`
+  await archiver`select fleet.count_retired(${name}, 'a', 300, ${rows_sha256!})`
+  await archiver`select fleet.record_export(${name}, 'a')`
+  await archiver`select fleet.record_upload(${name}, 'a', ${url}, ${sha256}, ${bytes}, 3)`
+  await archiver`select fleet.record_proof(${name}, 'a', ${sha256}, null, 300, ${content.min_ts}, ${content.max_ts}, ${rows_sha256!})`
+  t.match(await confirm(t, db, directory), {
+    code: 1,
+    output: /the table of .*, as fleet_verifier read it, differs from its archive/,
+  })
+  t.match(await states(), [{ state: 'archived', is_confirmed: false }])
+  t.match(await asRole(t, db, 'fleet_dba')`select fleet.drop_partition(${name}) as gone`, [{ gone: false }])
 })

@@ -92,7 +92,7 @@ t.test('no manifest names a file or a table outside its day, and none is taken f
         { name: 'ts', type: 'constructor' },
       ]) {
         const { columns } = parse({ columns: [column] })
-        await t.rejects(readContent(join(work, 'x.parquet'), columns, work), {
+        await t.rejects(readContent(join(work, 'x.parquet'), columns, work, { checksum: 'rows_sha256' }), {
           message: /cannot read it as an archive|for which the archive has no form/,
         })
       }

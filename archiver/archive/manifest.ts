@@ -3,7 +3,8 @@ import { version } from '../../lib/version.ts'
 import { describeError } from '../../lib/errors.ts'
 import { ObjectMissing } from '../store/object-missing.ts'
 import { isoMicros } from './iso-micros.ts'
-import { CHECKSUM_VERSION, plainColumns, type Column, type Content } from './parquet.ts'
+import { plainColumns, type Column, type Content } from './parquet.ts'
+import { rowsCsv } from './rows-csv.ts'
 import type { Store } from '../store/store.ts'
 
 const timestamp = z
@@ -11,7 +12,7 @@ const timestamp = z
   .regex(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$/, 'expected UTC with microseconds, like 2026-08-15T00:00:00.000000Z')
 
 /** The format that is written. A new one needs a reader in `readers` and a manifest in fixtures/; the older ones stay there. */
-export const FORMAT_VERSION = 2
+export const FORMAT_VERSION = 3
 
 const format1 = z.object({
   format_version: z.literal(1),
@@ -62,13 +63,26 @@ const format2 = format1.extend({
     .optional(),
 })
 
-export type Manifest = Omit<z.infer<typeof format2>, 'format_version'> & { format_version: number }
+const format3 = format2.omit({ content_checksum: true, checksum_version: true }).extend({
+  format_version: z.literal(3),
+  /** SHA-256 of the rows as CSV, the same from Postgres and from DuckDB. */
+  rows_sha256: z.string().regex(/^[0-9a-f]{64}$/),
+  /** The SQL for it, for people. Nothing here executes it. */
+  rows_csv: z.object({ postgres: z.string(), duckdb: z.string() }),
+})
+
+/** The manifest of an archive has either rows_sha256 and rows_csv, or, in formats 1 and 2, content_checksum and its version. */
+export type Manifest = Omit<z.infer<typeof format3>, 'format_version' | 'rows_sha256' | 'rows_csv'> & {
+  format_version: number
+} & Partial<Pick<z.infer<typeof format3>, 'rows_sha256' | 'rows_csv'>> &
+  Partial<Pick<z.infer<typeof format2>, 'content_checksum' | 'checksum_version'>>
 export type Superseded = NonNullable<Manifest['superseded']>[number]
 
 /** For each format that was ever written: a reader that converts it to the current format. */
 const readers: Record<number, z.ZodType<Manifest>> = {
   1: format1.transform(manifest => ({ ...manifest, checksum_version: 1, columns_at: isoMicros(manifest.created_at) })),
   2: format2,
+  3: format3,
 }
 
 /** Every key of the archive begins with this. */
@@ -109,7 +123,7 @@ export interface ManifestInput {
   partition: string
   range_start: string
   range_end: string
-  content: Content
+  content: Omit<Content, 'content_checksum'> & { rows_sha256: string }
   columns: Column[]
   columns_at: string
   parquetKey: string
@@ -136,6 +150,7 @@ export function makeManifest(input: ManifestInput): Manifest {
     replaces,
     superseded,
   } = input
+  const file = parquetKey.slice(parquetKey.lastIndexOf('/') + 1)
   return {
     format_version: FORMAT_VERSION,
     partition,
@@ -144,11 +159,11 @@ export function makeManifest(input: ManifestInput): Manifest {
     min_ts: content.min_ts,
     max_ts: content.max_ts,
     row_count: content.row_count,
-    file: parquetKey.slice(parquetKey.lastIndexOf('/') + 1),
+    file,
     bytes,
     sha256,
-    content_checksum: content.content_checksum,
-    checksum_version: CHECKSUM_VERSION,
+    rows_sha256: content.rows_sha256,
+    rows_csv: rowsCsv(partition, file, columns),
     columns: plainColumns(columns),
     columns_at: isoMicros(columns_at),
     ...(revision === undefined ? {} : { revision, replaces }),
@@ -176,7 +191,7 @@ export function parseManifest(url: string, bytes: Uint8Array): Manifest {
         'a newer version wrote it, use that one',
     )
   }
-  const parsed = (readers[Number(format)] ?? format2).safeParse(value)
+  const parsed = (readers[Number(format)] ?? format3).safeParse(value)
   if (!parsed.success) {
     const faults = parsed.error.issues.map(issue => `${issue.path.join('.') || 'manifest'}: ${issue.message}`)
     throw new Error(`${url}: the manifest is not valid: ${faults.join('; ')}`)
@@ -220,6 +235,7 @@ export type Claims = Partial<
     | 'row_count'
     | 'bytes'
     | 'sha256'
+    | 'rows_sha256'
     | 'content_checksum'
     | 'columns'
     | 'checksum_version'
@@ -255,9 +271,22 @@ export async function rebuildIndex(store: Store, signal?: AbortSignal) {
       try {
         const manifest = await readManifest(store, key, signal)
         if (!manifest) continue
-        const { partition, range_start, range_end, min_ts, max_ts, row_count, bytes, sha256, content_checksum, file } = manifest
+        const { partition, range_start, range_end, min_ts, max_ts, row_count, bytes, sha256, file } = manifest
+        const { rows_sha256, content_checksum } = manifest
         const path = `${key.slice(0, key.lastIndexOf('/') + 1)}${file}`
-        archives.push({ partition, range_start, range_end, min_ts, max_ts, row_count, bytes, sha256, content_checksum, path })
+        archives.push({
+          partition,
+          range_start,
+          range_end,
+          min_ts,
+          max_ts,
+          row_count,
+          bytes,
+          sha256,
+          rows_sha256,
+          content_checksum,
+          path,
+        })
       } catch (error) {
         signal?.throwIfAborted()
         faults.push(describeError(error))

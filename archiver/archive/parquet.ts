@@ -1,6 +1,7 @@
 import { rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
+import { createHash } from 'node:crypto'
 import { confine, identifier, literal, withDuckDB } from '../duckdb.ts'
 import { isoMicros } from './iso-micros.ts'
 import { feed, makePipe, openForReading, openForWriting } from './pipe.ts'
@@ -11,70 +12,101 @@ export interface Column {
   type: string
 }
 
-/** What a proof compares. Timestamps are in UTC with microseconds; the checksum is a decimal string. */
+/**
+ * What a proof compares. Timestamps are in UTC with microseconds. Archives have `rows_sha256` (see rows-csv.ts); those of
+ * manifest formats 1 and 2 have `content_checksum` instead, a decimal string.
+ */
 export interface Content {
   row_count: number
-  content_checksum: string
+  rows_sha256?: string | undefined
+  content_checksum?: string | undefined
   min_ts: string | null
   max_ts: string | null
 }
 
-/** The newest definition of fleet.content_checksum(); see fleet.checksum_expression(). */
-export const CHECKSUM_VERSION = 2
-
-/** A type in Parquet. `read` and `write` convert Postgres's text to a value and back if DuckDB's own text is different. */
+/**
+ * A type in Parquet. Postgres sends its own text of a value, or `send`; `read` converts that to the value in Parquet. `csv` is
+ * the same text again, made by DuckDB. `write` is the text for COPY FROM, if Postgres does not read the text of `csv`.
+ * `checksum` is the canonical text of fleet.archive_form(), for archives of manifest formats 1 and 2.
+ */
 interface Form {
   duckdb: string
-  canonical: (value: string) => string
+  send?: (value: string) => string
   read?: (text: string) => string
+  csv?: (value: string) => string
   write?: (value: string) => string
+  /** What rows are sorted by, if the value itself does not say which of two comes first. */
+  order?: (value: string) => string
+  /** Quoted in CSV whenever it is not null, so that it does not matter which texts a program would quote. */
+  isQuoted?: true
+  checksum: (value: string) => string
 }
 
 const sized = (value: string) => `strlen(${value}) || ':' || ${value}`
 const plain = (value: string) => `${value}::varchar`
+const textOrder = (value: string) => `${value}::text collate "C"`
 const moment = (value: string) => `case when isfinite(${value}) then epoch_us(${value})::varchar else ${value}::varchar end`
 // DuckDB writes (BC) after the date, and Postgres writes BC at the end. Each ignores the other's notation without an error.
 const dateOf = (text: string) =>
   `case when ends_with(${text}, ' BC') then (left(${text}, -3) || ' (BC)')::date else ${text}::date end`
-const writeYears = (text: string, zone = '') => `
-  case when contains(${text}, ' (BC)') then replace(${text}, ' (BC)', '') || '${zone} BC' else ${text} || '${zone}' end`
+const writeYears = (text: string, zone = '') =>
+  `case when contains(${text}, ' (BC)') then replace(${text}, ' (BC)', '') || '${zone} BC' else ${text} || '${zone}' end`
 const writeDate = (value: string) => writeYears(`${value}::varchar`)
-// Does not use DuckDB's time zones, which change the last years that Parquet can hold.
-const writeZoned = (value: string) => `
-  case when isfinite(${value})
-    then ${writeYears(`make_timestamp(epoch_us(${value}))::varchar`, '+00')} else ${value}::varchar end`
+// The first branch is for nearly all values, and only a fast way to do the same. It does not use DuckDB's time zones, which
+// change the last years that Parquet can hold.
+const writeMoment = (value: string, zone = '') => {
+  const text = `make_timestamp(epoch_us(${value}))::varchar`
+  return (
+    `case when ${value} >= '0001-01-01' and ${value} < 'infinity' then ${zone === '' ? text : `${text} || '${zone}'`} ` +
+    `when isfinite(${value}) then ${writeYears(text, zone)} else ${value}::varchar end`
+  )
+}
 const momentOf = (type: string) => (text: string) => `
   case when ends_with(${text}, ' BC')
     then ((split_part(${text}, ' ', 1) || ' (BC)')::date + split_part(split_part(${text}, ' ', 2), '+', 1)::time)::${type}
     else ${text}::${type} end`
 
-/** The form of each type: in Parquet, and the canonical text of fleet.archive_form() for a value that is not null. */
 const types: Record<string, Form> = {
-  'timestamp with time zone': { duckdb: 'timestamptz', canonical: moment, read: momentOf('timestamptz'), write: writeZoned },
-  'timestamp without time zone': { duckdb: 'timestamp', canonical: moment, read: momentOf('timestamp'), write: writeDate },
+  'timestamp with time zone': {
+    duckdb: 'timestamptz',
+    checksum: moment,
+    read: momentOf('timestamptz'),
+    csv: value => writeMoment(value, '+00'),
+  },
+  'timestamp without time zone': { duckdb: 'timestamp', checksum: moment, read: momentOf('timestamp'), csv: writeMoment },
   date: {
     duckdb: 'date',
-    canonical: value =>
+    checksum: value =>
       `case when isfinite(${value}) then date_diff('day', date '1970-01-01', ${value})::varchar else ${value}::varchar end`,
     read: dateOf,
-    write: writeDate,
+    csv: writeDate,
   },
-  smallint: { duckdb: 'smallint', canonical: plain },
-  integer: { duckdb: 'integer', canonical: plain },
-  bigint: { duckdb: 'bigint', canonical: plain },
-  boolean: { duckdb: 'boolean', canonical: plain },
+  smallint: { duckdb: 'smallint', checksum: plain },
+  integer: { duckdb: 'integer', checksum: plain },
+  bigint: { duckdb: 'bigint', checksum: plain },
+  boolean: {
+    duckdb: 'boolean',
+    checksum: plain,
+    csv: value => `case ${value} when true then 't' when false then 'f' end`,
+  },
   // A decimal in Parquet has at most 38 digits and no NaN.
-  numeric: { duckdb: 'varchar', canonical: plain },
+  numeric: { duckdb: 'varchar', order: textOrder, checksum: plain },
   'double precision': {
     duckdb: 'double',
-    canonical: value => `case when isnan(${value}) then 'NaN' else ${value}::bit::varchar end`,
+    // The bits, because Postgres and DuckDB print different texts. NaN has many bit patterns, so it is written by name.
+    send: value => `case when ${value} = 'NaN' then 'NaN' else ('x' || encode(float8send(${value}), 'hex'))::bit(64)::text end`,
+    order: value => `float8send(${value})`,
+    read: text => `case when ${text} = 'NaN' then 'NaN'::double else ${text}::bit::double end`,
+    csv: value => `case when isnan(${value}) then 'NaN' else ${value}::bit::varchar end`,
+    write: plain,
+    checksum: value => `case when isnan(${value}) then 'NaN' else ${value}::bit::varchar end`,
   },
-  uuid: { duckdb: 'uuid', canonical: plain },
-  text: { duckdb: 'varchar', canonical: sized },
-  inet: { duckdb: 'varchar', canonical: sized },
-  jsonb: { duckdb: 'varchar', canonical: sized },
+  uuid: { duckdb: 'uuid', checksum: plain },
+  text: { duckdb: 'varchar', isQuoted: true, order: value => `${value} collate "C"`, checksum: sized },
+  inet: { duckdb: 'varchar', checksum: sized },
+  jsonb: { duckdb: 'varchar', isQuoted: true, checksum: sized },
   // Postgres's text, which has the bounds, the dimensions and the nulls of the array.
-  'text[]': { duckdb: 'varchar', canonical: sized },
+  'text[]': { duckdb: 'varchar', isQuoted: true, order: textOrder, checksum: sized },
 }
 
 /** The columns in the form that fleet.hb_partitions.columns and manifests use. */
@@ -87,28 +119,69 @@ export function duckdbType({ name, type }: Column) {
   return normal(typeOf(name, type).duckdb)
 }
 
-/**
- * memory_limit covers only DuckDB's buffers. Measured for the whole process, with sorting, on 2 cores: at 400 MB, a peak of
- * 623 MB for 2.88M rows and of 706 MB for 30M; at 350 MB, a peak of 654 MB for 30M.
- */
-const MEMORY_LIMIT = '350MB'
+/** memory_limit covers only DuckDB's buffers; the process takes more. */
+const MEMORY_LIMIT = '128MB'
 
-/** The CSV that COPY writes and reads here. Text is always quoted, so a quoted \N is text and a bare one is null. */
-export function copyOptions(columns: Column[]) {
-  const text = columns.filter(column => column.type === 'text').map(column => identifier(column.name))
-  return `format csv, null '\\N'${text.length > 0 ? `, force_quote (${text.join(', ')})` : ''}`
+/** The columns whose texts are quoted in CSV: `"network_type", "agent_version"`. */
+function quotedColumns(columns: Column[]) {
+  return columns.filter(({ name, type }) => typeOf(name, type).isQuoted).map(({ name }) => identifier(name))
 }
 
-/** The columns of a COPY: `"ts", "device_id"` … */
+/** The CSV that COPY writes. A quoted \N is text and a bare one is null. */
+export function copyOptions(columns: Column[]) {
+  const quoted = quotedColumns(columns)
+  return `format csv, null '\\N'${quoted.length > 0 ? `, force_quote (${quoted.join(', ')})` : ''}`
+}
+
+/** The columns of a COPY FROM: `"ts", "device_id"` … */
 export function columnList(columns: Column[]) {
   return columns.map(column => identifier(column.name)).join(', ')
 }
 
+/** What a COPY TO selects, as texts that DuckDB writes in the same way. */
+export function copyValues(columns: Column[]) {
+  return columns.map(({ name, type }) => typeOf(name, type).send?.(identifier(name)) ?? identifier(name)).join(', ')
+}
+
 /**
- * Writes the rows of a COPY (see copyOptions) as a Parquet file, sorted by device_id and ts. The same rows
- * give the same bytes. The file appears only once every row that COPY sent is in it.
+ * The order of the rows of a COPY TO: by device_id and ts, then by the other columns, whatever the collations of the database.
+ * Sorting by a column's text would cost as much as writing it, so two numbers in jsonb that differ only in trailing zeros count
+ * as equal.
+ */
+export function copyOrder(columns: Column[]) {
+  const others = columns.filter(({ name }) => name !== 'device_id' && name !== 'ts')
+  return [
+    'device_id',
+    'ts',
+    ...others.map(({ name, type }) => typeOf(name, type).order?.(identifier(name)) ?? identifier(name)),
+  ].join(', ')
+}
+
+/** The CSV of DuckDB that is the same, byte for byte, as that of COPY with copyOptions. */
+export function duckdbOptions(columns: Column[]) {
+  const quoted = quotedColumns(columns)
+  return (
+    `format csv, header false, delimiter ',', quote '"', escape '"', nullstr '\\N'` +
+    (quoted.length > 0 ? `, force_quote (${quoted.join(', ')})` : '')
+  )
+}
+
+/** What DuckDB selects from a Parquet file for the texts of copyValues, or, with `isForCopyFrom`, for a COPY FROM. */
+export function duckdbValues(columns: Column[], isForCopyFrom = false) {
+  return columns
+    .map(({ name, type }) => {
+      const { csv, write } = typeOf(name, type)
+      const form = (isForCopyFrom ? write : undefined) ?? csv
+      return form ? form(identifier(name)) : identifier(name)
+    })
+    .join(', ')
+}
+
+/**
+ * Writes the rows of a COPY (see copyValues and copyOptions) as a Parquet file, in their order. The same rows give the same
+ * bytes. The file appears only once every row that COPY sent is in it.
  * @param work a directory for the pipe and for data that does not fit into memory
- * @returns the number of rows
+ * @returns the number of rows, and the SHA-256 of what COPY sent, in hex
  */
 export async function writeParquet(
   rows: Readable,
@@ -135,14 +208,14 @@ export async function writeParquet(
             ${literal(pipe)}, auto_detect = false, header = false, delim = ',', quote = '"', escape = '"',
             new_line = '\\n', nullstr = '\\N', allow_quoted_nulls = false, columns = {${spec.join(', ')}}
           )
-          order by device_id, ts
         ) to ${literal(partial)} (format parquet, compression zstd)`)
       parquet.catch(() => {})
       const socket = await openForWriting(pipe, parquet)
       let fault: Error | undefined
       let sent = 0
+      const hash = createHash('sha256')
       if (socket)
-        sent = await feed(rows, socket, onRows).catch((error: Error) => {
+        sent = await feed(rows, socket, { hash, onRows }).catch((error: Error) => {
           fault = error
           return 0
         })
@@ -160,7 +233,7 @@ export async function writeParquet(
       // If they were cut off between two lines, it reports nothing.
       if (written !== sent) throw new Error(`COPY sent ${sent} rows, but the Parquet file has ${written}; the file was not kept`)
       await rename(partial, file)
-      return written
+      return { row_count: written, rows_sha256: hash.digest('hex') }
     })
   } finally {
     await rm(partial, { force: true })
@@ -170,12 +243,17 @@ export async function writeParquet(
 
 /**
  * Reads a whole Parquet file and returns what is in it, computed by DuckDB alone.
- * @param expectedRows the number of rows that the file's footer must state, checked before any row is read
+ * @param expected which checksum to compute, and the number of rows that the file's footer must state, which is checked before
+ * any row is read
  * @throws if it has other columns or another number of rows
  */
-export async function readContent(file: string, columns: Column[], work: string, expectedRows?: number): Promise<Content> {
-  const canonical = columns.map(({ name, type }) => `coalesce(${typeOf(name, type).canonical(identifier(name))}, '~')`)
-  return await withDuckDB(work, MEMORY_LIMIT, async duckdb => {
+export async function readContent(
+  file: string,
+  columns: Column[],
+  work: string,
+  expected: { row_count?: number; checksum: 'rows_sha256' | 'content_checksum' },
+): Promise<Content> {
+  const content = await withDuckDB(work, MEMORY_LIMIT, async duckdb => {
     await confine(duckdb, { directories: [work] })
     try {
       const found = await duckdb.runAndReadAll(
@@ -190,38 +268,49 @@ export async function readContent(file: string, columns: Column[], work: string,
       // Read from the footer before any row is unpacked, because a few kilobytes can hold billions of rows.
       const footer = await duckdb.runAndReadAll(`select sum(num_rows)::varchar from parquet_file_metadata(${literal(file)})`)
       const rows = Number(footer.getRows()[0]?.[0])
-      if (expectedRows !== undefined && rows !== expectedRows)
-        throw new Error(`expected ${expectedRows} rows; the file says that it has ${rows}`)
+      if (expected.row_count !== undefined && rows !== expected.row_count)
+        throw new Error(`expected ${expected.row_count} rows; the file says that it has ${rows}`)
       const result = await duckdb.runAndReadAll(`
-        select
-          count(*)::varchar,
-          coalesce(sum(('0x' || substr(md5(concat_ws('|', ${canonical.join(', ')})), 1, 15))::bigint), 0)::varchar,
-          min(ts)::varchar,
-          max(ts)::varchar
+        select count(*)::varchar, min(ts)::varchar, max(ts)::varchar,
+          ${expected.checksum === 'content_checksum' ? contentChecksum(columns) : 'null'}
         from read_parquet(${literal(file)})`)
-      const [count, checksum, min, max] = result.getRows()[0] as [string, string, string | null, string | null]
+      const [count, min, max, checksum] = result.getRows()[0] as [string, string | null, string | null, string | null]
       return {
         row_count: Number(count),
-        content_checksum: checksum,
         min_ts: min === null ? null : isoMicros(min),
         max_ts: max === null ? null : isoMicros(max),
+        ...(checksum === null ? {} : { content_checksum: checksum }),
       }
     } catch (cause) {
       throw new Error(`${file}: DuckDB cannot read it as an archive`, { cause })
     }
   })
+  if (expected.checksum === 'content_checksum') return content
+  const hash = createHash('sha256')
+  await streamParquet(file, columns, work, async (rows, done) => {
+    for await (const chunk of rows as AsyncIterable<Buffer>) hash.update(chunk)
+    await done
+  })
+  return { ...content, rows_sha256: hash.digest('hex') }
+}
+
+/** The same sum as fleet.content_checksum(), in DuckDB. */
+function contentChecksum(columns: Column[]) {
+  const texts = columns.map(({ name, type }) => `coalesce(${typeOf(name, type).checksum(identifier(name))}, '~')`)
+  return `coalesce(sum(('0x' || substr(md5(concat_ws('|', ${texts.join(', ')})), 1, 15))::bigint), 0)::varchar`
 }
 
 /**
- * Streams a Parquet file as CSV for a COPY FROM with copyOptions, but without force_quote. `rows` must be read to
- * its end. `done` resolves to the number of rows, or rejects with the reason why there are fewer, and must be awaited
- * before the COPY is ended.
+ * Streams the rows of a Parquet file as CSV, in their order: the bytes of copyValues and copyOptions, or, with `isForCopyFrom`,
+ * what COPY FROM with copyOptions([]) reads. `rows` must be read to its end. `done` resolves to the number of rows, or rejects
+ * with the reason why there are fewer, and must be awaited before the rows are used.
  */
 export async function streamParquet<T>(
   file: string,
   columns: Column[],
   work: string,
   consume: (rows: Readable, done: Promise<number>) => Promise<T>,
+  isForCopyFrom = false,
 ): Promise<T> {
   const pipe = join(work, 'rows.csv')
   await rm(pipe, { force: true })
@@ -230,16 +319,10 @@ export async function streamParquet<T>(
     return await withDuckDB(work, MEMORY_LIMIT, async duckdb => {
       await confine(duckdb, { directories: [work] })
       const { stream, release } = openForReading(pipe)
-      const text = columns.filter(column => column.type === 'text').map(column => identifier(column.name))
-      const values = columns.map(({ name, type }) => typeOf(name, type).write?.(identifier(name)) ?? identifier(name))
       const done = duckdb
         .run(
-          `
-        copy (select ${values.join(', ')} from read_parquet(${literal(file)}))
-        to ${literal(pipe)} (
-          format csv, header false, delimiter ',', quote '"', escape '"', nullstr '\\N', use_tmp_file false
-          ${text.length > 0 ? `, force_quote (${text.join(', ')})` : ''}
-        )`,
+          `copy (select ${duckdbValues(columns, isForCopyFrom)} from read_parquet(${literal(file)}))
+          to ${literal(pipe)} (${duckdbOptions(columns)}, use_tmp_file false)`,
         )
         .then(
           result => result.rowsChanged,

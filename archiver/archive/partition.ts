@@ -1,7 +1,7 @@
 import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { openSession } from '../database.ts'
-import { exportTable } from './export.ts'
+import { exportTable, type Exported } from './export.ts'
 import { isoMicros } from './iso-micros.ts'
 import {
   differences,
@@ -15,7 +15,7 @@ import {
 } from './manifest.ts'
 import { recordColumns } from './columns.ts'
 import { hashFile } from './hash.ts'
-import { CHECKSUM_VERSION, plainColumns, type Column, type Content } from './parquet.ts'
+import { plainColumns, readContent, type Column } from './parquet.ts'
 import { followCopy } from '../progress.ts'
 import { readBack } from './proof.ts'
 import { whenUnlocked } from '../retry.ts'
@@ -32,6 +32,7 @@ export interface ClaimedPartition {
   step: 'claimed' | 'frozen' | 'exported' | 'uploaded' | 'proven'
   attempts: number
   row_count: string | null
+  rows_sha256: string | null
   content_checksum: string | null
   checksum_sha256: string | null
   archive_url: string | null
@@ -42,8 +43,8 @@ export interface ClaimedPartition {
 
 export async function claimPartition({ sql, name, leaseSeconds }: Worker): Promise<ClaimedPartition | undefined> {
   const [claimed] = await sql<ClaimedPartition[]>`
-    select partition_name, table_name, range_start, range_end, state, step, attempts, row_count, content_checksum,
-      checksum_sha256, archive_url, archive_bytes, min_ts, max_ts
+    select partition_name, table_name, range_start, range_end, state, step, attempts, row_count, rows_sha256,
+      content_checksum, checksum_sha256, archive_url, archive_bytes, min_ts, max_ts
     from fleet.claim_partition(${name}, make_interval(secs => ${leaseSeconds}))`
   return claimed
 }
@@ -105,18 +106,24 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
   const { folder, manifest: manifestKey } = keysOf(range_start, range_end)
   const file = join(work, 'export.parquet')
 
-  const { columns, row_count } = await worker.step('export', {}, () =>
-    exportTable(worker.database, claimed.table_name, file, work, {
-      signal,
-      onRows: followCopy(
-        worker,
-        'partition.export.progress',
-        partition_name,
-        claimed.row_count === null ? undefined : Number(claimed.row_count),
-      ),
-    }),
+  const total = claimed.row_count === null ? undefined : Number(claimed.row_count)
+  const { columns, content } = await worker.step('export', {}, () =>
+    exportTable(
+      worker.database,
+      claimed.table_name,
+      file,
+      work,
+      {
+        signal,
+        onRows: followCopy(worker, 'partition.export.progress', partition_name, total),
+        lock: { partition: partition_name, worker: name },
+      },
+      async copied => ({
+        columns: copied.columns,
+        content: await worker.step('count', {}, () => countRetired(worker, partition_name, copied, signal)),
+      }),
+    ),
   )
-  const content = await worker.step('count', {}, () => countRetired(worker, partition_name, row_count, columns, signal))
   const exported = {
     range_start: isoMicros(range_start),
     range_end: isoMicros(range_end),
@@ -143,7 +150,7 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
   const isKept =
     existing !== undefined &&
     claimed.attempts === 0 &&
-    existing.content_checksum === content.content_checksum &&
+    existing.rows_sha256 === content.rows_sha256 &&
     differences({ columns: existing.columns }, exported) === '' &&
     (await store.head(`${folder}${existing.file}`, signal))?.bytes === existing.bytes
   if (!isKept) {
@@ -176,13 +183,11 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
       signal,
     )
   }
-  const { bytes, sha256, checksum_version, format_version } = isKept
-    ? existing
-    : { ...exported, checksum_version: CHECKSUM_VERSION, format_version: FORMAT_VERSION }
+  const { bytes, sha256, format_version } = isKept ? existing : { ...exported, format_version: FORMAT_VERSION }
   const parquetKey = isKept ? `${folder}${existing.file}` : keys.parquet
   await sql`
     select fleet.record_upload(${partition_name}, ${name}, ${`${store.url}/${parquetKey}`}, ${sha256}, ${bytes},
-      ${format_version}, ${checksum_version})`
+      ${format_version})`
   return { ...exported, bytes, sha256, parquetKey }
 }
 
@@ -202,8 +207,15 @@ async function chooseRevision(
   signal: AbortSignal,
 ): Promise<Pick<Manifest, 'revision' | 'replaces' | 'superseded'>> {
   if (!existing) return {}
-  const { range_start, range_end, row_count, content_checksum, min_ts, max_ts, columns } = exported
-  const other = differences({ range_start, range_end, row_count, content_checksum, min_ts, max_ts, columns }, existing)
+  const { range_start, range_end, row_count, rows_sha256, min_ts, max_ts, columns } = exported
+  let other = differences({ range_start, range_end, row_count, min_ts, max_ts, columns }, existing)
+  if (other === '') {
+    // An archive of an older format has only the older checksum of its rows.
+    other =
+      existing.rows_sha256 === undefined
+        ? differences(await readContent(made.file, made.columns, work, { checksum: 'content_checksum' }), existing)
+        : differences({ rows_sha256 }, existing)
+  }
   // An archive without rows has nothing to lose: its day may have been created again and filled since.
   if (other === '' || existing.row_count === 0) {
     return { revision: existing.revision, replaces: existing.replaces, superseded: existing.superseded }
@@ -237,30 +249,27 @@ async function chooseRevision(
 }
 
 /**
- * Lets Postgres count the retired table and compute its checksum, with its owner's rights. Later proofs are compared with
- * this.
- * @throws if the file has another number of rows or other columns
+ * Lets Postgres count and hash the retired table, with its owner's rights, while nobody can write to it. The proof is compared
+ * with this count, and the drop with both.
+ * @throws if COPY sent another number of rows or other columns
  */
 async function countRetired(
   { database, name }: Worker,
   partition: string,
-  rows: number,
-  columns: Column[],
+  { row_count, columns, rows_sha256 }: Exported,
   signal: AbortSignal,
-): Promise<Content> {
+) {
   // This takes seconds for a large day, so it does not use the connection that renews the lease.
   const session = await openSession(database, signal)
   try {
-    const [counted] = await session.sql<
-      { row_count: string; content_checksum: string; min_ts: string | null; max_ts: string | null }[]
-    >`
-      select row_count, content_checksum, min_ts, max_ts
-      from fleet.count_retired(${partition}, ${name}, ${rows}, ${session.sql.json(plainColumns(columns))}, ${CHECKSUM_VERSION})`
+    const [counted] = await session.sql<{ row_count: string; min_ts: string | null; max_ts: string | null }[]>`
+      select row_count, min_ts, max_ts
+      from fleet.count_retired(${partition}, ${name}, ${row_count}, ${rows_sha256}, ${session.sql.json(plainColumns(columns))})`
     signal.throwIfAborted()
     if (!counted) throw new Error(`${partition}: fleet.count_retired returned nothing`)
     return {
       row_count: Number(counted.row_count),
-      content_checksum: counted.content_checksum,
+      rows_sha256,
       min_ts: counted.min_ts === null ? null : isoMicros(counted.min_ts),
       max_ts: counted.max_ts === null ? null : isoMicros(counted.max_ts),
     }
@@ -287,7 +296,8 @@ async function recordedClaims(worker: Worker, claimed: ClaimedPartition): Promis
     range_start: isoMicros(claimed.range_start),
     range_end: isoMicros(claimed.range_end),
     row_count: Number(claimed.row_count),
-    content_checksum: claimed.content_checksum ?? '',
+    rows_sha256: claimed.rows_sha256 ?? undefined,
+    content_checksum: claimed.content_checksum ?? undefined,
     min_ts: claimed.min_ts === null ? null : isoMicros(claimed.min_ts),
     max_ts: claimed.max_ts === null ? null : isoMicros(claimed.max_ts),
     bytes: Number(claimed.archive_bytes),
@@ -320,7 +330,8 @@ async function prove(
       // The database compares again with what it recorded, and alone decides.
       await sql`
       select fleet.record_proof(${claimed.partition_name}, ${name}, ${manifest.sha256},
-        ${content.content_checksum}::text::numeric, ${content.row_count}, ${content.min_ts}, ${content.max_ts})`
+        ${content.content_checksum ?? null}::text::numeric, ${content.row_count}, ${content.min_ts}, ${content.max_ts},
+        ${content.rows_sha256 ?? null})`
       await recordColumns(sql, claimed.partition_name, manifest)
       return manifest
     },

@@ -1,4 +1,5 @@
 import { execFile } from 'node:child_process'
+import type { Hash } from 'node:crypto'
 import { closeSync, constants, openSync } from 'node:fs'
 import { Socket } from 'node:net'
 import type { Readable, Writable } from 'node:stream'
@@ -50,28 +51,39 @@ export function openForReading(path: string) {
  * sends one CopyData message per row (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-COPY), and
  * postgres.js one chunk per message. Measured over 2.88M rows, sorted into Parquet: 0.33M rows/s if each row is written
  * separately, 0.83M rows/s if rows are collected into 256 KiB.
+ * @param options `hash` is given each byte in its order
  */
-export function feed(rows: Readable, pipe: Writable, onRows?: (rows: number, bytes: number) => void): Promise<number> {
+export function feed(
+  rows: Readable,
+  pipe: Writable,
+  options: { hash?: Hash; onRows?: ((rows: number, bytes: number) => void) | undefined } = {},
+): Promise<number> {
   const size = 256 * 1024
-  let buffer = Buffer.allocUnsafe(size)
+  let buffer: Buffer = Buffer.allocUnsafe(size)
   let used = 0
   let count = 0
   let bytes = 0
+  // Buffers that were written are used again. Without that, those that wait for the garbage collector take 100 MB.
+  const free: Buffer[] = []
   return new Promise((resolve, reject) => {
+    const send = (chunk: Buffer, whenWritten?: () => void) => {
+      options.hash?.update(chunk)
+      bytes += chunk.length
+      return pipe.write(chunk, whenWritten)
+    }
     const flush = () => {
       if (used === 0) return true
-      const more = pipe.write(buffer.subarray(0, used))
-      bytes += used
-      onRows?.(count, bytes)
-      buffer = Buffer.allocUnsafe(size)
+      const whole = buffer
+      const more = send(whole.subarray(0, used), () => void free.push(whole))
+      options.onRows?.(count, bytes)
+      buffer = free.pop() ?? Buffer.allocUnsafe(size)
       used = 0
       return more
     }
     rows.on('data', (chunk: Buffer) => {
       if (used + chunk.length > size && !flush()) rows.pause()
       if (chunk.length > size) {
-        if (!pipe.write(Buffer.from(chunk))) rows.pause()
-        bytes += chunk.length
+        if (!send(Buffer.from(chunk))) rows.pause()
       } else {
         used += chunk.copy(buffer, used)
       }

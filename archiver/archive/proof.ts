@@ -7,7 +7,7 @@ import type { Store } from '../store/store.ts'
 
 /**
  * Reads an archive back from the store and checks all of it: the manifest against the database, the object's size and
- * SHA-256 against the manifest, and its rows, as DuckDB counts and sums them, against both.
+ * SHA-256 against the manifest, and its rows, as DuckDB reads them and writes them as CSV again, against both.
  * @param expected what the database recorded
  * @param use is given the verified local copy before it is removed
  * @throws an error with a sentence that names the object and the difference
@@ -36,10 +36,13 @@ export async function readBack<T>(
     const got = await store.getToFile(keys.parquet, file, signal)
     const wrongObject = differences({ bytes: manifest.bytes, sha256: manifest.sha256 }, got)
     if (wrongObject) throw new Error(`${url}: the object differs from its manifest: ${wrongObject}`)
-    const content = await readContent(file, manifest.columns, work, manifest.row_count)
+    const content = await readContent(file, manifest.columns, work, {
+      row_count: manifest.row_count,
+      checksum: manifest.rows_sha256 === undefined ? 'content_checksum' : 'rows_sha256',
+    })
     signal?.throwIfAborted()
-    const { row_count, content_checksum, min_ts, max_ts } = manifest
-    const wrongContent = differences({ row_count, content_checksum, min_ts, max_ts }, content)
+    const { row_count, rows_sha256, content_checksum, min_ts, max_ts } = manifest
+    const wrongContent = differences({ row_count, rows_sha256, content_checksum, min_ts, max_ts }, content)
     if (wrongContent) throw new Error(`${url}: the rows differ from the manifest: ${wrongContent}`)
     return await use({ file, manifest, content })
   } finally {

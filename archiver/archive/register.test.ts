@@ -13,6 +13,7 @@ import {
   stateOf,
   workAll,
 } from '../../testing/archiver.ts'
+import { contentOf } from '../../testing/rows.ts'
 
 t.test('a new database takes over the archive of a lost one, and brings its days back row for row', async t => {
   const lost = await withDatabase(t)
@@ -44,9 +45,7 @@ t.test('a new database takes over the archive of a lost one, and brings its days
   await workAll(t, db, directory)
   for (const [n, partition] of partitions.entries()) {
     t.match(await stateOf(db.sql, partition), { state: 'restored' })
-    const [content] =
-      await db.admin`select row_count, content_checksum from fleet.content_checksum(${`fleet.${partition}`}::regclass)`
-    t.match(before[n], { ...content }, `${days[n]} is back`)
+    t.match(before[n], await contentOf(db.admin, `fleet.${partition}`), `${days[n]} is back`)
   }
 })
 

@@ -44,9 +44,10 @@ export async function registerArchives(worker: Worker, onArchive: (manifest: Man
           await sql`
             select fleet.register_archive(
               ${manifest.partition}, ${manifest.range_start}, ${manifest.range_end}, ${content.row_count},
-              ${content.content_checksum}::text::numeric, ${content.min_ts}, ${content.max_ts}, ${url},
+              ${content.content_checksum ?? null}::text::numeric, ${content.min_ts}, ${content.max_ts}, ${url},
               ${manifest.sha256}, ${manifest.bytes}, ${sql.json(plainColumns(manifest.columns))}, ${manifest.columns_at},
-              ${manifest.checksum_version}, ${manifest.format_version})`
+              ${manifest.checksum_version ?? null}, ${manifest.format_version},
+              ${content.rows_sha256 ?? null})`
         })
       } finally {
         await rm(work, { recursive: true, force: true })

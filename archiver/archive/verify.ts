@@ -29,7 +29,8 @@ export interface Archive {
   max_ts: string | null
   archive_bytes: string
   checksum_sha256: string
-  content_checksum: string
+  rows_sha256: string | null
+  content_checksum: string | null
   archive_url: string
   proven_at: string
   confirmed_at: string | null
@@ -40,7 +41,7 @@ export interface Archive {
 export async function listArchives({ sql }: Worker, date?: string): Promise<Archive[]> {
   return await sql<Archive[]>`
     select partition_name, range_start, range_end, state, row_count, min_ts, max_ts, archive_bytes, checksum_sha256,
-      content_checksum, archive_url, proven_at, columns, confirmed_at
+      rows_sha256, content_checksum, archive_url, proven_at, columns, confirmed_at
     from fleet.archives
     where ${date ?? null}::date is null
       or (range_start < (${date ?? null}::date + 1)::timestamptz and range_end > ${date ?? null}::date::timestamptz)
@@ -64,7 +65,8 @@ export async function verifyArchive(worker: Worker, archive: Archive, isQuick: b
     ...(archive.state === 'dropped' || archive.state === 'archived' ? { row_count: Number(archive.row_count) } : {}),
     bytes: Number(archive.archive_bytes),
     sha256: archive.checksum_sha256,
-    content_checksum: archive.content_checksum,
+    rows_sha256: archive.rows_sha256 ?? undefined,
+    content_checksum: archive.content_checksum ?? undefined,
     ...(archive.columns ? { columns: archive.columns } : {}),
   }
   try {

@@ -6,7 +6,7 @@ import { DuckDBTimestampTZValue, DuckDBTypeId, StatementType, type DuckDBConnect
 import { learnColumns, type MappedColumn } from '../archive/columns.ts'
 import { openSession, type Session } from '../database.ts'
 import { confine, identifier, literal, withDuckDB } from '../duckdb.ts'
-import { columnList, copyOptions, writeParquet, type Column } from '../archive/parquet.ts'
+import { copyOptions, copyValues, writeParquet, type Column } from '../archive/parquet.ts'
 import { followCopy, followItems } from '../progress.ts'
 import { relationColumns, unite, type RelationColumn, type Source } from './relations.ts'
 import { locate } from '../store/open-store.ts'
@@ -310,7 +310,7 @@ async function exportOnline(
   const file = join(work, `${partition_name}.online.parquet`)
   const total = row_count === null || Number(row_count) === 0 ? undefined : Number(row_count)
   const rows = await session.sql
-    .unsafe(`copy (select ${columnList(columns)} from ${table} where ${limits}) to stdout (${copyOptions(columns)})`)
+    .unsafe(`copy (select ${copyValues(columns)} from ${table} where ${limits}) to stdout (${copyOptions(columns)})`)
     .readable()
   try {
     await writeParquet(rows, columns, file, work, followCopy(worker, 'query.export.progress', partition_name, total))

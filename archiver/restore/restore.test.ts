@@ -1,6 +1,7 @@
 import { readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
+import { asRole } from '../../testing/fleet.ts'
 import { spawnNode, waitFor } from '../../testing/database.ts'
 import {
   archiverEnv,
@@ -258,4 +259,31 @@ t.test('verify reports files that belong to no archive', async t => {
     t.equal(code, 1)
     t.match(output, /^file:.*\/copy\.parquet: the database has no proven archive of this name$/m)
   }
+})
+
+t.test('rows that an archiver only says it restored are not attached', async t => {
+  const { db, directory, partition } = await withRetiredDay(t, 300)
+  await db.admin.unsafe(
+    `create table public.kept as table fleet_detached.${partition}; grant select on public.kept to fleet_archiver`,
+  )
+  await workAll(t, db, directory)
+  const { rows_sha256 } = await stateOf(db.sql, partition)
+  const archiver = asRole(t, db, 'fleet_archiver')
+  const restore = async (change: string, claim: unknown) => {
+    await archiver`select fleet.request_restore(${day}::date)`
+    await archiver`select * from fleet.claim_restore('a', '0 seconds')`
+    const [{ name } = { name: '' }] = await archiver<{ name: string }[]>`select fleet.begin_restore(${partition}, 'a') as name`
+    await archiver.unsafe(`insert into ${name} select ${change} from public.kept`)
+    await archiver`select fleet.finish_restore(${partition}, 'a', ${claim as string})`
+  }
+  const columns = (await db.sql`select name from fleet.archive_columns('fleet.device_heartbeats') order by position`).map(
+    ({ name }) => name as string,
+  )
+  const forged = columns.map(name => (name === 'battery_pct' ? 'case device_id when 7 then 0 else battery_pct end' : name)).join()
+  const refused = { code: 'FL010', message: /differ from what was archived; the table is not attached/ }
+  await t.rejects(restore(forged, rows_sha256), refused, "Postgres's own hash differs")
+  await t.rejects(restore(columns.join(), 'ab'.repeat(32)), refused, 'the SHA-256 that the archiver computed differs')
+  await t.rejects(restore(columns.join(), null), refused, 'or is missing')
+  await restore(columns.join(), rows_sha256)
+  t.match(await stateOf(db.sql, partition), { state: 'restored' })
 })

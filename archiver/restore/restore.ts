@@ -7,6 +7,7 @@ import type { Claims } from '../archive/manifest.ts'
 import { columnList, copyOptions, streamParquet, type Column } from '../archive/parquet.ts'
 import { followCopy } from '../progress.ts'
 import { readBack } from '../archive/proof.ts'
+import { hashRows } from '../archive/rows-csv.ts'
 import { whenUnlocked } from '../retry.ts'
 import { locate } from '../store/open-store.ts'
 import type { Worker } from '../context.ts'
@@ -19,13 +20,14 @@ export interface ClaimedRestore {
   range_end: string
   archive_url: string
   checksum_sha256: string
-  content_checksum: string
+  rows_sha256: string | null
+  content_checksum: string | null
   row_count: string
 }
 
 export async function claimRestore({ sql, name, leaseSeconds }: Worker): Promise<ClaimedRestore | undefined> {
   const [claimed] = await sql<ClaimedRestore[]>`
-    select request_id, partition_name, range_start, range_end, archive_url, checksum_sha256, content_checksum, row_count
+    select request_id, partition_name, range_start, range_end, archive_url, checksum_sha256, rows_sha256, content_checksum, row_count
     from fleet.claim_restore(${name}, make_interval(secs => ${leaseSeconds}))`
   return claimed
 }
@@ -45,11 +47,12 @@ export async function restorePartition(worker: Worker, claimed: ClaimedRestore, 
     range_start: isoMicros(claimed.range_start),
     range_end: isoMicros(claimed.range_end),
     row_count: Number(claimed.row_count),
-    content_checksum: claimed.content_checksum,
+    rows_sha256: claimed.rows_sha256 ?? undefined,
+    content_checksum: claimed.content_checksum ?? undefined,
     sha256: claimed.checksum_sha256,
     ...(await knownColumns(sql, partition_name)),
   }
-  await readBack(
+  const rows_sha256 = await readBack(
     store,
     keys,
     expected,
@@ -62,11 +65,12 @@ export async function restorePartition(worker: Worker, claimed: ClaimedRestore, 
       if (!staging) throw new Error(`${partition_name}: fleet.begin_restore returned no table`)
       const onRows = followCopy(worker, 'partition.restore.progress', partition_name, manifest.row_count)
       await load(worker, staging.table_name, manifest.columns, file, work, signal, onRows)
+      return claimed.rows_sha256 === null ? null : await hashRows(worker.database, staging.table_name, manifest.columns, signal)
     },
     signal,
   )
   signal.throwIfAborted()
-  await whenUnlocked(() => sql`select fleet.finish_restore(${partition_name}, ${name})`, signal)
+  await whenUnlocked(() => sql`select fleet.finish_restore(${partition_name}, ${name}, ${rows_sha256})`, signal)
   const duration_ms = Math.round(performance.now() - started)
   log.info({ event: 'partition.restore', partition: partition_name, rows: expected.row_count, duration_ms }, 'restored')
 }
@@ -92,34 +96,40 @@ export async function load(
   const session = await openSession(database, signal)
   try {
     const options = copyOptions([])
-    await streamParquet(file, columns, work, async (rows, done) => {
-      const copy = await session.sql.unsafe(`copy ${table} (${columnList(columns)}) from stdin (${options})`).writable()
-      // The COPY may fail at any time; every wait below notices that.
-      copy.on('error', () => {})
-      try {
-        let lines = 0
-        let bytes = 0
-        for await (const chunk of rows as AsyncIterable<Buffer>) {
-          await write(copy, chunk)
-          // A line break within a text counts as a row here. This is only for the progress; the database counts exactly.
-          lines += countLines(chunk)
-          bytes += chunk.length
-          onRows(lines, bytes)
+    await streamParquet(
+      file,
+      columns,
+      work,
+      async (rows, done) => {
+        const copy = await session.sql.unsafe(`copy ${table} (${columnList(columns)}) from stdin (${options})`).writable()
+        // The COPY may fail at any time; every wait below notices that.
+        copy.on('error', () => {})
+        try {
+          let lines = 0
+          let bytes = 0
+          for await (const chunk of rows as AsyncIterable<Buffer>) {
+            await write(copy, chunk)
+            // A line break within a text counts as a row here. This is only for the progress; the database counts exactly.
+            lines += countLines(chunk)
+            bytes += chunk.length
+            onRows(lines, bytes)
+          }
+          // The pipe ends in the same way whether DuckDB finished or failed, so wait for its result before COPY may commit.
+          await done
+          await write(copy, Buffer.alloc(0))
+        } catch (error) {
+          copy.destroy(error as Error)
+          throw error
         }
-        // The pipe ends in the same way whether DuckDB finished or failed, so wait for its result before COPY may commit.
-        await done
-        await write(copy, Buffer.alloc(0))
-      } catch (error) {
-        copy.destroy(error as Error)
-        throw error
-      }
-      copy.end()
-      await nextTurn()
-      // postgres.js does not report a COPY that fails after its last byte, but the next statement waits for its end.
-      await session.sql`select 1`
-      await nextTurn()
-      if (!copy.writableFinished) throw new Error(`${table}: the server refused the COPY at its end; see its log`)
-    })
+        copy.end()
+        await nextTurn()
+        // postgres.js does not report a COPY that fails after its last byte, but the next statement waits for its end.
+        await session.sql`select 1`
+        await nextTurn()
+        if (!copy.writableFinished) throw new Error(`${table}: the server refused the COPY at its end; see its log`)
+      },
+      true,
+    )
   } finally {
     await session.close()
   }

@@ -1,7 +1,6 @@
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ListObjectsV2Command } from '@aws-sdk/client-s3'
-import type { Sql } from 'postgres'
 import t from 'tap'
 import { leftToCi, size } from '../../local/config.ts'
 import { spawnNode, withDatabase } from '../../testing/database.ts'
@@ -29,6 +28,7 @@ import {
   stateOf,
   stepsOf,
 } from '../../testing/archiver.ts'
+import { contentOf } from '../../testing/rows.ts'
 
 // The store is started by the first test that needs it.
 t.setTimeout(300_000)
@@ -36,12 +36,6 @@ t.setTimeout(300_000)
 /** The settings of an archiver process that stores in a bucket. */
 function bucketEnv({ url, endpoint, env }: TestBucket, through = endpoint) {
   return { ARCHIVE_URL: url, AWS_ENDPOINT_URL_S3: through, ...env }
-}
-
-/** The content of a partition, by the checksum that does not depend on the order of rows or the format. */
-async function contentOf(sql: Sql, table: string) {
-  const [content] = await sql`select row_count, content_checksum from fleet.content_checksum(${table}::text::regclass)`
-  return content
 }
 
 /** The stored keys, without the prefix of the archive. */

@@ -33,6 +33,7 @@ import {
   runOnce,
   stateOf,
 } from '../../testing/archiver.ts'
+import { contentOf } from '../../testing/rows.ts'
 
 // The store is started by the first test that needs it.
 t.setTimeout(300_000)
@@ -69,11 +70,6 @@ async function run(t: Test, db: TestDatabase, directory: string, env: Env, ...ar
   return { code, output: cli.output() }
 }
 
-async function contentOf(db: TestDatabase, table: string) {
-  const [content] = await db.admin`select row_count, content_checksum from fleet.content_checksum(${table}::text::regclass)`
-  return content
-}
-
 async function objectsIn({ client, bucket }: TestBucket) {
   const { Contents = [] } = await client.send(new ListObjectsV2Command({ Bucket: bucket }))
   return Contents.map(({ Key = '' }) => Key)
@@ -91,7 +87,7 @@ async function withDay(t: Test) {
 
 /** The life of a day: archived, proven, dropped, verified, queried, restored, and archived again with a row more and a column less. */
 async function liveThrough(t: Test, { db, partition, directory }: Awaited<ReturnType<typeof withDay>>, env: Env) {
-  const before = await contentOf(db, `fleet_detached.${partition}`)
+  const before = await contentOf(db.admin, `fleet_detached.${partition}`)
   const archive = async () => {
     const { code, output, events } = await runOnce(t, db, directory, env)
     t.equal(code, 0, output)
@@ -110,7 +106,7 @@ async function liveThrough(t: Test, { db, partition, directory }: Awaited<Return
 
   await db.sql`select fleet.request_restore(${retiredDay}::date)`
   await archive()
-  t.same(await contentOf(db, `fleet.${partition}`), before)
+  t.same(await contentOf(db.admin, `fleet.${partition}`), before)
 
   await db.sql`alter table fleet.device_heartbeats drop column model`
   await db.admin`
@@ -140,7 +136,7 @@ async function isRefused(t: Test, day: Awaited<ReturnType<typeof withDay>>, buck
   const logged = eventsOf(output).find(({ event }) => event === 'partition.archive.failed')
   t.match(JSON.stringify(logged), hint, 'so has the log')
   t.same(await objectsIn(bucket), [])
-  t.equal((await contentOf(db, `fleet_detached.${partition}`))?.row_count, '1000')
+  t.equal((await contentOf(db.admin, `fleet_detached.${partition}`))?.row_count, '1000')
   await db.sql`select fleet.retry_archive(${partition})`
 }
 

@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:f1368a1183f75ece8b5fa9e914eb834343ca92d5
+--! Hash: sha1:cb98f5ef7ca0569b4a9f8b8ec2a5d1873fb2a7ac
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -152,13 +152,50 @@ comment on column fleet.settings.settle_max_wait is
 comment on column fleet.settings.settle_budget is
   'For how long a night may go on settling days. It finishes the day that it has begun. The hourly maintenance waits for it.';
 
+alter table fleet.hb_partitions add column if not exists rows_sha256 text;
+comment on column fleet.hb_partitions.rows_sha256 is
+  'SHA-256 of the rows of the archive as CSV, in hex; its manifest has the SQL for it. Null for an archive of manifest format 1 or '
+  '2, which has a content_checksum instead.';
+comment on column fleet.hb_partitions.content_checksum is
+  'For an archive of manifest format 1 or 2: a checksum of the rows that does not depend on their order or format; see '
+  'fleet.content_checksum().';
+comment on column fleet.hb_partitions.rows_hash is
+  'The row hash of fleet.count_rows() of the retired table when its rows were counted. Null for an archive from before 0.2.';
+alter table fleet.hb_partitions
+  drop constraint if exists hb_partitions_archived_is_proven,
+  add constraint hb_partitions_archived_is_proven check (
+    state not in ('archived', 'dropped', 'restored')
+    or is_proven_empty
+    or (
+      checksum_sha256 is not null and (rows_sha256 is not null or content_checksum is not null) and proven_at is not null
+      and archive_url is not null and row_count is not null
+    )
+  ),
+  drop constraint if exists hb_partitions_rows_sha256_form,
+  add constraint hb_partitions_rows_sha256_form check (rows_sha256 ~ '^[0-9a-f]{64}$');
+
+-- Functions that have other parameters or columns now.
+drop function if exists fleet.count_retired(text, text, bigint, jsonb, integer);
+drop function if exists fleet.record_upload(text, text, text, text, bigint, integer, integer);
+drop function if exists fleet.record_proof(text, text, text, numeric, bigint, timestamptz, timestamptz);
+drop function if exists fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz);
+drop function if exists fleet.compare_with_archive(text);
+drop function if exists fleet.finish_restore(text, text);
+drop function if exists fleet.register_archive(
+  text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer,
+  integer
+);
+drop function if exists fleet.claim_restore(text, interval);
+drop function if exists fleet.claim_partition(text, interval);
+drop function if exists fleet.rows_hash(regclass);
+
 -- Functions, procedures, views
 
 --! Included archive/compare_with_archive.sql
--- Call it before you lock the partition's row: the checksum of a large day takes many seconds, and the archiver has to be able to
--- renew its lease in that row.
+-- Call it before you lock the partition's row: comparing a large day takes seconds, and the archiver has to be able to renew its
+-- lease in that row.
 create or replace function fleet.compare_with_archive(p_partition text)
-returns table (table_oid oid, row_count bigint, content_checksum numeric, differs boolean)
+returns table (table_oid oid, row_count bigint, in_table text, in_archive text, differs boolean)
 language plpgsql
 volatile
 security definer
@@ -187,28 +224,29 @@ begin
   -- readers, until the end of the transaction.
   execute format('alter table %s disable trigger user', table_oid::regclass);
   if v_partition.rows_hash is not null then
-    execute format('select count(*) from only %s', table_oid::regclass) into row_count;
-    if row_count = v_partition.row_count and fleet.rows_hash(table_oid) = v_partition.rows_hash then
-      content_checksum := v_partition.content_checksum;
-      differs := false;
+    select c.row_count, format('row hash %s', c.rows_hash), format('row hash %s', v_partition.rows_hash)
+    into row_count, in_table, in_archive
+    from fleet.count_rows(table_oid) c;
+    differs := (row_count, in_table) is distinct from (v_partition.row_count, in_archive);
+    -- On a machine with another byte order the same rows hash differently. If Postgres knows their content checksum, that decides.
+    if not differs or v_partition.content_checksum is null then
       return next;
       return;
     end if;
   end if;
-  -- If there is no hash, or it differs, the slow comparison decides: after a dump and restore the same rows may hash differently.
-  -- Without an archive there is no version either; any will do then.
-  select c.row_count, c.content_checksum into row_count, content_checksum
+  -- A partition that was proven to be empty has no archive, and any version will do.
+  select c.row_count, format('content checksum %s', c.content_checksum),
+    format('content checksum %s', coalesce(v_partition.content_checksum, 0))
+  into row_count, in_table, in_archive
   from fleet.content_checksum(table_oid, v_partition.columns, v_partition.checksum_version) c;
-  -- A partition that was proven to be empty has no archive.
-  differs := (row_count, content_checksum)
-    is distinct from (coalesce(v_partition.row_count, 0), coalesce(v_partition.content_checksum, 0));
+  differs := (row_count, in_table) is distinct from (coalesce(v_partition.row_count, 0), in_archive);
   return next;
 end
 $$;
 
 comment on function fleet.compare_with_archive(text) is
-  'Compares the rows of a retired table with the count and checksum of its archive, and blocks writers to the table until the '
-  'end of the transaction. Returns no row if there is no table.';
+  'Compares the rows of a retired table with what was recorded when they were archived, and blocks writers to the table until '
+  'the end of the transaction. Returns no row if there is no table.';
 --! EndIncluded archive/compare_with_archive.sql
 --! Included archive/count_retired.sql
 -- A drop relies on this count, so it is made with the owner's rights. What the archiver says that it copied is compared with it.
@@ -216,10 +254,10 @@ create or replace function fleet.count_retired(
   p_partition text,
   p_worker text,
   p_row_count bigint,
+  p_rows_sha256 text,
   p_columns jsonb default null,
-  p_checksum_version integer default 2,
   out row_count bigint,
-  out content_checksum numeric,
+  out rows_hash numeric,
   out min_ts timestamptz,
   out max_ts timestamptz
 )
@@ -234,21 +272,17 @@ declare
   v_partition fleet.hb_partitions;
   v_table regclass;
   v_columns jsonb;
-  v_hash numeric;
 begin
   select p.* into v_partition
   from fleet.hb_partitions p
   where p.partition_name = p_partition and p.lease_owner = p_worker and p.state = 'archiving';
   v_table := fleet.table_of(v_partition);
   if v_table is not null then
-    -- Nobody has been allowed to write to the table since it was detached. Counting a large day takes many seconds, so it happens
-    -- before the row is locked, and the archiver can renew its lease meanwhile.
+    -- Counting a large day takes seconds, so it happens before the row is locked, and the archiver can renew its lease meanwhile.
     select jsonb_agg(jsonb_build_object('name', c.name, 'type', c.type) order by c.position) into v_columns
     from fleet.archive_columns(v_table) c;
-    select s.row_count, s.content_checksum, s.min_ts, s.max_ts
-    into row_count, content_checksum, min_ts, max_ts
-    from fleet.content_checksum(v_table, v_columns, p_checksum_version) s;
-    v_hash := fleet.rows_hash(v_table);
+    select c.row_count, c.rows_hash, c.min_ts, c.max_ts into row_count, rows_hash, min_ts, max_ts
+    from fleet.count_rows(v_table) c;
   end if;
 
   v_partition := fleet.check_lease(p_partition, p_worker);
@@ -271,6 +305,12 @@ begin
         'select fleet.hold_partition(%L, ''why'');', p_partition
       );
   end if;
+  if p_rows_sha256 is null or p_rows_sha256 !~ '^[0-9a-f]{64}$' then
+    raise exception using
+      errcode = 'FL422',
+      message = format('%s is not a SHA-256 in hex; nothing is archived', coalesce(p_rows_sha256, 'null')),
+      hint = 'The archiver has to be of the version of this database.';
+  end if;
   if min_ts < v_partition.range_start or max_ts >= v_partition.range_end then
     raise exception using
       errcode = 'FL010',
@@ -285,17 +325,17 @@ begin
   end if;
   update fleet.hb_partitions p
   set counted = jsonb_build_object(
-    'row_count', count_retired.row_count, 'content_checksum', count_retired.content_checksum::text,
-    'min_ts', count_retired.min_ts, 'max_ts', count_retired.max_ts, 'columns', v_columns, 'checksum_version', p_checksum_version,
-    'rows_hash', v_hash::text
+    'row_count', count_retired.row_count, 'rows_hash', count_retired.rows_hash::text, 'min_ts', count_retired.min_ts,
+    'max_ts', count_retired.max_ts, 'rows_sha256', p_rows_sha256, 'columns', v_columns
   )
   where p.partition_name = p_partition;
 end
 $$;
 
-comment on function fleet.count_retired(text, text, bigint, jsonb, integer) is
-  'Archiving: counts the rows of a retired table and computes their checksum, with the owner''s rights. Compares the result '
-  'with what the archiver says that it copied, then records and returns it. Later proofs and the drop are compared with this.';
+comment on function fleet.count_retired(text, text, bigint, text, jsonb) is
+  'Archiving: counts and hashes the rows of a retired table, with the owner''s rights, and compares the count and the columns '
+  'with what the archiver says that it copied. Records that together with the archiver''s SHA-256 of the rows. The proof and the '
+  'drop are compared with this.';
 --! EndIncluded archive/count_retired.sql
 --! Included ingest/heartbeat_bucket.sql
 -- No SET clause, and a body that is parsed at creation, so that it is inlined and the index of the bucket is used. The index of
@@ -4683,7 +4723,7 @@ $$;
 
 comment on function fleet.bytes_of(fleet.hb_partitions) is
   'The size on disk of a partition with its indexes, in bytes; 0 if it is dropped. While the table is locked against readers, the '
-  'size that was measured last.';
+  'size that was measured last. Example: select partition_name, fleet.bytes_of(p) from fleet.hb_partitions p;';
 --! EndIncluded partitions/bytes_of.sql
 --! Included partitions/has_pages.sql
 create or replace function fleet.has_pages(p_table oid) returns boolean
@@ -5340,7 +5380,7 @@ comment on function fleet.prepare_partitions(fleet.imports) is
   'false when nothing is left to do. It creates none for days in the archive, which fleet.request_restore() brings back.';
 --! EndIncluded import/prepare_partitions.sql
 --! Included archive/finish_restore.sql
-create or replace function fleet.finish_restore(p_partition text, p_worker text) returns void
+create or replace function fleet.finish_restore(p_partition text, p_worker text, p_rows_sha256 text default null) returns void
 language plpgsql
 volatile
 security definer
@@ -5372,16 +5412,27 @@ begin
   -- The archiver may insert until here. Its rights are revoked before the comparison, so exactly the compared rows are attached.
   execute format('revoke all on %s from fleet_archiver', v_table);
   execute format('alter table %s disable row level security', v_table);
-  select * into v_got from fleet.content_checksum(v_table, v_partition.columns, v_partition.checksum_version);
-  if (v_got.row_count, v_got.content_checksum, v_got.min_ts, v_got.max_ts) is distinct from (
-    v_partition.row_count, v_partition.content_checksum, v_partition.min_ts, v_partition.max_ts
+  if v_partition.rows_sha256 is null then
+    select c.row_count, c.min_ts, c.max_ts, format('content checksum %s', c.content_checksum) as found,
+      format('content checksum %s', v_partition.content_checksum) as expected
+    into v_got
+    from fleet.content_checksum(v_table, v_partition.columns, v_partition.checksum_version) c;
+  else
+    -- The archiver hashed the table as CSV. Where Postgres itself hashed the rows when they were archived, it does so again.
+    select c.row_count, c.min_ts, c.max_ts,
+      format('rows_sha256 %s, row hash %s', coalesce(p_rows_sha256, 'not computed'), c.rows_hash) as found,
+      format('rows_sha256 %s, row hash %s', v_partition.rows_sha256, coalesce(v_partition.rows_hash, c.rows_hash)) as expected
+    into v_got
+    from fleet.count_rows(v_table) c;
+  end if;
+  if (v_got.row_count, v_got.found, v_got.min_ts, v_got.max_ts) is distinct from (
+    v_partition.row_count, v_got.expected, v_partition.min_ts, v_partition.max_ts
   ) then
     raise exception using
       errcode = 'FL010',
       message = format('the restored rows of %s differ from what was archived; the table is not attached', p_partition),
       detail = format(
-        'rows %s, restored %s; content checksum %s, restored %s',
-        v_partition.row_count, v_got.row_count, v_partition.content_checksum, v_got.content_checksum
+        'rows %s, restored %s; %s, restored %s', v_partition.row_count, v_got.row_count, v_got.expected, v_got.found
       ),
       hint = 'Check the archive: npm run archive -- verify';
   end if;
@@ -5417,7 +5468,7 @@ begin
 end
 $$;
 
-comment on function fleet.finish_restore(text, text) is
+comment on function fleet.finish_restore(text, text, text) is
   'Compares the restored rows with the archive, by the archive''s own columns. Then changes the table to today''s columns, '
   'indexes it, attaches it, and sets state restored. It is settled if no heartbeat can come for it.';
 --! EndIncluded archive/finish_restore.sql
@@ -5963,6 +6014,731 @@ $$;
 comment on function fleet.check_storage(timestamptz) is
   'The part of fleet.check() about tables on disk: autovacuum, dead rows, wraparound, size and growth.';
 --! EndIncluded checks/check_storage.sql
+--! Included archive/rows_proof.sql
+create or replace function fleet.rows_proof(p_rows_sha256 text, p_content_checksum numeric) returns text
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce('rows_sha256 ' || p_rows_sha256, 'content checksum ' || p_content_checksum, 'no checksum of the rows');
+$$;
+
+comment on function fleet.rows_proof(text, numeric) is
+  'The checksum of the rows of an archive, as messages name it: manifest formats 1 and 2 have a content checksum, later ones '
+  'rows_sha256.';
+--! EndIncluded archive/rows_proof.sql
+--! Included archive/count_rows.sql
+create or replace function fleet.count_rows(
+  p_table regclass,
+  out row_count bigint,
+  out rows_hash numeric,
+  out min_ts timestamptz,
+  out max_ts timestamptz
+)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute format(
+    'select count(*), coalesce(sum(hash_record_extended(t, 0)), 0), min(t.ts), max(t.ts) from only %s t', p_table
+  ) into row_count, rows_hash, min_ts, max_ts;
+end
+$$;
+
+comment on function fleet.count_rows(regclass) is
+  'Returns the number of rows of a partition, a sum of 64-bit hashes of its rows, and the oldest and newest ts. Two counts of one '
+  'table show quickly whether a row has changed. The hash depends on the columns and their order, and on the byte order of the '
+  'machine. Example: select p.partition_name, c.* from fleet.partition_health p cross join '
+  'fleet.count_rows(format(''fleet_detached.%I'', p.partition_name)::regclass) c where p.state = ''detached'';';
+--! EndIncluded archive/count_rows.sql
+--! Included archive/lock_retired.sql
+-- What is copied and what is counted must be the same rows. Without the lock a superuser could change a row between the two, and
+-- the archive would hold the old one.
+create or replace function fleet.lock_retired(p_partition text, p_worker text) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '0'
+as $$
+declare
+  v_partition fleet.hb_partitions;
+  v_table regclass;
+begin
+  -- Without a lock on this row, in which the archiver renews its lease.
+  select p.* into v_partition
+  from fleet.hb_partitions p
+  where p.partition_name = p_partition and p.lease_owner = p_worker and p.state = 'archiving';
+  v_table := fleet.table_of(v_partition);
+  if v_table is null then
+    raise exception using
+      errcode = 'FL404',
+      message = format('partition %s has no table that %s may archive', p_partition, p_worker),
+      hint = 'See select * from fleet.check_partitions() where status <> ''ok'';';
+  end if;
+  -- It waits for a VACUUM as long as that takes. LOCK TABLE requires the right to write, which nobody has here. This statement
+  -- changes nothing, and blocks writers, but not
+  -- readers, until the end of the transaction.
+  execute format('alter table %s disable trigger user', v_table);
+end
+$$;
+
+comment on function fleet.lock_retired(text, text) is
+  'Archiving: keeps writers out of a retired table until the end of the transaction, so that the rows that are copied are those '
+  'that fleet.count_retired() counts.';
+--! EndIncluded archive/lock_retired.sql
+--! Included archive/record_export.sql
+create or replace function fleet.record_export(p_partition text, p_worker text) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_partition fleet.hb_partitions;
+begin
+  v_partition := fleet.check_lease(p_partition, p_worker);
+  if v_partition.counted is null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s has not been counted yet, so its export cannot be recorded', p_partition),
+      hint = 'Call fleet.count_retired() first.';
+  end if;
+  update fleet.hb_partitions p
+  set step = 'exported', row_count = (p.counted ->> 'row_count')::bigint,
+    rows_sha256 = p.counted ->> 'rows_sha256', content_checksum = null,
+    min_ts = (p.counted ->> 'min_ts')::timestamptz, max_ts = (p.counted ->> 'max_ts')::timestamptz,
+    checksum_sha256 = null, archive_url = null, archive_bytes = null, proven_at = null,
+    columns = p.counted -> 'columns', columns_at = coalesce(p.detached_at, clock_timestamp()),
+    checksum_version = null, manifest_format = null,
+    rows_hash = (p.counted ->> 'rows_hash')::numeric, counted = null
+  where p.partition_name = p_partition;
+end
+$$;
+
+comment on function fleet.record_export(text, text) is
+  'Archiving, step exported: from here on the archive has to match what fleet.count_retired() counted. What was recorded of an '
+  'earlier archive of the day is cleared.';
+--! EndIncluded archive/record_export.sql
+--! Included archive/record_upload.sql
+create or replace function fleet.record_upload(
+  p_partition text,
+  p_worker text,
+  p_archive_url text,
+  p_checksum_sha256 text,
+  p_archive_bytes bigint,
+  p_manifest_format integer default 1
+) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_partition fleet.hb_partitions;
+begin
+  v_partition := fleet.check_lease(p_partition, p_worker);
+  if v_partition.step not in ('exported', 'uploaded') then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s is at step %s; it has to be exported before it is uploaded', p_partition, v_partition.step),
+      hint = 'Call fleet.record_export() first.';
+  end if;
+  update fleet.hb_partitions
+  set step = 'uploaded', archive_url = p_archive_url, checksum_sha256 = p_checksum_sha256, archive_bytes = p_archive_bytes,
+    manifest_format = p_manifest_format
+  where partition_name = p_partition;
+  perform fleet.increment_counter('archive_bytes_pushed_total', p_archive_bytes);
+end
+$$;
+
+comment on function fleet.record_upload(text, text, text, text, bigint, integer) is
+  'Archiving, step uploaded: records where the Parquet file is, its SHA-256 and size, and the format of its manifest.';
+--! EndIncluded archive/record_upload.sql
+--! Included archive/record_proof.sql
+create or replace function fleet.record_proof(
+  p_partition text,
+  p_worker text,
+  p_checksum_sha256 text,
+  p_content_checksum numeric,
+  p_row_count bigint,
+  p_min_ts timestamptz,
+  p_max_ts timestamptz,
+  p_rows_sha256 text default null
+) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_partition fleet.hb_partitions;
+begin
+  v_partition := fleet.check_lease(p_partition, p_worker);
+  if v_partition.step is distinct from 'uploaded' then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s is at step %s; it has to be uploaded before it is proven', p_partition, v_partition.step),
+      hint = 'Call fleet.record_upload() first.';
+  end if;
+  if (p_checksum_sha256, p_rows_sha256, p_content_checksum, p_row_count, p_min_ts, p_max_ts) is distinct from (
+    v_partition.checksum_sha256, v_partition.rows_sha256, v_partition.content_checksum, v_partition.row_count,
+    v_partition.min_ts, v_partition.max_ts
+  ) then
+    raise exception using
+      errcode = 'FL010',
+      message = format('the archive of %s, read back, differs from its rows; the partition is kept', p_partition),
+      detail = format(
+        'sha256 %s, read back %s; %s, read back %s; rows %s, read back %s; from %s to %s, read back %s to %s',
+        v_partition.checksum_sha256, p_checksum_sha256,
+        fleet.rows_proof(v_partition.rows_sha256, v_partition.content_checksum),
+        fleet.rows_proof(p_rows_sha256, p_content_checksum),
+        v_partition.row_count, p_row_count, v_partition.min_ts, v_partition.max_ts, p_min_ts, p_max_ts
+      ),
+      hint = 'The next attempt exports and uploads it again. If this happens again, check the object store.';
+  end if;
+  update fleet.hb_partitions
+  set step = 'proven', state = 'archived', proven_at = now(), archived_at = now(), attempts = 0, next_attempt_at = null,
+    confirmed_at = null, confirmed_by = null,
+    last_error = null
+  where partition_name = p_partition;
+  perform fleet.increment_counter('partitions_archived_total');
+  perform fleet.increment_counter('hb_partition_archived_total');
+  perform fleet.record_event(
+    'partition.archive.end', p_partition, p_row_count, p_detail => v_partition.archive_url,
+    p_duration_ms => fleet.elapsed_ms(coalesce(
+      (
+        select max(e.at) from fleet.events e
+        where e.event = 'partition.archive.start' and e.partition_name = p_partition
+      ),
+      clock_timestamp()
+    ))
+  );
+end
+$$;
+
+comment on function fleet.record_proof(text, text, text, numeric, bigint, timestamptz, timestamptz, text) is
+  'Archiving, step proven: compares what was read back from the store with what was exported. Sets state archived only if '
+  'everything is equal. p_content_checksum is for archives of manifest formats 1 and 2, which have no rows_sha256.';
+--! EndIncluded archive/record_proof.sql
+--! Included archive/confirm_archive.sql
+-- The archiver gives the first proof. If settings.proofs_needed is 2, nothing is dropped on the archiver's word alone.
+create or replace function fleet.confirm_archive(
+  p_partition text,
+  p_checksum_sha256 text,
+  p_content_checksum numeric,
+  p_row_count bigint,
+  p_min_ts timestamptz,
+  p_max_ts timestamptz,
+  p_rows_sha256 text default null,
+  p_table_sha256 text default null
+) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_partition fleet.hb_partitions;
+begin
+  -- The login decides, not the current role: a login that can act as the archiver cannot give a second proof.
+  if pg_has_role(session_user, 'fleet_archiver', 'member') then
+    raise exception using
+      errcode = 'FL002',
+      message = format('%s may act as the archiver, so it cannot confirm what the archiver proved', session_user),
+      hint = 'Confirm with a login that is a member of fleet_verifier and of no other role of the store.';
+  end if;
+  v_partition := fleet.get_partition(p_partition);
+  if v_partition.state <> 'archived' then
+    raise exception using
+      errcode = 'FL002',
+      message = format(
+        'partition %s is %s; an archive can be confirmed only while its partition is archived and not dropped',
+        p_partition, v_partition.state
+      ),
+      hint = format('See select * from fleet.archives where partition_name = %L;', p_partition);
+  end if;
+  if (p_checksum_sha256, p_rows_sha256, p_content_checksum, p_row_count, p_min_ts, p_max_ts) is distinct from (
+    v_partition.checksum_sha256, v_partition.rows_sha256, v_partition.content_checksum, v_partition.row_count,
+    v_partition.min_ts, v_partition.max_ts
+  ) then
+    raise exception using
+      errcode = 'FL010',
+      message = format(
+        'the archive of %s, as %s read it, differs from what was archived; the partition is kept', p_partition, session_user
+      ),
+      detail = format(
+        'sha256 %s, read %s; %s, read %s; rows %s, read %s; from %s to %s, read %s to %s',
+        v_partition.checksum_sha256, p_checksum_sha256,
+        fleet.rows_proof(v_partition.rows_sha256, v_partition.content_checksum),
+        fleet.rows_proof(p_rows_sha256, p_content_checksum),
+        v_partition.row_count, p_row_count, v_partition.min_ts, v_partition.max_ts, p_min_ts, p_max_ts
+      ),
+      hint = format(
+        'Keep the partition until this is resolved: select fleet.hold_partition(%L, ''its archive differs'');', p_partition
+      );
+  end if;
+  -- Postgres computed the content checksum of older archives itself. rows_sha256 is what the archiver said, so the second login
+  -- has to compute it from the table, too.
+  if v_partition.rows_sha256 is not null and p_table_sha256 is distinct from v_partition.rows_sha256
+    and (p_table_sha256 is not null or fleet.table_of(v_partition) is not null) then
+    raise exception using
+      errcode = 'FL010',
+      message = format(
+        'the table of %s, as %s read it, differs from its archive; the partition is kept', p_partition, session_user
+      ),
+      detail = format('rows_sha256 of the archive %s, of the table %s', p_rows_sha256, coalesce(p_table_sha256, 'not read')),
+      hint = format(
+        'Either the table was changed after the export, or the archiver cannot be trusted. Keep the partition until this is '
+        'resolved: select fleet.hold_partition(%L, ''its archive differs'');', p_partition
+      );
+  end if;
+  if v_partition.confirmed_at is not null then
+    return false;
+  end if;
+  update fleet.hb_partitions
+  set confirmed_at = now(), confirmed_by = session_user
+  where partition_name = p_partition;
+  perform fleet.record_event('partition.archive.confirm', p_partition, p_row_count, p_detail => session_user::text);
+  perform pg_notify('fleet_archiver', p_partition);
+  return true;
+end
+$$;
+
+comment on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz, text, text) is
+  'Records that a second login read the archive back and found these rows, and the same in the table (p_table_sha256). Returns '
+  'false if it was already confirmed. Required before a drop if settings.proofs_needed is 2. Used by: npm run archive -- confirm.';
+--! EndIncluded archive/confirm_archive.sql
+--! Included archive/accept_archive.sql
+create or replace function fleet.accept_archive(p_partition text, p_reason text) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_partition fleet.hb_partitions;
+  v_found record;
+  v_since timestamptz := clock_timestamp();
+begin
+  if p_reason is null or btrim(p_reason) = '' then
+    raise exception using
+      errcode = 'FL422',
+      message = format(
+        'partition %s is not dropped: no reason was given for keeping only its archive', coalesce(p_partition, 'null')
+      ),
+      hint = format(
+        'Give a reason, for example: select fleet.accept_archive(%L, ''changed by mistake, case 4711'');', p_partition
+      );
+  end if;
+  -- This takes many seconds for a large day, so it happens before the partition's row is locked.
+  select * into v_found
+  from fleet.hb_partitions p
+  cross join lateral fleet.compare_with_archive(p.partition_name)
+  where p.partition_name = p_partition and p.state in ('detached', 'archive_failed', 'archived');
+
+  v_partition := fleet.get_partition(p_partition);
+  if v_partition.held_reason is not null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s is held (%s) and is not dropped', p_partition, v_partition.held_reason),
+      hint = format('Release it first: select fleet.release_partition(%L);', p_partition);
+  end if;
+  if v_found.table_oid is null or v_partition.state not in ('detached', 'archive_failed', 'archived') then
+    raise exception using
+      errcode = 'FL002',
+      message = format(
+        'partition %s is %s, and there is no retired table to compare with its archive', p_partition, v_partition.state
+      ),
+      hint = format('See select * from fleet.partition_health where partition_name = %L;', p_partition);
+  end if;
+  if v_partition.proven_at is null or v_partition.checksum_sha256 is null or v_partition.archive_url is null then
+    raise exception using
+      errcode = 'FL001',
+      message = format('partition %s is %s and has no proven archive; it is not dropped', p_partition, v_partition.state),
+      hint = format('Run select fleet.archive_partition(%L); and wait for state archived.', p_partition);
+  end if;
+  if v_partition.confirmed_at is null and (select s.proofs_needed from fleet.settings s) > 1 then
+    raise exception using
+      errcode = 'FL001',
+      message = format(
+        'the archive of partition %s is not confirmed by a second login; the partition is not dropped', p_partition
+      ),
+      hint = 'In a shell with VERIFIER_DATABASE_URL set, run: npm run archive -- confirm. '
+        'It confirms only partitions in state archived.';
+  end if;
+  if not v_found.differs and v_partition.state = 'archived' then
+    return format('partition %s has the same rows as its archive; there is nothing to accept', p_partition);
+  end if;
+
+  perform fleet.record_event(
+    'partition.archive.accept', p_partition, v_found.row_count,
+    p_detail => format(
+      'by %s: %s. Dropped: %s rows (%s). Archive: %s rows (%s; %s), %s',
+      session_user, p_reason, v_found.row_count, v_found.in_table, v_partition.row_count, v_found.in_archive,
+      fleet.rows_proof(v_partition.rows_sha256, v_partition.content_checksum), v_partition.archive_url
+    )
+  );
+  update fleet.hb_partitions
+  set state = 'archived', step = 'proven', attempts = 0, next_attempt_at = null
+  where partition_name = p_partition;
+  perform fleet.drop_retired(p_partition, v_found.table_oid, v_since);
+  return format('partition %s is dropped; its archive is kept as the correct copy', p_partition);
+end
+$$;
+
+comment on function fleet.accept_archive(text, text) is
+  'Drops a retired table that differs from its proven archive, when the archive is the correct copy. fleet.events records who '
+  'did this, why, and what was dropped. Run npm run archive -- verify first. If the table is the correct copy instead, call '
+  'fleet.retry_archive(). '
+  'Example: select fleet.accept_archive(''device_heartbeats_p2026_08_15'', ''changed by mistake'');';
+--! EndIncluded archive/accept_archive.sql
+--! Included archive/register_archive.sql
+-- For a new database that takes over archives whose own database was lost.
+create or replace function fleet.register_archive(
+  p_partition text,
+  p_range_start timestamptz,
+  p_range_end timestamptz,
+  p_row_count bigint,
+  p_content_checksum numeric,
+  p_min_ts timestamptz,
+  p_max_ts timestamptz,
+  p_archive_url text,
+  p_checksum_sha256 text,
+  p_archive_bytes bigint,
+  p_columns jsonb default null,
+  p_columns_at timestamptz default null,
+  p_checksum_version integer default 1,
+  p_manifest_format integer default 1,
+  p_rows_sha256 text default null
+) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_known fleet.hb_partitions;
+  v_table regclass;
+  v_has_rows boolean := false;
+begin
+  perform fleet.check_archive_place(p_range_start, p_range_end, p_archive_url);
+  perform fleet.require_forms(p_partition, p_columns);
+  perform fleet.note_columns();
+  select * into v_known
+  from fleet.hb_partitions p
+  where (p.range_start < p_range_end and p.range_end > p_range_start) or p.partition_name = p_partition
+  order by p.partition_name = p_partition desc
+  limit 1
+  for update;
+  if v_known.checksum_sha256 = p_checksum_sha256 and v_known.archive_url = p_archive_url then
+    return false;
+  end if;
+
+  -- A new database has empty partitions for the days within its retention.
+  if v_known.partition_name = p_partition and v_known.state = 'active' and fleet.table_of(v_known) is not null
+    and p_range_end <= now()
+    and (v_known.range_start, v_known.range_end) = (p_range_start, p_range_end) then
+    v_table := fleet.table_of(v_known);
+    -- Takes the same lock as LOCK TABLE, which would require the right to write.
+    execute format('alter table %s disable row level security', v_table);
+    execute format('select exists (select from %s)', v_table) into v_has_rows;
+    if not v_has_rows then
+      update fleet.hb_partitions set is_proven_empty = true where partition_name = p_partition;
+      execute format('drop table %s', v_table);
+      update fleet.hb_partitions
+      set state = 'dropped', relid = null, dropped_at = now(), bytes_size = 0, row_count = 0
+      where partition_name = p_partition
+      returning * into v_known;
+    end if;
+  end if;
+
+  if v_known.partition_name is not null and not (
+    v_known.partition_name = p_partition and v_known.state = 'dropped' and v_known.row_count = 0
+  ) then
+    raise exception using
+      errcode = 'FL409',
+      message = format(
+        'the archive of %s is not registered: the database has partition %s, which is %s%s',
+        p_partition, v_known.partition_name, v_known.state, case when v_has_rows then ' and holds rows' else '' end
+      ),
+      hint = format('See select * from fleet.partition_health where partition_name = %L;', v_known.partition_name);
+  end if;
+
+  insert into fleet.hb_partitions (
+    partition_name, range_start, range_end, state, step, row_count, bytes_size, min_ts, max_ts, checksum_sha256, content_checksum,
+    archive_url, archive_bytes, archived_at, proven_at, dropped_at, columns, columns_at, checksum_version, manifest_format,
+    rows_sha256
+  ) values (
+    p_partition, p_range_start, p_range_end, 'dropped', 'proven', p_row_count, 0, p_min_ts, p_max_ts, p_checksum_sha256,
+    p_content_checksum, p_archive_url, p_archive_bytes, now(), now(), now(), p_columns, p_columns_at, p_checksum_version,
+    p_manifest_format, p_rows_sha256
+  )
+  on conflict (partition_name) do update
+    set state = excluded.state, step = excluded.step, row_count = excluded.row_count, min_ts = excluded.min_ts,
+      max_ts = excluded.max_ts, checksum_sha256 = excluded.checksum_sha256, content_checksum = excluded.content_checksum,
+      archive_url = excluded.archive_url, archive_bytes = excluded.archive_bytes, archived_at = excluded.archived_at,
+      proven_at = excluded.proven_at, is_proven_empty = false, last_error = null,
+      columns = excluded.columns, columns_at = excluded.columns_at, checksum_version = excluded.checksum_version,
+      manifest_format = excluded.manifest_format, rows_sha256 = excluded.rows_sha256, rows_hash = null;
+  perform fleet.record_event('partition.register', p_partition, p_row_count, p_detail => p_archive_url);
+  return true;
+end
+$$;
+
+comment on function fleet.register_archive(
+  text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer,
+  integer, text
+) is
+  'Registers an archive in a database that did not write it, after the archiver has read it back and proven it. Returns false '
+  'if it was already registered. Used by: npm run archive -- register.';
+--! EndIncluded archive/register_archive.sql
+--! Included archive/archives.view.sql
+create or replace view fleet.archives as
+select p.partition_name, p.range_start, p.range_end, p.state, p.row_count, p.min_ts, p.max_ts, p.archive_bytes,
+  p.checksum_sha256, p.content_checksum, p.archive_url, p.proven_at,
+  p.columns, p.checksum_version, p.manifest_format, p.confirmed_at, p.confirmed_by, p.rows_sha256
+from fleet.hb_partitions p
+where p.proven_at is not null and p.archive_url is not null
+order by p.range_start;
+
+comment on view fleet.archives is
+  'Every proven archive: date range, rows, checksums, location, columns, and when it was proven and confirmed. '
+  'Example: select * from fleet.archives where range_start >= now() - interval ''1 year'';';
+--! EndIncluded archive/archives.view.sql
+--! Included archive/claim_restore.sql
+create or replace function fleet.claim_restore(p_worker text, p_lease interval default '5 minutes')
+returns table (
+  request_id bigint, partition_name text, range_start timestamptz, range_end timestamptz, archive_url text,
+  checksum_sha256 text, rows_sha256 text, content_checksum numeric, row_count bigint
+)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_request_id bigint;
+  v_name text;
+begin
+  -- These partitions are already back: two requests named them, or a day without rows was created again. An archiver that is
+  -- still working on one of them finds that out at its next step.
+  for v_name in
+    update fleet.restore_items i
+    set state = 'done', finished_at = now(), last_error = null, lease_owner = null, lease_until = null
+    from fleet.hb_partitions p
+    where p.partition_name = i.partition_name
+      and p.state <> 'dropped'
+      and (i.state = 'pending' or i.state = 'running' and i.lease_until < now())
+    returning i.partition_name
+  loop
+    perform fleet.drop_restoring(v_name);
+  end loop;
+
+  select i.request_id, i.partition_name into v_request_id, v_name
+  from fleet.restore_items i
+  where (i.state = 'pending' or i.state = 'running' and i.lease_until < now())
+    and not exists (
+      select from fleet.restore_items o
+      where o.partition_name = i.partition_name and o.state = 'running' and o.lease_until >= now()
+    )
+  order by i.request_id, i.partition_name
+  limit 1
+  for update skip locked;
+  if not found then
+    return;
+  end if;
+  -- Another request for the same partition may have been claimed a moment ago.
+  perform fleet.get_partition(v_name);
+  if exists (
+    select from fleet.restore_items o
+    where o.partition_name = v_name and o.state = 'running' and o.lease_until >= now()
+  ) then
+    return;
+  end if;
+
+  update fleet.restore_items i
+  set state = 'running', lease_owner = p_worker, lease_until = now() + p_lease
+  where i.request_id = v_request_id and i.partition_name = v_name;
+
+  return query
+    select v_request_id, p.partition_name, p.range_start, p.range_end, p.archive_url, p.checksum_sha256, p.rows_sha256,
+      p.content_checksum, p.row_count
+    from fleet.hb_partitions p
+    where p.partition_name = v_name;
+end
+$$;
+
+comment on function fleet.claim_restore(text, interval) is
+  'Gives this archiver a lease on the next partition that is to be restored. Returns no row if there is none.';
+--! EndIncluded archive/claim_restore.sql
+--! Included archive/claim_partition.sql
+create or replace function fleet.claim_partition(p_worker text, p_lease interval default '5 minutes')
+returns table (
+  partition_name text, relid oid, table_name text, range_start timestamptz, range_end timestamptz, state text, step text,
+  attempts integer, row_count bigint, rows_sha256 text, content_checksum numeric, checksum_sha256 text,
+  archive_url text, archive_bytes bigint, min_ts timestamptz, max_ts timestamptz
+)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_name text;
+begin
+  select p.partition_name into v_name
+  from fleet.hb_partitions p
+  cross join fleet.settings s
+  where p.held_reason is null
+    and (p.lease_until is null or p.lease_until < now())
+    and (
+      p.state in ('detached', 'archiving')
+      or (p.state = 'archive_failed' and p.next_attempt_at <= now())
+      or (p.state = 'archived' and p.proven_at + s.archive_grace <= now() and (s.proofs_needed = 1 or p.confirmed_at is not null))
+    )
+  order by p.range_start
+  limit 1
+  for update of p skip locked;
+  if not found then
+    return;
+  end if;
+
+  update fleet.hb_partitions p
+  set state = case p.state when 'archived' then 'archived' else 'archiving' end,
+    step = coalesce(p.step, 'claimed'),
+    lease_owner = p_worker,
+    lease_until = now() + p_lease
+  where p.partition_name = v_name;
+  perform fleet.record_event('partition.archive.start', v_name, p_detail => p_worker)
+  from fleet.hb_partitions p
+  where p.partition_name = v_name and p.state = 'archiving';
+
+  return query
+    select p.partition_name, fleet.table_of(p), format('fleet_detached.%I', p.partition_name), p.range_start, p.range_end,
+      p.state, p.step, p.attempts, p.row_count, p.rows_sha256, p.content_checksum, p.checksum_sha256, p.archive_url,
+      p.archive_bytes, p.min_ts, p.max_ts
+    from fleet.hb_partitions p
+    where p.partition_name = v_name;
+end
+$$;
+
+comment on function fleet.claim_partition(text, interval) is
+  'Gives this archiver a lease on the oldest partition that is waiting to be archived or dropped. Returns no row if there is '
+  'none.';
+--! EndIncluded archive/claim_partition.sql
+--! Included partitions/make_read_only.sql
+-- The archiver may read and owns nothing, because the owner of a table can grant itself every right on it.
+create or replace function fleet.make_read_only(p_partition text) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute format(
+    'revoke all on fleet_detached.%I from public, fleet_owner, fleet_server, fleet_archiver, fleet_verifier, fleet_reader, fleet_dba',
+    p_partition
+  );
+  execute format('grant select on fleet_detached.%I to fleet_owner, fleet_archiver, fleet_verifier, fleet_dba, fleet_reader', p_partition);
+  -- For VACUUM. Before PostgreSQL 17 only the owner may run it, in the job fleet-freeze. Since 17 even the owner needs this
+  -- right, which was revoked above with the others.
+  if current_setting('server_version_num')::integer >= 170000 then
+    execute format('grant maintain on fleet_detached.%I to fleet_owner, fleet_archiver', p_partition);
+  end if;
+end
+$$;
+
+comment on function fleet.make_read_only(text) is
+  'Lets the archiver, the verifier, the DBA and readers read a retired table, and lets nobody write to it.';
+--! EndIncluded partitions/make_read_only.sql
+--! Included partitions/drop_partition.sql
+create or replace function fleet.drop_partition(p_partition text) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_partition fleet.hb_partitions;
+  v_found record;
+  v_settings fleet.settings;
+  v_since timestamptz := clock_timestamp();
+begin
+  select * into strict v_settings from fleet.settings;
+  -- Two passes: the row is locked only after the long comparison, and must still allow the drop then.
+  for v_try in 1..2 loop
+    if v_try = 1 then
+      select * into v_partition from fleet.hb_partitions where partition_name = p_partition;
+      if not found then
+        v_partition := fleet.get_partition(p_partition);  -- raises the error
+      end if;
+    else
+      v_partition := fleet.get_partition(p_partition);
+    end if;
+    if v_partition.state = 'dropped' then
+      return true;
+    end if;
+    if v_partition.held_reason is not null then
+      raise exception using
+        errcode = 'FL002',
+        message = format('partition %s is held (%s) and is not dropped', p_partition, v_partition.held_reason),
+        hint = format('Release it first: select fleet.release_partition(%L);', p_partition);
+    end if;
+    if v_partition.state <> 'archived' then
+      raise exception using
+        errcode = 'FL001',
+        message = format('partition %s is %s and has no proven archive; it is not dropped', p_partition, v_partition.state),
+        hint = format('Run select fleet.archive_partition(%L); and wait for state archived.', p_partition);
+    end if;
+    if now() < v_partition.proven_at + v_settings.archive_grace
+      or v_settings.proofs_needed > 1 and v_partition.confirmed_at is null then
+      return false;
+    end if;
+    continue when v_try = 2;
+
+    -- Usually done before the export; this covers days that were being archived when rollups were introduced.
+    perform fleet.finish_rollups(p_partition);
+    select * into v_found from fleet.compare_with_archive(p_partition);
+  end loop;
+
+  if v_found.differs then
+    raise exception using
+      errcode = 'FL010',
+      message = format(
+        'partition %s differs from its archive and is not dropped: it has %s rows and its archive %s (%s and %s)',
+        p_partition, v_found.row_count, coalesce(v_partition.row_count, 0), v_found.in_table, v_found.in_archive
+      ),
+      detail = 'Only a superuser could write to it after the proof.',
+      hint = format(
+        'If the table is right: select fleet.retry_archive(%1$L); '
+          'if the archive is right: select fleet.accept_archive(%1$L, ''why'');',
+        p_partition
+      );
+  end if;
+
+  perform fleet.drop_retired(p_partition, v_found.table_oid, v_since);
+  return true;
+end
+$$;
+
+comment on function fleet.drop_partition(text) is
+  'Drops a retired partition whose archive is proven, after comparing its rows with the archive; refuses any other. Returns true '
+  'when the table is gone, false during archive_grace or while a second proof is missing (settings.proofs_needed). '
+  'Example: select partition_name, fleet.drop_partition(partition_name) from fleet.partition_health where state = ''archived'';';
+--! EndIncluded partitions/drop_partition.sql
 
 --! Included setup/grants.sql
 -- Who may do what. Everything is revoked first, so that only the grants in this file apply.
@@ -5972,7 +6748,7 @@ revoke all on schema fleet, fleet_detached from public;
 
 grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
 revoke create on schema fleet_detached from fleet_archiver;
-grant usage on schema fleet_detached to fleet_archiver, fleet_reader, fleet_dba;
+grant usage on schema fleet_detached to fleet_archiver, fleet_verifier, fleet_reader, fleet_dba;
 
 -- Nobody changes heartbeats, not even the owner: rows are dropped with their partition, once its archive is proven.
 revoke update, delete, truncate on fleet.device_heartbeats from fleet_owner;
@@ -6105,6 +6881,7 @@ grant execute on function
   fleet.drop_partition(text),
   fleet.request_restore(date, date),
   fleet.content_checksum(regclass, jsonb, integer),
+  fleet.count_rows(regclass),
   fleet.checksum_expression(regclass, jsonb, integer),
   fleet.archive_form(text),
   fleet.unarchivable_columns(regclass),
@@ -6119,21 +6896,22 @@ grant execute on function
   fleet.renew_lease(text, text, interval),
   fleet.release_lease(text, text),
   fleet.record_frozen(text, text),
-  fleet.count_retired(text, text, bigint, jsonb, integer),
+  fleet.lock_retired(text, text),
+  fleet.count_retired(text, text, bigint, text, jsonb),
   fleet.record_export(text, text),
-  fleet.record_upload(text, text, text, text, bigint, integer, integer),
+  fleet.record_upload(text, text, text, text, bigint, integer),
   fleet.record_columns(text, text, jsonb, integer, integer),
-  fleet.record_proof(text, text, text, numeric, bigint, timestamptz, timestamptz),
+  fleet.record_proof(text, text, text, numeric, bigint, timestamptz, timestamptz, text),
   fleet.record_failure(text, text, text),
   fleet.archiver_heartbeat(text, text),
   fleet.claim_restore(text, interval),
   fleet.renew_restore_lease(text, text, interval),
   fleet.begin_restore(text, text),
-  fleet.finish_restore(text, text),
+  fleet.finish_restore(text, text, text),
   fleet.fail_restore(text, text, text),
   fleet.register_archive(
     text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer,
-    integer
+    integer, text
   )
 to fleet_archiver;
 
@@ -6156,7 +6934,7 @@ to fleet_server;
 -- Called by the view import_progress.
 grant execute on function fleet.lock_holders(text) to fleet_reader, fleet_dba;
 grant select on fleet.archives to fleet_archiver, fleet_verifier;
-grant execute on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz) to fleet_verifier;
+grant execute on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz, text, text) to fleet_verifier;
 
 grant select on
   fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings,
@@ -6205,3 +6983,16 @@ grant select on fleet.adoption_progress to fleet_reader, fleet_dba;
 select fleet.create_forward_function(i)
 from fleet.imports i
 where to_regprocedure(format('fleet.%I()', 'forward_' || i.relid)) is not null;
+
+-- The verifier reads retired tables, also those that were retired before.
+do $$
+declare
+  v_name text;
+begin
+  for v_name in
+    select p.partition_name from fleet.hb_partitions p where to_regclass(format('fleet_detached.%I', p.partition_name)) is not null
+  loop
+    execute format('grant select on fleet_detached.%I to fleet_verifier', v_name);
+  end loop;
+end
+$$;

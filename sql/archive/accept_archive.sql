@@ -64,9 +64,9 @@ begin
   perform fleet.record_event(
     'partition.archive.accept', p_partition, v_found.row_count,
     p_detail => format(
-      'by %s: %s. Dropped: %s rows of checksum %s. Archive: %s rows of checksum %s, %s',
-      session_user, p_reason, v_found.row_count, v_found.content_checksum,
-      v_partition.row_count, v_partition.content_checksum, v_partition.archive_url
+      'by %s: %s. Dropped: %s rows (%s). Archive: %s rows (%s; %s), %s',
+      session_user, p_reason, v_found.row_count, v_found.in_table, v_partition.row_count, v_found.in_archive,
+      fleet.rows_proof(v_partition.rows_sha256, v_partition.content_checksum), v_partition.archive_url
     )
   );
   update fleet.hb_partitions

@@ -72,18 +72,28 @@ t.test("the archiver's count is compared with Postgres's own count", async t => 
   const { db, sql, name, archiver } = await withRetired(t)
   await archiver`select * from fleet.claim_partition('thief')`
   // The thief claims fewer rows. The owner counts before the export is recorded, so nobody can prove that the table was empty.
-  await t.rejects(archiver`select fleet.count_retired(${name}, 'thief', 0)`, {
+  await t.rejects(archiver`select fleet.count_retired(${name}, 'thief', 0, ${'cd'.repeat(32)})`, {
     code: 'FL010',
     message: /has 3 rows, but thief says that it copied 0/,
   })
-  await archiver`select fleet.count_retired(${name}, 'thief', 3)`
+  await t.rejects(archiver`select fleet.count_retired(${name}, 'thief', 3, 'x')`, {
+    code: 'FL422',
+    message: /x is not a SHA-256/,
+  })
+  await archiver`select fleet.count_retired(${name}, 'thief', 3, ${'cd'.repeat(32)})`
   await archiver`select fleet.record_export(${name}, 'thief')`
-  await archiver`select fleet.record_upload(${name}, 'thief', 'file:///x', ${'ab'.repeat(32)}, 10)`
-  for (const content of ['0', '1', '999999999999999999999']) {
+  await archiver`select fleet.record_upload(${name}, 'thief', 'file:///x', ${'ab'.repeat(32)}, 10, 3)`
+  // It may name any SHA-256 of the rows, but not the count or the times.
+  for (const [count, ts] of [
+    [0, null],
+    [3, null],
+    [3, daysAgo(5)],
+  ] as const) {
     await t.rejects(
-      archiver`select fleet.record_proof(${name}, 'thief', ${'ab'.repeat(32)}, ${content}, 3, ${daysAgo(5)}, ${daysAgo(5)})`,
+      archiver`
+        select fleet.record_proof(${name}, 'thief', ${'ab'.repeat(32)}, null, ${count}, ${ts}, ${ts}, ${'cd'.repeat(32)})`,
       { code: 'FL010', message: /differs from its rows; the partition is kept/ },
-      `checksum ${content}`,
+      `${count} rows of ${ts}`,
     )
   }
   await t.rejects(archiver`select fleet.drop_partition(${name})`, { code: 'FL001' })
@@ -104,14 +114,14 @@ t.test("the archiver's count is compared with Postgres's own count", async t => 
 
 t.test('the archiver may insert into a restored day only until its rows are compared', async t => {
   const { db, sql, name, archiver, day } = await withRetired(t)
-  const [sum] = await sql<{ row_count: string; content_checksum: string; min_ts: Date; max_ts: Date }[]>`
-    select * from fleet.content_checksum(${`fleet_detached.${name}`}::regclass)`
+  const [sum] = await sql<{ min_ts: Date; max_ts: Date }[]>`
+    select * from fleet.count_rows(${`fleet_detached.${name}`}::regclass)`
   await db.admin.unsafe(`create table public.kept as table fleet_detached.${name}; grant select on public.kept to fleet_archiver`)
   await archiver`select * from fleet.claim_partition('a')`
-  await archiver`select fleet.count_retired(${name}, 'a', 3)`
+  await archiver`select fleet.count_retired(${name}, 'a', 3, ${'cd'.repeat(32)})`
   await archiver`select fleet.record_export(${name}, 'a')`
-  await archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${'ab'.repeat(32)}, 10)`
-  await archiver`select fleet.record_proof(${name}, 'a', ${'ab'.repeat(32)}, ${sum!.content_checksum}, 3, ${sum!.min_ts}, ${sum!.max_ts})`
+  await archiver`select fleet.record_upload(${name}, 'a', 'file:///x', ${'ab'.repeat(32)}, 10, 3)`
+  await archiver`select fleet.record_proof(${name}, 'a', ${'ab'.repeat(32)}, null, 3, ${sum!.min_ts}, ${sum!.max_ts}, ${'cd'.repeat(32)})`
   await archiver`select fleet.drop_partition(${name})`
   await archiver`select fleet.request_restore(${day}::date, ${day}::date)`
   await archiver`select * from fleet.claim_restore('a')`
@@ -131,11 +141,14 @@ t.test('the archiver may insert into a restored day only until its rows are comp
   await second.unsafe(
     `begin; insert into ${table} select ts + interval '1 minute', received_at, device_id from public.kept limit 1`,
   )
-  await t.rejects(archiver`select fleet.finish_restore(${name}, 'a')`, { message: /lock timeout/ })
+  await t.rejects(archiver`select fleet.finish_restore(${name}, 'a', ${'cd'.repeat(32)})`, { message: /lock timeout/ })
   await second.unsafe('commit')
-  await t.rejects(archiver`select fleet.finish_restore(${name}, 'a')`, { code: 'FL010', detail: /rows 3, restored 4/ })
+  await t.rejects(archiver`select fleet.finish_restore(${name}, 'a', ${'cd'.repeat(32)})`, {
+    code: 'FL010',
+    detail: /rows 3, restored 4/,
+  })
   await db.admin.unsafe(`delete from ${table} where ts not in (select ts from public.kept)`)
-  await archiver`select fleet.finish_restore(${name}, 'a')`
+  await archiver`select fleet.finish_restore(${name}, 'a', ${'cd'.repeat(32)})`
   await t.rejects(archiver.unsafe(`insert into fleet.${name} (ts, device_id) values ('${day}T05:00:00Z', 1)`), { code: '42501' })
   t.match(await sql`select count(*)::int as n from fleet.device_heartbeats where ts::date = ${day}::date`, [{ n: 3 }])
 })

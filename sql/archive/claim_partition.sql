@@ -1,8 +1,8 @@
 create or replace function fleet.claim_partition(p_worker text, p_lease interval default '5 minutes')
 returns table (
   partition_name text, relid oid, table_name text, range_start timestamptz, range_end timestamptz, state text, step text,
-  attempts integer, row_count bigint, content_checksum numeric, checksum_sha256 text, archive_url text,
-  archive_bytes bigint, min_ts timestamptz, max_ts timestamptz
+  attempts integer, row_count bigint, rows_sha256 text, content_checksum numeric, checksum_sha256 text,
+  archive_url text, archive_bytes bigint, min_ts timestamptz, max_ts timestamptz
 )
 language plpgsql
 volatile
@@ -42,8 +42,8 @@ begin
 
   return query
     select p.partition_name, fleet.table_of(p), format('fleet_detached.%I', p.partition_name), p.range_start, p.range_end,
-      p.state, p.step, p.attempts, p.row_count, p.content_checksum, p.checksum_sha256, p.archive_url, p.archive_bytes, p.min_ts,
-      p.max_ts
+      p.state, p.step, p.attempts, p.row_count, p.rows_sha256, p.content_checksum, p.checksum_sha256, p.archive_url,
+      p.archive_bytes, p.min_ts, p.max_ts
     from fleet.hb_partitions p
     where p.partition_name = v_name;
 end

@@ -1,7 +1,7 @@
 create or replace function fleet.claim_restore(p_worker text, p_lease interval default '5 minutes')
 returns table (
   request_id bigint, partition_name text, range_start timestamptz, range_end timestamptz, archive_url text,
-  checksum_sha256 text, content_checksum numeric, row_count bigint
+  checksum_sha256 text, rows_sha256 text, content_checksum numeric, row_count bigint
 )
 language plpgsql
 volatile
@@ -54,8 +54,8 @@ begin
   where i.request_id = v_request_id and i.partition_name = v_name;
 
   return query
-    select v_request_id, p.partition_name, p.range_start, p.range_end, p.archive_url, p.checksum_sha256, p.content_checksum,
-      p.row_count
+    select v_request_id, p.partition_name, p.range_start, p.range_end, p.archive_url, p.checksum_sha256, p.rows_sha256,
+      p.content_checksum, p.row_count
     from fleet.hb_partitions p
     where p.partition_name = v_name;
 end

@@ -372,14 +372,14 @@ t.test('an archiver of version 0.1.0 cannot record its exports, and its day is k
   // Today's archiver continues where it stopped.
   await sql`select fleet.retry_archive(${name})`
   await archiver`select * from fleet.claim_partition('b')`
-  await archiver`select fleet.count_retired(${name}, 'b', 0)`
+  await archiver`select fleet.count_retired(${name}, 'b', 0, ${'cd'.repeat(32)})`
   await archiver`select fleet.record_export(${name}, 'b')`
-  await archiver`select fleet.record_upload(${name}, 'b', 'file:///x', ${'ab'.repeat(32)}, 10)`
-  await archiver`select fleet.record_proof(${name}, 'b', ${'ab'.repeat(32)}, 0, 0, null, null)`
+  await archiver`select fleet.record_upload(${name}, 'b', 'file:///x', ${'ab'.repeat(32)}, 10, 3)`
+  await archiver`select fleet.record_proof(${name}, 'b', ${'ab'.repeat(32)}, null, 0, null, null, ${'cd'.repeat(32)})`
   t.match(await sql`select checksum_version, manifest_format, jsonb_array_length(columns) as columns from fleet.archives`, [
     {
-      checksum_version: 2,
-      manifest_format: 1,
+      checksum_version: null,
+      manifest_format: 3,
       columns: await value(sql`select count(*)::int from fleet.archive_columns('fleet.device_heartbeats')`),
     },
   ])

@@ -5,7 +5,9 @@ create or replace function fleet.confirm_archive(
   p_content_checksum numeric,
   p_row_count bigint,
   p_min_ts timestamptz,
-  p_max_ts timestamptz
+  p_max_ts timestamptz,
+  p_rows_sha256 text default null,
+  p_table_sha256 text default null
 ) returns boolean
 language plpgsql
 volatile
@@ -33,8 +35,9 @@ begin
       ),
       hint = format('See select * from fleet.archives where partition_name = %L;', p_partition);
   end if;
-  if (p_checksum_sha256, p_content_checksum, p_row_count, p_min_ts, p_max_ts) is distinct from (
-    v_partition.checksum_sha256, v_partition.content_checksum, v_partition.row_count, v_partition.min_ts, v_partition.max_ts
+  if (p_checksum_sha256, p_rows_sha256, p_content_checksum, p_row_count, p_min_ts, p_max_ts) is distinct from (
+    v_partition.checksum_sha256, v_partition.rows_sha256, v_partition.content_checksum, v_partition.row_count,
+    v_partition.min_ts, v_partition.max_ts
   ) then
     raise exception using
       errcode = 'FL010',
@@ -42,12 +45,29 @@ begin
         'the archive of %s, as %s read it, differs from what was archived; the partition is kept', p_partition, session_user
       ),
       detail = format(
-        'sha256 %s, read %s; content checksum %s, read %s; rows %s, read %s; from %s to %s, read %s to %s',
-        v_partition.checksum_sha256, p_checksum_sha256, v_partition.content_checksum, p_content_checksum,
+        'sha256 %s, read %s; %s, read %s; rows %s, read %s; from %s to %s, read %s to %s',
+        v_partition.checksum_sha256, p_checksum_sha256,
+        fleet.rows_proof(v_partition.rows_sha256, v_partition.content_checksum),
+        fleet.rows_proof(p_rows_sha256, p_content_checksum),
         v_partition.row_count, p_row_count, v_partition.min_ts, v_partition.max_ts, p_min_ts, p_max_ts
       ),
       hint = format(
         'Keep the partition until this is resolved: select fleet.hold_partition(%L, ''its archive differs'');', p_partition
+      );
+  end if;
+  -- Postgres computed the content checksum of older archives itself. rows_sha256 is what the archiver said, so the second login
+  -- has to compute it from the table, too.
+  if v_partition.rows_sha256 is not null and p_table_sha256 is distinct from v_partition.rows_sha256
+    and (p_table_sha256 is not null or fleet.table_of(v_partition) is not null) then
+    raise exception using
+      errcode = 'FL010',
+      message = format(
+        'the table of %s, as %s read it, differs from its archive; the partition is kept', p_partition, session_user
+      ),
+      detail = format('rows_sha256 of the archive %s, of the table %s', p_rows_sha256, coalesce(p_table_sha256, 'not read')),
+      hint = format(
+        'Either the table was changed after the export, or the archiver cannot be trusted. Keep the partition until this is '
+        'resolved: select fleet.hold_partition(%L, ''its archive differs'');', p_partition
       );
   end if;
   if v_partition.confirmed_at is not null then
@@ -62,6 +82,6 @@ begin
 end
 $$;
 
-comment on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz) is
-  'Records that a second login read the archive back and found these rows. Returns false if it was already confirmed. Required '
-  'before a drop if settings.proofs_needed is 2. Used by: npm run archive -- confirm.';
+comment on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz, text, text) is
+  'Records that a second login read the archive back and found these rows, and the same in the table (p_table_sha256). Returns '
+  'false if it was already confirmed. Required before a drop if settings.proofs_needed is 2. Used by: npm run archive -- confirm.';

@@ -3,10 +3,10 @@ create or replace function fleet.count_retired(
   p_partition text,
   p_worker text,
   p_row_count bigint,
+  p_rows_sha256 text,
   p_columns jsonb default null,
-  p_checksum_version integer default 2,
   out row_count bigint,
-  out content_checksum numeric,
+  out rows_hash numeric,
   out min_ts timestamptz,
   out max_ts timestamptz
 )
@@ -21,21 +21,17 @@ declare
   v_partition fleet.hb_partitions;
   v_table regclass;
   v_columns jsonb;
-  v_hash numeric;
 begin
   select p.* into v_partition
   from fleet.hb_partitions p
   where p.partition_name = p_partition and p.lease_owner = p_worker and p.state = 'archiving';
   v_table := fleet.table_of(v_partition);
   if v_table is not null then
-    -- Nobody has been allowed to write to the table since it was detached. Counting a large day takes many seconds, so it happens
-    -- before the row is locked, and the archiver can renew its lease meanwhile.
+    -- Counting a large day takes seconds, so it happens before the row is locked, and the archiver can renew its lease meanwhile.
     select jsonb_agg(jsonb_build_object('name', c.name, 'type', c.type) order by c.position) into v_columns
     from fleet.archive_columns(v_table) c;
-    select s.row_count, s.content_checksum, s.min_ts, s.max_ts
-    into row_count, content_checksum, min_ts, max_ts
-    from fleet.content_checksum(v_table, v_columns, p_checksum_version) s;
-    v_hash := fleet.rows_hash(v_table);
+    select c.row_count, c.rows_hash, c.min_ts, c.max_ts into row_count, rows_hash, min_ts, max_ts
+    from fleet.count_rows(v_table) c;
   end if;
 
   v_partition := fleet.check_lease(p_partition, p_worker);
@@ -58,6 +54,12 @@ begin
         'select fleet.hold_partition(%L, ''why'');', p_partition
       );
   end if;
+  if p_rows_sha256 is null or p_rows_sha256 !~ '^[0-9a-f]{64}$' then
+    raise exception using
+      errcode = 'FL422',
+      message = format('%s is not a SHA-256 in hex; nothing is archived', coalesce(p_rows_sha256, 'null')),
+      hint = 'The archiver has to be of the version of this database.';
+  end if;
   if min_ts < v_partition.range_start or max_ts >= v_partition.range_end then
     raise exception using
       errcode = 'FL010',
@@ -72,14 +74,14 @@ begin
   end if;
   update fleet.hb_partitions p
   set counted = jsonb_build_object(
-    'row_count', count_retired.row_count, 'content_checksum', count_retired.content_checksum::text,
-    'min_ts', count_retired.min_ts, 'max_ts', count_retired.max_ts, 'columns', v_columns, 'checksum_version', p_checksum_version,
-    'rows_hash', v_hash::text
+    'row_count', count_retired.row_count, 'rows_hash', count_retired.rows_hash::text, 'min_ts', count_retired.min_ts,
+    'max_ts', count_retired.max_ts, 'rows_sha256', p_rows_sha256, 'columns', v_columns
   )
   where p.partition_name = p_partition;
 end
 $$;
 
-comment on function fleet.count_retired(text, text, bigint, jsonb, integer) is
-  'Archiving: counts the rows of a retired table and computes their checksum, with the owner''s rights. Compares the result '
-  'with what the archiver says that it copied, then records and returns it. Later proofs and the drop are compared with this.';
+comment on function fleet.count_retired(text, text, bigint, text, jsonb) is
+  'Archiving: counts and hashes the rows of a retired table, with the owner''s rights, and compares the count and the columns '
+  'with what the archiver says that it copied. Records that together with the archiver''s SHA-256 of the rows. The proof and the '
+  'drop are compared with this.';

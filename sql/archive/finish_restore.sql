@@ -1,4 +1,4 @@
-create or replace function fleet.finish_restore(p_partition text, p_worker text) returns void
+create or replace function fleet.finish_restore(p_partition text, p_worker text, p_rows_sha256 text default null) returns void
 language plpgsql
 volatile
 security definer
@@ -30,16 +30,27 @@ begin
   -- The archiver may insert until here. Its rights are revoked before the comparison, so exactly the compared rows are attached.
   execute format('revoke all on %s from fleet_archiver', v_table);
   execute format('alter table %s disable row level security', v_table);
-  select * into v_got from fleet.content_checksum(v_table, v_partition.columns, v_partition.checksum_version);
-  if (v_got.row_count, v_got.content_checksum, v_got.min_ts, v_got.max_ts) is distinct from (
-    v_partition.row_count, v_partition.content_checksum, v_partition.min_ts, v_partition.max_ts
+  if v_partition.rows_sha256 is null then
+    select c.row_count, c.min_ts, c.max_ts, format('content checksum %s', c.content_checksum) as found,
+      format('content checksum %s', v_partition.content_checksum) as expected
+    into v_got
+    from fleet.content_checksum(v_table, v_partition.columns, v_partition.checksum_version) c;
+  else
+    -- The archiver hashed the table as CSV. Where Postgres itself hashed the rows when they were archived, it does so again.
+    select c.row_count, c.min_ts, c.max_ts,
+      format('rows_sha256 %s, row hash %s', coalesce(p_rows_sha256, 'not computed'), c.rows_hash) as found,
+      format('rows_sha256 %s, row hash %s', v_partition.rows_sha256, coalesce(v_partition.rows_hash, c.rows_hash)) as expected
+    into v_got
+    from fleet.count_rows(v_table) c;
+  end if;
+  if (v_got.row_count, v_got.found, v_got.min_ts, v_got.max_ts) is distinct from (
+    v_partition.row_count, v_got.expected, v_partition.min_ts, v_partition.max_ts
   ) then
     raise exception using
       errcode = 'FL010',
       message = format('the restored rows of %s differ from what was archived; the table is not attached', p_partition),
       detail = format(
-        'rows %s, restored %s; content checksum %s, restored %s',
-        v_partition.row_count, v_got.row_count, v_partition.content_checksum, v_got.content_checksum
+        'rows %s, restored %s; %s, restored %s', v_partition.row_count, v_got.row_count, v_got.expected, v_got.found
       ),
       hint = 'Check the archive: npm run archive -- verify';
   end if;
@@ -75,6 +86,6 @@ begin
 end
 $$;
 
-comment on function fleet.finish_restore(text, text) is
+comment on function fleet.finish_restore(text, text, text) is
   'Compares the restored rows with the archive, by the archive''s own columns. Then changes the table to today''s columns, '
   'indexes it, attaches it, and sets state restored. It is settled if no heartbeat can come for it.';

@@ -17,11 +17,11 @@ begin
   end if;
   update fleet.hb_partitions p
   set step = 'exported', row_count = (p.counted ->> 'row_count')::bigint,
-    content_checksum = (p.counted ->> 'content_checksum')::numeric,
+    rows_sha256 = p.counted ->> 'rows_sha256', content_checksum = null,
     min_ts = (p.counted ->> 'min_ts')::timestamptz, max_ts = (p.counted ->> 'max_ts')::timestamptz,
     checksum_sha256 = null, archive_url = null, archive_bytes = null, proven_at = null,
     columns = p.counted -> 'columns', columns_at = coalesce(p.detached_at, clock_timestamp()),
-    checksum_version = (p.counted ->> 'checksum_version')::smallint, manifest_format = null,
+    checksum_version = null, manifest_format = null,
     rows_hash = (p.counted ->> 'rows_hash')::numeric, counted = null
   where p.partition_name = p_partition;
 end

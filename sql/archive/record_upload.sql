@@ -4,8 +4,7 @@ create or replace function fleet.record_upload(
   p_archive_url text,
   p_checksum_sha256 text,
   p_archive_bytes bigint,
-  p_manifest_format integer default 1,
-  p_checksum_version integer default null
+  p_manifest_format integer default 1
 ) returns void
 language plpgsql
 volatile
@@ -24,11 +23,11 @@ begin
   end if;
   update fleet.hb_partitions
   set step = 'uploaded', archive_url = p_archive_url, checksum_sha256 = p_checksum_sha256, archive_bytes = p_archive_bytes,
-    manifest_format = p_manifest_format, checksum_version = coalesce(p_checksum_version, checksum_version)
+    manifest_format = p_manifest_format
   where partition_name = p_partition;
   perform fleet.increment_counter('archive_bytes_pushed_total', p_archive_bytes);
 end
 $$;
 
-comment on function fleet.record_upload(text, text, text, text, bigint, integer, integer) is
+comment on function fleet.record_upload(text, text, text, text, bigint, integer) is
   'Archiving, step uploaded: records where the Parquet file is, its SHA-256 and size, and the format of its manifest.';

@@ -13,7 +13,8 @@ create or replace function fleet.register_archive(
   p_columns jsonb default null,
   p_columns_at timestamptz default null,
   p_checksum_version integer default 1,
-  p_manifest_format integer default 1
+  p_manifest_format integer default 1,
+  p_rows_sha256 text default null
 ) returns boolean
 language plpgsql
 volatile
@@ -72,11 +73,12 @@ begin
 
   insert into fleet.hb_partitions (
     partition_name, range_start, range_end, state, step, row_count, bytes_size, min_ts, max_ts, checksum_sha256, content_checksum,
-    archive_url, archive_bytes, archived_at, proven_at, dropped_at, columns, columns_at, checksum_version, manifest_format
+    archive_url, archive_bytes, archived_at, proven_at, dropped_at, columns, columns_at, checksum_version, manifest_format,
+    rows_sha256
   ) values (
     p_partition, p_range_start, p_range_end, 'dropped', 'proven', p_row_count, 0, p_min_ts, p_max_ts, p_checksum_sha256,
     p_content_checksum, p_archive_url, p_archive_bytes, now(), now(), now(), p_columns, p_columns_at, p_checksum_version,
-    p_manifest_format
+    p_manifest_format, p_rows_sha256
   )
   on conflict (partition_name) do update
     set state = excluded.state, step = excluded.step, row_count = excluded.row_count, min_ts = excluded.min_ts,
@@ -84,7 +86,7 @@ begin
       archive_url = excluded.archive_url, archive_bytes = excluded.archive_bytes, archived_at = excluded.archived_at,
       proven_at = excluded.proven_at, is_proven_empty = false, last_error = null,
       columns = excluded.columns, columns_at = excluded.columns_at, checksum_version = excluded.checksum_version,
-      manifest_format = excluded.manifest_format;
+      manifest_format = excluded.manifest_format, rows_sha256 = excluded.rows_sha256, rows_hash = null;
   perform fleet.record_event('partition.register', p_partition, p_row_count, p_detail => p_archive_url);
   return true;
 end
@@ -92,7 +94,7 @@ $$;
 
 comment on function fleet.register_archive(
   text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer,
-  integer
+  integer, text
 ) is
   'Registers an archive in a database that did not write it, after the archiver has read it back and proven it. Returns false '
   'if it was already registered. Used by: npm run archive -- register.';

@@ -49,14 +49,12 @@ begin
     select * into v_found from fleet.compare_with_archive(p_partition);
   end loop;
 
-  if v_found.table_oid is not null and (v_found.row_count, v_found.content_checksum)
-    is distinct from (coalesce(v_partition.row_count, 0), coalesce(v_partition.content_checksum, 0)) then
+  if v_found.differs then
     raise exception using
       errcode = 'FL010',
       message = format(
-        'partition %s differs from its archive and is not dropped: it has %s rows and its archive %s; '
-          'the content checksums are %s and %s',
-        p_partition, v_found.row_count, v_partition.row_count, v_found.content_checksum, v_partition.content_checksum
+        'partition %s differs from its archive and is not dropped: it has %s rows and its archive %s (%s and %s)',
+        p_partition, v_found.row_count, coalesce(v_partition.row_count, 0), v_found.in_table, v_found.in_archive
       ),
       detail = 'Only a superuser could write to it after the proof.',
       hint = format(

@@ -5,7 +5,7 @@ revoke all on schema fleet, fleet_detached from public;
 
 grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
 revoke create on schema fleet_detached from fleet_archiver;
-grant usage on schema fleet_detached to fleet_archiver, fleet_reader, fleet_dba;
+grant usage on schema fleet_detached to fleet_archiver, fleet_verifier, fleet_reader, fleet_dba;
 
 -- Nobody changes heartbeats, not even the owner: rows are dropped with their partition, once its archive is proven.
 revoke update, delete, truncate on fleet.device_heartbeats from fleet_owner;
@@ -138,6 +138,7 @@ grant execute on function
   fleet.drop_partition(text),
   fleet.request_restore(date, date),
   fleet.content_checksum(regclass, jsonb, integer),
+  fleet.count_rows(regclass),
   fleet.checksum_expression(regclass, jsonb, integer),
   fleet.archive_form(text),
   fleet.unarchivable_columns(regclass),
@@ -152,21 +153,22 @@ grant execute on function
   fleet.renew_lease(text, text, interval),
   fleet.release_lease(text, text),
   fleet.record_frozen(text, text),
-  fleet.count_retired(text, text, bigint, jsonb, integer),
+  fleet.lock_retired(text, text),
+  fleet.count_retired(text, text, bigint, text, jsonb),
   fleet.record_export(text, text),
-  fleet.record_upload(text, text, text, text, bigint, integer, integer),
+  fleet.record_upload(text, text, text, text, bigint, integer),
   fleet.record_columns(text, text, jsonb, integer, integer),
-  fleet.record_proof(text, text, text, numeric, bigint, timestamptz, timestamptz),
+  fleet.record_proof(text, text, text, numeric, bigint, timestamptz, timestamptz, text),
   fleet.record_failure(text, text, text),
   fleet.archiver_heartbeat(text, text),
   fleet.claim_restore(text, interval),
   fleet.renew_restore_lease(text, text, interval),
   fleet.begin_restore(text, text),
-  fleet.finish_restore(text, text),
+  fleet.finish_restore(text, text, text),
   fleet.fail_restore(text, text, text),
   fleet.register_archive(
     text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer,
-    integer
+    integer, text
   )
 to fleet_archiver;
 
@@ -189,7 +191,7 @@ to fleet_server;
 -- Called by the view import_progress.
 grant execute on function fleet.lock_holders(text) to fleet_reader, fleet_dba;
 grant select on fleet.archives to fleet_archiver, fleet_verifier;
-grant execute on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz) to fleet_verifier;
+grant execute on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz, text, text) to fleet_verifier;
 
 grant select on
   fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings,

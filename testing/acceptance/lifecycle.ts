@@ -13,6 +13,7 @@ import { fillDays } from '../../bench/load-history.ts'
 import { enroll, startProgram } from '../../bench/store.ts'
 import { archiveAll, type RunStore } from './store.ts'
 import { atLeast, atMost, equal, type Line } from './table.ts'
+import { contentOf } from '../rows.ts'
 
 const run = promisify(execFile)
 const DAY_MS = 86_400_000
@@ -153,12 +154,11 @@ export async function retire(store: RunStore, { expired }: Sizes): Promise<Line[
   const owner = postgres(cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
   try {
     await admin`select fleet.set_retention('90 days')`
-    const before = await admin<{ partition_name: string; row_count: string; content_checksum: string }[]>`
-      select r.partition_name, c.row_count::text, c.content_checksum::text
-      from fleet.retention_plan() r
-      cross join lateral fleet.content_checksum(format('fleet.%I', r.partition_name)::regclass) c
-      where r.action = 'retire' and r.state = 'active'
+    const old = await admin<{ partition_name: string }[]>`
+      select partition_name from fleet.retention_plan() where action = 'retire' and state = 'active'
     `
+    const before: { partition_name: string; row_count: string; rows_sha256: string }[] = []
+    for (const { partition_name } of old) before.push({ partition_name, ...(await contentOf(admin, `fleet.${partition_name}`)) })
     const [premade] = await admin<{ last: Date }[]>`select max(range_end) as last from fleet.attached_partitions()`
     const tomorrow = new Date(Date.now() + DAY_MS)
     await step('A night', () => owner`call fleet.nightly(null, null, ${tomorrow})`)
@@ -178,20 +178,18 @@ export async function retire(store: RunStore, { expired }: Sizes): Promise<Line[
         partition_name: string
         state: string
         row_count: string
-        content_checksum: string
+        rows_sha256: string
         archive_url: string
         retired_again: number
       }[]
     >`
-      select partition_name, state, row_count::text, content_checksum::text, archive_url from fleet.hb_partitions
+      select partition_name, state, row_count::text, rows_sha256, archive_url from fleet.hb_partitions
       where partition_name = any (${before.map(({ partition_name }) => partition_name)}::text[])
     `
     const same = before.filter(was =>
       after.some(
         now =>
-          now.partition_name === was.partition_name &&
-          now.row_count === was.row_count &&
-          now.content_checksum === was.content_checksum,
+          now.partition_name === was.partition_name && now.row_count === was.row_count && now.rows_sha256 === was.rows_sha256,
       ),
     )
     let manifests = 0
@@ -288,7 +286,7 @@ async function killWithin(store: RunStore) {
     await archiver.exited
     await admin`select pg_terminate_backend(pid, 10000) from pg_stat_activity where usename = 'fleet_archiver'`
     const [partial] = await admin<{ state: string; rows: string | null }[]>`
-      select p.state, case when p.relid is not null then (select c.row_count::text from fleet.content_checksum(p.relid::regclass) c) end as rows
+      select p.state, case when p.relid is not null then (select c.row_count::text from fleet.count_rows(p.relid::regclass) c) end as rows
       from fleet.hb_partitions p where p.partition_name = ${cut!.partition_name}
     `
     await admin`update fleet.hb_partitions set lease_until = now() - interval '1 second' where lease_until is not null`

@@ -6,6 +6,7 @@ import type { Sql } from 'postgres'
 import { plainEnv, repository } from '../../local/config.ts'
 import { waitFor } from '../database.ts'
 import type { System } from './system.ts'
+import { contentOf, NO_ROWS } from '../rows.ts'
 
 const run = promisify(execFile)
 
@@ -211,15 +212,15 @@ export async function leftovers(sql: Sql) {
 
 /** A day that is only in the archive must have the content that was written. */
 async function archivesRecorded(sql: Sql, { written }: Looked) {
-  const rows = await sql<{ partition_name: string; state: string; row_count: string | null; content_checksum: string | null }[]>`
-    select partition_name, state, row_count::text, content_checksum::text from fleet.hb_partitions where state in ('archived', 'dropped')
+  const rows = await sql<{ partition_name: string; state: string; row_count: string | null; rows_sha256: string | null }[]>`
+    select partition_name, state, row_count::text, coalesce(rows_sha256, ${NO_ROWS.rows_sha256}) as rows_sha256 from fleet.hb_partitions where state in ('archived', 'dropped')
   `
-  return rows.flatMap(({ partition_name, state, row_count, content_checksum }) => {
-    const want = written.get(partition_name) ?? { row_count: '0', content_checksum: '0' }
-    return want.row_count === row_count && want.content_checksum === content_checksum
+  return rows.flatMap(({ partition_name, state, row_count, rows_sha256 }) => {
+    const want = written.get(partition_name) ?? NO_ROWS
+    return want.row_count === row_count && want.rows_sha256 === rows_sha256
       ? []
       : [
-          `${partition_name} is ${state} with ${row_count} rows and checksum ${content_checksum}, but ${want.row_count} rows with checksum ${want.content_checksum} were written`,
+          `${partition_name} is ${state} with ${row_count} rows and SHA-256 ${rows_sha256}, but ${want.row_count} rows with SHA-256 ${want.rows_sha256} were written`,
         ]
   })
 }
@@ -230,13 +231,11 @@ export async function daysOnline(sql: Sql, { written }: Looked) {
   for (const { partition_name, table } of await sql<{ partition_name: string; table: string }[]>`
     select partition_name, relid::regclass::text as table from fleet.hb_partitions where relid is not null and range_end < now() - interval '9 days'
   `) {
-    const [found] = await sql<{ row_count: string; content_checksum: string }[]>`
-      select row_count::text, content_checksum::text from fleet.content_checksum(${table}::text::regclass)
-    `
-    const want = written.get(partition_name) ?? { row_count: '0', content_checksum: '0' }
-    if (found?.row_count !== want.row_count || found.content_checksum !== want.content_checksum) {
+    const found = await contentOf(sql, table)
+    const want = written.get(partition_name) ?? NO_ROWS
+    if (found.row_count !== want.row_count || found.rows_sha256 !== want.rows_sha256) {
       wrong.push(
-        `${table} has ${found?.row_count} rows with checksum ${found?.content_checksum}, but ${want.row_count} rows with checksum ${want.content_checksum} were written`,
+        `${table} has ${found.row_count} rows with SHA-256 ${found.rows_sha256}, but ${want.row_count} rows with SHA-256 ${want.rows_sha256} were written`,
       )
     }
   }

@@ -8,6 +8,7 @@ import { isCI, leftToCi, needsRealClock } from '../../local/config.ts'
 import { spawnNode, withDatabase } from '../database.ts'
 import { enroll, ingest } from '../fleet.ts'
 import { checkNow, daysOnline, heartbeats, leftovers } from './invariants.ts'
+import { contentOf } from '../rows.ts'
 
 // The drills make their own durable cluster.
 t.setTimeout(300_000)
@@ -41,15 +42,12 @@ t.test('the checks after a fault find each kind of loss', async t => {
   const beats = times.map(ts => ({ device_id: device_id!, ts: ts.getTime(), status: 201 }))
   const system = {
     ask: <T>(use: (sql: Sql) => Promise<T>) => use(db.admin),
-    written: new Map<string, { row_count: string; content_checksum: string }>(),
+    written: new Map<string, { row_count: string; rows_sha256: string }>(),
   }
   const day = daysAgo(50)
   await fillDay(db.admin, day, 300)
   const partition = await partitionOf(db.sql, day)
-  const [content] = await db.admin<{ row_count: string; content_checksum: string }[]>`
-    select row_count::text, content_checksum::text from fleet.content_checksum(${`fleet.${partition}`}::text::regclass)
-  `
-  system.written.set(partition, content!)
+  system.written.set(partition, await contentOf(db.admin, `fleet.${partition}`))
   await checkNow(system, beats)
   t.same(await daysOnline(db.admin, system), [])
 

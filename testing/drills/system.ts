@@ -17,6 +17,7 @@ import { schedule } from '../../bench/schedule.ts'
 import type { Acknowledged } from '../../bench/sender.ts'
 import { enroll, startProgram, startServer, type Device, type Program, type Server, type Store } from '../../bench/store.ts'
 import { makeDisk, type Disk } from './disk.ts'
+import { contentOf } from '../rows.ts'
 
 export interface Archiver {
   program: Program
@@ -31,7 +32,7 @@ export type Place = 'file' | 's3'
 /** The content of a past day, as it was written. */
 interface Content {
   row_count: string
-  content_checksum: string
+  rows_sha256: string
 }
 
 interface Options {
@@ -248,10 +249,7 @@ export class System {
           on conflict do nothing
         `.then(() => true, ignore('23514'))
         if (isWritten === undefined) continue
-        const [content] = await sql<Content[]>`
-          select row_count::text, content_checksum::text from fleet.content_checksum(${`fleet.${day!.partition_name}`}::text::regclass)
-        `
-        this.written.set(day!.partition_name, content!)
+        this.written.set(day!.partition_name, await contentOf(sql, `fleet.${day!.partition_name}`))
         if (day!.state === 'restored') await sql`select fleet.release_partition(${day!.partition_name})`
         // It waits at most 300 ms for readers of the day. If that fails, another day will do.
         await sql`select fleet.archive_partition(${day!.partition_name})`.then(() => {
