@@ -139,6 +139,7 @@ async function differingRows(db: TestDatabase, day: string, { today }: Change) {
 
 /** Adds a row to a restored day, and lets it be archived again. */
 async function archiveAgain(t: Test, db: TestDatabase, directory: string, partition: string, day: string, device_id = 4711) {
+  await db.sql`select fleet.unsettle_partition(${partition})`
   await db.admin.unsafe(
     `insert into fleet.${partition} (ts, received_at, device_id) values ('${day} 12:34:56Z', now(), ${device_id})`,
   )

@@ -24,6 +24,7 @@ type Grown = Awaited<ReturnType<typeof withGrownDay>>
 
 /** Adds 50 rows to a day that came back, and hands it to the archiver again. */
 async function grow(db: TestDatabase, partition: string, device_id: number) {
+  await db.sql`select fleet.unsettle_partition(${partition})`
   await db.admin`
     insert into fleet.device_heartbeats (ts, received_at, device_id)
     select (${day} || ' 12:00Z')::timestamptz + n * interval '1 minute', now(), 900 + ${device_id}::int from generate_series(1, 50) as n`
