@@ -101,7 +101,7 @@ t.test('load measures memory for each number of devices', { skip: leftToCi() }, 
 
 t.test('reads runs every query', { skip: leftToCi() }, async t => {
   const figures = await runScenario(t, 'reads', ['--sizes', '200', '--rounds', '1', '--repeats', '2', '--beats', '3'])
-  t.equal(figures.filter(({ name }) => name.endsWith(', p95')).length, 12)
+  t.equal(figures.filter(({ name }) => name.endsWith(', p95')).length, 17)
   t.ok(figures.every(({ measured }) => measured > 0))
 })
 

@@ -36,6 +36,7 @@ async function withDays(t: Test) {
   await db.sql`select fleet.request_restore(${restored}::date)`
   await workAll(t, db, directory)
   // It has gained one row since it was archived.
+  await db.sql`select fleet.unsettle_partition(${await partitionOf(db.sql, restored)})`
   await db.admin`insert into fleet.device_heartbeats (ts, received_at, device_id) values ((${restored} || ' 12:00:03.000001Z')::timestamptz, now(), 4711)`
   await archive(detached)
   return { db, directory, dropped, restored, kept, detached, active }
@@ -259,6 +260,7 @@ t.test(
     const partition = await partitionOf(db.sql, second)
     await db.sql`select fleet.request_restore(${second}::date)`
     await archiveAll()
+    await db.sql`select fleet.unsettle_partition(${partition})`
     await db.admin`insert into fleet.device_heartbeats (ts, received_at, device_id) values ((${second} || ' 12:00:03Z')::timestamptz, now(), 4711)`
     await db.sql`select fleet.release_partition(${partition})`
     await db.sql`select fleet.archive_partition(${partition})`

@@ -109,6 +109,7 @@ async function liveThrough(t: Test, { db, partition, directory }: Awaited<Return
   t.same(await contentOf(db.admin, `fleet.${partition}`), before)
 
   await db.sql`alter table fleet.device_heartbeats drop column model`
+  await db.sql`select fleet.unsettle_partition(${partition})`
   await db.admin`
     insert into fleet.device_heartbeats (ts, received_at, device_id) values ((${retiredDay} || ' 12:00Z')::timestamptz, now(), 900)`
   await db.sql`select fleet.release_partition(${partition})`
