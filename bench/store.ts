@@ -190,7 +190,6 @@ export async function startServer(
     imports: variant === undefined ? [] : [join(root, 'bench', variant)],
     env: {
       SERVER_DATABASE_URL: database,
-      LISTEN_DATABASE_URL: database,
       OPS_DATABASE_URL: database,
       ADMIN_KEY: adminKey,
       PORT: String(port),
