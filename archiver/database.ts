@@ -38,6 +38,26 @@ export function connect(database: Database, options: { max: number; application_
   })
 }
 
+/**
+ * Ends the sessions of this login that keep writers out of a retired table, or wait to do so (fleet.lock_retired()).
+ * @param table a qualified and quoted name
+ */
+export async function endHolders(database: Database, table: string) {
+  // Without `role`: the right to end a session depends on the user that logged in.
+  const sql = connect({ url: database.url }, { max: 1 })
+  try {
+    await sql`
+      select pg_terminate_backend(l.pid)
+      from pg_locks l
+      join pg_stat_activity a on a.pid = l.pid
+      join pg_database d on d.oid = l.database and d.datname = current_database()
+      where l.relation = ${table}::text::regclass and l.mode = 'ShareRowExclusiveLock' and a.usename = session_user
+    `
+  } finally {
+    await sql.end({ timeout: 5 })
+  }
+}
+
 /** A client with exactly one connection, and a way to cancel what that connection is doing. */
 export type Session = Awaited<ReturnType<typeof openSession>>
 

@@ -186,9 +186,8 @@ async function privateDatabase(running: Running, config: StartConfig): Promise<D
   const packages = await requirePostgres(await clusterMajor(join(local, 'pg')))
   const dir = await placeFor(join(local, 'pg'))
   const { workers, poolMax } = readServerConfig(childSettings(config))
-  // Each worker has its pool, one connection to listen, and up to three for operations. The rest is for the archiver and for
-  // people.
-  const connections = Math.max(200, workers * (poolMax + 4) + 50)
+  // Each worker has its pool and up to three connections for operations. The rest is for the archiver and for people.
+  const connections = Math.max(200, workers * (poolMax + 3) + 50)
   const cluster = new Cluster({ dir, postgres: packages, databases: [DATABASE], cronDatabase: DATABASE, connections })
   if (!cluster.exists()) await running.step(`Making a PostgreSQL ${packages.major} cluster in ${dir}`, () => cluster.create())
   running.stopped.throwIfAborted()

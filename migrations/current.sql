@@ -1,1 +1,4 @@
 -- Enter migration here
+
+--!include archive/lock_retired.sql
+--!include archive/finish_restore.sql

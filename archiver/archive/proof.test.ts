@@ -12,7 +12,7 @@ import { asRole } from '../../testing/fleet.ts'
 import { killAfter, makeDirectory, pathsOf, stateOf, withRetiredDay, workAll } from '../../testing/archiver.ts'
 import { plainEnv } from '../../local/config.ts'
 import { contentOf } from '../../testing/rows.ts'
-import type { TestDatabase } from '../../testing/database.ts'
+import { type TestDatabase, waitFor } from '../../testing/database.ts'
 
 /** Rewrites a Parquet file with what a statement selects from `rows`, whose column n is the number of the row. */
 async function rewrite(file: string, select: string) {
@@ -162,4 +162,21 @@ t.test('from the COPY until Postgres has counted, nobody can change the day', as
   })
   await change()
   await t.rejects(archiver`select fleet.lock_retired(${partition}, 'b')`, { code: 'FL404', message: /that b may archive/ })
+})
+
+t.test('an archiver that hangs while it has the day locked does not keep another one from it', async t => {
+  const { db, directory, partition } = await withRetiredDay(t, 300)
+  const hanging = await asRole(t, db, 'fleet_archiver').reserve()
+  const [session] = await hanging<{ pid: number }[]>`
+    select pg_backend_pid() as pid from fleet.claim_partition('a', '50 milliseconds')`
+  await hanging`begin`
+  await hanging`select fleet.lock_retired(${partition}, 'a')`
+  await waitFor(async () => {
+    const [row] = await db.sql<{ is_over: boolean }[]>`
+      select lease_until < clock_timestamp() as is_over from fleet.hb_partitions where partition_name = ${partition}`
+    return row!.is_over
+  })
+  t.same((await workAll(t, db, directory)).results, ['done'])
+  t.match(await stateOf(db.sql, partition), { state: 'dropped', row_count: '300' })
+  t.same(await db.sql`select from pg_stat_activity where pid = ${session!.pid}`, [], 'its session was ended')
 })

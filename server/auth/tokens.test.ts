@@ -420,3 +420,19 @@ t.test('a heartbeat that is sent after a revocation has returned is never acknow
     t.equal(after, 0)
   }
 })
+
+t.test('a wrong token cannot fill the queue, however many heartbeats are in its requests', async t => {
+  const { db, call } = await withServer(t)
+  const { token } = await enroll(db, 'good')
+  const release = await holdUp(db)
+  const first = send(call, token)
+  await waitForBlocked(db)
+  // 30,000 heartbeats; the queue holds 20,000. They are refused while no heartbeat can be stored.
+  const wrong = await Promise.all(
+    Array.from({ length: 30 }, () => call('POST /v1/heartbeats', { token: UNKNOWN, body: Array<object>(1_000).fill({}) })),
+  )
+  t.same(new Set(wrong.map(({ status }) => status)), new Set([401]))
+  const second = send(call, token, 30)
+  await release()
+  t.same([(await first).status, (await second).status], [201, 201])
+})

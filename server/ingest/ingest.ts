@@ -27,6 +27,9 @@ const NOT_ENROLLED: FieldError = { path: 'device_id', message: 'is not an enroll
 const MAX_UNVERIFIED = 1_024
 let unverified = 0
 
+/** How many heartbeats of a sender that is not authenticated yet go to the writer. 3 kB of `[{},{},…]` are a thousand. */
+const MAX_UNVERIFIED_ITEMS = 20
+
 /** One item of the answer to a batch: as the answer to a single heartbeat, or rejected with the errors. */
 interface Result {
   result: keyof typeof STATUS
@@ -155,8 +158,8 @@ export function postHeartbeats(
     const refuseBody = refusedBody(ignored, sender, refuse)
     const { results, accepted } = await readBatch(incoming, sender, tail, ignored).catch(refuseBody)
 
-    // Then no statement says who it is.
-    if (accepted.length === 0) await sender.identify().catch(refuse)
+    // Nobody fills statements and the queue before it is authenticated. Without an item, no statement says who it is.
+    if (accepted.length === 0 || accepted.length > MAX_UNVERIFIED_ITEMS) await sender.identify().catch(refuse)
     const outcomes = await writer.store({
       token: token.hash,
       items: accepted.length,

@@ -52,7 +52,12 @@ begin
       detail = format(
         'rows %s, restored %s; %s, restored %s', v_partition.row_count, v_got.row_count, v_got.expected, v_got.found
       ),
-      hint = 'Check the archive: npm run archive -- verify';
+      hint = case
+        when p_rows_sha256 = v_partition.rows_sha256 then
+          'The rows have the SHA-256 of the archive, but not the hash that Postgres computed. See "Bring '
+          'archived days back" in RUNBOOK.md.'
+        else 'Check the archive: npm run archive -- verify'
+      end;
   end if;
 
   v_left_out := fleet.reshape_restored(v_table, v_partition.columns, v_partition.columns_at);

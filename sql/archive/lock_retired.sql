@@ -23,8 +23,7 @@ begin
       hint = 'See select * from fleet.check_partitions() where status <> ''ok'';';
   end if;
   -- It waits for a VACUUM as long as that takes. LOCK TABLE requires the right to write, which nobody has here. This statement
-  -- changes nothing, and blocks writers, but not
-  -- readers, until the end of the transaction.
+  -- changes nothing, and blocks writers, but not readers, until the end of the transaction.
   execute format('alter table %s disable trigger user', v_table);
 end
 $$;
