@@ -119,7 +119,7 @@ export function duckdbType({ name, type }: Column) {
   return normal(typeOf(name, type).duckdb)
 }
 
-/** memory_limit covers only DuckDB's buffers; the process takes more. */
+/** memory_limit covers only DuckDB's buffers. With 128 MB and one thread the archiver takes 250 to 310 MB. */
 const MEMORY_LIMIT = '128MB'
 
 /** The columns whose texts are quoted in CSV: `"network_type", "agent_version"`. */
@@ -197,44 +197,52 @@ export async function writeParquet(
   await rm(pipe, { force: true })
   await makePipe(pipe)
   try {
-    return await withDuckDB(work, MEMORY_LIMIT, async duckdb => {
-      await confine(duckdb, { directories: [work] })
-      const forms = columns.map(({ name, type }) => ({ name, ...typeOf(name, type) }))
-      const spec = forms.map(({ name, duckdb, read }) => `${literal(name)}: ${literal(read ? 'varchar' : duckdb)}`)
-      const values = forms.map(({ name, read }) => (read ? `${read(identifier(name))} as ${identifier(name)}` : identifier(name)))
-      const parquet = duckdb.run(`
+    return await withDuckDB(
+      work,
+      MEMORY_LIMIT,
+      async duckdb => {
+        await confine(duckdb, { directories: [work] })
+        const forms = columns.map(({ name, type }) => ({ name, ...typeOf(name, type) }))
+        const spec = forms.map(({ name, duckdb, read }) => `${literal(name)}: ${literal(read ? 'varchar' : duckdb)}`)
+        const values = forms.map(({ name, read }) =>
+          read ? `${read(identifier(name))} as ${identifier(name)}` : identifier(name),
+        )
+        const parquet = duckdb.run(`
         copy (
           select ${values.join(', ')} from read_csv(
             ${literal(pipe)}, auto_detect = false, header = false, delim = ',', quote = '"', escape = '"',
             new_line = '\\n', nullstr = '\\N', allow_quoted_nulls = false, columns = {${spec.join(', ')}}
           )
         ) to ${literal(partial)} (format parquet, compression zstd)`)
-      parquet.catch(() => {})
-      const socket = await openForWriting(pipe, parquet)
-      let fault: Error | undefined
-      let sent = 0
-      const hash = createHash('sha256')
-      if (socket)
-        sent = await feed(rows, socket, { hash, onRows }).catch((error: Error) => {
-          fault = error
-          return 0
-        })
-      // DuckDB ends by itself now, because its pipe is closed. If it failed, that is why the pipe broke.
-      let written
-      try {
-        written = (await parquet).rowsChanged
-      } catch (cause) {
-        // If the rows were cut off in the middle of a line, DuckDB reports that line.
-        throw isBrokenPipe(fault) || fault === undefined
-          ? new Error(`${file}: DuckDB could not write the Parquet file`, { cause })
-          : fault
-      }
-      if (fault !== undefined) throw fault
-      // If they were cut off between two lines, it reports nothing.
-      if (written !== sent) throw new Error(`COPY sent ${sent} rows, but the Parquet file has ${written}; the file was not kept`)
-      await rename(partial, file)
-      return { row_count: written, rows_sha256: hash.digest('hex') }
-    })
+        parquet.catch(() => {})
+        const socket = await openForWriting(pipe, parquet)
+        let fault: Error | undefined
+        let sent = 0
+        const hash = createHash('sha256')
+        if (socket)
+          sent = await feed(rows, socket, { hash, onRows }).catch((error: Error) => {
+            fault = error
+            return 0
+          })
+        // DuckDB ends by itself now, because its pipe is closed. If it failed, that is why the pipe broke.
+        let written
+        try {
+          written = (await parquet).rowsChanged
+        } catch (cause) {
+          // If the rows were cut off in the middle of a line, DuckDB reports that line.
+          throw isBrokenPipe(fault) || fault === undefined
+            ? new Error(`${file}: DuckDB could not write the Parquet file`, { cause })
+            : fault
+        }
+        if (fault !== undefined) throw fault
+        // If they were cut off between two lines, it reports nothing.
+        if (written !== sent)
+          throw new Error(`COPY sent ${sent} rows, but the Parquet file has ${written}; the file was not kept`)
+        await rename(partial, file)
+        return { row_count: written, rows_sha256: hash.digest('hex') }
+      },
+      1,
+    )
   } finally {
     await rm(partial, { force: true })
     await rm(pipe, { force: true })
@@ -316,34 +324,39 @@ export async function streamParquet<T>(
   await rm(pipe, { force: true })
   await makePipe(pipe)
   try {
-    return await withDuckDB(work, MEMORY_LIMIT, async duckdb => {
-      await confine(duckdb, { directories: [work] })
-      const { stream, release } = openForReading(pipe)
-      const done = duckdb
-        .run(
-          `copy (select ${duckdbValues(columns, isForCopyFrom)} from read_parquet(${literal(file)}))
+    return await withDuckDB(
+      work,
+      MEMORY_LIMIT,
+      async duckdb => {
+        await confine(duckdb, { directories: [work] })
+        const { stream, release } = openForReading(pipe)
+        const done = duckdb
+          .run(
+            `copy (select ${duckdbValues(columns, isForCopyFrom)} from read_parquet(${literal(file)}))
           to ${literal(pipe)} (${duckdbOptions(columns)}, use_tmp_file false)`,
-        )
-        .then(
-          result => result.rowsChanged,
-          (cause: unknown) => {
-            throw new Error(`${file}: DuckDB could not read all of it`, { cause })
-          },
-        )
-      const released = done.then(release, release)
-      try {
-        return await consume(stream, done)
-      } catch (error) {
-        // DuckDB may be about to open the pipe, or blocked in a write: keep reading until it has noticed.
-        duckdb.interrupt()
-        stream.on('error', () => {})
-        stream.resume()
-        throw error
-      } finally {
-        await released
-        stream.destroy()
-      }
-    })
+          )
+          .then(
+            result => result.rowsChanged,
+            (cause: unknown) => {
+              throw new Error(`${file}: DuckDB could not read all of it`, { cause })
+            },
+          )
+        const released = done.then(release, release)
+        try {
+          return await consume(stream, done)
+        } catch (error) {
+          // DuckDB may be about to open the pipe, or blocked in a write: keep reading until it has noticed.
+          duckdb.interrupt()
+          stream.on('error', () => {})
+          stream.resume()
+          throw error
+        } finally {
+          await released
+          stream.destroy()
+        }
+      },
+      1,
+    )
   } finally {
     await rm(pipe, { force: true })
   }
