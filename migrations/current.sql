@@ -1,1 +1,4 @@
 -- Enter migration here
+--!include partitions/settle_plan.sql
+--!include archive/finish_restore.sql
+--!include ingest/replay_quarantine.sql

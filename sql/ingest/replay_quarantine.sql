@@ -39,7 +39,7 @@ begin
         select from fleet.heartbeat_quarantine q
         where q.ts >= greatest(p.range_start, p_from) and q.ts < least(p.range_end, p_to)
           and (p_device_id is null or q.device_id = p_device_id)
-          and q.received_at - q.ts <= least(s.max_late, s.retention) and q.ts - q.received_at <= s.max_future
+          and q.ts >= q.received_at - least(s.max_late, s.retention) and q.ts <= q.received_at + s.max_future
       )
     order by p.range_start
   loop

@@ -188,6 +188,36 @@ t.test('max_late can be raised after days were settled, and lowered again', asyn
   t.match(await stateOf(db, name), { rows: 2001, doubled: 0, unsorted: 0, closed: true })
 })
 
+t.test('max_late in months: a day is settled only when ingest accepts no heartbeat for it any more', async t => {
+  const db = await withDatabase(t)
+  const { sql, admin } = db
+  const devices = await enroll(sql, 2)
+  const [first, second] = devices as [number, number]
+  await sql`update fleet.settings set max_late = '1 month'`
+  // A month back from the last hours of these days is 28, 29, 30 and 31 days.
+  for (const [day, last] of [
+    ['2025-02-27', '2025-03-27T22:00:00Z'],
+    ['2025-01-30', '2025-02-28T22:00:00Z'],
+    ['2025-06-15', '2025-07-15T22:00:00Z'],
+    ['2025-07-30', '2025-08-30T22:00:00Z'],
+  ] as const) {
+    await sql`select fleet.create_partitions(${day}, ${day})`
+    const name = await partitionAt(sql, `${day}T23:00:00Z`)
+    await sql`insert into fleet.device_heartbeats (ts, received_at, device_id) values (${`${day}T23:00:00Z`}, ${day}, ${first})`
+    const planned = (later: string) =>
+      value(sql`select action from fleet.settle_plan(${last}::timestamptz + ${later}::interval) where partition_name = ${name}`)
+    t.equal(await planned('0'), undefined, day)
+    t.equal(await planned('4 hours'), 'settle', day)
+  }
+
+  const ts = (await value(sql`select now() - interval '1 month' + interval '2 hours'`)) as Date
+  const name = await partitionAt(sql, ts.toISOString())
+  await admin`insert into fleet.device_heartbeats (ts, received_at, device_id) values (${ts}, ${ts}, ${first})`
+  await sql`call fleet.nightly()`
+  t.match(await stateOf(db, name), { rows: 1, keys: 1, closed: false })
+  t.match(await ingest(sql, [{ device_id: second, ts: ts.toISOString() }]), [{ result: 'stored' }])
+})
+
 t.test('settle is switched off and on; a day that is too large waits for a longer settle_max_wait', async t => {
   const db = await withDays(t, [20, 15])
   const { sql, names } = db

@@ -9,7 +9,8 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
   with given as (
-    -- An hour more than ingest accepts, for batches that wait to be written.
+    -- An hour more than ingest accepts, for batches that wait to be written. Points in time are compared, as ingest does: a
+    -- difference of times that is compared with a month counts 30 days.
     select s.settle, s.settle_max_wait, s.retention, least(s.max_late, s.retention) as late, interval '1 hour' as margin,
       -- The fastest of the last ten: one night on a busy machine must not make every later day look too large.
       coalesce(
@@ -33,7 +34,7 @@ as $$
     select p.partition_name, p.range_start, p.range_end, p.settled_at, g.*, c.oid as relid,
       coalesce(p.row_count, greatest(c.reltuples, 0)::bigint) as row_count,
       -- To be retired instead: this night or as soon as its import is confirmed.
-      p.state = 'active' and p.held_reason is null and p_now - p.range_end >= g.retention as is_leaving,
+      p.state = 'active' and p.held_reason is null and p.range_end <= p_now - g.retention as is_leaving,
       exists (select from fleet.import_holds() h where h.since < p.range_end) as is_imported
     from fleet.hb_partitions p
     join pg_class c on c.oid = fleet.table_of(p) and c.relispartition
@@ -45,8 +46,8 @@ as $$
   judged as (
     select f.*, f.row_count / f.rows_per_second * interval '1 second' as estimate,
       case
-        when f.settled_at is not null then case when p_now - f.range_end <= f.late then 'unsettle' end
-        when p_now - f.range_end <= f.late + f.margin or f.is_leaving or f.is_imported then null
+        when f.settled_at is not null then case when f.range_end > p_now - f.late then 'unsettle' end
+        when f.range_end > p_now - f.late - f.margin or f.is_leaving or f.is_imported then null
         when fleet.dedupe_index(f.relid) is null then 'blocked'
         when not f.settle then 'off'
         when f.row_count / f.rows_per_second * interval '1 second' > f.settle_max_wait then 'too_large'
