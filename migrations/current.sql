@@ -1,4 +1,9 @@
 -- Enter migration here
+--!include partitions/remove_duplicates.sql
 --!include partitions/settle_plan.sql
+--!include partitions/unsettle_partition.sql
+--!include partitions/sync_partitions.sql
 --!include archive/finish_restore.sql
 --!include ingest/replay_quarantine.sql
+--!include checks/check_partitions.sql
+--!include setup/grants.sql

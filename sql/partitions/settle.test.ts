@@ -307,6 +307,60 @@ t.test('sizes and checks are answered while a day is being settled', async t => 
   t.match(await stateOf(db, name), { closed: false, keys: 1 })
 })
 
+t.test('a settled day whose constraint was dropped by hand gets its key back', async t => {
+  const db = await withDays(t, [20, 12])
+  const { sql, admin, names, devices } = db
+  const [doubled, clean] = names as [string, string]
+  await sql`call fleet.nightly()`
+  const remove = (name: string) => admin.unsafe(`alter table fleet.${name} drop constraint device_heartbeats_settled`)
+  const again = (name: string) =>
+    admin.unsafe(`insert into fleet.${name} select * from fleet.${name} limit 7 on conflict do nothing`)
+
+  // Without a duplicate maintenance does it.
+  await remove(clean)
+  await sql`select fleet.sync_partitions()`
+  t.match(await sql`select status, detail from fleet.check_partitions() where check_name = 'settled_days'`, [
+    { status: 'fail', detail: new RegExp(clean) },
+  ])
+  await sql`call fleet.maintain()`
+  t.match(await stateOf(db, clean), { rows: 2000, keys: 1, closed: false })
+  t.equal(await settledAt(db, clean), null)
+
+  await remove(doubled)
+  await again(doubled)
+  t.match(await stateOf(db, doubled), { rows: 2007, doubled: 7, keys: 0 })
+  await sql`select fleet.sync_partitions()`
+  await t.rejects(sql`select fleet.unsettle_partition(${doubled})`, {
+    code: 'FL002',
+    message: new RegExp(doubled),
+    detail: /duplicated/,
+    hint: /delete from fleet\.\w+ a using/,
+  })
+  const [check] = await sql<{ status: string; remedy: string }[]>`
+    select status, remedy from fleet.check_partitions() where check_name = 'settled_days'`
+  t.equal(check?.status, 'fail')
+  t.same(
+    await sql`select from fleet.check_partitions() where check_name = 'partition_indexes' and status <> 'ok'`,
+    [],
+    'one check names it',
+  )
+  await admin.unsafe(check!.remedy)
+  t.match(await stateOf(db, doubled), { rows: 2000, doubled: 0, keys: 1, closed: false })
+  t.equal(await settledAt(db, doubled), null)
+  await again(doubled)
+  t.match(await stateOf(db, doubled), { rows: 2000 })
+  t.equal(await value(sql`select fleet.unsettle_partition(${doubled})`), false)
+
+  // What was never settled gets its key back, too.
+  const today = await partitionAt(sql, daysAgo(0))
+  await ingest(sql, [{ device_id: devices[0]! }])
+  await admin.unsafe(
+    `drop index ${(await value(sql`select fleet.dedupe_index(${`fleet.${today}`}::regclass)::regclass::text`)) as string}`,
+  )
+  t.equal(await value(sql`select fleet.unsettle_partition(${today})`), true)
+  t.match(await stateOf(db, today), { keys: 1 })
+})
+
 t.test('a short retention, held days and months', async t => {
   const db = await withDays(t, [20, 4])
   const { sql, names } = db

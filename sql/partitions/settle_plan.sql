@@ -31,7 +31,7 @@ as $$
     where fleet.not_in_future(p_now) is not null
   ),
   found as (
-    select p.partition_name, p.range_start, p.range_end, p.settled_at, g.*, c.oid as relid,
+    select p.partition_name, p.range_start, p.range_end, p.settled_at, g.*, c.oid as relid, fleet.is_settled(c.oid) as is_settled,
       coalesce(p.row_count, greatest(c.reltuples, 0)::bigint) as row_count,
       -- To be retired instead: this night or as soon as its import is confirmed.
       p.state = 'active' and p.held_reason is null and p.range_end <= p_now - g.retention as is_leaving,
@@ -46,6 +46,7 @@ as $$
   judged as (
     select f.*, f.row_count / f.rows_per_second * interval '1 second' as estimate,
       case
+        when f.settled_at is not null and not f.is_settled then 'unsettle'
         when f.settled_at is not null then case when f.range_end > p_now - f.late then 'unsettle' end
         when f.range_end > p_now - f.late - f.margin or f.is_leaving or f.is_imported then null
         when fleet.dedupe_index(f.relid) is null then 'blocked'
@@ -57,7 +58,10 @@ as $$
   )
   select j.partition_name, j.range_start, j.range_end + j.late + j.margin, j.row_count, j.estimate, j.action,
     case j.action
-      when 'unsettle' then format('heartbeats of the last %s are accepted again', j.late)
+      when 'unsettle' then case
+        when j.is_settled then format('heartbeats of the last %s are accepted again', j.late)
+        else 'its constraint device_heartbeats_settled is gone, so it takes rows and has no dedupe key'
+      end
       when 'blocked' then 'it has no valid dedupe key, so it may have duplicates'
       when 'off' then 'settings.settle is false'
       when 'too_large' then format(
@@ -73,5 +77,5 @@ $$;
 
 comment on function fleet.settle_plan(timestamptz) is
   'What the next night or hour would do with the order of past partitions, newest first, and why: settle, unsettle (max_late was '
-  'raised), too_large, off or blocked. estimate is how long readers of that day would wait. '
+  'raised, or the constraint was dropped by hand), too_large, off or blocked. estimate is how long readers of that day would wait. '
   'Example: select * from fleet.settle_plan();';
