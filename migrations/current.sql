@@ -5,5 +5,8 @@
 --!include partitions/sync_partitions.sql
 --!include archive/finish_restore.sql
 --!include ingest/replay_quarantine.sql
+--!include partitions/make_read_only.sql
 --!include checks/check_partitions.sql
+--!include jobs/maintain.sql
+--!include jobs/nightly.sql
 --!include setup/grants.sql

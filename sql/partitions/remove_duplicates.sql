@@ -13,5 +13,5 @@ as $$
 $$;
 
 comment on function fleet.remove_duplicates(text) is
-  'The statement, for a superuser, that deletes the duplicates of a partition that had no dedupe key. Of each it keeps the one that '
-  'arrived first.';
+  'The statement, for a superuser, that deletes the duplicates of a partition that had no dedupe key. Of each it keeps the one '
+  'that arrived first.';

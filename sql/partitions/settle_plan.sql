@@ -68,7 +68,9 @@ as $$
         'its readers would wait for about %s, longer than settings.settle_max_wait (%s)', date_trunc('second', j.estimate),
         j.settle_max_wait
       )
-      when 'settle' then format('no heartbeat can come for it; its readers wait for about %s s', greatest(1, ceil(extract(epoch from j.estimate))))
+      when 'settle' then format(
+        'no heartbeat can come for it; its readers wait for about %s s', greatest(1, ceil(extract(epoch from j.estimate)))
+      )
     end
   from judged j
   where j.action is not null
@@ -76,6 +78,6 @@ as $$
 $$;
 
 comment on function fleet.settle_plan(timestamptz) is
-  'What the next night or hour would do with the order of past partitions, newest first, and why: settle, unsettle (max_late was '
-  'raised, or the constraint was dropped by hand), too_large, off or blocked. estimate is how long readers of that day would wait. '
-  'Example: select * from fleet.settle_plan();';
+  'What the next night or hour would do with the order of past partitions, newest first, and why: settle, unsettle (max_late '
+  'was raised, or the constraint was dropped by hand), too_large, off or blocked. estimate is how long readers of that day '
+  'would wait. Example: select * from fleet.settle_plan();';

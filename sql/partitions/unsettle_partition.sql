@@ -1,5 +1,5 @@
--- The key comes back before the constraint goes, so there is no moment in which a duplicate could be stored. Readers wait only for
--- the second one. If the constraint was dropped by hand, the partition takes rows without a key; then the key is all that is missing.
+-- The key comes back before the constraint goes, so there is no moment in which a duplicate could be stored. Readers wait only
+-- for the second one. If the constraint was dropped by hand, the partition takes rows, and only the key is missing.
 create or replace function fleet.unsettle_partition(p_partition text) returns boolean
 language plpgsql
 volatile
