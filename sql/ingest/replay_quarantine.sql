@@ -93,5 +93,6 @@ $$;
 
 comment on function fleet.replay_quarantine(timestamptz, timestamptz, bigint) is
   'Stores quarantined heartbeats, selected by ts, if their partition now exists (created or restored) and their lateness is now '
-  'allowed; opens settled days for them. Returns how many were stored, how many were duplicates, and how many remain. '
+  'allowed; opens settled days for them. Readers of a day that it opens wait until the replay has ended, unless it was opened '
+  'before with fleet.unsettle_partition(). Returns how many were stored, how many were duplicates, and how many remain. '
   'Example: select * from fleet.replay_quarantine(current_date - 3, current_date);';
