@@ -203,14 +203,16 @@ export const settings = {
     default: 'true',
     about:
       'true, false, or the share of requests, such as 10%, that read devices from last status. The others read from the ' +
-      'heartbeats themselves, which is slow.',
+      'heartbeats themselves, which is slow, and wait at night while a past day is settled.',
   },
   PERF_DIFF_ENABLED: {
     group: 'Server',
     readBy: ['server'],
     default: 'false',
     values: SWITCH,
-    about: 'Read devices both ways and log whether the answers agree (event perf_diff.query_comparison).',
+    about:
+      'Read devices both ways and log whether the answers agree (event perf_diff.query_comparison). The second way waits at ' +
+      'night while a past day is settled.',
   },
 
   ARCHIVE_URL: {

@@ -1,4 +1,1 @@
 -- Enter migration here
-
---!include archive/lock_retired.sql
---!include archive/finish_restore.sql

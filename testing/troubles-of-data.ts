@@ -235,6 +235,16 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
       besides: () => dba`update fleet.settings set max_late = '7 days'`,
     },
     {
+      what: 'the constraint of a settled day was dropped, and the day took duplicates',
+      checks: ['settled_days'],
+      inject: async () => {
+        const name = await day(30)
+        await dba`select fleet.settle_partition(${name})`
+        await admin.unsafe(`alter table fleet.${name} drop constraint device_heartbeats_settled`)
+        await admin.unsafe(`insert into fleet.${name} select * from fleet.${name} limit 50`)
+      },
+    },
+    {
       what: 'an import was ended in the middle',
       checks: ['imports'],
       inject: async () => {

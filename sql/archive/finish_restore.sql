@@ -68,7 +68,7 @@ begin
   perform partman.inherit_template_properties('fleet.device_heartbeats', 'fleet', p_partition);
   -- The rows lie in the order of the archive. The key has proven that there is no duplicate.
   if (
-    select s.settle and now() - v_partition.range_end > least(s.max_late, s.retention) + interval '1 hour' from fleet.settings s
+    select s.settle and v_partition.range_end <= now() - least(s.max_late, s.retention) - interval '1 hour' from fleet.settings s
   ) then
     perform fleet.close_partition(p_partition);
   end if;

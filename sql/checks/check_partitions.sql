@@ -184,7 +184,10 @@ begin
   check_name := 'partition_indexes';
   with fault as (
     select a.partition_name, a.range_start,
-      not coalesce(bool_or(i.indisunique and i.indisvalid), false) and not fleet.is_settled(a.relid) as lacks_key,
+      not coalesce(bool_or(i.indisunique and i.indisvalid), false) and not fleet.is_settled(a.relid)
+        and not exists (  -- settled_days has those
+          select from fleet.hb_partitions p where p.partition_name = a.partition_name and p.settled_at is not null
+        ) as lacks_key,
       fleet.newest_index(a.relid) is null as lacks_newest,
       string_agg(format('drop index concurrently %s;', i.indexrelid::regclass), e'\n')
         filter (where not i.indisvalid) as leftovers
@@ -199,11 +202,8 @@ begin
         f.leftovers,
         -- Duplicates that were stored without the key prevent creating it.
         case when f.lacks_key then format(
-          e'delete from fleet.%1$I a using fleet.%1$I b where a.device_id = b.device_id '
-          'and fleet.heartbeat_bucket(a.ts) = fleet.heartbeat_bucket(b.ts) '
-          'and (a.received_at, a.ctid) > (b.received_at, b.ctid);'
-          '\ncreate unique index concurrently on fleet.%1$I %2$s;',
-          f.partition_name, fleet.dedupe_key()
+          e'%s\ncreate unique index concurrently on fleet.%I %s;',
+          fleet.remove_duplicates(f.partition_name), f.partition_name, fleet.dedupe_key()
         ) end,
         case when f.lacks_newest then format(
           e'create index if not exists device_heartbeats_device_id_ts_idx on only fleet.device_heartbeats (device_id, ts desc);'
@@ -232,10 +232,28 @@ begin
   return next;
 
   check_name := 'settled_days';
-  select string_agg(p.partition_name, ', ' order by p.range_start) into v_names
-  from fleet.hb_partitions p
-  where p.state in ('active', 'restored') and (p.settled_at is not null) <> fleet.is_settled(fleet.table_of(p));
-  if v_names is not null then
+  select
+    string_agg(d.partition_name, ', ' order by d.range_start) filter (where not d.is_open),
+    string_agg(d.partition_name, ', ' order by d.range_start) filter (where d.is_open),
+    string_agg(
+      format(e'%s\nselect fleet.unsettle_partition(%L);', fleet.remove_duplicates(d.partition_name), d.partition_name),
+      e'\n' order by d.range_start
+    ) filter (where d.is_open)
+  into v_names, v_late, v_commands
+  from (
+    select p.partition_name, p.range_start, p.settled_at is not null and fleet.dedupe_index(t.relid) is null as is_open
+    from fleet.hb_partitions p
+    cross join lateral fleet.table_of(p) as t (relid)
+    where p.state in ('active', 'restored') and t.relid is not null
+      and (p.settled_at is not null) <> fleet.is_settled(t.relid)
+  ) d;
+  if v_late is not null then
+    status := 'fail';
+    detail := format(
+      'somebody dropped the constraint of a settled day, so it takes rows and does not recognize duplicates: %s', v_late
+    );
+    remedy := e'-- as superuser\n' || v_commands;
+  elsif v_names is not null then
     status := 'warn';
     detail := 'fleet.hb_partitions and the catalog disagree about what is settled: ' || v_names;
     remedy := 'select fleet.sync_partitions();';

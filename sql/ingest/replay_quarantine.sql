@@ -39,7 +39,7 @@ begin
         select from fleet.heartbeat_quarantine q
         where q.ts >= greatest(p.range_start, p_from) and q.ts < least(p.range_end, p_to)
           and (p_device_id is null or q.device_id = p_device_id)
-          and q.received_at - q.ts <= least(s.max_late, s.retention) and q.ts - q.received_at <= s.max_future
+          and q.ts >= q.received_at - least(s.max_late, s.retention) and q.ts <= q.received_at + s.max_future
       )
     order by p.range_start
   loop
@@ -93,5 +93,6 @@ $$;
 
 comment on function fleet.replay_quarantine(timestamptz, timestamptz, bigint) is
   'Stores quarantined heartbeats, selected by ts, if their partition now exists (created or restored) and their lateness is now '
-  'allowed; opens settled days for them. Returns how many were stored, how many were duplicates, and how many remain. '
+  'allowed; opens settled days for them. Readers of a day that it opens wait until the replay has ended, unless it was opened '
+  'before with fleet.unsettle_partition(). Returns how many were stored, how many were duplicates, and how many remain. '
   'Example: select * from fleet.replay_quarantine(current_date - 3, current_date);';

@@ -17,5 +17,6 @@ end
 $$;
 
 comment on procedure fleet.maintain(bigint, timestamptz) is
-  'Creates partitions ahead, opens settled days if max_late was raised, recounts the availability of devices with late heartbeats, and runs fleet.nightly() if a night was '
-  'missed. Run hourly by pg_cron; safe at any time. Example: call fleet.maintain();';
+  'Creates partitions ahead, opens settled days if max_late was raised, recounts the availability of devices with late '
+  'heartbeats, and runs fleet.nightly() if a night was missed. Run hourly by pg_cron; safe at any time. '
+  'Example: call fleet.maintain();';

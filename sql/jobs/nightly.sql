@@ -16,4 +16,5 @@ $$;
 comment on procedure fleet.nightly(bigint, interval, timestamptz) is
   'The nightly maintenance, each step in its own transaction: creates partitions ahead, measures sizes, rolls up availability, '
   'retires partitions past the retention, sets autovacuum by age, prunes, wakes the archiver, and settles days for which no '
-  'heartbeat can come any more. Returns its run_id for fleet.run_steps(). For a dry run: select * from fleet.nightly_plan(). Example: call fleet.nightly();';
+  'heartbeat can come any more. Returns its run_id for fleet.run_steps(). For a dry run: select * from fleet.nightly_plan(). '
+  'Example: call fleet.nightly();';

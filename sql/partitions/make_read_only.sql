@@ -7,10 +7,13 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   execute format(
-    'revoke all on fleet_detached.%I from public, fleet_owner, fleet_server, fleet_archiver, fleet_verifier, fleet_reader, fleet_dba',
+    'revoke all on fleet_detached.%I '
+    'from public, fleet_owner, fleet_server, fleet_archiver, fleet_verifier, fleet_reader, fleet_dba',
     p_partition
   );
-  execute format('grant select on fleet_detached.%I to fleet_owner, fleet_archiver, fleet_verifier, fleet_dba, fleet_reader', p_partition);
+  execute format(
+    'grant select on fleet_detached.%I to fleet_owner, fleet_archiver, fleet_verifier, fleet_dba, fleet_reader', p_partition
+  );
   -- For VACUUM. Before PostgreSQL 17 only the owner may run it, in the job fleet-freeze. Since 17 even the owner needs this
   -- right, which was revoked above with the others.
   if current_setting('server_version_num')::integer >= 170000 then

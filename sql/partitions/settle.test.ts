@@ -188,6 +188,36 @@ t.test('max_late can be raised after days were settled, and lowered again', asyn
   t.match(await stateOf(db, name), { rows: 2001, doubled: 0, unsorted: 0, closed: true })
 })
 
+t.test('max_late in months: a day is settled only when ingest accepts no heartbeat for it any more', async t => {
+  const db = await withDatabase(t)
+  const { sql, admin } = db
+  const devices = await enroll(sql, 2)
+  const [first, second] = devices as [number, number]
+  await sql`update fleet.settings set max_late = '1 month'`
+  // A month back from the last hours of these days is 28, 29, 30 and 31 days.
+  for (const [day, last] of [
+    ['2025-02-27', '2025-03-27T22:00:00Z'],
+    ['2025-01-30', '2025-02-28T22:00:00Z'],
+    ['2025-06-15', '2025-07-15T22:00:00Z'],
+    ['2025-07-30', '2025-08-30T22:00:00Z'],
+  ] as const) {
+    await sql`select fleet.create_partitions(${day}, ${day})`
+    const name = await partitionAt(sql, `${day}T23:00:00Z`)
+    await sql`insert into fleet.device_heartbeats (ts, received_at, device_id) values (${`${day}T23:00:00Z`}, ${day}, ${first})`
+    const planned = (later: string) =>
+      value(sql`select action from fleet.settle_plan(${last}::timestamptz + ${later}::interval) where partition_name = ${name}`)
+    t.equal(await planned('0'), undefined, day)
+    t.equal(await planned('4 hours'), 'settle', day)
+  }
+
+  const ts = (await value(sql`select now() - interval '1 month' + interval '2 hours'`)) as Date
+  const name = await partitionAt(sql, ts.toISOString())
+  await admin`insert into fleet.device_heartbeats (ts, received_at, device_id) values (${ts}, ${ts}, ${first})`
+  await sql`call fleet.nightly()`
+  t.match(await stateOf(db, name), { rows: 1, keys: 1, closed: false })
+  t.match(await ingest(sql, [{ device_id: second, ts: ts.toISOString() }]), [{ result: 'stored' }])
+})
+
 t.test('settle is switched off and on; a day that is too large waits for a longer settle_max_wait', async t => {
   const db = await withDays(t, [20, 15])
   const { sql, names } = db
@@ -275,6 +305,60 @@ t.test('sizes and checks are answered while a day is being settled', async t => 
   await asRole(t, db, 'fleet_server', { lock_timeout: '100' })`select * from fleet.metric_values()`
   await settling`rollback`
   t.match(await stateOf(db, name), { closed: false, keys: 1 })
+})
+
+t.test('a settled day whose constraint was dropped by hand gets its key back', async t => {
+  const db = await withDays(t, [20, 12])
+  const { sql, admin, names, devices } = db
+  const [doubled, clean] = names as [string, string]
+  await sql`call fleet.nightly()`
+  const remove = (name: string) => admin.unsafe(`alter table fleet.${name} drop constraint device_heartbeats_settled`)
+  const again = (name: string) =>
+    admin.unsafe(`insert into fleet.${name} select * from fleet.${name} limit 7 on conflict do nothing`)
+
+  // Without a duplicate maintenance does it.
+  await remove(clean)
+  await sql`select fleet.sync_partitions()`
+  t.match(await sql`select status, detail from fleet.check_partitions() where check_name = 'settled_days'`, [
+    { status: 'fail', detail: new RegExp(clean) },
+  ])
+  await sql`call fleet.maintain()`
+  t.match(await stateOf(db, clean), { rows: 2000, keys: 1, closed: false })
+  t.equal(await settledAt(db, clean), null)
+
+  await remove(doubled)
+  await again(doubled)
+  t.match(await stateOf(db, doubled), { rows: 2007, doubled: 7, keys: 0 })
+  await sql`select fleet.sync_partitions()`
+  await t.rejects(sql`select fleet.unsettle_partition(${doubled})`, {
+    code: 'FL002',
+    message: new RegExp(doubled),
+    detail: /duplicated/,
+    hint: /delete from fleet\.\w+ a using/,
+  })
+  const [check] = await sql<{ status: string; remedy: string }[]>`
+    select status, remedy from fleet.check_partitions() where check_name = 'settled_days'`
+  t.equal(check?.status, 'fail')
+  t.same(
+    await sql`select from fleet.check_partitions() where check_name = 'partition_indexes' and status <> 'ok'`,
+    [],
+    'one check names it',
+  )
+  await admin.unsafe(check!.remedy)
+  t.match(await stateOf(db, doubled), { rows: 2000, doubled: 0, keys: 1, closed: false })
+  t.equal(await settledAt(db, doubled), null)
+  await again(doubled)
+  t.match(await stateOf(db, doubled), { rows: 2000 })
+  t.equal(await value(sql`select fleet.unsettle_partition(${doubled})`), false)
+
+  // What was never settled gets its key back, too.
+  const today = await partitionAt(sql, daysAgo(0))
+  await ingest(sql, [{ device_id: devices[0]! }])
+  await admin.unsafe(
+    `drop index ${(await value(sql`select fleet.dedupe_index(${`fleet.${today}`}::regclass)::regclass::text`)) as string}`,
+  )
+  t.equal(await value(sql`select fleet.unsettle_partition(${today})`), true)
+  t.match(await stateOf(db, today), { keys: 1 })
 })
 
 t.test('a short retention, held days and months', async t => {

@@ -9,7 +9,8 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
   with given as (
-    -- An hour more than ingest accepts, for batches that wait to be written.
+    -- An hour more than ingest accepts, for batches that wait to be written. Points in time are compared, as ingest does: a
+    -- difference of times that is compared with a month counts 30 days.
     select s.settle, s.settle_max_wait, s.retention, least(s.max_late, s.retention) as late, interval '1 hour' as margin,
       -- The fastest of the last ten: one night on a busy machine must not make every later day look too large.
       coalesce(
@@ -30,10 +31,10 @@ as $$
     where fleet.not_in_future(p_now) is not null
   ),
   found as (
-    select p.partition_name, p.range_start, p.range_end, p.settled_at, g.*, c.oid as relid,
+    select p.partition_name, p.range_start, p.range_end, p.settled_at, g.*, c.oid as relid, fleet.is_settled(c.oid) as is_settled,
       coalesce(p.row_count, greatest(c.reltuples, 0)::bigint) as row_count,
       -- To be retired instead: this night or as soon as its import is confirmed.
-      p.state = 'active' and p.held_reason is null and p_now - p.range_end >= g.retention as is_leaving,
+      p.state = 'active' and p.held_reason is null and p.range_end <= p_now - g.retention as is_leaving,
       exists (select from fleet.import_holds() h where h.since < p.range_end) as is_imported
     from fleet.hb_partitions p
     join pg_class c on c.oid = fleet.table_of(p) and c.relispartition
@@ -45,8 +46,9 @@ as $$
   judged as (
     select f.*, f.row_count / f.rows_per_second * interval '1 second' as estimate,
       case
-        when f.settled_at is not null then case when p_now - f.range_end <= f.late then 'unsettle' end
-        when p_now - f.range_end <= f.late + f.margin or f.is_leaving or f.is_imported then null
+        when f.settled_at is not null and not f.is_settled then 'unsettle'
+        when f.settled_at is not null then case when f.range_end > p_now - f.late then 'unsettle' end
+        when f.range_end > p_now - f.late - f.margin or f.is_leaving or f.is_imported then null
         when fleet.dedupe_index(f.relid) is null then 'blocked'
         when not f.settle then 'off'
         when f.row_count / f.rows_per_second * interval '1 second' > f.settle_max_wait then 'too_large'
@@ -56,14 +58,19 @@ as $$
   )
   select j.partition_name, j.range_start, j.range_end + j.late + j.margin, j.row_count, j.estimate, j.action,
     case j.action
-      when 'unsettle' then format('heartbeats of the last %s are accepted again', j.late)
+      when 'unsettle' then case
+        when j.is_settled then format('heartbeats of the last %s are accepted again', j.late)
+        else 'its constraint device_heartbeats_settled is gone, so it takes rows and has no dedupe key'
+      end
       when 'blocked' then 'it has no valid dedupe key, so it may have duplicates'
       when 'off' then 'settings.settle is false'
       when 'too_large' then format(
         'its readers would wait for about %s, longer than settings.settle_max_wait (%s)', date_trunc('second', j.estimate),
         j.settle_max_wait
       )
-      when 'settle' then format('no heartbeat can come for it; its readers wait for about %s s', greatest(1, ceil(extract(epoch from j.estimate))))
+      when 'settle' then format(
+        'no heartbeat can come for it; its readers wait for about %s s', greatest(1, ceil(extract(epoch from j.estimate)))
+      )
     end
   from judged j
   where j.action is not null
@@ -71,6 +78,6 @@ as $$
 $$;
 
 comment on function fleet.settle_plan(timestamptz) is
-  'What the next night or hour would do with the order of past partitions, newest first, and why: settle, unsettle (max_late was '
-  'raised), too_large, off or blocked. estimate is how long readers of that day would wait. '
-  'Example: select * from fleet.settle_plan();';
+  'What the next night or hour would do with the order of past partitions, newest first, and why: settle, unsettle (max_late '
+  'was raised, or the constraint was dropped by hand), too_large, off or blocked. estimate is how long readers of that day '
+  'would wait. Example: select * from fleet.settle_plan();';

@@ -57,11 +57,13 @@ begin
       select from pg_inherits i where i.inhrelid = p.relid and i.inhparent = to_regclass('fleet.device_heartbeats')
     );
 
-  -- Only the catalog says whether a partition takes rows: it may have come back from a dump or from elsewhere.
+  -- Only the catalog says whether a partition takes rows: it may have come back from a dump or from elsewhere. One that takes
+  -- rows but has no key stays noted as settled until fleet.maintain() opens it. Ingest calls this, and must wait for no index.
   update fleet.hb_partitions p
   set settled_at = case when p.settled_at is null then now() end
   where p.state in ('active', 'restored') and p.relid is not null
-    and (p.settled_at is not null) <> fleet.is_settled(p.relid);
+    and (p.settled_at is not null) <> fleet.is_settled(p.relid)
+    and (p.settled_at is null or fleet.dedupe_index(p.relid) is not null);
 
   return v_count;
 end

@@ -1,5 +1,5 @@
--- The key comes back before the constraint goes, so there is no moment in which a duplicate could be stored. Readers wait only for
--- the second one.
+-- The key comes back before the constraint goes, so there is no moment in which a duplicate could be stored. Readers wait only
+-- for the second one. If the constraint was dropped by hand, the partition takes rows, and only the key is missing.
 create or replace function fleet.unsettle_partition(p_partition text) returns boolean
 language plpgsql
 volatile
@@ -12,6 +12,8 @@ declare
   v_partition fleet.hb_partitions;
   v_table oid;
   v_has_key boolean := false;
+  v_is_settled boolean;
+  v_duplicate text;
   v_since timestamptz := clock_timestamp();
 begin
   for v_try in 1..c_tries loop
@@ -28,12 +30,16 @@ begin
           message = format('partition %s is %s, and takes no heartbeats', p_partition, v_partition.state),
           hint = 'Only a partition that is online can be opened. An archived day: select fleet.request_restore(day);';
       end if;
-      if not fleet.is_settled(v_table) then
-        return false;
-      end if;
+      v_is_settled := fleet.is_settled(v_table);
       if fleet.dedupe_index(v_table) is null then
         execute format('create unique index on %s using btree %s', v_table::regclass, fleet.dedupe_key());
+      elsif not v_is_settled then
+        update fleet.hb_partitions
+        set settled_at = null
+        where partition_name = p_partition and settled_at is not null;
+        return false;
       end if;
+      exit when not v_is_settled;
       v_has_key := true;
     exception when lock_not_available then
       if v_try = c_tries then
@@ -43,6 +49,16 @@ begin
           hint = 'Nothing has changed. Try again when the long queries over that day have ended; see fleet.end_overdue_readers().';
       end if;
       perform pg_sleep(0.1);
+    when unique_violation then
+      get stacked diagnostics v_duplicate = pg_exception_detail;
+      raise exception using
+        errcode = 'FL002',
+        message = format('partition %s took duplicates while it had no dedupe key, and is not opened', p_partition),
+        detail = v_duplicate,
+        hint = format(
+          'As a superuser delete them, and open it again: %s select fleet.unsettle_partition(%L);',
+          fleet.remove_duplicates(p_partition), p_partition
+        );
     end;
   end loop;
   update fleet.hb_partitions
@@ -55,5 +71,6 @@ $$;
 
 comment on function fleet.unsettle_partition(text) is
   'Opens a settled partition for heartbeats: creates its dedupe key again, and then removes the constraint that refuses new rows. '
-  'Returns false if it was not settled. The next night settles it again if it is old enough. '
+  'If somebody dropped the constraint, only the key is missing. Returns false if it takes heartbeats already. The next night '
+  'settles it again if it is old enough. '
   'Example: select fleet.unsettle_partition(partition_name) from fleet.partition_health where settled_at is not null limit 1;';
