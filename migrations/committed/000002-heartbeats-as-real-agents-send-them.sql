@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:cb98f5ef7ca0569b4a9f8b8ec2a5d1873fb2a7ac
+--! Hash: sha1:673f27a8aea4bb81ecf28b7fabefd3b7906f74ae
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -188,6 +188,8 @@ drop function if exists fleet.register_archive(
 drop function if exists fleet.claim_restore(text, interval);
 drop function if exists fleet.claim_partition(text, interval);
 drop function if exists fleet.rows_hash(regclass);
+
+
 
 -- Functions, procedures, views
 
@@ -3411,7 +3413,10 @@ begin
   check_name := 'partition_indexes';
   with fault as (
     select a.partition_name, a.range_start,
-      not coalesce(bool_or(i.indisunique and i.indisvalid), false) and not fleet.is_settled(a.relid) as lacks_key,
+      not coalesce(bool_or(i.indisunique and i.indisvalid), false) and not fleet.is_settled(a.relid)
+        and not exists (  -- settled_days has those
+          select from fleet.hb_partitions p where p.partition_name = a.partition_name and p.settled_at is not null
+        ) as lacks_key,
       fleet.newest_index(a.relid) is null as lacks_newest,
       string_agg(format('drop index concurrently %s;', i.indexrelid::regclass), e'\n')
         filter (where not i.indisvalid) as leftovers
@@ -3426,11 +3431,8 @@ begin
         f.leftovers,
         -- Duplicates that were stored without the key prevent creating it.
         case when f.lacks_key then format(
-          e'delete from fleet.%1$I a using fleet.%1$I b where a.device_id = b.device_id '
-          'and fleet.heartbeat_bucket(a.ts) = fleet.heartbeat_bucket(b.ts) '
-          'and (a.received_at, a.ctid) > (b.received_at, b.ctid);'
-          '\ncreate unique index concurrently on fleet.%1$I %2$s;',
-          f.partition_name, fleet.dedupe_key()
+          e'%s\ncreate unique index concurrently on fleet.%I %s;',
+          fleet.remove_duplicates(f.partition_name), f.partition_name, fleet.dedupe_key()
         ) end,
         case when f.lacks_newest then format(
           e'create index if not exists device_heartbeats_device_id_ts_idx on only fleet.device_heartbeats (device_id, ts desc);'
@@ -3459,10 +3461,28 @@ begin
   return next;
 
   check_name := 'settled_days';
-  select string_agg(p.partition_name, ', ' order by p.range_start) into v_names
-  from fleet.hb_partitions p
-  where p.state in ('active', 'restored') and (p.settled_at is not null) <> fleet.is_settled(fleet.table_of(p));
-  if v_names is not null then
+  select
+    string_agg(d.partition_name, ', ' order by d.range_start) filter (where not d.is_open),
+    string_agg(d.partition_name, ', ' order by d.range_start) filter (where d.is_open),
+    string_agg(
+      format(e'%s\nselect fleet.unsettle_partition(%L);', fleet.remove_duplicates(d.partition_name), d.partition_name),
+      e'\n' order by d.range_start
+    ) filter (where d.is_open)
+  into v_names, v_late, v_commands
+  from (
+    select p.partition_name, p.range_start, p.settled_at is not null and fleet.dedupe_index(t.relid) is null as is_open
+    from fleet.hb_partitions p
+    cross join lateral fleet.table_of(p) as t (relid)
+    where p.state in ('active', 'restored') and t.relid is not null
+      and (p.settled_at is not null) <> fleet.is_settled(t.relid)
+  ) d;
+  if v_late is not null then
+    status := 'fail';
+    detail := format(
+      'somebody dropped the constraint of a settled day, so it takes rows and does not recognize duplicates: %s', v_late
+    );
+    remedy := e'-- as superuser\n' || v_commands;
+  elsif v_names is not null then
     status := 'warn';
     detail := 'fleet.hb_partitions and the catalog disagree about what is settled: ' || v_names;
     remedy := 'select fleet.sync_partitions();';
@@ -4785,8 +4805,8 @@ comment on function fleet.close_partition(text) is
   'fleet.unsettle_partition() opens it.';
 --! EndIncluded partitions/close_partition.sql
 --! Included partitions/unsettle_partition.sql
--- The key comes back before the constraint goes, so there is no moment in which a duplicate could be stored. Readers wait only for
--- the second one.
+-- The key comes back before the constraint goes, so there is no moment in which a duplicate could be stored. Readers wait only
+-- for the second one. If the constraint was dropped by hand, the partition takes rows, and only the key is missing.
 create or replace function fleet.unsettle_partition(p_partition text) returns boolean
 language plpgsql
 volatile
@@ -4799,6 +4819,8 @@ declare
   v_partition fleet.hb_partitions;
   v_table oid;
   v_has_key boolean := false;
+  v_is_settled boolean;
+  v_duplicate text;
   v_since timestamptz := clock_timestamp();
 begin
   for v_try in 1..c_tries loop
@@ -4815,12 +4837,16 @@ begin
           message = format('partition %s is %s, and takes no heartbeats', p_partition, v_partition.state),
           hint = 'Only a partition that is online can be opened. An archived day: select fleet.request_restore(day);';
       end if;
-      if not fleet.is_settled(v_table) then
-        return false;
-      end if;
+      v_is_settled := fleet.is_settled(v_table);
       if fleet.dedupe_index(v_table) is null then
         execute format('create unique index on %s using btree %s', v_table::regclass, fleet.dedupe_key());
+      elsif not v_is_settled then
+        update fleet.hb_partitions
+        set settled_at = null
+        where partition_name = p_partition and settled_at is not null;
+        return false;
       end if;
+      exit when not v_is_settled;
       v_has_key := true;
     exception when lock_not_available then
       if v_try = c_tries then
@@ -4830,6 +4856,16 @@ begin
           hint = 'Nothing has changed. Try again when the long queries over that day have ended; see fleet.end_overdue_readers().';
       end if;
       perform pg_sleep(0.1);
+    when unique_violation then
+      get stacked diagnostics v_duplicate = pg_exception_detail;
+      raise exception using
+        errcode = 'FL002',
+        message = format('partition %s took duplicates while it had no dedupe key, and is not opened', p_partition),
+        detail = v_duplicate,
+        hint = format(
+          'As a superuser delete them, and open it again: %s select fleet.unsettle_partition(%L);',
+          fleet.remove_duplicates(p_partition), p_partition
+        );
     end;
   end loop;
   update fleet.hb_partitions
@@ -4842,7 +4878,8 @@ $$;
 
 comment on function fleet.unsettle_partition(text) is
   'Opens a settled partition for heartbeats: creates its dedupe key again, and then removes the constraint that refuses new rows. '
-  'Returns false if it was not settled. The next night settles it again if it is old enough. '
+  'If somebody dropped the constraint, only the key is missing. Returns false if it takes heartbeats already. The next night '
+  'settles it again if it is old enough. '
   'Example: select fleet.unsettle_partition(partition_name) from fleet.partition_health where settled_at is not null limit 1;';
 --! EndIncluded partitions/unsettle_partition.sql
 --! Included partitions/partition_health.view.sql
@@ -4929,7 +4966,8 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
   with given as (
-    -- An hour more than ingest accepts, for batches that wait to be written.
+    -- An hour more than ingest accepts, for batches that wait to be written. Points in time are compared, as ingest does: a
+    -- difference of times that is compared with a month counts 30 days.
     select s.settle, s.settle_max_wait, s.retention, least(s.max_late, s.retention) as late, interval '1 hour' as margin,
       -- The fastest of the last ten: one night on a busy machine must not make every later day look too large.
       coalesce(
@@ -4950,10 +4988,10 @@ as $$
     where fleet.not_in_future(p_now) is not null
   ),
   found as (
-    select p.partition_name, p.range_start, p.range_end, p.settled_at, g.*, c.oid as relid,
+    select p.partition_name, p.range_start, p.range_end, p.settled_at, g.*, c.oid as relid, fleet.is_settled(c.oid) as is_settled,
       coalesce(p.row_count, greatest(c.reltuples, 0)::bigint) as row_count,
       -- To be retired instead: this night or as soon as its import is confirmed.
-      p.state = 'active' and p.held_reason is null and p_now - p.range_end >= g.retention as is_leaving,
+      p.state = 'active' and p.held_reason is null and p.range_end <= p_now - g.retention as is_leaving,
       exists (select from fleet.import_holds() h where h.since < p.range_end) as is_imported
     from fleet.hb_partitions p
     join pg_class c on c.oid = fleet.table_of(p) and c.relispartition
@@ -4965,8 +5003,9 @@ as $$
   judged as (
     select f.*, f.row_count / f.rows_per_second * interval '1 second' as estimate,
       case
-        when f.settled_at is not null then case when p_now - f.range_end <= f.late then 'unsettle' end
-        when p_now - f.range_end <= f.late + f.margin or f.is_leaving or f.is_imported then null
+        when f.settled_at is not null and not f.is_settled then 'unsettle'
+        when f.settled_at is not null then case when f.range_end > p_now - f.late then 'unsettle' end
+        when f.range_end > p_now - f.late - f.margin or f.is_leaving or f.is_imported then null
         when fleet.dedupe_index(f.relid) is null then 'blocked'
         when not f.settle then 'off'
         when f.row_count / f.rows_per_second * interval '1 second' > f.settle_max_wait then 'too_large'
@@ -4976,14 +5015,19 @@ as $$
   )
   select j.partition_name, j.range_start, j.range_end + j.late + j.margin, j.row_count, j.estimate, j.action,
     case j.action
-      when 'unsettle' then format('heartbeats of the last %s are accepted again', j.late)
+      when 'unsettle' then case
+        when j.is_settled then format('heartbeats of the last %s are accepted again', j.late)
+        else 'its constraint device_heartbeats_settled is gone, so it takes rows and has no dedupe key'
+      end
       when 'blocked' then 'it has no valid dedupe key, so it may have duplicates'
       when 'off' then 'settings.settle is false'
       when 'too_large' then format(
         'its readers would wait for about %s, longer than settings.settle_max_wait (%s)', date_trunc('second', j.estimate),
         j.settle_max_wait
       )
-      when 'settle' then format('no heartbeat can come for it; its readers wait for about %s s', greatest(1, ceil(extract(epoch from j.estimate))))
+      when 'settle' then format(
+        'no heartbeat can come for it; its readers wait for about %s s', greatest(1, ceil(extract(epoch from j.estimate)))
+      )
     end
   from judged j
   where j.action is not null
@@ -4991,9 +5035,9 @@ as $$
 $$;
 
 comment on function fleet.settle_plan(timestamptz) is
-  'What the next night or hour would do with the order of past partitions, newest first, and why: settle, unsettle (max_late was '
-  'raised), too_large, off or blocked. estimate is how long readers of that day would wait. '
-  'Example: select * from fleet.settle_plan();';
+  'What the next night or hour would do with the order of past partitions, newest first, and why: settle, unsettle (max_late '
+  'was raised, or the constraint was dropped by hand), too_large, off or blocked. estimate is how long readers of that day '
+  'would wait. Example: select * from fleet.settle_plan();';
 --! EndIncluded partitions/settle_plan.sql
 --! Included partitions/settle_partition.sql
 -- One transaction, so that a crash leaves either the old partition or the settled one. Readers of the day wait for all of it; see
@@ -5119,11 +5163,13 @@ begin
       select from pg_inherits i where i.inhrelid = p.relid and i.inhparent = to_regclass('fleet.device_heartbeats')
     );
 
-  -- Only the catalog says whether a partition takes rows: it may have come back from a dump or from elsewhere.
+  -- Only the catalog says whether a partition takes rows: it may have come back from a dump or from elsewhere. One that takes
+  -- rows but has no key stays noted as settled until fleet.maintain() opens it. Ingest calls this, and must wait for no index.
   update fleet.hb_partitions p
   set settled_at = case when p.settled_at is null then now() end
   where p.state in ('active', 'restored') and p.relid is not null
-    and (p.settled_at is not null) <> fleet.is_settled(p.relid);
+    and (p.settled_at is not null) <> fleet.is_settled(p.relid)
+    and (p.settled_at is null or fleet.dedupe_index(p.relid) is not null);
 
   return v_count;
 end
@@ -5232,7 +5278,7 @@ begin
         select from fleet.heartbeat_quarantine q
         where q.ts >= greatest(p.range_start, p_from) and q.ts < least(p.range_end, p_to)
           and (p_device_id is null or q.device_id = p_device_id)
-          and q.received_at - q.ts <= least(s.max_late, s.retention) and q.ts - q.received_at <= s.max_future
+          and q.ts >= q.received_at - least(s.max_late, s.retention) and q.ts <= q.received_at + s.max_future
       )
     order by p.range_start
   loop
@@ -5286,7 +5332,8 @@ $$;
 
 comment on function fleet.replay_quarantine(timestamptz, timestamptz, bigint) is
   'Stores quarantined heartbeats, selected by ts, if their partition now exists (created or restored) and their lateness is now '
-  'allowed; opens settled days for them. Returns how many were stored, how many were duplicates, and how many remain. '
+  'allowed; opens settled days for them. Readers of a day that it opens wait until the replay has ended, unless it was opened '
+  'before with fleet.unsettle_partition(). Returns how many were stored, how many were duplicates, and how many remain. '
   'Example: select * from fleet.replay_quarantine(current_date - 3, current_date);';
 --! EndIncluded ingest/replay_quarantine.sql
 --! Included import/prepare_partitions.sql
@@ -5434,7 +5481,12 @@ begin
       detail = format(
         'rows %s, restored %s; %s, restored %s', v_partition.row_count, v_got.row_count, v_got.expected, v_got.found
       ),
-      hint = 'Check the archive: npm run archive -- verify';
+      hint = case
+        when p_rows_sha256 = v_partition.rows_sha256 then
+          'The rows have the SHA-256 of the archive, but not the hash that Postgres computed. See "Bring '
+          'archived days back" in RUNBOOK.md.'
+        else 'Check the archive: npm run archive -- verify'
+      end;
   end if;
 
   v_left_out := fleet.reshape_restored(v_table, v_partition.columns, v_partition.columns_at);
@@ -5445,7 +5497,7 @@ begin
   perform partman.inherit_template_properties('fleet.device_heartbeats', 'fleet', p_partition);
   -- The rows lie in the order of the archive. The key has proven that there is no duplicate.
   if (
-    select s.settle and now() - v_partition.range_end > least(s.max_late, s.retention) + interval '1 hour' from fleet.settings s
+    select s.settle and v_partition.range_end <= now() - least(s.max_late, s.retention) - interval '1 hour' from fleet.settings s
   ) then
     perform fleet.close_partition(p_partition);
   end if;
@@ -5772,7 +5824,8 @@ $$;
 comment on procedure fleet.nightly(bigint, interval, timestamptz) is
   'The nightly maintenance, each step in its own transaction: creates partitions ahead, measures sizes, rolls up availability, '
   'retires partitions past the retention, sets autovacuum by age, prunes, wakes the archiver, and settles days for which no '
-  'heartbeat can come any more. Returns its run_id for fleet.run_steps(). For a dry run: select * from fleet.nightly_plan(). Example: call fleet.nightly();';
+  'heartbeat can come any more. Returns its run_id for fleet.run_steps(). For a dry run: select * from fleet.nightly_plan(). '
+  'Example: call fleet.nightly();';
 --! EndIncluded jobs/nightly.sql
 --! Included jobs/maintain.sql
 create or replace procedure fleet.maintain(inout p_run_id bigint default null, p_now timestamptz default now())
@@ -5794,8 +5847,9 @@ end
 $$;
 
 comment on procedure fleet.maintain(bigint, timestamptz) is
-  'Creates partitions ahead, opens settled days if max_late was raised, recounts the availability of devices with late heartbeats, and runs fleet.nightly() if a night was '
-  'missed. Run hourly by pg_cron; safe at any time. Example: call fleet.maintain();';
+  'Creates partitions ahead, opens settled days if max_late was raised, recounts the availability of devices with late '
+  'heartbeats, and runs fleet.nightly() if a night was missed. Run hourly by pg_cron; safe at any time. '
+  'Example: call fleet.maintain();';
 --! EndIncluded jobs/maintain.sql
 --! Included jobs/job_definitions.sql
 create or replace function fleet.job_definitions()
@@ -6078,8 +6132,7 @@ begin
       hint = 'See select * from fleet.check_partitions() where status <> ''ok'';';
   end if;
   -- It waits for a VACUUM as long as that takes. LOCK TABLE requires the right to write, which nobody has here. This statement
-  -- changes nothing, and blocks writers, but not
-  -- readers, until the end of the transaction.
+  -- changes nothing, and blocks writers, but not readers, until the end of the transaction.
   execute format('alter table %s disable trigger user', v_table);
 end
 $$;
@@ -6647,10 +6700,13 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   execute format(
-    'revoke all on fleet_detached.%I from public, fleet_owner, fleet_server, fleet_archiver, fleet_verifier, fleet_reader, fleet_dba',
+    'revoke all on fleet_detached.%I '
+    'from public, fleet_owner, fleet_server, fleet_archiver, fleet_verifier, fleet_reader, fleet_dba',
     p_partition
   );
-  execute format('grant select on fleet_detached.%I to fleet_owner, fleet_archiver, fleet_verifier, fleet_dba, fleet_reader', p_partition);
+  execute format(
+    'grant select on fleet_detached.%I to fleet_owner, fleet_archiver, fleet_verifier, fleet_dba, fleet_reader', p_partition
+  );
   -- For VACUUM. Before PostgreSQL 17 only the owner may run it, in the job fleet-freeze. Since 17 even the owner needs this
   -- right, which was revoked above with the others.
   if current_setting('server_version_num')::integer >= 170000 then
@@ -6739,6 +6795,25 @@ comment on function fleet.drop_partition(text) is
   'when the table is gone, false during archive_grace or while a second proof is missing (settings.proofs_needed). '
   'Example: select partition_name, fleet.drop_partition(partition_name) from fleet.partition_health where state = ''archived'';';
 --! EndIncluded partitions/drop_partition.sql
+--! Included partitions/remove_duplicates.sql
+create or replace function fleet.remove_duplicates(p_partition text) returns text
+language sql
+immutable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select format(
+    'delete from fleet.%1$I a using fleet.%1$I b where a.device_id = b.device_id '
+    'and fleet.heartbeat_bucket(a.ts) = fleet.heartbeat_bucket(b.ts) '
+    'and (a.received_at, a.ctid) > (b.received_at, b.ctid);',
+    p_partition
+  );
+$$;
+
+comment on function fleet.remove_duplicates(text) is
+  'The statement, for a superuser, that deletes the duplicates of a partition that had no dedupe key. Of each it keeps the one '
+  'that arrived first.';
+--! EndIncluded partitions/remove_duplicates.sql
 
 --! Included setup/grants.sql
 -- Who may do what. Everything is revoked first, so that only the grants in this file apply.
