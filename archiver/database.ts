@@ -102,3 +102,19 @@ export async function openSession(database: Database, signal?: AbortSignal) {
     },
   }
 }
+
+/** Ends the sessions of other archivers that keep writers out of a table; see fleet.lock_retired(). */
+export async function endHolders(database: Database, table: string) {
+  // Without `role`: the right to end a session depends on the user that logged in.
+  const helper = connect({ url: database.url }, { max: 1 })
+  try {
+    await helper`
+      select pg_catalog.pg_terminate_backend(l.pid)
+      from pg_catalog.pg_locks l
+      join pg_catalog.pg_stat_activity a on a.pid = l.pid and a.usename = session_user
+      where l.relation = pg_catalog.to_regclass(${table}) and l.mode = 'ShareRowExclusiveLock' and l.granted
+        and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())`
+  } finally {
+    await helper.end({ timeout: 5 })
+  }
+}

@@ -1,4 +1,4 @@
-import { openSession, type Database } from '../database.ts'
+import { endHolders, openSession, type Database } from '../database.ts'
 import { writeParquet, type Column } from './parquet.ts'
 import { copyOfRows } from './rows-csv.ts'
 
@@ -12,7 +12,7 @@ export interface Exported {
 /**
  * Copies a table, sorted, into a Parquet file, and checks that the file has exactly as many rows as COPY sent.
  * @param table a qualified and quoted name
- * @param options.lock a statement that keeps writers out of the table
+ * @param options.lock the retired partition and who has its lease; keeps writers out of the table
  * @param whileLocked is called when the file is complete; nobody has changed the table since before the COPY, if `lock` was given
  */
 export async function exportTable<T = Exported>(
@@ -34,7 +34,11 @@ export async function exportTable<T = Exported>(
     await sql`begin`
     // Nothing here is faster with a parallel plan, because DuckDB needs the processors at the same time.
     await sql`set local max_parallel_workers_per_gather = 0`
-    if (options.lock) await sql`select fleet.lock_retired(${options.lock.partition}, ${options.lock.worker})`
+    if (options.lock) {
+      // This worker has the lease, so whoever still holds the lock has lost it: an archiver that hangs, or whose host is gone.
+      await endHolders(database, table)
+      await sql`select fleet.lock_retired(${options.lock.partition}, ${options.lock.worker})`
+    }
     const columns = await sql<Column[]>`
       select name, type from fleet.archive_columns(${table}::text::regclass) order by position`
     const rows = await sql.unsafe(copyOfRows(table, columns)).readable()

@@ -163,3 +163,14 @@ t.test('from the COPY until Postgres has counted, nobody can change the day', as
   await change()
   await t.rejects(archiver`select fleet.lock_retired(${partition}, 'b')`, { code: 'FL404', message: /that b may archive/ })
 })
+
+t.test('an archiver that hangs with the lock, after it lost its lease, does not stop the next one', async t => {
+  const { db, directory, partition } = await withRetiredDay(t, 300)
+  const hanging = asRole(t, db, 'fleet_archiver')
+  await hanging`select * from fleet.claim_partition('hanging')`
+  await hanging`begin`
+  await hanging`select fleet.lock_retired(${partition}, 'hanging')`
+  await db.admin`update fleet.hb_partitions set lease_until = now() - interval '1 second' where partition_name = ${partition}`
+  t.same((await workAll(t, db, directory)).results, ['done'])
+  t.match(await stateOf(db.sql, partition), { state: 'dropped' })
+})
