@@ -4,9 +4,10 @@ import type { Sql } from 'postgres'
  * What an archive of a table must say about its rows: their number, and the SHA-256 of their CSV. The CSV is put together here
  * with SQL functions, and not by COPY, so that it is another witness than the archiver.
  * @param table a qualified name
+ * @param columns those that count, all by default
  */
-export async function contentOf(sql: Sql, table: string) {
-  const columns = await sql<{ name: string; type: string }[]>`
+export async function contentOf(sql: Sql, table: string, columns?: readonly { name: string; type: string }[]) {
+  columns ??= await sql<{ name: string; type: string }[]>`
     select name, type from fleet.archive_columns(${table}::text::regclass) order by position`
   const texts = columns.map(({ name, type }) => {
     const column = `t."${name.replaceAll('"', '""')}"`

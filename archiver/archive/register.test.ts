@@ -1,4 +1,5 @@
 import { cp, readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import {
@@ -11,9 +12,13 @@ import {
   runCli,
   runOnce,
   stateOf,
+  withWorker,
   workAll,
 } from '../../testing/archiver.ts'
 import { contentOf } from '../../testing/rows.ts'
+import type { Manifest } from './manifest.ts'
+import { registerArchives } from './register.ts'
+import { listArchives, verifyArchive } from './verify.ts'
 
 t.test('a new database takes over the archive of a lost one, and brings its days back row for row', async t => {
   const lost = await withDatabase(t)
@@ -91,4 +96,20 @@ t.test('archives that are damaged, or whose day is online with rows, are reporte
 
   await cp(`${whole}/copy`, parquet)
   t.match((await runCli(t, db, directory, 'register')).output, /^1 registered, 1 known before; 1 not registered$/m)
+})
+
+t.test('an archive of format 3, as version 0.2.0 made it, is registered, verified and restored', async t => {
+  const db = await withDatabase(t)
+  const directory = await makeDirectory(t)
+  await cp(join(import.meta.dirname, 'fixtures/archive-3'), join(directory, 'archive'), { recursive: true })
+  const { worker } = await withWorker(t, db, directory)
+  t.same(await registerArchives(worker, () => {}), { registered: 1, alreadyKnown: 0, faults: [] })
+  const [archive] = await listArchives(worker)
+  t.same(await verifyArchive(worker, archive!, false), [])
+  await db.sql`select fleet.request_restore('2026-06-30'::date)`
+  t.same((await workAll(t, db, directory)).results, ['done'])
+  const { row_count, rows_sha256, columns } = JSON.parse(
+    await readFile(pathsOf(directory, '2026-06-30').manifest, 'utf8'),
+  ) as Manifest
+  t.same(await contentOf(db.admin, `fleet.${archive!.partition_name}`, columns), { row_count: String(row_count), rows_sha256 })
 })
