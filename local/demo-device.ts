@@ -44,8 +44,8 @@ export function curlLines(url: string, device: DemoDevice) {
   const heartbeat = { battery_pct: 87, network_type: 'wifi', unity_running: true, signal_dbm: -61 }
   return [
     `curl -sS -X POST ${shellQuote(`${url}/v1/heartbeat`)} -H ${shellQuote('Content-Type: application/json')} \\`,
-    `  -d ${shellQuote(JSON.stringify(heartbeat))} \\`,
-    `  -H ${shellQuote(`Authorization: Bearer ${device.token}`)}`,
+    ` -d ${shellQuote(JSON.stringify(heartbeat))} \\`,
+    ` -H ${shellQuote(`Authorization: Bearer ${device.token}`)}`,
   ]
 }
 
