@@ -127,7 +127,6 @@ t.test('tokens and devices are found by their indexes, also by a session whose p
   await db.admin`
     insert into fleet.devices (alias, cohort, token_hash)
     select 'device ' || n, 'default', sha256(n::text::bytea) from generate_series(1, 50000) n`
-  await db.admin`insert into fleet.device_last_status (device_id, is_silent) select device_id, false from fleet.devices`
   for (const gateway of [false, true]) {
     for (const devices of [1, 50, 1_000]) {
       await session`begin`

@@ -324,6 +324,7 @@ t.test('last status stays HOT: no index on columns that heartbeats change', asyn
     [
       { index: 'btree (device_id)' },
       { index: "btree (device_id) WHERE (status <> 'ok'::text)" },
+      { index: 'btree (device_id) WHERE (status IS NULL)' },
       { index: 'btree (device_id) WHERE is_silent' },
     ],
   )

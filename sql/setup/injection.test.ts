@@ -59,12 +59,10 @@ function argument(type: string, text: string): unknown {
       return 'true'
     case 'bytea':
       return '\\x00'
-    case 'bigint[]':
-      return '{1}'
     case 'regclass':
       return 'fleet.device_heartbeats'
     default:
-      return '1'
+      return type.endsWith('[]') ? '{1}' : '1'
   }
 }
 
