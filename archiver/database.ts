@@ -43,16 +43,23 @@ export function connect(database: Database, options: { max: number; application_
  * @param table a qualified and quoted name
  */
 export async function endHolders(database: Database, table: string) {
-  // Without `role`: the right to end a session depends on the user that logged in.
+  await asLogin(
+    database,
+    sql => sql`
+    select pg_terminate_backend(l.pid)
+    from pg_locks l
+    join pg_stat_activity a on a.pid = l.pid
+    join pg_database d on d.oid = l.database and d.datname = current_database()
+    where l.relation = ${table}::text::regclass and l.mode = 'ShareRowExclusiveLock' and a.usename = session_user
+  `,
+  )
+}
+
+/** Runs a statement without `role`: the right to cancel or end a session depends on the user that logged in. */
+async function asLogin(database: Database, statement: (sql: Sql) => Promise<unknown>) {
   const sql = connect({ url: database.url }, { max: 1 })
   try {
-    await sql`
-      select pg_terminate_backend(l.pid)
-      from pg_locks l
-      join pg_stat_activity a on a.pid = l.pid
-      join pg_database d on d.oid = l.database and d.datname = current_database()
-      where l.relation = ${table}::text::regclass and l.mode = 'ShareRowExclusiveLock' and a.usename = session_user
-    `
+    await statement(sql)
   } finally {
     await sql.end({ timeout: 5 })
   }
@@ -80,13 +87,7 @@ export async function openSession(database: Database, signal?: AbortSignal) {
   signal?.addEventListener('abort', onAbort)
 
   async function cancel() {
-    // Without `role`: the right to cancel depends on the user that logged in.
-    const helper = connect({ url: database.url }, { max: 1 })
-    try {
-      await helper`select pg_catalog.pg_cancel_backend(${pid})`
-    } finally {
-      await helper.end({ timeout: 5 })
-    }
+    await asLogin(database, sql => sql`select pg_catalog.pg_cancel_backend(${pid})`)
   }
 
   function release(stream: Readable) {

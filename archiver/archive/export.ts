@@ -12,7 +12,7 @@ export interface Exported {
 /**
  * Copies a table, sorted, into a Parquet file, and checks that the file has exactly as many rows as COPY sent.
  * @param table a qualified and quoted name
- * @param options.lock a statement that keeps writers out of the table
+ * @param options.lock keeps writers out of the table: the retired partition, and the worker that has its lease
  * @param whileLocked is called when the file is complete; nobody has changed the table since before the COPY, if `lock` was given
  */
 export async function exportTable<T = Exported>(
@@ -35,7 +35,7 @@ export async function exportTable<T = Exported>(
     // Nothing here is faster with a parallel plan, because DuckDB needs the processors at the same time.
     await sql`set local max_parallel_workers_per_gather = 0`
     if (options.lock) {
-      // This worker has the lease, so whoever still holds the lock lost it: an archiver that hangs, or whose host is gone.
+      // This worker has the lease. A session that still holds the lock belongs to an archiver that hangs, or whose host is gone.
       await endHolders(database, table)
       await sql`select fleet.lock_retired(${options.lock.partition}, ${options.lock.worker})`
     }

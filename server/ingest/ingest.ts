@@ -57,9 +57,12 @@ class Sender {
     return (this.#identity ??= await this.tokens.authenticate(this.token, this.incoming))
   }
 
-  /** @throws Problem as identify() */
-  async admit() {
-    this.#identity = await this.tokens.admit(this.token, this.incoming)
+  /**
+   * Undefined, in nearly all cases, if the request may go on.
+   * @throws Problem as identify()
+   */
+  admit() {
+    return this.tokens.admit(this.token, this.incoming)?.then(identity => void (this.#identity = identity))
   }
 
   /**
@@ -111,7 +114,7 @@ export function postHeartbeat(
     const { incoming } = c.env
     const token = readToken(incoming)
     const sender = new Sender(token, tokens, incoming)
-    await sender.admit().catch(refuse)
+    await sender.admit()?.catch(refuse)
     if (token.isGateway && (await sender.identify().catch(refuse)).kind === 'gateway') throw wrongKind(DEVICES_ONLY)
     const ignored = new Ignored(unreadable)
     const tail = itemTail(clientAddress(incoming, config.trustProxy))
@@ -152,7 +155,7 @@ export function postHeartbeats(
     const { incoming } = c.env
     const token = readToken(incoming)
     const sender = new Sender(token, tokens, incoming)
-    await sender.admit().catch(refuse)
+    await sender.admit()?.catch(refuse)
     const tail = itemTail(clientAddress(incoming, config.trustProxy))
     const ignored = new Ignored(unreadable)
     const refuseBody = refusedBody(ignored, sender, refuse)
