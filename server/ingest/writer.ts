@@ -262,7 +262,13 @@ function halve(batch: Waiting[]): Waiting[][] {
   const { token, items, devices, json, since, settle } = batch[0]!
   const middle = items >> 1
   const texts = (JSON.parse(`[${json}]`) as unknown[]).map(item => JSON.stringify(item))
-  const half = (texts: string[]) => ({ token, items: texts.length, devices, json: texts.join(','), since })
+  const half = (texts: string[]) => ({
+    token,
+    items: texts.length,
+    devices: Math.min(devices, texts.length),
+    json: texts.join(','),
+    since,
+  })
   let first: (Outcome | Problem)[] = []
   return [
     [
