@@ -11,8 +11,10 @@
  * connection for each heartbeat; and `server` before and after a restart. wrk saturates them: a connection sends again as soon as it
  * has an answer. It runs on the same processors. CPU is that of all processes of the server and of Postgres, read from /proc.
  *
- * A device's `ts` starts five days ago and advances by a bucket with each of its turns, so that every heartbeat is stored and
- * advances last status. The devices do not come in the order of their ids. After each server the rows in the database are counted.
+ * A device's `ts` starts in the past and advances by a bucket with each of its turns, up to about now, so that every heartbeat is
+ * stored and advances last status. Those of yesterday cost more, because they are recorded as late. The devices do not come in the
+ * order of their ids. After each server the rows in the database are counted.
+ *
  * Ratios are computed within a round, and their median is quoted.
  */
 import { resolve } from 'node:path'
@@ -34,6 +36,7 @@ const OPTIONS = {
   rounds: { otherwise: 3, what: 'number of rounds' },
   seconds: { otherwise: 6, what: 'seconds of each measurement' },
   warmup: { otherwise: 2, what: 'seconds before each measurement' },
+  restart: { otherwise: 60, what: 'seconds that are measured after a restart' },
   devices: { otherwise: [10_000, 1_000_000], what: 'enrolled devices that take turns, each number in a store of its own' },
   connections: { otherwise: [64, 256, 1_024], what: 'connections of wrk' },
   workers: { otherwise: [1, 2], what: 'processes of each server' },
@@ -51,6 +54,11 @@ const COMMON_CONNECTIONS = 256
 const POSTGRES_MICROS: Record<number, number> = { 64: 35, 256: 22 }
 const OF_WITHOUT: Record<number, number> = { 256: 0.6, 1024: 0.7 }
 const OF_PARSES = 1.3
+
+/** The bucket of the dedupe key, in seconds. */
+const BUCKET_S = 10
+/** More heartbeats a second than any server has stored here. */
+const MOST_PER_SECOND = 25_000
 
 /** A store with its devices, and how many heartbeats were sent to it. */
 interface Stand {
@@ -82,7 +90,7 @@ export async function benchTargets(args: string[]): Promise<Figure[]> {
     if (devices === undefined) return measureAll(given, root, stands)
     return withStore(async store => {
       await enrollMany(store, devices)
-      const from = Math.floor(Date.now() / 1000) - 5 * 86_400
+      const from = Math.floor(Date.now() / 1000) - BUCKET_S * Math.ceil((mostSeconds(given) * MOST_PER_SECOND) / devices)
       const script = (header: string) =>
         wrkScript(`targets-${devices}-${header === '' ? 'keep' : 'close'}`, luaOf(devices, from, header))
       const scripts = { keep: await script(''), close: await script('Connection: close\\r\\n') }
@@ -154,7 +162,7 @@ async function measureAll(given: Given, root: string, stands: Stand[]): Promise<
     await withTarget('server', largest, most, root, async target => {
       const { requests, seconds } = await runWrk(target.url, largest.scripts.keep.file, {
         connections: common,
-        seconds: given.warmup + given.seconds,
+        seconds: given.restart,
         first: target.first(),
       })
       target.sent(requests, common)
@@ -180,6 +188,12 @@ async function measureAll(given: Given, root: string, stands: Stand[]): Promise<
     ...ratios(given, stands, results, restarts),
     { name: 'CPU of the sender, of all processors, highest', measured: Math.max(...senderCpu), unit: '%' },
   ]
+}
+
+/** The seconds for which heartbeats are sent to one store. */
+function mostSeconds({ rounds, workers, connections, warmup, seconds, restart }: Given) {
+  const measurements = workers.length * connections.length + 2
+  return rounds * (measurements * (warmup + seconds) + restart)
 }
 
 function ratios(given: Given, stands: Stand[], results: Results, restarts: number[]): Figure[] {
@@ -238,7 +252,7 @@ function ratios(given: Given, stands: Stand[], results: Results, restarts: numbe
   }
   if (restarts.length > 0)
     figures.push({
-      name: `heartbeats, first ${given.warmup + given.seconds} s after a restart / before`,
+      name: `heartbeats, first ${given.restart} s after a restart / before`,
       measured: median(restarts),
       unit: '',
       target: atLeast(0.9),
@@ -331,7 +345,7 @@ function request()
   n = n + 1
   if now ~= turn then
     turn = now
-    local body = beat:format(os.date("!%Y-%m-%dT%H:%M:%SZ", ${from} + 10 * turn), turn % 101)
+    local body = beat:format(os.date("!%Y-%m-%dT%H:%M:%SZ", ${from} + ${BUCKET_S} * turn), turn % 101)
     tail = "\\r\\nContent-Type: application/json\\r\\nContent-Length: " .. #body .. "\\r\\n\\r\\n" .. body
   end
   return head .. ("%012x"):format(device) .. tail
