@@ -1,8 +1,10 @@
-import { readFile, rm, writeFile } from 'node:fs/promises'
+import { readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { GetObjectCommand, PutObjectCommand } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
 import { leftToCi } from '../../local/config.ts'
 import { spawnNode, withDatabase, type TestDatabase } from '../../testing/database.ts'
+import { literal, withDuckDB } from '../duckdb.ts'
 import { queryArchive, QueryError } from './query.ts'
 import { withObjectStore, withoutStore } from '../../testing/s3.ts'
 import {
@@ -94,6 +96,47 @@ t.test('each row is read once, wherever its day is', async t => {
   t.equal(code, 1)
   t.match(output.trim(), /^file:\/\/.*\.parquet: the object is missing$/)
   t.same(await leftovers(directory), [])
+})
+
+t.test('of days in the database only the devices and times that the query names are copied', async t => {
+  const { db, directory, dropped, restored, kept, detached, active } = await withDays(t)
+  const { worker } = await withWorker(t, db, directory)
+  // Without its object, a query that needs this archive fails.
+  await rm(pathsOf(directory, dropped).parquet)
+  /** The answer, and how many rows were copied of each day. */
+  const query = async (sql: string) =>
+    await queryArchive(worker, sql, {}, async ({ rows }) => {
+      const answer = []
+      for await (const chunk of rows) answer.push(...chunk)
+      const files = (await readdir(worker.directory, { recursive: true })).filter(name => name.endsWith('.online.parquet'))
+      const copied = await withDuckDB(directory, '256MB', duckdb =>
+        Promise.all(
+          files.map(async file => {
+            const found = await duckdb.runAndReadAll(
+              `select min(ts)::date::varchar, count(*)::integer from read_parquet(${literal(join(worker.directory, file))})`,
+            )
+            return found.getRows()[0] as [string, number]
+          }),
+        ),
+      )
+      return { answer, copied: Object.fromEntries(copied) as Record<string, number> }
+    })
+
+  t.same(await query('select count(*) from online where device_id = 7'), {
+    answer: [[5]],
+    copied: { [restored]: 1, [kept]: 1, [detached]: 1, [active]: 2 },
+  })
+  t.same(await query('select ts::date::varchar, battery_pct from online where device_id = 4711 order by ts desc limit 1'), {
+    answer: [[restored, null]],
+    copied: { [restored]: 1 },
+  })
+  t.same(await query('select count(*) from online where device_id in (7, 33)'), {
+    answer: [[9]],
+    copied: { [restored]: 1, [kept]: 2, [detached]: 2, [active]: 4 },
+  })
+  const hour = `ts >= '${active} 00:00' and ts < '${active} 10:00'`
+  t.same(await query(`select count(*) from device_heartbeats where ${hour}`), { answer: [[99]], copied: { [active]: 99 } })
+  await t.rejects(query('select count(*) from device_heartbeats where device_id = 7'), { message: /the object is missing/ })
 })
 
 t.test('rows have the columns of the table and keep their values', async t => {

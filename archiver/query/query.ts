@@ -3,6 +3,7 @@ import { basename, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { JSONValue } from 'postgres'
 import { DuckDBTimestampTZValue, DuckDBTypeId, StatementType, type DuckDBConnection, type Json } from '@duckdb/node-api'
+import { allowBounds, conditionOf, overlaps, readBounds, type Bounds } from './bounds.ts'
 import { learnColumns, type MappedColumn } from '../archive/columns.ts'
 import { openSession, type Session } from '../database.ts'
 import { confine, identifier, literal, withDuckDB } from '../duckdb.ts'
@@ -48,7 +49,8 @@ type MappedArchive = Archive & { mapped: MappedColumn[] | null }
  * Runs one SELECT in DuckDB's SQL over the relations `archive` (the archived rows), `online` (the rows in the database, attached
  * or retired) and `device_heartbeats` (each day once: from the database if it is there, else from the archive). All have
  * today's columns of the table, followed by dropped columns that archives still have. inet, numeric, jsonb and text[] are
- * text. Only the relations that the query names are loaded. The query can read nothing else and write nothing.
+ * text. Only the relations that the query names are loaded, and of days in the database only the rows of the devices and times to
+ * which the query is limited. The query can read nothing else and write nothing.
  * @param use is given the answer while the data exists
  * @throws {QueryError} for faults in the query; other errors come from the database or the store
  */
@@ -64,10 +66,9 @@ export async function queryArchive<T>(
     const learned = wanted.has('archive') || wanted.has('device_heartbeats') ? await learnAll(worker, days) : {}
     // Faults in the query are reported before anything is loaded.
     const known = await whileItLasts(worker, session => look(session, days, learned))
-    const none = { archive: [], online: [], device_heartbeats: [] }
-    await withRelations(none, columnsOf(known), days, work, async duckdb => void (await prepare(duckdb, query)))
+    const bounds = await check(query, columnsOf(known), work)
 
-    const { sources, columns } = await load(worker, wanted, days, learned, work)
+    const { sources, columns } = await load(worker, wanted, bounds, days, learned, work)
     return await withRelations(sources, columns, days, work, async duckdb => {
       const statement = await prepare(duckdb, query)
       DuckDBTimestampTZValue.timezoneOffsetInMinutes = 0
@@ -139,6 +140,23 @@ async function withRelations<T>(
   })
 }
 
+/**
+ * Checks the query against empty relations with these columns.
+ * @returns which rows of each relation it needs
+ * @throws {QueryError} if it has a fault
+ */
+async function check(query: string, columns: RelationColumn[], work: string) {
+  return await withDuckDB(work, '1GB', async duckdb => {
+    for (const name of RELATIONS) {
+      await duckdb.run(`create table ${name} (${columns.map(({ name, type }) => `${identifier(name)} ${type}`).join(', ')})`)
+    }
+    await allowBounds(duckdb)
+    await confine(duckdb, {})
+    await prepare(duckdb, query)
+    return await readBounds(duckdb, query, RELATIONS)
+  })
+}
+
 /** @throws {QueryError} unless the query is one SELECT that fits the relations */
 async function prepare(duckdb: DuckDBConnection, query: string) {
   if (query.replace(/--.*$|\/\*[\s\S]*?\*\/|;/gm, '').trim() === '') throw new QueryError('the query is empty')
@@ -195,15 +213,28 @@ async function learnAll(worker: Worker, days: Days) {
 }
 
 /** Makes the rows that are wanted available as local Parquet files. */
-async function load(worker: Worker, wanted: Set<Relation>, days: Days, learned: Record<string, Column[]>, work: string) {
+async function load(
+  worker: Worker,
+  wanted: Set<Relation>,
+  bounds: Record<Relation, Bounds>,
+  days: Days,
+  learned: Record<string, Column[]>,
+  work: string,
+) {
+  const boundsOf = (...relations: Relation[]) => {
+    const found = relations.filter(name => wanted.has(name)).map(name => bounds[name])
+    return found.every(bounds => bounds !== undefined) ? found.flat() : undefined
+  }
   return await whileItLasts(worker, async session => {
     const sources: Record<Relation, Source[]> = { archive: [], online: [], device_heartbeats: [] }
     const known = await look(session, days, learned)
     const { partitions, archives } = known
     const isOnline = new Set(partitions.map(partition => partition.partition_name))
     if (wanted.has('online') || wanted.has('device_heartbeats')) {
+      const needed = boundsOf('online', 'device_heartbeats')
       for (const partition of partitions) {
-        const file = await exportOnline(worker, session, partition, days, work)
+        if (!overlaps(needed, { start: partition.range_start, end: partition.range_end })) continue
+        const file = await exportOnline(worker, session, partition, conditionOf(needed), days, work)
         if (file !== undefined) sources.online.push({ file, columns: partition.columns })
       }
     }
@@ -212,6 +243,8 @@ async function load(worker: Worker, wanted: Set<Relation>, days: Days, learned: 
     for (const [index, archive] of archives.entries()) {
       const isOnlyHere = !isOnline.has(archive.partition_name)
       if (!wanted.has('archive') && !(wanted.has('device_heartbeats') && isOnlyHere)) continue
+      const needed = isOnlyHere ? boundsOf('archive', 'device_heartbeats') : boundsOf('archive')
+      if (!overlaps(needed, { start: archive.range_start, end: archive.range_end })) continue
       say(`${archive.partition_name}: ${index + 1} of ${archives.length} archives`)
       if (!archive.mapped)
         throw new Error(`${archive.archive_url}: the columns of this archive were unknown when the query began; run it again`)
@@ -287,11 +320,15 @@ async function look({ sql }: Session, days: Days, learned: Record<string, Column
   return { today, partitions: partitions.map(partition => ({ ...partition, columns: partition.columns ?? asItIs })), archives }
 }
 
-/** Copies the rows of one partition into a Parquet file. Returns undefined if it has none. */
+/**
+ * Copies the rows of one partition into a Parquet file. Returns undefined if it has none.
+ * @param condition which rows are needed, if not all
+ */
 async function exportOnline(
   worker: Worker,
   session: Session,
   { partition_name, range_start, range_end, is_attached, row_count, columns }: OnlinePartition,
+  condition: string | undefined,
   { from, to }: Days,
   work: string,
 ) {
@@ -302,13 +339,14 @@ async function exportOnline(
     `ts < ${literal(range_end)}`,
     ...(from === undefined ? [] : [`ts >= ${literal(`${from} 00:00:00Z`)}`]),
     ...(to === undefined ? [] : [`ts < ${literal(`${to} 00:00:00Z`)}::timestamptz + interval '1 day'`]),
+    ...(condition === undefined ? [] : [`(${condition})`]),
   ].join(' and ')
   const [some] = await session.sql.unsafe<{ has_rows: boolean }[]>(
     `select exists (select from ${table} where ${limits}) as has_rows`,
   )
   if (!some?.has_rows) return undefined
   const file = join(work, `${partition_name}.online.parquet`)
-  const total = row_count === null || Number(row_count) === 0 ? undefined : Number(row_count)
+  const total = row_count === null || Number(row_count) === 0 || condition !== undefined ? undefined : Number(row_count)
   const rows = await session.sql
     .unsafe(`copy (select ${copyValues(columns)} from ${table} where ${limits}) to stdout (${copyOptions(columns)})`)
     .readable()
