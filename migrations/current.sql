@@ -18,8 +18,8 @@ create table if not exists fleet.erasures (
   constraint erasures_done_is_finished check (state <> 'done' or finished_at is not null)
 );
 comment on table fleet.erasures is
-  'Every device that was erased with fleet.erase_device(), never pruned. The id alone says nothing about a device whose data is gone; '
-  'it is needed to erase the device again from a backup. Read it with fleet.erasure_progress.';
+  'Every device that was erased with fleet.erase_device(), never pruned. The id alone says nothing about a device whose data is '
+  'gone; it is needed to erase the device again from a backup. Read it with fleet.erasure_progress.';
 comment on column fleet.erasures.erasure_id is 'The number of the erasure, which messages name instead of the device.';
 comment on column fleet.erasures.device_id is 'The id that the device had. Ids are never given to another device.';
 comment on column fleet.erasures.requested_at is 'When the erasure was requested.';

@@ -48,5 +48,5 @@ end
 $$;
 
 comment on function fleet.delete_heartbeats(text, bigint[]) is
-  'Deletes the heartbeats of devices from the table of one partition, attached, settled or retired, and returns how many. Only for '
-  'devices of an erasure. Called by fleet.erase_step() and fleet.record_erasure().';
+  'Deletes the heartbeats of devices from the table of one partition, attached, settled or retired, and returns how many. Only '
+  'for devices of an erasure. Called by fleet.erase_step() and fleet.record_erasure().';

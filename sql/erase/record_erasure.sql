@@ -115,6 +115,6 @@ comment on function fleet.record_erasure(
   text, text, bigint[], text, text, bigint, integer, text, bigint, timestamptz, timestamptz, text[]
 ) is
   'Records a proven revision of an archive without the devices of an erasure, and deletes them from a retired table that is '
-  'still there. The erased rows are in the table of fleet.begin_erasure(): Postgres checks that they are all of these devices and that '
-  'the archive has exactly these fewer. Returns whether the objects in p_leftovers may be deleted now: if '
+  'still there. The erased rows are in the table of fleet.begin_erasure(): Postgres checks that they are all of these devices and '
+  'that the archive has exactly these fewer. Returns whether the objects in p_leftovers may be deleted now: if '
   'settings.proofs_needed is 2, a second proof comes first.';
