@@ -145,7 +145,12 @@ async function rewrite(
     revision++
     const keys = supersededKeys(range_start, fileNameOf(keysOf(range_start, range_end, revision).parquet))
     const made = await writeRevision(store, claimed, keys, { ...old, file, revision, superseded: [] }, work, signal)
-    superseded.push({ file: made.manifest.file, bytes: made.manifest.bytes, sha256: made.manifest.sha256, columns: entry.columns })
+    superseded.push({
+      file: made.manifest.file,
+      bytes: made.manifest.bytes,
+      sha256: made.manifest.sha256,
+      columns: entry.columns,
+    })
     await rm(made.erased, { force: true })
   }
   revision++
@@ -207,7 +212,9 @@ async function writeRevision(
   await rm(made.kept, { force: true })
   const stored = await store.head(keys.parquet, signal)
   if (stored?.bytes !== bytes) {
-    throw new Error(`${store.url}/${keys.parquet}: the store confirmed this object of ${bytes} bytes, but does not have all of it`)
+    throw new Error(
+      `${store.url}/${keys.parquet}: the store confirmed this object of ${bytes} bytes, but does not have all of it`,
+    )
   }
   // The manifest that this one replaces is that of the file with the devices. A history of manifests names the reason here: erased.
   const manifest = makeManifest({

@@ -11,6 +11,7 @@ as $$
 declare
   v_partition fleet.hb_partitions;
   v_table regclass;
+  v_has_rows boolean;
   v_rows bigint;
 begin
   if exists (
@@ -23,26 +24,28 @@ begin
       hint = 'Heartbeats are deleted only for an erasure: select fleet.erase_device(42, ''why'');';
   end if;
   v_partition := fleet.get_partition(p_partition);
+  v_table := fleet.table_of(v_partition);
+  if v_table is null then
+    return 0;
+  end if;
+  execute format('select exists (select from only %s where device_id = any ($1))', v_table) into v_has_rows using p_device_ids;
+  if not v_has_rows then
+    return 0;
+  end if;
   if v_partition.held_reason is not null then
     raise exception using
       errcode = 'FL002',
       message = format('partition %s is held (%s); nothing was deleted', p_partition, v_partition.held_reason),
       hint = format('Release it first: select fleet.release_partition(%L);', p_partition);
   end if;
-  v_table := fleet.table_of(v_partition);
-  if v_table is null then
-    return 0;
-  end if;
   execute format('grant delete on %s to fleet_owner', v_table);
   execute format('delete from only %s where device_id = any ($1)', v_table) using p_device_ids;
   get diagnostics v_rows = row_count;
   execute format('revoke delete on %s from fleet_owner', v_table);
-  if v_rows > 0 then
-    -- A cold partition has no autovacuum. The job fleet-freeze removes the dead rows from its pages.
-    update fleet.hb_partitions
-    set cold_xid = pg_current_xact_id()::xid
-    where partition_name = p_partition and (cold_xid is not null or state not in ('active', 'restored'));
-  end if;
+  -- A cold partition has no autovacuum. The job fleet-freeze removes the dead rows from its pages.
+  update fleet.hb_partitions
+  set cold_xid = pg_current_xact_id()::xid
+  where partition_name = p_partition and (cold_xid is not null or state not in ('active', 'restored'));
   return v_rows;
 end
 $$;

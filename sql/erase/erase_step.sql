@@ -104,7 +104,7 @@ begin
         )
       )
       from (
-        select sum(i.rows_online) as rows_online, sum(i.rows_archived) as rows_archived,
+        select sum(i.rows_online)::bigint as rows_online, sum(i.rows_archived)::bigint as rows_archived,
           count(*) filter (where i.rows_archived > 0) as rewritten
         from fleet.erasure_items i
         where i.erasure_id = v_erasure.erasure_id
@@ -119,4 +119,5 @@ $$;
 
 comment on function fleet.erase_step() is
   'Does one step of the erasures that are running: deletes the heartbeats of one device from one partition, or ends an erasure '
-  'for which nothing is left. Returns done, or over when there is nothing to do now. Called by fleet.run_erasures().';
+  'for which nothing is left. Returns done, or over when there is nothing to do now. Called by fleet.run_erasures(). '
+  'Example: select fleet.erase_step();';
