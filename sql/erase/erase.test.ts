@@ -272,11 +272,11 @@ t.test('an import does not enroll an erased device again', async t => {
   await dba`select fleet.erase_device(${gone}, 'x')`
   await dba`call fleet.run_erasures()`
   await db.admin.unsafe(`
-    create table public.old (device_id bigint, ts timestamptz);
-    insert into public.old select d, now() - interval '1 hour' from unnest(array[${gone}, 5000]) d;
-    alter table public.old owner to fleet_owner`)
+    create table public.plain (device_id bigint, ts timestamptz);
+    insert into public.plain select d, now() - interval '1 hour' from unnest(array[${gone}, 5000]) d;
+    alter table public.plain owner to fleet_owner`)
   const owner = asRole(t, db, 'fleet_owner')
-  await owner`call fleet.import_table('public.old', p_unknown_devices => 'enroll')`
+  await owner`call fleet.import_table('public.plain', p_unknown_devices => 'enroll')`
   t.same((await rowsOf(db, gone)).found, {})
   t.ok((await rowsOf(db, 5000)).found['fleet.device_heartbeats'])
 })
