@@ -89,6 +89,8 @@ begin
     'device.erase', p_rows => v_rows,
     p_detail => format('erasure %s; by %s: %s', v_erasure.erasure_id, session_user, p_reason)
   );
+  -- An archive whose day is not online can be read at once.
+  perform pg_notify('fleet_archiver', 'erase');
   return v_erasure.erasure_id;
 end
 $$;

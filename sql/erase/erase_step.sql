@@ -112,7 +112,9 @@ begin
       return 'done';
     end if;
   end loop;
-  perform fleet.wake_archiver('erase');
+  if exists (select from fleet.erasure_items i where i.archive_at is null) then
+    perform fleet.wake_archiver('erase');
+  end if;
   return 'over';
 end
 $$;
