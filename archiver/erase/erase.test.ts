@@ -197,6 +197,29 @@ t.test('a restored day loses the device online and in its archive, also if it is
   t.match(await db.sql`select state from fleet.erasure_progress`, [{ state: 'done' }])
 })
 
+t.test('a restore that is running when the device is erased is finished first, and the day then loses the device', async t => {
+  const made = await withArchivedDay(t)
+  const { db, directory, partition, expected } = made
+  await db.sql`select fleet.request_restore(${day}::date)`
+  const [claimed] = await db.sql`select * from fleet.claim_restore('slow')`
+  t.ok(claimed)
+  await erase(db)
+  t.same((await workAll(t, db, directory)).results, [], 'nobody reads the archive meanwhile')
+  t.match(await db.sql`select partitions_left > 0 as waits from fleet.erasure_progress`, [{ waits: true }])
+  // As if it had ended: another archiver takes it over, with the rows that it had claimed.
+  await db.admin`update fleet.restore_items set state = 'pending', lease_owner = null, lease_until = null`
+  await db.admin`update fleet.erasure_items set archive_at = now()`
+  t.same((await workAll(t, db, directory)).results, ['done'])
+  await db.admin`update fleet.erasure_items set archive_at = null`
+  t.match(await stateOf(db.sql, partition), { state: 'restored', row_count: '3000' })
+  await db.sql`call fleet.run_erasures()`
+  t.same(await contentOf(db.admin, `fleet.${partition}`), expected)
+  t.same((await workAll(t, db, directory)).results, ['done'])
+  await db.sql`call fleet.run_erasures()`
+  t.match(await db.sql`select state from fleet.erasure_progress`, [{ state: 'done' }])
+  t.same(await faultsOf(t, db, directory), [])
+})
+
 t.test('a file that is kept because of a dropped column loses the device, too', async t => {
   const made = await withArchivedDay(t)
   const { db, directory, partition } = made

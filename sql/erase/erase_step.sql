@@ -41,7 +41,11 @@ begin
       archive_at = coalesce(i.archive_at, case when p.archive_url is null then now() end)
     from fleet.hb_partitions p
     where i.erasure_id = v_erasure.erasure_id and p.partition_name = i.partition_name and p.state = 'dropped'
-      and (i.online_at is null or i.archive_at is null and p.archive_url is null);
+      and (i.online_at is null or i.archive_at is null and p.archive_url is null)
+      -- It may bring the device back.
+      and not exists (
+        select from fleet.restore_items o where o.partition_name = i.partition_name and o.state = 'running'
+      );
 
     select i.partition_name, p.archive_url into v_item
     from fleet.erasure_items i

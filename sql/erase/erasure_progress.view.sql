@@ -11,10 +11,20 @@ cross join lateral (
     (array_agg(p.archive_url order by p.range_start) filter (where t.archive_at is null and p.archive_url is not null))[1:10]
       as next_archives,
     (
-      array_agg(format('%s: %s', t.partition_name, t.last_error) order by p.range_start) filter (where t.last_error is not null)
+      array_agg(format('%s: %s', t.partition_name, w.reason) order by p.range_start) filter (where w.reason is not null)
     )[1] as last_error
   from fleet.erasure_items t
   join fleet.hb_partitions p using (partition_name)
+  cross join lateral (
+    select coalesce(
+      t.last_error,
+      case
+        when t.online_at is not null and t.archive_at is not null then null
+        when p.held_reason is not null then 'is held: ' || p.held_reason
+        when p.state = 'archive_failed' then 'waits for its archive, which failed: ' || p.last_error
+      end
+    ) as reason
+  ) w
   where t.erasure_id = e.erasure_id
 ) i
 order by e.erasure_id;
