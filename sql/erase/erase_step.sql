@@ -40,7 +40,14 @@ begin
     set online_at = coalesce(i.online_at, now()),
       archive_at = coalesce(i.archive_at, case when p.archive_url is null then now() end)
     from fleet.hb_partitions p
-    where i.erasure_id = v_erasure.erasure_id and p.partition_name = i.partition_name and p.state = 'dropped'
+    where (i.erasure_id, i.partition_name) in (
+        -- An archiver may be recording one of them.
+        select t.erasure_id, t.partition_name
+        from fleet.erasure_items t
+        where t.erasure_id = v_erasure.erasure_id and (t.online_at is null or t.archive_at is null)
+        for update skip locked
+      )
+      and p.partition_name = i.partition_name and p.state = 'dropped'
       and (i.online_at is null or i.archive_at is null and p.archive_url is null)
       -- It may bring the device back.
       and not exists (
