@@ -208,9 +208,9 @@ t.test('a restore that is running when the device is erased is finished first, a
   t.match(await db.sql`select partitions_left > 0 as waits from fleet.erasure_progress`, [{ waits: true }])
   // As if it had ended: another archiver takes it over, with the rows that it had claimed.
   await db.admin`update fleet.restore_items set state = 'pending', lease_owner = null, lease_until = null`
-  await db.admin`update fleet.erasure_items set archive_at = now()`
+  await db.admin`update fleet.erasure_items set archive_at = now() where partition_name = ${partition}`
   t.same((await workAll(t, db, directory)).results, ['done'])
-  await db.admin`update fleet.erasure_items set archive_at = null`
+  await db.admin`update fleet.erasure_items set archive_at = null where partition_name = ${partition}`
   t.match(await stateOf(db.sql, partition), { state: 'restored', row_count: '3000' })
   await db.sql`call fleet.run_erasures()`
   t.same(await contentOf(db.admin, `fleet.${partition}`), expected)
