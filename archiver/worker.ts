@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { rebuildIndex } from './archive/manifest.ts'
 import { archivePartition, claimPartition } from './archive/partition.ts'
 import type { Worker } from './context.ts'
+import { claimErasure, eraseFromArchive } from './erase/erase.ts'
 import { openSession } from './database.ts'
 import { holdLease } from './lease.ts'
 import { claimRestore, restorePartition } from './restore/restore.ts'
@@ -11,14 +12,18 @@ import { describeError } from '../lib/errors.ts'
 export type Result = 'idle' | 'done' | 'failed' | 'stopped'
 
 /**
- * Does one piece of work: a requested restore, because somebody waits for it, or else the oldest partition.
+ * Does one piece of work: a requested restore, because somebody waits for it, or else an archive from which devices are to be
+ * erased, or else the oldest partition.
  * A failure is recorded in the database and logged, not thrown.
  * @param signal stops the work: the piece is given back, with the steps that were finished
  * @throws if the database cannot be asked for work
  */
 export async function workOnce(worker: Worker, signal: AbortSignal): Promise<Result> {
-  const result = await restoreOnce(worker, signal)
-  return result === 'idle' ? await archiveOnce(worker, signal) : result
+  for (const work of [restoreOnce, eraseOnce, archiveOnce]) {
+    const result = await work(worker, signal)
+    if (result !== 'idle') return result
+  }
+  return 'idle'
 }
 
 /** Restores one partition if one was requested. Otherwise like workOnce. */
@@ -41,6 +46,27 @@ export async function restoreOnce(worker: Worker, signal: AbortSignal): Promise<
     // A lease of zero length: another archiver may take it at once.
     release: () => sql`select fleet.renew_restore_lease(${partition}, ${name}, interval '0')`,
     fail: error => sql`select fleet.fail_restore(${partition}, ${name}, ${error})`,
+  })
+}
+
+async function eraseOnce(worker: Worker, signal: AbortSignal): Promise<Result> {
+  const { sql, log, name, leaseSeconds } = worker
+  const claimed = await claimErasure(worker)
+  if (!claimed) return 'idle'
+  const partition = claimed.partition_name
+  log.info({ event: 'partition.erase.start', partition, devices: claimed.device_ids.length }, 'erasing devices from the archive')
+  return await attempt(worker, signal, {
+    event: 'partition.erase.failed',
+    span: 'erase from archive',
+    partition,
+    renew: async () => {
+      const [row] = await sql<{ ok: boolean }[]>`
+        select fleet.renew_erasure_lease(${partition}, ${name}, make_interval(secs => ${leaseSeconds})) as ok`
+      return row?.ok === true
+    },
+    run: (work, signal) => eraseFromArchive(worker, claimed, work, signal),
+    release: () => sql`select fleet.renew_erasure_lease(${partition}, ${name}, interval '0')`,
+    fail: error => sql`select fleet.fail_erasure(${partition}, ${name}, ${error})`,
   })
 }
 

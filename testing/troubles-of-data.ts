@@ -2,7 +2,7 @@
 import { rename, rm, writeFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import { waitFor } from './database.ts'
-import { daysAgo, ingest, partitionAt, value } from './fleet.ts'
+import { daysAgo, enroll, ingest, partitionAt, value } from './fleet.ts'
 import type { HealthyStore, Trouble } from './troubles.ts'
 
 const OLD_TABLE = 'public.old_heartbeats'
@@ -315,6 +315,20 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
         )
         await rename(hiddenArchive, `${hiddenArchive}.away`)
         await dba`select fleet.request_restore(${daysAgo(63).slice(0, 10)})`
+      },
+      besides: () => rename(`${hiddenArchive}.away`, hiddenArchive),
+    },
+    {
+      what: 'an archive is missing from which a device is to be erased',
+      checks: ['erasures'],
+      inject: async () => {
+        const name = await archived(65, 'dropped')
+        hiddenArchive = fileURLToPath(
+          (await value(sql`select archive_url from fleet.hb_partitions where partition_name = ${name}`)) as string,
+        )
+        await rename(hiddenArchive, `${hiddenArchive}.away`)
+        const [device] = await enroll(sql, 1, 'to-erase')
+        await dba`select fleet.erase_device(${device!}, 'a test')`
       },
       besides: () => rename(`${hiddenArchive}.away`, hiddenArchive),
     },

@@ -2,11 +2,13 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describeError } from '../../lib/errors.ts'
 import { isoMicros } from './iso-micros.ts'
+import { keysOf, ROOT } from './manifest.ts'
 import { readBack } from './proof.ts'
 import { hashRows } from './rows-csv.ts'
 import { identifier } from '../duckdb.ts'
-import type { Column } from './parquet.ts'
-import { locate } from '../store/open-store.ts'
+import { isNotOf } from '../erase/filter.ts'
+import { hashParquet, type Column } from './parquet.ts'
+import { locate, locateInStore } from '../store/open-store.ts'
 import { listArchives, type Archive } from './verify.ts'
 import type { Worker } from '../context.ts'
 
@@ -30,7 +32,66 @@ export async function confirmArchives(worker: Worker, onArchive: (archive: Archi
       faults.push(describeError(error))
     }
   }
+  for (const erasure of await waitingErasures(worker)) {
+    try {
+      if (await confirmErasure(worker, erasure)) confirmed++
+    } catch (error) {
+      faults.push(describeError(error))
+    }
+  }
   return { confirmed, faults }
+}
+
+/** A row of fleet.erasures_to_confirm(). */
+interface WaitingErasure {
+  partition_name: string
+  range_start: string
+  range_end: string
+  device_ids: string[]
+  archive_url: string
+  checksum_sha256: string
+  rows_sha256: string
+  row_count: string
+  columns: Column[]
+  old_archive_url: string
+  old_checksum_sha256: string
+}
+
+async function waitingErasures({ sql }: Worker) {
+  return await sql<WaitingErasure[]>`
+    select partition_name, range_start, range_end, array_to_json(device_ids::text[]) as device_ids, archive_url,
+      checksum_sha256, rows_sha256, row_count, columns, old_archive_url, old_checksum_sha256
+    from fleet.erasures_to_confirm()`
+}
+
+/** Reads an archive from which devices were erased and the one that it replaces, which is still there, and compares them. */
+async function confirmErasure(worker: Worker, erasure: WaitingErasure) {
+  const { sql } = worker
+  const { partition_name, range_start, range_end, columns, device_ids } = erasure
+  const [now, old] = await Promise.all(
+    [erasure.archive_url, erasure.old_archive_url].map(url => locateInStore(url, ROOT, worker.store, worker.storeOptions)),
+  )
+  if (!now || !old) return false
+  const keys = { parquet: now.key, manifest: keysOf(range_start, range_end).manifest }
+  const expected = {
+    range_start: isoMicros(range_start),
+    range_end: isoMicros(range_end),
+    row_count: Number(erasure.row_count),
+    sha256: erasure.checksum_sha256,
+    columns,
+  }
+  const work = await mkdtemp(join(worker.directory, 'confirm-'))
+  try {
+    const inNew = await readBack(now.store, keys, expected, work, ({ content }) => Promise.resolve(content.rows_sha256))
+    const file = join(work, 'old.parquet')
+    const got = await old.store.getToFile(old.key, file)
+    const inOld = await hashParquet(file, columns, work, isNotOf(device_ids))
+    const [row] = await sql<{ is_new: boolean }[]>`
+      select fleet.confirm_erasure(${partition_name}, ${got.sha256}, ${erasure.checksum_sha256}, ${inNew ?? null}, ${inOld}) as is_new`
+    return row?.is_new === true
+  } finally {
+    await rm(work, { recursive: true, force: true })
+  }
 }
 
 async function confirm(worker: Worker, archive: Archive) {

@@ -294,12 +294,27 @@ export async function readContent(
     }
   })
   if (expected.checksum === 'content_checksum') return content
+  return { ...content, rows_sha256: await hashParquet(file, columns, work) }
+}
+
+/**
+ * The `rows_sha256` of a Parquet file, in hex.
+ * @param where a condition in DuckDB's SQL, if not all rows are wanted
+ */
+export async function hashParquet(file: string, columns: Column[], work: string, where?: string) {
   const hash = createHash('sha256')
-  await streamParquet(file, columns, work, async (rows, done) => {
-    for await (const chunk of rows as AsyncIterable<Buffer>) hash.update(chunk)
-    await done
-  })
-  return { ...content, rows_sha256: hash.digest('hex') }
+  await streamParquet(
+    file,
+    columns,
+    work,
+    async (rows, done) => {
+      for await (const chunk of rows as AsyncIterable<Buffer>) hash.update(chunk)
+      await done
+    },
+    false,
+    where,
+  )
+  return hash.digest('hex')
 }
 
 /** The same sum as fleet.content_checksum(), in DuckDB. */
@@ -312,6 +327,7 @@ function contentChecksum(columns: Column[]) {
  * Streams the rows of a Parquet file as CSV, in their order: the bytes of copyValues and copyOptions, or, with `isForCopyFrom`,
  * what COPY FROM with copyOptions([]) reads. `rows` must be read to its end. `done` resolves to the number of rows, or rejects
  * with the reason why there are fewer, and must be awaited before the rows are used.
+ * @param where a condition in DuckDB's SQL, if not all rows are wanted
  */
 export async function streamParquet<T>(
   file: string,
@@ -319,6 +335,7 @@ export async function streamParquet<T>(
   work: string,
   consume: (rows: Readable, done: Promise<number>) => Promise<T>,
   isForCopyFrom = false,
+  where = 'true',
 ): Promise<T> {
   const pipe = join(work, 'rows.csv')
   await rm(pipe, { force: true })
@@ -332,7 +349,7 @@ export async function streamParquet<T>(
         const { stream, release } = openForReading(pipe)
         const done = duckdb
           .run(
-            `copy (select ${duckdbValues(columns, isForCopyFrom)} from read_parquet(${literal(file)}))
+            `copy (select ${duckdbValues(columns, isForCopyFrom)} from read_parquet(${literal(file)}) where ${where})
           to ${literal(pipe)} (${duckdbOptions(columns)}, use_tmp_file false)`,
           )
           .then(

@@ -14,7 +14,7 @@ import {
 } from './manifest.ts'
 import type { Column } from './parquet.ts'
 import { readBack } from './proof.ts'
-import { locate, openStore } from '../store/open-store.ts'
+import { locate, locateInStore } from '../store/open-store.ts'
 import type { Worker } from '../context.ts'
 import { describeError } from '../../lib/errors.ts'
 
@@ -111,10 +111,7 @@ async function verifySuperseded(
   const keys = supersededKeys(range_start, file)
   try {
     // It is in the same store as the archive, which may be an older one.
-    const at = archive_url.lastIndexOf(`/${ROOT}date=`)
-    const store = archive_url.startsWith(`${worker.store.url}/`)
-      ? worker.store
-      : await openStore(archive_url.slice(0, at), worker.storeOptions)
+    const { store } = await locateInStore(archive_url, ROOT, worker.store, worker.storeOptions)
     if (work !== undefined) {
       await readBack(store, keys, { bytes, sha256 }, await mkdtemp(join(work, 'superseded-')), async () => {})
       return []
@@ -148,7 +145,7 @@ export async function findOrphans(worker: Worker, date?: string): Promise<string
   const known = new Set((await listArchives(worker)).map(archive => archive.archive_url))
   const proven = new Map([...known].map(url => [folderOf(url), url]))
   const busy = await sql<{ range_start: string; range_end: string }[]>`
-    select range_start, range_end from fleet.hb_partitions where state in ('detached', 'archiving')`
+    select range_start, range_end from fleet.hb_partitions where state in ('detached', 'archiving') or lease_until > now()`
   const skipped = new Set(busy.map(({ range_start, range_end }) => `${store.url}/${keysOf(range_start, range_end).folder}`))
 
   const faults: string[] = []
@@ -210,6 +207,7 @@ function nameOf(url: string) {
   return REVISION_URL.exec(url)?.[1]
 }
 
-function revisionOf(url: string) {
+/** The number of the revision of a file of an archive, from its name: 1 without a suffix. */
+export function revisionOf(url: string) {
   return Number(REVISION_URL.exec(url)?.[2] ?? 1)
 }

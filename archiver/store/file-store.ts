@@ -103,7 +103,15 @@ export function createFileStore(url: string): Store {
       }
     },
     async delete(key) {
-      await rm(pathOf(key), { force: true })
+      const target = pathOf(key)
+      await rm(target, { force: true })
+      try {
+        // What a killed writer left may hold the same rows.
+        await removeParts(target)
+        await flush(dirname(target))
+      } catch (error) {
+        if (!isMissing(error)) throw error
+      }
     },
   }
 }

@@ -27,3 +27,15 @@ export async function locate(objectUrl: string, current: Store, options: StoreOp
   const slash = objectUrl.lastIndexOf('/')
   return { store: await openStore(objectUrl.slice(0, slash), options), key: objectUrl.slice(slash + 1) }
 }
+
+/**
+ * Opens the whole store that an archive is in, in use or not, and finds the keys of its object there.
+ * @param root what keys begin with: `device_heartbeats/`
+ * @throws if the URL is not that of an archive
+ */
+export async function locateInStore(objectUrl: string, root: string, current: Store, options: StoreOptions = {}) {
+  const at = objectUrl.lastIndexOf(`/${root}date=`)
+  if (at === -1) throw new Error(`${objectUrl}: this is not the place of an archive`)
+  const url = objectUrl.slice(0, at)
+  return { store: url === current.url ? current : await openStore(url, options), key: objectUrl.slice(at + 1) }
+}

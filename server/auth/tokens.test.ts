@@ -106,6 +106,35 @@ t.test('a revocation holds from the next request on: of a device, of a gateway, 
   t.equal((await stored(db, b.device_id)).length, 2)
 })
 
+t.test(
+  'an erased device is refused from the next request on, alone and behind a gateway, and nothing of it is stored',
+  async t => {
+    const { db, call } = await withServer(t)
+    const [a, b] = [await enroll(db, 'a'), await enroll(db, 'b')]
+    const gateway = await gatewayToken(db, 'hall')
+    t.equal((await send(call, a.token, 600)).status, 201)
+    t.equal((await send(call, b.token, 600)).status, 201)
+    await db.sql`select fleet.erase_device(${a.device_id}, 'a test')`
+    await db.sql`call fleet.run_erasures()`
+    t.equal((await send(call, a.token, 580)).status, 401)
+    t.equal((await call('GET /v1/commands', { token: a.token })).status, 401)
+    t.equal((await call(`GET /v1/devices/${a.device_id}`, { admin: true })).status, 404)
+    t.match(
+      await call('POST /v1/heartbeats', {
+        token: gateway,
+        body: [a, b].map(({ device_id }) => ({ device_id, ts: ago(570) })),
+      }),
+      {
+        status: 200,
+        body: { results: [{ result: 'rejected', errors: [{ message: 'is not an enrolled device' }] }, { result: 'stored' }] },
+      },
+    )
+    t.equal((await stored(db, a.device_id)).length, 0)
+    t.equal((await stored(db, b.device_id)).length, 2)
+    t.match(await db.sql`select state from fleet.erasure_progress`, [{ state: 'done' }])
+  },
+)
+
 t.test('an old token ends with its renewal, and the new one works at once', async t => {
   const { db, call } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')

@@ -18,6 +18,11 @@ begin
   cross join fleet.settings s
   where p.held_reason is null
     and (p.lease_until is null or p.lease_until < now())
+    -- An earlier archive loses the devices that are being erased before another one is made.
+    and not (
+      p.proven_at is not null and p.archive_url is not null
+      and exists (select from fleet.erasure_items i where i.partition_name = p.partition_name and i.archive_at is null)
+    )
     and (
       p.state in ('detached', 'archiving')
       or (p.state = 'archive_failed' and p.next_attempt_at <= now())

@@ -34,6 +34,10 @@ begin
       select from fleet.restore_items o
       where o.partition_name = i.partition_name and o.state = 'running' and o.lease_until >= now()
     )
+    -- The archive still holds a device that is being erased. The day is restored without it, afterwards.
+    and not exists (
+      select from fleet.erasure_items e where e.partition_name = i.partition_name and e.archive_at is null
+    )
   order by i.request_id, i.partition_name
   limit 1
   for update skip locked;

@@ -87,6 +87,7 @@ begin
       proven_at = excluded.proven_at, is_proven_empty = false, last_error = null,
       columns = excluded.columns, columns_at = excluded.columns_at, checksum_version = excluded.checksum_version,
       manifest_format = excluded.manifest_format, rows_sha256 = excluded.rows_sha256, rows_hash = null;
+  perform fleet.reopen_erasures(p_partition);
   perform fleet.record_event('partition.register', p_partition, p_row_count, p_detail => p_archive_url);
   return true;
 end

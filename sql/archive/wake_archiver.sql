@@ -10,6 +10,8 @@ begin
     where p.state in ('detached', 'archiving', 'archive_failed', 'archived') and p.held_reason is null
   ) and not exists (
     select from fleet.restore_items i where i.state in ('pending', 'running')
+  ) and not exists (
+    select from fleet.erasure_items i where i.archive_at is null
   ) then
     return false;
   end if;

@@ -121,7 +121,14 @@ t.test('check() answers, whatever is broken', async t => {
       row => row.check_name as string,
     )
   await admin`alter table fleet.settings rename to mislaid`
-  t.same(await failed(), ['check_partitions', 'check_ingest', 'check_silence', 'check_archive', 'check_storage'])
+  t.same(await failed(), [
+    'check_partitions',
+    'check_ingest',
+    'check_silence',
+    'check_archive',
+    'check_erasures',
+    'check_storage',
+  ])
   await admin`alter table fleet.mislaid rename to settings`
   const locker = asRole(t, db, 'fleet_owner')
   await locker`begin`

@@ -17,3 +17,11 @@ create or replace trigger devices_add_last_status
   for each statement execute function fleet.add_last_status();
 
 comment on trigger devices_add_last_status on fleet.devices is 'Gives new devices a row of last status.';
+
+-- Not foreign keys: those would cost each upsert of last status a look at fleet.devices.
+create or replace trigger devices_forget
+  after delete on fleet.devices
+  referencing old table as gone
+  for each statement execute function fleet.forget_devices();
+
+comment on trigger devices_forget on fleet.devices is 'Deletes what else is stored of a deleted device, except its heartbeats.';

@@ -34,6 +34,11 @@ begin
     from fleet.import_refusals r
     where r.source = a.source and r.reason = 'unknown_device'
       and btrim(r.source_device) <> '' and length(r.source_device) <= 200
+      -- A device that was erased does not come back with an old table.
+      and not (
+        a.match_by = 'device_id'
+        and exists (select from fleet.erasures e where e.device_id::text = r.source_device)
+      )
   ),
   enrolled as (
     insert into fleet.devices (device_id, alias, token_hash)

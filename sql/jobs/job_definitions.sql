@@ -12,6 +12,7 @@ as $$
     ('fleet-reconcile', '5 * * * *', interval '125 minutes', 'select fleet.reconcile()'),
     ('fleet-mark-silent', '* * * * *', interval '5 minutes', 'call fleet.mark_silent()'),
     ('fleet-archive-wake', '*/10 * * * *', interval '25 minutes', 'select fleet.wake_archiver()'),
+    ('fleet-erase', '*/5 * * * *', interval '25 minutes', 'call fleet.run_erasures()'),
     -- After two days nobody needs the successes of a job that runs each minute, and job_health reads the whole history.
     ('fleet-prune-cron-history', '20 4 * * *', interval '25 hours',
       $job$delete from cron.job_run_details

@@ -6,6 +6,7 @@ import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
 
 const JOBS = [
   'fleet-archive-wake',
+  'fleet-erase',
   'fleet-maintain',
   'fleet-mark-silent',
   'fleet-nightly',
@@ -54,7 +55,7 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
       time,
     )
   }
-  t.equal(await value(admin`select count(*) from cron.job`), '14', 'neither store removes the jobs of the other')
+  t.equal(await value(admin`select count(*) from cron.job`), '16', 'neither store removes the jobs of the other')
 
   // The real jobs, every minute, so that pg_cron starts what it starts in production.
   await admin`update cron.job set schedule = '* * * * *' where jobname <> 'fleet-prune-cron-history'`
@@ -64,8 +65,8 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000 }, async t => {
     async () =>
       (await value(admin`
     select count(distinct jobid) from cron.job_run_details where status in ('succeeded', 'failed')
-  `)) === '13',
-    { timeoutMs: 200_000, what: () => 'six jobs to run here, and seven for the other store' },
+  `)) === '15',
+    { timeoutMs: 200_000, what: () => 'seven jobs to run here, and eight for the other store' },
   )
   t.not(
     await value(elsewhere`select count(*) from fleet.events where event in ('maintain.end', 'nightly.end') and is_ok`),

@@ -69,9 +69,13 @@ grant execute on procedure
   fleet.run_planned_steps(bigint)
 to fleet_server, fleet_dba;
 grant execute on procedure fleet.maintain(bigint, timestamptz) to fleet_dba;
+grant execute on procedure fleet.run_erasures(interval) to fleet_dba;
 
 grant execute on function
   fleet.enroll_device(text, text),
+  fleet.erase_device(bigint, text),
+  fleet.retry_erasure(bigint),
+  fleet.erase_step(),  -- called by the procedure run_erasures
   fleet.is_night_missed(timestamptz),
   fleet.retention_plan(interval, timestamptz),
   fleet.rollup_plan(timestamptz),
@@ -116,6 +120,7 @@ grant execute on function
   fleet.check_devices(timestamptz),
   fleet.check_scheduler(timestamptz),
   fleet.check_archive(timestamptz),
+  fleet.check_erasures(timestamptz),
   fleet.check_columns(),
   fleet.check_sessions(timestamptz),
   fleet.check_storage(timestamptz),
@@ -166,6 +171,15 @@ grant execute on function
   fleet.begin_restore(text, text),
   fleet.finish_restore(text, text, text),
   fleet.fail_restore(text, text, text),
+  fleet.claim_erasure(text, interval),
+  fleet.renew_erasure_lease(text, text, interval),
+  fleet.begin_erasure(text, text),
+  fleet.record_erasure(
+    text, text, bigint[], text, text, bigint, integer, text, bigint, timestamptz, timestamptz, text[]
+  ),
+  fleet.record_absence(text, text, bigint[], text),
+  fleet.finish_erasure(text, text),
+  fleet.fail_erasure(text, text, text),
   fleet.register_archive(
     text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer,
     integer, text
@@ -192,6 +206,12 @@ to fleet_server;
 grant execute on function fleet.lock_holders(text) to fleet_reader, fleet_dba;
 grant select on fleet.archives to fleet_archiver, fleet_verifier;
 grant execute on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz, text, text) to fleet_verifier;
+grant execute on function
+  fleet.erasures_to_confirm(),
+  fleet.confirm_erasure(text, text, text, text, text)
+to fleet_verifier;
+-- Not to fleet_reader: the ids of erased devices are nobody else's business.
+grant select on fleet.erasures, fleet.erasure_items, fleet.erasure_progress to fleet_dba;
 
 grant select on
   fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings,
