@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:68c648c8db6c65fa57613d7d127586d31b0ac6f8
+--! Hash: sha1:a586c73a0b95bc00dc039377a451295a9d9fb693
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -190,6 +190,91 @@ drop function if exists fleet.claim_partition(text, interval);
 drop function if exists fleet.rows_hash(regclass);
 
 
+
+-- Erasures: devices that are removed with everything that they sent.
+create table if not exists fleet.erasures (
+  erasure_id bigint generated always as identity,
+  device_id bigint not null,
+  requested_at timestamptz not null default now(),
+  requested_by text not null default session_user,
+  reason text not null,
+  state text not null default 'running',
+  waits_for text[],
+  rows_other bigint not null default 0,
+  finished_at timestamptz,
+  last_error text,
+  constraint erasures_pkey primary key (erasure_id),
+  constraint erasures_device_id_key unique (device_id),
+  constraint erasures_state_known check (state in ('running', 'done')),
+  constraint erasures_done_is_finished check (state <> 'done' or finished_at is not null)
+);
+comment on table fleet.erasures is
+  'Every device that was erased with fleet.erase_device(), never pruned. The id alone says nothing about a device whose data is '
+  'gone; it is needed to erase the device again from a backup. Read it with fleet.erasure_progress.';
+comment on column fleet.erasures.erasure_id is 'The number of the erasure, which messages name instead of the device.';
+comment on column fleet.erasures.device_id is 'The id that the device had. Ids are never given to another device.';
+comment on column fleet.erasures.requested_at is 'When the erasure was requested.';
+comment on column fleet.erasures.requested_by is 'The login that requested it.';
+comment on column fleet.erasures.reason is 'Why, as the login said.';
+comment on column fleet.erasures.state is
+  'running, or done: no table has a row of the device, and no archive and no other object of the store, as far as the database '
+  'knows them.';
+comment on column fleet.erasures.waits_for is
+  'The transactions that had begun when the device was deleted and may still write heartbeats of it. Null: not looked up yet.';
+comment on column fleet.erasures.rows_other is 'How many rows were deleted that are no heartbeats.';
+comment on column fleet.erasures.finished_at is 'When it was done.';
+comment on column fleet.erasures.last_error is 'What the erasure as a whole waits for; null: nothing.';
+
+create table if not exists fleet.erasure_items (
+  erasure_id bigint not null,
+  partition_name text not null,
+  online_at timestamptz,
+  rows_online bigint not null default 0,
+  recorded_at timestamptz,
+  archive_at timestamptz,
+  rows_archived bigint not null default 0,
+  replaced jsonb,
+  leftovers text[],
+  confirmed_at timestamptz,
+  confirmed_by text,
+  attempts integer not null default 0,
+  next_attempt_at timestamptz,
+  last_error text,
+  constraint erasure_items_pkey primary key (erasure_id, partition_name),
+  constraint erasure_items_erasure_id_fkey foreign key (erasure_id) references fleet.erasures (erasure_id) on delete cascade,
+  constraint erasure_items_partition_name_fkey foreign key (partition_name) references fleet.hb_partitions (partition_name)
+    on delete cascade
+);
+comment on table fleet.erasure_items is 'The partitions and archives of each erasure.';
+comment on column fleet.erasure_items.erasure_id is 'fleet.erasures.erasure_id.';
+comment on column fleet.erasure_items.partition_name is 'fleet.hb_partitions.partition_name.';
+comment on column fleet.erasure_items.online_at is 'When its table had no heartbeat of the device any more; null: not yet.';
+comment on column fleet.erasure_items.rows_online is 'How many heartbeats were deleted from its table.';
+comment on column fleet.erasure_items.recorded_at is
+  'When a revision of its archive without the device was proven and recorded. The object that it replaced may still be there.';
+comment on column fleet.erasure_items.archive_at is 'When the store had no object with the device any more; null: not yet.';
+comment on column fleet.erasure_items.rows_archived is 'How many heartbeats the archive had of the device.';
+comment on column fleet.erasure_items.replaced is
+  'The archive that the revision replaced: archive_url, checksum_sha256, archive_bytes, row_count.';
+comment on column fleet.erasure_items.leftovers is 'The keys of the objects that are deleted now that the revision is recorded.';
+comment on column fleet.erasure_items.confirmed_at is
+  'When a second login compared the revision with the object that it replaced; null: not yet. See settings.proofs_needed.';
+comment on column fleet.erasure_items.confirmed_by is 'The login that confirmed it.';
+comment on column fleet.erasure_items.attempts is 'How often it has failed in a row.';
+comment on column fleet.erasure_items.next_attempt_at is 'When it is tried again; null: at once.';
+comment on column fleet.erasure_items.last_error is 'Why the last attempt failed.';
+create index if not exists erasure_items_left_idx on fleet.erasure_items (partition_name) where archive_at is null;
+comment on index fleet.erasure_items_left_idx is 'The archives that erasures have not been through yet.';
+create index if not exists erasure_items_partition_name_idx on fleet.erasure_items (partition_name);
+comment on index fleet.erasure_items_partition_name_idx is 'For the foreign key.';
+
+-- Rows that earlier deletions of devices left.
+delete from fleet.device_last_status s where not exists (select from fleet.devices d where d.device_id = s.device_id);
+delete from fleet.device_commands s where not exists (select from fleet.devices d where d.device_id = s.device_id);
+delete from fleet.command_dispatch_log s where not exists (select from fleet.devices d where d.device_id = s.device_id);
+delete from fleet.device_unreadable_fields s where not exists (select from fleet.devices d where d.device_id = s.device_id);
+delete from fleet.device_availability_daily s where not exists (select from fleet.devices d where d.device_id = s.device_id);
+delete from fleet.late_arrivals s where not exists (select from fleet.devices d where d.device_id = s.device_id);
 
 -- Functions, procedures, views
 
@@ -3819,7 +3904,8 @@ begin
   perform fleet.not_in_future(p_now);
   foreach v_theme in array array[
     'check_partitions($1)', 'check_ingest($1)', 'check_fields($1)', 'check_silence($1)', 'check_devices($1)', 'check_scheduler($1)',
-    'check_archive($1)', 'check_columns()', 'check_sessions($1)', 'check_storage($1)', 'check_imports($1)', 'check_settings()'
+    'check_archive($1)', 'check_erasures($1)', 'check_columns()', 'check_sessions($1)', 'check_storage($1)',
+    'check_imports($1)', 'check_settings()'
   ] loop
     begin
       return query execute 'select * from fleet.' || v_theme using p_now;
@@ -3947,6 +4033,96 @@ comment on function fleet.note_change() is
   'Trigger on fleet.devices: notes when the token, the cohort or the interval of a device was changed, because '
   'fleet.check_devices() judges only what it sent since.';
 --! EndIncluded devices/note_change.sql
+--! Included erase/tables_of_devices.sql
+-- From the catalog, so that a table that somebody adds is found, too. The tables of erasures themselves have to know the device.
+create or replace function fleet.tables_of_devices() returns setof regclass
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select c.oid::regclass
+  from pg_class c
+  join pg_attribute a on a.attrelid = c.oid and a.attname = 'device_id' and a.attnum > 0 and not a.attisdropped
+  where c.relnamespace in (to_regnamespace('fleet'), to_regnamespace('fleet_detached'))
+    and c.relkind = 'r'
+    and c.oid <> 'fleet.erasures'::regclass
+  order by c.oid::regclass::text;
+$$;
+
+comment on function fleet.tables_of_devices() is
+  'Every table that holds rows of devices, from the catalog: those with a column device_id, without fleet.erasures. An erasure '
+  'ends only when none of them has a row of its device.';
+--! EndIncluded erase/tables_of_devices.sql
+--! Included devices/delete_device_rows.sql
+create or replace function fleet.delete_device_rows(p_device_ids bigint[]) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_table regclass;
+  v_rows bigint;
+  v_total bigint := 0;
+begin
+  -- A day that is rolled up knows how many devices it counted. It must not be rolled up again because one of them is gone.
+  with gone as (
+    delete from fleet.device_availability_daily a
+    where a.device_id = any (p_device_ids)
+    returning a.day
+  ),
+  fewer as (
+    update fleet.rolled_up_days r
+    set devices = r.devices - g.devices
+    from (select o.day, count(*) as devices from gone o group by o.day) g
+    where g.day = r.day
+  )
+  select count(*) into v_total from gone;
+  -- What else has rows of devices. Heartbeats are deleted by partition.
+  for v_table in
+    select t
+    from fleet.tables_of_devices() t
+    join pg_class c on c.oid = t
+    where c.relnamespace = 'fleet'::regnamespace and not c.relispartition and t <> 'fleet.devices'::regclass
+      and t <> 'fleet.device_availability_daily'::regclass
+      and c.relname not like 'device\_heartbeats\_%' and c.relname not like 'restoring\_%' and c.relname not like 'erasing\_%'
+      and has_table_privilege(t, 'delete')
+  loop
+    execute format('delete from %s where device_id = any ($1)', v_table) using p_device_ids;
+    get diagnostics v_rows = row_count;
+    v_total := v_total + v_rows;
+  end loop;
+  return v_total;
+end
+$$;
+
+comment on function fleet.delete_device_rows(bigint[]) is
+  'Deletes what is stored of devices except their heartbeats: last status, quarantine, commands and their dispatch log, rollups, '
+  'late arrivals, unreadable fields, and the rows of any other table with a column device_id. Returns how many rows. Called when '
+  'a device is deleted.';
+--! EndIncluded devices/delete_device_rows.sql
+--! Included devices/forget_devices.sql
+create or replace function fleet.forget_devices() returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_device_ids bigint[] := array(select g.device_id from gone g);
+begin
+  if cardinality(v_device_ids) > 0 then
+    perform fleet.delete_device_rows(v_device_ids);
+  end if;
+  return null;
+end
+$$;
+
+comment on function fleet.forget_devices() is
+  'Trigger on fleet.devices: a device that is deleted leaves no row behind, except its heartbeats, which fleet.erase_device() '
+  'deletes.';
+--! EndIncluded devices/forget_devices.sql
 --! Included devices/devices.trigger.sql
 create or replace trigger devices_forget_marks
   after update of heartbeat_interval on fleet.devices
@@ -3967,6 +4143,14 @@ create or replace trigger devices_add_last_status
   for each statement execute function fleet.add_last_status();
 
 comment on trigger devices_add_last_status on fleet.devices is 'Gives new devices a row of last status.';
+
+-- Not foreign keys: those would cost each upsert of last status a look at fleet.devices.
+create or replace trigger devices_forget
+  after delete on fleet.devices
+  referencing old table as gone
+  for each statement execute function fleet.forget_devices();
+
+comment on trigger devices_forget on fleet.devices is 'Deletes what else is stored of a deleted device, except its heartbeats.';
 --! EndIncluded devices/devices.trigger.sql
 --! Included devices/enrolled_devices.view.sql
 -- date_part() and not extract(), which makes a numeric and takes longer.
@@ -4264,6 +4448,11 @@ begin
     from fleet.import_refusals r
     where r.source = a.source and r.reason = 'unknown_device'
       and btrim(r.source_device) <> '' and length(r.source_device) <= 200
+      -- A device that was erased does not come back with an old table.
+      and not (
+        a.match_by = 'device_id'
+        and exists (select from fleet.erasures e where e.device_id::text = r.source_device)
+      )
   ),
   enrolled as (
     insert into fleet.devices (device_id, alias, token_hash)
@@ -5867,6 +6056,7 @@ as $$
     ('fleet-reconcile', '5 * * * *', interval '125 minutes', 'select fleet.reconcile()'),
     ('fleet-mark-silent', '* * * * *', interval '5 minutes', 'call fleet.mark_silent()'),
     ('fleet-archive-wake', '*/10 * * * *', interval '25 minutes', 'select fleet.wake_archiver()'),
+    ('fleet-erase', '*/5 * * * *', interval '25 minutes', 'call fleet.run_erasures()'),
     -- After two days nobody needs the successes of a job that runs each minute, and job_health reads the whole history.
     ('fleet-prune-cron-history', '20 4 * * *', interval '25 hours',
       $job$delete from cron.job_run_details
@@ -6543,6 +6733,7 @@ begin
       proven_at = excluded.proven_at, is_proven_empty = false, last_error = null,
       columns = excluded.columns, columns_at = excluded.columns_at, checksum_version = excluded.checksum_version,
       manifest_format = excluded.manifest_format, rows_sha256 = excluded.rows_sha256, rows_hash = null;
+  perform fleet.reopen_erasures(p_partition);
   perform fleet.record_event('partition.register', p_partition, p_row_count, p_detail => p_archive_url);
   return true;
 end
@@ -6605,6 +6796,10 @@ begin
       select from fleet.restore_items o
       where o.partition_name = i.partition_name and o.state = 'running' and o.lease_until >= now()
     )
+    -- The archive still holds a device that is being erased. The day is restored without it, afterwards.
+    and not exists (
+      select from fleet.erasure_items e where e.partition_name = i.partition_name and e.archive_at is null
+    )
   order by i.request_id, i.partition_name
   limit 1
   for update skip locked;
@@ -6656,6 +6851,11 @@ begin
   cross join fleet.settings s
   where p.held_reason is null
     and (p.lease_until is null or p.lease_until < now())
+    -- An earlier archive loses the devices that are being erased before another one is made.
+    and not (
+      p.proven_at is not null and p.archive_url is not null
+      and exists (select from fleet.erasure_items i where i.partition_name = p.partition_name and i.archive_at is null)
+    )
     and (
       p.state in ('detached', 'archiving')
       or (p.state = 'archive_failed' and p.next_attempt_at <= now())
@@ -6816,6 +7016,1069 @@ comment on function fleet.remove_duplicates(text) is
   'that arrived first.';
 --! EndIncluded partitions/remove_duplicates.sql
 
+--! Included erase/lockers_of_devices.sql
+-- Like CREATE INDEX CONCURRENTLY: a transaction that read that the device is enrolled, or that is writing a row of it, holds a
+-- lock on the table until it ends. Whoever takes one later sees that the device is gone.
+create or replace function fleet.lockers_of_devices(p_among text[] default null) returns table (transaction text, pid integer)
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select l.virtualtransaction, min(l.pid)
+  from pg_locks l
+  where l.locktype = 'relation' and l.granted and l.pid is distinct from pg_backend_pid()
+    and l.database = (select d.oid from pg_database d where d.datname = current_database())
+    and (
+      l.relation = 'fleet.devices'::regclass
+      or l.mode = 'RowExclusiveLock' and l.relation in (
+        select t from fleet.tables_of_devices() t union all select 'fleet.device_heartbeats'::regclass
+      )
+    )
+    and (p_among is null or l.virtualtransaction = any (p_among))
+  group by l.virtualtransaction;
+$$;
+
+comment on function fleet.lockers_of_devices(text[]) is
+  'The transactions that may still write rows of a device that was deleted a moment ago, because they have read fleet.devices or '
+  'write to a table with rows of devices. With p_among: which of those have not ended.';
+--! EndIncluded erase/lockers_of_devices.sql
+--! Included erase/add_erasure_items.sql
+create or replace function fleet.add_erasure_items(p_erasure_id bigint, p_partition text default null) returns void
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  insert into fleet.erasure_items as i (erasure_id, partition_name)
+  select p_erasure_id, p.partition_name
+  from fleet.hb_partitions p
+  where (p_partition is null or p.partition_name = p_partition)
+    and (p.state <> 'dropped' or p.archive_url is not null)
+  order by p.partition_name
+  on conflict on constraint erasure_items_pkey do update
+    set online_at = null,
+      -- An archive that was made or registered since then has to be read again. What is in progress goes on.
+      (archive_at, recorded_at, confirmed_at) = (
+        select
+          case when i.archive_at >= p.proven_at then i.archive_at end,
+          case when i.archive_at is null or i.archive_at >= p.proven_at then i.recorded_at end,
+          case when i.archive_at is null or i.archive_at >= p.proven_at then i.confirmed_at end
+        from fleet.hb_partitions p
+        where p.partition_name = i.partition_name
+      ),
+      attempts = 0, next_attempt_at = null, last_error = null;
+$$;
+
+comment on function fleet.add_erasure_items(bigint, text) is
+  'Notes which partitions and archives an erasure has to go through: all, or the one that is given. What was done before and has '
+  'not changed stays done.';
+--! EndIncluded erase/add_erasure_items.sql
+--! Included erase/reopen_erasures.sql
+create or replace function fleet.reopen_erasures(p_partition text) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_id bigint;
+  v_count bigint := 0;
+begin
+  for v_id in
+    update fleet.erasures e
+    set state = 'running', finished_at = null
+    returning e.erasure_id
+  loop
+    perform fleet.add_erasure_items(v_id, p_partition);
+    v_count := v_count + 1;
+  end loop;
+  return v_count;
+end
+$$;
+
+comment on function fleet.reopen_erasures(text) is
+  'Lets every erasure go through one more archive, because it was registered after them and may hold their devices. Returns how '
+  'many erasures there are. Called by fleet.register_archive().';
+--! EndIncluded erase/reopen_erasures.sql
+--! Included erase/erase_device.sql
+-- One transaction that is short whatever the device has sent: it revokes the device by deleting it, with all that is not a
+-- heartbeat. Heartbeats are deleted afterwards, one partition a transaction, by fleet.run_erasures(), and in the archive by the
+-- archiver.
+create or replace function fleet.erase_device(p_device_id bigint, p_reason text) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_erasure fleet.erasures;
+  v_partition fleet.hb_partitions;
+  v_table regclass;
+  v_has_rows boolean;
+  v_is_known boolean;
+  v_rows bigint;
+begin
+  if p_device_id is null or p_reason is null or btrim(p_reason) = '' or length(p_reason) > 500 then
+    raise exception using
+      errcode = 'FL422',
+      message = format(
+        'device %s is not erased: %s', coalesce(p_device_id::text, 'null'),
+        case when p_device_id is null then 'device_id is null' else 'the reason must have 1 to 500 characters' end
+      ),
+      hint = 'Give a device and a reason that names no person: select fleet.erase_device(42, ''request 4711'');';
+  end if;
+  -- One call at a time for a device; the others find that it is being erased.
+  perform from fleet.devices d where d.device_id = p_device_id for update;
+  v_is_known := found;
+  select * into v_erasure from fleet.erasures e where e.device_id = p_device_id for update;
+  if v_erasure.state = 'running' and not v_is_known then
+    return v_erasure.erasure_id;
+  end if;
+
+  for v_partition in
+    select p.* from fleet.hb_partitions p where p.held_reason is not null order by p.range_start
+  loop
+    v_table := fleet.table_of(v_partition);
+    continue when v_table is null;
+    execute format('select exists (select from only %s where device_id = $1)', v_table) into v_has_rows using p_device_id;
+    if v_has_rows then
+      raise exception using
+        errcode = 'FL002',
+        message = format(
+          'device %s is not erased: partition %s has heartbeats of it and is held (%s) by %s; nothing was deleted',
+          p_device_id, v_partition.partition_name, v_partition.held_reason, v_partition.held_by
+        ),
+        hint = format('When the hold may end: select fleet.release_partition(%L);', v_partition.partition_name);
+    end if;
+  end loop;
+
+  if not v_is_known and v_erasure.erasure_id is null then
+    -- Ids are never used twice. A device that somebody deleted before may still have heartbeats, also in the archive.
+    select p_device_id between 1 and s.last_value and (s.is_called or p_device_id < s.last_value) into v_is_known
+    from fleet.devices_device_id_seq s;
+    if not v_is_known then
+      select exists (select from fleet.device_heartbeats h where h.device_id = p_device_id) into v_is_known;
+    end if;
+    if not v_is_known then
+      raise exception using
+        errcode = 'FL404',
+        message = format('there is no device %s and there never was one; nothing was erased', p_device_id),
+        hint = 'Find it by alias: select device_id, alias from fleet.device_status;';
+    end if;
+  end if;
+
+  -- Its token ends with the commit. The trigger on fleet.devices deletes what else is known of the device; the second call is for
+  -- a device that is not in fleet.devices any more.
+  select count(*) into v_rows
+  from fleet.devices d where d.device_id = p_device_id;
+  v_rows := v_rows + fleet.delete_device_rows(array[p_device_id]);
+  delete from fleet.devices d where d.device_id = p_device_id;
+  -- These events say who changed the device and when. Its id and its alias go.
+  update fleet.events e
+  set detail = 'a device that was erased; by ' || coalesce(substring(e.detail from '.*; by (.*)$'), 'unknown')
+  where e.event in ('device.revoked', 'device.renamed', 'device.moved', 'device.token_renewed')
+    and e.detail ~ format('^device %s\D', p_device_id);
+
+  insert into fleet.erasures as e (device_id, reason, rows_other)
+  values (p_device_id, p_reason, v_rows)
+  on conflict on constraint erasures_device_id_key do update
+    set state = 'running', waits_for = null, finished_at = null, last_error = null,
+      rows_other = e.rows_other + excluded.rows_other
+  returning * into v_erasure;
+  perform fleet.add_erasure_items(v_erasure.erasure_id);
+  perform fleet.record_event(
+    'device.erase', p_rows => v_rows,
+    p_detail => format('erasure %s; by %s: %s', v_erasure.erasure_id, session_user, p_reason)
+  );
+  -- An archive whose day is not online can be read at once.
+  perform pg_notify('fleet_archiver', 'erase');
+  return v_erasure.erasure_id;
+end
+$$;
+
+comment on function fleet.erase_device(bigint, text) is
+  'Erases a device and every heartbeat of it, online and in the archive, and returns the number of the erasure. With the commit '
+  'the device is gone and its token refused; fleet.run_erasures() and the archiver then delete its heartbeats, which '
+  'fleet.erasure_progress shows. Nothing brings them back. Refused while a partition with heartbeats of the device is held. A '
+  'second call for a device that is erased looks again, for example after an old archive was registered. The reason is kept, so '
+  'it should name no person. Example: select fleet.erase_device(42, ''request 4711'');';
+--! EndIncluded erase/erase_device.sql
+--! Included erase/retry_erasure.sql
+create or replace function fleet.retry_erasure(p_erasure_id bigint) returns integer
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count integer;
+begin
+  if not exists (select from fleet.erasures e where e.erasure_id = p_erasure_id) then
+    raise exception using
+      errcode = 'FL404',
+      message = format('there is no erasure %s', coalesce(p_erasure_id::text, 'null')),
+      hint = 'The erasures are in: select * from fleet.erasure_progress;';
+  end if;
+  update fleet.erasure_items i
+  set next_attempt_at = null, attempts = 0
+  where i.erasure_id = p_erasure_id and (i.online_at is null or i.archive_at is null);
+  get diagnostics v_count = row_count;
+  perform pg_notify('fleet_archiver', 'erase');
+  return v_count;
+end
+$$;
+
+comment on function fleet.retry_erasure(bigint) is
+  'Lets an erasure try again at once what failed; returns how many partitions and archives are left. '
+  'Example: select fleet.retry_erasure(erasure_id) from fleet.erasure_progress where last_error is not null;';
+--! EndIncluded erase/retry_erasure.sql
+--! Included erase/delete_heartbeats.sql
+-- Nobody has the right to delete heartbeats, not even the owner. This function takes it for one statement: other sessions never
+-- see the grant, because it is revoked in the same transaction.
+create or replace function fleet.delete_heartbeats(p_partition text, p_device_ids bigint[]) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_partition fleet.hb_partitions;
+  v_table regclass;
+  v_has_rows boolean;
+  v_rows bigint;
+begin
+  if exists (
+    select from unnest(p_device_ids) d (device_id)
+    where not exists (select from fleet.erasures e where e.device_id = d.device_id and e.state = 'running')
+  ) then
+    raise exception using
+      errcode = 'FL002',
+      message = format('no erasure covers the devices %s; nothing was deleted', array_to_string(p_device_ids, ', ')),
+      hint = 'Heartbeats are deleted only for an erasure: select fleet.erase_device(42, ''why'');';
+  end if;
+  v_partition := fleet.get_partition(p_partition);
+  v_table := fleet.table_of(v_partition);
+  if v_table is null then
+    return 0;
+  end if;
+  execute format('select exists (select from only %s where device_id = any ($1))', v_table) into v_has_rows using p_device_ids;
+  if not v_has_rows then
+    return 0;
+  end if;
+  if v_partition.held_reason is not null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s is held (%s); nothing was deleted', p_partition, v_partition.held_reason),
+      hint = format('Release it first: select fleet.release_partition(%L);', p_partition);
+  end if;
+  execute format('grant delete on %s to fleet_owner', v_table);
+  execute format('delete from only %s where device_id = any ($1)', v_table) using p_device_ids;
+  get diagnostics v_rows = row_count;
+  execute format('revoke delete on %s from fleet_owner', v_table);
+  -- A cold partition has no autovacuum. The job fleet-freeze removes the dead rows from its pages.
+  update fleet.hb_partitions
+  set cold_xid = pg_current_xact_id()::xid
+  where partition_name = p_partition and (cold_xid is not null or state not in ('active', 'restored'));
+  return v_rows;
+end
+$$;
+
+comment on function fleet.delete_heartbeats(text, bigint[]) is
+  'Deletes the heartbeats of devices from the table of one partition, attached, settled or retired, and returns how many. Only '
+  'for devices of an erasure. Called by fleet.erase_step() and fleet.record_erasure().';
+--! EndIncluded erase/delete_heartbeats.sql
+--! Included erase/erasure_progress.view.sql
+create or replace view fleet.erasure_progress as
+select e.erasure_id, e.device_id, e.state, e.requested_at, e.requested_by, e.reason, e.rows_other, i.rows_online,
+  i.rows_archived, i.partitions_left, i.archives_left, i.archives_rewritten, i.next_archives, e.finished_at,
+  coalesce(e.last_error, i.last_error) as last_error
+from fleet.erasures e
+cross join lateral (
+  select coalesce(sum(t.rows_online), 0)::bigint as rows_online, coalesce(sum(t.rows_archived), 0)::bigint as rows_archived,
+    count(*) filter (where t.online_at is null) as partitions_left,
+    count(*) filter (where t.archive_at is null and p.archive_url is not null) as archives_left,
+    count(*) filter (where t.rows_archived > 0) as archives_rewritten,
+    (array_agg(p.archive_url order by p.range_start) filter (where t.archive_at is null and p.archive_url is not null))[1:10]
+      as next_archives,
+    (
+      array_agg(format('%s: %s', t.partition_name, w.reason) order by p.range_start) filter (where w.reason is not null)
+    )[1] as last_error
+  from fleet.erasure_items t
+  join fleet.hb_partitions p using (partition_name)
+  cross join lateral (
+    select coalesce(
+      t.last_error,
+      case
+        when t.online_at is not null and t.archive_at is not null then null
+        when p.held_reason is not null then 'is held: ' || p.held_reason
+        when p.state = 'archive_failed' then 'waits for its archive, which failed: ' || p.last_error
+      end
+    ) as reason
+  ) w
+  where t.erasure_id = e.erasure_id
+) i
+order by e.erasure_id;
+
+comment on view fleet.erasure_progress is
+  'Every erasure: of which device, by whom and why, how many rows were deleted, which partitions and archives are left (the next '
+  'ten by name), and what went wrong last. Example: select * from fleet.erasure_progress where state = ''running'';';
+--! EndIncluded erase/erasure_progress.view.sql
+--! Included archive/wake_archiver.sql
+create or replace function fleet.wake_archiver(p_reason text default 'work pending') returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not exists (
+    select from fleet.hb_partitions p
+    where p.state in ('detached', 'archiving', 'archive_failed', 'archived') and p.held_reason is null
+  ) and not exists (
+    select from fleet.restore_items i where i.state in ('pending', 'running')
+  ) and not exists (
+    select from fleet.erasure_items i where i.archive_at is null
+  ) then
+    return false;
+  end if;
+  perform pg_notify('fleet_archiver', p_reason);
+  return true;
+end
+$$;
+
+comment on function fleet.wake_archiver(text) is
+  'Notifies the archiver if there is work for it, and returns whether there is. Run by pg_cron every ten minutes.';
+--! EndIncluded archive/wake_archiver.sql
+--! Included erase/erase_step.sql
+create or replace function fleet.erase_step() returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_erasure fleet.erasures;
+  v_item record;
+  v_left text;
+  v_rows bigint;
+  v_error text;
+  v_table regclass;
+  v_has_rows boolean;
+begin
+  for v_erasure in
+    select * from fleet.erasures e where e.state = 'running' order by e.erasure_id for update skip locked
+  loop
+    if v_erasure.waits_for is null then
+      update fleet.erasures
+      set waits_for = array(select l.transaction from fleet.lockers_of_devices() l)
+      where erasure_id = v_erasure.erasure_id;
+      return 'done';
+    end if;
+    if cardinality(v_erasure.waits_for) > 0 then
+      select string_agg(l.pid::text, ', ' order by l.pid) into v_left from fleet.lockers_of_devices(v_erasure.waits_for) l;
+      if v_left is not null then
+        update fleet.erasures
+        set last_error = format('waits for transactions that began before it: backends %s', v_left)
+        where erasure_id = v_erasure.erasure_id;
+        continue;
+      end if;
+      update fleet.erasures set waits_for = '{}', last_error = null where erasure_id = v_erasure.erasure_id;
+    end if;
+
+    -- What needs no work: nothing is online, or there is no archive.
+    update fleet.erasure_items i
+    set online_at = coalesce(i.online_at, now()),
+      archive_at = coalesce(i.archive_at, case when p.archive_url is null then now() end)
+    from fleet.hb_partitions p
+    where (i.erasure_id, i.partition_name) in (
+        -- An archiver may be recording one of them.
+        select t.erasure_id, t.partition_name
+        from fleet.erasure_items t
+        where t.erasure_id = v_erasure.erasure_id and (t.online_at is null or t.archive_at is null)
+        for update skip locked
+      )
+      and p.partition_name = i.partition_name and p.state = 'dropped'
+      and (i.online_at is null or i.archive_at is null and p.archive_url is null)
+      -- It may bring the device back.
+      and not exists (
+        select from fleet.restore_items o where o.partition_name = i.partition_name and o.state = 'running'
+      );
+
+    select i.partition_name, p.archive_url into v_item
+    from fleet.erasure_items i
+    join fleet.hb_partitions p using (partition_name)
+    where i.erasure_id = v_erasure.erasure_id and i.online_at is null and p.state in ('active', 'restored')
+      and (i.next_attempt_at is null or i.next_attempt_at <= now())
+    order by p.range_start
+    limit 1;
+    if found then
+      begin
+        v_rows := fleet.delete_heartbeats(v_item.partition_name, array[v_erasure.device_id]);
+        update fleet.erasure_items i
+        set online_at = clock_timestamp(), rows_online = i.rows_online + v_rows, attempts = 0, next_attempt_at = null,
+          last_error = null,
+          -- A day that is archived later is archived without the device.
+          archive_at = coalesce(i.archive_at, case when v_item.archive_url is null then clock_timestamp() end)
+        where i.erasure_id = v_erasure.erasure_id and i.partition_name = v_item.partition_name;
+      exception when others then
+        v_error := sqlerrm;
+        update fleet.erasure_items i
+        set attempts = i.attempts + 1, last_error = v_error,
+          next_attempt_at = now() + least(interval '1 minute' * (2 ^ least(i.attempts, 10)), interval '1 hour')
+        where i.erasure_id = v_erasure.erasure_id and i.partition_name = v_item.partition_name;
+      end;
+      return 'done';
+    end if;
+
+    if not exists (
+      select from fleet.erasure_items i
+      where i.erasure_id = v_erasure.erasure_id and (i.online_at is null or i.archive_at is null)
+    ) then
+      v_rows := fleet.delete_device_rows(array[v_erasure.device_id]);
+      v_error := null;
+      for v_table in select t from fleet.tables_of_devices() t loop
+        execute format('select exists (select from only %s where device_id = $1)', v_table)
+        into v_has_rows using v_erasure.device_id;
+        v_error := concat_ws(', ', v_error, case when v_has_rows then v_table::text end);
+      end loop;
+      v_error := nullif(v_error, '');
+      if v_error is not null then
+        -- Rows that came since, for example with a partition that was attached by hand.
+        insert into fleet.erasure_items as i (erasure_id, partition_name)
+        select v_erasure.erasure_id, p.partition_name
+        from fleet.hb_partitions p
+        where fleet.table_of(p)::regclass::text = any (string_to_array(v_error, ', '))
+        on conflict on constraint erasure_items_pkey do update
+          set online_at = null, archive_at = null, next_attempt_at = now() + interval '1 minute';
+        update fleet.erasures
+        set last_error = format('there are rows of the device again, in %s', v_error), rows_other = rows_other + v_rows
+        where erasure_id = v_erasure.erasure_id;
+        continue;
+      end if;
+      update fleet.erasures e
+      set state = 'done', finished_at = now(), last_error = null, waits_for = null, rows_other = e.rows_other + v_rows
+      where e.erasure_id = v_erasure.erasure_id;
+      perform fleet.record_event(
+        'device.erased', p_rows => s.rows_online, p_duration_ms => fleet.elapsed_ms(v_erasure.requested_at),
+        p_detail => format(
+          'erasure %s; %s heartbeats online, %s in %s archives', v_erasure.erasure_id, s.rows_online, s.rows_archived, s.rewritten
+        )
+      )
+      from (
+        select sum(i.rows_online)::bigint as rows_online, sum(i.rows_archived)::bigint as rows_archived,
+          count(*) filter (where i.rows_archived > 0) as rewritten
+        from fleet.erasure_items i
+        where i.erasure_id = v_erasure.erasure_id
+      ) s;
+      return 'done';
+    end if;
+  end loop;
+  if exists (select from fleet.erasure_items i where i.archive_at is null) then
+    perform fleet.wake_archiver('erase');
+  end if;
+  return 'over';
+end
+$$;
+
+comment on function fleet.erase_step() is
+  'Does one step of the erasures that are running: deletes the heartbeats of one device from one partition, or ends an erasure '
+  'for which nothing is left. Returns done, or over when there is nothing to do now. Called by fleet.run_erasures(). '
+  'Example: select fleet.erase_step();';
+--! EndIncluded erase/erase_step.sql
+--! Included erase/run_erasures.sql
+-- A procedure that commits can have neither SET nor SECURITY DEFINER, so the function that it calls has them.
+create or replace procedure fleet.run_erasures(p_budget interval default '4 minutes')
+language plpgsql
+as $$
+declare
+  v_until timestamptz := pg_catalog.clock_timestamp() + p_budget;
+  v_outcome text;
+begin
+  loop
+    v_outcome := fleet.erase_step();
+    commit;
+    exit when v_outcome = 'over' or pg_catalog.clock_timestamp() > v_until;
+  end loop;
+end
+$$;
+
+comment on procedure fleet.run_erasures(interval) is
+  'Deletes the heartbeats of erased devices from the partitions that are online, one partition a transaction, and ends the '
+  'erasures for which nothing is left. May be stopped at any time; the next run goes on. Run by pg_cron every five minutes. '
+  'Example: call fleet.run_erasures();';
+--! EndIncluded erase/run_erasures.sql
+--! Included erase/claim_erasure.sql
+-- The lease is that of the partition, so nobody archives it meanwhile. All devices that wait for an archive go in one revision.
+create or replace function fleet.claim_erasure(p_worker text, p_lease interval default '5 minutes')
+returns table (
+  partition_name text, range_start timestamptz, range_end timestamptz, device_ids bigint[], is_recorded boolean,
+  archive_url text, archive_bytes bigint, checksum_sha256 text, row_count bigint, columns jsonb, columns_at timestamptz,
+  leftovers text[]
+)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_name text;
+  v_is_recorded boolean;
+begin
+  select p.partition_name, i.is_recorded into v_name, v_is_recorded
+  from fleet.hb_partitions p
+  cross join fleet.settings s
+  cross join lateral (
+    select bool_or(i.recorded_at is not null) as is_recorded,
+      bool_or(i.recorded_at is not null and i.confirmed_at is null) as is_unconfirmed,
+      bool_or(i.recorded_at is null and (i.next_attempt_at is null or i.next_attempt_at <= now())) as is_due,
+      bool_or(i.recorded_at is not null and (i.next_attempt_at is null or i.next_attempt_at <= now())) as is_deletion_due,
+      bool_or(i.online_at is null) as is_online
+    from fleet.erasure_items i
+    where i.partition_name = p.partition_name and i.archive_at is null
+  ) i
+  where p.archive_url is not null and p.proven_at is not null and p.held_reason is null
+    and (p.lease_until is null or p.lease_until < now())
+    -- One revision after the other: the file that the last one replaced goes first.
+    and case when i.is_recorded
+      then i.is_deletion_due and (s.proofs_needed = 1 or not i.is_unconfirmed)
+      else i.is_due
+    end
+    -- Otherwise the day could be archived again, with the device, after this.
+    and (p.state not in ('active', 'restored') or not i.is_online)
+    and not exists (
+      select from fleet.restore_items o
+      where o.partition_name = p.partition_name and o.state = 'running' and o.lease_until >= now()
+    )
+  order by p.range_start
+  limit 1
+  for update of p skip locked;
+  if not found then
+    return;
+  end if;
+  -- A restore that was cut short begins again later, with the new archive.
+  update fleet.restore_items o
+  set state = 'pending', lease_owner = null, lease_until = null
+  where o.partition_name = v_name and o.state = 'running';
+  update fleet.hb_partitions p
+  set lease_owner = p_worker, lease_until = now() + p_lease
+  where p.partition_name = v_name;
+  return query
+    select p.partition_name, p.range_start, p.range_end, array_agg(e.device_id order by e.device_id), v_is_recorded,
+      p.archive_url, p.archive_bytes, p.checksum_sha256, p.row_count, p.columns, p.columns_at,
+      (
+        select array_agg(distinct k.key)
+        from fleet.erasure_items o
+        cross join unnest(o.leftovers) k (key)
+        where o.partition_name = v_name and o.recorded_at is not null and o.archive_at is null
+      )
+    from fleet.hb_partitions p
+    join fleet.erasure_items i on i.partition_name = p.partition_name and i.archive_at is null
+      and (i.recorded_at is not null) = v_is_recorded
+    join fleet.erasures e using (erasure_id)
+    where p.partition_name = v_name
+    group by p.partition_name;
+end
+$$;
+
+comment on function fleet.claim_erasure(text, interval) is
+  'Gives this archiver a lease on the next archive that may hold devices that are to be erased, and returns these devices. With '
+  'is_recorded, the new revision is recorded and only the objects in leftovers are to be deleted. Returns no row if there is '
+  'none.';
+--! EndIncluded erase/claim_erasure.sql
+--! Included erase/renew_erasure_lease.sql
+create or replace function fleet.renew_erasure_lease(p_partition text, p_worker text, p_lease interval default '5 minutes')
+returns boolean
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  with renewed as (
+    update fleet.hb_partitions p
+    set lease_until = now() + p_lease
+    where p.partition_name = p_partition and p.lease_owner = p_worker
+      and exists (select from fleet.erasure_items i where i.partition_name = p.partition_name and i.archive_at is null)
+    returning p.partition_name
+  )
+  select exists (select from renewed);
+$$;
+
+comment on function fleet.renew_erasure_lease(text, text, interval) is
+  'Extends an archiver''s lease on an archive from which devices are erased. Returns false if the archiver no longer holds it.';
+--! EndIncluded erase/renew_erasure_lease.sql
+--! Included erase/check_erasure_lease.sql
+create or replace function fleet.check_erasure_lease(p_partition text, p_worker text, p_device_ids bigint[] default '{}')
+returns fleet.hb_partitions
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_partition fleet.hb_partitions;
+begin
+  v_partition := fleet.get_partition(p_partition);
+  if v_partition.lease_owner is distinct from p_worker or v_partition.proven_at is null or v_partition.archive_url is null then
+    raise exception using
+      errcode = 'FL003',
+      message = format(
+        'partition %s is %s and leased to %s, not to %s',
+        p_partition, v_partition.state, coalesce(v_partition.lease_owner, 'nobody'), coalesce(p_worker, 'null')
+      ),
+      hint = 'The lease ran out and another archiver may have taken it: stop working on this archive.';
+  end if;
+  if v_partition.held_reason is not null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s is held (%s), and its archive is not changed', p_partition, v_partition.held_reason),
+      hint = format('Release it first: select fleet.release_partition(%L);', p_partition);
+  end if;
+  if not exists (select from fleet.erasure_items i where i.partition_name = p_partition and i.archive_at is null)
+    or exists (
+      select from unnest(p_device_ids) d (device_id)
+      where not exists (
+        select from fleet.erasure_items i
+        join fleet.erasures e using (erasure_id)
+        where i.partition_name = p_partition and i.archive_at is null and i.recorded_at is null and e.device_id = d.device_id
+      )
+    ) then
+    raise exception using
+      errcode = 'FL002',
+      message = format('no erasure covers these devices in the archive of %s; it stays as it is', p_partition),
+      hint = 'Claim it first with fleet.claim_erasure().';
+  end if;
+  return v_partition;
+end
+$$;
+
+comment on function fleet.check_erasure_lease(text, text, bigint[]) is
+  'Returns the partition''s row, locked, if this archiver holds its lease, it is not held, and an erasure of each of these '
+  'devices has to go through its archive. Raises an error otherwise.';
+--! EndIncluded erase/check_erasure_lease.sql
+--! Included erase/begin_erasure.sql
+-- UNLOGGED, so that what is erased is not written to the WAL once more.
+create or replace function fleet.begin_erasure(p_partition text, p_worker text) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_partition fleet.hb_partitions;
+  v_table text := left('erasing_' || p_partition, 63);
+begin
+  v_partition := fleet.check_erasure_lease(p_partition, p_worker);
+  if v_partition.columns is null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('nothing is erased from the archive of %s: its columns are not recorded', p_partition),
+      hint = 'The archiver records them from the manifest. Run the archiver version that belongs to this database.';
+  end if;
+  perform fleet.require_forms(p_partition, v_partition.columns);
+  execute format('drop table if exists fleet.%I', v_table);
+  execute format('create unlogged table fleet.%I (%s)', v_table, (
+    select string_agg(format('%I %s', c.value ->> 'name', c.value ->> 'type'), ', ' order by c.ordinality)
+    from jsonb_array_elements(v_partition.columns) with ordinality c
+  ));
+  execute format('grant select, insert on fleet.%I to fleet_archiver', v_table);
+  return format('fleet.%I', v_table);
+end
+$$;
+
+comment on function fleet.begin_erasure(text, text) is
+  'Creates the empty table for the rows that are erased from an archive, with the columns of the archive, and returns its name. '
+  'fleet.record_erasure() counts them there and drops it.';
+--! EndIncluded erase/begin_erasure.sql
+--! Included erase/rows_of_device.sql
+create or replace function fleet.rows_of_device(p_table regclass, p_device_id bigint) returns setof integer
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query execute format('select 1 from only %s where device_id = $1', p_table) using p_device_id;
+end
+$$;
+
+comment on function fleet.rows_of_device(regclass, bigint) is
+  'One row for each row that a table has of a device. Used by fleet.record_erasure().';
+--! EndIncluded erase/rows_of_device.sql
+--! Included erase/record_erasure.sql
+-- Postgres itself sees every row that goes: the archiver copies them into the table of fleet.begin_erasure(). They must all be of
+-- devices that are being erased, and count, times and row hash of the archive fall by exactly them. So an archiver cannot use
+-- this to lose other rows: a restore would find another row hash.
+create or replace function fleet.record_erasure(
+  p_partition text,
+  p_worker text,
+  p_device_ids bigint[],
+  p_archive_url text,
+  p_checksum_sha256 text,
+  p_archive_bytes bigint,
+  p_manifest_format integer,
+  p_rows_sha256 text,
+  p_row_count bigint,
+  p_min_ts timestamptz,
+  p_max_ts timestamptz,
+  p_leftovers text[]
+) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  c_revision constant text := '(?:_r([0-9]+))?\.parquet$';
+  v_partition fleet.hb_partitions;
+  v_table regclass;
+  v_erased record;
+  v_strange bigint;
+  v_is_retired boolean;
+  v_in_table bigint := 0;
+begin
+  v_partition := fleet.check_erasure_lease(p_partition, p_worker, p_device_ids);
+  v_table := to_regclass(format('fleet.%I', left('erasing_' || p_partition, 63)));
+  if v_table is null or p_device_ids is null or cardinality(p_device_ids) = 0 then
+    raise exception using
+      errcode = 'FL002',
+      message = format('%s has not begun to erase devices from the archive of %s', p_worker, p_partition),
+      hint = 'Call fleet.begin_erasure() first.';
+  end if;
+  if p_checksum_sha256 is null or p_checksum_sha256 !~ '^[0-9a-f]{64}$' or p_rows_sha256 is null
+    or p_rows_sha256 !~ '^[0-9a-f]{64}$' or p_archive_bytes is null
+    or regexp_replace(p_archive_url, c_revision, '') is distinct from regexp_replace(v_partition.archive_url, c_revision, '')
+    or coalesce(substring(p_archive_url from c_revision)::integer, 1)
+      <= coalesce(substring(v_partition.archive_url from c_revision)::integer, 1) then
+    raise exception using
+      errcode = 'FL422',
+      message = format('%s is not a later revision of %s', coalesce(p_archive_url, 'null'), v_partition.archive_url),
+      hint = 'Give the place, the checksums and the size of the revision without the erased devices.';
+  end if;
+
+  -- The archiver may insert until here.
+  execute format('revoke all on %s from fleet_archiver', v_table);
+  execute format('alter table %s disable row level security', v_table);
+  execute format('select count(*) from %s where (device_id = any ($1)) is not true', v_table)
+  into v_strange using p_device_ids;
+  select * into v_erased from fleet.count_rows(v_table);
+  if v_strange > 0 or p_row_count is distinct from v_partition.row_count - v_erased.row_count
+    or (p_min_ts is null) is distinct from (p_row_count = 0) or (p_max_ts is null) is distinct from (p_row_count = 0)
+    or p_min_ts < v_partition.min_ts or p_max_ts > v_partition.max_ts or p_min_ts > p_max_ts
+    or p_row_count > 0 and v_erased.min_ts > v_partition.min_ts and p_min_ts <> v_partition.min_ts
+    or p_row_count > 0 and v_erased.max_ts < v_partition.max_ts and p_max_ts <> v_partition.max_ts then
+    raise exception using
+      errcode = 'FL010',
+      message = format(
+        'the new archive of %s is not the old one without the erased devices; the old one is kept', p_partition
+      ),
+      detail = format(
+        'rows %s, erased %s (%s of them of other devices), new %s; from %s to %s, new %s to %s', v_partition.row_count,
+        v_erased.row_count, v_strange, coalesce(p_row_count::text, 'null'), v_partition.min_ts, v_partition.max_ts, p_min_ts,
+        p_max_ts
+      ),
+      hint = 'Check the archive: npm run archive -- verify';
+  end if;
+
+  -- A retired table that is not dropped yet. It stays equal to its archive.
+  v_is_retired := v_partition.state in ('detached', 'archiving', 'archived', 'archive_failed');
+  if v_is_retired then
+    v_in_table := fleet.delete_heartbeats(p_partition, p_device_ids);
+  end if;
+  update fleet.erasure_items i
+  set recorded_at = now(), rows_archived = i.rows_archived + d.rows, leftovers = p_leftovers,
+    replaced = jsonb_build_object(
+      'archive_url', v_partition.archive_url, 'checksum_sha256', v_partition.checksum_sha256,
+      'archive_bytes', v_partition.archive_bytes, 'row_count', v_partition.row_count
+    ),
+    confirmed_at = null, confirmed_by = null, last_error = null, attempts = 0, next_attempt_at = null,
+    online_at = case when v_is_retired then coalesce(i.online_at, now()) else i.online_at end,
+    rows_online = i.rows_online + case when v_is_retired then least(d.rows, v_in_table) else 0 end
+  from fleet.erasures e
+  cross join lateral (
+    select count(*) as rows from fleet.rows_of_device(v_table, e.device_id)
+  ) d
+  where i.partition_name = p_partition and i.archive_at is null and i.recorded_at is null
+    and e.erasure_id = i.erasure_id and e.device_id = any (p_device_ids);
+  update fleet.hb_partitions p
+  set archive_url = p_archive_url, checksum_sha256 = p_checksum_sha256, archive_bytes = p_archive_bytes,
+    manifest_format = p_manifest_format, rows_sha256 = p_rows_sha256, content_checksum = null, checksum_version = null,
+    row_count = p_row_count, min_ts = p_min_ts, max_ts = p_max_ts,
+    rows_hash = p.rows_hash - v_erased.rows_hash,
+    counted = null,
+    proven_at = now(), confirmed_at = null, confirmed_by = null,
+    lease_owner = case when (select s.proofs_needed from fleet.settings s) = 1 then p.lease_owner end,
+    lease_until = case when (select s.proofs_needed from fleet.settings s) = 1 then p.lease_until end
+  where p.partition_name = p_partition;
+  execute format('drop table %s', v_table);
+  perform fleet.increment_counter('archive_bytes_pushed_total', p_archive_bytes);
+  perform fleet.record_event('partition.erase', p_partition, v_erased.row_count, p_detail => p_archive_url);
+  return (select s.proofs_needed = 1 from fleet.settings s);
+end
+$$;
+
+comment on function fleet.record_erasure(
+  text, text, bigint[], text, text, bigint, integer, text, bigint, timestamptz, timestamptz, text[]
+) is
+  'Records a proven revision of an archive without the devices of an erasure, and deletes them from a retired table that is '
+  'still there. The erased rows are in the table of fleet.begin_erasure(): Postgres checks that they are all of these devices and '
+  'that the archive has exactly these fewer. Returns whether the objects in p_leftovers may be deleted now: if '
+  'settings.proofs_needed is 2, a second proof comes first.';
+--! EndIncluded erase/record_erasure.sql
+--! Included erase/record_absence.sql
+create or replace function fleet.record_absence(p_partition text, p_worker text, p_device_ids bigint[], p_checksum_sha256 text)
+returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_partition fleet.hb_partitions;
+  v_rows bigint := 0;
+begin
+  v_partition := fleet.check_erasure_lease(p_partition, p_worker, p_device_ids);
+  if v_partition.state in ('detached', 'archiving', 'archived', 'archive_failed') then
+    v_rows := fleet.delete_heartbeats(p_partition, p_device_ids);
+  end if;
+  if p_checksum_sha256 is distinct from v_partition.checksum_sha256 or v_rows > 0 and v_partition.state = 'archived' then
+    raise exception using
+      errcode = 'FL010',
+      message = format(
+        '%s says that the archive of %s has no row of the erased devices, but %s; nothing was deleted', p_worker, p_partition,
+        case
+          when v_rows > 0 then format('its table has %s', v_rows)
+          else format('it read an object with SHA-256 %s, not %s', p_checksum_sha256, v_partition.checksum_sha256)
+        end
+      ),
+      hint = 'Check the archive: npm run archive -- verify';
+  end if;
+  update fleet.erasure_items i
+  set archive_at = now(), last_error = null, attempts = 0, next_attempt_at = null,
+    online_at = case when v_partition.state not in ('active', 'restored') then coalesce(i.online_at, now()) else i.online_at end,
+    rows_online = i.rows_online + v_rows
+  from fleet.erasures e
+  where i.partition_name = p_partition and i.archive_at is null and i.recorded_at is null
+    and e.erasure_id = i.erasure_id and e.device_id = any (p_device_ids);
+  update fleet.hb_partitions
+  set lease_owner = null, lease_until = null
+  where partition_name = p_partition;
+end
+$$;
+
+comment on function fleet.record_absence(text, text, bigint[], text) is
+  'Records that an archive, read and found to be the one that was proven, holds no row of these devices, and gives the partition '
+  'back. Refused if its table, which is still there, has such rows.';
+--! EndIncluded erase/record_absence.sql
+--! Included erase/finish_erasure.sql
+create or replace function fleet.finish_erasure(p_partition text, p_worker text) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform fleet.check_erasure_lease(p_partition, p_worker);
+  update fleet.erasure_items i
+  set archive_at = now(), leftovers = null, last_error = null, attempts = 0, next_attempt_at = null
+  from fleet.settings s
+  where i.partition_name = p_partition and i.archive_at is null and i.recorded_at is not null
+    and (s.proofs_needed = 1 or i.confirmed_at is not null);
+  if not found then
+    raise exception using
+      errcode = 'FL001',
+      message = format('the new archive of %s is not recorded, or not confirmed by a second login', p_partition),
+      hint = 'Call fleet.record_erasure() first; with settings.proofs_needed at 2 also run: npm run archive -- confirm.';
+  end if;
+  update fleet.hb_partitions
+  set lease_owner = null, lease_until = null
+  where partition_name = p_partition;
+end
+$$;
+
+comment on function fleet.finish_erasure(text, text) is
+  'Records that the objects that a revision without erased devices replaced are deleted, and gives the partition back.';
+--! EndIncluded erase/finish_erasure.sql
+--! Included erase/fail_erasure.sql
+create or replace function fleet.fail_erasure(p_partition text, p_worker text, p_error text) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update fleet.hb_partitions
+  set lease_owner = null, lease_until = null
+  where partition_name = p_partition and lease_owner = p_worker;
+  if not found then
+    return;
+  end if;
+  update fleet.erasure_items i
+  set attempts = i.attempts + 1, last_error = p_error,
+    -- After 1, 2, 4, ... minutes, at most an hour.
+    next_attempt_at = now() + least(interval '1 minute' * (2 ^ least(i.attempts, 10)), interval '1 hour')
+  where i.partition_name = p_partition and i.archive_at is null;
+  execute format('drop table if exists fleet.%I', left('erasing_' || p_partition, 63));
+  perform fleet.record_event('partition.erase.failed', p_partition, p_detail => p_error, p_is_ok => false);
+end
+$$;
+
+comment on function fleet.fail_erasure(text, text, text) is
+  'Records that devices could not be erased from an archive and why, and when to try again. The archive is as it was, or its new '
+  'revision is recorded and the old object is still there.';
+--! EndIncluded erase/fail_erasure.sql
+--! Included erase/erasures_to_confirm.sql
+create or replace function fleet.erasures_to_confirm()
+returns table (
+  partition_name text, range_start timestamptz, range_end timestamptz, device_ids bigint[], archive_url text,
+  checksum_sha256 text, rows_sha256 text, row_count bigint, columns jsonb, old_archive_url text, old_checksum_sha256 text,
+  old_row_count bigint
+)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select p.partition_name, p.range_start, p.range_end, array_agg(e.device_id order by e.device_id), p.archive_url,
+    p.checksum_sha256, p.rows_sha256, p.row_count, p.columns, min(i.replaced ->> 'archive_url'),
+    min(i.replaced ->> 'checksum_sha256'), min((i.replaced ->> 'row_count')::bigint)
+  from fleet.erasure_items i
+  join fleet.erasures e using (erasure_id)
+  join fleet.hb_partitions p using (partition_name)
+  where i.recorded_at is not null and i.archive_at is null and i.confirmed_at is null
+  group by p.partition_name
+  order by p.range_start;
+$$;
+
+comment on function fleet.erasures_to_confirm() is
+  'The archives without erased devices whose old object is still there and that no second login has compared with it.';
+--! EndIncluded erase/erasures_to_confirm.sql
+--! Included erase/confirm_erasure.sql
+create or replace function fleet.confirm_erasure(
+  p_partition text,
+  p_old_checksum_sha256 text,
+  p_checksum_sha256 text,
+  p_rows_sha256 text,
+  p_old_rows_sha256 text
+) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_partition fleet.hb_partitions;
+begin
+  if pg_has_role(session_user, 'fleet_archiver', 'member') then
+    raise exception using
+      errcode = 'FL002',
+      message = format('%s may act as the archiver, so it cannot confirm what the archiver proved', session_user),
+      hint = 'Confirm with a login that is a member of fleet_verifier and of no other role of the store.';
+  end if;
+  v_partition := fleet.get_partition(p_partition);
+  if p_old_rows_sha256 is distinct from p_rows_sha256
+    or (p_checksum_sha256, p_rows_sha256) is distinct from (v_partition.checksum_sha256, v_partition.rows_sha256)
+    or exists (
+      select from fleet.erasure_items i
+      where i.partition_name = p_partition and i.recorded_at is not null and i.archive_at is null
+        and i.replaced ->> 'checksum_sha256' is distinct from p_old_checksum_sha256
+    ) then
+    raise exception using
+      errcode = 'FL010',
+      message = format(
+        'the new archive of %s, as %s read it, is not the old one without the erased devices; the old one is kept',
+        p_partition, session_user
+      ),
+      detail = format(
+        'sha256 %s, read %s; rows_sha256 %s, read %s, of the old one without the devices %s', v_partition.checksum_sha256,
+        p_checksum_sha256, v_partition.rows_sha256, p_rows_sha256, p_old_rows_sha256
+      ),
+      hint = 'Both objects are kept until they are confirmed. Either one is damaged, or the archiver cannot be trusted: stop it.';
+  end if;
+  update fleet.erasure_items
+  set confirmed_at = now(), confirmed_by = session_user
+  where partition_name = p_partition and recorded_at is not null and archive_at is null and confirmed_at is null;
+  if not found then
+    return false;
+  end if;
+  perform fleet.record_event('partition.erase.confirm', p_partition, p_detail => session_user::text);
+  perform pg_notify('fleet_archiver', p_partition);
+  return true;
+end
+$$;
+
+comment on function fleet.confirm_erasure(text, text, text, text, text) is
+  'Records that a second login read the old and the new object of an archive and found that the new one is the old one without '
+  'the erased devices. Returns false if there is nothing to confirm. Required before the old object is deleted if '
+  'settings.proofs_needed is 2. Used by: npm run archive -- confirm.';
+--! EndIncluded erase/confirm_erasure.sql
+--! Included checks/check_erasures.sql
+create or replace function fleet.check_erasures(p_now timestamptz default now())
+returns table (check_name text, status text, detail text, remedy text)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO'
+set lock_timeout = '300ms'
+as $$
+#variable_conflict use_column
+declare
+  v_failed text;
+  v_retries text;
+  v_slow text;
+  v_unconfirmed boolean;
+begin
+  perform fleet.not_in_future(p_now);
+  check_name := 'erasures';
+  -- By the number of the erasure, because more people see this than may know the device.
+  select string_agg(format('erasure %s: %s', e.erasure_id, e.last_error), '; ' order by e.erasure_id),
+    string_agg(format('select fleet.retry_erasure(%s);', e.erasure_id), e'\n' order by e.erasure_id)
+  into v_failed, v_retries
+  from fleet.erasure_progress e
+  where e.state = 'running'
+    and (
+      exists (select from fleet.erasure_items i where i.erasure_id = e.erasure_id and i.last_error is not null)
+      or e.last_error is not null and e.requested_at < p_now - interval '1 hour'
+    );
+  select string_agg(
+      format('erasure %s, with %s partitions and %s archives left', e.erasure_id, e.partitions_left, e.archives_left),
+      '; ' order by e.erasure_id
+    ),
+    bool_or(exists (
+      select from fleet.erasure_items i
+      cross join fleet.settings s
+      where i.erasure_id = e.erasure_id and i.recorded_at is not null and i.archive_at is null and i.confirmed_at is null
+        and s.proofs_needed > 1
+    ))
+  into v_slow, v_unconfirmed
+  from fleet.erasure_progress e
+  where e.state = 'running' and e.requested_at < p_now - interval '1 day';
+  status := case when v_failed is not null then 'fail' when v_slow is not null then 'warn' else 'ok' end;
+  detail := coalesce(v_failed, 'running for more than a day: ' || v_slow, 'no erasure has failed or is stuck');
+  remedy := case
+    when v_failed is not null then e'-- once the cause is fixed\n' || v_retries || e'\ncall fleet.run_erasures();'
+    when v_unconfirmed then e'# in a shell, with VERIFIER_DATABASE_URL\nnpm run archive -- confirm'
+    when v_slow is not null then 'call fleet.run_erasures();'
+  end;
+  return next;
+end
+$$;
+
+comment on function fleet.check_erasures(timestamptz) is
+  'The part of fleet.check() about erasures: those that failed, and those that do not end.';
+--! EndIncluded checks/check_erasures.sql
 --! Included setup/grants.sql
 -- Who may do what. Everything is revoked first, so that only the grants in this file apply.
 revoke all on all tables in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
@@ -6888,9 +8151,13 @@ grant execute on procedure
   fleet.run_planned_steps(bigint)
 to fleet_server, fleet_dba;
 grant execute on procedure fleet.maintain(bigint, timestamptz) to fleet_dba;
+grant execute on procedure fleet.run_erasures(interval) to fleet_dba;
 
 grant execute on function
   fleet.enroll_device(text, text),
+  fleet.erase_device(bigint, text),
+  fleet.retry_erasure(bigint),
+  fleet.erase_step(),  -- called by the procedure run_erasures
   fleet.is_night_missed(timestamptz),
   fleet.retention_plan(interval, timestamptz),
   fleet.rollup_plan(timestamptz),
@@ -6935,6 +8202,7 @@ grant execute on function
   fleet.check_devices(timestamptz),
   fleet.check_scheduler(timestamptz),
   fleet.check_archive(timestamptz),
+  fleet.check_erasures(timestamptz),
   fleet.check_columns(),
   fleet.check_sessions(timestamptz),
   fleet.check_storage(timestamptz),
@@ -6985,6 +8253,15 @@ grant execute on function
   fleet.begin_restore(text, text),
   fleet.finish_restore(text, text, text),
   fleet.fail_restore(text, text, text),
+  fleet.claim_erasure(text, interval),
+  fleet.renew_erasure_lease(text, text, interval),
+  fleet.begin_erasure(text, text),
+  fleet.record_erasure(
+    text, text, bigint[], text, text, bigint, integer, text, bigint, timestamptz, timestamptz, text[]
+  ),
+  fleet.record_absence(text, text, bigint[], text),
+  fleet.finish_erasure(text, text),
+  fleet.fail_erasure(text, text, text),
   fleet.register_archive(
     text, timestamptz, timestamptz, bigint, numeric, timestamptz, timestamptz, text, text, bigint, jsonb, timestamptz, integer,
     integer, text
@@ -7011,6 +8288,12 @@ to fleet_server;
 grant execute on function fleet.lock_holders(text) to fleet_reader, fleet_dba;
 grant select on fleet.archives to fleet_archiver, fleet_verifier;
 grant execute on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz, text, text) to fleet_verifier;
+grant execute on function
+  fleet.erasures_to_confirm(),
+  fleet.confirm_erasure(text, text, text, text, text)
+to fleet_verifier;
+-- Not to fleet_reader: the ids of erased devices are nobody else's business.
+grant select on fleet.erasures, fleet.erasure_items, fleet.erasure_progress to fleet_dba;
 
 grant select on
   fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings,
