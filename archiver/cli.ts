@@ -7,6 +7,7 @@ import { confirmArchives } from './archive/confirm.ts'
 import { createLog } from '../lib/log.ts'
 import { queryArchive, QueryError, type Answer, type Days } from './query/query.ts'
 import { findOrphans, listArchives, verifyArchive } from './archive/verify.ts'
+import { moveOldObjects } from './archive/move.ts'
 import { closeWorker, openWorker, type Worker } from './context.ts'
 import { restoreOnce, writeIndex } from './worker.ts'
 import { describeError, reportFailure, SettingsError, UsageError } from '../lib/errors.ts'
@@ -25,7 +26,8 @@ const USAGE = `usage: npm run archive -- <command>
                            VERIFIER_DATABASE_URL; exit code 1 if one cannot be confirmed
   register                 registers every archive of the store in a database that did not write it, for example after the
                            loss of the one that did; reads back and proves each one first; exit code 1 if one cannot be registered
-  reindex                  writes index.json again from the manifests; exit code 1 if one cannot be read
+  reindex                  writes index.json again from the manifests, and moves what versions before 0.3 stored among the
+                           Parquet files; exit code 1 if a manifest cannot be read or moved
   a date is a UTC day, like 2026-08-15`
 
 /** A table is for people, and its columns are as wide as its widest row. */
@@ -165,13 +167,17 @@ async function verify(worker: Worker, { isQuick, date }: { isQuick: boolean; dat
 }
 
 async function reindex(worker: Worker) {
+  const old = await moveOldObjects(worker, key => showProgress(`moving ${key}`))
+  showProgress('')
   const { count, faults } = await writeIndex(worker)
-  for (const fault of faults) console.log(fault)
+  for (const fault of [...old.faults, ...faults]) console.log(fault)
+  if (old.moved > 0) console.error(`${old.moved} objects of an older version moved out of device_heartbeats/`)
   console.error(
     `index.json lists ${count} ${count === 1 ? 'archive' : 'archives'}` +
+      (old.faults.length === 0 ? '' : `; ${old.faults.length} objects could not be moved`) +
       (faults.length === 0 ? '' : `; ${faults.length} manifests could not be read`),
   )
-  return faults.length > 0 ? 1 : 0
+  return old.faults.length + faults.length > 0 ? 1 : 0
 }
 
 /** @throws {SettingsError} when VERIFIER_DATABASE_URL is not set */

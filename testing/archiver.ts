@@ -72,7 +72,12 @@ export async function workAll(t: Test, db: TestDatabase, directory: string) {
 
 /** Runs `npm run archive -- …` and waits until it ends. */
 export async function runCli(t: Test, db: TestDatabase, directory: string, ...args: string[]) {
-  const cli = await spawnNode(t, 'archiver/cli.ts', { args, env: archiverEnv(db, directory) })
+  return await runCliWith(t, db, directory, {}, ...args)
+}
+
+/** The same, with other settings. */
+export async function runCliWith(t: Test, db: TestDatabase, directory: string, env: Env, ...args: string[]) {
+  const cli = await spawnNode(t, 'archiver/cli.ts', { args, env: archiverEnv(db, directory, env) })
   const { code } = await cli.exited
   return { code, output: cli.output() }
 }
@@ -267,7 +272,10 @@ export function pathsOf(directory: string, date = retiredDay) {
   return {
     folder,
     parquet: join(folder, `device_heartbeats_${date.replaceAll('-', '')}.parquet`),
-    manifest: join(folder, 'manifest.json'),
+    manifest: join(directory, 'archive/manifests', `date=${date}`, 'manifest.json'),
+    superseded: join(directory, 'archive/superseded', `date=${date}`),
+    /** Where versions before manifest format 4 stored it. */
+    oldManifest: join(folder, 'manifest.json'),
   }
 }
 

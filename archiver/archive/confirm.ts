@@ -36,7 +36,6 @@ export async function confirmArchives(worker: Worker, onArchive: (archive: Archi
 async function confirm(worker: Worker, archive: Archive) {
   const { sql } = worker
   const { store, key } = await locate(archive.archive_url, worker.store, worker.storeOptions)
-  const keys = { parquet: key, manifest: `${key.slice(0, key.lastIndexOf('/') + 1)}manifest.json` }
   const expected = {
     range_start: isoMicros(archive.range_start),
     range_end: isoMicros(archive.range_end),
@@ -46,7 +45,7 @@ async function confirm(worker: Worker, archive: Archive) {
   }
   const work = await mkdtemp(join(worker.directory, 'confirm-'))
   try {
-    await readBack(store, keys, expected, work, async ({ manifest, content }) => {
+    await readBack(store, key, expected, work, async ({ manifest, content }) => {
       // The columns that the database recorded, not those of the manifest.
       const inTable = content.rows_sha256 === undefined ? null : await hashTable(worker, archive.partition_name, archive.columns)
       await sql`

@@ -12,7 +12,7 @@ const timestamp = z
   .regex(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$/, 'expected UTC with microseconds, like 2026-08-15T00:00:00.000000Z')
 
 /** The format that is written. A new one needs a reader in `readers` and a manifest in fixtures/; the older ones stay there. */
-export const FORMAT_VERSION = 3
+export const FORMAT_VERSION = 4
 
 const format1 = z.object({
   format_version: z.literal(1),
@@ -71,10 +71,13 @@ const format3 = format2.omit({ content_checksum: true, checksum_version: true })
   rows_csv: z.object({ postgres: z.string(), duckdb: z.string() }),
 })
 
+/** The same fields as format 3. The manifest is no longer among the Parquet files. */
+const format4 = format3.extend({ format_version: z.literal(4) })
+
 /** The manifest of an archive has either rows_sha256 and rows_csv, or, in formats 1 and 2, content_checksum and its version. */
-export type Manifest = Omit<z.infer<typeof format3>, 'format_version' | 'rows_sha256' | 'rows_csv'> & {
+export type Manifest = Omit<z.infer<typeof format4>, 'format_version' | 'rows_sha256' | 'rows_csv'> & {
   format_version: number
-} & Partial<Pick<z.infer<typeof format3>, 'rows_sha256' | 'rows_csv'>> &
+} & Partial<Pick<z.infer<typeof format4>, 'rows_sha256' | 'rows_csv'>> &
   Partial<Pick<z.infer<typeof format2>, 'content_checksum' | 'checksum_version'>>
 export type Superseded = NonNullable<Manifest['superseded']>[number]
 
@@ -83,18 +86,25 @@ const readers: Record<number, z.ZodType<Manifest>> = {
   1: format1.transform(manifest => ({ ...manifest, checksum_version: 1, columns_at: isoMicros(manifest.created_at) })),
   2: format2,
   3: format3,
+  4: format4,
 }
 
-/** Every key of the archive begins with this. */
+/** Only Parquet files are below this, so that query engines read the folder as a table. */
 export const ROOT = 'device_heartbeats/'
-const INDEX_KEY = `${ROOT}index.json`
+export const MANIFESTS = 'manifests/'
+export const SUPERSEDED = 'superseded/'
+const INDEX_KEY = 'index.json'
+
+/** Versions before format 4 stored these among the Parquet files. `npm run archive -- reindex` moves them. */
+export const OLD_SUPERSEDED = `${ROOT}superseded/`
+const OLD_INDEX_KEY = `${ROOT}index.json`
 
 /**
  * The keys of a partition's archive, by its range (never by its name, because pg_partman's versions use different names).
- * A day: `date=2026-08-15/device_heartbeats_20260815.parquet`. A month is under its first day, with the month in the
+ * A day: `device_heartbeats/date=2026-08-15/device_heartbeats_20260815.parquet` and `manifests/date=2026-08-15/manifest.json`. A month is under its first day, with the month in the
  * file's name: `date=2026-08-01/device_heartbeats_202608.parquet`. Ranges do not overlap, so no two archives share a
  * folder. A day that was restored and gained rows gets a new file when it is archived again, and the manifest says which
- * file counts: `device_heartbeats_20260815_r2.parquet`.
+ * file counts: `device_heartbeats_20260815_r2.parquet`. `oldManifest` is where versions before format 4 stored the manifest.
  */
 export function keysOf(range_start: string, range_end: string, revision = 1) {
   const start = isoMicros(range_start)
@@ -110,13 +120,34 @@ export function keysOf(range_start: string, range_end: string, revision = 1) {
   const name = days === 1 ? date.replaceAll('-', '') : date.slice(0, 7).replace('-', '')
   const folder = `${ROOT}date=${date}/`
   const suffix = revision === 1 ? '' : `_r${revision}`
-  return { folder, parquet: `${folder}device_heartbeats_${name}${suffix}.parquet`, manifest: `${folder}manifest.json` }
+  return {
+    folder,
+    parquet: `${folder}device_heartbeats_${name}${suffix}.parquet`,
+    manifest: `${MANIFESTS}date=${date}/manifest.json`,
+    oldManifest: `${folder}manifest.json`,
+  }
 }
 
-/** Where an earlier revision is kept if it holds more than the current one. Readers of `date=*` do not find it there. */
-export function supersededKeys(range_start: string, file: string) {
-  const folder = `${ROOT}superseded/date=${isoMicros(range_start).slice(0, 10)}/`
-  return { folder, parquet: `${folder}${file}`, manifest: `${folder}${file.replace(/\.parquet$/, '')}.manifest.json` }
+/**
+ * Where an earlier revision is kept if it holds more than the current one.
+ * @param root OLD_SUPERSEDED for the place where versions before format 4 kept it
+ */
+export function supersededKeys(range_start: string, file: string, root = SUPERSEDED) {
+  const folder = `${root}date=${isoMicros(range_start).slice(0, 10)}/`
+  const parquet = `${folder}${file}`
+  return { folder, parquet, manifest: supersededManifestKey(parquet) }
+}
+
+function supersededManifestKey(parquet: string) {
+  return `${parquet.replace(/\.parquet$/, '')}.manifest.json`
+}
+
+/** The keys at which the manifest of a Parquet file may be; the first one that exists counts. */
+function manifestKeysOf(parquet: string) {
+  if (parquet.startsWith(SUPERSEDED) || parquet.startsWith(OLD_SUPERSEDED)) return [supersededManifestKey(parquet)]
+  const [, folder, date] = /^(device_heartbeats\/date=(\d{4}-\d\d-\d\d)\/)[^/]+$/.exec(parquet) ?? []
+  if (folder === undefined) throw new Error(`${parquet}: expected the key of an archive, like ${ROOT}date=2026-08-15/….parquet`)
+  return [`${MANIFESTS}date=${date}/manifest.json`, `${folder}manifest.json`]
 }
 
 export interface ManifestInput {
@@ -191,7 +222,7 @@ export function parseManifest(url: string, bytes: Uint8Array): Manifest {
         'a newer version wrote it, use that one',
     )
   }
-  const parsed = (readers[Number(format)] ?? format3).safeParse(value)
+  const parsed = (readers[Number(format)] ?? format4).safeParse(value)
   if (!parsed.success) {
     const faults = parsed.error.issues.map(issue => `${issue.path.join('.') || 'manifest'}: ${issue.message}`)
     throw new Error(`${url}: the manifest is not valid: ${faults.join('; ')}`)
@@ -217,6 +248,49 @@ export async function readManifest(store: Store, key: string, signal?: AbortSign
     throw error
   }
   return parseManifest(`${store.url}/${key}`, bytes)
+}
+
+/** A manifest, and the key at which it was found. */
+export interface FoundManifest {
+  key: string
+  manifest: Manifest
+}
+
+/** Reads the manifest of a Parquet file, in its place or in that of older versions. Undefined if there is none. */
+export async function findManifest(store: Store, parquet: string, signal?: AbortSignal): Promise<FoundManifest | undefined> {
+  const keys = manifestKeysOf(parquet)
+  // The first place once more at the end, because the manifest may have been moved there meanwhile.
+  for (const key of keys.length > 1 ? [...keys, keys[0]!] : keys) {
+    const manifest = await readManifest(store, key, signal)
+    if (manifest) return { key, manifest }
+  }
+  return undefined
+}
+
+/** The same, where there must be one. @throws {ObjectMissing} */
+export async function requireManifest(store: Store, parquet: string, signal?: AbortSignal): Promise<FoundManifest> {
+  const found = await findManifest(store, parquet, signal)
+  if (!found) throw new ObjectMissing(`${store.url}/${manifestKeysOf(parquet)[0]}`)
+  return found
+}
+
+/** The keys of the manifests of all archives in the store, by their day, in order. One in its place counts before an older one. */
+export async function listManifests(store: Store, signal?: AbortSignal): Promise<Map<string, string>> {
+  const keys: [day: string, key: string][] = []
+  for (const root of [ROOT, MANIFESTS]) {
+    for await (const { key } of store.list(`${root}date=`, signal)) {
+      const [, day] = /^\w+\/date=(\d{4}-\d\d-\d\d)\/manifest\.json$/.exec(key) ?? []
+      if (day !== undefined) keys.push([day, key])
+    }
+  }
+  return new Map([...new Map(keys)].sort(([a], [b]) => (a < b ? -1 : 1)))
+}
+
+/** @throws unless the manifest was found in the place of its day */
+export function checkPlace(store: Store, key: string, { range_start, range_end }: Manifest) {
+  const { manifest, oldManifest } = keysOf(range_start, range_end)
+  if (key !== manifest && key !== oldManifest)
+    throw new Error(`${store.url}/${key}: the manifest is for ${range_start}, whose place is ${store.url}/${manifest}`)
 }
 
 /** Writes the manifest. From then on the archive exists. */
@@ -255,25 +329,23 @@ function claimText(value: Claims[keyof Claims]) {
 }
 
 /**
- * Writes index.json again from the manifests, which alone decide what the archive holds.
+ * Writes index.json again from the manifests, which alone decide what the archive holds, and deletes the one of older versions,
+ * which would be in the way of query engines.
  * @returns how many archives it lists, and a sentence for each manifest that could not be read
  */
 export async function rebuildIndex(store: Store, signal?: AbortSignal) {
-  const keys: string[] = []
-  for await (const { key } of store.list(ROOT, signal)) {
-    if (key.endsWith('/manifest.json')) keys.push(key)
-  }
   const faults: string[] = []
   const archives: object[] = []
-  const waiting = [...keys]
+  const waiting = [...(await listManifests(store, signal)).values()]
   const read = async () => {
     for (let key = waiting.shift(); key !== undefined; key = waiting.shift()) {
       try {
         const manifest = await readManifest(store, key, signal)
         if (!manifest) continue
+        checkPlace(store, key, manifest)
         const { partition, range_start, range_end, min_ts, max_ts, row_count, bytes, sha256, file } = manifest
         const { rows_sha256, content_checksum } = manifest
-        const path = `${key.slice(0, key.lastIndexOf('/') + 1)}${file}`
+        const path = `${keysOf(range_start, range_end).folder}${file}`
         archives.push({
           partition,
           range_start,
@@ -286,6 +358,7 @@ export async function rebuildIndex(store: Store, signal?: AbortSignal) {
           rows_sha256,
           content_checksum,
           path,
+          manifest: key,
         })
       } catch (error) {
         signal?.throwIfAborted()
@@ -296,5 +369,6 @@ export async function rebuildIndex(store: Store, signal?: AbortSignal) {
   await Promise.all(Array.from({ length: 8 }, read))
   archives.sort((a, b) => ((a as Manifest).range_start < (b as Manifest).range_start ? -1 : 1))
   await store.putBytes(INDEX_KEY, Buffer.from(`${JSON.stringify({ format_version: 1, archives }, null, 2)}\n`), signal)
+  await store.delete(OLD_INDEX_KEY, signal)
   return { count: archives.length, faults }
 }

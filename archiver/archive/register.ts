@@ -2,7 +2,7 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { recordColumns } from './columns.ts'
 import { describeError } from '../../lib/errors.ts'
-import { keysOf, readManifest, ROOT, type Manifest } from './manifest.ts'
+import { checkPlace, keysOf, listManifests, readManifest, type Manifest } from './manifest.ts'
 import { plainColumns } from './parquet.ts'
 import { readBack } from './proof.ts'
 import { listArchives } from './verify.ts'
@@ -16,21 +16,16 @@ import type { Worker } from '../context.ts'
  */
 export async function registerArchives(worker: Worker, onArchive: (manifest: Manifest) => void) {
   const { sql, store } = worker
-  const keys: string[] = []
-  for await (const { key } of store.list(`${ROOT}date=`)) {
-    if (key.endsWith('/manifest.json')) keys.push(key)
-  }
   const known = new Map((await listArchives(worker)).map(archive => [archive.archive_url, archive.checksum_sha256]))
   const faults: string[] = []
   let registered = 0
   let alreadyKnown = 0
-  for (const key of keys.sort()) {
+  for (const key of (await listManifests(store)).values()) {
     try {
       const manifest = await readManifest(store, key)
       if (!manifest) continue
-      const { parquet, manifest: ownKey } = keysOf(manifest.range_start, manifest.range_end, manifest.revision)
-      if (key !== ownKey)
-        throw new Error(`${store.url}/${key}: the manifest is for ${manifest.range_start}, whose place is ${store.url}/${ownKey}`)
+      checkPlace(store, key, manifest)
+      const { parquet } = keysOf(manifest.range_start, manifest.range_end, manifest.revision)
       const url = `${store.url}/${parquet}`
       if (known.get(url) === manifest.sha256) {
         await recordColumns(sql, manifest.partition, manifest)
@@ -40,7 +35,7 @@ export async function registerArchives(worker: Worker, onArchive: (manifest: Man
       onArchive(manifest)
       const work = await mkdtemp(join(worker.directory, 'register-'))
       try {
-        await readBack(store, { parquet, manifest: key }, {}, work, async ({ content }) => {
+        await readBack(store, parquet, {}, work, async ({ content }) => {
           await sql`
             select fleet.register_archive(
               ${manifest.partition}, ${manifest.range_start}, ${manifest.range_end}, ${content.row_count},

@@ -17,13 +17,14 @@ export async function openStore(url: string, options: StoreOptions = {}): Promis
 }
 
 /**
- * Finds the object an `archive_url` means: in the store in use, or in another one, because archives
+ * Finds the object that an `archive_url` means: in the store in use, or in another one, because archives
  * made before ARCHIVE_URL was changed stay readable.
  */
 export async function locate(objectUrl: string, current: Store, options: StoreOptions = {}) {
   if (objectUrl.startsWith(`${current.url}/`)) {
     return { store: current, key: objectUrl.slice(current.url.length + 1) }
   }
-  const slash = objectUrl.lastIndexOf('/')
-  return { store: await openStore(objectUrl.slice(0, slash), options), key: objectUrl.slice(slash + 1) }
+  const root = objectUrl.lastIndexOf('/device_heartbeats/date=')
+  const end = root === -1 ? objectUrl.lastIndexOf('/') : root
+  return { store: await openStore(objectUrl.slice(0, end), options), key: objectUrl.slice(end + 1) }
 }

@@ -120,12 +120,12 @@ async function liveThrough(t: Test, { db, partition, directory }: Awaited<Return
   t.match(await run(t, db, directory, env, 'reindex'), { code: 0 })
   const day = retiredDay.replaceAll('-', '')
   return [
-    `date=${retiredDay}/device_heartbeats_${day}_r2.parquet`,
-    `date=${retiredDay}/manifest.json`,
+    `device_heartbeats/date=${retiredDay}/device_heartbeats_${day}_r2.parquet`,
     'index.json',
+    `manifests/date=${retiredDay}/manifest.json`,
     `superseded/date=${retiredDay}/device_heartbeats_${day}.manifest.json`,
     `superseded/date=${retiredDay}/device_heartbeats_${day}.parquet`,
-  ].map(key => `an/archive/device_heartbeats/${key}`)
+  ].map(key => `an/archive/${key}`)
 }
 
 /** Archives a day with settings that the bucket refuses: the day is kept, nothing is stored, and last_error has the hint. */
