@@ -228,11 +228,7 @@ for (const archivedAs of [format1, await makeCurrent(t)]) {
         const first = JSON.parse(
           await readFile(join(archivedAs.directory, archivedAs.manifests, `date=${day}/manifest.json`), 'utf8'),
         ) as Manifest
-        t.same(
-          await filesOf(folder),
-          [file.replace('.parquet', '_r2.parquet')],
-          'readers of *.parquet see each row once',
-        )
+        t.same(await filesOf(folder), [file.replace('.parquet', '_r2.parquet')], 'readers of *.parquet see each row once')
         if (change.leftOut === null) {
           t.equal(second.superseded, undefined)
           t.same(await filesOf(aside), [], 'the new file holds everything that was in the old one')

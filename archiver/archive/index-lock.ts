@@ -5,7 +5,12 @@ import { openSession, type Database } from '../database.ts'
  * @param what what is not done if the lock cannot be had, as a sentence without its full stop
  * @throws if another archiver holds the lock for 10 s: one that hangs must not keep all others from their work
  */
-export async function withIndexLock<T>(database: Database, what: string, use: () => Promise<T>, signal?: AbortSignal): Promise<T> {
+export async function withIndexLock<T>(
+  database: Database,
+  what: string,
+  use: () => Promise<T>,
+  signal?: AbortSignal,
+): Promise<T> {
   const session = await openSession(database, signal)
   try {
     // The lock ends with its connection.

@@ -76,7 +76,7 @@ t.test('only Parquet files are below device_heartbeats/, and an engine reads the
   const duckdb = await (await DuckDBInstance.create()).connect()
   // Every file of the folder, whatever its name is, as other engines take them.
   const rows = await duckdb.runAndReadAll(
-    `select count(*)::int as rows, min(date)::varchar as date from read_parquet('${join(directory, 'archive/device_heartbeats')}/**')`,
+    `select count(*)::int as rows, date::varchar as date from read_parquet('${join(directory, 'archive/device_heartbeats')}/**') group by date`,
   )
   t.same(rows.getRowObjectsJson(), [{ rows: 1000, date: retiredDay }])
   duckdb.closeSync()
@@ -113,7 +113,7 @@ for (const fixture of ['archive-1', 'archive-3']) {
     t.match(JSON.parse(await readFile(join(archive, 'index.json'), 'utf8')), {
       archives: [{ path: `device_heartbeats/date=${oldDay}/${oldFile}`, manifest: `manifests/date=${oldDay}/manifest.json` }],
     })
-    t.match((await runCli(t, db, directory, 'reindex')).output, /^index.json lists 1 archive$/)
+    t.equal((await runCli(t, db, directory, 'reindex')).output, 'index.json lists 1 archive\n')
     t.same(await verifyAll(t, old), [])
     await db.sql`select fleet.request_restore(${oldDay}::date)`
     t.same((await workAll(t, db, directory)).results, ['done'])
@@ -129,8 +129,12 @@ t.test('reindex goes on where a killed one stopped', async t => {
       await mkdir(dirname(paths.manifest), { recursive: true })
       await writeFile(join(dirname(paths.manifest), '.manifest.json.0123456789ab.part'), manifest.subarray(0, 100))
     },
-    'between the copy and the deletion': () => writeFile(paths.manifest, manifest),
+    'between the copy and the deletion': async () => {
+      await mkdir(dirname(paths.manifest), { recursive: true })
+      await writeFile(paths.manifest, manifest)
+    },
     'between the deletion and the index': async () => {
+      await mkdir(dirname(paths.manifest), { recursive: true })
       await writeFile(paths.manifest, manifest)
       await rm(paths.oldManifest)
     },

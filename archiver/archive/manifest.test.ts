@@ -22,6 +22,8 @@ const manifest = makeManifest({
   parquetKey: 'device_heartbeats/date=2026-08-15/device_heartbeats_20260815.parquet',
   bytes: 100,
   sha256: 'ab'.repeat(32),
+  previous: null,
+  history: [],
 })
 
 t.test('a day is in its folder, and a month in that of its first day', async t => {

@@ -3,6 +3,7 @@ import { version } from '../../lib/version.ts'
 import { describeError } from '../../lib/errors.ts'
 import { ObjectMissing } from '../store/object-missing.ts'
 import { isoMicros } from './iso-micros.ts'
+import { checkSignature, manifestHash, manifestText, readPublicKeys } from './signature.ts'
 import { plainColumns, type Column, type Content } from './parquet.ts'
 import { rowsCsv } from './rows-csv.ts'
 import type { Store } from '../store/store.ts'
@@ -71,14 +72,25 @@ const format3 = format2.omit({ content_checksum: true, checksum_version: true })
   rows_csv: z.object({ postgres: z.string(), duckdb: z.string() }),
 })
 
-/** The same fields as format 3. The manifest is no longer among the Parquet files. */
-const format4 = format3.extend({ format_version: z.literal(4) })
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/)
+
+/** The manifest is no longer among the Parquet files, and names the one of the day before. */
+const format4 = format3.extend({
+  format_version: z.literal(4),
+  /** The nearest earlier day of the store when this was written, and the SHA-256 of its manifest; null for the first. */
+  previous: z.object({ range_start: timestamp, manifest_sha256: sha256 }).nullable(),
+  /** The manifests of this day that this one replaces, oldest first: the SHA-256 of each and of its file, when, and why. */
+  history: z.array(z.object({ manifest_sha256: sha256, sha256, at: z.iso.datetime(), reason: z.string().min(1).max(200) })),
+  /** See signature.ts. */
+  signature: z.object({ key: sha256, ed25519: z.string().regex(/^[A-Za-z0-9+/]{86}==$/) }).optional(),
+})
 
 /** The manifest of an archive has either rows_sha256 and rows_csv, or, in formats 1 and 2, content_checksum and its version. */
-export type Manifest = Omit<z.infer<typeof format4>, 'format_version' | 'rows_sha256' | 'rows_csv'> & {
+export type Manifest = Omit<z.infer<typeof format4>, 'format_version' | 'rows_sha256' | 'rows_csv' | 'previous' | 'history'> & {
   format_version: number
-} & Partial<Pick<z.infer<typeof format4>, 'rows_sha256' | 'rows_csv'>> &
+} & Partial<Pick<z.infer<typeof format4>, 'rows_sha256' | 'rows_csv' | 'previous' | 'history'>> &
   Partial<Pick<z.infer<typeof format2>, 'content_checksum' | 'checksum_version'>>
+export type History = NonNullable<Manifest['history']>
 export type Superseded = NonNullable<Manifest['superseded']>[number]
 
 /** For each format that was ever written: a reader that converts it to the current format. */
@@ -164,6 +176,8 @@ export interface ManifestInput {
   revision?: number | undefined
   replaces?: string | undefined
   superseded?: Superseded[] | undefined
+  previous: NonNullable<Manifest['previous']> | null
+  history: History
 }
 
 export function makeManifest(input: ManifestInput): Manifest {
@@ -180,6 +194,8 @@ export function makeManifest(input: ManifestInput): Manifest {
     revision,
     replaces,
     superseded,
+    previous,
+    history,
   } = input
   const file = parquetKey.slice(parquetKey.lastIndexOf('/') + 1)
   return {
@@ -199,6 +215,8 @@ export function makeManifest(input: ManifestInput): Manifest {
     columns_at: isoMicros(columns_at),
     ...(revision === undefined ? {} : { revision, replaces }),
     ...(superseded === undefined || superseded.length === 0 ? {} : { superseded }),
+    previous,
+    history,
     created_at: new Date().toISOString(),
     software_version: version,
   }
@@ -238,8 +256,23 @@ export function parseManifest(url: string, bytes: Uint8Array): Manifest {
   return parsed.data
 }
 
-/** Reads the manifest at this key. Undefined if there is none, and so no archive. */
+/** A manifest, the key at which it was found, and its bytes there. */
+export interface FoundManifest {
+  key: string
+  manifest: Manifest
+  bytes: Buffer
+}
+
+/**
+ * Reads the manifest at this key. Undefined if there is none, and so no archive.
+ * @throws if it cannot be read, or if the store has trusted keys and its signature is none of theirs
+ */
 export async function readManifest(store: Store, key: string, signal?: AbortSignal): Promise<Manifest | undefined> {
+  return (await readStored(store, key, signal))?.manifest
+}
+
+/** The same, with its bytes. */
+export async function readStored(store: Store, key: string, signal?: AbortSignal): Promise<FoundManifest | undefined> {
   let bytes
   try {
     bytes = await store.getBytes(key, signal)
@@ -247,13 +280,10 @@ export async function readManifest(store: Store, key: string, signal?: AbortSign
     if (error instanceof ObjectMissing) return undefined
     throw error
   }
-  return parseManifest(`${store.url}/${key}`, bytes)
-}
-
-/** A manifest, and the key at which it was found. */
-export interface FoundManifest {
-  key: string
-  manifest: Manifest
+  const url = `${store.url}/${key}`
+  const manifest = parseManifest(url, bytes)
+  checkSignature(url, bytes, manifest.signature, store.signing)
+  return { key, manifest, bytes }
 }
 
 /** Reads the manifest of a Parquet file, in its place or in that of older versions. Undefined if there is none. */
@@ -261,8 +291,8 @@ export async function findManifest(store: Store, parquet: string, signal?: Abort
   const keys = manifestKeysOf(parquet)
   // The first place once more at the end, because the manifest may have been moved there meanwhile.
   for (const key of keys.length > 1 ? [...keys, keys[0]!] : keys) {
-    const manifest = await readManifest(store, key, signal)
-    if (manifest) return { key, manifest }
+    const found = await readStored(store, key, signal)
+    if (found) return found
   }
   return undefined
 }
@@ -293,9 +323,64 @@ export function checkPlace(store: Store, key: string, { range_start, range_end }
     throw new Error(`${store.url}/${key}: the manifest is for ${range_start}, whose place is ${store.url}/${manifest}`)
 }
 
-/** Writes the manifest. From then on the archive exists. */
+/** Writes the manifest, signed if the store has a key. From then on the archive exists. */
 export async function writeManifest(store: Store, key: string, manifest: Manifest, signal?: AbortSignal) {
-  await store.putBytes(key, Buffer.from(`${JSON.stringify(manifest, null, 2)}\n`), signal)
+  const { signature: _, ...unsigned } = manifest
+  await store.putBytes(key, Buffer.from(manifestText(unsigned, store.signing?.signer)), signal)
+}
+
+/**
+ * Makes and writes the manifest of a day: it names the day before, and what it replaces. One that says the same as the one that
+ * is there is written with the same bytes again.
+ * @param replaced the manifest of this day that is in the store
+ * @param reason why it is replaced, in a few words
+ * @returns the key at which it is now
+ */
+export async function commitManifest(
+  store: Store,
+  input: Omit<ManifestInput, 'previous' | 'history'>,
+  replaced: FoundManifest | undefined,
+  reason: string,
+  signal?: AbortSignal,
+) {
+  const key = keysOf(input.range_start, input.range_end).manifest
+  const manifest = makeManifest({
+    ...input,
+    previous: await previousOf(store, input.range_start, signal),
+    history: [...(replaced?.manifest.history ?? []), ...(replaced ? [historyOf(replaced, reason)] : [])],
+  })
+  const { signer } = store.signing ?? {}
+  const isSame = replaced?.key === key && claimsOf(replaced.manifest) === claimsOf(manifest)
+  if (isSame && (!signer || replaced.manifest.signature)) await store.putBytes(key, replaced.bytes, signal)
+  else await writeManifest(store, key, manifest, signal)
+  return key
+}
+
+function historyOf({ bytes, manifest }: FoundManifest, reason: string): History[number] {
+  return { manifest_sha256: manifestHash(bytes), sha256: manifest.sha256, at: new Date().toISOString(), reason }
+}
+
+/** What a manifest says about its archive, without what depends on when it was written. */
+function claimsOf(manifest: Manifest) {
+  const { created_at: _1, software_version: _2, previous: _3, history: _4, signature: _5, ...claims } = manifest
+  // In the order of the fields, because a manifest that was read has them in the order of its format.
+  return JSON.stringify(Object.entries(claims).sort(([a], [b]) => (a < b ? -1 : 1)))
+}
+
+/** Names the nearest earlier day of the store. Its manifest is not judged here; `verify` does that. */
+async function previousOf(store: Store, range_start: string, signal?: AbortSignal): Promise<ManifestInput['previous']> {
+  const day = isoMicros(range_start).slice(0, 10)
+  for (let tried = 1; ; tried++) {
+    const earlier = [...(await listManifests(store, signal))].filter(([other]) => other < day).at(-1)
+    if (!earlier) return null
+    try {
+      const manifest_sha256 = manifestHash(await store.getBytes(earlier[1], signal))
+      return { range_start: `${earlier[0]}T00:00:00.000000Z`, manifest_sha256 }
+    } catch (error) {
+      // It may have been moved since the store was listed.
+      if (!(error instanceof ObjectMissing) || tried === 3) throw error
+    }
+  }
 }
 
 /** What a manifest and a row of hb_partitions both say about an archive. */
@@ -336,6 +421,7 @@ function claimText(value: Claims[keyof Claims]) {
 export async function rebuildIndex(store: Store, signal?: AbortSignal) {
   const faults: string[] = []
   const archives: object[] = []
+  const signers = new Set<string>()
   const waiting = [...(await listManifests(store, signal)).values()]
   const read = async () => {
     for (let key = waiting.shift(); key !== undefined; key = waiting.shift()) {
@@ -343,6 +429,7 @@ export async function rebuildIndex(store: Store, signal?: AbortSignal) {
         const manifest = await readManifest(store, key, signal)
         if (!manifest) continue
         checkPlace(store, key, manifest)
+        if (manifest.signature) signers.add(manifest.signature.key)
         const { partition, range_start, range_end, min_ts, max_ts, row_count, bytes, sha256, file } = manifest
         const { rows_sha256, content_checksum } = manifest
         const path = `${keysOf(range_start, range_end).folder}${file}`
@@ -368,7 +455,35 @@ export async function rebuildIndex(store: Store, signal?: AbortSignal) {
   }
   await Promise.all(Array.from({ length: 8 }, read))
   archives.sort((a, b) => ((a as Manifest).range_start < (b as Manifest).range_start ? -1 : 1))
-  await store.putBytes(INDEX_KEY, Buffer.from(`${JSON.stringify({ format_version: 1, archives }, null, 2)}\n`), signal)
+  const keys = await publicKeys(store, signers, signal)
+  await store.putBytes(INDEX_KEY, Buffer.from(`${JSON.stringify({ format_version: 1, keys, archives }, null, 2)}\n`), signal)
   await store.delete(OLD_INDEX_KEY, signal)
   return { count: archives.length, faults }
+}
+
+/** The public keys that signed a manifest, as far as they are known: from the settings, or from the index as it was. */
+async function publicKeys(store: Store, ids: Set<string>, signal?: AbortSignal) {
+  const known = new Map<string, string>()
+  const before = await store.getBytes(INDEX_KEY, signal).catch((error: unknown) => {
+    if (error instanceof ObjectMissing) return undefined
+    throw error
+  })
+  for (const pem of pemsOf(before)) {
+    try {
+      for (const key of readPublicKeys(pem)) known.set(key.id, key.pem)
+    } catch {
+      // Anybody who may write to the store can write anything there. A key has to be what its id says.
+    }
+  }
+  for (const { id, pem } of store.signing?.trusted.values() ?? []) known.set(id, pem)
+  return [...ids].sort().flatMap(id => (known.has(id) ? [{ id, pem: known.get(id) }] : []))
+}
+
+function pemsOf(index: Buffer | undefined) {
+  try {
+    const { keys } = JSON.parse(String(index ?? '{}')) as { keys?: { pem: string }[] }
+    return (keys ?? []).map(({ pem }) => String(pem))
+  } catch {
+    return []
+  }
 }

@@ -123,7 +123,7 @@ export function duckdbType({ name, type }: Column) {
 const MEMORY_LIMIT = '128MB'
 
 /** What readers skip or read as a whole, by the smallest and largest device_id and ts that the footer names for it. */
-export const ROWS_IN_GROUP = 122_880
+export const ROWS_IN_GROUP = 32_768
 
 /** The columns whose texts are quoted in CSV: `"network_type", "agent_version"`. */
 function quotedColumns(columns: Column[]) {

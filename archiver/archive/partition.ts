@@ -3,16 +3,7 @@ import { join } from 'node:path'
 import { openSession } from '../database.ts'
 import { exportTable, type Exported } from './export.ts'
 import { isoMicros } from './iso-micros.ts'
-import {
-  differences,
-  findManifest,
-  keysOf,
-  FORMAT_VERSION,
-  makeManifest,
-  writeManifest,
-  type Claims,
-  type Manifest,
-} from './manifest.ts'
+import { commitManifest, differences, findManifest, keysOf, FORMAT_VERSION, type Claims, type Manifest } from './manifest.ts'
 import { recordColumns } from './columns.ts'
 import { withIndexLock } from './index-lock.ts'
 import { hashFile } from './hash.ts'
@@ -152,6 +143,7 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
   const isKept =
     existing !== undefined &&
     claimed.attempts === 0 &&
+    (store.signing?.signer === undefined || existing.format_version < FORMAT_VERSION || existing.signature !== undefined) &&
     existing.rows_sha256 === content.rows_sha256 &&
     differences({ columns: existing.columns }, exported) === '' &&
     (await store.head(`${folder}${existing.file}`, signal))?.bytes === existing.bytes
@@ -165,7 +157,7 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
           (stored ? `has ${stored.bytes} of its ${exported.bytes} bytes` : 'does not have it'),
       )
     }
-    const manifest = makeManifest({
+    const input = {
       partition: partition_name,
       range_start,
       range_end,
@@ -178,8 +170,8 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
       revision,
       replaces,
       superseded,
-    })
-    const write = () => writeManifest(store, manifestKey, manifest, signal)
+    }
+    const write = () => commitManifest(store, input, found, reasonOf(existing, content, revision), signal)
     // `npm run archive -- reindex` may be moving the manifest of an older version.
     if (found === undefined || found.key === manifestKey) await write()
     else await withIndexLock(worker.database, `${store.url}/${manifestKey}: not written`, write, signal)
@@ -190,6 +182,12 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
     select fleet.record_upload(${partition_name}, ${name}, ${`${store.url}/${parquetKey}`}, ${sha256}, ${bytes},
       ${format_version})`
   return { ...exported, bytes, sha256, parquetKey }
+}
+
+/** Why the manifest of a day is replaced. */
+function reasonOf(existing: Manifest | undefined, { row_count }: { row_count: number }, revision = 1) {
+  if (existing !== undefined && row_count > existing.row_count) return 'gained rows'
+  return revision === (existing?.revision ?? 1) ? 'written again' : 'columns changed'
 }
 
 /**

@@ -1,5 +1,6 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
+import { checkChain } from './chain.ts'
 import { recordColumns } from './columns.ts'
 import { describeError } from '../../lib/errors.ts'
 import { checkPlace, keysOf, listManifests, readManifest, type Manifest } from './manifest.ts'
@@ -20,11 +21,14 @@ export async function registerArchives(worker: Worker, onArchive: (manifest: Man
   const faults: string[] = []
   let registered = 0
   let alreadyKnown = 0
-  for (const key of (await listManifests(store)).values()) {
+  const chain = await checkChain(store)
+  for (const [day, key] of await listManifests(store)) {
     try {
       const manifest = await readManifest(store, key)
       if (!manifest) continue
       checkPlace(store, key, manifest)
+      const doubt = chain.find(({ about }) => about === day)
+      if (doubt) throw new Error(doubt.fault)
       const { parquet } = keysOf(manifest.range_start, manifest.range_end, manifest.revision)
       const url = `${store.url}/${parquet}`
       if (known.get(url) === manifest.sha256) {

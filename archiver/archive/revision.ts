@@ -115,7 +115,7 @@ export async function keepSuperseded(
   await store.put(keys.parquet, file, sha256, signal)
   // The bytes as they are, because their hash is on record.
   const found = await requireManifest(store, keysOf(existing.range_start, existing.range_end).parquet, signal)
-  await store.putBytes(keys.manifest, await store.getBytes(found.key, signal), signal)
+  await store.putBytes(keys.manifest, found.bytes, signal)
   await rm(copy, { force: true })
   try {
     const wrong = differences({ bytes, sha256 }, await store.getToFile(keys.parquet, copy, signal))

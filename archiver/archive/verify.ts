@@ -55,9 +55,15 @@ export async function listArchives({ sql }: Worker, date?: string): Promise<Arch
 /**
  * Checks one archive against its manifest and the database: every byte and row, or, if quick, only the manifest and the
  * object's size.
+ * @param onManifest is given its manifest, if that is the one that was written
  * @returns a sentence for each fault
  */
-export async function verifyArchive(worker: Worker, archive: Archive, isQuick: boolean): Promise<string[]> {
+export async function verifyArchive(
+  worker: Worker,
+  archive: Archive,
+  isQuick: boolean,
+  onManifest: (manifest: Manifest) => void = () => {},
+): Promise<string[]> {
   const { store, key } = await locate(archive.archive_url, worker.store, worker.storeOptions)
   const expected: Claims = {
     range_start: isoMicros(archive.range_start),
@@ -77,6 +83,7 @@ export async function verifyArchive(worker: Worker, archive: Archive, isQuick: b
       const { key: manifestKey, manifest } = await requireManifest(store, key)
       const wrong = differences(expected, manifest)
       if (wrong) return [`${store.url}/${manifestKey}: the manifest differs from the database: ${wrong}`]
+      onManifest(manifest)
       const found = await store.head(key)
       if (!found) return [`${archive.archive_url}: the object is missing`]
       if (found.bytes !== manifest.bytes) {
@@ -88,6 +95,7 @@ export async function verifyArchive(worker: Worker, archive: Archive, isQuick: b
     const work = await mkdtemp(join(worker.directory, 'verify-'))
     try {
       return await readBack(store, key, expected, work, async ({ manifest }) => {
+        onManifest(manifest)
         await recordColumns(worker.sql, archive.partition_name, manifest)
         const faults: string[] = []
         for (const kept of manifest.superseded ?? [])

@@ -9,11 +9,12 @@ import type { Store, StoreOptions } from './store.ts'
 export async function openStore(url: string, options: StoreOptions = {}): Promise<Store> {
   const problem = archiveUrlProblem(url)
   if (problem !== undefined) throw new Error(`the URL of a store: ${problem}`)
-  if (url.startsWith('file:')) return createFileStore(url)
+  const { signing } = options
+  if (url.startsWith('file:')) return Object.assign(createFileStore(url), { signing })
   // The AWS SDK is 13 to 21 MB of memory and a quarter of a second of CPU, which an archive in a directory does not need.
   const { createS3Store } = await import('./s3-store.ts')
   const current = { endpoint: options.s3Endpoint, ...options.bucketRules }
-  return createS3Store(url, options.olderStores?.get(new URL(url).hostname) ?? current)
+  return Object.assign(createS3Store(url, options.olderStores?.get(new URL(url).hostname) ?? current), { signing })
 }
 
 /**
