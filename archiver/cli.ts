@@ -31,8 +31,8 @@ const USAGE = `usage: npm run archive -- <command>
                            VERIFIER_DATABASE_URL; exit code 1 if one cannot be confirmed
   register                 registers every archive of the store in a database that did not write it, for example after the
                            loss of the one that did; reads back and proves each one first; exit code 1 if one cannot be registered
-  reindex                  writes index.json again from the manifests, and moves what versions before 0.3 stored among the
-                           Parquet files; exit code 1 if a manifest cannot be read or moved
+  reindex                  writes index.json again from the manifests, and moves what older versions stored among the Parquet
+                           files; exit code 1 if a manifest cannot be read or moved
   key                      prints the id and the public key of ARCHIVE_SIGNING_KEY_FILE
   a date is a UTC day, like 2026-08-15`
 

@@ -310,7 +310,7 @@ export const settings = {
     group: 'Archive',
     readBy: ['archiver'],
     about:
-      'A PEM file with the public keys of earlier signers, as `npm run archive -- key` prints them. The key of ' +
+      'A PEM file with the public keys of earlier signers, oldest first, as `npm run archive -- key` prints them. The key of ' +
       'ARCHIVE_SIGNING_KEY_FILE is always trusted. If a key is trusted, other signatures are refused.',
     example: '/etc/nexmdm/trusted-keys.pem',
   },

@@ -9,8 +9,8 @@ interface Link {
   url: string
   sha256: string
   manifest?: Manifest
-  /** A trusted key signed it. */
-  isSigned: boolean
+  /** Which of the trusted keys signed it, in their order; -1 for none. */
+  rank: number
 }
 
 /** What a signed manifest says about another day. */
@@ -24,7 +24,7 @@ export interface ChainFault {
 
 /**
  * Compares each day with what the manifests after it say about it. A manifest is believed if a trusted key signed it, or if one
- * that is believed names it by its hash; that covers days from before the first key. Wrong signatures are found when a manifest
+ * that is believed names it by its hash; that covers the days before the first key. Wrong signatures are found when a manifest
  * is read (checkSignature), and are not told here.
  * @returns nothing if no key is trusted
  */
@@ -35,12 +35,12 @@ export async function checkChain(store: Store, signal?: AbortSignal): Promise<Ch
   const faults: ChainFault[] = []
   const named = new Set<string>()
   for (const link of [...links].reverse()) {
-    const { day, url, manifest, isSigned } = link
+    const { day, url, manifest, rank } = link
     if (!manifest) continue
-    if (!isSigned && !named.has(day)) {
+    if (rank === -1 && !named.has(day)) {
       const signed = links.find(
-        ({ day: earlier, isSigned, manifest: other }) =>
-          isSigned && earlier < day && Date.parse(other?.created_at ?? '') <= Date.parse(manifest.created_at),
+        ({ day: earlier, rank, manifest: other }) =>
+          rank !== -1 && earlier < day && Date.parse(other?.created_at ?? '') <= Date.parse(manifest.created_at),
       )
       if (signed) {
         faults.push({
@@ -59,13 +59,14 @@ export async function checkChain(store: Store, signal?: AbortSignal): Promise<Ch
       faults.push({ about, by: day, fault: `${store.url}: the archive of ${about} is gone; ${url} names it` })
     } else if (previous.sha256 === manifest_sha256) {
       named.add(about)
-    } else if (!isReplaced(previous, manifest_sha256) || (isSigned && !previous.isSigned)) {
+    } else if (!isReplaced(previous, manifest_sha256) || previous.rank < rank) {
+      // Whoever has only an earlier key, which may have leaked, cannot replace what a manifest of a later key names.
       faults.push({
         about,
         by: day,
         fault:
           `${previous.url}: ${url} names the manifest of this day with the SHA-256 ${manifest_sha256}, which is neither this ` +
-          `one's (${previous.sha256}) nor that of one that it replaced and signed`,
+          `one's (${previous.sha256}) nor that of one that it replaced and signed with the same key or a later one`,
       })
     }
   }
@@ -93,12 +94,14 @@ async function loadLink(store: Store, day: string, key: string, signal?: AbortSi
   const url = `${store.url}/${key}`
   try {
     const stored = await readStored(store, key, signal)
-    if (!stored) return { day, url, sha256: '', isSigned: false }
+    if (!stored) return { day, url, sha256: '', rank: -1 }
     checkPlace(store, key, stored.manifest)
-    return { day, url, sha256: manifestHash(stored.bytes), manifest: stored.manifest, isSigned: !!stored.manifest.signature }
+    const { bytes, manifest } = stored
+    const rank = [...(store.signing?.trusted.keys() ?? [])].indexOf(manifest.signature?.key ?? '')
+    return { day, url, sha256: manifestHash(bytes), manifest, rank }
   } catch (error) {
     signal?.throwIfAborted()
     // Whoever reads this day reports what is wrong with it. It is still there, but its hash fits nothing.
-    return { day, url, sha256: `none, because ${describeError(error)}`, isSigned: false }
+    return { day, url, sha256: `none, because ${describeError(error)}`, rank: -1 }
   }
 }

@@ -15,7 +15,7 @@ export async function withIndexLock<T>(
   try {
     // The lock ends with its connection.
     await session.sql`select fleet.take_index_lock()`.catch((cause: unknown) => {
-      throw new Error(`${what}: another archiver may be writing index.json or moving manifests`, { cause })
+      throw new Error(`${what}: another archiver may be writing it`, { cause })
     })
     return await use()
   } finally {

@@ -457,7 +457,7 @@ export async function rebuildIndex(store: Store, signal?: AbortSignal) {
   archives.sort((a, b) => ((a as Manifest).range_start < (b as Manifest).range_start ? -1 : 1))
   const keys = await publicKeys(store, signers, signal)
   await store.putBytes(INDEX_KEY, Buffer.from(`${JSON.stringify({ format_version: 1, keys, archives }, null, 2)}\n`), signal)
-  await store.delete(OLD_INDEX_KEY, signal)
+  if (await store.head(OLD_INDEX_KEY, signal)) await store.delete(OLD_INDEX_KEY, signal)
   return { count: archives.length, faults }
 }
 

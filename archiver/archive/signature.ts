@@ -13,7 +13,7 @@ export interface Signer extends PublicKey {
   privateKey: KeyObject
 }
 
-/** The key that manifests are signed with, and those whose signatures count, by id: the own one and earlier ones. */
+/** The key that manifests are signed with, and those whose signatures count, by id: earlier ones in their order, then this one. */
 export interface Signing {
   signer?: Signer | undefined
   trusted: ReadonlyMap<string, PublicKey>
@@ -114,8 +114,8 @@ function publicKey(key: KeyObject): PublicKey {
   return { id, key, pem: key.export({ type: 'spki', format: 'pem' }).toString() }
 }
 
-/** @param earlier the keys of ARCHIVE_TRUSTED_KEYS_FILE */
+/** @param earlier the keys of ARCHIVE_TRUSTED_KEYS_FILE, in their order */
 export function makeSigning(signer: Signer | undefined, earlier: PublicKey[] = []): Signing {
-  const trusted = signer ? [...earlier, signer] : earlier
+  const trusted = signer ? [...earlier.filter(({ id }) => id !== signer.id), signer] : earlier
   return { signer, trusted: new Map(trusted.map(({ id, pem, key }) => [id, { id, pem, key }])) }
 }
