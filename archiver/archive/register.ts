@@ -11,7 +11,7 @@ import type { Worker } from '../context.ts'
 
 /**
  * Registers every archive in the store in a database that did not write it, for example after the loss of the one that did.
- * Each archive is first read back and proven against its manifest.
+ * Each archive is first read back and proven against its manifest, and if a key is trusted, against those of other days.
  * @param onArchive is called before each archive is read
  * @returns how many were registered, how many the database already knew, and a sentence for each fault
  */
@@ -22,7 +22,8 @@ export async function registerArchives(worker: Worker, onArchive: (manifest: Man
   let registered = 0
   let alreadyKnown = 0
   const chain = await checkChain(store)
-  for (const [day, key] of await listManifests(store)) {
+  const days = await listManifests(store)
+  for (const [day, key] of days) {
     try {
       const manifest = await readManifest(store, key)
       if (!manifest) continue
@@ -56,5 +57,6 @@ export async function registerArchives(worker: Worker, onArchive: (manifest: Man
       faults.push(describeError(error))
     }
   }
+  faults.push(...chain.flatMap(({ about, fault }) => (days.has(about) ? [] : [fault])))
   return { registered, alreadyKnown, faults }
 }

@@ -62,7 +62,9 @@ async function archiveAgain(t: Test, { db, directory }: Chain, day: string, sign
   await db.sql`select fleet.request_restore(${day}::date)`
   t.same((await workAll(t, db, directory, { signing })).results, ['done'])
   await db.sql`select fleet.unsettle_partition(${partition})`
-  await db.admin.unsafe(`insert into fleet.${partition} (ts, received_at, device_id) values ('${day} 12:34:56Z', now(), ${device})`)
+  await db.admin.unsafe(
+    `insert into fleet.${partition} (ts, received_at, device_id) values ('${day} 12:34:56Z', now(), ${device})`,
+  )
   await db.sql`select fleet.release_partition(${partition})`
   await db.sql`select fleet.archive_partition(${partition})`
   t.same((await workAll(t, db, directory, { signing })).results, ['done'])
@@ -237,6 +239,11 @@ t.test('swapped manifests, a forged history and a day that is gone are named', a
     output: new RegExp(`the archive of ${chain.days[1]} is gone; .*${chain.days[2]}/manifest.json names it`),
   })
   t.match(await verify(t, chain, {}, chain.days[2]!), { code: 0 }, 'without a key as before')
+  const lost = await withDatabase(t)
+  t.match(await runCliWith(t, lost, chain.directory, env, 'register'), {
+    code: 1,
+    output: new RegExp(`the archive of ${chain.days[1]} is gone; .*`),
+  })
 })
 
 t.test('the chain holds when a day in its middle is archived again, and when a day is archived late', async t => {

@@ -213,7 +213,7 @@ for (const checksum of ['md5', 'sha256'] as const) {
     t.same(await objectsIn(bucket), expected)
 
     const { Versions = [], DeleteMarkers = [] } = await bucket.client.send(
-      new ListObjectVersionsCommand({ Bucket: bucket.bucket, Prefix: 'an/archive/device_heartbeats/' }),
+      new ListObjectVersionsCommand({ Bucket: bucket.bucket, Prefix: 'an/archive/' }),
     )
     const first = expected[0]?.replace('_r2', '')
     t.same(
