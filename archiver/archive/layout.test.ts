@@ -20,8 +20,8 @@ import { registerArchives } from './register.ts'
 import { findOrphans, listArchives, verifyArchive } from './verify.ts'
 
 /** The day of the fixtures. */
-const oldDay = '2026-06-30'
-const oldFile = `device_heartbeats_20260630.parquet`
+const OLD_DAY = '2026-06-30'
+const OLD_FILE = `device_heartbeats_20260630.parquet`
 
 /** All files below a directory, by their path. */
 async function treeOf(directory: string) {
@@ -42,15 +42,17 @@ async function withOldStore(t: Test, fixture = 'archive-3') {
   const { worker } = await withWorker(t, db, directory)
   t.same(await registerArchives(worker, () => {}), { registered: 1, alreadyKnown: 0, faults: [] })
   const [{ partition_name: partition } = { partition_name: '' }] = await listArchives(worker)
-  return { db, directory, archive, worker, partition, paths: pathsOf(directory, oldDay) }
+  return { db, directory, archive, worker, partition, paths: pathsOf(directory, OLD_DAY) }
 }
 
 /** Gives a restored day one more row, and archives it again. */
 async function archiveAgain(t: Test, { db, directory, partition }: { db: TestDatabase; directory: string; partition: string }) {
-  await db.sql`select fleet.request_restore(${oldDay}::date)`
+  await db.sql`select fleet.request_restore(${OLD_DAY}::date)`
   t.same((await workAll(t, db, directory)).results, ['done'])
   await db.sql`select fleet.unsettle_partition(${partition})`
-  await db.admin.unsafe(`insert into fleet.${partition} (ts, received_at, device_id) values ('${oldDay} 12:34:56Z', now(), 4711)`)
+  await db.admin.unsafe(
+    `insert into fleet.${partition} (ts, received_at, device_id) values ('${OLD_DAY} 12:34:56Z', now(), 4711)`,
+  )
   await db.sql`select fleet.release_partition(${partition})`
   await db.sql`select fleet.archive_partition(${partition})`
   t.same((await workAll(t, db, directory)).results, ['done'])
@@ -61,7 +63,7 @@ async function verifyAll(t: Test, { db, directory }: { db: TestDatabase; directo
   const faults: string[] = []
   for (const isQuick of [true, false])
     for (const archive of await listArchives(worker)) faults.push(...(await verifyArchive(worker, archive, isQuick)))
-  return [...faults, ...(await findOrphans(worker)), ...(await findOrphans(worker, oldDay))]
+  return [...faults, ...(await findOrphans(worker)), ...(await findOrphans(worker, OLD_DAY))]
 }
 
 t.test('only Parquet files are below device_heartbeats/, and an engine reads the folder as a table', async t => {
@@ -88,9 +90,9 @@ for (const fixture of ['archive-1', 'archive-3']) {
     await archiveAgain(t, old)
     t.match(await stateOf(old.db.sql, old.partition), { state: 'dropped', row_count: '81', manifest_format: 4 })
     t.same(await treeOf(old.archive), [
-      `device_heartbeats/date=${oldDay}/${oldFile.replace('.parquet', '_r2.parquet')}`,
+      `device_heartbeats/date=${OLD_DAY}/${OLD_FILE.replace('.parquet', '_r2.parquet')}`,
       'index.json',
-      `manifests/date=${oldDay}/manifest.json`,
+      `manifests/date=${OLD_DAY}/manifest.json`,
     ])
     t.same(await verifyAll(t, old), [])
   })
@@ -105,17 +107,17 @@ for (const fixture of ['archive-1', 'archive-3']) {
     t.equal(code, 0, output)
     t.match(output, /^1 objects of an older version moved out of device_heartbeats\/\nindex.json lists 1 archive$/m)
     t.same(await treeOf(archive), [
-      `device_heartbeats/date=${oldDay}/${oldFile}`,
+      `device_heartbeats/date=${OLD_DAY}/${OLD_FILE}`,
       'index.json',
-      `manifests/date=${oldDay}/manifest.json`,
+      `manifests/date=${OLD_DAY}/manifest.json`,
     ])
     t.same(await readFile(paths.manifest), manifest, 'byte for byte')
     t.match(JSON.parse(await readFile(join(archive, 'index.json'), 'utf8')), {
-      archives: [{ path: `device_heartbeats/date=${oldDay}/${oldFile}`, manifest: `manifests/date=${oldDay}/manifest.json` }],
+      archives: [{ path: `device_heartbeats/date=${OLD_DAY}/${OLD_FILE}`, manifest: `manifests/date=${OLD_DAY}/manifest.json` }],
     })
     t.equal((await runCli(t, db, directory, 'reindex')).output, 'index.json lists 1 archive\n')
     t.same(await verifyAll(t, old), [])
-    await db.sql`select fleet.request_restore(${oldDay}::date)`
+    await db.sql`select fleet.request_restore(${OLD_DAY}::date)`
     t.same((await workAll(t, db, directory)).results, ['done'])
   })
 }
@@ -148,7 +150,7 @@ t.test('reindex goes on where a killed one stopped', async t => {
     t.equal(code, 0, output)
     t.same(
       await treeOf(archive),
-      [`device_heartbeats/date=${oldDay}/${oldFile}`, 'index.json', `manifests/date=${oldDay}/manifest.json`],
+      [`device_heartbeats/date=${OLD_DAY}/${OLD_FILE}`, 'index.json', `manifests/date=${OLD_DAY}/manifest.json`],
       moment,
     )
     t.same(await readFile(paths.manifest), manifest, moment)
@@ -157,14 +159,14 @@ t.test('reindex goes on where a killed one stopped', async t => {
 
 t.test('reindex moves superseded files with their manifests, and leaves a day alone that is being archived', async t => {
   const old = await withOldStore(t)
-  const { db, directory, archive, worker, partition, paths } = old
+  const { db, archive, worker, partition, paths } = old
   await db.sql`drop view if exists fleet.device_status_legacy cascade`
   await db.sql`alter table fleet.device_heartbeats drop column agent_version`
   await archiveAgain(t, old)
   // As an older version left it.
   await rename(paths.superseded, join(dirname(paths.folder), 'old'))
   await mkdir(join(archive, 'device_heartbeats/superseded'))
-  await rename(join(dirname(paths.folder), 'old'), join(archive, `device_heartbeats/superseded/date=${oldDay}`))
+  await rename(join(dirname(paths.folder), 'old'), join(archive, `device_heartbeats/superseded/date=${OLD_DAY}`))
   await rename(paths.manifest, paths.oldManifest)
   t.same(await verifyAll(t, old), [], 'found in its old place')
 
@@ -179,10 +181,10 @@ t.test('reindex moves superseded files with their manifests, and leaves a day al
   t.same(
     (await treeOf(archive)).filter(path => !path.endsWith('index.json')),
     [
-      `device_heartbeats/date=${oldDay}/${oldFile.replace('.parquet', '_r2.parquet')}`,
-      `manifests/date=${oldDay}/manifest.json`,
-      `superseded/date=${oldDay}/${oldFile.replace('.parquet', '.manifest.json')}`,
-      `superseded/date=${oldDay}/${oldFile}`,
+      `device_heartbeats/date=${OLD_DAY}/${OLD_FILE.replace('.parquet', '_r2.parquet')}`,
+      `manifests/date=${OLD_DAY}/manifest.json`,
+      `superseded/date=${OLD_DAY}/${OLD_FILE.replace('.parquet', '.manifest.json')}`,
+      `superseded/date=${OLD_DAY}/${OLD_FILE}`,
     ],
   )
   t.same(await verifyAll(t, old), [])
@@ -204,7 +206,7 @@ t.test('reindex deletes the manifest that a proven one replaced, and keeps both 
   t.match(await moveOldObjects(worker, () => {}), { moved: 0, faults: [/kept, because .* is another manifest of this day/] })
   await writeFile(paths.manifest, second)
   t.equal((await runCli(t, db, directory, 'reindex')).code, 0)
-  t.same(await readdir(paths.folder), [oldFile.replace('.parquet', '_r2.parquet')])
+  t.same(await readdir(paths.folder), [OLD_FILE.replace('.parquet', '_r2.parquet')])
   t.same(await readFile(paths.manifest, 'utf8'), second)
 })
 
@@ -213,22 +215,22 @@ t.test('a bucket with old archives becomes a readable folder, too', { skip: with
   const store = openWith(t, bucket)
   const source = join(import.meta.dirname, 'fixtures/archive-3')
   for (const path of await treeOf(source)) await store.putBytes(path, await readFile(join(source, path)))
-  await store.putBytes(`device_heartbeats/superseded/date=${oldDay}/x.parquet`, Buffer.from('PAR1'))
+  await store.putBytes(`device_heartbeats/superseded/date=${OLD_DAY}/x.parquet`, Buffer.from('PAR1'))
   const db = await withDatabase(t)
   const directory = await makeDirectory(t)
   const env = { ARCHIVE_URL: bucket.url, AWS_ENDPOINT_URL_S3: bucket.endpoint, ...bucket.env }
   const { code, output } = await runCliWith(t, db, directory, env, 'register')
   t.equal(code, 0, output)
-  for (const args of [['reindex'], ['verify', oldDay]]) {
+  for (const args of [['reindex'], ['verify', OLD_DAY]]) {
     const { output } = await runCliWith(t, db, directory, env, ...args)
     t.notMatch(output, /could not|not moved|manifest is/, args.join(' '))
   }
   const keys: string[] = []
   for await (const { key } of store.list('')) keys.push(key)
   t.same(keys, [
-    `device_heartbeats/date=${oldDay}/${oldFile}`,
+    `device_heartbeats/date=${OLD_DAY}/${OLD_FILE}`,
     'index.json',
-    `manifests/date=${oldDay}/manifest.json`,
-    `superseded/date=${oldDay}/x.parquet`,
+    `manifests/date=${OLD_DAY}/manifest.json`,
+    `superseded/date=${OLD_DAY}/x.parquet`,
   ])
 })

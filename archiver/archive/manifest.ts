@@ -3,7 +3,7 @@ import { version } from '../../lib/version.ts'
 import { describeError } from '../../lib/errors.ts'
 import { ObjectMissing } from '../store/object-missing.ts'
 import { isoMicros } from './iso-micros.ts'
-import { checkSignature, manifestHash, manifestText, readPublicKeys } from './signature.ts'
+import { checkSignature, manifestHash, manifestText, readPublicKeys, without } from './signature.ts'
 import { plainColumns, type Column, type Content } from './parquet.ts'
 import { rowsCsv } from './rows-csv.ts'
 import type { Store } from '../store/store.ts'
@@ -325,8 +325,7 @@ export function checkPlace(store: Store, key: string, { range_start, range_end }
 
 /** Writes the manifest, signed if the store has a key. From then on the archive exists. */
 export async function writeManifest(store: Store, key: string, manifest: Manifest, signal?: AbortSignal) {
-  const { signature: _, ...unsigned } = manifest
-  await store.putBytes(key, Buffer.from(manifestText(unsigned, store.signing?.signer)), signal)
+  await store.putBytes(key, Buffer.from(manifestText(without(manifest, 'signature'), store.signing?.signer)), signal)
 }
 
 /**
@@ -362,7 +361,7 @@ function historyOf({ bytes, manifest }: FoundManifest, reason: string): History[
 
 /** What a manifest says about its archive, without what depends on when it was written. */
 function claimsOf(manifest: Manifest) {
-  const { created_at: _1, software_version: _2, previous: _3, history: _4, signature: _5, ...claims } = manifest
+  const claims = without(manifest, 'created_at', 'software_version', 'previous', 'history', 'signature')
   // In the order of the fields, because a manifest that was read has them in the order of its format.
   return JSON.stringify(Object.entries(claims).sort(([a], [b]) => (a < b ? -1 : 1)))
 }

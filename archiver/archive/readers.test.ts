@@ -88,7 +88,7 @@ t.test('another reader finds the rows of a device by the statistics alone, and t
     compressors,
     filter: { device_id: { $eq: 42n } },
     parsers: { timestampFromMicroseconds: (micros: bigint) => micros },
-  } as Parameters<typeof parquetReadObjects>[0])
+  })
   t.same(
     found.map(row => ({ ...row, ts: String(row.ts), received_at: String(row.received_at), device_id: String(row.device_id) })),
     rows,

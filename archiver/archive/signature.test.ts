@@ -19,7 +19,7 @@ import {
   workAll,
 } from '../../testing/archiver.ts'
 import type { Manifest } from './manifest.ts'
-import { makeSigning, manifestHash, manifestText, readPublicKeys, readSigner, type Signer } from './signature.ts'
+import { makeSigning, manifestHash, manifestText, readPublicKeys, readSigner, without, type Signer } from './signature.ts'
 
 const run = promisify(execFile)
 
@@ -144,7 +144,7 @@ t.test('what was changed after it was signed is named, and is not restored, regi
     'another key': [
       /signed by the unknown key [0-9a-f]{64}; if you know whose it is, add its public key to ARCHIVE_TRUSTED_KEYS_FILE/,
       text => {
-        const { signature: _, ...rest } = JSON.parse(text) as Manifest
+        const rest = without(JSON.parse(text) as Manifest, 'signature')
         return manifestText(rest, other.signer)
       },
     ],
@@ -179,7 +179,7 @@ t.test('a signature that was stripped is missed, wherever in the chain', async t
   const chain = await withChain(t, [signer, signer, signer])
   const strip = async (day: string, backdated: boolean) => {
     const { text } = await manifestOf(chain, day)
-    const { signature: _, ...rest } = JSON.parse(text) as Manifest
+    const rest = without(JSON.parse(text) as Manifest, 'signature')
     await writeFile(
       pathsOf(chain.directory, day).manifest,
       manifestText(backdated ? { ...rest, created_at: '2020-01-01T00:00:00.000Z' } : rest, undefined),
@@ -220,7 +220,7 @@ t.test('swapped manifests, a forged history and a day that is gone are named', a
   await writeFile(first, texts[0]!)
 
   // An unsigned manifest says that it replaced the signed one.
-  const { signature: _, ...forged } = JSON.parse(texts[1]!) as Manifest
+  const forged = without(JSON.parse(texts[1]!) as Manifest, 'signature')
   const history = [
     {
       manifest_sha256: manifestHash(Buffer.from(texts[1]!)),
@@ -302,7 +302,7 @@ t.test('a leaked key cannot replace what a later key named', async t => {
   const [first, second] = chain.days as [string, string]
   for (const day of [first, second]) {
     const { text, sha256, manifest } = await manifestOf(chain, day)
-    const { signature: _, ...rest } = manifest
+    const rest = without(manifest, 'signature')
     const replaced = { manifest_sha256: sha256, sha256: rest.sha256, at: rest.created_at, reason: 'gained rows' }
     const forge = (history: object[]) =>
       writeFile(pathsOf(chain.directory, day).manifest, manifestText({ ...rest, software_version: '9', history }, leaked.signer))

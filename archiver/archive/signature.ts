@@ -40,6 +40,11 @@ export function manifestText(manifest: object, signer: Signer | undefined) {
   return jqText({ ...manifest, signature: { key: signer.id, ed25519 } satisfies Signature })
 }
 
+/** A copy without these members; the others stay in their order. */
+export function without<T extends object, K extends string>(object: T, ...names: K[]) {
+  return Object.fromEntries(Object.entries(object).filter(([name]) => !names.includes(name as K))) as Omit<T, K>
+}
+
 function jqText(value: object) {
   return `${JSON.stringify(value, null, 2)}\n`
 }
@@ -58,7 +63,7 @@ export function checkSignature(url: string, bytes: Uint8Array, signature: Signat
     )
   }
   const text = Buffer.from(bytes).toString('utf8')
-  const { signature: _, ...rest } = JSON.parse(text) as { signature: Signature }
+  const rest = without(JSON.parse(text) as { signature: Signature }, 'signature')
   // The text, too, so that no reader can see another manifest in it than the one that was signed.
   const isWhole = text === jqText({ ...rest, signature })
   if (!isWhole || !verify(null, Buffer.from(jqText(rest)), trusted.key, Buffer.from(signature.ed25519, 'base64'))) {
