@@ -7,13 +7,19 @@ import { confirmArchives } from './archive/confirm.ts'
 import { createLog } from '../lib/log.ts'
 import { queryArchive, QueryError, type Answer, type Days } from './query/query.ts'
 import { findOrphans, listArchives, verifyArchive } from './archive/verify.ts'
+import { checkChain } from './archive/chain.ts'
+import { isoMicros } from './archive/iso-micros.ts'
+import type { Manifest } from './archive/manifest.ts'
+import { moveOldObjects } from './archive/move.ts'
+import { shortId } from './archive/signature.ts'
 import { closeWorker, openWorker, type Worker } from './context.ts'
 import { restoreOnce, writeIndex } from './worker.ts'
 import { describeError, reportFailure, SettingsError, UsageError } from '../lib/errors.ts'
 
 const USAGE = `usage: npm run archive -- <command>
   list                     lists the proven archives: day, rows, size, state, place
-  verify                   compares each manifest and object size with the database, and finds files that belong to no archive
+  verify                   compares each manifest and object size with the database, finds files that belong to no archive, says
+                           who signed each archive, and checks signatures and the chain of days if a key is trusted
   verify <date>            does the same for one day, and also reads every byte and row of its archive
   verify --all             does the same for every archive; prints one line per fault, exit code 1 if there is one
   restore <date> [<date>]  brings the days from the first to the second date back online
@@ -25,7 +31,9 @@ const USAGE = `usage: npm run archive -- <command>
                            VERIFIER_DATABASE_URL; exit code 1 if one cannot be confirmed
   register                 registers every archive of the store in a database that did not write it, for example after the
                            loss of the one that did; reads back and proves each one first; exit code 1 if one cannot be registered
-  reindex                  writes index.json again from the manifests; exit code 1 if one cannot be read
+  reindex                  writes index.json again from the manifests, and moves what older versions stored among the Parquet
+                           files; exit code 1 if a manifest cannot be read or moved
+  key                      prints the id and the public key of ARCHIVE_SIGNING_KEY_FILE
   a date is a UTC day, like 2026-08-15`
 
 /** A table is for people, and its columns are as wide as its widest row. */
@@ -84,6 +92,7 @@ function parseCommand(args: string[]): (worker: Worker) => Promise<number> {
     return register
   }
   if (command === 'reindex' && rest.length === 0) return reindex
+  if (command === 'key' && rest.length === 0) return key
   throw command === undefined ? new UsageError(USAGE) : wrongUsage(`not understood: ${args.join(' ')}`)
 }
 
@@ -148,14 +157,21 @@ async function verify(worker: Worker, { isQuick, date }: { isQuick: boolean; dat
   let faults = 0
   for (const [index, archive] of archives.entries()) {
     showProgress(`${index + 1} of ${archives.length}: ${archive.partition_name}`)
-    for (const fault of await verifyArchive(worker, archive, isQuick)) {
+    const say = ({ signature }: Manifest) => {
+      showProgress('')
+      console.error(`${archive.partition_name}: ${signature ? signedBy(signature.key, worker) : 'not signed'}`)
+    }
+    for (const fault of await verifyArchive(worker, archive, isQuick, say)) {
       showProgress('')
       console.log(fault)
       faults++
     }
   }
   showProgress('')
-  for (const fault of await findOrphans(worker, date)) {
+  const days = date === undefined ? undefined : archives.map(({ range_start }) => isoMicros(range_start).slice(0, 10))
+  const chain = await checkChain(worker.store)
+  const broken = chain.filter(({ about, by }) => days === undefined || days.includes(about) || days.includes(by))
+  for (const fault of [...broken.map(({ fault }) => fault), ...(await findOrphans(worker, date))]) {
     console.log(fault)
     faults++
   }
@@ -164,14 +180,30 @@ async function verify(worker: Worker, { isQuick, date }: { isQuick: boolean; dat
   return faults > 0 ? 1 : 0
 }
 
+function signedBy(id: string, { store }: Worker) {
+  return `signed by ${shortId(id)}${store.signing?.trusted.size ? '' : ' (not checked, because no key is trusted)'}`
+}
+
+/** Prints what others need to check signatures. Text before a key is ignored by what reads PEM. */
+async function key({ store }: Worker) {
+  const { signer } = store.signing ?? {}
+  if (!signer) throw new SettingsError(['ARCHIVE_SIGNING_KEY_FILE: is not set; see "Sign the archive" in RUNBOOK.md'])
+  await write(`key ${signer.id}\n${signer.pem}`)
+  return 0
+}
+
 async function reindex(worker: Worker) {
+  const old = await moveOldObjects(worker, key => showProgress(`moving ${key}`))
+  showProgress('')
   const { count, faults } = await writeIndex(worker)
-  for (const fault of faults) console.log(fault)
+  for (const fault of [...old.faults, ...faults]) console.log(fault)
+  if (old.moved > 0) console.error(`${old.moved} objects of an older version moved out of device_heartbeats/`)
   console.error(
     `index.json lists ${count} ${count === 1 ? 'archive' : 'archives'}` +
+      (old.faults.length === 0 ? '' : `; ${old.faults.length} objects could not be moved`) +
       (faults.length === 0 ? '' : `; ${faults.length} manifests could not be read`),
   )
-  return faults.length > 0 ? 1 : 0
+  return old.faults.length + faults.length > 0 ? 1 : 0
 }
 
 /** @throws {SettingsError} when VERIFIER_DATABASE_URL is not set */

@@ -1,9 +1,11 @@
+import { readFileSync } from 'node:fs'
 import { z } from 'zod'
 import { type SettingOf, settings } from '../lib/settings.ts'
 import { databaseUrlProblem } from '../lib/database-url.ts'
+import { makeSigning, readPublicKeys, readSigner } from './archive/signature.ts'
 import { archiveUrlProblem } from './store/archive-url.ts'
 import type { OlderStore } from './store/store.ts'
-import { SettingsError } from '../lib/errors.ts'
+import { describeError, SettingsError } from '../lib/errors.ts'
 
 const databaseUrl = z.string().superRefine((value, issues) => {
   const problem = databaseUrlProblem(value)
@@ -37,6 +39,25 @@ const olderStores = z.string().transform((value, issues) => {
 
 const keyId = z.string().regex(/^[\x21-\x7e]{1,2048}$/, 'expected the ARN, id or alias of a KMS key')
 
+/** Reads a file that a setting names, when the settings are read, so that a wrong one is told at the start. */
+function keyFile<T>(read: (pem: string) => T) {
+  return z.string().transform((path, issues): T => {
+    let text
+    try {
+      text = readFileSync(path, 'utf8')
+    } catch (error) {
+      issues.addIssue({ code: 'custom', message: `the file cannot be read: ${describeError(error)}` })
+      return z.NEVER
+    }
+    try {
+      return read(text)
+    } catch (error) {
+      issues.addIssue({ code: 'custom', message: `${path}: ${describeError(error)}` })
+      return z.NEVER
+    }
+  })
+}
+
 const environment = z.object({
   ARCHIVER_DATABASE_URL: databaseUrl.optional(),
   VERIFIER_DATABASE_URL: databaseUrl.optional(),
@@ -46,6 +67,8 @@ const environment = z.object({
   ARCHIVE_SSE: z.enum(settings.ARCHIVE_SSE.values).optional(),
   ARCHIVE_SSE_KMS_KEY_ID: keyId.optional(),
   ARCHIVE_CHECKSUM: z.enum(settings.ARCHIVE_CHECKSUM.values).optional(),
+  ARCHIVE_SIGNING_KEY_FILE: keyFile(readSigner).optional(),
+  ARCHIVE_TRUSTED_KEYS_FILE: keyFile(readPublicKeys).optional(),
   AWS_ENDPOINT_URL_S3: z.url().optional(),
   AWS_ENDPOINT_URL: z.url().optional(),
   LOG_LEVEL: z.enum(settings.LOG_LEVEL.values).default(settings.LOG_LEVEL.default),
@@ -100,6 +123,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
       kmsKey: parsed.data.ARCHIVE_SSE_KMS_KEY_ID,
       checksum: parsed.data.ARCHIVE_CHECKSUM,
     },
+    signing: makeSigning(parsed.data.ARCHIVE_SIGNING_KEY_FILE, parsed.data.ARCHIVE_TRUSTED_KEYS_FILE),
     s3Endpoint: parsed.data.AWS_ENDPOINT_URL_S3 ?? parsed.data.AWS_ENDPOINT_URL,
     logLevel: LOG_LEVEL,
     logFormat: LOG_FORMAT,

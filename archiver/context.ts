@@ -37,14 +37,15 @@ export interface WorkerSettings {
   s3Endpoint?: string | undefined
   olderStores?: StoreOptions['olderStores']
   bucketRules?: StoreOptions['bucketRules']
+  signing?: StoreOptions['signing']
   /** Where its work directory is made; default TMPDIR. */
   temporary?: string
 }
 
 /** Connects nothing yet. End it with closeWorker. */
 export async function openWorker(settings: WorkerSettings, log: Log, tracing?: Tracing): Promise<Worker> {
-  const { s3Endpoint, olderStores, bucketRules } = settings
-  const storeOptions = { s3Endpoint, olderStores, bucketRules }
+  const { s3Endpoint, olderStores, bucketRules, signing } = settings
+  const storeOptions = { s3Endpoint, olderStores, bucketRules, signing }
   return {
     name: `${hostname()}:${process.pid}:${randomBytes(3).toString('hex')}`,
     database: settings.database,

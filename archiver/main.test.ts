@@ -65,7 +65,7 @@ t.test('partitions past a new retention are detached, archived, proven and dropp
   const sha256 = createHash('sha256').update(parquet).digest('hex')
   const manifest = JSON.parse(await readFile(pathsOf(directory).manifest, 'utf8')) as Manifest
   t.match(manifest, {
-    format_version: 3,
+    format_version: 4,
     partition,
     range_start: `${day}T00:00:00.000000Z`,
     row_count: 5000,
@@ -77,7 +77,7 @@ t.test('partitions past a new retention are detached, archived, proven and dropp
   t.equal(state.archive_bytes, String(parquet.length))
   t.equal(fileURLToPath(state.archive_url as string), pathsOf(directory).parquet)
 
-  const index = JSON.parse(await readFile(join(directory, 'archive/device_heartbeats/index.json'), 'utf8')) as {
+  const index = JSON.parse(await readFile(join(directory, 'archive/index.json'), 'utf8')) as {
     archives: unknown[]
   }
   const [archives] = await db.sql`select count(*)::int as count from fleet.archives`
@@ -157,7 +157,7 @@ t.test('two archivers share the work, and never the same partition', async t => 
   const [left] =
     await db.sql`select count(*)::int as count from fleet.hb_partitions where state in ('detached', 'archiving', 'archived', 'archive_failed')`
   t.same(left, { count: 0 })
-  const index = JSON.parse(await readFile(join(directory, 'archive/device_heartbeats/index.json'), 'utf8')) as {
+  const index = JSON.parse(await readFile(join(directory, 'archive/index.json'), 'utf8')) as {
     archives: unknown[]
   }
   t.equal(index.archives.length, events?.partitions)

@@ -1,10 +1,10 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
+import { withIndexLock } from './archive/index-lock.ts'
 import { rebuildIndex } from './archive/manifest.ts'
 import { archivePartition, claimPartition } from './archive/partition.ts'
 import type { Worker } from './context.ts'
 import { claimErasure, eraseFromArchive } from './erase/erase.ts'
-import { openSession } from './database.ts'
 import { holdLease } from './lease.ts'
 import { claimRestore, restorePartition } from './restore/restore.ts'
 import { describeError } from '../lib/errors.ts'
@@ -154,21 +154,12 @@ export async function refreshIndex(worker: Worker, signal: AbortSignal) {
 }
 
 /**
- * Writes index.json again, one archiver at a time.
+ * Writes index.json again, one archiver at a time: of two, the later one also lists later.
  * @returns the same as rebuildIndex
- * @throws if another archiver holds the lock for 10 s: one that hangs must not keep all others from their work
  */
 export async function writeIndex(worker: Worker, signal?: AbortSignal) {
-  const session = await openSession(worker.database, signal)
-  try {
-    // Of two archivers, the later one also lists later. The lock ends with its connection.
-    await session.sql`select fleet.take_index_lock()`.catch((cause: unknown) => {
-      throw new Error('index.json is not written: another archiver may be writing it', { cause })
-    })
-    const written = await rebuildIndex(worker.store, signal)
-    worker.indexIsStale = false
-    return written
-  } finally {
-    await session.close()
-  }
+  const write = () => rebuildIndex(worker.store, signal)
+  const written = await withIndexLock(worker.database, 'index.json is not written', write, signal)
+  worker.indexIsStale = false
+  return written
 }

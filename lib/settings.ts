@@ -298,6 +298,22 @@ export const settings = {
       'which older stores know too. A bucket with Object Lock and a default retention demands one of them.',
     example: 'md5',
   },
+  ARCHIVE_SIGNING_KEY_FILE: {
+    group: 'Archive',
+    readBy: ['archiver'],
+    about:
+      'A PEM file with the Ed25519 private key (PKCS#8) that manifests are signed with, as `openssl genpkey -algorithm ed25519` ' +
+      'writes it. Only the archiver may read it. Without it, manifests are not signed.',
+    example: '/etc/nexmdm/archive-key.pem',
+  },
+  ARCHIVE_TRUSTED_KEYS_FILE: {
+    group: 'Archive',
+    readBy: ['archiver'],
+    about:
+      'A PEM file with the public keys of earlier signers, oldest first, as `npm run archive -- key` prints them. The key of ' +
+      'ARCHIVE_SIGNING_KEY_FILE is always trusted. If a key is trusted, other signatures are refused.',
+    example: '/etc/nexmdm/trusted-keys.pem',
+  },
   TMPDIR: {
     group: 'Archive',
     readBy: ['archiver'],

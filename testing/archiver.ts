@@ -10,7 +10,7 @@ import { exportTable } from '../archiver/archive/export.ts'
 import { createLog } from '../lib/log.ts'
 import { isoMicros } from '../archiver/archive/iso-micros.ts'
 import type { Column, Content } from '../archiver/archive/parquet.ts'
-import { closeWorker, openWorker } from '../archiver/context.ts'
+import { closeWorker, openWorker, type WorkerSettings } from '../archiver/context.ts'
 import { refreshIndex, workOnce } from '../archiver/worker.ts'
 
 /** Makes a directory that is removed after the test. */
@@ -47,12 +47,12 @@ export async function runOnce(t: Test, db: TestDatabase, directory: string, env?
 }
 
 /** Opens an archiver in this process; `events` returns its log. */
-export async function withWorker(t: Test, db: TestDatabase, directory: string) {
+export async function withWorker(t: Test, db: TestDatabase, directory: string, settings: Partial<WorkerSettings> = {}) {
   const { ARCHIVER_DATABASE_URL, ARCHIVE_URL } = archiverEnv(db, directory)
   const lines: string[] = []
   const log = createLog('archiver', 'info', { write: line => void lines.push(line) })
   const worker = await openWorker(
-    { database: { url: ARCHIVER_DATABASE_URL }, archiveUrl: ARCHIVE_URL, temporary: directory },
+    { database: { url: ARCHIVER_DATABASE_URL }, archiveUrl: ARCHIVE_URL, temporary: directory, ...settings },
     log,
   )
   t.teardown(() => closeWorker(worker))
@@ -60,8 +60,8 @@ export async function withWorker(t: Test, db: TestDatabase, directory: string) {
 }
 
 /** Does all the archiver's work in this process. */
-export async function workAll(t: Test, db: TestDatabase, directory: string) {
-  const { worker, events } = await withWorker(t, db, directory)
+export async function workAll(t: Test, db: TestDatabase, directory: string, settings: Partial<WorkerSettings> = {}) {
+  const { worker, events } = await withWorker(t, db, directory, settings)
   const { signal } = new AbortController()
   const results: string[] = []
   for (let result = await workOnce(worker, signal); result !== 'idle'; result = await workOnce(worker, signal))
@@ -72,7 +72,12 @@ export async function workAll(t: Test, db: TestDatabase, directory: string) {
 
 /** Runs `npm run archive -- …` and waits until it ends. */
 export async function runCli(t: Test, db: TestDatabase, directory: string, ...args: string[]) {
-  const cli = await spawnNode(t, 'archiver/cli.ts', { args, env: archiverEnv(db, directory) })
+  return await runCliWith(t, db, directory, {}, ...args)
+}
+
+/** The same, with other settings. */
+export async function runCliWith(t: Test, db: TestDatabase, directory: string, env: Env, ...args: string[]) {
+  const cli = await spawnNode(t, 'archiver/cli.ts', { args, env: archiverEnv(db, directory, env) })
   const { code } = await cli.exited
   return { code, output: cli.output() }
 }
@@ -212,7 +217,7 @@ export async function stateOf(sql: Sql, partition: string) {
  * Runs an archiver until it has recorded a step, and kills it with -9 after it has done the next step but not recorded it. A
  * trigger makes that record wait for a lock that the test holds.
  */
-export async function killAfter(t: Test, db: TestDatabase, directory: string, partition: string, step: string) {
+export async function killAfter(t: Test, db: TestDatabase, directory: string, partition: string, step: string, env: Env = {}) {
   await db.admin.unsafe(`
     create function public.stop_after_step() returns trigger language plpgsql security definer as $$
     begin
@@ -224,7 +229,7 @@ export async function killAfter(t: Test, db: TestDatabase, directory: string, pa
     create trigger stop_after_step before update on fleet.hb_partitions for each row execute function public.stop_after_step()`)
   await db.admin.begin(async holder => {
     await holder`select pg_advisory_xact_lock(4711)`
-    const archiver = await spawnNode(t, 'archiver/main.ts', { env: archiverEnv(db, directory) })
+    const archiver = await spawnNode(t, 'archiver/main.ts', { env: archiverEnv(db, directory, env) })
     await waitFor(async () => {
       const waiting = await db.admin`
         select from pg_locks where locktype = 'advisory' and objid = 4711 and not granted
@@ -267,7 +272,10 @@ export function pathsOf(directory: string, date = retiredDay) {
   return {
     folder,
     parquet: join(folder, `device_heartbeats_${date.replaceAll('-', '')}.parquet`),
-    manifest: join(folder, 'manifest.json'),
+    manifest: join(directory, 'archive/manifests', `date=${date}`, 'manifest.json'),
+    superseded: join(directory, 'archive/superseded', `date=${date}`),
+    /** Where versions before manifest format 4 stored it. */
+    oldManifest: join(folder, 'manifest.json'),
   }
 }
 

@@ -15,6 +15,7 @@ import { prometheus } from './prometheus.ts'
 import { makeTestCluster } from './database.ts'
 import { expandFolders } from './test-files.ts'
 import { topology } from './topology.ts'
+import { signatureTools } from './signatures.ts'
 import { wrk } from './wrk.ts'
 import { reportFailure, UsageError } from '../lib/errors.ts'
 
@@ -40,6 +41,7 @@ try {
     systemdAnalyze,
     dockerCompose,
     faketime,
+    signatureTools,
     wrk,
   ])
     await programs.install()

@@ -98,11 +98,13 @@ for (const change of Object.keys(changes) as (keyof typeof changes)[]) {
             row_count: '1000',
             archive_url: /^file:/,
             proven_at: Date,
-            last_error: /of its 1000 rows are not in the partition .* move its folder away, .*retry_archive.*accept_archive/,
+            last_error:
+              /of its 1000 rows are not in the partition .* move it and its manifest .* away, .*retry_archive.*accept_archive/,
           },
           'the database still knows the archive',
         )
         await rename(pathsOf(directory).folder, `${pathsOf(directory).folder}.old`)
+        await rename(pathsOf(directory).manifest, `${pathsOf(directory).manifest}.old`)
         await dba`select fleet.retry_archive(${partition})`
         await workAll(t, db, directory)
       }

@@ -4,7 +4,7 @@ import { DuckDBInstance } from '@duckdb/node-api'
 import t, { type Test } from 'tap'
 import { withDatabase, type TestDatabase } from '../../testing/database.ts'
 import { registerArchives } from './register.ts'
-import type { Manifest } from './manifest.ts'
+import { FORMAT_VERSION, type Manifest } from './manifest.ts'
 import { queryArchive } from '../query/query.ts'
 import {
   fillAwkwardDay,
@@ -69,6 +69,8 @@ interface Archived {
   format: number
   columns: (keyof typeof archived)[]
   directory: string
+  /** Where the manifests are. */
+  manifests: string
   expect: (db: TestDatabase) => Promise<void>
 }
 
@@ -82,6 +84,7 @@ const format1: Archived = {
   format: 1,
   columns: columns1,
   directory: join(import.meta.dirname, 'fixtures/archive-1'),
+  manifests: 'device_heartbeats',
   async expect(db) {
     const copy = await db.admin
       .unsafe(`copy public.expected (${columns1.join(', ')}) from stdin (format csv, header, null '\\N')`)
@@ -92,15 +95,16 @@ const format1: Archived = {
 }
 
 /** An archive that this version makes. */
-async function makeFormat3(t: Test): Promise<Archived> {
+async function makeCurrent(t: Test): Promise<Archived> {
   const { db, directory } = await withRetiredDay(t, 'awkward')
   t.same((await workAll(t, db, directory)).results, ['done'])
   return {
     day: retiredDay,
     rows: 4000,
-    format: 3,
+    format: FORMAT_VERSION,
     columns: columns3,
     directory: join(directory, 'archive'),
+    manifests: 'manifests',
     expect: db => fillAwkwardDay(db.admin, retiredDay, 'public.expected'),
   }
 }
@@ -152,7 +156,7 @@ async function filesOf(folder: string) {
   return (await readdir(folder).catch(() => [])).sort()
 }
 
-for (const archivedAs of [format1, await makeFormat3(t)]) {
+for (const archivedAs of [format1, await makeCurrent(t)]) {
   const { day, rows, format, columns } = archivedAs
   for (const [name, change] of Object.entries(changes)) {
     await t.test(
@@ -216,20 +220,15 @@ for (const archivedAs of [format1, await makeFormat3(t)]) {
           state: 'dropped',
           row_count: String(rows + 1),
           archive_url: /_r2\.parquet$/,
-          manifest_format: 3,
+          manifest_format: 4,
         })
-        const { folder, parquet, manifest } = pathsOf(directory, day)
+        const { folder, parquet, manifest, superseded: aside } = pathsOf(directory, day)
         const file = parquet.slice(folder.length + 1)
         const second = JSON.parse(await readFile(manifest, 'utf8')) as Manifest
         const first = JSON.parse(
-          await readFile(join(archivedAs.directory, `device_heartbeats/date=${day}/manifest.json`), 'utf8'),
+          await readFile(join(archivedAs.directory, archivedAs.manifests, `date=${day}/manifest.json`), 'utf8'),
         ) as Manifest
-        t.same(
-          await filesOf(folder),
-          [file.replace('.parquet', '_r2.parquet'), 'manifest.json'],
-          'readers of *.parquet see each row once',
-        )
-        const aside = join(folder, `../superseded/date=${day}`)
+        t.same(await filesOf(folder), [file.replace('.parquet', '_r2.parquet')], 'readers of *.parquet see each row once')
         if (change.leftOut === null) {
           t.equal(second.superseded, undefined)
           t.same(await filesOf(aside), [], 'the new file holds everything that was in the old one')
@@ -400,8 +399,7 @@ t.test('later revisions keep naming a superseded file, and verify checks it', as
   await archiveAgain(t, db, directory, partition, retiredDay)
   const { worker } = await withWorker(t, db, directory)
   t.same(await verifyAll(worker), [])
-  const { folder, parquet } = pathsOf(directory)
-  const aside = join(folder, `../superseded/date=${retiredDay}`)
+  const { folder, parquet, superseded: aside } = pathsOf(directory)
   const kept = join(aside, parquet.slice(folder.length + 1))
   const bytes = await readFile(kept)
 

@@ -1,5 +1,5 @@
 import type { Sql } from '../database.ts'
-import { readManifest, type Manifest } from './manifest.ts'
+import { requireManifest, type Manifest } from './manifest.ts'
 import { plainColumns, type Column } from './parquet.ts'
 import { locate } from '../store/open-store.ts'
 import type { Store, StoreOptions } from '../store/store.ts'
@@ -34,9 +34,7 @@ export async function learnColumns(
   archive: { partition_name: string; archive_url: string; checksum_sha256: string },
 ) {
   const { store: found, key } = await locate(archive.archive_url, store, storeOptions)
-  const manifestKey = `${key.slice(0, key.lastIndexOf('/') + 1)}manifest.json`
-  const manifest = await readManifest(found, manifestKey)
-  if (!manifest) throw new Error(`${found.url}/${manifestKey}: the manifest is missing`)
+  const { key: manifestKey, manifest } = await requireManifest(found, key)
   if (manifest.sha256 !== archive.checksum_sha256) {
     throw new Error(
       `${found.url}/${manifestKey}: the manifest differs from the database: ` +

@@ -1,6 +1,6 @@
 // The second proof: if settings.proofs_needed is 2, nothing is dropped on the archiver's word alone.
 import { copyFile, readFile, rename, stat, writeFile } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { DuckDBInstance } from '@duckdb/node-api'
 import t from 'tap'
@@ -135,7 +135,8 @@ t.test('an archiver that lies about the rows is found by the second login, which
   await rename(`${file}.new`, file)
   const work = await makeDirectory(t)
   await copyFile(file, join(work, 'x.parquet'))
-  const path = join(dirname(file), 'manifest.json')
+  const folder = dirname(file)
+  const path = join(folder, '../../manifests', basename(folder), 'manifest.json')
   const manifest = JSON.parse(await readFile(path, 'utf8')) as Manifest
   const [content, sha256, { size: bytes }] = [
     await readContent(join(work, 'x.parquet'), manifest.columns, work, { checksum: 'rows_sha256' }),

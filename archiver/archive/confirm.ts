@@ -2,13 +2,12 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describeError } from '../../lib/errors.ts'
 import { isoMicros } from './iso-micros.ts'
-import { keysOf, ROOT } from './manifest.ts'
 import { readBack } from './proof.ts'
 import { hashRows } from './rows-csv.ts'
 import { identifier } from '../duckdb.ts'
 import { isNotOf } from '../erase/filter.ts'
 import { hashParquet, type Column } from './parquet.ts'
-import { locate, locateInStore } from '../store/open-store.ts'
+import { locate } from '../store/open-store.ts'
 import { listArchives, type Archive } from './verify.ts'
 import type { Worker } from '../context.ts'
 
@@ -69,10 +68,9 @@ async function confirmErasure(worker: Worker, erasure: WaitingErasure) {
   const { sql } = worker
   const { partition_name, range_start, range_end, columns, device_ids } = erasure
   const [now, old] = await Promise.all(
-    [erasure.archive_url, erasure.old_archive_url].map(url => locateInStore(url, ROOT, worker.store, worker.storeOptions)),
+    [erasure.archive_url, erasure.old_archive_url].map(url => locate(url, worker.store, worker.storeOptions)),
   )
   if (!now || !old) return false
-  const keys = { parquet: now.key, manifest: keysOf(range_start, range_end).manifest }
   const expected = {
     range_start: isoMicros(range_start),
     range_end: isoMicros(range_end),
@@ -82,7 +80,7 @@ async function confirmErasure(worker: Worker, erasure: WaitingErasure) {
   }
   const work = await mkdtemp(join(worker.directory, 'confirm-'))
   try {
-    const inNew = await readBack(now.store, keys, expected, work, ({ content }) => Promise.resolve(content.rows_sha256))
+    const inNew = await readBack(now.store, now.key, expected, work, ({ content }) => Promise.resolve(content.rows_sha256))
     const file = join(work, 'old.parquet')
     const got = await old.store.getToFile(old.key, file)
     const inOld = await hashParquet(file, columns, work, isNotOf(device_ids))
@@ -97,7 +95,6 @@ async function confirmErasure(worker: Worker, erasure: WaitingErasure) {
 async function confirm(worker: Worker, archive: Archive) {
   const { sql } = worker
   const { store, key } = await locate(archive.archive_url, worker.store, worker.storeOptions)
-  const keys = { parquet: key, manifest: `${key.slice(0, key.lastIndexOf('/') + 1)}manifest.json` }
   const expected = {
     range_start: isoMicros(archive.range_start),
     range_end: isoMicros(archive.range_end),
@@ -107,7 +104,7 @@ async function confirm(worker: Worker, archive: Archive) {
   }
   const work = await mkdtemp(join(worker.directory, 'confirm-'))
   try {
-    await readBack(store, keys, expected, work, async ({ manifest, content }) => {
+    await readBack(store, key, expected, work, async ({ manifest, content }) => {
       // The columns that the database recorded, not those of the manifest.
       const inTable = content.rows_sha256 === undefined ? null : await hashTable(worker, archive.partition_name, archive.columns)
       await sql`

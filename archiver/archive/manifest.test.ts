@@ -22,13 +22,16 @@ const manifest = makeManifest({
   parquetKey: 'device_heartbeats/date=2026-08-15/device_heartbeats_20260815.parquet',
   bytes: 100,
   sha256: 'ab'.repeat(32),
+  previous: null,
+  history: [],
 })
 
 t.test('a day is in its folder, and a month in that of its first day', async t => {
   t.same(keysOf('2026-08-15 00:00:00+00', '2026-08-16 00:00:00+00'), {
     folder: 'device_heartbeats/date=2026-08-15/',
     parquet: 'device_heartbeats/date=2026-08-15/device_heartbeats_20260815.parquet',
-    manifest: 'device_heartbeats/date=2026-08-15/manifest.json',
+    manifest: 'manifests/date=2026-08-15/manifest.json',
+    oldManifest: 'device_heartbeats/date=2026-08-15/manifest.json',
   })
   t.equal(
     keysOf('2026-08-01 00:00:00+00', '2026-09-01 00:00:00+00').parquet,
@@ -36,7 +39,7 @@ t.test('a day is in its folder, and a month in that of its first day', async t =
   )
   t.match(keysOf('2026-08-15 00:00:00+00', '2026-08-16 00:00:00+00', 3), {
     parquet: 'device_heartbeats/date=2026-08-15/device_heartbeats_20260815_r3.parquet',
-    manifest: 'device_heartbeats/date=2026-08-15/manifest.json',
+    manifest: 'manifests/date=2026-08-15/manifest.json',
   })
   t.throws(() => keysOf('2026-08-15 05:00:00+00', '2026-08-16 05:00:00+00'), /UTC midnights/)
 })
@@ -107,7 +110,7 @@ t.test('a manifest of a newer format is refused, whatever else it says', async t
   const newer = { format_version: FORMAT_VERSION + 1, unheard: 'of' }
   t.throws(() => parseManifest('s3://b/m', Buffer.from(JSON.stringify(newer))), {
     message: new RegExp(
-      '^s3://b/m: the manifest has format 4, and this version \\(\\d+\\.\\d+\\.\\d+\\) reads formats up to 3; ' +
+      '^s3://b/m: the manifest has format 5, and this version \\(\\d+\\.\\d+\\.\\d+\\) reads formats up to 4; ' +
         'a newer version wrote it, use that one$',
     ),
   })
@@ -115,18 +118,24 @@ t.test('a manifest of a newer format is refused, whatever else it says', async t
 
 t.test('the index is made from the manifests, and those that cannot be read are reported', async t => {
   const store = await openStore(pathToFileURL(await makeDirectory(t)).href)
-  await writeManifest(store, 'device_heartbeats/date=2026-08-16/manifest.json', {
+  await writeManifest(store, 'manifests/date=2026-08-16/manifest.json', {
     ...manifest,
     range_start: '2026-08-16T00:00:00.000000Z',
     range_end: '2026-08-17T00:00:00.000000Z',
     file: 'device_heartbeats_20260816.parquet',
   })
   await writeManifest(store, 'device_heartbeats/date=2026-08-15/manifest.json', manifest)
-  await store.putBytes('device_heartbeats/date=2026-08-17/manifest.json', Buffer.from('{'))
+  await writeManifest(store, 'manifests/date=2026-08-14/manifest.json', manifest)
+  await store.putBytes('device_heartbeats/index.json', Buffer.from('{}'))
+  await store.putBytes('manifests/date=2026-08-17/manifest.json', Buffer.from('{'))
   const { count, faults } = await rebuildIndex(store)
   t.equal(count, 2)
-  t.match(faults, [/date=2026-08-17\/manifest.json: the manifest is not JSON/])
-  const index = JSON.parse(String(await store.getBytes('device_heartbeats/index.json'))) as unknown
+  t.match(faults.sort(), [
+    /date=2026-08-14\/manifest.json: the manifest is for 2026-08-15T00:00:00.000000Z, whose place is/,
+    /date=2026-08-17\/manifest.json: the manifest is not JSON/,
+  ])
+  t.equal(await store.head('device_heartbeats/index.json'), undefined, 'the one of an older version is deleted')
+  const index = JSON.parse(String(await store.getBytes('index.json'))) as unknown
   t.match(index, {
     format_version: 1,
     archives: [
@@ -134,6 +143,7 @@ t.test('the index is made from the manifests, and those that cannot be read are 
         path: 'device_heartbeats/date=2026-08-15/device_heartbeats_20260815.parquet',
         row_count: 2,
         rows_sha256: 'cd'.repeat(32),
+        manifest: 'device_heartbeats/date=2026-08-15/manifest.json',
       },
       { range_start: '2026-08-16T00:00:00.000000Z' },
     ],

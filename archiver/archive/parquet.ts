@@ -122,6 +122,9 @@ export function duckdbType({ name, type }: Column) {
 /** memory_limit covers only DuckDB's buffers. With 128 MB and one thread the archiver takes 250 to 310 MB. */
 const MEMORY_LIMIT = '128MB'
 
+/** What readers skip or read as a whole, by the smallest and largest device_id and ts that the footer names for it. */
+export const ROWS_IN_GROUP = 32_768
+
 /** The columns whose texts are quoted in CSV: `"network_type", "agent_version"`. */
 function quotedColumns(columns: Column[]) {
   return columns.filter(({ name, type }) => typeOf(name, type).isQuoted).map(({ name }) => identifier(name))
@@ -213,7 +216,7 @@ export async function writeParquet(
             ${literal(pipe)}, auto_detect = false, header = false, delim = ',', quote = '"', escape = '"',
             new_line = '\\n', nullstr = '\\N', allow_quoted_nulls = false, columns = {${spec.join(', ')}}
           )
-        ) to ${literal(partial)} (format parquet, compression zstd)`)
+        ) to ${literal(partial)} (format parquet, compression zstd, row_group_size ${ROWS_IN_GROUP})`)
         parquet.catch(() => {})
         const socket = await openForWriting(pipe, parquet)
         let fault: Error | undefined

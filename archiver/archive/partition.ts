@@ -3,17 +3,9 @@ import { join } from 'node:path'
 import { openSession } from '../database.ts'
 import { exportTable, type Exported } from './export.ts'
 import { isoMicros } from './iso-micros.ts'
-import {
-  differences,
-  keysOf,
-  FORMAT_VERSION,
-  makeManifest,
-  readManifest,
-  writeManifest,
-  type Claims,
-  type Manifest,
-} from './manifest.ts'
+import { commitManifest, differences, findManifest, keysOf, FORMAT_VERSION, type Claims, type Manifest } from './manifest.ts'
 import { recordColumns } from './columns.ts'
+import { withIndexLock } from './index-lock.ts'
 import { hashFile } from './hash.ts'
 import { plainColumns, readContent, type Column } from './parquet.ts'
 import { followCopy } from '../progress.ts'
@@ -103,7 +95,7 @@ interface Upload extends Claims {
 async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: string, signal: AbortSignal): Promise<Upload> {
   const { sql, store, name } = worker
   const { partition_name, range_start, range_end } = claimed
-  const { folder, manifest: manifestKey } = keysOf(range_start, range_end)
+  const { folder, parquet, manifest: manifestKey } = keysOf(range_start, range_end)
   const file = join(work, 'export.parquet')
 
   const total = claimed.row_count === null ? undefined : Number(claimed.row_count)
@@ -132,7 +124,8 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
     ...content,
     columns: plainColumns(columns),
   }
-  const existing = await readManifest(store, manifestKey, signal)
+  const found = await findManifest(store, parquet, signal)
+  const existing = found?.manifest
   const { revision, replaces, superseded } = await chooseRevision(
     worker,
     folder,
@@ -150,6 +143,7 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
   const isKept =
     existing !== undefined &&
     claimed.attempts === 0 &&
+    (store.signing?.signer === undefined || existing.format_version < FORMAT_VERSION || existing.signature !== undefined) &&
     existing.rows_sha256 === content.rows_sha256 &&
     differences({ columns: existing.columns }, exported) === '' &&
     (await store.head(`${folder}${existing.file}`, signal))?.bytes === existing.bytes
@@ -163,25 +157,24 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
           (stored ? `has ${stored.bytes} of its ${exported.bytes} bytes` : 'does not have it'),
       )
     }
-    await writeManifest(
-      store,
-      keys.manifest,
-      makeManifest({
-        partition: partition_name,
-        range_start,
-        range_end,
-        content,
-        columns,
-        columns_at,
-        parquetKey: keys.parquet,
-        bytes: exported.bytes,
-        sha256: exported.sha256,
-        revision,
-        replaces,
-        superseded,
-      }),
-      signal,
-    )
+    const input = {
+      partition: partition_name,
+      range_start,
+      range_end,
+      content,
+      columns,
+      columns_at,
+      parquetKey: keys.parquet,
+      bytes: exported.bytes,
+      sha256: exported.sha256,
+      revision,
+      replaces,
+      superseded,
+    }
+    const write = () => commitManifest(store, input, found, reasonOf(existing, content, revision), signal)
+    // `npm run archive -- reindex` may be moving the manifest of an older version.
+    if (found === undefined || found.key === manifestKey) await write()
+    else await withIndexLock(worker.database, `${store.url}/${manifestKey}: not written`, write, signal)
   }
   const { bytes, sha256, format_version } = isKept ? existing : { ...exported, format_version: FORMAT_VERSION }
   const parquetKey = isKept ? `${folder}${existing.file}` : keys.parquet
@@ -189,6 +182,12 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
     select fleet.record_upload(${partition_name}, ${name}, ${`${store.url}/${parquetKey}`}, ${sha256}, ${bytes},
       ${format_version})`
   return { ...exported, bytes, sha256, parquetKey }
+}
+
+/** Why the manifest of a day is replaced. */
+function reasonOf(existing: Manifest | undefined, { row_count }: { row_count: number }, revision = 1) {
+  if (existing !== undefined && row_count > existing.row_count) return 'gained rows'
+  return revision === (existing?.revision ?? 1) ? 'written again' : 'columns changed'
 }
 
 /**
@@ -320,10 +319,9 @@ async function prove(
 ) {
   const { sql, store, name } = worker
   const { parquetKey, ...expected } = upload
-  const keys = { parquet: parquetKey, manifest: keysOf(claimed.range_start, claimed.range_end).manifest }
   const proven = await readBack(
     store,
-    keys,
+    parquetKey,
     expected,
     work,
     async ({ manifest, content }) => {
@@ -346,18 +344,19 @@ async function prove(
       bytes: expected.bytes,
       duration_ms: Math.round(performance.now() - started),
       sha256: expected.sha256,
-      archive_url: `${store.url}/${keys.parquet}`,
+      archive_url: `${store.url}/${parquetKey}`,
     },
     'archived and proven',
   )
   await removeSuperseded(store, proven, worker.log, signal)
 }
 
-/** Finishes what a run left undone that died after its proof: deletes the file that the archive replaces. */
+/** Finishes what a run left undone that died after its proof: deletes what the archive replaces. */
 async function finishRevision({ store, log }: Worker, claimed: ClaimedPartition, signal: AbortSignal) {
-  if (!/_r\d+\.parquet$/.test(fileOf(claimed))) return
-  const manifest = await readManifest(store, keysOf(claimed.range_start, claimed.range_end).manifest, signal)
-  if (manifest?.sha256 === claimed.checksum_sha256) await removeSuperseded(store, manifest, log, signal)
+  const { parquet, oldManifest } = keysOf(claimed.range_start, claimed.range_end)
+  if (!/_r\d+\.parquet$/.test(fileOf(claimed)) && !(await store.head(oldManifest, signal))) return
+  const found = await findManifest(store, parquet, signal)
+  if (found?.manifest.sha256 === claimed.checksum_sha256) await removeSuperseded(store, found.manifest, log, signal)
 }
 
 async function drop({ sql, log, name }: Worker, { partition_name }: ClaimedPartition, rows: number, signal: AbortSignal) {

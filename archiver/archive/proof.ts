@@ -1,31 +1,30 @@
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { differences, readManifest, type Claims, type Manifest } from './manifest.ts'
-import { ObjectMissing } from '../store/object-missing.ts'
+import { differences, requireManifest, type Claims, type Manifest } from './manifest.ts'
 import { readContent, type Content } from './parquet.ts'
 import type { Store } from '../store/store.ts'
 
 /**
  * Reads an archive back from the store and checks all of it: the manifest against the database, the object's size and
  * SHA-256 against the manifest, and its rows, as DuckDB reads them and writes them as CSV again, against both.
+ * @param parquet the key of the Parquet file; its manifest is in one of its places
  * @param expected what the database recorded
  * @param use is given the verified local copy before it is removed
  * @throws an error with a sentence that names the object and the difference
  */
 export async function readBack<T>(
   store: Store,
-  keys: { parquet: string; manifest: string },
+  parquet: string,
   expected: Claims,
   work: string,
   use: (proof: { file: string; manifest: Manifest; content: Content }) => Promise<T>,
   signal?: AbortSignal,
 ): Promise<T> {
-  const url = `${store.url}/${keys.parquet}`
-  const manifestUrl = `${store.url}/${keys.manifest}`
-  const manifest = await readManifest(store, keys.manifest, signal)
-  if (!manifest) throw new ObjectMissing(manifestUrl)
-  if (!keys.parquet.endsWith(`/${manifest.file}`) && keys.parquet !== manifest.file) {
-    throw new Error(`${manifestUrl}: the manifest is for ${manifest.file}, but the database has ${keys.parquet}`)
+  const url = `${store.url}/${parquet}`
+  const { key, manifest } = await requireManifest(store, parquet, signal)
+  const manifestUrl = `${store.url}/${key}`
+  if (!parquet.endsWith(`/${manifest.file}`)) {
+    throw new Error(`${manifestUrl}: the manifest is for ${manifest.file}, but the database has ${parquet}`)
   }
   const wrongManifest = differences(expected, manifest)
   if (wrongManifest) throw new Error(`${manifestUrl}: the manifest differs from the database: ${wrongManifest}`)
@@ -33,7 +32,7 @@ export async function readBack<T>(
   const file = join(work, 'read-back.parquet')
   await rm(file, { force: true })
   try {
-    const got = await store.getToFile(keys.parquet, file, signal)
+    const got = await store.getToFile(parquet, file, signal)
     const wrongObject = differences({ bytes: manifest.bytes, sha256: manifest.sha256 }, got)
     if (wrongObject) throw new Error(`${url}: the object differs from its manifest: ${wrongObject}`)
     const content = await readContent(file, manifest.columns, work, {

@@ -1,5 +1,5 @@
 import { cp, readFile, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import {
@@ -61,7 +61,7 @@ t.test('a manifest that is not in its own place is reported and not registered',
   await fillDay(lost.admin, own, 100)
   await lost.sql`select fleet.archive_partition(${await partitionOf(lost.sql, own)})`
   t.equal((await runOnce(t, lost, directory)).code, 0)
-  await cp(pathsOf(directory, own).folder, pathsOf(directory, other).folder, { recursive: true })
+  await cp(dirname(pathsOf(directory, own).manifest), dirname(pathsOf(directory, other).manifest), { recursive: true })
   const { output } = await runCli(t, await withDatabase(t), directory, 'register')
   t.match(output, /^1 registered, 0 known before; 1 not registered$/m)
   t.match(output, new RegExp(`date=${other}/manifest.json: the manifest is for ${own}`))
@@ -109,7 +109,7 @@ t.test('an archive of format 3, as version 0.2.0 made it, is registered, verifie
   await db.sql`select fleet.request_restore('2026-06-30'::date)`
   t.same((await workAll(t, db, directory)).results, ['done'])
   const { row_count, rows_sha256, columns } = JSON.parse(
-    await readFile(pathsOf(directory, '2026-06-30').manifest, 'utf8'),
+    await readFile(pathsOf(directory, '2026-06-30').oldManifest, 'utf8'),
   ) as Manifest
   t.same(await contentOf(db.admin, `fleet.${archive!.partition_name}`, columns), { row_count: String(row_count), rows_sha256 })
 })

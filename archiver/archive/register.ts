@@ -1,8 +1,9 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
+import { checkChain } from './chain.ts'
 import { recordColumns } from './columns.ts'
 import { describeError } from '../../lib/errors.ts'
-import { keysOf, readManifest, ROOT, type Manifest } from './manifest.ts'
+import { checkPlace, keysOf, listManifests, readManifest, type Manifest } from './manifest.ts'
 import { plainColumns } from './parquet.ts'
 import { readBack } from './proof.ts'
 import { listArchives } from './verify.ts'
@@ -10,27 +11,26 @@ import type { Worker } from '../context.ts'
 
 /**
  * Registers every archive in the store in a database that did not write it, for example after the loss of the one that did.
- * Each archive is first read back and proven against its manifest.
+ * Each archive is first read back and proven against its manifest, and if a key is trusted, against those of other days.
  * @param onArchive is called before each archive is read
  * @returns how many were registered, how many the database already knew, and a sentence for each fault
  */
 export async function registerArchives(worker: Worker, onArchive: (manifest: Manifest) => void) {
   const { sql, store } = worker
-  const keys: string[] = []
-  for await (const { key } of store.list(`${ROOT}date=`)) {
-    if (key.endsWith('/manifest.json')) keys.push(key)
-  }
   const known = new Map((await listArchives(worker)).map(archive => [archive.archive_url, archive.checksum_sha256]))
   const faults: string[] = []
   let registered = 0
   let alreadyKnown = 0
-  for (const key of keys.sort()) {
+  const chain = await checkChain(store)
+  const days = await listManifests(store)
+  for (const [day, key] of days) {
     try {
       const manifest = await readManifest(store, key)
       if (!manifest) continue
-      const { parquet, manifest: ownKey } = keysOf(manifest.range_start, manifest.range_end, manifest.revision)
-      if (key !== ownKey)
-        throw new Error(`${store.url}/${key}: the manifest is for ${manifest.range_start}, whose place is ${store.url}/${ownKey}`)
+      checkPlace(store, key, manifest)
+      const doubt = chain.find(({ about }) => about === day)
+      if (doubt) throw new Error(doubt.fault)
+      const { parquet } = keysOf(manifest.range_start, manifest.range_end, manifest.revision)
       const url = `${store.url}/${parquet}`
       if (known.get(url) === manifest.sha256) {
         await recordColumns(sql, manifest.partition, manifest)
@@ -40,7 +40,7 @@ export async function registerArchives(worker: Worker, onArchive: (manifest: Man
       onArchive(manifest)
       const work = await mkdtemp(join(worker.directory, 'register-'))
       try {
-        await readBack(store, { parquet, manifest: key }, {}, work, async ({ content }) => {
+        await readBack(store, parquet, {}, work, async ({ content }) => {
           await sql`
             select fleet.register_archive(
               ${manifest.partition}, ${manifest.range_start}, ${manifest.range_end}, ${content.row_count},
@@ -57,5 +57,6 @@ export async function registerArchives(worker: Worker, onArchive: (manifest: Man
       faults.push(describeError(error))
     }
   }
+  faults.push(...chain.flatMap(({ about, fault }) => (days.has(about) ? [] : [fault])))
   return { registered, alreadyKnown, faults }
 }

@@ -3,14 +3,26 @@ import { join } from 'node:path'
 import { confine, identifier, literal, withDuckDB } from '../duckdb.ts'
 import type { Log } from '../../lib/log.ts'
 import { mapColumns } from './columns.ts'
-import { differences, keysOf, supersededKeys, writeManifest, type Manifest, type Superseded } from './manifest.ts'
+import {
+  differences,
+  keysOf,
+  OLD_SUPERSEDED,
+  readManifest,
+  requireManifest,
+  SUPERSEDED,
+  supersededKeys,
+  type Manifest,
+  type Superseded,
+} from './manifest.ts'
 import { ObjectMissing } from '../store/object-missing.ts'
 import { duckdbType, type Column } from './parquet.ts'
 import type { Store } from '../store/store.ts'
 import type { Worker } from '../context.ts'
 
 /** What to do about an archive that prevents another one from being written. */
-export const IF_NOT_NEEDED = 'If it is not needed, move its folder away, then run select fleet.retry_archive(...)'
+export const IF_NOT_NEEDED =
+  'If it is not needed, move it and its manifest (date=… in device_heartbeats/ and in manifests/) away, then run ' +
+  'select fleet.retry_archive(...)'
 
 /** A new export of a day, compared with its archive at `file`. `lost`: columns of the archive that the export does not have. */
 export interface Comparison {
@@ -101,7 +113,9 @@ export async function keepSuperseded(
   const { bytes, sha256 } = existing
   const copy = `${file}.copy`
   await store.put(keys.parquet, file, sha256, signal)
-  await writeManifest(store, keys.manifest, existing, signal)
+  // The bytes as they are, because their hash is on record.
+  const found = await requireManifest(store, keysOf(existing.range_start, existing.range_end).parquet, signal)
+  await store.putBytes(keys.manifest, found.bytes, signal)
   await rm(copy, { force: true })
   try {
     const wrong = differences({ bytes, sha256 }, await store.getToFile(keys.parquet, copy, signal))
@@ -122,8 +136,16 @@ export async function keepSuperseded(
   return { file: existing.file, bytes, sha256, columns: lost }
 }
 
+/** Whether the copy of a superseded file exists, in its place or in that of older versions. */
+async function isCopied(store: Store, range_start: string, { file, bytes }: Superseded, signal?: AbortSignal) {
+  for (const root of [SUPERSEDED, OLD_SUPERSEDED]) {
+    if ((await store.head(supersededKeys(range_start, file, root).parquet, signal))?.bytes === bytes) return true
+  }
+  return false
+}
+
 /**
- * Deletes the files that earlier revisions of an archive left in its folder. A file that holds more is deleted only if its
+ * Deletes what earlier revisions of an archive left in its folder: their files, and a manifest of an older version. A file that holds more is deleted only if its
  * copy exists. Call this when the manifest in the store is the one of the proven revision. A file that cannot be deleted is
  * logged, and verify reports it.
  */
@@ -133,8 +155,7 @@ export async function removeSuperseded(store: Store, manifest: Manifest, log: Lo
     try {
       if (!(await store.head(parquet, signal))) continue
       const kept = manifest.superseded?.find(({ file }) => parquet.endsWith(`/${file}`))
-      const copy = kept && (await store.head(supersededKeys(manifest.range_start, kept.file).parquet, signal))
-      if (kept && copy?.bytes !== kept.bytes)
+      if (kept && !(await isCopied(store, manifest.range_start, kept, signal)))
         throw new Error(`${store.url}/${parquet}: not deleted, because its copy under superseded/ is missing`)
       await store.delete(parquet, signal)
       log.info(
@@ -148,5 +169,22 @@ export async function removeSuperseded(store: Store, manifest: Manifest, log: Lo
         'a superseded file could not be deleted',
       )
     }
+  }
+  await removeOldManifest(store, manifest, log, signal)
+}
+
+/** Deletes the manifest of an older version if the proven one has replaced it in its place. */
+async function removeOldManifest(store: Store, manifest: Manifest, log: Log, signal?: AbortSignal) {
+  const keys = keysOf(manifest.range_start, manifest.range_end)
+  try {
+    if (!(await store.head(keys.oldManifest, signal))) return
+    if ((await readManifest(store, keys.manifest, signal))?.sha256 === manifest.sha256)
+      await store.delete(keys.oldManifest, signal)
+  } catch (error) {
+    signal?.throwIfAborted()
+    log.warn(
+      { event: 'partition.archive.superseded', partition: manifest.partition, error },
+      'a superseded manifest could not be deleted',
+    )
   }
 }

@@ -171,7 +171,7 @@ t.test('each value of each type is unchanged after archive and restore', async t
   }
 
   t.same((await workAll(t, db, directory)).results, ['done'])
-  t.match(await stateOf(db.sql, partition), { state: 'dropped', manifest_format: 3 })
+  t.match(await stateOf(db.sql, partition), { state: 'dropped', manifest_format: 4 })
   await db.sql`select fleet.request_restore(${retiredDay}::date)`
   t.same(
     (await workAll(t, db, directory)).results,

@@ -4,9 +4,13 @@ import { recordColumns } from './columns.ts'
 import { isoMicros } from './iso-micros.ts'
 import {
   differences,
+  findManifest,
   keysOf,
-  readManifest,
+  MANIFESTS,
+  OLD_SUPERSEDED,
+  requireManifest,
   ROOT,
+  SUPERSEDED,
   supersededKeys,
   type Claims,
   type Manifest,
@@ -14,7 +18,7 @@ import {
 } from './manifest.ts'
 import type { Column } from './parquet.ts'
 import { readBack } from './proof.ts'
-import { locate, locateInStore } from '../store/open-store.ts'
+import { locate } from '../store/open-store.ts'
 import type { Worker } from '../context.ts'
 import { describeError } from '../../lib/errors.ts'
 
@@ -51,11 +55,16 @@ export async function listArchives({ sql }: Worker, date?: string): Promise<Arch
 /**
  * Checks one archive against its manifest and the database: every byte and row, or, if quick, only the manifest and the
  * object's size.
+ * @param onManifest is given its manifest, if that is the one that was written
  * @returns a sentence for each fault
  */
-export async function verifyArchive(worker: Worker, archive: Archive, isQuick: boolean): Promise<string[]> {
+export async function verifyArchive(
+  worker: Worker,
+  archive: Archive,
+  isQuick: boolean,
+  onManifest: (manifest: Manifest) => void = () => {},
+): Promise<string[]> {
   const { store, key } = await locate(archive.archive_url, worker.store, worker.storeOptions)
-  const keys = { parquet: key, manifest: `${key.slice(0, key.lastIndexOf('/') + 1)}manifest.json` }
   const expected: Claims = {
     range_start: isoMicros(archive.range_start),
     range_end: isoMicros(archive.range_end),
@@ -71,11 +80,11 @@ export async function verifyArchive(worker: Worker, archive: Archive, isQuick: b
   }
   try {
     if (isQuick) {
-      const manifest = await readManifest(store, keys.manifest)
-      if (!manifest) return [`${store.url}/${keys.manifest}: the manifest is missing`]
+      const { key: manifestKey, manifest } = await requireManifest(store, key)
       const wrong = differences(expected, manifest)
-      if (wrong) return [`${store.url}/${keys.manifest}: the manifest differs from the database: ${wrong}`]
-      const found = await store.head(keys.parquet)
+      if (wrong) return [`${store.url}/${manifestKey}: the manifest differs from the database: ${wrong}`]
+      onManifest(manifest)
+      const found = await store.head(key)
       if (!found) return [`${archive.archive_url}: the object is missing`]
       if (found.bytes !== manifest.bytes) {
         return [`${archive.archive_url}: the object has ${found.bytes} bytes, but its manifest says ${manifest.bytes}`]
@@ -85,7 +94,8 @@ export async function verifyArchive(worker: Worker, archive: Archive, isQuick: b
     }
     const work = await mkdtemp(join(worker.directory, 'verify-'))
     try {
-      return await readBack(store, keys, expected, work, async ({ manifest }) => {
+      return await readBack(store, key, expected, work, async ({ manifest }) => {
+        onManifest(manifest)
         await recordColumns(worker.sql, archive.partition_name, manifest)
         const faults: string[] = []
         for (const kept of manifest.superseded ?? [])
@@ -108,12 +118,13 @@ async function verifySuperseded(
   worker: Worker,
   work?: string,
 ): Promise<string[]> {
-  const keys = supersededKeys(range_start, file)
   try {
     // It is in the same store as the archive, which may be an older one.
-    const { store } = await locateInStore(archive_url, ROOT, worker.store, worker.storeOptions)
+    const { store } = await locate(archive_url, worker.store, worker.storeOptions)
+    const old = supersededKeys(range_start, file, OLD_SUPERSEDED)
+    const keys = (await store.head(old.parquet)) ? old : supersededKeys(range_start, file)
     if (work !== undefined) {
-      await readBack(store, keys, { bytes, sha256 }, await mkdtemp(join(work, 'superseded-')), async () => {})
+      await readBack(store, keys.parquet, { bytes, sha256 }, await mkdtemp(join(work, 'superseded-')), async () => {})
       return []
     }
     const found = await store.head(keys.parquet)
@@ -135,31 +146,41 @@ export async function findOrphans(worker: Worker, date?: string): Promise<string
   const { sql, store } = worker
   const prefixes =
     date === undefined
-      ? [`${ROOT}date=`]
-      : (await listArchives(worker, date)).map(({ range_start, range_end }) => keysOf(range_start, range_end).folder)
+      ? [`${ROOT}date=`, `${MANIFESTS}date=`]
+      : (await listArchives(worker, date)).flatMap(({ range_start, range_end }) => {
+          const { folder, manifest } = keysOf(range_start, range_end)
+          return [folder, manifest.slice(0, manifest.lastIndexOf('/') + 1)]
+        })
   const found: string[] = []
   for (const prefix of prefixes) {
     for await (const { key } of store.list(prefix)) found.push(key)
   }
   // Read after the store was listed, so that what was archived meanwhile is known.
   const known = new Set((await listArchives(worker)).map(archive => archive.archive_url))
-  const proven = new Map([...known].map(url => [folderOf(url), url]))
+  const proven = new Map([...known].filter(url => url.startsWith(`${store.url}/`)).map(url => [dayOf(url), url]))
   const busy = await sql<{ range_start: string; range_end: string }[]>`
     select range_start, range_end from fleet.hb_partitions where state in ('detached', 'archiving') or lease_until > now()`
-  const skipped = new Set(busy.map(({ range_start, range_end }) => `${store.url}/${keysOf(range_start, range_end).folder}`))
+  const skipped = new Set(busy.map(({ range_start, range_end }) => dayOf(keysOf(range_start, range_end).folder)))
+  const manifests = new Map(
+    found.flatMap(key => (key.startsWith(MANIFESTS) && key.endsWith('/manifest.json') ? [[dayOf(key), key]] : [])),
+  )
 
   const faults: string[] = []
   for (const key of found) {
     const url = `${store.url}/${key}`
-    const folder = folderOf(url)
-    const current = proven.get(folder)
-    if (known.has(url) || skipped.has(folder) || (current !== undefined && url === `${folder}manifest.json`)) continue
+    const day = dayOf(key)
+    const current = proven.get(day)
+    if (known.has(url) || skipped.has(day)) continue
+    const isManifest = current !== undefined && /^\w+\/date=[^/]+\/manifest\.json$/.test(key)
+    if (isManifest && (manifests.get(day) ?? key) === key) continue
     if (!(await store.head(key))) continue
     const isSuperseded = current !== undefined && revisionOf(url) < revisionOf(current) && nameOf(url) === nameOf(current)
     faults.push(
       isSuperseded
-        ? `${url}: superseded by ${current.slice(folder.length)}; delete it, because readers of *.parquet see its rows twice`
-        : `${url}: the database has no proven archive of this name`,
+        ? `${url}: superseded by ${current.slice(folderOf(url).length)}; delete it, because readers of the folder see its rows twice`
+        : isManifest
+          ? `${url}: superseded by ${store.url}/${manifests.get(day)}; run npm run archive -- reindex, which deletes it`
+          : `${url}: the database has no proven archive of this name`,
     )
   }
   return [...faults, ...(await findUnnamed(worker, date))]
@@ -171,10 +192,13 @@ async function findUnnamed(worker: Worker, date?: string) {
   const faults: string[] = []
   const named = new Map<string, Set<string>>()
   const found: string[] = []
+  const roots = [SUPERSEDED, OLD_SUPERSEDED]
   const folders =
     date === undefined
-      ? [`${ROOT}superseded/`]
-      : (await listArchives(worker, date)).map(({ range_start }) => supersededKeys(range_start, '').folder)
+      ? roots
+      : (await listArchives(worker, date)).flatMap(({ range_start }) =>
+          roots.map(root => supersededKeys(range_start, '', root).folder),
+        )
   for (const folder of folders) {
     for await (const { key } of store.list(folder)) found.push(key)
   }
@@ -182,18 +206,26 @@ async function findUnnamed(worker: Worker, date?: string) {
     const folder = key.slice(0, key.lastIndexOf('/') + 1)
     let names = named.get(folder)
     if (!names) {
-      const manifest = await readManifest(store, `${folder.replace(`${ROOT}superseded/`, ROOT)}manifest.json`)
+      const day = dayOf(folder)
+      const found = day === undefined ? undefined : await findManifest(store, `${ROOT}${day}/any.parquet`)
       names = new Set(
-        manifest?.superseded?.flatMap(({ file }) => {
-          const keys = supersededKeys(manifest.range_start, file)
-          return [keys.parquet, keys.manifest]
-        }),
+        found?.manifest.superseded?.flatMap(({ file }) =>
+          roots.flatMap(root => {
+            const keys = supersededKeys(found.manifest.range_start, file, root)
+            return [keys.parquet, keys.manifest]
+          }),
+        ),
       )
       named.set(folder, names)
     }
     if (!names.has(key)) faults.push(`${store.url}/${key}: no manifest of a later revision names it`)
   }
   return faults
+}
+
+/** `date=2026-08-15` of a key or a URL. */
+function dayOf(url: string) {
+  return /\/(date=\d{4}-\d\d-\d\d)\//.exec(url)?.[1]
 }
 
 function folderOf(url: string) {

@@ -10,7 +10,10 @@ import { asRole, enroll, value } from '../../testing/fleet.ts'
 import { contentOf } from '../../testing/rows.ts'
 import { generator } from '../../testing/random.ts'
 import { withObjectStore, withoutStore, withProxy, type TestBucket } from '../../testing/s3.ts'
+import { generateKeyPairSync } from 'node:crypto'
+import { checkChain } from '../archive/chain.ts'
 import type { Manifest } from '../archive/manifest.ts'
+import { makeSigning, manifestHash, readSigner } from '../archive/signature.ts'
 import { findOrphans, listArchives, verifyArchive } from '../archive/verify.ts'
 import {
   archiverEnv,
@@ -100,7 +103,7 @@ for (const rows of [3000, 'awkward'] as const) {
       replaces: first.sha256,
       row_count: Number(expected.row_count),
     })
-    t.same((await readdir(paths.folder)).sort(), [basename(state.archive_url as string), 'manifest.json'], 'the old file is gone')
+    t.same((await readdir(paths.folder)).sort(), [basename(state.archive_url as string)], 'the old file is gone')
     t.same(await faultsOf(t, db, directory), [])
     await dba`call fleet.run_erasures()`
     t.match(await dba`select state, rows_archived, archives_rewritten from fleet.erasure_progress`, [
@@ -228,7 +231,7 @@ t.test('a file that is kept because of a dropped column loses the device, too', 
   await db.sql`select fleet.release_partition(${partition})`
   await db.sql`select fleet.archive_partition(${partition})`
   t.same((await workAll(t, db, directory)).results, ['done'])
-  const aside = join(directory, 'archive/device_heartbeats/superseded', `date=${day}`)
+  const aside = join(directory, 'archive/superseded', `date=${day}`)
   const name = `device_heartbeats_${day.replaceAll('-', '')}`
   t.same((await readdir(aside)).sort(), [`${name}.manifest.json`, `${name}.parquet`])
   await erase(db)
@@ -237,6 +240,44 @@ t.test('a file that is kept because of a dropped column loses the device, too', 
   const manifest = JSON.parse(await readFile(made.paths.manifest, 'utf8')) as Manifest
   t.match(manifest, { revision: 4, row_count: 2970, superseded: [{ file: `${name}_r3.parquet`, columns: ['network_type'] }] })
   t.match(JSON.parse(await readFile(join(aside, `${name}_r3.manifest.json`), 'utf8')) as Manifest, { row_count: 2970 })
+  t.same(await faultsOf(t, db, directory), [])
+})
+
+t.test('a signed archive stays in its chain, and verify is content', async t => {
+  const db = await withDatabase(t)
+  const directory = await makeDirectory(t)
+  const signer = readSigner(generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }).toString())
+  const signing = makeSigning(signer)
+  await enroll(db.sql, 10)
+  const days = [daysAgo(80), daysAgo(79), daysAgo(78)]
+  for (const day of days) {
+    await fillDay(db.admin, day, 200)
+    await db.sql`select fleet.archive_partition(${await partitionOf(db.sql, day)})`
+    t.same((await workAll(t, db, directory, { signing })).results, ['done'])
+  }
+  const before = await readFile(pathsOf(directory, days[1]).manifest)
+  await erase(db)
+  t.same((await workAll(t, db, directory, { signing })).results, ['done', 'done', 'done'])
+  const manifest = JSON.parse(await readFile(pathsOf(directory, days[1]).manifest, 'utf8')) as Manifest
+  t.match(manifest, {
+    row_count: 198,
+    history: [{ manifest_sha256: manifestHash(before), reason: 'erased' }],
+    signature: { key: signer.id },
+  })
+  const { worker } = await withWorker(t, db, directory, { signing })
+  t.same(await checkChain(worker.store), [])
+  t.same(await faultsOf(t, db, directory), [])
+})
+
+t.test('an archive in the old layout moves to the new one when a device is erased from it', async t => {
+  const { db, directory, paths, expected, partition } = await withArchivedDay(t)
+  await rename(paths.manifest, paths.oldManifest)
+  await erase(db)
+  t.same((await workAll(t, db, directory)).results, ['done'])
+  const state = await stateOf(db.sql, partition)
+  t.match(state, { state: 'dropped', ...expected })
+  t.same(await readdir(paths.folder), [basename(state.archive_url as string)], 'the old manifest and the old file are gone')
+  t.match(JSON.parse(await readFile(paths.manifest, 'utf8')) as Manifest, { row_count: 2970, history: [{ reason: 'erased' }] })
   t.same(await faultsOf(t, db, directory), [])
 })
 
@@ -255,7 +296,7 @@ t.test('with two proofs, the old object stays until a second login has compared 
   }
   t.same((await workAll(t, db, directory)).results, ['done'])
   t.match(await stateOf(db.sql, partition), { ...expected, archive_url: /_r2\.parquet$/, lease_owner: null })
-  t.equal((await readdir(paths.folder)).length, 3, 'both files are there')
+  t.equal((await readdir(paths.folder)).length, 2, 'both files are there')
   t.same((await workAll(t, db, directory)).results, [], 'the archiver waits')
   t.match(await db.sql`select status, remedy from fleet.check(now() + interval '2 days') where check_name = 'erasures'`, [
     { status: 'warn', remedy: /-- confirm/ },
@@ -277,7 +318,7 @@ t.test('with two proofs, the old object stays until a second login has compared 
   t.match(await confirm(), { code: 0, output: /1 confirmed/ })
   t.match(await confirm(), { code: 0, output: /0 confirmed/ })
   t.same((await workAll(t, db, directory)).results, ['done'])
-  t.equal((await readdir(paths.folder)).length, 2)
+  t.equal((await readdir(paths.folder)).length, 1)
   await db.sql`call fleet.run_erasures()`
   t.match(await db.sql`select state from fleet.erasure_progress`, [{ state: 'done' }])
 })
@@ -443,7 +484,7 @@ t.test('killed with -9 after any step, the next run finishes the erasure', { ski
       const state = await stateOf(db.sql, partition)
       t.match(state, { state: 'dropped', ...expected })
       const files = (await readdir(paths.folder)).filter(name => !name.endsWith('.part'))
-      t.same(files.sort(), [basename(state.archive_url as string), 'manifest.json'])
+      t.same(files.sort(), [basename(state.archive_url as string)])
       t.same(await faultsOf(t, db, directory), [])
       t.equal((await stepsOf(db.sql, partition)).filter(event => event === 'partition.erase').length, 1, 'it is erased once')
       await db.sql`call fleet.run_erasures()`

@@ -4,14 +4,21 @@ import type { Worker } from '../context.ts'
 import { recordColumns } from '../archive/columns.ts'
 import { hashFile } from '../archive/hash.ts'
 import { isoMicros } from '../archive/iso-micros.ts'
+import { withIndexLock } from '../archive/index-lock.ts'
 import {
+  commitManifest,
   differences,
+  findManifest,
+  historyOf,
   keysOf,
   makeManifest,
-  readManifest,
+  OLD_SUPERSEDED,
+  requireManifest,
   ROOT,
+  SUPERSEDED,
   supersededKeys,
   writeManifest,
+  type FoundManifest,
   type Manifest,
   type Superseded,
 } from '../archive/manifest.ts'
@@ -20,7 +27,7 @@ import { readBack } from '../archive/proof.ts'
 import { revisionOf } from '../archive/verify.ts'
 import { load } from '../restore/restore.ts'
 import { whenUnlocked } from '../retry.ts'
-import { locateInStore } from '../store/open-store.ts'
+import { locate } from '../store/open-store.ts'
 import type { Store } from '../store/store.ts'
 import { countDevices, isNotOf, splitParquet } from './filter.ts'
 
@@ -58,7 +65,7 @@ export async function claimErasure({ sql, name, leaseSeconds }: Worker): Promise
 export async function eraseFromArchive(worker: Worker, claimed: ClaimedErasure, work: string, signal: AbortSignal) {
   const { sql, log, name } = worker
   const { partition_name: partition, archive_url } = claimed
-  const { store, key } = await locateInStore(archive_url, ROOT, worker.store, worker.storeOptions)
+  const { store, key } = await locate(archive_url, worker.store, worker.storeOptions)
   const started = performance.now()
   let done = { key, leftovers: claimed.leftovers ?? [], mayDelete: true }
   if (!claimed.is_recorded) {
@@ -100,14 +107,15 @@ async function rewrite(
 ): Promise<{ key: string; leftovers: string[]; mayDelete: boolean } | undefined> {
   const { sql, name } = worker
   const { partition_name: partition, range_start, range_end, device_ids, checksum_sha256 } = claimed
-  const { folder, manifest: manifestKey } = keysOf(range_start, range_end)
-  const found = await readManifest(store, manifestKey, signal)
-  if (!found) throw new Error(`${store.url}/${manifestKey}: the manifest is missing, and nothing is erased`)
+  const { folder, parquet, manifest: manifestKey, oldManifest } = keysOf(range_start, range_end)
+  const stored = await findManifest(store, parquet, signal)
+  if (!stored) throw new Error(`${store.url}/${manifestKey}: the manifest is missing, and nothing is erased`)
+  const found = stored.manifest
   // A run that died after it wrote the new manifest has recorded nothing, so the old object, which is still there, is the archive.
   const isUnfinished = found.sha256 !== checksum_sha256
   if (isUnfinished && found.replaces !== checksum_sha256) {
     throw new Error(
-      `${store.url}/${manifestKey}: the manifest differs from the database: sha256 should be ${checksum_sha256} and is ` +
+      `${store.url}/${stored.key}: the manifest differs from the database: sha256 should be ${checksum_sha256} and is ` +
         `${found.sha256}; nothing is erased`,
     )
   }
@@ -117,52 +125,68 @@ async function rewrite(
   await fetchObject(store, key, { bytes: Number(claimed.archive_bytes), sha256: checksum_sha256 }, file, signal)
   const isThere = (await countDevices(file, device_ids, work)) > 0
 
-  const kept: { entry: Superseded; file: string; isThere: boolean }[] = []
+  const kept: { entry: Superseded; key: string; file: string; isThere: boolean }[] = []
   for (const [nth, entry] of (found.superseded ?? []).entries()) {
     const copy = join(work, `superseded-${nth}.parquet`)
-    await fetchObject(store, supersededKeys(range_start, entry.file).parquet, entry, copy, signal)
-    kept.push({ entry, file: copy, isThere: (await countDevices(copy, device_ids, work)) > 0 })
+    const old = supersededKeys(range_start, entry.file, OLD_SUPERSEDED).parquet
+    const at = (await store.head(old, signal)) ? old : supersededKeys(range_start, entry.file).parquet
+    await fetchObject(store, at, entry, copy, signal)
+    kept.push({ entry, key: at, file: copy, isThere: (await countDevices(copy, device_ids, work)) > 0 })
   }
   if (!isThere && !isUnfinished && kept.every(({ isThere }) => !isThere)) return undefined
 
   const inStore: string[] = []
-  const supersededFolder = supersededKeys(range_start, '').folder
-  for (const prefix of [folder, supersededFolder]) {
+  const supersededFolders = [SUPERSEDED, OLD_SUPERSEDED].map(root => supersededKeys(range_start, '', root).folder)
+  for (const prefix of [folder, ...supersededFolders]) {
     for await (const object of store.list(prefix, signal)) inStore.push(object.key)
   }
   // No object is written under a name that was in use, so what a run that died left can be told from what this one writes.
   let revision = Math.max(found.revision ?? 1, ...[key, ...inStore].map(revisionOf))
 
   const superseded: Superseded[] = []
-  for (const { entry, file, isThere } of kept) {
+  const named: string[] = []
+  const nameKeys = (parquet: string) => named.push(parquet, parquet.replace(/\.parquet$/, '.manifest.json'))
+  for (const { entry, key: oldKey, file, isThere } of kept) {
     if (!isThere) {
       superseded.push(entry)
+      nameKeys(oldKey)
       continue
     }
-    const oldKey = supersededKeys(range_start, entry.file).manifest
-    const old = await readManifest(store, oldKey, signal)
-    if (!old) throw new Error(`${store.url}/${oldKey}: the manifest is missing, and nothing is erased`)
+    const old = await requireManifest(store, oldKey, signal)
     revision++
     const keys = supersededKeys(range_start, fileNameOf(keysOf(range_start, range_end, revision).parquet))
-    const made = await writeRevision(store, claimed, keys, { ...old, file, revision, superseded: [] }, work, signal)
+    const write = async (input: RevisionInput) => {
+      const history = [...(old.manifest.history ?? []), historyOf(old, REASON)]
+      await writeManifest(
+        store,
+        keys.manifest,
+        makeManifest({ ...input, previous: old.manifest.previous ?? null, history }),
+        signal,
+      )
+    }
+    const base = { ...old.manifest, file, revision, superseded: [] }
+    const made = await writeRevision(store, claimed, keys.parquet, base, write, work, signal)
     superseded.push({
       file: made.manifest.file,
       bytes: made.manifest.bytes,
       sha256: made.manifest.sha256,
       columns: entry.columns,
     })
+    nameKeys(keys.parquet)
     await rm(made.erased, { force: true })
   }
   revision++
-  const keys = { parquet: keysOf(range_start, range_end, revision).parquet, manifest: manifestKey }
+  const newKey = keysOf(range_start, range_end, revision).parquet
   const columns_at = claimed.columns_at ?? found.columns_at
   const base = { partition, range_start, range_end, columns, columns_at, sha256: checksum_sha256, file, revision, superseded }
-  const { manifest, erased } = await writeRevision(store, claimed, keys, base, work, signal)
-  const named = superseded.flatMap(one => Object.values(supersededKeys(range_start, one.file)))
+  const write = async (input: RevisionInput) => void (await commitRevision(worker, store, input, stored, signal))
+  const { manifest, erased } = await writeRevision(store, claimed, newKey, base, write, work, signal)
   const leftovers = inStore.filter(
     old =>
-      old !== keys.parquet &&
-      (old.startsWith(supersededFolder) ? !named.includes(old) : /\/device_heartbeats_\d+(_r\d+)?\.parquet$/.test(old)),
+      old !== newKey &&
+      (supersededFolders.some(folder => old.startsWith(folder))
+        ? !named.includes(old)
+        : old === oldManifest || /\/device_heartbeats_\d+(_r\d+)?\.parquet$/.test(old)),
   )
 
   // Postgres sees the rows that go, and checks that the archive lost these and no others.
@@ -172,13 +196,32 @@ async function rewrite(
   signal.throwIfAborted()
   const [recorded] = await whenUnlocked(
     () => sql<{ may_delete: boolean }[]>`
-      select fleet.record_erasure(${partition}, ${name}, ${idsOf(claimed)}::text::bigint[], ${`${store.url}/${keys.parquet}`},
+      select fleet.record_erasure(${partition}, ${name}, ${idsOf(claimed)}::text::bigint[], ${`${store.url}/${newKey}`},
         ${manifest.sha256}, ${manifest.bytes}, ${manifest.format_version}, ${manifest.rows_sha256 ?? null}, ${manifest.row_count},
         ${manifest.min_ts}, ${manifest.max_ts},
         array(select jsonb_array_elements_text(${sql.json(leftovers)}::jsonb))) as may_delete`,
     signal,
   )
-  return { key: keys.parquet, leftovers, mayDelete: recorded?.may_delete === true }
+  return { key: newKey, leftovers, mayDelete: recorded?.may_delete === true }
+}
+
+/** Why a manifest was replaced, in its history. */
+const REASON = 'erased'
+
+type RevisionInput = Parameters<typeof commitManifest>[1]
+
+/** Writes the manifest of the day. `npm run archive -- reindex` may be moving that of an older version. */
+async function commitRevision(
+  { database }: Worker,
+  store: Store,
+  input: RevisionInput,
+  stored: FoundManifest,
+  signal: AbortSignal,
+) {
+  const write = () => commitManifest(store, input, stored, REASON, signal)
+  const { manifest } = keysOf(input.range_start, input.range_end)
+  if (stored.key === manifest) return await write()
+  return await withIndexLock(database, `${store.url}/${manifest}: not written`, write, signal)
 }
 
 /** An archive that is written again. `file` is its verified local copy. */
@@ -195,8 +238,9 @@ type Base = Pick<Manifest, 'partition' | 'range_start' | 'range_end' | 'columns'
 async function writeRevision(
   store: Store,
   { device_ids }: ClaimedErasure,
-  keys: { parquet: string; manifest: string },
+  parquetKey: string,
   base: Base,
+  write: (input: RevisionInput) => Promise<void>,
   work: string,
   signal: AbortSignal,
 ) {
@@ -208,30 +252,27 @@ async function writeRevision(
   const rows_sha256 = await hashParquet(file, columns, work, isNotOf(device_ids))
   signal.throwIfAborted()
   const [bytes, sha256] = [(await stat(made.kept)).size, await hashFile(made.kept)]
-  await store.put(keys.parquet, made.kept, sha256, signal)
+  await store.put(parquetKey, made.kept, sha256, signal)
   await rm(made.kept, { force: true })
-  const stored = await store.head(keys.parquet, signal)
+  const stored = await store.head(parquetKey, signal)
   if (stored?.bytes !== bytes) {
-    throw new Error(
-      `${store.url}/${keys.parquet}: the store confirmed this object of ${bytes} bytes, but does not have all of it`,
-    )
+    throw new Error(`${store.url}/${parquetKey}: the store confirmed this object of ${bytes} bytes, but does not have all of it`)
   }
-  // The manifest that this one replaces is that of the file with the devices. A history of manifests names the reason here: erased.
-  const manifest = makeManifest({
+  const input = {
     partition,
     range_start,
     range_end,
     content: { row_count: kept, rows_sha256, min_ts, max_ts },
     columns,
     columns_at,
-    parquetKey: keys.parquet,
+    parquetKey,
     bytes,
     sha256,
     revision,
     replaces: base.sha256,
     superseded,
-  })
-  await writeManifest(store, keys.manifest, manifest, signal)
+  }
+  await write(input)
   const expected = {
     range_start: isoMicros(range_start),
     range_end: isoMicros(range_end),
@@ -243,7 +284,7 @@ async function writeRevision(
     min_ts,
     max_ts,
   }
-  await readBack(store, keys, expected, work, async () => {}, signal)
+  const manifest = await readBack(store, parquetKey, expected, work, ({ manifest }) => Promise.resolve(manifest), signal)
   return { manifest, erased: made.erased }
 }
 
@@ -270,7 +311,7 @@ async function deleteLeftovers(
   if (!(await store.head(current, signal)))
     throw new Error(`${store.url}/${current}: the archive is missing, so what it replaced is kept`)
   for (const key of leftovers) {
-    if (!key.startsWith(ROOT) || key === current || key === manifest)
+    if (![ROOT, SUPERSEDED].some(root => key.startsWith(root)) || key === current || key === manifest)
       throw new Error(`${store.url}/${key}: this is not an object that the archive replaced; it is kept`)
     await store.delete(key, signal)
     if (await store.head(key, signal)) throw new Error(`${store.url}/${key}: the object is still there after it was deleted`)

@@ -234,7 +234,7 @@ t.test('list shows the archives, and wrong usage is reported', async t => {
 
 t.test('reindex writes index.json again, and reports the manifests that cannot be read', async t => {
   const { db, directory } = await withDroppedDay(t, 100)
-  const index = join(directory, 'archive/device_heartbeats/index.json')
+  const index = join(directory, 'archive/index.json')
   const before = await readFile(index)
   await rm(index)
   const { code, output } = await runCli(t, db, directory, 'reindex')

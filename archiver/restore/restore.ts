@@ -41,7 +41,6 @@ export async function restorePartition(worker: Worker, claimed: ClaimedRestore, 
   const { sql, log, name } = worker
   const { partition_name } = claimed
   const { store, key } = await locate(claimed.archive_url, worker.store, worker.storeOptions)
-  const keys = { parquet: key, manifest: `${key.slice(0, key.lastIndexOf('/') + 1)}manifest.json` }
   const started = performance.now()
   const expected = {
     range_start: isoMicros(claimed.range_start),
@@ -54,7 +53,7 @@ export async function restorePartition(worker: Worker, claimed: ClaimedRestore, 
   }
   const rows_sha256 = await readBack(
     store,
-    keys,
+    key,
     expected,
     work,
     async ({ file, manifest }) => {

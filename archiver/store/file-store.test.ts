@@ -51,6 +51,6 @@ t.test('a file that changed on the way is not stored, and the remains of a kille
 t.test('an object in another store than the current one is still found', async t => {
   const current = await openStore('file:///archive')
   t.equal((await locate('file:///archive/a/b.parquet', current)).key, 'a/b.parquet')
-  const other = await locate('s3://bucket/prefix/a/b.parquet', current)
-  t.same([other.store.url, other.key], ['s3://bucket/prefix/a', 'b.parquet'])
+  const other = await locate('s3://bucket/prefix/device_heartbeats/date=2026-08-15/b.parquet', current)
+  t.same([other.store.url, other.key], ['s3://bucket/prefix', 'device_heartbeats/date=2026-08-15/b.parquet'])
 })

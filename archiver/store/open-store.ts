@@ -9,33 +9,23 @@ import type { Store, StoreOptions } from './store.ts'
 export async function openStore(url: string, options: StoreOptions = {}): Promise<Store> {
   const problem = archiveUrlProblem(url)
   if (problem !== undefined) throw new Error(`the URL of a store: ${problem}`)
-  if (url.startsWith('file:')) return createFileStore(url)
+  const { signing } = options
+  if (url.startsWith('file:')) return Object.assign(createFileStore(url), { signing })
   // The AWS SDK is 13 to 21 MB of memory and a quarter of a second of CPU, which an archive in a directory does not need.
   const { createS3Store } = await import('./s3-store.ts')
   const current = { endpoint: options.s3Endpoint, ...options.bucketRules }
-  return createS3Store(url, options.olderStores?.get(new URL(url).hostname) ?? current)
+  return Object.assign(createS3Store(url, options.olderStores?.get(new URL(url).hostname) ?? current), { signing })
 }
 
 /**
- * Finds the object an `archive_url` means: in the store in use, or in another one, because archives
+ * Finds the object that an `archive_url` means: in the store in use, or in another one, because archives
  * made before ARCHIVE_URL was changed stay readable.
  */
 export async function locate(objectUrl: string, current: Store, options: StoreOptions = {}) {
   if (objectUrl.startsWith(`${current.url}/`)) {
     return { store: current, key: objectUrl.slice(current.url.length + 1) }
   }
-  const slash = objectUrl.lastIndexOf('/')
-  return { store: await openStore(objectUrl.slice(0, slash), options), key: objectUrl.slice(slash + 1) }
-}
-
-/**
- * Opens the whole store that an archive is in, in use or not, and finds the keys of its object there.
- * @param root what keys begin with: `device_heartbeats/`
- * @throws if the URL is not that of an archive
- */
-export async function locateInStore(objectUrl: string, root: string, current: Store, options: StoreOptions = {}) {
-  const at = objectUrl.lastIndexOf(`/${root}date=`)
-  if (at === -1) throw new Error(`${objectUrl}: this is not the place of an archive`)
-  const url = objectUrl.slice(0, at)
-  return { store: url === current.url ? current : await openStore(url, options), key: objectUrl.slice(at + 1) }
+  const root = objectUrl.lastIndexOf('/device_heartbeats/date=')
+  const end = root === -1 ? objectUrl.lastIndexOf('/') : root
+  return { store: await openStore(objectUrl.slice(0, end), options), key: objectUrl.slice(end + 1) }
 }

@@ -72,8 +72,8 @@ t.test('retired days go to the bucket, are dropped, and a restore brings them ba
     ])
   }
   const keys = await keysIn(bucket)
-  for (const day of days) t.ok(keys.includes(`device_heartbeats/date=${day}/manifest.json`))
-  t.ok(keys.includes('device_heartbeats/index.json'))
+  for (const day of days) t.ok(keys.includes(`manifests/date=${day}/manifest.json`))
+  t.ok(keys.includes('index.json'))
 
   for (const day of days) await db.sql`select fleet.request_restore(${day}::date)`
   const restored = await runOnce(t, db, directory, bucketEnv(bucket))

@@ -120,12 +120,12 @@ async function liveThrough(t: Test, { db, partition, directory }: Awaited<Return
   t.match(await run(t, db, directory, env, 'reindex'), { code: 0 })
   const day = retiredDay.replaceAll('-', '')
   return [
-    `date=${retiredDay}/device_heartbeats_${day}_r2.parquet`,
-    `date=${retiredDay}/manifest.json`,
+    `device_heartbeats/date=${retiredDay}/device_heartbeats_${day}_r2.parquet`,
     'index.json',
+    `manifests/date=${retiredDay}/manifest.json`,
     `superseded/date=${retiredDay}/device_heartbeats_${day}.manifest.json`,
     `superseded/date=${retiredDay}/device_heartbeats_${day}.parquet`,
-  ].map(key => `an/archive/device_heartbeats/${key}`)
+  ].map(key => `an/archive/${key}`)
 }
 
 /** Archives a day with settings that the bucket refuses: the day is kept, nothing is stored, and last_error has the hint. */
@@ -213,7 +213,7 @@ for (const checksum of ['md5', 'sha256'] as const) {
     t.same(await objectsIn(bucket), expected)
 
     const { Versions = [], DeleteMarkers = [] } = await bucket.client.send(
-      new ListObjectVersionsCommand({ Bucket: bucket.bucket, Prefix: 'an/archive/device_heartbeats/' }),
+      new ListObjectVersionsCommand({ Bucket: bucket.bucket, Prefix: 'an/archive/' }),
     )
     const first = expected[0]?.replace('_r2', '')
     t.same(
@@ -229,8 +229,8 @@ for (const checksum of ['md5', 'sha256'] as const) {
       )
     }
     const versionsOf = (key: string | undefined) => Versions.filter(({ Key }) => Key === key).length
-    t.same([versionsOf(first), versionsOf(expected[1])], [1, 2], 'the replaced file and manifest are still there')
-    t.ok(versionsOf(expected[2]) >= 2, 'each index is a version')
+    t.same([versionsOf(first), versionsOf(expected[2])], [1, 2], 'the replaced file and manifest are still there')
+    t.ok(versionsOf(expected[1]) >= 2, 'each index is a version')
 
     const { file, sha256 } = await largeFile(t)
     const store = openWith(t, { ...bucket, endpoint, rules: { checksum } })

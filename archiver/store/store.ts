@@ -1,3 +1,4 @@
+import type { Signing } from '../archive/signature.ts'
 import type { CHECKSUMS, ENCRYPTIONS } from '../../lib/settings.ts'
 
 /** What a store knows about one object. */
@@ -13,6 +14,8 @@ export interface StoredObject {
 export interface Store {
   /** The URL that the store was opened with, without a slash at the end. */
   url: string
+  /** What manifests written here are signed with, and whose signatures count. */
+  signing?: Signing | undefined
   /** Throws an error for the person on call if nothing can be stored here now. */
   check(signal?: AbortSignal): Promise<void>
   /** Stores a local file. `sha256` (hex) is checked on the way if the store can. */
@@ -51,4 +54,5 @@ export interface StoreOptions {
   olderStores?: Map<string, OlderStore> | undefined
   /** For the store in use. Nothing is written to the older ones. */
   bucketRules?: BucketRules | undefined
+  signing?: Signing | undefined
 }

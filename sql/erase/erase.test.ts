@@ -267,6 +267,23 @@ t.test('an archive and its retired table wait for the archiver, and are not arch
   t.match(await archiver`select partition_name from fleet.claim_restore('a')`, [{ partition_name: name }])
 })
 
+t.test('an erasure does not end while a table cannot be looked into', async t => {
+  const { db, gone, dba } = await withTwoDevices(t)
+  await db.admin`create table fleet.of_somebody_else as select device_id from fleet.devices`
+  await dba`select fleet.erase_device(${gone}, 'x')`
+  await dba`call fleet.run_erasures()`
+  t.match(await dba`select state, partitions_left, archives_left, last_error from fleet.erasure_progress`, [
+    { state: 'running', partitions_left: '0', archives_left: '0', last_error: /may not read fleet.of_somebody_else/ },
+  ])
+  t.match(await dba`select status, detail from fleet.check(now() + interval '61 minutes') where check_name = 'erasures'`, [
+    { status: 'fail', detail: /may not read fleet.of_somebody_else/ },
+  ])
+  await db.admin`grant select, delete on fleet.of_somebody_else to fleet_owner`
+  await dba`call fleet.run_erasures()`
+  t.match(await dba`select state, last_error from fleet.erasure_progress`, [{ state: 'done', last_error: null }])
+  t.equal(await value(db.admin`select count(*)::int from fleet.of_somebody_else where device_id = ${gone}`), 0)
+})
+
 t.test('an import does not enroll an erased device again', async t => {
   const { db, gone, dba } = await withTwoDevices(t)
   await dba`select fleet.erase_device(${gone}, 'x')`

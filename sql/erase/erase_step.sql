@@ -12,6 +12,7 @@ declare
   v_left text;
   v_rows bigint;
   v_error text;
+  v_unread text;
   v_table regclass;
   v_has_rows boolean;
 begin
@@ -86,6 +87,14 @@ begin
     ) then
       v_rows := fleet.delete_device_rows(array[v_erasure.device_id]);
       v_error := null;
+      select string_agg(t::text, ', ') into v_unread from fleet.tables_of_devices() t where not has_table_privilege(t, 'select');
+      if v_unread is not null then
+        update fleet.erasures
+        set last_error = format('%s may not read %s, where rows of the device may be', current_user, v_unread),
+          rows_other = rows_other + v_rows
+        where erasure_id = v_erasure.erasure_id;
+        continue;
+      end if;
       for v_table in select t from fleet.tables_of_devices() t loop
         execute format('select exists (select from only %s where device_id = $1)', v_table)
         into v_has_rows using v_erasure.device_id;

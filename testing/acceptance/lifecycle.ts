@@ -1,7 +1,7 @@
 // Measures test A of document 000, and the criteria of 001 and 002 for partitions, archives and jobs.
 import { readFile } from 'node:fs/promises'
 import { execFile } from 'node:child_process'
-import { join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import postgres from 'postgres'
@@ -194,7 +194,8 @@ export async function retire(store: RunStore, { expired }: Sizes): Promise<Line[
     )
     let manifests = 0
     for (const { archive_url } of after) {
-      const file = join(fileURLToPath(archive_url), '../manifest.json')
+      const folder = dirname(fileURLToPath(archive_url))
+      const file = join(folder, '../../manifests', basename(folder), 'manifest.json')
       const manifest = await readFile(file, 'utf8').then(
         text => JSON.parse(text) as { sha256?: string },
         () => undefined,
