@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:a586c73a0b95bc00dc039377a451295a9d9fb693
+--! Hash: sha1:9bf2b0c45a6dff52f223538aa17621fd18913921
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -7369,6 +7369,7 @@ declare
   v_left text;
   v_rows bigint;
   v_error text;
+  v_unread text;
   v_table regclass;
   v_has_rows boolean;
 begin
@@ -7443,6 +7444,14 @@ begin
     ) then
       v_rows := fleet.delete_device_rows(array[v_erasure.device_id]);
       v_error := null;
+      select string_agg(t::text, ', ') into v_unread from fleet.tables_of_devices() t where not has_table_privilege(t, 'select');
+      if v_unread is not null then
+        update fleet.erasures
+        set last_error = format('%s may not read %s, where rows of the device may be', current_user, v_unread),
+          rows_other = rows_other + v_rows
+        where erasure_id = v_erasure.erasure_id;
+        continue;
+      end if;
       for v_table in select t from fleet.tables_of_devices() t loop
         execute format('select exists (select from only %s where device_id = $1)', v_table)
         into v_has_rows using v_erasure.device_id;
