@@ -81,7 +81,22 @@ t.test('targets measures each of them in turns', { skip: wrk.without || leftToCi
 })
 
 t.test('targets fails if the server stores nothing', { skip: wrk.without || leftToCi() }, async t => {
-  const args = ['--rounds', '1', '--seconds', '1', '--warmup', '1', '--restart', '2', '--devices', '300', '--connections', '8', '--workers', '1']
+  const args = [
+    '--rounds',
+    '1',
+    '--seconds',
+    '1',
+    '--warmup',
+    '1',
+    '--restart',
+    '2',
+    '--devices',
+    '300',
+    '--connections',
+    '8',
+    '--workers',
+    '1',
+  ]
   const bench = await spawnNode(t, 'bench/main.ts', {
     args: ['targets', '--server', await lyingServer(t), ...args, '--only', 'server'],
   })

@@ -119,7 +119,7 @@ t.test('of days in the database only the devices and times that the query names 
           }),
         ),
       )
-      return { answer, copied: Object.fromEntries(copied) as Record<string, number> }
+      return { answer, copied: Object.fromEntries(copied) }
     })
 
   t.same(await query('select count(*) from online where device_id = 7'), {

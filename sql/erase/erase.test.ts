@@ -275,7 +275,7 @@ t.test('an erasure does not end while a table cannot be looked into', async t =>
   t.match(await dba`select state, partitions_left, archives_left, last_error from fleet.erasure_progress`, [
     { state: 'running', partitions_left: '0', archives_left: '0', last_error: /may not read fleet.of_somebody_else/ },
   ])
-  t.match(await dba`select status, detail from fleet.check(now() + interval '61 minutes') where check_name = 'erasures'`, [
+  t.match(await db.sql`select status, detail from fleet.check(now() + interval '61 minutes') where check_name = 'erasures'`, [
     { status: 'fail', detail: /may not read fleet.of_somebody_else/ },
   ])
   await db.admin`grant select, delete on fleet.of_somebody_else to fleet_owner`
