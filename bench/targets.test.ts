@@ -49,6 +49,8 @@ t.test('targets measures each of them in turns', { skip: wrk.without || leftToCi
     '2',
     '--warmup',
     '2',
+    '--restart',
+    '4',
     '--devices',
     '300,700',
     '--connections',

@@ -1,6 +1,6 @@
 import { describeError } from '../../lib/errors.ts'
 import type { Store } from '../store/store.ts'
-import { checkPlace, listManifests, readStored, type Manifest } from './manifest.ts'
+import { checkPlace, listManifests, type Manifest, requireManifest, ROOT } from './manifest.ts'
 import { manifestHash } from './signature.ts'
 
 /** A manifest of the store, as far as it can be read and believed. */
@@ -93,9 +93,9 @@ async function loadLinks(store: Store, signal?: AbortSignal) {
 async function loadLink(store: Store, day: string, key: string, signal?: AbortSignal): Promise<Link> {
   const url = `${store.url}/${key}`
   try {
-    const stored = await readStored(store, key, signal)
-    if (!stored) return { day, url, sha256: '', rank: -1 }
-    checkPlace(store, key, stored.manifest)
+    // By its day, because it may have been moved since the store was listed.
+    const stored = await requireManifest(store, `${ROOT}date=${day}/any.parquet`, signal)
+    checkPlace(store, stored.key, stored.manifest)
     const { bytes, manifest } = stored
     const rank = [...(store.signing?.trusted.keys() ?? [])].indexOf(manifest.signature?.key ?? '')
     return { day, url, sha256: manifestHash(bytes), manifest, rank }

@@ -4,7 +4,6 @@ import { describeError } from '../../lib/errors.ts'
 import { ObjectMissing } from '../store/object-missing.ts'
 import type { Store } from '../store/store.ts'
 import type { Worker } from '../context.ts'
-import { isoMicros } from './iso-micros.ts'
 import { withIndexLock } from './index-lock.ts'
 import { checkPlace, keysOf, OLD_SUPERSEDED, parseManifest, readManifest, ROOT, SUPERSEDED, type Manifest } from './manifest.ts'
 
@@ -24,8 +23,14 @@ export async function moveOldObjects(worker: Worker, onMove: (key: string) => vo
   for (const key of found) {
     onMove(key)
     try {
-      if (key.startsWith(OLD_SUPERSEDED)) await moveFile(worker, key, `${SUPERSEDED}${key.slice(OLD_SUPERSEDED.length)}`)
-      else await moveManifest(worker, key)
+      if (key.startsWith(OLD_SUPERSEDED)) {
+        await withIndexLock(worker.database, `${store.url}/${key}: not moved`, async () => {
+          const day = /date=(\d{4}-\d\d-\d\d)\//.exec(key)?.[1]
+          if (day !== undefined)
+            await refuseIfBusy(worker, key, { range_start: `${day}T00:00:00Z`, range_end: `${day}T00:00:00Z` })
+          await moveFile(worker, key, `${SUPERSEDED}${key.slice(OLD_SUPERSEDED.length)}`)
+        })
+      } else await moveManifest(worker, key)
       moved++
     } catch (error) {
       faults.push(describeError(error))
@@ -67,14 +72,21 @@ async function deleteReplaced({ sql, store }: Worker, key: string, to: string, {
   await store.delete(key)
 }
 
-async function refuseIfBusy({ sql, store }: Worker, key: string, { range_start, range_end }: Manifest) {
+async function refuseIfBusy(
+  { sql, store }: Worker,
+  key: string,
+  { range_start, range_end }: Pick<Manifest, 'range_start' | 'range_end'>,
+) {
   const [busy] = await sql<{ partition_name: string; state: string }[]>`
-    select partition_name, state from fleet.hb_partitions
-    where state in ('detached', 'archiving', 'archive_failed')
-      and range_start < ${isoMicros(range_end)}::timestamptz and range_end > ${isoMicros(range_start)}::timestamptz`
+    select p.partition_name, case when e.partition_name is null then p.state else 'losing an erased device' end as state
+    from fleet.hb_partitions p
+    left join fleet.partitions_being_erased() e using (partition_name)
+    where (p.state in ('detached', 'archiving', 'archive_failed') or e.partition_name is not null)
+      and p.range_start < greatest(${range_end}::timestamptz, ${range_start}::timestamptz + interval '1 microsecond')
+      and p.range_end > ${range_start}::timestamptz`
   if (busy) {
     throw new Error(
-      `${store.url}/${key}: not moved, because ${busy.partition_name} is ${busy.state}; run reindex again when it is archived`,
+      `${store.url}/${key}: not moved, because ${busy.partition_name} is ${busy.state}; run reindex again afterwards`,
     )
   }
 }

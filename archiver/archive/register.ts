@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { checkChain } from './chain.ts'
 import { recordColumns } from './columns.ts'
 import { describeError } from '../../lib/errors.ts'
-import { checkPlace, keysOf, listManifests, readManifest, type Manifest } from './manifest.ts'
+import { checkPlace, keysOf, listManifests, type Manifest, requireManifest, ROOT } from './manifest.ts'
 import { plainColumns } from './parquet.ts'
 import { readBack } from './proof.ts'
 import { listArchives } from './verify.ts'
@@ -17,22 +17,24 @@ import type { Worker } from '../context.ts'
  */
 export async function registerArchives(worker: Worker, onArchive: (manifest: Manifest) => void) {
   const { sql, store } = worker
-  const known = new Map((await listArchives(worker)).map(archive => [archive.archive_url, archive.checksum_sha256]))
+  const known = new Map((await listArchives(worker)).map(archive => [archive.archive_url, archive]))
   const faults: string[] = []
   let registered = 0
   let alreadyKnown = 0
   const chain = await checkChain(store)
   const days = await listManifests(store)
-  for (const [day, key] of days) {
+  for (const day of days.keys()) {
     try {
-      const manifest = await readManifest(store, key)
-      if (!manifest) continue
-      checkPlace(store, key, manifest)
+      // By its day, because it may have been moved since the store was listed.
+      const { key: foundAt, manifest } = await requireManifest(store, `${ROOT}date=${day}/any.parquet`)
+      checkPlace(store, foundAt, manifest)
       const doubt = chain.find(({ about }) => about === day)
       if (doubt) throw new Error(doubt.fault)
       const { parquet } = keysOf(manifest.range_start, manifest.range_end, manifest.revision)
       const url = `${store.url}/${parquet}`
-      if (known.get(url) === manifest.sha256) {
+      const archive = known.get(url)
+      const isForgotten = archive?.state === 'dropped' && archive.row_count === '0' && manifest.row_count > 0
+      if (archive?.checksum_sha256 === manifest.sha256 && !isForgotten) {
         await recordColumns(sql, manifest.partition, manifest)
         alreadyKnown++
         continue

@@ -19,6 +19,7 @@ import {
 import type { Column } from './parquet.ts'
 import { readBack } from './proof.ts'
 import { locate } from '../store/open-store.ts'
+import type { Store } from '../store/store.ts'
 import type { Worker } from '../context.ts'
 import { describeError } from '../../lib/errors.ts'
 
@@ -79,6 +80,7 @@ export async function verifyArchive(
     ...(archive.columns ? { columns: archive.columns } : {}),
   }
   try {
+    if (await isAhead(worker, archive, store, key)) return await verifyObject(archive, store, key, isQuick, worker)
     if (isQuick) {
       const { key: manifestKey, manifest } = await requireManifest(store, key)
       const wrong = differences(expected, manifest)
@@ -107,6 +109,37 @@ export async function verifyArchive(
     }
   } catch (error) {
     return [describeError(error)]
+  }
+}
+
+/** Whether the manifest is that of a revision without an erased device that the database has not recorded yet. */
+async function isAhead({ sql }: Worker, { partition_name, checksum_sha256 }: Archive, store: Store, key: string) {
+  const [erased] = await sql`select from fleet.partitions_being_erased() where partition_name = ${partition_name}`
+  if (!erased) return false
+  const { manifest } = await requireManifest(store, key)
+  return manifest.sha256 !== checksum_sha256 && manifest.replaces === checksum_sha256
+}
+
+/** Checks an object against what the database recorded, without its manifest. */
+async function verifyObject(
+  { archive_url, archive_bytes, checksum_sha256 }: Archive,
+  store: Store,
+  key: string,
+  isQuick: boolean,
+  worker: Worker,
+) {
+  const recorded = { bytes: Number(archive_bytes), sha256: checksum_sha256 }
+  if (isQuick) {
+    const found = await store.head(key)
+    if (!found) return [`${archive_url}: the object is missing`]
+    return found.bytes === recorded.bytes ? [] : [`${archive_url}: the object has ${found.bytes} bytes, not ${recorded.bytes}`]
+  }
+  const work = await mkdtemp(join(worker.directory, 'verify-'))
+  try {
+    const wrong = differences(recorded, await store.getToFile(key, join(work, 'object')))
+    return wrong ? [`${archive_url}: the object differs from what the database recorded: ${wrong}`] : []
+  } finally {
+    await rm(work, { recursive: true, force: true })
   }
 }
 
@@ -139,7 +172,7 @@ async function verifySuperseded(
 
 /**
  * Finds objects that belong to no proven archive, in the folders of one UTC day or in all folders: files that a newer
- * revision replaced, and unknown ones. Days that are being archived at the moment are skipped.
+ * revision replaced, and unknown ones. Days that are being archived or lose a device at the moment are skipped.
  * @returns a sentence for each
  */
 export async function findOrphans(worker: Worker, date?: string): Promise<string[]> {
@@ -159,7 +192,9 @@ export async function findOrphans(worker: Worker, date?: string): Promise<string
   const known = new Set((await listArchives(worker)).map(archive => archive.archive_url))
   const proven = new Map([...known].filter(url => url.startsWith(`${store.url}/`)).map(url => [dayOf(url), url]))
   const busy = await sql<{ range_start: string; range_end: string }[]>`
-    select range_start, range_end from fleet.hb_partitions where state in ('detached', 'archiving') or lease_until > now()`
+    select range_start, range_end from fleet.hb_partitions
+    where state in ('detached', 'archiving') or lease_until > now()
+      or partition_name in (select partition_name from fleet.partitions_being_erased())`
   const skipped = new Set(busy.map(({ range_start, range_end }) => dayOf(keysOf(range_start, range_end).folder)))
   const manifests = new Map(
     found.flatMap(key => (key.startsWith(MANIFESTS) && key.endsWith('/manifest.json') ? [[dayOf(key), key]] : [])),
@@ -183,11 +218,11 @@ export async function findOrphans(worker: Worker, date?: string): Promise<string
           : `${url}: the database has no proven archive of this name`,
     )
   }
-  return [...faults, ...(await findUnnamed(worker, date))]
+  return [...faults, ...(await findUnnamed(worker, skipped, date))]
 }
 
 /** Finds files under superseded/ that the manifest of their day does not name, for example after a run died. */
-async function findUnnamed(worker: Worker, date?: string) {
+async function findUnnamed(worker: Worker, skipped: Set<string | undefined>, date?: string) {
   const { store } = worker
   const faults: string[] = []
   const named = new Map<string, Set<string>>()
@@ -204,6 +239,7 @@ async function findUnnamed(worker: Worker, date?: string) {
   }
   for (const key of found) {
     const folder = key.slice(0, key.lastIndexOf('/') + 1)
+    if (skipped.has(dayOf(key))) continue
     let names = named.get(folder)
     if (!names) {
       const day = dayOf(folder)

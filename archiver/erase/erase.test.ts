@@ -25,6 +25,7 @@ import {
   partitionOf,
   pathsOf,
   retiredDay as day,
+  runCli,
   runOnce,
   stateOf,
   stepsOf,
@@ -241,6 +242,22 @@ t.test('a file that is kept because of a dropped column loses the device, too', 
   t.match(manifest, { revision: 4, row_count: 2970, superseded: [{ file: `${name}_r3.parquet`, columns: ['network_type'] }] })
   t.match(JSON.parse(await readFile(join(aside, `${name}_r3.manifest.json`), 'utf8')) as Manifest, { row_count: 2970 })
   t.same(await faultsOf(t, db, directory), [])
+
+  // `reindex` was killed after it had moved one of the two objects of a kept file.
+  const old = join(directory, 'archive/device_heartbeats/superseded', `date=${day}`)
+  for (const [suffix, device] of [
+    ['.parquet', 8],
+    ['.manifest.json', 9],
+  ] as const) {
+    const [kept] = (await readdir(aside)).filter(file => file.endsWith('.parquet')).map(file => basename(file, '.parquet'))
+    await mkdir(old, { recursive: true })
+    await rename(join(aside, `${kept}${suffix}`), join(old, `${kept}${suffix}`))
+    await erase(db, device)
+    t.same((await workAll(t, db, directory)).results, ['done'])
+    t.same((await readdir(aside)).length, 2)
+    t.same(await readdir(old), [])
+    t.same(await faultsOf(t, db, directory), [])
+  }
 })
 
 t.test('a signed archive stays in its chain, and verify is content', async t => {
@@ -267,6 +284,62 @@ t.test('a signed archive stays in its chain, and verify is content', async t => 
   const { worker } = await withWorker(t, db, directory, { signing })
   t.same(await checkChain(worker.store), [])
   t.same(await faultsOf(t, db, directory), [])
+})
+
+t.test('a database from before the erasure forgets what was replaced, and registers what the store has', async t => {
+  const made = await withArchivedDay(t)
+  const { db, directory, partition, expected, dba } = made
+  const [before] = await db.admin<
+    Record<string, string>[]
+  >`select archive_url, archive_bytes, checksum_sha256, rows_sha256, row_count, rows_hash from fleet.hb_partitions where partition_name = ${partition}`
+  await erase(db)
+  t.same((await workAll(t, db, directory)).results, ['done'])
+  // As after the restore of a backup.
+  await db.admin`delete from fleet.erasures`
+  await db.admin`
+    update fleet.hb_partitions set ${db.admin(before!)}
+    where partition_name = ${partition}`
+  t.match(await runCli(t, db, directory, 'verify', '--all'), { code: 1, output: /but the database has/ })
+  t.match(await runCli(t, db, directory, 'register'), { code: 1, output: /is not registered: the database has partition/ })
+
+  await t.rejects(dba`select fleet.forget_archive(${partition}, ' ')`, { code: 'FL422' })
+  await t.rejects(asRole(t, db, 'fleet_archiver')`select fleet.forget_archive(${partition}, 'x')`, { code: '42501' })
+  await t.rejects(dba`select fleet.forget_archive(${await partitionOf(db.sql, daysAgo(1))}, 'x')`, { code: 'FL002' })
+  await dba`select fleet.forget_archive(${partition}, 'from a backup')`
+  t.match(await runCli(t, db, directory, 'register'), { code: 0 })
+  t.match(await stateOf(db.sql, partition), { state: 'dropped', row_count: '2970', archive_url: /_r2\.parquet$/ })
+  t.match(await runCli(t, db, directory, 'verify', '--all'), { code: 0 })
+  t.same(await restored(made, t), ['done'])
+  t.same(await contentOf(db.admin, `fleet.${partition}`), expected)
+})
+
+t.test('an archiver can have only objects of the day deleted, and a hold stops it', async t => {
+  const { db, partition } = await withArchivedDay(t)
+  await erase(db)
+  const archiver = asRole(t, db, 'fleet_archiver')
+  t.equal((await archiver`select * from fleet.claim_erasure('w')`).length, 1)
+  await archiver`select fleet.begin_erasure(${partition}, 'w')`
+  const [{ archive_url }] = (await db.sql`select archive_url from fleet.archives`) as unknown as [{ archive_url: string }]
+  const url = archive_url.replace('.parquet', '_r2.parquet')
+  const own = `device_heartbeats/date=${day}`
+  for (const leftovers of [
+    [`device_heartbeats/date=${daysAgo(3)}/device_heartbeats.parquet`],
+    [`${own}/../date=2020-01-01/a.parquet`],
+    ['index.json'],
+    [`${own}/${basename(url)}`],
+    [null],
+  ]) {
+    await t.rejects(
+      archiver`
+        select fleet.record_erasure(${partition}, 'w', ${[DEVICE]}::bigint[], ${url}, ${'0'.repeat(64)}, 1, 4, ${'0'.repeat(64)}, 1, null, null,
+          ${leftovers as string[]}::text[])`,
+      { code: 'FL422', message: /does not replace/ },
+      String(leftovers[0]),
+    )
+  }
+  t.equal(await value(archiver`select fleet.renew_erasure_lease(${partition}, 'w')`), true)
+  await db.admin`update fleet.hb_partitions set held_reason = 'a lawsuit' where partition_name = ${partition}`
+  t.equal(await value(archiver`select fleet.renew_erasure_lease(${partition}, 'w')`), false)
 })
 
 t.test('an archive in the old layout moves to the new one when a device is erased from it', async t => {

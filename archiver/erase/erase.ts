@@ -13,8 +13,8 @@ import {
   keysOf,
   makeManifest,
   OLD_SUPERSEDED,
+  rebuildIndex,
   requireManifest,
-  ROOT,
   SUPERSEDED,
   supersededKeys,
   writeManifest,
@@ -87,7 +87,10 @@ export async function eraseFromArchive(worker: Worker, claimed: ClaimedErasure, 
     )
     return
   }
+  await requireLease(worker, claimed)
   await worker.step('delete', {}, () => deleteLeftovers(store, claimed, done, signal))
+  if (store.url !== worker.store.url)
+    await withIndexLock(worker.database, `${store.url}: no index`, () => rebuildIndex(store), signal)
   await sql`select fleet.finish_erasure(${partition}, ${name})`
   const duration_ms = Math.round(performance.now() - started)
   log.info(
@@ -108,6 +111,8 @@ async function rewrite(
   const { sql, name } = worker
   const { partition_name: partition, range_start, range_end, device_ids, checksum_sha256 } = claimed
   const { folder, parquet, manifest: manifestKey, oldManifest } = keysOf(range_start, range_end)
+  // `npm run archive -- reindex` moves nothing of this day any more; what it is moving now is done afterwards.
+  await withIndexLock(worker.database, `${partition}: nothing is erased`, () => Promise.resolve(), signal)
   const stored = await findManifest(store, parquet, signal)
   if (!stored) throw new Error(`${store.url}/${manifestKey}: the manifest is missing, and nothing is erased`)
   const found = stored.manifest
@@ -125,18 +130,18 @@ async function rewrite(
   await fetchObject(store, key, { bytes: Number(claimed.archive_bytes), sha256: checksum_sha256 }, file, signal)
   const isThere = (await countDevices(file, device_ids, work)) > 0
 
-  const kept: { entry: Superseded; key: string; file: string; isThere: boolean }[] = []
+  const kept: { entry: Superseded; file: string; isThere: boolean }[] = []
   for (const [nth, entry] of (found.superseded ?? []).entries()) {
     const copy = join(work, `superseded-${nth}.parquet`)
     const old = supersededKeys(range_start, entry.file, OLD_SUPERSEDED).parquet
     const at = (await store.head(old, signal)) ? old : supersededKeys(range_start, entry.file).parquet
     await fetchObject(store, at, entry, copy, signal)
-    kept.push({ entry, key: at, file: copy, isThere: (await countDevices(copy, device_ids, work)) > 0 })
+    kept.push({ entry, file: copy, isThere: (await countDevices(copy, device_ids, work)) > 0 })
   }
   if (!isThere && !isUnfinished && kept.every(({ isThere }) => !isThere)) return undefined
 
   const inStore: string[] = []
-  const supersededFolders = [SUPERSEDED, OLD_SUPERSEDED].map(root => supersededKeys(range_start, '', root).folder)
+  const supersededFolders = ROOTS_OF_SUPERSEDED.map(root => supersededKeys(range_start, '', root).folder)
   for (const prefix of [folder, ...supersededFolders]) {
     for await (const object of store.list(prefix, signal)) inStore.push(object.key)
   }
@@ -145,14 +150,20 @@ async function rewrite(
 
   const superseded: Superseded[] = []
   const named: string[] = []
-  const nameKeys = (parquet: string) => named.push(parquet, parquet.replace(/\.parquet$/, '.manifest.json'))
-  for (const { entry, key: oldKey, file, isThere } of kept) {
+  // In both places, because `npm run archive -- reindex` may have been killed between the two objects.
+  const nameKeys = (file: string) => {
+    for (const root of ROOTS_OF_SUPERSEDED) {
+      const { parquet, manifest } = supersededKeys(range_start, file, root)
+      named.push(parquet, manifest)
+    }
+  }
+  for (const { entry, file, isThere } of kept) {
     if (!isThere) {
       superseded.push(entry)
-      nameKeys(oldKey)
+      nameKeys(entry.file)
       continue
     }
-    const old = await requireManifest(store, oldKey, signal)
+    const old = await supersededManifest(store, range_start, entry.file, signal)
     revision++
     const keys = supersededKeys(range_start, fileNameOf(keysOf(range_start, range_end, revision).parquet))
     const write = async (input: RevisionInput) => {
@@ -172,14 +183,17 @@ async function rewrite(
       sha256: made.manifest.sha256,
       columns: entry.columns,
     })
-    nameKeys(keys.parquet)
+    nameKeys(made.manifest.file)
     await rm(made.erased, { force: true })
   }
   revision++
   const newKey = keysOf(range_start, range_end, revision).parquet
   const columns_at = claimed.columns_at ?? found.columns_at
   const base = { partition, range_start, range_end, columns, columns_at, sha256: checksum_sha256, file, revision, superseded }
-  const write = async (input: RevisionInput) => void (await commitRevision(worker, store, input, stored, signal))
+  const write = async (input: RevisionInput) => {
+    await requireLease(worker, claimed)
+    await commitRevision(worker, store, input, stored, signal)
+  }
   const { manifest, erased } = await writeRevision(store, claimed, newKey, base, write, work, signal)
   const leftovers = inStore.filter(
     old =>
@@ -207,6 +221,21 @@ async function rewrite(
 
 /** Why a manifest was replaced, in its history. */
 const REASON = 'erased'
+
+const ROOTS_OF_SUPERSEDED = [SUPERSEDED, OLD_SUPERSEDED]
+
+/** The manifest of a superseded file, in its place or in that of older versions. */
+async function supersededManifest(store: Store, range_start: string, file: string, signal: AbortSignal) {
+  const [now, before] = ROOTS_OF_SUPERSEDED.map(root => supersededKeys(range_start, file, root).parquet)
+  return (await findManifest(store, before!, signal)) ?? (await requireManifest(store, now!, signal))
+}
+
+/** @throws if the lease was lost or the day is held; asked directly before what cannot be taken back */
+async function requireLease({ sql, name, leaseSeconds }: Worker, { partition_name }: ClaimedErasure) {
+  const [row] = await sql<{ is_ours: boolean }[]>`
+    select fleet.renew_erasure_lease(${partition_name}, ${name}, make_interval(secs => ${leaseSeconds})) as is_ours`
+  if (!row?.is_ours) throw new Error(`${partition_name}: the lease is lost, or the partition is held; its archive stays as it is`)
+}
 
 type RevisionInput = Parameters<typeof commitManifest>[1]
 
@@ -307,11 +336,14 @@ async function deleteLeftovers(
   { key: current, leftovers }: { key: string; leftovers: string[] },
   signal: AbortSignal,
 ) {
-  const { manifest } = keysOf(range_start, range_end)
+  const { folder, manifest } = keysOf(range_start, range_end)
   if (!(await store.head(current, signal)))
     throw new Error(`${store.url}/${current}: the archive is missing, so what it replaced is kept`)
   for (const key of leftovers) {
-    if (![ROOT, SUPERSEDED].some(root => key.startsWith(root)) || key === current || key === manifest)
+    const isOfDay = [folder, ...ROOTS_OF_SUPERSEDED.map(root => supersededKeys(range_start, '', root).folder)].some(
+      place => key.startsWith(place) && !key.slice(place.length).includes('/'),
+    )
+    if (!isOfDay || key === current || key === manifest)
       throw new Error(`${store.url}/${key}: this is not an object that the archive replaced; it is kept`)
     await store.delete(key, signal)
     if (await store.head(key, signal)) throw new Error(`${store.url}/${key}: the object is still there after it was deleted`)

@@ -1,4 +1,5 @@
 import { rm } from 'node:fs/promises'
+import { ROWS_IN_GROUP } from '../archive/parquet.ts'
 import { confine, literal, withDuckDB } from '../duckdb.ts'
 import { isoMicros } from '../archive/iso-micros.ts'
 
@@ -51,7 +52,7 @@ export async function splitParquet(
         const copy = async (path: string, condition: string) => {
           const { rowsChanged } = await duckdb.run(
             `copy (select * from read_parquet(${literal(file)}) where ${condition}) to ${literal(path)} ` +
-              '(format parquet, compression zstd)',
+              `(format parquet, compression zstd, row_group_size ${ROWS_IN_GROUP})`,
           )
           return rowsChanged
         }

@@ -38,7 +38,7 @@ export async function readBounds<T extends string>(
   const visit = ({ extra_info, children = [] }: PlanNode) => {
     const table = extra_info?.Table?.split('.').at(-1)
     if (table !== undefined && scans[table]) {
-      const bounds = boundsOf([extra_info?.Filters ?? []].flat())
+      const bounds = boundsOf([extra_info?.Filters ?? []].flat(), CLOCK.test(query))
       if (bounds) scans[table].push(bounds)
       else unlimited.add(table)
     }
@@ -56,6 +56,9 @@ async function explain(duckdb: DuckDBConnection, query: string) {
   return result === undefined ? [] : (JSON.parse(String(result.getRows()[0]?.[1])) as PlanNode[])
 }
 
+/** What may be another time when the query runs. */
+const CLOCK = /now|current|today|localtime|timestamp\s*\(|age|clock|random|variable/i
+
 interface PlanNode {
   extra_info?: { Table?: string; Filters?: string | string[] }
   children?: PlanNode[]
@@ -66,7 +69,9 @@ const DEVICE = /^(?:optional: )?device_id(>=|<=|>|<|=)(-?\d+)$/
 const MOMENT = /^ts(>=|<=|>|<|=)'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d{1,6})?)\+00'::TIMESTAMP WITH TIME ZONE$/
 
 /** The conditions of a scan that are understood; undefined if there are none. */
-function boundsOf(filters: string[]): ScanBounds | undefined {
+function boundsOf(filters: string[], usesClock: boolean): ScanBounds | undefined {
+  // DuckDB splits the filters of a scan at line breaks, also at those in a text of the query.
+  if (filters.some(filter => (filter.match(/'/g)?.length ?? 0) % 2 === 1)) return undefined
   const conditions: string[] = []
   let from: string | undefined
   let to: string | undefined
@@ -91,9 +96,9 @@ function boundsOf(filters: string[]): ScanBounds | undefined {
         conditions.push(`ts >= '${moment}+00'`)
         if (from === undefined || moment > from) from = moment
       }
-      if (sign !== '>' && sign !== '>=') {
-        // now() is later when the query runs than it is here.
-        conditions.push(`ts <= '${moment}+00'::timestamptz + interval '1 hour'`)
+      // What the clock says is later when the query runs than it is here: so are lower bounds, which is safe, and upper ones.
+      if (sign !== '>' && sign !== '>=' && !usesClock) {
+        conditions.push(`ts <= '${moment}+00'`)
         if (to === undefined || moment < to) to = moment
       }
     }
@@ -110,8 +115,5 @@ export function conditionOf(bounds: Bounds) {
 export function overlaps(bounds: Bounds, range: { start: string; end: string }) {
   const at = (text: string) => Date.parse(`${text.replace(' ', 'T')}Z`)
   const [start, end] = [Date.parse(range.start), Date.parse(range.end)]
-  const HOUR = 3_600_000
-  return (
-    bounds?.some(({ from, to }) => (from === undefined || at(from) < end) && (to === undefined || at(to) + HOUR >= start)) ?? true
-  )
+  return bounds?.some(({ from, to }) => (from === undefined || at(from) < end) && (to === undefined || at(to) >= start)) ?? true
 }

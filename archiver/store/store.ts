@@ -52,7 +52,7 @@ export interface StoreOptions {
   s3Endpoint?: string | undefined
   /** By bucket: where the archives are that were made before the store was changed. */
   olderStores?: Map<string, OlderStore> | undefined
-  /** For the store in use. Nothing is written to the older ones. */
+  /** For the store in use. Older ones get only revisions without erased devices, by the bucket's own defaults. */
   bucketRules?: BucketRules | undefined
   signing?: Signing | undefined
 }

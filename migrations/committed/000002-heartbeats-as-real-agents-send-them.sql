@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:9bf2b0c45a6dff52f223538aa17621fd18913921
+--! Hash: sha1:c1f91c4e3921ae91476e8c548d09aef7fa9cf0c8
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -6683,7 +6683,8 @@ begin
   order by p.partition_name = p_partition desc
   limit 1
   for update;
-  if v_known.checksum_sha256 = p_checksum_sha256 and v_known.archive_url = p_archive_url then
+  if v_known.checksum_sha256 = p_checksum_sha256 and v_known.archive_url = p_archive_url
+    and not (v_known.state = 'dropped' and v_known.row_count = 0 and p_row_count > 0) then  -- fleet.forget_archive()
     return false;
   end if;
 
@@ -7238,7 +7239,8 @@ comment on function fleet.retry_erasure(bigint) is
 --! Included erase/delete_heartbeats.sql
 -- Nobody has the right to delete heartbeats, not even the owner. This function takes it for one statement: other sessions never
 -- see the grant, because it is revoked in the same transaction.
-create or replace function fleet.delete_heartbeats(p_partition text, p_device_ids bigint[]) returns bigint
+create or replace function fleet.delete_heartbeats(p_partition text, p_device_ids bigint[])
+returns table (device_id bigint, deleted bigint)
 language plpgsql
 volatile
 security definer
@@ -7246,11 +7248,11 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set lock_timeout = '300ms'
 as $$
+#variable_conflict use_column
 declare
   v_partition fleet.hb_partitions;
   v_table regclass;
   v_has_rows boolean;
-  v_rows bigint;
 begin
   if exists (
     select from unnest(p_device_ids) d (device_id)
@@ -7264,11 +7266,11 @@ begin
   v_partition := fleet.get_partition(p_partition);
   v_table := fleet.table_of(v_partition);
   if v_table is null then
-    return 0;
+    return;
   end if;
   execute format('select exists (select from only %s where device_id = any ($1))', v_table) into v_has_rows using p_device_ids;
   if not v_has_rows then
-    return 0;
+    return;
   end if;
   if v_partition.held_reason is not null then
     raise exception using
@@ -7277,20 +7279,22 @@ begin
       hint = format('Release it first: select fleet.release_partition(%L);', p_partition);
   end if;
   execute format('grant delete on %s to fleet_owner', v_table);
-  execute format('delete from only %s where device_id = any ($1)', v_table) using p_device_ids;
-  get diagnostics v_rows = row_count;
+  return query execute format(
+    'with gone as (delete from only %s where device_id = any ($1) returning device_id) '
+    'select g.device_id, count(*) from gone g group by g.device_id',
+    v_table
+  ) using p_device_ids;
   execute format('revoke delete on %s from fleet_owner', v_table);
   -- A cold partition has no autovacuum. The job fleet-freeze removes the dead rows from its pages.
   update fleet.hb_partitions
   set cold_xid = pg_current_xact_id()::xid
   where partition_name = p_partition and (cold_xid is not null or state not in ('active', 'restored'));
-  return v_rows;
 end
 $$;
 
 comment on function fleet.delete_heartbeats(text, bigint[]) is
-  'Deletes the heartbeats of devices from the table of one partition, attached, settled or retired, and returns how many. Only '
-  'for devices of an erasure. Called by fleet.erase_step() and fleet.record_erasure().';
+  'Deletes the heartbeats of devices from the table of one partition, attached, settled or retired, and returns how many of '
+  'each. Only for devices of an erasure. Called by fleet.erase_step() and fleet.record_erasure().';
 --! EndIncluded erase/delete_heartbeats.sql
 --! Included erase/erasure_progress.view.sql
 create or replace view fleet.erasure_progress as
@@ -7364,131 +7368,155 @@ set timezone = 'UTC'
 set lock_timeout = '300ms'
 as $$
 declare
-  v_erasure fleet.erasures;
+  v_ready bigint[];
   v_item record;
-  v_left text;
+  v_erasure fleet.erasures;
   v_rows bigint;
   v_error text;
   v_unread text;
   v_table regclass;
   v_has_rows boolean;
+  v_is_over boolean := true;
 begin
+  -- Which transactions may still write rows of the device.
+  update fleet.erasures e
+  set waits_for = array(select l.transaction from fleet.lockers_of_devices() l)
+  where e.erasure_id in (
+    select t.erasure_id from fleet.erasures t where t.state = 'running' and t.waits_for is null for update skip locked
+  );
+  if found then
+    return 'done';
+  end if;
+  update fleet.erasures e
+  set waits_for = case when w.pids is null then '{}' else e.waits_for end,
+    last_error = 'waits for transactions that began before it: backends ' || w.pids
+  from (
+    select t.erasure_id,
+      (select string_agg(l.pid::text, ', ' order by l.pid) from fleet.lockers_of_devices(t.waits_for) l) as pids
+    from fleet.erasures t
+    where t.state = 'running' and t.waits_for <> '{}'
+    for update of t skip locked
+  ) w
+  where w.erasure_id = e.erasure_id;
+  v_ready := array(
+    select e.erasure_id from fleet.erasures e
+    where e.state = 'running' and e.waits_for = '{}'
+    order by e.erasure_id
+    for update skip locked
+  );
+
+  -- What needs no work: nothing is online, or there is no archive.
+  update fleet.erasure_items i
+  set online_at = coalesce(i.online_at, now()),
+    archive_at = coalesce(i.archive_at, case when p.archive_url is null then now() end)
+  from fleet.hb_partitions p
+  where (i.erasure_id, i.partition_name) in (
+      -- An archiver may be recording one of them.
+      select t.erasure_id, t.partition_name
+      from fleet.erasure_items t
+      where t.erasure_id = any (v_ready) and (t.online_at is null or t.archive_at is null)
+      for update skip locked
+    )
+    and p.partition_name = i.partition_name and p.state = 'dropped'
+    and (i.online_at is null or i.archive_at is null and p.archive_url is null)
+    -- It may bring the device back.
+    and not exists (
+      select from fleet.restore_items o where o.partition_name = i.partition_name and o.state = 'running'
+    );
+
+  -- Up to 100 devices from one partition, so that the transaction is short.
+  select p.partition_name, p.archive_url, (array_agg(i.erasure_id order by i.erasure_id))[1:100] as erasure_ids into v_item
+  from fleet.erasure_items i
+  join fleet.hb_partitions p using (partition_name)
+  where i.erasure_id = any (v_ready) and i.online_at is null and p.state in ('active', 'restored')
+    and (i.next_attempt_at is null or i.next_attempt_at <= now())
+  group by p.partition_name
+  order by p.range_start
+  limit 1;
+  if found then
+    begin
+      update fleet.erasure_items i
+      set online_at = clock_timestamp(), rows_online = i.rows_online + coalesce(d.deleted, 0), attempts = 0,
+        next_attempt_at = null, last_error = null,
+        -- A day that is archived later is archived without the device.
+        archive_at = coalesce(i.archive_at, case when v_item.archive_url is null then clock_timestamp() end)
+      from fleet.erasures e
+      left join fleet.delete_heartbeats(
+        v_item.partition_name,
+        array(select o.device_id from fleet.erasures o where o.erasure_id = any (v_item.erasure_ids))
+      ) d using (device_id)
+      where e.erasure_id = any (v_item.erasure_ids)
+        and i.erasure_id = e.erasure_id and i.partition_name = v_item.partition_name;
+    exception when others then
+      v_error := sqlerrm;
+      update fleet.erasure_items i
+      set attempts = i.attempts + 1, last_error = v_error,
+        next_attempt_at = now() + least(interval '1 minute' * (2 ^ least(i.attempts, 10)), interval '1 hour')
+      where i.erasure_id = any (v_item.erasure_ids) and i.partition_name = v_item.partition_name;
+    end;
+    return 'done';
+  end if;
+
+  -- What is over. Some at a time, because each looks into every table.
   for v_erasure in
-    select * from fleet.erasures e where e.state = 'running' order by e.erasure_id for update skip locked
-  loop
-    if v_erasure.waits_for is null then
-      update fleet.erasures
-      set waits_for = array(select l.transaction from fleet.lockers_of_devices() l)
-      where erasure_id = v_erasure.erasure_id;
-      return 'done';
-    end if;
-    if cardinality(v_erasure.waits_for) > 0 then
-      select string_agg(l.pid::text, ', ' order by l.pid) into v_left from fleet.lockers_of_devices(v_erasure.waits_for) l;
-      if v_left is not null then
-        update fleet.erasures
-        set last_error = format('waits for transactions that began before it: backends %s', v_left)
-        where erasure_id = v_erasure.erasure_id;
-        continue;
-      end if;
-      update fleet.erasures set waits_for = '{}', last_error = null where erasure_id = v_erasure.erasure_id;
-    end if;
-
-    -- What needs no work: nothing is online, or there is no archive.
-    update fleet.erasure_items i
-    set online_at = coalesce(i.online_at, now()),
-      archive_at = coalesce(i.archive_at, case when p.archive_url is null then now() end)
-    from fleet.hb_partitions p
-    where (i.erasure_id, i.partition_name) in (
-        -- An archiver may be recording one of them.
-        select t.erasure_id, t.partition_name
-        from fleet.erasure_items t
-        where t.erasure_id = v_erasure.erasure_id and (t.online_at is null or t.archive_at is null)
-        for update skip locked
-      )
-      and p.partition_name = i.partition_name and p.state = 'dropped'
-      and (i.online_at is null or i.archive_at is null and p.archive_url is null)
-      -- It may bring the device back.
+    select e.* from fleet.erasures e
+    where e.erasure_id = any (v_ready)
       and not exists (
-        select from fleet.restore_items o where o.partition_name = i.partition_name and o.state = 'running'
-      );
-
-    select i.partition_name, p.archive_url into v_item
-    from fleet.erasure_items i
-    join fleet.hb_partitions p using (partition_name)
-    where i.erasure_id = v_erasure.erasure_id and i.online_at is null and p.state in ('active', 'restored')
-      and (i.next_attempt_at is null or i.next_attempt_at <= now())
-    order by p.range_start
-    limit 1;
-    if found then
-      begin
-        v_rows := fleet.delete_heartbeats(v_item.partition_name, array[v_erasure.device_id]);
-        update fleet.erasure_items i
-        set online_at = clock_timestamp(), rows_online = i.rows_online + v_rows, attempts = 0, next_attempt_at = null,
-          last_error = null,
-          -- A day that is archived later is archived without the device.
-          archive_at = coalesce(i.archive_at, case when v_item.archive_url is null then clock_timestamp() end)
-        where i.erasure_id = v_erasure.erasure_id and i.partition_name = v_item.partition_name;
-      exception when others then
-        v_error := sqlerrm;
-        update fleet.erasure_items i
-        set attempts = i.attempts + 1, last_error = v_error,
-          next_attempt_at = now() + least(interval '1 minute' * (2 ^ least(i.attempts, 10)), interval '1 hour')
-        where i.erasure_id = v_erasure.erasure_id and i.partition_name = v_item.partition_name;
-      end;
-      return 'done';
-    end if;
-
-    if not exists (
-      select from fleet.erasure_items i
-      where i.erasure_id = v_erasure.erasure_id and (i.online_at is null or i.archive_at is null)
-    ) then
-      v_rows := fleet.delete_device_rows(array[v_erasure.device_id]);
-      v_error := null;
-      select string_agg(t::text, ', ') into v_unread from fleet.tables_of_devices() t where not has_table_privilege(t, 'select');
-      if v_unread is not null then
-        update fleet.erasures
-        set last_error = format('%s may not read %s, where rows of the device may be', current_user, v_unread),
-          rows_other = rows_other + v_rows
-        where erasure_id = v_erasure.erasure_id;
-        continue;
-      end if;
-      for v_table in select t from fleet.tables_of_devices() t loop
-        execute format('select exists (select from only %s where device_id = $1)', v_table)
-        into v_has_rows using v_erasure.device_id;
-        v_error := concat_ws(', ', v_error, case when v_has_rows then v_table::text end);
-      end loop;
-      v_error := nullif(v_error, '');
-      if v_error is not null then
-        -- Rows that came since, for example with a partition that was attached by hand.
-        insert into fleet.erasure_items as i (erasure_id, partition_name)
-        select v_erasure.erasure_id, p.partition_name
-        from fleet.hb_partitions p
-        where fleet.table_of(p)::regclass::text = any (string_to_array(v_error, ', '))
-        on conflict on constraint erasure_items_pkey do update
-          set online_at = null, archive_at = null, next_attempt_at = now() + interval '1 minute';
-        update fleet.erasures
-        set last_error = format('there are rows of the device again, in %s', v_error), rows_other = rows_other + v_rows
-        where erasure_id = v_erasure.erasure_id;
-        continue;
-      end if;
-      update fleet.erasures e
-      set state = 'done', finished_at = now(), last_error = null, waits_for = null, rows_other = e.rows_other + v_rows
-      where e.erasure_id = v_erasure.erasure_id;
-      perform fleet.record_event(
-        'device.erased', p_rows => s.rows_online, p_duration_ms => fleet.elapsed_ms(v_erasure.requested_at),
-        p_detail => format(
-          'erasure %s; %s heartbeats online, %s in %s archives', v_erasure.erasure_id, s.rows_online, s.rows_archived, s.rewritten
-        )
+        select from fleet.erasure_items i
+        where i.erasure_id = e.erasure_id and (i.online_at is null or i.archive_at is null)
       )
-      from (
-        select sum(i.rows_online)::bigint as rows_online, sum(i.rows_archived)::bigint as rows_archived,
-          count(*) filter (where i.rows_archived > 0) as rewritten
-        from fleet.erasure_items i
-        where i.erasure_id = v_erasure.erasure_id
-      ) s;
-      return 'done';
+    order by e.last_error is not null, e.erasure_id
+    limit 20
+  loop
+    v_rows := fleet.delete_device_rows(array[v_erasure.device_id]);
+    select string_agg(t::text, ', ') into v_unread from fleet.tables_of_devices() t where not has_table_privilege(t, 'select');
+    if v_unread is not null then
+      update fleet.erasures
+      set last_error = format('%s may not read %s, where rows of the device may be', current_user, v_unread),
+        rows_other = rows_other + v_rows
+      where erasure_id = v_erasure.erasure_id;
+      continue;
     end if;
+    v_error := null;
+    for v_table in select t from fleet.tables_of_devices() t loop
+      execute format('select exists (select from only %s where device_id = $1)', v_table)
+      into v_has_rows using v_erasure.device_id;
+      v_error := concat_ws(', ', v_error, case when v_has_rows then v_table::text end);
+    end loop;
+    v_error := nullif(v_error, '');
+    if v_error is not null then
+      -- Rows that came since, for example with a partition that was attached by hand.
+      insert into fleet.erasure_items as i (erasure_id, partition_name)
+      select v_erasure.erasure_id, p.partition_name
+      from fleet.hb_partitions p
+      where fleet.table_of(p)::regclass::text = any (string_to_array(v_error, ', '))
+      on conflict on constraint erasure_items_pkey do update
+        set online_at = null, archive_at = null, next_attempt_at = now() + interval '1 minute';
+      update fleet.erasures
+      set last_error = format('there are rows of the device again, in %s', v_error), rows_other = rows_other + v_rows
+      where erasure_id = v_erasure.erasure_id;
+      continue;
+    end if;
+    update fleet.erasures e
+    set state = 'done', finished_at = now(), last_error = null, waits_for = null, rows_other = e.rows_other + v_rows
+    where e.erasure_id = v_erasure.erasure_id;
+    perform fleet.record_event(
+      'device.erased', p_rows => s.rows_online, p_duration_ms => fleet.elapsed_ms(v_erasure.requested_at),
+      p_detail => format(
+        'erasure %s; %s heartbeats online, %s in %s archives', v_erasure.erasure_id, s.rows_online, s.rows_archived, s.rewritten
+      )
+    )
+    from (
+      select sum(i.rows_online)::bigint as rows_online, sum(i.rows_archived)::bigint as rows_archived,
+        count(*) filter (where i.rows_archived > 0) as rewritten
+      from fleet.erasure_items i
+      where i.erasure_id = v_erasure.erasure_id
+    ) s;
+    v_is_over := false;
   end loop;
+  if not v_is_over then
+    return 'done';
+  end if;
   if exists (select from fleet.erasure_items i where i.archive_at is null) then
     perform fleet.wake_archiver('erase');
   end if;
@@ -7497,8 +7525,8 @@ end
 $$;
 
 comment on function fleet.erase_step() is
-  'Does one step of the erasures that are running: deletes the heartbeats of one device from one partition, or ends an erasure '
-  'for which nothing is left. Returns done, or over when there is nothing to do now. Called by fleet.run_erasures(). '
+  'Does one step of the erasures that are running: deletes the heartbeats of their devices from one partition, or ends '
+  'erasures for which nothing is left. Returns done, or over when there is nothing to do now. Called by fleet.run_erasures(). '
   'Example: select fleet.erase_step();';
 --! EndIncluded erase/erase_step.sql
 --! Included erase/run_erasures.sql
@@ -7613,7 +7641,7 @@ as $$
   with renewed as (
     update fleet.hb_partitions p
     set lease_until = now() + p_lease
-    where p.partition_name = p_partition and p.lease_owner = p_worker
+    where p.partition_name = p_partition and p.lease_owner = p_worker and p.held_reason is null
       and exists (select from fleet.erasure_items i where i.partition_name = p.partition_name and i.archive_at is null)
     returning p.partition_name
   )
@@ -7621,7 +7649,8 @@ as $$
 $$;
 
 comment on function fleet.renew_erasure_lease(text, text, interval) is
-  'Extends an archiver''s lease on an archive from which devices are erased. Returns false if the archiver no longer holds it.';
+  'Extends an archiver''s lease on an archive from which devices are erased. Returns false if the archiver no longer '
+  'holds it, or the partition is held.';
 --! EndIncluded erase/renew_erasure_lease.sql
 --! Included erase/check_erasure_lease.sql
 create or replace function fleet.check_erasure_lease(p_partition text, p_worker text, p_device_ids bigint[] default '{}')
@@ -7773,6 +7802,19 @@ begin
       hint = 'Give the place, the checksums and the size of the revision without the erased devices.';
   end if;
 
+  -- What may be deleted: objects of this day, and not the new one.
+  if p_leftovers is null or exists (
+    select from unnest(p_leftovers) k (key)
+    where k.key is null
+      or k.key !~ format('^(device_heartbeats/|device_heartbeats/superseded/|superseded/)date=%s/[^/]+$', v_partition.range_start::date)
+      or right(p_archive_url, length(k.key) + 1) = '/' || k.key
+  ) then
+    raise exception using
+      errcode = 'FL422',
+      message = format('p_leftovers names an object that the archive of %s does not replace', p_partition),
+      hint = 'Give the keys of objects of this day in the store.';
+  end if;
+
   -- The archiver may insert until here.
   execute format('revoke all on %s from fleet_archiver', v_table);
   execute format('alter table %s disable row level security', v_table);
@@ -7800,7 +7842,7 @@ begin
   -- A retired table that is not dropped yet. It stays equal to its archive.
   v_is_retired := v_partition.state in ('detached', 'archiving', 'archived', 'archive_failed');
   if v_is_retired then
-    v_in_table := fleet.delete_heartbeats(p_partition, p_device_ids);
+    select coalesce(sum(d.deleted), 0) into v_in_table from fleet.delete_heartbeats(p_partition, p_device_ids) d;
   end if;
   update fleet.erasure_items i
   set recorded_at = now(), rows_archived = i.rows_archived + d.rows, leftovers = p_leftovers,
@@ -7808,10 +7850,14 @@ begin
       'archive_url', v_partition.archive_url, 'checksum_sha256', v_partition.checksum_sha256,
       'archive_bytes', v_partition.archive_bytes, 'row_count', v_partition.row_count
     ),
-    confirmed_at = null, confirmed_by = null, last_error = null, attempts = 0, next_attempt_at = null,
+    -- Whether a second proof is needed is decided now, because later the old object is gone.
+    confirmed_at = case when s.proofs_needed = 1 then now() end,
+    confirmed_by = case when s.proofs_needed = 1 then 'nobody, because proofs_needed was 1' end,
+    last_error = null, attempts = 0, next_attempt_at = null,
     online_at = case when v_is_retired then coalesce(i.online_at, now()) else i.online_at end,
     rows_online = i.rows_online + case when v_is_retired then least(d.rows, v_in_table) else 0 end
   from fleet.erasures e
+  cross join fleet.settings s
   cross join lateral (
     select count(*) as rows from fleet.rows_of_device(v_table, e.device_id)
   ) d
@@ -7858,7 +7904,7 @@ declare
 begin
   v_partition := fleet.check_erasure_lease(p_partition, p_worker, p_device_ids);
   if v_partition.state in ('detached', 'archiving', 'archived', 'archive_failed') then
-    v_rows := fleet.delete_heartbeats(p_partition, p_device_ids);
+    select coalesce(sum(d.deleted), 0) into v_rows from fleet.delete_heartbeats(p_partition, p_device_ids) d;
   end if;
   if p_checksum_sha256 is distinct from v_partition.checksum_sha256 or v_rows > 0 and v_partition.state = 'archived' then
     raise exception using
@@ -8088,6 +8134,77 @@ $$;
 comment on function fleet.check_erasures(timestamptz) is
   'The part of fleet.check() about erasures: those that failed, and those that do not end.';
 --! EndIncluded checks/check_erasures.sql
+--! Included erase/partitions_being_erased.sql
+create or replace function fleet.partitions_being_erased() returns table (partition_name text, range_start timestamptz)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select p.partition_name, p.range_start
+  from fleet.hb_partitions p
+  where p.archive_url is not null
+    and exists (select from fleet.erasure_items i where i.partition_name = p.partition_name and i.archive_at is null)
+  order by p.range_start;
+$$;
+
+comment on function fleet.partitions_being_erased() is
+  'The partitions with an archive that an erasure has not been through yet. Their manifest may be ahead of the database, objects '
+  'that were replaced may still be there, and nothing of theirs may be moved. Says nothing about devices. '
+  'Example: select * from fleet.partitions_being_erased();';
+--! EndIncluded erase/partitions_being_erased.sql
+--! Included archive/forget_archive.sql
+-- For a database that is older than its store: it was restored from a backup, and names an object that was replaced since.
+create or replace function fleet.forget_archive(p_partition text, p_reason text) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '300ms'
+as $$
+declare
+  v_partition fleet.hb_partitions;
+begin
+  if p_reason is null or btrim(p_reason) = '' then
+    raise exception using
+      errcode = 'FL422',
+      message = format('the archive of %s is not forgotten: the reason is empty', coalesce(p_partition, 'null')),
+      hint = 'Say why: select fleet.forget_archive(''…'', ''restored from the backup of Monday'');';
+  end if;
+  v_partition := fleet.get_partition(p_partition);
+  if v_partition.state <> 'dropped' or v_partition.archive_url is null or v_partition.held_reason is not null then
+    raise exception using
+      errcode = 'FL002',
+      message = format(
+        'the archive of %s is not forgotten: the partition is %s%s', p_partition, v_partition.state,
+        case
+          when v_partition.archive_url is null then ' and has none'
+          when v_partition.held_reason is not null then format(' and held (%s)', v_partition.held_reason)
+          else ''
+        end
+      ),
+      hint = 'Only the archive of a dropped partition that is not held can be registered again.';
+  end if;
+  -- fleet.register_archive() takes any archive of a dropped partition that has no rows.
+  update fleet.hb_partitions
+  set row_count = 0, min_ts = null, max_ts = null, rows_hash = null, confirmed_at = null, confirmed_by = null, lease_owner = null,
+    lease_until = null
+  where partition_name = p_partition;
+  perform fleet.record_event(
+    'partition.forget', p_partition, v_partition.row_count,
+    p_detail => format(
+      '%s, sha256 %s; by %s: %s', v_partition.archive_url, v_partition.checksum_sha256, session_user, p_reason
+    )
+  );
+end
+$$;
+
+comment on function fleet.forget_archive(text, text) is
+  'Makes the database forget which rows the archive of a dropped partition has, and touches nothing in the store. Then npm run '
+  'archive -- register proves and registers what the store has; until then the archive cannot be restored. For a database that was restored from a backup and names an '
+  'object that was replaced since. The event keeps what was forgotten. '
+  'Example: select fleet.forget_archive(''device_heartbeats_p2026_08_15'', ''restored from the backup of Monday'');';
+--! EndIncluded archive/forget_archive.sql
 --! Included setup/grants.sql
 -- Who may do what. Everything is revoked first, so that only the grants in this file apply.
 revoke all on all tables in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
@@ -8166,6 +8283,8 @@ grant execute on function
   fleet.enroll_device(text, text),
   fleet.erase_device(bigint, text),
   fleet.retry_erasure(bigint),
+  fleet.forget_archive(text, text),
+  fleet.partitions_being_erased(),
   fleet.erase_step(),  -- called by the procedure run_erasures
   fleet.is_night_missed(timestamptz),
   fleet.retention_plan(interval, timestamptz),
@@ -8262,6 +8381,7 @@ grant execute on function
   fleet.begin_restore(text, text),
   fleet.finish_restore(text, text, text),
   fleet.fail_restore(text, text, text),
+  fleet.partitions_being_erased(),
   fleet.claim_erasure(text, interval),
   fleet.renew_erasure_lease(text, text, interval),
   fleet.begin_erasure(text, text),
@@ -8298,6 +8418,7 @@ grant execute on function fleet.lock_holders(text) to fleet_reader, fleet_dba;
 grant select on fleet.archives to fleet_archiver, fleet_verifier;
 grant execute on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz, text, text) to fleet_verifier;
 grant execute on function
+  fleet.partitions_being_erased(),
   fleet.erasures_to_confirm(),
   fleet.confirm_erasure(text, text, text, text, text)
 to fleet_verifier;

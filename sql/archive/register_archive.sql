@@ -37,7 +37,8 @@ begin
   order by p.partition_name = p_partition desc
   limit 1
   for update;
-  if v_known.checksum_sha256 = p_checksum_sha256 and v_known.archive_url = p_archive_url then
+  if v_known.checksum_sha256 = p_checksum_sha256 and v_known.archive_url = p_archive_url
+    and not (v_known.state = 'dropped' and v_known.row_count = 0 and p_row_count > 0) then  -- fleet.forget_archive()
     return false;
   end if;
 

@@ -13,7 +13,7 @@ declare
 begin
   v_partition := fleet.check_erasure_lease(p_partition, p_worker, p_device_ids);
   if v_partition.state in ('detached', 'archiving', 'archived', 'archive_failed') then
-    v_rows := fleet.delete_heartbeats(p_partition, p_device_ids);
+    select coalesce(sum(d.deleted), 0) into v_rows from fleet.delete_heartbeats(p_partition, p_device_ids) d;
   end if;
   if p_checksum_sha256 is distinct from v_partition.checksum_sha256 or v_rows > 0 and v_partition.state = 'archived' then
     raise exception using

@@ -50,6 +50,19 @@ begin
       hint = 'Give the place, the checksums and the size of the revision without the erased devices.';
   end if;
 
+  -- What may be deleted: objects of this day, and not the new one.
+  if p_leftovers is null or exists (
+    select from unnest(p_leftovers) k (key)
+    where k.key is null
+      or k.key !~ format('^(device_heartbeats/|device_heartbeats/superseded/|superseded/)date=%s/[^/]+$', v_partition.range_start::date)
+      or right(p_archive_url, length(k.key) + 1) = '/' || k.key
+  ) then
+    raise exception using
+      errcode = 'FL422',
+      message = format('p_leftovers names an object that the archive of %s does not replace', p_partition),
+      hint = 'Give the keys of objects of this day in the store.';
+  end if;
+
   -- The archiver may insert until here.
   execute format('revoke all on %s from fleet_archiver', v_table);
   execute format('alter table %s disable row level security', v_table);
@@ -77,7 +90,7 @@ begin
   -- A retired table that is not dropped yet. It stays equal to its archive.
   v_is_retired := v_partition.state in ('detached', 'archiving', 'archived', 'archive_failed');
   if v_is_retired then
-    v_in_table := fleet.delete_heartbeats(p_partition, p_device_ids);
+    select coalesce(sum(d.deleted), 0) into v_in_table from fleet.delete_heartbeats(p_partition, p_device_ids) d;
   end if;
   update fleet.erasure_items i
   set recorded_at = now(), rows_archived = i.rows_archived + d.rows, leftovers = p_leftovers,
@@ -85,10 +98,14 @@ begin
       'archive_url', v_partition.archive_url, 'checksum_sha256', v_partition.checksum_sha256,
       'archive_bytes', v_partition.archive_bytes, 'row_count', v_partition.row_count
     ),
-    confirmed_at = null, confirmed_by = null, last_error = null, attempts = 0, next_attempt_at = null,
+    -- Whether a second proof is needed is decided now, because later the old object is gone.
+    confirmed_at = case when s.proofs_needed = 1 then now() end,
+    confirmed_by = case when s.proofs_needed = 1 then 'nobody, because proofs_needed was 1' end,
+    last_error = null, attempts = 0, next_attempt_at = null,
     online_at = case when v_is_retired then coalesce(i.online_at, now()) else i.online_at end,
     rows_online = i.rows_online + case when v_is_retired then least(d.rows, v_in_table) else 0 end
   from fleet.erasures e
+  cross join fleet.settings s
   cross join lateral (
     select count(*) as rows from fleet.rows_of_device(v_table, e.device_id)
   ) d

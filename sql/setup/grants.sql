@@ -75,6 +75,8 @@ grant execute on function
   fleet.enroll_device(text, text),
   fleet.erase_device(bigint, text),
   fleet.retry_erasure(bigint),
+  fleet.forget_archive(text, text),
+  fleet.partitions_being_erased(),
   fleet.erase_step(),  -- called by the procedure run_erasures
   fleet.is_night_missed(timestamptz),
   fleet.retention_plan(interval, timestamptz),
@@ -171,6 +173,7 @@ grant execute on function
   fleet.begin_restore(text, text),
   fleet.finish_restore(text, text, text),
   fleet.fail_restore(text, text, text),
+  fleet.partitions_being_erased(),
   fleet.claim_erasure(text, interval),
   fleet.renew_erasure_lease(text, text, interval),
   fleet.begin_erasure(text, text),
@@ -207,6 +210,7 @@ grant execute on function fleet.lock_holders(text) to fleet_reader, fleet_dba;
 grant select on fleet.archives to fleet_archiver, fleet_verifier;
 grant execute on function fleet.confirm_archive(text, text, numeric, bigint, timestamptz, timestamptz, text, text) to fleet_verifier;
 grant execute on function
+  fleet.partitions_being_erased(),
   fleet.erasures_to_confirm(),
   fleet.confirm_erasure(text, text, text, text, text)
 to fleet_verifier;
