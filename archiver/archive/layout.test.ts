@@ -122,6 +122,27 @@ for (const fixture of ['archive-1', 'archive-3']) {
   })
 }
 
+t.test('a device is erased from an old archive, which gets the new layout', async t => {
+  const old = await withOldStore(t)
+  const { db, directory, archive, paths } = old
+  const duckdb = await (await DuckDBInstance.create()).connect()
+  const [[device] = []] = (
+    await duckdb.runAndReadAll(`select max(device_id)::varchar from read_parquet('${paths.parquet}')`)
+  ).getRows()
+  duckdb.closeSync()
+  await db.admin`
+    insert into fleet.devices (device_id, alias, token_hash) overriding system value values (${String(device)}, 'old', 'x')`
+  await db.sql`select fleet.erase_device(${String(device)}, 'a test')`
+  await db.sql`call fleet.run_erasures()`
+  t.same((await workAll(t, db, directory)).results, ['done'])
+  t.same(await treeOf(archive), [
+    `device_heartbeats/date=${OLD_DAY}/${OLD_FILE.replace('.parquet', '_r2.parquet')}`,
+    'index.json',
+    `manifests/date=${OLD_DAY}/manifest.json`,
+  ])
+  t.same(await verifyAll(t, old), [])
+})
+
 t.test('reindex goes on where a killed one stopped', async t => {
   const old = await withOldStore(t)
   const { db, directory, archive, paths } = old

@@ -6,6 +6,7 @@ import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
 import { plainEnv, repository } from '../../local/config.ts'
 import { withDatabase, type TestDatabase } from '../../testing/database.ts'
+import { enroll } from '../../testing/fleet.ts'
 import { signatureTools } from '../../testing/signatures.ts'
 import {
   daysAgo,
@@ -267,6 +268,26 @@ t.test('the chain holds when a day in its middle is archived again, and when a d
   t.equal(code, 0, output)
   const lost = await withDatabase(t)
   t.match(await runCliWith(t, lost, chain.directory, env, 'register'), { code: 0, output: /^4 registered/m })
+})
+
+t.test('the chain holds when a device is erased from a day in its middle', async t => {
+  const { signer, env } = await withKey(t)
+  const chain = await withChain(t, [signer, signer, signer])
+  const { db, directory, days } = chain
+  const day = days[1]!
+  const before = await manifestOf(chain, day)
+  const [device] = await enroll(db.sql, 1)
+  await db.sql`select fleet.erase_device(${device!}, 'a test')`
+  await db.sql`call fleet.run_erasures()`
+  t.same((await workAll(t, db, directory, { signing: makeSigning(signer) })).results, ['done', 'done', 'done'])
+  const { manifest } = await manifestOf(chain, day)
+  t.match(manifest, {
+    row_count: 198,
+    signature: { key: signer.id },
+    history: [{ manifest_sha256: before.sha256, sha256: before.manifest.sha256, reason: 'erased' }],
+  })
+  const { code, output } = await verify(t, chain, env, '--all')
+  t.equal(code, 0, output)
 })
 
 t.test('a key is rotated: the earlier one is trusted, and unknown without that', async t => {

@@ -10,10 +10,7 @@ import { asRole, enroll, value } from '../../testing/fleet.ts'
 import { contentOf } from '../../testing/rows.ts'
 import { generator } from '../../testing/random.ts'
 import { withObjectStore, withoutStore, withProxy, type TestBucket } from '../../testing/s3.ts'
-import { generateKeyPairSync } from 'node:crypto'
-import { checkChain } from '../archive/chain.ts'
 import type { Manifest } from '../archive/manifest.ts'
-import { makeSigning, manifestHash, readSigner } from '../archive/signature.ts'
 import { findOrphans, listArchives, verifyArchive } from '../archive/verify.ts'
 import {
   archiverEnv,
@@ -258,32 +255,6 @@ t.test('a file that is kept because of a dropped column loses the device, too', 
     t.same(await readdir(old), [])
     t.same(await faultsOf(t, db, directory), [])
   }
-})
-
-t.test('a signed archive stays in its chain, and verify is content', async t => {
-  const db = await withDatabase(t)
-  const directory = await makeDirectory(t)
-  const signer = readSigner(generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }).toString())
-  const signing = makeSigning(signer)
-  await enroll(db.sql, 10)
-  const days = [daysAgo(80), daysAgo(79), daysAgo(78)]
-  for (const day of days) {
-    await fillDay(db.admin, day, 200)
-    await db.sql`select fleet.archive_partition(${await partitionOf(db.sql, day)})`
-    t.same((await workAll(t, db, directory, { signing })).results, ['done'])
-  }
-  const before = await readFile(pathsOf(directory, days[1]).manifest)
-  await erase(db)
-  t.same((await workAll(t, db, directory, { signing })).results, ['done', 'done', 'done'])
-  const manifest = JSON.parse(await readFile(pathsOf(directory, days[1]).manifest, 'utf8')) as Manifest
-  t.match(manifest, {
-    row_count: 198,
-    history: [{ manifest_sha256: manifestHash(before), reason: 'erased' }],
-    signature: { key: signer.id },
-  })
-  const { worker } = await withWorker(t, db, directory, { signing })
-  t.same(await checkChain(worker.store), [])
-  t.same(await faultsOf(t, db, directory), [])
 })
 
 t.test('a database from before the erasure forgets what was replaced, and registers what the store has', async t => {
