@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:c1f91c4e3921ae91476e8c548d09aef7fa9cf0c8
+--! Hash: sha1:7a9aa983909e9aaa0a8156375997ef5dd123ff2e
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -7279,11 +7279,15 @@ begin
       hint = format('Release it first: select fleet.release_partition(%L);', p_partition);
   end if;
   execute format('grant delete on %s to fleet_owner', v_table);
-  return query execute format(
-    'with gone as (delete from only %s where device_id = any ($1) returning device_id) '
-    'select g.device_id, count(*) from gone g group by g.device_id',
-    v_table
-  ) using p_device_ids;
+  for device_id, deleted in
+    execute format(
+      'with gone as (delete from only %s where device_id = any ($1) returning device_id) '
+      'select g.device_id, count(*) from gone g group by g.device_id',
+      v_table
+    ) using p_device_ids
+  loop
+    return next;
+  end loop;
   execute format('revoke delete on %s from fleet_owner', v_table);
   -- A cold partition has no autovacuum. The job fleet-freeze removes the dead rows from its pages.
   update fleet.hb_partitions

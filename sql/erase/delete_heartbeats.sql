@@ -40,11 +40,15 @@ begin
       hint = format('Release it first: select fleet.release_partition(%L);', p_partition);
   end if;
   execute format('grant delete on %s to fleet_owner', v_table);
-  return query execute format(
-    'with gone as (delete from only %s where device_id = any ($1) returning device_id) '
-    'select g.device_id, count(*) from gone g group by g.device_id',
-    v_table
-  ) using p_device_ids;
+  for device_id, deleted in
+    execute format(
+      'with gone as (delete from only %s where device_id = any ($1) returning device_id) '
+      'select g.device_id, count(*) from gone g group by g.device_id',
+      v_table
+    ) using p_device_ids
+  loop
+    return next;
+  end loop;
   execute format('revoke delete on %s from fleet_owner', v_table);
   -- A cold partition has no autovacuum. The job fleet-freeze removes the dead rows from its pages.
   update fleet.hb_partitions

@@ -13,13 +13,15 @@ t.test('no routine that a role may call accepts a time later than now', async t 
   await enroll(db.sql, 1)
   // Immutable functions use no clock. The times of the others here are not "now". They are ranges of ts, which end at infinity by
   // default, the time at which an archive had its columns (map_columns), what the archiver says about an archive (record_proof,
-  // register_archive: see attack-archiver.test.ts), or the expiry of a cookie, of which at most a day counts (end_session).
+  // record_erasure, register_archive: see attack-archiver.test.ts), or the expiry of a cookie, of which at most a day counts
+  // (end_session).
   const ranges = [
     'replay_quarantine',
     'import_plan',
     'begin_import',
     'import_table',
     'record_proof',
+    'record_erasure',
     'register_archive',
     'adoption_plan', // the old names of these
     'adopt_table',
