@@ -4,7 +4,7 @@ import { withIndexLock } from './archive/index-lock.ts'
 import { rebuildIndex } from './archive/manifest.ts'
 import { archivePartition, claimPartition } from './archive/partition.ts'
 import type { Worker } from './context.ts'
-import { claimErasure, eraseFromArchive } from './erase/erase.ts'
+import { claimErasure, eraseFromArchive, renewErasureLease } from './erase/erase.ts'
 import { holdLease } from './lease.ts'
 import { claimRestore, restorePartition } from './restore/restore.ts'
 import { describeError } from '../lib/errors.ts'
@@ -59,13 +59,9 @@ async function eraseOnce(worker: Worker, signal: AbortSignal): Promise<Result> {
     event: 'partition.erase.failed',
     span: 'erase from archive',
     partition,
-    renew: async () => {
-      const [row] = await sql<{ ok: boolean }[]>`
-        select fleet.renew_erasure_lease(${partition}, ${name}, make_interval(secs => ${leaseSeconds})) as ok`
-      return row?.ok === true
-    },
+    renew: () => renewErasureLease(worker, partition, leaseSeconds),
     run: (work, signal) => eraseFromArchive(worker, claimed, work, signal),
-    release: () => sql`select fleet.renew_erasure_lease(${partition}, ${name}, interval '0')`,
+    release: () => renewErasureLease(worker, partition, 0),
     fail: error => sql`select fleet.fail_erasure(${partition}, ${name}, ${error})`,
   })
 }

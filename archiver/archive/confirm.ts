@@ -49,17 +49,15 @@ interface WaitingErasure {
   device_ids: string[]
   archive_url: string
   checksum_sha256: string
-  rows_sha256: string
   row_count: string
   columns: Column[]
   old_archive_url: string
-  old_checksum_sha256: string
 }
 
 async function waitingErasures({ sql }: Worker) {
   return await sql<WaitingErasure[]>`
     select partition_name, range_start, range_end, array_to_json(device_ids::text[]) as device_ids, archive_url,
-      checksum_sha256, rows_sha256, row_count, columns, old_archive_url, old_checksum_sha256
+      checksum_sha256, row_count, columns, old_archive_url
     from fleet.erasures_to_confirm()`
 }
 

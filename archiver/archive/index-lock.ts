@@ -1,4 +1,7 @@
+import type { Worker } from '../context.ts'
 import { openSession, type Database } from '../database.ts'
+import type { Store } from '../store/store.ts'
+import { commitManifest, keysOf, type FoundManifest } from './manifest.ts'
 
 /**
  * Runs `use` while this process alone writes what several archivers write: index.json, and manifests that are moved.
@@ -21,4 +24,19 @@ export async function withIndexLock<T>(
   } finally {
     await session.close()
   }
+}
+
+/** commitManifest(), in turns with `npm run archive -- reindex`, which may be moving the manifest of an older version. */
+export async function commitInTurn(
+  { database }: Pick<Worker, 'database'>,
+  store: Store,
+  input: Parameters<typeof commitManifest>[1],
+  replaced: FoundManifest | undefined,
+  reason: string,
+  signal?: AbortSignal,
+) {
+  const write = () => commitManifest(store, input, replaced, reason, signal)
+  const { manifest } = keysOf(input.range_start, input.range_end)
+  if (replaced === undefined || replaced.key === manifest) return await write()
+  return await withIndexLock(database, `${store.url}/${manifest}: not written`, write, signal)
 }

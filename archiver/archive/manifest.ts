@@ -109,6 +109,8 @@ const INDEX_KEY = 'index.json'
 
 /** Versions before format 4 stored these among the Parquet files. `npm run archive -- reindex` moves them. */
 export const OLD_SUPERSEDED = `${ROOT}superseded/`
+/** Where superseded files may be; the first place counts. */
+export const SUPERSEDED_ROOTS = [SUPERSEDED, OLD_SUPERSEDED]
 const OLD_INDEX_KEY = `${ROOT}index.json`
 
 /**
@@ -156,10 +158,21 @@ function supersededManifestKey(parquet: string) {
 
 /** The keys at which the manifest of a Parquet file may be; the first one that exists counts. */
 function manifestKeysOf(parquet: string) {
-  if (parquet.startsWith(SUPERSEDED) || parquet.startsWith(OLD_SUPERSEDED)) return [supersededManifestKey(parquet)]
+  const root = SUPERSEDED_ROOTS.find(root => parquet.startsWith(root))
+  // In both places, because `npm run archive -- reindex` may have been killed between a file and its manifest.
+  if (root !== undefined) return SUPERSEDED_ROOTS.map(other => supersededManifestKey(`${other}${parquet.slice(root.length)}`))
   const [, folder, date] = /^(device_heartbeats\/date=(\d{4}-\d\d-\d\d)\/)[^/]+$/.exec(parquet) ?? []
   if (folder === undefined) throw new Error(`${parquet}: expected the key of an archive, like ${ROOT}date=2026-08-15/….parquet`)
   return [`${MANIFESTS}date=${date}/manifest.json`, `${folder}manifest.json`]
+}
+
+/** The superseded file of a day, in its place or in that of older versions. Undefined if it is in neither. */
+export async function findSuperseded(store: Store, range_start: string, file: string, signal?: AbortSignal) {
+  for (const root of SUPERSEDED_ROOTS) {
+    const found = await store.head(supersededKeys(range_start, file, root).parquet, signal)
+    if (found) return found
+  }
+  return undefined
 }
 
 export interface ManifestInput {

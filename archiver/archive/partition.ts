@@ -3,12 +3,13 @@ import { join } from 'node:path'
 import { openSession } from '../database.ts'
 import { exportTable, type Exported } from './export.ts'
 import { isoMicros } from './iso-micros.ts'
-import { commitManifest, differences, findManifest, keysOf, FORMAT_VERSION, type Claims, type Manifest } from './manifest.ts'
+import { differences, findManifest, keysOf, FORMAT_VERSION, type Claims, type Manifest } from './manifest.ts'
 import { recordColumns } from './columns.ts'
-import { withIndexLock } from './index-lock.ts'
+import { commitInTurn } from './index-lock.ts'
 import { hashFile } from './hash.ts'
 import { plainColumns, readContent, type Column } from './parquet.ts'
 import { followCopy } from '../progress.ts'
+import { upload } from './upload.ts'
 import { readBack } from './proof.ts'
 import { whenUnlocked } from '../retry.ts'
 import { compareArchive, IF_NOT_NEEDED, keepSuperseded, removeSuperseded } from './revision.ts'
@@ -95,7 +96,7 @@ interface Upload extends Claims {
 async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: string, signal: AbortSignal): Promise<Upload> {
   const { sql, store, name } = worker
   const { partition_name, range_start, range_end } = claimed
-  const { folder, parquet, manifest: manifestKey } = keysOf(range_start, range_end)
+  const { folder, parquet } = keysOf(range_start, range_end)
   const file = join(work, 'export.parquet')
 
   const total = claimed.row_count === null ? undefined : Number(claimed.row_count)
@@ -148,15 +149,7 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
     differences({ columns: existing.columns }, exported) === '' &&
     (await store.head(`${folder}${existing.file}`, signal))?.bytes === existing.bytes
   if (!isKept) {
-    await worker.step('upload', { 'fleet.bytes': exported.bytes }, () => store.put(keys.parquet, file, exported.sha256, signal))
-    // A store may confirm an object that it then loses. A manifest without its file would block other content of this day.
-    const stored = await store.head(keys.parquet, signal)
-    if (stored?.bytes !== exported.bytes) {
-      throw new Error(
-        `${store.url}/${keys.parquet}: the store confirmed this object, but ` +
-          (stored ? `has ${stored.bytes} of its ${exported.bytes} bytes` : 'does not have it'),
-      )
-    }
+    await worker.step('upload', { 'fleet.bytes': exported.bytes }, () => upload(store, keys.parquet, file, exported, signal))
     const input = {
       partition: partition_name,
       range_start,
@@ -171,10 +164,7 @@ async function exportAndUpload(worker: Worker, claimed: ClaimedPartition, work: 
       replaces,
       superseded,
     }
-    const write = () => commitManifest(store, input, found, reasonOf(existing, content, revision), signal)
-    // `npm run archive -- reindex` may be moving the manifest of an older version.
-    if (found === undefined || found.key === manifestKey) await write()
-    else await withIndexLock(worker.database, `${store.url}/${manifestKey}: not written`, write, signal)
+    await commitInTurn(worker, store, input, found, reasonOf(existing, content, revision), signal)
   }
   const { bytes, sha256, format_version } = isKept ? existing : { ...exported, format_version: FORMAT_VERSION }
   const parquetKey = isKept ? `${folder}${existing.file}` : keys.parquet

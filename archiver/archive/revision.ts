@@ -5,11 +5,10 @@ import type { Log } from '../../lib/log.ts'
 import { mapColumns } from './columns.ts'
 import {
   differences,
+  findSuperseded,
   keysOf,
-  OLD_SUPERSEDED,
   readManifest,
   requireManifest,
-  SUPERSEDED,
   supersededKeys,
   type Manifest,
   type Superseded,
@@ -136,14 +135,6 @@ export async function keepSuperseded(
   return { file: existing.file, bytes, sha256, columns: lost }
 }
 
-/** Whether the copy of a superseded file exists, in its place or in that of older versions. */
-async function isCopied(store: Store, range_start: string, { file, bytes }: Superseded, signal?: AbortSignal) {
-  for (const root of [SUPERSEDED, OLD_SUPERSEDED]) {
-    if ((await store.head(supersededKeys(range_start, file, root).parquet, signal))?.bytes === bytes) return true
-  }
-  return false
-}
-
 /**
  * Deletes what earlier revisions of an archive left in its folder: their files, and a manifest of an older version. A file that holds more is deleted only if its
  * copy exists. Call this when the manifest in the store is the one of the proven revision. A file that cannot be deleted is
@@ -155,7 +146,7 @@ export async function removeSuperseded(store: Store, manifest: Manifest, log: Lo
     try {
       if (!(await store.head(parquet, signal))) continue
       const kept = manifest.superseded?.find(({ file }) => parquet.endsWith(`/${file}`))
-      if (kept && !(await isCopied(store, manifest.range_start, kept, signal)))
+      if (kept && (await findSuperseded(store, manifest.range_start, kept.file, signal))?.bytes !== kept.bytes)
         throw new Error(`${store.url}/${parquet}: not deleted, because its copy under superseded/ is missing`)
       await store.delete(parquet, signal)
       log.info(

@@ -5,12 +5,12 @@ import { isoMicros } from './iso-micros.ts'
 import {
   differences,
   findManifest,
+  findSuperseded,
   keysOf,
   MANIFESTS,
-  OLD_SUPERSEDED,
   requireManifest,
   ROOT,
-  SUPERSEDED,
+  SUPERSEDED_ROOTS,
   supersededKeys,
   type Claims,
   type Manifest,
@@ -154,17 +154,14 @@ async function verifySuperseded(
   try {
     // It is in the same store as the archive, which may be an older one.
     const { store } = await locate(archive_url, worker.store, worker.storeOptions)
-    const old = supersededKeys(range_start, file, OLD_SUPERSEDED)
-    const keys = (await store.head(old.parquet)) ? old : supersededKeys(range_start, file)
+    const found = await findSuperseded(store, range_start, file)
+    const key = found?.key ?? supersededKeys(range_start, file).parquet
     if (work !== undefined) {
-      await readBack(store, keys.parquet, { bytes, sha256 }, await mkdtemp(join(work, 'superseded-')), async () => {})
+      await readBack(store, key, { bytes, sha256 }, await mkdtemp(join(work, 'superseded-')), async () => {})
       return []
     }
-    const found = await store.head(keys.parquet)
-    if (!found) return [`${store.url}/${keys.parquet}: the object is missing; the manifest of ${archive_url} names it`]
-    return found.bytes === bytes
-      ? []
-      : [`${store.url}/${keys.parquet}: the object has ${found.bytes} bytes, but ${bytes} were stored`]
+    if (!found) return [`${store.url}/${key}: the object is missing; the manifest of ${archive_url} names it`]
+    return found.bytes === bytes ? [] : [`${store.url}/${key}: the object has ${found.bytes} bytes, but ${bytes} were stored`]
   } catch (error) {
     return [describeError(error)]
   }
@@ -227,12 +224,11 @@ async function findUnnamed(worker: Worker, skipped: Set<string | undefined>, dat
   const faults: string[] = []
   const named = new Map<string, Set<string>>()
   const found: string[] = []
-  const roots = [SUPERSEDED, OLD_SUPERSEDED]
   const folders =
     date === undefined
-      ? roots
+      ? SUPERSEDED_ROOTS
       : (await listArchives(worker, date)).flatMap(({ range_start }) =>
-          roots.map(root => supersededKeys(range_start, '', root).folder),
+          SUPERSEDED_ROOTS.map(root => supersededKeys(range_start, '', root).folder),
         )
   for (const folder of folders) {
     for await (const { key } of store.list(folder)) found.push(key)
@@ -246,7 +242,7 @@ async function findUnnamed(worker: Worker, skipped: Set<string | undefined>, dat
       const found = day === undefined ? undefined : await findManifest(store, `${ROOT}${day}/any.parquet`)
       names = new Set(
         found?.manifest.superseded?.flatMap(({ file }) =>
-          roots.flatMap(root => {
+          SUPERSEDED_ROOTS.flatMap(root => {
             const keys = supersededKeys(found.manifest.range_start, file, root)
             return [keys.parquet, keys.manifest]
           }),

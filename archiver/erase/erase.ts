@@ -4,26 +4,26 @@ import type { Worker } from '../context.ts'
 import { recordColumns } from '../archive/columns.ts'
 import { hashFile } from '../archive/hash.ts'
 import { isoMicros } from '../archive/iso-micros.ts'
-import { withIndexLock } from '../archive/index-lock.ts'
+import { commitInTurn, withIndexLock } from '../archive/index-lock.ts'
 import {
-  commitManifest,
   differences,
   findManifest,
+  findSuperseded,
   historyOf,
   keysOf,
   makeManifest,
-  OLD_SUPERSEDED,
   rebuildIndex,
   requireManifest,
-  SUPERSEDED,
+  SUPERSEDED_ROOTS,
   supersededKeys,
   writeManifest,
-  type FoundManifest,
+  type ManifestInput,
   type Manifest,
   type Superseded,
 } from '../archive/manifest.ts'
 import { hashParquet, type Column } from '../archive/parquet.ts'
 import { readBack } from '../archive/proof.ts'
+import { upload } from '../archive/upload.ts'
 import { revisionOf } from '../archive/verify.ts'
 import { load } from '../restore/restore.ts'
 import { whenUnlocked } from '../retry.ts'
@@ -42,7 +42,6 @@ export interface ClaimedErasure {
   archive_url: string
   archive_bytes: string
   checksum_sha256: string
-  row_count: string
   columns: Column[] | null
   columns_at: string | null
   leftovers: string[] | null
@@ -51,7 +50,7 @@ export interface ClaimedErasure {
 export async function claimErasure({ sql, name, leaseSeconds }: Worker): Promise<ClaimedErasure | undefined> {
   const [claimed] = await sql<ClaimedErasure[]>`
     select partition_name, range_start, range_end, array_to_json(device_ids::text[]) as device_ids, is_recorded, archive_url,
-      archive_bytes, checksum_sha256, row_count, columns, columns_at, array_to_json(leftovers) as leftovers
+      archive_bytes, checksum_sha256, columns, columns_at, array_to_json(leftovers) as leftovers
     from fleet.claim_erasure(${name}, make_interval(secs => ${leaseSeconds}))`
   return claimed
 }
@@ -130,18 +129,18 @@ async function rewrite(
   await fetchObject(store, key, { bytes: Number(claimed.archive_bytes), sha256: checksum_sha256 }, file, signal)
   const isThere = (await countDevices(file, device_ids, work)) > 0
 
-  const kept: { entry: Superseded; file: string; isThere: boolean }[] = []
+  const kept: { entry: Superseded; key: string; file: string; isThere: boolean }[] = []
   for (const [nth, entry] of (found.superseded ?? []).entries()) {
     const copy = join(work, `superseded-${nth}.parquet`)
-    const old = supersededKeys(range_start, entry.file, OLD_SUPERSEDED).parquet
-    const at = (await store.head(old, signal)) ? old : supersededKeys(range_start, entry.file).parquet
-    await fetchObject(store, at, entry, copy, signal)
-    kept.push({ entry, file: copy, isThere: (await countDevices(copy, device_ids, work)) > 0 })
+    const stored = await findSuperseded(store, range_start, entry.file, signal)
+    const key = stored?.key ?? supersededKeys(range_start, entry.file).parquet
+    await fetchObject(store, key, entry, copy, signal)
+    kept.push({ entry, key, file: copy, isThere: (await countDevices(copy, device_ids, work)) > 0 })
   }
   if (!isThere && !isUnfinished && kept.every(({ isThere }) => !isThere)) return undefined
 
   const inStore: string[] = []
-  const supersededFolders = ROOTS_OF_SUPERSEDED.map(root => supersededKeys(range_start, '', root).folder)
+  const supersededFolders = SUPERSEDED_ROOTS.map(root => supersededKeys(range_start, '', root).folder)
   for (const prefix of [folder, ...supersededFolders]) {
     for await (const object of store.list(prefix, signal)) inStore.push(object.key)
   }
@@ -152,18 +151,18 @@ async function rewrite(
   const named: string[] = []
   // In both places, because `npm run archive -- reindex` may have been killed between the two objects.
   const nameKeys = (file: string) => {
-    for (const root of ROOTS_OF_SUPERSEDED) {
+    for (const root of SUPERSEDED_ROOTS) {
       const { parquet, manifest } = supersededKeys(range_start, file, root)
       named.push(parquet, manifest)
     }
   }
-  for (const { entry, file, isThere } of kept) {
+  for (const { entry, key, file, isThere } of kept) {
     if (!isThere) {
       superseded.push(entry)
       nameKeys(entry.file)
       continue
     }
-    const old = await supersededManifest(store, range_start, entry.file, signal)
+    const old = await requireManifest(store, key, signal)
     revision++
     const keys = supersededKeys(range_start, fileNameOf(keysOf(range_start, range_end, revision).parquet))
     const write = async (input: RevisionInput) => {
@@ -192,7 +191,7 @@ async function rewrite(
   const base = { partition, range_start, range_end, columns, columns_at, sha256: checksum_sha256, file, revision, superseded }
   const write = async (input: RevisionInput) => {
     await requireLease(worker, claimed)
-    await commitRevision(worker, store, input, stored, signal)
+    await commitInTurn(worker, store, input, stored, REASON, signal)
   }
   const { manifest, erased } = await writeRevision(store, claimed, newKey, base, write, work, signal)
   const leftovers = inStore.filter(
@@ -222,36 +221,20 @@ async function rewrite(
 /** Why a manifest was replaced, in its history. */
 const REASON = 'erased'
 
-const ROOTS_OF_SUPERSEDED = [SUPERSEDED, OLD_SUPERSEDED]
-
-/** The manifest of a superseded file, in its place or in that of older versions. */
-async function supersededManifest(store: Store, range_start: string, file: string, signal: AbortSignal) {
-  const [now, before] = ROOTS_OF_SUPERSEDED.map(root => supersededKeys(range_start, file, root).parquet)
-  return (await findManifest(store, before!, signal)) ?? (await requireManifest(store, now!, signal))
+/** Extends the lease. Returns false if another archiver has it, or the day is held. */
+export async function renewErasureLease({ sql, name }: Worker, partition: string, seconds: number) {
+  const [row] = await sql<{ is_ours: boolean }[]>`
+    select fleet.renew_erasure_lease(${partition}, ${name}, make_interval(secs => ${seconds})) as is_ours`
+  return row?.is_ours === true
 }
 
 /** @throws if the lease was lost or the day is held; asked directly before what cannot be taken back */
-async function requireLease({ sql, name, leaseSeconds }: Worker, { partition_name }: ClaimedErasure) {
-  const [row] = await sql<{ is_ours: boolean }[]>`
-    select fleet.renew_erasure_lease(${partition_name}, ${name}, make_interval(secs => ${leaseSeconds})) as is_ours`
-  if (!row?.is_ours) throw new Error(`${partition_name}: the lease is lost, or the partition is held; its archive stays as it is`)
+async function requireLease(worker: Worker, { partition_name }: ClaimedErasure) {
+  if (!(await renewErasureLease(worker, partition_name, worker.leaseSeconds)))
+    throw new Error(`${partition_name}: the lease is lost, or the partition is held; its archive stays as it is`)
 }
 
-type RevisionInput = Parameters<typeof commitManifest>[1]
-
-/** Writes the manifest of the day. `npm run archive -- reindex` may be moving that of an older version. */
-async function commitRevision(
-  { database }: Worker,
-  store: Store,
-  input: RevisionInput,
-  stored: FoundManifest,
-  signal: AbortSignal,
-) {
-  const write = () => commitManifest(store, input, stored, REASON, signal)
-  const { manifest } = keysOf(input.range_start, input.range_end)
-  if (stored.key === manifest) return await write()
-  return await withIndexLock(database, `${store.url}/${manifest}: not written`, write, signal)
-}
+type RevisionInput = Omit<ManifestInput, 'previous' | 'history'>
 
 /** An archive that is written again. `file` is its verified local copy. */
 type Base = Pick<Manifest, 'partition' | 'range_start' | 'range_end' | 'columns' | 'columns_at' | 'sha256' | 'superseded'> & {
@@ -281,12 +264,8 @@ async function writeRevision(
   const rows_sha256 = await hashParquet(file, columns, work, isNotOf(device_ids))
   signal.throwIfAborted()
   const [bytes, sha256] = [(await stat(made.kept)).size, await hashFile(made.kept)]
-  await store.put(parquetKey, made.kept, sha256, signal)
+  await upload(store, parquetKey, made.kept, { bytes, sha256 }, signal)
   await rm(made.kept, { force: true })
-  const stored = await store.head(parquetKey, signal)
-  if (stored?.bytes !== bytes) {
-    throw new Error(`${store.url}/${parquetKey}: the store confirmed this object of ${bytes} bytes, but does not have all of it`)
-  }
   const input = {
     partition,
     range_start,
@@ -340,7 +319,7 @@ async function deleteLeftovers(
   if (!(await store.head(current, signal)))
     throw new Error(`${store.url}/${current}: the archive is missing, so what it replaced is kept`)
   for (const key of leftovers) {
-    const isOfDay = [folder, ...ROOTS_OF_SUPERSEDED.map(root => supersededKeys(range_start, '', root).folder)].some(
+    const isOfDay = [folder, ...SUPERSEDED_ROOTS.map(root => supersededKeys(range_start, '', root).folder)].some(
       place => key.startsWith(place) && !key.slice(place.length).includes('/'),
     )
     if (!isOfDay || key === current || key === manifest)
