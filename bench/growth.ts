@@ -5,7 +5,8 @@
  *
  * ingest: the writer's statement, in batches of 500 heartbeats of the same devices, sent straight to Postgres
  * status: fleet.device_status of one device
- * day: a device's heartbeats of a past day, and how much of them was read from the disk
+ * day: a device's heartbeats of one of the last seven days, which lie as they arrived, and how much was read from the disk
+ * settled: the same of an older day, which is settled
  * night: fleet.nightly() with one day to retire, per row of that day
  * archive: from partition.archive.start to partition.drop of that day, per row
  */
@@ -30,6 +31,8 @@ const DAY_MS = 86_400_000
 const BYTES_A_ROW = 250
 /** The cost of a row at the largest size may be at most this multiple of the cost at the smallest. */
 const MOST = 1.1
+/** The same for a settled day of a device. */
+const MOST_SETTLED = 1.05
 
 const options = {
   sizes: { otherwise: [1_000_000, 10_000_000, 100_000_000], what: 'rows online' },
@@ -44,6 +47,7 @@ const names = {
   ingest: 'ingest',
   status: 'status of a device',
   day: 'a day of a device',
+  settled: 'a settled day of a device',
   night: 'nightly run',
   archive: 'archive',
 }
@@ -77,17 +81,18 @@ export async function benchGrowth(args: string[]): Promise<Figure[]> {
       for (const [n, store] of stores.entries())
         sites.push(await fill(store, sizes[n]!, given.beats, join(directory, `archive-${n}`)))
       const costs = sites.map(() => Object.fromEntries(kinds.map(kind => [kind, [] as number[]])) as Record<Kind, number[]>)
-      const fromDisk = sites.map(() => [] as number[])
+      const fromDisk = sites.map(() => ({ day: [] as number[], settled: [] as number[] }))
       for (let round = 1; round <= given.rounds; round++) {
         // All sizes take their turn at one kind before the next kind begins. Another size is first in each round.
         const turns = sites.map((_, n) => (n + round) % sites.length)
         for (const n of turns) costs[n]!.ingest.push(1e6 / (await sites[n]!.straight(500, given.seconds)))
         for (const n of turns) costs[n]!.status.push(await readStatus(sites[n]!, round))
-        for (const n of turns) {
-          const { us, bytes } = await readDays(sites[n]!, round)
-          costs[n]!.day.push(us)
-          fromDisk[n]!.push(bytes)
-        }
+        for (const kind of ['day', 'settled'] as const)
+          for (const n of turns) {
+            const { us, bytes } = await readDays(sites[n]!, round, kind)
+            costs[n]![kind].push(us)
+            fromDisk[n]![kind].push(bytes)
+          }
         for (const n of turns) {
           const { night, archive } = await oneNight(sites[n]!, round)
           costs[n]!.night.push(night)
@@ -121,18 +126,20 @@ export async function benchGrowth(args: string[]): Promise<Figure[]> {
             unit: 'µs/row',
           })),
         ),
-        ...sizes.map((size, n) => ({
-          name: `${size.toLocaleString('en')} rows online: read from the disk for a day`,
-          measured: median(fromDisk[n]!),
-          unit: 'bytes/row',
-        })),
+        ...sizes.flatMap((size, n) =>
+          (['day', 'settled'] as const).map(kind => ({
+            name: `${size.toLocaleString('en')} rows online: read from the disk for ${names[kind]}`,
+            measured: median(fromDisk[n]![kind]),
+            unit: 'bytes/row',
+          })),
+        ),
         ...(first === last
           ? []
           : kinds.map((kind): Figure => ({
               name: `${names[kind]}: a row at ${sizes.at(-1)!.toLocaleString('en')} / at ${sizes[0]!.toLocaleString('en')}`,
               measured: median(last[kind].map((cost, n) => cost / first[kind][n]!)),
               unit: '',
-              target: atMost(MOST),
+              target: atMost(kind === 'settled' ? MOST_SETTLED : MOST),
             }))),
         ...planning,
       ]
@@ -164,6 +171,12 @@ async function fill(store: Store, size: number, beats: number, archive: string):
     where range_start >= ${new Date(today - DAYS * DAY_MS)} and range_end <= ${new Date(today)} order by range_start
   `
   await fillDays(admin, ids, days, beats, 2)
+  await step('Settling the days of which no heartbeat can come any more', async () => {
+    for (const { partition_name } of await admin<{ partition_name: string }[]>`
+      select partition_name from fleet.settle_plan() where action in ('settle', 'too_large')
+    `)
+      await admin`select fleet.settle_partition(${partition_name})`
+  })
   await step('VACUUM (ANALYZE), and a first nightly run', async () => {
     await admin.unsafe('vacuum (analyze) fleet.device_heartbeats')
     // It rolls up everything that is new. Each nightly run that is measured has one day.
@@ -198,13 +211,15 @@ async function readStatus({ admin, ids }: Site, round: number) {
  * Reads days of many devices in turn, each of them for the first time. Returns the median in µs per row, and the bytes per row
  * that came from the disk.
  */
-async function readDays({ admin, ids }: Site, round: number) {
+async function readDays({ admin, ids }: Site, round: number, kind: 'day' | 'settled') {
+  // Yesterday and the five days before it lie as they arrived. Those from the tenth on are settled, and the last are retired here.
+  const [first, count] = kind === 'day' ? [1, 6] : [10, 34]
   const times: number[] = []
   let rows = 0
   const bytes = await diskReads()
   for (let turn = 0; turn < 200; turn++) {
     const id = ids[(turn * 37 + round * 11) % ids.length]!
-    const from = new Date(Math.floor(Date.now() / DAY_MS) * DAY_MS - (1 + (turn % 40)) * DAY_MS)
+    const from = new Date(Math.floor(Date.now() / DAY_MS) * DAY_MS - (first + (turn % count)) * DAY_MS)
     const started = performance.now()
     const found = await admin`
       select * from fleet.device_heartbeats

@@ -1,1 +1,99 @@
 -- Enter migration here
+-- Transitions: each change of a device's status, once.
+alter table fleet.settings add column if not exists transitions_keep interval not null default '400 days';
+alter table fleet.settings drop constraint if exists settings_transitions_keep_range;
+alter table fleet.settings
+  add constraint settings_transitions_keep_range check (transitions_keep >= '1 day' and transitions_keep <= '10 years');
+comment on column fleet.settings.transitions_keep is
+  'How long fleet.device_transitions and ended fleet.incidents are kept: 1 day to 10 years.';
+
+alter table fleet.device_last_status
+  add column if not exists noted_status text,
+  add column if not exists noted_since timestamptz,
+  add column if not exists late_after_s integer not null default 105,
+  add column if not exists gap_from timestamptz;
+comment on column fleet.device_last_status.noted_status is
+  'The status of the device by its newest transition: new, online, late, offline, clock_skewed, unity_down or revoked. Null: not '
+  'looked at since the store has transitions.';
+comment on column fleet.device_last_status.noted_since is 'Since when it has had noted_status; null if unknown.';
+comment on column fleet.device_last_status.late_after_s is
+  'The shortest silence, in seconds, after which this device can be late: fleet.late_after() of its own interval. So ingest sees '
+  'without looking at fleet.devices that a heartbeat came late.';
+comment on column fleet.device_last_status.gap_from is
+  'When the device was heard from before its newest heartbeat, if that was longer ago than late_after_s; otherwise null.';
+
+create table if not exists fleet.incidents (
+  incident_id bigint generated always as identity,
+  kind text not null,
+  subject text not null,
+  began_at timestamptz not null,
+  seen_at timestamptz not null default now(),
+  ended_at timestamptz,
+  devices integer not null default 0,
+  constraint incidents_pkey primary key (incident_id),
+  constraint incidents_kind_known check (kind in ('ingest', 'cohort', 'network'))
+);
+comment on table fleet.incidents is
+  'Times at which many devices fell silent together: heartbeats could not be stored (ingest), or most of a cohort or of a network '
+  'went silent. People are told once of the incident and not of each device.';
+comment on column fleet.incidents.incident_id is 'The number of the incident.';
+comment on column fleet.incidents.kind is 'ingest, cohort or network.';
+comment on column fleet.incidents.subject is 'The cohort; the network as CIDR; or (all) for ingest.';
+comment on column fleet.incidents.began_at is 'When the first of its devices was last heard from.';
+comment on column fleet.incidents.seen_at is 'When it was seen.';
+comment on column fleet.incidents.ended_at is 'When at least half of its devices were back; null while it lasts.';
+comment on column fleet.incidents.devices is 'How many devices went offline in it.';
+create unique index if not exists incidents_open_idx on fleet.incidents (kind, subject) where ended_at is null;
+comment on index fleet.incidents_open_idx is 'At most one open incident of a cohort or a network.';
+
+create table if not exists fleet.device_transitions (
+  transition_id bigint generated always as identity,
+  position bigint not null,
+  device_id bigint not null,
+  cohort text not null,
+  at timestamptz not null,
+  since timestamptz not null,
+  event text not null,
+  status text not null,
+  previous_status text not null,
+  previous_since timestamptz,
+  reason text,
+  incident_id bigint,
+  battery_pct smallint,
+  network_type text,
+  agent_version text,
+  constraint device_transitions_pkey primary key (transition_id),
+  constraint device_transitions_event_known
+    check (event in ('online', 'late', 'offline', 'clock_skewed', 'unity_down', 'back', 'revoked'))
+);
+comment on table fleet.device_transitions is
+  'Each change of a device''s status, exactly once, in the order of the device''s life. Kept for settings.transitions_keep.';
+comment on column fleet.device_transitions.transition_id is 'The number of the transition. Of one device, later ones have higher numbers.';
+comment on column fleet.device_transitions.position is
+  'Its place in the feed: by (position, transition_id), every transition that becomes visible comes after those that a reader of '
+  'fleet.transitions_after() has seen.';
+comment on column fleet.device_transitions.device_id is 'fleet.devices.device_id.';
+comment on column fleet.device_transitions.cohort is 'Its cohort at that time.';
+comment on column fleet.device_transitions.at is 'When it was seen.';
+comment on column fleet.device_transitions.since is 'Since when the new status has held.';
+comment on column fleet.device_transitions.event is
+  'What happened: the new status, or back if the device was offline or revoked and is heard from again.';
+comment on column fleet.device_transitions.status is 'The new status: online, late, offline, clock_skewed, unity_down or revoked.';
+comment on column fleet.device_transitions.previous_status is 'The status before: the same words, or new.';
+comment on column fleet.device_transitions.previous_since is 'Since when it had the status before; null if unknown.';
+comment on column fleet.device_transitions.reason is
+  'Why it is late or offline, and of back, why it was: ingest_down, cohort_silent, network_silent, shutdown, reboot, update, app, '
+  'sleep, battery, signal or unknown. See fleet.silence_reason(). Null of other events.';
+comment on column fleet.device_transitions.incident_id is 'fleet.incidents.incident_id, if it fell silent together with others.';
+comment on column fleet.device_transitions.battery_pct is 'The battery charge that it reported last, in percent.';
+comment on column fleet.device_transitions.network_type is 'The network that it reported last.';
+comment on column fleet.device_transitions.agent_version is 'The version of its agent.';
+create index if not exists device_transitions_device_idx on fleet.device_transitions (device_id, transition_id desc);
+comment on index fleet.device_transitions_device_idx is 'The history of a device.';
+create index if not exists device_transitions_position_idx on fleet.device_transitions (position, transition_id);
+comment on index fleet.device_transitions_position_idx is 'The feed.';
+create index if not exists device_transitions_at_idx on fleet.device_transitions (at);
+comment on index fleet.device_transitions_at_idx is 'What changed in the last hour, and what is pruned.';
+
+-- Functions, procedures, views
+--!include setup/grants.sql
