@@ -11,6 +11,7 @@ declare
   v_commands bigint;
   v_dispatches bigint;
   v_rollups bigint;
+  v_transitions bigint;
 begin
   delete from fleet.heartbeat_quarantine q
   using fleet.settings s
@@ -28,6 +29,7 @@ begin
   using fleet.settings s
   where l.at < p_now - s.commands_keep;
   get diagnostics v_dispatches = row_count;
+  v_transitions := fleet.prune_transitions(p_now);
   delete from fleet.device_unreadable_fields f
   using fleet.settings s
   where f.last_at < p_now - s.quarantine_keep;
@@ -50,10 +52,10 @@ begin
   where c.minute < p_now - interval '7 days';
   delete from fleet.archivers a
   where a.last_seen_at < p_now - interval '7 days';
-  return v_quarantined + v_events + v_commands + v_dispatches + v_rollups;
+  return v_quarantined + v_events + v_commands + v_dispatches + v_rollups + v_transitions;
 end
 $$;
 
 comment on function fleet.prune(timestamptz) is
-  'Deletes quarantined heartbeats, events, commands and rollups that are older than their settings; returns how many. Run by '
+  'Deletes quarantined heartbeats, events, commands, transitions and rollups that are older than their settings; returns how many. Run by '
   'fleet.nightly().';

@@ -41,6 +41,8 @@ grant execute on function
   -- Called by the view device_status_legacy.
   fleet.reported_values(jsonb),
   fleet.silence_at(timestamptz),  -- called by the view fleet_silence
+  fleet.transitions_after(text, integer, text),
+  fleet.transitions_of(bigint, bigint, integer),
   fleet.postgres_started_at(),
   fleet.job_history()  -- called by the view job_health
 to fleet_server, fleet_reader, fleet_dba;
