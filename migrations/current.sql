@@ -115,7 +115,16 @@ comment on column fleet.transition_feed.base is 'What is added to the id of a tr
 comment on column fleet.transition_feed.cluster is 'The cluster and the timeline for which base holds; empty: none yet.';
 insert into fleet.transition_feed default values on conflict do nothing;
 
+select fleet.add_field(
+  'next_in_s', 'integer', 'In how many seconds the device announced its next heartbeat: 1 to 604800. It is not late before.'
+);
+select fleet.add_field(
+  'stopping', 'text', 'Why the device is about to stop, as it said: shutdown, reboot, update or app (only its agent stops).'
+);
+
 -- Functions, procedures, views
+--!include status/excused.sql
+--!include status/derive_status.sql
 --!include transitions/network_of.sql
 --!include transitions/beats_before.sql
 --!include transitions/silence_reason.sql
@@ -135,6 +144,19 @@ insert into fleet.transition_feed default values on conflict do nothing;
 --!include devices/devices.trigger.sql
 --!include status/upsert_last_status.sql
 --!include status/record_last_status.sql
+--!include ingest/ingest_batch.sql
+--!include status/device_state.view.sql
+--!include status/device_status.view.sql
+--!include status/device_status_legacy.view.sql
+--!include status/devices_offline.view.sql
+--!include status/unity_down.view.sql
+--!include status/list_devices.sql
+--!include status/count_fleet.sql
+--!include silence/silence_at.sql
+--!include availability/is_ingest_down.sql
+--!include availability/missed_beats.view.sql
+-- The views above no longer use it.
+drop function if exists fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz);
 --!include status/record_arrivals.sql
 --!include status/mark_silent.sql
 --!include jobs/prune.sql
