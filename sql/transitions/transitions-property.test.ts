@@ -52,8 +52,10 @@ function reference(device: Device, offlineAfter: number, end: number): Change[] 
     if (last) {
       const excused = Math.max((last.nextIn ?? 0) - device.interval, 0)
       const silence = second - last.at - excused
-      if (silence > 1.5 * device.interval + 15 && last.said !== 'clock_skewed') becomes('late', second - 1)
-      if (silence > Math.max(offlineAfter, 2 * device.interval)) becomes('offline', second - 1)
+      const isOffline = silence > Math.max(offlineAfter, 2 * device.interval)
+      const isLate = silence > 1.5 * device.interval + 15 && last.said !== 'clock_skewed'
+      if (isLate && status !== 'offline') becomes('late', second - 1)
+      if (isOffline) becomes('offline', second - 1)
     }
     const beat = beats.get(second)
     if (beat) {
@@ -107,6 +109,9 @@ for (let fleet = 0; fleet < FLEETS; fleet++)
     const devices = ids.map(id => live(random, id, end))
     for (const { id, interval } of devices)
       await admin`update fleet.devices set heartbeat_interval = ${interval} * interval '1 second' where device_id = ${id}`
+
+    // They were enrolled at the beginning.
+    await admin`update fleet.device_last_status set noted_since = ${time(0)}`
 
     type Deed = { at: number; order: number; what: () => Promise<unknown> }
     const deeds: Deed[] = []
