@@ -10,8 +10,12 @@ comment on column fleet.settings.transitions_keep is
 alter table fleet.device_last_status
   add column if not exists noted_status text,
   add column if not exists noted_since timestamptz,
-  add column if not exists late_after_s integer not null default 105,
+  add column if not exists late_after_s integer,
   add column if not exists gap_from timestamptz;
+-- Not with the column: Postgres refuses a new column with a default while a view uses the row type.
+alter table fleet.device_last_status alter column late_after_s set default 105;
+update fleet.device_last_status set late_after_s = 105 where late_after_s is null;
+alter table fleet.device_last_status alter column late_after_s set not null;
 comment on column fleet.device_last_status.noted_status is
   'The status of the device by its newest transition: new, online, late, offline, clock_skewed, unity_down or revoked. Null: not '
   'looked at since the store has transitions.';
@@ -95,5 +99,29 @@ comment on index fleet.device_transitions_position_idx is 'The feed.';
 create index if not exists device_transitions_at_idx on fleet.device_transitions (at);
 comment on index fleet.device_transitions_at_idx is 'What changed in the last hour, and what is pruned.';
 
+select fleet.add_field(
+  'next_in_s', 'integer', 'In how many seconds the device announced its next heartbeat: 1 to 604800. It is not late before.'
+);
+select fleet.add_field(
+  'stopping', 'text', 'Why the device is about to stop, as it said: shutdown, reboot, update or app (only its agent stops).'
+);
+
 -- Functions, procedures, views
+--!include status/excused.sql
+--!include status/derive_status.sql
+--!include status/upsert_last_status.sql
+--!include status/record_last_status.sql
+--!include ingest/ingest_batch.sql
+--!include status/device_state.view.sql
+--!include status/device_status.view.sql
+--!include status/device_status_legacy.view.sql
+--!include status/devices_offline.view.sql
+--!include status/unity_down.view.sql
+--!include status/list_devices.sql
+--!include status/count_fleet.sql
+--!include silence/silence_at.sql
+--!include availability/is_ingest_down.sql
+--!include availability/missed_beats.view.sql
+-- The views above no longer use it.
+drop function if exists fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz);
 --!include setup/grants.sql

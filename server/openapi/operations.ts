@@ -29,6 +29,8 @@ const device = {
   heartbeat_interval: '00:01:00',
   enrolled_at: '2026-01-31T10:00:00Z',
   ...exampleFields(),
+  next_in_s: null,
+  stopping: null,
   ip: '127.0.0.1',
 }
 

@@ -14,7 +14,15 @@ const deviceId = z.int().describe('The id of the device.')
 
 /** The optional fields, as they are sent and as they are shown with a device. */
 const optionalFields: Record<string, JsonSchema> = Object.fromEntries(
-  [...FIELDS].map(([name, { schema, description }]) => [name, { ...schema, type: [schema.type, 'null'], description }]),
+  [...FIELDS].map(([name, { schema, description }]) => [
+    name,
+    {
+      ...schema,
+      type: [schema.type, 'null'],
+      ...(schema.enum !== undefined && { enum: [...(schema.enum as string[]), null] }),
+      description,
+    },
+  ]),
 )
 
 /** The fields of a heartbeat. Each may be left out, and null is the same as left out. */

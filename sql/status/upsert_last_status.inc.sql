@@ -1,6 +1,6 @@
   insert into fleet.device_last_status as ls (
     device_id, last_ts, last_received_at, status, is_silent,
-    battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, extra
+    battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, extra, next_in_s, stopping
   )
   select n.device_id, n.stored_ts, n.received_at,
     case
@@ -13,7 +13,7 @@
     end,
     -- The value rarely changes, so the update stays HOT.
     n.received_at < now() - interval '2 minutes',
-    n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip, n.extra
+    n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip, n.extra, n.next_in_s, n.stopping
   from newest n
   order by n.device_id  -- otherwise concurrent batches of the same devices deadlock
   on conflict (device_id) do update
@@ -30,6 +30,8 @@
       unity_running = excluded.unity_running,
       signal_dbm = excluded.signal_dbm,
       agent_version = excluded.agent_version,
+      next_in_s = excluded.next_in_s,
+      stopping = excluded.stopping,
       ip = excluded.ip,
       extra = excluded.extra
     -- A late arrival must not rewind a device. What lies in the future was written while the clock of Postgres ran ahead.
