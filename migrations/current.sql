@@ -122,6 +122,11 @@ select fleet.add_field(
   'stopping', 'text', 'Why the device is about to stop, as it said: shutdown, reboot, update or app (only its agent stops).'
 );
 
+drop function if exists fleet.list_devices(text, interval, bigint, integer, text, text);
+drop function if exists fleet.list_devices_legacy(text, interval, bigint, integer, text, text);
+drop view if exists
+  fleet.devices_offline, fleet.unity_down, fleet.missed_beats, fleet.fleet_summary, fleet.device_status, fleet.device_status_legacy,
+  fleet.device_state;
 -- Functions, procedures, views
 --!include status/excused.sql
 --!include status/derive_status.sql
@@ -129,6 +134,7 @@ select fleet.add_field(
 --!include transitions/beats_before.sql
 --!include transitions/silence_reason.sql
 --!include transitions/feed_base.sql
+--!include transitions/was_ingest_down.sql
 --!include transitions/find_incidents.sql
 --!include transitions/incident_of.sql
 --!include transitions/status_changes.sql
@@ -151,6 +157,8 @@ select fleet.add_field(
 --!include status/devices_offline.view.sql
 --!include status/unity_down.view.sql
 --!include status/list_devices.sql
+--!include status/list_devices_legacy.sql
+--!include status/fleet_summary.view.sql
 --!include status/count_fleet.sql
 --!include silence/silence_at.sql
 --!include availability/is_ingest_down.sql

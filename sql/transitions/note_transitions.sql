@@ -47,6 +47,7 @@ begin
       case when c.heard_at is not null then coalesce(
         (select case n.kind when 'ingest' then 'ingest_down' else n.kind || '_silent' end
           from fleet.incidents n where n.incident_id = i.incident_id),
+        case when fleet.was_ingest_down(c.heard_at) then 'ingest_down' end,
         fleet.silence_reason(c.device_id, c.heard_at)
       ) end as why
     from changes c
