@@ -10,8 +10,10 @@ comment on column fleet.settings.transitions_keep is
 alter table fleet.device_last_status
   add column if not exists noted_status text,
   add column if not exists noted_since timestamptz,
-  add column if not exists late_after_s integer not null default 105,
-  add column if not exists gap_from timestamptz;
+  add column if not exists late_after_s integer,
+  add column if not exists gap_from timestamptz,
+  add column if not exists noted_reason text;
+comment on column fleet.device_last_status.noted_reason is 'The reason of that transition, while the device is late or offline.';
 comment on column fleet.device_last_status.noted_status is
   'The status of the device by its newest transition: new, online, late, offline, clock_skewed, unity_down or revoked. Null: not '
   'looked at since the store has transitions.';
@@ -57,6 +59,7 @@ create table if not exists fleet.device_transitions (
   status text not null,
   previous_status text not null,
   previous_since timestamptz,
+  previous_for interval generated always as (since - previous_since) stored,
   reason text,
   incident_id bigint,
   battery_pct smallint,
@@ -81,6 +84,7 @@ comment on column fleet.device_transitions.event is
 comment on column fleet.device_transitions.status is 'The new status: online, late, offline, clock_skewed, unity_down or revoked.';
 comment on column fleet.device_transitions.previous_status is 'The status before: the same words, or new.';
 comment on column fleet.device_transitions.previous_since is 'Since when it had the status before; null if unknown.';
+comment on column fleet.device_transitions.previous_for is 'How long it had the status before; null if unknown.';
 comment on column fleet.device_transitions.reason is
   'Why it is late or offline, and of back, why it was: ingest_down, cohort_silent, network_silent, shutdown, reboot, update, app, '
   'sleep, battery, signal or unknown. See fleet.silence_reason(). Null of other events.';
@@ -94,6 +98,29 @@ create index if not exists device_transitions_position_idx on fleet.device_trans
 comment on index fleet.device_transitions_position_idx is 'The feed.';
 create index if not exists device_transitions_at_idx on fleet.device_transitions (at);
 comment on index fleet.device_transitions_at_idx is 'What changed in the last hour, and what is pruned.';
+
+create index if not exists device_transitions_incident_idx on fleet.device_transitions (incident_id) where incident_id is not null;
+comment on index fleet.device_transitions_incident_idx is 'The devices of an incident.';
+
+create table if not exists fleet.transition_feed (
+  is_only_row boolean not null default true,
+  base bigint not null default 0,
+  cluster text not null default '',
+  constraint transition_feed_pkey primary key (is_only_row),
+  constraint transition_feed_only_row check (is_only_row)
+);
+comment on table fleet.transition_feed is 'Where the positions of the feed of transitions begin; see fleet.feed_base().';
+comment on column fleet.transition_feed.is_only_row is 'Always true: there is one row.';
+comment on column fleet.transition_feed.base is 'What is added to the id of a transaction.';
+comment on column fleet.transition_feed.cluster is 'The cluster and the timeline for which base holds; empty: none yet.';
+insert into fleet.transition_feed default values on conflict do nothing;
+
+select fleet.add_field(
+  'next_in_s', 'integer', 'In how many seconds the device announced its next heartbeat: 1 to 604800. It is not late before.'
+);
+select fleet.add_field(
+  'stopping', 'text', 'Why the device is about to stop, as it said: shutdown, reboot, update or app (only its agent stops).'
+);
 
 -- Webhooks: who is told of transitions and incidents, and the messages to them.
 alter table fleet.settings add column if not exists webhook_keep interval not null default '30 days';
@@ -236,8 +263,6 @@ create index if not exists webhook_deliveries_made_idx on fleet.webhook_deliveri
 comment on index fleet.webhook_deliveries_made_idx is 'What is pruned.';
 create index if not exists webhook_deliveries_device_idx on fleet.webhook_deliveries (device_id) where device_id is not null;
 comment on index fleet.webhook_deliveries_device_idx is 'What is erased with a device, and the messages about it.';
-create index if not exists device_transitions_incident_idx on fleet.device_transitions (incident_id) where incident_id is not null;
-comment on index fleet.device_transitions_incident_idx is 'The devices of an incident, for the webhooks of their cohorts.';
 
 create table if not exists fleet.notifiers (
   worker text not null,
@@ -257,6 +282,43 @@ insert into fleet.counters (counter) values
 on conflict do nothing;
 
 -- Functions, procedures, views
+--!include status/excused.sql
+--!include status/derive_status.sql
+--!include transitions/network_of.sql
+--!include transitions/beats_before.sql
+--!include transitions/silence_reason.sql
+--!include transitions/feed_base.sql
+--!include transitions/find_incidents.sql
+--!include transitions/incident_of.sql
+--!include transitions/status_changes.sql
+--!include transitions/note_transitions.sql
+--!include transitions/note_first_status.sql
+--!include transitions/devices_to_note.sql
+--!include transitions/end_incidents.sql
+--!include transitions/note_device.sql
+--!include transitions/prune_transitions.sql
+--!include transitions/transitions_after.sql
+--!include transitions/transitions_of.sql
+--!include status/add_last_status.sql
+--!include devices/devices.trigger.sql
+--!include status/upsert_last_status.sql
+--!include status/record_last_status.sql
+--!include ingest/ingest_batch.sql
+--!include status/device_state.view.sql
+--!include status/device_status.view.sql
+--!include status/device_status_legacy.view.sql
+--!include status/devices_offline.view.sql
+--!include status/unity_down.view.sql
+--!include status/list_devices.sql
+--!include status/count_fleet.sql
+--!include silence/silence_at.sql
+--!include availability/is_ingest_down.sql
+--!include availability/missed_beats.view.sql
+-- The views above no longer use it.
+drop function if exists fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz);
+--!include status/record_arrivals.sql
+--!include status/mark_silent.sql
+--!include jobs/prune.sql
 --!include webhooks/webhook_events.sql
 --!include webhooks/webhook_origin.sql
 --!include webhooks/describe_webhook.sql
@@ -290,7 +352,6 @@ on conflict do nothing;
 --!include webhooks/webhook_health.view.sql
 --!include checks/check_webhooks.sql
 --!include checks/check.sql
---!include jobs/prune.sql
 --!include metrics/metric_definitions.sql
 --!include metrics/metric_values.sql
 --!include setup/grants.sql

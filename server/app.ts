@@ -6,6 +6,7 @@ import { ackCommand, getCommands, postCommand } from './fleet/commands.ts'
 import type { AppEnv, ServerContext } from './context.ts'
 import { DeviceReads } from './fleet/device-reads.ts'
 import { changeDevice, createDevice, getDevice, listDevices, renewToken, revokeDevice } from './fleet/devices.ts'
+import { listDeviceTransitions, listTransitions } from './fleet/transitions.ts'
 import { postHeartbeat, postHeartbeats } from './ingest/ingest.ts'
 import { RateLimit } from './auth/rate-limit.ts'
 import { timed } from './ops/metrics.ts'
@@ -39,6 +40,12 @@ export function createApp(context: ServerContext) {
 
   app.get('/v1/devices', admin, etag(), timed(metrics, 'GET /v1/devices', listDevices(reads, backpressure)))
   app.get('/v1/devices/:id', admin, noQuery, etag(), timed(metrics, 'GET /v1/devices/:id', getDevice(reads)))
+  app.get(
+    '/v1/devices/:id/transitions',
+    admin,
+    timed(metrics, 'GET /v1/devices/:id/transitions', listDeviceTransitions(reader)),
+  )
+  app.get('/v1/transitions', admin, timed(metrics, 'GET /v1/transitions', listTransitions(reader)))
   app.post('/admin/devices', admin, noQuery, timed(metrics, 'POST /admin/devices', createDevice(pool)))
   app.patch('/admin/devices/:id', admin, noQuery, timed(metrics, 'PATCH /admin/devices/:id', changeDevice(pool)))
   app.post('/admin/devices/:id/token', admin, noQuery, timed(metrics, 'POST /admin/devices/:id/token', renewToken(pool)))

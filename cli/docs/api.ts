@@ -8,7 +8,7 @@ interface Schema {
   description?: string
   format?: string
   pattern?: string
-  enum?: string[]
+  enum?: (string | null)[]
   const?: string
   default?: string | number
   minimum?: number
@@ -308,7 +308,7 @@ function describe(schema: Schema): string {
   if (anyOf !== undefined) return anyOf.map(describe).join(', or ')
   if (schema.const !== undefined) return `always ${code(schema.const)}`
   const end = fallback === undefined ? '' : `; default ${code(String(fallback))}`
-  if (schema.enum !== undefined) return `${schema.enum.map(code).join(', ')}${end}`
+  if (schema.enum !== undefined) return `${schema.enum.map(word => (word === null ? 'null' : code(word))).join(', ')}${end}`
   if (type === undefined) return 'any JSON'
   return (
     [type]

@@ -140,7 +140,7 @@ export function revokeDevice(pool: Pool): Handler<AppEnv> {
   }
 }
 
-function pathId(c: Context<AppEnv>) {
+export function pathId(c: Context<AppEnv>) {
   const id = c.req.param('id') ?? ''
   if (!/^\d{1,15}$/.test(id)) throw new Problem(404, `There is no device ${id}.`)
   return Number(id)

@@ -137,8 +137,22 @@ const cases: Record<string, [sent: unknown, read: unknown][]> = {
 
 type Schema = Record<string, number>
 
-/** For each type of JSON Schema, what any field of the type reads and what it does not, and what means unknown. */
+/** For each kind of field, what any field of the kind reads and what it does not, and what means unknown. */
 const typical: Record<string, (schema: Schema) => [sent: unknown, read: unknown][]> = {
+  enum: schema => [
+    ...(schema.enum as unknown as string[]).flatMap((word): [string, string][] => [
+      [word, word],
+      [` ${word.toUpperCase()} `, word],
+    ]),
+    ['', null],
+    ['Unknown', null],
+    ['n/a', null],
+    ['constructor', undefined],
+    [(schema.enum as unknown as string[]).join(' '), undefined],
+    [true, undefined],
+    [0, undefined],
+    [[...(schema.enum as unknown as string[])].slice(0, 1), undefined],
+  ],
   integer: ({ minimum, maximum }) => [
     [minimum, minimum],
     [maximum, maximum],
@@ -168,7 +182,8 @@ const typical: Record<string, (schema: Schema) => [sent: unknown, read: unknown]
 
 t.test('every field reads what its type says, or has cases of its own', async t => {
   for (const [name, { read, schema, example }] of FIELDS) {
-    const pairs = typical[schema.type as string]?.(schema as Schema) ?? cases[name] ?? []
+    const kind = 'enum' in schema ? 'enum' : (schema.type as string)
+    const pairs = typical[kind]?.(schema as Schema) ?? cases[name] ?? []
     t.ok(pairs.length > 0, `${name} has cases`)
     for (const [sent, expected] of [...pairs, [example, example]]) {
       const json = read(sent)

@@ -35,6 +35,21 @@ export const FIELDS: ReadonlyMap<string, Field> = new Map([
   // 99 and 255 mean "not known or not detectable" in 3GPP TS 27.007, from which Android's older calls take their values.
   ['signal_dbm', integer(-200, 50, { unknown: [99, 255], description: 'Signal strength, in dBm.', example: -61 })],
   ['agent_version', text(64, { description: 'Version of the agent.', example: '3.1.0' })],
+  [
+    'next_in_s',
+    integer(1, 604_800, {
+      description:
+        'In how many seconds the next heartbeat comes, if the device knows: before it sleeps, for example. It is not late before.',
+      example: 1_800,
+    }),
+  ],
+  [
+    'stopping',
+    word(['shutdown', 'reboot', 'update', 'app'], {
+      description: 'Why the device is about to stop; `app`: only its agent stops.',
+      example: 'reboot',
+    }),
+  ],
   ['extra', object(2_048, 4, { description: "The agent's own values.", example: { store: 12, kiosk: true } })],
 ])
 
@@ -86,6 +101,17 @@ function text(max: number, about: About): Field {
     return Number.isSafeInteger(value) && `${value as number}`.length <= max ? `"${value as number}"` : undefined
   }
   return { ...about, schema: { type: 'string', maxLength: max, pattern: STORABLE.source }, read }
+}
+
+/** One of a fixed set of words, in lower case. Any other word is not read. */
+function word(words: readonly string[], about: About): Field {
+  const read = (value: unknown): string | null | undefined => {
+    if (typeof value !== 'string') return undefined
+    const given = value.trim().toLowerCase()
+    if (words.includes(given)) return `"${given}"`
+    return UNKNOWN_TEXT.test(value) ? null : undefined
+  }
+  return { ...about, schema: { type: 'string', enum: words }, read }
 }
 
 /**

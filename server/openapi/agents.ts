@@ -4,6 +4,9 @@ import { BAD_TS } from '../ingest/item.ts'
 import { MAX_BODY_BYTES, MAX_INFLATION } from '../body.ts'
 import { answer, jsonBody, problems, schemaRef } from './answers.ts'
 
+// Most heartbeats have neither, and an example is copied.
+const { next_in_s, stopping, ...usual } = exampleFields()
+
 const single = {
   operationId: 'postHeartbeat',
   tags: ['heartbeats'],
@@ -19,17 +22,22 @@ const single = {
       summary: 'A heartbeat',
       value: {
         ts: '2026-01-31T12:00:00Z',
-        ...exampleFields(),
+        ...usual,
       },
     },
     retry: {
       summary: 'The same heartbeat again, because the answer was lost',
       value: { ts: '2026-01-31T12:00:00Z', battery_pct: 81 },
     },
+    promise: {
+      summary: 'The last one before the device restarts, which says when the next one comes',
+      value: { ts: '2026-01-31T12:01:00Z', battery_pct: 80, next_in_s, stopping },
+    },
   }),
   responses: {
     201: answer('The heartbeat is stored.', 'Stored', {
       stored: { result: 'stored', ts: '2026-01-31T12:00:00Z', next_interval_s: 60 },
+      promise: { result: 'stored', ts: '2026-01-31T12:01:00Z', next_interval_s: 60 },
     }),
     200: answer(
       'The device already has a heartbeat in the ten seconds of `ts`, usually this one. Or it is `rejected`: the device has too ' +

@@ -96,6 +96,8 @@ t.test('a schema of the document accepts what the server accepts', async t => {
     ),
     ...['x'.repeat(64), 'x'.repeat(65), '\0', ['1']].map(agent_version => ({ agent_version })),
     ...[true, false, 1, 'true'].map(unity_running => ({ unity_running })),
+    ...[0, 1, 604_800, 604_801, 1.5].map(next_in_s => ({ next_in_s })),
+    ...['shutdown', 'reboot', 'update', 'app', 'App', 'sleep', '', 1].map(stopping => ({ stopping })),
     ...[
       '2026-01-31T12:00:00Z',
       '2026-01-31T12:00:00.123456+05:30',
@@ -365,7 +367,7 @@ function makeAjv() {
  */
 function likeness(value: unknown, key = ''): unknown {
   if (key === 'steps') return [...new Set((value as object[]).map(step => Object.keys(step).join()))]
-  if (['seconds_since', 'elapsed_ms', 'checked'].includes(key)) return typeof value
+  if (['seconds_since', 'elapsed_ms', 'checked', 'next_interval_s'].includes(key)) return typeof value
   if (typeof value === 'string') return value.replace(/^20\d\d-[\d-]+T[\d:.]+Z$/, 'a time').replace(/^nxd_.*/, 'a token')
   if (Array.isArray(value)) return value.map(item => likeness(item))
   if (typeof value !== 'object' || value === null) return value

@@ -29,6 +29,8 @@ const device = {
   heartbeat_interval: '00:01:00',
   enrolled_at: '2026-01-31T10:00:00Z',
   ...exampleFields(),
+  next_in_s: null,
+  stopping: null,
   ip: '127.0.0.1',
 }
 
@@ -97,6 +99,72 @@ const getDevice = {
     200: answer('The device and its last status.', 'Device', { device }, 'tagged'),
     304: notModified,
     ...problems(401, 404, 422, 429, 500, 503),
+  },
+}
+
+const transition = {
+  transition_id: 1207,
+  device_id: 42,
+  cohort: 'lobby',
+  at: '2026-01-31T12:11:00.4Z',
+  since: '2026-01-31T12:10:07.1Z',
+  event: 'offline',
+  status: 'offline',
+  previous_status: 'late',
+  previous_for: '00:08:15',
+  reason: 'battery',
+  incident_id: null,
+  battery_pct: 3,
+  network_type: 'wifi',
+  agent_version: '3.1.0',
+}
+
+const deviceTransitions = {
+  operationId: 'listDeviceTransitions',
+  tags: ['devices'],
+  summary: "List a device's transitions",
+  description: 'Each change of its status, newest first: when it was seen, since when it holds, what was before, and why.',
+  security: [{ admin: [] }],
+  parameters: [
+    deviceId,
+    ...queryParameters('listDeviceTransitions', {
+      limit: { description: 'The most transitions on a page.', example: 100 },
+      cursor: { description: 'The `next_cursor` of the previous page.' },
+    }),
+  ],
+  responses: {
+    200: answer(
+      'A page of transitions.',
+      'TransitionPage',
+      { page: { transitions: [{ ...transition, previous_since: '2026-01-31T12:01:52.1Z' }], next_cursor: null } },
+      'noStore',
+    ),
+    ...problems(401, 404, 422, 429, 500, 503),
+  },
+}
+
+const transitions = {
+  operationId: 'listTransitions',
+  tags: ['devices'],
+  summary: 'Follow the transitions of all devices',
+  description:
+    'A feed: the transitions that became visible after those of an earlier answer, oldest first. None is skipped and none ' +
+    'comes twice. Ask again with `after` = `next_after`; an answer with fewer transitions than `limit` has all that there are. ' +
+    'A transaction of Postgres that takes long delays the feed until it ends.',
+  security: [{ admin: [] }],
+  parameters: queryParameters('listTransitions', {
+    after: { description: 'The `next_after` of an earlier answer. Left out: from the oldest transition on.', example: '0-0' },
+    limit: { description: 'The most transitions in the answer.', example: 100 },
+    cohort: { description: 'Only devices of this cohort.', example: 'lobby' },
+  }),
+  responses: {
+    200: answer(
+      'The next transitions.',
+      'TransitionFeed',
+      { next: { transitions: [{ ...transition, alias: 'lobby-tablet-7' }], next_after: '83125-1207' } },
+      'noStore',
+    ),
+    ...problems(401, 422, 429, 500, 503),
   },
 }
 
@@ -268,6 +336,8 @@ const thisDocument = {
 export const operationPaths = {
   '/v1/devices': { get: listDevices },
   '/v1/devices/{id}': { get: getDevice },
+  '/v1/devices/{id}/transitions': { get: deviceTransitions },
+  '/v1/transitions': { get: transitions },
   '/admin/devices': { post: createDevice },
   '/admin/devices/{id}': { patch: changeDevice, delete: revokeDevice },
   '/admin/devices/{id}/token': { post: renewToken },

@@ -3,6 +3,7 @@ import { newCommand } from '../fleet/commands.ts'
 import { deviceChanges, listQuery, newDevice } from '../fleet/devices.ts'
 import { FIELDS } from '../ingest/fields.ts'
 import { MAX_NAMES } from '../ingest/ignored.ts'
+import { feedQuery, historyQuery } from '../fleet/transitions.ts'
 import { nightlyQuery } from '../ops/ops.ts'
 
 type JsonSchema = Record<string, unknown>
@@ -14,7 +15,15 @@ const deviceId = z.int().describe('The id of the device.')
 
 /** The optional fields, as they are sent and as they are shown with a device. */
 const optionalFields: Record<string, JsonSchema> = Object.fromEntries(
-  [...FIELDS].map(([name, { schema, description }]) => [name, { ...schema, type: [schema.type, 'null'], description }]),
+  [...FIELDS].map(([name, { schema, description }]) => [
+    name,
+    {
+      ...schema,
+      type: [schema.type, 'null'],
+      ...(schema.enum !== undefined && { enum: [...(schema.enum as string[]), null] }),
+      description,
+    },
+  ]),
 )
 
 /** The fields of a heartbeat. Each may be left out, and null is the same as left out. */
@@ -64,6 +73,42 @@ const answered = {
     .describe('Why the heartbeat is quarantined; `quarantine_full`: why it is rejected.'),
   ts: time.describe("The time of the heartbeat: the device's, or the server's if the device gave none."),
   next_interval_s: count.describe('Seconds until the next heartbeat is due.'),
+}
+
+const statuses = ['new', 'online', 'late', 'offline', 'clock_skewed', 'unity_down', 'revoked'] as const
+
+const transition = {
+  transition_id: z.int().describe('Its number. Of one device, later transitions have higher numbers.'),
+  device_id: deviceId,
+  cohort: z.string().describe('Its cohort at that time.'),
+  at: time.describe('When it was seen.'),
+  since: time.describe('Since when the new status has held.'),
+  event: z
+    .enum(['online', 'late', 'offline', 'clock_skewed', 'unity_down', 'back', 'revoked'])
+    .describe('The new status; or `back`: it was offline or revoked, and is heard from again.'),
+  status: z.enum(statuses).describe('The new status.'),
+  previous_status: z.enum(statuses).describe('The status before.'),
+  previous_for: z.string().nullable().describe('How long it had the status before, as PostgreSQL writes an interval.'),
+  reason: z
+    .enum([
+      'ingest_down',
+      'cohort_silent',
+      'network_silent',
+      'shutdown',
+      'reboot',
+      'update',
+      'app',
+      'sleep',
+      'battery',
+      'signal',
+      'unknown',
+    ])
+    .nullable()
+    .describe('Why it is late or offline, or was until it came back; docs/views.md says what each means.'),
+  incident_id: z.int().nullable().describe('The incident in which it fell silent together with others.'),
+  battery_pct: percent.nullable().describe('The battery charge that it reported last.'),
+  network_type: z.string().nullable().describe('The network that it reported last.'),
+  agent_version: z.string().nullable().describe('The version of its agent.'),
 }
 
 const step = {
@@ -167,6 +212,16 @@ const bodies = {
     devices: z.array(z.unknown().meta({ $ref: '#/components/schemas/Device' })),
     next_cursor: z.string().nullable().describe('The `cursor` of the next page; null on the last page.'),
   }),
+  TransitionPage: z.object({
+    transitions: z.array(
+      z.object({ ...transition, previous_since: time.nullable().describe('Since when it had the status before.') }),
+    ),
+    next_cursor: z.string().nullable().describe('The `cursor` of the next page; null on the last page.'),
+  }),
+  TransitionFeed: z.object({
+    transitions: z.array(z.object({ ...transition, alias: z.string().nullable().describe('Its name.') })),
+    next_after: z.string().describe('The `after` of the next request.'),
+  }),
   Steps: z.object({
     steps: z
       .array(
@@ -216,7 +271,12 @@ export function componentSchemas() {
   )
 }
 
-const queries = { listDevices: listQuery, nightly: nightlyQuery }
+const queries = {
+  listDevices: listQuery,
+  listTransitions: feedQuery,
+  listDeviceTransitions: historyQuery,
+  nightly: nightlyQuery,
+}
 
 /** A parameter for each field of the query of a route, with its description. */
 export function queryParameters(name: keyof typeof queries, about: Record<string, { description: string; example?: unknown }>) {

@@ -13,9 +13,17 @@ as $$
       select
       from (values (10000), (null)) as t (most)
       cross join lateral (
-        select sum(extract(epoch from p_now - p_newest) / extract(epoch from e.expected)) as due
+        -- A device that announced its next heartbeat for later owes none before.
+        select sum(
+          extract(
+            epoch from greatest(
+              least(p_now - p_newest, p_now - least(h.last_received_at, p_newest) - fleet.excused(h.next_in_s, e.expected)),
+              interval '0'
+            )
+          ) / extract(epoch from e.expected)
+        ) as due
         from (
-          select ls.device_id
+          select ls.device_id, ls.last_received_at, ls.next_in_s
           from fleet.device_last_status ls
           where ls.last_received_at > p_newest - interval '1 day'
           limit t.most

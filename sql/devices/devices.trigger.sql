@@ -25,3 +25,9 @@ create or replace trigger devices_forget
   for each statement execute function fleet.forget_devices();
 
 comment on trigger devices_forget on fleet.devices is 'Deletes what else is stored of a deleted device, except its heartbeats.';
+
+create or replace trigger devices_note_device
+  after update of heartbeat_interval, revoked_at on fleet.devices
+  for each row execute function fleet.note_device();
+
+comment on trigger devices_note_device on fleet.devices is 'A device that is revoked has a transition.';

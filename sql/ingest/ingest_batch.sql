@@ -68,6 +68,7 @@ begin
             )
           end as next_interval_s,
           i.signal_dbm, i.battery_pct, i.unity_running, i.network_type, i.agent_version,
+          i.next_in_s, i.stopping,
           fleet.stored_ip(i.ip, v_settings.store_ip) as ip, i.extra,
           case
             when t.ts < p_received_at - least(v_settings.max_late, v_settings.retention) then 'too_late'
@@ -89,6 +90,7 @@ begin
           json_to_recordset(p_batch) as (
             device_id bigint, ts timestamptz,
             signal_dbm smallint, battery_pct smallint, unity_running boolean, network_type text, agent_version text,
+            next_in_s integer, stopping text,
             ip inet, extra jsonb
           )
         ) with ordinality i
@@ -98,10 +100,12 @@ begin
         insert into fleet.device_heartbeats (
           ts, received_at, device_id,
           signal_dbm, battery_pct, unity_running, network_type, agent_version,
+          next_in_s, stopping,
           ip, extra
         )
         select g.ts, p_received_at, g.device_id,
           g.signal_dbm, g.battery_pct, g.unity_running, g.network_type, g.agent_version,
+          g.next_in_s, g.stopping,
           g.ip, g.extra
         from given g
         where g.reason is null and (g.next_interval_s is not null or p_token_hashes is null)

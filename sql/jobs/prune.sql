@@ -12,6 +12,7 @@ declare
   v_dispatches bigint;
   v_rollups bigint;
   v_messages bigint;
+  v_transitions bigint;
 begin
   delete from fleet.heartbeat_quarantine q
   using fleet.settings s
@@ -29,6 +30,7 @@ begin
   using fleet.settings s
   where l.at < p_now - s.commands_keep;
   get diagnostics v_dispatches = row_count;
+  v_transitions := fleet.prune_transitions(p_now);
   delete from fleet.device_unreadable_fields f
   using fleet.settings s
   where f.last_at < p_now - s.quarantine_keep;
@@ -58,10 +60,10 @@ begin
   get diagnostics v_messages = row_count;
   delete from fleet.notifiers n
   where n.last_seen_at < p_now - interval '7 days';
-  return v_quarantined + v_events + v_commands + v_dispatches + v_rollups + v_messages;
+  return v_quarantined + v_events + v_commands + v_dispatches + v_rollups + v_transitions + v_messages;
 end
 $$;
 
 comment on function fleet.prune(timestamptz) is
-  'Deletes quarantined heartbeats, events, commands, rollups and messages to webhooks that are older than their settings; returns '
-  'how many. Run by fleet.nightly().';
+  'Deletes quarantined heartbeats, events, commands, transitions, rollups and messages to webhooks that are older than their '
+  'settings; returns how many. Run by fleet.nightly().';

@@ -35,7 +35,8 @@ grant execute on function
   fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
   fleet.late_after(interval),
   fleet.allowed_lag(interval, interval),
-  fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz),
+  fleet.derive_status(boolean, timestamptz, interval, interval, interval, timestamptz),
+  fleet.excused(integer, interval),
   fleet.beats_missed(interval, interval),
   fleet.device_day(bigint, timestamptz),
   fleet.describe_clock(bigint),
@@ -43,6 +44,8 @@ grant execute on function
   -- Called by the view device_status_legacy.
   fleet.reported_values(jsonb),
   fleet.silence_at(timestamptz),  -- called by the view fleet_silence
+  fleet.transitions_after(text, integer, text),
+  fleet.transitions_of(bigint, bigint, integer),
   fleet.postgres_started_at(),
   fleet.job_history()  -- called by the view job_health
 to fleet_server, fleet_reader, fleet_dba;
@@ -253,7 +256,7 @@ grant select on fleet.erasures, fleet.erasure_items, fleet.erasure_progress to f
 
 grant select on
   fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings,
-  fleet.device_commands, fleet.command_dispatch_log, fleet.cohorts
+  fleet.device_commands, fleet.command_dispatch_log, fleet.cohorts, fleet.device_transitions, fleet.incidents
 to fleet_reader, fleet_dba;
 grant select on fleet.hb_partitions, fleet.restore_items to fleet_archiver, fleet_dba;
 grant select on fleet.restore_requests to fleet_dba;

@@ -28,12 +28,13 @@ as $$
   -- How long each device is overdue. OFFSET 0 has it computed once.
   heard as (
     select d.cohort,
-      p_now - ls.last_received_at - fleet.late_after(
-        fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now)
-      ) as overdue
+      p_now - ls.last_received_at - fleet.excused(ls.next_in_s, i.expected) - fleet.late_after(i.expected) as overdue
     from fleet.devices d
     left join fleet.device_last_status ls using (device_id)
     left join fleet.cohorts c on c.cohort = d.cohort
+    cross join lateral (
+      select fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now) as expected
+    ) i
     where d.revoked_at is null
     offset 0
   ),

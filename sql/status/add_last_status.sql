@@ -5,8 +5,9 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into fleet.device_last_status (device_id, is_silent)
-  select d.device_id, false
+  insert into fleet.device_last_status (device_id, is_silent, noted_status, noted_since, late_after_s)
+  select d.device_id, false, case when d.revoked_at is null then 'new' else 'revoked' end, coalesce(d.revoked_at, now()),
+    floor(extract(epoch from fleet.late_after(d.heartbeat_interval)))
   from changed c
   join fleet.devices d using (device_id)
   order by d.device_id

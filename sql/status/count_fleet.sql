@@ -34,7 +34,8 @@ begin
     from (
       -- OFFSET 0 has the status and the silence of a device computed once.
       select s.cohort, s.status, s.unity_running is false as is_unity_down, s.last_received_at,
-        now() - s.last_received_at - fleet.late_after(s.expected_interval) as overdue,
+        now() - s.last_received_at - fleet.excused(s.next_in_s, s.expected_interval) - fleet.late_after(s.expected_interval)
+          as overdue,
         greatest(s.last_ts, s.last_received_at) as newest
       from fleet.device_state s
       offset 0

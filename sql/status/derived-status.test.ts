@@ -28,11 +28,23 @@ function expectedOf(pace: Pace, now: number) {
   return expected
 }
 
+/** How much later than usual its next heartbeat comes, if the newest one announced it for `nextIn` seconds later. */
+function excuseOf(nextIn: number | null, expected: number) {
+  return nextIn !== null && nextIn * SECOND > expected ? nextIn * SECOND - expected : 0
+}
+
+/** What a device said, and when it was heard from. */
+interface Said {
+  isSkewed: boolean
+  heardAt: number | null
+  nextIn: number | null
+}
+
 /** The status of a device at `now`, written as plainly as possible. */
-function statusOf(isSkewed: boolean, heardAt: number | null, pace: Pace, offlineAfter: number, now: number) {
+function statusOf({ isSkewed, heardAt, nextIn }: Said, pace: Pace, offlineAfter: number, now: number) {
   const expected = expectedOf(pace, now)
   if (heardAt === null) return 'new'
-  const silence = now - heardAt
+  const silence = now - heardAt - excuseOf(nextIn, expected)
   if (silence > offlineAfter && silence > 2 * expected) return 'offline'
   if (isSkewed) return 'clock_skewed'
   if (silence > expected + expected / 2 + 15 * SECOND) return 'late'
@@ -60,6 +72,9 @@ const intervals = fc.oneof(
   fc.integer({ min: 1, max: 86_400 }).map(seconds => seconds * SECOND),
 )
 const maybe = <T>(arbitrary: fc.Arbitrary<T>) => fc.option(arbitrary, { nil: null })
+const promises = maybe(
+  fc.oneof(fc.constantFrom(1, 60, 61, 604_800), fc.integer({ min: 1, max: 7200 }), fc.integer({ min: 1, max: 604_800 })),
+)
 /** Zones whose clocks change by an hour, at midnight, by half an hour, by a whole day, or never, and when they change. */
 const changes = {
   UTC: ['2024-02-29T00:00Z', '2026-12-31T23:59:59Z'],
@@ -92,6 +107,7 @@ t.test("fleet.derive_status() agrees with the reference, whatever the session's 
         offlineAfter: intervals,
         withDays: fc.boolean(),
         isSkewed: fc.boolean(),
+        nextIn: promises,
         changedAgo: fc.oneof(
           fc.integer({ min: 0, max: 3 * DAY }),
           fc.constantFrom(-1, 0, 1).map(us => ({ us })),
@@ -103,6 +119,7 @@ t.test("fleet.derive_status() agrees with the reference, whatever the session's 
             fc.record({
               times: fc.constantFrom(1, 1.5, 2),
               of: fc.constantFrom('own', 'min', 'last', 'offlineAfter'),
+              isExcused: fc.boolean(),
               past: fc.constantFrom(-1, 0, 1, 15 * SECOND, 15 * SECOND + 1),
             }),
           ),
@@ -111,10 +128,13 @@ t.test("fleet.derive_status() agrees with the reference, whatever the session's 
       .map(({ changedAgo, silence, ...one }) => {
         const changedAt =
           one.last === null ? null : one.now - (typeof changedAgo === 'number' ? changedAgo : 2 * one.last + changedAgo.us)
+        const expected = expectedOf({ ...one, changedAt }, one.now)
         const lasts =
           silence === null || typeof silence === 'number'
             ? silence
-            : (one[silence.of as 'own' | 'min'] ?? one.own) * silence.times + silence.past
+            : (one[silence.of as 'own' | 'min'] ?? one.own) * silence.times +
+              silence.past +
+              (silence.isExcused ? excuseOf(one.nextIn, expected) : 0)
         return { ...one, changedAt, heardAt: lasts === null ? null : one.now - lasts }
       })
   const batch = zones.chain(zone =>
@@ -123,7 +143,7 @@ t.test("fleet.derive_status() agrees with the reference, whatever the session's 
   await fc.assert(
     fc.asyncProperty(batch, async ({ zone, all }) => {
       await reader`select set_config('timezone', ${zone}, false)`
-      const rows = all.map(({ now, own, min, last, offlineAfter, withDays, isSkewed, changedAt, heardAt }) => ({
+      const rows = all.map(({ now, own, min, last, offlineAfter, withDays, isSkewed, nextIn, changedAt, heardAt }) => ({
         now: iso(now),
         own: spelled(own, withDays),
         min: min && spelled(min, withDays),
@@ -131,19 +151,21 @@ t.test("fleet.derive_status() agrees with the reference, whatever the session's 
         changed_at: changedAt === null ? null : iso(changedAt),
         offline_after: spelled(offlineAfter, withDays),
         is_skewed: isSkewed,
+        next_in_s: nextIn,
         heard_at: heardAt === null ? null : iso(heardAt),
       }))
       const got = await reader<{ status: string }[]>`
       select fleet.derive_status(
-        c.is_skewed, c.heard_at, fleet.expected_interval(c.own, c.min, c.last, c.changed_at, c.now), c.offline_after, c.now
+        c.is_skewed, c.heard_at, e.expected, c.offline_after, fleet.excused(c.next_in_s, e.expected), c.now
       ) as status
       from rows from (json_to_recordset(${JSON.stringify(rows)}::text::json) as (
         now timestamptz, own interval, min interval, last interval, changed_at timestamptz, offline_after interval, is_skewed boolean,
-        heard_at timestamptz
-      )) with ordinality as c (now, own, min, last, changed_at, offline_after, is_skewed, heard_at, nth)
+        heard_at timestamptz, next_in_s integer
+      )) with ordinality as c (now, own, min, last, changed_at, offline_after, is_skewed, heard_at, next_in_s, nth)
+      cross join lateral (select fleet.expected_interval(c.own, c.min, c.last, c.changed_at, c.now) as expected) e
       order by c.nth
     `
-      const want = all.map(one => statusOf(one.isSkewed, one.heardAt, one, one.offlineAfter, one.now))
+      const want = all.map(one => statusOf(one, one, one.offlineAfter, one.now))
       const wrong = all.flatMap((one, n) => (got[n]?.status === want[n] ? [] : [{ ...one, got: got[n]?.status, want: want[n] }]))
       if (wrong.length > 0) throw new Error(JSON.stringify(wrong[0]))
     }),
@@ -157,6 +179,7 @@ t.test('so do the views, with heartbeats that arrive in any order', async t => {
   const [max_late, max_future] = [7 * DAY, 5 * MINUTE]
   const beat = fc.record({
     device: fc.constantFrom(...devices),
+    nextIn: promises,
     lag: fc.oneof(
       fc.integer({ min: 0, max: 5 * SECOND }),
       fc.integer({ min: 0, max: 4 * DAY }), // kept for long, then sent
@@ -210,7 +233,10 @@ t.test('so do the views, with heartbeats that arrive in any order', async t => {
         }
 
         const said = new Map(
-          devices.map(device => [device, { lastTs: null as number | null, heardAt: null as number | null, isSkewed: false }]),
+          devices.map((device): [number, Said & { lastTs: number | null }] => [
+            device,
+            { lastTs: null, heardAt: null, isSkewed: false, nextIn: null },
+          ]),
         )
         const buckets = new Set<string>()
         // How much later than its ts a heartbeat may arrive before the clock counts as wrong.
@@ -220,9 +246,9 @@ t.test('so do the views, with heartbeats that arrive in any order', async t => {
         let nth = 0
         for (const { ago, beats } of [...given.arrivals].sort((a, b) => b.ago - a.ago)) {
           const receivedAt = now - ago
-          const batch = beats.map(({ device, lag }) => ({ device, ts: receivedAt - lag - nth++ }))
+          const batch = beats.map(({ device, lag, nextIn }) => ({ device, nextIn, ts: receivedAt - lag - nth++ }))
           const results = await session<{ result: string; reason: string | null }[]>`
-          select result, reason from fleet.ingest(${JSON.stringify(batch.map(({ device, ts }) => ({ device_id: device, ts: iso(ts) })))}::text::json, ${iso(receivedAt)}::text::timestamptz)
+          select result, reason from fleet.ingest(${JSON.stringify(batch.map(({ device, nextIn, ts }) => ({ device_id: device, next_in_s: nextIn, ts: iso(ts) })))}::text::json, ${iso(receivedAt)}::text::timestamptz)
         `
           const isRefused = ({ ts }: { ts: number }) => ts < receivedAt - max_late || ts > receivedAt + max_future
           if (results.some((one, n) => (one.result === 'quarantined') !== isRefused(batch[n]!)))
@@ -239,9 +265,11 @@ t.test('so do the views, with heartbeats that arrive in any order', async t => {
             })
             const refused = own.filter(isRefused)
             if (stored.length < own.length && refused.length < own.length) untold.add(device)
-            const newest = Math.max(...stored.map(({ ts }) => ts))
-            if (stored.length > 0 && newest > (state.lastTs ?? -Infinity)) {
-              Object.assign(state, { lastTs: newest, heardAt: receivedAt, isSkewed: receivedAt - newest > allowedLag })
+            const newestOf = (beats: typeof own) => beats.toSorted((a, b) => b.ts - a.ts)[0]
+            const newest = newestOf(stored)
+            if (newest !== undefined && newest.ts > (state.lastTs ?? -Infinity)) {
+              const { ts, nextIn } = newest
+              Object.assign(state, { lastTs: ts, heardAt: receivedAt, isSkewed: receivedAt - ts > allowedLag, nextIn })
             } else if (receivedAt > (state.heardAt ?? -Infinity)) {
               const lastTs = state.lastTs ?? -Infinity
               const { own: interval } = given.devices[devices.indexOf(device)]!
@@ -250,6 +278,7 @@ t.test('so do the views, with heartbeats that arrive in any order', async t => {
                   ? lastTs < Math.max(...own.map(({ ts }) => ts), receivedAt - allowedLag)
                   : stored.length > 0 && receivedAt - lastTs > Math.max(allowedLag, 2 * interval)
               Object.assign(state, { heardAt: receivedAt, isSkewed: isWrong || state.isSkewed })
+              if (refused.length === own.length && isWrong) state.nextIn = newestOf(refused)!.nextIn
             }
           }
         }
@@ -257,14 +286,15 @@ t.test('so do the views, with heartbeats that arrive in any order', async t => {
         const want = new Map(
           devices.map((device, n) => {
             const { min, last, changedAt } = cohorts.get(given.devices[n]!.cohort) ?? { min: null, last: null, changedAt: null }
-            const { lastTs, heardAt, isSkewed } = said.get(device)!
+            const state = said.get(device)!
             const pace = { own: given.devices[n]!.own, min, last, changedAt }
+            const expected = expectedOf(pace, now)
             return [
               device,
               {
-                status: statusOf(isSkewed, heardAt, pace, given.offlineAfter, now),
-                lastTs,
-                missed: missedBeats(heardAt ?? enrolledAt, expectedOf(pace, now), now),
+                status: statusOf(state, pace, given.offlineAfter, now),
+                lastTs: state.lastTs,
+                missed: missedBeats((state.heardAt ?? enrolledAt) + excuseOf(state.nextIn, expected), expected, now),
               },
             ]
           }),

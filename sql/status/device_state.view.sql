@@ -3,7 +3,8 @@
 create or replace view fleet.device_state as
 select d.device_id, d.alias, d.cohort,
   fleet.derive_status(
-    ls.status = 'clock_skewed', ls.last_received_at, i.expected, (select s.offline_after from fleet.settings s), now()
+    ls.status = 'clock_skewed', ls.last_received_at, i.expected, (select s.offline_after from fleet.settings s),
+    fleet.excused(ls.next_in_s, i.expected), now()
   ) as status,
   ls.last_ts,
   extract(epoch from now() - ls.last_received_at)::bigint as seconds_since,
@@ -22,4 +23,5 @@ where d.revoked_at is null;
 
 comment on view fleet.device_state is
   'fleet.device_status plus the columns that indexes cover: is_silent (the mark of devices that may be offline) and said (the '
-  'stored status). Also has the interval by which status is judged. Used by the other views and fleet.list_devices().';
+  'stored status). Also has the interval by which status is judged; silence is counted less '
+  'fleet.excused(next_in_s, expected_interval). Used by the other views and fleet.list_devices().';

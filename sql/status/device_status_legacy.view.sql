@@ -4,7 +4,8 @@ select d.device_id, d.alias, d.cohort,
   fleet.derive_status(
     q.received_at > coalesce(h.heard_at, '-infinity') and q.is_skewed
       or h.heard_at - h.ts > s.allowed_lag or a.heard_at - h.ts > greatest(s.allowed_lag, 2 * d.heartbeat_interval),
-    greatest(h.heard_at, a.heard_at, r.heard_at), i.expected, s.offline_after, now()
+    greatest(h.heard_at, a.heard_at, r.heard_at), i.expected, s.offline_after,
+    fleet.excused(ls.next_in_s, i.expected), now()
   ) as status,
   h.ts as last_ts,
   extract(epoch from now() - greatest(h.heard_at, a.heard_at, r.heard_at))::bigint as seconds_since,
@@ -31,16 +32,6 @@ left join lateral (
   order by b.ts desc
   limit 1
 ) h on true
--- Heartbeats that arrived after the newest one. They matter only if the newest one alone does not make the device online.
-left join lateral (
-  select max(b.received_at) as heard_at
-  from fleet.device_heartbeats b
-  where b.device_id = d.device_id and b.ts < h.ts
-    -- The hour more is for sessions in a zone whose clocks change.
-    and b.ts >= now() - s.max_late - greatest(s.offline_after, 2 * i.expected) - interval '1 hour'
-    and b.received_at <= now() + s.max_future
-    and now() - least(h.ts, h.heard_at) > least(s.offline_after, s.allowed_lag, fleet.late_after(i.expected))
-) a on true
 left join lateral (
   select max(b.received_at) as heard_at
   from fleet.heartbeat_quarantine b
@@ -69,6 +60,17 @@ cross join lateral (
   from jsonb_populate_record(null::fleet.device_last_status, fleet.reported_values(q.payload)) ls
   where q.received_at > coalesce(h.heard_at, '-infinity')
 ) ls
+-- Heartbeats that arrived after the newest one. They matter only if the newest one alone does not make the device online.
+left join lateral (
+  select max(b.received_at) as heard_at
+  from fleet.device_heartbeats b
+  where b.device_id = d.device_id and b.ts < h.ts
+    -- The hour more is for sessions in a zone whose clocks change.
+    and b.ts >= now() - s.max_late - greatest(s.offline_after, 2 * i.expected) - fleet.excused(ls.next_in_s, i.expected)
+      - interval '1 hour'
+    and b.received_at <= now() + s.max_future
+    and now() - least(h.ts, h.heard_at) > least(s.offline_after, s.allowed_lag, fleet.late_after(i.expected))
+) a on true
 where d.revoked_at is null;
 
 comment on view fleet.device_status_legacy is

@@ -7,15 +7,16 @@ select d.device_id, d.alias, d.cohort, d.last_ts, d.seconds_since, d.battery_pct
 from (
   select l.device_id, l.last_received_at
   from (
-    select m.device_id, m.last_received_at
+    select m.device_id, m.last_received_at, m.next_in_s
     from fleet.device_last_status m
     where fleet.marks_hold() and m.is_silent
     union all
-    select a.device_id, a.last_received_at
+    select a.device_id, a.last_received_at, a.next_in_s
     from fleet.device_last_status a
     where not fleet.marks_hold()
   ) l
-  where now() - l.last_received_at > (select s.offline_after from fleet.settings s)
+  -- Nobody is offline before the time for which it announced its next heartbeat.
+  where now() - l.last_received_at > greatest((select s.offline_after from fleet.settings s), l.next_in_s * interval '1 second')
   order by l.last_received_at
 ) ls
 cross join lateral (select s.* from fleet.device_state s where s.device_id = ls.device_id offset 0) d

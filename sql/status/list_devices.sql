@@ -75,11 +75,17 @@ begin
   end if;
   v_where := v_where || case p_status
     when 'new' then ' and ls.status is null and ls.last_received_at is null'
-    when 'online' then ' and ls.status is distinct from ''clock_skewed'' and now() - ls.last_received_at <= fleet.late_after($8)'
-    when 'late' then
-      ' and ls.status is distinct from ''clock_skewed'' and now() - ls.last_received_at > fleet.late_after($7)'
-      ' and now() - ls.last_received_at <= greatest((select s.offline_after from fleet.settings s), 2 * $8)'
-    when 'offline' then ' and now() - ls.last_received_at > (select s.offline_after from fleet.settings s)'
+    -- The shorter the interval, the longer is what fleet.excused() allows.
+    when 'online' then ' and ls.status is distinct from ''clock_skewed'''
+      ' and now() - ls.last_received_at - fleet.excused(ls.next_in_s, $7) <= fleet.late_after($8)'
+    when 'late' then ' and ls.status is distinct from ''clock_skewed'''
+      ' and now() - ls.last_received_at - fleet.excused(ls.next_in_s, $8) > fleet.late_after($7)'
+      ' and now() - ls.last_received_at - fleet.excused(ls.next_in_s, $7)'
+      ' <= greatest((select s.offline_after from fleet.settings s), 2 * $8)'
+    -- Nobody is offline before the time for which it announced its next heartbeat.
+    when 'offline' then
+      ' and now() - ls.last_received_at'
+      ' > greatest((select s.offline_after from fleet.settings s), ls.next_in_s * interval ''1 second'')'
     when 'clock_skewed' then ' and ls.status = ''clock_skewed'''
     when 'unity_down' then ' and ls.status <> ''ok'' and ls.unity_running is false'
     else ''

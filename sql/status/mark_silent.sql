@@ -6,10 +6,12 @@ language plpgsql
 as $$
 declare
   c_batch constant integer := 5000;
+  c_noted constant integer := 1000;
   v_base interval;
   v_changes bigint;
   v_rows integer;
   v_left integer := p_max_rows;
+  v_ids bigint[];
 begin
   perform fleet.end_overdue_readers();
   commit;
@@ -69,6 +71,17 @@ begin
   perform fleet.watch_silence(p_now);
   commit;
 
+  -- After the marks and the look at ingest, which explain why devices went offline.
+  v_ids := fleet.devices_to_note(p_now);
+  for v_first in 1..coalesce(cardinality(v_ids), 0) by c_noted loop
+    perform set_config('lock_timeout', '1s', true);
+    perform fleet.note_first_status(v_ids[v_first : v_first + c_noted - 1], p_now);
+    perform fleet.note_transitions(v_ids[v_first : v_first + c_noted - 1], p_now);
+    commit;
+  end loop;
+  perform fleet.end_incidents(p_now);
+  commit;
+
   perform fleet.count_fleet();
   commit;
 
@@ -79,5 +92,5 @@ $$;
 comment on procedure fleet.mark_silent(integer, timestamptz) is
   'Sets device_last_status.is_silent for devices that have been silent for three quarters of the time after which they are '
   'offline, so that lists of offline devices need not look at the others. Run every minute by pg_cron. If it does not run, '
-  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence(), fleet.count_fleet() and '
-  'fleet.sample_fleet(). Example: call fleet.mark_silent();';
+  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence(), fleet.note_transitions(), '
+  'fleet.end_incidents(), fleet.count_fleet() and fleet.sample_fleet(). Example: call fleet.mark_silent();';

@@ -13,8 +13,10 @@ declare
   v_bound timestamptz;
   v_lag interval;
   v_rows bigint;
+  v_changed bigint[];
 begin
   select now() + s.max_future, fleet.allowed_lag(s.offline_after, s.max_late) into v_bound, v_lag from fleet.settings s;
+  with written as (
   update fleet.device_last_status ls
   set last_ts = case when ls.last_ts > v_bound then coalesce(b.ts, ls.last_ts) else greatest(ls.last_ts, b.ts) end,
     last_received_at = case
@@ -29,14 +31,26 @@ begin
         ) then 'clock_skewed'
       else ls.status
     end,
-    is_silent = ls.is_silent and b.received_at < now() - interval '2 minutes'
+    is_silent = ls.is_silent and b.received_at < now() - interval '2 minutes',
+    gap_from = case
+      when b.received_at - ls.last_received_at > greatest(ls.late_after_s, ls.next_in_s) * interval '1 second'
+        then ls.last_received_at
+    end
   from unnest(p_device_ids, p_received_ats, p_tss) as b (device_id, received_at, ts)
   where ls.device_id = b.device_id
     and (
       coalesce(ls.last_ts, '-infinity') < b.ts or ls.last_ts > v_bound and b.ts is not null
       or ls.last_received_at is null or ls.last_received_at < b.received_at or ls.last_received_at > v_bound
-    );
-  get diagnostics v_rows = row_count;
+    )
+  returning case
+    when ls.noted_status <> case ls.status when 'ok' then 'online' else ls.status end or ls.gap_from is not null
+      then ls.device_id
+  end as changed_id
+  )
+  select count(*), array_agg(w.changed_id) filter (where w.changed_id is not null) into v_rows, v_changed from written w;
+  if v_changed is not null then
+    perform fleet.note_transitions(v_changed);
+  end if;
   return v_rows;
 end
 $$;

@@ -8,7 +8,8 @@ as $$
 declare
   -- The clock, not now(): heartbeats that fleet.roll_up() does not wait for have to be recorded as late.
   v_today timestamptz := date_trunc('day', clock_timestamp(), 'UTC');
-  v_written bigint;
+  v_rows bigint;
+  v_changed bigint[];
 begin
   with late as (
     insert into fleet.late_arrivals (device_id, day)
@@ -22,9 +23,8 @@ begin
     order by r.device_id, r.ts desc
   )
 --!include status/upsert_last_status.inc.sql
-  get diagnostics v_written = row_count;
   -- These rows are locked already: the upsert locks those too that it leaves as they are.
-  if v_written < (select count(*) from new_rows) then
+  if v_rows < (select count(*) from new_rows) then
     perform fleet.record_arrivals(array_agg(n.device_id), array_agg(n.received_at), array_agg(n.ts))
     from (select r.device_id, max(r.received_at) as received_at, max(r.ts) as ts from new_rows r group by r.device_id) n;
   end if;

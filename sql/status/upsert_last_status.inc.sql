@@ -1,6 +1,7 @@
+  , written as (
   insert into fleet.device_last_status as ls (
-    device_id, last_ts, last_received_at, status, is_silent,
-    battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, extra
+    device_id, last_ts, last_received_at, status, is_silent, noted_status,
+    battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, extra, next_in_s, stopping
   )
   select n.device_id, n.stored_ts, n.received_at,
     case
@@ -13,7 +14,8 @@
     end,
     -- The value rarely changes, so the update stays HOT.
     n.received_at < now() - interval '2 minutes',
-    n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip, n.extra
+    'new',
+    n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip, n.extra, n.next_in_s, n.stopping
   from newest n
   order by n.device_id  -- otherwise concurrent batches of the same devices deadlock
   on conflict (device_id) do update
@@ -25,11 +27,18 @@
       end,
       status = excluded.status,
       is_silent = excluded.is_silent,
+      noted_status = coalesce(ls.noted_status, case excluded.status when 'ok' then 'online' else excluded.status end),
+      gap_from = case
+        when excluded.last_received_at - ls.last_received_at > greatest(ls.late_after_s, ls.next_in_s) * interval '1 second'
+          then ls.last_received_at
+      end,
       battery_pct = excluded.battery_pct,
       network_type = excluded.network_type,
       unity_running = excluded.unity_running,
       signal_dbm = excluded.signal_dbm,
       agent_version = excluded.agent_version,
+      next_in_s = excluded.next_in_s,
+      stopping = excluded.stopping,
       ip = excluded.ip,
       extra = excluded.extra
     -- A late arrival must not rewind a device. What lies in the future was written while the clock of Postgres ran ahead.
@@ -40,4 +49,14 @@
       else ls.last_ts is null or ls.last_ts < excluded.last_ts
         or fleet.is_ahead(ls.last_ts)
         or ls.last_ts = excluded.last_ts and fleet.is_ahead(ls.last_received_at)
-    end;
+    end
+  -- What may be a transition.
+  returning case
+    when ls.noted_status <> case ls.status when 'ok' then 'online' else ls.status end or ls.gap_from is not null
+      then ls.device_id
+  end as changed_id
+  )
+  select count(*), array_agg(w.changed_id) filter (where w.changed_id is not null) into v_rows, v_changed from written w;
+  if v_changed is not null then
+    perform fleet.note_transitions(v_changed);
+  end if;

@@ -7,13 +7,13 @@ set timezone = 'UTC'
 as $$
 declare
   v_rows bigint;
+  v_changed bigint[];
 begin
   with newest as (
     select b.*, case when p_are_stored then b.ts end as stored_ts
     from unnest(p_beats) b
   )
 --!include status/upsert_last_status.inc.sql
-  get diagnostics v_rows = row_count;
   return v_rows;
 end
 $$;

@@ -25,7 +25,9 @@ begin
     and i.incident_id in (
       select unnest(p_opened_incidents)
       union
-      select t.incident_id from fleet.device_transitions t where t.transition_id = any (p_transition_ids)
+      select t.incident_id
+      from fleet.device_transitions t
+      where t.transition_id = any (p_transition_ids) and t.status in ('late', 'offline')
     )
     and (
       w.cohort is null or i.kind = 'ingest' or i.kind = 'cohort' and i.subject = w.cohort

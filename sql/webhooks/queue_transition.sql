@@ -15,7 +15,8 @@ declare
   v_body jsonb;
 begin
   -- Trouble: the device is in a status that the webhook asks for. The incident is told in place of its devices.
-  if p_is_trouble and p_is_meant and (p_transition).incident_id is null then
+  if p_is_trouble and p_is_meant
+    and ((p_transition).incident_id is null or (p_transition).status not in ('late', 'offline')) then
     v_event := (p_transition).status;
     if v_is_open and (p_open).state = 'pending' and (p_open).attempts = 0 and v_at < (p_open).due_at then
       -- Nobody has heard of the earlier trouble yet, so only the newer one is told, when the earlier one would have been.

@@ -1,6 +1,6 @@
 // Which messages are queued, and in which order and how often they are handed out.
 import type { Sql } from 'postgres'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, value } from '../../testing/fleet.ts'
 import { change, closeIncident, messages, openIncident, told } from '../../testing/webhooks.ts'
@@ -32,7 +32,7 @@ async function deliver(sql: Sql) {
   return sent
 }
 
-async function withFleet(test: typeof t, devices = 3) {
+async function withFleet(test: Test, devices = 3) {
   const db = await withDatabase(test)
   const ids = (await enroll(db.sql, devices)) as [number, number, number]
   return { ...db, ids, dba: asRole(test, db, 'fleet_dba'), notifier: asRole(test, db, 'fleet_notifier') }

@@ -1,0 +1,36 @@
+create or replace function fleet.end_incidents(p_now timestamptz default now()) returns bigint[]
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+  with over as (
+    select i.incident_id
+    from fleet.incidents i
+    cross join lateral (
+      select count(*) as devices, count(*) filter (where ls.noted_status not in ('late', 'offline')) as back
+      from (
+        select distinct t.device_id
+        from fleet.device_transitions t
+        where t.incident_id = i.incident_id and t.status = 'offline'
+      ) t
+      -- A device that was deleted or revoked since does not come back.
+      left join fleet.device_last_status ls using (device_id)
+      where ls.noted_status is not null and ls.noted_status <> 'revoked'
+    ) m
+    where i.ended_at is null and m.back * 2 >= m.devices
+  ),
+  ended as (
+    update fleet.incidents i
+    set ended_at = fleet.not_in_future(p_now)
+    from over o
+    where i.incident_id = o.incident_id
+    returning i.incident_id
+  )
+  select array_agg(e.incident_id order by e.incident_id) from ended e;
+$$;
+
+comment on function fleet.end_incidents(timestamptz) is
+  'Ends the incidents of which at least half of the devices are back, and returns them; null if there are none. Called each '
+  'minute by fleet.mark_silent().';

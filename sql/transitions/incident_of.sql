@@ -1,0 +1,25 @@
+create or replace function fleet.incident_of(p_cohort text, p_network text, p_heard_at timestamptz) returns bigint
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+  select i.incident_id
+  from fleet.incidents i
+  cross join fleet.settings s
+  where i.ended_at is null
+    and (
+      i.kind = 'ingest'
+      or i.kind = 'cohort' and i.subject = p_cohort
+      or i.kind = 'network' and i.subject = p_network
+    )
+    -- A device that is lost later has a reason of its own.
+    and p_heard_at - i.began_at >= -interval '105 seconds'
+    and (i.kind = 'ingest' or p_heard_at - i.began_at <= least(s.offline_after, interval '10 minutes'))
+  order by case i.kind when 'ingest' then 1 when 'cohort' then 2 else 3 end
+  limit 1;
+$$;
+
+comment on function fleet.incident_of(text, text, timestamptz) is
+  'The open incident of a device of this cohort and network that fell silent at this time; null if there is none.';
