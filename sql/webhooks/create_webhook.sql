@@ -25,7 +25,7 @@ begin
       hint = v_example;
   end if;
   -- The rest is judged by the notifier, which knows the addresses behind the name at the time when it connects.
-  if p_url is null or p_url !~ '^https?://([^/?#@]*@)?[^/?#@:]' or p_url ~ '[^\x21-\x7e]' or strpos(p_url, '\') > 0
+  if p_url is null or p_url !~ '^https?://([^/?#]*@)?[^/?#@:][^/?#@]*([/?#]|$)' or p_url ~ '[^\x21-\x7e]' or strpos(p_url, '\') > 0
     or length(p_url) > 2000 then
     raise exception using
       errcode = 'FL422',

@@ -6,4 +6,5 @@ as $$
   select regexp_replace(p_url, '^(https?://)(?:[^/?#]*@)?([^/?#@]*).*$', '\1\2');
 $$;
 
-comment on function fleet.webhook_origin(text) is 'The scheme, host and port of a URL. The rest of it may be secret.';
+comment on function fleet.webhook_origin(text) is 'The scheme, host and port of a URL. The rest of it may be secret. '
+  'Example: select fleet.webhook_origin(''https://user:password@example.com:8443/hook'');';
