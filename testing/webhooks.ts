@@ -1,5 +1,8 @@
 // Helpers for the tests of webhooks: changes of devices and incidents as fleet.note_transitions() writes them, and receivers.
+import { createServer, type ServerResponse } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import type { Sql } from 'postgres'
+import { spawnNode, type Owner, type TestDatabase } from './database.ts'
 
 export interface Change {
   event: 'online' | 'late' | 'offline' | 'clock_skewed' | 'unity_down' | 'back' | 'revoked'
@@ -90,4 +93,66 @@ export function messages(sql: Sql, webhook = 'hook') {
 /** `event kind state` of each message of a webhook, in order. */
 export async function told(sql: Sql, webhook = 'hook') {
   return (await messages(sql, webhook)).map(({ event, kind, state }) => `${event} ${kind} ${state}`)
+}
+
+export interface Received {
+  headers: Record<string, string>
+  path: string
+  text: string
+  body: { type: string; data: Record<string, unknown> }
+}
+
+/** How a receiver answers: with a status, or whatever the function does with the response. */
+export type Answer = number | ((response: ServerResponse, received: Received) => unknown)
+
+/**
+ * A receiver of webhooks on 127.0.0.1. It answers as `answer` says, which may be changed, and keeps what it received before it
+ * answers.
+ */
+export async function withReceiver(t: Owner, answer: Answer = 204) {
+  const received: Received[] = []
+  const receiver: { received: Received[]; answer: Answer; url: string; port: number } = { received, answer, url: '', port: 0 }
+  const server = createServer((request, response) => {
+    let text = ''
+    request.on('data', (chunk: Buffer) => {
+      text += chunk.toString()
+    })
+    request.on('end', () => {
+      const one: Received = {
+        headers: request.headers as Record<string, string>,
+        path: request.url ?? '',
+        text,
+        body: JSON.parse(text) as Received['body'],
+      }
+      received.push(one)
+      const { answer } = receiver
+      if (typeof answer === 'number') response.writeHead(answer).end()
+      else answer(response, one)
+    })
+  })
+  await new Promise<void>(resolve => server.listen(0, '127.0.0.1', resolve))
+  t.teardown(() => {
+    server.closeAllConnections()
+    server.close()
+  })
+  receiver.port = (server.address() as AddressInfo).port
+  receiver.url = `http://127.0.0.1:${receiver.port}`
+  return receiver
+}
+
+/** The settings of a notifier process that may send to this machine. */
+export function notifierEnv(db: TestDatabase, env: Record<string, string> = {}) {
+  return { NOTIFIER_DATABASE_URL: db.url('fleet_notifier'), WEBHOOK_ALLOW: '127.0.0.1', ...env }
+}
+
+/** Runs a notifier as a process until it listens. */
+export function startNotifier(t: Owner, db: TestDatabase, env: Record<string, string> = {}) {
+  return spawnNode(t, 'notifier/main.ts', { env: notifierEnv(db, env), ready: /notifier\.ready/ })
+}
+
+/** Runs `npm run notifier -- --once` and waits until it ends. */
+export async function notifyOnce(t: Owner, db: TestDatabase, env: Record<string, string> = {}) {
+  const notifier = await spawnNode(t, 'notifier/main.ts', { args: ['--once'], env: notifierEnv(db, env) })
+  const { code } = await notifier.exited
+  return { code, output: notifier.output() }
 }
