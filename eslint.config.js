@@ -33,7 +33,7 @@ const NAMES = ['Program >', 'Program > ExportNamedDeclaration >'].map(place => (
   message: 'Write the name of a constant value in SCREAMING_SNAKE_CASE, with its unit at the end.',
 }))
 
-const OPEN = 'Open it with lib/database.ts, server/database.ts or archiver/database.ts, which set a fixed search path.'
+const OPEN = 'Open it with lib/database.ts or server/database.ts, which set a fixed search path.'
 const CONNECTIONS = [
   { selector: 'CallExpression[callee.name="postgres"]', message: OPEN },
   { selector: 'ImportDeclaration[source.value="postgres"] > ImportDefaultSpecifier[local.name!="postgres"]', message: OPEN },
@@ -44,16 +44,17 @@ const CONNECTIONS = [
 
 /**
  * What each directory may import besides itself and packages: a directory, or one file of it. Its *.test.ts files, testing/ and bench/ import
- * what they need. So production code never imports testing/, and neither do server and archiver import each other.
+ * what they need. So production code never imports testing/, and server, archiver and notifier never import each other.
  */
 const MAY_IMPORT = {
   lib: [],
   server: ['lib'],
   archiver: ['lib'],
+  notifier: ['lib'],
   // The generated pages of docs/ show what the server has.
   cli: ['lib', 'local', 'server'],
   // It judges the settings of the processes that it starts, and migrates.
-  local: ['lib', 'cli/migrate.ts', 'server/config.ts', 'archiver/config.ts'],
+  local: ['lib', 'cli/migrate.ts', 'server/config.ts', 'archiver/config.ts', 'notifier/config.ts'],
   docker: ['lib', 'archiver/config.ts'],
 }
 const DIRECTORIES = Object.keys(MAY_IMPORT)
@@ -109,7 +110,7 @@ export default tseslint.config(
   },
   {
     // The files that open connections, and tests and benchmarks, which use their own databases and open them in many ways.
-    files: ['lib/database.ts', 'server/database.ts', 'archiver/database.ts', '**/*.test.ts', 'testing/**/*.ts', 'bench/**/*.ts'],
+    files: ['lib/database.ts', 'server/database.ts', '**/*.test.ts', 'testing/**/*.ts', 'bench/**/*.ts'],
     rules: { 'no-restricted-syntax': ['error', ...SYNTAX, ...NAMES] },
   },
   {

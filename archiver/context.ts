@@ -1,10 +1,11 @@
-import { randomBytes } from 'node:crypto'
 import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises'
-import { hostname, tmpdir } from 'node:os'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { isAlive } from '../lib/process.ts'
 import type { Tracing } from '../lib/tracing.ts'
-import { connect, type Database, type Sql } from './database.ts'
+import type { Database } from '../lib/database.ts'
+import { workerName } from '../lib/worker.ts'
+import { connect, type Sql } from './database.ts'
 import type { Log } from '../lib/log.ts'
 import type { Display } from './progress.ts'
 import { openStore } from './store/open-store.ts'
@@ -12,7 +13,7 @@ import type { Store, StoreOptions } from './store/store.ts'
 
 /** What one archiver works with. */
 export interface Worker {
-  /** Names it in leases: host, pid and a random part, so that no two processes ever share one. */
+  /** Names it in leases. */
   name: string
   database: Database
   /** Short statements only: leases are renewed on it. */
@@ -47,7 +48,7 @@ export async function openWorker(settings: WorkerSettings, log: Log, tracing?: T
   const { s3Endpoint, olderStores, bucketRules, signing } = settings
   const storeOptions = { s3Endpoint, olderStores, bucketRules, signing }
   return {
-    name: `${hostname()}:${process.pid}:${randomBytes(3).toString('hex')}`,
+    name: workerName(),
     database: settings.database,
     sql: connect(settings.database, { max: 2 }),
     store: await openStore(settings.archiveUrl, storeOptions),

@@ -1,41 +1,19 @@
 import { once } from 'node:events'
 import type { Readable } from 'node:stream'
-import postgres from 'postgres'
-import type { ArchiverConfig } from './config.ts'
-import { withPassfile } from '../lib/database-url.ts'
+import { connectWorker, type Database } from '../lib/database.ts'
 
-export type Database = ArchiverConfig['database']
 export type Sql = ReturnType<typeof connect>
 
 /** VACUUM and COPY of a whole partition have no time limit. The 0 is a text, because postgres.js omits a parameter that is 0. */
-const UNLIMITED = { statement_timeout: '0', idle_in_transaction_session_timeout: '0' } as object
+const UNLIMITED = { statement_timeout: '0', idle_in_transaction_session_timeout: '0' }
 
-/**
- * A client whose timestamps are strings in UTC: a JavaScript Date has milliseconds, Postgres has microseconds,
- * and a proof must not round.
- */
-export function connect(database: Database, options: { max: number; application_name?: string }) {
-  const from = withPassfile(database.url)
-  return postgres(from.url, {
-    password: from.password,
-    max: options.max,
-    fetch_types: false,
-    connect_timeout: 10,
-    onnotice: () => {},
-    connection: {
-      application_name: options.application_name ?? 'fleet-archiver',
-      TimeZone: 'UTC',
-      search_path: 'pg_catalog, pg_temp',
-      DateStyle: 'ISO',
-      // With fewer digits, the text of a double would mean a different value.
-      extra_float_digits: 1,
-      ...UNLIMITED,
-      ...(database.role ? { role: database.role } : {}),
-    },
-    types: {
-      timestamptz: { to: 1184, from: [1184], serialize: (value: string) => value, parse: (value: string) => value },
-    },
-  })
+/** A client of the archiver. A proof must not round, so timestamps are strings, and doubles have all their digits. */
+export function connect(
+  database: Database,
+  { max, application_name = 'fleet-archiver' }: { max: number; application_name?: string },
+) {
+  // With fewer digits, the text of a double would mean a different value.
+  return connectWorker(database, { max, connection: { application_name, extra_float_digits: 1, ...UNLIMITED } })
 }
 
 /**

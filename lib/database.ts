@@ -1,4 +1,5 @@
 import postgres, { type Options, type Sql } from 'postgres'
+import { withPassfile } from './database-url.ts'
 
 /**
  * The search path of all our connections: only pg_catalog. With the default, "$user", public, a function that another role made
@@ -18,3 +19,31 @@ export function withSearchPath(url: string) {
   fixed.searchParams.set('options', [options, `-c search_path=${SEARCH_PATH.replaceAll(' ', '')}`].filter(Boolean).join(' '))
   return fixed.href
 }
+
+/** Where a process connects, and the role that it takes there; without one the login decides. */
+export interface Database {
+  url: string
+  role?: string
+}
+
+/**
+ * A client for a process that works in the background. The URL may name several hosts and a passfile. Timestamps are strings in
+ * UTC: a JavaScript Date has milliseconds, Postgres has microseconds.
+ * @param connection settings of its sessions
+ */
+export function connectWorker({ url, role }: Database, { connection, ...options }: { max: number; connection: Connection }) {
+  const from = withPassfile(url)
+  return postgres(from.url, {
+    ...options,
+    password: from.password,
+    fetch_types: false,
+    connect_timeout: 10,
+    onnotice: () => {},
+    connection: { TimeZone: 'UTC', search_path: SEARCH_PATH, DateStyle: 'ISO', ...connection, ...(role ? { role } : {}) },
+    types: {
+      timestamptz: { to: 1184, from: [1184], serialize: (value: string) => value, parse: (value: string) => value },
+    },
+  })
+}
+
+type Connection = { application_name: string } & Record<string, string | number>

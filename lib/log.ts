@@ -8,7 +8,7 @@ export type Log = ReturnType<typeof createLog>
  * @param secrets texts that are never written, such as the admin key. Tokens and passwords in URLs are never written either.
  */
 export function createLog(
-  service: 'server' | 'archiver',
+  service: 'server' | 'archiver' | 'notifier',
   level: (typeof LOG_LEVELS)[number],
   destination: DestinationStream = stdout(),
   secrets: string[] = [],
@@ -52,13 +52,15 @@ function stdout() {
   return pino.destination({ fd: 1, sync: true })
 }
 
-/** Removes tokens and their beginnings, passwords in URLs, and the secrets from a line. */
+/** Removes tokens and their beginnings, secrets of webhooks, passwords in URLs, and the secrets from a line. */
 function redactor(secrets: string[]) {
   const forms = secrets.flatMap(secret => [JSON.stringify(secret).slice(1, -1), encodeURIComponent(secret)])
   return (line: string) => {
     let safe = line
       .replaceAll(/nx([dg])(?:_|%5f)[\w%]*/gi, 'nx$1_***')
+      .replaceAll(/whsec_[\w+/=]*/g, 'whsec_***')
       .replaceAll(/(postgres(?:ql)?:\/\/[^\s"@:]*:)[^\s"@]*@/g, '$1***@')
+      .replaceAll(/(https?:\/\/)[^\s"/?#]*@/g, '$1***@')
     for (const form of forms) safe = safe.replaceAll(form, '***')
     return safe
   }

@@ -9,10 +9,18 @@ export const CHECKSUMS = ['sha256', 'md5', 'none'] as const
 const SWITCH = ['true', 'false'] as const
 
 /** In the order of docs/settings.md and .env.example. */
-export const GROUPS = ['Databases', 'Passwords of the roles', 'Server', 'Archive', 'Logs and traces', 'Tests'] as const
+export const GROUPS = [
+  'Databases',
+  'Passwords of the roles',
+  'Server',
+  'Archive',
+  'Webhooks',
+  'Logs and traces',
+  'Tests',
+] as const
 
-/** What reads a setting: the server, the archiver, an npm command, or the tests. */
-export type Program = 'server' | 'archiver' | 'start' | 'migrate' | 'logins' | 'check' | 'tests'
+/** What reads a setting: the server, the archiver, the notifier, an npm command, or the tests. */
+export type Program = 'server' | 'archiver' | 'notifier' | 'start' | 'migrate' | 'logins' | 'check' | 'tests'
 
 export interface Setting {
   group: (typeof GROUPS)[number]
@@ -45,7 +53,7 @@ const password = (role: string) =>
 export const settings = {
   DATABASE_URL: {
     group: 'Databases',
-    readBy: ['server', 'archiver', 'start', 'migrate', 'logins', 'check'],
+    readBy: ['server', 'archiver', 'notifier', 'start', 'migrate', 'logins', 'check'],
     about:
       'A login of the owner or of an administrator, connected directly (not through pgBouncer), for migrations. It is also ' +
       'the default of the other database URLs, each with its role. If it is set, `npm start` uses this database and makes no ' +
@@ -66,7 +74,7 @@ export const settings = {
     about:
       "The server's heartbeats and reads, as fleet_server. It may go through pgBouncer in transaction mode; add " +
       '`?prepare=false` if that keeps no prepared statements (before 1.21, or max_prepared_statements = 0). This URL and ' +
-      'those of the server and the archiver below may name several hosts: ' +
+      'those of the server, the archiver and the notifier below may name several hosts: ' +
       '`postgres://…@db1:5432,db2:5432/fleet?target_session_attrs=primary`. With `?passfile=/path` in place of a password they ' +
       'read it at each connect from a file of the form of ~/.pgpass, so that a new password needs no restart.',
     defaultAbout: '`DATABASE_URL`',
@@ -102,6 +110,13 @@ export const settings = {
     defaultAbout: '`DATABASE_URL`',
     example: postgresExample('fleet_archiver'),
   },
+  NOTIFIER_DATABASE_URL: {
+    group: 'Databases',
+    readBy: ['notifier'],
+    about: 'The notifier, as fleet_notifier, connected directly.',
+    defaultAbout: '`DATABASE_URL`',
+    example: postgresExample('fleet_notifier'),
+  },
   VERIFIER_DATABASE_URL: {
     group: 'Databases',
     readBy: ['archiver'],
@@ -112,7 +127,7 @@ export const settings = {
   },
   PGPASSWORD: {
     group: 'Databases',
-    readBy: ['server', 'archiver', 'start', 'migrate', 'logins', 'check'],
+    readBy: ['server', 'archiver', 'notifier', 'start', 'migrate', 'logins', 'check'],
     library: 'the clients of PostgreSQL',
     about: 'The password of those database URLs that have none.',
   },
@@ -122,6 +137,7 @@ export const settings = {
   FLEET_READER_PASSWORD: password('fleet_reader'),
   FLEET_DBA_PASSWORD: password('fleet_dba'),
   FLEET_VERIFIER_PASSWORD: password('fleet_verifier'),
+  FLEET_NOTIFIER_PASSWORD: password('fleet_notifier'),
   FLEET_OWNER_PASSWORD: password('fleet_owner'),
 
   PORT: {
@@ -325,16 +341,26 @@ export const settings = {
     example: '/var/tmp',
   },
 
+  WEBHOOK_ALLOW: {
+    group: 'Webhooks',
+    readBy: ['notifier'],
+    about:
+      'Receivers of webhooks in your own network: names of hosts, addresses and networks such as 10.0.0.0/8, separated by commas. ' +
+      'Without it, messages are sent to public addresses only, so that nobody who may create a webhook reaches what is behind ' +
+      'your firewall.',
+    example: 'alertmanager.internal,10.20.0.0/16',
+  },
+
   LOG_LEVEL: {
     group: 'Logs and traces',
-    readBy: ['server', 'archiver'],
+    readBy: ['server', 'archiver', 'notifier'],
     default: 'info',
     values: LOG_LEVELS,
     about: 'The least severe level that is logged.',
   },
   LOG_FORMAT: {
     group: 'Logs and traces',
-    readBy: ['server', 'archiver'],
+    readBy: ['server', 'archiver', 'notifier'],
     default: 'auto',
     values: LOG_FORMATS,
     about: 'json (one object a line), pretty (for people), or auto: pretty if stdout is a terminal, otherwise json.',

@@ -91,7 +91,7 @@ export function ownerDatabaseUrl(env: Env = currentEnv()) {
  * @throws SettingsError if none has one
  */
 export function rolePasswords(env: Env = currentEnv()) {
-  const roles = ['server', 'archiver', 'reader', 'dba', 'verifier', 'owner']
+  const roles = ['server', 'archiver', 'reader', 'dba', 'verifier', 'notifier', 'owner']
   const given = roles.flatMap(name => {
     const password = env[`FLEET_${name.toUpperCase()}_PASSWORD`]
     return password ? [{ role: `fleet_${name}`, password }] : []

@@ -1,4 +1,5 @@
-import { endHolders, openSession, type Database } from '../database.ts'
+import { endHolders, openSession } from '../database.ts'
+import type { Database } from '../../lib/database.ts'
 import { writeParquet, type Column } from './parquet.ts'
 import { copyOfRows } from './rows-csv.ts'
 

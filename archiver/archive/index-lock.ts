@@ -1,5 +1,6 @@
 import type { Worker } from '../context.ts'
-import { openSession, type Database } from '../database.ts'
+import { openSession } from '../database.ts'
+import type { Database } from '../../lib/database.ts'
 import type { Store } from '../store/store.ts'
 import { commitManifest, keysOf, type FoundManifest } from './manifest.ts'
 

@@ -1,7 +1,8 @@
 import { createHash } from 'node:crypto'
 import { Writable } from 'node:stream'
 import { identifier, literal } from '../duckdb.ts'
-import { openSession, type Database } from '../database.ts'
+import { openSession } from '../database.ts'
+import type { Database } from '../../lib/database.ts'
 import { copyOptions, copyOrder, copyValues, duckdbOptions, duckdbValues, type Column } from './parquet.ts'
 import { feed } from './pipe.ts'
 

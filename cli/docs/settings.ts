@@ -9,6 +9,7 @@ import { code, generated, page, table } from './markdown.ts'
 const PROGRAMS: Record<Program, string> = {
   server: 'server',
   archiver: 'archiver',
+  notifier: 'notifier',
   start: '`npm start`',
   migrate: '`npm run migrate`',
   logins: '`npm run logins`',

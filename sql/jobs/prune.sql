@@ -11,6 +11,7 @@ declare
   v_commands bigint;
   v_dispatches bigint;
   v_rollups bigint;
+  v_messages bigint;
   v_transitions bigint;
 begin
   delete from fleet.heartbeat_quarantine q
@@ -52,10 +53,17 @@ begin
   where c.minute < p_now - interval '7 days';
   delete from fleet.archivers a
   where a.last_seen_at < p_now - interval '7 days';
-  return v_quarantined + v_events + v_commands + v_dispatches + v_rollups + v_transitions;
+  delete from fleet.webhook_deliveries d
+  using fleet.settings s
+  -- What waits is not pruned, and neither is the first message of a trouble that lasts: its recovery names it.
+  where d.made_at < p_now - s.webhook_keep and d.state <> 'pending' and not d.is_open;
+  get diagnostics v_messages = row_count;
+  delete from fleet.notifiers n
+  where n.last_seen_at < p_now - interval '7 days';
+  return v_quarantined + v_events + v_commands + v_dispatches + v_rollups + v_transitions + v_messages;
 end
 $$;
 
 comment on function fleet.prune(timestamptz) is
-  'Deletes quarantined heartbeats, events, commands, transitions and rollups that are older than their settings; returns how many. Run by '
-  'fleet.nightly().';
+  'Deletes quarantined heartbeats, events, commands, transitions, rollups and messages to webhooks that are older than their '
+  'settings; returns how many. Run by fleet.nightly().';

@@ -23,6 +23,13 @@ as $$
     ('scheduler_last_run_age_seconds', 'gauge', 'seconds',
       'Time since the job last began, or since Postgres started if that was later; since setup for maintain, nightly and '
         'reconcile if they never ran'),
+    ('hb_webhook_delivered_total', 'counter', 'messages', 'Messages that the receiver of a webhook accepted'),
+    ('hb_webhook_failed_total', 'counter', 'attempts', 'Attempts to send a message to a webhook that failed'),
+    ('hb_webhook_dead_total', 'counter', 'messages', 'Messages to webhooks that could not be sent for three days'),
+    ('hb_webhook_pending', 'gauge', 'messages', 'Messages to the webhook that are due and not accepted yet'),
+    ('hb_webhook_oldest_seconds', 'gauge', 'seconds', 'How long the oldest of them has been due; 0 without one'),
+    ('hb_webhook_dead', 'gauge', 'messages', 'Messages to the webhook that were given up and neither retried nor dismissed'),
+    ('notifier_heartbeat_age_seconds', 'gauge', 'seconds', 'Time since a notifier was last seen'),
     ('partitions', 'gauge', 'partitions', 'Partitions by state'),
     ('partition_rows', 'gauge', 'heartbeats', 'Heartbeats by state of their partition, counted each night'),
     ('partition_bytes', 'gauge', 'bytes', 'Size on disk by state of the partition, measured each night'),

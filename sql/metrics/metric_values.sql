@@ -31,6 +31,28 @@ as $$
   where a.last_seen_at <= clock_timestamp()  -- the clock may have run ahead
   having count(*) > 0
   union all
+  select 'notifier_heartbeat_age_seconds', '{}', extract(epoch from now() - max(n.last_seen_at))::double precision
+  from fleet.notifiers n
+  where n.last_seen_at <= clock_timestamp()
+  having count(*) > 0
+  union all
+  select v.metric, jsonb_build_object('webhook', w.webhook_name), v.value
+  from fleet.webhooks w
+  cross join lateral (
+    select count(*)::double precision as pending,
+      coalesce(extract(epoch from now() - min(d.due_at)), 0)::double precision as oldest
+    from fleet.webhook_deliveries d
+    where d.webhook_id = w.webhook_id and d.state = 'pending' and now() - d.due_at >= interval '0' and w.paused_at is null
+  ) p
+  cross join lateral (
+    select count(*)::double precision as dead
+    from fleet.webhook_deliveries d
+    where d.webhook_id = w.webhook_id and d.state = 'dead'
+  ) g
+  cross join lateral (
+    values ('hb_webhook_pending', p.pending), ('hb_webhook_oldest_seconds', p.oldest), ('hb_webhook_dead', g.dead)
+  ) as v (metric, value)
+  union all
   select 'scheduler_last_run_age_seconds', jsonb_build_object('job', g.jobname),
     greatest(0, extract(epoch from g.age))::double precision
   from fleet.scheduler_ages() g

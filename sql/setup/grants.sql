@@ -1,9 +1,11 @@
 -- Who may do what. Everything is revoked first, so that only the grants in this file apply.
-revoke all on all tables in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
-revoke all on all routines in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
+revoke all on all tables in schema fleet
+  from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier;
+revoke all on all routines in schema fleet
+  from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier;
 revoke all on schema fleet, fleet_detached from public;
 
-grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
+grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier;
 revoke create on schema fleet_detached from fleet_archiver;
 grant usage on schema fleet_detached to fleet_archiver, fleet_verifier, fleet_reader, fleet_dba;
 
@@ -192,6 +194,38 @@ grant execute on function
   )
 to fleet_archiver;
 
+-- What the notifier is given of devices is the text of the messages that it has to send. Also the secrets of the webhooks.
+grant execute on function
+  fleet.claim_deliveries(text, integer, interval, integer),
+  fleet.record_delivery(bigint, text, integer),
+  fleet.fail_delivery(bigint, text, integer, text, boolean, interval),
+  fleet.release_deliveries(text),
+  fleet.notifier_heartbeat(text, text)
+to fleet_notifier;
+grant execute on function
+  fleet.webhook_events(),
+  fleet.create_webhook(text, text, text[], text, interval, interval, text),
+  fleet.pause_webhook(text),
+  fleet.resume_webhook(text, boolean),
+  fleet.remove_webhook(text),
+  fleet.rotate_webhook_secret(text, interval),
+  fleet.test_webhook(text),
+  fleet.replay_webhook(text, bigint),
+  fleet.retry_deliveries(text, text),
+  fleet.dismiss_deliveries(text),
+  fleet.wake_notifier(text),
+  fleet.check_webhooks(timestamptz)
+to fleet_dba;
+grant execute on function fleet.webhook_origin(text) to fleet_reader, fleet_dba;  -- called by the view webhook_health
+grant select on fleet.webhook_health to fleet_reader, fleet_dba;
+grant select on fleet.notifiers to fleet_dba;
+-- Not the secrets. The URL may be one too, and the DBA may have to see where messages go.
+grant select (
+  webhook_id, webhook_name, url, format, events, cohort, grace, repeat_after, created_at, created_by, paused_at, failures,
+  hold_until, last_success_at, last_error_at, last_error, last_status
+) on fleet.webhooks to fleet_dba;
+grant select on fleet.webhook_deliveries to fleet_dba;
+
 grant select on
   fleet.device_status, fleet.device_status_legacy, fleet.devices_offline, fleet.fleet_summary
 to fleet_server, fleet_reader, fleet_dba;
@@ -241,7 +275,7 @@ grant update (
   max_late, max_future, offline_after, archive_grace, archive_max_attempts, store_ip, quarantine_keep, quarantine_per_device,
   events_keep, command_expires_after, commands_keep, rollups_keep, silence_window, silence_share, silence_ratio,
   silence_min_devices, ingest_gap, archive_stores, proofs_needed,
-  settle, settle_max_wait, settle_budget
+  settle, settle_max_wait, settle_budget, webhook_keep
 ) on fleet.settings to fleet_dba;
 
 -- Old names, which go in 0.3.

@@ -83,7 +83,7 @@ as $$
       and pg_has_role(r.oid, 'fleet_reader', 'member')
       and not exists (
         select from pg_roles m
-        where m.rolname in ('fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_dba', 'fleet_verifier')
+        where m.rolname in ('fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_dba', 'fleet_verifier', 'fleet_notifier')
           and pg_has_role(r.oid, m.oid, 'member')
       )
   ) o

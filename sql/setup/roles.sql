@@ -8,7 +8,7 @@ declare
   v_role text;
 begin
   foreach v_role in array
-    array['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba', 'fleet_verifier']
+    array['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba', 'fleet_verifier', 'fleet_notifier']
   loop
     if not exists (select from pg_catalog.pg_roles where rolname = v_role) then
       begin
@@ -74,7 +74,7 @@ begin
   for v_role in
     select r.rolname
     from pg_catalog.pg_roles r
-    where r.rolname in ('fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_verifier')
+    where r.rolname in ('fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_verifier', 'fleet_notifier')
       and not exists (
         select from pg_catalog.pg_db_role_setting s
         where s.setrole = r.oid and s.setdatabase = 0
@@ -85,13 +85,13 @@ begin
     execute format('alter role %I set search_path = pg_catalog, pg_temp', v_role);
   end loop;
 
-  -- A login that takes all connections would keep out heartbeats and the administrator. A tenth for each of these four roles
-  -- leaves more than half to the servers. A limit that you set yourself stays, even a larger one:
+  -- A login that takes all connections would keep out heartbeats and the administrator. A tenth for each of these five roles
+  -- leaves half to the servers. A limit that you set yourself stays, even a larger one:
   -- alter role fleet_reader connection limit 50.
   for v_role in
     select r.rolname
     from pg_catalog.pg_roles r
-    where r.rolname in ('fleet_reader', 'fleet_dba', 'fleet_archiver', 'fleet_verifier') and r.rolconnlimit = -1
+    where r.rolname in ('fleet_reader', 'fleet_dba', 'fleet_archiver', 'fleet_verifier', 'fleet_notifier') and r.rolconnlimit = -1
   loop
     execute format(
       'alter role %I connection limit %s', v_role, greatest(5, pg_catalog.current_setting('max_connections')::integer / 10)
@@ -126,7 +126,7 @@ begin
     end;
   end if;
 
-  if pg_catalog.shobj_description('fleet_verifier'::regrole, 'pg_authid') is null then
+  if pg_catalog.shobj_description('fleet_notifier'::regrole, 'pg_authid') is null then
     comment on role fleet_owner is 'NexMDM: owns the heartbeat store; runs migrations and the pg_cron jobs.';
     comment on role fleet_server is
       'NexMDM: the HTTP server; calls functions for ingest, enrolment and ops; no rights on tables.';
@@ -134,6 +134,8 @@ begin
     comment on role fleet_reader is 'NexMDM: dashboards; reads views, with time limits.';
     comment on role fleet_verifier is
       'NexMDM: reads archives back and confirms them, as a second proof that does not depend on the archiver.';
+    comment on role fleet_notifier is
+      'NexMDM: the notifier; takes the messages that webhooks wait for, and reads no table.';
     comment on role fleet_dba is 'NexMDM: database administrators; call the functions that run the store.';
   end if;
 end

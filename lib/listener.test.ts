@@ -1,11 +1,20 @@
 import t from 'tap'
 import { waitFor, withDatabase } from '../testing/database.ts'
 import { openListener } from './listener.ts'
-import { createLog } from '../lib/log.ts'
+import { connectWorker } from './database.ts'
+import { createLog } from './log.ts'
 
 const db = await withDatabase(t)
 let woken = 0
-const listener = openListener({ url: db.url('fleet_archiver') }, 'me', () => woken++, createLog('archiver', 'silent'))
+const listener = openListener({
+  service: 'archiver',
+  channel: 'fleet_archiver',
+  worker: 'me',
+  connect: () =>
+    connectWorker({ url: db.url('fleet_archiver') }, { max: 1, connection: { application_name: 'fleet-archiver listen' } }),
+  onWake: () => woken++,
+  log: createLog('archiver', 'silent'),
+})
 t.teardown(() => listener.close())
 const terminate = () => db.admin`
   select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name = 'fleet-archiver listen'`

@@ -1,7 +1,19 @@
-import { connect, type Database } from './database.ts'
-import type { Log } from '../lib/log.ts'
+import type { Sql } from 'postgres'
+import type { Log } from './log.ts'
 
-const CHANNEL = 'fleet_archiver'
+/** A client with one connection. The types of its values do not matter. */
+export type ListeningClient = Pick<Sql, 'listen' | 'notify' | 'end'>
+
+export interface ListenerOptions {
+  /** The program, whose name begins the names of the events in the log. */
+  service: string
+  channel: string
+  /** The name of this process, so that it knows its own pings. */
+  worker: string
+  connect: () => ListeningClient
+  onWake: () => void
+  log: Log
+}
 
 /**
  * Listens for work. `onWake` is also called whenever listening starts or restarts, because notifications in between are
@@ -9,14 +21,14 @@ const CHANNEL = 'fleet_archiver'
  * Postgres restarts. So `check`, which is called at intervals, sends itself a notification, and listens again if the last one
  * did not arrive.
  */
-export function openListener(database: Database, worker: string, onWake: () => void, log: Log) {
+export function openListener({ service, channel, worker, connect, onWake, log }: ListenerOptions) {
   const ping = `ping ${worker}`
-  let sql = connect(database, { max: 1, application_name: 'fleet-archiver listen' })
+  let sql = connect()
   let isHeard = true
 
   async function listen() {
     await sql.listen(
-      CHANNEL,
+      channel,
       payload => {
         if (payload === ping) isHeard = true
         else if (!payload.startsWith('ping ')) onWake()
@@ -30,16 +42,16 @@ export function openListener(database: Database, worker: string, onWake: () => v
     async check() {
       try {
         if (!isHeard) {
-          log.warn({ event: 'archiver.listen.again' }, 'notifications stopped; listening again')
+          log.warn({ event: `${service}.listen.again` }, 'notifications stopped; listening again')
           const old = sql
-          sql = connect(database, { max: 1, application_name: 'fleet-archiver listen' })
+          sql = connect()
           void old.end({ timeout: 0 }).catch(() => {})
           await listen()
         }
         isHeard = false
-        await sql.notify(CHANNEL, ping)
+        await sql.notify(channel, ping)
       } catch (error) {
-        log.warn({ event: 'archiver.listen.failed', error }, 'notifications may be lost; trying again')
+        log.warn({ event: `${service}.listen.failed`, error }, 'notifications may be lost; trying again')
       }
     },
     async close() {
