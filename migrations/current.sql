@@ -71,7 +71,8 @@ create table if not exists fleet.device_transitions (
 );
 comment on table fleet.device_transitions is
   'Each change of a device''s status, exactly once, in the order of the device''s life. Kept for settings.transitions_keep.';
-comment on column fleet.device_transitions.transition_id is 'The number of the transition. Of one device, later ones have higher numbers.';
+comment on column fleet.device_transitions.transition_id is
+  'The number of the transition. Of one device, later ones have higher numbers.';
 comment on column fleet.device_transitions.position is
   'Its place in the feed: by (position, transition_id), every transition that becomes visible comes after those that a reader of '
   'fleet.transitions_after() has seen.';
@@ -99,7 +100,8 @@ comment on index fleet.device_transitions_position_idx is 'The feed.';
 create index if not exists device_transitions_at_idx on fleet.device_transitions (at);
 comment on index fleet.device_transitions_at_idx is 'What changed in the last hour, and what is pruned.';
 
-create index if not exists device_transitions_incident_idx on fleet.device_transitions (incident_id) where incident_id is not null;
+create index if not exists device_transitions_incident_idx on fleet.device_transitions (incident_id)
+  where incident_id is not null;
 comment on index fleet.device_transitions_incident_idx is 'The devices of an incident.';
 
 create table if not exists fleet.transition_feed (
