@@ -307,6 +307,7 @@ on conflict do nothing;
 --!include transitions/prune_transitions.sql
 --!include transitions/transitions_after.sql
 --!include transitions/transitions_of.sql
+--!include transitions/recent_changes.view.sql
 --!include status/add_last_status.sql
 --!include devices/devices.trigger.sql
 --!include status/upsert_last_status.sql
