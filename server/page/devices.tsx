@@ -124,12 +124,12 @@ export function DeviceTable({ devices, search, now }: { devices: Device[]; searc
     <>
       <Table
         label="Devices found"
-        head={['Device', 'Status', 'Reason', 'Last heartbeat', { number: 'Battery' }, 'Cohort', 'Network', 'Agent']}
+        head={['Device', 'Status', 'Last heartbeat', 'Reason', { number: 'Battery' }, 'Cohort', 'Network', 'Agent']}
         rows={shown.map(device => [
           <a href={`/devices/${device.device_id}`}>{nameOf(device)}</a>,
           <Status status={device.status} />,
-          reasonOf(device.reason),
           device.last_received_at === null ? 'never' : <Moment at={device.last_received_at} now={now} />,
+          reasonOf(device.reason),
           device.battery_pct === null ? '–' : `${device.battery_pct} %`,
           device.cohort,
           device.network_type ?? '–',

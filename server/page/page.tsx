@@ -301,7 +301,7 @@ function Again() {
 const NAV = (
   <nav aria-label="On this page">
     <ul>
-      {['fleet', 'devices', 'partitions', 'archives', 'storage', 'jobs', 'checks'].map(part => (
+      {['fleet', 'changes', 'devices', 'partitions', 'archives', 'storage', 'webhooks', 'jobs', 'checks'].map(part => (
         <li>
           <a href={`#${part}`}>{part === 'partitions' ? 'Days' : part[0]!.toUpperCase() + part.slice(1)}</a>
         </li>

@@ -32,7 +32,7 @@ export function Webhooks({ webhooks, now }: { webhooks: Webhook[]; now: Date }) 
   if (webhooks.length === 0)
     return (
       <p class="muted">
-        Nobody is told of changes. To tell somebody: <code>select fleet.create_webhook('name', 'https://…');</code>
+        Nobody is told of changes. To tell somebody: <code>select fleet.create_webhook('name', 'url');</code>
       </p>
     )
   return (
