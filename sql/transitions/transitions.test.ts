@@ -201,17 +201,25 @@ t.test('in another cluster, positions go on behind all that were handed out', as
   const { sql, admin } = await withDatabase(t)
   const [one, two] = (await enroll(sql, 2)) as [number, number]
   await ingest(sql, [{ device_id: one }])
-  const [first] = await sql`select * from fleet.transitions_after(null, 10)`
+  // A transaction elsewhere in the cluster can delay it.
+  let first = ''
+  await waitFor(async () => {
+    const [row] = await sql<{ cursor: string }[]>`select cursor from fleet.transitions_after(null, 10)`
+    first = row?.cursor ?? ''
+    return first !== ''
+  })
   // As in a store that was restored from a dump: transaction ids begin again.
   await admin`update fleet.transition_feed set cluster = 'another/00000001', base = base + 1000000`
   await admin`update fleet.device_transitions set position = position + 1000000`
-  const cursor = `${Number(String(first?.cursor).split('-')[0]) + 1_500_000}-1`
+  const cursor = `${Number(first.split('-')[0]) + 1_500_000}-1`
   await ingest(sql, [{ device_id: two }])
-  const rows = await sql`select device_id from fleet.transitions_after(${cursor}, 10)`
-  t.same(
-    rows.map(row => Number(row.device_id)),
-    [two],
-  )
+  let found: number[] = []
+  await waitFor(async () => {
+    const rows = await sql<{ device_id: string }[]>`select device_id from fleet.transitions_after(${cursor}, 10)`
+    found = rows.map(row => Number(row.device_id))
+    return found.length > 0
+  })
+  t.same(found, [two])
 })
 
 t.test('a cursor that is none is refused', async t => {
