@@ -40,9 +40,9 @@ t.test('a notification wakes it at once, and without one it looks every two seco
   await waitFor(async () => receiver.received.length === 1)
   t.equal(idOf(receiver.received[0]!), id)
   await change(db.sql, device, { event: 'offline' })
-  await waitFor(async () => receiver.received.length === 2, { timeoutMs: 5000, what: () => 'a message that nobody notified of' })
+  await waitFor(async () => receiver.received.length === 2)
   await change(db.sql, device, { event: 'back', from: 'offline' })
-  await waitFor(async () => receiver.received.length === 3, { timeoutMs: 5000 })
+  await waitFor(async () => receiver.received.length === 3)
   await waitFor(async () => (await told(db.sql)).every(text => text.endsWith('delivered')))
   t.match(await dba`select status, detail from fleet.check_webhooks() where check_name = 'notifier'`, [{ status: 'ok' }])
   t.same(await notifier.stop('SIGTERM'), { code: 0, signal: null })
@@ -94,7 +94,7 @@ t.test('a receiver that hangs does not hold up another one', async t => {
   await db.sql`select fleet.create_webhook('good', ${good.url}, p_grace => '0')`
   for (const device of devices) await change(db.sql, device, { event: 'offline' })
   const notifier = await startNotifier(t, db)
-  await waitFor(async () => good.received.length === 30, { timeoutMs: 9000, what: notifier.output })
+  await waitFor(async () => good.received.length === 30, { what: notifier.output })
   t.ok(hanging.received.length <= 8, 'it has a part of the connections only')
   await notifier.stop('SIGTERM')
   t.equal(
