@@ -69,7 +69,7 @@ t.test('the node image has everything that its commands import, and no test file
   const image = await withImage(t)
   const files = await readdir(image, { recursive: true })
   t.same(
-    files.filter(file => /test/.test(file) && !file.startsWith('node_modules')),
+    files.filter(file => /\.test\.|(^|\/)testing\//.test(file) && !file.startsWith('node_modules')),
     [],
   )
   for (const [script, code] of [
