@@ -7,10 +7,10 @@
  * again, as a device does it: after 1, 2, 4 and then every 8 s, or after Retry-After if that is longer, each a random quarter
  * earlier or later. If it is not acknowledged within `patience`, it is lost.
  */
-import { connect, type Socket } from 'node:net'
 import { createHistogram, performance, type RecordableHistogram } from 'node:perf_hooks'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { generator } from '../testing/random.ts'
+import { Connection } from './connection.ts'
 import {
   ACKNOWLEDGED,
   DEVICE_TOKEN,
@@ -23,6 +23,7 @@ import {
   type Latency,
   type Order,
 } from './fleet-order.ts'
+import { Queue } from './queue.ts'
 
 /** This is longer than the server's own timeout for statements. */
 const ANSWER_MS = 15_000
@@ -33,8 +34,6 @@ const ANSWER_MS = 15_000
 const PROBE_MS = 50
 const SLOT_MS = 50
 const BACKOFF_S = [1, 2, 4, 8]
-/** Where what arrives is read. One is enough, because it is handled before the next read. */
-const input = Buffer.allocUnsafe(256 * 1024)
 
 const TS = '2026-01-01T00:00:00.000Z'
 const FIELDS = '"network_type":"wifi","unity_running":true,"signal_dbm":-61,"agent_version":"3.1.0"}'
@@ -55,25 +54,28 @@ function head(path: string, prefix: string, length: number, number = 0) {
   return `POST /v1/${path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer ${token}\r\ncontent-type: application/json\r\ncontent-length: ${length}\r\n\r\n`
 }
 
-class Connection {
+/** Sends the requests that it is given, one at a time. */
+class Client {
   request = -1
-  sentAt = 0
-  #socket: Socket | undefined
+  readonly connection: Connection
   #template = single()
-  #text = ''
-  #rest = 0
 
-  constructor(readonly run: Run) {}
+  constructor(readonly run: Run) {
+    this.connection = new Connection(run.order.port, (answer, problem) => {
+      const { request } = this
+      this.request = -1
+      run.answered(request, answer, problem)
+      run.free(this)
+    })
+  }
 
   send(request: number) {
     this.request = request
-    this.sentAt = performance.now()
     const { order } = this.run
     const unit = this.run.unit[request]!
     const due = this.run.due[request]!
-    const socket = this.#open()
     if (unit >= order.singles) {
-      socket.write(this.#batch(unit - order.singles, due), 'latin1')
+      this.connection.send(this.#batch(unit - order.singles, due))
       return
     }
     const { bytes, device, ts, battery } = this.#template
@@ -83,13 +85,7 @@ class Connection {
     bytes.write(number, device + TOKEN_DIGITS - number.length, 'latin1')
     bytes.write(timestamp(this.run.startedAt + due), ts, 'latin1')
     bytes.write(String(batteryOf(unit, due)), battery, 'latin1')
-    socket.write(bytes)
-  }
-
-  /** Ends the connection, and with it the request that waits for its answer. */
-  close(problem: string) {
-    this.#socket?.destroy()
-    this.#ended(problem)
+    this.connection.send(bytes)
   }
 
   #batch(gateway: number, due: number) {
@@ -102,89 +98,6 @@ class Connection {
     }
     items += ']'
     return head('heartbeats', GATEWAY_TOKEN, items.length, gateway + 1) + items
-  }
-
-  #open() {
-    if (this.#socket) return this.#socket
-    const socket = connect({
-      host: '127.0.0.1',
-      port: this.run.order.port,
-      noDelay: true,
-      onread: {
-        buffer: input,
-        callback: size => {
-          if (this.#socket === socket) this.#read(size)
-          return true
-        },
-      },
-    })
-    let problem = 'connection closed'
-    socket.on('error', error => {
-      problem = (error as NodeJS.ErrnoException).code ?? error.message
-    })
-    socket.on('close', () => {
-      if (this.#socket === socket) this.#ended(problem)
-    })
-    this.#socket = socket
-    return socket
-  }
-
-  #read(size: number) {
-    this.#text += input.toString('latin1', 0, size)
-    if (this.#rest > 0) {
-      this.#rest -= size
-    } else {
-      const end = this.#text.indexOf('\r\n\r\n')
-      if (end < 0) return
-      const length = /\r\ncontent-length: *(\d+)/i.exec(this.#text)?.[1]
-      if (length === undefined) return this.close('an answer without content-length')
-      this.#rest = end + 4 + Number(length) - this.#text.length
-    }
-    if (this.#rest > 0) return
-    const text = this.#text
-    this.#text = ''
-    if (/\r\nconnection: *close/i.test(text)) {
-      const socket = this.#socket
-      this.#socket = undefined
-      socket?.destroy()
-    }
-    this.#settle(text)
-  }
-
-  #ended(problem: string) {
-    this.#socket = undefined
-    this.#text = ''
-    this.#rest = 0
-    if (this.request >= 0) this.#settle('', problem)
-  }
-
-  #settle(answer: string, problem?: string) {
-    const { request } = this
-    this.request = -1
-    if (request >= 0) this.run.answered(request, answer, problem)
-    this.run.free(this)
-  }
-}
-
-/** First in, first out. Takes at most `size` numbers at a time. */
-class Queue {
-  #items: Int32Array
-  #from = 0
-  length = 0
-
-  constructor(size: number) {
-    this.#items = new Int32Array(size)
-  }
-
-  push(item: number) {
-    this.#items[(this.#from + this.length++) % this.#items.length] = item
-  }
-
-  shift() {
-    const item = this.#items[this.#from]!
-    this.#from = (this.#from + 1) % this.#items.length
-    this.length--
-    return item
   }
 }
 
@@ -199,7 +112,7 @@ class Run {
   #unsettled: number
   /** Requests that are due and wait for a connection. */
   #waiting: Queue
-  #connections: Connection[]
+  #clients: Client[]
   #free: Queue
   /** Requests by when they are sent again, in slots of SLOT_MS. */
   #again = new Map<number, number[]>()
@@ -223,15 +136,15 @@ class Run {
     this.#attempts = new Uint8Array(due.length)
     this.#unsettled = due.length
     this.#waiting = new Queue(due.length)
-    this.#connections = Array.from({ length: order.connections }, () => new Connection(this))
+    this.#clients = Array.from({ length: order.connections }, () => new Client(this))
     this.#free = new Queue(order.connections)
     for (let index = 0; index < order.connections; index++) this.#free.push(index)
-    this.#numbers = new Map(this.#connections.map((connection, index) => [connection, index]))
+    this.#numbers = new Map(this.#clients.map((client, index) => [client, index]))
     this.#perSecond = new Int32Array(Math.ceil(order.seconds + order.patience) + 2)
     this.part('warmup')
   }
 
-  readonly #numbers: Map<Connection, number>
+  readonly #numbers: Map<Client, number>
 
   part(name: string) {
     this.#parts.push({ name, from: Math.max(0, this.#now()), offered: 0, histogram: histogram() })
@@ -254,7 +167,7 @@ class Run {
     }
     const seconds = this.#now() / 1000
     clearInterval(watch)
-    for (const connection of this.#connections) connection.close('done')
+    for (const { connection } of this.#clients) connection.close('done')
     const { user, system } = process.cpuUsage(cpu)
     const now = this.#now()
     return {
@@ -282,8 +195,8 @@ class Run {
     }
   }
 
-  free(connection: Connection) {
-    this.#free.push(this.#numbers.get(connection)!)
+  free(client: Client) {
+    this.#free.push(this.#numbers.get(client)!)
     this.#dispatch()
   }
 
@@ -320,7 +233,7 @@ class Run {
       if (this.#free.length === 0) return
       const request = this.#waiting.shift()
       if (this.#isTooOld(request, this.#now())) this.#lose(request)
-      else this.#connections[this.#free.shift()]!.send(request)
+      else this.#clients[this.#free.shift()]!.send(request)
     }
   }
 
@@ -394,8 +307,7 @@ class Run {
 
   #closeSlow() {
     const late = performance.now() - ANSWER_MS
-    for (const connection of this.#connections)
-      if (connection.request >= 0 && connection.sentAt < late) connection.close('no answer')
+    for (const { connection } of this.#clients) if (connection.sentAt < late) connection.close('no answer')
   }
 }
 

@@ -17,6 +17,7 @@ const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure
   growth: async () => (await import('./growth.ts')).benchGrowth,
   'load-history': async () => (await import('./load-history.ts')).benchLoadHistory,
   targets: async () => (await import('./targets.ts')).benchTargets,
+  herd: async () => (await import('./herd.ts')).benchHerd,
   million: async () => (await import('./million.ts')).benchMillion,
   limits: async () => (await import('./limits.ts')).benchLimits,
   statement: async () => (await import('./statement.ts')).benchStatement,

@@ -246,13 +246,14 @@ async function beatOn(url: string, device: DemoDevice, stopped: AbortSignal) {
     const ts = new Date()
     const body = JSON.stringify({ ts: ts.toISOString(), ...beatAt(device.number, ts.getTime()) })
     const started = Date.now()
-    await post(`${url}/v1/heartbeat`, device.token, body, stopped)
-    await pause(LIVE_INTERVAL_MS - (Date.now() - started), stopped)
+    const next = (await post(`${url}/v1/heartbeat`, device.token, body, stopped)) ?? LIVE_INTERVAL_MS
+    await pause(next - (Date.now() - started), stopped)
   }
 }
 
 let complaints = 0
 
+/** Returns after how many milliseconds the server asks for the next heartbeat. */
 async function post(url: string, token: string, body: string, stopped: AbortSignal) {
   try {
     const answer = await fetch(url, {
@@ -264,9 +265,11 @@ async function post(url: string, token: string, body: string, stopped: AbortSign
     const text = await answer.text()
     if (!answer.ok) throw new Error(`the server answered ${answer.status} to a simulated heartbeat: ${text}`)
     complaints = 0
+    return 1_000 * (JSON.parse(text) as { next_interval_s: number }).next_interval_s
   } catch (error) {
     // The next minute's heartbeat is the retry. Log only one line, because 200 devices fail at the same time.
     if (!stopped.aborted && complaints++ === 0) say(`demo: ${explain(error)}`)
+    return undefined
   }
 }
 

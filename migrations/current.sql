@@ -71,7 +71,8 @@ create table if not exists fleet.device_transitions (
 );
 comment on table fleet.device_transitions is
   'Each change of a device''s status, exactly once, in the order of the device''s life. Kept for settings.transitions_keep.';
-comment on column fleet.device_transitions.transition_id is 'The number of the transition. Of one device, later ones have higher numbers.';
+comment on column fleet.device_transitions.transition_id is
+  'The number of the transition. Of one device, later ones have higher numbers.';
 comment on column fleet.device_transitions.position is
   'Its place in the feed: by (position, transition_id), every transition that becomes visible comes after those that a reader of '
   'fleet.transitions_after() has seen.';
@@ -99,7 +100,8 @@ comment on index fleet.device_transitions_position_idx is 'The feed.';
 create index if not exists device_transitions_at_idx on fleet.device_transitions (at);
 comment on index fleet.device_transitions_at_idx is 'What changed in the last hour, and what is pruned.';
 
-create index if not exists device_transitions_incident_idx on fleet.device_transitions (incident_id) where incident_id is not null;
+create index if not exists device_transitions_incident_idx on fleet.device_transitions (incident_id)
+  where incident_id is not null;
 comment on index fleet.device_transitions_incident_idx is 'The devices of an incident.';
 
 create table if not exists fleet.transition_feed (
@@ -122,6 +124,11 @@ select fleet.add_field(
   'stopping', 'text', 'Why the device is about to stop, as it said: shutdown, reboot, update or app (only its agent stops).'
 );
 
+drop function if exists fleet.list_devices(text, interval, bigint, integer, text, text);
+drop function if exists fleet.list_devices_legacy(text, interval, bigint, integer, text, text);
+drop view if exists
+  fleet.devices_offline, fleet.unity_down, fleet.missed_beats, fleet.fleet_summary, fleet.device_status, fleet.device_status_legacy,
+  fleet.device_state;
 -- Webhooks: who is told of transitions and incidents, and the messages to them.
 alter table fleet.settings add column if not exists webhook_keep interval not null default '30 days';
 alter table fleet.settings drop constraint if exists settings_webhook_keep_range;
@@ -288,6 +295,7 @@ on conflict do nothing;
 --!include transitions/beats_before.sql
 --!include transitions/silence_reason.sql
 --!include transitions/feed_base.sql
+--!include transitions/was_ingest_down.sql
 --!include transitions/find_incidents.sql
 --!include transitions/incident_of.sql
 --!include transitions/status_changes.sql
@@ -310,6 +318,8 @@ on conflict do nothing;
 --!include status/devices_offline.view.sql
 --!include status/unity_down.view.sql
 --!include status/list_devices.sql
+--!include status/list_devices_legacy.sql
+--!include status/fleet_summary.view.sql
 --!include status/count_fleet.sql
 --!include silence/silence_at.sql
 --!include availability/is_ingest_down.sql

@@ -39,13 +39,22 @@ export async function enroll(sql: Sql, count: number, prefix = 'device') {
   return rows.map(row => Number(row.device_id))
 }
 
-/** A fleet whose devices have been silent for 0 to 40 minutes. Some have long intervals, some sent nothing, some are revoked. */
+/**
+ * A fleet whose devices have been silent for 0 to 40 minutes. Some have long intervals, some announced their next heartbeat for later,
+ * some sent nothing, some are revoked.
+ */
 export async function mixedFleet(sql: Sql, admin: Sql, devices = 400) {
   await enroll(sql, devices)
   await admin`select setseed(0.42)`
   await admin`update fleet.devices set heartbeat_interval = (array['1 minute', '5 minutes', '7 minutes', '15 minutes'])[1 + device_id % 4]::interval`
   await sql`
-    select fleet.ingest(json_build_array(json_build_object('device_id', d.device_id, 'unity_running', d.device_id % 9 > 0)), d.ts)
+    select fleet.ingest(
+      json_build_array(json_build_object(
+        'device_id', d.device_id, 'unity_running', d.device_id % 9 > 0,
+        'next_in_s', case when d.device_id % 7 = 3 then 1 + d.device_id % 5 * 600 end
+      )),
+      d.ts
+    )
     from (select device_id, now() - random() * interval '40 minutes' as ts from fleet.devices where device_id % 20 <> 0) d
   `
   await admin`update fleet.devices set cohort = 'slowed' where device_id % 10 < 3`

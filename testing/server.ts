@@ -7,6 +7,7 @@ import { readConfig, type ServerConfig } from '../server/config.ts'
 import { connectHot } from '../server/database.ts'
 import { createLog } from '../lib/log.ts'
 import { createMetrics } from '../server/ops/metrics.ts'
+import { spread } from '../server/ingest/spread.ts'
 import { startServer } from '../server/server.ts'
 import { type Chunk, Writer } from '../server/ingest/writer.ts'
 
@@ -41,6 +42,17 @@ export async function withServer(t: Test, overrides: Partial<ServerConfig> = {},
 }
 
 export type Call = ReturnType<typeof client>
+
+/**
+ * The `interval` of a device, if an answer asks it to send at its moment in this interval, as server/ingest/spread.ts does; otherwise
+ * the seconds that it asks for. The test may have taken some seconds since.
+ */
+export function intervalAsked(answer: unknown, deviceId: number, interval: number) {
+  const { next_interval_s } = answer as { next_interval_s: number }
+  const since = spread(deviceId, interval, Date.now()) - next_interval_s
+  const isIts = Math.abs(((since + 1.5 * interval) % interval) - 0.5 * interval) <= interval / 4
+  return isIts && next_interval_s >= 0.25 * interval && next_interval_s <= 1.4 * interval ? interval : next_interval_s
+}
 
 /** Sends requests such as `POST /v1/heartbeat`. An object is sent as JSON, a string or Buffer as it is. */
 export function client(url: string) {

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { gzipSync } from 'node:zlib'
 import t from 'tap'
 import { type TestDatabase, waitFor, withDatabase } from '../../testing/database.ts'
-import { ago, type Call, enroll, gatewayToken, load, lost, stored, withServer } from '../../testing/server.ts'
+import { ago, type Call, enroll, gatewayToken, intervalAsked, load, lost, stored, withServer } from '../../testing/server.ts'
 
 const UNKNOWN = `nxd_${'0'.repeat(64)}`
 const UNKNOWN_GATEWAY = `nxg_${'0'.repeat(64)}`
@@ -325,7 +325,7 @@ t.test('a slowed cohort learns its new interval with its next heartbeat, also th
   const other = await enroll(db, 'other')
   const gateway = await gatewayToken(db, 'hall')
   let seconds = 1_000
-  const paces = async () => {
+  const paces = async (interval: number) => {
     const single = await send(call, token, (seconds -= 20))
     const batch = await call('POST /v1/heartbeats', { token, body: [{ ts: ago((seconds -= 20)) }] })
     const body = [
@@ -333,16 +333,19 @@ t.test('a slowed cohort learns its new interval with its next heartbeat, also th
       { device_id: other.device_id, ts: ago(seconds) },
     ]
     const hall = await call('POST /v1/heartbeats', { token: gateway, body })
-    const results = [batch, hall].flatMap(({ body }) => (body as { results: { next_interval_s: number }[] }).results)
-    return [single.body as { next_interval_s: number }, ...results].map(({ next_interval_s }) => next_interval_s)
+    const results = ({ body }: { body: unknown }) => (body as { results: { next_interval_s: number }[] }).results
+    return [
+      ...[single.body, ...results(batch)].map(answer => intervalAsked(answer, Number(device_id), interval)),
+      ...results(hall).map(({ next_interval_s }) => next_interval_s),
+    ]
   }
-  t.same(await paces(), [60, 60, 60, 60])
+  t.same(await paces(60), [60, 60, 60, 60])
   await db.sql`select fleet.set_cohort_interval('lobby', '5 minutes')`
-  t.same(await paces(), [300, 300, 300, 60])
+  t.same(await paces(300), [300, 300, 300, 60])
   await db.sql`select fleet.set_cohort_interval('lobby', '10 seconds')`
-  t.same(await paces(), [60, 60, 60, 60], 'an interval can only slow devices down')
+  t.same(await paces(60), [60, 60, 60, 60], 'an interval can only slow devices down')
   await db.sql`update fleet.devices set heartbeat_interval = '10 minutes' where alias = 'a'`
-  t.same(await paces(), [600, 600, 600, 60])
+  t.same(await paces(600), [600, 600, 600, 60])
 })
 
 t.test('requests of devices, of gateways and with wrong tokens share a statement, and each gets its own answer', async t => {
@@ -382,8 +385,13 @@ t.test('requests of devices, of gateways and with wrong tokens share a statement
   t.equal((await blocked).status, 201)
   const all = await answers
   for (const [n, answer] of all.slice(0, 20).entries()) {
-    if (n === 2) t.equal(answer.status, 401)
-    else t.match(answer, { status: 201, body: { result: 'stored', next_interval_s: n === 1 ? 300 : 60, ignored: ['device_id'] } })
+    if (n === 2) {
+      t.equal(answer.status, 401)
+      continue
+    }
+    t.match(answer, { status: 201, body: { result: 'stored', ignored: ['device_id'] } })
+    const interval = n === 1 ? 300 : 60
+    t.equal(intervalAsked(answer.body, devices[n]!.device_id, interval), interval)
   }
   const [unknown, hall, unknownGateway, own, yard] = all.slice(20)
   t.equal(unknown!.status, 401)
@@ -407,13 +415,18 @@ t.test('requests of devices, of gateways and with wrong tokens share a statement
     status: 200,
     body: {
       results: [
-        { result: 'stored', next_interval_s: 300 },
+        { result: 'stored' },
         { result: 'rejected', errors: [{ message: 'is not the device of this token' }] },
-        { result: 'duplicate', next_interval_s: 300 },
+        { result: 'duplicate' },
       ],
     },
   })
+  const [stored300, refused, duplicate300] = (own!.body as { results: object[] }).results
+  t.notOk('next_interval_s' in refused!)
+  for (const result of [stored300, duplicate300]) t.equal(intervalAsked(result, second!.device_id, 300), 300)
   t.match(yard, { status: 200, body: { duplicate: 1 } })
+  const [ofOne] = (yard!.body as { results: object[] }).results
+  t.equal(intervalAsked(ofOne, first!.device_id, 60), 60)
 
   const count = async (id: number) => (await stored(db, id)).length
   t.same([await count(first!.device_id), await count(second!.device_id), await count(revoked!.device_id)], [3, 3, 0])

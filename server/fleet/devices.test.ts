@@ -1,7 +1,7 @@
 import t from 'tap'
 import { ingestOnTime } from '../../testing/fleet.ts'
 import { waitFor } from '../../testing/database.ts'
-import { ago, enroll, lastStatus, withServer } from '../../testing/server.ts'
+import { ago, enroll, intervalAsked, lastStatus, withServer } from '../../testing/server.ts'
 
 interface Page {
   devices: { device_id: number; alias: string; status: string }[]
@@ -262,13 +262,11 @@ t.test('a device is renamed and moved, together or separately, and a change that
   const change = (body: unknown, id: number | string = device_id) => call(`PATCH /admin/devices/${id}`, { admin: true, body })
   const now = async () => (await db.sql`select alias, cohort from fleet.devices where device_id = ${device_id}`)[0]!
   await db.sql`select fleet.set_cohort_interval('slow', '10 minutes')`
-  t.match((await call('POST /v1/heartbeat', { token, body: { ts: ago(30) } })).body, { next_interval_s: 60 })
+  const beat = async (seconds: number) => (await call('POST /v1/heartbeat', { token, body: { ts: ago(seconds) } })).body
+  t.equal(intervalAsked(await beat(30), device_id, 60), 60)
   for (let n = 0; n < 2; n++) t.equal((await change({ alias: 'b', cohort: 'slow' })).status, 204)
   t.same(await now(), { alias: 'b', cohort: 'slow' })
-  await waitFor(async () => {
-    const { body } = await call('POST /v1/heartbeat', { token, body: { ts: ago(1) } })
-    return (body as { next_interval_s: number }).next_interval_s === 600
-  })
+  await waitFor(async () => intervalAsked(await beat(1), device_id, 600) === 600)
   t.equal((await change({ alias: 'c' })).status, 204)
   t.equal((await change({ cohort: 'hall' })).status, 204)
   t.match(await change({ alias: 'taken', cohort: 'lost' }), { status: 409, body: { detail: /taken/, hint: String } })

@@ -3,7 +3,7 @@ import { connect } from 'node:net'
 import fc from 'fast-check'
 import t from 'tap'
 import type { TestDatabase } from '../../testing/database.ts'
-import { ago, type Call, enroll, gatewayToken, lastStatus, stored, withServer } from '../../testing/server.ts'
+import { ago, type Call, enroll, gatewayToken, intervalAsked, lastStatus, stored, withServer } from '../../testing/server.ts'
 import { FIELDS } from './fields.ts'
 
 t.test('a heartbeat is in its partition and in last status before the 201', async t => {
@@ -21,7 +21,8 @@ t.test('a heartbeat is in its partition and in last status before the 201', asyn
   const answer = await call('POST /v1/heartbeat', { token, body })
   t.equal(answer.status, 201)
   t.same(Object.keys(answer.body as object).sort(), ['next_interval_s', 'result', 'ts'])
-  t.match(answer.body, { result: 'stored', next_interval_s: 60 })
+  t.match(answer.body, { result: 'stored' })
+  t.equal(intervalAsked(answer.body, device_id, 60), 60)
   t.equal(Date.parse((answer.body as { ts: string }).ts), Date.parse(ts))
 
   const want = {
@@ -57,7 +58,9 @@ t.test('50 parallel copies in one 10-second bucket leave one row', async t => {
   const answers = await Promise.all(Array.from({ length: 50 }, () => call('POST /v1/heartbeat', { token, body: { ts } })))
   t.same(answers.map(answer => answer.status).sort(), [...Array<number>(49).fill(200), 201])
   t.equal(answers.filter(answer => (answer.body as { result: string }).result === 'duplicate').length, 49)
-  t.match(answers.find(answer => answer.status === 200)?.body, { result: 'duplicate', next_interval_s: 60, ts: String })
+  const duplicate = answers.find(answer => answer.status === 200)?.body
+  t.match(duplicate, { result: 'duplicate', ts: String })
+  t.equal(intervalAsked(duplicate, device_id, 60), 60)
   t.equal((await stored(db, device_id)).length, 1)
 })
 
@@ -76,7 +79,8 @@ t.test('a heartbeat with a time outside the window is quarantined, with the reas
   const { device_id, token } = await enroll(db, 'tablet')
   const late = await call('POST /v1/heartbeat', { token, body: { ts: '2001-01-01T00:00:00Z' } })
   t.equal(late.status, 202)
-  t.same(late.body, { result: 'quarantined', reason: 'too_late', ts: '2001-01-01T00:00:00Z', next_interval_s: 60 })
+  t.match(late.body, { result: 'quarantined', reason: 'too_late', ts: '2001-01-01T00:00:00Z' })
+  t.equal(intervalAsked(late.body, device_id, 60), 60)
   for (const ts of [ago(-3600), '9999-12-31T23:59:59Z']) {
     t.match((await call('POST /v1/heartbeat', { token, body: { ts } })).body, { result: 'quarantined', reason: 'in_future' })
   }
@@ -86,13 +90,14 @@ t.test('a heartbeat with a time outside the window is quarantined, with the reas
 
 t.test('a heartbeat for which the quarantine is full is answered as rejected, and the device is paced', async t => {
   const { db, call } = await withServer(t)
-  const { token } = await enroll(db, 'tablet')
+  const { device_id, token } = await enroll(db, 'tablet')
   await db.sql`update fleet.settings set quarantine_per_device = 1`
   t.equal((await call('POST /v1/heartbeat', { token, body: { ts: '2001-01-01T00:00:00Z' } })).status, 202)
   const answer = await call('POST /v1/heartbeat', { token, body: { ts: '2002-01-01T00:00:00Z' } })
-  const want = { result: 'rejected', reason: 'quarantine_full', ts: '2002-01-01T00:00:00Z', next_interval_s: 60 }
+  const want = { result: 'rejected', reason: 'quarantine_full', ts: '2002-01-01T00:00:00Z' }
   t.equal(answer.status, 200)
-  t.same(answer.body, want)
+  t.match(answer.body, want)
+  t.equal(intervalAsked(answer.body, device_id, 60), 60)
   t.match((await call('POST /v1/heartbeats', { token, body: [{ ts: '2003-01-01T00:00:00Z' }] })).body, {
     results: [{ ...want, ts: '2003-01-01T00:00:00Z' }],
     rejected: 1,
@@ -125,9 +130,12 @@ t.test('a heartbeat with a wrong clock counts, whichever way it is sent', async 
       battery_pct: 40 + n,
       unity_running: false,
     }))
-    t.match(answers[0], { body: { result, next_interval_s: 60 } })
-    for (const answer of answers.slice(1))
-      t.match(answer, { status: 200, body: { [result]: 1, results: [{ next_interval_s: 60 }] } })
+    t.match(answers[0], { body: { result } })
+    t.equal(intervalAsked(answers[0]!.body, device_id, 60), 60)
+    for (const answer of answers.slice(1)) {
+      t.match(answer, { status: 200, body: { [result]: 1 } })
+      t.equal(intervalAsked((answer.body as { results: unknown[] }).results[0], device_id, 60), 60)
+    }
     const device = await call(`GET /v1/devices/${device_id}`, { admin: true })
     t.match(device.body, { status: 'clock_skewed', unity_running: false, battery_pct: 43 })
     t.ok((device.body as { seconds_since: number }).seconds_since < 60)
@@ -418,8 +426,8 @@ t.test('a batch is answered item by item, in order', async t => {
   t.equal(answer.status, 200)
   t.match(answer.body, {
     results: [
-      { result: 'stored', next_interval_s: 60 },
-      { result: 'duplicate' },
+      { result: 'stored', next_interval_s: Number },
+      { result: 'duplicate', next_interval_s: Number },
       { result: 'quarantined', reason: 'too_late' },
       { result: 'stored' },
       { result: 'rejected', errors: [{ path: 'device_id' }] },

@@ -10,6 +10,7 @@ import { itemTail, NOT_AN_OBJECT, readItem } from './item.ts'
 import type { Metrics } from '../ops/metrics.ts'
 import { type FieldError, Problem, toProblem } from '../problem.ts'
 import { type Identity, readToken, type Token, type Tokens, unknownToken, wrongKind } from '../auth/tokens.ts'
+import { spread } from './spread.ts'
 import type { UnreadableFields } from './unreadable-fields.ts'
 import type { Outcome, Writer } from './writer.ts'
 
@@ -137,7 +138,7 @@ export function postHeartbeat(
     if (named !== undefined && named !== null && named !== deviceId) ignored.unknown('device_id')
     ignored.report(deviceId)
     const { names } = ignored
-    const body = answer(outcome)
+    const body = answer(outcome, true)
     return c.json(names === undefined ? body : { ...body, ignored: names }, STATUS[outcome.result])
   }
 }
@@ -163,10 +164,11 @@ export function postHeartbeats(
 
     // Nobody fills statements and the queue before it is authenticated. Without an item, no statement says who it is.
     if (accepted.length === 0 || accepted.length > MAX_UNVERIFIED_ITEMS) await sender.identify().catch(refuse)
+    const devices = token.isGateway ? new Set(accepted.map(({ device_id }) => device_id)).size : 1
     const outcomes = await writer.store({
       token: token.hash,
       items: accepted.length,
-      devices: token.isGateway ? new Set(accepted.map(({ device_id }) => device_id)).size : 1,
+      devices,
       json: accepted.map(({ text }) => text).join(','),
     })
     // The database was unreachable for one of the items: the whole request fails, because the client sends nothing else again. What
@@ -175,7 +177,7 @@ export function postHeartbeats(
     for (const [position, { index, device_id }] of accepted.entries()) {
       const outcome = outcomes[position]!
       if (outcome instanceof Problem) results[index] = rejected(outcome.errors ?? [{ path: '', message: outcome.message }])
-      else if (isKept(outcome)) results[index] = answer(outcome)
+      else if (isKept(outcome)) results[index] = answer(outcome, devices === 1)
       else if (own === null) results[index] = rejected([NOT_ENROLLED])
       else {
         ignored.refused(own, NOT_THIS_DEVICE, { device_id })
@@ -218,10 +220,16 @@ function isKept(outcome: Outcome): outcome is Outcome & { result: Result['result
   return outcome.result !== 'unauthorized' && outcome.result !== 'unknown_device'
 }
 
-function answer({ result, reason, ts, next_interval_s }: Outcome & { result: Result['result'] }): Result {
-  const about = { ts, next_interval_s: next_interval_s! }
+/**
+ * @param isOfOne whether the request is of one device. A gateway that sends for several at once would send more often if each had a
+ * moment of its own, so it is asked for plain intervals.
+ */
+function answer(outcome: Outcome & { result: Result['result'] }, isOfOne: boolean): Result {
+  const { result, reason, ts, device_id, next_interval_s } = outcome
+  const about = { ts, next_interval_s: isOfOne ? spread(device_id!, next_interval_s!, Date.now()) : next_interval_s! }
   return reason === null ? { result, ...about } : { result, reason, ...about }
 }
+
 function rejected(errors: FieldError[]): Result {
   return { result: 'rejected', errors }
 }

@@ -31,13 +31,13 @@ const single = {
     },
     promise: {
       summary: 'The last one before the device restarts, which says when the next one comes',
-      value: { ts: '2026-01-31T12:01:00Z', battery_pct: 80, next_in_s, stopping },
+      value: { ts: '2026-01-31T11:59:50Z', battery_pct: 80, next_in_s, stopping },
     },
   }),
   responses: {
     201: answer('The heartbeat is stored.', 'Stored', {
       stored: { result: 'stored', ts: '2026-01-31T12:00:00Z', next_interval_s: 60 },
-      promise: { result: 'stored', ts: '2026-01-31T12:01:00Z', next_interval_s: 60 },
+      promise: { result: 'stored', ts: '2026-01-31T11:59:50Z', next_interval_s: 60 },
     }),
     200: answer(
       'The device already has a heartbeat in the ten seconds of `ts`, usually this one. Or it is `rejected`: the device has too ' +

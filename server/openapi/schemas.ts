@@ -72,7 +72,9 @@ const answered = {
     .optional()
     .describe('Why the heartbeat is quarantined; `quarantine_full`: why it is rejected.'),
   ts: time.describe("The time of the heartbeat: the device's, or the server's if the device gave none."),
-  next_interval_s: count.describe('Seconds until the next heartbeat is due.'),
+  next_interval_s: count.describe(
+    'Seconds until the next heartbeat is due. It differs from answer to answer, so that each device has its own second.',
+  ),
 }
 
 const statuses = ['new', 'online', 'late', 'offline', 'clock_skewed', 'unity_down', 'revoked'] as const

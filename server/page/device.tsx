@@ -12,6 +12,10 @@ export interface DeviceDetail extends Device {
   ip: string | null
   /** As JSON text. */
   extra: string | null
+  /** When its next heartbeat comes, if the newest one said so. */
+  announced_at: string | null
+  /** Why it was about to stop. */
+  stopping: string | null
   /** What is wrong with its clock, such as "lags by 6 h"; null unless it is clock_skewed. */
   clock: string | null
   interval_s: number
@@ -32,8 +36,9 @@ export async function readDevice(reader: Reader, deviceId: number) {
     sql => sql<DeviceDetail[]>`
     select device_id, alias, cohort, status, last_received_at,
       case when status = 'clock_skewed' then fleet.describe_clock(device_id) end as clock, battery_pct, network_type,
-      unity_running, signal_dbm, agent_version, ip, extra::text, extract(epoch from heartbeat_interval)::float8 as interval_s,
-      enrolled_at
+      unity_running, signal_dbm, agent_version, ip, extra::text, stopping,
+      last_received_at + next_in_s * interval '1 second' as announced_at,
+      extract(epoch from heartbeat_interval)::float8 as interval_s, enrolled_at
     from fleet.device_status
     where device_id = ${deviceId}
   `,
@@ -65,6 +70,20 @@ export function DeviceFacts({ device, now }: { device: DeviceDetail; now: Date }
         <dt>Last heartbeat</dt>
         <dd>{device.last_received_at === null ? 'never' : <Moment at={device.last_received_at} now={now} />}</dd>
       </div>
+      {device.announced_at !== null && (
+        <div>
+          <dt>Next heartbeat</dt>
+          <dd>
+            announced: <Moment at={device.announced_at} now={now} />
+          </dd>
+        </div>
+      )}
+      {device.stopping !== null && (
+        <div>
+          <dt>Stopping</dt>
+          <dd>{device.stopping}</dd>
+        </div>
+      )}
       {device.clock !== null && (
         <div>
           <dt>Clock</dt>

@@ -308,18 +308,21 @@ t.test('a device has a page with its last day', async t => {
     battery_pct: 50 + (n % 10),
     signal_dbm: -70,
     unity_running: n !== 3,
-    ...(n === 0 && { extra: { store: 12, '<b>': ['<i>'] } }),
+    ...(n === 0 && { extra: { store: 12, '<b>': ['<i>'] }, next_in_s: 7_200, stopping: 'update' }),
   }))
   t.match(await call('POST /v1/heartbeats', { token, body: beats }), { body: { stored: 60 } })
   const { get, login } = visitor(url)
   const session = await login()
   t.match(
     textOf((await get(`/devices/${device_id}`, session)).html, 'now'),
-    /Status clock skewed Last heartbeat now .* Clock lags by 60 min /,
+    /Status clock skewed Last heartbeat now .* Next heartbeat announced: in 2 h .* Stopping update Clock lags by 60 min /,
   )
-  await db.admin`update fleet.device_last_status set last_received_at = now() - interval '1 hour'`
+  await db.admin`update fleet.device_last_status set last_received_at = now() - interval '4 hours'`
   const { html } = await get(`/devices/${device_id}`, session)
-  t.match(textOf(html, 'now'), /Status offline Last heartbeat 1 h ago .* Battery 50 % Signal -70 dBm/)
+  t.match(
+    textOf(html, 'now'),
+    /Status offline Last heartbeat 4 h ago .* Next heartbeat announced: 2 h ago .* Battery 50 % Signal -70 dBm/,
+  )
   t.match(
     html,
     '<dt>Own values</dt><dd><code>{&quot;&lt;b&gt;&quot;: [&quot;&lt;i&gt;&quot;], &quot;store&quot;: 12}</code></dd>',

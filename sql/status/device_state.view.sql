@@ -10,6 +10,11 @@ select d.device_id, d.alias, d.cohort,
   extract(epoch from now() - ls.last_received_at)::bigint as seconds_since,
   ls.last_received_at, i.asked as heartbeat_interval, d.enrolled_at, ls.is_silent, ls.status as said,
   i.expected as expected_interval,
+  coalesce(
+    ls.noted_reason,
+    case when ls.next_in_s is not null and now() - ls.last_received_at > fleet.late_after(i.expected)
+      then coalesce(ls.stopping, 'sleep') end
+  ) as reason,
 --!include status/reported_fields.inc.sql
 from fleet.devices d
 left join fleet.device_last_status ls using (device_id)

@@ -11,6 +11,18 @@ select d.device_id, d.alias, d.cohort,
   extract(epoch from now() - greatest(h.heard_at, a.heard_at, r.heard_at))::bigint as seconds_since,
   greatest(h.heard_at, a.heard_at, r.heard_at) as last_received_at,
   i.asked as heartbeat_interval, d.enrolled_at,
+  coalesce(
+    (
+      select case when t.status in ('late', 'offline') then t.reason end
+      from fleet.device_transitions t
+      where t.device_id = d.device_id
+      order by t.transition_id desc
+      limit 1
+    ),
+    case when ls.next_in_s is not null
+      and now() - greatest(h.heard_at, a.heard_at, r.heard_at) > fleet.late_after(i.expected)
+      then coalesce(ls.stopping, 'sleep') end
+  ) as reason,
 --!include status/reported_fields.inc.sql
 from fleet.devices d
 left join fleet.cohorts c on c.cohort = d.cohort

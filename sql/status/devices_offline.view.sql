@@ -3,7 +3,7 @@
 -- devices, because it cannot guess how many are offline.
 create or replace view fleet.devices_offline as
 select d.device_id, d.alias, d.cohort, d.last_ts, d.seconds_since, d.battery_pct, d.network_type, d.agent_version, d.ip,
-  ls.last_received_at
+  ls.last_received_at, d.reason
 from (
   select l.device_id, l.last_received_at
   from (
@@ -24,5 +24,5 @@ where d.status = 'offline'
 order by ls.last_received_at;
 
 comment on view fleet.devices_offline is
-  'Devices silent for longer than settings.offline_after, longest first. '
+  'Devices silent for longer than settings.offline_after, longest first, with the reason as in fleet.device_transitions. '
   'Example: select * from fleet.devices_offline where seconds_since > 720;';

@@ -80,6 +80,8 @@ begin
     commit;
   end loop;
   perform fleet.end_incidents(p_now);
+  perform fleet.remind_webhooks(p_now);
+  perform fleet.wake_notifier();
   commit;
 
   perform fleet.count_fleet();
@@ -93,4 +95,4 @@ comment on procedure fleet.mark_silent(integer, timestamptz) is
   'Sets device_last_status.is_silent for devices that have been silent for three quarters of the time after which they are '
   'offline, so that lists of offline devices need not look at the others. Run every minute by pg_cron. If it does not run, '
   'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence(), fleet.note_transitions(), '
-  'fleet.end_incidents(), fleet.count_fleet() and fleet.sample_fleet(). Example: call fleet.mark_silent();';
+  'fleet.end_incidents(), fleet.remind_webhooks(), fleet.count_fleet() and fleet.sample_fleet(). Example: call fleet.mark_silent();';

@@ -1,10 +1,14 @@
 create or replace function fleet.end_incidents(p_now timestamptz default now()) returns bigint[]
-language sql
+language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
+declare
+  v_ended bigint[];
+begin
+  perform fleet.not_in_future(p_now);
   with over as (
     select i.incident_id
     from fleet.incidents i
@@ -23,14 +27,19 @@ as $$
   ),
   ended as (
     update fleet.incidents i
-    set ended_at = fleet.not_in_future(p_now)
+    set ended_at = p_now
     from over o
     where i.incident_id = o.incident_id
     returning i.incident_id
   )
-  select array_agg(e.incident_id order by e.incident_id) from ended e;
+  select array_agg(e.incident_id order by e.incident_id) into v_ended from ended e;
+  if v_ended is not null and exists (select from fleet.webhooks) then
+    perform fleet.queue_messages(null, null, v_ended);
+  end if;
+  return v_ended;
+end
 $$;
 
 comment on function fleet.end_incidents(timestamptz) is
-  'Ends the incidents of which at least half of the devices are back, and returns them; null if there are none. Called each '
-  'minute by fleet.mark_silent().';
+  'Ends the incidents of which at least half of the devices are back, queues the messages about them, and returns '
+  'them; null if there are none. Called each minute by fleet.mark_silent().';

@@ -11,17 +11,31 @@ as $$
 declare
   c_around constant interval := interval '105 seconds';
   v_least integer := (select s.silence_min_devices from fleet.settings s);
-  v_gap_from timestamptz;
+  v_newest timestamptz;
+  v_is_down boolean;
+  v_began_at timestamptz;
   v_group record;
   v_size bigint;
   v_id bigint;
-  v_opened bigint[] := '{}';
+  v_opened bigint[] := array[]::bigint[];
 begin
-  -- Ours, while nothing comes in from anybody.
-  if fleet.is_ingest_down(fleet.newest_received_at(p_now), p_now) then
-    select coalesce(w.gap_from, w.newest_received_at) into v_gap_from from fleet.silence_watch w;
+  -- Ours, while nothing comes in from anybody, and for those who have not come back since.
+  v_newest := fleet.newest_received_at(p_now);
+  -- The silence of one or two devices proves nothing.
+  v_is_down := fleet.is_ingest_down(v_newest, p_now) and v_least <= (
+    select count(*)
+    from (
+      select from fleet.device_last_status ls
+      where ls.last_received_at > v_newest - interval '10 minutes' and ls.last_received_at <= v_newest
+      limit v_least
+    ) f
+  );
+  select min(ls.last_received_at) into v_began_at
+  from fleet.device_last_status ls
+  where ls.device_id = any (p_device_ids) and (v_is_down or fleet.was_ingest_down(ls.last_received_at));
+  if v_began_at is not null then
     insert into fleet.incidents (kind, subject, began_at, seen_at)
-    values ('ingest', '(all)', least(v_gap_from, p_now), p_now)
+    values ('ingest', '(all)', case when v_is_down then v_newest else v_began_at end, p_now)
     on conflict (kind, subject) where ended_at is null do nothing
     returning incident_id into v_id;
     return array_remove(array[v_id], null);

@@ -15,8 +15,11 @@ as $$
       or i.kind = 'network' and i.subject = p_network
     )
     -- A device that is lost later has a reason of its own.
-    and p_heard_at - i.began_at >= -interval '105 seconds'
-    and (i.kind = 'ingest' or p_heard_at - i.began_at <= least(s.offline_after, interval '10 minutes'))
+    and case i.kind
+      when 'ingest' then p_heard_at - i.began_at >= -greatest(s.offline_after, interval '105 seconds')
+      else p_heard_at - i.began_at >= -interval '105 seconds'
+        and p_heard_at - i.began_at <= least(s.offline_after, interval '10 minutes')
+    end
   order by case i.kind when 'ingest' then 1 when 'cohort' then 2 else 3 end
   limit 1;
 $$;

@@ -1,4 +1,5 @@
--- Ingest has locked the rows already. Other callers lock them here, in the order of ingest.
+-- Ingest has locked the rows already. Other callers lock them here, in the order of ingest. Ingest never notifies the notifier,
+-- because a NOTIFY takes a lock that commits would wait for; the notifier looks every two seconds.
 create or replace function fleet.note_transitions(p_device_ids bigint[], p_now timestamptz default null) returns integer
 language plpgsql
 volatile
@@ -24,7 +25,9 @@ begin
   end if;
 
   if p_now is not null then
-    select array_agg(c.device_id) into v_fallen from unnest(v_changes) c where c.status = 'offline' and c.since > p_now - interval '1 hour';
+    select array_agg(c.device_id) into v_fallen
+    from unnest(v_changes) c
+    where c.status = 'offline' and c.since > p_now - interval '1 hour';
     if v_fallen is not null then
       v_opened := fleet.find_incidents(v_fallen, p_now);
     end if;
@@ -47,6 +50,7 @@ begin
       case when c.heard_at is not null then coalesce(
         (select case n.kind when 'ingest' then 'ingest_down' else n.kind || '_silent' end
           from fleet.incidents n where n.incident_id = i.incident_id),
+        case when fleet.was_ingest_down(c.heard_at) then 'ingest_down' end,
         fleet.silence_reason(c.device_id, c.heard_at)
       ) end as why
     from changes c
@@ -100,11 +104,15 @@ begin
     where ls.device_id = w.device_id
   )
   select array_agg(w.transition_id order by w.transition_id) into v_ids from written w;
+  if exists (select from fleet.webhooks) then
+    perform fleet.queue_messages(v_ids, v_opened, null);
+  end if;
   return cardinality(v_ids);
 end
 $$;
 
 comment on function fleet.note_transitions(bigint[], timestamptz) is
-  'Writes the changes of status of these devices that were not noted yet to fleet.device_transitions, with their reasons: without '
-  'p_now, of devices that a heartbeat of this transaction came from. Returns how many. Called by ingest and each minute by '
+  'Writes the changes of status of these devices that were not noted yet to fleet.device_transitions, with their reasons, and '
+  'queues the messages about them: without p_now, of devices that a heartbeat of this transaction came from. Returns how many. '
+  'Called by ingest and each minute by '
   'fleet.mark_silent().';
