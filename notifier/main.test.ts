@@ -4,7 +4,7 @@ import postgres from 'postgres'
 import t from 'tap'
 import { leftToCi, size } from '../local/config.ts'
 import { spawnNode, waitFor, withCluster, withDatabase } from '../testing/database.ts'
-import { asRole, enroll, value } from '../testing/fleet.ts'
+import { asRole, enroll, ingest, value } from '../testing/fleet.ts'
 import { generator } from '../testing/random.ts'
 import {
   change,
@@ -47,6 +47,32 @@ t.test('a notification wakes it at once, and without one it looks every two seco
   t.match(await dba`select status, detail from fleet.check_webhooks() where check_name = 'notifier'`, [{ status: 'ok' }])
   t.same(await notifier.stop('SIGTERM'), { code: 0, signal: null })
   t.notMatch(notifier.output(), /whsec_|error|warn/)
+})
+
+t.test('from a heartbeat that does not come to the message, and from the next one to the recovery', async t => {
+  const db = await withDatabase(t)
+  const dba = asRole(t, db, 'fleet_dba')
+  const devices = (await enroll(db.sql, 12)) as [number, ...number[]]
+  const [silent, ...others] = devices
+  await db.admin`update fleet.devices set enrolled_at = now() - interval '1 day'`
+  const receiver = await withReceiver(t)
+  await dba`select fleet.create_webhook('hook', ${receiver.url}, p_grace => '0')`
+  await startNotifier(t, db)
+  const ago = (minutes: number) => new Date(Date.now() - minutes * 60_000).toISOString()
+  await ingest(db.sql, [{ device_id: silent, ts: ago(15), battery_pct: 40 }], ago(15))
+  await ingest(
+    db.sql,
+    others.map(device_id => ({ device_id, ts: ago(0), battery_pct: 40 })),
+  )
+  await db.sql`call fleet.mark_silent()`
+  await waitFor(async () => receiver.received.length === 1)
+  t.match(receiver.received[0]!.body, {
+    type: 'device.offline',
+    data: { device: { id: silent, alias: 'device-1' }, battery_pct: 40 },
+  })
+  await ingest(db.sql, [{ device_id: silent, ts: ago(0) }])
+  await waitFor(async () => receiver.received.length === 2)
+  t.match(receiver.received[1]!.body, { type: 'device.back', data: { first_id: idOf(receiver.received[0]!) } })
 })
 
 t.test('a receiver that fails in every way gets the message again with the same id, until it accepts it', async t => {
