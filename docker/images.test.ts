@@ -69,13 +69,14 @@ t.test('the node image has everything that its commands import, and no test file
   const image = await withImage(t)
   const files = await readdir(image, { recursive: true })
   t.same(
-    files.filter(file => /test/.test(file) && !file.startsWith('node_modules')),
+    files.filter(file => /\.test\.|(^|\/)testing\//.test(file) && !file.startsWith('node_modules')),
     [],
   )
   for (const [script, code] of [
     ['server/main.ts', 2],
     ['archiver/main.ts', 2],
     ['archiver/cli.ts', 2],
+    ['notifier/main.ts', 2],
     ['cli/migrate.ts', 2],
     ['cli/logins.ts', 2],
     ['docker/node/make-bucket.ts', 1],
@@ -120,7 +121,12 @@ t.test('every service is confined', async t => {
     Object.entries(networks)
       .filter(([, network]) => !(network as { internal?: boolean } | null)?.internal)
       .map(([name]) => name),
-    ['edge'],
+    ['edge', 'outside'],
+  )
+  t.same(
+    all.filter(([, service]) => service.networks?.includes('outside')).map(([name]) => name),
+    ['notifier'],
+    'only the notifier reaches the internet',
   )
   for (const [name, service] of all) if (service.networks?.includes('edge')) t.ok(service.ports, `${name} is published`)
 })
@@ -139,7 +145,7 @@ t.test('each service waits only for services that exist and become ready', async
         )
     }
     const isOnce = service.restart === 'no'
-    t.equal(await hasHealthcheck(service), !isOnce && name !== 'archiver', name)
+    t.equal(await hasHealthcheck(service), !isOnce && name !== 'archiver' && name !== 'notifier', name)
   }
 })
 

@@ -52,7 +52,7 @@ t.test('secrets are made once, and only the services that need one can read it',
   const before = await read()
   t.match(before['all/admin_key'], /^[0-9a-f]{48}$/)
   const random = Object.entries(before).filter(([path, text]) => /^all\/[^.]+$/.test(path) && text)
-  t.equal(new Set(random.map(([, text]) => text)).size, 9, 'nine different secrets')
+  t.equal(new Set(random.map(([, text]) => text)).size, 10, 'ten different secrets')
   t.equal(before['server/admin_key'], before['all/admin_key'])
   t.equal(before['pgbouncer/userlist.txt'], `"fleet_server" "${before['all/fleet_server_password']}"\n`)
   t.match(JSON.parse(before['objects/s3.json'] ?? ''), {

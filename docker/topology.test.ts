@@ -12,6 +12,7 @@ import { topology, withHaproxy, withPgbouncer } from '../testing/topology.ts'
 import { client } from '../testing/server.ts'
 import { healthcheckOf, readCompose, withImage } from '../testing/images.ts'
 import { run, withDirectory } from '../testing/scripts.ts'
+import { withReceiver } from '../testing/webhooks.ts'
 
 const { services } = await readCompose()
 
@@ -91,9 +92,10 @@ t.test(
     await pool.start()
     addresses['pgbouncer:6432'] = `127.0.0.1:${pool.port}`
     const ports: [number, number] = [await freePort(true), await freePort(true)]
-    const [servers, archiver] = await Promise.all([
+    const [servers, archiver, notifier] = await Promise.all([
       Promise.all(ports.map((port, i) => start(`server-${i + 1}`, { env: { PORT: String(port) }, ready: /"server.listening"/ }))),
       start('archiver', { ready: /"archiver.ready"/ }),
+      start('notifier', { env: { WEBHOOK_ALLOW: '127.0.0.1' }, ready: /"notifier.ready"/ }),
     ])
     const balancer = await withHaproxy(t, ports)
     await balancer.start()
@@ -168,6 +170,14 @@ t.test(
       t.match(await once('archiver', ['node', '--import', 'tsx', 'archiver/cli.ts', 'verify', date]), { code: 0 })
     })
 
+    await t.test('a message of a webhook arrives', async t => {
+      const receiver = await withReceiver(t)
+      await dba`select fleet.create_webhook('on-call', ${receiver.url})`
+      await dba`select fleet.test_webhook('on-call')`
+      await waitFor(async () => receiver.received.length === 1, { what: notifier.output })
+      await waitFor(async () => (await dba`select from fleet.webhook_health where last_success_at is not null`).length === 1)
+    })
+
     await t.test('Prometheus scrapes everything', async t => {
       const prometheus = await withPrometheus(t, {
         adminKey: await secret('prometheus/admin_key'),
@@ -186,6 +196,8 @@ t.test(
         ['sum(haproxy_server_status{proxy="servers", state="UP"})', 2],
         ['max(hb_partition_archived_total)', 1],
         ['max(archiver_heartbeat_age_seconds) < bool 60', 1],
+        ['max(notifier_heartbeat_age_seconds) < bool 60', 1],
+        ['max(hb_webhook_delivered_total)', 1],
       ] as const) {
         let seen: number[] = []
         await waitFor(async () => (seen = await value(query))[0] === wanted, {
@@ -196,6 +208,6 @@ t.test(
     })
 
     t.same(await dba`select check_name, detail from fleet.check() where status = 'fail'`, [], 'nothing is wrong')
-    for (const process of [...servers, archiver]) t.equal((await process.stop('SIGTERM')).code, 0, process.output())
+    for (const process of [...servers, archiver, notifier]) t.equal((await process.stop('SIGTERM')).code, 0, process.output())
   },
 )

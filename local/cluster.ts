@@ -32,7 +32,15 @@ import { say } from '../lib/progress.ts'
 import { scramVerifier } from './scram.ts'
 
 /** The roles that the setup makes. In a private cluster each can log in. */
-export const ROLES = ['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba', 'fleet_verifier', 'fleet_notifier'] as const
+export const ROLES = [
+  'fleet_owner',
+  'fleet_server',
+  'fleet_archiver',
+  'fleet_reader',
+  'fleet_dba',
+  'fleet_verifier',
+  'fleet_notifier',
+] as const
 export type Role = 'postgres' | (typeof ROLES)[number]
 
 export interface ClusterOptions {

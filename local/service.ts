@@ -1,4 +1,4 @@
-// A child process of npm start, the server or the archiver. It is started, watched, restarted when it dies, and stopped.
+// A child process of npm start: the server, the archiver or the notifier. It is started, watched, restarted when it dies, and stopped.
 import { spawn, type ChildProcess } from 'node:child_process'
 import { closeSync, openSync } from 'node:fs'
 import { copyFile, open, readFile, stat, truncate } from 'node:fs/promises'

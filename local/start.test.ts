@@ -138,7 +138,7 @@ t.test('a fresh clone with an empty environment', async t => {
     t.match(summary, /^Ops page +http/, 'the address of the ops page comes first')
     t.match(await (await fetch(page!)).text(), /Admin key/, 'and it is the page')
     t.notMatch(started.output(), /^\s*\.+( |$)/m, 'no line begins with the dots of a step')
-    t.match(before, /^Starting the server and the archiver \.+ \d+\.\d s$/m)
+    t.match(before, /^Starting the server, the archiver and the notifier \.+ \d+\.\d s$/m)
     t.same(
       summary.split('\n').filter(line => /^ {2}(curl|psql| )/.test(line) && line.length > 100),
       [],
@@ -164,7 +164,7 @@ t.test('a fresh clone with an empty environment', async t => {
 
     started.signal('SIGTERM')
     t.equal(await started.exited, 0)
-    t.match(started.output(), /Stopping the server[^]*Stopping the archiver[^]*Stopping PostgreSQL/)
+    t.match(started.output(), /Stopping the server[^]*Stopping the archiver[^]*Stopping the notifier[^]*Stopping PostgreSQL/)
     t.strictSame(await processes(clone), [], 'no process is left')
   })
 
@@ -183,8 +183,8 @@ t.test('a fresh clone with an empty environment', async t => {
     const supervisor = Number(await readFile(join(clone, '.local/start.pid'), 'utf8'))
     process.kill(supervisor, 'SIGKILL')
     await started.exited
-    await waitFor(async () => !(await processes(clone)).some(line => /(server|archiver)\/main\.ts/.test(line)), {
-      what: () => 'the server and the archiver to notice that npm start was killed',
+    await waitFor(async () => !(await processes(clone)).some(line => /(server|archiver|notifier)\/main\.ts/.test(line)), {
+      what: () => 'the server, the archiver and the notifier to notice that npm start was killed',
     })
   })
 

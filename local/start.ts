@@ -6,8 +6,9 @@ import { delimiter, join, relative } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 import { readConfig as readArchiverConfig } from '../archiver/config.ts'
+import { readConfig as readNotifierConfig } from '../notifier/config.ts'
 import { readConfig as readServerConfig } from '../server/config.ts'
-import { Cluster, clusterMajor, isFree, placeFor } from './cluster.ts'
+import { Cluster, clusterMajor, isFree, placeFor, type Role } from './cluster.ts'
 import { plainEnv, reachable, repository, startConfig, type StartConfig } from './config.ts'
 import { curlLines, demoDevice, psqlLine, shellQuote } from './demo-device.ts'
 import { openDatabase } from '../lib/database.ts'
@@ -141,10 +142,12 @@ async function start(config: StartConfig, running: Running, isDemo: boolean) {
   const url = `http://${reachable(config.host)}:${port}`
   const server = service(running, 'server', 'server/main.ts', env)
   const archiver = service(running, 'archiver', 'archiver/main.ts', env)
-  await running.step('Starting the server and the archiver', async () => {
-    await Promise.all([server.start(), archiver.start()])
+  const notifier = service(running, 'notifier', 'notifier/main.ts', env)
+  await running.step('Starting the server, the archiver and the notifier', async () => {
+    await Promise.all([server.start(), archiver.start(), notifier.start()])
     await untilReady(`${url}/readyz`, server, running.stopped)
     archiver.isReady = true
+    notifier.isReady = true
   })
 
   const sql = openDatabase(db.ownerUrl, { max: 2, connection: { role: 'fleet_owner', TimeZone: 'UTC' } })
@@ -201,19 +204,20 @@ async function privateDatabase(running: Running, config: StartConfig): Promise<D
     psql: onPath('psql') ? 'psql' : cluster.program('psql'),
     reader: 'service=fleet_reader',
     dba: 'service=fleet_dba',
-    env: privateEnv(config.env, cluster.url('fleet_server', DATABASE), cluster.url('fleet_archiver', DATABASE)),
+    env: privateEnv(config.env, role => cluster.url(role, DATABASE)),
   }
 }
 
 /** Gives each child its own login, no matter which other databases the environment names. The children do not get the owner's. */
-function privateEnv(env: StartConfig['env'], serverUrl: string, archiverUrl = serverUrl): StartConfig['env'] {
+function privateEnv(env: StartConfig['env'], url: (role: Role) => string): StartConfig['env'] {
   return {
     ...env,
     DATABASE_URL: undefined,
     READ_DATABASE_URL: undefined,
-    SERVER_DATABASE_URL: serverUrl,
-    OPS_DATABASE_URL: serverUrl,
-    ARCHIVER_DATABASE_URL: archiverUrl,
+    SERVER_DATABASE_URL: url('fleet_server'),
+    OPS_DATABASE_URL: url('fleet_server'),
+    ARCHIVER_DATABASE_URL: url('fleet_archiver'),
+    NOTIFIER_DATABASE_URL: url('fleet_notifier'),
     VERIFIER_DATABASE_URL: undefined,
   }
 }
@@ -272,6 +276,7 @@ async function writeEnvFile(env: Record<string, string | undefined>) {
     'SERVER_DATABASE_URL',
     'OPS_DATABASE_URL',
     'ARCHIVER_DATABASE_URL',
+    'NOTIFIER_DATABASE_URL',
     'ARCHIVE_URL',
     'HOST',
     'PORT',
@@ -352,7 +357,7 @@ async function isStart(pid: number) {
 
 /** The settings of the children before anything is made. Those that npm start provides are filled in. */
 function childSettings({ databaseUrl, adminKey, archiveUrl, env }: StartConfig) {
-  const given = databaseUrl ? env : privateEnv(env, 'postgres://127.0.0.1')
+  const given = databaseUrl ? env : privateEnv(env, () => 'postgres://127.0.0.1')
   return {
     ...given,
     ADMIN_KEY: adminKey ?? randomBytes(24).toString('hex'),
@@ -362,7 +367,7 @@ function childSettings({ databaseUrl, adminKey, archiveUrl, env }: StartConfig) 
 
 function judgeChildren(config: StartConfig) {
   const settings = childSettings(config)
-  const problems = [readServerConfig, readArchiverConfig].flatMap(read => {
+  const problems = [readServerConfig, readArchiverConfig, readNotifierConfig].flatMap(read => {
     try {
       read(settings)
       return []

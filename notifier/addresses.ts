@@ -1,5 +1,5 @@
-// Which addresses messages may be sent to. Whoever may create a webhook chooses the URL, and must not reach with it what only
-// this machine reaches: other services of the network, or the metadata of a cloud, which has credentials.
+// Which addresses messages may be sent to. Somebody who may create a webhook chooses the URL, and must not reach with
+// it what only this machine reaches: other services of the network, or the metadata of a cloud, which has credentials.
 import { BlockList, isIP, isIPv4, isIPv6 } from 'node:net'
 
 /** Receivers that are allowed although they are not public. */

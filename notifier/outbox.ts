@@ -22,7 +22,8 @@ export async function sendDue(notifier: Notifier, onEnd: () => void): Promise<'i
   }
   const claimedAt = performance.now()
   const due = await sql<Message[]>`
-    select * from fleet.claim_deliveries(${name}, ${MAX_IN_FLIGHT - inFlight.size}, make_interval(secs => ${LEASE_S}))`
+    select delivery_id, message_id, webhook_name, url, format, to_jsonb(secrets) as secrets, event, kind, first_id, body, attempts
+    from fleet.claim_deliveries(${name}, ${MAX_IN_FLIGHT - inFlight.size}, make_interval(secs => ${LEASE_S}))`
   for (const message of due) {
     const sending: Promise<void> = send(notifier, message, claimedAt).finally(() => {
       inFlight.delete(sending)

@@ -3,12 +3,13 @@ import { rename, rm, writeFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import { waitFor } from './database.ts'
 import { daysAgo, enroll, ingest, partitionAt, value } from './fleet.ts'
+import { withReceiver } from './webhooks.ts'
 import type { HealthyStore, Trouble } from './troubles.ts'
 
 const OLD_TABLE = 'public.old_heartbeats'
 
 export function troublesOfData(store: HealthyStore): Trouble[] {
-  const { sql, admin, dba, owner, directory, all, first, good, unguarded, endArchiver, login } = store
+  const { sql, admin, dba, owner, directory, all, first, good, unguarded, endArchiver, endNotifier, login } = store
 
   const day = (days: number) => partitionAt(sql, daysAgo(days))
 
@@ -28,6 +29,7 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
   }
 
   let hiddenArchive = ''
+  let receiver: Awaited<ReturnType<typeof withReceiver>> | undefined
 
   return [
     {
@@ -353,6 +355,58 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
         await dba`select fleet.archive_partition(${name})`
         await admin`update fleet.archivers set last_seen_at = now() - interval '1 hour'`
         await admin`update fleet.hb_partitions set detached_at = now() - interval '1 day' where partition_name = ${name}`
+      },
+    },
+    {
+      what: 'messages wait for a notifier that does not run',
+      checks: ['notifier'],
+      inject: async t => {
+        receiver = await withReceiver(t)
+        await dba`select fleet.create_webhook('on-call', ${receiver.url})`
+        await dba`select fleet.test_webhook('on-call')`
+        await admin`update fleet.webhook_deliveries set due_at = due_at - interval '1 hour'`
+      },
+    },
+    {
+      what: 'a receiver refused a message for three days',
+      checks: ['webhooks'],
+      inject: async () => {
+        receiver!.answer = 500
+        await dba`select fleet.test_webhook('on-call')`
+        await waitFor(async () => receiver!.received.length >= 2, { what: () => 'the message to be tried' })
+        await admin`update fleet.webhook_deliveries set due_at = due_at - interval '4 days', next_attempt_at = now() where state = 'pending'`
+        await admin`update fleet.webhooks set hold_until = null`
+        await waitFor(
+          async () => (await value(sql`select count(*)::int from fleet.webhook_deliveries where state = 'dead'`)) === 1,
+          {
+            what: () => 'it to be given up',
+          },
+        )
+      },
+      // The remedy sends it again.
+      besides: async () => {
+        receiver!.answer = 204
+        await admin`update fleet.webhooks set failures = 0`
+      },
+    },
+    {
+      what: 'a receiver accepts nothing',
+      checks: ['webhooks'],
+      inject: async () => {
+        receiver!.answer = 503
+        await admin`update fleet.webhooks set last_success_at = null, created_at = now() - interval '1 hour'`
+        await dba`select fleet.test_webhook('on-call')`
+      },
+      besides: async () => {
+        receiver!.answer = 204
+      },
+    },
+    {
+      what: 'the notifier is gone',
+      checks: ['notifier'],
+      inject: async () => {
+        endNotifier()
+        await admin`update fleet.notifiers set last_seen_at = now() - interval '1 hour'`
       },
     },
     {

@@ -45,10 +45,13 @@ export async function withHealthyStore(t: Test) {
   const login = (role: Role, connection?: Record<string, string>) => asRole(t, db, role, connection)
   const dba = login('fleet_dba')
   const owner = login('fleet_owner')
-  const group: { stop: () => void } = { stop: () => {} }
-  t.teardown(() => group.stop())
+  /** What ends the archiver and the notifier that remedies started. */
+  const stops = new Map<'archiver' | 'notifier', () => void>()
+  t.teardown(() => {
+    for (const stop of stops.values()) stop()
+  })
 
-  /** Runs the lines of a remedy for a shell. The archiver keeps running. */
+  /** Runs the lines of a remedy for a shell. The archiver and the notifier keep running. */
   async function shell(remedy: string) {
     const asPostgres = /as the user of Postgres/.test(remedy)
     const child = spawn('sh', ['-c', remedy], {
@@ -62,6 +65,8 @@ export async function withHealthyStore(t: Test) {
         DATABASE_URL: db.url('postgres'),
         ARCHIVER_DATABASE_URL: db.url('fleet_archiver'),
         VERIFIER_DATABASE_URL: db.url('fleet_verifier'),
+        NOTIFIER_DATABASE_URL: db.url('fleet_notifier'),
+        WEBHOOK_ALLOW: '127.0.0.1',
         ARCHIVE_URL: pathToFileURL(`${directory}/archive`).href,
         TMPDIR: directory, // it is killed, so it removes nothing
       },
@@ -74,7 +79,7 @@ export async function withHealthyStore(t: Test) {
         detached: true,
         stdio: ['pipe', 'ignore', 'ignore'],
       })
-      group.stop = () => guard.stdin.end()
+      stops.set(/npm run notifier/.test(remedy) ? 'notifier' : 'archiver', () => guard.stdin.end())
     } else t.equal(await ended, 0, remedy)
   }
 
@@ -199,7 +204,8 @@ export async function withHealthyStore(t: Test) {
     session,
     minuteJob,
     goThrough,
-    endArchiver: () => group.stop(),
+    endArchiver: () => stops.get('archiver')?.(),
+    endNotifier: () => stops.get('notifier')?.(),
   }
 }
 

@@ -37,7 +37,8 @@ give() {
 }
 
 mkdir -p "$all"
-random postgres_password fleet_server_password fleet_archiver_password fleet_reader_password fleet_dba_password \
+random postgres_password fleet_server_password fleet_archiver_password fleet_notifier_password fleet_reader_password \
+  fleet_dba_password \
   admin_key grafana_admin_password s3_access_key s3_secret_key
 
 printf '"fleet_server" "%s"\n' "$(cat "$all/fleet_server_password")" | write "$all/userlist.txt"
@@ -51,10 +52,12 @@ END
 
 # The user ids of the images: node and SeaweedFS 1000, Postgres 999, pgBouncer (our image) 6432, nobody 65534, Grafana 472.
 give postgres 999 postgres_password
-give migrate 1000 postgres_password fleet_server_password fleet_archiver_password fleet_reader_password fleet_dba_password
+give migrate 1000 postgres_password fleet_server_password fleet_archiver_password fleet_notifier_password \
+  fleet_reader_password fleet_dba_password
 give server 1000 fleet_server_password admin_key
 give pgbouncer 6432 userlist.txt
 give archiver 1000 fleet_archiver_password s3_access_key s3_secret_key
+give notifier 1000 fleet_notifier_password
 give objects 1000 s3.json
 give prometheus 65534 admin_key
 give grafana 472 grafana_admin_password fleet_reader_password
