@@ -150,7 +150,7 @@ export async function untold(sql: Sql, devices: number[], received: Received[]) 
   const newest = new Map<unknown, number>()
   for (const { headers, body } of received) {
     const place = places.get(headers['webhook-id'] ?? '')
-    const device = (body.data as { device_id?: unknown }).device_id
+    const device = (body.data as { device?: { id?: unknown } }).device?.id
     if (place === undefined) continue
     if (place < (newest.get(device) ?? -1))
       wrong.push(`message ${headers['webhook-id']} of device ${String(device)} came after a later one`)
