@@ -24,6 +24,7 @@ const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure
   maintenance: async () => (await import('./maintenance.ts')).benchMaintenance,
   reads: async () => (await import('./reads.ts')).benchReads,
   settle: async () => (await import('./settle.ts')).benchSettle,
+  transitions: async () => (await import('./transitions.ts')).benchTransitions,
   soak: async () => (await import('./soak.ts')).benchSoak,
   views: async () => (await import('./views.ts')).benchViews,
   tracing: async () => (await import('./tracing.ts')).benchTracing,

@@ -12,7 +12,10 @@ alter table fleet.device_last_status
   add column if not exists noted_since timestamptz,
   add column if not exists late_after_s integer,
   add column if not exists gap_from timestamptz,
+  add column if not exists gap_next_in_s integer,
   add column if not exists noted_reason text;
+comment on column fleet.device_last_status.gap_next_in_s is
+  'The next_in_s that held until the newest heartbeat. It says whether the device was late in the gap before it.';
 comment on column fleet.device_last_status.noted_reason is 'The reason of that transition, while the device is late or offline.';
 comment on column fleet.device_last_status.noted_status is
   'The status of the device by its newest transition: new, online, late, offline, clock_skewed, unity_down or revoked. Null: not '
@@ -307,6 +310,7 @@ on conflict do nothing;
 --!include transitions/prune_transitions.sql
 --!include transitions/transitions_after.sql
 --!include transitions/transitions_of.sql
+--!include transitions/recent_changes.view.sql
 --!include status/add_last_status.sql
 --!include devices/devices.trigger.sql
 --!include status/upsert_last_status.sql

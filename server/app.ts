@@ -40,11 +40,7 @@ export function createApp(context: ServerContext) {
 
   app.get('/v1/devices', admin, etag(), timed(metrics, 'GET /v1/devices', listDevices(reads, backpressure)))
   app.get('/v1/devices/:id', admin, noQuery, etag(), timed(metrics, 'GET /v1/devices/:id', getDevice(reads)))
-  app.get(
-    '/v1/devices/:id/transitions',
-    admin,
-    timed(metrics, 'GET /v1/devices/:id/transitions', listDeviceTransitions(reader)),
-  )
+  app.get('/v1/devices/:id/transitions', admin, timed(metrics, 'GET /v1/devices/:id/transitions', listDeviceTransitions(reader)))
   app.get('/v1/transitions', admin, timed(metrics, 'GET /v1/transitions', listTransitions(reader)))
   app.post('/admin/devices', admin, noQuery, timed(metrics, 'POST /admin/devices', createDevice(pool)))
   app.patch('/admin/devices/:id', admin, noQuery, timed(metrics, 'PATCH /admin/devices/:id', changeDevice(pool)))

@@ -40,7 +40,7 @@ export function listTransitions(reader: Reader): Handler<AppEnv> {
       select * from fleet.transitions_after(${after ?? null}, ${limit}, ${cohort ?? null})
     `,
     )
-    const transitions = rows.map(({ cursor: _, ...transition }) => transition)
+    const transitions = rows.map(row => without(row, 'cursor'))
     return c.json({ transitions, next_after: rows.at(-1)?.cursor ?? after ?? '0-0' }, 200, { 'cache-control': 'no-store' })
   }
 }
@@ -55,8 +55,12 @@ export function listDeviceTransitions(reader: Reader): Handler<AppEnv> {
       select * from fleet.transitions_of(${deviceId}, ${cursor ?? null}, ${limit + 1})
     `,
     )
-    const transitions = all.slice(0, limit).map(({ position: _, ...transition }) => transition)
+    const transitions = all.slice(0, limit).map(row => without(row, 'position'))
     const next_cursor = all.length > limit ? String(transitions.at(-1)!.transition_id) : null
     return c.json({ transitions, next_cursor }, 200, { 'cache-control': 'no-store' })
   }
+}
+
+function without<Row extends object, Key extends keyof Row>(row: Row, key: Key): Omit<Row, Key> {
+  return Object.fromEntries(Object.entries(row).filter(([name]) => name !== key)) as Omit<Row, Key>
 }

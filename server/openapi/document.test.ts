@@ -230,6 +230,7 @@ t.test('each status in the document is returned, as the document says', async t 
     await ask(call, path, 'GET', { headers: { 'if-none-match': headers.get('etag')! } })
   }
   await ask(call, '/v1/devices/{id}', 'GET', { target: '/v1/devices/999999' })
+  await ask(call, '/v1/devices/{id}/transitions', 'GET', { target: '/v1/devices/999999/transitions' })
   await ask(call, '/admin/devices', 'POST')
   await ask(call, '/admin/devices/{id}', 'DELETE', { target: '/admin/devices/999999' })
   await ask(call, '/admin/devices/{id}', 'PATCH', { target: '/admin/devices/999999' })
@@ -279,6 +280,15 @@ async function prepare(db: TestDatabase) {
   await db.sql.unsafe('alter table fleet.devices alter device_id restart with 42')
   await db.sql.unsafe('alter table fleet.device_commands alter command_id restart with 7')
   const [device] = await db.sql<{ token: string }[]>`select token from fleet.create_device('lobby-tablet-7', 'lobby')`
+  await db.admin`
+    insert into fleet.device_transitions (
+      transition_id, position, device_id, cohort, at, since, event, status, previous_status, previous_since, reason, battery_pct,
+      network_type, agent_version
+    ) overriding system value
+    values (
+      1206, 1, 42, 'lobby', now(), now() - interval '1 minute', 'offline', 'offline', 'late', now() - interval '555 seconds',
+      'battery', 3, 'wifi', '3.1.0'
+    )`
   return { device: device!.token, gateway: await gatewayToken(db, 'warehouse-3') }
 }
 

@@ -28,6 +28,7 @@ const device = {
   last_received_at: '2026-01-31T12:00:00.130452Z',
   heartbeat_interval: '00:01:00',
   enrolled_at: '2026-01-31T10:00:00Z',
+  reason: null,
   ...exampleFields(),
   next_in_s: null,
   stopping: null,
@@ -103,7 +104,7 @@ const getDevice = {
 }
 
 const transition = {
-  transition_id: 1207,
+  transition_id: 1206,
   device_id: 42,
   cohort: 'lobby',
   at: '2026-01-31T12:11:00.4Z',
@@ -128,15 +129,15 @@ const deviceTransitions = {
   parameters: [
     deviceId,
     ...queryParameters('listDeviceTransitions', {
-      limit: { description: 'The most transitions on a page.', example: 100 },
-      cursor: { description: 'The `next_cursor` of the previous page.' },
+      limit: { description: 'The most transitions on a page.', example: 1 },
+      cursor: { description: 'The `next_cursor` of the previous page.', example: '1207' },
     }),
   ],
   responses: {
     200: answer(
       'A page of transitions.',
       'TransitionPage',
-      { page: { transitions: [{ ...transition, previous_since: '2026-01-31T12:01:52.1Z' }], next_cursor: null } },
+      { page: { transitions: [{ ...transition, previous_since: '2026-01-31T12:01:52.1Z' }], next_cursor: '1206' } },
       'noStore',
     ),
     ...problems(401, 404, 422, 429, 500, 503),
@@ -154,14 +155,14 @@ const transitions = {
   security: [{ admin: [] }],
   parameters: queryParameters('listTransitions', {
     after: { description: 'The `next_after` of an earlier answer. Left out: from the oldest transition on.', example: '0-0' },
-    limit: { description: 'The most transitions in the answer.', example: 100 },
+    limit: { description: 'The most transitions in the answer.', example: 1 },
     cohort: { description: 'Only devices of this cohort.', example: 'lobby' },
   }),
   responses: {
     200: answer(
       'The next transitions.',
       'TransitionFeed',
-      { next: { transitions: [{ ...transition, alias: 'lobby-tablet-7' }], next_after: '83125-1207' } },
+      { next: { transitions: [{ ...transition, alias: 'lobby-tablet-7' }], next_after: '1-1206' } },
       'noStore',
     ),
     ...problems(401, 422, 429, 500, 503),

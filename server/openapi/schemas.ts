@@ -77,7 +77,23 @@ const answered = {
   ),
 }
 
-const statuses = ['new', 'online', 'late', 'offline', 'clock_skewed', 'unity_down', 'revoked'] as const
+const STATUSES = ['new', 'online', 'late', 'offline', 'clock_skewed', 'unity_down', 'revoked'] as const
+
+const reason = z
+  .enum([
+    'ingest_down',
+    'cohort_silent',
+    'network_silent',
+    'shutdown',
+    'reboot',
+    'update',
+    'app',
+    'sleep',
+    'battery',
+    'signal',
+    'unknown',
+  ])
+  .nullable()
 
 const transition = {
   transition_id: z.int().describe('Its number. Of one device, later transitions have higher numbers.'),
@@ -88,25 +104,10 @@ const transition = {
   event: z
     .enum(['online', 'late', 'offline', 'clock_skewed', 'unity_down', 'back', 'revoked'])
     .describe('The new status; or `back`: it was offline or revoked, and is heard from again.'),
-  status: z.enum(statuses).describe('The new status.'),
-  previous_status: z.enum(statuses).describe('The status before.'),
+  status: z.enum(STATUSES).describe('The new status.'),
+  previous_status: z.enum(STATUSES).describe('The status before.'),
   previous_for: z.string().nullable().describe('How long it had the status before, as PostgreSQL writes an interval.'),
-  reason: z
-    .enum([
-      'ingest_down',
-      'cohort_silent',
-      'network_silent',
-      'shutdown',
-      'reboot',
-      'update',
-      'app',
-      'sleep',
-      'battery',
-      'signal',
-      'unknown',
-    ])
-    .nullable()
-    .describe('Why it is late or offline, or was until it came back; docs/views.md says what each means.'),
+  reason: reason.describe('Why it is late or offline, or was until it came back; docs/views.md says what each means.'),
   incident_id: z.int().nullable().describe('The incident in which it fell silent together with others.'),
   battery_pct: percent.nullable().describe('The battery charge that it reported last.'),
   network_type: z.string().nullable().describe('The network that it reported last.'),
@@ -206,6 +207,7 @@ const bodies = {
         .string()
         .describe('How often the device is asked to send, as PostgreSQL writes an interval: `00:01:00`.'),
       enrolled_at: time.describe('When the device was enrolled.'),
+      reason: reason.describe('Why it is silent; docs/views.md says what each means. Null: it is not.'),
       ...reportedFields,
       ip: z.string().nullable().describe('The address it came from, or its prefix, as settings.store_ip says.'),
     })

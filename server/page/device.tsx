@@ -3,6 +3,7 @@ import { Bars, Chart, Line, shareOf, type Tick, ticksTo } from './chart.tsx'
 import { type Device, Status } from './devices.tsx'
 import { count, duration, plural } from './format.ts'
 import { Rows } from './layout.tsx'
+import { reasonOf } from './reasons.ts'
 import { Moment } from './time.tsx'
 
 /** A row of the view fleet.device_status. */
@@ -16,6 +17,8 @@ export interface DeviceDetail extends Device {
   announced_at: string | null
   /** Why it was about to stop. */
   stopping: string | null
+  /** Why it is silent; null if it is not. */
+  reason: string | null
   /** What is wrong with its clock, such as "lags by 6 h"; null unless it is clock_skewed. */
   clock: string | null
   interval_s: number
@@ -36,7 +39,7 @@ export async function readDevice(reader: Reader, deviceId: number) {
     sql => sql<DeviceDetail[]>`
     select device_id, alias, cohort, status, last_received_at,
       case when status = 'clock_skewed' then fleet.describe_clock(device_id) end as clock, battery_pct, network_type,
-      unity_running, signal_dbm, agent_version, ip, extra::text, stopping,
+      unity_running, signal_dbm, agent_version, ip, extra::text, stopping, reason,
       last_received_at + next_in_s * interval '1 second' as announced_at,
       extract(epoch from heartbeat_interval)::float8 as interval_s, enrolled_at
     from fleet.device_status
@@ -70,6 +73,12 @@ export function DeviceFacts({ device, now }: { device: DeviceDetail; now: Date }
         <dt>Last heartbeat</dt>
         <dd>{device.last_received_at === null ? 'never' : <Moment at={device.last_received_at} now={now} />}</dd>
       </div>
+      {device.reason !== null && (
+        <div>
+          <dt>Reason</dt>
+          <dd>{reasonOf(device.reason)}</dd>
+        </div>
+      )}
       {device.announced_at !== null && (
         <div>
           <dt>Next heartbeat</dt>

@@ -1,6 +1,7 @@
 import type { Reader } from '../reader.ts'
 import { Moment } from './time.tsx'
 import { Table } from './layout.tsx'
+import { reasonOf } from './reasons.ts'
 
 const LIMIT = 25
 const FILTERS = ['offline', 'unity_down', 'late', 'clock_skewed', 'new', 'online', 'any'] as const
@@ -22,6 +23,8 @@ export interface Device {
   battery_pct: number | null
   network_type: string | null
   agent_version: string | null
+  /** Why it is silent; null if it is not. */
+  reason: string | null
 }
 
 /** What a query string asks for. Invalid values are ignored, because only the page itself writes them. */
@@ -42,7 +45,7 @@ export async function readDevices(reader: Reader, { status, q, after }: Search) 
     return [
       ...(await reader.run(
         sql => sql<Device[]>`
-      select device_id, alias, cohort, 'offline' as status, last_received_at, battery_pct, network_type, agent_version
+      select device_id, alias, cohort, 'offline' as status, last_received_at, battery_pct, network_type, agent_version, reason
       from fleet.devices_offline
       where (${pattern}::text is null or alias ilike ${pattern} or cohort ilike ${pattern} or device_id::text = ${q})
         and (${ts}::timestamptz is null or (last_received_at, device_id) > (${ts}::timestamptz, ${id}::bigint))
@@ -56,7 +59,7 @@ export async function readDevices(reader: Reader, { status, q, after }: Search) 
     return [
       ...(await reader.run(
         sql => sql<Device[]>`
-      select device_id, alias, cohort, status, last_received_at, battery_pct, network_type, agent_version
+      select device_id, alias, cohort, status, last_received_at, battery_pct, network_type, agent_version, reason
       from fleet.list_devices(${status === 'any' ? null : status}, null, ${id ?? 0}, ${LIMIT + 1})
     `,
       )),
@@ -65,7 +68,7 @@ export async function readDevices(reader: Reader, { status, q, after }: Search) 
   return [
     ...(await reader.run(
       sql => sql<Device[]>`
-    select device_id, alias, cohort, status, last_received_at, battery_pct, network_type, agent_version
+    select device_id, alias, cohort, status, last_received_at, battery_pct, network_type, agent_version, reason
     from fleet.device_status
     where (
         status = ${status} or ${status} = 'any'
@@ -121,11 +124,12 @@ export function DeviceTable({ devices, search, now }: { devices: Device[]; searc
     <>
       <Table
         label="Devices found"
-        head={['Device', 'Status', 'Last heartbeat', { number: 'Battery' }, 'Cohort', 'Network', 'Agent']}
+        head={['Device', 'Status', 'Last heartbeat', 'Reason', { number: 'Battery' }, 'Cohort', 'Network', 'Agent']}
         rows={shown.map(device => [
           <a href={`/devices/${device.device_id}`}>{nameOf(device)}</a>,
           <Status status={device.status} />,
           device.last_received_at === null ? 'never' : <Moment at={device.last_received_at} now={now} />,
+          reasonOf(device.reason),
           device.battery_pct === null ? '–' : `${device.battery_pct} %`,
           device.cohort,
           device.network_type ?? '–',

@@ -213,6 +213,32 @@ t.test('the page shows the state of the fleet', async t => {
   t.notMatch(poll.html, '<header')
 })
 
+t.test('the page shows what changed and why, and who is told', async t => {
+  const { url, db, call } = await withServer(t)
+  const { get, login } = visitor(url)
+  const session = await login()
+  const empty = (await get('/', session)).html
+  t.match(textOf(empty, 'changes'), 'Nothing has changed in the last hour.')
+  t.match(textOf(empty, 'webhooks'), 'Nobody is told of changes.')
+
+  const a = await enroll(db, 'a')
+  await call('POST /v1/heartbeat', { token: a.token, body: { stopping: 'shutdown' } })
+  await db.admin`update fleet.device_last_status set last_received_at = now() - interval '700 seconds', noted_since = now() - interval '700 seconds'`
+  await db.admin`select fleet.note_transitions(fleet.devices_to_note(), now())`
+  await db.admin`select fleet.create_webhook('on-call', 'https://hooks.example/secret-path', p_cohort => 'lobby')`
+  // The caches of another worker's time are a few seconds old.
+  const { url: fresh } = await withServer(t, {}, db)
+  const other = visitor(fresh)
+  const { html } = await other.get('/', await other.login())
+  t.match(textOf(html, 'changes'), /a offline .* late for 8 min it was shut down default/)
+  t.match(textOf(html, 'devices'), /a offline 11 min ago .* it was shut down/)
+  t.match(textOf(html, 'webhooks'), /on-call ok https:\/\/hooks\.example lobby 0 0 never/)
+  t.notMatch(html, 'secret-path')
+  const page = (await other.get(`/devices/${a.device_id}`, await other.login())).html
+  t.match(textOf(page, 'now'), 'Reason it was shut down')
+  t.match(textOf(page, 'history'), /offline .* late for 8 min it was shut down late .* online for .* it was shut down online/)
+})
+
 t.test('the page says when a large fleet was counted, and nothing of a small one', async t => {
   const { url, db } = await withServer(t)
   await enroll(db, 'a')

@@ -10,6 +10,7 @@ import { serveAssets } from './assets.ts'
 import { readBudgets } from './budgets.tsx'
 import { Checks, headline, readChecks } from './checks.tsx'
 import { daysOf, readPartitions } from './days.ts'
+import { Changes, History, readChanges, readHistory } from './changes.tsx'
 import { DeviceDay, DeviceFacts, readDay, readDevice } from './device.tsx'
 import { DeviceSearch, DeviceTable, nameOf, readDevices, searchOf } from './devices.tsx'
 import { Fleet, readFleet } from './fleet.tsx'
@@ -26,6 +27,7 @@ import { readSilence } from './silence.tsx'
 import { Storage } from './storage.tsx'
 import { readTrend } from './trend.tsx'
 import { readUnreadable, UnreadableFields } from './unreadable.tsx'
+import { readWebhooks, Webhooks } from './webhooks.tsx'
 
 /** How many of a worker's connections the page may use. */
 const MAX_STATEMENTS = 2
@@ -48,6 +50,8 @@ export function opsPage(context: ServerContext) {
     partitions: new Cache(5_000, () => semaphore.run(() => readPartitions(reader))),
     checks: new Cache(10_000, () => semaphore.run(() => readChecks(pool))),
     jobs: new Cache(10_000, () => semaphore.run(() => readJobs(pool))),
+    changes: new Cache(5_000, () => semaphore.run(() => readChanges(reader))),
+    webhooks: new Cache(10_000, () => semaphore.run(() => readWebhooks(pool))),
   }
   const readPart = <T,>(part: string, reading: Promise<T>) => settled(part, reading, log, TIMEOUT_MS)
 
@@ -62,7 +66,7 @@ export function opsPage(context: ServerContext) {
       forSession(async c => {
         const search = searchOf(c.req.query())
         const now = new Date()
-        const [fleet, ingest, partitions, checks, jobs, devices, trend, silence, budgets] = await Promise.all([
+        const [fleet, ingest, partitions, checks, jobs, devices, trend, silence, budgets, changes, webhooks] = await Promise.all([
           readPart('fleet', caches.fleet.get()),
           readPart('ingest', caches.ingest.get()),
           readPart('partitions', caches.partitions.get()),
@@ -75,6 +79,8 @@ export function opsPage(context: ServerContext) {
           readPart('trend', caches.trend.get()),
           readPart('silence', caches.silence.get()),
           readPart('budgets', caches.budgets.get()),
+          readPart('changes', caches.changes.get()),
+          readPart('webhooks', caches.webhooks.get()),
         ])
         const isDown = [fleet, partitions, checks, jobs, devices].every(({ error }) => error !== undefined)
         const { level, text } = isDown ? { level: 'fail', text: 'The database cannot be read' } : headline(checks)
@@ -114,6 +120,12 @@ export function opsPage(context: ServerContext) {
                 show={value => <IngestRate ingest={value} budgets={budgets.value} />}
               />
             </div>
+            <Section
+              id="changes"
+              title="What changed in the last hour"
+              of={changes}
+              show={value => <Changes changes={value} now={now} />}
+            />
             <section id="devices" class="card" aria-labelledby="devices-heading">
               <h2 id="devices-heading">Devices</h2>
               <DeviceSearch search={search} />
@@ -130,6 +142,7 @@ export function opsPage(context: ServerContext) {
               <Section id="archives" title="Archives" of={partitions} show={value => <Archives partitions={value} now={now} />} />
               <Section id="storage" title="Storage" of={partitions} show={value => <Storage partitions={value} now={now} />} />
             </div>
+            <Section id="webhooks" title="Webhooks" of={webhooks} show={value => <Webhooks webhooks={value} now={now} />} />
             <Section id="jobs" title="Jobs" of={jobs} show={value => <Jobs jobs={value} now={now} />} />
           </>,
         )
@@ -146,7 +159,7 @@ export function opsPage(context: ServerContext) {
         const id = c.req.param('id') ?? ''
         if (!/^\d{1,15}$/.test(id)) throw new Problem(404, `There is no device ${id}.`)
         const now = new Date()
-        const [device, day, unreadable] = await Promise.all([
+        const [device, day, unreadable, history] = await Promise.all([
           readPart(
             'device',
             semaphore.run(() => readDevice(reader, Number(id))),
@@ -158,6 +171,10 @@ export function opsPage(context: ServerContext) {
           readPart(
             'unreadable fields',
             semaphore.run(() => readUnreadable(reader, Number(id))),
+          ),
+          readPart(
+            'history',
+            semaphore.run(() => readHistory(reader, Number(id))),
           ),
         ])
         const { error } = device
@@ -184,6 +201,7 @@ export function opsPage(context: ServerContext) {
               of={day}
               show={value => <DeviceDay spans={value} interval_s={device.value?.interval_s ?? 60} />}
             />
+            <Section id="history" title="What changed" of={history} show={value => <History changes={value} now={now} />} />
           </>,
         )
       }),
@@ -283,7 +301,7 @@ function Again() {
 const NAV = (
   <nav aria-label="On this page">
     <ul>
-      {['fleet', 'devices', 'partitions', 'archives', 'storage', 'jobs', 'checks'].map(part => (
+      {['fleet', 'changes', 'devices', 'partitions', 'archives', 'storage', 'webhooks', 'jobs', 'checks'].map(part => (
         <li>
           <a href={`#${part}`}>{part === 'partitions' ? 'Days' : part[0]!.toUpperCase() + part.slice(1)}</a>
         </li>

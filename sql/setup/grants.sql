@@ -216,7 +216,7 @@ grant execute on function
   fleet.wake_notifier(text),
   fleet.check_webhooks(timestamptz)
 to fleet_dba;
-grant execute on function fleet.webhook_origin(text) to fleet_reader, fleet_dba;  -- called by the view webhook_health
+grant execute on function fleet.webhook_origin(text) to fleet_reader, fleet_dba, fleet_server;  -- called by webhook_health
 grant select on fleet.webhook_health to fleet_reader, fleet_dba;
 grant select on fleet.notifiers to fleet_dba;
 -- Not the secrets. The URL may be one too, and the DBA may have to see where messages go.
@@ -229,7 +229,7 @@ grant select on fleet.webhook_deliveries to fleet_dba;
 grant select on
   fleet.device_status, fleet.device_status_legacy, fleet.devices_offline, fleet.fleet_summary
 to fleet_server, fleet_reader, fleet_dba;
-grant select on fleet.unity_down to fleet_reader, fleet_dba;
+grant select on fleet.unity_down, fleet.recent_changes to fleet_reader, fleet_dba;
 
 grant select on
   fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.storage_history, fleet.job_health,
@@ -239,7 +239,7 @@ to fleet_reader, fleet_dba;
 grant execute on function fleet.device_availability(date, date, bigint, timestamptz) to fleet_reader, fleet_dba;
 -- For the ops page.
 grant select on
-  fleet.partition_health, fleet.archives, fleet.job_health, fleet.fleet_silence, fleet.fleet_trend, fleet.slo,
+  fleet.recent_changes, fleet.webhook_health, fleet.partition_health, fleet.archives, fleet.job_health, fleet.fleet_silence, fleet.fleet_trend, fleet.slo,
   fleet.unreadable_fields
 to fleet_server;
 -- Called by the view import_progress.

@@ -35,7 +35,8 @@ begin
     gap_from = case
       when b.received_at - ls.last_received_at > greatest(ls.late_after_s, ls.next_in_s) * interval '1 second'
         then ls.last_received_at
-    end
+    end,
+    gap_next_in_s = ls.next_in_s
   from unnest(p_device_ids, p_received_ats, p_tss) as b (device_id, received_at, ts)
   where ls.device_id = b.device_id
     and (

@@ -32,6 +32,7 @@
         when excluded.last_received_at - ls.last_received_at > greatest(ls.late_after_s, ls.next_in_s) * interval '1 second'
           then ls.last_received_at
       end,
+      gap_next_in_s = ls.next_in_s,
       battery_pct = excluded.battery_pct,
       network_type = excluded.network_type,
       unity_running = excluded.unity_running,

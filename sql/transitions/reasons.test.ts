@@ -39,9 +39,9 @@ async function reasons(sql: Sql) {
 }
 
 const steady = (device_id: number, random: () => number, until: number, fields: (at: number) => object = () => ({})) => {
-  const beats = []
+  const beats: { at: number; beat: Beat }[] = []
   for (let at = Math.floor(random() * MINUTE); at < until; at += 45 + Math.floor(random() * 30))
-    beats.push({ at, beat: { device_id, battery_pct: 80, signal_dbm: -70, ...fields(at) } as Beat })
+    beats.push({ at, beat: { device_id, battery_pct: 80, signal_dbm: -70, ...fields(at) } })
   return beats
 }
 
@@ -52,7 +52,7 @@ t.test('of traces with a known cause, at least 95 % are named rightly, and nobod
   const each = 12
   const ids = await enroll(sql, each * causes.length + 200)
   await admin`update fleet.device_last_status set noted_since = ${time(0)}`
-  const beats = []
+  const beats: { at: number; beat: Beat }[] = []
   const expected = new Map<number, string>()
   const promises = new Map<number, number>()
   const stop = BEFORE * MINUTE
@@ -101,10 +101,12 @@ t.test('of traces with a known cause, at least 95 % are named rightly, and nobod
     select device_id, extract(epoch from since - ${time(0)})::int as since from fleet.device_transitions
     where event in ('late', 'offline') and device_id = any (${[...promises.keys()]})`
   t.same(
-    broken.filter(row => row.since < (promises.get(Number(row.device_id)) ?? 0)).filter(row => {
-      // Before its last heartbeat it may have been late as any other.
-      return row.since > (beats.filter(b => b.beat.device_id === Number(row.device_id)).at(-1)?.at ?? 0)
-    }),
+    broken
+      .filter(row => row.since < (promises.get(Number(row.device_id)) ?? 0))
+      .filter(row => {
+        // Before its last heartbeat it may have been late as any other.
+        return row.since > (beats.filter(b => b.beat.device_id === Number(row.device_id)).at(-1)?.at ?? 0)
+      }),
     [],
     'nobody is late or offline while a promise holds',
   )
@@ -126,7 +128,7 @@ t.test('a cohort or a network that falls silent together is one incident', async
   const stop = 20 * MINUTE
   const back = 45 * MINUTE
   const end = 60 * MINUTE
-  const beats = []
+  const beats: { at: number; beat: Beat }[] = []
   for (const [n, device] of ids.entries()) {
     const ip = site.includes(device) ? `198.51.100.${n}` : `203.0.${n}.7`
     const until = cohort.includes(device) || site.includes(device) ? stop : n === 30 ? stop - 400 : end
@@ -159,7 +161,9 @@ t.test('a cohort or a network that falls silent together is one incident', async
     ],
   )
   t.equal(
-    await value(sql`select count(*)::int from fleet.device_transitions where event = 'back' and reason in ('cohort_silent', 'network_silent') and incident_id is not null`),
+    await value(
+      sql`select count(*)::int from fleet.device_transitions where event = 'back' and reason in ('cohort_silent', 'network_silent') and incident_id is not null`,
+    ),
     21,
     'who comes back has the reason and the incident',
   )
@@ -171,7 +175,12 @@ t.test('while nothing arrives from anybody, the reason is ours', async t => {
   const ids = await enroll(sql, 40)
   await admin`update fleet.device_last_status set noted_since = ${time(0)}`
   const stop = 20 * MINUTE
-  await play(sql, admin, ids.flatMap(device => steady(device, random, stop)), stop + 15 * MINUTE)
+  await play(
+    sql,
+    admin,
+    ids.flatMap(device => steady(device, random, stop)),
+    stop + 15 * MINUTE,
+  )
   t.same([...new Set((await reasons(sql)).values())], ['ingest_down'])
   t.same(
     [...(await sql`select kind, subject, devices from fleet.incidents`)],
@@ -185,16 +194,28 @@ t.test('after Postgres was down, the silence of everybody was ours, also of thos
   const ids = await enroll(sql, 20)
   await admin`update fleet.device_last_status set noted_since = ${time(0)}`
   const stop = 20 * MINUTE
-  await play(sql, admin, ids.flatMap(device => steady(device, random, stop)), stop)
+  await play(
+    sql,
+    admin,
+    ids.flatMap(device => steady(device, random, stop)),
+    stop,
+  )
   await admin`update fleet.silence_watch set looked_at = ${time(stop - 20)}, newest_received_at = ${time(stop - 25)}`
   // Postgres starts, and the first half of the devices report at once.
   await startedAgo(admin, `${Math.round((Date.now() - base) / 1000) - stop - 30 * MINUTE} seconds`)
   const again = stop + 30 * MINUTE + 5
-  await ingest(sql, ids.slice(0, 10).map(device_id => ({ device_id, ts: time(again) })), time(again))
+  await ingest(
+    sql,
+    ids.slice(0, 10).map(device_id => ({ device_id, ts: time(again) })),
+    time(again),
+  )
   await note(sql, again + 30)
-  t.same([...(await reasons(sql)).values()], ids.map(() => 'ingest_down'))
   t.same(
-    (await sql`select distinct reason from fleet.device_transitions where event = 'back'`).map(row => row.reason),
+    [...(await reasons(sql)).values()],
+    ids.map(() => 'ingest_down'),
+  )
+  t.same(
+    (await sql`select distinct reason from fleet.device_transitions where event = 'back'`).map(row => row.reason as string),
     ['ingest_down'],
   )
 })

@@ -1,40 +1,43 @@
 create or replace function fleet.silence_reason(p_device_id bigint, p_heard_at timestamptz) returns text
-language sql
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
-  with beats as materialized (
-    select row_number() over (order by b.ts desc) as nth, b.battery_pct, b.signal_dbm, b.next_in_s, b.stopping
-    from fleet.beats_before(p_device_id, p_heard_at) b
-  ),
-  -- If none was stored, because its clock is wrong, there is still what last status has.
-  newest as (
-    select b.battery_pct, b.signal_dbm, b.next_in_s, b.stopping from beats b where b.nth = 1
-    union all
-    select ls.battery_pct, ls.signal_dbm, ls.next_in_s, ls.stopping
-    from fleet.device_last_status ls
-    where ls.device_id = p_device_id and not exists (select from beats) and ls.last_received_at <= p_heard_at
-  )
-  select coalesce(
-    (
-      select case
-        when n.stopping is not null then n.stopping
-        when n.next_in_s is not null then 'sleep'
-        when n.battery_pct <= 5 and n.battery_pct < r.battery_pct then 'battery'
-        when n.signal_dbm <= -100 and n.signal_dbm <= r.signal_dbm - 10 then 'signal'
-      end
-      from newest n
-      cross join (
-        -- A charging device has less behind it, not more.
-        select (array_agg(b.battery_pct order by b.nth desc) filter (where b.battery_pct is not null))[1] as battery_pct,
-          max(b.signal_dbm) as signal_dbm
-        from beats b
-      ) r
-    ),
-    'unknown'
-  );
+declare
+  v_newest record;
+  v_charge smallint;
+  v_strongest smallint;
+begin
+  -- Nearly always last status has what the device said last, and nothing in it needs a look at the heartbeats before.
+  select ls.battery_pct, ls.signal_dbm, ls.next_in_s, ls.stopping into v_newest
+  from fleet.device_last_status ls
+  where ls.device_id = p_device_id and ls.last_received_at <= p_heard_at;
+  if not found then
+    select b.battery_pct, b.signal_dbm, b.next_in_s, b.stopping into v_newest
+    from fleet.beats_before(p_device_id, p_heard_at, 1) b;
+  end if;
+  if v_newest.stopping is not null then
+    return v_newest.stopping;
+  end if;
+  if v_newest.next_in_s is not null then
+    return 'sleep';
+  end if;
+  if v_newest.battery_pct <= 5 or v_newest.signal_dbm <= -100 then
+    -- Of a device that is being charged, the oldest of these is not the fullest.
+    select (array_agg(b.battery_pct order by b.ts) filter (where b.battery_pct is not null))[1], max(b.signal_dbm)
+    into v_charge, v_strongest
+    from fleet.beats_before(p_device_id, p_heard_at) b;
+    if v_newest.battery_pct <= 5 and v_newest.battery_pct < v_charge then
+      return 'battery';
+    end if;
+    if v_newest.signal_dbm <= -100 and v_newest.signal_dbm <= v_strongest - 10 then
+      return 'signal';
+    end if;
+  end if;
+  return 'unknown';
+end
 $$;
 
 comment on function fleet.silence_reason(bigint, timestamptz) is

@@ -14,6 +14,7 @@ as $$
       ls.last_received_at as heard_at, case ls.status when 'ok' then 'online' else ls.status end as said,
       -- A gap is looked at once, when the heartbeat that ended it arrives.
       case when p_now is null then ls.gap_from end as gap_from,
+      fleet.excused(ls.gap_next_in_s, i.expected) as gap_excused,
       ls.battery_pct, ls.network_type, ls.agent_version,
       i.expected, s.offline_after, fleet.excused(ls.next_in_s, i.expected) as excused,
       coalesce(p_now, clock_timestamp()) as seen_at
@@ -32,8 +33,8 @@ as $$
   -- Compared as intervals, a month counts 30 days; so it does in seconds.
   timed as (
     select g.*,
-      g.gap_from + f.excused + fleet.late_after(g.expected) as gap_late_at,
-      g.gap_from + f.excused + o.silence as gap_offline_at,
+      g.gap_from + g.gap_excused + fleet.late_after(g.expected) as gap_late_at,
+      g.gap_from + g.gap_excused + o.silence as gap_offline_at,
       g.heard_at + g.excused + fleet.late_after(g.expected) as late_at,
       g.heard_at + g.excused + o.silence as offline_at,
       fleet.is_ahead(g.noted_since, g.seen_at) as is_ahead
@@ -41,13 +42,6 @@ as $$
     cross join lateral (
       select extract(epoch from greatest(g.offline_after, 2 * g.expected)) * interval '1 second' as silence
     ) o
-    left join lateral (
-      select fleet.excused(b.next_in_s, g.expected) as excused
-      from fleet.beats_before(g.device_id, g.gap_from, 1) b
-      union all
-      select interval '0'
-      limit 1
-    ) f on g.gap_from is not null
   ),
   steps as (
     select t.*, v.nth, v.to_status, v.from_when

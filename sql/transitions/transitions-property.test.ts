@@ -118,7 +118,12 @@ for (let fleet = 0; fleet < FLEETS; fleet++)
     for (const { id, heard, isSkewed, revokedAt } of devices) {
       for (const { at, said, nextIn } of heard) {
         const ts = time(isSkewed ? at - 3 * 3600 : at)
-        const beat = { device_id: id, ts, ...(said === 'unity_down' && { unity_running: false }), ...(nextIn && { next_in_s: nextIn }) }
+        const beat = {
+          device_id: id,
+          ts,
+          ...(said === 'unity_down' && { unity_running: false }),
+          ...(nextIn && { next_in_s: nextIn }),
+        }
         deeds.push({ at, order: 2, what: () => ingest(sql, [beat], time(at)) })
       }
       if (revokedAt !== null)
@@ -145,10 +150,12 @@ for (let fleet = 0; fleet < FLEETS; fleet++)
         what: async () => {
           if (!isLost) return note()
           // Postgres crashes, or the run is cancelled.
-          await sql.begin(async sql => {
-            await sql`select fleet.note_transitions(fleet.devices_to_note(${time(at)}), ${time(at)})`
-            throw new Error('lost')
-          }).catch(() => {})
+          await sql
+            .begin(async sql => {
+              await sql`select fleet.note_transitions(fleet.devices_to_note(${time(at)}), ${time(at)})`
+              throw new Error('lost')
+            })
+            .catch(() => {})
         },
       })
     }
