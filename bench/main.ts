@@ -25,6 +25,7 @@ const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure
   reads: async () => (await import('./reads.ts')).benchReads,
   settle: async () => (await import('./settle.ts')).benchSettle,
   transitions: async () => (await import('./transitions.ts')).benchTransitions,
+  tell: async () => (await import('./tell.ts')).benchTell,
   soak: async () => (await import('./soak.ts')).benchSoak,
   views: async () => (await import('./views.ts')).benchViews,
   tracing: async () => (await import('./tracing.ts')).benchTracing,

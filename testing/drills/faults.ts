@@ -5,6 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
 import type { Fate } from '../s3-proxy.ts'
 import { waitFor } from '../database.ts'
+import type { Answer } from '../webhooks.ts'
 import { treeOf } from '../../bench/processes.ts'
 import { ignore, type Archiver, type System } from './system.ts'
 
@@ -32,6 +33,8 @@ export const faults: Fault[] = [
   { kind: 'worker of the server killed (SIGKILL)', strike: killWorker },
   { kind: 'server killed (SIGKILL) and restarted', strike: killServer },
   { kind: 'archiver killed (SIGKILL)', strike: killArchiver },
+  { kind: 'notifier killed (SIGKILL)', strike: killNotifier },
+  { kind: 'receiver of webhooks fails', strike: sickenReceiver },
   { kind: 'Postgres killed (SIGKILL) and restarted', strike: killPostgres },
   { kind: 'backend of Postgres killed (SIGKILL)', strike: killBackend },
   { kind: 'backends terminated during a statement', strike: endStatements },
@@ -82,6 +85,40 @@ async function killArchiver(system: System, random: Random) {
   await victim.program.exited
   await replace(system, victim)
   return `the one that stores to ${victim.place}`
+}
+
+async function killNotifier({ told }: System, random: Random) {
+  await sleep(between(random, 0, 600))
+  const victim = oneOf(random, told.notifiers)
+  victim.kill('SIGKILL')
+  await victim.exited
+  told.notifiers.splice(told.notifiers.indexOf(victim), 1)
+  await told.startNotifier()
+  return 'one of two'
+}
+
+async function sickenReceiver({ told }: System, random: Random) {
+  const kinds: [string, Answer][] = [
+    ['answers 500', 500],
+    ['does not answer', () => {}],
+    ['closes the connection', response => response.destroy()],
+    [
+      'closes it half-way',
+      response => response.writeHead(200, { 'content-length': '10' }).write('half', () => response.destroy()),
+    ],
+    ['answers late', response => setTimeout(() => response.writeHead(204).end(), 1_000)],
+    ['sends it elsewhere', response => response.writeHead(302, { location: 'http://127.0.0.1:9/' }).end()],
+  ]
+  const [name, answer] = oneOf(random, kinds)
+  const { receiver } = told
+  const before = receiver.answer
+  receiver.answer = answer
+  try {
+    await sleep(between(random, 500, 2_500))
+  } finally {
+    receiver.answer = before
+  }
+  return name
 }
 
 async function replace(system: System, dead: Archiver) {

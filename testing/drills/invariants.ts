@@ -61,6 +61,7 @@ export async function checkAll(system: System, all: Beat[], random: () => number
       await idle(system)
     })
   }
+  await check(() => system.told.problems())
   await system.ask(sql =>
     check(
       () => heartbeats(sql, all),

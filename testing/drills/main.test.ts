@@ -7,8 +7,10 @@ import { daysAgo, fillDay, makeDirectory, partitionOf, runOnce } from '../archiv
 import { isCI, leftToCi, needsRealClock } from '../../local/config.ts'
 import { spawnNode, withDatabase } from '../database.ts'
 import { enroll, ingest } from '../fleet.ts'
+import { change, messages, type Received } from '../webhooks.ts'
 import { checkNow, daysOnline, heartbeats, leftovers } from './invariants.ts'
 import { contentOf } from '../rows.ts'
+import { untold } from './told.ts'
 
 // The drills make their own durable cluster.
 t.setTimeout(300_000)
@@ -85,6 +87,37 @@ t.test('the checks after a fault find each kind of loss', async t => {
     `fleet.restoring_${partition} was left behind`,
     `fleet_detached.${partition} was left behind`,
   ])
+})
+
+t.test('the check of messages finds each way in which a webhook can be told wrongly', async t => {
+  const { sql, admin } = await withDatabase(t)
+  const [device] = (await enroll(sql, 1)) as [number]
+  await sql`select fleet.create_webhook('drills', 'https://hooks.example/', array['offline'], p_grace => '0')`
+  await change(admin, device, { event: 'offline' })
+  await change(admin, device, { event: 'back', from: 'offline' })
+  await admin`update fleet.webhook_deliveries set state = 'delivered', delivered_at = now()`
+  const copies = (await messages(admin, 'drills')).map(({ message_id, body }) => ({
+    headers: { 'webhook-id': message_id },
+    path: '/',
+    text: JSON.stringify(body),
+    body,
+  }))
+  const [offline, back] = copies as [Received, Received]
+  const found = (received: Received[]) => untold(admin, [device], received)
+  t.same(await found([offline, offline, back]), [], 'a copy is nothing wrong')
+  t.match(await found([back, offline]), [/came after a later one/])
+  t.match(await found([offline, back, offline]), [/came after a later one/], 'also if it is a copy')
+  t.match(await found([offline]), [/counts as delivered and never arrived/])
+  t.match(await found([offline, { ...offline, text: '{}' }, back]), [/arrived with different content/])
+  await admin`update fleet.webhook_deliveries set state = 'dead' where kind = 'recovery'`
+  t.match(await found([offline, back]), [/^back of device \d+ \(\d+\) has 1 messages: dead$/])
+  await admin`delete from fleet.webhook_deliveries where kind = 'recovery'`
+  t.match(await found([offline, back]), [/^back of device \d+ \(\d+\) has 0 messages/])
+  await admin`
+    insert into fleet.device_transitions (position, device_id, cohort, at, since, event, status, previous_status)
+    select position, device_id, cohort, at, since, event, status, previous_status
+    from fleet.device_transitions where event = 'back'`
+  t.match((await found([offline, back])).join('\n'), /is back twice in a row/)
 })
 
 t.test('a wrong option is answered with the usage and code 2', async t => {

@@ -165,6 +165,7 @@ async function drill(system: System, given: Given) {
     left,
     all: log.beats,
     archives,
+    told: new Set(system.told.receiver.received.map(({ headers }) => headers['webhook-id'])).size,
     problem,
     table: [...table.values()],
     seconds: (performance.now() - started) / 1000,
@@ -186,6 +187,7 @@ async function strike(system: System, fault: Fault, random: () => number, log: L
   await log.collect(system)
   const from = log.beats.length
   const before = await failedSoFar(system)
+  const fallen = await system.told.fall(random)
   let said
   try {
     said = await log.during(latencies, () => fault.strike(system, random))
@@ -194,6 +196,7 @@ async function strike(system: System, fault: Fault, random: () => number, log: L
   }
   await log.collect(system)
   await moreBeats(system, log)
+  await system.told.rise(fallen)
   await checkNow(system, log.beats.slice(from))
   system.mustLive()
   await system.hurry()
@@ -227,6 +230,7 @@ function describe({
   left,
   all,
   archives,
+  told,
   problem,
   table,
   seconds,
@@ -235,6 +239,7 @@ function describe({
   left: string[]
   all: Beat[]
   archives: number
+  told: number
   problem: string | undefined
   table: Done[]
   seconds: number
@@ -245,7 +250,7 @@ function describe({
 
 \`${command(given)}\` (${new Date().toISOString().slice(0, 10)}) made ${made} faults in ${Math.round(seconds / 60)} minutes,
 ${((60 * made) / seconds).toFixed(0)} a minute, while a fleet sent heartbeats. They hit a durable cluster,
-a server with two workers, and archivers, one for each kind of store.
+a server with two workers, archivers, one for each kind of store, and two notifiers.
 
 ${problem === undefined ? 'Nothing was lost.' : `**${problem}**`}
 
@@ -253,6 +258,8 @@ ${problem === undefined ? 'Nothing was lost.' : `**${problem}**`}
   After each fault those sent during it were checked, and every ${given.every} faults all of them. Each was stored exactly once.
 - Last status was from the newest heartbeat of each device. No day was missing in \`data_coverage\`,
   and each day that counts as online was attached.
+- ${told.toLocaleString('en')} messages reached the receiver of a webhook: one for each time that a device went offline or came back,
+  in the order of the device, repeats with the same id.
 - ${archives} archives were read back at the end, every byte and row. Each past day had the content that was written,
   in the database or in its archive.
 

@@ -17,6 +17,7 @@ import { schedule } from '../../bench/schedule.ts'
 import type { Acknowledged } from '../../bench/sender.ts'
 import { enroll, startProgram, startServer, type Device, type Program, type Server, type Store } from '../../bench/store.ts'
 import { makeDisk, type Disk } from './disk.ts'
+import { Told } from './told.ts'
 import { contentOf } from '../rows.ts'
 
 export interface Archiver {
@@ -28,6 +29,9 @@ export interface Archiver {
 
 /** The kind of store to which an archiver writes. */
 export type Place = 'file' | 's3'
+
+/** Devices that fall silent and come back. */
+const SILENT = 40
 
 /** The content of a past day, as it was written. */
 interface Content {
@@ -55,6 +59,7 @@ export class System {
   fate: (number: number) => Fate = () => 'pass'
   server!: Server
   sender!: Sender
+  told!: Told
   clocks: { server?: Clock | undefined; archivers?: Clock | undefined } = {}
   /** The disks on which archivers work and store files. */
   disks: { work?: Disk | undefined; files?: Disk | undefined } = {}
@@ -99,6 +104,16 @@ export class System {
       await Promise.all(this.places.map(place => this.startArchiver(place)))
       this.#endings.unshift(() => Promise.all(this.archivers.map(({ program }) => program.stop())))
     })
+    // Before the heartbeats begin, because the first of them are the busiest.
+    this.told = await step('Starting notifiers and a receiver', async () =>
+      Told.start(
+        this,
+        { teardown: ending => this.#endings.unshift(ending as () => unknown) },
+        await enroll(this.store, SILENT, 'silent'),
+        this.store.cluster.url('fleet_notifier', 'fleet'),
+      ),
+    )
+    await this.told.rise(this.told.devices)
     this.sender = startSender()
     this.#endings.unshift(() => this.sender.end())
     await this.sender.connect(this.server.port, Math.min(this.devices.length, 600), this.devices)
@@ -182,6 +197,7 @@ export class System {
   mustLive() {
     const dead = this.archivers.find(({ program }) => program.hasEnded())
     if (dead) throw new Error(`${dead.name} ended by itself:\n${dead.program.output()}`)
+    this.told?.mustLive()
   }
 
   archiver(place: Place) {
