@@ -180,7 +180,8 @@ async function runFile(sql: Sql, file: string, log: (line: string) => void) {
 /** What must be true after each file of the setup, no matter who ran it. */
 const preparations: Record<string, string> = {
   'guard.sql': `to_regprocedure('fleet_guard.seal(oid)') is not null`,
-  'roles.sql': `to_regrole('fleet_owner') is not null`,
+  // The newest role: grants of the migrations name it.
+  'roles.sql': `to_regrole('fleet_owner') is not null and to_regrole('fleet_notifier') is not null`,
   'extensions.sql': `case
     when exists (select from pg_extension where extname = 'pg_partman') then
       has_schema_privilege('fleet_owner', 'partman', 'usage')
@@ -194,7 +195,7 @@ async function requirePreparation(sql: Sql, file: string) {
   const [row] = await sql.unsafe<{ is_prepared: boolean }[]>(`select ${preparations[file] ?? 'true'} as is_prepared`)
   if (row?.is_prepared) return
   throw new Error(
-    'this database is not prepared: fleet_owner, pg_partman with its rights, or the guard of this version is missing. Run once, as a role that ' +
+    'this database is not prepared: the roles, pg_partman with its rights, or the guard of this version is missing. Run once, as a role that ' +
       `may create extensions and roles: psql -v ON_ERROR_STOP=1 ${SETUP_FILES.map(name => `-f sql/setup/${name}`).join(' ')} <the URL of this database>`,
   )
 }

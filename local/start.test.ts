@@ -148,7 +148,7 @@ t.test('a fresh clone with an empty environment', async t => {
     // In one terminal, as a reader does; the port may be another here.
     const [starting, ...commands] = blocksOf(await readPage('README.md'), 'sh')
     t.equal(starting, 'npm start\n')
-    t.equal(commands.length, 2)
+    t.equal(commands.length, 3)
     const { code, output } = await runShell(commands.join('').replaceAll('http://127.0.0.1:8080/', page!), {}, { cwd: clone })
     t.equal(code, 0, output)
     t.match(

@@ -1,6 +1,7 @@
 import t, { type Test } from 'tap'
 import { withDatabase, type TestDatabase } from '../../testing/database.ts'
 import { archive, asRole, daysAgo, enroll, ingest, partitionAt, value } from '../../testing/fleet.ts'
+import { change } from '../../testing/webhooks.ts'
 
 /** Two devices with rows in every table that has a column device_id: the first one is to be erased. */
 async function withTwoDevices(t: Test) {
@@ -24,7 +25,9 @@ async function rowsEverywhere({ sql, admin }: TestDatabase, devices: number[]) {
     sql,
     devices.flatMap(device_id => [{ device_id }, { device_id, ts: daysAgo(40) }]),
   )
+  await sql`select fleet.create_webhook('hook', 'https://example.com/')`
   for (const device of devices) {
+    await change(sql, device, { event: 'unity_down' })
     await sql`select fleet.send_command(${device}, 'restart')`
     await sql`select fleet.take_commands(${device})`
     await sql`select fleet.record_unreadable_fields(${sql.json([{ device_id: device, field: 'x', times: 1, example: 'y' }])}::json)`

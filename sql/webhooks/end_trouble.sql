@@ -13,9 +13,11 @@ begin
   set is_open = false, state = case when v_is_silent then 'dropped' else state end
   where delivery_id = (p_first).delivery_id;
   -- A reminder that was not sent yet says what is no longer true.
-  update fleet.webhook_deliveries
-  set state = 'dropped'
-  where first_id = (p_first).message_id and kind = 'reminder' and state = 'pending' and attempts = 0;
+  if (p_first).reminders > 0 then
+    update fleet.webhook_deliveries
+    set state = 'dropped'
+    where first_id = (p_first).message_id and kind = 'reminder' and state = 'pending' and attempts = 0;
+  end if;
   if v_is_silent or (p_first).state in ('dead', 'dropped') then
     return 0;
   end if;

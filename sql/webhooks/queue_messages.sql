@@ -7,9 +7,11 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
+set jit = off
 as $$
 declare
   v_queued bigint;
+  v_new bigint;
   v_first fleet.webhook_deliveries;
   v_incident fleet.incidents;
   v_transition fleet.device_transitions;
@@ -54,7 +56,36 @@ begin
     );
   end loop;
 
-  -- Only what may have to be told: after an outage most devices are back from what nobody was told of.
+  -- New trouble, which is most of what is told, in one statement. Measured: 0.04 ms a message, and 0.17 ms in the loop below.
+  insert into fleet.webhook_deliveries
+    (webhook_id, device_id, transition_id, event, kind, is_open, body, due_at, next_attempt_at)
+  select w.webhook_id, c.device_id, c.transition_id, c.status, 'first', true,
+    fleet.device_message(c.transition, d.alias, c.status, 'first'), c.at + w.grace, c.at + w.grace
+  from (
+    select t.device_id, t.transition_id, t.status, t.cohort, t.incident_id, t.at, t as transition,
+      count(*) over (partition by t.device_id) as of_device
+    from fleet.device_transitions t
+    where t.transition_id = any (p_transition_ids)
+  ) c
+  join fleet.webhooks w on (w.cohort is null or w.cohort = c.cohort) and c.status = any (w.events)
+  left join fleet.devices d on d.device_id = c.device_id
+  where c.status in ('late', 'offline', 'clock_skewed', 'unity_down')
+    and (c.incident_id is null or c.status not in ('late', 'offline'))
+    -- Several changes of a device are told one after the other.
+    and c.of_device = 1
+    -- As a subquery with a value, which is looked up by its index even if the table has no statistics yet. Measured: 60,000
+    -- messages took 30 s with an anti-join.
+    and (
+      select o.delivery_id from fleet.webhook_deliveries o
+      where o.webhook_id = w.webhook_id and o.device_id = c.device_id and o.is_open
+      limit 1
+    ) is null
+  order by c.transition_id, w.webhook_id
+  on conflict do nothing;
+  get diagnostics v_new = row_count;
+  v_queued := v_queued + v_new;
+
+  -- Everything else that may have to be told: after an outage most devices are back from what nobody was told of.
   for v_row in
     select t.transition_id, d.alias, w.webhook_id, w.grace, w.events,
       w.cohort is null or w.cohort = t.cohort as is_meant,
@@ -67,10 +98,12 @@ begin
     cross join fleet.webhooks w
     left join fleet.devices d on d.device_id = t.device_id
     where (w.cohort is null or w.cohort = t.cohort)
-      and (t.status = any (w.events) or t.event = any (w.events) or t.of_device > 1)
-      or exists (
-        select from fleet.webhook_deliveries o where o.webhook_id = w.webhook_id and o.device_id = t.device_id and o.is_open
-      )
+      and (t.event in ('online', 'back', 'revoked') and t.event = any (w.events) or t.of_device > 1)
+      or (
+        select o.transition_id from fleet.webhook_deliveries o
+        where o.webhook_id = w.webhook_id and o.device_id = t.device_id and o.is_open
+        limit 1
+      ) <> t.transition_id
     order by t.transition_id, w.webhook_id
   loop
     select * into strict v_transition from fleet.device_transitions where transition_id = v_row.transition_id;
