@@ -73,6 +73,8 @@ begin
 
   -- After the marks and the look at ingest, which explain why devices went offline.
   v_ids := fleet.devices_to_note(p_now);
+  perform fleet.find_incidents(v_ids, p_now);
+  commit;
   for v_first in 1..coalesce(cardinality(v_ids), 0) by c_noted loop
     perform set_config('lock_timeout', '1s', true);
     perform fleet.note_first_status(v_ids[v_first : v_first + c_noted - 1], p_now);
@@ -94,5 +96,6 @@ $$;
 comment on procedure fleet.mark_silent(integer, timestamptz) is
   'Sets device_last_status.is_silent for devices that have been silent for three quarters of the time after which they are '
   'offline, so that lists of offline devices need not look at the others. Run every minute by pg_cron. If it does not run, '
-  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence(), fleet.note_transitions(), '
-  'fleet.end_incidents(), fleet.remind_webhooks(), fleet.count_fleet() and fleet.sample_fleet(). Example: call fleet.mark_silent();';
+  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence(), fleet.find_incidents(), '
+  'fleet.note_transitions(), fleet.end_incidents(), fleet.remind_webhooks(), fleet.count_fleet() and '
+  'fleet.sample_fleet(). Example: call fleet.mark_silent();';

@@ -10,8 +10,6 @@ set jit = off
 as $$
 declare
   v_changes fleet.device_transitions[];
-  v_fallen bigint[];
-  v_opened bigint[];
   v_base bigint;
   v_ids bigint[];
 begin
@@ -24,12 +22,6 @@ begin
     return 0;
   end if;
 
-  if p_now is not null then
-    select array_agg(c.device_id) into v_fallen from unnest(v_changes) c where c.status = 'offline';
-    if v_fallen is not null then
-      v_opened := fleet.find_incidents(v_fallen, p_now);
-    end if;
-  end if;
   v_base := fleet.feed_base();
   with changes as (
     select c.*, ls.ip,
@@ -103,7 +95,7 @@ begin
   )
   select array_agg(w.transition_id order by w.transition_id) into v_ids from written w;
   if exists (select from fleet.webhooks) then
-    perform fleet.queue_messages(v_ids, v_opened, null);
+    perform fleet.queue_messages(v_ids, null, null);
   end if;
   return cardinality(v_ids);
 end

@@ -10,8 +10,11 @@ const BEFORE = 40
 
 const base = Date.now() - 4 * 3_600_000
 const time = (seconds: number) => new Date(base + seconds * 1000).toISOString()
-const note = (sql: Sql, seconds: number) =>
-  sql`select fleet.note_transitions(fleet.devices_to_note(${time(seconds)}), ${time(seconds)})`
+/** Looks at all devices, as fleet.mark_silent() does. */
+const note = async (sql: Sql, seconds: number) => {
+  await sql`select fleet.find_incidents(fleet.devices_to_note(${time(seconds)}), ${time(seconds)})`
+  await sql`select fleet.note_transitions(fleet.devices_to_note(${time(seconds)}), ${time(seconds)})`
+}
 
 /** Sends beats by the second at which they arrive, and looks each minute, as the job does, until `end`. */
 async function play(sql: Sql, admin: Sql, beats: { at: number; beat: Beat }[], end: number) {
