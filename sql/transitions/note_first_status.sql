@@ -31,7 +31,9 @@ begin
         fleet.excused(l.next_in_s, e.expected), p_now
       ) as status
     ) s
-    where d.device_id = any (p_device_ids) and l.noted_status is null
+    where d.device_id = any (p_device_ids)
+      -- fleet.reconcile() forgets what was heard while the clock ran ahead.
+      and (l.noted_status is null or l.last_received_at is null and l.noted_status not in ('new', 'revoked'))
     order by d.device_id
     for update of l
   ) i
@@ -42,5 +44,5 @@ end
 $$;
 
 comment on function fleet.note_first_status(bigint[], timestamptz) is
-  'Notes the status of devices that were never looked at, because the store had no transitions before. That is no transition. '
-  'Returns how many. Called by fleet.mark_silent().';
+  'Notes the status of devices that were never looked at, because the store had no transitions before, or that have no heartbeat '
+  'any more. That is no transition. Returns how many. Called by fleet.mark_silent().';

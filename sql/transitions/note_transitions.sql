@@ -25,9 +25,7 @@ begin
   end if;
 
   if p_now is not null then
-    select array_agg(c.device_id) into v_fallen
-    from unnest(v_changes) c
-    where c.status = 'offline' and c.since > p_now - interval '1 hour';
+    select array_agg(c.device_id) into v_fallen from unnest(v_changes) c where c.status = 'offline';
     if v_fallen is not null then
       v_opened := fleet.find_incidents(v_fallen, p_now);
     end if;
