@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import t from 'tap'
 import { runOnce, withRetiredDay } from '../testing/archiver.ts'
+import { createLog } from './log.ts'
 import { spawnProgram, waitFor, withDatabase } from '../testing/database.ts'
 import { ADMIN_KEY, enroll, gatewayToken, serverEnv, withProcess } from '../testing/server.ts'
 
@@ -190,6 +191,20 @@ t.test('the server logs what it is asked to do with partitions, and the archiver
   )
 })
 
+t.test('neither the secret of a webhook nor the user of a URL is logged, wherever it is in a line', async t => {
+  const lines: string[] = []
+  const log = createLog('notifier', 'trace', { write: line => void lines.push(line) })
+  const secret = `whsec_${'aB3/+'.repeat(8)}abc=`
+  log.error({
+    event: 'x',
+    error: new Error(`it is ${secret}`, { cause: new Error(`${secret} "https://user:hunter2@example.com/a"`) }),
+  })
+  log.info({ event: 'x', [secret]: [secret, 'http://hunter2@example.com?next=https://a:hunter2@b'] }, secret)
+  t.equal(lines.length, 2)
+  t.notMatch(lines.join(''), /aB3|hunter2/)
+  t.match(lines.join(''), /whsec_\*\*\*[^]*https:\/\/\*\*\*@example\.com\/a/)
+})
+
 t.test('every event that the runbook names exists', async t => {
   const runbook = await readFile(new URL('../RUNBOOK.md', import.meta.url), 'utf8')
   const section = runbook.split('## Read the log')[1]!.split('\n## ')[0]!
@@ -197,6 +212,7 @@ t.test('every event that the runbook names exists', async t => {
     'archiver/worker.ts',
     'archiver/archive/partition.ts',
     'archiver/restore/restore.ts',
+    'notifier/outbox.ts',
     'server/app.ts',
     'server/ingest/writer.ts',
     'server/ingest/backpressure.ts',
