@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:7a9aa983909e9aaa0a8156375997ef5dd123ff2e
+--! Hash: sha1:d28a61f58931ed2360a5b178bb15f2ebc8d65223
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -275,6 +275,286 @@ delete from fleet.command_dispatch_log s where not exists (select from fleet.dev
 delete from fleet.device_unreadable_fields s where not exists (select from fleet.devices d where d.device_id = s.device_id);
 delete from fleet.device_availability_daily s where not exists (select from fleet.devices d where d.device_id = s.device_id);
 delete from fleet.late_arrivals s where not exists (select from fleet.devices d where d.device_id = s.device_id);
+
+-- Transitions: each change of a device's status, once.
+alter table fleet.settings add column if not exists transitions_keep interval not null default '400 days';
+alter table fleet.settings drop constraint if exists settings_transitions_keep_range;
+alter table fleet.settings
+  add constraint settings_transitions_keep_range check (transitions_keep >= '1 day' and transitions_keep <= '10 years');
+comment on column fleet.settings.transitions_keep is
+  'How long fleet.device_transitions and ended fleet.incidents are kept: 1 day to 10 years.';
+
+alter table fleet.device_last_status
+  add column if not exists noted_status text,
+  add column if not exists noted_since timestamptz,
+  add column if not exists late_after_s integer,
+  add column if not exists gap_from timestamptz,
+  add column if not exists gap_next_in_s integer,
+  add column if not exists noted_reason text;
+comment on column fleet.device_last_status.gap_next_in_s is
+  'The next_in_s that held until the newest heartbeat. It says whether the device was late in the gap before it.';
+comment on column fleet.device_last_status.noted_reason is 'The reason of that transition, while the device is late or offline.';
+comment on column fleet.device_last_status.noted_status is
+  'The status of the device by its newest transition: new, online, late, offline, clock_skewed, unity_down or revoked. Null: not '
+  'looked at since the store has transitions.';
+comment on column fleet.device_last_status.noted_since is 'Since when it has had noted_status; null if unknown.';
+comment on column fleet.device_last_status.late_after_s is
+  'The shortest silence, in seconds, after which this device can be late: fleet.late_after() of its own interval. So ingest sees '
+  'without looking at fleet.devices that a heartbeat came late.';
+comment on column fleet.device_last_status.gap_from is
+  'When the device was heard from before its newest heartbeat, if that was longer ago than late_after_s; otherwise null.';
+
+create table if not exists fleet.incidents (
+  incident_id bigint generated always as identity,
+  kind text not null,
+  subject text not null,
+  began_at timestamptz not null,
+  seen_at timestamptz not null default now(),
+  ended_at timestamptz,
+  devices integer not null default 0,
+  constraint incidents_pkey primary key (incident_id),
+  constraint incidents_kind_known check (kind in ('ingest', 'cohort', 'network'))
+);
+comment on table fleet.incidents is
+  'Times at which many devices fell silent together: heartbeats could not be stored (ingest), or most of a cohort or of a network '
+  'went silent. People are told once of the incident and not of each device.';
+comment on column fleet.incidents.incident_id is 'The number of the incident.';
+comment on column fleet.incidents.kind is 'ingest, cohort or network.';
+comment on column fleet.incidents.subject is 'The cohort; the network as CIDR; or (all) for ingest.';
+comment on column fleet.incidents.began_at is 'When the first of its devices was last heard from.';
+comment on column fleet.incidents.seen_at is 'When it was seen.';
+comment on column fleet.incidents.ended_at is 'When at least half of its devices were back; null while it lasts.';
+comment on column fleet.incidents.devices is 'How many devices went offline in it.';
+create unique index if not exists incidents_open_idx on fleet.incidents (kind, subject) where ended_at is null;
+comment on index fleet.incidents_open_idx is 'At most one open incident of a cohort or a network.';
+
+create table if not exists fleet.device_transitions (
+  transition_id bigint generated always as identity,
+  position bigint not null,
+  device_id bigint not null,
+  cohort text not null,
+  at timestamptz not null,
+  since timestamptz not null,
+  event text not null,
+  status text not null,
+  previous_status text not null,
+  previous_since timestamptz,
+  previous_for interval generated always as (since - previous_since) stored,
+  reason text,
+  incident_id bigint,
+  battery_pct smallint,
+  network_type text,
+  agent_version text,
+  constraint device_transitions_pkey primary key (transition_id),
+  constraint device_transitions_event_known
+    check (event in ('online', 'late', 'offline', 'clock_skewed', 'unity_down', 'back', 'revoked'))
+);
+comment on table fleet.device_transitions is
+  'Each change of a device''s status, exactly once, in the order of the device''s life. Kept for settings.transitions_keep.';
+comment on column fleet.device_transitions.transition_id is
+  'The number of the transition. Of one device, later ones have higher numbers.';
+comment on column fleet.device_transitions.position is
+  'Its place in the feed: by (position, transition_id), every transition that becomes visible comes after those that a reader of '
+  'fleet.transitions_after() has seen.';
+comment on column fleet.device_transitions.device_id is 'fleet.devices.device_id.';
+comment on column fleet.device_transitions.cohort is 'Its cohort at that time.';
+comment on column fleet.device_transitions.at is 'When it was seen.';
+comment on column fleet.device_transitions.since is 'Since when the new status has held.';
+comment on column fleet.device_transitions.event is
+  'What happened: the new status, or back if the device was offline or revoked and is heard from again.';
+comment on column fleet.device_transitions.status is 'The new status: online, late, offline, clock_skewed, unity_down or revoked.';
+comment on column fleet.device_transitions.previous_status is 'The status before: the same words, or new.';
+comment on column fleet.device_transitions.previous_since is 'Since when it had the status before; null if unknown.';
+comment on column fleet.device_transitions.previous_for is 'How long it had the status before; null if unknown.';
+comment on column fleet.device_transitions.reason is
+  'Why it is late or offline, and of back, why it was: ingest_down, cohort_silent, network_silent, shutdown, reboot, update, app, '
+  'sleep, battery, signal or unknown. See fleet.silence_reason(). Null of other events.';
+comment on column fleet.device_transitions.incident_id is 'fleet.incidents.incident_id, if it fell silent together with others.';
+comment on column fleet.device_transitions.battery_pct is 'The battery charge that it reported last, in percent.';
+comment on column fleet.device_transitions.network_type is 'The network that it reported last.';
+comment on column fleet.device_transitions.agent_version is 'The version of its agent.';
+create index if not exists device_transitions_device_idx on fleet.device_transitions (device_id, transition_id desc);
+comment on index fleet.device_transitions_device_idx is 'The history of a device.';
+create index if not exists device_transitions_position_idx on fleet.device_transitions (position, transition_id);
+comment on index fleet.device_transitions_position_idx is 'The feed.';
+create index if not exists device_transitions_at_idx on fleet.device_transitions (at);
+comment on index fleet.device_transitions_at_idx is 'What changed in the last hour, and what is pruned.';
+
+create index if not exists device_transitions_incident_idx on fleet.device_transitions (incident_id)
+  where incident_id is not null;
+comment on index fleet.device_transitions_incident_idx is 'The devices of an incident.';
+
+create table if not exists fleet.transition_feed (
+  is_only_row boolean not null default true,
+  base bigint not null default 0,
+  cluster text not null default '',
+  constraint transition_feed_pkey primary key (is_only_row),
+  constraint transition_feed_only_row check (is_only_row)
+);
+comment on table fleet.transition_feed is 'Where the positions of the feed of transitions begin; see fleet.feed_base().';
+comment on column fleet.transition_feed.is_only_row is 'Always true: there is one row.';
+comment on column fleet.transition_feed.base is 'What is added to the id of a transaction.';
+comment on column fleet.transition_feed.cluster is 'The cluster and the timeline for which base holds; empty: none yet.';
+insert into fleet.transition_feed default values on conflict do nothing;
+
+-- Webhooks: who is told of transitions and incidents, and the messages to them.
+alter table fleet.settings add column if not exists webhook_keep interval not null default '30 days';
+alter table fleet.settings drop constraint if exists settings_webhook_keep_range;
+alter table fleet.settings
+  add constraint settings_webhook_keep_range check (webhook_keep >= '1 day' and webhook_keep <= '10 years');
+comment on column fleet.settings.webhook_keep is
+  'How long messages to webhooks are kept after they were sent, dropped or given up: 1 day to 10 years.';
+
+create table if not exists fleet.webhooks (
+  webhook_id bigint generated always as identity,
+  webhook_name text not null,
+  url text not null,
+  format text not null default 'json',
+  events text[] not null,
+  cohort text,
+  grace interval not null default '2 minutes',
+  repeat_after interval,
+  secret text not null,
+  old_secret text,
+  old_secret_until timestamptz,
+  created_at timestamptz not null default now(),
+  created_by text not null default session_user,
+  paused_at timestamptz,
+  failures integer not null default 0,
+  hold_until timestamptz,
+  last_success_at timestamptz,
+  last_error_at timestamptz,
+  last_error text,
+  last_status integer,
+  constraint webhooks_pkey primary key (webhook_id),
+  constraint webhooks_name_key unique (webhook_name),
+  constraint webhooks_format_known check (format in ('json', 'slack', 'teams', 'ntfy', 'alertmanager')),
+  constraint webhooks_events_any check (cardinality(events) > 0),
+  constraint webhooks_grace_range check (grace >= '0' and grace <= '1 day'),
+  constraint webhooks_repeat_after_range check (repeat_after >= '1 minute' and repeat_after <= '30 days')
+);
+comment on table fleet.webhooks is
+  'The URLs that are told what happens to devices. fleet.webhook_health shows them without their secrets.';
+comment on column fleet.webhooks.webhook_id is 'Its number.';
+comment on column fleet.webhooks.webhook_name is 'Its name, as in the calls.';
+comment on column fleet.webhooks.url is 'Where messages are sent. Often secret itself, as with Slack.';
+comment on column fleet.webhooks.format is 'json, slack, teams, ntfy or alertmanager.';
+comment on column fleet.webhooks.events is 'What it is told; see fleet.webhook_events().';
+comment on column fleet.webhooks.cohort is 'The only cohort that it is told of; null: the whole fleet.';
+comment on column fleet.webhooks.grace is 'What is over within this time is not told.';
+comment on column fleet.webhooks.repeat_after is 'After which time a reminder is sent while the trouble lasts; null: none.';
+comment on column fleet.webhooks.secret is 'Signs its messages. In clear, because a signature needs it; no role but the owner reads it.';
+comment on column fleet.webhooks.old_secret is 'The secret before, which signs too until old_secret_until.';
+comment on column fleet.webhooks.old_secret_until is 'Until when the old secret signs; null: there is none.';
+comment on column fleet.webhooks.created_at is 'When it was created.';
+comment on column fleet.webhooks.created_by is 'The login that created it.';
+comment on column fleet.webhooks.paused_at is 'When it was paused; null if it is not.';
+comment on column fleet.webhooks.failures is 'How often in a row its receiver failed; 0 if it accepted the newest message.';
+comment on column fleet.webhooks.hold_until is 'Until when nothing is sent, because the receiver failed.';
+comment on column fleet.webhooks.last_success_at is 'When its receiver last accepted a message, to the second.';
+comment on column fleet.webhooks.last_error_at is 'When an attempt last failed.';
+comment on column fleet.webhooks.last_error is 'Why.';
+comment on column fleet.webhooks.last_status is 'The HTTP status of that attempt; null if there was no answer.';
+
+create table if not exists fleet.webhook_deliveries (
+  delivery_id bigint generated always as identity,
+  message_id text not null default 'msg_' || replace(gen_random_uuid()::text, '-', ''),
+  webhook_id bigint not null,
+  device_id bigint,
+  incident_id bigint,
+  transition_id bigint,
+  event text not null,
+  kind text not null,
+  first_id text,
+  is_open boolean not null default false,
+  reminders integer not null default 0,
+  reminded_at timestamptz,
+  body jsonb not null,
+  made_at timestamptz not null default now(),
+  due_at timestamptz not null,
+  state text not null default 'pending',
+  attempts integer not null default 0,
+  next_attempt_at timestamptz not null,
+  lease_owner text,
+  delivered_at timestamptz,
+  last_status integer,
+  last_error text,
+  constraint webhook_deliveries_pkey primary key (delivery_id),
+  constraint webhook_deliveries_message_key unique (message_id),
+  constraint webhook_deliveries_webhook_fkey foreign key (webhook_id) references fleet.webhooks on delete cascade,
+  constraint webhook_deliveries_kind_known check (kind in ('first', 'change', 'reminder', 'recovery', 'test', 'replay')),
+  constraint webhook_deliveries_state_known check (state in ('pending', 'delivered', 'dead', 'dropped'))
+);
+comment on table fleet.webhook_deliveries is
+  'The outbox: each message to a webhook, written in the transaction that decided it, and what became of it. Kept for '
+  'settings.webhook_keep.';
+comment on column fleet.webhook_deliveries.delivery_id is 'Its number. The messages about a device are sent in this order.';
+comment on column fleet.webhook_deliveries.message_id is
+  'The id that the receiver sees, the same each time the message is sent. Random and no number: after a restore from a backup '
+  'numbers would be given again, and receivers would ignore the messages.';
+comment on column fleet.webhook_deliveries.webhook_id is 'fleet.webhooks.webhook_id.';
+comment on column fleet.webhook_deliveries.device_id is 'The device that it is about; null of incidents and tests.';
+comment on column fleet.webhook_deliveries.incident_id is 'The incident that it is about; null of devices and tests.';
+comment on column fleet.webhook_deliveries.transition_id is 'The transition that it tells; null of incidents and tests.';
+comment on column fleet.webhook_deliveries.event is 'One of fleet.webhook_events(), or test.';
+comment on column fleet.webhook_deliveries.kind is
+  'first: a trouble, or what else is told; change: the device is in another trouble now; reminder: the trouble lasts; recovery: it '
+  'is over; test; replay: told again because somebody asked.';
+comment on column fleet.webhook_deliveries.first_id is 'message_id of the first message of the trouble; null of the first itself.';
+comment on column fleet.webhook_deliveries.is_open is 'Of a first message: whether its trouble lasts.';
+comment on column fleet.webhook_deliveries.reminders is 'Of a first message: how many reminders there were.';
+comment on column fleet.webhook_deliveries.reminded_at is 'Of a first message: when the newest reminder was made.';
+comment on column fleet.webhook_deliveries.body is 'What is sent, before it is written in the format of the webhook.';
+comment on column fleet.webhook_deliveries.made_at is 'When it was queued.';
+comment on column fleet.webhook_deliveries.due_at is 'When it is sent at the earliest: after the grace. It is tried for three days from then on.';
+comment on column fleet.webhook_deliveries.state is
+  'pending; delivered; dead: it could not be sent for three days; or dropped: what it told was over before it was due.';
+comment on column fleet.webhook_deliveries.attempts is 'How often it was sent, or was about to be.';
+comment on column fleet.webhook_deliveries.next_attempt_at is 'When it is sent next; while a notifier is sending it, when its lease ends.';
+comment on column fleet.webhook_deliveries.lease_owner is 'The notifier that is sending it; null: none.';
+comment on column fleet.webhook_deliveries.delivered_at is 'When the receiver accepted it.';
+comment on column fleet.webhook_deliveries.last_status is 'The HTTP status of the newest attempt; null if there was no answer.';
+comment on column fleet.webhook_deliveries.last_error is 'Why the newest attempt failed, or why it was dropped.';
+create index if not exists webhook_deliveries_due_idx on fleet.webhook_deliveries (webhook_id, next_attempt_at)
+  where state = 'pending';
+comment on index fleet.webhook_deliveries_due_idx is 'What is due.';
+create index if not exists webhook_deliveries_waiting_device_idx on fleet.webhook_deliveries (webhook_id, device_id, delivery_id)
+  where state = 'pending' and device_id is not null;
+comment on index fleet.webhook_deliveries_waiting_device_idx is 'Whether an earlier message about the device is waiting.';
+create index if not exists webhook_deliveries_waiting_incident_idx
+  on fleet.webhook_deliveries (webhook_id, incident_id, delivery_id) where state = 'pending' and incident_id is not null;
+comment on index fleet.webhook_deliveries_waiting_incident_idx is 'Whether an earlier message about the incident is waiting.';
+create unique index if not exists webhook_deliveries_open_idx on fleet.webhook_deliveries (webhook_id, device_id)
+  where is_open and device_id is not null;
+comment on index fleet.webhook_deliveries_open_idx is 'At most one open trouble of a device and webhook.';
+create unique index if not exists webhook_deliveries_incident_idx on fleet.webhook_deliveries (incident_id, webhook_id)
+  where kind = 'first' and incident_id is not null;
+comment on index fleet.webhook_deliveries_incident_idx is 'A webhook is told of an incident once.';
+create index if not exists webhook_deliveries_first_idx on fleet.webhook_deliveries (first_id) where first_id is not null;
+comment on index fleet.webhook_deliveries_first_idx is 'The reminders and the recovery of a trouble.';
+create index if not exists webhook_deliveries_dead_idx on fleet.webhook_deliveries (webhook_id) where state = 'dead';
+comment on index fleet.webhook_deliveries_dead_idx is 'The dead letters.';
+create index if not exists webhook_deliveries_made_idx on fleet.webhook_deliveries (made_at);
+comment on index fleet.webhook_deliveries_made_idx is 'What is pruned.';
+create index if not exists webhook_deliveries_device_idx on fleet.webhook_deliveries (device_id) where device_id is not null;
+comment on index fleet.webhook_deliveries_device_idx is 'What is erased with a device, and the messages about it.';
+
+create table if not exists fleet.notifiers (
+  worker text not null,
+  version text not null,
+  started_at timestamptz not null default now(),
+  last_seen_at timestamptz not null default now(),
+  constraint notifiers_pkey primary key (worker)
+);
+comment on table fleet.notifiers is 'The notifiers, and when each of them last reported.';
+comment on column fleet.notifiers.worker is 'The name of the process: its host and pid.';
+comment on column fleet.notifiers.version is 'The version of the notifier.';
+comment on column fleet.notifiers.started_at is 'When it first reported.';
+comment on column fleet.notifiers.last_seen_at is 'When it last reported.';
+
+insert into fleet.counters (counter) values
+  ('hb_webhook_delivered_total'), ('hb_webhook_failed_total'), ('hb_webhook_dead_total')
+on conflict do nothing;
 
 -- Functions, procedures, views
 
@@ -1093,6 +1373,12 @@ comment on function fleet.add_field(text, regtype, text) is
 --! EndIncluded ingest/add_field.sql
 
 select fleet.add_field('extra', 'jsonb', 'The agent''s own values: a JSON object of at most 2 KiB.');
+select fleet.add_field(
+  'next_in_s', 'integer', 'In how many seconds the device announced its next heartbeat: 1 to 604800. It is not late before.'
+);
+select fleet.add_field(
+  'stopping', 'text', 'Why the device is about to stop, as it said: shutdown, reboot, update or app (only its agent stops).'
+);
 
 --! Included ingest/stored_ip.sql
 create or replace function fleet.stored_ip(p_ip inet, p_store_ip text) returns inet
@@ -1179,8 +1465,10 @@ declare
   v_bound timestamptz;
   v_lag interval;
   v_rows bigint;
+  v_changed bigint[];
 begin
   select now() + s.max_future, fleet.allowed_lag(s.offline_after, s.max_late) into v_bound, v_lag from fleet.settings s;
+  with written as (
   update fleet.device_last_status ls
   set last_ts = case when ls.last_ts > v_bound then coalesce(b.ts, ls.last_ts) else greatest(ls.last_ts, b.ts) end,
     last_received_at = case
@@ -1195,14 +1483,27 @@ begin
         ) then 'clock_skewed'
       else ls.status
     end,
-    is_silent = ls.is_silent and b.received_at < now() - interval '2 minutes'
+    is_silent = ls.is_silent and b.received_at < now() - interval '2 minutes',
+    gap_from = case
+      when b.received_at - ls.last_received_at > greatest(ls.late_after_s, ls.next_in_s) * interval '1 second'
+        then ls.last_received_at
+    end,
+    gap_next_in_s = ls.next_in_s
   from unnest(p_device_ids, p_received_ats, p_tss) as b (device_id, received_at, ts)
   where ls.device_id = b.device_id
     and (
       coalesce(ls.last_ts, '-infinity') < b.ts or ls.last_ts > v_bound and b.ts is not null
       or ls.last_received_at is null or ls.last_received_at < b.received_at or ls.last_received_at > v_bound
-    );
-  get diagnostics v_rows = row_count;
+    )
+  returning case
+    when ls.noted_status <> case ls.status when 'ok' then 'online' else ls.status end or ls.gap_from is not null
+      then ls.device_id
+  end as changed_id
+  )
+  select count(*), array_agg(w.changed_id) filter (where w.changed_id is not null) into v_rows, v_changed from written w;
+  if v_changed is not null then
+    perform fleet.note_transitions(v_changed);
+  end if;
   return v_rows;
 end
 $$;
@@ -1223,15 +1524,17 @@ set timezone = 'UTC'
 as $$
 declare
   v_rows bigint;
+  v_changed bigint[];
 begin
   with newest as (
     select b.*, case when p_are_stored then b.ts end as stored_ts
     from unnest(p_beats) b
   )
 --! Included status/upsert_last_status.inc.sql
-insert into fleet.device_last_status as ls (
-    device_id, last_ts, last_received_at, status, is_silent,
-    battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, extra
+, written as (
+  insert into fleet.device_last_status as ls (
+    device_id, last_ts, last_received_at, status, is_silent, noted_status,
+    battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, extra, next_in_s, stopping
   )
   select n.device_id, n.stored_ts, n.received_at,
     case
@@ -1244,7 +1547,8 @@ insert into fleet.device_last_status as ls (
     end,
     -- The value rarely changes, so the update stays HOT.
     n.received_at < now() - interval '2 minutes',
-    n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip, n.extra
+    'new',
+    n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip, n.extra, n.next_in_s, n.stopping
   from newest n
   order by n.device_id  -- otherwise concurrent batches of the same devices deadlock
   on conflict (device_id) do update
@@ -1256,11 +1560,19 @@ insert into fleet.device_last_status as ls (
       end,
       status = excluded.status,
       is_silent = excluded.is_silent,
+      noted_status = coalesce(ls.noted_status, case excluded.status when 'ok' then 'online' else excluded.status end),
+      gap_from = case
+        when excluded.last_received_at - ls.last_received_at > greatest(ls.late_after_s, ls.next_in_s) * interval '1 second'
+          then ls.last_received_at
+      end,
+      gap_next_in_s = ls.next_in_s,
       battery_pct = excluded.battery_pct,
       network_type = excluded.network_type,
       unity_running = excluded.unity_running,
       signal_dbm = excluded.signal_dbm,
       agent_version = excluded.agent_version,
+      next_in_s = excluded.next_in_s,
+      stopping = excluded.stopping,
       ip = excluded.ip,
       extra = excluded.extra
     -- A late arrival must not rewind a device. What lies in the future was written while the clock of Postgres ran ahead.
@@ -1271,9 +1583,18 @@ insert into fleet.device_last_status as ls (
       else ls.last_ts is null or ls.last_ts < excluded.last_ts
         or fleet.is_ahead(ls.last_ts)
         or ls.last_ts = excluded.last_ts and fleet.is_ahead(ls.last_received_at)
-    end;
+    end
+  -- What may be a transition.
+  returning case
+    when ls.noted_status <> case ls.status when 'ok' then 'online' else ls.status end or ls.gap_from is not null
+      then ls.device_id
+  end as changed_id
+  )
+  select count(*), array_agg(w.changed_id) filter (where w.changed_id is not null) into v_rows, v_changed from written w;
+  if v_changed is not null then
+    perform fleet.note_transitions(v_changed);
+  end if;
 --! EndIncluded status/upsert_last_status.inc.sql
-  get diagnostics v_rows = row_count;
   return v_rows;
 end
 $$;
@@ -1293,7 +1614,8 @@ as $$
 declare
   -- The clock, not now(): heartbeats that fleet.roll_up() does not wait for have to be recorded as late.
   v_today timestamptz := date_trunc('day', clock_timestamp(), 'UTC');
-  v_written bigint;
+  v_rows bigint;
+  v_changed bigint[];
 begin
   with late as (
     insert into fleet.late_arrivals (device_id, day)
@@ -1307,9 +1629,10 @@ begin
     order by r.device_id, r.ts desc
   )
 --! Included status/upsert_last_status.inc.sql
-insert into fleet.device_last_status as ls (
-    device_id, last_ts, last_received_at, status, is_silent,
-    battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, extra
+, written as (
+  insert into fleet.device_last_status as ls (
+    device_id, last_ts, last_received_at, status, is_silent, noted_status,
+    battery_pct, network_type, unity_running, signal_dbm, agent_version, ip, extra, next_in_s, stopping
   )
   select n.device_id, n.stored_ts, n.received_at,
     case
@@ -1322,7 +1645,8 @@ insert into fleet.device_last_status as ls (
     end,
     -- The value rarely changes, so the update stays HOT.
     n.received_at < now() - interval '2 minutes',
-    n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip, n.extra
+    'new',
+    n.battery_pct, n.network_type, n.unity_running, n.signal_dbm, n.agent_version, n.ip, n.extra, n.next_in_s, n.stopping
   from newest n
   order by n.device_id  -- otherwise concurrent batches of the same devices deadlock
   on conflict (device_id) do update
@@ -1334,11 +1658,19 @@ insert into fleet.device_last_status as ls (
       end,
       status = excluded.status,
       is_silent = excluded.is_silent,
+      noted_status = coalesce(ls.noted_status, case excluded.status when 'ok' then 'online' else excluded.status end),
+      gap_from = case
+        when excluded.last_received_at - ls.last_received_at > greatest(ls.late_after_s, ls.next_in_s) * interval '1 second'
+          then ls.last_received_at
+      end,
+      gap_next_in_s = ls.next_in_s,
       battery_pct = excluded.battery_pct,
       network_type = excluded.network_type,
       unity_running = excluded.unity_running,
       signal_dbm = excluded.signal_dbm,
       agent_version = excluded.agent_version,
+      next_in_s = excluded.next_in_s,
+      stopping = excluded.stopping,
       ip = excluded.ip,
       extra = excluded.extra
     -- A late arrival must not rewind a device. What lies in the future was written while the clock of Postgres ran ahead.
@@ -1349,11 +1681,20 @@ insert into fleet.device_last_status as ls (
       else ls.last_ts is null or ls.last_ts < excluded.last_ts
         or fleet.is_ahead(ls.last_ts)
         or ls.last_ts = excluded.last_ts and fleet.is_ahead(ls.last_received_at)
-    end;
+    end
+  -- What may be a transition.
+  returning case
+    when ls.noted_status <> case ls.status when 'ok' then 'online' else ls.status end or ls.gap_from is not null
+      then ls.device_id
+  end as changed_id
+  )
+  select count(*), array_agg(w.changed_id) filter (where w.changed_id is not null) into v_rows, v_changed from written w;
+  if v_changed is not null then
+    perform fleet.note_transitions(v_changed);
+  end if;
 --! EndIncluded status/upsert_last_status.inc.sql
-  get diagnostics v_written = row_count;
   -- These rows are locked already: the upsert locks those too that it leaves as they are.
-  if v_written < (select count(*) from new_rows) then
+  if v_rows < (select count(*) from new_rows) then
     perform fleet.record_arrivals(array_agg(n.device_id), array_agg(n.received_at), array_agg(n.ts))
     from (select r.device_id, max(r.received_at) as received_at, max(r.ts) as ts from new_rows r group by r.device_id) n;
   end if;
@@ -1668,6 +2009,7 @@ begin
             )
           end as next_interval_s,
           i.signal_dbm, i.battery_pct, i.unity_running, i.network_type, i.agent_version,
+          i.next_in_s, i.stopping,
           fleet.stored_ip(i.ip, v_settings.store_ip) as ip, i.extra,
           case
             when t.ts < p_received_at - least(v_settings.max_late, v_settings.retention) then 'too_late'
@@ -1689,6 +2031,7 @@ begin
           json_to_recordset(p_batch) as (
             device_id bigint, ts timestamptz,
             signal_dbm smallint, battery_pct smallint, unity_running boolean, network_type text, agent_version text,
+            next_in_s integer, stopping text,
             ip inet, extra jsonb
           )
         ) with ordinality i
@@ -1698,10 +2041,12 @@ begin
         insert into fleet.device_heartbeats (
           ts, received_at, device_id,
           signal_dbm, battery_pct, unity_running, network_type, agent_version,
+          next_in_s, stopping,
           ip, extra
         )
         select g.ts, p_received_at, g.device_id,
           g.signal_dbm, g.battery_pct, g.unity_running, g.network_type, g.agent_version,
+          g.next_in_s, g.stopping,
           g.ip, g.extra
         from given g
         where g.reason is null and (g.next_interval_s is not null or p_token_hashes is null)
@@ -1801,6 +2146,19 @@ comment on function fleet.ingest(json, timestamptz) is
   'quarantined (too_late, in_future, no_partition) or rejected (quarantine_full). '
   'Example: select * from fleet.ingest(''[{"device_id":1,"battery_pct":80}]'');';
 --! EndIncluded ingest/ingest.sql
+--! Included status/excused.sql
+-- Written so that the views inline it; see fleet.expected_interval(). GREATEST() ignores null.
+create or replace function fleet.excused(p_next_in_s integer, p_expected interval) returns interval
+language sql
+immutable
+parallel safe
+return greatest(p_next_in_s * interval '1 second' - p_expected, interval '0');
+
+comment on function fleet.excused(integer, interval) is
+  'How much longer than usual a device may be silent, because its newest heartbeat said when the next one comes (next_in_s). '
+  'Silence is counted less this, so a device that keeps its promise is not late. 0 without a promise. '
+  'Example: select fleet.excused(3600, ''60 s'');';
+--! EndIncluded status/excused.sql
 --! Included status/derive_status.sql
 -- Written so that the views inline it; see fleet.expected_interval().
 create or replace function fleet.derive_status(
@@ -1808,6 +2166,7 @@ create or replace function fleet.derive_status(
   p_last_received_at timestamptz,
   p_expected interval,
   p_offline_after interval,
+  p_excused interval,
   p_now timestamptz
 ) returns text
 language sql
@@ -1816,18 +2175,852 @@ parallel safe
 return case
   when p_last_received_at is null then 'new'
   -- Never less than two intervals, because one lost heartbeat is no outage.
-  when p_now - p_last_received_at > greatest(p_offline_after, 2 * p_expected) then 'offline'
+  when p_now - p_last_received_at - p_excused > greatest(p_offline_after, 2 * p_expected) then 'offline'
   when p_is_skewed then 'clock_skewed'
-  when p_now - p_last_received_at > fleet.late_after(p_expected) then 'late'
+  when p_now - p_last_received_at - p_excused > fleet.late_after(p_expected) then 'late'
   else 'online'
 end;
 
-comment on function fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz) is
+comment on function fleet.derive_status(boolean, timestamptz, interval, interval, interval, timestamptz) is
   'The status of a device at this time, by when it was last heard from: new (never), offline (silent for longer than '
   'settings.offline_after and than two expected intervals), clock_skewed (heard from, but its clock is wrong), late (silent for '
-  'longer than fleet.late_after()), or online. '
-  'Example: select fleet.derive_status(false, now() - interval ''3 min'', ''60 s'', ''10 min'', now());';
+  'longer than fleet.late_after()), or online. Silence is counted less p_excused, which is fleet.excused(). '
+  'Example: select fleet.derive_status(false, now() - interval ''3 min'', ''60 s'', ''10 min'', ''0'', now());';
 --! EndIncluded status/derive_status.sql
+--! Included transitions/network_of.sql
+create or replace function fleet.network_of(p_ip inet) returns text
+language sql
+immutable
+parallel safe
+return text(network(set_masklen(p_ip, least(masklen(p_ip), case family(p_ip) when 4 then 24 else 48 end))));
+
+comment on function fleet.network_of(inet) is
+  'The network of an address: its /24, or its /48 of IPv6, as a provider gives one to a site. '
+  'Example: select fleet.network_of(''198.51.100.7'');';
+--! EndIncluded transitions/network_of.sql
+--! Included transitions/beats_before.sql
+create or replace function fleet.beats_before(p_device_id bigint, p_heard_at timestamptz, p_limit integer default 30)
+returns table (
+  ts timestamptz, battery_pct smallint, signal_dbm smallint, next_in_s integer, stopping text
+)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+  select b.ts, b.battery_pct, b.signal_dbm, b.next_in_s, b.stopping
+  from (
+    select h.*
+    from fleet.device_heartbeats h
+    where h.device_id = p_device_id
+      -- The clock of the device may lag.
+      and h.ts > p_heard_at - (select s.max_late from fleet.settings s)
+      and h.ts <= p_heard_at + (select s.max_future from fleet.settings s)
+      and h.received_at <= p_heard_at
+    order by h.ts desc
+    limit p_limit
+  ) b
+  where b.received_at > p_heard_at - interval '1 hour';
+$$;
+
+comment on function fleet.beats_before(bigint, timestamptz, integer) is
+  'The newest heartbeats of a device that had arrived at a given time, in the hour before it, newest first. '
+  'Example: select * from fleet.beats_before(42, now());';
+--! EndIncluded transitions/beats_before.sql
+--! Included transitions/silence_reason.sql
+create or replace function fleet.silence_reason(p_device_id bigint, p_heard_at timestamptz) returns text
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_newest record;
+  v_charge smallint;
+  v_strongest smallint;
+begin
+  -- Nearly always last status has what the device said last, and nothing in it needs a look at the heartbeats before.
+  select ls.battery_pct, ls.signal_dbm, ls.next_in_s, ls.stopping into v_newest
+  from fleet.device_last_status ls
+  where ls.device_id = p_device_id and ls.last_received_at <= p_heard_at;
+  if not found then
+    select b.battery_pct, b.signal_dbm, b.next_in_s, b.stopping into v_newest
+    from fleet.beats_before(p_device_id, p_heard_at, 1) b;
+  end if;
+  if v_newest.stopping is not null then
+    return v_newest.stopping;
+  end if;
+  if v_newest.next_in_s is not null then
+    return 'sleep';
+  end if;
+  if v_newest.battery_pct <= 5 or v_newest.signal_dbm <= -100 then
+    -- Of a device that is being charged, the oldest of these is not the fullest.
+    select (array_agg(b.battery_pct order by b.ts) filter (where b.battery_pct is not null))[1], max(b.signal_dbm)
+    into v_charge, v_strongest
+    from fleet.beats_before(p_device_id, p_heard_at) b;
+    if v_newest.battery_pct <= 5 and v_newest.battery_pct < v_charge then
+      return 'battery';
+    end if;
+    if v_newest.signal_dbm <= -100 and v_newest.signal_dbm <= v_strongest - 10 then
+      return 'signal';
+    end if;
+  end if;
+  return 'unknown';
+end
+$$;
+
+comment on function fleet.silence_reason(bigint, timestamptz) is
+  'Why a device fell silent that was last heard from at this time, by what it had said: the word of its stopping; sleep (it said '
+  'when it would report next, and did not); battery (at 5 % or less, and less than in the half hour before); signal (-100 dBm or '
+  'weaker, and at least 10 dB weaker than in the half hour before); or unknown. fleet.note_transitions() looks first whether '
+  'ingest was down and whether others fell silent with it. Example: select fleet.silence_reason(42, now());';
+--! EndIncluded transitions/silence_reason.sql
+--! Included transitions/feed_base.sql
+-- A sequence does not do: numbers are taken in one order and become visible in another, so a reader would skip what commits late.
+-- Transaction ids have a bound below which everything is visible. They begin again in a store that was restored from a dump, and
+-- some come twice after a failover that lost the last transactions; the base takes the positions past all that were handed out.
+create or replace function fleet.feed_base() returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c_jump constant bigint := 1::bigint << 32;
+  v_cluster text := format(
+    '%s/%s', (select c.system_identifier from pg_control_system() c), left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)
+  );
+  v_base bigint;
+begin
+  select f.base into v_base from fleet.transition_feed f where f.cluster = v_cluster;
+  if found then
+    return v_base;
+  end if;
+  perform from fleet.transition_feed f for update;
+  select f.base into v_base from fleet.transition_feed f where f.cluster = v_cluster;
+  if found then
+    return v_base;
+  end if;
+  update fleet.transition_feed f
+  set cluster = v_cluster,
+    base = case when f.cluster = '' then 0 else greatest(
+      f.base, coalesce((select max(t.position) from fleet.device_transitions t), 0)
+    ) + c_jump - pg_current_xact_id()::text::bigint end
+  returning f.base into v_base;
+  return v_base;
+end
+$$;
+
+comment on function fleet.feed_base() is
+  'What is added to the id of a transaction for the position of its transitions in the feed. It grows when the store runs in '
+  'another cluster than before, or on another timeline, so that positions never go back.';
+--! EndIncluded transitions/feed_base.sql
+--! Included transitions/was_ingest_down.sql
+create or replace function fleet.was_ingest_down(p_heard_at timestamptz) returns boolean
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+  select coalesce(
+    case
+      -- Nobody has looked since Postgres was down.
+      when fleet.postgres_started_at() > w.looked_at then
+        p_heard_at < fleet.postgres_started_at() and p_heard_at - w.newest_received_at >= -interval '105 seconds'
+      else p_heard_at <= coalesce(w.gap_to, 'infinity') and p_heard_at - w.gap_from >= -interval '105 seconds'
+    end,
+    false
+  )
+  from fleet.silence_watch w
+  where isfinite(w.looked_at);
+$$;
+
+comment on function fleet.was_ingest_down(timestamptz) is
+  'Whether a device that was last heard from at this time fell silent because heartbeats could not be stored: Postgres was down, '
+  'or fleet.watch_silence() saw that nothing came in from anybody.';
+--! EndIncluded transitions/was_ingest_down.sql
+--! Included transitions/find_incidents.sql
+-- The devices of a group go offline over about a minute, but are overdue long before. So when the first of them goes offline, all
+-- that fell silent with it can be counted. Each statement looks at all groups at once: a scan for each group of a large fleet
+-- would take minutes.
+create or replace function fleet.find_incidents(p_device_ids bigint[], p_now timestamptz) returns bigint[]
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set jit = off
+as $$
+declare
+  c_around constant interval := interval '105 seconds';
+  v_least integer := (select s.silence_min_devices from fleet.settings s);
+  v_fallen bigint[];
+  v_newest timestamptz;
+  v_is_down boolean;
+  v_began_at timestamptz;
+  v_opened bigint[];
+begin
+  perform fleet.not_in_future(p_now);
+  -- Those that go offline now.
+  select array_agg(d.device_id) into v_fallen
+  from fleet.device_state d
+  join fleet.device_last_status ls using (device_id)
+  where d.device_id = any (p_device_ids) and ls.noted_status is distinct from 'offline'
+    and p_now - d.last_received_at - fleet.excused(ls.next_in_s, d.expected_interval)
+      > greatest((select s.offline_after from fleet.settings s), 2 * d.expected_interval);
+  if v_fallen is null then
+    return null;
+  end if;
+
+  -- Ours, while nothing comes in from anybody, and for those who have not come back since. The silence of one or two devices
+  -- proves nothing.
+  v_newest := fleet.newest_received_at(p_now);
+  v_is_down := fleet.is_ingest_down(v_newest, p_now) and v_least <= (
+    select count(*)
+    from (
+      select from fleet.device_last_status ls
+      where ls.last_received_at > v_newest - interval '10 minutes' and ls.last_received_at <= v_newest
+      limit v_least
+    ) f
+  );
+  select min(ls.last_received_at) into v_began_at
+  from fleet.device_last_status ls
+  where ls.device_id = any (v_fallen) and (v_is_down or fleet.was_ingest_down(ls.last_received_at));
+  if v_began_at is not null then
+    with opened as (
+      insert into fleet.incidents (kind, subject, began_at, seen_at)
+      values ('ingest', '(all)', case when v_is_down then v_newest else v_began_at end, p_now)
+      on conflict (kind, subject) where ended_at is null do nothing
+      returning incident_id
+    )
+    select array_agg(o.incident_id) into v_opened from opened o;
+  else
+    with fallen as (
+      select d.cohort, fleet.network_of(ls.ip) as network, ls.last_received_at as heard_at
+      from fleet.device_last_status ls
+      join fleet.devices d using (device_id)
+      where ls.device_id = any (v_fallen)
+    ),
+    -- In a cohort that fell silent together, more than one in a hundred goes offline within a minute or two. Usually this spares
+    -- the look at every device of a large cohort.
+    cohorts as materialized (
+      select f.cohort, f.since, f.until
+      from (
+        select f.cohort, min(f.heard_at) - c_around as since, max(f.heard_at) + c_around as until, count(*) as devices
+        from fallen f
+        where not exists (
+          select from fleet.incidents i where i.kind = 'cohort' and i.subject = f.cohort and i.ended_at is null
+        )
+        group by f.cohort
+      ) f
+      cross join lateral (
+        select coalesce(
+          (select k.devices from fleet.fleet_counts k where k.cohort = f.cohort and k.place > 1 and fleet.counts_hold(p_now)),
+          (select count(*) from fleet.devices d where d.cohort = f.cohort and d.revoked_at is null)
+        ) as devices
+      ) s
+      where f.devices * 100 >= s.devices and s.devices >= v_least
+    ),
+    -- The marks find the silent ones of a network without a look at the others.
+    networks as materialized (
+      select f.network, f.since, f.until
+      from (
+        select f.network, min(f.heard_at) - c_around as since, max(f.heard_at) + c_around as until
+        from fallen f
+        where f.network is not null and not exists (
+          select from fleet.incidents i where i.kind = 'network' and i.subject = f.network and i.ended_at is null
+        )
+        group by f.network
+      ) f
+      join (
+        select fleet.network_of(ls.ip) as network, count(*) as silent
+        from fleet.device_last_status ls
+        where ls.is_silent and p_now - ls.last_received_at < interval '1 day'
+        group by 1
+      ) m using (network)
+      where m.silent >= v_least
+    ),
+    members as (
+      select 'cohort' as kind, c.cohort as subject, c.until, ls.last_received_at as heard_at, ls.late_after_s, ls.next_in_s
+      from cohorts c
+      join fleet.devices d on d.cohort = c.cohort
+      join fleet.device_last_status ls on ls.device_id = d.device_id
+      where d.revoked_at is null and ls.last_received_at >= c.since
+      union all
+      select 'network', n.network, n.until, ls.last_received_at, ls.late_after_s, ls.next_in_s
+      from networks n
+      join fleet.device_last_status ls on fleet.network_of(ls.ip) = n.network
+      where ls.noted_status <> 'revoked' and ls.last_received_at >= n.since
+    ),
+    counted as (
+      select m.kind, m.subject, count(*) as active, count(*) filter (where m.is_quiet) as quiet,
+        min(m.heard_at) filter (where m.is_quiet) as began_at
+      from (
+        select m.kind, m.subject, m.heard_at,
+          m.heard_at <= m.until
+            and p_now - m.heard_at > greatest(m.late_after_s, m.next_in_s) * interval '1 second' as is_quiet
+        from members m
+      ) m
+      group by m.kind, m.subject
+    ),
+    opened as (
+      insert into fleet.incidents (kind, subject, began_at, seen_at)
+      select c.kind, c.subject, c.began_at, p_now
+      from counted c
+      where c.quiet >= v_least and c.quiet * 2 >= c.active
+      order by c.kind, c.subject
+      on conflict (kind, subject) where ended_at is null do nothing
+      returning incident_id
+    )
+    select array_agg(o.incident_id) into v_opened from opened o;
+  end if;
+  if v_opened is not null and exists (select from fleet.webhooks) then
+    perform fleet.queue_messages(null, v_opened, null);
+  end if;
+  return v_opened;
+end
+$$;
+
+comment on function fleet.find_incidents(bigint[], timestamptz) is
+  'Opens the incidents that explain why some of these devices go offline at this time, and queues the messages about them: ingest '
+  'is down, or at least half of the devices of a cohort or network that were active fell silent together, and at least '
+  'settings.silence_min_devices. Returns those that it opened; null if there are none. Called each minute by fleet.mark_silent(), '
+  'before the transitions are written.';
+--! EndIncluded transitions/find_incidents.sql
+--! Included transitions/incident_of.sql
+create or replace function fleet.incident_of(p_cohort text, p_network text, p_heard_at timestamptz) returns bigint
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+  select i.incident_id
+  from fleet.incidents i
+  cross join fleet.settings s
+  where i.ended_at is null
+    and (
+      i.kind = 'ingest'
+      or i.kind = 'cohort' and i.subject = p_cohort
+      or i.kind = 'network' and i.subject = p_network
+    )
+    -- A device that is lost later has a reason of its own.
+    and case i.kind
+      when 'ingest' then p_heard_at - i.began_at >= -greatest(s.offline_after, interval '105 seconds')
+      else p_heard_at - i.began_at >= -interval '105 seconds'
+        and p_heard_at - i.began_at <= least(s.offline_after, interval '10 minutes')
+    end
+  order by case i.kind when 'ingest' then 1 when 'cohort' then 2 else 3 end
+  limit 1;
+$$;
+
+comment on function fleet.incident_of(text, text, timestamptz) is
+  'The open incident of a device of this cohort and network that fell silent at this time; null if there is none.';
+--! EndIncluded transitions/incident_of.sql
+--! Included transitions/status_changes.sql
+-- A device's status is a function of when it was heard from, what it said, and the clock. So a change that nobody saw, because a
+-- run was missed or Postgres was down, is found later with the time at which it happened: nothing has to be watched all the time.
+create or replace function fleet.status_changes(p_device_ids bigint[], p_now timestamptz default null)
+returns setof fleet.device_transitions
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set jit = off
+as $$
+  with given as (
+    select d.device_id, d.cohort, d.revoked_at, ls.noted_status as noted, ls.noted_since, ls.noted_reason,
+      ls.last_received_at as heard_at, case ls.status when 'ok' then 'online' else ls.status end as said,
+      -- A gap is looked at once, when the heartbeat that ended it arrives.
+      case when p_now is null then ls.gap_from end as gap_from,
+      fleet.excused(ls.gap_next_in_s, i.expected) as gap_excused,
+      ls.battery_pct, ls.network_type, ls.agent_version,
+      i.expected, s.offline_after, fleet.excused(ls.next_in_s, i.expected) as excused,
+      coalesce(p_now, clock_timestamp()) as seen_at
+    from fleet.devices d
+    join fleet.device_last_status ls using (device_id)
+    left join fleet.cohorts c on c.cohort = d.cohort
+    cross join fleet.settings s
+    cross join lateral (
+      select fleet.expected_interval(
+        d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, coalesce(p_now, ls.last_received_at)
+      ) as expected
+    ) i
+    where d.device_id = any (p_device_ids) and ls.noted_status is not null
+    offset 0
+  ),
+  -- Compared as intervals, a month counts 30 days; so it does in seconds.
+  timed as (
+    select g.*,
+      g.gap_from + g.gap_excused + fleet.late_after(g.expected) as gap_late_at,
+      g.gap_from + g.gap_excused + o.silence as gap_offline_at,
+      g.heard_at + g.excused + fleet.late_after(g.expected) as late_at,
+      g.heard_at + g.excused + o.silence as offline_at,
+      fleet.is_ahead(g.noted_since, g.seen_at) as is_ahead
+    from given g
+    cross join lateral (
+      select extract(epoch from greatest(g.offline_after, 2 * g.expected)) * interval '1 second' as silence
+    ) o
+  ),
+  steps as (
+    select t.*, v.nth, v.to_status, v.from_when
+    from timed t
+    cross join lateral (
+      select
+        t.noted in ('late', 'offline') and t.noted_since <= t.gap_from as was_back,
+        -- It is late or offline in the silence that the newest heartbeat began, or was until that arrived.
+        t.noted in ('late', 'offline') and t.noted_since > coalesce(t.gap_from, t.heard_at) as is_silent,
+        t.heard_at is not null and case
+          when p_now is null then true
+          when t.noted in ('late', 'offline', 'revoked') then t.noted_since <= t.heard_at or t.is_ahead
+          else true
+        end as is_heard
+    ) k
+    cross join lateral (
+      values
+        (1, 'online', t.gap_from, k.was_back),
+        (2, 'late', t.gap_late_at, t.heard_at > t.gap_late_at and not k.is_silent and t.noted <> 'clock_skewed'),
+        (3, 'offline', t.gap_offline_at, t.heard_at > t.gap_offline_at and not (k.is_silent and t.noted = 'offline')),
+        (
+          4, 'online', t.heard_at,
+          k.is_heard and (
+            t.heard_at > t.gap_offline_at or t.noted = 'offline' and not coalesce(k.was_back, false) or t.noted = 'revoked'
+          )
+        ),
+        (5, t.said, t.heard_at, k.is_heard),
+        (6, 'late', t.late_at, p_now > t.late_at and t.said <> 'clock_skewed' and k.is_heard),
+        (7, 'offline', t.offline_at, p_now > t.offline_at and not (k.is_silent and t.noted = 'offline' and not t.is_ahead)),
+        -- What the steps above do not explain: other settings, or another interval.
+        (
+          8,
+          (
+            select case when s.status = 'online' and t.said = 'unity_down' then t.said else s.status end
+            from fleet.derive_status(
+              t.said = 'clock_skewed', t.heard_at, t.expected, t.offline_after, t.excused, p_now
+            ) s (status)
+          ),
+          p_now, p_now is not null and t.heard_at is not null
+        )
+    ) v (nth, to_status, from_when, applies)
+    where v.applies and t.revoked_at is null
+    union all
+    select t.*, 9, 'revoked', t.revoked_at
+    from timed t
+    where t.revoked_at is not null
+  ),
+  followed as (
+    select s.*, lag(s.to_status, 1, s.noted) over (partition by s.device_id order by s.nth) as from_status
+    from steps s
+  ),
+  changed as (
+    select f.*,
+      -- Never before the change that went before, and never in the future.
+      least(
+        f.seen_at, greatest(max(f.from_when) over w, case when not f.is_ahead then f.noted_since end)
+      ) as changed_at
+    from followed f
+    where f.to_status <> f.from_status
+    window w as (partition by f.device_id order by f.nth)
+  )
+  select null::bigint, null::bigint, c.device_id, c.cohort, c.seen_at, c.changed_at,
+    case
+      when c.from_status in ('offline', 'revoked') and c.to_status not in ('offline', 'revoked') then 'back'
+      else c.to_status
+    end,
+    c.to_status, c.from_status,
+    lag(c.changed_at, 1, c.noted_since) over (partition by c.device_id order by c.nth), null::interval,
+    -- Until the silence is over, its reason is what was noted.
+    case when c.from_status in ('late', 'offline') and lag(c.nth) over (partition by c.device_id order by c.nth) is null
+      then c.noted_reason end,
+    null::bigint, c.battery_pct, c.network_type, c.agent_version
+  from changed c
+  order by c.device_id, c.nth;
+$$;
+
+comment on function fleet.status_changes(bigint[], timestamptz) is
+  'The changes of status that have not been noted of these devices, in their order: without p_now up to the newest heartbeat, as '
+  'ingest notes them; with it up to that time. transition_id, position and incident_id are null; reason is that of the silence '
+  'which ended. Example: select * from fleet.status_changes(array[42], now());';
+--! EndIncluded transitions/status_changes.sql
+--! Included transitions/note_transitions.sql
+-- Ingest has locked the rows already. Other callers lock them here, in the order of ingest. Ingest never notifies the notifier,
+-- because a NOTIFY takes a lock that commits would wait for; the notifier looks every two seconds.
+create or replace function fleet.note_transitions(p_device_ids bigint[], p_now timestamptz default null) returns integer
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set jit = off
+as $$
+declare
+  v_changes fleet.device_transitions[];
+  v_base bigint;
+  v_ids bigint[];
+begin
+  if p_now is not null then
+    perform fleet.not_in_future(p_now);
+    perform from fleet.device_last_status ls where ls.device_id = any (p_device_ids) order by ls.device_id for update;
+  end if;
+  v_changes := array(select c from fleet.status_changes(p_device_ids, p_now) c);
+  if cardinality(v_changes) = 0 then
+    return 0;
+  end if;
+
+  v_base := fleet.feed_base();
+  with changes as (
+    select c.*, ls.ip,
+      -- When the silence began that this row tells of.
+      case when c.status in ('late', 'offline') then
+        case when ls.last_received_at <= c.since then ls.last_received_at else ls.gap_from end
+      end as heard_at
+    from unnest(v_changes) with ordinality as c (
+      transition_id, position, device_id, cohort, at, since, event, status, previous_status, previous_since, previous_for, reason,
+      incident_id, battery_pct, network_type, agent_version, nth
+    )
+    join fleet.device_last_status ls using (device_id)
+  ),
+  explained as (
+    select c.*, i.incident_id as in_incident,
+      case when c.heard_at is not null then coalesce(
+        (select case n.kind when 'ingest' then 'ingest_down' else n.kind || '_silent' end
+          from fleet.incidents n where n.incident_id = i.incident_id),
+        case when fleet.was_ingest_down(c.heard_at) then 'ingest_down' end,
+        fleet.silence_reason(c.device_id, c.heard_at)
+      ) end as why
+    from changes c
+    left join lateral (
+      select fleet.incident_of(c.cohort, fleet.network_of(c.ip), c.heard_at) as incident_id where c.heard_at is not null
+    ) i on true
+  ),
+  told as (
+    -- What ends a silence has its reason and its incident.
+    select e.*,
+      coalesce(e.why, e.reason, case when e.event = 'back' then lag(e.why) over w end) as known_reason,
+      coalesce(e.in_incident, case when e.event = 'back' then coalesce(
+        lag(e.in_incident) over w,
+        (
+          select t.incident_id from fleet.device_transitions t
+          where t.device_id = e.device_id and t.status = 'offline'
+          order by t.transition_id desc
+          limit 1
+        )
+      ) end) as known_incident
+    from explained e
+    window w as (partition by e.device_id order by e.nth)
+  ),
+  written as (
+    insert into fleet.device_transitions (
+      position, device_id, cohort, at, since, event, status, previous_status, previous_since, reason, incident_id, battery_pct,
+      network_type, agent_version
+    )
+    select v_base + pg_current_xact_id()::text::bigint, t.device_id, t.cohort, t.at, t.since, t.event, t.status,
+      t.previous_status, t.previous_since, t.known_reason, t.known_incident, t.battery_pct, t.network_type, t.agent_version
+    from told t
+    order by t.nth
+    returning transition_id, device_id, since, status, reason, incident_id
+  ),
+  counted as (
+    update fleet.incidents i
+    set devices = i.devices + w.devices
+    from (
+      select w.incident_id, count(*) as devices
+      from written w
+      where w.status = 'offline' and w.incident_id is not null
+      group by w.incident_id
+    ) w
+    where i.incident_id = w.incident_id
+  ),
+  noted as (
+    update fleet.device_last_status ls
+    set noted_status = w.status, noted_since = w.since,
+      noted_reason = case when w.status in ('late', 'offline') then w.reason end
+    from (select distinct on (w.device_id) w.* from written w order by w.device_id, w.transition_id desc) w
+    where ls.device_id = w.device_id
+  )
+  select array_agg(w.transition_id order by w.transition_id) into v_ids from written w;
+  if exists (select from fleet.webhooks) then
+    perform fleet.queue_messages(v_ids, null, null);
+  end if;
+  return cardinality(v_ids);
+end
+$$;
+
+comment on function fleet.note_transitions(bigint[], timestamptz) is
+  'Writes the changes of status of these devices that were not noted yet to fleet.device_transitions, with their reasons, and '
+  'queues the messages about them: without p_now, of devices that a heartbeat of this transaction came from. Returns how many. '
+  'Called by ingest and each minute by '
+  'fleet.mark_silent().';
+--! EndIncluded transitions/note_transitions.sql
+--! Included transitions/note_first_status.sql
+create or replace function fleet.note_first_status(p_device_ids bigint[], p_now timestamptz) returns integer
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_rows integer;
+begin
+  perform fleet.not_in_future(p_now);
+  update fleet.device_last_status ls
+  set noted_status = i.status, noted_since = case when i.status in ('late', 'offline') then p_now else ls.last_received_at end,
+    late_after_s = i.late_after_s
+  from (
+    select d.device_id, floor(extract(epoch from fleet.late_after(d.heartbeat_interval)))::integer as late_after_s,
+      case
+        when d.revoked_at is not null then 'revoked'
+        when s.status = 'online' and l.status = 'unity_down' then 'unity_down'
+        else s.status
+      end as status
+    from fleet.devices d
+    join fleet.device_last_status l using (device_id)
+    left join fleet.cohorts c on c.cohort = d.cohort
+    cross join lateral (
+      select fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now) as expected
+    ) e
+    cross join lateral (
+      select fleet.derive_status(
+        l.status = 'clock_skewed', l.last_received_at, e.expected, (select t.offline_after from fleet.settings t),
+        fleet.excused(l.next_in_s, e.expected), p_now
+      ) as status
+    ) s
+    where d.device_id = any (p_device_ids)
+      -- fleet.reconcile() forgets what was heard while the clock ran ahead.
+      and (l.noted_status is null or l.last_received_at is null and l.noted_status not in ('new', 'revoked'))
+    order by d.device_id
+    for update of l
+  ) i
+  where ls.device_id = i.device_id;
+  get diagnostics v_rows = row_count;
+  return v_rows;
+end
+$$;
+
+comment on function fleet.note_first_status(bigint[], timestamptz) is
+  'Notes the status of devices that were never looked at, because the store had no transitions before, or that have no heartbeat '
+  'any more. That is no transition. Returns how many. Called by fleet.mark_silent().';
+--! EndIncluded transitions/note_first_status.sql
+--! Included transitions/devices_to_note.sql
+create or replace function fleet.devices_to_note(p_now timestamptz default now()) returns bigint[]
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set jit = off
+as $$
+  select array_agg(f.device_id order by f.device_id)
+  from (
+    select ls.device_id
+    from fleet.device_last_status ls
+    where case
+      when ls.last_received_at is null then ls.noted_status is distinct from 'new' and ls.noted_status is distinct from 'revoked'
+      -- Cheap conditions: most devices are left out by the first, because they were heard from a moment ago.
+      when p_now - ls.last_received_at <= greatest(ls.late_after_s, ls.next_in_s) * interval '1 second' then
+        ls.noted_status is distinct from case ls.status when 'ok' then 'online' else ls.status end
+        and ls.noted_status is distinct from 'revoked'
+      when ls.noted_status = 'offline' then p_now - ls.last_received_at <= (select s.offline_after from fleet.settings s)
+        or ls.noted_since <= ls.last_received_at or ls.noted_since > p_now
+      else ls.noted_status is distinct from 'revoked'
+    end
+    offset 0
+  ) f;
+$$;
+
+comment on function fleet.devices_to_note(timestamptz) is
+  'The devices whose status may have changed since it was last noted, by cheap conditions; null if there are none. '
+  'Example: select fleet.devices_to_note();';
+--! EndIncluded transitions/devices_to_note.sql
+--! Included transitions/end_incidents.sql
+create or replace function fleet.end_incidents(p_now timestamptz default now()) returns bigint[]
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_ended bigint[];
+begin
+  perform fleet.not_in_future(p_now);
+  with over as (
+    select i.incident_id
+    from fleet.incidents i
+    cross join lateral (
+      select count(*) as devices, count(*) filter (where ls.noted_status not in ('late', 'offline')) as back
+      from (
+        select distinct t.device_id
+        from fleet.device_transitions t
+        where t.incident_id = i.incident_id and t.status = 'offline'
+      ) t
+      -- A device that was deleted or revoked since does not come back.
+      left join fleet.device_last_status ls using (device_id)
+      where ls.noted_status is not null and ls.noted_status <> 'revoked'
+    ) m
+    where i.ended_at is null and m.back * 2 >= m.devices
+  ),
+  ended as (
+    update fleet.incidents i
+    set ended_at = p_now
+    from over o
+    where i.incident_id = o.incident_id
+    returning i.incident_id
+  )
+  select array_agg(e.incident_id order by e.incident_id) into v_ended from ended e;
+  if v_ended is not null and exists (select from fleet.webhooks) then
+    perform fleet.queue_messages(null, null, v_ended);
+  end if;
+  return v_ended;
+end
+$$;
+
+comment on function fleet.end_incidents(timestamptz) is
+  'Ends the incidents of which at least half of the devices are back, queues the messages about them, and returns '
+  'them; null if there are none. Called each minute by fleet.mark_silent().';
+--! EndIncluded transitions/end_incidents.sql
+--! Included transitions/note_device.sql
+create or replace function fleet.note_device() returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if new.heartbeat_interval <> old.heartbeat_interval then
+    update fleet.device_last_status
+    set late_after_s = floor(extract(epoch from fleet.late_after(new.heartbeat_interval)))
+    where device_id = new.device_id;
+  end if;
+  if new.revoked_at is distinct from old.revoked_at then
+    perform fleet.note_transitions(array[new.device_id], now());
+  end if;
+  return null;
+end
+$$;
+
+comment on function fleet.note_device() is
+  'Trigger on fleet.devices: notes that a device was revoked, or is no longer, and keeps device_last_status.late_after_s.';
+--! EndIncluded transitions/note_device.sql
+--! Included transitions/prune_transitions.sql
+create or replace function fleet.prune_transitions(p_now timestamptz default now()) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_rows bigint;
+begin
+  perform fleet.not_in_future(p_now);
+  delete from fleet.device_transitions t
+  using fleet.settings s
+  where t.at < p_now - s.transitions_keep;
+  get diagnostics v_rows = row_count;
+  delete from fleet.incidents i
+  using fleet.settings s
+  where i.ended_at < p_now - s.transitions_keep;
+  return v_rows;
+end
+$$;
+
+comment on function fleet.prune_transitions(timestamptz) is
+  'Deletes transitions and ended incidents that are older than settings.transitions_keep; returns how many transitions. Called by '
+  'fleet.prune().';
+--! EndIncluded transitions/prune_transitions.sql
+--! Included transitions/transitions_after.sql
+create or replace function fleet.transitions_after(
+  p_after text default null,
+  p_limit integer default 100,
+  p_cohort text default null
+) returns table (
+  cursor text, transition_id bigint, device_id bigint, alias text, cohort text, at timestamptz, since timestamptz, event text,
+  status text, previous_status text, previous_for interval, reason text, incident_id bigint, battery_pct smallint,
+  network_type text, agent_version text
+)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_parts text[] := regexp_match(p_after, '^(\d{1,18})-(\d{1,18})$');
+begin
+  if p_after is not null and v_parts is null then
+    raise exception using
+      errcode = 'FL422',
+      message = 'after is not a cursor of this feed',
+      hint = 'Take it from an earlier answer, or leave it out to begin with the oldest transition.';
+  end if;
+  return query
+    select format('%s-%s', t.position, t.transition_id), t.transition_id, t.device_id, d.alias, t.cohort, t.at, t.since, t.event,
+      t.status, t.previous_status, t.previous_for, t.reason, t.incident_id, t.battery_pct, t.network_type, t.agent_version
+    from fleet.device_transitions t
+    left join fleet.devices d using (device_id)
+    where (t.position, t.transition_id) > (coalesce(v_parts[1]::bigint, 0), coalesce(v_parts[2]::bigint, 0))
+      -- Transactions that still run may have earlier positions.
+      and t.position < (
+        select f.base + pg_snapshot_xmin(pg_current_snapshot())::text::bigint from fleet.transition_feed f
+      )
+      and (p_cohort is null or t.cohort = p_cohort)
+    order by t.position, t.transition_id
+    limit p_limit;
+end
+$$;
+
+comment on function fleet.transitions_after(text, integer, text) is
+  'The feed of all transitions in the order in which they became visible: those after the cursor of an earlier row, or the oldest '
+  'ones. None is skipped and none comes twice. Example: select * from fleet.transitions_after(null, 10);';
+--! EndIncluded transitions/transitions_after.sql
+--! Included transitions/transitions_of.sql
+create or replace function fleet.transitions_of(
+  p_device_id bigint, p_before bigint default null, p_limit integer default 100
+) returns setof fleet.device_transitions
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not exists (select from fleet.devices d where d.device_id = p_device_id) then
+    raise exception using
+      errcode = 'FL404',
+      message = format('there is no device %s', coalesce(p_device_id::text, 'null')),
+      hint = 'Find it by alias: select device_id, alias from fleet.device_status;';
+  end if;
+  return query
+    select t.*
+    from fleet.device_transitions t
+    where t.device_id = p_device_id and t.transition_id < coalesce(p_before, 9223372036854775807)
+    order by t.transition_id desc
+    limit p_limit;
+end
+$$;
+
+comment on function fleet.transitions_of(bigint, bigint, integer) is
+  'The transitions of a device, newest first, before a transition_id if one is given. '
+  'Example: select at, event, reason, previous_for from fleet.transitions_of(42);';
+--! EndIncluded transitions/transitions_of.sql
+--! Included transitions/recent_changes.view.sql
+create or replace view fleet.recent_changes as
+select t.transition_id, t.at, t.since, t.device_id, d.alias, t.cohort, t.event, t.previous_status, t.previous_for, t.reason,
+  t.incident_id
+from fleet.device_transitions t
+left join fleet.devices d using (device_id)
+-- Only the first comparison can use the index.
+where t.at > now() - interval '1 hour' and t.event <> 'late' and not (t.event = 'online' and t.previous_status = 'late')
+order by t.at desc, t.transition_id desc;
+
+comment on view fleet.recent_changes is
+  'What changed in the last hour, newest first: fleet.device_transitions with the names of the devices, without those that were '
+  'only late. Example: select alias, event, reason, previous_for from fleet.recent_changes limit 20;';
+--! EndIncluded transitions/recent_changes.view.sql
 --! Included status/marks_hold.sql
 create or replace function fleet.marks_hold(p_age interval default null) returns boolean
 language sql
@@ -1852,14 +3045,21 @@ comment on function fleet.marks_hold(interval) is
 create or replace view fleet.device_state as
 select d.device_id, d.alias, d.cohort,
   fleet.derive_status(
-    ls.status = 'clock_skewed', ls.last_received_at, i.expected, (select s.offline_after from fleet.settings s), now()
+    ls.status = 'clock_skewed', ls.last_received_at, i.expected, (select s.offline_after from fleet.settings s),
+    fleet.excused(ls.next_in_s, i.expected), now()
   ) as status,
   ls.last_ts,
   extract(epoch from now() - ls.last_received_at)::bigint as seconds_since,
   ls.last_received_at, i.asked as heartbeat_interval, d.enrolled_at, ls.is_silent, ls.status as said,
   i.expected as expected_interval,
+  coalesce(
+    ls.noted_reason,
+    case when ls.next_in_s is not null and now() - ls.last_received_at > fleet.late_after(i.expected)
+      then coalesce(ls.stopping, 'sleep') end
+  ) as reason,
 --! Included status/reported_fields.inc.sql
-ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version, ls.ip, ls.extra
+ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version, ls.ip, ls.extra,
+ls.next_in_s, ls.stopping
 --! EndIncluded status/reported_fields.inc.sql
 from fleet.devices d
 left join fleet.device_last_status ls using (device_id)
@@ -1873,20 +3073,22 @@ where d.revoked_at is null;
 
 comment on view fleet.device_state is
   'fleet.device_status plus the columns that indexes cover: is_silent (the mark of devices that may be offline) and said (the '
-  'stored status). Also has the interval by which status is judged. Used by the other views and fleet.list_devices().';
+  'stored status). Also has the interval by which status is judged; silence is counted less '
+  'fleet.excused(next_in_s, expected_interval). Used by the other views and fleet.list_devices().';
 --! EndIncluded status/device_state.view.sql
 --! Included status/device_status.view.sql
 create or replace view fleet.device_status as
 select ls.device_id, ls.alias, ls.cohort, ls.status, ls.last_ts, ls.seconds_since, ls.last_received_at, ls.heartbeat_interval,
-  ls.enrolled_at,
+  ls.enrolled_at, ls.reason,
 --! Included status/reported_fields.inc.sql
-ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version, ls.ip, ls.extra
+ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version, ls.ip, ls.extra,
+ls.next_in_s, ls.stopping
 --! EndIncluded status/reported_fields.inc.sql
 from fleet.device_state ls;
 
 comment on view fleet.device_status is
-  'Each enrolled device: its status (new, online, late, offline or clock_skewed), when it was last heard from, and what it '
-  'reported last. '
+  'Each enrolled device: its status (new, online, late, offline or clock_skewed), when it was last heard from, why it is '
+  'silent (reason, as in fleet.device_transitions; null if it is not), and what it reported last. '
   'Example: select status, count(*) from fleet.device_status group by status;';
 --! EndIncluded status/device_status.view.sql
 --! Included status/device_status_legacy.view.sql
@@ -1896,14 +3098,28 @@ select d.device_id, d.alias, d.cohort,
   fleet.derive_status(
     q.received_at > coalesce(h.heard_at, '-infinity') and q.is_skewed
       or h.heard_at - h.ts > s.allowed_lag or a.heard_at - h.ts > greatest(s.allowed_lag, 2 * d.heartbeat_interval),
-    greatest(h.heard_at, a.heard_at, r.heard_at), i.expected, s.offline_after, now()
+    greatest(h.heard_at, a.heard_at, r.heard_at), i.expected, s.offline_after,
+    fleet.excused(ls.next_in_s, i.expected), now()
   ) as status,
   h.ts as last_ts,
   extract(epoch from now() - greatest(h.heard_at, a.heard_at, r.heard_at))::bigint as seconds_since,
   greatest(h.heard_at, a.heard_at, r.heard_at) as last_received_at,
   i.asked as heartbeat_interval, d.enrolled_at,
+  coalesce(
+    (
+      select case when t.status in ('late', 'offline') then t.reason end
+      from fleet.device_transitions t
+      where t.device_id = d.device_id
+      order by t.transition_id desc
+      limit 1
+    ),
+    case when ls.next_in_s is not null
+      and now() - greatest(h.heard_at, a.heard_at, r.heard_at) > fleet.late_after(i.expected)
+      then coalesce(ls.stopping, 'sleep') end
+  ) as reason,
 --! Included status/reported_fields.inc.sql
-ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version, ls.ip, ls.extra
+ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version, ls.ip, ls.extra,
+ls.next_in_s, ls.stopping
 --! EndIncluded status/reported_fields.inc.sql
 from fleet.devices d
 left join fleet.cohorts c on c.cohort = d.cohort
@@ -1925,16 +3141,6 @@ left join lateral (
   order by b.ts desc
   limit 1
 ) h on true
--- Heartbeats that arrived after the newest one. They matter only if the newest one alone does not make the device online.
-left join lateral (
-  select max(b.received_at) as heard_at
-  from fleet.device_heartbeats b
-  where b.device_id = d.device_id and b.ts < h.ts
-    -- The hour more is for sessions in a zone whose clocks change.
-    and b.ts >= now() - s.max_late - greatest(s.offline_after, 2 * i.expected) - interval '1 hour'
-    and b.received_at <= now() + s.max_future
-    and now() - least(h.ts, h.heard_at) > least(s.offline_after, s.allowed_lag, fleet.late_after(i.expected))
-) a on true
 left join lateral (
   select max(b.received_at) as heard_at
   from fleet.heartbeat_quarantine b
@@ -1955,18 +3161,31 @@ left join lateral (
 cross join lateral (
   select
 --! Included status/reported_fields.inc.sql
-ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version, ls.ip, ls.extra
+ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version, ls.ip, ls.extra,
+ls.next_in_s, ls.stopping
 --! EndIncluded status/reported_fields.inc.sql
   from (select h.*) ls
   where q.received_at is null or q.received_at <= h.heard_at
   union all
   select
 --! Included status/reported_fields.inc.sql
-ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version, ls.ip, ls.extra
+ls.battery_pct, ls.network_type, ls.unity_running, ls.signal_dbm, ls.agent_version, ls.ip, ls.extra,
+ls.next_in_s, ls.stopping
 --! EndIncluded status/reported_fields.inc.sql
   from jsonb_populate_record(null::fleet.device_last_status, fleet.reported_values(q.payload)) ls
   where q.received_at > coalesce(h.heard_at, '-infinity')
 ) ls
+-- Heartbeats that arrived after the newest one. They matter only if the newest one alone does not make the device online.
+left join lateral (
+  select max(b.received_at) as heard_at
+  from fleet.device_heartbeats b
+  where b.device_id = d.device_id and b.ts < h.ts
+    -- The hour more is for sessions in a zone whose clocks change.
+    and b.ts >= now() - s.max_late - greatest(s.offline_after, 2 * i.expected) - fleet.excused(ls.next_in_s, i.expected)
+      - interval '1 hour'
+    and b.received_at <= now() + s.max_future
+    and now() - least(h.ts, h.heard_at) > least(s.offline_after, s.allowed_lag, fleet.late_after(i.expected))
+) a on true
 where d.revoked_at is null;
 
 comment on view fleet.device_status_legacy is
@@ -1981,19 +3200,20 @@ comment on view fleet.device_status_legacy is
 -- devices, because it cannot guess how many are offline.
 create or replace view fleet.devices_offline as
 select d.device_id, d.alias, d.cohort, d.last_ts, d.seconds_since, d.battery_pct, d.network_type, d.agent_version, d.ip,
-  ls.last_received_at
+  ls.last_received_at, d.reason
 from (
   select l.device_id, l.last_received_at
   from (
-    select m.device_id, m.last_received_at
+    select m.device_id, m.last_received_at, m.next_in_s
     from fleet.device_last_status m
     where fleet.marks_hold() and m.is_silent
     union all
-    select a.device_id, a.last_received_at
+    select a.device_id, a.last_received_at, a.next_in_s
     from fleet.device_last_status a
     where not fleet.marks_hold()
   ) l
-  where now() - l.last_received_at > (select s.offline_after from fleet.settings s)
+  -- Nobody is offline before the time for which it announced its next heartbeat.
+  where now() - l.last_received_at > greatest((select s.offline_after from fleet.settings s), l.next_in_s * interval '1 second')
   order by l.last_received_at
 ) ls
 cross join lateral (select s.* from fleet.device_state s where s.device_id = ls.device_id offset 0) d
@@ -2001,7 +3221,7 @@ where d.status = 'offline'
 order by ls.last_received_at;
 
 comment on view fleet.devices_offline is
-  'Devices silent for longer than settings.offline_after, longest first. '
+  'Devices silent for longer than settings.offline_after, longest first, with the reason as in fleet.device_transitions. '
   'Example: select * from fleet.devices_offline where seconds_since > 720;';
 --! EndIncluded status/devices_offline.view.sql
 --! Included status/unity_down.view.sql
@@ -2100,11 +3320,17 @@ begin
   end if;
   v_where := v_where || case p_status
     when 'new' then ' and ls.status is null and ls.last_received_at is null'
-    when 'online' then ' and ls.status is distinct from ''clock_skewed'' and now() - ls.last_received_at <= fleet.late_after($8)'
-    when 'late' then
-      ' and ls.status is distinct from ''clock_skewed'' and now() - ls.last_received_at > fleet.late_after($7)'
-      ' and now() - ls.last_received_at <= greatest((select s.offline_after from fleet.settings s), 2 * $8)'
-    when 'offline' then ' and now() - ls.last_received_at > (select s.offline_after from fleet.settings s)'
+    -- The shorter the interval, the longer is what fleet.excused() allows.
+    when 'online' then ' and ls.status is distinct from ''clock_skewed'''
+      ' and now() - ls.last_received_at - fleet.excused(ls.next_in_s, $7) <= fleet.late_after($8)'
+    when 'late' then ' and ls.status is distinct from ''clock_skewed'''
+      ' and now() - ls.last_received_at - fleet.excused(ls.next_in_s, $8) > fleet.late_after($7)'
+      ' and now() - ls.last_received_at - fleet.excused(ls.next_in_s, $7)'
+      ' <= greatest((select s.offline_after from fleet.settings s), 2 * $8)'
+    -- Nobody is offline before the time for which it announced its next heartbeat.
+    when 'offline' then
+      ' and now() - ls.last_received_at'
+      ' > greatest((select s.offline_after from fleet.settings s), ls.next_in_s * interval ''1 second'')'
     when 'clock_skewed' then ' and ls.status = ''clock_skewed'''
     when 'unity_down' then ' and ls.status <> ''ok'' and ls.unity_running is false'
     else ''
@@ -2258,16 +3484,19 @@ select h.device_id, h.alias, h.cohort, h.status, h.last_ts, h.last_received_at a
   h.expected_interval as heartbeat_interval, m.missed_beats
 from fleet.device_state h
 cross join lateral (
-  select fleet.beats_missed(now() - coalesce(h.last_received_at, h.enrolled_at), h.expected_interval) as missed_beats
+  select fleet.beats_missed(
+    now() - coalesce(h.last_received_at, h.enrolled_at) - fleet.excused(h.next_in_s, h.expected_interval), h.expected_interval
+  ) as missed_beats
 ) m
 -- The first condition is cheap, and leaves few rows for the second.
-where now() - coalesce(h.last_received_at, h.enrolled_at) >= 1.5 * h.expected_interval
+where now() - coalesce(h.last_received_at, h.enrolled_at) - fleet.excused(h.next_in_s, h.expected_interval)
+  >= 1.5 * h.expected_interval
   and m.missed_beats > 0
 order by m.missed_beats desc, h.device_id;
 
 comment on view fleet.missed_beats is
   'Devices with missing heartbeats: how many each has missed in a row until now, since its last heartbeat, or since it was '
-  'enrolled if it never sent one. Most first. '
+  'enrolled if it never sent one. Until the time for which a device announced its next heartbeat it misses none. Most first. '
   'Example: select alias, missed_beats from fleet.missed_beats where missed_beats >= 10;';
 --! EndIncluded availability/missed_beats.view.sql
 --! Included status/counts_hold.sql
@@ -2441,12 +3670,13 @@ as $$
   -- How long each device is overdue. OFFSET 0 has it computed once.
   heard as (
     select d.cohort,
-      p_now - ls.last_received_at - fleet.late_after(
-        fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now)
-      ) as overdue
+      p_now - ls.last_received_at - fleet.excused(ls.next_in_s, i.expected) - fleet.late_after(i.expected) as overdue
     from fleet.devices d
     left join fleet.device_last_status ls using (device_id)
     left join fleet.cohorts c on c.cohort = d.cohort
+    cross join lateral (
+      select fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now) as expected
+    ) i
     where d.revoked_at is null
     offset 0
   ),
@@ -2670,7 +3900,8 @@ begin
     from (
       -- OFFSET 0 has the status and the silence of a device computed once.
       select s.cohort, s.status, s.unity_running is false as is_unity_down, s.last_received_at,
-        now() - s.last_received_at - fleet.late_after(s.expected_interval) as overdue,
+        now() - s.last_received_at - fleet.excused(s.next_in_s, s.expected_interval) - fleet.late_after(s.expected_interval)
+          as overdue,
         greatest(s.last_ts, s.last_received_at) as newest
       from fleet.device_state s
       offset 0
@@ -2713,10 +3944,12 @@ language plpgsql
 as $$
 declare
   c_batch constant integer := 5000;
+  c_noted constant integer := 1000;
   v_base interval;
   v_changes bigint;
   v_rows integer;
   v_left integer := p_max_rows;
+  v_ids bigint[];
 begin
   perform fleet.end_overdue_readers();
   commit;
@@ -2776,6 +4009,21 @@ begin
   perform fleet.watch_silence(p_now);
   commit;
 
+  -- After the marks and the look at ingest, which explain why devices went offline.
+  v_ids := fleet.devices_to_note(p_now);
+  perform fleet.find_incidents(v_ids, p_now);
+  commit;
+  for v_first in 1..coalesce(cardinality(v_ids), 0) by c_noted loop
+    perform set_config('lock_timeout', '1s', true);
+    perform fleet.note_first_status(v_ids[v_first : v_first + c_noted - 1], p_now);
+    perform fleet.note_transitions(v_ids[v_first : v_first + c_noted - 1], p_now);
+    commit;
+  end loop;
+  perform fleet.end_incidents(p_now);
+  perform fleet.remind_webhooks(p_now);
+  perform fleet.wake_notifier();
+  commit;
+
   perform fleet.count_fleet();
   commit;
 
@@ -2786,7 +4034,8 @@ $$;
 comment on procedure fleet.mark_silent(integer, timestamptz) is
   'Sets device_last_status.is_silent for devices that have been silent for three quarters of the time after which they are '
   'offline, so that lists of offline devices need not look at the others. Run every minute by pg_cron. If it does not run, '
-  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence(), fleet.count_fleet() and '
+  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence(), fleet.find_incidents(), '
+  'fleet.note_transitions(), fleet.end_incidents(), fleet.remind_webhooks(), fleet.count_fleet() and '
   'fleet.sample_fleet(). Example: call fleet.mark_silent();';
 --! EndIncluded status/mark_silent.sql
 --! Included checks/check_ingest.sql
@@ -3241,6 +4490,1281 @@ $$;
 comment on function fleet.is_night_missed(timestamptz) is
   'True if fleet.nightly() has not begun for 25 hours. fleet.maintain() then runs it.';
 --! EndIncluded jobs/is_night_missed.sql
+--! Included webhooks/webhook_events.sql
+create or replace function fleet.webhook_events() returns text[]
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select array[
+    'late', 'offline', 'clock_skewed', 'unity_down', 'online', 'back', 'revoked', 'cohort_silent', 'network_silent', 'ingest_down'
+  ];
+$$;
+
+comment on function fleet.webhook_events() is
+  'The events that a webhook can ask for: those of fleet.device_transitions, and those of incidents. '
+  'Example: select fleet.webhook_events();';
+--! EndIncluded webhooks/webhook_events.sql
+--! Included webhooks/webhook_origin.sql
+create or replace function fleet.webhook_origin(p_url text) returns text
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select regexp_replace(p_url, '^(https?://)(?:[^/?#]*@)?([^/?#@]*).*$', '\1\2');
+$$;
+
+comment on function fleet.webhook_origin(text) is 'The scheme, host and port of a URL. The rest of it may be secret. '
+  'Example: select fleet.webhook_origin(''https://user:password@example.com:8443/hook'');';
+--! EndIncluded webhooks/webhook_origin.sql
+--! Included webhooks/describe_webhook.sql
+-- Without the path and the user of the URL: with many services, such as Slack, they are the secret.
+create or replace function fleet.describe_webhook(p_webhook fleet.webhooks) returns text
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select concat_ws(
+    ', ',
+    (p_webhook).format || ' to ' || fleet.webhook_origin((p_webhook).url),
+    array_to_string((p_webhook).events, ' '),
+    'cohort ' || (p_webhook).cohort,
+    'grace ' || (p_webhook).grace,
+    'repeated after ' || (p_webhook).repeat_after,
+    case when (p_webhook).paused_at is not null then 'paused' end
+  );
+$$;
+
+comment on function fleet.describe_webhook(fleet.webhooks) is
+  'A webhook in one line, without its secret and without the part of its URL that may be secret. For fleet.settings_audit.';
+--! EndIncluded webhooks/describe_webhook.sql
+--! Included webhooks/audit_webhook.sql
+create or replace function fleet.audit_webhook(p_name text, p_old text, p_new text) returns void
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  insert into fleet.settings_audit (setting, old_value, new_value)
+  values ('webhook:' || p_name, p_old, p_new);
+$$;
+
+comment on function fleet.audit_webhook(text, text, text) is 'Records a change of a webhook in fleet.settings_audit.';
+--! EndIncluded webhooks/audit_webhook.sql
+--! Included webhooks/get_webhook.sql
+create or replace function fleet.get_webhook(p_name text) returns fleet.webhooks
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_webhook fleet.webhooks;
+begin
+  select * into v_webhook from fleet.webhooks where webhook_name = p_name for update;
+  if not found then
+    raise exception using
+      errcode = 'FL404',
+      message = format('there is no webhook %s', coalesce(p_name, 'null')),
+      hint = 'Check the name: select webhook_name from fleet.webhook_health;';
+  end if;
+  return v_webhook;
+end
+$$;
+
+comment on function fleet.get_webhook(text) is 'Returns the row of a webhook, locked. Raises an error if there is none of this name.';
+--! EndIncluded webhooks/get_webhook.sql
+--! Included webhooks/make_webhook_secret.sql
+create or replace function fleet.make_webhook_secret() returns text
+language sql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  -- As the Standard Webhooks specification writes a secret: 32 random bytes in base64.
+  select 'whsec_' || encode(
+    sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())), 'base64'
+  );
+$$;
+
+comment on function fleet.make_webhook_secret() is 'Returns a new random secret with which messages are signed.';
+--! EndIncluded webhooks/make_webhook_secret.sql
+--! Included webhooks/give_up_after.sql
+create or replace function fleet.give_up_after() returns interval
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select interval '3 days';
+$$;
+
+comment on function fleet.give_up_after() is 'How long a message is tried before it is dead.';
+--! EndIncluded webhooks/give_up_after.sql
+--! Included webhooks/create_webhook.sql
+create or replace function fleet.create_webhook(
+  p_name text,
+  p_url text,
+  p_events text[] default array['offline', 'unity_down', 'cohort_silent', 'network_silent', 'ingest_down'],
+  p_cohort text default null,
+  p_grace interval default '2 minutes',
+  p_repeat_after interval default null,
+  p_format text default 'json'
+) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_example constant text := 'Example: select fleet.create_webhook(''on-call'', ''https://example.com/hooks/fleet'');';
+  v_events text[];
+  v_unknown text;
+  v_webhook fleet.webhooks;
+begin
+  if p_name is null or p_name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$' then
+    raise exception using
+      errcode = 'FL422',
+      message = 'name must have 1 to 100 letters, digits, dots, dashes or underscores, and begin with a letter or digit',
+      hint = v_example;
+  end if;
+  -- The rest is judged by the notifier, which knows the addresses behind the name at the time when it connects.
+  if p_url is null or p_url !~ '^https?://([^/?#]*@)?[^/?#@:][^/?#@]*([/?#]|$)' or p_url ~ '[^\x21-\x7e]' or strpos(p_url, '\') > 0
+    or length(p_url) > 2000 then
+    raise exception using
+      errcode = 'FL422',
+      message = 'url must begin with https:// or http:// and a host, in at most 2000 characters of ASCII without spaces and backslashes',
+      hint = v_example;
+  end if;
+  v_events := array(select distinct e from unnest(p_events) e order by e);
+  select string_agg(coalesce(e, 'null'), ', ') into v_unknown
+  from unnest(v_events) e
+  where e is null or e <> all (fleet.webhook_events());
+  if cardinality(v_events) = 0 or v_unknown is not null then
+    raise exception using
+      errcode = 'FL422',
+      message = coalesce('events: unknown: ' || v_unknown, 'events must name at least one event'),
+      hint = 'They are: ' || array_to_string(fleet.webhook_events(), ', ') || '.';
+  end if;
+  if p_cohort is not null and (btrim(p_cohort) = '' or length(p_cohort) > 100) then
+    raise exception using
+      errcode = 'FL422',
+      message = 'cohort must have 1 to 100 characters, or be null for the whole fleet',
+      hint = v_example;
+  end if;
+  if p_grace is null or p_grace < interval '0' or p_grace > interval '1 day' then
+    raise exception using
+      errcode = 'FL422',
+      message = format('grace %s is not between 0 and 1 day', coalesce(p_grace::text, 'null')),
+      hint = 'A device that is well again within this time is not reported.';
+  end if;
+  if p_repeat_after < interval '1 minute' or p_repeat_after > interval '30 days' then
+    raise exception using
+      errcode = 'FL422',
+      message = format('repeat_after %s is not between 1 minute and 30 days', p_repeat_after),
+      hint = 'With null, nothing is repeated.';
+  end if;
+  if p_format is null or p_format not in ('json', 'slack', 'teams', 'ntfy', 'alertmanager') then
+    raise exception using
+      errcode = 'FL422',
+      message = format('format must be json, slack, teams, ntfy or alertmanager, not %s', coalesce(p_format, 'null')),
+      hint = v_example;
+  end if;
+  insert into fleet.webhooks (webhook_name, url, format, events, cohort, grace, repeat_after, secret)
+  values (p_name, p_url, p_format, v_events, p_cohort, p_grace, p_repeat_after, fleet.make_webhook_secret())
+  on conflict (webhook_name) do nothing
+  returning * into v_webhook;
+  if not found then
+    raise exception using
+      errcode = 'FL409',
+      message = format('a webhook named %s already exists', p_name),
+      hint = format('Choose another name, or remove it first: select fleet.remove_webhook(%L);', p_name);
+  end if;
+  perform fleet.audit_webhook(p_name, null, fleet.describe_webhook(v_webhook));
+  return v_webhook.secret;
+end
+$$;
+
+comment on function fleet.create_webhook(text, text, text[], text, interval, interval, text) is
+  'Tells a URL from now on what happens to devices. Returns the secret with which its messages are signed; it is shown only now. '
+  'A webhook that asks for offline is told of incidents, too. With p_cohort, only of that cohort. What is over within p_grace is '
+  'not reported: an offline device has been silent for settings.offline_after already, but an app that restarts is down for one '
+  'heartbeat. p_repeat_after repeats a message while the trouble lasts. p_format: json, slack, teams, ntfy or alertmanager. '
+  'Example: select fleet.create_webhook(''on-call'', ''https://example.com/hooks/fleet'', p_repeat_after => ''4 hours'');';
+--! EndIncluded webhooks/create_webhook.sql
+--! Included webhooks/pause_webhook.sql
+create or replace function fleet.pause_webhook(p_name text) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_webhook fleet.webhooks := fleet.get_webhook(p_name);
+begin
+  if v_webhook.paused_at is not null then
+    return false;
+  end if;
+  update fleet.webhooks
+  set paused_at = now()
+  where webhook_id = v_webhook.webhook_id;
+  perform fleet.audit_webhook(p_name, 'active', 'paused');
+  return true;
+end
+$$;
+
+comment on function fleet.pause_webhook(text) is
+  'Sends nothing to a webhook until fleet.resume_webhook(). Its messages wait. Returns false if it was already paused. '
+  'Example: select fleet.pause_webhook(''on-call'');';
+--! EndIncluded webhooks/pause_webhook.sql
+--! Included webhooks/resume_webhook.sql
+create or replace function fleet.resume_webhook(p_name text, p_drop_waiting boolean default false) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_webhook fleet.webhooks := fleet.get_webhook(p_name);
+  v_waiting bigint;
+begin
+  if v_webhook.paused_at is null then
+    return 0;
+  end if;
+  if p_drop_waiting then
+    update fleet.webhook_deliveries
+    set state = 'dropped', last_error = 'dropped when the webhook was resumed'
+    where webhook_id = v_webhook.webhook_id and state = 'pending' and due_at <= now();
+  else
+    -- The time in which they are tried begins now.
+    update fleet.webhook_deliveries
+    set due_at = now(), next_attempt_at = now()
+    where webhook_id = v_webhook.webhook_id and state = 'pending' and due_at <= now() and lease_owner is null;
+  end if;
+  get diagnostics v_waiting = row_count;
+  update fleet.webhooks
+  set paused_at = null, failures = 0, hold_until = null
+  where webhook_id = v_webhook.webhook_id;
+  perform fleet.audit_webhook(p_name, 'paused', 'active');
+  return v_waiting;
+end
+$$;
+
+comment on function fleet.resume_webhook(text, boolean) is
+  'Sends to a paused webhook again, and returns how many messages have waited. They are sent now, or never with p_drop_waiting. '
+  'Example: select fleet.resume_webhook(''on-call'');';
+--! EndIncluded webhooks/resume_webhook.sql
+--! Included webhooks/remove_webhook.sql
+create or replace function fleet.remove_webhook(p_name text) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_webhook fleet.webhooks := fleet.get_webhook(p_name);
+  v_waiting bigint;
+begin
+  select count(*) into v_waiting
+  from fleet.webhook_deliveries
+  where webhook_id = v_webhook.webhook_id and state = 'pending';
+  delete from fleet.webhooks where webhook_id = v_webhook.webhook_id;
+  perform fleet.audit_webhook(p_name, fleet.describe_webhook(v_webhook), null);
+  return v_waiting;
+end
+$$;
+
+comment on function fleet.remove_webhook(text) is
+  'Removes a webhook with all its messages, and returns how many of them were still waiting to be sent. '
+  'Example: select fleet.remove_webhook(''on-call'');';
+--! EndIncluded webhooks/remove_webhook.sql
+--! Included webhooks/rotate_webhook_secret.sql
+create or replace function fleet.rotate_webhook_secret(p_name text, p_keep_old interval default '1 day') returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_webhook fleet.webhooks := fleet.get_webhook(p_name);
+  v_secret text := fleet.make_webhook_secret();
+begin
+  if p_keep_old is null or p_keep_old < interval '0' or p_keep_old > interval '30 days' then
+    raise exception using
+      errcode = 'FL422',
+      message = format('keep_old %s is not between 0 and 30 days', coalesce(p_keep_old::text, 'null')),
+      hint = 'If the secret leaked: select fleet.rotate_webhook_secret(''on-call'', ''0'');';
+  end if;
+  update fleet.webhooks
+  set secret = v_secret,
+    old_secret = case when p_keep_old > interval '0' then v_webhook.secret end,
+    old_secret_until = case when p_keep_old > interval '0' then now() + p_keep_old end
+  where webhook_id = v_webhook.webhook_id;
+  perform fleet.audit_webhook(p_name, 'a secret', format('a new secret; the old one signs too for %s', p_keep_old));
+  return v_secret;
+end
+$$;
+
+comment on function fleet.rotate_webhook_secret(text, interval) is
+  'Gives a webhook a new secret and returns it; it is shown only now. For p_keep_old messages are signed with the old one, too, so '
+  'that the receiver can change over. Use ''0'' if the old one leaked. Example: select fleet.rotate_webhook_secret(''on-call'');';
+--! EndIncluded webhooks/rotate_webhook_secret.sql
+--! Included webhooks/test_webhook.sql
+create or replace function fleet.test_webhook(p_name text) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_webhook fleet.webhooks := fleet.get_webhook(p_name);
+  v_id text;
+begin
+  if v_webhook.paused_at is not null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('webhook %s is paused', p_name),
+      hint = format('select fleet.resume_webhook(%L);', p_name);
+  end if;
+  insert into fleet.webhook_deliveries (webhook_id, event, kind, body, due_at, next_attempt_at)
+  values (
+    v_webhook.webhook_id, 'test', 'test',
+    jsonb_build_object(
+      'type', 'test', 'version', 1, 'timestamp', now(), 'data', jsonb_build_object('kind', 'test', 'webhook', p_name)
+    ),
+    now(), now()
+  )
+  returning message_id into v_id;
+  -- A person waits for it.
+  update fleet.webhooks
+  set hold_until = null
+  where webhook_id = v_webhook.webhook_id;
+  perform pg_notify('fleet_notifier', 'test');
+  return v_id;
+end
+$$;
+
+comment on function fleet.test_webhook(text) is
+  'Sends a test message and returns its id. What became of it: select state, last_status, last_error from fleet.webhook_deliveries '
+  'where message_id = ''…''. Example: select fleet.test_webhook(''on-call'');';
+--! EndIncluded webhooks/test_webhook.sql
+--! Included webhooks/incident_event.sql
+create or replace function fleet.incident_event(p_kind text) returns text
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case p_kind when 'ingest' then 'ingest_down' else p_kind || '_silent' end;
+$$;
+
+comment on function fleet.incident_event(text) is 'The event of webhooks for a kind of fleet.incidents.';
+--! EndIncluded webhooks/incident_event.sql
+--! Included webhooks/device_message.sql
+create or replace function fleet.device_message(
+  p_transition fleet.device_transitions, p_alias text, p_event text, p_kind text, p_first_id text default null,
+  p_began_at timestamptz default null
+) returns jsonb
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+  select jsonb_build_object(
+    'type', 'device.' || p_event,
+    'version', 1,
+    'timestamp', (p_transition).at,
+    'data', jsonb_build_object(
+      'kind', p_kind,
+      'first_id', p_first_id,
+      'event', p_event,
+      'device', jsonb_build_object('id', (p_transition).device_id, 'alias', p_alias, 'cohort', (p_transition).cohort),
+      'status', (p_transition).status,
+      'since', (p_transition).since,
+      'previous_status', (p_transition).previous_status,
+      'previous_since', (p_transition).previous_since,
+      'reason', (p_transition).reason,
+      'battery_pct', (p_transition).battery_pct,
+      'network_type', (p_transition).network_type,
+      'agent_version', (p_transition).agent_version,
+      'transition_id', (p_transition).transition_id,
+      'began_at', coalesce(p_began_at, (p_transition).since)
+    )
+  );
+$$;
+
+comment on function fleet.device_message(fleet.device_transitions, text, text, text, text, timestamptz) is
+  'The body of a message about a device, in version 1 of its schema; see docs/webhooks.md.';
+--! EndIncluded webhooks/device_message.sql
+--! Included webhooks/incident_message.sql
+create or replace function fleet.incident_message(p_incident fleet.incidents, p_kind text, p_first_id text default null) returns jsonb
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+  select jsonb_build_object(
+    'type', 'incident.' || case p_kind when 'recovery' then 'ended' else fleet.incident_event((p_incident).kind) end,
+    'version', 1,
+    'timestamp', case p_kind when 'recovery' then (p_incident).ended_at else (p_incident).seen_at end,
+    'data', jsonb_build_object(
+      'kind', p_kind,
+      'first_id', p_first_id,
+      'event', fleet.incident_event((p_incident).kind),
+      'incident_id', (p_incident).incident_id,
+      'subject', (p_incident).subject,
+      'devices', (p_incident).devices,
+      'began_at', (p_incident).began_at,
+      'ended_at', (p_incident).ended_at
+    )
+  );
+$$;
+
+comment on function fleet.incident_message(fleet.incidents, text, text) is
+  'The body of a message about an incident, in version 1 of its schema; see docs/webhooks.md.';
+--! EndIncluded webhooks/incident_message.sql
+--! Included webhooks/end_trouble.sql
+create or replace function fleet.end_trouble(p_first fleet.webhook_deliveries, p_event text, p_body jsonb, p_at timestamptz)
+returns integer
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  -- Nobody has been told and nobody is being told: the lease is taken together with the attempt.
+  v_is_silent constant boolean := (p_first).state = 'pending' and (p_first).attempts = 0 and p_at < (p_first).due_at;
+begin
+  update fleet.webhook_deliveries
+  set is_open = false, state = case when v_is_silent then 'dropped' else state end
+  where delivery_id = (p_first).delivery_id;
+  -- A reminder that was not sent yet says what is no longer true.
+  if (p_first).reminders > 0 then
+    update fleet.webhook_deliveries
+    set state = 'dropped'
+    where first_id = (p_first).message_id and kind = 'reminder' and state = 'pending' and attempts = 0;
+  end if;
+  if v_is_silent or (p_first).state in ('dead', 'dropped') then
+    return 0;
+  end if;
+  insert into fleet.webhook_deliveries
+    (webhook_id, device_id, incident_id, transition_id, event, kind, first_id, body, due_at, next_attempt_at)
+  values (
+    (p_first).webhook_id, (p_first).device_id, (p_first).incident_id, (p_body #>> '{data,transition_id}')::bigint, p_event,
+    'recovery', (p_first).message_id, p_body, p_at, p_at
+  );
+  return 1;
+end
+$$;
+
+comment on function fleet.end_trouble(fleet.webhook_deliveries, text, jsonb, timestamptz) is
+  'Ends the trouble that this first message told of, whose row the caller has locked: queues its recovery, or drops the message '
+  'if the trouble was over before it was due. Returns how many messages it queued.';
+--! EndIncluded webhooks/end_trouble.sql
+--! Included webhooks/queue_transition.sql
+create or replace function fleet.queue_transition(
+  p_transition fleet.device_transitions, p_alias text, p_webhook_id bigint, p_grace interval, p_events text[], p_is_meant boolean,
+  p_is_trouble boolean, p_open fleet.webhook_deliveries
+) returns integer
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_at constant timestamptz := (p_transition).at;
+  v_event text := (p_transition).event;
+  v_due_at timestamptz := v_at + p_grace;
+  v_is_open boolean := (p_open).delivery_id is not null;
+  v_body jsonb;
+begin
+  -- Trouble: the device is in a status that the webhook asks for. The incident is told in place of its devices.
+  if p_is_trouble and p_is_meant
+    and ((p_transition).incident_id is null or (p_transition).status not in ('late', 'offline')) then
+    v_event := (p_transition).status;
+    if v_is_open and (p_open).state = 'pending' and (p_open).attempts = 0 and v_at < (p_open).due_at then
+      -- Nobody has heard of the earlier trouble yet, so only the newer one is told, when the earlier one would have been.
+      update fleet.webhook_deliveries
+      set state = 'dropped', is_open = false
+      where delivery_id = (p_open).delivery_id;
+      v_due_at := least((p_open).due_at, v_due_at);
+      v_is_open := false;
+    elsif v_is_open and (p_open).state in ('dead', 'dropped') then
+      update fleet.webhook_deliveries
+      set is_open = false
+      where delivery_id = (p_open).delivery_id;
+      v_is_open := false;
+    end if;
+    if not v_is_open then
+      insert into fleet.webhook_deliveries
+        (webhook_id, device_id, transition_id, event, kind, is_open, body, due_at, next_attempt_at)
+      values (
+        p_webhook_id, (p_transition).device_id, (p_transition).transition_id, v_event, 'first', true,
+        fleet.device_message(p_transition, p_alias, v_event, 'first'), v_due_at, v_due_at
+      )
+      on conflict do nothing;
+      return case when found then 1 else 0 end;
+    end if;
+    -- Told already, and something that was not told came in between.
+    if v_event = (
+      select d.event
+      from fleet.webhook_deliveries d
+      where d.message_id = (p_open).message_id or d.first_id = (p_open).message_id and d.kind = 'change'
+      order by d.delivery_id desc
+      limit 1
+    ) then
+      return 0;
+    end if;
+    insert into fleet.webhook_deliveries
+      (webhook_id, device_id, transition_id, event, kind, first_id, body, due_at, next_attempt_at)
+    values (
+      p_webhook_id, (p_transition).device_id, (p_transition).transition_id, v_event, 'change', (p_open).message_id,
+      fleet.device_message(
+        p_transition, p_alias, v_event, 'change', (p_open).message_id, ((p_open).body #>> '{data,began_at}')::timestamptz
+      ),
+      v_at, v_at
+    );
+    return 1;
+  end if;
+
+  if v_is_open then
+    -- While it is silent, nobody knows whether the trouble that was told has ended.
+    if (p_transition).status in ('late', 'offline') then
+      return 0;
+    end if;
+    v_body := fleet.device_message(
+      p_transition, p_alias, v_event, 'recovery', (p_open).message_id, ((p_open).body #>> '{data,began_at}')::timestamptz
+    );
+    return fleet.end_trouble(p_open, v_event, v_body, v_at);
+  end if;
+
+  -- What is no trouble is told to those who ask for it, but not the end of a trouble that was not told.
+  if p_is_meant and v_event in ('online', 'back', 'revoked') and v_event = any (p_events)
+    and (v_event = 'revoked' or (p_transition).previous_status <> all (p_events))
+    and not (v_event = 'back' and (p_transition).previous_status <> 'revoked' and exists (
+      select from (
+        select o.incident_id
+        from fleet.device_transitions o
+        where o.device_id = (p_transition).device_id and o.transition_id < (p_transition).transition_id and o.event = 'offline'
+        order by o.transition_id desc
+        limit 1
+      ) o
+      where o.incident_id is not null
+    ))
+  then
+    insert into fleet.webhook_deliveries (webhook_id, device_id, transition_id, event, kind, body, due_at, next_attempt_at)
+    values (
+      p_webhook_id, (p_transition).device_id, (p_transition).transition_id, v_event, 'first',
+      fleet.device_message(p_transition, p_alias, v_event, 'first'), v_at, v_at
+    );
+    return 1;
+  end if;
+  return 0;
+end
+$$;
+
+comment on function fleet.queue_transition(
+  fleet.device_transitions, text, bigint, interval, text[], boolean, boolean, fleet.webhook_deliveries
+) is
+  'Queues what one webhook is told of one change of a device, given the first message of the trouble that lasts, if there is one. '
+  'Returns how many messages. Called by fleet.queue_messages().';
+--! EndIncluded webhooks/queue_transition.sql
+--! Included webhooks/queue_messages.sql
+-- Called in the transaction that decided what is told. So a message exists if and only if what it tells of does.
+create or replace function fleet.queue_messages(
+  p_transition_ids bigint[], p_opened_incidents bigint[], p_closed_incidents bigint[]
+) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set jit = off
+as $$
+declare
+  v_queued bigint;
+  v_new bigint;
+  v_first fleet.webhook_deliveries;
+  v_incident fleet.incidents;
+  v_transition fleet.device_transitions;
+  v_row record;
+begin
+  -- An incident that a device joins later may be news for the webhook of that device's cohort.
+  insert into fleet.webhook_deliveries (webhook_id, incident_id, event, kind, is_open, body, due_at, next_attempt_at)
+  select w.webhook_id, i.incident_id, fleet.incident_event(i.kind), 'first', true, fleet.incident_message(i, 'first'),
+    i.seen_at + w.grace, i.seen_at + w.grace
+  from fleet.incidents i
+  -- A device of an incident is not told by itself, so who wants to hear of offline devices hears of the incident.
+  join fleet.webhooks w on array[fleet.incident_event(i.kind), 'offline'] && w.events
+  where i.ended_at is null
+    and i.incident_id in (
+      select unnest(p_opened_incidents)
+      union
+      select t.incident_id
+      from fleet.device_transitions t
+      where t.transition_id = any (p_transition_ids) and t.status in ('late', 'offline')
+    )
+    and (
+      w.cohort is null or i.kind = 'ingest' or i.kind = 'cohort' and i.subject = w.cohort
+      or i.kind = 'network' and exists (
+        select from fleet.device_transitions t where t.incident_id = i.incident_id and t.cohort = w.cohort
+      )
+    )
+  order by i.incident_id, w.webhook_id
+  on conflict do nothing;
+  get diagnostics v_queued = row_count;
+
+  for v_first in
+    select d.*
+    from fleet.webhook_deliveries d
+    where d.incident_id = any (p_closed_incidents) and d.is_open
+    order by d.delivery_id
+    for update
+  loop
+    select * into v_incident from fleet.incidents where incident_id = v_first.incident_id;
+    v_queued := v_queued + fleet.end_trouble(
+      v_first, v_first.event, fleet.incident_message(v_incident, 'recovery', v_first.message_id),
+      coalesce(v_incident.ended_at, now())
+    );
+  end loop;
+
+  -- New trouble, which is most of what is told, in one statement. Measured: 0.04 ms a message, and 0.17 ms in the loop below.
+  insert into fleet.webhook_deliveries
+    (webhook_id, device_id, transition_id, event, kind, is_open, body, due_at, next_attempt_at)
+  select w.webhook_id, c.device_id, c.transition_id, c.status, 'first', true,
+    fleet.device_message(c.transition, d.alias, c.status, 'first'), c.at + w.grace, c.at + w.grace
+  from (
+    select t.device_id, t.transition_id, t.status, t.cohort, t.incident_id, t.at, t as transition,
+      count(*) over (partition by t.device_id) as of_device
+    from fleet.device_transitions t
+    where t.transition_id = any (p_transition_ids)
+  ) c
+  join fleet.webhooks w on (w.cohort is null or w.cohort = c.cohort) and c.status = any (w.events)
+  left join fleet.devices d on d.device_id = c.device_id
+  where c.status in ('late', 'offline', 'clock_skewed', 'unity_down')
+    and (c.incident_id is null or c.status not in ('late', 'offline'))
+    -- Several changes of a device are told one after the other.
+    and c.of_device = 1
+    -- As a subquery with a value, which is looked up by its index even if the table has no statistics yet. Measured: 60,000
+    -- messages took 30 s with an anti-join.
+    and (
+      select o.delivery_id from fleet.webhook_deliveries o
+      where o.webhook_id = w.webhook_id and o.device_id = c.device_id and o.is_open
+      limit 1
+    ) is null
+  order by c.transition_id, w.webhook_id
+  on conflict do nothing;
+  get diagnostics v_new = row_count;
+  v_queued := v_queued + v_new;
+
+  -- Everything else that may have to be told: after an outage most devices are back from what nobody was told of.
+  for v_row in
+    select t.transition_id, d.alias, w.webhook_id, w.grace, w.events,
+      w.cohort is null or w.cohort = t.cohort as is_meant,
+      t.status in ('late', 'offline', 'clock_skewed', 'unity_down') and t.status = any (w.events) as is_trouble
+    from (
+      select a.*, count(*) over (partition by a.device_id) as of_device
+      from fleet.device_transitions a
+      where a.transition_id = any (p_transition_ids)
+    ) t
+    cross join fleet.webhooks w
+    left join fleet.devices d on d.device_id = t.device_id
+    where (w.cohort is null or w.cohort = t.cohort)
+      and (t.event in ('online', 'back', 'revoked') and t.event = any (w.events) or t.of_device > 1)
+      or (
+        select o.transition_id from fleet.webhook_deliveries o
+        where o.webhook_id = w.webhook_id and o.device_id = t.device_id and o.is_open
+        limit 1
+      ) <> t.transition_id
+    order by t.transition_id, w.webhook_id
+  loop
+    select * into strict v_transition from fleet.device_transitions where transition_id = v_row.transition_id;
+    select * into v_first
+    from fleet.webhook_deliveries
+    where webhook_id = v_row.webhook_id and device_id = v_transition.device_id and is_open
+    for update;
+    v_queued := v_queued + fleet.queue_transition(
+      v_transition, v_row.alias, v_row.webhook_id, v_row.grace, v_row.events, v_row.is_meant, v_row.is_trouble, v_first
+    );
+  end loop;
+  return v_queued;
+end
+$$;
+
+comment on function fleet.queue_messages(bigint[], bigint[], bigint[]) is
+  'Queues what webhooks are told of these rows of fleet.device_transitions, of these incidents that have begun and of these that '
+  'have ended. Returns how many messages it queued. Must be called in the transaction that wrote the rows.';
+--! EndIncluded webhooks/queue_messages.sql
+--! Included webhooks/remind_webhooks.sql
+create or replace function fleet.remind_webhooks(p_now timestamptz default now()) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_reminders bigint;
+  v_dead bigint;
+begin
+  perform fleet.not_in_future(p_now);
+  with due as (
+    select f.delivery_id, f.message_id, f.reminders + 1 as number
+    from fleet.webhook_deliveries f
+    join fleet.webhooks w using (webhook_id)
+    where f.is_open and f.state = 'delivered' and w.repeat_after is not null and w.paused_at is null
+      and p_now - coalesce(f.reminded_at, f.delivered_at) >= w.repeat_after
+      -- A message about it that waits is newer than a reminder would be.
+      and not exists (select from fleet.webhook_deliveries l where l.first_id = f.message_id and l.state = 'pending')
+    order by f.delivery_id
+    for update of f skip locked
+  ),
+  noted as (
+    update fleet.webhook_deliveries f
+    set reminders = d.number, reminded_at = p_now
+    from due d
+    where f.delivery_id = d.delivery_id
+    returning f.*
+  )
+  insert into fleet.webhook_deliveries
+    (webhook_id, device_id, incident_id, transition_id, event, kind, first_id, body, due_at, next_attempt_at)
+  select f.webhook_id, f.device_id, f.incident_id, n.transition_id, n.event, 'reminder', f.message_id,
+    n.body || jsonb_build_object(
+      'timestamp', p_now,
+      'data', (n.body -> 'data') || jsonb_build_object('kind', 'reminder', 'first_id', f.message_id, 'reminder', f.reminders)
+    ),
+    p_now, p_now
+  from noted f
+  -- The newest state that was told.
+  cross join lateral (
+    select d.transition_id, d.event, d.body
+    from fleet.webhook_deliveries d
+    where d.message_id = f.message_id or d.first_id = f.message_id and d.kind = 'change'
+    order by d.delivery_id desc
+    limit 1
+  ) n
+  order by f.delivery_id;
+  get diagnostics v_reminders = row_count;
+
+  -- What a receiver kept waiting without being asked, because it refused everything. See fleet.fail_delivery().
+  update fleet.webhook_deliveries d
+  set state = 'dead', last_error = coalesce(d.last_error, 'the receiver did not accept anything: ' || w.last_error)
+  from fleet.webhooks w
+  where w.webhook_id = d.webhook_id and w.failures > 0 and w.paused_at is null
+    and d.state = 'pending' and d.lease_owner is null and p_now - d.due_at > fleet.give_up_after();
+  get diagnostics v_dead = row_count;
+  if v_dead > 0 then
+    perform fleet.increment_counter('hb_webhook_dead_total', v_dead);
+  end if;
+  return v_reminders;
+end
+$$;
+
+comment on function fleet.remind_webhooks(timestamptz) is
+  'Queues a reminder of each trouble that lasts for repeat_after since the webhook was told or reminded of it, and gives up on '
+  'messages that could not be sent for three days. Returns how many reminders. Run by pg_cron every minute. '
+  'Example: select fleet.remind_webhooks();';
+--! EndIncluded webhooks/remind_webhooks.sql
+--! Included webhooks/replayed.sql
+create or replace function fleet.replayed(p_body jsonb, p_kind text) returns jsonb
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_set(p_body, '{data}', (p_body -> 'data') || jsonb_build_object('kind', 'replay', 'replay_of', p_kind));
+$$;
+
+comment on function fleet.replayed(jsonb, text) is 'The body of a message that is told again; p_kind is what it was: first or recovery.';
+--! EndIncluded webhooks/replayed.sql
+--! Included webhooks/replay_webhook.sql
+create or replace function fleet.replay_webhook(p_name text, p_from_transition bigint) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_webhook fleet.webhooks := fleet.get_webhook(p_name);
+  v_from timestamptz;
+  v_incidents bigint;
+  v_devices bigint;
+begin
+  if p_from_transition is null then
+    raise exception using
+      errcode = 'FL422',
+      message = 'from_transition must be the number of a transition',
+      hint = 'Example: select fleet.replay_webhook(''on-call'', 4711);';
+  end if;
+  select t.at into v_from
+  from fleet.device_transitions t
+  where t.transition_id >= p_from_transition
+  order by t.transition_id
+  limit 1;
+  if not found then
+    return 0;
+  end if;
+  -- In the order of time: of incidents that have ended first the beginning, then the end.
+  insert into fleet.webhook_deliveries (webhook_id, incident_id, event, kind, body, due_at, next_attempt_at)
+  select v_webhook.webhook_id, i.incident_id, fleet.incident_event(i.kind), 'replay', fleet.replayed(m.body, m.kind), now(), now()
+  from fleet.incidents i
+  cross join lateral (
+    select i.seen_at as at, 'first' as kind, fleet.incident_message(i, 'first') as body
+    union all
+    select i.ended_at, 'recovery', fleet.incident_message(i, 'recovery') where i.ended_at is not null
+  ) m
+  where m.at >= v_from and array[fleet.incident_event(i.kind), 'offline'] && v_webhook.events
+    and (v_webhook.cohort is null or i.kind = 'ingest' or i.kind = 'cohort' and i.subject = v_webhook.cohort
+      or i.kind = 'network' and exists (
+        select from fleet.device_transitions t where t.incident_id = i.incident_id and t.cohort = v_webhook.cohort
+      ))
+  order by m.at, i.incident_id;
+  get diagnostics v_incidents = row_count;
+  insert into fleet.webhook_deliveries (webhook_id, device_id, transition_id, event, kind, body, due_at, next_attempt_at)
+  select v_webhook.webhook_id, t.device_id, t.transition_id, t.event, 'replay',
+    fleet.replayed(
+      fleet.device_message(t, d.alias, t.event, 'replay'), case when t.event = any (v_webhook.events) then 'first' else 'recovery' end
+    ),
+    now(), now()
+  from fleet.device_transitions t
+  join fleet.devices d using (device_id)
+  where t.transition_id >= p_from_transition and t.incident_id is null
+    and (v_webhook.cohort is null or t.cohort = v_webhook.cohort)
+    -- What it asks for, and the end of that.
+    and (t.event = any (v_webhook.events) or t.previous_status = any (v_webhook.events) and t.event in ('online', 'back', 'revoked'))
+  order by t.transition_id;
+  get diagnostics v_devices = row_count;
+  perform fleet.audit_webhook(
+    p_name, null, format('replay from transition %s: %s messages', p_from_transition, v_incidents + v_devices)
+  );
+  perform pg_notify('fleet_notifier', 'replay');
+  return v_incidents + v_devices;
+end
+$$;
+
+comment on function fleet.replay_webhook(text, bigint) is
+  'Sends again what a webhook would have been told from this transition on, without grace and reminders, for a receiver that lost '
+  'its data. The messages have new ids and the kind replay. Returns how many. Example: select fleet.replay_webhook(''on-call'', 4711);';
+--! EndIncluded webhooks/replay_webhook.sql
+--! Included webhooks/retry_deliveries.sql
+create or replace function fleet.retry_deliveries(p_name text, p_message_id text default null) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_webhook fleet.webhooks := fleet.get_webhook(p_name);
+  v_retried bigint;
+begin
+  if p_message_id is not null and not exists (
+    select from fleet.webhook_deliveries d
+    where d.webhook_id = v_webhook.webhook_id and d.message_id = p_message_id and d.state = 'dead'
+  ) then
+    raise exception using
+      errcode = 'FL404',
+      message = format('webhook %s has no dead message %s', p_name, p_message_id),
+      hint = 'They are in fleet.webhook_deliveries: where state = ''dead''.';
+  end if;
+  with retried as (
+    update fleet.webhook_deliveries d
+    set state = 'pending', due_at = now(), next_attempt_at = now(), attempts = 0
+    where d.webhook_id = v_webhook.webhook_id and d.state = 'dead' and (p_message_id is null or d.message_id = p_message_id)
+    returning d.message_id
+  ),
+  -- What was dropped because the first message was dead, makes sense again.
+  followers as (
+    update fleet.webhook_deliveries l
+    set state = 'pending', due_at = now(), next_attempt_at = now(), last_error = null
+    from retried r
+    where l.first_id = r.message_id and l.kind = 'recovery' and l.state = 'dropped'
+  )
+  select count(*) into v_retried from retried;
+  update fleet.webhooks
+  set failures = 0, hold_until = null
+  where webhook_id = v_webhook.webhook_id;
+  perform pg_notify('fleet_notifier', 'retry');
+  return v_retried;
+end
+$$;
+
+comment on function fleet.retry_deliveries(text, text) is
+  'Sends the dead messages of a webhook again, or one of them, for another three days. Returns how many. '
+  'Example: select fleet.retry_deliveries(''on-call'');';
+--! EndIncluded webhooks/retry_deliveries.sql
+--! Included webhooks/dismiss_deliveries.sql
+create or replace function fleet.dismiss_deliveries(p_name text) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_webhook fleet.webhooks := fleet.get_webhook(p_name);
+  v_dismissed bigint;
+begin
+  update fleet.webhook_deliveries
+  set state = 'dropped'
+  where webhook_id = v_webhook.webhook_id and state = 'dead';
+  get diagnostics v_dismissed = row_count;
+  perform fleet.audit_webhook(p_name, v_dismissed || ' dead messages', 'dismissed');
+  return v_dismissed;
+end
+$$;
+
+comment on function fleet.dismiss_deliveries(text) is
+  'Gives up the dead messages of a webhook for good, so that fleet.check() no longer reports them. Returns how many. '
+  'Example: select fleet.dismiss_deliveries(''on-call'');';
+--! EndIncluded webhooks/dismiss_deliveries.sql
+--! Included webhooks/claim_deliveries.sql
+create or replace function fleet.claim_deliveries(
+  p_worker text, p_limit integer default 16, p_lease interval default '1 minute', p_per_webhook integer default 8
+)
+returns table (
+  delivery_id bigint, message_id text, webhook_name text, url text, format text, secrets text[], event text, kind text,
+  first_id text, body jsonb, attempts integer
+)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  if p_worker is null or p_limit is null or p_limit < 0 or p_per_webhook is null or p_per_webhook < 1
+    or p_lease is null or p_lease < interval '1 second' or p_lease > interval '1 hour' then
+    raise exception using
+      errcode = 'FL422',
+      message = 'worker, limit, lease and per_webhook must be set; the lease must be between 1 second and 1 hour',
+      hint = 'Example: select * from fleet.claim_deliveries(''me'');';
+  end if;
+  return query
+    with claimed as (
+      update fleet.webhook_deliveries u
+      set lease_owner = p_worker, next_attempt_at = now() + p_lease, attempts = u.attempts + 1
+      where u.delivery_id in (
+        select c.delivery_id
+        from fleet.webhooks w
+        cross join lateral (
+          select d.delivery_id
+          from fleet.webhook_deliveries d
+          where d.webhook_id = w.webhook_id and d.state = 'pending' and d.next_attempt_at <= now()
+            -- In order for a device and for an incident: a later message waits until the earlier one is sent, dead or dropped.
+            and not exists (
+              select from fleet.webhook_deliveries e
+              where e.webhook_id = d.webhook_id and e.device_id = d.device_id and e.state = 'pending'
+                and e.delivery_id < d.delivery_id
+            )
+            and not exists (
+              select from fleet.webhook_deliveries e
+              where e.webhook_id = d.webhook_id and e.incident_id = d.incident_id and e.state = 'pending'
+                and e.delivery_id < d.delivery_id
+            )
+          order by d.next_attempt_at, d.delivery_id
+          -- A receiver that hangs does not take all connections, and one that failed gets a single message until it accepts one.
+          limit greatest(0, case when w.failures > 0 then 1 else p_per_webhook end - (
+            select count(*)
+            from fleet.webhook_deliveries l
+            where l.webhook_id = w.webhook_id and l.state = 'pending' and l.lease_owner is not null and l.next_attempt_at > now()
+          ))
+          for update skip locked
+        ) c
+        where w.paused_at is null and coalesce(w.hold_until, '-infinity') <= now()
+        limit p_limit
+      )
+      returning u.*
+    )
+    select c.delivery_id, c.message_id, w.webhook_name, w.url, w.format,
+      array_remove(array[w.secret, case when w.old_secret_until > now() then w.old_secret end], null),
+      c.event, c.kind, c.first_id, c.body, c.attempts
+    from claimed c
+    join fleet.webhooks w using (webhook_id)
+    order by c.delivery_id;
+end
+$$;
+
+comment on function fleet.claim_deliveries(text, integer, interval, integer) is
+  'Gives this notifier a lease on messages that are due, with what it needs to send them. Of each device and webhook only the '
+  'oldest message.';
+--! EndIncluded webhooks/claim_deliveries.sql
+--! Included webhooks/record_delivery.sql
+create or replace function fleet.record_delivery(p_delivery_id bigint, p_worker text, p_status integer) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_webhook_id bigint;
+begin
+  update fleet.webhook_deliveries d
+  set state = 'delivered', delivered_at = now(), last_status = p_status, last_error = null, lease_owner = null
+  where d.delivery_id = p_delivery_id and d.state = 'pending' and d.lease_owner = p_worker
+  returning d.webhook_id into v_webhook_id;
+  if not found then
+    return false;
+  end if;
+  update fleet.webhooks w
+  set last_success_at = now(), failures = 0, hold_until = null
+  where w.webhook_id = v_webhook_id
+    and (w.failures > 0 or w.last_success_at is null or now() - w.last_success_at > interval '1 second');
+  perform fleet.increment_counter('hb_webhook_delivered_total');
+  return true;
+end
+$$;
+
+comment on function fleet.record_delivery(bigint, text, integer) is
+  'Records that a receiver accepted a message. Returns false if this notifier no longer has its lease.';
+--! EndIncluded webhooks/record_delivery.sql
+--! Included webhooks/fail_delivery.sql
+create or replace function fleet.fail_delivery(
+  p_delivery_id bigint, p_worker text, p_status integer, p_error text, p_is_down boolean default false,
+  p_retry_after interval default null
+) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  -- As long as the receiver asks for, if that is no longer than a day.
+  v_asked constant interval := least(greatest(p_retry_after, interval '0'), interval '1 day');
+  v_failed fleet.webhook_deliveries;
+begin
+  update fleet.webhook_deliveries d
+  set lease_owner = null, last_status = p_status, last_error = left(p_error, 500),
+    state = case when now() - d.due_at > fleet.give_up_after() then 'dead' else 'pending' end,
+    -- 5 s, 10 s, 20 s, … up to an hour, half of it by chance, so that messages that failed together do not come back together.
+    next_attempt_at = now() + greatest(
+      v_asked,
+      least(interval '5 seconds' * power(2, least(d.attempts, 20) - 1), interval '1 hour') * (0.5 + random() / 2)
+    )
+  where d.delivery_id = p_delivery_id and d.state = 'pending' and d.lease_owner = p_worker
+  returning d.* into v_failed;
+  if not found then
+    return null;
+  end if;
+  perform fleet.increment_counter('hb_webhook_failed_total');
+  update fleet.webhooks w
+  set last_error_at = now(), last_error = left(p_error, 500), last_status = p_status,
+    -- Several messages that were on their way together count once.
+    failures = case
+      when p_is_down and coalesce(w.hold_until, '-infinity') <= now() then w.failures + 1 else w.failures
+    end,
+    hold_until = case
+      when p_is_down and coalesce(w.hold_until, '-infinity') <= now() then now() + greatest(
+        v_asked, least(interval '1 second' * power(2, least(w.failures, 20)), interval '5 minutes') * (0.5 + random() / 2)
+      )
+      else w.hold_until
+    end
+  where w.webhook_id = v_failed.webhook_id;
+  if v_failed.state = 'dead' then
+    perform fleet.increment_counter('hb_webhook_dead_total');
+    -- What follows from a message that nobody got makes no sense to them.
+    update fleet.webhook_deliveries l
+    set state = 'dropped', last_error = 'its first message is dead'
+    where l.first_id = v_failed.message_id and l.kind in ('reminder', 'recovery') and l.state = 'pending'
+      and v_failed.kind = 'first';
+  end if;
+  return v_failed.state;
+end
+$$;
+
+comment on function fleet.fail_delivery(bigint, text, integer, text, boolean, interval) is
+  'Records that a message could not be sent, and when it is tried again: after 5 seconds at first, then after longer times, and '
+  'after three days no more (dead). With p_is_down the whole receiver is given a pause. Returns the new state, or null if this '
+  'notifier no longer has the lease.';
+--! EndIncluded webhooks/fail_delivery.sql
+--! Included webhooks/release_deliveries.sql
+create or replace function fleet.release_deliveries(p_worker text) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_released bigint;
+begin
+  update fleet.webhook_deliveries
+  set lease_owner = null, next_attempt_at = now()
+  where lease_owner = p_worker and state = 'pending';
+  get diagnostics v_released = row_count;
+  return v_released;
+end
+$$;
+
+comment on function fleet.release_deliveries(text) is
+  'Gives back the messages that this notifier has not finished, so that another one can send them at once. Returns how many.';
+--! EndIncluded webhooks/release_deliveries.sql
+--! Included webhooks/notifier_heartbeat.sql
+create or replace function fleet.notifier_heartbeat(p_worker text, p_version text) returns void
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  insert into fleet.notifiers as n (worker, version)
+  values (p_worker, p_version)
+  on conflict (worker) do update
+    set last_seen_at = now(), version = excluded.version;
+$$;
+
+comment on function fleet.notifier_heartbeat(text, text) is 'Records that a notifier is alive, and its version.';
+--! EndIncluded webhooks/notifier_heartbeat.sql
+--! Included webhooks/wake_notifier.sql
+create or replace function fleet.wake_notifier(p_reason text default 'messages waiting') returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not exists (
+    select from fleet.webhooks w
+    where w.paused_at is null and coalesce(w.hold_until, '-infinity') <= now()
+      and exists (
+        select from fleet.webhook_deliveries d
+        where d.webhook_id = w.webhook_id and d.state = 'pending' and d.next_attempt_at <= now()
+      )
+  ) then
+    return false;
+  end if;
+  perform pg_notify('fleet_notifier', p_reason);
+  return true;
+end
+$$;
+
+comment on function fleet.wake_notifier(text) is
+  'Notifies the notifier if a message is due, and returns whether one is. Run by pg_cron every minute. '
+  'Example: select fleet.wake_notifier();';
+--! EndIncluded webhooks/wake_notifier.sql
+--! Included webhooks/webhook_health.view.sql
+create or replace view fleet.webhook_health as
+select
+  w.webhook_name,
+  case
+    when w.paused_at is not null then 'paused'
+    when w.failures > 0 then 'failing'
+    when d.dead > 0 then 'dead_letters'
+    else 'ok'
+  end as state,
+  w.format,
+  fleet.webhook_origin(w.url) as receiver,
+  w.events,
+  w.cohort,
+  w.grace,
+  w.repeat_after,
+  d.pending,
+  d.oldest_due_at,
+  d.dead,
+  d.open_troubles,
+  w.last_success_at,
+  w.last_error_at,
+  w.last_error,
+  w.last_status,
+  w.hold_until,
+  w.paused_at,
+  w.created_at,
+  w.created_by
+from fleet.webhooks w
+cross join lateral (
+  select
+    (select count(*) from fleet.webhook_deliveries p where p.webhook_id = w.webhook_id and p.state = 'pending') as pending,
+    (
+      select min(p.due_at) from fleet.webhook_deliveries p
+      where p.webhook_id = w.webhook_id and p.state = 'pending' and now() - p.due_at >= interval '0'
+    ) as oldest_due_at,
+    (select count(*) from fleet.webhook_deliveries p where p.webhook_id = w.webhook_id and p.state = 'dead') as dead,
+    (select count(*) from fleet.webhook_deliveries p where p.webhook_id = w.webhook_id and p.is_open) as open_troubles
+) d;
+
+comment on view fleet.webhook_health is
+  'The webhooks, without their secrets, and how they do: messages that wait, dead letters, the last success and the last error. '
+  'Example: select webhook_name, state, pending, dead, last_error from fleet.webhook_health;';
+comment on column fleet.webhook_health.webhook_name is 'Its name.';
+comment on column fleet.webhook_health.state is
+  'ok; failing: its receiver refused or did not answer the newest attempt; dead_letters: messages that were given up; or paused.';
+comment on column fleet.webhook_health.format is 'json, slack, teams, ntfy or alertmanager.';
+comment on column fleet.webhook_health.receiver is 'The scheme, host and port of its URL. The rest may be secret.';
+comment on column fleet.webhook_health.events is 'What it is told; see fleet.webhook_events().';
+comment on column fleet.webhook_health.cohort is 'The only cohort that it is told of; null: the whole fleet.';
+comment on column fleet.webhook_health.grace is 'What is over within this time is not told.';
+comment on column fleet.webhook_health.repeat_after is 'After which time a reminder is sent while the trouble lasts; null: none.';
+comment on column fleet.webhook_health.pending is 'Messages that wait: for the end of the grace, for an attempt, or behind another.';
+comment on column fleet.webhook_health.oldest_due_at is 'When the oldest of those that are due became due; null if none is.';
+comment on column fleet.webhook_health.dead is 'Messages that could not be sent for three days. See fleet.retry_deliveries().';
+comment on column fleet.webhook_health.open_troubles is 'Devices and incidents that it knows, or will know, to be in trouble.';
+comment on column fleet.webhook_health.last_success_at is 'When its receiver last accepted a message, to the second.';
+comment on column fleet.webhook_health.last_error_at is 'When an attempt last failed.';
+comment on column fleet.webhook_health.last_error is 'Why.';
+comment on column fleet.webhook_health.last_status is 'The HTTP status of that attempt; null if there was no answer.';
+comment on column fleet.webhook_health.hold_until is 'Until when nothing is sent, because the receiver failed.';
+comment on column fleet.webhook_health.paused_at is 'When it was paused; null if it is not.';
+comment on column fleet.webhook_health.created_at is 'When it was created.';
+comment on column fleet.webhook_health.created_by is 'The login that created it.';
+--! EndIncluded webhooks/webhook_health.view.sql
+--! Included metrics/metric_definitions.sql
+create or replace function fleet.metric_definitions()
+returns table (metric text, type text, unit text, help text)
+language sql
+immutable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  values
+    ('partitions_created_total', 'counter', 'partitions', 'Partitions of heartbeats that were created'),
+    ('partition_create_failures_total', 'counter', 'runs', 'Maintenance runs that could not create partitions ahead'),
+    ('partitions_archived_total', 'counter', 'partitions', 'Partitions whose archive was read back and proven'),
+    ('hb_partition_archived_total', 'counter', 'partitions', 'The same as partitions_archived_total'),
+    ('hb_partition_dropped_total', 'counter', 'partitions', 'Partitions dropped after their archive was proven'),
+    ('archive_failures_total', 'counter', 'attempts', 'Failed attempts to archive a partition'),
+    ('archive_bytes_pushed_total', 'counter', 'bytes', 'Size of the Parquet files written to the archive'),
+    ('reconciliation_rows_updated_total', 'counter', 'devices',
+      'Devices whose last status was behind their heartbeats and was corrected'),
+    ('partition_premake_runway_days', 'gauge', 'days', 'Days for which partitions exist ahead'),
+    ('retention_lag_days', 'gauge', 'days',
+      'How long the oldest partition that is still online has been past the retention; held partitions do not count'),
+    ('archive_backlog_partitions', 'gauge', 'partitions', 'Partitions that are retired but not archived yet'),
+    ('archiver_heartbeat_age_seconds', 'gauge', 'seconds', 'Time since an archiver was last seen'),
+    ('scheduler_last_run_age_seconds', 'gauge', 'seconds',
+      'Time since the job last began, or since Postgres started if that was later; since setup for maintain, nightly and '
+        'reconcile if they never ran'),
+    ('hb_webhook_delivered_total', 'counter', 'messages', 'Messages that the receiver of a webhook accepted'),
+    ('hb_webhook_failed_total', 'counter', 'attempts', 'Attempts to send a message to a webhook that failed'),
+    ('hb_webhook_dead_total', 'counter', 'messages', 'Messages to webhooks that could not be sent for three days'),
+    ('hb_webhook_pending', 'gauge', 'messages', 'Messages to the webhook that are due and not accepted yet'),
+    ('hb_webhook_oldest_seconds', 'gauge', 'seconds', 'How long the oldest of them has been due; 0 without one'),
+    ('hb_webhook_dead', 'gauge', 'messages', 'Messages to the webhook that were given up and neither retried nor dismissed'),
+    ('notifier_heartbeat_age_seconds', 'gauge', 'seconds', 'Time since a notifier was last seen'),
+    ('partitions', 'gauge', 'partitions', 'Partitions by state'),
+    ('partition_rows', 'gauge', 'heartbeats', 'Heartbeats by state of their partition, counted each night'),
+    ('partition_bytes', 'gauge', 'bytes', 'Size on disk by state of the partition, measured each night'),
+    ('archive_bytes', 'gauge', 'bytes', 'Size of the proven archives'),
+    ('cohort_devices', 'gauge', 'devices', 'Devices on the roster; cohort (all) is the whole fleet'),
+    ('cohort_active_devices', 'gauge', 'devices', 'Devices that sent recently, as fleet.fleet_silence counts them'),
+    ('cohort_gone_quiet_devices', 'gauge', 'devices', 'Active devices that have gone quiet'),
+    ('cohort_gone_quiet_ratio', 'gauge', 'ratio', 'Share of the active devices that have gone quiet'),
+    ('cohort_usual_quiet_ratio', 'gauge', 'ratio', 'The share that usually goes quiet at this time of day'),
+    ('cohort_silence_alarm', 'gauge', 'flag', '1 while many more devices than usual have gone quiet, else 0'),
+    ('cohort_silence_muted', 'gauge', 'flag', '1 while the alarm cannot be evaluated, else 0'),
+    ('slo_good', 'gauge', 'attempts', 'Attempts that succeeded in the period of the error budget'),
+    ('slo_bad', 'gauge', 'attempts', 'Attempts that failed in the period of the error budget'),
+    ('slo_target_ratio', 'gauge', 'ratio', 'Share of the attempts that may fail'),
+    ('slo_error_ratio', 'gauge', 'ratio', 'Share of the attempts that failed in the period of the error budget'),
+    ('slo_budget_left_ratio', 'gauge', 'ratio', 'What is left of the error budget: 1 is all, 0 is nothing, below 0 is overspent'),
+    ('postgres_connections', 'gauge', 'connections', 'Connections to Postgres by state'),
+    ('postgres_connections_max', 'gauge', 'connections', 'Connections that Postgres allows for roles that are not superusers'),
+    ('postgres_transactions_total', 'counter', 'transactions', 'Transactions in this database since its statistics were reset'),
+    ('postgres_blocks_total', 'counter', 'blocks',
+      'Blocks of this database that were found in shared buffers, or read from the operating system'),
+    ('postgres_longest_transaction_seconds', 'gauge', 'seconds', 'Age of the oldest transaction of a client in this database'),
+    ('postgres_dead_rows', 'gauge', 'rows', 'Dead rows that autovacuum has not removed yet'),
+    ('postgres_replica_bytes_behind', 'gauge', 'bytes', 'WAL that a replica has not replayed yet');
+$$;
+
+comment on function fleet.metric_definitions() is
+  'Describes each metric of fleet.metric_values() and fleet.silence_metrics(): type for Prometheus, unit and help. Example: '
+  'select * from fleet.metric_definitions();';
+--! EndIncluded metrics/metric_definitions.sql
 --! Included metrics/metric_values.sql
 create or replace function fleet.metric_values()
 returns table (metric text, labels jsonb, value double precision)
@@ -3274,6 +5798,28 @@ as $$
   from fleet.archivers a
   where a.last_seen_at <= clock_timestamp()  -- the clock may have run ahead
   having count(*) > 0
+  union all
+  select 'notifier_heartbeat_age_seconds', '{}', extract(epoch from now() - max(n.last_seen_at))::double precision
+  from fleet.notifiers n
+  where n.last_seen_at <= clock_timestamp()
+  having count(*) > 0
+  union all
+  select v.metric, jsonb_build_object('webhook', w.webhook_name), v.value
+  from fleet.webhooks w
+  cross join lateral (
+    select count(*)::double precision as pending,
+      coalesce(extract(epoch from now() - min(d.due_at)), 0)::double precision as oldest
+    from fleet.webhook_deliveries d
+    where d.webhook_id = w.webhook_id and d.state = 'pending' and now() - d.due_at >= interval '0' and w.paused_at is null
+  ) p
+  cross join lateral (
+    select count(*)::double precision as dead
+    from fleet.webhook_deliveries d
+    where d.webhook_id = w.webhook_id and d.state = 'dead'
+  ) g
+  cross join lateral (
+    values ('hb_webhook_pending', p.pending), ('hb_webhook_oldest_seconds', p.oldest), ('hb_webhook_dead', g.dead)
+  ) as v (metric, value)
   union all
   select 'scheduler_last_run_age_seconds', jsonb_build_object('job', g.jobname),
     greatest(0, extract(epoch from g.age))::double precision
@@ -3904,8 +6450,8 @@ begin
   perform fleet.not_in_future(p_now);
   foreach v_theme in array array[
     'check_partitions($1)', 'check_ingest($1)', 'check_fields($1)', 'check_silence($1)', 'check_devices($1)', 'check_scheduler($1)',
-    'check_archive($1)', 'check_erasures($1)', 'check_columns()', 'check_sessions($1)', 'check_storage($1)',
-    'check_imports($1)', 'check_settings()'
+    'check_archive($1)', 'check_erasures($1)', 'check_webhooks($1)', 'check_columns()', 'check_sessions($1)',
+    'check_storage($1)', 'check_imports($1)', 'check_settings()'
   ] loop
     begin
       return query execute 'select * from fleet.' || v_theme using p_now;
@@ -3939,6 +6485,8 @@ declare
   v_commands bigint;
   v_dispatches bigint;
   v_rollups bigint;
+  v_messages bigint;
+  v_transitions bigint;
 begin
   delete from fleet.heartbeat_quarantine q
   using fleet.settings s
@@ -3956,6 +6504,7 @@ begin
   using fleet.settings s
   where l.at < p_now - s.commands_keep;
   get diagnostics v_dispatches = row_count;
+  v_transitions := fleet.prune_transitions(p_now);
   delete from fleet.device_unreadable_fields f
   using fleet.settings s
   where f.last_at < p_now - s.quarantine_keep;
@@ -3978,13 +6527,20 @@ begin
   where c.minute < p_now - interval '7 days';
   delete from fleet.archivers a
   where a.last_seen_at < p_now - interval '7 days';
-  return v_quarantined + v_events + v_commands + v_dispatches + v_rollups;
+  delete from fleet.webhook_deliveries d
+  using fleet.settings s
+  -- What waits is not pruned, and neither is the first message of a trouble that lasts: its recovery names it.
+  where d.made_at < p_now - s.webhook_keep and d.state <> 'pending' and not d.is_open;
+  get diagnostics v_messages = row_count;
+  delete from fleet.notifiers n
+  where n.last_seen_at < p_now - interval '7 days';
+  return v_quarantined + v_events + v_commands + v_dispatches + v_rollups + v_transitions + v_messages;
 end
 $$;
 
 comment on function fleet.prune(timestamptz) is
-  'Deletes quarantined heartbeats, events, commands and rollups that are older than their settings; returns how many. Run by '
-  'fleet.nightly().';
+  'Deletes quarantined heartbeats, events, commands, transitions, rollups and messages to webhooks that are older than their '
+  'settings; returns how many. Run by fleet.nightly().';
 --! EndIncluded jobs/prune.sql
 --! Included status/add_last_status.sql
 create or replace function fleet.add_last_status() returns trigger
@@ -3994,8 +6550,9 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into fleet.device_last_status (device_id, is_silent)
-  select d.device_id, false
+  insert into fleet.device_last_status (device_id, is_silent, noted_status, noted_since, late_after_s)
+  select d.device_id, false, case when d.revoked_at is null then 'new' else 'revoked' end, coalesce(d.revoked_at, now()),
+    floor(extract(epoch from fleet.late_after(d.heartbeat_interval)))
   from changed c
   join fleet.devices d using (device_id)
   order by d.device_id
@@ -4151,6 +6708,12 @@ create or replace trigger devices_forget
   for each statement execute function fleet.forget_devices();
 
 comment on trigger devices_forget on fleet.devices is 'Deletes what else is stored of a deleted device, except its heartbeats.';
+
+create or replace trigger devices_note_device
+  after update of heartbeat_interval, revoked_at on fleet.devices
+  for each row execute function fleet.note_device();
+
+comment on trigger devices_note_device on fleet.devices is 'A device that is revoked has a transition.';
 --! EndIncluded devices/devices.trigger.sql
 --! Included devices/enrolled_devices.view.sql
 -- date_part() and not extract(), which makes a numeric and takes longer.
@@ -4702,9 +7265,17 @@ as $$
       select
       from (values (10000), (null)) as t (most)
       cross join lateral (
-        select sum(extract(epoch from p_now - p_newest) / extract(epoch from e.expected)) as due
+        -- A device that announced its next heartbeat for later owes none before.
+        select sum(
+          extract(
+            epoch from greatest(
+              least(p_now - p_newest, p_now - least(h.last_received_at, p_newest) - fleet.excused(h.next_in_s, e.expected)),
+              interval '0'
+            )
+          ) / extract(epoch from e.expected)
+        ) as due
         from (
-          select ls.device_id
+          select ls.device_id, ls.last_received_at, ls.next_in_s
           from fleet.device_last_status ls
           where ls.last_received_at > p_newest - interval '1 day'
           limit t.most
@@ -8209,13 +10780,96 @@ comment on function fleet.forget_archive(text, text) is
   'object that was replaced since. The event keeps what was forgotten. '
   'Example: select fleet.forget_archive(''device_heartbeats_p2026_08_15'', ''restored from the backup of Monday'');';
 --! EndIncluded archive/forget_archive.sql
+--! Included checks/check_webhooks.sql
+create or replace function fleet.check_webhooks(p_now timestamptz default now())
+returns table (check_name text, status text, detail text, remedy text)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO'
+set lock_timeout = '300ms'
+as $$
+#variable_conflict use_column
+declare
+  v_webhooks bigint;
+  v_silence interval;
+  v_waiting bigint;
+  v_oldest interval;
+  v_dead text;
+  v_retries text;
+  v_failing text;
+  v_looks text;
+begin
+  perform fleet.not_in_future(p_now);
+  select count(*) filter (where w.paused_at is null) into v_webhooks from fleet.webhooks w;
+  -- A row in the future would hide a dead notifier: the clock may have run ahead.
+  select p_now - max(n.last_seen_at) into v_silence from fleet.notifiers n where n.last_seen_at <= p_now;
+  select count(*), p_now - min(d.due_at) into v_waiting, v_oldest
+  from fleet.webhook_deliveries d
+  join fleet.webhooks w using (webhook_id)
+  where d.state = 'pending' and d.due_at <= p_now and w.paused_at is null;
+
+  check_name := 'notifier';
+  status := case
+    when v_webhooks = 0 or v_silence < interval '2 minutes' then 'ok'
+    when v_oldest > interval '2 minutes' then 'fail'
+    else 'warn'
+  end;
+  detail := case when v_webhooks = 0 then 'there is no webhook to send to' else concat_ws(
+    '; ', coalesce('last seen ' || date_trunc('second', v_silence) || ' ago', 'never seen'),
+    case when v_waiting > 0 then format('%s messages are due, the oldest for %s', v_waiting, date_trunc('second', v_oldest)) end
+  ) end;
+  remedy := case when status <> 'ok' then e'# in a shell; it keeps running\nnpm run notifier' end;
+  return next;
+
+  check_name := 'webhooks';
+  select string_agg(format('%s has %s', w.webhook_name, d.dead), ', ' order by w.webhook_name),
+    string_agg(format('select fleet.retry_deliveries(%L);', w.webhook_name), e'\n' order by w.webhook_name)
+  into v_dead, v_retries
+  from fleet.webhooks w
+  join (
+    select l.webhook_id, count(*) as dead from fleet.webhook_deliveries l where l.state = 'dead' group by l.webhook_id
+  ) d using (webhook_id);
+  select string_agg(
+      format('%s: %s', w.webhook_name, coalesce(w.last_error, 'no answer')), '; ' order by w.webhook_name
+    ),
+    string_agg(format('select fleet.test_webhook(%L);', w.webhook_name), e'\n' order by w.webhook_name)
+  into v_failing, v_looks
+  from fleet.webhooks w
+  where w.failures > 0 and w.paused_at is null
+    -- A receiver that restarts is no reason to act.
+    and p_now - coalesce(w.last_success_at, w.created_at) > interval '15 minutes';
+  status := case when v_dead is not null or v_failing is not null then 'warn' else 'ok' end;
+  detail := coalesce(
+    concat_ws(
+      '; ', 'not accepted for 15 minutes or longer: ' || v_failing, 'could not be sent for three days (dead letters): ' || v_dead
+    ),
+    ''
+  );
+  detail := case when detail = '' then 'every receiver accepts its messages' else detail end;
+  remedy := case
+    when v_failing is not null then e'-- once the receiver is fixed; select * from fleet.webhook_health shows the webhooks\n' || v_looks
+    when v_dead is not null then
+      e'-- once the receiver is fixed; fleet.dismiss_deliveries() gives them up instead\n' || v_retries
+  end;
+  return next;
+end
+$$;
+
+comment on function fleet.check_webhooks(timestamptz) is
+  'The part of fleet.check() about webhooks: whether a notifier runs, receivers that fail, and dead letters.';
+--! EndIncluded checks/check_webhooks.sql
 --! Included setup/grants.sql
 -- Who may do what. Everything is revoked first, so that only the grants in this file apply.
-revoke all on all tables in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
-revoke all on all routines in schema fleet from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
+revoke all on all tables in schema fleet
+  from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier;
+revoke all on all routines in schema fleet
+  from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier;
 revoke all on schema fleet, fleet_detached from public;
 
-grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier;
+grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier;
 revoke create on schema fleet_detached from fleet_archiver;
 grant usage on schema fleet_detached to fleet_archiver, fleet_verifier, fleet_reader, fleet_dba;
 
@@ -8245,7 +10899,8 @@ grant execute on function
   fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
   fleet.late_after(interval),
   fleet.allowed_lag(interval, interval),
-  fleet.derive_status(boolean, timestamptz, interval, interval, timestamptz),
+  fleet.derive_status(boolean, timestamptz, interval, interval, interval, timestamptz),
+  fleet.excused(integer, interval),
   fleet.beats_missed(interval, interval),
   fleet.device_day(bigint, timestamptz),
   fleet.describe_clock(bigint),
@@ -8253,6 +10908,8 @@ grant execute on function
   -- Called by the view device_status_legacy.
   fleet.reported_values(jsonb),
   fleet.silence_at(timestamptz),  -- called by the view fleet_silence
+  fleet.transitions_after(text, integer, text),
+  fleet.transitions_of(bigint, bigint, integer),
   fleet.postgres_started_at(),
   fleet.job_history()  -- called by the view job_health
 to fleet_server, fleet_reader, fleet_dba;
@@ -8401,10 +11058,42 @@ grant execute on function
   )
 to fleet_archiver;
 
+-- What the notifier is given of devices is the text of the messages that it has to send. Also the secrets of the webhooks.
+grant execute on function
+  fleet.claim_deliveries(text, integer, interval, integer),
+  fleet.record_delivery(bigint, text, integer),
+  fleet.fail_delivery(bigint, text, integer, text, boolean, interval),
+  fleet.release_deliveries(text),
+  fleet.notifier_heartbeat(text, text)
+to fleet_notifier;
+grant execute on function
+  fleet.webhook_events(),
+  fleet.create_webhook(text, text, text[], text, interval, interval, text),
+  fleet.pause_webhook(text),
+  fleet.resume_webhook(text, boolean),
+  fleet.remove_webhook(text),
+  fleet.rotate_webhook_secret(text, interval),
+  fleet.test_webhook(text),
+  fleet.replay_webhook(text, bigint),
+  fleet.retry_deliveries(text, text),
+  fleet.dismiss_deliveries(text),
+  fleet.wake_notifier(text),
+  fleet.check_webhooks(timestamptz)
+to fleet_dba;
+grant execute on function fleet.webhook_origin(text) to fleet_reader, fleet_dba, fleet_server;  -- called by webhook_health
+grant select on fleet.webhook_health to fleet_reader, fleet_dba;
+grant select on fleet.notifiers to fleet_dba;
+-- Not the secrets. The URL may be one too, and the DBA may have to see where messages go.
+grant select (
+  webhook_id, webhook_name, url, format, events, cohort, grace, repeat_after, created_at, created_by, paused_at, failures,
+  hold_until, last_success_at, last_error_at, last_error, last_status
+) on fleet.webhooks to fleet_dba;
+grant select on fleet.webhook_deliveries to fleet_dba;
+
 grant select on
   fleet.device_status, fleet.device_status_legacy, fleet.devices_offline, fleet.fleet_summary
 to fleet_server, fleet_reader, fleet_dba;
-grant select on fleet.unity_down to fleet_reader, fleet_dba;
+grant select on fleet.unity_down, fleet.recent_changes to fleet_reader, fleet_dba;
 
 grant select on
   fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.storage_history, fleet.job_health,
@@ -8414,7 +11103,7 @@ to fleet_reader, fleet_dba;
 grant execute on function fleet.device_availability(date, date, bigint, timestamptz) to fleet_reader, fleet_dba;
 -- For the ops page.
 grant select on
-  fleet.partition_health, fleet.archives, fleet.job_health, fleet.fleet_silence, fleet.fleet_trend, fleet.slo,
+  fleet.recent_changes, fleet.webhook_health, fleet.partition_health, fleet.archives, fleet.job_health, fleet.fleet_silence, fleet.fleet_trend, fleet.slo,
   fleet.unreadable_fields
 to fleet_server;
 -- Called by the view import_progress.
@@ -8431,7 +11120,7 @@ grant select on fleet.erasures, fleet.erasure_items, fleet.erasure_progress to f
 
 grant select on
   fleet.device_heartbeats, fleet.device_last_status, fleet.hb_partitions, fleet.events, fleet.counters, fleet.settings,
-  fleet.device_commands, fleet.command_dispatch_log, fleet.cohorts
+  fleet.device_commands, fleet.command_dispatch_log, fleet.cohorts, fleet.device_transitions, fleet.incidents
 to fleet_reader, fleet_dba;
 grant select on fleet.hb_partitions, fleet.restore_items to fleet_archiver, fleet_dba;
 grant select on fleet.restore_requests to fleet_dba;
@@ -8450,7 +11139,7 @@ grant update (
   max_late, max_future, offline_after, archive_grace, archive_max_attempts, store_ip, quarantine_keep, quarantine_per_device,
   events_keep, command_expires_after, commands_keep, rollups_keep, silence_window, silence_share, silence_ratio,
   silence_min_devices, ingest_gap, archive_stores, proofs_needed,
-  settle, settle_max_wait, settle_budget
+  settle, settle_max_wait, settle_budget, webhook_keep
 ) on fleet.settings to fleet_dba;
 
 -- Old names, which go in 0.3.

@@ -102,7 +102,7 @@ t.test('the check of messages finds each way in which a webhook can be told wron
     text: JSON.stringify(body),
     body,
   }))
-  const [offline, back] = copies as [Received, Received]
+  const [offline, back] = [copies[0]!, copies[1]!]
   const found = (received: Received[]) => untold(admin, [device], received)
   t.same(await found([offline, offline, back]), [], 'a copy is nothing wrong')
   t.match(await found([back, offline]), [/came after a later one/])
