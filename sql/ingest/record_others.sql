@@ -40,6 +40,29 @@ begin
   if v_heard is not null then
     perform fleet.record_arrivals(v_heard, array_fill(p_received_at, array[cardinality(v_heard)]));
   end if;
+  -- What a device announces counts, even if another heartbeat has taken its bucket: it may be the last one before it stops.
+  if p_batch::text ~ '"(next_in_s|stopping)"' then
+    with announced as (
+      select distinct on (u.device_id) u.device_id, u.ts, r.next_in_s, r.stopping
+      from unnest(p_device_ids, p_tss, p_results) with ordinality as u (device_id, ts, result, item)
+      join json_array_elements(p_batch) with ordinality as e (value, item) using (item)
+      cross join lateral jsonb_populate_record(null::fleet.device_last_status, fleet.reported_values(e.value::jsonb)) r
+      where u.result = 'duplicate' and u.device_id is not null and (r.next_in_s is not null or r.stopping is not null)
+      order by u.device_id, u.ts desc
+    ),
+    free as (
+      select l.device_id
+      from fleet.device_last_status l
+      join announced a using (device_id)
+      where l.last_ts <= a.ts
+      for update of l skip locked
+    )
+    update fleet.device_last_status ls
+    set next_in_s = a.next_in_s, stopping = a.stopping
+    from announced a
+    join free f using (device_id)
+    where ls.device_id = a.device_id;
+  end if;
   if v_refused is not null then
     perform fleet.upsert_last_status(array_agg(b.beat), false)
     from (
@@ -61,5 +84,4 @@ $$;
 comment on function fleet.record_others(json, timestamptz, bigint[], timestamptz[], text[]) is
   'Records in last status what the trigger on the heartbeats does not: that devices were heard from whose heartbeats were '
   'duplicates or refused. If all that a device sent was refused, last status takes the values of the newest of it, unless it has a '
-  'newer heartbeat that was on time. Called by '
-  'fleet.ingest_batch().';
+  'newer heartbeat that was on time. Also takes next_in_s and stopping of newer duplicates. Called by fleet.ingest_batch().';

@@ -72,6 +72,10 @@ begin
   commit;
 
   -- After the marks and the look at ingest, which explain why devices went offline.
+  while fleet.note_intervals(c_batch) = c_batch loop
+    commit;
+  end loop;
+  commit;
   v_ids := fleet.devices_to_note(p_now);
   perform fleet.find_incidents(v_ids, p_now);
   commit;

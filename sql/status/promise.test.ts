@@ -166,6 +166,29 @@ t.test('counts, of a small and of a large fleet, and the metrics take a promise 
   }
 })
 
+t.test('a promise counts even if another heartbeat has taken its bucket', async t => {
+  const { sql } = await withDatabase(t)
+  const devices = await enroll(sql, 2)
+  const bucket = Math.floor(Date.now() / 10_000) * 10_000 - 20_000
+  const at = (seconds: number) => new Date(bucket + seconds * 1000).toISOString()
+  const [alone, together] = devices as [number, number]
+  await ingest(sql, [{ device_id: alone, ts: at(1) }])
+  const last = { ts: at(4), next_in_s: 28_800, stopping: 'shutdown' }
+  const [answer] = await ingest(sql, [{ device_id: alone, ...last }])
+  t.equal(answer?.result, 'duplicate')
+  // And if both come in one batch.
+  await ingest(sql, [
+    { device_id: together, ts: at(1) },
+    { device_id: together, ...last },
+  ])
+  // An older duplicate says nothing new.
+  await ingest(sql, [{ device_id: alone, ts: at(0), next_in_s: 60 }])
+  t.same(
+    [...(await sql`select next_in_s, stopping from fleet.device_last_status order by device_id`)],
+    devices.map(() => ({ next_in_s: 28_800, stopping: 'shutdown' })),
+  )
+})
+
 t.test('the promise is that of the newest heartbeat', async t => {
   const { sql } = await withDatabase(t)
   const [device_id] = (await enroll(sql, 1)) as [number]

@@ -36,7 +36,10 @@ begin
       when b.received_at - ls.last_received_at > greatest(ls.late_after_s, ls.next_in_s) * interval '1 second'
         then ls.last_received_at
     end,
-    gap_next_in_s = ls.next_in_s
+    gap_next_in_s = ls.next_in_s,
+    gap_stopping = ls.stopping,
+    gap_battery_pct = ls.battery_pct,
+    gap_signal_dbm = ls.signal_dbm
   from unnest(p_device_ids, p_received_ats, p_tss) as b (device_id, received_at, ts)
   where ls.device_id = b.device_id
     and (

@@ -27,12 +27,14 @@
       end,
       status = excluded.status,
       is_silent = excluded.is_silent,
-      noted_status = coalesce(ls.noted_status, case excluded.status when 'ok' then 'online' else excluded.status end),
       gap_from = case
         when excluded.last_received_at - ls.last_received_at > greatest(ls.late_after_s, ls.next_in_s) * interval '1 second'
           then ls.last_received_at
       end,
       gap_next_in_s = ls.next_in_s,
+      gap_stopping = ls.stopping,
+      gap_battery_pct = ls.battery_pct,
+      gap_signal_dbm = ls.signal_dbm,
       battery_pct = excluded.battery_pct,
       network_type = excluded.network_type,
       unity_running = excluded.unity_running,

@@ -12,6 +12,8 @@ begin
   with over as (
     select i.incident_id
     from fleet.incidents i
+    cross join fleet.settings s
+    cross join fleet.silence_watch w
     cross join lateral (
       select count(*) as devices, count(*) filter (where ls.noted_status not in ('late', 'offline')) as back
       from (
@@ -23,7 +25,13 @@ begin
       left join fleet.device_last_status ls using (device_id)
       where ls.noted_status is not null and ls.noted_status <> 'revoked'
     ) m
-    where i.ended_at is null and m.back * 2 >= m.devices
+    where i.ended_at is null
+      and (
+        m.back * 2 >= m.devices
+        -- Heartbeats come in again, and those that could come back did.
+        or i.kind = 'ingest' and (w.gap_from is null or w.gap_to is not null)
+          and p_now - greatest(w.gap_to, i.seen_at) > s.offline_after
+      )
   ),
   ended as (
     update fleet.incidents i
@@ -41,5 +49,6 @@ end
 $$;
 
 comment on function fleet.end_incidents(timestamptz) is
-  'Ends the incidents of which at least half of the devices are back, queues the messages about them, and returns '
-  'them; null if there are none. Called each minute by fleet.mark_silent().';
+  'Ends the incidents of which at least half of the devices are back, and that of ingest when heartbeats have come in again for '
+  'settings.offline_after; queues the messages about them, and returns them; null if there are none. Called each minute by '
+  'fleet.mark_silent().';

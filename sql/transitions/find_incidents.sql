@@ -1,4 +1,4 @@
--- The devices of a group go offline over about a minute, but are overdue long before. So when the first of them goes offline, all
+-- The devices of a group go offline over about an interval, but are overdue long before. So when the first of them goes offline, all
 -- that fell silent with it can be counted. Each statement looks at all groups at once: a scan for each group of a large fleet
 -- would take minutes.
 create or replace function fleet.find_incidents(p_device_ids bigint[], p_now timestamptz) returns bigint[]
@@ -10,12 +10,13 @@ set timezone = 'UTC'
 set jit = off
 as $$
 declare
-  c_around constant interval := interval '105 seconds';
   v_least integer := (select s.silence_min_devices from fleet.settings s);
   v_fallen bigint[];
   v_newest timestamptz;
   v_is_down boolean;
   v_began_at timestamptz;
+  v_devices integer;
+  v_cohorts bigint[];
   v_opened bigint[];
 begin
   perform fleet.not_in_future(p_now);
@@ -29,6 +30,8 @@ begin
   if v_fallen is null then
     return null;
   end if;
+  -- Two runs at the same time must not open an incident twice.
+  perform pg_advisory_xact_lock(hashtextextended('fleet.find_incidents', 0));
 
   -- Ours, while nothing comes in from anybody, and for those who have not come back since. The silence of one or two devices
   -- proves nothing.
@@ -41,34 +44,40 @@ begin
       limit v_least
     ) f
   );
-  select min(ls.last_received_at) into v_began_at
+  select min(ls.last_received_at), count(*) into v_began_at, v_devices
   from fleet.device_last_status ls
   where ls.device_id = any (v_fallen) and (v_is_down or fleet.was_ingest_down(ls.last_received_at));
-  if v_began_at is not null then
+  if v_is_down or v_devices >= v_least then
     with opened as (
-      insert into fleet.incidents (kind, subject, began_at, seen_at)
-      values ('ingest', '(all)', case when v_is_down then v_newest else v_began_at end, p_now)
-      on conflict (kind, subject) where ended_at is null do nothing
+      insert into fleet.incidents (kind, subject, began_at, seen_at, devices)
+      select 'ingest', '(all)', case when v_is_down then v_newest else v_began_at end, p_now,
+        case when v_is_down then (
+          select count(*)
+          from fleet.device_last_status ls
+          where ls.last_received_at > v_newest - interval '10 minutes' and ls.last_received_at <= v_newest
+        ) else v_devices end
+      where not exists (select from fleet.incidents i where i.kind = 'ingest' and i.ended_at is null)
       returning incident_id
     )
     select array_agg(o.incident_id) into v_opened from opened o;
   else
     with fallen as (
-      select d.cohort, fleet.network_of(ls.ip) as network, ls.last_received_at as heard_at
+      select d.cohort, ls.last_received_at as heard_at, ls.late_after_s
       from fleet.device_last_status ls
       join fleet.devices d using (device_id)
       where ls.device_id = any (v_fallen)
+        and fleet.incident_of(d.cohort, null, ls.last_received_at, ls.late_after_s) is null
     ),
     -- In a cohort that fell silent together, more than one in a hundred goes offline within a minute or two. Usually this spares
     -- the look at every device of a large cohort.
     cohorts as materialized (
-      select f.cohort, f.since, f.until
+      select f.cohort, f.middle - f.around as since, f.middle + f.around as until
       from (
-        select f.cohort, min(f.heard_at) - c_around as since, max(f.heard_at) + c_around as until, count(*) as devices
+        select f.cohort, count(*) as devices,
+          -- Not the earliest and the latest: a device that overslept was heard from hours ago.
+          percentile_disc(0.5) within group (order by f.heard_at) as middle,
+          greatest(max(f.late_after_s), 105) * interval '1 second' as around
         from fallen f
-        where not exists (
-          select from fleet.incidents i where i.kind = 'cohort' and i.subject = f.cohort and i.ended_at is null
-        )
         group by f.cohort
       ) f
       cross join lateral (
@@ -79,58 +88,76 @@ begin
       ) s
       where f.devices * 100 >= s.devices and s.devices >= v_least
     ),
+    counted as (
+      select m.cohort, count(*) as active, count(*) filter (where m.is_quiet) as quiet,
+        min(m.heard_at) filter (where m.is_quiet) as began_at
+      from (
+        select c.cohort, ls.last_received_at as heard_at,
+          ls.last_received_at <= c.until
+            and p_now - ls.last_received_at > greatest(ls.late_after_s, ls.next_in_s) * interval '1 second' as is_quiet
+        from cohorts c
+        join fleet.devices d on d.cohort = c.cohort
+        join fleet.device_last_status ls on ls.device_id = d.device_id
+        where d.revoked_at is null and ls.last_received_at >= c.since
+      ) m
+      group by m.cohort
+    ),
+    opened as (
+      insert into fleet.incidents (kind, subject, began_at, seen_at, devices)
+      select 'cohort', c.cohort, c.began_at, p_now, c.quiet
+      from counted c
+      where c.quiet >= v_least and c.quiet * 2 >= c.active
+      order by c.cohort
+      returning incident_id
+    )
+    select array_agg(o.incident_id) into v_cohorts from opened o;
+
+    with fallen as (
+      select fleet.network_of(ls.ip) as network, ls.last_received_at as heard_at, ls.late_after_s
+      from fleet.device_last_status ls
+      join fleet.devices d using (device_id)
+      where ls.device_id = any (v_fallen) and ls.ip is not null
+        and fleet.incident_of(d.cohort, fleet.network_of(ls.ip), ls.last_received_at, ls.late_after_s) is null
+    ),
     -- The marks find the silent ones of a network without a look at the others.
     networks as materialized (
-      select f.network, f.since, f.until
+      select f.network, f.middle - f.around as since, f.middle + f.around as until
       from (
-        select f.network, min(f.heard_at) - c_around as since, max(f.heard_at) + c_around as until
+        select f.network, percentile_disc(0.5) within group (order by f.heard_at) as middle,
+          greatest(max(f.late_after_s), 105) * interval '1 second' as around
         from fallen f
-        where f.network is not null and not exists (
-          select from fleet.incidents i where i.kind = 'network' and i.subject = f.network and i.ended_at is null
-        )
         group by f.network
       ) f
       join (
         select fleet.network_of(ls.ip) as network, count(*) as silent
         from fleet.device_last_status ls
-        where ls.is_silent and p_now - ls.last_received_at < interval '1 day'
+        where ls.is_silent and p_now - ls.last_received_at < interval '1 day' and exists (select from fallen)
         group by 1
       ) m using (network)
       where m.silent >= v_least
     ),
-    members as (
-      select 'cohort' as kind, c.cohort as subject, c.until, ls.last_received_at as heard_at, ls.late_after_s, ls.next_in_s
-      from cohorts c
-      join fleet.devices d on d.cohort = c.cohort
-      join fleet.device_last_status ls on ls.device_id = d.device_id
-      where d.revoked_at is null and ls.last_received_at >= c.since
-      union all
-      select 'network', n.network, n.until, ls.last_received_at, ls.late_after_s, ls.next_in_s
-      from networks n
-      join fleet.device_last_status ls on fleet.network_of(ls.ip) = n.network
-      where ls.noted_status <> 'revoked' and ls.last_received_at >= n.since
-    ),
     counted as (
-      select m.kind, m.subject, count(*) as active, count(*) filter (where m.is_quiet) as quiet,
+      select m.network, count(*) as active, count(*) filter (where m.is_quiet) as quiet,
         min(m.heard_at) filter (where m.is_quiet) as began_at
       from (
-        select m.kind, m.subject, m.heard_at,
-          m.heard_at <= m.until
-            and p_now - m.heard_at > greatest(m.late_after_s, m.next_in_s) * interval '1 second' as is_quiet
-        from members m
+        select n.network, ls.last_received_at as heard_at,
+          ls.last_received_at <= n.until
+            and p_now - ls.last_received_at > greatest(ls.late_after_s, ls.next_in_s) * interval '1 second' as is_quiet
+        from networks n
+        join fleet.device_last_status ls on fleet.network_of(ls.ip) = n.network
+        where ls.noted_status <> 'revoked' and ls.last_received_at >= n.since
       ) m
-      group by m.kind, m.subject
+      group by m.network
     ),
     opened as (
-      insert into fleet.incidents (kind, subject, began_at, seen_at)
-      select c.kind, c.subject, c.began_at, p_now
+      insert into fleet.incidents (kind, subject, began_at, seen_at, devices)
+      select 'network', c.network, c.began_at, p_now, c.quiet
       from counted c
       where c.quiet >= v_least and c.quiet * 2 >= c.active
-      order by c.kind, c.subject
-      on conflict (kind, subject) where ended_at is null do nothing
+      order by c.network
       returning incident_id
     )
-    select array_agg(o.incident_id) into v_opened from opened o;
+    select v_cohorts || array_agg(o.incident_id) into v_opened from opened o;
   end if;
   if v_opened is not null and exists (select from fleet.webhooks) then
     perform fleet.queue_messages(null, v_opened, null);

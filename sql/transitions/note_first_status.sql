@@ -10,10 +10,16 @@ declare
 begin
   perform fleet.not_in_future(p_now);
   update fleet.device_last_status ls
-  set noted_status = i.status, noted_since = case when i.status in ('late', 'offline') then p_now else ls.last_received_at end,
+  set noted_status = case when i.is_first then i.status else ls.noted_status end,
+    noted_since = case
+      when not i.is_first then ls.noted_since
+      when i.status in ('late', 'offline') then p_now
+      else ls.last_received_at
+    end,
     late_after_s = i.late_after_s
   from (
-    select d.device_id, floor(extract(epoch from fleet.late_after(d.heartbeat_interval)))::integer as late_after_s,
+    select d.device_id, l.noted_status is null or l.last_received_at is null as is_first,
+      floor(extract(epoch from fleet.late_after(d.heartbeat_interval)))::integer as late_after_s,
       case
         when d.revoked_at is not null then 'revoked'
         when s.status = 'online' and l.status = 'unity_down' then 'unity_down'
@@ -33,7 +39,7 @@ begin
     ) s
     where d.device_id = any (p_device_ids)
       -- fleet.reconcile() forgets what was heard while the clock ran ahead.
-      and (l.noted_status is null or l.last_received_at is null and l.noted_status not in ('new', 'revoked'))
+      and (l.noted_status is null or l.late_after_s is null or l.last_received_at is null and l.noted_status not in ('new', 'revoked'))
     order by d.device_id
     for update of l
   ) i

@@ -15,6 +15,8 @@ declare
 begin
   if p_now is not null then
     perform fleet.not_in_future(p_now);
+    -- Only those that change are locked. What they do meanwhile is seen afterwards.
+    p_device_ids := array(select distinct c.device_id from fleet.status_changes(p_device_ids, p_now) c);
     perform from fleet.device_last_status ls where ls.device_id = any (p_device_ids) order by ls.device_id for update;
   end if;
   v_changes := array(select c from fleet.status_changes(p_device_ids, p_now) c);
@@ -24,7 +26,7 @@ begin
 
   v_base := fleet.feed_base();
   with changes as (
-    select c.*, ls.ip,
+    select c.*, ls.ip, ls.late_after_s,
       -- When the silence began that this row tells of.
       case when c.status in ('late', 'offline') then
         case when ls.last_received_at <= c.since then ls.last_received_at else ls.gap_from end
@@ -45,7 +47,7 @@ begin
       ) end as why
     from changes c
     left join lateral (
-      select fleet.incident_of(c.cohort, fleet.network_of(c.ip), c.heard_at) as incident_id where c.heard_at is not null
+      select fleet.incident_of(c.cohort, fleet.network_of(c.ip), c.heard_at, c.late_after_s) as incident_id where c.heard_at is not null
     ) i on true
   ),
   told as (
@@ -74,17 +76,6 @@ begin
     from told t
     order by t.nth
     returning transition_id, device_id, since, status, reason, incident_id
-  ),
-  counted as (
-    update fleet.incidents i
-    set devices = i.devices + w.devices
-    from (
-      select w.incident_id, count(*) as devices
-      from written w
-      where w.status = 'offline' and w.incident_id is not null
-      group by w.incident_id
-    ) w
-    where i.incident_id = w.incident_id
   ),
   noted as (
     update fleet.device_last_status ls

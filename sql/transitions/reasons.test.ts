@@ -238,3 +238,79 @@ t.test('a few devices that are lost at the same time are no incident', async t =
   t.same([...new Set((await reasons(sql)).values())], ['unknown'])
   t.equal(await value(sql`select count(*)::int from fleet.incidents`), 0)
 })
+
+t.test('one device that overslept does not hide that the others fell silent together', async t => {
+  const random = generator(11)
+  const { sql, admin } = await withDatabase(t)
+  const ids = await enroll(sql, 24)
+  await admin`update fleet.device_last_status set noted_since = ${time(0)}`
+  await admin`update fleet.devices set cohort = 'store-7' where device_id = any (${ids.slice(0, 12)})`
+  const stop = 60 * MINUTE
+  const beats = ids.flatMap((device, n) =>
+    n === 0
+      ? [{ at: 30, beat: { device_id: device, next_in_s: stop - 30 } }]
+      : steady(device, random, n < 12 ? stop : stop + 20 * MINUTE),
+  )
+  await play(sql, admin, beats, stop + 15 * MINUTE)
+  const found = await reasons(sql)
+  t.equal(found.get(ids[0]!), 'sleep')
+  t.same(
+    ids.slice(1, 12).map(device => found.get(device)),
+    ids.slice(1, 12).map(() => 'cohort_silent'),
+  )
+  t.same(
+    [...(await sql`select kind, subject, devices from fleet.incidents`)],
+    [{ kind: 'cohort', subject: 'store-7', devices: 11 }],
+  )
+})
+
+t.test('an incident of which some never come back does not hide the next one', async t => {
+  const random = generator(12)
+  const { sql, admin } = await withDatabase(t)
+  const ids = await enroll(sql, 40)
+  await admin`update fleet.device_last_status set noted_since = ${time(0)}`
+  await admin`update fleet.devices set cohort = 'store-7' where device_id = any (${ids.slice(0, 20)})`
+  const first = 20 * MINUTE
+  const second = 60 * MINUTE
+  const end = 80 * MINUTE
+  const beats = ids.flatMap((device, n) => steady(device, random, n < 12 ? first : n < 20 ? second : end))
+  await play(sql, admin, beats, end)
+  t.same(
+    [...(await sql`select subject, devices, ended_at from fleet.incidents order by incident_id`)],
+    [
+      { subject: 'store-7', devices: 12, ended_at: null },
+      { subject: 'store-7', devices: 8, ended_at: null },
+    ],
+  )
+  const found = await reasons(sql)
+  t.same(
+    ids.slice(0, 20).map(device => found.get(device)),
+    ids.slice(0, 20).map(() => 'cohort_silent'),
+  )
+})
+
+t.test('one device that is lost with Postgres is no outage of ingest, and an outage that is over explains nothing', async t => {
+  const random = generator(13)
+  const { sql, admin } = await withDatabase(t)
+  const ids = await enroll(sql, 20)
+  await admin`update fleet.device_last_status set noted_since = ${time(0)}`
+  const end = 60 * MINUTE
+  const stop = 20 * MINUTE
+  // The first is lost when Postgres is, and the second half an hour later.
+  await play(
+    sql,
+    admin,
+    ids.flatMap((device, n) => steady(device, random, n === 0 ? stop : end)),
+    stop,
+  )
+  await admin`
+    update fleet.silence_watch
+    set looked_at = ${time(stop + 60)}, gap_from = ${time(stop - 60)}, gap_to = ${time(stop + 60)}, newest_received_at = ${time(stop)}`
+  await startedAgo(admin, '1 day')
+  const later = ids.flatMap((device, n) =>
+    n === 0 ? [] : steady(device, random, n === 1 ? 25 * MINUTE : 38 * MINUTE).map(({ at, beat }) => ({ at: at + stop, beat })),
+  )
+  await play(sql, admin, later, end)
+  t.equal(await value(sql`select count(*)::int from fleet.incidents`), 0)
+  t.equal((await reasons(sql)).get(ids[1]!), 'unknown')
+})

@@ -15,6 +15,14 @@ begin
   from fleet.device_last_status ls
   where ls.device_id = p_device_id and ls.last_received_at <= p_heard_at;
   if not found then
+    -- What it said before the gap that its newest heartbeat ended.
+    select ls.gap_battery_pct as battery_pct, ls.gap_signal_dbm as signal_dbm, ls.gap_next_in_s as next_in_s,
+      ls.gap_stopping as stopping
+    into v_newest
+    from fleet.device_last_status ls
+    where ls.device_id = p_device_id and ls.gap_from = p_heard_at;
+  end if;
+  if not found then
     select b.battery_pct, b.signal_dbm, b.next_in_s, b.stopping into v_newest
     from fleet.beats_before(p_device_id, p_heard_at, 1) b;
   end if;

@@ -110,6 +110,7 @@ for (let fleet = 0; fleet < FLEETS; fleet++)
     for (const { id, interval } of devices)
       await admin`update fleet.devices set heartbeat_interval = ${interval} * interval '1 second' where device_id = ${id}`
 
+    await sql`select fleet.note_intervals()`
     // They were enrolled at the beginning.
     await admin`update fleet.device_last_status set noted_since = ${time(0)}`
 

@@ -110,6 +110,7 @@ t.test('other settings and other intervals change the status of devices too', as
   const status = () => value(sql`select noted_status from fleet.device_last_status where device_id = ${device}`)
   t.equal(await status(), 'offline')
   await admin`update fleet.devices set heartbeat_interval = '1 hour' where device_id = ${device}`
+  await admin`select fleet.note_intervals()`
   await note(sql, at(1180))
   t.equal(await status(), 'online')
 })
@@ -239,4 +240,79 @@ t.test('transitions are kept for as long as the settings say, and go with their 
   await sql`select fleet.erase_device(${two}, 'asked by its owner')`
   t.equal(await value(admin`select count(*)::int from fleet.device_transitions`), 0)
   await t.rejects(admin`update fleet.settings set transitions_keep = '1 hour'`, postgres.PostgresError)
+})
+
+t.test('a store that is upgraded while heartbeats arrive knows after one look when each device is late', async t => {
+  const { sql, admin } = await withDatabase(t)
+  const devices = await enroll(sql, 6)
+  await ingest(
+    sql,
+    devices.map(device_id => ({ device_id })),
+  )
+  // As right after the migration.
+  await admin`
+    update fleet.device_last_status set noted_status = null, noted_since = null, late_after_s = null,
+      last_received_at = last_received_at - interval '2 hours', last_ts = last_ts - interval '2 hours'`
+  await admin`delete from fleet.device_transitions`
+  await ingest(
+    sql,
+    devices.slice(0, 3).map(device_id => ({ device_id })),
+  )
+  await admin`call fleet.mark_silent()`
+  t.same(
+    [...(await sql`select distinct late_after_s from fleet.device_last_status`)].map(row => row.late_after_s as number),
+    [105],
+  )
+  t.equal(await value(sql`select fleet.devices_to_note()`), null)
+  t.equal(await value(sql`select count(*)::int from fleet.device_transitions`), 0)
+})
+
+t.test('in a cohort that is slowed down, nobody is looked at who keeps to it', async t => {
+  const { sql, admin } = await withDatabase(t)
+  const devices = await enroll(sql, 50)
+  await ingest(
+    sql,
+    devices.map(device_id => ({ device_id })),
+  )
+  await sql`select fleet.set_cohort_interval('default', '10 minutes')`
+  await admin`update fleet.device_last_status set last_received_at = now() - interval '8 minutes'`
+  t.equal(await value(sql`select fleet.devices_to_note()`), null)
+  await admin`update fleet.device_last_status set last_received_at = now() - interval '16 minutes' where device_id = ${devices[3]!}`
+  t.same(await value(sql`select fleet.devices_to_note()`), [String(devices[3])])
+  await note(sql, new Date().toISOString())
+  t.same(await history(sql, devices[3]!), ['online', 'late (unknown)'])
+})
+
+t.test('devices that stay late are not locked again and again', async t => {
+  const { sql, admin } = await withDatabase(t)
+  const [device] = (await enroll(sql, 1)) as [number]
+  await ingest(sql, [{ device_id: device }])
+  await admin`update fleet.device_last_status set last_received_at = now() - interval '5 minutes'`
+  await admin`call fleet.mark_silent()`
+  const lock = () => value(admin`select xmax::text from fleet.device_last_status where device_id = ${device}`)
+  const before = await lock()
+  await admin`call fleet.mark_silent()`
+  t.equal(await lock(), before)
+})
+
+t.test('a changed interval of the whole fleet neither waits for ingest nor keeps it waiting', async t => {
+  const db = await withDatabase(t)
+  const { sql, admin } = db
+  const devices = await enroll(sql, 20)
+  await ingest(
+    sql,
+    devices.map(device_id => ({ device_id })),
+  )
+  const dba = asRole(t, db, 'postgres')
+  await dba`begin`
+  await dba`update fleet.devices set heartbeat_interval = '5 minutes'`
+  await sql`set lock_timeout = '2s'`
+  await ingest(sql, [{ device_id: devices[0]!, ts: new Date(Date.now() + 20_000).toISOString() }])
+  await dba`commit`
+  await admin`call fleet.mark_silent()`
+  t.same(
+    (await sql`select distinct late_after_s from fleet.device_last_status`).map(row => row.late_after_s as number),
+    [465],
+  )
+  t.equal(await value(admin`select count(*)::int from fleet.changed_intervals`), 0)
 })
