@@ -119,13 +119,15 @@ t.test('an alert for Alertmanager has the same labels until it ends', async t =>
   const alert = (body: Body) => (parsed(body, 'alertmanager').json as unknown as [Record<string, unknown>])[0]
   const late = alert(device('late'))
   t.match(late, {
-    labels: { alertname: 'DeviceTrouble', device: 'lobby-7', device_id: '7' },
-    annotations: { summary: 'lobby-7 is late', cohort: 'lobby' },
+    labels: { alertname: 'DeviceTrouble', device_id: '7' },
+    annotations: { summary: 'lobby-7 is late', device: 'lobby-7', cohort: 'lobby' },
     startsAt: '2026-11-29T17:54:05.000Z',
     endsAt: '2027-11-29T18:05:00.000Z',
   })
   for (const body of [device('offline', { kind: 'change' }), device('back', { kind: 'recovery' })])
     t.same(alert(body).labels, late.labels)
+  const moved = device('back', { kind: 'recovery', device: { id: 7, alias: 'hall-1', cohort: 'hall' } })
+  t.same(alert(moved).labels, late.labels, 'also if it has another name and cohort now')
   t.equal(alert(device('back', { kind: 'recovery' })).endsAt, '2026-11-29T18:05:00.000Z')
   t.equal(parsed(device('late'), 'alertmanager', 'http://am:9093').to, 'http://am:9093/api/v2/alerts')
   t.equal(parsed(device('late'), 'alertmanager', 'http://am/prefix/api/v2/alerts').to, 'http://am/prefix/api/v2/alerts')
