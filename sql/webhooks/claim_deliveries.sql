@@ -9,6 +9,10 @@ language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
+-- So that what is due is read in its order from the index, until there is enough. The planner expects few rows that are not behind
+-- another, and would sort all that wait. Measured with 20,000 that wait: 1 ms, and 150 ms otherwise.
+set enable_sort = off
 as $$
 #variable_conflict use_column
 begin

@@ -21,18 +21,22 @@ begin
   );
   update fleet.webhook_deliveries d
   set lease_owner = null, next_attempt_at = p_now, due_at = least(d.due_at, p_now)
-  where d.delivery_id in (
-    select s.delivery_id
+  where d.delivery_id = any (array(
+    select l.delivery_id
     from fleet.webhooks w
-    join fleet.webhook_deliveries s using (webhook_id)
-    where s.state = 'pending' and s.next_attempt_at > p_now + least(w.grace, interval '1 hour') + interval '10 minutes'
-      and s.next_attempt_at > p_now + interval '10 minutes' + case
-        when s.lease_owner is not null then interval '1 hour'
-        when s.attempts = 0 then w.grace
-        else interval '1 day'
-      end
-    for update of s skip locked
-  );
+    cross join lateral (
+      select s.delivery_id
+      from fleet.webhook_deliveries s
+      where s.webhook_id = w.webhook_id and s.state = 'pending'
+        and s.next_attempt_at > p_now + least(w.grace, interval '1 hour') + interval '10 minutes'
+        and s.next_attempt_at > p_now + interval '10 minutes' + case
+          when s.lease_owner is not null then interval '1 hour'
+          when s.attempts = 0 then w.grace
+          else interval '1 day'
+        end
+      for update skip locked
+    ) l
+  ));
 
   with due as (
     select f.delivery_id, f.message_id, f.reminders + 1 as number
