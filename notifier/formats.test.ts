@@ -1,5 +1,6 @@
+import { readFile } from 'node:fs/promises'
 import t from 'tap'
-import { alertmanager, withAlertmanager } from '../testing/alertmanager.ts'
+import { alertmanager, amtool, withAlertmanager } from '../testing/alertmanager.ts'
 import { withDatabase, waitFor } from '../testing/database.ts'
 import { enroll } from '../testing/fleet.ts'
 import { change, closeIncident, messages, notifyOnce, openIncident, withReceiver } from '../testing/webhooks.ts'
@@ -198,5 +199,17 @@ t.test(
     await db.sql`select fleet.test_webhook('hook')`
     t.match(await notifyOnce(t, db), { code: 0 })
     t.same(await alerts(), ['WebhookTest Test of the webhook hook'])
+    await change(db.sql, one, { event: 'offline' })
+    t.match(await notifyOnce(t, db), { code: 0 })
+    await db.sql`select fleet.erase_device(${one}, 'a test')`
+    t.match(await notifyOnce(t, db), { code: 0 })
+    t.match(await alerts(), ['DeviceTrouble device-1 is offline', /^WebhookTest/], 'of a device that is gone it hears no more')
+    const command = /amtool --alertmanager\.url=\S+ (alert add [^]*?) --end=/.exec(
+      await readFile('docs/webhooks.md', 'utf8'),
+    )![1]!
+    const words = command.replaceAll(/\\\n/g, ' ').replace('device_id=42', `device_id=${one}`).split(/\s+/)
+    await amtool(`--alertmanager.url=${url}`, ...words, `--end=${new Date().toISOString()}`)
+    await waitFor(async () => (await alerts()).length === 1)
+    t.match(await alerts(), [/^WebhookTest/], 'until somebody ends it as docs/webhooks.md says')
   },
 )

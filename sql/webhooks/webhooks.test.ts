@@ -1,5 +1,5 @@
 // Which messages are queued, and in which order and how often they are handed out.
-import type { Sql } from 'postgres'
+import type { Sql, TransactionSql } from 'postgres'
 import t, { type Test } from 'tap'
 import { waitFor, withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, value } from '../../testing/fleet.ts'
@@ -528,12 +528,13 @@ t.test('an open transaction of a DBA does not make ingest wait, and the removal 
     }
     await end(three)
     removal = value(dba`select fleet.remove_webhook('hook')`)
-    await waitFor(async () =>
-      value(db.admin`
+    await waitFor(
+      async () =>
+        (await value(db.admin`
         select exists (
           select from pg_stat_activity
           where datname = current_database() and wait_event_type = 'Lock' and query ~ 'remove_webhook'
-        )`),
+        )`)) === true,
     )
     await end(one)
     await end(two)
@@ -556,7 +557,10 @@ t.test('what waits for a time that a wrong clock set is freed', async t => {
   await sql`update fleet.webhooks set hold_until = now() + interval '23 hours'`
   await sql`select fleet.remind_webhooks()`
   t.equal(await value(sql`select count(*)::int from fleet.webhooks where hold_until is not null`), 1)
-  t.equal(await value(sql`select count(*)::int from fleet.webhook_deliveries where next_attempt_at > now() + interval '1 minute'`), 2)
+  t.equal(
+    await value(sql`select count(*)::int from fleet.webhook_deliveries where next_attempt_at > now() + interval '1 minute'`),
+    2,
+  )
   await set(5)
   await sql`update fleet.webhooks set hold_until = now() + interval '28 hours'`
   t.same(await claim(notifier), [])
@@ -569,7 +573,7 @@ t.test('what waits for a time that a wrong clock set is freed', async t => {
 })
 
 t.test('what is due is found without reading all that wait or was sent', async t => {
-  const { dba, sql, admin, notifier } = await withFleet(t)
+  const { dba, admin, notifier } = await withFleet(t)
   await dba`select fleet.create_webhook('hook', ${URL}, p_grace => '0', p_repeat_after => '1 hour')`
   await dba`select fleet.create_webhook('other', ${URL})`
   await admin`
@@ -578,7 +582,7 @@ t.test('what is due is found without reading all that wait or was sent', async t
       case when i > 20000 then 'delivered' else 'pending' end, case when i > 20000 then now() end
     from generate_series(1, 40000) i`
   await admin`analyze fleet.webhook_deliveries`
-  const read = async (call: (transaction: Sql) => Promise<unknown>) => {
+  const read = async (call: (transaction: TransactionSql) => Promise<unknown>) => {
     await admin`select pg_stat_force_next_flush()`
     return await admin.begin(async transaction => {
       await call(transaction)
@@ -595,7 +599,10 @@ t.test('what is due is found without reading all that wait or was sent', async t
   }
   t.match(await read(transaction => transaction`select fleet.remind_webhooks()`), { scans: 0 })
   t.match(await read(transaction => transaction`select fleet.wake_notifier()`), { scans: 0 })
-  t.match(await read(transaction => transaction`select open_troubles, dead from fleet.webhook_health`), { scans: 0, rows: Number })
+  t.match(await read(transaction => transaction`select open_troubles, dead from fleet.webhook_health`), {
+    scans: 0,
+    rows: Number,
+  })
   t.equal((await claim(notifier, 'you', 3)).length, 0, 'each webhook has its eight on the way')
 })
 
