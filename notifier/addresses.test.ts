@@ -60,7 +60,7 @@ t.test('WEBHOOK_ALLOW names hosts, addresses and networks', async t => {
   for (const address of ['10.1.2.3', '192.168.7.7', 'fd00::7', '::1', '::ffff:10.1.2.3', '64:ff9b::10.1.2.3', '8.8.8.8'])
     t.equal(addressProblem(address, 'x.example', allowed), undefined, address)
   for (const address of ['10.2.0.1', '192.168.7.8', 'fc00::1', '127.0.0.1', '::ffff:10.2.0.1', '169.254.169.254'])
-    t.match(addressProblem(address, 'x.example', allowed), `x.example is ${address}, which is not a public address; `, address)
+    t.match(addressProblem(address, 'x.example', allowed), 'x.example is not a public address; ', address)
   t.equal(addressProblem('10.9.9.9', 'alertmanager.INTERNAL', allowed), undefined, 'a name has any address')
   t.match(addressProblem('10.9.9.9', 'my-alertmanager.internal', allowed), /WEBHOOK_ALLOW/, 'another name has not')
   t.match(addressProblem('127.0.0.1', '127.0.0.1', readAllowed('')), /^127.0.0.1 is not a public address/)

@@ -188,7 +188,7 @@ t.test('a name is looked up once for each message, and the address that is judge
   t.equal(asked, 1)
   t.match(await rebound(messageTo(url), here), {
     isAccepted: false,
-    error: /^rebinding.example is 127.0.0.2, which is not a public address/,
+    error: /^rebinding.example is not a public address[^0-9]*$/,
   })
   t.equal(asked, 2, 'the next message is judged by the address that the name has now')
   t.equal(receiver.received.length, 1)

@@ -63,7 +63,7 @@ export async function deliver(message: Message, allowed: Allowed, timeoutMs = TI
     return {
       isAccepted: false,
       status: undefined,
-      error: signal.aborted ? `it did not answer within ${timeoutMs / 1000} s` : explain(error),
+      error: signal.aborted ? `it did not answer within ${timeoutMs / 1000} s` : explain(error, message.url),
       isDown: true,
       retryAfterS: undefined,
     }
@@ -154,8 +154,11 @@ function retryAfter(header: string | undefined, now: Date) {
   return Number.isFinite(seconds) && seconds > 0 ? Math.ceil(seconds) : undefined
 }
 
-function explain(error: unknown) {
-  if (error instanceof AggregateError && error.errors.length > 0) return error.errors.map(describeError).join('; ')
-  const text = describeError(error)
+function explain(error: unknown, url: string): string {
+  if (error instanceof AggregateError && error.errors.length > 0) return error.errors.map(one => explain(one, url)).join('; ')
+  let text = describeError(error)
+  // Readers of the database see this, and need not know the addresses of our network.
+  if (error instanceof Error && 'address' in error && typeof error.address === 'string')
+    text = text.replaceAll(error.address, new URL(url).hostname)
   return text === 'aborted' ? 'it closed the connection before the end of its answer' : text
 }

@@ -1,5 +1,6 @@
+import { readFile } from 'node:fs/promises'
 import t from 'tap'
-import { alertmanager, withAlertmanager } from '../testing/alertmanager.ts'
+import { alertmanager, amtool, withAlertmanager } from '../testing/alertmanager.ts'
 import { withDatabase, waitFor } from '../testing/database.ts'
 import { enroll } from '../testing/fleet.ts'
 import { change, closeIncident, messages, notifyOnce, openIncident, withReceiver } from '../testing/webhooks.ts'
@@ -119,13 +120,15 @@ t.test('an alert for Alertmanager has the same labels until it ends', async t =>
   const alert = (body: Body) => (parsed(body, 'alertmanager').json as unknown as [Record<string, unknown>])[0]
   const late = alert(device('late'))
   t.match(late, {
-    labels: { alertname: 'DeviceTrouble', device: 'lobby-7', device_id: '7' },
-    annotations: { summary: 'lobby-7 is late', cohort: 'lobby' },
+    labels: { alertname: 'DeviceTrouble', device_id: '7' },
+    annotations: { summary: 'lobby-7 is late', device: 'lobby-7', cohort: 'lobby' },
     startsAt: '2026-11-29T17:54:05.000Z',
     endsAt: '2027-11-29T18:05:00.000Z',
   })
   for (const body of [device('offline', { kind: 'change' }), device('back', { kind: 'recovery' })])
     t.same(alert(body).labels, late.labels)
+  const moved = device('back', { kind: 'recovery', device: { id: 7, alias: 'hall-1', cohort: 'hall' } })
+  t.same(alert(moved).labels, late.labels, 'also if it has another name and cohort now')
   t.equal(alert(device('back', { kind: 'recovery' })).endsAt, '2026-11-29T18:05:00.000Z')
   t.equal(parsed(device('late'), 'alertmanager', 'http://am:9093').to, 'http://am:9093/api/v2/alerts')
   t.equal(parsed(device('late'), 'alertmanager', 'http://am/prefix/api/v2/alerts').to, 'http://am/prefix/api/v2/alerts')
@@ -196,5 +199,17 @@ t.test(
     await db.sql`select fleet.test_webhook('hook')`
     t.match(await notifyOnce(t, db), { code: 0 })
     t.same(await alerts(), ['WebhookTest Test of the webhook hook'])
+    await change(db.sql, one, { event: 'offline' })
+    t.match(await notifyOnce(t, db), { code: 0 })
+    await db.sql`select fleet.erase_device(${one}, 'a test')`
+    t.match(await notifyOnce(t, db), { code: 0 })
+    t.match(await alerts(), ['DeviceTrouble device-1 is offline', /^WebhookTest/], 'of a device that is gone it hears no more')
+    const command = /amtool --alertmanager\.url=\S+ (alert add [^]*?) --end=/.exec(
+      await readFile('docs/webhooks.md', 'utf8'),
+    )![1]!
+    const words = command.replaceAll(/\\\n/g, ' ').replace('device_id=42', `device_id=${one}`).split(/\s+/)
+    await amtool(`--alertmanager.url=${url}`, ...words, `--end=${new Date().toISOString()}`)
+    await waitFor(async () => (await alerts()).length === 1)
+    t.match(await alerts(), [/^WebhookTest/], 'until somebody ends it as docs/webhooks.md says')
   },
 )

@@ -191,7 +191,10 @@ const ALERTS: Record<string, string> = {
   ingest_down: 'IngestDown',
 }
 
-/** One alert for a device, whatever its trouble is, so that its recovery ends it. */
+/**
+ * One alert for a device, whatever its trouble is. Its labels are only what cannot change while the trouble lasts: with others, such
+ * as a new alias, the recovery would end another alert, and this one would stay.
+ */
 function alert(body: Body, now: Date) {
   const { data, timestamp } = body
   const { title, lines, isTrouble } = describe(body)
@@ -199,12 +202,7 @@ function alert(body: Body, now: Date) {
   const labels: Record<string, string> = isTest
     ? { alertname: 'WebhookTest', severity: 'info', webhook: data.webhook ?? '' }
     : data.device
-      ? {
-          alertname: 'DeviceTrouble',
-          severity: 'warning',
-          device_id: String(data.device.id),
-          device: data.device.alias ?? String(data.device.id),
-        }
+      ? { alertname: 'DeviceTrouble', severity: 'warning', device_id: String(data.device.id) }
       : { alertname: ALERTS[data.event ?? ''] ?? 'Incident', severity: 'critical', subject: data.subject ?? '' }
   const ends = isTest ? now.getTime() + 300_000 : isTrouble ? now.getTime() + ALERT_ENDS_MS : now.getTime()
   return {
@@ -212,7 +210,9 @@ function alert(body: Body, now: Date) {
     annotations: {
       summary: title,
       description: lines.join('\n'),
-      ...(data.device ? { cohort: data.device.cohort, event: data.event ?? '' } : {}),
+      ...(data.device
+        ? { device: data.device.alias ?? String(data.device.id), cohort: data.device.cohort, event: data.event ?? '' }
+        : {}),
     },
     startsAt: new Date(Math.min(Date.parse(data.began_at ?? timestamp), now.getTime())).toISOString(),
     endsAt: new Date(ends).toISOString(),

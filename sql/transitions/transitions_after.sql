@@ -14,6 +14,9 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_parts text[] := regexp_match(p_after, '^(\d{1,18})-(\d{1,18})$');
+  v_position bigint;
+  v_transition bigint;
+  v_end bigint;
 begin
   if p_after is not null and v_parts is null then
     raise exception using
@@ -21,19 +24,32 @@ begin
       message = 'after is not a cursor of this feed',
       hint = 'Take it from an earlier answer, or leave it out to begin with the oldest transition.';
   end if;
-  return query
-    select format('%s-%s', t.position, t.transition_id), t.transition_id, t.device_id, d.alias, t.cohort, t.at, t.since, t.event,
-      t.status, t.previous_status, t.previous_for, t.reason, t.incident_id, t.battery_pct, t.network_type, t.agent_version
-    from fleet.device_transitions t
-    left join fleet.devices d using (device_id)
-    where (t.position, t.transition_id) > (coalesce(v_parts[1]::bigint, 0), coalesce(v_parts[2]::bigint, 0))
-      -- Transactions that still run may have earlier positions.
-      and t.position < (
-        select f.base + pg_snapshot_xmin(pg_current_snapshot())::text::bigint from fleet.transition_feed f
-      )
-      and (p_cohort is null or t.cohort = p_cohort)
-    order by t.position, t.transition_id
-    limit p_limit;
+  v_position := coalesce(v_parts[1]::bigint, 0);
+  v_transition := coalesce(v_parts[2]::bigint, 0);
+  -- Transactions that still run may have earlier positions.
+  select f.base + pg_snapshot_xmin(pg_current_snapshot())::text::bigint into v_end from fleet.transition_feed f;
+  -- Two queries, so that each has its index: of a small cohort the transitions of all others are not read.
+  if p_cohort is null then
+    return query
+      select format('%s-%s', t.position, t.transition_id), t.transition_id, t.device_id, d.alias, t.cohort, t.at, t.since, t.event,
+        t.status, t.previous_status, t.previous_for, t.reason, t.incident_id, t.battery_pct, t.network_type, t.agent_version
+      from fleet.device_transitions t
+      left join fleet.devices d using (device_id)
+      where (t.position, t.transition_id) > (v_position, v_transition)
+        and t.position < v_end
+      order by t.position, t.transition_id
+      limit p_limit;
+  else
+    return query
+      select format('%s-%s', t.position, t.transition_id), t.transition_id, t.device_id, d.alias, t.cohort, t.at, t.since, t.event,
+        t.status, t.previous_status, t.previous_for, t.reason, t.incident_id, t.battery_pct, t.network_type, t.agent_version
+      from fleet.device_transitions t
+      left join fleet.devices d using (device_id)
+      where t.cohort = p_cohort and (t.position, t.transition_id) > (v_position, v_transition)
+        and t.position < v_end
+      order by t.position, t.transition_id
+      limit p_limit;
+  end if;
 end
 $$;
 

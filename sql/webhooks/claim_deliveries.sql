@@ -9,6 +9,10 @@ language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
+-- So that what is due is read in its order from the index, until there is enough. The planner expects few rows that are not behind
+-- another, and would sort all that wait. Measured with 20,000 that wait: 1 ms, and 150 ms otherwise.
+set enable_sort = off
 as $$
 #variable_conflict use_column
 begin
@@ -31,16 +35,19 @@ begin
           from fleet.webhook_deliveries d
           where d.webhook_id = w.webhook_id and d.state = 'pending' and d.next_attempt_at <= now()
             -- In order for a device and for an incident: a later message waits until the earlier one is sent, dead or dropped.
-            and not exists (
-              select from fleet.webhook_deliveries e
+            -- Subqueries with a value are looked up for as many as are handed out; an anti-join would read all that wait.
+            and (
+              select e.delivery_id from fleet.webhook_deliveries e
               where e.webhook_id = d.webhook_id and e.device_id = d.device_id and e.state = 'pending'
                 and e.delivery_id < d.delivery_id
-            )
-            and not exists (
-              select from fleet.webhook_deliveries e
+              limit 1
+            ) is null
+            and (
+              select e.delivery_id from fleet.webhook_deliveries e
               where e.webhook_id = d.webhook_id and e.incident_id = d.incident_id and e.state = 'pending'
                 and e.delivery_id < d.delivery_id
-            )
+              limit 1
+            ) is null
           order by d.next_attempt_at, d.delivery_id
           -- A receiver that hangs does not take all connections, and one that failed gets a single message until it accepts one.
           limit greatest(0, case when w.failures > 0 then 1 else p_per_webhook end - (

@@ -12,6 +12,11 @@ declare
   v_asked constant interval := least(greatest(p_retry_after, interval '0'), interval '1 day');
   v_failed fleet.webhook_deliveries;
 begin
+  -- Before the message: see fleet.remove_webhook().
+  perform
+  from fleet.webhooks w
+  where w.webhook_id = (select d.webhook_id from fleet.webhook_deliveries d where d.delivery_id = p_delivery_id)
+  for no key update;
   update fleet.webhook_deliveries d
   set lease_owner = null, last_status = p_status, last_error = left(p_error, 500),
     state = case when now() - d.due_at > fleet.give_up_after() then 'dead' else 'pending' end,

@@ -7,7 +7,8 @@ as $$
 declare
   v_webhook fleet.webhooks;
 begin
-  select * into v_webhook from fleet.webhooks where webhook_name = p_name for update;
+  -- Not FOR UPDATE: the foreign key of each message that ingest queues would wait for it.
+  select * into v_webhook from fleet.webhooks where webhook_name = p_name for no key update;
   if not found then
     raise exception using
       errcode = 'FL404',

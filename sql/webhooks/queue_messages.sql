@@ -17,6 +17,9 @@ declare
   v_transition fleet.device_transitions;
   v_row record;
 begin
+  -- Before any message is locked: see fleet.remove_webhook().
+  perform from fleet.webhooks w order by w.webhook_id for key share;
+
   -- An incident that a device joins later may be news for the webhook of that device's cohort.
   insert into fleet.webhook_deliveries (webhook_id, incident_id, event, kind, is_open, body, due_at, next_attempt_at)
   select w.webhook_id, i.incident_id, fleet.incident_event(i.kind), 'first', true, fleet.incident_message(i, 'first'),
@@ -62,7 +65,7 @@ begin
   select w.webhook_id, c.device_id, c.transition_id, c.status, 'first', true,
     fleet.device_message(c.transition, d.alias, c.status, 'first'), c.at + w.grace, c.at + w.grace
   from (
-    select t.device_id, t.transition_id, t.status, t.cohort, t.incident_id, t.at, t as transition,
+    select t.device_id, t.transition_id, t.status, t.cohort, t.incident_id, t.reason, t.at, t as transition,
       count(*) over (partition by t.device_id) as of_device
     from fleet.device_transitions t
     where t.transition_id = any (p_transition_ids)
@@ -70,7 +73,8 @@ begin
   join fleet.webhooks w on (w.cohort is null or w.cohort = c.cohort) and c.status = any (w.events)
   left join fleet.devices d on d.device_id = c.device_id
   where c.status in ('late', 'offline', 'clock_skewed', 'unity_down')
-    and (c.incident_id is null or c.status not in ('late', 'offline'))
+    -- Nor while heartbeats could not be stored: those who stay away have an incident.
+    and (c.incident_id is null and c.reason is distinct from 'ingest_down' or c.status not in ('late', 'offline'))
     -- Several changes of a device are told one after the other.
     and c.of_device = 1
     -- As a subquery with a value, which is looked up by its index even if the table has no statistics yet. Measured: 60,000
@@ -87,11 +91,15 @@ begin
 
   -- Everything else that may have to be told: after an outage most devices are back from what nobody was told of.
   for v_row in
-    select t.transition_id, d.alias, w.webhook_id, w.grace, w.events,
+    select t.transition_id, d.alias, w.webhook_id, w.grace, w.events, t.is_over,
       w.cohort is null or w.cohort = t.cohort as is_meant,
       t.status in ('late', 'offline', 'clock_skewed', 'unity_down') and t.status = any (w.events) as is_trouble
     from (
-      select a.*, count(*) over (partition by a.device_id) as of_device
+      select a.*, count(*) over (partition by a.device_id) as of_device,
+        -- A later one of these changes says that the device is in another status, and is heard from.
+        coalesce(bool_or(a.status not in ('late', 'offline')) over (
+          partition by a.device_id order by a.transition_id rows between 1 following and unbounded following
+        ), false) as is_over
       from fleet.device_transitions a
       where a.transition_id = any (p_transition_ids)
     ) t
@@ -111,6 +119,8 @@ begin
     from fleet.webhook_deliveries
     where webhook_id = v_row.webhook_id and device_id = v_transition.device_id and is_open
     for update;
+    -- Seen only when it was over, as after an outage, so there is nothing to tell.
+    continue when v_row.is_trouble and v_row.is_over and v_first.delivery_id is null;
     v_queued := v_queued + fleet.queue_transition(
       v_transition, v_row.alias, v_row.webhook_id, v_row.grace, v_row.events, v_row.is_meant, v_row.is_trouble, v_first
     );

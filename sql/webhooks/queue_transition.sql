@@ -16,7 +16,10 @@ declare
 begin
   -- Trouble: the device is in a status that the webhook asks for. The incident is told in place of its devices.
   if p_is_trouble and p_is_meant
-    and ((p_transition).incident_id is null or (p_transition).status not in ('late', 'offline')) then
+    and (
+      (p_transition).incident_id is null and (p_transition).reason is distinct from 'ingest_down'
+      or (p_transition).status not in ('late', 'offline')
+    ) then
     v_event := (p_transition).status;
     if v_is_open and (p_open).state = 'pending' and (p_open).attempts = 0 and v_at < (p_open).due_at then
       -- Nobody has heard of the earlier trouble yet, so only the newer one is told, when the earlier one would have been.
@@ -77,6 +80,7 @@ begin
   -- What is no trouble is told to those who ask for it, but not the end of a trouble that was not told.
   if p_is_meant and v_event in ('online', 'back', 'revoked') and v_event = any (p_events)
     and (v_event = 'revoked' or (p_transition).previous_status <> all (p_events))
+    and (v_event = 'revoked' or (p_transition).reason is distinct from 'ingest_down')
     and not (v_event = 'back' and (p_transition).previous_status <> 'revoked' and exists (
       select from (
         select o.incident_id

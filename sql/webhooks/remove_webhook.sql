@@ -8,6 +8,8 @@ declare
   v_webhook fleet.webhooks := fleet.get_webhook(p_name);
   v_waiting bigint;
 begin
+  -- Who queues or records messages locks the webhook first, then the messages. So does this, and nobody waits in a circle.
+  perform from fleet.webhooks where webhook_id = v_webhook.webhook_id for update;
   select count(*) into v_waiting
   from fleet.webhook_deliveries
   where webhook_id = v_webhook.webhook_id and state = 'pending';

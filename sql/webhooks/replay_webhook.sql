@@ -9,6 +9,7 @@ declare
   v_from timestamptz;
   v_incidents bigint;
   v_devices bigint;
+  v_most constant bigint := 100000;
 begin
   if p_from_transition is null then
     raise exception using
@@ -23,6 +24,25 @@ begin
   limit 1;
   if not found then
     return 0;
+  end if;
+  -- All in one transaction, which ingest and the night must not have to wait for.
+  if (
+    select count(*)
+    from (
+      select
+      from fleet.device_transitions t
+      where t.transition_id >= p_from_transition and t.incident_id is null and t.reason is distinct from 'ingest_down'
+        and (v_webhook.cohort is null or t.cohort = v_webhook.cohort)
+        and (
+          t.event = any (v_webhook.events) or t.previous_status = any (v_webhook.events) and t.event in ('online', 'back', 'revoked')
+        )
+      limit v_most + 1
+    ) t
+  ) > v_most then
+    raise exception using
+      errcode = 'FL422',
+      message = format('from transition %s on there are more than %s messages', p_from_transition, v_most),
+      hint = 'Begin with a later one: select min(transition_id) from fleet.device_transitions where at > now() - interval ''1 day'';';
   end if;
   -- In the order of time: of incidents that have ended first the beginning, then the end.
   insert into fleet.webhook_deliveries (webhook_id, incident_id, event, kind, body, due_at, next_attempt_at)
@@ -48,10 +68,12 @@ begin
     now(), now()
   from fleet.device_transitions t
   join fleet.devices d using (device_id)
-  where t.transition_id >= p_from_transition and t.incident_id is null
+  where t.transition_id >= p_from_transition and t.incident_id is null and t.reason is distinct from 'ingest_down'
     and (v_webhook.cohort is null or t.cohort = v_webhook.cohort)
     -- What it asks for, and the end of that.
-    and (t.event = any (v_webhook.events) or t.previous_status = any (v_webhook.events) and t.event in ('online', 'back', 'revoked'))
+    and (
+      t.event = any (v_webhook.events) or t.previous_status = any (v_webhook.events) and t.event in ('online', 'back', 'revoked')
+    )
   order by t.transition_id;
   get diagnostics v_devices = row_count;
   perform fleet.audit_webhook(
@@ -64,4 +86,4 @@ $$;
 
 comment on function fleet.replay_webhook(text, bigint) is
   'Sends again what a webhook would have been told from this transition on, without grace and reminders, for a receiver that lost '
-  'its data. The messages have new ids and the kind replay. Returns how many. Example: select fleet.replay_webhook(''on-call'', 4711);';
+  'its data. The messages have new ids and the kind replay, at most 100,000. Returns how many. Example: select fleet.replay_webhook(''on-call'', 4711);';

@@ -1,7 +1,7 @@
 // Which messages are queued, and in which order and how often they are handed out.
-import type { Sql } from 'postgres'
+import type { Sql, TransactionSql } from 'postgres'
 import t, { type Test } from 'tap'
-import { withDatabase } from '../../testing/database.ts'
+import { waitFor, withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, value } from '../../testing/fleet.ts'
 import { change, closeIncident, messages, openIncident, told } from '../../testing/webhooks.ts'
 
@@ -233,6 +233,7 @@ t.test('an incident is told once, not its devices, and once when it ends', async
   t.same(await deliver(notifier), ['cohort_silent recovery'])
   const [first, recovery] = await messages(sql)
   t.match(first!.body, { type: 'incident.cohort_silent', data: { subject: 'default', devices: 10, incident_id: incident } })
+  t.strictSame([first!.body.data.devices, recovery!.body.data.devices], [10, 10], 'as a number')
   t.match(recovery!.body, {
     type: 'incident.ended',
     data: { event: 'cohort_silent', first_id: first!.message_id, ended_at: String },
@@ -263,17 +264,62 @@ t.test('a device that moves to another cohort ends what was told of it', async t
   t.same(await deliver(notifier), ['offline first', 'back recovery'])
 })
 
-t.test('several changes of a device in one call are told in their order', async t => {
+/** Several changes of a device that one call found. */
+async function changes(sql: Sql, device: number, events: [event: string, status: string, previous: string, reason?: string][]) {
+  await sql.begin(async transaction => {
+    const ids: string[] = []
+    for (const [event, status, previous, reason] of events) {
+      const [row] = await transaction<{ transition_id: string }[]>`
+        insert into fleet.device_transitions (position, device_id, cohort, at, since, event, status, previous_status, reason)
+        values (0, ${device}, 'default', now(), now(), ${event}, ${status}, ${previous}, ${reason ?? null})
+        returning transition_id`
+      ids.push(row!.transition_id)
+    }
+    await transaction`select fleet.queue_messages(${ids}, '{}', '{}')`
+  })
+}
+
+t.test('of several changes in one call, what was over when it was seen is not told', async t => {
   const { dba, sql, notifier, ids } = await withFleet(t)
-  await dba`select fleet.create_webhook('hook', ${URL}, p_grace => '0')`
-  const rows = await sql<{ transition_id: string }[]>`
-    insert into fleet.device_transitions (position, device_id, cohort, at, since, event, status, previous_status)
-    select 0, ${ids[0]}, 'default', now(), now(), event, status, previous
-    from unnest(array['offline', 'back', 'unity_down'], array['offline', 'online', 'unity_down'], array['online', 'offline', 'online'])
-      as e (event, status, previous)
-    returning transition_id`
-  await sql`select fleet.queue_messages(${rows.map(row => row.transition_id)}, '{}', '{}')`
-  t.same(await deliver(notifier), ['offline first', 'back recovery', 'unity_down first'])
+  const [device, other] = ids
+  await dba`select fleet.create_webhook('hook', ${URL}, array['late', 'offline', 'unity_down'], p_grace => '0')`
+  await changes(sql, device, [
+    ['late', 'late', 'online'],
+    ['offline', 'offline', 'late'],
+    ['back', 'online', 'offline'],
+  ])
+  t.same(await told(sql), [], 'not even as dropped')
+  await changes(sql, device, [
+    ['offline', 'offline', 'online'],
+    ['back', 'online', 'offline'],
+    ['unity_down', 'unity_down', 'online'],
+  ])
+  t.same(await deliver(notifier), ['unity_down first'], 'but what lasts is')
+  await changes(sql, device, [
+    ['offline', 'offline', 'unity_down'],
+    ['back', 'online', 'offline'],
+  ])
+  t.same(await deliver(notifier), ['offline change', 'back recovery'], 'and what belongs to a trouble that was told')
+  await changes(sql, other, [
+    ['late', 'late', 'online'],
+    ['offline', 'offline', 'late'],
+  ])
+  t.same(await deliver(notifier), ['late first', 'offline change'], 'in order')
+})
+
+t.test('who is silent because heartbeats could not be stored is not told singly', async t => {
+  const { dba, sql, notifier, ids } = await withFleet(t)
+  const [device, other] = ids
+  const all = ['late', 'offline', 'online', 'back']
+  await dba`select fleet.create_webhook('hook', ${URL}, ${all}, p_grace => '0')`
+  await changes(sql, device, [['late', 'late', 'online', 'ingest_down']])
+  await changes(sql, device, [['offline', 'offline', 'late', 'ingest_down']])
+  await changes(sql, device, [['back', 'online', 'offline', 'ingest_down']])
+  t.same(await told(sql), [])
+  t.equal(await value(dba`select fleet.replay_webhook('hook', 1)`), '0', 'nor when it is told again')
+  await change(sql, other, { event: 'offline', reason: 'battery' })
+  await changes(sql, other, [['back', 'online', 'offline', 'ingest_down']])
+  t.same(await deliver(notifier), ['offline first', 'back recovery'], 'but what was told ends')
 })
 
 t.test('a later message about a device waits for the earlier one, and other devices do not', async t => {
@@ -420,10 +466,159 @@ t.test('what a failing receiver kept waiting is given up after three days withou
   t.same(await told(sql), ['offline first pending'], 'not because no notifier runs')
   await sql`update fleet.webhooks set failures = 3, last_error = 'it answered 500'`
   await sql`select fleet.remind_webhooks(now())`
-  t.match(await messages(sql), [{ state: 'dead', last_error: /did not accept anything: it answered 500/ }])
+  t.same(await told(sql), ['offline first pending'], 'nor because none ran')
+  await sql`
+    insert into fleet.notifiers (worker, version, started_at, last_seen_at)
+    values ('one', '1', now() - interval '5 days', now() - interval '2 days'),
+      ('two', '1', now() - interval '2 days' + interval '1 hour', now())`
+  await sql`select fleet.remind_webhooks(now())`
+  t.same(await told(sql), ['offline first pending'], 'nor because none ran for an hour')
+  await change(sql, ids[0], { event: 'back', from: 'offline' })
+  await sql`update fleet.webhook_deliveries set state = 'pending'`
+  await sql`update fleet.notifiers set started_at = now() - interval '2 days' where worker = 'two'`
+  await sql`select fleet.remind_webhooks(now())`
+  t.match(await messages(sql), [
+    { state: 'dead', last_error: /did not accept anything: it answered 500/ },
+    { state: 'dropped', last_error: 'its first message is dead' },
+  ])
+  t.equal(await value(sql`select total::int from fleet.counters where counter = 'hb_webhook_dead_total'`), 1)
   await t.rejects(dba`select fleet.retry_deliveries('hook', 'msg_x')`, { code: 'FL404', message: /no dead message msg_x/ })
   t.equal(await value(dba`select fleet.dismiss_deliveries('hook')`), '1')
   t.match(await dba`select status from fleet.check_webhooks() where check_name = 'webhooks'`, [{ status: 'ok' }])
+  await sql`delete from fleet.notifiers`
+  await change(sql, ids[1], { event: 'offline' })
+  await sql`update fleet.webhook_deliveries set due_at = due_at - interval '4 days', attempts = 1 where state = 'pending'`
+  await sql`select fleet.remind_webhooks(now())`
+  t.same((await told(sql)).slice(2), ['offline first dead'], 'what was tried is given up')
+})
+
+t.test('a trouble that ends while its first message is dead is told from its beginning by a retry', async t => {
+  const { dba, sql, notifier, ids } = await withFleet(t)
+  await dba`select fleet.create_webhook('hook', ${URL}, p_grace => '0')`
+  await change(sql, ids[0], { event: 'offline' })
+  await sql`update fleet.webhook_deliveries set state = 'dead', attempts = 99`
+  await change(sql, ids[0], { event: 'back', from: 'offline' })
+  t.same(await told(sql), ['offline first dead', 'back recovery dropped'])
+  t.equal(await value(dba`select fleet.retry_deliveries('hook')`), '1')
+  t.same(await deliver(notifier), ['offline first', 'back recovery'])
+})
+
+t.test('an open transaction of a DBA does not make ingest wait, and the removal of a webhook waits for ingest', async t => {
+  const db = await withFleet(t)
+  const { dba, sql, ids } = db
+  const [one, two, three] = ids
+  await dba`select fleet.create_webhook('hook', ${URL}, p_grace => '0')`
+  await change(sql, one, { event: 'offline' })
+  await change(sql, two, { event: 'offline' })
+  const impatient = asRole(t, db, 'fleet_owner', { lock_timeout: '5000' })
+  await dba.begin(async transaction => {
+    await transaction`select fleet.test_webhook('hook')`
+    await change(impatient, three, { event: 'offline' })
+  })
+  t.equal((await messages(sql)).filter(({ event }) => event === 'offline').length, 3)
+
+  // What ingest does to several devices in one transaction, with the removal in between.
+  let removal: Promise<unknown> | undefined
+  await sql.begin(async transaction => {
+    const end = async (device: number) => {
+      const [row] = await transaction<{ transition_id: string }[]>`
+        insert into fleet.device_transitions (position, device_id, cohort, at, since, event, status, previous_status)
+        values (0, ${device}, 'default', now(), now(), 'back', 'online', 'offline') returning transition_id`
+      await transaction`select fleet.queue_messages(${[row!.transition_id]}, null, null)`
+    }
+    await end(three)
+    removal = value(dba`select fleet.remove_webhook('hook')`)
+    await waitFor(
+      async () =>
+        (await value(db.admin`
+        select exists (
+          select from pg_stat_activity
+          where datname = current_database() and wait_event_type = 'Lock' and query ~ 'remove_webhook'
+        )`)) === true,
+    )
+    await end(one)
+    await end(two)
+  })
+  t.equal(await removal, '7', 'with what was queued meanwhile')
+  t.equal(await value(sql`select count(*)::int from fleet.webhook_deliveries`), 0)
+})
+
+t.test('what waits for a time that a wrong clock set is freed', async t => {
+  const { dba, sql, notifier, ids } = await withFleet(t)
+  const [leased, told, failed] = ids
+  await dba`select fleet.create_webhook('hook', ${URL}, p_grace => '0')`
+  for (const id of ids) await change(sql, id, { event: 'offline' })
+  const set = (hours: number) => sql`
+    update fleet.webhook_deliveries
+    set next_attempt_at = now() + case device_id when ${leased} then '2 minutes' when ${told} then '0' else '23 hours' end::interval
+        + ${hours} * interval '1 hour',
+      lease_owner = case device_id when ${leased} then 'dead' end, attempts = case device_id when ${told} then 0 else 1 end`
+  await set(0)
+  await sql`update fleet.webhooks set hold_until = now() + interval '23 hours'`
+  await sql`select fleet.remind_webhooks()`
+  t.equal(await value(sql`select count(*)::int from fleet.webhooks where hold_until is not null`), 1)
+  t.equal(
+    await value(sql`select count(*)::int from fleet.webhook_deliveries where next_attempt_at > now() + interval '1 minute'`),
+    2,
+  )
+  await set(5)
+  await sql`update fleet.webhooks set hold_until = now() + interval '28 hours'`
+  t.same(await claim(notifier), [])
+  await sql`select fleet.remind_webhooks()`
+  t.same(
+    (await messages(sql)).map(({ device_id }) => Number(device_id)),
+    ids,
+  )
+  t.equal((await claim(notifier)).length, 3, `${failed}, too`)
+})
+
+t.test('what is due is found without reading all that wait or was sent', async t => {
+  const { dba, admin, notifier } = await withFleet(t)
+  await dba`select fleet.create_webhook('hook', ${URL}, p_grace => '0', p_repeat_after => '1 hour')`
+  await dba`select fleet.create_webhook('other', ${URL})`
+  await admin`
+    insert into fleet.webhook_deliveries (webhook_id, device_id, event, kind, body, due_at, next_attempt_at, state, delivered_at)
+    select 1 + i % 2, i, 'offline', 'replay', '{}', now() - interval '1 second', now() - interval '1 second',
+      case when i > 20000 then 'delivered' else 'pending' end, case when i > 20000 then now() end
+    from generate_series(1, 40000) i`
+  await admin`analyze fleet.webhook_deliveries`
+  const read = async (call: (transaction: TransactionSql) => Promise<unknown>) => {
+    await admin`select pg_stat_force_next_flush()`
+    return await admin.begin(async transaction => {
+      await call(transaction)
+      const [row] = await transaction<{ scans: number; rows: number }[]>`
+        select seq_scan::int as scans, (seq_tup_read + idx_tup_fetch)::int as rows
+        from pg_stat_xact_user_tables where relid = 'fleet.webhook_deliveries'::regclass`
+      return row!
+    })
+  }
+  for (const again of ['first', 'second']) {
+    const { scans, rows } = await read(transaction => transaction`select from fleet.claim_deliveries('me', 16)`)
+    t.equal(scans, 0, again)
+    t.ok(rows < 1000, `${rows} rows`)
+  }
+  t.match(await read(transaction => transaction`select fleet.remind_webhooks()`), { scans: 0 })
+  t.match(await read(transaction => transaction`select fleet.wake_notifier()`), { scans: 0 })
+  t.match(await read(transaction => transaction`select open_troubles, dead from fleet.webhook_health`), {
+    scans: 0,
+    rows: Number,
+  })
+  t.equal((await claim(notifier, 'you', 3)).length, 0, 'each webhook has its eight on the way')
+})
+
+t.test('what is told again is limited, so that it does not run for hours', async t => {
+  const { dba, admin, ids } = await withFleet(t)
+  await dba`select fleet.create_webhook('hook', ${URL})`
+  await admin`
+    insert into fleet.device_transitions (position, device_id, cohort, at, since, event, status, previous_status)
+    select 0, ${ids[0]}, 'default', now(), now(), 'offline', 'offline', 'online' from generate_series(1, 100001)`
+  const from = Number(await value(admin`select min(transition_id) from fleet.device_transitions`))
+  await t.rejects(dba`select fleet.replay_webhook('hook', ${from})`, {
+    code: 'FL422',
+    message: `from transition ${from} on there are more than 100000 messages`,
+    hint: /^Begin with a later one/,
+  })
+  t.equal(await value(dba`select fleet.replay_webhook('hook', ${from + 99_991})`), '10')
 })
 
 t.test('a reminder comes each time that repeat_after has passed, with its number, until the trouble ends', async t => {

@@ -113,7 +113,10 @@ export class Told {
   }
 }
 
-/** A sentence for each transition of these devices without its message, and for each message that came wrongly. */
+/**
+ * A sentence for each transition of these devices without its message, and for each message that came wrongly. Not told is a silence
+ * while heartbeats could not be stored, and one that was over when it was first seen.
+ */
 export async function untold(sql: Sql, devices: number[], received: Received[]) {
   const wrong: string[] = []
   const rows = await sql<
@@ -123,7 +126,11 @@ export async function untold(sql: Sql, devices: number[], received: Received[]) 
       array_agg(d.state) filter (where d.state is not null) as states
     from fleet.device_transitions t
     left join fleet.webhook_deliveries d on d.transition_id = t.transition_id and d.kind in ('first', 'recovery', 'change')
-    where t.device_id = any (${devices}) and t.event in ('offline', 'back')
+    where t.device_id = any (${devices}) and t.event in ('offline', 'back') and t.reason is distinct from 'ingest_down'
+      and not exists (
+        select from fleet.device_transitions o
+        where o.device_id = t.device_id and o.at = t.at and o.event <> t.event and o.event in ('offline', 'back')
+      )
     group by t.transition_id
     order by t.transition_id`
   const byId = new Map<string, string[]>()
