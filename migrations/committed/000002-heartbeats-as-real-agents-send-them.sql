@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:0a32e267b814d772d04ef5d716988f66785e7d7b
+--! Hash: sha1:e0c6ab05112bc50915985aa1e72ca8b0eda595c5
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -530,9 +530,6 @@ comment on column fleet.webhook_deliveries.lease_owner is 'The notifier that is 
 comment on column fleet.webhook_deliveries.delivered_at is 'When the receiver accepted it.';
 comment on column fleet.webhook_deliveries.last_status is 'The HTTP status of the newest attempt; null if there was no answer.';
 comment on column fleet.webhook_deliveries.last_error is 'Why the newest attempt failed, or why it was dropped.';
-create index if not exists webhook_deliveries_due_idx on fleet.webhook_deliveries (webhook_id, next_attempt_at)
-  where state = 'pending';
-comment on index fleet.webhook_deliveries_due_idx is 'What is due.';
 create index if not exists webhook_deliveries_waiting_device_idx on fleet.webhook_deliveries (webhook_id, device_id, delivery_id)
   where state = 'pending' and device_id is not null;
 comment on index fleet.webhook_deliveries_waiting_device_idx is 'Whether an earlier message about the device is waiting.';
@@ -574,7 +571,6 @@ on conflict do nothing;
 create index if not exists device_transitions_cohort_idx on fleet.device_transitions (cohort, position, transition_id);
 comment on index fleet.device_transitions_cohort_idx is 'The feed of a cohort.';
 
-drop index if exists fleet.webhook_deliveries_due_idx;
 create index if not exists webhook_deliveries_next_idx on fleet.webhook_deliveries (webhook_id, next_attempt_at, delivery_id)
   where state = 'pending';
 comment on index fleet.webhook_deliveries_next_idx is 'What is due, in the order in which it is sent.';
