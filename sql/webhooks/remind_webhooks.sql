@@ -6,6 +6,7 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
+  v_now constant timestamptz := greatest(p_now, now());
   v_reminders bigint;
   v_dead bigint;
 begin
@@ -17,10 +18,10 @@ begin
   update fleet.webhooks w
   set hold_until = null
   where w.webhook_id in (
-    select h.webhook_id from fleet.webhooks h where h.hold_until > p_now + interval '1 day 10 minutes' for no key update skip locked
+    select h.webhook_id from fleet.webhooks h where h.hold_until > v_now + interval '1 day 10 minutes' for no key update skip locked
   );
   update fleet.webhook_deliveries d
-  set lease_owner = null, next_attempt_at = p_now, due_at = least(d.due_at, p_now)
+  set lease_owner = null, next_attempt_at = now(), due_at = least(d.due_at, now())
   where d.delivery_id = any (array(
     select l.delivery_id
     from fleet.webhooks w
@@ -28,8 +29,8 @@ begin
       select s.delivery_id
       from fleet.webhook_deliveries s
       where s.webhook_id = w.webhook_id and s.state = 'pending'
-        and s.next_attempt_at > p_now + least(w.grace, interval '1 hour') + interval '10 minutes'
-        and s.next_attempt_at > p_now + interval '10 minutes' + case
+        and s.next_attempt_at > v_now + least(w.grace, interval '1 hour') + interval '10 minutes'
+        and s.next_attempt_at > v_now + interval '10 minutes' + case
           when s.lease_owner is not null then interval '1 hour'
           when s.attempts = 0 then w.grace
           else interval '1 day'
