@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:e0c6ab05112bc50915985aa1e72ca8b0eda595c5
+--! Hash: sha1:bf0d78371b7121e0d11ca86c1253a473309d5329
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -5411,6 +5411,7 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
+  v_now constant timestamptz := greatest(p_now, now());
   v_reminders bigint;
   v_dead bigint;
 begin
@@ -5422,10 +5423,10 @@ begin
   update fleet.webhooks w
   set hold_until = null
   where w.webhook_id in (
-    select h.webhook_id from fleet.webhooks h where h.hold_until > p_now + interval '1 day 10 minutes' for no key update skip locked
+    select h.webhook_id from fleet.webhooks h where h.hold_until > v_now + interval '1 day 10 minutes' for no key update skip locked
   );
   update fleet.webhook_deliveries d
-  set lease_owner = null, next_attempt_at = p_now, due_at = least(d.due_at, p_now)
+  set lease_owner = null, next_attempt_at = now(), due_at = least(d.due_at, now())
   where d.delivery_id = any (array(
     select l.delivery_id
     from fleet.webhooks w
@@ -5433,8 +5434,8 @@ begin
       select s.delivery_id
       from fleet.webhook_deliveries s
       where s.webhook_id = w.webhook_id and s.state = 'pending'
-        and s.next_attempt_at > p_now + least(w.grace, interval '1 hour') + interval '10 minutes'
-        and s.next_attempt_at > p_now + interval '10 minutes' + case
+        and s.next_attempt_at > v_now + least(w.grace, interval '1 hour') + interval '10 minutes'
+        and s.next_attempt_at > v_now + interval '10 minutes' + case
           when s.lease_owner is not null then interval '1 hour'
           when s.attempts = 0 then w.grace
           else interval '1 day'
