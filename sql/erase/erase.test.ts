@@ -33,6 +33,7 @@ async function rowsEverywhere({ sql, admin }: TestDatabase, devices: number[]) {
     await sql`select fleet.record_unreadable_fields(${sql.json([{ device_id: device, field: 'x', times: 1, example: 'y' }])}::json)`
     await admin`insert into fleet.import_devices (source, source_device, device_id) values ('public.old', ${String(device)}, ${device})`
     await admin`insert into fleet.late_arrivals (device_id, day) values (${device}, current_date - 3)`
+    await admin`update fleet.devices set heartbeat_interval = '2 minutes' where device_id = ${device}`
     await sql`select fleet.rename_device(${device}, ${`person-${device}`})`
     await sql`select fleet.move_device(${device}, 'lobby')`
   }
