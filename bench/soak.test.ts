@@ -59,6 +59,6 @@ t.test('growth measures each size and plans with more partitions', { skip: leftT
   t.equal(figures.filter(({ name }) => name.startsWith('planning')).length, 6)
   t.ok(figures.every(({ name, measured }) => measured > 0 || name.includes('read from the disk')))
   const svg = await readFile(file, 'utf8')
-  t.equal(svg.match(/<polyline/g)?.length, 5)
+  t.equal(svg.match(/<polyline/g)?.length, 6)
   t.notMatch(svg, /NaN|Infinity/)
 })

@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:87fb952104e50fc005247d929db0a76136d845e1
+--! Hash: sha1:baa34dcc0c3581e2fbdc483f8643700748e00053
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -391,13 +391,14 @@ create index if not exists device_transitions_incident_idx on fleet.device_trans
   where incident_id is not null;
 comment on index fleet.device_transitions_incident_idx is 'The devices of an incident.';
 
-create table if not exists fleet.changed_intervals (
+create table if not exists fleet.changed_devices (
   device_id bigint not null,
-  constraint changed_intervals_pkey primary key (device_id)
+  constraint changed_devices_pkey primary key (device_id)
 );
-comment on table fleet.changed_intervals is
-  'Devices whose interval was changed a moment ago, until the minute''s job has written device_last_status.late_after_s.';
-comment on column fleet.changed_intervals.device_id is 'fleet.devices.device_id.';
+comment on table fleet.changed_devices is
+  'Devices that were revoked or got another interval a moment ago, until the minute''s job has seen them. See '
+  'fleet.note_changed_devices().';
+comment on column fleet.changed_devices.device_id is 'fleet.devices.device_id.';
 
 create table if not exists fleet.transition_feed (
   is_only_row boolean not null default true,
@@ -3000,80 +3001,70 @@ comment on function fleet.end_incidents(timestamptz) is
   'settings.offline_after; queues the messages about them, and returns them; null if there are none. Called each minute by '
   'fleet.mark_silent().';
 --! EndIncluded transitions/end_incidents.sql
---! Included transitions/note_intervals.sql
--- Apart from the update of the devices, and a few at a time: the rows of last status are locked by ingest, in another order.
-create or replace function fleet.note_intervals(p_max_rows integer default 5000) returns integer
-language sql
-volatile
-security definer
-set search_path = pg_catalog, pg_temp
-set timezone = 'UTC'
-as $$
-  with taken as (
-    delete from fleet.changed_intervals c
-    where c.device_id in (
-      select i.device_id from fleet.changed_intervals i order by i.device_id limit p_max_rows for update skip locked
-    )
-    returning c.device_id
-  ),
-  found as (
-    select ls.device_id, floor(extract(epoch from fleet.late_after(d.heartbeat_interval)))::integer as late_after_s
-    from fleet.device_last_status ls
-    join fleet.devices d using (device_id)
-    join taken t using (device_id)
-    order by ls.device_id
-    for update of ls
-  ),
-  noted as (
-    update fleet.device_last_status ls
-    set late_after_s = f.late_after_s
-    from found f
-    where ls.device_id = f.device_id
-  )
-  select count(*)::integer from taken;
-$$;
-
-comment on function fleet.note_intervals(integer) is
-  'Writes device_last_status.late_after_s of devices whose interval was changed, for at most so many; returns how many. Called each '
-  'minute by fleet.mark_silent().';
---! EndIncluded transitions/note_intervals.sql
---! Included transitions/record_intervals.sql
-create or replace function fleet.record_intervals() returns trigger
+--! Included transitions/record_device_changes.sql
+create or replace function fleet.record_device_changes() returns trigger
 language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into fleet.changed_intervals (device_id)
+  insert into fleet.changed_devices (device_id)
   select n.device_id
   from changed n
   join was o using (device_id)
-  where n.heartbeat_interval <> o.heartbeat_interval
+  where n.heartbeat_interval <> o.heartbeat_interval or n.revoked_at is distinct from o.revoked_at
   on conflict do nothing;
   return null;
 end
 $$;
 
-comment on function fleet.record_intervals() is
-  'Trigger on fleet.devices: remembers the devices whose interval was changed, for fleet.note_intervals().';
---! EndIncluded transitions/record_intervals.sql
---! Included transitions/note_device.sql
-create or replace function fleet.note_device() returns trigger
+comment on function fleet.record_device_changes() is
+  'Trigger on fleet.devices: remembers the devices that were revoked or have another interval, for fleet.note_changed_devices().';
+--! EndIncluded transitions/record_device_changes.sql
+--! Included transitions/note_changed_devices.sql
+-- Apart from the update of the devices, and a few at a time: ingest locks the rows of last status, in another order, and must not
+-- wait for a long transaction that changed devices.
+create or replace function fleet.note_changed_devices(p_max_rows integer default 5000, p_now timestamptz default now())
+returns integer
 language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
 as $$
+declare
+  v_ids bigint[];
 begin
-  perform fleet.note_transitions(array[new.device_id], now());
-  return null;
+  perform fleet.not_in_future(p_now);
+  with taken as (
+    delete from fleet.changed_devices c
+    where c.device_id in (
+      select i.device_id from fleet.changed_devices i order by i.device_id limit p_max_rows for update skip locked
+    )
+    returning c.device_id
+  )
+  select coalesce(array_agg(t.device_id order by t.device_id), array[]::bigint[]) into v_ids from taken t;
+  update fleet.device_last_status ls
+  set late_after_s = f.late_after_s
+  from (
+    select l.device_id, floor(extract(epoch from fleet.late_after(d.heartbeat_interval)))::integer as late_after_s
+    from fleet.device_last_status l
+    join fleet.devices d using (device_id)
+    where l.device_id = any (v_ids)
+    order by l.device_id
+    for update of l
+  ) f
+  where ls.device_id = f.device_id and ls.late_after_s is distinct from f.late_after_s;
+  perform fleet.note_transitions(v_ids, p_now);
+  return cardinality(v_ids);
 end
 $$;
 
-comment on function fleet.note_device() is
-  'Trigger on fleet.devices: notes that a device was revoked, or is no longer.';
---! EndIncluded transitions/note_device.sql
+comment on function fleet.note_changed_devices(integer, timestamptz) is
+  'Notes what follows from a change of devices, for at most so many of them: that they were revoked, or are no longer, and after '
+  'which silence they are late. Returns how many. Called each minute by fleet.mark_silent().';
+--! EndIncluded transitions/note_changed_devices.sql
 --! Included transitions/prune_transitions.sql
 create or replace function fleet.prune_transitions(p_now timestamptz default now()) returns bigint
 language plpgsql
@@ -4193,7 +4184,7 @@ begin
   commit;
 
   -- After the marks and the look at ingest, which explain why devices went offline.
-  while fleet.note_intervals(c_batch) = c_batch loop
+  while fleet.note_changed_devices(c_noted, p_now) = c_noted loop
     commit;
   end loop;
   commit;
@@ -4221,8 +4212,8 @@ $$;
 comment on procedure fleet.mark_silent(integer, timestamptz) is
   'Sets device_last_status.is_silent for devices that have been silent for three quarters of the time after which they are '
   'offline, so that lists of offline devices need not look at the others. Run every minute by pg_cron. If it does not run, '
-  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence(), fleet.find_incidents(), '
-  'fleet.note_transitions(), fleet.end_incidents(), fleet.remind_webhooks(), fleet.count_fleet() and '
+  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence(), fleet.note_changed_devices(), '
+  'fleet.find_incidents(), fleet.note_transitions(), fleet.end_incidents(), fleet.remind_webhooks(), fleet.count_fleet() and '
   'fleet.sample_fleet(). Example: call fleet.mark_silent();';
 --! EndIncluded status/mark_silent.sql
 --! Included checks/check_ingest.sql
@@ -7007,20 +6998,13 @@ create or replace trigger devices_forget
 
 comment on trigger devices_forget on fleet.devices is 'Deletes what else is stored of a deleted device, except its heartbeats.';
 
-create or replace trigger devices_note_device
-  after update of revoked_at on fleet.devices
-  for each row when (old.revoked_at is distinct from new.revoked_at)
-  execute function fleet.note_device();
-
-comment on trigger devices_note_device on fleet.devices is 'A device that is revoked has a transition.';
-
-create or replace trigger devices_record_intervals
+create or replace trigger devices_record_changes
   after update on fleet.devices
   referencing old table as was new table as changed
-  for each statement execute function fleet.record_intervals();
+  for each statement execute function fleet.record_device_changes();
 
-comment on trigger devices_record_intervals on fleet.devices is
-  'A changed interval changes the time after which a device is late.';
+comment on trigger devices_record_changes on fleet.devices is
+  'A device that is revoked has a transition, and one with another interval is late after another time.';
 --! EndIncluded devices/devices.trigger.sql
 --! Included devices/enrolled_devices.view.sql
 -- date_part() and not extract(), which makes a numeric and takes longer.

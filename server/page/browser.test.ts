@@ -208,7 +208,7 @@ t.test('without JavaScript the page is complete', { skip }, async t => {
   await page.getByLabel('Alias, cohort or id').fill('LOBBY')
   await page.getByLabel('Status', { exact: true }).selectOption('any')
   await page.getByRole('button', { name: 'Search' }).click()
-  await page.getByRole('link', { name: 'lobby-7' }).click()
+  await page.getByRole('region', { name: 'Devices found' }).getByRole('link', { name: 'lobby-7' }).click()
   await page.getByText('1 heartbeat, 143 spans of ten minutes without one').waitFor()
 })
 
@@ -312,6 +312,8 @@ t.test('on a phone all of every table can be seen', { skip }, async t => {
     }
     t.same([...new Set(seen)].sort(), [
       'All jobs',
+      'Changes of the last hour',
+      'Changes of this device',
       'Days, as a table',
       'Devices by cohort',
       'Devices found',

@@ -26,17 +26,10 @@ create or replace trigger devices_forget
 
 comment on trigger devices_forget on fleet.devices is 'Deletes what else is stored of a deleted device, except its heartbeats.';
 
-create or replace trigger devices_note_device
-  after update of revoked_at on fleet.devices
-  for each row when (old.revoked_at is distinct from new.revoked_at)
-  execute function fleet.note_device();
-
-comment on trigger devices_note_device on fleet.devices is 'A device that is revoked has a transition.';
-
-create or replace trigger devices_record_intervals
+create or replace trigger devices_record_changes
   after update on fleet.devices
   referencing old table as was new table as changed
-  for each statement execute function fleet.record_intervals();
+  for each statement execute function fleet.record_device_changes();
 
-comment on trigger devices_record_intervals on fleet.devices is
-  'A changed interval changes the time after which a device is late.';
+comment on trigger devices_record_changes on fleet.devices is
+  'A device that is revoked has a transition, and one with another interval is late after another time.';

@@ -72,7 +72,7 @@ begin
   commit;
 
   -- After the marks and the look at ingest, which explain why devices went offline.
-  while fleet.note_intervals(c_batch) = c_batch loop
+  while fleet.note_changed_devices(c_noted, p_now) = c_noted loop
     commit;
   end loop;
   commit;
@@ -100,6 +100,6 @@ $$;
 comment on procedure fleet.mark_silent(integer, timestamptz) is
   'Sets device_last_status.is_silent for devices that have been silent for three quarters of the time after which they are '
   'offline, so that lists of offline devices need not look at the others. Run every minute by pg_cron. If it does not run, '
-  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence(), fleet.find_incidents(), '
-  'fleet.note_transitions(), fleet.end_incidents(), fleet.remind_webhooks(), fleet.count_fleet() and '
+  'lists are still right, but slower. Also calls fleet.end_overdue_readers(), fleet.watch_silence(), fleet.note_changed_devices(), '
+  'fleet.find_incidents(), fleet.note_transitions(), fleet.end_incidents(), fleet.remind_webhooks(), fleet.count_fleet() and '
   'fleet.sample_fleet(). Example: call fleet.mark_silent();';

@@ -110,7 +110,7 @@ for (let fleet = 0; fleet < FLEETS; fleet++)
     for (const { id, interval } of devices)
       await admin`update fleet.devices set heartbeat_interval = ${interval} * interval '1 second' where device_id = ${id}`
 
-    await sql`select fleet.note_intervals()`
+    await sql`select fleet.note_changed_devices()`
     // They were enrolled at the beginning.
     await admin`update fleet.device_last_status set noted_since = ${time(0)}`
 
@@ -135,6 +135,7 @@ for (let fleet = 0; fleet < FLEETS; fleet++)
             // What is due has been noted by then, as each minute does it.
             await sql`select fleet.note_transitions(${[id]}, ${time(revokedAt)})`
             await admin`update fleet.devices set revoked_at = ${time(revokedAt)} where device_id = ${id}`
+            await sql`select fleet.note_changed_devices(5000, ${time(revokedAt)})`
           },
         })
     }

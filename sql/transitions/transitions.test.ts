@@ -65,6 +65,7 @@ t.test('a revoked device, and one whose token is renewed', async t => {
   await ingest(sql, [{ device_id: device }])
   await sql`select fleet.revoke_device(${device})`
   await sql`select fleet.revoke_device(${device})`
+  await sql`select fleet.note_changed_devices()`
   t.same(await history(sql, device), ['online', 'revoked'])
   await sql`select fleet.note_transitions(fleet.devices_to_note(), now())`
   t.same(await history(sql, device), ['online', 'revoked'], 'a revoked device is not looked at again')
@@ -110,7 +111,7 @@ t.test('other settings and other intervals change the status of devices too', as
   const status = () => value(sql`select noted_status from fleet.device_last_status where device_id = ${device}`)
   t.equal(await status(), 'offline')
   await admin`update fleet.devices set heartbeat_interval = '1 hour' where device_id = ${device}`
-  await admin`select fleet.note_intervals()`
+  await admin`select fleet.note_changed_devices()`
   await note(sql, at(1180))
   t.equal(await status(), 'online')
 })
@@ -314,5 +315,5 @@ t.test('a changed interval of the whole fleet neither waits for ingest nor keeps
     (await sql`select distinct late_after_s from fleet.device_last_status`).map(row => row.late_after_s as number),
     [465],
   )
-  t.equal(await value(admin`select count(*)::int from fleet.changed_intervals`), 0)
+  t.equal(await value(admin`select count(*)::int from fleet.changed_devices`), 0)
 })
