@@ -28,7 +28,11 @@ t.test('the bare server that parses gives the same answer as the server', async 
         headers: { authorization: `Bearer ${token}`, 'content-type': 'application/json' },
         body,
       })
-      return { status: answer.status, type: answer.headers.get('content-type'), body: (await answer.text()).replace(/(?<="next_interval_s":)\d+/, 'a number') }
+      return {
+        status: answer.status,
+        type: answer.headers.get('content-type'),
+        body: (await answer.text()).replace(/(?<="next_interval_s":)\d+/, 'a number'),
+      }
     }),
   )
   t.same(others, mine)

@@ -280,6 +280,9 @@ t.test('so do the views, with heartbeats that arrive in any order', async t => {
               Object.assign(state, { heardAt: receivedAt, isSkewed: isWrong || state.isSkewed })
               if (refused.length === own.length && isWrong) state.nextIn = newestOf(refused)!.nextIn
             }
+            // What a newer duplicate announces counts.
+            const announced = newestOf(own.filter(one => !stored.includes(one) && !refused.includes(one) && one.nextIn !== null))
+            if (announced !== undefined && announced.ts >= (state.lastTs ?? Infinity)) state.nextIn = announced.nextIn
           }
         }
 
