@@ -71,8 +71,8 @@ export class Told {
       // Those that are silent already stay so.
       await sql`
         update fleet.device_last_status set last_received_at = now() - interval '11 minutes', noted_since = now() - interval '11 minutes'
-        where device_id = any (${fallen}) and noted_status = 'online'`
-      await sql`select fleet.note_transitions(${fallen}, now())`
+        where device_id = any (${array(fallen)}::bigint[]) and noted_status = 'online'`
+      await sql`select fleet.note_transitions(${array(fallen)}::bigint[], now())`
     })
     return fallen
   }
@@ -81,7 +81,7 @@ export class Told {
   async rise(fallen: number[]) {
     await this.#asked.ask(
       sql => sql`
-      select fleet.ingest(json_agg(json_build_object('device_id', d))) from unnest(${fallen}::bigint[]) d`,
+      select fleet.ingest(json_agg(json_build_object('device_id', d))) from unnest(${array(fallen)}::bigint[]) d`,
     )
   }
 
@@ -126,7 +126,7 @@ export async function untold(sql: Sql, devices: number[], received: Received[]) 
       array_agg(d.state) filter (where d.state is not null) as states
     from fleet.device_transitions t
     left join fleet.webhook_deliveries d on d.transition_id = t.transition_id and d.kind in ('first', 'recovery', 'change')
-    where t.device_id = any (${devices}) and t.event in ('offline', 'back') and t.reason is distinct from 'ingest_down'
+    where t.device_id = any (${array(devices)}::bigint[]) and t.event in ('offline', 'back') and t.reason is distinct from 'ingest_down'
       and not exists (
         select from fleet.device_transitions o
         where o.device_id = t.device_id and o.at = t.at and o.event <> t.event and o.event in ('offline', 'back')
@@ -164,4 +164,9 @@ export async function untold(sql: Sql, devices: number[], received: Received[]) 
     newest.set(device, place)
   }
   return wrong
+}
+
+/** As text, because a connection that has not fetched the types cannot send an array. */
+function array(ids: number[]) {
+  return `{${ids.join()}}`
 }
