@@ -122,8 +122,8 @@ export async function untold(sql: Sql, devices: number[], received: Received[]) 
   const rows = await sql<
     { transition_id: string; device_id: string; event: string; ids: string[] | null; states: string[] | null }[]
   >`
-    select t.transition_id, t.device_id, t.event, array_agg(d.message_id) filter (where d.message_id is not null) as ids,
-      array_agg(d.state) filter (where d.state is not null) as states
+    select t.transition_id, t.device_id, t.event, json_agg(d.message_id) filter (where d.message_id is not null) as ids,
+      json_agg(d.state) filter (where d.state is not null) as states
     from fleet.device_transitions t
     left join fleet.webhook_deliveries d on d.transition_id = t.transition_id and d.kind in ('first', 'recovery', 'change')
     where t.device_id = any (${array(devices)}::bigint[]) and t.event in ('offline', 'back') and t.reason is distinct from 'ingest_down'
