@@ -317,3 +317,29 @@ t.test('a changed interval of the whole fleet neither waits for ingest nor keeps
   )
   t.equal(await value(admin`select count(*)::int from fleet.changed_devices`), 0)
 })
+
+t.test('a clock of Postgres that ran ahead, or was set back, leaves one row for each change that the views showed', async t => {
+  const { sql, admin } = await withDatabase(t)
+  await startedAgo(admin, '1 day')
+  const at = clock()
+  const [device] = (await enroll(sql, 1)) as [number]
+  await admin`update fleet.device_last_status set noted_since = ${at(0)}`
+  await beats(sql, [device], [at(0), at(60)])
+  await note(sql, at(100))
+  // For a moment it is an hour later, so the device is offline; then it is not.
+  await note(sql, at(3700))
+  await beats(sql, [device], [at(120)])
+  await note(sql, at(150))
+  // It is set back by half an hour while the device goes on.
+  await note(sql, at(-1650))
+  await beats(sql, [device], [at(180), at(240)])
+  await note(sql, at(300))
+  t.same(await history(sql, device), ['online', 'late (unknown)', 'offline (unknown)', 'back (unknown)'])
+  const rows = await sql<{ follows: boolean; in_order: boolean }[]>`
+    select previous_status = lag(status, 1, 'new') over w as follows, since >= lag(since, 1, since) over w or event = 'back' as in_order
+    from fleet.device_transitions window w as (order by transition_id)`
+  t.ok(rows.every(row => row.follows && row.in_order))
+  // And the next silence is seen as any other.
+  await note(sql, at(1200))
+  t.same((await history(sql, device)).slice(4), ['late (unknown)', 'offline (unknown)'])
+})
