@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:baa34dcc0c3581e2fbdc483f8643700748e00053
+--! Hash: sha1:5b619db579c1ac4d80f96d9531fbff33759f8046
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -2844,8 +2844,7 @@ $$;
 comment on function fleet.note_transitions(bigint[], timestamptz) is
   'Writes the changes of status of these devices that were not noted yet to fleet.device_transitions, with their reasons, and '
   'queues the messages about them: without p_now, of devices that a heartbeat of this transaction came from. Returns how many. '
-  'Called by ingest and each minute by '
-  'fleet.mark_silent().';
+  'Called by ingest and each minute by fleet.mark_silent().';
 --! EndIncluded transitions/note_transitions.sql
 --! Included transitions/note_first_status.sql
 create or replace function fleet.note_first_status(p_device_ids bigint[], p_now timestamptz) returns integer
@@ -3065,33 +3064,6 @@ comment on function fleet.note_changed_devices(integer, timestamptz) is
   'Notes what follows from a change of devices, for at most so many of them: that they were revoked, or are no longer, and after '
   'which silence they are late. Returns how many. Called each minute by fleet.mark_silent().';
 --! EndIncluded transitions/note_changed_devices.sql
---! Included transitions/prune_transitions.sql
-create or replace function fleet.prune_transitions(p_now timestamptz default now()) returns bigint
-language plpgsql
-volatile
-security definer
-set search_path = pg_catalog, pg_temp
-set timezone = 'UTC'
-as $$
-declare
-  v_rows bigint;
-begin
-  perform fleet.not_in_future(p_now);
-  delete from fleet.device_transitions t
-  using fleet.settings s
-  where t.at < p_now - s.transitions_keep;
-  get diagnostics v_rows = row_count;
-  delete from fleet.incidents i
-  using fleet.settings s
-  where i.ended_at < p_now - s.transitions_keep;
-  return v_rows;
-end
-$$;
-
-comment on function fleet.prune_transitions(timestamptz) is
-  'Deletes transitions and ended incidents that are older than settings.transitions_keep; returns how many transitions. Called by '
-  'fleet.prune().';
---! EndIncluded transitions/prune_transitions.sql
 --! Included transitions/transitions_after.sql
 create or replace function fleet.transitions_after(
   p_after text default null,
@@ -5557,25 +5529,6 @@ begin
   if not found then
     return 0;
   end if;
-  -- All in one transaction, which ingest and the night must not have to wait for.
-  if (
-    select count(*)
-    from (
-      select
-      from fleet.device_transitions t
-      where t.transition_id >= p_from_transition and t.incident_id is null and t.reason is distinct from 'ingest_down'
-        and (v_webhook.cohort is null or t.cohort = v_webhook.cohort)
-        and (
-          t.event = any (v_webhook.events) or t.previous_status = any (v_webhook.events) and t.event in ('online', 'back', 'revoked')
-        )
-      limit v_most + 1
-    ) t
-  ) > v_most then
-    raise exception using
-      errcode = 'FL422',
-      message = format('from transition %s on there are more than %s messages', p_from_transition, v_most),
-      hint = 'Begin with a later one: select min(transition_id) from fleet.device_transitions where at > now() - interval ''1 day'';';
-  end if;
   -- In the order of time: of incidents that have ended first the beginning, then the end.
   insert into fleet.webhook_deliveries (webhook_id, incident_id, event, kind, body, due_at, next_attempt_at)
   select v_webhook.webhook_id, i.incident_id, fleet.incident_event(i.kind), 'replay', fleet.replayed(m.body, m.kind), now(), now()
@@ -5606,8 +5559,16 @@ begin
     and (
       t.event = any (v_webhook.events) or t.previous_status = any (v_webhook.events) and t.event in ('online', 'back', 'revoked')
     )
-  order by t.transition_id;
+  order by t.transition_id
+  limit v_most + 1;
   get diagnostics v_devices = row_count;
+  -- All in one transaction, which ingest and the night must not have to wait for.
+  if v_devices > v_most then
+    raise exception using
+      errcode = 'FL422',
+      message = format('from transition %s on there are more than %s messages', p_from_transition, v_most),
+      hint = 'Begin with a later one: select min(transition_id) from fleet.device_transitions where at > now() - interval ''1 day'';';
+  end if;
   perform fleet.audit_webhook(
     p_name, null, format('replay from transition %s: %s messages', p_from_transition, v_incidents + v_devices)
   );
@@ -5618,7 +5579,8 @@ $$;
 
 comment on function fleet.replay_webhook(text, bigint) is
   'Sends again what a webhook would have been told from this transition on, without grace and reminders, for a receiver that lost '
-  'its data. The messages have new ids and the kind replay, at most 100,000. Returns how many. Example: select fleet.replay_webhook(''on-call'', 4711);';
+  'its data. The messages have new ids and the kind replay, at most 100,000. Returns how many. '
+  'Example: select fleet.replay_webhook(''on-call'', 4711);';
 --! EndIncluded webhooks/replay_webhook.sql
 --! Included webhooks/retry_deliveries.sql
 create or replace function fleet.retry_deliveries(p_name text, p_message_id text default null) returns bigint
@@ -6793,7 +6755,13 @@ begin
   using fleet.settings s
   where l.at < p_now - s.commands_keep;
   get diagnostics v_dispatches = row_count;
-  v_transitions := fleet.prune_transitions(p_now);
+  delete from fleet.device_transitions t
+  using fleet.settings s
+  where t.at < p_now - s.transitions_keep;
+  get diagnostics v_transitions = row_count;
+  delete from fleet.incidents i
+  using fleet.settings s
+  where i.ended_at < p_now - s.transitions_keep;
   delete from fleet.device_unreadable_fields f
   using fleet.settings s
   where f.last_at < p_now - s.quarantine_keep;

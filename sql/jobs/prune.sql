@@ -30,7 +30,13 @@ begin
   using fleet.settings s
   where l.at < p_now - s.commands_keep;
   get diagnostics v_dispatches = row_count;
-  v_transitions := fleet.prune_transitions(p_now);
+  delete from fleet.device_transitions t
+  using fleet.settings s
+  where t.at < p_now - s.transitions_keep;
+  get diagnostics v_transitions = row_count;
+  delete from fleet.incidents i
+  using fleet.settings s
+  where i.ended_at < p_now - s.transitions_keep;
   delete from fleet.device_unreadable_fields f
   using fleet.settings s
   where f.last_at < p_now - s.quarantine_keep;

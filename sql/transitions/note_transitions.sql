@@ -95,5 +95,4 @@ $$;
 comment on function fleet.note_transitions(bigint[], timestamptz) is
   'Writes the changes of status of these devices that were not noted yet to fleet.device_transitions, with their reasons, and '
   'queues the messages about them: without p_now, of devices that a heartbeat of this transaction came from. Returns how many. '
-  'Called by ingest and each minute by '
-  'fleet.mark_silent().';
+  'Called by ingest and each minute by fleet.mark_silent().';

@@ -168,7 +168,7 @@ t.test('a cohort or a network that falls silent together is one incident', async
       sql`select count(*)::int from fleet.device_transitions where event = 'back' and reason in ('cohort_silent', 'network_silent') and incident_id is not null`,
     ),
     21,
-    'who comes back has the reason and the incident',
+    'a device that comes back has the reason and the incident',
   )
 })
 

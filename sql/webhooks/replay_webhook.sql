@@ -25,25 +25,6 @@ begin
   if not found then
     return 0;
   end if;
-  -- All in one transaction, which ingest and the night must not have to wait for.
-  if (
-    select count(*)
-    from (
-      select
-      from fleet.device_transitions t
-      where t.transition_id >= p_from_transition and t.incident_id is null and t.reason is distinct from 'ingest_down'
-        and (v_webhook.cohort is null or t.cohort = v_webhook.cohort)
-        and (
-          t.event = any (v_webhook.events) or t.previous_status = any (v_webhook.events) and t.event in ('online', 'back', 'revoked')
-        )
-      limit v_most + 1
-    ) t
-  ) > v_most then
-    raise exception using
-      errcode = 'FL422',
-      message = format('from transition %s on there are more than %s messages', p_from_transition, v_most),
-      hint = 'Begin with a later one: select min(transition_id) from fleet.device_transitions where at > now() - interval ''1 day'';';
-  end if;
   -- In the order of time: of incidents that have ended first the beginning, then the end.
   insert into fleet.webhook_deliveries (webhook_id, incident_id, event, kind, body, due_at, next_attempt_at)
   select v_webhook.webhook_id, i.incident_id, fleet.incident_event(i.kind), 'replay', fleet.replayed(m.body, m.kind), now(), now()
@@ -74,8 +55,16 @@ begin
     and (
       t.event = any (v_webhook.events) or t.previous_status = any (v_webhook.events) and t.event in ('online', 'back', 'revoked')
     )
-  order by t.transition_id;
+  order by t.transition_id
+  limit v_most + 1;
   get diagnostics v_devices = row_count;
+  -- All in one transaction, which ingest and the night must not have to wait for.
+  if v_devices > v_most then
+    raise exception using
+      errcode = 'FL422',
+      message = format('from transition %s on there are more than %s messages', p_from_transition, v_most),
+      hint = 'Begin with a later one: select min(transition_id) from fleet.device_transitions where at > now() - interval ''1 day'';';
+  end if;
   perform fleet.audit_webhook(
     p_name, null, format('replay from transition %s: %s messages', p_from_transition, v_incidents + v_devices)
   );
@@ -86,4 +75,5 @@ $$;
 
 comment on function fleet.replay_webhook(text, bigint) is
   'Sends again what a webhook would have been told from this transition on, without grace and reminders, for a receiver that lost '
-  'its data. The messages have new ids and the kind replay, at most 100,000. Returns how many. Example: select fleet.replay_webhook(''on-call'', 4711);';
+  'its data. The messages have new ids and the kind replay, at most 100,000. Returns how many. '
+  'Example: select fleet.replay_webhook(''on-call'', 4711);';

@@ -225,7 +225,7 @@ t.test('an incident is told once, not its devices, and once when it ends', async
   await dba`select fleet.create_webhook('other', ${URL}, array['offline', 'cohort_silent'], 'elsewhere', p_grace => '0')`
   await dba`select fleet.create_webhook('slow', ${URL}, array['cohort_silent'], p_grace => '1 hour')`
   const incident = await openIncident(sql, 'cohort', 'default', ids)
-  t.same(await deliver(notifier), ['cohort_silent first'], 'also to who asks only for offline devices')
+  t.same(await deliver(notifier), ['cohort_silent first'], 'also for a webhook that asks only for offline devices')
   t.same(await told(sql, 'other'), [], 'but not to those who watch another cohort')
   for (const id of ids) await change(sql, id, { event: 'back', from: 'offline', incident })
   t.same(await deliver(notifier), [])

@@ -15,7 +15,7 @@ const AT_ONCE = 3
 const NOTIFIERS = 2
 
 export class Told {
-  /** Whom nobody sends heartbeats of but this. */
+  /** Nothing else sends heartbeats of these. */
   readonly devices: number[]
   readonly notifiers: Program[] = []
   /** How the receiver answers. */
@@ -139,10 +139,10 @@ export async function untold(sql: Sql, devices: number[], received: Received[]) 
     const id = headers['webhook-id'] ?? ''
     byId.set(id, [...(byId.get(id) ?? []), text])
   }
-  let before = new Map<string, string>()
+  const before = new Map<string, string>()
   for (const { transition_id, device_id, event, ids, states } of rows) {
     if (before.get(device_id) === event) wrong.push(`device ${device_id} is ${event} twice in a row`)
-    before = before.set(device_id, event)
+    before.set(device_id, event)
     if (ids?.length !== 1 || states?.[0] !== 'delivered') {
       wrong.push(
         `${event} of device ${device_id} (${transition_id}) has ${ids?.length ?? 0} messages: ${states?.join(', ') ?? ''}`,
