@@ -228,7 +228,7 @@ t.test(`killed with -9 at ${KILLS} random moments, it loses no message, and the 
   t.same(new Set(sent.map(message => message.state)), new Set(['delivered']))
   const byId = groupBy(receiver.received, idOf)
   t.same([...byId.keys()].sort(), sent.map(message => message.message_id).sort(), 'each message arrived, and no other')
-  t.comment(`${sent.length} messages, of which ${receiver.received.length - sent.length} arrived more than once`)
+  t.comment(`${sent.length} messages, and ${receiver.received.length - sent.length} repeats`)
   for (const [id, copies] of byId) t.equal(new Set(copies.map(({ text }) => text)).size, 1, `${id}: each copy is the same`)
   for (const device of devices) {
     const should = sent.filter(message => Number(message.device_id) === device).map(message => message.message_id)
