@@ -1,7 +1,7 @@
 import type { Context, Handler } from 'hono'
 import { clientAddress } from '../auth/address.ts'
 import type { AppEnv } from '../context.ts'
-import { keyCheck } from '../auth/auth.ts'
+import type { Access } from '../auth/access.ts'
 import { mediaType, readInflated } from '../body.ts'
 import type { ServerConfig } from '../config.ts'
 import type { Log } from '../../lib/log.ts'
@@ -31,7 +31,7 @@ export function Login({ next, problem }: LoginProps) {
         )}
         {/* For password managers, which store a password under a name. */}
         <input type="text" name="username" value="admin" autocomplete="username" hidden />
-        <label for="key">Admin key</label>
+        <label for="key">Key</label>
         <input
           id="key"
           name="key"
@@ -42,7 +42,8 @@ export function Login({ next, problem }: LoginProps) {
           aria-describedby="key-hint"
         />
         <p id="key-hint" class="muted">
-          This is the server's <code>ADMIN_KEY</code>. <code>npm start</code> keeps it in <code>.local/admin-key</code>.
+          An API key with the scope <code>read</code>, or the server's <code>ADMIN_KEY</code>. <code>npm start</code> keeps that
+          in <code>.local/admin-key</code>.
         </p>
         <input type="hidden" name="next" value={next} />
         <button type="submit">Log in</button>
@@ -51,8 +52,7 @@ export function Login({ next, problem }: LoginProps) {
   )
 }
 
-export function postLogin(config: ServerConfig, sessions: Sessions, log: Log): Handler<AppEnv> {
-  const isKey = keyCheck(config.adminKey)
+export function postLogin(config: ServerConfig, access: Access, sessions: Sessions, log: Log): Handler<AppEnv> {
   const attempts = new Attempts()
   return async c => {
     fromThisPage(c)
@@ -64,14 +64,23 @@ export function postLogin(config: ServerConfig, sessions: Sessions, log: Log): H
       const problem = `Too many wrong keys from this address. Try again in ${wait} s.`
       return answer(c, <Login next={next} problem={problem} />, 429, { 'retry-after': String(wait) })
     }
-    if (!isKey(form.get('key'))) {
+    const who = await access.identify(form.get('key'), c.env.incoming)
+    if (who === undefined) {
       attempts.failed(address)
-      log.warn({ event: 'page.login_failed', address }, 'Somebody tried to log in with a wrong admin key.')
-      return answer(c, <Login next={next} problem="That is not the admin key." />, 403)
+      log.warn({ event: 'page.login_failed', address }, 'Somebody tried to log in with a wrong key.')
+      return answer(c, <Login next={next} problem="That is not a valid key." />, 403)
     }
     attempts.succeeded(address)
-    log.info({ event: 'page.login', address })
-    sessions.open(c)
+    if (!who.scopes.includes('read')) {
+      return answer(
+        c,
+        <Login next={next} problem={`The key ${who.actor} does not have the scope read, which this page needs.`} />,
+        403,
+      )
+    }
+    const isOpen = await sessions.open(c, who.credential === undefined ? 'admin_key' : 'api_key', who)
+    if (!isOpen) return answer(c, <Login next={next} problem="That key was revoked at this moment." />, 403)
+    log.info({ event: 'page.login', actor: who.actor, address })
     return c.redirect(next, 303)
   }
 }
