@@ -154,12 +154,14 @@ begin
 end
 $$;
 drop function if exists fleet.end_session(bytea, timestamptz);
+drop function if exists fleet.audit_webhook(text, text, text);
 drop function if exists fleet.transitions_of(bigint, bigint, integer);
 
 -- Functions, procedures, views
 
 --!include access/may_reach.sql
 --!include access/current_actor.sql
+--!include access/is_scheduled_run.sql
 --!include access/audit.sql
 --!include access/keep_audit_log.sql
 --!include access/audit_log.trigger.sql
@@ -192,7 +194,67 @@ drop function if exists fleet.transitions_of(bigint, bigint, integer);
 --!include transitions/transitions_of_cohorts.sql
 --!include transitions/transitions_of.sql
 --!include webhooks/audit_webhook.sql
+--!include partitions/settle_table.sql
+--!include partitions/settle_partition.sql
+--!include partitions/unsettle_table.sql
+--!include partitions/unsettle_partition.sql
+--!include partitions/add_partitions.sql
+--!include partitions/create_partitions.sql
+--!include partitions/premake.sql
+--!include partitions/set_cadence.sql
+--!include partitions/hold_partition.sql
+--!include partitions/release_partition.sql
+--!include partitions/drop_retired.sql
+--!include availability/roll_up_day.sql
+--!include availability/roll_up.sql
+--!include availability/finish_rollups.sql
+--!include ingest/ingest.sql
+--!include ingest/replay_heartbeats.sql
+--!include ingest/replay_quarantine.sql
+--!include archive/archive_partition.sql
+--!include archive/retry_archive.sql
+--!include archive/accept_archive.sql
+--!include archive/forget_archive.sql
+--!include archive/request_restore.sql
+--!include erase/erase_device.sql
+--!include erase/retry_erasure.sql
+--!include status/backfill_last_status.sql
+--!include status/reconcile.sql
+--!include devices/create_gateway_token.sql
+--!include devices/revoke_gateway.sql
+--!include devices/audit_devices.sql
+--!include devices/devices.trigger.sql
+--!include import/prepare_partitions.sql
+--!include import/move_blocks.sql
+--!include import/begin_import.sql
+--!include import/begin_verification.sql
+--!include import/begin_abandoning.sql
+--!include import/confirm_import.sql
+--!include import/forget_import.sql
+--!include import/audit_import_devices.sql
+--!include import/import_devices.trigger.sql
+--!include webhooks/create_webhook.sql
+--!include webhooks/remove_webhook.sql
+--!include webhooks/rotate_webhook_secret.sql
+--!include webhooks/pause_webhook.sql
+--!include webhooks/resume_webhook.sql
+--!include webhooks/test_webhook.sql
+--!include webhooks/replay_webhook.sql
+--!include webhooks/retry_deliveries.sql
+--!include webhooks/dismiss_deliveries.sql
+--!include jobs/do_step.sql
+--!include jobs/begin_run.sql
+--!include jobs/audit_unlock.sql
+--!include jobs/force_unlock.sql
+--!include jobs/schedule_jobs.sql
 --!include jobs/audit_settings.sql
 --!include jobs/settings.trigger.sql
 --!include jobs/prune.sql
+
+-- Who acts through the server is named there, too.
+alter table fleet.webhooks alter created_by set default (fleet.current_actor()).actor;
+alter table fleet.restore_requests alter requested_by set default (fleet.current_actor()).actor;
+alter table fleet.erasures alter requested_by set default (fleet.current_actor()).actor;
+alter table fleet.imports alter started_by set default (fleet.current_actor()).actor;
+
 --!include setup/grants.sql

@@ -101,6 +101,7 @@ grant execute on function
   fleet.set_cadence(text, timestamptz),
   fleet.recommend_cadence(),
   fleet.force_unlock(text),
+  fleet.audit_unlock(text),  -- called by force_unlock
   fleet.set_cohort_interval(text, interval),
   fleet.create_partitions(date, date),
   fleet.sync_partitions(),
