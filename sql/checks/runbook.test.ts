@@ -10,6 +10,7 @@ const root = join(import.meta.dirname, '../..')
 
 for (const [page, role] of [
   ['docs/operate.md', 'fleet_dba'],
+  ['docs/audit.md', 'fleet_dba'],
   ['RUNBOOK.md', 'fleet_dba'],
   ['docs/views.md', 'fleet_reader'],
 ] as const) {
