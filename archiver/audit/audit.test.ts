@@ -46,7 +46,7 @@ async function rowsOfFile(file: string) {
   const duckdb = await (await DuckDBInstance.create()).connect()
   await duckdb.run(`set TimeZone = 'UTC'`)
   const found = await duckdb.runAndReadAll(`
-    select audit_id::varchar, epoch_us(at)::varchar, actor, how, action, target, before, after, request_id, address
+    select audit_id::varchar, epoch_us("at")::varchar, actor, how, action, target, before, after, request_id, address
     from read_parquet('${file}') order by audit_id`)
   duckdb.closeSync()
   return found.getRows()
@@ -54,11 +54,11 @@ async function rowsOfFile(file: string) {
 
 async function rowsOfMonth({ admin }: TestDatabase, month: string) {
   const rows = await admin`
-    select audit_id::text, (extract(epoch from at) * 1000000)::bigint::text, actor, how, action, target, before::text, after::text,
+    select l.audit_id::text, (extract(epoch from at) * 1000000)::bigint::text, actor, how, action, target, before::text, after::text,
       request_id, address
-    from fleet.audit_log
+    from fleet.audit_log l
     where at >= ${month}::timestamp at time zone 'UTC' and at < (${month}::timestamp + interval '1 month') at time zone 'UTC'
-    order by audit_id`.values()
+    order by l.audit_id`.values()
   return rows.map(row => Array.from<unknown>(row))
 }
 
