@@ -212,6 +212,7 @@ drop function if exists fleet.transitions_of(bigint, bigint, integer);
 --!include access/fail_audit_archive.sql
 --!include access/prune_audit_log.sql
 --!include archive/wake_archiver.sql
+--!include checks/check_archive.sql
 --!include access/audit_log.trigger.sql
 --!include access/settings_audit.view.sql
 --!include access/find_api_key.sql
