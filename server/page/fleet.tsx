@@ -65,7 +65,8 @@ interface FleetProps {
 export function Fleet({ cohorts, silence, trend, now }: FleetProps) {
   const [all, ...others] = cohorts
   const alarms = new Map((silence ?? []).slice(1).map(cohort => [cohort.cohort, cohort]))
-  const since = (status: keyof Sample & keyof CohortCount) => trend && all ? sinceAnHour(trend, now, all[status], status) : undefined
+  const since = (status: keyof Sample & keyof CohortCount) =>
+    trend && all ? sinceAnHour(trend, now, all[status], status) : undefined
   if (all === undefined || all.devices === 0) return <p class="muted">No device is enrolled yet.</p>
   return (
     <>

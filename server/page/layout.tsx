@@ -44,6 +44,18 @@ export function Page({ title, isBare = false, nav, who, children }: PropsWithChi
             <img src={assetPath('icon.svg')} alt="" width="28" height="28" /> <a href="/">NexMDM</a>
           </p>
           {!isBare && nav}
+          {who?.scopes.includes('operate') === true && (
+            <nav aria-label="People">
+              <ul>
+                <li>
+                  <a href="/sessions">Sessions</a>
+                </li>
+                <li>
+                  <a href="/audit">Audit</a>
+                </li>
+              </ul>
+            </nav>
+          )}
           {!isBare && (
             <p id="live" role="status" aria-live="polite">
               As of {new Date().toISOString().slice(11, 16)} UTC

@@ -21,6 +21,11 @@ import { Jobs, readJobs } from './jobs.tsx'
 import { Page, Section } from './layout.tsx'
 import { localPath, Login, postLogin, postLogout } from './login.tsx'
 import { BoundFleet } from './bound.tsx'
+import { Attempts } from './attempts.ts'
+import { confirmDeed, Do, postDeed } from './deeds.tsx'
+import { AuditTable, readAudit, readSessions, SessionTable } from './people.tsx'
+import { Oidc } from '../auth/oidc.ts'
+import { beginOidc, finishOidc } from './oidc.tsx'
 import { PartitionStrip } from './partitions.tsx'
 import { settled, toReader } from './result.ts'
 import { Semaphore } from './semaphore.ts'
@@ -41,6 +46,8 @@ export function opsPage(context: ServerContext) {
   const { access, config, log, metrics, pool, reader, backpressure } = context
   const app = new Hono<AppEnv>()
   const sessions = new Sessions(config, pool, log)
+  const attempts = new Attempts()
+  const oidc = config.oidc && new Oidc(config.oidc)
   const semaphore = new Semaphore(MAX_STATEMENTS)
   const rates = new IngestRates(metrics)
   const caches = {
@@ -58,8 +65,12 @@ export function opsPage(context: ServerContext) {
   const readPart = <T,>(part: string, reading: Promise<T>) => settled(part, reading, log, TIMEOUT_MS)
 
   serveAssets(app)
-  app.post('/login', timed(metrics, 'POST /login', postLogin(config, access, sessions, log)))
+  app.post('/login', timed(metrics, 'POST /login', postLogin(config, access, sessions, attempts, log)))
   app.post('/logout', postLogout(sessions))
+  if (oidc !== undefined) {
+    app.get('/login/oidc', beginOidc(oidc, config, log))
+    app.get('/login/oidc/callback', finishOidc(oidc, config, sessions, attempts, log))
+  }
   app.get(
     '/',
     timed(
@@ -153,12 +164,22 @@ export function opsPage(context: ServerContext) {
               show={value => <Changes changes={value} now={now} />}
             />
             <Devices devices={devices} search={search} now={now} />
-            <Section id="partitions" title="Days" of={partitions} show={value => <PartitionStrip days={daysOf(value, now)} />} />
+            <Section
+              id="partitions"
+              title="Days"
+              of={partitions}
+              show={value => <PartitionStrip days={daysOf(value, now)} who={who} />}
+            />
             <div class="columns">
               <Section id="archives" title="Archives" of={partitions} show={value => <Archives partitions={value} now={now} />} />
               <Section id="storage" title="Storage" of={partitions} show={value => <Storage partitions={value} now={now} />} />
             </div>
-            <Section id="webhooks" title="Webhooks" of={webhooks} show={value => <Webhooks webhooks={value} now={now} />} />
+            <Section
+              id="webhooks"
+              title="Webhooks"
+              of={webhooks}
+              show={value => <Webhooks webhooks={value} now={now} who={who} />}
+            />
             <Section id="jobs" title="Jobs" of={jobs} show={value => <Jobs jobs={value} now={now} />} />
           </>,
         )
@@ -205,6 +226,11 @@ export function opsPage(context: ServerContext) {
           { title: `${name} · NexMDM fleet`, status: error !== undefined && day.error !== undefined ? 503 : 200, nav: BACK, who },
           <>
             <h1 class="device">{name}</h1>
+            {device.value !== undefined && (
+              <p class="deeds">
+                <Do deed="command" who={who} device={id} /> <Do deed="token" who={who} device={id} />
+              </p>
+            )}
             <Section id="now" title="Now" of={device} show={value => <DeviceFacts device={value!} now={now} />} />
             {unreadable.value?.length !== 0 && (
               <Section
@@ -225,6 +251,49 @@ export function opsPage(context: ServerContext) {
         )
       }),
     ),
+  )
+
+  const doDeed = postDeed(config, pool, () => {
+    for (const cache of Object.values(caches)) cache.clear()
+  })
+  app.get('/do/:deed', forSession(confirmDeed()))
+  app.post('/do/:deed', timed(metrics, 'POST /do/:deed', forSession(doDeed)))
+
+  app.get(
+    '/sessions',
+    forSession(async (c, who) => {
+      requireScope(who, 'operate')
+      const sessions = await readPart(
+        'sessions',
+        semaphore.run(() => readSessions(pool)),
+      )
+      return show(
+        c,
+        { title: 'Sessions · NexMDM fleet', status: 200, nav: BACK, who },
+        <Section
+          id="sessions"
+          title="Who is logged in"
+          of={sessions}
+          show={value => <SessionTable sessions={value} who={who} now={new Date()} />}
+        />,
+      )
+    }),
+  )
+  app.get(
+    '/audit',
+    forSession(async (c, who) => {
+      requireScope(who, 'operate')
+      const q = (c.req.query('q') ?? '').replaceAll('\0', '').trim().slice(0, 200)
+      const rows = await readPart(
+        'audit',
+        semaphore.run(() => readAudit(pool, q)),
+      )
+      return show(
+        c,
+        { title: 'Audit log · NexMDM fleet', status: 200, nav: BACK, who },
+        <Section id="audit" title="Who did what" of={rows} show={value => <AuditTable rows={value} q={q} now={new Date()} />} />,
+      )
+    }),
   )
 
   app.onError(async (error, c) => {
@@ -257,7 +326,7 @@ export function opsPage(context: ServerContext) {
         if (isPoll(c)) throw new Problem(401, 'The session has ended.')
         if (comesFromElsewhere(c)) return answer(c, <Again />)
         const { pathname, search } = new URL(c.req.url)
-        return answer(c, <Login next={localPath(pathname + search)} />)
+        return answer(c, <Login next={localPath(pathname + search)} provider={oidc?.host} />)
       }
       if (isPoll(c) && backpressure.sheds('page'))
         throw unavailable('The server is busy with heartbeats, so this page is paused.')

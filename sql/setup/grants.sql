@@ -21,6 +21,13 @@ grant execute on function
   fleet.record_slo(text, json),
   fleet.record_unreadable_fields(json),
   fleet.fleet_summary_of(text[]),
+  -- The buttons of the ops page.
+  fleet.hold_partition(text, text),
+  fleet.release_partition(text),
+  fleet.request_restore(date, date),
+  fleet.pause_webhook(text),
+  fleet.resume_webhook(text, boolean),
+  fleet.close_session(bigint),
   fleet.list_devices_of(text[], text, interval, bigint, integer, text, text),
   fleet.transitions_of_cohorts(text[], text, integer, text),
   fleet.authenticate_key(bytea, text),
@@ -284,6 +291,9 @@ grant select on fleet.restore_requests to fleet_dba;
 -- For queries over the archive and the online days together.
 grant select on fleet.device_heartbeats to fleet_archiver;
 grant select on fleet.api_keys, fleet.open_sessions, fleet.audit_log, fleet.settings_audit to fleet_dba;
+-- For the ops page. What is in the log is decided by the functions that write it.
+grant select on fleet.open_sessions, fleet.audit_log to fleet_server;
+grant execute on function fleet.find_session(bytea) to fleet_server, fleet_dba;  -- called by the view open_sessions
 grant select on
   fleet.heartbeat_quarantine, fleet.archivers, fleet.silence_watch, fleet.silence_usual,
   fleet.device_availability_daily, fleet.rolled_up_days, fleet.late_arrivals, fleet.storage_daily
