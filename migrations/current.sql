@@ -153,15 +153,66 @@ begin
   end if;
 end
 $$;
+alter table fleet.settings add column if not exists audit_archive boolean not null default false;
+comment on column fleet.settings.audit_archive is
+  'Whether each past month of fleet.audit_log goes to the archive. Then no row is deleted that is not there.';
+create table if not exists fleet.audit_archives (
+  month date,
+  url text,
+  sha256 text,
+  bytes bigint,
+  rows bigint,
+  rows_sha256 text,
+  archived_at timestamptz,
+  wanted integer not null default 1,
+  done integer not null default 0,
+  pruned_at timestamptz,
+  attempts integer not null default 0,
+  next_attempt_at timestamptz,
+  last_error text,
+  lease_owner text,
+  lease_until timestamptz,
+  constraint audit_archives_pkey primary key (month),
+  constraint audit_archives_whole_months check (extract(day from month) = 1),
+  constraint audit_archives_proven
+    check (done = 0 or (url is not null and sha256 is not null and rows is not null and archived_at is not null))
+);
+comment on table fleet.audit_archives is 'The months of fleet.audit_log in the archive, each in one Parquet file.';
+comment on column fleet.audit_archives.month is 'The first day of the month, in UTC.';
+comment on column fleet.audit_archives.url is 'Where the file is.';
+comment on column fleet.audit_archives.sha256 is 'SHA-256 of the file.';
+comment on column fleet.audit_archives.bytes is 'Its size.';
+comment on column fleet.audit_archives.rows is 'How many rows it has.';
+comment on column fleet.audit_archives.rows_sha256 is
+  'SHA-256 of its rows as CSV, by Postgres and, from the file that was read back, by DuckDB.';
+comment on column fleet.audit_archives.archived_at is 'When it was read back and recorded.';
+comment on column fleet.audit_archives.wanted is 'The revision that is to be archived. It grows when rows of the month change.';
+comment on column fleet.audit_archives.done is 'The revision that is archived; 0: none.';
+comment on column fleet.audit_archives.pruned_at is 'When its rows were deleted online; null while they are there.';
+comment on column fleet.audit_archives.attempts is 'How often in a row archiving it has failed.';
+comment on column fleet.audit_archives.next_attempt_at is 'When it is tried again.';
+comment on column fleet.audit_archives.last_error is 'Why it failed.';
+comment on column fleet.audit_archives.lease_owner is 'The archiver that works on it.';
+comment on column fleet.audit_archives.lease_until is 'When another archiver may take it.';
 drop function if exists fleet.end_session(bytea, timestamptz);
+drop function if exists fleet.audit_webhook(text, text, text);
 drop function if exists fleet.transitions_of(bigint, bigint, integer);
 
 -- Functions, procedures, views
 
 --!include access/may_reach.sql
 --!include access/current_actor.sql
+--!include access/is_scheduled_run.sql
 --!include access/audit.sql
 --!include access/keep_audit_log.sql
+--!include access/audit_months_due.sql
+--!include access/claim_audit_month.sql
+--!include access/renew_audit_lease.sql
+--!include access/record_audit_archive.sql
+--!include access/fail_audit_archive.sql
+--!include access/prune_audit_log.sql
+--!include archive/wake_archiver.sql
+--!include checks/check_archive.sql
 --!include access/audit_log.trigger.sql
 --!include access/settings_audit.view.sql
 --!include access/find_api_key.sql
@@ -192,7 +243,68 @@ drop function if exists fleet.transitions_of(bigint, bigint, integer);
 --!include transitions/transitions_of_cohorts.sql
 --!include transitions/transitions_of.sql
 --!include webhooks/audit_webhook.sql
+--!include webhooks/describe_webhook.sql
+--!include partitions/settle_table.sql
+--!include partitions/settle_partition.sql
+--!include partitions/unsettle_table.sql
+--!include partitions/unsettle_partition.sql
+--!include partitions/add_partitions.sql
+--!include partitions/create_partitions.sql
+--!include partitions/premake.sql
+--!include partitions/set_cadence.sql
+--!include partitions/hold_partition.sql
+--!include partitions/release_partition.sql
+--!include partitions/drop_retired.sql
+--!include availability/roll_up_day.sql
+--!include availability/roll_up.sql
+--!include availability/finish_rollups.sql
+--!include ingest/ingest.sql
+--!include ingest/replay_heartbeats.sql
+--!include ingest/replay_quarantine.sql
+--!include archive/archive_partition.sql
+--!include archive/retry_archive.sql
+--!include archive/accept_archive.sql
+--!include archive/forget_archive.sql
+--!include archive/request_restore.sql
+--!include erase/erase_device.sql
+--!include erase/retry_erasure.sql
+--!include status/backfill_last_status.sql
+--!include status/reconcile.sql
+--!include devices/create_gateway_token.sql
+--!include devices/revoke_gateway.sql
+--!include devices/audit_devices.sql
+--!include devices/devices.trigger.sql
+--!include import/prepare_partitions.sql
+--!include import/move_blocks.sql
+--!include import/begin_import.sql
+--!include import/begin_verification.sql
+--!include import/begin_abandoning.sql
+--!include import/confirm_import.sql
+--!include import/forget_import.sql
+--!include import/audit_import_devices.sql
+--!include import/import_devices.trigger.sql
+--!include webhooks/create_webhook.sql
+--!include webhooks/remove_webhook.sql
+--!include webhooks/rotate_webhook_secret.sql
+--!include webhooks/pause_webhook.sql
+--!include webhooks/resume_webhook.sql
+--!include webhooks/test_webhook.sql
+--!include webhooks/replay_webhook.sql
+--!include webhooks/retry_deliveries.sql
+--!include webhooks/dismiss_deliveries.sql
+--!include jobs/do_step.sql
+--!include jobs/begin_run.sql
+--!include jobs/audit_unlock.sql
+--!include jobs/force_unlock.sql
+--!include jobs/schedule_jobs.sql
 --!include jobs/audit_settings.sql
 --!include jobs/settings.trigger.sql
 --!include jobs/prune.sql
+
+-- Who acts through the server is named there, too.
+alter table fleet.webhooks alter created_by set default (fleet.current_actor()).actor;
+alter table fleet.restore_requests alter requested_by set default (fleet.current_actor()).actor;
+alter table fleet.erasures alter requested_by set default (fleet.current_actor()).actor;
+alter table fleet.imports alter started_by set default (fleet.current_actor()).actor;
+
 --!include setup/grants.sql
