@@ -8,6 +8,11 @@ set lock_timeout = '300ms'
 as $$
 #variable_conflict use_column
 declare
+  -- The views of devices, which were made with the rights of the login.
+  c_views constant text[] := array[
+    'device_state', 'device_status', 'devices_offline', 'unity_down', 'fleet_summary', 'recent_changes', 'missed_beats',
+    'device_availability', 'unreadable_fields'
+  ];
   v_open record;
   v_mark text;
 begin
@@ -25,6 +30,7 @@ begin
       case
         when p.polname is not null and c.relkind in ('r', 'p') then
           format('alter table %s enable row level security;', c.oid::regclass)
+        when c.relname = any (c_views) then format('alter view %s set (security_invoker = true);', c.oid::regclass)
         else format('revoke select on %s from fleet_cohort_reader;', c.oid::regclass)
       end as remedy
     from pg_class c

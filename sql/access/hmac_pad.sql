@@ -1,7 +1,6 @@
 create or replace function fleet.hmac_pad(p_key bytea, p_byte integer) returns bytea
 language plpgsql
 immutable
-strict
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$

@@ -14,7 +14,9 @@ t.test('the DBA makes a login for a partner, which sees the devices of its cohor
 
   t.same(await partner`select fleet.seen_cohorts() as cohorts`, [{ cohorts: [OWN, 'acme-lab'] }])
   t.same(
-    (await partner`select device_id::int, cohort from fleet.device_status order by 1`).map(row => [row.device_id, row.cohort]),
+    (
+      await partner<{ device_id: number; cohort: string }[]>`select device_id::int, cohort from fleet.device_status order by 1`
+    ).map(row => [row.device_id, row.cohort]),
     own.map(id => [id, OWN]),
   )
   t.match(await partner`select cohort, devices::int, offline::int, unity_down::int from fleet.fleet_summary`, [
@@ -22,7 +24,7 @@ t.test('the DBA makes a login for a partner, which sees the devices of its cohor
     { cohort: OWN, devices: 3, offline: 1, unity_down: 1 },
   ])
   t.same(
-    (await partner`select cohort from fleet.fleet_silence`).map(row => row.cohort),
+    (await partner`select cohort from fleet.fleet_silence`).map(row => row.cohort as string),
     [OWN],
     'the silence of the whole fleet is not shown',
   )
@@ -192,7 +194,7 @@ t.test('names and cohorts that would be wrong or dangerous are refused, and noth
   await t.rejects(dba`select fleet.set_reader_cohorts('nobody', array['acme'])`, { code: 'FL404' })
   t.same(await db.admin`select rolname from pg_roles order by 1`, before)
   t.same(
-    (await dba`select reader from fleet.reader_logins`).map(row => row.reader),
+    (await dba`select reader from fleet.reader_logins`).map(row => row.reader as string),
     [name],
   )
   await t.rejects(db.sql`update fleet.readers set cohorts = array['(all)']`, { code: '23514' })
@@ -231,7 +233,7 @@ t.test('after a dump was restored, a new password makes the missing login again'
   ])
   const password = (await value(dba`select fleet.renew_reader_password(${name})`)) as string
   t.same(
-    (await login(t, db, name, password)`select distinct cohort from fleet.device_status`).map(row => row.cohort),
+    (await login(t, db, name, password)`select distinct cohort from fleet.device_status`).map(row => row.cohort as string),
     [OWN],
   )
   t.match(await dba`select * from fleet.check_readers()`, [{ status: 'ok' }])

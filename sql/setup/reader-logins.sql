@@ -5,6 +5,16 @@
 -- Names resolve in pg_catalog, no matter who runs this, so that no object of an ordinary role is used instead.
 set search_path = pg_catalog, pg_temp;
 
+do $$
+begin
+  if not (select rolsuper or rolcreaterole from pg_catalog.pg_roles where rolname = current_user) then
+    raise exception using
+      errcode = 'insufficient_privilege',
+      message = format('%s may not create roles, so fleet.create_reader() could not make a login', current_user);
+  end if;
+end
+$$;
+
 create or replace function fleet_guard.reader_mark() returns text
 language sql
 stable
