@@ -14,7 +14,7 @@ declare
   v_outer bytea := fleet.hmac_pad(convert_to(p_password, 'UTF8'), 92);
   v_round bytea;
   v_sum bit(256);
-  v_salted bytea := '';
+  v_salted bytea := '\x'::bytea;
   v_client_key bytea;
   v_server_key bytea;
 begin
