@@ -57,7 +57,7 @@ function redactor(secrets: string[]) {
   const forms = secrets.flatMap(secret => [JSON.stringify(secret).slice(1, -1), encodeURIComponent(secret)])
   return (line: string) => {
     let safe = line
-      .replaceAll(/nx([dg])(?:_|%5f)[\w%]*/gi, 'nx$1_***')
+      .replaceAll(/nx([dgk])(?:_|%5f)[\w%]*/gi, 'nx$1_***')
       .replaceAll(/whsec_[\w+/=]*/g, 'whsec_***')
       .replaceAll(/(postgres(?:ql)?:\/\/[^\s"@:]*:)[^\s"@]*@/g, '$1***@')
       .replaceAll(/(https?:\/\/)[^\s"/?#]*@/g, '$1***@')

@@ -160,8 +160,56 @@ export const settings = {
     group: 'Server',
     readBy: ['server', 'start', 'check'],
     about:
-      'The key for /admin, /ops, /v1/devices, /metrics and the ops page: at least 16 characters of printable ASCII without ' +
-      'spaces. It has no default, except that `npm start` makes one.',
+      "The server's own key, which opens everything except the calls of devices, also while the database is unreachable: at least " +
+      '16 characters of printable ASCII without spaces. `npm start` makes one. It may be left unset once there are API keys ' +
+      '(`fleet.create_api_key()`).',
+  },
+  PUBLIC_URL: {
+    group: 'Server',
+    readBy: ['server'],
+    about: 'The address at which browsers reach the ops page, without a path. OpenID Connect needs it.',
+    example: 'https://fleet.example.com',
+  },
+  OIDC_ISSUER: {
+    group: 'Server',
+    readBy: ['server'],
+    about:
+      'The identity provider with which people log in to the ops page, as its issuer URL (OpenID Connect with discovery). Its ' +
+      'redirect URI for this client is `PUBLIC_URL` + `/login/oidc/callback`. With it, PUBLIC_URL, OIDC_CLIENT_ID and OIDC_GROUPS ' +
+      'are needed, too.',
+    example: 'https://id.example.com/realms/fleet',
+  },
+  OIDC_CLIENT_ID: {
+    group: 'Server',
+    readBy: ['server'],
+    about: 'The name of this client at the identity provider.',
+    example: 'fleet',
+  },
+  OIDC_CLIENT_SECRET: {
+    group: 'Server',
+    readBy: ['server'],
+    about: 'Its secret. Without one it is a public client, which PKCE protects.',
+  },
+  OIDC_GROUPS: {
+    group: 'Server',
+    readBy: ['server'],
+    about:
+      'What the groups of the identity provider may do, as JSON: an object from each group to its `scopes` and, if it is bound to ' +
+      'some, its `cohorts`. The first group in this object to which a person belongs decides. Nobody else gets in.',
+    example:
+      '{"fleet-ops":{"scopes":["read","metrics","enroll","command","operate"]},"lobby":{"scopes":["read"],"cohorts":["lobby"]}}',
+  },
+  OIDC_GROUPS_CLAIM: {
+    group: 'Server',
+    readBy: ['server'],
+    default: 'groups',
+    about: 'The claim that names the groups, in the ID token or else in the answer of the userinfo endpoint.',
+  },
+  OIDC_SCOPE: {
+    group: 'Server',
+    readBy: ['server'],
+    default: 'openid email profile',
+    about: 'The scopes that the identity provider is asked for. Some providers need another one for the groups.',
   },
   WORKERS: {
     group: 'Server',

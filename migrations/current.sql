@@ -1,3 +1,161 @@
+-- Enter migration here
+
+-- Who may call what, who is logged in, and who did what.
+
+create table if not exists fleet.api_credentials (
+  key_id bigint generated always as identity,
+  key_name text not null,
+  token_hash bytea not null,
+  previous_hash bytea,
+  previous_until timestamptz,
+  scopes text[] not null,
+  cohorts text[],
+  created_at timestamptz not null default now(),
+  created_by text not null,
+  expires_at timestamptz,
+  revoked_at timestamptz,
+  last_used_at timestamptz,
+  last_address text,
+  constraint api_credentials_pkey primary key (key_id),
+  constraint api_credentials_name_unique unique (key_name),
+  constraint api_credentials_token_hash_unique unique (token_hash),
+  constraint api_credentials_previous_hash_unique unique (previous_hash),
+  constraint api_credentials_scopes_known
+    check (scopes <@ array['read', 'metrics', 'enroll', 'command', 'operate'] and cardinality(scopes) > 0),
+  constraint api_credentials_bound_scopes
+    check (cohorts is null or cardinality(cohorts) > 0 and not scopes && array['metrics', 'operate'])
+);
+comment on table fleet.api_credentials is 'API keys, as hashes. Read it with fleet.api_keys.';
+comment on column fleet.api_credentials.key_id is 'The number of the key.';
+comment on column fleet.api_credentials.key_name is 'The name of the key, as in fleet.audit_log and in the metrics. Unique, revoked keys included.';
+comment on column fleet.api_credentials.token_hash is 'SHA-256 of the key. The key itself is not stored.';
+comment on column fleet.api_credentials.previous_hash is 'SHA-256 of the key before the last rotation.';
+comment on column fleet.api_credentials.previous_until is 'Until when the key from before the last rotation is valid, too.';
+comment on column fleet.api_credentials.scopes is 'What the key may do: read, metrics, enroll, command, operate.';
+comment on column fleet.api_credentials.cohorts is 'The cohorts whose devices the key knows; null: all.';
+comment on column fleet.api_credentials.created_at is 'When the key was created.';
+comment on column fleet.api_credentials.created_by is 'Who created it, as in fleet.audit_log.actor.';
+comment on column fleet.api_credentials.expires_at is 'When the key stops by itself; null: never.';
+comment on column fleet.api_credentials.revoked_at is 'When the key was revoked; null while it was not.';
+comment on column fleet.api_credentials.last_used_at is 'When the key was last used, to the minute.';
+comment on column fleet.api_credentials.last_address is 'The address from which it was last used.';
+
+create table if not exists fleet.sessions (
+  session_id bigint generated always as identity,
+  session_hash bytea not null,
+  actor text not null,
+  login text not null,
+  key_id bigint,
+  scopes text[] not null,
+  cohorts text[],
+  address text,
+  user_agent text,
+  started_at timestamptz not null default now(),
+  last_seen_at timestamptz not null default now(),
+  ends_at timestamptz not null,
+  ended_at timestamptz,
+  constraint sessions_pkey primary key (session_id),
+  constraint sessions_hash_unique unique (session_hash),
+  constraint sessions_hash_is_sha256 check (length(session_hash) = 32),
+  constraint sessions_login_known check (login in ('admin_key', 'api_key', 'oidc')),
+  constraint sessions_key_id_fkey foreign key (key_id) references fleet.api_credentials (key_id) on delete cascade
+);
+comment on table fleet.sessions is 'Logins to the ops page. Read those that are open with fleet.open_sessions.';
+comment on column fleet.sessions.session_id is 'The number of the session.';
+comment on column fleet.sessions.session_hash is
+  'SHA-256 of the text in the cookie (of ADMIN_KEY sessions without its signature), so that nobody can log in with it.';
+comment on column fleet.sessions.actor is 'Who logged in: a person, the name of an API key, or ADMIN_KEY.';
+comment on column fleet.sessions.login is 'How: admin_key, api_key or oidc (OpenID Connect).';
+comment on column fleet.sessions.key_id is 'The API key with which the session was opened. It ends with the key.';
+comment on column fleet.sessions.scopes is 'What the session may do, as decided at login. With an API key, the scopes of the key count.';
+comment on column fleet.sessions.cohorts is 'The cohorts that the session knows; null: all.';
+comment on column fleet.sessions.address is 'The address from which somebody logged in.';
+comment on column fleet.sessions.user_agent is 'The browser, as it describes itself.';
+comment on column fleet.sessions.started_at is 'When somebody logged in.';
+comment on column fleet.sessions.last_seen_at is 'When the session was last used, to the minute.';
+comment on column fleet.sessions.ends_at is 'When the session ends by itself.';
+comment on column fleet.sessions.ended_at is 'When it was ended by a logout or by somebody; null while it was not.';
+create index if not exists sessions_ends_at_idx on fleet.sessions (ends_at);
+comment on index fleet.sessions_ends_at_idx is 'For pruning by age.';
+create index if not exists sessions_key_id_idx on fleet.sessions (key_id);
+comment on index fleet.sessions_key_id_idx is 'The sessions of an API key.';
+do $$
+begin
+  if to_regclass('fleet.ended_sessions') is not null then
+    -- Sessions that were ended stay ended.
+    insert into fleet.sessions (session_hash, actor, login, scopes, ends_at, ended_at)
+    select e.session_hash, 'ADMIN_KEY', 'admin_key', array['read', 'metrics', 'enroll', 'command', 'operate'], e.ends_at, now()
+    from fleet.ended_sessions e
+    on conflict do nothing;
+    drop table fleet.ended_sessions;
+  end if;
+end
+$$;
+drop function if exists fleet.is_session_ended(bytea);
+
+create table if not exists fleet.audit_log (
+  audit_id bigint generated always as identity,
+  at timestamptz not null default now(),
+  actor text not null,
+  how text not null,
+  action text not null,
+  target text,
+  before jsonb,
+  after jsonb,
+  request_id text,
+  address text,
+  constraint audit_log_pkey primary key (audit_id),
+  constraint audit_log_how_known check (how in ('key', 'session', 'sql', 'job'))
+);
+comment on table fleet.audit_log is
+  'Who did what. Each row was written in the transaction of its deed. Rows can only be added; fleet.prune() deletes those that '
+  'are older than settings.audit_keep.';
+comment on column fleet.audit_log.audit_id is 'The order of the rows.';
+comment on column fleet.audit_log.at is 'When it was done.';
+comment on column fleet.audit_log.actor is 'Who did it: the name of an API key, a person, ADMIN_KEY, or a login of Postgres.';
+comment on column fleet.audit_log.how is
+  'key: a call to the HTTP API. session: the ops page. sql: a login of Postgres. job: pg_cron.';
+comment on column fleet.audit_log.action is 'What was done, such as device.revoked or settings.changed.';
+comment on column fleet.audit_log.target is 'What it was done to, such as device:42 or setting:retention.';
+comment on column fleet.audit_log.before is 'What was before, where something was changed.';
+comment on column fleet.audit_log.after is 'What is now. Keys, tokens and passwords are never in it.';
+comment on column fleet.audit_log.request_id is 'The X-Request-Id of the HTTP request.';
+comment on column fleet.audit_log.address is 'The address of the client.';
+create index if not exists audit_log_at_idx on fleet.audit_log (at);
+comment on index fleet.audit_log_at_idx is 'For pruning by age.';
+create index if not exists audit_log_target_idx on fleet.audit_log (target, at);
+comment on index fleet.audit_log_target_idx is 'What happened to one thing.';
+create index if not exists audit_log_actor_idx on fleet.audit_log (actor, at);
+comment on index fleet.audit_log_actor_idx is 'What somebody did.';
+create index if not exists audit_log_action_idx on fleet.audit_log (action, at);
+comment on index fleet.audit_log_action_idx is 'When something was done, and by whom.';
+
+alter table fleet.settings
+  add column if not exists audit_keep interval not null default interval '400 days',
+  drop constraint if exists settings_audit_keep_positive,
+  add constraint settings_audit_keep_positive check (audit_keep >= interval '1 day');
+comment on column fleet.settings.audit_keep is 'How long rows of fleet.audit_log are kept online.';
+do $$
+begin
+  if (select c.relkind from pg_class c where c.oid = to_regclass('fleet.settings_audit')) = 'r' then
+    insert into fleet.audit_log (at, actor, how, action, target, before, after)
+    select a.changed_at, a.changed_by, 'sql',
+      case
+        when a.setting like 'webhook:%' then 'webhook.changed'
+        when a.setting like 'cohort_interval:%' then 'cohort_interval.changed'
+        else 'setting.changed'
+      end,
+      case when a.setting ~ '^(webhook|cohort_interval):' then a.setting else 'setting:' || a.setting end,
+      to_jsonb(a.old_value), to_jsonb(a.new_value)
+    from fleet.settings_audit a
+    order by a.audit_id;
+    drop table fleet.settings_audit;
+  end if;
+end
+$$;
+drop function if exists fleet.end_session(bytea, timestamptz);
+drop function if exists fleet.transitions_of(bigint, bigint, integer);
+
 -- Logins of Postgres that see only the devices of their cohorts.
 
 create table if not exists fleet.readers (
@@ -18,24 +176,48 @@ comment on column fleet.readers.cohorts is 'fleet.devices.cohort of the devices 
 comment on column fleet.readers.created_at is 'When it was made.';
 comment on column fleet.readers.created_by is 'The login that made it.';
 
--- from main: fleet.audit() comes from main. This is only here so that the tests of this branch run; it goes when main has it.
-create or replace function fleet.audit(
-  p_action text, p_target text, p_before jsonb default null, p_after jsonb default null
-) returns void
-language sql
-volatile
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-  select fleet.record_event(p_action, p_detail => format('%s: %s, was %s; by %s', p_target, p_after, p_before, session_user));
-$$;
-comment on function fleet.audit(text, text, jsonb, jsonb) is 'Comes from main.';
+-- Functions, procedures, views
 
--- Functions that policies and views call
+--!include access/may_reach.sql
+--!include access/current_actor.sql
+--!include access/audit.sql
+--!include access/keep_audit_log.sql
+--!include access/audit_log.trigger.sql
+--!include access/settings_audit.view.sql
+--!include access/find_api_key.sql
+--!include access/get_api_key.sql
+--!include access/create_api_key.sql
+--!include access/revoke_api_key.sql
+--!include access/rotate_api_key.sql
+--!include access/authenticate_key.sql
+--!include access/api_keys.view.sql
+--!include access/find_session.sql
+--!include access/act.sql
+--!include access/open_session.sql
+--!include access/see_session.sql
+--!include access/end_session.sql
+--!include access/close_session.sql
+--!include access/open_sessions.view.sql
+--!include devices/check_cohort.sql
+--!include devices/get_device.sql
+--!include devices/create_device.sql
+--!include devices/revoke_device.sql
+--!include devices/renew_token.sql
+--!include devices/move_device.sql
+--!include devices/rename_device.sql
+--!include devices/send_command.sql
+--!include devices/set_cohort_interval.sql
+--!include status/fleet_summary_of.sql
+--!include status/list_devices_of.sql
+--!include transitions/transitions_of_cohorts.sql
+--!include transitions/transitions_of.sql
+--!include webhooks/audit_webhook.sql
+--!include jobs/audit_settings.sql
+--!include jobs/settings.trigger.sql
+--!include jobs/prune.sql
+-- Logins that see only their cohorts: the functions that policies and views call, and then the policies and views
 --!include access/seen_cohorts.sql
 --!include access/grant_heartbeat_columns.sql
-
--- Functions, policies, views
 --!include access/readers.policies.sql
 --!include archive/note_columns.sql
 --!include status/device_state.view.sql

@@ -1,14 +1,12 @@
 import { Hono } from 'hono'
 import { etag } from 'hono/etag'
 import { TrieRouter } from 'hono/router/trie-router'
-import { adminOnly } from './auth/auth.ts'
 import { ackCommand, getCommands, postCommand } from './fleet/commands.ts'
 import type { AppEnv, ServerContext } from './context.ts'
 import { DeviceReads } from './fleet/device-reads.ts'
 import { changeDevice, createDevice, getDevice, listDevices, renewToken, revokeDevice } from './fleet/devices.ts'
 import { listDeviceTransitions, listTransitions } from './fleet/transitions.ts'
 import { postHeartbeat, postHeartbeats } from './ingest/ingest.ts'
-import { RateLimit } from './auth/rate-limit.ts'
 import { timed } from './ops/metrics.ts'
 import { getMetrics } from './ops/prometheus.ts'
 import { getOpenapi } from './openapi/document.ts'
@@ -18,14 +16,17 @@ import { Problem, requestId, toProblem, unavailable } from './problem.ts'
 import { noQuery } from './valid.ts'
 import { version } from '../lib/version.ts'
 
-/** The limit for one network. An admin key that a person chose may be guessed; tokens cannot. */
-export const WRONG_KEYS_PER_MINUTE = 60
-
 export function createApp(context: ServerContext) {
-  const { config, log, metrics, pool, reader, ops, tokens, writer, backpressure, unreadable, tracing, isDraining } = context
+  const { config, log, metrics, pool, reader, ops, access, tokens, writer, backpressure, unreadable, tracing, isDraining } =
+    context
   const app = new Hono<AppEnv>()
-  const rateLimit = new RateLimit(config.trustProxy, WRONG_KEYS_PER_MINUTE, () => metrics.authRefused.inc())
-  const admin = adminOnly(config.adminKey, rateLimit)
+  const [read, enroll, command, operate, monitor] = [
+    access.allow('read'),
+    access.allow('enroll'),
+    access.allow('command'),
+    access.allow('operate'),
+    access.allow('metrics'),
+  ]
   const reads = new DeviceReads(reader, config, metrics, backpressure, log)
 
   if (tracing !== undefined) app.use(tracing.request)
@@ -36,21 +37,21 @@ export function createApp(context: ServerContext) {
 
   app.get('/v1/commands', timed(metrics, 'GET /v1/commands', getCommands(tokens, metrics)))
   app.post('/v1/commands/:id/ack', timed(metrics, 'POST /v1/commands/:id/ack', ackCommand(tokens, metrics)))
-  app.post('/admin/command', admin, noQuery, timed(metrics, 'POST /admin/command', postCommand(pool, metrics)))
+  app.post('/admin/command', command, noQuery, timed(metrics, 'POST /admin/command', postCommand(config, pool, metrics)))
 
-  app.get('/v1/devices', admin, etag(), timed(metrics, 'GET /v1/devices', listDevices(reads, backpressure)))
-  app.get('/v1/devices/:id', admin, noQuery, etag(), timed(metrics, 'GET /v1/devices/:id', getDevice(reads)))
-  app.get('/v1/devices/:id/transitions', admin, timed(metrics, 'GET /v1/devices/:id/transitions', listDeviceTransitions(reader)))
-  app.get('/v1/transitions', admin, timed(metrics, 'GET /v1/transitions', listTransitions(reader)))
-  app.post('/admin/devices', admin, noQuery, timed(metrics, 'POST /admin/devices', createDevice(pool)))
-  app.patch('/admin/devices/:id', admin, noQuery, timed(metrics, 'PATCH /admin/devices/:id', changeDevice(pool)))
-  app.post('/admin/devices/:id/token', admin, noQuery, timed(metrics, 'POST /admin/devices/:id/token', renewToken(pool)))
-  app.delete('/admin/devices/:id', admin, noQuery, timed(metrics, 'DELETE /admin/devices/:id', revokeDevice(pool)))
+  app.get('/v1/devices', read, etag(), timed(metrics, 'GET /v1/devices', listDevices(reads, backpressure)))
+  app.get('/v1/devices/:id', read, noQuery, etag(), timed(metrics, 'GET /v1/devices/:id', getDevice(reads)))
+  app.get('/v1/devices/:id/transitions', read, timed(metrics, 'GET /v1/devices/:id/transitions', listDeviceTransitions(reader)))
+  app.get('/v1/transitions', read, timed(metrics, 'GET /v1/transitions', listTransitions(reader)))
+  app.post('/admin/devices', enroll, noQuery, timed(metrics, 'POST /admin/devices', createDevice(config, pool)))
+  app.patch('/admin/devices/:id', enroll, noQuery, timed(metrics, 'PATCH /admin/devices/:id', changeDevice(config, pool)))
+  app.post('/admin/devices/:id/token', enroll, noQuery, timed(metrics, 'POST /admin/devices/:id/token', renewToken(config, pool)))
+  app.delete('/admin/devices/:id', enroll, noQuery, timed(metrics, 'DELETE /admin/devices/:id', revokeDevice(config, pool)))
 
-  app.post('/ops/nightly', admin, timed(metrics, 'POST /ops/nightly', postNightly(config, ops, log)))
-  app.post('/ops/reconcile', admin, noQuery, timed(metrics, 'POST /ops/reconcile', postReconcile(ops, log)))
-  app.get('/ops/pool_health', admin, noQuery, getPoolHealth(metrics, pool, reader))
-  app.get('/metrics', adminOnly(config.adminKey, rateLimit, { orBearer: true }), getMetrics(context))
+  app.post('/ops/nightly', operate, timed(metrics, 'POST /ops/nightly', postNightly(config, ops, log)))
+  app.post('/ops/reconcile', operate, noQuery, timed(metrics, 'POST /ops/reconcile', postReconcile(config, ops, log)))
+  app.get('/ops/pool_health', monitor, noQuery, getPoolHealth(metrics, pool, reader))
+  app.get('/metrics', access.allow('metrics', { orBearer: true }), getMetrics(context))
 
   app.get('/openapi.json', getOpenapi())
   app.get('/healthz', c => c.json({ status: 'ok', version }))

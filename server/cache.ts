@@ -13,14 +13,22 @@ export class Cache<T> {
 
   async get() {
     if (this.#kept !== undefined && performance.now() - this.#kept.at < this.keepMs) return this.#kept.value
-    this.#reading ??= this.read()
+    if (this.#reading !== undefined) return this.#reading
+    const reading: Promise<T> = this.read()
       .then(value => {
-        this.#kept = { value, at: performance.now() }
+        // A read that began before clear() may be of an earlier state.
+        if (this.#reading === reading) this.#kept = { value, at: performance.now() }
         return value
       })
       .finally(() => {
-        this.#reading = undefined
+        if (this.#reading === reading) this.#reading = undefined
       })
-    return this.#reading
+    this.#reading = reading
+    return reading
+  }
+
+  /** The next caller reads again. */
+  clear() {
+    this.#kept = this.#reading = undefined
   }
 }

@@ -2,6 +2,7 @@ import { inspect } from 'node:util'
 import { type LOG_FORMATS, type LOG_LEVELS, type SettingOf, settings } from '../lib/settings.ts'
 import { databaseUrlProblem } from '../lib/database-url.ts'
 import { SettingsError } from '../lib/errors.ts'
+import { isSafe, type OidcConfig, readGroups } from './auth/oidc-config.ts'
 
 type Name = SettingOf<'server'>
 /** Names of the settings whose entry in the table has this. */
@@ -27,7 +28,10 @@ export interface ServerConfig {
   perfDiffEnabled: boolean
   port: number
   host: string
-  adminKey: string
+  /** Without one only API keys open anything but the routes of devices. */
+  adminKey: string | undefined
+  /** How people log in to the ops page without a key; undefined: only with a key. */
+  oidc: OidcConfig | undefined
   /** Processes that share the port. With 1, it is this process alone. */
   workers: number
   /** Connections of each worker. */
@@ -90,13 +94,43 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     return percent / 100
   }
 
-  const adminKey = read('ADMIN_KEY') ?? ''
-  if (adminKey === '') problems.push('ADMIN_KEY is missing; it has no default.')
-  else if (adminKey.length < 16) problems.push(`ADMIN_KEY must have at least 16 characters, not ${adminKey.length}.`)
+  const adminKey = read('ADMIN_KEY')
+  if (adminKey === undefined) {
+    // Then the API keys that the database knows are enough.
+  } else if (adminKey.length < 16) problems.push(`ADMIN_KEY must have at least 16 characters, not ${adminKey.length}.`)
   // The key is compared with the value of a header, which can hold nothing else.
   else if (!/^[\x21-\x7e]+$/.test(adminKey)) problems.push('ADMIN_KEY must be printable ASCII without spaces.')
 
+  const publicUrl = read('PUBLIC_URL')
+  if (publicUrl !== undefined && !/^https?:\/\/[^/?#@\s]+$/.test(publicUrl))
+    problems.push(`PUBLIC_URL must be an address such as https://fleet.example.com, without a path, not ${inspect(publicUrl)}.`)
+
+  function oidc(): OidcConfig | undefined {
+    const [issuer, clientId, groups] = [read('OIDC_ISSUER'), read('OIDC_CLIENT_ID'), read('OIDC_GROUPS')]
+    if (issuer === undefined) {
+      for (const name of ['OIDC_CLIENT_ID', 'OIDC_CLIENT_SECRET', 'OIDC_GROUPS'] as const)
+        if (read(name) !== undefined) problems.push(`${name} is set, but OIDC_ISSUER is not.`)
+      return undefined
+    }
+    if (!isSafe(issuer))
+      problems.push(`OIDC_ISSUER must be an https:// URL, not ${inspect(issuer)}. http:// is only for 127.0.0.1.`)
+    for (const [name, value] of Object.entries({ PUBLIC_URL: publicUrl, OIDC_CLIENT_ID: clientId, OIDC_GROUPS: groups }))
+      if (value === undefined) problems.push(`${name} is missing; OIDC_ISSUER needs it.`)
+    const rules = readGroups(groups ?? '{}')
+    if (typeof rules === 'string') problems.push(`OIDC_GROUPS ${rules}`)
+    return {
+      issuer,
+      clientId: clientId ?? '',
+      clientSecret: read('OIDC_CLIENT_SECRET'),
+      groups: typeof rules === 'string' ? [] : rules,
+      groupsClaim: read('OIDC_GROUPS_CLAIM') ?? settings.OIDC_GROUPS_CLAIM.default,
+      scope: read('OIDC_SCOPE') ?? settings.OIDC_SCOPE.default,
+      publicUrl: publicUrl ?? '',
+    }
+  }
+
   const config: ServerConfig = {
+    oidc: oidc(),
     hot: login('SERVER_DATABASE_URL'),
     ops: login('OPS_DATABASE_URL'),
     read: read('READ_DATABASE_URL') === undefined ? undefined : login('READ_DATABASE_URL'),

@@ -5,7 +5,12 @@ import { startWorkers, WorkerFailed } from './workers.ts'
 import { reportFailure, SettingsError } from '../lib/errors.ts'
 
 const config = configOrExit()
-const log = createLog('server', config.logLevel, await logDestination(config.logFormat), [config.adminKey])
+const log = createLog(
+  'server',
+  config.logLevel,
+  await logDestination(config.logFormat),
+  config.adminKey === undefined ? [] : [config.adminKey],
+)
 // Otherwise node ends a worker at once, in the middle of its requests, when the first process is gone.
 if (cluster.worker) cluster.worker.exitedAfterDisconnect = true
 

@@ -62,7 +62,7 @@ export class Problem extends Error {
  */
 export function requestId({ headers }: IncomingMessage) {
   const given = headers['x-request-id']
-  return typeof given === 'string' && /^[\w.:+/=@-]{1,128}$/.test(given) && !/nx[dg]_/i.test(given) ? given : randomUUID()
+  return typeof given === 'string' && /^[\w.:+/=@-]{1,128}$/.test(given) && !/nx[dgk]_/i.test(given) ? given : randomUUID()
 }
 
 /** A 503. Its Retry-After is random, because devices that were refused together must not come back together. */
@@ -74,7 +74,15 @@ export function unavailable(detail: string, cause?: unknown) {
 }
 
 /** What is answered to an error of a SQL function, by its code. */
-export const SQL_STATUS: Record<string, number> = { FL404: 404, FL409: 409, FL422: 422, FL002: 409, FL003: 409 }
+export const SQL_STATUS: Record<string, number> = {
+  FL401: 401,
+  FL403: 403,
+  FL404: 404,
+  FL409: 409,
+  FL422: 422,
+  FL002: 409,
+  FL003: 409,
+}
 
 /** The answer to an error that was thrown. It shows nothing of an unknown error. */
 export function toProblem(error: unknown): Problem {

@@ -7,6 +7,7 @@ import { Backpressure } from './ingest/backpressure.ts'
 import { Budgets } from './ops/budgets.ts'
 import type { ServerConfig } from './config.ts'
 import { connectHot, connectReporter, connectOps, end } from './database.ts'
+import { Access } from './auth/access.ts'
 import { RateLimit } from './auth/rate-limit.ts'
 import type { Log } from '../lib/log.ts'
 import { createMetrics, measureReplica } from './ops/metrics.ts'
@@ -19,6 +20,9 @@ import { Writer } from './ingest/writer.ts'
 
 /** For each worker. Measured: an idle connection takes about 6 kB of memory. */
 const MAX_CONNECTIONS = 20_000
+
+/** The limit for one network. An admin key that a person chose may be guessed; tokens cannot. */
+export const WRONG_KEYS_PER_MINUTE = 60
 
 /** How long requests in flight may take to finish. Statements of the hot path end within 5 s. */
 const DRAIN_MS = 20_000
@@ -36,6 +40,8 @@ export async function startServer(config: ServerConfig, log: Log) {
   measureReplica(metrics, reader)
   const rateLimit = new RateLimit(config.trustProxy, config.wrongTokensPerMinute, () => metrics.authRefused.inc())
   const tokens = new Tokens(pool, rateLimit)
+  const wrongKeys = new RateLimit(config.trustProxy, WRONG_KEYS_PER_MINUTE, () => metrics.authRefused.inc())
+  const access = new Access(config, pool, wrongKeys, metrics)
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue)
   const tracing = await startTracing(config.otlpEndpoint, 'nexmdm-server', log)
   const writer = new Writer(pool, metrics, log, backpressure, undefined, tracing)
@@ -51,6 +57,7 @@ export async function startServer(config: ServerConfig, log: Log) {
     reader,
     ops,
     tokens,
+    access,
     writer,
     backpressure,
     unreadable,

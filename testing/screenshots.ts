@@ -39,7 +39,7 @@ async function take(
 ) {
   const page = await browser.newPage({ colorScheme, viewport })
   await page.goto(url)
-  await page.getByLabel('Admin key').fill(adminKey)
+  await page.getByLabel('Key', { exact: true }).fill(adminKey)
   await page.getByRole('button', { name: 'Log in' }).click()
   await page.getByRole('heading', { level: 2, name: 'Fleet' }).waitFor()
   if (last === '#day') {

@@ -2,7 +2,9 @@ import type { Handler } from 'hono'
 import { z } from 'zod'
 import type { AppEnv } from '../context.ts'
 import { MAX_BODY_BYTES, readJson } from '../body.ts'
+import type { ServerConfig } from '../config.ts'
 import type { Pool } from '../database.ts'
+import { acting } from '../auth/principal.ts'
 import type { Metrics } from '../ops/metrics.ts'
 import { Problem, toProblem } from '../problem.ts'
 import { readToken, type Tokens, wrongKind } from '../auth/tokens.ts'
@@ -37,7 +39,7 @@ export const newCommand = z.object(
 )
 
 /** Sends a command to a device, which gets it at its next poll. */
-export function postCommand(pool: Pool, metrics: Metrics): Handler<AppEnv> {
+export function postCommand(config: ServerConfig, pool: Pool, metrics: Metrics): Handler<AppEnv> {
   return async c => {
     const { device_id, command, payload } = valid(newCommand, await readJson(c.env.incoming, MAX_BODY_BYTES))
     // As text, because the driver would encode the JSON a second time.
@@ -48,6 +50,7 @@ export function postCommand(pool: Pool, metrics: Metrics): Handler<AppEnv> {
       pool.run(
         sql => sql<{ command_id: number }[]>`
       select fleet.send_command(${device_id}, ${command}, ${json}::text::jsonb) as command_id
+      from ${acting(sql, c, 'command', config)}
     `,
       ),
     )

@@ -6,7 +6,9 @@ import type { AppEnv } from '../context.ts'
 import type { Backpressure } from '../ingest/backpressure.ts'
 import { MAX_BODY_BYTES, readJson } from '../body.ts'
 import { csv } from './csv.ts'
+import type { ServerConfig } from '../config.ts'
 import type { Pool } from '../database.ts'
+import { acting } from '../auth/principal.ts'
 import type { DeviceReads, DeviceStatus } from './device-reads.ts'
 import { Problem, unavailable } from '../problem.ts'
 import { text, valid, validQuery } from '../valid.ts'
@@ -44,7 +46,11 @@ export function listDevices(reads: DeviceReads, backpressure: Backpressure): Han
       throw unavailable('The server is busy with heartbeats and sends no lists of devices for now.')
     const { limit, cursor, ...filters } = validQuery(listQuery, c)
     const type = accepts(c, { header: 'Accept', supports: ['application/json', 'text/csv'], default: 'application/json' })
-    const { rows, columns } = await reads.list(c.env.incoming.url!, { ...filters, after: cursor, limit: limit + 1 })
+    const { rows, columns } = await reads.list(c.get('principal'), c.env.incoming.url!, {
+      ...filters,
+      after: cursor,
+      limit: limit + 1,
+    })
     const devices = rows.slice(0, limit)
     const next_cursor = rows.length > limit ? String(devices.at(-1)!.device_id) : null
     tag(c, devices, type)
@@ -65,7 +71,7 @@ function nextPage(c: Context<AppEnv>, cursor: string) {
 export function getDevice(reads: DeviceReads): Handler<AppEnv> {
   return async c => {
     const deviceId = pathId(c)
-    const device = await reads.get(c.env.incoming.url!, deviceId)
+    const device = await reads.get(c.get('principal'), c.env.incoming.url!, deviceId)
     if (device === undefined) throw new Problem(404, `There is no device ${deviceId}.`)
     tag(c, [device], 'application/json')
     return c.json(device)
@@ -80,12 +86,14 @@ export const newDevice = z.object(
   'must be a JSON object',
 )
 
-export function createDevice(pool: Pool): Handler<AppEnv> {
+export function createDevice(config: ServerConfig, pool: Pool): Handler<AppEnv> {
   return async c => {
     const { alias, cohort } = valid(newDevice, await readJson(c.env.incoming, MAX_BODY_BYTES))
     const [device] = await pool.run(
       sql => sql<{ device_id: number; token: string }[]>`
-      select device_id, token from fleet.create_device(${alias}, ${cohort ?? 'default'})
+      select d.device_id, d.token
+      from ${acting(sql, c, 'enroll', config)}
+      cross join lateral fleet.create_device(case when is_acting then ${alias}::text end, ${cohort ?? 'default'}) d
     `,
     )
     return c.json(device!, 201, { 'cache-control': 'no-store' })
@@ -109,7 +117,7 @@ export const deviceChanges = z
   .meta({ minProperties: 1 })
 
 /** Changes the alias, the cohort, or both in one transaction. Doing that twice is not an error. */
-export function changeDevice(pool: Pool): Handler<AppEnv> {
+export function changeDevice(config: ServerConfig, pool: Pool): Handler<AppEnv> {
   return async c => {
     const deviceId = pathId(c)
     const { alias = null, cohort = null } = valid(deviceChanges, await readJson(c.env.incoming, MAX_BODY_BYTES))
@@ -117,6 +125,7 @@ export function changeDevice(pool: Pool): Handler<AppEnv> {
       sql => sql`
       select case when ${alias}::text is not null then fleet.rename_device(${deviceId}, ${alias}) end,
         case when ${cohort}::text is not null then fleet.move_device(${deviceId}, ${cohort}) end
+      from ${acting(sql, c, 'enroll', config)}
     `,
     )
     return c.body(null, 204)
@@ -124,18 +133,22 @@ export function changeDevice(pool: Pool): Handler<AppEnv> {
 }
 
 /** A new token for a device that lost its own. The old one stops at once. */
-export function renewToken(pool: Pool): Handler<AppEnv> {
+export function renewToken(config: ServerConfig, pool: Pool): Handler<AppEnv> {
   return async c => {
     const device_id = pathId(c)
-    const [row] = await pool.run(sql => sql<{ token: string }[]>`select fleet.renew_token(${device_id}) as token`)
+    const [row] = await pool.run(
+      sql => sql<{ token: string }[]>`
+      select fleet.renew_token(${device_id}) as token from ${acting(sql, c, 'enroll', config)}
+    `,
+    )
     return c.json({ device_id, token: row!.token }, 201, { 'cache-control': 'no-store' })
   }
 }
 
 /** Stops the token of a device at once. Its heartbeats stay. Doing that twice is not an error. */
-export function revokeDevice(pool: Pool): Handler<AppEnv> {
+export function revokeDevice(config: ServerConfig, pool: Pool): Handler<AppEnv> {
   return async c => {
-    await pool.run(sql => sql`select fleet.revoke_device(${pathId(c)})`)
+    await pool.run(sql => sql`select fleet.revoke_device(${pathId(c)}) from ${acting(sql, c, 'enroll', config)}`)
     return c.body(null, 204)
   }
 }

@@ -4,6 +4,7 @@ import type { AppEnv } from '../context.ts'
 import type { Reader } from '../reader.ts'
 import { text, validQuery } from '../valid.ts'
 import { pathId } from './devices.ts'
+import { cohortsOf } from '../auth/principal.ts'
 
 const limit = z
   .string()
@@ -31,13 +32,21 @@ export const historyQuery = z.object({
     .optional(),
 })
 
+interface FeedRow {
+  cursor: string
+  [column: string]: unknown
+}
+
 /** The feed of all transitions. next_after is always given, so that a client goes on from it whenever it likes. */
 export function listTransitions(reader: Reader): Handler<AppEnv> {
   return async c => {
     const { after, limit, cohort } = validQuery(feedQuery, c)
-    const rows = await reader.run(
-      sql => sql<{ cursor: string; [column: string]: unknown }[]>`
-      select * from fleet.transitions_after(${after ?? null}, ${limit}, ${cohort ?? null})
+    const cohorts = cohortsOf(c.get('principal'))
+    const rows = await reader.run(sql =>
+      cohorts === null
+        ? sql<FeedRow[]>`select * from fleet.transitions_after(${after ?? null}, ${limit}, ${cohort ?? null})`
+        : sql<FeedRow[]>`
+      select * from fleet.transitions_of_cohorts(${cohorts}::text::text[], ${after ?? null}, ${limit}, ${cohort ?? null})
     `,
     )
     const transitions = rows.map(row => without(row, 'cursor'))
@@ -52,7 +61,9 @@ export function listDeviceTransitions(reader: Reader): Handler<AppEnv> {
     const deviceId = pathId(c)
     const all = await reader.run(
       sql => sql<{ transition_id: number; [column: string]: unknown }[]>`
-      select * from fleet.transitions_of(${deviceId}, ${cursor ?? null}, ${limit + 1})
+      select * from fleet.transitions_of(
+        ${deviceId}, ${cursor ?? null}, ${limit + 1}, ${cohortsOf(c.get('principal'))}::text::text[]
+      )
     `,
     )
     const transitions = all.slice(0, limit).map(row => without(row, 'position'))

@@ -2,7 +2,7 @@ import { MAX_BATCH_BYTES, MAX_BATCH_ITEMS, MAX_CONTAINERS, MAX_LINES, MAX_VALUES
 import { exampleFields } from '../ingest/fields.ts'
 import { BAD_TS } from '../ingest/item.ts'
 import { MAX_BODY_BYTES, MAX_INFLATION } from '../body.ts'
-import { answer, jsonBody, problems, schemaRef } from './answers.ts'
+import { answer, jsonBody, needs, problems, schemaRef } from './answers.ts'
 
 // Most heartbeats have neither, and an example is copied.
 const { next_in_s, stopping, ...usual } = exampleFields()
@@ -152,13 +152,13 @@ const send = {
   tags: ['commands'],
   summary: 'Send a command to a device',
   description: `The device gets the command at its next poll. The body has at most ${MAX_BODY_BYTES} bytes.`,
-  security: [{ admin: [] }],
+  security: needs('command'),
   requestBody: jsonBody('NewCommand', {
     volume: { summary: 'With a payload', value: { device_id: 42, command: 'set_volume', payload: { percent: 30 } } },
   }),
   responses: {
     201: answer('The command waits for the device.', 'CommandSent', { volume: { command_id: 7 } }, 'noStore'),
-    ...problems(400, 401, 404, 413, 415, 422, 429, 500, 503),
+    ...problems(400, 401, 403, 404, 413, 415, 422, 429, 500, 503),
   },
 }
 

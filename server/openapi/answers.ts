@@ -1,7 +1,11 @@
 import { STATUS_CODES } from 'node:http'
+import type { Scope } from '../auth/scopes.ts'
 import type { SchemaName } from './schemas.ts'
 
 type Examples = Record<string, { summary: string; value: unknown }>
+
+/** What opens a call: an API key with this scope, or the admin key. The routes in server/app.ts ask for the same. */
+export const needs = (scope: Scope) => [{ key: [scope] }, { admin: [] }]
 
 export function schemaRef(name: SchemaName) {
   return { $ref: `#/components/schemas/${name}` }
@@ -39,7 +43,8 @@ export function answer(description: string, schema: SchemaName, examples: Record
 const PROBLEMS = {
   400: 'The body is not JSON in UTF-8, or is incomplete. A byte order mark before the JSON is skipped.',
   401: 'The token or the key is missing, unknown or revoked.',
-  404: 'It does not exist.',
+  403: 'The key does not have the scope that this call needs, or is bound to other cohorts.',
+  404: 'It does not exist, or the key is bound to other cohorts.',
   409: 'It conflicts with something that exists or runs already.',
   413: 'The body is larger than the limit. The connection is closed.',
   415: 'The type or the encoding of the body is not supported.',
@@ -58,6 +63,7 @@ const requestIdHeader = {
 
 const PROBLEM_HEADERS: Partial<Record<number, Record<string, object>>> = {
   401: { 'WWW-Authenticate': { description: 'Which kind of token or key is needed.', schema: { type: 'string' } } },
+  403: { 'WWW-Authenticate': { description: 'The scope that is missing, if one is.', schema: { type: ['string', 'null'] } } },
   503: {
     'Retry-After': {
       description: 'Seconds to wait, with jitter, so that devices that were refused together do not return together.',

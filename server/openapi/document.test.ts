@@ -5,6 +5,7 @@ import { Ajv2020, type ValidateFunction } from 'ajv/dist/2020.js'
 import formats from 'ajv-formats'
 import t, { type Test } from 'tap'
 import type { TestDatabase } from '../../testing/database.ts'
+import { SCOPES } from '../auth/scopes.ts'
 import { FIELDS } from '../ingest/fields.ts'
 import { Ignored } from '../ingest/ignored.ts'
 import { readItem } from '../ingest/item.ts'
@@ -28,7 +29,7 @@ interface Response {
   content?: Record<string, Media>
 }
 interface Operation {
-  security: Record<string, []>[]
+  security: Record<string, string[]>[]
   parameters?: Parameter[]
   requestBody?: { content: Record<string, Media> }
   responses: Record<string, Response | { $ref: string }>
@@ -201,6 +202,9 @@ t.test('each status in the document is returned, as the document says', async t 
     if (operation.security.length > 0) {
       await ask(call, path, method, { auth: false })
       await exhaustRateLimit()
+      const [scope] = operation.security.flatMap(({ key = [] }) => key)
+      const other = scope === 'read' ? tokens.keys.metrics : tokens.keys.read
+      if (scope !== undefined) await ask(call, path, method, { headers: { authorization: `Bearer ${other}` } })
       // Over the limit, only a few tokens wait to be looked up.
       await Promise.all(Array.from({ length: 20 }, () => ask(limited.call, path, method, { headers: unknown() })))
     }
@@ -289,7 +293,11 @@ async function prepare(db: TestDatabase) {
       1206, 1, 42, 'lobby', now(), now() - interval '1 minute', 'offline', 'offline', 'late', now() - interval '555 seconds',
       'battery', 3, 'wifi', '3.1.0'
     )`
-  return { device: device!.token, gateway: await gatewayToken(db, 'warehouse-3') }
+  const [key] = await db.sql<{ all: string; read: string; metrics: string }[]>`
+    select fleet.create_api_key('all', ${[...SCOPES]}) as all, fleet.create_api_key('read', '{read}') as read,
+      fleet.create_api_key('metrics', '{metrics}') as metrics
+  `
+  return { device: device!.token, gateway: await gatewayToken(db, 'warehouse-3'), key: key!.all, keys: key! }
 }
 
 /** The header that the operation requires. If there are several, the one that the example is named after. */
@@ -297,7 +305,7 @@ function authorization({ security }: Operation, tokens: Tokens, example = ''): R
   const schemes = security.flatMap(Object.keys)
   const scheme = schemes.includes(example) ? example : schemes[0]
   if (scheme === 'admin') return { 'x-admin': ADMIN_KEY }
-  return scheme === undefined ? {} : { authorization: `Bearer ${tokens[scheme as keyof Tokens]}` }
+  return scheme === undefined ? {} : { authorization: `Bearer ${tokens[scheme as 'device' | 'gateway' | 'key']}` }
 }
 
 function requestExamples({ requestBody }: Operation): { name?: string; type?: string; value?: unknown }[] {

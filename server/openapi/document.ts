@@ -1,5 +1,6 @@
 import type { Handler } from 'hono'
 import type { AppEnv } from '../context.ts'
+import { SCOPES, scopeDescriptions } from '../auth/scopes.ts'
 import { version } from '../../lib/version.ts'
 import { agentPaths } from './agents.ts'
 import { problemResponses } from './answers.ts'
@@ -44,6 +45,14 @@ export function openapi() {
           type: 'http',
           scheme: 'bearer',
           description: 'The token of a gateway: nxg_ and 64 hex digits. It may send heartbeats of every device.',
+        },
+        key: {
+          type: 'http',
+          scheme: 'bearer',
+          description:
+            'An API key: nxk_ and 64 hex digits, made with fleet.create_api_key(). It may also come in the header x-admin. It has ' +
+            `scopes: ${SCOPES.map(scope => `${scope} (${scopeDescriptions[scope]})`).join('; ')}. A key that is bound to cohorts ` +
+            'knows only their devices.',
         },
         admin: { type: 'apiKey', in: 'header', name: 'x-admin', description: "The server's ADMIN_KEY." },
         adminBearer: { type: 'http', scheme: 'bearer', description: "The server's ADMIN_KEY, as Prometheus can send it." },

@@ -1,5 +1,5 @@
 import { exampleFields } from '../ingest/fields.ts'
-import { answer, jsonBody, problems } from './answers.ts'
+import { answer, jsonBody, needs, problems } from './answers.ts'
 import { queryParameters } from './schemas.ts'
 
 const deviceId = {
@@ -64,7 +64,7 @@ const listDevices = {
     'Enrolled devices in the order of their ids, a page at a time. No device is skipped or repeated if others are ' +
     'enrolled or revoked between two pages. While heartbeats arrive faster than they are written, lists are refused with 503. ' +
     'With `Accept: text/csv` the answer is CSV with a header line.',
-  security: [{ admin: [] }],
+  security: needs('read'),
   parameters: [
     ...queryParameters('listDevices', {
       status: {
@@ -86,7 +86,7 @@ const listDevices = {
   responses: {
     200: devicePage,
     304: notModified,
-    ...problems(401, 422, 429, 500, 503),
+    ...problems(401, 403, 422, 429, 500, 503),
   },
 }
 
@@ -94,12 +94,12 @@ const getDevice = {
   operationId: 'getDevice',
   tags: ['devices'],
   summary: 'Get a device',
-  security: [{ admin: [] }],
+  security: needs('read'),
   parameters: [deviceId, ifNoneMatch],
   responses: {
     200: answer('The device and its last status.', 'Device', { device }, 'tagged'),
     304: notModified,
-    ...problems(401, 404, 422, 429, 500, 503),
+    ...problems(401, 403, 404, 422, 429, 500, 503),
   },
 }
 
@@ -125,7 +125,7 @@ const deviceTransitions = {
   tags: ['devices'],
   summary: "List a device's transitions",
   description: 'Each change of its status, newest first: when it was seen, since when it holds, what was before, and why.',
-  security: [{ admin: [] }],
+  security: needs('read'),
   parameters: [
     deviceId,
     ...queryParameters('listDeviceTransitions', {
@@ -140,7 +140,7 @@ const deviceTransitions = {
       { page: { transitions: [{ ...transition, previous_since: '2026-01-31T12:01:52.1Z' }], next_cursor: '1206' } },
       'noStore',
     ),
-    ...problems(401, 404, 422, 429, 500, 503),
+    ...problems(401, 403, 404, 422, 429, 500, 503),
   },
 }
 
@@ -152,7 +152,7 @@ const transitions = {
     'A feed: the transitions that became visible after those of an earlier answer, oldest first. None is skipped and none ' +
     'comes twice. Ask again with `after` = `next_after`; an answer with fewer transitions than `limit` has all that there are. ' +
     'A transaction of Postgres that takes long delays the feed until it ends.',
-  security: [{ admin: [] }],
+  security: needs('read'),
   parameters: queryParameters('listTransitions', {
     after: { description: 'The `next_after` of an earlier answer. Left out: from the oldest transition on.', example: '0-0' },
     limit: { description: 'The most transitions in the answer.', example: 1 },
@@ -165,7 +165,7 @@ const transitions = {
       { next: { transitions: [{ ...transition, alias: 'lobby-tablet-7' }], next_after: '1-1206' } },
       'noStore',
     ),
-    ...problems(401, 422, 429, 500, 503),
+    ...problems(401, 403, 422, 429, 500, 503),
   },
 }
 
@@ -173,7 +173,7 @@ const createDevice = {
   operationId: 'createDevice',
   tags: ['devices'],
   summary: 'Enroll a device',
-  security: [{ admin: [] }],
+  security: needs('enroll'),
   requestBody: jsonBody('NewDevice', { tablet: { summary: 'A tablet', value: { alias: 'lobby-tablet-8', cohort: 'lobby' } } }),
   responses: {
     201: answer(
@@ -184,7 +184,7 @@ const createDevice = {
       },
       'noStore',
     ),
-    ...problems(400, 401, 409, 413, 415, 422, 429, 500, 503),
+    ...problems(400, 401, 403, 409, 413, 415, 422, 429, 500, 503),
   },
 }
 
@@ -195,12 +195,12 @@ const changeDevice = {
   description:
     'Both changes are made, or neither. The device keeps its token and its heartbeats. The same change again is not ' +
     'an error. 409 means that another device has the alias.',
-  security: [{ admin: [] }],
+  security: needs('enroll'),
   parameters: [deviceId],
   requestBody: jsonBody('DeviceChanges', { move: { summary: 'Another cohort', value: { cohort: 'lobby' } } }),
   responses: {
     204: { description: 'The device has this alias and cohort.' },
-    ...problems(400, 401, 404, 409, 413, 415, 422, 429, 500, 503),
+    ...problems(400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503),
   },
 }
 
@@ -209,7 +209,7 @@ const renewToken = {
   tags: ['devices'],
   summary: 'Give a device a new token',
   description: 'Use it after a factory reset, or if the token was lost or revoked. The old token stops working at once.',
-  security: [{ admin: [] }],
+  security: needs('enroll'),
   parameters: [deviceId],
   responses: {
     201: answer(
@@ -220,7 +220,7 @@ const renewToken = {
       },
       'noStore',
     ),
-    ...problems(401, 404, 422, 429, 500, 503),
+    ...problems(401, 403, 404, 422, 429, 500, 503),
   },
 }
 
@@ -229,9 +229,9 @@ const revokeDevice = {
   tags: ['devices'],
   summary: "Revoke a device's token",
   description: 'The token stops working at once. The heartbeats of the device stay. Revoking it again is not an error.',
-  security: [{ admin: [] }],
+  security: needs('enroll'),
   parameters: [deviceId],
-  responses: { 204: { description: 'The token is revoked.' }, ...problems(401, 404, 422, 429, 500, 503) },
+  responses: { 204: { description: 'The token is revoked.' }, ...problems(401, 403, 404, 422, 429, 500, 503) },
 }
 
 const nightly = {
@@ -239,7 +239,7 @@ const nightly = {
   tags: ['operations'],
   summary: 'Run the nightly maintenance now',
   description: 'pg_cron runs it every night. The answer comes at the end of the run. 409 means that another run holds the lock.',
-  security: [{ admin: [] }],
+  security: needs('operate'),
   parameters: queryParameters('nightly', {
     dry_run: { description: '1 or true: only list what would be done.', example: '1' },
     retention_days: { description: 'Retention for this run only, in days, instead of settings.retention.', example: 89 },
@@ -250,7 +250,7 @@ const nightly = {
         steps: [{ step: 'retire', partition_name: 'device_heartbeats_p2025_11_02', detail: 'past the retention of 89 days' }],
       },
     }),
-    ...problems(401, 409, 422, 429, 500, 503),
+    ...problems(401, 403, 409, 422, 429, 500, 503),
   },
 }
 
@@ -259,12 +259,12 @@ const reconcile = {
   tags: ['operations'],
   summary: 'Repair last status from the heartbeats of the last 24 hours',
   description: 'pg_cron runs it every hour. 409 means that another run holds the lock.',
-  security: [{ admin: [] }],
+  security: needs('operate'),
   responses: {
     200: answer('How many devices were compared and repaired.', 'Reconciled', {
       done: { checked: 1, updated: 0, elapsed_ms: 14 },
     }),
-    ...problems(401, 409, 422, 429, 500, 503),
+    ...problems(401, 403, 409, 422, 429, 500, 503),
   },
 }
 
@@ -275,7 +275,7 @@ const poolHealth = {
   description:
     'Connections of the hot path, summed over all workers. The worker that answers also opens a new connection; if that fails, ' +
     'the status is critical and `reason` says why.',
-  security: [{ admin: [] }],
+  security: needs('metrics'),
   responses: {
     200: answer(
       'The use of the connection pools.',
@@ -285,7 +285,7 @@ const poolHealth = {
       },
       'noStore',
     ),
-    ...problems(401, 422, 429),
+    ...problems(401, 403, 422, 429, 500, 503),
   },
 }
 
@@ -296,13 +296,13 @@ const metrics = {
   description:
     'Metrics of all workers, and those that the database keeps. The latter are left out while the database does not ' +
     'answer. See docs/metrics.md.',
-  security: [{ admin: [] }, { adminBearer: [] }],
+  security: [...needs('metrics'), { adminBearer: [] }],
   responses: {
     200: {
       description: 'Metrics in the text format of Prometheus.',
       content: { 'text/plain': { schema: { type: 'string' }, example: '# TYPE hb_writes_total counter\nhb_writes_total 6\n' } },
     },
-    ...problems(401, 429),
+    ...problems(401, 403, 429, 500, 503),
   },
 }
 

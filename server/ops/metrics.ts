@@ -129,6 +129,15 @@ export function createMetrics(pool: Pool) {
       'Requests that were refused because too many wrong tokens or keys came from their address',
       'requests',
     ),
+    keyRequests: new Counter({
+      name: 'key_requests_total',
+      help: described(
+        'Requests with a valid key by its name: an API key, or ADMIN_KEY; after 100 names a worker counts the others as (other)',
+        'requests',
+      ),
+      labelNames: ['key'],
+      registers,
+    }),
     dispatchLogStatements: counter(
       'dispatch_log_statements_total',
       'Statements on commands that were committed, with their entries in the dispatch log',

@@ -1,4 +1,4 @@
-import type { Handler } from 'hono'
+import type { Context, Handler } from 'hono'
 import { z } from 'zod'
 import type { AppEnv } from '../context.ts'
 import type { ServerConfig } from '../config.ts'
@@ -6,6 +6,7 @@ import { connectOps, end, type Pool, type Sql } from '../database.ts'
 import type { Log } from '../../lib/log.ts'
 import type { Metrics } from './metrics.ts'
 import type { Reader } from '../reader.ts'
+import { acting } from '../auth/principal.ts'
 import { validQuery } from '../valid.ts'
 
 export const nightlyQuery = z.object({
@@ -27,7 +28,7 @@ export function postNightly(config: ServerConfig, ops: Sql, log: Log): Handler<A
     const { dry_run, retention_days: retention = null } = validQuery(nightlyQuery, c)
     const steps = dry_run
       ? await ops`select step, partition_name, detail from fleet.nightly_plan(${retention}::interval)`
-      : await runNightly(config, retention, log)
+      : await runNightly(c, config, retention, log)
     return c.json({ steps })
   }
 }
@@ -41,11 +42,12 @@ interface Step {
   ok: boolean | null
 }
 
-async function runNightly(config: ServerConfig, retention: string | null, log: Log) {
+async function runNightly(c: Context<AppEnv>, config: ServerConfig, retention: string | null, log: Log) {
   // The run holds an advisory lock of its session across its transactions. So it has a connection of its own, and the lock ends
   // with it.
   const sql = connectOps(config.ops, 1)
   try {
+    await sql`select from ${acting(sql, c, 'operate', { ...config, isLocal: false })}`
     const [run] = await sql<{ p_run_id: number }[]>`call fleet.nightly(null, ${retention}::interval)`
     const steps = await sql<Step[]>`
       select step, partition_name, detail, rows, duration_ms, ok from fleet.run_steps(${run!.p_run_id})
@@ -58,10 +60,12 @@ async function runNightly(config: ServerConfig, retention: string | null, log: L
   }
 }
 
-export function postReconcile(ops: Sql, log: Log): Handler<AppEnv> {
+export function postReconcile(config: ServerConfig, ops: Sql, log: Log): Handler<AppEnv> {
   return async c => {
     const [run] = await ops<{ checked: number; updated: number; elapsed_ms: number }[]>`
-      select checked, updated, elapsed_ms::float8 from fleet.reconcile()
+      select r.checked, r.updated, r.elapsed_ms::float8
+      from ${acting(ops, c, 'operate', config)}
+      cross join lateral fleet.reconcile(case when is_acting then interval '24 hours' end) r
     `
     log.info({ event: 'reconciliation.completed', ...run! })
     return c.json(run!)

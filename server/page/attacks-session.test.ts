@@ -32,7 +32,7 @@ t.test('a logout ends the session on every server and worker, even for a copy of
   t.match(await one.get('/', await one.login()), { html: LOGGED_IN }, 'anyone with the key can log in again')
 
   const kept = await db.admin<{ session_hash: Buffer; seconds: number }[]>`
-    select session_hash, extract(epoch from ends_at - now())::float8 as seconds from fleet.ended_sessions
+    select session_hash, extract(epoch from ends_at - now())::float8 as seconds from fleet.sessions where ended_at is not null
   `
   t.equal(kept.length, 1)
   const [, said] = /=(\d+\.[\w-]{16})\./.exec(stolen.cookie)!
@@ -46,18 +46,30 @@ t.test('a forged cookie ends no session, and ended sessions are forgotten after 
   const { cookie } = await login()
   t.equal((await post('/logout', {}, { cookie: `${cookie.slice(0, -4)}AAAA` })).status, 303)
   t.equal((await post('/logout')).status, 303)
-  t.same(await db.admin`select from fleet.ended_sessions`, [])
+  t.same(await db.admin`select from fleet.sessions where ended_at is not null`, [])
 
   const server = asRole(t, db, 'fleet_server')
-  await server`select fleet.end_session(sha256('a'), now() - interval '1 second')`
-  await server`select fleet.end_session(sha256('b'), '2999-01-01')`
+  const end = (session: string, ends: string, isAdmin = true) =>
+    server`select fleet.end_session(sha256(${session}::text::bytea), ${ends}::timestamptz, ${isAdmin}, null, null)`
+  await end('a', '2001-01-01')
+  await end('b', '2999-01-01')
+  await end('c', '2999-01-01', false)
   t.same(
-    await db.admin`select session_hash = sha256('b') as is_b, ends_at <= now() + interval '1 day' as is_near from fleet.ended_sessions`,
-    [{ is_b: true, is_near: true }],
+    await db.admin`
+      select session_hash = sha256('b') as is_b, ends_at <= now() + interval '1 day' as is_near
+      from fleet.sessions where ended_at is not null order by session_id`,
+    [
+      { is_b: false, is_near: true },
+      { is_b: true, is_near: true },
+    ],
+    'a session that is unknown and not of ADMIN_KEY is nothing',
   )
-  await t.rejects(server`delete from fleet.ended_sessions`, { code: '42501' })
+  await db.admin`update fleet.sessions set ends_at = now() - interval '8 days' where session_hash = sha256('a')`
+  await db.sql`select fleet.prune()`
+  t.equal((await db.admin`select from fleet.sessions where ended_at is not null`).length, 1)
+  await t.rejects(server`delete from fleet.sessions`, { code: '42501' })
   for (const role of ['fleet_reader', 'fleet_dba', 'fleet_archiver'] as const) {
-    await t.rejects(asRole(t, db, role)`select fleet.end_session(sha256('c'), now())`, { code: '42501' }, role)
+    await t.rejects(asRole(t, db, role)`select fleet.end_session(sha256('c'), now(), true, null, null)`, { code: '42501' }, role)
   }
 })
 

@@ -22,13 +22,14 @@ export interface Change {
 }
 
 /** The changes of the last hour, newest first, one more than are shown. */
-export async function readChanges(reader: Reader) {
+export async function readChanges(reader: Reader, cohorts: string | null = null) {
   return [
     ...(await reader.run(
       sql => sql<Change[]>`
     select transition_id, device_id, alias, cohort, since, event, previous_status,
       extract(epoch from previous_for)::float8 as previous_for, reason
     from fleet.recent_changes
+    where ${cohorts}::text::text[] is null or cohort = any (${cohorts}::text::text[])
     limit ${LIMIT + 1}
   `,
     )),
@@ -36,13 +37,13 @@ export async function readChanges(reader: Reader) {
 }
 
 /** The newest changes of a device. */
-export async function readHistory(reader: Reader, deviceId: number) {
+export async function readHistory(reader: Reader, deviceId: number, cohorts: string | null = null) {
   return [
     ...(await reader.run(
       sql => sql<Change[]>`
     select transition_id, device_id, null as alias, cohort, since, event, previous_status,
       extract(epoch from previous_for)::float8 as previous_for, reason
-    from fleet.transitions_of(${deviceId}, null, ${LIMIT + 1})
+    from fleet.transitions_of(${deviceId}, null, ${LIMIT + 1}, ${cohorts}::text::text[])
   `,
     )),
   ]

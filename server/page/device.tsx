@@ -34,7 +34,8 @@ export interface Span {
   signal_dbm: number | null
 }
 
-export async function readDevice(reader: Reader, deviceId: number) {
+/** @param cohorts all that a session knows of the fleet, if it is bound to some; see cohortsOf() */
+export async function readDevice(reader: Reader, deviceId: number, cohorts: string | null = null) {
   const [device] = await reader.run(
     sql => sql<DeviceDetail[]>`
     select device_id, alias, cohort, status, last_received_at,
@@ -43,7 +44,7 @@ export async function readDevice(reader: Reader, deviceId: number) {
       last_received_at + next_in_s * interval '1 second' as announced_at,
       extract(epoch from heartbeat_interval)::float8 as interval_s, enrolled_at
     from fleet.device_status
-    where device_id = ${deviceId}
+    where device_id = ${deviceId} and (${cohorts}::text::text[] is null or cohort = any (${cohorts}::text::text[]))
   `,
   )
   return device

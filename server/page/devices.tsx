@@ -2,6 +2,7 @@ import type { Reader } from '../reader.ts'
 import { Moment } from './time.tsx'
 import { Table } from './layout.tsx'
 import { reasonOf } from './reasons.ts'
+import type { Result } from './result.ts'
 
 const LIMIT = 25
 const FILTERS = ['offline', 'unity_down', 'late', 'clock_skewed', 'new', 'online', 'any'] as const
@@ -38,7 +39,7 @@ export function searchOf({ status, q = '', after = '' }: Record<string, string>)
 }
 
 /** One row more than a page, which shows whether there is another page. */
-export async function readDevices(reader: Reader, { status, q, after }: Search) {
+export async function readDevices(reader: Reader, { status, q, after }: Search, cohorts: string | null = null) {
   const pattern = q === '' ? null : `%${q.replace(/[\\%_]/g, '\\$&')}%`
   const [id = null, ts = null] = after === '' ? [] : after.split('~').reverse()
   if (status === 'offline') {
@@ -48,6 +49,7 @@ export async function readDevices(reader: Reader, { status, q, after }: Search) 
       select device_id, alias, cohort, 'offline' as status, last_received_at, battery_pct, network_type, agent_version, reason
       from fleet.devices_offline
       where (${pattern}::text is null or alias ilike ${pattern} or cohort ilike ${pattern} or device_id::text = ${q})
+        and (${cohorts}::text::text[] is null or cohort = any (${cohorts}::text::text[]))
         and (${ts}::timestamptz is null or (last_received_at, device_id) > (${ts}::timestamptz, ${id}::bigint))
       order by last_received_at, device_id
       limit ${LIMIT + 1}
@@ -60,7 +62,9 @@ export async function readDevices(reader: Reader, { status, q, after }: Search) 
       ...(await reader.run(
         sql => sql<Device[]>`
       select device_id, alias, cohort, status, last_received_at, battery_pct, network_type, agent_version, reason
-      from fleet.list_devices(${status === 'any' ? null : status}, null, ${id ?? 0}, ${LIMIT + 1})
+      from ${cohorts === null ? sql`fleet.list_devices(` : sql`fleet.list_devices_of(${cohorts}::text::text[],`}
+        ${status === 'any' ? null : status}, null, ${id ?? 0}, ${LIMIT + 1}
+      )
     `,
       )),
     ]
@@ -75,6 +79,7 @@ export async function readDevices(reader: Reader, { status, q, after }: Search) 
         or ${status} = 'unity_down' and unity_running is false and status in ('online', 'late', 'clock_skewed')
       )
       and (alias ilike ${pattern} or cohort ilike ${pattern} or device_id::text = ${q})
+      and (${cohorts}::text::text[] is null or cohort = any (${cohorts}::text::text[]))
       and device_id > coalesce(${id}::bigint, 0)
     order by device_id
     limit ${LIMIT + 1}
@@ -83,8 +88,31 @@ export async function readDevices(reader: Reader, { status, q, after }: Search) 
   ]
 }
 
+interface DevicesProps {
+  devices: Result<Device[]>
+  search: Search
+  now: Date
+}
+
+/** The section with the search and what it found. */
+export function Devices({ devices, search, now }: DevicesProps) {
+  return (
+    <section id="devices" class="card" aria-labelledby="devices-heading">
+      <h2 id="devices-heading">Devices</h2>
+      <DeviceSearch search={search} />
+      <div id="devices-found" data-live>
+        {devices.error === undefined ? (
+          <DeviceTable devices={devices.value} search={search} now={now} />
+        ) : (
+          <p class="unread">This could not be read: {devices.error}</p>
+        )}
+      </div>
+    </section>
+  )
+}
+
 /** Not a live part, so that nobody is interrupted while typing. */
-export function DeviceSearch({ search }: { search: Search }) {
+function DeviceSearch({ search }: { search: Search }) {
   return (
     <form method="get" action="/#devices" role="search" class="search">
       <label for="q" class="unseen">
@@ -106,7 +134,7 @@ export function DeviceSearch({ search }: { search: Search }) {
   )
 }
 
-export function DeviceTable({ devices, search, now }: { devices: Device[]; search: Search; now: Date }) {
+function DeviceTable({ devices, search, now }: { devices: Device[]; search: Search; now: Date }) {
   const status = search.status === 'any' ? '' : `${search.status.replaceAll('_', ' ')} `
   const what = `${search.after === '' ? '' : 'further '}${status}devices`
   if (devices.length === 0) {

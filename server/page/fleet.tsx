@@ -24,8 +24,11 @@ export interface CohortCount {
 /** How many cohorts are shown. A page with thousands takes a second to make, and nobody reads it. */
 const MOST_COHORTS = 50
 
-/** The first row is the whole fleet. Then its cohorts in order, those with the most devices offline if there are too many. */
-export async function readFleet(reader: Reader) {
+/**
+ * The first row is the whole fleet. Then its cohorts in order, those with the most devices offline if there are too many.
+ * @param cohorts all that a session knows of the fleet, if it is bound to some; see cohortsOf()
+ */
+export async function readFleet(reader: Reader, cohorts: string | null = null) {
   return [
     ...(await reader.run(
       sql => sql<CohortCount[]>`
@@ -34,7 +37,7 @@ export async function readFleet(reader: Reader) {
     from (
       select s.*, row_number() over () as place, count(*) over () - 1 as cohorts,
         rank() over (order by s.offline desc, s.late desc, s.cohort) as rank
-      from fleet.fleet_summary s
+      from ${cohorts === null ? sql`fleet.fleet_summary` : sql`fleet.fleet_summary_of(${cohorts}::text::text[])`} s
     ) f
     where f.place = 1 or f.rank <= ${MOST_COHORTS + 1}
     order by f.place
@@ -53,16 +56,17 @@ const STATUSES = [
 
 interface FleetProps {
   cohorts: CohortCount[]
-  /** Undefined if it could not be read, like `trend`. The counts are shown all the same. */
-  silence: Silence[] | undefined
-  trend: Sample[] | undefined
+  /** Undefined if it could not be read, null if the session may not see it, like `trend`. The counts are shown all the same. */
+  silence: Silence[] | undefined | null
+  trend: Sample[] | undefined | null
   now: Date
 }
 
 export function Fleet({ cohorts, silence, trend, now }: FleetProps) {
   const [all, ...others] = cohorts
   const alarms = new Map((silence ?? []).slice(1).map(cohort => [cohort.cohort, cohort]))
-  const since = (status: keyof Sample & keyof CohortCount) => trend && all && sinceAnHour(trend, now, all[status], status)
+  const since = (status: keyof Sample & keyof CohortCount) =>
+    trend && all ? sinceAnHour(trend, now, all[status], status) : undefined
   if (all === undefined || all.devices === 0) return <p class="muted">No device is enrolled yet.</p>
   return (
     <>
@@ -83,7 +87,7 @@ export function Fleet({ cohorts, silence, trend, now }: FleetProps) {
       {silence === undefined ? (
         <p class="unread">The silence of cohorts could not be read.</p>
       ) : (
-        silence[0] !== undefined && <FleetSilence silence={silence[0]} />
+        silence?.[0] !== undefined && <FleetSilence silence={silence[0]} />
       )}
       {all.cohorts > others.length && (
         <p class="muted">
@@ -124,7 +128,8 @@ export function Fleet({ cohorts, silence, trend, now }: FleetProps) {
           })}
         />
       )}
-      {trend === undefined ? <p class="unread">The trend could not be read.</p> : <Trend samples={trend} now={now} />}
+      {trend === undefined && <p class="unread">The trend could not be read.</p>}
+      {trend && <Trend samples={trend} now={now} />}
     </>
   )
 }

@@ -1,6 +1,7 @@
 import type { Child, PropsWithChildren } from 'hono/jsx'
 import { version } from '../../lib/version.ts'
 import { assetPath } from './assets.ts'
+import type { Principal } from '../auth/principal.ts'
 import type { Result } from './result.ts'
 
 /** How often a visible page is refreshed. Without JavaScript it reloads itself, less often because that disturbs more. */
@@ -12,9 +13,11 @@ interface PageProps {
   /** Nobody is logged in, so there is nothing to refresh and no navigation. */
   isBare?: boolean
   nav?: Child
+  /** Who is logged in. */
+  who?: Principal
 }
 
-export function Page({ title, isBare = false, nav, children }: PropsWithChildren<PageProps>) {
+export function Page({ title, isBare = false, nav, who, children }: PropsWithChildren<PageProps>) {
   return (
     <html lang="en">
       <head>
@@ -41,6 +44,18 @@ export function Page({ title, isBare = false, nav, children }: PropsWithChildren
             <img src={assetPath('icon.svg')} alt="" width="28" height="28" /> <a href="/">NexMDM</a>
           </p>
           {!isBare && nav}
+          {who?.scopes.includes('operate') === true && (
+            <nav aria-label="People">
+              <ul>
+                <li>
+                  <a href="/sessions">Sessions</a>
+                </li>
+                <li>
+                  <a href="/audit">Audit</a>
+                </li>
+              </ul>
+            </nav>
+          )}
           {!isBare && (
             <p id="live" role="status" aria-live="polite">
               As of {new Date().toISOString().slice(11, 16)} UTC
@@ -48,6 +63,7 @@ export function Page({ title, isBare = false, nav, children }: PropsWithChildren
           )}
           {!isBare && (
             <form method="post" action="/logout">
+              {who !== undefined && <span class="muted">{who.actor}</span>}{' '}
               <button type="submit" class="quiet">
                 Log out
               </button>

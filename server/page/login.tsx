@@ -1,12 +1,12 @@
 import type { Context, Handler } from 'hono'
 import { clientAddress } from '../auth/address.ts'
 import type { AppEnv } from '../context.ts'
-import { keyCheck } from '../auth/auth.ts'
+import type { Access } from '../auth/access.ts'
 import { mediaType, readInflated } from '../body.ts'
 import type { ServerConfig } from '../config.ts'
 import type { Log } from '../../lib/log.ts'
 import { Problem } from '../problem.ts'
-import { Attempts } from './attempts.ts'
+import type { Attempts } from './attempts.ts'
 import { answer } from './answer.ts'
 import { Page } from './layout.tsx'
 import type { Sessions } from './session.ts'
@@ -17,9 +17,11 @@ interface LoginProps {
   /** Where to go after the login. */
   next: string
   problem?: string
+  /** The identity provider, if people can log in there. */
+  provider?: string | undefined
 }
 
-export function Login({ next, problem }: LoginProps) {
+export function Login({ next, problem, provider }: LoginProps) {
   return (
     <Page title="Log in · NexMDM fleet" isBare>
       <form method="post" action="/login" class="card login">
@@ -29,20 +31,28 @@ export function Login({ next, problem }: LoginProps) {
             {problem}
           </p>
         )}
+        {provider !== undefined && (
+          <p>
+            <a class="button" href={`/login/oidc?${new URLSearchParams({ next }).toString()}`}>
+              Log in with {provider}
+            </a>
+          </p>
+        )}
         {/* For password managers, which store a password under a name. */}
         <input type="text" name="username" value="admin" autocomplete="username" hidden />
-        <label for="key">Admin key</label>
+        <label for="key">Key</label>
         <input
           id="key"
           name="key"
           type="password"
           autocomplete="current-password"
           required
-          autofocus
+          autofocus={provider === undefined}
           aria-describedby="key-hint"
         />
         <p id="key-hint" class="muted">
-          This is the server's <code>ADMIN_KEY</code>. <code>npm start</code> keeps it in <code>.local/admin-key</code>.
+          An API key with the scope <code>read</code>, or the server's <code>ADMIN_KEY</code>. <code>npm start</code> keeps that
+          in <code>.local/admin-key</code>.
         </p>
         <input type="hidden" name="next" value={next} />
         <button type="submit">Log in</button>
@@ -51,9 +61,14 @@ export function Login({ next, problem }: LoginProps) {
   )
 }
 
-export function postLogin(config: ServerConfig, sessions: Sessions, log: Log): Handler<AppEnv> {
-  const isKey = keyCheck(config.adminKey)
-  const attempts = new Attempts()
+export function postLogin(
+  config: ServerConfig,
+  access: Access,
+  sessions: Sessions,
+  attempts: Attempts,
+  log: Log,
+): Handler<AppEnv> {
+  const provider = config.oidc && new URL(config.oidc.issuer).host
   return async c => {
     fromThisPage(c)
     const form = await readForm(c)
@@ -62,16 +77,29 @@ export function postLogin(config: ServerConfig, sessions: Sessions, log: Log): H
     const wait = attempts.waitS(address)
     if (wait > 0) {
       const problem = `Too many wrong keys from this address. Try again in ${wait} s.`
-      return answer(c, <Login next={next} problem={problem} />, 429, { 'retry-after': String(wait) })
+      return answer(c, <Login next={next} provider={provider} problem={problem} />, 429, { 'retry-after': String(wait) })
     }
-    if (!isKey(form.get('key'))) {
+    const who = await access.identify(form.get('key'), c.env.incoming)
+    if (who === undefined) {
       attempts.failed(address)
-      log.warn({ event: 'page.login_failed', address }, 'Somebody tried to log in with a wrong admin key.')
-      return answer(c, <Login next={next} problem="That is not the admin key." />, 403)
+      log.warn({ event: 'page.login_failed', address }, 'Somebody tried to log in with a wrong key.')
+      return answer(c, <Login next={next} provider={provider} problem="That is not a valid key." />, 403)
     }
     attempts.succeeded(address)
-    log.info({ event: 'page.login', address })
-    sessions.open(c)
+    if (!who.scopes.includes('read')) {
+      return answer(
+        c,
+        <Login
+          next={next}
+          provider={provider}
+          problem={`The key ${who.actor} does not have the scope read, which this page needs.`}
+        />,
+        403,
+      )
+    }
+    const isOpen = await sessions.open(c, who.credential === undefined ? 'admin_key' : 'api_key', who)
+    if (!isOpen) return answer(c, <Login next={next} provider={provider} problem="That key was revoked at this moment." />, 403)
+    log.info({ event: 'page.login', actor: who.actor, address })
     return c.redirect(next, 303)
   }
 }
@@ -86,21 +114,21 @@ export function postLogout(sessions: Sessions): Handler<AppEnv> {
 
 /** A path of the page itself, or `/`: a login form must not send anyone to another site. */
 export function localPath(text: string | null) {
-  return text !== null && /^\/(?:devices\/\d{1,15})?(?:\?[\w=&%.+~-]*)?$/.test(text) ? text : '/'
+  return text !== null && /^\/(?:devices\/\d{1,15}|sessions|audit)?(?:\?[\w=&%.+~-]*)?$/.test(text) ? text : '/'
 }
 
 /**
  * Browsers say in one of two headers where a POST comes from. A form of another site is refused.
  * @throws Problem 403
  */
-function fromThisPage(c: Context<AppEnv>) {
+export function fromThisPage(c: Context<AppEnv>) {
   const { host, origin, 'sec-fetch-site': site } = c.env.incoming.headers
   const isOwn =
     site !== undefined ? site === 'same-origin' : origin !== undefined && URL.canParse(origin) && new URL(origin).host === host
   if (!isOwn) throw new Problem(403, 'This form was sent by another site; nothing was done.')
 }
 
-async function readForm(c: Context<AppEnv>) {
+export async function readForm(c: Context<AppEnv>) {
   const type = mediaType(c.env.incoming)
   if (type !== 'application/x-www-form-urlencoded') throw new Problem(415, `The body must be a form, not ${type}.`)
   return new URLSearchParams((await readInflated(c.env.incoming, MAX_BODY_BYTES)).toString())

@@ -14,7 +14,7 @@ t.test('the page asks for the admin key, and keeps a user who has it logged in',
   t.match(form.html, 'name="next" value="/devices/7?x=1"')
   t.notMatch(form.html, 'data-live')
 
-  t.match(await post('/login', { key: 'wrong' }), { status: 403, html: /That is not the admin key/ })
+  t.match(await post('/login', { key: 'wrong' }), { status: 403, html: /That is not a valid key/ })
   t.match(await post('/login', {}), { status: 403 })
   const entered = await post('/login', { key: ADMIN_KEY, next: '/?status=late&q=a%20b' })
   t.equal(entered.status, 303)

@@ -1,5 +1,6 @@
 import { Hono, type Context, type Handler } from 'hono'
 import type { Child } from 'hono/jsx'
+import { cohortsOf, type Principal, requireScope } from '../auth/principal.ts'
 import type { AppEnv, ServerContext } from '../context.ts'
 import { timed } from '../ops/metrics.ts'
 import { Problem, requestId, toProblem, unavailable } from '../problem.ts'
@@ -12,13 +13,19 @@ import { Checks, headline, readChecks } from './checks.tsx'
 import { daysOf, readPartitions } from './days.ts'
 import { Changes, History, readChanges, readHistory } from './changes.tsx'
 import { DeviceDay, DeviceFacts, readDay, readDevice } from './device.tsx'
-import { DeviceSearch, DeviceTable, nameOf, readDevices, searchOf } from './devices.tsx'
+import { Devices, nameOf, readDevices, searchOf } from './devices.tsx'
 import { Fleet, readFleet } from './fleet.tsx'
 import { plural, short } from './format.ts'
 import { IngestRate, IngestRates } from './ingest.tsx'
 import { Jobs, readJobs } from './jobs.tsx'
 import { Page, Section } from './layout.tsx'
 import { localPath, Login, postLogin, postLogout } from './login.tsx'
+import { BoundFleet } from './bound.tsx'
+import { Attempts } from './attempts.ts'
+import { confirmDeed, Do, postDeed } from './deeds.tsx'
+import { AuditTable, readAudit, readSessions, SessionTable } from './people.tsx'
+import { Oidc } from '../auth/oidc.ts'
+import { beginOidc, finishOidc } from './oidc.tsx'
 import { PartitionStrip } from './partitions.tsx'
 import { settled, toReader } from './result.ts'
 import { Semaphore } from './semaphore.ts'
@@ -36,9 +43,11 @@ const TIMEOUT_MS = 3_000
 
 /** The page for the person on call. It only reads, and a part that fails does not affect the others. */
 export function opsPage(context: ServerContext) {
-  const { config, log, metrics, pool, reader, backpressure } = context
+  const { access, config, log, metrics, pool, reader, backpressure } = context
   const app = new Hono<AppEnv>()
   const sessions = new Sessions(config, pool, log)
+  const attempts = new Attempts()
+  const oidc = config.oidc && new Oidc(config.oidc)
   const semaphore = new Semaphore(MAX_STATEMENTS)
   const rates = new IngestRates(metrics)
   const caches = {
@@ -56,16 +65,43 @@ export function opsPage(context: ServerContext) {
   const readPart = <T,>(part: string, reading: Promise<T>) => settled(part, reading, log, TIMEOUT_MS)
 
   serveAssets(app)
-  app.post('/login', timed(metrics, 'POST /login', postLogin(config, sessions, log)))
+  app.post('/login', timed(metrics, 'POST /login', postLogin(config, access, sessions, attempts, log)))
   app.post('/logout', postLogout(sessions))
+  if (oidc !== undefined) {
+    app.get('/login/oidc', beginOidc(oidc, config, log))
+    app.get('/login/oidc/callback', finishOidc(oidc, config, sessions, attempts, log))
+  }
   app.get(
     '/',
     timed(
       metrics,
       'GET /',
-      forSession(async c => {
+      forSession(async (c, who) => {
         const search = searchOf(c.req.query())
         const now = new Date()
+        const cohorts = cohortsOf(who)
+        if (cohorts !== null) {
+          const [fleet, changes, devices] = await Promise.all([
+            readPart(
+              'fleet',
+              semaphore.run(() => readFleet(reader, cohorts)),
+            ),
+            readPart(
+              'changes',
+              semaphore.run(() => readChanges(reader, cohorts)),
+            ),
+            readPart(
+              'devices',
+              semaphore.run(() => readDevices(reader, search, cohorts)),
+            ),
+          ])
+          const isDown = [fleet, changes, devices].every(({ error }) => error !== undefined)
+          return show(
+            c,
+            { title: 'NexMDM fleet', status: isDown ? 503 : 200, nav: BOUND_NAV, who },
+            <BoundFleet fleet={fleet} changes={changes} devices={devices} search={search} now={now} who={who} />,
+          )
+        }
         const [fleet, ingest, partitions, checks, jobs, devices, trend, silence, budgets, changes, webhooks] = await Promise.all([
           readPart('fleet', caches.fleet.get()),
           readPart('ingest', caches.ingest.get()),
@@ -91,6 +127,7 @@ export function opsPage(context: ServerContext) {
             title: `${level === 'ok' ? '' : '⚠ '}${text} · NexMDM fleet`,
             status: isDown ? 503 : 200,
             nav: NAV,
+            who,
           },
           <>
             <section id="headline" data-live class={`headline ${level}`} aria-label="Summary">
@@ -126,23 +163,23 @@ export function opsPage(context: ServerContext) {
               of={changes}
               show={value => <Changes changes={value} now={now} />}
             />
-            <section id="devices" class="card" aria-labelledby="devices-heading">
-              <h2 id="devices-heading">Devices</h2>
-              <DeviceSearch search={search} />
-              <div id="devices-found" data-live>
-                {devices.error === undefined ? (
-                  <DeviceTable devices={devices.value} search={search} now={now} />
-                ) : (
-                  <p class="unread">This could not be read: {devices.error}</p>
-                )}
-              </div>
-            </section>
-            <Section id="partitions" title="Days" of={partitions} show={value => <PartitionStrip days={daysOf(value, now)} />} />
+            <Devices devices={devices} search={search} now={now} />
+            <Section
+              id="partitions"
+              title="Days"
+              of={partitions}
+              show={value => <PartitionStrip days={daysOf(value, now)} who={who} />}
+            />
             <div class="columns">
               <Section id="archives" title="Archives" of={partitions} show={value => <Archives partitions={value} now={now} />} />
               <Section id="storage" title="Storage" of={partitions} show={value => <Storage partitions={value} now={now} />} />
             </div>
-            <Section id="webhooks" title="Webhooks" of={webhooks} show={value => <Webhooks webhooks={value} now={now} />} />
+            <Section
+              id="webhooks"
+              title="Webhooks"
+              of={webhooks}
+              show={value => <Webhooks webhooks={value} now={now} who={who} />}
+            />
             <Section id="jobs" title="Jobs" of={jobs} show={value => <Jobs jobs={value} now={now} />} />
           </>,
         )
@@ -155,15 +192,21 @@ export function opsPage(context: ServerContext) {
     timed(
       metrics,
       'GET /devices/:id',
-      forSession(async c => {
+      forSession(async (c, who) => {
         const id = c.req.param('id') ?? ''
         if (!/^\d{1,15}$/.test(id)) throw new Problem(404, `There is no device ${id}.`)
         const now = new Date()
-        const [device, day, unreadable, history] = await Promise.all([
-          readPart(
-            'device',
-            semaphore.run(() => readDevice(reader, Number(id))),
-          ),
+        const cohorts = cohortsOf(who)
+        const device = await readPart(
+          'device',
+          semaphore.run(() => readDevice(reader, Number(id), cohorts)),
+        )
+        const { error } = device
+        if (error === undefined && device.value === undefined)
+          throw new Problem(404, `There is no device ${id}, or its token was revoked.`)
+        // Without an answer nobody knows whether this session may see the device.
+        if (error !== undefined && cohorts !== null) throw unavailable(error)
+        const [day, unreadable, history] = await Promise.all([
           readPart(
             'day',
             semaphore.run(() => readDay(reader, Number(id))),
@@ -174,18 +217,20 @@ export function opsPage(context: ServerContext) {
           ),
           readPart(
             'history',
-            semaphore.run(() => readHistory(reader, Number(id))),
+            semaphore.run(() => readHistory(reader, Number(id), cohorts)),
           ),
         ])
-        const { error } = device
-        if (error === undefined && device.value === undefined)
-          throw new Problem(404, `There is no device ${id}, or its token was revoked.`)
         const name = device.value === undefined ? `device ${id}` : nameOf(device.value)
         return show(
           c,
-          { title: `${name} · NexMDM fleet`, status: error !== undefined && day.error !== undefined ? 503 : 200, nav: BACK },
+          { title: `${name} · NexMDM fleet`, status: error !== undefined && day.error !== undefined ? 503 : 200, nav: BACK, who },
           <>
             <h1 class="device">{name}</h1>
+            {device.value !== undefined && (
+              <p class="deeds">
+                <Do deed="command" who={who} device={id} /> <Do deed="token" who={who} device={id} />
+              </p>
+            )}
             <Section id="now" title="Now" of={device} show={value => <DeviceFacts device={value!} now={now} />} />
             {unreadable.value?.length !== 0 && (
               <Section
@@ -206,6 +251,49 @@ export function opsPage(context: ServerContext) {
         )
       }),
     ),
+  )
+
+  const doDeed = postDeed(config, pool, () => {
+    for (const cache of Object.values(caches)) cache.clear()
+  })
+  app.get('/do/:deed', forSession(confirmDeed()))
+  app.post('/do/:deed', timed(metrics, 'POST /do/:deed', forSession(doDeed)))
+
+  app.get(
+    '/sessions',
+    forSession(async (c, who) => {
+      requireScope(who, 'operate')
+      const sessions = await readPart(
+        'sessions',
+        semaphore.run(() => readSessions(pool)),
+      )
+      return show(
+        c,
+        { title: 'Sessions · NexMDM fleet', status: 200, nav: BACK, who },
+        <Section
+          id="sessions"
+          title="Who is logged in"
+          of={sessions}
+          show={value => <SessionTable sessions={value} who={who} now={new Date()} />}
+        />,
+      )
+    }),
+  )
+  app.get(
+    '/audit',
+    forSession(async (c, who) => {
+      requireScope(who, 'operate')
+      const q = (c.req.query('q') ?? '').replaceAll('\0', '').trim().slice(0, 200)
+      const rows = await readPart(
+        'audit',
+        semaphore.run(() => readAudit(pool, q)),
+      )
+      return show(
+        c,
+        { title: 'Audit log · NexMDM fleet', status: 200, nav: BACK, who },
+        <Section id="audit" title="Who did what" of={rows} show={value => <AuditTable rows={value} q={q} now={new Date()} />} />,
+      )
+    }),
   )
 
   app.onError(async (error, c) => {
@@ -231,17 +319,20 @@ export function opsPage(context: ServerContext) {
   })
 
   /** Without a session the answer is the login form. A poll gets 401 instead, and 503 under backpressure. */
-  function forSession(handler: (c: Context<AppEnv>) => Promise<Response>): Handler<AppEnv> {
+  function forSession(handler: (c: Context<AppEnv>, who: Principal) => Promise<Response>): Handler<AppEnv> {
     return async c => {
-      if (!(await sessions.isOpen(c))) {
+      const who = await sessions.principal(c)
+      if (who === undefined) {
         if (isPoll(c)) throw new Problem(401, 'The session has ended.')
         if (comesFromElsewhere(c)) return answer(c, <Again />)
         const { pathname, search } = new URL(c.req.url)
-        return answer(c, <Login next={localPath(pathname + search)} />)
+        return answer(c, <Login next={localPath(pathname + search)} provider={oidc?.host} />)
       }
       if (isPoll(c) && backpressure.sheds('page'))
         throw unavailable('The server is busy with heartbeats, so this page is paused.')
-      return handler(c)
+      requireScope(who, 'read')
+      c.set('principal', who)
+      return handler(c, who)
     }
   }
 
@@ -252,10 +343,11 @@ interface Shown {
   title: string
   status: 200 | 503
   nav: Child
+  who: Principal
 }
 
 /** The whole page, or only its parts for a poll. */
-async function show(c: Context<AppEnv>, { title, status, nav }: Shown, body: Html) {
+async function show(c: Context<AppEnv>, { title, status, nav, who }: Shown, body: Html) {
   const headers: Record<string, string> = status === 503 ? { 'retry-after': '5' } : {}
   if (isPoll(c))
     return answer(
@@ -269,7 +361,7 @@ async function show(c: Context<AppEnv>, { title, status, nav }: Shown, body: Htm
     )
   return answer(
     c,
-    <Page title={title} nav={nav}>
+    <Page title={title} nav={nav} who={who}>
       {body}
     </Page>,
     status,
@@ -304,6 +396,18 @@ const NAV = (
       {['fleet', 'changes', 'devices', 'partitions', 'archives', 'storage', 'webhooks', 'jobs', 'checks'].map(part => (
         <li>
           <a href={`#${part}`}>{part === 'partitions' ? 'Days' : part[0]!.toUpperCase() + part.slice(1)}</a>
+        </li>
+      ))}
+    </ul>
+  </nav>
+)
+
+const BOUND_NAV = (
+  <nav aria-label="On this page">
+    <ul>
+      {['fleet', 'changes', 'devices'].map(part => (
+        <li>
+          <a href={`#${part}`}>{part[0]!.toUpperCase() + part.slice(1)}</a>
         </li>
       ))}
     </ul>

@@ -1,6 +1,11 @@
 import { type Day, LOOKS, type Look, type Partition } from './days.ts'
 import { bytes, count, plural } from './format.ts'
 import { Table } from './layout.tsx'
+import { Do } from './deeds.tsx'
+import type { Principal } from '../auth/principal.ts'
+
+/** Days that can be held. */
+const HOLDABLE: Look[] = ['active', 'settled', 'detached', 'failed', 'restored']
 
 /** Older days are only counted. */
 const MAX_MONTHS = 13
@@ -20,7 +25,8 @@ const MEANING: Record<Look, [string, string]> = {
   missing: ['×', 'missing: no partition'],
 }
 
-export function PartitionStrip({ days }: { days: Day[] }) {
+export function PartitionStrip({ days, who }: { days: Day[]; who: Principal }) {
+  const isOperator = who.scopes.includes('operate')
   if (days.length === 0) return <p class="muted">There is no partition yet.</p>
   const months = new Map<string, Day[]>()
   for (const day of days) months.set(day.day.slice(0, 7), [...(months.get(day.day.slice(0, 7)) ?? []), day])
@@ -64,15 +70,32 @@ export function PartitionStrip({ days }: { days: Day[] }) {
         <Table
           id="days-rows"
           label="Days, as a table"
-          head={['Day', 'State', { number: 'Rows' }, { number: 'Online' }, { number: 'Archived' }, { remark: 'Note' }]}
+          head={[
+            'Day',
+            'State',
+            { number: 'Rows' },
+            { number: 'Online' },
+            { number: 'Archived' },
+            { remark: 'Note' },
+            ...(isOperator ? ['Action'] : []),
+          ]}
           rows={shown
             .flatMap(([, ofMonth]) => ofMonth)
             .toReversed()
-            .map(rowOf)}
+            .map(day => [...rowOf(day), ...(isOperator ? [<Deeds day={day} who={who} />] : [])])}
         />
       </details>
     </>
   )
+}
+
+/** What an operator can do with a day. */
+function Deeds({ day: { day, look, partition }, who }: { day: Day; who: Principal }) {
+  if (partition === undefined) return null
+  const { partition_name } = partition
+  if (look === 'held') return <Do deed="release" who={who} partition={partition_name} />
+  if (look === 'dropped') return <Do deed="restore" who={who} day={day} />
+  return <>{HOLDABLE.includes(look) && <Do deed="hold" who={who} partition={partition_name} />}</>
 }
 
 function rowOf({ day, look, partition }: Day) {

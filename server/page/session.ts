@@ -1,12 +1,15 @@
 import { createHash, createHmac, randomBytes, scryptSync, timingSafeEqual } from 'node:crypto'
 import type { Context } from 'hono'
 import { deleteCookie, getCookie, setCookie } from 'hono/cookie'
-import type { AppEnv } from '../context.ts'
+import { clientAddress } from '../auth/address.ts'
 import { BoundedMap } from '../auth/bounded-map.ts'
+import { adminPrincipal, cohortsOf, type Principal } from '../auth/principal.ts'
+import type { Scope } from '../auth/scopes.ts'
 import type { ServerConfig } from '../config.ts'
+import type { AppEnv } from '../context.ts'
 import type { Pool } from '../database.ts'
 import type { Log } from '../../lib/log.ts'
-import { unavailable } from '../problem.ts'
+import { requestId, unavailable } from '../problem.ts'
 import { withTimeout } from '../../lib/timeout.ts'
 
 const COOKIE = 'fleet_session'
@@ -17,13 +20,27 @@ export const SESSION_S = 12 * 3_600
 const TIMEOUT_MS = 1_000
 const MAX_ENDED = 1_000
 
+/** How somebody logged in, as in fleet.sessions. */
+export type LoginKind = 'admin_key' | 'api_key' | 'oidc'
+
+/** What a cookie says: when it ends, and whether ADMIN_KEY signed it. */
+interface Said {
+  ends: number
+  hash: Buffer
+  key: string
+  isAdmin: boolean
+}
+
 /**
- * Sessions that nobody has to store: a cookie holds the time at which it ends, signed by a key that is made from the admin key.
- * Every worker and instance with that admin key accepts it, and a different admin key ends all sessions. Only sessions that were
- * ended by a logout are stored, in Postgres, where every server looks them up.
+ * The sessions of the ops page. Postgres has them all (fleet.sessions), and every server looks them up there at each request, so
+ * that a logout, or a revocation of the API key, holds from the next request on.
+ *
+ * A cookie is `<when it ends, in seconds>.<random text>`. If somebody logged in with ADMIN_KEY, a signature follows, by a key that is
+ * made from ADMIN_KEY: such a session also works while the database is unreachable, when the page is needed most, and another
+ * ADMIN_KEY ends it.
  */
 export class Sessions {
-  readonly #key: Buffer
+  readonly #key: Buffer | undefined
   /** Ended sessions that this worker knows of, in case the database is unreachable. */
   readonly #ended = new BoundedMap<true>(MAX_ENDED)
 
@@ -33,49 +50,88 @@ export class Sessions {
     readonly log: Log,
   ) {
     // Slow on purpose, and done once. Otherwise somebody with a cookie could try millions of admin keys.
-    this.#key = scryptSync(config.adminKey, 'nexmdm ops page', 32)
+    if (config.adminKey !== undefined) this.#key = scryptSync(config.adminKey, 'nexmdm ops page', 32)
   }
 
-  /** The cookie of a session that begins at `now` (ms). */
+  /** The cookie of an ADMIN_KEY session that begins at `now` (ms). */
   issue(now = Date.now()) {
     const said = `${Math.floor(now / 1_000) + SESSION_S}.${randomBytes(12).toString('base64url')}`
     return `${said}.${this.#sign(said).toString('base64url')}`
   }
 
-  /** Whether this cookie was issued with this key and has not expired. */
+  /** Whether this is the cookie of an ADMIN_KEY session that was issued with this key and has not expired. */
   isValid(cookie: string | undefined, now = Date.now()) {
-    return this.#read(cookie, now) !== undefined
+    return this.#read(cookie, now)?.isAdmin === true
   }
 
   /**
-   * Whether a request has an open session. If the database does not answer within a second, a session counts as open unless this
-   * worker knows that it was ended, because the person on call needs the page most when the database is unreachable.
+   * Whose session a request has, if it is open.
+   * @throws Problem 503 if the database does not answer within a second. An ADMIN_KEY session then counts as open unless this worker
+   * knows that it was ended.
    */
-  async isOpen(c: Context<AppEnv>) {
+  async principal(c: Context<AppEnv>): Promise<Principal | undefined> {
     const session = this.#read(this.#cookie(c))
-    if (session === undefined || this.#ended.get(session.key)) return false
+    if (session === undefined || this.#ended.get(session.key)) return undefined
+    let row: { actor: string; scopes: Scope[]; cohorts: string[] | null; is_open: boolean } | undefined
     try {
-      const [row] = await withTimeout(
+      ;[row] = await withTimeout(
         TIMEOUT_MS,
         this.pool.run(
-          sql => sql<{ is_ended: boolean }[]>`
-        select fleet.is_session_ended(${session.hash}) as is_ended
+          sql => sql<NonNullable<typeof row>[]>`
+        select actor, to_json(scopes) as scopes, to_json(cohorts) as cohorts, is_open from fleet.see_session(${session.hash})
       `,
         ),
       )
-      if (row!.is_ended) this.#ended.set(session.key, true)
-      return !row!.is_ended
     } catch (error) {
+      if (!session.isAdmin) throw unavailable('The database is unreachable, so nobody knows whether this session is open.', error)
       this.log.warn(
         { event: 'page.session_unknown', error },
         'The database did not say whether a session was ended, so the session counts as open.',
       )
-      return true
+      return adminPrincipal('session')
     }
+    if (row?.is_open === false) this.#ended.set(session.key, true)
+    // One that began while the database was unreachable is not in Postgres.
+    if (row === undefined) return session.isAdmin ? adminPrincipal('session') : undefined
+    if (!row.is_open) return undefined
+    const { actor, scopes, cohorts } = row
+    return { how: 'session', actor, scopes, cohorts, credential: session.hash.toString('hex') }
   }
 
-  open(c: Context<AppEnv>) {
-    setCookie(c, COOKIE, this.issue(), { ...this.#attributes(c), maxAge: SESSION_S })
+  /**
+   * Begins a session.
+   * @returns false if the API key was revoked at this moment
+   * @throws Problem 503 if the database is unreachable, except with ADMIN_KEY
+   */
+  async open(c: Context<AppEnv>, login: LoginKind, who: Principal): Promise<boolean> {
+    const now = Date.now()
+    const cookie =
+      login === 'admin_key' ? this.issue(now) : `${Math.floor(now / 1_000) + SESSION_S}.${randomBytes(32).toString('base64url')}`
+    const { hash, ends } = this.#read(cookie, now)!
+    const { incoming } = c.env
+    const scopes = `{${who.scopes.join(',')}}`
+    const credential = login === 'api_key' ? `\\x${who.credential}` : null
+    try {
+      const [row] = await withTimeout(
+        // The form is worth waiting for a little longer.
+        2 * TIMEOUT_MS,
+        this.pool.run(
+          sql => sql<{ is_open: boolean }[]>`
+        select fleet.open_session(
+          ${hash}, ${who.actor}, ${login}, ${credential}::text::bytea, ${scopes}::text::text[], ${cohortsOf(who)}::text::text[],
+          to_timestamp(${ends}::bigint), ${clientAddress(incoming, this.config.trustProxy)}, ${incoming.headers['user-agent'] ?? null},
+          ${requestId(incoming)}
+        ) as is_open
+      `,
+        ),
+      )
+      if (!row!.is_open) return false
+    } catch (error) {
+      if (login !== 'admin_key') throw error
+      this.log.warn({ event: 'page.login_not_recorded', error }, 'The database did not record a login with ADMIN_KEY.')
+    }
+    setCookie(c, COOKIE, cookie, { ...this.#attributes(c), maxAge: SESSION_S })
+    return true
   }
 
   /**
@@ -85,8 +141,16 @@ export class Sessions {
   async close(c: Context<AppEnv>) {
     const session = this.#read(this.#cookie(c))
     if (session !== undefined) {
+      const { incoming } = c.env
       try {
-        await this.pool.run(sql => sql`select fleet.end_session(${session.hash}, to_timestamp(${session.ends}::bigint))`)
+        await this.pool.run(
+          sql => sql`
+          select fleet.end_session(
+            ${session.hash}, to_timestamp(${session.ends}::bigint), ${session.isAdmin}, ${requestId(incoming)},
+            ${clientAddress(incoming, this.config.trustProxy)}
+          )
+        `,
+        )
       } catch (cause) {
         throw unavailable(
           'The database is unreachable, so this session is still open. Log out again when the database is back.',
@@ -102,16 +166,20 @@ export class Sessions {
     return getCookie(c, COOKIE, this.#prefix(c))
   }
 
-  #read(cookie: string | undefined, now = Date.now()) {
-    const [, said, ends, signature] = /^((\d{1,12})\.[\w-]{16})\.([\w-]{43})$/.exec(cookie ?? '') ?? []
-    if (said === undefined || signature === undefined) return undefined
-    if (!timingSafeEqual(Buffer.from(signature, 'base64url'), this.#sign(said)) || Number(ends) * 1_000 <= now) return undefined
+  #read(cookie: string | undefined, now = Date.now()): Said | undefined {
+    const [, said, ends, random, signature] = /^((\d{1,12})\.([\w-]{16}|[\w-]{43}))(?:\.([\w-]{43}))?$/.exec(cookie ?? '') ?? []
+    if (said === undefined || random === undefined || Number(ends) * 1_000 <= now) return undefined
+    // A short text proves nothing without its signature; the long one is known to nobody but the browser.
+    const isAdmin = signature !== undefined
+    if (isAdmin !== (random.length === 16)) return undefined
+    if (isAdmin && (this.#key === undefined || !timingSafeEqual(Buffer.from(signature, 'base64url'), this.#sign(said))))
+      return undefined
     const hash = createHash('sha256').update(said).digest()
-    return { ends: Number(ends), hash, key: hash.toString('base64') }
+    return { ends: Number(ends), hash, key: hash.toString('base64'), isAdmin }
   }
 
   #sign(said: string) {
-    return createHmac('sha256', this.#key).update(said).digest()
+    return createHmac('sha256', this.#key!).update(said).digest()
   }
 
   #attributes(c: Context<AppEnv>) {
@@ -125,7 +193,7 @@ export class Sessions {
 }
 
 /** TLS ends at a proxy in front of this server, which says so in a header. */
-function isSecure(c: Context<AppEnv>, { trustProxy }: Pick<ServerConfig, 'trustProxy'>) {
+export function isSecure(c: Context<AppEnv>, { trustProxy }: Pick<ServerConfig, 'trustProxy'>) {
   const { 'x-forwarded-proto': proto } = c.env.incoming.headers
   return (
     trustProxy &&

@@ -1,6 +1,8 @@
 import type { Pool } from '../database.ts'
 import { count } from './format.ts'
 import { Table } from './layout.tsx'
+import { Do } from './deeds.tsx'
+import type { Principal } from '../auth/principal.ts'
 import { Moment } from './time.tsx'
 
 /** A row of the view fleet.webhook_health. */
@@ -28,7 +30,8 @@ export async function readWebhooks(pool: Pool) {
   ]
 }
 
-export function Webhooks({ webhooks, now }: { webhooks: Webhook[]; now: Date }) {
+export function Webhooks({ webhooks, now, who }: { webhooks: Webhook[]; now: Date; who: Principal }) {
+  const isOperator = who.scopes.includes('operate')
   if (webhooks.length === 0)
     return (
       <p class="muted">
@@ -38,7 +41,17 @@ export function Webhooks({ webhooks, now }: { webhooks: Webhook[]; now: Date }) 
   return (
     <Table
       label="List of webhooks"
-      head={['Webhook', 'State', 'Receiver', 'Cohort', { number: 'Waiting' }, { number: 'Given up' }, 'Last sent', 'Last error']}
+      head={[
+        'Webhook',
+        'State',
+        'Receiver',
+        'Cohort',
+        { number: 'Waiting' },
+        { number: 'Given up' },
+        'Last sent',
+        'Last error',
+        ...(isOperator ? ['Action'] : []),
+      ]}
       rows={webhooks.map(({ webhook_name, state, receiver, cohort, pending, dead, last_success_at, last_error }) => [
         webhook_name,
         <span class={`badge ${BADGES[state] ?? ''}`}>{state.replaceAll('_', ' ')}</span>,
@@ -48,6 +61,7 @@ export function Webhooks({ webhooks, now }: { webhooks: Webhook[]; now: Date }) 
         count(dead),
         last_success_at === null ? 'never' : <Moment at={last_success_at} now={now} />,
         state === 'ok' ? '–' : (last_error ?? '–'),
+        ...(isOperator ? [<Do deed={state === 'paused' ? 'resume' : 'pause'} who={who} webhook={webhook_name} />] : []),
       ])}
     />
   )

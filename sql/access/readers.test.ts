@@ -200,7 +200,7 @@ t.test('names and cohorts that would be wrong or dangerous are refused, and noth
   await t.rejects(db.sql`update fleet.readers set cohorts = array['(all)']`, { code: '23514' })
 })
 
-t.test('what is done with readers is in the audit log if and only if it is committed', async t => {
+t.test('what is done with readers is in the audit log if and only if it is committed, without the password', async t => {
   const db = await withDatabase(t)
   const dba = asRole(t, db, 'fleet_dba')
   const { name } = await createReader(t, db, [OWN])
@@ -214,10 +214,15 @@ t.test('what is done with readers is in the audit log if and only if it is commi
     })
     .catch(() => {})
   t.same(await db.admin`select from pg_roles where rolname = ${`${name}_2`}`, [])
-  const actions = (await db.sql`select event from fleet.events where event like 'reader.%' order by at, event_id`).map(
-    row => row.event as string,
+  t.same(
+    await dba`select action, target, actor, how, before, after from fleet.audit_log where target like 'reader:%' order by audit_id`,
+    [
+      { action: 'reader.created', before: null, after: { cohorts: [OWN] }, actor: 'fleet_owner' },
+      { action: 'reader.changed', before: { cohorts: [OWN] }, after: { cohorts: [OWN, 'acme-lab'] }, actor: 'fleet_dba' },
+      { action: 'reader.password_renewed', before: null, after: null, actor: 'fleet_dba' },
+      { action: 'reader.dropped', before: { cohorts: [OWN, 'acme-lab'] }, after: null, actor: 'fleet_dba' },
+    ].map(row => ({ target: `reader:${name}`, how: 'sql', ...row })),
   )
-  t.same(actions, ['reader.created', 'reader.changed', 'reader.password_renewed', 'reader.dropped'])
 })
 
 t.test('after a dump was restored, a new password makes the missing login again', async t => {

@@ -19,12 +19,7 @@ begin
       message = 'alias must have 1 to 200 characters',
       hint = 'Example: select fleet.enroll_device(''lobby-tablet-7'');';
   end if;
-  if p_cohort is null or btrim(p_cohort) = '' or length(p_cohort) > 100 then
-    raise exception using
-      errcode = 'FL422',
-      message = 'cohort must have 1 to 100 characters',
-      hint = 'Leave it out for the cohort named default.';
-  end if;
+  perform fleet.check_cohort(p_cohort, 'Leave it out for the cohort named default.');
   token := fleet.make_device_token(v_device_id);
   insert into fleet.devices as d (device_id, alias, cohort, token_hash)
   overriding system value
@@ -32,17 +27,20 @@ begin
   on conflict (alias) do nothing
   returning d.device_id into create_device.device_id;
   if not found then
-    select d.device_id into v_other from fleet.devices d where d.alias = p_alias;
+    select d.device_id into v_other from fleet.devices d where d.alias = p_alias and fleet.may_reach(d.cohort);
     raise exception using
       errcode = 'FL409',
       message = format('a device with alias %s is already enrolled', p_alias),
-      hint = format(
+      hint = case when v_other is null then 'Choose another alias: aliases are unique in the whole fleet.' else format(
         'If this is device %s after a reset or a reinstall, give it a new token: '
         'select fleet.renew_token(%s); or POST /admin/devices/%s/token. '
         'If it is another device, choose another alias: aliases are unique, including those of revoked devices.',
         v_other, v_other, v_other
-      );
+      ) end;
   end if;
+  perform fleet.audit(
+    'device.enrolled', 'device:' || v_device_id, p_after => jsonb_build_object('alias', p_alias, 'cohort', p_cohort)
+  );
 end
 $$;
 

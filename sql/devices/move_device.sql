@@ -5,29 +5,20 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_alias text;
-  v_old text;
+  v_device fleet.devices := fleet.get_device(p_device_id);
 begin
-  if p_cohort is null or btrim(p_cohort) = '' or length(p_cohort) > 100 then
-    raise exception using
-      errcode = 'FL422',
-      message = 'cohort must have 1 to 100 characters',
-      hint = 'Example: select fleet.move_device(42, ''lobby'');';
-  end if;
-  select d.alias, d.cohort into v_alias, v_old from fleet.devices d where d.device_id = p_device_id for update;
-  if not found then
-    raise exception using
-      errcode = 'FL404',
-      message = format('there is no device %s', coalesce(p_device_id::text, 'null')),
-      hint = 'Find it by alias: select device_id, alias from fleet.device_status;';
-  end if;
-  if v_old = p_cohort then
+  perform fleet.check_cohort(p_cohort, 'Example: select fleet.move_device(42, ''lobby'');');
+  if v_device.cohort = p_cohort then
     return false;
   end if;
   update fleet.devices set cohort = p_cohort where device_id = p_device_id;
+  perform fleet.audit('device.moved', 'device:' || p_device_id, to_jsonb(v_device.cohort), to_jsonb(p_cohort));
   perform fleet.record_event(
     'device.moved',
-    p_detail => format('device %s (%s): cohort %s, was %s; by %s', p_device_id, v_alias, p_cohort, v_old, session_user)
+    p_detail => format(
+      'device %s (%s): cohort %s, was %s; by %s', p_device_id, v_device.alias, p_cohort, v_device.cohort,
+      (fleet.current_actor()).actor
+    )
   );
   return true;
 end

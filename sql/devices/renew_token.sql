@@ -6,28 +6,25 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_token text := fleet.make_device_token(p_device_id);
-  v_alias text;
-  v_revoked_at timestamptz;
+  v_device fleet.devices := fleet.get_device(p_device_id);
 begin
-  select d.alias, d.revoked_at into v_alias, v_revoked_at from fleet.devices d where d.device_id = p_device_id for update;
-  if not found then
-    raise exception using
-      errcode = 'FL404',
-      message = format('there is no device %s', coalesce(p_device_id::text, 'null')),
-      hint = 'Find it by alias: select device_id, alias from fleet.device_status;';
-  end if;
   update fleet.devices
   set token_hash = fleet.hash_token(v_token), revoked_at = null
   where device_id = p_device_id;
+  perform fleet.audit(
+    'device.token_renewed', 'device:' || p_device_id,
+    p_before => jsonb_build_object('alias', v_device.alias, 'revoked_at', v_device.revoked_at)
+  );
   perform fleet.record_event(
     'device.token_renewed',
     p_detail => format(
       'device %s (%s) got a new token%s; by %s',
-      p_device_id, v_alias,
+      p_device_id, v_device.alias,
       case
-        when v_revoked_at is not null then format(', the old one had been revoked at %s', date_trunc('second', v_revoked_at))
+        when v_device.revoked_at is not null
+          then format(', the old one had been revoked at %s', date_trunc('second', v_device.revoked_at))
       end,
-      session_user
+      (fleet.current_actor()).actor
     )
   );
   return v_token;

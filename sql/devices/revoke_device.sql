@@ -5,23 +5,19 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_alias text;
-  v_revoked_at timestamptz;
+  v_device fleet.devices := fleet.get_device(p_device_id);
 begin
-  select d.alias, d.revoked_at into v_alias, v_revoked_at from fleet.devices d where d.device_id = p_device_id for update;
-  if not found then
-    raise exception using
-      errcode = 'FL404',
-      message = format('there is no device %s', coalesce(p_device_id::text, 'null')),
-      hint = 'Find it by alias: select device_id, alias from fleet.device_status;';
-  end if;
-  if v_revoked_at is not null then
+  if v_device.revoked_at is not null then
     return false;
   end if;
   update fleet.devices
   set revoked_at = now()
   where device_id = p_device_id;
-  perform fleet.record_event('device.revoked', p_detail => format('device %s (%s); by %s', p_device_id, v_alias, session_user));
+  perform fleet.audit('device.revoked', 'device:' || p_device_id, p_before => jsonb_build_object('alias', v_device.alias));
+  perform fleet.record_event(
+    'device.revoked',
+    p_detail => format('device %s (%s); by %s', p_device_id, v_device.alias, (fleet.current_actor()).actor)
+  );
   return true;
 end
 $$;

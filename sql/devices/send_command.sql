@@ -21,10 +21,10 @@ begin
       hint = 'Put large data where the device can fetch it, and send the address.';
   end if;
   with sent as (
-    insert into fleet.device_commands (device_id, command, payload)
-    select d.device_id, p_command, nullif(p_payload, 'null')
+    insert into fleet.device_commands (device_id, command, payload, created_by)
+    select d.device_id, p_command, nullif(p_payload, 'null'), (fleet.current_actor()).actor
     from fleet.devices d
-    where d.device_id = p_device_id and d.revoked_at is null
+    where d.device_id = p_device_id and d.revoked_at is null and fleet.may_reach(d.cohort)
     returning device_id, command_id
   ),
   logged as (
@@ -40,6 +40,10 @@ begin
       message = format('there is no device %s, or it is revoked', coalesce(p_device_id::text, 'null')),
       hint = 'Find it by alias: select device_id, alias from fleet.device_status;';
   end if;
+  perform fleet.audit(
+    'command.sent', 'device:' || p_device_id,
+    p_after => jsonb_build_object('command_id', v_command_id, 'command', p_command, 'payload', p_payload)
+  );
   return v_command_id;
 end
 $$;

@@ -32,8 +32,7 @@ begin
           case when now() - c.changed_at < 2 * c.last_interval then c.last_interval end
         ),
         changed_at = now();
-    insert into fleet.settings_audit (setting, old_value, new_value)
-    values ('cohort_interval:' || p_cohort, v_old, p_interval);
+    perform fleet.audit('cohort_interval.changed', 'cohort_interval:' || p_cohort, to_jsonb(v_old::text), to_jsonb(p_interval::text));
   end if;
   return format(
     'cohort %s: %s (was %s); it has %s devices', p_cohort,

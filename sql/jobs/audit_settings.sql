@@ -5,13 +5,13 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  insert into fleet.settings_audit (setting, old_value, new_value)
-  select n.key, o.value, n.value
+  perform fleet.audit('setting.changed', 'setting:' || n.key, to_jsonb(o.value), to_jsonb(n.value))
   from jsonb_each_text(to_jsonb(new)) n
   join jsonb_each_text(to_jsonb(old)) o using (key)
-  where n.value is distinct from o.value;
+  where n.value is distinct from o.value
+  order by n.key;
   return null;
 end
 $$;
 
-comment on function fleet.audit_settings() is 'Trigger on fleet.settings: records every change in fleet.settings_audit.';
+comment on function fleet.audit_settings() is 'Trigger on fleet.settings: records every change in fleet.audit_log.';

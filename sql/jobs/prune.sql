@@ -13,6 +13,7 @@ declare
   v_rollups bigint;
   v_messages bigint;
   v_transitions bigint;
+  v_audited bigint;
 begin
   delete from fleet.heartbeat_quarantine q
   using fleet.settings s
@@ -64,12 +65,19 @@ begin
   -- What waits is not pruned, and neither is the first message of a trouble that lasts: its recovery names it.
   where d.made_at < p_now - s.webhook_keep and d.state <> 'pending' and not d.is_open;
   get diagnostics v_messages = row_count;
+  delete from fleet.audit_log l
+  using fleet.settings s
+  -- By the clock and not by p_now, as the trigger that keeps the rows.
+  where l.at < now() - s.audit_keep;
+  get diagnostics v_audited = row_count;
+  delete from fleet.sessions s
+  where s.ends_at < p_now - interval '7 days';
   delete from fleet.notifiers n
   where n.last_seen_at < p_now - interval '7 days';
-  return v_quarantined + v_events + v_commands + v_dispatches + v_rollups + v_transitions + v_messages;
+  return v_quarantined + v_events + v_commands + v_dispatches + v_rollups + v_transitions + v_messages + v_audited;
 end
 $$;
 
 comment on function fleet.prune(timestamptz) is
-  'Deletes quarantined heartbeats, events, commands, transitions, rollups and messages to webhooks that are older than their '
-  'settings; returns how many. Run by fleet.nightly().';
+  'Deletes quarantined heartbeats, events, commands, transitions, rollups, messages to webhooks and rows of the audit log '
+  'that are older than their settings; returns how many. Run by fleet.nightly().';

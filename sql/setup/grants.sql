@@ -21,8 +21,21 @@ grant execute on function
   fleet.ack_command(bigint, bigint),
   fleet.record_slo(text, json),
   fleet.record_unreadable_fields(json),
-  fleet.end_session(bytea, timestamptz),
-  fleet.is_session_ended(bytea),
+  fleet.fleet_summary_of(text[]),
+  -- The buttons of the ops page.
+  fleet.hold_partition(text, text),
+  fleet.release_partition(text),
+  fleet.request_restore(date, date),
+  fleet.pause_webhook(text),
+  fleet.resume_webhook(text, boolean),
+  fleet.close_session(bigint),
+  fleet.list_devices_of(text[], text, interval, bigint, integer, text, text),
+  fleet.transitions_of_cohorts(text[], text, integer, text),
+  fleet.authenticate_key(bytea, text),
+  fleet.act(text, text, bytea, text, text, text, boolean),
+  fleet.open_session(bytea, text, text, bytea, text[], text[], timestamptz, text, text, text),
+  fleet.see_session(bytea),
+  fleet.end_session(bytea, timestamptz, boolean, text, text),
   fleet.metric_values(),
   fleet.silence_metrics(),
   fleet.metric_definitions()
@@ -46,7 +59,7 @@ grant execute on function
   fleet.reported_values(jsonb),
   fleet.silence_at(timestamptz),  -- called by the view fleet_silence
   fleet.transitions_after(text, integer, text),
-  fleet.transitions_of(bigint, bigint, integer),
+  fleet.transitions_of(bigint, bigint, integer, text[]),
   fleet.postgres_started_at(),
   fleet.job_history()  -- called by the view job_health
 to fleet_server, fleet_reader, fleet_dba;
@@ -78,6 +91,10 @@ grant execute on procedure fleet.maintain(bigint, timestamptz) to fleet_dba;
 grant execute on procedure fleet.run_erasures(interval) to fleet_dba;
 
 grant execute on function
+  fleet.create_api_key(text, text[], text[], timestamptz),
+  fleet.revoke_api_key(text),
+  fleet.rotate_api_key(text, interval),
+  fleet.close_session(bigint),
   fleet.enroll_device(text, text),
   fleet.erase_device(bigint, text),
   fleet.retry_erasure(bigint),
@@ -263,8 +280,12 @@ grant select on fleet.hb_partitions, fleet.restore_items to fleet_archiver, flee
 grant select on fleet.restore_requests to fleet_dba;
 -- For queries over the archive and the online days together.
 grant select on fleet.device_heartbeats to fleet_archiver;
+grant select on fleet.api_keys, fleet.open_sessions, fleet.audit_log, fleet.settings_audit to fleet_dba;
+-- For the ops page. What is in the log is decided by the functions that write it.
+grant select on fleet.open_sessions, fleet.audit_log to fleet_server;
+grant execute on function fleet.find_session(bytea) to fleet_server, fleet_dba;  -- called by the view open_sessions
 grant select on
-  fleet.settings_audit, fleet.heartbeat_quarantine, fleet.archivers, fleet.silence_watch, fleet.silence_usual,
+  fleet.heartbeat_quarantine, fleet.archivers, fleet.silence_watch, fleet.silence_usual,
   fleet.device_availability_daily, fleet.rolled_up_days, fleet.late_arrivals, fleet.storage_daily
 to fleet_dba;
 grant select on fleet.column_changes to fleet_reader, fleet_dba;

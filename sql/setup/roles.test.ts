@@ -31,7 +31,9 @@ const TABLES = [
   'storage_daily',
   'fleet_samples',
   'fleet_counts',
-  'ended_sessions',
+  'sessions',
+  'api_credentials',
+  'audit_log',
   'readers',
 ]
 

@@ -4,8 +4,7 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  insert into fleet.settings_audit (setting, old_value, new_value)
-  values ('webhook:' || p_name, p_old, p_new);
+  select fleet.audit('webhook.changed', 'webhook:' || p_name, to_jsonb(p_old), to_jsonb(p_new));
 $$;
 
-comment on function fleet.audit_webhook(text, text, text) is 'Records a change of a webhook in fleet.settings_audit.';
+comment on function fleet.audit_webhook(text, text, text) is 'Records a change of a webhook in fleet.audit_log.';

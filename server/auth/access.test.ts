@@ -1,7 +1,7 @@
 import crypto from 'node:crypto'
 import { syncBuiltinESMExports } from 'node:module'
 import t from 'tap'
-import { keyCheck } from './auth.ts'
+import { keyCheck } from './access.ts'
 import { ADMIN_KEY, withServer } from '../../testing/server.ts'
 
 /** The lengths that crypto.timingSafeEqual compared while `run` ran. */
