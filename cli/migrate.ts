@@ -27,7 +27,15 @@ export interface MigrateOptions {
 }
 
 /** The files that the administrator runs in each database before the migrations, in this order. Each can be run again. */
-export const SETUP_FILES = ['roles.sql', 'extensions.sql', 'guard.sql', 'shape-guard.sql', 'privileged-views.sql', 'public.sql']
+export const SETUP_FILES = [
+  'roles.sql',
+  'extensions.sql',
+  'guard.sql',
+  'shape-guard.sql',
+  'privileged-views.sql',
+  'public.sql',
+  'reader-logins.sql',
+]
 
 // Only one migration runs in a database at a time. graphile-migrate's own lock fails at once; this one waits.
 const MIGRATION_LOCK = 4_727_445_306
@@ -181,7 +189,7 @@ async function runFile(sql: Sql, file: string, log: (line: string) => void) {
 const preparations: Record<string, string> = {
   'guard.sql': `to_regprocedure('fleet_guard.seal(oid)') is not null`,
   // The newest role: grants of the migrations name it.
-  'roles.sql': `to_regrole('fleet_owner') is not null and to_regrole('fleet_notifier') is not null`,
+  'roles.sql': `to_regrole('fleet_owner') is not null and to_regrole('fleet_cohort_reader') is not null`,
   'extensions.sql': `case
     when exists (select from pg_extension where extname = 'pg_partman') then
       has_schema_privilege('fleet_owner', 'partman', 'usage')

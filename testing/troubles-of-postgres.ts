@@ -4,7 +4,7 @@ import { daysAgo, partitionAt, startedAgo, value } from './fleet.ts'
 import type { HealthyStore, Trouble } from './troubles.ts'
 
 export function troublesOfPostgres(store: HealthyStore): Trouble[] {
-  const { sql, admin, owner, cluster, login, session, minuteJob } = store
+  const { sql, admin, dba, owner, cluster, login, session, minuteJob } = store
   let oldest: Awaited<ReturnType<typeof session>> | undefined
   let yesterday = ''
 
@@ -74,6 +74,43 @@ export function troublesOfPostgres(store: HealthyStore): Trouble[] {
       checks: ['prepared_transactions'],
       later: '20 minutes',
       inject: () => login('postgres').unsafe(`begin; create table public.half (x integer); prepare transaction 'half done'`),
+    },
+    {
+      what: 'a login that should see one cohort was granted another role',
+      checks: ['readers'],
+      inject: async () => {
+        await dba`select fleet.create_reader('partner', array['default'])`
+        await admin`grant fleet_reader to partner`
+      },
+    },
+    {
+      what: 'a partition, which has no policy, was granted to these logins',
+      checks: ['readers'],
+      inject: async () =>
+        admin.unsafe(`grant select on fleet.${await partitionAt(sql, new Date().toISOString())} to fleet_cohort_reader`),
+    },
+    {
+      what: 'their policies are switched off',
+      checks: ['readers'],
+      inject: async () => {
+        for (const table of ['devices', 'device_heartbeats'])
+          await owner.unsafe(`alter table fleet.${table} disable row level security`)
+      },
+    },
+    {
+      what: 'a view was made again with the rights of its owner',
+      checks: ['readers'],
+      inject: () => owner`alter view fleet.missed_beats reset (security_invoker)`,
+    },
+    {
+      what: 'a reader has no login, as after the restore of a dump',
+      checks: ['readers'],
+      inject: () => admin`drop role partner`,
+    },
+    {
+      what: 'a login has no row in fleet.readers',
+      checks: ['readers'],
+      inject: () => owner`delete from fleet.readers`,
     },
     {
       what: 'a replica is gone, but its slot is not',

@@ -4,9 +4,9 @@ import { ROLES } from '../../local/cluster.ts'
 import { code, generated, page, table } from './markdown.ts'
 import { sqlFile } from './sql-files.ts'
 
-/** All roles except the owner, in the order of the columns. */
-const granted = ROLES.filter(role => role !== 'fleet_owner')
-const names = granted.map(role => role.replace('fleet_', ''))
+/** All roles except the owner, in the order of the columns. The last one has the rights of logins that see some cohorts. */
+const granted = [...ROLES.filter(role => role !== 'fleet_owner'), 'fleet_cohort_reader']
+const names = granted.map(role => role.replace('fleet_', '').replace('_', ' '))
 
 /** Makes the page from the catalog of the database at `sql`. */
 export async function rightsPage(sql: Sql) {
@@ -14,7 +14,7 @@ export async function rightsPage(sql: Sql) {
   const routines = await sql<{ name: string; roles: string[] }[]>`
     select p.oid::regprocedure::text as name, array_agg(r.role order by r.role) as roles
     from pg_proc p
-    cross join unnest(${granted as string[]}::text[]) as r (role)
+    cross join unnest(${granted}::text[]) as r (role)
     where p.pronamespace in ('fleet'::regnamespace, 'fleet_guard'::regnamespace)
       and has_function_privilege(r.role, p.oid, 'execute')
     group by p.oid
@@ -26,7 +26,7 @@ export async function rightsPage(sql: Sql) {
         ', ' order by v.position
       ) as rights
     from pg_class c
-    cross join unnest(${granted as string[]}::text[]) as r (role)
+    cross join unnest(${granted}::text[]) as r (role)
     cross join unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER'])
       with ordinality as v (privilege, position)
     cross join lateral (
@@ -41,6 +41,13 @@ export async function rightsPage(sql: Sql) {
       and (has_table_privilege(r.role, c.oid, v.privilege) or k.columns is not null)
     group by c.oid, r.role
     order by c.oid::regclass::text collate "C"`
+  const policies = await sql<{ name: string; role: string; condition: string }[]>`
+    select p.polrelid::regclass::text as name,
+      case when 0 = any (p.polroles) then 'everybody' else p.polroles[1]::regrole::text end as role,
+      pg_get_expr(p.polqual, p.polrelid) as condition
+    from pg_policy p
+    where not p.polpermissive
+    order by p.polrelid::regclass::text collate "C"`
   return page(
     '# Who may do what',
     generated('the catalog of a migrated database'),
@@ -60,6 +67,13 @@ export async function rightsPage(sql: Sql) {
         code(name),
         ...granted.map(role => relations.find(row => row.name === name && row.role === role)?.rights ?? ''),
       ]),
+    ),
+    '## Rows',
+    'In these tables a member of the role sees only the rows for which the condition is true (row-level security); everybody else ' +
+      'sees all. See [decision 0055](decisions/0055-readers-bound-to-cohorts.md).',
+    table(
+      ['relation', 'role', 'condition'],
+      policies.map(({ name, role, condition }) => [code(name), code(role), code(condition.replace(/\s+/g, ' '))]),
     ),
   )
 }

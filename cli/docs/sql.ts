@@ -20,7 +20,15 @@ const ERRORS: Record<string, string> = {
   FL422: 'An argument is not valid.',
 }
 
-const ROLES = ['fleet_dba', 'fleet_reader', 'fleet_server', 'fleet_archiver', 'fleet_verifier', 'fleet_notifier']
+const ROLES = [
+  'fleet_dba',
+  'fleet_reader',
+  'fleet_cohort_reader',
+  'fleet_server',
+  'fleet_archiver',
+  'fleet_verifier',
+  'fleet_notifier',
+]
 
 interface Column {
   name: string

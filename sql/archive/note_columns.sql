@@ -81,6 +81,7 @@ begin
   select a.attname, format_type(a.atttypid, a.atttypmod), a.attnum, v_table, v_system
   from pg_attribute a
   where a.attrelid = v_table and a.attnum > 0 and not a.attisdropped;
+  perform fleet.grant_heartbeat_columns();
 
   perform fleet.create_forward_function(i)
   from fleet.imports i

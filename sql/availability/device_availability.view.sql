@@ -1,4 +1,4 @@
-create or replace view fleet.device_availability as
+create or replace view fleet.device_availability with (security_invoker = true) as
 select a.day, a.device_id, d.alias, d.cohort, a.heartbeat_interval, a.expected, a.seen,
   round(100.0 * a.seen / nullif(a.expected, 0), 2) as availability_pct,
   a.beats, a.longest_gap, a.first_ts, a.last_ts, a.rolled_up_at

@@ -1,4 +1,4 @@
-create or replace view fleet.missed_beats as
+create or replace view fleet.missed_beats with (security_invoker = true) as
 select h.device_id, h.alias, h.cohort, h.status, h.last_ts, h.last_received_at as heard_at,
   h.expected_interval as heartbeat_interval, m.missed_beats
 from fleet.device_state h

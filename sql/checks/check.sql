@@ -16,7 +16,7 @@ begin
   perform fleet.not_in_future(p_now);
   foreach v_theme in array array[
     'check_partitions($1)', 'check_ingest($1)', 'check_fields($1)', 'check_silence($1)', 'check_devices($1)', 'check_scheduler($1)',
-    'check_archive($1)', 'check_erasures($1)', 'check_webhooks($1)', 'check_columns()', 'check_sessions($1)',
+    'check_archive($1)', 'check_erasures($1)', 'check_webhooks($1)', 'check_columns()', 'check_readers()', 'check_sessions($1)',
     'check_storage($1)', 'check_imports($1)', 'check_settings()'
   ] loop
     begin

@@ -1,4 +1,4 @@
-create or replace view fleet.unreadable_fields as
+create or replace view fleet.unreadable_fields with (security_invoker = true) as
 select f.device_id, d.alias, d.cohort, f.field, f.times, f.first_at, f.last_at, f.example
 from fleet.device_unreadable_fields f
 join fleet.devices d using (device_id);

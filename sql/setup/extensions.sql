@@ -35,7 +35,8 @@ begin
     execute format('revoke temporary on database %I from public', current_database());
     execute format('grant temporary on database %I to fleet_owner, fleet_dba', current_database());
     execute format(
-      'grant connect on database %I to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier',
+      'grant connect on database %I to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier, '
+      'fleet_cohort_reader',
       current_database()
     );
   end if;

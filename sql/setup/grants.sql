@@ -1,11 +1,12 @@
 -- Who may do what. Everything is revoked first, so that only the grants in this file apply.
 revoke all on all tables in schema fleet
-  from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier;
+  from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier, fleet_cohort_reader;
 revoke all on all routines in schema fleet
-  from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier;
+  from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier, fleet_cohort_reader;
 revoke all on schema fleet, fleet_detached from public;
 
-grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier;
+grant usage on schema fleet
+  to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier, fleet_cohort_reader;
 revoke create on schema fleet_detached from fleet_archiver;
 grant usage on schema fleet_detached to fleet_archiver, fleet_verifier, fleet_reader, fleet_dba;
 
@@ -309,6 +310,47 @@ grant update (
   silence_min_devices, ingest_gap, archive_stores, proofs_needed,
   settle, settle_max_wait, settle_budget, webhook_keep
 ) on fleet.settings to fleet_dba;
+
+-- The views of devices read their tables with the rights of the login, so that the policies in access/readers.policies.sql apply.
+-- The server gets no more by this than the views show it.
+grant select on fleet.device_state, fleet.fleet_counts, fleet.device_unreadable_fields to fleet_server, fleet_reader, fleet_dba;
+grant select on fleet.device_last_status, fleet.device_transitions, fleet.cohorts to fleet_server;
+grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_server;
+grant select (offline_after) on fleet.settings to fleet_server;
+grant select on fleet.device_availability_daily to fleet_reader;
+grant execute on function fleet.seen_cohorts() to fleet_server, fleet_reader, fleet_dba;  -- called by the view fleet_summary
+
+-- Logins that see only their cohorts. What is listed here has a policy, reads such tables with the rights of the login, or leaves
+-- out other cohorts itself. Add no function with the owner's rights that returns other devices.
+grant select on
+  fleet.device_state, fleet.device_status, fleet.devices_offline, fleet.unity_down, fleet.fleet_summary, fleet.fleet_silence,
+  fleet.recent_changes, fleet.missed_beats, fleet.device_availability, fleet.unreadable_fields,
+  fleet.device_last_status, fleet.device_transitions, fleet.device_commands, fleet.command_dispatch_log, fleet.cohorts,
+  fleet.fleet_counts, fleet.device_availability_daily, fleet.device_unreadable_fields
+to fleet_cohort_reader;
+grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_cohort_reader;
+grant select (offline_after) on fleet.settings to fleet_cohort_reader;
+select fleet.grant_heartbeat_columns();
+grant execute on function
+  fleet.seen_cohorts(),
+  fleet.derive_status(boolean, timestamptz, interval, interval, interval, timestamptz),
+  fleet.excused(integer, interval),
+  fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
+  fleet.late_after(interval),
+  fleet.beats_missed(interval, interval),
+  fleet.heartbeat_bucket(timestamptz),
+  fleet.marks_hold(interval),
+  fleet.counts_hold(timestamptz),
+  fleet.silence_at(timestamptz)
+to fleet_cohort_reader;
+grant execute on function
+  fleet.create_reader(text, text[]),
+  fleet.set_reader_cohorts(text, text[]),
+  fleet.renew_reader_password(text),
+  fleet.drop_reader(text),
+  fleet.check_readers()
+to fleet_dba;
+grant select on fleet.readers, fleet.reader_logins to fleet_dba;
 
 -- Old names, which go in 0.3.
 grant execute on procedure

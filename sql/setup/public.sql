@@ -80,7 +80,7 @@ as $$
     join pg_roles r on r.oid = a.usesysid
     where a.backend_type = 'client backend' and a.datname = current_database() and not r.rolsuper
       -- Only readers: the work of the other roles may take longer.
-      and pg_has_role(r.oid, 'fleet_reader', 'member')
+      and (pg_has_role(r.oid, 'fleet_reader', 'member') or pg_has_role(r.oid, 'fleet_cohort_reader', 'member'))
       and not exists (
         select from pg_roles m
         where m.rolname in ('fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_dba', 'fleet_verifier', 'fleet_notifier')

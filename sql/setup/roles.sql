@@ -8,7 +8,10 @@ declare
   v_role text;
 begin
   foreach v_role in array
-    array['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba', 'fleet_verifier', 'fleet_notifier']
+    array[
+      'fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba', 'fleet_verifier', 'fleet_notifier',
+      'fleet_cohort_reader'
+    ]
   loop
     if not exists (select from pg_catalog.pg_roles where rolname = v_role) then
       begin
@@ -126,12 +129,15 @@ begin
     end;
   end if;
 
-  if pg_catalog.shobj_description('fleet_notifier'::regrole, 'pg_authid') is null then
+  if pg_catalog.shobj_description('fleet_cohort_reader'::regrole, 'pg_authid') is null then
     comment on role fleet_owner is 'NexMDM: owns the heartbeat store; runs migrations and the pg_cron jobs.';
     comment on role fleet_server is
-      'NexMDM: the HTTP server; calls functions for ingest, enrolment and ops; no rights on tables.';
+      'NexMDM: the HTTP server; calls functions for ingest, enrolment and ops; reads the tables of its views, writes none.';
     comment on role fleet_archiver is 'NexMDM: the archiver; reads the retired tables and owns nothing.';
     comment on role fleet_reader is 'NexMDM: dashboards; reads views, with time limits.';
+    comment on role fleet_cohort_reader is
+      'NexMDM: the rights of logins that see only the cohorts in fleet.readers. Nobody logs in as this role. Grant it to nobody: '
+      'fleet.create_reader() does.';
     comment on role fleet_verifier is
       'NexMDM: reads archives back and confirms them, as a second proof that does not depend on the archiver.';
     comment on role fleet_notifier is

@@ -168,6 +168,10 @@ t.test('every object has a comment', async t => {
     where c.relnamespace = 'fleet'::regnamespace and not g.tgisinternal and g.tgparentid = 0
       and obj_description(g.oid, 'pg_trigger') is null
     union all
+    select 'policy', format('%s on %s', p.polname, p.polrelid::regclass)
+    from pg_policy p
+    where obj_description(p.oid, 'pg_policy') is null
+    union all
     select 'schema', n.nspname from pg_namespace n
     where n.nspname like 'fleet%' and obj_description(n.oid, 'pg_namespace') is null
     union all
@@ -217,7 +221,7 @@ t.test('the migrations made exactly what sql/ defines', async t => {
   t.same(await objects(owner), before, 'running the files in sql/ changes nothing, so no file was edited without a migration')
 
   const names = files
-    .filter(file => !/^setup\/|\.trigger\.sql$/.test(file))
+    .filter(file => !/^setup\/|\.(trigger|policies)\.sql$/.test(file))
     .map(file => file.replace(/.*\/|(\.view)?\.sql$/g, ''))
   const made = await owner<{ name: string }[]>`
     select proname as name from pg_proc where pronamespace = 'fleet'::regnamespace
@@ -231,12 +235,12 @@ t.test('the migrations made exactly what sql/ defines', async t => {
   )
 })
 
-/** The files of the replaceable objects: functions first, then triggers, then views, then the grants. */
+/** The files of the replaceable objects: functions first, then triggers and policies, then views, then the grants. */
 async function includedFiles() {
   const files = (await readdir(sqlFolder, { recursive: true })).filter(
     file => file.endsWith('.sql') && !file.endsWith('.inc.sql') && !file.startsWith('setup/'),
   )
-  const rank = (file: string) => (file.endsWith('.view.sql') ? 2 : file.endsWith('.trigger.sql') ? 1 : 0)
+  const rank = (file: string) => (file.endsWith('.view.sql') ? 2 : /\.(trigger|policies)\.sql$/.test(file) ? 1 : 0)
   return [...files.sort((a, b) => rank(a) - rank(b) || a.localeCompare(b)), 'setup/grants.sql']
 }
 
@@ -257,12 +261,18 @@ async function objects(sql: Sql) {
       obj_description(p.oid, 'pg_proc') as comment, p.proacl::text[] as acl
     from pg_proc p where p.pronamespace = 'fleet'::regnamespace
     union all
-    select c.oid::regclass::text, pg_get_viewdef(c.oid), obj_description(c.oid, 'pg_class'), c.relacl::text[]
+    select c.oid::regclass::text, concat_ws(' ', pg_get_viewdef(c.oid), c.reloptions, c.relrowsecurity),
+      obj_description(c.oid, 'pg_class'), c.relacl::text[]
     from pg_class c where c.relnamespace = 'fleet'::regnamespace and c.relkind in ('v', 'r', 'p') and not c.relispartition
     union all
     select g.tgname, pg_get_triggerdef(g.oid), obj_description(g.oid, 'pg_trigger'), null
     from pg_trigger g join pg_class c on c.oid = g.tgrelid
     where c.relnamespace = 'fleet'::regnamespace and not g.tgisinternal and g.tgparentid = 0
+    union all
+    select format('%s %s', p.polname, p.polrelid::regclass),
+      concat_ws(' ', p.polpermissive, p.polcmd, p.polroles::regrole[], pg_get_expr(p.polqual, p.polrelid)),
+      obj_description(p.oid, 'pg_policy'), null
+    from pg_policy p
     order by 1
   `.then(rows => rows.map(row => ({ ...row, acl: (row.acl as string[] | null)?.sort() })))
 }

@@ -81,6 +81,8 @@ as $$
         when u.usual_share is null or u.samples < 144 then 'few_samples'
       end as muted_reason
   ) r
+  -- A login of fleet.create_reader() sees its cohorts, and not what is true of the whole fleet.
+  where (select fleet.seen_cohorts()) is null or m.cohort = any ((select fleet.seen_cohorts())::text[])
   order by m.place;
 $$;
 

@@ -1,6 +1,6 @@
 -- The setting is a subquery. If fleet.settings were joined, the planner would take its one row for hundreds, and all later
 -- estimates would be wrong too.
-create or replace view fleet.device_state as
+create or replace view fleet.device_state with (security_invoker = true) as
 select d.device_id, d.alias, d.cohort,
   fleet.derive_status(
     ls.status = 'clock_skewed', ls.last_received_at, i.expected, (select s.offline_after from fleet.settings s),
@@ -29,4 +29,5 @@ where d.revoked_at is null;
 comment on view fleet.device_state is
   'fleet.device_status plus the columns that indexes cover: is_silent (the mark of devices that may be offline) and said (the '
   'stored status). Also has the interval by which status is judged; silence is counted less '
-  'fleet.excused(next_in_s, expected_interval). Used by the other views and fleet.list_devices().';
+  'fleet.excused(next_in_s, expected_interval). Used by the other views and fleet.list_devices(). '
+  'Example: select alias, expected_interval from fleet.device_state where device_id = 42;';

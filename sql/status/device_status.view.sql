@@ -1,4 +1,4 @@
-create or replace view fleet.device_status as
+create or replace view fleet.device_status with (security_invoker = true) as
 select ls.device_id, ls.alias, ls.cohort, ls.status, ls.last_ts, ls.seconds_since, ls.last_received_at, ls.heartbeat_interval,
   ls.enrolled_at, ls.reason,
 --!include status/reported_fields.inc.sql

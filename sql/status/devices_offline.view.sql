@@ -1,7 +1,7 @@
 -- Only one of the two halves runs: the choice is made once, before the first row. Devices are sorted before they are joined, so
 -- that a reader who wants the first ones does not wait for all. OFFSET 0 keeps the planner from joining the whole fleet to a few
 -- devices, because it cannot guess how many are offline.
-create or replace view fleet.devices_offline as
+create or replace view fleet.devices_offline with (security_invoker = true) as
 select d.device_id, d.alias, d.cohort, d.last_ts, d.seconds_since, d.battery_pct, d.network_type, d.agent_version, d.ip,
   ls.last_received_at, d.reason
 from (

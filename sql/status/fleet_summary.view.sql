@@ -1,11 +1,12 @@
 -- Only one of the two halves runs: the choice is made once, before the first row, and above the subquery, so that no parallel
--- workers are started for nothing. Devices are counted by status first, so that each device's status is derived once.
-create or replace view fleet.fleet_summary as
+-- workers are started for nothing. The kept counts are of the whole fleet, so a login that sees only some cohorts counts its own.
+-- Devices are counted by status first, so that each device's status is derived once.
+create or replace view fleet.fleet_summary with (security_invoker = true) as
 select d.cohort, d.devices, d.online, d.late, d.offline, d.new, d.clock_skewed, d.unity_down, d.counted_at
 from (
   select k.place, k.cohort, k.devices, k.online, k.late, k.offline, k.new, k.clock_skewed, k.unity_down, k.counted_at
   from fleet.fleet_counts k
-  where fleet.counts_hold()
+  where fleet.seen_cohorts() is null and fleet.counts_hold()
   union all
   select s.place, s.cohort, s.devices, s.online, s.late, s.offline, s.new, s.clock_skewed, s.unity_down, now()
   from (
@@ -26,10 +27,11 @@ from (
     ) c
     group by grouping sets ((c.cohort), ())
   ) s
-  where not fleet.counts_hold()
+  where not (fleet.seen_cohorts() is null and fleet.counts_hold())
 ) d
 order by d.place;
 
 comment on view fleet.fleet_summary is
   'Devices by status, for the whole fleet (all) and for each cohort. In a large fleet they are counted once a minute, at '
-  'counted_at (fleet.count_fleet()). Example: select * from fleet.fleet_summary;';
+  'counted_at (fleet.count_fleet()). For a login of fleet.create_reader(), (all) is all that it sees. '
+  'Example: select * from fleet.fleet_summary;';

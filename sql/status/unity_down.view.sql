@@ -1,5 +1,5 @@
 -- As in fleet.devices_offline, devices are sorted before they are joined.
-create or replace view fleet.unity_down as
+create or replace view fleet.unity_down with (security_invoker = true) as
 select d.device_id, d.alias, d.cohort, d.status, d.last_ts, d.seconds_since, d.battery_pct, d.agent_version
 from (
   select l.device_id, l.last_received_at

@@ -1,4 +1,4 @@
-create or replace view fleet.recent_changes as
+create or replace view fleet.recent_changes with (security_invoker = true) as
 select t.transition_id, t.at, t.since, t.device_id, d.alias, t.cohort, t.event, t.previous_status, t.previous_for, t.reason,
   t.incident_id
 from fleet.device_transitions t

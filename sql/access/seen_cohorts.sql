@@ -1,0 +1,28 @@
+-- Of the login, not of the current role: SET ROLE changes nothing, and neither does a function with the owner's rights.
+create or replace function fleet.seen_cohorts() returns text[]
+language plpgsql
+stable
+parallel safe
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  -- A role that made fleet_cohort_reader is a member of it since PostgreSQL 16, but may not use its rights.
+  if not pg_has_role(
+      session_user, 'fleet_cohort_reader',
+      case when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end
+    )
+    and not pg_has_role(session_user, 'fleet_cohort_reader', 'usage') then
+    return null;
+  end if;
+  -- A superuser counts as a member of every role.
+  if (select r.rolsuper from pg_roles r where r.rolname = session_user) then
+    return null;
+  end if;
+  return coalesce((select c.cohorts from fleet.readers c where c.reader = session_user), '{}');
+end
+$$;
+
+comment on function fleet.seen_cohorts() is
+  'The cohorts that this login may see: null is all. For a login with the rights of fleet_cohort_reader they are those in '
+  'fleet.readers, and none if it has no row there. The policies of the tables ask it. Example: select fleet.seen_cohorts();';
