@@ -7,16 +7,14 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  -- A role that made fleet_cohort_reader is a member of it since PostgreSQL 16, but may not use its rights.
-  if not pg_has_role(
+  -- A superuser counts as a member of every role. Since PostgreSQL 16 a role that made fleet_cohort_reader is a member of it, too,
+  -- but may not use its rights unless it gave them to itself; the setup makes it a member of fleet_owner.
+  if pg_has_role(session_user, 'fleet_owner', 'member')
+    or not pg_has_role(session_user, 'fleet_cohort_reader', 'usage')
+    and not pg_has_role(
       session_user, 'fleet_cohort_reader',
       case when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end
-    )
-    and not pg_has_role(session_user, 'fleet_cohort_reader', 'usage') then
-    return null;
-  end if;
-  -- A superuser counts as a member of every role.
-  if (select r.rolsuper from pg_roles r where r.rolname = session_user) then
+    ) then
     return null;
   end if;
   return coalesce((select c.cohorts from fleet.readers c where c.reader = session_user), '{}');
