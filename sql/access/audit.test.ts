@@ -159,6 +159,26 @@ async function deedsOf({ db, dba, device, partition }: Store): Promise<Record<st
       rows: [['session.ended', 'session:1']],
       again: 'nothing',
     },
+    create_reader: {
+      // Roles belong to the cluster, so the name has that of the database.
+      call: `select fleet.create_reader('${db.name}_audit', '{lobby}')`,
+      rows: [['reader.created', `reader:${db.name}_audit`]],
+      again: 'fails',
+    },
+    set_reader_cohorts: {
+      call: `select fleet.set_reader_cohorts('${db.name}_audit', '{hall}')`,
+      rows: [['reader.changed', `reader:${db.name}_audit`]],
+      again: 'nothing',
+    },
+    renew_reader_password: {
+      call: `select fleet.renew_reader_password('${db.name}_audit')`,
+      rows: [['reader.password_renewed', `reader:${db.name}_audit`]],
+    },
+    drop_reader: {
+      call: `select fleet.drop_reader('${db.name}_audit')`,
+      rows: [['reader.dropped', `reader:${db.name}_audit`]],
+      again: 'fails',
+    },
 
     // Devices.
     create_device: { call: `select fleet.create_device('new-1')`, rows: [['device.enrolled', /^device:\d+$/]], again: 'fails' },
