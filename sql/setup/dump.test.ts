@@ -357,6 +357,20 @@ async function storeOf({ sql, admin }: TestDatabase) {
     holds: (await sql`select * from fleet.import_holds()`).map(row => ({ ...row })),
     guard: (await admin`select partition_name, is_proven from fleet_guard.partitions order by 1`).map(row => ({ ...row })),
     triggers: (await admin`select evtname, evtenabled from pg_event_trigger order by 1`).map(row => ({ ...row })),
+    // What a login of fleet.create_reader() may read, and the conditions for it.
+    bound: (
+      await admin`
+      select c.oid::regclass::text as name, c.relrowsecurity, c.reloptions, array(
+        select a.attname::text from pg_attribute a
+        where a.attrelid = c.oid and a.attnum > 0 and has_column_privilege('fleet_cohort_reader', c.oid, a.attnum, 'select') order by 1
+      ) as columns, array(
+        select concat_ws(' ', p.polname, p.polpermissive, p.polroles::regrole[], pg_get_expr(p.polqual, p.polrelid))
+        from pg_policy p where p.polrelid = c.oid order by 1
+      ) as policies
+      from pg_class c
+      where c.relnamespace = 'fleet'::regnamespace and has_any_column_privilege('fleet_cohort_reader', c.oid, 'select')
+      order by 1`
+    ).map(row => ({ ...row })),
   }
 }
 
