@@ -1,6 +1,6 @@
 import type { Handler } from 'hono'
 import { clientAddress } from '../auth/address.ts'
-import type { AppEnv } from '../context.ts'
+import type { AppEnv } from '../env.ts'
 import { type BatchType, Malformed, MAX_BATCH_BYTES, readItems } from './batch.ts'
 import { MAX_BODY_BYTES, mediaType, readInflated, readJson } from '../body.ts'
 import type { ServerConfig } from '../config.ts'

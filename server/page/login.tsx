@@ -1,6 +1,6 @@
 import type { Context, Handler } from 'hono'
 import { clientAddress } from '../auth/address.ts'
-import type { AppEnv } from '../context.ts'
+import type { AppEnv } from '../env.ts'
 import type { Access } from '../auth/access.ts'
 import { mediaType, readInflated } from '../body.ts'
 import type { ServerConfig } from '../config.ts'
