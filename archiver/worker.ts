@@ -1,5 +1,6 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
+import { archiveAuditMonth, claimAuditMonth, renewAuditLease } from './audit/audit.ts'
 import { withIndexLock } from './archive/index-lock.ts'
 import { rebuildIndex } from './archive/manifest.ts'
 import { archivePartition, claimPartition } from './archive/partition.ts'
@@ -13,13 +14,13 @@ export type Result = 'idle' | 'done' | 'failed' | 'stopped'
 
 /**
  * Does one piece of work: a requested restore, because somebody waits for it, or else an archive from which devices are to be
- * erased, or else the oldest partition.
+ * erased, or else the oldest partition, or else a month of the audit log.
  * A failure is recorded in the database and logged, not thrown.
  * @param signal stops the work: the piece is given back, with the steps that were finished
  * @throws if the database cannot be asked for work
  */
 export async function workOnce(worker: Worker, signal: AbortSignal): Promise<Result> {
-  for (const work of [restoreOnce, eraseOnce, archiveOnce]) {
+  for (const work of [restoreOnce, eraseOnce, archiveOnce, auditOnce]) {
     const result = await work(worker, signal)
     if (result !== 'idle') return result
   }
@@ -86,6 +87,22 @@ async function archiveOnce(worker: Worker, signal: AbortSignal): Promise<Result>
     run: (work, signal) => archivePartition(worker, claimed, work, signal),
     release: () => sql`select fleet.release_lease(${partition}, ${name})`,
     fail: error => sql`select fleet.record_failure(${partition}, ${name}, ${error})`,
+  })
+}
+
+async function auditOnce(worker: Worker, signal: AbortSignal): Promise<Result> {
+  const { sql, name, leaseSeconds } = worker
+  const claimed = await claimAuditMonth(worker)
+  if (!claimed) return 'idle'
+  const { month } = claimed
+  return await attempt(worker, signal, {
+    event: 'audit.archive.failed',
+    span: 'archive audit log',
+    partition: `audit_log ${month.slice(0, 7)}`,
+    renew: () => renewAuditLease(worker, month, leaseSeconds),
+    run: (work, signal) => archiveAuditMonth(worker, claimed, work, signal),
+    release: () => renewAuditLease(worker, month, 0),
+    fail: error => sql`select fleet.fail_audit_archive(${month}::text::date, ${name}, ${error})`,
   })
 }
 

@@ -23,7 +23,8 @@ function linesOf(output: string) {
 t.test('no token and no key is ever logged, wherever it is in a request', async t => {
   const db = await withDatabase(t)
   const { device_id, token } = await enroll(db, 'a')
-  const secrets = [token, await gatewayToken(db, 'g'), ADMIN_KEY]
+  const [made] = await db.sql<{ key: string }[]>`select fleet.create_api_key('k', '{read,enroll,command,operate}') as key`
+  const secrets = [token, await gatewayToken(db, 'g'), ADMIN_KEY, made!.key]
   const { server, call } = await withProcess(t, db, { LOG_LEVEL: 'trace', TRUST_PROXY: 'true' })
   const targets = [
     'POST /v1/heartbeat',

@@ -111,3 +111,61 @@ t.test('device reads use last status, all or a share of them, and a replica only
   t.equal(readConfig({ DATABASE_URL, ADMIN_KEY }).read, undefined)
   t.same(readConfig({ DATABASE_URL, ADMIN_KEY, READ_DATABASE_URL: DATABASE_URL }).read, { url: DATABASE_URL })
 })
+
+t.test('ADMIN_KEY may be left unset, because API keys may be enough', async t => {
+  t.equal(readConfig({ DATABASE_URL }).adminKey, undefined)
+})
+
+const OIDC = {
+  PUBLIC_URL: 'https://fleet.example.com',
+  OIDC_ISSUER: 'https://id.example.com/realms/fleet',
+  OIDC_CLIENT_ID: 'fleet',
+  OIDC_GROUPS: '{"ops":{"scopes":["operate","read"]},"lobby":{"scopes":["read"],"cohorts":["lobby"]}}',
+}
+
+t.test('OpenID Connect is on with an issuer, and its groups keep their order', async t => {
+  t.equal(readConfig({ DATABASE_URL, PUBLIC_URL: OIDC.PUBLIC_URL }).oidc, undefined)
+  t.same(readConfig({ DATABASE_URL, ...OIDC }).oidc, {
+    issuer: OIDC.OIDC_ISSUER,
+    clientId: 'fleet',
+    clientSecret: undefined,
+    groups: [
+      { group: 'ops', scopes: ['read', 'operate'], cohorts: null },
+      { group: 'lobby', scopes: ['read'], cohorts: ['lobby'] },
+    ],
+    groupsClaim: 'groups',
+    scope: 'openid email profile',
+    publicUrl: OIDC.PUBLIC_URL,
+  })
+  t.ok(readConfig({ DATABASE_URL, ...OIDC, OIDC_ISSUER: 'http://127.0.0.1:9000' }).oidc)
+})
+
+t.test('what is wrong with the settings of OpenID Connect is told by setting, without the secret', async t => {
+  const wrong: [Record<string, string>, RegExp][] = [
+    [{ ...OIDC, PUBLIC_URL: '' }, /^PUBLIC_URL is missing; OIDC_ISSUER needs it/],
+    [{ ...OIDC, OIDC_CLIENT_ID: '' }, /^OIDC_CLIENT_ID is missing/],
+    [{ ...OIDC, OIDC_GROUPS: '' }, /^OIDC_GROUPS is missing/],
+    [{ ...OIDC, OIDC_ISSUER: '' }, /^OIDC_CLIENT_ID is set, but OIDC_ISSUER is not/],
+    [{ ...OIDC, PUBLIC_URL: 'https://fleet.example.com/page' }, /^PUBLIC_URL must be an address/],
+    [{ ...OIDC, OIDC_ISSUER: 'http://id.example.com' }, /^OIDC_ISSUER must be an https:/],
+    [{ ...OIDC, OIDC_ISSUER: 'id' }, /^OIDC_ISSUER must be an https:/],
+    [{ ...OIDC, OIDC_GROUPS: '{' }, /^OIDC_GROUPS must be JSON/],
+    [{ ...OIDC, OIDC_GROUPS: '[]' }, /^OIDC_GROUPS is wrong/],
+    [{ ...OIDC, OIDC_GROUPS: '{"ops":["read"]}' }, /^OIDC_GROUPS is wrong at ops/],
+    [{ ...OIDC, OIDC_GROUPS: '{"ops":{"scopes":[]}}' }, /^OIDC_GROUPS is wrong at ops\.scopes: must name a scope/],
+    [{ ...OIDC, OIDC_GROUPS: '{"ops":{"scopes":["write"]}}' }, /at ops\.scopes\.0: must be one of read, metrics/],
+    [{ ...OIDC, OIDC_GROUPS: '{"ops":{"scopes":["read"],"cohort":"a"}}' }, /^OIDC_GROUPS is wrong at ops/],
+    [{ ...OIDC, OIDC_GROUPS: '{"ops":{"scopes":["operate"],"cohorts":["a"]}}' }, /about the whole store/],
+  ]
+  for (const [env, about] of wrong) {
+    const { problems } = t.throws(() =>
+      readConfig({ DATABASE_URL, ...env, OIDC_CLIENT_SECRET: 'a-secret-value' }),
+    ) as SettingsError
+    t.ok(
+      problems.some(problem => about.test(problem)),
+      String(about),
+      { problems },
+    )
+    t.notMatch(problems.join(), /a-secret-value/)
+  }
+})

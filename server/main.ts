@@ -5,12 +5,7 @@ import { startWorkers, WorkerFailed } from './workers.ts'
 import { reportFailure, SettingsError } from '../lib/errors.ts'
 
 const config = configOrExit()
-const log = createLog(
-  'server',
-  config.logLevel,
-  await logDestination(config.logFormat),
-  config.adminKey === undefined ? [] : [config.adminKey],
-)
+const log = createLog('server', config.logLevel, await logDestination(config.logFormat), secretsOf(config))
 // Otherwise node ends a worker at once, in the middle of its requests, when the first process is gone.
 if (cluster.worker) cluster.worker.exitedAfterDisconnect = true
 
@@ -26,7 +21,11 @@ if (process.channel) process.on('disconnect', () => drain('disconnect'))
 try {
   const { port } = await started
   isServing = true
-  if (!cluster.isWorker) log.info({ event: 'server.listening', host: config.host, port, workers: config.workers })
+  if (!cluster.isWorker) {
+    log.info({ event: 'server.listening', host: config.host, port, workers: config.workers })
+    if (config.adminKey === undefined)
+      log.warn({ event: 'server.no_admin_key' }, 'ADMIN_KEY is not set: only API keys and logins open what is not for devices.')
+  }
 } catch (error) {
   if (error instanceof WorkerFailed) process.exit(error.code)
   const { code } = error as NodeJS.ErrnoException
@@ -43,6 +42,11 @@ try {
 async function serve() {
   const { startServer } = await import('./server.ts')
   return startServer(config, log)
+}
+
+/** What no log line may contain. */
+function secretsOf({ adminKey, oidc }: ServerConfig) {
+  return [adminKey, oidc?.clientSecret].filter(secret => secret !== undefined)
 }
 
 function drain(reason: string) {

@@ -358,6 +358,17 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
       },
     },
     {
+      what: 'the archiver is gone, and a month of the audit log waits',
+      checks: ['archive_backlog', 'archiver'],
+      inject: async () => {
+        endArchiver()
+        await sql`update fleet.settings set audit_archive = true`
+        await admin`
+          insert into fleet.audit_log (at, actor, how, action) values (now() - interval '70 days', 'ann', 'sql', 'x.done')`
+        await admin`update fleet.archivers set last_seen_at = now() - interval '1 hour'`
+      },
+    },
+    {
       what: 'messages wait for a notifier that does not run',
       checks: ['notifier'],
       inject: async t => {

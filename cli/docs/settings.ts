@@ -48,7 +48,7 @@ export async function settingsPage(sql: Sql) {
       `\`ADMIN_KEY_FILE\`, names the file: ${fromFiles.map(code).join(', ')}.`,
     '## Settings in the database',
     'The table `fleet.settings` has one row. `fleet_dba` changes a column with the statement in the last column of this table. ' +
-      'Each change is recorded in `fleet.settings_audit` with its time and its login.',
+      'Each change is recorded in `fleet.audit_log` with its time and who made it.',
     table(['column', 'type', 'default', 'limits', 'what it does', 'change it with'], await databaseSettings(sql)),
   )
 }

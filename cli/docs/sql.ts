@@ -13,6 +13,8 @@ const ERRORS: Record<string, string> = {
   FL002: 'Something is in a state in which this cannot be done.',
   FL003: 'Another session is doing this, or holds what is needed. Try again later.',
   FL010: 'The contents differ: rows, counts or checksums. Nothing is dropped or attached.',
+  FL401: 'The key or session was revoked, has ended, or has too few scopes. Nothing was done.',
+  FL403: 'This is not allowed: a key that is bound to other cohorts, or a change of the audit log.',
   FL404: 'What was named does not exist.',
   FL409: 'It exists already.',
   FL422: 'An argument is not valid.',

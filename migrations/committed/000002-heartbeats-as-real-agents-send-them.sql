@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:5b619db579c1ac4d80f96d9531fbff33759f8046
+--! Hash: sha1:d164a146096141d140c861b0e05090fa9bd4df3c
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -583,8 +583,423 @@ comment on index fleet.webhook_deliveries_trouble_idx is 'The troubles that last
 create index if not exists webhook_deliveries_webhook_idx on fleet.webhook_deliveries (webhook_id);
 comment on index fleet.webhook_deliveries_webhook_idx is 'What goes with a webhook that is removed.';
 
+-- Who may call what, who is logged in, and who did what.
+
+create table if not exists fleet.api_credentials (
+  key_id bigint generated always as identity,
+  key_name text not null,
+  token_hash bytea not null,
+  previous_hash bytea,
+  previous_until timestamptz,
+  scopes text[] not null,
+  cohorts text[],
+  created_at timestamptz not null default now(),
+  created_by text not null,
+  expires_at timestamptz,
+  revoked_at timestamptz,
+  last_used_at timestamptz,
+  last_address text,
+  constraint api_credentials_pkey primary key (key_id),
+  constraint api_credentials_name_unique unique (key_name),
+  constraint api_credentials_token_hash_unique unique (token_hash),
+  constraint api_credentials_previous_hash_unique unique (previous_hash),
+  constraint api_credentials_scopes_known
+    check (scopes <@ array['read', 'metrics', 'enroll', 'command', 'operate'] and cardinality(scopes) > 0),
+  constraint api_credentials_bound_scopes
+    check (cohorts is null or cardinality(cohorts) > 0 and not scopes && array['metrics', 'operate'])
+);
+comment on table fleet.api_credentials is 'API keys, as hashes. Read it with fleet.api_keys.';
+comment on column fleet.api_credentials.key_id is 'The number of the key.';
+comment on column fleet.api_credentials.key_name is 'The name of the key, as in fleet.audit_log and in the metrics. Unique, revoked keys included.';
+comment on column fleet.api_credentials.token_hash is 'SHA-256 of the key. The key itself is not stored.';
+comment on column fleet.api_credentials.previous_hash is 'SHA-256 of the key before the last rotation.';
+comment on column fleet.api_credentials.previous_until is 'Until when the key from before the last rotation is valid, too.';
+comment on column fleet.api_credentials.scopes is 'What the key may do: read, metrics, enroll, command, operate.';
+comment on column fleet.api_credentials.cohorts is 'The cohorts whose devices the key knows; null: all.';
+comment on column fleet.api_credentials.created_at is 'When the key was created.';
+comment on column fleet.api_credentials.created_by is 'Who created it, as in fleet.audit_log.actor.';
+comment on column fleet.api_credentials.expires_at is 'When the key stops by itself; null: never.';
+comment on column fleet.api_credentials.revoked_at is 'When the key was revoked; null while it was not.';
+comment on column fleet.api_credentials.last_used_at is 'When the key was last used, to the minute.';
+comment on column fleet.api_credentials.last_address is 'The address from which it was last used.';
+
+create table if not exists fleet.sessions (
+  session_id bigint generated always as identity,
+  session_hash bytea not null,
+  actor text not null,
+  login text not null,
+  key_id bigint,
+  scopes text[] not null,
+  cohorts text[],
+  address text,
+  user_agent text,
+  started_at timestamptz not null default now(),
+  last_seen_at timestamptz not null default now(),
+  ends_at timestamptz not null,
+  ended_at timestamptz,
+  constraint sessions_pkey primary key (session_id),
+  constraint sessions_hash_unique unique (session_hash),
+  constraint sessions_hash_is_sha256 check (length(session_hash) = 32),
+  constraint sessions_login_known check (login in ('admin_key', 'api_key', 'oidc')),
+  constraint sessions_key_id_fkey foreign key (key_id) references fleet.api_credentials (key_id) on delete cascade
+);
+comment on table fleet.sessions is 'Logins to the ops page. Read those that are open with fleet.open_sessions.';
+comment on column fleet.sessions.session_id is 'The number of the session.';
+comment on column fleet.sessions.session_hash is
+  'SHA-256 of the text in the cookie (of ADMIN_KEY sessions without its signature), so that nobody can log in with it.';
+comment on column fleet.sessions.actor is 'Who logged in: a person, the name of an API key, or ADMIN_KEY.';
+comment on column fleet.sessions.login is 'How: admin_key, api_key or oidc (OpenID Connect).';
+comment on column fleet.sessions.key_id is 'The API key with which the session was opened. It ends with the key.';
+comment on column fleet.sessions.scopes is 'What the session may do, as decided at login. With an API key, the scopes of the key count.';
+comment on column fleet.sessions.cohorts is 'The cohorts that the session knows; null: all.';
+comment on column fleet.sessions.address is 'The address from which somebody logged in.';
+comment on column fleet.sessions.user_agent is 'The browser, as it describes itself.';
+comment on column fleet.sessions.started_at is 'When somebody logged in.';
+comment on column fleet.sessions.last_seen_at is 'When the session was last used, to the minute.';
+comment on column fleet.sessions.ends_at is 'When the session ends by itself.';
+comment on column fleet.sessions.ended_at is 'When it was ended by a logout or by somebody; null while it was not.';
+create index if not exists sessions_ends_at_idx on fleet.sessions (ends_at);
+comment on index fleet.sessions_ends_at_idx is 'For pruning by age.';
+create index if not exists sessions_key_id_idx on fleet.sessions (key_id);
+comment on index fleet.sessions_key_id_idx is 'The sessions of an API key.';
+do $$
+begin
+  if to_regclass('fleet.ended_sessions') is not null then
+    -- Sessions that were ended stay ended.
+    insert into fleet.sessions (session_hash, actor, login, scopes, ends_at, ended_at)
+    select e.session_hash, 'ADMIN_KEY', 'admin_key', array['read', 'metrics', 'enroll', 'command', 'operate'], e.ends_at, now()
+    from fleet.ended_sessions e
+    on conflict do nothing;
+    drop table fleet.ended_sessions;
+  end if;
+end
+$$;
+drop function if exists fleet.is_session_ended(bytea);
+
+create table if not exists fleet.audit_log (
+  audit_id bigint generated always as identity,
+  at timestamptz not null default now(),
+  actor text not null,
+  how text not null,
+  action text not null,
+  target text,
+  before jsonb,
+  after jsonb,
+  request_id text,
+  address text,
+  constraint audit_log_pkey primary key (audit_id),
+  constraint audit_log_how_known check (how in ('key', 'session', 'sql', 'job'))
+);
+comment on table fleet.audit_log is
+  'Who did what. Each row was written in the transaction of its deed. Rows can only be added; fleet.prune() deletes those that '
+  'are older than settings.audit_keep.';
+comment on column fleet.audit_log.audit_id is 'The order of the rows.';
+comment on column fleet.audit_log.at is 'When it was done.';
+comment on column fleet.audit_log.actor is 'Who did it: the name of an API key, a person, ADMIN_KEY, or a login of Postgres.';
+comment on column fleet.audit_log.how is
+  'key: a call to the HTTP API. session: the ops page. sql: a login of Postgres. job: pg_cron.';
+comment on column fleet.audit_log.action is 'What was done, such as device.revoked or settings.changed.';
+comment on column fleet.audit_log.target is 'What it was done to, such as device:42 or setting:retention.';
+comment on column fleet.audit_log.before is 'What was before, where something was changed.';
+comment on column fleet.audit_log.after is 'What is now. Keys, tokens and passwords are never in it.';
+comment on column fleet.audit_log.request_id is 'The X-Request-Id of the HTTP request.';
+comment on column fleet.audit_log.address is 'The address of the client.';
+create index if not exists audit_log_at_idx on fleet.audit_log (at);
+comment on index fleet.audit_log_at_idx is 'For pruning by age.';
+create index if not exists audit_log_target_idx on fleet.audit_log (target, at);
+comment on index fleet.audit_log_target_idx is 'What happened to one thing.';
+create index if not exists audit_log_actor_idx on fleet.audit_log (actor, at);
+comment on index fleet.audit_log_actor_idx is 'What somebody did.';
+create index if not exists audit_log_action_idx on fleet.audit_log (action, at);
+comment on index fleet.audit_log_action_idx is 'When something was done, and by whom.';
+
+alter table fleet.settings
+  add column if not exists audit_keep interval not null default interval '400 days',
+  drop constraint if exists settings_audit_keep_positive,
+  add constraint settings_audit_keep_positive check (audit_keep >= interval '1 day');
+comment on column fleet.settings.audit_keep is 'How long rows of fleet.audit_log are kept online.';
+do $$
+begin
+  if (select c.relkind from pg_class c where c.oid = to_regclass('fleet.settings_audit')) = 'r' then
+    insert into fleet.audit_log (at, actor, how, action, target, before, after)
+    select a.changed_at, a.changed_by, 'sql',
+      case
+        when a.setting like 'webhook:%' then 'webhook.changed'
+        when a.setting like 'cohort_interval:%' then 'cohort_interval.changed'
+        else 'setting.changed'
+      end,
+      case when a.setting ~ '^(webhook|cohort_interval):' then a.setting else 'setting:' || a.setting end,
+      to_jsonb(a.old_value), to_jsonb(a.new_value)
+    from fleet.settings_audit a
+    order by a.audit_id;
+    drop table fleet.settings_audit;
+  end if;
+end
+$$;
+alter table fleet.settings add column if not exists audit_archive boolean not null default false;
+comment on column fleet.settings.audit_archive is
+  'Whether each past month of fleet.audit_log goes to the archive. Then no row is deleted that is not there.';
+create table if not exists fleet.audit_archives (
+  month date,
+  url text,
+  sha256 text,
+  bytes bigint,
+  rows bigint,
+  rows_sha256 text,
+  archived_at timestamptz,
+  wanted integer not null default 1,
+  done integer not null default 0,
+  pruned_at timestamptz,
+  attempts integer not null default 0,
+  next_attempt_at timestamptz,
+  last_error text,
+  lease_owner text,
+  lease_until timestamptz,
+  constraint audit_archives_pkey primary key (month),
+  constraint audit_archives_whole_months check (extract(day from month) = 1),
+  constraint audit_archives_proven
+    check (done = 0 or (url is not null and sha256 is not null and rows is not null and archived_at is not null))
+);
+comment on table fleet.audit_archives is 'The months of fleet.audit_log in the archive, each in one Parquet file.';
+comment on column fleet.audit_archives.month is 'The first day of the month, in UTC.';
+comment on column fleet.audit_archives.url is 'Where the file is.';
+comment on column fleet.audit_archives.sha256 is 'SHA-256 of the file.';
+comment on column fleet.audit_archives.bytes is 'Its size.';
+comment on column fleet.audit_archives.rows is 'How many rows it has.';
+comment on column fleet.audit_archives.rows_sha256 is
+  'SHA-256 of its rows as CSV, by Postgres and, from the file that was read back, by DuckDB.';
+comment on column fleet.audit_archives.archived_at is 'When it was read back and recorded.';
+comment on column fleet.audit_archives.wanted is 'The revision that is to be archived. It grows when rows of the month change.';
+comment on column fleet.audit_archives.done is 'The revision that is archived; 0: none.';
+comment on column fleet.audit_archives.pruned_at is 'When its rows were deleted online; null while they are there.';
+comment on column fleet.audit_archives.attempts is 'How often in a row archiving it has failed.';
+comment on column fleet.audit_archives.next_attempt_at is 'When it is tried again.';
+comment on column fleet.audit_archives.last_error is 'Why it failed.';
+comment on column fleet.audit_archives.lease_owner is 'The archiver that works on it.';
+comment on column fleet.audit_archives.lease_until is 'When another archiver may take it.';
+drop function if exists fleet.end_session(bytea, timestamptz);
+drop function if exists fleet.audit_webhook(text, text, text);
+drop function if exists fleet.transitions_of(bigint, bigint, integer);
+
+-- Logins of Postgres that see only the devices of their cohorts.
+
+create table if not exists fleet.readers (
+  reader text not null,
+  cohorts text[] not null,
+  created_at timestamptz not null default now(),
+  created_by text not null default session_user,
+  constraint readers_pkey primary key (reader),
+  constraint readers_cohorts_named check (
+    cardinality(cohorts) > 0 and array_position(cohorts, null) is null and not '(all)' = any (cohorts)
+  )
+);
+comment on table fleet.readers is
+  'The logins that see only the devices of their cohorts. Change it with fleet.create_reader() and the functions like it; read it '
+  'with fleet.reader_logins.';
+comment on column fleet.readers.reader is 'The name of the login, a role of the cluster.';
+comment on column fleet.readers.cohorts is 'fleet.devices.cohort of the devices that it sees. They need not exist yet.';
+comment on column fleet.readers.created_at is 'When it was made.';
+comment on column fleet.readers.created_by is 'The login that made it.';
+
 -- Functions, procedures, views
 
+--! Included access/may_reach.sql
+create or replace function fleet.may_reach(p_cohort text) returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(nullif(current_setting('fleet.cohorts', true), '')::jsonb ? p_cohort, true);
+$$;
+
+comment on function fleet.may_reach(text) is
+  'Whether devices of this cohort are known to the key or session that acts; see fleet.act(). Example: '
+  'select fleet.may_reach(''lobby'');';
+--! EndIncluded access/may_reach.sql
+--! Included access/current_actor.sql
+create or replace function fleet.current_actor(out actor text, out how text, out request_id text, out address text)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select
+    case when a.is_server then a.actor else session_user end,
+    case
+      when a.is_server then a.how
+      -- Any login can take this name, so it counts only for the one whose jobs pg_cron runs.
+      when current_setting('application_name') like 'pg_cron%' and pg_has_role(session_user, 'fleet_owner', 'member') then 'job'
+      when (select b.backend_type from pg_stat_get_activity(pg_backend_pid()) b) like 'pg_cron%' then 'job'
+      else 'sql'
+    end,
+    case when a.is_server then nullif(current_setting('fleet.request_id', true), '') end,
+    case when a.is_server then nullif(current_setting('fleet.address', true), '') else host(inet_client_addr()) end
+  from (
+    select s.actor, s.how,
+      -- Any login can set these, so they count only in the server's sessions.
+      s.actor is not null and s.how in ('key', 'session') and pg_has_role(session_user, 'fleet_server', 'member') as is_server
+    from (select nullif(current_setting('fleet.actor', true), '') as actor, current_setting('fleet.how', true) as how) s
+  ) a;
+$$;
+
+comment on function fleet.current_actor() is
+  'Who acts now: whom the server named with fleet.act(), or else the login of Postgres. Example: select * from '
+  'fleet.current_actor();';
+--! EndIncluded access/current_actor.sql
+--! Included access/is_scheduled_run.sql
+create or replace function fleet.is_scheduled_run() returns boolean
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select a.how = 'job' and pg_has_role(session_user, 'fleet_owner', 'member')
+  from fleet.current_actor() a;
+$$;
+
+comment on function fleet.is_scheduled_run() is
+  'Whether pg_cron runs a job of the store now. What these do every hour is in fleet.events, and not in fleet.audit_log.';
+--! EndIncluded access/is_scheduled_run.sql
+--! Included access/audit.sql
+create or replace function fleet.audit(
+  p_action text,
+  p_target text default null,
+  p_before jsonb default null,
+  p_after jsonb default null
+) returns void
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  insert into fleet.audit_log (actor, how, action, target, before, after, request_id, address)
+  select a.actor, a.how, p_action, p_target, p_before, p_after, a.request_id, a.address
+  from fleet.current_actor() a;
+$$;
+
+comment on function fleet.audit(text, text, jsonb, jsonb) is
+  'Adds a row to fleet.audit_log, in the transaction of the deed. Example: '
+  'perform fleet.audit(''device.revoked'', ''device:42'');';
+--! EndIncluded access/audit.sql
+--! Included access/seen_cohorts.sql
+-- Of the login, not of the current role: SET ROLE changes nothing, and neither does a function with the owner's rights.
+create or replace function fleet.seen_cohorts() returns text[]
+language plpgsql
+stable
+parallel safe
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  -- A superuser counts as a member of every role. Since PostgreSQL 16 a role that made fleet_cohort_reader is a member of it, too,
+  -- but may not use its rights unless it gave them to itself; the setup makes it a member of fleet_owner.
+  if pg_has_role(session_user, 'fleet_owner', 'member')
+    or not pg_has_role(session_user, 'fleet_cohort_reader', 'usage')
+    and not pg_has_role(
+      session_user, 'fleet_cohort_reader',
+      case when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end
+    ) then
+    return null;
+  end if;
+  return coalesce((select c.cohorts from fleet.readers c where c.reader = session_user), '{}');
+end
+$$;
+
+comment on function fleet.seen_cohorts() is
+  'The cohorts that this login may see: null is all. For a login with the rights of fleet_cohort_reader they are those in '
+  'fleet.readers, and none if it has no row there. The policies of the tables ask it. Example: select fleet.seen_cohorts();';
+--! EndIncluded access/seen_cohorts.sql
+--! Included access/find_api_key.sql
+create or replace function fleet.find_api_key(p_hash bytea)
+returns table (key_id bigint, name text, scopes text[], cohorts text[])
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select c.key_id, c.key_name, c.scopes, c.cohorts
+  from fleet.api_credentials c
+  where (c.token_hash = p_hash or c.previous_hash = p_hash and c.previous_until > now())
+    and c.revoked_at is null
+    and (c.expires_at is null or c.expires_at > now());
+$$;
+
+comment on function fleet.find_api_key(bytea) is
+  'The API key with this SHA-256, if it is valid now. Example: select * from fleet.find_api_key(fleet.hash_token(''nxk_…''));';
+--! EndIncluded access/find_api_key.sql
+--! Included access/grant_heartbeat_columns.sql
+-- Column by column, because pg_partman gives every new partition the rights on the whole table, and a partition that can be read
+-- directly has no policy.
+create or replace function fleet.grant_heartbeat_columns() returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute format(
+    'grant select (%s) on fleet.device_heartbeats to fleet_cohort_reader',
+    (
+      select string_agg(quote_ident(a.attname), ', ' order by a.attnum)
+      from pg_attribute a
+      where a.attrelid = 'fleet.device_heartbeats'::regclass and a.attnum > 0 and not a.attisdropped
+    )
+  );
+end
+$$;
+
+comment on function fleet.grant_heartbeat_columns() is
+  'Lets the logins of fleet.create_reader() read each column of fleet.device_heartbeats, but no partition directly. Called by '
+  'grants.sql and, when columns were added, by fleet.note_columns().';
+--! EndIncluded access/grant_heartbeat_columns.sql
+--! Included devices/audit_devices.sql
+-- With an UPDATE by hand, somebody may move thousands of devices at once.
+create or replace function fleet.audit_devices() returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c_most constant integer := 100;
+  v_ids bigint[];
+begin
+  v_ids := array(
+    select n.device_id
+    from changed n
+    join was o using (device_id)
+    where (n.alias, n.cohort, n.heartbeat_interval, n.revoked_at)
+      is distinct from (o.alias, o.cohort, o.heartbeat_interval, o.revoked_at)
+  );
+  if cardinality(v_ids) > c_most then
+    perform fleet.audit(
+      'devices.changed', 'devices:' || cardinality(v_ids),
+      jsonb_build_object('cohorts', (array(select distinct o.cohort from was o order by 1))[1:c_most]),
+      jsonb_build_object('cohorts', (array(select distinct n.cohort from changed n order by 1))[1:c_most])
+    );
+    return null;
+  end if;
+  perform fleet.audit(
+    'device.changed', 'device:' || d.device_id,
+    (select jsonb_object_agg(w.key, w.value) from jsonb_each(d.was) w where w.value <> d.is_now -> w.key),
+    (select jsonb_object_agg(w.key, w.value) from jsonb_each(d.is_now) w where w.value <> d.was -> w.key)
+  )
+  from (
+    select n.device_id, to_jsonb(o) - '{token_hash,changed_at}'::text[] as was,
+      to_jsonb(n) - '{token_hash,changed_at}'::text[] as is_now
+    from changed n
+    join was o using (device_id)
+    where n.device_id = any (v_ids)
+    order by n.device_id
+  ) d;
+  return null;
+end
+$$;
+
+comment on function fleet.audit_devices() is
+  'Trigger on fleet.devices: records an UPDATE by hand in fleet.audit_log, with a row for each device, or one row for more than '
+  '100. The functions for devices record what they do themselves.';
+--! EndIncluded devices/audit_devices.sql
 --! Included archive/compare_with_archive.sql
 -- Call it before you lock the partition's row: comparing a large day takes seconds, and the archiver has to be able to renew its
 -- lease in that row.
@@ -893,8 +1308,9 @@ begin
   where f.source = a.source;
   perform fleet.record_event(
     'import.confirmed', p_rows => (select sum(d.rows_kept)::bigint from fleet.import_days d where d.source = a.source),
-    p_detail => format('%s, by %s', a.source, session_user)
+    p_detail => format('%s, by %s', a.source, (fleet.current_actor()).actor)
   );
+  perform fleet.audit('import.confirmed', 'import:' || a.source);
   return format(
     'the import of %1$s is confirmed; %2$s rows that were written since the verification were compared too. '
       'When you no longer need the table, run as its owner: drop table %1$s;',
@@ -1076,12 +1492,12 @@ begin
         raise;
       end if;
       perform fleet.sync_partitions();
-      perform fleet.create_partitions(r.day, r.day)
+      perform fleet.add_partitions(r.day, r.day)
       from (
         select distinct (r.beat).ts::date as day from fleet.read_source(a, a.next_block, v_last) r where r.reason is null
       ) r
       where not exists (select from fleet.attached_partitions() p where p.range_start <= r.day and p.range_end > r.day);
-      perform fleet.unsettle_partition(p.partition_name)
+      perform fleet.unsettle_table(p.partition_name)
       from fleet.hb_partitions p
       where p.settled_at is not null and p.state in ('active', 'restored')
         and exists (
@@ -1286,6 +1702,7 @@ begin
   select a.attname, format_type(a.atttypid, a.atttypmod), a.attnum, v_table, v_system
   from pg_attribute a
   where a.attrelid = v_table and a.attnum > 0 and not a.attisdropped;
+  perform fleet.grant_heartbeat_columns();
 
   perform fleet.create_forward_function(i)
   from fleet.imports i
@@ -2184,16 +2601,34 @@ comment on function fleet.ingest_batch(json, timestamptz, bytea[], integer[]) is
   'Example: select * from fleet.ingest_batch(''[{"device_id":1,"battery_pct":80}]'');';
 --! EndIncluded ingest/ingest_batch.sql
 --! Included ingest/ingest.sql
+-- The server calls fleet.ingest_batch(). This is for people, whose heartbeats are recorded as theirs.
 create or replace function fleet.ingest(p_batch json, p_received_at timestamptz default now())
 returns table (item integer, result text, reason text, ts timestamptz)
-language sql
+language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select u.item::integer, coalesce(u.result, 'stored'), u.reason, u.ts
-  from fleet.ingest_batch(p_batch, p_received_at) b
-  cross join lateral unnest(b.results, b.reasons, b.tss) with ordinality as u (result, reason, ts, item);
+declare
+  v_batch record;
+begin
+  select b.results, b.reasons, b.tss into v_batch from fleet.ingest_batch(p_batch, p_received_at) b;
+  if pg_has_role(session_user, 'fleet_dba', 'member') and not pg_has_role(session_user, 'fleet_server', 'member') then
+    perform fleet.audit('heartbeats.ingested', 'heartbeats:' || r.items, p_after => r.results)
+    from (
+      select sum(c.items) as items, jsonb_object_agg(c.result, c.items) as results
+      from (
+        select coalesce(u.result, 'stored') as result, count(*) as items
+        from unnest(v_batch.results, v_batch.tss) as u (result, ts)
+        group by 1
+      ) c
+    ) r
+    where r.items > 0;
+  end if;
+  return query
+    select u.item::integer, coalesce(u.result, 'stored'), u.reason, u.ts
+    from unnest(v_batch.results, v_batch.reasons, v_batch.tss) with ordinality as u (result, reason, ts, item);
+end
 $$;
 
 comment on function fleet.ingest(json, timestamptz) is
@@ -3126,7 +3561,7 @@ comment on function fleet.transitions_after(text, integer, text) is
 --! EndIncluded transitions/transitions_after.sql
 --! Included transitions/transitions_of.sql
 create or replace function fleet.transitions_of(
-  p_device_id bigint, p_before bigint default null, p_limit integer default 100
+  p_device_id bigint, p_before bigint default null, p_limit integer default 100, p_cohorts text[] default null
 ) returns setof fleet.device_transitions
 language plpgsql
 stable
@@ -3134,7 +3569,9 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if not exists (select from fleet.devices d where d.device_id = p_device_id) then
+  if not exists (
+    select from fleet.devices d where d.device_id = p_device_id and (p_cohorts is null or d.cohort = any (p_cohorts))
+  ) then
     raise exception using
       errcode = 'FL404',
       message = format('there is no device %s', coalesce(p_device_id::text, 'null')),
@@ -3144,17 +3581,19 @@ begin
     select t.*
     from fleet.device_transitions t
     where t.device_id = p_device_id and t.transition_id < coalesce(p_before, 9223372036854775807)
+      and (p_cohorts is null or t.cohort = any (p_cohorts))
     order by t.transition_id desc
     limit p_limit;
 end
 $$;
 
-comment on function fleet.transitions_of(bigint, bigint, integer) is
-  'The transitions of a device, newest first, before a transition_id if one is given. '
+comment on function fleet.transitions_of(bigint, bigint, integer, text[]) is
+  'The transitions of a device, newest first, before a transition_id if one is given, and only those in some '
+  'cohorts if these are given. '
   'Example: select at, event, reason, previous_for from fleet.transitions_of(42);';
 --! EndIncluded transitions/transitions_of.sql
 --! Included transitions/recent_changes.view.sql
-create or replace view fleet.recent_changes as
+create or replace view fleet.recent_changes with (security_invoker = true) as
 select t.transition_id, t.at, t.since, t.device_id, d.alias, t.cohort, t.event, t.previous_status, t.previous_for, t.reason,
   t.incident_id
 from fleet.device_transitions t
@@ -3188,7 +3627,7 @@ comment on function fleet.marks_hold(interval) is
 --! Included status/device_state.view.sql
 -- The setting is a subquery. If fleet.settings were joined, the planner would take its one row for hundreds, and all later
 -- estimates would be wrong too.
-create or replace view fleet.device_state as
+create or replace view fleet.device_state with (security_invoker = true) as
 select d.device_id, d.alias, d.cohort,
   fleet.derive_status(
     ls.status = 'clock_skewed', ls.last_received_at, i.expected, (select s.offline_after from fleet.settings s),
@@ -3220,10 +3659,11 @@ where d.revoked_at is null;
 comment on view fleet.device_state is
   'fleet.device_status plus the columns that indexes cover: is_silent (the mark of devices that may be offline) and said (the '
   'stored status). Also has the interval by which status is judged; silence is counted less '
-  'fleet.excused(next_in_s, expected_interval). Used by the other views and fleet.list_devices().';
+  'fleet.excused(next_in_s, expected_interval). Used by the other views and fleet.list_devices(). '
+  'Example: select alias, expected_interval from fleet.device_state where device_id = 42;';
 --! EndIncluded status/device_state.view.sql
 --! Included status/device_status.view.sql
-create or replace view fleet.device_status as
+create or replace view fleet.device_status with (security_invoker = true) as
 select ls.device_id, ls.alias, ls.cohort, ls.status, ls.last_ts, ls.seconds_since, ls.last_received_at, ls.heartbeat_interval,
   ls.enrolled_at, ls.reason,
 --! Included status/reported_fields.inc.sql
@@ -3344,7 +3784,7 @@ comment on view fleet.device_status_legacy is
 -- Only one of the two halves runs: the choice is made once, before the first row. Devices are sorted before they are joined, so
 -- that a reader who wants the first ones does not wait for all. OFFSET 0 keeps the planner from joining the whole fleet to a few
 -- devices, because it cannot guess how many are offline.
-create or replace view fleet.devices_offline as
+create or replace view fleet.devices_offline with (security_invoker = true) as
 select d.device_id, d.alias, d.cohort, d.last_ts, d.seconds_since, d.battery_pct, d.network_type, d.agent_version, d.ip,
   ls.last_received_at, d.reason
 from (
@@ -3372,7 +3812,7 @@ comment on view fleet.devices_offline is
 --! EndIncluded status/devices_offline.view.sql
 --! Included status/unity_down.view.sql
 -- As in fleet.devices_offline, devices are sorted before they are joined.
-create or replace view fleet.unity_down as
+create or replace view fleet.unity_down with (security_invoker = true) as
 select d.device_id, d.alias, d.cohort, d.status, d.last_ts, d.seconds_since, d.battery_pct, d.agent_version
 from (
   select l.device_id, l.last_received_at
@@ -3625,7 +4065,7 @@ comment on function fleet.describe_clock(bigint) is
   'Example: select alias, fleet.describe_clock(device_id) from fleet.list_devices(''clock_skewed'');';
 --! EndIncluded status/describe_clock.sql
 --! Included availability/missed_beats.view.sql
-create or replace view fleet.missed_beats as
+create or replace view fleet.missed_beats with (security_invoker = true) as
 select h.device_id, h.alias, h.cohort, h.status, h.last_ts, h.last_received_at as heard_at,
   h.expected_interval as heartbeat_interval, m.missed_beats
 from fleet.device_state h
@@ -3679,13 +4119,14 @@ comment on function fleet.may_be_ahead(timestamptz) is
 --! EndIncluded status/may_be_ahead.sql
 --! Included status/fleet_summary.view.sql
 -- Only one of the two halves runs: the choice is made once, before the first row, and above the subquery, so that no parallel
--- workers are started for nothing. Devices are counted by status first, so that each device's status is derived once.
-create or replace view fleet.fleet_summary as
+-- workers are started for nothing. The kept counts are of the whole fleet, so a login that sees only some cohorts counts its own.
+-- Devices are counted by status first, so that each device's status is derived once.
+create or replace view fleet.fleet_summary with (security_invoker = true) as
 select d.cohort, d.devices, d.online, d.late, d.offline, d.new, d.clock_skewed, d.unity_down, d.counted_at
 from (
   select k.place, k.cohort, k.devices, k.online, k.late, k.offline, k.new, k.clock_skewed, k.unity_down, k.counted_at
   from fleet.fleet_counts k
-  where fleet.counts_hold()
+  where fleet.seen_cohorts() is null and fleet.counts_hold()
   union all
   select s.place, s.cohort, s.devices, s.online, s.late, s.offline, s.new, s.clock_skewed, s.unity_down, now()
   from (
@@ -3706,13 +4147,14 @@ from (
     ) c
     group by grouping sets ((c.cohort), ())
   ) s
-  where not fleet.counts_hold()
+  where not (fleet.seen_cohorts() is null and fleet.counts_hold())
 ) d
 order by d.place;
 
 comment on view fleet.fleet_summary is
   'Devices by status, for the whole fleet (all) and for each cohort. In a large fleet they are counted once a minute, at '
-  'counted_at (fleet.count_fleet()). Example: select * from fleet.fleet_summary;';
+  'counted_at (fleet.count_fleet()). For a login of fleet.create_reader(), (all) is all that it sees. '
+  'Example: select * from fleet.fleet_summary;';
 --! EndIncluded status/fleet_summary.view.sql
 --! Included status/sample_fleet.sql
 create or replace function fleet.sample_fleet() returns void
@@ -3869,6 +4311,8 @@ as $$
         when u.usual_share is null or u.samples < 144 then 'few_samples'
       end as muted_reason
   ) r
+  -- A login of fleet.create_reader() sees its cohorts, and not what is true of the whole fleet.
+  where (select fleet.seen_cohorts()) is null or m.cohort = any ((select fleet.seen_cohorts())::text[])
   order by m.place;
 $$;
 
@@ -4686,20 +5130,21 @@ as $$
 $$;
 
 comment on function fleet.describe_webhook(fleet.webhooks) is
-  'A webhook in one line, without its secret and without the part of its URL that may be secret. For fleet.settings_audit.';
+  'A webhook in one line, without its secret and without the part of its URL that may be secret. For fleet.audit_log.';
 --! EndIncluded webhooks/describe_webhook.sql
 --! Included webhooks/audit_webhook.sql
-create or replace function fleet.audit_webhook(p_name text, p_old text, p_new text) returns void
+create or replace function fleet.audit_webhook(p_action text, p_name text, p_old text, p_new text) returns void
 language sql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  insert into fleet.settings_audit (setting, old_value, new_value)
-  values ('webhook:' || p_name, p_old, p_new);
+  select fleet.audit('webhook.' || p_action, 'webhook:' || p_name, to_jsonb(p_old), to_jsonb(p_new));
 $$;
 
-comment on function fleet.audit_webhook(text, text, text) is 'Records a change of a webhook in fleet.settings_audit.';
+comment on function fleet.audit_webhook(text, text, text, text) is
+  'Records in fleet.audit_log what was done to a webhook. Example: '
+  'perform fleet.audit_webhook(''paused'', ''on-call'', ''active'', ''paused'');';
 --! EndIncluded webhooks/audit_webhook.sql
 --! Included webhooks/get_webhook.sql
 create or replace function fleet.get_webhook(p_name text) returns fleet.webhooks
@@ -4829,7 +5274,7 @@ begin
       message = format('a webhook named %s already exists', p_name),
       hint = format('Choose another name, or remove it first: select fleet.remove_webhook(%L);', p_name);
   end if;
-  perform fleet.audit_webhook(p_name, null, fleet.describe_webhook(v_webhook));
+  perform fleet.audit_webhook('created', p_name, null, fleet.describe_webhook(v_webhook));
   return v_webhook.secret;
 end
 $$;
@@ -4857,7 +5302,7 @@ begin
   update fleet.webhooks
   set paused_at = now()
   where webhook_id = v_webhook.webhook_id;
-  perform fleet.audit_webhook(p_name, 'active', 'paused');
+  perform fleet.audit_webhook('paused', p_name, 'active', 'paused');
   return true;
 end
 $$;
@@ -4894,7 +5339,7 @@ begin
   update fleet.webhooks
   set paused_at = null, failures = 0, hold_until = null
   where webhook_id = v_webhook.webhook_id;
-  perform fleet.audit_webhook(p_name, 'paused', 'active');
+  perform fleet.audit_webhook('resumed', p_name, 'paused', 'active');
   return v_waiting;
 end
 $$;
@@ -4920,7 +5365,7 @@ begin
   from fleet.webhook_deliveries
   where webhook_id = v_webhook.webhook_id and state = 'pending';
   delete from fleet.webhooks where webhook_id = v_webhook.webhook_id;
-  perform fleet.audit_webhook(p_name, fleet.describe_webhook(v_webhook), null);
+  perform fleet.audit_webhook('removed', p_name, fleet.describe_webhook(v_webhook), null);
   return v_waiting;
 end
 $$;
@@ -4951,7 +5396,7 @@ begin
     old_secret = case when p_keep_old > interval '0' then v_webhook.secret end,
     old_secret_until = case when p_keep_old > interval '0' then now() + p_keep_old end
   where webhook_id = v_webhook.webhook_id;
-  perform fleet.audit_webhook(p_name, 'a secret', format('a new secret; the old one signs too for %s', p_keep_old));
+  perform fleet.audit_webhook('secret_rotated', p_name, 'a secret', format('a new secret; the old one signs too for %s', p_keep_old));
   return v_secret;
 end
 $$;
@@ -4991,6 +5436,7 @@ begin
   update fleet.webhooks
   set hold_until = null
   where webhook_id = v_webhook.webhook_id;
+  perform fleet.audit_webhook('tested', p_name, null, 'message ' || v_id);
   perform pg_notify('fleet_notifier', 'test');
   return v_id;
 end
@@ -5569,9 +6015,11 @@ begin
       message = format('from transition %s on there are more than %s messages', p_from_transition, v_most),
       hint = 'Begin with a later one: select min(transition_id) from fleet.device_transitions where at > now() - interval ''1 day'';';
   end if;
-  perform fleet.audit_webhook(
-    p_name, null, format('replay from transition %s: %s messages', p_from_transition, v_incidents + v_devices)
-  );
+  if v_incidents + v_devices > 0 then
+    perform fleet.audit_webhook(
+      'replayed', p_name, null, format('replay from transition %s: %s messages', p_from_transition, v_incidents + v_devices)
+    );
+  end if;
   perform pg_notify('fleet_notifier', 'replay');
   return v_incidents + v_devices;
 end
@@ -5619,6 +6067,9 @@ begin
   update fleet.webhooks
   set failures = 0, hold_until = null
   where webhook_id = v_webhook.webhook_id;
+  if v_retried > 0 then
+    perform fleet.audit_webhook('retried', p_name, v_retried || ' dead messages', 'pending');
+  end if;
   perform pg_notify('fleet_notifier', 'retry');
   return v_retried;
 end
@@ -5643,7 +6094,9 @@ begin
   set state = 'dropped'
   where webhook_id = v_webhook.webhook_id and state = 'dead';
   get diagnostics v_dismissed = row_count;
-  perform fleet.audit_webhook(p_name, v_dismissed || ' dead messages', 'dismissed');
+  if v_dismissed > 0 then
+    perform fleet.audit_webhook('dismissed', p_name, v_dismissed || ' dead messages', 'dismissed');
+  end if;
   return v_dismissed;
 end
 $$;
@@ -6454,6 +6907,7 @@ declare
   v_settings fleet.settings;
   v_names text;
   v_commands text;
+  v_months text;
   v_count bigint;
   v_age interval;
   v_silence interval;
@@ -6479,12 +6933,17 @@ begin
   select count(*), p_now - min(p.detached_at) into v_count, v_age
   from fleet.hb_partitions p
   where p.state in ('detached', 'archiving') and p.held_reason is null;
+  select string_agg(to_char(d, 'YYYY-MM') || coalesce(': ' || a.last_error, ''), ', ' order by d) into v_months
+  from fleet.audit_months_due() d
+  left join fleet.audit_archives a on a.month = d
+  where d + interval '1 month 2 days' < p_now;
   status := case
-    when v_count = 0 or v_age < interval '6 hours' then 'ok'
-    when v_age < interval '2 days' then 'warn'
-    else 'fail'
+    when v_count > 0 and v_age >= interval '2 days' then 'fail'
+    when v_count > 0 and v_age >= interval '6 hours' or v_months is not null then 'warn'
+    else 'ok'
   end;
-  detail := format('%s partitions are waiting%s', v_count, ', the oldest for ' || date_trunc('second', v_age));
+  detail := format('%s partitions are waiting%s', v_count, ', the oldest for ' || date_trunc('second', v_age))
+    || coalesce('; so does the audit log of ' || v_months, '');
   remedy := case
     when status = 'ok' then null
     when v_silence < interval '5 minutes' then 'select fleet.wake_archiver();'
@@ -6557,7 +7016,7 @@ comment on function fleet.check_archive(timestamptz) is
   'The part of fleet.check() about the archive: failures, backlog, the archiver and restores.';
 --! EndIncluded checks/check_archive.sql
 --! Included ingest/unreadable_fields.view.sql
-create or replace view fleet.unreadable_fields as
+create or replace view fleet.unreadable_fields with (security_invoker = true) as
 select f.device_id, d.alias, d.cohort, f.field, f.times, f.first_at, f.last_at, f.example
 from fleet.device_unreadable_fields f
 join fleet.devices d using (device_id);
@@ -6701,7 +7160,7 @@ begin
   perform fleet.not_in_future(p_now);
   foreach v_theme in array array[
     'check_partitions($1)', 'check_ingest($1)', 'check_fields($1)', 'check_silence($1)', 'check_devices($1)', 'check_scheduler($1)',
-    'check_archive($1)', 'check_erasures($1)', 'check_webhooks($1)', 'check_columns()', 'check_sessions($1)',
+    'check_archive($1)', 'check_erasures($1)', 'check_webhooks($1)', 'check_columns()', 'check_readers()', 'check_sessions($1)',
     'check_storage($1)', 'check_imports($1)', 'check_settings()'
   ] loop
     begin
@@ -6738,6 +7197,7 @@ declare
   v_rollups bigint;
   v_messages bigint;
   v_transitions bigint;
+  v_audited bigint;
 begin
   delete from fleet.heartbeat_quarantine q
   using fleet.settings s
@@ -6789,15 +7249,18 @@ begin
   -- What waits is not pruned, and neither is the first message of a trouble that lasts: its recovery names it.
   where d.made_at < p_now - s.webhook_keep and d.state <> 'pending' and not d.is_open;
   get diagnostics v_messages = row_count;
+  v_audited := fleet.prune_audit_log();
+  delete from fleet.sessions s
+  where s.ends_at < p_now - interval '7 days';
   delete from fleet.notifiers n
   where n.last_seen_at < p_now - interval '7 days';
-  return v_quarantined + v_events + v_commands + v_dispatches + v_rollups + v_transitions + v_messages;
+  return v_quarantined + v_events + v_commands + v_dispatches + v_rollups + v_transitions + v_messages + v_audited;
 end
 $$;
 
 comment on function fleet.prune(timestamptz) is
-  'Deletes quarantined heartbeats, events, commands, transitions, rollups and messages to webhooks that are older than their '
-  'settings; returns how many. Run by fleet.nightly().';
+  'Deletes quarantined heartbeats, events, commands, transitions, rollups, messages to webhooks and rows of the audit log '
+  'that are older than their settings; returns how many. Run by fleet.nightly().';
 --! EndIncluded jobs/prune.sql
 --! Included status/add_last_status.sql
 create or replace function fleet.add_last_status() returns trigger
@@ -6973,6 +7436,14 @@ create or replace trigger devices_record_changes
 
 comment on trigger devices_record_changes on fleet.devices is
   'A device that is revoked has a transition, and one with another interval is late after another time.';
+
+-- The functions run as the owner.
+create or replace trigger devices_audit
+  after update on fleet.devices
+  referencing old table as was new table as changed
+  for each statement when (current_user <> 'fleet_owner') execute function fleet.audit_devices();
+
+comment on trigger devices_audit on fleet.devices is 'Records an UPDATE by hand in fleet.audit_log.';
 --! EndIncluded devices/devices.trigger.sql
 --! Included devices/enrolled_devices.view.sql
 -- date_part() and not extract(), which makes a numeric and takes longer.
@@ -7044,12 +7515,7 @@ begin
       message = 'alias must have 1 to 200 characters',
       hint = 'Example: select fleet.enroll_device(''lobby-tablet-7'');';
   end if;
-  if p_cohort is null or btrim(p_cohort) = '' or length(p_cohort) > 100 then
-    raise exception using
-      errcode = 'FL422',
-      message = 'cohort must have 1 to 100 characters',
-      hint = 'Leave it out for the cohort named default.';
-  end if;
+  perform fleet.check_cohort(p_cohort, 'Leave it out for the cohort named default.');
   token := fleet.make_device_token(v_device_id);
   insert into fleet.devices as d (device_id, alias, cohort, token_hash)
   overriding system value
@@ -7057,17 +7523,20 @@ begin
   on conflict (alias) do nothing
   returning d.device_id into create_device.device_id;
   if not found then
-    select d.device_id into v_other from fleet.devices d where d.alias = p_alias;
+    select d.device_id into v_other from fleet.devices d where d.alias = p_alias and fleet.may_reach(d.cohort);
     raise exception using
       errcode = 'FL409',
       message = format('a device with alias %s is already enrolled', p_alias),
-      hint = format(
+      hint = case when v_other is null then 'Choose another alias: aliases are unique in the whole fleet.' else format(
         'If this is device %s after a reset or a reinstall, give it a new token: '
         'select fleet.renew_token(%s); or POST /admin/devices/%s/token. '
         'If it is another device, choose another alias: aliases are unique, including those of revoked devices.',
         v_other, v_other, v_other
-      );
+      ) end;
   end if;
+  perform fleet.audit(
+    'device.enrolled', 'device:' || v_device_id, p_after => jsonb_build_object('alias', p_alias, 'cohort', p_cohort)
+  );
 end
 $$;
 
@@ -7084,28 +7553,25 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_token text := fleet.make_device_token(p_device_id);
-  v_alias text;
-  v_revoked_at timestamptz;
+  v_device fleet.devices := fleet.get_device(p_device_id);
 begin
-  select d.alias, d.revoked_at into v_alias, v_revoked_at from fleet.devices d where d.device_id = p_device_id for update;
-  if not found then
-    raise exception using
-      errcode = 'FL404',
-      message = format('there is no device %s', coalesce(p_device_id::text, 'null')),
-      hint = 'Find it by alias: select device_id, alias from fleet.device_status;';
-  end if;
   update fleet.devices
   set token_hash = fleet.hash_token(v_token), revoked_at = null
   where device_id = p_device_id;
+  perform fleet.audit(
+    'device.token_renewed', 'device:' || p_device_id,
+    p_before => jsonb_build_object('alias', v_device.alias, 'revoked_at', v_device.revoked_at)
+  );
   perform fleet.record_event(
     'device.token_renewed',
     p_detail => format(
       'device %s (%s) got a new token%s; by %s',
-      p_device_id, v_alias,
+      p_device_id, v_device.alias,
       case
-        when v_revoked_at is not null then format(', the old one had been revoked at %s', date_trunc('second', v_revoked_at))
+        when v_device.revoked_at is not null
+          then format(', the old one had been revoked at %s', date_trunc('second', v_device.revoked_at))
       end,
-      session_user
+      (fleet.current_actor()).actor
     )
   );
   return v_token;
@@ -7125,23 +7591,19 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_alias text;
-  v_revoked_at timestamptz;
+  v_device fleet.devices := fleet.get_device(p_device_id);
 begin
-  select d.alias, d.revoked_at into v_alias, v_revoked_at from fleet.devices d where d.device_id = p_device_id for update;
-  if not found then
-    raise exception using
-      errcode = 'FL404',
-      message = format('there is no device %s', coalesce(p_device_id::text, 'null')),
-      hint = 'Find it by alias: select device_id, alias from fleet.device_status;';
-  end if;
-  if v_revoked_at is not null then
+  if v_device.revoked_at is not null then
     return false;
   end if;
   update fleet.devices
   set revoked_at = now()
   where device_id = p_device_id;
-  perform fleet.record_event('device.revoked', p_detail => format('device %s (%s); by %s', p_device_id, v_alias, session_user));
+  perform fleet.audit('device.revoked', 'device:' || p_device_id, p_before => jsonb_build_object('alias', v_device.alias));
+  perform fleet.record_event(
+    'device.revoked',
+    p_detail => format('device %s (%s); by %s', p_device_id, v_device.alias, (fleet.current_actor()).actor)
+  );
   return true;
 end
 $$;
@@ -7173,6 +7635,7 @@ begin
   update fleet.gateways
   set revoked_at = now()
   where gateway_id = v_gateway.gateway_id;
+  perform fleet.audit('gateway.revoked', 'gateway:' || p_name);
   return true;
 end
 $$;
@@ -7216,8 +7679,7 @@ begin
           case when now() - c.changed_at < 2 * c.last_interval then c.last_interval end
         ),
         changed_at = now();
-    insert into fleet.settings_audit (setting, old_value, new_value)
-    values ('cohort_interval:' || p_cohort, v_old, p_interval);
+    perform fleet.audit('cohort_interval.changed', 'cohort_interval:' || p_cohort, to_jsonb(v_old::text), to_jsonb(p_interval::text));
   end if;
   return format(
     'cohort %s: %s (was %s); it has %s devices', p_cohort,
@@ -7825,73 +8287,17 @@ comment on function fleet.close_partition(text) is
   'fleet.unsettle_partition() opens it.';
 --! EndIncluded partitions/close_partition.sql
 --! Included partitions/unsettle_partition.sql
--- The key comes back before the constraint goes, so there is no moment in which a duplicate could be stored. Readers wait only
--- for the second one. If the constraint was dropped by hand, the partition takes rows, and only the key is missing.
 create or replace function fleet.unsettle_partition(p_partition text) returns boolean
 language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
-set lock_timeout = '300ms'
 as $$
-declare
-  c_tries constant integer := 40;
-  v_partition fleet.hb_partitions;
-  v_table oid;
-  v_has_key boolean := false;
-  v_is_settled boolean;
-  v_duplicate text;
-  v_since timestamptz := clock_timestamp();
 begin
-  for v_try in 1..c_tries loop
-    begin
-      if v_has_key then
-        execute format('alter table %s drop constraint device_heartbeats_settled', v_table::regclass);
-        exit;
-      end if;
-      v_partition := fleet.get_partition(p_partition);
-      v_table := fleet.table_of(v_partition);
-      if v_partition.state not in ('active', 'restored') or v_table is null then
-        raise exception using
-          errcode = 'FL002',
-          message = format('partition %s is %s, and takes no heartbeats', p_partition, v_partition.state),
-          hint = 'Only a partition that is online can be opened. An archived day: select fleet.request_restore(day);';
-      end if;
-      v_is_settled := fleet.is_settled(v_table);
-      if fleet.dedupe_index(v_table) is null then
-        execute format('create unique index on %s using btree %s', v_table::regclass, fleet.dedupe_key());
-      elsif not v_is_settled then
-        update fleet.hb_partitions
-        set settled_at = null
-        where partition_name = p_partition and settled_at is not null;
-        return false;
-      end if;
-      exit when not v_is_settled;
-      v_has_key := true;
-    exception when lock_not_available then
-      if v_try = c_tries then
-        raise exception using
-          errcode = 'FL003',
-          message = format('partition %s is in use: %s attempts to open it failed', p_partition, c_tries),
-          hint = 'Nothing has changed. Try again when the long queries over that day have ended; see fleet.end_overdue_readers().';
-      end if;
-      perform pg_sleep(0.1);
-    when unique_violation then
-      get stacked diagnostics v_duplicate = pg_exception_detail;
-      raise exception using
-        errcode = 'FL002',
-        message = format('partition %s took duplicates while it had no dedupe key, and is not opened', p_partition),
-        detail = v_duplicate,
-        hint = format(
-          'As a superuser delete them, and open it again: %s select fleet.unsettle_partition(%L);',
-          fleet.remove_duplicates(p_partition), p_partition
-        );
-    end;
-  end loop;
-  update fleet.hb_partitions
-  set settled_at = null
-  where partition_name = p_partition;
-  perform fleet.record_event('partition.unsettle', p_partition, p_duration_ms => fleet.elapsed_ms(v_since));
+  if not fleet.unsettle_table(p_partition) then
+    return false;
+  end if;
+  perform fleet.audit('partition.unsettled', 'partition:' || p_partition);
   return true;
 end
 $$;
@@ -8060,60 +8466,19 @@ comment on function fleet.settle_plan(timestamptz) is
   'would wait. Example: select * from fleet.settle_plan();';
 --! EndIncluded partitions/settle_plan.sql
 --! Included partitions/settle_partition.sql
--- One transaction, so that a crash leaves either the old partition or the settled one. Readers of the day wait for all of it; see
--- decision 0044. CLUSTER freezes the rows. The job fleet-freeze marks their pages afterwards, because VACUUM cannot run here.
 create or replace function fleet.settle_partition(p_partition text, p_now timestamptz default now()) returns bigint
 language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
-set timezone = 'UTC'
-set lock_timeout = '300ms'
--- CLUSTER sorts then. It would read a day that is larger than the memory in random order by the index.
-set enable_indexscan = off
 as $$
 declare
-  v_partition fleet.hb_partitions;
-  v_table oid;
-  v_index oid;
-  v_plan record;
-  v_rows bigint;
-  v_since timestamptz;
+  v_was timestamptz := (select p.settled_at from fleet.hb_partitions p where p.partition_name = p_partition);
+  v_rows bigint := fleet.settle_table(p_partition, p_now);
 begin
-  perform fleet.not_in_future(p_now);
-  v_partition := fleet.get_partition(p_partition);
-  if v_partition.settled_at is not null then
-    return 0;
+  if v_was is null then
+    perform fleet.audit('partition.settled', 'partition:' || p_partition, p_after => jsonb_build_object('rows', v_rows));
   end if;
-  select * into v_plan from fleet.settle_plan(p_now) s where s.partition_name = p_partition;
-  if v_plan.action is null or v_plan.action not in ('settle', 'too_large', 'off') then
-    raise exception using
-      errcode = 'FL002',
-      message = format(
-        'partition %s is not settled: %s', p_partition,
-        coalesce(v_plan.reason, 'heartbeats may still come for it, it is empty, or it is about to be retired')
-      ),
-      hint = 'The partitions that can be settled are in: select * from fleet.settle_plan();';
-  end if;
-  v_table := fleet.table_of(v_partition);
-  v_index := fleet.newest_index(v_table);
-  if v_index is null then
-    raise exception using
-      errcode = 'FL002',
-      message = format('partition %s has no index by device and time, and is not settled', p_partition),
-      hint = 'See select * from fleet.check_partitions() where check_name = ''partition_indexes'';';
-  end if;
-
-  perform fleet.close_partition(p_partition);
-  v_since := clock_timestamp();  -- from here on readers wait
-  execute format('cluster %s using %I', v_table::regclass, (select c.relname from pg_class c where c.oid = v_index));
-  execute format('alter table %s set without cluster', v_table::regclass);
-  execute format('analyze %s', v_table::regclass);
-  v_rows := (select c.reltuples from pg_class c where c.oid = v_table);
-  update fleet.hb_partitions
-  set settled_at = clock_timestamp(), bytes_size = pg_total_relation_size(v_table)
-  where partition_name = p_partition;
-  perform fleet.record_event('partition.settle', p_partition, v_rows, fleet.elapsed_ms(v_since));
   return v_rows;
 end
 $$;
@@ -8257,8 +8622,6 @@ comment on function fleet.tune_autovacuum(timestamptz) is
   'how many changed. Run by fleet.nightly().';
 --! EndIncluded partitions/tune_autovacuum.sql
 --! Included ingest/replay_quarantine.sql
--- Each batch goes through fleet.ingest() again, with the time at which it arrived. Heartbeats that are acceptable now (their
--- partition exists, or max_late was raised) are stored. The rest stays.
 create or replace function fleet.replay_quarantine(
   p_from timestamptz default '-infinity',
   p_to timestamptz default 'infinity',
@@ -8273,80 +8636,17 @@ security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
-#variable_conflict use_column
-declare
-  v_partition text;
-  v_batch record;
-  v_stored bigint;
-  v_duplicate bigint;
 begin
-  if p_from is null or p_to is null or p_from > p_to then
-    raise exception using
-      errcode = 'FL422',
-      message = format('cannot replay from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
-      hint = 'Give the first and the last ts, in order: select * from fleet.replay_quarantine(current_date - 3, current_date);';
+  select r.stored, r.duplicate, r.remaining into stored, duplicate, remaining
+  from fleet.replay_heartbeats(p_from, p_to, p_device_id) r;
+  if stored + duplicate > 0 then
+    perform fleet.audit(
+      'quarantine.replayed', coalesce('device:' || p_device_id, 'quarantine:all'),
+      p_after => jsonb_build_object(
+        'from', p_from, 'to', p_to, 'stored', stored, 'duplicate', duplicate, 'remaining', remaining
+      )
+    );
   end if;
-  stored := 0;
-  duplicate := 0;
-  remaining := 0;
-  for v_partition in
-    select p.partition_name
-    from fleet.hb_partitions p
-    cross join fleet.settings s
-    where p.settled_at is not null and p.state in ('active', 'restored')
-      and exists (
-        select from fleet.heartbeat_quarantine q
-        where q.ts >= greatest(p.range_start, p_from) and q.ts < least(p.range_end, p_to)
-          and (p_device_id is null or q.device_id = p_device_id)
-          and q.ts >= q.received_at - least(s.max_late, s.retention) and q.ts <= q.received_at + s.max_future
-      )
-    order by p.range_start
-  loop
-    perform fleet.unsettle_partition(v_partition);
-  end loop;
-  for v_batch in
-    select q.received_at,
-      -- The ts that was judged: if the payload has none, the time of arrival.
-      json_agg(
-        q.payload || jsonb_build_object('device_id', q.device_id, 'ts', q.ts) order by q.device_id, q.ts, q.reason
-      ) as items,
-      array_agg(q.device_id order by q.device_id, q.ts, q.reason) as device_ids,
-      array_agg(q.ts order by q.device_id, q.ts, q.reason) as tss,
-      array_agg(q.reason order by q.device_id, q.ts, q.reason) as reasons
-    from fleet.heartbeat_quarantine q
-    where q.ts >= p_from and q.ts < p_to
-      and (p_device_id is null or q.device_id = p_device_id)
-      and exists (
-        select from fleet.hb_partitions p
-        where p.range_start <= q.ts and p.range_end > q.ts and p.state in ('active', 'restored') and p.relid is not null
-      )
-    group by q.received_at
-    order by q.received_at
-  loop
-    with answered as (
-      select i.result, k.device_id, k.ts, k.reason
-      from fleet.ingest(v_batch.items, v_batch.received_at) i
-      join unnest(v_batch.device_ids, v_batch.tss, v_batch.reasons) with ordinality as k (device_id, ts, reason, item)
-        on k.item = i.item
-    ),
-    gone as (
-      delete from fleet.heartbeat_quarantine q
-      using answered a
-      where a.result in ('stored', 'duplicate') and q.device_id = a.device_id and q.ts = a.ts and q.reason = a.reason
-    )
-    select count(*) filter (where a.result = 'stored'), count(*) filter (where a.result = 'duplicate')
-    into v_stored, v_duplicate
-    from answered a;
-    stored := stored + v_stored;
-    duplicate := duplicate + v_duplicate;
-  end loop;
-
-  select count(*) into remaining
-  from fleet.heartbeat_quarantine q
-  where q.ts >= p_from and q.ts < p_to and (p_device_id is null or q.device_id = p_device_id);
-  perform fleet.record_event(
-    'quarantine.replay', p_rows => stored, p_detail => format('%s duplicates, %s remaining', duplicate, remaining)
-  );
 end
 $$;
 
@@ -8431,10 +8731,10 @@ begin
     if v_settled is null then
       return false;
     end if;
-    perform fleet.unsettle_partition(v_settled);
+    perform fleet.unsettle_table(v_settled);
     return true;
   end if;
-  perform fleet.create_partitions(v_missing, least(v_missing + c_days_at_once - 1, v_last));
+  perform fleet.add_partitions(v_missing, least(v_missing + c_days_at_once - 1, v_last));
   update fleet.imports f
   set step_done = v_missing - v_first
   where f.source = a.source;
@@ -8565,19 +8865,19 @@ begin
     when 'schedule_vacuum' then
       v_count := fleet.schedule_vacuum();
     when 'roll_up' then
-      v_count := fleet.roll_up(p_day, p_now);
+      v_count := fleet.roll_up_day(p_day, p_now);
     when 'rebuild' then
-      v_count := fleet.roll_up(p_day, p_now, p_late_only => true);
+      v_count := fleet.roll_up_day(p_day, p_now, p_late_only => true);
     when 'retire' then
       v_count := fleet.retire_partition(p_partition, p_now);
     when 'settle' then
-      v_count := fleet.settle_partition(p_partition, p_now);
+      v_count := fleet.settle_table(p_partition, p_now);
     when 'unsettle' then
-      v_count := fleet.unsettle_partition(p_partition)::integer;
+      v_count := fleet.unsettle_table(p_partition)::integer;
     when 'replay' then
       select r.stored into v_count
       from fleet.hb_partitions p
-      cross join lateral fleet.replay_quarantine(p.range_start, p.range_end) r
+      cross join lateral fleet.replay_heartbeats(p.range_start, p.range_end) r
       where p.partition_name = p_partition;
     when 'prune' then
       v_count := fleet.prune(p_now);
@@ -8662,7 +8962,13 @@ begin
     insert into fleet.planned_steps (run_id, position, step, retention, as_of, pid)
     select v_run_id, s.position * 1000000, s.step, p_retention, p_now, pg_backend_pid()
     from unnest(v_steps) with ordinality as s (step, position);
-    perform fleet.record_event(p_kind || '.start', p_run_id => v_run_id, p_detail => session_user::text);
+    perform fleet.record_event(p_kind || '.start', p_run_id => v_run_id, p_detail => (fleet.current_actor()).actor);
+    if not fleet.is_scheduled_run() then
+      perform fleet.audit(
+        p_kind || '.started', 'run:' || v_run_id,
+        p_after => case when p_retention is not null then jsonb_build_object('retention', p_retention) end
+      );
+    end if;
   exception when others or query_canceled then
     -- The session may stay in a pool and would keep the lock.
     perform pg_advisory_unlock(v_key);
@@ -9455,9 +9761,13 @@ begin
     'partition.archive.accept', p_partition, v_found.row_count,
     p_detail => format(
       'by %s: %s. Dropped: %s rows (%s). Archive: %s rows (%s; %s), %s',
-      session_user, p_reason, v_found.row_count, v_found.in_table, v_partition.row_count, v_found.in_archive,
+      (fleet.current_actor()).actor, p_reason, v_found.row_count, v_found.in_table, v_partition.row_count, v_found.in_archive,
       fleet.rows_proof(v_partition.rows_sha256, v_partition.content_checksum), v_partition.archive_url
     )
+  );
+  perform fleet.audit(
+    'partition.archive_accepted', 'partition:' || p_partition,
+    jsonb_build_object('rows', v_found.row_count), jsonb_build_object('rows', v_partition.row_count, 'reason', p_reason)
   );
   update fleet.hb_partitions
   set state = 'archived', step = 'proven', attempts = 0, next_attempt_at = null
@@ -10022,7 +10332,29 @@ begin
   perform fleet.add_erasure_items(v_erasure.erasure_id);
   perform fleet.record_event(
     'device.erase', p_rows => v_rows,
-    p_detail => format('erasure %s; by %s: %s', v_erasure.erasure_id, session_user, p_reason)
+    p_detail => format('erasure %s; by %s: %s', v_erasure.erasure_id, (fleet.current_actor()).actor, p_reason)
+  );
+  -- Who did what with the device stays, with its number. What the rows say about it goes; the trigger keep_audit_log allows that
+  -- only now that the erasure is recorded.
+  with named as (
+    update fleet.audit_log l
+    set before = null, after = null
+    where l.target = 'device:' || p_device_id and (l.before is not null or l.after is not null)
+    returning l.at
+  ),
+  mapped as (
+    update fleet.audit_log l
+    set before = null, after = null
+    where l.action in ('import_device.mapped', 'import_device.changed', 'import_device.unmapped')
+      and p_device_id::text in (l.before ->> 'device_id', l.after ->> 'device_id')
+    returning l.at
+  )
+  -- These months are archived again.
+  update fleet.audit_archives a
+  set wanted = a.wanted + 1
+  where a.month in (select date_trunc('month', n.at)::date from (table named union all table mapped) n);
+  perform fleet.audit(
+    'erasure.requested', 'erasure:' || v_erasure.erasure_id, p_after => jsonb_build_object('reason', p_reason)
   );
   -- An archive whose day is not online can be read at once.
   perform pg_notify('fleet_archiver', 'erase');
@@ -10057,6 +10389,9 @@ begin
   set next_attempt_at = null, attempts = 0
   where i.erasure_id = p_erasure_id and (i.online_at is null or i.archive_at is null);
   get diagnostics v_count = row_count;
+  if v_count > 0 then
+    perform fleet.audit('erasure.retried', 'erasure:' || p_erasure_id, p_after => jsonb_build_object('left', v_count));
+  end if;
   perform pg_notify('fleet_archiver', 'erase');
   return v_count;
 end
@@ -10181,6 +10516,8 @@ begin
     select from fleet.restore_items i where i.state in ('pending', 'running')
   ) and not exists (
     select from fleet.erasure_items i where i.archive_at is null
+  ) and not exists (
+    select from fleet.audit_months_due()
   ) then
     return false;
   end if;
@@ -11027,8 +11364,15 @@ begin
   perform fleet.record_event(
     'partition.forget', p_partition, v_partition.row_count,
     p_detail => format(
-      '%s, sha256 %s; by %s: %s', v_partition.archive_url, v_partition.checksum_sha256, session_user, p_reason
+      '%s, sha256 %s; by %s: %s', v_partition.archive_url, v_partition.checksum_sha256, (fleet.current_actor()).actor, p_reason
     )
+  );
+  perform fleet.audit(
+    'partition.archive_forgotten', 'partition:' || p_partition,
+    jsonb_build_object(
+      'archive_url', v_partition.archive_url, 'sha256', v_partition.checksum_sha256, 'rows', v_partition.row_count
+    ),
+    jsonb_build_object('reason', p_reason)
   );
 end
 $$;
@@ -11120,15 +11464,2844 @@ $$;
 comment on function fleet.check_webhooks(timestamptz) is
   'The part of fleet.check() about webhooks: whether a notifier runs, receivers that fail, and dead letters.';
 --! EndIncluded checks/check_webhooks.sql
+--! Included access/keep_audit_log.sql
+create or replace function fleet.keep_audit_log() returns trigger
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if tg_op = 'DELETE' then
+    if old.at < now() - (select s.audit_keep from fleet.settings s) then
+      return old;
+    end if;
+  elsif tg_op = 'UPDATE' then
+    -- The row stays, without what it says about a device that is erased.
+    if new.before is null and new.after is null
+      and to_jsonb(new) - '{before,after}'::text[] = to_jsonb(old) - '{before,after}'::text[]
+      and exists (
+        select from fleet.erasures e
+        where old.target = 'device:' || e.device_id
+          or old.action like 'import\_device.%' and e.device_id::text in (old.before ->> 'device_id', old.after ->> 'device_id')
+      )
+    then
+      return new;
+    end if;
+  end if;
+  raise exception using
+    errcode = 'FL403',
+    message = format('fleet.audit_log: %s is refused, because rows can only be added', tg_op),
+    hint = 'Rows that are older than settings.audit_keep are deleted by fleet.prune().';
+end
+$$;
+
+comment on function fleet.keep_audit_log() is
+  'Trigger on fleet.audit_log: refuses to change rows, and to delete any that is not older than settings.audit_keep. Only '
+  'fleet.erase_device() may remove what a row says about the device.';
+--! EndIncluded access/keep_audit_log.sql
+--! Included access/audit_months_due.sql
+create or replace function fleet.audit_months_due() returns setof date
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+  select m.month::date
+  from fleet.settings s
+  cross join generate_series(
+    date_trunc('month', (select min(l.at) from fleet.audit_log l)), date_trunc('month', now()) - interval '1 month',
+    interval '1 month'
+  ) as m (month)
+  left join fleet.audit_archives a on a.month = m.month::date
+  where s.audit_archive and (a.month is null or a.wanted > a.done and a.pruned_at is null)
+    and exists (select from fleet.audit_log l where l.at >= m.month and l.at < m.month + interval '1 month')
+  order by m.month;
+$$;
+
+comment on function fleet.audit_months_due() is
+  'The past months of fleet.audit_log that are to be archived, or to be archived again. None unless settings.audit_archive is on.';
+--! EndIncluded access/audit_months_due.sql
+--! Included access/claim_audit_month.sql
+create or replace function fleet.claim_audit_month(p_worker text, p_lease interval default '5 minutes')
+returns table (month date, revision integer)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_month date;
+begin
+  insert into fleet.audit_archives (month)
+  select d from fleet.audit_months_due() d
+  on conflict do nothing;
+  select a.month into v_month
+  from fleet.audit_archives a
+  where a.month in (select d from fleet.audit_months_due() d)
+    and (a.lease_until is null or a.lease_until < now()) and (a.next_attempt_at is null or a.next_attempt_at <= now())
+  order by a.month
+  limit 1
+  for update skip locked;
+  return query
+    update fleet.audit_archives a
+    set lease_owner = p_worker, lease_until = now() + p_lease
+    where a.month = v_month
+    returning a.month, a.wanted;
+end
+$$;
+
+comment on function fleet.claim_audit_month(text, interval) is
+  'Gives this archiver a lease on the oldest month of fleet.audit_log that is to be archived. Returns no row if there is none.';
+--! EndIncluded access/claim_audit_month.sql
+--! Included access/renew_audit_lease.sql
+create or replace function fleet.renew_audit_lease(p_month date, p_worker text, p_lease interval default '5 minutes')
+returns boolean
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  with renewed as (
+    update fleet.audit_archives a
+    set lease_until = now() + p_lease
+    where a.month = p_month and a.lease_owner = p_worker
+    returning a.month
+  )
+  select exists (select from renewed);
+$$;
+
+comment on function fleet.renew_audit_lease(date, text, interval) is
+  'Extends an archiver''s lease on a month of fleet.audit_log. Returns false if the archiver no longer holds it.';
+--! EndIncluded access/renew_audit_lease.sql
+--! Included access/record_audit_archive.sql
+create or replace function fleet.record_audit_archive(
+  p_month date,
+  p_worker text,
+  p_revision integer,
+  p_url text,
+  p_sha256 text,
+  p_bytes bigint,
+  p_rows bigint,
+  p_rows_sha256 text
+) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_archive fleet.audit_archives;
+  v_rows bigint;
+begin
+  select a.* into v_archive from fleet.audit_archives a where a.month = p_month for update;
+  if v_archive.lease_owner is distinct from p_worker then
+    raise exception using
+      errcode = 'FL003',
+      message = format(
+        'the audit log of %s is leased to %s, not to %s', to_char(p_month, 'YYYY-MM'), coalesce(v_archive.lease_owner, 'nobody'),
+        coalesce(p_worker, 'null')
+      ),
+      hint = 'The lease ran out and another archiver may have taken it: stop working on this month.';
+  end if;
+  select count(*) into v_rows
+  from fleet.audit_log l
+  where l.at >= p_month::timestamptz and l.at < p_month::timestamptz + interval '1 month';
+  if v_rows is distinct from p_rows or v_archive.pruned_at is not null then
+    raise exception using
+      errcode = 'FL010',
+      message = format('the audit log of %s has %s rows, and its archive %s', to_char(p_month, 'YYYY-MM'), v_rows, p_rows),
+      hint = 'A transaction that began in that month has ended. The archiver tries again.';
+  end if;
+  update fleet.audit_archives a
+  set url = p_url, sha256 = p_sha256, bytes = p_bytes, rows = p_rows, rows_sha256 = p_rows_sha256, archived_at = now(),
+    done = p_revision, attempts = 0, next_attempt_at = null, last_error = null, lease_owner = null, lease_until = null
+  where a.month = p_month;
+  perform fleet.record_event('audit.archived', p_rows => p_rows, p_detail => p_url);
+end
+$$;
+
+comment on function fleet.record_audit_archive(date, text, integer, text, text, bigint, bigint, text) is
+  'Records the archive of a month of fleet.audit_log that was read back and compared. Refused if the month has another number of '
+  'rows meanwhile.';
+--! EndIncluded access/record_audit_archive.sql
+--! Included access/fail_audit_archive.sql
+create or replace function fleet.fail_audit_archive(p_month date, p_worker text, p_error text) returns void
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  update fleet.audit_archives a
+  set attempts = a.attempts + 1, last_error = p_error, lease_owner = null, lease_until = null,
+    -- After 1, 2, 4, ... minutes, at most an hour.
+    next_attempt_at = now() + least(interval '1 minute' * (2 ^ least(a.attempts, 10)), interval '1 hour')
+  where a.month = p_month and a.lease_owner = p_worker;
+$$;
+
+comment on function fleet.fail_audit_archive(date, text, text) is
+  'Records that a month of fleet.audit_log could not be archived and why, and when to try again.';
+--! EndIncluded access/fail_audit_archive.sql
+--! Included access/prune_audit_log.sql
+-- By the clock, as the trigger that keeps the rows.
+create or replace function fleet.prune_audit_log() returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_settings fleet.settings;
+  v_deleted bigint;
+begin
+  select * into strict v_settings from fleet.settings;
+  if not v_settings.audit_archive then
+    delete from fleet.audit_log l where l.at < now() - v_settings.audit_keep;
+    get diagnostics v_deleted = row_count;
+    -- A month that lost rows is not archived again, which would lose them in the archive, too.
+    update fleet.audit_archives a
+    set pruned_at = now()
+    where a.month::timestamptz < now() - v_settings.audit_keep and a.pruned_at is null;
+    return v_deleted;
+  end if;
+
+  -- Whole months, and only those whose archive has every row. A transaction that began in the month may have ended after it was
+  -- archived.
+  update fleet.audit_archives a
+  set wanted = a.wanted + 1
+  where a.month::timestamptz + interval '1 month' < now() - v_settings.audit_keep
+    and a.pruned_at is null and a.done = a.wanted
+    and a.rows <> (
+      select count(*) from fleet.audit_log l
+      where l.at >= a.month::timestamptz and l.at < a.month::timestamptz + interval '1 month'
+    );
+  -- Counted and deleted in one snapshot, so that no row is deleted that was not counted.
+  with pruned as (
+    update fleet.audit_archives a
+    set pruned_at = now()
+    where a.month::timestamptz + interval '1 month' < now() - v_settings.audit_keep
+      and a.pruned_at is null and a.done = a.wanted
+      and a.rows = (
+        select count(*) from fleet.audit_log l
+        where l.at >= a.month::timestamptz and l.at < a.month::timestamptz + interval '1 month'
+      )
+    returning a.month
+  )
+  delete from fleet.audit_log l
+  using pruned p
+  where l.at >= p.month::timestamptz and l.at < p.month::timestamptz + interval '1 month';
+  get diagnostics v_deleted = row_count;
+  return v_deleted;
+end
+$$;
+
+comment on function fleet.prune_audit_log() is
+  'Deletes the rows of fleet.audit_log that are older than settings.audit_keep. With settings.audit_archive it deletes whole '
+  'months, once their archive has all of their rows. Called by fleet.prune().';
+--! EndIncluded access/prune_audit_log.sql
+--! Included access/audit_log.trigger.sql
+create or replace trigger audit_log_keep
+  before update or delete on fleet.audit_log
+  for each row execute function fleet.keep_audit_log();
+comment on trigger audit_log_keep on fleet.audit_log is 'Rows can only be added, and be pruned by age.';
+create or replace trigger audit_log_keep_all
+  before truncate on fleet.audit_log
+  for each statement execute function fleet.keep_audit_log();
+comment on trigger audit_log_keep_all on fleet.audit_log is 'The table cannot be emptied.';
+--! EndIncluded access/audit_log.trigger.sql
+--! Included access/settings_audit.view.sql
+create or replace view fleet.settings_audit as
+select a.audit_id, a.at as changed_at, a.actor as changed_by,
+  case when a.action = 'setting.changed' then substr(a.target, length('setting:') + 1) else a.target end as setting,
+  a.before #>> '{}' as old_value, a.after #>> '{}' as new_value
+from fleet.audit_log a
+where a.action in ('setting.changed', 'cohort_interval.changed')
+  or a.target like 'webhook:%' and a.action not in ('webhook.tested', 'webhook.retried')
+order by a.audit_id;
+
+comment on view fleet.settings_audit is
+  'Every change of fleet.settings, of the interval of a cohort and of a webhook: when, by whom, from what, to what. A part of '
+  'fleet.audit_log. Example: select * from fleet.settings_audit where setting = ''retention'';';
+--! EndIncluded access/settings_audit.view.sql
+--! Included access/get_api_key.sql
+create or replace function fleet.get_api_key(p_name text) returns fleet.api_credentials
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_key fleet.api_credentials;
+begin
+  select * into v_key from fleet.api_credentials c where c.key_name = p_name for no key update;
+  if not found then
+    raise exception using
+      errcode = 'FL404',
+      message = format('there is no API key named %s', coalesce(p_name, 'null')),
+      hint = 'select name from fleet.api_keys;';
+  end if;
+  return v_key;
+end
+$$;
+
+comment on function fleet.get_api_key(text) is 'The API key of this name, locked until the end of the transaction.';
+--! EndIncluded access/get_api_key.sql
+--! Included access/create_api_key.sql
+create or replace function fleet.create_api_key(
+  p_name text,
+  p_scopes text[],
+  p_cohorts text[] default null,
+  p_expires_at timestamptz default null
+) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c_scopes constant text[] := array['read', 'metrics', 'enroll', 'command', 'operate'];
+  v_key text := fleet.make_token('nxk_');
+  v_scopes text[] := (select array_agg(distinct s order by s) from unnest(p_scopes) s);
+  v_cohorts text[] := (select array_agg(distinct c order by c) from unnest(p_cohorts) c);
+begin
+  -- It is shown as a label of metrics, and ADMIN_KEY is the name of the server's own key.
+  if p_name is null or p_name !~ '^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,63}$' or p_name = 'ADMIN_KEY' then
+    raise exception using
+      errcode = 'FL422',
+      message = 'name must have 1 to 64 letters, digits, spaces or . _ @ -, begin with a letter or digit, and not be ADMIN_KEY',
+      hint = 'Example: select fleet.create_api_key(''grafana'', ''{read}'');';
+  end if;
+  if v_scopes is null or not v_scopes <@ c_scopes or array_position(v_scopes, null) is not null then
+    raise exception using
+      errcode = 'FL422',
+      message = format('scopes must be some of %s, not %s', array_to_string(c_scopes, ', '), coalesce(p_scopes::text, 'null')),
+      hint = 'Example: select fleet.create_api_key(''grafana'', ''{read}'');';
+  end if;
+  if p_cohorts is not null and (
+    v_cohorts is null or exists (select from unnest(p_cohorts) c where c is null or btrim(c) = '' or length(c) > 100)
+  ) then
+    raise exception using
+      errcode = 'FL422',
+      message = 'cohorts must be null or names of 1 to 100 characters',
+      hint = 'Example: select fleet.create_api_key(''partner'', ''{read}'', ''{lobby,shop}'');';
+  end if;
+  if v_cohorts is not null and v_scopes && array['metrics', 'operate'] then
+    raise exception using
+      errcode = 'FL422',
+      message = 'a key with cohorts cannot have the scopes metrics and operate, which are about the whole store',
+      hint = 'Leave out these scopes, or leave out the cohorts.';
+  end if;
+  if p_expires_at <= now() then
+    raise exception using
+      errcode = 'FL422',
+      message = format('expires_at must be in the future, not %s', p_expires_at),
+      hint = 'Leave it out for a key that does not expire.';
+  end if;
+  insert into fleet.api_credentials (key_name, token_hash, scopes, cohorts, created_by, expires_at)
+  values (p_name, fleet.hash_token(v_key), v_scopes, v_cohorts, (fleet.current_actor()).actor, p_expires_at)
+  on conflict (key_name) do nothing;
+  if not found then
+    raise exception using
+      errcode = 'FL409',
+      message = format('an API key named %s already exists', p_name),
+      hint = 'Choose another name: names are unique, including those of revoked keys. For a new key of the same name: '
+        'select fleet.rotate_api_key(…);';
+  end if;
+  perform fleet.audit(
+    'api_key.created', 'api_key:' || p_name,
+    p_after => jsonb_build_object('scopes', v_scopes, 'cohorts', v_cohorts, 'expires_at', p_expires_at)
+  );
+  return v_key;
+end
+$$;
+
+comment on function fleet.create_api_key(text, text[], text[], timestamptz) is
+  'Creates an API key and returns it. It is shown only now. Scopes: read (devices and their changes, the ops page), metrics, '
+  'enroll (devices and their tokens), command, operate (maintenance, and the buttons of the ops page). With cohorts the key '
+  'knows only their devices. Example: select fleet.create_api_key(''partner'', ''{read,command}'', ''{lobby}'');';
+--! EndIncluded access/create_api_key.sql
+--! Included access/revoke_api_key.sql
+create or replace function fleet.revoke_api_key(p_name text) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_key fleet.api_credentials := fleet.get_api_key(p_name);
+begin
+  if v_key.revoked_at is not null then
+    return false;
+  end if;
+  update fleet.api_credentials c
+  set revoked_at = now(), previous_hash = null, previous_until = null
+  where c.key_id = v_key.key_id;
+  perform fleet.audit('api_key.revoked', 'api_key:' || p_name);
+  return true;
+end
+$$;
+
+comment on function fleet.revoke_api_key(text) is
+  'Revokes an API key, and with it the sessions of the ops page that were opened with it: from the commit on, every server '
+  'refuses it. Returns false if it was already revoked. Example: select fleet.revoke_api_key(''partner'');';
+--! EndIncluded access/revoke_api_key.sql
+--! Included access/rotate_api_key.sql
+create or replace function fleet.rotate_api_key(p_name text, p_overlap interval default interval '1 day') returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_key text := fleet.make_token('nxk_');
+  v_old fleet.api_credentials := fleet.get_api_key(p_name);
+begin
+  if v_old.revoked_at is not null then
+    raise exception using
+      errcode = 'FL409',
+      message = format('the API key %s was revoked at %s', p_name, date_trunc('second', v_old.revoked_at)),
+      hint = 'Create a key of another name: select fleet.create_api_key(…);';
+  end if;
+  if p_overlap is null or p_overlap < interval '0' or p_overlap > interval '30 days' then
+    raise exception using
+      errcode = 'FL422',
+      message = format('overlap must be between 0 and 30 days, not %s', coalesce(p_overlap::text, 'null')),
+      hint = 'Example: select fleet.rotate_api_key(''grafana'', ''1 hour''); With 0 the old key stops at once.';
+  end if;
+  update fleet.api_credentials c
+  set token_hash = fleet.hash_token(v_key),
+    previous_hash = case when p_overlap > interval '0' then c.token_hash end,
+    previous_until = case when p_overlap > interval '0' then now() + p_overlap end
+  where c.key_id = v_old.key_id;
+  perform fleet.audit('api_key.rotated', 'api_key:' || p_name, p_after => jsonb_build_object('overlap', p_overlap));
+  return v_key;
+end
+$$;
+
+comment on function fleet.rotate_api_key(text, interval) is
+  'Gives an API key a new secret, which is shown only now. Until the overlap ends, the one before it is valid, too; any older one '
+  'stops at once. Example: select fleet.rotate_api_key(''grafana'', ''1 hour'');';
+--! EndIncluded access/rotate_api_key.sql
+--! Included access/authenticate_key.sql
+create or replace function fleet.authenticate_key(p_hash bytea, p_address text)
+returns table (name text, scopes text[], cohorts text[])
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_key record;
+begin
+  select * into v_key from fleet.find_api_key(p_hash);
+  if not found then
+    return;
+  end if;
+  -- Once a minute, and never waiting for another request with the same key, or for its rotation.
+  update fleet.api_credentials c
+  set last_used_at = now(), last_address = p_address
+  where c.key_id = (
+    select u.key_id
+    from fleet.api_credentials u
+    where u.key_id = v_key.key_id
+      and (u.last_used_at is null or u.last_used_at < now() - interval '1 minute' or u.last_address is distinct from p_address)
+    for no key update skip locked
+  );
+  return query select v_key.name, v_key.scopes, v_key.cohorts;
+end
+$$;
+
+comment on function fleet.authenticate_key(bytea, text) is
+  'Returns the name, the scopes and the cohorts of the API key with this SHA-256, and notes its use. Returns no row if the key is '
+  'unknown, revoked or expired. Called by the server for each request with a key.';
+--! EndIncluded access/authenticate_key.sql
+--! Included access/api_keys.view.sql
+create or replace view fleet.api_keys as
+select c.key_name as name, c.scopes, c.cohorts,
+  case
+    when c.revoked_at is not null then 'revoked'
+    when c.expires_at <= now() then 'expired'
+    else 'valid'
+  end as state,
+  c.created_at, c.created_by, c.expires_at, c.revoked_at, c.previous_until, c.last_used_at, c.last_address
+from fleet.api_credentials c
+order by c.key_name;
+
+comment on view fleet.api_keys is
+  'The API keys: what they may do, until when, and when and from where they were last used. previous_until: until then the key '
+  'from before the last rotation is valid, too. Example: select name, last_used_at from fleet.api_keys where state = ''valid'';';
+--! EndIncluded access/api_keys.view.sql
+--! Included access/find_session.sql
+create or replace function fleet.find_session(p_session bytea)
+returns table (actor text, login text, scopes text[], cohorts text[], is_open boolean)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select s.actor, s.login, coalesce(k.scopes, s.scopes), case when s.key_id is null then s.cohorts else k.cohorts end,
+    s.ended_at is null and s.ends_at > now() and (s.key_id is null or k.key_id is not null)
+  from fleet.sessions s
+  -- Of a revoked or expired key nothing is found.
+  left join fleet.api_credentials k on k.key_id = s.key_id and k.revoked_at is null
+    and (k.expires_at is null or k.expires_at > now())
+  where s.session_hash = p_session;
+$$;
+
+comment on function fleet.find_session(bytea) is
+  'The session of the ops page with this SHA-256, and whether it is open. A session that was opened with an API key has the '
+  'scopes and cohorts of the key, and ends with it.';
+--! EndIncluded access/find_session.sql
+--! Included access/act.sql
+-- Everything is set for the transaction only, because a pool may give the connection to another request afterwards. A session
+-- that runs nightly() keeps it across the transactions of that procedure.
+create or replace function fleet.act(
+  p_how text,
+  p_actor text,
+  p_credential bytea,
+  p_scope text,
+  p_request_id text,
+  p_address text,
+  p_is_local boolean default true
+) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_scopes text[];
+  v_cohorts text[];
+begin
+  if p_credential is not null then
+    if p_how = 'key' then
+      select k.scopes, k.cohorts into v_scopes, v_cohorts from fleet.find_api_key(p_credential) k;
+    else
+      select s.scopes, s.cohorts into v_scopes, v_cohorts from fleet.find_session(p_credential) s where s.is_open;
+    end if;
+    -- It was valid when the request came in.
+    if v_scopes is null or p_scope <> all (v_scopes) then
+      raise exception using
+        errcode = 'FL401',
+        message = format('the %s was revoked, has ended or may no longer do this', p_how),
+        hint = 'Nothing was done. Log in again, or take a valid key.';
+    end if;
+  end if;
+  perform set_config('fleet.how', p_how, p_is_local), set_config('fleet.actor', p_actor, p_is_local),
+    set_config('fleet.request_id', coalesce(p_request_id, ''), p_is_local),
+    set_config('fleet.address', coalesce(p_address, ''), p_is_local),
+    set_config('fleet.cohorts', coalesce(to_jsonb(v_cohorts)::text, ''), p_is_local);
+  return true;
+end
+$$;
+
+comment on function fleet.act(text, text, bytea, text, text, text, boolean) is
+  'Says for the rest of the transaction who acts through the server, so that fleet.audit() records it and the functions for '
+  'devices know only the cohorts of the key. Checks once more that the key or session is valid and has the scope; the '
+  'server''s ADMIN_KEY has no hash here. Called in the statement of each deed that comes over HTTP.';
+--! EndIncluded access/act.sql
+--! Included access/open_session.sql
+create or replace function fleet.open_session(
+  p_session bytea,
+  p_actor text,
+  p_login text,
+  p_key_hash bytea,
+  p_scopes text[],
+  p_cohorts text[],
+  p_ends_at timestamptz,
+  p_address text,
+  p_user_agent text,
+  p_request_id text
+) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_key_id bigint := (select k.key_id from fleet.find_api_key(p_key_hash) k);
+begin
+  if p_login = 'api_key' and v_key_id is null then
+    return false;
+  end if;
+  insert into fleet.sessions (session_hash, actor, login, key_id, scopes, cohorts, address, user_agent, ends_at)
+  values (
+    p_session, p_actor, p_login, v_key_id, p_scopes, p_cohorts, p_address, left(p_user_agent, 200),
+    -- No login lasts for longer than a day, whatever p_ends_at says.
+    least(p_ends_at, now() + interval '1 day')
+  );
+  perform fleet.act('session', p_actor, null, null, p_request_id, p_address);
+  perform fleet.audit('session.opened', 'session:' || currval(pg_get_serial_sequence('fleet.sessions', 'session_id')),
+    p_after => jsonb_build_object('login', p_login, 'scopes', p_scopes, 'cohorts', p_cohorts));
+  return true;
+end
+$$;
+
+comment on function fleet.open_session(bytea, text, text, bytea, text[], text[], timestamptz, text, text, text) is
+  'Records a login to the ops page. Takes the SHA-256 of the cookie and of the API key, if it was one. Returns false if that key is '
+  'not valid any more. Called by the server.';
+--! EndIncluded access/open_session.sql
+--! Included access/see_session.sql
+create or replace function fleet.see_session(p_session bytea)
+returns table (actor text, login text, scopes text[], cohorts text[], is_open boolean)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  -- Once a minute, and never waiting for another request of the same session.
+  update fleet.sessions s
+  set last_seen_at = now()
+  where s.session_id = (
+    select u.session_id
+    from fleet.sessions u
+    where u.session_hash = p_session and u.ended_at is null and u.last_seen_at < now() - interval '1 minute'
+    for no key update skip locked
+  );
+  return query select f.actor, f.login, f.scopes, f.cohorts, f.is_open from fleet.find_session(p_session) f;
+end
+$$;
+
+comment on function fleet.see_session(bytea) is
+  'As fleet.find_session(), and notes that the session was used. Called by the server for each request with a session.';
+--! EndIncluded access/see_session.sql
+--! Included access/end_session.sql
+create or replace function fleet.end_session(
+  p_session bytea, p_ends_at timestamptz, p_is_admin boolean, p_request_id text, p_address text
+) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_session record;
+begin
+  update fleet.sessions s
+  set ended_at = now()
+  where s.session_hash = p_session and s.ended_at is null
+  returning s.session_id, s.actor into v_session;
+  if not found and p_is_admin then
+    -- It was opened while the database was unreachable, so it has no row yet.
+    insert into fleet.sessions as s (session_hash, actor, login, scopes, ends_at, ended_at)
+    values (p_session, 'ADMIN_KEY', 'admin_key', array['read'], least(p_ends_at, now() + interval '1 day'), now())
+    on conflict (session_hash) do nothing
+    returning s.session_id, s.actor into v_session;
+  end if;
+  if v_session.session_id is not null then
+    perform fleet.act('session', v_session.actor, null, null, p_request_id, p_address);
+    perform fleet.audit('session.ended', 'session:' || v_session.session_id);
+  end if;
+end
+$$;
+
+comment on function fleet.end_session(bytea, timestamptz, boolean, text, text) is
+  'Ends a session of the ops page on every server. Takes the SHA-256 of the text in its cookie and the time at which it would '
+  'expire; one of ADMIN_KEY need not be known yet. Called by the server at logout.';
+--! EndIncluded access/end_session.sql
+--! Included access/close_session.sql
+create or replace function fleet.close_session(p_session_id bigint) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update fleet.sessions s set ended_at = now() where s.session_id = p_session_id and s.ended_at is null and s.ends_at > now();
+  if found then
+    perform fleet.audit('session.ended', 'session:' || p_session_id);
+    return true;
+  end if;
+  if not exists (select from fleet.sessions s where s.session_id = p_session_id) then
+    raise exception using
+      errcode = 'FL404',
+      message = format('there is no session %s', coalesce(p_session_id::text, 'null')),
+      hint = 'select * from fleet.open_sessions;';
+  end if;
+  return false;
+end
+$$;
+
+comment on function fleet.close_session(bigint) is
+  'Ends a session of the ops page on every server. Returns false if it had already ended. '
+  'Example: select fleet.close_session(session_id) from fleet.open_sessions where actor = ''ann@example.com'';';
+--! EndIncluded access/close_session.sql
+--! Included access/open_sessions.view.sql
+create or replace view fleet.open_sessions as
+select s.session_id, s.actor, s.login, f.scopes, f.cohorts, s.address, s.user_agent, s.started_at, s.last_seen_at, s.ends_at
+from fleet.sessions s
+cross join lateral fleet.find_session(s.session_hash) f
+where f.is_open
+order by s.last_seen_at desc;
+
+comment on view fleet.open_sessions is
+  'Who is logged in to the ops page: how, from where, since when, and what the session may do. '
+  'Example: select actor, login, last_seen_at from fleet.open_sessions;';
+--! EndIncluded access/open_sessions.view.sql
+--! Included devices/check_cohort.sql
+create or replace function fleet.check_cohort(p_cohort text, p_example text) returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_cohort is null or btrim(p_cohort) = '' or length(p_cohort) > 100 then
+    raise exception using
+      errcode = 'FL422',
+      message = 'cohort must have 1 to 100 characters',
+      hint = p_example;
+  end if;
+  if not fleet.may_reach(p_cohort) then
+    raise exception using
+      errcode = 'FL403',
+      message = format('cohort %s is not one of those to which this key is bound', p_cohort),
+      hint = format('It is bound to: %s.',
+        (select string_agg(c, ', ' order by c) from jsonb_array_elements_text(current_setting('fleet.cohorts')::jsonb) c));
+  end if;
+end
+$$;
+
+comment on function fleet.check_cohort(text, text) is
+  'Raises an error unless this can be the cohort of a device and the key or session that acts knows it.';
+--! EndIncluded devices/check_cohort.sql
+--! Included devices/get_device.sql
+create or replace function fleet.get_device(p_device_id bigint) returns fleet.devices
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_device fleet.devices;
+begin
+  select * into v_device from fleet.devices d where d.device_id = p_device_id for update;
+  -- A key that is bound to cohorts does not learn whether there are others.
+  if not found or not fleet.may_reach(v_device.cohort) then
+    raise exception using
+      errcode = 'FL404',
+      message = format('there is no device %s', coalesce(p_device_id::text, 'null')),
+      hint = 'Find it by alias: select device_id, alias from fleet.device_status;';
+  end if;
+  return v_device;
+end
+$$;
+
+comment on function fleet.get_device(bigint) is
+  'The device, locked until the end of the transaction, if the key or session that acts knows it.';
+--! EndIncluded devices/get_device.sql
+--! Included devices/move_device.sql
+create or replace function fleet.move_device(p_device_id bigint, p_cohort text) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_device fleet.devices := fleet.get_device(p_device_id);
+begin
+  perform fleet.check_cohort(p_cohort, 'Example: select fleet.move_device(42, ''lobby'');');
+  if v_device.cohort = p_cohort then
+    return false;
+  end if;
+  update fleet.devices set cohort = p_cohort where device_id = p_device_id;
+  perform fleet.audit('device.moved', 'device:' || p_device_id, to_jsonb(v_device.cohort), to_jsonb(p_cohort));
+  perform fleet.record_event(
+    'device.moved',
+    p_detail => format(
+      'device %s (%s): cohort %s, was %s; by %s', p_device_id, v_device.alias, p_cohort, v_device.cohort,
+      (fleet.current_actor()).actor
+    )
+  );
+  return true;
+end
+$$;
+
+comment on function fleet.move_device(bigint, text) is
+  'Moves a device to another cohort. The device learns that cohort''s interval from its next answer. Returns false if it is '
+  'already there. '
+  'Example: select fleet.move_device(42, ''lobby'');';
+--! EndIncluded devices/move_device.sql
+--! Included devices/rename_device.sql
+create or replace function fleet.rename_device(p_device_id bigint, p_alias text) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_device fleet.devices;
+  v_other bigint;
+begin
+  if p_alias is null or btrim(p_alias) = '' or length(p_alias) > 200 then
+    raise exception using
+      errcode = 'FL422',
+      message = 'alias must have 1 to 200 characters',
+      hint = 'Example: select fleet.rename_device(42, ''lobby-tablet-8'');';
+  end if;
+  v_device := fleet.get_device(p_device_id);
+  if v_device.alias = p_alias then
+    return false;
+  end if;
+  begin
+    update fleet.devices set alias = p_alias where device_id = p_device_id;
+  exception when unique_violation then
+    select d.device_id into v_other from fleet.devices d where d.alias = p_alias and fleet.may_reach(d.cohort);
+    if v_other is null then
+      raise exception using
+        errcode = 'FL409',
+        message = format('another device already has the alias %s; device %s keeps the alias %s', p_alias, p_device_id, v_device.alias),
+        hint = 'Choose another alias: aliases are unique in the whole fleet.';
+    end if;
+    raise exception using
+      errcode = 'FL409',
+      message = format('device %s already has the alias %s; device %s keeps the alias %s', v_other, p_alias, p_device_id, v_device.alias),
+      hint = format(
+        'Aliases are unique, including those of revoked devices. '
+        'Choose another, or rename the other device first: select fleet.rename_device(%s, %L);',
+        v_other, left(p_alias, 190) || ' (old)'
+      );
+  end;
+  perform fleet.audit('device.renamed', 'device:' || p_device_id, to_jsonb(v_device.alias), to_jsonb(p_alias));
+  perform fleet.record_event(
+    'device.renamed',
+    p_detail => format(
+      'device %s: %s, was %s; by %s', p_device_id, p_alias, v_device.alias, (fleet.current_actor()).actor
+    )
+  );
+  return true;
+end
+$$;
+
+comment on function fleet.rename_device(bigint, text) is
+  'Gives a device another alias, also if it is revoked. Its token and heartbeats stay. Returns false if it already has that '
+  'alias. '
+  'Example: select fleet.rename_device(42, ''lobby-tablet-8'');';
+--! EndIncluded devices/rename_device.sql
+--! Included devices/send_command.sql
+create or replace function fleet.send_command(p_device_id bigint, p_command text, p_payload jsonb default null)
+returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_command_id bigint;
+begin
+  if p_command is null or btrim(p_command) = '' or length(p_command) > 64 then
+    raise exception using
+      errcode = 'FL422',
+      message = 'command must have 1 to 64 characters',
+      hint = 'Example: select fleet.send_command(42, ''restart_unity'');';
+  end if;
+  if octet_length(p_payload::text) > 65536 then
+    raise exception using
+      errcode = 'FL422',
+      message = format('the payload has %s bytes; the limit is 65536', octet_length(p_payload::text)),
+      hint = 'Put large data where the device can fetch it, and send the address.';
+  end if;
+  with sent as (
+    insert into fleet.device_commands (device_id, command, payload, created_by)
+    select d.device_id, p_command, nullif(p_payload, 'null'), (fleet.current_actor()).actor
+    from fleet.devices d
+    where d.device_id = p_device_id and d.revoked_at is null and fleet.may_reach(d.cohort)
+    returning device_id, command_id
+  ),
+  logged as (
+    insert into fleet.command_dispatch_log (device_id, command_id, event)
+    select s.device_id, s.command_id, 'sent'
+    from sent s
+  )
+  select s.command_id into v_command_id
+  from sent s;
+  if v_command_id is null then
+    raise exception using
+      errcode = 'FL404',
+      message = format('there is no device %s, or it is revoked', coalesce(p_device_id::text, 'null')),
+      hint = 'Find it by alias: select device_id, alias from fleet.device_status;';
+  end if;
+  perform fleet.audit(
+    'command.sent', 'device:' || p_device_id,
+    p_after => jsonb_build_object('command_id', v_command_id, 'command', p_command, 'payload', p_payload)
+  );
+  return v_command_id;
+end
+$$;
+
+comment on function fleet.send_command(bigint, text, jsonb) is
+  'Sends a command to a device, which gets it at its next poll. Returns the command_id. '
+  'Example: select fleet.send_command(42, ''set_volume'', ''{"percent":30}'');';
+--! EndIncluded devices/send_command.sql
+--! Included status/fleet_summary_of.sql
+create or replace function fleet.fleet_summary_of(p_cohorts text[]) returns setof fleet.fleet_summary
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  with own as materialized (
+    select s.* from fleet.fleet_summary s where s.cohort = any (p_cohorts) and s.cohort <> '(all)'
+  )
+  select '(all)', coalesce(sum(o.devices), 0)::bigint, coalesce(sum(o.online), 0)::bigint, coalesce(sum(o.late), 0)::bigint,
+    coalesce(sum(o.offline), 0)::bigint, coalesce(sum(o.new), 0)::bigint, coalesce(sum(o.clock_skewed), 0)::bigint,
+    coalesce(sum(o.unity_down), 0)::bigint, coalesce(min(o.counted_at), now())
+  from own o
+  union all
+  (select o.* from own o order by o.cohort);
+$$;
+
+comment on function fleet.fleet_summary_of(text[]) is
+  'As fleet.fleet_summary, of some cohorts; (all) is their sum. Used by the server for sessions that are bound to cohorts. '
+  'Example: select * from fleet.fleet_summary_of(''{lobby,shop}'');';
+--! EndIncluded status/fleet_summary_of.sql
+--! Included status/list_devices_of.sql
+create or replace function fleet.list_devices_of(
+  p_cohorts text[],
+  p_status text default null,
+  p_older_than interval default null,
+  p_after bigint default 0,
+  p_limit integer default 100,
+  p_cohort text default null,
+  p_alias text default null
+) returns setof fleet.device_status
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  -- A page of each cohort; the first devices of all these are the page.
+  select d.*
+  from (select distinct c from unnest(p_cohorts) c where p_cohort is null or c = p_cohort) k
+  cross join lateral fleet.list_devices(p_status, p_older_than, p_after, p_limit, k.c, p_alias) d
+  order by d.device_id
+  limit p_limit;
+$$;
+
+comment on function fleet.list_devices_of(text[], text, interval, bigint, integer, text, text) is
+  'As fleet.list_devices(), of the devices in some cohorts. Used by the server for keys that are bound to cohorts. '
+  'Example: select alias from fleet.list_devices_of(''{lobby,shop}'', ''offline'');';
+--! EndIncluded status/list_devices_of.sql
+--! Included transitions/transitions_of_cohorts.sql
+create or replace function fleet.transitions_of_cohorts(
+  p_cohorts text[],
+  p_after text default null,
+  p_limit integer default 100,
+  p_cohort text default null
+) returns table (
+  cursor text, transition_id bigint, device_id bigint, alias text, cohort text, at timestamptz, since timestamptz, event text,
+  status text, previous_status text, previous_for interval, reason text, incident_id bigint, battery_pct smallint,
+  network_type text, agent_version text
+)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  -- All see the same snapshot, so none is skipped.
+  select t.cursor, t.transition_id, t.device_id,
+    -- A device that has moved to another cohort since is not named.
+    case when exists (select from fleet.devices d where d.device_id = t.device_id and d.cohort = any (p_cohorts)) then t.alias end,
+    t.cohort, t.at, t.since, t.event, t.status, t.previous_status, t.previous_for, t.reason, t.incident_id, t.battery_pct,
+    t.network_type, t.agent_version
+  from (select distinct c from unnest(p_cohorts) c where p_cohort is null or c = p_cohort) k
+  cross join lateral fleet.transitions_after(p_after, p_limit, k.c) t
+  order by split_part(t.cursor, '-', 1)::bigint, t.transition_id
+  limit p_limit;
+$$;
+
+comment on function fleet.transitions_of_cohorts(text[], text, integer, text) is
+  'As fleet.transitions_after(), of some cohorts. Used by the server for keys that are bound to cohorts. '
+  'Example: select * from fleet.transitions_of_cohorts(''{lobby,shop}'', null, 10);';
+--! EndIncluded transitions/transitions_of_cohorts.sql
+--! Included partitions/settle_table.sql
+-- One transaction, so that a crash leaves either the old partition or the settled one. Readers of the day wait for all of it; see
+-- decision 0044. CLUSTER freezes the rows. The job fleet-freeze marks their pages afterwards, because VACUUM cannot run here.
+create or replace function fleet.settle_table(p_partition text, p_now timestamptz default now()) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+-- CLUSTER sorts then. It would read a day that is larger than the memory in random order by the index.
+set enable_indexscan = off
+as $$
+declare
+  v_partition fleet.hb_partitions;
+  v_table oid;
+  v_index oid;
+  v_plan record;
+  v_rows bigint;
+  v_since timestamptz;
+begin
+  perform fleet.not_in_future(p_now);
+  v_partition := fleet.get_partition(p_partition);
+  if v_partition.settled_at is not null then
+    return 0;
+  end if;
+  select * into v_plan from fleet.settle_plan(p_now) s where s.partition_name = p_partition;
+  if v_plan.action is null or v_plan.action not in ('settle', 'too_large', 'off') then
+    raise exception using
+      errcode = 'FL002',
+      message = format(
+        'partition %s is not settled: %s', p_partition,
+        coalesce(v_plan.reason, 'heartbeats may still come for it, it is empty, or it is about to be retired')
+      ),
+      hint = 'The partitions that can be settled are in: select * from fleet.settle_plan();';
+  end if;
+  v_table := fleet.table_of(v_partition);
+  v_index := fleet.newest_index(v_table);
+  if v_index is null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s has no index by device and time, and is not settled', p_partition),
+      hint = 'See select * from fleet.check_partitions() where check_name = ''partition_indexes'';';
+  end if;
+
+  perform fleet.close_partition(p_partition);
+  v_since := clock_timestamp();  -- from here on readers wait
+  execute format('cluster %s using %I', v_table::regclass, (select c.relname from pg_class c where c.oid = v_index));
+  execute format('alter table %s set without cluster', v_table::regclass);
+  execute format('analyze %s', v_table::regclass);
+  v_rows := (select c.reltuples from pg_class c where c.oid = v_table);
+  update fleet.hb_partitions
+  set settled_at = clock_timestamp(), bytes_size = pg_total_relation_size(v_table)
+  where partition_name = p_partition;
+  perform fleet.record_event('partition.settle', p_partition, v_rows, fleet.elapsed_ms(v_since));
+  return v_rows;
+end
+$$;
+
+comment on function fleet.settle_table(text, timestamptz) is
+  'Does what fleet.settle_partition() says, which also records who asked for it. Called directly by fleet.nightly().';
+--! EndIncluded partitions/settle_table.sql
+--! Included partitions/unsettle_table.sql
+-- The key comes back before the constraint goes, so there is no moment in which a duplicate could be stored. Readers wait only
+-- for the second one. If the constraint was dropped by hand, the partition takes rows, and only the key is missing.
+create or replace function fleet.unsettle_table(p_partition text) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '300ms'
+as $$
+declare
+  c_tries constant integer := 40;
+  v_partition fleet.hb_partitions;
+  v_table oid;
+  v_has_key boolean := false;
+  v_is_settled boolean;
+  v_duplicate text;
+  v_since timestamptz := clock_timestamp();
+begin
+  for v_try in 1..c_tries loop
+    begin
+      if v_has_key then
+        execute format('alter table %s drop constraint device_heartbeats_settled', v_table::regclass);
+        exit;
+      end if;
+      v_partition := fleet.get_partition(p_partition);
+      v_table := fleet.table_of(v_partition);
+      if v_partition.state not in ('active', 'restored') or v_table is null then
+        raise exception using
+          errcode = 'FL002',
+          message = format('partition %s is %s, and takes no heartbeats', p_partition, v_partition.state),
+          hint = 'Only a partition that is online can be opened. An archived day: select fleet.request_restore(day);';
+      end if;
+      v_is_settled := fleet.is_settled(v_table);
+      if fleet.dedupe_index(v_table) is null then
+        execute format('create unique index on %s using btree %s', v_table::regclass, fleet.dedupe_key());
+      elsif not v_is_settled then
+        update fleet.hb_partitions
+        set settled_at = null
+        where partition_name = p_partition and settled_at is not null;
+        return false;
+      end if;
+      exit when not v_is_settled;
+      v_has_key := true;
+    exception when lock_not_available then
+      if v_try = c_tries then
+        raise exception using
+          errcode = 'FL003',
+          message = format('partition %s is in use: %s attempts to open it failed', p_partition, c_tries),
+          hint = 'Nothing has changed. Try again when the long queries over that day have ended; see fleet.end_overdue_readers().';
+      end if;
+      perform pg_sleep(0.1);
+    when unique_violation then
+      get stacked diagnostics v_duplicate = pg_exception_detail;
+      raise exception using
+        errcode = 'FL002',
+        message = format('partition %s took duplicates while it had no dedupe key, and is not opened', p_partition),
+        detail = v_duplicate,
+        hint = format(
+          'As a superuser delete them, and open it again: %s select fleet.unsettle_partition(%L);',
+          fleet.remove_duplicates(p_partition), p_partition
+        );
+    end;
+  end loop;
+  update fleet.hb_partitions
+  set settled_at = null
+  where partition_name = p_partition;
+  perform fleet.record_event('partition.unsettle', p_partition, p_duration_ms => fleet.elapsed_ms(v_since));
+  return true;
+end
+$$;
+
+comment on function fleet.unsettle_table(text) is
+  'Does what fleet.unsettle_partition() says, which also records who asked for it. Called directly by fleet.maintain(), imports '
+  'and the replay of the quarantine.';
+--! EndIncluded partitions/unsettle_table.sql
+--! Included partitions/add_partitions.sql
+create or replace function fleet.add_partitions(p_from date, p_to date) returns setof text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_known text[];
+  v_taken tstzmultirange;
+  v_width interval;
+  v_starts timestamptz[];
+begin
+  if p_from is null or p_to is null or p_from > p_to or p_to - p_from > 4000 then
+    raise exception using
+      errcode = 'FL422',
+      message = format('cannot create partitions from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
+      hint = 'Give a first and a last day, in order, at most 4000 days apart: '
+        'select fleet.create_partitions(current_date - 30, current_date + 14);';
+  end if;
+
+  perform fleet.sync_partitions();
+  v_known := array(select partition_name from fleet.hb_partitions where state in ('active', 'restored'));
+
+  select range_agg(tstzrange(t.range_start, t.range_end)) into v_taken
+  from (
+    select a.range_start, a.range_end
+    from fleet.attached_partitions() a
+    union all
+    -- A retired day gets no new partition; fleet.request_restore() brings it back from its archive.
+    select lower(r), upper(r)
+    from unnest(fleet.retired_ranges()) r
+  ) t;
+
+  for v_width, v_starts in
+    select w.width, array_agg(distinct w.range_start order by w.range_start)
+    from (
+      select
+        -- If some days of a month have their own partitions, its other days get daily partitions, too.
+        case when m.is_free then interval '1 month' else interval '1 day' end as width,
+        case when m.is_free then m.range_start else d.day end as range_start
+      from generate_series(p_from::timestamptz, p_to::timestamptz, interval '1 day') as d (day)
+      cross join fleet.settings s
+      cross join lateral (
+        select date_trunc('month', d.day) as range_start,
+          s.cadence = 'monthly' and coalesce(
+            not v_taken && tstzrange(date_trunc('month', d.day), date_trunc('month', d.day) + interval '1 month'), true
+          ) as is_free
+      ) m
+      where coalesce(not v_taken @> d.day, true)
+    ) w
+    group by w.width
+  loop
+    perform fleet.ensure_partitions(v_starts, v_width);
+  end loop;
+
+  perform fleet.sync_partitions();
+  return query
+    select p.partition_name
+    from fleet.hb_partitions p
+    where p.state in ('active', 'restored') and p.partition_name <> all (v_known)
+    order by p.range_start;
+end
+$$;
+
+comment on function fleet.add_partitions(date, date) is
+  'Does what fleet.create_partitions() says, which also records who asked for it. Called directly by fleet.maintain(), imports '
+  'and fleet.set_cadence().';
+--! EndIncluded partitions/add_partitions.sql
+--! Included partitions/create_partitions.sql
+create or replace function fleet.create_partitions(p_from date, p_to date) returns setof text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_names text[] := array(select a from fleet.add_partitions(p_from, p_to) a);
+begin
+  if cardinality(v_names) > 0 then
+    perform fleet.audit(
+      'partitions.created', format('partitions:%s/%s', p_from, p_to),
+      p_after => jsonb_build_object(
+        'partitions', cardinality(v_names), 'first', v_names[1], 'last', v_names[cardinality(v_names)]
+      )
+    );
+  end if;
+  return query select unnest(v_names);
+end
+$$;
+
+comment on function fleet.create_partitions(date, date) is
+  'Creates the partitions that are missing between two days, both included, and returns their names. Skips retired days, which '
+  'fleet.request_restore() brings back. Example: select fleet.create_partitions(current_date, current_date + 30);';
+--! EndIncluded partitions/create_partitions.sql
+--! Included partitions/premake.sql
+create or replace function fleet.premake(p_now timestamptz default now()) returns setof text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_known text[];
+  v_from date;
+  v_to date;
+begin
+  perform fleet.note_columns();
+  v_known := array(select partition_name from fleet.hb_partitions where state in ('active', 'restored'));
+  select
+    greatest(
+      (p_now - s.retention)::date,
+      coalesce((select min(a.range_start)::date from fleet.attached_partitions() a), p_now::date)
+    ),
+    p_now::date + s.premake_days
+  into strict v_from, v_to
+  from fleet.settings s;
+
+  -- Right after a change of cadence the last partition has the old width, and run_maintenance would miscount.
+  if (
+    select a.range_end = a.range_start + c.partition_interval::interval
+    from fleet.attached_partitions() a
+    cross join partman.part_config c
+    where c.parent_table = 'fleet.device_heartbeats'
+    order by a.range_start desc
+    limit 1
+  ) then
+    perform partman.run_maintenance(p_parent_table => 'fleet.device_heartbeats', p_analyze => false, p_jobmon => false);
+  end if;
+
+  -- run_maintenance adds partitions only after the last one, uses the real clock, and reports success when it is already running
+  -- elsewhere. Whatever is still missing is created here, including days that a long outage left out, for devices that send late.
+  perform fleet.add_partitions(v_from, v_to);
+
+  return query
+    select p.partition_name
+    from fleet.hb_partitions p
+    where p.state in ('active', 'restored') and p.partition_name <> all (v_known)
+    order by p.range_start;
+end
+$$;
+
+comment on function fleet.premake(timestamptz) is
+  'Creates the partitions up to premake_days ahead, and those that are missing within the retention, and returns their names. '
+  'Run by fleet.maintain().';
+--! EndIncluded partitions/premake.sql
+--! Included partitions/set_cadence.sql
+create or replace function fleet.set_cadence(p_cadence text, p_now timestamptz default now()) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_settings fleet.settings;
+  v_end date;
+  v_first date;
+begin
+  perform fleet.not_in_future(p_now);
+  if p_cadence is null or p_cadence not in ('daily', 'monthly') then
+    raise exception using
+      errcode = 'FL422',
+      message = format('cadence %s is neither daily nor monthly', coalesce(p_cadence, 'null')),
+      hint = 'Example: select fleet.set_cadence(''daily''); see first: select * from fleet.recommend_cadence();';
+  end if;
+  select * into strict v_settings from fleet.settings for update;
+  if v_settings.cadence = p_cadence then
+    return format('the cadence is already %s', p_cadence);
+  end if;
+
+  -- The new width starts where the existing partitions end; they are not changed.
+  perform fleet.sync_partitions();
+  select greatest(max(a.range_end)::date, p_now::date) into v_end from fleet.attached_partitions() a;
+  v_first := v_end;
+  if p_cadence = 'monthly' and v_end <> date_trunc('month', v_end) then
+    v_first := (date_trunc('month', v_end) + interval '1 month')::date;
+    perform fleet.add_partitions(v_end, v_first - 1);
+  end if;
+
+  update fleet.settings set cadence = p_cadence;
+  perform fleet.configure_partman();
+  -- The first partition of the new width, from which pg_partman continues.
+  perform fleet.add_partitions(v_first, greatest(v_first, p_now::date + v_settings.premake_days));
+  return format(
+    'cadence %s (was %s) from %s on; partitions before that stay as they are', p_cadence, v_settings.cadence, v_first
+  );
+end
+$$;
+
+comment on function fleet.set_cadence(text, timestamptz) is
+  'Sets whether partitions hold a day or a month, from the first day that has no partition yet (monthly: from the first whole '
+  'month). Example: select fleet.set_cadence(''monthly'');';
+--! EndIncluded partitions/set_cadence.sql
+--! Included partitions/hold_partition.sql
+create or replace function fleet.hold_partition(p_partition text, p_reason text) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_partition fleet.hb_partitions;
+begin
+  if p_reason is null or btrim(p_reason) = '' then
+    raise exception using
+      errcode = 'FL422',
+      message = format('a reason is needed to hold partition %s', coalesce(p_partition, 'null')),
+      hint = format('Example: select fleet.hold_partition(%L, ''legal hold, case 4711'');', p_partition);
+  end if;
+  v_partition := fleet.get_partition(p_partition);
+  if v_partition.state = 'dropped' then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s was dropped; its rows are in %s', p_partition, v_partition.archive_url),
+      hint = format('Bring it back first: select fleet.request_restore(%L);', (v_partition.range_start at time zone 'UTC')::date);
+  end if;
+  if v_partition.state in ('active', 'restored') then
+    perform fleet.bind_range(p_partition);
+  end if;
+  if v_partition.held_reason is distinct from p_reason then
+    update fleet.hb_partitions
+    set held_reason = p_reason, held_by = (fleet.current_actor()).actor
+    where partition_name = p_partition;
+    perform fleet.record_event('partition.hold', p_partition, p_detail => p_reason);
+    perform fleet.audit(
+      'partition.held', 'partition:' || p_partition,
+      case when v_partition.held_reason is not null then
+        jsonb_build_object('reason', v_partition.held_reason, 'held_by', v_partition.held_by)
+      end,
+      jsonb_build_object('reason', p_reason)
+    );
+  end if;
+  return format('partition %s is held: %s', p_partition, p_reason);
+end
+$$;
+
+comment on function fleet.hold_partition(text, text) is
+  'Keeps a partition from being retired, archived or dropped until it is released. '
+  'Example: select fleet.hold_partition(partition_name, ''legal hold'') from fleet.partition_health '
+  'where range_start <= current_date - 30 and range_end > current_date - 30;';
+--! EndIncluded partitions/hold_partition.sql
+--! Included partitions/release_partition.sql
+create or replace function fleet.release_partition(p_partition text) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_partition fleet.hb_partitions;
+begin
+  v_partition := fleet.get_partition(p_partition);
+  if v_partition.held_reason is null and v_partition.state <> 'restored' then
+    return format('partition %s is not held', p_partition);
+  end if;
+  -- A restored day becomes active again. If it is old enough, the next nightly run retires it, and its archive is proven again.
+  update fleet.hb_partitions
+  set held_reason = null, held_by = null, state = case state when 'restored' then 'active' else state end
+  where partition_name = p_partition;
+  perform fleet.record_event('partition.release', p_partition);
+  perform fleet.audit(
+    'partition.released', 'partition:' || p_partition,
+    jsonb_strip_nulls(
+      jsonb_build_object('state', v_partition.state, 'reason', v_partition.held_reason, 'held_by', v_partition.held_by)
+    )
+  );
+  return format('partition %s is released', p_partition);
+end
+$$;
+
+comment on function fleet.release_partition(text) is
+  'Ends the hold of a partition, or the stay of a restored day. '
+  'Example: select fleet.release_partition(partition_name) from fleet.partition_health where held_reason = ''legal hold'';';
+--! EndIncluded partitions/release_partition.sql
+--! Included partitions/drop_retired.sql
+create or replace function fleet.drop_retired(p_partition text, p_table oid, p_since timestamptz) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_partition fleet.hb_partitions;
+  v_left oid;
+begin
+  if p_table is not null then
+    execute format('drop table %s', p_table::regclass);
+  end if;
+  v_partition := fleet.get_partition(p_partition);
+  -- A table that still has the name is not the one that was compared.
+  v_left := fleet.table_of(v_partition);
+  if v_left is not null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('table %s appeared while partition %s was being dropped', v_left::regclass, p_partition),
+      hint = format('Look at that table, then try again: select fleet.drop_partition(%L);', p_partition);
+  end if;
+
+  update fleet.hb_partitions
+  set state = 'dropped', relid = null, dropped_at = now(), lease_owner = null, lease_until = null, bytes_size = 0,
+    last_error = null
+  where partition_name = p_partition;
+  -- It was the only copy online, so this is recorded whoever did it, the archiver too.
+  perform fleet.audit(
+    'partition.dropped', 'partition:' || p_partition,
+    jsonb_build_object('rows', v_partition.row_count, 'table', case when p_table is null then 'was gone' else 'dropped' end),
+    jsonb_build_object('archive_url', v_partition.archive_url, 'sha256', v_partition.checksum_sha256)
+  );
+  if p_table is null then
+    perform fleet.record_event(
+      'partition.drop', p_partition, v_partition.row_count, fleet.elapsed_ms(p_since),
+      'the table was already gone; nothing was compared'
+    );
+  else
+    perform fleet.increment_counter('hb_partition_dropped_total');
+    perform fleet.record_event('partition.drop', p_partition, v_partition.row_count, fleet.elapsed_ms(p_since));
+  end if;
+end
+$$;
+
+comment on function fleet.drop_retired(text, oid, timestamptz) is
+  'Drops the table of a partition, which its callers have compared with its archive, and records that. Called by '
+  'fleet.drop_partition() and fleet.accept_archive().';
+--! EndIncluded partitions/drop_retired.sql
+--! Included availability/roll_up_day.sql
+-- Each statement here sees what was committed before it began. So a late arrival is either deleted by the statement that counts
+-- it, or it stays.
+create or replace function fleet.roll_up_day(p_day date, p_now timestamptz default now(), p_late_only boolean default false)
+returns integer
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_table regclass := fleet.find_day_table(p_day);
+  v_writers text[];
+  v_count integer;
+begin
+  perform fleet.not_in_future(p_now);
+  if p_day is null or p_now is null or (p_day + 1)::timestamptz > p_now then
+    raise exception using
+      errcode = 'FL422',
+      message = format('cannot roll up %s: the day has not ended', coalesce(p_day::text, 'null')),
+      hint = 'Days end at midnight UTC: select fleet.roll_up(current_date - 1);';
+  end if;
+  if v_table is null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('the heartbeats of %s are not in the database, so the day cannot be rolled up', p_day),
+      hint = format('If the day is archived, bring it back first: select fleet.request_restore(%L);', p_day);
+  end if;
+
+  -- One at a time, so that an earlier count is never written after a later one.
+  perform pg_advisory_xact_lock(hashtextextended('fleet.roll_up', 0));
+  if p_late_only then
+    if not exists (select from fleet.rolled_up_days r where r.day = p_day) then
+      return 0;
+    end if;
+  else
+    -- A heartbeat that was inserted before the end of its day is no late arrival, and may not be committed yet. So wait for the
+    -- transactions that are writing to the table. They are watched instead of locked out, so that no heartbeat waits.
+    v_writers := array(
+      select l.virtualtransaction
+      from pg_locks l
+      where l.relation = v_table and l.mode = 'RowExclusiveLock' and l.granted and l.pid <> pg_backend_pid()
+        and l.database = (select d.oid from pg_database d where d.datname = current_database())
+    );
+    for v_try in 0..100 loop
+      exit when not exists (
+        select from pg_locks l
+        where l.relation = v_table and l.mode = 'RowExclusiveLock' and l.virtualtransaction = any (v_writers)
+      );
+      if v_try = 100 then
+        raise exception using
+          errcode = 'FL003',
+          message = format('lock timeout: a transaction that wrote heartbeats of %s does not end', p_day),
+          hint = 'Find it: select * from fleet.check_sessions(); The next night tries again.';
+      end if;
+      perform pg_sleep(0.02);
+    end loop;
+  end if;
+
+  with late as (
+    delete from fleet.late_arrivals l
+    where l.day = p_day
+    returning l.device_id
+  ),
+  counted as materialized (
+    select c.*
+    from fleet.availability_of_day(
+      p_day, p_now, case when p_late_only then array(select distinct l.device_id from late l) end
+    ) c
+  ),
+  written as (
+    insert into fleet.device_availability_daily as a
+    select c.*
+    from counted c
+    on conflict (device_id, day) do update
+      set expected = excluded.expected,
+        seen = excluded.seen,
+        beats = excluded.beats,
+        longest_gap = excluded.longest_gap,
+        first_ts = excluded.first_ts,
+        last_ts = excluded.last_ts,
+        rolled_up_at = excluded.rolled_up_at
+      where (a.expected, a.seen, a.beats, a.longest_gap, a.first_ts, a.last_ts)
+        is distinct from (
+          excluded.expected, excluded.seen, excluded.beats, excluded.longest_gap, excluded.first_ts, excluded.last_ts
+        )
+  ),
+  gone as (
+    delete from fleet.device_availability_daily a
+    where a.day = p_day and not p_late_only
+      and not exists (select from counted c where c.device_id = a.device_id)
+  ),
+  noted as (
+    insert into fleet.rolled_up_days as r (day, devices)
+    select p_day, count(*)
+    from counted c
+    where not p_late_only
+    having not p_late_only
+    on conflict (day) do update
+      set devices = excluded.devices, rolled_up_at = excluded.rolled_up_at
+  )
+  select count(*) into v_count from counted;
+  return v_count;
+end
+$$;
+
+comment on function fleet.roll_up_day(date, timestamptz, boolean) is
+  'Does what fleet.roll_up() says, which also records who asked for it. Called directly by fleet.nightly() and '
+  'fleet.maintain().';
+--! EndIncluded availability/roll_up_day.sql
+--! Included availability/roll_up.sql
+create or replace function fleet.roll_up(p_day date, p_now timestamptz default now(), p_late_only boolean default false)
+returns integer
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_devices integer := fleet.roll_up_day(p_day, p_now, p_late_only);
+begin
+  if not p_late_only or v_devices > 0 then
+    perform fleet.audit(
+      'day.rolled_up', 'day:' || p_day, p_after => jsonb_build_object('devices', v_devices, 'late_only', p_late_only)
+    );
+  end if;
+  return v_devices;
+end
+$$;
+
+comment on function fleet.roll_up(date, timestamptz, boolean) is
+  'Counts the availability of each device on one past UTC day from its heartbeats, stores it in '
+  'fleet.device_availability_daily, and returns the number of devices. With p_late_only, counts again only the devices of a '
+  'rolled-up day whose heartbeats came late. Called by fleet.nightly() and fleet.maintain(). '
+  'Example: select fleet.roll_up(current_date - 1);';
+--! EndIncluded availability/roll_up.sql
+--! Included availability/finish_rollups.sql
+-- Nobody can write to a retired partition, so what is counted here is final.
+create or replace function fleet.finish_rollups(p_partition text) returns integer
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_now timestamptz;
+  v_due record;
+  v_count integer := 0;
+begin
+  select greatest(now(), p.range_end) into v_now
+  from fleet.hb_partitions p
+  where p.partition_name = p_partition;
+  for v_due in
+    select r.day, r.action
+    from fleet.rollup_plan(v_now) r
+    where r.partition_name = p_partition
+    order by r.day
+  loop
+    v_count := v_count + fleet.roll_up_day(v_due.day, v_now, v_due.action = 'rebuild');
+  end loop;
+  return v_count;
+end
+$$;
+
+comment on function fleet.finish_rollups(text) is
+  'Rolls up the days of a retired partition that are not rolled up yet, and counts its late arrivals. Does nothing if '
+  'everything is up to date. Called before the partition is exported, and before it is dropped.';
+--! EndIncluded availability/finish_rollups.sql
+--! Included ingest/replay_heartbeats.sql
+-- Each batch goes through fleet.ingest_batch() again, with the time at which it arrived. Heartbeats that are acceptable now (their
+-- partition exists, or max_late was raised) are stored. The rest stays.
+create or replace function fleet.replay_heartbeats(
+  p_from timestamptz default '-infinity',
+  p_to timestamptz default 'infinity',
+  p_device_id bigint default null,
+  out stored bigint,
+  out duplicate bigint,
+  out remaining bigint
+)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+#variable_conflict use_column
+declare
+  v_partition text;
+  v_batch record;
+  v_stored bigint;
+  v_duplicate bigint;
+begin
+  if p_from is null or p_to is null or p_from > p_to then
+    raise exception using
+      errcode = 'FL422',
+      message = format('cannot replay from %s to %s', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
+      hint = 'Give the first and the last ts, in order: select * from fleet.replay_quarantine(current_date - 3, current_date);';
+  end if;
+  stored := 0;
+  duplicate := 0;
+  remaining := 0;
+  for v_partition in
+    select p.partition_name
+    from fleet.hb_partitions p
+    cross join fleet.settings s
+    where p.settled_at is not null and p.state in ('active', 'restored')
+      and exists (
+        select from fleet.heartbeat_quarantine q
+        where q.ts >= greatest(p.range_start, p_from) and q.ts < least(p.range_end, p_to)
+          and (p_device_id is null or q.device_id = p_device_id)
+          and q.ts >= q.received_at - least(s.max_late, s.retention) and q.ts <= q.received_at + s.max_future
+      )
+    order by p.range_start
+  loop
+    perform fleet.unsettle_table(v_partition);
+  end loop;
+  for v_batch in
+    select q.received_at,
+      -- The ts that was judged: if the payload has none, the time of arrival.
+      json_agg(
+        q.payload || jsonb_build_object('device_id', q.device_id, 'ts', q.ts) order by q.device_id, q.ts, q.reason
+      ) as items,
+      array_agg(q.device_id order by q.device_id, q.ts, q.reason) as device_ids,
+      array_agg(q.ts order by q.device_id, q.ts, q.reason) as tss,
+      array_agg(q.reason order by q.device_id, q.ts, q.reason) as reasons
+    from fleet.heartbeat_quarantine q
+    where q.ts >= p_from and q.ts < p_to
+      and (p_device_id is null or q.device_id = p_device_id)
+      and exists (
+        select from fleet.hb_partitions p
+        where p.range_start <= q.ts and p.range_end > q.ts and p.state in ('active', 'restored') and p.relid is not null
+      )
+    group by q.received_at
+    order by q.received_at
+  loop
+    with answered as (
+      select coalesce(i.result, 'stored') as result, k.device_id, k.ts, k.reason
+      from fleet.ingest_batch(v_batch.items, v_batch.received_at) b
+      cross join lateral unnest(b.results, b.tss) with ordinality as i (result, ts, item)
+      join unnest(v_batch.device_ids, v_batch.tss, v_batch.reasons) with ordinality as k (device_id, ts, reason, item)
+        on k.item = i.item
+    ),
+    gone as (
+      delete from fleet.heartbeat_quarantine q
+      using answered a
+      where a.result in ('stored', 'duplicate') and q.device_id = a.device_id and q.ts = a.ts and q.reason = a.reason
+    )
+    select count(*) filter (where a.result = 'stored'), count(*) filter (where a.result = 'duplicate')
+    into v_stored, v_duplicate
+    from answered a;
+    stored := stored + v_stored;
+    duplicate := duplicate + v_duplicate;
+  end loop;
+
+  select count(*) into remaining
+  from fleet.heartbeat_quarantine q
+  where q.ts >= p_from and q.ts < p_to and (p_device_id is null or q.device_id = p_device_id);
+  perform fleet.record_event(
+    'quarantine.replay', p_rows => stored, p_detail => format('%s duplicates, %s remaining', duplicate, remaining)
+  );
+end
+$$;
+
+comment on function fleet.replay_heartbeats(timestamptz, timestamptz, bigint) is
+  'Does what fleet.replay_quarantine() says, which also records who asked for it. Called directly by fleet.maintain().';
+--! EndIncluded ingest/replay_heartbeats.sql
+--! Included archive/archive_partition.sql
+create or replace function fleet.archive_partition(p_partition text) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_partition fleet.hb_partitions;
+begin
+  v_partition := fleet.get_partition(p_partition);
+  if v_partition.state = 'archive_failed' then
+    return fleet.retry_archive(p_partition);
+  end if;
+  if v_partition.state in ('archived', 'dropped') then
+    return format('partition %s is already %s', p_partition, v_partition.state);
+  end if;
+  if v_partition.state in ('active', 'restored') then
+    perform fleet.retire_partition(p_partition);
+    perform fleet.audit(
+      'partition.archive_requested', 'partition:' || p_partition, jsonb_build_object('state', v_partition.state)
+    );
+  end if;
+  perform pg_notify('fleet_archiver', p_partition);
+  return format('partition %s is waiting for the archiver', p_partition);
+end
+$$;
+
+comment on function fleet.archive_partition(text) is
+  'Retires one past partition now and wakes the archiver. '
+  'Example: select fleet.archive_partition(partition_name) from fleet.partition_health where range_start <= current_date - 60 '
+  'and range_end > current_date - 60;';
+--! EndIncluded archive/archive_partition.sql
+--! Included archive/retry_archive.sql
+create or replace function fleet.retry_archive(p_partition text) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_partition fleet.hb_partitions;
+  v_found record;
+begin
+  -- This takes many seconds for a large day, so it happens before the partition's row is locked.
+  select * into v_found
+  from fleet.hb_partitions p
+  cross join lateral fleet.compare_with_archive(p.partition_name)
+  where p.partition_name = p_partition and p.state = 'archived';
+  v_partition := fleet.get_partition(p_partition);
+  if v_partition.state in ('active', 'restored') then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s is %s; there is no failed archive to retry', p_partition, v_partition.state),
+      hint = format('To archive it: select fleet.archive_partition(%L);', p_partition);
+  end if;
+  if v_partition.state = 'archived' and v_found.differs then
+    -- As with a restored day, what is known about the archive is kept until the next export.
+    update fleet.hb_partitions
+    set state = 'detached', step = null, attempts = 0, next_attempt_at = now(), last_error = null,
+      lease_owner = null, lease_until = null
+    where partition_name = p_partition;
+    perform fleet.record_event(
+      'partition.archive.again', p_partition, v_found.row_count,
+      p_detail => format(
+        'by %s: the table differs from its archive, which has %s rows', (fleet.current_actor()).actor, v_partition.row_count
+      )
+    );
+    perform fleet.audit(
+      'partition.archive_retried', 'partition:' || p_partition,
+      jsonb_build_object('state', v_partition.state, 'rows', v_partition.row_count),
+      jsonb_build_object('rows', v_found.row_count)
+    );
+    perform pg_notify('fleet_archiver', p_partition);
+    return format('partition %s differs from its archive and is waiting for the archiver', p_partition);
+  end if;
+  if v_partition.state in ('archived', 'dropped') then
+    return format('partition %s is already %s', p_partition, v_partition.state);
+  end if;
+  update fleet.hb_partitions
+  set attempts = 0, next_attempt_at = now()
+  where partition_name = p_partition and state = 'archive_failed';
+  if found then
+    perform fleet.audit(
+      'partition.archive_retried', 'partition:' || p_partition,
+      jsonb_build_object('state', v_partition.state, 'attempts', v_partition.attempts)
+    );
+  end if;
+  perform pg_notify('fleet_archiver', p_partition);
+  return format('partition %s is waiting for the archiver', p_partition);
+end
+$$;
+
+comment on function fleet.retry_archive(text) is
+  'Makes the archiver retry a failed partition at once, or archive a partition again whose table was changed after its proof. '
+  'Example: select fleet.retry_archive(partition_name) from fleet.partition_health where state = ''archive_failed'';';
+--! EndIncluded archive/retry_archive.sql
+--! Included archive/request_restore.sql
+create or replace function fleet.request_restore(p_from date, p_to date default null) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_to date := coalesce(p_to, p_from);
+  v_request_id bigint;
+begin
+  if p_from is null or p_from > v_to then
+    raise exception using
+      errcode = 'FL422',
+      message = format('cannot restore from %s to %s', coalesce(p_from::text, 'null'), coalesce(v_to::text, 'null')),
+      hint = 'Give a first and a last day, in order: select fleet.request_restore(current_date - 100, current_date - 98);';
+  end if;
+  if not exists (
+    select from fleet.hb_partitions p
+    where p.state = 'dropped' and p.range_start < (v_to + 1)::timestamptz and p.range_end > p_from::timestamptz
+  ) then
+    raise exception using
+      errcode = 'FL404',
+      message = format('there is nothing to restore from %s to %s: no day in this range is only in the archive', p_from, v_to),
+      hint = 'Days that are online or not yet dropped need no restore. See where each day is: select * from fleet.data_coverage;';
+  end if;
+
+  insert into fleet.restore_requests (from_day, to_day)
+  values (p_from, v_to)
+  returning request_id into v_request_id;
+  insert into fleet.restore_items (request_id, partition_name)
+  select v_request_id, p.partition_name
+  from fleet.hb_partitions p
+  where p.state = 'dropped' and p.range_start < (v_to + 1)::timestamptz and p.range_end > p_from::timestamptz;
+  perform fleet.audit(
+    'restore.requested', 'restore:' || v_request_id, p_after => jsonb_build_object('from', p_from, 'to', v_to)
+  );
+  perform pg_notify('fleet_archiver', 'restore');
+  return v_request_id;
+end
+$$;
+
+comment on function fleet.request_restore(date, date) is
+  'Asks the archiver to bring archived days back online, and returns the number of the request. Follow it in '
+  'fleet.restore_items. '
+  'Example: select fleet.request_restore(day) from fleet.data_coverage where "where" = ''archived'' order by day desc limit 1;';
+--! EndIncluded archive/request_restore.sql
+--! Included status/backfill_last_status.sql
+create or replace function fleet.backfill_last_status(p_days integer default 7, out updated bigint)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_days is null or p_days < 1 then
+    raise exception using
+      errcode = 'FL422',
+      message = format('cannot backfill %s days', coalesce(p_days::text, 'null')),
+      hint = 'Give at least 1 day. Example: select fleet.backfill_last_status(7);';
+  end if;
+  select h.updated into updated from fleet.heal_last_status(make_interval(days => p_days), 2147483647) h;
+  if updated > 0 then
+    perform fleet.audit(
+      'last_status.backfilled', 'last_status:all', p_after => jsonb_build_object('days', p_days, 'updated', updated)
+    );
+  end if;
+  perform fleet.record_event('backfill.completed', p_rows => updated);
+end
+$$;
+
+comment on function fleet.backfill_last_status(integer) is
+  'Fills last status from the stored heartbeats of the last p_days days, for all devices. '
+  'Example: select fleet.backfill_last_status(7);';
+--! EndIncluded status/backfill_last_status.sql
+--! Included status/reconcile.sql
+create or replace function fleet.reconcile(
+  p_window interval default '24 hours',
+  p_max_rows integer default 5000,
+  out checked bigint,
+  out updated bigint,
+  out elapsed_ms bigint
+)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_since timestamptz := clock_timestamp();
+begin
+  if p_window is null or p_window <= interval '0' or p_max_rows is null or p_max_rows < 1 then
+    raise exception using
+      errcode = 'FL422',
+      message = format(
+        'cannot reconcile a window of %s and %s rows', coalesce(p_window::text, 'null'), coalesce(p_max_rows::text, 'null')
+      ),
+      hint = 'Both must be positive. Example: select * from fleet.reconcile(''24 hours'', 5000);';
+  end if;
+  select h.checked, h.updated into checked, updated from fleet.heal_last_status(p_window, p_max_rows) h;
+  elapsed_ms := fleet.elapsed_ms(v_since);
+  perform fleet.increment_counter('reconciliation_rows_updated_total', updated);
+  if updated > 0 and not fleet.is_scheduled_run() then
+    perform fleet.audit(
+      'last_status.reconciled', 'last_status:all', p_after => jsonb_build_object('window', p_window, 'updated', updated)
+    );
+  end if;
+  perform fleet.record_event('reconciliation.completed', p_rows => updated, p_duration_ms => elapsed_ms);
+end
+$$;
+
+comment on function fleet.reconcile(interval, integer) is
+  'Repairs last status where it is behind the stored heartbeats of a window; the newest heartbeat wins. What exceeds p_max_rows '
+  'is left to the next run, which continues from there. Run hourly. '
+  'Example: select * from fleet.reconcile();';
+--! EndIncluded status/reconcile.sql
+--! Included devices/create_gateway_token.sql
+create or replace function fleet.create_gateway_token(p_name text) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_token text := fleet.make_token('nxg_');
+begin
+  if p_name is null or btrim(p_name) = '' or length(p_name) > 200 then
+    raise exception using
+      errcode = 'FL422',
+      message = 'name must have 1 to 200 characters',
+      hint = 'Example: select fleet.create_gateway_token(''warehouse-3'');';
+  end if;
+  insert into fleet.gateways (gateway_name, token_hash)
+  values (p_name, fleet.hash_token(v_token))
+  on conflict (gateway_name) do nothing;
+  if not found then
+    raise exception using
+      errcode = 'FL409',
+      message = format('a gateway named %s already exists', p_name),
+      hint = 'Choose another name: names are unique, including those of revoked gateways.';
+  end if;
+  perform fleet.audit('gateway.created', 'gateway:' || p_name);
+  return v_token;
+end
+$$;
+
+comment on function fleet.create_gateway_token(text) is
+  'Creates a token that may post heartbeats for any enrolled device. It is shown only now. '
+  'Example: select fleet.create_gateway_token(''warehouse-3'');';
+--! EndIncluded devices/create_gateway_token.sql
+--! Included import/begin_import.sql
+create or replace function fleet.begin_import(
+  p_source regclass,
+  p_columns jsonb,
+  p_unknown_devices text,
+  p_oldest timestamptz,
+  p_forward boolean
+) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  a fleet.imports;
+  v_old fleet.imports;
+begin
+  perform fleet.take_import_lock();
+  begin
+    perform fleet.relink_tables();
+    select f.* into v_old from fleet.imports f where f.relid = p_source;
+    if v_old.state = 'abandoning' then
+      raise exception using
+        errcode = 'FL002',
+        message = format('the import of %s is being abandoned', v_old.source),
+        hint = format('Let that finish first: call fleet.abandon_import(%L);', v_old.source);
+    end if;
+    -- An option that is not given keeps its value from the first call.
+    a := fleet.describe_source(
+      p_source, coalesce(p_columns, v_old.columns), coalesce(p_unknown_devices, v_old.unknown_devices),
+      coalesce(p_oldest, case when v_old.is_oldest_given then v_old.oldest end), coalesce(p_forward, v_old.forwards)
+    );
+  exception when others then
+    perform pg_advisory_unlock(hashtextextended('fleet.import', 0));
+    raise;
+  end;
+
+  -- If this oid is new, everything recorded under its name belongs to an earlier table.
+  delete from fleet.import_days d where d.source = a.source and v_old.relid is null;
+  delete from fleet.imports f where f.source = a.source and f.relid <> a.relid;
+
+  if v_old.state = 'moving'
+    and (v_old.columns, v_old.unknown_devices, v_old.match_by) = (a.columns, a.unknown_devices, a.match_by)
+    and p_oldest is null and v_old.forwards = a.forwards
+  then
+    update fleet.imports f
+    set step_started_at = clock_timestamp(), step_from = f.step_done, step_rows = 0, backend = pg_backend_pid(), last_error = null
+    where f.relid = p_source;
+    perform fleet.record_event('import.resume', p_detail => format('%s, pass %s, by %s', a.source, v_old.pass, (fleet.current_actor()).actor));
+    perform fleet.audit('import.resumed', 'import:' || a.source);
+    return a.source;
+  end if;
+
+  insert into fleet.imports as f (
+    source, relid, state, steps, pass, columns, unknown_devices, oldest, is_oldest_given, forwards, match_by, store_ip, backend
+  )
+  values (
+    a.source, a.relid, 'moving', '{survey,enroll,partitions,forward,move}', 1, a.columns, a.unknown_devices, a.oldest,
+    a.is_oldest_given, a.forwards, a.match_by, a.store_ip, pg_backend_pid()
+  )
+  on conflict (source) do update
+    set state = excluded.state, steps = excluded.steps, pass = f.pass + 1, columns = excluded.columns,
+      unknown_devices = excluded.unknown_devices, oldest = excluded.oldest, is_oldest_given = excluded.is_oldest_given,
+      forwards = excluded.forwards, match_by = excluded.match_by, backend = excluded.backend,
+      step = null, last_error = null, confirmed_at = null, abandoned_at = null,
+      -- After confirmation or abandonment a new import begins. Until then it is the same one: abandoning it writes back
+      -- everything received since its first start.
+      started_at = case when f.state in ('confirmed', 'abandoned') then now() else f.started_at end,
+      store_ip = case when f.state in ('confirmed', 'abandoned') then excluded.store_ip else f.store_ip end;
+  perform fleet.record_event('import.start', p_detail => format('%s, by %s', a.source, (fleet.current_actor()).actor));
+  perform fleet.audit(
+    'import.begun', 'import:' || a.source,
+    p_after => jsonb_build_object(
+      'columns', a.columns, 'unknown_devices', a.unknown_devices, 'oldest', a.oldest, 'forward', a.forwards
+    )
+  );
+  return a.source;
+end
+$$;
+
+comment on function fleet.begin_import(regclass, jsonb, text, timestamptz, boolean) is
+  'Begins the import of a table, or resumes it where it stopped. Called by fleet.import_table().';
+--! EndIncluded import/begin_import.sql
+--! Included import/begin_verification.sql
+create or replace function fleet.begin_verification(p_source regclass) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  a fleet.imports := fleet.get_import(p_source);
+begin
+  if a.state not in ('moved', 'verified') then
+    raise exception using
+      errcode = 'FL002',
+      message = format('%s is %s and cannot be verified', a.source, a.state),
+      hint = format('Move all of its rows first: call fleet.import_table(%L);', a.source);
+  end if;
+  perform fleet.take_import_lock();
+  update fleet.imports f
+  set state = 'moved', steps = '{survey,verify}', step = null, verified_xid = pg_snapshot_xmin(pg_current_snapshot()),
+    backend = pg_backend_pid(), last_error = null
+  where f.source = a.source;
+  perform fleet.audit('import.verification_begun', 'import:' || a.source);
+  return a.source;
+end
+$$;
+
+comment on function fleet.begin_verification(regclass) is
+  'Begins the verification of an import. Called by fleet.verify_import().';
+--! EndIncluded import/begin_verification.sql
+--! Included import/begin_abandoning.sql
+create or replace function fleet.begin_abandoning(p_source regclass) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  a fleet.imports := fleet.get_import(p_source);
+  v_grants text;
+  v_needed text;
+begin
+  if a.state = 'confirmed' then
+    raise exception using
+      errcode = 'FL002',
+      message = format('the import of %s was confirmed at %s and can no longer be abandoned', a.source, a.confirmed_at),
+      hint = format('You can copy heartbeats by hand: insert into %s select … from fleet.device_heartbeats;', a.source);
+  end if;
+
+  select string_agg(g.grant_, '; ') into v_grants
+  from (
+    select format('grant insert on %s to %I', a.source, current_user) as grant_
+    where not has_table_privilege(p_source, 'insert')
+    union all
+    -- A serial column takes its default from this sequence.
+    select format('grant usage on sequence %s to %I', d.objid::regclass, current_user)
+    from pg_depend d
+    join pg_class s on s.oid = d.objid
+    where d.classid = 'pg_class'::regclass and d.refobjid = p_source and d.deptype = 'a'
+      and case s.relkind when 'S' then not has_sequence_privilege(s.oid, 'usage') else false end
+  ) g;
+  -- A quick look at whether the store has received anything since. If not, nothing is written back and no right is needed.
+  if v_grants is not null and exists (select from fleet.device_last_status ls where ls.last_received_at >= a.started_at) then
+    raise exception using
+      errcode = 'FL422',
+      message = format('heartbeats cannot be written back into %s: role %s may not insert there', a.source, current_user),
+      hint = format('As its owner: %s;', v_grants);
+  end if;
+  select string_agg(t.attname, ', ' order by t.attnum) into v_needed
+  from pg_attribute t
+  where t.attrelid = p_source and t.attnum > 0 and not t.attisdropped and t.attnotnull and not t.atthasdef and t.attidentity = ''
+    and t.attname not in (select k.value from jsonb_each_text(a.columns) k where k.value is not null);
+  if v_needed is not null then
+    raise exception using
+      errcode = 'FL422',
+      message = format(
+        'heartbeats cannot be written back into %s: the store has no values for its columns %s', a.source, v_needed
+      ),
+      hint = format(
+        'As its owner, give them a default: alter table %s alter %I set default …;', a.source, split_part(v_needed, ', ', 1)
+      );
+  end if;
+
+  perform fleet.take_import_lock();
+  update fleet.imports f
+  set state = 'abandoning', backend = pg_backend_pid(), last_error = null,
+    steps = case when a.state = 'abandoning' then f.steps else '{unforward,survey,write_back}' end,
+    step = case when a.state = 'abandoning' then f.step end,
+    step_started_at = clock_timestamp(), step_from = f.step_done, step_rows = 0
+  where f.source = a.source;
+  perform fleet.audit('import.abandoning_begun', 'import:' || a.source, jsonb_build_object('state', a.state));
+  return a.source;
+end
+$$;
+
+comment on function fleet.begin_abandoning(regclass) is
+  'Begins to abandon the import of a table. Called by fleet.abandon_import().';
+--! EndIncluded import/begin_abandoning.sql
+--! Included import/forget_import.sql
+create or replace function fleet.forget_import(p_source text) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  a fleet.imports;
+begin
+  select f.* into a from fleet.imports f where f.source = p_source for update;
+  if not found then
+    return false;
+  end if;
+  if a.state not in ('confirmed', 'abandoned') and fleet.source_table(a) is not null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('the import of %s is %s, and the table still exists', p_source, a.state),
+      hint = format(
+        'Confirm or abandon it first: select fleet.confirm_import(%1$L); or call fleet.abandon_import(%1$L);', p_source
+      );
+  end if;
+  perform fleet.stop_forwarding(a);
+  delete from fleet.import_ranges r where r.source = p_source;
+  delete from fleet.import_refusals r where r.source = p_source;
+  delete from fleet.import_days d where d.source = p_source;
+  delete from fleet.import_devices d where d.source = p_source;
+  delete from fleet.imports f where f.source = p_source;
+  perform fleet.record_event('import.forgotten', p_detail => format('%s, by %s', p_source, (fleet.current_actor()).actor));
+  perform fleet.audit('import.forgotten', 'import:' || p_source, jsonb_build_object('state', a.state));
+  return true;
+end
+$$;
+
+comment on function fleet.forget_import(text) is
+  'Deletes what is recorded about the import of a table, once the import is confirmed or abandoned or the table is gone; false '
+  'if nothing is recorded. Heartbeats stay. Example: select fleet.forget_import(''public.device_heartbeats'');';
+--! EndIncluded import/forget_import.sql
+--! Included import/audit_import_devices.sql
+create or replace function fleet.audit_import_devices() returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c_most constant integer := 100;
+  v_changes jsonb;
+begin
+  if tg_op = 'INSERT' then
+    v_changes := (select jsonb_agg(jsonb_build_object('after', to_jsonb(n))) from is_now n);
+  elsif tg_op = 'DELETE' then
+    v_changes := (select jsonb_agg(jsonb_build_object('before', to_jsonb(o))) from was o);
+  else
+    v_changes := (
+      select jsonb_agg(jsonb_strip_nulls(jsonb_build_object('before', to_jsonb(o), 'after', to_jsonb(n))))
+      from was o
+      full join is_now n using (source, source_device)
+      where to_jsonb(o) is distinct from to_jsonb(n)
+    );
+  end if;
+  perform fleet.audit(
+    g.action, 'import:' || g.source,
+    case when g.devices <= c_most then c.before - 'source' end,
+    case when g.devices <= c_most then c.after - 'source' else jsonb_build_object('devices', g.devices) end
+  )
+  from (
+    select a.source, a.action, count(*) as devices, array_agg(a.change) as changes
+    from (
+      select e as change, coalesce(e -> 'before', e -> 'after') ->> 'source' as source,
+        case
+          when e -> 'before' is null then 'import_device.mapped'
+          when e -> 'after' is null then 'import_device.unmapped'
+          else 'import_device.changed'
+        end as action
+      from jsonb_array_elements(v_changes) e
+    ) a
+    group by a.source, a.action
+  ) g
+  cross join lateral (
+    select e -> 'before' as before, e -> 'after' as after
+    from unnest(g.changes) e
+    limit case when g.devices <= c_most then c_most else 1 end
+  ) c;
+  return null;
+end
+$$;
+
+comment on function fleet.audit_import_devices() is
+  'Trigger on fleet.import_devices: records what is written by hand in fleet.audit_log, with a row for each device, or one row for '
+  'more than 100.';
+--! EndIncluded import/audit_import_devices.sql
+--! Included import/import_devices.trigger.sql
+-- The functions of imports run as the owner.
+create or replace trigger import_devices_audit_insert
+  after insert on fleet.import_devices
+  referencing new table as is_now
+  for each statement when (current_user <> 'fleet_owner') execute function fleet.audit_import_devices();
+comment on trigger import_devices_audit_insert on fleet.import_devices is 'Records an INSERT by hand in fleet.audit_log.';
+
+create or replace trigger import_devices_audit_update
+  after update on fleet.import_devices
+  referencing old table as was new table as is_now
+  for each statement when (current_user <> 'fleet_owner') execute function fleet.audit_import_devices();
+comment on trigger import_devices_audit_update on fleet.import_devices is 'Records an UPDATE by hand in fleet.audit_log.';
+
+create or replace trigger import_devices_audit_delete
+  after delete on fleet.import_devices
+  referencing old table as was
+  for each statement when (current_user <> 'fleet_owner') execute function fleet.audit_import_devices();
+comment on trigger import_devices_audit_delete on fleet.import_devices is 'Records a DELETE by hand in fleet.audit_log.';
+--! EndIncluded import/import_devices.trigger.sql
+--! Included jobs/audit_unlock.sql
+-- fleet.force_unlock() runs with the rights of its caller and may not write to fleet.audit_log itself.
+create or replace function fleet.audit_unlock(p_lock text) returns void
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select fleet.audit(
+    'lock.forced', 'lock:' || p_lock, jsonb_build_object('pid', a.pid, 'login', a.usename, 'since', a.query_start)
+  )
+  from fleet.lock_holders(p_lock) h
+  join pg_stat_activity a on a.pid = h
+  where h <> pg_backend_pid();
+$$;
+
+comment on function fleet.audit_unlock(text) is
+  'Records in fleet.audit_log that the backends that hold a lock are going to be ended. Called by fleet.force_unlock().';
+--! EndIncluded jobs/audit_unlock.sql
+--! Included jobs/force_unlock.sql
+-- Runs with the rights of the caller, so pg_signal_backend decides which sessions may be ended. (pg_advisory_unlock_all() would
+-- release only the caller's own locks.)
+create or replace function fleet.force_unlock(p_lock text default 'maintenance')
+returns table (pid integer, usename text, running interval, query text, is_ended boolean)
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  if p_lock is null or p_lock not in ('maintenance', 'reconcile', 'import') then
+    raise exception using
+      errcode = 'FL422',
+      message = format('there is no lock %s', coalesce(p_lock, 'null')),
+      hint = 'The locks are maintenance, reconcile and import: select * from fleet.force_unlock(''maintenance'');';
+  end if;
+  perform fleet.audit_unlock(p_lock);
+  return query
+    select a.pid, a.usename::text, date_trunc('second', now() - a.query_start), a.query,
+      -- Waits for the end, so that the caller can start at once.
+      pg_terminate_backend(a.pid, 5000)
+    from fleet.lock_holders(p_lock) h
+    join pg_stat_activity a on a.pid = h
+    where h <> pg_backend_pid();
+end
+$$;
+
+comment on function fleet.force_unlock(text) is
+  'Ends the backend that holds the lock of a stuck maintenance, reconcile or import, and returns which it was. Its open '
+  'transaction is rolled back, and the next run continues from there. Example: select * from '
+  'fleet.force_unlock(''maintenance'');';
+--! EndIncluded jobs/force_unlock.sql
+--! Included jobs/schedule_jobs.sql
+create or replace function fleet.schedule_jobs()
+returns table (jobname text, schedule text, command text, is_scheduled boolean)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  c_jobs constant text :=
+    'select jsonb_object_agg(j.jobname, j.schedule || '' '' || j.command) from cron.job j
+    where j.jobname like ''fleet-%'' and j.username = current_user';
+  v_job record;
+  v_before jsonb;
+  v_after jsonb;
+begin
+  if not exists (select from pg_extension where extname = 'pg_cron') then
+    for v_job in select * from fleet.jobs_elsewhere() loop
+      raise notice using
+        message = format('job %s is not scheduled: pg_cron is not in this database', v_job.jobname),
+        hint = format(
+          'As superuser, in the database of pg_cron (cron.database_name, %s): %s',
+          -- Not current_setting(), which fails for roles that may not see the setting.
+          coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'unknown here'), v_job.statement
+        );
+    end loop;
+    return query select d.jobname, d.schedule, d.command, false from fleet.job_definitions() d;
+    return;
+  end if;
+
+  execute c_jobs into v_before;
+  -- By name, so that a second call changes nothing. The store's jobs that are no longer defined are removed.
+  execute $jobs$
+    select cron.unschedule(j.jobid)
+    from cron.job j
+    where j.jobname like 'fleet-%' and j.username = current_user
+      and case
+        -- They came with a dump of a database with another name or port and still connect there. schedule() changes neither.
+        when (j.database, j.nodeport) <> (current_database(), current_setting('port')::integer) then
+          j.jobname in (select d.jobname from fleet.job_definitions() d)
+        else j.jobname not in (select d.jobname from fleet.job_definitions() d)
+      end
+  $jobs$;
+  for v_job in select * from fleet.job_definitions() loop
+    execute 'select cron.schedule($1, $2, $3)' using v_job.jobname, v_job.schedule, v_job.command;
+  end loop;
+  execute c_jobs into v_after;
+  if v_after is distinct from v_before then
+    perform fleet.audit('jobs.scheduled', 'jobs:pg_cron', v_before, v_after);
+  end if;
+  return query select d.jobname, d.schedule, d.command, true from fleet.job_definitions() d;
+end
+$$;
+
+comment on function fleet.schedule_jobs() is
+  'Schedules the jobs of fleet.job_definitions() with pg_cron, as their owner; may be called again. If pg_cron is in another '
+  'database, notices say what to run there. Example: select * from fleet.schedule_jobs();';
+--! EndIncluded jobs/schedule_jobs.sql
+--! Included jobs/audit_settings.sql
+create or replace function fleet.audit_settings() returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform fleet.audit('setting.changed', 'setting:' || n.key, to_jsonb(o.value), to_jsonb(n.value))
+  from jsonb_each_text(to_jsonb(new)) n
+  join jsonb_each_text(to_jsonb(old)) o using (key)
+  where n.value is distinct from o.value
+  order by n.key;
+  return null;
+end
+$$;
+
+comment on function fleet.audit_settings() is 'Trigger on fleet.settings: records every change in fleet.audit_log.';
+--! EndIncluded jobs/audit_settings.sql
+--! Included jobs/settings.trigger.sql
+create or replace trigger settings_audit
+  after update on fleet.settings
+  for each row execute function fleet.audit_settings();
+
+comment on trigger settings_audit on fleet.settings is 'Records every change in fleet.audit_log.';
+--! EndIncluded jobs/settings.trigger.sql
+
+-- Who acts through the server is named there, too.
+alter table fleet.webhooks alter created_by set default (fleet.current_actor()).actor;
+alter table fleet.restore_requests alter requested_by set default (fleet.current_actor()).actor;
+alter table fleet.erasures alter requested_by set default (fleet.current_actor()).actor;
+alter table fleet.imports alter started_by set default (fleet.current_actor()).actor;
+
+-- Logins that see only their cohorts: the functions that policies and views call, and then the policies and views
+--! Included access/readers.policies.sql
+-- Row-level security for the logins of fleet.create_reader(). For everybody else the first policy is the only one and always
+-- true, so the planner drops it. The second one must hold too, but only for members of fleet_cohort_reader. The partitions of
+-- fleet.device_heartbeats have no policies: nobody but the roles that see everything has rights on them; see grants.sql.
+do $$
+declare
+  v_table record;
+begin
+  for v_table in
+    select t.name, case when t.has_cohort
+      then 'cohort = any ((select fleet.seen_cohorts())::text[])'
+      else format(
+        'exists (select from fleet.devices d where d.device_id = %I.device_id and d.cohort = any ((select fleet.seen_cohorts())::text[]))',
+        t.name
+      )
+    end as condition
+    from (values
+      ('devices', true),
+      ('cohorts', true),
+      ('fleet_counts', true),
+      ('device_transitions', true),
+      ('device_last_status', false),
+      ('device_heartbeats', false),
+      ('device_commands', false),
+      ('command_dispatch_log', false),
+      ('device_availability_daily', false),
+      ('device_unreadable_fields', false)
+    ) as t (name, has_cohort)
+  loop
+    execute format('alter table fleet.%I enable row level security', v_table.name);
+    execute format('drop policy if exists everybody on fleet.%I', v_table.name);
+    execute format('create policy everybody on fleet.%I to public using (true) with check (true)', v_table.name);
+    execute format(
+      'comment on policy everybody on fleet.%I is ''Rights alone decide, except for members of fleet_cohort_reader.''', v_table.name
+    );
+    execute format('drop policy if exists seen_cohorts on fleet.%I', v_table.name);
+    execute format(
+      'create policy seen_cohorts on fleet.%I as restrictive to fleet_cohort_reader using (%s)', v_table.name, v_table.condition
+    );
+    execute format(
+      'comment on policy seen_cohorts on fleet.%I is ''A login of fleet.create_reader() sees only the devices of its cohorts.''',
+      v_table.name
+    );
+  end loop;
+end
+$$;
+--! EndIncluded access/readers.policies.sql
+--! Included availability/device_availability.view.sql
+create or replace view fleet.device_availability with (security_invoker = true) as
+select a.day, a.device_id, d.alias, d.cohort, a.heartbeat_interval, a.expected, a.seen,
+  round(100.0 * a.seen / nullif(a.expected, 0), 2) as availability_pct,
+  a.beats, a.longest_gap, a.first_ts, a.last_ts, a.rolled_up_at
+from fleet.device_availability_daily a
+join fleet.devices d using (device_id);
+
+comment on view fleet.device_availability is
+  'Each device on each past UTC day on which it was expected, as the nightly rollup counted it: heartbeats expected and seen, '
+  'and the longest silence. Filter by a day or a range of days. For today, or for a total over several days, use '
+  'fleet.device_availability(from, to). '
+  'Example: select alias, availability_pct, longest_gap from fleet.device_availability where day = current_date - 1 order by '
+  'availability_pct;';
+--! EndIncluded availability/device_availability.view.sql
+--! Included access/hmac_pad.sql
+create or replace function fleet.hmac_pad(p_key bytea, p_byte integer) returns bytea
+language plpgsql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_pad bytea := case when length(p_key) > 64 then sha256(p_key) else p_key end;
+begin
+  v_pad := v_pad || decode(repeat('00', 64 - length(v_pad)), 'hex');
+  for v_i in 0..63 loop
+    v_pad := set_byte(v_pad, v_i, get_byte(v_pad, v_i) # p_byte);
+  end loop;
+  return v_pad;
+end
+$$;
+
+comment on function fleet.hmac_pad(bytea, integer) is
+  'The key of an HMAC with SHA-256 (RFC 2104), padded to 64 bytes, each of them XOR a byte: the inner pad with 54 (0x36), the '
+  'outer one with 92 (0x5c). The HMAC is sha256(outer || sha256(inner || text)).';
+--! EndIncluded access/hmac_pad.sql
+--! Included access/scram_verifier.sql
+-- Only assignments of plpgsql, no statements: Postgres can log the parameters of a statement, and so the password
+-- (auto_explain.log_nested_statements).
+create or replace function fleet.scram_verifier(p_password text, p_salt bytea default null) returns text
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c_iterations constant integer := 4096;
+  v_salt bytea := coalesce(
+    p_salt, substring(sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())) from 1 for 16)
+  );
+  v_inner bytea := fleet.hmac_pad(convert_to(p_password, 'UTF8'), 54);
+  v_outer bytea := fleet.hmac_pad(convert_to(p_password, 'UTF8'), 92);
+  v_round bytea;
+  v_sum bit(256);
+  v_salted bytea := '\x'::bytea;
+  v_client_key bytea;
+  v_server_key bytea;
+begin
+  if p_password is null or p_password !~ '^[\x21-\x7e]{1,200}$' then
+    raise exception using
+      errcode = 'FL422',
+      message = 'a password must have 1 to 200 characters of ASCII without spaces',
+      hint = 'Other characters are not the same bytes for all clients.';
+  end if;
+  -- PBKDF2 (RFC 8018) for one block.
+  v_round := sha256(v_outer || sha256(v_inner || v_salt || '\x00000001'::bytea));
+  v_sum := ('x' || encode(v_round, 'hex'))::bit(256);
+  for v_i in 2..c_iterations loop
+    v_round := sha256(v_outer || sha256(v_inner || v_round));
+    v_sum := v_sum # ('x' || encode(v_round, 'hex'))::bit(256);
+  end loop;
+  for v_i in 0..7 loop
+    v_salted := v_salted || int4send(substring(v_sum from 1 + 32 * v_i for 32)::integer);
+  end loop;
+
+  v_inner := fleet.hmac_pad(v_salted, 54);
+  v_outer := fleet.hmac_pad(v_salted, 92);
+  v_client_key := sha256(v_outer || sha256(v_inner || 'Client Key'::bytea));
+  v_server_key := sha256(v_outer || sha256(v_inner || 'Server Key'::bytea));
+  return format(
+    'SCRAM-SHA-256$%s:%s$%s:%s', c_iterations, encode(v_salt, 'base64'), encode(sha256(v_client_key), 'base64'),
+    encode(v_server_key, 'base64')
+  );
+end
+$$;
+
+comment on function fleet.scram_verifier(text, bytea) is
+  'What Postgres stores instead of a password (SCRAM-SHA-256, RFC 5802 and 7677), so that a role can be given one without the '
+  'password in a statement or a log. Without p_salt the salt is random.';
+--! EndIncluded access/scram_verifier.sql
+--! Included access/reader_cohorts.sql
+create or replace function fleet.reader_cohorts(p_cohorts text[]) returns text[]
+language plpgsql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if coalesce(cardinality(p_cohorts), 0) = 0 or cardinality(p_cohorts) > 1000 or exists (
+    select from unnest(p_cohorts) c where c is null or btrim(c) = '' or length(c) > 100
+  ) then
+    raise exception using
+      errcode = 'FL422',
+      message = 'cohorts must have 1 to 1000 names of 1 to 100 characters',
+      hint = 'Example: array[''lobby'', ''warehouse'']. Who may see every cohort gets a login with the rights of fleet_reader.';
+  end if;
+  if '(all)' = any (p_cohorts) then
+    raise exception using
+      errcode = 'FL422',
+      message = 'cohorts must not name (all)',
+      hint = 'In fleet.fleet_summary that is the whole fleet. Who may see it gets a login with the rights of fleet_reader.';
+  end if;
+  return array(select distinct c from unnest(p_cohorts) c order by c);
+end
+$$;
+
+comment on function fleet.reader_cohorts(text[]) is
+  'The cohorts for a reader, each once and in order. Fails if there are none or one cannot be the name of a cohort. They need not '
+  'exist yet.';
+--! EndIncluded access/reader_cohorts.sql
+--! Included access/no_such_reader.sql
+create or replace function fleet.no_such_reader(p_name text) returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception using
+    errcode = 'FL404',
+    message = format('there is no reader named %s', coalesce(p_name, 'null')),
+    hint = 'They are in select reader from fleet.reader_logins;';
+end
+$$;
+
+comment on function fleet.no_such_reader(text) is 'Fails because no reader has this name.';
+--! EndIncluded access/no_such_reader.sql
+--! Included access/require_reader_logins.sql
+create or replace function fleet.require_reader_logins() returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if to_regprocedure('fleet_guard.create_reader(text, text)') is null then
+    raise exception using
+      errcode = 'FL002',
+      message = 'the functions that make logins are missing in this database',
+      hint = 'As an administrator who may create roles: psql -f sql/setup/reader-logins.sql';
+  end if;
+end
+$$;
+
+comment on function fleet.require_reader_logins() is
+  'Fails if the administrator has not run sql/setup/reader-logins.sql.';
+--! EndIncluded access/require_reader_logins.sql
+--! Included access/create_reader.sql
+create or replace function fleet.create_reader(p_name text, p_cohorts text[]) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  -- Assigned and never in a statement, which could be logged with its parameters.
+  v_password text := fleet.make_token('nxr_');
+  v_verifier text := fleet.scram_verifier(v_password);
+  v_cohorts text[] := fleet.reader_cohorts(p_cohorts);
+begin
+  perform fleet.require_reader_logins();
+  if exists (select from fleet.readers r where r.reader = p_name) then
+    raise exception using
+      errcode = 'FL409',
+      message = format('a reader named %s already exists', p_name),
+      hint = format('Choose another name, or change this one: select fleet.set_reader_cohorts(%1$L, …); '
+        'or select fleet.renew_reader_password(%1$L);', p_name);
+  end if;
+  perform fleet_guard.create_reader(p_name, v_verifier);
+  insert into fleet.readers (reader, cohorts) values (p_name, v_cohorts);
+  perform fleet.audit(
+    p_action => 'reader.created', p_target => 'reader:' || p_name, p_before => null::jsonb,
+    p_after => jsonb_build_object('cohorts', v_cohorts)
+  );
+  return v_password;
+end
+$$;
+
+comment on function fleet.create_reader(text, text[]) is
+  'Makes a login of Postgres that reads the devices of these cohorts and nothing else, such as for the dashboard of a partner. '
+  'Returns its password, which is shown only now. The cohorts need not exist yet. Logins can see each other''s names. '
+  'Example: select fleet.create_reader(''acme_dashboard'', array[''acme'']);';
+--! EndIncluded access/create_reader.sql
+--! Included access/set_reader_cohorts.sql
+create or replace function fleet.set_reader_cohorts(p_name text, p_cohorts text[]) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_cohorts text[] := fleet.reader_cohorts(p_cohorts);
+  v_before text[];
+begin
+  select r.cohorts into v_before from fleet.readers r where r.reader = p_name for update;
+  if not found then
+    perform fleet.no_such_reader(p_name);
+  end if;
+  if v_before = v_cohorts then
+    return false;
+  end if;
+  update fleet.readers set cohorts = v_cohorts where reader = p_name;
+  perform fleet.audit(
+    p_action => 'reader.changed', p_target => 'reader:' || p_name, p_before => jsonb_build_object('cohorts', v_before),
+    p_after => jsonb_build_object('cohorts', v_cohorts)
+  );
+  return true;
+end
+$$;
+
+comment on function fleet.set_reader_cohorts(text, text[]) is
+  'Changes the cohorts of a reader, from its next statement on. Returns false if they are the same. '
+  'Example: select fleet.set_reader_cohorts(''acme_dashboard'', array[''acme'', ''acme-lab'']);';
+--! EndIncluded access/set_reader_cohorts.sql
+--! Included access/renew_reader_password.sql
+create or replace function fleet.renew_reader_password(p_name text) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  -- Assigned and never in a statement, which could be logged with its parameters.
+  v_password text := fleet.make_token('nxr_');
+  v_verifier text := fleet.scram_verifier(v_password);
+begin
+  perform fleet.require_reader_logins();
+  perform from fleet.readers r where r.reader = p_name for update;
+  if not found then
+    perform fleet.no_such_reader(p_name);
+  end if;
+  -- A dump has the row but not the login.
+  if not fleet_guard.set_reader_password(p_name, v_verifier) then
+    perform fleet_guard.create_reader(p_name, v_verifier);
+  end if;
+  perform fleet.audit(
+    p_action => 'reader.password_renewed', p_target => 'reader:' || p_name, p_before => null::jsonb, p_after => null::jsonb
+  );
+  return v_password;
+end
+$$;
+
+comment on function fleet.renew_reader_password(text) is
+  'Gives a reader another password, which is shown only now, and ends its sessions. Makes its login again if that is missing, as '
+  'after a dump was restored into another cluster. Example: select fleet.renew_reader_password(''acme_dashboard'');';
+--! EndIncluded access/renew_reader_password.sql
+--! Included access/drop_reader.sql
+create or replace function fleet.drop_reader(p_name text) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_cohorts text[];
+  v_is_known boolean;
+  v_is_dropped boolean;
+begin
+  perform fleet.require_reader_logins();
+  delete from fleet.readers r where r.reader = p_name returning r.cohorts into v_cohorts;
+  v_is_known := found;
+  v_is_dropped := fleet_guard.drop_reader(p_name);
+  if not v_is_known and not v_is_dropped then
+    perform fleet.no_such_reader(p_name);
+  end if;
+  perform fleet.audit(
+    p_action => 'reader.dropped', p_target => 'reader:' || p_name, p_before => jsonb_build_object('cohorts', v_cohorts),
+    p_after => null::jsonb
+  );
+end
+$$;
+
+comment on function fleet.drop_reader(text) is
+  'Drops the login of a reader, and ends its sessions. Example: select fleet.drop_reader(''acme_dashboard'');';
+--! EndIncluded access/drop_reader.sql
+--! Included access/reader_logins.view.sql
+create or replace view fleet.reader_logins as
+select r.reader, r.cohorts,
+  array(select c from unnest(r.cohorts) c where not exists (select from fleet.devices d where d.cohort = c)) as empty_cohorts,
+  coalesce(l.rolcanlogin, false) as can_login, l.rolconnlimit as connection_limit,
+  (select count(*) from pg_stat_activity a where a.usesysid = l.oid) as sessions,
+  r.created_at, r.created_by
+from fleet.readers r
+left join pg_roles l on l.rolname = r.reader and pg_has_role(l.oid, 'fleet_cohort_reader', 'member');
+
+comment on view fleet.reader_logins is
+  'The logins that see only their cohorts, and of each the cohorts, those of them that have no device, whether it can log in, how '
+  'many connections it may have and has now. Example: select reader, cohorts from fleet.reader_logins;';
+--! EndIncluded access/reader_logins.view.sql
+--! Included access/check_readers.sql
+create or replace function fleet.check_readers()
+returns table (check_name text, status text, detail text, remedy text)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '300ms'
+as $$
+#variable_conflict use_column
+declare
+  -- The views of devices, which were made with the rights of the login.
+  c_views constant text[] := array[
+    'device_state', 'device_status', 'devices_offline', 'unity_down', 'fleet_summary', 'recent_changes', 'missed_beats',
+    'device_availability', 'unreadable_fields'
+  ];
+  v_open record;
+  v_mark text;
+begin
+  -- Missing if the administrator has not run the setup of this version.
+  if to_regprocedure('fleet_guard.reader_mark()') is not null then
+    execute 'select fleet_guard.reader_mark()' into v_mark;
+  end if;
+  check_name := 'readers';
+
+  -- What the logins may read is a table with a policy for them, or a view that reads such tables with their rights.
+  select string_agg(o.name, ', ' order by o.name) as names, string_agg(o.remedy, e'\n' order by o.name) as remedies
+  into v_open
+  from (
+    select c.oid::regclass::text as name,
+      case
+        when p.polname is not null and c.relkind in ('r', 'p') then
+          format('alter table %s enable row level security;', c.oid::regclass)
+        when c.relname = any (c_views) then format('alter view %s set (security_invoker = true);', c.oid::regclass)
+        else format('revoke select on %s from fleet_cohort_reader;', c.oid::regclass)
+      end as remedy
+    from pg_class c
+    left join pg_policy p on p.polrelid = c.oid and p.polname = 'seen_cohorts' and not p.polpermissive
+      and p.polroles = array['fleet_cohort_reader'::regrole::oid]
+    where c.relnamespace in ('fleet'::regnamespace, 'fleet_detached'::regnamespace) and c.relkind in ('r', 'p', 'v', 'm', 'f')
+      and has_any_column_privilege('fleet_cohort_reader', c.oid, 'select')
+      -- Two that show nothing of other cohorts by themselves: when a device is offline, and what fleet.silence_at() returns.
+      and c.oid not in ('fleet.settings'::regclass, 'fleet.fleet_silence'::regclass)
+      and not (c.relkind in ('r', 'p') and c.relrowsecurity and p.polname is not null)
+      and not (c.relkind = 'v' and coalesce('security_invoker=true' = any (c.reloptions), false))
+  ) o;
+  if v_open.names is not null then
+    status := 'fail';
+    detail := 'the logins of fleet.create_reader() see every cohort in ' || v_open.names;
+    remedy := e'-- as fleet_owner\n' || v_open.remedies;
+    return next;
+    return;
+  end if;
+
+  select string_agg(format('%s is a member of %s', l.rolname, l.more), ', ' order by l.rolname, l.more) as names,
+    string_agg(format('revoke %I from %I;', l.more, l.rolname), e'\n' order by l.rolname, l.more) as remedies
+  into v_open
+  from (
+    select r.rolname, m.roleid::regrole::text as more
+    from pg_roles r
+    join pg_auth_members m on m.member = r.oid
+    where r.rolcanlogin and not r.rolsuper and pg_has_role(r.oid, 'fleet_cohort_reader', 'usage')
+      and m.roleid <> 'fleet_cohort_reader'::regrole
+  ) l;
+  if v_open.names is not null then
+    status := 'warn';
+    detail := format('logins that should see only their cohorts have more rights: %s', v_open.names);
+    remedy := e'-- as superuser\n' || v_open.remedies;
+    return next;
+    return;
+  end if;
+
+  select string_agg(r.reader, ', ' order by r.reader) as names,
+    string_agg(format('select fleet.renew_reader_password(%L);', r.reader), e'\n' order by r.reader) as remedies
+  into v_open
+  from fleet.readers r
+  where not exists (
+    select from pg_roles l
+    where l.rolname = r.reader and l.rolcanlogin and pg_has_role(l.oid, 'fleet_cohort_reader', 'usage')
+  );
+  if v_open.names is not null then
+    status := 'warn';
+    detail := format('readers without a login, as after the restore of a dump: %s', v_open.names);
+    remedy := e'-- makes the login again, and shows its new password once\n' || v_open.remedies;
+    return next;
+    return;
+  end if;
+
+  select string_agg(r.rolname, ', ' order by r.rolname) as names,
+    string_agg(format('select fleet.drop_reader(%L);', r.rolname), e'\n' order by r.rolname) as remedies
+  into v_open
+  from pg_roles r
+  where shobj_description(r.oid, 'pg_authid') = v_mark
+    and not exists (select from fleet.readers c where c.reader = r.rolname);
+  if v_open.names is not null then
+    status := 'warn';
+    detail := format('logins without a row in fleet.readers, which see nothing: %s', v_open.names);
+    remedy := v_open.remedies;
+    return next;
+    return;
+  end if;
+
+  status := 'ok';
+  detail := format('%s logins see only their cohorts', (select count(*) from fleet.readers));
+  return next;
+end
+$$;
+
+comment on function fleet.check_readers() is
+  'The part of fleet.check() about the logins of fleet.create_reader(): whether they are there, and see no more than they should.';
+--! EndIncluded access/check_readers.sql
 --! Included setup/grants.sql
 -- Who may do what. Everything is revoked first, so that only the grants in this file apply.
 revoke all on all tables in schema fleet
-  from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier;
+  from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier, fleet_cohort_reader;
 revoke all on all routines in schema fleet
-  from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier;
+  from public, fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier, fleet_cohort_reader;
 revoke all on schema fleet, fleet_detached from public;
 
-grant usage on schema fleet to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier;
+grant usage on schema fleet
+  to fleet_server, fleet_archiver, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier, fleet_cohort_reader;
 revoke create on schema fleet_detached from fleet_archiver;
 grant usage on schema fleet_detached to fleet_archiver, fleet_verifier, fleet_reader, fleet_dba;
 
@@ -11143,8 +14316,21 @@ grant execute on function
   fleet.ack_command(bigint, bigint),
   fleet.record_slo(text, json),
   fleet.record_unreadable_fields(json),
-  fleet.end_session(bytea, timestamptz),
-  fleet.is_session_ended(bytea),
+  fleet.fleet_summary_of(text[]),
+  -- The buttons of the ops page.
+  fleet.hold_partition(text, text),
+  fleet.release_partition(text),
+  fleet.request_restore(date, date),
+  fleet.pause_webhook(text),
+  fleet.resume_webhook(text, boolean),
+  fleet.close_session(bigint),
+  fleet.list_devices_of(text[], text, interval, bigint, integer, text, text),
+  fleet.transitions_of_cohorts(text[], text, integer, text),
+  fleet.authenticate_key(bytea, text),
+  fleet.act(text, text, bytea, text, text, text, boolean),
+  fleet.open_session(bytea, text, text, bytea, text[], text[], timestamptz, text, text, text),
+  fleet.see_session(bytea),
+  fleet.end_session(bytea, timestamptz, boolean, text, text),
   fleet.metric_values(),
   fleet.silence_metrics(),
   fleet.metric_definitions()
@@ -11168,7 +14354,7 @@ grant execute on function
   fleet.reported_values(jsonb),
   fleet.silence_at(timestamptz),  -- called by the view fleet_silence
   fleet.transitions_after(text, integer, text),
-  fleet.transitions_of(bigint, bigint, integer),
+  fleet.transitions_of(bigint, bigint, integer, text[]),
   fleet.postgres_started_at(),
   fleet.job_history()  -- called by the view job_health
 to fleet_server, fleet_reader, fleet_dba;
@@ -11200,6 +14386,10 @@ grant execute on procedure fleet.maintain(bigint, timestamptz) to fleet_dba;
 grant execute on procedure fleet.run_erasures(interval) to fleet_dba;
 
 grant execute on function
+  fleet.create_api_key(text, text[], text[], timestamptz),
+  fleet.revoke_api_key(text),
+  fleet.rotate_api_key(text, interval),
+  fleet.close_session(bigint),
   fleet.enroll_device(text, text),
   fleet.erase_device(bigint, text),
   fleet.retry_erasure(bigint),
@@ -11214,6 +14404,7 @@ grant execute on function
   fleet.set_cadence(text, timestamptz),
   fleet.recommend_cadence(),
   fleet.force_unlock(text),
+  fleet.audit_unlock(text),  -- called by force_unlock
   fleet.set_cohort_interval(text, interval),
   fleet.create_partitions(date, date),
   fleet.sync_partitions(),
@@ -11281,6 +14472,16 @@ grant execute on function
   fleet.note_columns(),
   fleet.archive_columns(regclass)
 to fleet_dba, fleet_archiver;
+
+-- For its archive.
+grant select on fleet.audit_log to fleet_archiver;
+grant select on fleet.audit_archives to fleet_dba;
+grant execute on function
+  fleet.claim_audit_month(text, interval),
+  fleet.renew_audit_lease(date, text, interval),
+  fleet.record_audit_archive(date, text, integer, text, text, bigint, bigint, text),
+  fleet.fail_audit_archive(date, text, text)
+to fleet_archiver;
 
 grant execute on function
   fleet.take_index_lock(),
@@ -11385,8 +14586,12 @@ grant select on fleet.hb_partitions, fleet.restore_items to fleet_archiver, flee
 grant select on fleet.restore_requests to fleet_dba;
 -- For queries over the archive and the online days together.
 grant select on fleet.device_heartbeats to fleet_archiver;
+grant select on fleet.api_keys, fleet.open_sessions, fleet.audit_log, fleet.settings_audit to fleet_dba;
+-- For the ops page. What is in the log is decided by the functions that write it.
+grant select on fleet.open_sessions, fleet.audit_log to fleet_server;
+grant execute on function fleet.find_session(bytea) to fleet_server, fleet_dba;  -- called by the view open_sessions
 grant select on
-  fleet.settings_audit, fleet.heartbeat_quarantine, fleet.archivers, fleet.silence_watch, fleet.silence_usual,
+  fleet.heartbeat_quarantine, fleet.archivers, fleet.silence_watch, fleet.silence_usual,
   fleet.device_availability_daily, fleet.rolled_up_days, fleet.late_arrivals, fleet.storage_daily
 to fleet_dba;
 grant select on fleet.column_changes to fleet_reader, fleet_dba;
@@ -11400,6 +14605,47 @@ grant update (
   silence_min_devices, ingest_gap, archive_stores, proofs_needed,
   settle, settle_max_wait, settle_budget, webhook_keep
 ) on fleet.settings to fleet_dba;
+
+-- The views of devices read their tables with the rights of the login, so that the policies in access/readers.policies.sql apply.
+-- The server gets no more by this than the views show it.
+grant select on fleet.device_state, fleet.fleet_counts, fleet.device_unreadable_fields to fleet_server, fleet_reader, fleet_dba;
+grant select on fleet.device_last_status, fleet.device_transitions, fleet.cohorts to fleet_server;
+grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_server;
+grant select (offline_after) on fleet.settings to fleet_server;
+grant select on fleet.device_availability_daily to fleet_reader;
+grant execute on function fleet.seen_cohorts() to fleet_server, fleet_reader, fleet_dba;  -- called by the view fleet_summary
+
+-- Logins that see only their cohorts. What is listed here has a policy, reads such tables with the rights of the login, or leaves
+-- out other cohorts itself. Add no function with the owner's rights that returns other devices.
+grant select on
+  fleet.device_state, fleet.device_status, fleet.devices_offline, fleet.unity_down, fleet.fleet_summary, fleet.fleet_silence,
+  fleet.recent_changes, fleet.missed_beats, fleet.device_availability, fleet.unreadable_fields,
+  fleet.device_last_status, fleet.device_transitions, fleet.device_commands, fleet.command_dispatch_log, fleet.cohorts,
+  fleet.fleet_counts, fleet.device_availability_daily, fleet.device_unreadable_fields
+to fleet_cohort_reader;
+grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_cohort_reader;
+grant select (offline_after) on fleet.settings to fleet_cohort_reader;
+select fleet.grant_heartbeat_columns();
+grant execute on function
+  fleet.seen_cohorts(),
+  fleet.derive_status(boolean, timestamptz, interval, interval, interval, timestamptz),
+  fleet.excused(integer, interval),
+  fleet.expected_interval(interval, interval, interval, timestamptz, timestamptz),
+  fleet.late_after(interval),
+  fleet.beats_missed(interval, interval),
+  fleet.heartbeat_bucket(timestamptz),
+  fleet.marks_hold(interval),
+  fleet.counts_hold(timestamptz),
+  fleet.silence_at(timestamptz)
+to fleet_cohort_reader;
+grant execute on function
+  fleet.create_reader(text, text[]),
+  fleet.set_reader_cohorts(text, text[]),
+  fleet.renew_reader_password(text),
+  fleet.drop_reader(text),
+  fleet.check_readers()
+to fleet_dba;
+grant select on fleet.readers, fleet.reader_logins to fleet_dba;
 
 -- Old names, which go in 0.3.
 grant execute on procedure

@@ -2,6 +2,7 @@ import { createHash, hash, timingSafeEqual } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { MiddlewareHandler } from 'hono'
 import { clientAddress } from './address.ts'
+import { BoundedMap } from './bounded-map.ts'
 import { bearer, unauthorized } from './bearer.ts'
 import type { RateLimit } from './rate-limit.ts'
 import { adminPrincipal, type Principal, requireScope } from './principal.ts'
@@ -9,8 +10,11 @@ import type { Scope } from './scopes.ts'
 import type { AppEnv } from '../context.ts'
 import type { Pool } from '../database.ts'
 import type { Metrics } from '../ops/metrics.ts'
+import { toProblem } from '../problem.ts'
 
 const API_KEY = /^nxk_[0-9a-f]{64}$/
+/** Keys for metrics that a worker remembers for the time when the database is unreachable. */
+const MAX_REMEMBERED = 100
 /** Names of keys that have a label of their own in the metrics of a worker. */
 const MAX_NAMES = 100
 
@@ -22,6 +26,7 @@ const MAX_NAMES = 100
 export class Access {
   readonly #isAdminKey: (given: unknown) => boolean
   readonly #names = new Set<string>()
+  readonly #monitors = new BoundedMap<Principal>(MAX_REMEMBERED)
 
   constructor(
     readonly config: { adminKey: string | undefined; trustProxy: boolean },
@@ -43,7 +48,9 @@ export class Access {
       const header = incoming.headers['x-admin']
       const given = header ?? bearer(incoming)
       const principal =
-        (header !== undefined || orBearer) && this.#isAdminKey(given) ? adminPrincipal('key') : await this.find(given, incoming)
+        (header !== undefined || orBearer) && this.#isAdminKey(given)
+          ? adminPrincipal('key')
+          : await (scope === 'metrics' ? this.#findMonitor(given, incoming) : this.find(given, incoming))
       if (principal === undefined) {
         if (given !== undefined) this.rateLimit.wrong(incoming)
         throw unauthorized(
@@ -75,6 +82,24 @@ export class Access {
     `,
     )
     return key && { how: 'key', actor: key.name, scopes: key.scopes, cohorts: key.cohorts, credential }
+  }
+
+  /**
+   * As find(). Metrics are needed most while the database is unreachable: then a key for metrics that was valid when it was last
+   * looked up still counts.
+   */
+  async #findMonitor(given: unknown, incoming: IncomingMessage) {
+    const key = typeof given === 'string' ? hash('sha256', given) : ''
+    try {
+      const found = await this.find(given, incoming)
+      if (found?.scopes.includes('metrics') === true) this.#monitors.set(key, found)
+      else this.#monitors.delete(key)
+      return found
+    } catch (error) {
+      const remembered = this.#monitors.get(key)
+      if (remembered === undefined || toProblem(error).status !== 503) throw error
+      return remembered
+    }
   }
 
   #label(name: string) {

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import { type TestDatabase, waitFor, withDatabase } from '../../testing/database.ts'
+import { type TestDatabase, waitFor, withCluster, withDatabase } from '../../testing/database.ts'
 import { asRole } from '../../testing/fleet.ts'
 import { ADMIN_KEY, ago, enroll, withProcess, withServer } from '../../testing/server.ts'
 import { textOf, visitor } from '../../testing/page.ts'
@@ -341,4 +341,83 @@ t.test('a key that was revoked between its check and its deed does nothing', asy
   )
   t.equal((await call(`DELETE /admin/devices/${device_id}`, { token: key })).status, 401)
   t.same(await db.sql`select from fleet.devices where revoked_at is not null`, [])
+})
+
+t.test('while the database is unreachable, a key for metrics that was valid opens metrics, and nothing else is open', async t => {
+  const db = await withCluster(t)
+  const { call } = await withServer(t, {}, db)
+  const [monitor, revoked, reader] = [
+    await makeKey(db, 'prometheus', ['metrics', 'read']),
+    await makeKey(db, 'revoked', ['metrics']),
+    await makeKey(db, 'grafana', ['read']),
+  ]
+  for (const token of [monitor, revoked]) t.equal((await call('GET /metrics', { token })).status, 200)
+  t.equal((await call('GET /v1/devices', { token: reader })).status, 200)
+  await db.sql`select fleet.revoke_api_key('revoked')`
+  t.equal((await call('GET /metrics', { token: revoked })).status, 401)
+  await db.cluster.stop('immediate')
+  const status = async (target: string, token: string) => (await call(target, { token })).status
+  t.equal(await status('GET /metrics', monitor), 200)
+  t.equal(await status('GET /ops/pool_health', monitor), 200)
+  t.equal(await status('GET /metrics', revoked), 503)
+  t.equal(await status('GET /metrics', reader), 503)
+  t.equal(await status('GET /v1/devices', monitor), 503)
+  t.equal((await call('GET /metrics', { admin: true })).status, 200)
+})
+
+t.test('wrong keys are limited by network, and a right key is not tried any longer', async t => {
+  const { db, call } = await withServer(t, { trustProxy: true })
+  const key = await makeKey(db, 'grafana', ['read'])
+  const ask = (token: string, network: number) =>
+    call('GET /v1/devices', { token, headers: { 'x-forwarded-for': `192.0.2.${network}` } })
+  const statuses = []
+  for (let n = 0; n < 64; n++) statuses.push((await ask(`nxk_${n.toString(16).padStart(64, '0')}`, 1)).status)
+  t.match(statuses.slice(0, 60), Array(60).fill(401))
+  t.ok(statuses.includes(429))
+  const refused = await ask(key, 1)
+  t.equal(refused.status, 429)
+  t.match(refused.headers.get('retry-after'), /^\d+$/)
+  t.equal((await ask(key, 2)).status, 200)
+})
+
+t.test('what a key did is there if and only if the deed committed, whenever Postgres is killed', async t => {
+  const db = await withCluster(t, { durable: true })
+  const { call } = await withServer(t, {}, db)
+  const key = await makeKey(db, 'deploy', ['enroll', 'command'])
+  const { device_id } = await enroll(db, 'a')
+  const acknowledged: number[] = []
+  for (let round = 0; round < 3; round++) {
+    let isRunning = true
+    const work = Promise.all(
+      [0, 1, 2].map(async () => {
+        while (isRunning) {
+          const answer = await call('POST /admin/command', { token: key, body: { device_id, command: 'x' } })
+          if (answer.status === 201) acknowledged.push((answer.body as { command_id: number }).command_id)
+          else await sleep(20)
+        }
+      }),
+    )
+    await sleep(300 + 200 * Math.random())
+    process.kill((await db.cluster.pid())!, 'SIGKILL')
+    isRunning = false
+    await work
+    await db.cluster.start()
+    await waitFor(async () => (await call('GET /v1/devices', { token: key })).status === 403)
+  }
+  const sql = asRole(t, db, 'fleet_dba')
+  const sent = (await sql<{ command_id: string }[]>`select command_id from fleet.device_commands order by 1`).map(row =>
+    Number(row.command_id),
+  )
+  const audited = (
+    await sql<
+      { command_id: string }[]
+    >`select after ->> 'command_id' as command_id from fleet.audit_log where action = 'command.sent' order by audit_id`
+  ).map(row => Number(row.command_id))
+  t.same(
+    audited.sort((a, b) => a - b),
+    sent.sort((a, b) => a - b),
+  )
+  const missing = acknowledged.filter(id => !sent.includes(id))
+  t.same(missing, [], 'and nothing that was acknowledged is missing')
+  t.ok(sent.length > 10, `${sent.length} commands`)
 })

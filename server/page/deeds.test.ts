@@ -26,8 +26,8 @@ t.test('an operator does what the page offers, after a confirmation that shows t
   t.match(asked.html, `select fleet.hold_partition(&#39;${partition}&#39;, &#39;&lt;reason&gt;&#39;);`)
   t.match(asked.html, 'recorded as done by ops')
   t.equal((await post('/do/hold', { partition, reason: "it's evidence" }, who)).status, 303)
-  t.match(await db.sql`select held_reason from fleet.hb_partitions where partition_name = ${partition}`, [
-    { held_reason: "it's evidence" },
+  t.match(await db.sql`select held_reason, held_by from fleet.hb_partitions where partition_name = ${partition}`, [
+    { held_reason: "it's evidence", held_by: 'ops' },
   ])
   t.match((await get('/', who)).html, `href="/do/release?partition=${partition}"`)
   t.equal((await post('/do/release', { partition }, who)).status, 303)
@@ -48,7 +48,14 @@ t.test('an operator does what the page offers, after a confirmation that shows t
     await db.sql`select action, actor, how from fleet.audit_log where how = 'session' and action not like 'session.%' order by audit_id`
   for (const row of actions) t.match(row, { actor: 'ops', how: 'session' })
   const names = actions.map(({ action }) => action as string)
-  for (const action of ['webhook.changed', 'device.token_renewed', 'command.sent']) t.ok(names.includes(action), action)
+  t.same(names, [
+    'partition.held',
+    'partition.released',
+    'webhook.paused',
+    'webhook.resumed',
+    'device.token_renewed',
+    'command.sent',
+  ])
   t.match((await get('/audit?q=ops', who)).html, /device\.token_renewed/)
   t.notMatch((await get('/audit', who)).html, /nxd_\d+_|nxk_/)
 })

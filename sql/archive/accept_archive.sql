@@ -65,9 +65,13 @@ begin
     'partition.archive.accept', p_partition, v_found.row_count,
     p_detail => format(
       'by %s: %s. Dropped: %s rows (%s). Archive: %s rows (%s; %s), %s',
-      session_user, p_reason, v_found.row_count, v_found.in_table, v_partition.row_count, v_found.in_archive,
+      (fleet.current_actor()).actor, p_reason, v_found.row_count, v_found.in_table, v_partition.row_count, v_found.in_archive,
       fleet.rows_proof(v_partition.rows_sha256, v_partition.content_checksum), v_partition.archive_url
     )
+  );
+  perform fleet.audit(
+    'partition.archive_accepted', 'partition:' || p_partition,
+    jsonb_build_object('rows', v_found.row_count), jsonb_build_object('rows', v_partition.row_count, 'reason', p_reason)
   );
   update fleet.hb_partitions
   set state = 'archived', step = 'proven', attempts = 0, next_attempt_at = null

@@ -16,6 +16,9 @@ begin
   end if;
   if v_partition.state in ('active', 'restored') then
     perform fleet.retire_partition(p_partition);
+    perform fleet.audit(
+      'partition.archive_requested', 'partition:' || p_partition, jsonb_build_object('state', v_partition.state)
+    );
   end if;
   perform pg_notify('fleet_archiver', p_partition);
   return format('partition %s is waiting for the archiver', p_partition);

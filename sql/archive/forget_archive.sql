@@ -37,8 +37,15 @@ begin
   perform fleet.record_event(
     'partition.forget', p_partition, v_partition.row_count,
     p_detail => format(
-      '%s, sha256 %s; by %s: %s', v_partition.archive_url, v_partition.checksum_sha256, session_user, p_reason
+      '%s, sha256 %s; by %s: %s', v_partition.archive_url, v_partition.checksum_sha256, (fleet.current_actor()).actor, p_reason
     )
+  );
+  perform fleet.audit(
+    'partition.archive_forgotten', 'partition:' || p_partition,
+    jsonb_build_object(
+      'archive_url', v_partition.archive_url, 'sha256', v_partition.checksum_sha256, 'rows', v_partition.row_count
+    ),
+    jsonb_build_object('reason', p_reason)
   );
 end
 $$;

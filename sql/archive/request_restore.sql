@@ -32,6 +32,9 @@ begin
   select v_request_id, p.partition_name
   from fleet.hb_partitions p
   where p.state = 'dropped' and p.range_start < (v_to + 1)::timestamptz and p.range_end > p_from::timestamptz;
+  perform fleet.audit(
+    'restore.requested', 'restore:' || v_request_id, p_after => jsonb_build_object('from', p_from, 'to', v_to)
+  );
   perform pg_notify('fleet_archiver', 'restore');
   return v_request_id;
 end

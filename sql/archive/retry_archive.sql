@@ -28,7 +28,14 @@ begin
     where partition_name = p_partition;
     perform fleet.record_event(
       'partition.archive.again', p_partition, v_found.row_count,
-      p_detail => format('by %s: the table differs from its archive, which has %s rows', session_user, v_partition.row_count)
+      p_detail => format(
+        'by %s: the table differs from its archive, which has %s rows', (fleet.current_actor()).actor, v_partition.row_count
+      )
+    );
+    perform fleet.audit(
+      'partition.archive_retried', 'partition:' || p_partition,
+      jsonb_build_object('state', v_partition.state, 'rows', v_partition.row_count),
+      jsonb_build_object('rows', v_found.row_count)
     );
     perform pg_notify('fleet_archiver', p_partition);
     return format('partition %s differs from its archive and is waiting for the archiver', p_partition);
@@ -39,6 +46,12 @@ begin
   update fleet.hb_partitions
   set attempts = 0, next_attempt_at = now()
   where partition_name = p_partition and state = 'archive_failed';
+  if found then
+    perform fleet.audit(
+      'partition.archive_retried', 'partition:' || p_partition,
+      jsonb_build_object('state', v_partition.state, 'attempts', v_partition.attempts)
+    );
+  end if;
   perform pg_notify('fleet_archiver', p_partition);
   return format('partition %s is waiting for the archiver', p_partition);
 end

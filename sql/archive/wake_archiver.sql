@@ -12,6 +12,8 @@ begin
     select from fleet.restore_items i where i.state in ('pending', 'running')
   ) and not exists (
     select from fleet.erasure_items i where i.archive_at is null
+  ) and not exists (
+    select from fleet.audit_months_due()
   ) then
     return false;
   end if;

@@ -20,7 +20,7 @@ begin
     where r.partition_name = p_partition
     order by r.day
   loop
-    v_count := v_count + fleet.roll_up(v_due.day, v_now, v_due.action = 'rebuild');
+    v_count := v_count + fleet.roll_up_day(v_due.day, v_now, v_due.action = 'rebuild');
   end loop;
   return v_count;
 end

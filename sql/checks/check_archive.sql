@@ -13,6 +13,7 @@ declare
   v_settings fleet.settings;
   v_names text;
   v_commands text;
+  v_months text;
   v_count bigint;
   v_age interval;
   v_silence interval;
@@ -38,12 +39,17 @@ begin
   select count(*), p_now - min(p.detached_at) into v_count, v_age
   from fleet.hb_partitions p
   where p.state in ('detached', 'archiving') and p.held_reason is null;
+  select string_agg(to_char(d, 'YYYY-MM') || coalesce(': ' || a.last_error, ''), ', ' order by d) into v_months
+  from fleet.audit_months_due() d
+  left join fleet.audit_archives a on a.month = d
+  where d + interval '1 month 2 days' < p_now;
   status := case
-    when v_count = 0 or v_age < interval '6 hours' then 'ok'
-    when v_age < interval '2 days' then 'warn'
-    else 'fail'
+    when v_count > 0 and v_age >= interval '2 days' then 'fail'
+    when v_count > 0 and v_age >= interval '6 hours' or v_months is not null then 'warn'
+    else 'ok'
   end;
-  detail := format('%s partitions are waiting%s', v_count, ', the oldest for ' || date_trunc('second', v_age));
+  detail := format('%s partitions are waiting%s', v_count, ', the oldest for ' || date_trunc('second', v_age))
+    || coalesce('; so does the audit log of ' || v_months, '');
   remedy := case
     when status = 'ok' then null
     when v_silence < interval '5 minutes' then 'select fleet.wake_archiver();'

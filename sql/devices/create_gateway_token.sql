@@ -22,6 +22,7 @@ begin
       message = format('a gateway named %s already exists', p_name),
       hint = 'Choose another name: names are unique, including those of revoked gateways.';
   end if;
+  perform fleet.audit('gateway.created', 'gateway:' || p_name);
   return v_token;
 end
 $$;

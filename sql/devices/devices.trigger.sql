@@ -33,3 +33,11 @@ create or replace trigger devices_record_changes
 
 comment on trigger devices_record_changes on fleet.devices is
   'A device that is revoked has a transition, and one with another interval is late after another time.';
+
+-- The functions run as the owner.
+create or replace trigger devices_audit
+  after update on fleet.devices
+  referencing old table as was new table as changed
+  for each statement when (current_user <> 'fleet_owner') execute function fleet.audit_devices();
+
+comment on trigger devices_audit on fleet.devices is 'Records an UPDATE by hand in fleet.audit_log.';

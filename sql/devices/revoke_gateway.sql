@@ -20,6 +20,7 @@ begin
   update fleet.gateways
   set revoked_at = now()
   where gateway_id = v_gateway.gateway_id;
+  perform fleet.audit('gateway.revoked', 'gateway:' || p_name);
   return true;
 end
 $$;

@@ -87,7 +87,29 @@ begin
   perform fleet.add_erasure_items(v_erasure.erasure_id);
   perform fleet.record_event(
     'device.erase', p_rows => v_rows,
-    p_detail => format('erasure %s; by %s: %s', v_erasure.erasure_id, session_user, p_reason)
+    p_detail => format('erasure %s; by %s: %s', v_erasure.erasure_id, (fleet.current_actor()).actor, p_reason)
+  );
+  -- Who did what with the device stays, with its number. What the rows say about it goes; the trigger keep_audit_log allows that
+  -- only now that the erasure is recorded.
+  with named as (
+    update fleet.audit_log l
+    set before = null, after = null
+    where l.target = 'device:' || p_device_id and (l.before is not null or l.after is not null)
+    returning l.at
+  ),
+  mapped as (
+    update fleet.audit_log l
+    set before = null, after = null
+    where l.action in ('import_device.mapped', 'import_device.changed', 'import_device.unmapped')
+      and p_device_id::text in (l.before ->> 'device_id', l.after ->> 'device_id')
+    returning l.at
+  )
+  -- These months are archived again.
+  update fleet.audit_archives a
+  set wanted = a.wanted + 1
+  where a.month in (select date_trunc('month', n.at)::date from (table named union all table mapped) n);
+  perform fleet.audit(
+    'erasure.requested', 'erasure:' || v_erasure.erasure_id, p_after => jsonb_build_object('reason', p_reason)
   );
   -- An archive whose day is not online can be read at once.
   perform pg_notify('fleet_archiver', 'erase');

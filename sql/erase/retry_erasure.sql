@@ -17,6 +17,9 @@ begin
   set next_attempt_at = null, attempts = 0
   where i.erasure_id = p_erasure_id and (i.online_at is null or i.archive_at is null);
   get diagnostics v_count = row_count;
+  if v_count > 0 then
+    perform fleet.audit('erasure.retried', 'erasure:' || p_erasure_id, p_after => jsonb_build_object('left', v_count));
+  end if;
   perform pg_notify('fleet_archiver', 'erase');
   return v_count;
 end

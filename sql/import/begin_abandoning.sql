@@ -57,6 +57,7 @@ begin
     step = case when a.state = 'abandoning' then f.step end,
     step_started_at = clock_timestamp(), step_from = f.step_done, step_rows = 0
   where f.source = a.source;
+  perform fleet.audit('import.abandoning_begun', 'import:' || a.source, jsonb_build_object('state', a.state));
   return a.source;
 end
 $$;

@@ -45,7 +45,8 @@ begin
     update fleet.imports f
     set step_started_at = clock_timestamp(), step_from = f.step_done, step_rows = 0, backend = pg_backend_pid(), last_error = null
     where f.relid = p_source;
-    perform fleet.record_event('import.resume', p_detail => format('%s, pass %s, by %s', a.source, v_old.pass, session_user));
+    perform fleet.record_event('import.resume', p_detail => format('%s, pass %s, by %s', a.source, v_old.pass, (fleet.current_actor()).actor));
+    perform fleet.audit('import.resumed', 'import:' || a.source);
     return a.source;
   end if;
 
@@ -65,7 +66,13 @@ begin
       -- everything received since its first start.
       started_at = case when f.state in ('confirmed', 'abandoned') then now() else f.started_at end,
       store_ip = case when f.state in ('confirmed', 'abandoned') then excluded.store_ip else f.store_ip end;
-  perform fleet.record_event('import.start', p_detail => format('%s, by %s', a.source, session_user));
+  perform fleet.record_event('import.start', p_detail => format('%s, by %s', a.source, (fleet.current_actor()).actor));
+  perform fleet.audit(
+    'import.begun', 'import:' || a.source,
+    p_after => jsonb_build_object(
+      'columns', a.columns, 'unknown_devices', a.unknown_devices, 'oldest', a.oldest, 'forward', a.forwards
+    )
+  );
   return a.source;
 end
 $$;

@@ -18,6 +18,7 @@ begin
   set state = 'moved', steps = '{survey,verify}', step = null, verified_xid = pg_snapshot_xmin(pg_current_snapshot()),
     backend = pg_backend_pid(), last_error = null
   where f.source = a.source;
+  perform fleet.audit('import.verification_begun', 'import:' || a.source);
   return a.source;
 end
 $$;

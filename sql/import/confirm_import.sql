@@ -117,8 +117,9 @@ begin
   where f.source = a.source;
   perform fleet.record_event(
     'import.confirmed', p_rows => (select sum(d.rows_kept)::bigint from fleet.import_days d where d.source = a.source),
-    p_detail => format('%s, by %s', a.source, session_user)
+    p_detail => format('%s, by %s', a.source, (fleet.current_actor()).actor)
   );
+  perform fleet.audit('import.confirmed', 'import:' || a.source);
   return format(
     'the import of %1$s is confirmed; %2$s rows that were written since the verification were compared too. '
       'When you no longer need the table, run as its owner: drop table %1$s;',

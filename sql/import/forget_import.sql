@@ -25,7 +25,8 @@ begin
   delete from fleet.import_days d where d.source = p_source;
   delete from fleet.import_devices d where d.source = p_source;
   delete from fleet.imports f where f.source = p_source;
-  perform fleet.record_event('import.forgotten', p_detail => format('%s, by %s', p_source, session_user));
+  perform fleet.record_event('import.forgotten', p_detail => format('%s, by %s', p_source, (fleet.current_actor()).actor));
+  perform fleet.audit('import.forgotten', 'import:' || p_source, jsonb_build_object('state', a.state));
   return true;
 end
 $$;

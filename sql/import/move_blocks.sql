@@ -51,12 +51,12 @@ begin
         raise;
       end if;
       perform fleet.sync_partitions();
-      perform fleet.create_partitions(r.day, r.day)
+      perform fleet.add_partitions(r.day, r.day)
       from (
         select distinct (r.beat).ts::date as day from fleet.read_source(a, a.next_block, v_last) r where r.reason is null
       ) r
       where not exists (select from fleet.attached_partitions() p where p.range_start <= r.day and p.range_end > r.day);
-      perform fleet.unsettle_partition(p.partition_name)
+      perform fleet.unsettle_table(p.partition_name)
       from fleet.hb_partitions p
       where p.settled_at is not null and p.state in ('active', 'restored')
         and exists (

@@ -72,10 +72,10 @@ begin
     if v_settled is null then
       return false;
     end if;
-    perform fleet.unsettle_partition(v_settled);
+    perform fleet.unsettle_table(v_settled);
     return true;
   end if;
-  perform fleet.create_partitions(v_missing, least(v_missing + c_days_at_once - 1, v_last));
+  perform fleet.add_partitions(v_missing, least(v_missing + c_days_at_once - 1, v_last));
   update fleet.imports f
   set step_done = v_missing - v_first
   where f.source = a.source;

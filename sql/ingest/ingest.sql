@@ -1,13 +1,31 @@
+-- The server calls fleet.ingest_batch(). This is for people, whose heartbeats are recorded as theirs.
 create or replace function fleet.ingest(p_batch json, p_received_at timestamptz default now())
 returns table (item integer, result text, reason text, ts timestamptz)
-language sql
+language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select u.item::integer, coalesce(u.result, 'stored'), u.reason, u.ts
-  from fleet.ingest_batch(p_batch, p_received_at) b
-  cross join lateral unnest(b.results, b.reasons, b.tss) with ordinality as u (result, reason, ts, item);
+declare
+  v_batch record;
+begin
+  select b.results, b.reasons, b.tss into v_batch from fleet.ingest_batch(p_batch, p_received_at) b;
+  if pg_has_role(session_user, 'fleet_dba', 'member') and not pg_has_role(session_user, 'fleet_server', 'member') then
+    perform fleet.audit('heartbeats.ingested', 'heartbeats:' || r.items, p_after => r.results)
+    from (
+      select sum(c.items) as items, jsonb_object_agg(c.result, c.items) as results
+      from (
+        select coalesce(u.result, 'stored') as result, count(*) as items
+        from unnest(v_batch.results, v_batch.tss) as u (result, ts)
+        group by 1
+      ) c
+    ) r
+    where r.items > 0;
+  end if;
+  return query
+    select u.item::integer, coalesce(u.result, 'stored'), u.reason, u.ts
+    from unnest(v_batch.results, v_batch.reasons, v_batch.tss) with ordinality as u (result, reason, ts, item);
+end
 $$;
 
 comment on function fleet.ingest(json, timestamptz) is

@@ -64,7 +64,13 @@ begin
     insert into fleet.planned_steps (run_id, position, step, retention, as_of, pid)
     select v_run_id, s.position * 1000000, s.step, p_retention, p_now, pg_backend_pid()
     from unnest(v_steps) with ordinality as s (step, position);
-    perform fleet.record_event(p_kind || '.start', p_run_id => v_run_id, p_detail => session_user::text);
+    perform fleet.record_event(p_kind || '.start', p_run_id => v_run_id, p_detail => (fleet.current_actor()).actor);
+    if not fleet.is_scheduled_run() then
+      perform fleet.audit(
+        p_kind || '.started', 'run:' || v_run_id,
+        p_after => case when p_retention is not null then jsonb_build_object('retention', p_retention) end
+      );
+    end if;
   exception when others or query_canceled then
     -- The session may stay in a pool and would keep the lock.
     perform pg_advisory_unlock(v_key);

@@ -18,19 +18,19 @@ begin
     when 'schedule_vacuum' then
       v_count := fleet.schedule_vacuum();
     when 'roll_up' then
-      v_count := fleet.roll_up(p_day, p_now);
+      v_count := fleet.roll_up_day(p_day, p_now);
     when 'rebuild' then
-      v_count := fleet.roll_up(p_day, p_now, p_late_only => true);
+      v_count := fleet.roll_up_day(p_day, p_now, p_late_only => true);
     when 'retire' then
       v_count := fleet.retire_partition(p_partition, p_now);
     when 'settle' then
-      v_count := fleet.settle_partition(p_partition, p_now);
+      v_count := fleet.settle_table(p_partition, p_now);
     when 'unsettle' then
-      v_count := fleet.unsettle_partition(p_partition)::integer;
+      v_count := fleet.unsettle_table(p_partition)::integer;
     when 'replay' then
       select r.stored into v_count
       from fleet.hb_partitions p
-      cross join lateral fleet.replay_quarantine(p.range_start, p.range_end) r
+      cross join lateral fleet.replay_heartbeats(p.range_start, p.range_end) r
       where p.partition_name = p_partition;
     when 'prune' then
       v_count := fleet.prune(p_now);

@@ -14,6 +14,7 @@ begin
       message = format('there is no lock %s', coalesce(p_lock, 'null')),
       hint = 'The locks are maintenance, reconcile and import: select * from fleet.force_unlock(''maintenance'');';
   end if;
+  perform fleet.audit_unlock(p_lock);
   return query
     select a.pid, a.usename::text, date_trunc('second', now() - a.query_start), a.query,
       -- Waits for the end, so that the caller can start at once.

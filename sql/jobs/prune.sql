@@ -65,11 +65,7 @@ begin
   -- What waits is not pruned, and neither is the first message of a trouble that lasts: its recovery names it.
   where d.made_at < p_now - s.webhook_keep and d.state <> 'pending' and not d.is_open;
   get diagnostics v_messages = row_count;
-  delete from fleet.audit_log l
-  using fleet.settings s
-  -- By the clock and not by p_now, as the trigger that keeps the rows.
-  where l.at < now() - s.audit_keep;
-  get diagnostics v_audited = row_count;
+  v_audited := fleet.prune_audit_log();
   delete from fleet.sessions s
   where s.ends_at < p_now - interval '7 days';
   delete from fleet.notifiers n

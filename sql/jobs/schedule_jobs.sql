@@ -7,7 +7,12 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
+  c_jobs constant text :=
+    'select jsonb_object_agg(j.jobname, j.schedule || '' '' || j.command) from cron.job j
+    where j.jobname like ''fleet-%'' and j.username = current_user';
   v_job record;
+  v_before jsonb;
+  v_after jsonb;
 begin
   if not exists (select from pg_extension where extname = 'pg_cron') then
     for v_job in select * from fleet.jobs_elsewhere() loop
@@ -23,6 +28,7 @@ begin
     return;
   end if;
 
+  execute c_jobs into v_before;
   -- By name, so that a second call changes nothing. The store's jobs that are no longer defined are removed.
   execute $jobs$
     select cron.unschedule(j.jobid)
@@ -38,6 +44,10 @@ begin
   for v_job in select * from fleet.job_definitions() loop
     execute 'select cron.schedule($1, $2, $3)' using v_job.jobname, v_job.schedule, v_job.command;
   end loop;
+  execute c_jobs into v_after;
+  if v_after is distinct from v_before then
+    perform fleet.audit('jobs.scheduled', 'jobs:pg_cron', v_before, v_after);
+  end if;
   return query select d.jobname, d.schedule, d.command, true from fleet.job_definitions() d;
 end
 $$;

@@ -27,6 +27,12 @@ begin
   set state = 'dropped', relid = null, dropped_at = now(), lease_owner = null, lease_until = null, bytes_size = 0,
     last_error = null
   where partition_name = p_partition;
+  -- It was the only copy online, so this is recorded whoever did it, the archiver too.
+  perform fleet.audit(
+    'partition.dropped', 'partition:' || p_partition,
+    jsonb_build_object('rows', v_partition.row_count, 'table', case when p_table is null then 'was gone' else 'dropped' end),
+    jsonb_build_object('archive_url', v_partition.archive_url, 'sha256', v_partition.checksum_sha256)
+  );
   if p_table is null then
     perform fleet.record_event(
       'partition.drop', p_partition, v_partition.row_count, fleet.elapsed_ms(p_since),

@@ -23,10 +23,19 @@ begin
   if v_partition.state in ('active', 'restored') then
     perform fleet.bind_range(p_partition);
   end if;
-  update fleet.hb_partitions
-  set held_reason = p_reason, held_by = session_user
-  where partition_name = p_partition;
-  perform fleet.record_event('partition.hold', p_partition, p_detail => p_reason);
+  if v_partition.held_reason is distinct from p_reason then
+    update fleet.hb_partitions
+    set held_reason = p_reason, held_by = (fleet.current_actor()).actor
+    where partition_name = p_partition;
+    perform fleet.record_event('partition.hold', p_partition, p_detail => p_reason);
+    perform fleet.audit(
+      'partition.held', 'partition:' || p_partition,
+      case when v_partition.held_reason is not null then
+        jsonb_build_object('reason', v_partition.held_reason, 'held_by', v_partition.held_by)
+      end,
+      jsonb_build_object('reason', p_reason)
+    );
+  end if;
   return format('partition %s is held: %s', p_partition, p_reason);
 end
 $$;

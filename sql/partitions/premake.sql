@@ -36,7 +36,7 @@ begin
 
   -- run_maintenance adds partitions only after the last one, uses the real clock, and reports success when it is already running
   -- elsewhere. Whatever is still missing is created here, including days that a long outage left out, for devices that send late.
-  perform fleet.create_partitions(v_from, v_to);
+  perform fleet.add_partitions(v_from, v_to);
 
   return query
     select p.partition_name

@@ -16,6 +16,12 @@ begin
   set held_reason = null, held_by = null, state = case state when 'restored' then 'active' else state end
   where partition_name = p_partition;
   perform fleet.record_event('partition.release', p_partition);
+  perform fleet.audit(
+    'partition.released', 'partition:' || p_partition,
+    jsonb_strip_nulls(
+      jsonb_build_object('state', v_partition.state, 'reason', v_partition.held_reason, 'held_by', v_partition.held_by)
+    )
+  );
   return format('partition %s is released', p_partition);
 end
 $$;

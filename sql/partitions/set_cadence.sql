@@ -29,13 +29,13 @@ begin
   v_first := v_end;
   if p_cadence = 'monthly' and v_end <> date_trunc('month', v_end) then
     v_first := (date_trunc('month', v_end) + interval '1 month')::date;
-    perform fleet.create_partitions(v_end, v_first - 1);
+    perform fleet.add_partitions(v_end, v_first - 1);
   end if;
 
   update fleet.settings set cadence = p_cadence;
   perform fleet.configure_partman();
   -- The first partition of the new width, from which pg_partman continues.
-  perform fleet.create_partitions(v_first, greatest(v_first, p_now::date + v_settings.premake_days));
+  perform fleet.add_partitions(v_first, greatest(v_first, p_now::date + v_settings.premake_days));
   return format(
     'cadence %s (was %s) from %s on; partitions before that stay as they are', p_cadence, v_settings.cadence, v_first
   );

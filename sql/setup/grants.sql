@@ -109,6 +109,7 @@ grant execute on function
   fleet.set_cadence(text, timestamptz),
   fleet.recommend_cadence(),
   fleet.force_unlock(text),
+  fleet.audit_unlock(text),  -- called by force_unlock
   fleet.set_cohort_interval(text, interval),
   fleet.create_partitions(date, date),
   fleet.sync_partitions(),
@@ -176,6 +177,16 @@ grant execute on function
   fleet.note_columns(),
   fleet.archive_columns(regclass)
 to fleet_dba, fleet_archiver;
+
+-- For its archive.
+grant select on fleet.audit_log to fleet_archiver;
+grant select on fleet.audit_archives to fleet_dba;
+grant execute on function
+  fleet.claim_audit_month(text, interval),
+  fleet.renew_audit_lease(date, text, interval),
+  fleet.record_audit_archive(date, text, integer, text, text, bigint, bigint, text),
+  fleet.fail_audit_archive(date, text, text)
+to fleet_archiver;
 
 grant execute on function
   fleet.take_index_lock(),

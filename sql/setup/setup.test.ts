@@ -197,7 +197,7 @@ t.test('every call for DBAs and every view for dashboards shows an example in it
       -- These are called by views, or by maintenance with the rights of its caller.
       and p.proname not like 'check\\_%'  -- the parts of check()
       and p.proname not in (
-        'begin_run', 'end_run', 'run_next_step', 'run_planned_steps', 'is_night_missed', 'job_history',
+        'audit_unlock', 'find_session', 'begin_run', 'end_run', 'run_next_step', 'run_planned_steps', 'is_night_missed', 'job_history',
         'metric_values', 'silence_metrics', 'marks_hold', 'archive_columns', 'checksum_expression', 'sync_partitions', 'wake_archiver', 'run_steps', 'begin_import',
         'begin_verification', 'begin_abandoning', 'import_step', 'end_import', 'run_import'
       )

@@ -12,6 +12,11 @@ begin
       hint = 'Give at least 1 day. Example: select fleet.backfill_last_status(7);';
   end if;
   select h.updated into updated from fleet.heal_last_status(make_interval(days => p_days), 2147483647) h;
+  if updated > 0 then
+    perform fleet.audit(
+      'last_status.backfilled', 'last_status:all', p_after => jsonb_build_object('days', p_days, 'updated', updated)
+    );
+  end if;
   perform fleet.record_event('backfill.completed', p_rows => updated);
 end
 $$;

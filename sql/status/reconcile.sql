@@ -24,6 +24,11 @@ begin
   select h.checked, h.updated into checked, updated from fleet.heal_last_status(p_window, p_max_rows) h;
   elapsed_ms := fleet.elapsed_ms(v_since);
   perform fleet.increment_counter('reconciliation_rows_updated_total', updated);
+  if updated > 0 and not fleet.is_scheduled_run() then
+    perform fleet.audit(
+      'last_status.reconciled', 'last_status:all', p_after => jsonb_build_object('window', p_window, 'updated', updated)
+    );
+  end if;
   perform fleet.record_event('reconciliation.completed', p_rows => updated, p_duration_ms => elapsed_ms);
 end
 $$;

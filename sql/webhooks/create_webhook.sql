@@ -76,7 +76,7 @@ begin
       message = format('a webhook named %s already exists', p_name),
       hint = format('Choose another name, or remove it first: select fleet.remove_webhook(%L);', p_name);
   end if;
-  perform fleet.audit_webhook(p_name, null, fleet.describe_webhook(v_webhook));
+  perform fleet.audit_webhook('created', p_name, null, fleet.describe_webhook(v_webhook));
   return v_webhook.secret;
 end
 $$;

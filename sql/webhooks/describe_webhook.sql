@@ -16,4 +16,4 @@ as $$
 $$;
 
 comment on function fleet.describe_webhook(fleet.webhooks) is
-  'A webhook in one line, without its secret and without the part of its URL that may be secret. For fleet.settings_audit.';
+  'A webhook in one line, without its secret and without the part of its URL that may be secret. For fleet.audit_log.';

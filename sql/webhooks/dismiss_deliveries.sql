@@ -12,7 +12,9 @@ begin
   set state = 'dropped'
   where webhook_id = v_webhook.webhook_id and state = 'dead';
   get diagnostics v_dismissed = row_count;
-  perform fleet.audit_webhook(p_name, v_dismissed || ' dead messages', 'dismissed');
+  if v_dismissed > 0 then
+    perform fleet.audit_webhook('dismissed', p_name, v_dismissed || ' dead messages', 'dismissed');
+  end if;
   return v_dismissed;
 end
 $$;

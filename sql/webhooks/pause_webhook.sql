@@ -13,7 +13,7 @@ begin
   update fleet.webhooks
   set paused_at = now()
   where webhook_id = v_webhook.webhook_id;
-  perform fleet.audit_webhook(p_name, 'active', 'paused');
+  perform fleet.audit_webhook('paused', p_name, 'active', 'paused');
   return true;
 end
 $$;

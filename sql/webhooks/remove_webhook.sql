@@ -14,7 +14,7 @@ begin
   from fleet.webhook_deliveries
   where webhook_id = v_webhook.webhook_id and state = 'pending';
   delete from fleet.webhooks where webhook_id = v_webhook.webhook_id;
-  perform fleet.audit_webhook(p_name, fleet.describe_webhook(v_webhook), null);
+  perform fleet.audit_webhook('removed', p_name, fleet.describe_webhook(v_webhook), null);
   return v_waiting;
 end
 $$;

@@ -65,9 +65,11 @@ begin
       message = format('from transition %s on there are more than %s messages', p_from_transition, v_most),
       hint = 'Begin with a later one: select min(transition_id) from fleet.device_transitions where at > now() - interval ''1 day'';';
   end if;
-  perform fleet.audit_webhook(
-    p_name, null, format('replay from transition %s: %s messages', p_from_transition, v_incidents + v_devices)
-  );
+  if v_incidents + v_devices > 0 then
+    perform fleet.audit_webhook(
+      'replayed', p_name, null, format('replay from transition %s: %s messages', p_from_transition, v_incidents + v_devices)
+    );
+  end if;
   perform pg_notify('fleet_notifier', 'replay');
   return v_incidents + v_devices;
 end

@@ -25,7 +25,7 @@ begin
   update fleet.webhooks
   set paused_at = null, failures = 0, hold_until = null
   where webhook_id = v_webhook.webhook_id;
-  perform fleet.audit_webhook(p_name, 'paused', 'active');
+  perform fleet.audit_webhook('resumed', p_name, 'paused', 'active');
   return v_waiting;
 end
 $$;

@@ -34,6 +34,9 @@ begin
   update fleet.webhooks
   set failures = 0, hold_until = null
   where webhook_id = v_webhook.webhook_id;
+  if v_retried > 0 then
+    perform fleet.audit_webhook('retried', p_name, v_retried || ' dead messages', 'pending');
+  end if;
   perform pg_notify('fleet_notifier', 'retry');
   return v_retried;
 end

@@ -19,7 +19,7 @@ begin
     old_secret = case when p_keep_old > interval '0' then v_webhook.secret end,
     old_secret_until = case when p_keep_old > interval '0' then now() + p_keep_old end
   where webhook_id = v_webhook.webhook_id;
-  perform fleet.audit_webhook(p_name, 'a secret', format('a new secret; the old one signs too for %s', p_keep_old));
+  perform fleet.audit_webhook('secret_rotated', p_name, 'a secret', format('a new secret; the old one signs too for %s', p_keep_old));
   return v_secret;
 end
 $$;

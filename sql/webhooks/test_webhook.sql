@@ -28,6 +28,7 @@ begin
   update fleet.webhooks
   set hold_until = null
   where webhook_id = v_webhook.webhook_id;
+  perform fleet.audit_webhook('tested', p_name, null, 'message ' || v_id);
   perform pg_notify('fleet_notifier', 'test');
   return v_id;
 end

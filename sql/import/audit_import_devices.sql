@@ -1,0 +1,52 @@
+create or replace function fleet.audit_import_devices() returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c_most constant integer := 100;
+  v_changes jsonb;
+begin
+  if tg_op = 'INSERT' then
+    v_changes := (select jsonb_agg(jsonb_build_object('after', to_jsonb(n))) from is_now n);
+  elsif tg_op = 'DELETE' then
+    v_changes := (select jsonb_agg(jsonb_build_object('before', to_jsonb(o))) from was o);
+  else
+    v_changes := (
+      select jsonb_agg(jsonb_strip_nulls(jsonb_build_object('before', to_jsonb(o), 'after', to_jsonb(n))))
+      from was o
+      full join is_now n using (source, source_device)
+      where to_jsonb(o) is distinct from to_jsonb(n)
+    );
+  end if;
+  perform fleet.audit(
+    g.action, 'import:' || g.source,
+    case when g.devices <= c_most then c.before - 'source' end,
+    case when g.devices <= c_most then c.after - 'source' else jsonb_build_object('devices', g.devices) end
+  )
+  from (
+    select a.source, a.action, count(*) as devices, array_agg(a.change) as changes
+    from (
+      select e as change, coalesce(e -> 'before', e -> 'after') ->> 'source' as source,
+        case
+          when e -> 'before' is null then 'import_device.mapped'
+          when e -> 'after' is null then 'import_device.unmapped'
+          else 'import_device.changed'
+        end as action
+      from jsonb_array_elements(v_changes) e
+    ) a
+    group by a.source, a.action
+  ) g
+  cross join lateral (
+    select e -> 'before' as before, e -> 'after' as after
+    from unnest(g.changes) e
+    limit case when g.devices <= c_most then c_most else 1 end
+  ) c;
+  return null;
+end
+$$;
+
+comment on function fleet.audit_import_devices() is
+  'Trigger on fleet.import_devices: records what is written by hand in fleet.audit_log, with a row for each device, or one row for '
+  'more than 100.';
