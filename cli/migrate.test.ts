@@ -109,9 +109,12 @@ t.test('a superuser is not needed after the setup', async t => {
         said,
         /deployer is not a superuser: the event triggers fleet_guard_drop and fleet_guard_find were not created\n.*a plain DROP TABLE by the owner is not guarded/,
       )
-      t.notMatch(said, /no privileges were granted|was not run/)
+      // Only logins that see some cohorts need a role that may create roles.
+      const left = /^sql\/setup\/reader-logins\.sql needs an administrator and was not run \(deployer may not create roles.*\n/m
+      t.match(said, left)
+      t.notMatch(said.replace(left, ''), /no privileges were granted|was not run/)
       t.notMatch(
-        await migrated('managed'),
+        (await migrated('managed')).replace(left, ''),
         /no privileges were granted|was not run|000001/,
         'the second time there is nothing to do',
       )

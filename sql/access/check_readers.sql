@@ -39,7 +39,7 @@ begin
     where c.relnamespace in ('fleet'::regnamespace, 'fleet_detached'::regnamespace) and c.relkind in ('r', 'p', 'v', 'm', 'f')
       and has_any_column_privilege('fleet_cohort_reader', c.oid, 'select')
       -- Two that show nothing of other cohorts by themselves: when a device is offline, and what fleet.silence_at() returns.
-      and c.oid not in ('fleet.settings'::regclass, 'fleet.fleet_silence'::regclass)
+      and c.relname not in ('settings', 'fleet_silence')
       and not (c.relkind in ('r', 'p') and c.relrowsecurity and p.polname is not null)
       and not (c.relkind = 'v' and coalesce('security_invoker=true' = any (c.reloptions), false))
   ) o;

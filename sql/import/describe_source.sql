@@ -58,7 +58,7 @@ begin
       errcode = 'FL422',
       message = format('%s cannot be imported: %s', a.source, v_fault),
       hint = case
-        when v_class.relrowsecurity then format('As its owner: alter table %s disable row level security;', a.source)
+        when v_fault = 'its row-level security may hide rows' then format('As its owner: alter table %s disable row level security;', a.source)
         else 'Only a plain table can be imported. Copy the rows into one: create table public.device_heartbeats as select …;'
       end;
   end if;

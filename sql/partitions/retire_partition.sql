@@ -63,8 +63,9 @@ begin
   v_bytes := pg_total_relation_size(v_table);
 
   -- Lock the parent before looking, so that no restore attaches an older day in between, which pg_partman would retire, too.
-  -- LOCK TABLE needs the right to write, which the owner does not have; this statement takes the same lock and changes nothing.
-  alter table only fleet.device_heartbeats disable row level security;
+  -- LOCK TABLE needs the right to write, which the owner does not have; this statement takes the same lock and changes nothing,
+  -- because row-level security is always on there (access/readers.policies.sql).
+  alter table only fleet.device_heartbeats enable row level security;
   -- From now on the columns of the partition stay the same.
   perform fleet.note_columns();
   select array_agg(a.relid), array_agg(a.range_start), array_agg(a.range_end) into v_aside, v_starts, v_ends
