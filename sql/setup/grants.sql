@@ -20,6 +20,7 @@ grant execute on function
   fleet.ack_command(bigint, bigint),
   fleet.record_slo(text, json),
   fleet.record_unreadable_fields(json),
+  fleet.record_slowed(json),
   fleet.end_session(bytea, timestamptz),
   fleet.is_session_ended(bytea),
   fleet.metric_values(),
@@ -234,7 +235,7 @@ grant select on fleet.unity_down, fleet.recent_changes to fleet_reader, fleet_db
 grant select on
   fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.storage_history, fleet.job_health,
   fleet.fleet_silence, fleet.fleet_trend, fleet.missed_beats, fleet.silence_samples, fleet.import_progress,
-  fleet.device_availability, fleet.slo, fleet.unreadable_fields
+  fleet.device_availability, fleet.slo, fleet.unreadable_fields, fleet.slowed_devices
 to fleet_reader, fleet_dba;
 grant execute on function fleet.device_availability(date, date, bigint, timestamptz) to fleet_reader, fleet_dba;
 -- For the ops page.
