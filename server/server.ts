@@ -7,7 +7,9 @@ import { Backpressure } from './ingest/backpressure.ts'
 import { Budgets } from './ops/budgets.ts'
 import type { ServerConfig } from './config.ts'
 import { connectHot, connectReporter, connectOps, end } from './database.ts'
+import { DeviceLimit } from './auth/device-limit.ts'
 import { RateLimit } from './auth/rate-limit.ts'
+import { SlowedDevices } from './auth/slowed-devices.ts'
 import type { Log } from '../lib/log.ts'
 import { createMetrics, measureReplica } from './ops/metrics.ts'
 import { Reader } from './reader.ts'
@@ -35,7 +37,9 @@ export async function startServer(config: ServerConfig, log: Log) {
   const reader = new Reader(pool, config, log)
   measureReplica(metrics, reader)
   const rateLimit = new RateLimit(config.trustProxy, config.wrongTokensPerMinute, () => metrics.authRefused.inc())
-  const tokens = new Tokens(pool, rateLimit)
+  const slowed = new SlowedDevices(metrics, reports, log)
+  const deviceLimit = new DeviceLimit(config.deviceRequestsPerMinute, hash => slowed.add(hash))
+  const tokens = new Tokens(pool, rateLimit, deviceLimit)
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue)
   const tracing = await startTracing(config.otlpEndpoint, 'nexmdm-server', log)
   const writer = new Writer(pool, metrics, log, backpressure, undefined, tracing)
@@ -83,6 +87,8 @@ export async function startServer(config: ServerConfig, log: Log) {
   const { port } = server.address() as AddressInfo
   budgets.follow()
   unreadable.follow()
+  slowed.follow()
+  deviceLimit.follow()
 
   /**
    * Accepts no new connections, finishes the requests in flight and the writer's queue, then closes the pools.
@@ -102,7 +108,8 @@ export async function startServer(config: ServerConfig, log: Log) {
     clearInterval(sweep)
     clearTimeout(limit)
     await writer.drained()
-    await Promise.all([budgets.end(), unreadable.end()])
+    deviceLimit.end()
+    await Promise.all([budgets.end(), unreadable.end(), slowed.end()])
     await endPools()
     await leaveMetrics(metrics.registry)
     await tracing?.stop()
@@ -110,5 +117,5 @@ export async function startServer(config: ServerConfig, log: Log) {
     return inTime
   }
 
-  return { port, routes: app.routes, unreadable, stop }
+  return { port, routes: app.routes, unreadable, slowed, stop }
 }

@@ -129,6 +129,11 @@ export function createMetrics(pool: Pool) {
       'Requests that were refused because too many wrong tokens or keys came from their address',
       'requests',
     ),
+    slowed: counter(
+      'hb_slowed_total',
+      'Requests that were refused because their device sent too many; the view fleet.slowed_devices has them by device',
+      'requests',
+    ),
     dispatchLogStatements: counter(
       'dispatch_log_statements_total',
       'Statements on commands that were committed, with their entries in the dispatch log',
