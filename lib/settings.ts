@@ -261,6 +261,17 @@ export const settings = {
       'looks up two of its tokens at a time and answers 429 to the others. Behind a proxy without TRUST_PROXY, all devices ' +
       'have the same address.',
   },
+  DEVICE_REQUESTS_PER_MINUTE: {
+    group: 'Server',
+    readBy: ['server'],
+    default: 300,
+    min: 0,
+    max: 100_000,
+    unit: 'requests a minute',
+    about:
+      'How many requests of one device a worker accepts in a minute. A device that sends more is answered 429, and ' +
+      '`fleet.check()` names it. 0 is no limit. Gateways have none.',
+  },
   READ_FROM_LAST_STATUS: {
     group: 'Server',
     readBy: ['server'],

@@ -66,6 +66,7 @@ t.test('all problems are reported together, by variable', async t => {
     BACKPRESSURE_QUEUE: '20001',
     TRUST_PROXY: 'maybe',
     WRONG_TOKENS_PER_MINUTE: '0',
+    DEVICE_REQUESTS_PER_MINUTE: '-1',
     LOG_LEVEL: 'loud',
     READ_FROM_LAST_STATUS: '101%',
     READ_MAX_LAG_S: '0',
@@ -73,7 +74,7 @@ t.test('all problems are reported together, by variable', async t => {
     READ_DATABASE_URL: 'mysql://x',
   }
   const error = t.throws(() => readConfig(env), SettingsError) as SettingsError
-  t.equal(error.problems.length, 14)
+  t.equal(error.problems.length, 15)
   for (const name of [
     'ADMIN_KEY',
     'PORT',
@@ -82,6 +83,7 @@ t.test('all problems are reported together, by variable', async t => {
     'BACKPRESSURE_QUEUE',
     'TRUST_PROXY',
     'WRONG_TOKENS_PER_MINUTE',
+    'DEVICE_REQUESTS_PER_MINUTE',
     'LOG_LEVEL',
     'SERVER_DATABASE_URL',
     'OPS_DATABASE_URL',

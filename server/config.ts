@@ -41,6 +41,8 @@ export interface ServerConfig {
   trustProxy: boolean
   /** How many unknown tokens of one address a worker looks up in a minute. */
   wrongTokensPerMinute: number
+  /** How many requests of one device a worker accepts in a minute. 0: no limit. */
+  deviceRequestsPerMinute: number
   logLevel: (typeof LOG_LEVELS)[number]
   logFormat: (typeof LOG_FORMATS)[number]
   /** Where to send spans. Tracing is off without it. OpenTelemetry reads its other settings (OTEL_*) itself. */
@@ -145,6 +147,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     backpressureQueue: integer('BACKPRESSURE_QUEUE'),
     trustProxy: choice('TRUST_PROXY') === 'true',
     wrongTokensPerMinute: integer('WRONG_TOKENS_PER_MINUTE'),
+    deviceRequestsPerMinute: integer('DEVICE_REQUESTS_PER_MINUTE'),
     logLevel: choice('LOG_LEVEL'),
     logFormat: choice('LOG_FORMAT'),
     otlpEndpoint: read('OTEL_EXPORTER_OTLP_ENDPOINT'),

@@ -8,7 +8,9 @@ import { Budgets } from './ops/budgets.ts'
 import type { ServerConfig } from './config.ts'
 import { connectHot, connectReporter, connectOps, end } from './database.ts'
 import { Access } from './auth/access.ts'
+import { DeviceLimit } from './auth/device-limit.ts'
 import { RateLimit } from './auth/rate-limit.ts'
+import { SlowedDevices } from './auth/slowed-devices.ts'
 import type { Log } from '../lib/log.ts'
 import { createMetrics, measureReplica } from './ops/metrics.ts'
 import { Reader } from './reader.ts'
@@ -39,9 +41,11 @@ export async function startServer(config: ServerConfig, log: Log) {
   const reader = new Reader(pool, config, log)
   measureReplica(metrics, reader)
   const rateLimit = new RateLimit(config.trustProxy, config.wrongTokensPerMinute, () => metrics.authRefused.inc())
-  const tokens = new Tokens(pool, rateLimit)
   const wrongKeys = new RateLimit(config.trustProxy, WRONG_KEYS_PER_MINUTE, () => metrics.authRefused.inc())
   const access = new Access(config, pool, wrongKeys, metrics)
+  const slowed = new SlowedDevices(metrics, reports, log)
+  const deviceLimit = new DeviceLimit(config.deviceRequestsPerMinute, hash => slowed.add(hash))
+  const tokens = new Tokens(pool, rateLimit, deviceLimit)
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue)
   const tracing = await startTracing(config.otlpEndpoint, 'nexmdm-server', log)
   const writer = new Writer(pool, metrics, log, backpressure, undefined, tracing)
@@ -90,6 +94,8 @@ export async function startServer(config: ServerConfig, log: Log) {
   const { port } = server.address() as AddressInfo
   budgets.follow()
   unreadable.follow()
+  slowed.follow()
+  deviceLimit.follow()
 
   /**
    * Accepts no new connections, finishes the requests in flight and the writer's queue, then closes the pools.
@@ -109,7 +115,8 @@ export async function startServer(config: ServerConfig, log: Log) {
     clearInterval(sweep)
     clearTimeout(limit)
     await writer.drained()
-    await Promise.all([budgets.end(), unreadable.end()])
+    deviceLimit.end()
+    await Promise.all([budgets.end(), unreadable.end(), slowed.end()])
     await endPools()
     await leaveMetrics(metrics.registry)
     await tracing?.stop()
@@ -117,5 +124,5 @@ export async function startServer(config: ServerConfig, log: Log) {
     return inTime
   }
 
-  return { port, routes: app.routes, unreadable, stop }
+  return { port, routes: app.routes, unreadable, slowed, stop }
 }

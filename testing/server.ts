@@ -13,6 +13,9 @@ import { type Chunk, Writer } from '../server/ingest/writer.ts'
 
 export const ADMIN_KEY = 'an-admin-key-for-tests'
 
+/** For a server whose test sends faster than a device may. */
+export const NO_LIMIT = { DEVICE_REQUESTS_PER_MINUTE: '0' }
+
 export interface Answer {
   status: number
   headers: Headers
@@ -37,8 +40,8 @@ export async function withServer(t: Test, overrides: Partial<ServerConfig> = {},
   const server = await startServer(config, createLog('server', config.logLevel))
   t.teardown(() => server.stop())
   const call = client(`http://127.0.0.1:${server.port}`)
-  const { routes, unreadable } = server
-  return { db, config, call, routes, unreadable, url: `http://127.0.0.1:${server.port}` }
+  const { routes, unreadable, slowed } = server
+  return { db, config, call, routes, unreadable, slowed, url: `http://127.0.0.1:${server.port}` }
 }
 
 export type Call = ReturnType<typeof client>
@@ -148,6 +151,7 @@ export async function withProcess(t: Test, db: TestDatabase, env: Record<string,
 
 /**
  * Posts heartbeats one after the other on several connections until the server is gone, and remembers which were acknowledged.
+ * The server must have NO_LIMIT.
  */
 export function load(url: string, token: string, clients = 20, from = 0) {
   const call = client(url)

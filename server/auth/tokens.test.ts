@@ -442,7 +442,8 @@ t.test('requests of devices, of gateways and with wrong tokens share a statement
 
 t.test('a heartbeat that is sent after a revocation has returned is never acknowledged', async t => {
   const db = await withDatabase(t)
-  const servers = [await withServer(t, {}, db), await withServer(t, {}, db)]
+  const noLimit = { deviceRequestsPerMinute: 0 }
+  const servers = [await withServer(t, noLimit, db), await withServer(t, noLimit, db)]
   for (let round = 0; round < 5; round++) {
     const { device_id, token } = await enroll(db, `device ${round}`)
     const traffic = servers.map(({ url }, n) => load(url, token, 8, n * 100_000 + round * 1_000))

@@ -138,6 +138,11 @@ export function createMetrics(pool: Pool) {
       labelNames: ['key'],
       registers,
     }),
+    slowed: counter(
+      'hb_slowed_total',
+      'Requests that were refused because their device sent too many; the view fleet.slowed_devices has them by device',
+      'requests',
+    ),
     dispatchLogStatements: counter(
       'dispatch_log_statements_total',
       'Statements on commands that were committed, with their entries in the dispatch log',

@@ -36,6 +36,7 @@ grant execute on function
   fleet.open_session(bytea, text, text, bytea, text[], text[], timestamptz, text, text, text),
   fleet.see_session(bytea),
   fleet.end_session(bytea, timestamptz, boolean, text, text),
+  fleet.record_slowed(json),
   fleet.metric_values(),
   fleet.silence_metrics(),
   fleet.metric_definitions()
@@ -263,7 +264,7 @@ grant select on fleet.unity_down, fleet.recent_changes to fleet_reader, fleet_db
 grant select on
   fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.storage_history, fleet.job_health,
   fleet.fleet_silence, fleet.fleet_trend, fleet.missed_beats, fleet.silence_samples, fleet.import_progress,
-  fleet.device_availability, fleet.slo, fleet.unreadable_fields
+  fleet.device_availability, fleet.slo, fleet.unreadable_fields, fleet.slowed_devices
 to fleet_reader, fleet_dba;
 grant execute on function fleet.device_availability(date, date, bigint, timestamptz) to fleet_reader, fleet_dba;
 -- For the ops page.
