@@ -65,7 +65,7 @@ t.test('a day that is only in the archive can be asked for', async t => {
   const { get, post } = visitor(url)
   const who = await session(db, url, 'ops', ['read', 'operate'])
   await db.sql`select fleet.create_partitions((current_date - 95)::date, (current_date - 95)::date)`
-  const name = (await partitionAt(db.sql, daysAgo(95)))
+  const name = await partitionAt(db.sql, daysAgo(95))
   await db.sql`call fleet.nightly()`
   t.match(await db.sql`select state from fleet.hb_partitions where partition_name = ${name}`, [{ state: 'detached' }])
   await archive(asRole(t, db, 'fleet_archiver'))
@@ -89,7 +89,7 @@ t.test('each button needs operate and the scope of its deed; without these there
   const { device_id } = await enroll(db, 'a')
   await db.sql`select fleet.create_webhook('on-call', 'https://example.com/hook')`
   const values = {
-    partition: (await partitionAt(db.sql, daysAgo(1))),
+    partition: await partitionAt(db.sql, daysAgo(1)),
     reason: 'x',
     day: daysAgo(100).slice(0, 10),
     device: String(device_id),
