@@ -119,6 +119,7 @@ t.test('ADMIN_KEY may be left unset, because API keys may be enough', async t =>
 })
 
 const OIDC = {
+  TRUST_PROXY: 'true',
   PUBLIC_URL: 'https://fleet.example.com',
   OIDC_ISSUER: 'https://id.example.com/realms/fleet',
   OIDC_CLIENT_ID: 'fleet',
@@ -145,6 +146,7 @@ t.test('OpenID Connect is on with an issuer, and its groups keep their order', a
 t.test('what is wrong with the settings of OpenID Connect is told by setting, without the secret', async t => {
   const wrong: [Record<string, string>, RegExp][] = [
     [{ ...OIDC, PUBLIC_URL: '' }, /^PUBLIC_URL is missing; OIDC_ISSUER needs it/],
+    [{ ...OIDC, TRUST_PROXY: '' }, /^TRUST_PROXY must be true, because PUBLIC_URL is https/],
     [{ ...OIDC, OIDC_CLIENT_ID: '' }, /^OIDC_CLIENT_ID is missing/],
     [{ ...OIDC, OIDC_GROUPS: '' }, /^OIDC_GROUPS is missing/],
     [{ ...OIDC, OIDC_ISSUER: '' }, /^OIDC_CLIENT_ID is set, but OIDC_ISSUER is not/],

@@ -118,6 +118,10 @@ export function readConfig(env: Record<string, string | undefined> = process.env
       problems.push(`OIDC_ISSUER must be an https:// URL, not ${inspect(issuer)}. http:// is only for 127.0.0.1.`)
     for (const [name, value] of Object.entries({ PUBLIC_URL: publicUrl, OIDC_CLIENT_ID: clientId, OIDC_GROUPS: groups }))
       if (value === undefined) problems.push(`${name} is missing; OIDC_ISSUER needs it.`)
+    if (publicUrl?.startsWith('https:') === true && choice('TRUST_PROXY') !== 'true')
+      problems.push(
+        'TRUST_PROXY must be true, because PUBLIC_URL is https and TLS ends at a proxy. Otherwise cookies are not secure.',
+      )
     const rules = readGroups(groups ?? '{}')
     if (typeof rules === 'string') problems.push(`OIDC_GROUPS ${rules}`)
     return {

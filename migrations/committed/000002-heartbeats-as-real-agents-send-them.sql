@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:c3222216bbdb4264beef63605a07a2c9f974f18f
+--! Hash: sha1:bc41709477cdcfb183d64e701eb7ae0e03b80453
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -629,6 +629,7 @@ create table if not exists fleet.sessions (
   actor text not null,
   login text not null,
   key_id bigint,
+  key_hash bytea,
   scopes text[] not null,
   cohorts text[],
   address text,
@@ -650,6 +651,7 @@ comment on column fleet.sessions.session_hash is
 comment on column fleet.sessions.actor is 'Who logged in: a person, the name of an API key, or ADMIN_KEY.';
 comment on column fleet.sessions.login is 'How: admin_key, api_key or oidc (OpenID Connect).';
 comment on column fleet.sessions.key_id is 'The API key with which the session was opened. It ends with the key.';
+comment on column fleet.sessions.key_hash is 'SHA-256 of that key. The session ends when the key is replaced.';
 comment on column fleet.sessions.scopes is 'What the session may do, as decided at login. With an API key, the scopes of the key count.';
 comment on column fleet.sessions.cohorts is 'The cohorts that the session knows; null: all.';
 comment on column fleet.sessions.address is 'The address from which somebody logged in.';
@@ -698,7 +700,7 @@ comment on column fleet.audit_log.at is 'When it was done.';
 comment on column fleet.audit_log.actor is 'Who did it: the name of an API key, a person, ADMIN_KEY, or a login of Postgres.';
 comment on column fleet.audit_log.how is
   'key: a call to the HTTP API. session: the ops page. sql: a login of Postgres. job: pg_cron.';
-comment on column fleet.audit_log.action is 'What was done, such as device.revoked or settings.changed.';
+comment on column fleet.audit_log.action is 'What was done, such as device.revoked or setting.changed.';
 comment on column fleet.audit_log.target is 'What it was done to, such as device:42 or setting:retention.';
 comment on column fleet.audit_log.before is 'What was before, where something was changed.';
 comment on column fleet.audit_log.after is 'What is now. Keys, tokens and passwords are never in it.';
@@ -844,7 +846,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
   select
-    case when a.is_server then a.actor else session_user end,
+    case when a.is_server then a.actor else session_user::text end,
     case
       when a.is_server then a.how
       -- Any login can take this name, so it counts only for the one whose jobs pg_cron runs.
@@ -11845,11 +11847,11 @@ begin
       hint = 'Example: select fleet.create_api_key(''grafana'', ''{read}'');';
   end if;
   if p_cohorts is not null and (
-    v_cohorts is null or exists (select from unnest(p_cohorts) c where c is null or btrim(c) = '' or length(c) > 100)
+    v_cohorts is null or cardinality(v_cohorts) > 100 or exists (select from unnest(p_cohorts) c where c is null or btrim(c) = '' or length(c) > 100)
   ) then
     raise exception using
       errcode = 'FL422',
-      message = 'cohorts must be null or names of 1 to 100 characters',
+      message = 'cohorts must be null or at most 100 names of 1 to 100 characters',
       hint = 'Example: select fleet.create_api_key(''partner'', ''{read}'', ''{lobby,shop}'');';
   end if;
   if v_cohorts is not null and v_scopes && array['metrics', 'operate'] then
@@ -11971,7 +11973,7 @@ begin
     select u.key_id
     from fleet.api_credentials u
     where u.key_id = v_key.key_id
-      and (u.last_used_at is null or u.last_used_at < now() - interval '1 minute' or u.last_address is distinct from p_address)
+      and (u.last_used_at is null or u.last_used_at < now() - interval '1 minute')
     for no key update skip locked
   );
   return query select v_key.name, v_key.scopes, v_key.cohorts;
@@ -12009,8 +12011,9 @@ as $$
   select s.actor, s.login, coalesce(k.scopes, s.scopes), case when s.key_id is null then s.cohorts else k.cohorts end,
     s.ended_at is null and s.ends_at > now() and (s.key_id is null or k.key_id is not null)
   from fleet.sessions s
-  -- Of a revoked or expired key nothing is found.
+  -- Of a key that was revoked, has expired or was replaced, nothing is found.
   left join fleet.api_credentials k on k.key_id = s.key_id and k.revoked_at is null
+    and (k.token_hash = s.key_hash or k.previous_hash = s.key_hash and k.previous_until > now())
     and (k.expires_at is null or k.expires_at > now())
   where s.session_hash = p_session;
 $$;
@@ -12040,11 +12043,18 @@ declare
   v_scopes text[];
   v_cohorts text[];
 begin
+  if p_actor is null or btrim(p_actor) = '' then
+    raise exception using errcode = 'FL422', message = 'actor must not be empty', hint = 'Name the key or the person.';
+  end if;
   if p_credential is not null then
     if p_how = 'key' then
       select k.scopes, k.cohorts into v_scopes, v_cohorts from fleet.find_api_key(p_credential) k;
     else
-      select s.scopes, s.cohorts into v_scopes, v_cohorts from fleet.find_session(p_credential) s where s.is_open;
+      select case when s.is_open then s.scopes end, s.cohorts into v_scopes, v_cohorts from fleet.find_session(p_credential) s;
+      if not found and p_actor = 'ADMIN_KEY' then
+        -- It began while the database was unreachable. The server has checked its signature.
+        v_scopes := array[p_scope];
+      end if;
     end if;
     -- It was valid when the request came in.
     if v_scopes is null or p_scope <> all (v_scopes) then
@@ -12065,7 +12075,7 @@ $$;
 comment on function fleet.act(text, text, bytea, text, text, text, boolean) is
   'Says for the rest of the transaction who acts through the server, so that fleet.audit() records it and the functions for '
   'devices know only the cohorts of the key. Checks once more that the key or session is valid and has the scope; the '
-  'server''s ADMIN_KEY has no hash here. Called in the statement of each deed that comes over HTTP.';
+  'server''s ADMIN_KEY, as a key, has no hash here. Called in the statement of each deed that comes over HTTP.';
 --! EndIncluded access/act.sql
 --! Included access/open_session.sql
 create or replace function fleet.open_session(
@@ -12088,12 +12098,18 @@ as $$
 declare
   v_key_id bigint := (select k.key_id from fleet.find_api_key(p_key_hash) k);
 begin
+  if p_actor is null or p_actor !~ '^[^[:cntrl:]]{1,400}$' or (p_actor = 'ADMIN_KEY') <> (p_login = 'admin_key') then
+    raise exception using
+      errcode = 'FL422',
+      message = 'actor must be a name of 1 to 400 characters, and ADMIN_KEY only with that key',
+      hint = 'The identity provider gave somebody another name.';
+  end if;
   if p_login = 'api_key' and v_key_id is null then
     return false;
   end if;
-  insert into fleet.sessions (session_hash, actor, login, key_id, scopes, cohorts, address, user_agent, ends_at)
+  insert into fleet.sessions (session_hash, actor, login, key_id, key_hash, scopes, cohorts, address, user_agent, ends_at)
   values (
-    p_session, p_actor, p_login, v_key_id, p_scopes, p_cohorts, p_address, left(p_user_agent, 200),
+    p_session, p_actor, p_login, v_key_id, p_key_hash, p_scopes, p_cohorts, p_address, left(p_user_agent, 200),
     -- No login lasts for longer than a day, whatever p_ends_at says.
     least(p_ends_at, now() + interval '1 day')
   );
@@ -12389,7 +12405,10 @@ begin
   end if;
   perform fleet.audit(
     'command.sent', 'device:' || p_device_id,
-    p_after => jsonb_build_object('command_id', v_command_id, 'command', p_command, 'payload', p_payload)
+    -- Not the payload, which may hold secrets and is kept for settings.commands_keep only.
+    p_after => jsonb_build_object(
+      'command_id', v_command_id, 'command', p_command, 'payload_sha256', encode(sha256(convert_to(p_payload::text, 'UTF8')), 'hex')
+    )
   );
   return v_command_id;
 end
@@ -15008,10 +15027,12 @@ grant execute on function fleet.seen_cohorts() to fleet_server, fleet_reader, fl
 grant select on
   fleet.device_state, fleet.device_status, fleet.devices_offline, fleet.unity_down, fleet.fleet_summary, fleet.fleet_silence,
   fleet.recent_changes, fleet.missed_beats, fleet.device_availability, fleet.unreadable_fields,
-  fleet.device_last_status, fleet.device_transitions, fleet.device_commands, fleet.command_dispatch_log, fleet.cohorts,
+  fleet.device_last_status, fleet.device_transitions, fleet.command_dispatch_log, fleet.cohorts,
   fleet.fleet_counts, fleet.device_availability_daily, fleet.device_unreadable_fields
 to fleet_cohort_reader;
 grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_cohort_reader;
+-- Not who sent a command: that is a person of ours.
+grant select (device_id, command_id, command, payload, created_at, acknowledged_at) on fleet.device_commands to fleet_cohort_reader;
 grant select (offline_after) on fleet.settings to fleet_cohort_reader;
 select fleet.grant_heartbeat_columns();
 grant execute on function

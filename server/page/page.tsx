@@ -71,7 +71,7 @@ export function opsPage(context: ServerContext) {
   app.post('/logout', postLogout(sessions))
   if (oidc !== undefined) {
     app.get('/login/oidc', beginOidc(oidc, config, log))
-    app.get('/login/oidc/callback', finishOidc(oidc, config, sessions, attempts, log))
+    app.get('/login/oidc/callback', finishOidc(oidc, config, sessions, log))
   }
   app.get(
     '/',

@@ -72,6 +72,9 @@ export class Sessions {
   async principal(c: Context<AppEnv>): Promise<Principal | undefined> {
     const session = this.#read(this.#cookie(c))
     if (session === undefined || this.#ended.get(session.key)) return undefined
+    const credential = session.hash.toString('hex')
+    // Postgres may not know it, but knows whether it was ended.
+    const unrecorded: Principal = { ...adminPrincipal('session'), credential }
     let row: { actor: string; scopes: Scope[]; cohorts: string[] | null; is_open: boolean } | undefined
     try {
       ;[row] = await withTimeout(
@@ -88,14 +91,14 @@ export class Sessions {
         { event: 'page.session_unknown', error },
         'The database did not say whether a session was ended, so the session counts as open.',
       )
-      return adminPrincipal('session')
+      return unrecorded
     }
     if (row?.is_open === false) this.#ended.set(session.key, true)
     // One that began while the database was unreachable is not in Postgres.
-    if (row === undefined) return session.isAdmin ? adminPrincipal('session') : undefined
+    if (row === undefined) return session.isAdmin ? unrecorded : undefined
     if (!row.is_open) return undefined
     const { actor, scopes, cohorts } = row
-    return { how: 'session', actor, scopes, cohorts, credential: session.hash.toString('hex') }
+    return { how: 'session', actor, scopes, cohorts, credential }
   }
 
   /**

@@ -326,10 +326,12 @@ grant execute on function fleet.seen_cohorts() to fleet_server, fleet_reader, fl
 grant select on
   fleet.device_state, fleet.device_status, fleet.devices_offline, fleet.unity_down, fleet.fleet_summary, fleet.fleet_silence,
   fleet.recent_changes, fleet.missed_beats, fleet.device_availability, fleet.unreadable_fields,
-  fleet.device_last_status, fleet.device_transitions, fleet.device_commands, fleet.command_dispatch_log, fleet.cohorts,
+  fleet.device_last_status, fleet.device_transitions, fleet.command_dispatch_log, fleet.cohorts,
   fleet.fleet_counts, fleet.device_availability_daily, fleet.device_unreadable_fields
 to fleet_cohort_reader;
 grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_cohort_reader;
+-- Not who sent a command: that is a person of ours.
+grant select (device_id, command_id, command, payload, created_at, acknowledged_at) on fleet.device_commands to fleet_cohort_reader;
 grant select (offline_after) on fleet.settings to fleet_cohort_reader;
 select fleet.grant_heartbeat_columns();
 grant execute on function
