@@ -91,13 +91,19 @@ t.test('in everything that a reader may read there are exactly the rows of its c
 })
 
 t.test('nothing else may be read: no other relation, no column, no partition, whoever makes it', async t => {
-  const { db, reader, relations } = await withReader(t)
+  const { db, own, reader, relations } = await withReader(t)
   await db.sql`call fleet.maintain()`
   await db.sql`select fleet.create_partitions(current_date - 200, current_date - 195)`
   await db.admin`select partman.reapply_privileges('fleet.device_heartbeats')`
   await db.sql.unsafe(`alter table fleet.device_heartbeats add column color text`)
   await db.admin`update fleet.settings set retention = '60 days'`
   await db.sql`call fleet.nightly()`
+  t.same(
+    (await reader.sql<{ id: number }[]>`select device_id::int as id from fleet.device_heartbeats order by 1`).map(({ id }) => id),
+    own,
+    'after a night, which makes and retires partitions, the heartbeats are still those of its cohorts',
+  )
+  t.match(await db.sql`select * from fleet.check_readers()`, [{ status: 'ok' }])
   const refused = await db.admin<{ name: string; partition: boolean }[]>`
     select c.oid::regclass::text as name, c.relispartition as partition from pg_class c
     join pg_namespace n on n.oid = c.relnamespace
