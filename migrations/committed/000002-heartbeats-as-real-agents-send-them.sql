@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:bc41709477cdcfb183d64e701eb7ae0e03b80453
+--! Hash: sha1:75a20fcdcb31e14eb159789ef6ee5d8ae77459a3
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -12098,7 +12098,7 @@ as $$
 declare
   v_key_id bigint := (select k.key_id from fleet.find_api_key(p_key_hash) k);
 begin
-  if p_actor is null or p_actor !~ '^[^[:cntrl:]]{1,400}$' or (p_actor = 'ADMIN_KEY') <> (p_login = 'admin_key') then
+  if p_actor is null or p_actor !~ '^[^[:cntrl:]]+$' or length(p_actor) > 400 or (p_actor = 'ADMIN_KEY') <> (p_login = 'admin_key') then
     raise exception using
       errcode = 'FL422',
       message = 'actor must be a name of 1 to 400 characters, and ADMIN_KEY only with that key',

@@ -425,7 +425,9 @@ t.test('what a key did is there if and only if the deed committed, whenever Post
       }),
     )
     await sleep(300 + 200 * Math.random())
-    process.kill((await db.cluster.pid())!, 'SIGKILL')
+    const postmaster = () => db.cluster.pid()
+    await waitFor(async () => (await postmaster()) !== undefined)
+    process.kill((await postmaster())!, 'SIGKILL')
     isRunning = false
     await work
     await db.cluster.start()

@@ -18,7 +18,7 @@ as $$
 declare
   v_key_id bigint := (select k.key_id from fleet.find_api_key(p_key_hash) k);
 begin
-  if p_actor is null or p_actor !~ '^[^[:cntrl:]]{1,400}$' or (p_actor = 'ADMIN_KEY') <> (p_login = 'admin_key') then
+  if p_actor is null or p_actor !~ '^[^[:cntrl:]]+$' or length(p_actor) > 400 or (p_actor = 'ADMIN_KEY') <> (p_login = 'admin_key') then
     raise exception using
       errcode = 'FL422',
       message = 'actor must be a name of 1 to 400 characters, and ADMIN_KEY only with that key',
