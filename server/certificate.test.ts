@@ -302,7 +302,7 @@ t.test('wrong settings are named, and nothing of a key is shown', { skip }, asyn
 
 t.test(
   'a client that does not finish its handshake is cut off',
-  { skip: skip || needsRealClock('it waits for a timeout') },
+  { skip: skip || needsRealClock('it waits for a timeout'), timeout: 60_000 },
   async t => {
     const { url, call } = await withSecureServer(t)
     const idle = Array.from({ length: 20 }, () => connect(Number(new URL(url).port), '127.0.0.1').on('error', () => {}))

@@ -48,10 +48,11 @@ function variable(name: 'cert' | 'key') {
 const CERTIFICATE = /-----BEGIN CERTIFICATE-----[\s\S]*?-----END CERTIFICATE-----/g
 
 function pairOf(files: CertificateFiles, { cert, key }: { cert: string; key: string }): Pair {
-  let chain: X509Certificate[] = []
+  let chain: X509Certificate[]
   try {
     chain = (cert.match(CERTIFICATE) ?? []).map(text => new X509Certificate(text))
     // Refuses, too, what is after the certificates, such as half of another one.
+    createSecureContext({ cert })
   } catch {
     chain = []
   }
@@ -69,7 +70,7 @@ function pairOf(files: CertificateFiles, { cert, key }: { cert: string; key: str
   try {
     createSecureContext({ cert, key })
   } catch (error) {
-    throw new Error(`TLS_CERT ${files.cert} and its key cannot be used for TLS: ${(error as Error).message}.`)
+    throw new Error(`TLS_CERT ${files.cert} and its key cannot be used for TLS: ${(error as Error).message}.`, { cause: error })
   }
   return { cert, key, expires: new Date(Math.min(...chain.map(({ validTo }) => Date.parse(validTo)))) }
 }
@@ -105,7 +106,7 @@ export class Certificate {
   /** For https.createServer() and setSecureContext(). */
   get options() {
     const { cert, key } = this.#pair
-    return { cert, key, minVersion: 'TLSv1' } as const
+    return { cert, key, minVersion: 'TLSv1.2' } as const
   }
 
   /** Gives each new pair to the server. Connections that are open stay. */
@@ -126,7 +127,7 @@ export class Certificate {
     // Whoever renews them may be between two writes.
     const isSettled = seen === this.#seen
     this.#seen = seen
-    if (seen === this.#judged) return
+    if (!isSettled || seen === this.#judged) return
     this.#judged = seen
     try {
       if (read instanceof Error) throw read
