@@ -83,7 +83,13 @@ async function start(
   const url = `http://127.0.0.1:${port}`
   const child = spawn('npm', ['start'], {
     cwd: directory,
-    env: { ...plainEnv(), PORT: String(port), WORKERS: String(options.workers), WRONG_TOKENS_PER_MINUTE: '1000000' },
+    env: {
+      ...plainEnv(),
+      PORT: String(port),
+      WORKERS: String(options.workers),
+      WRONG_TOKENS_PER_MINUTE: '1000000',
+      DEVICE_REQUESTS_PER_MINUTE: '100000',
+    },
     stdio: ['ignore', 'ignore', 'inherit'],
     detached: true,
   })

@@ -47,7 +47,11 @@ export async function benchTracing(args: string[]): Promise<Figure[]> {
       let from = Date.now() - 5 * 86_400_000
       for (let round = 1; round <= given.rounds; round++) {
         for (const { name, root, env } of ways) {
-          const server = await startServer(store, { variant: 'without-database.ts', root, env: { WORKERS: '1', ...env } })
+          const server = await startServer(store, {
+            variant: 'without-database.ts',
+            root,
+            env: { WORKERS: '1', DEVICE_REQUESTS_PER_MINUTE: '100000', ...env },
+          })
           try {
             await sender.connect(server.port, given.connections, devices)
             from = (await sender.closed(given.warmup, 0, from)).until

@@ -156,6 +156,20 @@ export const settings = {
     default: '127.0.0.1',
     about: 'The address that the server listens on. 0.0.0.0 or :: is every address of the machine.',
   },
+  TLS_CERT: {
+    group: 'Server',
+    readBy: ['server', 'start', 'check'],
+    about:
+      'A PEM file with the certificate of the server and its chain. If it is set, with TLS_KEY, the server speaks HTTPS on its port. ' +
+      'It reads a renewed certificate within a minute. Without it the server speaks HTTP, and TLS ends at a proxy.',
+    example: '/etc/nexmdm/tls/fullchain.pem',
+  },
+  TLS_KEY: {
+    group: 'Server',
+    readBy: ['server', 'start'],
+    about: 'A PEM file with the private key of TLS_CERT, without a passphrase. Only the server may read it.',
+    example: '/etc/nexmdm/tls/privkey.pem',
+  },
   ADMIN_KEY: {
     group: 'Server',
     readBy: ['server', 'start', 'check'],
@@ -260,6 +274,17 @@ export const settings = {
       'How many unknown or revoked tokens of one address (IPv6: of one /64) a worker looks up in a minute. After that it ' +
       'looks up two of its tokens at a time and answers 429 to the others. Behind a proxy without TRUST_PROXY, all devices ' +
       'have the same address.',
+  },
+  DEVICE_REQUESTS_PER_MINUTE: {
+    group: 'Server',
+    readBy: ['server'],
+    default: 300,
+    min: 0,
+    max: 100_000,
+    unit: 'requests a minute',
+    about:
+      'How many requests of one device a worker accepts in a minute. A device that sends more is answered 429, and ' +
+      '`fleet.check()` names it. 0 is no limit. Gateways have none.',
   },
   READ_FROM_LAST_STATUS: {
     group: 'Server',

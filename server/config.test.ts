@@ -66,6 +66,7 @@ t.test('all problems are reported together, by variable', async t => {
     BACKPRESSURE_QUEUE: '20001',
     TRUST_PROXY: 'maybe',
     WRONG_TOKENS_PER_MINUTE: '0',
+    DEVICE_REQUESTS_PER_MINUTE: '-1',
     LOG_LEVEL: 'loud',
     READ_FROM_LAST_STATUS: '101%',
     READ_MAX_LAG_S: '0',
@@ -73,7 +74,7 @@ t.test('all problems are reported together, by variable', async t => {
     READ_DATABASE_URL: 'mysql://x',
   }
   const error = t.throws(() => readConfig(env), SettingsError) as SettingsError
-  t.equal(error.problems.length, 14)
+  t.equal(error.problems.length, 15)
   for (const name of [
     'ADMIN_KEY',
     'PORT',
@@ -82,6 +83,7 @@ t.test('all problems are reported together, by variable', async t => {
     'BACKPRESSURE_QUEUE',
     'TRUST_PROXY',
     'WRONG_TOKENS_PER_MINUTE',
+    'DEVICE_REQUESTS_PER_MINUTE',
     'LOG_LEVEL',
     'SERVER_DATABASE_URL',
     'OPS_DATABASE_URL',
@@ -117,6 +119,7 @@ t.test('ADMIN_KEY may be left unset, because API keys may be enough', async t =>
 })
 
 const OIDC = {
+  TRUST_PROXY: 'true',
   PUBLIC_URL: 'https://fleet.example.com',
   OIDC_ISSUER: 'https://id.example.com/realms/fleet',
   OIDC_CLIENT_ID: 'fleet',
@@ -143,6 +146,7 @@ t.test('OpenID Connect is on with an issuer, and its groups keep their order', a
 t.test('what is wrong with the settings of OpenID Connect is told by setting, without the secret', async t => {
   const wrong: [Record<string, string>, RegExp][] = [
     [{ ...OIDC, PUBLIC_URL: '' }, /^PUBLIC_URL is missing; OIDC_ISSUER needs it/],
+    [{ ...OIDC, TRUST_PROXY: '' }, /^TRUST_PROXY must be true, because PUBLIC_URL is https/],
     [{ ...OIDC, OIDC_CLIENT_ID: '' }, /^OIDC_CLIENT_ID is missing/],
     [{ ...OIDC, OIDC_GROUPS: '' }, /^OIDC_GROUPS is missing/],
     [{ ...OIDC, OIDC_ISSUER: '' }, /^OIDC_CLIENT_ID is set, but OIDC_ISSUER is not/],

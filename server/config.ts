@@ -1,5 +1,6 @@
 import { inspect } from 'node:util'
 import { type LOG_FORMATS, type LOG_LEVELS, type SettingOf, settings } from '../lib/settings.ts'
+import { type CertificateFiles, type Pair, readPair } from './certificate.ts'
 import { databaseUrlProblem } from '../lib/database-url.ts'
 import { SettingsError } from '../lib/errors.ts'
 import { isSafe, type OidcConfig, readGroups } from './auth/oidc-config.ts'
@@ -32,6 +33,8 @@ export interface ServerConfig {
   adminKey: string | undefined
   /** How people log in to the ops page without a key; undefined: only with a key. */
   oidc: OidcConfig | undefined
+  /** The certificate with which the server speaks HTTPS, and its files. Without it, it speaks HTTP. */
+  tls: { files: CertificateFiles; pair: Pair } | undefined
   /** Processes that share the port. With 1, it is this process alone. */
   workers: number
   /** Connections of each worker. */
@@ -41,6 +44,8 @@ export interface ServerConfig {
   trustProxy: boolean
   /** How many unknown tokens of one address a worker looks up in a minute. */
   wrongTokensPerMinute: number
+  /** How many requests of one device a worker accepts in a minute. 0: no limit. */
+  deviceRequestsPerMinute: number
   logLevel: (typeof LOG_LEVELS)[number]
   logFormat: (typeof LOG_FORMATS)[number]
   /** Where to send spans. Tracing is off without it. OpenTelemetry reads its other settings (OTEL_*) itself. */
@@ -94,12 +99,30 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     return percent / 100
   }
 
+  function tls(): ServerConfig['tls'] {
+    const cert = read('TLS_CERT')
+    const key = read('TLS_KEY')
+    if (cert === undefined && key === undefined) return undefined
+    if (cert === undefined || key === undefined) {
+      const [set, missing] = key === undefined ? ['TLS_CERT', 'TLS_KEY'] : ['TLS_KEY', 'TLS_CERT']
+      problems.push(`${missing} is missing, but ${set} is set; set both, or neither.`)
+      return undefined
+    }
+    try {
+      return { files: { cert, key }, pair: readPair({ cert, key }) }
+    } catch (error) {
+      problems.push((error as Error).message)
+      return undefined
+    }
+  }
+
+  // Without one, the API keys that the database knows are enough.
   const adminKey = read('ADMIN_KEY')
-  if (adminKey === undefined) {
-    // Then the API keys that the database knows are enough.
-  } else if (adminKey.length < 16) problems.push(`ADMIN_KEY must have at least 16 characters, not ${adminKey.length}.`)
+  if (adminKey !== undefined && adminKey.length < 16)
+    problems.push(`ADMIN_KEY must have at least 16 characters, not ${adminKey.length}.`)
   // The key is compared with the value of a header, which can hold nothing else.
-  else if (!/^[\x21-\x7e]+$/.test(adminKey)) problems.push('ADMIN_KEY must be printable ASCII without spaces.')
+  else if (adminKey !== undefined && !/^[\x21-\x7e]+$/.test(adminKey))
+    problems.push('ADMIN_KEY must be printable ASCII without spaces.')
 
   const publicUrl = read('PUBLIC_URL')
   if (publicUrl !== undefined && !/^https?:\/\/[^/?#@\s]+$/.test(publicUrl))
@@ -116,6 +139,10 @@ export function readConfig(env: Record<string, string | undefined> = process.env
       problems.push(`OIDC_ISSUER must be an https:// URL, not ${inspect(issuer)}. http:// is only for 127.0.0.1.`)
     for (const [name, value] of Object.entries({ PUBLIC_URL: publicUrl, OIDC_CLIENT_ID: clientId, OIDC_GROUPS: groups }))
       if (value === undefined) problems.push(`${name} is missing; OIDC_ISSUER needs it.`)
+    if (publicUrl?.startsWith('https:') === true && choice('TRUST_PROXY') !== 'true' && read('TLS_CERT') === undefined)
+      problems.push(
+        'TRUST_PROXY must be true, because PUBLIC_URL is https, and without TLS_CERT a proxy ends TLS. Otherwise cookies are not secure.',
+      )
     const rules = readGroups(groups ?? '{}')
     if (typeof rules === 'string') problems.push(`OIDC_GROUPS ${rules}`)
     return {
@@ -139,12 +166,14 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     perfDiffEnabled: choice('PERF_DIFF_ENABLED') === 'true',
     port: integer('PORT'),
     host: read('HOST') ?? settings.HOST.default,
+    tls: tls(),
     adminKey,
     workers: integer('WORKERS'),
     poolMax: integer('POOL_MAX'),
     backpressureQueue: integer('BACKPRESSURE_QUEUE'),
     trustProxy: choice('TRUST_PROXY') === 'true',
     wrongTokensPerMinute: integer('WRONG_TOKENS_PER_MINUTE'),
+    deviceRequestsPerMinute: integer('DEVICE_REQUESTS_PER_MINUTE'),
     logLevel: choice('LOG_LEVEL'),
     logFormat: choice('LOG_FORMAT'),
     otlpEndpoint: read('OTEL_EXPORTER_OTLP_ENDPOINT'),

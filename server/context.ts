@@ -1,8 +1,6 @@
-import type { HttpBindings } from '@hono/node-server'
 import type { Log } from '../lib/log.ts'
 import type { Tracing } from '../lib/tracing.ts'
 import type { Access } from './auth/access.ts'
-import type { Principal } from './auth/principal.ts'
 import type { Tokens } from './auth/tokens.ts'
 import type { ServerConfig } from './config.ts'
 import type { Pool, Sql } from './database.ts'
@@ -11,12 +9,6 @@ import type { UnreadableFields } from './ingest/unreadable-fields.ts'
 import type { Writer } from './ingest/writer.ts'
 import type { Metrics } from './ops/metrics.ts'
 import type { Reader } from './reader.ts'
-
-/** The environment of every Hono handler: node's own request and response, and who calls, on routes that ask. */
-export interface AppEnv {
-  Bindings: HttpBindings
-  Variables: { principal: Principal }
-}
 
 /** What the routes work with. server.ts creates it and ends it; its members know nothing of HTTP. */
 export interface ServerContext {

@@ -3,7 +3,7 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import t from 'tap'
 import { spawnNode, waitFor, withDatabase, type TestProcess } from '../testing/database.ts'
-import { ADMIN_KEY, client, enroll, load, lost, serverEnv, stored, withProcess } from '../testing/server.ts'
+import { ADMIN_KEY, client, enroll, load, lost, NO_LIMIT, serverEnv, stored, withProcess } from '../testing/server.ts'
 
 async function exitOf({ exited }: TestProcess) {
   return (await exited).code
@@ -12,7 +12,7 @@ async function exitOf({ exited }: TestProcess) {
 t.test('after SIGTERM under load, everything that was acknowledged is stored, and the exit code is 0', async t => {
   const db = await withDatabase(t)
   const { device_id, token } = await enroll(db, 'a')
-  const { server, url } = await withProcess(t, db)
+  const { server, url } = await withProcess(t, db, NO_LIMIT)
   const traffic = load(url, token)
   await waitFor(async () => traffic.acknowledged.length > 300)
   const { code } = await server.stop('SIGTERM')

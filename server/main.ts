@@ -22,7 +22,7 @@ try {
   const { port } = await started
   isServing = true
   if (!cluster.isWorker) {
-    log.info({ event: 'server.listening', host: config.host, port, workers: config.workers })
+    log.info({ event: 'server.listening', host: config.host, port, workers: config.workers, tls: config.tls !== undefined })
     if (config.adminKey === undefined)
       log.warn({ event: 'server.no_admin_key' }, 'ADMIN_KEY is not set: only API keys and logins open what is not for devices.')
   }

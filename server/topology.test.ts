@@ -6,7 +6,7 @@ import { spawnNode, waitFor, withDatabase, type TestDatabase } from '../testing/
 import { topology, withHaproxy, withPgbouncer } from '../testing/topology.ts'
 import { connectHot, end } from './database.ts'
 import { visitor } from '../testing/page.ts'
-import { ADMIN_KEY, client, enroll, serverEnv } from '../testing/server.ts'
+import { ADMIN_KEY, client, enroll, NO_LIMIT, serverEnv } from '../testing/server.ts'
 import { checkStored, enrollMany, more, startTraffic } from '../testing/traffic.ts'
 
 /** Postgres ← pgBouncer ← two servers ← HAProxy, each in processes of its own. */
@@ -17,7 +17,14 @@ async function withTopology(t: Test) {
   const ports: [number, number] = [await freePort(true), await freePort(true)]
   const start = (port: number) =>
     spawnNode(t, 'server/main.ts', {
-      env: { ...serverEnv(db), SERVER_DATABASE_URL: pool.through, PORT: String(port), WORKERS: '1', TRUST_PROXY: 'true' },
+      env: {
+        ...serverEnv(db),
+        ...NO_LIMIT,
+        SERVER_DATABASE_URL: pool.through,
+        PORT: String(port),
+        WORKERS: '1',
+        TRUST_PROXY: 'true',
+      },
       ready: /"server.listening"/,
     })
   const servers = await Promise.all(ports.map(start))

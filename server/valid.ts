@@ -1,6 +1,6 @@
 import type { Context, MiddlewareHandler } from 'hono'
 import { z } from 'zod'
-import type { AppEnv } from './context.ts'
+import type { AppEnv } from './env.ts'
 import { type FieldError, Problem } from './problem.ts'
 import { hasAtMost, STORABLE } from './text.ts'
 

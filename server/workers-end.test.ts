@@ -6,13 +6,13 @@ import { freePort } from '../local/cluster.ts'
 import { spawnNode, waitFor, withDatabase } from '../testing/database.ts'
 import { value } from '../testing/fleet.ts'
 import { isAlive } from '../lib/process.ts'
-import { enroll, living, load, lost, serverEnv, withProcess } from '../testing/server.ts'
+import { enroll, living, load, lost, NO_LIMIT, serverEnv, withProcess } from '../testing/server.ts'
 
 for (const signal of ['SIGTERM', 'SIGINT'] as const) {
   t.test(`after ${signal} under load all workers drain, and the exit code is 0`, async t => {
     const db = await withDatabase(t)
     const { device_id, token } = await enroll(db, 'a')
-    const { server, url } = await withProcess(t, db, { WORKERS: '2' })
+    const { server, url } = await withProcess(t, db, { WORKERS: '2', ...NO_LIMIT })
     await waitFor(async () => living(server).length === 2)
     const pids = living(server)
     const traffic = load(url, token, 5)
@@ -32,7 +32,7 @@ for (const signal of ['SIGTERM', 'SIGINT'] as const) {
 t.test('when the first process is killed, the workers notice, drain and leave nothing behind', async t => {
   const db = await withDatabase(t)
   const { device_id, token } = await enroll(db, 'a')
-  const { server, url } = await withProcess(t, db, { WORKERS: '2' })
+  const { server, url } = await withProcess(t, db, { WORKERS: '2', ...NO_LIMIT })
   await waitFor(async () => living(server).length === 2)
   const pids = living(server)
   const traffic = load(url, token, 5)

@@ -1,7 +1,7 @@
 import t from 'tap'
 import { waitFor, withDatabase } from '../testing/database.ts'
 import { isAlive } from '../lib/process.ts'
-import { enroll, living, load, lost, withProcess, type Call } from '../testing/server.ts'
+import { enroll, living, load, lost, NO_LIMIT, withProcess, type Call } from '../testing/server.ts'
 
 async function metric(call: Call, name: string) {
   const { body } = await call('GET /metrics', { admin: true })
@@ -11,7 +11,7 @@ async function metric(call: Call, name: string) {
 t.test('workers killed under load are replaced, nothing acknowledged is lost, and no total falls', async t => {
   const db = await withDatabase(t)
   const { device_id, token } = await enroll(db, 'a')
-  const { server, call, url } = await withProcess(t, db, { WORKERS: '2' })
+  const { server, call, url } = await withProcess(t, db, { WORKERS: '2', ...NO_LIMIT })
   await waitFor(async () => living(server).length === 2, { what: () => server.output() })
   t.same((await call('GET /ops/pool_health', { admin: true })).body, {
     status: 'ok',
@@ -50,7 +50,7 @@ t.test('workers killed under load are replaced, nothing acknowledged is lost, an
 t.test('a worker that stops in order leaves all its counts', async t => {
   const db = await withDatabase(t)
   const { token } = await enroll(db, 'a')
-  const { server, call, url } = await withProcess(t, db, { WORKERS: '2' })
+  const { server, call, url } = await withProcess(t, db, { WORKERS: '2', ...NO_LIMIT })
   await waitFor(async () => living(server).length === 2)
   const traffic = load(url, token, 5)
   await waitFor(async () => traffic.acknowledged.length > 100)
@@ -66,7 +66,7 @@ t.test('a worker that stops in order leaves all its counts', async t => {
 t.test('a worker that hangs does not hold up the scrape, and its last snapshot counts', async t => {
   const db = await withDatabase(t)
   const { token } = await enroll(db, 'a')
-  const { server, call, url } = await withProcess(t, db, { WORKERS: '3' })
+  const { server, call, url } = await withProcess(t, db, { WORKERS: '3', ...NO_LIMIT })
   await waitFor(async () => living(server).length === 3)
   const traffic = load(url, token, 5)
   await waitFor(async () => traffic.acknowledged.length > 100)

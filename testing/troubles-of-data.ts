@@ -160,6 +160,16 @@ export function troublesOfData(store: HealthyStore): Trouble[] {
       besides: async () => admin`update fleet.device_unreadable_fields set last_at = last_at - interval '1 hour'`,
     },
     {
+      what: 'a device sends more requests than the servers accept',
+      checks: ['slowed_devices'],
+      inject: async () => {
+        const token_hash = await value(admin`select encode(token_hash, 'hex') from fleet.devices where device_id = ${first}`)
+        await sql`select fleet.record_slowed(${JSON.stringify([{ token_hash, times: 500 }])}::text::json)`
+      },
+      // An hour passes after its agent is fixed.
+      besides: async () => admin`update fleet.device_slowdowns set last_at = last_at - interval '1 hour'`,
+    },
+    {
       what: 'the clocks of devices are wrong',
       checks: ['clocks'],
       inject: () =>

@@ -5,8 +5,8 @@ import { code, generated, page, table } from './markdown.ts'
 import { sqlFile } from './sql-files.ts'
 
 /** All roles except the owner, in the order of the columns. The last one has the rights of logins that see some cohorts. */
-const granted = [...ROLES.filter(role => role !== 'fleet_owner'), 'fleet_cohort_reader']
-const names = granted.map(role => role.replace('fleet_', '').replace('_', ' '))
+const GRANTED = [...ROLES.filter(role => role !== 'fleet_owner'), 'fleet_cohort_reader']
+const names = GRANTED.map(role => role.replace('fleet_', '').replace('_', ' '))
 
 /** Makes the page from the catalog of the database at `sql`. */
 export async function rightsPage(sql: Sql) {
@@ -14,7 +14,7 @@ export async function rightsPage(sql: Sql) {
   const routines = await sql<{ name: string; roles: string[] }[]>`
     select p.oid::regprocedure::text as name, array_agg(r.role order by r.role) as roles
     from pg_proc p
-    cross join unnest(${granted}::text[]) as r (role)
+    cross join unnest(${GRANTED}::text[]) as r (role)
     where p.pronamespace in ('fleet'::regnamespace, 'fleet_guard'::regnamespace)
       and has_function_privilege(r.role, p.oid, 'execute')
     group by p.oid
@@ -26,7 +26,7 @@ export async function rightsPage(sql: Sql) {
         ', ' order by v.position
       ) as rights
     from pg_class c
-    cross join unnest(${granted}::text[]) as r (role)
+    cross join unnest(${GRANTED}::text[]) as r (role)
     cross join unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER'])
       with ordinality as v (privilege, position)
     cross join lateral (
@@ -52,12 +52,12 @@ export async function rightsPage(sql: Sql) {
     '# Who may do what',
     generated('the catalog of a migrated database'),
     `The rights are defined in [${grants}](../${grants}), and [threats.md](threats.md) explains what they prevent. ` +
-      'A role has only the rights that are listed here, and nothing is granted to PUBLIC. ' +
+      'A role has only the rights that are listed here, and nothing is GRANTED to PUBLIC. ' +
       'Functions that are not listed may be called only by `fleet_owner`.',
     '## Functions and procedures',
     table(
       ['routine', ...names],
-      routines.map(({ name, roles }) => [code(name), ...granted.map(role => (roles.includes(role) ? 'yes' : ''))]),
+      routines.map(({ name, roles }) => [code(name), ...GRANTED.map(role => (roles.includes(role) ? 'yes' : ''))]),
     ),
     '## Tables and views',
     'If columns are named in brackets, the right is limited to them.',
@@ -65,7 +65,7 @@ export async function rightsPage(sql: Sql) {
       ['relation', ...names],
       [...new Set(relations.map(row => row.name))].map(name => [
         code(name),
-        ...granted.map(role => relations.find(row => row.name === name && row.role === role)?.rights ?? ''),
+        ...GRANTED.map(role => relations.find(row => row.name === name && row.role === role)?.rights ?? ''),
       ]),
     ),
     '## Rows',

@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:d164a146096141d140c861b0e05090fa9bd4df3c
+--! Hash: sha1:75a20fcdcb31e14eb159789ef6ee5d8ae77459a3
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -629,6 +629,7 @@ create table if not exists fleet.sessions (
   actor text not null,
   login text not null,
   key_id bigint,
+  key_hash bytea,
   scopes text[] not null,
   cohorts text[],
   address text,
@@ -650,6 +651,7 @@ comment on column fleet.sessions.session_hash is
 comment on column fleet.sessions.actor is 'Who logged in: a person, the name of an API key, or ADMIN_KEY.';
 comment on column fleet.sessions.login is 'How: admin_key, api_key or oidc (OpenID Connect).';
 comment on column fleet.sessions.key_id is 'The API key with which the session was opened. It ends with the key.';
+comment on column fleet.sessions.key_hash is 'SHA-256 of that key. The session ends when the key is replaced.';
 comment on column fleet.sessions.scopes is 'What the session may do, as decided at login. With an API key, the scopes of the key count.';
 comment on column fleet.sessions.cohorts is 'The cohorts that the session knows; null: all.';
 comment on column fleet.sessions.address is 'The address from which somebody logged in.';
@@ -698,7 +700,7 @@ comment on column fleet.audit_log.at is 'When it was done.';
 comment on column fleet.audit_log.actor is 'Who did it: the name of an API key, a person, ADMIN_KEY, or a login of Postgres.';
 comment on column fleet.audit_log.how is
   'key: a call to the HTTP API. session: the ops page. sql: a login of Postgres. job: pg_cron.';
-comment on column fleet.audit_log.action is 'What was done, such as device.revoked or settings.changed.';
+comment on column fleet.audit_log.action is 'What was done, such as device.revoked or setting.changed.';
 comment on column fleet.audit_log.target is 'What it was done to, such as device:42 or setting:retention.';
 comment on column fleet.audit_log.before is 'What was before, where something was changed.';
 comment on column fleet.audit_log.after is 'What is now. Keys, tokens and passwords are never in it.';
@@ -801,7 +803,27 @@ comment on column fleet.readers.cohorts is 'fleet.devices.cohort of the devices 
 comment on column fleet.readers.created_at is 'When it was made.';
 comment on column fleet.readers.created_by is 'The login that made it.';
 
+-- Devices that send more requests than a server accepts.
+create table if not exists fleet.device_slowdowns (
+  device_id bigint not null,
+  hour timestamptz not null,
+  times bigint not null,
+  first_at timestamptz not null,
+  last_at timestamptz not null,
+  constraint device_slowdowns_pkey primary key (device_id, hour)
+);
+comment on table fleet.device_slowdowns is
+  'Requests of devices that were refused because a device sent too many, by device and hour. Read it with fleet.slowed_devices.';
+comment on column fleet.device_slowdowns.device_id is 'fleet.devices.device_id.';
+comment on column fleet.device_slowdowns.hour is 'The beginning of the hour, in UTC.';
+comment on column fleet.device_slowdowns.times is 'How many requests.';
+comment on column fleet.device_slowdowns.first_at is 'When the first of them was reported.';
+comment on column fleet.device_slowdowns.last_at is 'When the last of them was reported.';
+create index if not exists device_slowdowns_last_at_idx on fleet.device_slowdowns (last_at);
+comment on index fleet.device_slowdowns_last_at_idx is 'For fleet.check() and for pruning by age.';
+
 -- Functions, procedures, views
+
 
 --! Included access/may_reach.sql
 create or replace function fleet.may_reach(p_cohort text) returns boolean
@@ -824,7 +846,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
   select
-    case when a.is_server then a.actor else session_user end,
+    case when a.is_server then a.actor else session_user::text end,
     case
       when a.is_server then a.how
       -- Any login can take this name, so it counts only for the one whose jobs pg_cron runs.
@@ -936,15 +958,20 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_columns text;
 begin
-  execute format(
-    'grant select (%s) on fleet.device_heartbeats to fleet_cohort_reader',
-    (
-      select string_agg(quote_ident(a.attname), ', ' order by a.attnum)
-      from pg_attribute a
-      where a.attrelid = 'fleet.device_heartbeats'::regclass and a.attnum > 0 and not a.attisdropped
-    )
-  );
+  -- A grant writes the row of the column in the catalog, which the guard takes for a change of the column. So only what is missing
+  -- is granted, and no column that the archive cannot store, which the guard would refuse.
+  select string_agg(quote_ident(a.attname), ', ' order by a.attnum)
+  into v_columns
+  from pg_attribute a
+  where a.attrelid = 'fleet.device_heartbeats'::regclass and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+    and fleet.archive_form(format_type(a.atttypid, a.atttypmod)) is not null
+    and not has_column_privilege('fleet_cohort_reader', a.attrelid, a.attnum, 'select');
+  if v_columns is not null then
+    execute format('grant select (%s) on fleet.device_heartbeats to fleet_cohort_reader', v_columns);
+  end if;
 end
 $$;
 
@@ -4836,9 +4863,11 @@ set lock_timeout = '300ms'
 as $$
 #variable_conflict use_column
 declare
+  c_named constant integer := 10;
   v_devices bigint;
   v_refused bigint;
   v_fields text;
+  v_names text;
 begin
   perform fleet.not_in_future(p_now);
   check_name := 'unreadable_fields';
@@ -4878,11 +4907,46 @@ begin
       '\nselect * from fleet.unreadable_fields where last_at > now() - interval ''1 hour'' order by last_at desc limit 50;'
   end;
   return next;
+
+  check_name := 'slowed_devices';
+  select count(*), sum(f.times),
+    string_agg(
+      format(
+        'device %s (%s): %s since %s', f.device_id, f.alias, f.times, to_char(f.first_at, 'HH24:MI "UTC"')
+      ),
+      '; ' order by f.nth
+    ) filter (where f.nth <= c_named)
+  into v_devices, v_refused, v_names
+  from (
+    select d.device_id, d.alias, g.times, g.first_at, row_number() over (order by g.times desc, d.device_id) as nth
+    from (
+      select s.device_id, sum(s.times) as times, min(s.first_at) as first_at
+      from fleet.device_slowdowns s
+      where s.last_at > p_now - interval '1 hour'
+      group by s.device_id
+    ) g
+    join fleet.devices d using (device_id)
+  ) f;
+  status := case when v_devices = 0 then 'ok' else 'warn' end;
+  detail := case
+    when v_devices = 0 then 'no device sent more requests in the last hour than the servers accept'
+    else format(
+      '%s devices sent more requests in the last hour than the servers accept. Refused (429) were %s requests: %s%s',
+      v_devices, v_refused, v_names, case when v_devices > c_named then '; …' end
+    )
+  end;
+  remedy := case
+    when status <> 'ok' then
+      e'-- fix what their agents do; an hour after the last refused request this is clear. Nothing is lost, and others are not slowed'
+      '\nselect * from fleet.slowed_devices where last_at > now() - interval ''1 hour'' order by times desc limit 50;'
+  end;
+  return next;
 end
 $$;
 
 comment on function fleet.check_fields(timestamptz) is
-  'The part of fleet.check() about what agents send: fields that could not be read, and heartbeats that were refused.';
+  'The part of fleet.check() about what agents send: fields that could not be read, heartbeats that were refused because of them, '
+  'and devices that send more requests than the servers accept.';
 --! EndIncluded checks/check_fields.sql
 --! Included checks/check_silence.sql
 create or replace function fleet.check_silence(p_now timestamptz default now())
@@ -7225,6 +7289,9 @@ begin
   delete from fleet.device_unreadable_fields f
   using fleet.settings s
   where f.last_at < p_now - s.quarantine_keep;
+  delete from fleet.device_slowdowns d
+  using fleet.settings s
+  where d.last_at < p_now - s.quarantine_keep;
   delete from fleet.device_availability_daily a
   using fleet.settings s
   where a.day < p_now - greatest(s.rollups_keep, s.retention);
@@ -11780,11 +11847,11 @@ begin
       hint = 'Example: select fleet.create_api_key(''grafana'', ''{read}'');';
   end if;
   if p_cohorts is not null and (
-    v_cohorts is null or exists (select from unnest(p_cohorts) c where c is null or btrim(c) = '' or length(c) > 100)
+    v_cohorts is null or cardinality(v_cohorts) > 100 or exists (select from unnest(p_cohorts) c where c is null or btrim(c) = '' or length(c) > 100)
   ) then
     raise exception using
       errcode = 'FL422',
-      message = 'cohorts must be null or names of 1 to 100 characters',
+      message = 'cohorts must be null or at most 100 names of 1 to 100 characters',
       hint = 'Example: select fleet.create_api_key(''partner'', ''{read}'', ''{lobby,shop}'');';
   end if;
   if v_cohorts is not null and v_scopes && array['metrics', 'operate'] then
@@ -11906,7 +11973,7 @@ begin
     select u.key_id
     from fleet.api_credentials u
     where u.key_id = v_key.key_id
-      and (u.last_used_at is null or u.last_used_at < now() - interval '1 minute' or u.last_address is distinct from p_address)
+      and (u.last_used_at is null or u.last_used_at < now() - interval '1 minute')
     for no key update skip locked
   );
   return query select v_key.name, v_key.scopes, v_key.cohorts;
@@ -11944,8 +12011,9 @@ as $$
   select s.actor, s.login, coalesce(k.scopes, s.scopes), case when s.key_id is null then s.cohorts else k.cohorts end,
     s.ended_at is null and s.ends_at > now() and (s.key_id is null or k.key_id is not null)
   from fleet.sessions s
-  -- Of a revoked or expired key nothing is found.
+  -- Of a key that was revoked, has expired or was replaced, nothing is found.
   left join fleet.api_credentials k on k.key_id = s.key_id and k.revoked_at is null
+    and (k.token_hash = s.key_hash or k.previous_hash = s.key_hash and k.previous_until > now())
     and (k.expires_at is null or k.expires_at > now())
   where s.session_hash = p_session;
 $$;
@@ -11975,11 +12043,18 @@ declare
   v_scopes text[];
   v_cohorts text[];
 begin
+  if p_actor is null or btrim(p_actor) = '' then
+    raise exception using errcode = 'FL422', message = 'actor must not be empty', hint = 'Name the key or the person.';
+  end if;
   if p_credential is not null then
     if p_how = 'key' then
       select k.scopes, k.cohorts into v_scopes, v_cohorts from fleet.find_api_key(p_credential) k;
     else
-      select s.scopes, s.cohorts into v_scopes, v_cohorts from fleet.find_session(p_credential) s where s.is_open;
+      select case when s.is_open then s.scopes end, s.cohorts into v_scopes, v_cohorts from fleet.find_session(p_credential) s;
+      if not found and p_actor = 'ADMIN_KEY' then
+        -- It began while the database was unreachable. The server has checked its signature.
+        v_scopes := array[p_scope];
+      end if;
     end if;
     -- It was valid when the request came in.
     if v_scopes is null or p_scope <> all (v_scopes) then
@@ -12000,7 +12075,7 @@ $$;
 comment on function fleet.act(text, text, bytea, text, text, text, boolean) is
   'Says for the rest of the transaction who acts through the server, so that fleet.audit() records it and the functions for '
   'devices know only the cohorts of the key. Checks once more that the key or session is valid and has the scope; the '
-  'server''s ADMIN_KEY has no hash here. Called in the statement of each deed that comes over HTTP.';
+  'server''s ADMIN_KEY, as a key, has no hash here. Called in the statement of each deed that comes over HTTP.';
 --! EndIncluded access/act.sql
 --! Included access/open_session.sql
 create or replace function fleet.open_session(
@@ -12023,12 +12098,18 @@ as $$
 declare
   v_key_id bigint := (select k.key_id from fleet.find_api_key(p_key_hash) k);
 begin
+  if p_actor is null or p_actor !~ '^[^[:cntrl:]]+$' or length(p_actor) > 400 or (p_actor = 'ADMIN_KEY') <> (p_login = 'admin_key') then
+    raise exception using
+      errcode = 'FL422',
+      message = 'actor must be a name of 1 to 400 characters, and ADMIN_KEY only with that key',
+      hint = 'The identity provider gave somebody another name.';
+  end if;
   if p_login = 'api_key' and v_key_id is null then
     return false;
   end if;
-  insert into fleet.sessions (session_hash, actor, login, key_id, scopes, cohorts, address, user_agent, ends_at)
+  insert into fleet.sessions (session_hash, actor, login, key_id, key_hash, scopes, cohorts, address, user_agent, ends_at)
   values (
-    p_session, p_actor, p_login, v_key_id, p_scopes, p_cohorts, p_address, left(p_user_agent, 200),
+    p_session, p_actor, p_login, v_key_id, p_key_hash, p_scopes, p_cohorts, p_address, left(p_user_agent, 200),
     -- No login lasts for longer than a day, whatever p_ends_at says.
     least(p_ends_at, now() + interval '1 day')
   );
@@ -12324,7 +12405,10 @@ begin
   end if;
   perform fleet.audit(
     'command.sent', 'device:' || p_device_id,
-    p_after => jsonb_build_object('command_id', v_command_id, 'command', p_command, 'payload', p_payload)
+    -- Not the payload, which may hold secrets and is kept for settings.commands_keep only.
+    p_after => jsonb_build_object(
+      'command_id', v_command_id, 'command', p_command, 'payload_sha256', encode(sha256(convert_to(p_payload::text, 'UTF8')), 'hex')
+    )
   );
   return v_command_id;
 end
@@ -14223,7 +14307,7 @@ begin
     where c.relnamespace in ('fleet'::regnamespace, 'fleet_detached'::regnamespace) and c.relkind in ('r', 'p', 'v', 'm', 'f')
       and has_any_column_privilege('fleet_cohort_reader', c.oid, 'select')
       -- Two that show nothing of other cohorts by themselves: when a device is offline, and what fleet.silence_at() returns.
-      and c.oid not in ('fleet.settings'::regclass, 'fleet.fleet_silence'::regclass)
+      and c.relname not in ('settings', 'fleet_silence')
       and not (c.relkind in ('r', 'p') and c.relrowsecurity and p.polname is not null)
       and not (c.relkind = 'v' and coalesce('security_invoker=true' = any (c.reloptions), false))
   ) o;
@@ -14292,6 +14376,328 @@ $$;
 comment on function fleet.check_readers() is
   'The part of fleet.check() about the logins of fleet.create_reader(): whether they are there, and see no more than they should.';
 --! EndIncluded access/check_readers.sql
+--! Included partitions/retire_partition.sql
+-- pg_partman retires by age alone. Older partitions that must stay attached (held, restored and late days) are detached before it
+-- and attached again after it, in the same transaction, under the lock on the parent that the detach takes anyway. Because of
+-- their CHECK constraints attaching them only changes the catalog.
+create or replace function fleet.retire_partition(p_partition text, p_now timestamptz default now()) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_partition fleet.hb_partitions;
+  v_kept record;
+  v_table oid;
+  v_aside oid[];
+  v_starts timestamptz[];
+  v_ends timestamptz[];
+  v_rows bigint;
+  v_bytes bigint;
+  v_source text;
+  v_since timestamptz := clock_timestamp();
+begin
+  v_partition := fleet.get_partition(p_partition);
+  if v_partition.state <> 'active' then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s is %s, not active, and cannot be retired', p_partition, v_partition.state),
+      hint = case v_partition.state
+        when 'restored' then format('Release it first: select fleet.release_partition(%L);', p_partition)
+        else 'It is already retired; see select * from fleet.partition_health.'
+      end;
+  end if;
+  if v_partition.held_reason is not null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s is held (%s) and cannot be retired', p_partition, v_partition.held_reason),
+      hint = format('Release it first: select fleet.release_partition(%L);', p_partition);
+  end if;
+  v_source := (select min(h.source) from fleet.import_holds() h where h.since < v_partition.range_end);
+  if v_source is not null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('rows of %s are being imported into partition %s, which cannot be retired yet', v_source, p_partition),
+      hint = format('See select * from fleet.import_progress; then: select fleet.confirm_import(%L);', v_source);
+  end if;
+  v_table := fleet.table_of(v_partition);
+  if v_table is null then
+    raise exception using
+      errcode = 'FL404',
+      message = format('partition %s is active, but its table is missing; there is nothing to retire', p_partition),
+      hint = 'See select * from fleet.check_partitions() where status <> ''ok'';';
+  end if;
+  if v_partition.range_end > p_now then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s ends at %s and may still receive heartbeats', p_partition, v_partition.range_end),
+      hint = 'Only a partition whose range is over can be retired.';
+  end if;
+
+  -- Count first, detach last, so that the parent is locked only for the catalog change.
+  execute format('select count(*) from fleet.%I', p_partition) into v_rows;
+  v_bytes := pg_total_relation_size(v_table);
+
+  -- Lock the parent before looking, so that no restore attaches an older day in between, which pg_partman would retire, too.
+  -- LOCK TABLE needs the right to write, which the owner does not have; this statement takes the same lock and changes nothing,
+  -- because row-level security is always on there (access/readers.policies.sql).
+  alter table only fleet.device_heartbeats enable row level security;
+  -- From now on the columns of the partition stay the same.
+  perform fleet.note_columns();
+  select array_agg(a.relid), array_agg(a.range_start), array_agg(a.range_end) into v_aside, v_starts, v_ends
+  from fleet.attached_partitions() a
+  where a.range_start < v_partition.range_start;
+  for v_kept in select a.relid from unnest(v_aside) as a (relid) loop
+    execute format('alter table fleet.device_heartbeats detach partition %s', v_kept.relid::regclass);
+  end loop;
+
+  perform partman.drop_partition_time(
+    p_parent_table => 'fleet.device_heartbeats',
+    p_retention => interval '0',
+    p_keep_table => true,
+    p_keep_index => true,
+    p_retention_schema => 'fleet_detached',
+    p_reference_timestamp => v_partition.range_end + interval '1 microsecond'
+  );
+
+  for v_kept in
+    select a.relid, a.range_start, a.range_end
+    from unnest(v_aside, v_starts, v_ends) as a (relid, range_start, range_end)
+  loop
+    execute format(
+      'alter table fleet.device_heartbeats attach partition %s for values from (%L) to (%L)',
+      v_kept.relid::regclass, v_kept.range_start, v_kept.range_end
+    );
+  end loop;
+
+  if to_regclass(format('fleet_detached.%I', p_partition)) is distinct from v_table::regclass then
+    raise exception using
+      errcode = 'FL002',
+      message = format('pg_partman did not retire partition %s', p_partition),
+      hint = 'Another maintenance run of pg_partman may hold its lock; try again in a moment.';
+  end if;
+  perform fleet.make_read_only(p_partition);
+
+  update fleet.hb_partitions
+  set state = 'detached', step = null, counted = null, detached_at = clock_timestamp(), bytes_size = v_bytes,
+    -- If the day was archived before, the count of that archive stays until the next export.
+    row_count = case when archive_url is null then v_rows else row_count end,
+    attempts = 0, next_attempt_at = now(), last_error = null
+  where partition_name = p_partition;
+  perform fleet.record_event('partition.detach', p_partition, v_rows, fleet.elapsed_ms(v_since));
+  return v_rows;
+end
+$$;
+
+comment on function fleet.retire_partition(text, timestamptz) is
+  'Counts a past partition, has pg_partman detach it into fleet_detached, and leaves it to the archiver. Returns its row count. '
+  'Run by fleet.nightly() and fleet.archive_partition().';
+--! EndIncluded partitions/retire_partition.sql
+--! Included import/describe_source.sql
+-- Everything that can be wrong with a table is reported here, before anything is changed.
+create or replace function fleet.describe_source(
+  p_source regclass,
+  p_columns jsonb,
+  p_unknown_devices text,
+  p_oldest timestamptz,
+  p_forward boolean
+) returns fleet.imports
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
+as $$
+declare
+  a fleet.imports;
+  v_class pg_class;
+  v_schema name;
+  v_fault text;
+  v_hint text;
+  v_target record;
+  v_column text;
+  v_type text;
+  v_id_type text;
+begin
+  select * into v_class from pg_class c where c.oid = p_source;
+  if not found then
+    raise exception using
+      errcode = 'FL404',
+      message = format('there is no table %s', coalesce(p_source::text, 'null')),
+      hint = 'Give the name with its schema: call fleet.import_table(''public.device_heartbeats'');';
+  end if;
+  v_schema := (select n.nspname from pg_namespace n where n.oid = v_class.relnamespace);
+  a.source := format('%I.%I', v_schema, v_class.relname);
+  a.relid := v_class.oid;
+  a.store_ip := (select s.store_ip from fleet.settings s);
+  a.unknown_devices := coalesce(p_unknown_devices, 'refuse');
+  a.forwards := coalesce(p_forward, true);
+  a.is_oldest_given := p_oldest is not null;
+  a.oldest := coalesce(p_oldest, now() - interval '3650 days');
+
+  v_fault := case
+    when v_schema in ('fleet', 'fleet_detached', 'fleet_guard', 'partman', 'cron', 'pg_catalog', 'information_schema') then
+      'it belongs to the store or to Postgres itself'
+    when v_class.relkind = 'p' then 'it is partitioned'
+    when v_class.relkind = 'f' then 'it is a foreign table'
+    when v_class.relkind in ('v', 'm') then 'it is a view'
+    when v_class.relkind <> 'r' then 'it is not a table'
+    when v_class.relpersistence = 't' then 'it is a temporary table, which other sessions cannot see'
+    when v_class.relispartition then 'it is a partition of another table'
+    when exists (select from pg_inherits i where p_source in (i.inhrelid, i.inhparent)) then
+      'it inherits from a table, or a table inherits from it'
+    when v_class.relrowsecurity then 'its row-level security may hide rows'
+  end;
+  if v_fault is not null then
+    raise exception using
+      errcode = 'FL422',
+      message = format('%s cannot be imported: %s', a.source, v_fault),
+      hint = case
+        when v_fault = 'its row-level security may hide rows' then format('As its owner: alter table %s disable row level security;', a.source)
+        else 'Only a plain table can be imported. Copy the rows into one: create table public.device_heartbeats as select …;'
+      end;
+  end if;
+
+  select string_agg(r.grant_, '; '), string_agg(r.right_, ', ')
+  into v_hint, v_fault
+  from (
+    select format('grant usage on schema %I to %I', v_schema, current_user) as grant_,
+      'USAGE on its schema' as right_
+    where not has_schema_privilege(v_class.relnamespace, 'usage')
+    union all
+    select format('grant select, trigger on %s to %I', a.source, current_user), 'SELECT and TRIGGER on it'
+    where not (has_table_privilege(p_source, 'select') and has_table_privilege(p_source, 'trigger'))
+  ) r;
+  if v_fault is not null then
+    raise exception using
+      errcode = 'FL422',
+      message = format('%s cannot be imported: role %s lacks %s', a.source, current_user, v_fault),
+      hint = format('As its owner: %s;', v_hint);
+  end if;
+
+  select string_agg(k.key, ', ') into v_fault
+  from jsonb_object_keys(case jsonb_typeof(p_columns) when 'object' then p_columns else '{}' end) as k (key)
+  where k.key not in (select c.name from fleet.archive_columns('fleet.device_heartbeats') c);
+  if v_fault is not null or jsonb_typeof(p_columns) <> 'object' then
+    raise exception using
+      errcode = 'FL422',
+      message = case
+        when v_fault is null then format('the columns of %s must be given as a JSON object, not as %s', a.source, p_columns)
+        else format('fleet.device_heartbeats has no column %s that could be filled from %s', v_fault, a.source)
+      end,
+      hint = 'For a column of fleet.device_heartbeats, give the column of your table, or null for none: '
+        'p_columns => ''{"battery_pct": "battery", "ip": null}''.';
+  end if;
+
+  a.columns := '{}';
+  for v_target in select c.name, c.type from fleet.archive_columns('fleet.device_heartbeats') c order by c.position loop
+    v_column := case when p_columns ? v_target.name then p_columns ->> v_target.name else v_target.name end;
+    select format_type(t.atttypid, t.atttypmod) into v_type
+    from pg_attribute t
+    where t.attrelid = p_source and t.attname = v_column and t.attnum > 0 and not t.attisdropped;
+    if not found and (v_target.name in ('ts', 'device_id') or p_columns ->> v_target.name is not null) then
+      raise exception using
+        errcode = 'FL422',
+        message = case
+          when v_column is null then format('%s cannot be imported: p_columns gives it no column for %s', a.source, v_target.name)
+          else format('%s cannot be imported: it has no column %s for %s', a.source, v_column, v_target.name)
+        end,
+        hint = format('Name the right one: p_columns => ''{"%s": "name"}''. Its columns: %s.', v_target.name, (
+          select string_agg(t.attname, ', ' order by t.attnum)
+          from pg_attribute t
+          where t.attrelid = p_source and t.attnum > 0 and not t.attisdropped
+        ));
+    end if;
+    a.columns := a.columns || jsonb_build_object(v_target.name, case when found then v_column end);
+    if not found then
+      continue;
+    end if;
+    if v_target.name = 'device_id' then
+      v_id_type := v_type;
+      continue;
+    end if;
+    begin
+      execute format('select null::%s::%s', v_type, v_target.type);
+    exception when cannot_coerce then
+      raise exception using
+        errcode = 'FL422',
+        message = format(
+          '%s cannot be imported: column %s is %s, which cannot be converted to %s for %s', a.source, v_column, v_type,
+          v_target.type, v_target.name
+        ),
+        hint = format(
+          'Leave it out with p_columns => ''{"%s": null}'', or add a column of a suitable type to the table.', v_target.name
+        );
+    end;
+  end loop;
+
+  if a.unknown_devices not in ('refuse', 'enroll') or not isfinite(a.oldest) or a.oldest > now() then
+    raise exception using
+      errcode = 'FL422',
+      message = case
+        when a.unknown_devices not in ('refuse', 'enroll') then
+          format('%s cannot be imported with p_unknown_devices => %s', a.source, a.unknown_devices)
+        else format('%s cannot be imported with p_oldest => %s', a.source, a.oldest)
+      end,
+      hint = 'p_unknown_devices must be refuse or enroll; p_oldest must be a time in the past.';
+  end if;
+  a.match_by := case
+    when exists (select from fleet.import_devices m where m.source = a.source) then 'map'
+    when v_id_type in ('smallint', 'integer', 'bigint') then 'device_id'
+    else 'alias'
+  end;
+  if pg_relation_size(p_source) = 0 then
+    raise exception using
+      errcode = 'FL422',
+      message = format('%s cannot be imported: it is empty', a.source),
+      hint = 'There is nothing to move; point the devices at the new server.';
+  end if;
+  return a;
+end
+$$;
+
+comment on function fleet.describe_source(regclass, jsonb, text, timestamptz, boolean) is
+  'How a table would be imported: its columns, and how its devices are found. If the table cannot be imported, the error FL422 '
+  'says why. Called by fleet.import_table() and fleet.import_plan().';
+--! EndIncluded import/describe_source.sql
+--! Included ingest/record_slowed.sql
+create or replace function fleet.record_slowed(p_counts json) returns void
+language sql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  insert into fleet.device_slowdowns as s (device_id, hour, times, first_at, last_at)
+  select d.device_id, date_trunc('hour', now(), 'UTC'), sum(r.times), now(), now()
+  from json_to_recordset(p_counts) as r (token_hash text, times bigint)
+  join fleet.devices d on d.token_hash = decode(r.token_hash, 'hex')  -- a token may be wrong, or renewed since
+  group by d.device_id
+  order by d.device_id
+  on conflict on constraint device_slowdowns_pkey do update
+    set times = s.times + excluded.times,
+      last_at = excluded.last_at;
+$$;
+
+comment on function fleet.record_slowed(json) is
+  'Records how many requests of devices a server process refused because they sent too many, by the SHA-256 of their token; sent '
+  'every 10 seconds. Unknown tokens are left out. Example: select fleet.record_slowed('
+  '''[{"token_hash":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","times":120}]'');';
+--! EndIncluded ingest/record_slowed.sql
+--! Included ingest/slowed_devices.view.sql
+create or replace view fleet.slowed_devices as
+select d.device_id, d.alias, d.cohort, s.times, s.first_at, s.last_at
+from fleet.device_slowdowns s
+join fleet.devices d using (device_id);
+
+comment on view fleet.slowed_devices is
+  'Devices that send more requests than the servers accept (DEVICE_REQUESTS_PER_MINUTE), a row for each device and hour: how many '
+  'requests were refused with 429, and when the first and the last. Kept for settings.quarantine_keep. Example: select device_id, '
+  'alias, sum(times) from fleet.slowed_devices where last_at > now() - interval ''1 day'' group by 1, 2 order by 3 desc;';
+--! EndIncluded ingest/slowed_devices.view.sql
 --! Included setup/grants.sql
 -- Who may do what. Everything is revoked first, so that only the grants in this file apply.
 revoke all on all tables in schema fleet
@@ -14331,6 +14737,7 @@ grant execute on function
   fleet.open_session(bytea, text, text, bytea, text[], text[], timestamptz, text, text, text),
   fleet.see_session(bytea),
   fleet.end_session(bytea, timestamptz, boolean, text, text),
+  fleet.record_slowed(json),
   fleet.metric_values(),
   fleet.silence_metrics(),
   fleet.metric_definitions()
@@ -14558,7 +14965,7 @@ grant select on fleet.unity_down, fleet.recent_changes to fleet_reader, fleet_db
 grant select on
   fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.storage_history, fleet.job_health,
   fleet.fleet_silence, fleet.fleet_trend, fleet.missed_beats, fleet.silence_samples, fleet.import_progress,
-  fleet.device_availability, fleet.slo, fleet.unreadable_fields
+  fleet.device_availability, fleet.slo, fleet.unreadable_fields, fleet.slowed_devices
 to fleet_reader, fleet_dba;
 grant execute on function fleet.device_availability(date, date, bigint, timestamptz) to fleet_reader, fleet_dba;
 -- For the ops page.
@@ -14620,10 +15027,12 @@ grant execute on function fleet.seen_cohorts() to fleet_server, fleet_reader, fl
 grant select on
   fleet.device_state, fleet.device_status, fleet.devices_offline, fleet.unity_down, fleet.fleet_summary, fleet.fleet_silence,
   fleet.recent_changes, fleet.missed_beats, fleet.device_availability, fleet.unreadable_fields,
-  fleet.device_last_status, fleet.device_transitions, fleet.device_commands, fleet.command_dispatch_log, fleet.cohorts,
+  fleet.device_last_status, fleet.device_transitions, fleet.command_dispatch_log, fleet.cohorts,
   fleet.fleet_counts, fleet.device_availability_daily, fleet.device_unreadable_fields
 to fleet_cohort_reader;
 grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_cohort_reader;
+-- Not who sent a command: that is a person of ours.
+grant select (device_id, command_id, command, payload, created_at, acknowledged_at) on fleet.device_commands to fleet_cohort_reader;
 grant select (offline_after) on fleet.settings to fleet_cohort_reader;
 select fleet.grant_heartbeat_columns();
 grant execute on function

@@ -70,6 +70,33 @@ t.test('during the overlap of a rotation both keys are valid, and afterwards onl
   t.equal(await status(third!.key), 401, 'a revocation ends both')
 })
 
+t.test('a session that was opened with a key ends when the key is replaced', async t => {
+  const { db, url } = await withServer(t)
+  const { get, post } = visitor(url)
+  const key = await makeKey(db, 'leaked', ['read', 'operate'])
+  const session = async (key: string) => ({ cookie: (await post('/login', { key })).headers.getSetCookie()[0]!.split(';')[0]! })
+  const isOpen = async (who: { cookie: string }) => /id="headline"/.test((await get('/', who)).html)
+  const [stolen, slow] = [await session(key), await session(key)]
+  const [next] = await db.sql<{ key: string }[]>`select fleet.rotate_api_key('leaked', '1 hour') as key`
+  t.ok(await isOpen(slow), 'not before the overlap ends')
+  t.ok(await isOpen(await session(next!.key)))
+  await db.sql`select fleet.rotate_api_key('leaked', '0')`
+  t.notOk(await isOpen(stolen))
+  t.same(await db.sql`select from fleet.open_sessions`, [])
+})
+
+t.test('a name is recorded in full, and the use of a key from many addresses costs one write a minute', async t => {
+  const { db, call } = await withServer(t, { trustProxy: true })
+  const name = `k${'0123456789'.repeat(6)}xyz`
+  const key = await makeKey(db, name, ['read', 'enroll'])
+  await call('POST /admin/devices', { token: key, body: { alias: 'a' } })
+  t.equal((await db.sql`select from fleet.audit_log where actor = ${name}`).length, 1)
+  const version = async () => (await db.admin`select xmin::text from fleet.api_credentials`)[0]!.xmin as string
+  const before = await version()
+  for (let n = 0; n < 5; n++) await call('GET /v1/devices', { token: key, headers: { 'x-forwarded-for': `192.0.2.${n}` } })
+  t.equal(await version(), before)
+})
+
 t.test('what is wrong with a key is told by its argument', async t => {
   const { sql } = await withDatabase(t)
   const refused: [string, RegExp][] = [
@@ -81,8 +108,8 @@ t.test('what is wrong with a key is told by its argument', async t => {
     [`fleet.create_api_key('a', '{}')`, /^scopes must be some of/],
     [`fleet.create_api_key('a', '{read,write}')`, /not \{read,write\}/],
     [`fleet.create_api_key('a', '{read,NULL}')`, /^scopes must be some of/],
-    [`fleet.create_api_key('a', '{read}', '{}')`, /^cohorts must be null or names/],
-    [`fleet.create_api_key('a', '{read}', '{lobby,""}')`, /^cohorts must be null or names/],
+    [`fleet.create_api_key('a', '{read}', '{}')`, /^cohorts must be null or at most 100 names/],
+    [`fleet.create_api_key('a', '{read}', '{lobby,""}')`, /^cohorts must be null or at most 100 names/],
     [`fleet.create_api_key('a', '{read,metrics}', '{lobby}')`, /^a key with cohorts cannot have the scopes metrics and operate/],
     [`fleet.create_api_key('a', '{read}', null, now() - interval '1 second')`, /^expires_at must be in the future/],
     [`fleet.rotate_api_key('none')`, /^there is no API key named none/],
@@ -268,7 +295,7 @@ t.test('an audit row is written in the transaction of its deed, and names who di
       },
       { actor: 'deploy', action: 'device.renamed', before: 'a', after: 'b' },
       { actor: 'deploy', action: 'device.moved', before: 'default', after: 'lobby' },
-      { actor: 'ADMIN_KEY', how: 'key', action: 'command.sent', after: { command: 'x', payload: { a: 1 } } },
+      { actor: 'ADMIN_KEY', how: 'key', action: 'command.sent', after: { command: 'x', payload_sha256: /^[0-9a-f]{64}$/ } },
       { actor: 'deploy', action: 'device.revoked', before: { alias: 'b' } },
       { actor: 'fleet_dba', how: 'sql', action: 'device.token_renewed', request_id: null },
     ],
@@ -398,7 +425,9 @@ t.test('what a key did is there if and only if the deed committed, whenever Post
       }),
     )
     await sleep(300 + 200 * Math.random())
-    process.kill((await db.cluster.pid())!, 'SIGKILL')
+    const postmaster = () => db.cluster.pid()
+    await waitFor(async () => (await postmaster()) !== undefined)
+    process.kill((await postmaster())!, 'SIGKILL')
     isRunning = false
     await work
     await db.cluster.start()

@@ -29,7 +29,11 @@ const rules = z.record(
   z
     .strictObject({
       scopes: z.array(z.enum(SCOPES, `must be one of ${SCOPES.join(', ')}`)).min(1, 'must name a scope'),
-      cohorts: z.array(z.string().min(1).max(100)).min(1, 'must name a cohort, or be left out').optional(),
+      cohorts: z
+        .array(z.string().min(1).max(100))
+        .min(1, 'must name a cohort, or be left out')
+        .max(100, 'must name at most 100 cohorts')
+        .optional(),
     })
     .refine(({ scopes, cohorts }) => cohorts === undefined || !scopes.some(scope => scope === 'metrics' || scope === 'operate'), {
       message: 'a group with cohorts cannot have the scopes metrics and operate, which are about the whole store',

@@ -1,6 +1,7 @@
 import * as client from 'openid-client'
 import type { Principal } from './principal.ts'
 import { type OidcConfig } from './oidc-config.ts'
+import { unavailable } from '../problem.ts'
 
 /** How long the identity provider may take to answer, in seconds. */
 const TIMEOUT_S = 10
@@ -62,16 +63,16 @@ export class Oidc {
   /**
    * Ends a login.
    * @param query of the URL with which the browser came back
-   * @throws LoginRefused if the provider did not say who it is, or if this person may do nothing here
+   * @throws LoginRefused if the provider did not say who it is, or if this person may do nothing here; Problem 503 if the provider
+   * cannot be reached
    */
   async finish(query: string, { state, nonce, verifier }: Pending): Promise<Principal> {
     const provider = await this.#provider()
     const { claims, groups } = await this.#exchange(provider, query, { state, nonce, verifier }).catch((cause: unknown) => {
+      if (isOutage(cause)) throw unavailable('The identity provider did not answer. Log in with a key, or try again.', cause)
       throw new LoginRefused(describe(cause), { cause })
     })
-    const { sub, email, email_verified: isVerified, preferred_username: name } = claims
-    // Only names that the provider vouches for.
-    const actor = typeof email === 'string' && isVerified !== false ? email : typeof name === 'string' ? name : sub
+    const actor = nameOf(claims)
     const theirs = [groups].flat().filter(group => typeof group === 'string')
     const rule = this.config.groups.find(({ group }) => theirs.includes(group))
     if (rule === undefined) throw new LoginRefused(`${actor} is in no group that may use this page.`)
@@ -113,6 +114,23 @@ export class Oidc {
       })
     return this.#discovered
   }
+}
+
+/**
+ * The name of a person in the audit log: the e-mail address if the provider says that it has verified it. Otherwise people may have
+ * chosen what the provider calls them, so their unchangeable `sub` is part of it.
+ */
+export function nameOf({ sub, email, email_verified: isVerified, preferred_username: name }: Record<string, unknown>) {
+  const isName = (value: unknown): value is string => typeof value === 'string' && /^[^\p{C}]{1,100}$/u.test(value)
+  if (isVerified === true && isName(email) && email.includes('@')) return email
+  return isName(name) ? `${name} (sub ${String(sub)})` : `sub ${String(sub)}`
+}
+
+/** Whether the provider cannot be reached, so that the login says nothing about the person. */
+function isOutage(error: unknown) {
+  if (error instanceof client.ResponseBodyError) return error.status >= 500
+  const { code } = error as { code?: string }
+  return error instanceof TypeError || code === 'OAUTH_TIMEOUT' || code === 'OAUTH_RESPONSE_IS_NOT_CONFORM'
 }
 
 /** What went wrong, without codes and tokens. */

@@ -3,6 +3,7 @@ import type { IncomingMessage } from 'node:http'
 import t from 'tap'
 import { waitFor } from '../../testing/database.ts'
 import { WRONG_KEYS_PER_MINUTE } from '../server.ts'
+import { DeviceLimit } from './device-limit.ts'
 import { RateLimit } from './rate-limit.ts'
 import { Tokens } from './tokens.ts'
 import { Problem } from '../problem.ts'
@@ -174,7 +175,7 @@ t.test(
 
 t.test('memory is bounded, however many good tokens come from a network with wrong ones', t => {
   const rateLimit = new RateLimit(false, 1)
-  const tokens = new Tokens(undefined as never, rateLimit)
+  const tokens = new Tokens(undefined as never, rateLimit, new DeviceLimit(0))
   const client = from('192.0.2.1')
   const token = (n: number) => ({ hash: String(n), isGateway: false })
   tokens.judged(token(0), client, true)

@@ -255,7 +255,7 @@ t.test('a body that may be large is not read for a sender that is not authentica
 })
 
 t.test('senders that are not authenticated cannot hold more than a number of bodies open', async t => {
-  const { db, url, call } = await withServer(t)
+  const { db, url, call } = await withServer(t, { deviceRequestsPerMinute: 0 })
   const { token } = await enroll(db, 'a')
   const open = []
   for (let n = 0; n < 1_024; n++) open.push(sendHeaders(url, '/v1/heartbeat', UNKNOWN, ['Content-Length: 100']))
@@ -442,7 +442,8 @@ t.test('requests of devices, of gateways and with wrong tokens share a statement
 
 t.test('a heartbeat that is sent after a revocation has returned is never acknowledged', async t => {
   const db = await withDatabase(t)
-  const servers = [await withServer(t, {}, db), await withServer(t, {}, db)]
+  const noLimit = { deviceRequestsPerMinute: 0 }
+  const servers = [await withServer(t, noLimit, db), await withServer(t, noLimit, db)]
   for (let round = 0; round < 5; round++) {
     const { device_id, token } = await enroll(db, `device ${round}`)
     const traffic = servers.map(({ url }, n) => load(url, token, 8, n * 100_000 + round * 1_000))

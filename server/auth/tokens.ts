@@ -3,6 +3,7 @@ import type { IncomingMessage } from 'node:http'
 import type { PendingQuery, Row } from 'postgres'
 import { bearer, unauthorized } from './bearer.ts'
 import { BoundedMap } from './bounded-map.ts'
+import type { DeviceLimit } from './device-limit.ts'
 import { Lane } from './lane.ts'
 import type { RateLimit } from './rate-limit.ts'
 import type { Pool, Sql } from '../database.ts'
@@ -61,15 +62,29 @@ export class Tokens {
   readonly #good = new BoundedMap<true>(MAX_GOOD)
   readonly #lane = new Lane()
 
-  /** @param rateLimit of wrong tokens, by the client's network */
+  /**
+   * @param rateLimit of wrong tokens, by the client's network
+   * @param deviceLimit of all requests, by the device's token
+   */
   constructor(
     readonly pool: Pool,
     readonly rateLimit: RateLimit,
+    readonly deviceLimit: DeviceLimit,
   ) {}
 
   /** How many good tokens are remembered. */
   get remembered() {
     return this.#good.size
+  }
+
+  /**
+   * Reads the token of a request and counts the request, without a query.
+   * @throws Problem as readToken(); 429 if the device has sent too many requests. A gateway sends for many, so it has no limit.
+   */
+  read(incoming: IncomingMessage): Token {
+    const token = readToken(incoming)
+    if (!token.isGateway) this.deviceLimit.check(token.hash)
+    return token
   }
 
   /**
@@ -116,6 +131,7 @@ export class Tokens {
   judged({ hash }: Token, incoming: IncomingMessage, isGood: boolean) {
     if (!isGood) {
       this.#good.delete(hash)
+      this.deviceLimit.forget(hash)
       this.rateLimit.wrong(incoming)
     } else if (this.rateLimit.hasWrong(incoming)) this.#good.set(hash, true)
   }

@@ -1,13 +1,13 @@
 import type { Handler } from 'hono'
 import { z } from 'zod'
-import type { AppEnv } from '../context.ts'
+import type { AppEnv } from '../env.ts'
 import { MAX_BODY_BYTES, readJson } from '../body.ts'
 import type { ServerConfig } from '../config.ts'
 import type { Pool } from '../database.ts'
-import { acting } from '../auth/principal.ts'
+import { acting } from '../auth/acting.ts'
 import type { Metrics } from '../ops/metrics.ts'
 import { Problem, toProblem } from '../problem.ts'
-import { readToken, type Tokens, wrongKind } from '../auth/tokens.ts'
+import { type Tokens, wrongKind } from '../auth/tokens.ts'
 import { deviceId, text, valid } from '../valid.ts'
 
 const MAX_DEPTH = 32
@@ -67,7 +67,7 @@ export function getCommands(tokens: Tokens, metrics: Metrics): Handler<AppEnv> {
       rows => rows.filter(({ command_id }) => command_id !== null).length,
       // A gateway has no device_id, and so it gets no commands.
       tokens.ask(
-        readToken(incoming),
+        tokens.read(incoming),
         incoming,
         (sql, hash) => sql<((Command | NoCommand) & { kind: string })[]>`
       select a.kind, c.command_id, c.command, c.payload, c.created_at
@@ -88,7 +88,7 @@ export function getCommands(tokens: Tokens, metrics: Metrics): Handler<AppEnv> {
 export function ackCommand(tokens: Tokens, metrics: Metrics): Handler<AppEnv> {
   return async c => {
     const { incoming } = c.env
-    const token = readToken(incoming)
+    const token = tokens.read(incoming)
     const id = c.req.param('id') ?? ''
     if (!/^\d{1,15}$/.test(id)) {
       const { kind } = await tokens.authenticate(token, incoming)

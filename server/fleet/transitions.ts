@@ -1,6 +1,6 @@
 import type { Handler } from 'hono'
 import { z } from 'zod'
-import type { AppEnv } from '../context.ts'
+import type { AppEnv } from '../env.ts'
 import type { Reader } from '../reader.ts'
 import { text, validQuery } from '../valid.ts'
 import { pathId } from './devices.ts'

@@ -69,6 +69,20 @@ t.test('a refused agent tries again when it was told to', async t => {
   t.ok((await stored(db, device_id)).length > 0)
 })
 
+t.test('an agent of a device that has sent too much waits as long as it is told, and then gets on', async t => {
+  const { db, url, call } = await withServer(t, { deviceRequestsPerMinute: 30 })
+  const { device_id, token } = await enroll(db, 'a')
+  while ((await call('GET /v1/commands', { token })).status !== 429);
+  const ts = new Date(Date.now() - 60_000).toISOString()
+  const { agent, kept } = await startAgent(t, url, token, [`{"ts":"${ts}"}`])
+  // Another program with the same token, as long as the agent was not refused yet.
+  while (!agent.output().includes('refused')) await call('GET /v1/commands', { token })
+  t.match(agent.output(), /^refused with 429, again in [12] s$/m)
+  t.ok((await kept()).includes(ts))
+  await waitFor(async () => (await kept()).length === 0, { what: agent.output })
+  t.ok((await stored(db, device_id)).some(row => (row.ts as Date).toISOString() === ts))
+})
+
 t.test('a lost answer leads to a duplicate, not to a second heartbeat', async t => {
   const { db, url } = await withServer(t)
   const { device_id, token } = await enroll(db, 'a')

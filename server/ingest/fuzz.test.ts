@@ -4,7 +4,7 @@ import fc from 'fast-check'
 import t from 'tap'
 import { fuzzRuns } from '../../local/config.ts'
 import { withDatabase } from '../../testing/database.ts'
-import { enroll, gatewayToken, living, withProcess, type Answer } from '../../testing/server.ts'
+import { enroll, gatewayToken, living, NO_LIMIT, withProcess, type Answer } from '../../testing/server.ts'
 
 /** How many bodies are sent at the same time. */
 const TOGETHER = 50
@@ -229,7 +229,7 @@ t.test(
     const devices: { token: string }[] = []
     for (let n = 0; n < DEVICES; n++) devices.push(await enroll(db, `device ${n}`))
     const gateway = await gatewayToken(db, 'gateway')
-    const { server, call } = await withProcess(t, db, { WORKERS: '2', LOG_LEVEL: 'info' })
+    const { server, call } = await withProcess(t, db, { WORKERS: '2', LOG_LEVEL: 'info', ...NO_LIMIT })
     const workers = living(server)
     const statuses = new Map<number, number>()
     /** How often each time was acknowledged as stored. */

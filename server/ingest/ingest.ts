@@ -1,6 +1,6 @@
 import type { Handler } from 'hono'
 import { clientAddress } from '../auth/address.ts'
-import type { AppEnv } from '../context.ts'
+import type { AppEnv } from '../env.ts'
 import { type BatchType, Malformed, MAX_BATCH_BYTES, readItems } from './batch.ts'
 import { MAX_BODY_BYTES, mediaType, readInflated, readJson } from '../body.ts'
 import type { ServerConfig } from '../config.ts'
@@ -9,7 +9,7 @@ import { Ignored } from './ignored.ts'
 import { itemTail, NOT_AN_OBJECT, readItem } from './item.ts'
 import type { Metrics } from '../ops/metrics.ts'
 import { type FieldError, Problem, toProblem } from '../problem.ts'
-import { type Identity, readToken, type Token, type Tokens, unknownToken, wrongKind } from '../auth/tokens.ts'
+import { type Identity, type Token, type Tokens, unknownToken, wrongKind } from '../auth/tokens.ts'
 import { spread } from './spread.ts'
 import type { UnreadableFields } from './unreadable-fields.ts'
 import type { Outcome, Writer } from './writer.ts'
@@ -113,7 +113,7 @@ export function postHeartbeat(
   const refuse = refusing(metrics, 1)
   return async c => {
     const { incoming } = c.env
-    const token = readToken(incoming)
+    const token = tokens.read(incoming)
     const sender = new Sender(token, tokens, incoming)
     await sender.admit()?.catch(refuse)
     if (token.isGateway && (await sender.identify().catch(refuse)).kind === 'gateway') throw wrongKind(DEVICES_ONLY)
@@ -154,7 +154,7 @@ export function postHeartbeats(
   const refuse = refusing(metrics, 1)
   return async c => {
     const { incoming } = c.env
-    const token = readToken(incoming)
+    const token = tokens.read(incoming)
     const sender = new Sender(token, tokens, incoming)
     await sender.admit()?.catch(refuse)
     const tail = itemTail(clientAddress(incoming, config.trustProxy))

@@ -49,7 +49,9 @@ const PROBLEMS = {
   413: 'The body is larger than the limit. The connection is closed.',
   415: 'The type or the encoding of the body is not supported.',
   422: 'The request was read but is not valid; `errors` names each field. Nothing was done.',
-  429: 'Too many wrong tokens or keys came from this address; Retry-After says how long to wait.',
+  429:
+    'Too many wrong tokens or keys came from this address, or this device sent too many requests. Nothing was acknowledged: send ' +
+    'it again after Retry-After.',
   500: 'The server failed; the error is in its log.',
   503: 'The server or its database cannot do this now. Nothing was acknowledged: send it again after Retry-After.',
 }
@@ -64,6 +66,12 @@ const requestIdHeader = {
 const PROBLEM_HEADERS: Partial<Record<number, Record<string, object>>> = {
   401: { 'WWW-Authenticate': { description: 'Which kind of token or key is needed.', schema: { type: 'string' } } },
   403: { 'WWW-Authenticate': { description: 'The scope that is missing, if one is.', schema: { type: ['string', 'null'] } } },
+  429: {
+    'Retry-After': {
+      description: 'Seconds until the next request is accepted.',
+      schema: { type: 'string', pattern: '^\\d+$' },
+    },
+  },
   503: {
     'Retry-After': {
       description: 'Seconds to wait, with jitter, so that devices that were refused together do not return together.',

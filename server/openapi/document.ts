@@ -1,5 +1,5 @@
 import type { Handler } from 'hono'
-import type { AppEnv } from '../context.ts'
+import type { AppEnv } from '../env.ts'
 import { SCOPES, scopeDescriptions } from '../auth/scopes.ts'
 import { version } from '../../lib/version.ts'
 import { agentPaths } from './agents.ts'

@@ -1,12 +1,12 @@
 import type { Context, Handler } from 'hono'
 import { z } from 'zod'
-import type { AppEnv } from '../context.ts'
+import type { AppEnv } from '../env.ts'
 import type { ServerConfig } from '../config.ts'
 import { connectOps, end, type Pool, type Sql } from '../database.ts'
 import type { Log } from '../../lib/log.ts'
 import type { Metrics } from './metrics.ts'
 import type { Reader } from '../reader.ts'
-import { acting } from '../auth/principal.ts'
+import { acting } from '../auth/acting.ts'
 import { validQuery } from '../valid.ts'
 
 export const nightlyQuery = z.object({

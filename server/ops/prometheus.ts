@@ -1,7 +1,8 @@
 import type { Handler } from 'hono'
 import { withTimeout } from '../../lib/timeout.ts'
 import { Cache } from '../cache.ts'
-import type { AppEnv, ServerContext } from '../context.ts'
+import type { ServerContext } from '../context.ts'
+import type { AppEnv } from '../env.ts'
 import type { Pool, Sql } from '../database.ts'
 import { described } from './metrics.ts'
 

@@ -1,7 +1,7 @@
 import type { Context } from 'hono'
 import type { HtmlEscapedString } from 'hono/utils/html'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
-import type { AppEnv } from '../context.ts'
+import type { AppEnv } from '../env.ts'
 
 /** What JSX returns. */
 export type Html = HtmlEscapedString | Promise<HtmlEscapedString>

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Hono } from 'hono'
-import type { AppEnv } from '../context.ts'
+import type { AppEnv } from '../env.ts'
 
 const TYPES = { css: 'text/css', js: 'text/javascript', svg: 'image/svg+xml' }
 

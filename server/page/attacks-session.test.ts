@@ -4,7 +4,8 @@ import t from 'tap'
 import { freePort } from '../../local/cluster.ts'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole } from '../../testing/fleet.ts'
-import { withProcess, withServer } from '../../testing/server.ts'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { enroll, withProcess, withServer } from '../../testing/server.ts'
 import { visitor } from '../../testing/page.ts'
 
 const LOGGED_IN = /id="headline" data-live/
@@ -38,6 +39,26 @@ t.test('a logout ends the session on every server and worker, even for a copy of
   const [, said] = /=(\d+\.[\w-]{16})\./.exec(stolen.cookie)!
   t.same(kept[0]!.session_hash, createHash('sha256').update(said!).digest(), 'no cookie can be made from it')
   t.ok(kept[0]!.seconds > 0 && kept[0]!.seconds <= 12 * 3_600)
+})
+
+t.test('while a server cannot look sessions up, one that was logged out elsewhere does nothing', async t => {
+  const db = await withDatabase(t)
+  const [one, other] = [await withServer(t, {}, db), await withServer(t, {}, db)].map(({ url }) => visitor(url))
+  const { device_id } = await enroll(db, 'a')
+  const form = { device: String(device_id), command: 'x' }
+  const stolen = await one!.login()
+  t.equal((await other!.post('/do/command', form, stolen)).status, 200)
+  await one!.post('/logout', {}, stolen)
+  const held = await db.admin.reserve()
+  await held`begin`
+  await held`lock table fleet.sessions in access exclusive mode`
+  const tried = other!.post('/do/command', form, stolen)
+  // Longer than the server waits for the session, and shorter than it waits for the deed.
+  await sleep(1_500)
+  await held`commit`
+  held.release()
+  t.equal((await tried).status, 401)
+  t.equal((await db.sql`select from fleet.device_commands`).length, 1)
 })
 
 t.test('a forged cookie ends no session, and ended sessions are forgotten after their expiry', async t => {

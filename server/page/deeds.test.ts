@@ -65,7 +65,7 @@ t.test('a day that is only in the archive can be asked for', async t => {
   const { get, post } = visitor(url)
   const who = await session(db, url, 'ops', ['read', 'operate'])
   await db.sql`select fleet.create_partitions((current_date - 95)::date, (current_date - 95)::date)`
-  const name = (await partitionAt(db.sql, daysAgo(95)))!
+  const name = await partitionAt(db.sql, daysAgo(95))
   await db.sql`call fleet.nightly()`
   t.match(await db.sql`select state from fleet.hb_partitions where partition_name = ${name}`, [{ state: 'detached' }])
   await archive(asRole(t, db, 'fleet_archiver'))
@@ -89,7 +89,7 @@ t.test('each button needs operate and the scope of its deed; without these there
   const { device_id } = await enroll(db, 'a')
   await db.sql`select fleet.create_webhook('on-call', 'https://example.com/hook')`
   const values = {
-    partition: (await partitionAt(db.sql, daysAgo(1)))!,
+    partition: await partitionAt(db.sql, daysAgo(1)),
     reason: 'x',
     day: daysAgo(100).slice(0, 10),
     device: String(device_id),
@@ -123,9 +123,41 @@ t.test('each button needs operate and the scope of its deed; without these there
   t.equal((await post('/do/pause', values, { ...who, origin: 'https://evil.example' })).status, 403)
   for (const wrong of [{}, { webhook: '' }, { webhook: 'x\0' }] as Record<string, string>[])
     t.equal((await post('/do/pause', wrong, who)).status, 422)
-  t.equal((await post('/do/nothing', values, who)).status, 404)
+  for (const name of ['nothing', 'constructor', '__proto__', 'toString']) {
+    t.equal((await post(`/do/${name}`, values, who)).status, 404, name)
+    t.equal((await get(`/do/${name}`, who)).status, 404, name)
+  }
   t.match(await post('/do/pause', { webhook: 'none' }, who), { status: 404, html: /webhook/ })
   t.match(await db.sql`select state from fleet.webhook_health`, [{ state: 'ok' }])
+})
+
+t.test('a link fills in nothing that the person is asked for, and what the API refuses is refused here, too', async t => {
+  const { db, url } = await withServer(t)
+  const { get, post } = visitor(url)
+  const { device_id } = await enroll(db, 'a')
+  const device = String(device_id)
+  const who = await session(db, url, 'ops', ['read', 'command', 'operate'])
+  const form = (await get(`/do/command?device=${device}&command=factory_reset&payload=1`, who)).html
+  t.notMatch(form, 'factory_reset')
+  const twice = new URLSearchParams([
+    ['device', device],
+    ['command', 'factory_reset'],
+    ['command', 'ping'],
+  ])
+  const { host } = new URL(url)
+  const sent = await fetch(`${url}/do/command`, {
+    method: 'POST',
+    body: twice.toString(),
+    headers: { ...who, 'content-type': 'application/x-www-form-urlencoded', origin: `http://${host}` },
+  })
+  t.equal(sent.status, 422)
+  for (const payload of ['{bad', '{"a":"\\u0000"}', '{"n":9007199254740993}', '{"n":1e400}'])
+    t.equal((await post('/do/command', { device, command: 'x', payload }, who)).status, 422, payload)
+  for (const day of ['2026-02-30', '2026-99-99', '0000-00-00', 'now'])
+    t.equal((await post('/do/restore', { day }, who)).status, 422, day)
+  t.same(await db.sql`select from fleet.device_commands`, [])
+  const large = JSON.stringify({ text: 'x'.repeat(50_000) })
+  t.equal((await post('/do/command', { device, command: 'x', payload: large }, who)).status, 200, 'a large payload')
 })
 
 t.test('sessions are listed, and end when somebody ends them', async t => {

@@ -1,14 +1,19 @@
-import type { Context, Handler } from 'hono'
+import type { Context } from 'hono'
 import type { PendingQuery, Row } from 'postgres'
-import { acting, type Principal, requireScope } from '../auth/principal.ts'
+import { acting, requireScope } from '../auth/acting.ts'
+import type { Principal } from '../auth/principal.ts'
 import type { Scope } from '../auth/scopes.ts'
 import type { ServerConfig } from '../config.ts'
-import type { AppEnv } from '../context.ts'
+import type { AppEnv } from '../env.ts'
 import type { Pool, Sql } from '../database.ts'
+import { newCommand } from '../fleet/commands.ts'
 import { Problem } from '../problem.ts'
 import { answer } from './answer.ts'
 import { Page } from './layout.tsx'
 import { fromThisPage, readForm } from './login.tsx'
+
+/** Room for the largest payload of a command, as it is encoded in a form. */
+const MAX_FORM_BYTES = 256 * 1024
 
 interface Field {
   label: string
@@ -17,6 +22,8 @@ interface Field {
   /** A field without a hint is part of the link, and is not asked for. */
   hint?: string
   isOptional?: boolean
+  /** What is wrong with a text that has this pattern, if something is. */
+  check?: (text: string) => string | undefined
 }
 
 interface Deed {
@@ -37,7 +44,11 @@ interface Deed {
 const partition: Field = { label: 'Partition', pattern: /^\w{1,63}$/ }
 const webhook: Field = { label: 'Webhook', pattern: /^.{1,100}$/s }
 const device: Field = { label: 'Device', pattern: /^\d{1,15}$/ }
-const day: Field = { label: 'Day', pattern: /^\d{4}-\d\d-\d\d$/ }
+const day: Field = {
+  label: 'Day',
+  pattern: /^\d{4}-\d\d-\d\d$/,
+  check: text => (isDay(text) ? undefined : 'is not a day of the calendar'),
+}
 
 /** What the page can do. Each of these can be undone, or repeated without harm, and is in fleet.audit_log. */
 export const DEEDS = {
@@ -85,7 +96,7 @@ export const DEEDS = {
     fields: {
       device,
       command: { label: 'Command', pattern: /^.{1,64}$/s, hint: 'As the agent knows it, such as restart_unity.' },
-      payload: { label: 'Payload', pattern: /^.{0,60000}$/s, hint: 'JSON, or nothing.', isOptional: true },
+      payload: { label: 'Payload', pattern: /^.{0,60000}$/s, hint: 'JSON, or nothing.', isOptional: true, check: checkPayload },
     },
     call: 'fleet.send_command(device::bigint, command, payload::jsonb)',
     result: value => `Command ${String(value)} waits for the device.`,
@@ -149,8 +160,8 @@ export function postDeed(
   return async (c, who) => {
     fromThisPage(c)
     const deed = deedOf(c, who)
-    const form = await readForm(c)
-    const values = valuesOf(deed, name => form.get(name) ?? undefined, false)
+    const form = await readForm(c, MAX_FORM_BYTES)
+    const values = valuesOf(deed, name => onlyOne(form.getAll(name), name), false)
     const [row] = await pool.run(sql => statement(sql, c, deed, values, config))
     onDone()
     const result = deed.result?.(row!.result)
@@ -171,7 +182,8 @@ export function postDeed(
 }
 
 function deedOf(c: Context<AppEnv>, who: Principal) {
-  const deed = deeds[c.req.param('deed') ?? '']
+  const name = c.req.param('deed') ?? ''
+  const deed = Object.hasOwn(deeds, name) ? deeds[name] : undefined
   if (deed === undefined) throw new Problem(404, 'There is no such thing to do.')
   requireScope(who, 'operate')
   requireScope(who, deed.scope)
@@ -182,13 +194,38 @@ export function mayDo({ scopes }: Principal, { scope }: Deed) {
   return scopes.includes('operate') && scopes.includes(scope)
 }
 
-/** @param isLink only what is part of the link has to be there */
+/** @throws Problem 422 if a field came twice */
+function onlyOne([value, ...more]: string[], name: string) {
+  if (more.length > 0) throw new Problem(422, `${name} was sent twice; nothing was done.`)
+  return value
+}
+
+function isDay(text: string) {
+  const at = new Date(`${text}T00:00:00Z`)
+  return !Number.isNaN(at.getTime()) && at.toISOString().startsWith(text)
+}
+
+/** The same rules as those of POST /admin/command. */
+function checkPayload(text: string) {
+  let payload: unknown
+  try {
+    payload = JSON.parse(text)
+  } catch {
+    return 'is not JSON'
+  }
+  return newCommand.shape.payload.safeParse(payload).error?.issues[0]?.message
+}
+
+/** @param isLink only what is part of the link is read: nobody else fills in what the person is asked for */
 function valuesOf({ fields }: Deed, read: (name: string) => string | undefined, isLink: boolean) {
   const values: Record<string, string> = {}
-  for (const [name, { label, pattern, hint, isOptional }] of Object.entries(fields)) {
+  for (const [name, { label, pattern, hint, isOptional, check }] of Object.entries(fields)) {
+    if (isLink && hint !== undefined) continue
     const value = read(name) ?? ''
-    if (value === '' && (isOptional || (isLink && hint !== undefined))) continue
+    if (value === '' && isOptional) continue
     if (!pattern.test(value) || value.includes('\0')) throw new Problem(422, `${label} is missing or wrong.`)
+    const fault = check?.(value)
+    if (fault !== undefined) throw new Problem(422, `${label} ${fault}.`)
     values[name] = value
   }
   return values

@@ -1,6 +1,6 @@
 import type { Context, Handler } from 'hono'
 import { clientAddress } from '../auth/address.ts'
-import type { AppEnv } from '../context.ts'
+import type { AppEnv } from '../env.ts'
 import type { Access } from '../auth/access.ts'
 import { mediaType, readInflated } from '../body.ts'
 import type { ServerConfig } from '../config.ts'
@@ -85,7 +85,8 @@ export function postLogin(
       log.warn({ event: 'page.login_failed', address }, 'Somebody tried to log in with a wrong key.')
       return answer(c, <Login next={next} provider={provider} problem="That is not a valid key." />, 403)
     }
-    attempts.succeeded(address)
+    // Only ADMIN_KEY can be guessed, so nothing else makes earlier guesses forgotten.
+    if (who.credential === undefined) attempts.succeeded(address)
     if (!who.scopes.includes('read')) {
       return answer(
         c,
@@ -128,8 +129,8 @@ export function fromThisPage(c: Context<AppEnv>) {
   if (!isOwn) throw new Problem(403, 'This form was sent by another site; nothing was done.')
 }
 
-export async function readForm(c: Context<AppEnv>) {
+export async function readForm(c: Context<AppEnv>, maxBytes = MAX_BODY_BYTES) {
   const type = mediaType(c.env.incoming)
   if (type !== 'application/x-www-form-urlencoded') throw new Problem(415, `The body must be a form, not ${type}.`)
-  return new URLSearchParams((await readInflated(c.env.incoming, MAX_BODY_BYTES)).toString())
+  return new URLSearchParams((await readInflated(c.env.incoming, maxBytes)).toString())
 }

@@ -4,11 +4,10 @@ import { z } from 'zod'
 import { clientAddress } from '../auth/address.ts'
 import { LoginRefused, type Oidc } from '../auth/oidc.ts'
 import type { ServerConfig } from '../config.ts'
-import type { AppEnv } from '../context.ts'
+import type { AppEnv } from '../env.ts'
 import type { Log } from '../../lib/log.ts'
 import { unavailable } from '../problem.ts'
 import { answer } from './answer.ts'
-import type { Attempts } from './attempts.ts'
 import { Login, localPath } from './login.tsx'
 import { isSecure, type Sessions } from './session.ts'
 
@@ -35,26 +34,21 @@ export function beginOidc(oidc: Oidc, config: ServerConfig, log: Log): Handler<A
 }
 
 /** The browser is back from the identity provider. */
-export function finishOidc(oidc: Oidc, config: ServerConfig, sessions: Sessions, attempts: Attempts, log: Log): Handler<AppEnv> {
+export function finishOidc(oidc: Oidc, config: ServerConfig, sessions: Sessions, log: Log): Handler<AppEnv> {
   return async c => {
     const address = clientAddress(c.env.incoming, config.trustProxy)
     const pending = readPending(getCookie(c, COOKIE, attributes(c, config).prefix))
     deleteCookie(c, COOKIE, attributes(c, config))
     const refuse = (problem: string, status: 400 | 403 | 429, headers?: Record<string, string>) =>
       answer(c, <Login next={localPath(pending?.next ?? null)} problem={problem} provider={oidc.host} />, status, headers)
-    const wait = attempts.waitS(address)
-    if (wait > 0)
-      return refuse(`Too many failed logins from this address. Try again in ${wait} s.`, 429, { 'retry-after': String(wait) })
     if (pending === undefined) return refuse('This login was not begun here, or has expired. Begin again.', 400)
     try {
       const who = await oidc.finish(new URL(c.req.url).search, pending)
       await sessions.open(c, 'oidc', who)
-      attempts.succeeded(address)
       log.info({ event: 'page.login', actor: who.actor, address })
       return c.redirect(localPath(pending.next), 303)
     } catch (error) {
       if (!(error instanceof LoginRefused)) throw error
-      attempts.failed(address)
       log.warn({ event: 'page.login_failed', address, reason: error.message }, 'Somebody could not log in with OpenID Connect.')
       return refuse(error.message, 403)
     }

@@ -107,6 +107,18 @@ t.test('after wrong keys a client has to wait, even with the right key', async t
   t.match(await post('/login', { key: ADMIN_KEY }, from('192.0.2.1')), { status: 303 })
 })
 
+t.test('somebody with another key cannot guess the admin key faster', async t => {
+  const { url, db } = await withServer(t)
+  const { post } = visitor(url)
+  const [row] = await db.sql<{ key: string }[]>`select fleet.create_api_key('other', '{read}') as key`
+  const statuses = []
+  for (let n = 0; n < 6; n++) {
+    statuses.push((await post('/login', { key: `wrong ${n}` })).status)
+    await post('/login', { key: row!.key })
+  }
+  t.same(statuses, [403, 403, 403, 429, 429, 429])
+})
+
 t.test("a browser is told to run and load nothing but the page's own files", async t => {
   const { url, db } = await withServer(t)
   const { device_id } = await enroll(db, 'a')

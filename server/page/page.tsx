@@ -1,7 +1,9 @@
 import { Hono, type Context, type Handler } from 'hono'
 import type { Child } from 'hono/jsx'
-import { cohortsOf, type Principal, requireScope } from '../auth/principal.ts'
-import type { AppEnv, ServerContext } from '../context.ts'
+import { requireScope } from '../auth/acting.ts'
+import { cohortsOf, type Principal } from '../auth/principal.ts'
+import type { ServerContext } from '../context.ts'
+import type { AppEnv } from '../env.ts'
 import { timed } from '../ops/metrics.ts'
 import { Problem, requestId, toProblem, unavailable } from '../problem.ts'
 import { Cache } from '../cache.ts'
@@ -69,7 +71,7 @@ export function opsPage(context: ServerContext) {
   app.post('/logout', postLogout(sessions))
   if (oidc !== undefined) {
     app.get('/login/oidc', beginOidc(oidc, config, log))
-    app.get('/login/oidc/callback', finishOidc(oidc, config, sessions, attempts, log))
+    app.get('/login/oidc/callback', finishOidc(oidc, config, sessions, log))
   }
   app.get(
     '/',

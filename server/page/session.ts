@@ -6,7 +6,7 @@ import { BoundedMap } from '../auth/bounded-map.ts'
 import { adminPrincipal, cohortsOf, type Principal } from '../auth/principal.ts'
 import type { Scope } from '../auth/scopes.ts'
 import type { ServerConfig } from '../config.ts'
-import type { AppEnv } from '../context.ts'
+import type { AppEnv } from '../env.ts'
 import type { Pool } from '../database.ts'
 import type { Log } from '../../lib/log.ts'
 import { requestId, unavailable } from '../problem.ts'
@@ -45,7 +45,7 @@ export class Sessions {
   readonly #ended = new BoundedMap<true>(MAX_ENDED)
 
   constructor(
-    readonly config: Pick<ServerConfig, 'adminKey' | 'trustProxy'>,
+    readonly config: Pick<ServerConfig, 'adminKey' | 'trustProxy' | 'tls'>,
     readonly pool: Pool,
     readonly log: Log,
   ) {
@@ -72,6 +72,9 @@ export class Sessions {
   async principal(c: Context<AppEnv>): Promise<Principal | undefined> {
     const session = this.#read(this.#cookie(c))
     if (session === undefined || this.#ended.get(session.key)) return undefined
+    const credential = session.hash.toString('hex')
+    // Postgres may not know it, but knows whether it was ended.
+    const unrecorded: Principal = { ...adminPrincipal('session'), credential }
     let row: { actor: string; scopes: Scope[]; cohorts: string[] | null; is_open: boolean } | undefined
     try {
       ;[row] = await withTimeout(
@@ -88,14 +91,14 @@ export class Sessions {
         { event: 'page.session_unknown', error },
         'The database did not say whether a session was ended, so the session counts as open.',
       )
-      return adminPrincipal('session')
+      return unrecorded
     }
     if (row?.is_open === false) this.#ended.set(session.key, true)
     // One that began while the database was unreachable is not in Postgres.
-    if (row === undefined) return session.isAdmin ? adminPrincipal('session') : undefined
+    if (row === undefined) return session.isAdmin ? unrecorded : undefined
     if (!row.is_open) return undefined
     const { actor, scopes, cohorts } = row
-    return { how: 'session', actor, scopes, cohorts, credential: session.hash.toString('hex') }
+    return { how: 'session', actor, scopes, cohorts, credential }
   }
 
   /**
@@ -192,8 +195,9 @@ export class Sessions {
   }
 }
 
-/** TLS ends at a proxy in front of this server, which says so in a header. */
-export function isSecure(c: Context<AppEnv>, { trustProxy }: Pick<ServerConfig, 'trustProxy'>) {
+/** TLS ends at this server, or at a proxy in front of it, which says so in a header. */
+export function isSecure(c: Context<AppEnv>, { trustProxy, tls }: Pick<ServerConfig, 'trustProxy' | 'tls'>) {
+  if (tls !== undefined) return true
   const { 'x-forwarded-proto': proto } = c.env.incoming.headers
   return (
     trustProxy &&

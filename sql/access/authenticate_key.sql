@@ -19,7 +19,7 @@ begin
     select u.key_id
     from fleet.api_credentials u
     where u.key_id = v_key.key_id
-      and (u.last_used_at is null or u.last_used_at < now() - interval '1 minute' or u.last_address is distinct from p_address)
+      and (u.last_used_at is null or u.last_used_at < now() - interval '1 minute')
     for no key update skip locked
   );
   return query select v_key.name, v_key.scopes, v_key.cohorts;

@@ -29,11 +29,11 @@ begin
       hint = 'Example: select fleet.create_api_key(''grafana'', ''{read}'');';
   end if;
   if p_cohorts is not null and (
-    v_cohorts is null or exists (select from unnest(p_cohorts) c where c is null or btrim(c) = '' or length(c) > 100)
+    v_cohorts is null or cardinality(v_cohorts) > 100 or exists (select from unnest(p_cohorts) c where c is null or btrim(c) = '' or length(c) > 100)
   ) then
     raise exception using
       errcode = 'FL422',
-      message = 'cohorts must be null or names of 1 to 100 characters',
+      message = 'cohorts must be null or at most 100 names of 1 to 100 characters',
       hint = 'Example: select fleet.create_api_key(''partner'', ''{read}'', ''{lobby,shop}'');';
   end if;
   if v_cohorts is not null and v_scopes && array['metrics', 'operate'] then

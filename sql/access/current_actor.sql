@@ -5,7 +5,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
   select
-    case when a.is_server then a.actor else session_user end,
+    case when a.is_server then a.actor else session_user::text end,
     case
       when a.is_server then a.how
       -- Any login can take this name, so it counts only for the one whose jobs pg_cron runs.

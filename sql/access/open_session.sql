@@ -18,12 +18,18 @@ as $$
 declare
   v_key_id bigint := (select k.key_id from fleet.find_api_key(p_key_hash) k);
 begin
+  if p_actor is null or p_actor !~ '^[^[:cntrl:]]+$' or length(p_actor) > 400 or (p_actor = 'ADMIN_KEY') <> (p_login = 'admin_key') then
+    raise exception using
+      errcode = 'FL422',
+      message = 'actor must be a name of 1 to 400 characters, and ADMIN_KEY only with that key',
+      hint = 'The identity provider gave somebody another name.';
+  end if;
   if p_login = 'api_key' and v_key_id is null then
     return false;
   end if;
-  insert into fleet.sessions (session_hash, actor, login, key_id, scopes, cohorts, address, user_agent, ends_at)
+  insert into fleet.sessions (session_hash, actor, login, key_id, key_hash, scopes, cohorts, address, user_agent, ends_at)
   values (
-    p_session, p_actor, p_login, v_key_id, p_scopes, p_cohorts, p_address, left(p_user_agent, 200),
+    p_session, p_actor, p_login, v_key_id, p_key_hash, p_scopes, p_cohorts, p_address, left(p_user_agent, 200),
     -- No login lasts for longer than a day, whatever p_ends_at says.
     least(p_ends_at, now() + interval '1 day')
   );

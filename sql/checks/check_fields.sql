@@ -9,9 +9,11 @@ set lock_timeout = '300ms'
 as $$
 #variable_conflict use_column
 declare
+  c_named constant integer := 10;
   v_devices bigint;
   v_refused bigint;
   v_fields text;
+  v_names text;
 begin
   perform fleet.not_in_future(p_now);
   check_name := 'unreadable_fields';
@@ -51,8 +53,43 @@ begin
       '\nselect * from fleet.unreadable_fields where last_at > now() - interval ''1 hour'' order by last_at desc limit 50;'
   end;
   return next;
+
+  check_name := 'slowed_devices';
+  select count(*), sum(f.times),
+    string_agg(
+      format(
+        'device %s (%s): %s since %s', f.device_id, f.alias, f.times, to_char(f.first_at, 'HH24:MI "UTC"')
+      ),
+      '; ' order by f.nth
+    ) filter (where f.nth <= c_named)
+  into v_devices, v_refused, v_names
+  from (
+    select d.device_id, d.alias, g.times, g.first_at, row_number() over (order by g.times desc, d.device_id) as nth
+    from (
+      select s.device_id, sum(s.times) as times, min(s.first_at) as first_at
+      from fleet.device_slowdowns s
+      where s.last_at > p_now - interval '1 hour'
+      group by s.device_id
+    ) g
+    join fleet.devices d using (device_id)
+  ) f;
+  status := case when v_devices = 0 then 'ok' else 'warn' end;
+  detail := case
+    when v_devices = 0 then 'no device sent more requests in the last hour than the servers accept'
+    else format(
+      '%s devices sent more requests in the last hour than the servers accept. Refused (429) were %s requests: %s%s',
+      v_devices, v_refused, v_names, case when v_devices > c_named then '; …' end
+    )
+  end;
+  remedy := case
+    when status <> 'ok' then
+      e'-- fix what their agents do; an hour after the last refused request this is clear. Nothing is lost, and others are not slowed'
+      '\nselect * from fleet.slowed_devices where last_at > now() - interval ''1 hour'' order by times desc limit 50;'
+  end;
+  return next;
 end
 $$;
 
 comment on function fleet.check_fields(timestamptz) is
-  'The part of fleet.check() about what agents send: fields that could not be read, and heartbeats that were refused.';
+  'The part of fleet.check() about what agents send: fields that could not be read, heartbeats that were refused because of them, '
+  'and devices that send more requests than the servers accept.';

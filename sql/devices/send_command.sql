@@ -42,7 +42,10 @@ begin
   end if;
   perform fleet.audit(
     'command.sent', 'device:' || p_device_id,
-    p_after => jsonb_build_object('command_id', v_command_id, 'command', p_command, 'payload', p_payload)
+    -- Not the payload, which may hold secrets and is kept for settings.commands_keep only.
+    p_after => jsonb_build_object(
+      'command_id', v_command_id, 'command', p_command, 'payload_sha256', encode(sha256(convert_to(p_payload::text, 'UTF8')), 'hex')
+    )
   );
   return v_command_id;
 end

@@ -41,6 +41,9 @@ begin
   delete from fleet.device_unreadable_fields f
   using fleet.settings s
   where f.last_at < p_now - s.quarantine_keep;
+  delete from fleet.device_slowdowns d
+  using fleet.settings s
+  where d.last_at < p_now - s.quarantine_keep;
   delete from fleet.device_availability_daily a
   using fleet.settings s
   where a.day < p_now - greatest(s.rollups_keep, s.retention);

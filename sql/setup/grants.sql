@@ -36,6 +36,7 @@ grant execute on function
   fleet.open_session(bytea, text, text, bytea, text[], text[], timestamptz, text, text, text),
   fleet.see_session(bytea),
   fleet.end_session(bytea, timestamptz, boolean, text, text),
+  fleet.record_slowed(json),
   fleet.metric_values(),
   fleet.silence_metrics(),
   fleet.metric_definitions()
@@ -263,7 +264,7 @@ grant select on fleet.unity_down, fleet.recent_changes to fleet_reader, fleet_db
 grant select on
   fleet.partition_health, fleet.archives, fleet.data_coverage, fleet.storage_growth, fleet.storage_history, fleet.job_health,
   fleet.fleet_silence, fleet.fleet_trend, fleet.missed_beats, fleet.silence_samples, fleet.import_progress,
-  fleet.device_availability, fleet.slo, fleet.unreadable_fields
+  fleet.device_availability, fleet.slo, fleet.unreadable_fields, fleet.slowed_devices
 to fleet_reader, fleet_dba;
 grant execute on function fleet.device_availability(date, date, bigint, timestamptz) to fleet_reader, fleet_dba;
 -- For the ops page.
@@ -325,10 +326,12 @@ grant execute on function fleet.seen_cohorts() to fleet_server, fleet_reader, fl
 grant select on
   fleet.device_state, fleet.device_status, fleet.devices_offline, fleet.unity_down, fleet.fleet_summary, fleet.fleet_silence,
   fleet.recent_changes, fleet.missed_beats, fleet.device_availability, fleet.unreadable_fields,
-  fleet.device_last_status, fleet.device_transitions, fleet.device_commands, fleet.command_dispatch_log, fleet.cohorts,
+  fleet.device_last_status, fleet.device_transitions, fleet.command_dispatch_log, fleet.cohorts,
   fleet.fleet_counts, fleet.device_availability_daily, fleet.device_unreadable_fields
 to fleet_cohort_reader;
 grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_cohort_reader;
+-- Not who sent a command: that is a person of ours.
+grant select (device_id, command_id, command, payload, created_at, acknowledged_at) on fleet.device_commands to fleet_cohort_reader;
 grant select (offline_after) on fleet.settings to fleet_cohort_reader;
 select fleet.grant_heartbeat_columns();
 grant execute on function
