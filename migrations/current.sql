@@ -1,1 +1,2 @@
 -- Enter migration here
+--!include partitions/retire_partition.sql

@@ -143,3 +143,21 @@ t.test('recommend_cadence uses the measured volume', async t => {
     { cadence: 'daily', rows_per_month: '6000000', reason: /above 5000000/ },
   ])
 })
+
+t.test('after a change of the cadence the partitions of before are retired, each alone', async t => {
+  const { sql } = await withDatabase(t)
+  const states = async () => {
+    const rows = await sql<{ day: string; state: string }[]>`
+      select range_start::text as day, state from fleet.hb_partitions
+      where range_start < now() - interval '80 days' order by range_start`
+    return rows.map(({ state }) => state)
+  }
+  await sql`select fleet.create_partitions((current_date - 96)::date, (current_date - 92)::date)`
+  await sql`select fleet.set_cadence('monthly')`
+  const whole = (await states()).length
+  t.ok(whole >= 5, `${whole} days`)
+  for (const [n, days] of [96, 95].entries()) {
+    await sql`select fleet.retire_partition(${(await partitionAt(sql, daysAgo(days)))!})`
+    t.same(await states(), [...Array(n + 1).fill('detached'), ...Array(whole - n - 1).fill('active')], `${days} days ago`)
+  }
+})

@@ -81,7 +81,10 @@ begin
     p_keep_table => true,
     p_keep_index => true,
     p_retention_schema => 'fleet_detached',
-    p_reference_timestamp => v_partition.range_end + interval '1 microsecond'
+    -- pg_partman believes that every partition is as long as it now makes them, which is wrong after a change of the cadence.
+    p_reference_timestamp => v_partition.range_start
+      + (select c.partition_interval::interval from partman.part_config c where c.parent_table = 'fleet.device_heartbeats')
+      + interval '1 microsecond'
   );
 
   for v_kept in
