@@ -1,2 +1,1 @@
 -- Enter migration here
---!include partitions/retire_partition.sql

@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:75a20fcdcb31e14eb159789ef6ee5d8ae77459a3
+--! Hash: sha1:515289499fe1b94ea3c766292c3b0e5c961dc884
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -14460,7 +14460,10 @@ begin
     p_keep_table => true,
     p_keep_index => true,
     p_retention_schema => 'fleet_detached',
-    p_reference_timestamp => v_partition.range_end + interval '1 microsecond'
+    -- pg_partman believes that every partition is as long as it now makes them, which is wrong after a change of the cadence.
+    p_reference_timestamp => v_partition.range_start
+      + (select c.partition_interval::interval from partman.part_config c where c.parent_table = 'fleet.device_heartbeats')
+      + interval '1 microsecond'
   );
 
   for v_kept in
