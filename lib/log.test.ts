@@ -215,6 +215,7 @@ t.test('every event that the runbook names exists', async t => {
     'archiver/restore/restore.ts',
     'notifier/outbox.ts',
     'server/app.ts',
+    'server/certificate.ts',
     'server/ingest/writer.ts',
     'server/ingest/backpressure.ts',
     'server/workers.ts',

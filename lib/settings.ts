@@ -166,7 +166,7 @@ export const settings = {
   },
   TLS_KEY: {
     group: 'Server',
-    readBy: ['server', 'start'],
+    readBy: ['server'],
     about: 'A PEM file with the private key of TLS_CERT, without a passphrase. Only the server may read it.',
     example: '/etc/nexmdm/tls/privkey.pem',
   },

@@ -157,7 +157,7 @@ t.test('a fresh clone with an empty environment', async t => {
     const [before = '', summary = ''] = started.output().split(/^(?=Ops page)/m)
     const [page] = /http\S+$/m.exec(summary) ?? []
     t.match(summary, /^Ops page +http/, 'the address of the ops page comes first')
-    t.match(await (await fetch(page!)).text(), /Admin key/, 'and it is the page')
+    t.match(await (await fetch(page!)).text(), /API key with the scope/, 'and it is the page')
     t.notMatch(started.output(), /^\s*\.+( |$)/m, 'no line begins with the dots of a step')
     t.match(before, /^Starting the server, the archiver and the notifier \.+ \d+\.\d s$/m)
     t.same(

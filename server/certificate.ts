@@ -48,14 +48,7 @@ function variable(name: 'cert' | 'key') {
 const CERTIFICATE = /-----BEGIN CERTIFICATE-----[\s\S]*?-----END CERTIFICATE-----/g
 
 function pairOf(files: CertificateFiles, { cert, key }: { cert: string; key: string }): Pair {
-  let chain: X509Certificate[]
-  try {
-    chain = (cert.match(CERTIFICATE) ?? []).map(text => new X509Certificate(text))
-    // Refuses, too, what is after the certificates, such as half of another one.
-    createSecureContext({ cert })
-  } catch {
-    chain = []
-  }
+  const chain = chainOf(cert)
   const [own] = chain
   if (own === undefined) throw new Error(`TLS_CERT ${files.cert} is not a certificate in PEM, with its chain.`)
   let privateKey
@@ -73,6 +66,18 @@ function pairOf(files: CertificateFiles, { cert, key }: { cert: string; key: str
     throw new Error(`TLS_CERT ${files.cert} and its key cannot be used for TLS: ${(error as Error).message}.`, { cause: error })
   }
   return { cert, key, expires: new Date(Math.min(...chain.map(({ validTo }) => Date.parse(validTo)))) }
+}
+
+/** The certificates in a PEM text; none if anything in it is not whole. */
+function chainOf(text: string): X509Certificate[] {
+  try {
+    const chain = (text.match(CERTIFICATE) ?? []).map(each => new X509Certificate(each))
+    // Refuses, too, what is after the certificates, such as half of another one.
+    createSecureContext({ cert: text })
+    return chain
+  } catch {
+    return []
+  }
 }
 
 /**

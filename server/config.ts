@@ -130,6 +130,8 @@ export function readConfig(env: Record<string, string | undefined> = process.env
 
   function oidc(): OidcConfig | undefined {
     const [issuer, clientId, groups] = [read('OIDC_ISSUER'), read('OIDC_CLIENT_ID'), read('OIDC_GROUPS')]
+    const groupsClaim = read('OIDC_GROUPS_CLAIM') ?? settings.OIDC_GROUPS_CLAIM.default
+    const scope = read('OIDC_SCOPE') ?? settings.OIDC_SCOPE.default
     if (issuer === undefined) {
       for (const name of ['OIDC_CLIENT_ID', 'OIDC_CLIENT_SECRET', 'OIDC_GROUPS'] as const)
         if (read(name) !== undefined) problems.push(`${name} is set, but OIDC_ISSUER is not.`)
@@ -150,8 +152,8 @@ export function readConfig(env: Record<string, string | undefined> = process.env
       clientId: clientId ?? '',
       clientSecret: read('OIDC_CLIENT_SECRET'),
       groups: typeof rules === 'string' ? [] : rules,
-      groupsClaim: read('OIDC_GROUPS_CLAIM') ?? settings.OIDC_GROUPS_CLAIM.default,
-      scope: read('OIDC_SCOPE') ?? settings.OIDC_SCOPE.default,
+      groupsClaim,
+      scope,
       publicUrl: publicUrl ?? '',
     }
   }
