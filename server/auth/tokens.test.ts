@@ -255,7 +255,7 @@ t.test('a body that may be large is not read for a sender that is not authentica
 })
 
 t.test('senders that are not authenticated cannot hold more than a number of bodies open', async t => {
-  const { db, url, call } = await withServer(t)
+  const { db, url, call } = await withServer(t, { deviceRequestsPerMinute: 0 })
   const { token } = await enroll(db, 'a')
   const open = []
   for (let n = 0; n < 1_024; n++) open.push(sendHeaders(url, '/v1/heartbeat', UNKNOWN, ['Content-Length: 100']))
