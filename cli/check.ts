@@ -6,6 +6,7 @@ import { pathToFileURL } from 'node:url'
 import { Cluster, clusterMajor } from '../local/cluster.ts'
 import { optionalDatabaseUrl, repository, serverAddress } from '../local/config.ts'
 import { openDatabase } from '../lib/database.ts'
+import { ask } from '../local/own-server.ts'
 import { findPostgres } from '../local/packages.ts'
 import { say } from '../lib/progress.ts'
 import { explain, reportFailure } from '../lib/errors.ts'
@@ -58,17 +59,15 @@ export async function poolHealth(address: ReturnType<typeof serverAddress>): Pro
     return { ...check, status: 'ok', detail: 'not checked: ADMIN_KEY is not set, and there is no server of npm start' }
   }
   try {
-    const answer = await fetch(`${address.url}/ops/pool_health`, {
-      headers: { 'x-admin': address.adminKey },
-      signal: AbortSignal.timeout(5000),
-    })
-    if (!answer.ok)
+    const { url, adminKey, certFile } = address
+    const answer = await ask(`${url}/ops/pool_health`, { headers: { 'x-admin': adminKey }, timeoutMs: 5000, certFile })
+    if (answer.status !== 200)
       return {
         ...check,
-        detail: `${address.url} answers ${answer.status}`,
+        detail: `${url} answers ${answer.status}`,
         remedy: 'Check that ADMIN_KEY is the key of this server.',
       }
-    const { status, reason, pool } = (await answer.json()) as PoolHealth
+    const { status, reason, pool } = JSON.parse(answer.text) as PoolHealth
     if (reason !== undefined) {
       return {
         ...check,
@@ -91,7 +90,7 @@ export async function poolHealth(address: ReturnType<typeof serverAddress>): Pro
 /** The address from the environment, otherwise from the file that npm start wrote. */
 async function server() {
   const kept = await readFile(join(repository, '.local', 'env'), 'utf8').catch(() => '')
-  const lines = [...kept.matchAll(/^(HOST|PORT|ADMIN_KEY)='(.*)'$/gm)].map(
+  const lines = [...kept.matchAll(/^(HOST|PORT|TLS_CERT|ADMIN_KEY)='(.*)'$/gm)].map(
     ([, name = '', text = '']) => [name, text.replaceAll(`'\\''`, `'`)] as const,
   )
   return serverAddress() ?? (optionalDatabaseUrl() ? undefined : serverAddress(Object.fromEntries(lines)))

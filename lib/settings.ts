@@ -156,6 +156,20 @@ export const settings = {
     default: '127.0.0.1',
     about: 'The address that the server listens on. 0.0.0.0 or :: is every address of the machine.',
   },
+  TLS_CERT: {
+    group: 'Server',
+    readBy: ['server', 'start', 'check'],
+    about:
+      'A PEM file with the certificate of the server and its chain. If it is set, with TLS_KEY, the server speaks HTTPS on its port. ' +
+      'It reads a renewed certificate within a minute. Without it the server speaks HTTP, and TLS ends at a proxy.',
+    example: '/etc/nexmdm/tls/fullchain.pem',
+  },
+  TLS_KEY: {
+    group: 'Server',
+    readBy: ['server', 'start'],
+    about: 'A PEM file with the private key of TLS_CERT, without a passphrase. Only the server may read it.',
+    example: '/etc/nexmdm/tls/privkey.pem',
+  },
   ADMIN_KEY: {
     group: 'Server',
     readBy: ['server', 'start', 'check'],

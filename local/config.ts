@@ -18,6 +18,8 @@ export interface StartConfig {
   portIsFixed: boolean
   adminKey: string | undefined
   archiveUrl: string | undefined
+  /** The server's certificate, if it speaks HTTPS. */
+  certFile: string | undefined
   /** The environment that the server and the archiver inherit. */
   env: Env
 }
@@ -35,6 +37,7 @@ export function startConfig(env: Env = currentEnv()): StartConfig {
     portIsFixed: Boolean(env.PORT),
     adminKey: env.ADMIN_KEY || undefined,
     archiveUrl: env.ARCHIVE_URL || undefined,
+    certFile: env.TLS_CERT || undefined,
     env,
   }
   if (env.PORT) {
@@ -108,11 +111,12 @@ export function rolePasswords(env: Env = currentEnv()) {
   return given
 }
 
-/** The address of the server that has these HOST, PORT and ADMIN_KEY; undefined without an ADMIN_KEY. */
+/** The address of the server that has these HOST, PORT, TLS_CERT and ADMIN_KEY; undefined without an ADMIN_KEY. */
 export function serverAddress(env: Env = currentEnv()) {
   return env.ADMIN_KEY
     ? {
-        url: `http://${reachable(env.HOST || settings.HOST.default)}:${env.PORT || settings.PORT.default}`,
+        url: `${env.TLS_CERT ? 'https' : 'http'}://${reachable(env.HOST || settings.HOST.default)}:${env.PORT || settings.PORT.default}`,
+        certFile: env.TLS_CERT || undefined,
         adminKey: env.ADMIN_KEY,
       }
     : undefined

@@ -8,7 +8,9 @@ import t, { type Test } from 'tap'
 import { blocksOf, readPage, runShell } from '../testing/pages.ts'
 import { freePort } from './cluster.ts'
 import { plainEnv } from './config.ts'
+import { withAuthority } from '../testing/certificates.ts'
 import { waitFor, withClone, withDatabase } from '../testing/database.ts'
+import { signatureTools } from '../testing/signatures.ts'
 
 const run = promisify(execFile)
 
@@ -18,7 +20,7 @@ interface Started {
    * Pastes a printed command into a shell and returns the output. curl runs by itself, psql after the line that reads the
    * settings.
    */
-  paste: (program: 'curl' | 'psql') => Promise<string>
+  paste: (program: 'curl' | 'psql', env?: Record<string, string>) => Promise<string>
   signal: (signal: NodeJS.Signals) => void
   exited: Promise<number | null>
 }
@@ -50,13 +52,13 @@ async function npmStart(t: Test, clone: string, env: Record<string, string> = {}
     timeoutMs: 90_000,
     what: () => `npm start; it printed:\n${output}`,
   })
-  const paste = async (program: string) => {
+  const paste = async (program: string, more: Record<string, string> = {}) => {
     const command = new RegExp(`^ {2}${program} .*?[^\\\\]$`, 'ms').exec(output)?.[0]
     if (!command) throw new Error(`no ${program} line was printed:\n${output}`)
     const settings = program === 'psql' ? /^ {2}set -a; .*$/m.exec(output)?.[0] : undefined
     const { stdout } = await run('sh', ['-c', [settings, command].filter(Boolean).join('\n')], {
       cwd: '/',
-      env: { PATH: plainEnv().PATH, ...(env.DATABASE_URL !== undefined && { DATABASE_URL: env.DATABASE_URL }) },
+      env: { PATH: plainEnv().PATH, ...more, ...(env.DATABASE_URL !== undefined && { DATABASE_URL: env.DATABASE_URL }) },
     })
     return stdout
   }
@@ -86,6 +88,25 @@ t.test('DATABASE_URL set: that database is used and no cluster is made', async t
   t.match(started.output(), /Admin key +the one in ADMIN_KEY/)
   t.notMatch(started.output(), 'k'.repeat(32), 'the key from the environment is not printed')
   t.notOk(existsSync(join(clone, '.local/pg')))
+  started.signal('SIGTERM')
+  t.equal(await started.exited, 0)
+})
+
+t.test('with a certificate the server speaks HTTPS, and the printed commands do', { skip: signatureTools.without }, async t => {
+  const db = await withDatabase(t, 'template0')
+  const { caFile, issue } = await withAuthority(t)
+  const { cert, key } = await issue('here')
+  const port = await freePort(true)
+  const env = { DATABASE_URL: db.url('postgres'), PORT: String(port), TLS_CERT: cert, TLS_KEY: key, ADMIN_KEY: 'k'.repeat(32) }
+  const started = await npmStart(t, clone, env)
+  t.match(started.output(), `Ops page    https://127.0.0.1:${port}/\n`)
+  t.match(JSON.parse(await started.paste('curl', { CURL_CA_BUNDLE: caFile })), { result: 'stored' })
+  await t.rejects(started.paste('curl'), { message: /certificate/ }, 'an authority that nobody trusts')
+  const { stdout } = await run('npm', ['run', 'check'], {
+    cwd: clone,
+    env: { PATH: plainEnv().PATH, HOME: clone, ...env },
+  }).catch((error: { stdout: string }) => error)
+  t.match(stdout, /pool_health +\d+ of \d+ connections in use/)
   started.signal('SIGTERM')
   t.equal(await started.exited, 0)
 })

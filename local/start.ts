@@ -2,7 +2,7 @@
 import { randomBytes } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import { link, mkdir, readFile, rm, writeFile } from 'node:fs/promises'
-import { delimiter, join, relative } from 'node:path'
+import { delimiter, join, relative, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 import { readConfig as readArchiverConfig } from '../archiver/config.ts'
@@ -14,6 +14,7 @@ import { curlLines, demoDevice, psqlLine, shellQuote } from './demo-device.ts'
 import { openDatabase } from '../lib/database.ts'
 import { startDemo } from './demo.ts'
 import { migrate } from '../cli/migrate.ts'
+import { ask, urlFor } from './own-server.ts'
 import { requirePostgres } from './packages.ts'
 import { isAlive } from '../lib/process.ts'
 import { say, step } from '../lib/progress.ts'
@@ -133,19 +134,30 @@ async function start(config: StartConfig, running: Running, isDemo: boolean) {
     ? { adminKey: config.adminKey, shown: 'the one in ADMIN_KEY' }
     : await keptAdminKey()
   const archiveUrl = config.archiveUrl ?? (await localArchive())
-  const env = { ...db.env, PORT: String(port), HOST: config.host, ADMIN_KEY: adminKey, ARCHIVE_URL: archiveUrl }
+  const env = {
+    ...db.env,
+    PORT: String(port),
+    HOST: config.host,
+    ADMIN_KEY: adminKey,
+    ARCHIVE_URL: archiveUrl,
+    // Other commands, which read the file of settings, may run in another directory.
+    TLS_CERT: config.certFile && resolve(config.certFile),
+    TLS_KEY: db.env.TLS_KEY && resolve(db.env.TLS_KEY),
+  }
   await mkdir(join(local, 'log'), { recursive: true, mode: 0o700 })
   if (cluster) {
     await writeServiceFile(cluster)
     await writeEnvFile({ ...env, DATABASE_URL: db.adminUrl, PGSERVICEFILE: serviceFile })
   }
-  const url = `http://${reachable(config.host)}:${port}`
+  const { certFile } = config
+  const here = `${certFile === undefined ? 'http' : 'https'}://${reachable(config.host)}:${port}`
+  const url = await urlFor(reachable(config.host), port, certFile)
   const server = service(running, 'server', 'server/main.ts', env)
   const archiver = service(running, 'archiver', 'archiver/main.ts', env)
   const notifier = service(running, 'notifier', 'notifier/main.ts', env)
   await running.step('Starting the server, the archiver and the notifier', async () => {
     await Promise.all([server.start(), archiver.start(), notifier.start()])
-    await untilReady(`${url}/readyz`, server, running.stopped)
+    await untilReady(`${here}/readyz`, certFile, server, running.stopped)
     archiver.isReady = true
     notifier.isReady = true
   })
@@ -240,12 +252,12 @@ function service(running: Running, name: string, script: string, env: Record<str
   return made
 }
 
-async function untilReady(url: string, server: Service, stopped: AbortSignal) {
+async function untilReady(url: string, certFile: string | undefined, server: Service, stopped: AbortSignal) {
   const timeoutMs = 60_000
   const end = Date.now() + timeoutMs
   while (
-    !(await fetch(url, { signal: AbortSignal.timeout(2000) }).then(
-      answer => answer.ok,
+    !(await ask(url, { timeoutMs: 2000, certFile }).then(
+      answer => answer.status === 200,
       () => false,
     ))
   ) {
@@ -280,6 +292,8 @@ async function writeEnvFile(env: Record<string, string | undefined>) {
     'ARCHIVE_URL',
     'HOST',
     'PORT',
+    'TLS_CERT',
+    'TLS_KEY',
     'ADMIN_KEY',
     'PGSERVICEFILE',
   ]
@@ -383,13 +397,16 @@ async function main() {
   const args = process.argv.slice(2)
   if (args.some(arg => arg !== '--demo')) throw new UsageError('usage: npm start, or npm run demo')
   const config = startConfig()
+  const isDemo = args.includes('--demo')
+  if (isDemo && config.certFile !== undefined)
+    throw new SettingsError(['TLS_CERT: the devices of npm run demo speak HTTP only; unset TLS_CERT and TLS_KEY'])
   judgeChildren(config)
   // Postgres runs as the user postgres and has to enter this directory. The secrets in it are files of mode 0600.
   await mkdir(local, { recursive: true, mode: 0o755 })
   const unlock = await lock()
   const running = new Running()
   try {
-    await start(config, running, args.includes('--demo'))
+    await start(config, running, isDemo)
   } catch (error) {
     if (!running.stopped.aborted) running.fail(error as Error)
   } finally {

@@ -1,5 +1,6 @@
 import { inspect } from 'node:util'
 import { type LOG_FORMATS, type LOG_LEVELS, type SettingOf, settings } from '../lib/settings.ts'
+import { type CertificateFiles, type Pair, readPair } from './certificate.ts'
 import { databaseUrlProblem } from '../lib/database-url.ts'
 import { SettingsError } from '../lib/errors.ts'
 
@@ -27,6 +28,8 @@ export interface ServerConfig {
   perfDiffEnabled: boolean
   port: number
   host: string
+  /** The certificate with which the server speaks HTTPS, and its files. Without it, it speaks HTTP. */
+  tls: { files: CertificateFiles; pair: Pair } | undefined
   adminKey: string
   /** Processes that share the port. With 1, it is this process alone. */
   workers: number
@@ -92,6 +95,23 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     return percent / 100
   }
 
+  function tls(): ServerConfig['tls'] {
+    const cert = read('TLS_CERT')
+    const key = read('TLS_KEY')
+    if (cert === undefined && key === undefined) return undefined
+    if (cert === undefined || key === undefined) {
+      const [set, missing] = key === undefined ? ['TLS_CERT', 'TLS_KEY'] : ['TLS_KEY', 'TLS_CERT']
+      problems.push(`${missing} is missing, but ${set} is set; set both, or neither.`)
+      return undefined
+    }
+    try {
+      return { files: { cert, key }, pair: readPair({ cert, key }) }
+    } catch (error) {
+      problems.push((error as Error).message)
+      return undefined
+    }
+  }
+
   const adminKey = read('ADMIN_KEY') ?? ''
   if (adminKey === '') problems.push('ADMIN_KEY is missing; it has no default.')
   else if (adminKey.length < 16) problems.push(`ADMIN_KEY must have at least 16 characters, not ${adminKey.length}.`)
@@ -107,6 +127,7 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     perfDiffEnabled: choice('PERF_DIFF_ENABLED') === 'true',
     port: integer('PORT'),
     host: read('HOST') ?? settings.HOST.default,
+    tls: tls(),
     adminKey,
     workers: integer('WORKERS'),
     poolMax: integer('POOL_MAX'),

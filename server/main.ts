@@ -21,7 +21,8 @@ if (process.channel) process.on('disconnect', () => drain('disconnect'))
 try {
   const { port } = await started
   isServing = true
-  if (!cluster.isWorker) log.info({ event: 'server.listening', host: config.host, port, workers: config.workers })
+  if (!cluster.isWorker)
+    log.info({ event: 'server.listening', host: config.host, port, workers: config.workers, tls: config.tls !== undefined })
 } catch (error) {
   if (error instanceof WorkerFailed) process.exit(error.code)
   const { code } = error as NodeJS.ErrnoException

@@ -1,8 +1,10 @@
 import { createAdaptorServer } from '@hono/node-server'
 import type { Server } from 'node:http'
+import { createServer as createTlsServer, type Server as TlsServer } from 'node:https'
 import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import { createApp } from './app.ts'
+import { Certificate } from './certificate.ts'
 import { Backpressure } from './ingest/backpressure.ts'
 import { Budgets } from './ops/budgets.ts'
 import type { ServerConfig } from './config.ts'
@@ -11,7 +13,7 @@ import { DeviceLimit } from './auth/device-limit.ts'
 import { RateLimit } from './auth/rate-limit.ts'
 import { SlowedDevices } from './auth/slowed-devices.ts'
 import type { Log } from '../lib/log.ts'
-import { createMetrics, measureReplica } from './ops/metrics.ts'
+import { createMetrics, measureCertificate, measureReplica } from './ops/metrics.ts'
 import { Reader } from './reader.ts'
 import { leaveMetrics } from './ops/scrape.ts'
 import { Tokens } from './auth/tokens.ts'
@@ -21,6 +23,12 @@ import { Writer } from './ingest/writer.ts'
 
 /** For each worker. Measured: an idle connection takes about 6 kB of memory. */
 const MAX_CONNECTIONS = 20_000
+
+/** How long a client may take for the handshake of TLS, and then for the headers of a request. */
+const HEADERS_MS = 10_000
+
+/** For a year, browsers then ask this host by HTTPS only. */
+const HSTS = 'max-age=31536000'
 
 /** How long requests in flight may take to finish. Statements of the hot path end within 5 s. */
 const DRAIN_MS = 20_000
@@ -36,6 +44,8 @@ export async function startServer(config: ServerConfig, log: Log) {
   const metrics = createMetrics(pool)
   const reader = new Reader(pool, config, log)
   measureReplica(metrics, reader)
+  const certificate = config.tls && new Certificate(config.tls.files, config.tls.pair, log)
+  measureCertificate(metrics, certificate)
   const rateLimit = new RateLimit(config.trustProxy, config.wrongTokensPerMinute, () => metrics.authRefused.inc())
   const slowed = new SlowedDevices(metrics, reports, log)
   const deviceLimit = new DeviceLimit(config.deviceRequestsPerMinute, hash => slowed.add(hash))
@@ -61,17 +71,24 @@ export async function startServer(config: ServerConfig, log: Log) {
     tracing,
     isDraining: () => draining,
   })
-  const server = createAdaptorServer({
-    fetch: app.fetch,
-    serverOptions: {
-      headersTimeout: 10_000,
-      requestTimeout: 30_000,
-      // How often these two timeouts are checked. With the default, a slow client would get 30 s more.
-      connectionsCheckingInterval: 2_000,
-      // Longer than the usual 60 s of devices and proxies, so that they close idle connections first.
-      keepAliveTimeout: 90_000,
-    },
-  }) as Server
+  const serverOptions = {
+    headersTimeout: HEADERS_MS,
+    requestTimeout: 30_000,
+    // How often these two timeouts are checked. With the default, a slow client would get 30 s more.
+    connectionsCheckingInterval: 2_000,
+    // Longer than the usual 60 s of devices and proxies, so that they close idle connections first.
+    keepAliveTimeout: 90_000,
+  }
+  const server =
+    certificate === undefined
+      ? (createAdaptorServer({ fetch: app.fetch, serverOptions }) as Server)
+      : withTls(certificate, log, options =>
+          createAdaptorServer({
+            fetch: app.fetch,
+            createServer: createTlsServer,
+            serverOptions: { ...serverOptions, ...options },
+          }),
+        )
   server.maxConnections = MAX_CONNECTIONS
   // Otherwise a worker hands the connection to the next one, and if all are full, it goes round and round.
   Object.assign(server, { dropMaxConnection: true })
@@ -81,6 +98,7 @@ export async function startServer(config: ServerConfig, log: Log) {
     server.listen(config.port, config.host)
     await once(server, 'listening')
   } catch (error) {
+    certificate?.end()
     await endPools()
     throw error
   }
@@ -109,6 +127,7 @@ export async function startServer(config: ServerConfig, log: Log) {
     clearTimeout(limit)
     await writer.drained()
     deviceLimit.end()
+    certificate?.end()
     await Promise.all([budgets.end(), unreadable.end(), slowed.end()])
     await endPools()
     await leaveMetrics(metrics.registry)
@@ -117,5 +136,19 @@ export async function startServer(config: ServerConfig, log: Log) {
     return inTime
   }
 
-  return { port, routes: app.routes, unreadable, slowed, stop }
+  return { port, routes: app.routes, unreadable, slowed, certificate, stop }
+}
+
+/** Makes a server that speaks HTTPS only, with a certificate that may be renewed. */
+function withTls(
+  certificate: Certificate,
+  log: Log,
+  create: (options: Certificate['options'] & { handshakeTimeout: number }) => unknown,
+) {
+  const server = create({ ...certificate.options, handshakeTimeout: HEADERS_MS }) as TlsServer
+  // Before anybody answers, so that it is on every answer.
+  server.prependListener('request', (_, outgoing) => outgoing.setHeader('strict-transport-security', HSTS))
+  server.on('tlsClientError', error => log.debug({ event: 'tls.handshake_failed', error }))
+  certificate.follow(server)
+  return server
 }

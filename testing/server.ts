@@ -40,8 +40,8 @@ export async function withServer(t: Test, overrides: Partial<ServerConfig> = {},
   const server = await startServer(config, createLog('server', config.logLevel))
   t.teardown(() => server.stop())
   const call = client(`http://127.0.0.1:${server.port}`)
-  const { routes, unreadable, slowed } = server
-  return { db, config, call, routes, unreadable, slowed, url: `http://127.0.0.1:${server.port}` }
+  const { routes, unreadable, slowed, certificate } = server
+  return { db, config, call, routes, unreadable, slowed, certificate, url: `http://127.0.0.1:${server.port}` }
 }
 
 export type Call = ReturnType<typeof client>
@@ -140,12 +140,20 @@ export async function withWriter(t: Test, concurrency = 2, gatherMs = 3) {
   return { db, pool, metrics, backpressure, writer, chunk }
 }
 
-/** Starts server/main.ts as a process and waits until it is ready. */
-export async function withProcess(t: Test, db: TestDatabase, env: Record<string, string> = {}) {
+/**
+ * Starts server/main.ts as a process and waits until it is ready.
+ * @param isReady asks the server, for one that does not speak HTTP
+ */
+export async function withProcess(
+  t: Test,
+  db: TestDatabase,
+  env: Record<string, string> = {},
+  isReady = async (url: string) => (await client(url)('GET /readyz')).status === 200,
+) {
   const server = await spawnNode(t, 'server/main.ts', { env: { ...serverEnv(db), ...env }, ready: /"server.listening"/ })
   const url = `http://127.0.0.1:${/"port":(\d+)/.exec(server.output())![1]}`
   const call = client(url)
-  await waitFor(async () => (await call('GET /readyz')).status === 200, { what: () => server.output() })
+  await waitFor(() => isReady(url), { what: () => server.output() })
   return { server, call, url }
 }
 

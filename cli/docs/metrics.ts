@@ -5,7 +5,7 @@ import type { Sql } from 'postgres'
 import { parse } from 'yaml'
 import { repository } from '../../local/config.ts'
 import { Pool } from '../../server/database.ts'
-import { createMetrics, measureReplica } from '../../server/ops/metrics.ts'
+import { createMetrics, measureCertificate, measureReplica } from '../../server/ops/metrics.ts'
 import { DATABASE_METRICS_UP } from '../../server/ops/prometheus.ts'
 import type { Reader } from '../../server/reader.ts'
 import { code, generated, page, table } from './markdown.ts'
@@ -96,11 +96,12 @@ interface Registered {
   labelNames: string[]
 }
 
-/** The metrics in the registry of a server that has a replica. */
+/** The metrics in the registry of a server that has a replica and a certificate. */
 function serverMetrics(): Metric[] {
   // No value is read.
   const metrics = createMetrics(new Pool(undefined as never, 1))
   measureReplica(metrics, { status: { lag_seconds: 0, in_use: true } } as Reader)
+  measureCertificate(metrics, { expires: new Date(0) })
   const found = metrics.registry.getMetricsAsArray() as unknown as Registered[]
   const registered = found.map(({ name, help, type, aggregator = 'sum', labelNames }) => {
     const [, sentence, unit] = /^(.*)\. Unit: (.*)\.$/.exec(help) ?? []

@@ -1,5 +1,6 @@
 import type { Env, Handler } from 'hono'
 import { type Aggregator, Counter, Gauge, Histogram, Registry } from 'prom-client'
+import type { Certificate } from '../certificate.ts'
 import type { Pool } from '../database.ts'
 import type { Reader } from '../reader.ts'
 import { shareMetrics } from './scrape.ts'
@@ -191,6 +192,20 @@ export function measureReplica({ registry }: Metrics, reader: Reader) {
     registers,
     collect() {
       this.set(reader.status!.in_use ? 1 : 0)
+    },
+  })
+}
+
+/** Only if the server itself has a certificate. */
+export function measureCertificate({ registry }: Metrics, certificate: Pick<Certificate, 'expires'> | undefined) {
+  if (certificate === undefined) return
+  new Gauge({
+    name: 'tls_certificate_expires_seconds',
+    help: described('When the certificate of TLS_CERT expires, or the first of its chain, in seconds since 1970', 'seconds'),
+    aggregator: 'min',
+    registers: [registry],
+    collect() {
+      this.set(certificate.expires.getTime() / 1_000)
     },
   })
 }

@@ -4,7 +4,7 @@ import { createLog } from '../../lib/log.ts'
 import { Attempts } from './attempts.ts'
 import { SESSION_S, Sessions } from './session.ts'
 
-const config = { adminKey: 'a-key-of-some-length', trustProxy: false }
+const config = { adminKey: 'a-key-of-some-length', trustProxy: false, tls: undefined }
 // Connects only when it is used. Checking the cookie itself needs no database.
 const pool = connectHot({ url: 'postgres://fleet_server@127.0.0.1:1/fleet' }, 1)
 const sessionsOf = (given = config) => new Sessions(given, pool, createLog('server', 'silent'))

@@ -28,7 +28,7 @@ export class Sessions {
   readonly #ended = new BoundedMap<true>(MAX_ENDED)
 
   constructor(
-    readonly config: Pick<ServerConfig, 'adminKey' | 'trustProxy'>,
+    readonly config: Pick<ServerConfig, 'adminKey' | 'trustProxy' | 'tls'>,
     readonly pool: Pool,
     readonly log: Log,
   ) {
@@ -124,8 +124,9 @@ export class Sessions {
   }
 }
 
-/** TLS ends at a proxy in front of this server, which says so in a header. */
-function isSecure(c: Context<AppEnv>, { trustProxy }: Pick<ServerConfig, 'trustProxy'>) {
+/** TLS ends at this server, or at a proxy in front of it, which says so in a header. */
+function isSecure(c: Context<AppEnv>, { trustProxy, tls }: Pick<ServerConfig, 'trustProxy' | 'tls'>) {
+  if (tls !== undefined) return true
   const { 'x-forwarded-proto': proto } = c.env.incoming.headers
   return (
     trustProxy &&
