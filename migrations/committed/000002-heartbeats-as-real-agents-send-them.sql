@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:031f72e083b72b3eb644f9a9496026ab7d4a31a1
+--! Hash: sha1:c9b1e9627ea8d256c913418efc0a8622447bb322
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -13713,19 +13713,21 @@ as $$
 declare
   c_most constant integer := 100;
   v_changes jsonb;
+  v_old text := 'was';
+  v_new text := 'is_now';
 begin
   if tg_op = 'INSERT' then
     -- By EXECUTE, because each trigger has other transition tables, and plpgsql_check looks at all branches.
-    execute 'select jsonb_agg(jsonb_build_object(''after'', to_jsonb(n))) from is_now n' into v_changes;
+    execute format('select jsonb_agg(jsonb_build_object(''after'', to_jsonb(n))) from %I n', v_new) into v_changes;
   elsif tg_op = 'DELETE' then
-    execute 'select jsonb_agg(jsonb_build_object(''before'', to_jsonb(o))) from was o' into v_changes;
+    execute format('select jsonb_agg(jsonb_build_object(''before'', to_jsonb(o))) from %I o', v_old) into v_changes;
   else
-    execute '
+    execute format('
       select jsonb_agg(jsonb_strip_nulls(jsonb_build_object(''before'', to_jsonb(o), ''after'', to_jsonb(n))))
-      from was o
-      full join is_now n using (source, source_device)
+      from %I o
+      full join %I n using (source, source_device)
       where to_jsonb(o) is distinct from to_jsonb(n)
-    ' into v_changes;
+    ', v_old, v_new) into v_changes;
   end if;
   perform fleet.audit(
     g.action, 'import:' || g.source,

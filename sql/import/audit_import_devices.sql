@@ -7,19 +7,21 @@ as $$
 declare
   c_most constant integer := 100;
   v_changes jsonb;
+  v_old text := 'was';
+  v_new text := 'is_now';
 begin
   if tg_op = 'INSERT' then
     -- By EXECUTE, because each trigger has other transition tables, and plpgsql_check looks at all branches.
-    execute 'select jsonb_agg(jsonb_build_object(''after'', to_jsonb(n))) from is_now n' into v_changes;
+    execute format('select jsonb_agg(jsonb_build_object(''after'', to_jsonb(n))) from %I n', v_new) into v_changes;
   elsif tg_op = 'DELETE' then
-    execute 'select jsonb_agg(jsonb_build_object(''before'', to_jsonb(o))) from was o' into v_changes;
+    execute format('select jsonb_agg(jsonb_build_object(''before'', to_jsonb(o))) from %I o', v_old) into v_changes;
   else
-    execute '
+    execute format('
       select jsonb_agg(jsonb_strip_nulls(jsonb_build_object(''before'', to_jsonb(o), ''after'', to_jsonb(n))))
-      from was o
-      full join is_now n using (source, source_device)
+      from %I o
+      full join %I n using (source, source_device)
       where to_jsonb(o) is distinct from to_jsonb(n)
-    ' into v_changes;
+    ', v_old, v_new) into v_changes;
   end if;
   perform fleet.audit(
     g.action, 'import:' || g.source,
