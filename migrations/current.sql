@@ -1,1 +1,2 @@
--- Enter migration here
+--!include checks/check_fields.sql
+--!include setup/grants.sql

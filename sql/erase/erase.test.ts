@@ -30,6 +30,9 @@ async function rowsEverywhere({ sql, admin }: TestDatabase, devices: number[]) {
     await change(sql, device, { event: 'unity_down' })
     await sql`select fleet.send_command(${device}, 'restart')`
     await sql`select fleet.take_commands(${device})`
+    await sql`
+      select fleet.record_slowed(json_build_array(json_build_object('token_hash', encode(d.token_hash, 'hex'), 'times', 1)))
+      from fleet.devices d where d.device_id = ${device}`
     await sql`select fleet.record_unreadable_fields(${sql.json([{ device_id: device, field: 'x', times: 1, example: 'y' }])}::json)`
     await admin`insert into fleet.import_devices (source, source_device, device_id) values ('public.old', ${String(device)}, ${device})`
     await admin`insert into fleet.late_arrivals (device_id, day) values (${device}, current_date - 3)`
