@@ -27,6 +27,7 @@ const MAX_CONNECTIONS = 20_000
 
 /** The limit for one network. An admin key that a person chose may be guessed; tokens cannot. */
 export const WRONG_KEYS_PER_MINUTE = 60
+
 /** How long a client may take for the handshake of TLS, and then for the headers of a request. */
 const HEADERS_MS = 10_000
 
@@ -151,7 +152,7 @@ function withTls(
   log: Log,
   create: (options: Certificate['options'] & { handshakeTimeout: number }) => unknown,
 ) {
-  const server = create({ ...certificate.options, handshakeTimeout: 120_000 }) as TlsServer
+  const server = create({ ...certificate.options, handshakeTimeout: HEADERS_MS }) as TlsServer
   // Before anybody answers, so that it is on every answer.
   server.prependListener('request', (_, outgoing) => outgoing.setHeader('strict-transport-security', HSTS))
   server.on('tlsClientError', error => log.debug({ event: 'tls.handshake_failed', error }))
