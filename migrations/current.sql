@@ -1,2 +1,1 @@
---!include checks/check_fields.sql
---!include setup/grants.sql
+-- Enter migration here

@@ -1,5 +1,5 @@
 --! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:c9b1e9627ea8d256c913418efc0a8622447bb322
+--! Hash: sha1:33da2cf67c0aea0243e0f6fed52a5578ec710f40
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -4909,23 +4909,22 @@ begin
   return next;
 
   check_name := 'slowed_devices';
+  -- No join: the fleet may be large, and only the devices that are named are looked up.
   select count(*), sum(f.times),
     string_agg(
       format(
-        'device %s (%s): %s since %s', f.device_id, f.alias, f.times, to_char(f.first_at, 'HH24:MI "UTC"')
+        'device %s (%s): %s since %s', f.device_id,
+        (select d.alias from fleet.devices d where d.device_id = f.device_id), f.times, to_char(f.first_at, 'HH24:MI "UTC"')
       ),
       '; ' order by f.nth
     ) filter (where f.nth <= c_named)
   into v_devices, v_refused, v_names
   from (
-    select d.device_id, d.alias, g.times, g.first_at, row_number() over (order by g.times desc, d.device_id) as nth
-    from (
-      select s.device_id, sum(s.times) as times, min(s.first_at) as first_at
-      from fleet.device_slowdowns s
-      where s.last_at > p_now - interval '1 hour'
-      group by s.device_id
-    ) g
-    join fleet.devices d using (device_id)
+    select s.device_id, sum(s.times) as times, min(s.first_at) as first_at,
+      row_number() over (order by sum(s.times) desc, s.device_id) as nth
+    from fleet.device_slowdowns s
+    where s.last_at > p_now - interval '1 hour'
+    group by s.device_id
   ) f;
   status := case when v_devices = 0 then 'ok' else 'warn' end;
   detail := case
