@@ -14,7 +14,7 @@ const SYNTAX = [
   },
   {
     selector:
-      'BinaryExpression[operator=/^[!=]==?$/][right.type!="Literal"][right.name!="undefined"] > :matches(Identifier[name="adminKey"], MemberExpression[property.name="adminKey"])',
+      'BinaryExpression[operator=/^[!=]==?$/][right.type!="Literal"]:not([right.type="Identifier"][right.name="undefined"]) > :matches(Identifier[name="adminKey"], MemberExpression[property.name="adminKey"])',
     message: 'Compare the key by keyCheck(), which tells nothing by the time it takes.',
   },
 ]

@@ -240,14 +240,14 @@ export class Cluster {
       await this.#keep({ ...this.#kept, passwords: { ...this.#kept.passwords, ...added } })
     }
     let running = await this.#postmaster()
-    while (running?.status === 'stopping') {
+    while (running) {
+      if (running.status === 'ready') {
+        this.port = running.port
+        return 'reused'
+      }
+      // It is starting or stopping, and one that is starting may end instead.
       await sleep(100)
       running = await this.#postmaster()
-    }
-    if (running) {
-      this.port = running.port
-      await this.#ready(() => this.#postmaster().then(now => now?.pid === running.pid))
-      return 'reused'
     }
     const patient = Date.now() + 20_000
     let port = this.#kept.port && (await isFree(this.#kept.port)) ? this.#kept.port : await freePort(this.#options.throwaway)

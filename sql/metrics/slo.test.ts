@@ -68,6 +68,7 @@ t.test('the age of each job is known even if pg_cron is in another database', as
   t.match(await ages(), { 'fleet-maintain': 0, 'fleet-reconcile': 0 })
 
   await admin`update fleet.events set at = at - interval '3 hours'`
+  await startedAgo(admin, '1 minute')
   const scheduler = async () => (await sql`select status, detail from fleet.check() where check_name = 'scheduler'`)[0]
   t.match(
     await ages(),
