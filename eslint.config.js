@@ -66,7 +66,7 @@ const ZONES = Object.entries(MAY_IMPORT).map(([directory, others]) => ({
 }))
 
 export default tseslint.config(
-  { ignores: ['node_modules', '.local', '.tap', 'migrations'] },
+  { ignores: ['node_modules', 'build', '.local', '.tap', 'migrations'] },
   js.configs.recommended,
   ...tseslint.configs.recommendedTypeChecked,
   {
@@ -133,8 +133,8 @@ export default tseslint.config(
     },
   },
   {
-    // Plain JavaScript, so that nothing is compiled each time that it runs.
-    files: ['docker/node/health.js'],
+    // Plain JavaScript, which runs where nothing is compiled yet, or need not be.
+    files: ['local/build.js', 'docker/node/health.js'],
     extends: [tseslint.configs.disableTypeChecked],
     languageOptions: {
       globals: Object.fromEntries(['process', 'fetch', 'AbortSignal'].map(name => [name, 'readonly'])),

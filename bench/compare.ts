@@ -178,7 +178,7 @@ async function requireStored({ name, url, adminKey }: Stand) {
 async function serverOf({ child }: Stand) {
   for (const { pid } of await treeOf(child.pid!)) {
     const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')
-    if (command.includes('server/main.ts')) return pid
+    if (/\bserver\/main\.[jt]s\b/.test(command)) return pid
   }
   throw new Error('the server does not run')
 }

@@ -1,7 +1,6 @@
 import { fork } from 'node:child_process'
-import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { repository } from '../local/config.ts'
+import { built } from '../lib/repository.ts'
 import { ACKNOWLEDGED, ITEM_MS, type FleetOrder, type FleetReport, type Order } from './fleet-order.ts'
 import type { Store } from './store.ts'
 
@@ -10,7 +9,7 @@ export const BUCKET_S = 10
 
 /** Controls the process that sends as a fleet. */
 export function startFleet() {
-  const child = fork(join(repository, 'bench/fleet-sender.ts'), { execArgv: ['--import', 'tsx'], serialization: 'advanced' })
+  const child = fork(built('bench/fleet-sender.ts'), { execArgv: ['--enable-source-maps'], serialization: 'advanced' })
   const ended = new Promise<never>((_, reject) => {
     child.once('error', reject)
     child.once('exit', code => reject(new Error(`the sending process ended with ${code ?? 'a signal'}`)))

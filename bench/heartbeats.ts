@@ -1,6 +1,5 @@
 import { fork } from 'node:child_process'
-import { join } from 'node:path'
-import { repository } from '../local/config.ts'
+import { built } from '../lib/repository.ts'
 import { say } from '../lib/progress.ts'
 import type { Order, Report, Sent, Template } from './sender.ts'
 import type { Schedule } from './schedule.ts'
@@ -9,7 +8,7 @@ import type { Schedule } from './schedule.ts'
 export type Sender = ReturnType<typeof startSender>
 
 export function startSender() {
-  const child = fork(join(repository, 'bench/sender.ts'), { execArgv: ['--import', 'tsx'], serialization: 'advanced' })
+  const child = fork(built('bench/sender.ts'), { execArgv: ['--enable-source-maps'], serialization: 'advanced' })
   const ended = new Promise<never>((_, reject) => {
     child.once('error', reject)
     child.once('exit', code => reject(new Error(`the sending process ended with ${code ?? 'a signal'}`)))

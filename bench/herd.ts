@@ -11,9 +11,9 @@
  * about 8 % more than the mean.
  */
 import { fork } from 'node:child_process'
-import { join, resolve } from 'node:path'
+import { resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { repository } from '../local/config.ts'
+import { built, repository } from '../lib/repository.ts'
 import { UsageError } from '../lib/errors.ts'
 import { say } from '../lib/progress.ts'
 import { atMost, type Figure } from './figure.ts'
@@ -101,7 +101,7 @@ async function runPhase(store: Store, given: Given, mode: Mode, root: string): P
 }
 
 async function send(order: HerdOrder): Promise<HerdReport> {
-  const child = fork(join(repository, 'bench/herd-sender.ts'), { execArgv: ['--import', 'tsx'], serialization: 'advanced' })
+  const child = fork(built('bench/herd-sender.ts'), { execArgv: ['--enable-source-maps'], serialization: 'advanced' })
   try {
     return await new Promise<HerdReport>((resolve, reject) => {
       child.once('error', reject)

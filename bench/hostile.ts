@@ -5,7 +5,7 @@
  */
 import { resolve } from 'node:path'
 import { gzipSync } from 'node:zlib'
-import { repository } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
 import { say } from '../lib/progress.ts'
 import { median, type Figure } from './figure.ts'
 import { readOptions } from './options.ts'

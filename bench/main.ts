@@ -3,7 +3,7 @@
 import { mkdir, writeFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
-import { repository } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
 import { say } from '../lib/progress.ts'
 import { isMet, line, type Figure } from './figure.ts'
 import { runProgram } from './options.ts'

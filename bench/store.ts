@@ -6,10 +6,12 @@ import { pathToFileURL } from 'node:url'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres, { type Sql } from 'postgres'
 import { freePort, throwawayCluster, type Cluster } from '../local/cluster.ts'
-import { plainEnv, repository } from '../local/config.ts'
+import { plainEnv } from '../local/config.ts'
+import { built, repository } from '../lib/repository.ts'
 import { migrate } from '../cli/migrate.ts'
 import { requirePostgres } from '../local/packages.ts'
 import { DEVICE_TOKEN, GATEWAY_TOKEN, TOKEN_DIGITS } from './fleet-order.ts'
+import { describeError, UsageError } from '../lib/errors.ts'
 import { hasEnded } from '../lib/process.ts'
 import { step } from '../lib/progress.ts'
 
@@ -46,7 +48,9 @@ export async function withStore<T>(work: (store: Store) => Promise<T>, root = re
 
 async function migrationOf(root: string) {
   if (root === repository) return migrate
-  const other = (await import(pathToFileURL(join(root, 'cli/migrate.ts')).href)) as { migrate: typeof migrate }
+  const other = (await import(pathToFileURL(built('cli/migrate.ts', root)).href).catch((cause: unknown) => {
+    throw new UsageError(`${root} cannot be measured: npm run build was not run there (${describeError(cause)})`)
+  })) as { migrate: typeof migrate }
   return other.migrate
 }
 
@@ -143,8 +147,8 @@ export function startProgram(
     root?: string
   },
 ): Program {
-  const preloaded = ['tsx', ...imports].flatMap(name => ['--import', name])
-  const child = spawn(process.execPath, [...preloaded, join(root, script), ...args], {
+  const preloaded = imports.flatMap(name => ['--import', built(name, root)])
+  const child = spawn(process.execPath, ['--enable-source-maps', ...preloaded, built(script, root), ...args], {
     cwd: root,
     env: { ...plainEnv(), ...env },
     // The IPC channel makes it end when this process ends.
@@ -187,7 +191,7 @@ export async function startServer(
   const database = cluster.url('fleet_server', 'fleet')
   const program = startProgram('server/main.ts', {
     root,
-    imports: variant === undefined ? [] : [join(root, 'bench', variant)],
+    imports: variant === undefined ? [] : [join('bench', variant)],
     env: {
       SERVER_DATABASE_URL: database,
       OPS_DATABASE_URL: database,

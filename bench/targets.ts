@@ -20,7 +20,7 @@
 import { resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { freePort } from '../local/cluster.ts'
-import { repository } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
 import { UsageError } from '../lib/errors.ts'
 import { say } from '../lib/progress.ts'
 import { startBare } from './bare-server.ts'

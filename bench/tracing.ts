@@ -7,7 +7,7 @@
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { resolve } from 'node:path'
-import { repository } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
 import { say } from '../lib/progress.ts'
 import { median, type Figure } from './figure.ts'
 import { startSender } from './heartbeats.ts'

@@ -2,13 +2,14 @@ import { spawnSync } from 'node:child_process'
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { leftToCi, plainEnv, repository } from '../local/config.ts'
+import { leftToCi, plainEnv } from '../local/config.ts'
+import { built, repository } from '../lib/repository.ts'
 import { withClone } from '../testing/database.ts'
 
 t.test('a migration is committed and uncommitted without an existing database', { skip: leftToCi() }, async t => {
   const clone = await withClone(t)
   const run = (...args: string[]) =>
-    spawnSync(process.execPath, ['--import', 'tsx', 'cli/commit.ts', ...args], { cwd: clone, env: plainEnv(), encoding: 'utf8' })
+    spawnSync(process.execPath, [built('cli/commit.ts', clone), ...args], { cwd: clone, env: plainEnv(), encoding: 'utf8' })
   const committed = () => readdirSync(join(clone, 'migrations/committed'))
   const current = join(clone, 'migrations/current.sql')
   const before = committed()

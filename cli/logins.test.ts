@@ -1,14 +1,14 @@
 import { spawnSync } from 'node:child_process'
-import { join } from 'node:path'
 import postgres from 'postgres'
 import t from 'tap'
-import { plainEnv, repository } from '../local/config.ts'
+import { plainEnv } from '../local/config.ts'
+import { built } from '../lib/repository.ts'
 import { giveLogins } from './logins.ts'
 import { isUnambiguous, scramVerifier } from '../local/scram.ts'
 import { withDatabase } from '../testing/database.ts'
 
 const npmRunLogins = (env: Record<string, string>) =>
-  spawnSync(process.execPath, ['--import', 'tsx', join(repository, 'cli/logins.ts')], {
+  spawnSync(process.execPath, ['--enable-source-maps', built('cli/logins.ts')], {
     env: { ...plainEnv(), ...env },
     encoding: 'utf8',
   })

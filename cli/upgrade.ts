@@ -2,7 +2,7 @@
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Sql } from 'postgres'
-import { repository } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
 
 /** The migrations of 0.1.0. Each hash covers the hash before it, so the last one stands for the whole list. */
 const version010 = {

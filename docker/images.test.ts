@@ -3,7 +3,7 @@ import { readdir, readFile } from 'node:fs/promises'
 import { join, relative } from 'node:path'
 import { validate } from 'dockerfile-utils'
 import t from 'tap'
-import { repository } from '../local/config.ts'
+import { built, repository } from '../lib/repository.ts'
 import { dockerCompose } from '../testing/linters.ts'
 import { spawnProgram } from '../testing/database.ts'
 import {
@@ -18,7 +18,7 @@ import {
 } from '../testing/images.ts'
 import { run, withSecrets } from '../testing/scripts.ts'
 
-const here = import.meta.dirname
+const here = join(repository, 'docker')
 const { services, volumes, networks } = await readCompose()
 const all = Object.entries(services)
 const dockerfiles = (await readdir(here, { recursive: true }))
@@ -82,7 +82,7 @@ t.test('the node image has everything that its commands import, and no test file
     ['docker/node/make-bucket.ts', 1],
     ['cli/check.ts', 1],
   ] as const) {
-    const process = await spawnProgram(t, globalThis.process.execPath, ['--import', 'tsx', script], { cwd: image })
+    const process = await spawnProgram(t, globalThis.process.execPath, [built(script, image)], { cwd: image })
     t.equal((await process.exited).code, code, process.output())
     t.notMatch(process.output(), /ERR_MODULE_NOT_FOUND|Cannot find/, `${script} gets as far as its settings`)
   }

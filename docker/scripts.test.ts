@@ -2,12 +2,12 @@ import { chmod, readdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
-import { repository } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
 import { shellcheck, systemdAnalyze } from '../testing/linters.ts'
 import { withCluster } from '../testing/database.ts'
 import { run, withDirectory, withSecrets } from '../testing/scripts.ts'
 
-const here = import.meta.dirname
+const here = join(repository, 'docker')
 
 t.test('shellcheck finds nothing', { skip: shellcheck.without }, async t => {
   const scripts = (await readdir(here, { recursive: true })).filter(path => path.endsWith('.sh')).map(path => join(here, path))
@@ -138,7 +138,7 @@ t.test('the systemd units are well-formed and confined', { skip: systemdAnalyze.
   const directory = await withDirectory(t)
   for (const name of await readdir(join(here, 'systemd'))) {
     const unit = await readFile(join(here, 'systemd', name), 'utf8')
-    const [, script = ''] = /^ExecStart=\/usr\/bin\/node --import tsx (\S+)$/m.exec(unit) ?? []
+    const [, script = ''] = /^ExecStart=\/usr\/bin\/node --enable-source-maps (\S+)$/m.exec(unit) ?? []
     await t.resolves(stat(join(repository, script)), `${name}: ${script}`)
     // With paths of this machine, because it also checks that the program exists.
     const path = join(directory, name)

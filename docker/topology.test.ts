@@ -65,7 +65,7 @@ async function withCompose(t: Test) {
       'sh',
       [
         'docker/node/with-secrets.sh',
-        ...(options.command ?? services[name]?.command ?? ['node', '--import', 'tsx', 'server/main.ts']),
+        ...(options.command ?? services[name]?.command ?? ['node', '--enable-source-maps', 'build/server/main.js']),
       ],
       { name, cwd: image, ...options, env: { ...environment(name), ...options.env } },
     )
@@ -167,7 +167,7 @@ t.test(
           (await dba`select from fleet.archives where row_count = 500 and archive_url like 's3://nexmdm/archive/%'`).length === 1,
         { what: archiver.output },
       )
-      t.match(await once('archiver', ['node', '--import', 'tsx', 'archiver/cli.ts', 'verify', date]), { code: 0 })
+      t.match(await once('archiver', ['node', 'build/archiver/cli.js', 'verify', date]), { code: 0 })
     })
 
     await t.test('a message of a webhook arrives', async t => {

@@ -1,9 +1,11 @@
 import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import t from 'tap'
 import { runOnce, withRetiredDay } from '../testing/archiver.ts'
 import { createLog } from './log.ts'
 import { spawnProgram, waitFor, withDatabase } from '../testing/database.ts'
 import { ADMIN_KEY, enroll, gatewayToken, serverEnv, withProcess } from '../testing/server.ts'
+import { built, repository } from './repository.ts'
 
 interface Line {
   event?: string
@@ -142,7 +144,7 @@ t.test('in a terminal the log is formatted for people, unless JSON is requested'
   const db = await withDatabase(t)
   const start = (LOG_FORMAT?: string) =>
     // eslint-disable-next-line no-restricted-syntax -- script takes a command line only; it is node
-    spawnProgram(t, 'script', ['-qec', `${process.execPath} --import tsx server/main.ts`, '/dev/null'], {
+    spawnProgram(t, 'script', ['-qec', `${process.execPath} ${built('server/main.ts')}`, '/dev/null'], {
       env: { ...serverEnv(db), ...(LOG_FORMAT && { LOG_FORMAT }), TERM: 'xterm' },
       ready: /server\.listening/,
     })
@@ -207,7 +209,7 @@ t.test('neither the secret of a webhook nor the user of a URL is logged, whereve
 })
 
 t.test('every event that the runbook names exists', async t => {
-  const runbook = await readFile(new URL('../RUNBOOK.md', import.meta.url), 'utf8')
+  const runbook = await readFile(join(repository, 'RUNBOOK.md'), 'utf8')
   const section = runbook.split('## Read the log')[1]!.split('\n## ')[0]!
   const sources = [
     'archiver/worker.ts',
@@ -228,7 +230,7 @@ t.test('every event that the runbook names exists', async t => {
     'sql/partitions/sync_partitions.sql',
     'sql/partitions/premake.sql',
   ]
-  const text = (await Promise.all(sources.map(file => readFile(new URL(`../${file}`, import.meta.url), 'utf8')))).join('')
+  const text = (await Promise.all(sources.map(file => readFile(join(repository, file), 'utf8')))).join('')
   for (const [, event = ''] of section.matchAll(/`([a-z_]+\.[a-z_.]+)`/g))
     t.ok(event.startsWith('fleet.') || text.includes(`'${event}'`), event)
 })

@@ -1,11 +1,7 @@
 // Reads the environment of npm start, npm test, npm run migrate and npm run check. No other file of these commands does.
-import { fileURLToPath } from 'node:url'
 import { settings } from '../lib/settings.ts'
 import { isUnambiguous } from './scram.ts'
 import { SettingsError } from '../lib/errors.ts'
-
-/** The directory of this clone. */
-export const repository = fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '')
 
 type Env = Record<string, string | undefined>
 

@@ -8,7 +8,8 @@ import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
 import { withAuthority } from '../testing/certificates.ts'
 import { signatureTools } from '../testing/signatures.ts'
-import { plainEnv, repository, serverAddress } from './config.ts'
+import { plainEnv, serverAddress } from './config.ts'
+import { repository } from '../lib/repository.ts'
 import { ask, urlFor } from './own-server.ts'
 
 const run = promisify(execFile)

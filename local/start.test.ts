@@ -204,7 +204,7 @@ t.test('a fresh clone with an empty environment', async t => {
     const supervisor = Number(await readFile(join(clone, '.local/start.pid'), 'utf8'))
     process.kill(supervisor, 'SIGKILL')
     await started.exited
-    await waitFor(async () => !(await processes(clone)).some(line => /(server|archiver|notifier)\/main\.ts/.test(line)), {
+    await waitFor(async () => !(await processes(clone)).some(line => /(server|archiver|notifier)\/main\.js/.test(line)), {
       what: () => 'the server, the archiver and the notifier to notice that npm start was killed',
     })
   })
@@ -214,7 +214,7 @@ t.test('a fresh clone with an empty environment', async t => {
     t.match(started.output(), /still running from an earlier start/)
     // On a quick machine the ten seconds of the first heartbeat have not passed yet.
     t.match(JSON.parse(await started.paste('curl')), { result: /^(stored|duplicate)$/ })
-    const [server] = (await processes(clone)).filter(line => line.includes('server/main.ts')).map(line => parseInt(line))
+    const [server] = (await processes(clone)).filter(line => line.includes('server/main.js')).map(line => parseInt(line))
     process.kill(server ?? 0, 'SIGKILL')
     await waitFor(
       async () =>

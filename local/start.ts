@@ -9,7 +9,8 @@ import { readConfig as readArchiverConfig } from '../archiver/config.ts'
 import { readConfig as readNotifierConfig } from '../notifier/config.ts'
 import { readConfig as readServerConfig } from '../server/config.ts'
 import { Cluster, clusterMajor, isFree, placeFor, type Role } from './cluster.ts'
-import { plainEnv, reachable, repository, startConfig, type StartConfig } from './config.ts'
+import { plainEnv, reachable, startConfig, type StartConfig } from './config.ts'
+import { repository } from '../lib/repository.ts'
 import { curlLines, demoDevice, psqlLine, shellQuote } from './demo-device.ts'
 import { openDatabase } from '../lib/database.ts'
 import { startDemo } from './demo.ts'
@@ -365,8 +366,8 @@ async function lock() {
 async function isStart(pid: number) {
   if (!pid || pid === process.pid || !isAlive(pid)) return false
   // The number may belong to another process by now. Without /proc nobody can tell.
-  const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => 'local/start.ts')
-  return command.includes('local/start.ts')
+  const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => 'local/start.js')
+  return command.includes('local/start.js')
 }
 
 /** The settings of the children before anything is made. Those that npm start provides are filled in. */

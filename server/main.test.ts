@@ -4,6 +4,7 @@ import { once } from 'node:events'
 import t from 'tap'
 import { spawnNode, waitFor, withDatabase, type TestProcess } from '../testing/database.ts'
 import { ADMIN_KEY, client, enroll, load, lost, NO_LIMIT, serverEnv, stored, withProcess } from '../testing/server.ts'
+import { built } from '../lib/repository.ts'
 
 async function exitOf({ exited }: TestProcess) {
   return (await exited).code
@@ -90,7 +91,7 @@ t.test('wrong settings are all named, and the server exits with 2', async t => {
 
 t.test('the server also drains when the process that started it is gone', async t => {
   const db = await withDatabase(t)
-  const child = spawn(process.execPath, ['--import', 'tsx', 'server/main.ts'], {
+  const child = spawn(process.execPath, [built('server/main.ts')], {
     stdio: ['ignore', 'pipe', 'inherit', 'ipc'],
     env: { PATH: '/usr/bin:/bin', ...serverEnv(db) },
   })

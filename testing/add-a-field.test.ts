@@ -6,6 +6,7 @@ import { pathToFileURL } from 'node:url'
 import { DuckDBInstance } from '@duckdb/node-api'
 import t from 'tap'
 import { archiverEnv, daysAgo, makeDirectory, partitionOf, pathsOf, stateOf, workAll } from './archiver.ts'
+import { built } from '../lib/repository.ts'
 import { spawnProgram, withClone, withDatabase, type ProcessOptions } from './database.ts'
 import { ingest, value } from './fleet.ts'
 import { missingColumns } from './heartbeat-columns.ts'
@@ -121,7 +122,7 @@ t.test('docs/add-a-field.md adds a field of each type, in at most five files', {
   await inClone(commit)
 
   const run = (script: string, args: string[], options: ProcessOptions) =>
-    spawnProgram(t, process.execPath, ['--import', 'tsx', script, ...args], { cwd: clone, name: script, ...options })
+    spawnProgram(t, process.execPath, [built(script, clone), ...args], { cwd: clone, name: script, ...options })
   const start = async (env = {}) => {
     const server = await run('server/main.ts', [], { env: { ...serverEnv(db), ...env }, ready: /"server.listening"/ })
     return client(`http://127.0.0.1:${/"port":(\d+)/.exec(server.output())![1]}`)
@@ -192,7 +193,7 @@ t.test('docs/add-a-field.md adds a field of each type, in at most five files', {
   })
 
   await t.test('openapi.json and every place that has a column have them', async t => {
-    const { FIELDS: fields } = (await import(pathToFileURL(join(clone, 'server/ingest/fields.ts')).href)) as {
+    const { FIELDS: fields } = (await import(pathToFileURL(built('server/ingest/fields.ts', clone)).href)) as {
       FIELDS: ReadonlyMap<string, Field>
     }
     t.ok(names.every(name => fields.has(name)))

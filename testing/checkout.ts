@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import type { Test } from 'tap'
-import { repository } from '../local/config.ts'
+import { built, repository } from '../lib/repository.ts'
 
 /** A checkout whose server acknowledges heartbeats and stores none. */
 export async function lyingServer(t: Test) {
@@ -35,24 +35,21 @@ export async function refusingServer(t: Test) {
 }
 
 function url(path: string) {
-  return JSON.stringify(pathToFileURL(join(repository, path)).href)
+  return JSON.stringify(pathToFileURL(built(path)).href)
 }
 
 /** A directory with what the benches start of a checkout: this one's programs, or the given ones. */
 async function checkout(t: Test, files: Record<string, string>) {
   const directory = await mkdtemp(join(tmpdir(), 'fleet-checkout-'))
   t.teardown(() => rm(directory, { recursive: true, force: true }))
-  for (const name of ['server', 'cli']) await mkdir(join(directory, name))
+  for (const name of ['server', 'cli']) await mkdir(join(directory, 'build', name), { recursive: true })
   await symlink(join(repository, 'node_modules'), join(directory, 'node_modules'))
-  await symlink(join(repository, 'bench'), join(directory, 'bench'))
+  await symlink(join(repository, 'build/bench'), join(directory, 'build/bench'))
   await writeFile(join(directory, 'package.json'), '{"type":"module"}')
-  // tsx reads it in the directory in which a program starts, also for the files of this checkout.
-  const config = { extends: join(repository, 'tsconfig.json'), include: [repository] }
-  await writeFile(join(directory, 'tsconfig.json'), JSON.stringify(config))
   const own = {
     'cli/migrate.ts': `export { migrate } from ${url('cli/migrate.ts')}\n`,
     'server/main.ts': `await import(${url('server/main.ts')})\n`,
   }
-  for (const [path, text] of Object.entries({ ...own, ...files })) await writeFile(join(directory, path), text)
+  for (const [path, text] of Object.entries({ ...own, ...files })) await writeFile(built(path, directory), text)
   return directory
 }

@@ -1,7 +1,7 @@
 import { access, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
-import { repository } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
 
 t.test('CONTRIBUTING.md names only commands and files that exist', async t => {
   const page = await readFile(join(repository, 'CONTRIBUTING.md'), 'utf8')

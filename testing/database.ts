@@ -8,7 +8,8 @@ import { promisify } from 'node:util'
 import postgres, { type Sql } from 'postgres'
 import type { Test } from 'tap'
 import { Cluster, ROLES, throwawayCluster, type Role } from '../local/cluster.ts'
-import { plainEnv, repository, testClusterFile } from '../local/config.ts'
+import { plainEnv, testClusterFile } from '../local/config.ts'
+import { built, repository } from '../lib/repository.ts'
 import { migrate } from '../cli/migrate.ts'
 import { hasEnded } from '../lib/process.ts'
 import { requirePostgres, type Postgres } from '../local/packages.ts'
@@ -156,7 +157,7 @@ export interface ProgramOptions extends ProcessOptions {
  * @throws an Error with its output if it ends before it is ready
  */
 export function spawnNode(t: Owner, script: string, { args = [], ...options }: ProcessOptions & { args?: string[] } = {}) {
-  return spawnProgram(t, process.execPath, ['--import', 'tsx', join(repository, script), ...args], { name: script, ...options })
+  return spawnProgram(t, process.execPath, ['--enable-source-maps', built(script), ...args], { name: script, ...options })
 }
 
 /** As spawnNode, for any program. */
@@ -237,7 +238,7 @@ export async function withClone(t: Test) {
   // A clone contains committed work, so the migration that is being written is committed in it.
   const current = await readFile(join(clone, 'migrations/current.sql'), 'utf8').catch(() => '')
   if (/^\s*[^-\s]|^--!\s*include/m.test(current)) {
-    await run(process.execPath, ['--import', 'tsx', 'cli/commit.ts', 'commit', 'pending'], { cwd: clone, env: plainEnv() })
+    await run(process.execPath, [built('cli/commit.ts', clone), 'commit', 'pending'], { cwd: clone, env: plainEnv() })
   }
   return clone
 }

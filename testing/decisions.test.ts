@@ -1,7 +1,7 @@
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
-import { repository } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
 
 const directory = join(repository, 'docs/decisions')
 const files = (await readdir(directory)).filter(name => name !== 'README.md').sort()

@@ -4,7 +4,8 @@ import { execFileSync, spawn } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { reportFailure, UsageError } from '../lib/errors.ts'
-import { currentEnv, repository } from '../local/config.ts'
+import { currentEnv } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
 
 interface Stage {
   name: string

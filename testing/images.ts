@@ -1,11 +1,16 @@
 // Reads the Dockerfiles and compose.yaml for tests, as a container engine would, but without one.
+import { execFile } from 'node:child_process'
 import { cp, mkdir, mkdtemp, readdir, readFile, realpath, rm, symlink } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { dirname, join, relative } from 'node:path'
+import { promisify } from 'node:util'
 import { DockerfileParser, type Copy, type Dockerfile } from 'dockerfile-ast'
 import type { Test } from 'tap'
 import { parse } from 'yaml'
-import { repository } from '../local/config.ts'
+import { plainEnv } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
+
+const run = promisify(execFile)
 
 export interface Service {
   image: string
@@ -97,15 +102,28 @@ export async function readIgnore() {
 }
 
 /**
- * Makes a directory with the files of docker/node's image, as its Dockerfile copies them. Of the packages it has those that `npm
- * ci --omit=dev` installs.
+ * Makes a directory with the files of docker/node's image, as its Dockerfile copies them, compiled as its first stage does. Of the
+ * packages it has those that `npm prune --omit=dev` leaves.
  */
 export async function withImage(t: Test) {
+  const [packages = '', last = ''] = (await readFile(join(repository, 'docker/node/Dockerfile'), 'utf8'))
+    .split(/^(?=FROM )/m)
+    .slice(1)
+  const stage = await withStage(t, packages)
+  await symlink(join(repository, 'node_modules'), join(stage, 'node_modules'))
+  await run(process.execPath, ['local/build.js'], { cwd: stage, env: plainEnv() })
+  const root = await withStage(t, last)
+  await cp(join(stage, 'build'), join(root, 'build'), { recursive: true })
+  await linkPackages(join(root, 'node_modules'))
+  return root
+}
+
+/** What a stage of a Dockerfile copies from the context. */
+async function withStage(t: Test, text: string) {
   const root = await mkdtemp(join(await realpath(tmpdir()), 'nexmdm-image-'))
   t.teardown(() => rm(root, { recursive: true, force: true }))
   const isIgnored = await readIgnore()
-  const stages = (await readFile(join(repository, 'docker/node/Dockerfile'), 'utf8')).split(/^(?=FROM )/m)
-  for (const { sources, target } of copiesOf(DockerfileParser.parse(stages.at(-1) ?? ''))) {
+  for (const { sources, target } of copiesOf(DockerfileParser.parse(text))) {
     for (const source of sources) {
       const to = target.endsWith('/') ? join(root, target, source) : join(root, target)
       await mkdir(dirname(to), { recursive: true })
@@ -117,7 +135,6 @@ export async function withImage(t: Test) {
       })
     }
   }
-  await linkPackages(join(root, 'node_modules'))
   return root
 }
 

@@ -1,7 +1,7 @@
 import { access, readdir, readFile } from 'node:fs/promises'
 import { dirname, join, relative } from 'node:path'
 import t from 'tap'
-import { repository } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
 
 const LEFT_OUT = ['node_modules', '.git', '.local', '.tap']
 

@@ -5,7 +5,8 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { ESLint } from 'eslint'
 import t from 'tap'
-import { leftToCi, plainEnv, repository } from '../local/config.ts'
+import { leftToCi, plainEnv } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
 
 const run = promisify(execFile)
 

@@ -9,6 +9,7 @@ import { withPrometheus } from './prometheus.ts'
 import { spawnNode, waitFor, withDatabase, type TestDatabase } from './database.ts'
 import { withHaproxy } from './topology.ts'
 import { ADMIN_KEY, ago, client, enroll, withProcess } from './server.ts'
+import { repository } from '../lib/repository.ts'
 
 export interface Rule {
   name: string
@@ -41,7 +42,7 @@ export interface Dashboard {
 
 /** The alerts in docker/prometheus/rules: name and text of each. */
 export async function readAlerts() {
-  const dir = join(import.meta.dirname, '../docker/prometheus/rules')
+  const dir = join(repository, 'docker/prometheus/rules')
   const texts = await Promise.all((await readdir(dir)).map(file => readFile(join(dir, file), 'utf8')))
   return texts
     .flatMap(text => text.split(/^ {6}- (?=alert: |record: )/m).slice(1))
@@ -52,7 +53,7 @@ export async function readAlerts() {
 }
 
 export async function readDashboards() {
-  const dir = join(import.meta.dirname, '../docker/grafana/dashboards')
+  const dir = join(repository, 'docker/grafana/dashboards')
   return Promise.all((await readdir(dir)).map(async file => JSON.parse(await readFile(join(dir, file), 'utf8')) as Dashboard))
 }
 

@@ -6,14 +6,15 @@ import { join } from 'node:path'
 import { alertmanager } from './alertmanager.ts'
 import { debianChromium } from './browser.ts'
 import { faketime, moveClock, shareClock } from './clock.ts'
-import { currentEnv, movedClock, objectStoreConfig, repository } from '../local/config.ts'
+import { currentEnv, movedClock, objectStoreConfig } from '../local/config.ts'
+import { built, repository } from '../lib/repository.ts'
 import { dockerCompose, shellcheck, systemdAnalyze } from './linters.ts'
 import { objectStore } from './object-store.ts'
 import { installPlpgsqlCheck, MissingPostgres, requirePostgres } from '../local/packages.ts'
 import { step } from '../lib/progress.ts'
 import { prometheus } from './prometheus.ts'
 import { makeTestCluster } from './database.ts'
-import { expandFolders } from './test-files.ts'
+import { compiledTests } from './test-files.ts'
 import { topology } from './topology.ts'
 import { signatureTools } from './signatures.ts'
 import { wrk } from './wrk.ts'
@@ -71,7 +72,7 @@ function parseArguments(args: string[]) {
 /** Repeats the run in a process with a moved clock. Missing programs were installed before, because apt needs the real time. */
 async function runAt(at: Date, args: string[]) {
   const clock = await moveClock(at)
-  const child = (running = spawn(process.execPath, ['--import', 'tsx', join(repository, 'testing/run.ts'), ...args], {
+  const child = (running = spawn(process.execPath, ['--enable-source-maps', built('testing/run.ts'), ...args], {
     cwd: repository,
     env: { ...currentEnv(), ...clock.env },
     stdio: 'inherit',
@@ -91,7 +92,7 @@ async function runHere(args: string[]) {
     if (stopping) return 1
     const file = join(cluster.dir, 'test-cluster.json')
     await writeFile(file, JSON.stringify(description), { mode: 0o600 })
-    return await runTap(await expandFolders(args), file)
+    return await runTap(await compiledTests(args), file)
   } finally {
     await end()
   }
@@ -102,8 +103,8 @@ async function runHere(args: string[]) {
  * old ones.
  */
 async function buildTap() {
-  const built = await readFile(join(repository, 'node_modules/@tapjs/test/test-built/dist/esm/index.js'), 'utf8')
-  if (!built.includes('@tapjs/typescript')) return
+  const plugins = await readFile(join(repository, 'node_modules/@tapjs/test/test-built/dist/esm/index.js'), 'utf8')
+  if (!['@tapjs/typescript', '@tapjs/mock'].some(plugin => plugins.includes(plugin))) return
   const code = await step('Compiling the test runner for its plugins, once', () => runTap(['build']))
   if (code) throw new Error(`tap build ended with code ${code}`)
 }

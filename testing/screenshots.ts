@@ -1,10 +1,11 @@
-// Makes the pictures of the ops page in docs/. While npm run demo runs: node --import tsx testing/screenshots.ts. The pictures
+// Makes the pictures of the ops page in docs/. While npm run demo runs: npm run build; node build/testing/screenshots.js. The pictures
 // are cropped to stay small.
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Browser } from 'playwright-core'
 import { launchBrowser } from './browser.ts'
-import { repository, serverAddress } from '../local/config.ts'
+import { serverAddress } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
 import { SettingsError } from '../lib/errors.ts'
 
 const server = serverAddress()

@@ -4,7 +4,8 @@ import { chmod, mkdtemp, realpath, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
-import { plainEnv, repository } from '../local/config.ts'
+import { plainEnv } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
 import { find } from './optional-programs.ts'
 
 /** Runs a program until it ends. */

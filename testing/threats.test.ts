@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
-import { repository } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
 
 const page = await readFile(join(repository, 'docs/threats.md'), 'utf8')
 

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import { clusterUser, freePort } from '../local/cluster.ts'
-import { repository } from '../local/config.ts'
+import { repository } from '../lib/repository.ts'
 import { find, hasPrograms, testPrograms } from './optional-programs.ts'
 import { spawnProgram, type Owner, type TestProcess } from './database.ts'
 

@@ -21,6 +21,7 @@ import {
 } from '../../testing/archiver.ts'
 import { findOrphans, listArchives, verifyArchive } from './verify.ts'
 import type { Worker } from '../context.ts'
+import { repository } from '../../lib/repository.ts'
 
 /** A change to the columns of the table, and how older rows are seen afterwards. */
 interface Change {
@@ -83,7 +84,7 @@ const format1: Archived = {
   rows: 80,
   format: 1,
   columns: columns1,
-  directory: join(import.meta.dirname, 'fixtures/archive-1'),
+  directory: join(repository, 'archiver/archive/fixtures/archive-1'),
   manifests: 'device_heartbeats',
   async expect(db) {
     const copy = await db.admin

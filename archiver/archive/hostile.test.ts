@@ -14,6 +14,7 @@ import { parseManifest } from './manifest.ts'
 import { readContent } from './parquet.ts'
 import { locate, openStore } from '../store/open-store.ts'
 import { archiverEnv, eventsOf, makeDirectory, withRetiredDay } from '../../testing/archiver.ts'
+import { repository } from '../../lib/repository.ts'
 
 const KEYS_OUTSIDE = [
   '../x',
@@ -67,7 +68,7 @@ t.test('no key leads out of the directory of a store', async t => {
 })
 
 t.test('no manifest names a file or a table outside its day, and none is taken for code', async t => {
-  const good = JSON.parse(await readFile(join(import.meta.dirname, 'fixtures/manifest-1.json'), 'utf8')) as object
+  const good = JSON.parse(await readFile(join(repository, 'archiver/archive/fixtures/manifest-1.json'), 'utf8')) as object
   const parse = (change: object) => parseManifest('m', Buffer.from(JSON.stringify({ ...good, ...change })))
   t.ok(parse({}))
   const work = await makeDirectory(t)

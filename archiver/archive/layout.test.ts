@@ -18,6 +18,7 @@ import {
 import { moveOldObjects } from './move.ts'
 import { registerArchives } from './register.ts'
 import { findOrphans, listArchives, verifyArchive } from './verify.ts'
+import { repository } from '../../lib/repository.ts'
 
 /** The day of the fixtures. */
 const OLD_DAY = '2026-06-30'
@@ -37,7 +38,7 @@ async function withOldStore(t: Test, fixture = 'archive-3') {
   const db = await withDatabase(t)
   const directory = await makeDirectory(t)
   const archive = join(directory, 'archive')
-  await cp(join(import.meta.dirname, 'fixtures', fixture), archive, { recursive: true })
+  await cp(join(repository, 'archiver/archive/fixtures', fixture), archive, { recursive: true })
   await rm(join(archive, 'rows.csv'), { force: true })
   const { worker } = await withWorker(t, db, directory)
   t.same(await registerArchives(worker, () => {}), { registered: 1, alreadyKnown: 0, faults: [] })
@@ -234,7 +235,7 @@ t.test('reindex deletes the manifest that a proven one replaced, and keeps both 
 t.test('a bucket with old archives becomes a readable folder, too', { skip: withoutStore }, async t => {
   const bucket = await withObjectStore(t)
   const store = openWith(t, bucket)
-  const source = join(import.meta.dirname, 'fixtures/archive-3')
+  const source = join(repository, 'archiver/archive/fixtures/archive-3')
   for (const path of await treeOf(source)) await store.putBytes(path, await readFile(join(source, path)))
   await store.putBytes(`device_heartbeats/superseded/date=${OLD_DAY}/x.parquet`, Buffer.from('PAR1'))
   const db = await withDatabase(t)

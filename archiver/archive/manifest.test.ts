@@ -6,6 +6,7 @@ import { isoMicros } from './iso-micros.ts'
 import { FORMAT_VERSION, keysOf, makeManifest, parseManifest, readManifest, rebuildIndex, writeManifest } from './manifest.ts'
 import { openStore } from '../store/open-store.ts'
 import { makeDirectory } from '../../testing/archiver.ts'
+import { repository } from '../../lib/repository.ts'
 
 const manifest = makeManifest({
   partition: 'device_heartbeats_p2026_08_15',
@@ -72,7 +73,7 @@ t.test('the error names each field at fault', async t => {
 })
 
 t.test('a manifest of every format that was ever written is read', async t => {
-  const fixtures = join(import.meta.dirname, 'fixtures')
+  const fixtures = join(repository, 'archiver/archive/fixtures')
   const formats = new Set<number>()
   for (const name of (await readdir(fixtures)).filter(name => name.endsWith('.json'))) {
     const bytes = await readFile(join(fixtures, name))
@@ -97,7 +98,7 @@ t.test('a manifest of every format that was ever written is read', async t => {
 })
 
 t.test('a manifest of format 1 is read like a current one', async t => {
-  const bytes = await readFile(join(import.meta.dirname, 'fixtures/manifest-1.json'))
+  const bytes = await readFile(join(repository, 'archiver/archive/fixtures/manifest-1.json'))
   const { columns_at, checksum_version, superseded, ...rest } = parseManifest('m', bytes)
   t.same(rest, JSON.parse(bytes.toString()), 'no field is lost')
   t.same(

@@ -19,6 +19,7 @@ import { contentOf } from '../../testing/rows.ts'
 import type { Manifest } from './manifest.ts'
 import { registerArchives } from './register.ts'
 import { listArchives, verifyArchive } from './verify.ts'
+import { repository } from '../../lib/repository.ts'
 
 t.test('a new database takes over the archive of a lost one, and brings its days back row for row', async t => {
   const lost = await withDatabase(t)
@@ -101,7 +102,7 @@ t.test('archives that are damaged, or whose day is online with rows, are reporte
 t.test('an archive of format 3, as version 0.2.0 made it, is registered, verified and restored', async t => {
   const db = await withDatabase(t)
   const directory = await makeDirectory(t)
-  await cp(join(import.meta.dirname, 'fixtures/archive-3'), join(directory, 'archive'), { recursive: true })
+  await cp(join(repository, 'archiver/archive/fixtures/archive-3'), join(directory, 'archive'), { recursive: true })
   const { worker } = await withWorker(t, db, directory)
   t.same(await registerArchives(worker, () => {}), { registered: 1, alreadyKnown: 0, faults: [] })
   const [archive] = await listArchives(worker)

@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Sql } from 'postgres'
 import { GROUPS, type Program, type Setting, settings } from '../../lib/settings.ts'
-import { repository } from '../../local/config.ts'
+import { repository } from '../../lib/repository.ts'
 import { code, generated, page, table } from './markdown.ts'
 
 const PROGRAMS: Record<Program, string> = {

@@ -1,6 +1,6 @@
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { repository } from '../../local/config.ts'
+import { repository } from '../../lib/repository.ts'
 
 export interface SqlFile {
   /** Relative to the root of the repository, with slashes. */

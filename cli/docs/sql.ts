@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Sql } from 'postgres'
-import { repository } from '../../local/config.ts'
+import { repository } from '../../lib/repository.ts'
 import { SQL_STATUS } from '../../server/problem.ts'
 import { anchor, block, code, generated, page, table } from './markdown.ts'
 import { sqlFiles } from './sql-files.ts'

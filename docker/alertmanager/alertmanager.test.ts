@@ -1,6 +1,6 @@
 import { join } from 'node:path'
 import t from 'tap'
-import { repository } from '../../local/config.ts'
+import { repository } from '../../lib/repository.ts'
 import { prometheus, withPrometheus } from '../../testing/prometheus.ts'
 import { waitFor } from '../../testing/database.ts'
 import { alertmanager, amtool, withAlertmanager } from '../../testing/alertmanager.ts'

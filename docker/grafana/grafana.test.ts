@@ -2,8 +2,9 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
 import { readDashboards } from '../../testing/monitoring.ts'
+import { repository } from '../../lib/repository.ts'
 
-const here = import.meta.dirname
+const here = join(repository, 'docker/grafana')
 
 t.test('the dashboards are provisioned, with the data sources that they use', async t => {
   const sources = await readFile(join(here, 'provisioning/datasources/nexmdm.yml'), 'utf8')

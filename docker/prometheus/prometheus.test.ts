@@ -5,8 +5,9 @@ import { configurePrometheus, prometheus, promtool } from '../../testing/prometh
 import { withDatabase } from '../../testing/database.ts'
 import { asRole } from '../../testing/fleet.ts'
 import { metricNames, readAlerts } from '../../testing/monitoring.ts'
+import { repository } from '../../lib/repository.ts'
 
-const here = import.meta.dirname
+const here = join(repository, 'docker/prometheus')
 
 t.test('promtool finds no problem', { skip: prometheus.without }, async t => {
   const dir = await configurePrometheus(t, { adminKey: 'x', servers: ['127.0.0.1:1'] })

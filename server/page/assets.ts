@@ -2,13 +2,14 @@ import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Hono } from 'hono'
+import { repository } from '../../lib/repository.ts'
 import type { AppEnv } from '../env.ts'
 
 const TYPES = { css: 'text/css', js: 'text/javascript', svg: 'image/svg+xml' }
 
 /** The files that the page loads. A path depends on the content, so that a browser may keep the file forever. */
 const assets = ['page.css', 'live.js', 'icon.svg'].map(file => {
-  const body = readFileSync(join(import.meta.dirname, file), 'utf8')
+  const body = readFileSync(join(repository, 'server/page', file), 'utf8')
   const [name = '', extension = ''] = file.split('.')
   const hash = createHash('sha256').update(body).digest('base64url').slice(0, 12)
   return { file, path: `/assets/${name}-${hash}.${extension}`, body, type: TYPES[extension as keyof typeof TYPES] }

@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { repository } from '../../local/config.ts'
+import { repository } from '../../lib/repository.ts'
 import { withDatabase, type TestDatabase } from '../../testing/database.ts'
 import { asRole, daysAgo, partitionAt, value } from '../../testing/fleet.ts'
 

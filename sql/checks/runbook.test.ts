@@ -5,8 +5,7 @@ import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { blocksOf, runShell, withArchivedDays } from '../../testing/pages.ts'
 import { asRole } from '../../testing/fleet.ts'
-
-const root = join(import.meta.dirname, '../..')
+import { repository } from '../../lib/repository.ts'
 
 for (const [page, role] of [
   ['docs/operate.md', 'fleet_dba'],
@@ -16,7 +15,7 @@ for (const [page, role] of [
 ] as const) {
   t.test(`every SQL statement in ${page} runs, as ${role}`, async t => {
     const db = await withDatabase(t)
-    const text = await readFile(join(root, page), 'utf8')
+    const text = await readFile(join(repository, page), 'utf8')
     await oldApplication(db.admin)
     const blocks = blocksOf(text, 'sql')
     t.ok(blocks.length >= 2, `${blocks.length} blocks`)
@@ -39,7 +38,7 @@ for (const [page, role] of [
 t.test('RUNBOOK.md, followed step by step, imports a plain table to the last row', async t => {
   const db = await withDatabase(t)
   await oldApplication(db.admin)
-  const text = await readFile(join(root, 'RUNBOOK.md'), 'utf8')
+  const text = await readFile(join(repository, 'RUNBOOK.md'), 'utf8')
   const section = /## Import a plain table([\s\S]*?)\n## /.exec(text)?.[1] ?? ''
   const statements = [...section.matchAll(/```sql\n([\s\S]*?)```/g)]
     .flatMap(match => (match[1] ?? '').split(/;\n/))
@@ -70,7 +69,7 @@ function oldApplication(admin: Sql) {
 t.test('every shell command in RUNBOOK.md runs, against a server and an archiver', { timeout: 300_000 }, async t => {
   // The days that the runbook restores.
   const { env } = await withArchivedDays(t, [93, 92, 91])
-  const text = await readFile(join(root, 'RUNBOOK.md'), 'utf8')
+  const text = await readFile(join(repository, 'RUNBOOK.md'), 'utf8')
   const blocks = blocksOf(text, 'sh')
   t.ok(blocks.length >= 5, `${blocks.length} blocks`)
   for (const block of blocks) {
@@ -82,7 +81,7 @@ t.test('every shell command in RUNBOOK.md runs, against a server and an archiver
 
 t.test('docs/views.md has a section, with an example, for each view that dashboards may read', async t => {
   const { sql } = await withDatabase(t)
-  const text = await readFile(join(root, 'docs/views.md'), 'utf8')
+  const text = await readFile(join(repository, 'docs/views.md'), 'utf8')
   const sections = [...text.matchAll(/^### (\w+)\n([^]*?)(?=^##|$(?![^]))/gm)].map(([, name, body]) => ({
     name: name!,
     body: body!,
@@ -101,7 +100,7 @@ t.test('docs/views.md has a section, with an example, for each view that dashboa
 })
 
 t.test('the runbook has a section for each of its links', async t => {
-  const text = await readFile(join(root, 'RUNBOOK.md'), 'utf8')
+  const text = await readFile(join(repository, 'RUNBOOK.md'), 'utf8')
   const anchors = [...text.matchAll(/^## (.*)$/gm)].map(match =>
     (match[1] ?? '').toLowerCase().replaceAll('?', '').replaceAll(' ', '-'),
   )

@@ -1,7 +1,8 @@
 // Attacks by fleet_owner, which tries to become superuser when an administrator runs setup and migrations.
 import { spawnSync } from 'node:child_process'
 import t from 'tap'
-import { plainEnv, repository } from '../../local/config.ts'
+import { plainEnv } from '../../local/config.ts'
+import { repository } from '../../lib/repository.ts'
 import { migrate, SETUP_FILES } from '../../cli/migrate.ts'
 import { testCluster, withDatabase, type TestDatabase } from '../../testing/database.ts'
 import { asRole, value } from '../../testing/fleet.ts'

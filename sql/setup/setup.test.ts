@@ -4,8 +4,9 @@ import type { Sql } from 'postgres'
 import t, { type Test } from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole, daysAgo, partitionAt, value } from '../../testing/fleet.ts'
+import { repository } from '../../lib/repository.ts'
 
-const sqlFolder = join(import.meta.dirname, '..')
+const sqlFolder = join(repository, 'sql')
 const DAY = 86_400_000
 
 t.test('setup creates partitions for the days of the retention, today and premake_days ahead', async t => {

@@ -5,7 +5,8 @@ import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import postgres from 'postgres'
-import { plainEnv, repository } from '../../local/config.ts'
+import { plainEnv } from '../../local/config.ts'
+import { built, repository } from '../../lib/repository.ts'
 import { step } from '../../lib/progress.ts'
 import { waitFor } from '../database.ts'
 import { percentile } from '../../bench/figure.ts'
@@ -203,7 +204,7 @@ export async function retire(store: RunStore, { expired }: Sizes): Promise<Line[
       if (manifest?.sha256) manifests++
     }
     const verified = await step('Reading every archive back', () =>
-      run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/cli.ts'), 'verify', '--all'], {
+      run(process.execPath, ['--enable-source-maps', built('archiver/cli.ts'), 'verify', '--all'], {
         cwd: repository,
         env: { ...plainEnv(), ...store.archiverEnv() },
       }).then(

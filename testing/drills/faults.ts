@@ -60,7 +60,7 @@ async function killWorker({ server }: System, random: Random) {
   const workers: number[] = []
   for (const { pid } of await treeOf(server.pid)) {
     const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')
-    if (pid !== server.pid && command.includes('server/main.ts')) workers.push(pid)
+    if (pid !== server.pid && command.includes('server/main.js')) workers.push(pid)
   }
   if (workers.length === 0) throw new Error('the server has no worker')
   const victim = oneOf(random, workers)

@@ -1,9 +1,9 @@
 // Checks what must be true after each fault.
 import { execFile } from 'node:child_process'
-import { join } from 'node:path'
 import { promisify } from 'node:util'
 import type { Sql } from 'postgres'
-import { plainEnv, repository } from '../../local/config.ts'
+import { plainEnv } from '../../local/config.ts'
+import { built, repository } from '../../lib/repository.ts'
 import { waitFor } from '../database.ts'
 import type { System } from './system.ts'
 import { contentOf, NO_ROWS } from '../rows.ts'
@@ -246,7 +246,7 @@ export async function daysOnline(sql: Sql, { written }: Looked) {
 /** Uses the command that a person would use. */
 async function archives(system: System) {
   const env = { ...plainEnv(), ...system.archiverEnv('file') }
-  const cli = await run(process.execPath, ['--import', 'tsx', join(repository, 'archiver/cli.ts'), 'verify', '--all'], {
+  const cli = await run(process.execPath, ['--enable-source-maps', built('archiver/cli.ts'), 'verify', '--all'], {
     cwd: repository,
     env,
   }).catch((error: unknown) => error as { stdout: string; stderr: string })
