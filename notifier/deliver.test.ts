@@ -1,11 +1,18 @@
 // One message to one receiver: what is sent, what counts as accepted, and where nothing is sent.
 import dns from 'node:dns'
 import { createServer, type AddressInfo } from 'node:net'
+import { pathToFileURL } from 'node:url'
 import t from 'tap'
 import { Webhook } from 'standardwebhooks'
 import { withReceiver, type Answer } from '../testing/webhooks.ts'
 import { readAllowed } from './addresses.ts'
 import { deliver, type Message } from './deliver.ts'
+import { built } from '../lib/repository.ts'
+
+/** A file of the notifier as it is loaded, for what replaces modules. */
+function url(file: string) {
+  return pathToFileURL(built(`notifier/${file}`)).href
+}
 
 const SECRETS = ['whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw', 'whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD']
 const here = readAllowed('127.0.0.1')
@@ -170,8 +177,7 @@ t.test('a name is looked up once for each message, and the address that is judge
   const receiver = await withReceiver(t)
   let asked = 0
   // Rebinding: a lookup that judges the first answer and connects to the second one would be misled.
-  // The compiled files, as everywhere that a file is named to Node.
-  const { deliver: rebound } = await t.mockImport<typeof import('./deliver.ts')>('./deliver.js', {
+  const { deliver: rebound } = await t.mockImport<typeof import('./deliver.ts')>(url('deliver.ts'), {
     'node:dns': {
       ...dns,
       lookup: (
@@ -197,7 +203,7 @@ t.test('a name is looked up once for each message, and the address that is judge
 
 t.test('of several addresses only those that are allowed are used', async t => {
   const receiver = await withReceiver(t)
-  const { deliver: mixed } = await t.mockImport<typeof import('./deliver.ts')>('./deliver.js', {
+  const { deliver: mixed } = await t.mockImport<typeof import('./deliver.ts')>(url('deliver.ts'), {
     'node:dns': {
       ...dns,
       lookup: (_host: string, _options: unknown, callback: (error: null, found: { address: string; family: number }[]) => void) =>
@@ -224,8 +230,8 @@ t.test('the address is judged again when it is connected, before anything is sen
   const { port } = server.address() as AddressInfo
   // As if the lookup had been circumvented.
   let calls = 0
-  const { deliver: careless } = await t.mockImport<typeof import('./deliver.ts')>('./deliver.js', {
-    './addresses.js': { addressProblem: () => (++calls === 1 ? undefined : 'caught when it was connected') },
+  const { deliver: careless } = await t.mockImport<typeof import('./deliver.ts')>(url('deliver.ts'), {
+    [url('addresses.ts')]: { addressProblem: () => (++calls === 1 ? undefined : 'caught when it was connected') },
   })
   for (const scheme of ['http', 'https']) {
     calls = 0
