@@ -10,7 +10,7 @@ import { deliver, type Message } from './deliver.ts'
 import { built } from '../lib/repository.ts'
 
 /** A file of the notifier as it is loaded, for what replaces modules. */
-function url(file: string) {
+function loaded(file: string) {
   return pathToFileURL(built(`notifier/${file}`)).href
 }
 
@@ -177,7 +177,7 @@ t.test('a name is looked up once for each message, and the address that is judge
   const receiver = await withReceiver(t)
   let asked = 0
   // Rebinding: a lookup that judges the first answer and connects to the second one would be misled.
-  const { deliver: rebound } = await t.mockImport<typeof import('./deliver.ts')>(url('deliver.ts'), {
+  const { deliver: rebound } = await t.mockImport<typeof import('./deliver.ts')>(loaded('deliver.ts'), {
     'node:dns': {
       ...dns,
       lookup: (
@@ -203,7 +203,7 @@ t.test('a name is looked up once for each message, and the address that is judge
 
 t.test('of several addresses only those that are allowed are used', async t => {
   const receiver = await withReceiver(t)
-  const { deliver: mixed } = await t.mockImport<typeof import('./deliver.ts')>(url('deliver.ts'), {
+  const { deliver: mixed } = await t.mockImport<typeof import('./deliver.ts')>(loaded('deliver.ts'), {
     'node:dns': {
       ...dns,
       lookup: (_host: string, _options: unknown, callback: (error: null, found: { address: string; family: number }[]) => void) =>
@@ -230,8 +230,8 @@ t.test('the address is judged again when it is connected, before anything is sen
   const { port } = server.address() as AddressInfo
   // As if the lookup had been circumvented.
   let calls = 0
-  const { deliver: careless } = await t.mockImport<typeof import('./deliver.ts')>(url('deliver.ts'), {
-    [url('addresses.ts')]: { addressProblem: () => (++calls === 1 ? undefined : 'caught when it was connected') },
+  const { deliver: careless } = await t.mockImport<typeof import('./deliver.ts')>(loaded('deliver.ts'), {
+    [loaded('addresses.ts')]: { addressProblem: () => (++calls === 1 ? undefined : 'caught when it was connected') },
   })
   for (const scheme of ['http', 'https']) {
     calls = 0
