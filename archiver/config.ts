@@ -83,7 +83,7 @@ export type ArchiverConfig = ReturnType<typeof readConfig>
  * Without its own URL, the archiver uses DATABASE_URL and takes the role fleet_archiver at startup.
  * @throws {SettingsError} naming every problem at once
  */
-export function readConfig(env: Record<string, string | undefined> = process.env) {
+export function readConfig(env = currentEnv()) {
   // Compose files and CI may set variables to an empty text. These count as not set.
   const set = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== ''))
   const problems: string[] = []
@@ -129,4 +129,9 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     logFormat: LOG_FORMAT,
     otlpEndpoint: parsed.data.OTEL_EXPORTER_OTLP_ENDPOINT,
   }
+}
+
+/** The environment of this process. */
+export function currentEnv(): Record<string, string | undefined> {
+  return process.env
 }
