@@ -26,7 +26,7 @@ const UNMOUNTABLE = 'only root may mount the small disk for this test'
 
 t.test('a disk that fills up during the export fails one attempt and loses nothing', async t => {
   const { db, directory, partition } = await withRetiredDay(t, 100_000)
-  const disk = await makeDisk(t, 128)
+  const disk = await makeDisk(t, 64)
   if (!disk) return void t.pass(UNMOUNTABLE, { skip: true })
   const before = await contentOf(db.admin, `fleet_detached.${partition}`)
   const env = { TMPDIR: disk.directory }
