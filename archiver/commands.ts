@@ -254,17 +254,26 @@ async function register({ worker, output }: Context) {
 }
 
 /** Requests the days and does the work, unless a running archiver is faster. Waits for the end in both cases. */
-async function restore({ worker, output }: Context, from: string, to: string) {
-  const { sql } = worker
+async function restore(context: Context, from: string, to: string) {
   const stopping = new AbortController()
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => stopping.abort(new Error('stopped')))
+  const stop = () => stopping.abort(new Error('stopped'))
+  const signals = ['SIGINT', 'SIGTERM'] as const
+  for (const signal of signals) process.on(signal, stop)
+  try {
+    return await restoreUntil(context, from, to, stopping.signal)
+  } finally {
+    for (const signal of signals) process.off(signal, stop)
+  }
+}
 
+async function restoreUntil({ worker, output }: Context, from: string, to: string, stopping: AbortSignal) {
+  const { sql } = worker
   const [request] = await sql<{ request_id: string }[]>`select fleet.request_restore(${from}::date, ${to}::date) as request_id`
   if (!request) throw new Error('fleet.request_restore returned nothing')
   const { request_id } = request
   const said = new Set<string>()
   let failures = 0
-  while (!stopping.signal.aborted) {
+  while (!stopping.aborted) {
     const items = await sql<
       {
         partition_name: string
@@ -300,8 +309,8 @@ async function restore({ worker, output }: Context, from: string, to: string) {
       await print(output, `kept online until you release it: select fleet.release_partition('…');`)
       return 0
     }
-    if ((await restoreOnce(worker, stopping.signal)) === 'idle')
-      await sleep(500, undefined, { signal: stopping.signal }).catch(() => {})
+    if ((await restoreOnce(worker, stopping)) === 'idle')
+      await sleep(500, undefined, { signal: stopping }).catch(() => {})
   }
   output.say(`stopped; request ${request_id} stays, and the archiver will continue it`)
   return 1
