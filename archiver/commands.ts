@@ -309,8 +309,7 @@ async function restoreUntil({ worker, output }: Context, from: string, to: strin
       await print(output, `kept online until you release it: select fleet.release_partition('…');`)
       return 0
     }
-    if ((await restoreOnce(worker, stopping)) === 'idle')
-      await sleep(500, undefined, { signal: stopping }).catch(() => {})
+    if ((await restoreOnce(worker, stopping)) === 'idle') await sleep(500, undefined, { signal: stopping }).catch(() => {})
   }
   output.say(`stopped; request ${request_id} stays, and the archiver will continue it`)
   return 1
