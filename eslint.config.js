@@ -137,7 +137,7 @@ export default tseslint.config(
     files: ['local/build.js', 'docker/node/health.js'],
     extends: [tseslint.configs.disableTypeChecked],
     languageOptions: {
-      globals: Object.fromEntries(['process', 'fetch', 'AbortSignal'].map(name => [name, 'readonly'])),
+      globals: Object.fromEntries(['process', 'fetch', 'AbortSignal', 'Buffer'].map(name => [name, 'readonly'])),
       parserOptions: { projectService: false },
     },
   },
