@@ -37,14 +37,15 @@ t.test('after a statement the next one waits for as many requests, for a while',
   const send = (count: number, seconds: number) =>
     devices.slice(0, count).map(device_id => writer.store(chunk(item(device_id, { ts: ago(seconds) }))))
   const isPending = async (promise: Promise<unknown>) => (await Promise.race([promise, sleep(200, 'pending')])) === 'pending'
+  // Twenty seconds apart, so that no two of a device are in one bucket although time passes.
   await Promise.all(send(1, 10))
-  await Promise.all(send(1, 20))
-  await Promise.all(send(5, 30))
-  const early = Promise.all(send(4, 40))
+  await Promise.all(send(1, 30))
+  await Promise.all(send(5, 50))
+  const early = Promise.all(send(4, 70))
   t.ok(await isPending(early), 'four wait for a fifth')
   const drained = writer.drained()
   t.ok(await isPending(drained), 'and they count as not yet written')
-  await Promise.all(send(1, 50))
+  await Promise.all(send(1, 90))
   await early
   await drained
   const [row] = await db.sql<{ statements: number }[]>`
