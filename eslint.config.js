@@ -14,7 +14,8 @@ const SYNTAX = [
   },
   {
     selector:
-      'BinaryExpression[operator=/^[!=]==?$/][right.type!="Literal"]:not([right.type="Identifier"][right.name="undefined"]) > :matches(Identifier[name="adminKey"], MemberExpression[property.name="adminKey"])',
+      'BinaryExpression[operator=/^[!=]==?$/][right.type!="Literal"]:not([right.type="Identifier"][right.name="undefined"])' +
+      ' > :matches(Identifier[name="adminKey"], MemberExpression[property.name="adminKey"])',
     message: 'Compare the key by keyCheck(), which tells nothing by the time it takes.',
   },
 ]
@@ -133,7 +134,7 @@ export default tseslint.config(
     },
   },
   {
-    // Plain JavaScript, which runs where nothing is compiled yet, or need not be.
+    // Plain JavaScript: build.js runs before anything is compiled, and health.js needs nothing else of this repository.
     files: ['local/build.js', 'docker/node/health.js'],
     extends: [tseslint.configs.disableTypeChecked],
     languageOptions: {

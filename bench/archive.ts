@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 import type { Sql } from 'postgres'
 import { plainEnv } from '../local/config.ts'
-import { built } from '../lib/repository.ts'
+import { nodeArgs } from '../lib/repository.ts'
 import { say, step } from '../lib/progress.ts'
 import { atMost, median, type Figure } from './figure.ts'
 import { startSender } from './heartbeats.ts'
@@ -60,7 +60,7 @@ async function measureCycle(
       ARCHIVER_DATABASE_URL: cluster.url('fleet_archiver', 'fleet'),
       ARCHIVE_URL: pathToFileURL(join(work, 'archive')).href,
     }
-    const archiver = () => run(process.execPath, ['--enable-source-maps', built('archiver/main.ts'), '--once'], env)
+    const archiver = () => run(process.execPath, [...nodeArgs('archiver/main.ts'), '--once'], env)
     const idle = await archiver()
 
     const copyOut: number[] = []
@@ -154,7 +154,7 @@ async function measureIngest(
     ARCHIVER_DATABASE_URL: cluster.url('fleet_archiver', 'fleet'),
     ARCHIVE_URL: pathToFileURL(join(work, 'archive')).href,
   }
-  const archiver = () => run(process.execPath, ['--enable-source-maps', built('archiver/main.ts'), '--once'], env)
+  const archiver = () => run(process.execPath, [...nodeArgs('archiver/main.ts'), '--once'], env)
   const fleet = { devices: given.devices, interval: 60, jitter: 15, retries: 0 }
   const devices = await enroll(store, fleet.devices)
   const partition = await step(`Loading a day of ${rows.toLocaleString('en')} heartbeats`, () =>

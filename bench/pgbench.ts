@@ -16,11 +16,14 @@ const LAST = 20 * 3600
  * pgbench has only whole numbers. The variable's name is as long as its value, because pgbench otherwise moves the rest of the
  * text for each.
  */
-export function pgbench({ cluster }: Store, deviceIds: number[], clients: number) {
+export function pgbench({ cluster, admin }: Store, deviceIds: number[], clients: number) {
   let day = Date.now() - 6 * 86_400_000
   let clock = FIRST
 
-  /** Returns rows per second. */
+  /**
+   * Returns rows per second.
+   * @throws an Error if a heartbeat was not stored
+   */
   return async (batch: number, seconds: number) => {
     if (clock > LAST) {
       day += 86_400_000
@@ -49,6 +52,10 @@ export function pgbench({ cluster }: Store, deviceIds: number[], clients: number
           return { passes, rows: rate * share }
         }),
       )
+      const [{ refused } = { refused: 0 }] = await admin<{ refused: number }[]>`
+        select count(*)::integer as refused from fleet.heartbeat_quarantine
+      `
+      if (refused > 0) throw new Error(`${refused} heartbeats were quarantined, so this is not the cost of storing them`)
       clock += BUCKET_S * (1 + Math.max(...runs.map(({ passes }) => passes)))
       return runs.reduce((sum, { rows }) => sum + rows, 0)
     } finally {

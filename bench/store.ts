@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import postgres, { type Sql } from 'postgres'
 import { freePort, throwawayCluster, type Cluster } from '../local/cluster.ts'
 import { plainEnv } from '../local/config.ts'
-import { built, repository } from '../lib/repository.ts'
+import { built, nodeArgs, repository } from '../lib/repository.ts'
 import { migrate } from '../cli/migrate.ts'
 import { requirePostgres } from '../local/packages.ts'
 import { DEVICE_TOKEN, GATEWAY_TOKEN, TOKEN_DIGITS } from './fleet-order.ts'
@@ -148,7 +148,7 @@ export function startProgram(
   },
 ): Program {
   const preloaded = imports.flatMap(name => ['--import', built(name, root)])
-  const child = spawn(process.execPath, ['--enable-source-maps', ...preloaded, built(script, root), ...args], {
+  const child = spawn(process.execPath, [...preloaded, ...nodeArgs(script, root), ...args], {
     cwd: root,
     env: { ...plainEnv(), ...env },
     // The IPC channel makes it end when this process ends.

@@ -3,7 +3,7 @@ import t from 'tap'
 import { ADMIN_KEY, withServer } from '../testing/server.ts'
 import { poolHealth, table } from './check.ts'
 import { plainEnv } from '../local/config.ts'
-import { built } from '../lib/repository.ts'
+import { nodeArgs } from '../lib/repository.ts'
 import { withDatabase } from '../testing/database.ts'
 
 t.test('the worst check comes first, with its remedy', async t => {
@@ -26,7 +26,7 @@ t.test('the worst check comes first, with its remedy', async t => {
 t.test('npm run check exits with 1 if a check fails', async t => {
   const db = await withDatabase(t)
   const [worst] = await db.sql`select count(*) filter (where status = 'fail')::integer as failures from fleet.check()`
-  const { status, stdout } = spawnSync(process.execPath, ['--enable-source-maps', built('cli/check.ts')], {
+  const { status, stdout } = spawnSync(process.execPath, nodeArgs('cli/check.ts'), {
     env: { ...plainEnv(), DATABASE_URL: db.url('postgres') },
     encoding: 'utf8',
   })

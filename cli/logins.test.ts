@@ -2,13 +2,13 @@ import { spawnSync } from 'node:child_process'
 import postgres from 'postgres'
 import t from 'tap'
 import { plainEnv } from '../local/config.ts'
-import { built } from '../lib/repository.ts'
+import { nodeArgs } from '../lib/repository.ts'
 import { giveLogins } from './logins.ts'
 import { isUnambiguous, scramVerifier } from '../local/scram.ts'
 import { withDatabase } from '../testing/database.ts'
 
 const npmRunLogins = (env: Record<string, string>) =>
-  spawnSync(process.execPath, ['--enable-source-maps', built('cli/logins.ts')], {
+  spawnSync(process.execPath, nodeArgs('cli/logins.ts'), {
     env: { ...plainEnv(), ...env },
     encoding: 'utf8',
   })

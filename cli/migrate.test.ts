@@ -3,7 +3,7 @@ import postgres from 'postgres'
 import t from 'tap'
 import { throwawayCluster } from '../local/cluster.ts'
 import { plainEnv } from '../local/config.ts'
-import { built, repository } from '../lib/repository.ts'
+import { nodeArgs, repository } from '../lib/repository.ts'
 import { migrate, SETUP_FILES } from './migrate.ts'
 import { testCluster, withCronDatabase, withDatabase } from '../testing/database.ts'
 import { value } from '../testing/fleet.ts'
@@ -11,7 +11,7 @@ import { value } from '../testing/fleet.ts'
 const silent = { current: true, log: () => {} }
 
 function npmRunMigrate(env: Record<string, string>, ...args: string[]) {
-  return spawnSync(process.execPath, ['--enable-source-maps', built('cli/migrate.ts'), ...args], {
+  return spawnSync(process.execPath, [...nodeArgs('cli/migrate.ts'), ...args], {
     env: { ...plainEnv(), ...env },
     encoding: 'utf8',
   })

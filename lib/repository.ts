@@ -12,3 +12,8 @@ function above(directory: string): string {
 export function built(script: string, root = repository) {
   return join(root, 'build', script.replace(/\.tsx?$/, '.js'))
 }
+
+/** The arguments with which node runs a program. Stack traces then name the lines of its source. */
+export function nodeArgs(script: string, root = repository) {
+  return ['--enable-source-maps', built(script, root)]
+}

@@ -2,7 +2,7 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { closeSync, openSync } from 'node:fs'
 import { copyFile, open, readFile, stat, truncate } from 'node:fs/promises'
-import { built, repository } from '../lib/repository.ts'
+import { nodeArgs, repository } from '../lib/repository.ts'
 import { hasEnded } from '../lib/process.ts'
 import { say } from '../lib/progress.ts'
 
@@ -81,7 +81,7 @@ export class Service {
     // notices that because the IPC channel closes. It has a process group of its own, so that Ctrl-C reaches only us and we
     // decide in which order to stop.
     const out = openSync(log, 'a', 0o600)
-    const child = spawn(process.execPath, ['--enable-source-maps', built(script)], {
+    const child = spawn(process.execPath, nodeArgs(script), {
       cwd: repository,
       env,
       detached: true,

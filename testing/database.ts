@@ -9,7 +9,7 @@ import postgres, { type Sql } from 'postgres'
 import type { Test } from 'tap'
 import { Cluster, ROLES, throwawayCluster, type Role } from '../local/cluster.ts'
 import { plainEnv, testClusterFile } from '../local/config.ts'
-import { built, repository } from '../lib/repository.ts'
+import { built, nodeArgs, repository } from '../lib/repository.ts'
 import { migrate } from '../cli/migrate.ts'
 import { hasEnded } from '../lib/process.ts'
 import { requirePostgres, type Postgres } from '../local/packages.ts'
@@ -157,7 +157,7 @@ export interface ProgramOptions extends ProcessOptions {
  * @throws an Error with its output if it ends before it is ready
  */
 export function spawnNode(t: Owner, script: string, { args = [], ...options }: ProcessOptions & { args?: string[] } = {}) {
-  return spawnProgram(t, process.execPath, ['--enable-source-maps', built(script), ...args], { name: script, ...options })
+  return spawnProgram(t, process.execPath, [...nodeArgs(script), ...args], { name: script, ...options })
 }
 
 /** As spawnNode, for any program. */

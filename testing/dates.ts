@@ -2,7 +2,7 @@
 // .ci/run, runs a few files at a few of the dates.
 import { spawn, type ChildProcess } from 'node:child_process'
 import { currentEnv } from '../local/config.ts'
-import { built, repository } from '../lib/repository.ts'
+import { nodeArgs, repository } from '../lib/repository.ts'
 import { say } from '../lib/progress.ts'
 
 export interface TestDate {
@@ -100,7 +100,7 @@ async function testDates(args: string[]) {
 
 function runAt(at: string, zone: string | undefined, files: string[]) {
   return new Promise<{ code: number; counts: Record<string, number> }>((resolve, reject) => {
-    const child = spawn(process.execPath, ['--enable-source-maps', built('testing/run.ts'), '--at', at, ...files], {
+    const child = spawn(process.execPath, [...nodeArgs('testing/run.ts'), '--at', at, ...files], {
       cwd: repository,
       env: { ...currentEnv(), ...(zone && { TZ: zone }) },
       stdio: ['ignore', 'pipe', 'inherit'],

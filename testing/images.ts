@@ -103,14 +103,14 @@ export async function readIgnore() {
 
 /**
  * Makes a directory with the files of docker/node's image, as its Dockerfile copies them, compiled as its first stage does. Of the
- * packages it has those that `npm prune --omit=dev` leaves.
+ * packages it has those that `npm ci --omit=dev` installs, and they suffice to compile it.
  */
 export async function withImage(t: Test) {
   const [packages = '', last = ''] = (await readFile(join(repository, 'docker/node/Dockerfile'), 'utf8'))
     .split(/^(?=FROM )/m)
     .slice(1)
   const stage = await withStage(t, packages)
-  await symlink(join(repository, 'node_modules'), join(stage, 'node_modules'))
+  await linkPackages(join(stage, 'node_modules'))
   await run(process.execPath, ['local/build.js'], { cwd: stage, env: plainEnv() })
   const root = await withStage(t, last)
   await cp(join(stage, 'build'), join(root, 'build'), { recursive: true })

@@ -3,7 +3,7 @@ import { dirname, join, relative } from 'node:path'
 import t from 'tap'
 import { repository } from '../lib/repository.ts'
 
-const LEFT_OUT = ['node_modules', '.git', '.local', '.tap']
+const LEFT_OUT = ['node_modules', 'build', '.git', '.local', '.tap']
 
 async function pagesIn(directory: string): Promise<string[]> {
   const pages: string[] = []

@@ -7,7 +7,7 @@ import { alertmanager } from './alertmanager.ts'
 import { debianChromium } from './browser.ts'
 import { faketime, moveClock, shareClock } from './clock.ts'
 import { currentEnv, movedClock, objectStoreConfig } from '../local/config.ts'
-import { built, repository } from '../lib/repository.ts'
+import { nodeArgs, repository } from '../lib/repository.ts'
 import { dockerCompose, shellcheck, systemdAnalyze } from './linters.ts'
 import { objectStore } from './object-store.ts'
 import { installPlpgsqlCheck, MissingPostgres, requirePostgres } from '../local/packages.ts'
@@ -72,7 +72,7 @@ function parseArguments(args: string[]) {
 /** Repeats the run in a process with a moved clock. Missing programs were installed before, because apt needs the real time. */
 async function runAt(at: Date, args: string[]) {
   const clock = await moveClock(at)
-  const child = (running = spawn(process.execPath, ['--enable-source-maps', built('testing/run.ts'), ...args], {
+  const child = (running = spawn(process.execPath, [...nodeArgs('testing/run.ts'), ...args], {
     cwd: repository,
     env: { ...currentEnv(), ...clock.env },
     stdio: 'inherit',

@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import postgres from 'postgres'
 import { plainEnv } from '../../local/config.ts'
-import { built, repository } from '../../lib/repository.ts'
+import { nodeArgs, repository } from '../../lib/repository.ts'
 import { step } from '../../lib/progress.ts'
 import { waitFor } from '../database.ts'
 import { percentile } from '../../bench/figure.ts'
@@ -204,7 +204,7 @@ export async function retire(store: RunStore, { expired }: Sizes): Promise<Line[
       if (manifest?.sha256) manifests++
     }
     const verified = await step('Reading every archive back', () =>
-      run(process.execPath, ['--enable-source-maps', built('archiver/cli.ts'), 'verify', '--all'], {
+      run(process.execPath, [...nodeArgs('archiver/cli.ts'), 'verify', '--all'], {
         cwd: repository,
         env: { ...plainEnv(), ...store.archiverEnv() },
       }).then(

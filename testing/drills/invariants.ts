@@ -3,7 +3,7 @@ import { execFile } from 'node:child_process'
 import { promisify } from 'node:util'
 import type { Sql } from 'postgres'
 import { plainEnv } from '../../local/config.ts'
-import { built, repository } from '../../lib/repository.ts'
+import { nodeArgs, repository } from '../../lib/repository.ts'
 import { waitFor } from '../database.ts'
 import type { System } from './system.ts'
 import { contentOf, NO_ROWS } from '../rows.ts'
@@ -246,7 +246,7 @@ export async function daysOnline(sql: Sql, { written }: Looked) {
 /** Uses the command that a person would use. */
 async function archives(system: System) {
   const env = { ...plainEnv(), ...system.archiverEnv('file') }
-  const cli = await run(process.execPath, ['--enable-source-maps', built('archiver/cli.ts'), 'verify', '--all'], {
+  const cli = await run(process.execPath, [...nodeArgs('archiver/cli.ts'), 'verify', '--all'], {
     cwd: repository,
     env,
   }).catch((error: unknown) => error as { stdout: string; stderr: string })
