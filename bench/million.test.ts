@@ -1,8 +1,7 @@
 import t from 'tap'
 import { leftToCi } from '../local/config.ts'
-import { runScenario } from '../testing/bench.ts'
+import { runScenario, startScenario } from '../testing/bench.ts'
 import { lyingServer, refusingServer } from '../testing/checkout.ts'
-import { spawnNode } from '../testing/database.ts'
 
 // Each scenario makes its own durable cluster.
 t.setTimeout(600_000)
@@ -33,12 +32,10 @@ t.test('million searches for a rate that the server carries', { skip: leftToCi()
 })
 
 t.test('million fails if what was acknowledged is not stored', { skip: leftToCi() }, async t => {
-  const bench = await spawnNode(t, 'bench/main.ts', {
-    args: [
-      ...['million', '--server', await lyingServer(t), '--devices', '600', '--rate', '40', '--seconds', '10', '--only', 'single'],
-      ...['--step', '5', '--batch', '10', '--connections', '20', '--ceiling', '2000', '--workers', '1'],
-    ],
-  })
+  const bench = await startScenario(t, 'million', [
+    ...['--server', await lyingServer(t), '--devices', '600', '--rate', '40', '--seconds', '10', '--only', 'single'],
+    ...['--step', '5', '--batch', '10', '--connections', '20', '--ceiling', '2000', '--workers', '1'],
+  ])
   t.match(await bench.exited, { code: 1 })
   t.match(bench.output(), /[1-9]\d* acknowledged heartbeats are not in the database/)
 })

@@ -6,10 +6,11 @@ import { pathToFileURL } from 'node:url'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres, { type Sql } from 'postgres'
 import { freePort, throwawayCluster, type Cluster } from '../local/cluster.ts'
-import { plainEnv } from '../local/config.ts'
+import { isInTests, plainEnv } from '../local/config.ts'
 import { built, nodeArgs, repository } from '../lib/repository.ts'
 import { migrate } from '../cli/migrate.ts'
 import { requirePostgres } from '../local/packages.ts'
+import { testCluster } from '../testing/database.ts'
 import { DEVICE_TOKEN, GATEWAY_TOKEN, TOKEN_DIGITS } from './fleet-order.ts'
 import { describeError, UsageError } from '../lib/errors.ts'
 import { hasEnded } from '../lib/process.ts'
@@ -27,18 +28,22 @@ export interface Store {
  */
 export async function withStore<T>(work: (store: Store) => Promise<T>, root = repository): Promise<T> {
   const packages = await requirePostgres()
+  // In npm test the store is a copy of one that is migrated already.
+  const template = root === repository && isInTests() ? testCluster().template : undefined
   const { cluster, end } = await throwawayCluster({
     postgres: packages,
     databases: ['fleet'],
     cronDatabase: 'fleet',
     durable: true,
+    ...(template === undefined ? {} : { template }),
   })
   const admin = postgres(cluster.url('postgres', 'fleet'), { max: 4, onnotice: () => {} })
   try {
-    await (
-      await migrationOf(root)
-    )(cluster.url('postgres', 'fleet'), { current: true, log: () => {} })
-    await cluster.allowLogins()
+    if (template === undefined) {
+      const migration = await migrationOf(root)
+      await migration(cluster.url('postgres', 'fleet'), { current: true, log: () => {} })
+      await cluster.allowLogins()
+    }
     return await work({ cluster, admin })
   } finally {
     await admin.end({ timeout: 1 })

@@ -1,9 +1,8 @@
 import t from 'tap'
 import { freePort } from '../local/cluster.ts'
 import { leftToCi } from '../local/config.ts'
-import { runScenario } from '../testing/bench.ts'
+import { runScenario, startScenario } from '../testing/bench.ts'
 import { lyingServer } from '../testing/checkout.ts'
-import { spawnNode } from '../testing/database.ts'
 import { enroll, withServer } from '../testing/server.ts'
 import { wrk } from '../testing/wrk.ts'
 import { startBare } from './bare-server.ts'
@@ -103,9 +102,7 @@ t.test('targets fails if the server stores nothing', { skip: wrk.without || left
     '--workers',
     '1',
   ]
-  const bench = await spawnNode(t, 'bench/main.ts', {
-    args: ['targets', '--server', await lyingServer(t), ...args, '--only', 'server'],
-  })
+  const bench = await startScenario(t, 'targets', ['--server', await lyingServer(t), ...args, '--only', 'server'])
   t.match(await bench.exited, { code: 1 })
   t.match(bench.output(), /server: \d+ heartbeats were acknowledged, and 0 are in the database/)
 })

@@ -55,6 +55,11 @@ export interface ClusterOptions {
   connections?: number
   /** For tests: a crash of the machine loses its data. With fsync off, databases are made quickly. */
   throwaway?: boolean
+  /**
+   * The directory of a cluster that saveTemplate() wrote. create() copies it, with its databases, roles and passwords, in place of
+   * making new ones.
+   */
+  template?: string
 }
 
 interface Kept {
@@ -167,10 +172,15 @@ export class Cluster {
 
   /** Makes the cluster and its databases. An interrupted attempt leaves nothing that is used later. */
   async create() {
-    const { databases, throwaway } = this.#options
+    const { databases, throwaway, template } = this.#options
     await mkdir(this.dir, { recursive: true, mode: 0o700 })
     await chmod(this.dir, 0o700)
     await this.#give(this.dir)
+    if (template !== undefined) {
+      await this.#keep({ ...(await readKept(template)), port: 0 })
+      await this.#copy(join(template, 'data'), this.data)
+      return
+    }
     const passwords = Object.fromEntries(['postgres', ...ROLES].map(role => [role, randomBytes(24).toString('base64url')]))
     await this.#keep({ port: 0, passwords })
 
@@ -206,6 +216,15 @@ export class Cluster {
     await rename(fresh, this.data)
   }
 
+  /** Stops the cluster, copies it to a directory from which others can be made, and starts it again. */
+  async saveTemplate(directory: string) {
+    await this.stop()
+    await mkdir(directory, { mode: 0o700 })
+    await this.#copy(this.data, join(directory, 'data'))
+    await writeFile(join(directory, 'cluster.json'), JSON.stringify(this.#kept), { mode: 0o600 })
+    await this.start()
+  }
+
   /** Makes it a streaming replica of a running cluster, with the same roles and passwords. */
   async follow(primary: Cluster) {
     await mkdir(this.dir, { recursive: true, mode: 0o700 })
@@ -232,7 +251,7 @@ export class Cluster {
    * @throws ClusterError with the end of the log
    */
   async start(): Promise<'started' | 'reused'> {
-    this.#kept = JSON.parse(await readFile(join(this.dir, 'cluster.json'), 'utf8')) as Kept
+    this.#kept = await readKept(this.dir)
     // A cluster that was made before a role existed has no password for it.
     const isNew = (role: Role) => this.#kept.passwords[role] === undefined
     if (ROLES.some(isNew)) {
@@ -277,7 +296,7 @@ export class Cluster {
    * @returns whether one is running and ready
    */
   async attach() {
-    this.#kept = JSON.parse(await readFile(join(this.dir, 'cluster.json'), 'utf8')) as Kept
+    this.#kept = await readKept(this.dir)
     const running = await this.#postmaster()
     this.port = running?.port ?? 0
     return running?.status === 'ready'
@@ -298,6 +317,7 @@ export class Cluster {
       }
     }
     if (this.#sockets) await rm(this.#sockets, { recursive: true, force: true })
+    this.#sockets = undefined
   }
 
   /** The pid of the running postmaster; undefined if there is none. */
@@ -485,6 +505,11 @@ export class Cluster {
     this.#kept = kept
   }
 
+  async #copy(data: string, target: string) {
+    await execute('cp', ['-a', '--reflink=auto', data, `${target}.new`], {})
+    await rename(`${target}.new`, target)
+  }
+
   async #give(path: string) {
     if (this.#user) await chown(path, this.#user.uid, this.#user.gid)
   }
@@ -492,6 +517,10 @@ export class Cluster {
   #run(program: string, args: string[], input = '') {
     return execute(this.program(program), args, { ...this.#user, cwd: this.dir }, input)
   }
+}
+
+async function readKept(dir: string) {
+  return JSON.parse(await readFile(join(dir, 'cluster.json'), 'utf8')) as Kept
 }
 
 function toolEnv() {

@@ -131,6 +131,11 @@ export function testClusterFile(env: Env = currentEnv()) {
   return file
 }
 
+/** Whether this is a part of `npm test`, which makes a cluster for the tests. */
+export function isInTests(env: Env = currentEnv()) {
+  return Boolean(env.FLEET_TEST_CLUSTER)
+}
+
 /** The size of a test: `deep` in `npm run test:deep`, which sets TEST_DEEP, and `quick` when somebody waits for the result. */
 export function size({ deep, quick }: { deep: number; quick: number }, env: Env = currentEnv()) {
   return env.TEST_DEEP ? deep : quick

@@ -3,7 +3,13 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import { spawnNode } from './database.ts'
+import { testClusterFile } from '../local/config.ts'
 import { isMet, line, type Figure } from '../bench/figure.ts'
+
+/** Starts a scenario, with the cluster of the tests to make its stores from. */
+export function startScenario(t: Test, scenario: string, args: string[]) {
+  return spawnNode(t, 'bench/main.ts', { args: [scenario, ...args], env: { FLEET_TEST_CLUSTER: testClusterFile() } })
+}
 
 /**
  * Runs a scenario to its end. A busy machine may miss its targets. Returns the figures, and checks that they were printed too.
@@ -12,7 +18,7 @@ export async function runScenario(t: Test, scenario: string, args: string[]) {
   const directory = await mkdtemp(join(tmpdir(), 'fleet-bench-test-'))
   t.teardown(() => rm(directory, { recursive: true, force: true }))
   const file = join(directory, 'figures.json')
-  const bench = await spawnNode(t, 'bench/main.ts', { args: [scenario, ...args, '--output', file] })
+  const bench = await startScenario(t, scenario, [...args, '--output', file])
   const { code } = await bench.exited
   const text = await readFile(file, 'utf8').catch(() => '')
   if (!text) throw new Error(`${scenario} ended with ${code} and wrote no figures:\n${bench.output()}`)

@@ -19,7 +19,7 @@ const run = promisify(execFile)
 /** The migrated database that withDatabase() copies. Nobody connects to it. */
 const TEMPLATE_DATABASE = 'fleet_template'
 /** The database that has pg_cron. It is migrated like the others, and shared by the tests that need jobs to run. */
-export const CRON_DATABASE = 'fleet_cron'
+const CRON_DATABASE = 'fleet'
 
 /** The description of the cluster that `npm test` gives to the test files. */
 export interface TestCluster {
@@ -27,6 +27,8 @@ export interface TestCluster {
   port: number
   postgres: Postgres
   passwords: Record<Role, string>
+  /** A cluster with the migrated database `fleet`, to make others from; see ClusterOptions. */
+  template: string
 }
 
 export interface TestDatabase {
@@ -90,22 +92,22 @@ export interface OwnCluster extends TestDatabase {
 
 /**
  * Makes a cluster for a test that kills or restarts Postgres, with one migrated database that has pg_cron. `durable` keeps fsync
- * and full page writes on. `isEmpty` leaves the database as Postgres makes it, without roles. This takes seconds, so prefer
- * withDatabase.
+ * and full page writes on. `isEmpty` leaves the database as Postgres makes it, without roles. Prefer withDatabase, which is
+ * quicker.
  */
 export async function withCluster(
   t: Test,
   { isEmpty = false, ...options }: { durable?: boolean; isEmpty?: boolean; connections?: number } = {},
 ): Promise<OwnCluster> {
+  const { postgres, template } = testCluster()
   const { cluster, end } = await throwawayCluster({
-    postgres: testCluster().postgres,
+    postgres,
     databases: ['fleet'],
     cronDatabase: 'fleet',
+    ...(isEmpty ? {} : { template }),
     ...options,
   })
   t.teardown(end)
-  if (!isEmpty) await migrate(cluster.url('postgres', 'fleet'), { current: true, log: () => {} })
-  await cluster.allowLogins()
   return { ...open(t, 'fleet', role => cluster.url(role, 'fleet')), cluster }
 }
 
@@ -294,15 +296,18 @@ export async function makeTestCluster() {
   const packages = await requirePostgres()
   const { cluster, end } = await throwawayCluster({
     postgres: packages,
-    databases: [TEMPLATE_DATABASE, CRON_DATABASE],
+    databases: [CRON_DATABASE],
     cronDatabase: CRON_DATABASE,
   })
   try {
     const log = () => {}
-    await migrate(cluster.url('postgres', TEMPLATE_DATABASE), { current: true, log })
     await migrate(cluster.url('postgres', CRON_DATABASE), { current: true, log })
     await cluster.allowLogins()
+    const template = join(cluster.dir, 'template')
+    await cluster.saveTemplate(template)
     const sql = client(cluster.url('postgres', 'postgres'), 1)
+    await sql.unsafe(`create database ${TEMPLATE_DATABASE} template template0`)
+    await migrate(cluster.url('postgres', TEMPLATE_DATABASE), { current: true, log })
     // Test files run in parallel and together need more sessions than the limits allow.
     for (const role of ['fleet_reader', 'fleet_dba', 'fleet_archiver'])
       await sql.unsafe(`alter role ${role} connection limit 100`)
@@ -312,7 +317,7 @@ export async function makeTestCluster() {
     const passwords = Object.fromEntries(
       (['postgres', ...ROLES] as const).map(role => [role, new URL(cluster.url(role, CRON_DATABASE)).password]),
     ) as Record<Role, string>
-    const description: TestCluster = { host: '127.0.0.1', port: cluster.port, postgres: packages, passwords }
+    const description: TestCluster = { host: '127.0.0.1', port: cluster.port, postgres: packages, passwords, template }
     return { cluster, description, end }
   } catch (error) {
     await end()
