@@ -1,11 +1,11 @@
 import t from 'tap'
-import { leftToCi } from '../local/config.ts'
+import { leftToDeep } from '../local/config.ts'
 import { runScenario } from '../testing/bench.ts'
 
 // It makes its own durable cluster, and each of the two phases lasts for a minute.
 t.setTimeout(600_000)
 
-t.test('herd spreads devices that come back all at once', { skip: leftToCi() }, async t => {
+t.test('herd spreads devices that come back all at once', { skip: leftToDeep() }, async t => {
   const figures = await runScenario(t, 'herd', [
     ...['--devices', '400', '--interval', '20', '--intervals', '1', '--outage', '60', '--connections', '50', '--workers', '1'],
   ])

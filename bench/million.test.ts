@@ -1,5 +1,5 @@
 import t from 'tap'
-import { leftToCi } from '../local/config.ts'
+import { leftToCi, leftToDeep } from '../local/config.ts'
 import { runScenario, startScenario } from '../testing/bench.ts'
 import { lyingServer, refusingServer } from '../testing/checkout.ts'
 
@@ -22,7 +22,7 @@ t.test('million sends both ways, restarts the server and finds every heartbeat',
   }
 })
 
-t.test('million searches for a rate that the server carries', { skip: leftToCi() }, async t => {
+t.test('million searches for a rate that the server carries', { skip: leftToDeep() }, async t => {
   const figures = await runScenario(t, 'million', [
     ...['--devices', '300', '--rate', '10', '--seconds', '10', '--only', 'single', '--step', '5', '--steps', '2', '--search'],
     ...['--most', '60000', '--batch', '10', '--connections', '20', '--ceiling', '2000', '--workers', '1'],
@@ -40,7 +40,7 @@ t.test('million fails if what was acknowledged is not stored', { skip: leftToCi(
   t.match(bench.output(), /[1-9]\d* acknowledged heartbeats are not in the database/)
 })
 
-t.test('million reports what a server refuses', { skip: leftToCi() }, async t => {
+t.test('million reports what a server refuses', { skip: leftToDeep() }, async t => {
   const figures = await runScenario(t, 'million', [
     ...['--server', await refusingServer(t), '--devices', '300', '--rate', '20', '--seconds', '10', '--only', 'mixed'],
     ...['--most', '60000', '--batch', '10', '--connections', '20', '--ceiling', '2000', '--workers', '1'],

@@ -2,7 +2,7 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { leftToCi } from '../local/config.ts'
+import { leftToCi, leftToDeep } from '../local/config.ts'
 import { runScenario } from '../testing/bench.ts'
 
 // Each scenario makes its own durable cluster.
@@ -36,7 +36,7 @@ t.test('soak includes a nightly run and an archive, and plots p99, memory and th
   t.notMatch(svg, /NaN|Infinity/)
 })
 
-t.test('growth measures each size and plans with more partitions', { skip: leftToCi() }, async t => {
+t.test('growth measures each size and plans with more partitions', { skip: leftToDeep() }, async t => {
   const file = await plotFile(t)
   const figures = await runScenario(t, 'growth', [
     '--sizes',

@@ -1,6 +1,6 @@
 import t from 'tap'
 import { freePort } from '../local/cluster.ts'
-import { leftToCi } from '../local/config.ts'
+import { leftToCi, leftToDeep } from '../local/config.ts'
 import { runScenario, startScenario } from '../testing/bench.ts'
 import { lyingServer } from '../testing/checkout.ts'
 import { enroll, withServer } from '../testing/server.ts'
@@ -44,7 +44,7 @@ t.test('wrk that gets errors is not measured', { skip: wrk.without }, async t =>
   await t.rejects(runWrk(url, script.file, { seconds: 1 }), { message: /^[1-9]\d* errors/ })
 })
 
-t.test('targets measures each of them in turns', { skip: wrk.without || leftToCi() }, async t => {
+t.test('targets measures each of them in turns', { skip: wrk.without || leftToDeep() }, async t => {
   const figures = await runScenario(t, 'targets', [
     '--rounds',
     '1',

@@ -3,6 +3,7 @@ import {
   databaseUrl,
   fuzzRuns,
   leftToCi,
+  leftToDeep,
   movedClock,
   objectStoreConfig,
   optionalDatabaseUrl,
@@ -61,6 +62,7 @@ t.test('each program reads the settings that the table gives to it, and no other
   const read = namesRead({ ...store, FLEET_TEST_CLUSTER: 'x' }, env => [
     testClusterFile(env),
     leftToCi(env),
+    leftToDeep(env),
     fuzzRuns(env),
     objectStoreConfig(env),
     movedClock(env),

@@ -452,7 +452,11 @@ export const settings = {
     readBy: ['tests'],
     about: 'The tests skip nothing: a program that is missing is a failure. Empty, 0 and false mean off.',
   },
-  TEST_DEEP: { group: 'Tests', readBy: ['tests'], about: 'Runs the tests at their full size. `npm run test:deep` sets it.' },
+  TEST_DEEP: {
+    group: 'Tests',
+    readBy: ['tests'],
+    about: 'Runs the tests at their full size, and those that take minutes. `npm run test:deep` sets it.',
+  },
   FUZZ_RUNS: {
     group: 'Tests',
     readBy: ['tests'],

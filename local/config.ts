@@ -141,14 +141,19 @@ export function size({ deep, quick }: { deep: number; quick: number }, env: Env 
   return env.TEST_DEEP ? deep : quick
 }
 
-/** Whether this runs in CI, where no test is skipped. */
+/** Whether this runs in CI, where only what is left to `npm run test:deep` is skipped. */
 export function isCI(env: Env = currentEnv()) {
   return env.CI !== undefined && !['', '0', 'false'].includes(env.CI)
 }
 
-/** Why a slow test is skipped while somebody waits for the result; false in CI and in `npm run test:deep`, which skip none. */
+/** Why a slow test is skipped while somebody waits for the result; false in CI and in `npm run test:deep`. */
 export function leftToCi(env: Env = currentEnv()) {
   return isCI(env) || env.TEST_DEEP ? false : 'takes long: run with CI=true, as .ci/run does'
+}
+
+/** Why a test that takes minutes is skipped in CI, too; false in `npm run test:deep`, which skips none. */
+export function leftToDeep(env: Env = currentEnv()) {
+  return env.TEST_DEEP ? false : 'takes minutes: run with TEST_DEEP=1, as npm run test:deep does'
 }
 
 /**
