@@ -1,4 +1,4 @@
-// npm run test:deep [-- full|dates|bookworm|trixie …]: runs the tests that take hours and need root. It writes docs/deep-test.md.
+// npm run test:deep [-- full|dates|bookworm|trixie|forky …]: runs the tests that take hours and need root. It writes docs/deep-test.md.
 // A stage that is not run again keeps its line there and the commit on which it ran.
 import { execFileSync, spawn } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
@@ -42,6 +42,12 @@ const stages: Stage[] = [
     what: 'the same on a fresh Debian 13, with PostgreSQL 17, pg_partman 5 and its own Node',
     command: 'testing/fresh.sh',
     args: ['trixie'],
+  },
+  {
+    name: 'forky',
+    what: 'the same on Debian testing, with PostgreSQL 18, pg_partman 5.5 and its own Node 24',
+    command: 'testing/fresh.sh',
+    args: ['forky'],
   },
 ]
 

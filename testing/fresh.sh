@@ -1,13 +1,13 @@
 #!/bin/sh
-# npm run test:fresh, npm run test:trixie: does what a newcomer does on a new Debian. It makes a root directory with debootstrap,
+# npm run test:fresh, npm run test:trixie, npm run test:forky: does what a newcomer does on a new Debian. It makes a root directory with debootstrap,
 # which is removed afterwards, clones the last commit into it, runs `npm start`, sends a heartbeat, and runs `npm test`. Node is
 # Debian's own. Debian 12's Node is too old, so there it is the one of this machine. Needs root. Processes and mounts end with the
 # script, no matter what happens (unshare).
 #
-# testing/fresh.sh bookworm|trixie [start] [test [file…]]
+# testing/fresh.sh bookworm|trixie|forky [start] [test [file…]]
 set -eu
 
-suite=${1:?usage: testing/fresh.sh bookworm|trixie [start] [test [file…]]}
+suite=${1:?usage: testing/fresh.sh bookworm|trixie|forky [start] [test [file…]]}
 shift
 [ $# -gt 0 ] || set -- start test
 repository=$(cd "$(dirname "$0")/.." && pwd)
@@ -76,8 +76,8 @@ partman_4() {
 }
 if [ "$SUITE" != bookworm ]; then
   apt-get -q install -y --no-install-recommends nodejs npm > /root/apt.log 2>&1 || { cat /root/apt.log; exit 1; }
-  partman_4
 fi
+[ "$SUITE" != trixie ] || partman_4
 while [ $# -gt 0 ]; do
   what=$1
   shift

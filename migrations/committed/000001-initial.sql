@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
+--! Hash: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
 --! Message: initial
 
 -- The whole store: schemas and tables, then everything that can be replaced in place, which is included from sql/. Each statement
@@ -10197,11 +10197,15 @@ begin
   v_first := (p_now - v_settings.retention)::date;
   execute format(
     $call$
-      select partman.create_parent(
+      select partman.%I(
         p_parent_table => $1, p_control => 'ts', p_interval => $2, p_premake => $3, p_start_partition => $4,
         p_template_table => $5, p_jobmon => false, %s
       )
     $call$,
+    -- create_parent() is its name before 5.4.
+    case when exists (
+      select from pg_proc p where p.proname = 'create_partition' and p.pronamespace = 'partman'::regnamespace
+    ) then 'create_partition' else 'create_parent' end,
     case when v_partman_major >= 5 then 'p_type => ''range'', p_default_table => false' else 'p_type => ''native''' end
   ) using 'fleet.device_heartbeats', v_interval, v_settings.premake_days, v_first::text, 'fleet.device_heartbeats_template';
   if v_partman_major < 5 then
@@ -10222,7 +10226,7 @@ end
 $$;
 
 comment on function fleet.set_up_partitions(timestamptz) is
-  'Puts fleet.device_heartbeats under the control of pg_partman (4.7 or 5), with partitions for the retention and premake_days '
+  'Puts fleet.device_heartbeats under the control of pg_partman (4.7 or later), with partitions for the retention and premake_days '
   'ahead, and without a default partition. Returns how many partitions it created; 0 if this was done before.';
 --! EndIncluded partitions/set_up_partitions.sql
 --! Included partitions/storage_growth.view.sql

@@ -1,5 +1,5 @@
---! Previous: sha1:e74e38cc82d13f19baefa9bc1d99124b00b9a3ee
---! Hash: sha1:33da2cf67c0aea0243e0f6fed52a5578ec710f40
+--! Previous: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
+--! Hash: sha1:ec167525b116769b80d84bbcf49338a52112aae4
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
