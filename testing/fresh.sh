@@ -26,7 +26,10 @@ trap '[ -z "$inside" ] || { kill -KILL "$inside"; sleep 2; }; exit 130' INT TERM
 say() { echo "== $*"; }
 
 say "Debian $suite in $root"
-debootstrap --variant=minbase --include=ca-certificates "$suite" "$root" "$mirror" > "$root.log" 2>&1 ||
+# This machine's debootstrap may be older than the suite. The script of all newer ones is that of sid.
+script=/usr/share/debootstrap/scripts/$suite
+[ -e "$script" ] || script=/usr/share/debootstrap/scripts/sid
+debootstrap --variant=minbase --include=ca-certificates "$suite" "$root" "$mirror" "$script" > "$root.log" 2>&1 ||
   { tail -20 "$root.log" >&2; exit 1; }
 if [ "$suite" = bookworm ]; then
   npm=$(dirname "$(dirname "$(readlink -f "$(command -v npm)")")")
