@@ -3,7 +3,7 @@ import { leftToCi } from '../local/config.ts'
 import { runScenario } from '../testing/bench.ts'
 
 // Each scenario makes its own durable cluster.
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 
 t.test('limits measures each variant in turn', { skip: leftToCi() }, async t => {
   const limits = await runScenario(t, 'limits', [

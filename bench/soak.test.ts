@@ -6,7 +6,7 @@ import { leftToCi, leftToDeep } from '../local/config.ts'
 import { runScenario } from '../testing/bench.ts'
 
 // Each scenario makes its own durable cluster.
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 
 async function plotFile(t: Test) {
   const directory = await mkdtemp(join(tmpdir(), 'fleet-plot-'))

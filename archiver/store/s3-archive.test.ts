@@ -31,7 +31,7 @@ import {
 import { contentOf } from '../../testing/rows.ts'
 
 // The store is started by the first test that needs it.
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 
 /** The settings of an archiver process that stores in a bucket. */
 function bucketEnv({ url, endpoint, env }: TestBucket, through = endpoint) {

@@ -37,7 +37,7 @@ import {
 import { contentOf } from '../../testing/rows.ts'
 
 // The store is started by the first test that needs it.
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 
 const MEBIBYTE = 2 ** 20
 const KMS = { ARCHIVE_SSE: 'aws:kms', ARCHIVE_SSE_KMS_KEY_ID: KMS_KEY }

@@ -27,7 +27,7 @@ import {
 import { makeDirectory } from '../../testing/archiver.ts'
 
 // The store is started by the first test that needs it.
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 
 const MEBIBYTE = 2 ** 20
 

@@ -7,7 +7,7 @@ import { leftToCi } from '../../local/config.ts'
 import { spawnNode } from '../database.ts'
 
 // The run makes its own durable cluster, and servers, archivers and senders in turn.
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 
 t.test(
   'acceptance --small measures every criterion, continues where it was interrupted, and reports what is not met',

@@ -13,7 +13,7 @@ import { contentOf } from '../rows.ts'
 import { untold } from './told.ts'
 
 // The drills make their own durable cluster.
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 
 // The faults of S3 need a store that takes long to start. archiver/store/s3-archive.test.ts tests them too.
 const skip = leftToCi() || needsRealClock('the drills move clocks themselves')
