@@ -51,6 +51,7 @@ t.test('no token and no key is ever logged, wherever it is in a request', async 
           `${target}/${secret}/${encoded}`,
           `${target}?status=${secret}&${secret}=1&retention_days=${secret}`,
         ]) {
+          if (path === 'POST /ops/nightly') continue // with the right key it would run the night dozens of times
           const bodies = path.startsWith('POST')
             ? [
                 { agent_version: secret.slice(0, 64) },
