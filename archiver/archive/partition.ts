@@ -78,7 +78,8 @@ async function freeze({ database, name }: Worker, { partition_name, table_name }
           then has_table_privilege(${table_name}::text::regclass, 'MAINTAIN')
         else false
       end as may_vacuum`
-    if (right?.may_vacuum) await session.sql.unsafe(`vacuum (freeze) ${table_name}`)
+    // Another archiver that hangs may have the table locked. Its session is ended later, by fleet.lock_retired().
+    if (right?.may_vacuum) await session.sql.unsafe(`vacuum (freeze, skip_locked) ${table_name}`)
     signal.throwIfAborted()
     // Rolls up the days that the nightly run has not, which may take equally long.
     await session.sql`select fleet.record_frozen(${partition_name}, ${name})`
