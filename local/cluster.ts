@@ -55,6 +55,10 @@ export interface ClusterOptions {
   connections?: number
   /** For tests: a crash of the machine loses its data. With fsync off, databases are made quickly. */
   throwaway?: boolean
+  /** For tests: more settings, which replace those of the same name. */
+  settings?: Record<string, string | number>
+  /** For tests: the passwords of another cluster, instead of new ones. */
+  passwords?: Record<string, string>
 }
 
 interface Kept {
@@ -171,7 +175,9 @@ export class Cluster {
     await mkdir(this.dir, { recursive: true, mode: 0o700 })
     await chmod(this.dir, 0o700)
     await this.#give(this.dir)
-    const passwords = Object.fromEntries(['postgres', ...ROLES].map(role => [role, randomBytes(24).toString('base64url')]))
+    const passwords =
+      this.#options.passwords ??
+      Object.fromEntries(['postgres', ...ROLES].map(role => [role, randomBytes(24).toString('base64url')]))
     await this.#keep({ port: 0, passwords })
 
     const fresh = `${this.data}.new`
@@ -432,6 +438,7 @@ export class Cluster {
         checkpoint_timeout: '1h',
       })
     }
+    Object.assign(settings, this.#options.settings)
     const lines = Object.entries(settings).map(([name, value]) => `${name} = '${String(value).replaceAll(`'`, `''`)}'`)
     const file = join(this.data, 'fleet.conf')
     await writeFile(file, `# Written at each start by local/cluster.ts.\n${lines.join('\n')}\n`, { mode: 0o600 })
