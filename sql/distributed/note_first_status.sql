@@ -6,6 +6,7 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
+  v_offline_after interval := (select s.offline_after from fleet.settings s);
   v_ids bigint[];
   v_firsts boolean[];
   v_seconds integer[];
@@ -19,29 +20,30 @@ begin
     array_agg(case when not i.is_first then i.noted_since when i.status in ('late', 'offline') then p_now else i.last_received_at end)
   into v_ids, v_firsts, v_seconds, v_statuses, v_sinces
   from (
-    select d.device_id, l.noted_status, l.noted_since, l.last_received_at,
-      l.noted_status is null or l.last_received_at is null as is_first,
-      floor(extract(epoch from fleet.late_after(d.heartbeat_interval)))::integer as late_after_s,
+    select f.*,
       case
-        when d.revoked_at is not null then 'revoked'
-        when s.status = 'online' and l.status = 'unity_down' then 'unity_down'
-        else s.status
+        when f.revoked_at is not null then 'revoked'
+        when f.derived = 'online' and f.said = 'unity_down' then 'unity_down'
+        else f.derived
       end as status
-    from fleet.device_last_status l
-    join fleet.devices d using (device_id)
-    left join fleet.cohorts c on c.cohort = d.cohort
-    cross join lateral (
-      select fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now) as expected
-    ) e
-    cross join lateral (
-      select fleet.derive_status(
-        l.status = 'clock_skewed', l.last_received_at, e.expected, (select t.offline_after from fleet.settings t),
-        fleet.excused(l.next_in_s, e.expected), p_now
-      ) as status
-    ) s
-    where d.device_id = any (p_device_ids)
-      -- fleet.reconcile() forgets what was heard while the clock ran ahead.
-      and (l.noted_status is null or l.late_after_s is null or l.last_received_at is null and l.noted_status not in ('new', 'revoked'))
+    from (
+      select e.*,
+        fleet.derive_status(
+          e.said = 'clock_skewed', e.last_received_at, e.expected, v_offline_after, fleet.excused(e.next_in_s, e.expected), p_now
+        ) as derived
+      from (
+        select l.device_id, l.noted_status, l.noted_since, l.last_received_at, l.status as said, l.next_in_s, d.revoked_at,
+          l.noted_status is null or l.last_received_at is null as is_first,
+          floor(extract(epoch from fleet.late_after(d.heartbeat_interval)))::integer as late_after_s,
+          fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now) as expected
+        from fleet.device_last_status l
+        join fleet.devices d using (device_id)
+        left join fleet.cohorts c on c.cohort = d.cohort
+        where l.device_id = any (p_device_ids)
+          -- fleet.reconcile() forgets what was heard while the clock ran ahead.
+          and (l.noted_status is null or l.late_after_s is null or l.last_received_at is null and l.noted_status not in ('new', 'revoked'))
+      ) e
+    ) f
   ) i;
   if v_ids is null then
     return 0;
