@@ -1,1 +1,38 @@
--- Enter migration here
+-- The store on Citus.
+
+--!include scaling/is_distributed.sql
+--!include availability/rollup_plan.sql
+--!include checks/check_devices.sql
+--!include checks/check_ingest.sql
+--!include checks/check_silence.sql
+--!include devices/audit_devices.sql
+--!include devices/forget_devices.sql
+--!include devices/set_cohort_interval.sql
+--!include devices/take_commands.sql
+--!include ingest/add_field.sql
+--!include ingest/record_slowed.sql
+--!include ingest/record_unreadable_fields.sql
+--!include ingest/replay_heartbeats.sql
+--!include jobs/audit_settings.sql
+--!include jobs/nightly_plan.sql
+--!include jobs/prune.sql
+--!include partitions/bind_range.sql
+--!include partitions/configure_partman.sql
+--!include partitions/refresh_sizes.sql
+--!include scaling/distribute.sql
+--!include scaling/distribute_step.sql
+--!include scaling/distribution_plan.sql
+--!include scaling/distribution_problems.sql
+--!include silence/newest_received_at.sql
+--!include silence/silence_at.sql
+--!include silence/silence_metrics.sql
+--!include status/add_last_status.sql
+--!include status/describe_clock.sql
+--!include status/fleet_summary_of.sql
+--!include status/forget_marks.sql
+--!include status/sample_fleet.sql
+--!include transitions/devices_to_note.sql
+--!include transitions/record_device_changes.sql
+--!include transitions/status_changes.sql
+--!include access/readers.policies.sql
+--!include setup/grants.sql

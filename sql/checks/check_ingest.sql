@@ -129,20 +129,15 @@ begin
   return next;
 
   check_name := 'quarantine_full';
+  v_sample := array(select ls.device_id from fleet.device_last_status ls where ls.status = 'clock_skewed' limit 1000)
+    || array(select distinct q.device_id from fleet.heartbeat_quarantine q where q.received_at > p_now - interval '1 hour');
   select count(*), string_agg(f.device_id::text, ', ' order by f.device_id) filter (where f.nth <= 10) into v_count, v_names
   from (
-    select d.device_id, row_number() over (order by d.device_id) as nth
-    from (
-      (select ls.device_id from fleet.device_last_status ls where ls.status = 'clock_skewed' limit 1000)
-      union
-      select q.device_id from fleet.heartbeat_quarantine q where q.received_at > p_now - interval '1 hour'
-    ) d
-    where (
-      select count(*)
-      from (
-        select from fleet.heartbeat_quarantine q where q.device_id = d.device_id limit v_settings.quarantine_per_device
-      ) k
-    ) >= v_settings.quarantine_per_device
+    select q.device_id, row_number() over (order by q.device_id) as nth
+    from fleet.heartbeat_quarantine q
+    where q.device_id = any (v_sample)
+    group by q.device_id
+    having count(*) >= v_settings.quarantine_per_device
   ) f;
   status := case when v_count = 0 then 'ok' else 'warn' end;
   detail := case v_count
