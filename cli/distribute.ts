@@ -215,7 +215,7 @@ async function showPlan({ sql }: Node, workers: Node[], shards: number, log: (li
   if (steps.some(s => !s.is_done))
     log(
       `Each worker needs about ${megabytes(bytes / workers.length)} of disk. Heartbeats are refused with 503 for about ` +
-        `${Math.ceil(seconds / 60)} minutes; devices keep them and send them again.`,
+        `${Math.max(2, Math.ceil(seconds / 60))} minutes; devices keep them and send them again.`,
     )
 }
 

@@ -8,6 +8,9 @@ as $$
 declare
   v_has_rows boolean;
 begin
+  if not exists (select from pg_catalog.pg_dist_partition d where d.logicalrelid = p_table) then
+    return pg_relation_size(p_table) > 0;
+  end if;
   -- The files of the table are on the workers.
   execute format('select exists (select 1 from %s)', p_table::regclass) into v_has_rows;
   return v_has_rows;

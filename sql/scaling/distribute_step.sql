@@ -77,11 +77,22 @@ begin
 
   if v_step.kind in ('reference', 'distributed') then
     v_table := format('fleet.%I', p_step)::regclass;
-    -- Nobody writes meanwhile. LOCK TABLE needs the right to write, which the owner of heartbeats does not have.
-    execute format('alter table only %s set (%s)', v_table, 'parallel_workers = 2');
-    execute format('alter table only %s reset (parallel_workers)', v_table);
+    -- Nobody writes meanwhile. LOCK TABLE needs the right to write, which the owner does not have on heartbeats; row-level security is
+    -- always on there.
+    if p_step = 'device_heartbeats' then
+      alter table only fleet.device_heartbeats enable row level security;
+    else
+      execute format('lock table %s in share row exclusive mode', v_table);
+    end if;
     execute format(v_sum, v_table) into v_before;
     if v_step.kind = 'reference' then
+      -- Created again, the functions of the triggers go to every node.
+      for v_definition in
+        select pg_get_functiondef(f.tgfoid)
+        from (select distinct g.tgfoid from pg_trigger g where g.tgrelid = v_table and not g.tgisinternal) f
+      loop
+        execute v_definition;
+      end loop;
       -- While the rows are copied, triggers take them for new ones.
       v_triggers := array(
         select pg_get_triggerdef(g.oid) from pg_trigger g where g.tgrelid = v_table and not g.tgisinternal order by g.tgname
@@ -137,6 +148,7 @@ begin
     return format('%s functions', v_count);
   end if;
 
+  perform set_config('citus.multi_shard_modify_mode', 'sequential', true);
   -- Citus leaves the rows of before in the tables of the coordinator, where nothing reads them.
   for v_table in
     execute $query$
@@ -144,11 +156,13 @@ begin
       from pg_catalog.pg_dist_partition d
       join pg_catalog.pg_class c on c.oid = d.logicalrelid
       where c.relnamespace = 'fleet'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition
-        and d.partmethod in ('h', 'n') and d.repmodel <> 's'
+        and (d.partmethod = 'h' or d.repmodel = 't')
       order by c.relname
     $query$
   loop
-    execute format('grant truncate on %s to fleet_owner', v_table);
+    if v_table = 'fleet.device_heartbeats'::regclass then
+      execute format('grant truncate on %s to fleet_owner', v_table);
+    end if;
     execute format('select truncate_local_data_after_distributing_table(%L)', v_table);
     if v_table = 'fleet.device_heartbeats'::regclass then
       execute format('revoke truncate on %s from fleet_owner', v_table);

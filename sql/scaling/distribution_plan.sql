@@ -15,6 +15,8 @@ begin
     select *
     from (values
       ('close', 'close', null),
+      -- Citus sends the views of a table with it, and they call functions. Some functions take rows of a table, so they follow it.
+      ('functions', 'functions', null),
       ('settings', 'reference', 'fleet.settings'),
       ('cohorts', 'reference', 'fleet.cohorts'),
       ('gateways', 'reference', 'fleet.gateways'),
@@ -28,7 +30,7 @@ begin
       ('command_dispatch_log', 'distributed', 'fleet.command_dispatch_log'),
       ('device_unreadable_fields', 'distributed', 'fleet.device_unreadable_fields'),
       ('device_slowdowns', 'distributed', 'fleet.device_slowdowns'),
-      ('functions', 'functions', null),
+      ('other_functions', 'functions', null),
       ('clean_up', 'clean_up', null)
     ) as v (step, kind, relation)
   loop
@@ -51,7 +53,7 @@ begin
             select exists (
               select from pg_catalog.pg_dist_object o
               where o.classid = 'pg_catalog.pg_proc'::regclass
-                and o.objid = 'fleet.ingest_batch(json, timestamptz, bytea[], integer[])'::regprocedure
+                and o.objid = $1::regprocedure
             )
           $query$
         when 'clean_up' then
@@ -61,12 +63,16 @@ begin
                 select
                 from pg_catalog.pg_dist_partition d
                 join pg_catalog.pg_class c on c.oid = d.logicalrelid
-                where c.relnamespace = 'fleet'::regnamespace and c.relkind = 'r' and d.partmethod in ('h', 'n') and d.repmodel <> 's'
+                where c.relnamespace = 'fleet'::regnamespace and c.relkind = 'r' and (d.partmethod = 'h' or d.repmodel = 't')
                   and pg_relation_size(c.oid) > 0
               )
           $query$
         else 'select exists (select from pg_catalog.pg_dist_partition d where d.logicalrelid = to_regclass($1))'
-      end into is_done using v_step.relation;
+      end into is_done using case v_step.step
+        when 'functions' then 'fleet.beats_missed(interval, interval)'
+        when 'other_functions' then 'fleet.upsert_last_status(fleet.device_heartbeats[], boolean)'
+        else v_step.relation
+      end;
     end if;
     return next;
   end loop;
