@@ -240,14 +240,12 @@ async function addNodes(coordinator: Node, workers: Node[]) {
   await sql.unsafe(`alter database "${database.replaceAll('"', '""')}" set citus.enable_unsafe_triggers = on`)
 }
 
-/** Lets heartbeats in again, and the jobs run. */
+/** Lets the jobs run again. Heartbeats came in again with the rights. */
 async function open(owner: Sql) {
   await owner.begin(async sql => {
     await sql`select fleet.sync_partitions()`
     await sql`update fleet.hb_partitions set state = state`
     await sql`select fleet.record_triggers()`
-    await sql`grant execute on function fleet.ingest_batch(json, timestamptz, bytea[], integer[]) to fleet_server`
-    await sql`grant execute on function fleet.ingest(json, timestamptz) to fleet_server, fleet_dba`
   })
   await owner`select fleet.schedule_jobs()`
   await owner`select fleet.audit('store.distributed', 'store:fleet')`

@@ -16,23 +16,27 @@ export async function installDistributed(owner: Sql) {
     // Citus warns of each function that takes a row of a table of the coordinator, and keeps it there.
     await sql`set local client_min_messages = error`
     await sql`set local citus.enable_unsafe_triggers = on`
-    for (const file of files) await runFile(sql, file)
+    // For functions that are created again Citus sends no rights, so all are granted again, and what they must not have is revoked.
+    for (const file of [...files, 'setup/grants.sql', 'distributed/grants.sql']) await runFile(sql, file)
   })
   return files.length
 }
 
-/** Functions first, then views, then triggers, and rights last. */
+/** Functions first, then views, then triggers. */
 async function distributedFiles() {
-  const names = (await readdir(join(ROOT, 'distributed'))).filter(name => name.endsWith('.sql') && !name.endsWith('.inc.sql'))
-  const rank = (name: string) => (name === 'grants.sql' ? 3 : name.endsWith('.trigger.sql') ? 2 : name.endsWith('.view.sql') ? 1 : 0)
-  return names.sort((a, b) => rank(a) - rank(b) || (a < b ? -1 : 1))
+  const names = await readdir(join(ROOT, 'distributed'))
+  const rank = (name: string) => (name.endsWith('.trigger.sql') ? 2 : name.endsWith('.view.sql') ? 1 : 0)
+  return names
+    .filter(name => name.endsWith('.sql') && !name.endsWith('.inc.sql') && name !== 'grants.sql')
+    .sort((a, b) => rank(a) - rank(b) || (a < b ? -1 : 1))
+    .map(name => join('distributed', name))
 }
 
 async function runFile(sql: TransactionSql, file: string) {
   try {
-    await sql.unsafe(await withIncludes(join('distributed', file)))
+    await sql.unsafe(await withIncludes(file))
   } catch (cause) {
-    throw new Error(`sql/distributed/${file} failed`, { cause })
+    throw new Error(`sql/${file} failed`, { cause })
   }
 }
 

@@ -6,7 +6,7 @@ import { migrate } from '../cli/migrate.ts'
 import { daysAgo, fillDay, makeDirectory, partitionOf, pathsOf, runCli, stateOf, workAll } from './archiver.ts'
 import { onWorker, withCitus, withoutCitus } from './citus.ts'
 import { asRole, ingest, value } from './fleet.ts'
-import { ADMIN_KEY, ago, gatewayToken, lastStatus, withServer } from './server.ts'
+import { ago, gatewayToken, lastStatus, withServer } from './server.ts'
 import { notifyOnce, withReceiver } from './webhooks.ts'
 
 const DAY = daysAgo(70)
@@ -18,7 +18,7 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
   const dba = asRole(t, nodes, 'fleet_dba')
 
   // What it has before.
-  await sql`select fleet.create_device('early-' || n) from generate_series(1, 20) n`
+  await sql`select fleet.create_device('early-' || n) from generate_series(1, 100) n`
   await ingest(
     sql,
     Array.from({ length: 20 }, (_, n) => ({ device_id: n + 1, ts: ago(300), battery_pct: n })),
@@ -50,7 +50,7 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
 
   // Heartbeats over HTTP: one, a batch, a gateway's.
   const { call } = await withServer(t, {}, nodes)
-  const enrolled = await call('POST /admin/devices', { token: ADMIN_KEY, body: { alias: 'lobby-1', cohort: 'lobby' } })
+  const enrolled = await call('POST /admin/devices', { admin: true, body: { alias: 'lobby-1', cohort: 'lobby' } })
   t.equal(enrolled.status, 201, JSON.stringify(enrolled.body))
   const { device_id: device, token } = enrolled.body as { device_id: number; token: string }
   t.match(await lastStatus(nodes, device), { noted_status: 'new', last_ts: null }, 'a device has a row of last status at once')
@@ -76,7 +76,7 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
   t.not(results[20], 'stored')
   t.match(await lastStatus(nodes, device), { battery_pct: 81, status: 'ok' }, 'a late heartbeat does not rewind last status')
   t.match(await lastStatus(nodes, 7), { battery_pct: 56 })
-  t.match(await call(`GET /v1/devices/${device}`, { token: ADMIN_KEY }), { status: 200, body: { status: 'online', battery_pct: 81 } })
+  t.match(await call(`GET /v1/devices/${device}`, { admin: true }), { status: 200, body: { status: 'online', battery_pct: 81 } })
 
   // Any node stores any device.
   for (const [nth, worker] of workers.entries()) {
