@@ -78,6 +78,15 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
   t.match(await lastStatus(nodes, 7), { battery_pct: 56 })
   t.match(await call(`GET /v1/devices/${device}`, { admin: true }), { status: 200, body: { status: 'online', battery_pct: 81 } })
 
+  // What comes late says that a device lives, and no more.
+  await admin`update fleet.device_last_status set last_received_at = ${ago(600)} where device_id = 12`
+  const { last_ts } = (await lastStatus(nodes, 12)) as { last_ts: Date }
+  await ingest(sql, [{ device_id: 12, ts: ago(7200), battery_pct: 1 }])
+  const heard = (await lastStatus(nodes, 12)) as { last_ts: Date; last_received_at: Date; battery_pct: number }
+  t.same(heard.last_ts, last_ts)
+  t.ok(Date.now() - heard.last_received_at.getTime() < 60_000, 'a late heartbeat counts as a sign of life')
+  t.not(heard.battery_pct, 1)
+
   // Any node stores any device.
   for (const [nth, worker] of workers.entries()) {
     const [row] = await onWorker(t, worker, 'fleet_server')`
@@ -104,7 +113,7 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
     { event: 'unity_down', status: 'unity_down' },
   ])
   t.equal((await notifyOnce(t, nodes)).code, 0)
-  t.equal(receiver.received.filter(({ text }) => text.includes('unity_down')).length, 1, 'a message was delivered')
+  t.equal(receiver.received.filter(({ text }) => text.includes('"early-3"')).length, 1, 'a message was delivered')
 
   // A device that was silent between two heartbeats.
   await admin`update fleet.device_last_status set last_received_at = ${ago(3600)}, last_ts = ${ago(3600)} where device_id = 5`
@@ -130,13 +139,14 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
   const directory = await makeDirectory(t)
   const partition = await partitionOf(sql, DAY)
   const read = () => admin`
-    select h.*, ts::text, received_at::text from fleet.device_heartbeats h
-    where ts >= ${DAY}::date and ts < ${DAY}::date + 1 order by device_id, ts`
+    select h.*, h.ts::text, h.received_at::text from fleet.device_heartbeats h
+    where h.ts >= ${DAY}::date and h.ts < ${DAY}::date + 1 order by h.device_id, h.ts`
   const rows = await read()
   t.equal(rows.length, 1000)
   await dba`select fleet.archive_partition(${partition})`
   await workAll(t, nodes, directory)
-  t.match(await stateOf(sql, partition), { state: 'dropped', row_count: '1000' })
+  const state = await stateOf(sql, partition)
+  t.match(state, { state: 'dropped', row_count: '1000' }, String(state.last_error))
   t.equal((await read()).length, 0)
   const query = await runCli(t, nodes, directory, 'query', 'select count(*) as rows from device_heartbeats where device_id = 7', '--json')
   t.equal(query.code, 0, query.output)
