@@ -9,6 +9,7 @@
 --!include devices/forget_devices.sql
 --!include devices/set_cohort_interval.sql
 --!include devices/take_commands.sql
+--!include erase/record_erasure.sql
 --!include ingest/add_field.sql
 --!include ingest/record_slowed.sql
 --!include ingest/record_unreadable_fields.sql
