@@ -47,10 +47,6 @@ t.test('a store that cannot be distributed is refused with what to do, and a dry
   await t.rejects(distributed(nodes, { isDryRun: true }), /cannot log in at .* as fleet_reader.*pg_dist_authinfo/s)
   await first`insert into pg_dist_authinfo values (0, 'fleet_reader', ${`password=${new URL(nodes.url('fleet_reader')).password}`})`
 
-  await sql`select fleet.archive_partition(partition_name) from fleet.hb_partitions where range_start = ${daysAgo(3)}::date`
-  await t.rejects(distributed(nodes), /retired days wait for the archiver.*partition_health/s)
-  await admin`update fleet.hb_partitions set state = 'dropped' where state = 'detached'`
-  await sql`insert into fleet.restore_requests default values`.catch(() => {})
   await admin`insert into fleet.readers (reader, cohorts) values ('bound', '{lobby}')`
   await t.rejects(distributed(nodes), /see only their cohorts.*drop_reader/s)
   t.ok(await isPlain())
@@ -60,6 +56,10 @@ t.test('a store that cannot be distributed is refused with what to do, and a dry
   t.match(lines.join('\n'), /device_heartbeats: distributed.*Nothing was changed/s)
   t.ok(await isPlain())
   t.match(await ingest(sql, [{ device_id: 1 }]), [{ result: 'stored' }])
+
+  await sql`select fleet.archive_partition(partition_name) from fleet.hb_partitions where range_start = ${daysAgo(3)}::date`
+  await t.rejects(distributed(nodes), /retired days wait for the archiver.*partition_health/s)
+  t.ok(await isPlain())
 })
 
 t.test('it may be stopped after each step, and goes on', OPTIONS, async t => {
@@ -68,7 +68,7 @@ t.test('it may be stopped after each step, and goes on', OPTIONS, async t => {
   const before = await admin`
     select count(*)::int, sum(hash_record_extended(h, 0)::numeric)::text as hash from fleet.device_heartbeats h`
   const stops: string[] = []
-  for (let isOver = false; !isOver; ) {
+  for (let isOver = false; !isOver;) {
     let stopped: string | undefined
     await distributed(nodes, {
       afterStep: name => {

@@ -120,7 +120,9 @@ async function checkNode({ name, sql }: Node, coordinator: Node) {
       to_regclass('fleet.hb_partitions') is not null as has_store,
       to_regclass('fleet.settings') is not null and to_regclass('fleet.hb_partitions') is null as is_member
   `.catch((cause: unknown) => {
-    throw new Error(`${name} cannot be asked. Can this machine log in there with the user and the database of DATABASE_URL?`, { cause })
+    throw new Error(`${name} cannot be asked. Can this machine log in there with the user and the database of DATABASE_URL?`, {
+      cause,
+    })
   })
   const node = found!
   const refuse = (problem: string, remedy: string) => {
@@ -150,9 +152,12 @@ async function checkNode({ name, sql }: Node, coordinator: Node) {
     )
   const isCoordinator = name === coordinator.name
   if (isCoordinator && !node.has_store) refuse('there is no store in this database', 'Run: npm run migrate')
-  if (!isCoordinator && node.has_store) refuse('there is another store in this database', 'A worker begins with an empty database.')
+  if (!isCoordinator && node.has_store)
+    refuse('there is another store in this database', 'A worker begins with an empty database.')
   if (!isCoordinator && node.is_member) {
-    const [known] = await coordinator.sql`select from pg_dist_node where nodename || ':' || nodeport = ${name}`.catch(() => [undefined])
+    const [known] = await coordinator.sql`select from pg_dist_node where nodename || ':' || nodeport = ${name}`.catch(() => [
+      undefined,
+    ])
     if (!known) refuse('it has tables of a store', 'A worker begins with an empty database. Drop this one and make it again.')
   }
 }

@@ -43,11 +43,10 @@ async function runFile(sql: TransactionSql, file: string) {
 /** The text of a file with what its `--!include` lines name, as graphile-migrate reads it. */
 async function withIncludes(path: string): Promise<string> {
   const lines = (await readFile(join(ROOT, path), 'utf8')).split('\n')
-  const texts = await Promise.all(
-    lines.map(line => {
-      const [, included] = /^--!include (.+)$/.exec(line) ?? []
-      return included === undefined ? line : withIncludes(included)
-    }),
-  )
+  const texts: string[] = []
+  for (const line of lines) {
+    const [, included] = /^--!include (.+)$/.exec(line) ?? []
+    texts.push(included === undefined ? line : await withIncludes(included))
+  }
   return texts.join('\n')
 }

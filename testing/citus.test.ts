@@ -25,7 +25,8 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
   )
   await fillDay(admin, DAY, 1000)
   await fillDay(admin, daysAgo(20), 500)
-  const content = async () => await admin`
+  const content = async () =>
+    await admin`
     select date_trunc('day', ts)::text as day, count(*)::int, sum(hash_record_extended(h, 0)::numeric)::text as hash
     from fleet.device_heartbeats h group by 1 order by 1`
   const before = await content()
@@ -38,7 +39,13 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
     select count(*)::int as shards, count(distinct nodename || nodeport)::int as nodes from citus_shards
     where table_name = 'fleet.device_last_status'::regclass`
   t.same(shards, { shards: 4, nodes: 2 })
-  t.equal(await value(admin`select sum(pg_relation_size(t.relid))::int from pg_partition_tree('fleet.device_heartbeats') t where isleaf`), 0, 'the coordinator keeps no heartbeat')
+  t.equal(
+    await value(
+      admin`select sum(pg_relation_size(t.relid))::int from pg_partition_tree('fleet.device_heartbeats') t where isleaf`,
+    ),
+    0,
+    'the coordinator keeps no heartbeat',
+  )
   for (const worker of workers) {
     const [rights] = await onWorker(t, worker)`
       select bool_or(has_function_privilege('public', p.oid, 'execute')) as everybody,
@@ -54,7 +61,10 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
   t.equal(enrolled.status, 201, JSON.stringify(enrolled.body))
   const { device_id: device, token } = enrolled.body as { device_id: number; token: string }
   t.match(await lastStatus(nodes, device), { noted_status: 'new', last_ts: null }, 'a device has a row of last status at once')
-  t.match(await call('POST /v1/heartbeat', { token, body: { battery_pct: 81, unity_running: true } }), { status: 201, body: { result: 'stored' } })
+  t.match(await call('POST /v1/heartbeat', { token, body: { battery_pct: 81, unity_running: true } }), {
+    status: 201,
+    body: { result: 'stored' },
+  })
   t.match(await call('POST /v1/heartbeat', { token, body: { battery_pct: 82 } }), { body: { result: 'duplicate' } })
   t.match(await call('POST /v1/heartbeat', { token: 'nxd_1_nobody', body: {} }), { status: 401 })
   const batch = await call('POST /v1/heartbeats', {
@@ -95,7 +105,10 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
         now(), array[sha256(${gateway}::text::bytea)], array[20]
       )`
     const { device_ids } = row as unknown as { device_ids: string[] }
-    t.same(device_ids.map(Number), Array.from({ length: 20 }, (_, n) => n + 1))
+    t.same(
+      device_ids.map(Number),
+      Array.from({ length: 20 }, (_, n) => n + 1),
+    )
     await sleep(0)
   }
 
@@ -105,7 +118,10 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
   await sql`call fleet.mark_silent()`
   t.match(await value(sql`select noted_status from fleet.device_last_status where device_id = ${device}`), 'online')
   t.match(
-    await call('POST /v1/heartbeats', { token: gateway, body: [{ device_id: 3, ts: new Date(Date.now() + 11_000).toISOString(), unity_running: false }] }),
+    await call('POST /v1/heartbeats', {
+      token: gateway,
+      body: [{ device_id: 3, ts: new Date(Date.now() + 11_000).toISOString(), unity_running: false }],
+    }),
     { body: { results: [{ result: 'stored' }] } },
   )
   await sql`call fleet.mark_silent()`
@@ -120,7 +136,9 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
   await ingest(sql, [{ device_id: 5, ts: new Date(Date.now() + 22_000).toISOString() }])
   await sql`call fleet.mark_silent()`
   t.match(
-    (await sql`select event from fleet.device_transitions where device_id = 5 order by transition_id`).map(row => row.event as string).slice(-3),
+    (await sql`select event from fleet.device_transitions where device_id = 5 order by transition_id`)
+      .map(row => row.event as string)
+      .slice(-3),
     ['late', 'offline', 'back'],
   )
   t.equal(await value(sql`select gap_from from fleet.device_last_status where device_id = 5`), null)
@@ -129,7 +147,10 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
   await sql`call fleet.maintain()`
   await sql`call fleet.nightly()`
   t.same(await sql`select event, detail from fleet.events where event like 'maintenance%' and detail like '%ERROR%'`, [])
-  t.match(await sql`select settled_at is not null as settled from fleet.hb_partitions where partition_name = ${await partitionOf(sql, daysAgo(20))}`, [{ settled: true }])
+  t.match(
+    await sql`select settled_at is not null as settled from fleet.hb_partitions where partition_name = ${await partitionOf(sql, daysAgo(20))}`,
+    [{ settled: true }],
+  )
   t.ok(Number(await value(sql`select count(*) from fleet.device_availability(current_date - 3, current_date)`)) >= 21)
   await admin`update fleet.device_last_status set last_ts = ${ago(7200)}, battery_pct = 1 where device_id = 9`
   t.match(await sql`select updated from fleet.reconcile()`, [{ updated: '1' }])
@@ -148,27 +169,48 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
   const state = await stateOf(sql, partition)
   t.match(state, { state: 'dropped', row_count: '1000' }, String(state.last_error))
   t.equal((await read()).length, 0)
-  const query = await runCli(t, nodes, directory, 'query', 'select count(*) as rows from device_heartbeats where device_id = 7', '--json')
+  const query = await runCli(
+    t,
+    nodes,
+    directory,
+    'query',
+    'select count(*) as rows from device_heartbeats where device_id = 7',
+    '--json',
+  )
   t.equal(query.code, 0, query.output)
-  t.match(JSON.parse(query.output), [{ rows: Number(await value(sql`select count(*) from fleet.device_heartbeats where device_id = 7`)) + 10 }])
+  t.match(JSON.parse(query.output), [
+    { rows: Number(await value(sql`select count(*) from fleet.device_heartbeats where device_id = 7`)) + 10 },
+  ])
   await dba`select fleet.erase_device(7, 'a test')`
   for (let round = 0; round < 3; round++) {
     await dba`call fleet.run_erasures()`
     await workAll(t, nodes, directory)
   }
   await dba`call fleet.run_erasures()`
-  t.match(await dba`select state from fleet.erasure_progress`, [{ state: 'done' }], 'the device is erased online and in the archive')
+  t.match(
+    await dba`select state from fleet.erasure_progress`,
+    [{ state: 'done' }],
+    'the device is erased online and in the archive',
+  )
   t.same(await sql`select 1 from fleet.device_last_status where device_id = 7`, [])
   const restored = await runCli(t, nodes, directory, 'restore', DAY)
   t.equal(restored.code, 0, restored.output)
   t.match(await stateOf(sql, partition), { state: 'restored' })
-  t.same(await read(), rows.filter(row => row.device_id !== '7'), 'the day comes back row for row, without the erased device')
+  t.same(
+    await read(),
+    rows.filter(row => row.device_id !== '7'),
+    'the day comes back row for row, without the erased device',
+  )
   t.ok(pathsOf(directory, DAY).parquet)
 
   // What check() says is only about this throwaway cluster.
-  const bad = await dba<{ check_name: string; detail: string }[]>`select check_name, detail from fleet.check() where status <> 'ok'`
+  const bad = await dba<
+    { check_name: string; detail: string }[]
+  >`select check_name, detail from fleet.check() where status <> 'ok'`
   t.same(
-    bad.filter(({ check_name }) => !/^setting_|^archiver$|^notifier|^webhooks|^night|^jobs$|^scheduler|^settings_/.test(check_name)),
+    bad.filter(
+      ({ check_name }) => !/^setting_|^archiver$|^notifier|^webhooks|^night|^jobs$|^scheduler|^settings_/.test(check_name),
+    ),
     [],
   )
 
@@ -176,9 +218,17 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
   await sql`select fleet.add_field('storage_free_mb', 'integer', 'Free storage in MB.')`
   await migrate(coordinator.url('postgres', 'fleet'), { current: true, log: () => {} })
   for (const worker of workers) {
-    t.match(await onWorker(t, worker)`
-      select count(*)::int from pg_attribute where attrelid = 'fleet.device_heartbeats'::regclass and attname = 'storage_free_mb'`, [{ count: 1 }])
+    t.match(
+      await onWorker(t, worker)`
+      select count(*)::int from pg_attribute where attrelid = 'fleet.device_heartbeats'::regclass and attname = 'storage_free_mb'`,
+      [{ count: 1 }],
+    )
   }
-  t.match(await value(sql`select prosrc from pg_proc where oid = 'fleet.ingest_batch(json,timestamptz,bytea[],integer[])'::regprocedure`), /v_firsts/)
+  t.match(
+    await value(
+      sql`select prosrc from pg_proc where oid = 'fleet.ingest_batch(json,timestamptz,bytea[],integer[])'::regprocedure`,
+    ),
+    /v_firsts/,
+  )
   t.match(await ingest(sql, [{ device_id: 11, ts: new Date(Date.now() + 45_000).toISOString() }]), [{ result: 'stored' }])
 })
