@@ -5,6 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 import { Logger, migrate as runCommitted, watch, type Settings } from 'graphile-migrate'
 import type { Sql } from 'postgres'
+import { installDistributed } from './distributed-sql.ts'
 import { isVersion010, upgradeFrom010 } from './upgrade.ts'
 import { databaseUrl, ownerDatabaseUrl } from '../local/config.ts'
 import { repository } from '../lib/repository.ts'
@@ -88,6 +89,7 @@ export async function migrate(adminUrl: string, options: MigrateOptions = {}) {
         { can_end: boolean }[]
       >`select to_regprocedure('fleet_guard.end_setup()') is not null as can_end`
       if (guard!.can_end) await owner`select fleet_guard.end_setup()`
+      await keepDistributed(owner)
       await recordTriggers(owner)
       await scheduleJobs(owner, log)
     })
@@ -207,6 +209,12 @@ async function requirePreparation(sql: Sql, file: string) {
     'this database is not prepared: the roles, pg_partman with its rights, or the guard of this version is missing. Run once, as a role that ' +
       `may create extensions and roles: psql -v ON_ERROR_STOP=1 ${SETUP_FILES.map(name => `-f sql/setup/${name}`).join(' ')} <the URL of this database>`,
   )
+}
+
+/** The migrations install what a plain store needs. On a distributed one, its own forms follow at once. */
+async function keepDistributed(owner: Sql) {
+  const [row] = await owner<{ is_distributed: boolean }[]>`select to_regclass('fleet.online_ranges') is not null as is_distributed`
+  if (row!.is_distributed) await installDistributed(owner)
 }
 
 /** fleet.check() compares with these. While a migration is being written, the committed ones may lack the function. */

@@ -60,6 +60,10 @@ export interface ClusterOptions {
    * making new ones.
    */
   template?: string
+  /** For tests: more settings, which replace those of the same name. */
+  settings?: Record<string, string | number>
+  /** For tests: the passwords of another cluster, instead of new ones. */
+  passwords?: Record<string, string>
 }
 
 interface Kept {
@@ -181,7 +185,9 @@ export class Cluster {
       await this.#copy(join(template, 'data'), this.data)
       return
     }
-    const passwords = Object.fromEntries(['postgres', ...ROLES].map(role => [role, randomBytes(24).toString('base64url')]))
+    const passwords =
+      this.#options.passwords ??
+      Object.fromEntries(['postgres', ...ROLES].map(role => [role, randomBytes(24).toString('base64url')]))
     await this.#keep({ port: 0, passwords })
 
     const fresh = `${this.data}.new`
@@ -452,6 +458,7 @@ export class Cluster {
         checkpoint_timeout: '1h',
       })
     }
+    Object.assign(settings, this.#options.settings)
     const lines = Object.entries(settings).map(([name, value]) => `${name} = '${String(value).replaceAll(`'`, `''`)}'`)
     const file = join(this.data, 'fleet.conf')
     await writeFile(file, `# Written at each start by local/cluster.ts.\n${lines.join('\n')}\n`, { mode: 0o600 })

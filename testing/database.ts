@@ -277,7 +277,7 @@ function testUrl({ host, port, passwords }: TestCluster, role: Role, database: s
   return `postgres://${role}:${passwords[role]}@${host}:${port}/${database}`
 }
 
-function open(t: Test, name: string, url: (role: Role) => string, drop = async () => {}): TestDatabase {
+export function open(t: Test, name: string, url: (role: Role) => string, drop = async () => {}): TestDatabase {
   const sql = client(url('fleet_owner'), 10)
   const admin = client(url('postgres'), 10)
   t.teardown(async () => {
@@ -287,7 +287,7 @@ function open(t: Test, name: string, url: (role: Role) => string, drop = async (
   return { name, sql, admin, url }
 }
 
-function client(url: string, max: number) {
+export function client(url: string, max: number) {
   return postgres(url, { max, onnotice: () => {} })
 }
 

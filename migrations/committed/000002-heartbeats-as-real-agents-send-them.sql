@@ -1,5 +1,5 @@
 --! Previous: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
---! Hash: sha1:ec167525b116769b80d84bbcf49338a52112aae4
+--! Hash: sha1:0b866f79b8ea9836b6bf8a59a496d458fbeb8c11
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -825,6 +825,19 @@ comment on index fleet.device_slowdowns_last_at_idx is 'For fleet.check() and fo
 -- Functions, procedures, views
 
 
+--! Included scaling/is_distributed.sql
+create or replace function fleet.is_distributed() returns boolean
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select to_regclass('fleet.online_ranges') is not null;
+$$;
+
+comment on function fleet.is_distributed() is
+  'Whether this store is distributed with Citus, or is being distributed; true on each of its nodes. Example: select fleet.is_distributed();';
+--! EndIncluded scaling/is_distributed.sql
 --! Included access/may_reach.sql
 create or replace function fleet.may_reach(p_cohort text) returns boolean
 language sql
@@ -991,6 +1004,10 @@ declare
   c_most constant integer := 100;
   v_ids bigint[];
 begin
+  -- On a worker of Citus, which has its own copy of the table and nothing to write to.
+  if to_regclass('fleet.hb_partitions') is null then
+    return null;
+  end if;
   v_ids := array(
     select n.device_id
     from changed n
@@ -1806,9 +1823,9 @@ begin
 
   -- A new store begins with the column, so it is not recorded as a change: fleet.note_columns() records all columns again below.
   delete from fleet.heartbeat_columns
-  where not exists (select from fleet.device_heartbeats)
-    and not exists (select from fleet.hb_partitions p where p.state <> 'active')
-    and not exists (select from fleet.column_changes);
+  where not exists (select 1 from fleet.device_heartbeats)
+    and not exists (select 1 from fleet.hb_partitions p where p.state <> 'active')
+    and not exists (select 1 from fleet.column_changes);
 
   -- While this waits for a lock on one partition, heartbeats wait behind it. So it gives up soon, lets them through and tries
   -- again.
@@ -3087,120 +3104,124 @@ comment on function fleet.incident_of(text, text, timestamptz, integer) is
 -- run was missed or Postgres was down, is found later with the time at which it happened: nothing has to be watched all the time.
 create or replace function fleet.status_changes(p_device_ids bigint[], p_now timestamptz default null)
 returns setof fleet.device_transitions
-language sql
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
 as $$
-  with given as (
-    select d.device_id, d.cohort, d.revoked_at, ls.noted_status as noted, ls.noted_since, ls.noted_reason,
-      ls.last_received_at as heard_at, case ls.status when 'ok' then 'online' else ls.status end as said,
-      -- A gap is looked at once, when the heartbeat that ended it arrives.
-      case when p_now is null then ls.gap_from end as gap_from,
-      fleet.excused(ls.gap_next_in_s, i.expected) as gap_excused,
-      ls.battery_pct, ls.network_type, ls.agent_version,
-      i.expected, s.offline_after, fleet.excused(ls.next_in_s, i.expected) as excused,
-      coalesce(p_now, clock_timestamp()) as seen_at
-    from fleet.devices d
-    join fleet.device_last_status ls using (device_id)
-    left join fleet.cohorts c on c.cohort = d.cohort
-    cross join fleet.settings s
-    cross join lateral (
-      select fleet.expected_interval(
-        d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, coalesce(p_now, ls.last_received_at)
-      ) as expected
-    ) i
-    where d.device_id = any (p_device_ids) and ls.noted_status is not null
-    offset 0
-  ),
-  -- Compared as intervals, a month counts 30 days; so it does in seconds.
-  timed as (
-    select g.*,
-      g.gap_from + g.gap_excused + fleet.late_after(g.expected) as gap_late_at,
-      g.gap_from + g.gap_excused + o.silence as gap_offline_at,
-      g.heard_at + g.excused + fleet.late_after(g.expected) as late_at,
-      g.heard_at + g.excused + o.silence as offline_at,
-      fleet.is_ahead(g.noted_since, g.seen_at) as is_ahead
-    from given g
-    cross join lateral (
-      select extract(epoch from greatest(g.offline_after, 2 * g.expected)) * interval '1 second' as silence
-    ) o
-  ),
-  steps as (
-    select t.*, v.nth, v.to_status, v.from_when
-    from timed t
-    cross join lateral (
-      select
-        t.noted in ('late', 'offline') and t.noted_since <= t.gap_from as was_back,
-        -- It is late or offline in the silence that the newest heartbeat began, or was until that arrived.
-        t.noted in ('late', 'offline') and t.noted_since > coalesce(t.gap_from, t.heard_at) as is_silent,
-        t.heard_at is not null and case
-          when p_now is null then true
-          when t.noted in ('late', 'offline', 'revoked') then t.noted_since <= t.heard_at or t.is_ahead
-          else true
-        end as is_heard
-    ) k
-    cross join lateral (
-      values
-        (1, 'online', t.gap_from, k.was_back),
-        (2, 'late', t.gap_late_at, t.heard_at > t.gap_late_at and not k.is_silent and t.noted <> 'clock_skewed'),
-        (3, 'offline', t.gap_offline_at, t.heard_at > t.gap_offline_at and not (k.is_silent and t.noted = 'offline')),
-        (
-          4, 'online', t.heard_at,
-          k.is_heard and (
-            t.heard_at > t.gap_offline_at or t.noted = 'offline' and not coalesce(k.was_back, false) or t.noted = 'revoked'
-          )
-        ),
-        (5, t.said, t.heard_at, k.is_heard),
-        (6, 'late', t.late_at, p_now > t.late_at and t.said <> 'clock_skewed' and k.is_heard),
-        (7, 'offline', t.offline_at, p_now > t.offline_at and not (k.is_silent and t.noted = 'offline' and not t.is_ahead)),
-        -- What the steps above do not explain: other settings, or another interval.
-        (
-          8,
+#variable_conflict use_column
+begin
+  return query
+    with given as (
+      select d.device_id, d.cohort, d.revoked_at, ls.noted_status as noted, ls.noted_since, ls.noted_reason,
+        ls.last_received_at as heard_at, case ls.status when 'ok' then 'online' else ls.status end as said,
+        -- A gap is looked at once, when the heartbeat that ended it arrives.
+        case when p_now is null then ls.gap_from end as gap_from,
+        fleet.excused(ls.gap_next_in_s, i.expected) as gap_excused,
+        ls.battery_pct, ls.network_type, ls.agent_version,
+        i.expected, s.offline_after, fleet.excused(ls.next_in_s, i.expected) as excused,
+        coalesce(p_now, clock_timestamp()) as seen_at
+      from fleet.devices d
+      join fleet.device_last_status ls using (device_id)
+      left join fleet.cohorts c on c.cohort = d.cohort
+      cross join fleet.settings s
+      cross join lateral (
+        select fleet.expected_interval(
+          d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, coalesce(p_now, ls.last_received_at)
+        ) as expected
+      ) i
+      where d.device_id = any (p_device_ids) and ls.noted_status is not null
+      offset 0
+    ),
+    -- Compared as intervals, a month counts 30 days; so it does in seconds.
+    timed as (
+      select g.*,
+        g.gap_from + g.gap_excused + fleet.late_after(g.expected) as gap_late_at,
+        g.gap_from + g.gap_excused + o.silence as gap_offline_at,
+        g.heard_at + g.excused + fleet.late_after(g.expected) as late_at,
+        g.heard_at + g.excused + o.silence as offline_at,
+        fleet.is_ahead(g.noted_since, g.seen_at) as is_ahead
+      from given g
+      cross join lateral (
+        select extract(epoch from greatest(g.offline_after, 2 * g.expected)) * interval '1 second' as silence
+      ) o
+    ),
+    steps as (
+      select t.*, v.nth, v.to_status, v.from_when
+      from timed t
+      cross join lateral (
+        select
+          t.noted in ('late', 'offline') and t.noted_since <= t.gap_from as was_back,
+          -- It is late or offline in the silence that the newest heartbeat began, or was until that arrived.
+          t.noted in ('late', 'offline') and t.noted_since > coalesce(t.gap_from, t.heard_at) as is_silent,
+          t.heard_at is not null and case
+            when p_now is null then true
+            when t.noted in ('late', 'offline', 'revoked') then t.noted_since <= t.heard_at or t.is_ahead
+            else true
+          end as is_heard
+      ) k
+      cross join lateral (
+        values
+          (1, 'online', t.gap_from, k.was_back),
+          (2, 'late', t.gap_late_at, t.heard_at > t.gap_late_at and not k.is_silent and t.noted <> 'clock_skewed'),
+          (3, 'offline', t.gap_offline_at, t.heard_at > t.gap_offline_at and not (k.is_silent and t.noted = 'offline')),
           (
-            select case when s.status = 'online' and t.said = 'unity_down' then t.said else s.status end
-            from fleet.derive_status(
-              t.said = 'clock_skewed', t.heard_at, t.expected, t.offline_after, t.excused, p_now
-            ) s (status)
+            4, 'online', t.heard_at,
+            k.is_heard and (
+              t.heard_at > t.gap_offline_at or t.noted = 'offline' and not coalesce(k.was_back, false) or t.noted = 'revoked'
+            )
           ),
-          p_now, p_now is not null and t.heard_at is not null
-        )
-    ) v (nth, to_status, from_when, applies)
-    where v.applies and t.revoked_at is null
-    union all
-    select t.*, 9, 'revoked', t.revoked_at
-    from timed t
-    where t.revoked_at is not null
-  ),
-  followed as (
-    select s.*, lag(s.to_status, 1, s.noted) over (partition by s.device_id order by s.nth) as from_status
-    from steps s
-  ),
-  changed as (
-    select f.*,
-      -- Never before the change that went before, and never in the future.
-      least(
-        f.seen_at, greatest(max(f.from_when) over w, case when not f.is_ahead then f.noted_since end)
-      ) as changed_at
-    from followed f
-    where f.to_status <> f.from_status
-    window w as (partition by f.device_id order by f.nth)
-  )
-  select null::bigint, null::bigint, c.device_id, c.cohort, c.seen_at, c.changed_at,
-    case
-      when c.from_status in ('offline', 'revoked') and c.to_status not in ('offline', 'revoked') then 'back'
-      else c.to_status
-    end,
-    c.to_status, c.from_status,
-    lag(c.changed_at, 1, c.noted_since) over (partition by c.device_id order by c.nth), null::interval,
-    -- Until the silence is over, its reason is what was noted.
-    case when c.from_status in ('late', 'offline') and lag(c.nth) over (partition by c.device_id order by c.nth) is null
-      then c.noted_reason end,
-    null::bigint, c.battery_pct, c.network_type, c.agent_version
-  from changed c
-  order by c.device_id, c.nth;
+          (5, t.said, t.heard_at, k.is_heard),
+          (6, 'late', t.late_at, p_now > t.late_at and t.said <> 'clock_skewed' and k.is_heard),
+          (7, 'offline', t.offline_at, p_now > t.offline_at and not (k.is_silent and t.noted = 'offline' and not t.is_ahead)),
+          -- What the steps above do not explain: other settings, or another interval.
+          (
+            8,
+            (
+              select case when s.status = 'online' and t.said = 'unity_down' then t.said else s.status end
+              from fleet.derive_status(
+                t.said = 'clock_skewed', t.heard_at, t.expected, t.offline_after, t.excused, p_now
+              ) s (status)
+            ),
+            p_now, p_now is not null and t.heard_at is not null
+          )
+      ) v (nth, to_status, from_when, applies)
+      where v.applies and t.revoked_at is null
+      union all
+      select t.*, 9, 'revoked', t.revoked_at
+      from timed t
+      where t.revoked_at is not null
+    ),
+    followed as (
+      select s.*, lag(s.to_status, 1, s.noted) over (partition by s.device_id order by s.nth) as from_status
+      from steps s
+    ),
+    changed as (
+      select f.*,
+        -- Never before the change that went before, and never in the future.
+        least(
+          f.seen_at, greatest(max(f.from_when) over w, case when not f.is_ahead then f.noted_since end)
+        ) as changed_at
+      from followed f
+      where f.to_status <> f.from_status
+      window w as (partition by f.device_id order by f.nth)
+    )
+    select null::bigint, null::bigint, c.device_id, c.cohort, c.seen_at, c.changed_at,
+      case
+        when c.from_status in ('offline', 'revoked') and c.to_status not in ('offline', 'revoked') then 'back'
+        else c.to_status
+      end,
+      c.to_status, c.from_status,
+      lag(c.changed_at, 1, c.noted_since) over (partition by c.device_id order by c.nth), null::interval,
+      -- Until the silence is over, its reason is what was noted.
+      case when c.from_status in ('late', 'offline') and lag(c.nth) over (partition by c.device_id order by c.nth) is null
+        then c.noted_reason end,
+      null::bigint, c.battery_pct, c.network_type, c.agent_version
+    from changed c
+    order by c.device_id, c.nth;
+end
 $$;
 
 comment on function fleet.status_changes(bigint[], timestamptz) is
@@ -3366,40 +3387,44 @@ comment on function fleet.note_first_status(bigint[], timestamptz) is
 --! EndIncluded transitions/note_first_status.sql
 --! Included transitions/devices_to_note.sql
 create or replace function fleet.devices_to_note(p_now timestamptz default now()) returns bigint[]
-language sql
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
 as $$
-  select array_agg(f.device_id order by f.device_id)
-  from (
-    select ls.device_id
-    from fleet.device_last_status ls
-    where case
-      when ls.late_after_s is null then true
-      when ls.last_received_at is null then ls.noted_status is distinct from 'new' and ls.noted_status is distinct from 'revoked'
-      -- Cheap conditions: most devices are left out by the first, because they were heard from a moment ago.
-      when p_now - ls.last_received_at <= greatest(ls.late_after_s, ls.next_in_s) * interval '1 second' then
-        ls.noted_status is distinct from case ls.status when 'ok' then 'online' else ls.status end
-        and ls.noted_status is distinct from 'revoked'
-      -- In a cohort that is slowed down, most devices are heard from more rarely than their own interval says.
-      when ls.noted_status = case ls.status when 'ok' then 'online' else ls.status end and exists (select from fleet.cohorts) then
-        p_now - ls.last_received_at > (
-          select fleet.late_after(
-            fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now)
+begin
+  return (
+    select array_agg(f.device_id order by f.device_id)
+    from (
+      select ls.device_id
+      from fleet.device_last_status ls
+      where case
+        when ls.late_after_s is null then true
+        when ls.last_received_at is null then ls.noted_status is distinct from 'new' and ls.noted_status is distinct from 'revoked'
+        -- Cheap conditions: most devices are left out by the first, because they were heard from a moment ago.
+        when p_now - ls.last_received_at <= greatest(ls.late_after_s, ls.next_in_s) * interval '1 second' then
+          ls.noted_status is distinct from case ls.status when 'ok' then 'online' else ls.status end
+          and ls.noted_status is distinct from 'revoked'
+        -- In a cohort that is slowed down, most devices are heard from more rarely than their own interval says.
+        when ls.noted_status = case ls.status when 'ok' then 'online' else ls.status end and exists (select from fleet.cohorts) then
+          p_now - ls.last_received_at > (
+            select fleet.late_after(
+              fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now)
+            )
+            from fleet.devices d
+            left join fleet.cohorts c using (cohort)
+            where d.device_id = ls.device_id
           )
-          from fleet.devices d
-          left join fleet.cohorts c using (cohort)
-          where d.device_id = ls.device_id
-        )
-      when ls.noted_status = 'offline' then p_now - ls.last_received_at <= (select s.offline_after from fleet.settings s)
-        or ls.noted_since <= ls.last_received_at or ls.noted_since > p_now
-      else ls.noted_status is distinct from 'revoked'
-    end
-    offset 0
-  ) f;
+        when ls.noted_status = 'offline' then p_now - ls.last_received_at <= (select s.offline_after from fleet.settings s)
+          or ls.noted_since <= ls.last_received_at or ls.noted_since > p_now
+        else ls.noted_status is distinct from 'revoked'
+      end
+      offset 0
+    ) f
+  );
+end
 $$;
 
 comment on function fleet.devices_to_note(timestamptz) is
@@ -3470,6 +3495,10 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  -- On a worker of Citus, which has its own copy of the table and nothing to write to.
+  if to_regclass('fleet.hb_partitions') is null then
+    return null;
+  end if;
   insert into fleet.changed_devices (device_id)
   select n.device_id
   from changed n
@@ -4040,50 +4069,54 @@ comment on function fleet.list_devices_legacy(text, interval, bigint, integer, t
 --! EndIncluded status/list_devices_legacy.sql
 --! Included status/describe_clock.sql
 create or replace function fleet.describe_clock(p_device_id bigint) returns text
-language sql
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
-  with bounds as (
-    select now() - least(s.max_late, s.retention) - interval '1 day' as oldest, now() + s.max_future as newest
-    from fleet.settings s
-  ),
-  arrived as (
-    (
-      select h.ts, h.received_at
-      from fleet.device_heartbeats h
-      where h.device_id = p_device_id
-        and h.ts >= (select b.oldest from bounds b) and h.ts <= (select b.newest from bounds b)
-        and h.received_at <= (select b.newest from bounds b)
-      order by h.received_at desc, h.ts desc
-      limit 1
+begin
+  return (
+    with bounds as (
+      select now() - least(s.max_late, s.retention) - interval '1 day' as oldest, now() + s.max_future as newest
+      from fleet.settings s
+    ),
+    arrived as (
+      (
+        select h.ts, h.received_at
+        from fleet.device_heartbeats h
+        where h.device_id = p_device_id
+          and h.ts >= (select b.oldest from bounds b) and h.ts <= (select b.newest from bounds b)
+          and h.received_at <= (select b.newest from bounds b)
+        order by h.received_at desc, h.ts desc
+        limit 1
+      )
+      union all
+      (
+        select q.ts, q.received_at
+        from fleet.heartbeat_quarantine q
+        where q.device_id = p_device_id and isfinite(q.ts) and q.received_at <= (select b.newest from bounds b)
+        order by q.received_at desc, q.ts desc
+        limit 1
+      )
     )
-    union all
-    (
-      select q.ts, q.received_at
-      from fleet.heartbeat_quarantine q
-      where q.device_id = p_device_id and isfinite(q.ts) and q.received_at <= (select b.newest from bounds b)
-      order by q.received_at desc, q.ts desc
+    select case when m.minutes < 0 then format('lags by %s', t.text) else format('is %s ahead', t.text) end
+    from (
+      select round(extract(epoch from a.ts - a.received_at) / 60) as minutes
+      from arrived a
+      order by a.received_at desc, a.ts desc
       limit 1
-    )
-  )
-  select case when m.minutes < 0 then format('lags by %s', t.text) else format('is %s ahead', t.text) end
-  from (
-    select round(extract(epoch from a.ts - a.received_at) / 60) as minutes
-    from arrived a
-    order by a.received_at desc, a.ts desc
-    limit 1
-  ) m
-  cross join lateral (
-    select case
-      when abs(m.minutes) < 120 then format('%s min', abs(m.minutes))
-      when abs(m.minutes) < 2880 then format('%s h', round(abs(m.minutes) / 60))
-      else format('%s days', round(abs(m.minutes) / 1440))
-    end as text
-  ) t
-  where abs(m.minutes) > 1;
+    ) m
+    cross join lateral (
+      select case
+        when abs(m.minutes) < 120 then format('%s min', abs(m.minutes))
+        when abs(m.minutes) < 2880 then format('%s h', round(abs(m.minutes) / 60))
+        else format('%s days', round(abs(m.minutes) / 1440))
+      end as text
+    ) t
+    where abs(m.minutes) > 1
+  );
+end
 $$;
 
 comment on function fleet.describe_clock(bigint) is
@@ -4185,21 +4218,28 @@ comment on view fleet.fleet_summary is
 --! EndIncluded status/fleet_summary.view.sql
 --! Included status/sample_fleet.sql
 create or replace function fleet.sample_fleet() returns void
-language sql
+language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
+declare
+  v_at timestamptz := date_bin('10 minutes', now(), '2000-01-01Z');
+  v_fleet record;
+begin
   delete from fleet.fleet_samples s
   where s.sampled_at < now() - interval '8 days' or s.sampled_at > now();
-  insert into fleet.fleet_samples (sampled_at, devices, online, late, offline, new, clock_skewed, unity_down)
-  select date_bin('10 minutes', now(), '2000-01-01Z'), f.devices, f.online, f.late, f.offline, f.new, f.clock_skewed, f.unity_down
-  from fleet.fleet_summary f
-  where f.cohort = '(all)'
-    -- Nine times out of ten the row is already there, and no device is counted.
-    and not exists (select from fleet.fleet_samples s where s.sampled_at = date_bin('10 minutes', now(), '2000-01-01Z'))
-  on conflict do nothing;
+  -- Nine times out of ten the row is already there, and no device is counted.
+  if not exists (select from fleet.fleet_samples s where s.sampled_at = v_at) then
+    select f.* into v_fleet from fleet.fleet_summary f where f.cohort = '(all)';
+    insert into fleet.fleet_samples (sampled_at, devices, online, late, offline, new, clock_skewed, unity_down)
+    values (
+      v_at, v_fleet.devices, v_fleet.online, v_fleet.late, v_fleet.offline, v_fleet.new, v_fleet.clock_skewed, v_fleet.unity_down
+    )
+    on conflict do nothing;
+  end if;
+end
 $$;
 
 comment on function fleet.sample_fleet() is
@@ -4209,27 +4249,31 @@ comment on function fleet.sample_fleet() is
 --! EndIncluded status/sample_fleet.sql
 --! Included silence/newest_received_at.sql
 create or replace function fleet.newest_received_at(p_now timestamptz) returns timestamptz
-language sql
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
 as $$
-  select coalesce(
-    (
-      select k.newest_received_at
-      from fleet.fleet_counts k
-      cross join fleet.settings s
-      where k.place = 1 and fleet.counts_hold(p_now) and p_now - k.newest_received_at <= s.ingest_gap
-    ),
-    (
-      select max(ls.last_received_at)
-      from fleet.device_last_status ls
-      -- It may have arrived after this transaction began. In a subquery, the clock is read once and not for each device.
-      where ls.last_received_at <= (select greatest(p_now, clock_timestamp()))
+begin
+  return (
+    select coalesce(
+      (
+        select k.newest_received_at
+        from fleet.fleet_counts k
+        cross join fleet.settings s
+        where k.place = 1 and fleet.counts_hold(p_now) and p_now - k.newest_received_at <= s.ingest_gap
+      ),
+      (
+        select max(ls.last_received_at)
+        from fleet.device_last_status ls
+        -- It may have arrived after this transaction began. In a subquery, the clock is read once and not for each device.
+        where ls.last_received_at <= (select greatest(p_now, clock_timestamp()))
+      )
     )
   );
+end
 $$;
 
 comment on function fleet.newest_received_at(timestamptz) is
@@ -4261,86 +4305,93 @@ returns table (
   ratio double precision, is_alarming boolean, is_muted boolean, muted_reason text, window_start timestamptz,
   counted_at timestamptz
 )
-language sql
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
 as $$
-  with ingest as materialized (
-    select
-      case
-        when fleet.is_ingest_down(fleet.newest_received_at(p_now), fleet.not_in_future(p_now)) then 'ingest_down'
-        when p_now < w.gap_to + s.silence_window or w.gap_from is not null and w.gap_to is null
-          or fleet.postgres_started_at() > w.looked_at then 'ingest_resumed'
-        when w.looked_at < p_now - s.ingest_gap then 'unwatched'
-      end as muted_reason,
-      coalesce(k.window_start, fleet.silence_window_start(p_now)) as window_start,
-      coalesce(k.counted_at, p_now) as counted_at
-    from fleet.settings s
-    cross join fleet.silence_watch w
-    left join fleet.fleet_counts k on k.place = 1 and fleet.counts_hold(p_now)
-  ),
-  -- How long each device is overdue. OFFSET 0 has it computed once.
-  heard as (
-    select d.cohort,
-      p_now - ls.last_received_at - fleet.excused(ls.next_in_s, i.expected) - fleet.late_after(i.expected) as overdue
-    from fleet.devices d
-    left join fleet.device_last_status ls using (device_id)
-    left join fleet.cohorts c on c.cohort = d.cohort
+#variable_conflict use_column
+declare
+  -- Before the statement: a function that reads distributed tables cannot be called in one that reads others of Citus.
+  v_is_down boolean := fleet.is_ingest_down(fleet.newest_received_at(p_now), fleet.not_in_future(p_now));
+begin
+  return query
+    with ingest as materialized (
+      select
+        case
+          when v_is_down then 'ingest_down'
+          when p_now < w.gap_to + s.silence_window or w.gap_from is not null and w.gap_to is null
+            or fleet.postgres_started_at() > w.looked_at then 'ingest_resumed'
+          when w.looked_at < p_now - s.ingest_gap then 'unwatched'
+        end as muted_reason,
+        coalesce(k.window_start, fleet.silence_window_start(p_now)) as window_start,
+        coalesce(k.counted_at, p_now) as counted_at
+      from fleet.settings s
+      cross join fleet.silence_watch w
+      left join fleet.fleet_counts k on k.place = 1 and fleet.counts_hold(p_now)
+    ),
+    -- How long each device is overdue. OFFSET 0 has it computed once.
+    heard as (
+      select d.cohort,
+        p_now - ls.last_received_at - fleet.excused(ls.next_in_s, i.expected) - fleet.late_after(i.expected) as overdue
+      from fleet.devices d
+      left join fleet.device_last_status ls using (device_id)
+      left join fleet.cohorts c on c.cohort = d.cohort
+      cross join lateral (
+        select fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now) as expected
+      ) i
+      where d.revoked_at is null
+      offset 0
+    ),
+    counted as (
+      select h.cohort, count(*) as devices,
+        count(*) filter (where h.overdue <= (select p_now - i.window_start from ingest i)) as active,
+        count(*) filter (
+          where h.overdue > interval '0' and h.overdue <= (select p_now - i.window_start from ingest i)
+        ) as gone_quiet
+      from heard h
+      group by h.cohort
+    ),
+    summed as (
+      select row_number() over (order by grouping(k.cohort) desc, k.cohort) as place, coalesce(k.cohort, '(all)') as cohort,
+        coalesce(sum(k.devices), 0)::bigint as devices, coalesce(sum(k.active), 0)::bigint as active,
+        coalesce(sum(k.gone_quiet), 0)::bigint as gone_quiet
+      from counted k
+      group by grouping sets ((k.cohort), ())
+    ),
+    -- Only one of the two halves runs.
+    listed as (
+      select k.place, k.cohort, k.devices, k.active, k.gone_quiet
+      from fleet.fleet_counts k
+      where fleet.counts_hold(p_now)
+      union all
+      select s.place, s.cohort, s.devices, s.active, s.gone_quiet
+      from summed s
+      where not fleet.counts_hold(p_now)
+    )
+    select m.cohort, m.devices, m.active, m.gone_quiet, r.share, u.usual_share, r.share / nullif(u.usual_share, 0),
+      r.muted_reason is null and m.gone_quiet >= s.silence_min_devices and r.share >= s.silence_share
+        and r.share >= s.silence_ratio * u.usual_share,
+      r.muted_reason is not null, r.muted_reason, i.window_start, i.counted_at
+    from listed m
+    cross join ingest i
+    cross join fleet.settings s
+    left join fleet.silence_usual u on u.cohort = m.cohort
     cross join lateral (
-      select fleet.expected_interval(d.heartbeat_interval, c.min_interval, c.last_interval, c.changed_at, p_now) as expected
-    ) i
-    where d.revoked_at is null
-    offset 0
-  ),
-  counted as (
-    select h.cohort, count(*) as devices,
-      count(*) filter (where h.overdue <= (select p_now - i.window_start from ingest i)) as active,
-      count(*) filter (
-        where h.overdue > interval '0' and h.overdue <= (select p_now - i.window_start from ingest i)
-      ) as gone_quiet
-    from heard h
-    group by h.cohort
-  ),
-  summed as (
-    select row_number() over (order by grouping(k.cohort) desc, k.cohort) as place, coalesce(k.cohort, '(all)') as cohort,
-      coalesce(sum(k.devices), 0)::bigint as devices, coalesce(sum(k.active), 0)::bigint as active,
-      coalesce(sum(k.gone_quiet), 0)::bigint as gone_quiet
-    from counted k
-    group by grouping sets ((k.cohort), ())
-  ),
-  -- Only one of the two halves runs.
-  listed as (
-    select k.place, k.cohort, k.devices, k.active, k.gone_quiet
-    from fleet.fleet_counts k
-    where fleet.counts_hold(p_now)
-    union all
-    select s.place, s.cohort, s.devices, s.active, s.gone_quiet
-    from summed s
-    where not fleet.counts_hold(p_now)
-  )
-  select m.cohort, m.devices, m.active, m.gone_quiet, r.share, u.usual_share, r.share / nullif(u.usual_share, 0),
-    r.muted_reason is null and m.gone_quiet >= s.silence_min_devices and r.share >= s.silence_share
-      and r.share >= s.silence_ratio * u.usual_share,
-    r.muted_reason is not null, r.muted_reason, i.window_start, i.counted_at
-  from listed m
-  cross join ingest i
-  cross join fleet.settings s
-  left join fleet.silence_usual u on u.cohort = m.cohort
-  cross join lateral (
-    select m.gone_quiet / nullif(m.active, 0)::double precision as share,
-      case
-        when i.muted_reason is not null then i.muted_reason
-        when m.active < s.silence_min_devices then 'few_devices'
-        -- 144 samples are a day. Before that, what is usual at night is unknown.
-        when u.usual_share is null or u.samples < 144 then 'few_samples'
-      end as muted_reason
-  ) r
-  -- A login of fleet.create_reader() sees its cohorts, and not what is true of the whole fleet.
-  where (select fleet.seen_cohorts()) is null or m.cohort = any ((select fleet.seen_cohorts())::text[])
-  order by m.place;
+      select m.gone_quiet / nullif(m.active, 0)::double precision as share,
+        case
+          when i.muted_reason is not null then i.muted_reason
+          when m.active < s.silence_min_devices then 'few_devices'
+          -- 144 samples are a day. Before that, what is usual at night is unknown.
+          when u.usual_share is null or u.samples < 144 then 'few_samples'
+        end as muted_reason
+    ) r
+    -- A login of fleet.create_reader() sees its cohorts, and not what is true of the whole fleet.
+    where (select fleet.seen_cohorts()) is null or m.cohort = any ((select fleet.seen_cohorts())::text[])
+    order by m.place;
+end
 $$;
 
 comment on function fleet.silence_at(timestamptz) is
@@ -4363,27 +4414,31 @@ comment on view fleet.fleet_silence is
 --! Included silence/silence_metrics.sql
 create or replace function fleet.silence_metrics()
 returns table (metric text, labels jsonb, value double precision)
-language sql
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select v.metric, s.labels, v.value
-  from (
-    -- OFFSET 0 has the labels of a cohort made once, and not for each metric.
-    select l.*, jsonb_build_object('cohort', l.cohort) as labels from fleet.fleet_silence l offset 0
-  ) s
-  cross join lateral (
-    values
-      ('cohort_devices', s.devices::double precision),
-      ('cohort_active_devices', s.active),
-      ('cohort_gone_quiet_devices', s.gone_quiet),
-      ('cohort_gone_quiet_ratio', s.share),
-      ('cohort_usual_quiet_ratio', s.usual_share),
-      ('cohort_silence_alarm', s.is_alarming::integer),
-      ('cohort_silence_muted', s.is_muted::integer)
-  ) as v (metric, value)
-  where v.value is not null;
+#variable_conflict use_column
+begin
+  return query
+    select v.metric, s.labels, v.value
+    from (
+      -- OFFSET 0 has the labels of a cohort made once, and not for each metric.
+      select l.*, jsonb_build_object('cohort', l.cohort) as labels from fleet.fleet_silence l offset 0
+    ) s
+    cross join lateral (
+      values
+        ('cohort_devices', s.devices::double precision),
+        ('cohort_active_devices', s.active),
+        ('cohort_gone_quiet_devices', s.gone_quiet),
+        ('cohort_gone_quiet_ratio', s.share),
+        ('cohort_usual_quiet_ratio', s.usual_share),
+        ('cohort_silence_alarm', s.is_alarming::integer),
+        ('cohort_silence_muted', s.is_muted::integer)
+    ) as v (metric, value)
+    where v.value is not null;
+end
 $$;
 
 comment on function fleet.silence_metrics() is
@@ -4680,6 +4735,7 @@ declare
   v_count bigint;
   v_total bigint;
   v_start bigint;
+  v_sample bigint[];
   v_ahead bigint;
   -- As variables, so that the planner locks only these partitions, and does not wait for one that is being settled.
   v_from timestamptz := p_now - interval '1 day';
@@ -4727,28 +4783,26 @@ begin
 
   check_name := 'last_status';
   select floor(random() * greatest(coalesce(max(d.device_id), 0) - c_sample, 0)) into v_start from fleet.devices d;
+  v_sample := array(select s.device_id from fleet.devices s where s.device_id > v_start order by s.device_id limit c_sample);
   -- One statement stores a heartbeat and updates last status, so any difference is drift.
   select count(*) filter (where ls.last_ts is null or ls.last_ts < h.ts), count(*) into v_count, v_total
-  from (
-    select s.device_id
-    from fleet.devices s
-    where s.device_id > v_start
-    order by s.device_id
-    limit c_sample
-  ) d
-  left join fleet.device_last_status ls on ls.device_id = d.device_id
+  from fleet.device_last_status ls
   cross join lateral (
     select b.ts
     from fleet.device_heartbeats b
-    where b.device_id = d.device_id and b.ts >= v_from and b.ts <= v_to
+    where b.device_id = ls.device_id and b.ts >= v_from and b.ts <= v_to
     order by b.ts desc
     limit 1
-  ) h;
+  ) h
+  where ls.device_id = any (v_sample);
   status := case when v_count = 0 then 'ok' else 'warn' end;
   detail := format('last status is behind the newest heartbeat for %s of %s devices in the sample', v_count, v_total);
-  select count(*), min(ls.device_id) into v_ahead, v_start
-  from fleet.device_last_status ls
-  where greatest(ls.last_ts, ls.last_received_at) > p_now + v_settings.max_future and fleet.may_be_ahead(p_now);
+  v_ahead := 0;
+  if fleet.may_be_ahead(p_now) then
+    select count(*), min(ls.device_id) into v_ahead, v_start
+    from fleet.device_last_status ls
+    where greatest(ls.last_ts, ls.last_received_at) > v_to;
+  end if;
   if v_ahead > 0 then
     status := 'warn';
     detail := format(
@@ -4792,20 +4846,15 @@ begin
   return next;
 
   check_name := 'quarantine_full';
+  v_sample := array(select ls.device_id from fleet.device_last_status ls where ls.status = 'clock_skewed' limit 1000)
+    || array(select distinct q.device_id from fleet.heartbeat_quarantine q where q.received_at > p_now - interval '1 hour');
   select count(*), string_agg(f.device_id::text, ', ' order by f.device_id) filter (where f.nth <= 10) into v_count, v_names
   from (
-    select d.device_id, row_number() over (order by d.device_id) as nth
-    from (
-      (select ls.device_id from fleet.device_last_status ls where ls.status = 'clock_skewed' limit 1000)
-      union
-      select q.device_id from fleet.heartbeat_quarantine q where q.received_at > p_now - interval '1 hour'
-    ) d
-    where (
-      select count(*)
-      from (
-        select from fleet.heartbeat_quarantine q where q.device_id = d.device_id limit v_settings.quarantine_per_device
-      ) k
-    ) >= v_settings.quarantine_per_device
+    select q.device_id, row_number() over (order by q.device_id) as nth
+    from fleet.heartbeat_quarantine q
+    where q.device_id = any (v_sample)
+    group by q.device_id
+    having count(*) >= v_settings.quarantine_per_device
   ) f;
   status := case when v_count = 0 then 'ok' else 'warn' end;
   detail := case v_count
@@ -4970,9 +5019,12 @@ begin
   perform fleet.not_in_future(p_now);
   check_name := 'heartbeats';
   v_newest := fleet.newest_received_at(p_now);
-  select count(*) into v_ahead
-  from fleet.device_last_status ls
-  where ls.last_received_at > (select p_now + s.max_future from fleet.settings s) and fleet.may_be_ahead(p_now);
+  v_ahead := 0;
+  if fleet.may_be_ahead(p_now) then
+    select count(*) into v_ahead
+    from fleet.device_last_status ls
+    where ls.last_received_at > (select p_now + s.max_future from fleet.settings s);
+  end if;
   status := 'ok'; remedy := null;
   detail := coalesce(
     case when fleet.counts_hold(p_now) then 'one' else 'the last one' end
@@ -7091,11 +7143,12 @@ comment on view fleet.unreadable_fields is
 --! EndIncluded ingest/unreadable_fields.view.sql
 --! Included ingest/record_unreadable_fields.sql
 create or replace function fleet.record_unreadable_fields(p_counts json) returns void
-language sql
+language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+begin
   insert into fleet.device_unreadable_fields as f (device_id, field, times, first_at, last_at, example)
   select r.device_id, r.field, r.times, now(), now(), r.example
   from json_to_recordset(p_counts) as r (device_id bigint, field text, times bigint, example text)
@@ -7105,6 +7158,7 @@ as $$
     set times = f.times + excluded.times,
       last_at = excluded.last_at,
       example = excluded.example;
+end
 $$;
 
 comment on function fleet.record_unreadable_fields(json) is
@@ -7129,6 +7183,7 @@ declare
   c_candidates constant integer := 10000;
   c_named constant integer := 10;
   v_day date;
+  v_candidates bigint[];
   v_count bigint;
   v_names text;
   v_commands text;
@@ -7140,6 +7195,13 @@ begin
   where r.day between p_now::date - 3 and p_now::date - 1
     and exists (select from fleet.rolled_up_days b where b.day = r.day - 1);
 
+  v_candidates := array(
+    select a.device_id
+    from fleet.device_availability_daily a
+    where a.day = v_day and a.beats > a.expected * 1.5 + 10
+    order by a.device_id
+    limit c_candidates
+  );
   -- Two days in a row, because a clock that jumps back, or heartbeats of an import, can double one. A device that was slowed
   -- sent more before, so its shortest interval of these days and the day before them counts.
   select count(*),
@@ -7150,35 +7212,31 @@ begin
     string_agg(format('select fleet.renew_token(%s);', f.device_id), e'\n' order by f.nth) filter (where f.nth <= c_named)
   into v_count, v_names, v_commands
   from (
-    select d.device_id, d.alias, l.beats, l.expected, row_number() over (order by l.excess desc, d.device_id) as nth
+    select l.device_id, l.alias, l.beats, l.expected, row_number() over (order by l.excess desc, l.device_id) as nth
     from (
-      select a.device_id
-      from fleet.device_availability_daily a
-      where a.day = v_day and a.beats > a.expected * 1.5 + 10
-      order by a.device_id
-      limit c_candidates
-    ) c
-    join fleet.devices d on d.device_id = c.device_id
-    cross join lateral (
-      select max(a.beats) filter (where a.day = v_day) as beats, max(x.expected) filter (where a.day = v_day) as expected,
-        count(*) filter (where a.day >= v_day - 1 and a.beats > 1.5 * x.expected + 10) as days,
-        max(a.beats / greatest(x.expected, 1.0)) filter (where a.day = v_day) as excess
-      from fleet.device_availability_daily a
-      cross join lateral (
-        select round(
-          a.expected * extract(epoch from a.heartbeat_interval) / extract(epoch from least(d.heartbeat_interval, i.shortest))
-        )::integer as expected
+      select a.device_id, a.alias, max(a.beats) filter (where a.day = v_day) as beats,
+        max(a.expected) filter (where a.day = v_day) as expected,
+        count(*) filter (where a.day >= v_day - 1 and a.beats > 1.5 * a.expected + 10) as days,
+        max(a.beats / greatest(a.expected, 1.0)) filter (where a.day = v_day) as excess
+      from (
+        select w.device_id, w.day, w.beats, d.alias,
+          round(
+            w.expected * extract(epoch from w.heartbeat_interval) / extract(epoch from least(d.heartbeat_interval, w.shortest))
+          )::integer as expected
         from (
-          select min(s.heartbeat_interval) as shortest
-          from fleet.device_availability_daily s
-          where s.device_id = d.device_id and s.day between v_day - 2 and v_day
-        ) i
-      ) x
-      where a.device_id = d.device_id and a.day between v_day - 1 and v_day
+          select o.device_id, o.day, o.beats, o.expected, o.heartbeat_interval,
+            min(o.heartbeat_interval) over (partition by o.device_id) as shortest
+          from fleet.device_availability_daily o
+          where o.device_id = any (v_candidates) and o.day between v_day - 2 and v_day
+        ) w
+        join fleet.devices d on d.device_id = w.device_id
+        where w.day >= v_day - 1 and d.revoked_at is null
+          -- After a new token or interval, only the days that follow count.
+          and (d.changed_at is null or d.changed_at < (v_day - 1)::timestamptz)
+      ) a
+      group by a.device_id, a.alias
     ) l
-    where l.days = 2 and d.revoked_at is null
-      -- After a new token or interval, only the days that follow count.
-      and (d.changed_at is null or d.changed_at < (v_day - 1)::timestamptz)
+    where l.days = 2
   ) f;
   status := case when v_count = 0 then 'ok' else 'warn' end;
   detail := case
@@ -7253,6 +7311,8 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
+  v_settings fleet.settings;
+  v_last_day date;
   v_quarantined bigint;
   v_events bigint;
   v_commands bigint;
@@ -7262,48 +7322,38 @@ declare
   v_transitions bigint;
   v_audited bigint;
 begin
+  select * into strict v_settings from fleet.settings;
+  v_last_day := (p_now - greatest(v_settings.rollups_keep, v_settings.retention) - interval '1 microsecond')::date;
   delete from fleet.heartbeat_quarantine q
-  using fleet.settings s
-  where q.received_at < p_now - s.quarantine_keep;
+  where q.received_at < p_now - v_settings.quarantine_keep;
   get diagnostics v_quarantined = row_count;
   delete from fleet.events e
-  using fleet.settings s
-  where e.at < p_now - s.events_keep;
+  where e.at < p_now - v_settings.events_keep;
   get diagnostics v_events = row_count;
   delete from fleet.device_commands c
-  using fleet.settings s
-  where c.created_at < p_now - s.commands_keep;
+  where c.created_at < p_now - v_settings.commands_keep;
   get diagnostics v_commands = row_count;
   delete from fleet.command_dispatch_log l
-  using fleet.settings s
-  where l.at < p_now - s.commands_keep;
+  where l.at < p_now - v_settings.commands_keep;
   get diagnostics v_dispatches = row_count;
   delete from fleet.device_transitions t
-  using fleet.settings s
-  where t.at < p_now - s.transitions_keep;
+  where t.at < p_now - v_settings.transitions_keep;
   get diagnostics v_transitions = row_count;
   delete from fleet.incidents i
-  using fleet.settings s
-  where i.ended_at < p_now - s.transitions_keep;
+  where i.ended_at < p_now - v_settings.transitions_keep;
   delete from fleet.device_unreadable_fields f
-  using fleet.settings s
-  where f.last_at < p_now - s.quarantine_keep;
+  where f.last_at < p_now - v_settings.quarantine_keep;
   delete from fleet.device_slowdowns d
-  using fleet.settings s
-  where d.last_at < p_now - s.quarantine_keep;
+  where d.last_at < p_now - v_settings.quarantine_keep;
   delete from fleet.device_availability_daily a
-  using fleet.settings s
-  where a.day < p_now - greatest(s.rollups_keep, s.retention);
+  where a.day <= v_last_day;
   get diagnostics v_rollups = row_count;
   delete from fleet.rolled_up_days r
-  using fleet.settings s
-  where r.day < p_now - greatest(s.rollups_keep, s.retention);
+  where r.day <= v_last_day;
   delete from fleet.late_arrivals l
-  using fleet.settings s
-  where l.day < p_now - greatest(s.rollups_keep, s.retention);
+  where l.day <= v_last_day;
   delete from fleet.storage_daily d
-  using fleet.settings s
-  where d.day < p_now - s.rollups_keep;
+  where d.day < p_now - v_settings.rollups_keep;
   delete from fleet.cohorts c
   where c.min_interval is null and c.changed_at < p_now - interval '7 days';
   delete from fleet.slo_counts c
@@ -7311,9 +7361,8 @@ begin
   delete from fleet.archivers a
   where a.last_seen_at < p_now - interval '7 days';
   delete from fleet.webhook_deliveries d
-  using fleet.settings s
   -- What waits is not pruned, and neither is the first message of a trouble that lasts: its recovery names it.
-  where d.made_at < p_now - s.webhook_keep and d.state <> 'pending' and not d.is_open;
+  where d.made_at < p_now - v_settings.webhook_keep and d.state <> 'pending' and not d.is_open;
   get diagnostics v_messages = row_count;
   v_audited := fleet.prune_audit_log();
   delete from fleet.sessions s
@@ -7335,12 +7384,19 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_ids bigint[];
 begin
+  -- On a worker of Citus, which has its own copy of the table and nothing to write to.
+  if to_regclass('fleet.hb_partitions') is null then
+    return null;
+  end if;
+  v_ids := array(select c.device_id from changed c);
   insert into fleet.device_last_status (device_id, is_silent, noted_status, noted_since, late_after_s)
   select d.device_id, false, case when d.revoked_at is null then 'new' else 'revoked' end, coalesce(d.revoked_at, now()),
     floor(extract(epoch from fleet.late_after(d.heartbeat_interval)))
-  from changed c
-  join fleet.devices d using (device_id)
+  from fleet.devices d
+  where d.device_id = any (v_ids)
   order by d.device_id
   on conflict do nothing;
   return null;
@@ -7455,6 +7511,10 @@ as $$
 declare
   v_device_ids bigint[] := array(select g.device_id from gone g);
 begin
+  -- On a worker of Citus, which has its own copy of the table and nothing to write to.
+  if to_regclass('fleet.hb_partitions') is null then
+    return null;
+  end if;
   if cardinality(v_device_ids) > 0 then
     perform fleet.delete_device_rows(v_device_ids);
   end if;
@@ -7719,6 +7779,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_old interval;
+  v_last interval;
 begin
   if p_cohort is null or btrim(p_cohort) = '' or length(p_cohort) > 100 then
     raise exception using
@@ -7734,17 +7795,17 @@ begin
   end if;
   -- Otherwise two calls at once would both see the same old value. Readers do not wait.
   lock table fleet.cohorts in share row exclusive mode;
-  select min_interval into v_old from fleet.cohorts where cohort = p_cohort;
+  select c.min_interval, greatest(c.min_interval, case when now() - c.changed_at < 2 * c.last_interval then c.last_interval end)
+  into v_old, v_last
+  from fleet.cohorts c
+  where c.cohort = p_cohort;
   if v_old is distinct from p_interval then
-    insert into fleet.cohorts as c (cohort, min_interval)
-    values (p_cohort, p_interval)
+    insert into fleet.cohorts as c (cohort, min_interval, last_interval, changed_at)
+    values (p_cohort, p_interval, v_last, now())
     on conflict (cohort) do update
       set min_interval = excluded.min_interval,
-        last_interval = greatest(
-          c.min_interval,
-          case when now() - c.changed_at < 2 * c.last_interval then c.last_interval end
-        ),
-        changed_at = now();
+        last_interval = excluded.last_interval,
+        changed_at = excluded.changed_at;
     perform fleet.audit('cohort_interval.changed', 'cohort_interval:' || p_cohort, to_jsonb(v_old::text), to_jsonb(p_interval::text));
   end if;
   return format(
@@ -8088,63 +8149,67 @@ comment on function fleet.is_ingest_down(timestamptz, timestamptz) is
 --! Included availability/rollup_plan.sql
 create or replace function fleet.rollup_plan(p_now timestamptz default now())
 returns table (day date, partition_name text, state text, action text, due_at timestamptz)
-language sql
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
 as $$
-  with days as materialized (
-    select g.day::date as day, p.partition_name, p.state
-    from fleet.hb_partitions p
-    join pg_class t on t.oid = fleet.table_of(p)
-    cross join lateral generate_series(p.range_start, least(p.range_end, p_now) - interval '1 day', interval '1 day') as g (day)
-  ),
-  gone as materialized (
-    select case
-        when d.revoked_at > d.enrolled_at then (d.revoked_at - interval '1 microsecond')::date + 1
-        -- Such a device was never expected.
-        else d.enrolled_at::date
-      end as day,
-      count(*) as devices
-    from fleet.devices d
-    where d.revoked_at is not null
-    group by 1
-  ),
-  -- The roster of each day. Reads each entry of an index once, and no device that is enrolled.
-  rosters as materialized (
-    select w.day,
-      sum(e.devices) over (order by w.day)
-        - (select coalesce(sum(o.devices), 0) from gone o where o.day <= w.day) as devices
-    from (
-      select d.day, lag(d.day) over (order by d.day) as previous from (select distinct y.day from days y) d
-    ) w
-    cross join lateral (
-      select count(*) as devices
+#variable_conflict use_column
+begin
+  return query
+    with days as materialized (
+      select g.day::date as day, p.partition_name, p.state
+      from fleet.hb_partitions p
+      join pg_class t on t.oid = fleet.table_of(p)
+      cross join lateral generate_series(p.range_start, least(p.range_end, p_now) - interval '1 day', interval '1 day') as g (day)
+    ),
+    gone as materialized (
+      select case
+          when d.revoked_at > d.enrolled_at then (d.revoked_at - interval '1 microsecond')::date + 1
+          -- Such a device was never expected.
+          else d.enrolled_at::date
+        end as day,
+        count(*) as devices
       from fleet.devices d
-      where d.enrolled_at >= coalesce((w.previous + 1)::timestamptz, '-infinity') and d.enrolled_at < (w.day + 1)::timestamptz
-    ) e
-  ),
-  late as materialized (
-    select l.day, min(l.arrived_at) as since
-    from fleet.late_arrivals l
-    group by l.day
-  )
-  select d.day, d.partition_name, d.state,
-    case when r.day is not null and r.devices = n.devices then 'rebuild' else 'roll_up' end,
-    case when r.devices = n.devices or n.devices = 0 then l.since else (d.day + 1)::timestamptz end
-  from days d
-  join rosters n on n.day = d.day
-  cross join (select i.* from fleet.settings i where fleet.not_in_future(p_now) is not null) s
-  left join fleet.rolled_up_days r on r.day = d.day
-  left join late l on l.day = d.day
-  where
-    -- Not rolled up yet, or rolled up before its roster changed, for example by devices enrolled with an earlier date.
-    d.day >= p_now - greatest(s.rollups_keep, s.retention) and coalesce(r.devices, 0) <> n.devices
-    -- Also a day without a roster: heartbeats from before their device was enrolled must not wait forever.
-    or l.day is not null
-  order by d.day;
+      where d.revoked_at is not null
+      group by 1
+    ),
+    -- The roster of each day. Reads each entry of an index once, and no device that is enrolled.
+    rosters as materialized (
+      select w.day,
+        sum(e.devices) over (order by w.day)
+          - (select coalesce(sum(o.devices), 0) from gone o where o.day <= w.day) as devices
+      from (
+        select d.day, lag(d.day) over (order by d.day) as previous from (select distinct y.day from days y) d
+      ) w
+      cross join lateral (
+        select count(*) as devices
+        from fleet.devices d
+        where d.enrolled_at >= coalesce((w.previous + 1)::timestamptz, '-infinity') and d.enrolled_at < (w.day + 1)::timestamptz
+      ) e
+    ),
+    late as materialized (
+      select l.day, min(l.arrived_at) as since
+      from fleet.late_arrivals l
+      group by l.day
+    )
+    select d.day, d.partition_name, d.state,
+      case when r.day is not null and r.devices = n.devices then 'rebuild' else 'roll_up' end,
+      case when r.devices = n.devices or n.devices = 0 then l.since else (d.day + 1)::timestamptz end
+    from days d
+    join rosters n on n.day = d.day
+    cross join (select i.* from fleet.settings i where fleet.not_in_future(p_now) is not null) s
+    left join fleet.rolled_up_days r on r.day = d.day
+    left join late l on l.day = d.day
+    where
+      -- Not rolled up yet, or rolled up before its roster changed, for example by devices enrolled with an earlier date.
+      d.day >= p_now - greatest(s.rollups_keep, s.retention) and coalesce(r.devices, 0) <> n.devices
+      -- Also a day without a roster: heartbeats from before their device was enrolled must not wait forever.
+      or l.day is not null
+    order by d.day;
+end
 $$;
 
 comment on function fleet.rollup_plan(timestamptz) is
@@ -9144,52 +9209,56 @@ comment on function fleet.run_next_step(bigint, integer) is
 --! Included jobs/nightly_plan.sql
 create or replace function fleet.nightly_plan(p_retention interval default null, p_now timestamptz default now())
 returns table (step text, partition_name text, detail text)
-language sql
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
-  (
-    select 'premake', null::text, format('create the partition of %s', d.day::date)
-    from fleet.settings s
-    cross join generate_series(
-      fleet.not_in_future(p_now)::date::timestamptz, p_now::date + s.premake_days * interval '1 day', interval '1 day'
-    ) as d (day)
-    where not exists (
-      select from fleet.attached_partitions() a where a.range_start <= d.day and a.range_end > d.day
+#variable_conflict use_column
+begin
+  return query
+    (
+      select 'premake', null::text, format('create the partition of %s', d.day::date)
+      from fleet.settings s
+      cross join generate_series(
+        fleet.not_in_future(p_now)::date::timestamptz, p_now::date + s.premake_days * interval '1 day', interval '1 day'
+      ) as d (day)
+      where not exists (
+        select from fleet.attached_partitions() a where a.range_start <= d.day and a.range_end > d.day
+      )
+      order by d.day
     )
-    order by d.day
-  )
-  union all
-  (
-    select 'roll_up', r.partition_name, format('roll up %s', r.day)
-    from fleet.rollup_plan(p_now) r
-    where r.action = 'roll_up' and r.state in ('active', 'restored')
-    order by r.day
-  )
-  union all
-  select 'retire', r.partition_name, r.reason
-  from fleet.retention_plan(p_retention, p_now) r
-  where r.action = 'retire'
-  union all
-  select 'hold', r.partition_name, r.reason
-  from fleet.retention_plan(p_retention, p_now) r
-  where r.action = 'hold'
-  union all
-  (
-    select 'archive', p.partition_name, format('state %s%s', p.state, ': ' || p.last_error)
-    from fleet.hb_partitions p
-    where p.state in ('detached', 'archiving', 'archive_failed', 'archived')
-    order by p.range_start
-  )
-  union all
-  (
-    select 'settle', r.partition_name, r.reason
-    from fleet.settle_plan(p_now) r
-    where r.action = 'settle'
-    order by r.range_start desc
-  );
+    union all
+    (
+      select 'roll_up', r.partition_name, format('roll up %s', r.day)
+      from fleet.rollup_plan(p_now) r
+      where r.action = 'roll_up' and r.state in ('active', 'restored')
+      order by r.day
+    )
+    union all
+    select 'retire', r.partition_name, r.reason
+    from fleet.retention_plan(p_retention, p_now) r
+    where r.action = 'retire'
+    union all
+    select 'hold', r.partition_name, r.reason
+    from fleet.retention_plan(p_retention, p_now) r
+    where r.action = 'hold'
+    union all
+    (
+      select 'archive', p.partition_name, format('state %s%s', p.state, ': ' || p.last_error)
+      from fleet.hb_partitions p
+      where p.state in ('detached', 'archiving', 'archive_failed', 'archived')
+      order by p.range_start
+    )
+    union all
+    (
+      select 'settle', r.partition_name, r.reason
+      from fleet.settle_plan(p_now) r
+      where r.action = 'settle'
+      order by r.range_start desc
+    );
+end
 $$;
 
 comment on function fleet.nightly_plan(interval, timestamptz) is
@@ -11019,6 +11088,7 @@ declare
   v_strange bigint;
   v_is_retired boolean;
   v_in_table bigint := 0;
+  v_proofs smallint := (select s.proofs_needed from fleet.settings s);
 begin
   v_partition := fleet.check_erasure_lease(p_partition, p_worker, p_device_ids);
   v_table := to_regclass(format('fleet.%I', left('erasing_' || p_partition, 63)));
@@ -11088,13 +11158,12 @@ begin
       'archive_bytes', v_partition.archive_bytes, 'row_count', v_partition.row_count
     ),
     -- Whether a second proof is needed is decided now, because later the old object is gone.
-    confirmed_at = case when s.proofs_needed = 1 then now() end,
-    confirmed_by = case when s.proofs_needed = 1 then 'nobody, because proofs_needed was 1' end,
+    confirmed_at = case when v_proofs = 1 then now() end,
+    confirmed_by = case when v_proofs = 1 then 'nobody, because proofs_needed was 1' end,
     last_error = null, attempts = 0, next_attempt_at = null,
     online_at = case when v_is_retired then coalesce(i.online_at, now()) else i.online_at end,
     rows_online = i.rows_online + case when v_is_retired then least(d.rows, v_in_table) else 0 end
   from fleet.erasures e
-  cross join fleet.settings s
   cross join lateral (
     select count(*) as rows from fleet.rows_of_device(v_table, e.device_id)
   ) d
@@ -11107,13 +11176,13 @@ begin
     rows_hash = p.rows_hash - v_erased.rows_hash,
     counted = null,
     proven_at = now(), confirmed_at = null, confirmed_by = null,
-    lease_owner = case when (select s.proofs_needed from fleet.settings s) = 1 then p.lease_owner end,
-    lease_until = case when (select s.proofs_needed from fleet.settings s) = 1 then p.lease_until end
+    lease_owner = case when v_proofs = 1 then p.lease_owner end,
+    lease_until = case when v_proofs = 1 then p.lease_until end
   where p.partition_name = p_partition;
   execute format('drop table %s', v_table);
   perform fleet.increment_counter('archive_bytes_pushed_total', p_archive_bytes);
   perform fleet.record_event('partition.erase', p_partition, v_erased.row_count, p_detail => p_archive_url);
-  return (select s.proofs_needed = 1 from fleet.settings s);
+  return v_proofs = 1;
 end
 $$;
 
@@ -12419,20 +12488,24 @@ comment on function fleet.send_command(bigint, text, jsonb) is
 --! EndIncluded devices/send_command.sql
 --! Included status/fleet_summary_of.sql
 create or replace function fleet.fleet_summary_of(p_cohorts text[]) returns setof fleet.fleet_summary
-language sql
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  with own as materialized (
-    select s.* from fleet.fleet_summary s where s.cohort = any (p_cohorts) and s.cohort <> '(all)'
-  )
-  select '(all)', coalesce(sum(o.devices), 0)::bigint, coalesce(sum(o.online), 0)::bigint, coalesce(sum(o.late), 0)::bigint,
-    coalesce(sum(o.offline), 0)::bigint, coalesce(sum(o.new), 0)::bigint, coalesce(sum(o.clock_skewed), 0)::bigint,
-    coalesce(sum(o.unity_down), 0)::bigint, coalesce(min(o.counted_at), now())
-  from own o
-  union all
-  (select o.* from own o order by o.cohort);
+#variable_conflict use_column
+begin
+  return query
+    with own as materialized (
+      select s.* from fleet.fleet_summary s where s.cohort = any (p_cohorts) and s.cohort <> '(all)'
+    )
+    select '(all)', coalesce(sum(o.devices), 0)::bigint, coalesce(sum(o.online), 0)::bigint, coalesce(sum(o.late), 0)::bigint,
+      coalesce(sum(o.offline), 0)::bigint, coalesce(sum(o.new), 0)::bigint, coalesce(sum(o.clock_skewed), 0)::bigint,
+      coalesce(sum(o.unity_down), 0)::bigint, coalesce(min(o.counted_at), now())
+    from own o
+    union all
+    (select o.* from own o order by o.cohort);
+end
 $$;
 
 comment on function fleet.fleet_summary_of(text[]) is
@@ -13161,6 +13234,12 @@ declare
   v_batch record;
   v_stored bigint;
   v_duplicate bigint;
+  v_settings fleet.settings;
+  v_days timestamptz[];
+  v_online tstzmultirange;
+  v_ids bigint[];
+  v_tss timestamptz[];
+  v_reasons text[];
 begin
   if p_from is null or p_to is null or p_from > p_to then
     raise exception using
@@ -13171,21 +13250,28 @@ begin
   stored := 0;
   duplicate := 0;
   remaining := 0;
+  select * into strict v_settings from fleet.settings;
+  v_days := array(
+    select distinct date_trunc('day', q.ts)
+    from fleet.heartbeat_quarantine q
+    where q.ts >= p_from and q.ts < p_to
+      and (p_device_id is null or q.device_id = p_device_id)
+      and q.ts >= q.received_at - least(v_settings.max_late, v_settings.retention) and q.ts <= q.received_at + v_settings.max_future
+  );
   for v_partition in
     select p.partition_name
     from fleet.hb_partitions p
-    cross join fleet.settings s
     where p.settled_at is not null and p.state in ('active', 'restored')
-      and exists (
-        select from fleet.heartbeat_quarantine q
-        where q.ts >= greatest(p.range_start, p_from) and q.ts < least(p.range_end, p_to)
-          and (p_device_id is null or q.device_id = p_device_id)
-          and q.ts >= q.received_at - least(s.max_late, s.retention) and q.ts <= q.received_at + s.max_future
-      )
+      and exists (select from unnest(v_days) d where d >= p.range_start and d < p.range_end)
     order by p.range_start
   loop
     perform fleet.unsettle_table(v_partition);
   end loop;
+  v_online := (
+    select range_agg(tstzrange(p.range_start, p.range_end))
+    from fleet.hb_partitions p
+    where p.state in ('active', 'restored') and p.relid is not null
+  );
   for v_batch in
     select q.received_at,
       -- The ts that was judged: if the payload has none, the time of arrival.
@@ -13198,28 +13284,25 @@ begin
     from fleet.heartbeat_quarantine q
     where q.ts >= p_from and q.ts < p_to
       and (p_device_id is null or q.device_id = p_device_id)
-      and exists (
-        select from fleet.hb_partitions p
-        where p.range_start <= q.ts and p.range_end > q.ts and p.state in ('active', 'restored') and p.relid is not null
-      )
+      and v_online @> q.ts
     group by q.received_at
     order by q.received_at
   loop
-    with answered as (
-      select coalesce(i.result, 'stored') as result, k.device_id, k.ts, k.reason
+    select count(*) filter (where a.result = 'stored'), count(*) filter (where a.result = 'duplicate'),
+      array_agg(a.device_id) filter (where a.is_in), array_agg(a.ts) filter (where a.is_in),
+      array_agg(a.reason) filter (where a.is_in)
+    into v_stored, v_duplicate, v_ids, v_tss, v_reasons
+    from (
+      select r.result, k.device_id, k.ts, k.reason, r.result in ('stored', 'duplicate') as is_in
       from fleet.ingest_batch(v_batch.items, v_batch.received_at) b
       cross join lateral unnest(b.results, b.tss) with ordinality as i (result, ts, item)
+      cross join lateral (select coalesce(i.result, 'stored') as result) r
       join unnest(v_batch.device_ids, v_batch.tss, v_batch.reasons) with ordinality as k (device_id, ts, reason, item)
         on k.item = i.item
-    ),
-    gone as (
-      delete from fleet.heartbeat_quarantine q
-      using answered a
-      where a.result in ('stored', 'duplicate') and q.device_id = a.device_id and q.ts = a.ts and q.reason = a.reason
-    )
-    select count(*) filter (where a.result = 'stored'), count(*) filter (where a.result = 'duplicate')
-    into v_stored, v_duplicate
-    from answered a;
+    ) a;
+    delete from fleet.heartbeat_quarantine q
+    using unnest(v_ids, v_tss, v_reasons) as a (device_id, ts, reason)
+    where q.device_id = a.device_id and q.ts = a.ts and q.reason = a.reason;
     stored := stored + v_stored;
     duplicate := duplicate + v_duplicate;
   end loop;
@@ -13898,6 +13981,10 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  -- On a worker of Citus, which has its own copy of the table and nothing to write to.
+  if to_regclass('fleet.hb_partitions') is null then
+    return null;
+  end if;
   perform fleet.audit('setting.changed', 'setting:' || n.key, to_jsonb(o.value), to_jsonb(n.value))
   from jsonb_each_text(to_jsonb(new)) n
   join jsonb_each_text(to_jsonb(old)) o using (key)
@@ -13960,6 +14047,8 @@ begin
       'comment on policy everybody on fleet.%I is ''Rights alone decide, except for members of fleet_cohort_reader.''', v_table.name
     );
     execute format('drop policy if exists seen_cohorts on fleet.%I', v_table.name);
+    -- Citus refuses policies with subqueries; a distributed store has no such logins.
+    continue when to_regclass('fleet.online_ranges') is not null;
     execute format(
       'create policy seen_cohorts on fleet.%I as restrictive to fleet_cohort_reader using (%s)', v_table.name, v_table.condition
     );
@@ -14671,11 +14760,12 @@ comment on function fleet.describe_source(regclass, jsonb, text, timestamptz, bo
 --! EndIncluded import/describe_source.sql
 --! Included ingest/record_slowed.sql
 create or replace function fleet.record_slowed(p_counts json) returns void
-language sql
+language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+begin
   insert into fleet.device_slowdowns as s (device_id, hour, times, first_at, last_at)
   select d.device_id, date_trunc('hour', now(), 'UTC'), sum(r.times), now(), now()
   from json_to_recordset(p_counts) as r (token_hash text, times bigint)
@@ -14685,6 +14775,7 @@ as $$
   on conflict on constraint device_slowdowns_pkey do update
     set times = s.times + excluded.times,
       last_at = excluded.last_at;
+end
 $$;
 
 comment on function fleet.record_slowed(json) is
@@ -14703,6 +14794,514 @@ comment on view fleet.slowed_devices is
   'requests were refused with 429, and when the first and the last. Kept for settings.quarantine_keep. Example: select device_id, '
   'alias, sum(times) from fleet.slowed_devices where last_at > now() - interval ''1 day'' group by 1, 2 order by 3 desc;';
 --! EndIncluded ingest/slowed_devices.view.sql
+--! Included devices/take_commands.sql
+create or replace function fleet.take_commands(p_device_id bigint)
+returns table (command_id bigint, command text, payload jsonb, created_at timestamptz)
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return query
+    with waiting as materialized (
+      select c.command_id, c.command, c.payload, c.created_at
+      from fleet.device_commands c
+      cross join fleet.settings s
+      where c.device_id = p_device_id
+        and c.acknowledged_at is null
+        and c.created_at > now() - s.command_expires_after
+      order by c.command_id
+      limit 100  -- keeps the answer small; the rest follows once these are acknowledged
+    ),
+    logged as (
+      insert into fleet.command_dispatch_log (device_id, command_id, event)
+      select p_device_id, w.command_id, 'handed_over'
+      from waiting w
+    )
+    select w.command_id, w.command, w.payload, w.created_at
+    from waiting w
+    order by w.command_id;
+end
+$$;
+
+comment on function fleet.take_commands(bigint) is
+  'Hands a device its commands, oldest first, at most 100, and logs that. A command is handed over again until it is '
+  'acknowledged, because the answer may have been lost. '
+  'Example: select * from fleet.take_commands(42);';
+--! EndIncluded devices/take_commands.sql
+--! Included partitions/bind_range.sql
+create or replace function fleet.bind_range(p_partition text) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+declare
+  v_partition fleet.hb_partitions;
+  v_table oid;
+  v_constraint text := 'device_heartbeats_within_range';
+begin
+  v_partition := fleet.get_partition(p_partition);
+  v_table := fleet.table_of(v_partition);
+  if v_table is null then
+    raise exception using
+      errcode = 'FL404',
+      message = format('partition %s is %s, but its table is missing', p_partition, v_partition.state),
+      hint = 'See select * from fleet.check_partitions() where status <> ''ok'';';
+  end if;
+  if not exists (
+    select from pg_constraint where conrelid = v_table and conname = v_constraint and convalidated
+  ) then
+    -- Two statements, because Citus takes one change of a constraint at a time.
+    execute format('alter table %s drop constraint if exists %I', v_table::regclass, v_constraint);
+    execute format(
+      'alter table %s add constraint %I check (ts >= %L and ts < %L)', v_table::regclass, v_constraint, v_partition.range_start,
+      v_partition.range_end
+    );
+  end if;
+end
+$$;
+
+comment on function fleet.bind_range(text) is
+  'Gives a partition a CHECK constraint equal to its bounds, so that attaching it again needs no scan.';
+--! EndIncluded partitions/bind_range.sql
+--! Included partitions/configure_partman.sql
+create or replace function fleet.configure_partman() returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_cadence text;
+  v_premake integer;
+  v_width text;
+begin
+  -- pg_partman counts partitions; the setting counts days.
+  select s.cadence, case s.cadence when 'monthly' then ceil(s.premake_days / 28.0)::integer else s.premake_days end
+  into v_cadence, v_premake
+  from fleet.settings s;
+  v_width := case v_cadence when 'monthly' then '1 month' else '1 day' end;
+  update partman.part_config c
+  set partition_interval = v_width, premake = v_premake
+  where c.parent_table = 'fleet.device_heartbeats'
+    and (c.partition_interval::interval <> v_width::interval or c.premake <> v_premake);
+end
+$$;
+
+comment on function fleet.configure_partman() is 'Passes settings.cadence and settings.premake_days on to pg_partman.';
+--! EndIncluded partitions/configure_partman.sql
+--! Included partitions/refresh_sizes.sql
+create or replace function fleet.refresh_sizes(p_now timestamptz default now()) returns integer
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_partition record;
+  v_rows bigint;
+  v_count integer := 0;
+begin
+  update fleet.hb_partitions p
+  set bytes_size = s.bytes
+  from (
+    select q.partition_name, fleet.bytes_of(q) as bytes
+    from fleet.hb_partitions q
+    where q.state in ('active', 'restored') and q.relid is not null
+  ) s
+  where s.partition_name = p.partition_name and p.bytes_size is distinct from s.bytes;
+
+  -- An exact count once the day is over. Not repeated when the day can no longer grow, nor if the count is that of an archive.
+  for v_partition in
+    select p.partition_name
+    from fleet.hb_partitions p
+    where p.state = 'active' and p.relid is not null and p.range_end <= p_now and p.archive_url is null
+      and (p.row_count is null or p.range_end > p_now - (select max_late from fleet.settings))
+    order by p.range_start
+  loop
+    execute format('select count(*) from fleet.%I', v_partition.partition_name) into v_rows;
+    update fleet.hb_partitions
+    set row_count = v_rows
+    where partition_name = v_partition.partition_name and row_count is distinct from v_rows;
+    v_count := v_count + 1;
+  end loop;
+  return v_count;
+end
+$$;
+
+comment on function fleet.refresh_sizes(timestamptz) is
+  'Refreshes the sizes of attached partitions, and the row counts of past ones that can still change; returns how many it '
+  'counted. Run by fleet.nightly().';
+--! EndIncluded partitions/refresh_sizes.sql
+--! Included scaling/distribute.sql
+-- A procedure that commits can have neither SET nor SECURITY DEFINER.
+create or replace procedure fleet.distribute(p_shards integer default 32)
+language plpgsql
+as $$
+declare
+  v_step text;
+begin
+  for v_step in select p.step from fleet.distribution_plan() p order by p.nth loop
+    perform fleet.distribute_step(v_step, p_shards);
+    commit;
+  end loop;
+end
+$$;
+
+comment on procedure fleet.distribute(integer) is
+  'Distributes the tables of this store over the workers that Citus knows, by device_id in so many shards, and creates its functions on '
+  'them. May be stopped and called again. Heartbeats are refused from the first step on, until npm run distribute has installed what '
+  'differs in a distributed store. See docs/scale-out.md. Example: call fleet.distribute(32);';
+--! EndIncluded scaling/distribute.sql
+--! Included scaling/distribute_step.sql
+-- One transaction for each step, so that it can be stopped between any two, and goes on from there.
+create or replace function fleet.distribute_step(p_step text, p_shards integer default 32) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set client_min_messages = 'warning'
+as $$
+declare
+  v_step record;
+  v_problem record;
+  v_table regclass;
+  v_triggers text[];
+  v_trigger text;
+  v_before record;
+  v_after record;
+  v_sum constant text := 'select count(*) as rows, sum(hash_record_extended(t, 0)::numeric) as hash from %s t';
+  v_definition text;
+  v_count integer := 0;
+begin
+  if p_shards is null or p_shards < 1 or p_shards > 1024 then
+    raise exception using
+      errcode = 'FL422',
+      message = format('%s shards are not between 1 and 1024', coalesce(p_shards::text, 'null')),
+      hint = 'Give two to four times as many as the cluster will ever have cores: call fleet.distribute(32);';
+  end if;
+  select * into v_step from fleet.distribution_plan() p where p.step = p_step;
+  if v_step.step is null then
+    raise exception using
+      errcode = 'FL404',
+      message = format('there is no step %s', coalesce(p_step, 'null')),
+      hint = 'The steps are in: select * from fleet.distribution_plan();';
+  end if;
+  if v_step.is_done then
+    return 'done before';
+  end if;
+  if exists (select from fleet.distribution_plan() p where p.nth < v_step.nth and not p.is_done) then
+    raise exception using
+      errcode = 'FL002',
+      message = format('step %s comes after others that are not done', p_step),
+      hint = 'All of them, in order: call fleet.distribute();';
+  end if;
+  perform set_config('citus.enable_unsafe_triggers', 'on', true);
+  if v_step.kind = 'close' then
+    for v_problem in select * from fleet.distribution_problems() loop
+      raise exception using errcode = 'FL002', message = 'this store cannot be distributed now: ' || v_problem.problem, hint = v_problem.remedy;
+    end loop;
+    -- From here until npm run distribute ends, heartbeats are answered with 503, and devices send them again.
+    revoke execute on function fleet.ingest_batch(json, timestamptz, bytea[], integer[]) from fleet_server;
+    revoke execute on function fleet.ingest(json, timestamptz) from fleet_server, fleet_dba;
+    if exists (select from pg_extension where extname = 'pg_cron') then
+      execute $jobs$
+        select cron.unschedule(j.jobid) from cron.job j where j.jobname like 'fleet-%' and j.username = current_user
+      $jobs$;
+    end if;
+    -- Citus refuses policies with subqueries. There are no logins that need them.
+    for v_table in select p.polrelid from pg_policy p where p.polname = 'seen_cohorts' loop
+      execute format('drop policy seen_cohorts on %s', v_table);
+    end loop;
+    create table fleet.online_ranges (
+      range_start timestamptz not null,
+      range_end timestamptz not null,
+      is_settled boolean not null,
+      constraint online_ranges_pkey primary key (range_start)
+    );
+    comment on table fleet.online_ranges is
+      'The days that are online, for the ingest of each node of a distributed store; kept by a trigger on fleet.hb_partitions.';
+    insert into fleet.online_ranges (range_start, range_end, is_settled)
+    select p.range_start, p.range_end, p.settled_at is not null
+    from fleet.hb_partitions p
+    where p.state in ('active', 'restored') and p.relid is not null;
+    execute 'select create_reference_table(''fleet.online_ranges'')';
+    perform fleet.audit('store.distributing', 'store:fleet', p_after => jsonb_build_object('shards', p_shards));
+    return 'ingest is closed';
+  end if;
+
+  if v_step.kind in ('reference', 'distributed') then
+    v_table := format('fleet.%I', p_step)::regclass;
+    -- Nobody writes meanwhile. LOCK TABLE needs the right to write, which the owner does not have on heartbeats; row-level security is
+    -- always on there.
+    if p_step = 'device_heartbeats' then
+      alter table only fleet.device_heartbeats enable row level security;
+    else
+      execute format('lock table %s in share row exclusive mode', v_table);
+    end if;
+    execute format(v_sum, v_table) into v_before;
+    if v_step.kind = 'reference' then
+      -- Created again, the functions of the triggers go to every node.
+      for v_definition in
+        select pg_get_functiondef(f.tgfoid)
+        from (select distinct g.tgfoid from pg_trigger g where g.tgrelid = v_table and not g.tgisinternal) f
+      loop
+        execute v_definition;
+      end loop;
+      -- While the rows are copied, triggers take them for new ones.
+      v_triggers := array(
+        select pg_get_triggerdef(g.oid) from pg_trigger g where g.tgrelid = v_table and not g.tgisinternal order by g.tgname
+      );
+      for v_trigger in
+        select g.tgname from pg_trigger g where g.tgrelid = v_table and not g.tgisinternal
+      loop
+        execute format('drop trigger %I on %s', v_trigger, v_table);
+      end loop;
+      execute format('select create_reference_table(%L)', v_table);
+      foreach v_trigger in array v_triggers loop
+        execute v_trigger;
+      end loop;
+    else
+      -- Ingest does in its own statements what these did.
+      drop trigger if exists device_heartbeats_record_last_status on fleet.device_heartbeats;
+      drop trigger if exists device_last_status_add_last_status on fleet.device_last_status;
+      delete from fleet.recorded_triggers r
+      where r.trigger_name in ('device_heartbeats_record_last_status', 'device_last_status_add_last_status');
+      if p_step = 'device_last_status' then
+        execute format(
+          'select create_distributed_table(%L, ''device_id'', colocate_with => ''none'', shard_count => %s)', v_table, p_shards
+        );
+      else
+        execute format(
+          'select create_distributed_table(%L, ''device_id'', colocate_with => ''fleet.device_last_status'')', v_table
+        );
+      end if;
+    end if;
+    execute format(v_sum, v_table) into v_after;
+    if (v_before.rows, v_before.hash) is distinct from (v_after.rows, v_after.hash) then
+      raise exception using
+        errcode = 'FL010',
+        message = format('%s has other rows after it was distributed; it stays as it was', v_table),
+        detail = format('rows %s, then %s; hash %s, then %s', v_before.rows, v_after.rows, v_before.hash, v_after.hash),
+        hint = 'Report this. Nothing of this step was kept.';
+    end if;
+    return format('%s rows, hash %s, the same before and after', v_after.rows, coalesce(v_after.hash, 0));
+  end if;
+
+  if v_step.kind = 'functions' then
+    -- Created again, they go to every node. What takes a row of a table of the coordinator stays there, which Citus says as a warning.
+    perform set_config('client_min_messages', 'error', true);
+    for v_definition in
+      select pg_get_functiondef(p.oid)
+      from pg_proc p
+      where p.pronamespace = 'fleet'::regnamespace and p.prokind in ('f', 'p')
+      order by p.oid
+    loop
+      execute v_definition;
+      v_count := v_count + 1;
+    end loop;
+    return format('%s functions', v_count);
+  end if;
+
+  perform set_config('citus.multi_shard_modify_mode', 'sequential', true);
+  -- Citus leaves the rows of before in the tables of the coordinator, where nothing reads them.
+  for v_table in
+    execute $query$
+      select c.oid::regclass
+      from pg_catalog.pg_dist_partition d
+      join pg_catalog.pg_class c on c.oid = d.logicalrelid
+      where c.relnamespace = 'fleet'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition
+        and (d.partmethod = 'h' or d.repmodel = 't')
+      order by c.relname
+    $query$
+  loop
+    if v_table = 'fleet.device_heartbeats'::regclass then
+      execute format('grant truncate on %s to fleet_owner', v_table);
+    end if;
+    execute format('select truncate_local_data_after_distributing_table(%L)', v_table);
+    if v_table = 'fleet.device_heartbeats'::regclass then
+      execute format('revoke truncate on %s from fleet_owner', v_table);
+    end if;
+    v_count := v_count + 1;
+  end loop;
+  return format('%s tables', v_count);
+end
+$$;
+
+comment on function fleet.distribute_step(text, integer) is
+  'Does one step of fleet.distribution_plan(), compares the rows of a table before and after, and says what it did. Called by '
+  'fleet.distribute() and npm run distribute. Example: select fleet.distribute_step(''close'');';
+--! EndIncluded scaling/distribute_step.sql
+--! Included scaling/distribution_plan.sql
+create or replace function fleet.distribution_plan()
+returns table (nth integer, step text, kind text, bytes bigint, is_done boolean)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_is_possible boolean := exists (select from pg_extension where extname = 'citus');
+  v_step record;
+begin
+  nth := 0;
+  for v_step in
+    select *
+    from (values
+      ('close', 'close', null),
+      -- Citus sends the views of a table with it, and they call functions. Some functions take rows of a table, so they follow it.
+      ('functions', 'functions', null),
+      ('settings', 'reference', 'fleet.settings'),
+      ('cohorts', 'reference', 'fleet.cohorts'),
+      ('gateways', 'reference', 'fleet.gateways'),
+      ('devices', 'reference', 'fleet.devices'),
+      ('device_last_status', 'distributed', 'fleet.device_last_status'),
+      ('device_heartbeats', 'distributed', 'fleet.device_heartbeats'),
+      ('late_arrivals', 'distributed', 'fleet.late_arrivals'),
+      ('heartbeat_quarantine', 'distributed', 'fleet.heartbeat_quarantine'),
+      ('device_availability_daily', 'distributed', 'fleet.device_availability_daily'),
+      ('device_commands', 'distributed', 'fleet.device_commands'),
+      ('command_dispatch_log', 'distributed', 'fleet.command_dispatch_log'),
+      ('device_unreadable_fields', 'distributed', 'fleet.device_unreadable_fields'),
+      ('device_slowdowns', 'distributed', 'fleet.device_slowdowns'),
+      ('other_functions', 'functions', null),
+      ('clean_up', 'clean_up', null)
+    ) as v (step, kind, relation)
+  loop
+    nth := nth + 1;
+    step := v_step.step;
+    kind := v_step.kind;
+    is_done := false;
+    bytes := null;
+    if v_step.relation is not null then
+      bytes := (
+        select sum(pg_total_relation_size(t.relid)) from pg_partition_tree(v_step.relation::regclass) t where t.isleaf
+      );
+    end if;
+    if v_is_possible then
+      -- The names of Citus are known only to a database that has it.
+      execute case v_step.kind
+        when 'close' then 'select fleet.is_distributed()'
+        when 'functions' then
+          $query$
+            select exists (
+              select from pg_catalog.pg_dist_object o
+              where o.classid = 'pg_catalog.pg_proc'::regclass
+                and o.objid = $1::regprocedure
+            )
+          $query$
+        when 'clean_up' then
+          $query$
+            select exists (select from pg_catalog.pg_dist_partition d where d.logicalrelid = to_regclass('fleet.device_slowdowns'))
+              and not exists (
+                select
+                from pg_catalog.pg_dist_partition d
+                join pg_catalog.pg_class c on c.oid = d.logicalrelid
+                where c.relnamespace = 'fleet'::regnamespace and c.relkind = 'r' and (d.partmethod = 'h' or d.repmodel = 't')
+                  and pg_relation_size(c.oid) > 0
+              )
+          $query$
+        else 'select exists (select from pg_catalog.pg_dist_partition d where d.logicalrelid = to_regclass($1))'
+      end into is_done using case v_step.step
+        when 'functions' then 'fleet.beats_missed(interval, interval)'
+        when 'other_functions' then 'fleet.upsert_last_status(fleet.device_heartbeats[], boolean)'
+        else v_step.relation
+      end;
+    end if;
+    return next;
+  end loop;
+end
+$$;
+
+comment on function fleet.distribution_plan() is
+  'The steps in which fleet.distribute() distributes this store, with the size of each table, and which are done. '
+  'Example: select * from fleet.distribution_plan();';
+--! EndIncluded scaling/distribution_plan.sql
+--! Included scaling/distribution_problems.sql
+create or replace function fleet.distribution_problems() returns table (problem text, remedy text)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not exists (select from pg_extension where extname = 'citus') then
+    problem := 'the extension citus is not in this database';
+    remedy := 'As superuser: alter system set shared_preload_libraries = ''citus, pg_cron''; restart Postgres; create extension citus;';
+    return next;
+  end if;
+  if exists (select from fleet.imports i where i.state <> 'confirmed') then
+    problem := format(
+      'a table is being imported: %s',
+      (select string_agg(i.source, ', ' order by i.source) from fleet.imports i where i.state <> 'confirmed')
+    );
+    remedy := 'Finish it first, because a distributed store cannot import: select * from fleet.import_progress;';
+    return next;
+  end if;
+  if exists (select from fleet.restore_items i where i.state in ('pending', 'running')) then
+    problem := 'an archived day is being restored';
+    remedy := 'Wait until it is done: select * from fleet.restore_items where state in (''pending'', ''running'');';
+    return next;
+  end if;
+  if exists (select from fleet.erasures e where e.state = 'running') then
+    problem := 'a device is being erased';
+    remedy := 'Wait until it is done: select * from fleet.erasure_progress;';
+    return next;
+  end if;
+  if exists (select from fleet.hb_partitions p where p.state in ('detached', 'archiving', 'archived', 'archive_failed')) then
+    problem := format(
+      'retired days wait for the archiver or for their drop: %s',
+      (
+        select string_agg(p.partition_name, ', ' order by p.range_start)
+        from fleet.hb_partitions p
+        where p.state in ('detached', 'archiving', 'archived', 'archive_failed')
+      )
+    );
+    remedy := 'Their tables would stay on the coordinator. Wait until they are dropped: select * from fleet.partition_health where state <> ''active'';';
+    return next;
+  end if;
+  if exists (select from fleet.readers) then
+    problem := 'there are logins of fleet.create_reader(), which see only their cohorts';
+    remedy := 'Citus has no row-level security of that kind. Drop them: select fleet.drop_reader(reader) from fleet.reader_logins;';
+    return next;
+  end if;
+end
+$$;
+
+comment on function fleet.distribution_problems() is
+  'Why this store cannot be distributed now, and what to do about it; no row if it can. '
+  'Example: select * from fleet.distribution_problems();';
+--! EndIncluded scaling/distribution_problems.sql
+--! Included status/forget_marks.sql
+create or replace function fleet.forget_marks() returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  -- On a worker of Citus, which has its own copy of the table and nothing to write to.
+  if to_regclass('fleet.hb_partitions') is null then
+    return null;
+  end if;
+  update fleet.silence_marks
+  set marked_at = '-infinity', changes = changes + 1;
+  return null;
+end
+$$;
+
+comment on function fleet.forget_marks() is
+  'Trigger on fleet.devices: with different heartbeat intervals, devices are offline after different times. So the marks of '
+  'fleet.mark_silent() are not used until its next run.';
+--! EndIncluded status/forget_marks.sql
 --! Included setup/grants.sql
 -- Who may do what. Everything is revoked first, so that only the grants in this file apply.
 revoke all on all tables in schema fleet

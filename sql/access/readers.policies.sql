@@ -33,6 +33,8 @@ begin
       'comment on policy everybody on fleet.%I is ''Rights alone decide, except for members of fleet_cohort_reader.''', v_table.name
     );
     execute format('drop policy if exists seen_cohorts on fleet.%I', v_table.name);
+    -- Citus refuses policies with subqueries; a distributed store has no such logins.
+    continue when to_regclass('fleet.online_ranges') is not null;
     execute format(
       'create policy seen_cohorts on fleet.%I as restrictive to fleet_cohort_reader using (%s)', v_table.name, v_table.condition
     );

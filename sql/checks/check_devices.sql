@@ -15,6 +15,7 @@ declare
   c_candidates constant integer := 10000;
   c_named constant integer := 10;
   v_day date;
+  v_candidates bigint[];
   v_count bigint;
   v_names text;
   v_commands text;
@@ -26,6 +27,13 @@ begin
   where r.day between p_now::date - 3 and p_now::date - 1
     and exists (select from fleet.rolled_up_days b where b.day = r.day - 1);
 
+  v_candidates := array(
+    select a.device_id
+    from fleet.device_availability_daily a
+    where a.day = v_day and a.beats > a.expected * 1.5 + 10
+    order by a.device_id
+    limit c_candidates
+  );
   -- Two days in a row, because a clock that jumps back, or heartbeats of an import, can double one. A device that was slowed
   -- sent more before, so its shortest interval of these days and the day before them counts.
   select count(*),
@@ -36,35 +44,31 @@ begin
     string_agg(format('select fleet.renew_token(%s);', f.device_id), e'\n' order by f.nth) filter (where f.nth <= c_named)
   into v_count, v_names, v_commands
   from (
-    select d.device_id, d.alias, l.beats, l.expected, row_number() over (order by l.excess desc, d.device_id) as nth
+    select l.device_id, l.alias, l.beats, l.expected, row_number() over (order by l.excess desc, l.device_id) as nth
     from (
-      select a.device_id
-      from fleet.device_availability_daily a
-      where a.day = v_day and a.beats > a.expected * 1.5 + 10
-      order by a.device_id
-      limit c_candidates
-    ) c
-    join fleet.devices d on d.device_id = c.device_id
-    cross join lateral (
-      select max(a.beats) filter (where a.day = v_day) as beats, max(x.expected) filter (where a.day = v_day) as expected,
-        count(*) filter (where a.day >= v_day - 1 and a.beats > 1.5 * x.expected + 10) as days,
-        max(a.beats / greatest(x.expected, 1.0)) filter (where a.day = v_day) as excess
-      from fleet.device_availability_daily a
-      cross join lateral (
-        select round(
-          a.expected * extract(epoch from a.heartbeat_interval) / extract(epoch from least(d.heartbeat_interval, i.shortest))
-        )::integer as expected
+      select a.device_id, a.alias, max(a.beats) filter (where a.day = v_day) as beats,
+        max(a.expected) filter (where a.day = v_day) as expected,
+        count(*) filter (where a.day >= v_day - 1 and a.beats > 1.5 * a.expected + 10) as days,
+        max(a.beats / greatest(a.expected, 1.0)) filter (where a.day = v_day) as excess
+      from (
+        select w.device_id, w.day, w.beats, d.alias,
+          round(
+            w.expected * extract(epoch from w.heartbeat_interval) / extract(epoch from least(d.heartbeat_interval, w.shortest))
+          )::integer as expected
         from (
-          select min(s.heartbeat_interval) as shortest
-          from fleet.device_availability_daily s
-          where s.device_id = d.device_id and s.day between v_day - 2 and v_day
-        ) i
-      ) x
-      where a.device_id = d.device_id and a.day between v_day - 1 and v_day
+          select o.device_id, o.day, o.beats, o.expected, o.heartbeat_interval,
+            min(o.heartbeat_interval) over (partition by o.device_id) as shortest
+          from fleet.device_availability_daily o
+          where o.device_id = any (v_candidates) and o.day between v_day - 2 and v_day
+        ) w
+        join fleet.devices d on d.device_id = w.device_id
+        where w.day >= v_day - 1 and d.revoked_at is null
+          -- After a new token or interval, only the days that follow count.
+          and (d.changed_at is null or d.changed_at < (v_day - 1)::timestamptz)
+      ) a
+      group by a.device_id, a.alias
     ) l
-    where l.days = 2 and d.revoked_at is null
-      -- After a new token or interval, only the days that follow count.
-      and (d.changed_at is null or d.changed_at < (v_day - 1)::timestamptz)
+    where l.days = 2
   ) f;
   status := case when v_count = 0 then 'ok' else 'warn' end;
   detail := case

@@ -18,6 +18,7 @@ declare
   v_count bigint;
   v_total bigint;
   v_start bigint;
+  v_sample bigint[];
   v_ahead bigint;
   -- As variables, so that the planner locks only these partitions, and does not wait for one that is being settled.
   v_from timestamptz := p_now - interval '1 day';
@@ -65,28 +66,26 @@ begin
 
   check_name := 'last_status';
   select floor(random() * greatest(coalesce(max(d.device_id), 0) - c_sample, 0)) into v_start from fleet.devices d;
+  v_sample := array(select s.device_id from fleet.devices s where s.device_id > v_start order by s.device_id limit c_sample);
   -- One statement stores a heartbeat and updates last status, so any difference is drift.
   select count(*) filter (where ls.last_ts is null or ls.last_ts < h.ts), count(*) into v_count, v_total
-  from (
-    select s.device_id
-    from fleet.devices s
-    where s.device_id > v_start
-    order by s.device_id
-    limit c_sample
-  ) d
-  left join fleet.device_last_status ls on ls.device_id = d.device_id
+  from fleet.device_last_status ls
   cross join lateral (
     select b.ts
     from fleet.device_heartbeats b
-    where b.device_id = d.device_id and b.ts >= v_from and b.ts <= v_to
+    where b.device_id = ls.device_id and b.ts >= v_from and b.ts <= v_to
     order by b.ts desc
     limit 1
-  ) h;
+  ) h
+  where ls.device_id = any (v_sample);
   status := case when v_count = 0 then 'ok' else 'warn' end;
   detail := format('last status is behind the newest heartbeat for %s of %s devices in the sample', v_count, v_total);
-  select count(*), min(ls.device_id) into v_ahead, v_start
-  from fleet.device_last_status ls
-  where greatest(ls.last_ts, ls.last_received_at) > p_now + v_settings.max_future and fleet.may_be_ahead(p_now);
+  v_ahead := 0;
+  if fleet.may_be_ahead(p_now) then
+    select count(*), min(ls.device_id) into v_ahead, v_start
+    from fleet.device_last_status ls
+    where greatest(ls.last_ts, ls.last_received_at) > v_to;
+  end if;
   if v_ahead > 0 then
     status := 'warn';
     detail := format(
@@ -130,20 +129,15 @@ begin
   return next;
 
   check_name := 'quarantine_full';
+  v_sample := array(select ls.device_id from fleet.device_last_status ls where ls.status = 'clock_skewed' limit 1000)
+    || array(select distinct q.device_id from fleet.heartbeat_quarantine q where q.received_at > p_now - interval '1 hour');
   select count(*), string_agg(f.device_id::text, ', ' order by f.device_id) filter (where f.nth <= 10) into v_count, v_names
   from (
-    select d.device_id, row_number() over (order by d.device_id) as nth
-    from (
-      (select ls.device_id from fleet.device_last_status ls where ls.status = 'clock_skewed' limit 1000)
-      union
-      select q.device_id from fleet.heartbeat_quarantine q where q.received_at > p_now - interval '1 hour'
-    ) d
-    where (
-      select count(*)
-      from (
-        select from fleet.heartbeat_quarantine q where q.device_id = d.device_id limit v_settings.quarantine_per_device
-      ) k
-    ) >= v_settings.quarantine_per_device
+    select q.device_id, row_number() over (order by q.device_id) as nth
+    from fleet.heartbeat_quarantine q
+    where q.device_id = any (v_sample)
+    group by q.device_id
+    having count(*) >= v_settings.quarantine_per_device
   ) f;
   status := case when v_count = 0 then 'ok' else 'warn' end;
   detail := case v_count

@@ -6,6 +6,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_old interval;
+  v_last interval;
 begin
   if p_cohort is null or btrim(p_cohort) = '' or length(p_cohort) > 100 then
     raise exception using
@@ -21,17 +22,17 @@ begin
   end if;
   -- Otherwise two calls at once would both see the same old value. Readers do not wait.
   lock table fleet.cohorts in share row exclusive mode;
-  select min_interval into v_old from fleet.cohorts where cohort = p_cohort;
+  select c.min_interval, greatest(c.min_interval, case when now() - c.changed_at < 2 * c.last_interval then c.last_interval end)
+  into v_old, v_last
+  from fleet.cohorts c
+  where c.cohort = p_cohort;
   if v_old is distinct from p_interval then
-    insert into fleet.cohorts as c (cohort, min_interval)
-    values (p_cohort, p_interval)
+    insert into fleet.cohorts as c (cohort, min_interval, last_interval, changed_at)
+    values (p_cohort, p_interval, v_last, now())
     on conflict (cohort) do update
       set min_interval = excluded.min_interval,
-        last_interval = greatest(
-          c.min_interval,
-          case when now() - c.changed_at < 2 * c.last_interval then c.last_interval end
-        ),
-        changed_at = now();
+        last_interval = excluded.last_interval,
+        changed_at = excluded.changed_at;
     perform fleet.audit('cohort_interval.changed', 'cohort_interval:' || p_cohort, to_jsonb(v_old::text), to_jsonb(p_interval::text));
   end if;
   return format(

@@ -30,6 +30,7 @@ declare
   v_strange bigint;
   v_is_retired boolean;
   v_in_table bigint := 0;
+  v_proofs smallint := (select s.proofs_needed from fleet.settings s);
 begin
   v_partition := fleet.check_erasure_lease(p_partition, p_worker, p_device_ids);
   v_table := to_regclass(format('fleet.%I', left('erasing_' || p_partition, 63)));
@@ -99,13 +100,12 @@ begin
       'archive_bytes', v_partition.archive_bytes, 'row_count', v_partition.row_count
     ),
     -- Whether a second proof is needed is decided now, because later the old object is gone.
-    confirmed_at = case when s.proofs_needed = 1 then now() end,
-    confirmed_by = case when s.proofs_needed = 1 then 'nobody, because proofs_needed was 1' end,
+    confirmed_at = case when v_proofs = 1 then now() end,
+    confirmed_by = case when v_proofs = 1 then 'nobody, because proofs_needed was 1' end,
     last_error = null, attempts = 0, next_attempt_at = null,
     online_at = case when v_is_retired then coalesce(i.online_at, now()) else i.online_at end,
     rows_online = i.rows_online + case when v_is_retired then least(d.rows, v_in_table) else 0 end
   from fleet.erasures e
-  cross join fleet.settings s
   cross join lateral (
     select count(*) as rows from fleet.rows_of_device(v_table, e.device_id)
   ) d
@@ -118,13 +118,13 @@ begin
     rows_hash = p.rows_hash - v_erased.rows_hash,
     counted = null,
     proven_at = now(), confirmed_at = null, confirmed_by = null,
-    lease_owner = case when (select s.proofs_needed from fleet.settings s) = 1 then p.lease_owner end,
-    lease_until = case when (select s.proofs_needed from fleet.settings s) = 1 then p.lease_until end
+    lease_owner = case when v_proofs = 1 then p.lease_owner end,
+    lease_until = case when v_proofs = 1 then p.lease_until end
   where p.partition_name = p_partition;
   execute format('drop table %s', v_table);
   perform fleet.increment_counter('archive_bytes_pushed_total', p_archive_bytes);
   perform fleet.record_event('partition.erase', p_partition, v_erased.row_count, p_detail => p_archive_url);
-  return (select s.proofs_needed = 1 from fleet.settings s);
+  return v_proofs = 1;
 end
 $$;
 

@@ -41,9 +41,9 @@ begin
 
   -- A new store begins with the column, so it is not recorded as a change: fleet.note_columns() records all columns again below.
   delete from fleet.heartbeat_columns
-  where not exists (select from fleet.device_heartbeats)
-    and not exists (select from fleet.hb_partitions p where p.state <> 'active')
-    and not exists (select from fleet.column_changes);
+  where not exists (select 1 from fleet.device_heartbeats)
+    and not exists (select 1 from fleet.hb_partitions p where p.state <> 'active')
+    and not exists (select 1 from fleet.column_changes);
 
   -- While this waits for a lock on one partition, heartbeats wait behind it. So it gives up soon, lets them through and tries
   -- again.

@@ -1,9 +1,10 @@
 create or replace function fleet.record_slowed(p_counts json) returns void
-language sql
+language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+begin
   insert into fleet.device_slowdowns as s (device_id, hour, times, first_at, last_at)
   select d.device_id, date_trunc('hour', now(), 'UTC'), sum(r.times), now(), now()
   from json_to_recordset(p_counts) as r (token_hash text, times bigint)
@@ -13,6 +14,7 @@ as $$
   on conflict on constraint device_slowdowns_pkey do update
     set times = s.times + excluded.times,
       last_at = excluded.last_at;
+end
 $$;
 
 comment on function fleet.record_slowed(json) is

@@ -1,9 +1,10 @@
 create or replace function fleet.record_unreadable_fields(p_counts json) returns void
-language sql
+language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+begin
   insert into fleet.device_unreadable_fields as f (device_id, field, times, first_at, last_at, example)
   select r.device_id, r.field, r.times, now(), now(), r.example
   from json_to_recordset(p_counts) as r (device_id bigint, field text, times bigint, example text)
@@ -13,6 +14,7 @@ as $$
     set times = f.times + excluded.times,
       last_at = excluded.last_at,
       example = excluded.example;
+end
 $$;
 
 comment on function fleet.record_unreadable_fields(json) is

@@ -20,6 +20,12 @@ declare
   v_batch record;
   v_stored bigint;
   v_duplicate bigint;
+  v_settings fleet.settings;
+  v_days timestamptz[];
+  v_online tstzmultirange;
+  v_ids bigint[];
+  v_tss timestamptz[];
+  v_reasons text[];
 begin
   if p_from is null or p_to is null or p_from > p_to then
     raise exception using
@@ -30,21 +36,28 @@ begin
   stored := 0;
   duplicate := 0;
   remaining := 0;
+  select * into strict v_settings from fleet.settings;
+  v_days := array(
+    select distinct date_trunc('day', q.ts)
+    from fleet.heartbeat_quarantine q
+    where q.ts >= p_from and q.ts < p_to
+      and (p_device_id is null or q.device_id = p_device_id)
+      and q.ts >= q.received_at - least(v_settings.max_late, v_settings.retention) and q.ts <= q.received_at + v_settings.max_future
+  );
   for v_partition in
     select p.partition_name
     from fleet.hb_partitions p
-    cross join fleet.settings s
     where p.settled_at is not null and p.state in ('active', 'restored')
-      and exists (
-        select from fleet.heartbeat_quarantine q
-        where q.ts >= greatest(p.range_start, p_from) and q.ts < least(p.range_end, p_to)
-          and (p_device_id is null or q.device_id = p_device_id)
-          and q.ts >= q.received_at - least(s.max_late, s.retention) and q.ts <= q.received_at + s.max_future
-      )
+      and exists (select from unnest(v_days) d where d >= p.range_start and d < p.range_end)
     order by p.range_start
   loop
     perform fleet.unsettle_table(v_partition);
   end loop;
+  v_online := (
+    select range_agg(tstzrange(p.range_start, p.range_end))
+    from fleet.hb_partitions p
+    where p.state in ('active', 'restored') and p.relid is not null
+  );
   for v_batch in
     select q.received_at,
       -- The ts that was judged: if the payload has none, the time of arrival.
@@ -57,28 +70,25 @@ begin
     from fleet.heartbeat_quarantine q
     where q.ts >= p_from and q.ts < p_to
       and (p_device_id is null or q.device_id = p_device_id)
-      and exists (
-        select from fleet.hb_partitions p
-        where p.range_start <= q.ts and p.range_end > q.ts and p.state in ('active', 'restored') and p.relid is not null
-      )
+      and v_online @> q.ts
     group by q.received_at
     order by q.received_at
   loop
-    with answered as (
-      select coalesce(i.result, 'stored') as result, k.device_id, k.ts, k.reason
+    select count(*) filter (where a.result = 'stored'), count(*) filter (where a.result = 'duplicate'),
+      array_agg(a.device_id) filter (where a.is_in), array_agg(a.ts) filter (where a.is_in),
+      array_agg(a.reason) filter (where a.is_in)
+    into v_stored, v_duplicate, v_ids, v_tss, v_reasons
+    from (
+      select r.result, k.device_id, k.ts, k.reason, r.result in ('stored', 'duplicate') as is_in
       from fleet.ingest_batch(v_batch.items, v_batch.received_at) b
       cross join lateral unnest(b.results, b.tss) with ordinality as i (result, ts, item)
+      cross join lateral (select coalesce(i.result, 'stored') as result) r
       join unnest(v_batch.device_ids, v_batch.tss, v_batch.reasons) with ordinality as k (device_id, ts, reason, item)
         on k.item = i.item
-    ),
-    gone as (
-      delete from fleet.heartbeat_quarantine q
-      using answered a
-      where a.result in ('stored', 'duplicate') and q.device_id = a.device_id and q.ts = a.ts and q.reason = a.reason
-    )
-    select count(*) filter (where a.result = 'stored'), count(*) filter (where a.result = 'duplicate')
-    into v_stored, v_duplicate
-    from answered a;
+    ) a;
+    delete from fleet.heartbeat_quarantine q
+    using unnest(v_ids, v_tss, v_reasons) as a (device_id, ts, reason)
+    where q.device_id = a.device_id and q.ts = a.ts and q.reason = a.reason;
     stored := stored + v_stored;
     duplicate := duplicate + v_duplicate;
   end loop;

@@ -5,6 +5,10 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  -- On a worker of Citus, which has its own copy of the table and nothing to write to.
+  if to_regclass('fleet.hb_partitions') is null then
+    return null;
+  end if;
   perform fleet.audit('setting.changed', 'setting:' || n.key, to_jsonb(o.value), to_jsonb(n.value))
   from jsonb_each_text(to_jsonb(new)) n
   join jsonb_each_text(to_jsonb(old)) o using (key)

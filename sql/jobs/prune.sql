@@ -6,6 +6,8 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
+  v_settings fleet.settings;
+  v_last_day date;
   v_quarantined bigint;
   v_events bigint;
   v_commands bigint;
@@ -15,48 +17,38 @@ declare
   v_transitions bigint;
   v_audited bigint;
 begin
+  select * into strict v_settings from fleet.settings;
+  v_last_day := (p_now - greatest(v_settings.rollups_keep, v_settings.retention) - interval '1 microsecond')::date;
   delete from fleet.heartbeat_quarantine q
-  using fleet.settings s
-  where q.received_at < p_now - s.quarantine_keep;
+  where q.received_at < p_now - v_settings.quarantine_keep;
   get diagnostics v_quarantined = row_count;
   delete from fleet.events e
-  using fleet.settings s
-  where e.at < p_now - s.events_keep;
+  where e.at < p_now - v_settings.events_keep;
   get diagnostics v_events = row_count;
   delete from fleet.device_commands c
-  using fleet.settings s
-  where c.created_at < p_now - s.commands_keep;
+  where c.created_at < p_now - v_settings.commands_keep;
   get diagnostics v_commands = row_count;
   delete from fleet.command_dispatch_log l
-  using fleet.settings s
-  where l.at < p_now - s.commands_keep;
+  where l.at < p_now - v_settings.commands_keep;
   get diagnostics v_dispatches = row_count;
   delete from fleet.device_transitions t
-  using fleet.settings s
-  where t.at < p_now - s.transitions_keep;
+  where t.at < p_now - v_settings.transitions_keep;
   get diagnostics v_transitions = row_count;
   delete from fleet.incidents i
-  using fleet.settings s
-  where i.ended_at < p_now - s.transitions_keep;
+  where i.ended_at < p_now - v_settings.transitions_keep;
   delete from fleet.device_unreadable_fields f
-  using fleet.settings s
-  where f.last_at < p_now - s.quarantine_keep;
+  where f.last_at < p_now - v_settings.quarantine_keep;
   delete from fleet.device_slowdowns d
-  using fleet.settings s
-  where d.last_at < p_now - s.quarantine_keep;
+  where d.last_at < p_now - v_settings.quarantine_keep;
   delete from fleet.device_availability_daily a
-  using fleet.settings s
-  where a.day < p_now - greatest(s.rollups_keep, s.retention);
+  where a.day <= v_last_day;
   get diagnostics v_rollups = row_count;
   delete from fleet.rolled_up_days r
-  using fleet.settings s
-  where r.day < p_now - greatest(s.rollups_keep, s.retention);
+  where r.day <= v_last_day;
   delete from fleet.late_arrivals l
-  using fleet.settings s
-  where l.day < p_now - greatest(s.rollups_keep, s.retention);
+  where l.day <= v_last_day;
   delete from fleet.storage_daily d
-  using fleet.settings s
-  where d.day < p_now - s.rollups_keep;
+  where d.day < p_now - v_settings.rollups_keep;
   delete from fleet.cohorts c
   where c.min_interval is null and c.changed_at < p_now - interval '7 days';
   delete from fleet.slo_counts c
@@ -64,9 +56,8 @@ begin
   delete from fleet.archivers a
   where a.last_seen_at < p_now - interval '7 days';
   delete from fleet.webhook_deliveries d
-  using fleet.settings s
   -- What waits is not pruned, and neither is the first message of a trouble that lasts: its recovery names it.
-  where d.made_at < p_now - s.webhook_keep and d.state <> 'pending' and not d.is_open;
+  where d.made_at < p_now - v_settings.webhook_keep and d.state <> 'pending' and not d.is_open;
   get diagnostics v_messages = row_count;
   v_audited := fleet.prune_audit_log();
   delete from fleet.sessions s

@@ -22,9 +22,11 @@ begin
   if not exists (
     select from pg_constraint where conrelid = v_table and conname = v_constraint and convalidated
   ) then
+    -- Two statements, because Citus takes one change of a constraint at a time.
+    execute format('alter table %s drop constraint if exists %I', v_table::regclass, v_constraint);
     execute format(
-      'alter table %s drop constraint if exists %I, add constraint %2$I check (ts >= %L and ts < %L)',
-      v_table::regclass, v_constraint, v_partition.range_start, v_partition.range_end
+      'alter table %s add constraint %I check (ts >= %L and ts < %L)', v_table::regclass, v_constraint, v_partition.range_start,
+      v_partition.range_end
     );
   end if;
 end

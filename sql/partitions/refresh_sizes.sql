@@ -13,7 +13,7 @@ begin
   update fleet.hb_partitions p
   set bytes_size = s.bytes
   from (
-    select q.partition_name, pg_total_relation_size(fleet.table_of(q)) as bytes
+    select q.partition_name, fleet.bytes_of(q) as bytes
     from fleet.hb_partitions q
     where q.state in ('active', 'restored') and q.relid is not null
   ) s

@@ -1,0 +1,13 @@
+create or replace function fleet.alias_of(p_device_id bigint) returns text
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (select d.alias from fleet.devices d where d.device_id = p_device_id);
+end
+$$;
+
+comment on function fleet.alias_of(bigint) is
+  'The alias of a device; null if there is none. Only in a distributed store. Example: select fleet.alias_of(42);';
