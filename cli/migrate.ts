@@ -213,7 +213,9 @@ async function requirePreparation(sql: Sql, file: string) {
 
 /** The migrations install what a plain store needs. On a distributed one, its own forms follow at once. */
 async function keepDistributed(owner: Sql) {
-  const [row] = await owner<{ is_distributed: boolean }[]>`select to_regclass('fleet.online_ranges') is not null as is_distributed`
+  const [row] = await owner<
+    { is_distributed: boolean }[]
+  >`select to_regclass('fleet.online_ranges') is not null as is_distributed`
   if (row!.is_distributed) await installDistributed(owner)
 }
 
