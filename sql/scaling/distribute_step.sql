@@ -66,12 +66,13 @@ begin
     );
     comment on table fleet.online_ranges is
       'The days that are online, for the ingest of each node of a distributed store; kept by a trigger on fleet.hb_partitions.';
-    execute $ranges$
-      insert into fleet.online_ranges (range_start, range_end, is_settled)
-      select p.range_start, p.range_end, p.settled_at is not null
-      from fleet.hb_partitions p
-      where p.state in ('active', 'restored') and p.relid is not null
-    $ranges$;
+    execute format(
+      'insert into fleet.%I (range_start, range_end, is_settled) '
+      'select p.range_start, p.range_end, p.settled_at is not null '
+      'from fleet.hb_partitions p '
+      'where p.state in (''active'', ''restored'') and p.relid is not null',
+      'online_ranges'
+    );
     execute 'select create_reference_table(''fleet.online_ranges'')';
     perform fleet.audit('store.distributing', 'store:fleet', p_after => jsonb_build_object('shards', p_shards));
     return 'ingest is closed';
