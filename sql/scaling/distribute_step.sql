@@ -73,7 +73,7 @@ begin
       'where p.state in (''active'', ''restored'') and p.relid is not null',
       'online_ranges'
     );
-    execute 'select create_reference_table(''fleet.online_ranges'')';
+    execute format('select create_reference_table(%L)', 'fleet.online_ranges');
     perform fleet.audit('store.distributing', 'store:fleet', p_after => jsonb_build_object('shards', p_shards));
     return 'ingest is closed';
   end if;
