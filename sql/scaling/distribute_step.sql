@@ -13,8 +13,10 @@ declare
   v_table regclass;
   v_triggers text[];
   v_trigger text;
-  v_before record;
-  v_after record;
+  v_rows_before bigint;
+  v_hash_before numeric;
+  v_rows bigint;
+  v_hash numeric;
   v_sum constant text := 'select count(*) as rows, sum(hash_record_extended(t, 0)::numeric) as hash from %s t';
   v_definition text;
   v_count integer := 0;
@@ -87,7 +89,7 @@ begin
     else
       execute format('lock table %s in share row exclusive mode', v_table);
     end if;
-    execute format(v_sum, v_table) into v_before;
+    execute format(v_sum, v_table) into v_rows_before, v_hash_before;
     if v_step.kind = 'reference' then
       -- Created again, the functions of the triggers go to every node.
       for v_definition in
@@ -125,15 +127,15 @@ begin
         );
       end if;
     end if;
-    execute format(v_sum, v_table) into v_after;
-    if (v_before.rows, v_before.hash) is distinct from (v_after.rows, v_after.hash) then
+    execute format(v_sum, v_table) into v_rows, v_hash;
+    if (v_rows_before, v_hash_before) is distinct from (v_rows, v_hash) then
       raise exception using
         errcode = 'FL010',
         message = format('%s has other rows after it was distributed; it stays as it was', v_table),
-        detail = format('rows %s, then %s; hash %s, then %s', v_before.rows, v_after.rows, v_before.hash, v_after.hash),
+        detail = format('rows %s, then %s; hash %s, then %s', v_rows_before, v_rows, v_hash_before, v_hash),
         hint = 'Report this. Nothing of this step was kept.';
     end if;
-    return format('%s rows, hash %s, the same before and after', v_after.rows, coalesce(v_after.hash, 0));
+    return format('%s rows, hash %s, the same before and after', v_rows, coalesce(v_hash, 0));
   end if;
 
   if v_step.kind = 'functions' then
