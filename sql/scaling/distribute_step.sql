@@ -156,14 +156,14 @@ begin
   perform set_config('citus.multi_shard_modify_mode', 'sequential', true);
   -- Citus leaves the rows of before in the tables of the coordinator, where nothing reads them.
   for v_table in
-    execute $query$
+    execute format($query$
       select c.oid::regclass
-      from pg_catalog.pg_dist_partition d
+      from pg_catalog.%I d
       join pg_catalog.pg_class c on c.oid = d.logicalrelid
       where c.relnamespace = 'fleet'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition
         and (d.partmethod = 'h' or d.repmodel = 't')
       order by c.relname
-    $query$
+    $query$, 'pg_dist_partition')
   loop
     if v_table = 'fleet.device_heartbeats'::regclass then
       execute format('grant truncate on %s to fleet_owner', v_table);
