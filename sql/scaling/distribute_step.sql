@@ -13,8 +13,10 @@ declare
   v_table regclass;
   v_triggers text[];
   v_trigger text;
-  v_before record;
-  v_after record;
+  v_rows_before bigint;
+  v_hash_before numeric;
+  v_rows bigint;
+  v_hash numeric;
   v_sum constant text := 'select count(*) as rows, sum(hash_record_extended(t, 0)::numeric) as hash from %s t';
   v_definition text;
   v_count integer := 0;
@@ -66,11 +68,14 @@ begin
     );
     comment on table fleet.online_ranges is
       'The days that are online, for the ingest of each node of a distributed store; kept by a trigger on fleet.hb_partitions.';
-    insert into fleet.online_ranges (range_start, range_end, is_settled)
-    select p.range_start, p.range_end, p.settled_at is not null
-    from fleet.hb_partitions p
-    where p.state in ('active', 'restored') and p.relid is not null;
-    execute 'select create_reference_table(''fleet.online_ranges'')';
+    execute format(
+      'insert into fleet.%I (range_start, range_end, is_settled) '
+      'select p.range_start, p.range_end, p.settled_at is not null '
+      'from fleet.hb_partitions p '
+      'where p.state in (''active'', ''restored'') and p.relid is not null',
+      'online_ranges'
+    );
+    execute format('select create_reference_table(%L)', 'fleet.online_ranges');
     perform fleet.audit('store.distributing', 'store:fleet', p_after => jsonb_build_object('shards', p_shards));
     return 'ingest is closed';
   end if;
@@ -84,7 +89,7 @@ begin
     else
       execute format('lock table %s in share row exclusive mode', v_table);
     end if;
-    execute format(v_sum, v_table) into v_before;
+    execute format(v_sum, v_table) into v_rows_before, v_hash_before;
     if v_step.kind = 'reference' then
       -- Created again, the functions of the triggers go to every node.
       for v_definition in
@@ -122,15 +127,15 @@ begin
         );
       end if;
     end if;
-    execute format(v_sum, v_table) into v_after;
-    if (v_before.rows, v_before.hash) is distinct from (v_after.rows, v_after.hash) then
+    execute format(v_sum, v_table) into v_rows, v_hash;
+    if (v_rows_before, v_hash_before) is distinct from (v_rows, v_hash) then
       raise exception using
         errcode = 'FL010',
         message = format('%s has other rows after it was distributed; it stays as it was', v_table),
-        detail = format('rows %s, then %s; hash %s, then %s', v_before.rows, v_after.rows, v_before.hash, v_after.hash),
+        detail = format('rows %s, then %s; hash %s, then %s', v_rows_before, v_rows, v_hash_before, v_hash),
         hint = 'Report this. Nothing of this step was kept.';
     end if;
-    return format('%s rows, hash %s, the same before and after', v_after.rows, coalesce(v_after.hash, 0));
+    return format('%s rows, hash %s, the same before and after', v_rows, coalesce(v_hash, 0));
   end if;
 
   if v_step.kind = 'functions' then
@@ -151,14 +156,14 @@ begin
   perform set_config('citus.multi_shard_modify_mode', 'sequential', true);
   -- Citus leaves the rows of before in the tables of the coordinator, where nothing reads them.
   for v_table in
-    execute $query$
+    execute format($query$
       select c.oid::regclass
-      from pg_catalog.pg_dist_partition d
+      from pg_catalog.%I d
       join pg_catalog.pg_class c on c.oid = d.logicalrelid
       where c.relnamespace = 'fleet'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition
         and (d.partmethod = 'h' or d.repmodel = 't')
       order by c.relname
-    $query$
+    $query$, 'pg_dist_partition')
   loop
     if v_table = 'fleet.device_heartbeats'::regclass then
       execute format('grant truncate on %s to fleet_owner', v_table);
