@@ -1,5 +1,5 @@
 --! Previous: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
---! Hash: sha1:0b866f79b8ea9836b6bf8a59a496d458fbeb8c11
+--! Hash: sha1:e43d28fe02501504a475a9278a2f37597ae00fce
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -14975,8 +14975,10 @@ declare
   v_table regclass;
   v_triggers text[];
   v_trigger text;
-  v_before record;
-  v_after record;
+  v_rows_before bigint;
+  v_hash_before numeric;
+  v_rows bigint;
+  v_hash numeric;
   v_sum constant text := 'select count(*) as rows, sum(hash_record_extended(t, 0)::numeric) as hash from %s t';
   v_definition text;
   v_count integer := 0;
@@ -15028,11 +15030,14 @@ begin
     );
     comment on table fleet.online_ranges is
       'The days that are online, for the ingest of each node of a distributed store; kept by a trigger on fleet.hb_partitions.';
-    insert into fleet.online_ranges (range_start, range_end, is_settled)
-    select p.range_start, p.range_end, p.settled_at is not null
-    from fleet.hb_partitions p
-    where p.state in ('active', 'restored') and p.relid is not null;
-    execute 'select create_reference_table(''fleet.online_ranges'')';
+    execute format(
+      'insert into fleet.%I (range_start, range_end, is_settled) '
+      'select p.range_start, p.range_end, p.settled_at is not null '
+      'from fleet.hb_partitions p '
+      'where p.state in (''active'', ''restored'') and p.relid is not null',
+      'online_ranges'
+    );
+    execute format('select create_reference_table(%L)', 'fleet.online_ranges');
     perform fleet.audit('store.distributing', 'store:fleet', p_after => jsonb_build_object('shards', p_shards));
     return 'ingest is closed';
   end if;
@@ -15046,7 +15051,7 @@ begin
     else
       execute format('lock table %s in share row exclusive mode', v_table);
     end if;
-    execute format(v_sum, v_table) into v_before;
+    execute format(v_sum, v_table) into v_rows_before, v_hash_before;
     if v_step.kind = 'reference' then
       -- Created again, the functions of the triggers go to every node.
       for v_definition in
@@ -15084,15 +15089,15 @@ begin
         );
       end if;
     end if;
-    execute format(v_sum, v_table) into v_after;
-    if (v_before.rows, v_before.hash) is distinct from (v_after.rows, v_after.hash) then
+    execute format(v_sum, v_table) into v_rows, v_hash;
+    if (v_rows_before, v_hash_before) is distinct from (v_rows, v_hash) then
       raise exception using
         errcode = 'FL010',
         message = format('%s has other rows after it was distributed; it stays as it was', v_table),
-        detail = format('rows %s, then %s; hash %s, then %s', v_before.rows, v_after.rows, v_before.hash, v_after.hash),
+        detail = format('rows %s, then %s; hash %s, then %s', v_rows_before, v_rows, v_hash_before, v_hash),
         hint = 'Report this. Nothing of this step was kept.';
     end if;
-    return format('%s rows, hash %s, the same before and after', v_after.rows, coalesce(v_after.hash, 0));
+    return format('%s rows, hash %s, the same before and after', v_rows, coalesce(v_hash, 0));
   end if;
 
   if v_step.kind = 'functions' then
@@ -15113,14 +15118,14 @@ begin
   perform set_config('citus.multi_shard_modify_mode', 'sequential', true);
   -- Citus leaves the rows of before in the tables of the coordinator, where nothing reads them.
   for v_table in
-    execute $query$
+    execute format($query$
       select c.oid::regclass
-      from pg_catalog.pg_dist_partition d
+      from pg_catalog.%I d
       join pg_catalog.pg_class c on c.oid = d.logicalrelid
       where c.relnamespace = 'fleet'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition
         and (d.partmethod = 'h' or d.repmodel = 't')
       order by c.relname
-    $query$
+    $query$, 'pg_dist_partition')
   loop
     if v_table = 'fleet.device_heartbeats'::regclass then
       execute format('grant truncate on %s to fleet_owner', v_table);
