@@ -1,5 +1,5 @@
 --! Previous: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
---! Hash: sha1:e43d28fe02501504a475a9278a2f37597ae00fce
+--! Hash: sha1:c0ff9d4252cec6c67c99966c9cb6f319903b6395
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -4736,6 +4736,8 @@ declare
   v_total bigint;
   v_start bigint;
   v_sample bigint[];
+  v_found bigint[];
+  v_lost bigint[];  -- enrolled devices without a row of last status
   v_ahead bigint;
   -- As variables, so that the planner locks only these partitions, and does not wait for one that is being settled.
   v_from timestamptz := p_now - interval '1 day';
@@ -4795,6 +4797,13 @@ begin
     limit 1
   ) h
   where ls.device_id = any (v_sample);
+  v_found := array(select ls.device_id from fleet.device_last_status ls where ls.device_id = any (v_sample));
+  v_lost := array(select u.device_id from unnest(v_sample) as u (device_id) where u.device_id <> all (v_found));
+  if cardinality(v_lost) > 0 then
+    select v_count + count(distinct b.device_id), v_total + count(distinct b.device_id) into v_count, v_total
+    from fleet.device_heartbeats b
+    where b.device_id = any (v_lost) and b.ts >= v_from and b.ts <= v_to;
+  end if;
   status := case when v_count = 0 then 'ok' else 'warn' end;
   detail := format('last status is behind the newest heartbeat for %s of %s devices in the sample', v_count, v_total);
   v_ahead := 0;
