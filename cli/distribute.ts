@@ -215,7 +215,7 @@ async function showPlan({ sql }: Node, workers: Node[], shards: number, log: (li
   log(`Workers: ${workers.map(w => w.name).join(', ')}; ${shards} shards of each table.`)
   for (const { step: name, kind, bytes: size, is_done } of steps)
     log(`  ${name}: ${is_done ? 'done' : kind}${size === null || is_done ? '' : `, ${megabytes(size)}`}`)
-  // Measured on two shared cores: 14 ms for a shard of a partition, and 10 MB of heartbeats a second.
+  // A rough estimate, from a few small stores on two busy cores: 14 ms for a shard of a partition, and 10 MB of heartbeats a second.
   const seconds = (found!.partitions * shards * 14) / 1000 + bytes / 10e6
   if (steps.some(s => !s.is_done))
     log(
