@@ -2,7 +2,7 @@ import t, { type Test } from 'tap'
 import { daysAgo, fillDay } from '../testing/archiver.ts'
 import { onWorker, withCitus, withoutCitus, type CitusNodes } from '../testing/citus.ts'
 import { ingest, value } from '../testing/fleet.ts'
-import { distribute, readArguments } from './distribute.ts'
+import { citusFirst, distribute, readArguments } from './distribute.ts'
 
 const OPTIONS = { skip: withoutCitus, timeout: 900_000 }
 
@@ -33,6 +33,13 @@ t.test('the arguments are judged', t => {
     shards: 8,
     isDryRun: true,
   })
+  t.end()
+})
+
+t.test('citus comes first in shared_preload_libraries, and the other libraries stay', t => {
+  t.equal(citusFirst(''), 'citus')
+  t.equal(citusFirst('pg_cron'), 'citus, pg_cron')
+  t.equal(citusFirst('pg_stat_statements,pg_cron, citus'), 'citus, pg_stat_statements, pg_cron')
   t.end()
 })
 

@@ -133,7 +133,7 @@ async function checkNode({ name, sql }: Node, coordinator: Node) {
   if (!/^\s*"?citus"?\s*(,|$)/.test(node.libraries))
     refuse(
       `shared_preload_libraries is '${node.libraries}' and must begin with citus`,
-      `Run: alter system set shared_preload_libraries = ${['citus', ...node.libraries.split(',').map(s => s.trim())].filter(l => l && l !== 'pg_stat_statements').join(', ')}; and restart Postgres.`,
+      `Run: alter system set shared_preload_libraries = ${citusFirst(node.libraries)}; and restart Postgres.`,
     )
   if (node.prepared === 0)
     refuse('max_prepared_transactions is 0', 'Run: alter system set max_prepared_transactions = 200; and restart Postgres.')
@@ -160,6 +160,12 @@ async function checkNode({ name, sql }: Node, coordinator: Node) {
     ])
     if (!known) refuse('it has tables of a store', 'A worker begins with an empty database. Drop this one and make it again.')
   }
+}
+
+/** shared_preload_libraries with citus at its beginning. The others stay, in their order. */
+export function citusFirst(libraries: string) {
+  const names = libraries.split(',').map(name => name.trim())
+  return ['citus', ...names.filter(name => name !== '' && name !== 'citus')].join(', ')
 }
 
 /** What the store itself must have. Once the first step is done there is no way back, and no question. */

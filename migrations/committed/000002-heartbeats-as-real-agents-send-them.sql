@@ -1,5 +1,5 @@
 --! Previous: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
---! Hash: sha1:c0ff9d4252cec6c67c99966c9cb6f319903b6395
+--! Hash: sha1:bcda63ce7144b29678386b91020cb50a5febd85c
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -836,7 +836,8 @@ as $$
 $$;
 
 comment on function fleet.is_distributed() is
-  'Whether this store is distributed with Citus, or is being distributed; true on each of its nodes. Example: select fleet.is_distributed();';
+  'Whether this store is distributed with Citus, or is being distributed; true on each of its nodes. '
+  'Example: select fleet.is_distributed();';
 --! EndIncluded scaling/is_distributed.sql
 --! Included access/may_reach.sql
 create or replace function fleet.may_reach(p_cohort text) returns boolean
@@ -5873,7 +5874,7 @@ begin
     where t.transition_id = any (p_transition_ids)
   ) c
   join fleet.webhooks w on (w.cohort is null or w.cohort = c.cohort) and c.status = any (w.events)
-  left join fleet.devices d on d.device_id = c.device_id
+  cross join lateral (select fleet.alias_of(c.device_id) as alias) d
   where c.status in ('late', 'offline', 'clock_skewed', 'unity_down')
     -- Nor while heartbeats could not be stored: those who stay away have an incident.
     and (c.incident_id is null and c.reason is distinct from 'ingest_down' or c.status not in ('late', 'offline'))
@@ -5906,7 +5907,7 @@ begin
       where a.transition_id = any (p_transition_ids)
     ) t
     cross join fleet.webhooks w
-    left join fleet.devices d on d.device_id = t.device_id
+    cross join lateral (select fleet.alias_of(t.device_id) as alias) d
     where (w.cohort is null or w.cohort = t.cohort)
       and (t.event in ('online', 'back', 'revoked') and t.event = any (w.events) or t.of_device > 1)
       or (
@@ -6122,8 +6123,9 @@ begin
     ),
     now(), now()
   from fleet.device_transitions t
-  join fleet.devices d using (device_id)
-  where t.transition_id >= p_from_transition and t.incident_id is null and t.reason is distinct from 'ingest_down'
+  cross join lateral (select fleet.alias_of(t.device_id) as alias) d
+  where t.transition_id >= p_from_transition and d.alias is not null and t.incident_id is null
+    and t.reason is distinct from 'ingest_down'
     and (v_webhook.cohort is null or t.cohort = v_webhook.cohort)
     -- What it asks for, and the end of that.
     and (
@@ -14057,7 +14059,7 @@ begin
     );
     execute format('drop policy if exists seen_cohorts on fleet.%I', v_table.name);
     -- Citus refuses policies with subqueries; a distributed store has no such logins.
-    continue when to_regclass('fleet.online_ranges') is not null;
+    continue when fleet.is_distributed();
     execute format(
       'create policy seen_cohorts on fleet.%I as restrictive to fleet_cohort_reader using (%s)', v_table.name, v_table.condition
     );
@@ -15017,7 +15019,10 @@ begin
   perform set_config('citus.enable_unsafe_triggers', 'on', true);
   if v_step.kind = 'close' then
     for v_problem in select * from fleet.distribution_problems() loop
-      raise exception using errcode = 'FL002', message = 'this store cannot be distributed now: ' || v_problem.problem, hint = v_problem.remedy;
+      raise exception using
+        errcode = 'FL002',
+        message = 'this store cannot be distributed now: ' || v_problem.problem,
+        hint = v_problem.remedy;
     end loop;
     -- From here until npm run distribute ends, heartbeats are answered with 503, and devices send them again.
     revoke execute on function fleet.ingest_batch(json, timestamptz, bytea[], integer[]) from fleet_server;
@@ -15249,7 +15254,8 @@ as $$
 begin
   if not exists (select from pg_extension where extname = 'citus') then
     problem := 'the extension citus is not in this database';
-    remedy := 'As superuser: alter system set shared_preload_libraries = ''citus, pg_cron''; restart Postgres; create extension citus;';
+    remedy := 'As superuser: alter system set shared_preload_libraries = ''citus, pg_cron''; restart Postgres; '
+      'create extension citus;';
     return next;
   end if;
   if exists (select from fleet.imports i where i.state <> 'confirmed') then
@@ -15279,7 +15285,8 @@ begin
         where p.state in ('detached', 'archiving', 'archived', 'archive_failed')
       )
     );
-    remedy := 'Their tables would stay on the coordinator. Wait until they are dropped: select * from fleet.partition_health where state <> ''active'';';
+    remedy := 'Their tables would stay on the coordinator. Wait until they are dropped: '
+      'select * from fleet.partition_health where state <> ''active'';';
     return next;
   end if;
   if exists (select from fleet.readers) then
@@ -15316,6 +15323,72 @@ comment on function fleet.forget_marks() is
   'Trigger on fleet.devices: with different heartbeat intervals, devices are offline after different times. So the marks of '
   'fleet.mark_silent() are not used until its next run.';
 --! EndIncluded status/forget_marks.sql
+--! Included devices/alias_of.sql
+-- Citus cannot insert into a table of the coordinator from a join of one with fleet.devices, but it can call this.
+create or replace function fleet.alias_of(p_device_id bigint) returns text
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (select d.alias from fleet.devices d where d.device_id = p_device_id);
+end
+$$;
+
+comment on function fleet.alias_of(bigint) is
+  'The alias of a device; null if there is no such device. Example: select fleet.alias_of(42);';
+--! EndIncluded devices/alias_of.sql
+--! Included archive/begin_restore.sql
+create or replace function fleet.begin_restore(p_partition text, p_worker text) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_partition fleet.hb_partitions;
+  v_table text := fleet.restoring_name(p_partition);
+begin
+  v_partition := fleet.get_partition(p_partition);
+  if v_partition.state <> 'dropped' or not exists (
+    select from fleet.restore_items i
+    where i.partition_name = p_partition and i.state = 'running' and i.lease_owner = p_worker
+  ) then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s is %s; %s may not restore it', p_partition, v_partition.state, p_worker),
+      hint = 'Claim it first with fleet.claim_restore().';
+  end if;
+  if v_partition.columns is null then
+    raise exception using
+      errcode = 'FL002',
+      message = format('partition %s is not restored: the columns of its archive are not recorded', p_partition),
+      hint = 'The archiver records them from the manifest. Run the archiver version that belongs to this database.';
+  end if;
+  perform fleet.require_forms(p_partition, v_partition.columns);
+  -- An attempt that was cut short may have left its table.
+  perform fleet.drop_restoring(p_partition);
+  -- The table gets the archive's columns, because the proof needs them. fleet.finish_restore() later changes them to today's
+  -- columns.
+  execute format('create table fleet.%I (%s)', v_table, (
+    select string_agg(format('%I %s', c.value ->> 'name', c.value ->> 'type'), ', ' order by c.ordinality)
+    from jsonb_array_elements(v_partition.columns) with ordinality c
+  ));
+  if fleet.is_distributed() then
+    -- Before the rows come: Citus would leave a copy of them on the coordinator.
+    execute format(
+      'select create_distributed_table(%L, ''device_id'', colocate_with => ''fleet.device_heartbeats'')', format('fleet.%I', v_table)
+    );
+  end if;
+  execute format('grant select, insert on fleet.%I to fleet_archiver', v_table);
+  return format('fleet.%I', v_table);
+end
+$$;
+
+comment on function fleet.begin_restore(text, text) is
+  'Creates the empty table for a restore, with the columns of the archive, and returns its name.';
+--! EndIncluded archive/begin_restore.sql
 --! Included setup/grants.sql
 -- Who may do what. Everything is revoked first, so that only the grants in this file apply.
 revoke all on all tables in schema fleet

@@ -34,7 +34,7 @@ begin
     );
     execute format('drop policy if exists seen_cohorts on fleet.%I', v_table.name);
     -- Citus refuses policies with subqueries; a distributed store has no such logins.
-    continue when to_regclass('fleet.online_ranges') is not null;
+    continue when fleet.is_distributed();
     execute format(
       'create policy seen_cohorts on fleet.%I as restrictive to fleet_cohort_reader using (%s)', v_table.name, v_table.condition
     );

@@ -33,6 +33,12 @@ begin
     select string_agg(format('%I %s', c.value ->> 'name', c.value ->> 'type'), ', ' order by c.ordinality)
     from jsonb_array_elements(v_partition.columns) with ordinality c
   ));
+  if fleet.is_distributed() then
+    -- Before the rows come: Citus would leave a copy of them on the coordinator.
+    execute format(
+      'select create_distributed_table(%L, ''device_id'', colocate_with => ''fleet.device_heartbeats'')', format('fleet.%I', v_table)
+    );
+  end if;
   execute format('grant select, insert on fleet.%I to fleet_archiver', v_table);
   return format('fleet.%I', v_table);
 end

@@ -46,7 +46,10 @@ begin
   perform set_config('citus.enable_unsafe_triggers', 'on', true);
   if v_step.kind = 'close' then
     for v_problem in select * from fleet.distribution_problems() loop
-      raise exception using errcode = 'FL002', message = 'this store cannot be distributed now: ' || v_problem.problem, hint = v_problem.remedy;
+      raise exception using
+        errcode = 'FL002',
+        message = 'this store cannot be distributed now: ' || v_problem.problem,
+        hint = v_problem.remedy;
     end loop;
     -- From here until npm run distribute ends, heartbeats are answered with 503, and devices send them again.
     revoke execute on function fleet.ingest_batch(json, timestamptz, bytea[], integer[]) from fleet_server;

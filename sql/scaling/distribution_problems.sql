@@ -7,7 +7,8 @@ as $$
 begin
   if not exists (select from pg_extension where extname = 'citus') then
     problem := 'the extension citus is not in this database';
-    remedy := 'As superuser: alter system set shared_preload_libraries = ''citus, pg_cron''; restart Postgres; create extension citus;';
+    remedy := 'As superuser: alter system set shared_preload_libraries = ''citus, pg_cron''; restart Postgres; '
+      'create extension citus;';
     return next;
   end if;
   if exists (select from fleet.imports i where i.state <> 'confirmed') then
@@ -37,7 +38,8 @@ begin
         where p.state in ('detached', 'archiving', 'archived', 'archive_failed')
       )
     );
-    remedy := 'Their tables would stay on the coordinator. Wait until they are dropped: select * from fleet.partition_health where state <> ''active'';';
+    remedy := 'Their tables would stay on the coordinator. Wait until they are dropped: '
+      'select * from fleet.partition_health where state <> ''active'';';
     return next;
   end if;
   if exists (select from fleet.readers) then

@@ -8,4 +8,5 @@ as $$
 $$;
 
 comment on function fleet.is_distributed() is
-  'Whether this store is distributed with Citus, or is being distributed; true on each of its nodes. Example: select fleet.is_distributed();';
+  'Whether this store is distributed with Citus, or is being distributed; true on each of its nodes. '
+  'Example: select fleet.is_distributed();';

@@ -71,7 +71,7 @@ begin
     where t.transition_id = any (p_transition_ids)
   ) c
   join fleet.webhooks w on (w.cohort is null or w.cohort = c.cohort) and c.status = any (w.events)
-  left join fleet.devices d on d.device_id = c.device_id
+  cross join lateral (select fleet.alias_of(c.device_id) as alias) d
   where c.status in ('late', 'offline', 'clock_skewed', 'unity_down')
     -- Nor while heartbeats could not be stored: those who stay away have an incident.
     and (c.incident_id is null and c.reason is distinct from 'ingest_down' or c.status not in ('late', 'offline'))
@@ -104,7 +104,7 @@ begin
       where a.transition_id = any (p_transition_ids)
     ) t
     cross join fleet.webhooks w
-    left join fleet.devices d on d.device_id = t.device_id
+    cross join lateral (select fleet.alias_of(t.device_id) as alias) d
     where (w.cohort is null or w.cohort = t.cohort)
       and (t.event in ('online', 'back', 'revoked') and t.event = any (w.events) or t.of_device > 1)
       or (

@@ -48,8 +48,9 @@ begin
     ),
     now(), now()
   from fleet.device_transitions t
-  join fleet.devices d using (device_id)
-  where t.transition_id >= p_from_transition and t.incident_id is null and t.reason is distinct from 'ingest_down'
+  cross join lateral (select fleet.alias_of(t.device_id) as alias) d
+  where t.transition_id >= p_from_transition and d.alias is not null and t.incident_id is null
+    and t.reason is distinct from 'ingest_down'
     and (v_webhook.cohort is null or t.cohort = v_webhook.cohort)
     -- What it asks for, and the end of that.
     and (

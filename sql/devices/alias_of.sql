@@ -1,3 +1,4 @@
+-- Citus cannot insert into a table of the coordinator from a join of one with fleet.devices, but it can call this.
 create or replace function fleet.alias_of(p_device_id bigint) returns text
 language plpgsql
 stable
@@ -10,4 +11,4 @@ end
 $$;
 
 comment on function fleet.alias_of(bigint) is
-  'The alias of a device; null if there is none. Only in a distributed store. Example: select fleet.alias_of(42);';
+  'The alias of a device; null if there is no such device. Example: select fleet.alias_of(42);';
