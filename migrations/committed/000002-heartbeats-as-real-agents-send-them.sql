@@ -1,5 +1,5 @@
 --! Previous: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
---! Hash: sha1:bcda63ce7144b29678386b91020cb50a5febd85c
+--! Hash: sha1:c6692908e68a2571dc3be545b11684d0d536e0e7
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -15324,7 +15324,8 @@ comment on function fleet.forget_marks() is
   'fleet.mark_silent() are not used until its next run.';
 --! EndIncluded status/forget_marks.sql
 --! Included devices/alias_of.sql
--- Citus cannot insert into a table of the coordinator from a join of one with fleet.devices, but it can call this.
+-- Citus cannot insert into a table of the coordinator from a join of one with fleet.devices, but it can call this. A plain store pays
+-- 7 µs a message for it (measured; a join 0.5), of the 500 that a change of status costs it.
 create or replace function fleet.alias_of(p_device_id bigint) returns text
 language plpgsql
 stable
