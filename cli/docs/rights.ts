@@ -47,7 +47,7 @@ export async function rightsPage(sql: Sql) {
       pg_get_expr(p.polqual, p.polrelid) as condition
     from pg_policy p
     where not p.polpermissive
-    order by p.polrelid::regclass::text collate "C"`
+    order by p.polrelid::regclass::text collate "C", p.polname collate "C"`
   return page(
     '# Who may do what',
     generated('the catalog of a migrated database'),

@@ -167,7 +167,7 @@ function readRoutines(sql: Sql) {
       ) as roles
     ) r
     where n.nspname in ('fleet', 'fleet_guard') and r.roles && array['fleet_dba', 'fleet_reader']
-    order by p.proname collate "C", p.pronargs`
+    order by p.proname collate "C", p.pronargs, p.oid::regprocedure::text collate "C"`
 }
 
 function readRelations(sql: Sql, kind: Relation['kind']) {
@@ -199,7 +199,7 @@ async function errors(sql: Sql) {
   const sources = await sql<{ name: string; prosrc: string }[]>`
     select proname as name, prosrc from pg_proc
     where pronamespace in ('fleet'::regnamespace, 'fleet_guard'::regnamespace)
-    order by proname collate "C"`
+    order by proname collate "C", oid::regprocedure::text collate "C"`
   const codes = [...new Set(sources.flatMap(({ prosrc }) => prosrc.match(/FL\d{3}/g) ?? []))].sort()
   const explained = Object.keys(ERRORS)
   if (codes.join() !== explained.join()) {
