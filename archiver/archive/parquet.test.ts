@@ -112,7 +112,7 @@ t.test('a backend that dies during the COPY leaves no Parquet file', async t => 
     onRows(rows) {
       if (isKilled || rows < 1000) return
       isKilled = true
-      void db.admin`select pg_terminate_backend(pid) from pg_stat_activity where query like 'copy%' and usename = 'fleet_archiver'`.execute()
+      void db.admin`select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and query like 'copy%' and usename = 'fleet_archiver'`.execute()
     },
   })
   await t.rejects(exporting, { message: /terminating connection|ended|CONNECTION/ })

@@ -353,7 +353,10 @@ t.test('roll_up waits for an open transaction with heartbeats, or leaves them to
   await t.rejects(other`select fleet.roll_up(${day(1)})`, { code: 'FL003', message: /lock timeout: .* does not end/ })
   const waiting = other<{ roll_up: number }[]>`select fleet.roll_up(${day(1)})`.then(rows => rows)
   await waitFor(
-    async () => (await db.admin`select from pg_stat_activity where wait_event = 'PgSleep' and query ~ 'roll_up'`).length === 1,
+    async () =>
+      (
+        await db.admin`select from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep' and query ~ 'roll_up'`
+      ).length === 1,
   )
   await beat(writer, device, day(1), 5, 8)
   await writer`commit`
