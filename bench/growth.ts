@@ -20,7 +20,7 @@ import { atMost, median, type Figure } from './figure.ts'
 import { fillDays } from './load-history.ts'
 import { UsageError } from '../lib/errors.ts'
 import { readOptions } from './options.ts'
-import { pgbench } from './pgbench.ts'
+import { clientsOf, pgbench } from './pgbench.ts'
 import { plot } from './plot.ts'
 import { diskReads } from './processes.ts'
 import { enroll, startProgram, withStore, type Store } from './store.ts'
@@ -85,7 +85,7 @@ export async function benchGrowth(args: string[]): Promise<Figure[]> {
       for (let round = 1; round <= given.rounds; round++) {
         // All sizes take their turn at one kind before the next kind begins. Another size is first in each round.
         const turns = sites.map((_, n) => (n + round) % sites.length)
-        for (const n of turns) costs[n]!.ingest.push(1e6 / (await sites[n]!.straight(500, given.seconds)))
+        for (const n of turns) costs[n]!.ingest.push(1e6 / (await sites[n]!.straight(500, given.seconds)).perSecond)
         for (const n of turns) costs[n]!.status.push(await readStatus(sites[n]!, round))
         for (const kind of ['day', 'settled'] as const)
           for (const n of turns) {
@@ -158,11 +158,8 @@ function withStores<T>(count: number, work: (stores: Store[]) => Promise<T>, sto
 async function fill(store: Store, size: number, beats: number, archive: string): Promise<Site> {
   const { admin, cluster } = store
   const owner = postgres(cluster.url('fleet_owner', 'fleet'), { max: 1, onnotice: () => {} })
-  const straight = pgbench(
-    store,
-    (await enroll(store, 1_000, 'ingest')).map(({ device_id }) => device_id),
-    2,
-  )
+  const own = (await enroll(store, 1_000, 'ingest')).map(({ device_id }) => device_id)
+  const straight = pgbench(store, clientsOf(store, own, 2))
   const ids = (await enroll(store, Math.max(1, Math.round(size / DAYS / beats)), 'history')).map(({ device_id }) => device_id)
   const site: Site = { admin, owner, ids, straight, archive: () => archiveAll(archive, cluster.url('fleet_archiver', 'fleet')) }
   const today = Math.floor(Date.now() / DAY_MS) * DAY_MS

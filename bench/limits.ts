@@ -18,7 +18,7 @@ import { atLeast, median, type Figure } from './figure.ts'
 import { startSender } from './heartbeats.ts'
 import { UsageError } from '../lib/errors.ts'
 import { readOptions } from './options.ts'
-import { pgbench } from './pgbench.ts'
+import { clientsOf, pgbench } from './pgbench.ts'
 import { cpuPercent } from './processes.ts'
 import { enroll, startServer, withStore, type Store } from './store.ts'
 import type { Template } from './sender.ts'
@@ -47,11 +47,8 @@ export async function benchLimits(args: string[]): Promise<Figure[]> {
   }
   return withStore(async store => {
     const devices = await enroll(store, given.devices)
-    const straight = pgbench(
-      store,
-      (await enroll(store, given.devices, 'pgbench')).map(({ device_id }) => device_id),
-      given.clients,
-    )
+    const ids = (await enroll(store, given.devices, 'pgbench')).map(({ device_id }) => device_id)
+    const straight = pgbench(store, clientsOf(store, ids, given.clients))
     const [gateway] = await store.admin<{ token: string }[]>`select fleet.create_gateway_token('bench') as token`
     const sender = startSender()
     try {
@@ -102,7 +99,7 @@ export async function benchLimits(args: string[]): Promise<Figure[]> {
           }
           here.push(await saturate(undefined, Math.ceil(given.flight / size), templates, size))
           await store.admin`checkpoint`
-          there.push(await straight(size, given.seconds))
+          there.push((await straight(size, given.seconds)).perSecond)
           say(`round ${round}: batches of ${size} ${rate(here)}, pgbench ${rate(there)}`)
         }
       }

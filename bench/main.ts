@@ -23,6 +23,7 @@ const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure
   statement: async () => (await import('./statement.ts')).benchStatement,
   maintenance: async () => (await import('./maintenance.ts')).benchMaintenance,
   reads: async () => (await import('./reads.ts')).benchReads,
+  'scale-out': async () => (await import('./scale-out.ts')).benchScaleOut,
   settle: async () => (await import('./settle.ts')).benchSettle,
   transitions: async () => (await import('./transitions.ts')).benchTransitions,
   tell: async () => (await import('./tell.ts')).benchTell,

@@ -5,6 +5,12 @@ import { join } from 'node:path'
 import { plainEnv } from '../local/config.ts'
 import type { Store } from './store.ts'
 
+/** What one client of pgbench sends, and where. */
+export interface Client {
+  url: string
+  deviceIds: number[]
+}
+
 const BUCKET_S = 10
 const FIRST = 10 * 3600
 /** No measurement starts later in the devices' day than this: one uses up to four hours of the devices' time. */
@@ -15,13 +21,14 @@ const LAST = 20 * 3600
  * over the devices, and `:clock` advances by a bucket with each pass. In the JSON it is written as hhmmss, from 10:00 on, because
  * pgbench has only whole numbers. The variable's name is as long as its value, because pgbench otherwise moves the rest of the
  * text for each.
+ * @param daysAgo the day of the first heartbeats; another one for each who sends for the same devices
  */
-export function pgbench({ cluster, admin }: Store, deviceIds: number[], clients: number) {
-  let day = Date.now() - 6 * 86_400_000
+export function pgbench({ cluster, admin }: Store, clients: Client[], daysAgo = 6) {
+  let day = Date.now() - daysAgo * 86_400_000
   let clock = FIRST
 
   /**
-   * Returns rows per second.
+   * Returns the rows, and the rows per second.
    * @throws an Error if a heartbeat was not stored
    */
   return async (batch: number, seconds: number) => {
@@ -31,25 +38,23 @@ export function pgbench({ cluster, admin }: Store, deviceIds: number[], clients:
     }
     const directory = await mkdtemp(join(tmpdir(), 'fleet-pgbench-'))
     try {
-      const share = Math.floor(deviceIds.length / clients)
       const runs = await Promise.all(
-        Array.from({ length: clients }, async (_, client) => {
+        clients.map(async ({ url, deviceIds }, client) => {
           const script = join(directory, `${client}.sql`)
-          const ids = deviceIds.slice(client * share, (client + 1) * share)
-          await writeFile(script, scriptOf(ids, batch, new Date(day).toISOString().slice(0, 10).replaceAll('-', '')))
+          await writeFile(script, scriptOf(deviceIds, batch, new Date(day).toISOString().slice(0, 10).replaceAll('-', '')))
           const output = await run(cluster.program('pgbench'), [
             '--no-vacuum',
             '--client=1',
             `--time=${seconds}`,
             `--file=${script}`,
             `--define=seconds=${clock}`,
-            cluster.url('fleet_server', 'fleet'),
+            url,
           ])
           const passes = Number(/number of transactions actually processed: (\d+)/.exec(output)?.[1])
           const rate = Number(/^tps = ([\d.]+)/m.exec(output)?.[1])
           if (!(passes > 0 && rate > 0))
-            throw new Error(`pgbench did not finish a pass over ${share} devices in ${seconds} s:\n${output}`)
-          return { passes, rows: rate * share }
+            throw new Error(`pgbench did not finish a pass over ${deviceIds.length} devices in ${seconds} s:\n${output}`)
+          return { passes, rows: passes * deviceIds.length, perSecond: rate * deviceIds.length }
         }),
       )
       const [{ refused } = { refused: 0 }] = await admin<{ refused: number }[]>`
@@ -57,11 +62,21 @@ export function pgbench({ cluster, admin }: Store, deviceIds: number[], clients:
       `
       if (refused > 0) throw new Error(`${refused} heartbeats were quarantined, so this is not the cost of storing them`)
       clock += BUCKET_S * (1 + Math.max(...runs.map(({ passes }) => passes)))
-      return runs.reduce((sum, { rows }) => sum + rows, 0)
+      const sum = (values: number[]) => values.reduce((sum, value) => sum + value, 0)
+      return { rows: sum(runs.map(run => run.rows)), perSecond: sum(runs.map(run => run.perSecond)) }
     } finally {
       await rm(directory, { recursive: true, force: true })
     }
   }
+}
+
+/** Clients that share the devices, and log in at one cluster. */
+export function clientsOf({ cluster }: Store, deviceIds: number[], clients: number): Client[] {
+  const share = Math.floor(deviceIds.length / clients)
+  return Array.from({ length: clients }, (_, client) => ({
+    url: cluster.url('fleet_server', 'fleet'),
+    deviceIds: deviceIds.slice(client * share, (client + 1) * share),
+  }))
 }
 
 function scriptOf(deviceIds: number[], batch: number, date: string) {
