@@ -1,1 +1,25 @@
 -- Enter migration here
+create table if not exists fleet.ticked_jobs (
+  jobname text primary key,
+  started_at timestamptz not null,
+  status text not null check (status in ('running', 'succeeded', 'failed')),
+  message text,
+  last_success timestamptz
+);
+comment on table fleet.ticked_jobs is 'The last run of each job by npm run tick. Empty where pg_cron runs the jobs.';
+comment on column fleet.ticked_jobs.jobname is 'The job, as in fleet.job_definitions().';
+comment on column fleet.ticked_jobs.started_at is 'When it last began.';
+comment on column fleet.ticked_jobs.status is 'Whether it runs, or how it ended. One whose session was lost stays running until it begins again.';
+comment on column fleet.ticked_jobs.message is 'The error with which it failed.';
+comment on column fleet.ticked_jobs.last_success is 'When the last run that succeeded began.';
+
+--!include jobs/job_lock.sql
+--!include jobs/begin_job.sql
+--!include jobs/end_job.sql
+--!include jobs/job_history.sql
+--!include jobs/job_health.view.sql
+--!include jobs/job_definitions.sql
+--!include jobs/scheduler_ages.sql
+--!include access/current_actor.sql
+--!include checks/check_scheduler.sql
+--!include setup/grants.sql

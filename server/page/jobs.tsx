@@ -1,5 +1,5 @@
 import type { Pool } from '../database.ts'
-import { nextRun } from './cron.ts'
+import { nextRun } from '../../lib/cron.ts'
 import { Table } from './layout.tsx'
 import { Moment } from './time.tsx'
 

@@ -9,7 +9,7 @@ as $$
     case
       when a.is_server then a.how
       -- Any login can take this name, so it counts only for the one whose jobs pg_cron runs.
-      when current_setting('application_name') like 'pg_cron%' and pg_has_role(session_user, 'fleet_owner', 'member') then 'job'
+      when current_setting('application_name') similar to '(pg_cron|nexmdm tick)%' and pg_has_role(session_user, 'fleet_owner', 'member') then 'job'
       when (select b.backend_type from pg_stat_get_activity(pg_backend_pid()) b) like 'pg_cron%' then 'job'
       else 'sql'
     end,

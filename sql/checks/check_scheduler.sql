@@ -12,6 +12,8 @@ declare
   v_directory text := coalesce((select s.setting from pg_settings s where s.name = 'data_directory'), '$PGDATA');
   c_restart constant text := format(e'# in a shell, as the user of Postgres\npg_ctl restart -m fast -D ''%s''', v_directory);
   v_has_cron boolean := exists (select from pg_extension where extname = 'pg_cron');
+  -- A later one was written while the clock ran ahead.
+  v_ticked timestamptz := (select max(j.started_at) from fleet.ticked_jobs j where j.started_at <= p_now);
   v_names text;
   v_commands text;
   v_role text;
@@ -45,14 +47,21 @@ begin
 
   check_name := 'scheduler';
   status := 'ok'; detail := 'pg_cron runs'; remedy := null;
-  if not v_has_cron and exists (
+  if not v_has_cron and v_ticked is not null then
+    detail := 'npm run tick runs the jobs';
+    if p_now - greatest(v_ticked, fleet.postgres_started_at()) > interval '5 minutes' then
+      status := 'fail'; detail := format('npm run tick last began a job %s ago', date_trunc('second', p_now - v_ticked));
+      remedy := e'# in a shell, each minute\nDATABASE_URL=postgres://fleet_owner@… npm run tick';
+    end if;
+  elsif not v_has_cron and exists (
     select from fleet.events e
     where e.event = 'maintain.start' and e.at <= p_now
       and greatest(e.at, fleet.postgres_started_at()) >= p_now - interval '125 minutes'
   ) then
     detail := 'pg_cron is not in this database, but the hourly maintenance runs';
   elsif not v_has_cron then
-    status := 'warn'; detail := 'pg_cron is not in this database, and no maintenance ran in the last two hours';
+    status := 'warn';
+    detail := 'pg_cron is not in this database, no maintenance ran in the last two hours, and npm run tick was never run';
     remedy := format(
       e'-- as superuser, in database %s\n%s',
       coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'postgres, once pg_cron is there'),
@@ -79,7 +88,7 @@ begin
     ),
     case
       when bool_or(j.fault = 'disabled') then e'-- as superuser\n'
-      when bool_or(j.fault <> 'missing') then e'-- as fleet_owner; the next run by pg_cron clears this\n'
+      when bool_or(j.fault <> 'missing') then e'-- as fleet_owner; the next run clears this\n'
       else ''
     end
   into v_names, v_commands, v_role
@@ -92,13 +101,13 @@ begin
         else h.status
       end as fault
     from fleet.job_health h
-    where v_has_cron
+    where v_has_cron or v_ticked is not null
   ) j
   join fleet.job_definitions() d using (jobname)
   where j.fault not in ('ok', 'waiting');
   status := case when v_names is null then 'ok' else 'fail' end;
   detail := coalesce(
-    v_names, case when v_has_cron then 'all jobs run' else 'the history of the jobs is in the database of pg_cron' end
+    v_names, case when v_has_cron or v_ticked is not null then 'all jobs run' else 'the history of the jobs is in the database of pg_cron' end
   );
   remedy := v_role || v_commands;
   return next;
@@ -142,4 +151,4 @@ end
 $$;
 
 comment on function fleet.check_scheduler(timestamptz) is
-  'The part of fleet.check() about the scheduler: pg_cron, its jobs and roles, failed steps, missed nights and stuck locks.';
+  'The part of fleet.check() about the scheduler: pg_cron or npm run tick, the jobs and roles, failed steps, missed nights and stuck locks.';

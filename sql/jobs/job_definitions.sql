@@ -48,5 +48,5 @@ as $$
 $$;
 
 comment on function fleet.job_definitions() is
-  'The jobs that pg_cron runs for the store, with their schedules in GMT. A job is late when its last success is older than '
+  'The jobs that pg_cron (or npm run tick) runs for the store, with their schedules in GMT. A job is late when its last success is older than '
   'max_age. fleet-freeze is listed only while a cold or settled partition is not frozen yet.';

@@ -14,5 +14,5 @@ from fleet.job_history() h
 order by h.jobname;
 
 comment on view fleet.job_health is
-  'The pg_cron jobs of the store: ok, waiting (has never run), late, failed, disabled or missing. Example: select * from '
+  'The jobs of the store, which pg_cron or npm run tick runs: ok, waiting (has never run), late, failed, disabled or missing. Example: select * from '
   'fleet.job_health where status <> ''ok'';';

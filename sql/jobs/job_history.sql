@@ -11,9 +11,13 @@ as $$
 #variable_conflict use_column
 begin
   if not exists (select from pg_extension where extname = 'pg_cron') then
+    -- Without a tick yet, the jobs are those of pg_cron in another database, of which nothing is known here.
     return query
-      select d.jobname, d.schedule, d.max_age, null::boolean, null::timestamptz, null::text, null::text, null::timestamptz
-      from fleet.job_definitions() d;
+      select d.jobname, d.schedule, d.max_age, case when exists (select from fleet.ticked_jobs) then true end,
+        j.started_at, j.status, j.message, case when j.last_success <= clock_timestamp() then j.last_success end
+      from fleet.job_definitions() d
+      left join fleet.ticked_jobs j on j.jobname = d.jobname
+      where d.jobname <> 'fleet-prune-cron-history' or not exists (select from fleet.ticked_jobs);
     return;
   end if;
   -- A success in the future was written while the clock ran ahead. The history has no index on jobid, so it is read once for all
@@ -34,4 +38,4 @@ end
 $$;
 
 comment on function fleet.job_history() is
-  'Each expected pg_cron job with its last run and last success, which are null if it is not scheduled in this database.';
+  'Each expected job with its last run and last success by pg_cron or npm run tick; null if neither runs it in this database.';

@@ -27,6 +27,15 @@ begin
       v_known := v_known || jobname;
       return next;
     end loop;
+  else
+    for jobname, age in
+      select j.jobname, now() - greatest(j.started_at, fleet.postgres_started_at())
+      from fleet.ticked_jobs j
+      where j.started_at <= now()
+    loop
+      v_known := v_known || jobname;
+      return next;
+    end loop;
   end if;
   -- If pg_cron is in another database, or lost a job or its history, the events of the jobs give their ages. These jobs have been
   -- there since setup, so one that never ran is as old as the store.

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { nextRun } from './cron.ts'
+import { lastRun, nextRun } from './cron.ts'
 
 t.test('the next run of a schedule', t => {
   const after = new Date('2026-11-21T14:03:20Z') // a Saturday
@@ -25,5 +25,22 @@ t.test('the next run of a schedule', t => {
   for (const schedule of ['30 seconds', '', '60 * * * *', '* * * *', '* * 0 * *', 'a * * * *', '*/0 * * * *', '0 0 30 2 *']) {
     t.equal(nextRun(schedule, after), undefined, schedule)
   }
+  t.end()
+})
+
+t.test('the last run of a schedule', t => {
+  for (const [schedule, until, last] of [
+    ['* * * * *', '2026-11-21T14:03:20Z', '2026-11-21T14:03'],
+    ['* * * * *', '2026-11-21T14:03:00Z', '2026-11-21T14:03'],
+    ['* * * * *', '2026-11-21T14:03:59.999Z', '2026-11-21T14:03'],
+    ['*/10 * * * *', '2026-11-21T14:09:59.999Z', '2026-11-21T14:00'],
+    ['*/10 * * * *', '2026-11-21T14:10:00.001Z', '2026-11-21T14:10'],
+    ['35 * * * *', '2026-11-21T14:34:00Z', '2026-11-21T13:35'],
+    ['0 3 * * *', '2026-11-21T02:59:59.5Z', '2026-11-20T03:00'],
+    ['0 3 * * *', '2026-03-01T00:00:00Z', '2026-02-28T03:00'],
+    ['0 0 1 1 *', '2026-11-21T00:00:00Z', '2026-01-01T00:00'],
+  ] as const)
+    t.equal(lastRun(schedule, new Date(until))?.toISOString().slice(0, 16), last, `${schedule} until ${until}`)
+  t.equal(lastRun('30 seconds', new Date()), undefined)
   t.end()
 })
