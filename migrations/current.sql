@@ -1,1 +1,5 @@
 -- Enter migration here
+
+--!include scaling/shard_map.sql
+
+--!include setup/grants.sql
