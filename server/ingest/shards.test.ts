@@ -45,7 +45,8 @@ t.test('a device is found in the shard whose range has its hash, and in none if 
     `they are spread: ${counts.join()}`,
   )
   const part = new ShardMap(shards.filter(({ owner }) => owner !== 1))
-  for (let id = 1; id <= 1_000; id++) if (part.find(id) !== (map.find(id) === 1 ? undefined : map.find(id))) t.fail(`device ${id}`)
+  for (let id = 1; id <= 1_000; id++)
+    if (part.find(id) !== (map.find(id) === 1 ? undefined : map.find(id))) t.fail(`device ${id}`)
   t.equal(new ShardMap([]).find(1), undefined)
   t.end()
 })
