@@ -70,18 +70,13 @@ export class Node implements Place {
   async run<T extends readonly (object | undefined)[]>(statement: Statement<T>) {
     if (this.#isHome) return await this.pool.run(statement)
     if (!this.pool.wasOpen) return await this.nodes.pool.run(statement)
-    this.#refuseIfAway()
+    if (this.isAway) throw away()
     return await this.pool.run(statement)
   }
 
   /** @throws Problem 503 if this node is away, and as Writer.store() */
-  async store(chunk: Chunk) {
-    if (!this.#isHome && this.isAway) {
-      this.nodes.metrics.writesFailed.inc(chunk.items)
-      this.failed(chunk.items)
-      this.#refuseIfAway()
-    }
-    return await this.writer.store(chunk)
+  store(chunk: Chunk) {
+    return this.#isHome || !this.isAway ? this.writer.store(chunk) : this.#refuse(chunk.items)
   }
 
   wrote(heartbeats: number) {
@@ -96,10 +91,15 @@ export class Node implements Place {
     this.nodes.readSoon()
   }
 
-  #refuseIfAway() {
-    if (this.isAway)
-      throw unavailable('The part of the database that has this device cannot be reached now; nothing was acknowledged.')
+  #refuse(heartbeats: number): Promise<never> {
+    this.nodes.metrics.writesFailed.inc(heartbeats)
+    this.failed(heartbeats)
+    return Promise.reject(away())
   }
+}
+
+function away() {
+  return unavailable('The part of the database that has this device cannot be reached now; nothing was acknowledged.')
 }
 
 /**
