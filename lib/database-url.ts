@@ -60,6 +60,18 @@ export function withPassfile(text: string): { url: string; password?: () => Prom
   }
 }
 
+/** The URL with this host in place of its own, or of all of its own: the same login, database and options on another machine. */
+export function withHost(text: string, host: string, port: number) {
+  const name = host.includes(':') ? `[${host}]` : host
+  return text.replace(/^(postgres(?:ql)?:\/\/(?:[^/?]*@)?)[^/?]*/, (_, before: string) => `${before}${name}:${port}`)
+}
+
+/** `host:port` of the first host of a URL, for logs. */
+export function nameOfHost(text: string) {
+  const url = firstHost(text)
+  return `${url?.hostname ?? ''}:${url?.port || '5432'}`
+}
+
 function splitPassfile(text: string) {
   const value = /[?&]passfile=([^&]*)/.exec(text)?.[1]
   if (value === undefined) return { url: text, passfile: undefined }

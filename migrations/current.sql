@@ -22,4 +22,7 @@ comment on column fleet.ticked_jobs.last_success is 'When the last run that succ
 --!include jobs/scheduler_ages.sql
 --!include access/current_actor.sql
 --!include checks/check_scheduler.sql
+
+--!include scaling/shard_map.sql
+
 --!include setup/grants.sql

@@ -18,7 +18,7 @@ import { noQuery } from './valid.ts'
 import { version } from '../lib/version.ts'
 
 export function createApp(context: ServerContext) {
-  const { config, log, metrics, pool, reader, ops, access, tokens, writer, backpressure, unreadable, tracing, isDraining } =
+  const { config, log, metrics, pool, reader, ops, access, tokens, nodes, backpressure, unreadable, tracing, isDraining } =
     context
   const app = new Hono<AppEnv>()
   const [read, enroll, command, operate, monitor] = [
@@ -33,8 +33,8 @@ export function createApp(context: ServerContext) {
   if (tracing !== undefined) app.use(tracing.request)
 
   // Apart from tracing, these two have no middleware: Hono calls a lone handler directly.
-  app.post('/v1/heartbeat', timed(metrics, 'POST /v1/heartbeat', postHeartbeat(config, tokens, writer, metrics, unreadable)))
-  app.post('/v1/heartbeats', timed(metrics, 'POST /v1/heartbeats', postHeartbeats(config, tokens, writer, metrics, unreadable)))
+  app.post('/v1/heartbeat', timed(metrics, 'POST /v1/heartbeat', postHeartbeat(config, tokens, nodes, metrics, unreadable)))
+  app.post('/v1/heartbeats', timed(metrics, 'POST /v1/heartbeats', postHeartbeats(config, tokens, nodes, metrics, unreadable)))
 
   app.get('/v1/commands', timed(metrics, 'GET /v1/commands', getCommands(tokens, metrics)))
   app.post('/v1/commands/:id/ack', timed(metrics, 'POST /v1/commands/:id/ack', ackCommand(tokens, metrics)))
@@ -51,20 +51,21 @@ export function createApp(context: ServerContext) {
 
   app.post('/ops/nightly', operate, timed(metrics, 'POST /ops/nightly', postNightly(config, ops, log)))
   app.post('/ops/reconcile', operate, noQuery, timed(metrics, 'POST /ops/reconcile', postReconcile(config, ops, log)))
-  app.get('/ops/pool_health', monitor, noQuery, getPoolHealth(metrics, pool, reader))
+  app.get('/ops/pool_health', monitor, noQuery, getPoolHealth(metrics, nodes, reader))
   app.get('/metrics', access.allow('metrics', { orBearer: true }), getMetrics(context))
 
   app.get('/openapi.json', getOpenapi())
   app.get('/healthz', c => c.json({ status: 'ok', version }))
   app.get('/readyz', async c => {
     if (isDraining()) throw unavailable('The server is stopping.')
-    const [row] = await pool.run(
+    const [row] = await nodes.any(
       sql => sql<{ ready: boolean }[]>`
       select to_regprocedure('fleet.ingest_batch(json, timestamptz, bytea[], integer[])') is not null as ready
     `,
     )
     if (!row!.ready) throw unavailable('The database is not migrated.')
-    return c.json({ status: 'ready' })
+    const away = nodes.all.filter(node => node.isAway).map(({ name }) => name)
+    return c.json(away.length === 0 ? { status: 'ready' } : { status: 'ready', away })
   })
 
   app.route('/', opsPage(context))

@@ -6,7 +6,7 @@ import type { ServerConfig } from './config.ts'
 import type { Pool, Sql } from './database.ts'
 import type { Backpressure } from './ingest/backpressure.ts'
 import type { UnreadableFields } from './ingest/unreadable-fields.ts'
-import type { Writer } from './ingest/writer.ts'
+import type { Nodes } from './ingest/nodes.ts'
 import type { Metrics } from './ops/metrics.ts'
 import type { Reader } from './reader.ts'
 
@@ -20,7 +20,7 @@ export interface ServerContext {
   ops: Sql
   tokens: Tokens
   access: Access
-  writer: Writer
+  nodes: Nodes
   backpressure: Backpressure
   unreadable: UnreadableFields
   /** Undefined unless tracing is on. */

@@ -70,6 +70,8 @@ export class Pool {
   /** Statements since the start, and how many of them found no free connection. */
   statements = 0
   waits = 0
+  /** Whether one of the kept connections was ever open. */
+  wasOpen = false
 
   /** @param sql opens the connections that are not kept */
   constructor(
@@ -94,6 +96,16 @@ export class Pool {
 
   get waiting() {
     return this.#waiting.length
+  }
+
+  /** Whether one of the kept connections is open. */
+  get isOpen() {
+    return this.#hasOpen()
+  }
+
+  /** Whether no connection is open, and the last try to open one failed. It goes on trying. */
+  get isAway() {
+    return this.#refusal !== undefined && !this.#hasOpen()
   }
 
   /**
@@ -222,6 +234,7 @@ export class Pool {
       await sql`select 1`
       if (slot.sql !== sql) return
       slot.isOpen = true
+      this.wasOpen = true
       this.#accepted()
       this.#later(slot, this.#options.lifetimeMs?.() ?? (30 + 30 * Math.random()) * 60_000, () => this.#renew(slot))
     } catch (error) {

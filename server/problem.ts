@@ -10,6 +10,7 @@ export interface FieldError {
 
 interface Extra {
   errors?: FieldError[]
+  results?: object[]
   hint?: string
   headers?: Record<string, string>
   cause?: unknown
@@ -18,17 +19,19 @@ interface Extra {
 /** An error answer as in RFC 9457. Anything below a route may throw it. */
 export class Problem extends Error {
   readonly errors: FieldError[] | undefined
+  readonly results: object[] | undefined
   readonly hint: string | undefined
   readonly headers: Record<string, string>
 
   constructor(
     readonly status: number,
     detail: string,
-    { errors, hint, headers, cause }: Extra = {},
+    { errors, results, hint, headers, cause }: Extra = {},
   ) {
     super(detail, { cause })
     this.name = 'Problem'
     this.errors = errors
+    this.results = results
     this.hint = hint
     this.headers = headers ?? {}
   }
@@ -42,6 +45,7 @@ export class Problem extends Error {
       detail: this.message,
       hint: this.hint,
       errors: this.errors,
+      results: this.results,
       request_id: requestId,
     }
     return new Response(JSON.stringify(body), {

@@ -14,12 +14,13 @@ import { DeviceLimit } from './auth/device-limit.ts'
 import { RateLimit } from './auth/rate-limit.ts'
 import { SlowedDevices } from './auth/slowed-devices.ts'
 import type { Log } from '../lib/log.ts'
-import { createMetrics, measureCertificate, measureReplica } from './ops/metrics.ts'
+import { createMetrics, measureCertificate, measureNodes, measureReplica } from './ops/metrics.ts'
 import { Reader } from './reader.ts'
 import { leaveMetrics } from './ops/scrape.ts'
 import { Tokens } from './auth/tokens.ts'
 import { startTracing } from '../lib/tracing.ts'
 import { UnreadableFields } from './ingest/unreadable-fields.ts'
+import { Nodes } from './ingest/nodes.ts'
 import { Writer } from './ingest/writer.ts'
 
 /** For each worker. Measured: an idle connection takes about 6 kB of memory. */
@@ -55,10 +56,18 @@ export async function startServer(config: ServerConfig, log: Log) {
   const access = new Access(config, pool, wrongKeys, metrics)
   const slowed = new SlowedDevices(metrics, reports, log)
   const deviceLimit = new DeviceLimit(config.deviceRequestsPerMinute, hash => slowed.add(hash))
-  const tokens = new Tokens(pool, rateLimit, deviceLimit)
+  const tokens = new Tokens(pool, rateLimit, deviceLimit, token => nodes.ofToken(token))
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue)
   const tracing = await startTracing(config.otlpEndpoint, 'nexmdm-server', log)
-  const writer = new Writer(pool, metrics, log, backpressure, undefined, tracing)
+  const nodes = new Nodes(
+    config.hot,
+    pool,
+    reports,
+    metrics,
+    log,
+    (own, place) => new Writer(own, metrics, log, backpressure, undefined, tracing, place),
+  )
+  measureNodes(metrics, nodes)
   const budgets = new Budgets(metrics, reports, log)
   const unreadable = new UnreadableFields(metrics, reports, log)
   let draining = false
@@ -72,7 +81,7 @@ export async function startServer(config: ServerConfig, log: Log) {
     ops,
     tokens,
     access,
-    writer,
+    nodes,
     backpressure,
     unreadable,
     tracing,
@@ -100,7 +109,8 @@ export async function startServer(config: ServerConfig, log: Log) {
   // Otherwise a worker hands the connection to the next one, and if all are full, it goes round and round.
   Object.assign(server, { dropMaxConnection: true })
 
-  const endPools = () => Promise.all([reader.end().then(() => pool.end()), end(ops), end(reports)])
+  const endPools = () => Promise.all([Promise.all([reader.end(), nodes.end()]).then(() => pool.end()), end(ops), end(reports)])
+  nodes.follow()
   try {
     server.listen(config.port, config.host)
     await once(server, 'listening')
@@ -116,7 +126,7 @@ export async function startServer(config: ServerConfig, log: Log) {
   deviceLimit.follow()
 
   /**
-   * Accepts no new connections, finishes the requests in flight and the writer's queue, then closes the pools.
+   * Accepts no new connections, finishes the requests in flight and the writers' queues, then closes the pools.
    * @returns false if requests had to be cut off
    */
   async function stop() {
@@ -132,7 +142,7 @@ export async function startServer(config: ServerConfig, log: Log) {
     await closed
     clearInterval(sweep)
     clearTimeout(limit)
-    await writer.drained()
+    await nodes.drained()
     deviceLimit.end()
     certificate?.end()
     await Promise.all([budgets.end(), unreadable.end(), slowed.end()])

@@ -81,6 +81,13 @@ async function node(t: Test, passwords?: Record<string, string>) {
       shared_preload_libraries: passwords ? 'citus' : 'citus, pg_cron',
       max_prepared_transactions: 200,
       'citus.node_conninfo': 'sslmode=prefer',
+      // Shards move by logical replication.
+      wal_level: 'logical',
+      max_wal_senders: 20,
+      max_replication_slots: 20,
+      max_logical_replication_workers: 16,
+      max_sync_workers_per_subscription: 2,
+      max_worker_processes: 40,
     },
   })
   t.teardown(end)

@@ -5,7 +5,7 @@ import type { Sql } from 'postgres'
 import { parse } from 'yaml'
 import { repository } from '../../lib/repository.ts'
 import { Pool } from '../../server/database.ts'
-import { createMetrics, measureCertificate, measureReplica } from '../../server/ops/metrics.ts'
+import { createMetrics, measureCertificate, measureNodes, measureReplica } from '../../server/ops/metrics.ts'
 import { DATABASE_METRICS_UP } from '../../server/ops/prometheus.ts'
 import type { Reader } from '../../server/reader.ts'
 import { code, generated, page, table } from './markdown.ts'
@@ -96,10 +96,11 @@ interface Registered {
   labelNames: string[]
 }
 
-/** The metrics in the registry of a server that has a replica and a certificate. */
+/** The metrics in the registry of a server that has a replica and a certificate, of a plain store or a distributed one. */
 function serverMetrics(): Metric[] {
   // No value is read.
   const metrics = createMetrics(new Pool(undefined as never, 1))
+  measureNodes(metrics, { isDistributed: false, all: [] })
   measureReplica(metrics, { status: { lag_seconds: 0, in_use: true } } as Reader)
   measureCertificate(metrics, { expires: new Date(0) })
   const found = metrics.registry.getMetricsAsArray() as unknown as Registered[]

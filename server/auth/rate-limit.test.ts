@@ -177,11 +177,11 @@ t.test('memory is bounded, however many good tokens come from a network with wro
   const rateLimit = new RateLimit(false, 1)
   const tokens = new Tokens(undefined as never, rateLimit, new DeviceLimit(0))
   const client = from('192.0.2.1')
-  const token = (n: number) => ({ hash: String(n), isGateway: false })
+  const token = (n: number) => ({ hash: String(n), isGateway: false, deviceId: null })
   tokens.judged(token(0), client, true)
   t.equal(tokens.remembered, 0, 'nothing is remembered as long as there are no wrong ones')
   for (let n = 0; n < 60_000; n++) {
-    tokens.judged({ hash: `wrong ${n}`, isGateway: false }, from(`10.0.${n >> 8}.${n & 255}`), false)
+    tokens.judged({ hash: `wrong ${n}`, isGateway: false, deviceId: null }, from(`10.0.${n >> 8}.${n & 255}`), false)
     tokens.judged(token(n), from(`10.0.${n >> 8}.${n & 255}`), true)
   }
   t.equal(tokens.remembered, 50_000)

@@ -14,13 +14,20 @@ export interface Token {
   hash: string
   /** Whether its prefix says that it is a gateway's. */
   isGateway: boolean
+  /** The device that it names; null for a gateway's, and for one of before 0.2.0. Whether that is true, only the database knows. */
+  deviceId: number | null
 }
+
+type Runner = Pick<Pool, 'run'>
 
 /** The owner of a token, as fleet.authenticate returns it. */
 export type Identity = { kind: 'device'; device_id: number } | { kind: 'gateway'; device_id: null }
 
 /** nxd_, the device's id (tokens of before 0.2.0 have none), and 64 hex digits; or nxg_ and 64 hex digits. */
 const TOKEN = /^nx(?:g|d(?:_[1-9]\d{0,18})?)_[0-9a-f]{64}$/
+
+/** Of a token that names no device. */
+const SHORT_LENGTH = 'nxd_'.length + 64
 
 /** A device that was refused in the lane comes again soon; it will get through. */
 const MAX_LANE_WAIT_MS = 5_000
@@ -38,7 +45,9 @@ export function readToken(incoming: IncomingMessage): Token {
   const text = bearer(incoming)
   if (text === undefined) throw unauthorized('A token is required, in the header Authorization: Bearer <token>.', REALM)
   if (!TOKEN.test(text)) throw unknownToken()
-  return { hash: hash('sha256', text), isGateway: text.startsWith('nxg') }
+  const isGateway = text.startsWith('nxg')
+  const named = text.length > SHORT_LENGTH ? Number(text.slice(4, -65)) : null
+  return { hash: hash('sha256', text), isGateway, deviceId: Number.isSafeInteger(named) ? named : null }
 }
 
 /** The answer to a token that is unknown or revoked. */
@@ -65,11 +74,13 @@ export class Tokens {
   /**
    * @param rateLimit of wrong tokens, by the client's network
    * @param deviceLimit of all requests, by the device's token
+   * @param nodeOf chooses where a token is looked up for heartbeats, because every node of a distributed store knows all of them
    */
   constructor(
-    readonly pool: Pool,
+    readonly pool: Runner,
     readonly rateLimit: RateLimit,
     readonly deviceLimit: DeviceLimit,
+    readonly nodeOf: (token: Token) => Runner = () => pool,
   ) {}
 
   /** How many good tokens are remembered. */
@@ -101,6 +112,7 @@ export class Tokens {
       token,
       incoming,
       (sql, hash) => sql<Identity[]>`select kind, device_id from fleet.authenticate(${hash}::text::bytea)`,
+      this.nodeOf(token),
     )
     return identity!
   }
@@ -113,11 +125,12 @@ export class Tokens {
     token: Token,
     incoming: IncomingMessage,
     query: (sql: Sql, hash: string) => PendingQuery<T[]>,
+    pool: Runner = this.pool,
   ): Promise<T[]> {
     const leave = this.#isLimited(token, incoming) ? await this.#enter(incoming) : undefined
     let isGood = true
     try {
-      const rows = await this.pool.run(sql => query(sql, `\\x${token.hash}`))
+      const rows = await pool.run(sql => query(sql, `\\x${token.hash}`))
       isGood = rows.length > 0
       this.judged(token, incoming, isGood)
       if (!isGood) throw unknownToken()

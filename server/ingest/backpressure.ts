@@ -11,7 +11,7 @@ const CALM_MS = 10_000
 export type LowPriority = 'device_list' | 'database_metrics' | 'perf_diff' | 'page'
 
 /**
- * Watches the length of this worker's queue. If it had more than `threshold` heartbeats in the last 10 s, low-priority work is
+ * Watches the length of this worker's queues, one for each node of the store. If one of them had more than `threshold` heartbeats in the last 10 s, low-priority work is
  * shed. At `maxQueue`, heartbeats are refused.
  */
 export class Backpressure {
@@ -27,18 +27,18 @@ export class Backpressure {
   ) {}
 
   /**
-   * Call this before `count` heartbeats join the `queued` ones.
+   * Call this before `count` heartbeats join the `queued` ones. In a distributed store each node has a queue with these limits.
    * @throws Problem 503 if that would be too many
    */
-  admit(queued: number, count: number) {
-    this.watch(queued + count)
+  admit(queued: number, count: number, node?: string) {
+    this.watch(queued + count, node)
     if (queued + count <= this.limits.maxQueue) return
     this.metrics.writesFailed.inc(count)
     throw unavailable('The server has more heartbeats than it can write; none of this request was stored.')
   }
 
-  /** Call this whenever the queue has grown or shrunk. */
-  watch(queued: number) {
+  /** Call this whenever a queue has grown or shrunk. */
+  watch(queued: number, node?: string) {
     if (queued <= this.threshold) return
     this.#lastAbove = performance.now()
     if (this.#since !== undefined) return
@@ -46,7 +46,7 @@ export class Backpressure {
     this.#shed = 0
     this.metrics.backpressure.set(1)
     this.log.warn(
-      { event: 'heartbeat.backpressure', backpressure: true, queued, threshold: this.threshold },
+      { event: 'heartbeat.backpressure', backpressure: true, node, queued, threshold: this.threshold },
       'Heartbeats come faster than they are written, so low-priority work is shed.',
     )
     this.#endAfter(this.limits.calmMs)

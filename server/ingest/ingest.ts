@@ -12,7 +12,8 @@ import { type FieldError, Problem, toProblem } from '../problem.ts'
 import { type Identity, type Token, type Tokens, unknownToken, wrongKind } from '../auth/tokens.ts'
 import { spread } from './spread.ts'
 import type { UnreadableFields } from './unreadable-fields.ts'
-import type { Outcome, Writer } from './writer.ts'
+import type { Nodes } from './nodes.ts'
+import type { Outcome } from './writer.ts'
 
 /** A heartbeat that found its device's quarantine full was heard, so a device need not send it again: not a 4xx. */
 const STATUS = { stored: 201, duplicate: 200, quarantined: 202, rejected: 200 } as const
@@ -106,7 +107,7 @@ class Sender {
 export function postHeartbeat(
   config: ServerConfig,
   tokens: Tokens,
-  writer: Writer,
+  nodes: Nodes,
   metrics: Metrics,
   unreadable: UnreadableFields,
 ): Handler<AppEnv> {
@@ -128,7 +129,7 @@ export function postHeartbeat(
       ignored.report(device_id)
       throw new Problem(422, 'The heartbeat is not valid; it was not written.', { errors: [json] })
     }
-    const outcomes = await writer.store({ token: token.hash, items: 1, devices: 1, json })
+    const outcomes = await nodes.of(token.deviceId).store({ token: token.hash, items: 1, devices: 1, json })
     const deviceId = await sender.authenticated(outcomes)
     const [outcome] = outcomes
     if (outcome instanceof Problem) throw outcome
@@ -146,7 +147,7 @@ export function postHeartbeat(
 export function postHeartbeats(
   config: ServerConfig,
   tokens: Tokens,
-  writer: Writer,
+  nodes: Nodes,
   metrics: Metrics,
   unreadable: UnreadableFields,
 ): Handler<AppEnv> {
@@ -164,21 +165,18 @@ export function postHeartbeats(
 
     // Nobody fills statements and the queue before it is authenticated. Without an item, no statement says who it is.
     if (accepted.length === 0 || accepted.length > MAX_UNVERIFIED_ITEMS) await sender.identify().catch(refuse)
-    const devices = token.isGateway ? new Set(accepted.map(({ device_id }) => device_id)).size : 1
-    const outcomes = await writer.store({
-      token: token.hash,
-      items: accepted.length,
-      devices,
-      json: accepted.map(({ text }) => text).join(','),
-    })
+    const isOfOne = !token.isGateway || accepted.every(({ device_id }) => device_id === accepted[0]!.device_id)
+    const outcomes = await nodes.store(token, accepted)
     // The database was unreachable for one of the items: the whole request fails, because the client sends nothing else again. What
-    // was stored of it in the meantime is a duplicate then.
-    const own = await sender.authenticated(outcomes)
+    // was stored of it in the meantime is a duplicate then. The answer says which items those are, for a gateway that would rather
+    // send only the others again: those of a node that is away.
+    const own = await sender.authenticated(outcomes).catch((error: unknown) => {
+      const isPartly = token.isGateway && outcomes.some(outcome => !(outcome instanceof Problem))
+      throw error instanceof Problem && error.status === 503 && isPartly ? withResults(error, results, accepted, outcomes) : error
+    })
     for (const [position, { index, device_id }] of accepted.entries()) {
       const outcome = outcomes[position]!
-      if (outcome instanceof Problem) results[index] = rejected(outcome.errors ?? [{ path: '', message: outcome.message }])
-      else if (isKept(outcome)) results[index] = answer(outcome, devices === 1)
-      else if (own === null) results[index] = rejected([NOT_ENROLLED])
+      if (outcome instanceof Problem || own === null || isKept(outcome)) results[index] = resultOf(outcome, isOfOne)
       else {
         ignored.refused(own, NOT_THIS_DEVICE, { device_id })
         results[index] = rejected([NOT_THIS_DEVICE])
@@ -190,6 +188,23 @@ export function postHeartbeats(
     for (const entry of results) count[entry!.result]++
     return c.json({ results, ...count, ignored: ignored.names })
   }
+}
+
+/** The 503 of a gateway's request of which a part was stored: the results of all items, in which what was not is `unavailable`. */
+function withResults(problem: Problem, results: (Result | undefined)[], accepted: Accepted[], outcomes: (Outcome | Problem)[]) {
+  const all: (Result | { result: 'unavailable' } | undefined)[] = [...results]
+  for (const [position, { index }] of accepted.entries()) {
+    const outcome = outcomes[position]!
+    const isLost = outcome instanceof Problem && outcome.status >= 500
+    all[index] = isLost ? { result: 'unavailable' } : resultOf(outcome, false)
+  }
+  const { message, headers, cause } = problem
+  return new Problem(503, message, { results: all as object[], headers, cause })
+}
+
+function resultOf(outcome: Outcome | Problem, isOfOne: boolean): Result {
+  if (outcome instanceof Problem) return rejected(outcome.errors ?? [{ path: '', message: outcome.message }])
+  return isKept(outcome) ? answer(outcome, isOfOne) : rejected([NOT_ENROLLED])
 }
 
 /** Counts heartbeats that fail before the writer has them: if the fault is ours, they are failed writes too. */

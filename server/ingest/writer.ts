@@ -38,6 +38,14 @@ export interface Chunk {
   json: string
 }
 
+/** Where a writer writes, if there are several places: a node of a distributed store. */
+export interface Place {
+  /** Undefined in a plain store. */
+  readonly label: string | undefined
+  wrote(heartbeats: number): void
+  failed(heartbeats: number): void
+}
+
 interface Waiting extends Chunk {
   since: number
   settle: (outcomes: (Outcome | Problem)[]) => void
@@ -81,13 +89,19 @@ export class Writer {
   #idle: (() => void)[] = []
 
   constructor(
-    readonly pool: Pool,
+    readonly pool: Pick<Pool, 'run' | 'max'>,
     readonly metrics: Metrics,
     readonly log: Log,
     readonly backpressure: Backpressure,
     readonly limits = { concurrency: CONCURRENCY, maxBatch: MAX_BATCH, gatherMs: GATHER_MS },
     readonly tracing?: Tracing,
+    readonly place?: Place,
   ) {}
+
+  /** Heartbeats that wait for a statement. */
+  get queued() {
+    return this.#queued
+  }
 
   /**
    * Returns one outcome for each heartbeat, in order, or the Problem of that heartbeat alone.
@@ -95,7 +109,7 @@ export class Writer {
    * @throws Problem 503 if the queue cannot take all of them; then it takes none
    */
   async store({ token, items, devices, json }: Chunk): Promise<(Outcome | Problem)[]> {
-    this.backpressure.admit(this.#queued, items)
+    this.backpressure.admit(this.#queued, items, this.place?.label)
     if (items === 0) return []
     return await new Promise(settle => {
       this.#queue.push({ token, items, devices, json, since: performance.now(), settle, request: this.tracing?.current() })
@@ -145,7 +159,7 @@ export class Writer {
         if (this.#inFlight === 0 && this.#queue.length === 0) this.#idle.splice(0).forEach(resolve => resolve())
       })
     }
-    this.backpressure.watch(this.#queued)
+    this.backpressure.watch(this.#queued, this.place?.label)
   }
 
   /** @param requests that the statement had which has just ended */
@@ -231,7 +245,9 @@ export class Writer {
       settle(own)
       begin += items
     }
-    this.metrics.writes.inc(outcomes.length - counts.unauthorized - counts.unknown_device)
+    const written = outcomes.length - counts.unauthorized - counts.unknown_device
+    this.metrics.writes.inc(written)
+    this.place?.wrote(written)
     this.metrics.ingested.inc(counts.stored)
     this.metrics.deduplicated.inc(counts.duplicate)
     this.metrics.quarantined.inc(counts.quarantined)
@@ -240,8 +256,9 @@ export class Writer {
 
   #fail(batch: Waiting[], error: unknown, code: string) {
     this.metrics.writesFailed.inc(count(batch))
+    this.place?.failed(count(batch))
     this.metrics.lastStatusUpsertsFailed.inc(batch.reduce((sum, { devices }) => sum + devices, 0))
-    this.log.error({ event: 'heartbeat.write_failed', items: count(batch), error })
+    this.log.error({ event: 'heartbeat.write_failed', node: this.place?.label, items: count(batch), error })
     const message = error instanceof Error ? error.message : String(error)
     const problem = code.startsWith('22')
       ? new Problem(422, 'The database refused a value of this heartbeat.', { errors: [{ path: '', message }], cause: error })

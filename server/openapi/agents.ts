@@ -65,7 +65,8 @@ const batch = {
     `(blank lines included) ` +
     `and ${MAX_BATCH_BYTES} bytes, before and after inflation. Gzip may expand to ${MAX_INFLATION} times its size plus 64 KiB. ` +
     'One bad item never blocks the others: each has its own result. After a 5xx, send the whole batch again; items that were ' +
-    'stored the first time are then duplicates.',
+    "stored the first time are then duplicates. If a part of a gateway's batch was stored, the 503 has `results`, in which what " +
+    'has to be sent again is `unavailable`.',
   security: [{ device: [] }, { gateway: [] }],
   parameters: [
     {

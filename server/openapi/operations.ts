@@ -274,7 +274,8 @@ const poolHealth = {
   summary: 'Show how many database connections are in use',
   description:
     'Connections of the hot path, summed over all workers. The worker that answers also opens a new connection; if that fails, ' +
-    'the status is critical and `reason` says why.',
+    'the status is critical and `reason` says why. In a distributed store it tries each node; `pool` is about the node of ' +
+    'SERVER_DATABASE_URL.',
   security: needs('metrics'),
   responses: {
     200: answer(
@@ -318,7 +319,9 @@ const readiness = {
   operationId: 'getReadiness',
   tags: ['probes'],
   summary: 'Check that the server can take requests',
-  description: 'The answer is 503 while the server stops, or while its database cannot be reached or is not migrated.',
+  description:
+    'The answer is 503 while the server stops, or while its database cannot be reached or is not migrated. One node of a ' +
+    'distributed store is enough; `away` names the others.',
   security: [],
   responses: { 200: answer('The server can take requests.', 'Readiness', { ready: { status: 'ready' } }), ...problems(500, 503) },
 }

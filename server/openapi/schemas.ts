@@ -148,6 +148,13 @@ const bodies = {
       detail: z.string().describe('What happened, for people.'),
       hint: z.string().optional().describe('What to do about it.'),
       errors: z.array(fieldError).optional().describe('With 422: each field that is wrong.'),
+      results: z
+        .array(z.looseObject({ result: z.string().describe('As in BatchResults, or `unavailable`: the item was not stored.') }))
+        .optional()
+        .describe(
+          "With 503, if a part of a gateway's batch was stored: the result of each item, in the order of the items. Only what is " +
+            '`unavailable` has to be sent again.',
+        ),
       request_id: z.string().optional().describe('As in X-Request-Id. The server logs its own errors with this id.'),
     })
     .describe('A problem document (RFC 9457). More members may be added.'),
@@ -246,7 +253,7 @@ const bodies = {
   PoolHealth: z.object({
     status: z
       .enum(['ok', 'warn', 'critical'])
-      .describe('warn from 80 % utilization, critical from 95 %, or if a new connection is refused.'),
+      .describe('warn from 80 % utilization, critical from 95 %, or if a new connection is refused, by one node at least.'),
     reason: z.string().optional().describe('Why a new connection cannot be opened. Connections that are open may still work.'),
     pool: z.object({
       in_use: count.describe('Connections that are running a statement.'),
@@ -254,6 +261,24 @@ const bodies = {
       utilization_pct: percent.describe('in_use as a share of max, in percent.'),
       waiting: count.describe('Statements that wait for a connection.'),
     }),
+    nodes: z
+      .array(
+        z.object({
+          node: z.string().describe('Its host and port.'),
+          status: z
+            .enum(['ok', 'refuses', 'away'])
+            .describe(
+              '`refuses`: a new connection is refused; `away`: there is none, and heartbeats of its devices are answered 503.',
+            ),
+          reason: z.string().optional().describe('Why a new connection cannot be opened.'),
+          shards: count.describe('Shards whose heartbeats are sent to it.'),
+          pool: z
+            .object({ in_use: count, max: count, waiting: count })
+            .describe('The connections of the worker process that answers.'),
+        }),
+      )
+      .optional()
+      .describe('Only of a distributed store; the node of SERVER_DATABASE_URL is the first.'),
     replica: z
       .object({
         in_use: z.boolean().describe('Whether device lists are read from it.'),
@@ -263,7 +288,13 @@ const bodies = {
       .describe('Only with READ_DATABASE_URL.'),
   }),
   Health: z.object({ status: z.literal('ok'), version: z.string().describe("Of the server's software, such as 0.2.0.") }),
-  Readiness: z.object({ status: z.literal('ready') }),
+  Readiness: z.object({
+    status: z.literal('ready'),
+    away: z
+      .array(z.string())
+      .optional()
+      .describe('The nodes of a distributed store that cannot be reached. Heartbeats of their devices are answered 503.'),
+  }),
 }
 
 export type SchemaName = keyof typeof bodies

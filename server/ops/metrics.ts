@@ -86,6 +86,21 @@ export function createMetrics(pool: Pool) {
       'Heartbeats that were not written, because the database failed or could not be reached, or because the queue was full',
       'heartbeats',
     ),
+    nodeWrites: new Counter({
+      name: 'hb_node_writes_total',
+      help: described('As hb_writes_total, by node; only of a distributed store', 'heartbeats'),
+      labelNames: ['node'],
+      registers,
+    }),
+    nodeWritesFailed: new Counter({
+      name: 'hb_node_writes_failed_total',
+      help: described(
+        'As hb_writes_failed_total, by node; only of a distributed store, and without what was refused because the queue was full',
+        'heartbeats',
+      ),
+      labelNames: ['node'],
+      registers,
+    }),
     writeLatency: latency('hb_write_latency_ms', 'Time from the queue of the writer to the commit of a heartbeat'),
     ingested: counter('heartbeats_ingested_total', 'Heartbeats stored', 'heartbeats'),
     deduplicated: counter(
@@ -203,6 +218,59 @@ export function measureReplica({ registry }: Metrics, reader: Reader) {
       this.set(reader.status!.in_use ? 1 : 0)
     },
   })
+}
+
+interface MeasuredNode {
+  name: string
+  shards: number
+  pool: Pool
+  writer: { queued: number }
+}
+
+/** By node of a distributed store. A plain store has no series of them. */
+export function measureNodes({ registry }: Metrics, nodes: { isDistributed: boolean; all: MeasuredNode[] }) {
+  const registers = [registry]
+  const gauge = (
+    name: string,
+    help: string,
+    unit: string,
+    value: (node: MeasuredNode) => number,
+    aggregator: Aggregator = 'sum',
+  ) =>
+    new Gauge({
+      name,
+      help: described(help, unit),
+      labelNames: ['node'],
+      aggregator,
+      registers,
+      collect() {
+        this.reset()
+        if (nodes.isDistributed) for (const node of nodes.all) this.set({ node: node.name }, value(node))
+      },
+    })
+  gauge(
+    'db_node_up',
+    '1 if the server has an open connection to this node of a distributed store, otherwise 0',
+    'flag',
+    ({ pool }) => (pool.isOpen ? 1 : 0),
+    'min',
+  )
+  gauge(
+    'db_node_shards',
+    'Shards whose heartbeats the server sends to this node of a distributed store',
+    'shards',
+    ({ shards }) => shards,
+    'max',
+  )
+  gauge('db_node_pool_in_use', 'As db_pool_in_use, by node of a distributed store', 'connections', ({ pool }) => pool.inUse)
+  gauge('db_node_pool_max', 'As db_pool_max, by node of a distributed store', 'connections', ({ pool }) => pool.max)
+  gauge('db_node_pool_waiting', 'As db_pool_waiting, by node of a distributed store', 'statements', ({ pool }) => pool.waiting)
+  gauge(
+    'hb_node_queue',
+    'Heartbeats that wait for a statement, by node of a distributed store',
+    'heartbeats',
+    ({ writer }) => writer.queued,
+  )
 }
 
 /** Only if the server itself has a certificate. */

@@ -2,7 +2,8 @@ import type { Context, Handler } from 'hono'
 import { z } from 'zod'
 import type { AppEnv } from '../env.ts'
 import type { ServerConfig } from '../config.ts'
-import { connectOps, end, type Pool, type Sql } from '../database.ts'
+import { connectOps, end, type Sql } from '../database.ts'
+import type { Nodes } from '../ingest/nodes.ts'
 import type { Log } from '../../lib/log.ts'
 import type { Metrics } from './metrics.ts'
 import type { Reader } from '../reader.ts'
@@ -76,18 +77,32 @@ export function postReconcile(config: ServerConfig, ops: Sql, log: Log): Handler
  * For the person on call: from 80 % the pools of all workers are nearly full, from 95 % requests wait for a connection. It opens a
  * connection of its own, because those that are open do not show that the next one will be refused.
  */
-export function getPoolHealth(metrics: Metrics, pool: Pool, reader: Reader): Handler<AppEnv> {
+export function getPoolHealth(metrics: Metrics, nodes: Nodes, reader: Reader): Handler<AppEnv> {
   return async c => {
     const registry = await metrics.ofAllWorkers()
     const sum = async (name: string) => (await registry.getSingleMetric(name)!.get()).values[0]!.value
     const [in_use, max, waiting] = [await sum('db_pool_in_use'), await sum('db_pool_max'), await sum('db_pool_waiting')]
     const used = (100 * in_use) / max
-    const reason = await pool.probe()
+    const all = nodes.all
+    const reasons = await Promise.all(all.map(({ pool }) => pool.probe()))
+    const first = reasons.findIndex(why => why !== undefined)
+    const reason = first > 0 ? `${all[first]!.name}: ${reasons[first]}` : reasons[first]
     const status = reason !== undefined || used >= 95 ? 'critical' : used >= 80 ? 'warn' : 'ok'
     // Rounded down, so that it never shows a limit that is not reached.
     const utilization_pct = Math.floor(used)
-    return c.json({ status, reason, pool: { in_use, max, utilization_pct, waiting }, replica: reader.status }, 200, {
-      'cache-control': 'no-store',
-    })
+    const byNode = nodes.isDistributed
+      ? all.map(({ name, pool, shards }, nth) => ({
+          node: name,
+          status: pool.isAway ? 'away' : reasons[nth] === undefined ? 'ok' : 'refuses',
+          reason: reasons[nth],
+          shards,
+          pool: { in_use: pool.inUse, max: pool.max, waiting: pool.waiting },
+        }))
+      : undefined
+    return c.json(
+      { status, reason, pool: { in_use, max, utilization_pct, waiting }, nodes: byNode, replica: reader.status },
+      200,
+      { 'cache-control': 'no-store' },
+    )
   }
 }

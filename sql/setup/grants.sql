@@ -20,6 +20,7 @@ grant execute on function
   fleet.take_commands(bigint),
   fleet.ack_command(bigint, bigint),
   fleet.record_slo(text, json),
+  fleet.shard_map(),
   fleet.record_unreadable_fields(json),
   fleet.fleet_summary_of(text[]),
   -- The buttons of the ops page.
