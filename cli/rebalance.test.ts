@@ -4,6 +4,7 @@ import { onWorker, withCitus, withoutCitus } from '../testing/citus.ts'
 import { daysAgo, fillDay } from '../testing/archiver.ts'
 import { client, waitFor } from '../testing/database.ts'
 import { enroll, ingest, value } from '../testing/fleet.ts'
+import { blocksOf, readPage, runShell } from '../testing/pages.ts'
 import { distribute, readArguments } from './distribute.ts'
 import { rebalance } from './rebalance.ts'
 
@@ -156,4 +157,19 @@ t.test('a worker is added while heartbeats come in, and shards move to it', OPTI
   )
   t.match(await sql`select count(*)::int from fleet.audit_log where action = 'store.node_added'`, [{ count: 1 }])
   t.match(await ingest(sql, [{ device_id: devices[0]!, ts: new Date(Date.now() + 5000).toISOString() }]), [{ result: 'stored' }])
+
+  // What the runbook says about such a store.
+  const page = await readPage('RUNBOOK.md')
+  const statements = blocksOf(page, 'sql citus')
+    .flatMap(block => block.split(/;\n/))
+    .map(part => part.trim())
+    .filter(Boolean)
+  t.ok(statements.length >= 8, `${statements.length} statements`)
+  for (const statement of statements) await t.resolves(admin.unsafe(statement), statement)
+  const commands = blocksOf(page, 'sh citus')
+  t.ok(commands.length >= 4, `${commands.length} commands`)
+  for (const command of commands) {
+    const { code, output } = await runShell(command, { DATABASE_URL: url, NEW_WORKER: second })
+    t.equal(code, 0, `${command}\n${output}`)
+  }
 })

@@ -7,6 +7,8 @@ create table if not exists fleet.recorded_forms (
 comment on table fleet.recorded_forms is
   'A hash of each function and view that npm run migrate has installed in a distributed store; written by fleet.record_forms(). '
   'Empty in a plain store.';
+comment on column fleet.recorded_forms.object is 'The function with its arguments, or the view, with its schema.';
+comment on column fleet.recorded_forms.form is 'What fleet.form_of() returned for it.';
 
 --!include scaling/form_of.sql
 --!include scaling/record_forms.sql

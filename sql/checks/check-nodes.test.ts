@@ -46,6 +46,10 @@ t.test('check() names each trouble with the nodes, and its remedy ends it', { sk
   const dba = asRole(t, nodes, 'fleet_dba')
   const owner = asRole(t, nodes, 'fleet_owner')
   const devices = await enroll(sql, 20)
+  const allBad = async () =>
+    (await dba<Found[]>`select check_name from fleet.check() where status <> 'ok'`).map(({ check_name }) => check_name)
+  // Settings of this cluster, which is made for the test, and that no archiver runs.
+  const badBefore = await allBad()
   await distribute(url, { workers: hosts, shards: 4, log: () => {} })
   await ingest(
     sql,
@@ -134,6 +138,11 @@ t.test('check() names each trouble with the nodes, and its remedy ends it', { sk
     all.filter(({ status }) => status !== 'ok'),
     [],
     'in a healthy store every check of the nodes is ok',
+  )
+  t.same(
+    (await allBad()).filter(name => !badBefore.includes(name)),
+    [],
+    'and check() names nothing that it did not name before the store was distributed',
   )
   t.same(
     [...new Set([...troubles.map(({ check }) => check), 'node_clocks'])].sort(),
