@@ -1,7 +1,6 @@
 import t, { type Test } from 'tap'
 import { daysAgo, fillDay } from '../testing/archiver.ts'
 import { onWorker, withCitus, withoutCitus, type CitusNodes } from '../testing/citus.ts'
-import { client, spawnNode, waitFor } from '../testing/database.ts'
 import { ingest, value } from '../testing/fleet.ts'
 import { distribute, readArguments } from './distribute.ts'
 import { citusFirst } from './nodes.ts'
@@ -111,48 +110,4 @@ t.test('it may be stopped after each step, and goes on', OPTIONS, async t => {
   function onWorkerOrNot({ coordinator }: CitusNodes) {
     return onWorker(t, coordinator, 'fleet_server')
   }
-})
-
-t.test('it may be killed in the middle of a step, and goes on', OPTIONS, async t => {
-  const nodes = await withStore(t)
-  const { sql, admin, coordinator, hosts } = nodes
-  const url = coordinator.url('postgres', 'fleet')
-  const content = async () =>
-    await admin`
-    select count(*)::int, sum(hash_record_extended(h, 0)::numeric)::text as hash from fleet.device_heartbeats h`
-  const before = await content()
-  const args = ['--workers', hosts.join(','), '--shards', '2']
-
-  for (const [what, table] of [
-    ['while it distributes the heartbeats', 'fleet.device_heartbeats'],
-    ['while it installs sql/distributed', 'fleet.recorded_forms'],
-  ] as const) {
-    // It waits for this lock in the middle of the step.
-    const holder = client(url, 1)
-    t.teardown(() => holder.end({ timeout: 1 }))
-    await holder.unsafe(`begin; lock table ${table} in access share mode; lock table only ${table} in share mode`)
-    const run = await spawnNode(t, 'cli/distribute.ts', { args, env: { DATABASE_URL: url } })
-    const waits = () =>
-      value(admin`
-      select exists (
-        select from pg_locks l join pg_stat_activity a using (pid)
-        where not l.granted and l.relation = ${table}::regclass and a.datname = 'fleet'
-      )`)
-    await waitFor(async () => (await waits()) === true, {
-      timeoutMs: 240_000,
-      what: () => `${what}; it printed:\n${run.output()}`,
-    })
-    await run.stop('SIGKILL')
-    await holder.end({ timeout: 1 })
-    t.equal((await run.exited).signal, 'SIGKILL', what)
-    if (table === 'fleet.device_heartbeats') t.notMatch(run.output(), /^device_heartbeats: /m)
-    else t.match(run.output(), /^clean_up: [^]*(?<!sql\/distributed: \d+ files\n)$/m)
-  }
-
-  const lines = await distributed(nodes)
-  t.match(lines.join('\n'), /device_heartbeats: done.*sql\/distributed: \d+ files/s)
-  t.same(await content(), before, 'no row is lost, doubled or changed')
-  t.same(await sql`select 1 from fleet.distribution_plan() where not is_done`, [])
-  t.match(await sql`select status, detail from fleet.check_nodes() where check_name = 'node_versions'`, [{ status: 'ok' }])
-  t.match(await ingest(sql, [{ device_id: 1 }]), [{ result: 'stored' }])
 })
