@@ -1,6 +1,6 @@
 // npm run distribute that is killed. distribute.test.ts stops it between its steps.
 import t from 'tap'
-import { daysAgo, fillDay } from '../testing/archiver.ts'
+import { daysAgo, fillDay, partitionOf } from '../testing/archiver.ts'
 import { withCitus, withoutCitus } from '../testing/citus.ts'
 import { client, spawnNode, waitFor } from '../testing/database.ts'
 import { enroll, ingest, value } from '../testing/fleet.ts'
@@ -19,7 +19,12 @@ t.test('it may be killed in the middle of a step, and goes on', { skip: withoutC
     spawnNode(t, 'cli/distribute.ts', { args: ['--workers', hosts.join(','), '--shards', '2'], env: { DATABASE_URL: url } })
 
   for (const [what, table, done, notDone] of [
-    ['while it distributes the heartbeats', 'fleet.device_heartbeats', /^device_last_status: \d/m, /^device_heartbeats: /m],
+    [
+      'while it distributes the heartbeats',
+      `fleet.${await partitionOf(sql, daysAgo(3))}`,
+      /^device_last_status: \d/m,
+      /^device_heartbeats: /m,
+    ],
     ['while it installs sql/distributed', 'fleet.recorded_forms', /^clean_up: /m, /^sql\/distributed: /m],
   ] as const) {
     // It waits for this lock in the middle of the step.
