@@ -61,12 +61,14 @@ export async function rebalance(adminUrl: string, options: RebalanceOptions = {}
     }
     if (fresh.length > 0) {
       await addNodes(coordinator, fresh)
+      await coordinator.sql`set role fleet_owner`
+      for (const { name } of fresh) await coordinator.sql`select fleet.audit('store.node_added', ${`node:${name}`})`
+      await coordinator.sql`reset role`
       afterStep('nodes')
     }
     await coordinator.sql`set role fleet_owner`
     // Also if an earlier run was stopped here.
     if (added.length > 0) await grantAgain(coordinator.sql)
-    for (const { name } of fresh) await coordinator.sql`select fleet.audit('store.node_added', ${`node:${name}`})`
     await coordinator.sql`reset role`
     afterStep('rights')
     await coordinator.sql`select replicate_reference_tables('force_logical')`
