@@ -2,7 +2,8 @@ import t, { type Test } from 'tap'
 import { daysAgo, fillDay } from '../testing/archiver.ts'
 import { onWorker, withCitus, withoutCitus, type CitusNodes } from '../testing/citus.ts'
 import { ingest, value } from '../testing/fleet.ts'
-import { citusFirst, distribute, readArguments } from './distribute.ts'
+import { distribute, readArguments } from './distribute.ts'
+import { citusFirst } from './nodes.ts'
 
 const OPTIONS = { skip: withoutCitus, timeout: 900_000 }
 

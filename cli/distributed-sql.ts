@@ -1,10 +1,11 @@
 // sql/distributed: the forms of functions and views that a distributed store needs in place of the plain ones.
 import { readdir, readFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import type { Sql, TransactionSql } from 'postgres'
 import { repository } from '../lib/repository.ts'
 
 const ROOT = join(repository, 'sql')
+const GRANTS = ['setup/grants.sql', 'distributed/grants.sql']
 
 /**
  * Installs all of sql/distributed, or nothing, in a session of fleet_owner on the coordinator. Citus passes it on to the workers. Can
@@ -17,9 +18,18 @@ export async function installDistributed(owner: Sql) {
     await sql`set local client_min_messages = error`
     await sql`set local citus.enable_unsafe_triggers = on`
     // For functions that are created again Citus sends no rights, so all are granted again, and what they must not have is revoked.
-    for (const file of [...files, 'setup/grants.sql', 'distributed/grants.sql']) await runFile(sql, file)
+    for (const file of [...files, ...GRANTS]) await runFile(sql, file)
+    await sql`select fleet.record_forms(${files.map(file => basename(file).replace(/(\.view|\.trigger)?\.sql$/, ''))})`
   })
   return files.length
+}
+
+/** Grants all rights again, and revokes what nobody may have: Citus gives a new node the functions and views without them. */
+export async function grantAgain(owner: Sql) {
+  await owner.begin(async sql => {
+    await sql`set local client_min_messages = error`
+    for (const file of GRANTS) await runFile(sql, file)
+  })
 }
 
 /** Functions first, then views, then triggers. */

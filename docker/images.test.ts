@@ -149,6 +149,29 @@ t.test('each service waits only for services that exist and become ready', async
   }
 })
 
+t.test('the nodes of a distributed store start only with their profile, with what npm run distribute wants', t => {
+  const nodes = all.filter(([name]) => name.startsWith('citus-'))
+  t.same(
+    nodes.map(([name]) => name),
+    ['citus-coordinator', 'citus-worker-1', 'citus-worker-2'],
+  )
+  for (const [name, { profiles, command = [], pids_limit }] of all) {
+    if (!name.startsWith('citus-')) {
+      t.equal(profiles, undefined, name)
+      continue
+    }
+    t.same(profiles, ['citus'], name)
+    const settings = new Map(command.map(argument => /^-c([\w.]+)=(.*)$/.exec(argument)?.slice(1, 3) as [string, string]))
+    t.equal(settings.get('shared_preload_libraries'), name === 'citus-coordinator' ? 'citus,pg_cron' : 'citus', name)
+    t.ok(Number(settings.get('max_prepared_transactions')) > 0, name)
+    t.equal(settings.get('wal_level'), 'logical', name)
+    for (const setting of ['max_wal_senders', 'max_replication_slots', 'max_logical_replication_workers'])
+      t.ok(Number(settings.get(setting)) >= 4, `${name}: ${setting}`)
+    t.ok(pids_limit >= 500, name)
+  }
+  t.end()
+})
+
 t.test('every volume and every file that is mounted exists', async t => {
   const used = new Set<string>()
   for (const [name, service] of all) {

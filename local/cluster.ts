@@ -64,6 +64,8 @@ export interface ClusterOptions {
   settings?: Record<string, string | number>
   /** For tests: the passwords of another cluster, instead of new ones. */
   passwords?: Record<string, string>
+  /** For tests: more environment variables for Postgres, such as those of a clock that jumps. */
+  env?: Record<string, string>
 }
 
 interface Kept {
@@ -363,7 +365,7 @@ export class Cluster {
     const child = spawn(this.program('postgres'), ['-D', this.data], {
       ...this.#user,
       cwd: this.dir,
-      env: toolEnv(),
+      env: { ...toolEnv(), ...this.#options.env },
       detached: true,
       stdio: ['ignore', out, out],
     })

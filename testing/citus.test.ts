@@ -29,6 +29,11 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
     select date_trunc('day', ts)::text as day, count(*)::int, sum(hash_record_extended(h, 0)::numeric)::text as hash
     from fleet.device_heartbeats h group by 1 order by 1`
   const before = await content()
+  const bad = async () =>
+    (await dba<{ check_name: string }[]>`select check_name, detail from fleet.check() where status <> 'ok'`).map(row => ({
+      ...row,
+    }))
+  const badBefore = (await bad()).map(row => row.check_name)
 
   const lines: string[] = []
   await distribute(coordinator.url('postgres', 'fleet'), { workers: hosts, shards: 4, log: line => lines.push(line) })
@@ -201,15 +206,13 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
   )
   t.ok(pathsOf(directory, DAY).parquet)
 
-  // What check() says is only about this throwaway cluster.
-  const bad = await dba<
-    { check_name: string; detail: string }[]
-  >`select check_name, detail from fleet.check() where status <> 'ok'`
+  // This cluster is made for the test, so settings were named before, too. No archiver and no notifier keep running here.
   t.same(
-    bad.filter(
-      ({ check_name }) => !/^setting_|^archiver$|^notifier|^webhooks|^night|^jobs$|^scheduler|^settings_/.test(check_name),
+    (await bad()).filter(
+      ({ check_name }) => !badBefore.includes(check_name) && !['archiver', 'notifier', 'webhooks'].includes(check_name),
     ),
     [],
+    'check() names nothing new in a distributed store',
   )
 
   // A migration: it reaches the workers, and the forms of a distributed store stay.

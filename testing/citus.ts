@@ -29,17 +29,23 @@ export interface CitusNodes extends TestDatabase {
   hosts: string[]
 }
 
+export interface CitusOptions {
+  workers?: number
+  /** More environment variables for Postgres of the workers. */
+  env?: Record<string, string>
+}
+
 /**
  * Makes a coordinator whose database `fleet` is migrated and not distributed, and workers whose database `fleet` is empty. No node
  * trusts another: each knows the passwords of the others' roles from pg_dist_authinfo, which only superusers read.
  */
-export async function withCitus(t: Test, { workers: count = 2 } = {}): Promise<CitusNodes> {
+export async function withCitus(t: Test, { workers: count = 2, env = {} }: CitusOptions = {}): Promise<CitusNodes> {
   const coordinator = await node(t)
   await migrate(coordinator.url('postgres', 'fleet'), { current: true, log: () => {} })
   await coordinator.allowLogins()
   const passwords = Object.fromEntries((['postgres', ...ROLES] as const).map(role => [role, passwordOf(coordinator, role)]))
   const workers: Cluster[] = []
-  for (let nth = 0; nth < count; nth++) workers.push(await node(t, passwords))
+  for (let nth = 0; nth < count; nth++) workers.push(await node(t, passwords, env))
   for (const cluster of [coordinator, ...workers]) {
     const sql = openDatabase(cluster.url('postgres', 'fleet'), { max: 1 })
     try {
@@ -70,12 +76,13 @@ export function onWorker(t: Test, worker: Cluster, role: 'postgres' | 'fleet_own
   return sql
 }
 
-async function node(t: Test, passwords?: Record<string, string>) {
+async function node(t: Test, passwords?: Record<string, string>, env = {}) {
   const { cluster, end } = await throwawayCluster({
     postgres: testCluster().postgres,
     databases: ['fleet'],
     cronDatabase: 'fleet',
     ...(passwords ? { passwords } : {}),
+    env,
     settings: {
       // Only the coordinator has jobs.
       shared_preload_libraries: passwords ? 'citus' : 'citus, pg_cron',

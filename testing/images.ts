@@ -26,6 +26,7 @@ export interface Service {
   depends_on?: Record<string, { condition: string }>
   healthcheck?: { disable?: boolean; test?: string[] }
   restart: string
+  profiles?: string[]
   read_only: boolean
   cap_drop: string[]
   cap_add?: string[]

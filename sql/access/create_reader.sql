@@ -10,6 +10,12 @@ declare
   v_verifier text := fleet.scram_verifier(v_password);
   v_cohorts text[] := fleet.reader_cohorts(p_cohorts);
 begin
+  if fleet.is_distributed() then
+    raise exception using
+      errcode = 'FL002',
+      message = 'this store is distributed, and only a plain store can have logins that see some cohorts',
+      hint = 'Give the partner an API key instead: select fleet.create_api_key(…, p_cohorts => array[…]); See docs/scale-out.md.';
+  end if;
   perform fleet.require_reader_logins();
   if exists (select from fleet.readers r where r.reader = p_name) then
     raise exception using

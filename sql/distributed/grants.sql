@@ -17,3 +17,6 @@ begin
   end loop;
 end
 $$;
+
+-- Called by views with the rights of the login.
+grant execute on function fleet.refuse_distributed(text) to fleet_server, fleet_reader, fleet_dba;

@@ -24,6 +24,12 @@ declare
   v_type text;
   v_id_type text;
 begin
+  if fleet.is_distributed() then
+    raise exception using
+      errcode = 'FL002',
+      message = 'this store is distributed, and only a plain store can import a table',
+      hint = 'Import it into a plain store, and distribute that: docs/scale-out.md.';
+  end if;
   select * into v_class from pg_class c where c.oid = p_source;
   if not found then
     raise exception using

@@ -150,6 +150,7 @@ grant execute on function
   fleet.check_archive(timestamptz),
   fleet.check_erasures(timestamptz),
   fleet.check_columns(),
+  fleet.check_nodes(timestamptz),
   fleet.check_sessions(timestamptz),
   fleet.check_storage(timestamptz),
   fleet.check_imports(timestamptz),
