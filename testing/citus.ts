@@ -1,26 +1,16 @@
 // A coordinator and workers of Citus for tests: clusters of their own on loopback, which log in at each other with passwords.
-import { execFileSync } from 'node:child_process'
-import { existsSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import { migrate } from '../cli/migrate.ts'
-import { plainEnv } from '../local/config.ts'
 import { ROLES, throwawayCluster, type Cluster } from '../local/cluster.ts'
 import { openDatabase } from '../lib/database.ts'
 import { repository } from '../lib/repository.ts'
 import { client, open, testCluster, type TestDatabase } from './database.ts'
+import { hasCitus, NO_CITUS } from './distributed.ts'
 
 /** Why the tests that need Citus are skipped; false if they run. No package of Debian has it, so they are skipped in CI, too. */
-export const withoutCitus: string | false = hasCitus()
-  ? false
-  : 'there is no Citus for the PostgreSQL of the tests: build it from https://github.com/citusdata/citus, run make install, and test again'
-
-function hasCitus() {
-  const config = join(testCluster().postgres.bin, 'pg_config')
-  const sharedir = execFileSync(config, ['--sharedir'], { encoding: 'utf8', env: plainEnv() }).trim()
-  return existsSync(join(sharedir, 'extension', 'citus.control'))
-}
+export const withoutCitus: string | false = hasCitus(testCluster().postgres) ? false : NO_CITUS
 
 export interface CitusNodes extends TestDatabase {
   coordinator: Cluster
