@@ -5,7 +5,7 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { distribute } from '../cli/distribute.ts'
 import { migrate } from '../cli/migrate.ts'
-import { currentEnv, isInTests, plainEnv, testClusterFile } from '../local/config.ts'
+import { isInTests, plainEnv, testClusterFile } from '../local/config.ts'
 import { ROLES, throwawayCluster, type Cluster, type Role } from '../local/cluster.ts'
 import { openDatabase } from '../lib/database.ts'
 import { repository } from '../lib/repository.ts'
@@ -36,12 +36,20 @@ export function hasCitus(postgres: Postgres) {
   return existsSync(join(sharedir, 'extension', 'citus.control'))
 }
 
+/** Whether the stores of this run are distributed. */
+export const isDistributed =
+  isInTests() && (JSON.parse(readFileSync(testClusterFile(), 'utf8')) as { workers?: number[] }).workers !== undefined
+
 /** For the option `skip` of a test that cannot run on a distributed store: the reason there, false on a plain store. */
 export function plainOnly(reason: string): string | false {
-  if (!isInTests()) return false
-  const { workers } = JSON.parse(readFileSync(testClusterFile(currentEnv()), 'utf8')) as { workers?: number[] }
-  return workers ? `not on a distributed store: ${reason}` : false
+  return isDistributed && `not on a distributed store: ${reason}`
 }
+
+/** The views that say the status of a device. A distributed store refuses the second. */
+export const STATUS_VIEWS = ['device_status', 'device_status_legacy'].slice(0, isDistributed ? 1 : 2)
+
+/** The functions that list devices. A distributed store refuses the second. */
+export const DEVICE_LISTS = ['list_devices', 'list_devices_legacy'].slice(0, isDistributed ? 1 : 2)
 
 /** Makes the nodes of a test run, with a distributed store of the name `template` to copy, to which nobody connects. */
 export async function makeDistributedCluster(template: string) {

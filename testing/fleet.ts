@@ -3,6 +3,7 @@ import postgres, { type JSONValue, type Sql } from 'postgres'
 import type { Test } from 'tap'
 import type { Role } from '../local/cluster.ts'
 import type { TestDatabase } from './database.ts'
+import { isDistributed } from './distributed.ts'
 
 export interface Beat {
   device_id: number
@@ -30,6 +31,32 @@ export async function startedAgo(admin: Sql, ago: string) {
     set search_path = pg_catalog, pg_temp return now() - interval '${ago}'`)
 }
 
+/**
+ * Stores heartbeats past fleet.ingest(), with last status as a trigger keeps it in a plain store and ingest in a distributed one.
+ * @param beats a query for rows of fleet.device_heartbeats, such as `select now(), now(), 1`
+ */
+export async function storeDirectly(admin: Sql, columns: string, beats: string) {
+  await admin.unsafe(`insert into fleet.device_heartbeats (${columns}) ${beats}`)
+  if (!isDistributed) return
+  await admin.unsafe(`
+    select fleet.upsert_last_status(array_agg(jsonb_populate_record(null::fleet.device_heartbeats, to_jsonb(b))), true)
+    from (select distinct on (i.device_id) i.* from (${beats}) as i (${columns}) order by i.device_id, i.ts desc) b`)
+}
+
+/** A timestamptz some time earlier, as an update of a distributed table may say it: `timestamptz - interval` is only stable. */
+export function earlier(sql: Sql, column: string, by: string) {
+  return sql`(${sql(column)} at time zone 'UTC' - ${by}::text::interval) at time zone 'UTC'`
+}
+
+/** Whether a session waits for a lock in a statement that contains `text`; in a distributed store, for a lock on any node. */
+export async function isWaiting(admin: Sql, text: string) {
+  const like = `%${text}%`
+  const rows = isDistributed
+    ? await admin`select from citus_lock_waits where blocked_statement like ${like}`
+    : await admin`select from pg_stat_activity where wait_event_type = 'Lock' and query like ${like}`
+  return rows.length > 0
+}
+
 /** Enrolls `count` devices named `prefix`-1 and so on, and returns their ids in order. */
 export async function enroll(sql: Sql, count: number, prefix = 'device') {
   const rows = await sql<{ device_id: string }[]>`
@@ -46,7 +73,7 @@ export async function enroll(sql: Sql, count: number, prefix = 'device') {
 export async function mixedFleet(sql: Sql, admin: Sql, devices = 400) {
   await enroll(sql, devices)
   await admin`select setseed(0.42)`
-  await admin`update fleet.devices set heartbeat_interval = (array['1 minute', '5 minutes', '7 minutes', '15 minutes'])[1 + device_id % 4]::interval`
+  await admin`update fleet.devices set heartbeat_interval = (array[1, 5, 7, 15])[1 + device_id % 4] * interval '1 minute'`
   await sql`
     select fleet.ingest(
       json_build_array(json_build_object(
