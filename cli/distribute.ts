@@ -6,6 +6,7 @@ import { databaseUrl } from '../local/config.ts'
 import { openDatabase } from '../lib/database.ts'
 import { reportFailure, UsageError } from '../lib/errors.ts'
 import { say, step } from '../lib/progress.ts'
+import { endDeadlocksSoon } from './deadlocks.ts'
 import { installDistributed } from './distributed-sql.ts'
 
 const USAGE =
@@ -64,6 +65,7 @@ export async function distribute(adminUrl: string, options: DistributeOptions) {
     }
 
     await addNodes(coordinator, workers)
+    for (const each of nodes) await endDeadlocksSoon(each.sql)
     afterStep('nodes')
     await coordinator.sql`set role fleet_owner`
     for (const { step: name } of await plan(coordinator.sql)) {

@@ -64,6 +64,11 @@ export async function withDatabase(t: Test, template: 'fleet_template' | 'templa
   )
 }
 
+/** The URLs with which a role logs in at each node: the coordinator and the workers of a distributed store, else the only one. */
+export function urlsOfNodes(db: TestDatabase, role: Role) {
+  return [db.url(role), ...(testCluster().workers ?? []).map(port => testUrl({ ...testCluster(), port }, role, db.name))]
+}
+
 async function copyDatabase(node: TestCluster, template: string, name: string) {
   const maintenance = client(testUrl(node, 'postgres', 'postgres'), 1)
   try {
