@@ -10,6 +10,7 @@ const DEADLOCK_TIMEOUT_MS = 250
 export async function endDeadlocksSoon(sql: Sql) {
   await sql.unsafe(`
     do $$ begin
+      set local citus.enable_ddl_propagation = off;  -- each node is asked itself
       execute format('alter database %I set deadlock_timeout = ${DEADLOCK_TIMEOUT_MS}', current_database());
     end $$`)
   // The process of Citus that looks for them starts again at once, and reads the setting.

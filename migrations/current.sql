@@ -1,1 +1,4 @@
 -- Enter migration here
+--!include archive/register_archive.sql
+--!include erase/delete_heartbeats.sql
+--!include setup/grants.sql

@@ -4,6 +4,7 @@ import postgres from 'postgres'
 import t from 'tap'
 import { leftToCi, size } from '../local/config.ts'
 import { spawnNode, waitFor, withCluster, withDatabase } from '../testing/database.ts'
+import { plainOnly } from '../testing/distributed.ts'
 import { asRole, enroll, ingest, value } from '../testing/fleet.ts'
 import { generator } from '../testing/random.ts'
 import {
@@ -244,7 +245,8 @@ t.test(`killed with -9 at ${KILLS} random moments, it loses no message, and the 
   }
 })
 
-t.test('it survives restarts of Postgres', { skip: leftToCi(), timeout: 120_000 }, async t => {
+const ownCluster = plainOnly('it has a cluster of its own')
+t.test('it survives restarts of Postgres', { skip: ownCluster || leftToCi(), timeout: 120_000 }, async t => {
   const db = await withCluster(t, { durable: true })
   const receiver = await withReceiver(t)
   const ask = async <T>(use: (sql: postgres.Sql) => Promise<T>) => {

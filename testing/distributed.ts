@@ -1,7 +1,7 @@
 // npm run test:citus: a coordinator and two workers, on which withDatabase() makes distributed stores. See docs/scale-out.md.
 import { execFileSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
-import { readFile } from 'node:fs/promises'
+import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { distribute } from '../cli/distribute.ts'
 import { migrate } from '../cli/migrate.ts'
@@ -14,17 +14,73 @@ import { requirePostgres, type Postgres } from '../local/packages.ts'
 export const NO_CITUS =
   'there is no Citus for the PostgreSQL of the tests: build it from https://github.com/citusdata/citus, run make install, and test again'
 
-/** What runs on a distributed store: all of these folders but what LEFT_OUT names. */
-const FOLDERS = ['server/ingest', 'sql/status']
+/** npm run test:citus runs the tests in these folders, but for LEFT_OUT. */
+const FOLDERS = [
+  'server/ingest',
+  'server/fleet',
+  'sql/ingest',
+  'sql/status',
+  'sql/partitions',
+  'sql/archive',
+  'sql/availability',
+  'sql/transitions',
+  'sql/devices',
+  'sql/erase',
+  'sql/checks',
+  'sql/silence',
+  'sql/webhooks',
+  'sql/metrics',
+  'sql/jobs',
+  'archiver',
+  'notifier',
+]
 
-/** The files that say nothing of a distributed store, and why. */
+const NO_STORE = 'it needs no store'
+const OWN_CLUSTER = 'it has a cluster of its own, which is a plain store'
+
+/** The files in FOLDERS that say nothing of a distributed store, and why. Single tests say it with plainOnly(). */
 const LEFT_OUT: Record<string, string> = {
+  'archiver/archive/manifest.test.ts': NO_STORE,
+  'archiver/config.test.ts': NO_STORE,
+  'archiver/progress.test.ts': NO_STORE,
+  'archiver/restart.test.ts': OWN_CLUSTER,
+  'archiver/store/file-store.test.ts': NO_STORE,
+  'archiver/store/s3-store.test.ts': NO_STORE,
+  'notifier/addresses.test.ts': NO_STORE,
+  'notifier/config.test.ts': NO_STORE,
+  'notifier/deliver.test.ts': NO_STORE,
+  'server/ingest/fields.test.ts': NO_STORE,
+  'server/ingest/item.test.ts': NO_STORE,
+  'server/ingest/spread.test.ts': NO_STORE,
+  'server/ingest/timestamp.test.ts': NO_STORE,
+  'sql/checks/check-postgres.test.ts': OWN_CLUSTER,
+  'sql/checks/runbook.test.ts': 'it reads the runbook',
+  'sql/partitions/settle-crash.test.ts': OWN_CLUSTER,
   'sql/status/list-plans.test.ts': 'it reads the plans of one node',
 }
 
-/** The files and folders to run: those that are named, or all. */
-export function testsOfDistributed(wanted: string[]) {
-  return wanted.length > 0 ? wanted : FOLDERS
+/**
+ * The test files to run: those that are named, in folders without LEFT_OUT, or all.
+ * @param log receives a line for each file that is left out
+ */
+export async function testsOfDistributed(wanted: string[], log: (line: string) => void) {
+  const isOption = (arg: string) => arg.startsWith('-')
+  const places = wanted.some(arg => !isOption(arg)) ? wanted : [...wanted, ...FOLDERS]
+  const files = await Promise.all(
+    places.map(async place => {
+      if (isOption(place) || /\.tsx?$/.test(place)) return [place]
+      const names = await readdir(join(repository, place), { recursive: true })
+      return names
+        .filter(name => /\.test\.ts$/.test(name))
+        .sort()
+        .map(name => join(place, name))
+        .filter(file => {
+          if (LEFT_OUT[file] !== undefined) log(`Left out: ${file}: ${LEFT_OUT[file]}`)
+          return LEFT_OUT[file] === undefined
+        })
+    }),
+  )
+  return files.flat()
 }
 
 const WORKERS = 2

@@ -11,7 +11,7 @@ import { nodeArgs, repository } from '../lib/repository.ts'
 import { dockerCompose, shellcheck, systemdAnalyze } from './linters.ts'
 import { objectStore } from './object-store.ts'
 import { installPlpgsqlCheck, MissingPostgres, requirePostgres } from '../local/packages.ts'
-import { step } from '../lib/progress.ts'
+import { say, step } from '../lib/progress.ts'
 import { prometheus } from './prometheus.ts'
 import { makeTestCluster, TEMPLATE_DATABASE } from './database.ts'
 import { hasCitus, makeDistributedCluster, NO_CITUS, testsOfDistributed } from './distributed.ts'
@@ -91,7 +91,7 @@ async function runHere(all: string[]) {
   if (movedClock().FAKETIME_SHARED) await shareClock()
   const isDistributed = all.includes('--citus')
   const files = all.filter(arg => arg !== '--citus')
-  const args = isDistributed ? testsOfDistributed(files) : files
+  const args = isDistributed ? await testsOfDistributed(files, say) : files
   const { cluster, description, end } = isDistributed
     ? await step('Making a coordinator and two workers for the tests', () => makeDistributedCluster(TEMPLATE_DATABASE))
     : await step('Making a throwaway cluster for the tests', makeTestCluster)
