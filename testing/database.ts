@@ -51,7 +51,10 @@ export async function withDatabase(t: Test, template: 'fleet_template' | 'templa
   const cluster = testCluster()
   const name = `test_${process.pid}_${counter++}`
   // A distributed store has a database of the same name on each node. An empty database is a plain one.
-  const nodes = [cluster.port, ...(template === TEMPLATE_DATABASE ? (cluster.workers ?? []) : [])].map(port => ({ ...cluster, port }))
+  const nodes = [cluster.port, ...(template === TEMPLATE_DATABASE ? (cluster.workers ?? []) : [])].map(port => ({
+    ...cluster,
+    port,
+  }))
   await Promise.all(nodes.map(node => copyDatabase(node, template, name)))
   return open(
     t,

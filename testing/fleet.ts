@@ -36,25 +36,18 @@ export async function startedAgo(admin: Sql, ago: string) {
  * @param beats a query for rows of fleet.device_heartbeats, such as `select now(), now(), 1`
  */
 export async function storeDirectly(admin: Sql, columns: string, beats: string) {
-  await admin.unsafe(`insert into fleet.device_heartbeats (${columns}) ${beats}`)
-  if (!isDistributed) return
-  await admin.unsafe(`
-    select fleet.upsert_last_status(array_agg(jsonb_populate_record(null::fleet.device_heartbeats, to_jsonb(b))), true)
-    from (select distinct on (i.device_id) i.* from (${beats}) as i (${columns}) order by i.device_id, i.ts desc) b`)
+  await admin.begin(async sql => {
+    await sql.unsafe(`insert into fleet.device_heartbeats (${columns}) ${beats}`)
+    if (!isDistributed) return
+    await sql.unsafe(`
+      select fleet.upsert_last_status(array_agg(jsonb_populate_record(null::fleet.device_heartbeats, to_jsonb(b))), true)
+      from (select distinct on (i.device_id) i.* from (${beats}) as i (${columns}) order by i.device_id, i.ts desc) b`)
+  })
 }
 
 /** A timestamptz some time earlier, as an update of a distributed table may say it: `timestamptz - interval` is only stable. */
 export function earlier(sql: Sql, column: string, by: string) {
   return sql`(${sql(column)} at time zone 'UTC' - ${by}::text::interval) at time zone 'UTC'`
-}
-
-/** Whether a session waits for a lock in a statement that contains `text`; in a distributed store, for a lock on any node. */
-export async function isWaiting(admin: Sql, text: string) {
-  const like = `%${text}%`
-  const rows = isDistributed
-    ? await admin`select from citus_lock_waits where blocked_statement like ${like}`
-    : await admin`select from pg_stat_activity where wait_event_type = 'Lock' and query like ${like}`
-  return rows.length > 0
 }
 
 /** Enrolls `count` devices named `prefix`-1 and so on, and returns their ids in order. */

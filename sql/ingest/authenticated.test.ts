@@ -104,7 +104,7 @@ t.test('a trusted caller names the devices, as before', async t => {
 })
 
 const noScans = plainOnly('each node counts the scans of its own copy')
-t.test('tokens and devices are found by their indexes, also by a session whose plan is from when there were none', { skip: noScans }, async t => {
+t.test('tokens and devices are found by their indexes, also by a session with an older plan', { skip: noScans }, async t => {
   const db = await withDatabase(t)
   await db.admin`analyze fleet.devices`
   await db.sql`select fleet.create_gateway_token('hall')`

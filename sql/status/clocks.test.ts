@@ -2,8 +2,8 @@
 import type { Sql } from 'postgres'
 import t from 'tap'
 import { waitFor, withDatabase } from '../../testing/database.ts'
-import { STATUS_VIEWS } from '../../testing/distributed.ts'
-import { asRole, enroll, ingest, isWaiting, storeDirectly, value, type Beat } from '../../testing/fleet.ts'
+import { plainOnly, STATUS_VIEWS } from '../../testing/distributed.ts'
+import { asRole, enroll, ingest, storeDirectly, value, type Beat } from '../../testing/fleet.ts'
 
 const MINUTE = 60_000
 const HOUR = 60 * MINUTE
@@ -235,7 +235,8 @@ t.test('what was kept for long does not rewind a device, and a retry does not ma
   }
 })
 
-t.test('reconcile keeps what arrives while it runs, and does not deadlock with it', async t => {
+const mayDeadlock = plainOnly('a batch that waits for it, and for which it waits, is ended, and sent again')
+t.test('reconcile keeps what arrives while it runs, and does not deadlock with it', { skip: mayDeadlock }, async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   const devices = await enroll(sql, 4)
@@ -251,7 +252,10 @@ t.test('reconcile keeps what arrives while it runs, and does not deadlock with i
   await batch`begin`
   await ingest(batch, [{ device_id: first, battery_pct: 50 }])
   const healing = sql`select fleet.reconcile()`.then(rows => rows.length)
-  await waitFor(() => isWaiting(admin, 'reconcile'))
+  await waitFor(
+    async () =>
+      (await admin`select from pg_stat_activity where wait_event_type = 'Lock' and query like '%reconcile%'`).length > 0,
+  )
   await ingest(batch, [{ device_id: second, battery_pct: 60 }])
   await batch`commit`
   t.equal(await healing, 1)

@@ -71,7 +71,7 @@ t.test('the kept counts are those of a count at the same moment', async t => {
     update fleet.device_last_status set last_ts = now() + interval '1 day', last_received_at = now() + interval '1 day'
     where device_id % 11 = 1`
   t.match((await same('the clock of Postgres ran ahead')).checks, [{ detail: /one arrived .* ran ahead/ }, {}, {}])
-  await admin`delete from fleet.device_last_status`
+  await admin`update fleet.device_last_status set last_ts = null, last_received_at = null, status = null`
   t.match((await same('nothing was ever heard')).summary, [{ online: '0' }])
 })
 

@@ -394,13 +394,7 @@ t.test('the views inline the status, for every role that reads them', { skip: no
   const db = await withDatabase(t)
   for (const role of ['fleet_server', 'fleet_reader', 'fleet_dba'] as const) {
     const session = asRole(t, db, role)
-    for (const view of [
-      ...STATUS_VIEWS,
-      'devices_offline',
-      'unity_down',
-      'fleet_summary',
-      'missed_beats',
-    ]) {
+    for (const view of [...STATUS_VIEWS, 'devices_offline', 'unity_down', 'fleet_summary', 'missed_beats']) {
       if (role === 'fleet_server' && ['missed_beats', 'unity_down'].includes(view)) continue
       const plan = (await session`explain (verbose) select * from fleet.${session(view)}`)
         .map(row => row['QUERY PLAN'] as string)

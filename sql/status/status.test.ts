@@ -189,7 +189,9 @@ t.test('the metrics of the database exist from the first day', async t => {
   t.ok(runway > 14 && runway <= 15, `runway ${runway}`)
 })
 
-const noRowBack = plainOnly('a row of last status that was deleted by hand comes back with the next heartbeat or fleet.reconcile()')
+const noRowBack = plainOnly(
+  'a row of last status that was deleted by hand comes back with the next heartbeat or fleet.reconcile()',
+)
 t.test('each device has a row of last status, however it was enrolled', { skip: noRowBack }, async t => {
   const { sql, admin } = await withDatabase(t)
   const [called] = (await enroll(sql, 1)) as [number]
