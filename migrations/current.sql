@@ -1,4 +1,7 @@
 -- Enter migration here
 --!include archive/register_archive.sql
+--!include devices/ack_command.sql
 --!include erase/delete_heartbeats.sql
+--!include erase/erase_device.sql
+--!include erase/erase_step.sql
 --!include setup/grants.sql
