@@ -36,13 +36,13 @@ export async function startedAgo(admin: Sql, ago: string) {
  * @param beats a query for rows of fleet.device_heartbeats, such as `select now(), now(), 1`
  */
 export async function storeDirectly(admin: Sql, columns: string, beats: string) {
-  await admin.begin(async sql => {
-    await sql.unsafe(`insert into fleet.device_heartbeats (${columns}) ${beats}`)
-    if (!isDistributed) return
-    await sql.unsafe(`
-      select fleet.upsert_last_status(array_agg(jsonb_populate_record(null::fleet.device_heartbeats, to_jsonb(b))), true)
-      from (select distinct on (i.device_id) i.* from (${beats}) as i (${columns}) order by i.device_id, i.ts desc) b`)
-  })
+  await admin.unsafe(`insert into fleet.device_heartbeats (${columns}) ${beats}`)
+  if (!isDistributed) return
+  await admin`
+    select fleet.upsert_last_status(array_agg(jsonb_populate_record(null::fleet.device_heartbeats, n.beat)), true)
+    from (
+      select distinct on (h.device_id) to_jsonb(h) as beat from fleet.device_heartbeats h order by h.device_id, h.ts desc
+    ) n`
 }
 
 /** A timestamptz some time earlier, as an update of a distributed table may say it: `timestamptz - interval` is only stable. */
@@ -88,6 +88,16 @@ export function ingest(sql: Sql, beats: Beat[], receivedAt?: string) {
   return sql<IngestResult[]>`
     select * from fleet.ingest(${JSON.stringify(beats)}::text::json, coalesce(${receivedAt ?? null}::timestamptz, now()))
   `
+}
+
+/** As ingest(). What ingest notes in a plain store, the job of the next minute notes in a distributed one; this does so at once. */
+export async function ingestAndNote(sql: Sql, beats: Beat[], receivedAt?: string) {
+  const results = await ingest(sql, beats, receivedAt)
+  if (isDistributed) {
+    await sql`select fleet.note_gaps()`
+    await sql`select fleet.note_transitions(${beats.map(beat => beat.device_id)}, ${receivedAt ?? new Date().toISOString()})`
+  }
+  return results
 }
 
 /** Sends heartbeats as devices with a right clock do: each arrives at its ts, or at this moment if that is later. */

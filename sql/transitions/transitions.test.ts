@@ -1,8 +1,7 @@
 import postgres from 'postgres'
 import t from 'tap'
 import { waitFor, withDatabase } from '../../testing/database.ts'
-import { isDistributed } from '../../testing/distributed.ts'
-import { asRole, earlier, enroll, ingest as send, startedAgo, value, type Beat } from '../../testing/fleet.ts'
+import { asRole, earlier, enroll, ingestAndNote as ingest, startedAgo, value } from '../../testing/fleet.ts'
 import type { Sql } from 'postgres'
 
 /** A moment `seconds` after the beginning of a test, which is two hours ago. */
@@ -12,16 +11,6 @@ function clock() {
 }
 
 const note = (sql: Sql, at: string) => value(sql`select fleet.note_transitions(fleet.devices_to_note(${at}), ${at})`)
-
-/** Sends a batch. In a distributed store, what ingest notes in a plain one is noted as the job of the next minute does it. */
-async function ingest(sql: Sql, batch: Beat[], at?: string) {
-  const results = await send(sql, batch, at)
-  if (isDistributed) {
-    await sql`select fleet.note_gaps()`
-    await sql`select fleet.note_transitions(${batch.map(beat => beat.device_id)}, ${at ?? new Date().toISOString()})`
-  }
-  return results
-}
 
 /** The events of a device with their reasons, oldest first. */
 async function history(sql: Sql, device: number) {
