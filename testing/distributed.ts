@@ -57,6 +57,8 @@ const LEFT_OUT: Record<string, string> = {
   'sql/checks/check-postgres.test.ts': OWN_CLUSTER,
   'sql/checks/runbook.test.ts': 'it reads the runbook',
   'sql/partitions/settle-crash.test.ts': OWN_CLUSTER,
+  'sql/partitions/settle.test.ts':
+    'it looks into the pages of one node, and for a constraint that has another name in each shard',
   'sql/status/list-plans.test.ts': 'it reads the plans of one node',
 }
 
