@@ -47,4 +47,9 @@ comment on column fleet.recorded_forms.form is 'What fleet.form_of() returned fo
 --!include access/create_reader.sql
 --!include ingest/device_heartbeats.trigger.sql
 --!include status/device_last_status.trigger.sql
+--!include archive/register_archive.sql
+--!include devices/ack_command.sql
+--!include erase/delete_heartbeats.sql
+--!include erase/erase_device.sql
+--!include erase/erase_step.sql
 --!include setup/grants.sql

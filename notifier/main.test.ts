@@ -4,7 +4,8 @@ import postgres from 'postgres'
 import t from 'tap'
 import { leftToCi, size } from '../local/config.ts'
 import { spawnNode, waitFor, withCluster, withDatabase } from '../testing/database.ts'
-import { asRole, enroll, ingest, value } from '../testing/fleet.ts'
+import { plainOnly } from '../testing/distributed.ts'
+import { asRole, enroll, ingest, ingestAndNote, value } from '../testing/fleet.ts'
 import { generator } from '../testing/random.ts'
 import {
   change,
@@ -70,7 +71,7 @@ t.test('from a heartbeat that does not come to the message, and from the next on
     type: 'device.offline',
     data: { device: { id: silent, alias: 'device-1' }, battery_pct: 40 },
   })
-  await ingest(db.sql, [{ device_id: silent, ts: ago(0) }])
+  await ingestAndNote(db.sql, [{ device_id: silent, ts: ago(0) }])
   await waitFor(async () => receiver.received.length === 2)
   t.match(receiver.received[1]!.body, { type: 'device.back', data: { first_id: idOf(receiver.received[0]!) } })
 })
@@ -244,7 +245,8 @@ t.test(`killed with -9 at ${KILLS} random moments, it loses no message, and the 
   }
 })
 
-t.test('it survives restarts of Postgres', { skip: leftToCi(), timeout: 120_000 }, async t => {
+const ownCluster = plainOnly('it has a cluster of its own')
+t.test('it survives restarts of Postgres', { skip: ownCluster || leftToCi(), timeout: 120_000 }, async t => {
   const db = await withCluster(t, { durable: true })
   const receiver = await withReceiver(t)
   const ask = async <T>(use: (sql: postgres.Sql) => Promise<T>) => {

@@ -17,7 +17,7 @@ import { requirePostgres, type Postgres } from '../local/packages.ts'
 const run = promisify(execFile)
 
 /** The migrated database that withDatabase() copies. Nobody connects to it. */
-const TEMPLATE_DATABASE = 'fleet_template'
+export const TEMPLATE_DATABASE = 'fleet_template'
 /** The database that has pg_cron. It is migrated like the others, and shared by the tests that need jobs to run. */
 const CRON_DATABASE = 'fleet'
 
@@ -27,8 +27,10 @@ export interface TestCluster {
   port: number
   postgres: Postgres
   passwords: Record<Role, string>
-  /** A cluster with the migrated database `fleet`, to make others from; see ClusterOptions. */
+  /** A cluster with the migrated database `fleet`, to make others from; see ClusterOptions. '' if the stores are distributed. */
   template: string
+  /** The ports of the workers, if the template is a distributed store; see npm run test:citus. */
+  workers?: number[]
 }
 
 export interface TestDatabase {
@@ -48,7 +50,30 @@ export interface TestDatabase {
 export async function withDatabase(t: Test, template: 'fleet_template' | 'template0' = TEMPLATE_DATABASE): Promise<TestDatabase> {
   const cluster = testCluster()
   const name = `test_${process.pid}_${counter++}`
-  const maintenance = client(testUrl(cluster, 'postgres', 'postgres'), 1)
+  // A distributed store has a database of the same name on each node. An empty database is a plain one.
+  const nodes = [cluster.port, ...(template === TEMPLATE_DATABASE ? (cluster.workers ?? []) : [])].map(port => ({
+    ...cluster,
+    port,
+  }))
+  await Promise.all(nodes.map(node => copyDatabase(node, template, name)))
+  return open(
+    t,
+    name,
+    role => testUrl(cluster, role, name),
+    async () => {
+      // The coordinator first: its sessions end then, and with them theirs on the workers.
+      for (const node of nodes) await dropDatabase(node, name)
+    },
+  )
+}
+
+/** The URLs with which a role logs in at each node: the coordinator and the workers of a distributed store, else the only one. */
+export function urlsOfNodes(db: TestDatabase, role: Role) {
+  return [db.url(role), ...(testCluster().workers ?? []).map(port => testUrl({ ...testCluster(), port }, role, db.name))]
+}
+
+async function copyDatabase(node: TestCluster, template: string, name: string) {
+  const maintenance = client(testUrl(node, 'postgres', 'postgres'), 1)
   try {
     // Measured with 105 partitions and fsync off: 0.1 s with file_copy, 0.3 to 0.9 s with wal_log.
     await maintenance.unsafe(`create database ${name} template ${template} strategy file_copy`)
@@ -66,15 +91,15 @@ export async function withDatabase(t: Test, template: 'fleet_template' | 'templa
   } finally {
     await maintenance.end({ timeout: 5 })
   }
-  return open(
-    t,
-    name,
-    role => testUrl(cluster, role, name),
-    async () => {
-      const maintenance = client(testUrl(cluster, 'postgres', 'postgres'), 1)
-      await maintenance.unsafe(`drop database if exists ${name} with (force)`).finally(() => maintenance.end({ timeout: 5 }))
-    },
-  )
+}
+
+async function dropDatabase(node: TestCluster, name: string) {
+  const maintenance = client(testUrl(node, 'postgres', 'postgres'), 1)
+  try {
+    await maintenance.unsafe(`drop database if exists ${name} with (force)`)
+  } finally {
+    await maintenance.end({ timeout: 5 })
+  }
 }
 
 /**
@@ -83,6 +108,7 @@ export async function withDatabase(t: Test, template: 'fleet_template' | 'templa
  */
 export function withCronDatabase(t: Test): TestDatabase {
   const cluster = testCluster()
+  requirePlain(cluster)
   return open(t, CRON_DATABASE, role => testUrl(cluster, role, CRON_DATABASE))
 }
 
@@ -99,6 +125,7 @@ export async function withCluster(
   t: Test,
   { isEmpty = false, ...options }: { durable?: boolean; isEmpty?: boolean; connections?: number } = {},
 ): Promise<OwnCluster> {
+  requirePlain(testCluster())
   const { postgres, template } = testCluster()
   const { cluster, end } = await throwawayCluster({
     postgres,
@@ -109,6 +136,10 @@ export async function withCluster(
   })
   t.teardown(end)
   return { ...open(t, 'fleet', role => cluster.url(role, 'fleet')), cluster }
+}
+
+function requirePlain({ workers }: TestCluster) {
+  if (workers) throw new Error('a test with a cluster of its own says nothing of a distributed store: skip it with plainOnly()')
 }
 
 /** Makes a streaming replica of a durable cluster with pg_basebackup. */

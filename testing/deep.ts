@@ -1,4 +1,4 @@
-// npm run test:deep [-- full|dates|bookworm|trixie|forky …]: runs the tests that take hours and need root. It writes docs/deep-test.md.
+// npm run test:deep [-- full|dates|citus|bookworm|trixie|forky …]: runs the tests that take hours and need root. It writes docs/deep-test.md.
 // A stage that is not run again keeps its line there and the commit on which it ran.
 import { execFileSync, spawn } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
@@ -29,6 +29,13 @@ const stages: Stage[] = [
     what: 'every test with its clocks moved: to a leap day, the ends of months and of a year, changes of summer time, and three years ahead',
     command: 'npm',
     args: ['run', 'test:dates'],
+    env: { CI: 'true' },
+  },
+  {
+    name: 'citus',
+    what: 'the tests of the store on a coordinator and two workers, with Citus',
+    command: 'npm',
+    args: ['run', 'test:citus'],
     env: { CI: 'true' },
   },
   {

@@ -3,6 +3,7 @@ import postgres, { type JSONValue, type Sql } from 'postgres'
 import type { Test } from 'tap'
 import type { Role } from '../local/cluster.ts'
 import type { TestDatabase } from './database.ts'
+import { isDistributed } from './distributed.ts'
 
 export interface Beat {
   device_id: number
@@ -30,6 +31,25 @@ export async function startedAgo(admin: Sql, ago: string) {
     set search_path = pg_catalog, pg_temp return now() - interval '${ago}'`)
 }
 
+/**
+ * Stores heartbeats past fleet.ingest(), with last status as a trigger keeps it in a plain store and ingest in a distributed one.
+ * @param beats a query for rows of fleet.device_heartbeats, such as `select now(), now(), 1`
+ */
+export async function storeDirectly(admin: Sql, columns: string, beats: string) {
+  await admin.unsafe(`insert into fleet.device_heartbeats (${columns}) ${beats}`)
+  if (!isDistributed) return
+  await admin`
+    select fleet.upsert_last_status(array_agg(jsonb_populate_record(null::fleet.device_heartbeats, n.beat)), true)
+    from (
+      select distinct on (h.device_id) to_jsonb(h) as beat from fleet.device_heartbeats h order by h.device_id, h.ts desc
+    ) n`
+}
+
+/** A timestamptz some time earlier, as an update of a distributed table may say it: `timestamptz - interval` is only stable. */
+export function earlier(sql: Sql, column: string, by: string) {
+  return sql`(${sql(column)} at time zone 'UTC' - ${by}::text::interval) at time zone 'UTC'`
+}
+
 /** Enrolls `count` devices named `prefix`-1 and so on, and returns their ids in order. */
 export async function enroll(sql: Sql, count: number, prefix = 'device') {
   const rows = await sql<{ device_id: string }[]>`
@@ -46,7 +66,7 @@ export async function enroll(sql: Sql, count: number, prefix = 'device') {
 export async function mixedFleet(sql: Sql, admin: Sql, devices = 400) {
   await enroll(sql, devices)
   await admin`select setseed(0.42)`
-  await admin`update fleet.devices set heartbeat_interval = (array['1 minute', '5 minutes', '7 minutes', '15 minutes'])[1 + device_id % 4]::interval`
+  await admin`update fleet.devices set heartbeat_interval = (array[1, 5, 7, 15])[1 + device_id % 4] * interval '1 minute'`
   await sql`
     select fleet.ingest(
       json_build_array(json_build_object(
@@ -68,6 +88,16 @@ export function ingest(sql: Sql, beats: Beat[], receivedAt?: string) {
   return sql<IngestResult[]>`
     select * from fleet.ingest(${JSON.stringify(beats)}::text::json, coalesce(${receivedAt ?? null}::timestamptz, now()))
   `
+}
+
+/** As ingest(). What ingest notes in a plain store, the job of the next minute notes in a distributed one; this does so at once. */
+export async function ingestAndNote(sql: Sql, beats: Beat[], receivedAt?: string) {
+  const results = await ingest(sql, beats, receivedAt)
+  if (isDistributed) {
+    await sql`select fleet.note_gaps()`
+    await sql`select fleet.note_transitions(${beats.map(beat => beat.device_id)}, ${receivedAt ?? new Date().toISOString()})`
+  }
+  return results
 }
 
 /** Sends heartbeats as devices with a right clock do: each arrives at its ts, or at this moment if that is later. */

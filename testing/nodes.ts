@@ -39,6 +39,8 @@ export interface NodesOptions {
   /** Keeps fsync and full page writes on. */
   durable?: boolean
   settings?: Record<string, string | number>
+  /** More environment variables for Postgres of the workers. */
+  workerEnv?: Record<string, string>
 }
 
 /**
@@ -82,7 +84,7 @@ export function hostOf({ port }: Cluster) {
 }
 
 async function addNode(
-  { postgres, store = 'fleet', connections, durable, settings }: NodesOptions,
+  { postgres, store = 'fleet', connections, durable, settings, workerEnv }: NodesOptions,
   passwords?: Record<string, string>,
 ) {
   return await throwawayCluster({
@@ -90,6 +92,7 @@ async function addNode(
     databases: [...new Set(['fleet', store])],
     cronDatabase: 'fleet',
     ...(passwords ? { passwords } : {}),
+    ...(passwords && workerEnv ? { env: workerEnv } : {}),
     ...(connections === undefined ? {} : { connections }),
     ...(durable === undefined ? {} : { durable }),
     settings: {

@@ -1,5 +1,5 @@
 // npm test [-- --at 2028-02-29T12:00Z] [files…]: makes a throwaway cluster, runs the tests in it and removes it, no matter what
-// happens. With --at all of this happens at that time.
+// happens. With --at all of this happens at that time. npm run test:citus adds --citus: the stores are distributed over two workers.
 import { spawn, type ChildProcess } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -11,9 +11,11 @@ import { nodeArgs, repository } from '../lib/repository.ts'
 import { dockerCompose, shellcheck, systemdAnalyze } from './linters.ts'
 import { objectStore } from './object-store.ts'
 import { installPlpgsqlCheck, MissingPostgres, requirePostgres } from '../local/packages.ts'
-import { step } from '../lib/progress.ts'
+import { say, step } from '../lib/progress.ts'
 import { prometheus } from './prometheus.ts'
-import { makeTestCluster } from './database.ts'
+import { makeTestCluster, TEMPLATE_DATABASE } from './database.ts'
+import { makeDistributedCluster, testsOfDistributed } from './distributed.ts'
+import { hasCitus, NO_CITUS } from './nodes.ts'
 import { compiledTests } from './test-files.ts'
 import { topology } from './topology.ts'
 import { signatureTools } from './signatures.ts'
@@ -48,6 +50,7 @@ try {
     await programs.install()
   await installPlpgsqlCheck(await requirePostgres())
   const { at, rest } = parseArguments(process.argv.slice(2))
+  if (rest.includes('--citus') && !hasCitus(await requirePostgres())) throw new UsageError(NO_CITUS)
   process.exitCode = stopping ? 1 : at ? await runAt(at, rest) : await runHere(rest)
 } catch (error) {
   process.exitCode = reportFailure(error)
@@ -85,9 +88,14 @@ async function runAt(at: Date, args: string[]) {
 }
 
 /** Runs the tests here; returns the exit code. */
-async function runHere(args: string[]) {
+async function runHere(all: string[]) {
   if (movedClock().FAKETIME_SHARED) await shareClock()
-  const { cluster, description, end } = await step('Making a throwaway cluster for the tests', makeTestCluster)
+  const isDistributed = all.includes('--citus')
+  const files = all.filter(arg => arg !== '--citus')
+  const args = isDistributed ? await testsOfDistributed(files, say) : files
+  const { cluster, description, end } = isDistributed
+    ? await step('Making a coordinator and two workers for the tests', () => makeDistributedCluster(TEMPLATE_DATABASE))
+    : await step('Making a throwaway cluster for the tests', makeTestCluster)
   try {
     if (stopping) return 1
     const file = join(cluster.dir, 'test-cluster.json')

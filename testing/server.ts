@@ -129,7 +129,14 @@ export async function withWriter(t: Test, concurrency = 2, gatherMs = 3) {
   const metrics = createMetrics(pool)
   const log = createLog('server', 'silent')
   const backpressure = new Backpressure(metrics, log, config.backpressureQueue, { maxQueue: 20_000, calmMs: 100 })
-  const writer = new Writer(pool, metrics, log, backpressure, { concurrency, maxBatch: 1_000, gatherMs })
+  const limits = { concurrency, maxBatch: 1_000, gatherMs }
+  const writer = new Writer(pool, metrics, log, backpressure, limits)
+  /** A second writer, as another server has it. */
+  const writerTo = (url: string) => {
+    const other = connectHot(readConfig({ ...serverEnv(db), SERVER_DATABASE_URL: url }).hot, config.poolMax)
+    t.teardown(() => other.end())
+    return new Writer(other, metrics, log, backpressure, limits)
+  }
   /** What one request of a gateway passes to the writer. */
   const chunk = (...items: { device_id: number }[]): Chunk => ({
     token,
@@ -137,7 +144,7 @@ export async function withWriter(t: Test, concurrency = 2, gatherMs = 3) {
     devices: new Set(items.map(({ device_id }) => device_id)).size,
     json: JSON.stringify(items).slice(1, -1),
   })
-  return { db, pool, metrics, backpressure, writer, chunk }
+  return { db, pool, metrics, backpressure, writer, chunk, writerTo }
 }
 
 /**

@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { DuckDBInstance } from '@duckdb/node-api'
 import t, { type Test } from 'tap'
 import { withDatabase, type TestDatabase } from '../../testing/database.ts'
+import { plainOnly } from '../../testing/distributed.ts'
 import { registerArchives } from './register.ts'
 import { FORMAT_VERSION, type Manifest } from './manifest.ts'
 import { queryArchive } from '../query/query.ts'
@@ -162,6 +163,7 @@ for (const archivedAs of [format1, await makeCurrent(t)]) {
   for (const [name, change] of Object.entries(changes)) {
     await t.test(
       `an archive of format ${format}, column ${name}: verified, queried, restored, registered, and archived again`,
+      { skip: format > 1 && plainOnly('an archive of a day that is online and empty cannot be registered') },
       async t => {
         const db = await withDatabase(t)
         const directory = await makeDirectory(t)

@@ -6,6 +6,7 @@ import postgres from 'postgres'
 import t, { type Test } from 'tap'
 import { leftToCi, size } from '../../local/config.ts'
 import { spawnNode, waitFor, withCluster, withDatabase, type TestDatabase } from '../../testing/database.ts'
+import { plainOnly } from '../../testing/distributed.ts'
 import { asRole, enroll, value } from '../../testing/fleet.ts'
 import { contentOf } from '../../testing/rows.ts'
 import { generator } from '../../testing/random.ts'
@@ -575,7 +576,7 @@ t.test(`killed with -9 at ${KILLS} random moments, the erasure ends and loses no
 
 t.test(
   'Postgres crashes while a device is erased: the erasure ends and loses nothing else',
-  { skip: leftToCi(), timeout: 300_000 },
+  { skip: plainOnly('it has a cluster of its own') || leftToCi(), timeout: 300_000 },
   async t => {
     const db = await withCluster(t, { durable: true })
     const directory = await makeDirectory(t)

@@ -342,7 +342,7 @@ async function exportOnline(
     ...(condition === undefined ? [] : [`(${condition})`]),
   ].join(' and ')
   const [some] = await session.sql.unsafe<{ has_rows: boolean }[]>(
-    `select exists (select from ${table} where ${limits}) as has_rows`,
+    `select exists (select 1 from ${table} where ${limits}) as has_rows`,
   )
   if (!some?.has_rows) return undefined
   const file = join(work, `${partition_name}.online.parquet`)

@@ -1,5 +1,6 @@
 import t from 'tap'
 import { waitFor, type TestDatabase } from '../../testing/database.ts'
+import { isDistributed } from '../../testing/distributed.ts'
 import { enroll, gatewayToken, withServer, type Call } from '../../testing/server.ts'
 
 interface Command {
@@ -154,16 +155,13 @@ t.test('two polls at once both get the command, two acknowledgements at once cou
   // Both find it unacknowledged, and one waits for the other.
   const holder = await db.sql.reserve()
   await holder`begin`
-  await holder`select from fleet.device_commands where command_id = ${id} for update`
+  await holder`select from fleet.device_commands where device_id = ${device_id} and command_id = ${id} for update`
   const acks = Array.from({ length: 5 }, () => call(`POST /v1/commands/${id}/ack`, { token }))
-  await waitFor(
-    async () =>
-      (
-        await db.admin`
-    select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
-  `
-      ).length === 5,
-  )
+  const waiting = () =>
+    isDistributed
+      ? db.admin`select distinct waiting_gpid from citus_lock_waits`
+      : db.admin`select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`
+  await waitFor(async () => (await waiting()).length === 5)
   t.equal((await poll(call, token)).length, 1, 'a poll does not wait for them')
   await holder`rollback`
   holder.release()

@@ -1,4 +1,5 @@
 import t from 'tap'
+import { plainOnly } from '../../testing/distributed.ts'
 import { ingestOnTime } from '../../testing/fleet.ts'
 import { waitFor } from '../../testing/database.ts'
 import { ago, enroll, intervalAsked, lastStatus, withServer } from '../../testing/server.ts'
@@ -165,7 +166,8 @@ t.test('devices are found by cohort and by alias, in pages, each with its own ET
   })
 })
 
-t.test('the same filters give the same answers from the heartbeats themselves', async t => {
+const noLegacy = plainOnly('lists from the heartbeats are refused')
+t.test('the same filters give the same answers from the heartbeats themselves', { skip: noLegacy }, async t => {
   const { call } = await withServer(t, { readFromLastStatus: 0 })
   for (const alias of ['a', 'b']) await call('POST /admin/devices', { admin: true, body: { alias, cohort: `cohort ${alias}` } })
   for (const query of ['alias=b', 'cohort=cohort%20b']) {

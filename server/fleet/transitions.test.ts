@@ -1,6 +1,6 @@
 import t from 'tap'
 import { waitFor } from '../../testing/database.ts'
-import { ingest } from '../../testing/fleet.ts'
+import { ingestAndNote as ingest } from '../../testing/fleet.ts'
 import { enroll, withServer } from '../../testing/server.ts'
 
 interface Transition {

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
 import type { Backpressure } from './backpressure.ts'
 import { toRfc3339, type Pool } from '../database.ts'
@@ -71,6 +72,15 @@ const GATHER_MS = 3
 // After these errors nothing of the statement was committed, and the cause may be gone: a deadlock, a serialization failure, or a
 // route to a partition that was detached in the meantime.
 const ONCE_MORE = new Set(['40P01', '40001', '23514'])
+
+/**
+ * Attempts after a deadlock. A plain store has none, because each batch takes its locks in the same order. In a distributed store the
+ * nodes of a batch take theirs at the same time, and of several batches with the same devices Citus ends all but one, one by one.
+ */
+const DEADLOCK = '40P01'
+const DEADLOCK_ATTEMPTS = 5
+/** The longest pause before an attempt after the second, in ms. It is random, so that such batches do not meet again. */
+const PAUSE_MS = 200
 
 /**
  * Gathers heartbeats into few statements. A heartbeat that comes alone is sent in the same turn of the event loop.
@@ -186,13 +196,16 @@ export class Writer {
     return this.#queue.splice(0, count)
   }
 
-  async #write(batch: Waiting[], again = false): Promise<void> {
+  async #write(batch: Waiting[], attempt = 1): Promise<void> {
     let outcomes
     try {
       outcomes = await this.#ingest(batch)
     } catch (error) {
       const code = error instanceof postgres.PostgresError ? error.code : ''
-      if (!again && ONCE_MORE.has(code)) return this.#write(batch, true)
+      if (ONCE_MORE.has(code) && attempt < (code === DEADLOCK ? DEADLOCK_ATTEMPTS : 2)) {
+        if (attempt > 1) await sleep(Math.random() * PAUSE_MS)
+        return this.#write(batch, attempt + 1)
+      }
       // A value that Postgres refuses fails the whole statement, so halve the batch until that value is alone.
       if (/^2[23]/.test(code) && count(batch) > 1) {
         for (const half of halve(batch)) await this.#write(half)
@@ -263,7 +276,7 @@ export class Writer {
     const problem = code.startsWith('22')
       ? new Problem(422, 'The database refused a value of this heartbeat.', { errors: [{ path: '', message }], cause: error })
       : ONCE_MORE.has(code)
-        ? unavailable('The database could not write now, not even at the second attempt; nothing was acknowledged.', error)
+        ? unavailable('The database could not write now, although it was asked again; nothing was acknowledged.', error)
         : toProblem(error)
     for (const { items, settle } of batch) settle(Array<Problem>(items).fill(problem))
   }

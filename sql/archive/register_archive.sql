@@ -49,7 +49,7 @@ begin
     v_table := fleet.table_of(v_known);
     -- Takes the same lock as LOCK TABLE, which would require the right to write.
     execute format('alter table %s disable row level security', v_table);
-    execute format('select exists (select from %s)', v_table) into v_has_rows;
+    execute format('select exists (select 1 from %s)', v_table) into v_has_rows;
     if not v_has_rows then
       update fleet.hb_partitions set is_proven_empty = true where partition_name = p_partition;
       execute format('drop table %s', v_table);

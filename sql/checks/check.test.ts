@@ -1,6 +1,7 @@
 // fleet.check() of partitions, heartbeats, last status, archives and imports; check-postgres.test.ts has the rest.
 import t from 'tap'
 import { withCluster, withDatabase } from '../../testing/database.ts'
+import { plainOnly } from '../../testing/distributed.ts'
 import { withHealthyStore, type HealthyStore } from '../../testing/troubles.ts'
 import { troublesOfData } from '../../testing/troubles-of-data.ts'
 import { troublesOfPostgres } from '../../testing/troubles-of-postgres.ts'
@@ -19,7 +20,8 @@ t.test('each check has a trouble in these tests, and each trouble has a check', 
   )
 })
 
-t.test('check() names each trouble with the data, and its remedy ends it', { timeout: 900_000 }, async t => {
+const ownCluster = plainOnly('it has a cluster of its own')
+t.test('check() names each trouble with the data, and its remedy ends it', { timeout: 900_000, skip: ownCluster }, async t => {
   const store = await withHealthyStore(t)
   await store.goThrough(troublesOfData(store))
 })
@@ -112,7 +114,7 @@ t.test('check() finds each event trigger that is disabled or missing', async t =
   }
 })
 
-t.test('check() answers, whatever is broken', async t => {
+t.test('check() answers, whatever is broken', { skip: ownCluster }, async t => {
   const db = await withCluster(t)
   const { admin } = db
   const dba = asRole(t, db, 'fleet_dba')

@@ -17,7 +17,7 @@ begin
   if found then
     return true;
   end if;
-  if not exists (select from fleet.device_commands where device_id = p_device_id and command_id = p_command_id) then
+  if not exists (select 1 from fleet.device_commands where device_id = p_device_id and command_id = p_command_id) then
     raise exception using
       errcode = 'FL404',
       message = format('device %s has no command %s', coalesce(p_device_id::text, 'null'), coalesce(p_command_id::text, 'null')),

@@ -61,7 +61,8 @@ t.test('an expired command is not handed over, and an older one is pruned with i
   await sql`select * from fleet.take_commands(${device})`
   await admin`update fleet.device_commands set created_at = now() - interval '8 days' where command = 'old'`
   await admin`
-    update fleet.command_dispatch_log l set at = c.created_at from fleet.device_commands c where c.command_id = l.command_id
+    update fleet.command_dispatch_log l set at = c.created_at
+    from fleet.device_commands c where c.device_id = l.device_id and c.command_id = l.command_id
   `
   t.match(await sql`select command from fleet.take_commands(${device})`, [{ command: 'new' }])
   t.equal(await value(sql`select fleet.ack_command(${device}, 1)`), true, 'it may still be acknowledged')

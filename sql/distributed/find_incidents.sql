@@ -21,7 +21,7 @@ declare
   v_began_at timestamptz;
   v_devices integer;
   v_keys text[];
-  v_networks inet[];
+  v_networks text[];
   v_sinces timestamptz[];
   v_untils timestamptz[];
   v_quiets bigint[];

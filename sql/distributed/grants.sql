@@ -18,5 +18,5 @@ begin
 end
 $$;
 
--- Called by views with the rights of the login.
-grant execute on function fleet.refuse_distributed(text) to fleet_server, fleet_reader, fleet_dba;
+-- Those who may read the views that are refused may read why.
+grant execute on function fleet.refuse_distributed(text) to fleet_server, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier;

@@ -29,7 +29,7 @@ begin
   if v_table is null then
     return;
   end if;
-  execute format('select exists (select from only %s where device_id = any ($1))', v_table) into v_has_rows using p_device_ids;
+  execute format('select exists (select 1 from only %s where device_id = any ($1))', v_table) into v_has_rows using p_device_ids;
   if not v_has_rows then
     return;
   end if;

@@ -39,7 +39,7 @@ begin
   loop
     v_table := fleet.table_of(v_partition);
     continue when v_table is null;
-    execute format('select exists (select from only %s where device_id = $1)', v_table) into v_has_rows using p_device_id;
+    execute format('select exists (select 1 from only %s where device_id = $1)', v_table) into v_has_rows using p_device_id;
     if v_has_rows then
       raise exception using
         errcode = 'FL002',
@@ -56,7 +56,7 @@ begin
     select p_device_id between 1 and s.last_value and (s.is_called or p_device_id < s.last_value) into v_is_known
     from fleet.devices_device_id_seq s;
     if not v_is_known then
-      select exists (select from fleet.device_heartbeats h where h.device_id = p_device_id) into v_is_known;
+      select exists (select 1 from fleet.device_heartbeats h where h.device_id = p_device_id) into v_is_known;
     end if;
     if not v_is_known then
       raise exception using

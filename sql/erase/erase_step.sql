@@ -118,7 +118,7 @@ begin
     end if;
     v_error := null;
     for v_table in select t from fleet.tables_of_devices() t loop
-      execute format('select exists (select from only %s where device_id = $1)', v_table)
+      execute format('select exists (select 1 from only %s where device_id = $1)', v_table)
       into v_has_rows using v_erasure.device_id;
       v_error := concat_ws(', ', v_error, case when v_has_rows then v_table::text end);
     end loop;

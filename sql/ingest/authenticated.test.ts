@@ -1,4 +1,5 @@
 import t from 'tap'
+import { plainOnly } from '../../testing/distributed.ts'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole } from '../../testing/fleet.ts'
 
@@ -102,7 +103,8 @@ t.test('a trusted caller names the devices, as before', async t => {
   t.match(await sql`select result from fleet.ingest(${batch}::text::json)`, [{ result: 'duplicate' }])
 })
 
-t.test('tokens and devices are found by their indexes, also by a session whose plan is from when there were none', async t => {
+const noScans = plainOnly('each node counts the scans of its own copy')
+t.test('tokens and devices are found by their indexes, also by a session with an older plan', { skip: noScans }, async t => {
   const db = await withDatabase(t)
   await db.admin`analyze fleet.devices`
   await db.sql`select fleet.create_gateway_token('hall')`

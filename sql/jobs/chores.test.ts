@@ -1,5 +1,6 @@
 import t from 'tap'
 import { withDatabase, type TestDatabase } from '../../testing/database.ts'
+import { DEVICE_LISTS } from '../../testing/distributed.ts'
 
 type Sql = TestDatabase['sql']
 
@@ -92,7 +93,7 @@ t.test('both queries list devices by cohort and by alias, with every other filte
   await sql`call fleet.mark_silent()`
   const ask = async (filter: string) => {
     const found = []
-    for (const name of ['list_devices', 'list_devices_legacy']) {
+    for (const name of DEVICE_LISTS) {
       const rows = await sql.unsafe<{ alias: string }[]>(`select alias from fleet.${name}(${filter})`)
       found.push(rows.map(({ alias }) => alias).join(''))
     }

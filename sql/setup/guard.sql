@@ -102,7 +102,7 @@ begin
       )
     loop
       if v_relation.relkind = 'r' then
-        execute format('select exists (select from only %s)', v_relation.oid::regclass) into v_has_rows;
+        execute format('select exists (select 1 from only %s)', v_relation.oid::regclass) into v_has_rows;
       end if;
       v_is_empty := v_is_empty and v_relation.relkind = 'r' and not v_has_rows;
     end loop;

@@ -22,6 +22,7 @@ async function live(admin: Sql, from: number, to: number, off = 'false', minutes
     do $$
     declare now_ timestamptz;
     begin
+      set local role fleet_owner;
       for now_ in select generate_series(timestamptz '${at(from)}', timestamptz '${at(to)}', interval '${minutes} minutes') loop
         update fleet.device_last_status ls
         set last_ts = now_ - interval '20 s', last_received_at = now_ - interval '20 s', status = 'ok'

@@ -2,7 +2,8 @@
 import type { Sql } from 'postgres'
 import t from 'tap'
 import { waitFor, withDatabase } from '../../testing/database.ts'
-import { asRole, enroll, ingest, value, type Beat } from '../../testing/fleet.ts'
+import { plainOnly, STATUS_VIEWS } from '../../testing/distributed.ts'
+import { asRole, enroll, ingest, storeDirectly, value, type Beat } from '../../testing/fleet.ts'
 
 const MINUTE = 60_000
 const HOUR = 60 * MINUTE
@@ -48,7 +49,7 @@ t.test('a device with a wrong clock is heard from while it sends, says what it s
     const [sending, stopped] = (await enroll(sql, 2, what)) as [number, number]
     await sends(sql, sending, lag, { battery_pct: 41, unity_running: false })
     await sends(sql, stopped, lag, { battery_pct: 42, unity_running: true, endedAgo: 11 * MINUTE })
-    for (const view of ['device_status', 'device_status_legacy']) {
+    for (const view of STATUS_VIEWS) {
       t.match(
         await statusOf(sql, sending, view),
         { status: 'clock_skewed', is_recent: true, battery_pct: 41, unity_running: false },
@@ -151,7 +152,7 @@ t.test('of the address of a refused heartbeat only what store_ip allows is shown
   ] as const) {
     await sql`update fleet.settings set store_ip = ${storeIp}`
     await ingest(sql, [{ device_id: device, ts: '1970-01-01T00:00:00Z', ip: '192.0.2.77' }])
-    for (const view of ['device_status', 'device_status_legacy']) {
+    for (const view of STATUS_VIEWS) {
       for (const session of roles) {
         t.equal(
           await value(session`select host(ip) from fleet.${sql(view)} where device_id = ${device}`),
@@ -176,9 +177,11 @@ t.test('after the clock of Postgres ran ahead, that is found, named and healed',
   await ingest(sql, [{ device_id: good }])
   // What ingest writes at a time that is 23:50 ahead.
   const ahead = new Date(Date.now() + 23 * HOUR + 50 * MINUTE).toISOString()
-  await admin`
-    insert into fleet.device_heartbeats (ts, received_at, device_id, battery_pct)
-    select ${ahead}, ${ahead}, d, 99 from unnest(${[back, stopped, unheard]}::bigint[]) d`
+  await storeDirectly(
+    admin,
+    'ts, received_at, device_id, battery_pct',
+    `select '${ahead}'::timestamptz, '${ahead}'::timestamptz, d, 99 from unnest('{${[back, stopped, unheard].join()}}'::bigint[]) d`,
+  )
   t.match(await statusOf(sql, stopped), { status: 'online', battery_pct: 99 }, 'this is what has to be healed')
 
   const checks = async () =>
@@ -204,7 +207,7 @@ t.test('after the clock of Postgres ran ahead, that is found, named and healed',
   t.match(await statusOf(sql, unheard), { status: 'new' })
   t.match(await checks(), { last_status: { status: 'ok' } })
   t.match(await dba`select updated from fleet.reconcile()`, [{ updated: '0' }])
-  for (const view of ['device_status', 'device_status_legacy']) {
+  for (const view of STATUS_VIEWS) {
     t.match(await statusOf(sql, stopped, view), { status: 'offline', battery_pct: 50 }, view)
   }
 })
@@ -215,7 +218,7 @@ t.test('what was kept for long does not rewind a device, and a retry does not ma
   await ingest(sql, [{ device_id: device, battery_pct: 80, unity_running: true }], ago(MINUTE))
   for (const days of [6, 8, 20]) {
     await ingest(sql, [{ device_id: device, ts: ago(days * DAY), battery_pct: 3, unity_running: false }])
-    for (const view of ['device_status', 'device_status_legacy']) {
+    for (const view of STATUS_VIEWS) {
       const want = { status: 'online', battery_pct: 80, unity_running: true }
       t.match(await statusOf(sql, device, view), want, `${days} days: ${view}`)
     }
@@ -227,21 +230,24 @@ t.test('what was kept for long does not rewind a device, and a retry does not ma
   t.match(await ingest(sql, [beat]), [{ result: 'duplicate' }])
   t.match(await statusOf(sql, slow), { status: 'online', is_recent: true })
   await ingest(sql, [{ device_id: slow, ts: ago(3 * HOUR) }])
-  for (const view of ['device_status', 'device_status_legacy']) {
+  for (const view of STATUS_VIEWS) {
     t.match(await statusOf(sql, slow, view), { status: 'online' }, `its backlog: ${view}`)
   }
 })
 
-t.test('reconcile keeps what arrives while it runs, and does not deadlock with it', async t => {
+const mayDeadlock = plainOnly('a batch that waits for it, and for which it waits, is ended, and sent again')
+t.test('reconcile keeps what arrives while it runs, and does not deadlock with it', { skip: mayDeadlock }, async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   const devices = await enroll(sql, 4)
   const [first, second] = devices as [number, number]
   await ingest(sql, [{ device_id: second, ts: ago(5 * MINUTE), battery_pct: 20 }], ago(5 * MINUTE))
   const ahead = new Date(Date.now() + DAY).toISOString()
-  await admin`
-    insert into fleet.device_heartbeats (ts, received_at, device_id, battery_pct)
-    select ${ahead}, ${ahead}, d, 99 from unnest(${devices}::bigint[]) d`
+  await storeDirectly(
+    admin,
+    'ts, received_at, device_id, battery_pct',
+    `select '${ahead}'::timestamptz, '${ahead}'::timestamptz, d, 99 from unnest('{${devices.join()}}'::bigint[]) d`,
+  )
   const batch = asRole(t, db, 'fleet_owner')
   await batch`begin`
   await ingest(batch, [{ device_id: first, battery_pct: 50 }])
@@ -261,11 +267,13 @@ t.test('reconcile keeps what arrives while it runs, and does not deadlock with i
 t.test('healing leaves no wrong clock behind', async t => {
   const { sql, admin } = await withDatabase(t)
   const [device] = (await enroll(sql, 1)) as [number]
-  await admin`
-    insert into fleet.device_heartbeats (ts, received_at, device_id, battery_pct)
-    values (now() - interval '1 minute', now() + interval '1 day', ${device}, 50)`
+  await storeDirectly(
+    admin,
+    'ts, received_at, device_id, battery_pct',
+    `select now() - interval '1 minute', now() + interval '1 day', ${device}, 50`,
+  )
   await sql`select fleet.reconcile()`
-  for (const view of ['device_status', 'device_status_legacy']) {
+  for (const view of STATUS_VIEWS) {
     t.match(await statusOf(sql, device, view), { status: 'online', battery_pct: 50 }, view)
   }
 })

@@ -1,6 +1,7 @@
 // The counts of a large fleet, which a job keeps. Here a few devices are a large fleet: count_fleet(1).
 import type { Sql } from 'postgres'
 import t from 'tap'
+import { plainOnly } from '../../testing/distributed.ts'
 import { withDatabase } from '../../testing/database.ts'
 import { asRole, enroll, ingest, mixedFleet, startedAgo, value } from '../../testing/fleet.ts'
 
@@ -70,7 +71,7 @@ t.test('the kept counts are those of a count at the same moment', async t => {
     update fleet.device_last_status set last_ts = now() + interval '1 day', last_received_at = now() + interval '1 day'
     where device_id % 11 = 1`
   t.match((await same('the clock of Postgres ran ahead')).checks, [{ detail: /one arrived .* ran ahead/ }, {}, {}])
-  await admin`delete from fleet.device_last_status`
+  await admin`update fleet.device_last_status set last_ts = null, last_received_at = null, status = null`
   t.match((await same('nothing was ever heard')).summary, [{ online: '0' }])
 })
 
@@ -123,7 +124,8 @@ t.test('kept counts are used for as long as they are recent, and the next count 
   t.same(await summary(sql), after)
 })
 
-t.test('with kept counts, what counts the fleet looks at no device', async t => {
+const noCounts = plainOnly('each node counts what it reads itself')
+t.test('with kept counts, what counts the fleet looks at no device', { skip: noCounts }, async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   const session = asRole(t, db, 'fleet_owner')

@@ -1,6 +1,7 @@
 import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
-import { asRole, enroll, ingest, ingestOnTime, value } from '../../testing/fleet.ts'
+import { plainOnly } from '../../testing/distributed.ts'
+import { asRole, earlier, enroll, ingest, ingestOnTime, value } from '../../testing/fleet.ts'
 
 const secondsAgo = (seconds: number) => new Date(Date.now() - seconds * 1000).toISOString()
 
@@ -53,13 +54,15 @@ t.test('reconcile moves last status to the newest stored heartbeat, and never ba
     devices.map(device_id => ({ device_id, ts: secondsAgo(3600), battery_pct: 10, extra: { old: true } })),
   )
   const lost = devices.slice(0, 10)
-  // A newer heartbeat that the trigger did not see, and a row that is missing.
-  await admin.unsafe(`alter table fleet.device_heartbeats disable trigger device_heartbeats_record_last_status`)
+  // A newer heartbeat that last status did not take over, and a row that is missing.
   await ingest(
     sql,
     lost.map(device_id => ({ device_id, ts: secondsAgo(60), battery_pct: 90, unity_running: false, extra: { device_id } })),
   )
-  await admin.unsafe(`alter table fleet.device_heartbeats enable trigger device_heartbeats_record_last_status`)
+  await admin`
+    update fleet.device_last_status
+    set last_ts = ${secondsAgo(3600)}, battery_pct = 10, unity_running = null, extra = '{"old": true}', status = 'ok'
+    where device_id = any (${lost})`
   await admin`delete from fleet.device_last_status where device_id = ${devices[20] as number}`
   await admin`update fleet.device_last_status set last_ts = now() where device_id = ${devices[25] as number}`
 
@@ -89,7 +92,7 @@ t.test('reconcile moves last status to the newest stored heartbeat, and never ba
   // Devices that fall behind again and again, for example while a trigger is disabled, do not keep the others from their turn.
   const healed = new Set<string>()
   for (let run = 0; run < 3; run++) {
-    await admin`update fleet.device_last_status set last_ts = last_ts - interval '1 hour' where device_id <= 25`
+    await admin`update fleet.device_last_status set last_ts = ${earlier(admin, 'last_ts', '1 hour')} where device_id <= 25`
     await dba`select fleet.reconcile('24 hours', 10)`
     const rows = await sql<{ device_id: string }[]>`
       select device_id from fleet.device_last_status ls
@@ -186,7 +189,10 @@ t.test('the metrics of the database exist from the first day', async t => {
   t.ok(runway > 14 && runway <= 15, `runway ${runway}`)
 })
 
-t.test('each device has a row of last status, however it was enrolled', async t => {
+const noRowBack = plainOnly(
+  'a row of last status that was deleted by hand comes back with the next heartbeat or fleet.reconcile()',
+)
+t.test('each device has a row of last status, however it was enrolled', { skip: noRowBack }, async t => {
   const { sql, admin } = await withDatabase(t)
   const [called] = (await enroll(sql, 1)) as [number]
   const inserted = Number(

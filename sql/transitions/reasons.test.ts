@@ -1,6 +1,7 @@
 import t from 'tap'
 import type { Sql } from 'postgres'
 import { withDatabase } from '../../testing/database.ts'
+import { isDistributed } from '../../testing/distributed.ts'
 import { enroll, ingest, startedAgo, value, type Beat } from '../../testing/fleet.ts'
 import { generator } from '../../testing/random.ts'
 
@@ -12,6 +13,7 @@ const base = Date.now() - 4 * 3_600_000
 const time = (seconds: number) => new Date(base + seconds * 1000).toISOString()
 /** Looks at all devices, as fleet.mark_silent() does. */
 const note = async (sql: Sql, seconds: number) => {
+  if (isDistributed) await sql`select fleet.note_gaps()`
   await sql`select fleet.find_incidents(fleet.devices_to_note(${time(seconds)}), ${time(seconds)})`
   await sql`select fleet.note_transitions(fleet.devices_to_note(${time(seconds)}), ${time(seconds)})`
 }

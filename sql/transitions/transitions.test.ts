@@ -1,7 +1,7 @@
 import postgres from 'postgres'
 import t from 'tap'
 import { waitFor, withDatabase } from '../../testing/database.ts'
-import { asRole, enroll, ingest, startedAgo, value } from '../../testing/fleet.ts'
+import { asRole, earlier, enroll, ingestAndNote as ingest, startedAgo, value } from '../../testing/fleet.ts'
 import type { Sql } from 'postgres'
 
 /** A moment `seconds` after the beginning of a test, which is two hours ago. */
@@ -253,7 +253,7 @@ t.test('a store that is upgraded while heartbeats arrive knows after one look wh
   // As right after the migration.
   await admin`
     update fleet.device_last_status set noted_status = null, noted_since = null, late_after_s = null,
-      last_received_at = last_received_at - interval '2 hours', last_ts = last_ts - interval '2 hours'`
+      last_received_at = ${earlier(admin, 'last_received_at', '2 hours')}, last_ts = ${earlier(admin, 'last_ts', '2 hours')}`
   await admin`delete from fleet.device_transitions`
   await ingest(
     sql,

@@ -82,7 +82,13 @@ export class Agents {
       })
       const at = new Date(ts).toISOString()
       const battery_pct = turn % 101
-      while (!(await this.#try(url(), token, isGateway ? ids.map(device_id => ({ device_id, ts: at, battery_pct })) : { ts: at, battery_pct }))) {
+      while (
+        !(await this.#try(
+          url(),
+          token,
+          isGateway ? ids.map(device_id => ({ device_id, ts: at, battery_pct })) : { ts: at, battery_pct },
+        ))
+      ) {
         if (this.#isOver) return
         await sleep(Math.random() * 400)
       }
@@ -114,7 +120,9 @@ export class Agents {
   async problems(sql: Sql, isAll: boolean): Promise<string[]> {
     const wrong = [...this.wrong]
     // What is on its way may be stored before or after this is read.
-    const known = new Map([...this.#sent].map(([id, sent]) => [id, { until: sent.length, acked: sent.map(one => one.isAcknowledged) }]))
+    const known = new Map(
+      [...this.#sent].map(([id, sent]) => [id, { until: sent.length, acked: sent.map(one => one.isAcknowledged) }]),
+    )
     const from = isAll ? 0 : Math.min(...[...this.#sent.keys()].map(id => this.#checked.get(id) ?? 0))
     const rows = await sql<{ device_id: string; ts: Date; battery_pct: number }[]>`
       select device_id, ts, battery_pct from fleet.device_heartbeats
@@ -136,7 +144,8 @@ export class Agents {
     }
     for (const key of stored.keys()) {
       const [id, ts] = key.split(' ').map(Number) as [number, number]
-      if (!this.#sent.get(id)!.some(one => one.ts === ts)) wrong.push(`device ${id} never sent what is stored at ${new Date(ts).toISOString()}`)
+      if (!this.#sent.get(id)!.some(one => one.ts === ts))
+        wrong.push(`device ${id} never sent what is stored at ${new Date(ts).toISOString()}`)
     }
     // In one statement, so that both are from the same moment on each node.
     const stale = await sql<{ device_id: string; last_ts: Date | null; newest: Date; battery_pct: number }[]>`
@@ -149,7 +158,9 @@ export class Agents {
       where ls.last_ts is distinct from n.ts
         or ls.battery_pct <> mod((extract(epoch from n.ts - ${new Date(this.#start)}::timestamptz) / 10)::integer, 101)`
     for (const { device_id, last_ts, newest } of stale)
-      wrong.push(`last status of device ${device_id} is from ${last_ts?.toISOString() ?? 'never'}, its newest heartbeat from ${newest.toISOString()}`)
+      wrong.push(
+        `last status of device ${device_id} is from ${last_ts?.toISOString() ?? 'never'}, its newest heartbeat from ${newest.toISOString()}`,
+      )
     return wrong
   }
 }

@@ -164,7 +164,9 @@ async function drill(
       done.set(fault.kind, { times: entry.times + 1, seconds: entry.seconds + (performance.now() - before) / 1000 })
       say(`${String(number).padStart(5)}  ${fault.kind}: ${said}; everything is there after ${elapsed(before)}`)
       if (number % every === 0 || number === count)
-        archives = await step('Archiving a day, and reading everything back', () => checkAll(stage, directory, Math.ceil(number / every)))
+        archives = await step('Archiving a day, and reading everything back', () =>
+          checkAll(stage, directory, Math.ceil(number / every)),
+        )
     }
     await stage.agents.stop()
     await check(stage, true)
@@ -232,7 +234,9 @@ async function killWhileMoving(stage: Stage, random: Random) {
   const victim = oneOf(random, [from, to])
   await kill(victim, random)
   const said = await moving
-  await waitFor(() => withAdmin(stage, async sql => (await sql`select public.citus_cleanup()`.catch(() => [])) !== undefined).catch(() => false))
+  await waitFor(() =>
+    withAdmin(stage, async sql => (await sql`select public.citus_cleanup()`.catch(() => [])) !== undefined).catch(() => false),
+  )
   return `${victim.name}; ${said}`
 }
 
@@ -331,7 +335,9 @@ async function checkAll(stage: Stage, directory: string, nth: number) {
       const [row] = await sql<{ state: string; row_count: string; rows_sha256: string }[]>`
         select state, row_count::text, rows_sha256 from fleet.hb_partitions where partition_name = ${name.name}`
       if (row?.state !== 'dropped' || row.row_count !== name.content.row_count || row.rows_sha256 !== name.content.rows_sha256)
-        throw new Loss(`${name.name} is ${JSON.stringify(row)}, but ${JSON.stringify(name.content)} was written:\n${archiver.output()}`)
+        throw new Loss(
+          `${name.name} is ${JSON.stringify(row)}, but ${JSON.stringify(name.content)} was written:\n${archiver.output()}`,
+        )
     })
   }
   const verify = startProgram('archiver/cli.ts', { args: ['verify', '--all'], env })
@@ -343,7 +349,12 @@ async function checkAll(stage: Stage, directory: string, nth: number) {
 
 /** A session of the superuser, which does not go through the wire. */
 async function withAdmin<T>({ coordinator }: Stage, use: (sql: Sql) => Promise<T>) {
-  const sql = postgres(coordinator.cluster.url('postgres', 'fleet'), { max: 1, fetch_types: false, onnotice: () => {}, connect_timeout: 5 })
+  const sql = postgres(coordinator.cluster.url('postgres', 'fleet'), {
+    max: 1,
+    fetch_types: false,
+    onnotice: () => {},
+    connect_timeout: 5,
+  })
   try {
     return await use(sql)
   } finally {
