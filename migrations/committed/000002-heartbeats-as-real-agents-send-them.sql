@@ -1,5 +1,5 @@
 --! Previous: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
---! Hash: sha1:c6692908e68a2571dc3be545b11684d0d536e0e7
+--! Hash: sha1:f71fd3e145d6f9a9b52025881c5d82cc1ca296bc
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -864,7 +864,7 @@ as $$
     case
       when a.is_server then a.how
       -- Any login can take this name, so it counts only for the one whose jobs pg_cron runs.
-      when current_setting('application_name') like 'pg_cron%' and pg_has_role(session_user, 'fleet_owner', 'member') then 'job'
+      when current_setting('application_name') similar to '(pg_cron|nexmdm tick)%' and pg_has_role(session_user, 'fleet_owner', 'member') then 'job'
       when (select b.backend_type from pg_stat_get_activity(pg_backend_pid()) b) like 'pg_cron%' then 'job'
       else 'sql'
     end,
@@ -5111,9 +5111,13 @@ as $$
 #variable_conflict use_column
 begin
   if not exists (select from pg_extension where extname = 'pg_cron') then
+    -- Without a tick yet, the jobs are those of pg_cron in another database, of which nothing is known here.
     return query
-      select d.jobname, d.schedule, d.max_age, null::boolean, null::timestamptz, null::text, null::text, null::timestamptz
-      from fleet.job_definitions() d;
+      select d.jobname, d.schedule, d.max_age, case when exists (select from fleet.ticked_jobs) then true end,
+        j.started_at, j.status, j.message, case when j.last_success <= clock_timestamp() then j.last_success end
+      from fleet.job_definitions() d
+      left join fleet.ticked_jobs j on j.jobname = d.jobname
+      where d.jobname <> 'fleet-prune-cron-history' or not exists (select from fleet.ticked_jobs);
     return;
   end if;
   -- A success in the future was written while the clock ran ahead. The history has no index on jobid, so it is read once for all
@@ -5134,7 +5138,7 @@ end
 $$;
 
 comment on function fleet.job_history() is
-  'Each expected pg_cron job with its last run and last success, which are null if it is not scheduled in this database.';
+  'Each expected job with its last run and last success by pg_cron or npm run tick; null if neither runs it in this database.';
 --! EndIncluded jobs/job_history.sql
 --! Included jobs/scheduler_ages.sql
 -- Does not use fleet.job_history(): it reads the whole history for the last success of each job, which is too much for a scrape.
@@ -5163,6 +5167,15 @@ begin
       ) d
       where j.jobname like 'fleet-%' and j.username = current_user and d.start_time is not null
     $jobs$ loop
+      v_known := v_known || jobname;
+      return next;
+    end loop;
+  else
+    for jobname, age in
+      select j.jobname, now() - greatest(j.started_at, fleet.postgres_started_at())
+      from fleet.ticked_jobs j
+      where j.started_at <= now()
+    loop
       v_known := v_known || jobname;
       return next;
     end loop;
@@ -7287,14 +7300,28 @@ set jit = off
 as $$
 #variable_conflict use_column
 declare
+  -- They read tables that a distributed store has on its workers.
+  c_on_workers constant text[] := array[
+    'check_partitions', 'check_ingest', 'check_fields', 'check_silence', 'check_devices', 'check_storage'
+  ];
   v_theme text;
+  v_away text;
 begin
   perform fleet.not_in_future(p_now);
+  v_away := fleet.nodes_away();
   foreach v_theme in array array[
     'check_partitions($1)', 'check_ingest($1)', 'check_fields($1)', 'check_silence($1)', 'check_devices($1)', 'check_scheduler($1)',
     'check_archive($1)', 'check_erasures($1)', 'check_webhooks($1)', 'check_columns()', 'check_readers()', 'check_sessions($1)',
-    'check_storage($1)', 'check_imports($1)', 'check_settings()'
+    'check_storage($1)', 'check_imports($1)', 'check_settings()', 'check_nodes($1)'
   ] loop
+    if v_away is not null and split_part(v_theme, '(', 1) = any (c_on_workers) then
+      check_name := split_part(v_theme, '(', 1);
+      status := 'warn';
+      detail := format('could not be judged, because %s does not answer', v_away);
+      remedy := format(e'-- once it answers again\nselect * from fleet.%I();', check_name);
+      return next;
+      continue;
+    end if;
     begin
       return query execute 'select * from fleet.' || v_theme using p_now;
     exception when others then
@@ -7419,13 +7446,22 @@ comment on function fleet.add_last_status() is
   'however it was enrolled. So devices without a heartbeat are found by an index.';
 --! EndIncluded status/add_last_status.sql
 --! Included status/device_last_status.trigger.sql
-create or replace trigger device_last_status_add_last_status
-  after delete on fleet.device_last_status
-  referencing old table as changed
-  for each statement execute function fleet.add_last_status();
+do $$
+begin
+  -- Citus refuses triggers on distributed tables.
+  if fleet.is_distributed() then
+    return;
+  end if;
 
-comment on trigger device_last_status_add_last_status on fleet.device_last_status is
-  'A row that is deleted by hand comes back empty, as if its device had just been enrolled.';
+  create or replace trigger device_last_status_add_last_status
+    after delete on fleet.device_last_status
+    referencing old table as changed
+    for each statement execute function fleet.add_last_status();
+
+  comment on trigger device_last_status_add_last_status on fleet.device_last_status is
+    'A row that is deleted by hand comes back empty, as if its device had just been enrolled.';
+end
+$$;
 --! EndIncluded status/device_last_status.trigger.sql
 --! Included devices/note_change.sql
 create or replace function fleet.note_change() returns trigger
@@ -8056,7 +8092,9 @@ begin
     )
   into v_names, v_commands
   from pg_prepared_xacts x
-  where x.prepared < p_now - interval '10 minutes';
+  where x.prepared < p_now - interval '10 minutes'
+    -- Those of Citus are decided by the node that began them: fleet.check_nodes().
+    and not (x.gid like 'citus\_%' and fleet.is_distributed());
   status := case when v_names is null then 'ok' else 'fail' end;
   detail := coalesce('still open, with its locks: ' || v_names, 'none is open for long');
   remedy := v_commands;
@@ -9374,7 +9412,7 @@ as $$
 $$;
 
 comment on function fleet.job_definitions() is
-  'The jobs that pg_cron runs for the store, with their schedules in GMT. A job is late when its last success is older than '
+  'The jobs that pg_cron (or npm run tick) runs for the store, with their schedules in GMT. A job is late when its last success is older than '
   'max_age. fleet-freeze is listed only while a cold or settled partition is not frozen yet.';
 --! EndIncluded jobs/job_definitions.sql
 --! Included status/device_day.sql
@@ -9981,7 +10019,7 @@ begin
     v_table := fleet.table_of(v_known);
     -- Takes the same lock as LOCK TABLE, which would require the right to write.
     execute format('alter table %s disable row level security', v_table);
-    execute format('select exists (select from %s)', v_table) into v_has_rows;
+    execute format('select exists (select 1 from %s)', v_table) into v_has_rows;
     if not v_has_rows then
       update fleet.hb_partitions set is_proven_empty = true where partition_name = p_partition;
       execute format('drop table %s', v_table);
@@ -10430,7 +10468,7 @@ begin
   loop
     v_table := fleet.table_of(v_partition);
     continue when v_table is null;
-    execute format('select exists (select from only %s where device_id = $1)', v_table) into v_has_rows using p_device_id;
+    execute format('select exists (select 1 from only %s where device_id = $1)', v_table) into v_has_rows using p_device_id;
     if v_has_rows then
       raise exception using
         errcode = 'FL002',
@@ -10447,7 +10485,7 @@ begin
     select p_device_id between 1 and s.last_value and (s.is_called or p_device_id < s.last_value) into v_is_known
     from fleet.devices_device_id_seq s;
     if not v_is_known then
-      select exists (select from fleet.device_heartbeats h where h.device_id = p_device_id) into v_is_known;
+      select exists (select 1 from fleet.device_heartbeats h where h.device_id = p_device_id) into v_is_known;
     end if;
     if not v_is_known then
       raise exception using
@@ -10579,7 +10617,7 @@ begin
   if v_table is null then
     return;
   end if;
-  execute format('select exists (select from only %s where device_id = any ($1))', v_table) into v_has_rows using p_device_ids;
+  execute format('select exists (select 1 from only %s where device_id = any ($1))', v_table) into v_has_rows using p_device_ids;
   if not v_has_rows then
     return;
   end if;
@@ -10796,7 +10834,7 @@ begin
     end if;
     v_error := null;
     for v_table in select t from fleet.tables_of_devices() t loop
-      execute format('select exists (select from only %s where device_id = $1)', v_table)
+      execute format('select exists (select 1 from only %s where device_id = $1)', v_table)
       into v_has_rows using v_erasure.device_id;
       v_error := concat_ws(', ', v_error, case when v_has_rows then v_table::text end);
     end loop;
@@ -14238,6 +14276,12 @@ declare
   v_verifier text := fleet.scram_verifier(v_password);
   v_cohorts text[] := fleet.reader_cohorts(p_cohorts);
 begin
+  if fleet.is_distributed() then
+    raise exception using
+      errcode = 'FL002',
+      message = 'this store is distributed, and only a plain store can have logins that see some cohorts',
+      hint = 'Give the partner an API key instead: select fleet.create_api_key(…, p_cohorts => array[…]); See docs/scale-out.md.';
+  end if;
   perform fleet.require_reader_logins();
   if exists (select from fleet.readers r where r.reader = p_name) then
     raise exception using
@@ -14628,6 +14672,12 @@ declare
   v_type text;
   v_id_type text;
 begin
+  if fleet.is_distributed() then
+    raise exception using
+      errcode = 'FL002',
+      message = 'this store is distributed, and only a plain store can import a table',
+      hint = 'Import it into a plain store, and distribute that: docs/scale-out.md.';
+  end if;
   select * into v_class from pg_class c where c.oid = p_source;
   if not found then
     raise exception using
@@ -15390,6 +15440,451 @@ $$;
 comment on function fleet.begin_restore(text, text) is
   'Creates the empty table for a restore, with the columns of the archive, and returns its name.';
 --! EndIncluded archive/begin_restore.sql
+create table if not exists fleet.ticked_jobs (
+  jobname text primary key,
+  started_at timestamptz not null,
+  status text not null check (status in ('running', 'succeeded', 'failed')),
+  message text,
+  last_success timestamptz
+);
+comment on table fleet.ticked_jobs is 'The last run of each job by npm run tick. Empty where pg_cron runs the jobs.';
+comment on column fleet.ticked_jobs.jobname is 'The job, as in fleet.job_definitions().';
+comment on column fleet.ticked_jobs.started_at is 'When it last began.';
+comment on column fleet.ticked_jobs.status is 'Whether it runs, or how it ended. One whose session was lost stays running until it begins again.';
+comment on column fleet.ticked_jobs.message is 'The error with which it failed.';
+comment on column fleet.ticked_jobs.last_success is 'When the last run that succeeded began.';
+
+--! Included jobs/job_lock.sql
+-- The two jobs of maintenance take one lock. If they had two here, one tick would begin the second while another does the first,
+-- and it would fail.
+create or replace function fleet.job_lock(p_jobname text) returns bigint
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select hashtextextended(
+    'fleet.job.' || case when p_jobname in ('fleet-maintain', 'fleet-nightly') then 'maintenance' else p_jobname end, 0
+  );
+$$;
+
+comment on function fleet.job_lock(text) is
+  'The advisory lock of the session that runs a job for npm run tick: of fleet.begin_job() and fleet.end_job().';
+--! EndIncluded jobs/job_lock.sql
+--! Included jobs/begin_job.sql
+create or replace function fleet.begin_job(p_jobname text, p_due timestamptz) returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_command text := (select d.command from fleet.job_definitions() d where d.jobname = p_jobname);
+  v_key bigint := fleet.job_lock(p_jobname);
+begin
+  if exists (select from pg_extension where extname = 'pg_cron') then
+    raise exception using
+      errcode = 'FL409',
+      message = 'pg_cron runs the jobs of this database',
+      hint = 'npm run tick is for a Postgres without pg_cron. If pg_cron does not work here: select * from fleet.check();';
+  end if;
+  if v_command is null then
+    raise exception using
+      errcode = 'FL404',
+      message = format('there is no job %s', coalesce(p_jobname, 'null')),
+      hint = 'The jobs: select * from fleet.job_definitions();';
+  end if;
+  -- The lock of a session, because the job has transactions of its own. It also ends with a session that is lost.
+  if not pg_try_advisory_lock(v_key) then
+    return null;
+  end if;
+  insert into fleet.ticked_jobs as j (jobname, started_at, status)
+  values (p_jobname, clock_timestamp(), 'running')
+  on conflict (jobname) do update
+    set started_at = excluded.started_at, status = excluded.status, message = null
+    -- A later start was written while the clock ran ahead.
+    where j.started_at < p_due or j.started_at > clock_timestamp();
+  if not found then
+    perform pg_advisory_unlock(v_key);
+    return null;
+  end if;
+  return v_command;
+end
+$$;
+
+comment on function fleet.begin_job(text, timestamptz) is
+  'Claims a job of fleet.job_definitions() for this session, if it has not begun since it was due and runs in no other session. '
+  'Returns the statement to run, or null. Then call fleet.end_job(). For npm run tick, where there is no pg_cron.';
+--! EndIncluded jobs/begin_job.sql
+--! Included jobs/end_job.sql
+create or replace function fleet.end_job(p_jobname text, p_error text default null) returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update fleet.ticked_jobs j
+  set status = case when p_error is null then 'succeeded' else 'failed' end,
+    message = left(p_error, 1000),
+    last_success = case when p_error is null then j.started_at else j.last_success end
+  where j.jobname = p_jobname;
+  perform pg_advisory_unlock(fleet.job_lock(p_jobname));
+end
+$$;
+
+comment on function fleet.end_job(text, text) is
+  'Records how a job ended that this session began with fleet.begin_job(), and lets others begin it.';
+--! EndIncluded jobs/end_job.sql
+--! Included jobs/job_health.view.sql
+-- The age of a job counts from its last success or from the start of Postgres, whichever is later: nothing runs while it is down.
+create or replace view fleet.job_health as
+select h.jobname, h.schedule,
+  case
+    when h.is_active is null then 'missing'
+    when not h.is_active then 'disabled'
+    when h.last_start is null then 'waiting'
+    when h.last_status = 'failed' then 'failed'
+    when h.last_success is null or now() - greatest(h.last_success, fleet.postgres_started_at()) > h.max_age then 'late'
+    else 'ok'
+  end as status,
+  h.last_start, h.last_status, h.last_message, h.last_success
+from fleet.job_history() h
+order by h.jobname;
+
+comment on view fleet.job_health is
+  'The jobs of the store, which pg_cron or npm run tick runs: ok, waiting (has never run), late, failed, disabled or missing. Example: select * from '
+  'fleet.job_health where status <> ''ok'';';
+--! EndIncluded jobs/job_health.view.sql
+--! Included checks/check_scheduler.sql
+create or replace function fleet.check_scheduler(p_now timestamptz default now())
+returns table (check_name text, status text, detail text, remedy text)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '300ms'
+as $$
+#variable_conflict use_column
+declare
+  v_directory text := coalesce((select s.setting from pg_settings s where s.name = 'data_directory'), '$PGDATA');
+  c_restart constant text := format(e'# in a shell, as the user of Postgres\npg_ctl restart -m fast -D ''%s''', v_directory);
+  v_has_cron boolean := exists (select from pg_extension where extname = 'pg_cron');
+  -- A later one was written while the clock ran ahead.
+  v_ticked timestamptz := (select max(j.started_at) from fleet.ticked_jobs j where j.started_at <= p_now);
+  v_names text;
+  v_commands text;
+  v_role text;
+begin
+  perform fleet.not_in_future(p_now);
+  check_name := 'monitoring';
+  status := 'ok'; detail := 'the store sees the activity of other roles'; remedy := null;
+  if not pg_has_role('fleet_owner', 'pg_monitor', 'usage') or not pg_has_role('fleet_dba', 'pg_signal_backend', 'usage') then
+    status := 'warn';
+    detail := 'fleet_owner cannot see the activity of other roles, or fleet_dba cannot end it, so the checks of sessions and '
+      'of the scheduler may be wrong';
+    remedy := e'-- as superuser\ngrant pg_monitor to fleet_owner, fleet_dba;\ngrant pg_signal_backend to fleet_dba;';
+  end if;
+  return next;
+
+  check_name := 'scheduler_roles';
+  begin
+    select string_agg(format('%s of %s', coalesce(j.jobname, 'job ' || j.jobid), j.username), ', '),
+      string_agg(format('select cron.unschedule(%s);', j.jobid), e'\n')
+    into v_names, v_commands
+    from fleet_guard.lost_jobs() j;
+  exception when undefined_function or insufficient_privilege then
+    v_names := null;  -- set up before this function existed
+  end;
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce(
+    'pg_cron keeps restarting and runs no job, because the role of a job was dropped: ' || v_names, 'the role of every job exists'
+  );
+  remedy := e'-- as superuser\n' || v_commands;
+  return next;
+
+  check_name := 'scheduler';
+  status := 'ok'; detail := 'pg_cron runs'; remedy := null;
+  if not v_has_cron and v_ticked is not null then
+    detail := 'npm run tick runs the jobs';
+    if p_now - greatest(v_ticked, fleet.postgres_started_at()) > interval '5 minutes' then
+      status := 'fail'; detail := format('npm run tick last began a job %s ago', date_trunc('second', p_now - v_ticked));
+      remedy := e'# in a shell, each minute\nDATABASE_URL=postgres://fleet_owner@… npm run tick';
+    end if;
+  elsif not v_has_cron and exists (
+    select from fleet.events e
+    where e.event = 'maintain.start' and e.at <= p_now
+      and greatest(e.at, fleet.postgres_started_at()) >= p_now - interval '125 minutes'
+  ) then
+    detail := 'pg_cron is not in this database, but the hourly maintenance runs';
+  elsif not v_has_cron then
+    status := 'warn';
+    detail := 'pg_cron is not in this database, no maintenance ran in the last two hours, and npm run tick was never run';
+    remedy := format(
+      e'-- as superuser, in database %s\n%s',
+      coalesce((select s.setting from pg_settings s where s.name = 'cron.database_name'), 'postgres, once pg_cron is there'),
+      (select string_agg(j.statement, e'\n') from fleet.jobs_elsewhere() j)
+    );
+  elsif pg_is_in_recovery() then
+    detail := 'this is a standby: the jobs run on the primary, and remedies must be run there too';
+  elsif not exists (select from pg_stat_activity where backend_type = 'pg_cron launcher') then
+    status := 'fail'; detail := 'the pg_cron launcher is gone: no job runs until Postgres is restarted'; remedy := c_restart;
+  end if;
+  return next;
+
+  check_name := 'jobs';
+  select string_agg(format('%s is %s%s', j.jobname, j.fault, ': ' || case j.fault when 'failed' then j.last_message end), ', '),
+    string_agg(distinct
+      case j.fault
+        when 'missing' then 'select * from fleet.schedule_jobs();'
+        when 'disabled' then format(
+          'select cron.alter_job(jobid, active := true) from cron.job where jobname = %L and username = ''fleet_owner'';',
+          j.jobname
+        )
+        else d.command || ';'
+      end, e'\n'
+    ),
+    case
+      when bool_or(j.fault = 'disabled') then e'-- as superuser\n'
+      when bool_or(j.fault <> 'missing') then e'-- as fleet_owner; the next run clears this\n'
+      else ''
+    end
+  into v_names, v_commands, v_role
+  from (
+    select h.*,
+      case
+        -- No job has ever run, although setup was long ago.
+        when h.status = 'waiting' and bool_and(h.status = 'waiting') over ()
+          and (select min(p.created_at) from fleet.hb_partitions p) < p_now - interval '3 hours' then 'late'
+        else h.status
+      end as fault
+    from fleet.job_health h
+    where v_has_cron or v_ticked is not null
+  ) j
+  join fleet.job_definitions() d using (jobname)
+  where j.fault not in ('ok', 'waiting');
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce(
+    v_names, case when v_has_cron or v_ticked is not null then 'all jobs run' else 'the history of the jobs is in the database of pg_cron' end
+  );
+  remedy := v_role || v_commands;
+  return next;
+
+  check_name := 'maintenance';
+  select string_agg(format('%s %s: %s', e.event, e.partition_name, e.detail), '; '),
+    case when bool_and(e.event = 'maintenance.premake') then 'call fleet.maintain();' else 'call fleet.nightly();' end
+  into v_names, v_commands
+  from (
+    select distinct on (k.event, k.partition_name) k.*
+    from fleet.events k
+    where k.event like 'maintenance.%' and k.at > p_now - interval '25 hours'
+    order by k.event, k.partition_name, k.event_id desc
+  ) e
+  where not e.is_ok;
+  status := case when v_names is null then 'ok' else 'fail' end;
+  detail := coalesce(v_names, 'no step failed without succeeding later');
+  remedy := case when v_names is not null then e'-- once the cause is fixed\n' || v_commands end;
+  return next;
+
+  check_name := 'nights';
+  status := 'ok'; detail := 'fleet.nightly() began on schedule'; remedy := null;
+  if fleet.is_night_missed(p_now) then
+    status := 'warn'; detail := 'fleet.nightly() has not begun for 25 hours'; remedy := 'call fleet.nightly();';
+  end if;
+  return next;
+
+  check_name := 'locks_of_maintenance';
+  select string_agg(format('%s is held by backend %s for %s', w.name, a.pid, date_trunc('second', p_now - a.query_start)), ', '),
+    string_agg(format('select * from fleet.force_unlock(%L);', w.name), e'\n')
+  into v_names, v_commands
+  from unnest(array['maintenance', 'reconcile']) as w (name)
+  cross join fleet.lock_holders(w.name) h
+  join pg_stat_activity a on a.pid = h
+  where a.query_start < p_now - interval '2 hours';
+  status := case when v_names is null then 'ok' else 'warn' end;
+  detail := coalesce(v_names, 'no lock is held for long');
+  remedy := v_commands;
+  return next;
+end
+$$;
+
+comment on function fleet.check_scheduler(timestamptz) is
+  'The part of fleet.check() about the scheduler: pg_cron or npm run tick, the jobs and roles, failed steps, missed nights and stuck locks.';
+--! EndIncluded checks/check_scheduler.sql
+
+--! Included scaling/shard_map.sql
+create or replace function fleet.shard_map()
+returns table (low integer, high integer, host text, port integer, is_local boolean)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not fleet.is_distributed() then
+    return;
+  end if;
+  -- The names of Citus are known only to a database that has it.
+  return query execute $query$
+    select s.shardminvalue::integer, s.shardmaxvalue::integer, n.nodename, n.nodeport,
+      n.groupid = (select g.groupid from pg_catalog.pg_dist_local_group g)
+    from pg_catalog.pg_dist_shard s
+    join pg_catalog.pg_dist_placement p on p.shardid = s.shardid
+    join pg_catalog.pg_dist_node n on n.groupid = p.groupid
+    where s.logicalrelid = 'fleet.device_last_status'::regclass
+      and s.shardminvalue is not null and n.noderole = 'primary' and n.isactive
+    order by s.shardminvalue::integer
+  $query$;
+end
+$$;
+
+comment on function fleet.shard_map() is
+  'Which node of a distributed store has which devices: those for which hashint8(device_id) is from low to high. is_local says '
+  'whether it is the node that answers. By it the server sends heartbeats to the node that has their device. No row in a plain '
+  'store. Every node answers the same. Example: select * from fleet.shard_map();';
+--! EndIncluded scaling/shard_map.sql
+
+create table if not exists fleet.recorded_forms (
+  object text not null,
+  form text not null,
+  constraint recorded_forms_pkey primary key (object)
+);
+
+comment on table fleet.recorded_forms is
+  'A hash of each function and view that npm run migrate has installed in a distributed store; written by fleet.record_forms(). '
+  'Empty in a plain store.';
+comment on column fleet.recorded_forms.object is 'The function with its arguments, or the view, with its schema.';
+comment on column fleet.recorded_forms.form is 'What fleet.form_of() returned for it.';
+
+--! Included scaling/form_of.sql
+create or replace function fleet.form_of(p_object text) returns text
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when p_object like '%)' then (select md5(p.prosrc) from pg_proc p where p.oid = to_regprocedure(p_object))
+    else (select md5(pg_get_viewdef(c.oid)) from pg_class c where c.oid = to_regclass(p_object) and c.relkind = 'v')
+  end;
+$$;
+
+comment on function fleet.form_of(text) is
+  'A hash of the text of a function or view, by which fleet.check_nodes() compares nodes. '
+  'Example: select fleet.form_of(''fleet.device_state'');';
+--! EndIncluded scaling/form_of.sql
+--! Included scaling/record_forms.sql
+create or replace function fleet.record_forms(p_names text[]) returns bigint
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_count bigint;
+begin
+  delete from fleet.recorded_forms;
+  insert into fleet.recorded_forms (object, form)
+  select o.object, fleet.form_of(o.object)
+  from (
+    select p.oid::regprocedure::text as object
+    from pg_proc p
+    where p.pronamespace = 'fleet'::regnamespace and p.proname = any (p_names)
+    union all
+    select c.oid::regclass::text
+    from pg_class c
+    where c.relnamespace = 'fleet'::regnamespace and c.relkind = 'v' and c.relname = any (p_names)
+  ) o;
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+
+comment on function fleet.record_forms(text[]) is
+  'Records the forms that npm run migrate has installed in a distributed store, so that fleet.check() notices others; returns how many. '
+  'Example: select fleet.record_forms(array[''ingest_batch'', ''device_state'']);';
+--! EndIncluded scaling/record_forms.sql
+--! Included checks/nodes_away.sql
+create or replace function fleet.nodes_away() returns text
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select null::text;
+$$;
+
+comment on function fleet.nodes_away() is
+  'The nodes of a distributed store that do not answer; null if all do, and always null in a plain store, which has no nodes.';
+--! EndIncluded checks/nodes_away.sql
+--! Included checks/check_nodes.sql
+create or replace function fleet.check_nodes(p_now timestamptz default now())
+returns table (check_name text, status text, detail text, remedy text)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform fleet.not_in_future(p_now);
+end
+$$;
+
+comment on function fleet.check_nodes(timestamptz) is
+  'The part of fleet.check() about the nodes of a distributed store. A plain store has none, so this returns no row there.';
+--! EndIncluded checks/check_nodes.sql
+--! Included ingest/device_heartbeats.trigger.sql
+do $$
+begin
+  -- Citus refuses triggers on distributed tables; there, ingest does in its own statements what this does.
+  if fleet.is_distributed() then
+    return;
+  end if;
+
+  create or replace trigger device_heartbeats_record_last_status
+    after insert on fleet.device_heartbeats
+    referencing new table as new_rows
+    for each statement execute function fleet.record_last_status();
+
+  comment on trigger device_heartbeats_record_last_status on fleet.device_heartbeats is
+    'Keeps fleet.device_last_status and fleet.late_arrivals up to date. Sees only the rows that are really stored.';
+end
+$$;
+--! EndIncluded ingest/device_heartbeats.trigger.sql
+--! Included devices/ack_command.sql
+create or replace function fleet.ack_command(p_device_id bigint, p_command_id bigint) returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  with acknowledged as (
+    update fleet.device_commands
+    set acknowledged_at = now()
+    where device_id = p_device_id and command_id = p_command_id and acknowledged_at is null
+    returning device_id, command_id
+  )
+  insert into fleet.command_dispatch_log (device_id, command_id, event)
+  select a.device_id, a.command_id, 'acknowledged'
+  from acknowledged a;
+  if found then
+    return true;
+  end if;
+  if not exists (select 1 from fleet.device_commands where device_id = p_device_id and command_id = p_command_id) then
+    raise exception using
+      errcode = 'FL404',
+      message = format('device %s has no command %s', coalesce(p_device_id::text, 'null'), coalesce(p_command_id::text, 'null')),
+      hint = 'Check the command_id. Commands are deleted after settings.commands_keep.';
+  end if;
+  return false;
+end
+$$;
+
+comment on function fleet.ack_command(bigint, bigint) is
+  'Records that a device has received a command, which is then not handed over again. Returns false if it was already '
+  'acknowledged. '
+  'Example: select fleet.ack_command(42, 7);';
+--! EndIncluded devices/ack_command.sql
 --! Included setup/grants.sql
 -- Who may do what. Everything is revoked first, so that only the grants in this file apply.
 revoke all on all tables in schema fleet
@@ -15413,6 +15908,7 @@ grant execute on function
   fleet.take_commands(bigint),
   fleet.ack_command(bigint, bigint),
   fleet.record_slo(text, json),
+  fleet.shard_map(),
   fleet.record_unreadable_fields(json),
   fleet.fleet_summary_of(text[]),
   -- The buttons of the ops page.
@@ -15542,6 +16038,7 @@ grant execute on function
   fleet.check_archive(timestamptz),
   fleet.check_erasures(timestamptz),
   fleet.check_columns(),
+  fleet.check_nodes(timestamptz),
   fleet.check_sessions(timestamptz),
   fleet.check_storage(timestamptz),
   fleet.check_imports(timestamptz),
