@@ -126,7 +126,7 @@ export class Agents {
     const from = isAll ? 0 : Math.min(...[...this.#sent.keys()].map(id => this.#checked.get(id) ?? 0))
     const rows = await sql<{ device_id: string; ts: Date; battery_pct: number }[]>`
       select device_id, ts, battery_pct from fleet.device_heartbeats
-      where ts >= ${new Date(this.#start + from * BUCKET_MS)} and device_id = any (${[...this.#sent.keys()]}::bigint[])`
+      where ts >= ${new Date(this.#start + from * BUCKET_MS)} and device_id = any (${`{${[...this.#sent.keys()].join()}}`}::text::bigint[])`
     const stored = new Map<string, number>()
     for (const { device_id, ts } of rows) {
       const key = `${device_id} ${ts.getTime()}`
