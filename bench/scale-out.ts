@@ -9,8 +9,8 @@
  *   (d) of devices of one shard, to the worker that has it
  * routed: wrk sends single heartbeats, and a gateway's batches of any devices, to a server on the coordinator's URL
  */
-import { readFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { readFile, writeFile } from 'node:fs/promises'
+import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
 import { distribute } from '../cli/distribute.ts'
@@ -22,6 +22,7 @@ import { hasCitus, makeNodes, NO_CITUS } from '../testing/nodes.ts'
 import { atMost, median, type Figure } from './figure.ts'
 import { readOptions } from './options.ts'
 import { clientsOf, pgbench, type Client } from './pgbench.ts'
+import { plot } from './plot.ts'
 import { usageOf } from './processes.ts'
 import { enroll, startServer, withStore, type Device, type Store } from './store.ts'
 import { runWrk, wrkScript } from './wrk.ts'
@@ -33,6 +34,7 @@ const OPTIONS = {
   seconds: { otherwise: 8, what: 'seconds of a measurement' },
   devices: { otherwise: 16_000, what: 'devices of each store' },
   batch: { otherwise: 500, what: 'heartbeats in a batch' },
+  plot: { otherwise: 'docs/scale-out.svg', what: 'file for the plot of the model' },
 } as const
 
 const PLAIN = 'plain'
@@ -68,6 +70,7 @@ export async function benchScaleOut(args: string[]): Promise<Figure[]> {
         }
         say(`round ${round} of ${options.rounds}`)
       }
+      await writeFile(resolve(options.plot), modelOf(ways, options.workers))
       return figuresOf(ways, options.workers)
     })
   } finally {
@@ -90,13 +93,14 @@ async function scaledWays(count: number, options: Options, ends: (() => Promise<
     makeNodes({ postgres: await requirePostgres(), workers: count, durable: true, settings: { shared_buffers: '512MB' } }),
   )
   ends.push(end)
-  await distribute(coordinator.url('postgres', 'fleet'), { workers: hosts, shards, log: () => {} })
   const admin = postgres(coordinator.url('postgres', 'fleet'), { max: 2, onnotice: () => {} })
   ends.push(() => admin.end({ timeout: 1 }))
+  const store = { cluster: coordinator, admin }
+  // Before it is distributed, because afterwards each device is enrolled on all nodes.
+  const devices = await enroll(store, options.devices)
+  await distribute(coordinator.url('postgres', 'fleet'), { workers: hosts, shards, log: () => {} })
   // Only ingest is measured: the jobs cost the same, no matter how many heartbeats there are.
   await admin`update cron.job set active = false`
-  const store = { cluster: coordinator, admin }
-  const devices = await enroll(store, options.devices)
   const places = await admin<{ device_id: string; shard: string; port: number }[]>`
     with placed as materialized (
       select d.device_id, get_shard_id_for_distribution_column('fleet.device_last_status', d.device_id) as shard from fleet.devices d
@@ -283,4 +287,46 @@ function figuresOf(ways: Way[], workers: number[]): Figure[] {
       target: atMost(1.05),
     })
   return figures
+}
+
+/** What the model assumes of each machine, and of servers. */
+const MODEL = {
+  cores: 8,
+  /** Of its CPU, for ingest. */
+  share: 0.5,
+  /** Heartbeats a second of a process of the server; see RESULTS.md, compare. */
+  perProcess: 9_000,
+  /** Connections of each process to each node; see server/ingest/nodes.ts. */
+  connections: 4,
+}
+
+/**
+ * How many devices fit, once a minute each, by the CPU of the workers and by that of the coordinator, and how many connections the
+ * servers that they need have to each node.
+ */
+function modelOf(ways: Way[], workers: number[]) {
+  const most = Math.max(...workers)
+  const { costs } = ways.find(way => way.name === named(ROUTED[1], most))!
+  const onWorkers = median(costs.map(cost => cost.slice(1).reduce((sum, each) => sum + each, 0)))
+  // What is less than this cannot be told from nothing.
+  const onCoordinator = Math.max(0.02, median(costs.map(([first]) => first!)))
+  const plain = median(ways.find(way => way.name === PLAIN)!.costs.map(([cost]) => cost!))
+  const devices = (cpu: number, machines: number) => (60 * machines * MODEL.cores * MODEL.share * 1e6) / cpu
+  const nodes = [1, 2, 4, 10, 20, 40, 100, 200, 400, 1_000]
+  const fit = (machines: number) => Math.min(devices(onWorkers, machines), devices(onCoordinator, 1))
+  return plot({
+    title: 'Devices that a distributed store carries (a model)',
+    x: 'workers of 8 cores, half of which do ingest',
+    y: 'devices, once a minute; connections of a node',
+    isLogarithmic: true,
+    series: [
+      { name: "devices, by the workers' CPU", points: nodes.map(n => [n, devices(onWorkers, n)]) },
+      { name: "by the coordinator's CPU", points: nodes.map(n => [n, devices(onCoordinator, 1)]) },
+      { name: 'on a plain store', points: nodes.map(n => [n, devices(plain, 1)]) },
+      {
+        name: 'connections of servers to a node',
+        points: nodes.map(n => [n, Math.ceil(fit(n) / 60 / MODEL.perProcess) * MODEL.connections]),
+      },
+    ],
+  })
 }
