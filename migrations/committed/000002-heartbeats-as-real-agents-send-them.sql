@@ -1,5 +1,5 @@
 --! Previous: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
---! Hash: sha1:f71fd3e145d6f9a9b52025881c5d82cc1ca296bc
+--! Hash: sha1:91a268b20eb933b18749798d0e629230f5db034f
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -15819,14 +15819,13 @@ comment on function fleet.nodes_away() is
 --! Included checks/check_nodes.sql
 create or replace function fleet.check_nodes(p_now timestamptz default now())
 returns table (check_name text, status text, detail text, remedy text)
-language plpgsql
+language sql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-begin
-  perform fleet.not_in_future(p_now);
-end
+  select null::text, null::text, null::text, null::text
+  where fleet.not_in_future(p_now) <> p_now;
 $$;
 
 comment on function fleet.check_nodes(timestamptz) is
