@@ -298,6 +298,8 @@ const MODEL = {
   perProcess: 9_000,
   /** Connections of each process to each node; see server/ingest/nodes.ts. */
   connections: 4,
+  /** µs: less than this cannot be told from nothing in runs of some seconds, so the coordinator is taken to cost as much. */
+  least: 2,
 }
 
 /**
@@ -308,8 +310,7 @@ function modelOf(ways: Way[], workers: number[]) {
   const most = Math.max(...workers)
   const { costs } = ways.find(way => way.name === named(ROUTED[1], most))!
   const onWorkers = median(costs.map(cost => cost.slice(1).reduce((sum, each) => sum + each, 0)))
-  // What is less than this cannot be told from nothing.
-  const onCoordinator = Math.max(0.02, median(costs.map(([first]) => first!)))
+  const onCoordinator = Math.max(MODEL.least, median(costs.map(([first]) => first!)))
   const plain = median(ways.find(way => way.name === PLAIN)!.costs.map(([cost]) => cost!))
   const devices = (cpu: number, machines: number) => (60 * machines * MODEL.cores * MODEL.share * 1e6) / cpu
   const nodes = [1, 2, 4, 10, 20, 40, 100, 200, 400, 1_000]
