@@ -284,3 +284,25 @@ t.test('the map is followed while the server runs', SLOW, async t => {
   await send(4_000)
   t.equal((await home.admin`select from fleet.device_heartbeats`).length, before + 16)
 })
+
+t.test('a node that lost another one in the middle of a statement is answered with 503', SLOW, async t => {
+  const { home, far, tokens, gateway } = await withStores(t)
+  const { call } = await withServer(t, {}, home)
+  await known(call, { [home.cluster.port]: 1, [far.cluster.port]: 1 })
+  // What Citus raises then.
+  await far.admin`
+    create function fleet.lose() returns trigger language plpgsql
+    as $$ begin raise exception using errcode = 'XX000', message = 'failure on connection marked as essential: 10.0.0.22:5432'; end $$`
+  await far.admin`create trigger lose before insert on fleet.device_heartbeats execute function fleet.lose()`
+  const there = all.find(isFar)!
+  const lost = await call('POST /v1/heartbeat', { token: tokens[there - 1]!, body: {} })
+  t.match(lost, { status: 503, body: { detail: /was lost just now; nothing was acknowledged/ } })
+  t.match(lost.headers.get('retry-after'), /^\d+$/)
+  t.equal((await call('POST /v1/heartbeats', { token: gateway, body: all.map(device_id => ({ device_id })) })).status, 503)
+  t.equal(
+    (await call('POST /v1/heartbeat', { token: tokens[all.find(id => !isFar(id))! - 1]!, body: { ts: ago(60) } })).status,
+    201,
+  )
+  await far.admin`drop trigger lose on fleet.device_heartbeats`
+  t.equal((await call('POST /v1/heartbeat', { token: tokens[there - 1]!, body: {} })).status, 201)
+})

@@ -1,5 +1,5 @@
 // Sends heartbeats to the node of the store that has their device. A plain store has one node. See docs/scale-out.md.
-import type { PendingQuery } from 'postgres'
+import postgres, { type PendingQuery } from 'postgres'
 import type { Token } from '../auth/tokens.ts'
 import type { Login } from '../config.ts'
 import { connectHot, Pool, type Sql } from '../database.ts'
@@ -65,9 +65,19 @@ export class Node implements Place {
   /**
    * Runs a statement on this node. As long as the server has never reached it, as in a network that lets only the nodes talk to each
    * other, the home runs it: every node stores every device.
-   * @throws Problem 503 at once if it is away
+   * @throws Problem 503 at once if it is away, or if it lost another node that it needed
    */
   async run<T extends readonly (object | undefined)[]>(statement: Statement<T>) {
+    try {
+      return await this.#run(statement)
+    } catch (error) {
+      // What Citus raises if its connection to another node ends; nothing was committed.
+      const isLost = this.label !== undefined && error instanceof postgres.PostgresError && error.code === 'XX000'
+      throw isLost ? unavailable('A part of the database was lost just now; nothing was acknowledged.', error) : error
+    }
+  }
+
+  async #run<T extends readonly (object | undefined)[]>(statement: Statement<T>) {
     if (this.#isHome) return await this.pool.run(statement)
     if (!this.pool.wasOpen) return await this.nodes.pool.run(statement)
     if (this.isAway) throw away()
