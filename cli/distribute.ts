@@ -6,7 +6,7 @@ import { databaseUrl } from '../local/config.ts'
 import { reportFailure, UsageError } from '../lib/errors.ts'
 import { say } from '../lib/progress.ts'
 import { installDistributed } from './distributed-sql.ts'
-import { addNodes, checkLogins, checkNode, lockNodes, megabytes, node, type Node } from './nodes.ts'
+import { addNodes, checkLogins, checkNode, checkVersion, lockNodes, megabytes, node, type Node } from './nodes.ts'
 import { rebalance } from './rebalance.ts'
 
 const USAGE =
@@ -76,9 +76,9 @@ export async function distribute(adminUrl: string, options: DistributeOptions) {
 }
 
 /** What the store itself must have. Once the first step is done there is no way back, and no question. */
-async function checkStore({ name, sql }: Node) {
-  const [found] = await sql<{ can: boolean }[]>`select to_regprocedure('fleet.distribute_step(text, integer)') is not null as can`
-  if (!found!.can) throw new Error(`${name}: the store is older than this version. Run: npm run migrate`)
+async function checkStore(coordinator: Node) {
+  const { sql } = coordinator
+  await checkVersion(coordinator)
   const [is] = await sql<{ distributed: boolean }[]>`select fleet.is_distributed() as distributed`
   if (is!.distributed) return
   const problems = await sql<{ problem: string; remedy: string }[]>`

@@ -95,6 +95,12 @@ export async function checkNode({ name, sql }: Node, coordinator: Node) {
   }
 }
 
+/** Whether the store of the coordinator knows what these commands call. */
+export async function checkVersion({ name, sql }: Node) {
+  const [found] = await sql<{ can: boolean }[]>`select to_regprocedure('fleet.distribute_step(text, integer)') is not null as can`
+  if (!found!.can) throw new Error(`${name}: the store is older than this version. Run: npm run migrate`)
+}
+
 /** shared_preload_libraries with citus at its beginning. The others stay, in their order. */
 export function citusFirst(libraries: string) {
   const names = libraries.split(',').map(name => name.trim())

@@ -3,7 +3,18 @@
 import type { Sql } from 'postgres'
 import { elapsed, say } from '../lib/progress.ts'
 import { grantAgain } from './distributed-sql.ts'
-import { addNodes, checkLogins, checkMoves, checkNode, knownWorkers, lockNodes, megabytes, node, type Node } from './nodes.ts'
+import {
+  addNodes,
+  checkLogins,
+  checkMoves,
+  checkNode,
+  checkVersion,
+  knownWorkers,
+  lockNodes,
+  megabytes,
+  node,
+  type Node,
+} from './nodes.ts'
 
 export interface RebalanceOptions {
   /** host or host:port of each worker to add, as the other nodes reach it; none if shards only move. */
@@ -80,9 +91,9 @@ export async function rebalance(adminUrl: string, options: RebalanceOptions = {}
   }
 }
 
-async function checkDistributed({ name, sql }: Node) {
-  const [found] = await sql<{ can: boolean }[]>`select to_regprocedure('fleet.distribute_step(text, integer)') is not null as can`
-  if (!found!.can) throw new Error(`${name}: the store is older than this version. Run: npm run migrate`)
+async function checkDistributed(coordinator: Node) {
+  const { name, sql } = coordinator
+  await checkVersion(coordinator)
   const [is] = await sql<{ distributed: boolean; done: boolean }[]>`
     select fleet.is_distributed() as distributed, not exists (select from fleet.distribution_plan() where not is_done) as done`
   if (!is!.distributed)

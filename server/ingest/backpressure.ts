@@ -11,8 +11,8 @@ const CALM_MS = 10_000
 export type LowPriority = 'device_list' | 'database_metrics' | 'perf_diff' | 'page'
 
 /**
- * Watches the length of this worker's queues, one for each node of the store. If one of them had more than `threshold` heartbeats in the last 10 s, low-priority work is
- * shed. At `maxQueue`, heartbeats are refused.
+ * Watches the length of this worker's queues, one for each node of the store. If one of them had more than `threshold` heartbeats in
+ * the last 10 s, low-priority work is shed. At `maxQueue`, heartbeats are refused.
  */
 export class Backpressure {
   #lastAbove = 0

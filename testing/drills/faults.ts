@@ -21,8 +21,8 @@ export interface Fault {
 
 type Random = () => number
 
-const between = (random: Random, least: number, most: number) => least + Math.floor(random() * (most - least + 1))
-const oneOf = <T>(random: Random, values: readonly T[]) => values[Math.floor(random() * values.length)]!
+export const between = (random: Random, least: number, most: number) => least + Math.floor(random() * (most - least + 1))
+export const oneOf = <T>(random: Random, values: readonly T[]) => values[Math.floor(random() * values.length)]!
 const withoutS3 = ({ places }: System) =>
   places.includes('s3') ? undefined : 'there is no S3 store (--no-s3, or not installed: radosgw ceph-mon ceph-osd ceph-common)'
 const withoutClock = ({ clocks }: System) => (clocks.server ? undefined : 'faketime is not installed')

@@ -27,6 +27,7 @@ import { generator } from '../random.ts'
 import { contentOf } from '../rows.ts'
 import { wireTo, type Wire } from './cut.ts'
 import { Agents } from './agents.ts'
+import { between, oneOf } from './faults.ts'
 import { Loss } from './invariants.ts'
 
 const options = {
@@ -41,9 +42,6 @@ const options = {
 const WORKERS = 3
 
 type Random = () => number
-
-const between = (random: Random, least: number, most: number) => least + Math.floor(random() * (most - least + 1))
-const oneOf = <T>(random: Random, values: readonly T[]) => values[Math.floor(random() * values.length)]!
 
 interface Place {
   name: string
