@@ -3,7 +3,7 @@ import type { Sql } from 'postgres'
 import { openDatabase } from '../lib/database.ts'
 import { UsageError } from '../lib/errors.ts'
 import { step } from '../lib/progress.ts'
-import { endDeadlocksSoon } from './deadlocks.ts'
+import { setNode } from './node-settings.ts'
 
 /** The roles as which the coordinator logs in at the workers: Citus asks them in the name of the login that asks it. */
 const ROLES = ['fleet_owner', 'fleet_server', 'fleet_archiver', 'fleet_reader', 'fleet_dba', 'fleet_verifier']
@@ -191,7 +191,7 @@ export async function addNodes(coordinator: Node, workers: Node[]) {
   // Also for the migrations to come: the triggers of reference tables are made on each node, and do something on the coordinator only.
   const [{ database }] = (await sql`select current_database() as database`) as unknown as [{ database: string }]
   await sql.unsafe(`alter database "${database.replaceAll('"', '""')}" set citus.enable_unsafe_triggers = on`)
-  for (const each of [coordinator, ...workers]) await endDeadlocksSoon(each.sql)
+  for (const each of [coordinator, ...workers]) await setNode(each.sql)
 }
 
 export function megabytes(bytes: number) {

@@ -4,6 +4,7 @@ import { distribute } from '../cli/distribute.ts'
 import { migrate } from '../cli/migrate.ts'
 import { daysAgo, fillDay, makeDirectory, partitionOf, pathsOf, runCli, stateOf, workAll } from './archiver.ts'
 import { onWorker, withCitus, withoutCitus } from './citus.ts'
+import { client } from './database.ts'
 import { asRole, ingest, value } from './fleet.ts'
 import { ago, gatewayToken, lastStatus, withServer } from './server.ts'
 import { notifyOnce, withReceiver } from './webhooks.ts'
@@ -114,6 +115,27 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
       Array.from({ length: 20 }, (_, n) => n + 1),
     )
   }
+
+  // A node passes on what is not its own over connections that it keeps.
+  const passesOn = client(coordinator.url('fleet_server', 'fleet'), 1)
+  t.teardown(() => passesOn.end({ timeout: 1 }))
+  const sessions = async () => {
+    const pids = workers.map(
+      worker => onWorker(t, worker)`
+        select array_agg(pid order by pid) as pids from pg_stat_activity
+        where usename = 'fleet_server' and application_name like 'citus_internal%'`,
+    )
+    return (await Promise.all(pids)).map(([row]) => (row as { pids: number[] }).pids)
+  }
+  const pass = async (secondsAgo: number) => {
+    const items = Array.from({ length: 100 }, (_, n) => ({ device_id: n + 1, ts: ago(secondsAgo) }))
+    t.equal(await value(passesOn`select results from fleet.ingest_batch(${passesOn.json(items)}::json)`), null, 'all are stored')
+  }
+  await pass(250)
+  await pass(230)
+  const kept = await sessions()
+  for (const secondsAgo of [210, 190, 170]) await pass(secondsAgo)
+  t.same(await sessions(), kept)
 
   // Transitions, and a webhook: noted by the minute's job.
   const receiver = await withReceiver(t)
