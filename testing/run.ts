@@ -3,11 +3,12 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
 import { alertmanager } from './alertmanager.ts'
 import { debianChromium } from './browser.ts'
 import { faketime, moveClock, shareClock } from './clock.ts'
 import { currentEnv, movedClock, objectStoreConfig } from '../local/config.ts'
-import { nodeArgs, repository } from '../lib/repository.ts'
+import { built, nodeArgs, repository } from '../lib/repository.ts'
 import { dockerCompose, shellcheck, systemdAnalyze } from './linters.ts'
 import { objectStore } from './object-store.ts'
 import { installPlpgsqlCheck, MissingPostgres, requirePostgres } from '../local/packages.ts'
@@ -112,7 +113,7 @@ async function runHere(all: string[]) {
  */
 async function buildTap() {
   const plugins = await readFile(join(repository, 'node_modules/@tapjs/test/test-built/dist/esm/index.js'), 'utf8')
-  if (!plugins.includes('@tapjs/typescript')) return
+  if (!/@tapjs\/(typescript|mock)/.test(plugins)) return
   const code = await step('Compiling the test runner for its plugins, once', () => runTap(['build']))
   if (code) throw new Error(`tap build ended with code ${code}`)
 }
@@ -120,7 +121,11 @@ async function buildTap() {
 function runTap(args: string[], file?: string) {
   running = spawn(process.execPath, [join(repository, 'node_modules/tap/dist/esm/run.mjs'), ...args], {
     cwd: repository,
-    env: { ...currentEnv(), FLEET_TEST_CLUSTER: file },
+    env: {
+      ...currentEnv(),
+      FLEET_TEST_CLUSTER: file,
+      NODE_OPTIONS: `--import=${pathToFileURL(built('testing/without-loaders.ts')).href}`,
+    },
     stdio: 'inherit',
   })
   return ended(running)
