@@ -12,6 +12,7 @@ import { say, step } from '../lib/progress.ts'
 import { atMost, median, type Figure } from './figure.ts'
 import { startSender } from './heartbeats.ts'
 import { readOptions } from './options.ts'
+import { postmasterOf } from './processes.ts'
 import { schedule } from './schedule.ts'
 import type { Sent } from './sender.ts'
 import { enroll, startServer, withStore, type Store } from './store.ts'
@@ -252,13 +253,13 @@ async function endedCpuSeconds(admin: Sql) {
   // The processes of these sessions end soon after their client.
   await sleep(500)
   const [found] = await admin<{ directory: string }[]>`select current_setting('data_directory') as directory`
-  const postmaster = (await readFile(join(found?.directory ?? '', 'postmaster.pid'), 'utf8')).split('\n')[0] ?? ''
+  const postmaster = await postmasterOf(found?.directory ?? '')
   const [, , user, system] = await cpuTicks(postmaster)
   return (user + system) / TICKS
 }
 
 /** From /proc: the ticks of a process in its own code and in the kernel, and the same of its children that have ended. */
-async function cpuTicks(pid: string) {
+async function cpuTicks(pid: number) {
   const stat = await readFile(`/proc/${pid}/stat`, 'utf8')
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
   return fields.slice(11, 15).map(Number) as [number, number, number, number]
@@ -282,7 +283,7 @@ function run(program: string, args: string[], env: Record<string, string>) {
       output += chunk.toString()
     })
     const watch = setInterval(() => {
-      void cpuTicks(String(child.pid)).then(
+      void cpuTicks(child.pid ?? 0).then(
         ([user, system]) => {
           cpuSeconds = (user + system) / TICKS
         },

@@ -9,7 +9,7 @@ import { say, step } from '../lib/progress.ts'
 import { plainEnv } from '../local/config.ts'
 import { median, type Figure } from './figure.ts'
 import { readOptions } from './options.ts'
-import { treeOf, usageOf } from './processes.ts'
+import { postmasterOf, treeOf, usageOf } from './processes.ts'
 import { runWrk, wrkScript } from './wrk.ts'
 
 const OPTIONS = {
@@ -121,7 +121,7 @@ async function start(
     return found
   })
   const script = await wrkScript(`compare-${name}`, luaOf(tokens, options.batch))
-  const postmaster = Number((await readFile(join(directory, '.local', 'pg', 'data', 'postmaster.pid'), 'utf8')).split('\n')[0])
+  const postmaster = await postmasterOf(join(directory, '.local', 'pg', 'data'))
   return { name, child, url, adminKey, script, postmaster, sent: 0, rates: [], serverCpu: [], postgresCpu: [] }
 }
 

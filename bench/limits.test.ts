@@ -1,11 +1,11 @@
 import t from 'tap'
-import { leftToCi } from '../local/config.ts'
+import { leftToDeep } from '../local/config.ts'
 import { runScenario } from '../testing/bench.ts'
 
 // Each scenario makes its own durable cluster.
 t.setTimeout(600_000)
 
-t.test('limits measures each variant in turn', { skip: leftToCi() }, async t => {
+t.test('limits measures each variant in turn', { skip: leftToDeep() }, async t => {
   const limits = await runScenario(t, 'limits', [
     '--rounds',
     '1',
@@ -39,7 +39,7 @@ t.test('limits measures each variant in turn', { skip: leftToCi() }, async t => 
   )
 })
 
-t.test('archive --ingest measures how an archive affects heartbeats', { skip: leftToCi() }, async t => {
+t.test('archive --ingest measures how an archive affects heartbeats', { skip: leftToDeep() }, async t => {
   const figures = await runScenario(t, 'archive', [
     '--ingest',
     '--rows',

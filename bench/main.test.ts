@@ -1,5 +1,5 @@
 import t from 'tap'
-import { leftToCi } from '../local/config.ts'
+import { leftToDeep } from '../local/config.ts'
 import { spawnNode } from '../testing/database.ts'
 import { schedule } from './schedule.ts'
 import { runScenario } from '../testing/bench.ts'
@@ -97,12 +97,12 @@ t.test('load measures a small fleet', async t => {
   t.ok(figure('memory of the server at the end') > 0)
 })
 
-t.test('load measures memory for each number of devices', { skip: leftToCi() }, async t => {
+t.test('load measures memory for each number of devices', { skip: leftToDeep() }, async t => {
   const figures = await runScenario(t, 'load', ['--preset', 'memory', '--sizes', '20,40', '--workers', '1', '--seconds', '1'])
   t.match(figures[1], { name: 'memory of the server, 40 devices', measured: Number, unit: 'MB' })
 })
 
-t.test('reads runs every query', { skip: leftToCi() }, async t => {
+t.test('reads runs every query', { skip: leftToDeep() }, async t => {
   const figures = await runScenario(t, 'reads', ['--sizes', '200', '--rounds', '1', '--repeats', '2', '--beats', '3'])
   t.equal(figures.filter(({ name }) => name.endsWith(', p95')).length, 17)
   t.ok(figures.every(({ measured }) => measured > 0))
@@ -131,7 +131,7 @@ t.test('views queries each view', async t => {
   }
 })
 
-t.test('tracing measures the server with traces and without', { skip: leftToCi() }, async t => {
+t.test('tracing measures the server with traces and without', { skip: leftToDeep() }, async t => {
   const figures = await runScenario(t, 'tracing', [
     '--rounds',
     '1',
@@ -151,7 +151,7 @@ t.test('tracing measures the server with traces and without', { skip: leftToCi()
   t.ok(figures.every(({ measured }) => measured > 0))
 })
 
-t.test('maintenance makes its nightly runs under load', { skip: leftToCi() }, async t => {
+t.test('maintenance makes its nightly runs under load', { skip: leftToDeep() }, async t => {
   const figures = await runScenario(t, 'maintenance', [
     '--rounds',
     '1',
@@ -169,7 +169,7 @@ t.test('maintenance makes its nightly runs under load', { skip: leftToCi() }, as
   t.equal(figure('errors'), 0)
 })
 
-t.test('load-history fills the days and last status', { skip: leftToCi() }, async t => {
+t.test('load-history fills the days and last status', { skip: leftToDeep() }, async t => {
   const figures = await runScenario(t, 'load-history', ['--rows', '3000', '--days', '3', '--devices', '10'])
   t.match(figures[0], { name: 'rows loaded', measured: 3000 })
   t.match(figures.at(-1), { name: 'devices whose last status was filled', measured: 10 })

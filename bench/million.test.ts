@@ -1,12 +1,12 @@
 import t from 'tap'
-import { leftToCi, leftToDeep } from '../local/config.ts'
+import { leftToDeep } from '../local/config.ts'
 import { runScenario, startScenario } from '../testing/bench.ts'
 import { lyingServer, refusingServer } from '../testing/checkout.ts'
 
 // Each scenario makes its own durable cluster.
 t.setTimeout(600_000)
 
-t.test('million sends both ways, restarts the server and finds every heartbeat', { skip: leftToCi() }, async t => {
+t.test('million sends both ways, restarts the server and finds every heartbeat', { skip: leftToDeep() }, async t => {
   const figures = await runScenario(t, 'million', [
     ...['--devices', '600', '--rate', '40', '--seconds', '12', '--batch', '10', '--most', '60000'],
     ...['--connections', '20', '--ceiling', '2000', '--workers', '1', '--step', '5'],
@@ -31,7 +31,7 @@ t.test('million searches for a rate that the server carries', { skip: leftToDeep
   t.ok(highest.measured > 10, 'more than it began with')
 })
 
-t.test('million fails if what was acknowledged is not stored', { skip: leftToCi() }, async t => {
+t.test('million fails if what was acknowledged is not stored', { skip: leftToDeep() }, async t => {
   const bench = await startScenario(t, 'million', [
     ...['--server', await lyingServer(t), '--devices', '600', '--rate', '40', '--seconds', '10', '--only', 'single'],
     ...['--step', '5', '--batch', '10', '--connections', '20', '--ceiling', '2000', '--workers', '1'],

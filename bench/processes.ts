@@ -1,6 +1,7 @@
 // Measures what processes and the machine use, from Linux's /proc.
 import { readdir, readFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
 
 /** USER_HZ, which is 100 wherever Linux runs. */
 const TICKS_PER_SECOND = 100
@@ -21,6 +22,11 @@ export async function usageOf(root: number): Promise<Usage> {
     rssMb: rss.reduce((sum, kb) => sum + kb, 0) / 1024,
     count: ours.length,
   }
+}
+
+/** The process of the Postgres server with this data directory. */
+export async function postmasterOf(data: string) {
+  return Number((await readFile(join(data, 'postmaster.pid'), 'utf8')).split('\n')[0])
 }
 
 /** CPU seconds of the children of this process that have ended, and of their descendants. */

@@ -9,8 +9,8 @@
  *   (d) of devices of one shard, to the worker that has it
  * routed: wrk sends single heartbeats, and a gateway's batches of any devices, to a server on the coordinator's URL
  */
-import { readFile, writeFile } from 'node:fs/promises'
-import { join, resolve } from 'node:path'
+import { writeFile } from 'node:fs/promises'
+import { resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
 import { distribute } from '../cli/distribute.ts'
@@ -23,7 +23,7 @@ import { atMost, median, type Figure } from './figure.ts'
 import { readOptions } from './options.ts'
 import { clientsOf, pgbench, type Client } from './pgbench.ts'
 import { plot } from './plot.ts'
-import { usageOf } from './processes.ts'
+import { postmasterOf, usageOf } from './processes.ts'
 import { enroll, startServer, withStore, type Device, type Store } from './store.ts'
 import { runWrk, wrkScript } from './wrk.ts'
 
@@ -242,8 +242,7 @@ async function restOf(clusters: Cluster[], seconds: number) {
 }
 
 async function cpuOf({ data }: Cluster) {
-  const postmaster = Number((await readFile(join(data, 'postmaster.pid'), 'utf8')).split('\n')[0])
-  return (await usageOf(postmaster)).cpuSeconds
+  return (await usageOf(await postmasterOf(data))).cpuSeconds
 }
 
 const named = (name: string, workers: number) => `${name}, ${workers} worker${workers === 1 ? '' : 's'}`

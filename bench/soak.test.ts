@@ -2,7 +2,7 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { leftToCi, leftToDeep } from '../local/config.ts'
+import { leftToDeep } from '../local/config.ts'
 import { runScenario } from '../testing/bench.ts'
 
 // Each scenario makes its own durable cluster.
@@ -14,7 +14,7 @@ async function plotFile(t: Test) {
   return join(directory, 'plot.svg')
 }
 
-t.test('soak includes a nightly run and an archive, and plots p99, memory and the disk', { skip: leftToCi() }, async t => {
+t.test('soak includes a nightly run and an archive, and plots p99, memory and the disk', { skip: leftToDeep() }, async t => {
   const file = await plotFile(t)
   const figures = await runScenario(t, 'soak', [
     '--seconds',

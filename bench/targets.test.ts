@@ -1,6 +1,6 @@
 import t from 'tap'
 import { freePort } from '../local/cluster.ts'
-import { leftToCi, leftToDeep } from '../local/config.ts'
+import { leftToDeep } from '../local/config.ts'
 import { runScenario, startScenario } from '../testing/bench.ts'
 import { lyingServer } from '../testing/checkout.ts'
 import { enroll, withServer } from '../testing/server.ts'
@@ -85,7 +85,7 @@ t.test('targets measures each of them in turns', { skip: wrk.without || leftToDe
   t.ok(figures.every(({ name, measured }) => measured > 0 || name.includes('CPU')))
 })
 
-t.test('targets fails if the server stores nothing', { skip: wrk.without || leftToCi() }, async t => {
+t.test('targets fails if the server stores nothing', { skip: wrk.without || leftToDeep() }, async t => {
   const args = [
     '--rounds',
     '1',

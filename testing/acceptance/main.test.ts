@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { makeDisk } from '../drills/disk.ts'
-import { leftToCi } from '../../local/config.ts'
+import { leftToDeep } from '../../local/config.ts'
 import { spawnNode } from '../database.ts'
 
 // The run makes its own durable cluster, and servers, archivers and senders in turn.
@@ -11,7 +11,7 @@ t.setTimeout(600_000)
 
 t.test(
   'acceptance --small measures every criterion, continues where it was interrupted, and reports what is not met',
-  { skip: leftToCi() },
+  { skip: leftToDeep() },
   async t => {
     const directory = await mkdtemp(join(tmpdir(), 'fleet-acceptance-test-'))
     t.teardown(() => rm(directory, { recursive: true, force: true }))

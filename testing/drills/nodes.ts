@@ -6,16 +6,17 @@
  *
  * The exit code is 1 if something is lost, or does not recover by itself.
  */
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres, { type Sql } from 'postgres'
 import { readOptions, runProgram } from '../../bench/options.ts'
-import { treeOf } from '../../bench/processes.ts'
+import { postmasterOf, treeOf } from '../../bench/processes.ts'
 import { startProgram, startServer, type Server, type Store } from '../../bench/store.ts'
 import { distribute } from '../../cli/distribute.ts'
 import { rebalance } from '../../cli/rebalance.ts'
+import { withHost } from '../../lib/database-url.ts'
 import { explain, UsageError } from '../../lib/errors.ts'
 import { elapsed, say, step } from '../../lib/progress.ts'
 import type { Cluster } from '../../local/cluster.ts'
@@ -123,9 +124,7 @@ async function start(devices: number, endings: (() => unknown)[]): Promise<Stage
 }
 
 function throughWire({ wire }: Place, url: string) {
-  const other = new URL(url)
-  other.port = String(wire.port)
-  return other.href
+  return withHost(url, '127.0.0.1', wire.port)
 }
 
 function serverEnv(coordinator: Place) {
@@ -200,7 +199,7 @@ ${[...done]
 
 async function kill({ name, cluster }: Place, random: Random) {
   await sleep(between(random, 0, 400))
-  process.kill(await postmasterOf(cluster), 'SIGKILL')
+  process.kill(await livingPostmaster(cluster), 'SIGKILL')
   const pause = between(random, 50, 3_000)
   await sleep(pause)
   await cluster.start()
@@ -360,8 +359,8 @@ async function withAdmin<T>({ coordinator }: Stage, use: (sql: Sql) => Promise<T
   }
 }
 
-async function postmasterOf({ data }: Cluster) {
-  const pid = Number((await readFile(join(data, 'postmaster.pid'), 'utf8')).split('\n')[0])
+async function livingPostmaster({ data }: Cluster) {
+  const pid = await postmasterOf(data)
   if ((await treeOf(pid)).length === 0) throw new Error('there is no postmaster')
   return pid
 }
