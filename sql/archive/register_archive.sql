@@ -47,9 +47,20 @@ begin
     and p_range_end <= now()
     and (v_known.range_start, v_known.range_end) = (p_range_start, p_range_end) then
     v_table := fleet.table_of(v_known);
-    -- Takes the same lock as LOCK TABLE, which would require the right to write.
-    execute format('alter table %s disable row level security', v_table);
+    if not fleet.is_distributed() then
+      -- Takes the same lock as LOCK TABLE, which would require the right to write.
+      execute format('alter table %s disable row level security', v_table);
+    end if;
     execute format('select exists (select 1 from %s)', v_table) into v_has_rows;
+    if not v_has_rows and fleet.is_distributed() then
+      -- Citus lets no second role, here that of the guard, read a table that this transaction has locked.
+      raise exception using
+        errcode = 'FL409',
+        message = format(
+          'the archive of %s is not registered: its day is online and empty, and a distributed store cannot exchange it', p_partition
+        ),
+        hint = 'Register archives before you distribute a store; later, when the retention of their days has ended.';
+    end if;
     if not v_has_rows then
       update fleet.hb_partitions set is_proven_empty = true where partition_name = p_partition;
       execute format('drop table %s', v_table);
