@@ -1,4 +1,5 @@
 // The whole path of a heartbeat and of a day on a coordinator and two workers. See docs/scale-out.md.
+import { pathToFileURL } from 'node:url'
 import t from 'tap'
 import { distribute } from '../cli/distribute.ts'
 import { migrate } from '../cli/migrate.ts'
@@ -227,6 +228,17 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
     'the day comes back row for row, without the erased device',
   )
   t.ok(pathsOf(directory, DAY).parquet)
+
+  // The guard may not look into a day that the same transaction has locked.
+  const empty = daysAgo(40)
+  await t.rejects(
+    sql`
+      select fleet.register_archive(p.partition_name, p.range_start, p.range_end, 1, 1, p.range_start, p.range_start,
+        ${pathToFileURL(directory).href} || ${`/archive/device_heartbeats/date=${empty}/device_heartbeats_${empty.replaceAll('-', '')}.parquet`},
+        ${'ab'.repeat(32)}, 10)
+      from fleet.hb_partitions p where p.partition_name = ${await partitionOf(sql, empty)}`,
+    { code: 'FL409', message: /is online and empty, and a distributed store cannot exchange it/ },
+  )
 
   // As the next night does, for the day that was restored after this one.
   await sql`select fleet.schedule_vacuum()`

@@ -18,6 +18,8 @@ const run = promisify(execFile)
 
 /** The migrated database that withDatabase() copies. Nobody connects to it. */
 export const TEMPLATE_DATABASE = 'fleet_template'
+/** The same as a plain store in a run of npm run test:citus, where the template is a distributed one. */
+export const PLAIN_DATABASE = 'fleet_plain'
 /** The database that has pg_cron. It is migrated like the others, and shared by the tests that need jobs to run. */
 const CRON_DATABASE = 'fleet'
 
@@ -47,7 +49,10 @@ export interface TestDatabase {
  * Makes a database for a test: a copy of the migrated template, or of template0 for an empty one. In teardown all its connections
  * are terminated, no matter who has them, and it is dropped.
  */
-export async function withDatabase(t: Test, template: 'fleet_template' | 'template0' = TEMPLATE_DATABASE): Promise<TestDatabase> {
+export async function withDatabase(
+  t: Test,
+  template: 'fleet_template' | 'fleet_plain' | 'template0' = TEMPLATE_DATABASE,
+): Promise<TestDatabase> {
   const cluster = testCluster()
   const name = `test_${process.pid}_${counter++}`
   // A distributed store has a database of the same name on each node. An empty database is a plain one.
@@ -65,6 +70,11 @@ export async function withDatabase(t: Test, template: 'fleet_template' | 'templa
       for (const node of nodes) await dropDatabase(node, name)
     },
   )
+}
+
+/** As withDatabase(), but a plain store in a run of npm run test:citus, too. */
+export function withPlainDatabase(t: Test) {
+  return withDatabase(t, testCluster().workers ? PLAIN_DATABASE : TEMPLATE_DATABASE)
 }
 
 /** The URLs with which a role logs in at each node: the coordinator and the workers of a distributed store, else the only one. */

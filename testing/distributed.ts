@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { distribute } from '../cli/distribute.ts'
+import { migrate } from '../cli/migrate.ts'
 import { isInTests, testClusterFile } from '../local/config.ts'
 import { openDatabase } from '../lib/database.ts'
 import { repository } from '../lib/repository.ts'
@@ -100,8 +101,8 @@ export const STATUS_VIEWS = ['device_status', 'device_status_legacy'].slice(0, i
 /** The functions that list devices. A distributed store refuses the second. */
 export const DEVICE_LISTS = ['list_devices', 'list_devices_legacy'].slice(0, isDistributed ? 1 : 2)
 
-/** Makes the nodes of a test run, with a distributed store of the name `template` to copy, to which nobody connects. */
-export async function makeDistributedCluster(template: string) {
+/** Makes the nodes of a test run, with two stores to copy, to which nobody connects: `template` is distributed, `plain` is not. */
+export async function makeDistributedCluster(template: string, plain: string) {
   const postgres = await requirePostgres()
   const nodes = await makeNodes({
     postgres,
@@ -120,6 +121,11 @@ export async function makeDistributedCluster(template: string) {
   })
   const { coordinator, workers, hosts, passwords, end } = nodes
   try {
+    const maintenance = openDatabase(coordinator.url('postgres', 'postgres'), { max: 1 })
+    await maintenance.unsafe(`create database ${plain} template template0`)
+    await migrate(coordinator.url('postgres', plain), { current: true, log: () => {} })
+    await maintenance.unsafe(`alter database ${plain} with allow_connections false is_template true`)
+    await maintenance.end({ timeout: 5 })
     await distribute(coordinator.url('postgres', template), { workers: hosts, shards: SHARDS, log: () => {} })
     await Promise.all(
       [coordinator, ...workers].map(async each => {

@@ -14,7 +14,7 @@ import { objectStore } from './object-store.ts'
 import { installPlpgsqlCheck, MissingPostgres, requirePostgres } from '../local/packages.ts'
 import { say, step } from '../lib/progress.ts'
 import { prometheus } from './prometheus.ts'
-import { makeTestCluster, TEMPLATE_DATABASE } from './database.ts'
+import { makeTestCluster, PLAIN_DATABASE, TEMPLATE_DATABASE } from './database.ts'
 import { makeDistributedCluster, testsOfDistributed } from './distributed.ts'
 import { hasCitus, NO_CITUS } from './nodes.ts'
 import { compiledTests } from './test-files.ts'
@@ -95,7 +95,9 @@ async function runHere(all: string[]) {
   const files = all.filter(arg => arg !== '--citus')
   const args = isDistributed ? await testsOfDistributed(files, say) : files
   const { cluster, description, end } = isDistributed
-    ? await step('Making a coordinator and two workers for the tests', () => makeDistributedCluster(TEMPLATE_DATABASE))
+    ? await step('Making a coordinator and two workers for the tests', () =>
+        makeDistributedCluster(TEMPLATE_DATABASE, PLAIN_DATABASE),
+      )
     : await step('Making a throwaway cluster for the tests', makeTestCluster)
   try {
     if (stopping) return 1

@@ -1,3 +1,4 @@
+import { rm } from 'node:fs/promises'
 import { endHolders, openSession } from '../database.ts'
 import type { Database } from '../../lib/database.ts'
 import { writeParquet, type Column } from './parquet.ts'
@@ -46,7 +47,10 @@ export async function exportTable<T = Exported>(
     let written
     try {
       written = await writeParquet(rows, columns, file, work, options.onRows)
+      // The COPY may have ended before the abort reached it.
+      options.signal?.throwIfAborted()
     } catch (error) {
+      await rm(file, { force: true })
       await session.discard(rows)
       throw error
     }

@@ -1,7 +1,7 @@
 import { cp, readFile, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import t from 'tap'
-import { withDatabase } from '../../testing/database.ts'
+import { withDatabase, withPlainDatabase } from '../../testing/database.ts'
 import {
   daysAgo,
   fillAwkwardDay,
@@ -35,7 +35,7 @@ t.test('a new database takes over the archive of a lost one, and brings its days
   t.equal((await runOnce(t, lost, directory)).code, 0)
   const before = await lost.sql`select * from fleet.archives`
 
-  const db = await withDatabase(t)
+  const db = await withPlainDatabase(t)
   const { code, output } = await runCli(t, db, directory, 'register')
   t.equal(code, 0, output)
   t.match(output, /^3 registered, 0 known before$/m)
@@ -63,7 +63,7 @@ t.test('a manifest that is not in its own place is reported and not registered',
   await lost.sql`select fleet.archive_partition(${await partitionOf(lost.sql, own)})`
   t.equal((await runOnce(t, lost, directory)).code, 0)
   await cp(dirname(pathsOf(directory, own).manifest), dirname(pathsOf(directory, other).manifest), { recursive: true })
-  const { output } = await runCli(t, await withDatabase(t), directory, 'register')
+  const { output } = await runCli(t, await withPlainDatabase(t), directory, 'register')
   t.match(output, /^1 registered, 0 known before; 1 not registered$/m)
   t.match(output, new RegExp(`date=${other}/manifest.json: the manifest is for ${own}`))
 })
@@ -78,7 +78,7 @@ t.test('archives that are damaged, or whose day is online with rows, are reporte
   }
   t.equal((await runOnce(t, lost, directory)).code, 0)
 
-  const db = await withDatabase(t)
+  const db = await withPlainDatabase(t)
   await fillDay(db.admin, days[1], 300)
   const { parquet } = pathsOf(directory, days[0])
   const whole = await makeDirectory(t)

@@ -116,9 +116,9 @@ t.test('an archive is not superseded if its rows are missing from the day, or if
     'a row was changed since': [
       /is not overwritten: 1 of its 1000 rows are not in the partition/,
       async ({ db, partition }) => {
-        await db.admin`
-        update fleet_detached.${db.admin(partition)} set battery_pct = 101
-        where ctid = (select min(ctid) from fleet_detached.${db.admin(partition)} where device_id = 5)`
+        const table = db.admin(`fleet_detached.${partition}`)
+        const [first] = await db.admin`select min(ts)::text as ts from ${table} where device_id = 5`
+        await db.admin`update ${table} set battery_pct = 101 where device_id = 5 and ts = ${first!.ts as string}`
       },
     ],
     'the old file has a changed byte': [

@@ -6,7 +6,7 @@ import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
 import { plainEnv } from '../../local/config.ts'
 import { repository } from '../../lib/repository.ts'
-import { withDatabase, type TestDatabase } from '../../testing/database.ts'
+import { withDatabase, withPlainDatabase, type TestDatabase } from '../../testing/database.ts'
 import { enroll } from '../../testing/fleet.ts'
 import { signatureTools } from '../../testing/signatures.ts'
 import {
@@ -165,7 +165,7 @@ t.test('what was changed after it was signed is named, and is not restored, regi
         code: 1,
         output: new RegExp(`${fault.source}[^]*index.json lists 1 archive; 1 manifests could not be read`),
       })
-      const lost = await withDatabase(t)
+      const lost = await withPlainDatabase(t)
       t.match(await runCliWith(t, lost, chain.directory, env, 'register'), {
         code: 1,
         output: new RegExp(`${fault.source}[^]*1 registered, 0 known before; 1 not registered`),
@@ -198,7 +198,7 @@ t.test('a signature that was stripped is missed, wherever in the chain', async t
     const undo = await strip(day, isBackdated)
     t.match(await verify(t, chain, env, '--all'), { code: 1, output: fault }, `${day}, ${isBackdated}`)
     t.match(await verify(t, chain, env, day), { code: 1, output: fault })
-    const lost = await withDatabase(t)
+    const lost = await withPlainDatabase(t)
     t.match(await runCliWith(t, lost, chain.directory, env, 'register'), {
       code: 1,
       output: /2 registered, 0 known before; 1 not registered/,
@@ -241,7 +241,7 @@ t.test('swapped manifests, a forged history and a day that is gone are named', a
     output: new RegExp(`the archive of ${chain.days[1]} is gone; .*${chain.days[2]}/manifest.json names it`),
   })
   t.match(await verify(t, chain, {}, chain.days[2]!), { code: 0 }, 'without a key as before')
-  const lost = await withDatabase(t)
+  const lost = await withPlainDatabase(t)
   t.match(await runCliWith(t, lost, chain.directory, env, 'register'), {
     code: 1,
     output: new RegExp(`the archive of ${chain.days[1]} is gone; .*`),
@@ -267,7 +267,7 @@ t.test('the chain holds when a day in its middle is archived again, and when a d
   await archiveDay(t, chain, daysAgo(81), signer)
   const { code, output } = await verify(t, chain, env, '--all')
   t.equal(code, 0, output)
-  const lost = await withDatabase(t)
+  const lost = await withPlainDatabase(t)
   t.match(await runCliWith(t, lost, chain.directory, env, 'register'), { code: 0, output: /^4 registered/m })
 })
 
