@@ -1,7 +1,7 @@
 import t from 'tap'
 import { distribute } from '../../cli/distribute.ts'
 import { onWorker, withCitus, withoutCitus } from '../../testing/citus.ts'
-import { withDatabase } from '../../testing/database.ts'
+import { withPlainDatabase } from '../../testing/database.ts'
 import { hashDeviceId, ShardMap } from './shards.ts'
 
 /** 100,000 whole numbers of all kinds, the borders first. */
@@ -52,7 +52,7 @@ t.test('a device is found in the shard whose range has its hash, and in none if 
 })
 
 t.test('a plain store has no map', async t => {
-  const { sql } = await withDatabase(t)
+  const { sql } = await withPlainDatabase(t)
   t.same(await sql`select * from fleet.shard_map()`, [])
 })
 

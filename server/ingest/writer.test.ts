@@ -1,7 +1,8 @@
 import { hash } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import { waitFor } from '../../testing/database.ts'
+import { waitFor, type TestDatabase } from '../../testing/database.ts'
+import { value } from '../../testing/fleet.ts'
 import { Problem } from '../problem.ts'
 import { ago, enroll, stored, withWriter } from '../../testing/server.ts'
 
@@ -15,6 +16,11 @@ function item(device_id: number, beat: object = {}): Item {
   return { device_id, ts: ago(30), ...beat }
 }
 
+/** How many statements have stored the heartbeats of a device. */
+async function statementsOf({ sql }: TestDatabase, deviceId: number) {
+  return await value(sql`select count(distinct xmin::text)::int from fleet.device_heartbeats where device_id = ${deviceId}`)
+}
+
 t.test('heartbeats that arrive together share a statement, and a single one does not wait', async t => {
   const { db, writer, pool, chunk } = await withWriter(t)
   const device = await enroll(db, 'a')
@@ -23,10 +29,7 @@ t.test('heartbeats that arrive together share a statement, and a single one does
     Array.from({ length: 500 }, (_, n) => writer.store(chunk(item(device.device_id, { ts: ago(60 + n * 10) })))),
   )
   t.ok(outcomes.flat().every(outcome => !(outcome instanceof Problem) && outcome.result === 'stored'))
-  const [row] = await db.sql<{ statements: number }[]>`
-    select count(distinct xmin::text)::int as statements from fleet.device_heartbeats where device_id = ${device.device_id}
-  `
-  t.equal(row!.statements, 2)
+  t.equal(await statementsOf(db, device.device_id), 2)
   t.equal(pool.waits, 0)
 })
 
@@ -48,9 +51,7 @@ t.test('after a statement the next one waits for as many requests, for a while',
   await Promise.all(send(1, 90))
   await early
   await drained
-  const [row] = await db.sql<{ statements: number }[]>`
-    select count(distinct xmin::text)::int as statements from fleet.device_heartbeats`
-  t.equal(row!.statements, 4)
+  t.equal(await statementsOf(db, devices[0]!), 4)
 
   const full = chunk(...Array.from({ length: 1_000 }, (_, n) => item(devices[0]!, { ts: ago(1_000 + 10 * n) })))
   await writer.store(full)
@@ -118,8 +119,7 @@ t.test('one statement judges the tokens of many requests, and halves of it do th
       ],
     ])
     if (poison.battery_pct === undefined) {
-      const [row] = await db.sql`select count(distinct xmin::text)::int as statements from fleet.device_heartbeats`
-      t.equal(row!.statements, 1)
+      t.equal(await statementsOf(db, a.device_id), 1)
     }
   }
   t.equal((await stored(db, a.device_id)).length, 4)
