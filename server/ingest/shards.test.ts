@@ -1,7 +1,7 @@
 import t from 'tap'
 import { distribute } from '../../cli/distribute.ts'
 import { onWorker, withCitus, withoutCitus } from '../../testing/citus.ts'
-import { withPlainDatabase } from '../../testing/database.ts'
+import { withDatabase, withPlainDatabase } from '../../testing/database.ts'
 import { hashDeviceId, ShardMap } from './shards.ts'
 
 /** 100,000 whole numbers of all kinds, the borders first. */
