@@ -1,5 +1,5 @@
 --! Previous: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
---! Hash: sha1:0c02c3c3841ff8740fca05c3dc16150c03932fed
+--! Hash: sha1:c73f1dd62e8c07bfcd39195c32402c8f95e6bcca
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -16219,6 +16219,8 @@ grant select on fleet.device_last_status, fleet.device_transitions, fleet.cohort
 grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_server;
 grant select (offline_after) on fleet.settings to fleet_server;
 grant select on fleet.device_availability_daily to fleet_reader;
+-- A distributed store reads the tables of every view with the rights of the login.
+grant select on fleet.device_slowdowns to fleet_reader, fleet_dba;
 grant execute on function fleet.seen_cohorts() to fleet_server, fleet_reader, fleet_dba;  -- called by the view fleet_summary
 
 -- Logins that see only their cohorts. What is listed here has a policy, reads such tables with the rights of the login, or leaves

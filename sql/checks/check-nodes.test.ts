@@ -7,7 +7,7 @@ import { repository } from '../../lib/repository.ts'
 import { makeDirectory } from '../../testing/archiver.ts'
 import { onWorker, withCitus, withoutCitus } from '../../testing/citus.ts'
 import { makeClock } from '../../testing/clock.ts'
-import { client, waitFor, withDatabase } from '../../testing/database.ts'
+import { client, waitFor, withPlainDatabase } from '../../testing/database.ts'
 import { asRole, enroll, ingest, value } from '../../testing/fleet.ts'
 import { runShell } from '../../testing/pages.ts'
 
@@ -30,7 +30,7 @@ interface Trouble {
 }
 
 t.test('a plain store has no nodes to check', async t => {
-  const { sql } = await withDatabase(t)
+  const { sql } = await withPlainDatabase(t)
   t.same(await sql`select * from fleet.check_nodes()`, [])
   t.equal(await value(sql`select fleet.nodes_away()`), null)
 })

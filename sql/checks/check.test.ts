@@ -1,6 +1,6 @@
 // fleet.check() of partitions, heartbeats, last status, archives and imports; check-postgres.test.ts has the rest.
 import t from 'tap'
-import { withCluster, withDatabase } from '../../testing/database.ts'
+import { withCluster, withDatabase, withPlainDatabase } from '../../testing/database.ts'
 import { plainOnly } from '../../testing/distributed.ts'
 import { withHealthyStore, type HealthyStore } from '../../testing/troubles.ts'
 import { troublesOfData } from '../../testing/troubles-of-data.ts'
@@ -10,7 +10,7 @@ import { asRole, partitionAt, value } from '../../testing/fleet.ts'
 t.setTimeout(900_000)
 
 t.test('each check has a trouble in these tests, and each trouble has a check', async t => {
-  const { sql } = await withDatabase(t)
+  const { sql } = await withPlainDatabase(t)
   const checks = await sql<{ check_name: string }[]>`select distinct check_name from fleet.check() order by 1`
   // Only their names are needed here; nothing is injected.
   const none = {} as HealthyStore

@@ -97,7 +97,7 @@ t.test('both queries list devices by cohort and by alias, with every other filte
       const rows = await sql.unsafe<{ alias: string }[]>(`select alias from fleet.${name}(${filter})`)
       found.push(rows.map(({ alias }) => alias).join(''))
     }
-    t.equal(found[0], found[1], filter)
+    t.equal(found[0], found.at(-1), filter)
     return found[0]
   }
   t.equal(await ask("p_cohort => 'even'"), 'ace')

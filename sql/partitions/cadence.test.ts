@@ -1,6 +1,7 @@
 import t from 'tap'
 import type { Sql } from 'postgres'
 import { withDatabase } from '../../testing/database.ts'
+import { isDistributed } from '../../testing/distributed.ts'
 import { asRole, daysAgo, enroll, ingest, partitionAt, value } from '../../testing/fleet.ts'
 
 /** How many partitions leave a hole or overlap, how many hold a month, and where the last one ends. */
@@ -36,27 +37,30 @@ async function undone(sql: Sql, use: (sql: Sql) => Promise<void>) {
   }
 }
 
-t.test('on whatever date the cadence changes, and changes back, each day has a partition', { timeout: 300_000 }, async t => {
-  const db = await withDatabase(t)
-  const sql = asRole(t, db, 'fleet_owner')
-  // Ends of months and years, first days of months, leap days, and dates 14 days before them, because premake_days is 14.
-  const leapYear = next('02-29').slice(0, 4)
-  const dates = [
-    next('01-01'),
-    next('01-31'),
-    next('02-14'),
-    next('12-17'),
-    next('12-18'),
-    `${leapYear}-02-15`,
-    `${leapYear}-02-29`,
-    '2100-02-28',
-  ]
-  for (const date of dates) {
-    await undone(sql, async () => {
-      const at = (days: number) => new Date(Date.parse(`${date}T13:00:00Z`) + days * 86_400_000).toISOString()
-      // As if the fleet was set up a month before that date.
-      await sql`delete from fleet.hb_partitions`
-      await sql.unsafe(`
+t.test(
+  'on whatever date the cadence changes, and changes back, each day has a partition',
+  { timeout: isDistributed ? 1_200_000 : 300_000 },
+  async t => {
+    const db = await withDatabase(t)
+    const sql = asRole(t, db, 'fleet_owner')
+    // Ends of months and years, first days of months, leap days, and dates 14 days before them, because premake_days is 14.
+    const leapYear = next('02-29').slice(0, 4)
+    const dates = [
+      next('01-01'),
+      next('01-31'),
+      next('02-14'),
+      next('12-17'),
+      next('12-18'),
+      `${leapYear}-02-15`,
+      `${leapYear}-02-29`,
+      '2100-02-28',
+    ]
+    for (const date of dates) {
+      await undone(sql, async () => {
+        const at = (days: number) => new Date(Date.parse(`${date}T13:00:00Z`) + days * 86_400_000).toISOString()
+        // As if the fleet was set up a month before that date.
+        await sql`delete from fleet.hb_partitions`
+        await sql.unsafe(`
         do $$
         declare v_table regclass;
         begin
@@ -66,29 +70,30 @@ t.test('on whatever date the cadence changes, and changes back, each day has a p
           end loop;
         end $$
       `)
-      await sql`update fleet.settings set retention = '20 days', premake_days = 14`
-      await sql`select fleet.create_partitions(${at(-30)}::timestamptz::date, ${at(0)}::timestamptz::date)`
-      await sql`select fleet.premake(${at(0)})`
-      t.match(await coverage(sql), { faults: 0, months: 0 }, `${date}: daily`)
+        await sql`update fleet.settings set retention = '20 days', premake_days = 14`
+        await sql`select fleet.create_partitions(${at(-30)}::timestamptz::date, ${at(0)}::timestamptz::date)`
+        await sql`select fleet.premake(${at(0)})`
+        t.match(await coverage(sql), { faults: 0, months: 0 }, `${date}: daily`)
 
-      await sql`select fleet.set_cadence('monthly', ${at(0)})`
-      const monthly = await coverage(sql)
-      t.match(monthly, { faults: 0 }, `${date}: no hole between days and the months after them`)
-      t.ok(monthly.months >= 1 && monthly.last.getUTCDate() === 1, 'months begin on the first')
-      for (const days of [1, 20, 45, 100]) await sql`select fleet.premake(${at(days)})`
-      const later = await coverage(sql)
-      t.match(later, { faults: 0 }, `${date}: no hole later`)
-      t.ok(later.last.getTime() > Date.parse(at(114)), 'as far ahead as wanted')
-      t.ok(later.last.getTime() < Date.parse(at(114 + 32)), 'but no additional month')
+        await sql`select fleet.set_cadence('monthly', ${at(0)})`
+        const monthly = await coverage(sql)
+        t.match(monthly, { faults: 0 }, `${date}: no hole between days and the months after them`)
+        t.ok(monthly.months >= 1 && monthly.last.getUTCDate() === 1, 'months begin on the first')
+        for (const days of [1, 20, 45, 100]) await sql`select fleet.premake(${at(days)})`
+        const later = await coverage(sql)
+        t.match(later, { faults: 0 }, `${date}: no hole later`)
+        t.ok(later.last.getTime() > Date.parse(at(114)), 'as far ahead as wanted')
+        t.ok(later.last.getTime() < Date.parse(at(114 + 32)), 'but no additional month')
 
-      await sql`select fleet.set_cadence('daily', ${at(100)})`
-      for (const days of [100, 101, 130, 160, 190]) await sql`select fleet.premake(${at(days)})`
-      const back = await coverage(sql)
-      t.match(back, { faults: 0, months: later.months }, `${date}: no hole between months and the days after them`)
-      t.equal(back.last.getTime(), Date.parse(at(190 + 15).slice(0, 10)))
-    })
-  }
-})
+        await sql`select fleet.set_cadence('daily', ${at(100)})`
+        for (const days of [100, 101, 130, 160, 190]) await sql`select fleet.premake(${at(days)})`
+        const back = await coverage(sql)
+        t.match(back, { faults: 0, months: later.months }, `${date}: no hole between months and the days after them`)
+        t.equal(back.last.getTime(), Date.parse(at(190 + 15).slice(0, 10)))
+      })
+    }
+  },
+)
 
 t.test('set_cadence checks its value, is audited, can be repeated, and ingest continues', async t => {
   const db = await withDatabase(t)

@@ -3,6 +3,7 @@ import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
 import { repository } from '../../lib/repository.ts'
+import { withPlainDatabase } from '../../testing/database.ts'
 
 const DISTRIBUTED = [
   'device_heartbeats',
@@ -45,5 +46,34 @@ t.test(
       t.match(await readFile(join(repository, 'sql/distributed', view), 'utf8'), /\norder by [^;]*\noffset 0;\n/, view)
     }
     t.same([...new Set(sorted)].sort(), ['devices_offline.view.sql', 'missed_beats.view.sql', 'unity_down.view.sql'])
+  },
+)
+
+t.test(
+  'who may read a view may read the distributed tables in it, because Citus reads them with the rights of the login',
+  async t => {
+    const { admin } = await withPlainDatabase(t)
+    const missing = await admin<{ view: string; table: string; role: string }[]>`
+    with recursive reads (view, relation) as (
+      select r.ev_class, d.refobjid
+      from pg_rewrite r
+      join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+      where d.refclassid = 'pg_class'::regclass and d.refobjid <> r.ev_class
+      union
+      select reads.view, d.refobjid
+      from reads
+      join pg_rewrite r on r.ev_class = reads.relation
+      join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+      where d.refclassid = 'pg_class'::regclass and d.refobjid <> r.ev_class
+    )
+    select v.relname as view, c.relname as table, l.rolname as role
+    from reads
+    join pg_class v on v.oid = reads.view and v.relnamespace = 'fleet'::regnamespace
+    join pg_class c on c.oid = reads.relation and c.relname = any (${DISTRIBUTED})
+    join pg_roles l on l.rolname ~ '^fleet_'
+    where has_table_privilege(l.oid, v.oid, 'select') and not has_any_column_privilege(l.oid, c.oid, 'select')
+      and v.relname <> 'device_status_legacy' and l.rolname <> 'fleet_cohort_reader'
+    order by 1, 2, 3`
+    t.same([...missing], [])
   },
 )

@@ -321,6 +321,8 @@ grant select on fleet.device_last_status, fleet.device_transitions, fleet.cohort
 grant select (device_id, alias, cohort, heartbeat_interval, enrolled_at, revoked_at) on fleet.devices to fleet_server;
 grant select (offline_after) on fleet.settings to fleet_server;
 grant select on fleet.device_availability_daily to fleet_reader;
+-- A distributed store reads the tables of every view with the rights of the login.
+grant select on fleet.device_slowdowns to fleet_reader, fleet_dba;
 grant execute on function fleet.seen_cohorts() to fleet_server, fleet_reader, fleet_dba;  -- called by the view fleet_summary
 
 -- Logins that see only their cohorts. What is listed here has a policy, reads such tables with the rights of the login, or leaves

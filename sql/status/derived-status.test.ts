@@ -174,7 +174,8 @@ t.test("fleet.derive_status() agrees with the reference, whatever the session's 
   )
 })
 
-t.test('so do the views, with heartbeats that arrive in any order', async t => {
+const notAtOnce = plainOnly('each node judges by its own now(), a moment after the coordinator')
+t.test('so do the views, with heartbeats that arrive in any order', { skip: notAtOnce }, async t => {
   const db = await withDatabase(t)
   const devices = await enroll(db.sql, 4)
   const [max_late, max_future] = [7 * DAY, 5 * MINUTE]
