@@ -65,7 +65,8 @@ export async function openSession(database: Database, signal?: AbortSignal) {
   signal?.addEventListener('abort', onAbort)
 
   async function cancel() {
-    await asLogin(database, sql => sql`select pg_catalog.pg_cancel_backend(${pid})`)
+    // With its type, because Citus has another function of this name.
+    await asLogin(database, sql => sql`select pg_catalog.pg_cancel_backend(${pid}::integer)`)
   }
 
   function release(stream: Readable) {
