@@ -32,6 +32,7 @@ const FOLDERS = [
 ]
 
 const NO_STORE = 'it needs no store'
+const EACH_CHANGE = 'it expects each transition, and the job of a distributed store notes what it finds each minute'
 const OWN_CLUSTER = 'it has a cluster of its own, which is a plain store'
 
 /** The files in FOLDERS that say nothing of a distributed store, and why. Single tests say it with plainOnly(). */
@@ -57,6 +58,8 @@ const LEFT_OUT: Record<string, string> = {
   'sql/partitions/settle.test.ts':
     'it looks into the pages of one node, and for a constraint that has another name in each shard',
   'sql/status/list-plans.test.ts': 'it reads the plans of one node',
+  'sql/transitions/reasons.test.ts': EACH_CHANGE,
+  'sql/transitions/transitions-property.test.ts': EACH_CHANGE,
 }
 
 /**

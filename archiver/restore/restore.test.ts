@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { asRole } from '../../testing/fleet.ts'
 import { spawnNode, waitFor } from '../../testing/database.ts'
+import { isDistributed } from '../../testing/distributed.ts'
 import {
   archiverEnv,
   leftovers,
@@ -49,7 +50,7 @@ t.test('restore brings a dropped day back, row for row', async t => {
           select (device_id, ts) < lag((device_id, ts)) over (order by ctid) as is_behind from fleet.${partition}
         ) r where is_behind`)
       // The large rows of the awkward day do not fit into every page, so smaller ones behind them fill it.
-      if (rows !== 'awkward') t.same(order, { unsorted: 0 }, 'in the order of devices')
+      if (rows !== 'awkward' && !isDistributed) t.same(order, { unsorted: 0 }, 'in the order of devices')
       await t.rejects(db.admin.unsafe(`insert into fleet.device_heartbeats select * from fleet.${partition} limit 1`), {
         message: /violates check constraint "device_heartbeats_settled/,
       })

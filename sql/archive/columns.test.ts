@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { repository } from '../../lib/repository.ts'
 import { withDatabase, type TestDatabase } from '../../testing/database.ts'
+import { plainOnly } from '../../testing/distributed.ts'
 import { asRole, daysAgo, partitionAt, value } from '../../testing/fleet.ts'
 
 type Mapped = [name: string, today: string | null, type: string | null]
@@ -246,37 +247,42 @@ t.test('the guard and the archive have the same list of types', async t => {
   )
 })
 
-t.test('a column from before the guard is reported within the minute, and does not stop the nightly runs', async t => {
-  const db = await withDatabase(t)
-  const { sql, admin } = db
-  await admin`drop event trigger fleet_guard_columns`
-  const checked = async () =>
-    (
-      await sql<{ status: string; detail: string; remedy: string }[]>`
+const notPlain = plainOnly('Citus cannot make a plain column of a generated one')
+t.test(
+  'a column from before the guard is reported within the minute, and does not stop the nightly runs',
+  { skip: notPlain },
+  async t => {
+    const db = await withDatabase(t)
+    const { sql, admin } = db
+    await admin`drop event trigger fleet_guard_columns`
+    const checked = async () =>
+      (
+        await sql<{ status: string; detail: string; remedy: string }[]>`
     select status, detail, remedy from fleet.check() where check_name = 'archive_columns'`
-    )[0]
-  t.match(await checked(), { status: 'warn', detail: /fleet_guard_columns is missing/ })
-  await sql.unsafe(`${ALTER_HEARTBEATS} add column x bytea, add column y bigint generated always as (device_id + 1) stored`)
-  const bad = await checked()
-  t.match(bad, { status: 'fail', detail: /no form for x bytea, y bigint \(generated\)/ })
-  for (const line of bad!.remedy.split('\n').filter(line => !line.startsWith('--'))) await admin.unsafe(line)
-  const missing = await checked()
-  t.match(missing, { status: 'warn' }, 'the remedy changes the columns')
-  t.equal(missing?.remedy, '# in a shell, with DATABASE_URL of a superuser\nnpm run migrate')
-  // What npm run migrate does in this case.
-  await admin.unsafe(await readFile(join(repository, 'sql/setup/shape-guard.sql'), 'utf8'))
-  t.match(await checked(), { status: 'ok', remedy: null })
+      )[0]
+    t.match(await checked(), { status: 'warn', detail: /fleet_guard_columns is missing/ })
+    await sql.unsafe(`${ALTER_HEARTBEATS} add column x bytea, add column y bigint generated always as (device_id + 1) stored`)
+    const bad = await checked()
+    t.match(bad, { status: 'fail', detail: /no form for x bytea, y bigint \(generated\)/ })
+    for (const line of bad!.remedy.split('\n').filter(line => !line.startsWith('--'))) await admin.unsafe(line)
+    const missing = await checked()
+    t.match(missing, { status: 'warn' }, 'the remedy changes the columns')
+    t.equal(missing?.remedy, '# in a shell, with DATABASE_URL of a superuser\nnpm run migrate')
+    // What npm run migrate does in this case.
+    await admin.unsafe(await readFile(join(repository, 'sql/setup/shape-guard.sql'), 'utf8'))
+    t.match(await checked(), { status: 'ok', remedy: null })
 
-  await admin`alter event trigger fleet_guard_columns disable`
-  await sql.unsafe(`${ALTER_HEARTBEATS} add column z bytea`)
-  await admin`alter event trigger fleet_guard_columns enable always`
-  await sql`select fleet.archive_partition(${await partitionAt(sql, daysAgo(40))})`
-  await sql.unsafe(`${ALTER_HEARTBEATS} add column w text`)
-  await t.rejects(sql`select * from fleet.archive_columns('fleet.device_heartbeats')`, {
-    code: 'FL422',
-    hint: /archiver\/archive\/parquet\.ts/,
-  })
-})
+    await admin`alter event trigger fleet_guard_columns disable`
+    await sql.unsafe(`${ALTER_HEARTBEATS} add column z bytea`)
+    await admin`alter event trigger fleet_guard_columns enable always`
+    await sql`select fleet.archive_partition(${await partitionAt(sql, daysAgo(40))})`
+    await sql.unsafe(`${ALTER_HEARTBEATS} add column w text`)
+    await t.rejects(sql`select * from fleet.archive_columns('fleet.device_heartbeats')`, {
+      code: 'FL422',
+      hint: /archiver\/archive\/parquet\.ts/,
+    })
+  },
+)
 
 t.test('the checksum covers the requested columns', async t => {
   const { sql } = await withDatabase(t)

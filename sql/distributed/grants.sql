@@ -19,4 +19,4 @@ end
 $$;
 
 -- Those who may read the views that are refused may read why.
-grant execute on function fleet.refuse_distributed(text) to fleet_server, fleet_reader, fleet_dba, fleet_verifier, fleet_notifier;
+grant execute on function fleet.refuse_distributed(text) to fleet_server, fleet_reader, fleet_dba, fleet_verifier;
