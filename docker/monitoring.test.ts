@@ -1,5 +1,8 @@
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import postgres from 'postgres'
 import t from 'tap'
+import { repository } from '../lib/repository.ts'
 import { prometheus } from '../testing/prometheus.ts'
 import { waitFor } from '../testing/database.ts'
 import { topology } from '../testing/topology.ts'
@@ -11,8 +14,8 @@ const NUMBERS = [20, 21, 23, 700, 701, 1700]
 
 /** The panels that may be empty. */
 const MAY_BE_EMPTY = ['NexMDM ingest: Alerts', 'NexMDM database: Replicas behind', 'NexMDM partitions and archive: Missing days']
-/** The servers of this test speak HTTP. server/certificate.test.ts reads it. */
-const ONLY_WITH_TLS = ['tls_certificate_expires_seconds']
+/** Metrics of servers with TLS, and of a distributed store. server/certificate.test.ts and server/ingest/distributed.test.ts read them. */
+const NOT_HERE = ['tls_certificate_expires_seconds', 'db_node_up']
 
 t.test(
   'Prometheus and the dashboards watch a fleet',
@@ -47,9 +50,11 @@ t.test(
         [],
       )
       const metrics = await known()
+      const documented = await readFile(join(repository, 'docs/metrics.md'), 'utf8')
+      for (const metric of NOT_HERE) t.ok(documented.includes(`\`${metric}\``), metric)
       for (const { name, query } of loaded)
         t.same(
-          metricNames(query).filter(metric => !metrics.has(metric) && !ONLY_WITH_TLS.includes(metric)),
+          metricNames(query).filter(metric => !metrics.has(metric) && !NOT_HERE.includes(metric)),
           [],
           name,
         )

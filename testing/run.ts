@@ -126,7 +126,7 @@ function runTap(args: string[], file?: string) {
     env: {
       ...currentEnv(),
       FLEET_TEST_CLUSTER: file,
-      NODE_OPTIONS: `--import=${pathToFileURL(built('testing/without-loaders.ts')).href}`,
+      NODE_OPTIONS: [currentEnv().NODE_OPTIONS, `--import=${pathToFileURL(built('testing/without-loaders.ts')).href}`].join(' '),
     },
     stdio: 'inherit',
   })
