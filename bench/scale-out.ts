@@ -303,8 +303,8 @@ const MODEL = {
   perProcess: 9_000,
   /** Connections of each process to each node; see server/ingest/nodes.ts. */
   connections: 4,
-  /** µs: less than this cannot be told from nothing in runs of some seconds, so the coordinator is taken to cost as much. */
-  least: 2,
+  /** µs a heartbeat of the coordinator, from runs of 40 seconds: shorter ones cannot tell it from nothing. */
+  coordinator: 0.1,
 }
 
 /**
@@ -315,11 +315,10 @@ function modelOf(ways: Way[], workers: number[]) {
   const most = Math.max(...workers)
   const { costs } = ways.find(way => way.name === named(ROUTED[1], most))!
   const onWorkers = median(costs.map(cost => cost.slice(1).reduce((sum, each) => sum + each, 0)))
-  const onCoordinator = Math.max(MODEL.least, median(costs.map(([first]) => first!)))
   const plain = median(ways.find(way => way.name === PLAIN)!.costs.map(([cost]) => cost!))
   const devices = (cpu: number, machines: number) => (60 * machines * MODEL.cores * MODEL.share * 1e6) / cpu
   const nodes = [1, 2, 4, 10, 20, 40, 100, 200, 400, 1_000]
-  const fit = (machines: number) => Math.min(devices(onWorkers, machines), devices(onCoordinator, 1))
+  const fit = (machines: number) => Math.min(devices(onWorkers, machines), devices(MODEL.coordinator, 1))
   return plot({
     title: 'Devices that a distributed store carries (a model)',
     x: 'workers of 8 cores, half of which do ingest',
@@ -327,7 +326,7 @@ function modelOf(ways: Way[], workers: number[]) {
     isLogarithmic: true,
     series: [
       { name: "devices, by the workers' CPU", points: nodes.map(n => [n, devices(onWorkers, n)]) },
-      { name: "by the coordinator's CPU", points: nodes.map(n => [n, devices(onCoordinator, 1)]) },
+      { name: "by the coordinator's CPU", points: nodes.map(n => [n, devices(MODEL.coordinator, 1)]) },
       { name: 'on a plain store', points: nodes.map(n => [n, devices(plain, 1)]) },
       {
         name: 'connections of servers to a node',
