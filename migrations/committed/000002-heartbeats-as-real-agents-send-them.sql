@@ -1,5 +1,5 @@
 --! Previous: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
---! Hash: sha1:c73f1dd62e8c07bfcd39195c32402c8f95e6bcca
+--! Hash: sha1:dea4c726988cb59b003642be68bea4bbae6222d6
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -15551,6 +15551,8 @@ comment on function fleet.end_job(text, text) is
 create or replace view fleet.job_health as
 select h.jobname, h.schedule,
   case
+    -- Days are settled and erased at any time; the next fleet.nightly() tells pg_cron which of them to freeze.
+    when h.is_active is null and h.jobname = 'fleet-freeze' then 'waiting'
     when h.is_active is null then 'missing'
     when not h.is_active then 'disabled'
     when h.last_start is null then 'waiting'
@@ -15563,7 +15565,7 @@ from fleet.job_history() h
 order by h.jobname;
 
 comment on view fleet.job_health is
-  'The jobs of the store, which pg_cron or npm run tick runs: ok, waiting (has never run), late, failed, disabled or missing. Example: select * from '
+  'The jobs of the store, which pg_cron or npm run tick runs: ok, waiting (has not run yet), late, failed, disabled or missing. Example: select * from '
   'fleet.job_health where status <> ''ok'';';
 --! EndIncluded jobs/job_health.view.sql
 --! Included checks/check_scheduler.sql

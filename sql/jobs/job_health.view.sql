@@ -2,6 +2,8 @@
 create or replace view fleet.job_health as
 select h.jobname, h.schedule,
   case
+    -- Days are settled and erased at any time; the next fleet.nightly() tells pg_cron which of them to freeze.
+    when h.is_active is null and h.jobname = 'fleet-freeze' then 'waiting'
     when h.is_active is null then 'missing'
     when not h.is_active then 'disabled'
     when h.last_start is null then 'waiting'
@@ -14,5 +16,5 @@ from fleet.job_history() h
 order by h.jobname;
 
 comment on view fleet.job_health is
-  'The jobs of the store, which pg_cron or npm run tick runs: ok, waiting (has never run), late, failed, disabled or missing. Example: select * from '
+  'The jobs of the store, which pg_cron or npm run tick runs: ok, waiting (has not run yet), late, failed, disabled or missing. Example: select * from '
   'fleet.job_health where status <> ''ok'';';
