@@ -49,7 +49,7 @@ t.test('pg_partman 4 is updated to 5 in place, and partitions continue to be mad
   const after = await partitions()
   t.same(after.slice(0, before.length - 10), before.slice(10), 'no name and no bound of the others has changed')
   t.ok(after.length >= before.length - 10 + 6, 'and six more future days exist')
-  await db.admin`insert into fleet.device_heartbeats (ts, device_id) values (now() + interval '1 day', 2), (now() - interval '79 days', 2)`
+  await db.admin`insert into fleet.device_heartbeats (ts, device_id) values (now() + interval '1 day', 2), (now() - interval '3 days', 2)`
   t.same(await troubles(), [])
 
   await db.sql`select fleet.set_cadence('monthly')`

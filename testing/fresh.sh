@@ -81,8 +81,8 @@ start() {
   kill -INT $pid
   wait $pid || { echo "npm start ended with $?"; exit 1; }
 }
-# Adds Debian 12's Postgres to that of Debian 13, to test pg_upgrade from one to the other, and the script of its pg_partman, to test
-# the update in place. No server is started.
+# Adds Debian 12's Postgres to that of Debian 13, to test pg_upgrade and dumps from one to the other, and each version's scripts of
+# pg_partman to the other, to test the update in place. No server is started.
 postgres_15() {
   printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
   chmod 755 /usr/sbin/policy-rc.d
@@ -94,6 +94,7 @@ postgres_15() {
       rm /etc/apt/sources.list.d/bookworm.list && apt-get -q update
   } > /root/apt.log 2>&1 || { cat /root/apt.log; exit 1; }
   cp /usr/share/postgresql/15/extension/pg_partman--4.?.?.sql /usr/share/postgresql/17/extension/
+  cp -n /usr/share/postgresql/17/extension/pg_partman--*.sql /usr/share/postgresql/15/extension/
 }
 if [ "$SUITE" != bookworm ]; then
   apt-get -q install -y --no-install-recommends nodejs npm > /root/apt.log 2>&1 || { cat /root/apt.log; exit 1; }
