@@ -9,6 +9,7 @@ import {
   ListObjectsV2Command,
   ListObjectVersionsCommand,
   PutBucketPolicyCommand,
+  PutObjectCommand,
 } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
 import { leftToDeep } from '../../local/config.ts'
@@ -173,10 +174,23 @@ t.test('a bucket whose policy demands SSE-KMS needs ARCHIVE_SSE, and then every 
   }
 })
 
+async function takesAes256({ client, bucket }: TestBucket) {
+  try {
+    await client.send(new PutObjectCommand({ Bucket: bucket, Key: 'an/archive/probe', Body: '', ServerSideEncryption: 'AES256' }))
+    return true
+  } catch (error) {
+    if (error instanceof Error && error.name === 'InvalidArgument') return false
+    throw error
+  }
+}
+
 t.test('a large file is begun with the encryption, and its parts are sent without', { skip }, async t => {
   const bucket = await withObjectStore(t)
   const { file, sha256 } = await largeFile(t)
-  for (const [encryption, kmsKey] of [['aws:kms', KMS_KEY], ['AES256']] as const) {
+  const encryptions: ['aws:kms' | 'AES256', string?][] = [['aws:kms', KMS_KEY]]
+  if (await takesAes256(bucket)) encryptions.push(['AES256'])
+  else t.comment('without AES256: this version of Ceph wants a Vault server for it')
+  for (const [encryption, kmsKey] of encryptions) {
     const proxy = await withProxy(t, bucket.endpoint, demandEncryption(encryption, kmsKey))
     const through = { ...bucket, endpoint: proxy.endpoint }
     const key = `a/${encryption}`
