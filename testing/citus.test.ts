@@ -120,11 +120,11 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
   // A node passes on what is not its own over connections that it keeps.
   const passesOn = client(coordinator.url('fleet_server', 'fleet'), 1)
   t.teardown(() => passesOn.end({ timeout: 1 }))
+  const gpid = `citus_internal gpid=%${String(await value(passesOn`select pg_backend_pid()`)).padStart(10, '0')}`
   const sessions = async () => {
     const pids = workers.map(
       worker => onWorker(t, worker)`
-        select array_agg(pid order by pid) as pids from pg_stat_activity
-        where usename = 'fleet_server' and application_name like 'citus_internal%'`,
+        select coalesce(array_agg(pid order by pid), '{}') as pids from pg_stat_activity where application_name like ${gpid}`,
     )
     return (await Promise.all(pids)).map(([row]) => (row as { pids: number[] }).pids)
   }
@@ -137,6 +137,10 @@ t.test('a store on a coordinator and two workers', QUIET, async t => {
   const kept = await sessions()
   for (const secondsAgo of [210, 190, 170]) await pass(secondsAgo)
   t.same(await sessions(), kept)
+  t.ok(
+    kept.every(pids => pids.length > 1),
+    'one for each of the shards to which a batch writes',
+  )
 
   // Transitions, and a webhook: noted by the minute's job.
   const receiver = await withReceiver(t)

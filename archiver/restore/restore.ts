@@ -59,8 +59,8 @@ export async function restorePartition(worker: Worker, claimed: ClaimedRestore, 
     async ({ file, manifest }) => {
       // The proof covers these columns. The database does not know them yet if the archive is from before 0.2.
       await recordColumns(sql, partition_name, manifest)
-      const [staging] = await sql<{ table_name: string }[]>`
-      select fleet.begin_restore(${partition_name}, ${name}) as table_name`
+      const begin = () => sql<{ table_name: string }[]>`select fleet.begin_restore(${partition_name}, ${name}) as table_name`
+      const [staging] = await whenUnlocked(begin, signal)
       if (!staging) throw new Error(`${partition_name}: fleet.begin_restore returned no table`)
       const onRows = followCopy(worker, 'partition.restore.progress', partition_name, manifest.row_count)
       await load(worker, staging.table_name, manifest.columns, file, work, signal, onRows)
