@@ -1,5 +1,5 @@
 --! Previous: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
---! Hash: sha1:dea4c726988cb59b003642be68bea4bbae6222d6
+--! Hash: sha1:5fdc326d96e5d9549e5f24605ff9f1f3930c2b70
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -7945,6 +7945,42 @@ comment on function fleet.enroll_unknown(fleet.imports) is
   'Enrolls the devices of a table that is being imported and that are not enrolled yet, if p_unknown_devices asks for that; '
   'numeric ids stay the same.';
 --! EndIncluded import/enroll_unknown.sql
+--! Included partitions/grant_maintain.sql
+create or replace function fleet.grant_maintain() returns integer
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_table regclass;
+  v_roles text;
+  v_granted integer := 0;
+begin
+  if current_setting('server_version_num')::integer < 170000 then
+    return 0;
+  end if;
+  for v_table, v_roles in
+    select c.oid::regclass, case c.relnamespace when 'fleet'::regnamespace then 'fleet_owner' else 'fleet_owner, fleet_archiver' end
+    from pg_class c
+    where c.relnamespace in ('fleet'::regnamespace, 'fleet_detached'::regnamespace) and c.relkind in ('r', 'p')
+      and c.relowner = 'fleet_owner'::regrole
+      and (
+        not has_table_privilege('fleet_owner', c.oid, 'maintain')
+        or c.relnamespace = 'fleet_detached'::regnamespace and not has_table_privilege('fleet_archiver', c.oid, 'maintain')
+      )
+  loop
+    execute format('grant maintain on %s to %s', v_table, v_roles);
+    v_granted := v_granted + 1;
+  end loop;
+  return v_granted;
+end
+$$;
+
+comment on function fleet.grant_maintain() is
+  'Lets the owner, and for retired tables also the archiver, vacuum tables that came from a PostgreSQL before 17, which has no such '
+  'right to bring along. Returns for how many. Run by fleet.relink_tables() and by migrations.';
+--! EndIncluded partitions/grant_maintain.sql
 --! Included partitions/relink_tables.sql
 -- Fixes everything in a restored dump that had a meaning only in the cluster from which it was taken.
 create or replace function fleet.relink_tables() returns integer
@@ -8007,6 +8043,7 @@ begin
   end loop;
 
   if v_found > 0 or cardinality(v_lost) > 0 then
+    perform fleet.grant_maintain();
     perform fleet.record_event(
       'store.relinked', p_rows => v_found, p_is_ok => cardinality(v_lost) = 0,
       p_detail => concat_ws('; ', 'tables found by name', 'no table found for ' || nullif(array_to_string(v_lost, ', '), ''))
@@ -15912,6 +15949,8 @@ grant usage on schema fleet_detached to fleet_archiver, fleet_verifier, fleet_re
 
 -- Nobody changes heartbeats, not even the owner: rows are dropped with their partition, once its archive is proven.
 revoke update, delete, truncate on fleet.device_heartbeats from fleet_owner;
+-- Tables of 0.1.0 may have come from an older PostgreSQL.
+select fleet.grant_maintain();
 
 grant execute on function
   fleet.ingest(json, timestamptz),

@@ -59,6 +59,7 @@ begin
   end loop;
 
   if v_found > 0 or cardinality(v_lost) > 0 then
+    perform fleet.grant_maintain();
     perform fleet.record_event(
       'store.relinked', p_rows => v_found, p_is_ok => cardinality(v_lost) = 0,
       p_detail => concat_ws('; ', 'tables found by name', 'no table found for ' || nullif(array_to_string(v_lost, ', '), ''))

@@ -422,6 +422,17 @@ async function troublesOf(sql: Sql) {
 }
 
 async function isHealed(t: Test, { sql, admin }: TestDatabase) {
+  if (testCluster().postgres.major >= 17) {
+    t.same(
+      await admin`
+      select c.oid::regclass::text from pg_class c
+      where c.relkind in ('r', 'p') and (c.relnamespace in ('fleet'::regnamespace, 'fleet_detached'::regnamespace)
+          and not has_table_privilege('fleet_owner', c.oid, 'maintain')
+        or c.relnamespace = 'fleet_detached'::regnamespace and not has_table_privilege('fleet_archiver', c.oid, 'maintain'))`,
+      [],
+      'each table may be vacuumed',
+    )
+  }
   t.same(await sql`select status from fleet.check() where check_name = 'partition_oids'`, [{ status: 'ok' }])
   t.same(
     await sql`

@@ -12,6 +12,8 @@ grant usage on schema fleet_detached to fleet_archiver, fleet_verifier, fleet_re
 
 -- Nobody changes heartbeats, not even the owner: rows are dropped with their partition, once its archive is proven.
 revoke update, delete, truncate on fleet.device_heartbeats from fleet_owner;
+-- Tables of 0.1.0 may have come from an older PostgreSQL.
+select fleet.grant_maintain();
 
 grant execute on function
   fleet.ingest(json, timestamptz),
