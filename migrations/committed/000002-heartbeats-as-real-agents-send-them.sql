@@ -1,5 +1,5 @@
 --! Previous: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
---! Hash: sha1:5fdc326d96e5d9549e5f24605ff9f1f3930c2b70
+--! Hash: sha1:7fcde3bda8083a8975f1f9c566ad657b05e24c36
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -1898,6 +1898,24 @@ comment on function fleet.reported_values(jsonb) is
   'A heartbeat as it arrived, with as much of its address as settings.store_ip allows. '
   'Example: select fleet.reported_values(payload) from fleet.heartbeat_quarantine limit 1;';
 --! EndIncluded ingest/reported_values.sql
+--! Included jobs/lock_holders.sql
+create or replace function fleet.lock_holders(p_lock text) returns setof integer
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select l.pid
+  from pg_locks l
+  where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+    and l.database = (select d.oid from pg_database d where d.datname = current_database())
+    and (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('fleet.' || p_lock, 0);
+$$;
+
+comment on function fleet.lock_holders(text) is
+  'The backend that holds the lock of maintenance, reconcile or import; no row if it is free. Example: select * from '
+  'fleet.lock_holders(''maintenance'');';
+--! EndIncluded jobs/lock_holders.sql
 --! Included jobs/postgres_started_at.sql
 create or replace function fleet.postgres_started_at() returns timestamptz
 language sql
@@ -5253,7 +5271,7 @@ comment on function fleet.webhook_origin(text) is 'The scheme, host and port of 
 -- Without the path and the user of the URL: with many services, such as Slack, they are the secret.
 create or replace function fleet.describe_webhook(p_webhook fleet.webhooks) returns text
 language sql
-immutable
+stable
 set search_path = pg_catalog, pg_temp
 as $$
   select concat_ws(
@@ -6077,7 +6095,7 @@ comment on function fleet.remind_webhooks(timestamptz) is
 --! Included webhooks/replayed.sql
 create or replace function fleet.replayed(p_body jsonb, p_kind text) returns jsonb
 language sql
-immutable
+stable
 set search_path = pg_catalog, pg_temp
 as $$
   select jsonb_set(p_body, '{data}', (p_body -> 'data') || jsonb_build_object('kind', 'replay', 'replay_of', p_kind));
@@ -10372,7 +10390,7 @@ comment on function fleet.drop_partition(text) is
 --! Included partitions/remove_duplicates.sql
 create or replace function fleet.remove_duplicates(p_partition text) returns text
 language sql
-immutable
+stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$

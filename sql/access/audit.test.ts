@@ -11,7 +11,6 @@ const NOT_AUDITED: Record<string, string> = {
   // Reads only.
   adoption_plan: 'reads only',
   import_plan: 'reads only',
-  lock_holders: 'reads only',
   refused_rows: 'reads only',
   // Only says what is in the catalog, and is done by nearly every call.
   note_columns: 'records the columns that the table has, which somebody else changed',

@@ -1,6 +1,6 @@
 create or replace function fleet.require_forms(p_partition text, p_columns jsonb) returns void
 language plpgsql
-immutable
+stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare

@@ -1,6 +1,6 @@
 create or replace function fleet.lock_holders(p_lock text) returns setof integer
 language sql
-volatile
+stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$

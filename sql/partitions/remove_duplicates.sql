@@ -1,6 +1,6 @@
 create or replace function fleet.remove_duplicates(p_partition text) returns text
 language sql
-immutable
+stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$

@@ -1,7 +1,7 @@
 -- Without the path and the user of the URL: with many services, such as Slack, they are the secret.
 create or replace function fleet.describe_webhook(p_webhook fleet.webhooks) returns text
 language sql
-immutable
+stable
 set search_path = pg_catalog, pg_temp
 as $$
   select concat_ws(
