@@ -138,9 +138,6 @@ begin
       'revoke all on fleet_detached.%I from public, fleet_owner, fleet_server, fleet_archiver, fleet_reader, fleet_dba', v_name
     );
     execute format('grant select on fleet_detached.%I to fleet_owner, fleet_archiver, fleet_dba, fleet_reader', v_name);
-    if current_setting('server_version_num')::integer >= 170000 then
-      execute format('grant maintain on fleet_detached.%I to fleet_owner, fleet_archiver', v_name);
-    end if;
   end loop;
 end
 $$;

@@ -1,5 +1,5 @@
 --! Previous: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
---! Hash: sha1:7fcde3bda8083a8975f1f9c566ad657b05e24c36
+--! Hash: sha1:92afcd7d012a5bff9a1c02d556e52dc35bb564cd
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -7996,8 +7996,9 @@ end
 $$;
 
 comment on function fleet.grant_maintain() is
-  'Lets the owner, and for retired tables also the archiver, vacuum tables that came from a PostgreSQL before 17, which has no such '
-  'right to bring along. Returns for how many. Run by fleet.relink_tables() and by migrations.';
+  'Lets the owner, and for retired tables also the archiver, vacuum tables from which this right was revoked with all others, or '
+  'that came from a PostgreSQL before 17, which has no such right. Returns for how many. Run by fleet.make_read_only(), '
+  'fleet.relink_tables() and migrations.';
 --! EndIncluded partitions/grant_maintain.sql
 --! Included partitions/relink_tables.sql
 -- Fixes everything in a restored dump that had a meaning only in the cluster from which it was taken.
@@ -10299,11 +10300,9 @@ begin
   execute format(
     'grant select on fleet_detached.%I to fleet_owner, fleet_archiver, fleet_verifier, fleet_dba, fleet_reader', p_partition
   );
-  -- For VACUUM. Before PostgreSQL 17 only the owner may run it, in the job fleet-freeze. Since 17 even the owner needs this
-  -- right, which was revoked above with the others.
-  if current_setting('server_version_num')::integer >= 170000 then
-    execute format('grant maintain on fleet_detached.%I to fleet_owner, fleet_archiver', p_partition);
-  end if;
+  -- For VACUUM. Before PostgreSQL 17 only the owner may run it, in the job fleet-freeze. Since 17 even the owner needs the right
+  -- MAINTAIN, which was revoked above with the others.
+  perform fleet.grant_maintain();
 end
 $$;
 

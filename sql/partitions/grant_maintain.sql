@@ -30,5 +30,6 @@ end
 $$;
 
 comment on function fleet.grant_maintain() is
-  'Lets the owner, and for retired tables also the archiver, vacuum tables that came from a PostgreSQL before 17, which has no such '
-  'right to bring along. Returns for how many. Run by fleet.relink_tables() and by migrations.';
+  'Lets the owner, and for retired tables also the archiver, vacuum tables from which this right was revoked with all others, or '
+  'that came from a PostgreSQL before 17, which has no such right. Returns for how many. Run by fleet.make_read_only(), '
+  'fleet.relink_tables() and migrations.';

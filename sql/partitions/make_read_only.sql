@@ -14,11 +14,9 @@ begin
   execute format(
     'grant select on fleet_detached.%I to fleet_owner, fleet_archiver, fleet_verifier, fleet_dba, fleet_reader', p_partition
   );
-  -- For VACUUM. Before PostgreSQL 17 only the owner may run it, in the job fleet-freeze. Since 17 even the owner needs this
-  -- right, which was revoked above with the others.
-  if current_setting('server_version_num')::integer >= 170000 then
-    execute format('grant maintain on fleet_detached.%I to fleet_owner, fleet_archiver', p_partition);
-  end if;
+  -- For VACUUM. Before PostgreSQL 17 only the owner may run it, in the job fleet-freeze. Since 17 even the owner needs the right
+  -- MAINTAIN, which was revoked above with the others.
+  perform fleet.grant_maintain();
 end
 $$;
 
