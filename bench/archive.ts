@@ -236,7 +236,7 @@ export async function loadDay(admin: Sql, devices: number) {
 }
 
 /** Puts the rows of a day in the order in which they arrived, or in that of (device_id, ts). */
-async function arrange(admin: Sql, partition: string, settled: boolean) {
+export async function arrange(admin: Sql, partition: string, settled: boolean) {
   await admin.unsafe(`
     create index arranged on fleet.${partition} (${settled ? 'device_id, ts' : 'received_at'});
     cluster fleet.${partition} using arranged;
@@ -269,7 +269,7 @@ async function cpuTicks(pid: number) {
  * Runs a program until it ends. Returns its output, its seconds, its CPU seconds, and its highest resident memory in MB as Linux
  * reports it.
  */
-function run(program: string, args: string[], env: Record<string, string>) {
+export function run(program: string, args: string[], env: Record<string, string>) {
   return new Promise<{ output: string; seconds: number; cpuSeconds: number; peakMb: number }>((resolve, reject) => {
     const started = performance.now()
     const child = spawn(program, args, { env: { ...plainEnv(), ...env }, stdio: ['ignore', 'pipe', 'pipe'] })

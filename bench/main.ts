@@ -31,6 +31,7 @@ const scenarios: Record<string, () => Promise<(args: string[]) => Promise<Figure
   views: async () => (await import('./views.ts')).benchViews,
   tracing: async () => (await import('./tracing.ts')).benchTracing,
   load: async () => (await import('./load.ts')).benchLoad,
+  'postgres-18': async () => (await import('./postgres-18.ts')).benchPostgres18,
 }
 
 await runProgram(async ([scenario = '', ...args]) => {

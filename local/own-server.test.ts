@@ -7,13 +7,13 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
 import { withAuthority } from '../testing/certificates.ts'
-import { signatureTools } from '../testing/signatures.ts'
+import { shellTools } from '../testing/shell-tools.ts'
 import { plainEnv, serverAddress } from './config.ts'
 import { repository } from '../lib/repository.ts'
 import { ask, urlFor } from './own-server.ts'
 
 const run = promisify(execFile)
-const skip = signatureTools.without
+const skip = shellTools.without
 
 /** Serves with this certificate; returns the URL and what was received. */
 async function withHttps(t: Test, { cert, key }: { cert: string; key: string }) {

@@ -10,7 +10,7 @@ import { freePort } from './cluster.ts'
 import { plainEnv } from './config.ts'
 import { withAuthority } from '../testing/certificates.ts'
 import { waitFor, withClone, withDatabase } from '../testing/database.ts'
-import { signatureTools } from '../testing/signatures.ts'
+import { shellTools } from '../testing/shell-tools.ts'
 
 const run = promisify(execFile)
 
@@ -78,7 +78,7 @@ function token(output: string) {
 
 const clone = await withClone(t)
 
-t.test('DATABASE_URL set: that database is used and no cluster is made', async t => {
+t.test('DATABASE_URL set: that database is used and no cluster is made', { skip: shellTools.without }, async t => {
   const db = await withDatabase(t, 'template0')
   const port = await freePort(true)
   const started = await npmStart(t, clone, { DATABASE_URL: db.url('postgres'), PORT: String(port), ADMIN_KEY: 'k'.repeat(32) })
@@ -92,7 +92,7 @@ t.test('DATABASE_URL set: that database is used and no cluster is made', async t
   t.equal(await started.exited, 0)
 })
 
-t.test('with a certificate the server speaks HTTPS, and the printed commands do', { skip: signatureTools.without }, async t => {
+t.test('with a certificate the server speaks HTTPS, and the printed commands do', { skip: shellTools.without }, async t => {
   const db = await withDatabase(t, 'template0')
   const { caFile, issue } = await withAuthority(t)
   const { cert, key } = await issue('here')
@@ -136,7 +136,7 @@ t.test('a PORT that is taken is reported before anything is made', async t => {
   t.notOk(existsSync(join(clone, '.local/pg')))
 })
 
-t.test('a fresh clone with an empty environment', async t => {
+t.test('a fresh clone with an empty environment', { skip: shellTools.without }, async t => {
   let first = ''
   let adminKey = ''
 

@@ -12,11 +12,11 @@ import { secureCall, withAuthority } from '../testing/certificates.ts'
 import { waitFor, withDatabase } from '../testing/database.ts'
 import { answer } from '../testing/hostile-server.ts'
 import { ADMIN_KEY, ago, enroll, withProcess, withServer } from '../testing/server.ts'
-import { signatureTools } from '../testing/signatures.ts'
+import { shellTools } from '../testing/shell-tools.ts'
 import { Certificate, readPair } from './certificate.ts'
 import { readConfig } from './config.ts'
 
-const skip = signatureTools.without
+const skip = shellTools.without
 const YEAR = 'max-age=31536000'
 
 /** A server that speaks HTTPS, and what is needed to renew its certificate as certbot does: by links to the newest files. */

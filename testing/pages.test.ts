@@ -10,6 +10,7 @@ import { prometheus } from './prometheus.ts'
 import { withDatabase } from './database.ts'
 import { value } from './fleet.ts'
 import { blocksOf, readPage, runShell, section, withArchivedDays } from './pages.ts'
+import { shellTools } from './shell-tools.ts'
 
 /** The commands of a page, with the port of the test's server instead of the usual one. */
 async function readCommands(page: string) {
@@ -36,7 +37,7 @@ t.test('a test runs the shell commands of each page', async t => {
   ])
 })
 
-t.test('the commands of docs/agents.md enroll a device, send heartbeats and a command', async t => {
+t.test('the commands of docs/agents.md enroll a device, send heartbeats and a command', { skip: shellTools.without }, async t => {
   const { db, env } = await withArchivedDays(t, [])
   const page = await readCommands('docs/agents.md')
   const [openapi = '', enrolling = '', single = '', odd = '', batch = '', commands = '', agent = '', ...others] = blocksOf(
@@ -63,7 +64,7 @@ t.test('the commands of docs/agents.md enroll a device, send heartbeats and a co
   t.same(await db.sql`select * from fleet.heartbeat_quarantine`, [])
 })
 
-t.test('the examples of docs/api.md get the statuses that the page shows', async t => {
+t.test('the examples of docs/api.md get the statuses that the page shows', { skip: shellTools.without }, async t => {
   const { db, env } = await withArchivedDays(t, [])
   // The device and the command of the examples.
   await db.admin`select setval(pg_get_serial_sequence('fleet.devices', 'device_id'), 41)`

@@ -19,7 +19,7 @@ import { makeDistributedCluster, testsOfDistributed } from './distributed.ts'
 import { hasCitus, NO_CITUS } from './nodes.ts'
 import { compiledTests } from './test-files.ts'
 import { topology } from './topology.ts'
-import { signatureTools } from './signatures.ts'
+import { shellTools } from './shell-tools.ts'
 import { wrk } from './wrk.ts'
 import { reportFailure, UsageError } from '../lib/errors.ts'
 
@@ -45,7 +45,7 @@ try {
     systemdAnalyze,
     dockerCompose,
     faketime,
-    signatureTools,
+    shellTools,
     wrk,
   ])
     await programs.install()

@@ -7,6 +7,7 @@ import { makeDirectory } from './archiver.ts'
 import { clusterUser, freePort, throwawayCluster } from '../local/cluster.ts'
 import { find } from './optional-programs.ts'
 import { spawnNode, spawnProgram, testCluster, waitFor } from './database.ts'
+import { shellTools } from './shell-tools.ts'
 import { topology } from './topology.ts'
 import { blocksOf, readPage, runShell } from './pages.ts'
 
@@ -30,7 +31,7 @@ function moved(text: string, places: Record<string, string>) {
 
 t.test(
   'docs/two-servers.md sets up two servers, an archiver and a balancer, over TLS',
-  { skip: topology.without, timeout: 300_000 },
+  { skip: topology.without || shellTools.without, timeout: 300_000 },
   async t => {
     const { postgres } = testCluster()
     const { cluster, end } = await throwawayCluster({ postgres, databases: ['fleet'], cronDatabase: 'fleet' })

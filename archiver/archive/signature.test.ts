@@ -8,7 +8,7 @@ import { plainEnv } from '../../local/config.ts'
 import { repository } from '../../lib/repository.ts'
 import { withDatabase, withPlainDatabase, type TestDatabase } from '../../testing/database.ts'
 import { enroll } from '../../testing/fleet.ts'
-import { signatureTools } from '../../testing/signatures.ts'
+import { shellTools } from '../../testing/shell-tools.ts'
 import {
   daysAgo,
   fillDay,
@@ -104,7 +104,7 @@ t.test('each manifest names the day before it, with or without a key, and is sig
   })
 })
 
-t.test('anybody can check a signature with jq and openssl, as the runbook says', { skip: signatureTools.without }, async t => {
+t.test('anybody can check a signature with jq and openssl, as the runbook says', { skip: shellTools.without }, async t => {
   const db = await withDatabase(t)
   const directory = await makeDirectory(t)
   const runbook = await readFile(join(repository, 'RUNBOOK.md'), 'utf8')

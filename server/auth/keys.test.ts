@@ -407,9 +407,8 @@ t.test('wrong keys are limited by network, and a right key is not tried any long
   await waitFor(async () => {
     statuses.push(...(await askWrong(10)).map(answer => answer.status))
     refused = await ask(key, 1)
-    return refused.status === 429
+    return statuses.includes(429) && refused.status === 429
   })
-  t.ok(statuses.includes(429))
   t.equal(refused.status, 429)
   t.match(refused.headers.get('retry-after'), /^\d+$/)
   t.equal((await ask(key, 2)).status, 200)

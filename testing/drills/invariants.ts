@@ -6,7 +6,7 @@ import { plainEnv } from '../../local/config.ts'
 import { nodeArgs, repository } from '../../lib/repository.ts'
 import { waitFor } from '../database.ts'
 import type { System } from './system.ts'
-import { contentOf, NO_ROWS } from '../rows.ts'
+import { contentOf, contentWith, NO_ROWS, type Rows } from '../rows.ts'
 
 const run = promisify(execFile)
 
@@ -22,6 +22,8 @@ export interface Beat {
 
 /** The parts of a system that the checks need. */
 type Looked = Pick<System, 'ask' | 'written'>
+
+const wanted = (rows: Rows | undefined, columns: number) => (rows ? contentWith(rows, columns) : NO_ROWS)
 
 /** Problems of files that belong to no archive. They take space, but no row is lost. */
 const UNTIDY = /superseded by|the database has no proven archive of this name/
@@ -213,11 +215,15 @@ export async function leftovers(sql: Sql) {
 
 /** A day that is only in the archive must have the content that was written. */
 async function archivesRecorded(sql: Sql, { written }: Looked) {
-  const rows = await sql<{ partition_name: string; state: string; row_count: string | null; rows_sha256: string | null }[]>`
-    select partition_name, state, row_count::text, coalesce(rows_sha256, ${NO_ROWS.rows_sha256}) as rows_sha256 from fleet.hb_partitions where state in ('archived', 'dropped')
+  const rows = await sql<
+    { partition_name: string; state: string; row_count: string | null; rows_sha256: string | null; columns: number }[]
+  >`
+    select partition_name, state, row_count::text, coalesce(rows_sha256, ${NO_ROWS.rows_sha256}) as rows_sha256,
+      coalesce(jsonb_array_length(columns), 0) as columns
+    from fleet.hb_partitions where state in ('archived', 'dropped')
   `
-  return rows.flatMap(({ partition_name, state, row_count, rows_sha256 }) => {
-    const want = written.get(partition_name) ?? NO_ROWS
+  return rows.flatMap(({ partition_name, state, row_count, rows_sha256, columns }) => {
+    const want = wanted(written.get(partition_name), columns)
     return want.row_count === row_count && want.rows_sha256 === rows_sha256
       ? []
       : [
@@ -229,11 +235,13 @@ async function archivesRecorded(sql: Sql, { written }: Looked) {
 /** Checks each past day that is in the database, row by row. */
 export async function daysOnline(sql: Sql, { written }: Looked) {
   const wrong: string[] = []
-  for (const { partition_name, table } of await sql<{ partition_name: string; table: string }[]>`
-    select partition_name, relid::regclass::text as table from fleet.hb_partitions where relid is not null and range_end < now() - interval '9 days'
+  for (const { partition_name, table, columns } of await sql<{ partition_name: string; table: string; columns: number }[]>`
+    select partition_name, relid::regclass::text as table,
+      (select count(*)::integer from fleet.archive_columns(relid)) as columns
+    from fleet.hb_partitions where relid is not null and range_end < now() - interval '9 days'
   `) {
     const found = await contentOf(sql, table)
-    const want = written.get(partition_name) ?? NO_ROWS
+    const want = wanted(written.get(partition_name), columns)
     if (found.row_count !== want.row_count || found.rows_sha256 !== want.rows_sha256) {
       wrong.push(
         `${table} has ${found.row_count} rows with SHA-256 ${found.rows_sha256}, but ${want.row_count} rows with SHA-256 ${want.rows_sha256} were written`,

@@ -9,7 +9,7 @@ import { spawnNode, withDatabase } from '../database.ts'
 import { enroll, ingest } from '../fleet.ts'
 import { change, messages, type Received } from '../webhooks.ts'
 import { checkNow, daysOnline, heartbeats, leftovers } from './invariants.ts'
-import { contentOf } from '../rows.ts'
+import { rowsOf, type Rows } from '../rows.ts'
 import { untold } from './told.ts'
 
 // The drills make their own durable cluster.
@@ -44,12 +44,12 @@ t.test('the checks after a fault find each kind of loss', async t => {
   const beats = times.map(ts => ({ device_id: device_id!, ts: ts.getTime(), status: 201 }))
   const system = {
     ask: <T>(use: (sql: Sql) => Promise<T>) => use(db.admin),
-    written: new Map<string, { row_count: string; rows_sha256: string }>(),
+    written: new Map<string, Rows>(),
   }
   const day = daysAgo(50)
   await fillDay(db.admin, day, 300)
   const partition = await partitionOf(db.sql, day)
-  system.written.set(partition, await contentOf(db.admin, `fleet.${partition}`))
+  system.written.set(partition, await rowsOf(db.admin, `fleet.${partition}`))
   await checkNow(system, beats)
   t.same(await daysOnline(db.admin, system), [])
 

@@ -18,7 +18,7 @@ import type { Acknowledged } from '../../bench/sender.ts'
 import { enroll, startProgram, startServer, type Device, type Program, type Server, type Store } from '../../bench/store.ts'
 import { makeDisk, type Disk } from './disk.ts'
 import { Told } from './told.ts'
-import { contentOf } from '../rows.ts'
+import { rowsOf, type Rows } from '../rows.ts'
 
 export interface Archiver {
   program: Program
@@ -32,12 +32,6 @@ export type Place = 'file' | 's3'
 
 /** Devices that fall silent and come back. */
 const SILENT = 40
-
-/** The content of a past day, as it was written. */
-interface Content {
-  row_count: string
-  rows_sha256: string
-}
 
 interface Options {
   devices: number
@@ -53,8 +47,8 @@ export class System {
   readonly devices: Device[]
   readonly directory: string
   readonly archivers: Archiver[] = []
-  /** The content that each past day must have, by partition. */
-  readonly written = new Map<string, Content>()
+  /** The rows that each past day must have, by partition. */
+  readonly written = new Map<string, Rows>()
   /** Decides the fate of a request to the S3 store. */
   fate: (number: number) => Fate = () => 'pass'
   server!: Server
@@ -265,7 +259,7 @@ export class System {
           on conflict do nothing
         `.then(() => true, ignore('23514'))
         if (isWritten === undefined) continue
-        this.written.set(day!.partition_name, await contentOf(sql, `fleet.${day!.partition_name}`))
+        this.written.set(day!.partition_name, await rowsOf(sql, `fleet.${day!.partition_name}`))
         if (day!.state === 'restored') await sql`select fleet.release_partition(${day!.partition_name})`
         // It waits at most 300 ms for readers of the day. If that fails, another day will do.
         await sql`select fleet.archive_partition(${day!.partition_name})`.then(() => {
