@@ -172,11 +172,16 @@ async function verify({ worker, output }: Context, { isQuick, date }: { isQuick:
     return 1
   }
   let faults = 0
+  let unsigned = 0
   for (const [index, archive] of archives.entries()) {
     output.progress?.(`${index + 1} of ${archives.length}: ${archive.partition_name}`)
     const say = ({ signature }: Manifest) => {
+      if (!signature) {
+        unsigned++
+        return
+      }
       output.progress?.('')
-      output.say(`${archive.partition_name}: ${signature ? signedBy(signature.key, worker) : 'not signed'}`)
+      output.say(`${archive.partition_name}: ${signedBy(signature.key, worker)}`)
     }
     for (const fault of await verifyArchive(worker, archive, isQuick, say)) {
       output.progress?.('')
@@ -193,7 +198,8 @@ async function verify({ worker, output }: Context, { isQuick, date }: { isQuick:
     faults++
   }
   const what = isQuick ? 'manifests and sizes' : 'every byte and row'
-  output.say(`${archives.length} archives, ${what}: ${faults === 0 ? 'no fault' : `${faults} faults`}`)
+  const summary = `${archives.length} archives, ${what}: ${faults === 0 ? 'no fault' : `${faults} faults`}`
+  output.say(unsigned === 0 ? summary : `${summary}; ${unsigned} without a signature`)
   return faults > 0 ? 1 : 0
 }
 

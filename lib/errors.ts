@@ -25,7 +25,8 @@ export function reportFailure(error: unknown): 1 | 2 {
 export function explain(error: unknown): string {
   if (!(error instanceof Error)) return String(error)
   const lines = [error.message || error.name]
-  const { hint, detail } = error as { hint?: unknown; detail?: unknown }
+  const { code, hint, detail } = error as { code?: unknown; hint?: unknown; detail?: unknown }
+  if (code === 'ECONNREFUSED') lines.push('Nothing answers there. If it is Postgres: RUNBOOK.md, "Postgres does not answer"')
   if (typeof detail === 'string') lines.push(detail)
   if (typeof hint === 'string') lines.push(hint)
   if (error instanceof AggregateError) lines.push(...error.errors.map(explain))

@@ -147,6 +147,8 @@ export class Cluster {
   readonly data: string
   readonly log: string
   port = 0
+  /** The port that it had before this start, if it is another now. */
+  movedFrom: number | undefined
   #options: ClusterOptions
   #kept: Kept = { port: 0, passwords: {} }
   #user = clusterUser()
@@ -295,7 +297,11 @@ export class Cluster {
       }
       port = await freePort(this.#options.throwaway)
     }
-    if (this.port !== this.#kept.port) await this.#keep({ ...this.#kept, port: this.port })
+    this.movedFrom = undefined
+    if (this.port !== this.#kept.port) {
+      this.movedFrom = this.#kept.port || undefined
+      await this.#keep({ ...this.#kept, port: this.port })
+    }
     return 'started'
   }
 

@@ -155,7 +155,7 @@ export function graveLine(line: string): string | undefined {
     }
     const isGrave = typeof level === 'number' ? level >= 40 : ['warn', 'error', 'fatal'].includes(level ?? '')
     if (!isGrave) return undefined
-    return [event, message, ...messagesOf(error)].filter(Boolean).join(': ')
+    return [event, error ? message?.replace(/\.$/, '') : message, ...messagesOf(error)].filter(Boolean).join(': ')
   } catch {
     return undefined // not a log line; the text of a crash is shown when the process ends
   }

@@ -190,10 +190,16 @@ t.test('a fresh clone with an empty environment', { skip: shellTools.without }, 
   })
 
   await t.test('a second start takes seconds and keeps the data', async t => {
+    // In a terminal that has read .local/env, while another process has the port of Postgres.
+    const [, databaseUrl] = /^DATABASE_URL='(.*)'$/m.exec(await readFile(join(clone, '.local/env'), 'utf8'))!
+    const { port } = new URL(databaseUrl!)
+    const other = createServer().listen(Number(port), '127.0.0.1')
+    t.teardown(() => other.close())
     const began = Date.now()
-    const started = await npmStart(t, clone)
+    const started = await npmStart(t, clone, { DATABASE_URL: databaseUrl! })
     t.ok(Date.now() - began < 20_000, `it took ${Date.now() - began} ms`)
-    t.notMatch(started.output(), /Making a PostgreSQL/)
+    t.notMatch(started.output(), /Making a PostgreSQL|DATABASE_URL is set/)
+    t.match(started.output(), new RegExp(`Port ${port} is taken by another process, so PostgreSQL uses \\d+`))
     t.notMatch(started.output(), adminKey, 'the admin key is printed at the first start only')
     t.match(started.output(), 'Admin key   in .local/admin-key, made at an earlier start')
     const url = /^Ops page +(\S+)\/$/m.exec(started.output())?.[1]

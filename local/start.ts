@@ -1,7 +1,7 @@
 // npm start and npm run demo: run everything on one machine, from nothing to a printed curl command, until Ctrl-C.
 import { randomBytes } from 'node:crypto'
 import { existsSync } from 'node:fs'
-import { link, mkdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { link, mkdir, readFile, realpath, rm, writeFile } from 'node:fs/promises'
 import { delimiter, join, relative, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
@@ -16,7 +16,7 @@ import { openDatabase } from '../lib/database.ts'
 import { startDemo } from './demo.ts'
 import { migrate } from '../cli/migrate.ts'
 import { ask, urlFor } from './own-server.ts'
-import { requirePostgres } from './packages.ts'
+import { findPostgres, requirePostgres } from './packages.ts'
 import { isAlive } from '../lib/process.ts'
 import { say, step } from '../lib/progress.ts'
 import { Service } from './service.ts'
@@ -116,7 +116,8 @@ async function start(config: StartConfig, running: Running, isDemo: boolean) {
   if (config.portIsFixed && !(await isFree(config.port, config.host))) {
     throw new Error(`PORT ${config.port} of ${config.host} is taken by another process; nothing was started`)
   }
-  const db = config.databaseUrl ? givenDatabase(config) : await privateDatabase(running, config)
+  const isGiven = config.databaseUrl !== undefined && !(await isOwnDatabase(config.databaseUrl))
+  const db = isGiven ? givenDatabase(config) : await privateDatabase(running, config)
   const { cluster } = running
   const lines: string[] = []
   try {
@@ -209,6 +210,11 @@ async function privateDatabase(running: Running, config: StartConfig): Promise<D
   running.stopped.throwIfAborted()
   running.cluster = cluster
   const how = await running.step(`Starting PostgreSQL ${packages.major}`, () => cluster.start())
+  if (cluster.movedFrom !== undefined) {
+    say(
+      `Port ${cluster.movedFrom} is taken by another process, so PostgreSQL uses ${cluster.port}. Terminals that have read .local/env must read it again.`,
+    )
+  }
   if (how === 'reused') say('PostgreSQL was still running from an earlier start that was killed. It keeps running.')
   running.watchCluster(cluster)
   return {
@@ -219,6 +225,16 @@ async function privateDatabase(running: Running, config: StartConfig): Promise<D
     dba: 'service=fleet_dba',
     env: privateEnv(config.env, role => cluster.url(role, DATABASE)),
   }
+}
+
+/** Whether a URL is that of this clone's cluster, in a terminal that has read .local/env. Its port may be another now. */
+async function isOwnDatabase(url: string) {
+  const dir = await realpath(join(local, 'pg')).catch(() => undefined)
+  const packages = dir && (await findPostgres(await clusterMajor(dir)))
+  if (!packages) return false
+  const cluster = new Cluster({ dir, postgres: packages, databases: [DATABASE], cronDatabase: DATABASE })
+  await cluster.attach()
+  return new URL(cluster.url('postgres', DATABASE)).password === new URL(url).password
 }
 
 /** Gives each child its own login, no matter which other databases the environment names. The children do not get the owner's. */
@@ -290,6 +306,7 @@ async function writeEnvFile(env: Record<string, string | undefined>) {
     'OPS_DATABASE_URL',
     'ARCHIVER_DATABASE_URL',
     'NOTIFIER_DATABASE_URL',
+    'WEBHOOK_ALLOW',
     'ARCHIVE_URL',
     'HOST',
     'PORT',

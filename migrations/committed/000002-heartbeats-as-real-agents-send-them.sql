@@ -1,5 +1,5 @@
 --! Previous: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
---! Hash: sha1:92afcd7d012a5bff9a1c02d556e52dc35bb564cd
+--! Hash: sha1:ef2f1d441577c3069964d17ce017cdf4b7d48c02
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -1780,6 +1780,33 @@ comment on function fleet.note_columns() is
   'restored. '
   'Example: select fleet.note_columns(); select * from fleet.column_changes;';
 --! EndIncluded archive/note_columns.sql
+--! Included archive/require_forms.sql
+create or replace function fleet.require_forms(p_partition text, p_columns jsonb) returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_unknown text;
+begin
+  select string_agg(format('%s %s', c.value ->> 'name', c.value ->> 'type'), ', ' order by c.ordinality) into v_unknown
+  from jsonb_array_elements(p_columns) with ordinality c
+  where c.value ->> 'name' is null or fleet.archive_form(c.value ->> 'type') is null;
+  if v_unknown is not null or jsonb_array_length(p_columns) = 0 then
+    raise exception using
+      errcode = 'FL422',
+      message = format(
+        'the archive of %s has %s', p_partition, coalesce('columns of unknown types: ' || v_unknown, 'no columns')
+      ),
+      hint = 'A newer version of this software may have written it. The known types are in sql/archive/archive_form.sql '
+        'and archiver/archive/parquet.ts.';
+  end if;
+end
+$$;
+
+comment on function fleet.require_forms(text, jsonb) is
+  'Raises an error if a column of an archive has a type without an archive form; see fleet.archive_form().';
+--! EndIncluded archive/require_forms.sql
 --! Included ingest/add_field.sql
 create or replace function fleet.add_field(p_name text, p_type regtype, p_comment text) returns void
 language plpgsql
@@ -5070,7 +5097,8 @@ begin
   if fleet.is_ingest_down(v_newest, p_now) then
     status := 'fail';
     detail := format(
-      'no device was heard from for %s; the cause is the servers, the proxy in front of them, or the network',
+      'no device was heard from for %s; unless all are switched off, the cause is the servers, the proxy in front of them, or the '
+      'network',
       date_trunc('second', p_now - v_newest)
     );
     remedy := e'-- is a server connected? If not, start one (npm run server). If so, see RUNBOOK.md, "Heartbeats are refused"\n'
@@ -6650,6 +6678,11 @@ as $$
   from fleet.settings s
   left join fleet.hb_partitions p on p.state = 'active' and p.held_reason is null
     and p.range_end <= coalesce((select min(h.since) from fleet.import_holds() h), 'infinity')
+    -- It was held or restored until then, and the next night retires it.
+    and not exists (
+      select 1 from fleet.events e
+      where e.partition_name = p.partition_name and e.event = 'partition.release' and e.at > now() - interval '2 days'
+    )
   union all
   select 'archive_backlog_partitions', '{}', count(*)::double precision
   from fleet.hb_partitions p
@@ -6947,7 +6980,12 @@ begin
   check_name := 'retention';
   select string_agg(r.partition_name, ', ') into v_names
   from fleet.retention_plan(null, p_now) r
-  where r.action = 'retire' and r.range_end < p_now - v_settings.retention - interval '2 days';
+  where r.action = 'retire' and r.range_end < p_now - v_settings.retention - interval '2 days'
+    -- It was held or restored until then, and the next night retires it.
+    and not exists (
+      select 1 from fleet.events e
+      where e.partition_name = r.partition_name and e.event = 'partition.release' and e.at > p_now - interval '2 days'
+    );
   status := case when v_names is null then 'ok' else 'warn' end;
   detail := coalesce('past the retention by more than two days: ' || v_names, 'no partition is overdue to be retired');
   remedy := case when v_names is not null then 'call fleet.nightly();' end;
@@ -11652,6 +11690,7 @@ declare
   v_dead text;
   v_retries text;
   v_failing text;
+  v_failing_briefly text;
   v_looks text;
 begin
   perform fleet.not_in_future(p_now);
@@ -11684,15 +11723,18 @@ begin
   join (
     select l.webhook_id, count(*) as dead from fleet.webhook_deliveries l where l.state = 'dead' group by l.webhook_id
   ) d using (webhook_id);
-  select string_agg(
-      format('%s: %s', w.webhook_name, coalesce(w.last_error, 'no answer')), '; ' order by w.webhook_name
-    ),
-    string_agg(format('select fleet.test_webhook(%L);', w.webhook_name), e'\n' order by w.webhook_name)
-  into v_failing, v_looks
-  from fleet.webhooks w
-  where w.failures > 0 and w.paused_at is null
-    -- A receiver that restarts is no reason to act.
-    and p_now - coalesce(w.last_success_at, w.created_at) > interval '15 minutes';
+  select
+    string_agg(f.error, '; ' order by f.webhook_name) filter (where f.is_long),
+    string_agg(f.error, '; ' order by f.webhook_name) filter (where not f.is_long),
+    string_agg(format('select fleet.test_webhook(%L);', f.webhook_name), e'\n' order by f.webhook_name) filter (where f.is_long)
+  into v_failing, v_failing_briefly, v_looks
+  from (
+    select w.webhook_name, format('%s: %s', w.webhook_name, coalesce(w.last_error, 'no answer')) as error,
+      -- A receiver that restarts is no reason to act.
+      p_now - coalesce(w.last_success_at, w.created_at) > interval '15 minutes' as is_long
+    from fleet.webhooks w
+    where w.failures > 0 and w.paused_at is null
+  ) f;
   status := case when v_dead is not null or v_failing is not null then 'warn' else 'ok' end;
   detail := coalesce(
     concat_ws(
@@ -11700,7 +11742,10 @@ begin
     ),
     ''
   );
-  detail := case when detail = '' then 'every receiver accepts its messages' else detail end;
+  detail := case
+    when detail <> '' then detail
+    else coalesce('not accepted for less than 15 minutes: ' || v_failing_briefly, 'every receiver accepts its messages')
+  end;
   remedy := case
     when v_failing is not null then e'-- once the receiver is fixed; select * from fleet.webhook_health shows the webhooks\n' || v_looks
     when v_dead is not null then
@@ -14079,13 +14124,18 @@ begin
   if v_after is distinct from v_before then
     perform fleet.audit('jobs.scheduled', 'jobs:pg_cron', v_before, v_after);
   end if;
-  return query select d.jobname, d.schedule, d.command, true from fleet.job_definitions() d;
+  -- A job that somebody has disabled stays so.
+  return query execute $active$
+    select d.jobname, d.schedule, d.command, j.active
+    from fleet.job_definitions() d
+    join cron.job j on j.jobname = d.jobname and j.username = current_user
+  $active$;
 end
 $$;
 
 comment on function fleet.schedule_jobs() is
-  'Schedules the jobs of fleet.job_definitions() with pg_cron, as their owner; may be called again. If pg_cron is in another '
-  'database, notices say what to run there. Example: select * from fleet.schedule_jobs();';
+  'Schedules the jobs of fleet.job_definitions() with pg_cron, as their owner; may be called again. is_scheduled is false for one '
+  'that is disabled, which stays so. If pg_cron is in another database, notices say what to run there. Example: select * from fleet.schedule_jobs();';
 --! EndIncluded jobs/schedule_jobs.sql
 --! Included jobs/audit_settings.sql
 create or replace function fleet.audit_settings() returns trigger
@@ -14841,6 +14891,10 @@ begin
       continue;
     end if;
     begin
+      -- PostgreSQL 18 takes the bytes of a bytea for a binary number. They are more likely the digits of one.
+      if v_type = 'bytea' then
+        raise cannot_coerce;
+      end if;
       execute format('select null::%s::%s', v_type, v_target.type);
     exception when cannot_coerce then
       raise exception using
@@ -14965,6 +15019,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set lock_timeout = '300ms'
+set client_min_messages = 'warning'
 as $$
 declare
   v_partition fleet.hb_partitions;

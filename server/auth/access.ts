@@ -55,7 +55,9 @@ export class Access {
       if (principal === undefined) {
         if (given !== undefined) this.rateLimit.wrong(incoming)
         throw unauthorized(
-          'A key is required: an API key in the header Authorization: Bearer <key>, or the admin key in x-admin: <key>.',
+          given === undefined
+            ? 'A key is required: an API key in the header Authorization: Bearer <key>, or the admin key in x-admin: <key>.'
+            : 'The key is unknown, revoked or expired.',
           'Bearer realm="fleet", X-Admin realm="fleet"',
         )
       }

@@ -225,7 +225,12 @@ begin
   check_name := 'retention';
   select string_agg(r.partition_name, ', ') into v_names
   from fleet.retention_plan(null, p_now) r
-  where r.action = 'retire' and r.range_end < p_now - v_settings.retention - interval '2 days';
+  where r.action = 'retire' and r.range_end < p_now - v_settings.retention - interval '2 days'
+    -- It was held or restored until then, and the next night retires it.
+    and not exists (
+      select 1 from fleet.events e
+      where e.partition_name = r.partition_name and e.event = 'partition.release' and e.at > p_now - interval '2 days'
+    );
   status := case when v_names is null then 'ok' else 'warn' end;
   detail := coalesce('past the retention by more than two days: ' || v_names, 'no partition is overdue to be retired');
   remedy := case when v_names is not null then 'call fleet.nightly();' end;

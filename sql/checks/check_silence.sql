@@ -43,7 +43,8 @@ begin
   if fleet.is_ingest_down(v_newest, p_now) then
     status := 'fail';
     detail := format(
-      'no device was heard from for %s; the cause is the servers, the proxy in front of them, or the network',
+      'no device was heard from for %s; unless all are switched off, the cause is the servers, the proxy in front of them, or the '
+      'network',
       date_trunc('second', p_now - v_newest)
     );
     remedy := e'-- is a server connected? If not, start one (npm run server). If so, see RUNBOOK.md, "Heartbeats are refused"\n'

@@ -17,6 +17,7 @@ declare
   v_dead text;
   v_retries text;
   v_failing text;
+  v_failing_briefly text;
   v_looks text;
 begin
   perform fleet.not_in_future(p_now);
@@ -49,15 +50,18 @@ begin
   join (
     select l.webhook_id, count(*) as dead from fleet.webhook_deliveries l where l.state = 'dead' group by l.webhook_id
   ) d using (webhook_id);
-  select string_agg(
-      format('%s: %s', w.webhook_name, coalesce(w.last_error, 'no answer')), '; ' order by w.webhook_name
-    ),
-    string_agg(format('select fleet.test_webhook(%L);', w.webhook_name), e'\n' order by w.webhook_name)
-  into v_failing, v_looks
-  from fleet.webhooks w
-  where w.failures > 0 and w.paused_at is null
-    -- A receiver that restarts is no reason to act.
-    and p_now - coalesce(w.last_success_at, w.created_at) > interval '15 minutes';
+  select
+    string_agg(f.error, '; ' order by f.webhook_name) filter (where f.is_long),
+    string_agg(f.error, '; ' order by f.webhook_name) filter (where not f.is_long),
+    string_agg(format('select fleet.test_webhook(%L);', f.webhook_name), e'\n' order by f.webhook_name) filter (where f.is_long)
+  into v_failing, v_failing_briefly, v_looks
+  from (
+    select w.webhook_name, format('%s: %s', w.webhook_name, coalesce(w.last_error, 'no answer')) as error,
+      -- A receiver that restarts is no reason to act.
+      p_now - coalesce(w.last_success_at, w.created_at) > interval '15 minutes' as is_long
+    from fleet.webhooks w
+    where w.failures > 0 and w.paused_at is null
+  ) f;
   status := case when v_dead is not null or v_failing is not null then 'warn' else 'ok' end;
   detail := coalesce(
     concat_ws(
@@ -65,7 +69,10 @@ begin
     ),
     ''
   );
-  detail := case when detail = '' then 'every receiver accepts its messages' else detail end;
+  detail := case
+    when detail <> '' then detail
+    else coalesce('not accepted for less than 15 minutes: ' || v_failing_briefly, 'every receiver accepts its messages')
+  end;
   remedy := case
     when v_failing is not null then e'-- once the receiver is fixed; select * from fleet.webhook_health shows the webhooks\n' || v_looks
     when v_dead is not null then

@@ -48,10 +48,15 @@ begin
   if v_after is distinct from v_before then
     perform fleet.audit('jobs.scheduled', 'jobs:pg_cron', v_before, v_after);
   end if;
-  return query select d.jobname, d.schedule, d.command, true from fleet.job_definitions() d;
+  -- A job that somebody has disabled stays so.
+  return query execute $active$
+    select d.jobname, d.schedule, d.command, j.active
+    from fleet.job_definitions() d
+    join cron.job j on j.jobname = d.jobname and j.username = current_user
+  $active$;
 end
 $$;
 
 comment on function fleet.schedule_jobs() is
-  'Schedules the jobs of fleet.job_definitions() with pg_cron, as their owner; may be called again. If pg_cron is in another '
-  'database, notices say what to run there. Example: select * from fleet.schedule_jobs();';
+  'Schedules the jobs of fleet.job_definitions() with pg_cron, as their owner; may be called again. is_scheduled is false for one '
+  'that is disabled, which stays so. If pg_cron is in another database, notices say what to run there. Example: select * from fleet.schedule_jobs();';

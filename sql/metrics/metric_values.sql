@@ -21,6 +21,11 @@ as $$
   from fleet.settings s
   left join fleet.hb_partitions p on p.state = 'active' and p.held_reason is null
     and p.range_end <= coalesce((select min(h.since) from fleet.import_holds() h), 'infinity')
+    -- It was held or restored until then, and the next night retires it.
+    and not exists (
+      select 1 from fleet.events e
+      where e.partition_name = p.partition_name and e.event = 'partition.release' and e.at > now() - interval '2 days'
+    )
   union all
   select 'archive_backlog_partitions', '{}', count(*)::double precision
   from fleet.hb_partitions p

@@ -5,6 +5,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set lock_timeout = '300ms'
+set client_min_messages = 'warning'
 as $$
 declare
   v_partition fleet.hb_partitions;

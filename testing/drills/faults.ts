@@ -7,6 +7,7 @@ import type { Fate } from '../s3-proxy.ts'
 import { waitFor } from '../database.ts'
 import type { Answer } from '../webhooks.ts'
 import { treeOf } from '../../bench/processes.ts'
+import { dumpAndRestore, promoteStandby } from './moves.ts'
 import { ignore, type Archiver, type System } from './system.ts'
 
 export interface Fault {
@@ -34,7 +35,8 @@ export const faults: Fault[] = [
   { kind: 'server killed (SIGKILL) and restarted', strike: killServer },
   { kind: 'archiver killed (SIGKILL)', strike: killArchiver },
   { kind: 'notifier killed (SIGKILL)', strike: killNotifier },
-  { kind: 'receiver of webhooks fails', strike: sickenReceiver },
+  { kind: 'receiver of webhooks fails', strike: (system, random) => sickenReceiver(system, random, FAILING) },
+  { kind: 'receiver of webhooks lies', strike: (system, random) => sickenReceiver(system, random, LYING) },
   { kind: 'Postgres killed (SIGKILL) and restarted', strike: killPostgres },
   { kind: 'backend of Postgres killed (SIGKILL)', strike: killBackend },
   { kind: 'backends terminated during a statement', strike: endStatements },
@@ -54,6 +56,10 @@ export const faults: Fault[] = [
   { kind: 'several archivers', strike: crowd },
   { kind: 'two nightly runs at the same time', strike: twoNights },
   { kind: 'nightly run during a restore', strike: nightDuringRestore },
+  { kind: 'session that settles a day terminated', strike: endSettling },
+  { kind: 'field added', strike: addField },
+  { kind: 'standby promoted', strike: promoteStandby },
+  { kind: 'dump and restore', strike: dumpAndRestore },
 ]
 
 async function killWorker({ server }: System, random: Random) {
@@ -97,18 +103,36 @@ async function killNotifier({ told }: System, random: Random) {
   return 'one of two'
 }
 
-async function sickenReceiver({ told }: System, random: Random) {
-  const kinds: [string, Answer][] = [
-    ['answers 500', 500],
-    ['does not answer', () => {}],
-    ['closes the connection', response => response.destroy()],
-    [
-      'closes it half-way',
-      response => response.writeHead(200, { 'content-length': '10' }).write('half', () => response.destroy()),
-    ],
-    ['answers late', response => setTimeout(() => response.writeHead(204).end(), 1_000)],
-    ['sends it elsewhere', response => response.writeHead(302, { location: 'http://127.0.0.1:9/' }).end()],
-  ]
+const FAILING: [string, Answer][] = [
+  ['answers 500', 500],
+  ['does not answer', () => {}],
+  ['closes the connection', response => response.destroy()],
+  ['closes it half-way', response => response.writeHead(200, { 'content-length': '10' }).write('half', () => response.destroy())],
+  ['answers late', response => setTimeout(() => response.writeHead(204).end(), 1_000)],
+  ['sends it elsewhere', response => response.writeHead(302, { location: 'http://127.0.0.1:9/' }).end()],
+]
+
+/** It has kept the message, but says something else. */
+const LYING: [string, Answer][] = [
+  ['says that it is overloaded, for a year', response => response.writeHead(429, { 'retry-after': '31536000' }).end()],
+  [
+    'says that it is overloaded, until a day that was',
+    response => response.writeHead(503, { 'retry-after': 'Thu, 01 Jan 1970 00:00:00 GMT' }).end(),
+  ],
+  ['says that the message is wrong', response => response.writeHead(400).end('{"error":"unknown event"}')],
+  ['says that it never wants one again', response => response.writeHead(410).end()],
+  ['says what is not HTTP', response => response.socket?.end('SSH-2.0-OpenSSH_9.2\r\n')],
+  [
+    'never comes to the end of its answer',
+    response => {
+      response.writeHead(500)
+      const saying = setInterval(() => response.write('x'.repeat(1_000)), 50)
+      response.once('close', () => clearInterval(saying))
+    },
+  ],
+]
+
+async function sickenReceiver({ told }: System, random: Random, kinds: [string, Answer][]) {
   const [name, answer] = oneOf(random, kinds)
   const { receiver } = told
   const before = receiver.answer
@@ -341,14 +365,14 @@ async function crowd(system: System, random: Random) {
 }
 
 /** A nightly run that retires some days. It may be refused because another run or session holds a lock. */
-function night(system: System, random: Random) {
+function night(system: System, random: Random, ...ends: string[]) {
   const retention = `${between(random, 60, 89)} days`
   return system
     .ask(sql => sql`call fleet.nightly(null, ${retention}::interval)`, 'fleet_owner')
     .then(
       () => 'ran',
       (error: unknown) => {
-        ignore('FL003', '55P03', '40P01')(error)
+        ignore('FL003', '55P03', '40P01', ...ends)(error)
         return 'was refused'
       },
     )
@@ -372,6 +396,39 @@ async function nightDuringRestore(system: System, random: Random) {
   await sleep(between(random, 0, 500))
   const end = await night(system, random)
   return `a restore of ${asked} days was requested; the nightly run ${end}`
+}
+
+/** Ends the session of a nightly run while it settles a day. */
+async function endSettling(system: System, random: Random) {
+  await system.addWork(2, random)
+  const wait = between(random, 0, 400)
+  const [ended, said] = await Promise.all([
+    system.ask(async sql => {
+      await sleep(wait)
+      const [row] = await sql<{ ended: number }[]>`
+        select count(*) filter (where pg_terminate_backend(a.pid))::integer as ended
+        from pg_stat_activity a where a.query like 'call fleet.nightly%' and a.usename = 'fleet_owner'`
+      return row!.ended
+    }),
+    night(system, random, '57P01', 'CONNECTION_CLOSED'),
+  ])
+  return `after ${wait} ms: ${ended === 0 ? `it ${said}` : 'it ended'}`
+}
+
+let fields = 0
+
+/** A field is added as a migration of its own adds it, while days with and without it are archived and restored. */
+async function addField(system: System, random: Random) {
+  await system.addWork(3, random)
+  const types = ['integer', 'bigint', 'boolean', 'text', 'jsonb', 'smallint']
+  const name = `drilled_${++fields}`
+  const type = oneOf(random, types)
+  // It gives up if others keep the table busy for two seconds.
+  const isAdded = await system
+    .ask(sql => sql`select fleet.add_field(${name}, ${type}::regtype, 'Added by a drill.')`, 'fleet_owner')
+    .then(() => true, ignore('FL003'))
+  await system.addWork(3, random)
+  return isAdded ? `${name} ${type}` : `${name}: the heartbeats were in use`
 }
 
 async function postmaster(store: System['store']) {

@@ -320,6 +320,6 @@ export class System {
 
 export function ignore(...codes: string[]) {
   return (error: unknown) => {
-    if (!(error instanceof postgres.PostgresError && codes.includes(error.code))) throw error
+    if (!(error instanceof Error && 'code' in error && codes.includes(error.code as string))) throw error
   }
 }
