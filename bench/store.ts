@@ -25,8 +25,13 @@ export interface Store {
 /**
  * Makes a store, runs `work` with it, and removes it. fsync, synchronous_commit and full_page_writes are on.
  * @param root the checkout whose migrations make it, including the one that is being written there
+ * @param env more environment variables of Postgres
  */
-export async function withStore<T>(work: (store: Store) => Promise<T>, root = repository): Promise<T> {
+export async function withStore<T>(
+  work: (store: Store) => Promise<T>,
+  root = repository,
+  env: Record<string, string> = {},
+): Promise<T> {
   const packages = await requirePostgres()
   // In npm test the store is a copy of one that is migrated already.
   const template = root === repository && isInTests() ? testCluster().template : undefined
@@ -35,6 +40,7 @@ export async function withStore<T>(work: (store: Store) => Promise<T>, root = re
     databases: ['fleet'],
     cronDatabase: 'fleet',
     durable: true,
+    env,
     ...(template === undefined ? {} : { template }),
   })
   const admin = postgres(cluster.url('postgres', 'fleet'), { max: 4, onnotice: () => {} })

@@ -17,10 +17,18 @@ export interface Clock {
   forget: (pid: number) => Promise<void>
 }
 
-/** @returns undefined if faketime is not installed */
-export async function makeClock(directory: string, name: string): Promise<Clock | undefined> {
-  const preload = library()
+/**
+ * @param isForPostgres for a cluster, whose user must be able to read the directory
+ * @returns undefined if faketime is not installed
+ */
+export async function makeClock(directory: string, name: string, isForPostgres = false): Promise<Clock | undefined> {
+  let preload = library()
   if (preload === undefined) return undefined
+  if (isForPostgres) {
+    const copy = join(directory, 'libfaketime.so')
+    await writeFile(copy, withoutWaits(await readFile(preload)), { mode: 0o644 })
+    preload = copy
+  }
   const file = join(directory, `clock-${name}`)
   const jump = (seconds: number) => writeFile(file, `${seconds < 0 ? '' : '+'}${seconds}\n`)
   await jump(0)

@@ -14,6 +14,7 @@ declare
   v_has_cron boolean := exists (select from pg_extension where extname = 'pg_cron');
   -- A later one was written while the clock ran ahead.
   v_ticked timestamptz := (select max(j.started_at) from fleet.ticked_jobs j where j.started_at <= p_now);
+  v_last_run timestamptz;
   v_names text;
   v_commands text;
   v_role text;
@@ -71,6 +72,18 @@ begin
     detail := 'this is a standby: the jobs run on the primary, and remedies must be run there too';
   elsif not exists (select from pg_stat_activity where backend_type = 'pg_cron launcher') then
     status := 'fail'; detail := 'the pg_cron launcher is gone: no job runs until Postgres is restarted'; remedy := c_restart;
+  else
+    execute 'select d.start_time from cron.job_run_details d where d.start_time is not null order by d.runid desc limit 1'
+    into v_last_run;
+    -- It remembers the minute of its last run, and waits for the next one.
+    if v_last_run > clock_timestamp() + interval '1 minute' then
+      status := 'fail';
+      detail := format(
+        'the clock of Postgres ran ahead and was set back: pg_cron runs no job before %s, unless Postgres is restarted',
+        date_trunc('minute', v_last_run)
+      );
+      remedy := c_restart;
+    end if;
   end if;
   return next;
 

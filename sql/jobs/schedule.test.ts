@@ -121,6 +121,19 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000, skip: ownCluste
   )
 
   await admin`select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'pg_cron launcher'`
+  await admin.begin(async transaction => {
+    const scheduler = () => transaction`select status, detail, remedy from fleet.check_scheduler() where check_name = 'scheduler'`
+    t.match(await scheduler(), [{ status: 'ok' }])
+    await transaction`
+      insert into cron.job_run_details (jobid, runid, database, username, command, status, start_time, end_time)
+      select jobid, nextval('cron.runid_seq'), database, username, command, 'succeeded', now() + interval '3 hours', now() + interval '3 hours'
+      from cron.job where jobname = 'fleet-mark-silent'`
+    t.match(await scheduler(), [
+      { status: 'fail', detail: /clock of Postgres ran ahead .* runs no job before 20/, remedy: /pg_ctl restart/ },
+    ])
+    await transaction`rollback and chain`
+  })
+
   // Newer versions of pg_cron are started again after a second.
   let found: unknown
   await waitFor(async () => {

@@ -52,6 +52,7 @@ export const faults: Fault[] = [
   },
   { kind: 'clock of the server jumps', without: withoutClock, strike: (system, random) => jump(system, random, 'server') },
   { kind: 'clock of the archivers jumps', without: withoutClock, strike: (system, random) => jump(system, random, 'archivers') },
+  { kind: 'clock of Postgres runs ahead', without: withoutClock, strike: runAhead },
   { kind: 'flood of connections', strike: storm },
   { kind: 'several archivers', strike: crowd },
   { kind: 'two nightly runs at the same time', strike: twoNights },
@@ -315,6 +316,39 @@ async function jump(system: System, random: Random, whose: 'server' | 'archivers
     await clock.jump(0)
   }
   return `by ${seconds} s and back`
+}
+
+/**
+ * For some seconds the time of Postgres is later. Its jobs run in that time, too. A message that is queued then for a time that is
+ * up to ten minutes away waits for it (fleet.remind_webhooks()), which is longer than a drill waits.
+ */
+async function runAhead(system: System, random: Random) {
+  const clock = system.clocks.postgres!
+  const seconds = oneOf(random, [30, 90, 3_600, 10_800, 86_400])
+  const aheadBy = () =>
+    system.ask(async sql => {
+      const [row] = await sql<{ now: number }[]>`select extract(epoch from clock_timestamp())::float8 as now`
+      return row!.now - Date.now() / 1_000
+    })
+  await clock.jump(seconds)
+  try {
+    await waitFor(async () => (await aheadBy()) > seconds - 5, { what: () => 'the clock of Postgres to be ahead' })
+    await system.addWork(2, random)
+    await sleep(between(random, 0, 2_000))
+  } finally {
+    await clock.jump(0)
+  }
+  await waitFor(async () => Math.abs(await aheadBy()) < 5, { what: () => 'the clock of Postgres to be right again' })
+  // Without this pg_cron would wait until that time.
+  const [scheduler] = await system.ask(
+    sql => sql<{ remedy: string | null }[]>`
+    select remedy from fleet.check_scheduler() where check_name = 'scheduler'`,
+  )
+  if (scheduler?.remedy?.includes('pg_ctl restart')) {
+    await system.store.cluster.stop()
+    await system.store.cluster.start()
+  }
+  return `by ${seconds} s and back${scheduler?.remedy ? ', and Postgres restarted, as check() said' : ''}`
 }
 
 /** Opens more connections than Postgres accepts, and a thousand to the server, half of which send half a request. */

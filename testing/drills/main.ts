@@ -7,11 +7,13 @@
  * moment is not.
  * The exit code is 1 if something is lost, or does not recover by itself. The output then has the command that repeats it.
  */
-import { writeFile } from 'node:fs/promises'
-import { resolve } from 'node:path'
-import { faketime } from '../clock.ts'
-import { explain } from '../../lib/errors.ts'
+import { chmod, mkdtemp, realpath, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { faketime, makeClock } from '../clock.ts'
+import { explain, UsageError } from '../../lib/errors.ts'
 import { elapsed, say, step } from '../../lib/progress.ts'
+import { repository } from '../../lib/repository.ts'
 import { generator } from '../random.ts'
 import { waitFor } from '../database.ts'
 import { faults, type Fault } from './faults.ts'
@@ -19,7 +21,7 @@ import { checkAll, checkNow, Loss, type Beat } from './invariants.ts'
 import { System } from './system.ts'
 import { percentile } from '../../bench/figure.ts'
 import { readOptions, runProgram } from '../../bench/options.ts'
-import { withStore } from '../../bench/store.ts'
+import { withStore, type Store } from '../../bench/store.ts'
 
 const options = {
   count: { otherwise: 100, what: 'number of faults' },
@@ -28,6 +30,7 @@ const options = {
   devices: { otherwise: 1_500, what: 'devices that send during the faults' },
   interval: { otherwise: 14, least: 10, what: 'seconds between the heartbeats of a device' },
   every: { otherwise: 25, what: 'faults after which everything is read back' },
+  only: { otherwise: '', what: 'only the kinds of faults whose names contain this text' },
   'no-s3': { otherwise: false, what: 'leave out the S3 store and its faults' },
   report: { otherwise: 'testing/drills/RESULTS.md', what: 'file for the report' },
 } as const
@@ -78,8 +81,11 @@ async function main(args: string[]) {
   const given = readOptions('drills --', args, options)
   const seed = given.seed ?? Math.floor(Date.now() / 86_400_000)
   await faketime.install()
-  return withStore(async store => {
-    const system = await System.start(store, { devices: given.devices, interval: given.interval, s3: !given['no-s3'] })
+  const directory = await mkdtemp(join(await realpath(tmpdir()), 'fleet-drills-clock-'))
+  await chmod(directory, 0o755) // Postgres is another user
+  const clock = await makeClock(directory, 'postgres', true)
+  const run = async (store: Store) => {
+    const system = await System.start(store, { devices: given.devices, interval: given.interval, s3: !given['no-s3'], clock })
     let ending: Promise<void> | undefined
     for (const signal of ['SIGINT', 'SIGTERM'] as const)
       process.once(signal, () => {
@@ -90,7 +96,12 @@ async function main(args: string[]) {
     } finally {
       await system.end()
     }
-  })
+  }
+  try {
+    return await withStore(run, repository, clock?.env)
+  } finally {
+    await rm(directory, { recursive: true, force: true })
+  }
 }
 
 interface Given {
@@ -99,19 +110,23 @@ interface Given {
   from: number
   every: number
   report: string
+  only: string
   'no-s3': boolean
 }
 
 /** The command that repeats faults `from` to `from` + `count` - 1. */
-function command({ count, seed, from, 'no-s3': noS3 }: Given) {
-  return `npm run drills -- --count ${count} --seed ${seed}${from > 1 ? ` --from ${from}` : ''}${noS3 ? ' --no-s3' : ''}`
+function command({ count, seed, from, only, 'no-s3': noS3 }: Given) {
+  const more = [from > 1 ? ` --from ${from}` : '', only ? ` --only '${only}'` : '', noS3 ? ' --no-s3' : '']
+  return `npm run drills -- --count ${count} --seed ${seed}${more.join('')}`
 }
 
 async function drill(system: System, given: Given) {
   const { count, seed, from } = given
   const started = performance.now()
-  const possible = faults.filter(({ without }) => !without?.(system))
-  const left = faults.filter(fault => !possible.includes(fault)).map(({ kind, without }) => `${kind}: ${without?.(system) ?? ''}`)
+  const wanted = faults.filter(({ kind }) => kind.includes(given.only))
+  if (wanted.length === 0) throw new UsageError(`--only ${given.only}: no kind of fault has this in its name`)
+  const possible = wanted.filter(({ without }) => !without?.(system))
+  const left = wanted.filter(fault => !possible.includes(fault)).map(({ kind, without }) => `${kind}: ${without?.(system) ?? ''}`)
   for (const line of left) say(`left out: ${line}`)
   say(`Seed ${seed}, faults ${from} to ${from + count - 1}`)
   await step('Filling and archiving some days', async () => {

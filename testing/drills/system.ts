@@ -39,6 +39,8 @@ interface Options {
   interval: number
   /** Whether there is an S3 store. */
   s3: boolean
+  /** The clock of Postgres. */
+  clock: Clock | undefined
 }
 
 /** The system. Each archiver writes to its own store; all work on the same partitions. */
@@ -54,7 +56,7 @@ export class System {
   server!: Server
   sender!: Sender
   told!: Told
-  clocks: { server?: Clock | undefined; archivers?: Clock | undefined } = {}
+  clocks: { server?: Clock | undefined; archivers?: Clock | undefined; postgres?: Clock | undefined } = {}
   /** The disks on which archivers work and store files. */
   disks: { work?: Disk | undefined; files?: Disk | undefined } = {}
   #env: Record<Place, Record<string, string> | undefined> = { file: undefined, s3: undefined }
@@ -82,9 +84,13 @@ export class System {
     }
   }
 
-  async #start({ interval, s3 }: Options) {
+  async #start({ interval, s3, clock }: Options) {
     const { directory } = this
-    this.clocks = { server: await makeClock(directory, 'server'), archivers: await makeClock(directory, 'archivers') }
+    this.clocks = {
+      server: await makeClock(directory, 'server'),
+      archivers: await makeClock(directory, 'archivers'),
+      postgres: clock,
+    }
     for (const name of ['work', 'files'] as const) {
       const disk = await makeDisk(join(directory, name), 256)
       this.disks[name] = disk

@@ -87,7 +87,7 @@ export class Told {
 
   /** What a receiver and the messages should be after all that happened; waits until everything is sent. */
   async problems() {
-    let left = 0
+    let left = ''
     await waitFor(
       async () => {
         left = await this.#asked.ask(async sql => {
@@ -95,16 +95,17 @@ export class Told {
             update fleet.webhook_deliveries set next_attempt_at = now()
             where state = 'pending' and lease_owner is null and due_at <= now() and next_attempt_at > now()`
           await sql`update fleet.webhooks set hold_until = null`
-          const [row] = await sql<{ left: number }[]>`
-            select count(*)::integer as left from fleet.webhook_deliveries where state = 'pending'`
-          return row!.left
+          const rows = await sql<{ message: string }[]>`
+            select format('%s of %s, due in %s, next attempt in %s', event, device_id, due_at - now(), next_attempt_at - now()) as message
+            from fleet.webhook_deliveries where state = 'pending'`
+          return rows.map(({ message }) => message).join('; ')
         })
-        return left === 0
+        return left === ''
       },
       {
         timeoutMs: 120_000,
         every: 500,
-        what: () => `${left} messages to be sent:\n${this.notifiers.map(notifier => notifier.output()).join('\n')}`,
+        what: () => `${left} to be sent:\n${this.notifiers.map(notifier => notifier.output()).join('\n')}`,
       },
     )
     // A copy that a dead notifier had sent may still be on its way.
@@ -120,9 +121,9 @@ export class Told {
 export async function untold(sql: Sql, devices: number[], received: Received[]) {
   const wrong: string[] = []
   const rows = await sql<
-    { transition_id: string; device_id: string; event: string; ids: string[] | null; states: string[] | null }[]
+    { transition_id: string; device_id: string; event: string; about: string; ids: string[] | null; states: string[] | null }[]
   >`
-    select t.transition_id, t.device_id, t.event, json_agg(d.message_id) filter (where d.message_id is not null) as ids,
+    select t.transition_id, t.device_id, t.event, format('at %s, %s, incident %s', t.at, t.reason, t.incident_id) as about, json_agg(d.message_id) filter (where d.message_id is not null) as ids,
       json_agg(d.state) filter (where d.state is not null) as states
     from fleet.device_transitions t
     left join fleet.webhook_deliveries d on d.transition_id = t.transition_id and d.kind in ('first', 'recovery', 'change')
@@ -140,12 +141,12 @@ export async function untold(sql: Sql, devices: number[], received: Received[]) 
     byId.set(id, [...(byId.get(id) ?? []), text])
   }
   const before = new Map<string, string>()
-  for (const { transition_id, device_id, event, ids, states } of rows) {
+  for (const { transition_id, device_id, event, about, ids, states } of rows) {
     if (before.get(device_id) === event) wrong.push(`device ${device_id} is ${event} twice in a row`)
     before.set(device_id, event)
     if (ids?.length !== 1 || states?.[0] !== 'delivered') {
       wrong.push(
-        `${event} of device ${device_id} (${transition_id}) has ${ids?.length ?? 0} messages: ${states?.join(', ') ?? ''}`,
+        `${event} of device ${device_id} (${transition_id}, ${about}) has ${ids?.length ?? 0} messages: ${states?.join(', ') ?? ''}`,
       )
       continue
     }
