@@ -116,7 +116,7 @@ export class Told {
 
 /**
  * A sentence for each transition of these devices without its message, and for each message that came wrongly. Not told is a silence
- * while heartbeats could not be stored, and one that was over when it was first seen.
+ * while heartbeats could not be stored, one of many devices, which is an incident, and one that was over when it was first seen.
  */
 export async function untold(sql: Sql, devices: number[], received: Received[]) {
   const wrong: string[] = []
@@ -128,6 +128,7 @@ export async function untold(sql: Sql, devices: number[], received: Received[]) 
     from fleet.device_transitions t
     left join fleet.webhook_deliveries d on d.transition_id = t.transition_id and d.kind in ('first', 'recovery', 'change')
     where t.device_id = any (${array(devices)}::bigint[]) and t.event in ('offline', 'back') and t.reason is distinct from 'ingest_down'
+      and t.incident_id is null
       and not exists (
         select from fleet.device_transitions o
         where o.device_id = t.device_id and o.at = t.at and o.event <> t.event and o.event in ('offline', 'back')
