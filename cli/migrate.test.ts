@@ -162,7 +162,10 @@ t.test('npm run migrate ends with 2 for wrong usage and 1 for an error', async t
   t.match(npmRunMigrate({}), { status: 2, stderr: /DATABASE_URL.*not set/ })
   t.match(npmRunMigrate({ DATABASE_URL: 'fleet' }), { status: 2, stderr: /DATABASE_URL: expected postgres:/ })
   t.match(npmRunMigrate({ DATABASE_URL: 'postgres://a@127.0.0.1/b' }, 'now'), { status: 2, stderr: /usage/ })
-  t.match(npmRunMigrate({ DATABASE_URL: 'postgres://a:b@127.0.0.1:9/c' }), { status: 1, stderr: /ECONNREFUSED/ })
+  t.match(npmRunMigrate({ DATABASE_URL: 'postgres://a:b@127.0.0.1:9/c' }), {
+    status: 1,
+    stderr: /ECONNREFUSED 127.0.0.1:9\n.*RUNBOOK.md, "Postgres does not answer"/,
+  })
   const db = await withDatabase(t)
   t.match(npmRunMigrate({ DATABASE_URL: db.url('postgres') }).status, 0)
 })

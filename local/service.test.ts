@@ -14,7 +14,7 @@ t.test('a log line is shown if it is a warning or worse', async t => {
   t.equal(graveLine('null'), undefined)
   t.equal(graveLine('{"level":"warn","event":"http.error","error":{"message":"lost"}}'), 'http.error: lost')
   t.equal(
-    graveLine('{"level":50,"event":"a.b","message":"failed","error":{"message":"why","cause":{"message":"what"}}}'),
+    graveLine('{"level":50,"event":"a.b","message":"failed.","error":{"message":"why","cause":{"message":"what"}}}'),
     'a.b: failed: why: what',
   )
 })

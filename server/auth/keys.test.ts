@@ -127,8 +127,12 @@ t.test('without ADMIN_KEY the API keys open everything, and without a key nothin
   const db = await withDatabase(t)
   const { call, url } = await withServer(t, { adminKey: undefined }, db)
   const key = await makeKey(db, 'all', ['read', 'metrics', 'enroll', 'command', 'operate'])
+  t.match((await call('GET /v1/devices')).body, { detail: /^A key is required/ })
   for (const admin of [ADMIN_KEY, 'undefined', '']) {
-    t.equal((await call('GET /v1/devices', { headers: { 'x-admin': admin } })).status, 401)
+    t.match(await call('GET /v1/devices', { headers: { 'x-admin': admin } }), {
+      status: 401,
+      body: { detail: /^The key is unknown/ },
+    })
     t.equal((await call('GET /metrics', { headers: { authorization: `Bearer ${admin}` } })).status, 401)
     t.equal((await visitor(url).post('/login', { key: admin })).status, 403)
   }

@@ -134,6 +134,13 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000, skip: ownCluste
     await transaction`rollback and chain`
   })
 
+  await admin`update cron.job set active = false where jobname = 'fleet-erase'`
+  t.same(
+    (await sql`select jobname from fleet.schedule_jobs() where not is_scheduled`).map(row => row.jobname as string),
+    ['fleet-erase'],
+    'a job that somebody has disabled stays so',
+  )
+
   // Newer versions of pg_cron are started again after a second.
   let found: unknown
   await waitFor(async () => {

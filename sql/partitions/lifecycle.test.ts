@@ -158,7 +158,16 @@ t.test('held and restored days stay attached while older and newer ones are reti
 
   // Its indexes are still there, and inserts are still routed to it.
   t.match(await ingest(sql, [{ device_id: device, ts: noon.replace('12:', '13:') }]), [{ result: 'stored' }])
+  await sql`update fleet.settings set retention = '60 days'`
   await dba`select fleet.release_partition(${held})`
+  const overdue = () => sql`
+    select c.status, m.value >= 19 as lags
+    from fleet.check_partitions() c
+    cross join fleet.metric_values() m
+    where c.check_name = 'retention' and m.metric = 'retention_lag_days'`
+  t.match(await overdue(), [{ status: 'ok', lags: false }], 'the next night retires it')
+  await sql`update fleet.events set at = at - interval '3 days' where event = 'partition.release'`
+  t.match(await overdue(), [{ status: 'warn', lags: true }], 'no night has')
   await dba`call fleet.nightly(null, '60 days')`
   t.match(await sql`select state, row_count from fleet.hb_partitions where partition_name = ${held}`, [
     { state: 'detached', row_count: '2' },

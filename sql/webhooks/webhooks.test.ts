@@ -413,6 +413,9 @@ t.test(
       'as long as the receiver asks for',
     )
     t.match(await dba`select state from fleet.webhook_health`, [{ state: 'failing' }])
+    t.match(await dba`select status, detail from fleet.check_webhooks() where check_name = 'webhooks'`, [
+      { status: 'ok', detail: /^not accepted for less than 15 minutes: .*: it answered 429$/ },
+    ])
     await sql`update fleet.webhooks set hold_until = now()`
     const [accepted] = (await claim(notifier)) as [Claim]
     await notifier`select fleet.record_delivery(${accepted.delivery_id}, 'me', 200)`
