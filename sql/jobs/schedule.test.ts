@@ -120,7 +120,6 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000, skip: ownCluste
     'only the part of the history that is still useful is kept',
   )
 
-  await admin`select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'pg_cron launcher'`
   await admin.begin(async transaction => {
     const scheduler = () => transaction`select status, detail, remedy from fleet.check_scheduler() where check_name = 'scheduler'`
     t.match(await scheduler(), [{ status: 'ok' }])
@@ -142,6 +141,7 @@ t.test('pg_cron runs the jobs as the owner', { timeout: 300_000, skip: ownCluste
   )
 
   // Newer versions of pg_cron are started again after a second.
+  await admin`select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'pg_cron launcher'`
   let found: unknown
   await waitFor(async () => {
     const [check] = await sql`select status, detail, remedy from fleet.check_scheduler() where check_name = 'scheduler'`
