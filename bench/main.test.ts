@@ -1,8 +1,8 @@
 import t from 'tap'
 import { leftToDeep } from '../local/config.ts'
-import { spawnNode } from '../testing/database.ts'
+import { spawnNode, testCluster } from '../testing/database.ts'
 import { schedule } from './schedule.ts'
-import { runScenario } from '../testing/bench.ts'
+import { runScenario, startScenario } from '../testing/bench.ts'
 
 // Each scenario makes its own durable cluster.
 t.setTimeout(300_000)
@@ -173,4 +173,19 @@ t.test('load-history fills the days and last status', { skip: leftToDeep() }, as
   const figures = await runScenario(t, 'load-history', ['--rows', '3000', '--days', '3', '--devices', '10'])
   t.match(figures[0], { name: 'rows loaded', measured: 3000 })
   t.match(figures.at(-1), { name: 'devices whose last status was filled', measured: 10 })
+})
+
+t.test('postgres-18 compares ways to read, to search and to number rows', { skip: leftToDeep() }, async t => {
+  if (testCluster().postgres.major < 18) {
+    const bench = await startScenario(t, 'postgres-18', [])
+    t.match(await bench.exited, { code: 2 })
+    t.match(bench.output(), /needs PostgreSQL 18 or newer, and the newest here is \d+/)
+    return
+  }
+  const figures = await runScenario(t, 'postgres-18', ['--rows', '20000', '--rounds', '1'])
+  for (const name of ['sync / worker, settled, in s', 'whole table / as planned', 'insert with uuidv7()'])
+    t.ok(
+      figures.some(figure => figure.name === name && figure.measured > 0),
+      name,
+    )
 })

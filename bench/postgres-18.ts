@@ -4,6 +4,7 @@ import { writeFile } from 'node:fs/promises'
 import type { Sql } from 'postgres'
 import { say, step } from '../lib/progress.ts'
 import { UsageError } from '../lib/errors.ts'
+import { requirePostgres } from '../local/packages.ts'
 import { copyOfRows } from '../archiver/archive/rows-csv.ts'
 import type { Column } from '../archiver/archive/parquet.ts'
 import { arrange, loadDay, run } from './archive.ts'
@@ -25,11 +26,9 @@ const KEYS = 500_000
 /** Needs PostgreSQL 18, and root to empty the kernel's cache of files. */
 export async function benchPostgres18(args: string[]): Promise<Figure[]> {
   const given = readOptions('bench -- postgres-18', args, options)
+  const { major } = await requirePostgres()
+  if (major < 18) throw new UsageError(`postgres-18 needs PostgreSQL 18 or newer, and the newest here is ${major}`)
   return withStore(async store => {
-    const [version] = await store.admin<
-      { major: number }[]
-    >`select current_setting('server_version_num')::integer / 10000 as major`
-    if (version!.major < 18) throw new UsageError(`postgres-18 needs PostgreSQL 18; this is ${version!.major}`)
     // The job would settle the day.
     await store.admin`update cron.job set schedule = '0 0 1 1 *'`
     const devices = Math.ceil(given.rows / HEARTBEATS_A_DAY)

@@ -35,7 +35,8 @@ say "Debian $suite${node:+ with Node $node} in $root"
 # This machine's debootstrap may be older than the suite. The script of all newer ones is that of sid.
 script=/usr/share/debootstrap/scripts/$suite
 [ -e "$script" ] || script=/usr/share/debootstrap/scripts/sid
-debootstrap --variant=minbase --include=ca-certificates,git "$suite" "$root" "$mirror" "$script" > "$root.log" 2>&1 ||
+# Node 26 needs libatomic1.
+debootstrap --variant=minbase --include=ca-certificates,git${node:+,libatomic1} "$suite" "$root" "$mirror" "$script" > "$root.log" 2>&1 ||
   { tail -20 "$root.log" >&2; exit 1; }
 if [ "$suite" = bookworm ]; then
   npm=$(dirname "$(dirname "$(readlink -f "$(command -v npm)")")")
