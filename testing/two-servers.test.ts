@@ -5,6 +5,7 @@ import { pathToFileURL } from 'node:url'
 import t from 'tap'
 import { makeDirectory } from './archiver.ts'
 import { clusterUser, freePort, throwawayCluster } from '../local/cluster.ts'
+import { plainEnv } from '../local/config.ts'
 import { find } from './optional-programs.ts'
 import { spawnNode, spawnProgram, testCluster, waitFor } from './database.ts'
 import { shellTools } from './shell-tools.ts'
@@ -38,7 +39,7 @@ t.test(
     t.teardown(end)
     const directory = await makeDirectory(t)
     const done = async (command: string, options?: { env?: Record<string, string>; input?: string }) => {
-      const env = { PATH: `${postgres.bin}:/usr/sbin:/usr/bin:/bin`, HOME: directory, ...options?.env }
+      const env = { PATH: `${postgres.bin}:${plainEnv().PATH}:/usr/sbin`, HOME: directory, ...options?.env }
       const { code, output } = await runShell(command, env, options)
       if (code !== 0) throw new Error(`${command}\n${output}`)
       return output
