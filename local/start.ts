@@ -231,7 +231,7 @@ async function privateDatabase(running: Running, config: StartConfig): Promise<D
 async function isOwnDatabase(url: string) {
   const dir = await realpath(join(local, 'pg')).catch(() => undefined)
   const packages = dir && (await findPostgres(await clusterMajor(dir)))
-  if (!packages) return false
+  if (!packages || !existsSync(join(dir, 'cluster.json'))) return false
   const cluster = new Cluster({ dir, postgres: packages, databases: [DATABASE], cronDatabase: DATABASE })
   await cluster.attach()
   return new URL(cluster.url('postgres', DATABASE)).password === new URL(url).password
