@@ -18,7 +18,7 @@ import type { Sent } from './sender.ts'
 import { enroll, startServer, withStore, type Store } from './store.ts'
 
 /** The heartbeats of one device in a day at the default interval. */
-const HEARTBEATS_A_DAY = 1_440
+export const HEARTBEATS_A_DAY = 1_440
 
 /** The first seconds of each measurement, which do not count. */
 const WARMUP = 5

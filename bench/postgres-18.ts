@@ -7,7 +7,7 @@ import { UsageError } from '../lib/errors.ts'
 import { requirePostgres } from '../local/packages.ts'
 import { copyOfRows } from '../archiver/archive/rows-csv.ts'
 import type { Column } from '../archiver/archive/parquet.ts'
-import { arrange, loadDay, run } from './archive.ts'
+import { arrange, HEARTBEATS_A_DAY, loadDay, run } from './archive.ts'
 import { median, type Figure } from './figure.ts'
 import { readOptions } from './options.ts'
 import { withStore, type Store } from './store.ts'
@@ -17,7 +17,6 @@ const options = {
   rounds: { otherwise: 5, what: 'number of rounds' },
 } as const
 
-const HEARTBEATS_A_DAY = 1_440
 /** How Postgres 18 reads: as all versions before, by its own workers (the default), or by the kernel's queue. */
 const METHODS = ['sync', 'worker', 'io_uring']
 /** Rows that are inserted to compare keys. */

@@ -3,16 +3,13 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Sql } from 'postgres'
 import { say, step } from '../lib/progress.ts'
-import { loadDay } from './archive.ts'
+import { HEARTBEATS_A_DAY, loadDay } from './archive.ts'
 import { atMost, median, percentile, type Figure } from './figure.ts'
 import { startSender } from './heartbeats.ts'
 import { readOptions } from './options.ts'
 import { schedule } from './schedule.ts'
 import type { Sent } from './sender.ts'
 import { enroll, startServer, withStore } from './store.ts'
-
-/** The heartbeats of one device in a day at the default interval. */
-const HEARTBEATS_A_DAY = 1_440
 
 /** The first seconds of each measurement, which do not count. */
 const WARMUP = 5

@@ -1,14 +1,13 @@
 // npm run check: prints the result of fleet.check() with remedies, and the health of the server's pools. Exit code 1 if anything
 // fails.
-import { readFile, realpath } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { Cluster, clusterMajor } from '../local/cluster.ts'
 import { optionalDatabaseUrl, serverAddress } from '../local/config.ts'
 import { repository } from '../lib/repository.ts'
 import { openDatabase } from '../lib/database.ts'
+import { ownCluster } from '../local/own-cluster.ts'
 import { ask } from '../local/own-server.ts'
-import { findPostgres } from '../local/packages.ts'
 import { say } from '../lib/progress.ts'
 import { explain, reportFailure } from '../lib/errors.ts'
 
@@ -38,13 +37,11 @@ export function table(checks: Check[]) {
 async function url() {
   const given = optionalDatabaseUrl()
   if (given) return given
-  const dir = await realpath(join(repository, '.local', 'pg')).catch(() => undefined)
-  const packages = dir && (await findPostgres(await clusterMajor(dir)))
-  const cluster = packages && new Cluster({ dir, postgres: packages, databases: ['fleet'], cronDatabase: 'fleet' })
-  if (!cluster || !(await cluster.attach())) {
+  const own = await ownCluster()
+  if (!own?.isRunning) {
     throw new Error('DATABASE_URL is not set, and the cluster of npm start is not running; start it, or set DATABASE_URL')
   }
-  return cluster.url('fleet_owner', 'fleet')
+  return own.cluster.url('fleet_owner', 'fleet')
 }
 
 interface PoolHealth {

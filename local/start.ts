@@ -1,7 +1,7 @@
 // npm start and npm run demo: run everything on one machine, from nothing to a printed curl command, until Ctrl-C.
 import { randomBytes } from 'node:crypto'
 import { existsSync } from 'node:fs'
-import { link, mkdir, readFile, realpath, rm, writeFile } from 'node:fs/promises'
+import { link, mkdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { delimiter, join, relative, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
@@ -16,7 +16,8 @@ import { openDatabase } from '../lib/database.ts'
 import { startDemo } from './demo.ts'
 import { migrate } from '../cli/migrate.ts'
 import { ask, urlFor } from './own-server.ts'
-import { findPostgres, requirePostgres } from './packages.ts'
+import { ownCluster } from './own-cluster.ts'
+import { requirePostgres } from './packages.ts'
 import { isAlive } from '../lib/process.ts'
 import { say, step } from '../lib/progress.ts'
 import { Service } from './service.ts'
@@ -229,12 +230,8 @@ async function privateDatabase(running: Running, config: StartConfig): Promise<D
 
 /** Whether a URL is that of this clone's cluster, in a terminal that has read .local/env. Its port may be another now. */
 async function isOwnDatabase(url: string) {
-  const dir = await realpath(join(local, 'pg')).catch(() => undefined)
-  const packages = dir && (await findPostgres(await clusterMajor(dir)))
-  if (!packages || !existsSync(join(dir, 'cluster.json'))) return false
-  const cluster = new Cluster({ dir, postgres: packages, databases: [DATABASE], cronDatabase: DATABASE })
-  await cluster.attach()
-  return new URL(cluster.url('postgres', DATABASE)).password === new URL(url).password
+  const own = await ownCluster()
+  return own !== undefined && new URL(own.cluster.url('postgres', DATABASE)).password === new URL(url).password
 }
 
 /** Gives each child its own login, no matter which other databases the environment names. The children do not get the owner's. */

@@ -1,6 +1,6 @@
 #!/bin/sh
 # npm run test:fresh, test:trixie, test:forky, test:node22, test:node24, test:node26: does what a newcomer does on a new Debian. It
-# makes a root directory with debootstrap, with git, which is removed afterwards, clones the last commit into it, runs `npm start`, sends a
+# makes a root directory with debootstrap and git, which is removed afterwards, clones the last commit into it, runs `npm start`, sends a
 # heartbeat, and runs `npm test`. Node is Debian's own. Debian 12's Node is too old, so there it is the one of this machine, or a
 # version that the npm registry has. Needs root. Processes and mounts end with the script, no matter what happens (unshare).
 #

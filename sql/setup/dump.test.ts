@@ -1,7 +1,7 @@
 // A dump is taken from one cluster and restored into another, in every way that Postgres offers. The store must work there. Where an
 // older PostgreSQL is installed, too (npm run test:trixie), the dump comes from that one.
 import { execFile, spawn } from 'node:child_process'
-import { readdir, readFile, writeFile } from 'node:fs/promises'
+import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import postgres, { type Sql } from 'postgres'
@@ -13,6 +13,7 @@ import { plainEnv } from '../../local/config.ts'
 import { repository } from '../../lib/repository.ts'
 import { migrate } from '../../cli/migrate.ts'
 import { testCluster, withCluster, withDatabase, type OwnCluster, type TestDatabase } from '../../testing/database.ts'
+import { CHANGED_FUNCTION, pgRestore } from '../../testing/dumps.ts'
 import { asRole, ingest, value } from '../../testing/fleet.ts'
 
 const run = promisify(execFile)
@@ -58,11 +59,11 @@ t.test('a store works after its dump was restored into another cluster', { timeo
   const ways: { what: string; restore: (target: OwnCluster) => Promise<unknown> }[] = [
     {
       what: 'pg_restore --jobs, of a directory',
-      restore: target => pgRestore(target, join(directory, 'all.d'), { options: ['--jobs=3'] }),
+      restore: target => pgRestore(target.cluster, target.url('postgres'), join(directory, 'all.d'), { options: ['--jobs=3'] }),
     },
     {
       what: 'pg_restore, of a dump without the data of pg_cron',
-      restore: target => pgRestore(target, join(directory, 'store.dump')),
+      restore: target => pgRestore(target.cluster, target.url('postgres'), join(directory, 'store.dump')),
     },
     { what: 'psql', restore: target => psqlFile(target, join(directory, 'store.sql')) },
   ]
@@ -120,7 +121,7 @@ t.test('a store works after its dump was restored into another cluster', { timeo
   await t.test('days can be archived, dropped and restored in the restored store', async t => {
     const target = await withEmptyCluster(t)
     for (const section of ['pre-data', 'data'])
-      await pgRestore(target, join(directory, 'all.dump'), { options: [`--section=${section}`] })
+      await pgRestore(target.cluster, target.url('postgres'), join(directory, 'all.dump'), { options: [`--section=${section}`] })
     // pg_cron starts its jobs as soon as they are restored.
     for (const job of ['maintain', 'nightly']) {
       await t.rejects(
@@ -129,12 +130,14 @@ t.test('a store works after its dump was restored into another cluster', { timeo
         `${job} waits`,
       )
     }
-    await pgRestore(target, join(directory, 'all.dump'), { options: ['--section=post-data'] })
+    await pgRestore(target.cluster, target.url('postgres'), join(directory, 'all.dump'), { options: ['--section=post-data'] })
     await livesOn(t, target, directory, name, token)
 
     // This drops the guard first and then even days without an archive, as the runbook says.
     await target.admin`update fleet.settings set retention = '90 days'`
-    await pgRestore(target, join(directory, 'store.dump'), { options: ['--clean', '--if-exists'] })
+    await pgRestore(target.cluster, target.url('postgres'), join(directory, 'store.dump'), {
+      options: ['--clean', '--if-exists'],
+    })
     t.same(await storeOf(target), before, 'after pg_restore --clean over a live store it contains what is in the dump')
     t.match(
       (await troublesOf(target.sql)).find(({ check_name }) => check_name === 'partition_oids'),
@@ -151,7 +154,7 @@ t.test('a store works after its dump was restored into another cluster', { timeo
       ...target,
       url: (role: Parameters<TestDatabase['url']>[0]) => target.url(role).replace(/fleet$/, 'elsewhere'),
     }
-    await pgRestore(elsewhere, join(directory, 'renamed.dump'), { leaveOut: /\b(pg_)?cron\b/ })
+    await pgRestore(elsewhere.cluster, elsewhere.url('postgres'), join(directory, 'renamed.dump'), { leaveOut: /\b(pg_)?cron\b/ })
     const store = { ...elsewhere, sql: asRole(t, elsewhere, 'fleet_owner'), admin: asRole(t, elsewhere, 'postgres') }
     t.match(
       (await troublesOf(store.sql)).find(({ check_name }) => check_name === 'partition_tables'),
@@ -324,24 +327,6 @@ async function withEmptyCluster(t: Test) {
     for n in 1..300 loop execute format('create table public.object_%s (id bigint primary key)', n); end loop;
   end $$`)
   return target
-}
-
-const CHANGED_FUNCTION = 'pg_logical_emit_message'
-
-/** As the runbook says: without the rights on a function that has other arguments since PostgreSQL 17. */
-async function pgRestore(
-  target: TestDatabase & Pick<OwnCluster, 'cluster'>,
-  dump: string,
-  { options = [], leaveOut }: { options?: string[]; leaveOut?: RegExp } = {},
-) {
-  const program = target.cluster.program('pg_restore')
-  const { stdout } = await run(program, ['--list', dump], { env: plainEnv() })
-  const entries = stdout.split('\n').filter(line => !line.includes(CHANGED_FUNCTION) && !leaveOut?.test(line))
-  const list = `${dump}.list`
-  await writeFile(list, entries.join('\n'))
-  await run(program, ['--exit-on-error', '-d', target.url('postgres'), `--use-list=${list}`, ...options, dump], {
-    env: plainEnv(),
-  })
 }
 
 /** Like grep -av … file | psql; see pgRestore(). */

@@ -1,6 +1,6 @@
 // Faults after which another copy of the store has the place of the first, at the same address: a standby, or what a dump restored.
 import { execFile } from 'node:child_process'
-import { readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { readFile, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
@@ -11,6 +11,7 @@ import { throwawayCluster, type Cluster } from '../../local/cluster.ts'
 import { plainEnv } from '../../local/config.ts'
 import { requirePostgres } from '../../local/packages.ts'
 import { waitFor } from '../database.ts'
+import { pgRestore } from '../dumps.ts'
 import type { System } from './system.ts'
 
 const run = promisify(execFile)
@@ -80,17 +81,11 @@ export async function dumpAndRestore(system: System, random: () => number) {
 
 /** @param password of the superuser, afterwards */
 async function restore(dump: string, cluster: Cluster, password: string) {
-  const url = cluster.url('postgres', 'fleet')
-  const { stdout } = await run(cluster.program('pg_restore'), ['--list', dump], { env: plainEnv() })
-  const list = `${dump}.list`
-  await writeFile(list, stdout.replace(/^.*pg_logical_emit_message.*\n/gm, ''))
   const roles = await readFile(join(repository, 'sql/setup/roles.sql'), 'utf8')
   await withSession(cluster, sql => sql.unsafe(roles))
-  await run(cluster.program('pg_restore'), ['--exit-on-error', '--jobs=2', `--use-list=${list}`, '-d', url, dump], {
-    env: plainEnv(),
-  })
+  await pgRestore(cluster, cluster.url('postgres', 'fleet'), dump, { options: ['--jobs=2'] })
   await withSession(cluster, sql => sql.unsafe(`alter role postgres password '${password}'`)) // only letters, digits, - and _
-  await Promise.all([rm(dump), rm(list)])
+  await rm(dump)
 }
 
 /** A cluster with an empty database, or a standby of `primary`. */

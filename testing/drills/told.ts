@@ -123,7 +123,8 @@ export async function untold(sql: Sql, devices: number[], received: Received[]) 
   const rows = await sql<
     { transition_id: string; device_id: string; event: string; about: string; ids: string[] | null; states: string[] | null }[]
   >`
-    select t.transition_id, t.device_id, t.event, format('at %s, %s, incident %s', t.at, t.reason, t.incident_id) as about, json_agg(d.message_id) filter (where d.message_id is not null) as ids,
+    select t.transition_id, t.device_id, t.event, format('at %s, %s, incident %s', t.at, t.reason, t.incident_id) as about,
+      json_agg(d.message_id) filter (where d.message_id is not null) as ids,
       json_agg(d.state) filter (where d.state is not null) as states
     from fleet.device_transitions t
     left join fleet.webhook_deliveries d on d.transition_id = t.transition_id and d.kind in ('first', 'recovery', 'change')
