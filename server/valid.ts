@@ -37,6 +37,18 @@ export function validQuery<T extends z.ZodObject>(schema: T, c: Context<AppEnv>)
 
 export const deviceId = z.int('must be a device id').positive('must be a device id')
 
+/**
+ * A JSON object with these fields and no others: a typo in an optional field must not be taken for a field that was left out.
+ * Heartbeats are not read with it, because an agent may be newer than the server.
+ */
+export const fields = <T extends z.ZodRawShape>(shape: T) =>
+  z.strictObject(shape, {
+    error: issue =>
+      issue.code === 'unrecognized_keys'
+        ? `is not a field of this call, which takes ${Object.keys(shape).join(', ')}`
+        : 'must be a JSON object',
+  })
+
 // openapi.json cannot show what refine() checks, so meta() says the same in JSON Schema.
 /** Text that PostgreSQL can store, of at most `max` characters (code points). */
 export const text = (min: number, max: number) =>
@@ -51,8 +63,11 @@ export const text = (min: number, max: number) =>
     .meta({ ...(min > 0 && { minLength: min }), ...(max < Infinity && { maxLength: max }) })
 
 /** What zod found wrong, field by field. */
-export function fieldErrors(error: z.ZodError): FieldError[] {
-  return error.issues.map(({ path, message }) => ({ path: path.map(String).join('.'), message }))
+function fieldErrors(error: z.ZodError): FieldError[] {
+  return error.issues.flatMap(issue => {
+    const paths = issue.code === 'unrecognized_keys' ? issue.keys.map(key => [...issue.path, key]) : [issue.path]
+    return paths.map(path => ({ path: path.map(String).join('.'), message: issue.message }))
+  })
 }
 
 const none = z.object({})

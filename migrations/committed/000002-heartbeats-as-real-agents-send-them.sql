@@ -1,5 +1,5 @@
 --! Previous: sha1:043345923fafe2a9d21343a568f6fc93b08b17ac
---! Hash: sha1:afe7e2c4e407dc3a393eb1dceda97062ab6418e9
+--! Hash: sha1:d110bbe3672e6e7a3377049dca749c7b6b185965
 --! Message: heartbeats as real agents send them
 
 -- Values that cannot be read, an agent's own values, clocks that are wrong, and devices that share a token.
@@ -6584,7 +6584,8 @@ comment on column fleet.webhook_health.dead is 'Messages that could not be sent 
 comment on column fleet.webhook_health.open_troubles is 'Devices and incidents that it knows, or will know, to be in trouble.';
 comment on column fleet.webhook_health.last_success_at is 'When its receiver last accepted a message, to the second.';
 comment on column fleet.webhook_health.last_error_at is 'When an attempt last failed.';
-comment on column fleet.webhook_health.last_error is 'Why.';
+comment on column fleet.webhook_health.last_error is
+  'Why. It stays when messages are accepted again: state says how things are now, and last_success_at is then the later time.';
 comment on column fleet.webhook_health.last_status is 'The HTTP status of that attempt; null if there was no answer.';
 comment on column fleet.webhook_health.hold_until is 'Until when nothing is sent, because the receiver failed.';
 comment on column fleet.webhook_health.paused_at is 'When it was paused; null if it is not.';
@@ -7114,11 +7115,17 @@ begin
   where a.last_seen_at <= greatest(p_now, clock_timestamp());  -- the clock may have run ahead
 
   check_name := 'archive_failed';
-  select string_agg(format('%s: %s', p.partition_name, p.last_error), '; ' order by p.range_start),
-    string_agg(format('select fleet.retry_archive(%L);', p.partition_name), e'\n' order by p.range_start)
+  -- One cause mostly stops all of them, so an error is said once, after the names of all partitions that have it.
+  select string_agg(format('%s: %s', e.names, e.last_error), '; ' order by e.range_start),
+    string_agg(e.commands, e'\n' order by e.range_start)
   into v_names, v_commands
-  from fleet.hb_partitions p
-  where p.state = 'archive_failed';
+  from (
+    select p.last_error, min(p.range_start) as range_start, string_agg(p.partition_name, ', ' order by p.range_start) as names,
+      string_agg(format('select fleet.retry_archive(%L);', p.partition_name), e'\n' order by p.range_start) as commands
+    from fleet.hb_partitions p
+    where p.state = 'archive_failed'
+    group by p.last_error
+  ) e;
   status := case when v_names is null then 'ok' else 'fail' end;
   detail := coalesce(v_names, 'none');
   remedy := e'-- once the cause is fixed\n' || v_commands;
@@ -7188,18 +7195,23 @@ begin
   return next;
 
   check_name := 'restores';
-  select string_agg(format('%s: %s', i.partition_name, i.last_error), '; ' order by p.range_start),
-    string_agg(
-      format('select fleet.request_restore(%L, %L);', p.range_start::date, (p.range_end - interval '1 day')::date),
-      e'\n' order by p.range_start
-    )
+  select string_agg(format('%s: %s', e.names, e.last_error), '; ' order by e.range_start),
+    string_agg(e.commands, e'\n' order by e.range_start)
   into v_names, v_commands
-  from fleet.restore_items i
-  join fleet.hb_partitions p using (partition_name)
-  where i.state = 'failed' and i.finished_at > p_now - interval '1 day'
-    and not exists (
-      select from fleet.restore_items l where l.partition_name = i.partition_name and l.request_id > i.request_id
-    );
+  from (
+    select i.last_error, min(p.range_start) as range_start, string_agg(i.partition_name, ', ' order by p.range_start) as names,
+      string_agg(
+        format('select fleet.request_restore(%L, %L);', p.range_start::date, (p.range_end - interval '1 day')::date),
+        e'\n' order by p.range_start
+      ) as commands
+    from fleet.restore_items i
+    join fleet.hb_partitions p using (partition_name)
+    where i.state = 'failed' and i.finished_at > p_now - interval '1 day'
+      and not exists (
+        select from fleet.restore_items l where l.partition_name = i.partition_name and l.request_id > i.request_id
+      )
+    group by i.last_error
+  ) e;
   status := case when v_names is null then 'ok' else 'warn' end;
   detail := coalesce('failed: ' || v_names, 'none failed in the last day');
   remedy := e'-- once the cause is fixed; npm run archive -- verify shows it\n' || v_commands;
@@ -11556,15 +11568,22 @@ begin
   perform fleet.not_in_future(p_now);
   check_name := 'erasures';
   -- By the number of the erasure, because more people see this than may know the device.
-  select string_agg(format('erasure %s: %s', e.erasure_id, e.last_error), '; ' order by e.erasure_id),
-    string_agg(format('select fleet.retry_erasure(%s);', e.erasure_id), e'\n' order by e.erasure_id)
+  -- A store that does not answer stops all of them, so an error is said once, after the numbers of all that have it.
+  select string_agg(format('%s: %s', f.names, f.last_error), '; ' order by f.erasure_id),
+    string_agg(f.commands, e'\n' order by f.erasure_id)
   into v_failed, v_retries
-  from fleet.erasure_progress e
-  where e.state = 'running'
-    and (
-      exists (select from fleet.erasure_items i where i.erasure_id = e.erasure_id and i.last_error is not null)
-      or e.last_error is not null and e.requested_at < p_now - interval '1 hour'
-    );
+  from (
+    select e.last_error, min(e.erasure_id) as erasure_id,
+      string_agg('erasure ' || e.erasure_id, ', ' order by e.erasure_id) as names,
+      string_agg(format('select fleet.retry_erasure(%s);', e.erasure_id), e'\n' order by e.erasure_id) as commands
+    from fleet.erasure_progress e
+    where e.state = 'running'
+      and (
+        exists (select from fleet.erasure_items i where i.erasure_id = e.erasure_id and i.last_error is not null)
+        or e.last_error is not null and e.requested_at < p_now - interval '1 hour'
+      )
+    group by e.last_error
+  ) f;
   select string_agg(
       format('erasure %s, with %s partitions and %s archives left', e.erasure_id, e.partitions_left, e.archives_left),
       '; ' order by e.erasure_id

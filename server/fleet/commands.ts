@@ -8,7 +8,7 @@ import { acting } from '../auth/acting.ts'
 import type { Metrics } from '../ops/metrics.ts'
 import { Problem, toProblem } from '../problem.ts'
 import { type Tokens, wrongKind } from '../auth/tokens.ts'
-import { deviceId, text, valid } from '../valid.ts'
+import { deviceId, fields, text, valid } from '../valid.ts'
 
 const MAX_DEPTH = 32
 const DEVICES_ONLY = 'Commands are for devices; a gateway has none.'
@@ -22,21 +22,18 @@ interface Command {
 
 type NoCommand = Record<keyof Command, null>
 
-export const newCommand = z.object(
-  {
-    device_id: deviceId.describe('The device that gets the command.'),
-    command: text(1, 64).describe('The name of the command, as the agent knows it.'),
-    payload: z
-      .unknown()
-      .optional()
-      .superRefine((value, context) => {
-        const fault = faultOf(value)
-        if (fault !== undefined) context.addIssue({ code: 'custom', message: fault })
-      })
-      .describe(`Any JSON of at most ${MAX_DEPTH} levels, with numbers up to 2^53 and text without NUL.`),
-  },
-  'must be a JSON object',
-)
+export const newCommand = fields({
+  device_id: deviceId.describe('The device that gets the command.'),
+  command: text(1, 64).describe('The name of the command, as the agent knows it.'),
+  payload: z
+    .unknown()
+    .optional()
+    .superRefine((value, context) => {
+      const fault = faultOf(value)
+      if (fault !== undefined) context.addIssue({ code: 'custom', message: fault })
+    })
+    .describe(`Any JSON of at most ${MAX_DEPTH} levels, with numbers up to 2^53 and text without NUL.`),
+})
 
 /** Sends a command to a device, which gets it at its next poll. */
 export function postCommand(config: ServerConfig, pool: Pool, metrics: Metrics): Handler<AppEnv> {

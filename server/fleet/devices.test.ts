@@ -215,6 +215,34 @@ t.test('a parameter that is unknown or repeated is 422 and named, and nothing is
   t.same(await db.sql`select from fleet.device_commands`, [])
 })
 
+t.test('a field of a body that is unknown is 422 and named, and nothing is done', async t => {
+  const { db, call } = await withServer(t)
+  const { device_id } = await enroll(db, 'a')
+  const calls: [line: string, body: object][] = [
+    ['POST /admin/devices', { alias: 'b', cohrt: 'lobby' }],
+    ['POST /admin/devices', { alias: 'b', Cohort: 'lobby' }],
+    ['POST /admin/command', { device_id, command: 'reboot', paylod: { when: 'now' } }],
+    [`PATCH /admin/devices/${device_id}`, { alias: 'b', cohrt: 'lobby' }],
+    [`PATCH /admin/devices/${device_id}`, { cohrt: 'lobby' }],
+  ]
+  for (const [line, body] of calls) {
+    const path = Object.keys(body).find(key => ['cohrt', 'Cohort', 'paylod'].includes(key))
+    t.match(
+      await call(line, { admin: true, body }),
+      { status: 422, body: { errors: [{ path, message: /is not a field of this call, which takes / }] } },
+      `${line} ${JSON.stringify(body)}`,
+    )
+  }
+  const two = await call('POST /admin/devices', { admin: true, body: { name: 'b', group: 'x' } })
+  t.match(
+    two.body,
+    { errors: [{ path: 'alias' }, { path: 'name', message: /takes alias, cohort$/ }, { path: 'group' }] },
+    'all together',
+  )
+  t.same(await db.sql`select alias from fleet.devices`, [{ alias: 'a' }])
+  t.same(await db.sql`select from fleet.device_commands`, [])
+})
+
 t.test('a list as CSV has the same rows, quoted, a link to the next page, and no formulas', async t => {
   const { db, call } = await withServer(t)
   const list = (query = '', headers: Record<string, string> = {}) =>
@@ -288,7 +316,7 @@ t.test('a device is renamed and moved, together or separately, and a change that
     { alias: 'a\0' },
   ]
   for (const body of wrong) t.match(await change(body), { status: 422 }, JSON.stringify(body))
-  t.match((await change({ alias: 'd', colour: 1 })).body, { errors: [{ message: /colour/ }] })
+  t.match((await change({ alias: 'd', colour: 1 })).body, { errors: [{ path: 'colour' }] })
   for (const id of [999, 'x', '1e3']) t.equal((await change({ alias: 'd' }, id)).status, 404)
   t.same(await now(), { alias: 'c', cohort: 'hall' })
   t.same(

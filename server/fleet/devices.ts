@@ -11,7 +11,7 @@ import type { Pool } from '../database.ts'
 import { acting } from '../auth/acting.ts'
 import type { DeviceReads, DeviceStatus } from './device-reads.ts'
 import { Problem, unavailable } from '../problem.ts'
-import { text, valid, validQuery } from '../valid.ts'
+import { fields, text, valid, validQuery } from '../valid.ts'
 
 const STATUSES = ['new', 'online', 'late', 'offline', 'clock_skewed', 'unity_down', 'revoked'] as const
 const SECONDS = { s: 1, m: 60, h: 3_600, d: 86_400 } as const
@@ -78,13 +78,10 @@ export function getDevice(reads: DeviceReads): Handler<AppEnv> {
   }
 }
 
-export const newDevice = z.object(
-  {
-    alias: text(1, 200).describe('Its name, unique among all devices, revoked ones included.'),
-    cohort: text(1, 100).nullish().describe('Its cohort; `default` if it is left out.'),
-  },
-  'must be a JSON object',
-)
+export const newDevice = fields({
+  alias: text(1, 200).describe('Its name, unique among all devices, revoked ones included.'),
+  cohort: text(1, 100).nullish().describe('Its cohort; `default` if it is left out.'),
+})
 
 export function createDevice(config: ServerConfig, pool: Pool): Handler<AppEnv> {
   return async c => {
@@ -100,19 +97,10 @@ export function createDevice(config: ServerConfig, pool: Pool): Handler<AppEnv> 
   }
 }
 
-export const deviceChanges = z
-  .strictObject(
-    {
-      alias: text(1, 200).optional().describe('The new alias.'),
-      cohort: text(1, 100).optional().describe('The new cohort.'),
-    },
-    {
-      error: issue =>
-        issue.code === 'unrecognized_keys'
-          ? `must have alias, cohort or both, not ${issue.keys.join(', ')}`
-          : 'must be a JSON object',
-    },
-  )
+export const deviceChanges = fields({
+  alias: text(1, 200).optional().describe('The new alias.'),
+  cohort: text(1, 100).optional().describe('The new cohort.'),
+})
   .refine(({ alias, cohort }) => alias !== undefined || cohort !== undefined, 'must have alias, cohort or both')
   .meta({ minProperties: 1 })
 

@@ -167,6 +167,23 @@ t.test('failures are counted, retried at growing intervals, and then left to the
   t.equal((await archiver`select * from fleet.claim_partition('a')`).length, 1, 'so does a DBA')
 })
 
+t.test('check names each failed partition, and says an error that they share once', async t => {
+  const { sql } = await withDatabase(t)
+  const names = (await sql`select partition_name from fleet.hb_partitions order by range_start limit 4`).map(
+    row => row.partition_name as string,
+  )
+  await sql`update fleet.hb_partitions set state = 'archive_failed', last_error = 'no space' where partition_name in ${sql(names)}`
+  await sql`update fleet.hb_partitions set last_error = 'no network' where partition_name = ${names[1]!}`
+  await sql`update fleet.hb_partitions set last_error = null where partition_name = ${names[3]!}`
+  t.match(await sql`select status, detail, remedy from fleet.check() where check_name = 'archive_failed'`, [
+    {
+      status: 'fail',
+      detail: `${names[0]}, ${names[2]}: no space; ${names[1]}: no network; ${names[3]}: `,
+      remedy: new RegExp([names[0], names[2], names[1], names[3]].map(name => `retry_archive\\('${name}'\\)`).join('[^]+')),
+    },
+  ])
+})
+
 t.test('the archiver is notified, and only when there is work', async t => {
   const db = await withDatabase(t)
   const { sql } = db

@@ -25,11 +25,17 @@ begin
   where a.last_seen_at <= greatest(p_now, clock_timestamp());  -- the clock may have run ahead
 
   check_name := 'archive_failed';
-  select string_agg(format('%s: %s', p.partition_name, p.last_error), '; ' order by p.range_start),
-    string_agg(format('select fleet.retry_archive(%L);', p.partition_name), e'\n' order by p.range_start)
+  -- One cause mostly stops all of them, so an error is said once, after the names of all partitions that have it.
+  select string_agg(format('%s: %s', e.names, e.last_error), '; ' order by e.range_start),
+    string_agg(e.commands, e'\n' order by e.range_start)
   into v_names, v_commands
-  from fleet.hb_partitions p
-  where p.state = 'archive_failed';
+  from (
+    select p.last_error, min(p.range_start) as range_start, string_agg(p.partition_name, ', ' order by p.range_start) as names,
+      string_agg(format('select fleet.retry_archive(%L);', p.partition_name), e'\n' order by p.range_start) as commands
+    from fleet.hb_partitions p
+    where p.state = 'archive_failed'
+    group by p.last_error
+  ) e;
   status := case when v_names is null then 'ok' else 'fail' end;
   detail := coalesce(v_names, 'none');
   remedy := e'-- once the cause is fixed\n' || v_commands;
@@ -99,18 +105,23 @@ begin
   return next;
 
   check_name := 'restores';
-  select string_agg(format('%s: %s', i.partition_name, i.last_error), '; ' order by p.range_start),
-    string_agg(
-      format('select fleet.request_restore(%L, %L);', p.range_start::date, (p.range_end - interval '1 day')::date),
-      e'\n' order by p.range_start
-    )
+  select string_agg(format('%s: %s', e.names, e.last_error), '; ' order by e.range_start),
+    string_agg(e.commands, e'\n' order by e.range_start)
   into v_names, v_commands
-  from fleet.restore_items i
-  join fleet.hb_partitions p using (partition_name)
-  where i.state = 'failed' and i.finished_at > p_now - interval '1 day'
-    and not exists (
-      select from fleet.restore_items l where l.partition_name = i.partition_name and l.request_id > i.request_id
-    );
+  from (
+    select i.last_error, min(p.range_start) as range_start, string_agg(i.partition_name, ', ' order by p.range_start) as names,
+      string_agg(
+        format('select fleet.request_restore(%L, %L);', p.range_start::date, (p.range_end - interval '1 day')::date),
+        e'\n' order by p.range_start
+      ) as commands
+    from fleet.restore_items i
+    join fleet.hb_partitions p using (partition_name)
+    where i.state = 'failed' and i.finished_at > p_now - interval '1 day'
+      and not exists (
+        select from fleet.restore_items l where l.partition_name = i.partition_name and l.request_id > i.request_id
+      )
+    group by i.last_error
+  ) e;
   status := case when v_names is null then 'ok' else 'warn' end;
   detail := coalesce('failed: ' || v_names, 'none failed in the last day');
   remedy := e'-- once the cause is fixed; npm run archive -- verify shows it\n' || v_commands;

@@ -18,15 +18,22 @@ begin
   perform fleet.not_in_future(p_now);
   check_name := 'erasures';
   -- By the number of the erasure, because more people see this than may know the device.
-  select string_agg(format('erasure %s: %s', e.erasure_id, e.last_error), '; ' order by e.erasure_id),
-    string_agg(format('select fleet.retry_erasure(%s);', e.erasure_id), e'\n' order by e.erasure_id)
+  -- A store that does not answer stops all of them, so an error is said once, after the numbers of all that have it.
+  select string_agg(format('%s: %s', f.names, f.last_error), '; ' order by f.erasure_id),
+    string_agg(f.commands, e'\n' order by f.erasure_id)
   into v_failed, v_retries
-  from fleet.erasure_progress e
-  where e.state = 'running'
-    and (
-      exists (select from fleet.erasure_items i where i.erasure_id = e.erasure_id and i.last_error is not null)
-      or e.last_error is not null and e.requested_at < p_now - interval '1 hour'
-    );
+  from (
+    select e.last_error, min(e.erasure_id) as erasure_id,
+      string_agg('erasure ' || e.erasure_id, ', ' order by e.erasure_id) as names,
+      string_agg(format('select fleet.retry_erasure(%s);', e.erasure_id), e'\n' order by e.erasure_id) as commands
+    from fleet.erasure_progress e
+    where e.state = 'running'
+      and (
+        exists (select from fleet.erasure_items i where i.erasure_id = e.erasure_id and i.last_error is not null)
+        or e.last_error is not null and e.requested_at < p_now - interval '1 hour'
+      )
+    group by e.last_error
+  ) f;
   select string_agg(
       format('erasure %s, with %s partitions and %s archives left', e.erasure_id, e.partitions_left, e.archives_left),
       '; ' order by e.erasure_id

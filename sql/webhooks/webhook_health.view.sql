@@ -55,7 +55,8 @@ comment on column fleet.webhook_health.dead is 'Messages that could not be sent 
 comment on column fleet.webhook_health.open_troubles is 'Devices and incidents that it knows, or will know, to be in trouble.';
 comment on column fleet.webhook_health.last_success_at is 'When its receiver last accepted a message, to the second.';
 comment on column fleet.webhook_health.last_error_at is 'When an attempt last failed.';
-comment on column fleet.webhook_health.last_error is 'Why.';
+comment on column fleet.webhook_health.last_error is
+  'Why. It stays when messages are accepted again: state says how things are now, and last_success_at is then the later time.';
 comment on column fleet.webhook_health.last_status is 'The HTTP status of that attempt; null if there was no answer.';
 comment on column fleet.webhook_health.hold_until is 'Until when nothing is sent, because the receiver failed.';
 comment on column fleet.webhook_health.paused_at is 'When it was paused; null if it is not.';
