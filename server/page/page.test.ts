@@ -346,7 +346,7 @@ t.test('a device has a page with its last day', async t => {
     battery_pct: 50 + (n % 10),
     signal_dbm: -70,
     unity_running: n !== 3,
-    ...(n === 0 && { extra: { store: 12, '<b>': ['<i>'] }, next_in_s: 7_200, stopping: 'update' }),
+    ...(n === 0 && { extra: { store: 12, '<b>': ['<i>'] }, next_in_s: 7_500, stopping: 'update' }),
   }))
   t.match(await call('POST /v1/heartbeats', { token, body: beats }), { body: { stored: 60 } })
   const { get, login } = visitor(url)
@@ -359,7 +359,7 @@ t.test('a device has a page with its last day', async t => {
   const { html } = await get(`/devices/${device_id}`, session)
   t.match(
     textOf(html, 'now'),
-    /Status offline Last heartbeat 4 h ago .* Next heartbeat announced: 2 h ago .* Battery 50 % Signal -70 dBm/,
+    /Status offline Last heartbeat 4 h ago .* Next heartbeat announced: 1 h ago .* Battery 50 % Signal -70 dBm/,
   )
   t.match(
     html,
