@@ -219,8 +219,8 @@ export class Cluster {
       `\n# fleet.conf is rewritten at each start. Use ALTER SYSTEM for your own settings; it writes postgresql.auto.conf.\ninclude_if_exists = 'fleet.conf'\n`,
     )
     await conf.close()
-    // pg_cron's launcher ends for good if its database is missing when Postgres starts. So the databases are made before the
-    // first start, by a single-user backend.
+    // While its database is missing, pg_cron's launcher fails each second. So the databases are made before the first start, by a
+    // single-user backend.
     const sql = databases.map(name => `create database "${name}" template template0\n`).join('')
     await this.#run('postgres', ['--single', '-D', fresh, ...(throwaway ? ['-F'] : []), 'postgres'], sql)
     await rename(fresh, this.data)

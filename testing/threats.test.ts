@@ -27,7 +27,8 @@ t.test('each test that docs/threats.md names exists', async t => {
 })
 
 t.test('each file and setting that docs/threats.md names exists', async t => {
-  for (const [, link] of page.matchAll(/\]\(([^)]+)\)/g)) t.ok(await readFile(join(repository, 'docs', link!)), link!)
+  for (const [, link] of page.matchAll(/\]\(([^)]+)\)/g))
+    t.ok(await readFile(join(repository, 'docs', link!.split('#')[0]!)), link!)
   const settings = await readFile(join(repository, '.env.example'), 'utf8')
   for (const [, name] of page.matchAll(/`([A-Z][A-Z_]{4,})`/g)) t.match(settings, new RegExp(`^#${name}=`, 'm'), name!)
 })
