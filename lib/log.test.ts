@@ -57,15 +57,10 @@ t.test('no token and no key is ever logged, wherever it is in a request', async 
                 { agent_version: secret.slice(0, 64) },
                 secret,
                 [{ agent_version: secret, device_id, ts: secret }, { device_id: secret }],
-                {
-                  alias: secret,
-                  cohort: secret,
-                  device_id,
-                  command: secret,
-                  payload: { [secret]: secret },
-                  ts: secret,
-                  battery_pct: secret,
-                },
+                { device_id, ts: secret, battery_pct: secret },
+                { alias: secret, cohort: secret },
+                { device_id, command: secret, payload: { [secret]: secret } },
+                { alias: secret, [secret]: secret },
               ]
             : [undefined]
           for (const body of bodies) {
