@@ -1,3 +1,4 @@
+import { once } from 'node:events'
 import {
   appendFile,
   chmod,
@@ -17,7 +18,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import postgres from 'postgres'
 import t, { type Test } from 'tap'
-import { Cluster, clusterMajor, clusterUser, placeFor } from './cluster.ts'
+import { Cluster, clusterMajor, clusterUser, isFree, placeFor } from './cluster.ts'
 import { testCluster, waitFor } from '../testing/database.ts'
 
 async function directory(t: Test) {
@@ -134,7 +135,13 @@ t.test('a cluster of its own', async t => {
     await ask(cluster.url('postgres', 'fleet'), 'create table kept as select 1 as one')
     process.kill((await cluster.pid()) ?? 0, 'SIGKILL')
     await waitFor(async () => !(await cluster.pid()))
+    const { port } = cluster
+    await waitFor(() => isFree(port))
+    const held = createServer().listen(port, '127.0.0.1')
+    await once(held, 'listening')
+    setTimeout(() => held.close(), 1_000)
     t.equal(await cluster.start(), 'started')
+    t.equal(cluster.port, port, 'on the same port, although processes of the dead one held it for a moment')
     t.match(await ask(cluster.url('postgres', 'fleet'), 'select one from kept'), [{ one: 1 }])
   })
 

@@ -279,7 +279,14 @@ export class Cluster {
       running = await this.#postmaster()
     }
     const patient = Date.now() + 20_000
-    let port = this.#kept.port && (await isFree(this.#kept.port)) ? this.#kept.port : await freePort(this.#options.throwaway)
+    // If a postmaster was killed, its file is still there, and its processes may hold the port until they have noticed.
+    const wasKilled = existsSync(join(this.data, 'postmaster.pid'))
+    let port = this.#kept.port
+    while (port && !(await isFree(port))) {
+      if (wasKilled && Date.now() < patient) await sleep(100)
+      else port = 0
+    }
+    port ||= await freePort(this.#options.throwaway)
     for (let attempt = 1; ; attempt++) {
       this.port = port
       await this.#configure()

@@ -10,7 +10,7 @@ const cut = (text: string, max: number) => [...text].slice(0, max).join('')
 /** What is stored of a text: null if it is a word for unknown. */
 const known = (text: string) => (/^(unknown|null|n\/a)?$/i.test(text.trim()) ? null : text)
 
-t.test('text that arrives over HTTP is stored unchanged, or refused', { timeout: 60_000 }, async t => {
+t.test('text that arrives over HTTP is stored unchanged, or refused', { timeout: 300_000 }, async t => {
   const { db, call, url } = await withServer(t)
   const headers = await visitor(url).login()
   const { device_id, token } = await enroll(db, 'a')

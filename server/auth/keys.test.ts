@@ -437,7 +437,6 @@ t.test('what a key did is there if and only if the deed committed, whenever Post
     )
     await sleep(300 + 200 * Math.random())
     process.kill((await db.cluster.pid())!, 'SIGKILL')
-    // Before its process is gone, its port is not free, and the next one would take another.
     await waitFor(async () => (await db.cluster.pid()) === undefined)
     isRunning = false
     await work

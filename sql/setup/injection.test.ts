@@ -67,7 +67,7 @@ function argument(type: string, text: string): unknown {
   }
 }
 
-t.test('no text that is passed to a function is executed', { timeout: 60_000 }, async t => {
+t.test('no text that is passed to a function is executed', { timeout: 300_000 }, async t => {
   const db = await withDatabase(t)
   const before = await inventory(db)
   const routines = await routinesOf(db)
@@ -123,7 +123,7 @@ function cut(text: string) {
   return name
 }
 
-t.test('a partition with any name can be registered, restored, held and released', { timeout: 60_000 }, async t => {
+t.test('a partition with any name can be registered, restored, held and released', { timeout: 300_000 }, async t => {
   const db = await withDatabase(t)
   const before = await inventory(db)
   const archiver = asRole(t, db, 'fleet_archiver')
@@ -196,7 +196,7 @@ function quoted(name: string) {
   return `"${name.replaceAll('"', '""')}"`
 }
 
-t.test('a table with any names of its schema, itself and its columns can be imported', { timeout: 60_000 }, async t => {
+t.test('a table with any names of its schema, itself and its columns can be imported', { timeout: 300_000 }, async t => {
   const db = await withDatabase(t)
   const evil = [
     "'; create table public.pwned(); --",
