@@ -1,5 +1,5 @@
 // What the policies cost: nothing for those who see everything, whose plans do not change, and an index for those who see a little.
-import type { Sql } from 'postgres'
+import type { ISql, Sql } from 'postgres'
 import t from 'tap'
 import { withDatabase } from '../../testing/database.ts'
 import { createReader } from '../../testing/readers.ts'
@@ -36,7 +36,7 @@ const TABLES = [
   'select * from fleet.device_commands where device_id = 42',
 ]
 
-const explain = async (sql: Sql, query: string) =>
+const explain = async (sql: ISql, query: string) =>
   (await sql.unsafe(`explain ${query}`)).map(row => row['QUERY PLAN'] as string).join('\n')
 
 t.test('for everybody who sees all devices, the policies and the rights of the login change no plan', async t => {
@@ -49,7 +49,7 @@ t.test('for everybody who sees all devices, the policies and the rights of the l
     fleet_dba: [...VIEWS, ...TABLES],
     fleet_server: VIEWS,
   }
-  const plans = async (sql: Sql) => {
+  const plans = async (sql: ISql) => {
     const found: string[] = []
     for (const [role, queries] of Object.entries(logins)) {
       await sql.unsafe(`set local session authorization ${role}`)
