@@ -29,6 +29,9 @@ const CRON_DATABASE = 'fleet'
  */
 const PATIENCE_MS = 90_000
 
+/** The codes of the errors that a session may get when its backend is ended: Postgres says so, or its end of the socket is gone. */
+export const SESSION_ENDED = ['57P01', 'CONNECTION_CLOSED', 'ECONNRESET']
+
 /** The description of the cluster that `npm test` gives to the test files. */
 export interface TestCluster {
   host: string

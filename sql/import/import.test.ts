@@ -2,7 +2,7 @@ import type { Sql } from 'postgres'
 import t from 'tap'
 import { leftToCi, size } from '../../local/config.ts'
 import { generator } from '../../testing/random.ts'
-import { waitFor, withCluster, withDatabase, type TestDatabase } from '../../testing/database.ts'
+import { SESSION_ENDED, waitFor, withCluster, withDatabase, type TestDatabase } from '../../testing/database.ts'
 import { asRole, daysAgo, enroll, ingest, value } from '../../testing/fleet.ts'
 
 const TABLE = 'public.device_heartbeats'
@@ -1045,7 +1045,7 @@ t.test(
     let run = importTable(dba).catch((error: unknown) => error)
     await whenRead(0.25)
     await db.admin`select pg_terminate_backend(backend) from fleet.imports`
-    t.match(await run, { code: /57P01|CONNECTION/ })
+    t.match(await run, { code: new RegExp(SESSION_ENDED.join('|')) })
     t.match(await progress(), { state: 'moving', is_running: false })
 
     dba = asRole(t, db, 'fleet_dba')

@@ -4,7 +4,7 @@ import { connect, type Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
 import type { Fate } from '../s3-proxy.ts'
-import { waitFor } from '../database.ts'
+import { SESSION_ENDED, waitFor } from '../database.ts'
 import type { Answer } from '../webhooks.ts'
 import { treeOf } from '../../bench/processes.ts'
 import { dumpAndRestore, promoteStandby } from './moves.ts'
@@ -444,7 +444,7 @@ async function endSettling(system: System, random: Random) {
         from pg_stat_activity a where a.query like 'call fleet.nightly%' and a.usename = 'fleet_owner'`
       return row!.ended
     }),
-    night(system, random, '57P01', 'CONNECTION_CLOSED'),
+    night(system, random, ...SESSION_ENDED),
   ])
   return `after ${wait} ms: ${ended === 0 ? `it ${said}` : 'it ended'}`
 }
